@@ -1,0 +1,177 @@
+"""A name becomes a Pyro ELBO: each can be given to `pyro.infer.SVI` as any other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pvae import handwritten
+from pvae.config import ELBOS
+from pvae.errors import InputError, check_name
+from pvae.handwritten import Terms
+from pvae.vae import VAE
+
+__all__ = ["AnalyticELBO", "HandwrittenELBO", "PerDatumELBO", "TraceELBO", "build_elbo"]
+
+PyroFunction = Callable[[Tensor], Any]
+
+
+class _LatentScale(Messenger):
+    """Multiply the log-probability of every latent site by beta, in model and guide alike.
+
+    `poutine.scale` would scale the observed site too, and refuses beta = 0; scaling one side only is a
+    trap (Pyro's analytic KL reads the guide's scale alone).
+    """
+
+    def __init__(self, beta: float) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"]:
+            msg["scale"] = msg["scale"] * self.beta
+
+
+class PerDatumELBO(ELBO):
+    """What the ELBOs here share, laid over a Pyro ELBO: the unit, the weight of the rate, and a record.
+
+        loss = mean over the batch of (distortion + beta rate), in nats per datum
+
+    Pyro sums over the batch instead; the mean is what the source documents step on. The particles are one
+    more batch dimension, not a loop.
+
+    Args:
+        num_particles: K, samples z ~ q(z | x) per datum.
+        beta: weight of the rate in the loss.
+
+    Attributes:
+        terms: distortion and rate of the last batch, (B,) nats each, without beta and without gradient.
+    """
+
+    terms: Terms
+
+    def __init__(self, num_particles: int = 1, beta: float = 1.0) -> None:
+        # The one plate, "data", lies at dim -1; the particles then lie at dim -2.
+        super().__init__(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)  # type: ignore[no-untyped-call]
+        self.beta = beta
+
+    def differentiable_loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Tensor:
+        """Return the loss of a batch x (B, C, H, W): a scalar in nats per datum, to be made small."""
+        with _LatentScale(self.beta):
+            summed: Tensor = super().differentiable_loss(model, guide, x)  # type: ignore[misc]
+        return summed / x.shape[0]
+
+    def loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> float:
+        """Return the loss as a number, without gradients (`SVI.evaluate_loss` calls it)."""
+        with torch.no_grad():
+            return float(self.differentiable_loss(model, guide, x))
+
+    def loss_and_grads(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Tensor:
+        """Return the loss after adding its gradients to the parameters (`SVI.step` calls it)."""
+        loss = self.differentiable_loss(model, guide, x)
+        loss.backward()
+        return loss.detach()
+
+    def _get_trace(self, model: PyroFunction, guide: PyroFunction, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)  # type: ignore[safe-super, no-untyped-call]
+        with torch.no_grad():
+            distortion = -model_trace.nodes["x"]["unscaled_log_prob"]
+            rate = self._rate(model_trace.nodes["z"], guide_trace.nodes["z"])
+            self.terms = Terms(_per_datum(distortion), _per_datum(rate))
+        return model_trace, guide_trace
+
+    def _rate(self, prior_site: Any, posterior_site: Any) -> Tensor:
+        raise NotImplementedError
+
+
+class TraceELBO(PerDatumELBO, Trace_ELBO):
+    """Pyro's `Trace_ELBO`: the Monte Carlo bound of `handwritten.monte_carlo`, per datum.
+
+    Args:
+        num_particles: K.
+        beta: weight of the rate in the loss.
+
+    Reference:
+        Kingma and Welling, arXiv:1312.6114, equation 6.
+    """
+
+    def _rate(self, prior_site: Any, posterior_site: Any) -> Tensor:
+        rate: Tensor = posterior_site["unscaled_log_prob"] - prior_site["unscaled_log_prob"]
+        return rate
+
+
+class AnalyticELBO(PerDatumELBO, TraceMeanField_ELBO):
+    """Pyro's `TraceMeanField_ELBO`: the bound of `handwritten.closed_form`, per datum.
+
+    Args:
+        num_particles: K.
+        beta: weight of the rate in the loss.
+
+    Raises:
+        InputError: when used on a pair q, p that has no closed-form KL; Pyro would go on with a Monte
+            Carlo estimate and not say so.
+
+    Reference:
+        Kingma and Welling, arXiv:1312.6114, equation 7.
+    """
+
+    def _rate(self, prior_site: Any, posterior_site: Any) -> Tensor:
+        try:
+            return kl_divergence(posterior_site["fn"], prior_site["fn"])
+        except NotImplementedError:
+            pair = f"{_family(posterior_site['fn'])}, {_family(prior_site['fn'])}"
+            raise InputError(f"no closed-form KL is known for ({pair}): use --elbo trace") from None
+
+
+class HandwrittenELBO(PerDatumELBO):
+    """The witness as a loss: `handwritten.monte_carlo`, without Pyro's inference, trained by the same SVI.
+
+    Args:
+        vae: the VAE whose `model` and `guide` SVI is given.
+        num_particles: K.
+        beta: weight of the rate in the loss.
+    """
+
+    def __init__(self, vae: VAE, num_particles: int = 1, beta: float = 1.0) -> None:
+        super().__init__(num_particles, beta)
+        self.vae = vae
+
+    def differentiable_loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Tensor:
+        """Return the loss of a batch x (B, C, H, W); `model` and `guide` are not run."""
+        self.vae.register("p_z", "q_z", "p_x")  # SVI steps only what is registered while the loss runs.
+        terms = handwritten.monte_carlo(self.vae, x, self.num_particles)
+        self.terms = Terms(terms.distortion.detach(), terms.rate.detach())
+        return terms.loss(self.beta)
+
+
+def build_elbo(name: str, vae: VAE, num_particles: int = 1, beta: float = 1.0) -> PerDatumELBO:
+    """Return the ELBO of that name.
+
+    Args:
+        name: "trace", "analytic" or "handwritten".
+        vae: the VAE that it will train.
+        num_particles: K.
+        beta: weight of the rate in the loss.
+
+    Raises:
+        InputError: the name is unknown.
+    """
+    check_name("ELBO", name, ELBOS)
+    if name == "handwritten":
+        return HandwrittenELBO(vae, num_particles, beta)
+    return {"trace": TraceELBO, "analytic": AnalyticELBO}[name](num_particles, beta)
+
+
+def _per_datum(values: Tensor) -> Tensor:
+    """Average (K, B) over the particles; (B,) is a mean already."""
+    return values.mean(0) if values.dim() == 2 else values
+
+
+def _family(distribution: Any) -> str:
+    return type(getattr(distribution, "base_dist", distribution)).__name__

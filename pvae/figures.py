@@ -1,0 +1,81 @@
+"""The pictures in a run folder: reconstructions, samples and curves, each saying what was trained on what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pvae.metrics import Metrics
+from pvae.plots import curves, image_figure
+from pvae.runs import Run
+from pvae.systems import system_title
+
+__all__ = ["loss_figure", "reconstruction_figure", "run_title", "sample_figure", "save_figures"]
+
+_CURVES = {
+    "loss": "loss = distortion + beta rate",
+    "distortion": "distortion, -E_q log p(x | z)",
+    "rate": "rate, KL(q, p)",
+}
+
+
+def run_title(run: Run) -> str:
+    """Return system, data and test bound of a run, for the top of a figure."""
+    data = f"{run.data['name']} ({run.data['num_train']:,} train / {run.data['num_test']:,} test)"
+    title = f"{system_title(run.config)}, --elbo {run.config.elbo}, on {data}"
+    tests = [row for row in run.metrics() if row.split == "test"]
+    return f"{title}\nepoch {tests[-1].epoch}: {tests[-1]} nats" if tests else title
+
+
+def reconstruction_figure(images: Tensor, reconstructions: Tensor, title: str) -> Figure:
+    """Return images (B, C, H, W) in a row above their reconstructions."""
+    both = torch.cat([images, reconstructions]).cpu().numpy()
+    return image_figure(both, len(images), title, ("test image", "mean of p(x | z),\nz ~ q(z | x)"))
+
+
+def sample_figure(samples: Tensor, title: str) -> Figure:
+    """Return images of the prior (S, C, H, W), eight in a row."""
+    return image_figure(samples.cpu().numpy(), 8, f"{title}\nmean of p(x | z), z ~ p(z)")
+
+
+def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
+    """Return loss, distortion and rate against the epoch, training and test in each."""
+    figure = Figure(figsize=(10.5, 3.4), dpi=120, layout="constrained")
+    labels = {
+        "loss": "loss = distortion + beta rate",
+        "distortion": "distortion, -E_q log p(x | z)",
+        "rate": "rate, KL(q, p)",
+    }
+    for axes, (name, label) in zip(figure.subplots(1, 3), labels.items()):
+        series = {}
+        for split in ("train", "test"):
+            mine = [row for row in rows if row.split == split]
+            series[split] = ([row.epoch for row in mine], [getattr(row, name) for row in mine])
+        curves(axes, series, label, "nats per datum")
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def save_figures(run: Run, images: Tensor, reconstructions: Tensor, samples: Tensor) -> Path:
+    """Draw the three figures of a run into its folder.
+
+    Args:
+        run: the run, with its metrics.
+        images: test images (B, C, H, W).
+        reconstructions: theirs.
+        samples: images of the prior (S, C, H, W).
+
+    Returns:
+        The folder of the figures.
+    """
+    folder = run.path / "figures"
+    folder.mkdir(exist_ok=True)
+    title = run_title(run)
+    reconstruction_figure(images, reconstructions, title).savefig(folder / "reconstructions.png")
+    sample_figure(samples, title).savefig(folder / "samples.png")
+    loss_figure(run.metrics(), title).savefig(folder / "losses.png")
+    return folder

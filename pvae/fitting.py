@@ -1,0 +1,174 @@
+"""From a configuration to a run folder, and from a run folder onward."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shlex
+from pathlib import Path
+
+import pyro
+import torch
+
+from pvae.config import Config
+from pvae.data import Dataset
+from pvae.errors import InputError, InterruptedTrainingError, TrainingError
+from pvae.events import Events
+from pvae.figures import save_figures
+from pvae.progress import Console
+from pvae.rng import seeded
+from pvae.runs import Run, check_out, default_out
+from pvae.sources import load_dataset
+from pvae.training import Training
+
+__all__ = ["fit", "resolve_device", "resume"]
+
+
+def fit(
+    config: Config | None = None,
+    *,
+    data: Dataset | None = None,
+    data_dir: str | Path | None = None,
+    offline: bool = False,
+    device: str = "auto",
+    out: str | Path | None = None,
+    quiet: bool = True,
+) -> Run:
+    """Train a system and write its run folder: what `python -m pvae.train` does.
+
+    Pyro's parameter store and torch's random state are as before when it returns.
+
+    Args:
+        config: what to train; the Deep Bayes system if left out.
+        data: your own images; `config.dataset` is then not read.
+        data_dir: where to look for the data set first.
+        offline: do not download.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        out: the run folder, new or empty; `runs/<time>-<system>-<elbo>` if left out.
+        quiet: print nothing.
+
+    Returns:
+        The run; `run.vae()` is the trained VAE.
+
+    Raises:
+        InputError: (a ValueError) something given cannot be used; nothing was written.
+        TrainingError: the loss became NaN or infinite; the last good checkpoint is on disk.
+    """
+    config = config or Config()
+    path = Path(out) if out is not None else default_out(config)
+    check_out(path)
+    where = resolve_device(device)
+    data = data or _load(config.dataset, data_dir, offline, quiet)
+    with seeded(config.seed, where), pyro.get_param_store().scope():
+        training = Training(config, data, where)
+        run = Run.create(path, config, data.describe(), str(where))
+        _go_on(training, run, data, Console(quiet))
+    return run
+
+
+def resume(
+    path: str | Path,
+    epochs: int | None = None,
+    *,
+    data: Dataset | None = None,
+    data_dir: str | Path | None = None,
+    offline: bool = False,
+    device: str = "auto",
+    quiet: bool = True,
+) -> Run:
+    """Go on with a run from its last checkpoint; on the CPU the end is, bit for bit, that of an undisturbed run.
+
+    Args:
+        path: the run folder.
+        epochs: train to this epoch; to the one that `config.json` names if left out.
+        data: your own images again, if the run was trained on such.
+        data_dir: where to look for the data set first.
+        offline: do not download.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        quiet: print nothing.
+
+    Returns:
+        The run.
+
+    Raises:
+        InputError: (a ValueError) the folder is no run, its data are not to be had or have changed, or
+            there is nothing left to train.
+        TrainingError: the loss became NaN or infinite; the last good checkpoint is on disk.
+    """
+    run = Run.open(path)
+    run.config = run.config.replace(epochs=epochs if epochs is not None else run.config.epochs)
+    checkpoint = run.read_checkpoint()
+    if checkpoint["epoch"] >= run.config.epochs:
+        raise InputError(
+            f"{run.path} has finished its {checkpoint['epoch']} epochs: give --epochs above {checkpoint['epoch']}"
+        )
+    where = resolve_device(device)
+    data = data or _load_again(run, data_dir, offline, quiet)
+    if data.describe()["sha256"] != run.data["sha256"]:
+        raise InputError(f"{data.title} is not the data that {run.path} was trained on: its SHA-256 differs")
+    with seeded(run.config.seed, where), pyro.get_param_store().scope():
+        training = Training(run.config, data, where)
+        try:
+            training.restore(checkpoint)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{run.path / 'checkpoint.pt'} does not fit its config.json: {error}") from None
+        run.write_metrics(row for row in run.metrics() if row.epoch <= training.epoch)
+        run.write_record()
+        _go_on(training, run, data, Console(quiet))
+    return run
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of that name; "auto" is the GPU where there is one.
+
+    Raises:
+        InputError: there is no such device, or no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"unknown device {name!r}: --device takes auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs here; use --device cpu or auto")
+    return device
+
+
+def _go_on(training: Training, run: Run, data: Dataset, console: Console) -> None:
+    """Train to the last epoch; after each, the run folder holds all that a resumption needs."""
+    console.start(run, data, str(training.device), training.epoch)
+    finished = training.epoch
+    try:
+        if finished == 0:
+            run.save_checkpoint(training.checkpoint())
+        with contextlib.closing(Events(run.path, finished)) as events:
+            while finished < run.config.epochs:
+                train, test = training.train_epoch(console.quiet), training.test()
+                run.record_epoch(train, test, training.checkpoint())
+                finished = training.epoch
+                events.scalars([train, test])
+                events.pictures(finished, *training.pictures())
+                console.epoch(train, test, run.config.epochs)
+        save_figures(run, *training.pictures())
+    except TrainingError as error:
+        last = f"{run.path / 'checkpoint.pt'} (epoch {finished})"
+        raise TrainingError(f"{error}; the last good checkpoint is {last}; a smaller --lr may help") from error
+    except KeyboardInterrupt:
+        again = f"python -m pvae.train --resume {shlex.quote(str(run.path))}"
+        raise InterruptedTrainingError(f"interrupted; epoch {finished} is on disk; go on with: {again}") from None
+
+
+def _load(name: str, data_dir: str | Path | None, offline: bool, quiet: bool) -> Dataset:
+    with contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext():
+        return load_dataset(name, data_dir, offline)
+
+
+def _load_again(run: Run, data_dir: str | Path | None, offline: bool, quiet: bool) -> Dataset:
+    """Load the data set that was really used: "auto" may mean another one today."""
+    names = {"MNIST": "mnist", "FashionMNIST": "fashion-mnist", "MNIST-5k": "mnist-5k"}
+    if run.data["name"] not in names:
+        raise InputError(f"{run.path} was trained on {run.data['name']!r}, given from Python: resume it with data=")
+    return _load(names[run.data["name"]], data_dir, offline, quiet)

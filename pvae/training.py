@@ -1,0 +1,173 @@
+"""One training in memory: the SVI loop over one VAE. It knows no folder and prints nothing but its bar."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import time
+import warnings
+from collections.abc import Iterator
+
+import torch
+from pyro.infer import SVI
+from torch import Tensor
+
+from pvae.building import build_vae
+from pvae.config import Config
+from pvae.data import Dataset, batches, binarized, to_pixels
+from pvae.elbos import build_elbo
+from pvae.errors import InputError, TrainingError
+from pvae.latentspace import reconstruct, sample
+from pvae.metrics import Metrics, summarise
+from pvae.optimizers import SingleOptimizer
+from pvae.progress import Bar
+from pvae.rng import restore_rng_state, rng_state, seeded
+from pvae.runs import Checkpoint
+
+__all__ = ["Training"]
+
+_TEST_BATCH = 1000
+
+
+class _NotFiniteError(ValueError):
+    """A loss that is NaN or infinite."""
+
+
+class Training:
+    """One training in memory: the VAE, its optimiser and ELBO, and how far they are.
+
+    Use it inside a scope of Pyro's parameter store and under a seed of its own; `fit` does both.
+
+    Args:
+        config: what to train.
+        data: on what.
+        device: where.
+
+    Raises:
+        InputError: the batch is larger than the training set, or the networks do not fit into memory.
+    """
+
+    def __init__(self, config: Config, data: Dataset, device: torch.device) -> None:
+        if config.batch_size > len(data.train):
+            raise InputError(
+                f"--batch-size {config.batch_size} is larger than the {len(data.train):,} training images of "
+                f"{data.name}: give at most --batch-size {len(data.train)}"
+            )
+        self.config = config
+        self.device = device
+        self.train_images = binarized(data.train, config.binarize, "train").to(device)
+        self.test_images = binarized(data.test, config.binarize, "test").to(device)
+        self.vae = build_vae(config, data.image_shape).to(device)
+        self.elbo = build_elbo(config.elbo, self.vae, config.particles, config.beta)
+        self.optimizer = torch.optim.Adam(self.vae.parameters(), lr=config.lr, fused=True)
+        self.svi = SVI(self.vae.model, self.vae.guide, SingleOptimizer(self.optimizer), loss=self.elbo)
+        self.epoch = 0
+        self.step = 0
+
+    def train_epoch(self, quiet: bool = True) -> Metrics:
+        """Pass once over the training images.
+
+        Args:
+            quiet: draw no bar.
+
+        Raises:
+            TrainingError: a loss was no finite number.
+        """
+        self.vae.train()
+        started = time.perf_counter()
+        terms, total, seen = [], 0.0, 0
+        num_steps = math.ceil(len(self.train_images) / self.config.batch_size)
+        dynamic = self.config.binarize == "dynamic"
+        with self._finite("the loss"), Bar(f"epoch {self.epoch + 1}/{self.config.epochs}", num_steps, quiet) as bar:
+            for x in batches(self.train_images, self.config.batch_size, shuffle=True, dynamic=dynamic):
+                self.step += 1
+                total += self._checked(self.svi.step(x)) * len(x)
+                seen += len(x)
+                terms.append(self.elbo.terms)
+                bar.step(total / seen)
+        self.epoch += 1
+        return summarise(
+            terms,
+            loss=total / seen,
+            epoch=self.epoch,
+            split="train",
+            seconds=time.perf_counter() - started,
+            pseudo=self.vae.p_x.pseudo,
+        )
+
+    def test(self) -> Metrics:
+        """Measure the bound on the test images, with the same draws of noise at every epoch.
+
+        Raises:
+            TrainingError: the loss was no finite number.
+        """
+        self.vae.eval()
+        started = time.perf_counter()
+        terms, total = [], 0.0
+        with seeded(self.config.seed, self.device), self._finite("the test loss"):
+            for x in batches(self.test_images, _TEST_BATCH):
+                total += self._checked(self.svi.evaluate_loss(x)) * len(x)
+                terms.append(self.elbo.terms)
+        return summarise(
+            terms,
+            loss=total / len(self.test_images),
+            epoch=self.epoch,
+            split="test",
+            seconds=time.perf_counter() - started,
+            pseudo=self.vae.p_x.pseudo,
+        )
+
+    def pictures(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return 8 test images, their reconstructions and 64 images of the prior; the same draws every time."""
+        self.vae.eval()
+        images = to_pixels(self.test_images[:8])
+        with seeded(self.config.seed, self.device):
+            return images.cpu(), reconstruct(self.vae, images).cpu(), sample(self.vae, 64).cpu()
+
+    def checkpoint(self) -> Checkpoint:
+        """Return everything that the rest of the training depends on."""
+        return Checkpoint(
+            epoch=self.epoch,
+            step=self.step,
+            vae=self.vae.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            rng=rng_state(self.device),
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to where `checkpoint` was taken."""
+        self.epoch, self.step = checkpoint["epoch"], checkpoint["step"]
+        self.vae.load_state_dict(checkpoint["vae"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        restore_rng_state(checkpoint["rng"], self.device)
+
+    def _checked(self, loss: float) -> float:
+        if not math.isfinite(loss):
+            raise _NotFiniteError(f"became {loss}")
+        return loss
+
+    @contextlib.contextmanager
+    def _finite(self, what: str) -> Iterator[None]:
+        """Name the step at which a loss was not finite, or a distribution refused its parameters, NaN among them.
+
+        Pyro only warns of a NaN; here it ends the training, so its warning would be a second voice.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Encountered ")
+                yield
+        except InputError:
+            raise
+        except _NotFiniteError as error:
+            raise TrainingError(f"{what} {error} at step {self.step}") from None
+        except ValueError as error:
+            raise TrainingError(f"{what} could not be computed at step {self.step}: {_reason(error)}") from error
+
+
+def _reason(error: ValueError) -> str:
+    """Say in a few words what torch, refusing a distribution's parameters, says with all their values."""
+    refusal = re.match(r"Expected parameter (\w+) .* of distribution (\w+)\(", str(error))
+    if refusal:
+        return f"the {refusal[1]} of a {refusal[2]} is NaN, infinite or out of its range"
+    return " ".join(str(error).split())[:150]

@@ -1,0 +1,80 @@
+"""The whole idea: three distributions, and the two Pyro functions made of them."""
+
+from __future__ import annotations
+
+import pyro
+from pyro.distributions import Independent
+from pyro.params import param_with_module_name
+from torch import Tensor, nn
+
+from pvae.latents import NormalPosterior, StandardNormalPrior
+from pvae.likelihoods import BernoulliLikelihood
+
+__all__ = ["VAE"]
+
+
+class VAE(nn.Module):
+    """A variational autoencoder: p(z), q(z | x) and p(x | z).
+
+        model:  z ~ p(z),  x ~ p(x | z)          guide:  z ~ q(z | x)
+
+    Args:
+        p_z: returns the prior.
+        q_z: returns the approximate posterior of a batch.
+        p_x: returns the likelihood of a latent.
+
+    Reference:
+        Kingma and Welling, arXiv:1312.6114, section 2.
+    """
+
+    def __init__(self, p_z: StandardNormalPrior, q_z: NormalPosterior, p_x: BernoulliLikelihood) -> None:
+        super().__init__()
+        self.p_z = p_z
+        self.q_z = q_z
+        self.p_x = p_x
+
+    def prior(self) -> Independent:
+        """Return p(z): batch shape (), event shape (L,)."""
+        return self.p_z()
+
+    def posterior(self, x: Tensor) -> Independent:
+        """Return q(z | x) for images x (B, C, H, W): batch shape (B,), event shape (L,).
+
+        Raises:
+            InputError: (a ValueError) x is no batch of images in the likelihood's domain.
+        """
+        return self.q_z(self.p_x.check(x))
+
+    def likelihood(self, z: Tensor) -> Independent:
+        """Return p(x | z) for latents z (..., L): batch shape z.shape[:-1], event shape (C, H, W)."""
+        return self.p_x(z)
+
+    def model(self, x: Tensor) -> None:
+        """Pyro's generative function over images x (B, C, H, W): sites "z" and "x"."""
+        self.register("p_z", "p_x")
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", self.prior())
+            pyro.sample("x", self.likelihood(z), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        """Pyro's variational function over images x (B, C, H, W): site "z"."""
+        self.register("q_z")
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", self.posterior(x))
+
+    def register(self, *names: str) -> None:
+        """Hand the parameters of the named modules to Pyro, so that `pyro.infer.SVI` trains them.
+
+        Raises:
+            RuntimeError: another VAE's parameters stand in Pyro's store under these names. Pyro itself
+                would run this network and let the optimiser step the other one, silently.
+        """
+        store = pyro.get_param_store()
+        for name in names:
+            module = pyro.module(name, getattr(self, name))
+            for key, parameter in module.named_parameters():
+                if parameter.requires_grad and store[param_with_module_name(name, key)] is not parameter:
+                    raise RuntimeError(
+                        "another VAE is in Pyro's parameter store, and this one would not be trained: train each "
+                        "inside `with pyro.get_param_store().scope():`, or call pyro.clear_param_store() first"
+                    )
