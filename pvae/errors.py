@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["InputError", "InterruptedTrainingError", "TrainingError", "check_name"]
+__all__ = ["InputError", "InterruptedTrainingError", "TrainingError", "brief", "check_name"]
 
 
 class InputError(ValueError):
@@ -18,6 +18,11 @@ class TrainingError(RuntimeError):
 
 class InterruptedTrainingError(KeyboardInterrupt):
     """Ctrl-C during a training; the message says what is on disk and how to go on."""
+
+
+def brief(error: BaseException) -> str:
+    """Return an exception's text as part of one line: white space folded, cut after 150 characters."""
+    return " ".join(str(error).split())[:150] or type(error).__name__
 
 
 def check_name(kind: str, name: str, names: Iterable[str]) -> str:

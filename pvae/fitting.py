@@ -12,7 +12,7 @@ import torch
 
 from pvae.config import Config
 from pvae.data import Dataset
-from pvae.errors import InputError, InterruptedTrainingError, TrainingError
+from pvae.errors import InputError, InterruptedTrainingError, TrainingError, brief
 from pvae.events import Events
 from pvae.figures import save_figures
 from pvae.progress import Console
@@ -111,7 +111,7 @@ def resume(
         try:
             training.restore(checkpoint)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{run.path / 'checkpoint.pt'} does not fit its config.json: {error}") from None
+            raise InputError(f"{run.path / 'checkpoint.pt'} does not fit its config.json: {brief(error)}") from None
         run.write_metrics(row for row in run.metrics() if row.epoch <= training.epoch)
         run.write_record()
         _go_on(training, run, data, Console(quiet))

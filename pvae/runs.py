@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pvae.building import build_vae
 from pvae.config import Config
-from pvae.errors import InputError
+from pvae.errors import InputError, brief
 from pvae.metrics import Metrics
 from pvae.provenance import commit, versions
 from pvae.vae import VAE
@@ -101,7 +101,7 @@ class Run:
         try:
             return cls(Path(path), record)
         except (KeyError, TypeError, InputError) as error:
-            raise InputError(f"{file} is damaged: {error}") from None
+            raise InputError(f"{file} is damaged: {brief(error)}") from None
 
     def write_record(self) -> None:
         """Write `config.json` anew, whole."""
@@ -122,7 +122,7 @@ class Run:
             try:
                 rows.append(Metrics.from_dict(json.loads(line)))
             except ValueError as error:
-                raise InputError(f"{file}, line {number} is damaged: {error}") from None
+                raise InputError(f"{file}, line {number} is damaged: {brief(error)}") from None
         return rows
 
     def write_metrics(self, rows: Iterable[Metrics]) -> None:
@@ -153,7 +153,7 @@ class Run:
         except FileNotFoundError:
             raise InputError(f"{self.path} holds no checkpoint.pt: it cannot be loaded or resumed") from None
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            raise InputError(f"{file} is damaged or no checkpoint of pvae ({_first_words(error)})") from None
+            raise InputError(f"{file} is damaged or no checkpoint of pvae ({brief(error)})") from None
         if not isinstance(checkpoint, dict) or set(checkpoint) != set(Checkpoint.__annotations__):
             raise InputError(f"{file} is no checkpoint of pvae: its entries are not those of one")
         return checkpoint
@@ -169,7 +169,7 @@ class Run:
         try:
             vae.load_state_dict(self.read_checkpoint()["vae"])
         except (RuntimeError, TypeError, AttributeError) as error:
-            reason = f"its weights do not fit the networks of config.json ({_first_words(error)})"
+            reason = f"its weights do not fit the networks of config.json ({brief(error)})"
             raise InputError(f"{self.path / 'checkpoint.pt'}: {reason}") from None
         return vae.eval()
 
@@ -219,7 +219,3 @@ def _write(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-def _first_words(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"pvae.train: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(f"pvae.train: {error or 'interrupted before the training began'}", file=sys.stderr)
+        print(f"pvae.train: {str(error) or 'interrupted before the training began'}", file=sys.stderr)
         return 130
 
 
@@ -149,5 +150,14 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
     add("--quiet", action="store_true", help="print the run folder and nothing else")
 
 
+def _leave(status: int) -> NoReturn:
+    """Exit; after Ctrl-C at once, since torch's own clearing up takes about a second and all is on disk."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status == 130:
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())

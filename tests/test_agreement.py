@@ -1,0 +1,169 @@
+"""Pyro's losses equal the hand-written ones: same seed, float64, value and gradient of every parameter."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+
+from pvae import handwritten
+from pvae.elbos import AnalyticELBO, HandwrittenELBO, TraceELBO, build_elbo
+from pvae.optimizers import SingleOptimizer
+
+FORMS = [(Trace_ELBO, TraceELBO, handwritten.monte_carlo), (TraceMeanField_ELBO, AnalyticELBO, handwritten.closed_form)]
+
+
+def value_and_gradients(vae, loss_of):
+    """Run a loss at a fixed seed; return its value and every parameter's gradient as one vector."""
+    vae.zero_grad()
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        torch.manual_seed(7)
+        loss = loss_of()
+    gradients = torch.autograd.grad(loss, list(vae.parameters()))
+    return loss.item(), {name: g for (name, _), g in zip(vae.named_parameters(), gradients)}
+
+
+def assert_equal(ours, theirs, rel=1e-10):
+    assert ours[0] == pytest.approx(theirs[0], rel=rel)
+    for name, gradient in theirs[1].items():
+        assert gradient.abs().max() > 1e-8, f"{name} has no gradient to compare"
+        difference = (ours[1][name] - gradient).norm() / gradient.norm()
+        assert difference < rel, f"gradient of {name}: relative difference {difference:.1e}"
+
+
+@pytest.mark.parametrize("binary", [False, True], ids=["grey", "binary"])
+@pytest.mark.parametrize("num_images", [10, 3], ids=["batch", "short batch"])
+@pytest.mark.parametrize("num_particles", [1, 5])
+@pytest.mark.parametrize(("plain", "ours", "by_hand"), FORMS, ids=["trace", "analytic"])
+def test_pyro_equals_handwritten(small_vae, small_images, plain, ours, by_hand, num_particles, num_images, binary):
+    vae, x = small_vae("static" if binary else "none"), small_images(num_images, binary)
+    witness = value_and_gradients(vae, lambda: by_hand(vae, x, num_particles).loss())
+
+    elbo = plain(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
+    pyros = value_and_gradients(vae, lambda: elbo.differentiable_loss(vae.model, vae.guide, x) / num_images)
+    assert_equal(pyros, witness)
+
+    mine = value_and_gradients(vae, lambda: ours(num_particles).differentiable_loss(vae.model, vae.guide, x))
+    assert_equal(mine, witness)
+
+
+@pytest.mark.parametrize(("plain", "ours", "by_hand"), FORMS, ids=["trace", "analytic"])
+def test_pyro_particle_loop_equals_handwritten(small_vae, small_images, plain, ours, by_hand):
+    """Without vectorised particles, as most Pyro code runs it."""
+    vae, x = small_vae(), small_images(4)
+    witness = value_and_gradients(vae, lambda: by_hand(vae, x).loss())
+    assert_equal(value_and_gradients(vae, lambda: plain().differentiable_loss(vae.model, vae.guide, x) / 4), witness)
+
+
+def literal_loss(vae, x):
+    """Document 004's loss in elementary operations: no distribution object, no code of the package but the networks."""
+    loc, log_scale = vae.q_z.encoder(x).chunk(2, dim=1)
+    noise = torch.randn(loc.shape, dtype=loc.dtype)
+    z = loc + log_scale.exp() * noise
+    logits = vae.p_x.decoder(z)
+    log_p_x = x * torch.nn.functional.logsigmoid(logits) + (1 - x) * torch.nn.functional.logsigmoid(-logits)
+    log_p_z = -0.5 * z**2 - 0.5 * math.log(2 * math.pi)
+    log_q_z = -0.5 * noise**2 - log_scale - 0.5 * math.log(2 * math.pi)
+    return -(log_p_x.sum(dim=(1, 2, 3)) + log_p_z.sum(dim=1) - log_q_z.sum(dim=1)).mean()
+
+
+@pytest.mark.parametrize("name", ["trace", "handwritten"])
+def test_losses_equal_elementary_operations(small_vae, small_images, name):
+    """The distributions themselves are right: sums over pixels, a scale that is no variance."""
+    vae, x = small_vae(), small_images(10)
+    literal = value_and_gradients(vae, lambda: literal_loss(vae, x))
+    elbo = build_elbo(name, vae)
+    assert_equal(value_and_gradients(vae, lambda: elbo.differentiable_loss(vae.model, vae.guide, x)), literal)
+
+
+def test_closed_form_kl_equals_elementary_operations(small_vae, small_images):
+    vae, x = small_vae(), small_images(10)
+    loc, log_scale = vae.q_z.encoder(x).chunk(2, dim=1)
+    by_hand = -0.5 * (1 + 2 * log_scale - loc**2 - (2 * log_scale).exp()).sum(dim=1)
+    assert torch.allclose(handwritten.closed_form(vae, x).rate, by_hand, rtol=1e-12)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0, 4.0])
+@pytest.mark.parametrize(("plain", "ours", "by_hand"), FORMS, ids=["trace", "analytic"])
+def test_beta_weighs_the_rate_alone(small_vae, small_images, plain, ours, by_hand, beta):
+    vae, x = small_vae(), small_images(6)
+    witness = value_and_gradients(vae, lambda: by_hand(vae, x, 2).loss(beta))
+    elbo = ours(2, beta)
+    pyros = value_and_gradients(vae, lambda: elbo.differentiable_loss(vae.model, vae.guide, x))
+    assert pyros[0] == pytest.approx(witness[0], rel=1e-10)
+    for name, gradient in witness[1].items():
+        assert torch.allclose(pyros[1][name], gradient, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("beta", [0.0, 4.0])
+@pytest.mark.parametrize("name", ["trace", "analytic", "handwritten"])
+def test_recorded_terms_know_no_beta(small_vae, small_images, name, beta):
+    vae, x = small_vae(), small_images(6)
+    by_hand = handwritten.closed_form if name == "analytic" else handwritten.monte_carlo
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        torch.manual_seed(3)
+        witness = by_hand(vae, x, 5)
+        torch.manual_seed(3)
+        elbo = build_elbo(name, vae, 5, beta)
+        elbo.loss(vae.model, vae.guide, x)
+    assert torch.allclose(elbo.terms.distortion, witness.distortion, rtol=1e-12)
+    assert torch.allclose(elbo.terms.rate, witness.rate, rtol=1e-12)
+    assert not elbo.terms.rate.requires_grad
+
+
+def test_three_parts_at_the_same_draws(small_vae, small_images):
+    """Each part against the term that it stands for, exactly; the entropy through the closed-form cross entropy."""
+    vae, x = small_vae(), small_images(6)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        parts = handwritten.three_parts(vae, x, 4)
+        torch.manual_seed(5)
+        z = vae.posterior(x).rsample((4,))
+    posterior = vae.posterior(x).base_dist
+    exact_cross = 0.5 * (math.log(2 * math.pi) + posterior.loc**2 + posterior.scale**2).sum(-1)
+    exact_entropy = (0.5 * math.log(2 * math.pi * math.e) + posterior.scale.log()).sum(-1)
+    assert torch.allclose(parts.reconstruction_error, -vae.likelihood(z).log_prob(x).mean(0), rtol=1e-12)
+    assert torch.allclose(parts.posterior_entropy, exact_entropy, rtol=1e-12)
+    assert torch.allclose(parts.cross_entropy, (0.5 * math.log(2 * math.pi) + 0.5 * z**2).sum(-1).mean(0), rtol=1e-12)
+    assert torch.allclose(exact_cross - parts.posterior_entropy, handwritten.closed_form(vae, x).rate, rtol=1e-10)
+    assert torch.equal(parts.elbo, -parts.reconstruction_error + parts.posterior_entropy - parts.cross_entropy), (
+        "the three parts do not add up to their ELBO"
+    )
+
+
+def test_svi_steps_agree_over_a_training(small_vae, small_images):
+    """Twenty SVI steps, a short batch in the middle: Pyro's and the hand-written loss end at the same weights."""
+    ends = []
+    for name in ("trace", "handwritten"):
+        vae = small_vae()
+        with torch.random.fork_rng(), pyro.get_param_store().scope():
+            torch.manual_seed(11)
+            optimizer = torch.optim.Adam(vae.parameters(), lr=1e-2)
+            svi = SVI(vae.model, vae.guide, SingleOptimizer(optimizer), loss=build_elbo(name, vae, 2))
+            for step in range(20):
+                svi.step(small_images(3 if step == 10 else 8, seed=step))
+        ends.append([p.detach() for p in vae.parameters()])
+    for start, pyros, by_hand in zip(small_vae().parameters(), *ends):
+        assert not torch.equal(start, pyros), "a parameter was not trained"
+        assert (pyros - by_hand).norm() / by_hand.norm() < 1e-10
+
+
+def test_pyros_own_elbo_trains_the_vae(small_vae, small_images):
+    """`vae.model` and `vae.guide` are plain Pyro functions: nothing of pvae's ELBOs or optimiser is needed."""
+    vae, x = small_vae(), small_images(8)
+    before = [p.detach().clone() for p in vae.parameters()]
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), loss=Trace_ELBO()).step(x)
+    assert all(not torch.equal(old, new) for old, new in zip(before, vae.parameters()))
+
+
+def test_handwritten_elbo_is_the_witness(small_vae, small_images):
+    vae, x = small_vae(), small_images(5)
+    witness = value_and_gradients(vae, lambda: handwritten.monte_carlo(vae, x, 3).loss(2.0))
+    elbo = HandwrittenELBO(vae, 3, 2.0)
+    assert_equal(
+        value_and_gradients(vae, lambda: elbo.differentiable_loss(vae.model, vae.guide, x)), witness, rel=1e-15
+    )

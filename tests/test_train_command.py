@@ -1,0 +1,205 @@
+"""The command: what it prints, and that each bad input is one line, exit status 2 and nothing written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import pvae
+from pvae import fitting
+from pvae.train import main
+
+SMALL = ["--hidden", "8", "--latent-dim", "2", "--batch-size", "50", "--epochs", "2", "--device", "cpu"]
+
+
+@pytest.fixture
+def few(monkeypatch, few_digits, tmp_path):
+    """Let every data set be a few digits, and the current folder be an empty one."""
+    monkeypatch.setattr(fitting, "load_dataset", lambda *_, **__: few_digits)
+    monkeypatch.chdir(tmp_path)
+
+
+def refuse(capsys, tmp_path, *arguments):
+    """Run the command; return its one line on stderr after checking that it wrote nothing."""
+    before = sorted(tmp_path.rglob("*"))
+    assert main([str(a) for a in arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("pvae.train: ")
+    assert printed.err.count("\n") == 1, printed.err
+    assert sorted(tmp_path.rglob("*")) == before
+    return printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--system", "deep-bays"], "did you mean 'deep-bayes'"),
+        (["--elbo", "analitic"], "did you mean 'analytic'"),
+        (["--dataset", "minst"], "did you mean 'mnist'"),
+        (["--binarize", "dinamic"], "did you mean 'dynamic'"),
+        (["--hidden"], "--hidden"),
+        (["--hidden", "0"], "--hidden must be"),
+        (["--latent-dim", "0"], "--latent-dim must be"),
+        (["--latent-dim", "-3"], "--latent-dim must be"),
+        (["--particles", "0"], "--particles must be"),
+        (["--batch-size", "0"], "--batch-size must be"),
+        (["--batch-size", "131"], "larger than the 130 training images"),
+        (["--epochs", "-1"], "--epochs must be"),
+        (["--epochs", "1.5"], "--epochs"),
+        (["--lr", "0"], "--lr must be"),
+        (["--lr", "nan"], "--lr must be"),
+        (["--beta", "-1"], "--beta must be"),
+        (["--beta", "inf"], "--beta must be"),
+        (["--seed", "-1"], "--seed must be"),
+        (["--device", "gpu"], "--device takes"),
+        (["--device", "cuda:99"], "--device cpu"),
+        (["--resume", "nowhere"], "nowhere is no run folder"),
+        (["--no-such-option"], "--help"),
+        (["stray"], "--help"),
+        (["--hidden", "1000000000000"], "do not fit into memory"),
+    ],
+)
+def test_bad_options(few, capsys, tmp_path, arguments, says):
+    assert says in refuse(capsys, tmp_path, *arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_no_gpu(few, capsys, tmp_path):
+    assert "torch sees 0 GPUs" in refuse(capsys, tmp_path, "--device", "cuda")
+
+
+def test_bad_out(few, capsys, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("precious")
+    assert "not an empty folder" in refuse(capsys, tmp_path, *SMALL, "--out", "full")
+    assert "not an empty folder" in refuse(capsys, tmp_path, *SMALL, "--out", "full/file")
+    assert "cannot be written" in refuse(capsys, tmp_path, *SMALL, "--out", "full/file/below")
+    assert "cannot be written" in refuse(capsys, tmp_path, *SMALL, "--out", "/proc/no/such")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_out_without_permission(few, capsys, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    assert "cannot be written" in refuse(capsys, tmp_path, *SMALL, "--out", "closed/run")
+
+
+def test_bad_data(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("PVAE_DATA", raising=False)
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte").write_bytes(b"no images")
+    line = refuse(capsys, tmp_path, "--data-dir", "data")
+    assert "data/MNIST/raw/train-images-idx3-ubyte (9 bytes) is damaged" in line
+    assert "there is no folder nowhere" in refuse(capsys, tmp_path, "--data-dir", "nowhere")
+    assert "--offline forbids" in refuse(capsys, tmp_path, "--dataset", "fashion-mnist", "--offline")
+
+
+def test_a_loss_that_is_not_finite(few, capsys, tmp_path):
+    assert main([*SMALL, "--lr", "1e12", "--out", "run"]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert "at step" in line
+    assert "run/checkpoint.pt (epoch 0)" in line
+
+
+def test_resume_with_options_that_contradict(few, few_digits, monkeypatch, capsys, tmp_path):
+    assert main([*SMALL, "--out", "run"]) == 0
+    capsys.readouterr()
+    for arguments, says in [
+        (["--lr", "0.1"], "--lr 0.1 contradicts run/config.json, which says 0.001"),
+        (["--elbo", "analytic"], "--elbo analytic contradicts"),
+        (["--hidden", "9"], "--hidden"),
+        (["--out", "other"], "leave --out out"),
+        (["--epochs", "2"], "finished its 2 epochs"),
+        ([], "finished its 2 epochs"),
+        (["--epochs", "0"], "--epochs must be"),
+        (["--system", "other"], "--system other contradicts"),
+    ]:
+        assert says in refuse(capsys, tmp_path, "--resume", "run", *arguments)
+    for file, says in [("config.json", "is damaged"), ("checkpoint.pt", "damaged or no checkpoint")]:
+        content = (tmp_path / "run" / file).read_bytes()
+        (tmp_path / "run" / file).write_bytes(b"{broken")
+        assert says in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
+        (tmp_path / "run" / file).write_bytes(content)
+    assert "given from Python" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
+    monkeypatch.setattr(fitting, "_load_again", lambda *_: few_digits)
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
+    assert "metrics.jsonl, line 1 is damaged" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
+
+
+def test_what_a_run_prints(few, monkeypatch, few_digits, capsys, tmp_path):
+    monkeypatch.setattr(fitting, "_load_again", lambda *_: few_digits)
+    assert main([*SMALL, "--elbo", "analytic", "--out", "my run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("data: few digits (130 train / 40 test), pixels grey in [0, 1]")
+    assert "deep-bayes with --hidden 8 --latent-dim 2 --batch-size 50" in lines[1]
+    last = json.loads((tmp_path / "my run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert f"test pseudo-ELBO {last['elbo']:.2f} +- {last['elbo_stderr']:.2f}" in lines[3]
+    assert f"(distortion {last['distortion']:.2f}, rate {last['rate']:.2f})" in lines[3]
+    assert lines[3].startswith("epoch 2/2  train pseudo-ELBO")
+    assert "'my run'" in lines[-3]
+    assert lines[-2] == "next:  tensorboard --logdir 'my run'"
+    assert lines[-1].endswith("--resume 'my run' --epochs 4")
+
+    assert main(["--resume", "my run", "--epochs", "3"]) == 0
+    assert "epochs 3 to 3" in capsys.readouterr().out
+    assert pvae.load("my run").p_z.loc.shape == (2,)
+
+
+def test_binary_pixels_are_not_called_pseudo(few, capsys, tmp_path):
+    assert main([*SMALL, "--binarize", "static", "--out", "run"]) == 0
+    assert "pseudo" not in capsys.readouterr().out
+
+
+def test_quiet_prints_the_folder(few, capsys, tmp_path):
+    assert main([*SMALL, "--quiet"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert (tmp_path / printed.out.strip() / "checkpoint.pt").exists()
+    assert printed.out.strip().endswith("-deep-bayes-trace")
+
+
+def test_help_teaches():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "pvae.train", "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert done.stdout.count("  python -m pvae.train ") == 2
+    for option in ("--elbo", "--binarize", "--resume", "--particles", "--offline"):
+        assert option in done.stdout
+    assert " torch" not in done.stderr, "torch is imported before the arguments are read"
+
+
+def test_ctrl_c(tmp_path):
+    """A real Ctrl-C in a real process: within a second, exit status 130, a run that can be resumed."""
+    command = [sys.executable, "-m", "pvae.train", "--dataset", "mnist-5k", "--epochs", "100000", "--out", "run"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    for line in process.stdout:
+        if line.startswith("epoch "):
+            break
+    process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    _, errors = process.communicate(timeout=30)
+    seconds = time.monotonic() - started
+    assert process.returncode == 130
+    assert errors.count("\n") == 1
+    assert "is on disk; go on with: python -m pvae.train --resume run" in errors
+    assert pvae.load(tmp_path / "run") is not None
+    # A second is what is promised; the bound here is loose, since a test must not fail on a busy machine.
+    assert seconds < 10
