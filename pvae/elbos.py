@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.poutine.messenger import Messenger
@@ -68,8 +69,8 @@ class PerDatumELBO(ELBO):
         return summed / x.shape[0]
 
     def loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> float:
-        """Return the loss as a number, without gradients (`SVI.evaluate_loss` calls it)."""
-        with torch.no_grad():
+        """Return the loss as a number (`SVI.evaluate_loss` calls it); Pyro's parameter store stays as it was."""
+        with torch.no_grad(), pyro.get_param_store().scope():
             return float(self.differentiable_loss(model, guide, x))
 
     def loss_and_grads(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Tensor:

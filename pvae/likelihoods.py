@@ -20,9 +20,11 @@ class PseudoBernoulli(dist.Bernoulli):  # type: ignore[misc]  # Pyro makes its c
 
         log_prob(x) = x log p + (1 - x) log(1 - p)
 
-    On 0 and 1 this is the Bernoulli. Between them it is the cross-entropy that four of the five source
-    documents train with: a pseudo-likelihood, since its exponential does not integrate to 1 over [0, 1].
-    A bound made of it is a pseudo-ELBO, comparable with no bound on log p(x).
+    On 0 and 1 this is the Bernoulli. Between them it is the cross-entropy that most of the source documents
+    train with: a pseudo-likelihood, since its exponential does not integrate to 1 over [0, 1]. A bound made of
+    it is a pseudo-ELBO: it bounds no log-likelihood of the grey x. Being linear in x it is a mean over
+    binarizations, E_{b ~ Bernoulli(x)} [log Bernoulli(b; p)], so what a pseudo-ELBO does bound from below is
+    E_b [log p(b)], with an encoder that sees x in place of b.
 
     Raises:
         ValueError: `log_prob` at a value outside [0, 1] or NaN (torch's own validation).

@@ -1,0 +1,58 @@
+"""What is written for readers runs: the README's Python, and the notebooks in their quick mode."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_readme_shows_that_the_forms_agree(capsys):
+    exec(compile(BLOCKS[0], "README.md", "exec"), {})
+    values = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    assert len(values) == 5
+    assert max(values) - min(values) < 0.3, values
+
+
+def test_the_readmes_python(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pvae.fitting.load_dataset", lambda *_: pytest.importorskip("pvae").load_dataset("mnist-5k"))
+    *lines, last = BLOCKS[1].strip().splitlines()
+    names = {}
+    exec("\n".join(lines), names)
+    assert capsys.readouterr().out.startswith("test ELBO -")
+    assert names["images"].shape == (64, 1, 28, 28)
+    with pytest.raises(ValueError, match="floating-point"):
+        exec(last, names)
+
+
+def test_the_readme_names_every_module():
+    for module in (ROOT / "pvae").glob("[!_]*.py"):
+        assert f"`{module.stem}`" in README, module.stem
+
+
+def test_the_readme_names_no_other_file():
+    for path in re.findall(r"\]\(([^)#]+)\)", README):
+        assert path.startswith("http") or (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_run(path, monkeypatch):
+    monkeypatch.setenv("PVAE_QUICK", "1")
+    notebook = nbformat.read(path, as_version=4)
+    assert all(cell.outputs or cell.execution_count for cell in notebook.cells if cell.cell_type == "code"), (
+        "not executed"
+    )
+    NotebookClient(notebook, timeout=120).execute()
+
+
+def test_notebooks_are_small():
+    for path in ROOT.glob("notebooks/*.ipynb"):
+        assert path.stat().st_size < 1_000_000
