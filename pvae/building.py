@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from pvae.config import Config
@@ -33,6 +34,8 @@ def build_vae(config: Config, image_shape: Sequence[int]) -> VAE:
         encoder = mlp_encoder(image_shape, config.hidden, config.latent_dim)
         decoder = mlp_decoder(config.latent_dim, config.hidden[::-1], image_shape)
     except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not re.search("allocate memory|overflow|too large", str(error)):
+            raise
         sizes = f"--hidden {' '.join(map(str, config.hidden))} --latent-dim {config.latent_dim}"
         raise InputError(f"networks of {sizes} do not fit into memory: give smaller ones") from error
     return VAE(

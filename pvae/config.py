@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+import operator
+import re
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from pvae.errors import InputError, check_name
@@ -60,15 +61,17 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained, before anything is built or written."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(self.system)):
+            raise InputError(f"--system {self.system!r}: a system's name is letters, digits, dots and dashes")
         object.__setattr__(self, "hidden", _widths(self.hidden))
         check_name("data set", self.dataset, DATASETS)
         check_name("binarization", self.binarize, BINARIZATIONS)
         check_name("ELBO", self.elbo, ELBOS)
         for name in ("latent_dim", "particles", "epochs", "batch_size"):
-            _check_count(name, getattr(self, name))
-        _check_count("seed", self.seed, least=0)
-        _check_number("beta", self.beta, zero_too=True)
-        _check_number("lr", self.lr)
+            object.__setattr__(self, name, _count(name, getattr(self, name)))
+        object.__setattr__(self, "seed", _count("seed", self.seed, least=0))
+        object.__setattr__(self, "beta", _number("beta", self.beta, zero_too=True))
+        object.__setattr__(self, "lr", _number("lr", self.lr))
 
     def replace(self, **overrides: Any) -> Config:
         """Return a copy with some fields changed; an unknown field or a bad value is an `InputError`."""
@@ -76,35 +79,34 @@ class Config:
             check_name("option", name, [field.name for field in fields(self)])
         return replace(self, **overrides)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values that JSON can hold."""
-        return {**asdict(self), "hidden": list(self.hidden)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """Return the configuration that `to_dict` gave, checked as any other."""
-        return cls().replace(**values)
-
 
 def _widths(hidden: Any) -> tuple[int, ...]:
     if not isinstance(hidden, (tuple, list)) or not hidden:
         raise InputError(f"{_flag('hidden')} needs at least one layer width, such as 100 100, not {hidden!r}")
-    for width in hidden:
-        _check_count("hidden", width)
-    return tuple(hidden)
+    return tuple(_count("hidden", width) for width in hidden)
 
 
-def _check_count(name: str, value: Any, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+def _count(name: str, value: Any, least: int = 1) -> int:
+    """Return a whole number, numpy's included, as an int."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = -1
+    if isinstance(value, bool) or not least <= count < 2**63:
         raise InputError(f"{_flag(name)} must be a whole number of at least {least}, not {value!r}")
+    return count
 
 
-def _check_number(name: str, value: Any, zero_too: bool = False) -> None:
-    wanted = "a finite number of at least 0" if zero_too else "a finite number above 0"
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+def _number(name: str, value: Any, zero_too: bool = False) -> float:
+    """Return a finite number, numpy's included, as a float."""
+    try:
+        number = math.nan if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or number < 0 or (number == 0 and not zero_too):
+        wanted = "a finite number of at least 0" if zero_too else "a finite number above 0"
         raise InputError(f"{_flag(name)} must be {wanted}, not {value!r}")
-    if value < 0 or (value == 0 and not zero_too):
-        raise InputError(f"{_flag(name)} must be {wanted}, not {value!r}")
+    return number
 
 
 def _flag(name: str) -> str:

@@ -6,19 +6,48 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pvae.config import BINARIZATIONS
 from pvae.errors import InputError, check_name
 
-__all__ = ["Dataset", "batches", "binarized", "to_pixels"]
+__all__ = ["DataRecord", "Dataset", "batches", "binarized", "to_pixels"]
 
 # The same binary images for every run, whatever its seed.
 _BINARIZATION_SEED = {"train": 20070501, "test": 20070502}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class DataRecord:
+    """What a run folder keeps of its data: enough to find them again, and to know them for the same.
+
+    Args:
+        name: what a reader calls them.
+        dataset: the name under which `sources.load_dataset` finds them; empty for data given from Python.
+        folder: the folder given to it, where they were found; empty where none is needed.
+        num_train: number of training images.
+        num_test: number of test images.
+        image_shape: (C, H, W).
+        sha256: of both splits, with their shapes.
+    """
+
+    name: str
+    dataset: str
+    folder: str
+    num_train: int
+    num_test: int
+    image_shape: tuple[int, ...]
+    sha256: str
+
+    @property
+    def title(self) -> str:
+        """Name and sizes, as they stand in the terminal and over each figure."""
+        return _title(self.name, self.num_train, self.num_test)
+
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Images in memory as bytes, with a name for titles.
 
@@ -26,7 +55,8 @@ class Dataset:
         name: what a reader calls it ("MNIST").
         train: training images, uint8, (N, C, H, W).
         test: test images, uint8, (M, C, H, W).
-        source: where they were read from.
+        dataset: the name under which `sources.load_dataset` finds them; empty for your own.
+        folder: where that found them.
         note: what its user should know of how it was come by; one line or nothing.
 
     Raises:
@@ -36,7 +66,8 @@ class Dataset:
     name: str
     train: Tensor
     test: Tensor
-    source: str = "tensors given from Python"
+    dataset: str = ""
+    folder: str = ""
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -54,22 +85,24 @@ class Dataset:
 
     @property
     def title(self) -> str:
-        """Name and sizes, as they stand in the terminal and over each figure."""
-        return f"{self.name} ({len(self.train):,} train / {len(self.test):,} test)"
+        """Name and sizes."""
+        return _title(self.name, len(self.train), len(self.test))
 
-    def describe(self) -> dict[str, object]:
-        """Return what a run folder records: name, sizes, source and SHA-256 of all the pixels."""
+    def record(self) -> DataRecord:
+        """Return what a run folder keeps of these data; every pixel is read for the checksum."""
         digest = hashlib.sha256()
         for split in (self.train, self.test):
+            digest.update(f"{tuple(split.shape)}".encode())
             digest.update(split.contiguous().numpy().data)
-        return {
-            "name": self.name,
-            "num_train": len(self.train),
-            "num_test": len(self.test),
-            "image_shape": list(self.image_shape),
-            "source": self.source,
-            "sha256": digest.hexdigest(),
-        }
+        return DataRecord(
+            name=self.name,
+            dataset=self.dataset,
+            folder=self.folder,
+            num_train=len(self.train),
+            num_test=len(self.test),
+            image_shape=self.image_shape,
+            sha256=digest.hexdigest(),
+        )
 
 
 def binarized(images: Tensor, mode: str, split: str) -> Tensor:
@@ -92,15 +125,16 @@ def binarized(images: Tensor, mode: str, split: str) -> Tensor:
     if mode == "threshold":
         return (images >= 128).to(torch.uint8) * 255
     if mode == "static" or (mode == "dynamic" and split == "test"):
-        generator = torch.Generator().manual_seed(_BINARIZATION_SEED[split])
-        drawn = [torch.bernoulli(to_pixels(part), generator=generator) for part in images.split(1000)]
-        return torch.cat([part.to(torch.uint8) for part in drawn]) * 255
+        # A byte u, uniform over 0..254, is below v with probability v / 255: an exact Bernoulli(v / 255), and
+        # RandomState's stream is frozen, so that the outcome hangs on no version and no default dtype.
+        uniform = np.random.RandomState(_BINARIZATION_SEED[split]).randint(0, 255, tuple(images.shape), dtype=np.uint8)
+        return (torch.from_numpy(uniform) < images).to(torch.uint8) * 255
     return images
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """Return bytes as floating-point pixels in [0, 1], in torch's default dtype."""
-    return images.to(torch.get_default_dtype()).div_(255)
+    """Return bytes as float32 pixels in [0, 1]."""
+    return images.to(torch.float32).div_(255)
 
 
 def batches(images: Tensor, batch_size: int, *, shuffle: bool = False, dynamic: bool = False) -> Iterator[Tensor]:
@@ -119,3 +153,7 @@ def batches(images: Tensor, batch_size: int, *, shuffle: bool = False, dynamic: 
     for index in order.to(images.device).split(batch_size):
         pixels = to_pixels(images[index])
         yield torch.bernoulli(pixels) if dynamic else pixels
+
+
+def _title(name: str, num_train: int, num_test: int) -> str:
+    return f"{name} ({num_train:,} train / {num_test:,} test)"

@@ -81,9 +81,10 @@ class PerDatumELBO(ELBO):
 
     def _get_trace(self, model: PyroFunction, guide: PyroFunction, args: Any, kwargs: Any) -> tuple[Any, Any]:
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)  # type: ignore[safe-super, no-untyped-call]
+        sites = [(name, site) for name, site in model_trace.nodes.items() if site["type"] == "sample"]
         with torch.no_grad():
-            distortion = -model_trace.nodes["x"]["unscaled_log_prob"]
-            rate = self._rate(model_trace.nodes["z"], guide_trace.nodes["z"])
+            distortion = sum(-site["unscaled_log_prob"] for _, site in sites if site["is_observed"])
+            rate = sum(self._rate(site, guide_trace.nodes[name]) for name, site in sites if not site["is_observed"])
             self.terms = Terms(_per_datum(distortion), _per_datum(rate))
         return model_trace, guide_trace
 
@@ -134,42 +135,41 @@ class HandwrittenELBO(PerDatumELBO):
     """The witness as a loss: `handwritten.monte_carlo`, without Pyro's inference, trained by the same SVI.
 
     Args:
-        vae: the VAE whose `model` and `guide` SVI is given.
         num_particles: K.
         beta: weight of the rate in the loss.
     """
 
-    def __init__(self, vae: VAE, num_particles: int = 1, beta: float = 1.0) -> None:
-        super().__init__(num_particles, beta)
-        self.vae = vae
-
     def differentiable_loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Tensor:
-        """Return the loss of a batch x (B, C, H, W); `model` and `guide` are not run."""
-        self.vae.register("p_z", "q_z", "p_x")  # SVI steps only what is registered while the loss runs.
-        terms = handwritten.monte_carlo(self.vae, x, self.num_particles)
+        """Return the loss of a batch x (B, C, H, W) from the distributions of the VAE that owns `model` and `guide`.
+
+        Raises:
+            TypeError: they are not the `model` and `guide` of one VAE, and so have no distributions to take.
+        """
+        vae = getattr(model, "__self__", None)
+        if not isinstance(vae, VAE) or (model, guide) != (vae.model, vae.guide):
+            raise TypeError("the handwritten ELBO takes vae.model and vae.guide of one VAE")
+        vae.register("p_z", "q_z", "p_x")  # SVI steps only what is registered while the loss runs.
+        terms = handwritten.monte_carlo(vae, x, self.num_particles)
         self.terms = Terms(terms.distortion.detach(), terms.rate.detach())
         return terms.loss(self.beta)
 
 
-def build_elbo(name: str, vae: VAE, num_particles: int = 1, beta: float = 1.0) -> PerDatumELBO:
+def build_elbo(name: str, num_particles: int = 1, beta: float = 1.0) -> PerDatumELBO:
     """Return the ELBO of that name.
 
     Args:
         name: "trace", "analytic" or "handwritten".
-        vae: the VAE that it will train.
         num_particles: K.
         beta: weight of the rate in the loss.
 
     Raises:
         InputError: the name is unknown.
     """
-    check_name("ELBO", name, ELBOS)
-    if name == "handwritten":
-        return HandwrittenELBO(vae, num_particles, beta)
-    return {"trace": TraceELBO, "analytic": AnalyticELBO}[name](num_particles, beta)
+    kinds = {"trace": TraceELBO, "analytic": AnalyticELBO, "handwritten": HandwrittenELBO}
+    return kinds[check_name("ELBO", name, ELBOS)](num_particles, beta)
 
 
-def _per_datum(values: Tensor) -> Tensor:
+def _per_datum(values: Any) -> Tensor:
     """Average (K, B) over the particles; (B,) is a mean already."""
     return values.mean(0) if values.dim() == 2 else values
 

@@ -25,8 +25,7 @@ _CURVES = {
 
 def run_title(run: Run) -> str:
     """Return system, data and test bound of a run, for the top of a figure."""
-    data = f"{run.data['name']} ({run.data['num_train']:,} train / {run.data['num_test']:,} test)"
-    title = f"{system_title(run.config)}, --elbo {run.config.elbo}, on {data}"
+    title = f"{system_title(run.config)}, --elbo {run.config.elbo}, on {run.data.title}"
     tests = [row for row in run.metrics() if row.split == "test"]
     return f"{title}\nepoch {tests[-1].epoch}: {tests[-1]} nats" if tests else title
 
@@ -45,12 +44,7 @@ def sample_figure(samples: Tensor, title: str) -> Figure:
 def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
     """Return loss, distortion and rate against the epoch, training and test in each."""
     figure = Figure(figsize=(10.5, 3.4), dpi=120, layout="constrained")
-    labels = {
-        "loss": "loss = distortion + beta rate",
-        "distortion": "distortion, -E_q log p(x | z)",
-        "rate": "rate, KL(q, p)",
-    }
-    for axes, (name, label) in zip(figure.subplots(1, 3), labels.items()):
+    for axes, (name, label) in zip(figure.subplots(1, 3), _CURVES.items()):
         series = {}
         for split in ("train", "test"):
             mine = [row for row in rows if row.split == split]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import shlex
+import sys
 from pathlib import Path
 
 import pyro
@@ -17,7 +17,7 @@ from pvae.events import Events
 from pvae.figures import save_figures
 from pvae.progress import Console
 from pvae.rng import seeded
-from pvae.runs import Run, check_out, default_out
+from pvae.runs import Run, check_out
 from pvae.sources import load_dataset
 from pvae.training import Training
 
@@ -54,15 +54,19 @@ def fit(
         InputError: (a ValueError) something given cannot be used; nothing was written.
         TrainingError: the loss became NaN or infinite; the last good checkpoint is on disk.
     """
-    config = config or Config()
-    path = Path(out) if out is not None else default_out(config)
-    check_out(path)
+    config = config if config is not None else Config()
+    if not isinstance(config, Config):
+        raise InputError(f"config must be a pvae.Config, not a {type(config).__name__}")
+    path = Path(out) if out is not None else None
+    if path is not None:
+        check_out(path)
     where = resolve_device(device)
-    data = data or _load(config.dataset, data_dir, offline, quiet)
+    data = data if data is not None else load_dataset(config.dataset, data_dir, offline)
     with seeded(config.seed, where), pyro.get_param_store().scope():
         training = Training(config, data, where)
-        run = Run.create(path, config, data.describe(), str(where))
-        _go_on(training, run, data, Console(quiet))
+        training.dry_run()
+        run = Run.create(path, config, data.record())
+        _go_on(training, run, Console(quiet), data.note)
     return run
 
 
@@ -73,7 +77,7 @@ def resume(
     data: Dataset | None = None,
     data_dir: str | Path | None = None,
     offline: bool = False,
-    device: str = "auto",
+    device: str | None = None,
     quiet: bool = True,
 ) -> Run:
     """Go on with a run from its last checkpoint; on the CPU the end is, bit for bit, that of an undisturbed run.
@@ -82,13 +86,13 @@ def resume(
         path: the run folder.
         epochs: train to this epoch; to the one that `config.json` names if left out.
         data: your own images again, if the run was trained on such.
-        data_dir: where to look for the data set first.
+        data_dir: where to look for the data set first; where it was found, if left out.
         offline: do not download.
-        device: "auto", "cpu", "cuda" or "cuda:N".
+        device: "auto", "cpu", "cuda" or "cuda:N"; the device that trained it so far, if left out.
         quiet: print nothing.
 
     Returns:
-        The run.
+        The run. Where only its figures are missing, they are drawn.
 
     Raises:
         InputError: (a ValueError) the folder is no run, its data are not to be had or have changed, or
@@ -98,23 +102,20 @@ def resume(
     run = Run.open(path)
     run.config = run.config.replace(epochs=epochs if epochs is not None else run.config.epochs)
     checkpoint = run.read_checkpoint()
-    if checkpoint["epoch"] >= run.config.epochs:
-        raise InputError(
-            f"{run.path} has finished its {checkpoint['epoch']} epochs: give --epochs above {checkpoint['epoch']}"
-        )
-    where = resolve_device(device)
-    data = data or _load_again(run, data_dir, offline, quiet)
-    if data.describe()["sha256"] != run.data["sha256"]:
-        raise InputError(f"{data.title} is not the data that {run.path} was trained on: its SHA-256 differs")
+    done = checkpoint["epoch"]
+    if done >= run.config.epochs and (run.path / "figures").exists():
+        raise InputError(f"{run.path} has finished its {done} epochs: give --epochs above {done}")
+    where = resolve_device(device or run.sessions[-1].get("device", "auto"))
+    data = data if data is not None else _load_again(run, data_dir, offline)
+    if data.record().sha256 != run.data.sha256:
+        raise InputError(f"{run.path} was trained on other data: the SHA-256 of {data.record().title} differs")
     with seeded(run.config.seed, where), pyro.get_param_store().scope():
         training = Training(run.config, data, where)
         try:
             training.restore(checkpoint)
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{run.path / 'checkpoint.pt'} does not fit its config.json: {brief(error)}") from None
-        run.write_metrics(row for row in run.metrics() if row.epoch <= training.epoch)
-        run.write_record()
-        _go_on(training, run, data, Console(quiet))
+        _go_on(training, run, Console(quiet), data.note)
     return run
 
 
@@ -137,11 +138,14 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def _go_on(training: Training, run: Run, data: Dataset, console: Console) -> None:
+def _go_on(training: Training, run: Run, console: Console, note: str) -> None:
     """Train to the last epoch; after each, the run folder holds all that a resumption needs."""
-    console.start(run, data, str(training.device), training.epoch)
+    if note:  # said even where quiet: other data than were asked for are no detail
+        print(f"note: {note}", file=sys.stderr)
     finished = training.epoch
     try:
+        run.begin_session(finished, str(training.device))
+        console.start(run, str(training.device), finished)
         if finished == 0:
             run.save_checkpoint(training.checkpoint())
         with contextlib.closing(Events(run.path, finished)) as events:
@@ -157,18 +161,21 @@ def _go_on(training: Training, run: Run, data: Dataset, console: Console) -> Non
         last = f"{run.path / 'checkpoint.pt'} (epoch {finished})"
         raise TrainingError(f"{error}; the last good checkpoint is {last}; a smaller --lr may help") from error
     except KeyboardInterrupt:
-        again = f"python -m pvae.train --resume {shlex.quote(str(run.path))}"
-        raise InterruptedTrainingError(f"interrupted; epoch {finished} is on disk; go on with: {again}") from None
+        raise InterruptedTrainingError(
+            f"interrupted; epoch {finished} is on disk; go on with: {_how_to_resume(run)}"
+        ) from None
 
 
-def _load(name: str, data_dir: str | Path | None, offline: bool, quiet: bool) -> Dataset:
-    with contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext():
-        return load_dataset(name, data_dir, offline)
+def _how_to_resume(run: Run) -> str:
+    if not run.data.dataset:
+        return f"pvae.resume({str(run.path)!r}, data=...)"
+    return f"python -m pvae.train --resume {shlex.quote(str(run.path))}"
 
 
-def _load_again(run: Run, data_dir: str | Path | None, offline: bool, quiet: bool) -> Dataset:
-    """Load the data set that was really used: "auto" may mean another one today."""
-    names = {"MNIST": "mnist", "FashionMNIST": "fashion-mnist", "MNIST-5k": "mnist-5k"}
-    if run.data["name"] not in names:
-        raise InputError(f"{run.path} was trained on {run.data['name']!r}, given from Python: resume it with data=")
-    return _load(names[run.data["name"]], data_dir, offline, quiet)
+def _load_again(run: Run, data_dir: str | Path | None, offline: bool) -> Dataset:
+    """Load the data set that was really used ("auto" may mean another one today) from where it was."""
+    if not run.data.dataset:
+        raise InputError(f"{run.path} was trained on {run.data.name!r}, given from Python: pvae.resume(..., data=...)")
+    if data_dir is None and run.data.folder and Path(run.data.folder).is_dir():
+        data_dir = run.data.folder
+    return load_dataset(run.data.dataset, data_dir, offline)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from pvae.errors import InputError
 from pvae.handwritten import Terms
 
 __all__ = ["Metrics", "summarise"]
@@ -49,22 +47,6 @@ class Metrics:
     def __str__(self) -> str:
         """Name split, bound and error in one phrase."""
         return f"{self.split} {self.bound} {self.elbo:.2f} +- {self.elbo_stderr:.2f}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the row as plain values that JSON can hold."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> Metrics:
-        """Return the metrics of a row.
-
-        Raises:
-            InputError: a field is missing or unknown.
-        """
-        names = {field.name for field in fields(cls)}
-        if not isinstance(row, Mapping) or set(row) != names:
-            raise InputError(f"a row of metrics needs exactly {', '.join(sorted(names))}")
-        return cls(**row)
 
 
 def summarise(terms: Sequence[Terms], *, loss: float, epoch: int, split: str, seconds: float, pseudo: bool) -> Metrics:

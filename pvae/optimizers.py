@@ -35,8 +35,17 @@ class SingleOptimizer(PyroOptim):
             kwargs: handed to the optimiser's `step`.
 
         Raises:
-            RuntimeError: one of them is not the optimiser's, and would stay untrained.
+            RuntimeError: they are not the optimiser's own: one that it lacks would stay untrained, and the
+                gradient of one that only it holds would pile up, since SVI clears what it saw alone.
         """
-        if any(id(parameter) not in self._known for parameter in params):
-            raise RuntimeError("the loss registers parameters that this optimiser does not hold: build it over them")
+        if {id(parameter) for parameter in params} != self._known:
+            raise RuntimeError("the parameters that the loss registers with Pyro are not those of the optimiser")
         self.optimizer.step(*args, **kwargs)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the optimiser's state."""
+        return self.optimizer.state_dict()
+
+    def set_state(self, state_dict: dict[str, Any]) -> None:
+        """Go back to a state that `get_state` gave."""
+        self.optimizer.load_state_dict(state_dict)

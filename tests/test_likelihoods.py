@@ -6,6 +6,8 @@ import itertools
 
 import torch
 
+from pvae.building import build_vae
+from pvae.config import Config
 from pvae.likelihoods import PseudoBernoulli
 
 
@@ -14,15 +16,13 @@ def binary_images(shape):
     return pixels.view(-1, 1, *shape)
 
 
-def test_bernoulli_sums_to_one(small_vae):
-    """Over all 2^12 binary images of 12 pixels; the other 8 pixels' factors are summed out by hand."""
-    vae = small_vae("static")
-    distribution = vae.likelihood(torch.randn(3, dtype=torch.float64)).base_dist
-    images = binary_images(torch.Size((12,))).view(-1, 12)
-    log_prob = distribution.expand((1, 5, 4)).log_prob
-    first = torch.zeros(len(images), 1, 5, 4, dtype=torch.float64)
-    first.view(len(images), -1)[:, :12] = images
-    total = log_prob(first).view(len(images), -1)[:, :12].sum(-1).exp().sum()
+def test_bernoulli_sums_to_one():
+    """One z, all 2^12 binary images of 3 x 4 pixels: the event is the whole image."""
+    config = Config(hidden=(8,), latent_dim=3, binarize="static")
+    vae = build_vae(config, (1, 3, 4)).double()
+    likelihood = vae.likelihood(torch.linspace(-2, 2, 3, dtype=torch.float64))
+    assert likelihood.batch_shape == ()
+    total = likelihood.log_prob(binary_images(torch.Size((3, 4)))).exp().sum()
     assert torch.allclose(total, torch.ones((), dtype=torch.float64), rtol=1e-12)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "pvae"
-LOSS_TESTS = ("test_agreement.py", "test_expectation.py")
+LOSS_TESTS = ("test_agreement.py", "test_expectation.py", "test_truth.py")
 
 MUTATIONS = {
     "sign of log p(z)": ("handwritten.py", "rate=(log_q_z - log_p_z)", "rate=(log_q_z + log_p_z)"),
@@ -27,11 +27,8 @@ MUTATIONS = {
     ),
     "mean in place of a sum over pixels": (
         "likelihoods.py",
-        "return PseudoBernoulli(logits=self.decoder(z)).to_event(len(self.image_shape))",
-        "d = PseudoBernoulli(logits=self.decoder(z)).to_event(len(self.image_shape))\n"
-        "        total = d.log_prob\n"
-        "        d.log_prob = lambda x: total(x) / x[0].numel()\n"
-        "        return d",
+        "support = constraints.unit_interval",
+        "support = constraints.unit_interval\n\n    def log_prob(self, x):\n        return super().log_prob(x) / 20",
     ),
     "mean in place of a sum over pixels, by hand": (
         "handwritten.py",
@@ -58,6 +55,21 @@ MUTATIONS = {
     ),
     "beta on the observed site too": ("elbos.py", 'if not msg["is_observed"]:', "if True:"),
     "sum over the batch in place of a mean": ("elbos.py", "return summed / x.shape[0]", "return summed"),
+    "Monte Carlo in place of a missing closed form": (
+        "elbos.py",
+        'raise InputError(f"no closed-form KL is known for ({pair}): use --elbo trace") from None',
+        "return posterior_site['unscaled_log_prob'] - prior_site['unscaled_log_prob']",
+    ),
+    "a sigmoid before the Bernoulli": (
+        "likelihoods.py",
+        "dist.Bernoulli(logits=self.decoder(z))",
+        "dist.Bernoulli(self.decoder(z).sigmoid())",
+    ),
+    "only the first latent recorded": (
+        "elbos.py",
+        'for name, site in sites if not site["is_observed"])',
+        'for name, site in sites if name == "z")',
+    ),
     "prior of another width": ("latents.py", "torch.ones(latent_dim)", "2 * torch.ones(latent_dim)"),
 }
 
@@ -100,3 +112,5 @@ def test_mutation_is_seen(copy, mutation):
     (copy / "pvae" / name).write_text(source.replace(original, mutant))
     done = run_loss_tests(copy)
     assert done.returncode == 1, f"the tests did not see: {mutation}\n{done.stdout}"
+    assert "SyntaxError" not in done.stdout, "the mutant does not run at all"
+    assert "NameError" not in done.stdout, "the mutant does not run at all"

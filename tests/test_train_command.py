@@ -155,6 +155,23 @@ def test_what_a_run_prints(few, monkeypatch, few_digits, capsys, tmp_path):
     assert pvae.load("my run").p_z.loc.shape == (2,)
 
 
+def test_the_printed_command_resumes(tmp_path, capsys, monkeypatch, tiny_mnist, lay_mnist):
+    """The real way, no part replaced: data found under --data-dir, and again without it."""
+    monkeypatch.chdir(tmp_path)
+    lay_mnist(tmp_path / "data")
+    small = [*SMALL[:-6], "--batch-size", "8", "--epochs", "1"]
+    assert main([*small, "--data-dir", "data", "--out", "run"]) == 0
+    command = capsys.readouterr().out.splitlines()[-1].split("pvae.train ")[1].split()
+    assert main(command) == 0
+    assert main([*small[:-1], "2", "--data-dir", "data", "--out", "whole"]) == 0
+    ours, theirs = (pvae.load(path).state_dict() for path in ("run", "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert main(["--resume", "run", "--epochs", "3", "--offline"]) == 2
+    assert "--data-dir" in capsys.readouterr().err
+    assert main(["--resume", "run", "--epochs", "3", "--offline", "--data-dir", "moved"]) == 0
+
+
 def test_binary_pixels_are_not_called_pseudo(few, capsys, tmp_path):
     assert main([*SMALL, "--binarize", "static", "--out", "run"]) == 0
     assert "pseudo" not in capsys.readouterr().out

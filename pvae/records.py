@@ -1,0 +1,48 @@
+"""Dataclasses read back from JSON: exactly their fields, each of its type, or a refusal of one line."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from pvae.errors import InputError
+
+__all__ = ["from_record"]
+
+T = TypeVar("T")
+
+
+def from_record(kind: type[T], record: Any) -> T:
+    """Return the dataclass `kind` whose `asdict` a JSON object holds.
+
+    Args:
+        kind: a dataclass with fields of type str, bool, int, float, tuple[int, ...], or one of these or None.
+        record: what JSON gave.
+
+    Raises:
+        InputError: it is no object, a field is missing, unknown or of another type.
+    """
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if not isinstance(record, Mapping) or set(record) != set(names):
+        found = sorted(map(str, record)) if isinstance(record, Mapping) else type(record).__name__
+        raise InputError(f"{kind.__name__} needs exactly the fields {', '.join(names)}, not {found}")
+    hints = get_type_hints(kind)
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+    for name, value in values.items():
+        if not _fits(value, hints[name]):
+            raise InputError(f"{name} of {kind.__name__} is of the wrong type: {value!r}")
+    return kind(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is types.UnionType:
+        return any(_fits(value, option) for option in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
