@@ -5,14 +5,31 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from torch import nn
+
 from pvae.config import Config
 from pvae.errors import InputError
-from pvae.latents import NormalPosterior, StandardNormalPrior
-from pvae.likelihoods import BernoulliLikelihood, PseudoBernoulliLikelihood
-from pvae.networks import mlp_decoder, mlp_encoder
+from pvae.latents import DeltaPosterior, FlatPrior, NormalPosterior, StandardNormalPrior
+from pvae.likelihoods import (
+    BernoulliLikelihood,
+    ContinuousBernoulliLikelihood,
+    DiscretizedLogisticLikelihood,
+    LearnedNormalLikelihood,
+    Likelihood,
+    NormalLikelihood,
+    OptimalNormalLikelihood,
+    PseudoBernoulliLikelihood,
+)
+from pvae.networks import conv_decoder, conv_encoder, mlp_decoder, mlp_encoder
 from pvae.vae import VAE
 
 __all__ = ["build_vae"]
+
+_NORMALS = {
+    "normal": NormalLikelihood,
+    "normal-learned": LearnedNormalLikelihood,
+    "normal-optimal": OptimalNormalLikelihood,
+}
 
 
 def build_vae(config: Config, image_shape: Sequence[int]) -> VAE:
@@ -20,26 +37,55 @@ def build_vae(config: Config, image_shape: Sequence[int]) -> VAE:
 
     Args:
         config: the system.
-        image_shape: (C, H, W).
+        image_shape: (C, H, W) of the data; `config.pad` is added to it.
 
     Returns:
-        The VAE, on the CPU. Its likelihood is the Bernoulli if `config.binarize` makes the pixels binary,
-        and the pseudo-Bernoulli if they stay grey.
+        The VAE, on the CPU. A Bernoulli likelihood is the pseudo-Bernoulli if `config.binarize` leaves the
+        pixels grey.
 
     Raises:
-        InputError: the networks do not fit into memory.
+        InputError: the images are no multiple of what the convolutions halve, or the networks do not fit
+            into memory.
     """
-    likelihood = PseudoBernoulliLikelihood if config.binarize == "none" else BernoulliLikelihood
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise InputError(f"image_shape must be (C, H, W), each at least 1, not {tuple(image_shape)}")
+    channels, height, width = image_shape
+    image_shape = (channels, height + 2 * config.pad, width + 2 * config.pad)
     try:
-        encoder = mlp_encoder(image_shape, config.hidden, config.latent_dim)
-        decoder = mlp_decoder(config.latent_dim, config.hidden[::-1], image_shape)
+        encoder, decoder = _networks(config, image_shape)
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not re.search("allocate memory|overflow|too large", str(error)):
             raise
         sizes = f"--hidden {' '.join(map(str, config.hidden))} --latent-dim {config.latent_dim}"
         raise InputError(f"networks of {sizes} do not fit into memory: give smaller ones") from error
-    return VAE(
-        p_z=StandardNormalPrior(config.latent_dim),
-        q_z=NormalPosterior(encoder),
-        p_x=likelihood(decoder, image_shape),
-    )
+    likelihood = _likelihood(config, decoder, image_shape)
+    if config.posterior == "delta":
+        return VAE(p_z=FlatPrior(config.latent_dim), q_z=DeltaPosterior(encoder), p_x=likelihood)
+    posterior = NormalPosterior(encoder, log_variance=config.posterior == "normal-log-variance")
+    return VAE(p_z=StandardNormalPrior(config.latent_dim), q_z=posterior, p_x=likelihood)
+
+
+def _networks(config: Config, image_shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:
+    num_outputs = config.latent_dim * (1 if config.posterior == "delta" else 2)
+    if config.network == "mlp":
+        encoder = mlp_encoder(image_shape, config.hidden, num_outputs)
+        return encoder, mlp_decoder(config.latent_dim, config.hidden, image_shape)
+    halvings = 2 ** len(config.hidden)
+    if image_shape[1] % halvings or image_shape[2] % halvings:
+        raise InputError(
+            f"--hidden with {len(config.hidden)} convolutions halves images that often, and "
+            f"{image_shape[1]} x {image_shape[2]} cannot be: --pad or --hidden must change"
+        )
+    batch_norm = config.network == "conv-batchnorm"
+    encoder = conv_encoder(image_shape, config.hidden, num_outputs, batch_norm)
+    return encoder, conv_decoder(config.latent_dim, config.hidden, image_shape, batch_norm)
+
+
+def _likelihood(config: Config, decoder: nn.Module, image_shape: Sequence[int]) -> Likelihood:
+    if config.likelihood == "bernoulli":
+        return (PseudoBernoulliLikelihood if config.binarize == "none" else BernoulliLikelihood)(decoder, image_shape)
+    if config.likelihood == "continuous-bernoulli":
+        return ContinuousBernoulliLikelihood(decoder, image_shape)
+    if config.likelihood == "discretized-logistic":
+        return DiscretizedLogisticLikelihood(decoder, image_shape, config.scale)
+    return _NORMALS[config.likelihood](decoder, image_shape, config.scale, symmetric=config.pixels == "symmetric")

@@ -13,7 +13,7 @@ from torch import Tensor
 from pvae.config import BINARIZATIONS
 from pvae.errors import InputError, check_name
 
-__all__ = ["DataRecord", "Dataset", "batches", "binarized", "to_pixels"]
+__all__ = ["DataRecord", "Dataset", "batches", "binarized", "padded", "to_pixels"]
 
 # The same binary images for every run, whatever its seed.
 _BINARIZATION_SEED = {"train": 20070501, "test": 20070502}
@@ -72,9 +72,12 @@ class Dataset:
 
     def __post_init__(self) -> None:
         """Refuse what is no set of images."""
-        for split in (self.train, self.test):
-            if split.dtype != torch.uint8 or split.dim() != 4 or len(split) < 2 or split.numel() == 0:
-                raise InputError(f"{self.name}: images must be uint8 of shape (N, C, H, W), with N at least 2")
+        for split, images in (("train", self.train), ("test", self.test)):
+            wanted = f"{self.name}: {split} must be a torch.uint8 tensor of shape (N, C, H, W) with N at least 2"
+            if not isinstance(images, Tensor):
+                raise InputError(f"{wanted}, not a {type(images).__name__}")
+            if images.dtype != torch.uint8 or images.dim() != 4 or len(images) < 2 or images.numel() == 0:
+                raise InputError(f"{wanted}, not {images.dtype} of shape {tuple(images.shape)}")
         if self.train.shape[1:] != self.test.shape[1:]:
             raise InputError(f"{self.name}: training and test images differ in shape")
 
@@ -132,26 +135,35 @@ def binarized(images: Tensor, mode: str, split: str) -> Tensor:
     return images
 
 
-def to_pixels(images: Tensor) -> Tensor:
-    """Return bytes as float32 pixels in [0, 1]."""
-    return images.to(torch.float32).div_(255)
+def to_pixels(images: Tensor, symmetric: bool = False) -> Tensor:
+    """Return bytes as float32 pixels in [0, 1], or in [-1, 1] if symmetric."""
+    pixels = images.to(torch.float32).div_(255)
+    return pixels.mul_(2).sub_(1) if symmetric else pixels
 
 
-def batches(images: Tensor, batch_size: int, *, shuffle: bool = False, dynamic: bool = False) -> Iterator[Tensor]:
-    """Yield the images as pixels in [0, 1], batch by batch; the last batch may be short.
+def padded(images: Tensor, margin: int) -> Tensor:
+    """Return the images with a black margin, of that many pixels on each side."""
+    return torch.nn.functional.pad(images, (margin,) * 4) if margin else images
+
+
+def batches(
+    images: Tensor, batch_size: int, *, shuffle: bool = False, dynamic: bool = False, symmetric: bool = False
+) -> Iterator[Tensor]:
+    """Yield the images as pixels, batch by batch; the last batch may be short.
 
     Args:
         images: uint8 (N, C, H, W), on the device where the batches are wanted.
         batch_size: B.
         shuffle: a new order, drawn from torch's generator.
         dynamic: draw each pixel from Bernoulli(x), anew at each visit.
+        symmetric: pixels in [-1, 1] in place of [0, 1].
 
     Yields:
         (B, C, H, W).
     """
     order = torch.randperm(len(images)) if shuffle else torch.arange(len(images))
     for index in order.to(images.device).split(batch_size):
-        pixels = to_pixels(images[index])
+        pixels = to_pixels(images[index], symmetric)
         yield torch.bernoulli(pixels) if dynamic else pixels
 
 

@@ -45,28 +45,35 @@ class PerDatumELBO(ELBO):
         loss = mean over the batch of (distortion + beta rate), in nats per datum
 
     Pyro sums over the batch instead; the mean is what the source documents step on. The particles are one
-    more batch dimension, not a loop.
+    more batch dimension, not a loop. With free bits the rate in the loss is that of `handwritten.Terms.loss`.
 
     Args:
         num_particles: K, samples z ~ q(z | x) per datum.
-        beta: weight of the rate in the loss.
+        beta: weight of the rate in the loss; a training may change it from step to step.
+        free_bits: nats of each latent dimension that cost nothing.
 
     Attributes:
-        terms: distortion and rate of the last batch, (B,) nats each, without beta and without gradient.
+        terms: distortion and rate of the last batch, (B,) nats each, without beta, free bits or gradient.
     """
 
     terms: Terms
 
-    def __init__(self, num_particles: int = 1, beta: float = 1.0) -> None:
+    def __init__(self, num_particles: int = 1, beta: float = 1.0, free_bits: float = 0.0) -> None:
         # The one plate, "data", lies at dim -1; the particles then lie at dim -2.
         super().__init__(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)  # type: ignore[no-untyped-call]
         self.beta = beta
+        self.free_bits = free_bits
+        self._rates: Tensor | None = None
 
     def differentiable_loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Tensor:
         """Return the loss of a batch x (B, C, H, W): a scalar in nats per datum, to be made small."""
         with _LatentScale(self.beta):
             summed: Tensor = super().differentiable_loss(model, guide, x)  # type: ignore[misc]
-        return summed / x.shape[0]
+        loss = summed / x.shape[0]
+        if self._rates is None:
+            return loss
+        rates = self._rates.mean(0)  # Pyro's loss holds their sum; free bits want each held from below
+        return loss + self.beta * (rates.clamp(min=self.free_bits) - rates).sum()
 
     def loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> float:
         """Return the loss as a number (`SVI.evaluate_loss` calls it); Pyro's parameter store stays as it was."""
@@ -86,10 +93,20 @@ class PerDatumELBO(ELBO):
             distortion = sum(-site["unscaled_log_prob"] for _, site in sites if site["is_observed"])
             rate = sum(self._rate(site, guide_trace.nodes[name]) for name, site in sites if not site["is_observed"])
             self.terms = Terms(_per_datum(distortion), _per_datum(rate))
+        if self.free_bits:
+            latents = [(guide_trace.nodes[name], site) for name, site in sites if not site["is_observed"]]
+            self._rates = torch.cat([self._rate_by_dimension(*pair) for pair in latents], dim=-1)
         return model_trace, guide_trace
 
     def _rate(self, prior_site: Any, posterior_site: Any) -> Tensor:
+        """Return log q - log p at the draws, or the KL: (B,) or (K, B)."""
         raise NotImplementedError
+
+    def _rate_by_dimension(self, posterior_site: Any, prior_site: Any) -> Tensor:
+        """Return the same for each latent dimension, averaged over the particles: (B, L)."""
+        z = posterior_site["value"]
+        rates = handwritten.rate_by_dimension(posterior_site["fn"], prior_site["fn"], z if z.dim() == 3 else z[None])
+        return rates
 
 
 class TraceELBO(PerDatumELBO, Trace_ELBO):
@@ -130,6 +147,10 @@ class AnalyticELBO(PerDatumELBO, TraceMeanField_ELBO):
             pair = f"{_family(posterior_site['fn'])}, {_family(prior_site['fn'])}"
             raise InputError(f"no closed-form KL is known for ({pair}): use --elbo trace") from None
 
+    def _rate_by_dimension(self, posterior_site: Any, prior_site: Any) -> Tensor:
+        rates = handwritten.rate_by_dimension(posterior_site["fn"], prior_site["fn"])
+        return rates.mean(0) if rates.dim() == 3 else rates
+
 
 class HandwrittenELBO(PerDatumELBO):
     """The witness as a loss: `handwritten.monte_carlo`, without Pyro's inference, trained by the same SVI.
@@ -149,24 +170,27 @@ class HandwrittenELBO(PerDatumELBO):
         if not isinstance(vae, VAE) or (model, guide) != (vae.model, vae.guide):
             raise TypeError("the handwritten ELBO takes vae.model and vae.guide of one VAE")
         vae.register("p_z", "q_z", "p_x")  # SVI steps only what is registered while the loss runs.
-        terms = handwritten.monte_carlo(vae, x, self.num_particles)
+        terms = handwritten.monte_carlo(vae, x, self.num_particles, by_dimension=self.free_bits > 0)
         self.terms = Terms(terms.distortion.detach(), terms.rate.detach())
-        return terms.loss(self.beta)
+        return terms.loss(self.beta, self.free_bits)
 
 
-def build_elbo(name: str, num_particles: int = 1, beta: float = 1.0) -> PerDatumELBO:
+def build_elbo(name: str, num_particles: int = 1, beta: float = 1.0, free_bits: float = 0.0) -> PerDatumELBO:
     """Return the ELBO of that name.
 
     Args:
         name: "trace", "analytic" or "handwritten".
         num_particles: K.
         beta: weight of the rate in the loss.
+        free_bits: nats of each latent dimension that cost nothing.
 
     Raises:
-        InputError: the name is unknown.
+        InputError: the name is unknown, or there are no particles.
     """
+    if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
+        raise InputError(f"num_particles must be a whole number of at least 1, not {num_particles!r}")
     kinds = {"trace": TraceELBO, "analytic": AnalyticELBO, "handwritten": HandwrittenELBO}
-    return kinds[check_name("ELBO", name, ELBOS)](num_particles, beta)
+    return kinds[check_name("ELBO", name, ELBOS)](num_particles, beta, free_bits)
 
 
 def _per_datum(values: Any) -> Tensor:

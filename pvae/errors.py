@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 __all__ = ["InputError", "InterruptedTrainingError", "TrainingError", "brief", "check_name"]
@@ -21,8 +22,10 @@ class InterruptedTrainingError(KeyboardInterrupt):
 
 
 def brief(error: BaseException) -> str:
-    """Return an exception's text as part of one line: white space folded, cut after 150 characters."""
-    return " ".join(str(error).split())[:150] or type(error).__name__
+    """Return the first sentence of an exception's text, without line breaks or terminal codes."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", " ".join(str(error).split()))
+    sentence = re.split(r"(?<=\w)[.:] ", text)[0]
+    return sentence[:150] or type(error).__name__
 
 
 def check_name(kind: str, name: str, names: Iterable[str]) -> str:
@@ -48,5 +51,5 @@ def check_name(kind: str, name: str, names: Iterable[str]) -> str:
     if name in known:
         return name
     near = difflib.get_close_matches(str(name), known, n=2, cutoff=0.5)
-    guess = "did you mean " + " or ".join(repr(n) for n in near) + "? " if near else ""
-    raise InputError(f"unknown {kind} {name!r}: {guess}(known: {', '.join(known)})")
+    guess = ": did you mean " + " or ".join(repr(n) for n in near) + "?" if near else ""
+    raise InputError(f"unknown {kind} {name!r}{guess} (known: {', '.join(known)})")

@@ -37,13 +37,16 @@ class Events:
                 "seconds": row.seconds,
             }
             for name, value in values.items():
+                if value is None:
+                    continue
                 self._writer.add_scalar(f"{name}/{row.split}", value, row.epoch)
 
     def pictures(self, epoch: int, images: Tensor, reconstructions: Tensor, samples: Tensor) -> None:
         """Write test images above their reconstructions, and images of the prior."""
         pairs = make_grid(torch.cat([images, reconstructions]), nrow=len(images))
         self._writer.add_image("test images above, reconstructions below", pairs, epoch)
-        self._writer.add_image("latent to image", make_grid(samples, nrow=8), epoch)
+        if len(samples):
+            self._writer.add_image("latent to image", make_grid(samples, nrow=8), epoch)
 
     def close(self) -> None:
         """Flush and close the file."""

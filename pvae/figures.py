@@ -10,16 +10,16 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pvae.metrics import Metrics
-from pvae.plots import curves, image_figure
+from pvae.plots import add_title, curves, image_figure
 from pvae.runs import Run
 from pvae.systems import system_title
 
-__all__ = ["loss_figure", "reconstruction_figure", "run_title", "sample_figure", "save_figures"]
+__all__ = ["figures_are_drawn", "loss_figure", "reconstruction_figure", "run_title", "sample_figure", "save_figures"]
 
 _CURVES = {
     "loss": "loss = distortion + beta rate",
     "distortion": "distortion, -E_q log p(x | z)",
-    "rate": "rate, KL(q, p)",
+    "rate": "rate, KL(q || p)",
 }
 
 
@@ -50,7 +50,7 @@ def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
             mine = [row for row in rows if row.split == split]
             series[split] = ([row.epoch for row in mine], [getattr(row, name) for row in mine])
         curves(axes, series, label, "nats per datum")
-    figure.suptitle(title, fontsize=9)
+    add_title(figure, title)
     return figure
 
 
@@ -61,7 +61,7 @@ def save_figures(run: Run, images: Tensor, reconstructions: Tensor, samples: Ten
         run: the run, with its metrics.
         images: test images (B, C, H, W).
         reconstructions: theirs.
-        samples: images of the prior (S, C, H, W).
+        samples: images of the prior (S, C, H, W); none of an autoencoder.
 
     Returns:
         The folder of the figures.
@@ -70,6 +70,12 @@ def save_figures(run: Run, images: Tensor, reconstructions: Tensor, samples: Ten
     folder.mkdir(exist_ok=True)
     title = run_title(run)
     reconstruction_figure(images, reconstructions, title).savefig(folder / "reconstructions.png")
-    sample_figure(samples, title).savefig(folder / "samples.png")
+    if len(samples):
+        sample_figure(samples, title).savefig(folder / "samples.png")
     loss_figure(run.metrics(), title).savefig(folder / "losses.png")
     return folder
+
+
+def figures_are_drawn(run: Run) -> bool:
+    """Return whether the last figure that `save_figures` draws is there."""
+    return (run.path / "figures" / "losses.png").exists()

@@ -14,7 +14,7 @@ from pvae.config import Config
 from pvae.data import Dataset
 from pvae.errors import InputError, InterruptedTrainingError, TrainingError, brief
 from pvae.events import Events
-from pvae.figures import save_figures
+from pvae.figures import figures_are_drawn, save_figures
 from pvae.progress import Console
 from pvae.rng import seeded
 from pvae.runs import Run, check_out
@@ -57,7 +57,8 @@ def fit(
     config = config if config is not None else Config()
     if not isinstance(config, Config):
         raise InputError(f"config must be a pvae.Config, not a {type(config).__name__}")
-    path = Path(out) if out is not None else None
+    _check_types(data, out=out, data_dir=data_dir)
+    path = Path(out).expanduser() if out is not None else None
     if path is not None:
         check_out(path)
     where = resolve_device(device)
@@ -99,11 +100,12 @@ def resume(
             there is nothing left to train.
         TrainingError: the loss became NaN or infinite; the last good checkpoint is on disk.
     """
+    _check_types(data, path=path, data_dir=data_dir)
     run = Run.open(path)
     run.config = run.config.replace(epochs=epochs if epochs is not None else run.config.epochs)
     checkpoint = run.read_checkpoint()
     done = checkpoint["epoch"]
-    if done >= run.config.epochs and (run.path / "figures").exists():
+    if done >= run.config.epochs and figures_are_drawn(run):
         raise InputError(f"{run.path} has finished its {done} epochs: give --epochs above {done}")
     where = resolve_device(device or run.sessions[-1].get("device", "auto"))
     data = data if data is not None else _load_again(run, data_dir, offline)
@@ -144,10 +146,10 @@ def _go_on(training: Training, run: Run, console: Console, note: str) -> None:
         print(f"note: {note}", file=sys.stderr)
     finished = training.epoch
     try:
-        run.begin_session(finished, str(training.device))
-        console.start(run, str(training.device), finished)
         if finished == 0:
             run.save_checkpoint(training.checkpoint())
+        run.begin_session(finished, str(training.device))
+        console.start(run, str(training.device), finished)
         with contextlib.closing(Events(run.path, finished)) as events:
             while finished < run.config.epochs:
                 train, test = training.train_epoch(console.quiet), training.test()
@@ -159,11 +161,22 @@ def _go_on(training: Training, run: Run, console: Console, note: str) -> None:
         save_figures(run, *training.pictures())
     except TrainingError as error:
         last = f"{run.path / 'checkpoint.pt'} (epoch {finished})"
-        raise TrainingError(f"{error}; the last good checkpoint is {last}; a smaller --lr may help") from error
+        raise TrainingError(
+            f"{error}; the last good checkpoint is {last}; a smaller --lr, into another --out, may help"
+        ) from error
     except KeyboardInterrupt:
         raise InterruptedTrainingError(
             f"interrupted; epoch {finished} is on disk; go on with: {_how_to_resume(run)}"
         ) from None
+
+
+def _check_types(data: object, **paths: object) -> None:
+    """Refuse what no path and no data set is; None stands for what was left out."""
+    if data is not None and not isinstance(data, Dataset):
+        raise InputError(f"data must be a pvae.Dataset, not a {type(data).__name__}")
+    for name, path in paths.items():
+        if path is not None and not isinstance(path, (str, Path)):
+            raise InputError(f"{name} must be a path, not a {type(path).__name__}")
 
 
 def _how_to_resume(run: Run) -> str:

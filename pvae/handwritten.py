@@ -8,18 +8,20 @@ reason. All values are nats per datum.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pvae.vae import VAE
 
-__all__ = ["Parts", "Terms", "closed_form", "monte_carlo", "three_parts"]
+__all__ = ["Parts", "Terms", "closed_form", "monte_carlo", "posterior_mean_loss", "rate_by_dimension", "three_parts"]
 
 
 class Terms(NamedTuple):
     """The two terms of an ELBO, each of shape (B,), in nats per datum; `elbo` is minus their sum.
+
+    `rates`, where it was asked for, is the rate of each latent dimension, (B, L): they sum to the rate.
 
     Reference:
         Alemi et al., arXiv:1711.00464, who name them so.
@@ -27,15 +29,49 @@ class Terms(NamedTuple):
 
     distortion: Tensor
     rate: Tensor
+    rates: Tensor | None = None
 
     @property
     def elbo(self) -> Tensor:
-        """The lower bound on log p(x), (B,): -distortion - rate, whatever the beta of the loss."""
+        """The lower bound on log p(x), (B,): -distortion - rate, whatever the loss weighs them with."""
         return -self.distortion - self.rate
 
-    def loss(self, beta: float = 1.0) -> Tensor:
-        """The scalar that training makes small: the batch mean of distortion + beta rate."""
-        return (self.distortion + beta * self.rate).mean()
+    def loss(self, beta: float = 1.0, free_bits: float = 0.0) -> Tensor:
+        """Return the scalar that training makes small.
+
+            mean_b distortion_b  +  beta mean_b rate_b
+            mean_b distortion_b  +  beta sum_l max( free_bits, mean_b rate_bl )      with free bits
+
+        With free bits the first nats of each latent dimension cost nothing, which keeps it from being given
+        up early. Neither beta nor free bits change the bound that is reported.
+
+        Args:
+            beta: weight of the rate.
+            free_bits: nats per dimension; more than 0 needs `rates`.
+
+        Reference:
+            Kingma et al., arXiv:1606.04934, who introduce free bits under this name.
+        """
+        if free_bits == 0:
+            return (self.distortion + beta * self.rate).mean()
+        assert self.rates is not None, "free bits need the rate of each dimension"
+        return self.distortion.mean() + beta * self.rates.mean(0).clamp(min=free_bits).sum()
+
+
+def rate_by_dimension(posterior: Any, prior: Any, z: Tensor | None = None) -> Tensor:
+    """Return the rate of each latent dimension, whose sum over them is the rate: (B, L) nats.
+
+        log q(z_l | x) - log p(z_l) averaged over the draws, or without draws KL(q(z_l | x) || p(z_l))
+
+    Args:
+        posterior: q(z | x), independent over dimensions.
+        prior: p(z), independent over dimensions.
+        z: draws (K, B, L), or None for the closed form.
+    """
+    q, p = posterior.base_dist, prior.base_dist
+    if z is None:
+        return kl_divergence(q, p)
+    return (q.log_prob(z) - p.log_prob(z)).mean(0)
 
 
 class Parts(NamedTuple):
@@ -51,7 +87,7 @@ class Parts(NamedTuple):
         return -self.reconstruction_error + self.posterior_entropy - self.cross_entropy
 
 
-def monte_carlo(vae: VAE, x: Tensor, num_particles: int = 1) -> Terms:
+def monte_carlo(vae: VAE, x: Tensor, num_particles: int = 1, by_dimension: bool = False) -> Terms:
     """Return the Monte Carlo form, where every expectation is a mean over z_1..z_K ~ q(z | x).
 
         (1/K) sum_k [ log p(x | z_k) + log p(z_k) - log q(z_k | x) ]
@@ -62,6 +98,7 @@ def monte_carlo(vae: VAE, x: Tensor, num_particles: int = 1) -> Terms:
         vae: the three distributions.
         x: images (B, C, H, W).
         num_particles: K.
+        by_dimension: give the rate of each latent dimension too.
 
     Returns:
         distortion = -mean_k log p(x | z_k) and rate = mean_k [log q(z_k | x) - log p(z_k)].
@@ -74,10 +111,11 @@ def monte_carlo(vae: VAE, x: Tensor, num_particles: int = 1) -> Terms:
     log_p_x = vae.likelihood(z).log_prob(x)
     log_p_z = vae.prior().log_prob(z)
     log_q_z = posterior.log_prob(z)
-    return Terms(distortion=-log_p_x.mean(0), rate=(log_q_z - log_p_z).mean(0))
+    rates = rate_by_dimension(posterior, vae.prior(), z) if by_dimension else None
+    return Terms(distortion=-log_p_x.mean(0), rate=(log_q_z - log_p_z).mean(0), rates=rates)
 
 
-def closed_form(vae: VAE, x: Tensor, num_particles: int = 1) -> Terms:
+def closed_form(vae: VAE, x: Tensor, num_particles: int = 1, by_dimension: bool = False) -> Terms:
     """Return the form with the Kullback-Leibler divergence in closed form.
 
         (1/K) sum_k log p(x | z_k) - KL(q(z | x) || p(z))
@@ -89,6 +127,7 @@ def closed_form(vae: VAE, x: Tensor, num_particles: int = 1) -> Terms:
         vae: the three distributions.
         x: images (B, C, H, W).
         num_particles: K.
+        by_dimension: give the rate of each latent dimension too.
 
     Returns:
         distortion as in `monte_carlo`, and rate = KL(q, p), exact.
@@ -102,7 +141,8 @@ def closed_form(vae: VAE, x: Tensor, num_particles: int = 1) -> Terms:
     posterior = vae.posterior(x)
     z = posterior.rsample((num_particles,))
     log_p_x = vae.likelihood(z).log_prob(x)
-    return Terms(distortion=-log_p_x.mean(0), rate=kl_divergence(posterior, vae.prior()))
+    rates = rate_by_dimension(posterior, vae.prior()) if by_dimension else None
+    return Terms(distortion=-log_p_x.mean(0), rate=kl_divergence(posterior, vae.prior()), rates=rates)
 
 
 def three_parts(vae: VAE, x: Tensor, num_particles: int = 1) -> Parts:
@@ -130,3 +170,22 @@ def three_parts(vae: VAE, x: Tensor, num_particles: int = 1) -> Parts:
         posterior_entropy=posterior.entropy(),
         cross_entropy=-vae.prior().log_prob(z).mean(0),
     )
+
+
+def posterior_mean_loss(vae: VAE, x: Tensor) -> Tensor:
+    """Return the loss with z at the mean of q(z | x) in place of a draw from it: (B,) nats, and no bound.
+
+        -log p(x | E_q[z]) + KL(q(z | x) || p(z))
+
+    This is the test loss that document 002 prints, since its network returns the mean in eval mode. It leaves
+    out what the spread of q costs, and so comes out below the loss of every form above as a rule.
+
+    Args:
+        vae: the three distributions.
+        x: images (B, C, H, W).
+
+    Raises:
+        NotImplementedError: the pair (q, p) has no closed form in torch.distributions.
+    """
+    posterior = vae.posterior(x)
+    return -vae.likelihood(posterior.mean).log_prob(x) + kl_divergence(posterior, vae.prior())

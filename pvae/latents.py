@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
-__all__ = ["NormalPosterior", "StandardNormalPrior"]
+__all__ = ["DeltaPosterior", "FlatPrior", "NormalPosterior", "StandardNormalPrior"]
 
 
 class StandardNormalPrior(nn.Module):
@@ -30,24 +33,74 @@ class StandardNormalPrior(nn.Module):
         return dist.Normal(self.loc, self.scale).to_event(1)
 
 
+class FlatPrior(nn.Module):
+    """No prior at all: log p(z) = 0 everywhere, improper, so that no z can be drawn from it.
+
+    With a `DeltaPosterior` the rate is then 0 and the loss is the distortion: an autoencoder.
+
+    Args:
+        latent_dim: L.
+    """
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+
+    def forward(self) -> dist.ImproperUniform:
+        """Return the improper prior: batch shape (), event shape (L,)."""
+        return _Flat(constraints.real_vector, (), (self.latent_dim,))  # type: ignore[no-untyped-call]
+
+
+class _Flat(dist.ImproperUniform):
+    """Pyro's improper uniform, with its zeros on the device and of the dtype of z."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return value.new_zeros(value.shape[:-1])
+
+
 class NormalPosterior(nn.Module):
     """The approximate posterior q(z | x) = prod_l Normal(z_l; loc_l(x), scale_l(x)^2).
 
-    The encoder's output is read as (loc, log scale), so that scale = exp(output), as the Deep Bayes course
-    has it; the PyTorch example reads (loc, log variance) instead.
+    The encoder's output is read as (loc, log scale), so that scale = exp(output), as the Deep Bayes course has
+    it, or as (loc, log variance), so that scale = exp(output / 2), as the other source documents have it. The
+    two are the same family; only the step that a gradient takes on the scale differs.
 
     Args:
         encoder: a network from (B, C, H, W) to (B, 2 L).
+        log_variance: read the second half as log variance.
 
     Reference:
         Kingma and Welling, arXiv:1312.6114, equation 9.
     """
 
-    def __init__(self, encoder: nn.Module) -> None:
+    has_density: ClassVar[bool] = True
+
+    def __init__(self, encoder: nn.Module, log_variance: bool = False) -> None:
         super().__init__()
         self.encoder = encoder
+        self.log_variance = log_variance
 
     def forward(self, x: Tensor) -> dist.Independent:
         """Return q(z | x): batch shape (B,), event shape (L,)."""
         loc, log_scale = self.encoder(x).chunk(2, dim=-1)
+        if self.log_variance:
+            log_scale = 0.5 * log_scale
         return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+
+class DeltaPosterior(nn.Module):
+    """All of q(z | x) at one point, z = encoder(x): the deterministic code of an autoencoder.
+
+    Args:
+        encoder: a network from (B, C, H, W) to (B, L).
+    """
+
+    has_density: ClassVar[bool] = False
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> dist.Delta:
+        """Return the point mass: batch shape (B,), event shape (L,)."""
+        return dist.Delta(self.encoder(x), event_dim=1)

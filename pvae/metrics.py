@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from pvae.handwritten import Terms
+from pvae.vae import VAE
 
 __all__ = ["Metrics", "summarise"]
 
@@ -20,24 +21,28 @@ class Metrics:
     Args:
         epoch: how many passes were finished when it was measured.
         split: "train" (averaged during the pass, while the weights changed) or "test" (after it).
-        elbo: the bound; no beta enters it.
+        elbo: the bound, into which no beta enters; None where there is none: an autoencoder has no rate, and
+            a scale that is fitted to the batch no likelihood.
         elbo_stderr: its standard error over images and draws of z.
         distortion: -E_q log p(x | z).
         rate: KL(q, p), or its Monte Carlo estimate.
         loss: what was minimised: distortion + beta rate.
+        posterior_mean_loss: distortion at the mean of q(z | x) + KL(q, p), on a "test" row. No bound, and lower
+            than -elbo as a rule: the figure that document 002 prints.
         seconds: the time it took; on a "train" row the training alone.
         pseudo: the pixels were grey, so `elbo` is a pseudo-ELBO: no bound on log p(x).
     """
 
     epoch: int
     split: str
-    elbo: float
-    elbo_stderr: float
+    elbo: float | None
+    elbo_stderr: float | None
     distortion: float
     rate: float
     loss: float
     seconds: float
     pseudo: bool
+    posterior_mean_loss: float | None = None
 
     @property
     def bound(self) -> str:
@@ -46,19 +51,31 @@ class Metrics:
 
     def __str__(self) -> str:
         """Name split, bound and error in one phrase."""
+        if self.elbo is None:
+            return f"{self.split} distortion {self.distortion:.2f}"
         return f"{self.split} {self.bound} {self.elbo:.2f} +- {self.elbo_stderr:.2f}"
 
 
-def summarise(terms: Sequence[Terms], *, loss: float, epoch: int, split: str, seconds: float, pseudo: bool) -> Metrics:
+def summarise(
+    terms: Sequence[Terms],
+    *,
+    vae: VAE,
+    loss: float,
+    epoch: int,
+    split: str,
+    seconds: float,
+    posterior_mean_loss: float | None = None,
+) -> Metrics:
     """Average the terms of many batches into one row.
 
     Args:
         terms: distortion and rate of each batch, (B,) each; together at least two images.
+        vae: in the mode in which they were computed.
         loss: the mean loss of the same images.
         epoch: passes finished.
         split: "train" or "test".
         seconds: the time it took.
-        pseudo: whether the bound is a pseudo-ELBO.
+        posterior_mean_loss: of the same images, if it was computed.
     """
     distortion = torch.cat([batch.distortion for batch in terms]).double()
     rate = torch.cat([batch.rate for batch in terms]).double()
@@ -66,11 +83,12 @@ def summarise(terms: Sequence[Terms], *, loss: float, epoch: int, split: str, se
     return Metrics(
         epoch=epoch,
         split=split,
-        elbo=elbo.mean().item(),
-        elbo_stderr=elbo.std().item() / math.sqrt(len(elbo)),
+        elbo=elbo.mean().item() if vae.is_bounding else None,
+        elbo_stderr=elbo.std().item() / math.sqrt(len(elbo)) if vae.is_bounding else None,
         distortion=distortion.mean().item(),
         rate=rate.mean().item(),
         loss=loss,
         seconds=seconds,
-        pseudo=pseudo,
+        pseudo=vae.p_x.pseudo,
+        posterior_mean_loss=posterior_mean_loss,
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["mlp", "mlp_decoder", "mlp_encoder"]
+__all__ = ["conv_decoder", "conv_encoder", "mlp", "mlp_decoder", "mlp_encoder"]
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -28,19 +29,18 @@ def mlp(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def mlp_encoder(image_shape: Sequence[int], hidden: Sequence[int], latent_dim: int) -> nn.Sequential:
-    """Return a network from images to the two parameters of a diagonal Normal.
+def mlp_encoder(image_shape: Sequence[int], hidden: Sequence[int], num_outputs: int) -> nn.Sequential:
+    """Return a network from images to the parameters of a posterior.
 
     Args:
         image_shape: (C, H, W).
         hidden: widths of the hidden layers.
-        latent_dim: L.
+        num_outputs: P.
 
     Returns:
-        A module that maps (..., C, H, W) to (..., 2 L).
+        A module that maps (..., C, H, W) to (..., P).
     """
-    channels, height, width = image_shape
-    return nn.Sequential(nn.Flatten(-3), *mlp(channels * height * width, *hidden, 2 * latent_dim))
+    return nn.Sequential(nn.Flatten(-3), *mlp(math.prod(image_shape), *hidden, num_outputs))
 
 
 def mlp_decoder(latent_dim: int, hidden: Sequence[int], image_shape: Sequence[int]) -> nn.Sequential:
@@ -48,12 +48,78 @@ def mlp_decoder(latent_dim: int, hidden: Sequence[int], image_shape: Sequence[in
 
     Args:
         latent_dim: L.
-        hidden: widths of the hidden layers, in the order that z meets them.
+        hidden: widths of the encoder's hidden layers; here they come in reverse.
         image_shape: (C, H, W).
 
     Returns:
         A module that maps (..., L) to (..., C, H, W).
     """
-    channels, height, width = image_shape
-    layers = mlp(latent_dim, *hidden, channels * height * width)
-    return nn.Sequential(*layers, nn.Unflatten(-1, (channels, height, width)))
+    layers = mlp(latent_dim, *reversed(hidden), math.prod(image_shape))
+    return nn.Sequential(*layers, nn.Unflatten(-1, tuple(image_shape)))
+
+
+def conv_encoder(
+    image_shape: Sequence[int], channels: Sequence[int], num_outputs: int, batch_norm: bool = False
+) -> nn.Sequential:
+    """Return 3x3 convolutions of stride 2, each halving the image, and a linear layer.
+
+    Args:
+        image_shape: (C, H, W); each layer must find an even height and width.
+        channels: of the layers.
+        num_outputs: P.
+        batch_norm: after each convolution BatchNorm and a LeakyReLU of slope 0.3 (Keras's), in place of a ReLU.
+
+    Returns:
+        A module that maps (B, C, H, W) to (B, P).
+    """
+    layers: list[nn.Module] = []
+    for before, after in pairwise((image_shape[0], *channels)):
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), *_activation(batch_norm, nn.BatchNorm2d, after)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(math.prod(_bottom(image_shape, channels)), num_outputs))
+
+
+def conv_decoder(
+    latent_dim: int, channels: Sequence[int], image_shape: Sequence[int], batch_norm: bool = False
+) -> nn.Module:
+    """Return the mirror image of `conv_encoder`: a linear layer, transposed convolutions, a last 3x3 convolution.
+
+    Args:
+        latent_dim: L.
+        channels: of the encoder's layers; here they come in reverse.
+        image_shape: (C, H, W).
+        batch_norm: as in `conv_encoder`.
+
+    Returns:
+        A module that maps (..., L) to (..., C, H, W), whatever the leading dimensions are (particles, batch).
+    """
+    bottom = _bottom(image_shape, channels)
+    layers: list[nn.Module] = [nn.Linear(latent_dim, math.prod(bottom))]
+    if batch_norm:
+        layers += _activation(batch_norm, nn.BatchNorm1d, math.prod(bottom))
+    layers.append(nn.Unflatten(-1, bottom))
+    for before, after in pairwise((channels[-1], *reversed(channels))):
+        layers.append(nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=1))
+        layers += _activation(batch_norm, nn.BatchNorm2d, after)
+    return _OneBatch(nn.Sequential(*layers, nn.Conv2d(channels[0], image_shape[0], 3, padding=1)))
+
+
+class _OneBatch(nn.Module):
+    """Fold all leading dimensions of (..., L) into the one batch dimension that convolutions and BatchNorm take."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, z: Tensor) -> Tensor:
+        pixels: Tensor = self.network(z.reshape(-1, z.shape[-1]))
+        return pixels.reshape(*z.shape[:-1], *pixels.shape[1:])
+
+
+def _bottom(image_shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int, int]:
+    """Return the shape after the last convolution of the encoder."""
+    shrink = 2 ** len(channels)
+    return channels[-1], image_shape[1] // shrink, image_shape[2] // shrink
+
+
+def _activation(batch_norm: bool, norm: Callable[[int], nn.Module], width: int) -> list[nn.Module]:
+    return [norm(width), nn.LeakyReLU(0.3)] if batch_norm else [nn.ReLU()]

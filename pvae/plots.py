@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-__all__ = ["curves", "image_figure", "image_grid"]
+__all__ = ["add_title", "curves", "image_figure", "image_grid"]
 
 # Okabe and Ito's palette: told apart by readers with any kind of colour vision.
 _COLOURS = {"train": "#0072B2", "test": "#D55E00"}
@@ -38,16 +39,25 @@ def image_figure(images: NDArray[np.float32], num_columns: int, title: str, row_
     """Return a figure of images (N, C, H, W) in [0, 1], with a title and, if given, a label for each row."""
     grid = image_grid(images, num_columns)
     num_rows = -(-len(images) // num_columns)
-    figure = Figure(figsize=(0.75 * num_columns + 1.2, 0.75 * num_rows + 0.6), dpi=120, layout="constrained")
+    size = max(0.75 * num_columns + 1.2, 5.0), 0.75 * num_rows + 0.6
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    axes.imshow(grid.squeeze(-1) if grid.shape[-1] == 1 else grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    shown = grid if grid.shape[-1] == 3 else grid.mean(-1)  # neither grey nor colour: the mean over channels
+    axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     step = grid.shape[0] / num_rows
     axes.set_xticks([])
     axes.set_yticks([(row + 0.5) * step for row in range(len(row_labels))], row_labels)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.suptitle(title, fontsize=9)
+    add_title(figure, title)
     return figure
+
+
+def add_title(figure: Figure, title: str) -> None:
+    """Write a title above a figure, its lines wrapped to the figure's width and never read as mathematics."""
+    num_characters = int(figure.get_figwidth() * 12)
+    lines = [wrapped for line in title.splitlines() for wrapped in textwrap.wrap(line, num_characters)]
+    figure.suptitle("\n".join(lines), fontsize=9, parse_math=False)
 
 
 def curves(axes: Axes, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, unit: str) -> None:
@@ -65,6 +75,8 @@ def curves(axes: Axes, series: Mapping[str, tuple[Sequence[float], Sequence[floa
     axes.set_xlabel("epoch")
     axes.set_ylabel(unit)
     axes.set_title(title, fontsize=10)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    last = max((epoch for epochs, _ in series.values() for epoch in epochs), default=1)
+    axes.set_xlim(0.5, last + 0.5)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

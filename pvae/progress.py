@@ -25,7 +25,8 @@ class Bar:
 
     def __init__(self, title: str, total: int, quiet: bool) -> None:
         # None: tqdm draws only on a terminal.
-        self._bar = tqdm(total=total, desc=title, unit="step", leave=False, disable=quiet or None)
+        silent = quiet or sys.stderr is None or None
+        self._bar = tqdm(total=total, desc=title, unit="step", leave=False, disable=silent)
 
     def __enter__(self) -> Bar:
         return self
@@ -52,10 +53,14 @@ class Console:
         self.quiet = quiet
 
     def say(self, line: str) -> None:
-        """Print one line."""
-        if not self.quiet:
-            print(line)
-            sys.stdout.flush()
+        """Print one line; where no one reads any more (a closed pipe, a full device), the training goes on silently."""
+        if self.quiet or sys.stdout is None:
+            return
+        try:
+            print(line, flush=True)
+        except OSError:
+            self.quiet = True
+            sys.stdout = None  # nor may Python's own flush at the exit fail
 
     def start(self, run: Run, device: str, epoch: int) -> None:
         """Say what is trained on what, and where it is written."""

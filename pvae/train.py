@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
+import io
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pvae.config import BINARIZATIONS, DATASETS, Config
-from pvae.errors import InputError, TrainingError
-from pvae.systems import SYSTEMS, get_system
+from pvae.config import (
+    DATASETS,
+    LIKELIHOODS,
+    NETWORKS,
+    PIXELS,
+    POSTERIORS,
+    RATE_REDUCTIONS,
+    Config,
+)
+from pvae.errors import InputError, TrainingError, brief
+from pvae.systems import SYSTEMS, as_option, get_system, list_systems
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 if TYPE_CHECKING:
     from pvae.runs import Run
@@ -27,7 +43,8 @@ examples:
   python -m pvae.train --binarize dynamic --elbo trace --particles 5 --latent-dim 20 --hidden 400
       another VAE on binary pixels, where the figure printed is a true lower bound on log p(x)
 
-Figures are nats per image: elbo = -(distortion + rate), higher is better. The run folder holds config.json,
+Figures are nats per datum (an image): elbo = -(distortion + rate), higher is better, where the distortion is the
+mean of -log p(x|z) and the rate the KL divergence of q(z|x) from p(z). The run folder holds config.json,
 metrics.jsonl, checkpoint.pt, figures/ and TensorBoard events; pvae.load("RUN") gives the VAE in Python."""
 
 
@@ -45,7 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; `sys.argv` if left out.
     """
     try:
-        _train(vars(_parser().parse_args(argv)))
+        options = vars(_parser().parse_args(argv))
+        if options.pop("list_systems"):
+            print(list_systems())
+        else:
+            _train(options)
         return 0
     except (InputError, TrainingError) as error:
         print(f"pvae.train: {error}", file=sys.stderr)
@@ -59,20 +80,49 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(options: dict[str, Any]) -> None:
-    from pvae.fitting import fit, resume  # torch is slow to import: not before the arguments are read
+    with _ctrl_c_exits_at_once():
+        from pvae.fitting import fit, resume  # torch is slow to import: not before the arguments are read
 
     where = {name: options.pop(name) for name in ("data_dir", "offline", "device", "quiet")}
     path, out = options.pop("resume"), options.pop("out")
+    if path is None and "system" in options:
+        get_system(options["system"])  # a name of one's own comes from --config
+    options = {**_read_toml(options.pop("config")), **options}
     if path is None:
-        config = get_system(options.pop("system", "deep-bayes")).replace(**options)
+        config = _configured(options)
         run = fit(config, out=out, **{**where, "device": where["device"] or "auto"})
     else:
         _refuse_contradictions(path, out, options)
         run = resume(path, options.get("epochs"), **where)
-    if where["quiet"]:
-        print(run.path)
-    else:
-        _say_next(run)
+    if sys.stdout is not None:
+        _say_next(run, where["quiet"])
+
+
+def _configured(options: dict[str, Any]) -> Config:
+    """Return the published system that is named, with the options laid over it.
+
+    A name that is not published is a user's own system, laid over deep-bayes.
+    """
+    name = options.get("system", "deep-bayes")
+    return SYSTEMS[name].replace(**options) if name in SYSTEMS else Config().replace(**options)
+
+
+def _read_toml(path: Path | None) -> dict[str, Any]:
+    """Return the fields of a system that a TOML file gives."""
+    if path is None:
+        return {}
+    try:
+        with path.open("rb") as file:
+            options = tomllib.load(file)
+    except OSError as error:
+        raise InputError(f"--config {path} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise InputError(f"--config {path} is not TOML: {brief(error)}") from None
+    try:
+        Config().replace(**options)
+    except InputError as error:
+        raise InputError(f"--config {path}: {error}") from None
+    return options
 
 
 def _refuse_contradictions(path: Path, out: Path | None, options: dict[str, Any]) -> None:
@@ -85,14 +135,16 @@ def _refuse_contradictions(path: Path, out: Path | None, options: dict[str, Any]
     given = recorded.replace(**options)
     for name in options:
         if name != "epochs" and getattr(given, name) != getattr(recorded, name):
-            flag = "--" + name.replace("_", "-")
             raise InputError(
-                f"{flag} {options[name]} contradicts {path}/config.json, which says {getattr(recorded, name)}: "
-                f"leave {flag} out, or start a new run"
+                f"{as_option(name, getattr(given, name))} contradicts {path}/config.json, which says "
+                f"{as_option(name, getattr(recorded, name))}: leave it out, or start a new run"
             )
 
 
-def _say_next(run: Run) -> None:
+def _say_next(run: Run, quiet: bool) -> None:
+    if quiet:
+        print(run.path)
+        return
     folder = shlex.quote(str(run.path))
     print(f"done; the run lies in {folder}: config.json, metrics.jsonl, checkpoint.pt, figures/, TensorBoard events")
     print(f"next:  tensorboard --logdir {folder}")
@@ -107,7 +159,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    _add_system_options(parser.add_argument_group("what is trained (defaults: the Deep Bayes system)"))
+    parser.add_argument("--list-systems", action="store_true", help="list the published systems, and do nothing else")
+    _add_system_options(parser.add_argument_group("what is trained (defaults: those of the system; here deep-bayes)"))
     _add_training_options(parser.add_argument_group("how it is trained"))
     _add_run_options(parser.add_argument_group("where it runs and what it leaves"))
     return parser
@@ -116,15 +169,42 @@ def _parser() -> argparse.ArgumentParser:
 def _add_system_options(group: argparse._ArgumentGroup) -> None:
     add = functools.partial(group.add_argument, default=argparse.SUPPRESS)
     known = Config()
-    add("--system", metavar="NAME", help=f"published system to start from: {', '.join(SYSTEMS)}")
+    add(
+        "--system",
+        metavar="NAME",
+        help=f"published system to start from: {', '.join(SYSTEMS)}",
+    )
+    group.add_argument("--config", metavar="FILE", type=Path, help="a system of your own: the options below, as TOML")
     add("--dataset", metavar="NAME", help=f"{', '.join(DATASETS)} (default: {known.dataset}, the best MNIST to be had)")
     add(
         "--binarize",
         metavar="HOW",
-        help=f"{', '.join(BINARIZATIONS)} (default: {known.binarize}: pixels stay grey, the bound is a pseudo-ELBO)",
+        help="none: pixels stay grey, the bound is a pseudo-ELBO; threshold: at 0.5; static: each drawn once with its "
+        f"grey value as probability; dynamic: drawn anew at every visit (default: {known.binarize})",
     )
-    add("--hidden", metavar="H", type=int, nargs="+", help="widths of the encoder's hidden layers (default: 100 100)")
+    add("--pad", metavar="N", type=int, help="black pixels added on each side (default: 0)")
+    add("--pixels", metavar="RANGE", help=f"{' or '.join(PIXELS)}: [0, 1] or [-1, 1] (default: {known.pixels})")
+    add("--network", metavar="KIND", help=f"{', '.join(NETWORKS)} (default: {known.network})")
+    add(
+        "--hidden",
+        metavar="H",
+        type=int,
+        nargs="+",
+        help="widths of the encoder's hidden layers, or channels of its convolutions (default: 100 100)",
+    )
     add("--latent-dim", metavar="L", type=int, help=f"latent dimensions (default: {known.latent_dim})")
+    add(
+        "--posterior",
+        metavar="KIND",
+        help=f"{', '.join(POSTERIORS)}; delta makes an autoencoder (default: {known.posterior})",
+    )
+    add("--likelihood", metavar="KIND", help=f"{', '.join(LIKELIHOODS)} (default: {known.likelihood})")
+    add(
+        "--scale",
+        metavar="S",
+        type=float,
+        help="of a normal or logistic likelihood (default: 1)",
+    )
 
 
 def _add_training_options(group: argparse._ArgumentGroup) -> None:
@@ -138,6 +218,13 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
     )
     add("--particles", metavar="K", type=int, help=f"samples of z per image in the bound (default: {known.particles})")
     add("--beta", metavar="B", type=float, help=f"weight of the rate in the loss (default: {known.beta})")
+    add(
+        "--rate-reduction",
+        metavar="HOW",
+        help=f"{' or '.join(RATE_REDUCTIONS)} over latent dimensions, in the loss (default: {known.rate_reduction})",
+    )
+    add("--warm-up", metavar="N", type=int, help="epochs over which the rate's weight rises from 0 (default: 0)")
+    add("--free-bits", metavar="NATS", type=float, help="rate per latent dimension that costs nothing (default: 0)")
     add("--epochs", metavar="N", type=int, help=f"passes over the training images (default: {known.epochs})")
     add("--batch-size", metavar="B", type=int, help=f"images per step (default: {known.batch_size})")
     add("--lr", metavar="RATE", type=float, help=f"Adam's learning rate (default: {known.lr})")
@@ -150,18 +237,42 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
     add("--offline", action="store_true", help="do not download anything")
     add("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto; on --resume, as before)")
     add("--out", metavar="DIR", type=Path, help="run folder, new or empty (default: runs/<time>-<system>-<elbo>)")
-    add("--resume", metavar="RUN", type=Path, help="go on with a run, to --epochs; its own options hold")
+    add("--resume", metavar="RUN", type=Path, help="go on with a run up to --epochs; its other options hold")
     add("--quiet", action="store_true", help="print the run folder and no progress")
+
+
+@contextlib.contextmanager
+def _ctrl_c_exits_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process on the spot while modules load: an exception in the middle of that breaks them."""
+
+    def exit_at_once(*_: object) -> None:
+        print("pvae.train: interrupted before the training began", file=sys.stderr)
+        os._exit(130)
+
+    try:
+        before = signal.signal(signal.SIGINT, exit_at_once)
+    except ValueError:  # not in the main thread, where no signal arrives
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _leave(status: int) -> NoReturn:
     """Exit; after Ctrl-C at once, since torch's own clearing up takes about a second and all is on disk."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and done
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
     if status == 130:
         os._exit(status)
     sys.exit(status)
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end a training
+            stream.reconfigure(errors="backslashreplace")
     _leave(main())

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from pvae.building import build_vae
 from pvae.config import Config
-from pvae.data import Dataset, batches, binarized, to_pixels
+from pvae.data import Dataset, batches, binarized, padded, to_pixels
 from pvae.elbos import build_elbo
 from pvae.errors import InputError, TrainingError
+from pvae.handwritten import posterior_mean_loss
 from pvae.latentspace import reconstruct, sample
 from pvae.metrics import Metrics, summarise
 from pvae.optimizers import SingleOptimizer
@@ -56,10 +57,11 @@ class Training:
             )
         self.config = config
         self.device = device
-        self.train_images = binarized(data.train, config.binarize, "train").to(device)
-        self.test_images = binarized(data.test, config.binarize, "test").to(device)
+        self.train_images = padded(binarized(data.train, config.binarize, "train"), config.pad).to(device)
+        self.test_images = padded(binarized(data.test, config.binarize, "test"), config.pad).to(device)
+        self.symmetric = config.pixels == "symmetric"
         self.vae = build_vae(config, data.image_shape).to(device)
-        self.elbo = build_elbo(config.elbo, config.particles, config.beta)
+        self.elbo = build_elbo(config.elbo, config.particles, free_bits=config.free_bits)
         self.optimizer = torch.optim.Adam(self.vae.parameters(), lr=config.lr, fused=True)
         self.svi = SVI(self.vae.model, self.vae.guide, SingleOptimizer(self.optimizer), loss=self.elbo)
         self.epoch = 0
@@ -74,7 +76,7 @@ class Training:
         """
         self.vae.eval()
         with seeded(self.config.seed, self.device), self._finite("the loss"):
-            self._checked(self.svi.evaluate_loss(to_pixels(self.test_images[:2])))
+            self._checked(self.svi.evaluate_loss(to_pixels(self.test_images[:2], self.symmetric)))
 
     def train_epoch(self, quiet: bool = True) -> Metrics:
         """Pass once over the training images.
@@ -86,26 +88,40 @@ class Training:
             TrainingError: a loss was no finite number.
         """
         self.vae.train()
+        config = self.config
         started = time.perf_counter()
         terms, total, seen = [], 0.0, 0
-        num_steps = math.ceil(len(self.train_images) / self.config.batch_size)
-        dynamic = self.config.binarize == "dynamic"
-        with self._finite("the loss"), Bar(f"epoch {self.epoch + 1}/{self.config.epochs}", num_steps, quiet) as bar:
-            for x in batches(self.train_images, self.config.batch_size, shuffle=True, dynamic=dynamic):
+        dynamic = config.binarize == "dynamic"
+        visits = batches(self.train_images, config.batch_size, shuffle=True, dynamic=dynamic, symmetric=self.symmetric)
+        with self._finite("the loss"), Bar(f"epoch {self.epoch + 1}/{config.epochs}", self.num_steps, quiet) as bar:
+            for x in visits:
+                self.elbo.beta = self.rate_weight()
                 self.step += 1
                 total += self._checked(self.svi.step(x)) * len(x)
                 seen += len(x)
                 terms.append(self.elbo.terms)
                 bar.step(total / seen)
         self.epoch += 1
-        return summarise(
-            terms,
-            loss=total / seen,
-            epoch=self.epoch,
-            split="train",
-            seconds=time.perf_counter() - started,
-            pseudo=self.vae.p_x.pseudo,
-        )
+        seconds = time.perf_counter() - started
+        return summarise(terms, vae=self.vae, loss=total / seen, epoch=self.epoch, split="train", seconds=seconds)
+
+    @property
+    def num_steps(self) -> int:
+        """The number of steps in an epoch."""
+        return math.ceil(len(self.train_images) / self.config.batch_size)
+
+    def rate_weight(self) -> float:
+        """Return what the rate is weighed with in the loss of the next step.
+
+            beta min(1, step / steps of the warm-up),   over L where the rate is a mean over latent dimensions
+
+        The first step of a warm-up has a weight of exactly 0.
+        """
+        weight = self.config.beta
+        if self.config.rate_reduction == "mean":
+            weight /= self.config.latent_dim
+        warm_up = self.config.warm_up * self.num_steps
+        return weight * min(1.0, self.step / warm_up) if warm_up else weight
 
     def test(self) -> Metrics:
         """Measure the bound on the test images, with the same draws of noise at every epoch.
@@ -115,27 +131,36 @@ class Training:
         """
         self.vae.eval()
         started = time.perf_counter()
-        terms, total = [], 0.0
+        self.elbo.beta = self.rate_weight()
+        terms, total, at_mean = [], 0.0, 0.0
         batch_size = max(1, _TEST_BATCH // self.config.particles)
         with seeded(self.config.seed, self.device), self._finite("the test loss"):
-            for x in batches(self.test_images, batch_size):
+            for x in batches(self.test_images, batch_size, symmetric=self.symmetric):
                 total += self._checked(self.svi.evaluate_loss(x)) * len(x)
                 terms.append(self.elbo.terms)
+                at_mean += self._posterior_mean_loss(x)
         return summarise(
             terms,
+            vae=self.vae,
             loss=total / len(self.test_images),
             epoch=self.epoch,
             split="test",
             seconds=time.perf_counter() - started,
-            pseudo=self.vae.p_x.pseudo,
+            posterior_mean_loss=None if math.isnan(at_mean) else at_mean / len(self.test_images),
         )
 
     def pictures(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return 8 test images, their reconstructions and 64 images of the prior; the same draws every time."""
+        """Return 8 test images, their reconstructions and 64 images of the prior, in [0, 1]; the same draws every time.
+
+        An autoencoder has no prior to draw from, and so none of the 64.
+        """
         self.vae.eval()
-        images = to_pixels(self.test_images[:8])
+        images = to_pixels(self.test_images[:8], self.symmetric)
         with seeded(self.config.seed, self.device):
-            return images.cpu(), reconstruct(self.vae, images).cpu(), sample(self.vae, 64).cpu()
+            samples = sample(self.vae, 64) if self.vae.q_z.has_density else images[:0]
+            shown = [images, reconstruct(self.vae, images), samples]
+        images, reconstructions, samples = ((0.5 * (part + 1) if self.symmetric else part).cpu() for part in shown)
+        return images, reconstructions, samples
 
     def checkpoint(self) -> Checkpoint:
         """Return everything that the rest of the training depends on."""
@@ -153,6 +178,14 @@ class Training:
         self.vae.load_state_dict(checkpoint["vae"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         restore_rng_state(checkpoint["rng"], self.device)
+
+    def _posterior_mean_loss(self, x: Tensor) -> float:
+        """Return the sum over a batch, or NaN where q and p have no closed-form KL."""
+        try:
+            with torch.no_grad():
+                return posterior_mean_loss(self.vae, x).sum().item()
+        except NotImplementedError:
+            return math.nan
 
     def _checked(self, loss: float) -> float:
         if not math.isfinite(loss):
@@ -180,4 +213,6 @@ class Training:
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
                 raise
-            raise TrainingError(f"out of memory at step {self.step}: give a smaller --batch-size") from error
+            raise TrainingError(
+                f"out of memory at step {self.step}: give a smaller --batch-size or fewer --particles"
+            ) from error

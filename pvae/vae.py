@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pyro
-from pyro.distributions import Independent
+from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
-from pvae.latents import NormalPosterior, StandardNormalPrior
-from pvae.likelihoods import BernoulliLikelihood
+from pvae.latents import DeltaPosterior, FlatPrior, NormalPosterior, StandardNormalPrior
+from pvae.likelihoods import Likelihood
 
 __all__ = ["VAE"]
 
@@ -27,17 +27,19 @@ class VAE(nn.Module):
         Kingma and Welling, arXiv:1312.6114, section 2.
     """
 
-    def __init__(self, p_z: StandardNormalPrior, q_z: NormalPosterior, p_x: BernoulliLikelihood) -> None:
+    def __init__(
+        self, p_z: StandardNormalPrior | FlatPrior, q_z: NormalPosterior | DeltaPosterior, p_x: Likelihood
+    ) -> None:
         super().__init__()
         self.p_z = p_z
         self.q_z = q_z
         self.p_x = p_x
 
-    def prior(self) -> Independent:
+    def prior(self) -> TorchDistribution:
         """Return p(z): batch shape (), event shape (L,)."""
         return self.p_z()
 
-    def posterior(self, x: Tensor) -> Independent:
+    def posterior(self, x: Tensor) -> TorchDistribution:
         """Return q(z | x) for images x (B, C, H, W): batch shape (B,), event shape (L,).
 
         Raises:
@@ -45,9 +47,14 @@ class VAE(nn.Module):
         """
         return self.q_z(self.p_x.check(x))
 
-    def likelihood(self, z: Tensor) -> Independent:
+    def likelihood(self, z: Tensor) -> TorchDistribution:
         """Return p(x | z) for latents z (..., L): batch shape z.shape[:-1], event shape (C, H, W)."""
         return self.p_x(z)
+
+    @property
+    def is_bounding(self) -> bool:
+        """Whether its ELBO is a bound on a log-likelihood: not that of an autoencoder, whose posterior is a point."""
+        return self.q_z.has_density and self.p_x.is_bounding
 
     def model(self, x: Tensor) -> None:
         """Pyro's generative function over images x (B, C, H, W): sites "z" and "x"."""

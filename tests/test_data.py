@@ -75,6 +75,11 @@ def test_auto_falls_back_and_says_so(tiny_mnist, digits):
     assert "\n" not in found.note
 
 
+def test_other_data_than_a_named_folder_holds_are_not_taken(tiny_mnist, tmp_path):
+    with pytest.raises(InputError, match="--data-dir"):
+        load_dataset("auto", tmp_path, offline=True)
+
+
 @pytest.mark.parametrize("damage", ["cut", "longer", "one bit", "text", "labels", "missing"])
 @pytest.mark.parametrize("name", ["auto", "mnist"])
 def test_a_damaged_file_is_named(tiny_mnist, tmp_path, damage, name):
@@ -204,8 +209,10 @@ def test_batches_visit_every_image_once(few_digits):
 def test_what_is_no_data_set_is_refused():
     images = torch.zeros(4, 1, 3, 3, dtype=torch.uint8)
     for train, test in [(images.float(), images), (images[:1], images), (images[0], images), (images, images[..., :2])]:
-        with pytest.raises(InputError, match="mine"):
+        with pytest.raises(InputError, match=r"mine: (train must be|training and test images differ)"):
             Dataset("mine", train, test)
+    with pytest.raises(InputError, match="not a ndarray"):
+        Dataset("mine", images.numpy(), images)
 
 
 def test_the_checksum_knows_shapes_and_splits(few_digits):

@@ -160,6 +160,7 @@ def test_run_folder_holds_what_it_promises(tmp_path, few_digits, small_config):
     assert [(row["epoch"], row["split"]) for row in rows] == [(1, "train"), (1, "test"), (2, "train"), (2, "test")]
     assert set(rows[0]) == {
         "epoch", "split", "elbo", "elbo_stderr", "distortion", "rate", "loss", "seconds", "pseudo",
+        "posterior_mean_loss",
     }  # fmt: skip
     assert sorted(p.name for p in (run.path / "figures").iterdir()) == [
         "losses.png", "reconstructions.png", "samples.png",
@@ -327,6 +328,26 @@ def test_wrong_types_from_python_are_refused(tmp_path, few_digits, small_config)
     with pytest.raises(InputError, match="unknown option 'epoch'"):
         small_config.replace(epoch=3)
     assert small_config.replace(seed=np.int64(3), lr=np.float32(0.5)) == small_config.replace(seed=3, lr=0.5)
+
+
+def test_what_is_no_data_set_or_path_is_refused(tmp_path, few_digits, small_config):
+    for wrong in ({"data": few_digits.train}, {"out": 5}, {"data_dir": b"x"}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            fit(small_config, **{"data": few_digits, "out": tmp_path / "run", **wrong})
+    for wrong in (5, None, b"x"):
+        with pytest.raises((InputError, TypeError)):
+            resume(wrong)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_figures_of_any_images(tmp_path, small_config, channels, recwarn):
+    """Two test images, any number of channels, a name that reads like mathematics."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (60, channels, 4, 9), generator=generator, dtype=torch.uint8)
+    data = Dataset(r"costs $\frac and $5 " + 30 * "and much more ", images, images[:2])
+    run = fit(small_config.replace(epochs=1), data=data, out=tmp_path / "run")
+    assert len(list((run.path / "figures").iterdir())) == 3
 
 
 def test_what_cannot_be_trained_leaves_no_folder(tmp_path, few_digits, small_config, monkeypatch):

@@ -17,9 +17,10 @@ PACKAGE = Path(pvae.__file__).parent
 # From the ground up; a module may import from floors below its own only.
 FLOORS = [
     {"errors"},
-    {"config", "latents", "likelihoods", "networks", "optimizers", "plots", "provenance", "records", "rng"},
-    {"data", "systems", "vae"},
-    {"building", "handwritten", "latentspace", "sources"},
+    {"config", "latents", "networks", "optimizers", "plots", "provenance", "records", "rng", "discretized"},
+    {"data", "likelihoods", "systems"},
+    {"sources", "vae"},
+    {"building", "handwritten", "latentspace"},
     {"elbos", "metrics"},
     {"events", "runs"},
     {"figures", "progress"},

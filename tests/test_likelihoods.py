@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 
+import pytest
 import torch
 
 from pvae.building import build_vae
-from pvae.config import Config
+from pvae.config import ELBOS, LIKELIHOODS, Config
+from pvae.discretized import DiscretizedLogistic
+from pvae.fitting import fit
 from pvae.likelihoods import PseudoBernoulli
 
 
@@ -24,6 +28,150 @@ def test_bernoulli_sums_to_one():
     assert likelihood.batch_shape == ()
     total = likelihood.log_prob(binary_images(torch.Size((3, 4)))).exp().sum()
     assert torch.allclose(total, torch.ones((), dtype=torch.float64), rtol=1e-12)
+
+
+LEVELS = torch.arange(256, dtype=torch.float64) / 255
+
+
+def one_pixel(name, **options):
+    """A likelihood of one pixel whose decoder gives z itself, in float64 and eval mode."""
+    config = Config(likelihood=name, scale=options.pop("scale", 0.2), **options)
+    likelihood = build_vae(config, (1, 1, 1)).double().eval().p_x
+    likelihood.decoder = torch.nn.Unflatten(-1, (1, 1, 1))
+    return likelihood
+
+
+@pytest.mark.parametrize("logit", [-6.0, -1.0, 0.0, 0.01, 3.0])
+def test_continuous_bernoulli_integrates_to_one(logit):
+    grid = torch.linspace(0, 1, 200_001, dtype=torch.float64)
+    density = one_pixel("continuous-bernoulli")(torch.tensor([logit], dtype=torch.float64))
+    integral = torch.trapezoid(density.log_prob(grid.view(-1, 1, 1, 1)).exp(), grid)
+    assert integral.item() == pytest.approx(1, rel=1e-6)
+
+
+@pytest.mark.parametrize("pixels", ["unit", "symmetric"])
+@pytest.mark.parametrize("name", ["normal", "normal-learned", "normal-optimal"])
+def test_normals_integrate_to_one(name, pixels):
+    grid = torch.linspace(-9, 9, 200_001, dtype=torch.float64)
+    likelihood = one_pixel(name, pixels=pixels)
+    density = likelihood(torch.tensor([0.7], dtype=torch.float64))
+    assert torch.trapezoid(density.log_prob(grid.view(-1, 1, 1, 1)).exp(), grid).item() == pytest.approx(1, rel=1e-9)
+    loc = torch.tensor(0.7, dtype=torch.float64)
+    assert density.mean.item() == pytest.approx((loc.tanh() if pixels == "symmetric" else loc.sigmoid()).item())
+    assert density.stddev.item() == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.01, 0.1, 3.0])
+@pytest.mark.parametrize("logit", [-9.0, -0.3, 0.0, 2.0, 9.0])
+def test_discretized_logistic_sums_to_one(logit, scale):
+    distribution = one_pixel("discretized-logistic", scale=scale)(torch.tensor([logit], dtype=torch.float64))
+    probability = distribution.log_prob(LEVELS.view(-1, 1, 1, 1)).exp()
+    assert probability.sum().item() == pytest.approx(1, rel=1e-10)
+    assert distribution.mean.item() == pytest.approx((probability * LEVELS).sum().item(), rel=1e-10)
+
+
+def test_discretized_logistic_equals_its_definition():
+    """As a difference of two sigmoids, where that loses no digits; and finite where it would lose them all."""
+    loc, scale = torch.tensor(0.4, dtype=torch.float64), torch.tensor(0.05, dtype=torch.float64)
+    upper, lower = (torch.sigmoid((LEVELS + half - loc) / scale) for half in (1 / 510, -1 / 510))
+    upper[-1], lower[0] = 1, 0
+    distribution = DiscretizedLogistic(loc, scale)
+    assert torch.allclose(distribution.log_prob(LEVELS).exp(), upper - lower, rtol=1e-9)
+    far = DiscretizedLogistic(torch.tensor(0.0), torch.tensor(1e-3)).log_prob(torch.tensor(1.0))
+    assert far.item() == pytest.approx(-(1 - 1 / 510) / 1e-3, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "pixels"),
+    [
+        ("bernoulli", {"binarize": "static"}, (0.0, 1.0)),
+        ("continuous-bernoulli", {}, None),
+        ("normal", {}, None),
+        ("discretized-logistic", {}, None),
+    ],
+)
+def test_samples_match_the_density(name, options, pixels):
+    """The mean of log p(x) and of x over draws, against sums or integrals, at 4.3 standard errors."""
+    distribution = one_pixel(name, **options)(torch.tensor([0.8], dtype=torch.float64))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        x = distribution.sample((2_000_000,))
+    if name == "discretized-logistic":
+        grid, weight = LEVELS, torch.ones_like(LEVELS)
+    elif pixels:
+        grid = torch.tensor(pixels, dtype=torch.float64)
+        weight = torch.ones_like(grid)
+    else:
+        grid = torch.linspace(-2 if name == "normal" else 0, 3 if name == "normal" else 1, 400_001, dtype=torch.float64)
+        weight = torch.full_like(grid, (grid[1] - grid[0]).item())
+        weight[[0, -1]] /= 2
+    log_prob = distribution.log_prob(grid.view(-1, 1, 1, 1))
+    for value_of in (lambda x: x.flatten(), lambda x: distribution.log_prob(x)):
+        values = value_of(x)
+        exact = (weight * log_prob.exp() * value_of(grid.view(-1, 1, 1, 1))).sum()
+        error = values.std() / len(values) ** 0.5
+        assert 4.3 * error < 0.02 * max(abs(exact), 0.1), "this sample could not have seen an error of 2 %"
+        assert abs(values.mean() - exact) < 4.3 * error + 1e-4 * abs(exact)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "good", "bad"),
+    [
+        ("bernoulli", {"binarize": "static"}, [0.0, 1.0], [0.5, -1.0, 2.0, math.nan]),
+        ("bernoulli", {}, [0.0, 0.3, 1.0], [-0.1, 1.1, math.nan]),
+        ("continuous-bernoulli", {}, [0.0, 0.3, 1.0], [-0.1, 1.1, math.nan]),
+        ("normal", {}, [0.0, 0.3, 1.0], [-0.1, 1.1, math.nan]),
+        ("normal", {"pixels": "symmetric"}, [-1.0, 0.3, 1.0], [-1.1, 1.1, math.nan]),
+        ("discretized-logistic", {}, [0.0, 3 / 255, 1.0], [0.5, -1 / 255, 256 / 255, math.nan]),
+    ],
+)
+def test_each_likelihood_refuses_what_is_outside_its_domain(name, options, good, bad):
+    likelihood = one_pixel(name, **options)
+    for value in good:
+        likelihood.check(torch.full((2, 1, 1, 1), value))
+    for value in bad:
+        with pytest.raises(ValueError, match="domain"):
+            likelihood.check(torch.tensor([good[0], value]).view(2, 1, 1, 1))
+
+
+def test_optimal_scale_is_optimal():
+    """In training: the maximum over scale of the batch's likelihood, value and gradient; in eval mode: its average."""
+    likelihood = one_pixel("normal-optimal")
+    likelihood.train()
+    z = torch.randn(50, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x = torch.rand(50, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    value = likelihood(z).log_prob(x).sum()
+    loc = z.sigmoid().view(50, 1, 1, 1)
+    scales = torch.linspace(0.05, 2, 4000, dtype=torch.float64)
+    of_scale = torch.stack([torch.distributions.Normal(loc, s).log_prob(x).sum() for s in scales])
+    assert value.item() == pytest.approx(of_scale.max().item(), rel=1e-6)
+    assert value >= of_scale.max()
+    through = torch.distributions.Normal(loc, (x - loc).square().mean().sqrt()).log_prob(x).sum()
+    ours, theirs = (torch.autograd.grad(v, z, retain_graph=True)[0] for v in (value, through))
+    assert torch.allclose(ours, theirs, rtol=1e-9)
+    assert not likelihood.is_bounding
+    best = (x - loc).square().mean().sqrt().item()
+    assert likelihood.running_scale.item() == pytest.approx(0.2 + 0.1 * (best - 0.2))
+    assert likelihood.eval().is_bounding
+    assert likelihood(z).stddev.flatten()[0].item() == pytest.approx(likelihood.running_scale.item())
+
+
+def test_learned_scale_is_a_parameter():
+    likelihood = one_pixel("normal-learned", scale=0.5)
+    value = likelihood(torch.zeros(1, 1, dtype=torch.float64)).log_prob(torch.zeros(1, 1, 1, 1, dtype=torch.float64))
+    (gradient,) = torch.autograd.grad(value.sum(), likelihood.log_scale)
+    assert gradient.item() == pytest.approx(0.5**2 / 0.5**2 - 1, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("elbo", ELBOS)
+def test_every_likelihood_trains(tmp_path, few_digits, small_config, name, elbo):
+    config = small_config.replace(likelihood=name, scale=0.3, elbo=elbo, particles=2)
+    run = fit(config, data=few_digits, out=tmp_path / "run")
+    first, last = [row for row in run.metrics() if row.split == "test"]
+    assert last.elbo > first.elbo
+    assert (run.metrics()[0].elbo is None) == (name == "normal-optimal")
+    assert last.pseudo == (name == "bernoulli")
 
 
 def test_pseudo_bernoulli_is_the_bernoulli_on_binary_pixels(small_vae, small_images):

@@ -115,7 +115,7 @@ def test_resume_with_options_that_contradict(few, few_digits, monkeypatch, capsy
     assert main([*SMALL, "--out", "run"]) == 0
     capsys.readouterr()
     for arguments, says in [
-        (["--lr", "0.1"], "--lr 0.1 contradicts run/config.json, which says 0.001"),
+        (["--lr", "0.1"], "--lr 0.1 contradicts run/config.json, which says --lr 0.001"),
         (["--elbo", "analytic"], "--elbo analytic contradicts"),
         (["--hidden", "9"], "--hidden"),
         (["--out", "other"], "leave --out out"),
@@ -175,6 +175,23 @@ def test_the_printed_command_resumes(tmp_path, capsys, monkeypatch, tiny_mnist, 
 def test_binary_pixels_are_not_called_pseudo(few, capsys, tmp_path):
     assert main([*SMALL, "--binarize", "static", "--out", "run"]) == 0
     assert "pseudo" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shell", ["{} | head -n 1", "{} >&-", "{} > /dev/full", "{} 2>&-"])
+def test_a_training_survives_that_no_one_reads(tmp_path, shell):
+    """A closed pipe, no standard output, a full device: the training ends as if it were read."""
+    options = "--dataset mnist-5k --epochs 1 --batch-size 1000 --out run"
+    command = shell.format(f"{sys.executable} -m pvae.train {options}")
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "run" / "figures" / "losses.png").exists()
+
+
+def test_more_particles_than_memory(few, capsys, tmp_path):
+    line = refuse(capsys, tmp_path, *SMALL, "--particles", "1000000000000")
+    assert "out of memory" in line
+    assert "--particles" in line
 
 
 def test_quiet_prints_the_folder(few, capsys, tmp_path):

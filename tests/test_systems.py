@@ -1,0 +1,313 @@
+"""The published systems: each loss, written as its document prints it, is an ELBO; each trains."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import binary_cross_entropy, mse_loss
+
+import pvae
+from pvae import handwritten
+from pvae.building import build_vae
+from pvae.config import Config
+from pvae.data import Dataset
+from pvae.elbos import build_elbo
+from pvae.errors import InputError
+from pvae.fitting import fit
+from pvae.systems import SYSTEMS, get_system
+from pvae.training import Training
+
+
+def small(name, image_shape):
+    """The system's own distributions around small networks, in float64."""
+    config = get_system(name)
+    config = config.replace(hidden=(3,) * (len(config.hidden) if config.network != "mlp" else 1))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return config, build_vae(config, image_shape).double()
+
+
+def parameters_of(vae, x):
+    loc, log_variance = vae.q_z.encoder(x).chunk(2, dim=1)
+    noise = torch.randn(loc.shape, dtype=loc.dtype)
+    return loc, log_variance, loc + (0.5 * log_variance).exp() * noise
+
+
+def kl(loc, log_variance):
+    return -0.5 * (1 + log_variance - loc**2 - log_variance.exp())
+
+
+def loss_and_gradients(vae, loss_of):
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        loss = loss_of()
+    return loss, torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(vae.parameters()))])
+
+
+def elbo_loss(config, vae, x):
+    """The system's loss as it is trained: `handwritten.closed_form`, weighed as `Training` does."""
+    weight = config.beta / (config.latent_dim if config.rate_reduction == "mean" else 1)
+    return handwritten.closed_form(vae, x).loss(weight)
+
+
+def assert_is_an_elbo(vae, printed, elbo, factor, constant):
+    """printed = factor (elbo's loss + constant), in value and in every gradient."""
+    value, gradients = loss_and_gradients(vae, printed)
+    elbo_value, elbo_gradients = loss_and_gradients(vae, elbo)
+    assert value.item() == pytest.approx(factor * (elbo_value.item() + constant), rel=1e-10)
+    assert (gradients - factor * elbo_gradients).norm() < 1e-10 * gradients.norm()
+
+
+def is_refused(*arguments):
+    with pytest.raises(AssertionError):
+        assert_is_an_elbo(*arguments)
+    return True
+
+
+@pytest.mark.parametrize("off", [1.0, 1.01])
+def test_001_is_an_elbo_of_a_normal(off):
+    """mean over D of (x - y)^2 + w KL is w times the loss of Normal(y, w D / 2), up to its normalising constant.
+
+    (x - y)^2 summed and divided by D is 2 scale^2 / D times the Normal's; with scale^2 = w D / 2 that is w.
+    The document takes the mean over the pixels; were it a sum, scale^2 would be w / 2.
+    """
+    config, vae = small("conv-2d", (1, 28, 28))
+    weight, dim = 1e-3 * off, 784
+    assert config.scale**2 == pytest.approx(1e-3 * dim / 2)
+    x = torch.rand(6, 1, 28, 28, dtype=torch.float64) * 2 - 1
+
+    def printed():
+        loc, log_variance, z = parameters_of(vae, x)
+        y = vae.p_x.decoder(z).tanh()
+        return mse_loss(y, x) + weight * kl(loc, log_variance).sum(dim=1).mean()
+
+    constant = -0.5 * dim * math.log(2 * math.pi * config.scale**2)
+    arguments = vae, printed, lambda: elbo_loss(config, vae, x), 1e-3, constant
+    assert_is_an_elbo(*arguments) if off == 1 else is_refused(*arguments)
+
+
+@pytest.mark.parametrize("off", [1.0, 1.01])
+def test_003_2_is_an_elbo_with_a_beta(off):
+    """500 mean over D of the cross-entropy + mean over L of the KL is 500 / D times the loss of beta = D / 500 / L."""
+    config, vae = small("fashion-vae", (1, 28, 28))
+    weight, dim = 500 * off, 1024
+    assert config.beta == pytest.approx(dim / 500)
+    assert config.rate_reduction == "mean"
+    x = torch.nn.functional.pad(torch.rand(6, 1, 28, 28, dtype=torch.float64), (2,) * 4)
+
+    def printed():
+        loc, log_variance, z = parameters_of(vae, x)
+        y = vae.p_x.decoder(z).sigmoid()
+        return weight * binary_cross_entropy(y, x) + kl(loc, log_variance).mean(dim=1).mean()
+
+    arguments = vae, printed, lambda: elbo_loss(config, vae, x), 500 / dim, 0
+    assert_is_an_elbo(*arguments) if off == 1 else is_refused(*arguments)
+
+
+@pytest.mark.parametrize("name", ["pytorch-example", "mlp-2d"])
+@pytest.mark.parametrize("off", [1.0, 1.01])
+def test_000_and_002_are_pseudo_elbos(name, off):
+    config, vae = small(name, (1, 28, 28))
+    x = torch.rand(6, 1, 28, 28, dtype=torch.float64)
+
+    def printed():
+        loc, log_variance, z = parameters_of(vae, x)
+        y = vae.p_x.decoder(z).sigmoid()
+        return (binary_cross_entropy(y, x, reduction="sum") + off * kl(loc, log_variance).sum()) / len(x)
+
+    arguments = vae, printed, lambda: elbo_loss(config, vae, x), 1, 0
+    assert_is_an_elbo(*arguments) if off == 1 else is_refused(*arguments)
+
+
+@pytest.mark.parametrize("off", [1.0, 1.01])
+@pytest.mark.parametrize(("name", "factor"), [("fashion-ae", 1 / 1024), ("conv-2d-ae", 2 * 0.392 / 784)])
+def test_autoencoders_are_the_distortion_alone(name, factor, off):
+    """A Delta posterior and a flat prior: the rate is exactly 0, and the loss is the printed one."""
+    config, vae = small(name, (1, 28, 28))
+    x = torch.rand(6, 1, 28, 28, dtype=torch.float64)
+    x = torch.nn.functional.pad(x, (config.pad,) * 4)
+    if config.pixels == "symmetric":
+        x = 2 * x - 1
+
+    def printed():
+        output = vae.p_x.decoder(vae.q_z.encoder(x))
+        loss = mse_loss(output.tanh(), x) if name == "conv-2d-ae" else binary_cross_entropy(output.sigmoid(), x)
+        return off * loss
+
+    constant = -0.5 * 784 * math.log(2 * math.pi * config.scale**2) if name == "conv-2d-ae" else 0
+    terms = handwritten.monte_carlo(vae, x)
+    assert torch.equal(terms.rate, torch.zeros_like(terms.rate))
+    for elbo in (build_elbo("trace"), build_elbo("handwritten"), build_elbo("analytic")):
+        arguments = vae, printed, lambda e=elbo: e.differentiable_loss(vae.model, vae.guide, x), factor, constant
+        assert_is_an_elbo(*arguments) if off == 1 else is_refused(*arguments)
+        pvae_store_cleared()
+
+
+def pvae_store_cleared():
+    import pyro
+
+    pyro.clear_param_store()
+
+
+def test_002_prints_no_elbo(small_vae, small_images):
+    """Its test loss has z at the posterior mean; it comes out on the good side of the bound."""
+    vae, x = small_vae(), small_images(10)
+    loc, _ = vae.q_z.encoder(x).chunk(2, dim=1)
+    y = vae.p_x.decoder(loc).sigmoid()
+    printed = binary_cross_entropy(y, x, reduction="none").sum(dim=(1, 2, 3)) + handwritten.closed_form(vae, x).rate
+    assert torch.allclose(handwritten.posterior_mean_loss(vae, x), printed, rtol=1e-10)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        elbo = handwritten.closed_form(vae, x, 2000).elbo.mean()
+    assert printed.mean() < -elbo
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_system_trains(tmp_path, few_digits, name):
+    run = fit(get_system(name).replace(epochs=1, batch_size=50), data=few_digits, out=tmp_path / "run")
+    train, test = run.metrics()
+    assert train.loss > test.loss or train.loss > 0
+    vae = pvae.load(run.path)
+    autoencoder = name.endswith("-ae")
+    assert vae.is_bounding != autoencoder
+    assert (test.elbo is None) == autoencoder
+    assert (run.path / "figures" / "samples.png").exists() != autoencoder
+    assert test.posterior_mean_loss == pytest.approx(test.distortion + test.rate, rel=0.5)
+    if autoencoder:
+        assert str(test).startswith("test distortion")
+        assert test.rate == 0
+
+
+@pytest.mark.parametrize("elbo", ["trace", "analytic", "handwritten"])
+@pytest.mark.parametrize(("warm_up", "free_bits"), [(2, 0.0), (0, 0.3), (2, 0.3)])
+def test_loss_options_change_no_reported_elbo(tmp_path, few_digits, small_config, elbo, warm_up, free_bits):
+    config = small_config.replace(elbo=elbo, warm_up=warm_up, free_bits=free_bits, epochs=3)
+    run = fit(config, data=few_digits, out=tmp_path / "run")
+    for row in run.metrics():
+        assert row.elbo == pytest.approx(-row.distortion - row.rate, rel=1e-6)
+    first = run.metrics()[0]
+    plain = fit(small_config.replace(elbo=elbo), data=few_digits, out=tmp_path / "plain").metrics()[0]
+    assert first.loss != pytest.approx(plain.loss, rel=1e-6)
+
+
+def test_warm_up_starts_at_exactly_zero_and_ends_at_beta(few_digits, small_config):
+    config = small_config.replace(warm_up=2, beta=3.0)
+    with torch.random.fork_rng():
+        training = Training(config, few_digits, torch.device("cpu"))
+    weights = []
+    for step in range(9):
+        training.step = step
+        weights.append(training.rate_weight())
+    assert weights == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5, 3, 3, 3])
+    assert weights[0] == 0
+    with torch.random.fork_rng():
+        training = Training(config.replace(rate_reduction="mean", warm_up=0), few_digits, torch.device("cpu"))
+    assert training.rate_weight() == 1.0
+
+
+@pytest.mark.parametrize("num_particles", [1, 4])
+@pytest.mark.parametrize("beta", [0.0, 2.0])
+def test_free_bits_agree(small_vae, small_images, num_particles, beta):
+    """Trace and analytic against the hand-written losses, where some dimensions lie below and some above."""
+    import pyro
+
+    vae, x = small_vae(), small_images(7)
+    with torch.no_grad():
+        vae.q_z.encoder[-1].bias[:3] = torch.tensor([1.5, 0.0, 0.1])
+    for name, form in [("trace", handwritten.monte_carlo), ("analytic", handwritten.closed_form)]:
+        elbo = build_elbo(name, num_particles, beta, 0.2)
+        ours, gradients = loss_and_gradients(vae, lambda e=elbo: e.differentiable_loss(vae.model, vae.guide, x))
+        pyro.clear_param_store()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            terms = form(vae, x, num_particles, by_dimension=True)
+        held = terms.rates.mean(0)
+        assert (held < 0.2).any()
+        assert (held > 0.2).any()
+        assert torch.allclose(terms.rates.sum(1), terms.rate, rtol=1e-10)
+        theirs = terms.loss(beta, 0.2)
+        assert ours.item() == pytest.approx(theirs.item(), rel=1e-10)
+        expected = torch.cat([g.flatten() for g in torch.autograd.grad(theirs, list(vae.parameters()))])
+        assert (gradients - expected).norm() < 1e-10 * expected.norm()
+        assert torch.allclose(elbo.terms.elbo, terms.elbo, rtol=1e-10)
+
+
+def test_convolutions_refuse_images_that_they_cannot_halve(few_digits):
+    with pytest.raises(InputError, match="--pad or --hidden"):
+        build_vae(Config(network="conv", hidden=(4, 4, 4)), (1, 28, 28))
+    assert build_vae(Config(network="conv", hidden=(4, 4, 4), pad=2), (1, 28, 28)).p_x.image_shape == (1, 32, 32)
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv", "conv-batchnorm"])
+def test_decoders_take_any_leading_dimensions(network):
+    vae = build_vae(Config(network=network, hidden=(4, 4), latent_dim=3), (2, 8, 12)).eval()
+    z = torch.randn(5, 6, 3)
+    whole = vae.p_x.decoder(z)
+    assert whole.shape == (5, 6, 2, 8, 12)
+    assert torch.allclose(vae.p_x.decoder(z[2]), whole[2], atol=1e-5)
+    assert torch.allclose(vae.p_x.decoder(z[2, 3]), whole[2, 3], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pixels": "symmetric"},
+        {"pixels": "symmetric", "likelihood": "normal", "binarize": "static"},
+        {"posterior": "delta", "beta": 2.0},
+        {"posterior": "delta", "free_bits": 0.1},
+        {"network": "cnn"},
+        {"likelihood": "gaussian"},
+        {"scale": 0},
+        {"warm_up": -1},
+        {"free_bits": -0.1},
+        {"pad": -1},
+        {"rate_reduction": "max"},
+    ],
+)
+def test_contradictions_are_refused(options):
+    with pytest.raises(InputError):
+        Config(**options)
+
+
+def test_a_system_of_ones_own(tmp_path, few_digits, monkeypatch, capsys):
+    from pvae import fitting
+    from pvae.train import main
+
+    monkeypatch.setattr(fitting, "load_dataset", lambda *_, **__: few_digits)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text('system = "mine"\nhidden = [8]\nlatent_dim = 2\nbatch_size = 50\nepochs = 1\n')
+    assert main(["--config", "mine.toml", "--latent-dim", "3", "--out", "run"]) == 0
+    assert pvae.Run.open("run").config == Config(system="mine", hidden=(8,), latent_dim=3, batch_size=50, epochs=1)
+    capsys.readouterr()
+    for text, says in [
+        ("hiden = [8]", "did you mean 'hidden'"),
+        ("hidden = 8", "--hidden needs"),
+        ("epochs = 'two'", "--epochs must be"),
+        ("= broken", "is not TOML"),
+    ]:
+        (tmp_path / "mine.toml").write_text(text)
+        assert main(["--config", "mine.toml"]) == 2
+        line = capsys.readouterr().err
+        assert says in line
+        assert "mine.toml" in line
+        assert line.count("\n") == 1
+    assert main(["--config", "nowhere.toml"]) == 2
+
+
+def test_list_systems(capsys):
+    from pvae.train import main
+
+    assert main(["--list-systems"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(SYSTEMS)
+    assert all("document 00" in line for line in lines)
+
+
+def test_colour_images_of_another_size(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (30, 3, 12, 16), generator=generator, dtype=torch.uint8)
+    config = Config(network="conv-batchnorm", hidden=(4, 4), likelihood="normal", latent_dim=2, batch_size=10, epochs=1)
+    run = fit(config, data=Dataset("colours", images, images[:3]), out=tmp_path / "run")
+    assert pvae.load(run.path).p_x.image_shape == (3, 12, 16)
