@@ -50,11 +50,11 @@ MUTATIONS = {
     "entropy left out of the three parts' terms": ("handwritten.py", "posterior.entropy()", "0 * posterior.entropy()"),
     "KL the wrong way round": (
         "handwritten.py",
-        "kl_divergence(posterior, vae.prior())",
-        "kl_divergence(vae.prior().expand(posterior.batch_shape), posterior)",
+        "rate=kl_divergence(posterior, vae.prior())",
+        "rate=kl_divergence(vae.prior().expand(posterior.batch_shape), posterior)",
     ),
     "beta on the observed site too": ("elbos.py", 'if not msg["is_observed"]:', "if True:"),
-    "sum over the batch in place of a mean": ("elbos.py", "return summed / x.shape[0]", "return summed"),
+    "sum over the batch in place of a mean": ("elbos.py", "loss = summed / x.shape[0]", "loss = summed"),
     "Monte Carlo in place of a missing closed form": (
         "elbos.py",
         'raise InputError(f"no closed-form KL is known for ({pair}): use --elbo trace") from None',
@@ -62,8 +62,8 @@ MUTATIONS = {
     ),
     "a sigmoid before the Bernoulli": (
         "likelihoods.py",
-        "dist.Bernoulli(logits=self.decoder(z))",
-        "dist.Bernoulli(self.decoder(z).sigmoid())",
+        "dist.Bernoulli(logits=output)",
+        "dist.Bernoulli(output.sigmoid())",
     ),
     "only the first latent recorded": (
         "elbos.py",
