@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["conv_decoder", "conv_encoder", "mlp", "mlp_decoder", "mlp_encoder"]
@@ -72,7 +73,7 @@ def conv_encoder(
     Returns:
         A module that maps (B, C, H, W) to (B, P).
     """
-    layers: list[nn.Module] = []
+    layers: list[nn.Module] = [_ChannelsLast()]
     for before, after in pairwise((image_shape[0], *channels)):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), *_activation(batch_norm, nn.BatchNorm2d, after)]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(math.prod(_bottom(image_shape, channels)), num_outputs))
@@ -96,11 +97,22 @@ def conv_decoder(
     layers: list[nn.Module] = [nn.Linear(latent_dim, math.prod(bottom))]
     if batch_norm:
         layers += _activation(batch_norm, nn.BatchNorm1d, math.prod(bottom))
-    layers.append(nn.Unflatten(-1, bottom))
+    layers += [nn.Unflatten(-1, bottom), _ChannelsLast()]
     for before, after in pairwise((channels[-1], *reversed(channels))):
         layers.append(nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=1))
         layers += _activation(batch_norm, nn.BatchNorm2d, after)
     return _OneBatch(nn.Sequential(*layers, nn.Conv2d(channels[0], image_shape[0], 3, padding=1)))
+
+
+class _ChannelsLast(nn.Module):
+    """Store images as kernels like them best; the numbers are the same.
+
+    The images and not the weights: Pyro's parameter store copies a parameter that is not contiguous, and then
+    trains the copy.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last)
 
 
 class _OneBatch(nn.Module):

@@ -19,7 +19,7 @@ _CONV_2D = Config(
     posterior="normal-log-variance",
     likelihood="normal",
     scale=0.392**0.5,
-    epochs=20,
+    epochs=10,
     source="document 001: mean over 784 pixels of the squared error + 1e-3 KL, Tanh output; layers, optimiser and "
     "epochs beyond the 64 x 7 x 7 before the latent are ours",
 )
