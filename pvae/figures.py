@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.distributions import Normal
 
 from pvae.metrics import Metrics
-from pvae.plots import add_title, curves, image_figure
+from pvae.plots import add_title, curves, histograms, image_figure, scatter
 from pvae.runs import Run
 from pvae.systems import system_title
 
-__all__ = ["figures_are_drawn", "loss_figure", "reconstruction_figure", "run_title", "sample_figure", "save_figures"]
+__all__ = [
+    "figures_are_drawn",
+    "histogram_figure",
+    "loss_figure",
+    "reconstruction_figure",
+    "row_figure",
+    "run_title",
+    "sample_figure",
+    "save_figures",
+    "scatter_figure",
+]
 
 _CURVES = {
     "loss": "loss = distortion + beta rate",
@@ -51,6 +62,43 @@ def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
             series[split] = ([row.epoch for row in mine], [getattr(row, name) for row in mine])
         curves(axes, series, label, "nats per datum")
     add_title(figure, title)
+    return figure
+
+
+def row_figure(images: Tensor, num_columns: int, title: str, row_labels: Sequence[str] = ()) -> Figure:
+    """Return images (N, C, H, W) in rows, each row with a label."""
+    return image_figure(images.cpu().numpy(), num_columns, title, row_labels)
+
+
+def scatter_figure(splits: Mapping[str, tuple[Tensor, Tensor | None]], names: Sequence[str], title: str) -> Figure:
+    """Return the codes of each split side by side, coloured by class.
+
+    Args:
+        splits: what stands over the axes, to codes (N, 2) and classes (N,) or None.
+        names: of the classes.
+        title: above the figure.
+    """
+    figure = Figure(figsize=(5.5 * len(splits) + 1.2, 5.6), dpi=120, layout="constrained")
+    for axes, (name, (codes, labels)) in zip(figure.subplots(1, len(splits), squeeze=False)[0], splits.items()):
+        scatter(axes, codes.cpu().numpy(), None if labels is None else labels.numpy(), names, name)
+    if any(labels is not None for _, labels in splits.values()):
+        handles, _ = axes.get_legend_handles_labels()
+        entries = [name if name.startswith(str(index)) else f"{index}: {name}" for index, name in enumerate(names)]
+        figure.legend(handles, entries, loc="outside right center", frameon=False, fontsize=8, markerscale=5)
+    add_title(figure, title)
+    return figure
+
+
+def histogram_figure(codes: Tensor, title: str) -> Figure:
+    """Return a histogram of each latent dimension of codes (N, L), the first 100, against N(0, 1)."""
+    shown = codes[:, :100]
+    num_rows = -(-shown.shape[1] // 10)
+    figure = Figure(
+        figsize=(max(1.1 * min(shown.shape[1], 10), 7.0), 1.0 * num_rows + 0.8), dpi=120, layout="constrained"
+    )
+    x = torch.linspace(-4, 4, 100)
+    histograms(figure, shown.cpu().numpy(), torch.stack([x, Normal(0.0, 1.0).log_prob(x).exp()]).numpy())
+    add_title(figure, f"{title}\neach latent dimension of z ~ q(z | x) over the test images, and N(0, 1)")
     return figure
 
 

@@ -21,7 +21,7 @@ from pvae.runs import Run, check_out
 from pvae.sources import load_dataset
 from pvae.training import Training
 
-__all__ = ["fit", "resolve_device", "resume"]
+__all__ = ["fit", "load_again", "resolve_device", "resume"]
 
 
 def fit(
@@ -108,7 +108,7 @@ def resume(
     if done >= run.config.epochs and figures_are_drawn(run):
         raise InputError(f"{run.path} has finished its {done} epochs: give --epochs above {done}")
     where = resolve_device(device or run.sessions[-1].get("device", "auto"))
-    data = data if data is not None else _load_again(run, data_dir, offline)
+    data = data if data is not None else load_again(run, data_dir, offline)
     if data.record().sha256 != run.data.sha256:
         raise InputError(f"{run.path} was trained on other data: the SHA-256 of {data.record().title} differs")
     with seeded(run.config.seed, where), pyro.get_param_store().scope():
@@ -185,8 +185,17 @@ def _how_to_resume(run: Run) -> str:
     return f"python -m pvae.train --resume {shlex.quote(str(run.path))}"
 
 
-def _load_again(run: Run, data_dir: str | Path | None, offline: bool) -> Dataset:
-    """Load the data set that was really used ("auto" may mean another one today) from where it was."""
+def load_again(run: Run, data_dir: str | Path | None, offline: bool) -> Dataset:
+    """Return the data set that a run really used ("auto" may mean another one today), from where it was.
+
+    Args:
+        run: the run.
+        data_dir: where to look for it first; where it was found, if left out.
+        offline: do not download.
+
+    Raises:
+        InputError: the data were given from Python, or are not to be had.
+    """
     if not run.data.dataset:
         raise InputError(f"{run.path} was trained on {run.data.name!r}, given from Python: pvae.resume(..., data=...)")
     if data_dir is None and run.data.folder and Path(run.data.folder).is_dir():

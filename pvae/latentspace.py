@@ -1,13 +1,41 @@
-"""What a trained VAE shows: images of its prior and reconstructions. Tensors in, tensors out."""
+"""What a trained VAE shows: codes, reconstructions, samples, ways through the latent space. Tensors in, tensors out."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 
 from pvae.vae import VAE
 
-__all__ = ["reconstruct", "sample"]
+__all__ = [
+    "LatentReport",
+    "decode",
+    "encode",
+    "interpolate",
+    "manifold",
+    "nearest_neighbour_accuracy",
+    "reconstruct",
+    "report",
+    "sample",
+    "traverse",
+]
+
+_CHUNK = 1000
+
+
+@torch.no_grad()
+def encode(vae: VAE, x: Tensor) -> Tensor:
+    """Return the mean of q(z | x) for each image x (N, C, H, W): (N, L)."""
+    return torch.cat([vae.posterior(part).mean for part in x.split(_CHUNK)])
+
+
+@torch.no_grad()
+def decode(vae: VAE, z: Tensor) -> Tensor:
+    """Return the mean image of p(x | z) for each latent z (N, L): (N, C, H, W)."""
+    return torch.cat([vae.likelihood(part).mean for part in z.split(_CHUNK)])
 
 
 @torch.no_grad()
@@ -21,20 +49,107 @@ def reconstruct(vae: VAE, x: Tensor) -> Tensor:
     Returns:
         (B, C, H, W).
     """
-    mean: Tensor = vae.likelihood(vae.posterior(x).sample()).mean
-    return mean
+    return decode(vae, vae.posterior(x).sample())
 
 
 @torch.no_grad()
 def sample(vae: VAE, num_samples: int) -> Tensor:
-    """Return the mean image of p(x | z) at draws z ~ p(z).
+    """Return the mean image of p(x | z) at draws z ~ p(z): (S, C, H, W).
+
+    Raises:
+        NotImplementedError: the VAE is an autoencoder, which has no prior to draw from.
+    """
+    return decode(vae, vae.prior().sample((num_samples,)))
+
+
+def manifold(vae: VAE, num_steps: int = 20) -> Tensor:
+    """Return the decoded grid of a 2-dimensional latent space at the quantiles of the prior.
+
+    The steps are even in probability: z = (F^-1(u), F^-1(v)) with F the standard normal's distribution function.
+
+    Args:
+        vae: with two latent dimensions.
+        num_steps: n, a side of the grid.
+
+    Returns:
+        (n n, C, H, W), row by row; the first latent grows to the right and the second upward.
+
+    Reference:
+        Kingma and Welling, arXiv:1312.6114, figure 4.
+    """
+    quantiles = (torch.arange(num_steps) + 0.5) / num_steps
+    z = Normal(0.0, 1.0).icdf(quantiles)
+    up, right = torch.meshgrid(z.flip(0), z, indexing="ij")
+    return decode(vae, torch.stack([right.flatten(), up.flatten()], dim=1))
+
+
+def traverse(vae: VAE, z: Tensor, dimension: int, values: Tensor) -> Tensor:
+    """Return images decoded from one latent z (L,) with one dimension set to each of the values (V,): (V, C, H, W)."""
+    codes = z.repeat(len(values), 1)
+    codes[:, dimension] = values
+    return decode(vae, codes)
+
+
+def interpolate(vae: VAE, first: Tensor, second: Tensor, num_steps: int = 10) -> Tensor:
+    """Return images on the straight way between the codes of two images, z = (1 - a) z_1 + a z_2.
 
     Args:
         vae: the model.
-        num_samples: S.
+        first: the image (C, H, W) at a = 0.
+        second: the image at a = 1.
+        num_steps: n, the ends included.
 
     Returns:
-        (S, C, H, W).
+        (n, C, H, W).
     """
-    mean: Tensor = vae.likelihood(vae.prior().sample((num_samples,))).mean
-    return mean
+    start, end = encode(vae, torch.stack([first, second]))
+    alpha = torch.linspace(0, 1, num_steps).unsqueeze(1)
+    return decode(vae, (1 - alpha) * start + alpha * end)
+
+
+def nearest_neighbour_accuracy(
+    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, num_neighbours: int = 10
+) -> float:
+    """Return how often the commonest class among the nearest training codes is that of a test code.
+
+    Args:
+        train: codes (N, L).
+        train_labels: their classes (N,).
+        test: codes (M, L).
+        test_labels: their classes (M,).
+        num_neighbours: k.
+    """
+    hits = 0
+    for part, labels in zip(test.split(_CHUNK), test_labels.split(_CHUNK)):
+        nearest = torch.cdist(part, train).topk(num_neighbours, largest=False).indices
+        hits += int((train_labels[nearest].mode(dim=1).values == labels).sum())
+    return hits / len(test)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentReport:
+    """How codes lie: against the prior N(0, 1), dimension by dimension, and against classes.
+
+    Args:
+        mean: of the codes, for each latent dimension.
+        std: their standard deviation.
+        kolmogorov_smirnov: the largest distance of their distribution function from that of N(0, 1), 0 to 1.
+        accuracy: of a 10-nearest-neighbour classifier from training to test codes; None without labels.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    kolmogorov_smirnov: tuple[float, ...]
+    accuracy: float | None
+
+
+def report(codes: Tensor, accuracy: float | None = None) -> LatentReport:
+    """Return the report of draws from the aggregate posterior (N, L)."""
+    from scipy.stats import kstest  # slow to import, and needed only here
+
+    return LatentReport(
+        mean=tuple(codes.mean(0).tolist()),
+        std=tuple(codes.std(0).tolist()),
+        kolmogorov_smirnov=tuple(float(kstest(column.numpy(), "norm").statistic) for column in codes.T),
+        accuracy=accuracy,
+    )

@@ -11,10 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-__all__ = ["add_title", "curves", "image_figure", "image_grid"]
+__all__ = ["add_title", "curves", "histograms", "image_figure", "image_grid", "scatter"]
 
 # Okabe and Ito's palette: told apart by readers with any kind of colour vision.
 _COLOURS = {"train": "#0072B2", "test": "#D55E00"}
+# Tol's muted scheme, for up to ten classes.
+_CLASSES = (
+    "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#888888",
+)  # fmt: skip
 
 
 def image_grid(images: NDArray[np.float32], num_columns: int) -> NDArray[np.float32]:
@@ -80,3 +84,42 @@ def curves(axes: Axes, series: Mapping[str, tuple[Sequence[float], Sequence[floa
     axes.set_xlim(0.5, last + 0.5)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
+
+
+def scatter(
+    axes: Axes, points: NDArray[np.float32], labels: NDArray[np.int64] | None, names: Sequence[str], title: str
+) -> None:
+    """Draw points (N, 2), coloured by class, each class numbered at the median of its points.
+
+    Args:
+        axes: where.
+        points: (N, 2).
+        labels: the classes (N,), or None for one colour.
+        names: of the classes.
+        title: above the axes.
+    """
+    for index in range(len(names)) if labels is not None else [0]:
+        mine = points if labels is None else points[labels == index]
+        colour = _CLASSES[index % len(_CLASSES)]
+        name = names[index] if labels is not None else None
+        axes.scatter(mine[:, 0], mine[:, 1], s=3, alpha=0.5, color=colour, linewidths=0, rasterized=True, label=name)
+        if labels is not None and len(mine):
+            middle = (float(np.median(mine[:, 0])), float(np.median(mine[:, 1])))
+            box = {"facecolor": "white", "alpha": 0.8, "edgecolor": colour, "boxstyle": "circle,pad=0.15"}
+            axes.annotate(str(index), middle, fontsize=7, ha="center", va="center", bbox=box)
+    axes.set_xlabel("z_1")
+    axes.set_ylabel("z_2")
+    axes.set_title(title, fontsize=10)
+
+
+def histograms(figure: Figure, columns: NDArray[np.float32], density: NDArray[np.float32]) -> None:
+    """Draw a histogram of each column (N, L), ten in a row, with a density (2, G) of x and values over each."""
+    count = columns.shape[1]
+    num_columns = min(count, 10)
+    num_rows = -(-count // num_columns)
+    for index, axes in enumerate(figure.subplots(num_rows, num_columns, squeeze=False).flat):
+        axes.set_axis_off()
+        if index < count:
+            axes.hist(columns[:, index], bins=30, density=True, color=_COLOURS["train"], alpha=0.6)
+            axes.plot(*density, color=_COLOURS["test"], linewidth=1)
+            axes.set_title(str(index + 1), fontsize=6, pad=1)

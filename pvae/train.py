@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
-import io
-import os
 import shlex
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from pvae.commands import Parser, ctrl_c_exits_at_once, leave, run_command
 from pvae.config import (
     DATASETS,
     LIKELIHOODS,
@@ -23,7 +20,7 @@ from pvae.config import (
     RATE_REDUCTIONS,
     Config,
 )
-from pvae.errors import InputError, TrainingError, brief
+from pvae.errors import InputError, brief
 from pvae.systems import SYSTEMS, as_option, get_system, list_systems
 
 if sys.version_info >= (3, 11):
@@ -48,39 +45,24 @@ mean of -log p(x|z) and the rate the KL divergence of q(z|x) from p(z). The run 
 metrics.jsonl, checkpoint.pt, figures/ and TensorBoard events; pvae.load("RUN") gives the VAE in Python."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose refusal is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (--help lists the options)")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 2 for what cannot be done as asked, 130 for Ctrl-C.
 
     Args:
         argv: the arguments after the program's name; `sys.argv` if left out.
     """
-    try:
-        options = vars(_parser().parse_args(argv))
-        if options.pop("list_systems"):
-            print(list_systems())
-        else:
-            _train(options)
-        return 0
-    except (InputError, TrainingError) as error:
-        print(f"pvae.train: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"pvae.train: {error.filename or 'a file'} cannot be written or read: {error.strerror}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as error:
-        print(f"pvae.train: {str(error) or 'interrupted before the training began'}", file=sys.stderr)
-        return 130
+    return run_command("pvae.train", lambda: _dispatch(vars(_parser().parse_args(argv))))
+
+
+def _dispatch(options: dict[str, Any]) -> None:
+    if options.pop("list_systems"):
+        print(list_systems())
+    else:
+        _train(options)
 
 
 def _train(options: dict[str, Any]) -> None:
-    with _ctrl_c_exits_at_once():
+    with ctrl_c_exits_at_once("pvae.train"):
         from pvae.fitting import fit, resume  # torch is slow to import: not before the arguments are read
 
     where = {name: options.pop(name) for name in ("data_dir", "offline", "device", "quiet")}
@@ -152,7 +134,7 @@ def _say_next(run: Run, quiet: bool) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m pvae.train",
         description="Train a variational autoencoder, written as Pyro functions, by stochastic variational inference.",
         epilog=_EXAMPLES,
@@ -241,38 +223,5 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
     add("--quiet", action="store_true", help="print the run folder and no progress")
 
 
-@contextlib.contextmanager
-def _ctrl_c_exits_at_once() -> Iterator[None]:
-    """Let Ctrl-C end the process on the spot while modules load: an exception in the middle of that breaks them."""
-
-    def exit_at_once(*_: object) -> None:
-        print("pvae.train: interrupted before the training began", file=sys.stderr)
-        os._exit(130)
-
-    try:
-        before = signal.signal(signal.SIGINT, exit_at_once)
-    except ValueError:  # not in the main thread, where no signal arrives
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _leave(status: int) -> NoReturn:
-    """Exit; after Ctrl-C at once, since torch's own clearing up takes about a second and all is on disk."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and done
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
-    if status == 130:
-        os._exit(status)
-    sys.exit(status)
-
-
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end a training
-            stream.reconfigure(errors="backslashreplace")
-    _leave(main())
+    leave(main())

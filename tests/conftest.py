@@ -107,8 +107,9 @@ def tiny_mnist(monkeypatch, tmp_path):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (count, 28, 28), dtype=np.uint8) for count in (20, 10)]
     files = dict(zip(FILES, map(idx_bytes, [*images, np.zeros(20, np.uint8), np.zeros(10, np.uint8)])))
-    checksums = {name: hashlib.sha256(files[name]).hexdigest() for name in FILES[:2]}
-    monkeypatch.setitem(sources._TORCHVISION, "mnist", sources._Torchvision(sources.MNIST, checksums))
+    checksums = {name: hashlib.sha256(files[name]).hexdigest() for name in FILES}
+    kinds = [{name: checksums[name] for name in names} for names in (FILES[:2], FILES[2:])]
+    monkeypatch.setitem(sources._TORCHVISION, "mnist", sources._Torchvision(sources.MNIST, *kinds))
     monkeypatch.delenv("PVAE_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return images, files

@@ -17,7 +17,7 @@ PACKAGE = Path(pvae.__file__).parent
 # From the ground up; a module may import from floors below its own only.
 FLOORS = [
     {"errors"},
-    {"config", "latents", "networks", "optimizers", "plots", "provenance", "records", "rng", "discretized"},
+    {"commands", "config", "latents", "networks", "optimizers", "plots", "provenance", "records", "rng", "discretized"},
     {"data", "likelihoods", "systems"},
     {"sources", "vae"},
     {"building", "handwritten", "latentspace"},
@@ -26,7 +26,8 @@ FLOORS = [
     {"figures", "progress"},
     {"training"},
     {"fitting"},
-    {"train"},
+    {"drawing", "train"},
+    {"draw"},
 ]
 FLOOR = {module: level for level, floor in enumerate(FLOORS) for module in floor}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

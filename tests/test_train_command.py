@@ -131,13 +131,13 @@ def test_resume_with_options_that_contradict(few, few_digits, monkeypatch, capsy
         assert says in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
         (tmp_path / "run" / file).write_bytes(content)
     assert "given from Python" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
-    monkeypatch.setattr(fitting, "_load_again", lambda *_: few_digits)
+    monkeypatch.setattr(fitting, "load_again", lambda *_: few_digits)
     (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
     assert "metrics.jsonl, line 1 is damaged" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
 
 
 def test_what_a_run_prints(few, monkeypatch, few_digits, capsys, tmp_path):
-    monkeypatch.setattr(fitting, "_load_again", lambda *_: few_digits)
+    monkeypatch.setattr(fitting, "load_again", lambda *_: few_digits)
     assert main([*SMALL, "--elbo", "analytic", "--out", "my run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("data: few digits (130 train / 40 test), pixels grey in [0, 1]")
