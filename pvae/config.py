@@ -23,7 +23,7 @@ __all__ = [
     "Config",
 ]
 
-DATASETS = ("auto", "mnist", "fashion-mnist", "mnist-5k")
+DATASETS = ("auto", "mnist", "fashion-mnist", "mnist-5k", "celeba", "folder:PATH")
 BINARIZATIONS = ("none", "threshold", "static", "dynamic")
 ELBOS = ("trace", "analytic", "handwritten")
 PIXELS = ("unit", "symmetric")
@@ -49,7 +49,12 @@ class Config:
 
     Args:
         system: the name under which the run is filed and titled.
-        dataset: one of `DATASETS`; "auto" takes the best MNIST that can be had.
+        dataset: one of `DATASETS`; "auto" takes the best MNIST that can be had, "folder:PATH" is any tree of
+            image files.
+        image_size: height and width to which image files are resized (celeba, folder).
+        crop: side of the square cut out of the middle of image files first; 0 for the whole image.
+        grey: read image files in one channel.
+        skip_broken: leave out image files that cannot be decoded.
         binarize: how grey pixels become outcomes of a Bernoulli; "none" keeps them grey, and what is
             reported of a Bernoulli is then a pseudo-ELBO.
         pad: black pixels added on each side of the images.
@@ -84,6 +89,10 @@ class Config:
 
     system: str = "deep-bayes"
     dataset: str = "auto"
+    image_size: int = 64
+    crop: int = 0
+    grey: bool = False
+    skip_broken: bool = False
     binarize: str = "none"
     pad: int = 0
     pixels: str = "unit"
@@ -111,10 +120,15 @@ class Config:
             raise InputError(f"--system {self.system!r}: a system's name is letters, digits, dots and dashes")
         object.__setattr__(self, "hidden", _widths(self.hidden))
         for field, names in _CHOICES.items():
-            check_name(_KINDS.get(field, field.replace("_", " ")), getattr(self, field), names)
-        for name in ("latent_dim", "particles", "epochs", "batch_size"):
+            value = getattr(self, field)
+            if not (field == "dataset" and str(value).startswith("folder:")):
+                check_name(_KINDS.get(field, field.replace("_", " ")), value, names)
+        for field in ("grey", "skip_broken"):
+            if not isinstance(getattr(self, field), bool):
+                raise InputError(f"{_flag(field)} must be true or false, not {getattr(self, field)!r}")
+        for name in ("image_size", "latent_dim", "particles", "epochs", "batch_size"):
             object.__setattr__(self, name, _count(name, getattr(self, name)))
-        for name in ("pad", "warm_up", "seed"):
+        for name in ("crop", "pad", "warm_up", "seed"):
             object.__setattr__(self, name, _count(name, getattr(self, name), least=0))
         for name in ("scale", "lr"):
             object.__setattr__(self, name, _number(name, getattr(self, name)))

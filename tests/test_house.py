@@ -17,7 +17,8 @@ PACKAGE = Path(pvae.__file__).parent
 # From the ground up; a module may import from floors below its own only.
 FLOORS = [
     {"errors"},
-    {"commands", "config", "latents", "networks", "optimizers", "plots", "provenance", "records", "rng", "discretized"},
+    {"commands", "config", "discretized", "imagefiles", "latents", "networks"}
+    | {"optimizers", "plots", "provenance", "records", "rng"},
     {"data", "likelihoods", "systems"},
     {"sources", "vae"},
     {"building", "handwritten", "latentspace"},
@@ -64,7 +65,7 @@ def test_the_witness_shares_nothing_with_pyros_inference():
 
 
 def test_names_of_the_configuration_are_those_that_exist():
-    assert set(config.DATASETS) == {"auto", "mnist-5k", *sources._TORCHVISION}
+    assert set(config.DATASETS) == {"auto", "mnist-5k", "celeba", "folder:PATH", *sources._TORCHVISION}
     for name in config.ELBOS:
         assert isinstance(elbos.build_elbo(name), elbos.PerDatumELBO)
 

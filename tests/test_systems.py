@@ -106,6 +106,31 @@ def test_003_2_is_an_elbo_with_a_beta(off):
     assert_is_an_elbo(*arguments) if off == 1 else is_refused(*arguments)
 
 
+@pytest.mark.parametrize("off", [1.0, 1.01])
+def test_003_3_is_an_elbo_of_a_normal(off):
+    """2000 mean over D of (x - y)^2 + KL is the loss of Normal(y, D / 4000), up to its normalising constant.
+
+    Keras's mean_squared_error averages the last axis, the channels; reduce_mean then averages height, width and
+    batch, so that together it is the mean over all D = 12288 numbers, and 2000 / D = 1 / (2 scale^2).
+    """
+    config, vae = small("celeba-vae", (3, 64, 64))
+    vae.eval()  # BatchNorm by its running averages: not what is compared here
+    weight, dim = 2000 * off, 12288
+    assert config.scale**2 == pytest.approx(dim / 4000)
+    assert config.beta == 1
+    x = torch.rand(4, 3, 64, 64, dtype=torch.float64)
+
+    def printed():
+        loc, log_variance, z = parameters_of(vae, x)
+        y = vae.p_x.decoder(z).sigmoid()
+        last_axis = ((x - y) ** 2).movedim(1, -1).mean(dim=-1)
+        return weight * last_axis.mean() + kl(loc, log_variance).sum(dim=1).mean()
+
+    constant = -0.5 * dim * math.log(2 * math.pi * config.scale**2)
+    arguments = vae, printed, lambda: elbo_loss(config, vae, x), 1, constant
+    assert_is_an_elbo(*arguments) if off == 1 else is_refused(*arguments)
+
+
 @pytest.mark.parametrize("name", ["pytorch-example", "mlp-2d"])
 @pytest.mark.parametrize("off", [1.0, 1.01])
 def test_000_and_002_are_pseudo_elbos(name, off):
@@ -164,7 +189,7 @@ def test_002_prints_no_elbo(small_vae, small_images):
     assert printed.mean() < -elbo
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", [name for name in SYSTEMS if name != "celeba-vae"])
 def test_every_system_trains(tmp_path, few_digits, name):
     run = fit(get_system(name).replace(epochs=1, batch_size=50), data=few_digits, out=tmp_path / "run")
     train, test = run.metrics()

@@ -1,0 +1,215 @@
+"""Image files: decoded once, mapped into memory, safe against other processes, and refused by name."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pvae
+from pvae import imagefiles
+from pvae.errors import InputError
+from pvae.imagefiles import ImageTransform, image_files, load_images
+from pvae.sources import load_dataset
+from pvae.train import main
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Thirty colour images of several formats and sizes in a tree, and a cache folder of their own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for index in range(30):
+        place = tmp_path / "images" / f"part{index % 3}"
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (20 + index, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{index:02}.{('png', 'bmp')[index % 2]}")
+    return tmp_path / "images"
+
+
+def cached(tmp_path):
+    return sorted((tmp_path / "cache").rglob("*.*"))
+
+
+def test_a_tree_of_images_becomes_a_data_set(folder, tmp_path):
+    data = load_dataset(f"folder:{folder}", transform=ImageTransform(size=16))
+    assert data.title == "images (27 train / 3 test)"
+    assert data.image_shape == (3, 16, 16)
+    assert data.train.dtype == torch.uint8
+    again = load_dataset(f"folder:{folder}", transform=ImageTransform(size=16))
+    assert torch.equal(again.train, data.train)
+    assert len(cached(tmp_path)) == 2
+    grey = load_dataset(f"folder:{folder}", transform=ImageTransform(size=8, grey=True, crop=12))
+    assert grey.image_shape == (1, 8, 8)
+    assert len(cached(tmp_path)) == 4
+
+
+def test_the_transform_is_crop_then_resize(tmp_path):
+    image = np.zeros((40, 30, 3), dtype=np.uint8)
+    image[15:25, 10:20] = 255
+    for index in range(4):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
+    files = image_files(tmp_path)
+    images, kept = load_images(files, ImageTransform(size=5, crop=10), tmp_path / "cache")
+    assert (images == 255).all()
+    assert kept == [0, 1, 2, 3]
+    whole, _ = load_images(files, ImageTransform(size=5), tmp_path / "cache")
+    assert whole.shape == (4, 3, 5, 5)
+    assert 0 < whole.mean() < 255
+
+
+def test_a_changed_file_is_decoded_anew(folder):
+    before = load_dataset(f"folder:{folder}", transform=ImageTransform(size=8))
+    Image.new("RGB", (20, 20), "white").save(next(folder.rglob("*.png")))
+    after = load_dataset(f"folder:{folder}", transform=ImageTransform(size=8))
+    assert not torch.equal(torch.cat([before.train, before.test]), torch.cat([after.train, after.test]))
+
+
+def test_broken_files_are_named_or_skipped(folder, tmp_path):
+    (folder / "text.jpg").write_text("no image")
+    (folder / "cut.png").write_bytes(next(folder.rglob("*.png")).read_bytes()[:100])
+    with pytest.raises(InputError, match=r"(text\.jpg|cut\.png) is broken or no image") as caught:
+        load_dataset(f"folder:{folder}", transform=ImageTransform(size=8))
+    assert "\n" not in str(caught.value)
+    assert not [path for path in cached(tmp_path) if path.is_file()], "a broken build left something"
+    data = load_dataset(f"folder:{folder}", transform=ImageTransform(size=8, skip_broken=True))
+    assert len(data.train) + len(data.test) == 30
+
+
+def test_an_image_that_promises_too_much_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(imagefiles, "_MAX_PIXELS", 300)
+    with pytest.raises(InputError, match="are too many"):
+        load_dataset(f"folder:{folder}", transform=ImageTransform(size=8))
+
+
+def test_links_that_leave_the_folder_are_not_followed(folder, tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "outside.png")
+    (folder / "link.png").symlink_to(tmp_path / "outside.png")
+    assert len(image_files(folder)) == 30
+
+
+def _build(folder, cache, queue):
+    images, kept = load_images(image_files(folder), ImageTransform(size=32), cache)
+    queue.put((images.sum(dtype=np.int64), len(kept)))
+
+
+def test_two_processes_at_once_leave_a_whole_cache(folder, tmp_path):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    builders = [context.Process(target=_build, args=(folder, tmp_path / "both", queue)) for _ in range(2)]
+    for builder in builders:
+        builder.start()
+    results = [queue.get(timeout=60) for _ in builders]
+    for builder in builders:
+        builder.join()
+    assert results[0] == results[1]
+    assert results[0][1] == 30
+    assert sorted(path.suffix for path in (tmp_path / "both").iterdir()) == [".json", ".npy"]
+
+
+SLOW_BUILD = """
+import sys, time
+from pathlib import Path
+from pvae import imagefiles
+decode = imagefiles._decode
+def slow(*arguments):
+    time.sleep(0.2)
+    return decode(*arguments)
+imagefiles._decode = slow
+print("building", flush=True)
+imagefiles.load_images(imagefiles.image_files(Path(sys.argv[1])), imagefiles.ImageTransform(size=32), Path(sys.argv[2]))
+"""
+
+
+def test_a_killed_build_leaves_no_cache(folder, tmp_path):
+    command = [sys.executable, "-c", SLOW_BUILD, str(folder), str(tmp_path / "killed")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout.readline() == b"building\n"
+    time.sleep(0.7)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list((tmp_path / "killed").glob("*.npy"))
+    images, _ = load_images(image_files(folder), ImageTransform(size=32), tmp_path / "killed")
+    assert len(images) == 30
+
+
+def test_bad_folders_are_one_line(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "dot").mkdir()
+    for index in range(8):
+        Image.new("RGB", (1, 1)).save(tmp_path / "dot" / f"{index}.png")
+    (folder / "text.jpg").write_text("no image")
+    small = ["--hidden", "4", "--latent-dim", "2", "--batch-size", "2", "--epochs", "1"]
+    for arguments, says in [
+        (["--dataset", "folder:empty"], "holds no image file"),
+        (["--dataset", "folder:nowhere"], "there is no folder nowhere"),
+        (["--dataset", f"folder:{folder}"], "text.jpg is broken or no image"),
+        (["--dataset", "folder:dot", "--crop", "2"], "fewer than --crop 2"),
+        (["--dataset", "folder:dot", "--image-size", "0"], "--image-size must be"),
+        (["--dataset", "celeba"], "CelebA is not in"),
+        (["--system", "celeba-vae"], "give --data-dir DIR"),
+    ]:
+        assert main([*arguments, *small, "--out", "run"]) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("pvae.train: ")
+        assert says in line
+        assert not (tmp_path / "run").exists()
+    assert main(["--dataset", "folder:dot", *small, "--out", "run"]) == 0, "1x1 images are images"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+def test_a_folder_without_permission(folder):
+    folder.chmod(0o000)
+    try:
+        with pytest.raises(InputError, match="permissions"):
+            image_files(folder)
+    finally:
+        folder.chmod(0o700)
+
+
+@pytest.fixture
+def celeba(tmp_path, monkeypatch):
+    """Forty faceless faces in CelebA's layout, with lists that name more than there are."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("PVAE_DATA", raising=False)
+    folder = tmp_path / "data" / "celeba"
+    (folder / "img_align_celeba").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    names = [f"{index:06}.jpg" for index in range(1, 61)]
+    for name in names[:40]:
+        pixels = rng.integers(0, 256, (22, 18, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "img_align_celeba" / name)
+    splits = ["0"] * 25 + ["1"] * 5 + ["2"] * 30
+    (folder / "list_eval_partition.txt").write_text("".join(f"{n} {s}\n" for n, s in zip(names, splits)))
+    rows = [f"{n}  {'1' if i % 2 else '-1'} {'1' if i % 3 else '-1'}\n" for i, n in enumerate(names)]
+    (folder / "list_attr_celeba.txt").write_text("60\nBlond_Hair Smiling\n" + "".join(rows))
+    return tmp_path / "data"
+
+
+def test_celeba_in_part(celeba):
+    data = load_dataset("celeba", celeba, transform=ImageTransform(size=8))
+    assert (len(data.train), len(data.test)) == (25, 10)
+    assert data.label_names == ("Blond_Hair", "Smiling")
+    assert data.train_labels.shape == (25, 2)
+    assert data.train_labels[:4, 0].tolist() == [False, True, False, True]
+    assert data.test_labels[0].tolist() == [False, False]
+
+
+def test_celeba_vae_trains(celeba, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = ["--hidden", "4", "4", "--image-size", "16", "--batch-size", "10", "--epochs", "1", "--latent-dim", "3"]
+    assert main(["--system", "celeba-vae", *small, "--data-dir", str(celeba), "--out", "run"]) == 0
+    assert pvae.load("run").p_x.image_shape == (3, 16, 16)
+    assert main(["--resume", "run", "--epochs", "2"]) == 0
+    from pvae.draw import main as draw
+
+    assert draw(["run"]) == 0
