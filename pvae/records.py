@@ -25,9 +25,12 @@ def from_record(kind: type[T], record: Any) -> T:
         InputError: it is no object, a field is missing, unknown or of another type.
     """
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    if not isinstance(record, Mapping) or set(record) != set(names):
-        found = sorted(map(str, record)) if isinstance(record, Mapping) else type(record).__name__
-        raise InputError(f"{kind.__name__} needs exactly the fields {', '.join(names)}, not {found}")
+    if not isinstance(record, Mapping):
+        raise InputError(f"{kind.__name__} must be an object of named fields, not a {type(record).__name__}")
+    missing, unknown = sorted(set(names) - set(record)), sorted(set(record) - set(names))
+    if missing or unknown:
+        parts = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
+        raise InputError(f"{kind.__name__} {' and '.join(parts)} (written by another version of pvae?)")
     hints = get_type_hints(kind)
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
     for name, value in values.items():
