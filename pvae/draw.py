@@ -27,6 +27,7 @@ PICTURES = {
     "traversal": "one latent dimension after the other, from -3 to 3",
     "interpolation": "ways between pairs of test images through the latent space",
     "histograms": "each latent dimension against N(0, 1)",
+    "attributes": "test images along the direction of an attribute, z + alpha v, alpha from -3 to 3 (celeba)",
 }
 
 
@@ -43,7 +44,7 @@ def _draw(arguments: argparse.Namespace) -> None:
     wanted = [check_name("picture", name, PICTURES) for name in arguments.what.split(",")] if arguments.what else None
     with ctrl_c_exits_at_once("pvae.draw"):
         from pvae.drawing import DRAWERS, Subject  # torch and matplotlib are slow to import
-    subject = Subject.of(arguments.run, arguments.data_dir, arguments.offline)
+    subject = Subject.of(arguments.run, arguments.data_dir, arguments.offline, tuple(arguments.attribute))
     folder: Path = arguments.out or subject.run.path / "figures"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,6 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("run", metavar="RUN", type=Path, help="a run folder")
     add("--what", metavar="NAME[,NAME...]", help="the pictures to draw (default: all that apply)")
+    add(
+        "--attribute",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="of the data, for the picture attributes (default: Blond_Hair Smiling Male Eyeglasses)",
+    )
     add("--data-dir", metavar="DIR", type=Path, help="where the run's data lie now (default: where they were found)")
     add("--offline", action="store_true", help="do not download anything")
     add("--out", metavar="DIR", type=Path, help="where to draw (default: RUN/figures)")

@@ -13,10 +13,12 @@ from torch.distributions import Normal
 
 from pvae import figures
 from pvae.data import Dataset, binarized, padded, to_pixels
-from pvae.errors import InputError
+from pvae.errors import InputError, check_name
 from pvae.fitting import load_again
 from pvae.latentspace import (
     LatentReport,
+    attribute_vector,
+    decode,
     encode,
     interpolate,
     manifold,
@@ -32,6 +34,8 @@ from pvae.vae import VAE
 
 __all__ = ["DRAWERS", "Subject"]
 
+_SHOWN_ATTRIBUTES = ("Blond_Hair", "Smiling", "Male", "Eyeglasses")
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -41,21 +45,32 @@ class Subject:
         run: the run.
         vae: its VAE, in eval mode, on the CPU.
         data: its data, as bytes.
+        attributes: which of the data's attributes to draw; a few well-known ones if left out.
     """
 
     run: Run
     vae: VAE
     data: Dataset
+    attributes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, path: str | Path, data_dir: str | Path | None = None, offline: bool = False) -> Subject:
+    def of(
+        cls,
+        path: str | Path,
+        data_dir: str | Path | None = None,
+        offline: bool = False,
+        attributes: tuple[str, ...] = (),
+    ) -> Subject:
         """Return the subject of a run folder.
 
         Raises:
-            InputError: the folder is no run, or its data are not to be had.
+            InputError: the folder is no run, its data are not to be had, or have no such attribute.
         """
         run = Run.open(path)
-        return cls(run, run.vae(), load_again(run, data_dir, offline))
+        data = load_again(run, data_dir, offline)
+        for name in attributes:
+            check_name("attribute", name, data.label_names)
+        return cls(run, run.vae(), data, attributes)
 
     @property
     def title(self) -> str:
@@ -187,6 +202,27 @@ def _histograms(subject: Subject) -> Figure:
     return figures.histogram_figure(subject.test_draws, subject.title)
 
 
+def _attributes(subject: Subject) -> Figure:
+    """Rows of one test image along each attribute's direction; the image is the first that has it not."""
+    labels, test_labels = subject.data.train_labels, subject.data.test_labels
+    subject.needs("attributes of its images", labels is not None and labels.dim() == 2)
+    assert labels is not None
+    assert test_labels is not None
+    names = subject.attributes or tuple(name for name in _SHOWN_ATTRIBUTES if name in subject.data.label_names)
+    subject.needs("attributes to show: give --attribute", bool(names))
+    alphas = torch.linspace(-3, 3, 7)
+    rows = []
+    for name in names:
+        column = subject.data.label_names.index(name)
+        subject.needs(f"training images with and without {name}", bool(0 < labels[:, column].sum() < len(labels)))
+        vector = attribute_vector(subject.train_codes, labels[:, column].bool())
+        start = int((~test_labels[:, column].bool()).int().argmax())
+        codes = subject.test_codes[start] + alphas.unsqueeze(1) * vector
+        rows.append(torch.cat([subject.test[start : start + 1], decode(subject.vae, codes)]))
+    title = f"{subject.title}\na test image, then the mean of p(x | z + alpha v), alpha from -3 to 3"
+    return figures.row_figure(subject.shown(torch.cat(rows)), len(alphas) + 1, title, names)
+
+
 def _first(labels: Tensor | None) -> Tensor | None:
     return None if labels is None else labels[:10_000]
 
@@ -201,4 +237,5 @@ DRAWERS = {
     "traversal": _traversal,
     "interpolation": _interpolation,
     "histograms": _histograms,
+    "attributes": _attributes,
 }

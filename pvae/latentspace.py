@@ -12,6 +12,7 @@ from pvae.vae import VAE
 
 __all__ = [
     "LatentReport",
+    "attribute_vector",
     "decode",
     "encode",
     "interpolate",
@@ -105,6 +106,19 @@ def interpolate(vae: VAE, first: Tensor, second: Tensor, num_steps: int = 10) ->
     start, end = encode(vae, torch.stack([first, second]))
     alpha = torch.linspace(0, 1, num_steps).unsqueeze(1)
     return decode(vae, (1 - alpha) * start + alpha * end)
+
+
+def attribute_vector(codes: Tensor, has: Tensor) -> Tensor:
+    """Return the direction of an attribute: the mean code with it minus the mean code without it.
+
+    Args:
+        codes: (N, L).
+        has: bool (N,), of which some are true and some are not.
+
+    Returns:
+        v (L,); document 003 draws images of z + alpha v.
+    """
+    return codes[has].mean(0) - codes[~has].mean(0)
 
 
 def nearest_neighbour_accuracy(

@@ -52,10 +52,10 @@ def test_every_picture_has_a_drawer():
 @pytest.mark.parametrize(
     ("name", "missing"),
     [
-        ("mlp-2d", set()),
-        ("conv-2d", set()),
-        ("conv-2d-ae", {"samples", "manifold"}),
-        ("deep-bayes", {"scatter", "cdf", "manifold"}),
+        ("mlp-2d", {"attributes"}),
+        ("conv-2d", {"attributes"}),
+        ("conv-2d-ae", {"samples", "manifold", "attributes"}),
+        ("deep-bayes", {"scatter", "cdf", "manifold", "attributes"}),
     ],
 )
 def test_one_call_draws_all_that_apply(runs, found, tmp_path, capsys, name, missing):
@@ -126,6 +126,25 @@ def test_interpolation_ends_at_the_codes(transparent, data):
     codes = latentspace.encode(transparent, x)
     assert torch.allclose(z[[0, -1]], codes, atol=1e-4)
     assert torch.allclose(z[2], codes.mean(0), atol=1e-4)
+
+
+def test_attribute_vector_is_the_difference_of_means():
+    codes = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]])
+    assert latentspace.attribute_vector(codes, torch.tensor([True, True, False])).tolist() == [2.0, -5.0]
+
+
+def test_attributes_move_the_image(runs, tmp_path, monkeypatch, data, capsys):
+    """Two attributes of the same digits: an even class, and a class of at least 5."""
+    labels = [torch.stack([part % 2 == 0, part >= 5], dim=1) for part in (data.train_labels, data.test_labels)]
+    known = Dataset("few digits", data.train, data.test, *labels, ("Even", "Large"))
+    monkeypatch.setattr(drawing, "load_again", lambda *_: known)
+    path = str(runs["mlp-2d"].path)
+    assert main([path, "--what", "attributes", "--attribute", "Even", "Large", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "attributes.png").exists()
+    assert main([path, "--attribute", "Evn"]) == 2
+    assert "did you mean 'Even'" in capsys.readouterr().err
+    assert main([path, "--what", "attributes"]) == 2
+    assert "give --attribute" in capsys.readouterr().err
 
 
 def test_nearest_neighbours():
