@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -45,7 +46,12 @@ def run_command(name: str, command: Callable[[], None]) -> int:
         command()
         return 0
     except (InputError, TrainingError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not re.search("allocate memory|out of memory", str(error)):
+            raise
+        print(f"{name}: out of memory: give smaller images, networks, batches or fewer particles", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read our output has gone
         sys.stdout = None
@@ -56,6 +62,11 @@ def run_command(name: str, command: Callable[[], None]) -> int:
     except KeyboardInterrupt as error:
         print(f"{name}: {str(error) or 'interrupted before anything was done'}", file=sys.stderr)
         return 130
+
+
+def _one_line(error: BaseException) -> str:
+    """Return the message with line breaks and control characters, which a path may hold, made visible."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
 
 
 @contextlib.contextmanager

@@ -123,13 +123,16 @@ class Config:
             value = getattr(self, field)
             if not (field == "dataset" and str(value).startswith("folder:")):
                 check_name(_KINDS.get(field, field.replace("_", " ")), value, names)
+        if not isinstance(self.source, str):
+            raise InputError(f"source must be a text, not {self.source!r}")
         for field in ("grey", "skip_broken"):
             if not isinstance(getattr(self, field), bool):
                 raise InputError(f"{_flag(field)} must be true or false, not {getattr(self, field)!r}")
-        for name in ("image_size", "latent_dim", "particles", "epochs", "batch_size"):
-            object.__setattr__(self, name, _count(name, getattr(self, name)))
-        for name in ("crop", "pad", "warm_up", "seed"):
-            object.__setattr__(self, name, _count(name, getattr(self, name), least=0))
+        for name, most in (("latent_dim", 10**9), ("particles", 10**6), ("epochs", 10**9), ("batch_size", 10**9)):
+            object.__setattr__(self, name, _count(name, getattr(self, name), most=most))
+        object.__setattr__(self, "image_size", _count("image_size", self.image_size, most=10**4))
+        for name, most in (("crop", 10**4), ("pad", 10**3), ("warm_up", 10**9), ("seed", 2**63 - 1)):
+            object.__setattr__(self, name, _count(name, getattr(self, name), least=0, most=most))
         for name in ("scale", "lr"):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         for name in ("beta", "free_bits"):
@@ -169,17 +172,17 @@ def _widths(hidden: Any) -> tuple[int, ...]:
     widths = list(hidden) if isinstance(hidden, Iterable) and not isinstance(hidden, (str, set)) else []
     if not widths:
         raise InputError(f"{_flag('hidden')} needs at least one layer width, such as 100 100, not {hidden!r}")
-    return tuple(_count("hidden", width) for width in widths)
+    return tuple(_count("hidden", width, most=10**9) for width in widths)
 
 
-def _count(name: str, value: Any, least: int = 1) -> int:
+def _count(name: str, value: Any, least: int = 1, most: int = 2**63 - 1) -> int:
     """Return a whole number, numpy's included, as an int."""
     try:
         count = operator.index(value)
     except TypeError:
         count = -1
-    if isinstance(value, bool) or not least <= count < 2**63:
-        limit = "" if count < 2**63 else " and below 2^63"
+    if isinstance(value, bool) or not least <= count <= most:
+        limit = "" if count <= most else f" and at most {most:,}"
         raise InputError(f"{_flag(name)} must be a whole number of at least {least}{limit}, not {value!r}")
     return count
 

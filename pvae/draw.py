@@ -62,9 +62,9 @@ def _draw(arguments: argparse.Namespace) -> None:
 def _draw_one(name: str, drawer: Callable[[Subject], object], subject: Subject, folder: Path, skip: bool) -> None:
     try:
         figure = drawer(subject)
-    except InputError:
+    except InputError as error:
         if not skip:
-            raise
+            raise InputError(f"{name}: {error}") from None
         return  # one that does not apply to this run
     figure.savefig(folder / f"{name}.png")  # type: ignore[attr-defined]
     print(folder / f"{name}.png")

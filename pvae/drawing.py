@@ -14,7 +14,7 @@ from torch.distributions import Normal
 from pvae import figures
 from pvae.data import Dataset, binarized, padded, to_pixels
 from pvae.errors import InputError, check_name
-from pvae.fitting import load_again
+from pvae.fitting import check_same_data, load_again
 from pvae.latentspace import (
     LatentReport,
     attribute_vector,
@@ -68,6 +68,7 @@ class Subject:
         """
         run = Run.open(path)
         data = load_again(run, data_dir, offline)
+        check_same_data(run, data)
         for name in attributes:
             check_name("attribute", name, data.label_names)
         return cls(run, run.vae(), data, attributes)

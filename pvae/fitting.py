@@ -22,7 +22,7 @@ from pvae.runs import Run, check_out
 from pvae.sources import load_dataset
 from pvae.training import Training
 
-__all__ = ["fit", "image_transform", "load_again", "resolve_device", "resume"]
+__all__ = ["check_same_data", "fit", "image_transform", "load_again", "resolve_device", "resume"]
 
 
 def fit(
@@ -110,8 +110,7 @@ def resume(
         raise InputError(f"{run.path} has finished its {done} epochs: give --epochs above {done}")
     where = resolve_device(device or run.sessions[-1].get("device", "auto"))
     data = data if data is not None else load_again(run, data_dir, offline)
-    if data.record().sha256 != run.data.sha256:
-        raise InputError(f"{run.path} was trained on other data: the SHA-256 of {data.record().title} differs")
+    check_same_data(run, data)
     with seeded(run.config.seed, where), pyro.get_param_store().scope():
         training = Training(run.config, data, where)
         try:
@@ -198,10 +197,23 @@ def load_again(run: Run, data_dir: str | Path | None, offline: bool) -> Dataset:
         InputError: the data were given from Python, or are not to be had.
     """
     if not run.data.dataset:
-        raise InputError(f"{run.path} was trained on {run.data.name!r}, given from Python: pvae.resume(..., data=...)")
+        raise InputError(
+            f"{run.path} was trained on {run.data.name!r}, given from Python: give them again, as data= "
+            "of pvae.resume, or to draw as pvae.drawing.Subject(run, run.vae(), data)"
+        )
     if data_dir is None and run.data.folder and Path(run.data.folder).is_dir():
         data_dir = run.data.folder
     return load_dataset(run.data.dataset, data_dir, offline, image_transform(run.config))
+
+
+def check_same_data(run: Run, data: Dataset) -> None:
+    """Refuse data that are not those a run was trained on.
+
+    Raises:
+        InputError: their SHA-256 differs.
+    """
+    if data.record().sha256 != run.data.sha256:
+        raise InputError(f"{run.path} was trained on other data: the SHA-256 of {data.title} differs")
 
 
 def image_transform(config: Config) -> ImageTransform:

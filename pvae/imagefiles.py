@@ -150,7 +150,9 @@ def _decode(path: Path, transform: ImageTransform) -> NDArray[np.uint8] | None:
             if transform.crop:
                 left, top = (image.width - transform.crop) // 2, (image.height - transform.crop) // 2
                 if left < 0 or top < 0:
-                    raise ValueError(f"{image.width} x {image.height} pixels are fewer than --crop {transform.crop}")
+                    raise ValueError(
+                        f"{image.width} x {image.height} pixels, fewer than --crop {transform.crop} cuts out"
+                    )
                 image = image.crop((left, top, left + transform.crop, top + transform.crop))
             image = image.convert("L" if transform.grey else "RGB")
             image = image.resize((transform.size, transform.size), Image.Resampling.BILINEAR)
@@ -159,7 +161,7 @@ def _decode(path: Path, transform: ImageTransform) -> NDArray[np.uint8] | None:
         if transform.skip_broken:
             return None
         reason = str(error).replace(f" {str(path)!r}", "")
-        raise InputError(f"{path} is broken or no image ({reason}): remove it, or give --skip-broken") from None
+        raise InputError(f"{path} cannot be used ({reason}): remove it, or give --skip-broken") from None
     return pixels[None] if transform.grey else pixels.transpose(2, 0, 1)
 
 

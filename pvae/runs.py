@@ -85,6 +85,8 @@ class Run:
         Raises:
             InputError: the folder is no run, or its `config.json` is damaged.
         """
+        if not isinstance(path, (str, Path)) or not str(path):
+            raise InputError(f"a run is named by its folder, not by {path!r}")
         file = Path(path) / "config.json"
         try:
             record = json.loads(file.read_text(encoding="utf-8"))

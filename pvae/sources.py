@@ -225,6 +225,8 @@ def _knock(url: str, answered: threading.Event) -> None:
 
 
 def _from_folder(name: str, transform: ImageTransform) -> Dataset:
+    if name == "folder:":
+        raise InputError("--dataset folder:PATH needs the path of a folder")
     folder = Path(name.removeprefix("folder:")).expanduser()
     files = image_files(folder)
     # Shuffled by a frozen stream; the test images come last, so that both splits are views of one mapped file.

@@ -98,7 +98,7 @@ def _read_toml(path: Path | None) -> dict[str, Any]:
             options = tomllib.load(file)
     except OSError as error:
         raise InputError(f"--config {path} cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--config {path} is not TOML: {brief(error)}") from None
     try:
         Config().replace(**options)

@@ -76,7 +76,7 @@ def test_a_changed_file_is_decoded_anew(folder):
 def test_broken_files_are_named_or_skipped(folder, tmp_path):
     (folder / "text.jpg").write_text("no image")
     (folder / "cut.png").write_bytes(next(folder.rglob("*.png")).read_bytes()[:100])
-    with pytest.raises(InputError, match=r"(text\.jpg|cut\.png) is broken or no image") as caught:
+    with pytest.raises(InputError, match=r"(text\.jpg|cut\.png) cannot be used") as caught:
         load_dataset(f"folder:{folder}", transform=ImageTransform(size=8))
     assert "\n" not in str(caught.value)
     assert not [path for path in cached(tmp_path) if path.is_file()], "a broken build left something"
@@ -152,7 +152,7 @@ def test_bad_folders_are_one_line(folder, tmp_path, capsys, monkeypatch):
     for arguments, says in [
         (["--dataset", "folder:empty"], "holds no image file"),
         (["--dataset", "folder:nowhere"], "there is no folder nowhere"),
-        (["--dataset", f"folder:{folder}"], "text.jpg is broken or no image"),
+        (["--dataset", f"folder:{folder}"], "text.jpg cannot be used"),
         (["--dataset", "folder:dot", "--crop", "2"], "fewer than --crop 2"),
         (["--dataset", "folder:dot", "--image-size", "0"], "--image-size must be"),
         (["--dataset", "celeba"], "CelebA is not in"),

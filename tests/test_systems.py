@@ -311,6 +311,7 @@ def test_a_system_of_ones_own(tmp_path, few_digits, monkeypatch, capsys):
         ("hidden = 8", "--hidden needs"),
         ("epochs = 'two'", "--epochs must be"),
         ("= broken", "is not TOML"),
+        ("a = " + 3000 * "[", "is not TOML"),
     ]:
         (tmp_path / "mine.toml").write_text(text)
         assert main(["--config", "mine.toml"]) == 2
