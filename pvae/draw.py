@@ -52,6 +52,12 @@ def _draw(arguments: argparse.Namespace) -> None:
         raise InputError(f"--out {folder} cannot be written ({error.strerror}): name another folder") from None
     for name in wanted or PICTURES:
         _draw_one(name, DRAWERS[name], subject, folder, skip=wanted is None)
+    if wanted is None:
+        _report(subject, folder)
+
+
+def _report(subject: Subject, folder: Path) -> None:
+    """Say how the codes lie; it takes the codes of all images, and is left out where single pictures are asked for."""
     report = subject.report()
     (folder / "latent.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
     distance = max(report.kolmogorov_smirnov)
@@ -81,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("run", metavar="RUN", type=Path, help="a run folder")
-    add("--what", metavar="NAME[,NAME...]", help="the pictures to draw (default: all that apply)")
+    add("--what", metavar="NAME[,NAME...]", help="the pictures to draw (default: all that apply, and latent.json)")
     add(
         "--attribute",
         metavar="NAME",

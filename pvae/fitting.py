@@ -165,6 +165,8 @@ def _go_on(training: Training, run: Run, console: Console, note: str) -> None:
             f"{error}; the last good checkpoint is {last}; a smaller --lr, into another --out, may help"
         ) from error
     except KeyboardInterrupt:
+        if not (run.path / "config.json").exists():  # stopped before the first record: there is nothing to resume
+            raise
         raise InterruptedTrainingError(
             f"interrupted; epoch {finished} is on disk; go on with: {_how_to_resume(run)}"
         ) from None

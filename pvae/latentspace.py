@@ -76,7 +76,7 @@ def manifold(vae: VAE, num_steps: int = 20) -> Tensor:
         (n n, C, H, W), row by row; the first latent grows to the right and the second upward.
 
     Reference:
-        Kingma and Welling, arXiv:1312.6114, figure 4.
+        Kingma and Welling, arXiv:1312.6114, whose figures of learned manifolds are drawn so.
     """
     quantiles = (torch.arange(num_steps) + 0.5) / num_steps
     z = Normal(0.0, 1.0).icdf(quantiles)

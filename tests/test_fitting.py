@@ -420,3 +420,15 @@ def test_devices():
     for name in ("tpu", "cuda:99", "mps"):
         with pytest.raises(InputError, match="--device"):
             resolve_device(name)
+
+
+def test_ctrl_c_before_the_first_record_gives_no_advice(tmp_path, few_digits, small_config, monkeypatch):
+    """There is nothing to resume yet, and nothing says that there is."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "begin_session", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit(small_config, data=few_digits, out=tmp_path / "run")
+    assert not isinstance(caught.value, InterruptedTrainingError)
