@@ -1,9 +1,12 @@
-"""The command `python -m pvae.draw`: every picture that a run can show, from its checkpoint and its data."""
+"""The command `python -m pvae.draw`: every picture that a run can show, and runs side by side."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+import statistics
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +16,9 @@ from pvae.commands import Parser, ctrl_c_exits_at_once, leave, run_command
 from pvae.errors import InputError, check_name
 
 if TYPE_CHECKING:
-    from pvae.drawing import Subject
+    from matplotlib.figure import Figure
+
+    from pvae.subjects import Subject
 
 __all__ = ["PICTURES", "main"]
 
@@ -28,6 +33,7 @@ PICTURES = {
     "interpolation": "ways between pairs of test images through the latent space",
     "histograms": "each latent dimension against N(0, 1)",
     "attributes": "test images along the direction of an attribute, z + alpha v, alpha from -3 to 3 (celeba)",
+    "probe": "what a classifier, trained on real images, sees along that direction (celeba; takes a minute)",
 }
 
 
@@ -42,51 +48,116 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _draw(arguments: argparse.Namespace) -> None:
     wanted = [check_name("picture", name, PICTURES) for name in arguments.what.split(",")] if arguments.what else None
+    runs = _runs_in(arguments.run)
+    if runs and (wanted or arguments.attribute):
+        raise InputError(f"{arguments.run} is a folder of runs: --what and --attribute are for a single run")
     with ctrl_c_exits_at_once("pvae.draw"):
-        from pvae.drawing import DRAWERS, Subject  # torch and matplotlib are slow to import
+        import pvae.drawing
+        import pvae.sheets  # noqa: F401  torch and matplotlib are slow to import
+    if runs:
+        _draw_side_by_side(arguments, runs)
+    else:
+        _draw_run(arguments, wanted)
+
+
+def _runs_in(path: Path) -> list[Path]:
+    """Return the runs in a folder of runs; none if it is a run itself, or holds none."""
+    if (path / "config.json").exists():
+        return []
+    return sorted(file.parent for file in path.glob("*/config.json"))
+
+
+def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> None:
+    from pvae.drawing import DRAWERS
+    from pvae.subjects import Subject
+
     subject = Subject.of(arguments.run, arguments.data_dir, arguments.offline, tuple(arguments.attribute))
-    folder: Path = arguments.out or subject.run.path / "figures"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {folder} cannot be written ({error.strerror}): name another folder") from None
+    folder = _made(arguments.out or subject.run.path / "figures")
     for name in wanted or PICTURES:
         _draw_one(name, DRAWERS[name], subject, folder, skip=wanted is None)
     if wanted is None:
         _report(subject, folder)
 
 
-def _report(subject: Subject, folder: Path) -> None:
-    """Say how the codes lie; it takes the codes of all images, and is left out where single pictures are asked for."""
-    report = subject.report()
-    (folder / "latent.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
-    distance = max(report.kolmogorov_smirnov)
-    accuracy = "" if report.accuracy is None else f"; 10-nearest-neighbour accuracy {report.accuracy:.3f}"
-    print(f"codes: largest Kolmogorov-Smirnov distance of a dimension from N(0, 1) {distance:.3f}{accuracy}")
-
-
-def _draw_one(name: str, drawer: Callable[[Subject], object], subject: Subject, folder: Path, skip: bool) -> None:
+def _draw_one(name: str, drawer: Callable[[Subject], Figure], subject: Subject, folder: Path, skip: bool) -> None:
     try:
         figure = drawer(subject)
     except InputError as error:
         if not skip:
             raise InputError(f"{name}: {error}") from None
         return  # one that does not apply to this run
-    figure.savefig(folder / f"{name}.png")  # type: ignore[attr-defined]
+    figure.savefig(folder / f"{name}.png")
     print(folder / f"{name}.png")
+    if name == "probe":
+        print("\n".join(map(str, subject.responses)))
+        _write(folder / "probe.json", json.dumps([asdict(one) for one in subject.responses], indent=2) + "\n")
+
+
+def _report(subject: Subject, folder: Path) -> None:
+    """Say how the codes lie; it takes the codes of all images, and is left out where single pictures are asked for."""
+    report = subject.report()
+    _write(folder / "latent.json", json.dumps(asdict(report), indent=2) + "\n")
+    distances = report.kolmogorov_smirnov
+    accuracy = "" if report.accuracy is None else f"; 10-nearest-neighbour accuracy {report.accuracy:.3f}"
+    print(
+        f"codes: Kolmogorov-Smirnov distance of a dimension from N(0, 1) {max(distances):.3f} at most, "
+        f"{statistics.median(distances):.3f} in the median{accuracy}"
+    )
+
+
+def _draw_side_by_side(arguments: argparse.Namespace, runs: Sequence[Path]) -> None:
+    """Draw the sheet and write the table; a run that cannot be read is left out, with a line that says why."""
+    from pvae.sheets import code_figures, entry_of, in_order, sheet_figure
+    from pvae.subjects import Subject
+    from pvae.tables import to_csv, to_markdown
+
+    folder = _made(arguments.out or arguments.run)
+    read = []
+    for path in runs:
+        try:
+            read.append(entry_of(Subject.of(path, arguments.data_dir, arguments.offline)))
+            print(f"{path.name}: {read[-1].title}", flush=True)
+        except InputError as error:
+            print(f"pvae.draw: {path.name} is left out: {error}", file=sys.stderr)
+    if not read:
+        raise InputError(f"none of the {len(runs)} runs in {arguments.run} can be shown")
+    entries = in_order(read)
+    rows = [entry.row for entry in entries]
+    _write(folder / "table.csv", to_csv(rows))
+    _write(folder / "table.md", to_markdown(rows))
+    drawn = {"sheet": sheet_figure(entries)}
+    drawn |= {f"codes-{re.sub('[^a-z0-9]+', '-', data.lower())}": one for data, one in code_figures(entries).items()}
+    print(f"\n{to_markdown(rows)}\n{folder / 'table.csv'}\n{folder / 'table.md'}")
+    for name, figure in drawn.items():
+        figure.savefig(folder / f"{name}.png")
+        print(folder / f"{name}.png")
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder} cannot be written ({error.strerror}): name another folder") from None
+    return folder
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:
     pictures = "\n".join(f"  {name:16} {what}" for name, what in PICTURES.items())
     parser = Parser(
         prog="python -m pvae.draw",
-        description="Draw what a trained run can show, into its figures/.",
-        epilog=f"pictures:\n{pictures}\n\nexample:\n  python -m pvae.draw runs/my-run --what scatter,manifold",
+        description="Draw what a trained run can show, into its figures/; or a folder of runs side by side: a sheet of "
+        "their pictures, the codes of those with two latents, and a table with a row for each system, over its seeds.",
+        epilog=f"pictures of a run:\n{pictures}\n\nexamples:\n  python -m pvae.draw runs/my-run --what scatter,manifold"
+        "\n  python -m pvae.draw runs",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("run", metavar="RUN", type=Path, help="a run folder")
+    add("run", metavar="RUN", type=Path, help="a run folder, or a folder of run folders")
     add("--what", metavar="NAME[,NAME...]", help="the pictures to draw (default: all that apply, and latent.json)")
     add(
         "--attribute",
@@ -97,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--data-dir", metavar="DIR", type=Path, help="where the run's data lie now (default: where they were found)")
     add("--offline", action="store_true", help="do not download anything")
-    add("--out", metavar="DIR", type=Path, help="where to draw (default: RUN/figures)")
+    add("--out", metavar="DIR", type=Path, help="where to draw (default: RUN/figures, or the folder of runs itself)")
     return parser
 
 

@@ -11,14 +11,17 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from pvae.metrics import Metrics
-from pvae.plots import add_title, curves, histograms, image_figure, scatter
+from pvae.plots import add_title, curves, histograms, image_figure, lines, scatter, show_images
+from pvae.probe import Response
 from pvae.runs import Run
 from pvae.systems import system_title
 
 __all__ = [
+    "band_figure",
     "figures_are_drawn",
     "histogram_figure",
     "loss_figure",
+    "probe_figure",
     "reconstruction_figure",
     "row_figure",
     "run_title",
@@ -99,6 +102,42 @@ def histogram_figure(codes: Tensor, title: str) -> Figure:
     x = torch.linspace(-4, 4, 100)
     histograms(figure, shown.cpu().numpy(), torch.stack([x, Normal(0.0, 1.0).log_prob(x).exp()]).numpy())
     add_title(figure, f"{title}\neach latent dimension of z ~ q(z | x) over the test images, and N(0, 1)")
+    return figure
+
+
+def probe_figure(responses: Sequence[Response], title: str) -> Figure:
+    """Return a probe's log-odds of each attribute against alpha."""
+    figure = Figure(figsize=(7.0, 4.6), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    series = {
+        f"{one.attribute} (probe's balanced accuracy {one.balanced_accuracy:.3f})": (one.log_odds, one.stderr)
+        for one in responses
+    }
+    lines(axes, responses[0].alphas, series)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xlabel("alpha, of z + alpha v")
+    axes.set_ylabel("log-odds of the attribute, to a probe trained on real images")
+    add_title(figure, f"{title}\nmean over test images of what a probe sees in the mean of p(x | z + alpha v)")
+    return figure
+
+
+def band_figure(bands: Mapping[str, tuple[Tensor, Tensor]], num_columns: int, title: str) -> Figure:
+    """Return a band of two sets of images for each name, side by side.
+
+    Args:
+        bands: what stands over a band, to its images on the left and on the right, (N, C, H, W) in [0, 1] each;
+            either may be empty.
+        num_columns: images in a row.
+        title: above the figure.
+    """
+    figure = Figure(figsize=(1.1 * num_columns + 1.2, 1.6 * len(bands) + 0.6), dpi=120, layout="constrained")
+    for band, (name, sides) in zip(figure.subfigures(len(bands), squeeze=False)[:, 0], bands.items()):
+        band.suptitle(name, fontsize=8, x=0.01, ha="left", parse_math=False)
+        for axes, images in zip(band.subplots(1, 2), sides):
+            axes.set_axis_off()
+            if len(images):
+                show_images(axes, images.cpu().numpy(), num_columns)
+    add_title(figure, title)
     return figure
 
 

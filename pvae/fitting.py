@@ -201,7 +201,7 @@ def load_again(run: Run, data_dir: str | Path | None, offline: bool) -> Dataset:
     if not run.data.dataset:
         raise InputError(
             f"{run.path} was trained on {run.data.name!r}, given from Python: give them again, as data= "
-            "of pvae.resume, or to draw as pvae.drawing.Subject(run, run.vae(), data)"
+            "of pvae.resume, or to draw as pvae.subjects.Subject(run, run.vae(), data)"
         )
     if data_dir is None and run.data.folder and Path(run.data.folder).is_dir():
         data_dir = run.data.folder

@@ -230,7 +230,7 @@ class OptimalNormalLikelihood(NormalLikelihood):
     ELBO a bound. The average is stored with the weights.
 
     Reference:
-        Rybkin, Daniilidis and Levine, Simple and effective VAE training with calibrated decoders, ICML 2021.
+        Rybkin, Daniilidis and Levine, arXiv:2006.13202, equation 5 (as submitted; there it should read sigma^2).
     """
 
     momentum = 0.1

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-__all__ = ["add_title", "curves", "histograms", "image_figure", "image_grid", "scatter"]
+__all__ = ["add_title", "curves", "histograms", "image_figure", "image_grid", "lines", "scatter", "show_images"]
 
 # Okabe and Ito's palette: told apart by readers with any kind of colour vision.
 _COLOURS = {"train": "#0072B2", "test": "#D55E00"}
@@ -41,20 +41,24 @@ def image_grid(images: NDArray[np.float32], num_columns: int) -> NDArray[np.floa
 
 def image_figure(images: NDArray[np.float32], num_columns: int, title: str, row_labels: Sequence[str] = ()) -> Figure:
     """Return a figure of images (N, C, H, W) in [0, 1], with a title and, if given, a label for each row."""
-    grid = image_grid(images, num_columns)
     num_rows = -(-len(images) // num_columns)
     size = max(0.75 * num_columns + 1.2, 5.0), 0.75 * num_rows + 0.6
     figure = Figure(figsize=size, dpi=120, layout="constrained")
-    axes = figure.add_subplot()
+    show_images(figure.add_subplot(), images, num_columns, row_labels)
+    add_title(figure, title)
+    return figure
+
+
+def show_images(axes: Axes, images: NDArray[np.float32], num_columns: int, row_labels: Sequence[str] = ()) -> None:
+    """Show images (N, C, H, W) in [0, 1] row by row, with a label for each row if given."""
+    grid = image_grid(images, num_columns)
     shown = grid if grid.shape[-1] == 3 else grid.mean(-1)  # neither grey nor colour: the mean over channels
     axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    step = grid.shape[0] / num_rows
+    step = grid.shape[0] / -(-len(images) // num_columns)
     axes.set_xticks([])
     axes.set_yticks([(row + 0.5) * step for row in range(len(row_labels))], row_labels)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    add_title(figure, title)
-    return figure
 
 
 def add_title(figure: Figure, title: str) -> None:
@@ -110,6 +114,21 @@ def scatter(
     axes.set_xlabel("z_1")
     axes.set_ylabel("z_2")
     axes.set_title(title, fontsize=10)
+
+
+def lines(axes: Axes, x: Sequence[float], series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
+    """Draw a line with error bars of one standard error for each name, told apart by colour, mark and legend.
+
+    Args:
+        axes: where.
+        x: of every line.
+        series: name to (values, standard errors).
+    """
+    for index, (name, (values, errors)) in enumerate(series.items()):
+        colour, mark = _CLASSES[2 * index % len(_CLASSES)], "osD^v"[index % 5]
+        axes.errorbar(x, values, errors, label=name, color=colour, marker=mark, markersize=4, capsize=2)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
 
 
 def histograms(figure: Figure, columns: NDArray[np.float32], density: NDArray[np.float32]) -> None:

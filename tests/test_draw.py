@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import shutil
 
 import pytest
 import torch
 from torch.distributions import Normal
 
-from pvae import drawing, latentspace
+from pvae import latentspace, subjects
 from pvae.data import Dataset
 from pvae.draw import PICTURES, main
 from pvae.drawing import DRAWERS
 from pvae.errors import InputError
 from pvae.fitting import fit
+from pvae.probe import Response, balanced_accuracy, respond, train_probe
 from pvae.systems import get_system
+from pvae.tables import Row, groups, to_csv, to_markdown
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,7 @@ def runs(tmp_path_factory, data):
 @pytest.fixture
 def found(monkeypatch, data):
     """Let the data of every run be found."""
-    monkeypatch.setattr(drawing, "load_again", lambda *_: data)
+    monkeypatch.setattr(subjects, "load_again", lambda *_: data)
 
 
 EVERY = set(PICTURES)
@@ -52,10 +56,10 @@ def test_every_picture_has_a_drawer():
 @pytest.mark.parametrize(
     ("name", "missing"),
     [
-        ("mlp-2d", {"attributes"}),
-        ("conv-2d", {"attributes"}),
-        ("conv-2d-ae", {"samples", "manifold", "attributes"}),
-        ("deep-bayes", {"scatter", "cdf", "manifold", "attributes"}),
+        ("mlp-2d", {"attributes", "probe"}),
+        ("conv-2d", {"attributes", "probe"}),
+        ("conv-2d-ae", {"samples", "manifold", "attributes", "probe"}),
+        ("deep-bayes", {"scatter", "cdf", "manifold", "attributes", "probe"}),
     ],
 )
 def test_one_call_draws_all_that_apply(runs, found, tmp_path, capsys, name, missing):
@@ -133,18 +137,77 @@ def test_attribute_vector_is_the_difference_of_means():
     assert latentspace.attribute_vector(codes, torch.tensor([True, True, False])).tolist() == [2.0, -5.0]
 
 
-def test_attributes_move_the_image(runs, tmp_path, monkeypatch, data, capsys):
-    """Two attributes of the same digits: an even class, and a class of at least 5."""
+@pytest.fixture
+def known(monkeypatch, data):
+    """Let every run's digits have two attributes: an even class, and a class of at least 5."""
     labels = [torch.stack([part % 2 == 0, part >= 5], dim=1) for part in (data.train_labels, data.test_labels)]
     known = Dataset("few digits", data.train, data.test, *labels, ("Even", "Large"))
-    monkeypatch.setattr(drawing, "load_again", lambda *_: known)
+    monkeypatch.setattr(subjects, "load_again", lambda *_: known)
+    return known
+
+
+def test_attributes_move_the_image(runs, tmp_path, known, capsys):
     path = str(runs["mlp-2d"].path)
-    assert main([path, "--what", "attributes", "--attribute", "Even", "Large", "--out", str(tmp_path)]) == 0
+    assert main([path, "--what", "attributes,probe", "--attribute", "Even", "Large", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "attributes.png").exists()
+    assert "Even: log-odds" in capsys.readouterr().out
+    seen = json.loads((tmp_path / "probe.json").read_text())
+    assert [one["attribute"] for one in seen] == ["Even", "Large"]
+    assert all(len(one["log_odds"]) == len(one["stderr"]) == 7 for one in seen)
     assert main([path, "--attribute", "Evn"]) == 2
     assert "did you mean 'Even'" in capsys.readouterr().err
     assert main([path, "--what", "attributes"]) == 2
     assert "give --attribute" in capsys.readouterr().err
+
+
+def test_images_along_an_attribute_stand_at_z_plus_alpha_v(runs, known, transparent):
+    subject = subjects.Subject(runs["mlp-2d"], transparent, known, ("Large",))
+    codes = subject.test_codes[:3]
+    vector = latentspace.attribute_vector(subject.train_codes, known.train_labels[:, 1])
+    for alpha, images in zip(subjects.ALPHAS, subject.along("Large", codes), strict=True):
+        assert torch.allclose(latents(images), codes + alpha * vector, atol=1e-3)
+
+
+def test_an_attribute_that_no_image_has_is_refused(runs, data):
+    none = torch.zeros(len(data.train), 1, dtype=torch.bool)
+    known = Dataset("few digits", data.train, data.test, none, none[: len(data.test)], ("Bald",))
+    subject = subjects.Subject(runs["mlp-2d"], runs["mlp-2d"].vae(), known, ("Bald",))
+    with pytest.raises(InputError, match="with and without Bald"):
+        _ = subject.responses
+
+
+def stripes(num_images, seed):
+    """Images of noise, of which those with the first attribute have a white row, with the second a white column."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 128, (num_images, 1, 8, 12), generator=generator, dtype=torch.uint8)
+    labels = torch.rand(num_images, 2, generator=generator) < torch.tensor([0.5, 0.1])
+    images[labels[:, 0], :, 3] = 255
+    images[labels[:, 1], :, :, 5] = 255
+    return images, labels
+
+
+def test_the_probe_learns_to_see():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        probe = train_probe(*stripes(600, 0))
+    images, labels = stripes(400, 1)
+    assert balanced_accuracy(probe, images, labels).min() > 0.95
+    assert balanced_accuracy(probe, images, ~labels).max() < 0.05
+    pixels = images.float() / 255
+    fading = pixels.clone()
+    fading[:, :, 3] = 1.0
+    mean, stderr = respond(probe, [pixels[~labels[:, 0]], fading[~labels[:, 0]]], 0)
+    assert mean[0] < 0 < mean[1]
+    assert (stderr > 0).all()
+
+
+def test_a_response_is_monotone_or_says_that_it_is_not():
+    def response(*log_odds):
+        return Response(attribute="A", alphas=(-1, 0, 1), log_odds=log_odds, stderr=(0, 0, 0), balanced_accuracy=1.0)
+
+    assert "rising at every step" in str(response(-1.0, 0.0, 0.5))
+    assert "NOT rising" in str(response(-1.0, 0.6, 0.5))
+    assert not response(-1.0, 0.5, 0.5).is_monotone
 
 
 def test_nearest_neighbours():
@@ -173,4 +236,57 @@ def test_an_autoencoder_has_no_samples(runs):
 
 def test_subject_refuses_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(InputError, match="no run folder"):
-        drawing.Subject.of(tmp_path)
+        subjects.Subject.of(tmp_path)
+
+
+def test_a_folder_of_runs_is_a_sheet_and_a_table(runs, found, tmp_path, capsys):
+    out = tmp_path / "sheets"
+    folder = runs["mlp-2d"].path.parent
+    assert main([str(folder), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {"table.csv", "table.md", "sheet.png", "codes-few-digits.png"}
+    rows = list(csv.DictReader((out / "table.csv").open()))
+    assert [row["system"].split()[0] for row in rows] == ["deep-bayes", "mlp-2d", "conv-2d", "conv-2d-ae"]
+    for row in rows:
+        last = runs[row["run"]].metrics()[-1]
+        assert (float(row["elbo"]) if row["elbo"] else None) == last.elbo
+        assert float(row["distortion"]) == last.distortion
+    assert (out / "table.md").read_text() in said
+    assert not list(folder.glob("*.png")), "only where it was told to"
+
+
+def test_a_run_that_cannot_be_read_is_left_out(runs, found, tmp_path, capsys):
+    shutil.copytree(runs["mlp-2d"].path, tmp_path / "whole")
+    shutil.copytree(runs["mlp-2d"].path, tmp_path / "damaged")
+    (tmp_path / "damaged" / "checkpoint.pt").write_bytes(b"no checkpoint")
+    assert main([str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith("pvae.draw: damaged is left out: ")
+    assert captured.err.count("\n") == 1
+    assert (tmp_path / "table.csv").read_text().count("\n") == 2
+    shutil.rmtree(tmp_path / "whole")
+    assert main([str(tmp_path)]) == 2
+    assert "none of the 1 runs" in capsys.readouterr().err
+    assert main([str(tmp_path), "--what", "scatter"]) == 2
+    assert "single run" in capsys.readouterr().err
+
+
+def row(**changes):
+    figures = dict.fromkeys(("distortion", "rate", "posterior_mean_loss", "kolmogorov_smirnov"), 1.0)
+    spread = {"mean_least": -0.5, "mean_greatest": 0.5, "std_least": 0.9, "std_greatest": 1.1}
+    what = {"run": "a", "system": "mlp-2d", "estimator": "trace", "data": "MNIST", "seed": 0, "epochs": 3}
+    rest = {"pseudo": True, "elbo": -100.0, "elbo_stderr": 0.25, "accuracy": None, "seconds_per_epoch": 2.0}
+    return Row(**{**figures, **spread, **what, **rest, **changes})
+
+
+def test_the_table_is_over_seeds():
+    rows = [row(), row(run="b", seed=1, elbo=-102.0, std_greatest=1.5), row(run="c", estimator="analytic")]
+    assert [[one.run for one in group] for group in groups(rows)] == [["a", "b"], ["c"]]
+    lines = to_markdown(rows).splitlines()
+    assert "| 2 | 3 | -101.00 +- 1.41 (pseudo) |" in lines[2]
+    assert "| 0.90 to 1.50 |" in lines[2]
+    assert "| 1 | 3 | -100.00 +- 0.25 (pseudo) |" in lines[3]
+    assert len({line.count("|") for line in lines[:4]}) == 1
+    assert [line["run"] for line in csv.DictReader(to_csv(rows).splitlines())] == ["a", "b", "c"]
+    none = to_markdown([row(elbo=None, elbo_stderr=None)]).splitlines()[2]
+    assert "| 1 | 3 | - | 1.00 |" in none

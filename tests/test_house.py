@@ -20,14 +20,15 @@ FLOORS = [
     {"commands", "config", "discretized", "imagefiles", "latents", "networks"}
     | {"optimizers", "plots", "provenance", "records", "rng"},
     {"data", "likelihoods", "systems"},
-    {"sources", "vae"},
+    {"probe", "sources", "vae"},
     {"building", "handwritten", "latentspace"},
     {"elbos", "metrics"},
     {"events", "runs"},
-    {"figures", "progress"},
+    {"figures", "progress", "tables"},
     {"training"},
     {"fitting"},
-    {"drawing", "train"},
+    {"subjects", "train"},
+    {"drawing", "sheets"},
     {"draw"},
 ]
 FLOOR = {module: level for level, floor in enumerate(FLOORS) for module in floor}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -337,3 +338,34 @@ def test_colour_images_of_another_size(tmp_path):
     config = Config(network="conv-batchnorm", hidden=(4, 4), likelihood="normal", latent_dim=2, batch_size=10, epochs=1)
     run = fit(config, data=Dataset("colours", images, images[:3]), out=tmp_path / "run")
     assert pvae.load(run.path).p_x.image_shape == (3, 12, 16)
+
+
+def one_elbo_table():
+    """The README's table, with the numbers of the configurations that the tests above hold against the documents."""
+    conv, fashion, celeba = (get_system(name) for name in ("conv-2d", "fashion-vae", "celeba-vae"))
+    mean_beta = fashion.beta / fashion.latent_dim
+    rows = {
+        "loss as printed": "is",
+        "---": "---",
+        "000, 002: sum of the cross-entropy + KL": "the pseudo-ELBO",
+        "001: mean over D = 784 of (x - y)^2 + w KL, w = 1e-3": "w times the ELBO of `Normal(y, scale^2 = w D / 2 = "
+        f"{conv.scale**2:.3f})` (were the mean a sum, scale^2 would be w / 2)",
+        "003, 3.1 and the autoencoder of 001": "the distortion alone: a point posterior and a flat prior, so no rate "
+        "and no bound",
+        "003, 3.2: 500 x mean of the cross-entropy + KL": "500 / D times the pseudo-ELBO with beta = D / 500 = "
+        f"{fashion.beta}, D = 1024; as printed the KL is a mean over the 2 latents (`--rate-reduction "
+        f"{fashion.rate_reduction}`), so beta = {mean_beta}",
+        "003, 3.3: 2000 x mean of (x - y)^2 + KL": "the ELBO of `Normal(y, scale^2 = D / 4000 = "
+        f"{celeba.scale**2:.3f})`, D = 12288",
+        "002, its test loss: z at the posterior mean": "no ELBO: `posterior_mean_loss` in `metrics.jsonl`, beside the "
+        "bound",
+    }
+    return "\n".join(
+        f"| {printed} | {bound} |".replace("| --- | --- |", "|---|---|") for printed, bound in rows.items()
+    )
+
+
+def test_the_readme_holds_the_table_of_one_elbo():
+    table = one_elbo_table()
+    print(table)
+    assert table in (Path(__file__).parent.parent / "README.md").read_text()
