@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pvae.config import Config
 from pvae.errors import InputError
+from pvae.hierarchy import ChainPosterior, ChainPrior, FirstLayerDecoder
 from pvae.latents import DeltaPosterior, FlatPrior, NormalPosterior, StandardNormalPrior
 from pvae.likelihoods import (
     BernoulliLikelihood,
@@ -16,19 +18,21 @@ from pvae.likelihoods import (
     DiscretizedLogisticLikelihood,
     LearnedNormalLikelihood,
     Likelihood,
+    LinearNormalLikelihood,
     NormalLikelihood,
     OptimalNormalLikelihood,
     PseudoBernoulliLikelihood,
 )
-from pvae.networks import conv_decoder, conv_encoder, mlp_decoder, mlp_encoder
+from pvae.networks import conv_decoder, conv_encoder, mlp, mlp_decoder, mlp_encoder
 from pvae.vae import VAE
 
-__all__ = ["build_vae"]
+__all__ = ["build_vae", "start_like_burda"]
 
 _NORMALS = {
     "normal": NormalLikelihood,
     "normal-learned": LearnedNormalLikelihood,
     "normal-optimal": OptimalNormalLikelihood,
+    "normal-linear": LinearNormalLikelihood,
 }
 
 
@@ -58,18 +62,52 @@ def build_vae(config: Config, image_shape: Sequence[int]) -> VAE:
             raise
         sizes = f"--hidden {' '.join(map(str, config.hidden))} --latent-dim {config.latent_dim}"
         raise InputError(f"networks of {sizes} do not fit into memory: give smaller ones") from error
-    likelihood = _likelihood(config, decoder, image_shape)
     if config.posterior == "delta":
+        likelihood = _likelihood(config, decoder, image_shape)
         return VAE(p_z=FlatPrior(config.latent_dim), q_z=DeltaPosterior(encoder), p_x=likelihood)
     posterior = NormalPosterior(encoder, log_variance=config.posterior == "normal-log-variance")
+    if config.second_latent_dim:
+        return _two_layers(config, posterior, decoder, image_shape)
+    likelihood = _likelihood(config, decoder, image_shape)
     return VAE(p_z=StandardNormalPrior(config.latent_dim), q_z=posterior, p_x=likelihood)
+
+
+def start_like_burda(vae: VAE, images: Tensor) -> None:
+    """Start from Glorot-uniform weights, zero biases, and a decoder that gives the mean image whatever z is.
+
+    The last bias is logit(clip(mean of the training images, 0.001, 0.999)), pixel by pixel.
+
+    Args:
+        vae: of MLPs; changed in place.
+        images: training images, uint8 (N, C, H, W).
+
+    Reference:
+        Burda, Grosse and Salakhutdinov, arXiv:1509.00519, and the code released with it.
+    """
+    layers = [module for module in vae.modules() if isinstance(module, nn.Linear)]
+    for layer in layers:
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    last = [module for module in vae.p_x.modules() if isinstance(module, nn.Linear)][-1]
+    mean = images.double().mean(0).flatten() / 255
+    with torch.no_grad():
+        last.bias.copy_(torch.logit(mean.clamp(0.001, 0.999)))
+
+
+def _two_layers(config: Config, first: NormalPosterior, decoder: nn.Module, image_shape: tuple[int, ...]) -> VAE:
+    one, two, hidden = config.latent_dim, config.second_latent_dim, config.second_hidden
+    up = mlp(one, *hidden, 2 * two, activation=config.activation)
+    down = mlp(two, *reversed(hidden), 2 * one, activation=config.activation)
+    likelihood = _likelihood(config, FirstLayerDecoder(decoder, one), image_shape)
+    return VAE(p_z=ChainPrior(down, two), q_z=ChainPosterior(first, up), p_x=likelihood)
 
 
 def _networks(config: Config, image_shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:
     num_outputs = config.latent_dim * (1 if config.posterior == "delta" else 2)
-    if config.network == "mlp":
-        encoder = mlp_encoder(image_shape, config.hidden, num_outputs)
-        return encoder, mlp_decoder(config.latent_dim, config.hidden, image_shape)
+    if config.network in ("mlp", "linear"):
+        hidden = config.hidden if config.network == "mlp" else ()
+        encoder = mlp_encoder(image_shape, hidden, num_outputs, config.activation)
+        return encoder, mlp_decoder(config.latent_dim, hidden, image_shape, config.activation)
     halvings = 2 ** len(config.hidden)
     if image_shape[1] % halvings or image_shape[2] % halvings:
         raise InputError(

@@ -12,22 +12,43 @@ from typing import Any
 from pvae.errors import InputError, check_name
 
 __all__ = [
+    "ACTIVATIONS",
     "BINARIZATIONS",
     "DATASETS",
     "ELBOS",
+    "INITIALIZATIONS",
     "LIKELIHOODS",
     "NETWORKS",
     "PIXELS",
     "POSTERIORS",
     "RATE_REDUCTIONS",
+    "SCHEDULES",
     "Config",
+    "check_elbo_options",
 ]
 
-DATASETS = ("auto", "mnist", "fashion-mnist", "mnist-5k", "celeba", "folder:PATH")
+DATASETS = ("auto", "mnist", "fashion-mnist", "mnist-5k", "binarized-mnist", "linear-gaussian", "celeba", "folder:PATH")
 BINARIZATIONS = ("none", "threshold", "static", "dynamic")
-ELBOS = ("trace", "analytic", "handwritten")
+ELBOS = (
+    "trace",
+    "analytic",
+    "handwritten",
+    "stl",
+    "score",
+    "score-loo",
+    "iwae",
+    "dreg",
+    "renyi",
+    "ciwae",
+    "miwae",
+)
+_WITH_FREE_BITS = ("trace", "analytic", "handwritten")
+_WITH_BETA = (*_WITH_FREE_BITS, "stl", "score", "score-loo")
 PIXELS = ("unit", "symmetric")
-NETWORKS = ("mlp", "conv", "conv-batchnorm")
+ACTIVATIONS = ("relu", "tanh")
+INITIALIZATIONS = ("torch", "burda")
+SCHEDULES = ("constant", "cosine", "paper")
+NETWORKS = ("mlp", "conv", "conv-batchnorm", "linear")
 POSTERIORS = ("normal", "normal-log-variance", "delta")
 LIKELIHOODS = (
     "bernoulli",
@@ -35,6 +56,7 @@ LIKELIHOODS = (
     "normal",
     "normal-learned",
     "normal-optimal",
+    "normal-linear",
     "discretized-logistic",
 )
 RATE_REDUCTIONS = ("sum", "mean")
@@ -61,14 +83,23 @@ class Config:
         pixels: "unit" for [0, 1], "symmetric" for [-1, 1].
         network: one of `NETWORKS`.
         hidden: widths of the encoder's hidden layers, or channels of its convolutions; the decoder takes
-            them in reverse.
+            them in reverse. A linear network has none, and does not read it.
+        activation: of an MLP's hidden layers, "relu" or "tanh".
+        initialization: "torch" leaves the weights as torch draws them; "burda" is Glorot-uniform with zero biases, and
+            the decoder's last bias the logit of the mean training image (an MLP and a Bernoulli only).
         latent_dim: L, the number of latent dimensions.
+        second_latent_dim: of a second stochastic layer above the first, z1 -> z2 in the posterior and z2 -> z1 in the
+            prior (an MLP and a Normal posterior only); 0 for none.
+        second_hidden: widths of the hidden layers between the two.
         posterior: "normal" reads the encoder's output as (loc, log scale), "normal-log-variance" as
             (loc, log variance); "delta" is a point, and with it there is no prior term: an autoencoder.
         likelihood: one of `LIKELIHOODS`.
         scale: of a Normal likelihood or a discretised logistic one: fixed, or where training starts.
         elbo: one of `ELBOS`.
         particles: number of samples z ~ q(z | x) per datum in the bound.
+        alpha: of the ELBO "renyi": 0 is the importance-weighted bound, 1 the ELBO.
+        mix: the ELBO's share in "ciwae".
+        groups: into which "miwae" parts the particles.
         beta: weight of the rate in the loss; never in a reported ELBO.
         rate_reduction: "sum" over the latent dimensions, which is the KL divergence, or the "mean" that one
             document weighs with beta in its place; the loss alone hangs on it.
@@ -76,7 +107,10 @@ class Config:
         free_bits: nats below which the rate of a latent dimension, averaged over the batch, costs nothing.
         epochs: passes over the training images.
         batch_size: images per step.
-        lr: Adam's learning rate.
+        lr: Adam's learning rate, at the start.
+        schedule: "constant"; "cosine", down to 2 % of it at the last step; or "paper", Burda et al.'s: times 10^(-i/7)
+            for the i-th of eight stages of 3^i passes (3,280 in all, scaled to `epochs`).
+        adam_eps: Adam's epsilon.
         seed: of the initial weights, the order of the images and every draw of z.
         source: where the system was published.
 
@@ -98,12 +132,19 @@ class Config:
     pixels: str = "unit"
     network: str = "mlp"
     hidden: tuple[int, ...] = (100, 100)
+    activation: str = "relu"
+    initialization: str = "torch"
     latent_dim: int = 32
+    second_latent_dim: int = 0
+    second_hidden: tuple[int, ...] = (100, 100)
     posterior: str = "normal"
     likelihood: str = "bernoulli"
     scale: float = 1.0
     elbo: str = "trace"
     particles: int = 1
+    alpha: float = 0.5
+    mix: float = 0.5
+    groups: int = 1
     beta: float = 1.0
     rate_reduction: str = "sum"
     warm_up: int = 0
@@ -111,6 +152,8 @@ class Config:
     epochs: int = 16
     batch_size: int = 100
     lr: float = 1e-3
+    schedule: str = "constant"
+    adam_eps: float = 1e-8
     seed: int = 0
     source: str = ""
 
@@ -118,7 +161,8 @@ class Config:
         """Refuse what cannot be trained, before anything is built or written."""
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(self.system)):
             raise InputError(f"--system {self.system!r}: a system's name is letters, digits, dots and dashes")
-        object.__setattr__(self, "hidden", _widths(self.hidden))
+        for name in ("hidden", "second_hidden"):
+            object.__setattr__(self, name, _widths(name, getattr(self, name)))
         for field, names in _CHOICES.items():
             value = getattr(self, field)
             if not (field == "dataset" and str(value).startswith("folder:")):
@@ -130,22 +174,37 @@ class Config:
                 raise InputError(f"{_flag(field)} must be true or false, not {getattr(self, field)!r}")
         for name, most in (("latent_dim", 10**9), ("particles", 10**6), ("epochs", 10**9), ("batch_size", 10**9)):
             object.__setattr__(self, name, _count(name, getattr(self, name), most=most))
+        object.__setattr__(self, "groups", _count("groups", self.groups, most=10**6))
         object.__setattr__(self, "image_size", _count("image_size", self.image_size, most=10**4))
-        for name, most in (("crop", 10**4), ("pad", 10**3), ("warm_up", 10**9), ("seed", 2**63 - 1)):
+        small = (("crop", 10**4), ("pad", 10**3), ("warm_up", 10**9), ("second_latent_dim", 10**9))
+        for name, most in (*small, ("seed", 2**63 - 1)):
             object.__setattr__(self, name, _count(name, getattr(self, name), least=0, most=most))
-        for name in ("scale", "lr"):
+        for name in ("scale", "lr", "adam_eps"):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
-        for name in ("beta", "free_bits"):
+        for name in ("beta", "free_bits", "alpha", "mix"):
             object.__setattr__(self, name, _number(name, getattr(self, name), zero_too=True))
         self._check_together()
 
     def _check_together(self) -> None:
         """Refuse fields that are each possible and contradict each other."""
+        if self.mix > 1:
+            raise InputError(f"--mix must be at most 1, not {self.mix}")
+        weighs_rate = self.beta != 1 or self.warm_up > 0 or self.rate_reduction != "sum"
+        check_elbo_options(self.elbo, self.particles, self.groups, weighs_rate=weighs_rate, free_bits=self.free_bits)
+        if self.posterior == "delta" and self.elbo not in _WITH_FREE_BITS:
+            raise InputError(f"--posterior delta has no density: train it by --elbo trace, not {self.elbo}")
         if self.pixels == "symmetric" and (self.binarize != "none" or not self.likelihood.startswith("normal")):
             raise InputError("--pixels symmetric goes with --binarize none and a --likelihood normal... only")
         if self.posterior == "delta" and (self.beta != 1 or self.warm_up or self.free_bits):
             raise InputError(
                 "--posterior delta has no rate: leave --beta, --warm-up and --free-bits as they are by default"
+            )
+
+        if self.initialization == "burda" and (self.network != "mlp" or "bernoulli" not in self.likelihood):
+            raise InputError("--initialization burda goes with --network mlp and a Bernoulli likelihood only")
+        if self.second_latent_dim and (self.network != "mlp" or self.posterior == "delta" or self.free_bits):
+            raise InputError(
+                "--second-latent-dim goes with --network mlp and a normal posterior only, and knows no --free-bits"
             )
 
     def replace(self, **overrides: Any) -> Config:
@@ -155,11 +214,41 @@ class Config:
         return replace(self, **overrides)
 
 
+def check_elbo_options(name: str, num_particles: int, groups: int, *, weighs_rate: bool, free_bits: float) -> None:
+    """Refuse options that an ELBO does not have.
+
+    Args:
+        name: one of `ELBOS`.
+        num_particles: K.
+        groups: M.
+        weighs_rate: the rate is to be weighed in the loss, by beta, a warm-up or otherwise.
+        free_bits: nats.
+
+    Raises:
+        InputError: there is no rate to weigh in an importance-weighted bound, no rate of each dimension, no other
+            particle to compare with, or no way to part the particles.
+    """
+    if weighs_rate and name not in _WITH_BETA:
+        raise InputError(
+            f"--elbo {name} has no rate to weigh: leave --beta, --warm-up and --rate-reduction, or take one of "
+            f"{', '.join(_WITH_BETA)}"
+        )
+    if free_bits and name not in _WITH_FREE_BITS:
+        raise InputError(f"--elbo {name} knows no free bits: leave --free-bits, or take {', '.join(_WITH_FREE_BITS)}")
+    if name == "score-loo" and num_particles < 2:
+        raise InputError("--elbo score-loo compares each particle with the others: give --particles 2 or more")
+    if name == "miwae" and num_particles % groups:
+        raise InputError(f"--elbo miwae: --particles {num_particles} must be a multiple of --groups {groups}")
+
+
 _CHOICES = {
     "dataset": DATASETS,
     "binarize": BINARIZATIONS,
     "pixels": PIXELS,
     "network": NETWORKS,
+    "activation": ACTIVATIONS,
+    "initialization": INITIALIZATIONS,
+    "schedule": SCHEDULES,
     "posterior": POSTERIORS,
     "likelihood": LIKELIHOODS,
     "elbo": ELBOS,
@@ -168,11 +257,11 @@ _CHOICES = {
 _KINDS = {"dataset": "data set", "binarize": "binarization", "elbo": "ELBO", "pixels": "range of pixels"}
 
 
-def _widths(hidden: Any) -> tuple[int, ...]:
+def _widths(name: str, hidden: Any) -> tuple[int, ...]:
     widths = list(hidden) if isinstance(hidden, Iterable) and not isinstance(hidden, (str, set)) else []
     if not widths:
-        raise InputError(f"{_flag('hidden')} needs at least one layer width, such as 100 100, not {hidden!r}")
-    return tuple(_count("hidden", width, most=10**9) for width in widths)
+        raise InputError(f"{_flag(name)} needs at least one layer width, such as 100 100, not {hidden!r}")
+    return tuple(_count(name, width, most=10**9) for width in widths)
 
 
 def _count(name: str, value: Any, least: int = 1, most: int = 2**63 - 1) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,14 +10,16 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import Normal
 
+from pvae.comparison import Measurement
 from pvae.metrics import Metrics
-from pvae.plots import add_title, curves, histograms, image_figure, lines, scatter, show_images
+from pvae.plots import add_title, against_particles, curves, histograms, image_figure, lines, scatter, show_images
 from pvae.probe import Response
 from pvae.runs import Run
 from pvae.systems import system_title
 
 __all__ = [
     "band_figure",
+    "comparison_figure",
     "figures_are_drawn",
     "histogram_figure",
     "loss_figure",
@@ -87,7 +89,10 @@ def scatter_figure(splits: Mapping[str, tuple[Tensor, Tensor | None]], names: Se
     if any(labels is not None for _, labels in splits.values()):
         handles, _ = axes.get_legend_handles_labels()
         entries = [name if name.startswith(str(index)) else f"{index}: {name}" for index, name in enumerate(names)]
-        figure.legend(handles, entries, loc="outside right center", frameon=False, fontsize=8, markerscale=5)
+        legend = figure.legend(handles, entries, loc="outside right center", frameon=False, fontsize=8, markerscale=5)
+        for handle in legend.legend_handles:
+            if handle is not None:
+                handle.set_alpha(1)
     add_title(figure, title)
     return figure
 
@@ -138,6 +143,25 @@ def band_figure(bands: Mapping[str, tuple[Tensor, Tensor]], num_columns: int, ti
             if len(images):
                 show_images(axes, images.cpu().numpy(), num_columns)
     add_title(figure, title)
+    return figure
+
+
+def comparison_figure(measurements: Sequence[Measurement], title: str) -> Figure:
+    """Return, for the last stage, bias, encoder's and decoder's signal-to-noise against the number of particles."""
+    last = [one for one in measurements if one.stage == measurements[-1].stage]
+    figure = Figure(figsize=(12.5, 4.4), dpi=120, layout="constrained")
+    panels: dict[str, Callable[[Measurement], float]] = {
+        "log p(x) - bound, nats per datum": lambda one: max(-one.bias, 0.0),
+        "encoder's gradient, signal / noise": lambda one: one.encoder.signal_to_noise,
+        "decoder's gradient, signal / noise": lambda one: one.decoder.signal_to_noise,
+    }
+    names = list(dict.fromkeys(one.estimator for one in last))
+    for axes, (label, value) in zip(figure.subplots(1, 3), panels.items()):
+        series = {name: [(one.particles, value(one)) for one in last if one.estimator == name] for name in names}
+        against_particles(axes, series, label)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+    add_title(figure, f"{title}, {last[0].stage}: the same weights, images and noise for all")
     return figure
 
 

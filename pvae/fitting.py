@@ -103,6 +103,11 @@ def resume(
     """
     _check_types(data, path=path, data_dir=data_dir)
     run = Run.open(path)
+    if epochs not in (None, run.config.epochs) and run.config.schedule != "constant":
+        raise InputError(
+            f"--epochs {epochs} would change the --schedule {run.config.schedule} of {path}, which runs over its "
+            f"{run.config.epochs} epochs: start a new run"
+        )
     run.config = run.config.replace(epochs=epochs if epochs is not None else run.config.epochs)
     checkpoint = run.read_checkpoint()
     done = checkpoint["epoch"]

@@ -20,6 +20,7 @@ __all__ = [
     "DiscretizedLogisticLikelihood",
     "LearnedNormalLikelihood",
     "Likelihood",
+    "LinearNormalLikelihood",
     "NormalLikelihood",
     "OptimalNormalLikelihood",
     "PseudoBernoulli",
@@ -54,6 +55,11 @@ class Likelihood(nn.Module):
     def domain(self) -> str:
         """The pixels that it is a distribution over, in words."""
         return "in [0, 1]"
+
+    @property
+    def levels_per_unit(self) -> float:
+        """How many 8-bit levels lie in a unit of a density's argument; 1 for a probability, which needs no unit."""
+        return 1.0
 
     @property
     def is_bounding(self) -> bool:
@@ -151,6 +157,11 @@ class ContinuousBernoulliLikelihood(Likelihood):
         """Return ContinuousBernoulli(logits=output)."""
         return dist.ContinuousBernoulli(logits=output)
 
+    @property
+    def levels_per_unit(self) -> float:
+        """The levels k / 255 of [0, 1]."""
+        return 255.0
+
 
 class NormalLikelihood(Likelihood):
     """A Normal around the decoded image, p(x | z) = prod_d Normal(x_d; loc_d(z), scale^2), at a fixed scale.
@@ -177,6 +188,11 @@ class NormalLikelihood(Likelihood):
         """The pixels that it is a distribution over, in words."""
         return "in [-1, 1]" if self.symmetric else "in [0, 1]"
 
+    @property
+    def levels_per_unit(self) -> float:
+        """The levels k / 255 of [0, 1], or those stretched over [-1, 1]."""
+        return 127.5 if self.symmetric else 255.0
+
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return Normal(loc, scale), loc being the decoded image."""
         return dist.Normal(self._loc(output), self.scale)
@@ -187,6 +203,16 @@ class NormalLikelihood(Likelihood):
     def _in_domain(self, x: Tensor) -> bool:
         low, high = torch.aminmax(x)
         return bool((low >= (-1 if self.symmetric else 0)) & (high <= 1))
+
+
+class LinearNormalLikelihood(NormalLikelihood):
+    """A Normal around what the decoder gives, kept in no range: p(x | z) = prod_d Normal(x_d; decoder(z)_d, scale^2).
+
+    With a linear decoder the VAE is linear-Gaussian, and `oracle` knows log p(x).
+    """
+
+    def _loc(self, output: Tensor) -> Tensor:
+        return output
 
 
 class LearnedNormalLikelihood(NormalLikelihood):

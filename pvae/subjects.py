@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import pyro
 import torch
 from torch import Tensor
 
+from pvae.config import Config
 from pvae.data import Dataset, binarized, padded, to_pixels
 from pvae.errors import InputError, check_name
 from pvae.figures import run_title
-from pvae.fitting import check_same_data, load_again
+from pvae.fitting import check_same_data, image_transform, load_again
 from pvae.latentspace import LatentReport, attribute_vector, decode, encode, nearest_neighbour_accuracy, report
 from pvae.probe import Response, balanced_accuracy, respond, train_probe
 from pvae.rng import seeded
 from pvae.runs import Run
+from pvae.sources import load_dataset
+from pvae.training import Training
 from pvae.vae import VAE
 
-__all__ = ["ALPHAS", "Subject"]
+__all__ = ["ALPHAS", "Subject", "trained_at"]
 
 ALPHAS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 
@@ -79,6 +84,11 @@ class Subject:
     def test(self) -> Tensor:
         """The test images on which the VAE works, as bytes."""
         return self._seen(self.data.test, "test")
+
+    @cached_property
+    def binary_test(self) -> Tensor:
+        """The test images with each pixel drawn once, with its grey value as probability; the same for every run."""
+        return padded(binarized(self.data.test, "static", "test"), self.run.config.pad)
 
     def pixels(self, images: Tensor) -> Tensor:
         """Return bytes as the pixels that the VAE takes."""
@@ -184,3 +194,24 @@ class Subject:
         config = self.run.config
         mode = "static" if config.binarize == "dynamic" else config.binarize
         return padded(binarized(images, mode, split), config.pad)
+
+
+def trained_at(
+    config: Config, epochs: Sequence[int], data_dir: str | Path | None, offline: bool, num_images: int
+) -> Iterator[tuple[int, VAE, Tensor]]:
+    """Train a system in memory and yield its VAE, in eval mode, after each of the epochs, with some test images.
+
+    Args:
+        config: what to train.
+        epochs: at which to stop, in order; 0 is before the first step.
+        data_dir: where the data lie.
+        offline: do not download.
+        num_images: test images to yield.
+    """
+    data = load_dataset(config.dataset, data_dir, offline, image_transform(config))
+    for epoch in epochs:
+        with seeded(config.seed, torch.device("cpu")), pyro.get_param_store().scope():
+            training = Training(config, data, torch.device("cpu"))
+            for _ in range(epoch):
+                training.train_epoch()
+        yield epoch, training.vae.eval(), to_pixels(training.test_images[:num_images], config.pixels == "symmetric")

@@ -39,6 +39,21 @@ _FASHION_VAE = Config(
     source="document 003, section 3.2: 500 x mean of the cross-entropy over pixels + mean of the KL over 2 latents",
 )
 
+_IWAE = Config(
+    system="iwae-1layer",
+    binarize="dynamic",
+    hidden=(200, 200),
+    activation="tanh",
+    initialization="burda",
+    latent_dim=50,
+    elbo="iwae",
+    epochs=400,
+    lr=2e-3,
+    schedule="cosine",
+    adam_eps=1e-4,
+    source="Burda et al., arXiv:1509.00519, one stochastic layer, k = --particles; by a shorter schedule than theirs",
+)
+
 _SYSTEMS = [
     Config(
         system="deep-bayes",
@@ -94,6 +109,36 @@ _SYSTEMS = [
         lr=5e-4,
         epochs=10,
         source="document 003, section 3.3: 2000 x mean of the squared error over 12,288 numbers + KL",
+    ),
+    Config(
+        system="linear-gaussian",
+        dataset="linear-gaussian",
+        network="linear",
+        latent_dim=5,
+        likelihood="normal-linear",
+        scale=0.05,
+        lr=1e-2,
+        source="the VAE whose log p(x), posterior and bounds are known exactly",
+    ),
+    _IWAE,
+    _IWAE.replace(
+        system="iwae-2layer",
+        latent_dim=100,
+        second_latent_dim=50,
+        second_hidden=(100, 100),
+        source="Burda et al., arXiv:1509.00519, two stochastic layers; by a shorter schedule than theirs",
+    ),
+    Config(
+        system="pythae-vae",
+        dataset="binarized-mnist",
+        binarize="threshold",
+        hidden=(400,),
+        latent_dim=40,
+        posterior="normal-log-variance",
+        elbo="analytic",
+        lr=1e-4,
+        epochs=500,
+        source="the VAE of pythae's table of reproductions, on Larochelle's binarized MNIST",
     ),
 ]
 

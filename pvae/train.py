@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pvae.commands import Parser, ctrl_c_exits_at_once, leave, run_command
 from pvae.config import (
+    ACTIVATIONS,
     DATASETS,
     LIKELIHOODS,
     NETWORKS,
@@ -182,7 +183,21 @@ def _add_system_options(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         help="widths of the encoder's hidden layers, or channels of its convolutions (default: 100 100)",
     )
+    add("--activation", metavar="NAME", help=f"of an mlp: {' or '.join(ACTIVATIONS)} (default: {known.activation})")
+    add(
+        "--initialization",
+        metavar="HOW",
+        help="torch, or burda: Glorot-uniform, and a decoder that starts at the mean image (default: torch)",
+    )
     add("--latent-dim", metavar="L", type=int, help=f"latent dimensions (default: {known.latent_dim})")
+    add("--second-latent-dim", metavar="L", type=int, help="of a second stochastic layer (default: 0, none)")
+    add(
+        "--second-hidden",
+        metavar="H",
+        type=int,
+        nargs="+",
+        help="widths of the hidden layers between the two stochastic layers (default: 100 100)",
+    )
     add(
         "--posterior",
         metavar="KIND",
@@ -203,10 +218,15 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--elbo",
         metavar="NAME",
-        help="trace (Pyro's Trace_ELBO, Monte Carlo), analytic (TraceMeanField_ELBO, closed-form KL) or handwritten "
-        f"(log p(x|z) + log p(z) - log q(z|x) without Pyro's inference) (default: {known.elbo})",
+        help="trace (Pyro's Trace_ELBO, Monte Carlo), analytic (TraceMeanField_ELBO, closed-form KL), handwritten "
+        "(log p(x|z) + log p(z) - log q(z|x) without Pyro's inference); the ELBO with another gradient: stl (sticking "
+        "the landing), score (score function), score-loo (with a leave-one-out baseline); bounds of importance "
+        f"weights: iwae, dreg (doubly reparameterised), renyi, ciwae, miwae (default: {known.elbo})",
     )
     add("--particles", metavar="K", type=int, help=f"samples of z per image in the bound (default: {known.particles})")
+    add("--alpha", metavar="A", type=float, help=f"of --elbo renyi: 0 is iwae, 1 the ELBO (default: {known.alpha})")
+    add("--mix", metavar="M", type=float, help=f"of --elbo ciwae: the ELBO's share (default: {known.mix})")
+    add("--groups", metavar="M", type=int, help=f"of --elbo miwae: into which K is parted (default: {known.groups})")
     add("--beta", metavar="B", type=float, help=f"weight of the rate in the loss (default: {known.beta})")
     add(
         "--rate-reduction",
@@ -218,6 +238,13 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
     add("--epochs", metavar="N", type=int, help=f"passes over the training images (default: {known.epochs})")
     add("--batch-size", metavar="B", type=int, help=f"images per step (default: {known.batch_size})")
     add("--lr", metavar="RATE", type=float, help=f"Adam's learning rate (default: {known.lr})")
+    add(
+        "--schedule",
+        metavar="NAME",
+        help="constant; cosine: down to 2 %% of it; paper: Burda et al.'s eight stages, whose own length is --epochs "
+        f"3280 --batch-size 20 --lr 0.001 (default: {known.schedule})",
+    )
+    add("--adam-eps", metavar="E", type=float, help=f"Adam's epsilon (default: {known.adam_eps})")
     add("--seed", metavar="S", type=int, help=f"of weights, order and draws (default: {known.seed})")
 
 

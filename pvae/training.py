@@ -13,7 +13,7 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor
 
-from pvae.building import build_vae
+from pvae.building import build_vae, start_like_burda
 from pvae.config import Config
 from pvae.data import Dataset, batches, binarized, padded, to_pixels
 from pvae.elbos import build_elbo
@@ -25,6 +25,7 @@ from pvae.optimizers import SingleOptimizer
 from pvae.progress import Bar
 from pvae.rng import restore_rng_state, rng_state, seeded
 from pvae.runs import Checkpoint
+from pvae.schedules import learning_rate
 
 __all__ = ["Training"]
 
@@ -62,8 +63,17 @@ class Training:
         self.test_images = padded(binarized(data.test, config.binarize, "test"), config.pad).to(device)
         self.symmetric = config.pixels == "symmetric"
         self.vae = build_vae(config, data.image_shape).to(device)
-        self.elbo = build_elbo(config.elbo, config.particles, free_bits=config.free_bits)
-        self.optimizer = torch.optim.Adam(self.vae.parameters(), lr=config.lr, fused=True)
+        if config.initialization == "burda":
+            start_like_burda(self.vae, self.train_images)
+        self.elbo = build_elbo(
+            config.elbo,
+            config.particles,
+            free_bits=config.free_bits,
+            alpha=config.alpha,
+            mix=config.mix,
+            groups=config.groups,
+        )
+        self.optimizer = torch.optim.Adam(self.vae.parameters(), lr=config.lr, eps=config.adam_eps, fused=True)
         self.svi = SVI(self.vae.model, self.vae.guide, SingleOptimizer(self.optimizer), loss=self.elbo)
         self.epoch = 0
         self.step = 0
@@ -97,6 +107,7 @@ class Training:
         with self._finite("the loss"), Bar(f"epoch {self.epoch + 1}/{config.epochs}", self.num_steps, quiet) as bar:
             for x in visits:
                 self.elbo.beta = self.rate_weight()
+                self.optimizer.param_groups[0]["lr"] = learning_rate(config, self.step, self.num_steps)
                 self.step += 1
                 total += self._checked(self.svi.step(x)) * len(x)
                 seen += len(x)

@@ -7,6 +7,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
+from pvae.hierarchy import ChainPosterior, ChainPrior
 from pvae.latents import DeltaPosterior, FlatPrior, NormalPosterior, StandardNormalPrior
 from pvae.likelihoods import Likelihood
 
@@ -28,7 +29,10 @@ class VAE(nn.Module):
     """
 
     def __init__(
-        self, p_z: StandardNormalPrior | FlatPrior, q_z: NormalPosterior | DeltaPosterior, p_x: Likelihood
+        self,
+        p_z: StandardNormalPrior | FlatPrior | ChainPrior,
+        q_z: NormalPosterior | DeltaPosterior | ChainPosterior,
+        p_x: Likelihood,
     ) -> None:
         super().__init__()
         self.p_z = p_z

@@ -20,6 +20,7 @@ from pvae.sources import load_dataset
 from pvae.vae import VAE
 
 SMALL_SHAPE = (1, 5, 4)
+LINEAR_SHAPE = (1, 3, 4)
 
 
 @pytest.fixture(autouse=True)
@@ -127,3 +128,33 @@ def lay(folder, files):
 def lay_mnist(tiny_mnist):
     """Lay the tiny MNIST into a folder, as torchvision leaves it."""
     return lambda folder: lay(folder, tiny_mnist[1])
+
+
+@pytest.fixture
+def linear():
+    """Three latents, twelve pixels, orthogonal loadings, and a q(z | x) that is p(z | x), moved away by `off`."""
+
+    def build(off=0.0):
+        config = Config(network="linear", likelihood="normal-linear", latent_dim=3, scale=0.5)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            vae = build_vae(config, LINEAR_SHAPE).double()
+            loadings = torch.linalg.qr(torch.randn(12, 3, dtype=torch.float64))[0] * torch.tensor([1.0, 0.7, 0.4])
+            offset = torch.rand(12, dtype=torch.float64)
+        variance = 1 / (1 + loadings.square().sum(0) / 0.5**2)
+        with torch.no_grad():
+            vae.p_x.decoder[0].weight.copy_(loadings)
+            vae.p_x.decoder[0].bias.copy_(offset)
+            to_mean = variance[:, None] * loadings.T / 0.5**2
+            encoder = vae.q_z.encoder[1]
+            encoder.weight.copy_(torch.cat([to_mean * (1 + off), torch.zeros(3, 12)]))
+            encoder.bias.copy_(torch.cat([-to_mean @ offset, variance.sqrt().log() + off]))
+        return vae
+
+    return build
+
+
+@pytest.fixture
+def x():
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(5, *LINEAR_SHAPE, generator=generator, dtype=torch.float64)

@@ -53,8 +53,8 @@ MUTATIONS = {
         "rate=kl_divergence(posterior, vae.prior())",
         "rate=kl_divergence(vae.prior().expand(posterior.batch_shape), posterior)",
     ),
-    "beta on the observed site too": ("elbos.py", 'if not msg["is_observed"]:', "if True:"),
-    "sum over the batch in place of a mean": ("elbos.py", "loss = summed / x.shape[0]", "loss = summed"),
+    "beta on the observed site too": ("perdatum.py", 'if not msg["is_observed"]:', "if True:"),
+    "sum over the batch in place of a mean": ("perdatum.py", "loss = summed / x.shape[0]", "loss = summed"),
     "Monte Carlo in place of a missing closed form": (
         "elbos.py",
         'raise InputError(f"no closed-form KL is known for ({pair}): use --elbo trace") from None',
@@ -66,15 +66,88 @@ MUTATIONS = {
         "dist.Bernoulli(output.sigmoid())",
     ),
     "only the first latent recorded": (
-        "elbos.py",
+        "perdatum.py",
         'for name, site in sites if not site["is_observed"])',
         'for name, site in sites if name == "z")',
     ),
     "prior of another width": ("latents.py", "torch.ones(latent_dim)", "2 * torch.ones(latent_dim)"),
 }
 
+# With the tests that must see each, since all of them would take long.
+LATER_MUTATIONS = {
+    "IWAE's mean outside the log": (
+        "importance.py",
+        "return torch.logsumexp(values, 0) - math.log(len(values))",
+        "return values.mean(0)",
+        "test_bounds.py",
+    ),
+    "IWAE's mean outside the log, by hand": (
+        "bounds.py",
+        "return torch.logsumexp(log_w, 0) - math.log(len(log_w))",
+        "return log_w.mean(0)",
+        "test_bounds.py",
+    ),
+    "log K forgotten": ("importance.py", " - math.log(len(values))", "", "test_bounds.py"),
+    "log K forgotten, by hand": ("bounds.py", " - math.log(len(log_w))", "", "test_bounds.py"),
+    "log K forgotten in both": (
+        ("importance.py", "bounds.py"),
+        (" - math.log(len(values))", " - math.log(len(log_w))"),
+        ("", ""),
+        "test_oracle.py",
+    ),
+    "DReG with w in place of w^2": (
+        "importance.py",
+        "gradient * weight.reshape",
+        "gradient + 0 * weight.reshape",
+        "test_bounds.py",
+    ),
+    "DReG with w in place of w^2 in both": (
+        ("importance.py", "bounds.py"),
+        ("gradient * weight.reshape", "(weight**2 * log_w)"),
+        ("gradient + 0 * weight.reshape", "(weight * log_w)"),
+        "test_oracle.py",
+    ),
+    "STL without its detach": ("importance.py", "distribution.loc.detach()", "distribution.loc", "test_bounds.py"),
+    "score function without the log q term": (
+        "importance.py",
+        "surrogate = log_p + signal * draws.log_q_z",
+        "surrogate = log_p + 0 * signal * draws.log_q_z",
+        "test_bounds.py",
+    ),
+    "the signal without log q": (
+        "importance.py",
+        "value = (log_p - self.beta * draws.log_q_z).detach()",
+        "value = log_p.detach()",
+        "test_bounds.py",
+    ),
+    "the baseline including its own sample": (
+        "importance.py",
+        "(value.sum(0) - value) / (len(value) - 1)",
+        "value.mean(0)",
+        "test_bounds.py",
+    ),
+    "the rate split over the wrong axis": (
+        "evaluation.py",
+        "marginals.append((log_q.logsumexp(1) - math.log(len(x))).sum(1))",
+        "marginals.append((log_q.logsumexp(2) - math.log(len(x))).sum(1))",
+        "test_evaluation.py",
+    ),
+    "active units by the variance of draws": (
+        "evaluation.py",
+        "means.append(posterior.mean if exact else",
+        "means.append(posterior.sample() if exact else",
+        "test_evaluation.py",
+    ),
+    "importance weights without the prior": (
+        "evaluation.py",
+        "vae.likelihood(z).log_prob(x) + vae.prior().log_prob(z) - posterior",
+        "vae.likelihood(z).log_prob(x) - posterior",
+        "test_evaluation.py",
+    ),
+}
 
-def run_loss_tests(folder: Path) -> subprocess.CompletedProcess[str]:
+
+def run_loss_tests(folder: Path, tests: tuple[str, ...] = LOSS_TESTS) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "-m",
@@ -83,7 +156,7 @@ def run_loss_tests(folder: Path) -> subprocess.CompletedProcess[str]:
         "-q",
         "-p",
         "no:cacheprovider",
-        *(f"tests/{t}" for t in LOSS_TESTS),
+        *(f"tests/{test}" for test in tests),
     ]
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
@@ -94,7 +167,8 @@ def copy(tmp_path):
     """A copy of the package and of the tests of the losses, with nothing else of the project."""
     shutil.copytree(PACKAGE, tmp_path / "pvae", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "tests").mkdir()
-    for name in ("conftest.py", *LOSS_TESTS):
+    later = {test for *_, test in LATER_MUTATIONS.values()}
+    for name in ("conftest.py", *LOSS_TESTS, *later):
         shutil.copy(TESTS / name, tmp_path / "tests")
     return tmp_path
 
@@ -104,13 +178,27 @@ def test_the_copy_passes_unmutated(copy):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS)
-def test_mutation_is_seen(copy, mutation):
-    name, original, mutant = MUTATIONS[mutation]
-    source = (copy / "pvae" / name).read_text()
-    assert source.count(original) == 1, f"{original!r} stands {source.count(original)} times in {name}"
-    (copy / "pvae" / name).write_text(source.replace(original, mutant))
-    done = run_loss_tests(copy)
+def mutated(copy, names, originals, mutants):
+    for name, original, mutant in zip(names, originals, mutants):
+        source = (copy / "pvae" / name).read_text()
+        assert source.count(original) == 1, f"{original!r} stands {source.count(original)} times in {name}"
+        (copy / "pvae" / name).write_text(source.replace(original, mutant))
+
+
+def is_seen(done, mutation):
     assert done.returncode == 1, f"the tests did not see: {mutation}\n{done.stdout}"
     assert "SyntaxError" not in done.stdout, "the mutant does not run at all"
     assert "NameError" not in done.stdout, "the mutant does not run at all"
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_mutation_is_seen(copy, mutation):
+    mutated(copy, *([part] for part in MUTATIONS[mutation]))
+    is_seen(run_loss_tests(copy), mutation)
+
+
+@pytest.mark.parametrize("mutation", LATER_MUTATIONS)
+def test_later_mutation_is_seen(copy, mutation):
+    *parts, test = LATER_MUTATIONS[mutation]
+    mutated(copy, *([part] if isinstance(part, str) else part for part in parts))
+    is_seen(run_loss_tests(copy, (test,)), mutation)

@@ -200,7 +200,10 @@ def test_every_system_trains(tmp_path, few_digits, name):
     assert vae.is_bounding != autoencoder
     assert (test.elbo is None) == autoencoder
     assert (run.path / "figures" / "samples.png").exists() != autoencoder
-    assert test.posterior_mean_loss == pytest.approx(test.distortion + test.rate, rel=0.5)
+    if name == "iwae-2layer":
+        assert test.posterior_mean_loss is None, "its KL has no closed form"
+    else:
+        assert test.posterior_mean_loss == pytest.approx(test.distortion + test.rate, rel=0.5)
     if autoencoder:
         assert str(test).startswith("test distortion")
         assert test.rate == 0
@@ -329,7 +332,7 @@ def test_list_systems(capsys):
     assert main(["--list-systems"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(SYSTEMS)
-    assert all("document 00" in line for line in lines)
+    assert all(SYSTEMS[line.split()[0]].source in line for line in lines)
 
 
 def test_colour_images_of_another_size(tmp_path):

@@ -1,0 +1,182 @@
+"""Bounds made of importance weights, and gradients of bounds, written by hand from the three distributions alone.
+
+    w_k = p(x | z_k) p(z_k) / q(z_k | x),   z_1..z_K ~ q(z | x)
+
+As in `handwritten`, no line of Pyro's inference is used here. The bounds are functions of log w_k, shape (K, B), in
+nats; the gradients are dictionaries from the names of a VAE's parameters to tensors.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pvae.vae import VAE
+
+__all__ = [
+    "ciwae",
+    "dreg_gradients",
+    "elbo",
+    "iwae",
+    "log_weights",
+    "miwae",
+    "renyi",
+    "score_gradients",
+    "stl_gradients",
+]
+
+
+def log_weights(vae: VAE, x: Tensor, num_particles: int) -> Tensor:
+    """Return log w_k = log p(x | z_k) + log p(z_k) - log q(z_k | x) at z_1..z_K ~ q(z | x): (K, B) nats.
+
+    Args:
+        vae: the three distributions.
+        x: images (B, C, H, W).
+        num_particles: K.
+    """
+    posterior = vae.posterior(x)
+    z = posterior.rsample((num_particles,))
+    return vae.likelihood(z).log_prob(x) + vae.prior().log_prob(z) - posterior.log_prob(z)
+
+
+def elbo(log_w: Tensor) -> Tensor:
+    """Return the ELBO of log-weights (K, B): their mean over the draws, (B,) nats."""
+    return log_w.mean(0)
+
+
+def iwae(log_w: Tensor) -> Tensor:
+    """Return the importance-weighted bound of log-weights (K, B): (B,) nats.
+
+        L_K(x) = E [ log (1/K) sum_k w_k ],      L_1 the ELBO,      L_K <= L_{K+1} <= log p(x)
+
+    As an estimate of log p(x) it is biased downward, by Var[w / p(x)] / (2 K) to first order (Nowozin, Debiasing
+    evidence approximations, ICLR 2018, corollary 1); its variance falls as 1 / K too. But the encoder's gradient
+    loses its signal faster than its noise: its signal-to-noise ratio falls as 1 / sqrt(K), while the decoder's grows
+    as sqrt(K). `dreg_gradients` is the cure.
+
+    Reference:
+        Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 8 (the bound); Rainforth et al.,
+        arXiv:1802.04537 (its gradients).
+    """
+    return torch.logsumexp(log_w, 0) - math.log(len(log_w))
+
+
+def renyi(log_w: Tensor, alpha: float) -> Tensor:
+    """Return the variational Renyi bound of log-weights (K, B): (B,) nats.
+
+        L_alpha(x) = 1 / (1 - alpha) log (1/K) sum_k w_k^(1 - alpha)
+
+    alpha -> 1 is the ELBO, alpha = 0 the importance-weighted bound. Between the two it lies between them; for alpha
+    below 0 it is no lower bound. With K finite it is biased towards the ELBO.
+
+    Reference:
+        Li and Turner, arXiv:1602.02311, equations 4 (exact) and 5 (from K draws).
+    """
+    if alpha == 1:
+        return elbo(log_w)
+    return iwae((1 - alpha) * log_w) / (1 - alpha)
+
+
+def ciwae(log_w: Tensor, mix: float) -> Tensor:
+    """Return the convex mix of ELBO and importance-weighted bound: (B,) nats.
+
+        mix ELBO + (1 - mix) L_K
+
+    Reference:
+        Rainforth et al., arXiv:1802.04537 (CIWAE).
+    """
+    return mix * elbo(log_w) + (1 - mix) * iwae(log_w)
+
+
+def miwae(log_w: Tensor, num_groups: int) -> Tensor:
+    """Return the mean of M importance-weighted bounds of K / M draws each: (B,) nats.
+
+    M = K is the ELBO, M = 1 the importance-weighted bound.
+
+    Reference:
+        Rainforth et al., arXiv:1802.04537 (MIWAE).
+    """
+    return torch.stack([iwae(group) for group in log_w.chunk(num_groups)]).mean(0)
+
+
+def stl_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]:
+    """Return the gradients of -ELBO, batch mean, with the encoder's by the path through z alone.
+
+        d/d phi  E_q [ log p(x, z) - log q(z | x) ]  =  E_q [ d/dz (log p(x, z) - log q(z | x))  dz/d phi ]
+
+    since the score, the gradient of log q(z | x) at a fixed z, has a mean of 0. What is left out is noise: at
+    q(z | x) = p(z | x) this estimator has no variance, and the ELBO's own has. Away from it, it may have more.
+
+    Reference:
+        Roeder, Wu and Duvenaud, arXiv:1703.09194.
+    """
+    posterior = vae.posterior(x)
+    z = posterior.rsample((num_particles,))
+    # The gradient by z at fixed parameters of q, and then the chain rule, by hand.
+    at = z.detach().requires_grad_()
+    loss = -(vae.likelihood(at).log_prob(x) + vae.prior().log_prob(at) - posterior.log_prob(at)).mean()
+    (by_z,) = torch.autograd.grad(loss, at, retain_graph=True)
+    return _gradients(vae, encoder=(z, by_z), decoder=-vae.likelihood(z.detach()).log_prob(x).mean())
+
+
+def dreg_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]:
+    """Return the gradients of -L_K, batch mean, with the encoder's doubly reparameterised.
+
+        d/d phi L_K  =  E [ sum_k (w_k / sum_j w_j)^2  d log w_k / dz_k  dz_k / d phi ]
+
+    The decoder's is that of L_K, with the weights to the first power. The encoder's signal-to-noise ratio grows as
+    sqrt(K) in place of falling, and at q(z | x) = p(z | x) there is no noise.
+
+    Reference:
+        Tucker, Lawson, Gu and Maddison, arXiv:1810.04152.
+    """
+    posterior = vae.posterior(x)
+    z = posterior.rsample((num_particles,))
+    at = z.detach().requires_grad_()
+    log_w = vae.likelihood(at).log_prob(x) + vae.prior().log_prob(at) - posterior.log_prob(at)
+    weight = log_w.detach().softmax(0)
+    (by_z,) = torch.autograd.grad(-(weight**2 * log_w).sum(0).mean(), at, retain_graph=True)
+    decoder = -(weight * vae.likelihood(z.detach()).log_prob(x)).sum(0).mean()
+    return _gradients(vae, encoder=(z, by_z), decoder=decoder)
+
+
+def score_gradients(vae: VAE, x: Tensor, num_particles: int, leave_one_out: bool = False) -> dict[str, Tensor]:
+    """Return the gradients of -ELBO, batch mean, with the encoder's by its score function.
+
+        d/d phi  E_q [f]  =  E_q [ (f - b) d/d phi log q(z | x) ],      f = log p(x, z) - log q(z | x)
+
+    It needs no derivative of f, and pays for that in variance. The baseline b_k, the mean of f over the other
+    K - 1 draws, takes much of it away and no signal, because it does not hang on z_k.
+
+    Args:
+        vae: the three distributions.
+        x: images (B, C, H, W).
+        num_particles: K, at least 2 with a baseline.
+        leave_one_out: use the baseline.
+
+    Reference:
+        Document 002, first half; Ranganath, Gerrish and Blei, arXiv:1401.0118; Mnih and Rezende, arXiv:1602.06725
+        (leave-one-out).
+    """
+    posterior = vae.posterior(x)
+    z = posterior.sample((num_particles,))
+    log_p_x, log_q_z = vae.likelihood(z).log_prob(x), posterior.log_prob(z)
+    f = (log_p_x + vae.prior().log_prob(z) - log_q_z).detach()
+    if leave_one_out:
+        others = [torch.cat([f[:k], f[k + 1 :]]).mean(0) for k in range(num_particles)]
+        f = f - torch.stack(others)
+    encoder = -(f * log_q_z).mean()
+    names = [name for name, _ in vae.named_parameters()]
+    loss = encoder - log_p_x.mean()
+    return dict(zip(names, torch.autograd.grad(loss, list(vae.parameters()), materialize_grads=True)))
+
+
+def _gradients(vae: VAE, encoder: tuple[Tensor, Tensor], decoder: Tensor) -> dict[str, Tensor]:
+    """Return the gradients by the encoder's parameters, down from those by z, and those of a loss by the others."""
+    z, by_z = encoder
+    ours = dict(vae.q_z.named_parameters(prefix="q_z"))
+    theirs = {name: parameter for name, parameter in vae.named_parameters() if name not in ours}
+    gradients = dict(zip(ours, torch.autograd.grad(z, list(ours.values()), by_z)))
+    return gradients | dict(zip(theirs, torch.autograd.grad(decoder, list(theirs.values()))))

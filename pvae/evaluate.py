@@ -1,0 +1,82 @@
+"""The command `python -m pvae.evaluate`: what a trained run is worth, each figure with its error."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from pvae.commands import Parser, ctrl_c_exits_at_once, leave, run_command
+from pvae.errors import InputError
+
+__all__ = ["main"]
+
+_EPILOG = """\
+It prints the ELBO and its parts (distortion and rate; the three parts of document 004; the rate split into mutual
+information, total correlation and dimension-wise KL), active units, the posterior-mean loss, and log p(x) by importance
+sampling, and writes RUN/evaluation.json. The log-likelihood of a model trained on grey pixels by a Bernoulli is that of
+the binarized test images: grey ones have none. The memory does not hang on the number of samples.
+
+examples:
+  python -m pvae.evaluate runs/my-run
+  python -m pvae.evaluate runs/my-run --importance-samples 100 --images 1000"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, 2 for what cannot be done as asked, 130 for Ctrl-C.
+
+    Args:
+        argv: the arguments after the program's name; `sys.argv` if left out.
+    """
+    return run_command("pvae.evaluate", lambda: _evaluate(_parser().parse_args(argv)))
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    for name, least in (("importance_samples", 1), ("images", 2)):
+        value = getattr(arguments, name)
+        if value is not None and not least <= value <= 10**9:
+            option = "--" + name.replace("_", "-")
+            raise InputError(f"{option} must be a whole number of at least {least}, not {value}")
+    with ctrl_c_exits_at_once("pvae.evaluate"):
+        from tqdm import tqdm
+
+        from pvae.reports import evaluate, to_text
+        from pvae.subjects import Subject
+    subject = Subject.of(arguments.run, arguments.data_dir, arguments.offline)
+    count = min(len(subject.data.test), arguments.images or len(subject.data.test))
+    silent = arguments.quiet or sys.stderr is None or None  # None: only on a terminal
+    with tqdm(total=count, desc="importance sampling", unit="image", leave=False, disable=silent) as bar:
+        report = evaluate(subject, arguments.importance_samples, arguments.images, arguments.seed, bar.update)
+    path = arguments.out or subject.run.path / "evaluation.json"
+    try:
+        path.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): name another file with --out") from None
+    print(path if arguments.quiet else f"{to_text(report)}\n\n{path}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m pvae.evaluate",
+        description="Evaluate a trained run on its test images.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", type=Path, help="a run folder")
+    add("--importance-samples", metavar="S", type=int, default=5000, help="draws of z for each image (default: 5000)")
+    add("--images", metavar="N", type=int, help="only the first N test images (default: all)")
+    add("--seed", metavar="S", type=int, default=0, help="of every draw (default: 0)")
+    add("--data-dir", metavar="DIR", type=Path, help="where the run's data lie now (default: where they were found)")
+    add("--offline", action="store_true", help="do not download anything")
+    add("--out", metavar="FILE", type=Path, help="where to write (default: RUN/evaluation.json)")
+    add("--quiet", action="store_true", help="print the file's name alone")
+    return parser
+
+
+if __name__ == "__main__":
+    leave(main())

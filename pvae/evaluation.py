@@ -1,0 +1,206 @@
+"""What a trained VAE is worth: log p(x) by importance sampling, and the anatomy of its rate.
+
+Each figure is a mean over images with its standard error, in nats per datum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import Independent, Normal
+
+from pvae.errors import InputError
+from pvae.vae import VAE
+
+__all__ = [
+    "Estimate",
+    "ImportanceSample",
+    "RateSplit",
+    "active_units",
+    "importance_sample",
+    "latent_means",
+    "split_rate",
+]
+
+# Numbers in the largest tensor: it bounds the memory, whatever the numbers of images and samples are.
+_CHUNK_NUMBERS = 2**24
+_IMAGES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean and its standard error."""
+
+    mean: float
+    stderr: float
+
+    def __str__(self) -> str:
+        """Return mean and error with as many digits as the error has."""
+        digits = 2 if self.stderr == 0 else max(2, 1 - math.floor(math.log10(self.stderr)))
+        return f"{self.mean:.{digits}f} +- {self.stderr:.{digits}f}"
+
+    @classmethod
+    def of(cls, values: Tensor) -> Estimate:
+        """Return the mean of values (N,), N at least 2, and its standard error."""
+        values = values.double()
+        return cls(mean=values.mean().item(), stderr=values.std().item() / math.sqrt(len(values)))
+
+
+@dataclass(frozen=True, eq=False)
+class ImportanceSample:
+    """Estimates of log p(x) from S importance weights for each image.
+
+    Args:
+        log_p: log (1/S) sum_s w_s, (N,) nats; a lower bound on log p(x) in the mean.
+        effective: effective sample sizes (sum_s w_s)^2 / sum_s w_s^2, (N,), between 1 and S.
+        num_samples: S.
+    """
+
+    log_p: Tensor
+    effective: Tensor
+    num_samples: int
+
+    @property
+    def stderr(self) -> Tensor:
+        """Standard errors of `log_p` over the draws alone, (N,), to first order: sqrt(1 / effective - 1 / S)."""
+        return (1 / self.effective - 1 / self.num_samples).clamp(min=0).sqrt()
+
+
+@torch.no_grad()
+def importance_sample(
+    vae: VAE, x: Tensor, num_samples: int, on_images: Callable[[int], object] = lambda count: None
+) -> ImportanceSample:
+    """Estimate log p(x) from importance weights, with q(z | x) as the proposal.
+
+        log p(x)  ~  log (1/S) sum_s p(x | z_s) p(z_s) / q(z_s | x),     z_s ~ q(z | x)
+
+    In the mean it is L_S of `bounds.iwae`, a lower bound, which lies Var[w / p(x)] / (2 S) below to first order. The
+    encoder runs once for each image; the sums are kept in log space, and the memory hangs on neither N nor S.
+
+    Args:
+        vae: in eval mode.
+        x: images (N, C, H, W).
+        num_samples: S.
+        on_images: called with the number of images done, after each part.
+
+    Reference:
+        Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 8.
+    """
+    parts = []
+    for part in x.split(max(1, min(100, _CHUNK_NUMBERS // x[0].numel()))):
+        parts.append(_log_sums(vae, part, num_samples))
+        on_images(len(part))
+    log_sum, log_sum_squares = (torch.cat(column) for column in zip(*parts))
+    return ImportanceSample(log_sum - math.log(num_samples), (2 * log_sum - log_sum_squares).exp(), num_samples)
+
+
+def _log_sums(vae: VAE, x: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
+    """Return log sum_s w_s and log sum_s w_s^2 of a few images, in float64."""
+    posterior = vae.posterior(x)
+    sums = torch.full((2, len(x)), -math.inf, dtype=torch.float64)
+    size = max(1, _CHUNK_NUMBERS // x.numel())
+    for start in range(0, num_samples, size):
+        z = posterior.sample((min(size, num_samples - start),))
+        log_w = (vae.likelihood(z).log_prob(x) + vae.prior().log_prob(z) - posterior.log_prob(z)).double()
+        sums = torch.logaddexp(sums, torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0)]))
+    return sums[0], sums[1]
+
+
+@dataclass(frozen=True, eq=False)
+class RateSplit:
+    """The rate, averaged over N images, in three parts that sum to it; (M,) nats each, at one draw of M of the images.
+
+        rate = I(n; z)                       mutual information of an image's index and its code, at most log N
+             + KL(q(z) || prod_l q(z_l))     total correlation
+             + sum_l KL(q(z_l) || p(z_l))    dimension-wise KL
+
+    with the aggregate posterior q(z) = (1/N) sum_n q(z | x_n), over these N images and no others. For them it is exact
+    but for the noise of the draws. As an estimate for all images there could be, the mutual information is
+    biased downward, and badly where it comes near log N; what it lacks stands in the two other parts.
+
+    Reference:
+        Hoffman and Johnson, ELBO surgery, 2016; Chen et al., arXiv:1802.04942.
+    """
+
+    mutual_information: Tensor
+    total_correlation: Tensor
+    dimension_wise: Tensor
+
+    @property
+    def rate(self) -> Tensor:
+        """Log q(z | x) - log p(z) at the draws, (M,)."""
+        return self.mutual_information + self.total_correlation + self.dimension_wise
+
+
+@torch.no_grad()
+def split_rate(vae: VAE, x: Tensor, num_draws: int = 2000) -> RateSplit:
+    """Split the rate of images at one draw z ~ q(z | x) for each of the first `num_draws` of them.
+
+    Args:
+        vae: in eval mode, with independent Normals for q(z | x) and p(z).
+        x: images (N, C, H, W).
+        num_draws: M; N if there are fewer.
+
+    Raises:
+        InputError: q(z | x) or p(z) is not independent over dimensions.
+    """
+    if not all(isinstance(part, Independent) for part in (vae.posterior(x[:1]), vae.prior())):
+        raise InputError("the rate can be split where q(z | x) and p(z) are independent over latent dimensions only")
+    parts = [vae.posterior(part).base_dist for part in x.split(_IMAGES)]
+    loc, scale = (torch.cat([getattr(part, name) for part in parts]).double() for name in ("loc", "scale"))
+    q = Normal(loc, scale)
+    z = q.sample()[:num_draws]
+    own = Normal(loc[:num_draws], scale[:num_draws]).log_prob(z).sum(1)
+    joint, marginals = [], []
+    for some in z.split(max(1, _CHUNK_NUMBERS // loc.numel())):
+        log_q = q.log_prob(some.unsqueeze(1))  # (draws, N, L)
+        joint.append(log_q.sum(2).logsumexp(1) - math.log(len(x)))
+        marginals.append((log_q.logsumexp(1) - math.log(len(x))).sum(1))
+    log_q_z, log_product = torch.cat(joint), torch.cat(marginals)
+    return RateSplit(
+        mutual_information=own - log_q_z,
+        total_correlation=log_q_z - log_product,
+        dimension_wise=log_product - vae.prior().log_prob(z.to(x.dtype)).double(),
+    )
+
+
+@torch.no_grad()
+def latent_means(vae: VAE, x: Tensor, num_samples: int = 100) -> Tensor:
+    """Return E_{q(z | x)}[z] of each image: exactly, or where q has no closed-form mean from draws: (N, L).
+
+    Args:
+        vae: in eval mode.
+        x: images (N, C, H, W).
+        num_samples: draws for each image, where they are needed.
+    """
+    means = []
+    for part in x.split(_IMAGES):
+        posterior = vae.posterior(part)
+        exact = isinstance(posterior, Independent)
+        means.append(posterior.mean if exact else posterior.sample((num_samples,)).mean(0))
+    return torch.cat(means)
+
+
+def active_units(vae: VAE, x: Tensor, threshold: float = 0.01) -> Tensor:
+    """Return which latent dimensions are used: those of which the mean, E_{q(z | x)}[z_l], varies over images.
+
+        Var_x ( E_{q(z | x)} [z_l] )  >  threshold
+
+    The variance is that of the means; draws of z vary in an unused dimension too, by the prior's variance.
+
+    Args:
+        vae: in eval mode.
+        x: images (N, C, H, W).
+        threshold: 0.01, as published.
+
+    Returns:
+        bool (L,).
+
+    Reference:
+        Burda, Grosse and Salakhutdinov, arXiv:1509.00519, on the representation of the latent space.
+    """
+    return latent_means(vae, x).var(0) > threshold

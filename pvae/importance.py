@@ -1,0 +1,248 @@
+"""Pyro ELBOs that are functions of importance weights, or the ELBO with another estimator of its gradient.
+
+Each runs the guide and the replayed model under Pyro's tracing, with the particles as one more batch dimension, and
+forms its loss from the two traces. `bounds` holds the same written by hand.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from pyro.infer import Trace_ELBO
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal
+
+from pvae.errors import InputError
+from pvae.perdatum import PerDatumELBO, PyroFunction
+
+__all__ = ["CIWAE", "IWAE", "MIWAE", "DReG", "RenyiELBO", "ScoreELBO", "StickingTheLanding"]
+
+
+class Draws(NamedTuple):
+    """What two traces hold at z_1..z_K ~ q(z | x): log-probabilities (K, B), z (K, B, L) and q itself."""
+
+    log_p_x: Tensor
+    log_p_z: Tensor
+    log_q_z: Tensor
+    z: Tensor
+    posterior: Distribution
+
+    @property
+    def log_w(self) -> Tensor:
+        """The logarithm of the importance weights, (K, B)."""
+        return self.log_p_x + self.log_p_z - self.log_q_z
+
+
+class ImportanceELBO(PerDatumELBO, Trace_ELBO):
+    """An ELBO whose loss is made of the draws that Pyro's two traces hold.
+
+        loss = - mean over the batch of the bound, in nats per datum
+
+    Args:
+        num_particles: K.
+    """
+
+    def differentiable_loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Tensor:
+        """Return the loss of a batch x (B, C, H, W): a scalar in nats per datum, to be made small."""
+        traces = self._get_traces(model, guide, (x,), {})  # type: ignore[no-untyped-call]
+        model_trace, guide_trace = next(iter(traces))
+        return -self.bound(_draws(model_trace, guide_trace)).mean()
+
+    def bound(self, draws: Draws) -> Tensor:
+        """Return the bound of each datum, (B,)."""
+        raise NotImplementedError
+
+
+class IWAE(ImportanceELBO):
+    """The importance-weighted bound L_K = E log (1/K) sum_k w_k; `bounds.iwae` says where it is weak.
+
+    Pyro's `RenyiELBO(alpha=0)` is the same bound, with one `.item()` a step and no `differentiable_loss`.
+
+    Args:
+        num_particles: K.
+
+    Reference:
+        Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 8.
+    """
+
+    def bound(self, draws: Draws) -> Tensor:
+        """Return L_K of each datum, (B,)."""
+        return _log_mean_exp(draws.log_w)
+
+
+class RenyiELBO(ImportanceELBO):
+    """The variational Renyi bound, 1 / (1 - alpha) log (1/K) sum_k w_k^(1 - alpha).
+
+    Args:
+        num_particles: K.
+        alpha: 0 is the importance-weighted bound, 1 the ELBO.
+
+    Reference:
+        Li and Turner, arXiv:1602.02311, equation 5.
+    """
+
+    def __init__(self, num_particles: int = 1, alpha: float = 0.5) -> None:
+        super().__init__(num_particles)
+        self.alpha = alpha
+
+    def bound(self, draws: Draws) -> Tensor:
+        """Return the bound of each datum, (B,)."""
+        if self.alpha == 1:
+            return draws.log_w.mean(0)
+        return _log_mean_exp((1 - self.alpha) * draws.log_w) / (1 - self.alpha)
+
+
+class CIWAE(ImportanceELBO):
+    """The convex mix of ELBO and importance-weighted bound, mix ELBO + (1 - mix) L_K.
+
+    Args:
+        num_particles: K.
+        mix: 1 is the ELBO, 0 the importance-weighted bound.
+
+    Reference:
+        Rainforth et al., arXiv:1802.04537.
+    """
+
+    def __init__(self, num_particles: int = 1, mix: float = 0.5) -> None:
+        super().__init__(num_particles)
+        self.mix = mix
+
+    def bound(self, draws: Draws) -> Tensor:
+        """Return the bound of each datum, (B,)."""
+        return self.mix * draws.log_w.mean(0) + (1 - self.mix) * _log_mean_exp(draws.log_w)
+
+
+class MIWAE(ImportanceELBO):
+    """The mean of M importance-weighted bounds of K / M draws each.
+
+    Args:
+        num_particles: K, a multiple of M.
+        groups: M; 1 is the importance-weighted bound, K the ELBO.
+
+    Reference:
+        Rainforth et al., arXiv:1802.04537.
+    """
+
+    def __init__(self, num_particles: int = 1, groups: int = 1) -> None:
+        super().__init__(num_particles)
+        self.groups = groups
+
+    def bound(self, draws: Draws) -> Tensor:
+        """Return the bound of each datum, (B,)."""
+        return _log_mean_exp(draws.log_w.unflatten(0, (self.groups, -1)).transpose(0, 1)).mean(0)
+
+
+class StickingTheLanding(ImportanceELBO):
+    """The ELBO, whose gradient leaves out the score: log q(z | x) at parameters through which none flows.
+
+    Args:
+        num_particles: K.
+        beta: weight of the rate in the loss.
+
+    Raises:
+        InputError: q(z | x) is no Normal.
+
+    Reference:
+        Roeder, Wu and Duvenaud, arXiv:1703.09194.
+    """
+
+    def bound(self, draws: Draws) -> Tensor:
+        """Return distortion + beta rate of each datum, negated: (B,)."""
+        log_q_z = _rows(_at_fixed_parameters(draws.posterior).log_prob(draws.z))
+        return (draws.log_p_x + self.beta * (draws.log_p_z - log_q_z)).mean(0)
+
+
+class DReG(ImportanceELBO):
+    """The importance-weighted bound, whose encoder's gradient is doubly reparameterised.
+
+        d/d phi L_K  =  E [ sum_k (w_k / sum_j w_j)^2  d log w_k / dz_k  dz_k / d phi ]
+
+    Args:
+        num_particles: K.
+
+    Raises:
+        InputError: q(z | x) is no Normal.
+
+    Reference:
+        Tucker, Lawson, Gu and Maddison, arXiv:1810.04152.
+    """
+
+    def bound(self, draws: Draws) -> Tensor:
+        """Return L_K of each datum, (B,)."""
+        log_w = draws.log_p_x + draws.log_p_z - _rows(_at_fixed_parameters(draws.posterior).log_prob(draws.z))
+        weight = log_w.detach().softmax(0)
+        if draws.z.requires_grad:
+            # The bound gives each path through z its weight once, and the gradient wants it twice.
+            draws.z.register_hook(lambda gradient: gradient * weight.reshape(*gradient.shape[:-1], 1))
+        return _log_mean_exp(log_w)
+
+
+class ScoreELBO(ImportanceELBO):
+    """The ELBO, whose encoder's gradient is the score function's, with no derivative of the decoder by z.
+
+        d/d phi ELBO  =  E_q [ (log w - b) d/d phi log q(z | x) ]
+
+    Args:
+        num_particles: K.
+        beta: weight of the rate in the loss.
+        leave_one_out: take for the baseline b_k the mean of log w over the other draws (K at least 2), not 0.
+
+    Reference:
+        Document 002, first half; Ranganath, Gerrish and Blei, arXiv:1401.0118; Mnih and Rezende, arXiv:1602.06725.
+    """
+
+    def __init__(self, num_particles: int = 1, beta: float = 1.0, leave_one_out: bool = False) -> None:
+        super().__init__(num_particles, beta)
+        self.leave_one_out = leave_one_out
+
+    def differentiable_loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Tensor:
+        """Return the loss of a batch x (B, C, H, W): a scalar in nats per datum, to be made small."""
+        with _NoPathThroughDraws():
+            return super().differentiable_loss(model, guide, x)
+
+    def bound(self, draws: Draws) -> Tensor:
+        """Return the bound of each datum, (B,), with the score function's gradient."""
+        log_p = draws.log_p_x + self.beta * draws.log_p_z
+        value = (log_p - self.beta * draws.log_q_z).detach()
+        signal = value - (value.sum(0) - value) / (len(value) - 1) if self.leave_one_out else value
+        surrogate = log_p + signal * draws.log_q_z
+        return (surrogate - surrogate.detach() + value).mean(0)
+
+
+class _NoPathThroughDraws(Messenger):
+    """Cut the gradient from each draw of z back to the parameters that it was drawn with."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and isinstance(msg["value"], Tensor):
+            msg["value"] = msg["value"].detach()
+
+
+def _draws(model_trace: Any, guide_trace: Any) -> Draws:
+    """Read two traces; with one particle Pyro leaves its dimension out, and here it is 1."""
+    sites = [site for site in model_trace.nodes.values() if site["type"] == "sample"]
+    (x,) = (site for site in sites if site["is_observed"])
+    (prior,) = (site for site in sites if not site["is_observed"])
+    posterior = guide_trace.nodes[prior["name"]]
+    log_p_x, log_p_z, log_q_z = (_rows(site["unscaled_log_prob"]) for site in (x, prior, posterior))
+    return Draws(log_p_x, log_p_z, log_q_z, z=posterior["value"], posterior=posterior["fn"])
+
+
+def _rows(log_prob: Tensor) -> Tensor:
+    return log_prob if log_prob.dim() == 2 else log_prob.unsqueeze(0)
+
+
+def _log_mean_exp(values: Tensor) -> Tensor:
+    return torch.logsumexp(values, 0) - math.log(len(values))
+
+
+def _at_fixed_parameters(distribution: Distribution) -> Distribution:
+    """Return the same distribution, through whose parameters no gradient flows."""
+    if isinstance(distribution, Independent):
+        return Independent(_at_fixed_parameters(distribution.base_dist), distribution.reinterpreted_batch_ndims)
+    if isinstance(distribution, Normal):
+        return Normal(distribution.loc.detach(), distribution.scale.detach())
+    family = type(distribution).__name__
+    raise InputError(f"--elbo stl and dreg take a Normal q(z | x), not a {family}: use --elbo trace or iwae")

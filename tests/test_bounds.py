@@ -1,0 +1,202 @@
+"""The bounds of importance weights and the other gradients: Pyro's form equals the hand-written one, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pytest
+import torch
+from pyro.distributions.testing.fakes import NonreparameterizedNormal
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
+
+from pvae import bounds
+from pvae.config import ELBOS, Config
+from pvae.elbos import build_elbo
+from pvae.errors import InputError
+
+
+def gradients_of(vae):
+    return {name: parameter.grad.clone() for name, parameter in vae.named_parameters() if parameter.grad is not None}
+
+
+def seeded_loss(vae, x, elbo, seed=3):
+    """The loss of a batch and its gradients, as SVI would take them."""
+    vae.zero_grad()
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        torch.manual_seed(seed)
+        loss = elbo.loss_and_grads(vae.model, vae.guide, x)
+    return float(loss.detach() if isinstance(loss, torch.Tensor) else loss), gradients_of(vae)
+
+
+def by_hand(vae, x, bound, num_particles, seed=3):
+    vae.zero_grad()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        loss = -bound(bounds.log_weights(vae, x, num_particles)).mean()
+    loss.backward()
+    return float(loss.detach() if isinstance(loss, torch.Tensor) else loss), gradients_of(vae)
+
+
+def assert_same(ours, theirs, rel=1e-10):
+    value, gradients = ours
+    their_value, their_gradients = theirs
+    if their_value is not None:
+        assert value == pytest.approx(their_value, rel=rel)
+    assert set(gradients) == set(their_gradients)
+    for name, gradient in their_gradients.items():
+        assert gradient.norm() > 1e-8, f"{name} has no gradient to compare"
+        assert (gradients[name] - gradient).norm() < rel * gradient.norm(), name
+
+
+BOUNDS = {
+    "iwae": (bounds.iwae, {}),
+    "renyi": (lambda w: bounds.renyi(w, 0.3), {"alpha": 0.3}),
+    "ciwae": (lambda w: bounds.ciwae(w, 0.2), {"mix": 0.2}),
+    "miwae": (lambda w: bounds.miwae(w, 3), {"groups": 3}),
+}
+
+
+@pytest.mark.parametrize("binary", [False, True], ids=["grey", "binary"])
+@pytest.mark.parametrize("num_images", [10, 3], ids=["batch", "short batch"])
+@pytest.mark.parametrize("name", BOUNDS)
+def test_pyros_bounds_equal_the_handwritten(small_vae, small_images, name, num_images, binary):
+    vae, x = small_vae("static" if binary else "none"), small_images(num_images, binary)
+    bound, options = BOUNDS[name]
+    assert_same(seeded_loss(vae, x, build_elbo(name, 6, **options)), by_hand(vae, x, bound, 6))
+
+
+@pytest.mark.parametrize("name", ["iwae", "renyi", "ciwae", "miwae", "dreg", "stl"])
+def test_with_one_particle_all_bounds_are_the_elbo(small_vae, small_images, name):
+    vae, x = small_vae(), small_images(7)
+    value, gradients = seeded_loss(vae, x, build_elbo(name, 1))
+    elbo = by_hand(vae, x, bounds.elbo, 1)
+    assert value == pytest.approx(elbo[0], rel=1e-10)
+    if name not in ("dreg", "stl"):
+        assert_same((value, gradients), elbo)
+        assert_same((value, gradients), seeded_loss(vae, x, build_elbo("trace", 1)))
+
+
+@pytest.mark.parametrize("num_particles", [2, 5])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0])
+def test_pyros_own_renyi_elbo_is_the_same(small_vae, small_images, alpha, num_particles):
+    """Under a plain plate Pyro's is exact; it sums over the batch."""
+    vae, x = small_vae(), small_images(6)
+    theirs = RenyiELBO(alpha=alpha, num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
+    value, gradients = seeded_loss(vae, x, theirs)
+    theirs = value / len(x), {name: gradient / len(x) for name, gradient in gradients.items()}
+    assert_same(seeded_loss(vae, x, build_elbo("renyi", num_particles, alpha=alpha)), theirs)
+    if alpha == 0:
+        assert_same(seeded_loss(vae, x, build_elbo("iwae", num_particles)), theirs)
+
+
+def test_the_ends_of_each_family(small_vae, small_images):
+    vae, x = small_vae(), small_images(6)
+    elbo, iwae = seeded_loss(vae, x, build_elbo("trace", 4)), seeded_loss(vae, x, build_elbo("iwae", 4))
+    assert iwae[0] < elbo[0] - 0.01, "the two must differ for their ends to say anything"
+    for end, options in [(elbo, {"mix": 1.0}), (iwae, {"mix": 0.0})]:
+        assert_same(seeded_loss(vae, x, build_elbo("ciwae", 4, **options)), end)
+    for end, options in [(elbo, {"groups": 4}), (iwae, {"groups": 1})]:
+        assert_same(seeded_loss(vae, x, build_elbo("miwae", 4, **options)), end)
+    for end, options in [(elbo, {"alpha": 1.0}), (iwae, {"alpha": 0.0})]:
+        assert_same(seeded_loss(vae, x, build_elbo("renyi", 4, **options)), end)
+    near = seeded_loss(vae, x, build_elbo("renyi", 4, alpha=1 - 1e-6))
+    assert near[0] == pytest.approx(elbo[0], rel=1e-5)
+    for name, gradient in elbo[1].items():
+        assert torch.allclose(near[1][name], gradient, rtol=1e-3, atol=1e-6)
+
+
+WITNESSES = {
+    "stl": bounds.stl_gradients,
+    "dreg": bounds.dreg_gradients,
+    "score": bounds.score_gradients,
+    "score-loo": lambda *arguments: bounds.score_gradients(*arguments, leave_one_out=True),
+}
+
+
+@pytest.mark.parametrize("num_particles", [1, 2, 5])
+@pytest.mark.parametrize("name", WITNESSES)
+def test_the_other_gradients_equal_the_handwritten(small_vae, small_images, name, num_particles):
+    if name == "score-loo" and num_particles == 1:
+        return
+    vae, x = small_vae(), small_images(6)
+    value, gradients = seeded_loss(vae, x, build_elbo(name, num_particles))
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        witness = WITNESSES[name](vae, x, num_particles)
+    assert_same((value, gradients), (None, witness))
+    bound = bounds.iwae if name == "dreg" else bounds.elbo
+    assert value == pytest.approx(by_hand(vae, x, bound, num_particles)[0], rel=1e-10)
+
+
+def test_the_score_function_is_pyros(small_vae, small_images):
+    """Pyro takes the score function where a guide's distribution cannot be reparameterised."""
+    vae, x = small_vae(), small_images(6)
+
+    def guide(x):
+        vae.register("q_z")
+        q = vae.posterior(x).base_dist
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", NonreparameterizedNormal(q.loc, q.scale).to_event(1))
+
+    ours = seeded_loss(vae, x, build_elbo("score", 1))
+    for kind in (Trace_ELBO, TraceGraph_ELBO):
+        vae.zero_grad()
+        with torch.random.fork_rng(), pyro.get_param_store().scope():
+            torch.manual_seed(3)
+            value = kind().loss_and_grads(vae.model, guide, x)
+        theirs = value / len(x), {name: gradient / len(x) for name, gradient in gradients_of(vae).items()}
+        assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("beta", [0.0, 3.0])
+@pytest.mark.parametrize("name", ["stl", "score", "score-loo"])
+def test_beta_weighs_the_rate(small_vae, small_images, name, beta):
+    vae, x = small_vae(), small_images(6)
+    ours = seeded_loss(vae, x, build_elbo(name, 4, beta))
+    plain = seeded_loss(vae, x, build_elbo("trace", 4, beta))
+    assert ours[0] == pytest.approx(plain[0], rel=1e-10)
+    for parameter in dict(vae.p_x.named_parameters(prefix="p_x")):
+        assert torch.allclose(ours[1][parameter], plain[1][parameter], rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ELBOS)
+def test_every_elbo_trains_in_svi(small_vae, small_images, name):
+    vae, x = small_vae(), small_images(20)
+    before = [parameter.detach().clone() for parameter in vae.parameters()]
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        torch.manual_seed(0)
+        svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), build_elbo(name, 4))
+        losses = [svi.step(x) for _ in range(60)]
+        assert math.isfinite(svi.evaluate_loss(x))
+    assert sum(losses[-10:]) < sum(losses[:10])
+    assert all((parameter != old).any() for parameter, old in zip(vae.parameters(), before))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"elbo": "iwae", "beta": 2.0}, "no rate to weigh"),
+        ({"elbo": "dreg", "warm_up": 1}, "no rate to weigh"),
+        ({"elbo": "stl", "free_bits": 0.1}, "no free bits"),
+        ({"elbo": "score-loo"}, "--particles 2"),
+        ({"elbo": "miwae", "particles": 5, "groups": 2}, "multiple"),
+        ({"elbo": "ciwae", "mix": 1.5}, "at most 1"),
+        ({"elbo": "iwae", "posterior": "delta"}, "no density"),
+        ({"elbo": "iwea"}, "did you mean 'iwae'"),
+        ({"elbo": "renyi", "alpha": math.nan}, "--alpha"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options, says):
+    with pytest.raises(InputError, match=says):
+        Config(**options)
+
+
+def test_a_posterior_that_cannot_be_fixed_is_refused(small_vae, small_images, monkeypatch):
+    vae, x = small_vae(), small_images(3)
+    monkeypatch.setattr(
+        vae.q_z, "forward", lambda x: pyro.distributions.Laplace(x.new_zeros(len(x), 3), 1.0).to_event(1)
+    )
+    for name in ("stl", "dreg"):
+        with pytest.raises(InputError, match="Normal"), pyro.get_param_store().scope():
+            build_elbo(name, 2).loss(vae.model, vae.guide, x)

@@ -1,0 +1,267 @@
+"""log p(x) by importance sampling, and the anatomy of the rate."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch.distributions import Independent, Normal
+
+from pvae import evaluation, oracle, subjects
+from pvae.config import Config
+from pvae.data import Dataset
+from pvae.evaluate import main
+from pvae.evaluation import Estimate, active_units, importance_sample, latent_means, split_rate
+from pvae.fitting import fit
+from pvae.systems import get_system
+
+
+@pytest.fixture
+def data(digits):
+    return Dataset("few digits", digits.train[:200], digits.test[:60], digits.train_labels[:200],
+                   digits.test_labels[:60], digits.label_names)  # fmt: skip
+
+
+@pytest.fixture
+def found(monkeypatch, data):
+    monkeypatch.setattr(subjects, "load_again", lambda *_: data)
+
+
+def sampled(*arguments):
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        return importance_sample(*arguments)
+
+
+def test_it_is_the_mean_of_the_weights(small_vae, small_images):
+    """Against the definition, from the same draws: no logarithm taken apart."""
+    vae, x = small_vae(), small_images(6)
+    ours = sampled(vae, x, 50)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(4)
+        q = vae.posterior(x)
+        z = q.sample((50,))
+        w = (vae.likelihood(z).log_prob(x) + vae.prior().log_prob(z) - q.log_prob(z)).exp()
+    assert torch.allclose(ours.log_p, w.mean(0).log(), rtol=1e-10)
+    assert torch.allclose(ours.effective, w.sum(0) ** 2 / w.square().sum(0), rtol=1e-10)
+    assert torch.allclose(ours.stderr, w.std(0, correction=0) / w.mean(0) / math.sqrt(50), rtol=1e-8)
+    assert ((ours.effective >= 1) & (ours.effective <= 50)).all()
+
+
+def test_chunks_change_nothing(small_vae, small_images, monkeypatch):
+    """The largest tensor is bounded, whatever S is; parts of the draws and of the images add up to the whole."""
+    vae, x = small_vae(), small_images(6)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        draws = vae.posterior(x).sample((50,))
+    taken = dict.fromkeys(range(6), 0)
+    posterior = vae.posterior
+
+    def with_known_draws(part):
+        (n,) = (n for n in range(6) if torch.equal(part[0], x[n]))
+        q = posterior(part)
+
+        def sample(shape):
+            taken[n] += shape[0]
+            return draws[taken[n] - shape[0] : taken[n], n : n + len(part)]
+
+        q.sample = sample
+        return q
+
+    monkeypatch.setattr(vae, "posterior", with_known_draws)
+    whole, decoded, done = importance_sample(vae, x, 50), [], []
+    taken[0] = 0
+    monkeypatch.setattr(evaluation, "_CHUNK_NUMBERS", 7 * x[0].numel())
+    likelihood = vae.p_x.forward
+    monkeypatch.setattr(vae.p_x, "forward", lambda z: decoded.append(z[..., 0].numel()) or likelihood(z))
+    for n in range(6):
+        part = importance_sample(vae, x[n : n + 1], 50, done.append)
+        taken[n] = 0
+        assert torch.allclose(part.log_p, whole.log_p[n], rtol=1e-10)
+        assert torch.allclose(part.effective, whole.effective[n], rtol=1e-10)
+    assert max(decoded) <= 7
+    assert sum(decoded) == 6 * 50
+    assert sum(done) == 6
+
+
+def test_weights_below_the_smallest_number_still_count(small_vae, small_images):
+    vae, x = small_vae(), small_images(2)
+    vae.p_x.decoder[-2].bias.data -= 100.0  # log p(x | z) near -1000: exp of it is 0
+    assert torch.isfinite(sampled(vae, x, 20).log_p).all()
+    assert sampled(vae, x, 20).log_p.max() < -500
+
+
+def test_the_estimate_covers_log_p_of_the_oracle(linear, x):
+    """Within 3 standard errors in at least 990 of 1000 repetitions."""
+    vae = linear(0.1)
+    exact = oracle.log_evidence(vae, x).detach()
+    estimate = sampled(vae, x.repeat(1000, 1, 1, 1), 400)
+    means = (estimate.log_p.view(1000, 5) - exact).mean(1)
+    stderrs = estimate.stderr.view(1000, 5).square().sum(1).sqrt() / 5
+    assert stderrs.max() < 0.02, "so wide an error would cover anything"
+    assert (means.abs() < 3 * stderrs).sum() >= 990
+    assert 0.9 < (means / stderrs).std() < 1.1
+
+
+def brute_force_split(vae, x, z):
+    """The three parts by their definitions, one draw and one image at a time."""
+    q, rows = vae.posterior(x), []
+    for m, draw in enumerate(z):
+        each = torch.stack([Normal(q.mean[n], q.stddev[n]).log_prob(draw).exp() for n in range(len(x))])  # (N, L)
+        own, joint, product = each[m].log().sum(), each.prod(1).mean().log(), each.mean(0).log().sum()
+        rows.append(torch.stack([own - joint, joint - product, product - vae.prior().log_prob(draw)]))
+    return torch.stack(rows).T
+
+
+def test_the_rate_is_split_by_its_definition(small_vae, small_images, monkeypatch):
+    vae, x = small_vae(), small_images(9)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(4)
+        z = Normal(vae.posterior(x).mean, vae.posterior(x).stddev).sample()
+        wanted = brute_force_split(vae, x, z)
+        for numbers in (2**24, 1):
+            monkeypatch.setattr(evaluation, "_CHUNK_NUMBERS", numbers)
+            torch.manual_seed(4)
+            split = split_rate(vae, x)
+            parts = torch.stack([split.mutual_information, split.total_correlation, split.dimension_wise])
+            assert torch.allclose(parts, wanted, rtol=1e-9, atol=1e-12)
+    q = vae.posterior(x)
+    assert torch.allclose(split.rate, q.log_prob(z) - vae.prior().log_prob(z), rtol=1e-10)
+
+
+class Codes(torch.nn.Module):
+    """An encoder that reads the posterior off the image: loc and log scale of two latents are its four pixels."""
+
+    def forward(self, x):
+        return x.flatten(1)
+
+
+def known_codes(loc, scale):
+    from pvae.building import build_vae
+
+    vae = build_vae(Config(hidden=(3,), latent_dim=2, likelihood="normal-linear"), (1, 2, 2)).double().eval()
+    vae.q_z.encoder = Codes()
+    vae.p_x._in_domain = lambda x: True
+    return vae, torch.cat([loc, scale.log()], dim=1).view(-1, 1, 2, 2)
+
+
+def test_what_the_parts_of_the_rate_mean():
+    """Codes far apart carry log N nats; correlated ones have a total correlation; those of the prior have nothing."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        loc = torch.randn(400, 2, dtype=torch.float64)
+        narrow = torch.full_like(loc, 1e-6)
+        split = split_rate(*known_codes(loc, narrow))
+        assert torch.allclose(split.mutual_information.mean(), torch.tensor(math.log(400.0)).double(), rtol=1e-6)
+        split = split_rate(*known_codes(torch.zeros_like(loc), torch.ones_like(loc)))
+        for part in (split.mutual_information, split.total_correlation, split.dimension_wise):
+            assert part.abs().max() < 1e-10
+        same = loc[:, :1].expand(400, 2) * 0.9
+        split = split_rate(*known_codes(same, torch.full_like(same, 0.436)))
+        exact = -0.5 * math.log(1 - 0.81**2)  # of a Normal with correlation 0.81
+        assert split.total_correlation.mean().item() == pytest.approx(exact, abs=0.15)
+
+
+def test_active_units_are_those_whose_mean_varies():
+    """A draw of an unused dimension varies as the prior does, and a mean of it not at all."""
+    loc = torch.stack([torch.linspace(-1, 1, 50), torch.full((50,), 0.3)], dim=1).double()
+    vae, x = known_codes(loc, torch.ones_like(loc))
+    assert active_units(vae, x).tolist() == [True, False]
+    assert torch.allclose(latent_means(vae, x), loc)
+    assert active_units(vae, x, threshold=10.0).tolist() == [False, False]
+
+
+def test_an_estimate_shows_as_many_digits_as_its_error():
+    assert str(Estimate(mean=-110.537, stderr=0.318)) == "-110.54 +- 0.32"
+    assert str(Estimate(mean=1.23456, stderr=0.00123)) == "1.2346 +- 0.0012"
+    values = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)
+    assert Estimate.of(values) == Estimate(mean=3.0, stderr=values.std().item() / math.sqrt(3))
+
+
+SYSTEMS = {
+    "grey": ("mlp-2d", {}),
+    "binary": ("deep-bayes", {"binarize": "dynamic", "latent_dim": 5}),
+    "density": ("conv-2d", {"hidden": (4, 4)}),
+    "two layers": ("iwae-2layer", {"schedule": "constant"}),
+}
+
+
+@pytest.mark.parametrize("kind", SYSTEMS)
+def test_a_run_is_evaluated(tmp_path, data, found, capsys, kind):
+    name, options = SYSTEMS[kind]
+    run = fit(get_system(name).replace(epochs=1, batch_size=50, **options), data=data, out=tmp_path / "run")
+    assert main([str(run.path), "--importance-samples", "30"]) == 0
+    said = capsys.readouterr().out
+    report = json.loads((run.path / "evaluation.json").read_text())
+    anatomy, likelihood = report["anatomy"], report["likelihood"]
+    last = run.metrics()[-1]
+    assert anatomy["elbo"]["mean"] == pytest.approx(last.elbo, abs=5 * last.elbo_stderr)
+    assert anatomy["elbo"]["mean"] == pytest.approx(-anatomy["distortion"]["mean"] - anatomy["rate"]["mean"], rel=1e-6)
+    assert likelihood["log_likelihood"]["mean"] > likelihood["elbo"]["mean"]
+    assert report["pseudo"] == (kind == "grey")
+    assert ("binarized" in report["pixels"]) == (kind == "grey")
+    if kind == "two layers":
+        assert anatomy["mutual_information"] is None
+    else:
+        parts = [anatomy[name]["mean"] for name in ("mutual_information", "total_correlation", "dimension_wise_kl")]
+        assert sum(parts) == pytest.approx(anatomy["rate"]["mean"], abs=1.5)
+        three = anatomy["cross_entropy"]["mean"] - anatomy["posterior_entropy"]["mean"]
+        assert three == pytest.approx(anatomy["rate"]["mean"], abs=1.0)
+        assert "mutual information" in said
+    bits = -likelihood["log_likelihood"]["mean"] / 784 / math.log(2) + (math.log2(127.5) if kind == "density" else 0)
+    assert likelihood["bits_per_dimension"]["mean"] == pytest.approx(bits, rel=1e-6)
+    assert "log-likelihood" in said
+
+
+def test_evaluating_twice_gives_the_same(tmp_path, data, found):
+    run = fit(get_system("mlp-2d").replace(epochs=1, batch_size=50), data=data, out=tmp_path / "run")
+    for name in ("a", "b"):
+        assert main([str(run.path), "--importance-samples", "9", "--out", str(tmp_path / name), "--quiet"]) == 0
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_bad_input_is_one_line(tmp_path, data, found, capsys):
+    run = fit(get_system("conv-2d-ae").replace(epochs=1, batch_size=50, hidden=(4,)), data=data, out=tmp_path / "run")
+    for arguments, says in [
+        ([str(run.path)], "autoencoder"),
+        ([str(tmp_path)], "no run folder"),
+        ([str(run.path), "--importance-samples", "0"], "at least 1"),
+        ([str(run.path), "--images", "1"], "at least 2"),
+        ([str(run.path), "--importance-samples", "many"], "invalid int"),
+    ]:
+        assert main(arguments) == 2
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1
+        assert says in line
+    assert not (run.path / "evaluation.json").exists()
+
+
+def test_a_broken_checkpoint_is_one_line(tmp_path, data, found, capsys):
+    run = fit(get_system("mlp-2d").replace(epochs=1, batch_size=50), data=data, out=tmp_path / "run")
+    (run.path / "checkpoint.pt").unlink()
+    assert main([str(run.path)]) == 2
+    assert "no checkpoint.pt" in capsys.readouterr().err
+
+
+def test_two_layers_are_their_joint_distribution(small_images):
+    """log q(z1, z2 | x) and log p(z1, z2) by hand, and draws whose gradient reaches both networks."""
+    from pvae.building import build_vae
+
+    config = Config(hidden=(8,), latent_dim=3, second_latent_dim=2, second_hidden=(5,), activation="tanh")
+    vae, x = build_vae(config, (1, 5, 4)).double(), small_images(6)
+    posterior = vae.posterior(x)
+    z = posterior.rsample((4,))
+    assert z.shape == (4, 6, 5)
+    z1, z2 = z[..., :3], z[..., 3:]
+    first = vae.q_z.first(x)
+    loc, log_scale = vae.q_z.network(z1).chunk(2, dim=-1)
+    by_hand = first.log_prob(z1) + Independent(Normal(loc, log_scale.exp()), 1).log_prob(z2)
+    assert torch.allclose(posterior.log_prob(z), by_hand, rtol=1e-12)
+    loc, log_scale = vae.p_z.network(z2).chunk(2, dim=-1)
+    by_hand = Normal(0.0, 1.0).log_prob(z2).sum(-1) + Normal(loc, log_scale.exp()).log_prob(z1).sum(-1)
+    assert torch.allclose(vae.prior().log_prob(z), by_hand, rtol=1e-12)
+    assert torch.allclose(vae.likelihood(z).mean, vae.p_x.decoder.decoder(z1).sigmoid(), rtol=1e-12)
+    z.sum().backward()
+    assert all(parameter.grad is not None for parameter in vae.q_z.parameters())

@@ -1,0 +1,161 @@
+"""All estimators against the linear-Gaussian VAE, of which the exact value and gradient of every bound is known.
+
+A statistical comparison allows 4.3 standard errors (a failure rate of 2e-5 each) and first checks that it would have
+seen 2 %.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pytest
+import torch
+from torch.distributions import MultivariateNormal, kl_divergence
+
+from pvae import bounds, oracle
+from pvae.config import ELBOS
+from pvae.elbos import build_elbo
+from pvae.errors import InputError
+
+SIGMAS = 4.3
+
+
+def test_log_evidence_is_bayes_rule(linear, x):
+    """log p(x) = log p(x | z) + log p(z) - log p(z | x), whatever z is; and by the dense covariance."""
+    vae = linear(0.3)
+    z = torch.randn(3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).expand(5, 3)
+    joint = vae.likelihood(z).log_prob(x) + vae.prior().log_prob(z)
+    exact = oracle.log_evidence(vae, x)
+    assert torch.allclose(joint - oracle.true_posterior(vae, x).log_prob(z), exact, rtol=1e-12)
+    loadings, offset, scale = oracle.decoder_of(vae)
+    covariance = loadings @ loadings.T + scale**2 * torch.eye(12)
+    assert torch.allclose(MultivariateNormal(offset, covariance).log_prob(x.flatten(1)), exact, rtol=1e-12)
+
+
+def test_the_gap_of_the_elbo_is_the_kl(linear, x):
+    """The exact ELBO against E_q log p(x | z) - KL(q || p(z)), in closed form."""
+    vae = linear(0.3)
+    posterior = vae.posterior(x)
+    loadings, offset, scale = oracle.decoder_of(vae)
+    residual = x.flatten(1) - offset - posterior.mean @ loadings.T
+    noise = (posterior.variance * loadings.square().sum(0)).sum(1)
+    distortion = 0.5 * (residual.square().sum(1) + noise) / scale**2 + 6 * math.log(2 * math.pi * scale**2)
+    assert torch.allclose(oracle.elbo(vae, x), -distortion - kl_divergence(posterior, vae.prior()), rtol=1e-12)
+    assert (oracle.elbo(vae, x) < oracle.log_evidence(vae, x) - 0.01).all()
+
+
+def test_only_linear_gaussian_vaes_have_an_oracle(small_vae, small_images):
+    assert not oracle.has_oracle(small_vae())
+    with pytest.raises(InputError, match="linear-gaussian"):
+        oracle.log_evidence(small_vae(), small_images(2))
+
+
+def loss_and_gradients(vae, x, elbo, seed):
+    vae.zero_grad()
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        torch.manual_seed(seed)
+        loss = elbo.loss_and_grads(vae.model, vae.guide, x)
+    parts = [torch.cat([p.grad.flatten() for p in part.parameters()]) for part in (vae.q_z, vae.p_x)]
+    return loss.item(), parts
+
+
+@pytest.mark.parametrize("name", [name for name in ELBOS if name != "analytic"])
+def test_at_the_exact_posterior_there_is_no_noise(linear, x, name):
+    """Every bound is log p(x), whatever is drawn; and STL's and DReG's gradients have no variance either."""
+    vae, elbo = linear(), build_elbo(name, 6, groups=3)
+    assert torch.allclose(oracle.elbo(vae, x), oracle.log_evidence(vae, x), rtol=1e-12)
+    draws = [loss_and_gradients(vae, x, elbo, seed) for seed in range(30)]
+    for loss, _ in draws:
+        assert -loss == pytest.approx(oracle.log_evidence(vae, x).mean().item(), rel=1e-12)
+    encoder = torch.stack([parts[0] for _, parts in draws])
+    if name in ("stl", "dreg"):
+        assert encoder.var(0).max() < 1e-20
+        assert encoder.abs().max() < 1e-10
+    elif name != "score-loo":  # whose baseline is exact here, since all log-weights are the same
+        assert encoder.var(0).max() > 1e-6
+
+
+def replicates(vae, x, name, num_particles, num_groups=100, copies=400, **options):
+    """Values and gradients of a bound: each row the mean over `copies` independent draws for each of the images."""
+    elbo = build_elbo(name, num_particles, **options)
+    many = x.repeat(copies, 1, 1, 1)
+    rows = [loss_and_gradients(vae, many, elbo, seed) for seed in range(num_groups)]
+    values = -torch.tensor([loss for loss, _ in rows], dtype=torch.float64)
+    return values, *(torch.stack(parts) for parts in zip(*(parts for _, parts in rows)))
+
+
+def assert_mean(values, exact, what):
+    stderr = values.std() / math.sqrt(len(values))
+    assert stderr * SIGMAS < 0.02 * abs(exact), f"{what}: this sample could not have seen 2 %"
+    assert abs(values.mean() - exact) < SIGMAS * stderr, what
+
+
+@pytest.mark.parametrize("name", ["trace", "analytic", "handwritten", "stl", "score", "score-loo"])
+def test_elbos_and_their_gradients_are_unbiased(linear, x, name):
+    """Value and gradient, along the exact gradient's direction, and orthogonal to it."""
+    vae = linear(0.3)
+    exact = -oracle.elbo(vae, x).mean()
+    wanted = [torch.cat([g.flatten() for g in torch.autograd.grad(exact, list(part.parameters()), retain_graph=True)])
+              for part in (vae.q_z, vae.p_x)]  # fmt: skip
+    groups = 600 if name.startswith("score") else 100
+    values, *gradients = replicates(vae, x, name, 4, groups)
+    assert_mean(values, -exact.item(), "value")
+    generator = torch.Generator().manual_seed(5)
+    for found, gradient, part in zip(gradients, wanted, ("encoder", "decoder")):
+        along = gradient / gradient.norm()
+        assert_mean(found @ along, gradient.norm().item(), f"{part}, along the gradient")
+        across = torch.randn(gradient.shape, generator=generator, dtype=torch.float64)
+        across -= (across @ along) * along
+        sideways = found @ (across / across.norm())
+        assert abs(sideways.mean()) < SIGMAS * sideways.std() / math.sqrt(len(sideways)), f"{part}, across"
+
+
+def test_dreg_is_the_gradient_of_iwae(linear, x):
+    """Neither has a closed form; their means agree, and DReG's is the quieter."""
+    vae = linear(0.3)
+    dreg, iwae = (replicates(vae, x, name, 8, 300)[1:] for name in ("dreg", "iwae"))
+    assert torch.allclose(dreg[1], iwae[1], rtol=1e-9), "the decoder's is that of the bound"
+    along = iwae[0].mean(0) / iwae[0].mean(0).norm()
+    difference = (dreg[0] - iwae[0]) @ along
+    stderr = difference.std() / math.sqrt(len(difference))
+    assert stderr * SIGMAS < 0.05 * iwae[0].mean(0).norm(), "this sample could not have seen 5 %"
+    assert abs(difference.mean()) < SIGMAS * stderr
+    assert dreg[0].var(0).sum() < 0.5 * iwae[0].var(0).sum()
+
+
+def relative_variance(vae, x):
+    """Var_q [ p(x, z) / q(z | x) ] / p(x)^2, exactly: the chi-square divergence of p(z | x) from q(z | x)."""
+    p, q = oracle.true_posterior(vae, x), vae.posterior(x)
+    p_precision, q_precision = p.precision_matrix, torch.diag_embed(1 / q.variance)
+    precision = 2 * p_precision - q_precision
+    assert (torch.linalg.eigvalsh(precision) > 0).all(), "the variance is infinite"
+    b = 2 * (p_precision @ p.mean[..., None]) - q_precision @ q.mean[..., None]
+    exponent = (b.mT @ torch.linalg.solve(precision, b))[:, 0, 0]
+    exponent -= 2 * (p.mean[:, None] @ p_precision @ p.mean[..., None])[:, 0, 0]
+    exponent += (q.mean[:, None] @ q_precision @ q.mean[..., None])[:, 0, 0]
+    logdet = torch.logdet(p_precision) - 0.5 * torch.logdet(q_precision) - 0.5 * torch.logdet(precision)
+    return (0.5 * exponent + logdet).exp() - 1
+
+
+def test_the_gap_of_iwae_closes_at_its_known_rate(linear, x):
+    """log p(x) - L_K = Var[w / p(x)] / (2 K) to first order, and L_K rises with K.
+
+    With r the mean of w / p(x), whose expectation is 1, the gap is E[-log r] = E[r - 1 - log r], and the second form's
+    noise falls as fast as the gap itself.
+    """
+    vae = linear(0.1)
+    exact, gaps = oracle.log_evidence(vae, x), {}
+    for num_particles in (1, 4, 16, 64):
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(num_particles)
+            log_r = bounds.iwae(bounds.log_weights(vae, x.repeat(10_000, 1, 1, 1), num_particles)).view(-1, 5) - exact
+        values = (log_r.exp() - 1 - log_r).mean(1)
+        gaps[num_particles] = values.mean().item(), values.std().item() / 100
+        assert gaps[num_particles][1] * SIGMAS < 0.1 * gaps[num_particles][0], "this sample could not have seen 10 %"
+    means = [mean for mean, _ in gaps.values()]
+    assert means == sorted(means, reverse=True)
+    elbos_gap = (exact - oracle.elbo(vae, x)).mean().item()
+    assert gaps[1][0] == pytest.approx(elbos_gap, abs=SIGMAS * gaps[1][1])
+    first_order = relative_variance(vae, x).mean().item() / (2 * 64)
+    assert gaps[64][0] == pytest.approx(first_order, rel=0.1)
