@@ -57,9 +57,14 @@ def _compare(arguments: argparse.Namespace) -> None:
         raise InputError("give a RUN or --system, not both: a run has its system")
     with ctrl_c_exits_at_once("pvae.compare"):
         from pvae import comparison, figures
+        from pvae.runs import Run
     pairs = comparison.compared(names, particles)
     if not pairs:
         raise InputError("nothing to compare: with one particle these bounds are the ELBO; give more --particles")
+    if arguments.run is None:
+        get_system(arguments.system or "linear-gaussian")
+    else:
+        Run.open(arguments.run)
     folder = _folder(arguments)
     found: list[Measurement] = []
     for stage, vae, x in _weights(arguments, stages):

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _CURVES = {
-    "loss": "loss = distortion + beta rate",
+    "loss": "loss, what is minimised",
     "distortion": "distortion, -E_q log p(x | z)",
     "rate": "rate, KL(q || p)",
 }

@@ -26,7 +26,7 @@ class Metrics:
         elbo_stderr: its standard error over images and draws of z.
         distortion: -E_q log p(x | z).
         rate: KL(q, p), or its Monte Carlo estimate.
-        loss: what was minimised: distortion + beta rate.
+        loss: what was minimised: distortion + beta rate, or the negated bound of importance weights.
         posterior_mean_loss: distortion at the mean of q(z | x) + KL(q, p), on a "test" row. No bound, and lower
             than -elbo as a rule: the figure that document 002 prints.
         seconds: the time it took; on a "train" row the training alone.

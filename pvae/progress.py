@@ -73,11 +73,12 @@ class Console:
         )
 
     def epoch(self, train: Metrics, test: Metrics, epochs: int) -> None:
-        """Print the line of one epoch."""
-        self.say(
-            f"epoch {train.epoch:{len(str(epochs))}}/{epochs}  {train}  {test} "
-            f"(distortion {test.distortion:.2f}, rate {test.rate:.2f})  {train.seconds + test.seconds:.1f} s"
-        )
+        """Print the line of one epoch; the loss too, where it is not the negated bound (beta, importance weights)."""
+        terms = f"distortion {test.distortion:.2f}, rate {test.rate:.2f}"
+        if abs(test.loss - test.distortion - test.rate) > 0.005:
+            terms += f", loss {test.loss:.2f}"
+        seconds = train.seconds + test.seconds
+        self.say(f"epoch {train.epoch:{len(str(epochs))}}/{epochs}  {train}  {test} ({terms})  {seconds:.1f} s")
 
 
 _PIXELS = {

@@ -130,8 +130,12 @@ def _say_next(run: Run, quiet: bool) -> None:
         return
     folder = shlex.quote(str(run.path))
     print(f"done; the run lies in {folder}: config.json, metrics.jsonl, checkpoint.pt, figures/, TensorBoard events")
-    print(f"next:  tensorboard --logdir {folder}")
-    print(f"   or  python -m pvae.train --resume {folder} --epochs {2 * run.config.epochs}")
+    print(f"next:  python -m pvae.draw {folder}")
+    if run.config.posterior != "delta":  # an autoencoder has no likelihood
+        print(f"   or  python -m pvae.evaluate {folder}")
+    print(f"   or  tensorboard --logdir {folder}")
+    if run.config.schedule == "constant":
+        print(f"   or  python -m pvae.train --resume {folder} --epochs {2 * run.config.epochs}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,6 +17,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 
 import pvae
+from pvae.config import Config
 from pvae.data import Dataset, to_pixels
 from pvae.errors import InputError, InterruptedTrainingError, TrainingError
 from pvae.fitting import fit, resolve_device, resume
@@ -432,3 +433,58 @@ def test_ctrl_c_before_the_first_record_gives_no_advice(tmp_path, few_digits, sm
     with pytest.raises(KeyboardInterrupt) as caught:
         fit(small_config, data=few_digits, out=tmp_path / "run")
     assert not isinstance(caught.value, InterruptedTrainingError)
+
+
+def test_schedules():
+    from pvae.schedules import learning_rate
+
+    cosine = Config(schedule="cosine", epochs=4, lr=1.0)
+    assert learning_rate(cosine, 0, 10) == 1.0
+    assert learning_rate(cosine, 20, 10) == pytest.approx(0.51)
+    assert learning_rate(cosine, 40, 10) == pytest.approx(0.02)
+    paper = Config(schedule="paper", epochs=3280, lr=1.0)
+    passes = [0, 1, 3, 4, 12, 13, 1092, 1093, 3279]
+    stages = [0, 1, 1, 2, 2, 3, 6, 7, 7]
+    for done, stage in zip(passes, stages):
+        assert learning_rate(paper, 10 * done, 10) == pytest.approx(10 ** (-stage / 7)), done
+    assert learning_rate(Config(lr=0.5), 7, 10) == 0.5
+
+
+def test_the_schedule_reaches_the_optimiser_and_survives_a_resumption(tmp_path, few_digits, small_config, monkeypatch):
+    from pvae import fitting
+
+    config = small_config.replace(schedule="cosine", epochs=4)
+    whole = fit(config, data=few_digits, out=tmp_path / "whole")
+    last = whole.read_checkpoint()["optimizer"]["param_groups"][0]["lr"]
+    assert last < 0.2 * config.lr
+
+    record_epoch = fitting.Run.record_epoch
+
+    def stop_after_two(run, train, test, checkpoint):
+        record_epoch(run, train, test, checkpoint)
+        if train.epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting.Run, "record_epoch", stop_after_two)
+        with pytest.raises(KeyboardInterrupt):
+            fit(config, data=few_digits, out=tmp_path / "stopped")
+    stopped = resume(tmp_path / "stopped", data=few_digits)
+    for ours, theirs in zip(stopped.vae().parameters(), whole.vae().parameters()):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(InputError, match="start a new run"):
+        resume(whole.path, 8, data=few_digits)
+
+
+def test_burdas_start(few_digits):
+    """Glorot-uniform weights, zero biases, and a decoder that gives the mean image at z = 0."""
+    config = Config(initialization="burda", hidden=(16, 8), activation="tanh", binarize="dynamic", latent_dim=3)
+    with torch.random.fork_rng():
+        vae = Training(config.replace(batch_size=50), few_digits, torch.device("cpu")).vae
+    first = vae.q_z.encoder[1]
+    limit = (6 / (784 + 16)) ** 0.5
+    assert first.weight.abs().max() <= limit
+    assert first.weight.std().item() == pytest.approx(limit / 3**0.5, rel=0.05)
+    assert all((layer.bias == 0).all() for layer in vae.q_z.encoder if hasattr(layer, "bias"))
+    mean = (few_digits.train.float() / 255).mean(0).clamp(0.001, 0.999)
+    assert torch.allclose(vae.likelihood(torch.zeros(3)).mean, mean, atol=1e-5)

@@ -152,8 +152,12 @@ def test_what_a_run_prints(few, monkeypatch, few_digits, capsys, tmp_path):
     assert f"test pseudo-ELBO {last['elbo']:.2f} +- {last['elbo_stderr']:.2f}" in lines[3]
     assert f"(distortion {last['distortion']:.2f}, rate {last['rate']:.2f})" in lines[3]
     assert lines[3].startswith("epoch 2/2  train pseudo-ELBO")
-    assert "'my run'" in lines[-3]
-    assert lines[-2] == "next:  tensorboard --logdir 'my run'"
+    assert "'my run'" in lines[-5]
+    assert lines[-4:-1] == [
+        "next:  python -m pvae.draw 'my run'",
+        "   or  python -m pvae.evaluate 'my run'",
+        "   or  tensorboard --logdir 'my run'",
+    ]
     assert lines[-1].endswith("--resume 'my run' --epochs 4")
 
     assert main(["--resume", "my run", "--epochs", "3"]) == 0
