@@ -30,7 +30,7 @@ def from_record(kind: type[T], record: Any) -> T:
     missing, unknown = sorted(set(names) - set(record)), sorted(set(record) - set(names))
     if missing or unknown:
         parts = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
-        raise InputError(f"{kind.__name__} {' and '.join(parts)} (written by another version of pvae?)")
+        raise InputError(f"{kind.__name__} is not of this version of pvae: it {' and '.join(parts)}")
     hints = get_type_hints(kind)
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
     for name, value in values.items():
