@@ -68,15 +68,16 @@ def renyi(log_w: Tensor, alpha: float) -> Tensor:
 
         L_alpha(x) = 1 / (1 - alpha) log (1/K) sum_k w_k^(1 - alpha)
 
-    alpha -> 1 is the ELBO, alpha = 0 the importance-weighted bound. Between the two it lies between them; for alpha
-    below 0 it is no lower bound. With K finite it is biased towards the ELBO.
+    alpha -> 1 is the ELBO, alpha = 0 the importance-weighted bound. Between the two it lies between them; above 1 it
+    lies below the ELBO, and below 0 it is no lower bound. With K finite it is biased towards the ELBO.
 
     Reference:
         Li and Turner, arXiv:1602.02311, equations 4 (exact) and 5 (from K draws).
     """
     if alpha == 1:
         return elbo(log_w)
-    return iwae((1 - alpha) * log_w) / (1 - alpha)
+    # In float64: near alpha = 1 the division makes rounding large.
+    return (iwae((1 - alpha) * log_w.double()) / (1 - alpha)).to(log_w.dtype)
 
 
 def ciwae(log_w: Tensor, mix: float) -> Tensor:
@@ -98,7 +99,7 @@ def miwae(log_w: Tensor, num_groups: int) -> Tensor:
     Reference:
         Rainforth et al., arXiv:1802.04537 (MIWAE).
     """
-    return torch.stack([iwae(group) for group in log_w.chunk(num_groups)]).mean(0)
+    return torch.stack([iwae(group) for group in log_w.unflatten(0, (num_groups, -1))]).mean(0)
 
 
 def stl_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]:
@@ -118,7 +119,7 @@ def stl_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]:
     at = z.detach().requires_grad_()
     loss = -(vae.likelihood(at).log_prob(x) + vae.prior().log_prob(at) - posterior.log_prob(at)).mean()
     (by_z,) = torch.autograd.grad(loss, at, retain_graph=True)
-    return _gradients(vae, encoder=(z, by_z), decoder=-vae.likelihood(z.detach()).log_prob(x).mean())
+    return _gradients(vae, z, by_z, -_log_joint(vae, x, z.detach()).mean())
 
 
 def dreg_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]:
@@ -138,8 +139,7 @@ def dreg_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]
     log_w = vae.likelihood(at).log_prob(x) + vae.prior().log_prob(at) - posterior.log_prob(at)
     weight = log_w.detach().softmax(0)
     (by_z,) = torch.autograd.grad(-(weight**2 * log_w).sum(0).mean(), at, retain_graph=True)
-    decoder = -(weight * vae.likelihood(z.detach()).log_prob(x)).sum(0).mean()
-    return _gradients(vae, encoder=(z, by_z), decoder=decoder)
+    return _gradients(vae, z, by_z, -(weight * _log_joint(vae, x, z.detach())).sum(0).mean())
 
 
 def score_gradients(vae: VAE, x: Tensor, num_particles: int, leave_one_out: bool = False) -> dict[str, Tensor]:
@@ -162,21 +162,23 @@ def score_gradients(vae: VAE, x: Tensor, num_particles: int, leave_one_out: bool
     """
     posterior = vae.posterior(x)
     z = posterior.sample((num_particles,))
-    log_p_x, log_q_z = vae.likelihood(z).log_prob(x), posterior.log_prob(z)
-    f = (log_p_x + vae.prior().log_prob(z) - log_q_z).detach()
+    log_joint, log_q_z = _log_joint(vae, x, z), posterior.log_prob(z)
+    f = (log_joint - log_q_z).detach()
     if leave_one_out:
         others = [torch.cat([f[:k], f[k + 1 :]]).mean(0) for k in range(num_particles)]
         f = f - torch.stack(others)
-    encoder = -(f * log_q_z).mean()
     names = [name for name, _ in vae.named_parameters()]
-    loss = encoder - log_p_x.mean()
-    return dict(zip(names, torch.autograd.grad(loss, list(vae.parameters()), materialize_grads=True)))
+    loss = -(f * log_q_z + log_joint).mean()
+    return dict(zip(names, torch.autograd.grad(loss, list(vae.parameters()))))
 
 
-def _gradients(vae: VAE, encoder: tuple[Tensor, Tensor], decoder: Tensor) -> dict[str, Tensor]:
-    """Return the gradients by the encoder's parameters, down from those by z, and those of a loss by the others."""
-    z, by_z = encoder
+def _log_joint(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
+    return vae.likelihood(z).log_prob(x) + vae.prior().log_prob(z)
+
+
+def _gradients(vae: VAE, z: Tensor, by_z: Tensor, loss: Tensor) -> dict[str, Tensor]:
+    """Return the gradients by the posterior's parameters, down from those by z, and those of a loss by all others."""
     ours = dict(vae.q_z.named_parameters(prefix="q_z"))
     theirs = {name: parameter for name, parameter in vae.named_parameters() if name not in ours}
     gradients = dict(zip(ours, torch.autograd.grad(z, list(ours.values()), by_z)))
-    return gradients | dict(zip(theirs, torch.autograd.grad(decoder, list(theirs.values()))))
+    return gradients | dict(zip(theirs, torch.autograd.grad(loss, list(theirs.values()))))

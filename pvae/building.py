@@ -73,23 +73,24 @@ def build_vae(config: Config, image_shape: Sequence[int]) -> VAE:
 
 
 def start_like_burda(vae: VAE, images: Tensor) -> None:
-    """Start from Glorot-uniform weights, zero biases, and a decoder that gives the mean image whatever z is.
+    """Start from Glorot-uniform weights, zero biases, and a decoder that gives the mean image at z = 0.
 
-    The last bias is logit(clip(mean of the training images, 0.001, 0.999)), pixel by pixel.
+    The last bias is logit(clip(mean of the training images, 0.001, 0.999)), pixel by pixel. Location and scale come
+    from one layer here and from two in the code released with the paper, so that its Glorot range is a little smaller.
 
     Args:
         vae: of MLPs; changed in place.
         images: training images, uint8 (N, C, H, W).
 
     Reference:
-        Burda, Grosse and Salakhutdinov, arXiv:1509.00519, and the code released with it.
+        Burda, Grosse and Salakhutdinov, arXiv:1509.00519, section 5, and the code released with it.
     """
     layers = [module for module in vae.modules() if isinstance(module, nn.Linear)]
     for layer in layers:
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)
     last = [module for module in vae.p_x.modules() if isinstance(module, nn.Linear)][-1]
-    mean = images.double().mean(0).flatten() / 255
+    mean = images.sum(0, dtype=torch.int64).flatten().double() / (255 * len(images))
     with torch.no_grad():
         last.bias.copy_(torch.logit(mean.clamp(0.001, 0.999)))
 
@@ -99,7 +100,7 @@ def _two_layers(config: Config, first: NormalPosterior, decoder: nn.Module, imag
     up = mlp(one, *hidden, 2 * two, activation=config.activation)
     down = mlp(two, *reversed(hidden), 2 * one, activation=config.activation)
     likelihood = _likelihood(config, FirstLayerDecoder(decoder, one), image_shape)
-    return VAE(p_z=ChainPrior(down, two), q_z=ChainPosterior(first, up), p_x=likelihood)
+    return VAE(p_z=ChainPrior(down, one, two), q_z=ChainPosterior(first, up, two), p_x=likelihood)
 
 
 def _networks(config: Config, image_shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pvae.commands import Parser, ctrl_c_exits_at_once, leave, run_command
 from pvae.config import ELBOS
@@ -18,18 +18,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pvae.comparison import Measurement
+    from pvae.config import Config
     from pvae.vae import VAE
 
 __all__ = ["main"]
 
-_DEFAULT_ELBOS = tuple(name for name in ELBOS if name != "handwritten")
+_ALL = ",".join(name for name in ELBOS if name != "handwritten")
+_ONE_PARTICLE = ("trace", "analytic", "handwritten", "stl", "score")
+_GROUPS = 5  # of miwae, where the configuration names none
 
 _EPILOG = """\
 Without a RUN it trains a system for a while and stops at each of --stages. Of the default, linear-gaussian, log p(x) is
 known exactly; of others it is a long importance-weighted estimate. Of each estimator it prints the bound and how far it
 is from log p(x), variance (the trace of the covariance) and signal-to-noise ratio, |E g| / sqrt(E |g - E g|^2), of the
 gradients by encoder and decoder, and the time of loss and gradients. All meet the same images, weights and noise. It
-writes comparison.csv, comparison.md and comparison.png.
+writes comparison.csv, comparison.md and comparison.png. A Bernoulli that was trained on grey pixels is compared on
+binarized ones, which have a log p(x); beta is 1; --alpha, --mix and --groups (of miwae; else 5) are the system's.
 
 examples:
   python -m pvae.compare
@@ -56,43 +60,88 @@ def _compare(arguments: argparse.Namespace) -> None:
     if arguments.run and arguments.system:
         raise InputError("give a RUN or --system, not both: a run has its system")
     with ctrl_c_exits_at_once("pvae.compare"):
-        from pvae import comparison, figures
-        from pvae.runs import Run
-    pairs = comparison.compared(names, particles)
-    if not pairs:
-        raise InputError("nothing to compare: with one particle these bounds are the ELBO; give more --particles")
-    if arguments.run is None:
-        get_system(arguments.system or "linear-gaussian")
-    else:
-        Run.open(arguments.run)
+        import pvae.subjects  # noqa: F401  torch is slow to import
+    config = _config(arguments)
+    if particles == [1] and not set(names) & set(_ONE_PARTICLE):
+        raise InputError("with one particle these are the ELBO, or nothing: give more --particles")
     folder = _folder(arguments)
     found: list[Measurement] = []
-    for stage, vae, x in _weights(arguments, stages):
-        log_p = comparison.reference(vae, x)
-        exact = "exactly" if log_p.stderr == 0 else f"+- {log_p.stderr:.2f}"
-        print(f"{stage}: log p(x) = {log_p.log_p:.2f} {exact}, mean of {len(x)} images", flush=True)
-        for pair in _with_bar(pairs, stage):
-            found.append(comparison.measure(vae, x, *pair, log_p, stage, arguments.repetitions))
-    table = comparison.to_markdown(found)
-    (folder / "comparison.md").write_text(table + "\n", encoding="utf-8")
-    (folder / "comparison.csv").write_text(comparison.to_csv(found), encoding="utf-8")
-    title = arguments.run.name if arguments.run else arguments.system or "linear-gaussian"
-    figures.comparison_figure(found, title).savefig(folder / "comparison.png")
-    print(f"\n{table}\n\n{folder}: comparison.csv, comparison.md, comparison.png")
+    for weights in _weights(arguments, config, stages):
+        found += _measured(arguments, config, weights, names, particles)
+    _write(found, folder, arguments.run.resolve().name if arguments.run else config.system)
 
 
-def _weights(arguments: argparse.Namespace, stages: Sequence[int]) -> Iterator[tuple[str, VAE, Tensor]]:
-    """Yield weights, by what they are called, with a batch of test images."""
-    from pvae.subjects import Subject, trained_at
+def _config(arguments: argparse.Namespace) -> Config:
+    """Return what was, or is to be, trained.
+
+    Raises:
+        InputError: there is no such run or system, or it is an autoencoder, which has nothing to compare.
+    """
+    from pvae.runs import Run
+
+    config = Run.open(arguments.run).config if arguments.run else get_system(arguments.system or "linear-gaussian")
+    if config.posterior == "delta":
+        raise InputError(f"{arguments.run or config.system} is an autoencoder: a point posterior has no bound")
+    return config
+
+
+class _Weights(NamedTuple):
+    """A VAE at some stage of its training, and a batch of test images."""
+
+    stage: str
+    vae: VAE
+    x: Tensor
+    pixels: str
+
+
+def _weights(arguments: argparse.Namespace, config: Config, stages: Sequence[int]) -> Iterator[_Weights]:
+    from pvae.fitting import trained_at
+    from pvae.subjects import Subject, proper
 
     if arguments.run:
         subject = Subject.of(arguments.run, arguments.data_dir, arguments.offline)
-        epoch = subject.run.read_checkpoint()["epoch"]
-        yield f"epoch {epoch}", subject.vae, subject.pixels(subject.test[: arguments.batch_size])
-        return
-    config = get_system(arguments.system or "linear-gaussian")
-    for epoch, vae, x in trained_at(config, stages, arguments.data_dir, arguments.offline, arguments.batch_size):
-        yield f"epoch {epoch}", vae, x
+        given = iter([(subject.run.read_checkpoint()["epoch"], subject.vae, subject.data)])
+    else:
+        given = trained_at(config, stages, arguments.data_dir, arguments.offline)
+    for epoch, trained, data in given:
+        images = data.test[: arguments.batch_size]
+        vae, pixels, kind = proper(config, trained, data.image_shape, images)
+        yield _Weights(f"epoch {epoch}", vae, next(pixels.split(len(images))), kind)
+
+
+def _measured(
+    arguments: argparse.Namespace, config: Config, weights: _Weights, names: Sequence[str], particles: Sequence[int]
+) -> list[Measurement]:
+    """Measure every estimator at one set of weights; of what was asked for by name, say what is left out."""
+    from pvae import comparison
+
+    stage, vae, x, pixels = weights
+    groups = config.groups if config.groups > 1 else _GROUPS
+    pairs, reasons = comparison.compared(vae, names, particles, groups)
+    if not pairs:
+        raise InputError("; ".join(reasons))
+    if arguments.elbo != _ALL:
+        print("".join(f"{reason}\n" for reason in reasons), end="")
+    log_p = comparison.reference(vae, x)
+    print(f"{stage}: log p(x) = {log_p}, mean of {len(x)} test images; pixels {pixels}", flush=True)
+    found = []
+    for name, count in _with_bar(pairs, stage):
+        options = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups if name == "miwae" else 1}
+        found.append(comparison.measure(vae, x, name, count, log_p, stage, arguments.repetitions, **options))
+    return found
+
+
+def _write(found: Sequence[Measurement], folder: Path, title: str) -> None:
+    """Print the table, and write it and the figure."""
+    from pvae import comparison, figures
+    from pvae.runs import write_whole
+
+    table = comparison.to_markdown(found)
+    print(f"\n{table}\n")
+    write_whole(folder / "comparison.md", (table + "\n").encode())
+    write_whole(folder / "comparison.csv", comparison.to_csv(found).encode())
+    figures.comparison_figure(found, title).savefig(folder / "comparison.png")
+    print(f"{folder}: comparison.csv, comparison.md, comparison.png")
 
 
 def _with_bar(pairs: Sequence[tuple[str, int]], stage: str) -> Iterator[tuple[str, int]]:
@@ -139,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
         help="train this in place of a RUN (default: linear-gaussian)",
     )
     add("--stages", metavar="N,N", default="2,16", help="epochs after which to compare (default: 2,16)")
-    add("--elbo", metavar="NAME,NAME", default=",".join(_DEFAULT_ELBOS), help=f"of {', '.join(ELBOS)} (default: all)")
+    add("--elbo", metavar="NAME,NAME", default=_ALL, help=f"of {', '.join(ELBOS)} (default: all)")
     add("--particles", metavar="K,K", default="1,5,50", help="numbers of particles (default: 1,5,50)")
     add("--repetitions", metavar="R", type=int, default=100, help="of each estimator, with other draws (default: 100)")
     add("--batch-size", metavar="B", type=int, default=100, help="test images (default: 100)")

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
 
 from pvae import oracle
+from pvae.config import WITHOUT_CHAINS
 from pvae.elbos import build_elbo
-from pvae.evaluation import Estimate, importance_sample
+from pvae.evaluation import Estimate, images_at_once, importance_sample
+from pvae.hierarchy import ChainPosterior
 from pvae.perdatum import PerDatumELBO
+from pvae.records import csv_of
 from pvae.rng import seeded
 from pvae.vae import VAE
 
-__all__ = ["Gradient", "Measurement", "Reference", "compared", "measure", "reference", "to_csv", "to_markdown"]
+__all__ = [
+    "Gradient",
+    "Measurement",
+    "Moments",
+    "Reference",
+    "compared",
+    "measure",
+    "reference",
+    "to_csv",
+    "to_markdown",
+]
 
 _ONE_PARTICLE = ("trace", "analytic", "handwritten", "stl", "score")
-_GROUPS = 5
-_ALPHA = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,48 +44,77 @@ class Reference:
 
     Args:
         log_p: its mean over the batch.
-        stderr: of an estimate from importance weights; 0 where it is exact.
+        stderr: of an estimate from importance weights, over its draws; 0 where it is exact.
+        exact: it is no estimate.
     """
 
     log_p: float
     stderr: float
+    exact: bool
+
+    def __str__(self) -> str:
+        """Say what it is, and how well it is known."""
+        return f"{self.log_p:.2f} exactly" if self.exact else f"{self.log_p:.2f} +- {self.stderr:.2f}"
 
 
-def reference(vae: VAE, x: Tensor, num_samples: int = 5000) -> Reference:
+def reference(vae: VAE, x: Tensor, num_particles: int = 5000) -> Reference:
     """Return log p(x) of a batch: exact for a linear-Gaussian VAE, else a long importance-weighted estimate.
 
     Args:
         vae: the model.
         x: images (B, C, H, W).
-        num_samples: S of the estimate; it is biased downward, by less than any bound with fewer particles.
+        num_particles: K of the estimate; it is biased downward, by less than any bound with fewer particles.
     """
     if oracle.has_oracle(vae):
         with torch.no_grad():
-            return Reference(log_p=oracle.log_evidence(vae, x).mean().item(), stderr=0.0)
-    sample = importance_sample(vae, x, num_samples)
+            return Reference(log_p=oracle.log_evidence(vae, x).mean().item(), stderr=0.0, exact=True)
+    sample = importance_sample(vae, x, num_particles)
     stderr = sample.stderr.square().sum().sqrt().item() / len(x)
-    return Reference(log_p=sample.log_p.mean().item(), stderr=stderr)
+    return Reference(log_p=sample.log_p.mean().item(), stderr=stderr, exact=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gradient:
-    """An estimator's gradient by some of the parameters, over repetitions of its draws.
+    """An estimator's gradient by some of the parameters, over R repetitions of its draws.
 
     Args:
         variance: the trace of its covariance, E |g - E g|^2.
         signal_to_noise: |E g| / sqrt(E |g - E g|^2), the repetitions' own noise taken out of |E g|.
+        resolution: 1 / sqrt(R): a ratio below it cannot be told from 0.
     """
 
     variance: float
     signal_to_noise: float
+    resolution: float
 
-    @classmethod
-    def of(cls, mean: Tensor, mean_square: Tensor, repetitions: int) -> Gradient:
-        """Return the summary of gradients with a mean and a mean square (P,) over repetitions."""
-        variance = ((mean_square - mean**2).clamp(min=0).sum() * repetitions / (repetitions - 1)).item()
-        signal = max((mean**2).sum().item() - variance / repetitions, 0.0)
-        tiny = 1e-24 * max(mean_square.sum().item(), 1e-300)  # rounding, of a gradient that does not vary at all
-        return cls(variance=variance, signal_to_noise=math.sqrt(signal / variance) if variance > tiny else math.inf)
+    def __str__(self) -> str:
+        """Show the ratio, or below what it is."""
+        if self.signal_to_noise < self.resolution:
+            return f"< {self.resolution:.2f}"
+        return f"{self.signal_to_noise:.2f}"
+
+
+class Moments:
+    """Mean and scatter of gradients that come one at a time, without the cancellation of a mean square."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.zeros(1, dtype=torch.float64)
+        self.scatter = torch.zeros(1, dtype=torch.float64)
+
+    def add(self, gradient: Tensor) -> None:
+        """Take one more (P,)."""
+        self.count += 1
+        deviation = gradient - self.mean
+        self.mean = self.mean + deviation / self.count
+        self.scatter = self.scatter + deviation * (gradient - self.mean)
+
+    def gradient(self) -> Gradient:
+        """Return the summary of at least two."""
+        variance = self.scatter.sum().item() / (self.count - 1)
+        signal = math.sqrt(max(self.mean.square().sum().item() - variance / self.count, 0.0))
+        ratio = signal / math.sqrt(variance) if variance > 0 else math.inf
+        return Gradient(variance=variance, signal_to_noise=ratio, resolution=1 / math.sqrt(self.count))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +127,8 @@ class Measurement:
         particles: K.
         value: the bound, mean over repetitions with its standard error, nats per datum.
         bias: the value less log p(x).
-        encoder: its gradient by the posterior's parameters.
-        decoder: its gradient by those of the likelihood and the prior.
+        encoder_gradient: by the posterior's parameters.
+        decoder_gradient: by those of the likelihood and the prior.
         milliseconds: the median time of loss and gradients of a batch.
     """
 
@@ -98,27 +137,54 @@ class Measurement:
     particles: int
     value: Estimate
     bias: float
-    encoder: Gradient
-    decoder: Gradient
+    encoder_gradient: Gradient
+    decoder_gradient: Gradient
     milliseconds: float
 
 
-def compared(names: Iterable[str], particles: Iterable[int]) -> list[tuple[str, int]]:
-    """Return the pairs of estimator and number of particles that differ from each other.
+def compared(
+    vae: VAE, names: Iterable[str], particles: Iterable[int], num_groups: int
+) -> tuple[list[tuple[str, int]], list[str]]:
+    """Return the pairs of estimator and number of particles that differ from each other, and why others do not.
 
-    With one particle the importance-weighted bounds are the ELBO, and there are no others to leave one out of; a
-    mean of groups is another bound only where there are several groups of several.
+    Args:
+        vae: with two stochastic layers it has no closed forms.
+        names: of the estimators.
+        particles: numbers K.
+        num_groups: of "miwae".
     """
-    pairs = [(name, count) for count in particles for name in names]
-    return [
-        (name, count)
-        for name, count in pairs
-        if (count > 1 or name in _ONE_PARTICLE) and (name != "miwae" or (count % _GROUPS == 0 and count > _GROUPS))
-    ]
+    pairs, reasons = [], []
+    for count in particles:
+        for name in names:
+            reason = _why_not(name, count, num_groups, isinstance(vae.q_z, ChainPosterior))
+            if reason:
+                reasons.append(f"{name} is left out at K = {count}: {reason}")
+            else:
+                pairs.append((name, count))
+    return pairs, reasons
+
+
+def _why_not(name: str, count: int, num_groups: int, two_layers: bool) -> str:
+    if two_layers and name in WITHOUT_CHAINS:
+        return "it knows one stochastic layer only"
+    if count == 1 and name == "score-loo":
+        return "there is no other draw to compare with"
+    if count == 1 and name not in _ONE_PARTICLE:
+        return "with one particle it is the ELBO"
+    if name == "miwae" and (count % num_groups or count == num_groups):
+        return f"{num_groups} groups of several particles are not to be had"
+    return ""
 
 
 def measure(
-    vae: VAE, x: Tensor, name: str, num_particles: int, log_p: Reference, stage: str = "", repetitions: int = 100
+    vae: VAE,
+    x: Tensor,
+    name: str,
+    num_particles: int,
+    log_p: Reference,
+    stage: str = "",
+    repetitions: int = 100,
+    **options: Any,
 ) -> Measurement:
     """Measure an estimator on a batch; repetition r draws from seed r, so that all estimators meet the same noise.
 
@@ -130,37 +196,43 @@ def measure(
         log_p: of the batch.
         stage: which weights.
         repetitions: R, at least 2.
+        options: alpha, mix or num_groups of `elbos.build_elbo`.
     """
-    elbo = build_elbo(name, num_particles, alpha=_ALPHA, groups=_GROUPS if name == "miwae" else 1)
-    values, seconds = [], []
-    moments = [torch.zeros(2, 1, dtype=torch.float64) for _ in range(2)]  # mean and mean square, of each gradient
+    elbo = build_elbo(name, num_particles, **options)
+    size = max(1, images_at_once(vae, x) // num_particles)
+    values, seconds, moments = [], [], (Moments(), Moments())
     for repetition in range(repetitions):
         started = time.perf_counter()
-        value, gradients = _one(vae, x, elbo, repetition)
+        value, gradients = _one(vae, x.split(size), elbo, repetition)
         seconds.append(time.perf_counter() - started)
         values.append(value)
-        moments = [m + torch.stack([g, g**2]) / repetitions for m, g in zip(moments, gradients)]
+        for moment, gradient in zip(moments, gradients):
+            moment.add(gradient)
+    vae.zero_grad()
     estimate = Estimate.of(torch.tensor(values))
-    encoder, decoder = (Gradient.of(mean, mean_square, repetitions) for mean, mean_square in moments)
     return Measurement(
         stage=stage,
         estimator=name,
         particles=num_particles,
         value=estimate,
         bias=estimate.mean - log_p.log_p,
-        encoder=encoder,
-        decoder=decoder,
+        encoder_gradient=moments[0].gradient(),
+        decoder_gradient=moments[1].gradient(),
         milliseconds=1000 * statistics.median(seconds),
     )
 
 
-def _one(vae: VAE, x: Tensor, elbo: PerDatumELBO, seed: int) -> tuple[float, tuple[Tensor, Tensor]]:
-    """Return the bound of one repetition, and its gradients by encoder and decoder."""
+def _one(vae: VAE, parts: Sequence[Tensor], elbo: PerDatumELBO, seed: int) -> tuple[float, tuple[Tensor, Tensor]]:
+    """Return the bound of one repetition, and its gradients by encoder and decoder; images come in bearable parts."""
     vae.zero_grad()
-    with seeded(seed, x.device), pyro.get_param_store().scope():
-        loss = elbo.loss_and_grads(vae.model, vae.guide, x)
+    count, value = sum(map(len, parts)), 0.0
+    with seeded(seed, parts[0].device), pyro.get_param_store().scope():
+        for part in parts:
+            loss = elbo.differentiable_loss(vae.model, vae.guide, part) * (len(part) / count)
+            loss.backward()
+            value -= loss.item()
     encoder, rest = list(vae.q_z.parameters()), [*vae.p_x.parameters(), *vae.p_z.parameters()]
-    return -loss.item(), (_flat(encoder), _flat(rest))
+    return value, (_flat(encoder), _flat(rest))
 
 
 def _flat(parameters: Sequence[Tensor]) -> Tensor:
@@ -174,10 +246,10 @@ _COLUMNS: dict[str, Callable[[Measurement], str]] = {
     "K": lambda one: str(one.particles),
     "bound": lambda one: str(one.value),
     "bias": lambda one: f"{one.bias:+.2f}",
-    "encoder: variance": lambda one: f"{one.encoder.variance:.2g}",
-    "signal/noise": lambda one: f"{one.encoder.signal_to_noise:.2f}",
-    "decoder: variance": lambda one: f"{one.decoder.variance:.2g}",
-    "signal/noise ": lambda one: f"{one.decoder.signal_to_noise:.2f}",
+    "encoder: variance": lambda one: f"{one.encoder_gradient.variance:.2g}",
+    "signal/noise": lambda one: str(one.encoder_gradient),
+    "decoder: variance": lambda one: f"{one.decoder_gradient.variance:.2g}",
+    "signal/noise ": lambda one: str(one.decoder_gradient),
     "ms": lambda one: f"{one.milliseconds:.1f}",
 }
 
@@ -192,12 +264,7 @@ def to_markdown(measurements: Sequence[Measurement]) -> str:
 
 def to_csv(measurements: Sequence[Measurement]) -> str:
     """Return a line for each measurement under a line of names."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    rows = [_flattened(one) for one in measurements]
-    writer.writerow(rows[0])
-    writer.writerows(row.values() for row in rows)
-    return text.getvalue()
+    return csv_of([_flattened(one) for one in measurements])
 
 
 def _flattened(measurement: Measurement) -> dict[str, object]:

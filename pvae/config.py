@@ -23,6 +23,7 @@ __all__ = [
     "POSTERIORS",
     "RATE_REDUCTIONS",
     "SCHEDULES",
+    "WITHOUT_CHAINS",
     "Config",
     "check_elbo_options",
 ]
@@ -42,6 +43,8 @@ ELBOS = (
     "ciwae",
     "miwae",
 )
+# Those that need a closed-form KL of q(z | x), or its parameters.
+WITHOUT_CHAINS = ("analytic", "stl", "dreg")
 _WITH_FREE_BITS = ("trace", "analytic", "handwritten")
 _WITH_BETA = (*_WITH_FREE_BITS, "stl", "score", "score-loo")
 PIXELS = ("unit", "symmetric")
@@ -193,6 +196,10 @@ class Config:
         check_elbo_options(self.elbo, self.particles, self.groups, weighs_rate=weighs_rate, free_bits=self.free_bits)
         if self.posterior == "delta" and self.elbo not in _WITH_FREE_BITS:
             raise InputError(f"--posterior delta has no density: train it by --elbo trace, not {self.elbo}")
+        if self.likelihood == "normal-linear" and (self.network != "linear" or self.second_latent_dim):
+            raise InputError("--likelihood normal-linear goes with --network linear and one stochastic layer only")
+        self._check_second_layer()
+        self._check_what_is_read()
         if self.pixels == "symmetric" and (self.binarize != "none" or not self.likelihood.startswith("normal")):
             raise InputError("--pixels symmetric goes with --binarize none and a --likelihood normal... only")
         if self.posterior == "delta" and (self.beta != 1 or self.warm_up or self.free_bits):
@@ -202,10 +209,30 @@ class Config:
 
         if self.initialization == "burda" and (self.network != "mlp" or "bernoulli" not in self.likelihood):
             raise InputError("--initialization burda goes with --network mlp and a Bernoulli likelihood only")
-        if self.second_latent_dim and (self.network != "mlp" or self.posterior == "delta" or self.free_bits):
-            raise InputError(
-                "--second-latent-dim goes with --network mlp and a normal posterior only, and knows no --free-bits"
-            )
+
+    def _check_second_layer(self) -> None:
+        if not self.second_latent_dim:
+            return
+        if self.network != "mlp" or self.posterior == "delta":
+            raise InputError("--second-latent-dim goes with --network mlp and a normal posterior only")
+        if self.free_bits or self.rate_reduction != "sum":
+            raise InputError("--second-latent-dim has no rate of a dimension: leave --free-bits and --rate-reduction")
+        if self.elbo in WITHOUT_CHAINS:
+            raise InputError(f"--elbo {self.elbo} knows one stochastic layer only: take trace or iwae, for instance")
+
+    def _check_what_is_read(self) -> None:
+        """Refuse an option that nothing would read."""
+        unread = {
+            "alpha": self.elbo != "renyi",
+            "mix": self.elbo != "ciwae",
+            "groups": self.elbo != "miwae",
+            "second_hidden": not self.second_latent_dim,
+            "activation": self.network != "mlp",
+        }
+        defaults = {field.name: field.default for field in fields(self)}
+        for name, is_unread in unread.items():
+            if is_unread and getattr(self, name) != defaults[name]:
+                raise InputError(f"{_flag(name)} goes with {_READ_WITH[name]} only")
 
     def replace(self, **overrides: Any) -> Config:
         """Return a copy with some fields changed; an unknown field or a bad value is an `InputError`."""
@@ -214,13 +241,13 @@ class Config:
         return replace(self, **overrides)
 
 
-def check_elbo_options(name: str, num_particles: int, groups: int, *, weighs_rate: bool, free_bits: float) -> None:
+def check_elbo_options(name: str, num_particles: int, num_groups: int, *, weighs_rate: bool, free_bits: float) -> None:
     """Refuse options that an ELBO does not have.
 
     Args:
         name: one of `ELBOS`.
         num_particles: K.
-        groups: M.
+        num_groups: M.
         weighs_rate: the rate is to be weighed in the loss, by beta, a warm-up or otherwise.
         free_bits: nats.
 
@@ -237,8 +264,8 @@ def check_elbo_options(name: str, num_particles: int, groups: int, *, weighs_rat
         raise InputError(f"--elbo {name} knows no free bits: leave --free-bits, or take {', '.join(_WITH_FREE_BITS)}")
     if name == "score-loo" and num_particles < 2:
         raise InputError("--elbo score-loo compares each particle with the others: give --particles 2 or more")
-    if name == "miwae" and num_particles % groups:
-        raise InputError(f"--elbo miwae: --particles {num_particles} must be a multiple of --groups {groups}")
+    if name == "miwae" and num_particles % num_groups:
+        raise InputError(f"--elbo miwae: --particles {num_particles} must be a multiple of --groups {num_groups}")
 
 
 _CHOICES = {
@@ -253,6 +280,13 @@ _CHOICES = {
     "likelihood": LIKELIHOODS,
     "elbo": ELBOS,
     "rate_reduction": RATE_REDUCTIONS,
+}
+_READ_WITH = {
+    "alpha": "--elbo renyi",
+    "mix": "--elbo ciwae",
+    "groups": "--elbo miwae",
+    "second_hidden": "--second-latent-dim",
+    "activation": "--network mlp",
 }
 _KINDS = {"dataset": "data set", "binarize": "binarization", "elbo": "ELBO", "pixels": "range of pixels"}
 

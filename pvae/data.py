@@ -13,7 +13,7 @@ from torch import Tensor
 from pvae.config import BINARIZATIONS
 from pvae.errors import InputError, check_name
 
-__all__ = ["DataRecord", "Dataset", "batches", "binarized", "linear_gaussian", "padded", "to_pixels"]
+__all__ = ["DataRecord", "Dataset", "Pixels", "batches", "binarized", "linear_gaussian", "padded", "to_pixels"]
 
 # The same binary images for every run, whatever its seed.
 _BINARIZATION_SEED = {"train": 20070501, "test": 20070502}
@@ -146,6 +146,27 @@ def to_pixels(images: Tensor, symmetric: bool = False) -> Tensor:
     """Return bytes as float32 pixels in [0, 1], or in [-1, 1] if symmetric."""
     pixels = images.to(torch.float32).div_(255)
     return pixels.mul_(2).sub_(1) if symmetric else pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """Bytes that become pixels part by part, where all of them as floats would not fit.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        symmetric: pixels in [-1, 1] in place of [0, 1].
+    """
+
+    images: Tensor
+    symmetric: bool = False
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.images)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Yield the pixels of `size` images at a time, as `Tensor.split` does."""
+        return (to_pixels(part, self.symmetric) for part in self.images.split(size))
 
 
 def padded(images: Tensor, margin: int) -> Tensor:

@@ -54,7 +54,7 @@ def losses(subject: Subject) -> Figure:
 
 def scatter(subject: Subject) -> Figure:
     """Return the codes of training and test images side by side, coloured by class; of two latents only."""
-    subject.needs("two latent dimensions", subject.run.config.latent_dim == 2)
+    subject.needs("two latent dimensions", subject.is_plane)
     splits = {
         "training images (the first 10,000)": (subject.train_codes[:10_000], _first(subject.classes[0])),
         "test images": (subject.test_codes, subject.classes[1]),
@@ -64,7 +64,7 @@ def scatter(subject: Subject) -> Figure:
 
 def cdf(subject: Subject) -> Figure:
     """Return draws of the aggregate posterior, and the same through the CDF of N(0, 1); of two latents only."""
-    subject.needs("two latent dimensions", subject.run.config.latent_dim == 2)
+    subject.needs("two latent dimensions", subject.is_plane)
     labels, names = subject.classes[1], subject.data.label_names
     splits = {
         "z ~ q(z | x), test images": (subject.test_draws, labels),
@@ -75,7 +75,7 @@ def cdf(subject: Subject) -> Figure:
 
 def manifold(subject: Subject) -> Figure:
     """Return the means of p(x | z) on the grid of the prior's quantiles; of two latents and a prior only."""
-    subject.needs("two latent dimensions", subject.run.config.latent_dim == 2)
+    subject.needs("two latent dimensions", subject.is_plane)
     subject.needs("a prior", subject.vae.q_z.has_density)
     title = f"{subject.title}\nmean of p(x | z) at the quantiles of p(z), z_1 to the right, z_2 upward"
     return figures.row_figure(subject.shown(latentspace.manifold(subject.vae)), 20, title)
@@ -83,7 +83,7 @@ def manifold(subject: Subject) -> Figure:
 
 def traversal(subject: Subject) -> Figure:
     """Return rows of images along the ten dimensions that vary most; the rest of z is the first test image's."""
-    spread = subject.test_codes.std(0)
+    spread = subject.test_codes.std(0)[: subject.run.config.latent_dim]  # of two layers the decoder reads the first
     dimensions = spread.argsort(descending=True)[:10].tolist()
     scale = spread if not subject.vae.q_z.has_density else torch.ones_like(spread)
     steps = torch.linspace(-3, 3, 11)
@@ -105,7 +105,7 @@ def interpolation(subject: Subject) -> Figure:
 
 def histograms(subject: Subject) -> Figure:
     """Return a histogram of each latent dimension of the aggregate posterior against N(0, 1)."""
-    return figures.histogram_figure(subject.test_draws, subject.title)
+    return figures.histogram_figure(subject.normal_draws, subject.title)
 
 
 def attributes(subject: Subject) -> Figure:

@@ -90,7 +90,7 @@ def build_elbo(
     *,
     alpha: float = 0.5,
     mix: float = 0.5,
-    groups: int = 1,
+    num_groups: int = 1,
 ) -> PerDatumELBO:
     """Return the ELBO of that name.
 
@@ -101,7 +101,7 @@ def build_elbo(
         free_bits: nats of each latent dimension that cost nothing.
         alpha: of "renyi".
         mix: the ELBO's share in "ciwae".
-        groups: M of "miwae".
+        num_groups: M of "miwae".
 
     Raises:
         InputError: the name is unknown, there are no particles, or the ELBO has no such option.
@@ -109,7 +109,7 @@ def build_elbo(
     if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
         raise InputError(f"num_particles must be a whole number of at least 1, not {num_particles!r}")
     check_name("ELBO", name, ELBOS)
-    check_elbo_options(name, num_particles, groups, weighs_rate=beta != 1, free_bits=free_bits)
+    check_elbo_options(name, num_particles, num_groups, weighs_rate=beta != 1, free_bits=free_bits)
     kinds: dict[str, Callable[[], PerDatumELBO]] = {
         "trace": lambda: TraceELBO(num_particles, beta, free_bits),
         "analytic": lambda: AnalyticELBO(num_particles, beta, free_bits),
@@ -121,7 +121,7 @@ def build_elbo(
         "dreg": lambda: DReG(num_particles),
         "renyi": lambda: RenyiELBO(num_particles, alpha),
         "ciwae": lambda: CIWAE(num_particles, mix),
-        "miwae": lambda: MIWAE(num_particles, groups),
+        "miwae": lambda: MIWAE(num_particles, num_groups),
     }
     return kinds[name]()
 

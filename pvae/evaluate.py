@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -35,27 +36,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    for name, least in (("importance_samples", 1), ("images", 2)):
+    for name, least, most in (("importance_samples", 2, 10**9), ("images", 2, 10**9), ("seed", 0, 2**63 - 1)):
         value = getattr(arguments, name)
-        if value is not None and not least <= value <= 10**9:
+        if value is not None and not least <= value <= most:
             option = "--" + name.replace("_", "-")
             raise InputError(f"{option} must be a whole number of at least {least}, not {value}")
     with ctrl_c_exits_at_once("pvae.evaluate"):
         from tqdm import tqdm
 
         from pvae.reports import evaluate, to_text
+        from pvae.runs import Run, write_whole
         from pvae.subjects import Subject
+    Run.open(arguments.run)
+    path = arguments.out or arguments.run / "evaluation.json"
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise InputError(f"{path} cannot be written: name another file with --out")
     subject = Subject.of(arguments.run, arguments.data_dir, arguments.offline)
     count = min(len(subject.data.test), arguments.images or len(subject.data.test))
     silent = arguments.quiet or sys.stderr is None or None  # None: only on a terminal
     with tqdm(total=count, desc="importance sampling", unit="image", leave=False, disable=silent) as bar:
         report = evaluate(subject, arguments.importance_samples, arguments.images, arguments.seed, bar.update)
-    path = arguments.out or subject.run.path / "evaluation.json"
-    try:
-        path.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): name another file with --out") from None
-    print(path if arguments.quiet else f"{to_text(report)}\n\n{path}")
+    if not arguments.quiet:
+        print(f"{to_text(report)}\n")
+    write_whole(path, (json.dumps(asdict(report), indent=2) + "\n").encode())
+    print(path)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,27 +8,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
+from pvae.data import Pixels
 from pvae.errors import InputError
+from pvae.hierarchy import Chain
 from pvae.vae import VAE
 
 __all__ = [
     "Estimate",
+    "Images",
     "ImportanceSample",
     "RateSplit",
     "active_units",
+    "images_at_once",
     "importance_sample",
     "latent_means",
     "split_rate",
 ]
 
-# Numbers in the largest tensor: it bounds the memory, whatever the numbers of images and samples are.
+# Numbers in the largest tensor: it bounds the memory, whatever the numbers of images and draws and the networks are.
 _CHUNK_NUMBERS = 2**24
-_IMAGES = 1000
+
+Images = Tensor | Pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,8 @@ class Estimate:
 
     def __str__(self) -> str:
         """Return mean and error with as many digits as the error has."""
+        if not math.isfinite(self.stderr):
+            return f"{self.mean} +- {self.stderr}"
         digits = 2 if self.stderr == 0 else max(2, 1 - math.floor(math.log10(self.stderr)))
         return f"{self.mean:.{digits}f} +- {self.stderr:.{digits}f}"
 
@@ -52,59 +60,82 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class ImportanceSample:
-    """Estimates of log p(x) from S importance weights for each image.
+    """Estimates of log p(x) from K importance weights for each image.
 
     Args:
-        log_p: log (1/S) sum_s w_s, (N,) nats; a lower bound on log p(x) in the mean.
-        effective: effective sample sizes (sum_s w_s)^2 / sum_s w_s^2, (N,), between 1 and S.
-        num_samples: S.
+        log_p: log (1/K) sum_k w_k, (N,) nats; a lower bound on log p(x) in the mean.
+        effective: effective sample sizes (sum_k w_k)^2 / sum_k w_k^2, (N,), between 1 and K.
+        num_particles: K.
     """
 
     log_p: Tensor
     effective: Tensor
-    num_samples: int
+    num_particles: int
 
     @property
     def stderr(self) -> Tensor:
-        """Standard errors of `log_p` over the draws alone, (N,), to first order: sqrt(1 / effective - 1 / S)."""
-        return (1 / self.effective - 1 / self.num_samples).clamp(min=0).sqrt()
+        """Standard errors of `log_p` over the draws alone, (N,), to first order: sqrt(1 / effective - 1 / K).
+
+        They are estimates themselves, and too small where a few weights outweigh the rest.
+        """
+        return (1 / self.effective - 1 / self.num_particles).clamp(min=0).sqrt()
 
 
 @torch.no_grad()
 def importance_sample(
-    vae: VAE, x: Tensor, num_samples: int, on_images: Callable[[int], object] = lambda count: None
+    vae: VAE, x: Images, num_particles: int, on_images: Callable[[int], object] = lambda count: None
 ) -> ImportanceSample:
     """Estimate log p(x) from importance weights, with q(z | x) as the proposal.
 
-        log p(x)  ~  log (1/S) sum_s p(x | z_s) p(z_s) / q(z_s | x),     z_s ~ q(z | x)
+        log p(x)  ~  log (1/K) sum_k p(x | z_k) p(z_k) / q(z_k | x),     z_k ~ q(z | x)
 
-    In the mean it is L_S of `bounds.iwae`, a lower bound, which lies Var[w / p(x)] / (2 S) below to first order. The
-    encoder runs once for each image; the sums are kept in log space, and the memory hangs on neither N nor S.
+    In the mean it is L_K of `bounds.iwae`, a lower bound, which lies Var[w / p(x)] / (2 K) below to first order. The
+    encoder runs once for each image; the sums are kept in log space, and the memory hangs on neither N nor K.
 
     Args:
         vae: in eval mode.
         x: images (N, C, H, W).
-        num_samples: S.
+        num_particles: K.
         on_images: called with the number of images done, after each part.
 
     Reference:
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 8.
     """
     parts = []
-    for part in x.split(max(1, min(100, _CHUNK_NUMBERS // x[0].numel()))):
-        parts.append(_log_sums(vae, part, num_samples))
+    for part in x.split(min(100, images_at_once(vae, x))):
+        parts.append(_log_sums(vae, part, num_particles))
         on_images(len(part))
     log_sum, log_sum_squares = (torch.cat(column) for column in zip(*parts))
-    return ImportanceSample(log_sum - math.log(num_samples), (2 * log_sum - log_sum_squares).exp(), num_samples)
+    return ImportanceSample(log_sum - math.log(num_particles), (2 * log_sum - log_sum_squares).exp(), num_particles)
 
 
-def _log_sums(vae: VAE, x: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
-    """Return log sum_s w_s and log sum_s w_s^2 of a few images, in float64."""
+def images_at_once(vae: VAE, x: Images) -> int:
+    """Return how many images the VAE can take at once, so that no layer gives more numbers than is bearable."""
+    return max(1, min(1000, _CHUNK_NUMBERS // _widest(vae, next(iter(x.split(1))))))
+
+
+def _widest(vae: VAE, x: Tensor) -> int:
+    """Return the most numbers that any layer gives for one image x (1, C, H, W)."""
+    sizes = [x.numel()]
+
+    def note(_module: nn.Module, _given: Any, output: Any) -> None:
+        sizes.append(output.numel() if isinstance(output, Tensor) else 0)
+
+    hooks = [module.register_forward_hook(note) for module in vae.modules()]
+    with torch.no_grad():
+        vae.likelihood(vae.posterior(x).mean)
+    for hook in hooks:
+        hook.remove()
+    return max(sizes)
+
+
+def _log_sums(vae: VAE, x: Tensor, num_particles: int) -> tuple[Tensor, Tensor]:
+    """Return log sum_k w_k and log sum_k w_k^2 of a few images, in float64."""
     posterior = vae.posterior(x)
     sums = torch.full((2, len(x)), -math.inf, dtype=torch.float64)
-    size = max(1, _CHUNK_NUMBERS // x.numel())
-    for start in range(0, num_samples, size):
-        z = posterior.sample((min(size, num_samples - start),))
+    size = max(1, _CHUNK_NUMBERS // (len(x) * _widest(vae, x[:1])))
+    for start in range(0, num_particles, size):
+        z = posterior.sample((min(size, num_particles - start),))
         log_w = (vae.likelihood(z).log_prob(x) + vae.prior().log_prob(z) - posterior.log_prob(z)).double()
         sums = torch.logaddexp(sums, torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0)]))
     return sums[0], sums[1]
@@ -137,7 +168,7 @@ class RateSplit:
 
 
 @torch.no_grad()
-def split_rate(vae: VAE, x: Tensor, num_draws: int = 2000) -> RateSplit:
+def split_rate(vae: VAE, x: Images, num_draws: int = 2000) -> RateSplit:
     """Split the rate of images at one draw z ~ q(z | x) for each of the first `num_draws` of them.
 
     Args:
@@ -148,9 +179,10 @@ def split_rate(vae: VAE, x: Tensor, num_draws: int = 2000) -> RateSplit:
     Raises:
         InputError: q(z | x) or p(z) is not independent over dimensions.
     """
-    if not all(isinstance(part, Independent) for part in (vae.posterior(x[:1]), vae.prior())):
+    first = next(iter(x.split(1)))
+    if not all(isinstance(part, Independent) for part in (vae.posterior(first), vae.prior())):
         raise InputError("the rate can be split where q(z | x) and p(z) are independent over latent dimensions only")
-    parts = [vae.posterior(part).base_dist for part in x.split(_IMAGES)]
+    parts = [vae.posterior(part).base_dist for part in x.split(images_at_once(vae, x))]
     loc, scale = (torch.cat([getattr(part, name) for part in parts]).double() for name in ("loc", "scale"))
     q = Normal(loc, scale)
     z = q.sample()[:num_draws]
@@ -164,28 +196,27 @@ def split_rate(vae: VAE, x: Tensor, num_draws: int = 2000) -> RateSplit:
     return RateSplit(
         mutual_information=own - log_q_z,
         total_correlation=log_q_z - log_product,
-        dimension_wise=log_product - vae.prior().log_prob(z.to(x.dtype)).double(),
+        dimension_wise=log_product - vae.prior().log_prob(z.to(first.dtype)).double(),
     )
 
 
 @torch.no_grad()
-def latent_means(vae: VAE, x: Tensor, num_samples: int = 100) -> Tensor:
-    """Return E_{q(z | x)}[z] of each image: exactly, or where q has no closed-form mean from draws: (N, L).
+def latent_means(vae: VAE, x: Images, num_samples: int = 100) -> Tensor:
+    """Return E_{q(z | x)}[z] of each image, (N, L): exact, but for a second stochastic layer.
+
+    Its mean is E_{q(z1 | x)}[ E[z2 | z1] ], estimated by the mean of E[z2 | z1] over draws of z1. Draws of z2 would
+    vary over images even where z2 says nothing of x.
 
     Args:
         vae: in eval mode.
         x: images (N, C, H, W).
-        num_samples: draws for each image, where they are needed.
+        num_samples: draws of z1 for each image.
     """
-    means = []
-    for part in x.split(_IMAGES):
-        posterior = vae.posterior(part)
-        exact = isinstance(posterior, Independent)
-        means.append(posterior.mean if exact else posterior.sample((num_samples,)).mean(0))
-    return torch.cat(means)
+    posteriors = (vae.posterior(part) for part in x.split(images_at_once(vae, x)))
+    return torch.cat([q.mean_over(num_samples) if isinstance(q, Chain) else q.mean for q in posteriors])
 
 
-def active_units(vae: VAE, x: Tensor, threshold: float = 0.01) -> Tensor:
+def active_units(vae: VAE, x: Images, threshold: float = 0.01) -> Tensor:
     """Return which latent dimensions are used: those of which the mean, E_{q(z | x)}[z_l], varies over images.
 
         Var_x ( E_{q(z | x)} [z_l] )  >  threshold

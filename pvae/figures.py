@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import Normal
 
-from pvae.comparison import Measurement
 from pvae.metrics import Metrics
 from pvae.plots import add_title, against_particles, curves, histograms, image_figure, lines, scatter, show_images
 from pvae.probe import Response
 from pvae.runs import Run
 from pvae.systems import system_title
+
+if TYPE_CHECKING:
+    from pvae.comparison import Measurement
 
 __all__ = [
     "band_figure",
@@ -152,8 +155,8 @@ def comparison_figure(measurements: Sequence[Measurement], title: str) -> Figure
     figure = Figure(figsize=(12.5, 4.4), dpi=120, layout="constrained")
     panels: dict[str, Callable[[Measurement], float]] = {
         "log p(x) - bound, nats per datum": lambda one: max(-one.bias, 0.0),
-        "encoder's gradient, signal / noise": lambda one: one.encoder.signal_to_noise,
-        "decoder's gradient, signal / noise": lambda one: one.decoder.signal_to_noise,
+        "encoder's gradient, signal / noise": lambda one: one.encoder_gradient.signal_to_noise,
+        "decoder's gradient, signal / noise": lambda one: one.decoder_gradient.signal_to_noise,
     }
     names = list(dict.fromkeys(one.estimator for one in last))
     for axes, (label, value) in zip(figure.subplots(1, 3), panels.items()):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import shlex
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyro
@@ -17,12 +19,13 @@ from pvae.events import Events
 from pvae.figures import figures_are_drawn, save_figures
 from pvae.imagefiles import ImageTransform
 from pvae.progress import Console
-from pvae.rng import seeded
+from pvae.rng import restore_rng_state, rng_state, seeded
 from pvae.runs import Run, check_out
 from pvae.sources import load_dataset
 from pvae.training import Training
+from pvae.vae import VAE
 
-__all__ = ["check_same_data", "fit", "image_transform", "load_again", "resolve_device", "resume"]
+__all__ = ["check_same_data", "fit", "image_transform", "load_again", "resolve_device", "resume", "trained_at"]
 
 
 def fit(
@@ -190,6 +193,37 @@ def _how_to_resume(run: Run) -> str:
     if not run.data.dataset:
         return f"pvae.resume({str(run.path)!r}, data=...)"
     return f"python -m pvae.train --resume {shlex.quote(str(run.path))}"
+
+
+def trained_at(
+    config: Config, epochs: Sequence[int], data_dir: str | Path | None = None, offline: bool = False
+) -> Iterator[tuple[int, VAE, Dataset]]:
+    """Train a system in memory, leave no run folder, and yield a copy of its VAE after each of the epochs.
+
+    Args:
+        config: what to train.
+        epochs: when to stop, in order; 0 is before the first step.
+        data_dir: where to look for the data set first.
+        offline: do not download.
+
+    Yields:
+        The epoch, the VAE in eval mode on the CPU, and the data.
+
+    Raises:
+        InputError: the data are not to be had, or cannot be trained on.
+        TrainingError: the loss became NaN or infinite.
+    """
+    data, device = load_dataset(config.dataset, data_dir, offline, image_transform(config)), torch.device("cpu")
+    with seeded(config.seed, device):
+        training = Training(config, data, device)
+        state = rng_state(device)
+    for epoch in epochs:
+        with seeded(config.seed, device), pyro.get_param_store().scope():
+            restore_rng_state(state, device)
+            while training.epoch < epoch:
+                training.train_epoch()
+            state = rng_state(device)
+        yield epoch, copy.deepcopy(training.vae).eval(), data
 
 
 def load_again(run: Run, data_dir: str | Path | None, offline: bool) -> Dataset:

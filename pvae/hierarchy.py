@@ -27,6 +27,7 @@ class Chain(TorchDistribution):
     Args:
         first: distribution of a, with an event of one dimension.
         second: gives the distribution of b for a value of a.
+        num_second: the length of b.
         swapped: b stands before a in the vector.
     """
 
@@ -35,20 +36,24 @@ class Chain(TorchDistribution):
     has_rsample = True
 
     def __init__(
-        self, first: TorchDistribution, second: Callable[[Tensor], TorchDistribution], *, swapped: bool = False
+        self,
+        first: TorchDistribution,
+        second: Callable[[Tensor], TorchDistribution],
+        num_second: int,
+        *,
+        swapped: bool = False,
     ) -> None:
         self.first = first
         self.second = second
         self.swapped = swapped
         num_first = first.event_shape[0]
-        with torch.no_grad():
-            num_second = second(first.mean.new_zeros(1, num_first)).event_shape[0]
+        self.num_second = num_second
         self._sizes = [num_second, num_first] if swapped else [num_first, num_second]
         super().__init__(first.batch_shape, torch.Size([num_first + num_second]), validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Chain:
         """Return the same over a larger batch."""
-        return Chain(self.first.expand(batch_shape), self.second, swapped=self.swapped)
+        return Chain(self.first.expand(batch_shape), self.second, self.num_second, swapped=self.swapped)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Return reparameterised draws, sample_shape + (..., L1 + L2)."""
@@ -68,6 +73,10 @@ class Chain(TorchDistribution):
         a = self.first.mean
         return self._joined(a, self.second(a).mean)
 
+    def mean_over(self, num_samples: int) -> Tensor:
+        """Return the mean of a, and an estimate of that of b: its mean given a, averaged over draws of a."""
+        return self._joined(self.first.mean, self.second(self.first.sample((num_samples,))).mean.mean(0))
+
     def _joined(self, a: Tensor, b: Tensor) -> Tensor:
         return torch.cat([b, a] if self.swapped else [a, b], dim=-1)
 
@@ -77,19 +86,22 @@ class ChainPrior(nn.Module):
 
     Args:
         network: from (..., L2) to (..., 2 L1), read as (loc, log scale).
+        first_dim: L1.
         latent_dim: L2.
     """
 
     zeros: Tensor
 
-    def __init__(self, network: nn.Module, latent_dim: int) -> None:
+    def __init__(self, network: nn.Module, first_dim: int, latent_dim: int) -> None:
         super().__init__()
         self.network = network
+        self.first_dim = first_dim
         self.register_buffer("zeros", torch.zeros(latent_dim), persistent=False)
 
     def forward(self) -> Chain:
         """Return p(z1, z2): batch shape (), event shape (L1 + L2,)."""
-        return Chain(dist.Normal(self.zeros, torch.ones_like(self.zeros)).to_event(1), self._given_second, swapped=True)
+        second_layer = dist.Normal(self.zeros, torch.ones_like(self.zeros)).to_event(1)
+        return Chain(second_layer, self._given_second, self.first_dim, swapped=True)
 
     def _given_second(self, z2: Tensor) -> dist.Independent:
         return _normal(self.network(z2))
@@ -101,18 +113,20 @@ class ChainPosterior(nn.Module):
     Args:
         first: q(z1 | x).
         network: from (..., L1) to (..., 2 L2), read as (loc, log scale).
+        latent_dim: L2.
     """
 
     has_density: ClassVar[bool] = True
 
-    def __init__(self, first: NormalPosterior, network: nn.Module) -> None:
+    def __init__(self, first: NormalPosterior, network: nn.Module, latent_dim: int) -> None:
         super().__init__()
         self.first = first
         self.network = network
+        self.latent_dim = latent_dim
 
     def forward(self, x: Tensor) -> Chain:
         """Return q(z1, z2 | x): batch shape (B,), event shape (L1 + L2,)."""
-        return Chain(self.first(x), lambda z1: _normal(self.network(z1)))
+        return Chain(self.first(x), lambda z1: _normal(self.network(z1)), self.latent_dim)
 
 
 class FirstLayerDecoder(nn.Module):

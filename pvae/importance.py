@@ -92,7 +92,8 @@ class RenyiELBO(ImportanceELBO):
         """Return the bound of each datum, (B,)."""
         if self.alpha == 1:
             return draws.log_w.mean(0)
-        return _log_mean_exp((1 - self.alpha) * draws.log_w) / (1 - self.alpha)
+        log_w = draws.log_w  # in float64, since near alpha = 1 the division makes rounding large
+        return (_log_mean_exp((1 - self.alpha) * log_w.double()) / (1 - self.alpha)).to(log_w.dtype)
 
 
 class CIWAE(ImportanceELBO):
@@ -120,19 +121,19 @@ class MIWAE(ImportanceELBO):
 
     Args:
         num_particles: K, a multiple of M.
-        groups: M; 1 is the importance-weighted bound, K the ELBO.
+        num_groups: M; 1 is the importance-weighted bound, K the ELBO.
 
     Reference:
         Rainforth et al., arXiv:1802.04537.
     """
 
-    def __init__(self, num_particles: int = 1, groups: int = 1) -> None:
+    def __init__(self, num_particles: int = 1, num_groups: int = 1) -> None:
         super().__init__(num_particles)
-        self.groups = groups
+        self.num_groups = num_groups
 
     def bound(self, draws: Draws) -> Tensor:
         """Return the bound of each datum, (B,)."""
-        return _log_mean_exp(draws.log_w.unflatten(0, (self.groups, -1)).transpose(0, 1)).mean(0)
+        return _log_mean_exp(draws.log_w.unflatten(0, (self.num_groups, -1)).transpose(0, 1)).mean(0)
 
 
 class StickingTheLanding(ImportanceELBO):

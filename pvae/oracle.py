@@ -8,10 +8,11 @@ All is differentiable by the VAE's parameters, so that the exact gradients follo
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, kl_divergence
 
 from pvae.errors import InputError
+from pvae.latents import StandardNormalPrior
 from pvae.likelihoods import LinearNormalLikelihood
 from pvae.vae import VAE
 
@@ -19,8 +20,12 @@ __all__ = ["decoder_of", "elbo", "has_oracle", "log_evidence", "true_posterior"]
 
 
 def has_oracle(vae: VAE) -> bool:
-    """Whether the VAE is linear-Gaussian."""
-    return isinstance(vae.p_x, LinearNormalLikelihood) and vae.q_z.has_density
+    """Whether the VAE is linear-Gaussian: one linear layer, a Normal around it, a standard Normal prior, a density."""
+    if not (isinstance(vae.p_x, LinearNormalLikelihood) and isinstance(vae.p_z, StandardNormalPrior)):
+        return False
+    decoder = vae.p_x.decoder
+    is_linear = isinstance(decoder, nn.Sequential) and [type(part) for part in decoder] == [nn.Linear, nn.Unflatten]
+    return is_linear and vae.q_z.has_density
 
 
 def decoder_of(vae: VAE) -> tuple[Tensor, Tensor, Tensor]:
@@ -29,7 +34,7 @@ def decoder_of(vae: VAE) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         InputError: the VAE is not linear-Gaussian.
     """
-    if not isinstance(vae.p_x, LinearNormalLikelihood) or not vae.q_z.has_density:
+    if not has_oracle(vae) or not isinstance(vae.p_x, LinearNormalLikelihood):
         raise InputError("an exact log p(x) is known of linear-Gaussian VAEs alone: --system linear-gaussian")
     origin = torch.zeros_like(vae.prior().mean)
     offset = vae.likelihood(origin).mean.flatten()

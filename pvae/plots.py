@@ -155,7 +155,8 @@ def against_particles(axes: Axes, series: Mapping[str, Sequence[tuple[int, float
         style = ("-", "--")[index // len(_CLASSES)]
         axes.plot(x, y, style, label=name, color=_CLASSES[index % len(_CLASSES)], marker="osD^vPX*<>"[index % 10])
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    if any(0 < value < float("inf") for points in series.values() for _, value in points):
+        axes.set_yscale("log")
     counts = sorted({count for points in series.values() for count, _ in points})
     axes.set_xticks(counts, [str(count) for count in counts], minor=False)
     axes.xaxis.set_minor_locator(NullLocator())

@@ -1,15 +1,17 @@
-"""Dataclasses read back from JSON: exactly their fields, each of its type, or a refusal of one line."""
+"""Records as text: rows as CSV, and dataclasses read back from JSON, exactly their fields, each of its type."""
 
 from __future__ import annotations
 
+import csv
+import io
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pvae.errors import InputError
 
-__all__ = ["from_record"]
+__all__ = ["csv_of", "from_record"]
 
 T = TypeVar("T")
 
@@ -37,6 +39,15 @@ def from_record(kind: type[T], record: Any) -> T:
         if not _fits(value, hints[name]):
             raise InputError(f"{name} of {kind.__name__} is of the wrong type: {value!r}")
     return kind(**values)
+
+
+def csv_of(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return a line for each row, of which there is at least one, under a line of their names; None is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributions import kl_divergence
 
 from pvae import handwritten
-from pvae.building import build_vae
+from pvae.data import Pixels
 from pvae.errors import InputError
-from pvae.evaluation import Estimate, ImportanceSample, active_units, importance_sample, split_rate
+from pvae.evaluation import Estimate, ImportanceSample, active_units, images_at_once, importance_sample, split_rate
 from pvae.rng import seeded
-from pvae.subjects import Subject
+from pvae.subjects import Subject, proper
 from pvae.vae import VAE
 
-__all__ = ["Anatomy", "Likelihood", "Report", "evaluate", "to_text"]
+__all__ = ["Anatomy", "LogLikelihood", "Report", "evaluate", "to_text"]
 
-_CHUNK = 500
 _PARTICLES = 10
 _TRUSTED = 10.0
 
@@ -58,28 +58,31 @@ class Anatomy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Likelihood:
+class LogLikelihood:
     """log p(x) by importance sampling, in nats per datum.
 
     Args:
         elbo: the ELBO of the same pixels.
-        log_likelihood: mean over images of log (1/S) sum_s w_s; a lower bound on log p(x) in the mean.
-        sampling_stderr: the share of its error that is due to the draws of z, and would shrink with S.
-        num_samples: S.
+        estimate: mean over images of log (1/K) sum_k w_k; a lower bound on log p(x) in the mean.
+        sampling_stderr: the share of its error that is due to the draws of z, and would shrink with K.
+        num_particles: K, importance weights for each image.
         effective_median: the median over images of the effective sample size.
         effective_least: the least.
         untrusted: the share of images whose effective sample size is below 10: their estimates hang on a few draws.
-        bits_per_dimension: -log p(x) / (D log 2); for a density of 8-bit pixels, of the bytes.
+        bits_per_dimension: -log p(x) / (D log 2); where p is a density of 8-bit pixels, of the density times the
+            distance of two levels, which is no probability of the byte, and wrong for scales near that distance.
+        is_density: p(x) is a density.
     """
 
     elbo: Estimate
-    log_likelihood: Estimate
+    estimate: Estimate
     sampling_stderr: float
-    num_samples: int
+    num_particles: int
     effective_median: float
     effective_least: float
     untrusted: float
     bits_per_dimension: Estimate
+    is_density: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,7 @@ class Report:
         pseudo: the ELBO of `anatomy` is a pseudo-ELBO, since the pixels it was trained on are grey.
         seed: of every draw.
         anatomy: of the pixels that it was trained on.
-        likelihood: of the same pixels; where they are grey and the likelihood a Bernoulli's, of the binarized test set.
+        log_likelihood: of the same pixels; where they are grey and the likelihood a Bernoulli's, of the binarized ones.
     """
 
     run: str
@@ -106,12 +109,12 @@ class Report:
     pseudo: bool
     seed: int
     anatomy: Anatomy
-    likelihood: Likelihood
+    log_likelihood: LogLikelihood
 
 
 def evaluate(
     subject: Subject,
-    num_samples: int = 5000,
+    num_particles: int = 5000,
     num_images: int | None = None,
     seed: int = 0,
     on_images: Callable[[int], object] = lambda count: None,
@@ -120,7 +123,7 @@ def evaluate(
 
     Args:
         subject: the run with its VAE and data.
-        num_samples: S, importance weights for each image.
+        num_particles: K, importance weights for each image, at least 2.
         num_images: the first so many test images; all if left out.
         seed: of every draw.
         on_images: called with the number of images done in the importance sampling, part by part.
@@ -128,32 +131,33 @@ def evaluate(
     Raises:
         InputError: it is an autoencoder, which has no likelihood, or there are fewer than two images.
     """
-    if not subject.vae.q_z.has_density:
-        raise InputError(f"{subject.run.path} is an autoencoder: a point posterior has no bound and no log-likelihood")
-    images = subject.test[:num_images]
-    if len(images) < 2:
-        raise InputError("an evaluation needs at least 2 test images")
+    run, vae = subject.run, subject.vae
+    if not vae.q_z.has_density:
+        raise InputError(f"{run.path} is an autoencoder: a point posterior has no bound and no log-likelihood")
+    images = subject.data.test[:num_images]
+    if len(images) < 2 or num_particles < 2:
+        raise InputError("an evaluation needs at least 2 test images and 2 importance samples")
     with seeded(seed, torch.device("cpu")):
-        anatomy = _anatomy(subject.vae, subject.pixels(images))
-        vae, x, pixels = _proper(subject, images)
-        likelihood = _likelihood(vae, x, importance_sample(vae, x, num_samples, on_images))
+        anatomy = _anatomy(vae, Pixels(subject.test[: len(images)], run.config.pixels == "symmetric"))
+        binary, x, kind = proper(run.config, vae, run.data.image_shape, images)
+        log_likelihood = _log_likelihood(binary, x, importance_sample(binary, x, num_particles, on_images))
     return Report(
-        run=subject.run.path.name,
-        epoch=subject.run.read_checkpoint()["epoch"],
+        run=run.path.resolve().name,
+        epoch=run.read_checkpoint()["epoch"],
         data=subject.data.title,
         num_images=len(images),
-        pixels=pixels,
-        pseudo=subject.vae.p_x.pseudo,
+        pixels=kind,
+        pseudo=vae.p_x.pseudo,
         seed=seed,
         anatomy=anatomy,
-        likelihood=likelihood,
+        log_likelihood=log_likelihood,
     )
 
 
-def _anatomy(vae: VAE, x: Tensor) -> Anatomy:
+def _anatomy(vae: VAE, x: Pixels) -> Anatomy:
     columns: dict[str, list[Tensor]] = {}
     with torch.no_grad():
-        for part in x.split(_CHUNK):
+        for part in x.split(max(1, images_at_once(vae, x) // _PARTICLES)):
             for name, values in _terms(vae, part).items():
                 columns.setdefault(name, []).append(values)
     estimates = {name: Estimate.of(torch.cat(values)) for name, values in columns.items()}
@@ -180,14 +184,14 @@ def _terms(vae: VAE, x: Tensor) -> dict[str, Tensor]:
     terms = {"distortion": distortion, "cross_entropy": cross_entropy}
     try:
         terms["posterior_entropy"] = posterior.entropy()
-        terms["rate"] = handwritten.closed_form(vae, x).rate
+        terms["rate"] = kl_divergence(posterior, vae.prior())
         terms["posterior_mean_loss"] = handwritten.posterior_mean_loss(vae, x)
     except NotImplementedError:
         terms["rate"] = (posterior.log_prob(z) - vae.prior().log_prob(z)).mean(0)
     return {**terms, "elbo": -distortion - terms["rate"]}
 
 
-def _split(vae: VAE, x: Tensor) -> dict[str, Estimate | None]:
+def _split(vae: VAE, x: Pixels) -> dict[str, Estimate | None]:
     try:
         split = split_rate(vae, x)
     except InputError:
@@ -199,48 +203,31 @@ def _split(vae: VAE, x: Tensor) -> dict[str, Estimate | None]:
     }
 
 
-def _proper(subject: Subject, images: Tensor) -> tuple[VAE, Tensor, str]:
-    """Return a VAE whose likelihood is a probability, the pixels it is one of, and their name.
-
-    A Bernoulli that was trained on grey pixels is one of binary pixels with the same networks.
-    """
-    config = subject.run.config
-    if not subject.vae.p_x.pseudo:
-        name = {"none": "as trained, in [-1, 1]" if config.pixels == "symmetric" else "as trained, in [0, 1]"}
-        return subject.vae, subject.pixels(images), name.get(config.binarize, f"binary (--binarize {config.binarize})")
-    with torch.random.fork_rng(devices=[]):
-        vae = build_vae(config.replace(binarize="static"), subject.run.data.image_shape)
-    vae.load_state_dict(subject.vae.state_dict())
-    binary = subject.binary_test[: len(images)]
-    return vae.eval(), subject.pixels(binary), "binarized, each pixel drawn once with its grey value as probability"
-
-
-def _likelihood(vae: VAE, x: Tensor, sample: ImportanceSample) -> Likelihood:
+def _log_likelihood(vae: VAE, x: Pixels, sample: ImportanceSample) -> LogLikelihood:
+    parts = x.split(max(1, images_at_once(vae, x) // _PARTICLES))
     with torch.no_grad():
-        elbo = torch.cat([handwritten.monte_carlo(vae, part, _PARTICLES).elbo for part in x.split(_CHUNK)])
+        elbo = torch.cat([handwritten.monte_carlo(vae, part, _PARTICLES).elbo for part in parts])
     effective = sample.effective
-    return Likelihood(
+    levels = vae.p_x.levels_per_unit
+    bits = -sample.log_p / x.images[0].numel() + math.log(levels)
+    return LogLikelihood(
         elbo=Estimate.of(elbo),
-        log_likelihood=Estimate.of(sample.log_p),
+        estimate=Estimate.of(sample.log_p),
         sampling_stderr=(sample.stderr.square().sum().sqrt() / len(x)).item(),
-        num_samples=sample.num_samples,
+        num_particles=sample.num_particles,
         effective_median=effective.median().item(),
         effective_least=effective.min().item(),
-        untrusted=(effective < min(_TRUSTED, 0.5 * sample.num_samples)).double().mean().item(),
-        bits_per_dimension=_bits(vae, sample.log_p, x[0].numel()),
+        untrusted=(~(effective >= _TRUSTED)).double().mean().item(),  # NaN is not trusted either
+        bits_per_dimension=Estimate.of(bits / math.log(2)),
+        is_density=levels != 1,
     )
-
-
-def _bits(vae: VAE, log_p: Tensor, num_dimensions: int) -> Estimate:
-    """Return -log p(x) in bits for each dimension; a density of bytes gains the bits of their grid."""
-    grid = vae.p_x.levels_per_unit
-    return Estimate.of((-log_p / num_dimensions + math.log(grid)) / math.log(2))
 
 
 def to_text(report: Report) -> str:
     """Return the report as a table, with what must be known of each figure."""
-    anatomy, likelihood = report.anatomy, report.likelihood
+    anatomy, found = report.anatomy, report.log_likelihood
     bound = "pseudo-ELBO" if report.pseudo else "ELBO"
+    density = "of the density times the distance of two levels: no probability of bytes" if found.is_density else ""
     lines = [
         f"{report.run}, epoch {report.epoch}, {report.num_images:,} test images of {report.data}",
         "nats per datum, mean +- standard error over images and draws",
@@ -248,22 +235,23 @@ def to_text(report: Report) -> str:
         *_row(bound, anatomy.elbo, "of the pixels that it was trained on" + (", which are grey" * report.pseudo)),
         *_row("  distortion", anatomy.distortion, "-E_q log p(x | z); document 004's reconstruction error"),
         *_row("  rate", anatomy.rate, "KL(q(z | x) || p(z))"),
-        *_row("    posterior entropy", anatomy.posterior_entropy, "rate = cross entropy - posterior entropy"),
+        *_row("    posterior entropy", anatomy.posterior_entropy, "the rate is cross entropy less posterior entropy"),
         *_row("    cross entropy", anatomy.cross_entropy),
         *_row("    mutual information", anatomy.mutual_information, _on_information(anatomy)),
         *_row("    total correlation", anatomy.total_correlation, "KL(q(z) || prod_l q(z_l))"),
-        *_row("    dimension-wise KL", anatomy.dimension_wise_kl, "sum_l KL(q(z_l) || p(z_l)): the three are the rate"),
+        *_row(
+            "    dimension-wise KL", anatomy.dimension_wise_kl, "sum_l KL(q(z_l) || p(z_l)): with these two the rate"
+        ),
         *_row("posterior-mean loss", anatomy.posterior_mean_loss, "no bound"),
         f"{'active units':24}{anatomy.active_units} of {anatomy.latent_dim}",
         "",
-        f"log p(x) of pixels {report.pixels}, {likelihood.num_samples:,} importance samples an image:",
-        *_row("  ELBO", likelihood.elbo, "of the same pixels"),
-        *_row("  log-likelihood", likelihood.log_likelihood, f"{likelihood.sampling_stderr:.2g} of it from the draws"),
-        *_row("  bits per dimension", likelihood.bits_per_dimension),
-        f"{'  effective sample':24}{likelihood.effective_median:.0f} in the median, "
-        f"{likelihood.effective_least:.1f} at least",
+        f"log p(x), {found.num_particles:,} importance samples an image; pixels {report.pixels}",
+        *_row("  ELBO", found.elbo, "of the same pixels"),
+        *_row("  log-likelihood", found.estimate, f"{found.sampling_stderr:.2g} of the error is from the draws"),
+        *_row("  bits per dimension", found.bits_per_dimension, density),
+        f"{'  effective sample':24}{found.effective_median:.0f} in the median, {found.effective_least:.1f} at least",
     ]
-    return "\n".join([*lines, *_warnings(likelihood)])
+    return "\n".join([*lines, *_warnings(found)])
 
 
 def _row(name: str, estimate: Estimate | None, note: str = "") -> list[str]:
@@ -277,10 +265,10 @@ def _on_information(anatomy: Anatomy) -> str:
     return f"of an image's index and its code; {limit}"
 
 
-def _warnings(likelihood: Likelihood) -> list[str]:
-    if likelihood.untrusted <= 0.01:
+def _warnings(found: LogLikelihood) -> list[str]:
+    if found.untrusted <= 0.01:
         return []
     return [
-        f"warning: {likelihood.untrusted:.1%} of the images have an effective sample size below {_TRUSTED:.0f}: their "
+        f"warning: {found.untrusted:.1%} of the images have an effective sample size below {_TRUSTED:.0f}: their "
         "importance weights cannot be trusted, and the log-likelihood is too low; give more --importance-samples"
     ]

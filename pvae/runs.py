@@ -29,7 +29,7 @@ from pvae.provenance import commit, versions
 from pvae.records import from_record
 from pvae.vae import VAE
 
-__all__ = ["Checkpoint", "Run", "check_out", "load"]
+__all__ = ["Checkpoint", "Run", "check_out", "load", "write_whole"]
 
 FORMAT = 1
 
@@ -128,8 +128,8 @@ class Run:
             "sessions": self.sessions,
         }
         try:
-            _write(self.path / "config.json", (json.dumps(record, indent=2) + "\n").encode())
-            _write(self.path / "metrics.jsonl", _lines(rows))
+            write_whole(self.path / "config.json", (json.dumps(record, indent=2) + "\n").encode())
+            write_whole(self.path / "metrics.jsonl", _lines(rows))
         except OSError as error:
             raise InputError(f"{self.path} cannot be written ({error.strerror})") from None
 
@@ -163,7 +163,7 @@ class Run:
         """Replace `checkpoint.pt`, whole."""
         buffer = BytesIO()
         torch.save(checkpoint, buffer)
-        _write(self.path / "checkpoint.pt", buffer.getvalue())
+        write_whole(self.path / "checkpoint.pt", buffer.getvalue())
 
     def read_checkpoint(self) -> Checkpoint:
         """Return the checkpoint, on the CPU; nothing in it is executed.
@@ -245,7 +245,7 @@ def _lines(rows: Iterable[Metrics]) -> bytes:
     return "".join(json.dumps(asdict(row)) + "\n" for row in rows).encode()
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: to a temporary name, flushed to the disk, then renamed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

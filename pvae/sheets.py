@@ -64,7 +64,7 @@ def entry_of(subject: Subject) -> Entry:
         images=subject.shown(x),
         reconstructions=subject.shown(reconstructions),
         samples=subject.shown(samples),
-        codes=subject.test_codes if subject.run.config.latent_dim == 2 else None,
+        codes=subject.test_codes if subject.is_plane else None,
         labels=subject.classes[1],
         label_names=subject.data.label_names,
     )

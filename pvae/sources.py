@@ -296,13 +296,15 @@ def _bits(folder: Path, split: str) -> NDArray[np.uint8]:
     text, packed = folder / f"binarized_mnist_{split}.amat", folder / "binarized_mnist.npz"
     try:
         if text.exists():
-            bits = np.frombuffer(b"".join(text.read_bytes().split()), np.uint8) - ord("0")
+            characters = np.frombuffer(text.read_bytes(), np.uint8)
+            bits = characters[characters > ord(" ")] - np.uint8(ord("0"))
         else:
             bits = np.unpackbits(np.load(packed)[split], axis=1).reshape(-1)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{folder}: {text.name} cannot be read ({brief(error)})") from None
+    except (OSError, ValueError, KeyError, EOFError, IndexError, TypeError, zipfile.BadZipFile) as error:
+        file = text if text.exists() else packed
+        raise InputError(f"{file} cannot be read as Larochelle's binarized MNIST ({brief(error)})") from None
     if bits.size % 784 or bits.size < 2 * 784 or not np.isin(bits, (0, 1)).all():
-        raise InputError(f"{folder}: {text.name} is damaged: it holds no binary images of 28 x 28")
+        raise InputError(f"{folder} is damaged: its {split} images are no binary ones of 28 x 28")
     return bits
 
 

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import pyro
 import torch
 from torch import Tensor
 
+from pvae.building import build_vae
 from pvae.config import Config
-from pvae.data import Dataset, binarized, padded, to_pixels
+from pvae.data import Dataset, Pixels, binarized, padded, to_pixels
 from pvae.errors import InputError, check_name
 from pvae.figures import run_title
-from pvae.fitting import check_same_data, image_transform, load_again
+from pvae.fitting import check_same_data, load_again
 from pvae.latentspace import LatentReport, attribute_vector, decode, encode, nearest_neighbour_accuracy, report
 from pvae.probe import Response, balanced_accuracy, respond, train_probe
 from pvae.rng import seeded
 from pvae.runs import Run
-from pvae.sources import load_dataset
-from pvae.training import Training
 from pvae.vae import VAE
 
-__all__ = ["ALPHAS", "Subject", "trained_at"]
+__all__ = ["ALPHAS", "Subject", "proper"]
 
 ALPHAS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 
@@ -85,10 +83,10 @@ class Subject:
         """The test images on which the VAE works, as bytes."""
         return self._seen(self.data.test, "test")
 
-    @cached_property
-    def binary_test(self) -> Tensor:
-        """The test images with each pixel drawn once, with its grey value as probability; the same for every run."""
-        return padded(binarized(self.data.test, "static", "test"), self.run.config.pad)
+    @property
+    def is_plane(self) -> bool:
+        """Whether z is a point of a plane: two latents, and no second layer of others."""
+        return self.run.config.latent_dim == 2 and not self.run.config.second_latent_dim
 
     def pixels(self, images: Tensor) -> Tensor:
         """Return bytes as the pixels that the VAE takes."""
@@ -120,13 +118,19 @@ class Subject:
         labels = self.data.train_labels, self.data.test_labels
         return labels if all(part is not None and part.dim() == 1 for part in labels) else (None, None)
 
+    @property
+    def normal_draws(self) -> Tensor:
+        """Draws of those latents whose prior is N(0, 1): all, or the second layer's."""
+        config = self.run.config
+        return self.test_draws[:, config.latent_dim if config.second_latent_dim else 0 :]
+
     def report(self) -> LatentReport:
-        """Return how the codes lie."""
+        """Return how the codes lie, those latents whose prior is N(0, 1) against it."""
         accuracy = None
         train_labels, test_labels = self.classes
         if train_labels is not None and test_labels is not None:
             accuracy = nearest_neighbour_accuracy(self.train_codes, train_labels, self.test_codes, test_labels)
-        return report(self.test_draws, accuracy)
+        return report(self.normal_draws, accuracy)
 
     def needs(self, what: str, has: bool) -> None:
         """Raise an `InputError` that names what the picture needs, unless the run has it."""
@@ -191,27 +195,32 @@ class Subject:
         return torch.cat([encode(self.vae, self.pixels(part)) for part in images.split(_CHUNK)])
 
     def _seen(self, images: Tensor, split: str) -> Tensor:
-        config = self.run.config
-        mode = "static" if config.binarize == "dynamic" else config.binarize
-        return padded(binarized(images, mode, split), config.pad)
+        return padded(binarized(images, _fixed(self.run.config.binarize), split), self.run.config.pad)
 
 
-def trained_at(
-    config: Config, epochs: Sequence[int], data_dir: str | Path | None, offline: bool, num_images: int
-) -> Iterator[tuple[int, VAE, Tensor]]:
-    """Train a system in memory and yield its VAE, in eval mode, after each of the epochs, with some test images.
+def proper(config: Config, vae: VAE, image_shape: Sequence[int], images: Tensor) -> tuple[VAE, Pixels, str]:
+    """Return a VAE whose likelihood is a probability or a density, the pixels that it is one of, and what they are.
+
+    A Bernoulli that was trained on grey pixels is one of binary pixels, with the same networks.
 
     Args:
-        config: what to train.
-        epochs: at which to stop, in order; 0 is before the first step.
-        data_dir: where the data lie.
-        offline: do not download.
-        num_images: test images to yield.
+        config: of the VAE.
+        vae: in eval mode.
+        image_shape: of the data, before any margin.
+        images: test images from the first on, as bytes, as they are in the data.
     """
-    data = load_dataset(config.dataset, data_dir, offline, image_transform(config))
-    for epoch in epochs:
-        with seeded(config.seed, torch.device("cpu")), pyro.get_param_store().scope():
-            training = Training(config, data, torch.device("cpu"))
-            for _ in range(epoch):
-                training.train_epoch()
-        yield epoch, training.vae.eval(), to_pixels(training.test_images[:num_images], config.pixels == "symmetric")
+    symmetric = config.pixels == "symmetric"
+    if not vae.p_x.pseudo:
+        seen = padded(binarized(images, _fixed(config.binarize), "test"), config.pad)
+        kind = "binary" if config.binarize != "none" else "grey, in [-1, 1]" if symmetric else "grey, in [0, 1]"
+        return vae, Pixels(seen, symmetric), kind
+    with torch.random.fork_rng(devices=[]):
+        binary = build_vae(config.replace(binarize="static"), image_shape)
+    binary.load_state_dict(vae.state_dict())
+    seen = padded(binarized(images, "static", "test"), config.pad)
+    return binary.eval(), Pixels(seen), "binarized: each drawn once, with its grey value as probability"
+
+
+def _fixed(binarize: str) -> str:
+    """Return the binarization that draws each pixel once, for the one that draws it at every visit."""
+    return "static" if binarize == "dynamic" else binarize

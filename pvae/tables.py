@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import hashlib
+import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 
 from pvae.errors import InputError
 from pvae.latentspace import LatentReport
+from pvae.records import csv_of
 from pvae.runs import Run
 from pvae.systems import system_title
 
@@ -22,6 +23,7 @@ class Row:
 
     Args:
         run: name of its folder.
+        configuration: a digest of its options, data and epochs, that repetitions under other seeds share.
         system: its system, with the options in which it departs from what was published.
         estimator: its `--elbo`.
         data: name of its data.
@@ -43,6 +45,7 @@ class Row:
     """
 
     run: str
+    configuration: str
     system: str
     estimator: str
     data: str
@@ -62,11 +65,6 @@ class Row:
     std_greatest: float
     seconds_per_epoch: float
 
-    @property
-    def same_but_for_seed(self) -> tuple[object, ...]:
-        """What it shares with the runs that repeat it under another seed."""
-        return self.system, self.estimator, self.data, self.epochs
-
 
 def row_of(run: Run, codes: LatentReport) -> Row:
     """Return the row of a run.
@@ -85,6 +83,7 @@ def row_of(run: Run, codes: LatentReport) -> Row:
     seconds = [sum(row.seconds for row in rows if row.epoch == epoch) for epoch in {row.epoch for row in rows}]
     return Row(
         run=run.path.resolve().name,
+        configuration=_digest(run, last.epoch),
         system=system_title(run.config),
         estimator=run.config.elbo,
         data=run.data.name,
@@ -106,22 +105,23 @@ def row_of(run: Run, codes: LatentReport) -> Row:
     )
 
 
+def _digest(run: Run, epoch: int) -> str:
+    """Return the first characters of a SHA-256 over all that a repetition under another seed has in common."""
+    options = asdict(run.config.replace(seed=0, epochs=epoch, source=""))
+    return hashlib.sha256(json.dumps([options, run.data.sha256], sort_keys=True).encode()).hexdigest()[:12]
+
+
 def groups(rows: Iterable[Row]) -> list[list[Row]]:
     """Return the rows in groups that differ in their seed alone, in order of first appearance."""
-    found: dict[tuple[object, ...], list[Row]] = {}
+    found: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row.same_but_for_seed, []).append(row)
+        found.setdefault(row.configuration, []).append(row)
     return list(found.values())
 
 
 def to_csv(rows: Sequence[Row]) -> str:
     """Return a line for each run under a line of names; what a run has not is empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = [field.name for field in fields(Row)]
-    writer.writerow(names)
-    writer.writerows([getattr(row, name) for name in names] for row in rows)
-    return text.getvalue()
+    return csv_of([asdict(row) for row in rows])
 
 
 def to_markdown(rows: Sequence[Row]) -> str:

@@ -191,7 +191,7 @@ def _add_system_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--initialization",
         metavar="HOW",
-        help="torch, or burda: Glorot-uniform, and a decoder that starts at the mean image (default: torch)",
+        help="torch, or burda: Glorot-uniform, the last bias at the mean image (default: torch)",
     )
     add("--latent-dim", metavar="L", type=int, help=f"latent dimensions (default: {known.latent_dim})")
     add("--second-latent-dim", metavar="L", type=int, help="of a second stochastic layer (default: 0, none)")

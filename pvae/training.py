@@ -71,7 +71,7 @@ class Training:
             free_bits=config.free_bits,
             alpha=config.alpha,
             mix=config.mix,
-            groups=config.groups,
+            num_groups=config.groups,
         )
         self.optimizer = torch.optim.Adam(self.vae.parameters(), lr=config.lr, eps=config.adam_eps, fused=True)
         self.svi = SVI(self.vae.model, self.vae.guide, SingleOptimizer(self.optimizer), loss=self.elbo)

@@ -18,7 +18,7 @@ from pvae.errors import InputError
 from pvae.fitting import fit
 from pvae.probe import Response, balanced_accuracy, respond, train_probe
 from pvae.systems import get_system
-from pvae.tables import Row, groups, to_csv, to_markdown
+from pvae.tables import Row, groups, row_of, to_csv, to_markdown
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +246,7 @@ def test_a_folder_of_runs_is_a_sheet_and_a_table(runs, found, tmp_path, capsys):
     said = capsys.readouterr().out
     assert {path.name for path in out.iterdir()} == {"table.csv", "table.md", "sheet.png", "codes-few-digits.png"}
     rows = list(csv.DictReader((out / "table.csv").open()))
+    assert len({row["configuration"] for row in rows}) == 4
     assert [row["system"].split()[0] for row in rows] == ["deep-bayes", "mlp-2d", "conv-2d", "conv-2d-ae"]
     for row in rows:
         last = runs[row["run"]].metrics()[-1]
@@ -274,13 +275,21 @@ def test_a_run_that_cannot_be_read_is_left_out(runs, found, tmp_path, capsys):
 def row(**changes):
     figures = dict.fromkeys(("distortion", "rate", "posterior_mean_loss", "kolmogorov_smirnov"), 1.0)
     spread = {"mean_least": -0.5, "mean_greatest": 0.5, "std_least": 0.9, "std_greatest": 1.1}
-    what = {"run": "a", "system": "mlp-2d", "estimator": "trace", "data": "MNIST", "seed": 0, "epochs": 3}
+    what = {
+        "run": "a",
+        "configuration": "1",
+        "system": "mlp-2d",
+        "estimator": "trace",
+        "data": "MNIST",
+        "seed": 0,
+        "epochs": 3,
+    }
     rest = {"pseudo": True, "elbo": -100.0, "elbo_stderr": 0.25, "accuracy": None, "seconds_per_epoch": 2.0}
     return Row(**{**figures, **spread, **what, **rest, **changes})
 
 
 def test_the_table_is_over_seeds():
-    rows = [row(), row(run="b", seed=1, elbo=-102.0, std_greatest=1.5), row(run="c", estimator="analytic")]
+    rows = [row(), row(run="b", seed=1, elbo=-102.0, std_greatest=1.5), row(run="c", configuration="2")]
     assert [[one.run for one in group] for group in groups(rows)] == [["a", "b"], ["c"]]
     lines = to_markdown(rows).splitlines()
     assert "| 2 | 3 | -101.00 +- 1.41 (pseudo) |" in lines[2]
@@ -290,3 +299,26 @@ def test_the_table_is_over_seeds():
     assert [line["run"] for line in csv.DictReader(to_csv(rows).splitlines())] == ["a", "b", "c"]
     none = to_markdown([row(elbo=None, elbo_stderr=None)]).splitlines()[2]
     assert "| 1 | 3 | - | 1.00 |" in none
+
+
+def test_systems_of_ones_own_are_told_apart_by_all_that_they_are(tmp_path, data):
+    """One name, two widths: no repetitions of one another; another seed is one."""
+    config = get_system("mlp-2d").replace(system="mine", epochs=1, batch_size=50)
+    runs = [
+        fit(config.replace(**options), data=data, out=tmp_path / str(index))
+        for index, options in enumerate([{}, {"latent_dim": 3}, {"seed": 1}])
+    ]
+    codes = latentspace.report(torch.randn(50, 2, generator=torch.Generator().manual_seed(0)))
+    rows = [row_of(run, codes) for run in runs]
+    assert [[one.run for one in group] for group in groups(rows)] == [["0", "2"], ["1"]]
+
+
+def test_two_stochastic_layers_are_no_plane(tmp_path, data, monkeypatch):
+    config = get_system("iwae-2layer").replace(latent_dim=2, second_latent_dim=3, epochs=1, schedule="constant")
+    run = fit(config, data=data, out=tmp_path / "run")
+    monkeypatch.setattr(subjects, "load_again", lambda *_: data)
+    assert main([str(run.path), "--out", str(tmp_path / "pictures")]) == 0
+    drawn = {path.stem for path in (tmp_path / "pictures").glob("*.png")}
+    assert drawn == EVERY - {"scatter", "cdf", "manifold", "attributes", "probe"}
+    report = json.loads((tmp_path / "pictures" / "latent.json").read_text())
+    assert len(report["mean"]) == 3, "the second layer, whose prior is N(0, 1)"

@@ -74,6 +74,7 @@ def test_chunks_change_nothing(small_vae, small_images, monkeypatch):
     whole, decoded, done = importance_sample(vae, x, 50), [], []
     taken[0] = 0
     monkeypatch.setattr(evaluation, "_CHUNK_NUMBERS", 7 * x[0].numel())
+    monkeypatch.setattr(evaluation, "_widest", lambda vae, x: x[0].numel())
     likelihood = vae.p_x.forward
     monkeypatch.setattr(vae.p_x, "forward", lambda z: decoded.append(z[..., 0].numel()) or likelihood(z))
     for n in range(6):
@@ -141,7 +142,7 @@ class Codes(torch.nn.Module):
 def known_codes(loc, scale):
     from pvae.building import build_vae
 
-    vae = build_vae(Config(hidden=(3,), latent_dim=2, likelihood="normal-linear"), (1, 2, 2)).double().eval()
+    vae = build_vae(Config(network="linear", latent_dim=2, likelihood="normal-linear"), (1, 2, 2)).double().eval()
     vae.q_z.encoder = Codes()
     vae.p_x._in_domain = lambda x: True
     return vae, torch.cat([loc, scale.log()], dim=1).view(-1, 1, 2, 2)
@@ -195,11 +196,11 @@ def test_a_run_is_evaluated(tmp_path, data, found, capsys, kind):
     assert main([str(run.path), "--importance-samples", "30"]) == 0
     said = capsys.readouterr().out
     report = json.loads((run.path / "evaluation.json").read_text())
-    anatomy, likelihood = report["anatomy"], report["likelihood"]
+    anatomy, likelihood = report["anatomy"], report["log_likelihood"]
     last = run.metrics()[-1]
     assert anatomy["elbo"]["mean"] == pytest.approx(last.elbo, abs=5 * last.elbo_stderr)
     assert anatomy["elbo"]["mean"] == pytest.approx(-anatomy["distortion"]["mean"] - anatomy["rate"]["mean"], rel=1e-6)
-    assert likelihood["log_likelihood"]["mean"] > likelihood["elbo"]["mean"]
+    assert likelihood["estimate"]["mean"] > likelihood["elbo"]["mean"]
     assert report["pseudo"] == (kind == "grey")
     assert ("binarized" in report["pixels"]) == (kind == "grey")
     if kind == "two layers":
@@ -210,7 +211,7 @@ def test_a_run_is_evaluated(tmp_path, data, found, capsys, kind):
         three = anatomy["cross_entropy"]["mean"] - anatomy["posterior_entropy"]["mean"]
         assert three == pytest.approx(anatomy["rate"]["mean"], abs=1.0)
         assert "mutual information" in said
-    bits = -likelihood["log_likelihood"]["mean"] / 784 / math.log(2) + (math.log2(127.5) if kind == "density" else 0)
+    bits = -likelihood["estimate"]["mean"] / 784 / math.log(2) + (math.log2(127.5) if kind == "density" else 0)
     assert likelihood["bits_per_dimension"]["mean"] == pytest.approx(bits, rel=1e-6)
     assert "log-likelihood" in said
 
@@ -227,7 +228,9 @@ def test_bad_input_is_one_line(tmp_path, data, found, capsys):
     for arguments, says in [
         ([str(run.path)], "autoencoder"),
         ([str(tmp_path)], "no run folder"),
-        ([str(run.path), "--importance-samples", "0"], "at least 1"),
+        ([str(run.path), "--importance-samples", "1"], "at least 2"),
+        ([str(run.path), "--seed", "9" * 30], "--seed"),
+        ([str(run.path), "--out", "/proc/no/such"], "cannot be written"),
         ([str(run.path), "--images", "1"], "at least 2"),
         ([str(run.path), "--importance-samples", "many"], "invalid int"),
     ]:
@@ -251,6 +254,7 @@ def test_two_layers_are_their_joint_distribution(small_images):
 
     config = Config(hidden=(8,), latent_dim=3, second_latent_dim=2, second_hidden=(5,), activation="tanh")
     vae, x = build_vae(config, (1, 5, 4)).double(), small_images(6)
+    assert (vae.posterior(x).event_shape, vae.prior().expand((4, 6)).event_shape) == ((5,), (5,))
     posterior = vae.posterior(x)
     z = posterior.rsample((4,))
     assert z.shape == (4, 6, 5)
@@ -265,3 +269,36 @@ def test_two_layers_are_their_joint_distribution(small_images):
     assert torch.allclose(vae.likelihood(z).mean, vae.p_x.decoder.decoder(z1).sigmoid(), rtol=1e-12)
     z.sum().backward()
     assert all(parameter.grad is not None for parameter in vae.q_z.parameters())
+
+
+def test_a_second_layer_that_says_nothing_is_not_active():
+    """q(z2 | z1) = N(0, 1) whatever z1 is: draws of z2 vary over images, its mean does not."""
+    from pvae.building import build_vae
+
+    config = Config(hidden=(8,), latent_dim=3, second_latent_dim=20, second_hidden=(5,))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = build_vae(config, (1, 5, 4)).double().eval()
+        x = torch.rand(1000, 1, 5, 4, dtype=torch.float64)
+        for part in vae.q_z.network[-1].parameters():
+            part.data.zero_()
+        vae.q_z.first.encoder[-1].weight.data *= 10
+        active = active_units(vae, x)
+    assert active[:3].all()
+    assert not active[3:].any()
+
+
+def test_memory_is_bounded_by_the_widest_layer(monkeypatch):
+    from pvae.building import build_vae
+
+    convolutions = Config(network="conv", hidden=(16, 32), latent_dim=2)
+    vae = build_vae(convolutions, (1, 32, 32))
+    x = torch.rand(2, 1, 32, 32)
+    assert evaluation._widest(vae, x[:1]) == 16 * 32 * 32, "the decoder's last hidden layer, not the image"
+    monkeypatch.setattr(evaluation, "_CHUNK_NUMBERS", 10 * 16 * 32 * 32)
+    assert evaluation.images_at_once(vae, x) == 10
+
+
+def test_estimates_that_are_no_numbers_are_shown_as_they_are():
+    assert str(Estimate(mean=math.nan, stderr=math.nan)) == "nan +- nan"
+    assert str(Estimate(mean=-math.inf, stderr=math.inf)) == "-inf +- inf"

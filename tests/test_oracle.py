@@ -11,6 +11,7 @@ import math
 import pyro
 import pytest
 import torch
+from conftest import LINEAR_SHAPE
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from pvae import bounds, oracle
@@ -45,8 +46,13 @@ def test_the_gap_of_the_elbo_is_the_kl(linear, x):
     assert (oracle.elbo(vae, x) < oracle.log_evidence(vae, x) - 0.01).all()
 
 
-def test_only_linear_gaussian_vaes_have_an_oracle(small_vae, small_images):
+def test_only_linear_gaussian_vaes_have_an_oracle(small_vae, small_images, linear):
     assert not oracle.has_oracle(small_vae())
+    nonlinear = linear()
+    nonlinear.p_x.decoder = torch.nn.Sequential(
+        torch.nn.Linear(3, 12), torch.nn.Tanh(), torch.nn.Unflatten(-1, LINEAR_SHAPE)
+    )
+    assert not oracle.has_oracle(nonlinear)
     with pytest.raises(InputError, match="linear-gaussian"):
         oracle.log_evidence(small_vae(), small_images(2))
 
@@ -63,7 +69,7 @@ def loss_and_gradients(vae, x, elbo, seed):
 @pytest.mark.parametrize("name", [name for name in ELBOS if name != "analytic"])
 def test_at_the_exact_posterior_there_is_no_noise(linear, x, name):
     """Every bound is log p(x), whatever is drawn; and STL's and DReG's gradients have no variance either."""
-    vae, elbo = linear(), build_elbo(name, 6, groups=3)
+    vae, elbo = linear(), build_elbo(name, 6, num_groups=3)
     assert torch.allclose(oracle.elbo(vae, x), oracle.log_evidence(vae, x), rtol=1e-12)
     draws = [loss_and_gradients(vae, x, elbo, seed) for seed in range(30)]
     for loss, _ in draws:
@@ -109,6 +115,17 @@ def test_elbos_and_their_gradients_are_unbiased(linear, x, name):
         across -= (across @ along) * along
         sideways = found @ (across / across.norm())
         assert abs(sideways.mean()) < SIGMAS * sideways.std() / math.sqrt(len(sideways)), f"{part}, across"
+
+
+@pytest.mark.parametrize("name", ["trace", "stl", "score", "score-loo"])
+def test_beta_reaches_the_encoders_gradient(linear, x, name):
+    """The exact gradient of distortion + 3 rate."""
+    vae = linear(0.3)
+    rate = kl_divergence(vae.posterior(x), vae.prior())
+    exact = (-oracle.elbo(vae, x) + 2 * rate).mean()
+    wanted = torch.cat([g.flatten() for g in torch.autograd.grad(exact, list(vae.q_z.parameters()))])
+    _, found, _ = replicates(vae, x, name, 4, 600 if name.startswith("score") else 100, beta=3.0)
+    assert_mean(found @ (wanted / wanted.norm()), wanted.norm().item(), "encoder, along the gradient")
 
 
 def test_dreg_is_the_gradient_of_iwae(linear, x):
