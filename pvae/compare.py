@@ -136,7 +136,7 @@ def _write(found: Sequence[Measurement], folder: Path, title: str) -> None:
     from pvae import comparison, figures
     from pvae.runs import write_whole
 
-    table = comparison.to_markdown(found)
+    table = f"{comparison.to_markdown(found)}\n\n{comparison.LEGEND}"
     print(f"\n{table}\n")
     write_whole(folder / "comparison.md", (table + "\n").encode())
     write_whole(folder / "comparison.csv", comparison.to_csv(found).encode())

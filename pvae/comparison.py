@@ -24,6 +24,7 @@ from pvae.rng import seeded
 from pvae.vae import VAE
 
 __all__ = [
+    "LEGEND",
     "Gradient",
     "Measurement",
     "Moments",
@@ -244,14 +245,23 @@ _COLUMNS: dict[str, Callable[[Measurement], str]] = {
     "stage": lambda one: one.stage,
     "estimator": lambda one: one.estimator,
     "K": lambda one: str(one.particles),
-    "bound": lambda one: str(one.value),
+    "bound, nats": lambda one: str(one.value),
     "bias": lambda one: f"{one.bias:+.2f}",
-    "encoder: variance": lambda one: f"{one.encoder_gradient.variance:.2g}",
-    "signal/noise": lambda one: str(one.encoder_gradient),
-    "decoder: variance": lambda one: f"{one.decoder_gradient.variance:.2g}",
-    "signal/noise ": lambda one: str(one.decoder_gradient),
+    "encoder variance": lambda one: f"{one.encoder_gradient.variance:.2g}",
+    "encoder signal/noise": lambda one: str(one.encoder_gradient),
+    "decoder variance": lambda one: f"{one.decoder_gradient.variance:.2g}",
+    "decoder signal/noise": lambda one: str(one.decoder_gradient),
     "ms": lambda one: f"{one.milliseconds:.1f}",
 }
+
+
+LEGEND = """\
+K: draws of z for each image. bound: mean over repetitions of the draws, with its standard error. bias: bound -
+log p(x), nearer to 0 is tighter. variance: of the gradient over the same draws, the trace of its covariance.
+signal/noise: |E g| / sqrt(E |g - E g|^2), higher is better to train with. ms: of loss and gradients of the batch.
+What to look for: more draws make iwae tighter and its encoder's signal/noise worse, which dreg mends in part; stl beats
+trace near the posterior; score needs no derivative of the decoder and pays in variance, most of which score-loo wins
+back. Left out is what equals another: with K = 1 all importance-weighted bounds, with one draw in each group miwae."""
 
 
 def to_markdown(measurements: Sequence[Measurement]) -> str:
@@ -259,7 +269,8 @@ def to_markdown(measurements: Sequence[Measurement]) -> str:
     rows = [list(_COLUMNS), *([column(one) for column in _COLUMNS.values()] for one in measurements)]
     widths = [max(len(row[index].strip()) for row in rows) for index in range(len(_COLUMNS))]
     lines = ["| " + " | ".join(cell.strip().ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    ruler = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([lines[0], ruler, *lines[1:]])
 
 
 def to_csv(measurements: Sequence[Measurement]) -> str:

@@ -162,7 +162,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained, before anything is built or written."""
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(self.system)):
+        if not isinstance(self.system, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.system):
             raise InputError(f"--system {self.system!r}: a system's name is letters, digits, dots and dashes")
         for name in ("hidden", "second_hidden"):
             object.__setattr__(self, name, _widths(name, getattr(self, name)))

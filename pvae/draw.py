@@ -33,7 +33,7 @@ PICTURES = {
     "interpolation": "ways between pairs of test images through the latent space",
     "histograms": "each latent dimension against N(0, 1)",
     "attributes": "test images along the direction of an attribute, z + alpha v, alpha from -3 to 3 (celeba)",
-    "probe": "what a classifier, trained on real images, sees along that direction (celeba; takes a minute)",
+    "probe": "what a linear classifier, trained on real images, sees along that direction (celeba)",
 }
 
 
@@ -54,6 +54,8 @@ def _draw(arguments: argparse.Namespace) -> None:
     with ctrl_c_exits_at_once("pvae.draw"):
         import pvae.drawing
         import pvae.sheets  # noqa: F401  torch and matplotlib are slow to import
+    if not runs and arguments.run.is_dir() and not (arguments.run / "config.json").exists():
+        raise InputError(f"{arguments.run} is no run folder, and no folder of runs: it holds no config.json")
     if runs:
         _draw_side_by_side(arguments, runs)
     else:

@@ -55,11 +55,14 @@ def losses(subject: Subject) -> Figure:
 def scatter(subject: Subject) -> Figure:
     """Return the codes of training and test images side by side, coloured by class; of two latents only."""
     subject.needs("two latent dimensions", subject.is_plane)
+    count = min(10_000, len(subject.train))
+    train_labels, test_labels = subject.classes
     splits = {
-        "training images (the first 10,000)": (subject.train_codes[:10_000], _first(subject.classes[0])),
-        "test images": (subject.test_codes, subject.classes[1]),
+        f"training images (the first {count:,})": (subject.train_codes[:count], _first(train_labels)),
+        "test images": (subject.test_codes, test_labels),
     }
-    return figures.scatter_figure(splits, subject.data.label_names, f"{subject.title}\nmeans of q(z | x)")
+    title = f"{subject.title}\nmeans of q(z | x); a number stands at the median of its class"
+    return figures.scatter_figure(splits, subject.data.label_names, title)
 
 
 def cdf(subject: Subject) -> Figure:

@@ -49,8 +49,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         from pvae.subjects import Subject
     Run.open(arguments.run)
     path = arguments.out or arguments.run / "evaluation.json"
-    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-        raise InputError(f"{path} cannot be written: name another file with --out")
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        reason = "it is a folder" if path.is_dir() else f"{path.parent} is no folder that can be written to"
+        raise InputError(f"{path} cannot be written, since {reason}: name another file with --out")
     subject = Subject.of(arguments.run, arguments.data_dir, arguments.offline)
     count = min(len(subject.data.test), arguments.images or len(subject.data.test))
     silent = arguments.quiet or sys.stderr is None or None  # None: only on a terminal
@@ -58,7 +59,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         report = evaluate(subject, arguments.importance_samples, arguments.images, arguments.seed, bar.update)
     if not arguments.quiet:
         print(f"{to_text(report)}\n")
-    write_whole(path, (json.dumps(asdict(report), indent=2) + "\n").encode())
+    try:
+        write_whole(path, (json.dumps(asdict(report), indent=2) + "\n").encode())
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): name another file with --out") from None
     print(path)
 
 

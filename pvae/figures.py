@@ -145,6 +145,8 @@ def band_figure(bands: Mapping[str, tuple[Tensor, Tensor]], num_columns: int, ti
             axes.set_axis_off()
             if len(images):
                 show_images(axes, images.cpu().numpy(), num_columns)
+            else:
+                axes.text(0.5, 0.5, "none: there is no prior to draw from", ha="center", fontsize=8)
     add_title(figure, title)
     return figure
 

@@ -174,6 +174,7 @@ def _go_on(training: Training, run: Run, console: Console, note: str) -> None:
         ) from error
     except KeyboardInterrupt:
         if not (run.path / "config.json").exists():  # stopped before the first record: there is nothing to resume
+            run.discard()
             raise
         raise InterruptedTrainingError(
             f"interrupted; epoch {finished} is on disk; go on with: {_how_to_resume(run)}"

@@ -152,7 +152,7 @@ def against_particles(axes: Axes, series: Mapping[str, Sequence[tuple[int, float
     for index, (name, points) in enumerate(series.items()):
         shown = [(count, value) for count, value in points if 0 < value < float("inf")]
         x, y = [count for count, _ in shown], [value for _, value in shown]
-        style = ("-", "--")[index // len(_CLASSES)]
+        style = ("-", "--", ":", "-.")[index % 4]  # lines that lie on one another show through
         axes.plot(x, y, style, label=name, color=_CLASSES[index % len(_CLASSES)], marker="osD^vPX*<>"[index % 10])
     axes.set_xscale("log")
     if any(0 < value < float("inf") for points in series.values() for _, value in points):

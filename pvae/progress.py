@@ -7,6 +7,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from pvae.config import Config
 from pvae.metrics import Metrics
 from pvae.runs import Run
 from pvae.systems import system_title
@@ -66,7 +67,7 @@ class Console:
         """Say what is trained on what, and where it is written."""
         config, data = run.config, run.data
         found = f" (found in {data.folder})" if data.folder else ""
-        self.say(f"data: {data.title}{found}, pixels {_PIXELS[config.binarize]}")
+        self.say(f"data: {data.title}{found}, pixels {_pixels(config)}")
         self.say(
             f"training {system_title(config)} by SVI with --elbo {config.elbo}, "
             f"epochs {epoch + 1} to {config.epochs}, on {device}, into {run.path}"
@@ -81,9 +82,16 @@ class Console:
         self.say(f"epoch {train.epoch:{len(str(epochs))}}/{epochs}  {train}  {test} ({terms})  {seconds:.1f} s")
 
 
-_PIXELS = {
-    "none": "grey in [0, 1], so the bound is a pseudo-ELBO",
+_BINARY = {
     "threshold": "binary by a threshold at 0.5",
     "static": "binary, drawn once",
     "dynamic": "binary, drawn at every visit",
 }
+
+
+def _pixels(config: Config) -> str:
+    """Say what the pixels are, and what follows where a Bernoulli scores grey ones."""
+    if config.binarize != "none":
+        return _BINARY[config.binarize]
+    grey = "grey in [-1, 1]" if config.pixels == "symmetric" else "grey in [0, 1]"
+    return f"{grey}, so the bound is a pseudo-ELBO" if config.likelihood == "bernoulli" else grey

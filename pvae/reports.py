@@ -243,13 +243,14 @@ def to_text(report: Report) -> str:
             "    dimension-wise KL", anatomy.dimension_wise_kl, "sum_l KL(q(z_l) || p(z_l)): with these two the rate"
         ),
         *_row("posterior-mean loss", anatomy.posterior_mean_loss, "no bound"),
-        f"{'active units':24}{anatomy.active_units} of {anatomy.latent_dim}",
+        f"{'active units':24}{anatomy.active_units} of {anatomy.latent_dim}, whose mean has a variance above 0.01",
         "",
         f"log p(x), {found.num_particles:,} importance samples an image; pixels {report.pixels}",
         *_row("  ELBO", found.elbo, "of the same pixels"),
-        *_row("  log-likelihood", found.estimate, f"{found.sampling_stderr:.2g} of the error is from the draws"),
+        *_row("  log-likelihood", found.estimate, f"{found.sampling_stderr:.2g} nats of the error are from the draws"),
         *_row("  bits per dimension", found.bits_per_dimension, density),
-        f"{'  effective sample':24}{found.effective_median:.0f} in the median, {found.effective_least:.1f} at least",
+        f"{'  effective sample size':24}{found.effective_median:.0f} of {found.num_particles:,} in the median, "
+        f"{found.effective_least:.1f} at least",
     ]
     return "\n".join([*lines, *_warnings(found)])
 

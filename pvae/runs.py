@@ -6,6 +6,7 @@ A folder holds config.json (everything needed to repeat the run), metrics.jsonl 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -104,6 +105,12 @@ class Run:
         if not (isinstance(sessions, list) and sessions and all(isinstance(session, dict) for session in sessions)):
             raise InputError(f"{file} is damaged: it names no session that trained it")
         return cls(Path(path), config, data, sessions)
+
+    def discard(self) -> None:
+        """Take away what was written before there was anything to resume."""
+        (self.path / "checkpoint.pt").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def begin_session(self, epoch: int, device: str) -> None:
         """Record that a process goes on from an epoch, and with what; the rows of later epochs are dropped.

@@ -189,7 +189,7 @@ def stripes(num_images, seed):
 def test_the_probe_learns_to_see():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        probe = train_probe(*stripes(600, 0))
+        probe = train_probe(*stripes(600, 0), num_epochs=100)
     images, labels = stripes(400, 1)
     assert balanced_accuracy(probe, images, labels).min() > 0.95
     assert balanced_accuracy(probe, images, ~labels).max() < 0.05

@@ -488,3 +488,16 @@ def test_burdas_start(few_digits):
     assert all((layer.bias == 0).all() for layer in vae.q_z.encoder if hasattr(layer, "bias"))
     mean = (few_digits.train.float() / 255).mean(0).clamp(0.001, 0.999)
     assert torch.allclose(vae.likelihood(torch.zeros(3)).mean, mean, atol=1e-5)
+
+
+def test_stopped_before_the_first_record_nothing_is_left(tmp_path, few_digits, small_config, monkeypatch):
+    from pvae import fitting
+
+    def stop(*_):
+        assert (tmp_path / "run" / "checkpoint.pt").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitting.Run, "begin_session", stop)
+    with pytest.raises(KeyboardInterrupt):
+        fit(small_config, data=few_digits, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -282,6 +282,7 @@ def test_decoders_take_any_leading_dimensions(network):
 @pytest.mark.parametrize(
     "options",
     [
+        {"system": 1},
         {"pixels": "symmetric"},
         {"pixels": "symmetric", "likelihood": "normal", "binarize": "static"},
         {"posterior": "delta", "beta": 2.0},
