@@ -72,6 +72,19 @@ def test_the_oracle_is_the_reference(linear, x):
     assert found["stl"].encoder_gradient.variance < found["trace"].encoder_gradient.variance
 
 
+def test_near_the_posterior_dregs_signal_grows_and_iwaes_falls(linear, x):
+    """As sqrt(K) and 1 / sqrt(K), by theory; from 2 to 50 particles a factor of 5 either way."""
+    vae = linear(0.05)
+    log_p, many = reference(vae, x), x.repeat(20, 1, 1, 1)
+    ratio = {
+        (name, count): measure(vae, many, name, count, log_p, repetitions=100).encoder_gradient.signal_to_noise
+        for name in ("iwae", "dreg")
+        for count in (2, 50)
+    }
+    assert ratio["dreg", 50] > 3 * ratio["dreg", 2]
+    assert ratio["iwae", 50] < ratio["iwae", 2] / 2
+
+
 def test_an_estimate_is_the_reference_elsewhere(small_vae, small_images):
     vae, x = small_vae("static").eval(), small_images(4, binary=True)
     with torch.random.fork_rng():
