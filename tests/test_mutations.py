@@ -134,8 +134,14 @@ LATER_MUTATIONS = {
     ),
     "active units by the variance of draws": (
         "evaluation.py",
-        "means.append(posterior.mean if exact else",
-        "means.append(posterior.sample() if exact else",
+        "if isinstance(q, Chain) else q.mean for q in",
+        "if isinstance(q, Chain) else q.sample() for q in",
+        "test_evaluation.py",
+    ),
+    "active units of a second layer by its draws": (
+        "evaluation.py",
+        "q.mean_over(num_samples) if isinstance(q, Chain)",
+        "q.sample((num_samples,)).mean(0) if isinstance(q, Chain)",
         "test_evaluation.py",
     ),
     "importance weights without the prior": (
