@@ -31,8 +31,9 @@ __all__ = [
     "split_rate",
 ]
 
-# Numbers in the largest tensor: it bounds the memory, whatever the numbers of images and draws and the networks are.
-_CHUNK_NUMBERS = 2**24
+# Numbers in the largest tensor: it bounds the memory, whatever the numbers of images and draws and the networks are. More
+# of them would also be slower, since they no longer fit the cache.
+_CHUNK_NUMBERS = 2**22
 
 Images = Tensor | Pixels
 
