@@ -10,11 +10,12 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 from pvae.errors import InputError, TrainingError
 
-__all__ = ["Parser", "ctrl_c_exits_at_once", "leave", "run_command"]
+__all__ = ["Parser", "ctrl_c_exits_at_once", "leave", "result_folder", "run_command"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,7 +61,7 @@ def run_command(name: str, command: Callable[[], None]) -> int:
         print(f"{name}: {error.filename or 'a file'} cannot be written or read: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        print(f"{name}: {str(error) or 'interrupted before anything was done'}", file=sys.stderr)
+        print(f"{name}: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
 
 
@@ -86,6 +87,26 @@ def ctrl_c_exits_at_once(name: str) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def result_folder(folder: Path) -> Iterator[Path]:
+    """Make the folder that a command writes to, and those above it; what stays empty is gone again afterwards.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror}): name another folder with --out") from None
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):  # one that holds something stays, and those above it
+            for path in made:
+                path.rmdir()
 
 
 def leave(status: int) -> NoReturn:

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pvae.commands import Parser, ctrl_c_exits_at_once, leave, run_command
+from pvae.commands import Parser, ctrl_c_exits_at_once, leave, result_folder, run_command
 from pvae.config import ELBOS
 from pvae.errors import InputError, check_name
 from pvae.systems import get_system
@@ -25,6 +25,8 @@ __all__ = ["main"]
 
 _ALL = ",".join(name for name in ELBOS if name != "handwritten")
 _ONE_PARTICLE = ("trace", "analytic", "handwritten", "stl", "score")
+_STAGES = "2,16"
+_BATCH_SIZE = 100
 _GROUPS = 5  # of miwae, where the configuration names none
 
 _EPILOG = """\
@@ -53,22 +55,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compare(arguments: argparse.Namespace) -> None:
     names = [check_name("ELBO", name, ELBOS) for name in arguments.elbo.split(",")]
     particles = _counts("--particles", arguments.particles, least=1)
-    stages = _counts("--stages", arguments.stages, least=0)
+    stages = _counts("--stages", arguments.stages or _STAGES, least=0)
     for option in ("repetitions", "batch_size"):
-        if not 2 <= getattr(arguments, option) <= 10**6:
+        if not 2 <= (getattr(arguments, option) or _BATCH_SIZE) <= 10**6:
             raise InputError(f"--{option.replace('_', '-')} must be a whole number of at least 2")
     if arguments.run and arguments.system:
         raise InputError("give a RUN or --system, not both: a run has its system")
+    if arguments.run and arguments.stages:
+        raise InputError("--stages go with --system: of a RUN there is the last checkpoint only")
     with ctrl_c_exits_at_once("pvae.compare"):
         import pvae.subjects  # noqa: F401  torch is slow to import
     config = _config(arguments)
     if particles == [1] and not set(names) & set(_ONE_PARTICLE):
         raise InputError("with one particle these are the ELBO, or nothing: give more --particles")
-    folder = _folder(arguments)
-    found: list[Measurement] = []
-    for weights in _weights(arguments, config, stages):
-        found += _measured(arguments, config, weights, names, particles)
-    _write(found, folder, arguments.run.resolve().name if arguments.run else config.system)
+    named = arguments.out or (arguments.run / "comparison" if arguments.run else None)
+    with result_folder(named or Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare") as folder:
+        found: list[Measurement] = []
+        for weights in _weights(arguments, config, stages):
+            found += _measured(arguments, config, weights, names, particles)
+        _write(found, folder, arguments.run.resolve().name if arguments.run else config.system)
 
 
 def _config(arguments: argparse.Namespace) -> Config:
@@ -104,7 +109,10 @@ def _weights(arguments: argparse.Namespace, config: Config, stages: Sequence[int
     else:
         given = trained_at(config, stages, arguments.data_dir, arguments.offline)
     for epoch, trained, data in given:
-        images = data.test[: arguments.batch_size]
+        count = arguments.batch_size or min(_BATCH_SIZE, len(data.test))
+        if count > len(data.test):
+            raise InputError(f"--batch-size {count}: {data.name} has {len(data.test):,} test images")
+        images = data.test[:count]
         vae, pixels, kind = proper(config, trained, data.image_shape, images)
         yield _Weights(f"epoch {epoch}", vae, next(pixels.split(len(images))), kind)
 
@@ -150,17 +158,6 @@ def _with_bar(pairs: Sequence[tuple[str, int]], stage: str) -> Iterator[tuple[st
     yield from tqdm(pairs, desc=stage, unit="estimator", leave=False, disable=sys.stderr is None or None)
 
 
-def _folder(arguments: argparse.Namespace) -> Path:
-    """Make the folder of the results."""
-    named = arguments.out or (arguments.run / "comparison" if arguments.run else None)
-    folder: Path = named or Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}): name another folder with --out") from None
-    return folder
-
-
 def _counts(option: str, text: str, least: int) -> list[int]:
     """Return the whole numbers of a list such as 1,5,50, in order."""
     try:
@@ -187,11 +184,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="train this in place of a RUN (default: linear-gaussian)",
     )
-    add("--stages", metavar="N,N", default="2,16", help="epochs after which to compare (default: 2,16)")
+    add("--stages", metavar="N,N", help=f"epochs after which to compare (default: {_STAGES})")
     add("--elbo", metavar="NAME,NAME", default=_ALL, help=f"of {', '.join(ELBOS)} (default: all)")
     add("--particles", metavar="K,K", default="1,5,50", help="numbers of particles (default: 1,5,50)")
     add("--repetitions", metavar="R", type=int, default=100, help="of each estimator, with other draws (default: 100)")
-    add("--batch-size", metavar="B", type=int, default=100, help="test images (default: 100)")
+    add("--batch-size", metavar="B", type=int, help=f"test images (default: {_BATCH_SIZE})")
     add("--data-dir", metavar="DIR", type=Path, help="where the data lie")
     add("--offline", action="store_true", help="do not download anything")
     add("--out", metavar="DIR", type=Path, help="where to write (default: RUN/comparison, or runs/<time>-compare)")

@@ -222,16 +222,34 @@ class Config:
 
     def _check_what_is_read(self) -> None:
         """Refuse an option that nothing would read."""
+        defaults = {field.name: field.default for field in fields(self)}
+        self.refuse_unread(name for name in _OPTIONAL if getattr(self, name) != defaults[name])
+
+    def refuse_unread(self, given: Iterable[str]) -> None:
+        """Refuse fields that somebody chose and nothing reads.
+
+        A system's own value is not refused where another field keeps it from being read: `--system conv-2d --likelihood
+        bernoulli` leaves the system's scale behind.
+
+        Args:
+            given: names of the fields.
+
+        Raises:
+            InputError: one of them is not read.
+        """
+        reads_files = self.dataset == "celeba" or self.dataset.startswith("folder:")
         unread = {
             "alpha": self.elbo != "renyi",
             "mix": self.elbo != "ciwae",
             "groups": self.elbo != "miwae",
             "second_hidden": not self.second_latent_dim,
             "activation": self.network != "mlp",
+            "hidden": self.network == "linear",
+            "scale": "bernoulli" in self.likelihood,
+            **dict.fromkeys(("image_size", "crop", "grey", "skip_broken"), not reads_files),
         }
-        defaults = {field.name: field.default for field in fields(self)}
-        for name, is_unread in unread.items():
-            if is_unread and getattr(self, name) != defaults[name]:
+        for name in given:
+            if unread.get(name):
                 raise InputError(f"{_flag(name)} goes with {_READ_WITH[name]} only")
 
     def replace(self, **overrides: Any) -> Config:
@@ -281,12 +299,16 @@ _CHOICES = {
     "elbo": ELBOS,
     "rate_reduction": RATE_REDUCTIONS,
 }
+_OPTIONAL = ("alpha", "mix", "groups", "second_hidden", "activation")  # a system that sets one reads it
 _READ_WITH = {
     "alpha": "--elbo renyi",
     "mix": "--elbo ciwae",
     "groups": "--elbo miwae",
     "second_hidden": "--second-latent-dim",
     "activation": "--network mlp",
+    "hidden": "a --network that has hidden layers",
+    "scale": "a normal or logistic --likelihood",
+    **dict.fromkeys(("image_size", "crop", "grey", "skip_broken"), "--dataset celeba or folder:PATH"),
 }
 _KINDS = {"dataset": "data set", "binarize": "binarization", "elbo": "ELBO", "pixels": "range of pixels"}
 

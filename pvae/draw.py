@@ -7,12 +7,12 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pvae.commands import Parser, ctrl_c_exits_at_once, leave, run_command
+from pvae.commands import Parser, ctrl_c_exits_at_once, leave, result_folder, run_command
 from pvae.errors import InputError, check_name
 
 if TYPE_CHECKING:
@@ -70,29 +70,33 @@ def _runs_in(path: Path) -> list[Path]:
 
 
 def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> None:
-    from pvae.drawing import DRAWERS
     from pvae.subjects import Subject
 
     subject = Subject.of(arguments.run, arguments.data_dir, arguments.offline, tuple(arguments.attribute))
-    folder = _made(arguments.out or subject.run.path / "figures")
+    figures = _figures(subject, wanted)
+    if wanted is not None:
+        figures = iter(list(figures))  # if one of them is refused, none is written
+    with result_folder(arguments.out or subject.run.path / "figures") as folder:
+        for name, figure in figures:
+            figure.savefig(folder / f"{name}.png")
+            print(folder / f"{name}.png")
+            if name == "probe":
+                print("\n".join(map(str, subject.responses)))
+                _write(folder / "probe.json", json.dumps([asdict(one) for one in subject.responses], indent=2) + "\n")
+        if wanted is None:
+            _report(subject, folder)
+
+
+def _figures(subject: Subject, wanted: Sequence[str] | None) -> Iterator[tuple[str, Figure]]:
+    """Yield name and figure of the pictures that are wanted, or of all that apply to the run."""
+    from pvae.drawing import DRAWERS
+
     for name in wanted or PICTURES:
-        _draw_one(name, DRAWERS[name], subject, folder, skip=wanted is None)
-    if wanted is None:
-        _report(subject, folder)
-
-
-def _draw_one(name: str, drawer: Callable[[Subject], Figure], subject: Subject, folder: Path, skip: bool) -> None:
-    try:
-        figure = drawer(subject)
-    except InputError as error:
-        if not skip:
-            raise InputError(f"{name}: {error}") from None
-        return  # one that does not apply to this run
-    figure.savefig(folder / f"{name}.png")
-    print(folder / f"{name}.png")
-    if name == "probe":
-        print("\n".join(map(str, subject.responses)))
-        _write(folder / "probe.json", json.dumps([asdict(one) for one in subject.responses], indent=2) + "\n")
+        try:
+            yield name, DRAWERS[name](subject)
+        except InputError as error:
+            if wanted is not None:
+                raise InputError(f"{name}: {error}") from None
 
 
 def _report(subject: Subject, folder: Path) -> None:
@@ -113,7 +117,6 @@ def _draw_side_by_side(arguments: argparse.Namespace, runs: Sequence[Path]) -> N
     from pvae.subjects import Subject
     from pvae.tables import to_csv, to_markdown
 
-    folder = _made(arguments.out or arguments.run)
     read = []
     for path in runs:
         try:
@@ -125,22 +128,15 @@ def _draw_side_by_side(arguments: argparse.Namespace, runs: Sequence[Path]) -> N
         raise InputError(f"none of the {len(runs)} runs in {arguments.run} can be shown")
     entries = in_order(read)
     rows = [entry.row for entry in entries]
-    _write(folder / "table.csv", to_csv(rows))
-    _write(folder / "table.md", to_markdown(rows))
     drawn = {"sheet": sheet_figure(entries)}
     drawn |= {f"codes-{re.sub('[^a-z0-9]+', '-', data.lower())}": one for data, one in code_figures(entries).items()}
-    print(f"\n{to_markdown(rows)}\n{folder / 'table.csv'}\n{folder / 'table.md'}")
-    for name, figure in drawn.items():
-        figure.savefig(folder / f"{name}.png")
-        print(folder / f"{name}.png")
-
-
-def _made(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {folder} cannot be written ({error.strerror}): name another folder") from None
-    return folder
+    with result_folder(arguments.out or arguments.run) as folder:
+        _write(folder / "table.csv", to_csv(rows))
+        _write(folder / "table.md", to_markdown(rows))
+        print(f"\n{to_markdown(rows)}\n{folder / 'table.csv'}\n{folder / 'table.md'}")
+        for name, figure in drawn.items():
+            figure.savefig(folder / f"{name}.png")
+            print(folder / f"{name}.png")
 
 
 def _write(path: Path, text: str) -> None:

@@ -81,7 +81,8 @@ def manifold(subject: Subject) -> Figure:
     subject.needs("two latent dimensions", subject.is_plane)
     subject.needs("a prior", subject.vae.q_z.has_density)
     title = f"{subject.title}\nmean of p(x | z) at the quantiles of p(z), z_1 to the right, z_2 upward"
-    return figures.row_figure(subject.shown(latentspace.manifold(subject.vae)), 20, title)
+    values = [f"{value:+.1f}" for value in latentspace.prior_quantiles(20).tolist()]
+    return figures.row_figure(subject.shown(latentspace.manifold(subject.vae)), 20, title, values[::-1], values)
 
 
 def traversal(subject: Subject) -> Figure:
@@ -94,7 +95,11 @@ def traversal(subject: Subject) -> Figure:
     title = f"{subject.title}\nmean of p(x | z), one dimension at a time from -3 to 3"
     if not subject.vae.q_z.has_density:
         title += " standard deviations of the codes"
-    return figures.row_figure(subject.shown(torch.cat(rows)), len(steps), title, [f"z_{d + 1}" for d in dimensions])
+    names, values = (
+        [f"z_{d + 1}" for d in dimensions],
+        [f"{step:+.1f}" for step in (steps.round(decimals=1) + 0.0).tolist()],
+    )
+    return figures.row_figure(subject.shown(torch.cat(rows)), len(steps), title, names, values)
 
 
 def interpolation(subject: Subject) -> Figure:
@@ -119,7 +124,8 @@ def attributes(subject: Subject) -> Figure:
         image = subject.shown(subject.pixels(subject.test[start : start + 1]))
         rows += [image, *subject.along(name, subject.test_codes[start : start + 1])]
     title = f"{subject.title}\na test image, then the mean of p(x | z + alpha v), alpha from -3 to 3"
-    return figures.row_figure(torch.cat(rows), len(ALPHAS) + 1, title, tuple(subject.attribute_labels))
+    values = ["image", *(f"{alpha:+g}" for alpha in ALPHAS)]
+    return figures.row_figure(torch.cat(rows), len(ALPHAS) + 1, title, tuple(subject.attribute_labels), values)
 
 
 def probe(subject: Subject) -> Figure:

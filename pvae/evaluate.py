@@ -53,7 +53,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         reason = "it is a folder" if path.is_dir() else f"{path.parent} is no folder that can be written to"
         raise InputError(f"{path} cannot be written, since {reason}: name another file with --out")
     subject = Subject.of(arguments.run, arguments.data_dir, arguments.offline)
-    count = min(len(subject.data.test), arguments.images or len(subject.data.test))
+    count = arguments.images or len(subject.data.test)
+    if count > len(subject.data.test):
+        raise InputError(f"--images {count}: {subject.data.name} has {len(subject.data.test):,} test images")
     silent = arguments.quiet or sys.stderr is None or None  # None: only on a terminal
     with tqdm(total=count, desc="importance sampling", unit="image", leave=False, disable=silent) as bar:
         report = evaluate(subject, arguments.importance_samples, arguments.images, arguments.seed, bar.update)

@@ -31,8 +31,8 @@ __all__ = [
     "split_rate",
 ]
 
-# Numbers in the largest tensor: it bounds the memory, whatever the numbers of images and draws and the networks are. More
-# of them would also be slower, since they no longer fit the cache.
+# Numbers in the largest tensor: it bounds the memory, whatever the numbers of images and draws and the networks are.
+# More of them would be slower too, since they no longer fit the cache.
 _CHUNK_NUMBERS = 2**22
 
 Images = Tensor | Pixels

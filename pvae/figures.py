@@ -73,9 +73,11 @@ def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
     return figure
 
 
-def row_figure(images: Tensor, num_columns: int, title: str, row_labels: Sequence[str] = ()) -> Figure:
-    """Return images (N, C, H, W) in rows, each row with a label."""
-    return image_figure(images.cpu().numpy(), num_columns, title, row_labels)
+def row_figure(
+    images: Tensor, num_columns: int, title: str, row_labels: Sequence[str] = (), column_labels: Sequence[str] = ()
+) -> Figure:
+    """Return images (N, C, H, W) in rows, each row and column with a label."""
+    return image_figure(images.cpu().numpy(), num_columns, title, row_labels, column_labels)
 
 
 def scatter_figure(splits: Mapping[str, tuple[Tensor, Tensor | None]], names: Sequence[str], title: str) -> Figure:

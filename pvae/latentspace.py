@@ -18,6 +18,7 @@ __all__ = [
     "interpolate",
     "manifold",
     "nearest_neighbour_accuracy",
+    "prior_quantiles",
     "reconstruct",
     "report",
     "sample",
@@ -63,6 +64,11 @@ def sample(vae: VAE, num_samples: int) -> Tensor:
     return decode(vae, vae.prior().sample((num_samples,)))
 
 
+def prior_quantiles(num_steps: int) -> Tensor:
+    """Return the quantiles of N(0, 1) at (i + 1/2) / n, i = 0..n-1: (n,)."""
+    return Normal(0.0, 1.0).icdf((torch.arange(num_steps) + 0.5) / num_steps)
+
+
 def manifold(vae: VAE, num_steps: int = 20) -> Tensor:
     """Return the decoded grid of a 2-dimensional latent space at the quantiles of the prior.
 
@@ -78,8 +84,7 @@ def manifold(vae: VAE, num_steps: int = 20) -> Tensor:
     Reference:
         Kingma and Welling, arXiv:1312.6114, whose figures of learned manifolds are drawn so.
     """
-    quantiles = (torch.arange(num_steps) + 0.5) / num_steps
-    z = Normal(0.0, 1.0).icdf(quantiles)
+    z = prior_quantiles(num_steps)
     up, right = torch.meshgrid(z.flip(0), z, indexing="ij")
     return decode(vae, torch.stack([right.flatten(), up.flatten()], dim=1))
 

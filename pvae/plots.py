@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
 __all__ = [
@@ -49,23 +49,36 @@ def image_grid(images: NDArray[np.float32], num_columns: int) -> NDArray[np.floa
     return canvas
 
 
-def image_figure(images: NDArray[np.float32], num_columns: int, title: str, row_labels: Sequence[str] = ()) -> Figure:
-    """Return a figure of images (N, C, H, W) in [0, 1], with a title and, if given, a label for each row."""
+def image_figure(
+    images: NDArray[np.float32],
+    num_columns: int,
+    title: str,
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+) -> Figure:
+    """Return a figure of images (N, C, H, W) in [0, 1], with a title and, if given, a label for each row and column."""
     num_rows = -(-len(images) // num_columns)
     size = max(0.75 * num_columns + 1.2, 5.0), 0.75 * num_rows + 0.6
     figure = Figure(figsize=size, dpi=120, layout="constrained")
-    show_images(figure.add_subplot(), images, num_columns, row_labels)
+    show_images(figure.add_subplot(), images, num_columns, row_labels, column_labels)
     add_title(figure, title)
     return figure
 
 
-def show_images(axes: Axes, images: NDArray[np.float32], num_columns: int, row_labels: Sequence[str] = ()) -> None:
-    """Show images (N, C, H, W) in [0, 1] row by row, with a label for each row if given."""
+def show_images(
+    axes: Axes,
+    images: NDArray[np.float32],
+    num_columns: int,
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+) -> None:
+    """Show images (N, C, H, W) in [0, 1] row by row, with a label for each row and column if given."""
     grid = image_grid(images, num_columns)
     shown = grid if grid.shape[-1] == 3 else grid.mean(-1)  # neither grey nor colour: the mean over channels
     axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     step = grid.shape[0] / -(-len(images) // num_columns)
-    axes.set_xticks([])
+    width = grid.shape[1] / num_columns
+    axes.set_xticks([(column + 0.5) * width for column in range(len(column_labels))], column_labels, fontsize=7)
     axes.set_yticks([(row + 0.5) * step for row in range(len(row_labels))], row_labels)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -151,12 +164,16 @@ def against_particles(axes: Axes, series: Mapping[str, Sequence[tuple[int, float
     """
     for index, (name, points) in enumerate(series.items()):
         shown = [(count, value) for count, value in points if 0 < value < float("inf")]
-        x, y = [count for count, _ in shown], [value for _, value in shown]
+        shift = 1.03 ** (index - len(series) / 2)  # marks that would lie on one another stand side by side
+        x, y = [count * shift for count, _ in shown], [value for _, value in shown]
         style = ("-", "--", ":", "-.")[index % 4]  # lines that lie on one another show through
         axes.plot(x, y, style, label=name, color=_CLASSES[index % len(_CLASSES)], marker="osD^vPX*<>"[index % 10])
     axes.set_xscale("log")
     if any(0 < value < float("inf") for points in series.values() for _, value in points):
         axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
     counts = sorted({count for points in series.values() for count, _ in points})
     axes.set_xticks(counts, [str(count) for count in counts], minor=False)
     axes.xaxis.set_minor_locator(NullLocator())
@@ -171,8 +188,13 @@ def histograms(figure: Figure, columns: NDArray[np.float32], density: NDArray[np
     num_columns = min(count, 10)
     num_rows = -(-count // num_columns)
     for index, axes in enumerate(figure.subplots(num_rows, num_columns, squeeze=False).flat):
-        axes.set_axis_off()
+        axes.set_yticks([])
+        axes.set_xticks([-3, 0, 3])
+        axes.tick_params(labelsize=5, length=2, pad=1)
+        axes.spines[["left", "right", "top"]].set_visible(False)
+        axes.set_visible(index < count)
         if index < count:
+            axes.set_xlim(-4.2, 4.2)
             axes.hist(columns[:, index], bins=30, density=True, color=_COLOURS["train"], alpha=0.6)
             axes.plot(*density, color=_COLOURS["test"], linewidth=1)
             axes.set_title(str(index + 1), fontsize=6, pad=1)

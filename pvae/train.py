@@ -87,7 +87,9 @@ def _configured(options: dict[str, Any]) -> Config:
     A name that is not published is a user's own system, laid over deep-bayes.
     """
     name = options.get("system", "deep-bayes")
-    return SYSTEMS[name].replace(**options) if name in SYSTEMS else Config().replace(**options)
+    config = SYSTEMS[name].replace(**options) if name in SYSTEMS else Config().replace(**options)
+    config.refuse_unread(options)
+    return config
 
 
 def _read_toml(path: Path | None) -> dict[str, Any]:

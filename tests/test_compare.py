@@ -138,6 +138,8 @@ def test_it_compares_at_a_runs_checkpoint(tmp_path, capsys, few_digits, monkeypa
         (["no-such-run"], "no run folder"),
         (["--system", "conv-2d-ae"], "autoencoder"),
         (["run", "--system", "deep-bayes"], "not both"),
+        (["run", "--stages", "1"], "--stages go with --system"),
+        (["--stages", "0", "--batch-size", "5000"], "1,000 test images"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch, arguments, says):

@@ -85,6 +85,9 @@ def test_bad_input_is_one_line(runs, found, capsys, tmp_path):
         line = capsys.readouterr().err
         assert line.count("\n") == 1
         assert says in line
+    new = tmp_path / "new"
+    assert main([str(runs["mlp-2d"].path), "--what", "samples,probe", "--out", str(new)]) == 2
+    assert not new.exists(), "what can be drawn is not written where the rest is refused"
 
 
 def test_data_given_from_python_cannot_be_found(runs, capsys):
