@@ -6,14 +6,16 @@ import math
 import operator
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from pvae.errors import InputError, check_name
+from pvae.records import ADDED
 
 __all__ = [
     "ACTIVATIONS",
     "BINARIZATIONS",
+    "COMPILERS",
     "DATASETS",
     "ELBOS",
     "INITIALIZATIONS",
@@ -21,6 +23,7 @@ __all__ = [
     "NETWORKS",
     "PIXELS",
     "POSTERIORS",
+    "PRECISIONS",
     "RATE_REDUCTIONS",
     "SCHEDULES",
     "WITHOUT_CHAINS",
@@ -47,6 +50,8 @@ ELBOS = (
 WITHOUT_CHAINS = ("analytic", "stl", "dreg")
 _WITH_FREE_BITS = ("trace", "analytic", "handwritten")
 _WITH_BETA = (*_WITH_FREE_BITS, "stl", "score", "score-loo")
+COMPILERS = ("none", "graph", "inductor")
+PRECISIONS = ("fp32", "bf16")
 PIXELS = ("unit", "symmetric")
 ACTIVATIONS = ("relu", "tanh")
 INITIALIZATIONS = ("torch", "burda")
@@ -115,6 +120,9 @@ class Config:
             for the i-th of eight stages of 3^i passes (3,280 in all, scaled to `epochs`).
         adam_eps: Adam's epsilon.
         seed: of the initial weights, the order of the images and every draw of z.
+        compile: "none" runs model and guide at every step, "graph" records the step's operators once and replays them,
+            "inductor" compiles them to C++ or Triton; the same training, to rounding.
+        precision: "fp32", or "bf16" for matrix products and convolutions in bfloat16; of a compiled step only.
         source: where the system was published.
 
     Raises:
@@ -158,6 +166,8 @@ class Config:
     schedule: str = "constant"
     adam_eps: float = 1e-8
     seed: int = 0
+    compile: str = field(default="none", metadata=ADDED)
+    precision: str = field(default="fp32", metadata=ADDED)
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -166,15 +176,15 @@ class Config:
             raise InputError(f"--system {self.system!r}: a system's name is letters, digits, dots and dashes")
         for name in ("hidden", "second_hidden"):
             object.__setattr__(self, name, _widths(name, getattr(self, name)))
-        for field, names in _CHOICES.items():
-            value = getattr(self, field)
-            if not (field == "dataset" and str(value).startswith("folder:")):
-                check_name(_KINDS.get(field, field.replace("_", " ")), value, names)
+        for name, names in _CHOICES.items():
+            value = getattr(self, name)
+            if not (name == "dataset" and str(value).startswith("folder:")):
+                check_name(_KINDS.get(name, name.replace("_", " ")), value, names)
         if not isinstance(self.source, str):
             raise InputError(f"source must be a text, not {self.source!r}")
-        for field in ("grey", "skip_broken"):
-            if not isinstance(getattr(self, field), bool):
-                raise InputError(f"{_flag(field)} must be true or false, not {getattr(self, field)!r}")
+        for name in ("grey", "skip_broken"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{_flag(name)} must be true or false, not {getattr(self, name)!r}")
         for name, most in (("latent_dim", 10**9), ("particles", 10**6), ("epochs", 10**9), ("batch_size", 10**9)):
             object.__setattr__(self, name, _count(name, getattr(self, name), most=most))
         object.__setattr__(self, "groups", _count("groups", self.groups, most=10**6))
@@ -206,7 +216,8 @@ class Config:
             raise InputError(
                 "--posterior delta has no rate: leave --beta, --warm-up and --free-bits as they are by default"
             )
-
+        if self.precision != "fp32" and self.compile == "none":
+            raise InputError(f"--precision {self.precision} goes with --compile graph or inductor only")
         if self.initialization == "burda" and (self.network != "mlp" or "bernoulli" not in self.likelihood):
             raise InputError("--initialization burda goes with --network mlp and a Bernoulli likelihood only")
 
@@ -222,7 +233,7 @@ class Config:
 
     def _check_what_is_read(self) -> None:
         """Refuse an option that nothing would read."""
-        defaults = {field.name: field.default for field in fields(self)}
+        defaults = {one.name: one.default for one in fields(self)}
         self.refuse_unread(name for name in _OPTIONAL if getattr(self, name) != defaults[name])
 
     def refuse_unread(self, given: Iterable[str]) -> None:
@@ -255,7 +266,7 @@ class Config:
     def replace(self, **overrides: Any) -> Config:
         """Return a copy with some fields changed; an unknown field or a bad value is an `InputError`."""
         for name in overrides:
-            check_name("option", name, [field.name for field in fields(self)])
+            check_name("option", name, [one.name for one in fields(self)])
         return replace(self, **overrides)
 
 
@@ -297,6 +308,8 @@ _CHOICES = {
     "posterior": POSTERIORS,
     "likelihood": LIKELIHOODS,
     "elbo": ELBOS,
+    "compile": COMPILERS,
+    "precision": PRECISIONS,
     "rate_reduction": RATE_REDUCTIONS,
 }
 _OPTIONAL = ("alpha", "mix", "groups", "second_hidden", "activation")  # a system that sets one reads it
@@ -310,7 +323,13 @@ _READ_WITH = {
     "scale": "a normal or logistic --likelihood",
     **dict.fromkeys(("image_size", "crop", "grey", "skip_broken"), "--dataset celeba or folder:PATH"),
 }
-_KINDS = {"dataset": "data set", "binarize": "binarization", "elbo": "ELBO", "pixels": "range of pixels"}
+_KINDS = {
+    "compile": "way to compile",
+    "dataset": "data set",
+    "binarize": "binarization",
+    "elbo": "ELBO",
+    "pixels": "range of pixels",
+}
 
 
 def _widths(name: str, hidden: Any) -> tuple[int, ...]:

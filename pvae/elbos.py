@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+import torch
+from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -14,14 +15,14 @@ from pvae.config import ELBOS, check_elbo_options
 from pvae.errors import InputError, check_name
 from pvae.handwritten import Terms
 from pvae.importance import CIWAE, IWAE, MIWAE, DReG, RenyiELBO, ScoreELBO, StickingTheLanding
-from pvae.perdatum import PerDatumELBO, PyroFunction
+from pvae.perdatum import Draws, Latent, PerDatumELBO, PyroFunction
 from pvae.vae import VAE
 
 __all__ = ["AnalyticELBO", "HandwrittenELBO", "TraceELBO", "build_elbo"]
 
 
-class TraceELBO(PerDatumELBO, Trace_ELBO):
-    """Pyro's `Trace_ELBO`: the Monte Carlo bound of `handwritten.monte_carlo`, per datum.
+class TraceELBO(PerDatumELBO):
+    """Pyro's `Trace_ELBO`, per datum: the Monte Carlo bound of `handwritten.monte_carlo`, for a reparameterised q.
 
     Args:
         num_particles: K.
@@ -33,7 +34,7 @@ class TraceELBO(PerDatumELBO, Trace_ELBO):
 
 
 class AnalyticELBO(PerDatumELBO, TraceMeanField_ELBO):
-    """Pyro's `TraceMeanField_ELBO`: the bound of `handwritten.closed_form`, per datum.
+    """Pyro's `TraceMeanField_ELBO`, per datum: the bound of `handwritten.closed_form`.
 
     Args:
         num_particles: K.
@@ -47,16 +48,18 @@ class AnalyticELBO(PerDatumELBO, TraceMeanField_ELBO):
         Kingma and Welling, arXiv:1312.6114, equation 7.
     """
 
-    def _rate(self, prior_site: Any, posterior_site: Any) -> Tensor:
-        try:
-            return kl_divergence(posterior_site["fn"], prior_site["fn"])
-        except NotImplementedError:
-            pair = f"{_family(posterior_site['fn'])}, {_family(prior_site['fn'])}"
-            raise InputError(f"no closed-form KL is known for ({pair}): use --elbo trace") from None
+    def rate(self, draws: Draws) -> Tensor:
+        """Return KL(q(z | x) || p(z)) of each datum, (B,).
 
-    def _rate_by_dimension(self, posterior_site: Any, prior_site: Any) -> Tensor:
-        rates = handwritten.rate_by_dimension(posterior_site["fn"], prior_site["fn"])
-        return rates.mean(0) if rates.dim() == 3 else rates
+        Raises:
+            InputError: it has no closed form.
+        """
+        return torch.stack([_closed_form(latent) for latent in draws.latents]).sum(0)
+
+    def rate_by_dimension(self, draws: Draws) -> Tensor:
+        """Return the same for each latent dimension, (B, L)."""
+        rates = [handwritten.rate_by_dimension(latent.posterior, latent.prior) for latent in draws.latents]
+        return torch.cat([rate.mean(0) if rate.dim() == 3 else rate for rate in rates], dim=-1)
 
 
 class HandwrittenELBO(PerDatumELBO):
@@ -124,6 +127,15 @@ def build_elbo(
         "miwae": lambda: MIWAE(num_particles, num_groups),
     }
     return kinds[name]()
+
+
+def _closed_form(latent: Latent) -> Tensor:
+    try:
+        rate = kl_divergence(latent.posterior, latent.prior)
+    except NotImplementedError:
+        pair = f"{_family(latent.posterior)}, {_family(latent.prior)}"
+        raise InputError(f"no closed-form KL is known for ({pair}): use --elbo trace") from None
+    return rate.mean(0) if rate.dim() == 2 else rate  # of K draws of z it is K times the same
 
 
 def _family(distribution: Any) -> str:

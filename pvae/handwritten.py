@@ -36,7 +36,7 @@ class Terms(NamedTuple):
         """The lower bound on log p(x), (B,): -distortion - rate, whatever the loss weighs them with."""
         return -self.distortion - self.rate
 
-    def loss(self, beta: float = 1.0, free_bits: float = 0.0) -> Tensor:
+    def loss(self, beta: float | Tensor = 1.0, free_bits: float = 0.0) -> Tensor:
         """Return the scalar that training makes small.
 
             mean_b distortion_b  +  beta mean_b rate_b

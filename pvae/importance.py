@@ -7,36 +7,20 @@ forms its loss from the two traces. `bounds` holds the same written by hand.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from pyro.infer import Trace_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
 from pvae.errors import InputError
-from pvae.perdatum import PerDatumELBO, PyroFunction
+from pvae.perdatum import Draws, PerDatumELBO, PyroFunction
 
 __all__ = ["CIWAE", "IWAE", "MIWAE", "DReG", "RenyiELBO", "ScoreELBO", "StickingTheLanding"]
 
 
-class Draws(NamedTuple):
-    """What two traces hold at z_1..z_K ~ q(z | x): log-probabilities (K, B), z (K, B, L) and q itself."""
-
-    log_p_x: Tensor
-    log_p_z: Tensor
-    log_q_z: Tensor
-    z: Tensor
-    posterior: Distribution
-
-    @property
-    def log_w(self) -> Tensor:
-        """The logarithm of the importance weights, (K, B)."""
-        return self.log_p_x + self.log_p_z - self.log_q_z
-
-
-class ImportanceELBO(PerDatumELBO, Trace_ELBO):
+class ImportanceELBO(PerDatumELBO):
     """An ELBO whose loss is made of the draws that Pyro's two traces hold.
 
         loss = - mean over the batch of the bound, in nats per datum
@@ -45,11 +29,9 @@ class ImportanceELBO(PerDatumELBO, Trace_ELBO):
         num_particles: K.
     """
 
-    def differentiable_loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Tensor:
-        """Return the loss of a batch x (B, C, H, W): a scalar in nats per datum, to be made small."""
-        traces = self._get_traces(model, guide, (x,), {})  # type: ignore[no-untyped-call]
-        model_trace, guide_trace = next(iter(traces))
-        return -self.bound(_draws(model_trace, guide_trace)).mean()
+    def loss_of(self, draws: Draws, distortion: Tensor, rate: Tensor) -> Tensor:
+        """Return the loss, a scalar, of what was drawn."""
+        return -self.bound(draws).mean()
 
     def bound(self, draws: Draws) -> Tensor:
         """Return the bound of each datum, (B,)."""
@@ -152,7 +134,7 @@ class StickingTheLanding(ImportanceELBO):
 
     def bound(self, draws: Draws) -> Tensor:
         """Return distortion + beta rate of each datum, negated: (B,)."""
-        log_q_z = _rows(_at_fixed_parameters(draws.posterior).log_prob(draws.z))
+        log_q_z = _log_q_z_at_fixed_parameters(draws)
         return (draws.log_p_x + self.beta * (draws.log_p_z - log_q_z)).mean(0)
 
 
@@ -173,11 +155,12 @@ class DReG(ImportanceELBO):
 
     def bound(self, draws: Draws) -> Tensor:
         """Return L_K of each datum, (B,)."""
-        log_w = draws.log_p_x + draws.log_p_z - _rows(_at_fixed_parameters(draws.posterior).log_prob(draws.z))
+        log_w = draws.log_p_x + draws.log_p_z - _log_q_z_at_fixed_parameters(draws)
         weight = log_w.detach().softmax(0)
-        if draws.z.requires_grad:
-            # The bound gives each path through z its weight once, and the gradient wants it twice.
-            draws.z.register_hook(lambda gradient: gradient * weight.reshape(*gradient.shape[:-1], 1))
+        for latent in draws.latents:
+            if latent.z.requires_grad:
+                # The bound gives each path through z its weight once, and the gradient wants it twice.
+                latent.z.register_hook(lambda gradient: gradient * weight.reshape(*gradient.shape[:-1], 1))
         return _log_mean_exp(log_w)
 
 
@@ -194,6 +177,8 @@ class ScoreELBO(ImportanceELBO):
     Reference:
         Document 002, first half; Ranganath, Gerrish and Blei, arXiv:1401.0118; Mnih and Rezende, arXiv:1602.06725.
     """
+
+    reparameterised = False
 
     def __init__(self, num_particles: int = 1, beta: float = 1.0, leave_one_out: bool = False) -> None:
         super().__init__(num_particles, beta)
@@ -221,22 +206,14 @@ class _NoPathThroughDraws(Messenger):
             msg["value"] = msg["value"].detach()
 
 
-def _draws(model_trace: Any, guide_trace: Any) -> Draws:
-    """Read two traces; with one particle Pyro leaves its dimension out, and here it is 1."""
-    sites = [site for site in model_trace.nodes.values() if site["type"] == "sample"]
-    (x,) = (site for site in sites if site["is_observed"])
-    (prior,) = (site for site in sites if not site["is_observed"])
-    posterior = guide_trace.nodes[prior["name"]]
-    log_p_x, log_p_z, log_q_z = (_rows(site["unscaled_log_prob"]) for site in (x, prior, posterior))
-    return Draws(log_p_x, log_p_z, log_q_z, z=posterior["value"], posterior=posterior["fn"])
-
-
-def _rows(log_prob: Tensor) -> Tensor:
-    return log_prob if log_prob.dim() == 2 else log_prob.unsqueeze(0)
-
-
 def _log_mean_exp(values: Tensor) -> Tensor:
     return torch.logsumexp(values, 0) - math.log(len(values))
+
+
+def _log_q_z_at_fixed_parameters(draws: Draws) -> Tensor:
+    """Return log q(z | x), (K, B), through whose z alone a gradient flows."""
+    values = [_at_fixed_parameters(latent.posterior).log_prob(latent.z) for latent in draws.latents]
+    return torch.stack([value if value.dim() == 2 else value[None] for value in values]).sum(0)
 
 
 def _at_fixed_parameters(distribution: Distribution) -> Distribution:

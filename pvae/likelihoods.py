@@ -11,6 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pvae.checks import require
 from pvae.discretized import DiscretizedLogistic, eight_bit_level
 from pvae.errors import InputError
 
@@ -80,13 +81,14 @@ class Likelihood(nn.Module):
             raise InputError(f"x has shape {tuple(x.shape)}, but this VAE takes images of shape ({wanted})")
         if not x.is_floating_point():
             raise InputError(f"x is {x.dtype}, but pixels must be floating-point: x.float() / 255 for uint8")
-        if x.numel() and not self._in_domain(x):
-            raise InputError(f"x has pixels outside this likelihood's domain: they must be {self.domain}, none NaN")
+        if x.numel():
+            outside = f"x has pixels outside this likelihood's domain: they must be {self.domain}, none NaN"
+            require(self._in_domain(x), lambda: InputError(outside))
         return x
 
-    def _in_domain(self, x: Tensor) -> bool:
+    def _in_domain(self, x: Tensor) -> Tensor:
         low, high = torch.aminmax(x)  # NaN makes both comparisons false
-        return bool((low >= 0) & (high <= 1))
+        return (low >= 0) & (high <= 1)
 
 
 class BernoulliLikelihood(Likelihood):
@@ -107,8 +109,8 @@ class BernoulliLikelihood(Likelihood):
         """Return Bernoulli(logits=output)."""
         return dist.Bernoulli(logits=output)
 
-    def _in_domain(self, x: Tensor) -> bool:
-        return bool(((x == 0) | (x == 1)).all())
+    def _in_domain(self, x: Tensor) -> Tensor:
+        return ((x == 0) | (x == 1)).all()
 
 
 class PseudoBernoulli(dist.Bernoulli):  # type: ignore[misc]  # Pyro makes its classes at run time
@@ -200,9 +202,9 @@ class NormalLikelihood(Likelihood):
     def _loc(self, output: Tensor) -> Tensor:
         return output.tanh() if self.symmetric else output.sigmoid()
 
-    def _in_domain(self, x: Tensor) -> bool:
+    def _in_domain(self, x: Tensor) -> Tensor:
         low, high = torch.aminmax(x)
-        return bool((low >= (-1 if self.symmetric else 0)) & (high <= 1))
+        return (low >= (-1 if self.symmetric else 0)) & (high <= 1)
 
 
 class LinearNormalLikelihood(NormalLikelihood):
@@ -306,5 +308,6 @@ class DiscretizedLogisticLikelihood(Likelihood):
         """Return DiscretizedLogistic(sigmoid(output), exp(log_scale))."""
         return DiscretizedLogistic(output.sigmoid(), self.log_scale.exp())
 
-    def _in_domain(self, x: Tensor) -> bool:
-        return bool(eight_bit_level.check(x).all())
+    def _in_domain(self, x: Tensor) -> Tensor:
+        inside: Tensor = eight_bit_level.check(x).all()
+        return inside

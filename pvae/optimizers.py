@@ -41,6 +41,7 @@ class SingleOptimizer(PyroOptim):
         if {id(parameter) for parameter in params} != self._known:
             raise RuntimeError("the parameters that the loss registers with Pyro are not those of the optimiser")
         self.optimizer.step(*args, **kwargs)
+        self.optimizer.zero_grad()  # to none at all, where SVI would write zeros for the next gradient to be added to
 
     def get_state(self) -> dict[str, Any]:
         """Return the optimiser's state."""

@@ -1,47 +1,53 @@
-"""What the ELBOs here share: the unit, the weight of the rate, and a record of both terms."""
+"""What the ELBOs here share: two traces become draws, and draws a loss, per datum, and a record of its two terms."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.infer import ELBO
-from pyro.poutine.messenger import Messenger
+from pyro.infer import Trace_ELBO
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pvae import handwritten
 from pvae.handwritten import Terms
 
-__all__ = ["PerDatumELBO", "PyroFunction"]
+__all__ = ["Draws", "Latent", "PerDatumELBO", "PyroFunction"]
 
 PyroFunction = Callable[[Tensor], Any]
 
 
-class _LatentScale(Messenger):
-    """Multiply the log-probability of every latent site by beta, in model and guide alike.
+class Latent(NamedTuple):
+    """A latent site: z (K, B, L) or, with one particle, (B, L), and the two distributions that it has."""
 
-    `poutine.scale` would scale the observed site too, and refuses beta = 0; scaling one side only is a
-    trap (Pyro's analytic KL reads the guide's scale alone).
-    """
-
-    def __init__(self, beta: float) -> None:
-        super().__init__()
-        self.beta = beta
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"]:
-            msg["scale"] = msg["scale"] * self.beta
+    z: Tensor
+    prior: Distribution
+    posterior: Distribution
 
 
-class PerDatumELBO(ELBO):
-    """What the ELBOs here share, laid over a Pyro ELBO: the unit, the weight of the rate, and a record.
+class Draws(NamedTuple):
+    """What two traces hold at z_1..z_K ~ q(z | x): log-probabilities (K, B), and the latent sites."""
+
+    log_p_x: Tensor
+    log_p_z: Tensor
+    log_q_z: Tensor
+    latents: tuple[Latent, ...]
+
+    @property
+    def log_w(self) -> Tensor:
+        """The logarithm of the importance weights, (K, B)."""
+        return self.log_p_x + self.log_p_z - self.log_q_z
+
+
+class PerDatumELBO(Trace_ELBO):
+    """What the ELBOs here share, laid over Pyro's tracing: the unit, the weight of the rate, and a record.
 
         loss = mean over the batch of (distortion + beta rate), in nats per datum
 
-    Pyro sums over the batch instead; the mean is what the source documents step on. The particles are one
-    more batch dimension, not a loop. With free bits the rate in the loss is that of `handwritten.Terms.loss`.
+    Pyro sums over the batch instead; the mean is what the source documents step on. The particles are one more batch
+    dimension, not a loop. With free bits the rate in the loss is that of `handwritten.Terms.loss`.
 
     Args:
         num_particles: K, samples z ~ q(z | x) per datum.
@@ -53,23 +59,46 @@ class PerDatumELBO(ELBO):
     """
 
     terms: Terms
+    reparameterised = True
 
     def __init__(self, num_particles: int = 1, beta: float = 1.0, free_bits: float = 0.0) -> None:
         # The one plate, "data", lies at dim -1; the particles then lie at dim -2.
         super().__init__(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)  # type: ignore[no-untyped-call]
-        self.beta = beta
+        self.beta: float | Tensor = beta
         self.free_bits = free_bits
-        self._rates: Tensor | None = None
 
     def differentiable_loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Tensor:
-        """Return the loss of a batch x (B, C, H, W): a scalar in nats per datum, to be made small."""
-        with _LatentScale(self.beta):
-            summed: Tensor = super().differentiable_loss(model, guide, x)  # type: ignore[misc]
-        loss = summed / x.shape[0]
-        if self._rates is None:
+        """Return the loss of a batch x (B, C, H, W): a scalar in nats per datum, to be made small.
+
+        Raises:
+            ValueError: a site is scaled or masked, which no bound here knows, or z is not reparameterised where the
+                gradient needs that.
+        """
+        (traces,) = self._get_traces(model, guide, (x,), {})  # type: ignore[no-untyped-call]
+        draws = self._draws(*traces)
+        distortion, rate = -draws.log_p_x.mean(0), self.rate(draws)
+        self.terms = Terms(distortion.detach(), rate.detach())
+        return self.loss_of(draws, distortion, rate)
+
+    def loss_of(self, draws: Draws, distortion: Tensor, rate: Tensor) -> Tensor:
+        """Return the loss, a scalar, of what was drawn and of its two terms, (B,) each."""
+        loss = (distortion + self.beta * rate).mean()
+        if not self.free_bits:
             return loss
-        rates = self._rates.mean(0)  # Pyro's loss holds their sum; free bits want each held from below
+        rates = self.rate_by_dimension(draws).mean(0)
         return loss + self.beta * (rates.clamp(min=self.free_bits) - rates).sum()
+
+    def rate(self, draws: Draws) -> Tensor:
+        """Return the rate of each datum, (B,): the mean of log q - log p, or a closed form of its expectation."""
+        return (draws.log_q_z - draws.log_p_z).mean(0)
+
+    def rate_by_dimension(self, draws: Draws) -> Tensor:
+        """Return the same for each latent dimension, (B, L); they sum to the rate."""
+        rates = [
+            handwritten.rate_by_dimension(posterior, prior, z if z.dim() == 3 else z[None])
+            for z, prior, posterior in draws.latents
+        ]
+        return torch.cat(rates, dim=-1)
 
     def loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> float:
         """Return the loss as a number (`SVI.evaluate_loss` calls it); Pyro's parameter store stays as it was."""
@@ -82,30 +111,35 @@ class PerDatumELBO(ELBO):
         loss.backward()
         return loss.detach()
 
-    def _get_trace(self, model: PyroFunction, guide: PyroFunction, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)  # type: ignore[safe-super, no-untyped-call]
+    def _draws(self, model_trace: Any, guide_trace: Any) -> Draws:
         sites = [(name, site) for name, site in model_trace.nodes.items() if site["type"] == "sample"]
-        with torch.no_grad():
-            distortion = sum(-site["unscaled_log_prob"] for _, site in sites if site["is_observed"])
-            rate = sum(self._rate(site, guide_trace.nodes[name]) for name, site in sites if not site["is_observed"])
-            self.terms = Terms(_per_datum(distortion), _per_datum(rate))
-        if self.free_bits:
-            latents = [(guide_trace.nodes[name], site) for name, site in sites if not site["is_observed"]]
-            self._rates = torch.cat([self._rate_by_dimension(*pair) for pair in latents], dim=-1)
-        return model_trace, guide_trace
+        for name, site in sites:
+            self._check(name, site, guide_trace.nodes.get(name))
+        observed = [site for _, site in sites if site["is_observed"]]
+        priors = [site for _, site in sites if not site["is_observed"]]
+        posteriors = [guide_trace.nodes[site["name"]] for site in priors]
+        log_p_x, log_p_z, log_q_z = (
+            torch.stack([_rows(site["log_prob"]) for site in part]).sum(0) for part in (observed, priors, posteriors)
+        )
+        latents = tuple(Latent(q["value"], p["fn"], q["fn"]) for p, q in zip(priors, posteriors))
+        return Draws(log_p_x, log_p_z, log_q_z, latents)
 
-    def _rate(self, prior_site: Any, posterior_site: Any) -> Tensor:
-        """Return log q - log p at the draws, (B,) or (K, B); an ELBO with a closed form returns that."""
-        rate: Tensor = posterior_site["unscaled_log_prob"] - prior_site["unscaled_log_prob"]
-        return rate
+    def _check(self, name: str, site: Any, guide_site: Any) -> None:
+        if guide_site is None and not site["is_observed"]:
+            raise ValueError(f"site {name!r} is drawn in the model and not in the guide")
+        for one in (site, guide_site):
+            if one is not None and (not _is_one(one["scale"]) or one["mask"] is not None):
+                raise ValueError(
+                    f"site {name!r} is scaled or masked, and then this is no bound: weigh the rate by beta"
+                )
+        if self.reparameterised and guide_site is not None and not guide_site["fn"].has_rsample:
+            raise ValueError(f"q of {name!r} is not reparameterised: its gradient needs ScoreELBO, --elbo score")
 
-    def _rate_by_dimension(self, posterior_site: Any, prior_site: Any) -> Tensor:
-        """Return the same for each latent dimension, averaged over the particles: (B, L)."""
-        z = posterior_site["value"]
-        rates = handwritten.rate_by_dimension(posterior_site["fn"], prior_site["fn"], z if z.dim() == 3 else z[None])
-        return rates
+
+def _is_one(scale: Any) -> bool:
+    return isinstance(scale, (int, float)) and scale == 1
 
 
-def _per_datum(values: Any) -> Tensor:
-    """Average (K, B) over the particles; (B,) is a mean already."""
-    return values.mean(0) if values.dim() == 2 else values
+def _rows(log_prob: Tensor) -> Tensor:
+    """Return (K, B); with one particle Pyro leaves its dimension out, and here it is 1."""
+    return log_prob if log_prob.dim() == 2 else log_prob.unsqueeze(0)

@@ -14,6 +14,7 @@ from pyro.infer import SVI
 from torch import Tensor
 
 from pvae.building import build_vae, start_like_burda
+from pvae.compiled import CompiledELBO
 from pvae.config import Config
 from pvae.data import Dataset, batches, binarized, padded, to_pixels
 from pvae.elbos import build_elbo
@@ -22,6 +23,7 @@ from pvae.handwritten import posterior_mean_loss
 from pvae.latentspace import reconstruct, sample
 from pvae.metrics import Metrics, summarise
 from pvae.optimizers import SingleOptimizer
+from pvae.perdatum import PerDatumELBO
 from pvae.progress import Bar
 from pvae.rng import restore_rng_state, rng_state, seeded
 from pvae.runs import Checkpoint
@@ -65,7 +67,7 @@ class Training:
         self.vae = build_vae(config, data.image_shape).to(device)
         if config.initialization == "burda":
             start_like_burda(self.vae, self.train_images)
-        self.elbo = build_elbo(
+        self.elbo: PerDatumELBO | CompiledELBO = build_elbo(
             config.elbo,
             config.particles,
             free_bits=config.free_bits,
@@ -73,6 +75,8 @@ class Training:
             mix=config.mix,
             num_groups=config.groups,
         )
+        if config.compile != "none":
+            self.elbo = CompiledELBO(self.elbo, config.compile, config.precision)
         self.optimizer = torch.optim.Adam(self.vae.parameters(), lr=config.lr, eps=config.adam_eps, fused=True)
         self.svi = SVI(self.vae.model, self.vae.guide, SingleOptimizer(self.optimizer), loss=self.elbo)
         self.epoch = 0

@@ -7,6 +7,7 @@ import math
 import pyro
 import pytest
 import torch
+from pyro.distributions.testing.fakes import NonreparameterizedNormal
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 
 from pvae import handwritten
@@ -240,3 +241,43 @@ def test_an_optimizer_of_other_parameters_is_refused(small_vae, small_images, mi
         svi = SVI(vae.model, vae.guide, SingleOptimizer(torch.optim.Adam(held)), loss=TraceELBO())
         with pytest.raises(RuntimeError, match="not those of the optimiser"):
             svi.step(small_images(4))
+
+
+def _half(function):
+    return pyro.poutine.scale(function, 0.5)
+
+
+def _masked(function):
+    return pyro.poutine.mask(function, mask=torch.tensor(False))
+
+
+@pytest.mark.parametrize("name", ["trace", "analytic", "iwae", "score"])
+@pytest.mark.parametrize("change", [_half, _masked])
+def test_scaled_and_masked_sites_are_refused(small_vae, small_images, name, change):
+    """Pyro would scale log-probabilities inside a logarithm of their sum, or one side of a KL."""
+    vae, x = small_vae(), small_images(4)
+    for model, guide in [(change(vae.model), vae.guide), (vae.model, change(vae.guide))]:
+        with pyro.get_param_store().scope(), pytest.raises(ValueError, match="scaled or masked"):
+            build_elbo(name, 2).differentiable_loss(model, guide, x)
+
+
+def test_a_posterior_without_reparameterisation_needs_the_score_function(small_vae, small_images):
+    vae, x = small_vae(), small_images(4)
+
+    def guide(x):
+        with pyro.plate("data", x.shape[0]):
+            q = vae.posterior(x).base_dist
+            pyro.sample("z", NonreparameterizedNormal(q.loc, q.scale).to_event(1))
+
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        for name in ("trace", "analytic", "iwae", "stl"):
+            with pytest.raises(ValueError, match="not reparameterised"):
+                build_elbo(name).differentiable_loss(vae.model, guide, x)
+        assert build_elbo("score").differentiable_loss(vae.model, guide, x).isfinite()
+
+
+def test_a_latent_that_the_guide_lacks_is_refused(small_vae, small_images):
+    vae = small_vae()
+    refused = pytest.raises(ValueError, match="not in the guide")
+    with pyro.get_param_store().scope(), pytest.warns(UserWarning, match="not guide"), refused:
+        TraceELBO().differentiable_loss(vae.model, lambda x: None, small_images(4))

@@ -53,22 +53,30 @@ MUTATIONS = {
         "rate=kl_divergence(posterior, vae.prior())",
         "rate=kl_divergence(vae.prior().expand(posterior.batch_shape), posterior)",
     ),
-    "beta on the observed site too": ("perdatum.py", 'if not msg["is_observed"]:', "if True:"),
-    "sum over the batch in place of a mean": ("perdatum.py", "loss = summed / x.shape[0]", "loss = summed"),
+    "beta on the observed site too": (
+        "perdatum.py",
+        "loss = (distortion + self.beta * rate).mean()",
+        "loss = (self.beta * (distortion + rate)).mean()",
+    ),
+    "sum over the batch in place of a mean": (
+        "perdatum.py",
+        "loss = (distortion + self.beta * rate).mean()",
+        "loss = (distortion + self.beta * rate).sum()",
+    ),
     "Monte Carlo in place of a missing closed form": (
         "elbos.py",
         'raise InputError(f"no closed-form KL is known for ({pair}): use --elbo trace") from None',
-        "return posterior_site['unscaled_log_prob'] - prior_site['unscaled_log_prob']",
+        "rate = latent.posterior.log_prob(latent.z) - latent.prior.log_prob(latent.z)",
     ),
     "a sigmoid before the Bernoulli": (
         "likelihoods.py",
         "dist.Bernoulli(logits=output)",
         "dist.Bernoulli(output.sigmoid())",
     ),
-    "only the first latent recorded": (
+    "only the first latent taken": (
         "perdatum.py",
-        'for name, site in sites if not site["is_observed"])',
-        'for name, site in sites if name == "z")',
+        'priors = [site for _, site in sites if not site["is_observed"]]',
+        'priors = [site for name, site in sites if name == "z"]',
     ),
     "prior of another width": ("latents.py", "torch.ones(latent_dim)", "2 * torch.ones(latent_dim)"),
 }

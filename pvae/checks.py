@@ -1,0 +1,47 @@
+"""Conditions on the values of tensors: checked at once, or by whoever replays a step that is being recorded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["Check", "deferred", "require"]
+
+
+class Check(NamedTuple):
+    """What must hold, a boolean scalar, and what is raised where it does not."""
+
+    condition: Tensor
+    error: Callable[[], Exception]
+
+
+_later: ContextVar[list[Check] | None] = ContextVar("_later", default=None)
+
+
+def require(condition: Tensor, error: Callable[[], Exception]) -> None:
+    """Raise `error()` unless the condition holds; inside `deferred` leave that to its caller.
+
+    Args:
+        condition: a boolean scalar.
+        error: makes the exception; it must hold no tensor, since a recording keeps it.
+    """
+    checks = _later.get()
+    if checks is not None:
+        checks.append(Check(condition, error))
+    elif not bool(condition):
+        raise error()
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[list[Check]]:
+    """Collect what is required in this block instead of looking at it."""
+    checks: list[Check] = []
+    token = _later.set(checks)
+    try:
+        yield checks
+    finally:
+        _later.reset(token)

@@ -1,0 +1,194 @@
+"""A function of tensors as a graph of torch's operators, recorded once and run again without its Python."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro.util import torch_isnan, warn_if_nan
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+
+from pvae.errors import InputError, brief
+
+__all__ = ["record"]
+
+_ATEN = torch.ops.aten
+# Multiply-adds from which oneDNN's product is the faster one: 128 x 400 x 40 is not worth it, 128 x 400 x 784 is.
+_LARGE_PRODUCT = 2**22
+
+Function = Callable[..., Sequence[Tensor]]
+
+
+def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", precision: str = "fp32") -> Function:
+    """Run a function once and return its operators as a function of the same inputs.
+
+    Whatever else the function reads is read again at each call if it is a tensor (a parameter, a buffer), and fixed for
+    good if it is not. Random draws stay draws, in the order of the function.
+
+    Args:
+        function: of tensors; with no control flow that looks at their values.
+        inputs: what to run it on; the result takes tensors of these shapes and dtypes only.
+        engine: "graph" calls torch's operators one by one; "inductor" compiles them to C++ or Triton.
+        precision: "fp32" leaves dtypes as they are; "bf16" takes matrix products and convolutions of float32 in
+            bfloat16, and leaves all else.
+
+    Raises:
+        InputError: the function cannot be recorded.
+    """
+    if engine == "inductor" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise InputError(
+            "--compile inductor needs a C++ compiler, and there is none: install g++, or take --compile graph"
+        )
+
+    def unread(*inputs: Tensor) -> Sequence[Tensor]:
+        with _TensorsStayTensors():
+            return function(*inputs)
+
+    try:
+        with pyro.validation_enabled(False):
+            graph = make_fx(unread)(*inputs)
+    except RuntimeError as error:
+        if "tracing tensor" not in str(error):
+            raise
+        raise InputError(
+            "the step cannot be recorded, since it looks at the values of its tensors: leave --compile out "
+            f"({brief(error)})"
+        ) from error
+    graph.graph.eliminate_dead_code()
+    if precision == "bf16":
+        _take_products_in_bfloat16(graph.graph)
+    elif engine == "graph":
+        _take_large_products_from_onednn(graph.graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    if engine == "graph":
+        replay: Function = graph.forward
+        return replay
+    # With a random stream of its own it would not train as the others do.
+    compiled: Function = torch.compile(graph, options={"fallback_random": True})
+    with torch.no_grad(), pyro.validation_enabled(pyro.infer.util.is_validation_enabled()):
+        compiled(*inputs)  # compiles; it would switch off torch's validation for good, were it not for the line above
+    return compiled
+
+
+class _TensorsStayTensors(TorchFunctionMode):
+    """Keep Pyro's own ELBOs from reading values, so that they can be recorded.
+
+    They turn parts of their value into Python numbers, through which no gradient would flow: so does `detach`. And they
+    look for NaN, to warn.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.item:
+            return args[0].detach()
+        if func is Tensor.register_hook and _is_called_by(warn_if_nan):
+            return None  # it would look at the gradients too
+        if func is torch.isnan and _is_called_by(torch_isnan):
+            return np.False_  # which has the `any` that is asked for next
+        return func(*args, **(kwargs or {}))
+
+
+def _is_called_by(function: Any) -> bool:
+    """Whether it called the caller of this, with no more between than torch puts there."""
+    callers = (sys._getframe(2).f_code, sys._getframe(4).f_code)
+    return function.__code__ in callers
+
+
+def _take_large_products_from_onednn(graph: fx.Graph) -> None:
+    """Replace large float32 products on the CPU: torch gives them to its BLAS, and oneDNN is up to twice as fast.
+
+    The operator is private to torch, made for inductor; where it is missing the products stay as they are.
+    """
+    product = getattr(getattr(torch.ops, "mkldnn", None), "_linear_pointwise", None)
+    if product is None or not torch.backends.mkldnn.is_available():
+        return
+    for node in list(graph.nodes):
+        bias, left, right = _product_of(node)
+        if left is None or not _is_large_on_cpu(left, right):
+            continue
+        with graph.inserting_before(node):
+            turned = (
+                right.args[0] if right.target is _ATEN.t.default else graph.call_function(_ATEN.t.default, (right,))
+            )
+            new = graph.call_function(product.default, (left, turned, bias, "none", [], ""))
+        new.meta = node.meta
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+
+
+def _product_of(node: fx.Node) -> tuple[Any, Any, Any]:
+    """Return bias, left and right of a matrix product, and three times None of anything else."""
+    if node.target is _ATEN.mm.default:
+        return None, node.args[0], node.args[1]
+    if node.target is _ATEN.addmm.default and not node.kwargs:
+        return node.args[0], node.args[1], node.args[2]
+    return None, None, None
+
+
+def _is_large_on_cpu(left: fx.Node, right: fx.Node) -> bool:
+    a, b = left.meta.get("val"), right.meta.get("val")
+    if a is None or b is None or a.dtype != torch.float32 or a.device.type != "cpu":
+        return False
+    return bool(a.shape[0] * a.shape[1] * b.shape[1] >= _LARGE_PRODUCT)
+
+
+def _take_products_in_bfloat16(graph: fx.Graph) -> None:
+    """Round the factors of float32 products and convolutions to bfloat16; results and biases are float32."""
+    rounded: dict[Any, fx.Node] = {}  # weights are factors of the forward and of the backward pass
+
+    def low(factor: Any) -> fx.Node:
+        if factor not in rounded:
+            with graph.inserting_after(factor):
+                rounded[factor] = graph.call_function(_ATEN._to_copy.default, (factor,), {"dtype": torch.bfloat16})
+        return rounded[factor]
+
+    for node in list(graph.nodes):
+        if node.target in _BFLOAT16 and not node.kwargs and _is_float32(node):
+            node.target, factors = _BFLOAT16[node.target]
+            node.args = tuple(low(value) if place in factors else value for place, value in enumerate(node.args))
+
+
+def _is_float32(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    value = value[0] if isinstance(value, (tuple, list)) else value  # of a backward pass all are alike
+    return isinstance(value, Tensor) and value.dtype == torch.float32
+
+
+def _mm(left: Tensor, right: Tensor) -> Tensor:
+    return torch.mm(left, right).float()
+
+
+def _addmm(bias: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return torch.mm(left, right).float().add_(bias)
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    y: Tensor = _ATEN.convolution.default(x, weight, None, *options).float()
+    return y if bias is None else y.add_(bias.view(-1, *[1] * (y.dim() - 2)))
+
+
+def _convolution_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, *options: Any
+) -> tuple[Tensor | None, ...]:
+    by_x, by_weight, by_bias = options[-1]
+    low, mask = gradient.to(torch.bfloat16), (by_x, by_weight, False)
+    dx, dw, _ = _ATEN.convolution_backward.default(low, x, weight, bias_sizes, *options[:-1], mask)
+    db = gradient.sum([0, *range(2, gradient.dim())]) if by_bias else None
+    return dx.float() if by_x else None, dw.float() if by_weight else None, db
+
+
+# What takes the place of an operator, and which of its arguments are factors.
+_BFLOAT16: dict[Any, tuple[Callable[..., Any], tuple[int, int]]] = {
+    _ATEN.mm.default: (_mm, (0, 1)),
+    _ATEN.addmm.default: (_addmm, (1, 2)),
+    _ATEN.convolution.default: (_convolution, (0, 1)),
+    _ATEN.convolution_backward.default: (_convolution_backward, (1, 2)),
+}
