@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from pvae import handwritten
 from pvae.data import Pixels
 from pvae.errors import InputError
 from pvae.evaluation import Estimate, ImportanceSample, active_units, images_at_once, importance_sample, split_rate
+from pvae.hierarchy import ChainPosterior
 from pvae.rng import seeded
 from pvae.subjects import Subject, proper
 from pvae.vae import VAE
@@ -39,8 +40,8 @@ class Anatomy:
         total_correlation: KL(q(z) || prod_l q(z_l)).
         dimension_wise_kl: sum_l KL(q(z_l) || p(z_l)).
         log_images: log of the number of images in q(z), where the mutual information ends.
-        active_units: latent dimensions whose mean varies over images.
-        latent_dim: of how many.
+        active_units: of each stochastic layer the latent dimensions whose mean varies over images.
+        latent_dims: of how many.
     """
 
     elbo: Estimate
@@ -53,8 +54,8 @@ class Anatomy:
     total_correlation: Estimate | None
     dimension_wise_kl: Estimate | None
     log_images: float
-    active_units: int
-    latent_dim: int
+    active_units: tuple[int, ...]
+    latent_dims: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +162,9 @@ def _anatomy(vae: VAE, x: Pixels) -> Anatomy:
             for name, values in _terms(vae, part).items():
                 columns.setdefault(name, []).append(values)
     estimates = {name: Estimate.of(torch.cat(values)) for name, values in columns.items()}
+    second = vae.q_z.latent_dim if isinstance(vae.q_z, ChainPosterior) else 0
     active = active_units(vae, x)
+    layers = [layer for layer in active.split([len(active) - second, second]) if len(layer)]
     return Anatomy(
         elbo=estimates["elbo"],
         distortion=estimates["distortion"],
@@ -171,9 +174,14 @@ def _anatomy(vae: VAE, x: Pixels) -> Anatomy:
         posterior_mean_loss=estimates.get("posterior_mean_loss"),
         **_split(vae, x),
         log_images=math.log(len(x)),
-        active_units=int(active.sum()),
-        latent_dim=len(active),
+        active_units=tuple(int(layer.sum()) for layer in layers),
+        latent_dims=tuple(map(len, layers)),
     )
+
+
+def _plus(counts: Sequence[int]) -> str:
+    """Return the counts of the layers as they are published: 16+5."""
+    return "+".join(map(str, counts))
 
 
 def _terms(vae: VAE, x: Tensor) -> dict[str, Tensor]:
@@ -243,7 +251,8 @@ def to_text(report: Report) -> str:
             "    dimension-wise KL", anatomy.dimension_wise_kl, "sum_l KL(q(z_l) || p(z_l)): with these two the rate"
         ),
         *_row("posterior-mean loss", anatomy.posterior_mean_loss, "no bound"),
-        f"{'active units':24}{anatomy.active_units} of {anatomy.latent_dim}, whose mean has a variance above 0.01",
+        f"{'active units':24}{_plus(anatomy.active_units)} of {_plus(anatomy.latent_dims)}, whose mean has a variance "
+        "above 0.01",
         "",
         f"log p(x), {found.num_particles:,} importance samples an image; pixels {report.pixels}",
         *_row("  ELBO", found.elbo, "of the same pixels"),

@@ -203,6 +203,8 @@ def test_a_run_is_evaluated(tmp_path, data, found, capsys, kind):
     assert likelihood["estimate"]["mean"] > likelihood["elbo"]["mean"]
     assert report["pseudo"] == (kind == "grey")
     assert ("binarized" in report["pixels"]) == (kind == "grey")
+    assert len(anatomy["active_units"]) == (2 if kind == "two layers" else 1)
+    assert all(0 <= n <= of for n, of in zip(anatomy["active_units"], anatomy["latent_dims"]))
     if kind == "two layers":
         assert anatomy["mutual_information"] is None
     else:
