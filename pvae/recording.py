@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import sys
@@ -65,15 +66,16 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
     graph.graph.eliminate_dead_code()
     if precision == "bf16":
         _take_products_in_bfloat16(graph.graph)
-    elif engine == "graph":
-        _take_large_products_from_onednn(graph.graph)
+    elif torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        _take_large_products_from_onednn(graph.graph, _onednn if engine == "graph" else _opaque_onednn())
     graph.graph.eliminate_dead_code()
     graph.recompile()
     if engine == "graph":
         replay: Function = graph.forward
         return replay
     # With a random stream of its own it would not train as the others do.
-    compiled: Function = torch.compile(graph, options={"fallback_random": True})
+    options: dict[str, Any] = {"fallback_random": True, "cpp_wrapper": all(x.device.type == "cpu" for x in inputs)}
+    compiled: Function = torch.compile(graph, options=options)
     with torch.no_grad(), pyro.validation_enabled(pyro.infer.util.is_validation_enabled()):
         compiled(*inputs)  # compiles; it would switch off torch's validation for good, were it not for the line above
     return compiled
@@ -102,14 +104,22 @@ def _is_called_by(function: Any) -> bool:
     return function.__code__ in callers
 
 
-def _take_large_products_from_onednn(graph: fx.Graph) -> None:
-    """Replace large float32 products on the CPU: torch gives them to its BLAS, and oneDNN is up to twice as fast.
+def _onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+    """Return left right^T + bias by oneDNN; the operator is private to torch, made for inductor."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise.default(left, right, bias, "none", [], "")
+    return product
 
-    The operator is private to torch, made for inductor; where it is missing the products stay as they are.
-    """
-    product = getattr(getattr(torch.ops, "mkldnn", None), "_linear_pointwise", None)
-    if product is None or not torch.backends.mkldnn.is_available():
-        return
+
+@functools.cache
+def _opaque_onednn() -> Callable[..., Tensor]:
+    """Return the same as an operator into which inductor does not look: of its own it wants constant weights."""
+    product = torch.library.custom_op("pvae::product", _onednn, mutates_args=())
+    product.register_fake(lambda left, right, bias: left.new_empty(left.shape[0], right.shape[0]))
+    return torch.ops.pvae.product.default
+
+
+def _take_large_products_from_onednn(graph: fx.Graph, product: Callable[..., Tensor]) -> None:
+    """Replace large float32 products on the CPU: torch gives them to its BLAS, and oneDNN is up to twice as fast."""
     for node in list(graph.nodes):
         bias, left, right = _product_of(node)
         if left is None or not _is_large_on_cpu(left, right):
@@ -118,7 +128,7 @@ def _take_large_products_from_onednn(graph: fx.Graph) -> None:
             turned = (
                 right.args[0] if right.target is _ATEN.t.default else graph.call_function(_ATEN.t.default, (right,))
             )
-            new = graph.call_function(product.default, (left, turned, bias, "none", [], ""))
+            new = graph.call_function(product, (left, turned, bias))
         new.meta = node.meta
         node.replace_all_uses_with(new)
         graph.erase_node(node)

@@ -1,0 +1,398 @@
+"""The sides of the speed benchmark: each trains the same VAE on the same images, as its users would.
+
+A side is a generator of events: ("step", None) after its first step, ("epoch", None) after the training of each epoch,
+or with the seconds where it must time itself, and ("elbo", value) after a test, nats per datum.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Events = Iterator[tuple[str, float | None]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every side does.
+
+    Args:
+        train: uint8 (N, 1, H, W).
+        test: the same.
+        epochs: passes over the training images.
+        tests: measure the test ELBO after each.
+        batch_size: images a step.
+        hidden: width of the one hidden layer of encoder and decoder.
+        latent_dim: L.
+    """
+
+    train: Tensor
+    test: Tensor
+    epochs: int = 3
+    tests: bool = True
+    batch_size: int = 128
+    hidden: int = 400
+    latent_dim: int = 20
+
+
+class Net(nn.Module):
+    """D-H-(L+L) and L-H-D, ReLU, as in the PyTorch example."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        num_pixels = task.train[0].numel()
+        self.encoder = nn.Sequential(
+            nn.Linear(num_pixels, task.hidden), nn.ReLU(), nn.Linear(task.hidden, 2 * task.latent_dim)
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(task.latent_dim, task.hidden), nn.ReLU(), nn.Linear(task.hidden, num_pixels)
+        )
+        self.register_buffer("zeros", torch.zeros(task.latent_dim))
+        self.register_buffer("ones", torch.ones(task.latent_dim))
+
+
+def closed_form(net: Net, x: Tensor) -> Tensor:
+    """The loss without any distribution object."""
+    loc, log_variance = net.encoder(x).chunk(2, dim=-1)
+    z = loc + (0.5 * log_variance).exp() * torch.randn_like(loc)
+    distortion = functional.binary_cross_entropy_with_logits(net.decoder(z), x, reduction="sum")
+    rate = -0.5 * (1 + log_variance - loc.square() - log_variance.exp()).sum()
+    return (distortion + rate) / len(x)
+
+
+def _log_weights(net: Net, x: Tensor, num_particles: int, fixed: bool = False) -> tuple[Tensor, Tensor]:
+    distributions = torch.distributions
+    loc, log_variance = net.encoder(x).chunk(2, dim=-1)
+    q = distributions.Independent(distributions.Normal(loc, (0.5 * log_variance).exp()), 1)
+    z = q.rsample((num_particles,) if num_particles > 1 else ())
+    logits = net.decoder(z)
+    p_x = distributions.Independent(distributions.Bernoulli(logits=logits, validate_args=False), 1)
+    p_z = distributions.Independent(distributions.Normal(net.zeros, net.ones), 1)
+    if fixed:
+        q = distributions.Independent(distributions.Normal(loc.detach(), (0.5 * log_variance).exp().detach()), 1)
+    return p_x.log_prob(x) + p_z.log_prob(z) - q.log_prob(z), z
+
+
+def trace(net: Net, x: Tensor) -> Tensor:
+    """The Monte Carlo ELBO by torch.distributions."""
+    return -_log_weights(net, x, 1)[0].mean()
+
+
+def analytic(net: Net, x: Tensor) -> Tensor:
+    """The ELBO with a closed-form KL, by torch.distributions."""
+    distributions = torch.distributions
+    loc, log_variance = net.encoder(x).chunk(2, dim=-1)
+    q = distributions.Independent(distributions.Normal(loc, (0.5 * log_variance).exp()), 1)
+    p_z = distributions.Independent(distributions.Normal(net.zeros, net.ones), 1)
+    logits = net.decoder(q.rsample())
+    p_x = distributions.Independent(distributions.Bernoulli(logits=logits, validate_args=False), 1)
+    return (distributions.kl_divergence(q, p_z) - p_x.log_prob(x)).mean()
+
+
+def iwae(net: Net, x: Tensor) -> Tensor:
+    """The importance-weighted bound of 5 particles, by torch.distributions."""
+    log_w, _ = _log_weights(net, x, 5)
+    return -(log_w.logsumexp(0) - math.log(5)).mean()
+
+
+def dreg(net: Net, x: Tensor) -> Tensor:
+    """The same with its doubly reparameterised gradient."""
+    log_w, z = _log_weights(net, x, 5, fixed=True)
+    weight = log_w.detach().softmax(0)
+    z.register_hook(lambda gradient: gradient * weight[..., None])
+    return -(log_w.logsumexp(0) - math.log(5)).mean()
+
+
+def _tested(net: Net, task: Task) -> Events:
+    if task.tests:
+        with torch.no_grad():
+            parts = [part.flatten(1).float() / 255 for part in task.test.split(1000)]
+            loss = sum(closed_form(net, part).item() * len(part) for part in parts) / len(task.test)
+        yield "elbo", -loss
+
+
+def by_hand(loss_of: Callable[[Net, Tensor], Tensor], autocast: bool = False) -> Callable[[Task], Events]:
+    """A loop written by hand, images as floats in memory, one fused Adam."""
+
+    def run(task: Task) -> Events:
+        net, images = Net(task), task.train.flatten(1).float() / 255
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
+        total = 0.0
+        for epoch in range(task.epochs):
+            for step, index in enumerate(torch.randperm(len(images)).split(task.batch_size)):
+                optimizer.zero_grad()
+                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                    loss = loss_of(net, images[index])
+                loss.backward()
+                optimizer.step()
+                total += loss.item()
+                if epoch == step == 0:
+                    yield "step", None
+            yield "epoch", None
+            yield from _tested(net, task)
+
+    return run
+
+
+class _Decoded(torch.utils.data.Dataset):
+    """Images decoded one by one, as torchvision's MNIST with ToTensor gives them."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        from PIL import Image
+        from torchvision.transforms.functional import to_tensor
+
+        pixels: Tensor = to_tensor(Image.fromarray(self.images[index, 0].numpy()))
+        return pixels
+
+
+def pytorch_example(task: Task) -> Events:
+    """The PyTorch example's style: a DataLoader over decoded images, sigmoid and cross-entropy, Adam as it comes."""
+    net = Net(task)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    loader = torch.utils.data.DataLoader(_Decoded(task.train), batch_size=task.batch_size, shuffle=True)
+    for epoch in range(task.epochs):
+        for step, batch in enumerate(loader):
+            x = batch.flatten(1)
+            optimizer.zero_grad()
+            loc, log_variance = net.encoder(x).chunk(2, dim=-1)
+            z = loc + (0.5 * log_variance).exp() * torch.randn_like(loc)
+            distortion = functional.binary_cross_entropy(net.decoder(z).sigmoid(), x, reduction="sum")
+            loss = distortion - 0.5 * torch.sum(1 + log_variance - loc.pow(2) - log_variance.exp())
+            loss.backward()
+            loss.item()
+            optimizer.step()
+            if epoch == step == 0:
+                yield "step", None
+        yield "epoch", None
+        yield from _tested(net, task)
+
+
+def plain_pyro(name: str) -> Callable[[Task], Events]:
+    """Pyro as its VAE example has it: module, plate, SVI, its own Adam; images as floats in memory."""
+
+    def run(task: Task) -> Events:
+        import pyro
+        import pyro.distributions as dist
+        from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+
+        net, images = Net(task), task.train.flatten(1).float() / 255
+
+        def model(x: Tensor) -> None:
+            pyro.module("decoder", net.decoder)
+            with pyro.plate("data", x.shape[0]):
+                z = pyro.sample("z", dist.Normal(net.zeros, net.ones).to_event(1))
+                pyro.sample("obs", dist.Bernoulli(logits=net.decoder(z), validate_args=False).to_event(1), obs=x)
+
+        def guide(x: Tensor) -> None:
+            pyro.module("encoder", net.encoder)
+            with pyro.plate("data", x.shape[0]):
+                loc, log_variance = net.encoder(x).chunk(2, dim=-1)
+                pyro.sample("z", dist.Normal(loc, (0.5 * log_variance).exp()).to_event(1))
+
+        elbo = {"trace": Trace_ELBO, "analytic": TraceMeanField_ELBO}[name]()
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), loss=elbo)
+        for epoch in range(task.epochs):
+            for step, index in enumerate(torch.randperm(len(images)).split(task.batch_size)):
+                svi.step(images[index])
+                if epoch == step == 0:
+                    yield "step", None
+            yield "epoch", None
+            yield from _tested(net, task)
+
+    return run
+
+
+def pythae(task: Task) -> Events:
+    """pythae's VAE and BaseTrainer; its own loop marks the epochs, so that "step" comes with the first of them."""
+    import logging
+    import time
+
+    from pythae.data.datasets import BaseDataset
+    from pythae.models import VAE, VAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig
+    from pythae.trainers.training_callbacks import TrainingCallback
+
+    logging.disable(logging.INFO)
+    net = Net(task)
+
+    class Encoder(BaseEncoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = net.encoder
+
+        def forward(self, x: Tensor) -> ModelOutput:
+            loc, log_variance = self.layers(x.flatten(1)).chunk(2, dim=-1)
+            return ModelOutput(embedding=loc, log_covariance=log_variance)
+
+    class Decoder(BaseDecoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = net.decoder
+
+        def forward(self, z: Tensor) -> ModelOutput:
+            return ModelOutput(reconstruction=self.layers(z).sigmoid())
+
+    marks: list[float] = []
+
+    class Marks(TrainingCallback):
+        def on_epoch_begin(self, *_: object, **__: object) -> None:
+            marks.append(time.perf_counter())
+
+        def on_epoch_end(self, *_: object, **__: object) -> None:
+            marks.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = BaseTrainerConfig(
+            output_dir=folder,
+            per_device_train_batch_size=task.batch_size,
+            per_device_eval_batch_size=1000,
+            num_epochs=task.epochs,
+            learning_rate=1e-3,
+            no_cuda=True,
+            keep_best_on_train=True,
+        )
+        config = VAEConfig(input_dim=tuple(task.train.shape[1:]), latent_dim=task.latent_dim, reconstruction_loss="bce")
+        images = [BaseDataset(part.float() / 255, torch.zeros(len(part))) for part in (task.train, task.test)]
+        trainer = BaseTrainer(
+            model=VAE(config, Encoder(), Decoder()),
+            train_dataset=images[0],
+            eval_dataset=images[1] if task.tests else None,
+            training_config=options,
+            callbacks=[Marks()],
+        )
+        trainer.train()
+    yield "step", None
+    for before, after in zip(marks[::2], marks[1::2]):
+        yield "epoch", after - before
+
+
+def numpyro(task: Task) -> Events:
+    """NumPyro with its SVI step compiled by jit, a whole epoch in one scan."""
+    import jax
+    import numpyro.distributions as dist
+    from jax import lax, random
+    from jax.example_libraries import stax
+    from numpyro import factor, module, plate, sample
+    from numpyro.infer import SVI, Trace_ELBO
+    from numpyro.optim import Adam
+
+    num_pixels = task.train[0].numel()
+    images, test = (jax.numpy.asarray((part.flatten(1).float() / 255).numpy()) for part in (task.train, task.test))
+    encoder = stax.serial(stax.Dense(task.hidden), stax.Relu, stax.Dense(2 * task.latent_dim))
+    decoder = stax.serial(stax.Dense(task.hidden), stax.Relu, stax.Dense(num_pixels))
+
+    def model(x: Any) -> None:
+        decode = module("decoder", decoder, (len(x), task.latent_dim))
+        with plate("data", len(x)):
+            z = sample("z", dist.Normal(0, 1).expand([task.latent_dim]).to_event(1))
+            logits = decode(z)  # NumPyro's Bernoulli gives grey pixels a probability of 0
+            factor("obs", (x * logits - jax.nn.softplus(logits)).sum(-1))
+
+    def guide(x: Any) -> None:
+        encode = module("encoder", encoder, (len(x), num_pixels))
+        with plate("data", len(x)):
+            loc, log_variance = jax.numpy.split(encode(x), 2, axis=-1)
+            sample("z", dist.Normal(loc, jax.numpy.exp(0.5 * log_variance)).to_event(1))
+
+    svi = SVI(model, guide, Adam(1e-3), Trace_ELBO())
+    num_whole = len(images) // task.batch_size
+
+    @jax.jit
+    def epoch_of(state: Any, key: Any) -> Any:
+        order = random.permutation(key, len(images))
+        whole, rest = order[: num_whole * task.batch_size], order[num_whole * task.batch_size :]
+        state, losses = lax.scan(
+            lambda state, index: svi.update(state, images[index]), state, whole.reshape(num_whole, task.batch_size)
+        )
+        if len(rest):
+            state, _ = svi.update(state, images[rest])
+        return state, losses.mean()
+
+    evaluate = jax.jit(lambda state: svi.evaluate(state, test) / len(test))
+    state = svi.init(random.PRNGKey(0), images[: task.batch_size])
+    state, _ = jax.jit(svi.update)(state, images[: task.batch_size])
+    jax.block_until_ready(state.optim_state)
+    yield "step", None
+    for epoch in range(task.epochs):
+        state, _ = epoch_of(state, random.PRNGKey(epoch + 1))
+        jax.block_until_ready(state.optim_state)
+        yield "epoch", None
+        if task.tests:
+            yield "elbo", -float(evaluate(state))
+
+
+def ours(elbo: str, particles: int = 1, compile: str = "none", precision: str = "fp32") -> Callable[[Task], Events]:
+    """The loop of `python -m pvae.train`: bytes in memory, SVI, metrics of each epoch."""
+
+    def run(task: Task) -> Events:
+        import pyro
+
+        from pvae.config import Config
+        from pvae.data import Dataset, to_pixels
+        from pvae.rng import seeded
+        from pvae.training import Training
+
+        config = Config(
+            hidden=(task.hidden,),
+            latent_dim=task.latent_dim,
+            posterior="normal-log-variance",
+            elbo=elbo,
+            particles=particles,
+            batch_size=task.batch_size,
+            epochs=task.epochs,
+            compile=compile,
+            precision=precision,
+        )
+        device = torch.device("cpu")
+        with seeded(0, device), pyro.get_param_store().scope():
+            training = Training(config, Dataset("benchmark", task.train, task.test), device)
+            training.svi.step(to_pixels(training.train_images[: task.batch_size]))
+            yield "step", None
+            for _ in range(task.epochs):
+                training.train_epoch()
+                yield "epoch", None
+                if task.tests:
+                    yield "elbo", training.test().elbo
+
+    return run
+
+
+SIDES: dict[str, tuple[Callable[[Task], Events], str]] = {
+    "torch.distributions, trace": (by_hand(trace), ""),
+    "torch.distributions, analytic": (by_hand(analytic), ""),
+    "torch.distributions, iwae K=5": (by_hand(iwae), ""),
+    "torch.distributions, dreg K=5": (by_hand(dreg), ""),
+    "torch, closed form": (by_hand(closed_form), ""),
+    "torch, closed form, bf16 autocast": (by_hand(closed_form, autocast=True), ""),
+    "PyTorch example": (pytorch_example, ""),
+    "plain Pyro, trace": (plain_pyro("trace"), ""),
+    "plain Pyro, analytic": (plain_pyro("analytic"), ""),
+    "pythae": (pythae, "pythae"),
+    "NumPyro, jit + scan": (numpyro, "numpyro"),
+    "pvae trace": (ours("trace"), ""),
+    "pvae analytic": (ours("analytic"), ""),
+    "pvae iwae K=5": (ours("iwae", 5), ""),
+    "pvae dreg K=5": (ours("dreg", 5), ""),
+    "pvae trace, graph": (ours("trace", compile="graph"), ""),
+    "pvae analytic, graph": (ours("analytic", compile="graph"), ""),
+    "pvae iwae K=5, graph": (ours("iwae", 5, "graph"), ""),
+    "pvae dreg K=5, graph": (ours("dreg", 5, "graph"), ""),
+    "pvae trace, inductor": (ours("trace", compile="inductor"), ""),
+    "pvae trace, graph, bf16": (ours("trace", compile="graph", precision="bf16"), ""),
+    "pvae analytic, graph, bf16": (ours("analytic", compile="graph", precision="bf16"), ""),
+}

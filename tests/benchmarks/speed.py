@@ -1,0 +1,190 @@
+"""Seconds an epoch: this package, loops written by hand, and what its users would pick instead, in one run.
+
+Every side trains the same VAE (784-400-20 by default) on the same images with the same batch size, in a process of its
+own, the sides interleaved over several repeats: what slows the machine for a while slows them all. The table gives the
+median over repeats and epochs with its spread, the ratio to the first side, the share of the time that the matrix
+products alone take, peak memory, time from the start of the process to the end of its first step, and the seconds of
+the whole process.
+
+    pip install -e ".[bench]"
+    python tests/benchmarks/speed.py --data-dir DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+
+_START = "PVAE_BENCHMARK_START"
+
+
+def main() -> None:
+    """Run the benchmark, or one side of it."""
+    arguments = _parser().parse_args()
+    if arguments.side:
+        print(json.dumps(_run_side(arguments)))
+    else:
+        _run_all(arguments)
+
+
+def _run_side(arguments: argparse.Namespace) -> Result:
+    """Run one side in this process, and return what it took."""
+    from sides import SIDES, Task
+
+    task = Task(
+        *_images(arguments),
+        epochs=arguments.epochs,
+        tests=not arguments.no_test,
+        batch_size=arguments.batch_size,
+        hidden=arguments.hidden,
+        latent_dim=arguments.latent_dim,
+    )
+    seconds, elbo, first = [], None, None
+    before = time.perf_counter()
+    for kind, value in SIDES[arguments.side][0](task):
+        now = time.perf_counter()
+        if kind == "step":
+            first = time.time() - float(os.environ.get(_START, "nan"))
+        elif kind == "epoch":
+            seconds.append(now - before if value is None else value)
+        else:
+            elbo = value
+        before = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": seconds, "elbo": elbo, "first_step": first, "peak": peak}
+
+
+def _images(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """Return training and test images: MNIST where it is, else bytes of its shape, which take the same time."""
+    import torch
+
+    from pvae.errors import InputError
+    from pvae.sources import load_dataset
+
+    try:
+        data = load_dataset("mnist", arguments.data_dir, offline=True)
+        return data.train[: arguments.images], data.test
+    except InputError:
+        generator = torch.Generator().manual_seed(0)
+        count = arguments.images or 60_000
+        sizes = ((count, 1, 28, 28), (10_000, 1, 28, 28))
+        train, test = (torch.randint(256, size, dtype=torch.uint8, generator=generator) for size in sizes)
+        return train, test
+
+
+def _run_all(arguments: argparse.Namespace) -> None:
+    from sides import SIDES
+
+    wanted = [name for name in SIDES if any(part in name for part in arguments.only.split(","))]
+    present = [name for name in wanted if not SIDES[name][1] or importlib.util.find_spec(SIDES[name][1])]
+    found: dict[str, list[Result]] = {name: [] for name in present}
+    for repeat in range(arguments.repeats):
+        for name in present:
+            print(f"\rrepeat {repeat + 1}/{arguments.repeats}: {name:40}", end="", file=sys.stderr, flush=True)
+            found[name].append(_in_a_process(name))
+    print("\r" + 60 * " " + "\r", end="", file=sys.stderr)
+    floor = _product_floor(arguments)
+    print(_table({name: results for name, results in found.items() if results}, floor))
+    for name in wanted:
+        if name not in present:
+            print(f"absent: {name}, since {SIDES[name][1]} is not installed (pip install -e '.[bench]')")
+    print(f"matrix products alone, by the faster of torch's two libraries for each: {floor:.2f} s an epoch")
+
+
+def _in_a_process(name: str) -> Result:
+    command = [sys.executable, __file__, "--side", name, *sys.argv[1:]]
+    environment = {**os.environ, _START: str(time.time()), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    started = time.perf_counter()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent)
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
+    return {**json.loads(done.stdout.splitlines()[-1]), "process": time.perf_counter() - started}
+
+
+def _product_floor(arguments: argparse.Namespace) -> float:
+    """Return the seconds that the products of an epoch take: two for each layer, and one more but for the first."""
+    import torch
+
+    hidden, latent, batch = arguments.hidden, arguments.latent_dim, arguments.batch_size
+    layers = [(784, hidden), (hidden, 2 * latent), (latent, hidden), (hidden, 784)]
+    total = 0.0
+    for index, (width_in, width_out) in enumerate(layers):
+        x, w, g = torch.randn(batch, width_in), torch.randn(width_out, width_in), torch.randn(batch, width_out)
+        products = [(x, w.t()), (g.t(), x), *([(g, w)] if index else [])]
+        total += sum(min(_seconds_of(product, a, b) for product in _PRODUCTS) for a, b in products)
+    return total * -(-(arguments.images or 60_000) // batch)
+
+
+def _seconds_of(product: Any, a: Any, b: Any) -> float:
+    times = []
+    for _ in range(60):
+        started = time.perf_counter()
+        product(a, b)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def _onednn(a: Any, b: Any) -> Any:
+    import torch
+
+    return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+
+
+_PRODUCTS = (lambda a, b: a @ b, _onednn)
+
+
+def _table(found: dict[str, list[Result]], floor: float) -> str:
+    """Return a Markdown table; the first epoch of a process, which compiles or warms caches, is left out."""
+    epochs = {
+        name: [s for one in results for s in (one["seconds"][1:] or one["seconds"])] for name, results in found.items()
+    }
+    medians = {name: statistics.median(seconds) for name, seconds in epochs.items()}
+    first = next(iter(medians.values()))
+    lines = [
+        "| side | s / epoch | spread | ratio | products | test ELBO | first step, s | process, s | peak, MiB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, results in found.items():
+        middle = {key: _median(results, key) for key in ("elbo", "first_step", "process", "peak")}
+        lines.append(
+            f"| {name} | {medians[name]:.2f} | {min(epochs[name]):.2f} to {max(epochs[name]):.2f} "
+            f"| {medians[name] / first:.2f} | {floor / medians[name]:.0%} | {middle['elbo']:.2f} "
+            f"| {middle['first_step']:.1f} | {middle['process']:.1f} | {middle['peak']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def _median(results: list[Result], key: str) -> float:
+    values = [one[key] for one in results if one[key] is not None]
+    return statistics.median(values) if values else float("nan")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data-dir", type=Path, help="where MNIST lies (else $PVAE_DATA; else bytes of its shape are taken)")
+    add("--epochs", type=int, default=3, help="of each process; the first is not counted (default: 3)")
+    add("--repeats", type=int, default=3, help="processes of each side (default: 3)")
+    add("--only", default="", help="sides whose name holds one of these, separated by commas (default: all)")
+    add("--images", type=int, help="training images (default: all)")
+    add("--batch-size", type=int, default=128, help="(default: 128)")
+    add("--hidden", type=int, default=400, help="(default: 400)")
+    add("--latent-dim", type=int, default=20, help="(default: 20)")
+    add("--no-test", action="store_true", help="do not measure the test ELBO after each epoch")
+    add("--side", help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    main()
