@@ -1,4 +1,4 @@
-"""Conditions on the values of tensors: checked at once, or by whoever replays a step that is being recorded."""
+"""What must hold of the values of an input: looked at once, or by whoever replays a step that is being recorded."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ __all__ = ["Check", "deferred", "require"]
 
 
 class Check(NamedTuple):
-    """What must hold, a boolean scalar, and what is raised where it does not."""
+    """What must hold of a tensor, and what is raised where it does not."""
 
-    condition: Tensor
+    holds: Callable[[Tensor], Tensor]
+    x: Tensor
     error: Callable[[], Exception]
 
 
 _later: ContextVar[list[Check] | None] = ContextVar("_later", default=None)
 
 
-def require(condition: Tensor, error: Callable[[], Exception]) -> None:
-    """Raise `error()` unless the condition holds; inside `deferred` leave that to its caller.
+def require(holds: Callable[[Tensor], Tensor], x: Tensor, error: Callable[[], Exception]) -> None:
+    """Raise `error()` unless `holds(x)`; inside `deferred` leave that to its caller.
 
     Args:
-        condition: a boolean scalar.
+        holds: gives a boolean scalar.
+        x: an input of the step.
         error: makes the exception; it must hold no tensor, since a recording keeps it.
     """
     checks = _later.get()
     if checks is not None:
-        checks.append(Check(condition, error))
-    elif not bool(condition):
+        checks.append(Check(holds, x, error))
+    elif not bool(holds(x)):
         raise error()
 
 

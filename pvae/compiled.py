@@ -3,37 +3,50 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
-from pyro.poutine.runtime import apply_stack
+from pyro.poutine.runtime import _PYRO_STACK, apply_stack
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
 from pvae.checks import Check, deferred
+from pvae.errors import InputError
+from pvae.fingerprint import Fingerprint, buffers_unchanged, running_modules, surroundings
 from pvae.handwritten import Terms
-from pvae.perdatum import PerDatumELBO, PyroFunction
-from pvae.recording import Function, record
+from pvae.perdatum import PyroFunction
+from pvae.recording import record
 
 __all__ = ["CompiledELBO"]
 
-_PLAIN = frozenset({bool, int, float, str, tuple, torch.Size, type(None)})
-_NUM_KEPT = 32  # recordings: each is a batch shape, a mode or an edit of the model
+_CHANGES_ITSELF = "the step cannot be recorded, since a module changes itself in it: leave --compile out"
+_NUM_KEPT = 32  # recordings: each is of a batch shape, a mode or an edit of the model
 
 
-class _Recording(NamedTuple):
+@dataclass
+class _Tape:
     """A step that can be replayed."""
 
-    run: Function
-    errors: list[Any]
-    parameters: dict[str, Tensor]  # what Pyro's store held, by name
+    key: tuple[object, ...]
+    model: PyroFunction
+    guide: PyroFunction
+    elbo: Any
+    fingerprint: Fingerprint
+    modules: list[nn.Module]  # that ran
+    beta: Tensor
+    beta_now: float
+    replay: Callable[..., Sequence[Tensor]]
+    checks: list[tuple[int, Check]]  # with the place of what they look at among the inputs
+    has_terms: bool
+    held: dict[str, Tensor]  # parameters that Pyro's store held, by name
+    owned: set[int]  # those of them that are a module's, which registers them itself
+    trained: list[Tensor]  # parameters that get a gradient
     sites: list[Any]
-    kept: list[object]  # alive as long as their ids stand in a key
 
 
 class CompiledELBO(ELBO):
@@ -41,10 +54,10 @@ class CompiledELBO(ELBO):
 
     The first step runs them under Pyro's tracing and records the operators of loss and gradients; the steps after it
     replay these. A replay draws from torch's generator what the model would have drawn, so that the same seed gives the
-    same training, to rounding. Another batch shape or dtype, a switch between training and evaluation, a parameter or a
-    module that was replaced, a plain attribute of a module or of the ELBO that was set, another parameter store: each
-    records anew. beta is an input. What is read from elsewhere (a global, an attribute of an object that is no module)
-    is fixed by the recording.
+    same training, to rounding. Recorded anew is a step with another batch shape or dtype, parameter store or autocast,
+    and one before which a module was edited that runs in the model: a parameter, a mode, an attribute, a hook, a child.
+    beta is an input. What is read from elsewhere (a global number, a generator of one's own) is fixed by the recording,
+    and torch's validation looks at the first batch alone; the domain of the pixels is checked at every step.
 
     Args:
         elbo: one of pvae's, or any Pyro ELBO with a `differentiable_loss`.
@@ -57,199 +70,260 @@ class CompiledELBO(ELBO):
 
     Raises:
         TypeError: the ELBO has no `differentiable_loss`.
-        InputError: when used, if model or guide look at the values of tensors.
+        InputError: when used, if model or guide look at the values of tensors, if a module changes itself in each step,
+            or if another Pyro handler than SVI's own is around.
     """
 
     terms: Terms
 
     def __init__(self, elbo: ELBO, engine: str = "graph", precision: str = "fp32") -> None:
-        super().__init__(num_particles=elbo.num_particles)  # type: ignore[no-untyped-call]
         if not hasattr(elbo, "differentiable_loss"):
             raise TypeError(f"{type(elbo).__name__} has no differentiable_loss: take one of pvae.build_elbo")
-        self.elbo = elbo
+        self.elbo: Any = elbo
+        super().__init__(num_particles=elbo.num_particles)  # type: ignore[no-untyped-call]
         self.engine = engine
         self.precision = precision
         self.num_recordings = 0
-        self._recordings: OrderedDict[object, _Recording] = OrderedDict()
-        self._beta = torch.tensor(1.0, dtype=torch.float64)
+        self._is_changing = False
+        self._tapes: list[_Tape] = []
 
     @property
     def beta(self) -> float:
-        """The weight of the rate in the loss."""
+        """The weight of the rate in the loss, of the ELBO."""
         return float(getattr(self.elbo, "beta", 1.0))
 
     @beta.setter
     def beta(self, beta: float) -> None:
-        self.elbo.beta = beta  # type: ignore[attr-defined]
+        self.elbo.beta = beta
+
+    @property
+    def num_particles(self) -> int:
+        """K, of the ELBO."""
+        count: int = self.elbo.num_particles
+        return count
+
+    @num_particles.setter
+    def num_particles(self, count: int) -> None:
+        self.elbo.num_particles = count
 
     def loss_and_grads(self, model: PyroFunction, guide: PyroFunction, *inputs: Tensor) -> Tensor:
         """Return the loss after adding its gradients to the parameters (`SVI.step` calls it)."""
-        recording = self._recording(model, guide, inputs, with_gradients=True)
-        if recording is None:
-            return torch.as_tensor(self.elbo.loss_and_grads(model, guide, *inputs))  # type: ignore[attr-defined]
-        loss, gradients = self._replay(recording, inputs)
-        for parameter, gradient in zip(recording.parameters.values(), gradients):
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        tape = self._tape_of(model, guide, inputs, with_gradients=True)
+        if tape is None:
+            return torch.as_tensor(self._eagerly(self.elbo.loss_and_grads, model, guide, *inputs))
+        loss, gradients = self._replay(tape, inputs)
+        for parameter, gradient in zip(tape.trained, gradients):
+            _add_gradient(parameter, gradient)
         store = pyro.get_param_store()
-        for site in recording.sites:  # SVI steps what it sees pass by
+        for site in tape.sites:  # SVI steps what it sees pass by
             apply_stack({**site, "value": store[site["name"]]})  # type: ignore[typeddict-item]
         return loss
 
     def loss(self, model: PyroFunction, guide: PyroFunction, *inputs: Tensor) -> float:
         """Return the loss as a number (`SVI.evaluate_loss` calls it); Pyro's parameter store stays as it was."""
-        recording = self._recording(model, guide, inputs, with_gradients=False)
-        if recording is None:
-            return float(self.elbo.loss(model, guide, *inputs))  # type: ignore[attr-defined]
-        return self._replay(recording, inputs)[0].item()
+        with torch.no_grad():
+            tape = self._tape_of(model, guide, inputs, with_gradients=False)
+            if tape is None:
+                return float(self._eagerly(self.elbo.loss, model, guide, *inputs))
+            return self._replay(tape, inputs)[0].item()
 
     def _get_trace(self, *arguments: Any) -> Any:  # Pyro's base class wants one
         return self.elbo._get_trace(*arguments)
 
-    def _replay(self, recording: _Recording, inputs: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-        if self._beta != self.beta:
-            self._beta.fill_(self.beta)
+    def _eagerly(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        value = function(*arguments)
+        if hasattr(self.elbo, "terms"):
+            self.terms = self.elbo.terms
+        return value
+
+    def _replay(self, tape: _Tape, inputs: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+        for place, check in tape.checks:
+            if not check.holds(inputs[place]):
+                raise check.error()
+        if tape.beta_now != self.beta:
+            tape.beta_now = self.beta
+            tape.beta.fill_(self.beta)
         with torch.no_grad():
-            loss, distortion, rate, *rest = recording.run(self._beta, *inputs)
-        for holds, error in zip(rest, recording.errors):
-            if not holds:
-                raise error()
-        if isinstance(self.elbo, PerDatumELBO):
+            loss, distortion, rate, *gradients = tape.replay(tape.beta, *inputs)
+        if tape.has_terms:
             self.terms = Terms(distortion, rate)
-        return loss, rest[len(recording.errors) :]
+        return loss, gradients
 
-    def _recording(
+    def _tape_of(
         self, model: PyroFunction, guide: PyroFunction, inputs: Sequence[Tensor], with_gradients: bool
-    ) -> _Recording | None:
-        """Return the recording of such a step; none if the parameters are yet to be made, which a step alone can do."""
-        state, kept = _state_of([model, guide, self.elbo])
-        shapes = tuple((x.shape, x.dtype, x.device, x.stride()) for x in inputs)
-        key = (with_gradients, shapes, state)
-        recording = self._recordings.get(key)
-        if recording is None or (with_gradients and not _is_in_store(recording.parameters)):
-            with _as_if_nothing([model, guide], inputs, with_gradients):
-                if self._makes_parameters(model, guide, inputs, kept):
-                    return None
-                recording = self._record(model, guide, inputs, with_gradients)._replace(kept=kept)
-            self._recordings[key] = recording
+    ) -> _Tape | None:
+        """Return the tape of such a step; none if it is one that must be run, since it makes parameters."""
+        shapes = tuple((x.shape, x.dtype, x.device, x.stride(), x.requires_grad) for x in inputs)
+        key = (with_gradients, shapes, surroundings())
+        _refuse_handlers(with_gradients)
+        if with_gradients and any(x.requires_grad for x in inputs):
+            raise InputError("a compiled ELBO gives gradients to parameters only, and an input requires one")
+        for tape in reversed(self._tapes):
+            if tape.key == key and _is_in_store(tape) and self._is_of(tape, model, guide):
+                return tape
+        with _as_if_nothing(inputs, with_gradients):
+            fresh = self._tape(key, model, guide, inputs)
+        if fresh is not None:
             self.num_recordings += 1
-            if len(self._recordings) > _NUM_KEPT:
-                self._recordings.popitem(last=False)
-        return recording
+            self._tapes = [*self._tapes[1 - _NUM_KEPT :], fresh]
+        return fresh
 
-    def _makes_parameters(
-        self, model: PyroFunction, guide: PyroFunction, inputs: Sequence[Tensor], kept: Sequence[object]
-    ) -> bool:
-        """Whether a step makes parameters that were not there before, from pyro.param; if so they are unmade again."""
-        store = pyro.get_param_store()
-        known = {id(tensor) for tensor in (*store._params.values(), *kept)}
-        with torch.no_grad():
+    def _is_of(self, tape: _Tape, model: PyroFunction, guide: PyroFunction) -> bool:
+        same = tape.model == model and tape.guide == guide and tape.elbo is self.elbo
+        if same and tape.fingerprint.is_current():
+            return True
+        now = Fingerprint([model, guide, self.elbo, tape.modules])
+        if now != tape.fingerprint:
+            return False
+        tape.model, tape.guide, tape.elbo, tape.fingerprint = model, guide, self.elbo, now
+        return True
+
+    def _tape(
+        self, key: tuple[object, ...], model: PyroFunction, guide: PyroFunction, inputs: Sequence[Tensor]
+    ) -> _Tape | None:
+        """Run the step once as it is, to see what it makes and what runs in it, and once more to record it."""
+        before = Fingerprint([model, guide, self.elbo])
+        known = set(pyro.get_param_store()._params)
+        with running_modules() as ran, torch.no_grad():
             self.elbo.differentiable_loss(model, guide, *inputs)
-        made = [name for name, tensor in store._params.items() if id(tensor) not in known]
-        for name in made:
-            del store[name]
-        return bool(made)
+        modules = list(ran.values())
+        owned = {id(tensor) for module in modules for tensor in module.parameters()}
+        fingerprint = Fingerprint([model, guide, self.elbo, modules])
+        is_changed = before != Fingerprint([model, guide, self.elbo])
+        if is_changed and self._is_changing:
+            raise InputError(_CHANGES_ITSELF)
+        self._is_changing = is_changed  # once it may: a guide that makes itself at its first step
+        if _unmakes_parameters(known, owned) or is_changed:
+            return None
+        step = _Step(self.elbo, model, guide, with_gradients=bool(key[0]))
+        # Views: one tensor given twice would be taken for one input.
+        beta = torch.tensor(self.beta, dtype=inputs[0].dtype if inputs[0].is_floating_point() else None)
+        beta = beta.to(inputs[0].device)
+        with buffers_unchanged(modules):
+            replay = record(step, [beta, *(x.view_as(x) for x in inputs)], self.engine, self.precision)
+        if fingerprint != Fingerprint([model, guide, self.elbo, modules]):
+            raise InputError(_CHANGES_ITSELF)
+        return _Tape(
+            key=key,
+            model=model,
+            guide=guide,
+            elbo=self.elbo,
+            fingerprint=fingerprint,
+            modules=modules,
+            beta=beta,
+            beta_now=self.beta,
+            replay=replay,
+            checks=step.checks,
+            has_terms=step.has_terms,
+            held=step.held,
+            owned=owned,
+            trained=step.trained,
+            sites=step.sites,
+        )
 
-    def _record(
-        self, model: PyroFunction, guide: PyroFunction, inputs: Sequence[Tensor], with_gradients: bool
-    ) -> _Recording:
-        """Record the step: loss, terms and checks, and where they are wanted the gradients of all parameters met."""
-        parameters: dict[str, Tensor] = {}
-        sites: list[dict[str, Any]] = []
-        checks: list[Check] = []
 
-        def step(beta: Tensor, *inputs: Tensor) -> list[Tensor]:
-            self.elbo.beta = beta  # type: ignore[attr-defined]
-            with deferred() as found, poutine.trace(param_only=True) as capture:
-                loss = self.elbo.differentiable_loss(model, guide, *inputs)
-            nodes = [site for site in capture.trace.nodes.values() if site["type"] == "param"]
-            sites[:] = [{**site, "stop": False, "continuation": None} for site in nodes]
-            checks[:] = found
-            for site in sites:
-                unconstrained = site["value"].unconstrained()
-                if unconstrained.requires_grad:
-                    parameters[site["name"]] = unconstrained
-            terms = getattr(self.elbo, "terms", Terms(loss, loss))
-            given = [loss.detach(), *terms[:2], *(check.condition for check in found)]
-            return [*given, *torch.autograd.grad(loss, list(parameters.values()))] if with_gradients else given
+class _Step:
+    """Loss, terms and gradients as one function of beta and the inputs, which notes what it met on its way."""
 
-        beta = self.beta
-        try:
-            run = record(step, [self._beta.clone(), *inputs], self.engine, self.precision)
-        finally:
-            self.elbo.beta = beta  # type: ignore[attr-defined]
-        return _Recording(run, [check.error for check in checks], parameters, sites, [])
+    def __init__(self, elbo: Any, model: PyroFunction, guide: PyroFunction, with_gradients: bool) -> None:
+        self.elbo, self.model, self.guide, self.with_gradients = elbo, model, guide, with_gradients
+
+    def __call__(self, beta: Tensor, *inputs: Tensor) -> list[Tensor]:
+        with _beta_of(self.elbo, beta), deferred() as checks, poutine.trace(param_only=True) as capture:
+            loss = self.elbo.differentiable_loss(self.model, self.guide, *inputs)
+        self.checks = [(_place_of(check.x, inputs), check) for check in checks]
+        nodes: list[Any] = [site for site in capture.trace.nodes.values() if site["type"] == "param"]
+        self.sites = [{**site, "stop": False, "continuation": None} for site in nodes]
+        self.held: dict[str, Tensor] = {site["name"]: _unconstrained(site["value"]) for site in nodes}
+        terms = getattr(self.elbo, "terms", None)
+        self.has_terms = isinstance(terms, Terms)
+        self.trained: list[Tensor] = []
+        given = [loss.detach(), *(terms[:2] if isinstance(terms, Terms) else (loss.detach(), loss.detach()))]
+        return [*given, *self._gradients(loss)] if self.with_gradients else given
+
+    def _gradients(self, loss: Tensor) -> list[Tensor]:
+        # By identity: one tensor may have two names.
+        wanted = list({id(tensor): tensor for tensor in self.held.values() if tensor.requires_grad}.values())
+        if any(getattr(tensor, "_post_accumulate_grad_hooks", None) for tensor in wanted):
+            raise InputError("the step cannot be recorded, since a parameter has a hook after its gradient")
+        found = zip(wanted, torch.autograd.grad(loss, wanted, allow_unused=True))
+        pairs = [(tensor, gradient) for tensor, gradient in found if gradient is not None]
+        self.trained = [tensor for tensor, _ in pairs]
+        storages: set[int] = set()
+        gradients = []
+        for _, gradient in pairs:  # an optimiser may write into each
+            own = gradient.untyped_storage()._cdata
+            gradients.append(gradient.clone() if own in storages else gradient)
+            storages.add(own)
+        return gradients
+
+
+def _unconstrained(value: Any) -> Tensor:
+    parameter: Tensor = value.unconstrained()
+    return parameter
+
+
+def _add_gradient(parameter: Tensor, gradient: Tensor) -> None:
+    if parameter.grad is not None:
+        parameter.grad = parameter.grad + gradient
+    elif gradient.stride() == parameter.stride():
+        parameter.grad = gradient
+    else:  # in the parameter's layout, as autograd leaves it: a fused optimiser reads memory as it lies
+        parameter.grad = torch.empty_like(parameter).copy_(gradient)
+
+
+def _place_of(x: Tensor, inputs: Sequence[Tensor]) -> int:
+    for place, one in enumerate(inputs):
+        if one is x:
+            return place
+    raise InputError("the step cannot be recorded, since it looks at the values of what it made: leave --compile out")
+
+
+def _refuse_handlers(with_gradients: bool) -> None:
+    """SVI traces parameters around a step; any other handler would change what is drawn or weighed."""
+    for handler in _PYRO_STACK:
+        if not (with_gradients and isinstance(handler, TraceMessenger) and handler.param_only):
+            name = type(handler).__name__
+            raise InputError(f"a compiled ELBO runs under no Pyro handler, here {name}: wrap model and guide instead")
+
+
+def _is_in_store(tape: _Tape) -> bool:
+    """Whether Pyro's store holds the parameters of a tape; to evaluate, a module's own need not be there."""
+    now, trains = pyro.get_param_store()._params, tape.key[0]
+    for name, parameter in tape.held.items():
+        absent = None if trains or id(parameter) not in tape.owned else parameter
+        if now.get(name, absent) is not parameter:
+            return False
+    return True
+
+
+def _unmakes_parameters(known: set[str], owned: set[int]) -> bool:
+    """Take from the store what pyro.param made, which is neither known nor a module's, and say if there was any."""
+    store = pyro.get_param_store()
+    made = [name for name, tensor in store._params.items() if name not in known and id(tensor) not in owned]
+    for name in made:
+        del store[name]
+    return bool(made)
 
 
 @contextlib.contextmanager
-def _as_if_nothing(functions: Sequence[Any], inputs: Sequence[Tensor], with_gradients: bool) -> Iterator[None]:
-    """Leave buffers (what BatchNorm counts, it would count once too often) and the random state as they were.
-
-    What only evaluates leaves Pyro's store as it was, too; what trains must leave its parameters there.
-    """
-    modules = [part for function in functions for part in _parts_of(function) if isinstance(part, nn.Module)]
-    before = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
-    devices = {x.device for x in inputs if x.device.type == "cuda"}
-    store = contextlib.nullcontext() if with_gradients else pyro.get_param_store().scope()
+def _beta_of(elbo: Any, beta: float | Tensor) -> Iterator[None]:
+    """Let an ELBO that knows a beta have this one."""
+    before = getattr(elbo, "beta", None)
+    if before is not None:
+        elbo.beta = beta
     try:
-        with torch.random.fork_rng(devices=list(devices)), poutine.block(), store:
-            yield
+        yield
     finally:
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
+        if before is not None:
+            elbo.beta = before
 
 
-def _is_in_store(parameters: dict[str, Tensor]) -> bool:
-    held = pyro.get_param_store()._params
-    return all(held.get(name) is parameter for name, parameter in parameters.items())
-
-
-def _parts_of(function: Any) -> Iterator[object]:
-    """Yield what a Pyro function is made of: itself, whose method it is, the modules that it closes over."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    yield getattr(function, "__func__", function)
-    owner = getattr(function, "__self__", None)
-    if owner is not None:
-        yield owner
-    for cell in getattr(function, "__closure__", None) or ():
-        if isinstance(cell.cell_contents, nn.Module):
-            yield cell.cell_contents
-
-
-def _state_of(functions: Sequence[Any]) -> tuple[tuple[object, ...], list[object]]:
-    """Return all that a recording of these hangs on, as something to compare, and the objects whose ids stand in it."""
-    state: list[object] = [torch.get_default_dtype()]
-    kept: list[object] = []
-    for function in functions:
-        for part in _parts_of(function):
-            if isinstance(part, nn.Module):
-                _add_module(part, state, kept)
-            elif isinstance(part, ELBO):
-                state += [value for name, value in vars(part).items() if name != "beta" and type(value) in _PLAIN]
-            else:
-                state.append(id(part))
-                kept.append(part)
-    return tuple(state), kept
-
-
-def _add_module(module: nn.Module, state: list[object], kept: list[object]) -> None:
-    kept.append(module)
-    state.append(id(module))
-    for name, value in vars(module).items():
-        if name == "_parameters" or name == "_buffers":
-            for tensor in value.values():
-                if tensor is not None:
-                    kept.append(tensor)
-                    state += (id(tensor), tensor.dtype, tensor.device, tensor.requires_grad)
-        elif name == "_modules":
-            for child in value.values():
-                if child is not None:
-                    _add_module(child, state, kept)
-        elif type(value) in _PLAIN:
-            state.append(value)
-        elif isinstance(value, dict):
-            state += value  # the ids of hooks
-        else:
-            kept.append(value)
-            state.append(id(value))
+@contextlib.contextmanager
+def _as_if_nothing(inputs: Sequence[Tensor], with_gradients: bool) -> Iterator[None]:
+    """Leave the random state as it was, and Pyro's store too if nothing is trained: what is must be registered."""
+    devices = {x.device for x in inputs if x.device.type == "cuda"}
+    store = pyro.get_param_store()
+    scope = contextlib.nullcontext() if with_gradients else store.scope(store.get_state())
+    with torch.random.fork_rng(devices=list(devices)), poutine.block(), scope:
+        yield

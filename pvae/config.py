@@ -122,7 +122,8 @@ class Config:
         seed: of the initial weights, the order of the images and every draw of z.
         compile: "none" runs model and guide at every step, "graph" records the step's operators once and replays them,
             "inductor" compiles them to C++ or Triton; the same training, to rounding.
-        precision: "fp32", or "bf16" for matrix products and convolutions in bfloat16; of a compiled step only.
+        precision: "fp32", or "bf16" for matrix products and convolutions in bfloat16, whose results and all else are
+            float32; of a compiled step only.
         source: where the system was published.
 
     Raises:

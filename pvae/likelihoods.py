@@ -83,7 +83,7 @@ class Likelihood(nn.Module):
             raise InputError(f"x is {x.dtype}, but pixels must be floating-point: x.float() / 255 for uint8")
         if x.numel():
             outside = f"x has pixels outside this likelihood's domain: they must be {self.domain}, none NaN"
-            require(self._in_domain(x), lambda: InputError(outside))
+            require(self._in_domain, x, lambda: InputError(outside))
         return x
 
     def _in_domain(self, x: Tensor) -> Tensor:

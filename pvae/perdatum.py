@@ -71,11 +71,11 @@ class PerDatumELBO(Trace_ELBO):
         """Return the loss of a batch x (B, C, H, W): a scalar in nats per datum, to be made small.
 
         Raises:
-            ValueError: a site is scaled or masked, which no bound here knows, or z is not reparameterised where the
-                gradient needs that.
+            ValueError: a site is scaled or masked, is not of each datum or stands in the guide alone, all of which no
+                bound here knows; or z is not reparameterised where the gradient needs that.
         """
-        (traces,) = self._get_traces(model, guide, (x,), {})  # type: ignore[no-untyped-call]
-        draws = self._draws(*traces)
+        ((model_trace, guide_trace),) = self._get_traces(model, guide, (x,), {})  # type: ignore[no-untyped-call]
+        draws = self._draws(model_trace, guide_trace, x.shape[0])
         distortion, rate = -draws.log_p_x.mean(0), self.rate(draws)
         self.terms = Terms(distortion.detach(), rate.detach())
         return self.loss_of(draws, distortion, rate)
@@ -102,7 +102,8 @@ class PerDatumELBO(Trace_ELBO):
 
     def loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> float:
         """Return the loss as a number (`SVI.evaluate_loss` calls it); Pyro's parameter store stays as it was."""
-        with torch.no_grad(), pyro.get_param_store().scope():
+        store = pyro.get_param_store()
+        with torch.no_grad(), store.scope(store.get_state()):
             return float(self.differentiable_loss(model, guide, x))
 
     def loss_and_grads(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Tensor:
@@ -111,27 +112,30 @@ class PerDatumELBO(Trace_ELBO):
         loss.backward()
         return loss.detach()
 
-    def _draws(self, model_trace: Any, guide_trace: Any) -> Draws:
-        sites = [(name, site) for name, site in model_trace.nodes.items() if site["type"] == "sample"]
-        for name, site in sites:
-            self._check(name, site, guide_trace.nodes.get(name))
-        observed = [site for _, site in sites if site["is_observed"]]
-        priors = [site for _, site in sites if not site["is_observed"]]
-        posteriors = [guide_trace.nodes[site["name"]] for site in priors]
+    def _draws(self, model_trace: Any, guide_trace: Any, batch_size: int) -> Draws:
+        sites = {name: site for name, site in model_trace.nodes.items() if site["type"] == "sample"}
+        guide_sites = {name: site for name, site in guide_trace.nodes.items() if site["type"] == "sample"}
+        if auxiliary := guide_sites.keys() - sites.keys():
+            raise ValueError(f"site {min(auxiliary)!r} is drawn in the guide and not in the model")
+        for name, site in sites.items():
+            self._check(name, site, guide_sites.get(name), batch_size)
+        observed = [site for site in sites.values() if site["is_observed"]]
+        names = [name for name, site in sites.items() if not site["is_observed"]]
+        priors, posteriors = [sites[name] for name in names], [guide_sites[name] for name in names]
         log_p_x, log_p_z, log_q_z = (
             torch.stack([_rows(site["log_prob"]) for site in part]).sum(0) for part in (observed, priors, posteriors)
         )
         latents = tuple(Latent(q["value"], p["fn"], q["fn"]) for p, q in zip(priors, posteriors))
         return Draws(log_p_x, log_p_z, log_q_z, latents)
 
-    def _check(self, name: str, site: Any, guide_site: Any) -> None:
+    def _check(self, name: str, site: Any, guide_site: Any, batch_size: int) -> None:
         if guide_site is None and not site["is_observed"]:
             raise ValueError(f"site {name!r} is drawn in the model and not in the guide")
-        for one in (site, guide_site):
-            if one is not None and (not _is_one(one["scale"]) or one["mask"] is not None):
-                raise ValueError(
-                    f"site {name!r} is scaled or masked, and then this is no bound: weigh the rate by beta"
-                )
+        for one in filter(None, (site, guide_site)):
+            if not _is_one(one["scale"]) or one["mask"] is not None:
+                raise ValueError(f"site {name!r} is scaled or masked, which is no bound: weigh the rate by beta")
+            if one["log_prob"].shape[-1:] != (batch_size,):
+                raise ValueError(f"site {name!r} is not of each datum: put it inside pyro.plate('data', x.shape[0])")
         if self.reparameterised and guide_site is not None and not guide_site["fn"].has_rsample:
             raise ValueError(f"q of {name!r} is not reparameterised: its gradient needs ScoreELBO, --elbo score")
 

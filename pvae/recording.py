@@ -25,6 +25,8 @@ _ATEN = torch.ops.aten
 # Multiply-adds from which oneDNN's product is the faster one: 128 x 400 x 40 is not worth it, 128 x 400 x 784 is.
 _LARGE_PRODUCT = 2**22
 
+_LOOKS = "the step cannot be recorded, since it looks at the values of its tensors: leave --compile out"
+
 Function = Callable[..., Sequence[Tensor]]
 
 
@@ -56,13 +58,12 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
     try:
         with pyro.validation_enabled(False):
             graph = make_fx(unread)(*inputs)
-    except RuntimeError as error:
-        if "tracing tensor" not in str(error):
-            raise
-        raise InputError(
-            "the step cannot be recorded, since it looks at the values of its tensors: leave --compile out "
-            f"({brief(error)})"
-        ) from error
+    except InputError:
+        raise
+    except Exception as error:  # the same ran before: what is wrong with it is that it is being recorded
+        raise InputError(f"{_LOOKS} ({brief(error)})") from error
+    if any(_hangs_on_values(node) for node in graph.graph.nodes):
+        raise InputError(_LOOKS)
     graph.graph.eliminate_dead_code()
     if precision == "bf16":
         _take_products_in_bfloat16(graph.graph)
@@ -91,11 +92,21 @@ class _TensorsStayTensors(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.item:
             return args[0].detach()
+        if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__):
+            raise InputError(_LOOKS)
         if func is Tensor.register_hook and _is_called_by(warn_if_nan):
             return None  # it would look at the gradients too
         if func is torch.isnan and _is_called_by(torch_isnan):
             return np.False_  # which has the `any` that is asked for next
         return func(*args, **(kwargs or {}))
+
+
+def _hangs_on_values(node: fx.Node) -> bool:
+    """Whether the shape of what an operator gives hangs on the values that it takes."""
+    if node.target is _ATEN.index.Tensor:  # by numbers it does not, by conditions it does
+        indices: Any = node.args[1]
+        return any(index is not None and index.meta["val"].dtype in (torch.bool, torch.uint8) for index in indices)
+    return torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
 
 
 def _is_called_by(function: Any) -> bool:
@@ -122,7 +133,7 @@ def _take_large_products_from_onednn(graph: fx.Graph, product: Callable[..., Ten
     """Replace large float32 products on the CPU: torch gives them to its BLAS, and oneDNN is up to twice as fast."""
     for node in list(graph.nodes):
         bias, left, right = _product_of(node)
-        if left is None or not _is_large_on_cpu(left, right):
+        if left is None or not _is_large_on_cpu(left, right) or not _is_vector(bias):
             continue
         with graph.inserting_before(node):
             turned = (
@@ -143,6 +154,10 @@ def _product_of(node: fx.Node) -> tuple[Any, Any, Any]:
     return None, None, None
 
 
+def _is_vector(bias: Any) -> bool:
+    return bias is None or bias.meta["val"].dim() == 1
+
+
 def _is_large_on_cpu(left: fx.Node, right: fx.Node) -> bool:
     a, b = left.meta.get("val"), right.meta.get("val")
     if a is None or b is None or a.dtype != torch.float32 or a.device.type != "cpu":
@@ -151,24 +166,33 @@ def _is_large_on_cpu(left: fx.Node, right: fx.Node) -> bool:
 
 
 def _take_products_in_bfloat16(graph: fx.Graph) -> None:
-    """Round the factors of float32 products and convolutions to bfloat16; results and biases are float32."""
-    rounded: dict[Any, fx.Node] = {}  # weights are factors of the forward and of the backward pass
+    """Round the factors of float32 products and convolutions to bfloat16; results are brought back to float32.
 
-    def low(factor: Any) -> fx.Node:
-        if factor not in rounded:
-            with graph.inserting_after(factor):
-                rounded[factor] = graph.call_function(_ATEN._to_copy.default, (factor,), {"dtype": torch.bfloat16})
-        return rounded[factor]
+    Biases are added in float32, and their gradients summed in it.
+    """
+    rounded: dict[Any, fx.Node] = {}
+
+    def low(factor: Any, product: fx.Node) -> fx.Node:
+        if factor.target is _ATEN.t.default:  # so that a weight is rounded once for both passes
+            with graph.inserting_before(product):
+                return graph.call_function(_ATEN.t.default, (low(factor.args[0], product),))
+        is_given = factor.op in ("get_attr", "placeholder")
+        if factor in rounded:
+            return rounded[factor]
+        with graph.inserting_after(factor) if is_given else graph.inserting_before(product):
+            node = graph.call_function(_ATEN._to_copy.default, (factor,), {"dtype": torch.bfloat16})
+        if is_given:  # anything else may be written into between two products
+            rounded[factor] = node
+        return node
 
     for node in list(graph.nodes):
-        if node.target in _BFLOAT16 and not node.kwargs and _is_float32(node):
+        if node.target in _BFLOAT16 and not node.kwargs and _is_float32(node.args[1]):
             node.target, factors = _BFLOAT16[node.target]
-            node.args = tuple(low(value) if place in factors else value for place, value in enumerate(node.args))
+            node.args = tuple(low(value, node) if place in factors else value for place, value in enumerate(node.args))
 
 
-def _is_float32(node: fx.Node) -> bool:
+def _is_float32(node: Any) -> bool:
     value = node.meta.get("val")
-    value = value[0] if isinstance(value, (tuple, list)) else value  # of a backward pass all are alike
     return isinstance(value, Tensor) and value.dtype == torch.float32
 
 

@@ -281,3 +281,34 @@ def test_a_latent_that_the_guide_lacks_is_refused(small_vae, small_images):
     refused = pytest.raises(ValueError, match="not in the guide")
     with pyro.get_param_store().scope(), pytest.warns(UserWarning, match="not guide"), refused:
         TraceELBO().differentiable_loss(vae.model, lambda x: None, small_images(4))
+
+
+def test_sites_that_are_not_of_each_datum_are_refused(small_images):
+    """A global latent, whose rate the batch would share; a site of the guide alone, whose log q is not counted."""
+    normal = pyro.distributions.Normal
+
+    def model(x):
+        w = pyro.sample("w", normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", normal(w, 1.0), obs=x[:, 0, 0, 0])
+
+    def guide(x):
+        pyro.sample("w", normal(0.3, 0.5))
+
+    def auxiliary(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", normal(0.0, 1.0))
+            pyro.sample("extra", normal(0.0, 1.0), infer={"is_auxiliary": True})
+
+    def local(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", normal(0.0, 1.0))
+            pyro.sample("x", normal(z, 1.0), obs=x[:, 0, 0, 0])
+
+    x = small_images(5)
+    with torch.random.fork_rng():
+        for particles in (1, 3):
+            with pytest.raises(ValueError, match="'w' is not of each datum"):
+                TraceELBO(particles).loss(model, guide, x)
+            with pytest.raises(ValueError, match="'extra' is drawn in the guide"):
+                TraceELBO(particles).loss(local, auxiliary, x)

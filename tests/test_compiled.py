@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -123,6 +125,18 @@ def assert_steps_alike(vae, elbo, x, rel=1e-10):
     assert torch.allclose(elbo.terms.rate, elbo.elbo.terms.rate, rtol=rel, atol=10 * rel)
 
 
+class Scaled(nn.Linear):
+    """A linear layer that reads a list and a dict."""
+
+    def __init__(self, layer):
+        super().__init__(layer.in_features, layer.out_features)
+        self.weight, self.bias = layer.weight, layer.bias
+        self.factors, self.options = [1.0], {"shift": 0.0}
+
+    def forward(self, x):
+        return self.factors[0] * super().forward(x) + self.options["shift"]
+
+
 def _new_parameter(vae, elbo):
     layer = vae.p_x.decoder[0]
     layer.weight = nn.Parameter(layer.weight.detach() + 0.1)
@@ -155,6 +169,9 @@ EDITS = {
     "buffer replaced": lambda vae, elbo: setattr(vae.p_z, "scale", torch.full((3,), 2.0, dtype=torch.float64)),
     "buffer's numbers": lambda vae, elbo: vae.p_z.loc.fill_(1.0),
     "evaluation": lambda vae, elbo: vae.eval(),
+    "list in an attribute": lambda vae, elbo: vae.p_x.decoder[0].factors.__setitem__(0, 3.0),
+    "dict in an attribute": lambda vae, elbo: vae.p_x.decoder[0].options.update(shift=2.0),
+    "gradient's hook": lambda vae, elbo: vae.q_z.encoder[1].weight.register_hook(lambda gradient: 0.5 * gradient),
 }
 
 
@@ -162,11 +179,12 @@ EDITS = {
 @pytest.mark.parametrize("edit", EDITS)
 def test_an_edit_between_two_steps_is_seen(small_vae, small_images, edit):
     vae, x, elbo = small_vae(), small_images(6), CompiledELBO(build_elbo("trace", 3))
+    vae.p_x.decoder[0] = Scaled(vae.p_x.decoder[0])
     assert_steps_alike(vae, elbo, x)
     before = one_step(vae, elbo, x)[0]
     EDITS[edit](vae, elbo)
     assert_steps_alike(vae, elbo, x)
-    if edit not in ("evaluation", "parameter frozen"):
+    if edit not in ("evaluation", "parameter frozen", "gradient's hook"):
         assert one_step(vae, elbo, x)[0] != before, "the edit changes nothing that could be seen"
 
 
@@ -274,7 +292,16 @@ def test_onednns_product_is_torchs_to_rounding(monkeypatch):
 
 
 def _code(elbo):
-    return "".join(str(recorded.run.__self__.code) for recorded in elbo._recordings.values())
+    return "".join(str(tape.replay.__self__.code) for tape in elbo._tapes)
+
+
+def _targets(elbo):
+    (tape, *_) = elbo._tapes
+    return [node for node in tape.replay.__self__.graph.nodes if node.op == "call_function"]
+
+
+def _is_rounding(node):
+    return node.kwargs.get("dtype") == torch.bfloat16
 
 
 def test_bfloat16_is_of_products_alone():
@@ -286,21 +313,51 @@ def test_bfloat16_is_of_products_alone():
     for name, gradient in other[2].items():
         assert mine[2][name].dtype == torch.float32
         assert (mine[2][name] - gradient).norm() < 0.05 * gradient.norm(), name
-    lines = [line for line in _code(elbo).splitlines() if "bfloat16" in line]
-    assert lines
-    assert all("_to_copy" in line for line in lines), "what is rounded are factors"
+    nodes = _targets(elbo)
+    rounded = [node for node in nodes if _is_rounding(node)]
+    products = [node for node in nodes if getattr(node.target, "__name__", "") in ("_mm", "_addmm")]
+    assert len(products) == 11, "4 layers: 4 products forward, 4 for weights, 3 for what comes from below"
+    weights = [node.args[0] for node in rounded if node.args[0].op == "get_attr"]
+    assert len(weights) == len(set(weights)) == 4, "each weight is rounded once, and no bias"
+    assert all(user in products or user.target is torch.ops.aten.t.default for node in rounded for user in node.users)
 
 
-def test_convolutions_are_taken_in_bfloat16_too():
+@pytest.mark.parametrize("engine", ["graph", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_convolutions_are_taken_in_bfloat16_too(engine):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vae, x = build_vae(Config(network="conv", hidden=(8, 8), latent_dim=2), (1, 16, 16)), torch.rand(20, 1, 16, 16)
-    elbo = CompiledELBO(build_elbo("analytic"), precision="bf16")
+    elbo = CompiledELBO(build_elbo("analytic"), engine, precision="bf16")
     mine, other = one_step(vae, elbo, x), one_step(vae, elbo.elbo, x)
     assert mine[0] == pytest.approx(other[0], rel=1e-2)
+    assert mine[0] != other[0]
     for name, gradient in other[2].items():
         assert (mine[2][name] - gradient).norm() < 0.2 * gradient.norm(), name
-    assert "convolution_backward" in _code(elbo)
+    if engine == "graph":
+        names = [getattr(node.target, "__name__", "") for node in _targets(elbo)]
+        assert (names.count("_convolution"), names.count("_convolution_backward")) == (5, 5)
+        assert not any("aten::convolution" in str(getattr(node.target, "_schema", "")) for node in _targets(elbo))
+
+
+def test_a_bias_that_is_no_vector_is_added():
+    """oneDNN would leave a scalar out."""
+    left, right = torch.randn(128, 400), torch.randn(300, 400)
+    for bias in (torch.tensor(5.0), torch.randn(128, 1), torch.randn(300)):
+        replay = recording.record(lambda a, b, c: (torch.addmm(c, a, b.t()),), [left, right, bias])
+        assert torch.allclose(replay(left, right, bias)[0], torch.addmm(bias, left, right.t()), rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_written_into_after_a_view_is_rounded_late():
+    weight = torch.randn(16, 16)
+
+    def function(x):
+        flat = x.exp().view(4, 16)
+        flat.mul_(3.0)
+        return (flat @ weight,)
+
+    x = torch.randn(4, 4, 4)
+    replay = recording.record(function, [x], precision="bf16")
+    assert torch.allclose(replay(x)[0], function(x)[0], rtol=0.05, atol=0.5)
 
 
 def test_inductor_trains_as_eager(small_vae, small_images):
@@ -329,3 +386,233 @@ def test_a_compiled_training_resumes_bit_for_bit(tmp_path, few_digits, small_con
     eager = fit(config.replace(compile="none"), data=few_digits, out=tmp_path / "eager")
     ends = [[(row.split, row.elbo, row.loss) for row in run.metrics()][-1] for run in (whole, eager)]
     assert ends[0][1:] == pytest.approx(ends[1][1:], abs=0.05)
+
+
+@pytest.mark.parametrize("network", ["conv", "conv-batchnorm"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_convolutions_train_as_eager_under_the_fused_optimiser(network, precision):
+    """It reads a gradient's memory as it lies, and oneDNN lays some of them channels last."""
+    config = Config(network=network, hidden=(8, 8), latent_dim=2, likelihood="normal", elbo="analytic")
+    generator = torch.Generator().manual_seed(0)
+    batches, ends = [torch.rand(6, 1, 8, 8, generator=generator) for _ in range(5)], []
+    for wrap in (
+        lambda elbo: elbo,
+        lambda elbo: CompiledELBO(elbo, precision=precision),
+    ):
+        with torch.random.fork_rng(), pyro.get_param_store().scope():
+            torch.manual_seed(0)
+            vae = build_vae(config, (1, 8, 8))
+            start = torch.cat([p.detach().flatten() for p in vae.parameters()])
+            optimizer = torch.optim.Adam(vae.parameters(), lr=1e-3, eps=1e-2, fused=True)
+            svi = SVI(vae.model, vae.guide, SingleOptimizer(optimizer), loss=wrap(build_elbo("analytic")))
+            for x in batches:
+                svi.step(x)
+            ends.append(torch.cat([p.detach().flatten() for p in vae.parameters()]) - start)
+    assert (ends[0] - ends[1]).norm() < (1e-3 if precision == "fp32" else 0.1) * ends[0].norm()
+
+
+def test_a_shared_parameter_gets_its_gradient_once(small_vae, small_images):
+    vae = small_vae()
+    shared, vae.q_z.encoder[5], vae.p_x.decoder[0] = nn.Linear(8, 8), nn.Linear(8, 6).double(), nn.Linear(3, 8).double()
+    vae.q_z.encoder[3] = vae.p_x.decoder[2] = shared.double()
+    assert_steps_alike(vae, CompiledELBO(build_elbo("trace")), small_images(4))
+
+
+def test_every_gradient_is_a_tensor_of_its_own():
+    parameters = {name: nn.Parameter(torch.zeros(3)) for name in "ab"}
+
+    def model(x):
+        a, b = (pyro.param(name, parameter) for name, parameter in parameters.items())
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+            pyro.sample("x", dist.Normal(z + a + b, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
+
+    x = torch.randn(4, 3)
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        elbo = CompiledELBO(build_elbo("trace"))
+        for _ in range(3):
+            for parameter in parameters.values():
+                parameter.grad = None
+            elbo.loss_and_grads(model, guide, x)
+        first, second = (parameter.grad for parameter in parameters.values())
+        first.mul_(0.0)
+        assert second.abs().sum() > 0
+    assert elbo.num_recordings == 1
+
+
+def _wrapped(vae, kind):
+    return {
+        "method": lambda: (vae.model, vae.guide),
+        "handler": lambda: (pyro.poutine.block(vae.model, hide=[]), vae.guide),
+        "partial": lambda: (functools.partial(lambda vae, x: vae.model(x), vae), vae.guide),
+        "closure": lambda: ((lambda x: vae.model(x)), (lambda x: vae.guide(x))),
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", ["method", "handler", "partial", "closure"])
+def test_edits_are_seen_however_the_functions_are_wrapped(small_vae, small_images, kind):
+    vae, x = small_vae(), small_images(5)
+    vae.p_x.decoder[1] = nn.Dropout(0.5)
+    model, guide = _wrapped(vae, kind)
+    elbo, seen = CompiledELBO(build_elbo("trace")), set()
+    for mode in (True, False, True):
+        vae.train(mode)
+        for one in (elbo, elbo.elbo):
+            with torch.random.fork_rng(), pyro.get_param_store().scope():
+                torch.manual_seed(1)
+                seen.add((mode, round(float(one.loss_and_grads(model, guide, x).detach()), 9)))
+    assert len(seen) == 2, "compiled and eager alike, in each mode"
+
+
+def _model_with(scale):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, scale), obs=x)
+
+    return model
+
+
+def _guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.5 * x, 1.0))
+
+
+@pytest.mark.parametrize(
+    "variants",
+    [
+        [_model_with(1.0), _model_with(3.0)],
+        [functools.partial(lambda scale, x: _model_with(scale)(x), scale) for scale in (1.0, 3.0)],
+        [functools.partial(lambda x, scale: _model_with(scale)(x), scale=scale) for scale in (1.0, 3.0)],
+    ],
+    ids=["closure", "argument", "keyword"],
+)
+def test_other_functions_are_recorded_anew(variants):
+    elbo, x = CompiledELBO(build_elbo("trace")), torch.randn(5)
+    for model in (*variants, *variants):
+        losses = []
+        for one in (elbo, elbo.elbo):
+            with torch.random.fork_rng():
+                torch.manual_seed(3)
+                losses.append(one.loss(model, _guide, x))
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert elbo.num_recordings == 2
+
+
+def test_one_tensor_given_twice_is_two_inputs():
+    def function(a, b):
+        return (a - 2 * b,)
+
+    x, y = torch.randn(3), torch.randn(3)
+    replay = recording.record(function, [x.view_as(x), x.view_as(x)])
+    assert torch.equal(replay(x, y)[0], function(x, y)[0])
+
+    class TwoInputs(Trace_ELBO):
+        def differentiable_loss(self, model, guide, x, y):
+            return (x - 2 * y).sum()
+
+    elbo = CompiledELBO(TwoInputs())
+    assert elbo.loss(_guide, _guide, x, x) == pytest.approx(-x.sum().item(), rel=1e-5)
+    assert elbo.loss(_guide, _guide, x, y) == pytest.approx((x - 2 * y).sum().item(), rel=1e-5)
+
+
+def test_autocast_is_recorded_anew_and_handlers_are_refused():
+    elbo, x = CompiledELBO(build_elbo("trace")), torch.randn(5)
+    elbo.loss(_model_with(1.0), _guide, x)
+    with pytest.raises(InputError, match="no Pyro handler, here ScaleMessenger"), pyro.poutine.scale(scale=10.0):
+        elbo.loss(_model_with(1.0), _guide, x)
+    vae, images = wide_vae()
+    plain = CompiledELBO(build_elbo("trace"))
+    without = one_step(vae, plain, images)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert one_step(vae, plain, images)[0] == pytest.approx(one_step(vae, plain.elbo, images)[0], rel=1e-5)
+        assert one_step(vae, plain, images)[0] != without
+
+
+def test_evaluation_is_at_the_parameters_as_they_are():
+    """pyro.param in an empty store would begin anew."""
+
+    def model(x):
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = torch.randn(6)
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        for elbo in (build_elbo("trace"), CompiledELBO(build_elbo("trace"))):
+            fresh = elbo.loss(model, _guide, x)
+            assert "loc" not in pyro.get_param_store()
+            elbo.loss_and_grads(model, _guide, x)
+            pyro.get_param_store()["loc"] = torch.tensor(30.0)
+            for _ in range(2):
+                assert elbo.loss(model, _guide, x) > fresh + 100
+                assert elbo.terms.rate.mean() > 100, "the terms are of this batch"
+            pyro.clear_param_store()
+
+
+def test_a_refused_batch_leaves_the_buffers():
+    with torch.random.fork_rng():
+        vae = build_vae(Config(network="conv-batchnorm", hidden=(3,), latent_dim=2), (1, 4, 4))
+        x = torch.rand(5, 1, 4, 4)
+    elbo = CompiledELBO(build_elbo("trace"))
+    one_step(vae, elbo, x)
+    before = [buffer.clone() for buffer in vae.buffers()]
+    with pytest.raises(InputError, match="none NaN"):
+        one_step(vae, elbo, torch.full_like(x, float("nan")))
+    assert all(torch.equal(now, then) for now, then in zip(vae.buffers(), before))
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda x: x.tolist()[0],
+        lambda x: float(x.detach().numpy().sum()),
+        lambda x: len(x[x > 0]),
+        lambda x: (x > 0).nonzero().shape[0],
+        lambda x: round(x.sum().item()),
+        lambda x: 1.0 if x.sum() > 0 else 2.0,
+    ],
+    ids=["tolist", "numpy", "condition", "nonzero", "round", "branch"],
+)
+def test_what_looks_at_values_cannot_be_recorded(look):
+    def model(x):
+        factor = look(x)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z * factor, 1.0), obs=x)
+
+    with torch.random.fork_rng(), pytest.raises(InputError, match="looks at the values"):
+        CompiledELBO(build_elbo("trace")).loss(model, _guide, torch.randn(5))
+
+
+def test_a_module_that_changes_itself_is_refused(small_vae, small_images):
+    class Counts(nn.Module):
+        steps = 0
+
+        def forward(self, x):
+            self.steps += 1
+            return x * self.steps
+
+    vae = small_vae()
+    vae.p_x.decoder[1] = Counts()
+    with pyro.get_param_store().scope():
+        elbo = CompiledELBO(build_elbo("trace"))
+        elbo.loss_and_grads(vae.model, vae.guide, small_images(3))
+        with pytest.raises(InputError, match="changes itself"):
+            elbo.loss_and_grads(vae.model, vae.guide, small_images(3))
+
+
+def test_the_elbo_itself_may_be_edited(small_vae, small_images):
+    vae, x, elbo = small_vae(), small_images(4), CompiledELBO(build_elbo("trace", 3))
+    assert_steps_alike(vae, elbo, x)
+    elbo.num_particles = 2
+    assert elbo.elbo.num_particles == 2
+    assert_steps_alike(vae, elbo, x)
+    elbo.elbo = build_elbo("iwae", 4)
+    assert_steps_alike(vae, elbo, x)
+    assert elbo.loss(vae.model, vae.guide, x) < 1e3

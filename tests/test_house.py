@@ -17,7 +17,7 @@ PACKAGE = Path(pvae.__file__).parent
 # From the ground up; a module may import from floors below its own only.
 FLOORS = [
     {"checks", "errors"},
-    {"records", "recording"},
+    {"fingerprint", "records", "recording"},
     {"commands", "config", "discretized", "imagefiles", "latents", "networks"}
     | {"optimizers", "plots", "provenance", "rng"},
     {"data", "hierarchy", "likelihoods", "schedules", "systems"},

@@ -75,8 +75,8 @@ MUTATIONS = {
     ),
     "only the first latent taken": (
         "perdatum.py",
-        'priors = [site for _, site in sites if not site["is_observed"]]',
-        'priors = [site for name, site in sites if name == "z"]',
+        'names = [name for name, site in sites.items() if not site["is_observed"]]',
+        'names = ["z"]',
     ),
     "prior of another width": ("latents.py", "torch.ones(latent_dim)", "2 * torch.ones(latent_dim)"),
 }
