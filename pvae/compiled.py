@@ -15,12 +15,13 @@ from pyro.poutine.runtime import _PYRO_STACK, apply_stack
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
-from pvae.checks import Check, deferred
+from pvae.checks import Check
 from pvae.errors import InputError
 from pvae.fingerprint import Fingerprint, buffers_unchanged, running_modules, surroundings
 from pvae.handwritten import Terms
 from pvae.perdatum import PyroFunction
 from pvae.recording import record
+from pvae.steps import Step
 
 __all__ = ["CompiledELBO"]
 
@@ -195,7 +196,7 @@ class CompiledELBO(ELBO):
         self._is_changing = is_changed  # once it may: a guide that makes itself at its first step
         if _unmakes_parameters(known, owned) or is_changed:
             return None
-        step = _Step(self.elbo, model, guide, with_gradients=bool(key[0]))
+        step = Step(self.elbo, model, guide, with_gradients=bool(key[0]))
         # Views: one tensor given twice would be taken for one input.
         beta = torch.tensor(self.beta, dtype=inputs[0].dtype if inputs[0].is_floating_point() else None)
         beta = beta.to(inputs[0].device)
@@ -222,47 +223,6 @@ class CompiledELBO(ELBO):
         )
 
 
-class _Step:
-    """Loss, terms and gradients as one function of beta and the inputs, which notes what it met on its way."""
-
-    def __init__(self, elbo: Any, model: PyroFunction, guide: PyroFunction, with_gradients: bool) -> None:
-        self.elbo, self.model, self.guide, self.with_gradients = elbo, model, guide, with_gradients
-
-    def __call__(self, beta: Tensor, *inputs: Tensor) -> list[Tensor]:
-        with _beta_of(self.elbo, beta), deferred() as checks, poutine.trace(param_only=True) as capture:
-            loss = self.elbo.differentiable_loss(self.model, self.guide, *inputs)
-        self.checks = [(_place_of(check.x, inputs), check) for check in checks]
-        nodes: list[Any] = [site for site in capture.trace.nodes.values() if site["type"] == "param"]
-        self.sites = [{**site, "stop": False, "continuation": None} for site in nodes]
-        self.held: dict[str, Tensor] = {site["name"]: _unconstrained(site["value"]) for site in nodes}
-        terms = getattr(self.elbo, "terms", None)
-        self.has_terms = isinstance(terms, Terms)
-        self.trained: list[Tensor] = []
-        given = [loss.detach(), *(terms[:2] if isinstance(terms, Terms) else (loss.detach(), loss.detach()))]
-        return [*given, *self._gradients(loss)] if self.with_gradients else given
-
-    def _gradients(self, loss: Tensor) -> list[Tensor]:
-        # By identity: one tensor may have two names.
-        wanted = list({id(tensor): tensor for tensor in self.held.values() if tensor.requires_grad}.values())
-        if any(getattr(tensor, "_post_accumulate_grad_hooks", None) for tensor in wanted):
-            raise InputError("the step cannot be recorded, since a parameter has a hook after its gradient")
-        found = zip(wanted, torch.autograd.grad(loss, wanted, allow_unused=True))
-        pairs = [(tensor, gradient) for tensor, gradient in found if gradient is not None]
-        self.trained = [tensor for tensor, _ in pairs]
-        storages: set[int] = set()
-        gradients = []
-        for _, gradient in pairs:  # an optimiser may write into each
-            own = gradient.untyped_storage()._cdata
-            gradients.append(gradient.clone() if own in storages else gradient)
-            storages.add(own)
-        return gradients
-
-
-def _unconstrained(value: Any) -> Tensor:
-    parameter: Tensor = value.unconstrained()
-    return parameter
-
-
 def _add_gradient(parameter: Tensor, gradient: Tensor) -> None:
     if parameter.grad is not None:
         parameter.grad = parameter.grad + gradient
@@ -270,13 +230,6 @@ def _add_gradient(parameter: Tensor, gradient: Tensor) -> None:
         parameter.grad = gradient
     else:  # in the parameter's layout, as autograd leaves it: a fused optimiser reads memory as it lies
         parameter.grad = torch.empty_like(parameter).copy_(gradient)
-
-
-def _place_of(x: Tensor, inputs: Sequence[Tensor]) -> int:
-    for place, one in enumerate(inputs):
-        if one is x:
-            return place
-    raise InputError("the step cannot be recorded, since it looks at the values of what it made: leave --compile out")
 
 
 def _refuse_handlers(with_gradients: bool) -> None:
@@ -304,19 +257,6 @@ def _unmakes_parameters(known: set[str], owned: set[int]) -> bool:
     for name in made:
         del store[name]
     return bool(made)
-
-
-@contextlib.contextmanager
-def _beta_of(elbo: Any, beta: float | Tensor) -> Iterator[None]:
-    """Let an ELBO that knows a beta have this one."""
-    before = getattr(elbo, "beta", None)
-    if before is not None:
-        elbo.beta = beta
-    try:
-        yield
-    finally:
-        if before is not None:
-            elbo.beta = before
 
 
 @contextlib.contextmanager

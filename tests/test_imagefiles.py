@@ -143,6 +143,7 @@ def test_a_killed_build_leaves_no_cache(folder, tmp_path):
 
 def test_bad_folders_are_one_line(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PVAE_DATA", raising=False)
     (tmp_path / "empty").mkdir()
     (tmp_path / "dot").mkdir()
     for index in range(8):

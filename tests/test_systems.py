@@ -357,8 +357,8 @@ def one_elbo_table():
         "003, 3.1 and the autoencoder of 001": "the distortion alone: a point posterior and a flat prior, so no rate "
         "and no bound",
         "003, 3.2: 500 x mean of the cross-entropy + KL": "500 / D times the pseudo-ELBO with beta = D / 500 = "
-        f"{fashion.beta}, D = 1024; as printed the KL is a mean over the 2 latents (`--rate-reduction "
-        f"{fashion.rate_reduction}`), so beta = {mean_beta}",
+        f"{fashion.beta}, D = 1024; as printed the KL is a mean over the 2 latents, half their sum (`--rate-reduction "
+        f"{fashion.rate_reduction}`), so that beta = {mean_beta}",
         "003, 3.3: 2000 x mean of (x - y)^2 + KL": "the ELBO of `Normal(y, scale^2 = D / 4000 = "
         f"{celeba.scale**2:.3f})`, D = 12288",
         "002, its test loss: z at the posterior mean": "no ELBO: `posterior_mean_loss` in `metrics.jsonl`, beside the "

@@ -1,0 +1,94 @@
+"""What is recorded of a training step: loss, terms and gradients as one function of beta and the inputs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pvae.checks import Check, deferred
+from pvae.errors import InputError
+from pvae.handwritten import Terms
+from pvae.perdatum import PyroFunction
+
+__all__ = ["Step"]
+
+
+class Step:
+    """Loss, terms and gradients as one function of beta and the inputs, which notes what it met on its way.
+
+    Args:
+        elbo: has a `differentiable_loss`.
+        model: a Pyro function.
+        guide: its guide.
+        with_gradients: give the gradients too.
+
+    Attributes:
+        checks: what must hold of the inputs, with the place of each among them.
+        has_terms: the ELBO records its terms.
+        held: the parameters met, by the name that they have in Pyro's store.
+        trained: those that get a gradient, in the order of the gradients.
+        sites: where Pyro met them.
+    """
+
+    def __init__(self, elbo: Any, model: PyroFunction, guide: PyroFunction, with_gradients: bool) -> None:
+        self.elbo, self.model, self.guide, self.with_gradients = elbo, model, guide, with_gradients
+
+    def __call__(self, beta: Tensor, *inputs: Tensor) -> list[Tensor]:
+        """Return loss, distortion and rate (or the loss in their place), and gradients."""
+        with _beta_of(self.elbo, beta), deferred() as checks, poutine.trace(param_only=True) as capture:
+            loss = self.elbo.differentiable_loss(self.model, self.guide, *inputs)
+        self.checks: list[tuple[int, Check]] = [(_place_of(check.x, inputs), check) for check in checks]
+        nodes: list[Any] = [site for site in capture.trace.nodes.values() if site["type"] == "param"]
+        self.sites = [{**site, "stop": False, "continuation": None} for site in nodes]
+        self.held: dict[str, Tensor] = {site["name"]: _unconstrained(site["value"]) for site in nodes}
+        terms = getattr(self.elbo, "terms", None)
+        self.has_terms = isinstance(terms, Terms)
+        self.trained: list[Tensor] = []
+        given = [loss.detach(), *(terms[:2] if isinstance(terms, Terms) else (loss.detach(), loss.detach()))]
+        return [*given, *self._gradients(loss)] if self.with_gradients else given
+
+    def _gradients(self, loss: Tensor) -> list[Tensor]:
+        # By identity: one tensor may have two names.
+        wanted = list({id(tensor): tensor for tensor in self.held.values() if tensor.requires_grad}.values())
+        if any(getattr(tensor, "_post_accumulate_grad_hooks", None) for tensor in wanted):
+            raise InputError("the step cannot be recorded, since a parameter has a hook after its gradient")
+        found = zip(wanted, torch.autograd.grad(loss, wanted, allow_unused=True))
+        pairs = [(tensor, gradient) for tensor, gradient in found if gradient is not None]
+        self.trained = [tensor for tensor, _ in pairs]
+        storages: set[int] = set()
+        gradients = []
+        for _, gradient in pairs:  # an optimiser may write into each
+            own = gradient.untyped_storage()._cdata
+            gradients.append(gradient.clone() if own in storages else gradient)
+            storages.add(own)
+        return gradients
+
+
+def _unconstrained(value: Any) -> Tensor:
+    parameter: Tensor = value.unconstrained()
+    return parameter
+
+
+def _place_of(x: Tensor, inputs: Sequence[Tensor]) -> int:
+    for place, one in enumerate(inputs):
+        if one is x:
+            return place
+    raise InputError("the step cannot be recorded, since it looks at the values of what it made: leave --compile out")
+
+
+@contextlib.contextmanager
+def _beta_of(elbo: Any, beta: float | Tensor) -> Iterator[None]:
+    """Let an ELBO that knows a beta have this one."""
+    before = getattr(elbo, "beta", None)
+    if before is not None:
+        elbo.beta = beta
+    try:
+        yield
+    finally:
+        if before is not None:
+            elbo.beta = before
