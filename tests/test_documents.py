@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from nbclient import NotebookClient
 
 from pvae.sources import load_dataset
@@ -27,10 +29,18 @@ def test_the_readmes_python(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pvae.fitting.load_dataset", lambda *_: load_dataset("mnist-5k"))
     names = {}
-    exec(compile(BLOCKS[1], "README.md", "exec"), names)
+    exec(compile(BLOCKS[2], "README.md", "exec"), names)
     assert capsys.readouterr().out.startswith("test ELBO -")
     assert names["images"].shape == (64, 1, 28, 28)
     assert names["codes"].shape == (1000, 2)
+
+
+def test_compiled_steps_as_the_readme_takes_them(capsys):
+    with torch.random.fork_rng():
+        exec(compile(BLOCKS[1], "README.md", "exec"), {})
+    losses = ast.literal_eval(capsys.readouterr().out)
+    assert len(losses) == 3
+    assert losses[2] < losses[0]
 
 
 def test_the_readme_names_every_module():
