@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pvae.commands import Parser, ctrl_c_exits_at_once, leave, result_folder, run_command
-from pvae.config import ELBOS
 from pvae.errors import InputError, check_name
+from pvae.options import ELBOS
 from pvae.systems import get_system
 
 if TYPE_CHECKING:

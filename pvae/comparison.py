@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from pvae import oracle
-from pvae.config import WITHOUT_CHAINS
 from pvae.elbos import build_elbo
 from pvae.evaluation import Estimate, images_at_once, importance_sample
 from pvae.hierarchy import ChainPosterior
+from pvae.options import WITHOUT_CHAINS
 from pvae.perdatum import PerDatumELBO
 from pvae.records import csv_of
 from pvae.rng import seeded
@@ -124,7 +124,7 @@ class Measurement:
 
     Args:
         stage: which weights.
-        estimator: its name, of `config.ELBOS`.
+        estimator: its name, of `options.ELBOS`.
         particles: K.
         value: the bound, mean over repetitions with its standard error, nats per datum.
         bias: the value less log p(x).
@@ -192,7 +192,7 @@ def measure(
     Args:
         vae: at the weights in question, in eval mode.
         x: images (B, C, H, W).
-        name: one of `config.ELBOS`.
+        name: one of `options.ELBOS`.
         num_particles: K.
         log_p: of the batch.
         stage: which weights.

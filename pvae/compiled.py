@@ -95,6 +95,7 @@ class CompiledELBO(ELBO):
 
     @beta.setter
     def beta(self, beta: float) -> None:
+        """Weigh the rate with another number, from the next step on."""
         self.elbo.beta = beta
 
     @property
@@ -105,6 +106,7 @@ class CompiledELBO(ELBO):
 
     @num_particles.setter
     def num_particles(self, count: int) -> None:
+        """Take another number of particles, from the next step on."""
         self.elbo.num_particles = count
 
     def loss_and_grads(self, model: PyroFunction, guide: PyroFunction, *inputs: Tensor) -> Tensor:

@@ -2,72 +2,37 @@
 
 from __future__ import annotations
 
-import math
-import operator
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from pvae.errors import InputError, check_name
+from pvae.options import (
+    ACTIVATIONS,
+    BINARIZATIONS,
+    COMPILERS,
+    DATASETS,
+    ELBOS,
+    INITIALIZATIONS,
+    LIKELIHOODS,
+    NETWORKS,
+    PIXELS,
+    POSTERIORS,
+    PRECISIONS,
+    RATE_REDUCTIONS,
+    SCHEDULES,
+    WITH_BETA,
+    WITH_FREE_BITS,
+    WITHOUT_CHAINS,
+    flag,
+    real_number,
+    whole_number,
+    widths,
+)
 from pvae.records import ADDED
 
-__all__ = [
-    "ACTIVATIONS",
-    "BINARIZATIONS",
-    "COMPILERS",
-    "DATASETS",
-    "ELBOS",
-    "INITIALIZATIONS",
-    "LIKELIHOODS",
-    "NETWORKS",
-    "PIXELS",
-    "POSTERIORS",
-    "PRECISIONS",
-    "RATE_REDUCTIONS",
-    "SCHEDULES",
-    "WITHOUT_CHAINS",
-    "Config",
-    "check_elbo_options",
-]
-
-DATASETS = ("auto", "mnist", "fashion-mnist", "mnist-5k", "binarized-mnist", "linear-gaussian", "celeba", "folder:PATH")
-BINARIZATIONS = ("none", "threshold", "static", "dynamic")
-ELBOS = (
-    "trace",
-    "analytic",
-    "handwritten",
-    "stl",
-    "score",
-    "score-loo",
-    "iwae",
-    "dreg",
-    "renyi",
-    "ciwae",
-    "miwae",
-)
-# Those that need a closed-form KL of q(z | x), or its parameters.
-WITHOUT_CHAINS = ("analytic", "stl", "dreg")
-_WITH_FREE_BITS = ("trace", "analytic", "handwritten")
-_WITH_BETA = (*_WITH_FREE_BITS, "stl", "score", "score-loo")
-COMPILERS = ("none", "graph", "inductor")
-PRECISIONS = ("fp32", "bf16")
-PIXELS = ("unit", "symmetric")
-ACTIVATIONS = ("relu", "tanh")
-INITIALIZATIONS = ("torch", "burda")
-SCHEDULES = ("constant", "cosine", "paper")
-NETWORKS = ("mlp", "conv", "conv-batchnorm", "linear")
-POSTERIORS = ("normal", "normal-log-variance", "delta")
-LIKELIHOODS = (
-    "bernoulli",
-    "continuous-bernoulli",
-    "normal",
-    "normal-learned",
-    "normal-optimal",
-    "normal-linear",
-    "discretized-logistic",
-)
-RATE_REDUCTIONS = ("sum", "mean")
+__all__ = ["Config", "check_elbo_options"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +81,9 @@ class Config:
         epochs: passes over the training images.
         batch_size: images per step.
         lr: Adam's learning rate, at the start.
-        schedule: "constant"; "cosine", down to 2 % of it at the last step; or "paper", Burda et al.'s: times 10^(-i/7)
-            for the i-th of eight stages of 3^i passes (3,280 in all, scaled to `epochs`).
+        schedule: "constant"; "cosine", down to 2 % of it at the last step; "steps", times 10^(-1/5) after 2/5 and again
+            after 7/10 of the epochs; or "paper", Burda et al.'s: times 10^(-i/7) for the i-th of eight stages of 3^i
+            passes (3,280 in all, scaled to `epochs`).
         adam_eps: Adam's epsilon.
         seed: of the initial weights, the order of the images and every draw of z.
         compile: "none" runs model and guide at every step, "graph" records the step's operators once and replays them,
@@ -176,7 +142,7 @@ class Config:
         if not isinstance(self.system, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.system):
             raise InputError(f"--system {self.system!r}: a system's name is letters, digits, dots and dashes")
         for name in ("hidden", "second_hidden"):
-            object.__setattr__(self, name, _widths(name, getattr(self, name)))
+            object.__setattr__(self, name, widths(name, getattr(self, name)))
         for name, names in _CHOICES.items():
             value = getattr(self, name)
             if not (name == "dataset" and str(value).startswith("folder:")):
@@ -185,18 +151,18 @@ class Config:
             raise InputError(f"source must be a text, not {self.source!r}")
         for name in ("grey", "skip_broken"):
             if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{_flag(name)} must be true or false, not {getattr(self, name)!r}")
+                raise InputError(f"{flag(name)} must be true or false, not {getattr(self, name)!r}")
         for name, most in (("latent_dim", 10**9), ("particles", 10**6), ("epochs", 10**9), ("batch_size", 10**9)):
-            object.__setattr__(self, name, _count(name, getattr(self, name), most=most))
-        object.__setattr__(self, "groups", _count("groups", self.groups, most=10**6))
-        object.__setattr__(self, "image_size", _count("image_size", self.image_size, most=10**4))
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), most=most))
+        object.__setattr__(self, "groups", whole_number("groups", self.groups, most=10**6))
+        object.__setattr__(self, "image_size", whole_number("image_size", self.image_size, most=10**4))
         small = (("crop", 10**4), ("pad", 10**3), ("warm_up", 10**9), ("second_latent_dim", 10**9))
         for name, most in (*small, ("seed", 2**63 - 1)):
-            object.__setattr__(self, name, _count(name, getattr(self, name), least=0, most=most))
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=0, most=most))
         for name in ("scale", "lr", "adam_eps"):
-            object.__setattr__(self, name, _number(name, getattr(self, name)))
+            object.__setattr__(self, name, real_number(name, getattr(self, name)))
         for name in ("beta", "free_bits", "alpha", "mix"):
-            object.__setattr__(self, name, _number(name, getattr(self, name), zero_too=True))
+            object.__setattr__(self, name, real_number(name, getattr(self, name), zero_too=True))
         self._check_together()
 
     def _check_together(self) -> None:
@@ -205,7 +171,7 @@ class Config:
             raise InputError(f"--mix must be at most 1, not {self.mix}")
         weighs_rate = self.beta != 1 or self.warm_up > 0 or self.rate_reduction != "sum"
         check_elbo_options(self.elbo, self.particles, self.groups, weighs_rate=weighs_rate, free_bits=self.free_bits)
-        if self.posterior == "delta" and self.elbo not in _WITH_FREE_BITS:
+        if self.posterior == "delta" and self.elbo not in WITH_FREE_BITS:
             raise InputError(f"--posterior delta has no density: train it by --elbo trace, not {self.elbo}")
         if self.likelihood == "normal-linear" and (self.network != "linear" or self.second_latent_dim):
             raise InputError("--likelihood normal-linear goes with --network linear and one stochastic layer only")
@@ -262,7 +228,7 @@ class Config:
         }
         for name in given:
             if unread.get(name):
-                raise InputError(f"{_flag(name)} goes with {_READ_WITH[name]} only")
+                raise InputError(f"{flag(name)} goes with {_READ_WITH[name]} only")
 
     def replace(self, **overrides: Any) -> Config:
         """Return a copy with some fields changed; an unknown field or a bad value is an `InputError`."""
@@ -285,13 +251,13 @@ def check_elbo_options(name: str, num_particles: int, num_groups: int, *, weighs
         InputError: there is no rate to weigh in an importance-weighted bound, no rate of each dimension, no other
             particle to compare with, or no way to part the particles.
     """
-    if weighs_rate and name not in _WITH_BETA:
+    if weighs_rate and name not in WITH_BETA:
         raise InputError(
             f"--elbo {name} has no rate to weigh: leave --beta, --warm-up and --rate-reduction, or take one of "
-            f"{', '.join(_WITH_BETA)}"
+            f"{', '.join(WITH_BETA)}"
         )
-    if free_bits and name not in _WITH_FREE_BITS:
-        raise InputError(f"--elbo {name} knows no free bits: leave --free-bits, or take {', '.join(_WITH_FREE_BITS)}")
+    if free_bits and name not in WITH_FREE_BITS:
+        raise InputError(f"--elbo {name} knows no free bits: leave --free-bits, or take {', '.join(WITH_FREE_BITS)}")
     if name == "score-loo" and num_particles < 2:
         raise InputError("--elbo score-loo compares each particle with the others: give --particles 2 or more")
     if name == "miwae" and num_particles % num_groups:
@@ -331,38 +297,3 @@ _KINDS = {
     "elbo": "ELBO",
     "pixels": "range of pixels",
 }
-
-
-def _widths(name: str, hidden: Any) -> tuple[int, ...]:
-    widths = list(hidden) if isinstance(hidden, Iterable) and not isinstance(hidden, (str, set)) else []
-    if not widths:
-        raise InputError(f"{_flag(name)} needs at least one layer width, such as 100 100, not {hidden!r}")
-    return tuple(_count(name, width, most=10**9) for width in widths)
-
-
-def _count(name: str, value: Any, least: int = 1, most: int = 2**63 - 1) -> int:
-    """Return a whole number, numpy's included, as an int."""
-    try:
-        count = operator.index(value)
-    except TypeError:
-        count = -1
-    if isinstance(value, bool) or not least <= count <= most:
-        limit = "" if count <= most else f" and at most {most:,}"
-        raise InputError(f"{_flag(name)} must be a whole number of at least {least}{limit}, not {value!r}")
-    return count
-
-
-def _number(name: str, value: Any, zero_too: bool = False) -> float:
-    """Return a finite number, numpy's included, as a float."""
-    try:
-        number = math.nan if isinstance(value, (bool, str)) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number) or number < 0 or (number == 0 and not zero_too):
-        wanted = "a finite number of at least 0" if zero_too else "a finite number above 0"
-        raise InputError(f"{_flag(name)} must be {wanted}, not {value!r}")
-    return number
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

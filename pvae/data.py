@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pvae.config import BINARIZATIONS
 from pvae.errors import InputError, check_name
+from pvae.options import BINARIZATIONS
 
 __all__ = ["DataRecord", "Dataset", "Pixels", "batches", "binarized", "linear_gaussian", "padded", "to_pixels"]
 
@@ -125,7 +125,7 @@ def binarized(images: Tensor, mode: str, split: str) -> Tensor:
 
     Args:
         images: uint8, any shape.
-        mode: one of `config.BINARIZATIONS`.
+        mode: one of `options.BINARIZATIONS`.
         split: "train" or "test".
 
     Returns:

@@ -95,10 +95,8 @@ def traversal(subject: Subject) -> Figure:
     title = f"{subject.title}\nmean of p(x | z), one dimension at a time from -3 to 3"
     if not subject.vae.q_z.has_density:
         title += " standard deviations of the codes"
-    names, values = (
-        [f"z_{d + 1}" for d in dimensions],
-        [f"{step:+.1f}" for step in (steps.round(decimals=1) + 0.0).tolist()],
-    )
+    names = [f"z_{d + 1}" for d in dimensions]
+    values = [f"{step:+.1f}" for step in (steps.round(decimals=1) + 0.0).tolist()]  # 0.0 makes +0.0 of -0.0
     return figures.row_figure(subject.shown(torch.cat(rows)), len(steps), title, names, values)
 
 

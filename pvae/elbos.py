@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pvae import handwritten
-from pvae.config import ELBOS, check_elbo_options
+from pvae.config import check_elbo_options
 from pvae.errors import InputError, check_name
 from pvae.handwritten import Terms
 from pvae.importance import CIWAE, IWAE, MIWAE, DReG, RenyiELBO, ScoreELBO, StickingTheLanding
+from pvae.options import ELBOS
 from pvae.perdatum import Draws, Latent, PerDatumELBO, PyroFunction
 from pvae.vae import VAE
 
@@ -98,7 +99,7 @@ def build_elbo(
     """Return the ELBO of that name.
 
     Args:
-        name: one of `config.ELBOS`.
+        name: one of `options.ELBOS`.
         num_particles: K.
         beta: weight of the rate in the loss.
         free_bits: nats of each latent dimension that cost nothing.

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from torchvision.utils import make_grid
 
 from pvae.metrics import Metrics
 
@@ -43,6 +42,8 @@ class Events:
 
     def pictures(self, epoch: int, images: Tensor, reconstructions: Tensor, samples: Tensor) -> None:
         """Write test images above their reconstructions, and images of the prior."""
+        from torchvision.utils import make_grid  # slow to import, and the first epoch need not wait for it
+
         pairs = make_grid(torch.cat([images, reconstructions]), nrow=len(images))
         self._writer.add_image("test images above, reconstructions below", pairs, epoch)
         if len(samples):

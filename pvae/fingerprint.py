@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import types
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -33,7 +34,7 @@ class Fingerprint:
 
     def __init__(self, objects: Sequence[object]) -> None:
         self._state: list[object] = []
-        self._owners: list[tuple[Any, tuple[int, ...]]] = []
+        self._owners: list[tuple[Any, tuple[object, ...]]] = []
         self._tensors: list[tuple[Tensor, tuple[object, ...]]] = []
         self._kept: list[object] = []  # alive, so that no id comes to stand for another object
         self._seen: set[int] = set()
@@ -48,8 +49,9 @@ class Fingerprint:
 
     def is_current(self) -> bool:
         """Whether nothing at all was touched since; false if something was, even if it is again what it was."""
-        for owner, ids in self._owners:
-            if tuple(map(id, owner.values() if type(owner) is dict else _values(_parts_of(owner)))) != ids:
+        for owner, parts in self._owners:
+            now = owner.values() if type(owner) is dict else _values(_parts_of(owner))
+            if len(now) != len(parts) or not all(map(operator.is_, now, parts)):
                 return False
         return all(_facts(tensor) == facts for tensor, facts in self._tensors)
 
@@ -71,7 +73,7 @@ class Fingerprint:
         elif parts is not None:
             # The dict of a module changes with it, and is quicker to ask.
             owner = parts if isinstance(value, nn.Module) else value
-            self._owners.append((owner, tuple(map(id, _values(parts)))))
+            self._owners.append((owner, tuple(_values(parts))))  # these too stay alive, plain values among them
             names = parts if isinstance(parts, dict) else range(len(parts))
             for name, part in zip(names, _values(parts)):
                 if name not in _UNREAD or not isinstance(value, nn.Module):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pyro
 import torch
@@ -16,7 +18,6 @@ from pvae.config import Config
 from pvae.data import Dataset
 from pvae.errors import InputError, InterruptedTrainingError, TrainingError, brief
 from pvae.events import Events
-from pvae.figures import figures_are_drawn, save_figures
 from pvae.imagefiles import ImageTransform
 from pvae.progress import Console
 from pvae.rng import restore_rng_state, rng_state, seeded
@@ -114,7 +115,7 @@ def resume(
     run.config = run.config.replace(epochs=epochs if epochs is not None else run.config.epochs)
     checkpoint = run.read_checkpoint()
     done = checkpoint["epoch"]
-    if done >= run.config.epochs and figures_are_drawn(run):
+    if done >= run.config.epochs and _figures().figures_are_drawn(run):
         raise InputError(f"{run.path} has finished its {done} epochs: give --epochs above {done}")
     where = resolve_device(device or run.sessions[-1].get("device", "auto"))
     data = data if data is not None else load_again(run, data_dir, offline)
@@ -166,7 +167,7 @@ def _go_on(training: Training, run: Run, console: Console, note: str) -> None:
                 events.scalars([train, test])
                 events.pictures(finished, *training.pictures())
                 console.epoch(train, test, run.config.epochs)
-        save_figures(run, *training.pictures())
+        _figures().save_figures(run, *training.pictures())
     except TrainingError as error:
         last = f"{run.path / 'checkpoint.pt'} (epoch {finished})"
         raise TrainingError(
@@ -179,6 +180,11 @@ def _go_on(training: Training, run: Run, console: Console, note: str) -> None:
         raise InterruptedTrainingError(
             f"interrupted; epoch {finished} is on disk; go on with: {_how_to_resume(run)}"
         ) from None
+
+
+def _figures() -> ModuleType:
+    """Return the module of figures: it takes matplotlib, which is slow to import, and no step needs it."""
+    return importlib.import_module("pvae.figures")
 
 
 def _check_types(data: object, **paths: object) -> None:

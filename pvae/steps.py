@@ -82,7 +82,7 @@ def _place_of(x: Tensor, inputs: Sequence[Tensor]) -> int:
 
 
 @contextlib.contextmanager
-def _beta_of(elbo: Any, beta: float | Tensor) -> Iterator[None]:
+def _beta_of(elbo: Any, beta: Tensor) -> Iterator[None]:
     """Let an ELBO that knows a beta have this one."""
     before = getattr(elbo, "beta", None)
     if before is not None:

@@ -11,17 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pvae.commands import Parser, ctrl_c_exits_at_once, leave, run_command
-from pvae.config import (
-    ACTIVATIONS,
-    DATASETS,
-    LIKELIHOODS,
-    NETWORKS,
-    PIXELS,
-    POSTERIORS,
-    RATE_REDUCTIONS,
-    Config,
-)
+from pvae.config import Config
 from pvae.errors import InputError, brief
+from pvae.options import ACTIVATIONS, DATASETS, LIKELIHOODS, NETWORKS, PIXELS, POSTERIORS, RATE_REDUCTIONS
 from pvae.systems import SYSTEMS, as_option, get_system, list_systems
 
 if sys.version_info >= (3, 11):
@@ -247,8 +239,9 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--schedule",
         metavar="NAME",
-        help="constant; cosine: down to 2 %% of it; paper: Burda et al.'s eight stages, whose own length is --epochs "
-        f"3280 --batch-size 20 --lr 0.001 (default: {known.schedule})",
+        help="constant; cosine: down to 2 %% of it; steps: times 0.63 after 2/5 and after 7/10 of the epochs; paper: "
+        "Burda et al.'s eight stages, whose own length is --epochs 3280 --batch-size 20 --lr 0.001 "
+        f"(default: {known.schedule})",
     )
     add("--adam-eps", metavar="E", type=float, help=f"Adam's epsilon (default: {known.adam_eps})")
     add(

@@ -12,7 +12,7 @@ import pyro
 import pytest
 import torch
 
-from pvae import sources
+from pvae import mnist
 from pvae.building import build_vae
 from pvae.config import Config
 from pvae.data import Dataset
@@ -110,7 +110,7 @@ def tiny_mnist(monkeypatch, tmp_path):
     files = dict(zip(FILES, map(idx_bytes, [*images, np.zeros(20, np.uint8), np.zeros(10, np.uint8)])))
     checksums = {name: hashlib.sha256(files[name]).hexdigest() for name in FILES}
     kinds = [{name: checksums[name] for name in names} for names in (FILES[:2], FILES[2:])]
-    monkeypatch.setitem(sources._TORCHVISION, "mnist", sources._Torchvision(sources.MNIST, *kinds))
+    monkeypatch.setitem(mnist._TORCHVISION, "mnist", mnist._Torchvision("MNIST", mnist._DIGITS, *kinds))
     monkeypatch.delenv("PVAE_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return images, files

@@ -12,11 +12,12 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 
 from pvae import bounds
 from pvae.building import build_vae
-from pvae.config import ELBOS, Config
+from pvae.config import Config
 from pvae.elbos import build_elbo
 from pvae.errors import InputError
 from pvae.importance import Draws
 from pvae.importance import RenyiELBO as RenyiBound
+from pvae.options import ELBOS
 
 
 def gradients_of(vae):

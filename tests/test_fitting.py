@@ -261,7 +261,7 @@ def test_figures_that_are_missing_are_drawn(tmp_path, few_digits, small_config, 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pvae.fitting.save_figures", interrupted)
+    monkeypatch.setattr("pvae.figures.save_figures", interrupted)
     with pytest.raises(InterruptedTrainingError, match="epoch 2 is on disk"):
         fit(small_config, data=few_digits, out=tmp_path / "run")
     monkeypatch.undo()
@@ -447,6 +447,9 @@ def test_schedules():
     stages = [0, 1, 1, 2, 2, 3, 6, 7, 7]
     for done, stage in zip(passes, stages):
         assert learning_rate(paper, 10 * done, 10) == pytest.approx(10 ** (-stage / 7)), done
+    steps = Config(schedule="steps", epochs=500, lr=1.0)
+    for done, stage in ((0, 0), (199, 0), (200, 1), (349, 1), (350, 2), (499, 2)):
+        assert learning_rate(steps, 10 * done, 10) == pytest.approx(10 ** (-stage / 5)), done
     assert learning_rate(Config(lr=0.5), 7, 10) == 0.5
 
 

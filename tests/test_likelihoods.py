@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from pvae.building import build_vae
-from pvae.config import ELBOS, LIKELIHOODS, Config
+from pvae.config import Config
 from pvae.discretized import DiscretizedLogistic
 from pvae.fitting import fit
 from pvae.likelihoods import PseudoBernoulli
+from pvae.options import ELBOS, LIKELIHOODS
 
 
 def binary_images(shape):

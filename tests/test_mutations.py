@@ -173,7 +173,7 @@ def run_loss_tests(folder: Path, tests: tuple[str, ...] = LOSS_TESTS) -> subproc
         *(f"tests/{test}" for test in tests),
     ]
     environment = {**os.environ, "PYTHONPATH": str(folder)}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture

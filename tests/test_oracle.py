@@ -15,9 +15,9 @@ from conftest import LINEAR_SHAPE
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from pvae import bounds, oracle
-from pvae.config import ELBOS
 from pvae.elbos import build_elbo
 from pvae.errors import InputError
+from pvae.options import ELBOS
 
 SIGMAS = 4.3
 

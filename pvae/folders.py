@@ -1,0 +1,29 @@
+"""Where data are looked for: the folder that is given, $PVAE_DATA, the user's cache."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pvae.errors import InputError
+
+__all__ = ["cache_dir", "data_folders"]
+
+
+def cache_dir() -> Path:
+    """Return the user's cache folder of pvae; nothing is created."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pvae"
+
+
+def data_folders(data_dir: str | Path | None) -> list[Path]:
+    """Return the folders in which data are looked for, in this order.
+
+    Raises:
+        InputError: one that is given does not exist.
+    """
+    given = {"--data-dir": data_dir, "PVAE_DATA": os.environ.get("PVAE_DATA")}
+    roots = {source: Path(path).expanduser() for source, path in given.items() if path}
+    for source, root in roots.items():
+        if not root.is_dir():
+            raise InputError(f"{source}: there is no folder {root}")
+    return [*roots.values(), cache_dir()]

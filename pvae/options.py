@@ -1,0 +1,108 @@
+"""What an option of a training may be: one of some names, widths, a whole number, a real one."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+from pvae.errors import InputError
+
+__all__ = [
+    "ACTIVATIONS",
+    "BINARIZATIONS",
+    "COMPILERS",
+    "DATASETS",
+    "ELBOS",
+    "INITIALIZATIONS",
+    "LIKELIHOODS",
+    "NETWORKS",
+    "PIXELS",
+    "POSTERIORS",
+    "PRECISIONS",
+    "RATE_REDUCTIONS",
+    "SCHEDULES",
+    "WITHOUT_CHAINS",
+    "WITH_BETA",
+    "WITH_FREE_BITS",
+    "flag",
+    "real_number",
+    "whole_number",
+    "widths",
+]
+
+DATASETS = ("auto", "mnist", "fashion-mnist", "mnist-5k", "binarized-mnist", "linear-gaussian", "celeba", "folder:PATH")
+BINARIZATIONS = ("none", "threshold", "static", "dynamic")
+ELBOS = (
+    "trace",
+    "analytic",
+    "handwritten",
+    "stl",
+    "score",
+    "score-loo",
+    "iwae",
+    "dreg",
+    "renyi",
+    "ciwae",
+    "miwae",
+)
+# Those that need a closed-form KL of q(z | x), or its parameters.
+WITHOUT_CHAINS = ("analytic", "stl", "dreg")
+WITH_FREE_BITS = ("trace", "analytic", "handwritten")
+WITH_BETA = (*WITH_FREE_BITS, "stl", "score", "score-loo")
+COMPILERS = ("none", "graph", "inductor")
+PRECISIONS = ("fp32", "bf16")
+PIXELS = ("unit", "symmetric")
+ACTIVATIONS = ("relu", "tanh")
+INITIALIZATIONS = ("torch", "burda")
+SCHEDULES = ("constant", "cosine", "steps", "paper")
+NETWORKS = ("mlp", "conv", "conv-batchnorm", "linear")
+POSTERIORS = ("normal", "normal-log-variance", "delta")
+LIKELIHOODS = (
+    "bernoulli",
+    "continuous-bernoulli",
+    "normal",
+    "normal-learned",
+    "normal-optimal",
+    "normal-linear",
+    "discretized-logistic",
+)
+RATE_REDUCTIONS = ("sum", "mean")
+
+
+def widths(name: str, hidden: Any) -> tuple[int, ...]:
+    """Return the widths of layers, of which there must be one at least."""
+    found = list(hidden) if isinstance(hidden, Iterable) and not isinstance(hidden, (str, set)) else []
+    if not found:
+        raise InputError(f"{flag(name)} needs at least one layer width, such as 100 100, not {hidden!r}")
+    return tuple(whole_number(name, width, most=10**9) for width in found)
+
+
+def whole_number(name: str, value: Any, least: int = 1, most: int = 2**63 - 1) -> int:
+    """Return a whole number, numpy's included, as an int."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = -1
+    if isinstance(value, bool) or not least <= count <= most:
+        limit = "" if count <= most else f" and at most {most:,}"
+        raise InputError(f"{flag(name)} must be a whole number of at least {least}{limit}, not {value!r}")
+    return count
+
+
+def real_number(name: str, value: Any, zero_too: bool = False) -> float:
+    """Return a finite number, numpy's included, as a float."""
+    try:
+        number = math.nan if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number) or number < 0 or (number == 0 and not zero_too):
+        wanted = "a finite number of at least 0" if zero_too else "a finite number above 0"
+        raise InputError(f"{flag(name)} must be {wanted}, not {value!r}")
+    return number
+
+
+def flag(name: str) -> str:
+    """Return the command line's name of an option."""
+    return "--" + name.replace("_", "-")
