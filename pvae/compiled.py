@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +16,15 @@ from pyro.poutine.runtime import _PYRO_STACK, apply_stack
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
+from pvae.adam import AdamUpdate
 from pvae.checks import Check
 from pvae.errors import InputError
-from pvae.fingerprint import Fingerprint, buffers_unchanged, running_modules, surroundings
+from pvae.fingerprint import Fingerprint, buffers_unchanged, running_modules, surroundings, unchanged
 from pvae.handwritten import Terms
+from pvae.optimizers import OTHER_PARAMETERS
 from pvae.perdatum import PyroFunction
 from pvae.recording import record
-from pvae.steps import Step
+from pvae.steps import Prepare, Step
 
 __all__ = ["CompiledELBO"]
 
@@ -33,9 +36,8 @@ _NUM_KEPT = 32  # recordings: each is of a batch shape, a mode or an edit of the
 class _Tape:
     """A step that can be replayed."""
 
-    key: tuple[object, ...]
-    model: PyroFunction
-    guide: PyroFunction
+    key: tuple[object, ...]  # what it gives, the shapes of what it takes, the settings of torch
+    functions: tuple[Callable[..., Any] | None, ...]  # model, guide, prepare
     elbo: Any
     fingerprint: Fingerprint
     modules: list[nn.Module]  # that ran
@@ -43,11 +45,14 @@ class _Tape:
     beta_now: float
     replay: Callable[..., Sequence[Tensor]]
     checks: list[tuple[int, Check]]  # with the place of what they look at among the inputs
+    errors: list[Callable[[], Exception]]  # of what must hold of tensors that the step makes
     has_terms: bool
     held: dict[str, Tensor]  # parameters that Pyro's store held, by name
     owned: set[int]  # those of them that are a module's, which registers them itself
     trained: list[Tensor]  # parameters that get a gradient
     sites: list[Any]
+    update: AdamUpdate | None
+    update_facts: list[object]
 
 
 class CompiledELBO(ELBO):
@@ -111,7 +116,7 @@ class CompiledELBO(ELBO):
 
     def loss_and_grads(self, model: PyroFunction, guide: PyroFunction, *inputs: Tensor) -> Tensor:
         """Return the loss after adding its gradients to the parameters (`SVI.step` calls it)."""
-        tape = self._tape_of(model, guide, inputs, with_gradients=True)
+        tape = self._tape_of(model, guide, inputs, "gradients")
         if tape is None:
             return torch.as_tensor(self._eagerly(self.elbo.loss_and_grads, model, guide, *inputs))
         loss, gradients = self._replay(tape, inputs)
@@ -122,10 +127,35 @@ class CompiledELBO(ELBO):
             apply_stack({**site, "value": store[site["name"]]})  # type: ignore[typeddict-item]
         return loss
 
+    def loss_and_update(
+        self,
+        model: PyroFunction,
+        guide: PyroFunction,
+        update: AdamUpdate,
+        *inputs: Tensor,
+        prepare: Prepare | None = None,
+    ) -> Tensor | None:
+        """Return the loss after stepping the parameters, or none if this step must be run (`CompiledSVI` calls it).
+
+        Args:
+            model: a Pyro function.
+            guide: its guide.
+            update: steps the parameters.
+            inputs: of `prepare`, or of model and guide.
+            prepare: makes of the inputs what model and guide take; recorded too.
+
+        Raises:
+            RuntimeError: the parameters that model and guide register with Pyro are not the optimiser's.
+        """
+        tape = self._tape_of(model, guide, inputs, "update", update, prepare)
+        if tape is None or any(parameter.grad is not None for parameter in tape.trained):
+            return None
+        return self._replay(tape, inputs)[0]
+
     def loss(self, model: PyroFunction, guide: PyroFunction, *inputs: Tensor) -> float:
         """Return the loss as a number (`SVI.evaluate_loss` calls it); Pyro's parameter store stays as it was."""
         with torch.no_grad():
-            tape = self._tape_of(model, guide, inputs, with_gradients=False)
+            tape = self._tape_of(model, guide, inputs, "loss")
             if tape is None:
                 return float(self._eagerly(self.elbo.loss, model, guide, *inputs))
             return self._replay(tape, inputs)[0].item()
@@ -143,73 +173,99 @@ class CompiledELBO(ELBO):
         for place, check in tape.checks:
             if not check.holds(inputs[place]):
                 raise check.error()
+        if tape.update is not None:
+            tape.update.advance(tape.trained)
         if tape.beta_now != self.beta:
             tape.beta_now = self.beta
             tape.beta.fill_(self.beta)
         with torch.no_grad():
-            loss, distortion, rate, *gradients = tape.replay(tape.beta, *inputs)
+            loss, distortion, rate, *rest = tape.replay(tape.beta, *inputs)
+        for holds, error in zip(rest, tape.errors):
+            if not holds:
+                raise error()
         if tape.has_terms:
             self.terms = Terms(distortion, rate)
-        return loss, gradients
+        return loss, rest[len(tape.errors) :]
 
     def _tape_of(
-        self, model: PyroFunction, guide: PyroFunction, inputs: Sequence[Tensor], with_gradients: bool
+        self,
+        model: PyroFunction,
+        guide: PyroFunction,
+        inputs: Sequence[Tensor],
+        gives: str,
+        update: AdamUpdate | None = None,
+        prepare: Prepare | None = None,
     ) -> _Tape | None:
-        """Return the tape of such a step; none if it is one that must be run, since it makes parameters."""
+        """Return the tape of a step that gives that; none if it is one that must be run, since it makes parameters."""
         shapes = tuple((x.shape, x.dtype, x.device, x.stride(), x.requires_grad) for x in inputs)
-        key = (with_gradients, shapes, surroundings())
-        _refuse_handlers(with_gradients)
-        if with_gradients and any(x.requires_grad for x in inputs):
+        key = (gives, shapes, surroundings())
+        _refuse_handlers(gives)
+        if gives != "loss" and any(x.requires_grad for x in inputs):
             raise InputError("a compiled ELBO gives gradients to parameters only, and an input requires one")
         for tape in reversed(self._tapes):
-            if tape.key == key and _is_in_store(tape) and self._is_of(tape, model, guide):
+            if (
+                tape.key == key
+                and _is_in_store(tape)
+                and _is_same_update(tape, update)
+                and self._is_of(tape, model, guide, prepare)
+            ):
                 return tape
-        with _as_if_nothing(inputs, with_gradients):
-            fresh = self._tape(key, model, guide, inputs)
+        with _as_if_nothing(inputs, gives):
+            fresh = self._tape(key, model, guide, inputs, update, prepare)
         if fresh is not None:
             self.num_recordings += 1
             self._tapes = [*self._tapes[1 - _NUM_KEPT :], fresh]
         return fresh
 
-    def _is_of(self, tape: _Tape, model: PyroFunction, guide: PyroFunction) -> bool:
-        same = tape.model == model and tape.guide == guide and tape.elbo is self.elbo
-        if same and tape.fingerprint.is_current():
+    def _is_of(self, tape: _Tape, *functions: PyroFunction | Prepare | None) -> bool:
+        if tape.functions == functions and tape.elbo is self.elbo and tape.fingerprint.is_current():
             return True
-        now = Fingerprint([model, guide, self.elbo, tape.modules])
+        now = Fingerprint([*functions, self.elbo, tape.modules])
         if now != tape.fingerprint:
             return False
-        tape.model, tape.guide, tape.elbo, tape.fingerprint = model, guide, self.elbo, now
+        tape.functions, tape.elbo, tape.fingerprint = functions, self.elbo, now
         return True
 
     def _tape(
-        self, key: tuple[object, ...], model: PyroFunction, guide: PyroFunction, inputs: Sequence[Tensor]
+        self,
+        key: tuple[object, ...],
+        model: PyroFunction,
+        guide: PyroFunction,
+        inputs: Sequence[Tensor],
+        update: AdamUpdate | None,
+        prepare: Prepare | None,
     ) -> _Tape | None:
         """Run the step once as it is, to see what it makes and what runs in it, and once more to record it."""
-        before = Fingerprint([model, guide, self.elbo])
+        before = Fingerprint([model, guide, prepare, self.elbo])
         known = set(pyro.get_param_store()._params)
         with running_modules() as ran, torch.no_grad():
-            self.elbo.differentiable_loss(model, guide, *inputs)
+            taken = inputs if prepare is None else (prepare(*inputs),)
+            self.elbo.differentiable_loss(model, guide, *taken)
         modules = list(ran.values())
         owned = {id(tensor) for module in modules for tensor in module.parameters()}
-        fingerprint = Fingerprint([model, guide, self.elbo, modules])
-        is_changed = before != Fingerprint([model, guide, self.elbo])
+        fingerprint = Fingerprint([model, guide, prepare, self.elbo, modules])
+        is_changed = before != Fingerprint([model, guide, prepare, self.elbo])
         if is_changed and self._is_changing:
             raise InputError(_CHANGES_ITSELF)
         self._is_changing = is_changed  # once it may: a guide that makes itself at its first step
         if _unmakes_parameters(known, owned) or is_changed:
             return None
-        step = Step(self.elbo, model, guide, with_gradients=bool(key[0]))
+        if update is not None:
+            update.prepare()
+        step = Step(self.elbo, model, guide, with_gradients=key[0] != "loss", update=update, prepare=prepare)
         # Views: one tensor given twice would be taken for one input.
-        beta = torch.tensor(self.beta, dtype=inputs[0].dtype if inputs[0].is_floating_point() else None)
+        beta = torch.tensor(self.beta, dtype=taken[0].dtype if taken[0].is_floating_point() else None)
         beta = beta.to(inputs[0].device)
-        with buffers_unchanged(modules):
+        written = update.held() if update is not None else []
+        with buffers_unchanged(modules), unchanged(written):
             replay = record(step, [beta, *(x.view_as(x) for x in inputs)], self.engine, self.precision)
-        if fingerprint != Fingerprint([model, guide, self.elbo, modules]):
+        if fingerprint != Fingerprint([model, guide, prepare, self.elbo, modules]):
             raise InputError(_CHANGES_ITSELF)
+        if update is not None and {id(one) for one in step.held.values()} != {id(one) for one in update.parameters}:
+            raise RuntimeError(OTHER_PARAMETERS)
         return _Tape(
             key=key,
-            model=model,
-            guide=guide,
+            functions=(model, guide, prepare),
             elbo=self.elbo,
             fingerprint=fingerprint,
             modules=modules,
@@ -217,11 +273,14 @@ class CompiledELBO(ELBO):
             beta_now=self.beta,
             replay=replay,
             checks=step.checks,
+            errors=step.errors,
             has_terms=step.has_terms,
             held=step.held,
             owned=owned,
             trained=step.trained,
             sites=step.sites,
+            update=update,
+            update_facts=update.facts() if update is not None else [],
         )
 
 
@@ -234,22 +293,29 @@ def _add_gradient(parameter: Tensor, gradient: Tensor) -> None:
         parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
-def _refuse_handlers(with_gradients: bool) -> None:
+def _refuse_handlers(gives: str) -> None:
     """SVI traces parameters around a step; any other handler would change what is drawn or weighed."""
     for handler in _PYRO_STACK:
-        if not (with_gradients and isinstance(handler, TraceMessenger) and handler.param_only):
+        if not (gives == "gradients" and isinstance(handler, TraceMessenger) and handler.param_only):
             name = type(handler).__name__
             raise InputError(f"a compiled ELBO runs under no Pyro handler, here {name}: wrap model and guide instead")
 
 
 def _is_in_store(tape: _Tape) -> bool:
     """Whether Pyro's store holds the parameters of a tape; to evaluate, a module's own need not be there."""
-    now, trains = pyro.get_param_store()._params, tape.key[0]
+    now, trains = pyro.get_param_store()._params, tape.key[0] != "loss"
     for name, parameter in tape.held.items():
         absent = None if trains or id(parameter) not in tape.owned else parameter
         if now.get(name, absent) is not parameter:
             return False
     return True
+
+
+def _is_same_update(tape: _Tape, update: AdamUpdate | None) -> bool:
+    if tape.update is not update:
+        return False
+    facts = update.facts() if update is not None else []
+    return len(facts) == len(tape.update_facts) and all(map(operator.is_, facts, tape.update_facts))
 
 
 def _unmakes_parameters(known: set[str], owned: set[int]) -> bool:
@@ -262,10 +328,10 @@ def _unmakes_parameters(known: set[str], owned: set[int]) -> bool:
 
 
 @contextlib.contextmanager
-def _as_if_nothing(inputs: Sequence[Tensor], with_gradients: bool) -> Iterator[None]:
+def _as_if_nothing(inputs: Sequence[Tensor], gives: str) -> Iterator[None]:
     """Leave the random state as it was, and Pyro's store too if nothing is trained: what is must be registered."""
     devices = {x.device for x in inputs if x.device.type == "cuda"}
     store = pyro.get_param_store()
-    scope = contextlib.nullcontext() if with_gradients else store.scope(store.get_state())
+    scope = contextlib.nullcontext() if gives != "loss" else store.scope(store.get_state())
     with torch.random.fork_rng(devices=list(devices)), poutine.block(), scope:
         yield

@@ -13,7 +13,17 @@ from torch import Tensor
 from pvae.errors import InputError, check_name
 from pvae.options import BINARIZATIONS
 
-__all__ = ["DataRecord", "Dataset", "Pixels", "batches", "binarized", "linear_gaussian", "padded", "to_pixels"]
+__all__ = [
+    "DataRecord",
+    "Dataset",
+    "Pixels",
+    "batch_of",
+    "batches",
+    "binarized",
+    "linear_gaussian",
+    "padded",
+    "to_pixels",
+]
 
 # The same binary images for every run, whatever its seed.
 _BINARIZATION_SEED = {"train": 20070501, "test": 20070502}
@@ -191,8 +201,23 @@ def batches(
     """
     order = torch.randperm(len(images)) if shuffle else torch.arange(len(images))
     for index in order.to(images.device).split(batch_size):
-        pixels = to_pixels(images[index], symmetric)
-        yield torch.bernoulli(pixels) if dynamic else pixels
+        yield batch_of(images, index, dynamic=dynamic, symmetric=symmetric)
+
+
+def batch_of(images: Tensor, index: Tensor, *, dynamic: bool = False, symmetric: bool = False) -> Tensor:
+    """Return the pixels of some images.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        index: which, int64 (B,), on their device.
+        dynamic: draw each pixel from Bernoulli(x).
+        symmetric: pixels in [-1, 1] in place of [0, 1].
+
+    Returns:
+        (B, C, H, W).
+    """
+    pixels = to_pixels(images[index], symmetric)
+    return torch.bernoulli(pixels) if dynamic else pixels
 
 
 def linear_gaussian(num_train: int = 4000, num_test: int = 1000) -> Dataset:

@@ -7,13 +7,14 @@ import operator
 import types
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-__all__ = ["Fingerprint", "buffers_unchanged", "running_modules", "surroundings"]
+__all__ = ["Fingerprint", "buffers_unchanged", "running_modules", "surroundings", "unchanged"]
 
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, torch.Size, type(None)})
 # Of a module, what no forward or backward pass reads, or reads only beside hooks.
@@ -34,6 +35,8 @@ class Fingerprint:
 
     def __init__(self, objects: Sequence[object]) -> None:
         self._state: list[object] = []
+        self._dicts: list[dict[Any, Any]] = []  # most of what can change: a module's attributes, parameters, hooks
+        self._values: list[object] = []  # of all of them, in a row; alive, plain values among them
         self._owners: list[tuple[Any, tuple[object, ...]]] = []
         self._tensors: list[tuple[Tensor, tuple[object, ...]]] = []
         self._kept: list[object] = []  # alive, so that no id comes to stand for another object
@@ -49,8 +52,12 @@ class Fingerprint:
 
     def is_current(self) -> bool:
         """Whether nothing at all was touched since; false if something was, even if it is again what it was."""
+        if sum(map(len, self._dicts)) != len(self._values):
+            return False
+        if not all(map(operator.is_, chain.from_iterable(map(dict.values, self._dicts)), self._values)):
+            return False
         for owner, parts in self._owners:
-            now = owner.values() if type(owner) is dict else _values(_parts_of(owner))
+            now = _values(_parts_of(owner))
             if len(now) != len(parts) or not all(map(operator.is_, now, parts)):
                 return False
         return all(_facts(tensor) == facts for tensor, facts in self._tensors)
@@ -71,9 +78,11 @@ class Fingerprint:
             self._state += _facts(value)
             self._tensors.append((value, _facts(value)))
         elif parts is not None:
-            # The dict of a module changes with it, and is quicker to ask.
-            owner = parts if isinstance(value, nn.Module) else value
-            self._owners.append((owner, tuple(_values(parts))))  # these too stay alive, plain values among them
+            if isinstance(parts, dict) and not isinstance(value, ELBO):  # a module's own, which changes with it
+                self._dicts.append(parts)
+                self._values += parts.values()
+            elif not isinstance(value, (tuple, types.MethodType)):  # these cannot change
+                self._owners.append((value, tuple(_values(parts))))
             names = parts if isinstance(parts, dict) else range(len(parts))
             for name, part in zip(names, _values(parts)):
                 if name not in _UNREAD or not isinstance(value, nn.Module):
@@ -135,14 +144,20 @@ def running_modules() -> Iterator[dict[int, nn.Module]]:
 @contextmanager
 def buffers_unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Give the modules' own buffers their values back: what BatchNorm counts, it would count once too often."""
-    own = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
-    before = [buffer.clone() for buffer in own]
+    with unchanged([buffer for module in modules for buffer in module._buffers.values() if buffer is not None]):
+        yield
+
+
+@contextmanager
+def unchanged(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Give tensors their numbers back."""
+    before = [tensor.detach().clone() for tensor in tensors]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in zip(own, before):
-                buffer.copy_(value)
+            for tensor, value in zip(tensors, before):
+                tensor.copy_(value)
 
 
 def surroundings() -> tuple[object, ...]:

@@ -9,7 +9,9 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["SingleOptimizer"]
+__all__ = ["OTHER_PARAMETERS", "SingleOptimizer"]
+
+OTHER_PARAMETERS = "the parameters that the loss registers with Pyro are not those of the optimiser"
 
 
 class SingleOptimizer(PyroOptim):
@@ -39,7 +41,7 @@ class SingleOptimizer(PyroOptim):
                 gradient of one that only it holds would pile up, since SVI clears what it saw alone.
         """
         if {id(parameter) for parameter in params} != self._known:
-            raise RuntimeError("the parameters that the loss registers with Pyro are not those of the optimiser")
+            raise RuntimeError(OTHER_PARAMETERS)
         self.optimizer.step(*args, **kwargs)
         self.optimizer.zero_grad()  # to none at all, where SVI would write zeros for the next gradient to be added to
 

@@ -75,7 +75,11 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
         replay: Function = graph.forward
         return replay
     # With a random stream of its own it would not train as the others do.
-    options: dict[str, Any] = {"fallback_random": True, "cpp_wrapper": all(x.device.type == "cpu" for x in inputs)}
+    options: dict[str, Any] = {
+        "fallback_random": True,
+        "cpp_wrapper": all(x.device.type == "cpu" for x in inputs),
+        "guard_filter_fn": lambda guards: [False for _ in guards],  # who replays knows what it is of
+    }
     compiled: Function = torch.compile(graph, options=options)
     with torch.no_grad(), pyro.validation_enabled(pyro.infer.util.is_validation_enabled()):
         compiled(*inputs)  # compiles; it would switch off torch's validation for good, were it not for the line above
@@ -121,12 +125,21 @@ def _onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
     return product
 
 
-@functools.cache
 def _opaque_onednn() -> Callable[..., Tensor]:
     """Return the same as an operator into which inductor does not look: of its own it wants constant weights."""
-    product = torch.library.custom_op("pvae::product", _onednn, mutates_args=())
-    product.register_fake(lambda left, right, bias: left.new_empty(left.shape[0], right.shape[0]))
-    return torch.ops.pvae.product.default
+    _library()
+    product: Callable[..., Tensor] = torch.ops.pvae.product.default
+    return product
+
+
+@functools.cache
+def _library() -> torch.library.Library:
+    """Return the library of that operator, which lasts as long as the object."""
+    library = torch.library.Library("pvae", "DEF")  # less of it in Python than torch.library.custom_op
+    library.define("product(Tensor left, Tensor right, Tensor? bias) -> Tensor")
+    library.impl("product", _onednn, "CPU")
+    torch.library.register_fake("pvae::product", lambda left, right, bias: left.new_empty(len(left), len(right)))
+    return library
 
 
 def _take_large_products_from_onednn(graph: fx.Graph, product: Callable[..., Tensor]) -> None:
@@ -136,6 +149,8 @@ def _take_large_products_from_onednn(graph: fx.Graph, product: Callable[..., Ten
         if left is None or not _is_large_on_cpu(left, right) or not _is_vector(bias):
             continue
         with graph.inserting_before(node):
+            if left.target is _ATEN.t.default:  # oneDNN wants it so; said here, inductor writes it with what makes it
+                left = graph.call_function(_ATEN.clone.default, (left,), {"memory_format": torch.contiguous_format})
             turned = (
                 right.args[0] if right.target is _ATEN.t.default else graph.call_function(_ATEN.t.default, (right,))
             )

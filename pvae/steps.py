@@ -1,48 +1,70 @@
-"""What is recorded of a training step: loss, terms and gradients as one function of beta and the inputs."""
+"""What is recorded of a step: loss, terms, gradients or the update by them, as a function of beta and the inputs."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
+from pvae.adam import AdamUpdate
 from pvae.checks import Check, deferred
 from pvae.errors import InputError
 from pvae.handwritten import Terms
 from pvae.perdatum import PyroFunction
 
-__all__ = ["Step"]
+__all__ = ["Prepare", "Step"]
+
+Prepare = Callable[..., Tensor]
 
 
 class Step:
-    """Loss, terms and gradients as one function of beta and the inputs, which notes what it met on its way.
+    """Loss, terms, and gradients or an update, as one function of beta and the inputs, which notes what it met.
 
     Args:
         elbo: has a `differentiable_loss`.
         model: a Pyro function.
         guide: its guide.
         with_gradients: give the gradients too.
+        update: takes them instead, and writes the parameters.
+        prepare: makes of the inputs what model and guide take.
 
     Attributes:
         checks: what must hold of the inputs, with the place of each among them.
+        errors: what is to be raised where a flag is false.
         has_terms: the ELBO records its terms.
         held: the parameters met, by the name that they have in Pyro's store.
         trained: those that get a gradient, in the order of the gradients.
         sites: where Pyro met them.
     """
 
-    def __init__(self, elbo: Any, model: PyroFunction, guide: PyroFunction, with_gradients: bool) -> None:
-        self.elbo, self.model, self.guide, self.with_gradients = elbo, model, guide, with_gradients
+    def __init__(
+        self,
+        elbo: Any,
+        model: PyroFunction,
+        guide: PyroFunction,
+        with_gradients: bool,
+        update: AdamUpdate | None = None,
+        prepare: Prepare | None = None,
+    ) -> None:
+        self.elbo, self.model, self.guide = elbo, model, guide
+        self.with_gradients, self.update, self.prepare = with_gradients, update, prepare
 
     def __call__(self, beta: Tensor, *inputs: Tensor) -> list[Tensor]:
-        """Return loss, distortion and rate (or the loss in their place), and gradients."""
+        """Return loss, distortion and rate (or the loss in their place), flags, and the gradients if none took them.
+
+        A flag says whether what must hold of a tensor that the step made, and not of an input, does.
+        """
         with _beta_of(self.elbo, beta), deferred() as checks, poutine.trace(param_only=True) as capture:
-            loss = self.elbo.differentiable_loss(self.model, self.guide, *inputs)
-        self.checks: list[tuple[int, Check]] = [(_place_of(check.x, inputs), check) for check in checks]
+            taken = inputs if self.prepare is None else (self.prepare(*inputs),)
+            loss = self.elbo.differentiable_loss(self.model, self.guide, *taken)
+        places = [_place_of(check.x, inputs) for check in checks]
+        self.checks: list[tuple[int, Check]] = [(at, check) for at, check in zip(places, checks) if at is not None]
+        made = [check for at, check in zip(places, checks) if at is None]
+        self.errors = [check.error for check in made]
         nodes: list[Any] = [site for site in capture.trace.nodes.values() if site["type"] == "param"]
         self.sites = [{**site, "stop": False, "continuation": None} for site in nodes]
         self.held: dict[str, Tensor] = {site["name"]: _unconstrained(site["value"]) for site in nodes}
@@ -50,7 +72,14 @@ class Step:
         self.has_terms = isinstance(terms, Terms)
         self.trained: list[Tensor] = []
         given = [loss.detach(), *(terms[:2] if isinstance(terms, Terms) else (loss.detach(), loss.detach()))]
-        return [*given, *self._gradients(loss)] if self.with_gradients else given
+        given += [check.holds(check.x) for check in made]
+        if not self.with_gradients:
+            return given
+        gradients = self._gradients(loss)
+        if self.update is None:
+            return [*given, *gradients]
+        self.update.apply(self.trained, gradients)
+        return given
 
     def _gradients(self, loss: Tensor) -> list[Tensor]:
         # By identity: one tensor may have two names.
@@ -74,11 +103,8 @@ def _unconstrained(value: Any) -> Tensor:
     return parameter
 
 
-def _place_of(x: Tensor, inputs: Sequence[Tensor]) -> int:
-    for place, one in enumerate(inputs):
-        if one is x:
-            return place
-    raise InputError("the step cannot be recorded, since it looks at the values of what it made: leave --compile out")
+def _place_of(x: Tensor, inputs: Sequence[Tensor]) -> int | None:
+    return next((place for place, one in enumerate(inputs) if one is x), None)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 import time
@@ -16,7 +17,7 @@ from torch import Tensor
 from pvae.building import build_vae, start_like_burda
 from pvae.compiled import CompiledELBO
 from pvae.config import Config
-from pvae.data import Dataset, batches, binarized, padded, to_pixels
+from pvae.data import Dataset, batch_of, batches, binarized, padded, to_pixels
 from pvae.elbos import build_elbo
 from pvae.errors import InputError, TrainingError
 from pvae.handwritten import posterior_mean_loss
@@ -28,6 +29,7 @@ from pvae.progress import Bar
 from pvae.rng import restore_rng_state, rng_state, seeded
 from pvae.runs import Checkpoint
 from pvae.schedules import learning_rate
+from pvae.svi import CompiledSVI
 
 __all__ = ["Training"]
 
@@ -67,7 +69,7 @@ class Training:
         self.vae = build_vae(config, data.image_shape).to(device)
         if config.initialization == "burda":
             start_like_burda(self.vae, self.train_images)
-        self.elbo: PerDatumELBO | CompiledELBO = build_elbo(
+        elbo = build_elbo(
             config.elbo,
             config.particles,
             free_bits=config.free_bits,
@@ -75,10 +77,13 @@ class Training:
             mix=config.mix,
             num_groups=config.groups,
         )
+        self.elbo: PerDatumELBO | CompiledELBO = elbo
         if config.compile != "none":
-            self.elbo = CompiledELBO(self.elbo, config.compile, config.precision)
+            self.elbo = CompiledELBO(elbo, config.compile, config.precision)
         self.optimizer = torch.optim.Adam(self.vae.parameters(), lr=config.lr, eps=config.adam_eps, fused=True)
-        self.svi = SVI(self.vae.model, self.vae.guide, SingleOptimizer(self.optimizer), loss=self.elbo)
+        dynamic = config.binarize == "dynamic"
+        self._batch_of = functools.partial(batch_of, self.train_images, dynamic=dynamic, symmetric=self.symmetric)
+        self.svi = self._svi()
         self.epoch = 0
         self.step = 0
 
@@ -106,15 +111,14 @@ class Training:
         config = self.config
         started = time.perf_counter()
         terms, total, seen = [], 0.0, 0
-        dynamic = config.binarize == "dynamic"
-        visits = batches(self.train_images, config.batch_size, shuffle=True, dynamic=dynamic, symmetric=self.symmetric)
+        order = torch.randperm(len(self.train_images)).to(self.device)
         with self._finite("the loss"), Bar(f"epoch {self.epoch + 1}/{config.epochs}", self.num_steps, quiet) as bar:
-            for x in visits:
+            for index in order.split(config.batch_size):
                 self.elbo.beta = self.rate_weight()
                 self.optimizer.param_groups[0]["lr"] = learning_rate(config, self.step, self.num_steps)
                 self.step += 1
-                total += self._checked(self.svi.step(x)) * len(x)
-                seen += len(x)
+                total += self._checked(self._take_step(index)) * len(index)
+                seen += len(index)
                 terms.append(self.elbo.terms)
                 bar.step(total / seen)
         self.epoch += 1
@@ -195,6 +199,18 @@ class Training:
         self.vae.load_state_dict(checkpoint["vae"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         restore_rng_state(checkpoint["rng"], self.device)
+
+    def _svi(self) -> SVI:
+        """Return what steps the VAE; where all operators are compiled together, so are the batch and the update."""
+        functions, optimizer = (self.vae.model, self.vae.guide), SingleOptimizer(self.optimizer)
+        if isinstance(self.elbo, CompiledELBO) and self.elbo.engine == "inductor":
+            return CompiledSVI(*functions, optimizer, self.elbo, prepare=self._batch_of)
+        return SVI(*functions, optimizer, loss=self.elbo)
+
+    def _take_step(self, index: Tensor) -> float:
+        given = index if isinstance(self.svi, CompiledSVI) else self._batch_of(index)
+        loss: float = self.svi.step(given)
+        return loss
 
     def _posterior_mean_loss(self, x: Tensor) -> float:
         """Return the sum over a batch, or NaN where q and p have no closed-form KL."""

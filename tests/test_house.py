@@ -16,7 +16,7 @@ PACKAGE = Path(pvae.__file__).parent
 
 # From the ground up; a module may import from floors below its own only.
 FLOORS = [
-    {"checks", "errors"},
+    {"adam", "checks", "errors"},
     {"fingerprint", "folders", "options", "records", "recording"},
     {"commands", "config", "discretized", "imagefiles", "latents", "networks"}
     | {"optimizers", "plots", "provenance", "rng"},
@@ -26,6 +26,7 @@ FLOORS = [
     {"metrics", "perdatum"},
     {"importance", "steps"},
     {"compiled"},
+    {"svi"},
     {"elbos"},
     {"comparison"},
     {"events", "runs"},

@@ -393,6 +393,7 @@ SIDES: dict[str, tuple[Callable[[Task], Events], str]] = {
     "pvae iwae K=5, graph": (ours("iwae", 5, "graph"), ""),
     "pvae dreg K=5, graph": (ours("dreg", 5, "graph"), ""),
     "pvae trace, inductor": (ours("trace", compile="inductor"), ""),
+    "pvae trace, inductor, bf16": (ours("trace", compile="inductor", precision="bf16"), ""),
     "pvae trace, graph, bf16": (ours("trace", compile="graph", precision="bf16"), ""),
     "pvae analytic, graph, bf16": (ours("analytic", compile="graph", precision="bf16"), ""),
 }

@@ -1,0 +1,279 @@
+"""The whole step in one recording, loss, gradients and Adam's update, equals Pyro's SVI over the same optimiser."""
+
+from __future__ import annotations
+
+import shutil
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI
+from torch.optim import SGD, Adam, AdamW
+
+from pvae.adam import AdamUpdate
+from pvae.building import build_vae
+from pvae.compiled import CompiledELBO
+from pvae.config import Config
+from pvae.elbos import build_elbo
+from pvae.errors import InputError
+from pvae.fitting import fit, resume
+from pvae.optimizers import SingleOptimizer
+from pvae.options import ELBOS
+from pvae.svi import CompiledSVI
+
+
+def built(name):
+    return build_elbo(name, 4, num_groups=2 if name == "miwae" else 1)
+
+
+def adam(parameters, **options):
+    return Adam(parameters, **{"lr": 1e-2, "betas": (0.8, 0.99), "eps": 1e-3, "fused": True, **options})
+
+
+def trained(vae, elbo, batches, optimizer=adam, change=lambda step, vae, optimizer: None, **options):
+    """Step once on each batch; return losses, weights, the optimiser's state and the random state at the end."""
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        torch.manual_seed(11)
+        optimizer = optimizer(vae.parameters())
+        kind = CompiledSVI if isinstance(elbo, CompiledELBO) else SVI
+        svi = kind(vae.model, vae.guide, SingleOptimizer(optimizer), loss=elbo, **options)
+        losses = []
+        for step, x in enumerate(batches):
+            change(step, vae, optimizer)
+            losses.append(svi.step(x))
+        state = [value.clone() for p in vae.parameters() for value in optimizer.state.get(p, {}).values()]
+        return losses, [p.detach().clone() for p in vae.parameters()], state, torch.get_rng_state()
+
+
+def assert_alike(ours, theirs, rel=1e-9):
+    assert ours[0] == pytest.approx(theirs[0], rel=rel)
+    for mine, other in zip(ours[1] + ours[2], theirs[1] + theirs[2], strict=True):
+        assert (mine - other).norm() <= rel * other.norm() + 1e-12
+    assert torch.equal(ours[3], theirs[3]), "the random stream was read otherwise"
+
+
+@pytest.mark.parametrize("name", ELBOS)
+def test_it_trains_as_svi(small_vae, small_images, name):
+    """Twenty steps of each estimator, with a short batch in the middle and another learning rate at each."""
+    batches = [small_images(3 if step == 10 else 8, seed=step) for step in range(20)]
+
+    def another_rate(step, vae, optimizer):
+        optimizer.param_groups[0]["lr"] = 1e-2 / (1 + step)
+
+    elbo = CompiledELBO(built(name))
+    ours = trained(small_vae(), elbo, batches, change=another_rate)
+    assert_alike(ours, trained(small_vae(), built(name), batches, change=another_rate))
+    assert elbo.num_recordings == 2, "one for each batch size"
+
+
+def _load(step, vae, optimizer):
+    if step == 3:
+        optimizer.load_state_dict(optimizer.state_dict())
+
+
+def _other_betas(step, vae, optimizer):
+    optimizer.param_groups[0]["betas"] = (0.8, 0.99) if step < 3 else (0.5, 0.9)
+
+
+def _other_epsilon(step, vae, optimizer):
+    optimizer.param_groups[0]["eps"] = 1e-3 if step < 3 else 1e-1
+
+
+def _step_by_itself(step, vae, optimizer):
+    if step == 3:
+        for parameter in vae.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def _waiting_gradient(step, vae, optimizer):
+    if step == 3:
+        vae.p_x.decoder[0].weight.grad = torch.ones_like(vae.p_x.decoder[0].weight)
+
+
+def _new_parameter(step, vae, optimizer):
+    if step == 3:
+        layer = vae.p_x.decoder[0]
+        layer.weight.data = torch.full_like(layer.weight, 0.2)
+
+
+CHANGES = {
+    "state loaded": _load,
+    "other betas": _other_betas,
+    "other epsilon": _other_epsilon,
+    "stepped by itself": _step_by_itself,
+    "a gradient waits": _waiting_gradient,
+    "parameter's storage replaced": _new_parameter,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_between_two_steps_is_seen(small_vae, small_images, change):
+    batches = [small_images(8, seed=step) for step in range(6)]
+    theirs = trained(small_vae(), built("trace"), batches, change=CHANGES[change])
+    assert_alike(trained(small_vae(), CompiledELBO(built("trace")), batches, change=CHANGES[change]), theirs)
+    if change != "state loaded":
+        undisturbed = trained(small_vae(), built("trace"), batches)
+        assert undisturbed[0] != theirs[0], "the change changes nothing that could be seen"
+
+
+@pytest.mark.filterwarnings("ignore:encoder.1.bias was not registered")
+def test_a_frozen_parameter_is_refused_as_by_svi(small_vae, small_images):
+    def freeze(step, vae, optimizer):
+        vae.q_z.encoder[1].bias.requires_grad_(step < 3)
+
+    batches = [small_images(8, seed=step) for step in range(6)]
+    for elbo in (built("trace"), CompiledELBO(built("trace"))):
+        with pytest.raises(RuntimeError, match="not those of the optimiser"):
+            trained(small_vae(), elbo, batches, change=freeze)
+
+
+OTHERS = {
+    "SGD": lambda parameters: SGD(parameters, lr=1e-2),
+    "AdamW": lambda parameters: AdamW(parameters, lr=1e-2),
+    "AMSGrad": lambda parameters: adam(parameters, amsgrad=True),
+    "weight decay": lambda parameters: adam(parameters, weight_decay=0.1),
+    "not fused": lambda parameters: adam(parameters, fused=False),
+    "two groups": lambda parameters: adam([{"params": [p], "lr": 0.01 * k} for k, p in enumerate(parameters, 1)]),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_optimisers_step_by_themselves(small_vae, small_images, kind):
+    batches = [small_images(8, seed=step) for step in range(4)]
+    theirs = trained(small_vae(), built("trace"), batches, OTHERS[kind])
+    assert_alike(trained(small_vae(), CompiledELBO(built("trace")), batches, OTHERS[kind]), theirs)
+    assert not AdamUpdate.suits(OTHERS[kind](list(small_vae().parameters())))
+
+
+def test_batch_norm_counts_once_a_step():
+    def vae():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return build_vae(Config(network="conv-batchnorm", hidden=(3,), latent_dim=2), (1, 4, 4)).double()
+
+    batches = [torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(k)).double() for k in range(4)]
+    eager, compiled = vae(), vae()
+    theirs = trained(eager, built("trace"), batches)
+    assert_alike(trained(compiled, CompiledELBO(built("trace")), batches), theirs)
+    for (name, mine), other in zip(compiled.named_buffers(), eager.buffers()):
+        assert torch.allclose(mine, other, rtol=1e-9), name
+
+
+def test_what_is_prepared_is_recorded_too(small_vae, small_images):
+    """A batch of an index, binarized anew at each visit: the draws come in the same order."""
+    images = small_images(40)
+
+    def prepare(index):
+        return torch.bernoulli(images[index])
+
+    index = [torch.arange(40)[step : step + 6] for step in range(8)]
+    elbo = CompiledELBO(built("trace"))
+    ours = trained(small_vae("static"), elbo, index, prepare=prepare)
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        drawn = []
+        for one in index:  # z is drawn between two batches
+            drawn.append(prepare(one))
+            torch.randn(4, 6, 3, dtype=torch.float64)
+    assert elbo.num_recordings == 1
+    with torch.random.fork_rng():
+        eager = small_vae("static")
+        losses = []
+        with pyro.get_param_store().scope():
+            torch.manual_seed(11)
+            svi = SVI(eager.model, eager.guide, SingleOptimizer(adam(eager.parameters())), loss=built("trace"))
+            for one, x in zip(index, drawn):
+                assert torch.equal(prepare(one), x)
+                losses.append(svi.step(x))
+    assert ours[0] == pytest.approx(losses, rel=1e-9)
+
+
+def test_prepared_pixels_outside_the_domain_are_refused(small_vae, small_images):
+    images = small_images(12, binary=True)
+    images[9, 0, 2, 2] = 0.5
+    index = [torch.arange(6), torch.arange(6, 12)]
+    with pytest.raises(InputError, match="exactly 0 or 1"):
+        trained(small_vae("static"), CompiledELBO(built("trace")), index, prepare=lambda index: images[index])
+
+
+def test_an_edit_of_what_prepares_is_seen(small_vae, small_images):
+    vae, images, elbo = small_vae(), small_images(12), CompiledELBO(built("trace"))
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        optimizer = SingleOptimizer(adam(vae.parameters(), lr=0.0))
+        losses = []
+        for factor in (1.0, 0.5):
+            svi = CompiledSVI(vae.model, vae.guide, optimizer, elbo, prepare=lambda i, by=factor: by * images[i])
+            torch.manual_seed(0)
+            losses.append(svi.step(torch.arange(6)))
+    assert losses[0] != losses[1]
+
+
+def test_parameters_that_are_not_the_optimisers_are_refused(small_vae, small_images):
+    vae = small_vae()
+    optimizer = SingleOptimizer(adam([*vae.parameters(), torch.nn.Parameter(torch.ones(2, dtype=torch.float64))]))
+    with pyro.get_param_store().scope(), pytest.raises(RuntimeError, match="not those of the optimiser"):
+        CompiledSVI(vae.model, vae.guide, optimizer, CompiledELBO(built("trace"))).step(small_images(4))
+
+
+def test_a_guide_that_makes_parameters_trains():
+    """The first step runs; those after it are recorded, once the optimiser holds what was made."""
+    x = torch.randn(7, generator=torch.Generator().manual_seed(0))
+
+    def model(x):
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 0.5), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", torch.tensor(0.5))
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(loc, 0.7))
+
+    def stepped(kind, elbo):
+        with torch.random.fork_rng(), pyro.get_param_store().scope():
+            torch.manual_seed(3)
+            guide(x)
+            loc = pyro.get_param_store()._params["loc"]
+            svi = kind(model, guide, SingleOptimizer(adam([loc])), elbo)
+            return [svi.step(x) for _ in range(5)], loc.item()
+
+    ours, theirs = stepped(CompiledSVI, CompiledELBO(built("trace"))), stepped(SVI, built("trace"))
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
+    assert ours[1] == pytest.approx(theirs[1], rel=1e-5)
+
+
+def test_a_refused_recording_leaves_weights_and_state(small_vae, small_images):
+    vae = small_vae()
+    before = [p.detach().clone() for p in vae.parameters()]
+    optimizer = adam(vae.parameters())
+
+    def model(x):
+        vae.model(x if x.mean() > 0.5 else 1 - x)
+
+    with pyro.get_param_store().scope(), pytest.raises(InputError, match="looks at the values"):
+        CompiledSVI(model, vae.guide, SingleOptimizer(optimizer), CompiledELBO(built("trace"))).step(small_images(4))
+    assert all(torch.equal(p, old) for p, old in zip(vae.parameters(), before))
+    assert all(not value.any() for state in optimizer.state.values() for value in state.values())
+
+
+def test_inductor_trains_as_svi(small_vae, small_images):
+    if not shutil.which("g++"):
+        pytest.skip("inductor needs a C++ compiler")
+    batches = [small_images(8, seed=step) for step in range(6)]
+    ours = trained(small_vae(), CompiledELBO(built("iwae"), engine="inductor"), batches)
+    assert_alike(ours, trained(small_vae(), built("iwae"), batches))
+
+
+def test_a_training_by_inductor_resumes_bit_for_bit(tmp_path, few_digits, small_config):
+    if not shutil.which("g++"):
+        pytest.skip("inductor needs a C++ compiler")
+    config = small_config.replace(compile="inductor", epochs=2, binarize="dynamic")
+    whole = fit(config, data=few_digits, out=tmp_path / "whole")
+    fit(config.replace(epochs=1), data=few_digits, out=tmp_path / "parts")
+    parts = resume(tmp_path / "parts", 2, data=few_digits)
+    one, other = (run.read_checkpoint() for run in (whole, parts))
+    assert all(torch.equal(value, other["vae"][name]) for name, value in one["vae"].items())
+    eager = fit(config.replace(compile="none"), data=few_digits, out=tmp_path / "eager").metrics()[-1]
+    assert whole.metrics()[-1].elbo == pytest.approx(eager.elbo, rel=1e-4)
