@@ -117,13 +117,19 @@ class Training:
                 self.elbo.beta = self.rate_weight()
                 self.optimizer.param_groups[0]["lr"] = learning_rate(config, self.step, self.num_steps)
                 self.step += 1
-                total += self._checked(self._take_step(index)) * len(index)
+                total += self._checked(self.take_step(index)) * len(index)
                 seen += len(index)
                 terms.append(self.elbo.terms)
                 bar.step(total / seen)
         self.epoch += 1
         seconds = time.perf_counter() - started
         return summarise(terms, vae=self.vae, loss=total / seen, epoch=self.epoch, split="train", seconds=seconds)
+
+    def take_step(self, index: Tensor) -> float:
+        """Step on the training images of an index (B,), and return their loss."""
+        given = index if isinstance(self.svi, CompiledSVI) else self._batch_of(index)
+        loss: float = self.svi.step(given)
+        return loss
 
     @property
     def num_steps(self) -> int:
@@ -206,11 +212,6 @@ class Training:
         if isinstance(self.elbo, CompiledELBO) and self.elbo.engine == "inductor":
             return CompiledSVI(*functions, optimizer, self.elbo, prepare=self._batch_of)
         return SVI(*functions, optimizer, loss=self.elbo)
-
-    def _take_step(self, index: Tensor) -> float:
-        given = index if isinstance(self.svi, CompiledSVI) else self._batch_of(index)
-        loss: float = self.svi.step(given)
-        return loss
 
     def _posterior_mean_loss(self, x: Tensor) -> float:
         """Return the sum over a batch, or NaN where q and p have no closed-form KL."""

@@ -343,7 +343,7 @@ def ours(elbo: str, particles: int = 1, compile: str = "none", precision: str = 
         import pyro
 
         from pvae.config import Config
-        from pvae.data import Dataset, to_pixels
+        from pvae.data import Dataset
         from pvae.rng import seeded
         from pvae.training import Training
 
@@ -361,7 +361,7 @@ def ours(elbo: str, particles: int = 1, compile: str = "none", precision: str = 
         device = torch.device("cpu")
         with seeded(0, device), pyro.get_param_store().scope():
             training = Training(config, Dataset("benchmark", task.train, task.test), device)
-            training.svi.step(to_pixels(training.train_images[: task.batch_size]))
+            training.take_step(torch.arange(task.batch_size))
             yield "step", None
             for _ in range(task.epochs):
                 training.train_epoch()
