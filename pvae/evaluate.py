@@ -11,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pvae.commands import Parser, ctrl_c_exits_at_once, leave, run_command
-from pvae.errors import InputError
+from pvae.errors import InputError, check_name
+from pvae.options import COMPILERS, PRECISIONS
 
 __all__ = ["main"]
 
@@ -41,6 +42,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         if value is not None and not least <= value <= most:
             option = "--" + name.replace("_", "-")
             raise InputError(f"{option} must be a whole number of at least {least}, not {value}")
+    check_name("way to compile", arguments.compile, [name for name in COMPILERS if name != "none"])
+    check_name("precision", arguments.precision, PRECISIONS)
     with ctrl_c_exits_at_once("pvae.evaluate"):
         from tqdm import tqdm
 
@@ -58,7 +61,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise InputError(f"--images {count}: {subject.data.name} has {len(subject.data.test):,} test images")
     silent = arguments.quiet or sys.stderr is None or None  # None: only on a terminal
     with tqdm(total=count, desc="importance sampling", unit="image", leave=False, disable=silent) as bar:
-        report = evaluate(subject, arguments.importance_samples, arguments.images, arguments.seed, bar.update)
+        report = evaluate(
+            subject,
+            arguments.importance_samples,
+            arguments.images,
+            arguments.seed,
+            bar.update,
+            engine=arguments.compile,
+            precision=arguments.precision,
+        )
     if not arguments.quiet:
         print(f"{to_text(report)}\n")
     try:
@@ -81,6 +92,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--importance-samples", metavar="S", type=int, default=5000, help="draws of z for each image (default: 5000)")
     add("--images", metavar="N", type=int, help="only the first N test images (default: all)")
     add("--seed", metavar="S", type=int, default=0, help="of every draw (default: 0)")
+    add(
+        "--compile",
+        metavar="HOW",
+        default="graph",
+        help="graph records the decoder's operators; inductor compiles them to C++, where there is a compiler: quicker "
+        "where there is much to do (default: graph)",
+    )
+    add("--precision", metavar="P", default="fp32", help="fp32, or bf16 in the decoder's products (default: fp32)")
     add("--data-dir", metavar="DIR", type=Path, help="where the run's data lie now (default: where they were found)")
     add("--offline", action="store_true", help="do not download anything")
     add("--out", metavar="FILE", type=Path, help="where to write (default: RUN/evaluation.json)")

@@ -109,6 +109,7 @@ class Report:
     pixels: str
     pseudo: bool
     seed: int
+    precision: str
     anatomy: Anatomy
     log_likelihood: LogLikelihood
 
@@ -119,6 +120,9 @@ def evaluate(
     num_images: int | None = None,
     seed: int = 0,
     on_images: Callable[[int], object] = lambda count: None,
+    *,
+    engine: str = "graph",
+    precision: str = "fp32",
 ) -> Report:
     """Evaluate a trained VAE on test images.
 
@@ -128,6 +132,8 @@ def evaluate(
         num_images: the first so many test images; all if left out.
         seed: of every draw.
         on_images: called with the number of images done in the importance sampling, part by part.
+        engine: "graph" or "inductor", of `recording.record`, for the importance sampling.
+        precision: "fp32" or "bf16", likewise.
 
     Raises:
         InputError: it is an autoencoder, which has no likelihood, or there are fewer than two images.
@@ -141,7 +147,8 @@ def evaluate(
     with seeded(seed, torch.device("cpu")):
         anatomy = _anatomy(vae, Pixels(subject.test[: len(images)], run.config.pixels == "symmetric"))
         binary, x, kind = proper(run.config, vae, run.data.image_shape, images)
-        log_likelihood = _log_likelihood(binary, x, importance_sample(binary, x, num_particles, on_images))
+        sample = importance_sample(binary, x, num_particles, on_images, engine=engine, precision=precision)
+        log_likelihood = _log_likelihood(binary, x, sample)
     return Report(
         run=run.path.resolve().name,
         epoch=run.read_checkpoint()["epoch"],
@@ -150,6 +157,7 @@ def evaluate(
         pixels=kind,
         pseudo=vae.p_x.pseudo,
         seed=seed,
+        precision=precision,
         anatomy=anatomy,
         log_likelihood=log_likelihood,
     )
@@ -254,7 +262,8 @@ def to_text(report: Report) -> str:
         f"{'active units':24}{_plus(anatomy.active_units)} of {_plus(anatomy.latent_dims)}, whose mean has a variance "
         "above 0.01",
         "",
-        f"log p(x), {found.num_particles:,} importance samples an image; pixels {report.pixels}",
+        f"log p(x), {found.num_particles:,} importance samples an image; pixels {report.pixels}"
+        + ("; matrix products in bfloat16" if report.precision == "bf16" else ""),
         *_row("  ELBO", found.elbo, "of the same pixels"),
         *_row("  log-likelihood", found.estimate, f"{found.sampling_stderr:.2g} nats of the error are from the draws"),
         *_row("  bits per dimension", found.bits_per_dimension, density),

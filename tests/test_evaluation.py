@@ -10,6 +10,7 @@ import torch
 from torch.distributions import Independent, Normal
 
 from pvae import evaluation, oracle, subjects
+from pvae.building import build_vae
 from pvae.config import Config
 from pvae.data import Dataset
 from pvae.evaluate import main
@@ -75,6 +76,7 @@ def test_chunks_change_nothing(small_vae, small_images, monkeypatch):
     taken[0] = 0
     monkeypatch.setattr(evaluation, "_CHUNK_NUMBERS", 7 * x[0].numel())
     monkeypatch.setattr(evaluation, "_widest", lambda vae, x: x[0].numel())
+    monkeypatch.setattr(evaluation, "_VISITS_TO_RECORD", 1000)  # a recording would not call what counts here
     likelihood = vae.p_x.forward
     monkeypatch.setattr(vae.p_x, "forward", lambda z: decoded.append(z[..., 0].numel()) or likelihood(z))
     for n in range(6):
@@ -85,6 +87,47 @@ def test_chunks_change_nothing(small_vae, small_images, monkeypatch):
     assert max(decoded) <= 7
     assert sum(decoded) == 6 * 50
     assert sum(done) == 6
+
+
+@pytest.mark.parametrize("two_layers", [False, True])
+def test_recording_changes_nothing(small_vae, small_images, monkeypatch, two_layers):
+    """The same draws, so the same figures; what is recorded are the shapes that come again."""
+    vae, x = small_vae(), small_images(7)
+    if two_layers:
+        config = Config(second_latent_dim=2, second_hidden=(4,), hidden=(6,), latent_dim=3, elbo="iwae")
+        with torch.random.fork_rng():
+            vae = build_vae(config, (1, 5, 4)).double()
+    monkeypatch.setattr(evaluation, "_CHUNK_NUMBERS", 9 * 7 * 20)
+    shapes, record = [], evaluation.record
+    monkeypatch.setattr(
+        evaluation, "record", lambda of, inputs, *how: shapes.append(inputs[0].shape) or record(of, inputs, *how)
+    )
+    recorded = sampled(vae, x, 50)
+    assert [shape[0] for shape in shapes] == [9]
+    monkeypatch.setattr(evaluation, "_VISITS_TO_RECORD", 1000)
+    as_it_is = sampled(vae, x, 50)
+    assert len(shapes) == 1
+    assert torch.allclose(recorded.log_p, as_it_is.log_p, rtol=1e-12)
+    assert torch.allclose(recorded.effective, as_it_is.effective, rtol=1e-10)
+
+
+def test_bfloat16_is_of_the_products_and_said(tmp_path, data, found, capsys):
+    run = fit(Config(epochs=1, hidden=(20,), latent_dim=2, binarize="static"), data=data, out=tmp_path / "run")
+    estimates = {}
+    for precision in ("fp32", "bf16"):
+        assert main([str(run.path), "--importance-samples", "20", "--precision", precision]) == 0
+        written = json.loads((run.path / "evaluation.json").read_text())
+        assert written["precision"] == precision
+        assert ("products in bfloat16" in capsys.readouterr().out) == (precision == "bf16")
+        estimates[precision] = written["log_likelihood"]["estimate"]["mean"]
+    assert estimates["bf16"] != estimates["fp32"]
+    assert estimates["bf16"] == pytest.approx(estimates["fp32"], abs=0.5)
+
+
+@pytest.mark.parametrize("options", [["--compile", "jit"], ["--compile", "none"], ["--precision", "fp16"]])
+def test_ways_that_there_are_not_are_refused(tmp_path, capsys, options):
+    assert main([str(tmp_path), *options]) == 2
+    assert options[1] in capsys.readouterr().err
 
 
 def test_weights_below_the_smallest_number_still_count(small_vae, small_images):
