@@ -226,12 +226,13 @@ def split_rate(vae: VAE, x: Images, num_draws: int = 2000) -> RateSplit:
     q = Normal(loc, scale)
     z = q.sample()[:num_draws]
     own = Normal(loc[:num_draws], scale[:num_draws]).log_prob(z).sum(1)
-    joint, marginals = [], []
-    for some in z.split(max(1, _CHUNK_NUMBERS // loc.numel())):
-        log_q = q.log_prob(some.unsqueeze(1))  # (draws, N, L)
-        joint.append(log_q.sum(2).logsumexp(1) - math.log(len(x)))
-        marginals.append((log_q.logsumexp(1) - math.log(len(x))).sum(1))
-    log_q_z, log_product = torch.cat(joint), torch.cat(marginals)
+    log_q_z, log_product = z.new_empty(2, len(z))  # small tensors kept in between would leave holes in the memory
+    size = max(1, _CHUNK_NUMBERS // loc.numel())
+    for start in range(0, len(z), size):
+        part = slice(start, start + size)
+        log_q = q.log_prob(z[part].unsqueeze(1))  # (draws, N, L)
+        log_q_z[part] = log_q.sum(2).logsumexp(1) - math.log(len(x))
+        log_product[part] = (log_q.logsumexp(1) - math.log(len(x))).sum(1)
     return RateSplit(
         mutual_information=own - log_q_z,
         total_correlation=log_q_z - log_product,
