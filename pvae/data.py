@@ -148,7 +148,8 @@ def binarized(images: Tensor, mode: str, split: str) -> Tensor:
         # A byte u, uniform over 0..254, is below v with probability v / 255: an exact Bernoulli(v / 255), and
         # RandomState's stream is frozen, so that the outcome hangs on no version and no default dtype.
         uniform = np.random.RandomState(_BINARIZATION_SEED[split]).randint(0, 255, tuple(images.shape), dtype=np.uint8)
-        return (torch.from_numpy(uniform) < images).to(torch.uint8) * 255
+        outcome = torch.from_numpy(np.less(uniform, images.cpu().numpy(), out=uniform.view(bool)).view(np.uint8))
+        return outcome.mul_(255).to(images.device)  # all in the memory of the draws: there may be many images
     return images
 
 

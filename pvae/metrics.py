@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
 
 from pvae.handwritten import Terms
 from pvae.vae import VAE
@@ -57,7 +54,7 @@ class Metrics:
 
 
 def summarise(
-    terms: Sequence[Terms],
+    terms: Terms,
     *,
     vae: VAE,
     loss: float,
@@ -66,10 +63,10 @@ def summarise(
     seconds: float,
     posterior_mean_loss: float | None = None,
 ) -> Metrics:
-    """Average the terms of many batches into one row.
+    """Average the terms of all images into one row.
 
     Args:
-        terms: distortion and rate of each batch, (B,) each; together at least two images.
+        terms: distortion and rate, (N,) each, N at least 2.
         vae: in the mode in which they were computed.
         loss: the mean loss of the same images.
         epoch: passes finished.
@@ -77,8 +74,7 @@ def summarise(
         seconds: the time it took.
         posterior_mean_loss: of the same images, if it was computed.
     """
-    distortion = torch.cat([batch.distortion for batch in terms]).double()
-    rate = torch.cat([batch.rate for batch in terms]).double()
+    distortion, rate = terms.distortion.double(), terms.rate.double()
     elbo = Terms(distortion, rate).elbo
     return Metrics(
         epoch=epoch,

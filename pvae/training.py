@@ -20,7 +20,7 @@ from pvae.config import Config
 from pvae.data import Dataset, batch_of, batches, binarized, padded, to_pixels
 from pvae.elbos import build_elbo
 from pvae.errors import InputError, TrainingError
-from pvae.handwritten import posterior_mean_loss
+from pvae.handwritten import Terms, posterior_mean_loss
 from pvae.latentspace import reconstruct, sample
 from pvae.metrics import Metrics, summarise
 from pvae.optimizers import SingleOptimizer
@@ -110,7 +110,7 @@ class Training:
         self.vae.train()
         config = self.config
         started = time.perf_counter()
-        terms, total, seen = [], 0.0, 0
+        terms, total, seen = self._no_terms(len(self.train_images)), 0.0, 0
         order = torch.randperm(len(self.train_images)).to(self.device)
         with self._finite("the loss"), Bar(f"epoch {self.epoch + 1}/{config.epochs}", self.num_steps, quiet) as bar:
             for index in order.split(config.batch_size):
@@ -118,8 +118,8 @@ class Training:
                 self.optimizer.param_groups[0]["lr"] = learning_rate(config, self.step, self.num_steps)
                 self.step += 1
                 total += self._checked(self.take_step(index)) * len(index)
+                _keep(self.elbo.terms, terms, seen)
                 seen += len(index)
-                terms.append(self.elbo.terms)
                 bar.step(total / seen)
         self.epoch += 1
         seconds = time.perf_counter() - started
@@ -158,13 +158,14 @@ class Training:
         self.vae.eval()
         started = time.perf_counter()
         self.elbo.beta = self.rate_weight()
-        terms, total, at_mean = [], 0.0, 0.0
+        terms, total, at_mean, seen = self._no_terms(len(self.test_images)), 0.0, 0.0, 0
         pixels = self.test_images[0].numel() * self.config.particles
         batch_size = max(1, _TEST_PIXELS // max(784, pixels))
         with seeded(self.config.seed, self.device), self._finite("the test loss"):
             for x in batches(self.test_images, batch_size, symmetric=self.symmetric):
                 total += self._checked(self.svi.evaluate_loss(x)) * len(x)
-                terms.append(self.elbo.terms)
+                _keep(self.elbo.terms, terms, seen)
+                seen += len(x)
                 at_mean += self._posterior_mean_loss(x)
         return summarise(
             terms,
@@ -205,6 +206,10 @@ class Training:
         self.vae.load_state_dict(checkpoint["vae"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         restore_rng_state(checkpoint["rng"], self.device)
+
+    def _no_terms(self, count: int) -> Terms:
+        """Return where the terms of an epoch are kept: many small tensors would leave holes in the memory."""
+        return Terms(*torch.empty(2, count, device=self.device))
 
     def _svi(self) -> SVI:
         """Return what steps the VAE; where all operators are compiled together, so are the batch and the update."""
@@ -250,3 +255,10 @@ class Training:
             raise TrainingError(
                 f"out of memory at step {self.step}: give a smaller --batch-size or fewer --particles"
             ) from error
+
+
+def _keep(terms: Terms, kept: Terms, start: int) -> None:
+    """Write the terms of a batch into those of the epoch."""
+    part = slice(start, start + len(terms.distortion))
+    kept.distortion[part] = terms.distortion
+    kept.rate[part] = terms.rate
