@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,8 +19,8 @@ class AdamUpdate:
         m <- m + (1 - beta_1) (g - m)        v <- beta_2 v + (1 - beta_2) g^2
         p <- p - lr / (1 - beta_1^t)  m / (sqrt(v) / sqrt(1 - beta_2^t) + epsilon)
 
-    The optimiser may be saved, loaded and stepped by itself in between: its state stays its own. What changes from
-    step to step, lr and t, lies in two numbers that `advance` sets before each.
+    The optimiser may be saved, loaded and stepped by itself in between: its state stays its own. What may change from
+    step to step, lr, betas, epsilon and t, lies in numbers that `set_numbers` sets before each.
 
     Args:
         optimizer: as `suits` takes it.
@@ -34,8 +33,9 @@ class AdamUpdate:
         self.optimizer = optimizer
         self.parameters: list[Tensor] = optimizer.param_groups[0]["params"]
         like = self.parameters[0]
-        self._step_size = torch.zeros((), dtype=like.dtype, device=like.device)
-        self._root = torch.ones((), dtype=like.dtype, device=like.device)
+        self._step_size, self._root, self._new, self._old, self._newer, self._epsilon = (
+            torch.zeros((), dtype=like.dtype, device=like.device) for _ in range(6)
+        )
 
     @staticmethod
     def suits(optimizer: Optimizer) -> bool:
@@ -43,10 +43,11 @@ class AdamUpdate:
         if type(optimizer) is not Adam or len(optimizer.param_groups) != 1:
             return False
         group = optimizer.param_groups[0]
-        kinds = {(parameter.dtype, parameter.device) for parameter in group["params"]}
+        first = group["params"][0]
         is_plain = not any(group.get(name) for name in _NOT_PLAIN) and not isinstance(group["lr"], Tensor)
         has_hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-        return bool(is_plain and group["fused"] and len(kinds) == 1 and not has_hooks)
+        is_alike = all(one.dtype == first.dtype and one.device == first.device for one in group["params"])
+        return bool(is_plain and group["fused"] and is_alike and not has_hooks)
 
     def prepare(self) -> None:
         """Give each parameter the state that Adam would give it at its first step."""
@@ -58,32 +59,42 @@ class AdamUpdate:
                 state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
 
     def held(self) -> list[Tensor]:
-        """Return the tensors that it writes into."""
+        """Return the tensors that it writes into: a recording hangs on which they are, not on their numbers."""
         states = [self.optimizer.state[parameter] for parameter in self.parameters]
         return [*self.parameters, *(tensor for state in states for tensor in state.values())]
 
-    def facts(self) -> list[object]:
-        """Return what a recording of it hangs on, as objects that stay the same: its settings, and `held`."""
-        group = self.optimizer.param_groups[0]
-        return [group["betas"], group["eps"], *self.held()]
+    def counts(self, trained: Sequence[Tensor]) -> list[Tensor]:
+        """Return the numbers of steps that these parameters have taken."""
+        return [self.optimizer.state[parameter]["step"] for parameter in trained]
 
-    def advance(self, trained: Iterable[Tensor]) -> None:
-        """Count a step of these parameters, and set what hangs on the count and on lr."""
+    def set_numbers(self, trained: Sequence[Tensor]) -> bool:
+        """Set what hangs on the settings and on the count, for the next step; false if the counts differ."""
         group = self.optimizer.param_groups[0]
-        steps = [self.optimizer.state[parameter]["step"] for parameter in trained]
-        torch._foreach_add_(steps, 1.0)
-        count, (beta_1, beta_2) = steps[0].item(), group["betas"]
+        found = {count.item() for count in self.counts(trained)}
+        if len(found) != 1:
+            return False
+        count, (beta_1, beta_2) = found.pop() + 1, group["betas"]
         self._step_size.fill_(group["lr"] / (1 - beta_1**count))
         self._root.fill_((1 - beta_2**count) ** 0.5)
+        self._new.fill_(1 - beta_1)
+        self._old.fill_(beta_2)
+        self._newer.fill_(1 - beta_2)
+        self._epsilon.fill_(group["eps"])
+        return True
 
-    def apply(self, trained: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        """Write the new parameters and moments, as `advance` left the numbers."""
-        group: dict[str, Any] = self.optimizer.param_groups[0]
-        beta_1, beta_2 = group["betas"]
-        with torch.no_grad():
-            for parameter, gradient in zip(trained, gradients):
-                state = self.optimizer.state[parameter]
-                mean, square = state["exp_avg"], state["exp_avg_sq"]
-                mean.copy_(torch.lerp(mean, gradient, 1 - beta_1))
-                square.copy_(square * beta_2 + gradient * gradient * (1 - beta_2))
-                parameter.sub_(self._step_size * (mean / (square.sqrt() / self._root + group["eps"])))
+    def apply(self, trained: Sequence[Tensor], gradients: Sequence[Tensor], flags: Sequence[Tensor]) -> None:
+        """Write the new parameters and moments by the numbers set, or the old ones if a flag is false."""
+        for parameter, gradient in zip(trained, gradients):
+            state: dict[str, Tensor] = self.optimizer.state[parameter]
+            old = (parameter.detach(), state["exp_avg"], state["exp_avg_sq"])
+            mean = torch.lerp(old[1], gradient, self._new)
+            square = old[2] * self._old + gradient * gradient * self._newer
+            value = old[0] - self._step_size * (mean / (square.sqrt() / self._root + self._epsilon))
+            for tensor, new in zip(old, (value, mean, square)):
+                tensor.copy_(_unless_refused(new, tensor, flags))
+
+
+def _unless_refused(new: Tensor, old: Tensor, flags: Sequence[Tensor]) -> Tensor:
+    for flag in flags:
+        new = torch.where(flag, new, old)
+    return new

@@ -23,7 +23,7 @@ from pvae.fingerprint import Fingerprint, buffers_unchanged, running_modules, su
 from pvae.handwritten import Terms
 from pvae.optimizers import OTHER_PARAMETERS
 from pvae.perdatum import PyroFunction
-from pvae.recording import record
+from pvae.recording import check_ways, record
 from pvae.steps import Prepare, Step
 
 __all__ = ["CompiledELBO"]
@@ -52,7 +52,7 @@ class _Tape:
     trained: list[Tensor]  # parameters that get a gradient
     sites: list[Any]
     update: AdamUpdate | None
-    update_facts: list[object]
+    written: list[Tensor]  # by the update
 
 
 class CompiledELBO(ELBO):
@@ -76,8 +76,8 @@ class CompiledELBO(ELBO):
 
     Raises:
         TypeError: the ELBO has no `differentiable_loss`.
-        InputError: when used, if model or guide look at the values of tensors, if a module changes itself in each step,
-            or if another Pyro handler than SVI's own is around.
+        InputError: there is no such engine or precision; or when used, if model or guide look at the values of tensors,
+            if a module changes itself in each step, or if another Pyro handler than SVI's own is around.
     """
 
     terms: Terms
@@ -86,6 +86,7 @@ class CompiledELBO(ELBO):
         if not hasattr(elbo, "differentiable_loss"):
             raise TypeError(f"{type(elbo).__name__} has no differentiable_loss: take one of pvae.build_elbo")
         self.elbo: Any = elbo
+        check_ways(engine, precision)
         super().__init__(num_particles=elbo.num_particles)  # type: ignore[no-untyped-call]
         self.engine = engine
         self.precision = precision
@@ -150,7 +151,11 @@ class CompiledELBO(ELBO):
         tape = self._tape_of(model, guide, inputs, "update", update, prepare)
         if tape is None or any(parameter.grad is not None for parameter in tape.trained):
             return None
-        return self._replay(tape, inputs)[0]
+        if not update.set_numbers(tape.trained):
+            return None
+        loss = self._replay(tape, inputs)[0]
+        torch._foreach_add_(update.counts(tape.trained), 1.0)
+        return loss
 
     def loss(self, model: PyroFunction, guide: PyroFunction, *inputs: Tensor) -> float:
         """Return the loss as a number (`SVI.evaluate_loss` calls it); Pyro's parameter store stays as it was."""
@@ -173,8 +178,6 @@ class CompiledELBO(ELBO):
         for place, check in tape.checks:
             if not check.holds(inputs[place]):
                 raise check.error()
-        if tape.update is not None:
-            tape.update.advance(tape.trained)
         if tape.beta_now != self.beta:
             tape.beta_now = self.beta
             tape.beta.fill_(self.beta)
@@ -210,11 +213,13 @@ class CompiledELBO(ELBO):
                 and self._is_of(tape, model, guide, prepare)
             ):
                 return tape
-        with _as_if_nothing(inputs, gives):
+        with _as_if_nothing([*inputs, *(update.parameters if update is not None else [])], gives):
             fresh = self._tape(key, model, guide, inputs, update, prepare)
         if fresh is not None:
             self.num_recordings += 1
-            self._tapes = [*self._tapes[1 - _NUM_KEPT :], fresh]
+            # One of another state of the same optimiser will not come again, and would keep that state alive.
+            kept = [tape for tape in self._tapes if tape.update is not update or _is_same_update(tape, update)]
+            self._tapes = [*kept[1 - _NUM_KEPT :], fresh]
         return fresh
 
     def _is_of(self, tape: _Tape, *functions: PyroFunction | Prepare | None) -> bool:
@@ -261,7 +266,7 @@ class CompiledELBO(ELBO):
             replay = record(step, [beta, *(x.view_as(x) for x in inputs)], self.engine, self.precision)
         if fingerprint != Fingerprint([model, guide, prepare, self.elbo, modules]):
             raise InputError(_CHANGES_ITSELF)
-        if update is not None and {id(one) for one in step.held.values()} != {id(one) for one in update.parameters}:
+        if update is not None and not step.is_of_the_optimizer:
             raise RuntimeError(OTHER_PARAMETERS)
         return _Tape(
             key=key,
@@ -280,7 +285,7 @@ class CompiledELBO(ELBO):
             trained=step.trained,
             sites=step.sites,
             update=update,
-            update_facts=update.facts() if update is not None else [],
+            written=update.held() if update is not None else [],
         )
 
 
@@ -314,8 +319,8 @@ def _is_in_store(tape: _Tape) -> bool:
 def _is_same_update(tape: _Tape, update: AdamUpdate | None) -> bool:
     if tape.update is not update:
         return False
-    facts = update.facts() if update is not None else []
-    return len(facts) == len(tape.update_facts) and all(map(operator.is_, facts, tape.update_facts))
+    written = update.held() if update is not None else []
+    return len(written) == len(tape.written) and all(map(operator.is_, written, tape.written))
 
 
 def _unmakes_parameters(known: set[str], owned: set[int]) -> bool:

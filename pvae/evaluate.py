@@ -42,7 +42,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         if value is not None and not least <= value <= most:
             option = "--" + name.replace("_", "-")
             raise InputError(f"{option} must be a whole number of at least {least}, not {value}")
-    check_name("way to compile", arguments.compile, [name for name in COMPILERS if name != "none"])
+    check_name("way to compile", arguments.compile, COMPILERS)
+    if (arguments.compile, arguments.precision) == ("none", "bf16"):
+        raise InputError("--precision bf16 goes with --compile graph or inductor only")
     check_name("precision", arguments.precision, PRECISIONS)
     with ctrl_c_exits_at_once("pvae.evaluate"):
         from tqdm import tqdm
@@ -96,8 +98,8 @@ def _parser() -> argparse.ArgumentParser:
         "--compile",
         metavar="HOW",
         default="graph",
-        help="graph records the decoder's operators; inductor compiles them to C++, where there is a compiler: quicker "
-        "where there is much to do (default: graph)",
+        help="none; graph records the decoder's operators; inductor compiles them to C++, where there is a compiler: "
+        "quicker where there is much to do (default: graph)",
     )
     add("--precision", metavar="P", default="fp32", help="fp32, or bf16 in the decoder's products (default: fp32)")
     add("--data-dir", metavar="DIR", type=Path, help="where the run's data lie now (default: where they were found)")

@@ -18,7 +18,7 @@ from torch.distributions import Independent, Normal
 from pvae.data import Pixels
 from pvae.errors import InputError
 from pvae.hierarchy import Chain
-from pvae.recording import record
+from pvae.recording import check_ways, record
 from pvae.vae import VAE
 
 __all__ = [
@@ -108,11 +108,11 @@ def importance_sample(
         x: images (N, C, H, W).
         num_particles: K.
         on_images: called with the number of images done, after each part.
-        engine: "graph" or "inductor", of `recording.record`, for log p(x | z).
+        engine: "graph" or "inductor", of `recording.record`, for log p(x | z), or "none" to leave it as it is.
         precision: "fp32" or "bf16", likewise.
 
     Raises:
-        InputError: the engine is inductor, and there is no C++ compiler.
+        InputError: log p(x | z) cannot be recorded as was asked for.
 
     Reference:
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 8.
@@ -149,6 +149,8 @@ class _LogLikelihood:
     """log p(x | z), recorded for shapes that come again: without the Python, and by the quicker matrix products."""
 
     def __init__(self, vae: VAE, engine: str, precision: str) -> None:
+        if (engine, precision) != ("none", "fp32"):
+            check_ways(engine, precision)
         self._vae, self._engine, self._precision = vae, engine, precision
         # In bfloat16 all are, so that the estimate does not hang on how often a shape comes.
         self._record_at = _VISITS_TO_RECORD if precision == "fp32" else 1
@@ -159,8 +161,18 @@ class _LogLikelihood:
         key = (z.shape, x.shape)
         self._visits[key] += 1
         if self._visits[key] == self._record_at:
-            self._recorded[key] = record(self._as_it_is, [z, x], self._engine, self._precision)
+            self._recorded[key] = self._record(z, x)
         return self._recorded.get(key, self._as_it_is)(z, x)[0]
+
+    def _record(self, z: Tensor, x: Tensor) -> Callable[[Tensor, Tensor], Sequence[Tensor]]:
+        if self._engine == "none":
+            return self._as_it_is
+        try:
+            return record(self._as_it_is, [z, x], self._engine, self._precision)
+        except InputError:
+            if (self._engine, self._precision) != ("graph", "fp32"):
+                raise
+            return self._as_it_is  # nobody asked for more than the same a little sooner
 
     def _as_it_is(self, z: Tensor, x: Tensor) -> list[Tensor]:
         return [self._vae.likelihood(z).log_prob(x)]

@@ -96,7 +96,7 @@ def _values(container: Any) -> Any:
 
 def _facts(tensor: Tensor) -> tuple[object, ...]:
     hooks = tuple(tensor._backward_hooks or ())
-    return (tensor.dtype, tensor.device, tensor.shape, tensor.requires_grad, hooks)
+    return (tensor.dtype, tensor.device, tensor.shape, tensor.stride(), tensor.requires_grad, hooks)
 
 
 def _parts_of(value: Any) -> dict[Any, Any] | Sequence[Any] | None:

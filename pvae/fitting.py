@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import pyro
 import torch
@@ -115,7 +113,7 @@ def resume(
     run.config = run.config.replace(epochs=epochs if epochs is not None else run.config.epochs)
     checkpoint = run.read_checkpoint()
     done = checkpoint["epoch"]
-    if done >= run.config.epochs and _figures().figures_are_drawn(run):
+    if done >= run.config.epochs and _are_figures_drawn(run):
         raise InputError(f"{run.path} has finished its {done} epochs: give --epochs above {done}")
     where = resolve_device(device or run.sessions[-1].get("device", "auto"))
     data = data if data is not None else load_again(run, data_dir, offline)
@@ -167,7 +165,7 @@ def _go_on(training: Training, run: Run, console: Console, note: str) -> None:
                 events.scalars([train, test])
                 events.pictures(finished, *training.pictures())
                 console.epoch(train, test, run.config.epochs)
-        _figures().save_figures(run, *training.pictures())
+        _save_figures(run, training)
     except TrainingError as error:
         last = f"{run.path / 'checkpoint.pt'} (epoch {finished})"
         raise TrainingError(
@@ -182,9 +180,16 @@ def _go_on(training: Training, run: Run, console: Console, note: str) -> None:
         ) from None
 
 
-def _figures() -> ModuleType:
-    """Return the module of figures: it takes matplotlib, which is slow to import, and no step needs it."""
-    return importlib.import_module("pvae.figures")
+def _are_figures_drawn(run: Run) -> bool:
+    from pvae.figures import figures_are_drawn  # it takes matplotlib, which is slow to import, and no step needs it
+
+    return figures_are_drawn(run)
+
+
+def _save_figures(run: Run, training: Training) -> None:
+    from pvae.figures import save_figures
+
+    save_figures(run, *training.pictures())
 
 
 def _check_types(data: object, **paths: object) -> None:

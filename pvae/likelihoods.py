@@ -23,6 +23,7 @@ __all__ = [
     "LearnedNormalLikelihood",
     "Likelihood",
     "LinearNormalLikelihood",
+    "LogitBernoulli",
     "NormalLikelihood",
     "OptimalNormalLikelihood",
     "PseudoBernoulli",

@@ -17,9 +17,10 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
-from pvae.errors import InputError, brief
+from pvae.errors import InputError, brief, check_name
+from pvae.options import COMPILERS, PRECISIONS
 
-__all__ = ["record"]
+__all__ = ["check_ways", "record"]
 
 _ATEN = torch.ops.aten
 # Multiply-adds from which oneDNN's product is the faster one: 128 x 400 x 40 is not worth it, 128 x 400 x 784 is.
@@ -31,10 +32,11 @@ Function = Callable[..., Sequence[Tensor]]
 
 
 def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", precision: str = "fp32") -> Function:
-    """Run a function once and return its operators as a function of the same inputs.
+    """Run a function and return its operators as a function of the same inputs.
 
-    Whatever else the function reads is read again at each call if it is a tensor (a parameter, a buffer), and fixed for
-    good if it is not. Random draws stay draws, in the order of the function.
+    What it writes into, a replay writes into; so does the recording, once or twice, and its caller undoes that. What
+    else it reads is read again at each call if it is a tensor (a parameter, a buffer), and fixed for good if it is not.
+    Random draws stay draws, in the order of the function.
 
     Args:
         function: of tensors; with no control flow that looks at their values.
@@ -44,8 +46,9 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
             bfloat16, and leaves all else.
 
     Raises:
-        InputError: the function cannot be recorded.
+        InputError: the function cannot be recorded, or there is no such engine, precision or compiler.
     """
+    check_ways(engine, precision)
     if engine == "inductor" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         raise InputError(
             "--compile inductor needs a C++ compiler, and there is none: install g++, or take --compile graph"
@@ -84,6 +87,12 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
     with torch.no_grad(), pyro.validation_enabled(pyro.infer.util.is_validation_enabled()):
         compiled(*inputs)  # compiles; it would switch off torch's validation for good, were it not for the line above
     return compiled
+
+
+def check_ways(engine: str, precision: str) -> None:
+    """Raise an `InputError` unless there are an engine and a precision of these names."""
+    check_name("way to compile", engine, [name for name in COMPILERS if name != "none"])
+    check_name("precision", precision, PRECISIONS)
 
 
 class _TensorsStayTensors(TorchFunctionMode):

@@ -132,7 +132,7 @@ def evaluate(
         num_images: the first so many test images; all if left out.
         seed: of every draw.
         on_images: called with the number of images done in the importance sampling, part by part.
-        engine: "graph" or "inductor", of `recording.record`, for the importance sampling.
+        engine: "none", "graph" or "inductor", of `importance_sample`.
         precision: "fp32" or "bf16", likewise.
 
     Raises:

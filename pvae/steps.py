@@ -72,14 +72,23 @@ class Step:
         self.has_terms = isinstance(terms, Terms)
         self.trained: list[Tensor] = []
         given = [loss.detach(), *(terms[:2] if isinstance(terms, Terms) else (loss.detach(), loss.detach()))]
-        given += [check.holds(check.x) for check in made]
+        flags = [check.holds(check.x) for check in made]
+        given += flags
         if not self.with_gradients:
             return given
         gradients = self._gradients(loss)
         if self.update is None:
             return [*given, *gradients]
-        self.update.apply(self.trained, gradients)
+        if self.is_of_the_optimizer:
+            with torch.no_grad():
+                self.update.apply(self.trained, gradients, flags)
         return given
+
+    @property
+    def is_of_the_optimizer(self) -> bool:
+        """Whether the parameters met are those that the update is of."""
+        assert self.update is not None, "there is no update"
+        return {id(one) for one in self.held.values()} == {id(one) for one in self.update.parameters}
 
     def _gradients(self, loss: Tensor) -> list[Tensor]:
         # By identity: one tensor may have two names.

@@ -26,8 +26,8 @@ class CompiledSVI(SVI):
         guide: its guide.
         optim: holds the torch optimiser over all their parameters.
         loss: the compiled ELBO.
-        prepare: makes of what `step` is given what model and guide take (a batch of an index, for instance); it is
-            recorded too.
+        prepare: makes of what `step` is given the one tensor that model and guide take (the batch of an index, for
+            instance), on the same device; it is recorded too. `evaluate_loss` takes that tensor itself.
     """
 
     def __init__(
@@ -41,17 +41,18 @@ class CompiledSVI(SVI):
         super().__init__(model, guide, optim, loss=loss)  # type: ignore[no-untyped-call]
         self.elbo = loss
         self.prepare = prepare
-        optimizer = optim.optimizer
-        self._update = AdamUpdate(optimizer) if AdamUpdate.suits(optimizer) else None  # type: ignore[arg-type]
+        self._optimizer = optim.optimizer
+        self._update = AdamUpdate(optim.optimizer) if AdamUpdate.suits(optim.optimizer) else None  # type: ignore[arg-type]
 
     def step(self, *inputs: Tensor) -> float:
         """Step the parameters by one batch, and return its loss.
 
         Raises:
-            InputError: the step cannot be recorded (`CompiledELBO` says why).
+            InputError: the step cannot be recorded (`CompiledELBO` says why), or pixels are outside the domain; weights
+                and the optimiser's state are then as before.
             RuntimeError: the parameters that model and guide register with Pyro are not the optimiser's.
         """
-        if self._update is not None:
+        if self._update is not None and AdamUpdate.suits(self._optimizer):
             loss = self.elbo.loss_and_update(self.model, self.guide, self._update, *inputs, prepare=self.prepare)
             if loss is not None:
                 return loss.item()

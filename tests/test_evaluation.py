@@ -13,6 +13,7 @@ from pvae import evaluation, oracle, subjects
 from pvae.building import build_vae
 from pvae.config import Config
 from pvae.data import Dataset
+from pvae.errors import InputError
 from pvae.evaluate import main
 from pvae.evaluation import Estimate, active_units, importance_sample, latent_means, split_rate
 from pvae.fitting import fit
@@ -111,6 +112,27 @@ def test_recording_changes_nothing(small_vae, small_images, monkeypatch, two_lay
     assert torch.allclose(recorded.effective, as_it_is.effective, rtol=1e-10)
 
 
+def test_a_decoder_that_looks_at_values_is_left_as_it_is(small_vae, small_images, monkeypatch):
+    class Looks(torch.nn.Module):
+        def forward(self, z):
+            assert z.abs().max() < 100
+            return z
+
+    vae, x = small_vae(), small_images(7)
+    monkeypatch.setattr(evaluation, "_CHUNK_NUMBERS", 9 * 7 * 20)
+    plain = sampled(vae, x, 50)
+    vae.p_x.decoder.insert(0, Looks())
+    assert torch.allclose(sampled(vae, x, 50).log_p, plain.log_p)
+    with pytest.raises(InputError, match="looks at the values"), torch.random.fork_rng():
+        importance_sample(vae, x, 50, precision="bf16")
+
+
+@pytest.mark.parametrize("how", [{"engine": "jit"}, {"precision": "fp16"}])
+def test_an_engine_that_there_is_not_is_refused(small_vae, small_images, how):
+    with pytest.raises(InputError, match=next(iter(how.values()))), torch.random.fork_rng():
+        importance_sample(small_vae(), small_images(2), 5000, **how)
+
+
 def test_bfloat16_is_of_the_products_and_said(tmp_path, data, found, capsys):
     run = fit(Config(epochs=1, hidden=(20,), latent_dim=2, binarize="static"), data=data, out=tmp_path / "run")
     estimates = {}
@@ -124,7 +146,9 @@ def test_bfloat16_is_of_the_products_and_said(tmp_path, data, found, capsys):
     assert estimates["bf16"] == pytest.approx(estimates["fp32"], abs=0.5)
 
 
-@pytest.mark.parametrize("options", [["--compile", "jit"], ["--compile", "none"], ["--precision", "fp16"]])
+@pytest.mark.parametrize(
+    "options", [["--compile", "jit"], ["--precision", "bf16", "--compile", "none"], ["--precision", "fp16"]]
+)
 def test_ways_that_there_are_not_are_refused(tmp_path, capsys, options):
     assert main([str(tmp_path), *options]) == 2
     assert options[1] in capsys.readouterr().err

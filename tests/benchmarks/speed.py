@@ -8,6 +8,10 @@ the whole process.
 
     pip install -e ".[bench]"
     python tests/benchmarks/speed.py --data-dir DIR
+
+Four more parts: `--part scaling` varies batch, latent, hidden, images and particles, each alone; `--part evaluation`
+times `pvae.evaluate` beside its bare matrix products; `--part faces` trains `celeba-vae` from image files beside a
+plain DataLoader loop with the same network; `--part memory` trains on 1,000,000 images.
 """
 
 from __future__ import annotations
@@ -34,8 +38,12 @@ def main() -> None:
     arguments = _parser().parse_args()
     if arguments.side:
         print(json.dumps(_run_side(arguments)))
-    else:
+    elif arguments.part == "sides":
         _run_all(arguments)
+    else:
+        import parts
+
+        getattr(parts, arguments.part)(arguments)
 
 
 def _run_side(arguments: argparse.Namespace) -> Result:
@@ -49,6 +57,7 @@ def _run_side(arguments: argparse.Namespace) -> Result:
         batch_size=arguments.batch_size,
         hidden=arguments.hidden,
         latent_dim=arguments.latent_dim,
+        particles=arguments.particles,
     )
     seconds, elbo, first = [], None, None
     before = time.perf_counter()
@@ -73,6 +82,8 @@ def _images(arguments: argparse.Namespace) -> tuple[Any, Any]:
     from pvae.sources import load_dataset
 
     try:
+        if (arguments.images or 0) > 60_000:
+            raise InputError("there are no more of MNIST")
         data = load_dataset("mnist", arguments.data_dir, offline=True)
         return data.train[: arguments.images], data.test
     except InputError:
@@ -92,7 +103,7 @@ def _run_all(arguments: argparse.Namespace) -> None:
     for repeat in range(arguments.repeats):
         for name in present:
             print(f"\rrepeat {repeat + 1}/{arguments.repeats}: {name:40}", end="", file=sys.stderr, flush=True)
-            found[name].append(_in_a_process(name))
+            found[name].append(in_a_process(name))
     print("\r" + 60 * " " + "\r", end="", file=sys.stderr)
     floor = _product_floor(arguments)
     print(_table({name: results for name, results in found.items() if results}, floor))
@@ -102,8 +113,9 @@ def _run_all(arguments: argparse.Namespace) -> None:
     print(f"matrix products alone, by the faster of torch's two libraries for each: {floor:.2f} s an epoch")
 
 
-def _in_a_process(name: str) -> Result:
-    command = [sys.executable, __file__, "--side", name, *sys.argv[1:]]
+def in_a_process(name: str, *options: str) -> Result:
+    """Run a side in a process of its own, with these options after those of this process."""
+    command = [sys.executable, __file__, "--side", name, *sys.argv[1:], *options]
     environment = {**os.environ, _START: str(time.time()), "TF_CPP_MIN_LOG_LEVEL": "3"}
     started = time.perf_counter()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent)
@@ -181,6 +193,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=128, help="(default: 128)")
     add("--hidden", type=int, default=400, help="(default: 400)")
     add("--latent-dim", type=int, default=20, help="(default: 20)")
+    add("--particles", type=int, default=5, help="of the sides that have several (default: 5)")
+    add(
+        "--part",
+        default="sides",
+        choices=["sides", "scaling", "evaluation", "faces", "memory"],
+        help="(default: sides)",
+    )
+    add("--figure", type=Path, help="where --part scaling draws its figure")
     add("--no-test", action="store_true", help="do not measure the test ELBO after each epoch")
     add("--side", help=argparse.SUPPRESS)
     return parser
