@@ -247,8 +247,8 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--compile",
         metavar="HOW",
-        help="none; graph: record a step once and replay it, the same training in less time; inductor: compile it whole, "
-        f"the fastest after some seconds at the start, which needs a C++ compiler (default: {known.compile})",
+        help="none; graph: record a step once and replay it, the same training in less time; inductor: compile it "
+        f"whole, the fastest after some seconds at the start, with a C++ compiler only (default: {known.compile})",
     )
     add("--precision", metavar="P", help="fp32 or, of a compiled step, bf16 matrix products (default: fp32)")
     add("--seed", metavar="S", type=int, help=f"of weights, order and draws (default: {known.seed})")
