@@ -57,7 +57,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     particles = _counts("--particles", arguments.particles, least=1)
     stages = _counts("--stages", arguments.stages or _STAGES, least=0)
     for option in ("repetitions", "batch_size"):
-        if not 2 <= (getattr(arguments, option) or _BATCH_SIZE) <= 10**6:
+        value = getattr(arguments, option)
+        if value is not None and not 2 <= value <= 10**6:
             raise InputError(f"--{option.replace('_', '-')} must be a whole number of at least 2")
     if arguments.run and arguments.system:
         raise InputError("give a RUN or --system, not both: a run has its system")
@@ -184,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="train this in place of a RUN (default: linear-gaussian)",
     )
-    add("--stages", metavar="N,N", help=f"epochs after which to compare (default: {_STAGES})")
+    add("--stages", metavar="N,N", help=f"epochs after which to compare, in rising order (default: {_STAGES})")
     add("--elbo", metavar="NAME,NAME", default=_ALL, help=f"of {', '.join(ELBOS)} (default: all)")
     add("--particles", metavar="K,K", default="1,5,50", help="numbers of particles (default: 1,5,50)")
     add("--repetitions", metavar="R", type=int, default=100, help="of each estimator, with other draws (default: 100)")

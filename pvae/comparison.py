@@ -261,7 +261,8 @@ log p(x), nearer to 0 is tighter. variance: of the gradient over the same draws,
 signal/noise: |E g| / sqrt(E |g - E g|^2), higher is better to train with. ms: of loss and gradients of the batch.
 What to look for: more draws make iwae tighter and its encoder's signal/noise worse, which dreg mends in part; stl beats
 trace near the posterior; score needs no derivative of the decoder and pays in variance, most of which score-loo wins
-back. Left out is what equals another: with K = 1 all importance-weighted bounds, with one draw in each group miwae."""
+back. Left out is what equals another: handwritten, which is trace; with K = 1 all importance-weighted bounds; with one
+draw in each group miwae."""
 
 
 def to_markdown(measurements: Sequence[Measurement]) -> str:

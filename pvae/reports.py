@@ -256,7 +256,9 @@ def to_text(report: Report) -> str:
         *_row("    mutual information", anatomy.mutual_information, _on_information(anatomy)),
         *_row("    total correlation", anatomy.total_correlation, "KL(q(z) || prod_l q(z_l))"),
         *_row(
-            "    dimension-wise KL", anatomy.dimension_wise_kl, "sum_l KL(q(z_l) || p(z_l)): with these two the rate"
+            "    dimension-wise KL",
+            anatomy.dimension_wise_kl,
+            "sum_l KL(q(z_l) || p(z_l)): these three sum to the rate, to noise",
         ),
         *_row("posterior-mean loss", anatomy.posterior_mean_loss, "no bound"),
         f"{'active units':24}{_plus(anatomy.active_units)} of {_plus(anatomy.latent_dims)}, whose mean has a variance "

@@ -134,6 +134,7 @@ def test_it_compares_at_a_runs_checkpoint(tmp_path, capsys, few_digits, monkeypa
         (["--particles", "five"], "--particles"),
         (["--stages", "-1"], "--stages"),
         (["--repetitions", "1"], "--repetitions"),
+        (["--batch-size", "0"], "--batch-size"),
         (["--system", "conv-3d"], "unknown system"),
         (["--elbo", "iwae", "--particles", "1"], "more --particles"),
         (["no-such-run"], "no run folder"),

@@ -70,8 +70,8 @@ MUTATIONS = {
     ),
     "a sigmoid before the Bernoulli": (
         "likelihoods.py",
-        "dist.Bernoulli(logits=output)",
-        "dist.Bernoulli(output.sigmoid())",
+        "return LogitBernoulli(logits=output)",
+        "return LogitBernoulli(output.sigmoid())",
     ),
     "only the first latent taken": (
         "perdatum.py",
@@ -136,8 +136,8 @@ LATER_MUTATIONS = {
     ),
     "the rate split over the wrong axis": (
         "evaluation.py",
-        "marginals.append((log_q.logsumexp(1) - math.log(len(x))).sum(1))",
-        "marginals.append((log_q.logsumexp(2) - math.log(len(x))).sum(1))",
+        "log_product[part] = (log_q.logsumexp(1) - math.log(len(x))).sum(1)",
+        "log_product[part] = (log_q.logsumexp(2) - math.log(len(x))).sum(1)",
         "test_evaluation.py",
     ),
     "active units by the variance of draws": (
@@ -154,8 +154,8 @@ LATER_MUTATIONS = {
     ),
     "importance weights without the prior": (
         "evaluation.py",
-        "vae.likelihood(z).log_prob(x) + vae.prior().log_prob(z) - posterior",
-        "vae.likelihood(z).log_prob(x) - posterior",
+        "log_likelihood(z, x) + vae.prior().log_prob(z) - posterior",
+        "log_likelihood(z, x) - posterior",
         "test_evaluation.py",
     ),
 }
