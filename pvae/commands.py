@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from pvae.errors import InputError, TrainingError
+from pvae.errors import InputError, LostError, TrainingError
 
 __all__ = ["Parser", "ctrl_c_exits_at_once", "leave", "result_folder", "run_command"]
 
@@ -38,7 +38,8 @@ def run_command(name: str, command: Callable[[], None]) -> int:
         command: does the work.
 
     Returns:
-        0; 2 for what cannot be done as asked, 1 for a file that cannot be written or read, 130 for Ctrl-C.
+        0; 2 for what cannot be done as asked, 1 for a file that cannot be written or read or a process that has gone,
+        130 for Ctrl-C, 143 for SIGTERM.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end a training
@@ -49,6 +50,9 @@ def run_command(name: str, command: Callable[[], None]) -> int:
     except (InputError, TrainingError) as error:
         print(f"{name}: {_one_line(error)}", file=sys.stderr)
         return 2
+    except LostError as error:
+        print(f"{name}: {_one_line(error)}", file=sys.stderr)
+        return 1
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not re.search("allocate memory|out of memory", str(error)):
             raise
@@ -62,7 +66,7 @@ def run_command(name: str, command: Callable[[], None]) -> int:
         return 1
     except KeyboardInterrupt as error:
         print(f"{name}: {str(error) or 'interrupted'}", file=sys.stderr)
-        return 130
+        return int(getattr(error, "status", 130))
 
 
 def _one_line(error: BaseException) -> str:
@@ -116,6 +120,6 @@ def leave(status: int) -> NoReturn:
         if stream is not None:
             with contextlib.suppress(OSError):
                 stream.flush()
-    if status == 130:
+    if status in (1, 130, 143):
         os._exit(status)
     sys.exit(status)

@@ -106,7 +106,7 @@ def _weights(arguments: argparse.Namespace, config: Config, stages: Sequence[int
 
     if arguments.run:
         subject = Subject.of(arguments.run, arguments.data_dir, arguments.offline)
-        given = iter([(subject.run.read_checkpoint()["epoch"], subject.vae, subject.data)])
+        given = iter([(subject.run.read_checkpoint().counts.epoch, subject.vae, subject.data)])
     else:
         given = trained_at(config, stages, arguments.data_dir, arguments.offline)
     for epoch, trained, data in given:
@@ -143,7 +143,7 @@ def _measured(
 def _write(found: Sequence[Measurement], folder: Path, title: str) -> None:
     """Print the table, and write it and the figure."""
     from pvae import comparison, figures
-    from pvae.runs import write_whole
+    from pvae.files import write_whole
 
     table = f"{comparison.to_markdown(found)}\n\n{comparison.LEGEND}"
     print(f"\n{table}\n")

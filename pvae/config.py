@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from pvae.errors import InputError, check_name
@@ -17,6 +17,7 @@ from pvae.options import (
     INITIALIZATIONS,
     LIKELIHOODS,
     NETWORKS,
+    ON_NAN,
     PIXELS,
     POSTERIORS,
     PRECISIONS,
@@ -30,7 +31,6 @@ from pvae.options import (
     whole_number,
     widths,
 )
-from pvae.records import ADDED
 
 __all__ = ["Config", "check_elbo_options"]
 
@@ -85,6 +85,9 @@ class Config:
             after 7/10 of the epochs; or "paper", Burda et al.'s: times 10^(-i/7) for the i-th of eight stages of 3^i
             passes (3,280 in all, scaled to `epochs`).
         adam_eps: Adam's epsilon.
+        clip_norm: the most that the norm of all gradients together may be, by which they are scaled; 0 for no bound.
+        on_nan: at a loss or a gradient that is NaN or infinite "stop", or "skip" that step.
+        max_skipped: steps that may be skipped in a training.
         seed: of the initial weights, the order of the images and every draw of z.
         compile: "none" runs model and guide at every step, "graph" records the step's operators once and replays them,
             "inductor" compiles them to C++ or Triton; the same training, to rounding.
@@ -133,8 +136,11 @@ class Config:
     schedule: str = "constant"
     adam_eps: float = 1e-8
     seed: int = 0
-    compile: str = field(default="none", metadata=ADDED)
-    precision: str = field(default="fp32", metadata=ADDED)
+    clip_norm: float = 0.0
+    on_nan: str = "stop"
+    max_skipped: int = 10
+    compile: str = "none"
+    precision: str = "fp32"
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -156,12 +162,18 @@ class Config:
             object.__setattr__(self, name, whole_number(name, getattr(self, name), most=most))
         object.__setattr__(self, "groups", whole_number("groups", self.groups, most=10**6))
         object.__setattr__(self, "image_size", whole_number("image_size", self.image_size, most=10**4))
-        small = (("crop", 10**4), ("pad", 10**3), ("warm_up", 10**9), ("second_latent_dim", 10**9))
+        small = (
+            ("crop", 10**4),
+            ("pad", 10**3),
+            ("warm_up", 10**9),
+            ("second_latent_dim", 10**9),
+            ("max_skipped", 10**9),
+        )
         for name, most in (*small, ("seed", 2**63 - 1)):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least=0, most=most))
         for name in ("scale", "lr", "adam_eps"):
             object.__setattr__(self, name, real_number(name, getattr(self, name)))
-        for name in ("beta", "free_bits", "alpha", "mix"):
+        for name in ("beta", "free_bits", "alpha", "mix", "clip_norm"):
             object.__setattr__(self, name, real_number(name, getattr(self, name), zero_too=True))
         self._check_together()
 
@@ -220,6 +232,7 @@ class Config:
             "alpha": self.elbo != "renyi",
             "mix": self.elbo != "ciwae",
             "groups": self.elbo != "miwae",
+            "max_skipped": self.on_nan != "skip",
             "second_hidden": not self.second_latent_dim,
             "activation": self.network != "mlp",
             "hidden": self.network == "linear",
@@ -275,15 +288,17 @@ _CHOICES = {
     "posterior": POSTERIORS,
     "likelihood": LIKELIHOODS,
     "elbo": ELBOS,
+    "on_nan": ON_NAN,
     "compile": COMPILERS,
     "precision": PRECISIONS,
     "rate_reduction": RATE_REDUCTIONS,
 }
-_OPTIONAL = ("alpha", "mix", "groups", "second_hidden", "activation")  # a system that sets one reads it
+_OPTIONAL = ("alpha", "mix", "groups", "max_skipped", "second_hidden", "activation")  # a system that sets one reads it
 _READ_WITH = {
     "alpha": "--elbo renyi",
     "mix": "--elbo ciwae",
     "groups": "--elbo miwae",
+    "max_skipped": "--on-nan skip",
     "second_hidden": "--second-latent-dim",
     "activation": "--network mlp",
     "hidden": "a --network that has hidden layers",
@@ -291,6 +306,7 @@ _READ_WITH = {
     **dict.fromkeys(("image_size", "crop", "grey", "skip_broken"), "--dataset celeba or folder:PATH"),
 }
 _KINDS = {
+    "on_nan": "--on-nan",
     "compile": "way to compile",
     "dataset": "data set",
     "binarize": "binarization",

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-__all__ = ["InputError", "InterruptedTrainingError", "TrainingError", "brief", "check_name"]
+__all__ = ["InputError", "InterruptedTrainingError", "LostError", "TrainingError", "brief", "check_name"]
 
 
 class InputError(ValueError):
@@ -18,7 +18,20 @@ class TrainingError(RuntimeError):
 
 
 class InterruptedTrainingError(KeyboardInterrupt):
-    """Ctrl-C during a training; the message says what is on disk and how to go on."""
+    """Ctrl-C or SIGTERM during a training; the message says what is on disk and how to go on.
+
+    Args:
+        message: one line.
+        status: the exit status of a process that ends by it.
+    """
+
+    def __init__(self, message: str, status: int = 130) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class LostError(RuntimeError):
+    """What a training needs was taken from it while it ran: the disk, the folder, another process."""
 
 
 def brief(error: BaseException) -> str:

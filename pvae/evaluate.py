@@ -49,8 +49,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     with ctrl_c_exits_at_once("pvae.evaluate"):
         from tqdm import tqdm
 
+        from pvae.files import write_whole
         from pvae.reports import evaluate, to_text
-        from pvae.runs import Run, write_whole
+        from pvae.runs import Run
         from pvae.subjects import Subject
     Run.open(arguments.run)
     path = arguments.out or arguments.run / "evaluation.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import Normal
 
+from pvae.files import write_whole
 from pvae.metrics import Metrics
 from pvae.plots import add_title, against_particles, curves, histograms, image_figure, lines, scatter, show_images
 from pvae.probe import Response
@@ -184,13 +186,16 @@ def save_figures(run: Run, images: Tensor, reconstructions: Tensor, samples: Ten
     Returns:
         The folder of the figures.
     """
-    folder = run.path / "figures"
-    folder.mkdir(exist_ok=True)
+    folder = run.figures()
     title = run_title(run)
-    reconstruction_figure(images, reconstructions, title).savefig(folder / "reconstructions.png")
+    figures = {"reconstructions.png": reconstruction_figure(images, reconstructions, title)}
     if len(samples):
-        sample_figure(samples, title).savefig(folder / "samples.png")
-    loss_figure(run.metrics(), title).savefig(folder / "losses.png")
+        figures["samples.png"] = sample_figure(samples, title)
+    figures["losses.png"] = loss_figure(run.metrics(), title)
+    for name, figure in figures.items():
+        content = BytesIO()
+        figure.savefig(content)
+        write_whole(folder / name, content.getvalue())
     return folder
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import shlex
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,14 +11,16 @@ from pathlib import Path
 import pyro
 import torch
 
+from pvae.checkpoints import NO_ROWS, Checkpoint
 from pvae.config import Config
-from pvae.data import Dataset
-from pvae.errors import InputError, InterruptedTrainingError, TrainingError, brief
-from pvae.events import Events
+from pvae.data import DataRecord, Dataset
+from pvae.errors import InputError
 from pvae.imagefiles import ImageTransform
+from pvae.parallel import World, joined
 from pvae.progress import Console
 from pvae.rng import restore_rng_state, rng_state, seeded
 from pvae.runs import Run, check_out
+from pvae.sessions import train_on
 from pvae.sources import load_dataset
 from pvae.training import Training
 from pvae.vae import VAE
@@ -35,6 +36,7 @@ def fit(
     offline: bool = False,
     device: str = "auto",
     out: str | Path | None = None,
+    checkpoint_every: int = 0,
     quiet: bool = True,
 ) -> Run:
     """Train a system and write its run folder: what `python -m pvae.train` does.
@@ -48,6 +50,7 @@ def fit(
         offline: do not download.
         device: "auto", "cpu", "cuda" or "cuda:N".
         out: the run folder, new or empty; `runs/<time>-<system>-<elbo>` if left out.
+        checkpoint_every: write a checkpoint every so many steps too, beside the one of each epoch.
         quiet: print nothing.
 
     Returns:
@@ -55,22 +58,26 @@ def fit(
 
     Raises:
         InputError: (a ValueError) something given cannot be used; nothing was written.
-        TrainingError: the loss became NaN or infinite; the last good checkpoint is on disk.
+        TrainingError: a loss or a gradient became NaN or infinite; the last good checkpoint is on disk.
+        LostError: (a RuntimeError) the folder cannot be written any more, or another process has gone.
+        InterruptedTrainingError: (a KeyboardInterrupt) Ctrl-C or SIGTERM; the state is saved.
     """
     config = config if config is not None else Config()
     if not isinstance(config, Config):
         raise InputError(f"config must be a pvae.Config, not a {type(config).__name__}")
     _check_types(data, out=out, data_dir=data_dir)
     path = Path(out).expanduser() if out is not None else None
-    if path is not None:
-        check_out(path)
-    where = resolve_device(device)
-    data = data if data is not None else load_dataset(config.dataset, data_dir, offline, image_transform(config))
-    with seeded(config.seed, where), pyro.get_param_store().scope():
-        training = Training(config, data, where)
-        training.dry_run()
-        run = Run.create(path, config, data.record())
-        _go_on(training, run, Console(quiet), data.note)
+    with joined(device) as world:
+        if path is not None and world.is_first:
+            check_out(path)
+        where = resolve_device(device)
+        data = data if data is not None else load_dataset(config.dataset, data_dir, offline, image_transform(config))
+        with seeded(config.seed, where), pyro.get_param_store().scope():
+            training = Training(config, data, where, world)
+            training.dry_run()
+            run = _create(world, path, config, data.record())
+            console = Console(quiet or not world.is_first)
+            train_on(training, run, console, note=data.note, checkpoint_every=checkpoint_every)
     return run
 
 
@@ -82,6 +89,7 @@ def resume(
     data_dir: str | Path | None = None,
     offline: bool = False,
     device: str | None = None,
+    checkpoint_every: int = 0,
     quiet: bool = True,
 ) -> Run:
     """Go on with a run from its last checkpoint; on the CPU the end is, bit for bit, that of an undisturbed run.
@@ -93,6 +101,7 @@ def resume(
         data_dir: where to look for the data set first; where it was found, if left out.
         offline: do not download.
         device: "auto", "cpu", "cuda" or "cuda:N"; the device that trained it so far, if left out.
+        checkpoint_every: write a checkpoint every so many steps too, beside the one of each epoch.
         quiet: print nothing.
 
     Returns:
@@ -101,7 +110,9 @@ def resume(
     Raises:
         InputError: (a ValueError) the folder is no run, its data are not to be had or have changed, or
             there is nothing left to train.
-        TrainingError: the loss became NaN or infinite; the last good checkpoint is on disk.
+        TrainingError: a loss or a gradient became NaN or infinite; the last good checkpoint is on disk.
+        LostError: (a RuntimeError) the folder cannot be written any more, or another process has gone.
+        InterruptedTrainingError: (a KeyboardInterrupt) Ctrl-C or SIGTERM; the state is saved.
     """
     _check_types(data, path=path, data_dir=data_dir)
     run = Run.open(path)
@@ -111,21 +122,55 @@ def resume(
             f"{run.config.epochs} epochs: start a new run"
         )
     run.config = run.config.replace(epochs=epochs if epochs is not None else run.config.epochs)
-    checkpoint = run.read_checkpoint()
-    done = checkpoint["epoch"]
+    checkpoint = _last(run)
+    done = checkpoint.counts.epoch if checkpoint is not None else 0
     if done >= run.config.epochs and _are_figures_drawn(run):
         raise InputError(f"{run.path} has finished its {done} epochs: give --epochs above {done}")
-    where = resolve_device(device or run.sessions[-1].get("device", "auto"))
-    data = data if data is not None else load_again(run, data_dir, offline)
-    check_same_data(run, data)
-    with seeded(run.config.seed, where), pyro.get_param_store().scope():
-        training = Training(run.config, data, where)
-        try:
-            training.restore(checkpoint)
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{run.path / 'checkpoint.pt'} does not fit its config.json: {brief(error)}") from None
-        _go_on(training, run, Console(quiet), data.note)
+    device = device or str(run.sessions[-1].get("device", "auto"))
+    with joined(device) as world:
+        where = resolve_device(device)
+        data = data if data is not None else load_again(run, data_dir, offline)
+        check_same_data(run, data)
+        with seeded(run.config.seed, where), pyro.get_param_store().scope():
+            training = Training(run.config, data, where, world)
+            if checkpoint is not None:
+                try:
+                    training.restore(checkpoint)
+                except InputError as error:
+                    raise InputError(f"the checkpoint of {run.path} does not fit its config.json: {error}") from None
+            rows = checkpoint.rows if checkpoint is not None else NO_ROWS
+            console = Console(quiet or not world.is_first)
+            train_on(training, run, console, rows=rows, note=data.note, checkpoint_every=checkpoint_every)
     return run
+
+
+def _create(world: World, path: Path | None, config: Config, record: DataRecord) -> Run:
+    """Let the first process make the folder, and the others know of it."""
+    found = ("", "")
+    if world.is_first:
+        try:
+            found = (str(Run.create(path, config, record).path), "")
+        except InputError as error:
+            found = ("", str(error))
+    made, refusal = world.agreed(found)
+    if refusal:
+        raise InputError(refusal)
+    return Run(Path(made), config, record, [])
+
+
+def _last(run: Run) -> Checkpoint | None:
+    """Return the last checkpoint that can be read, or none of a run that was killed before it wrote one."""
+    if not run.is_begun:
+        return None
+    try:
+        return run.read_checkpoint()
+    except InputError as error:
+        try:
+            checkpoint = run.read_checkpoint(previous=True)
+        except InputError:
+            raise error from None
+        print(f"note: {error}: going on from the one before it", file=sys.stderr)
+        return checkpoint
 
 
 def resolve_device(name: str) -> torch.device:
@@ -134,8 +179,11 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         InputError: there is no such device, or no such device here.
     """
+    local = os.environ.get("LOCAL_RANK", "")  # torchrun's number of a process on this machine
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and local.isdigit():
+        name = f"cuda:{local}"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -147,49 +195,10 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def _go_on(training: Training, run: Run, console: Console, note: str) -> None:
-    """Train to the last epoch; after each, the run folder holds all that a resumption needs."""
-    if note:  # said even where quiet: other data than were asked for are no detail
-        print(f"note: {note}", file=sys.stderr)
-    finished = training.epoch
-    try:
-        if finished == 0:
-            run.save_checkpoint(training.checkpoint())
-        run.begin_session(finished, str(training.device))
-        console.start(run, str(training.device), finished)
-        with contextlib.closing(Events(run.path, finished)) as events:
-            while finished < run.config.epochs:
-                train, test = training.train_epoch(console.quiet), training.test()
-                run.record_epoch(train, test, training.checkpoint())
-                finished = training.epoch
-                events.scalars([train, test])
-                events.pictures(finished, *training.pictures())
-                console.epoch(train, test, run.config.epochs)
-        _save_figures(run, training)
-    except TrainingError as error:
-        last = f"{run.path / 'checkpoint.pt'} (epoch {finished})"
-        raise TrainingError(
-            f"{error}; the last good checkpoint is {last}; a smaller --lr, into another --out, may help"
-        ) from error
-    except KeyboardInterrupt:
-        if not (run.path / "config.json").exists():  # stopped before the first record: there is nothing to resume
-            run.discard()
-            raise
-        raise InterruptedTrainingError(
-            f"interrupted; epoch {finished} is on disk; go on with: {_how_to_resume(run)}"
-        ) from None
-
-
 def _are_figures_drawn(run: Run) -> bool:
     from pvae.figures import figures_are_drawn  # it takes matplotlib, which is slow to import, and no step needs it
 
     return figures_are_drawn(run)
-
-
-def _save_figures(run: Run, training: Training) -> None:
-    from pvae.figures import save_figures
-
-    save_figures(run, *training.pictures())
 
 
 def _check_types(data: object, **paths: object) -> None:
@@ -199,12 +208,6 @@ def _check_types(data: object, **paths: object) -> None:
     for name, path in paths.items():
         if path is not None and not isinstance(path, (str, Path)):
             raise InputError(f"{name} must be a path, not a {type(path).__name__}")
-
-
-def _how_to_resume(run: Run) -> str:
-    if not run.data.dataset:
-        return f"pvae.resume({str(run.path)!r}, data=...)"
-    return f"python -m pvae.train --resume {shlex.quote(str(run.path))}"
 
 
 def trained_at(
@@ -233,7 +236,7 @@ def trained_at(
         with seeded(config.seed, device), pyro.get_param_store().scope():
             restore_rng_state(state, device)
             while training.epoch < epoch:
-                training.train_epoch()
+                training.run_epoch()
             state = rng_state(device)
         yield epoch, copy.deepcopy(training.vae).eval(), data
 

@@ -66,7 +66,8 @@ def summarise(
     """Average the terms of all images into one row.
 
     Args:
-        terms: distortion and rate, (N,) each, N at least 2.
+        terms: distortion and rate, (N,) each, at least 2 of them finite; an image of which they are not, since its
+            step was skipped, is left out.
         vae: in the mode in which they were computed.
         loss: the mean loss of the same images.
         epoch: passes finished.
@@ -74,7 +75,8 @@ def summarise(
         seconds: the time it took.
         posterior_mean_loss: of the same images, if it was computed.
     """
-    distortion, rate = terms.distortion.double(), terms.rate.double()
+    known = terms.distortion.isfinite() & terms.rate.isfinite()
+    distortion, rate = terms.distortion[known].double(), terms.rate[known].double()
     elbo = Terms(distortion, rate).elbo
     return Metrics(
         epoch=epoch,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
+
+from pvae.failures import NotFiniteError, listed
 
 __all__ = ["OTHER_PARAMETERS", "SingleOptimizer"]
 
@@ -15,18 +18,31 @@ OTHER_PARAMETERS = "the parameters that the loss registers with Pyro are not tho
 
 
 class SingleOptimizer(PyroOptim):
-    """Let SVI step a torch optimiser that holds all the parameters.
+    """Let SVI step a torch optimiser that holds all the parameters, by finite gradients only.
 
     Pyro's own wrapper makes one optimiser per tensor: no fused step, and no clipping over all of them.
 
     Args:
         optimizer: made over the parameters that the loss will register with Pyro.
+        names: of the parameters, for messages.
+        clip_norm: the most that the norm of all gradients together may be, by which they are scaled; 0 for no bound.
+        reduce: is given the gradients before they are looked at, and may write into them: processes sum theirs.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        names: Mapping[str, Tensor] | None = None,
+        clip_norm: float = 0.0,
+        reduce: Callable[[list[Tensor]], None] | None = None,
+    ) -> None:
         super().__init__(type(optimizer), {})
         self.optimizer = optimizer
-        self._known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self.clip_norm = clip_norm
+        self.reduce = reduce
+        self._names = {id(tensor): name for name, tensor in (names or {}).items()}
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._known = {id(p) for p in self._parameters}
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         """Step the optimiser.
@@ -39,11 +55,28 @@ class SingleOptimizer(PyroOptim):
         Raises:
             RuntimeError: they are not the optimiser's own: one that it lacks would stay untrained, and the
                 gradient of one that only it holds would pile up, since SVI clears what it saw alone.
+            NotFiniteError: a gradient is NaN or infinite; no parameter was stepped.
         """
         if {id(parameter) for parameter in params} != self._known:
             raise RuntimeError(OTHER_PARAMETERS)
-        self.optimizer.step(*args, **kwargs)
-        self.optimizer.zero_grad()  # to none at all, where SVI would write zeros for the next gradient to be added to
+        try:
+            self._prepare_gradients()
+            self.optimizer.step(*args, **kwargs)
+        finally:
+            self.optimizer.zero_grad()  # to none at all: SVI would write zeros for the next gradient to be added to
+
+    def _prepare_gradients(self) -> None:
+        given = [parameter for parameter in self._parameters if parameter.grad is not None]
+        gradients: list[Tensor] = [parameter.grad for parameter in given]
+        if self.reduce is not None:
+            self.reduce(gradients)
+        norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
+        norm = torch.linalg.vector_norm(norms)
+        if not norm.isfinite():
+            named = [self._names.get(id(p), "a parameter") for p, one in zip(given, norms) if not one.isfinite()]
+            raise NotFiniteError(f"the gradient of {listed(named or list(self._names.values()))} is NaN or infinite")
+        if self.clip_norm and norm > self.clip_norm:
+            torch._foreach_mul_(gradients, self.clip_norm / norm)
 
     def get_state(self) -> dict[str, Any]:
         """Return the optimiser's state."""

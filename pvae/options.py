@@ -18,6 +18,7 @@ __all__ = [
     "INITIALIZATIONS",
     "LIKELIHOODS",
     "NETWORKS",
+    "ON_NAN",
     "PIXELS",
     "POSTERIORS",
     "PRECISIONS",
@@ -57,6 +58,7 @@ PIXELS = ("unit", "symmetric")
 ACTIVATIONS = ("relu", "tanh")
 INITIALIZATIONS = ("torch", "burda")
 SCHEDULES = ("constant", "cosine", "steps", "paper")
+ON_NAN = ("stop", "skip")
 NETWORKS = ("mlp", "conv", "conv-batchnorm", "linear")
 POSTERIORS = ("normal", "normal-log-variance", "delta")
 LIKELIHOODS = (

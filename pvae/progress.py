@@ -22,12 +22,13 @@ class Bar:
         title: stands before the bar.
         total: number of steps.
         quiet: draw nothing.
+        done: steps of it that were done before.
     """
 
-    def __init__(self, title: str, total: int, quiet: bool) -> None:
+    def __init__(self, title: str, total: int, quiet: bool, done: int = 0) -> None:
         # None: tqdm draws only on a terminal.
         silent = quiet or sys.stderr is None or None
-        self._bar = tqdm(total=total, desc=title, unit="step", leave=False, disable=silent)
+        self._bar = tqdm(total=total, initial=done, desc=title, unit="step", leave=False, disable=silent)
 
     def __enter__(self) -> Bar:
         return self

@@ -11,9 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pvae.errors import InputError
 
-__all__ = ["ADDED", "csv_of", "from_record"]
-
-ADDED = {"added": True}  # metadata of a field that older records lack: its default is what they did
+__all__ = ["csv_of", "from_record"]
 
 T = TypeVar("T")
 
@@ -22,8 +20,7 @@ def from_record(kind: type[T], record: Any) -> T:
     """Return the dataclass `kind` whose `asdict` a JSON object holds.
 
     Args:
-        kind: a dataclass with fields of type str, bool, int, float, tuple[int, ...], or one of these or None. One that
-            was `ADDED` later may be missing, and has its default then.
+        kind: a dataclass with fields of type str, bool, int, float, tuple[int, ...], or one of these or None.
         record: what JSON gave.
 
     Raises:
@@ -32,8 +29,7 @@ def from_record(kind: type[T], record: Any) -> T:
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if not isinstance(record, Mapping):
         raise InputError(f"{kind.__name__} must be an object of named fields, not a {type(record).__name__}")
-    added = {field.name for field in fields(kind) if field.metadata.get("added")}  # type: ignore[arg-type]
-    missing, unknown = sorted(set(names) - set(record) - added), sorted(set(record) - set(names))
+    missing, unknown = sorted(set(names) - set(record)), sorted(set(record) - set(names))
     if missing or unknown:
         parts = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
         raise InputError(f"{kind.__name__} is not of this version of pvae: it {' and '.join(parts)}")

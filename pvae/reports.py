@@ -151,7 +151,7 @@ def evaluate(
         log_likelihood = _log_likelihood(binary, x, sample)
     return Report(
         run=run.path.resolve().name,
-        epoch=run.read_checkpoint()["epoch"],
+        epoch=run.read_checkpoint().counts.epoch,
         data=subject.data.title,
         num_images=len(images),
         pixels=kind,

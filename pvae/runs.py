@@ -1,48 +1,42 @@
 """A run folder: what was trained on what, its figures epoch by epoch, and its checkpoint.
 
 A folder holds config.json (everything needed to repeat the run), metrics.jsonl (one JSON object a line, see
-`metrics.Metrics`), checkpoint.pt (weights, optimiser, random state, position), figures/ and TensorBoard events.
+`metrics.Metrics`), checkpoint.safetensors (weights, optimiser, random state, position) and the one before it, figures/
+and TensorBoard events. The checkpoint is what counts: of metrics.jsonl as much stands as it says, under a checksum.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
-import os
-import pickle
+import shutil
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
-from io import BytesIO
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from pvae.building import build_vae
+from pvae.checkpoints import NO_ROWS, Checkpoint, Counts, Rows, from_bytes, to_bytes
 from pvae.config import Config
 from pvae.data import DataRecord
 from pvae.errors import InputError, brief
+from pvae.files import append, is_temporary, read_bounded, write_whole
 from pvae.metrics import Metrics
 from pvae.provenance import commit, versions
 from pvae.records import from_record
 from pvae.vae import VAE
 
-__all__ = ["Checkpoint", "Run", "check_out", "load", "write_whole"]
+__all__ = ["Run", "check_out", "load"]
 
-FORMAT = 1
-
-
-class Checkpoint(TypedDict):
-    """All of a training's state at the end of an epoch."""
-
-    epoch: int
-    step: int
-    vae: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    rng: dict[str, Tensor]
+FORMAT = 2
+_CHECKPOINT, _PREVIOUS = "checkpoint.safetensors", "checkpoint-previous.safetensors"
+_MOST_JSON = 2**24  # bytes of config.json; of metrics.jsonl the checkpoint says how many
+_MOST_ROWS = 2**30
 
 
 class Run:
@@ -60,6 +54,7 @@ class Run:
         self.config = config
         self.data = data
         self.sessions = sessions
+        self._rows = NO_ROWS
 
     @classmethod
     def create(cls, path: Path | None, config: Config, data: DataRecord) -> Run:
@@ -90,13 +85,18 @@ class Run:
             raise InputError(f"a run is named by its folder, not by {path!r}")
         file = Path(path) / "config.json"
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))
+            record = json.loads(read_bounded(file, _MOST_JSON))
         except OSError:
             raise InputError(f"{path} is no run folder: there is no config.json to read in it") from None
-        except (ValueError, RecursionError):
-            raise InputError(f"{file} is damaged: it is not JSON") from None
+        except (InputError, ValueError, RecursionError) as error:
+            reason = str(error) if isinstance(error, InputError) else f"{file} is damaged: it is not JSON"
+            raise InputError(reason) from None
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise InputError(f"{file} is not the record of a run of this version of pvae (format {FORMAT})")
+        if record.pop("sha256", None) != _digest(record):
+            raise InputError(
+                f"{file} is not what pvae wrote there: bring a copy back; other options are a run of their own"
+            )
         try:
             config, data = from_record(Config, record.get("config")), from_record(DataRecord, record.get("data"))
         except InputError as error:
@@ -107,21 +107,31 @@ class Run:
         return cls(Path(path), config, data, sessions)
 
     def discard(self) -> None:
-        """Take away what was written before there was anything to resume."""
-        (self.path / "checkpoint.pt").unlink(missing_ok=True)
+        """Take away the folder, in which nothing was recorded."""
         with contextlib.suppress(OSError):
             self.path.rmdir()
 
-    def begin_session(self, epoch: int, device: str) -> None:
-        """Record that a process goes on from an epoch, and with what; the rows of later epochs are dropped.
+    def begin_session(self, counts: Counts, rows: Rows, device: str, num_processes: int = 1) -> None:
+        """Record that processes go on, and with what.
+
+        Args:
+            counts: from where.
+            rows: what stands of `metrics.jsonl`; later rows are dropped.
+            device: on which.
+            num_processes: that train it together.
 
         Raises:
-            InputError: `metrics.jsonl` is damaged, or the folder cannot be written.
+            InputError: `metrics.jsonl` is damaged.
+            OSError: the folder cannot be written.
         """
-        rows = [row for row in self.metrics() if row.epoch <= epoch]
+        for leftover in filter(is_temporary, self.path.iterdir()):  # of a process that was killed
+            leftover.unlink(missing_ok=True)
+        standing, self._rows = self._row_bytes(rows), rows
         session = {
-            "from_epoch": epoch,
+            "from_epoch": counts.epoch,
+            "from_step": counts.step,
             "device": device,
+            "processes": num_processes,
             "threads": torch.get_num_threads(),
             "versions": versions(),
             "commit": commit(),
@@ -134,64 +144,63 @@ class Run:
             "data": asdict(self.data),
             "sessions": self.sessions,
         }
-        try:
-            write_whole(self.path / "config.json", (json.dumps(record, indent=2) + "\n").encode())
-            write_whole(self.path / "metrics.jsonl", _lines(rows))
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be written ({error.strerror})") from None
+        record = json.loads(json.dumps(record))  # as it will be read
+        text = json.dumps({**record, "sha256": _digest(record)}, indent=2) + "\n"
+        write_whole(self._file("config.json"), text.encode())
+        write_whole(self._file("metrics.jsonl"), standing)
 
     def metrics(self) -> list[Metrics]:
-        """Return all rows of `metrics.jsonl`, in order; a last line that was not written to its end is left out.
+        """Return the rows of `metrics.jsonl` up to the checkpoint, in order.
 
         Raises:
-            InputError: another line is damaged.
+            InputError: one of the two is damaged.
         """
-        file = self.path / "metrics.jsonl"
-        if not file.exists():
-            return []
         rows = []
-        *lines, _torn = file.read_bytes().split(b"\n")
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(self._row_bytes(self.read_checkpoint().rows).splitlines(), start=1):
             try:
                 rows.append(from_record(Metrics, json.loads(line)))
             except ValueError as error:
+                file = self._file("metrics.jsonl")
                 raise InputError(f"{file}, line {number} is damaged: {brief(error)}") from None
         return rows
 
-    def record_epoch(self, train: Metrics, test: Metrics, checkpoint: Checkpoint) -> None:
-        """Add the two rows of an epoch, then its checkpoint: a row without one is dropped on resumption."""
-        with (self.path / "metrics.jsonl").open("ab") as file:
-            file.write(_lines([train, test]))
-            file.flush()
-            os.fsync(file.fileno())
+    def record_epoch(self, rows: Iterable[Metrics], checkpoint: Checkpoint) -> None:
+        """Add the rows of an epoch, then its checkpoint: a row without one is dropped on resumption.
+
+        Args:
+            rows: of the epoch.
+            checkpoint: taken after it.
+
+        Raises:
+            InputError: `metrics.jsonl` was changed by somebody else.
+            OSError: the folder cannot be written.
+        """
+        earlier, added = self._row_bytes(self._rows), _lines(rows)
+        append(self._file("metrics.jsonl"), added)
+        self._rows = _rows_of(earlier + added)
         self.save_checkpoint(checkpoint)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Replace `checkpoint.pt`, whole."""
-        buffer = BytesIO()
-        torch.save(checkpoint, buffer)
-        write_whole(self.path / "checkpoint.pt", buffer.getvalue())
+        """Replace the checkpoint, whole, and keep the one that it replaces beside it."""
+        content = to_bytes(replace(checkpoint, rows=self._rows))
+        write_whole(self._file(_CHECKPOINT), content, previous=self._file(_PREVIOUS))
 
-    def read_checkpoint(self) -> Checkpoint:
+    def read_checkpoint(self, previous: bool = False) -> Checkpoint:
         """Return the checkpoint, on the CPU; nothing in it is executed.
 
+        Args:
+            previous: the one before it.
+
         Raises:
-            InputError: it is missing, damaged, or no checkpoint.
+            InputError: it is missing, damaged, or no checkpoint of this run.
         """
-        file = self.path / "checkpoint.pt"
-        try:
-            checkpoint: Checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise InputError(f"{self.path} holds no checkpoint.pt: it cannot be loaded or resumed") from None
-        except pickle.UnpicklingError:
-            raise InputError(f"{file} is damaged or no checkpoint of pvae: it holds more than tensors") from None
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            raise InputError(f"{file} is damaged or no checkpoint of pvae ({brief(error)})") from None
-        if not isinstance(checkpoint, dict) or set(checkpoint) != set(Checkpoint.__annotations__):
-            raise InputError(f"{file} is no checkpoint of pvae: its entries are not those of one")
-        if not all(isinstance(checkpoint[key], int) and checkpoint[key] >= 0 for key in ("epoch", "step")):
-            raise InputError(f"{file} is damaged: its epoch and step are no counts")
-        return checkpoint
+        return self._read(_PREVIOUS if previous else _CHECKPOINT)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there ever was a checkpoint; a run that was killed before its first one has no rows either."""
+        has_rows = self._file("metrics.jsonl").exists() and self._file("metrics.jsonl").stat().st_size > 0
+        return has_rows or any(self._file(name).exists() for name in (_CHECKPOINT, _PREVIOUS))
 
     def vae(self) -> VAE:
         """Return the trained VAE, in eval mode, on the CPU.
@@ -199,14 +208,58 @@ class Run:
         Raises:
             InputError: the checkpoint is missing, damaged, or of other networks than `config.json` says.
         """
+        weights = self.read_checkpoint().vae
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are thrown away
             vae = build_vae(self.config, self.data.image_shape)
-        try:
-            vae.load_state_dict(self.read_checkpoint()["vae"])
-        except (RuntimeError, TypeError, AttributeError) as error:
-            reason = f"its weights do not fit the networks of config.json ({brief(error)})"
-            raise InputError(f"{self.path / 'checkpoint.pt'}: {reason}") from None
+        vae.load_state_dict(weights)
         return vae.eval()
+
+    def figures(self) -> Path:
+        """Return the folder of its figures, made if it is missing.
+
+        Raises:
+            InputError: it is a link.
+        """
+        folder = self._file("figures")
+        if folder.is_symlink():
+            raise InputError(f"{folder} is a link, which may lead anywhere: remove it")
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def drop_figures(self) -> None:
+        """Remove the figures, which will be of another epoch."""
+        if not self._file("figures").is_symlink():
+            shutil.rmtree(self._file("figures"), ignore_errors=True)
+
+    def _file(self, name: str) -> Path:
+        return self.path / name
+
+    def _read(self, name: str) -> Checkpoint:
+        """Read a checkpoint, as large as it may be; nothing is made of it that it does not hold."""
+        file, shapes = self._file(name), _shapes(self.config, self.data)
+        most = 3 * 8 * sum(shape.numel() for shape in shapes.values()) + 24 * self.data.num_train + 2**20
+        try:
+            checkpoint = from_bytes(read_bounded(file, most))
+        except FileNotFoundError:
+            raise InputError(f"{self.path} holds no {name}: it cannot be loaded or resumed") from None
+        except OSError as error:
+            raise InputError(f"{file} cannot be read ({error.strerror})") from None
+        except InputError as error:
+            raise InputError(f"{file} is damaged or no checkpoint of pvae: {error}") from None
+        if {name: tensor.shape for name, tensor in checkpoint.vae.items()} != shapes:
+            raise InputError(f"{file}: its weights do not fit the networks of config.json")
+        return checkpoint
+
+    def _row_bytes(self, rows: Rows) -> bytes:
+        """Return what stands of `metrics.jsonl`."""
+        file = self._file("metrics.jsonl")
+        try:
+            content = read_bounded(file, _MOST_ROWS)[: rows.num_bytes] if rows.num_bytes else b""
+        except FileNotFoundError:
+            content = b""
+        if _rows_of(content) != rows:
+            raise InputError(f"{file} is damaged: it is not what was recorded; bring a copy back, or train anew")
+        return content
 
 
 def load(path: str | Path) -> VAE:
@@ -228,7 +281,7 @@ def check_out(path: Path) -> None:
         InputError: it exists and is not an empty folder, or cannot be looked into.
     """
     try:
-        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        taken = path.exists() and (not path.is_dir() or any(not is_temporary(one) for one in path.iterdir()))
     except OSError as error:
         raise InputError(f"--out {path} cannot be read ({error.strerror}): name another folder") from None
     if taken:
@@ -252,14 +305,23 @@ def _lines(rows: Iterable[Metrics]) -> bytes:
     return "".join(json.dumps(asdict(row)) + "\n" for row in rows).encode()
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: to a temporary name, flushed to the disk, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def _rows_of(content: bytes) -> Rows:
+    return Rows(len(content), hashlib.sha256(content).hexdigest())
+
+
+def _digest(record: Any) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _shapes(config: Config, data: DataRecord) -> dict[str, torch.Size]:
+    """Return the shapes of a VAE's parameters and buffers, without making them.
+
+    Raises:
+        InputError: there can be no such networks.
+    """
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with torch.device("meta"):
+            state = build_vae(config, data.image_shape).state_dict()
+    except (RuntimeError, OverflowError) as error:
+        raise InputError(f"config.json describes networks that cannot be ({brief(error)})") from None
+    return {name: tensor.shape for name, tensor in state.items()}

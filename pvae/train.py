@@ -35,7 +35,7 @@ examples:
 
 Figures are nats per datum (an image): elbo = -(distortion + rate), higher is better, where the distortion is the
 mean of -log p(x|z) and the rate the KL divergence of q(z|x) from p(z). The run folder holds config.json,
-metrics.jsonl, checkpoint.pt, figures/ and TensorBoard events; pvae.load("RUN") gives the VAE in Python."""
+metrics.jsonl, checkpoint.safetensors, figures/ and TensorBoard events; pvae.load("RUN") gives the VAE in Python."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,8 +58,10 @@ def _train(options: dict[str, Any]) -> None:
     with ctrl_c_exits_at_once("pvae.train"):
         from pvae.fitting import fit, resume  # torch is slow to import: not before the arguments are read
 
-    where = {name: options.pop(name) for name in ("data_dir", "offline", "device", "quiet")}
+    where = {name: options.pop(name) for name in ("data_dir", "offline", "device", "checkpoint_every", "quiet")}
     path, out = options.pop("resume"), options.pop("out")
+    if where["checkpoint_every"] < 0:
+        raise InputError(f"--checkpoint-every must be at least 0, not {where['checkpoint_every']}")
     if path is None and "system" in options:
         get_system(options["system"])  # a name of one's own comes from --config
     options = {**_read_toml(options.pop("config")), **options}
@@ -123,7 +125,10 @@ def _say_next(run: Run, quiet: bool) -> None:
         print(run.path)
         return
     folder = shlex.quote(str(run.path))
-    print(f"done; the run lies in {folder}: config.json, metrics.jsonl, checkpoint.pt, figures/, TensorBoard events")
+    print(
+        f"done; the run lies in {folder}: config.json, metrics.jsonl, checkpoint.safetensors, figures/, "
+        "TensorBoard events"
+    )
     print(f"next:  python -m pvae.draw {folder}")
     if run.config.posterior != "delta":  # an autoencoder has no likelihood
         print(f"   or  python -m pvae.evaluate {folder}")
@@ -251,6 +256,11 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
         f"whole, the fastest after some seconds at the start, with a C++ compiler only (default: {known.compile})",
     )
     add("--precision", metavar="P", help="fp32 or, of a compiled step, bf16 matrix products (default: fp32)")
+    add(
+        "--clip-norm", metavar="N", type=float, help="most that the norm of all gradients may be (default: 0, no bound)"
+    )
+    add("--on-nan", metavar="HOW", help="stop, or skip the step, at a loss or gradient that is NaN (default: stop)")
+    add("--max-skipped", metavar="N", type=int, help=f"steps that may be skipped (default: {known.max_skipped})")
     add("--seed", metavar="S", type=int, help=f"of weights, order and draws (default: {known.seed})")
 
 
@@ -261,6 +271,13 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
     add("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto; on --resume, as before)")
     add("--out", metavar="DIR", type=Path, help="run folder, new or empty (default: runs/<time>-<system>-<elbo>)")
     add("--resume", metavar="RUN", type=Path, help="go on with a run up to --epochs; its other options hold")
+    add(
+        "--checkpoint-every",
+        metavar="N",
+        type=int,
+        default=0,
+        help="write a checkpoint every N steps too (default: after each epoch, and on Ctrl-C or SIGTERM)",
+    )
     add("--quiet", action="store_true", help="print the run folder and no progress")
 
 

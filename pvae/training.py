@@ -5,29 +5,29 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import re
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from pyro.infer import SVI
 from torch import Tensor
 
 from pvae.building import build_vae, start_like_burda
+from pvae.checkpoints import Checkpoint, Counts, Pass
 from pvae.compiled import CompiledELBO
 from pvae.config import Config
-from pvae.data import Dataset, batch_of, batches, binarized, padded, to_pixels
+from pvae.data import Dataset, batch_of, binarized, padded, to_pixels
 from pvae.elbos import build_elbo
-from pvae.errors import InputError, TrainingError
+from pvae.errors import InputError, TrainingError, brief
+from pvae.failures import NotFiniteError, named, no_memory_for
 from pvae.handwritten import Terms, posterior_mean_loss
 from pvae.latentspace import reconstruct, sample
 from pvae.metrics import Metrics, summarise
 from pvae.optimizers import SingleOptimizer
+from pvae.parallel import ALONE, Share, SharedELBO, World
 from pvae.perdatum import PerDatumELBO
 from pvae.progress import Bar
 from pvae.rng import restore_rng_state, rng_state, seeded
-from pvae.runs import Checkpoint
 from pvae.schedules import learning_rate
 from pvae.svi import CompiledSVI
 
@@ -35,10 +35,6 @@ __all__ = ["Training"]
 
 # Test batches are of 1,000 images of 28 x 28; larger images, or more particles, come in smaller ones.
 _TEST_PIXELS = 784_000
-
-
-class _NotFiniteError(ValueError):
-    """A loss that is NaN or infinite."""
 
 
 class Training:
@@ -50,42 +46,46 @@ class Training:
         config: what to train.
         data: on what.
         device: where.
+        world: the processes that train it together, this one among them.
+
+    Attributes:
+        epoch: epochs that were finished, their test included.
+        step: steps that were begun.
+        skipped: those that were not taken, since a number was not finite.
+        is_stopping: some process was asked to stop, and all know of it.
 
     Raises:
-        InputError: the batch is larger than the training set, or the networks do not fit into memory.
+        InputError: the batch is larger than the training set, the networks do not fit into memory, or the loss is no
+            mean over the batch that processes could share.
     """
 
-    def __init__(self, config: Config, data: Dataset, device: torch.device) -> None:
+    def __init__(self, config: Config, data: Dataset, device: torch.device, world: World = ALONE) -> None:
         if config.batch_size > len(data.train):
             raise InputError(
                 f"--batch-size {config.batch_size} is larger than the {len(data.train):,} training images of "
                 f"{data.name}: give at most --batch-size {len(data.train)}"
             )
+        if world.size > 1:
+            _refuse_whole_batches(config)
         self.config = config
         self.device = device
+        self.world = world
         self.train_images = padded(binarized(data.train, config.binarize, "train"), config.pad).to(device)
         self.test_images = padded(binarized(data.test, config.binarize, "test"), config.pad).to(device)
         self.symmetric = config.pixels == "symmetric"
         self.vae = build_vae(config, data.image_shape).to(device)
         if config.initialization == "burda":
             start_like_burda(self.vae, self.train_images)
-        elbo = build_elbo(
-            config.elbo,
-            config.particles,
-            free_bits=config.free_bits,
-            alpha=config.alpha,
-            mix=config.mix,
-            num_groups=config.groups,
-        )
-        self.elbo: PerDatumELBO | CompiledELBO = elbo
-        if config.compile != "none":
-            self.elbo = CompiledELBO(elbo, config.compile, config.precision)
+        self.elbo = self._elbo()
         self.optimizer = torch.optim.Adam(self.vae.parameters(), lr=config.lr, eps=config.adam_eps, fused=True)
-        dynamic = config.binarize == "dynamic"
-        self._batch_of = functools.partial(batch_of, self.train_images, dynamic=dynamic, symmetric=self.symmetric)
+        self._pixels_of = functools.partial(
+            batch_of, self.train_images, dynamic=config.binarize == "dynamic", symmetric=self.symmetric
+        )
         self.svi = self._svi()
-        self.epoch = 0
-        self.step = 0
+        self.epoch = self.step = self.skipped = 0
+        self.is_stopping = False
+        self._asked_to_stop: Callable[[], bool] = lambda: False
+        self._pass: Pass | None = None
 
     def dry_run(self) -> None:
         """Compute the loss of two images, so that what cannot be trained is refused before a file is written.
@@ -95,40 +95,86 @@ class Training:
             TrainingError: the loss is no finite number.
         """
         self.vae.eval()
-        with seeded(self.config.seed, self.device), self._finite("the loss"):
-            self._checked(self.svi.evaluate_loss(to_pixels(self.test_images[:2], self.symmetric)))
+        self._take(Share(0, 2, 2, 1.0))
+        with seeded(self.config.seed, self.device), self._refused("the loss"):
+            _checked(self.svi.evaluate_loss(to_pixels(self.test_images[:2], self.symmetric)))
 
-    def train_epoch(self, quiet: bool = True) -> Metrics:
-        """Pass once over the training images.
+    def run_epoch(
+        self,
+        quiet: bool = True,
+        between: Callable[[], None] = lambda: None,
+        asked_to_stop: Callable[[], bool] = lambda: False,
+    ) -> tuple[Metrics, Metrics]:
+        """Pass once over the training images, or on from where a checkpoint was taken, and then test.
 
         Args:
             quiet: draw no bar.
+            between: called after each step and each test batch: a checkpoint may be taken there.
+            asked_to_stop: whether this process was; `is_stopping` then says so in all of them.
+
+        Returns:
+            The figures of the two splits.
 
         Raises:
-            TrainingError: a loss was no finite number.
+            TrainingError: a loss or a gradient was no finite number, or the memory did not suffice.
         """
+        self._asked_to_stop = asked_to_stop
+        train = self.train_epoch(quiet, between)
+        test = self.test(between)
+        self.epoch, self._pass = self.epoch + 1, None
+        return train, test
+
+    def train_epoch(self, quiet: bool = True, between: Callable[[], None] = lambda: None) -> Metrics:
+        """Do the training of `run_epoch`."""
         self.vae.train()
-        config = self.config
-        started = time.perf_counter()
-        terms, total, seen = self._no_terms(len(self.train_images)), 0.0, 0
-        order = torch.randperm(len(self.train_images)).to(self.device)
-        with self._finite("the loss"), Bar(f"epoch {self.epoch + 1}/{config.epochs}", self.num_steps, quiet) as bar:
-            for index in order.split(config.batch_size):
-                self.elbo.beta = self.rate_weight()
-                self.optimizer.param_groups[0]["lr"] = learning_rate(config, self.step, self.num_steps)
-                self.step += 1
-                total += self._checked(self.take_step(index)) * len(index)
-                _keep(self.elbo.terms, terms, seen)
-                seen += len(index)
-                bar.step(total / seen)
-        self.epoch += 1
-        seconds = time.perf_counter() - started
-        return summarise(terms, vae=self.vae, loss=total / seen, epoch=self.epoch, split="train", seconds=seconds)
+        config, under_way = self.config, self._pass or self._new_pass()
+        title = f"epoch {self.epoch + 1}/{config.epochs}"
+        with Bar(title, self.num_steps, quiet, under_way.seen // config.batch_size) as bar:
+            for start in range(under_way.seen, len(under_way.order), config.batch_size):
+                started, index = time.perf_counter(), under_way.order[start : start + config.batch_size]
+                loss = self._step(index, under_way)
+                seen = under_way.seen + len(index)
+                seconds = under_way.seconds + time.perf_counter() - started
+                under_way = under_way._replace(total=under_way.total + loss, seen=seen, seconds=seconds)
+                self._pass = under_way
+                bar.step(under_way.total * self.world.size / seen)
+                between()
+        self._pass = under_way
+        whole = self._whole(under_way)
+        terms = Terms(whole.distortion, whole.rate)
+        counted = int(whole.distortion.isfinite().sum())
+        if counted < 2:
+            raise TrainingError(f"all steps of epoch {self.epoch + 1} were skipped, since none had finite gradients")
+        return summarise(
+            terms,
+            vae=self.vae,
+            loss=whole.total / counted,
+            epoch=self.epoch + 1,
+            split="train",
+            seconds=under_way.seconds,
+        )
 
     def take_step(self, index: Tensor) -> float:
-        """Step on the training images of an index (B,), and return their loss."""
-        given = index if isinstance(self.svi, CompiledSVI) else self._batch_of(index)
-        loss: float = self.svi.step(given)
+        """Step on the training images of an index (B,), and return this process's part in their loss.
+
+        Raises:
+            NotFiniteError: a loss or a gradient is not finite; no parameter was stepped.
+        """
+        share = self.world.share(len(index))
+        self._take(share)
+        if isinstance(self.svi, CompiledSVI):
+            given = index
+        elif self.config.binarize == "dynamic":  # the draws are those of the whole batch
+            given = self._pixels_of(index)[share.rows]
+        else:
+            given = self._pixels_of(index[share.rows])
+        try:
+            with named():
+                loss: float = self.svi.step(given)
+        except NotFiniteError:
+            if self.world.size > 1 and not self._has_summed:
+                self._sum([torch.full_like(p, math.nan) for p in self.optimizer.param_groups[0]["params"]])
+            raise
         return loss
 
     @property
@@ -149,7 +195,7 @@ class Training:
         warm_up = self.config.warm_up * self.num_steps
         return weight * min(1.0, self.step / warm_up) if warm_up else weight
 
-    def test(self) -> Metrics:
+    def test(self, between: Callable[[], None] = lambda: None) -> Metrics:
         """Measure the bound on the test images, with the same draws of noise at every epoch.
 
         Raises:
@@ -158,23 +204,32 @@ class Training:
         self.vae.eval()
         started = time.perf_counter()
         self.elbo.beta = self.rate_weight()
-        terms, total, at_mean, seen = self._no_terms(len(self.test_images)), 0.0, 0.0, 0
+        count = len(self.test_images)
+        sums, terms = torch.zeros(2, dtype=torch.float64), torch.zeros(2, count, device=self.device)
         pixels = self.test_images[0].numel() * self.config.particles
         batch_size = max(1, _TEST_PIXELS // max(784, pixels))
-        with seeded(self.config.seed, self.device), self._finite("the test loss"):
-            for x in batches(self.test_images, batch_size, symmetric=self.symmetric):
-                total += self._checked(self.svi.evaluate_loss(x)) * len(x)
-                _keep(self.elbo.terms, terms, seen)
-                seen += len(x)
-                at_mean += self._posterior_mean_loss(x)
+        with seeded(self.config.seed, self.device), self._refused("the test loss"):
+            for start in range(0, count, batch_size):
+                share = self.world.share(min(batch_size, count - start))
+                self._take(share)
+                rows = slice(start + share.start, start + share.stop)
+                x = to_pixels(self.test_images[rows], self.symmetric)
+                loss, at_mean = _checked(self.svi.evaluate_loss(x)), self._posterior_mean_loss(x)
+                if share.weight:
+                    sums += torch.tensor([loss * share.total, at_mean], dtype=torch.float64)
+                    terms[0, rows], terms[1, rows] = self.elbo.terms[:2]
+                between()
+        self.world.sum_([sums])
+        self.world.sum_([terms])
+        loss, at_mean = (sums / count).tolist()
         return summarise(
-            terms,
+            Terms(*terms),
             vae=self.vae,
-            loss=total / len(self.test_images),
-            epoch=self.epoch,
+            loss=loss,
+            epoch=self.epoch + 1,
             split="test",
             seconds=time.perf_counter() - started,
-            posterior_mean_loss=None if math.isnan(at_mean) else at_mean / len(self.test_images),
+            posterior_mean_loss=None if math.isnan(at_mean) else at_mean,
         )
 
     def pictures(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,31 +246,147 @@ class Training:
         return images, reconstructions, samples
 
     def checkpoint(self) -> Checkpoint:
-        """Return everything that the rest of the training depends on."""
+        """Return everything that the rest of the training depends on; all processes must ask for it together."""
+        state = self.optimizer.state_dict()["state"]
         return Checkpoint(
-            epoch=self.epoch,
-            step=self.step,
+            counts=Counts(epoch=self.epoch, step=self.step, skipped=self.skipped),
             vae=self.vae.state_dict(),
-            optimizer=self.optimizer.state_dict(),
+            moments={f"{index}.{name}": tensor for index, one in state.items() for name, tensor in one.items()},
             rng=rng_state(self.device),
+            unfinished=None if self._pass is None else self._whole(self._pass),
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to where `checkpoint` was taken."""
-        self.epoch, self.step = checkpoint["epoch"], checkpoint["step"]
-        self.vae.load_state_dict(checkpoint["vae"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        restore_rng_state(checkpoint["rng"], self.device)
+        """Go back to where `checkpoint` was taken, by however many processes.
 
-    def _no_terms(self, count: int) -> Terms:
-        """Return where the terms of an epoch are kept: many small tensors would leave holes in the memory."""
-        return Terms(*torch.empty(2, count, device=self.device))
+        Raises:
+            InputError: it is of another training.
+        """
+        try:
+            self.vae.load_state_dict(checkpoint.vae)
+            self._restore_moments(checkpoint)
+            restore_rng_state(checkpoint.rng, self.device)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(brief(error)) from None
+        counts, under_way = checkpoint.counts, checkpoint.unfinished
+        if under_way is not None and len(under_way.order) != len(self.train_images):
+            raise InputError("its epoch is one over other images")
+        self.epoch, self.step, self.skipped = counts.epoch, counts.step, counts.skipped
+        self._pass = under_way
+        if under_way is not None:
+            share = 1.0 if self.world.is_first else 0.0  # what was seen is the first process's part
+            order, distortion, rate = (tensor.to(self.device) for tensor in under_way[:3])
+            self._pass = under_way._replace(
+                order=order, distortion=distortion, rate=rate, total=share * under_way.total
+            )
+            if not self.world.is_first:
+                distortion.zero_(), rate.zero_()
+
+    def _restore_moments(self, checkpoint: Checkpoint) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        parameters = self.optimizer.param_groups[0]["params"]
+        for name, tensor in checkpoint.moments.items():
+            index, _, kind = name.partition(".")
+            like = parameters[int(index)]
+            if tensor.shape != (like.shape if kind in ("exp_avg", "exp_avg_sq") else ()):
+                raise ValueError(f"{kind} of parameter {index} has another shape")
+            if tensor.dtype != (like.dtype if tensor.dim() else torch.float32):
+                raise ValueError(f"{kind} of parameter {index} has another dtype")
+            state.setdefault(int(index), {})[kind] = tensor
+        if any(set(one) != {"step", "exp_avg", "exp_avg_sq"} for one in state.values()):
+            raise ValueError("the optimiser's state is not Adam's")
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+
+    def _new_pass(self) -> Pass:
+        """Return a pass in a new order; its terms lie in one piece: many small ones would leave holes in the memory."""
+        count = len(self.train_images)
+        order = torch.randperm(count).to(self.device)
+        distortion, rate = torch.zeros(2, count, device=self.device)
+        return Pass(order, distortion, rate, total=0.0, seen=0, seconds=0.0)
+
+    def _whole(self, part: Pass) -> Pass:
+        """Return what all processes together know of a pass."""
+        total = torch.tensor([part.total], dtype=torch.float64)
+        terms = [part.distortion, part.rate]
+        if self.world.size > 1:
+            terms = [tensor.clone() for tensor in terms]
+            self.world.sum_([total])
+            self.world.sum_(terms)
+        return part._replace(distortion=terms[0], rate=terms[1], total=total.item())
+
+    def _step(self, index: Tensor, under_way: Pass) -> float:
+        """Step on a batch and return the sum of its losses, or skip it; note its terms in the pass."""
+        share = self.world.share(len(index))
+        rows = slice(under_way.seen + share.start, under_way.seen + share.stop)
+        self.elbo.beta = self.rate_weight()
+        self.optimizer.param_groups[0]["lr"] = learning_rate(self.config, self.step, self.num_steps)
+        self.step += 1
+        self._has_summed = False
+        terms = None
+        try:
+            with no_memory_for(f"step {self.step}"):
+                loss = _checked(self.take_step(index)) * len(index)
+            terms = self.elbo.terms
+        except NotFiniteError as error:
+            self._skip(f"{error}, {self._where(index)}")
+            loss = 0.0
+        if share.weight:
+            under_way.distortion[rows] = terms.distortion if terms else math.nan
+            under_way.rate[rows] = terms.rate if terms else math.nan
+        return loss
+
+    def _skip(self, why: str) -> None:
+        """Count a step that was not taken.
+
+        Raises:
+            TrainingError: no step may be skipped, or no more of them.
+        """
+        self.skipped += 1
+        if self.config.on_nan == "stop":
+            raise TrainingError(why)
+        if self.skipped > self.config.max_skipped:
+            raise TrainingError(f"{why}; {self.config.max_skipped} steps were skipped before: give --max-skipped")
+
+    def _where(self, index: Tensor) -> str:
+        """Name a batch by its step and its images."""
+        batch = (self.step - 1) % self.num_steps + 1
+        images = ", ".join(str(one) for one in index[:3].tolist())
+        return f"at step {self.step} (batch {batch} of epoch {self.epoch + 1}: training images {images}, ...)"
+
+    def _take(self, share: Share) -> None:
+        """Let the ELBO know which rows it is given next."""
+        elbo = self.elbo.elbo if isinstance(self.elbo, CompiledELBO) else self.elbo
+        if isinstance(elbo, SharedELBO):
+            elbo.share = share
+
+    def _sum(self, gradients: list[Tensor]) -> None:
+        """Sum gradients over the processes, and whether one of them was asked to stop."""
+        self._has_summed = True
+        flag = torch.full((1,), float(self._asked_to_stop()), dtype=gradients[0].dtype, device=gradients[0].device)
+        self.world.sum_([*gradients, flag])
+        self.is_stopping = bool(flag.item())
+
+    def _elbo(self) -> PerDatumELBO | CompiledELBO:
+        config = self.config
+        elbo = build_elbo(
+            config.elbo,
+            config.particles,
+            free_bits=config.free_bits,
+            alpha=config.alpha,
+            mix=config.mix,
+            num_groups=config.groups,
+        )
+        shared = elbo if self.world.size == 1 else SharedELBO(elbo)
+        return shared if config.compile == "none" else CompiledELBO(shared, config.compile, config.precision)
 
     def _svi(self) -> SVI:
         """Return what steps the VAE; where all operators are compiled together, so are the batch and the update."""
-        functions, optimizer = (self.vae.model, self.vae.guide), SingleOptimizer(self.optimizer)
-        if isinstance(self.elbo, CompiledELBO) and self.elbo.engine == "inductor":
-            return CompiledSVI(*functions, optimizer, self.elbo, prepare=self._batch_of)
+        functions, alone = (self.vae.model, self.vae.guide), self.world.size == 1
+        names = dict(self.vae.named_parameters())
+        optimizer = SingleOptimizer(self.optimizer, names, self.config.clip_norm, None if alone else self._sum)
+        is_whole = alone and not self.config.clip_norm
+        if is_whole and isinstance(self.elbo, CompiledELBO) and self.elbo.engine == "inductor":
+            return CompiledSVI(*functions, optimizer, self.elbo, prepare=self._pixels_of)
         return SVI(*functions, optimizer, loss=self.elbo)
 
     def _posterior_mean_loss(self, x: Tensor) -> float:
@@ -226,39 +397,29 @@ class Training:
         except NotImplementedError:
             return math.nan
 
-    def _checked(self, loss: float) -> float:
-        if not math.isfinite(loss):
-            raise _NotFiniteError(f"became {loss}")
-        return loss
-
     @contextlib.contextmanager
-    def _finite(self, what: str) -> Iterator[None]:
-        """Name the step at which a loss was not finite, or a distribution refused its parameters, NaN among them.
-
-        Pyro only warns of a NaN; here it ends the training, so its warning would be a second voice.
-        """
+    def _refused(self, what: str) -> Iterator[None]:
+        """Let what cannot be computed outside of a step end the training."""
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Encountered ")
+            with no_memory_for(f"step {self.step}"), named():
                 yield
-        except _NotFiniteError as error:
-            raise TrainingError(f"{what} {error} at step {self.step}") from None
-        except ValueError as error:
-            refusal = re.match(r"Expected parameter (\w+) .* of distribution (\w+)\(", str(error))
-            if refusal is None:
-                raise
-            reason = f"the {refusal[1]} of a {refusal[2]} is NaN, infinite or out of its range"
-            raise TrainingError(f"{what} could not be computed at step {self.step}: {reason}") from error
-        except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
-                raise
-            raise TrainingError(
-                f"out of memory at step {self.step}: give a smaller --batch-size or fewer --particles"
-            ) from error
+        except NotFiniteError as error:
+            raise TrainingError(f"{what} could not be computed at step {self.step}: {error}") from error
 
 
-def _keep(terms: Terms, kept: Terms, start: int) -> None:
-    """Write the terms of a batch into those of the epoch."""
-    part = slice(start, start + len(terms.distortion))
-    kept.distortion[part] = terms.distortion
-    kept.rate[part] = terms.rate
+def _checked(loss: float) -> float:
+    if not math.isfinite(loss):
+        raise NotFiniteError(f"the loss is {loss}")
+    return loss
+
+
+def _refuse_whole_batches(config: Config) -> None:
+    """Refuse what looks at a whole batch at once, of which each process has a part.
+
+    Raises:
+        InputError: it does.
+    """
+    if config.network == "conv-batchnorm":
+        raise InputError("--network conv-batchnorm looks at the statistics of a whole batch: train it in one process")
+    if config.likelihood == "normal-optimal":
+        raise InputError("--likelihood normal-optimal fits its scale to a whole batch: train it in one process")

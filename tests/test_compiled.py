@@ -382,7 +382,7 @@ def test_a_compiled_training_resumes_bit_for_bit(tmp_path, few_digits, small_con
     whole = fit(config, data=few_digits, out=tmp_path / "whole")
     fit(config.replace(epochs=2), data=few_digits, out=tmp_path / "half")
     resumed = resume(tmp_path / "half", 4, data=few_digits)
-    weights = [run.read_checkpoint()["vae"] for run in (whole, resumed)]
+    weights = [run.read_checkpoint().vae for run in (whole, resumed)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     eager = fit(config.replace(compile="none"), data=few_digits, out=tmp_path / "eager")
     ends = [[(row.split, row.elbo, row.loss) for row in run.metrics()][-1] for run in (whole, eager)]

@@ -262,7 +262,7 @@ def test_a_folder_of_runs_is_a_sheet_and_a_table(runs, found, tmp_path, capsys):
 def test_a_run_that_cannot_be_read_is_left_out(runs, found, tmp_path, capsys):
     shutil.copytree(runs["mlp-2d"].path, tmp_path / "whole")
     shutil.copytree(runs["mlp-2d"].path, tmp_path / "damaged")
-    (tmp_path / "damaged" / "checkpoint.pt").write_bytes(b"no checkpoint")
+    (tmp_path / "damaged" / "checkpoint.safetensors").write_bytes(b"no checkpoint")
     assert main([str(tmp_path)]) == 0
     captured = capsys.readouterr()
     assert captured.err.startswith("pvae.draw: damaged is left out: ")

@@ -16,15 +16,15 @@ PACKAGE = Path(pvae.__file__).parent
 
 # From the ground up; a module may import from floors below its own only.
 FLOORS = [
-    {"adam", "checks", "errors"},
-    {"fingerprint", "folders", "options", "records"},
+    {"adam", "checks", "errors", "interruptions"},
+    {"checkpoints", "failures", "files", "fingerprint", "folders", "options", "records"},
     {"commands", "config", "discretized", "imagefiles", "latents", "networks"}
     | {"optimizers", "plots", "provenance", "recording", "rng"},
     {"data", "hierarchy", "likelihoods", "schedules", "systems"},
     {"mnist", "probe", "vae"},
     {"bounds", "building", "evaluation", "handwritten", "latentspace", "oracle", "sources"},
     {"metrics", "perdatum"},
-    {"importance", "steps"},
+    {"importance", "parallel", "steps"},
     {"compiled"},
     {"svi"},
     {"elbos"},
@@ -32,6 +32,7 @@ FLOORS = [
     {"events", "runs"},
     {"figures", "progress", "tables"},
     {"training"},
+    {"sessions"},
     {"fitting"},
     {"subjects", "train"},
     {"drawing", "reports", "sheets"},

@@ -325,6 +325,6 @@ def test_a_training_by_inductor_resumes_bit_for_bit(tmp_path, few_digits, small_
     fit(config.replace(epochs=1), data=few_digits, out=tmp_path / "parts")
     parts = resume(tmp_path / "parts", 2, data=few_digits)
     one, other = (run.read_checkpoint() for run in (whole, parts))
-    assert all(torch.equal(value, other["vae"][name]) for name, value in one["vae"].items())
+    assert all(torch.equal(value, other.vae[name]) for name, value in one.vae.items())
     eager = fit(config.replace(compile="none"), data=few_digits, out=tmp_path / "eager").metrics()[-1]
     assert whole.metrics()[-1].elbo == pytest.approx(eager.elbo, rel=1e-4)

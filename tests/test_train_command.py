@@ -117,7 +117,7 @@ def test_a_loss_that_is_not_finite(few, capsys, tmp_path):
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert "at step" in line
-    assert "run/checkpoint.pt (epoch 0)" in line
+    assert "run holds all up to epoch 0" in line
 
 
 def test_resume_with_options_that_contradict(few, few_digits, monkeypatch, capsys, tmp_path):
@@ -134,7 +134,7 @@ def test_resume_with_options_that_contradict(few, few_digits, monkeypatch, capsy
         (["--system", "other"], "--system other contradicts"),
     ]:
         assert says in refuse(capsys, tmp_path, "--resume", "run", *arguments)
-    for file, says in [("config.json", "is damaged"), ("checkpoint.pt", "damaged or no checkpoint")]:
+    for file, says in [("config.json", "is damaged"), ("checkpoint.safetensors", "damaged or no checkpoint")]:
         content = (tmp_path / "run" / file).read_bytes()
         (tmp_path / "run" / file).write_bytes(b"{broken")
         assert says in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
@@ -205,7 +205,7 @@ def test_quiet_prints_the_folder(few, capsys, tmp_path):
     assert main([*SMALL, "--quiet"]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    assert (tmp_path / printed.out.strip() / "checkpoint.pt").exists()
+    assert (tmp_path / printed.out.strip() / "checkpoint.safetensors").exists()
     assert printed.out.strip().endswith("-deep-bayes-trace")
 
 

@@ -1,0 +1,136 @@
+"""Files that others may have touched: written whole, read in bounded memory, never through a link; a folder's lock."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pvae.errors import InputError
+
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["append", "is_temporary", "own_folder", "read_bounded", "write_whole"]
+
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe without a writer would be waited for
+
+
+def write_whole(path: Path, content: bytes, previous: Path | None = None) -> None:
+    """Write a file whole or not at all: to a temporary name, flushed to the disk, then renamed.
+
+    Args:
+        path: the file; a link of that name is replaced, and not followed.
+        content: all of it.
+        previous: where the file that it replaces is kept; at every moment one of the two is whole.
+
+    Raises:
+        OSError: it cannot be written; what was there before still is.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            _keep(path, previous)
+        temporary.replace(path)
+        _flush_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether it has a name under which `write_whole` begins a file: one that is there was never ended."""
+    return re.fullmatch(r"\..+\.\d+", path.name) is not None
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add to a file and flush it to the disk.
+
+    Raises:
+        InputError: it is a link, or no ordinary file.
+        OSError: it cannot be written; a part of `content` may have been.
+    """
+    with os.fdopen(_open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """Return the content of an ordinary file of at most so many bytes.
+
+    Raises:
+        InputError: it is a link, no ordinary file, or larger.
+        OSError: it is missing or cannot be read.
+    """
+    with os.fdopen(_open_regular(path, os.O_RDONLY), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size <= most:
+            return file.read(most)
+    raise InputError(f"{path} is damaged: its {size:,} bytes are more than the {most:,} that it may have")
+
+
+@contextlib.contextmanager
+def own_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which the system takes back when the process ends, however it ends.
+
+    Where the system or the folder's disk knows no such lock, there is none.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder} is being trained by another process: wait for its end, or stop it") from None
+        except OSError:  # a network disk, for instance
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open_regular(path: Path, flags: int) -> int:
+    if path.is_symlink():
+        raise InputError(f"{path} is a link, which may lead anywhere: put the file itself there")
+    descriptor = os.open(path, flags | _NO_LINK | _NO_WAIT, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path} is no ordinary file")
+    return descriptor
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Give the file its other name too; where a disk has no hard links, rename it."""
+    second = previous.with_name(f".{previous.name}.{os.getpid()}")
+    second.unlink(missing_ok=True)
+    try:
+        os.link(path, second, follow_symlinks=False)
+        second.replace(previous)
+    except OSError:
+        path.replace(previous)
+    finally:
+        second.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Let the renaming outlive a loss of power, where folders can be flushed."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,158 @@
+"""One session on a run: epochs are trained, and the folder holds at every moment what a resumption needs."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator
+
+from pvae.checkpoints import NO_ROWS, Checkpoint, Rows
+from pvae.errors import InputError, InterruptedTrainingError, LostError, TrainingError
+from pvae.events import Events
+from pvae.files import own_folder
+from pvae.interruptions import Interruptions
+from pvae.parallel import is_of_processes
+from pvae.progress import Console
+from pvae.runs import Run
+from pvae.training import Training
+
+__all__ = ["train_on"]
+
+
+def train_on(
+    training: Training,
+    run: Run,
+    console: Console,
+    *,
+    rows: Rows = NO_ROWS,
+    note: str = "",
+    checkpoint_every: int = 0,
+) -> None:
+    """Train to the last epoch, and draw the run's figures.
+
+    Of several processes the first one alone writes and prints.
+
+    Args:
+        training: where it goes on from.
+        run: its folder, as `training` was taken from it.
+        console: says how it goes.
+        rows: what stands of its figures.
+        note: what is said even where all else is quiet.
+        checkpoint_every: steps after which a checkpoint is written, beside the one of each epoch; 0 for none.
+
+    Raises:
+        InputError: another process trains the run.
+        TrainingError: a loss or a gradient was not finite; the last good checkpoint is on disk.
+        LostError: the folder cannot be written any more, or another process of the training has gone.
+        InterruptedTrainingError: Ctrl-C or SIGTERM; the state is saved.
+    """
+    is_first = training.world.is_first
+    if note and is_first:  # said even where quiet: other data than were asked for are no detail
+        print(f"note: {note}", file=sys.stderr)
+    with own_folder(run.path) if is_first else contextlib.nullcontext():
+        session = _Session(training, run, console, checkpoint_every)
+        with session.explained(), session.interruptions:
+            session.begin(rows)
+            session.train()
+            session.draw()
+
+
+class _Session:
+    def __init__(self, training: Training, run: Run, console: Console, checkpoint_every: int) -> None:
+        self.training, self.run, self.console, self.every = training, run, console, checkpoint_every
+        self.interruptions = Interruptions()
+        self.kept: Checkpoint | None = None  # the last one on disk
+
+    def begin(self, rows: Rows) -> None:
+        training, run = self.training, self.run
+        checkpoint = training.checkpoint()
+        if training.world.is_first:
+            run.begin_session(checkpoint.counts, rows, str(training.device), training.world.size)
+            if training.epoch < run.config.epochs:
+                run.drop_figures()
+        self.kept = checkpoint
+        self.console.start(run, str(training.device), training.epoch)
+        if training.step == 0:
+            self._save(checkpoint)
+
+    def train(self) -> None:
+        training, run = self.training, self.run
+        is_first = training.world.is_first
+        with contextlib.closing(Events(run.path, training.epoch)) if is_first else contextlib.nullcontext() as events:
+            while training.epoch < run.config.epochs:
+                rows = training.run_epoch(self.console.quiet, self._between, lambda: bool(self.interruptions.received))
+                checkpoint = training.checkpoint()
+                if is_first:
+                    run.record_epoch(rows, checkpoint)
+                self.kept = checkpoint
+                if events is not None:
+                    events.scalars(rows)
+                    events.pictures(training.epoch, *training.pictures())
+                self.console.epoch(*rows, run.config.epochs)
+
+    def draw(self) -> None:
+        from pvae.figures import save_figures  # it takes matplotlib, which is slow to import, and no step needs it
+
+        self.interruptions.release()
+        if self.training.world.is_first:
+            save_figures(self.run, *self.training.pictures())
+
+    def _between(self) -> None:
+        """Save the state if that is due, and stop if that was asked for."""
+        training = self.training
+        is_alone = training.world.size == 1
+        is_stopping = bool(self.interruptions.received) if is_alone else training.is_stopping
+        is_new = self.kept is None or training.step != self.kept.counts.step
+        if is_stopping or (is_new and self.every and training.step % self.every == 0):
+            self._save(training.checkpoint())
+        if is_stopping:
+            raise KeyboardInterrupt
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        if self.training.world.is_first:
+            self.run.save_checkpoint(checkpoint)
+        self.kept = checkpoint
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Say of what ends a session what is on disk, and how to go on."""
+        run = self.run
+        try:
+            yield
+        except TrainingError as error:
+            raise TrainingError(f"{error}; {self._place()}; a smaller --lr, into another --out, may help") from error
+        except KeyboardInterrupt:
+            status = self.interruptions.status
+            if self.kept is None:  # nothing was recorded: there is nothing to resume
+                run.discard()
+                raise InterruptedTrainingError("interrupted before anything was done", status) from None
+            why = f"interrupted; {self._place()}; go on with: {_how_to_resume(run)}"
+            raise InterruptedTrainingError(why, status) from None
+        except InputError:
+            raise
+        except OSError as error:
+            raise LostError(
+                f"{run.path} cannot be written any more ({error.strerror or error}); {self._place()}; "
+                f"go on with: {_how_to_resume(run)}"
+            ) from error
+        except RuntimeError as error:
+            if self.training.world.size == 1 or not is_of_processes(error):
+                raise
+            raise LostError(
+                f"another process of this training has ended, and so does this one; {self._place()}; "
+                f"go on with: {_how_to_resume(run)}"
+            ) from error
+
+    def _place(self) -> str:
+        if self.kept is None:
+            return "nothing was saved"
+        counts = self.kept.counts
+        step = "" if self.kept.unfinished is None else f" and step {counts.step}"
+        return f"{self.run.path} holds all up to epoch {counts.epoch}{step}"
+
+
+def _how_to_resume(run: Run) -> str:
+    if not run.data.dataset:
+        return f"pvae.resume({str(run.path)!r}, data=...)"
+    return f"python -m pvae.train --resume {shlex.quote(str(run.path))}"
