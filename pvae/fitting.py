@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -122,7 +121,7 @@ def resume(
             f"{run.config.epochs} epochs: start a new run"
         )
     run.config = run.config.replace(epochs=epochs if epochs is not None else run.config.epochs)
-    checkpoint = _last(run)
+    checkpoint, note = _last(run)
     done = checkpoint.counts.epoch if checkpoint is not None else 0
     if done >= run.config.epochs and _are_figures_drawn(run):
         raise InputError(f"{run.path} has finished its {done} epochs: give --epochs above {done}")
@@ -140,7 +139,8 @@ def resume(
                     raise InputError(f"the checkpoint of {run.path} does not fit its config.json: {error}") from None
             rows = checkpoint.rows if checkpoint is not None else NO_ROWS
             console = Console(quiet or not world.is_first)
-            train_on(training, run, console, rows=rows, note=data.note, checkpoint_every=checkpoint_every)
+            note = "; ".join(filter(None, (note, data.note)))
+            train_on(training, run, console, rows=rows, note=note, checkpoint_every=checkpoint_every)
     return run
 
 
@@ -158,19 +158,17 @@ def _create(world: World, path: Path | None, config: Config, record: DataRecord)
     return Run(Path(made), config, record, [])
 
 
-def _last(run: Run) -> Checkpoint | None:
-    """Return the last checkpoint that can be read, or none of a run that was killed before it wrote one."""
+def _last(run: Run) -> tuple[Checkpoint | None, str]:
+    """Return the last checkpoint that can be read, or none of a run that was killed before its first; and a note."""
     if not run.is_begun:
-        return None
+        return None, ""
     try:
-        return run.read_checkpoint()
+        return run.read_checkpoint(), ""
     except InputError as error:
         try:
-            checkpoint = run.read_checkpoint(previous=True)
+            return run.read_checkpoint(previous=True), f"{error}: going on from the one before it"
         except InputError:
             raise error from None
-        print(f"note: {error}: going on from the one before it", file=sys.stderr)
-        return checkpoint
 
 
 def resolve_device(name: str) -> torch.device:
