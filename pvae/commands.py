@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from pvae.errors import InputError, LostError, TrainingError
 
-__all__ = ["Parser", "ctrl_c_exits_at_once", "leave", "result_folder", "run_command"]
+__all__ = ["Parser", "ctrl_c_exits_at_once", "is_first_process", "leave", "result_folder", "run_command"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,7 +48,8 @@ def run_command(name: str, command: Callable[[], None]) -> int:
         command()
         return 0
     except (InputError, TrainingError) as error:
-        print(f"{name}: {_one_line(error)}", file=sys.stderr)
+        if is_first_process():  # the others were refused for the same reason
+            print(f"{name}: {_one_line(error)}", file=sys.stderr)
         return 2
     except LostError as error:
         print(f"{name}: {_one_line(error)}", file=sys.stderr)
@@ -67,6 +68,11 @@ def run_command(name: str, command: Callable[[], None]) -> int:
     except KeyboardInterrupt as error:
         print(f"{name}: {str(error) or 'interrupted'}", file=sys.stderr)
         return int(getattr(error, "status", 130))
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that prints, of those that torchrun may have started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _one_line(error: BaseException) -> str:
@@ -120,6 +126,8 @@ def leave(status: int) -> NoReturn:
         if stream is not None:
             with contextlib.suppress(OSError):
                 stream.flush()
-    if status in (1, 130, 143):
+    if (
+        status in (1, 130, 143) or "RANK" in os.environ
+    ):  # threads of torch.distributed may abort a process that clears up
         os._exit(status)
     sys.exit(status)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from pvae.commands import Parser, ctrl_c_exits_at_once, leave, run_command
+from pvae.commands import Parser, ctrl_c_exits_at_once, is_first_process, leave, run_command
 from pvae.errors import InputError, check_name
 from pvae.options import COMPILERS, PRECISIONS
 
@@ -24,7 +24,9 @@ the binarized test images: grey ones have none. The memory does not hang on the 
 
 examples:
   python -m pvae.evaluate runs/my-run
-  python -m pvae.evaluate runs/my-run --importance-samples 100 --images 1000"""
+  python -m pvae.evaluate runs/my-run --importance-samples 100 --images 1000
+  torchrun --nproc-per-node=2 -m pvae.evaluate runs/my-run
+      the same figures by two processes that share the images"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,6 +52,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         from tqdm import tqdm
 
         from pvae.files import write_whole
+        from pvae.parallel import joined
         from pvae.reports import evaluate, to_text
         from pvae.runs import Run
         from pvae.subjects import Subject
@@ -62,8 +65,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     count = arguments.images or len(subject.data.test)
     if count > len(subject.data.test):
         raise InputError(f"--images {count}: {subject.data.name} has {len(subject.data.test):,} test images")
-    silent = arguments.quiet or sys.stderr is None or None  # None: only on a terminal
-    with tqdm(total=count, desc="importance sampling", unit="image", leave=False, disable=silent) as bar:
+    silent = arguments.quiet or sys.stderr is None or not is_first_process() or None  # None: only on a terminal
+    bar = tqdm(total=count, desc="importance sampling", unit="image", leave=False, disable=silent)
+    with bar, joined("cpu") as world:
         report = evaluate(
             subject,
             arguments.importance_samples,
@@ -72,7 +76,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             bar.update,
             engine=arguments.compile,
             precision=arguments.precision,
+            world=world,
         )
+    if not world.is_first:
+        return
     if not arguments.quiet:
         print(f"{to_text(report)}\n")
     try:

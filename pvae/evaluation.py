@@ -18,6 +18,7 @@ from torch.distributions import Independent, Normal
 from pvae.data import Pixels
 from pvae.errors import InputError
 from pvae.hierarchy import Chain
+from pvae.parallel import ALONE, World
 from pvae.recording import check_ways, record
 from pvae.vae import VAE
 
@@ -95,6 +96,7 @@ def importance_sample(
     *,
     engine: str = "graph",
     precision: str = "fp32",
+    world: World = ALONE,
 ) -> ImportanceSample:
     """Estimate log p(x) from importance weights, with q(z | x) as the proposal.
 
@@ -110,6 +112,7 @@ def importance_sample(
         on_images: called with the number of images done, after each part.
         engine: "graph" or "inductor", of `recording.record`, for log p(x | z), or "none" to leave it as it is.
         precision: "fp32" or "bf16", likewise.
+        world: processes that share the images; each draws all noise, and all get all results.
 
     Raises:
         InputError: log p(x | z) cannot be recorded as was asked for.
@@ -118,10 +121,11 @@ def importance_sample(
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 8.
     """
     parts, log_likelihood = [], _LogLikelihood(vae, engine, precision)
-    for part in x.split(min(100, images_at_once(vae, x))):
-        parts.append(_log_sums(vae, part, num_particles, log_likelihood))
+    for number, part in enumerate(x.split(min(100, images_at_once(vae, x)))):
+        parts.append(_log_sums(vae, part, num_particles, log_likelihood if world.takes(number) else None))
         on_images(len(part))
-    log_sum, log_sum_squares = (torch.cat(column) for column in zip(*parts))
+    log_sum, log_sum_squares = sums = torch.cat(parts, dim=1)
+    world.sum_([sums])
     return ImportanceSample(log_sum - math.log(num_particles), (2 * log_sum - log_sum_squares).exp(), num_particles)
 
 
@@ -179,17 +183,21 @@ class _LogLikelihood:
 
 
 def _log_sums(
-    vae: VAE, x: Tensor, num_particles: int, log_likelihood: Callable[[Tensor, Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Return log sum_k w_k and log sum_k w_k^2 of a few images, in float64."""
+    vae: VAE, x: Tensor, num_particles: int, log_likelihood: Callable[[Tensor, Tensor], Tensor] | None
+) -> Tensor:
+    """Return log sum_k w_k and log sum_k w_k^2 of a few images, (2, B) in float64.
+
+    Without a likelihood they are another process's: the noise is drawn all the same, and zeros are returned.
+    """
     posterior = vae.posterior(x)
     sums = torch.full((2, len(x)), -math.inf, dtype=torch.float64)
     size = max(1, _CHUNK_NUMBERS // (len(x) * _widest(vae, x[:1])))
     for start in range(0, num_particles, size):
         z = posterior.sample((min(size, num_particles - start),))
-        log_w = (log_likelihood(z, x) + vae.prior().log_prob(z) - posterior.log_prob(z)).double()
-        sums = torch.logaddexp(sums, torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0)]))
-    return sums[0], sums[1]
+        if log_likelihood is not None:
+            log_w = (log_likelihood(z, x) + vae.prior().log_prob(z) - posterior.log_prob(z)).double()
+            sums = torch.logaddexp(sums, torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0)]))
+    return sums if log_likelihood is not None else torch.zeros_like(sums)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,4 @@
-"""Several processes that train as one: torch's process group, each process's share of a batch, the noise of all of it.
-
-The randomness is the run's, and not the processes': each draws the noise of the whole batch from the same generator and
-keeps its own rows, so that N processes compute what one computes, to rounding.
-"""
+"""Several processes that work as one: torch's process group, and what each of them takes of the work."""
 
 from __future__ import annotations
 
@@ -10,20 +6,19 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
-from pvae.errors import InputError
-from pvae.handwritten import Terms
-from pvae.perdatum import PerDatumELBO, PyroFunction
+from pvae.errors import LostError
 
-__all__ = ["ALONE", "Share", "SharedELBO", "WholeBatchNoise", "World", "is_of_processes", "joined"]
+__all__ = ["ALONE", "Share", "World", "is_of_processes", "joined"]
 
-_ATEN = torch.ops.aten
+_NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 
 
 class Share(NamedTuple):
@@ -73,6 +68,10 @@ class World:
             return Share(start, start + 1, total, 0.0)
         return Share(start, stop, total, (stop - start) / total)
 
+    def takes(self, number: int) -> bool:
+        """Whether the part of that number, of work in many equal parts, is this process's."""
+        return number % self.size == self.rank
+
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Write into each tensor the sum over all processes; one message for all of them."""
         if self.size == 1:
@@ -101,15 +100,25 @@ def joined(device: str | None = None, environment: Mapping[str, str] = os.enviro
     Args:
         device: a name that starts with "cuda", or None or "auto" where there are GPUs: they talk by nccl, else by gloo.
         environment: where torchrun says how many they are.
+
+    Raises:
+        LostError: one of them has ended before its time.
     """
-    size = int(environment.get("WORLD_SIZE", "1"))
-    if size == 1:
+    if not all(name in environment for name in _NEEDED) or environment["WORLD_SIZE"] == "1":
         yield ALONE
         return
     is_on_gpus = torch.cuda.is_available() and (device in (None, "auto") or str(device).startswith("cuda"))
-    dist.init_process_group("nccl" if is_on_gpus else "gloo")
+    # torchrun keeps its store over a restart, and with it the addresses of the processes that have gone.
+    store, rank, size = next(rendezvous("env://"))
+    fresh = PrefixStore(f"attempt {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group("nccl" if is_on_gpus else "gloo", store=fresh, rank=rank, world_size=size)
     try:
-        yield World(dist.get_rank(), size)
+        yield World(rank, size)
+        dist.barrier()  # who leaves first closes connections that the others still hear of
+    except RuntimeError as error:
+        if isinstance(error, LostError) or not is_of_processes(error):
+            raise
+        raise LostError("another process of this command has ended, and so does this one: start it again") from error
     finally:
         dist.destroy_process_group()
 
@@ -117,68 +126,3 @@ def joined(device: str | None = None, environment: Mapping[str, str] = os.enviro
 def is_of_processes(error: BaseException) -> bool:
     """Whether an exception is torch's way to say that another process has gone, or does not answer."""
     return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
-
-
-class SharedELBO(PerDatumELBO):
-    """An ELBO of a process's rows of a batch: its loss is their part in the mean over the whole batch.
-
-    The losses of all processes sum to the loss of the batch, and so do their gradients; z is drawn as one process that
-    has the whole batch would draw it.
-
-    Args:
-        elbo: a mean over the batch of what each datum gives.
-
-    Attributes:
-        share: the rows that the next batch holds.
-    """
-
-    def __init__(self, elbo: PerDatumELBO) -> None:
-        super().__init__(elbo.num_particles, elbo.beta)  # type: ignore[arg-type]
-        if elbo.free_bits:
-            raise InputError("--free-bits looks at the mean rate of a whole batch: train it in one process")
-        self.elbo = elbo
-        self.share = Share(0, 1, 1, 1.0)
-
-    def differentiable_loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Tensor:
-        """Return the part in the loss of the rows x (B / N, C, H, W)."""
-        before, self.elbo.beta = self.elbo.beta, self.beta
-        try:
-            with WholeBatchNoise(self.share):
-                loss = self.elbo.differentiable_loss(model, guide, x)
-        finally:
-            self.elbo.beta = before
-        self.terms = Terms(*self.elbo.terms[:2])
-        return self.share.weight * loss
-
-
-class WholeBatchNoise(TorchDispatchMode):
-    """Draw normal noise of shape (..., B / N, L) as rows of what (..., B, L) would be.
-
-    Args:
-        share: which rows.
-
-    Raises:
-        InputError: (inside) something else is drawn, of which it is not known where the rows lie.
-    """
-
-    def __init__(self, share: Share) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.share = share
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.nondeterministic_seeded not in func.tags:
-            return func(*args, **(kwargs or {}))
-        if func is _ATEN.normal_.default:
-            target, mean, std = (*args, 0.0, 1.0)[:3] if len(args) < 3 else args
-            return target.copy_(self._rows_of_noise(target) * std + mean)
-        if func is _ATEN.normal.Tensor_Tensor:
-            mean, std = args
-            return self._rows_of_noise(mean) * std + mean
-        raise InputError(f"several processes cannot draw by {func}: train it in one process")
-
-    def _rows_of_noise(self, like: Tensor) -> Tensor:
-        share = self.share
-        if like.dim() < 2 or like.shape[-2] != share.stop - share.start:
-            raise InputError(f"several processes cannot share noise of shape {tuple(like.shape)}: train it in one")
-        whole = like.new_empty((*like.shape[:-2], share.total, like.shape[-1])).normal_()
-        return whole[..., share.rows, :]

@@ -15,6 +15,7 @@ from pvae.data import Pixels
 from pvae.errors import InputError
 from pvae.evaluation import Estimate, ImportanceSample, active_units, images_at_once, importance_sample, split_rate
 from pvae.hierarchy import ChainPosterior
+from pvae.parallel import ALONE, World
 from pvae.rng import seeded
 from pvae.subjects import Subject, proper
 from pvae.vae import VAE
@@ -123,6 +124,7 @@ def evaluate(
     *,
     engine: str = "graph",
     precision: str = "fp32",
+    world: World = ALONE,
 ) -> Report:
     """Evaluate a trained VAE on test images.
 
@@ -134,6 +136,7 @@ def evaluate(
         on_images: called with the number of images done in the importance sampling, part by part.
         engine: "none", "graph" or "inductor", of `importance_sample`.
         precision: "fp32" or "bf16", likewise.
+        world: processes that share the images; all get the same report.
 
     Raises:
         InputError: it is an autoencoder, which has no likelihood, or there are fewer than two images.
@@ -145,10 +148,11 @@ def evaluate(
     if len(images) < 2 or num_particles < 2:
         raise InputError("an evaluation needs at least 2 test images and 2 importance samples")
     with seeded(seed, torch.device("cpu")):
-        anatomy = _anatomy(vae, Pixels(subject.test[: len(images)], run.config.pixels == "symmetric"))
+        anatomy = _anatomy(vae, Pixels(subject.test[: len(images)], run.config.pixels == "symmetric"), world)
         binary, x, kind = proper(run.config, vae, run.data.image_shape, images)
-        sample = importance_sample(binary, x, num_particles, on_images, engine=engine, precision=precision)
-        log_likelihood = _log_likelihood(binary, x, sample)
+        ways = {"engine": engine, "precision": precision}
+        sample = importance_sample(binary, x, num_particles, on_images, **ways, world=world)
+        log_likelihood = _log_likelihood(binary, x, sample, world)
     return Report(
         run=run.path.resolve().name,
         epoch=run.read_checkpoint().counts.epoch,
@@ -163,13 +167,19 @@ def evaluate(
     )
 
 
-def _anatomy(vae: VAE, x: Pixels) -> Anatomy:
-    columns: dict[str, list[Tensor]] = {}
-    with torch.no_grad():
-        for part in x.split(max(1, images_at_once(vae, x) // _PARTICLES)):
-            for name, values in _terms(vae, part).items():
-                columns.setdefault(name, []).append(values)
-    estimates = {name: Estimate.of(torch.cat(values)) for name, values in columns.items()}
+def _anatomy(vae: VAE, x: Pixels, world: World) -> Anatomy:
+    with torch.random.fork_rng(devices=[]):
+        names = list(_terms(vae, next(iter(x.split(1)))))
+    parts = []
+    for number, part in enumerate(x.split(max(1, images_at_once(vae, x) // _PARTICLES))):
+        if world.takes(number):
+            terms = _terms(vae, part)
+            parts.append(torch.stack([terms[name] for name in names]))
+        else:
+            parts.append(_drawn_elsewhere(vae, part).expand(len(names), -1))
+    whole = torch.cat(parts, dim=1)
+    world.sum_([whole])
+    estimates = {name: Estimate.of(values) for name, values in zip(names, whole)}
     second = vae.q_z.latent_dim if isinstance(vae.q_z, ChainPosterior) else 0
     active = active_units(vae, x)
     layers = [layer for layer in active.split([len(active) - second, second]) if len(layer)]
@@ -192,6 +202,14 @@ def _plus(counts: Sequence[int]) -> str:
     return "+".join(map(str, counts))
 
 
+@torch.no_grad()
+def _drawn_elsewhere(vae: VAE, x: Tensor) -> Tensor:
+    """Draw the noise of images that are another process's, and return a zero for each."""
+    z = vae.posterior(x).sample((_PARTICLES,))
+    return z.new_zeros(len(x))
+
+
+@torch.no_grad()
 def _terms(vae: VAE, x: Tensor) -> dict[str, Tensor]:
     """Return what can be said of each image, (B,) each; a closed form that q has not is left out."""
     posterior = vae.posterior(x)
@@ -219,10 +237,16 @@ def _split(vae: VAE, x: Pixels) -> dict[str, Estimate | None]:
     }
 
 
-def _log_likelihood(vae: VAE, x: Pixels, sample: ImportanceSample) -> LogLikelihood:
-    parts = x.split(max(1, images_at_once(vae, x) // _PARTICLES))
-    with torch.no_grad():
-        elbo = torch.cat([handwritten.monte_carlo(vae, part, _PARTICLES).elbo for part in parts])
+@torch.no_grad()
+def _log_likelihood(vae: VAE, x: Pixels, sample: ImportanceSample, world: World) -> LogLikelihood:
+    parts = enumerate(x.split(max(1, images_at_once(vae, x) // _PARTICLES)))
+    elbo = torch.cat(
+        [
+            handwritten.monte_carlo(vae, part, _PARTICLES).elbo if world.takes(number) else _drawn_elsewhere(vae, part)
+            for number, part in parts
+        ]
+    )
+    world.sum_([elbo])
     effective = sample.effective
     levels = vae.p_x.levels_per_unit
     bits = -sample.log_p / x.images[0].numel() + math.log(levels)

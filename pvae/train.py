@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pvae.commands import Parser, ctrl_c_exits_at_once, leave, run_command
+from pvae.commands import Parser, ctrl_c_exits_at_once, is_first_process, leave, run_command
 from pvae.config import Config
 from pvae.errors import InputError, brief
 from pvae.options import ACTIVATIONS, DATASETS, LIKELIHOODS, NETWORKS, PIXELS, POSTERIORS, RATE_REDUCTIONS
@@ -32,6 +33,8 @@ examples:
       the Deep Bayes VAE on MNIST with the closed-form KL; on 5,000 digits if MNIST is not to be had
   python -m pvae.train --binarize dynamic --elbo trace --particles 5 --latent-dim 20 --hidden 400
       another VAE on binary pixels, where the figure printed is a true lower bound on log p(x)
+  torchrun --nproc-per-node=2 -m pvae.train --out RUN
+      the same training by two processes that share each batch; --max-restarts 3 lets it outlive the death of one
 
 Figures are nats per datum (an image): elbo = -(distortion + rate), higher is better, where the distortion is the
 mean of -log p(x|z) and the rate the KL divergence of q(z|x) from p(z). The run folder holds config.json,
@@ -62,6 +65,8 @@ def _train(options: dict[str, Any]) -> None:
     path, out = options.pop("resume"), options.pop("out")
     if where["checkpoint_every"] < 0:
         raise InputError(f"--checkpoint-every must be at least 0, not {where['checkpoint_every']}")
+    if path is None and _is_restarted(out):
+        path, out, options = out, None, {"config": None}
     if path is None and "system" in options:
         get_system(options["system"])  # a name of one's own comes from --config
     options = {**_read_toml(options.pop("config")), **options}
@@ -71,8 +76,20 @@ def _train(options: dict[str, Any]) -> None:
     else:
         _refuse_contradictions(path, out, options)
         run = resume(path, options.get("epochs"), **where)
-    if sys.stdout is not None:
+    if sys.stdout is not None and is_first_process():
         _say_next(run, where["quiet"])
+
+
+def _is_restarted(out: Path | None) -> bool:
+    """Whether torchrun started this command again after a process of it had ended: it then goes on with its run.
+
+    Raises:
+        InputError: torchrun may do so, and the run would not be found again.
+    """
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and out is None:
+        raise InputError("torchrun --max-restarts needs --out DIR or --resume RUN, to find the run again")
+    is_again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return is_again and out is not None and (out / "config.json").exists()
 
 
 def _configured(options: dict[str, Any]) -> Config:

@@ -24,11 +24,12 @@ from pvae.handwritten import Terms, posterior_mean_loss
 from pvae.latentspace import reconstruct, sample
 from pvae.metrics import Metrics, summarise
 from pvae.optimizers import SingleOptimizer
-from pvae.parallel import ALONE, Share, SharedELBO, World
+from pvae.parallel import ALONE, Share, World
 from pvae.perdatum import PerDatumELBO
 from pvae.progress import Bar
 from pvae.rng import restore_rng_state, rng_state, seeded
 from pvae.schedules import learning_rate
+from pvae.sharedelbo import SharedELBO
 from pvae.svi import CompiledSVI
 
 __all__ = ["Training"]

@@ -313,9 +313,9 @@ def test_bad_input_is_one_line(tmp_path, data, found, capsys):
 
 def test_a_broken_checkpoint_is_one_line(tmp_path, data, found, capsys):
     run = fit(get_system("mlp-2d").replace(epochs=1, batch_size=50), data=data, out=tmp_path / "run")
-    (run.path / "checkpoint.pt").unlink()
+    (run.path / "checkpoint.safetensors").unlink()
     assert main([str(run.path)]) == 2
-    assert "no checkpoint.pt" in capsys.readouterr().err
+    assert "no checkpoint.safetensors" in capsys.readouterr().err
 
 
 def test_two_layers_are_their_joint_distribution(small_images):

@@ -17,14 +17,14 @@ PACKAGE = Path(pvae.__file__).parent
 # From the ground up; a module may import from floors below its own only.
 FLOORS = [
     {"adam", "checks", "errors", "interruptions"},
-    {"checkpoints", "failures", "files", "fingerprint", "folders", "options", "records"},
+    {"checkpoints", "failures", "files", "fingerprint", "folders", "options", "parallel", "records"},
     {"commands", "config", "discretized", "imagefiles", "latents", "networks"}
     | {"optimizers", "plots", "provenance", "recording", "rng"},
     {"data", "hierarchy", "likelihoods", "schedules", "systems"},
     {"mnist", "probe", "vae"},
     {"bounds", "building", "evaluation", "handwritten", "latentspace", "oracle", "sources"},
     {"metrics", "perdatum"},
-    {"importance", "parallel", "steps"},
+    {"importance", "sharedelbo", "steps"},
     {"compiled"},
     {"svi"},
     {"elbos"},

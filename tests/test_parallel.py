@@ -1,0 +1,229 @@
+"""Several processes compute what one computes; one that dies ends the others; what one wrote, another number reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+import torch.distributed
+import worker
+
+from pvae.compiled import CompiledELBO
+from pvae.elbos import build_elbo
+from pvae.errors import InputError
+from pvae.evaluate import main as evaluate
+from pvae.options import ELBOS
+from pvae.parallel import Share, World, joined
+from pvae.runs import Run
+from pvae.sharedelbo import SharedELBO, WholeBatchNoise
+from pvae.train import main
+from pvae.training import Training
+
+if not torch.distributed.is_available():
+    pytest.skip("torch was built without torch.distributed", allow_module_level=True)
+
+STEPS = 200
+WORKER = Path(__file__).with_name("worker.py")
+SMALL = ["--dataset", "mnist-5k", "--hidden", "16", "--latent-dim", "3", "--batch-size", "137"]
+
+
+def environment():
+    return {**{k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}, "OMP_NUM_THREADS": "1"}
+
+
+def run(*arguments, processes=1, options=(), cwd=None):
+    """Run a command by one process, or by several, and return what it printed."""
+    starter = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", *options]
+    command = [*(starter if processes > 1 else [sys.executable]), *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_shares_part_a_batch():
+    for size in (1, 2, 3, 7):
+        for total in (1, 2, 5, 128):
+            shares = [World(rank, size).share(total) for rank in range(size)]
+            mine = [row for share in shares if share.weight for row in range(share.start, share.stop)]
+            assert mine == list(range(total))
+            assert sum(share.weight for share in shares) == pytest.approx(1, abs=1e-15)
+            assert all(0 <= share.start < share.stop <= total for share in shares)
+
+
+@pytest.mark.parametrize("draw", ["rsample", "sample"])
+def test_noise_is_rows_of_the_whole_batchs(draw):
+    loc, scale = torch.arange(30.0, dtype=torch.float64).view(10, 3), torch.rand(10, 3, dtype=torch.float64)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        whole = getattr(torch.distributions.Normal(loc, scale), draw)((4,))
+        for share in (Share(0, 3, 10, 0.3), Share(3, 10, 10, 0.7)):
+            torch.manual_seed(0)
+            part = torch.distributions.Normal(loc[share.rows], scale[share.rows])
+            with WholeBatchNoise(share):
+                assert torch.equal(getattr(part, draw)((4,)), whole[:, share.rows])
+            state = torch.get_rng_state()
+        torch.manual_seed(0)
+        getattr(torch.distributions.Normal(loc, scale), draw)((4,))
+        assert torch.equal(state, torch.get_rng_state())
+
+
+def test_other_draws_are_refused():
+    with WholeBatchNoise(Share(0, 2, 4, 0.5)):
+        with pytest.raises(InputError, match="in one process"):
+            torch.rand(2, 3)
+        with pytest.raises(InputError, match="in one"):
+            torch.empty(3, 3).normal_()
+
+
+def test_losses_and_gradients_of_the_shares_sum_to_those_of_the_batch(small_vae, small_images):
+    vae, x = small_vae(), small_images(7)
+
+    def loss_and_gradients(elbo, rows):
+        with torch.random.fork_rng(), pyro.get_param_store().scope():
+            torch.manual_seed(3)
+            loss = elbo.differentiable_loss(vae.model, vae.guide, rows)
+            return [loss, *torch.autograd.grad(loss, list(vae.parameters()))]
+
+    for name in ELBOS:
+        elbo = build_elbo(name, 2)
+        parts = []
+        for rank in range(3):
+            shared = SharedELBO(build_elbo(name, 2))
+            shared.share = World(rank, 3).share(7)
+            parts.append(loss_and_gradients(shared, x[shared.share.rows]))
+        for whole, *part in zip(loss_and_gradients(elbo, x), *parts):
+            torch.testing.assert_close(sum(part), whole, rtol=1e-10, atol=1e-14)
+
+
+def test_several_processes_train_as_one(tmp_path):
+    """Float64, 200 steps, every estimator, eager and recorded, warm-up, batches of 7, 10 and one datum."""
+    run(WORKER, tmp_path / "two.pt", STEPS, processes=2)
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
+    with torch.random.fork_rng():
+        one = worker.all_trained(World(), STEPS)
+    assert len(one) == len(ELBOS) + 4
+    for name, weights in one.items():
+        assert ((weights - two[name]).abs() / weights.abs()).max() < 1e-8, name
+    # handwritten is trace, and with K = 2 in one group so is miwae iwae
+    assert len({f"{weights.sum():.6f}" for weights in one.values()}) == len(ELBOS) - 1
+
+
+def test_the_command_by_four_processes_and_resumed_by_one(tmp_path, monkeypatch, capsys):
+    """4,000 images in batches of 137: the last batch is of 27, and no share is like another."""
+    monkeypatch.chdir(tmp_path)
+    command = [*SMALL, "--binarize", "dynamic", "--compile", "graph", "--clip-norm", "5", "--quiet", "--epochs"]
+    assert main([*command, "3", "--out", "one"]) == 0
+    assert run("-m", "pvae.train", *command, 2, "--out", "many", processes=4, cwd=tmp_path) == "many\n"
+    assert main(["--resume", "many", "--epochs", "3", "--quiet"]) == 0
+    one, many = Run.open("one"), Run.open("many")
+    assert [session["processes"] for session in many.sessions] == [4, 1]
+    assert len(many.metrics()) == 6
+    for ours, theirs in zip(many.metrics(), one.metrics()):
+        assert (ours.epoch, ours.split) == (theirs.epoch, theirs.split)
+        for name in ("elbo", "elbo_stderr", "distortion", "rate", "loss"):
+            assert getattr(ours, name) == pytest.approx(getattr(theirs, name), rel=1e-4), name
+
+    how = ["one", "--importance-samples", "20", "--quiet", "--out"]
+    assert evaluate([*how, "one.json"]) == 0
+    run("-m", "pvae.evaluate", *how, "three.json", processes=3, cwd=tmp_path)
+    one_report, three_report = (json.loads(Path(name).read_text()) for name in ("one.json", "three.json"))
+    assert_close(one_report, three_report)
+
+
+def assert_close(one, other):
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_close(one[key], other[key])
+    else:
+        assert one == (pytest.approx(other, rel=1e-6) if isinstance(one, float) else other)
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_process_that_is_killed(tmp_path, restarts):
+    """The others end, soon and with one line; where torchrun may start them again, all ends as if none had died."""
+    arguments = ["-m", "pvae.train", *SMALL, "--epochs", "6", "--checkpoint-every", "3", "--out"]
+    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--max-restarts={restarts}"]
+    process = subprocess.Popen(
+        [*starter, *arguments, "run"], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    rows = tmp_path / "run" / "metrics.jsonl"
+    while not (rows.exists() and rows.read_bytes()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(child_of(process.pid, rank=1), signal.SIGKILL)
+    killed = time.monotonic()
+    _, errors = process.communicate(timeout=120)
+    said = [line for line in errors.splitlines() if line.startswith("pvae.train:")]
+    assert len(said) == 1
+    assert "another process of this training has ended" in said[0]
+    if not restarts:
+        assert process.returncode != 0
+        assert time.monotonic() - killed < 30
+        return
+    assert process.returncode == 0, errors
+    run(*arguments, "whole", processes=2, cwd=tmp_path)
+    ended, whole = (Run.open(tmp_path / name) for name in ("run", "whole"))
+    assert len(ended.sessions) == 2
+    weights = [one.read_checkpoint().vae for one in (ended, whole)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert [row.elbo for row in ended.metrics()] == [row.elbo for row in whole.metrics()]
+
+
+def child_of(parent: int, rank: int) -> int:
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            status, variables = (folder / "status").read_text(), (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if f"PPid:\t{parent}\n" in status and f"RANK={rank}".encode() in variables:
+            return int(folder.name)
+    raise AssertionError
+
+
+def test_what_looks_at_a_whole_batch_is_refused(few_digits, small_config):
+    for option in ({"network": "conv-batchnorm", "hidden": (4,)}, {"likelihood": "normal-optimal"}, {"free_bits": 0.1}):
+        with pytest.raises(InputError, match="in one process"), torch.random.fork_rng():
+            Training(small_config.replace(**option), few_digits, torch.device("cpu"), World(0, 2))
+
+
+def test_refusals_are_one_line_of_one_process(tmp_path):
+    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").touch()
+    done = subprocess.run(
+        [*starter, "-m", "pvae.train", *SMALL, "--out", "run"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert [line for line in done.stderr.splitlines() if line.startswith("pvae.train:")] == [
+        "pvae.train: --out run exists and is not an empty folder: name another, or --resume it"
+    ]
+
+
+def test_alone_where_nobody_started_more():
+    with joined("cpu", {"WORLD_SIZE": "4"}) as world:
+        assert world == World(0, 1)
+
+
+def test_a_recording_is_of_one_share(small_vae, small_images):
+    """Two shares of one shape draw other rows: nothing stale is replayed."""
+    vae, shared = small_vae(), SharedELBO(build_elbo("trace"))
+    compiled, losses = CompiledELBO(shared), []
+    with pyro.get_param_store().scope(), torch.random.fork_rng():
+        for share in (Share(0, 4, 8, 0.5), Share(4, 8, 8, 0.5)):
+            shared.share = share
+            for one in (compiled, shared):
+                torch.manual_seed(0)
+                losses.append(one.loss(vae.model, vae.guide, small_images(4)))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+    assert losses[2] == pytest.approx(losses[3], rel=1e-12)
+    assert losses[0] != losses[2]
