@@ -230,3 +230,54 @@ def memory(arguments: argparse.Namespace) -> None:
             raise SystemExit(done.stderr[-2000:])
         peak = json.loads(done.stdout.splitlines()[-1])
         print(f"| {how} | {binarize} | {peak:.2f} | {peak - data:.2f} |", flush=True)
+
+
+_ALL_REDUCE = """
+import statistics, sys, time, torch
+from pvae.parallel import joined
+with joined("cpu") as world:
+    parts, times = [torch.zeros(int(sys.argv[1]))], []
+    for _ in range(200):
+        started = time.perf_counter()
+        world.sum_(parts)
+        times.append(time.perf_counter() - started)
+    if world.is_first:
+        print(statistics.median(times))
+"""
+
+
+def processes(arguments: argparse.Namespace) -> None:
+    """Print what an epoch takes one process with all cores, and as many processes with a core each."""
+    count = os.cpu_count() or 2
+    several = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}"]
+    system = ["-m", "pvae.train", "--system", "pytorch-example", "--epochs", "3", "--quiet", "--offline"]
+    system += ["--data-dir", str(arguments.data_dir)] if arguments.data_dir else []
+    numbers = 784 * 400 + 400 + 2 * (400 * 20 + 20) + 20 * 400 + 400 + 400 * 784 + 784
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "all_reduce.py"
+        script.write_text(_ALL_REDUCE)
+        message = float(_output([*several, str(script), str(numbers)], threads=1))
+        print(f"784-400-20: a step sums {4 * numbers / 2**20:.1f} MiB of gradients, {1000 * message:.2f} ms alone")
+        print(f"| batch | --compile | one process, {count} threads, s / epoch | {count} processes | efficiency |")
+        print("|---|---|---|---|---|")
+        for batch_size in (128, 1024, 8192):
+            for how in ("none", "graph"):
+                found = []
+                for start, threads in (([sys.executable], count), (several, 1)):
+                    out = str(Path(folder) / f"{batch_size}-{how}-{threads}")
+                    options = ["--batch-size", str(batch_size), "--compile", how, "--out", out]
+                    _output([*start, *system, *options], threads)
+                    rows = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+                    found.append(min(row["seconds"] for row in rows if row["split"] == "train" and row["epoch"] > 1))
+                print(
+                    f"| {batch_size} | {how} | {found[0]:.2f} | {found[1]:.2f} | {found[0] / found[1]:.2f} |",
+                    flush=True,
+                )
+
+
+def _output(command: list[str], threads: int) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return done.stdout

@@ -9,9 +9,10 @@ the whole process.
     pip install -e ".[bench]"
     python tests/benchmarks/speed.py --data-dir DIR
 
-Four more parts: `--part scaling` varies batch, latent, hidden, images and particles, each alone; `--part evaluation`
+Five more parts: `--part scaling` varies batch, latent, hidden, images and particles, each alone; `--part evaluation`
 times `pvae.evaluate` beside its bare matrix products; `--part faces` trains `celeba-vae` from image files beside a
-plain DataLoader loop with the same network; `--part memory` trains on 1,000,000 images.
+plain DataLoader loop with the same network; `--part memory` trains on 1,000,000 images; `--part processes` holds
+several processes of one thread against one process of several.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--part",
         default="sides",
-        choices=["sides", "scaling", "evaluation", "faces", "memory"],
+        choices=["sides", "scaling", "evaluation", "faces", "memory", "processes"],
         help="(default: sides)",
     )
     add("--figure", type=Path, help="where --part scaling draws its figure")
