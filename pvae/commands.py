@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pvae.errors import InputError, LostError, TrainingError
+from pvae.interruptions import SIGNALS
 
 __all__ = ["Parser", "ctrl_c_exits_at_once", "is_first_process", "leave", "result_folder", "run_command"]
 
@@ -82,21 +83,22 @@ def _one_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def ctrl_c_exits_at_once(name: str) -> Iterator[None]:
-    """Let Ctrl-C end the process on the spot while modules load: an exception in the middle of that breaks them."""
+    """Let Ctrl-C and SIGTERM end the process on the spot while modules load, which an exception would break."""
 
-    def exit_at_once(*_: object) -> None:
-        print(f"{name}: interrupted before anything was done", file=sys.stderr, flush=True)
-        os._exit(130)
+    def exit_at_once(number: int, _: object) -> None:
+        os.write(2, f"{name}: interrupted before anything was done\n".encode())
+        os._exit(128 + number)
 
     try:
-        before = signal.signal(signal.SIGINT, exit_at_once)
+        before = {number: signal.signal(number, exit_at_once) for number in SIGNALS}
     except ValueError:  # not in the main thread, where no signal arrives
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -121,7 +123,8 @@ def result_folder(folder: Path) -> Iterator[Path]:
 
 def leave(status: int) -> NoReturn:
     """Exit; after Ctrl-C at once, since torch's own clearing up takes about a second and all is on disk."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and done
+    for number in SIGNALS:  # all is said and done
+        signal.signal(number, signal.SIG_IGN)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             with contextlib.suppress(OSError):

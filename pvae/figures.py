@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import Normal
 
-from pvae.files import write_whole
+from pvae.files import is_temporary, write_whole
 from pvae.metrics import Metrics
 from pvae.plots import add_title, against_particles, curves, histograms, image_figure, lines, scatter, show_images
 from pvae.probe import Response
@@ -174,7 +174,13 @@ def comparison_figure(measurements: Sequence[Measurement], title: str) -> Figure
     return figure
 
 
-def save_figures(run: Run, images: Tensor, reconstructions: Tensor, samples: Tensor) -> Path:
+def save_figures(
+    run: Run,
+    images: Tensor,
+    reconstructions: Tensor,
+    samples: Tensor,
+    between: Callable[[], None] = lambda: None,
+) -> Path:
     """Draw the three figures of a run into its folder.
 
     Args:
@@ -182,19 +188,26 @@ def save_figures(run: Run, images: Tensor, reconstructions: Tensor, samples: Ten
         images: test images (B, C, H, W).
         reconstructions: theirs.
         samples: images of the prior (S, C, H, W); none of an autoencoder.
+        between: called before each figure; it may raise.
 
     Returns:
         The folder of the figures.
     """
     folder = run.figures()
     title = run_title(run)
-    figures = {"reconstructions.png": reconstruction_figure(images, reconstructions, title)}
-    if len(samples):
-        figures["samples.png"] = sample_figure(samples, title)
-    figures["losses.png"] = loss_figure(run.metrics(), title)
-    for name, figure in figures.items():
+    for leftover in filter(is_temporary, folder.iterdir()):  # of a process that was killed
+        leftover.unlink(missing_ok=True)
+    figures: dict[str, Callable[[], Figure]] = {
+        "reconstructions.png": lambda: reconstruction_figure(images, reconstructions, title),
+        "samples.png": lambda: sample_figure(samples, title),
+        "losses.png": lambda: loss_figure(run.metrics(), title),
+    }
+    for name, draw in figures.items():
+        if name == "samples.png" and not len(samples):
+            continue
+        between()
         content = BytesIO()
-        figure.savefig(content)
+        draw().savefig(content)
         write_whole(folder / name, content.getvalue())
     return folder
 

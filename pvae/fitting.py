@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from pvae.checkpoints import NO_ROWS, Checkpoint
 from pvae.config import Config
 from pvae.data import DataRecord, Dataset
 from pvae.errors import InputError
+from pvae.files import own_folder
 from pvae.imagefiles import ImageTransform
 from pvae.parallel import World, joined
 from pvae.progress import Console
@@ -75,8 +77,11 @@ def fit(
             training = Training(config, data, where, world)
             training.dry_run()
             run = _create(world, path, config, data.record())
-            console = Console(quiet or not world.is_first)
-            train_on(training, run, console, note=data.note, checkpoint_every=checkpoint_every)
+            with own_folder(run.path) if world.is_first else contextlib.nullcontext():
+                if world.is_first:
+                    check_out(run.path)  # another process may have been quicker
+                console = Console(quiet or not world.is_first)
+                train_on(training, run, console, note=data.note, checkpoint_every=checkpoint_every)
     return run
 
 
@@ -114,19 +119,9 @@ def resume(
         InterruptedTrainingError: (a KeyboardInterrupt) Ctrl-C or SIGTERM; the state is saved.
     """
     _check_types(data, path=path, data_dir=data_dir)
-    run = Run.open(path)
-    if epochs not in (None, run.config.epochs) and run.config.schedule != "constant":
-        raise InputError(
-            f"--epochs {epochs} would change the --schedule {run.config.schedule} of {path}, which runs over its "
-            f"{run.config.epochs} epochs: start a new run"
-        )
-    run.config = run.config.replace(epochs=epochs if epochs is not None else run.config.epochs)
-    checkpoint, note = _last(run)
-    done = checkpoint.counts.epoch if checkpoint is not None else 0
-    if done >= run.config.epochs and _are_figures_drawn(run):
-        raise InputError(f"{run.path} has finished its {done} epochs: give --epochs above {done}")
-    device = device or str(run.sessions[-1].get("device", "auto"))
-    with joined(device) as world:
+    device = device or str(Run.open(path).sessions[-1].get("device", "auto"))
+    with joined(device) as world, own_folder(Path(path)) if world.is_first else contextlib.nullcontext():
+        run, checkpoint, note = _reopened(path, epochs)
         where = resolve_device(device)
         data = data if data is not None else load_again(run, data_dir, offline)
         check_same_data(run, data)
@@ -142,6 +137,28 @@ def resume(
             note = "; ".join(filter(None, (note, data.note)))
             train_on(training, run, console, rows=rows, note=note, checkpoint_every=checkpoint_every)
     return run
+
+
+def _reopened(path: str | Path, epochs: int | None) -> tuple[Run, Checkpoint | None, str]:
+    """Return a run, to be trained to that epoch, and where it is; and a note.
+
+    It is read while its lock is held: what another process writes meanwhile would not be what this one goes on from.
+
+    Raises:
+        InputError: it cannot be gone on with.
+    """
+    run = Run.open(path)
+    if epochs not in (None, run.config.epochs) and run.config.schedule != "constant":
+        raise InputError(
+            f"--epochs {epochs} would change the --schedule {run.config.schedule} of {path}, which runs over its "
+            f"{run.config.epochs} epochs: start a new run"
+        )
+    run.config = run.config.replace(epochs=epochs if epochs is not None else run.config.epochs)
+    checkpoint, note = _last(run)
+    done = checkpoint.counts.epoch if checkpoint is not None else 0
+    if done >= run.config.epochs and _are_figures_drawn(run):
+        raise InputError(f"{run.path} has finished its {done} epochs: give --epochs above {done}")
+    return run, checkpoint, note
 
 
 def _create(world: World, path: Path | None, config: Config, record: DataRecord) -> Run:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["Interruptions"]
+__all__ = ["SIGNALS", "Interruptions", "is_repeated"]
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ONE_PRESS = 0.2  # seconds; `timeout`, for one, signals a process, and its group right after
+
+
+def is_repeated(first: float) -> bool:
+    """Whether a signal that comes now is the one of that time once more, sent twice, and no second wish."""
+    return time.monotonic() - first < _ONE_PRESS
 
 
 class Interruptions:
@@ -23,11 +30,11 @@ class Interruptions:
 
     def __init__(self) -> None:
         self.received = 0
-        self._is_holding = True
+        self._first = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruptions:
-        for number in _SIGNALS:
+        for number in SIGNALS:
             try:
                 self._before[number] = signal.signal(number, self._note)
             except ValueError:  # not in the main thread
@@ -45,20 +52,22 @@ class Interruptions:
         """The exit status of a process that this signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + (self.received or signal.SIGINT)
 
-    def release(self) -> None:
-        """From now on, let a signal be a KeyboardInterrupt at once: there is nothing more to save.
+    def stop_if_asked(self) -> None:
+        """Stop here, where all that there is to save is saved.
 
         Raises:
-            KeyboardInterrupt: one came before.
+            KeyboardInterrupt: a signal came.
         """
-        self._is_holding = False
         if self.received:
             raise KeyboardInterrupt
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received and is_repeated(self._first):
+            return
         is_second, self.received = bool(self.received), number
-        if is_second or not self._is_holding:
+        if is_second:
             raise KeyboardInterrupt
+        self._first = time.monotonic()
         before = self._before.get(number)
         if callable(before) and before is not signal.default_int_handler:
             before(number, frame)

@@ -74,13 +74,17 @@ class Console:
             f"epochs {epoch + 1} to {config.epochs}, on {device}, into {run.path}"
         )
 
-    def epoch(self, train: Metrics, test: Metrics, epochs: int) -> None:
-        """Print the line of one epoch; the loss too, where it is not the negated bound (beta, importance weights)."""
+    def epoch(self, train: Metrics, test: Metrics, epochs: int, skipped: int = 0) -> None:
+        """Print the line of one epoch.
+
+        The loss too, where it is not the negated bound (beta, importance weights), and the steps skipped so far.
+        """
         terms = f"distortion {test.distortion:.2f}, rate {test.rate:.2f}"
         if abs(test.loss - test.distortion - test.rate) > 0.005:
             terms += f", loss {test.loss:.2f}"
         seconds = train.seconds + test.seconds
-        self.say(f"epoch {train.epoch:{len(str(epochs))}}/{epochs}  {train}  {test} ({terms})  {seconds:.1f} s")
+        line = f"epoch {train.epoch:{len(str(epochs))}}/{epochs}  {train}  {test} ({terms})  {seconds:.1f} s"
+        self.say(f"{line}, {skipped} steps skipped so far" if skipped else line)
 
 
 _BINARY = {

@@ -55,6 +55,7 @@ class Run:
         self.data = data
         self.sessions = sessions
         self._rows = NO_ROWS
+        self._is_whole = False  # the last checkpoint, as far as is known
 
     @classmethod
     def create(cls, path: Path | None, config: Config, data: DataRecord) -> Run:
@@ -107,8 +108,10 @@ class Run:
         return cls(Path(path), config, data, sessions)
 
     def discard(self) -> None:
-        """Take away the folder, in which nothing was recorded."""
+        """Take away the folder, in which a session had no more than begun."""
         with contextlib.suppress(OSError):
+            for name in ("config.json", "metrics.jsonl"):
+                self._file(name).unlink(missing_ok=True)
             self.path.rmdir()
 
     def begin_session(self, counts: Counts, rows: Rows, device: str, num_processes: int = 1) -> None:
@@ -181,9 +184,11 @@ class Run:
         self.save_checkpoint(checkpoint)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Replace the checkpoint, whole, and keep the one that it replaces beside it."""
+        """Replace the checkpoint, whole, and keep the one that it replaces beside it, unless that is a damaged one."""
         content = to_bytes(replace(checkpoint, rows=self._rows))
-        write_whole(self._file(_CHECKPOINT), content, previous=self._file(_PREVIOUS))
+        previous = self._file(_PREVIOUS) if self._is_whole else None
+        write_whole(self._file(_CHECKPOINT), content, previous=previous)
+        self._is_whole = True
 
     def read_checkpoint(self, previous: bool = False) -> Checkpoint:
         """Return the checkpoint, on the CPU; nothing in it is executed.
@@ -194,7 +199,9 @@ class Run:
         Raises:
             InputError: it is missing, damaged, or no checkpoint of this run.
         """
-        return self._read(_PREVIOUS if previous else _CHECKPOINT)
+        checkpoint = self._read(_PREVIOUS if previous else _CHECKPOINT)
+        self._is_whole = self._is_whole or not previous
+        return checkpoint
 
     @property
     def is_begun(self) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pvae.checkpoints import NO_ROWS, Checkpoint, Rows
 from pvae.errors import InputError, InterruptedTrainingError, LostError, TrainingError
 from pvae.events import Events
-from pvae.files import own_folder
 from pvae.interruptions import Interruptions
+from pvae.metrics import Metrics
 from pvae.parallel import is_of_processes
 from pvae.progress import Console
 from pvae.runs import Run
@@ -31,7 +31,7 @@ def train_on(
 ) -> None:
     """Train to the last epoch, and draw the run's figures.
 
-    Of several processes the first one alone writes and prints.
+    Of several processes the first one alone writes and prints; it holds the folder's lock.
 
     Args:
         training: where it goes on from.
@@ -42,7 +42,7 @@ def train_on(
         checkpoint_every: steps after which a checkpoint is written, beside the one of each epoch; 0 for none.
 
     Raises:
-        InputError: another process trains the run.
+        InputError: the folder cannot be written, or its `metrics.jsonl` is damaged.
         TrainingError: a loss or a gradient was not finite; the last good checkpoint is on disk.
         LostError: the folder cannot be written any more, or another process of the training has gone.
         InterruptedTrainingError: Ctrl-C or SIGTERM; the state is saved.
@@ -50,23 +50,24 @@ def train_on(
     is_first = training.world.is_first
     if note and is_first:  # said even where quiet: other data than were asked for are no detail
         print(f"note: {note}", file=sys.stderr)
-    with own_folder(run.path) if is_first else contextlib.nullcontext():
-        session = _Session(training, run, console, checkpoint_every)
-        with session.explained(), session.interruptions:
-            session.begin(rows)
-            session.train()
-            session.draw()
+    session = _Session(training, run, console, checkpoint_every)
+    with session.explained(), session.interruptions:
+        session.begin(rows)
+        session.train()
+        session.draw()
 
 
 class _Session:
     def __init__(self, training: Training, run: Run, console: Console, checkpoint_every: int) -> None:
         self.training, self.run, self.console, self.every = training, run, console, checkpoint_every
         self.interruptions = Interruptions()
-        self.kept: Checkpoint | None = None  # the last one on disk
+        self.kept: Checkpoint | None = None  # what a resumption would go on from
+        self.is_done = False
 
     def begin(self, rows: Rows) -> None:
         training, run = self.training, self.run
         checkpoint = training.checkpoint()
+        self.kept = checkpoint if run.sessions else None
         if training.world.is_first:
             run.begin_session(checkpoint.counts, rows, str(training.device), training.world.size)
             if training.epoch < run.config.epochs:
@@ -79,24 +80,26 @@ class _Session:
     def train(self) -> None:
         training, run = self.training, self.run
         is_first = training.world.is_first
-        with contextlib.closing(Events(run.path, training.epoch)) if is_first else contextlib.nullcontext() as events:
-            while training.epoch < run.config.epochs:
-                rows = training.run_epoch(self.console.quiet, self._between, lambda: bool(self.interruptions.received))
-                checkpoint = training.checkpoint()
-                if is_first:
-                    run.record_epoch(rows, checkpoint)
-                self.kept = checkpoint
-                if events is not None:
-                    events.scalars(rows)
-                    events.pictures(training.epoch, *training.pictures())
-                self.console.epoch(*rows, run.config.epochs)
+        events = Events(run.path, training.epoch) if is_first and training.epoch < run.config.epochs else None
+        while training.epoch < run.config.epochs:
+            rows = training.run_epoch(self.console.quiet, self._between, lambda: bool(self.interruptions.received))
+            checkpoint = training.checkpoint()
+            if is_first:
+                self._record(rows, checkpoint)
+            self.kept = checkpoint
+            if events is not None:
+                events.epoch(rows, *training.pictures())
+            self.console.epoch(*rows, run.config.epochs, training.skipped)
 
     def draw(self) -> None:
         from pvae.figures import save_figures  # it takes matplotlib, which is slow to import, and no step needs it
 
-        self.interruptions.release()
+        stop_if_asked = self.interruptions.stop_if_asked
+        stop_if_asked()
         if self.training.world.is_first:
-            save_figures(self.run, *self.training.pictures())
+            save_figures(self.run, *self.training.pictures(), stop_if_asked)
+        self.is_done = True
+        stop_if_asked()  # whoever called is not left in the dark
 
     def _between(self) -> None:
         """Save the state if that is due, and stop if that was asked for."""
@@ -108,6 +111,12 @@ class _Session:
             self._save(training.checkpoint())
         if is_stopping:
             raise KeyboardInterrupt
+
+    def _record(self, rows: Iterable[Metrics], checkpoint: Checkpoint) -> None:
+        try:
+            self.run.record_epoch(rows, checkpoint)
+        except InputError as error:  # somebody changed the rows that this process had written
+            raise LostError(f"{error}; {self._place()}") from error
 
     def _save(self, checkpoint: Checkpoint) -> None:
         if self.training.world.is_first:
@@ -124,14 +133,20 @@ class _Session:
             raise TrainingError(f"{error}; {self._place()}; a smaller --lr, into another --out, may help") from error
         except KeyboardInterrupt:
             status = self.interruptions.status
+            if self.is_done:
+                raise InterruptedTrainingError(f"interrupted, when {run.path} was finished", status) from None
             if self.kept is None:  # nothing was recorded: there is nothing to resume
-                run.discard()
+                self._discard()
                 raise InterruptedTrainingError("interrupted before anything was done", status) from None
             why = f"interrupted; {self._place()}; go on with: {_how_to_resume(run)}"
             raise InterruptedTrainingError(why, status) from None
         except InputError:
             raise
         except OSError as error:
+            if self.kept is None:
+                self._discard()
+                reason = error.strerror or error
+                raise InputError(f"{run.path} cannot be written ({reason}): name another folder with --out") from None
             raise LostError(
                 f"{run.path} cannot be written any more ({error.strerror or error}); {self._place()}; "
                 f"go on with: {_how_to_resume(run)}"
@@ -143,6 +158,10 @@ class _Session:
                 f"another process of this training has ended, and so does this one; {self._place()}; "
                 f"go on with: {_how_to_resume(run)}"
             ) from error
+
+    def _discard(self) -> None:
+        if self.training.world.is_first:
+            self.run.discard()
 
     def _place(self) -> str:
         if self.kept is None:

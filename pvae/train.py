@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pvae.commands import Parser, ctrl_c_exits_at_once, is_first_process, leave, run_command
 from pvae.config import Config
+from pvae.deadlines import ending_in_time
 from pvae.errors import InputError, brief
 from pvae.options import ACTIVATIONS, DATASETS, LIKELIHOODS, NETWORKS, PIXELS, POSTERIORS, RATE_REDUCTIONS
 from pvae.systems import SYSTEMS, as_option, get_system, list_systems
@@ -42,12 +43,29 @@ metrics.jsonl, checkpoint.safetensors, figures/ and TensorBoard events; pvae.loa
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, 2 for what cannot be done as asked, 130 for Ctrl-C.
+    """Run the command and return its status: 0, 2 for what cannot be done, 1 for a lost disk, 130 or 143 for a signal.
 
     Args:
         argv: the arguments after the program's name; `sys.argv` if left out.
     """
-    return run_command("pvae.train", lambda: _dispatch(vars(_parser().parse_args(argv))))
+    options: dict[str, Any] = {}
+
+    def command() -> None:
+        options.update(vars(_parser().parse_args(argv)))
+        _dispatch(dict(options))
+
+    with ending_in_time("pvae.train", lambda: _what_is_left(options)):
+        return run_command("pvae.train", command)
+
+
+def _what_is_left(options: dict[str, Any]) -> str:
+    """Say what a training leaves that has no time to say it itself."""
+    folder = options.get("resume") or options.get("out")
+    if folder is None:
+        return "the last checkpoint of the run folder, if there is one, stands: go on with --resume and its name"
+    if not (folder / "config.json").exists():
+        return "nothing was saved"
+    return f"the last checkpoint stands; go on with: python -m pvae.train --resume {shlex.quote(str(folder))}"
 
 
 def _dispatch(options: dict[str, Any]) -> None:

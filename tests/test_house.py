@@ -17,7 +17,7 @@ PACKAGE = Path(pvae.__file__).parent
 # From the ground up; a module may import from floors below its own only.
 FLOORS = [
     {"adam", "checks", "errors", "interruptions"},
-    {"checkpoints", "failures", "files", "fingerprint", "folders", "options", "parallel", "records"},
+    {"checkpoints", "deadlines", "failures", "files", "fingerprint", "folders", "options", "parallel", "records"},
     {"commands", "config", "discretized", "imagefiles", "latents", "networks"}
     | {"optimizers", "plots", "provenance", "recording", "rng"},
     {"data", "hierarchy", "likelihoods", "schedules", "systems"},
