@@ -1,0 +1,195 @@
+"""Kill trainings with SIGKILL, go on, and compare with an undisturbed one: forks of one warm process, to be cheap.
+
+`python tests/killing.py FOLDER KILLS SEED [VARIANT...]` prints a JSON object of what it saw.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import mmap
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+import torchvision.utils  # noqa: F401  loaded once, before the forks
+
+import pvae.events
+import pvae.figures
+import pvae.runs
+import pvae.training
+from pvae.config import Config
+from pvae.data import Dataset
+from pvae.fitting import fit, resume
+from pvae.runs import Run
+from pvae.sources import load_dataset
+
+SMALL = Config(hidden=(16,), latent_dim=3, batch_size=50, epochs=4)
+VARIANTS = {
+    "trace": (SMALL, 0),
+    "analytic": (SMALL.replace(elbo="analytic", warm_up=2, binarize="dynamic"), 1),
+    "graph": (SMALL.replace(particles=3, binarize="dynamic", warm_up=3, compile="graph"), 2),
+    "handwritten-clipped": (SMALL.replace(elbo="handwritten", beta=0.5, clip_norm=5.0, schedule="cosine"), 1),
+    "dreg-graph": (SMALL.replace(elbo="dreg", particles=2, binarize="dynamic", compile="graph"), 1),
+    "inductor": (SMALL.replace(binarize="dynamic", warm_up=2, compile="inductor"), 1),
+}
+PHASES = ["start", "begin", "train", "test", "write", "append", "figures", "other"]
+FILE_EVENTS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir"}
+
+
+def phased(phase, place, name, kind):
+    """Let a function of the package note in shared memory that it runs."""
+    original = getattr(place, name)
+
+    def function(*arguments, **named):
+        before, phase[0] = phase[0], PHASES.index(kind)
+        try:
+            return original(*arguments, **named)
+        finally:
+            phase[0] = before
+
+    setattr(place, name, function)
+
+
+def note_phases(phase):
+    phased(phase, Run, "begin_session", "begin")
+    phased(phase, pvae.training.Training, "train_epoch", "train")
+    phased(phase, pvae.training.Training, "test", "test")
+    phased(phase, pvae.runs, "write_whole", "write")
+    phased(phase, pvae.runs, "append", "append")
+    phased(phase, pvae.events, "append", "append")
+    phased(phase, pvae.figures, "save_figures", "figures")
+    record = Run.record_epoch
+
+    def record_epoch(self, rows, checkpoint):
+        record(self, rows, checkpoint)
+        phase[1] = checkpoint.counts.epoch
+
+    Run.record_epoch = record_epoch
+
+
+def die_at_file_event(number, folder):
+    """End this process before the n-th time that it opens, renames, links or removes something of the folder."""
+    seen = 0
+
+    def hook(event, arguments):
+        nonlocal seen
+        if event in FILE_EVENTS and str(arguments[0]).startswith(str(folder)):
+            seen += 1
+            if seen == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+class Killer:
+    def __init__(self, folder, seed):
+        self.folder, self.random = folder, random.Random(seed)
+        digits = load_dataset("mnist-5k")
+        self.data = Dataset("few digits", digits.train[:130], digits.test[:40])
+        self.shared = mmap.mmap(-1, 8)
+        self.phases = collections.Counter()
+        self.kills = self.lost_epochs = self.failures = self.different = self.folders = 0
+
+    def run(self, path, variant, delay=None, number=None):
+        """Train, or go on, in a fork that dies after a delay or at a file event; return whether it came to its end."""
+        config, every = VARIANTS[variant]
+        self.shared[:2] = bytes(2)
+        child = os.fork()
+        if child == 0:
+            try:
+                note_phases(self.shared)
+                if number is not None:
+                    die_at_file_event(number, path)
+                if (path / "config.json").exists():
+                    resume(path, data=self.data, checkpoint_every=every)
+                else:
+                    fit(config, data=self.data, out=path, checkpoint_every=every)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(9)
+        ends = time.monotonic() + (delay if delay is not None else 120)
+        while True:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                break
+            if time.monotonic() > ends:
+                os.kill(child, signal.SIGKILL)
+                status = os.waitpid(child, 0)[1]
+                break
+            time.sleep(0.001)
+        if os.WIFSIGNALED(status):
+            self.kills += 1
+            self.phases[PHASES[self.shared[0]]] += 1
+        elif status:
+            self.failures += 1
+        return status == 0
+
+    def disturbed(self, variant, seconds, at_most):
+        """Train a run with so many kills at most, and return its folder."""
+        self.folders += 1
+        path, recorded = self.folder / f"{variant}-{self.folders}", 0
+        for _ in range(at_most):
+            if self.random.random() < 0.5:
+                is_done = self.run(path, variant, delay=self.random.uniform(0, seconds))
+            else:
+                is_done = self.run(path, variant, number=self.random.randrange(1, 60))
+            recorded = max(recorded, self.shared[1])
+            if is_done or self.failures:
+                return path
+            if recorded:
+                run = Run.open(path)
+                self.lost_epochs += recorded - run.read_checkpoint().counts.epoch
+        self.run(path, variant)
+        return path
+
+    def torture(self, variants, kills):
+        for number in range(10**6):
+            variant = variants[number % len(variants)]
+            whole = self.folder / variant
+            if not whole.exists():
+                self.run(whole, variant)
+                started = time.monotonic()
+                self.run(self.folder / f"{variant}-timed", variant)  # what is compiled is in its cache by now
+                self.seconds = {**getattr(self, "seconds", {}), variant: time.monotonic() - started}
+            path = self.disturbed(variant, self.seconds[variant], min(4, kills - self.kills))
+            if self.failures or not same(path, whole):
+                self.different += 1
+                break
+            if self.kills >= kills:
+                break
+        return {
+            name: getattr(self, name)
+            for name in ("kills", "folders", "lost_epochs", "failures", "different", "phases", "seconds")
+        }
+
+
+def same(path, whole):
+    ours, theirs = Run.open(path), Run.open(whole)
+    mine, other = ours.read_checkpoint(), theirs.read_checkpoint()
+    groups = ("vae", "moments", "rng")
+    are_equal = [
+        getattr(mine, group).keys() == getattr(other, group).keys()
+        and all(torch.equal(tensor, getattr(other, group)[name]) for name, tensor in getattr(mine, group).items())
+        for group in groups
+    ]
+    rows = [[{**vars(row), "seconds": 0} for row in run.metrics()] for run in (ours, theirs)]
+    names = [sorted(one.name for one in run.path.rglob("*") if "tfevents" not in one.name) for run in (ours, theirs)]
+    pictures = [[one.read_bytes() for one in sorted(run.path.glob("figures/*"))] for run in (ours, theirs)]
+    found = [*are_equal, mine.counts == other.counts, rows[0] == rows[1], names[0] == names[1]]
+    found.append(pictures[0] == pictures[1])
+    if not all(found):
+        print(path, found, names, file=sys.stderr)
+    return all(found)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    killer = Killer(Path(sys.argv[1]), int(sys.argv[3]))
+    print(json.dumps(killer.torture(sys.argv[4:] or list(VARIANTS), int(sys.argv[2]))))
