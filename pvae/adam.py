@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
+
+from pvae.failures import NotFiniteError, listed
 
 __all__ = ["AdamUpdate"]
 
@@ -24,13 +26,15 @@ class AdamUpdate:
 
     Args:
         optimizer: as `suits` takes it.
+        name_of: what a message calls a parameter.
 
     Reference:
         Kingma and Ba, arXiv:1412.6980, algorithm 1, with torch's order of operations.
     """
 
-    def __init__(self, optimizer: Adam) -> None:
+    def __init__(self, optimizer: Adam, name_of: Callable[[Tensor], str] = lambda _: "a parameter") -> None:
         self.optimizer = optimizer
+        self.name_of = name_of
         self.parameters: list[Tensor] = optimizer.param_groups[0]["params"]
         like = self.parameters[0]
         self._step_size, self._root, self._new, self._old, self._newer, self._epsilon = (
@@ -81,6 +85,25 @@ class AdamUpdate:
         self._newer.fill_(1 - beta_2)
         self._epsilon.fill_(group["eps"])
         return True
+
+    @staticmethod
+    def finite(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+        """Return flags (1 + number of gradients,): whether the loss is finite, and the norm of each gradient."""
+        return torch.stack([loss.isfinite(), *((one * one).sum().isfinite() for one in gradients)])
+
+    def refuse(self, loss: Tensor, trained: Sequence[Tensor], finite: Tensor) -> None:
+        """Refuse a step of which a flag is false.
+
+        Raises:
+            NotFiniteError: one is; `apply` left all as it was.
+        """
+        if finite.all():
+            return
+        is_finite, *of_gradients = finite.tolist()
+        if not is_finite:
+            raise NotFiniteError(f"the loss is {loss.item()}")
+        named = [self.name_of(parameter) for parameter, holds in zip(trained, of_gradients) if not holds]
+        raise NotFiniteError(f"the gradient of {listed(named)} is NaN or infinite")
 
     def apply(self, trained: Sequence[Tensor], gradients: Sequence[Tensor], flags: Sequence[Tensor]) -> None:
         """Write the new parameters and moments by the numbers set, or the old ones if a flag is false."""

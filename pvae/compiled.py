@@ -146,6 +146,7 @@ class CompiledELBO(ELBO):
             prepare: makes of the inputs what model and guide take; recorded too.
 
         Raises:
+            NotFiniteError: the loss or a gradient is not finite; weights and the optimiser's state are as before.
             RuntimeError: the parameters that model and guide register with Pyro are not the optimiser's.
         """
         tape = self._tape_of(model, guide, inputs, "update", update, prepare)
@@ -153,7 +154,8 @@ class CompiledELBO(ELBO):
             return None
         if not update.set_numbers(tape.trained):
             return None
-        loss = self._replay(tape, inputs)[0]
+        loss, (finite,) = self._replay(tape, inputs)
+        update.refuse(loss, tape.trained, finite)
         torch._foreach_add_(update.counts(tape.trained), 1.0)
         return loss
 

@@ -73,10 +73,14 @@ class SingleOptimizer(PyroOptim):
         norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
         norm = torch.linalg.vector_norm(norms)
         if not norm.isfinite():
-            named = [self._names.get(id(p), "a parameter") for p, one in zip(given, norms) if not one.isfinite()]
+            named = [self.name_of(p) for p, one in zip(given, norms) if not one.isfinite()]
             raise NotFiniteError(f"the gradient of {listed(named or list(self._names.values()))} is NaN or infinite")
-        if self.clip_norm and norm > self.clip_norm:
-            torch._foreach_mul_(gradients, self.clip_norm / norm)
+        if self.clip_norm:  # as torch.nn.utils.clip_grad_norm_ does, to the last digit
+            torch._foreach_mul_(gradients, (self.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+
+    def name_of(self, parameter: Tensor) -> str:
+        """Return what a message calls a parameter."""
+        return self._names.get(id(parameter), "a parameter")
 
     def get_state(self) -> dict[str, Any]:
         """Return the optimiser's state."""

@@ -54,7 +54,7 @@ class Step:
         self.with_gradients, self.update, self.prepare = with_gradients, update, prepare
 
     def __call__(self, beta: Tensor, *inputs: Tensor) -> list[Tensor]:
-        """Return loss, distortion and rate (or the loss in their place), flags, and the gradients if none took them.
+        """Return loss, distortion and rate (or the loss in their place), flags, and gradients or which are finite.
 
         A flag says whether what must hold of a tensor that the step made, and not of an input, does.
         """
@@ -81,7 +81,9 @@ class Step:
             return [*given, *gradients]
         if self.is_of_the_optimizer:
             with torch.no_grad():
-                self.update.apply(self.trained, gradients, flags)
+                finite = self.update.finite(loss, gradients)
+                self.update.apply(self.trained, gradients, [*flags, finite.all()])
+                given.append(finite)
         return given
 
     @property

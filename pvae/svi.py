@@ -42,7 +42,7 @@ class CompiledSVI(SVI):
         self.elbo = loss
         self.prepare = prepare
         self._optimizer = optim.optimizer
-        self._update = AdamUpdate(optim.optimizer) if AdamUpdate.suits(optim.optimizer) else None  # type: ignore[arg-type]
+        self._update = AdamUpdate(optim.optimizer, optim.name_of) if AdamUpdate.suits(optim.optimizer) else None  # type: ignore[arg-type]
 
     def step(self, *inputs: Tensor) -> float:
         """Step the parameters by one batch, and return its loss.
@@ -50,6 +50,7 @@ class CompiledSVI(SVI):
         Raises:
             InputError: the step cannot be recorded (`CompiledELBO` says why), or pixels are outside the domain; weights
                 and the optimiser's state are then as before.
+            NotFiniteError: the loss or a gradient is not finite; weights and the optimiser's state are as before.
             RuntimeError: the parameters that model and guide register with Pyro are not the optimiser's.
         """
         if self._update is not None and AdamUpdate.suits(self._optimizer):

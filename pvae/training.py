@@ -7,6 +7,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from pyro.infer import SVI
@@ -19,7 +20,7 @@ from pvae.config import Config
 from pvae.data import Dataset, batch_of, binarized, padded, to_pixels
 from pvae.elbos import build_elbo
 from pvae.errors import InputError, TrainingError, brief
-from pvae.failures import NotFiniteError, named, no_memory_for
+from pvae.failures import NotFiniteError, listed, named, no_memory_for
 from pvae.handwritten import Terms, posterior_mean_loss
 from pvae.latentspace import reconstruct, sample
 from pvae.metrics import Metrics, summarise
@@ -329,7 +330,8 @@ class Training:
                 loss = _checked(self.take_step(index)) * len(index)
             terms = self.elbo.terms
         except NotFiniteError as error:
-            self._skip(f"{error}, {self._where(index)}")
+            self.optimizer.zero_grad()  # or the next gradient would be added to this one
+            self._skip(f"{error}, {self._where(index)}{self._spoiled()}")
             loss = 0.0
         if share.weight:
             under_way.distortion[rows] = terms.distortion if terms else math.nan
@@ -353,6 +355,11 @@ class Training:
         batch = (self.step - 1) % self.num_steps + 1
         images = ", ".join(str(one) for one in index[:3].tolist())
         return f"at step {self.step} (batch {batch} of epoch {self.epoch + 1}: training images {images}, ...)"
+
+    def _spoiled(self) -> str:
+        """Name the parameters that are not finite themselves: no step that is skipped helps then."""
+        names = [name for name, one in self.vae.named_parameters() if not one.isfinite().all()]
+        return f"; {listed(names)} {'is' if len(names) == 1 else 'are'} NaN or infinite already" if names else ""
 
     def _take(self, share: Share) -> None:
         """Let the ELBO know which rows it is given next."""
@@ -388,7 +395,9 @@ class Training:
         is_whole = alone and not self.config.clip_norm
         if is_whole and isinstance(self.elbo, CompiledELBO) and self.elbo.engine == "inductor":
             return CompiledSVI(*functions, optimizer, self.elbo, prepare=self._pixels_of)
-        return SVI(*functions, optimizer, loss=self.elbo)
+        svi = SVI(*functions, optimizer, loss=self.elbo)
+        svi.loss_and_grads = _checked_before_the_update(svi.loss_and_grads)
+        return svi
 
     def _posterior_mean_loss(self, x: Tensor) -> float:
         """Return the sum over a batch, or NaN where q and p have no closed-form KL."""
@@ -406,6 +415,17 @@ class Training:
                 yield
         except NotFiniteError as error:
             raise TrainingError(f"{what} could not be computed at step {self.step}: {error}") from error
+
+
+def _checked_before_the_update(loss_and_grads: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Refuse a loss that is not finite, though its gradients may be, before the optimiser has stepped by them."""
+
+    def checked(*arguments: Any, **options: Any) -> Tensor:
+        loss = loss_and_grads(*arguments, **options)
+        _checked(float(loss))
+        return loss
+
+    return checked
 
 
 def _checked(loss: float) -> float:

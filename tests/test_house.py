@@ -16,9 +16,9 @@ PACKAGE = Path(pvae.__file__).parent
 
 # From the ground up; a module may import from floors below its own only.
 FLOORS = [
-    {"adam", "checks", "errors", "interruptions"},
+    {"checks", "errors", "interruptions"},
     {"checkpoints", "deadlines", "failures", "files", "fingerprint", "folders", "options", "parallel", "records"},
-    {"commands", "config", "discretized", "imagefiles", "latents", "networks"}
+    {"adam", "commands", "config", "discretized", "imagefiles", "latents", "networks"}
     | {"optimizers", "plots", "provenance", "recording", "rng"},
     {"data", "hierarchy", "likelihoods", "schedules", "systems"},
     {"mnist", "probe", "vae"},

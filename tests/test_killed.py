@@ -78,14 +78,15 @@ def test_kills_of_real_processes(tmp_path, whole):
         process = started(tmp_path, "--out", out)
         while True:
             try:
-                process.communicate(timeout=draw.uniform(0, whole[1]))
+                errors = process.communicate(timeout=draw.uniform(0, whole[1]))[1]
                 break
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()
                 kills += 1
                 process = onward(tmp_path, out)
-        assert process.returncode == 0
+        # Killed when all was done, there is nothing to resume, and it says so.
+        assert process.returncode == 0 or "has finished its 3 epochs" in errors
         assert same(tmp_path / out, whole[0])
 
 
@@ -116,8 +117,8 @@ def test_signals_at_random_times(tmp_path, whole, engine, monkeypatch):
         slowest = max(slowest, seconds)
         statuses.append(status)
         assert status in (0, 128 + which), errors
-        assert status == 0 or errors.count("\n") == 1, errors
-        assert "Traceback" not in errors
+        lines = [line for line in errors.splitlines() if "No CUDA runtime" not in line]  # torch, of some machines
+        assert len(lines) == bool(status), errors
         if engine == "none" and number % 3 == 0 and status:
             process = onward(tmp_path, out)
             assert process.communicate()[1] == ""

@@ -1,0 +1,184 @@
+"""Steps that are not finite: named, stopped at, skipped, counted; and gradients clipped as torch clips them."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pytest
+import torch
+
+from pvae.errors import InterruptedTrainingError, TrainingError
+from pvae.fitting import fit, resume
+from pvae.runs import Run
+from pvae.training import Training
+
+ENGINES = ["none", "graph"]
+WHOLE = pytest.param("inductor", marks=pytest.mark.skipif(not hasattr(torch, "compile"), reason="needs torch.compile"))
+
+
+def trained(config, data, spoil, epochs=1):
+    """Train in memory; `spoil` is given the training after its first epoch."""
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        torch.manual_seed(0)
+        training = Training(config.replace(epochs=epochs + 1), data, torch.device("cpu"))
+        training.run_epoch()
+        spoil(training)
+        for _ in range(epochs):
+            training.run_epoch()
+    return training
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, WHOLE])
+def test_a_weight_of_nan_is_named_with_its_batch(few_digits, small_config, engine):
+    orders = []
+
+    def spoil(training):
+        training.vae.p_x.decoder[2].weight.data[3, 1] = math.nan
+        training._pass = training._new_pass()
+        orders.append(training._pass.order[:3].tolist())
+
+    with pytest.raises(TrainingError) as caught:
+        trained(small_config.replace(compile=engine), few_digits, spoil)
+    first = ", ".join(map(str, orders[0]))
+    assert f"at step 4 (batch 1 of epoch 2: training images {first}, ...)" in str(caught.value)
+    assert "p_x.decoder.2.weight is NaN or infinite already" in str(caught.value)
+
+
+def state_of(training):
+    state = training.optimizer.state_dict()["state"]
+    return [p.detach().clone() for p in training.vae.parameters()] + [
+        one[name].clone() for one in state.values() for name in ("step", "exp_avg", "exp_avg_sq")
+    ]
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, WHOLE])
+@pytest.mark.parametrize("kind", ["gradient", "loss"])
+def test_what_is_not_finite_is_named_and_leaves_all_as_it_was(few_digits, small_config, engine, kind, monkeypatch):
+    """A gradient that is infinite while the loss is finite, and a loss of NaN whose gradients are all finite."""
+    held = []
+
+    def spoil(training):
+        held.extend([training, *state_of(training)])
+        if kind == "gradient":
+            spoil_gradient(training, monkeypatch)
+        else:
+            elbo = training.elbo if engine == "none" else training.elbo.elbo
+            loss_of, nan = elbo.differentiable_loss, torch.tensor(math.nan)
+            monkeypatch.setattr(elbo, "differentiable_loss", lambda *given: loss_of(*given) + nan, raising=False)
+
+    with pytest.raises(TrainingError) as caught:
+        trained(small_config.replace(compile=engine), few_digits, spoil)
+    training, *state = held
+    says = "the gradient of p_x.decoder.0.bias is NaN or infinite" if kind == "gradient" else "the loss is nan"
+    assert str(caught.value).startswith(f"{says}, at step 4 (batch 1 of epoch 2")
+    assert "already" not in str(caught.value)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(state, state_of(training)))
+    assert all(p.grad is None for p in training.vae.parameters())
+
+
+def spoil_gradient(training, monkeypatch):
+    """Add to a layer a 0 of which the derivative by the bias is infinite."""
+    layer = training.vae.p_x.decoder[0]
+    forward = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda z: forward(z) + (layer.bias - layer.bias.detach()).sqrt())
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, WHOLE])
+def test_skipped_steps_are_counted_and_the_others_go_on(few_digits, small_config, engine, monkeypatch):
+    config = small_config.replace(on_nan="skip", max_skipped=3, compile=engine)
+
+    def spoil(training):
+        original, count = training.take_step, iter(range(100))
+
+        def take_step(index):
+            if next(count) != 1:
+                return original(index)
+            with monkeypatch.context() as patch:
+                state = state_of(training)
+                spoil_gradient(training, patch)
+                try:
+                    return original(index)
+                finally:
+                    assert all(torch.equal(ours, theirs) for ours, theirs in zip(state, state_of(training)))
+
+        training.take_step = take_step
+
+    training = trained(config, few_digits, spoil)
+    assert (training.skipped, training.step) == (1, 6)
+    assert int(training.optimizer.state_dict()["state"][0]["step"]) == 5
+    assert all(p.isfinite().all() for p in training.vae.parameters())
+
+
+def test_after_so_many_skipped_steps_it_ends(few_digits, small_config, monkeypatch):
+    config = small_config.replace(on_nan="skip", max_skipped=4)
+    with pytest.raises(TrainingError, match=r"at step 10 \(batch 1 of epoch 4.*; 4 steps were skipped before"):
+        trained(config, few_digits, lambda training: spoil_some(training, monkeypatch), epochs=3)
+
+
+def spoil_some(training, monkeypatch):
+    """Spoil two of the three steps of each epoch."""
+    original = training.take_step
+
+    def take_step(index):
+        with monkeypatch.context() as patch:
+            if training.step % 3 != 0:
+                spoil_gradient(training, patch)
+            return original(index)
+
+    training.take_step = take_step
+
+
+def test_the_count_is_printed_and_survives_a_resumption(tmp_path, few_digits, small_config, monkeypatch, capsys):
+    """Stopped in the middle of the second epoch, and gone on with: the same figures as without the stop."""
+    config = small_config.replace(on_nan="skip", max_skipped=9)
+    original = Training.take_step
+    interrupted_at = 5
+
+    def take_step(self, index):
+        if self.step == interrupted_at:
+            raise KeyboardInterrupt
+        with monkeypatch.context() as patch:
+            if self.step % 3 == 1:
+                spoil_gradient(self, patch)
+            return original(self, index)
+
+    monkeypatch.setattr(Training, "take_step", take_step)
+    with pytest.raises(InterruptedTrainingError):
+        fit(config, data=few_digits, out=tmp_path / "run", checkpoint_every=1, quiet=False)
+    interrupted_at = 0
+    run = resume(tmp_path / "run", data=few_digits, quiet=False)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert [line.rpartition(", ")[2] for line in lines] == ["1 steps skipped so far", "2 steps skipped so far"]
+    assert Run.open(run.path).read_checkpoint().counts.skipped == 2
+    whole = fit(config, data=few_digits, out=tmp_path / "whole")
+    assert [(row.elbo, row.loss) for row in run.metrics()] == [(row.elbo, row.loss) for row in whole.metrics()]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("clip_norm", [0.5, 1e6])
+def test_gradients_are_clipped_as_torch_clips_them(few_digits, small_config, engine, clip_norm):
+    def one_step(config, by_torch):
+        with torch.random.fork_rng(), pyro.get_param_store().scope():
+            torch.manual_seed(0)
+            training = Training(config, few_digits, torch.device("cpu"))
+            if by_torch:
+                step = training.optimizer.step
+
+                def clipped():
+                    norm = torch.nn.utils.clip_grad_norm_(training.vae.parameters(), clip_norm)
+                    norms.append(norm.item())
+                    step()
+
+                training.optimizer.step = clipped
+            for _ in range(2):
+                training.take_step(torch.arange(50))
+            return state_of(training)
+
+    norms = []
+    config = small_config.replace(compile=engine)
+    ours = one_step(config.replace(clip_norm=clip_norm), by_torch=False)
+    theirs = one_step(config, by_torch=True)
+    assert all(0.5 < norm < 1e6 for norm in norms)
+    assert len(norms) == 2
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs))
