@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +29,13 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_WHERE = ("data_dir", "offline", "device", "checkpoint_every", "quiet")
 _EXAMPLES = """\
 examples:
   python -m pvae.train --elbo analytic
       the Deep Bayes VAE on MNIST with the closed-form KL; on 5,000 digits if MNIST is not to be had
+  python -m pvae.train --seeds 0:8 --out many
+      the same for the seeds 0 to 7, and a table of mean and spread; interrupted, the same command goes on
   python -m pvae.train --binarize dynamic --elbo trace --particles 5 --latent-dim 20 --hidden 400
       another VAE on binary pixels, where the figure printed is a true lower bound on log p(x)
   torchrun --nproc-per-node=2 -m pvae.train --out RUN
@@ -52,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         options.update(vars(_parser().parse_args(argv)))
-        _dispatch(dict(options))
+        _dispatch(dict(options), sys.argv[1:] if argv is None else argv)
 
     with ending_in_time("pvae.train", lambda: _what_is_left(options)):
         return run_command("pvae.train", command)
@@ -68,26 +72,79 @@ def _what_is_left(options: dict[str, Any]) -> str:
     return f"the last checkpoint stands; go on with: python -m pvae.train --resume {shlex.quote(str(folder))}"
 
 
-def _dispatch(options: dict[str, Any]) -> None:
+def _dispatch(options: dict[str, Any], argv: Sequence[str]) -> None:
+    seeds, jobs = options.pop("seeds"), options.pop("jobs")
     if options.pop("list_systems"):
         print(list_systems())
+    elif seeds is not None:
+        _train_seeds(seeds, jobs, options, argv)
+    elif jobs is not None:
+        raise InputError("--jobs goes with --seeds: leave it out")
     else:
         _train(options)
+
+
+def _train_seeds(text: str, jobs: int | None, options: dict[str, Any], argv: Sequence[str]) -> None:
+    """Let a process of this command train each seed."""
+    with ctrl_c_exits_at_once("pvae.train"):
+        from pvae.seeds import Plan, check_seeds, train_seeds
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("--seeds starts processes of its own: without torchrun")
+    for name in ("seed", "resume"):
+        if options.get(name) is not None:
+            raise InputError(f"--seeds {text} names the seeds and finds what is to be resumed: leave --{name} out")
+    if jobs is not None and jobs < 1:
+        raise InputError(f"--jobs must be at least 1, not {jobs}")
+    seeds, out = check_seeds(text), options["out"]
+    config = _configured(_system_options(options))
+    time = f"{datetime.now():%Y-%m-%d-%H%M%S}"
+    where = {"--data-dir": options["data_dir"], "--device": options["device"]}
+    resume = [text for name, value in where.items() if value is not None for text in (name, str(value))]
+    resume += ["--offline"] * options["offline"] + ["--checkpoint-every", str(options["checkpoint_every"])]
+    train_seeds(
+        Plan(
+            config=config,
+            seeds=seeds,
+            folder=out or Path("runs") / f"{time}-{config.system}-{config.elbo}-seeds",
+            train=_without_seeds(argv),
+            resume=resume,
+            jobs=jobs or 0,
+            data_dir=options["data_dir"],
+            offline=options["offline"],
+            quiet=options["quiet"],
+        )
+    )
+
+
+def _without_seeds(argv: Sequence[str]) -> list[str]:
+    """Return the arguments without those that are of all seeds together."""
+    parser = Parser(add_help=False, allow_abbrev=False)
+    for name in ("--seeds", "--jobs", "--out"):
+        parser.add_argument(name)
+    parser.add_argument("--quiet", action="store_true")  # the lines of its epochs are heard
+    return parser.parse_known_args(argv)[1]
+
+
+def _system_options(options: dict[str, Any], is_new: bool = True) -> dict[str, Any]:
+    """Return what is given of the system, by a file and by options over it."""
+    if is_new and "system" in options:
+        get_system(options["system"])  # a name of one's own comes from --config
+    given = {name: value for name, value in options.items() if name not in (*_WHERE, "resume", "out", "config")}
+    return {**_read_toml(options["config"]), **given}
 
 
 def _train(options: dict[str, Any]) -> None:
     with ctrl_c_exits_at_once("pvae.train"):
         from pvae.fitting import fit, resume  # torch is slow to import: not before the arguments are read
 
-    where = {name: options.pop(name) for name in ("data_dir", "offline", "device", "checkpoint_every", "quiet")}
-    path, out = options.pop("resume"), options.pop("out")
+    where = {name: options[name] for name in _WHERE}
+    path, out = options["resume"], options["out"]
     if where["checkpoint_every"] < 0:
         raise InputError(f"--checkpoint-every must be at least 0, not {where['checkpoint_every']}")
     if path is None and _is_restarted(out):
         path, out, options = out, None, {"config": None}
-    if path is None and "system" in options:
-        get_system(options["system"])  # a name of one's own comes from --config
-    options = {**_read_toml(options.pop("config")), **options}
+    options = _system_options(options, is_new=path is None)
     if path is None:
         config = _configured(options)
         run = fit(config, out=out, **{**where, "device": where["device"] or "auto"})
@@ -313,6 +370,13 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
         default=0,
         help="write a checkpoint every N steps too (default: after each epoch, and on Ctrl-C or SIGTERM)",
     )
+    add(
+        "--seeds",
+        metavar="LIST",
+        help="0:8 (0 to 7) or 0,3,5: a run for each into --out DIR/seed-S, and a table of mean and spread; the number "
+        "of threads that each has may change last digits",
+    )
+    add("--jobs", metavar="N", type=int, help="of --seeds: runs at a time, the cores shared out (default: one a core)")
     add("--quiet", action="store_true", help="print the run folder and no progress")
 
 

@@ -191,6 +191,7 @@ def same(path, whole):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
+    assert os.environ.get("OMP_NUM_THREADS") == "1", "run it with OMP_NUM_THREADS=1"
+    # Not torch.set_num_threads: a pool of threads that the parent made aborts the child now and then.
     killer = Killer(Path(sys.argv[1]), int(sys.argv[3]))
     print(json.dumps(killer.torture(sys.argv[4:] or list(VARIANTS), int(sys.argv[2]))))

@@ -34,9 +34,9 @@ FLOORS = [
     {"training"},
     {"sessions"},
     {"fitting"},
-    {"subjects", "train"},
-    {"drawing", "reports", "sheets"},
-    {"compare", "draw", "evaluate"},
+    {"subjects"},
+    {"drawing", "reports", "seeds", "sheets"},
+    {"compare", "draw", "evaluate", "train"},
 ]
 FLOOR = {module: level for level, floor in enumerate(FLOORS) for module in floor}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
