@@ -214,7 +214,7 @@ def test_help_teaches():
         [sys.executable, "-X", "importtime", "-m", "pvae.train", "--help"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0
-    assert done.stdout.count("  python -m pvae.train ") == 2
+    assert done.stdout.count("  python -m pvae.train ") == 3
     for option in ("--elbo", "--binarize", "--resume", "--particles", "--offline"):
         assert option in done.stdout
     assert " torch" not in done.stderr, "torch is imported before the arguments are read"
