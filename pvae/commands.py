@@ -67,7 +67,8 @@ def run_command(name: str, command: Callable[[], None]) -> int:
         print(f"{name}: {error.filename or 'a file'} cannot be written or read: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        print(f"{name}: {str(error) or 'interrupted'}", file=sys.stderr)
+        if is_first_process():  # torchrun ends the others too
+            print(f"{name}: {str(error) or 'interrupted'}", file=sys.stderr)
         return int(getattr(error, "status", 130))
 
 
@@ -86,7 +87,8 @@ def ctrl_c_exits_at_once(name: str) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM end the process on the spot while modules load, which an exception would break."""
 
     def exit_at_once(number: int, _: object) -> None:
-        os.write(2, f"{name}: interrupted before anything was done\n".encode())
+        if is_first_process():
+            os.write(2, f"{name}: interrupted before anything was done\n".encode())
         os._exit(128 + number)
 
     try:

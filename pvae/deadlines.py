@@ -86,8 +86,9 @@ def _watch(reader: socket.socket, name: str, what_now: Callable[[], str], second
 
 def _end(name: str, words: str, number: int) -> None:
     line = ("\n" if os.isatty(2) else "") + f"{name}: interrupted; {words}\n"  # a bar may stand on the line
-    with contextlib.suppress(OSError):
-        os.write(2, line.encode(errors="backslashreplace"))
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
+        with contextlib.suppress(OSError):
+            os.write(2, line.encode(errors="backslashreplace"))
     os._exit(128 + number)
 
 
