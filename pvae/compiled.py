@@ -67,8 +67,8 @@ class CompiledELBO(ELBO):
 
     Args:
         elbo: one of pvae's, or any Pyro ELBO with a `differentiable_loss`.
-        engine: "graph" or "inductor", of `recording.record`.
-        precision: "fp32" or "bf16", of `recording.record`.
+        engine: "graph", "inductor" or "cuda-graph", of `recording.record`.
+        precision: "fp32", "bf16" or "tf32", of `recording.record`.
 
     Attributes:
         terms: of the last batch, if the ELBO has them.

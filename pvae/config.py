@@ -90,9 +90,10 @@ class Config:
         max_skipped: steps that may be skipped in a training.
         seed: of the initial weights, the order of the images and every draw of z.
         compile: "none" runs model and guide at every step, "graph" records the step's operators once and replays them,
-            "inductor" compiles them to C++ or Triton; the same training, to rounding.
+            "inductor" compiles them to C++ or Triton, "cuda-graph" launches them on a GPU as one; the same training, to
+            rounding.
         precision: "fp32", or "bf16" for matrix products and convolutions in bfloat16, whose results and all else are
-            float32; of a compiled step only.
+            float32, or "tf32" for those of a GPU in TF32; of a compiled step only.
         source: where the system was published.
 
     Raises:
@@ -196,7 +197,7 @@ class Config:
                 "--posterior delta has no rate: leave --beta, --warm-up and --free-bits as they are by default"
             )
         if self.precision != "fp32" and self.compile == "none":
-            raise InputError(f"--precision {self.precision} goes with --compile graph or inductor only")
+            raise InputError(f"--precision {self.precision} goes with --compile graph, inductor or cuda-graph only")
         if self.initialization == "burda" and (self.network != "mlp" or "bernoulli" not in self.likelihood):
             raise InputError("--initialization burda goes with --network mlp and a Bernoulli likelihood only")
 

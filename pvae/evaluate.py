@@ -44,10 +44,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         if value is not None and not least <= value <= most:
             option = "--" + name.replace("_", "-")
             raise InputError(f"{option} must be a whole number of at least {least}, not {value}")
-    check_name("way to compile", arguments.compile, COMPILERS)
-    if (arguments.compile, arguments.precision) == ("none", "bf16"):
-        raise InputError("--precision bf16 goes with --compile graph or inductor only")
-    check_name("precision", arguments.precision, PRECISIONS)
+    check_name("way to compile", arguments.compile, [name for name in COMPILERS if name != "cuda-graph"])
+    if arguments.compile == "none" and arguments.precision != "fp32":
+        raise InputError(f"--precision {arguments.precision} goes with --compile graph or inductor only")
+    check_name("precision", arguments.precision, [name for name in PRECISIONS if name != "tf32"])
     with ctrl_c_exits_at_once("pvae.evaluate"):
         from tqdm import tqdm
 

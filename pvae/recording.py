@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
+from pvae.cudagraphs import CudaGraph, in_tf32
 from pvae.errors import InputError, brief, check_name
 from pvae.options import COMPILERS, PRECISIONS
 
@@ -41,14 +42,19 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
     Args:
         function: of tensors; with no control flow that looks at their values.
         inputs: what to run it on; the result takes tensors of these shapes and dtypes only.
-        engine: "graph" calls torch's operators one by one; "inductor" compiles them to C++ or Triton.
+        engine: "graph" calls torch's operators one by one; "inductor" compiles them to C++ or Triton; "cuda-graph"
+            launches them on a GPU as one.
         precision: "fp32" leaves dtypes as they are; "bf16" takes matrix products and convolutions of float32 in
-            bfloat16, and leaves all else.
+            bfloat16, and leaves all else; "tf32" lets a GPU take them in TF32.
 
     Raises:
-        InputError: the function cannot be recorded, or there is no such engine, precision or compiler.
+        InputError: the function cannot be recorded, or there is no such engine, precision, compiler or GPU.
     """
     check_ways(engine, precision)
+    is_on_gpu = all(x.device.type == "cuda" for x in inputs)
+    if not is_on_gpu and (engine == "cuda-graph" or precision == "tf32"):
+        option = "--compile cuda-graph" if engine == "cuda-graph" else "--precision tf32"
+        raise InputError(f"{option} needs an NVIDIA GPU: take --compile graph, and on a CPU fp32 or bf16")
     if engine == "inductor" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         raise InputError(
             "--compile inductor needs a C++ compiler, and there is none: install g++, or take --compile graph"
@@ -71,11 +77,13 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
     if precision == "bf16":
         _take_products_in_bfloat16(graph.graph)
     elif torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        _take_large_products_from_onednn(graph.graph, _onednn if engine == "graph" else _opaque_onednn())
+        _take_large_products_from_onednn(graph.graph, _onednn if engine != "inductor" else _opaque_onednn())
     graph.graph.eliminate_dead_code()
     graph.recompile()
+    replay: Function = in_tf32(graph.forward) if precision == "tf32" else graph.forward
+    if engine == "cuda-graph":
+        return CudaGraph(replay, inputs)
     if engine == "graph":
-        replay: Function = graph.forward
         return replay
     # With a random stream of its own it would not train as the others do.
     options: dict[str, Any] = {
@@ -84,6 +92,7 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
         "guard_filter_fn": lambda guards: [False for _ in guards],  # who replays knows what it is of
     }
     compiled: Function = torch.compile(graph, options=options)
+    compiled = in_tf32(compiled) if precision == "tf32" else compiled
     with torch.no_grad(), pyro.validation_enabled(pyro.infer.util.is_validation_enabled()):
         compiled(*inputs)  # compiles; it would switch off torch's validation for good, were it not for the line above
     return compiled

@@ -345,9 +345,14 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
         "--compile",
         metavar="HOW",
         help="none; graph: record a step once and replay it, the same training in less time; inductor: compile it "
-        f"whole, the fastest after some seconds at the start, with a C++ compiler only (default: {known.compile})",
+        "whole, the fastest after some seconds at the start, with a C++ compiler only; cuda-graph: launch it on an "
+        f"NVIDIA GPU as one (default: {known.compile})",
     )
-    add("--precision", metavar="P", help="fp32 or, of a compiled step, bf16 matrix products (default: fp32)")
+    add(
+        "--precision",
+        metavar="P",
+        help="fp32 or, of a compiled step, bf16 or a GPU's tf32 matrix products (default: fp32)",
+    )
     add(
         "--clip-norm", metavar="N", type=float, help="most that the norm of all gradients may be (default: 0, no bound)"
     )

@@ -641,3 +641,41 @@ def test_a_module_that_is_only_found_as_a_global_is_watched(small_vae, small_ima
     assert losses[0] == pytest.approx(losses[1])
     assert losses[2] == pytest.approx(losses[3])
     assert losses[0] != losses[2]
+
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+@pytest.mark.parametrize("way", [("cuda-graph", "fp32"), ("graph", "tf32")])
+def test_what_needs_a_gpu_is_refused_without(small_vae, small_images, way):
+    elbo, vae = CompiledELBO(built("trace", 1), *way), small_vae()
+    with pytest.raises(InputError, match="needs an NVIDIA GPU"), pyro.get_param_store().scope():
+        elbo.loss(vae.model, vae.guide, small_images(4))
+
+
+@GPU
+@pytest.mark.parametrize(("name", "particles"), CASES)
+@pytest.mark.parametrize("engine", ["graph", "cuda-graph"])
+def test_compiled_trains_as_eager_on_a_gpu(small_vae, small_images, name, particles, engine):
+    batches = [small_images(3 if step == 10 else 8, seed=step).cuda() for step in range(20)]
+
+    def on_gpu(elbo):
+        with torch.random.fork_rng(devices=[0]), pyro.get_param_store().scope():
+            torch.cuda.manual_seed(11)
+            vae = small_vae().cuda()
+            adam = torch.optim.Adam(vae.parameters(), lr=1e-2, fused=True)
+            svi = SVI(vae.model, vae.guide, SingleOptimizer(adam), loss=elbo)
+            losses = [svi.step(x) for x in batches]
+            return losses, list(vae.parameters()), torch.cuda.get_rng_state()
+
+    eager, compiled = on_gpu(built(name, particles)), on_gpu(CompiledELBO(built(name, particles), engine))
+    assert_trained_alike(compiled, eager)
+
+
+@GPU
+def test_tf32_is_for_the_step_alone(small_vae, small_images):
+    before = torch.backends.cuda.matmul.allow_tf32
+    vae, elbo = small_vae().float().cuda(), CompiledELBO(built("trace", 1), precision="tf32")
+    with pyro.get_param_store().scope():
+        elbo.loss(vae.model, vae.guide, small_images(4).float().cuda())
+    assert torch.backends.cuda.matmul.allow_tf32 == before

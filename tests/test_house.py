@@ -16,7 +16,7 @@ PACKAGE = Path(pvae.__file__).parent
 
 # From the ground up; a module may import from floors below its own only.
 FLOORS = [
-    {"checks", "errors", "interruptions"},
+    {"checks", "cudagraphs", "errors", "interruptions"},
     {"checkpoints", "deadlines", "failures", "files", "fingerprint", "folders", "options", "parallel", "records"},
     {"adam", "commands", "config", "discretized", "imagefiles", "latents", "networks"}
     | {"optimizers", "plots", "provenance", "recording", "rng"},
