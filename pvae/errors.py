@@ -54,10 +54,10 @@ class LostError(RuntimeError):
 
 
 def one_line(text: str) -> str:
-    """Return a text with line breaks and control characters, which a name may hold, made visible.
+    r"""Return a text with line breaks and control characters, which a name may hold, made visible.
 
     >>> one_line("two" + chr(10) + "lines")
-    'two\\\\nlines'
+    'two\\nlines'
     """
     if len(text) > _MOST_CHARACTERS:
         text = f"{text[: _MOST_CHARACTERS // 2]} ... {text[-_MOST_CHARACTERS // 2 :]}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pvae.commands import Parser, ctrl_c_exits_at_once, leave, run_command
 from pvae.config import Config
 from pvae.errors import InputError, brief
+from pvae.files import read_bounded
 from pvae.options import ACTIVATIONS, DATASETS, LIKELIHOODS, NETWORKS, PIXELS, POSTERIORS, RATE_REDUCTIONS
 from pvae.systems import SYSTEMS, as_option, get_system, list_systems
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from pvae.runs import Run
 
 __all__ = ["main"]
+
+_MOST_TOML = 2**18  # bytes
 
 _EXAMPLES = """\
 examples:
@@ -91,8 +94,9 @@ def _read_toml(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        with path.open("rb") as file:
-            options = tomllib.load(file)
+        options = tomllib.loads(read_bounded(path, _MOST_TOML, follow=True).decode("utf-8"))
+    except InputError as error:
+        raise InputError(f"--config {error}") from None
     except OSError as error:
         raise InputError(f"--config {path} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:

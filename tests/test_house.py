@@ -16,11 +16,11 @@ PACKAGE = Path(pvae.__file__).parent
 
 # From the ground up; a module may import from floors below its own only.
 FLOORS = [
-    {"adam", "checks", "errors", "interruptions"},
-    {"checkpoints", "failures", "files", "fingerprint", "folders", "options", "records"},
-    {"commands", "config", "discretized", "imagefiles", "latents", "networks"}
+    {"adam", "checks", "errors", "interruptions", "memory"},
+    {"checkpoints", "failures", "files", "fingerprint", "options", "records"},
+    {"commands", "config", "discretized", "folders", "latents", "networks"}
     | {"optimizers", "plots", "provenance", "recording", "rng"},
-    {"data", "hierarchy", "likelihoods", "schedules", "systems"},
+    {"data", "imagefiles", "hierarchy", "likelihoods", "schedules", "systems"},
     {"mnist", "probe", "vae"},
     {"bounds", "building", "evaluation", "handwritten", "latentspace", "oracle", "sources"},
     {"metrics", "perdatum"},
