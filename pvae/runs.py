@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from pvae.building import build_vae
+from pvae.building import build_vae, unmade_state
 from pvae.checkpoints import NO_ROWS, Checkpoint, Counts, Rows, from_file, to_bytes
 from pvae.config import Config
 from pvae.data import DataRecord
@@ -247,7 +247,7 @@ class Run:
 
     def _read(self, name: str) -> Checkpoint:
         """Read a checkpoint, as large as it may be; nothing is made of it that it does not hold."""
-        file, state = self._file(name), _unmade_state(self.config, self.data)
+        file, state = self._file(name), unmade_state(self.config, self.data.image_shape)
         most = 3 * 8 * sum(tensor.numel() for tensor in state.values()) + 24 * self.data.num_train + 2**24
         try:
             with open_bounded(file, most) as opened:
@@ -323,16 +323,3 @@ def _rows_of(content: bytes) -> Rows:
 
 def _digest(record: Any) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _unmade_state(config: Config, data: DataRecord) -> dict[str, torch.Tensor]:
-    """Return a VAE's parameters and buffers on no device: their names, shapes and dtypes.
-
-    Raises:
-        InputError: there can be no such networks.
-    """
-    try:
-        with torch.device("meta"):
-            return build_vae(config, data.image_shape).state_dict()
-    except (RuntimeError, OverflowError, TypeError) as error:  # torch's words for sizes that are too large
-        raise InputError(f"config.json describes networks that cannot be ({brief(error)})") from None
