@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pvae.errors import InputError, check_name
+from pvae.errors import InputError, check_name, one_line
 from pvae.options import BINARIZATIONS
 
 __all__ = [
@@ -254,4 +254,5 @@ def linear_gaussian(num_train: int = 4000, num_test: int = 1000) -> Dataset:
 
 
 def _title(name: str, num_train: int, num_test: int) -> str:
+    name = one_line(name if len(name) <= 450 else f"{name[:450]} ...")  # a folder's may hold bytes that are no text
     return f"{name} ({num_train:,} train / {num_test:,} test)"

@@ -79,7 +79,7 @@ def read_bounded(path: Path, most: int, *, follow: bool = False) -> bytes:
         OSError: it is missing or cannot be read.
     """
     with open_bounded(path, most, follow=follow) as file:
-        return file.read(most)
+        return file.read(min(most, os.fstat(file.fileno()).st_size))  # asked for more, it takes the memory for it
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from pvae.config import Config
 from pvae.data import DataRecord, Dataset
 from pvae.errors import InputError, shown
 from pvae.files import expanded
+from pvae.folders import is_folder
 from pvae.imagefiles import ImageTransform
 from pvae.parallel import World, joined
 from pvae.progress import Console
@@ -256,7 +257,7 @@ def load_again(run: Run, data_dir: str | Path | None, offline: bool) -> Dataset:
             f"{run.path} was trained on {run.data.name!r}, given from Python: give them again, as data= "
             "of pvae.resume, or to draw as pvae.subjects.Subject(run, run.vae(), data)"
         )
-    if data_dir is None and run.data.folder and Path(run.data.folder).is_dir():
+    if data_dir is None and run.data.folder and is_folder(Path(run.data.folder)):
         data_dir = run.data.folder
     return load_dataset(run.data.dataset, data_dir, offline, image_transform(run.config))
 

@@ -266,7 +266,7 @@ class Run:
             content = b""
             if rows.num_bytes:
                 with open_bounded(file, _MOST_ROWS) as opened:
-                    content = opened.read(rows.num_bytes)
+                    content = opened.read(min(rows.num_bytes, _MOST_ROWS))
         except FileNotFoundError:
             content = b""
         if _rows_of(content) != rows:

@@ -289,6 +289,8 @@ class Training:
         parameters = self.optimizer.param_groups[0]["params"]
         for name, tensor in checkpoint.moments.items():
             index, _, kind = name.partition(".")
+            if not 0 <= int(index) < len(parameters):
+                raise ValueError(f"there is no parameter {index}")
             like = parameters[int(index)]
             if tensor.shape != (like.shape if kind in ("exp_avg", "exp_avg_sq") else ()):
                 raise ValueError(f"{kind} of parameter {index} has another shape")
