@@ -7,16 +7,14 @@ and the second replaces the first's file with an equal one.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import sys
-import threading
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -36,8 +34,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 # A photograph has some tens of millions of pixels; a file that promises more is refused before it is decoded.
 _MAX_PIXELS = 100_000_000
 _MAX_BYTES = 2**28  # some formats are read whole before they say how many pixels they have
-_LARGE_PIXELS, _LARGE_BYTES = 2**22, 2**23  # of such images one is decoded at a time: each takes up to a gigabyte
-_ONE_LARGE = threading.RLock()
+
+# One thread decodes all such images, one after the other: each takes up to a gigabyte, and a thread keeps its memory.
+_LARGE_PIXELS, _LARGE_BYTES = 2**22, 2**23
 
 # By what the file holds, not by its name; of Pillow's others one, PostScript, would run a program of its own.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
@@ -162,9 +161,9 @@ def _decode_all(files: Sequence[Path], transform: ImageTransform, images: NDArra
     kept: list[int] = []
     silent = None if sys.stderr is not None else True
     # Threads: Pillow decodes without holding the interpreter's lock.
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool, ThreadPoolExecutor(1) as large:
         warnings.filterwarnings("ignore", module="PIL")  # of odd files; those that cannot be used are named below
-        decoded = pool.map(lambda path: _decode(path, transform), files)
+        decoded = pool.map(lambda path: _decode(path, transform, large), files)
         try:
             bar = tqdm(decoded, total=len(files), desc="decoding", unit="image", disable=silent)
             for index, image in enumerate(bar):
@@ -179,13 +178,12 @@ def _decode_all(files: Sequence[Path], transform: ImageTransform, images: NDArra
     return kept
 
 
-def _decode(path: Path, transform: ImageTransform) -> NDArray[np.uint8] | None:
-    """Return (C, H, W), or None for a broken file that is to be skipped."""
+def _decode(path: Path, transform: ImageTransform, large: Executor) -> NDArray[np.uint8] | None:
+    """Return (C, H, W), or None for a broken file that is to be skipped; `large` decodes a large image."""
     try:
         with open_bounded(path, _MAX_BYTES, follow=True) as file:
-            size = os.fstat(file.fileno()).st_size
-            with _ONE_LARGE if size > _LARGE_BYTES else contextlib.nullcontext():
-                pixels = _pixels_of(file, transform)
+            is_large = _is_large(file)
+            pixels = large.submit(_transformed, file, transform).result() if is_large else _transformed(file, transform)
     except Exception as error:  # Pillow has no word of its own for a broken file: struct.error, KeyError, ...
         if transform.skip_broken:
             return None
@@ -194,21 +192,27 @@ def _decode(path: Path, transform: ImageTransform) -> NDArray[np.uint8] | None:
     return pixels[None] if transform.grey else pixels.transpose(2, 0, 1)
 
 
-def _pixels_of(file: BinaryIO, transform: ImageTransform) -> NDArray[np.uint8]:
+def _is_large(file: BinaryIO) -> bool:
+    if os.fstat(file.fileno()).st_size > _LARGE_BYTES:
+        return True
+    with Image.open(file, formats=_FORMATS) as header:
+        return header.width * header.height > _LARGE_PIXELS
+
+
+def _transformed(file: BinaryIO, transform: ImageTransform) -> NDArray[np.uint8]:
     """Return (H, W) or (H, W, C)."""
+    file.seek(0)
     with Image.open(file, formats=_FORMATS) as opened:
-        width, height = opened.size
-        if width * height > _MAX_PIXELS:
-            raise ValueError(f"{width} x {height} pixels are too many")
-        with _ONE_LARGE if width * height > _LARGE_PIXELS else contextlib.nullcontext():
-            image: Image.Image = opened
-            if transform.crop:
-                left, top = (width - transform.crop) // 2, (height - transform.crop) // 2
-                if left < 0 or top < 0:
-                    raise ValueError(f"{width} x {height} pixels, fewer than --crop {transform.crop} cuts out")
-                image = image.crop((left, top, left + transform.crop, top + transform.crop))
-            image = image.convert("L" if transform.grey else "RGB")
-            return np.asarray(image.resize((transform.size, transform.size), Image.Resampling.BILINEAR))
+        image: Image.Image = opened
+        if image.width * image.height > _MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels are too many")
+        if transform.crop:
+            left, top = (image.width - transform.crop) // 2, (image.height - transform.crop) // 2
+            if left < 0 or top < 0:
+                raise ValueError(f"{image.width} x {image.height} pixels, fewer than --crop {transform.crop} cuts out")
+            image = image.crop((left, top, left + transform.crop, top + transform.crop))
+        image = image.convert("L" if transform.grey else "RGB")
+        return np.asarray(image.resize((transform.size, transform.size), Image.Resampling.BILINEAR))
 
 
 def _shorten(path: Path, count: int) -> None:
