@@ -28,6 +28,7 @@ from pvae.checkpoints import to_bytes
 from pvae.config import Config
 from pvae.data import Dataset
 from pvae.errors import InputError
+from pvae.files import write_whole
 from pvae.fitting import fit, resume
 from pvae.imagefiles import ImageTransform, image_files
 from pvae.runs import Run
@@ -231,6 +232,18 @@ def test_nothing_is_written_through_a_link(run, images, tmp_path):
         (run / "figures" / name).unlink()
         (run / "figures" / name).symlink_to(tmp_path / "outside")
     resume(run, 3, data=images)
+
+
+def test_a_file_is_not_begun_through_a_link(tmp_path):
+    (tmp_path / "outside").write_text("mine")
+    (tmp_path / f".new.{os.getpid()}").symlink_to(tmp_path / "outside")
+    write_whole(tmp_path / "new", b"content")
+    assert (tmp_path / "outside").read_text() == "mine"
+
+
+def test_a_refusal_is_one_line_whatever_it_quotes():
+    assert str(InputError("two\nlines")).isprintable()
+    assert len(str(InputError("x" * 10**6))) < 10_000
 
 
 class Hostile:
@@ -540,6 +553,10 @@ def pictures(tmp_path):
 SMALL = ImageTransform(size=4)
 
 
+def both(data):
+    return data.train, data.test
+
+
 def load_folder(folder, transform=SMALL):
     return load_dataset(f"folder:{folder}", transform=transform)
 
@@ -616,7 +633,9 @@ def test_what_lies_among_images(pictures, tmp_path):
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "empty", "pickle", "shape", "fifo", "link", "list", "json", "nested"])
 def test_a_damaged_cache_is_built_anew(pictures, tmp_path, damage):
-    before = load_folder(pictures).train.clone()  # the file itself is mapped, and is going to be cut
+    before = [
+        images.clone() for images in both(load_folder(pictures))
+    ]  # the file itself is mapped, and is going to be cut
     (array,), (record,) = ((tmp_path / "cache").rglob(f"*.{kind}") for kind in ("npy", "json"))
     content = bytearray(array.read_bytes())
     if damage == "bit":
@@ -637,7 +656,7 @@ def test_a_damaged_cache_is_built_anew(pictures, tmp_path, damage):
         spoiled = {"list": old["kept"], "json": {**old, "kept": old["kept"][::-1]}, "nested": nested(300)}[damage]
         record.write_text(json.dumps(spoiled))
     again = load_folder(pictures)
-    assert torch.equal(again.train, before)
+    assert all(map(torch.equal, both(again), before))
     assert not (tmp_path / "owned").exists()
     assert sorted(path.suffix for path in (tmp_path / "cache").rglob("*.*")) == [".json", ".npy"]
 
