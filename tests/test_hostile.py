@@ -135,6 +135,12 @@ def test_a_record_with_a_valid_checksum_is_checked_all_the_same(run, images, gro
     refused_by_all(run, images)
 
 
+def test_a_record_that_was_edited_is_refused(run, images):
+    text = (run / "config.json").read_text()
+    (run / "config.json").write_text(text.replace('"seed": 0', '"seed": 1'))
+    refused_by_all(run, images, match="not what pvae wrote")
+
+
 @pytest.mark.parametrize(
     ("group", "field", "value", "match"),
     [
