@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pvae.config import Config
-from pvae.errors import InputError
+from pvae.errors import InputError, brief
 from pvae.hierarchy import ChainPosterior, ChainPrior, FirstLayerDecoder
 from pvae.latents import DeltaPosterior, FlatPrior, NormalPosterior, StandardNormalPrior
 from pvae.likelihoods import (
@@ -26,7 +26,7 @@ from pvae.likelihoods import (
 from pvae.networks import conv_decoder, conv_encoder, mlp, mlp_decoder, mlp_encoder
 from pvae.vae import VAE
 
-__all__ = ["build_vae", "start_like_burda"]
+__all__ = ["build_vae", "start_like_burda", "unmade_state"]
 
 _NORMALS = {
     "normal": NormalLikelihood,
@@ -70,6 +70,23 @@ def build_vae(config: Config, image_shape: Sequence[int]) -> VAE:
         return _two_layers(config, posterior, decoder, image_shape)
     likelihood = _likelihood(config, decoder, image_shape)
     return VAE(p_z=StandardNormalPrior(config.latent_dim), q_z=posterior, p_x=likelihood)
+
+
+def unmade_state(config: Config, image_shape: Sequence[int]) -> dict[str, Tensor]:
+    """Return the parameters and buffers of what `build_vae` gives, on no device: names, shapes and dtypes alone.
+
+    Args:
+        config: the system.
+        image_shape: (C, H, W) of the data.
+
+    Raises:
+        InputError: there can be no such networks.
+    """
+    try:
+        with torch.device("meta"):
+            return build_vae(config, image_shape).state_dict()
+    except (RuntimeError, OverflowError, TypeError) as error:  # torch's words for sizes that are too large
+        raise InputError(f"the configuration describes networks that cannot be ({brief(error)})") from None
 
 
 def start_like_burda(vae: VAE, images: Tensor) -> None:

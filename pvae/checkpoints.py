@@ -1,6 +1,7 @@
 """A checkpoint as a file: tensors and a few numbers in safetensors' format, each under its checksum.
 
-The format holds no code and no compression: reading executes nothing, and takes some times the memory of the file.
+The format holds no code and no compression: reading executes nothing, and takes the memory of the file, once it is
+clear that the file is whole.
 """
 
 from __future__ import annotations
@@ -8,19 +9,42 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from pvae.errors import InputError, brief
+from pvae.errors import InputError
+from pvae.memory import available_memory
 
-__all__ = ["NO_ROWS", "Checkpoint", "Counts", "Pass", "Rows", "from_bytes", "to_bytes"]
+__all__ = ["NO_ROWS", "Checkpoint", "Counts", "Pass", "Rows", "from_file", "to_bytes"]
 
 _FORMAT = "pvae checkpoint 1"
+_MOST_HEADER = 2**23  # bytes: some 200 for each tensor
+_CHUNK = 2**20
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class _Place(NamedTuple):
+    """A tensor in a file, and where its bytes lie."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,22 +135,35 @@ def to_bytes(checkpoint: Checkpoint) -> bytes:
     return safetensors.torch.save(tensors, {"format": _FORMAT, "state": text, "sha256": _sha256(text.encode())})
 
 
-def from_bytes(content: bytes) -> Checkpoint:
-    """Return the checkpoint that `to_bytes` wrote.
+def from_file(file: BinaryIO, like: Mapping[str, Tensor]) -> Checkpoint:
+    """Return the checkpoint whose content `to_bytes` made.
+
+    No tensor is made before the file's head is known to be whole and to name the VAE's own parameters, and what was
+    written under each checksum is known to be there still: so a file cannot have memory taken that it does not fill.
+
+    Args:
+        file: an open file, at its start.
+        like: tensors of the names, shapes and dtypes that the VAE's must have; on no device.
 
     Raises:
-        InputError: it did not, or something was changed since.
+        InputError: it is none, something was changed since, it is of another VAE, or it does not fit into memory.
     """
-    state = _state_of(content)
-    try:
-        tensors = safetensors.torch.load(content)
-    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, AttributeError) as error:
-        raise InputError(f"it is no file of tensors ({brief(error)})") from None
-    if set(tensors) != set(state["tensors"]):
+    places, state = _head_of(file)
+    if set(places) != set(state["tensors"]):
         raise InputError("its tensors are not those that were written")
-    for name, tensor in tensors.items():
-        if _digest(tensor) != state["tensors"][name]:
+    if {name: (one.dtype, one.shape) for name, one in places.items() if name.startswith("vae.")} != {
+        f"vae.{name}": (one.dtype, tuple(one.shape)) for name, one in like.items()
+    }:
+        raise InputError("its weights do not fit the networks of config.json")
+    if sum(one.stop - one.start for one in places.values()) > available_memory():
+        raise InputError("there is not enough memory for it: free some, or take a larger machine")
+    for name, place in places.items():
+        if _digest_of(file, place) != state["tensors"][name]:
             raise InputError(f"{name} is not what was written")
+    return _assembled({name: _read(file, place) for name, place in places.items()}, state)
+
+
+def _assembled(tensors: dict[str, Tensor], state: dict[str, Any]) -> Checkpoint:
     groups: dict[str, dict[str, Tensor]] = {"vae": {}, "adam": {}, "rng": {}, "pass": {}}
     try:
         for name, tensor in tensors.items():
@@ -140,22 +177,60 @@ def from_bytes(content: bytes) -> Checkpoint:
             unfinished=_checked_pass(groups["pass"], state["pass"]),
             rows=_checked_rows(state["rows"]),
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
         raise InputError("its entries are not those of a checkpoint") from None
 
 
-def _state_of(content: bytes) -> dict[str, Any]:
-    """Return the numbers, once it is clear that they are those that were written."""
+def _head_of(file: BinaryIO) -> tuple[dict[str, _Place], dict[str, Any]]:
+    """Return where the tensors lie, and the numbers, once it is clear that they are those that were written."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
     try:
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        about = header["__metadata__"]
+        header = json.loads(file.read(length)) if length <= min(_MOST_HEADER, size - 8) else {}
+        about = header.pop("__metadata__")
         is_whole = about["format"] == _FORMAT and about["sha256"] == _sha256(about["state"].encode())
         state: dict[str, Any] = json.loads(about["state"]) if is_whole else {}
+        places = _places(header, 8 + length, size)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError("it is no checkpoint of this version of pvae") from None
     if not is_whole or not isinstance(state, dict) or not isinstance(state.get("tensors"), dict):
         raise InputError("its numbers are not those that were written")
-    return state
+    return places, state
+
+
+def _places(header: dict[str, Any], start: int, size: int) -> dict[str, _Place]:
+    """Return where the tensors lie: one after the other, up to the end of the file."""
+    places = {}
+    for name, entry in header.items():
+        dtype, shape, offsets = _DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+        if not all(_is_count(number) for number in (*shape, *offsets)):
+            raise ValueError
+        first, last = offsets
+        if last - first != math.prod(shape) * dtype.itemsize:
+            raise ValueError
+        places[name] = _Place(dtype, shape, start + first, start + last)
+    ordered = sorted(places.values(), key=lambda place: (place.start, place.stop))
+    if [start, *(place.stop for place in ordered)] != [*(place.start for place in ordered), size]:
+        raise ValueError
+    return places
+
+
+def _digest_of(file: BinaryIO, place: _Place) -> str:
+    """Return what `_digest` gives of a tensor in a file, a part of it at a time."""
+    digest = hashlib.sha256(f"{place.dtype} {place.shape} ".encode())
+    file.seek(place.start)
+    for first in range(place.start, place.stop, _CHUNK):
+        digest.update(file.read(min(_CHUNK, place.stop - first)))
+    return digest.hexdigest()
+
+
+def _read(file: BinaryIO, place: _Place) -> Tensor:
+    tensor = torch.empty(place.shape, dtype=place.dtype)
+    file.seek(place.start)
+    if tensor.numel():
+        file.readinto(tensor.reshape(-1).view(torch.uint8).numpy().data)  # type: ignore[attr-defined]
+    return tensor
 
 
 def _checked_counts(record: dict[str, Any]) -> Counts:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from pvae.errors import InputError, LostError, TrainingError
+from pvae.errors import InputError, LostError, TrainingError, one_line
 from pvae.interruptions import SIGNALS
 
 __all__ = ["Parser", "ctrl_c_exits_at_once", "is_first_process", "leave", "result_folder", "run_command"]
@@ -50,10 +50,10 @@ def run_command(name: str, command: Callable[[], None]) -> int:
         return 0
     except (InputError, TrainingError) as error:
         if is_first_process():  # the others were refused for the same reason
-            print(f"{name}: {_one_line(error)}", file=sys.stderr)
+            print(f"{name}: {one_line(str(error))}", file=sys.stderr)
         return 2
     except LostError as error:
-        print(f"{name}: {_one_line(error)}", file=sys.stderr)
+        print(f"{name}: {one_line(str(error))}", file=sys.stderr)
         return 1
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not re.search("allocate memory|out of memory", str(error)):
@@ -75,11 +75,6 @@ def run_command(name: str, command: Callable[[], None]) -> int:
 def is_first_process() -> bool:
     """Whether this process is the one that prints, of those that torchrun may have started."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _one_line(error: BaseException) -> str:
-    """Return the message with line breaks and control characters, which a path may hold, made visible."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
 
 
 @contextlib.contextmanager

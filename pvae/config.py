@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from pvae.errors import InputError, check_name
+from pvae.errors import InputError, check_name, shown
 from pvae.options import (
     ACTIVATIONS,
     BINARIZATIONS,
@@ -146,19 +146,19 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained, before anything is built or written."""
-        if not isinstance(self.system, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.system):
-            raise InputError(f"--system {self.system!r}: a system's name is letters, digits, dots and dashes")
+        if not isinstance(self.system, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.system):
+            raise InputError(f"--system {shown(self.system)}: a system's name is letters, digits, dots and dashes")
         for name in ("hidden", "second_hidden"):
             object.__setattr__(self, name, widths(name, getattr(self, name)))
         for name, names in _CHOICES.items():
             value = getattr(self, name)
-            if not (name == "dataset" and str(value).startswith("folder:")):
+            if not (name == "dataset" and isinstance(value, str) and value.startswith("folder:")):
                 check_name(_KINDS.get(name, name.replace("_", " ")), value, names)
-        if not isinstance(self.source, str):
-            raise InputError(f"source must be a text, not {self.source!r}")
+        if not isinstance(self.source, str) or len(self.source) > 1000:
+            raise InputError(f"source must be a text of at most 1,000 characters, not {shown(self.source)}")
         for name in ("grey", "skip_broken"):
             if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{flag(name)} must be true or false, not {getattr(self, name)!r}")
+                raise InputError(f"{flag(name)} must be true or false, not {shown(getattr(self, name))}")
         for name, most in (("latent_dim", 10**9), ("particles", 10**6), ("epochs", 10**9), ("batch_size", 10**9)):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), most=most))
         object.__setattr__(self, "groups", whole_number("groups", self.groups, most=10**6))

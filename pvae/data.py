@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pvae.errors import InputError, check_name
+from pvae.errors import InputError, check_name, one_line
 from pvae.options import BINARIZATIONS
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "padded",
     "to_pixels",
 ]
+
+_MOST_IMAGES, _MOST_PIXELS = 10**10, 3 * 10**8
 
 # The same binary images for every run, whatever its seed.
 _BINARIZATION_SEED = {"train": 20070501, "test": 20070502}
@@ -50,6 +53,14 @@ class DataRecord:
     num_test: int
     image_shape: tuple[int, ...]
     sha256: str
+
+    def __post_init__(self) -> None:
+        """Refuse what no data set has, before networks or memory are made after it."""
+        counts_fit = all(2 <= count <= _MOST_IMAGES for count in (self.num_train, self.num_test))
+        if not counts_fit or len(self.image_shape) != 3 or min(self.image_shape) < 1:
+            raise InputError("num_train, num_test and image_shape are those of no data set")
+        if math.prod(self.image_shape) > _MOST_PIXELS:
+            raise InputError(f"image_shape must hold at most {_MOST_PIXELS:,} pixels")
 
     @property
     def title(self) -> str:
@@ -243,4 +254,5 @@ def linear_gaussian(num_train: int = 4000, num_test: int = 1000) -> Dataset:
 
 
 def _title(name: str, num_train: int, num_test: int) -> str:
+    name = one_line(name if len(name) <= 450 else f"{name[:450]} ...")  # a folder's may hold bytes that are no text
     return f"{name} ({num_train:,} train / {num_test:,} test)"

@@ -9,13 +9,14 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from pvae.errors import InputError
 
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["append", "is_temporary", "own_folder", "read_bounded", "write_whole"]
+__all__ = ["append", "expanded", "is_temporary", "open_bounded", "own_folder", "read_bounded", "write_whole"]
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe without a writer would be waited for
@@ -34,11 +35,12 @@ def write_whole(path: Path, content: bytes, previous: Path | None = None) -> Non
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # a link that somebody put there would be written through
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if previous is not None and path.exists():
+        if previous is not None and os.path.lexists(path):
             _keep(path, previous)
         temporary.replace(path)
         _flush_folder(path.parent)
@@ -64,18 +66,53 @@ def append(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def read_bounded(path: Path, most: int) -> bytes:
+def read_bounded(path: Path, most: int, *, follow: bool = False) -> bytes:
     """Return the content of an ordinary file of at most so many bytes.
+
+    Args:
+        path: the file.
+        most: bytes.
+        follow: a link is followed: of files that the user named, and not of those that lie in a run folder.
 
     Raises:
         InputError: it is a link, no ordinary file, or larger.
         OSError: it is missing or cannot be read.
     """
-    with os.fdopen(_open_regular(path, os.O_RDONLY), "rb") as file:
+    with open_bounded(path, most, follow=follow) as file:
+        return file.read(min(most, os.fstat(file.fileno()).st_size))  # asked for more, it takes the memory for it
+
+
+@contextlib.contextmanager
+def open_bounded(path: Path, most: int, *, follow: bool = False) -> Iterator[BinaryIO]:
+    """Open what `read_bounded` reads.
+
+    Raises:
+        InputError: it is a link, no ordinary file, or larger.
+        OSError: it is missing or cannot be opened.
+    """
+    with os.fdopen(_open_regular(path, os.O_RDONLY, follow), "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if size <= most:
-            return file.read(most)
-    raise InputError(f"{path} is damaged: its {size:,} bytes are more than the {most:,} that it may have")
+        if size > most:
+            raise InputError(f"{path} is damaged: its {size:,} bytes are more than the {most:,} that it may have")
+        yield file
+
+
+def expanded(path: str | Path, option: str) -> Path:
+    """Return a path that a user gave, with "~" as a home folder.
+
+    Args:
+        path: what was given.
+        option: by which option.
+
+    Raises:
+        InputError: there can be no such path, or nobody of that name.
+    """
+    if "\0" in str(path):
+        raise InputError(f"{option} {path}: a path holds no NUL character")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{option} {path}: there is no such user here: write the path in full") from None
 
 
 @contextlib.contextmanager
@@ -103,13 +140,13 @@ def own_folder(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _open_regular(path: Path, flags: int) -> int:
-    if path.is_symlink():
+def _open_regular(path: Path, flags: int, follow: bool = False) -> int:
+    if path.is_symlink() and not follow:
         raise InputError(f"{path} is a link, which may lead anywhere: put the file itself there")
-    descriptor = os.open(path, flags | _NO_LINK | _NO_WAIT, 0o666)
+    descriptor = os.open(path, flags | _NO_WAIT | (0 if follow else _NO_LINK), 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise InputError(f"{path} is no ordinary file")
+        raise InputError(f"{path} is no ordinary file: put one there")
     return descriptor
 
 

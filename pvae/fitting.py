@@ -14,8 +14,9 @@ import torch
 from pvae.checkpoints import NO_ROWS, Checkpoint
 from pvae.config import Config
 from pvae.data import DataRecord, Dataset
-from pvae.errors import InputError
-from pvae.files import own_folder
+from pvae.errors import InputError, shown
+from pvae.files import expanded, own_folder
+from pvae.folders import is_folder
 from pvae.imagefiles import ImageTransform
 from pvae.parallel import World, joined
 from pvae.progress import Console
@@ -67,7 +68,7 @@ def fit(
     if not isinstance(config, Config):
         raise InputError(f"config must be a pvae.Config, not a {type(config).__name__}")
     _check_types(data, out=out, data_dir=data_dir)
-    path = Path(out).expanduser() if out is not None else None
+    path = expanded(out, "--out") if out is not None else None
     with joined(device) as world:
         if path is not None and world.is_first:
             check_out(path)
@@ -204,7 +205,7 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise InputError(f"unknown device {name!r}: --device takes auto, cpu, cuda or cuda:N")
+        raise InputError(f"unknown device {shown(name)}: --device takes auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs here; use --device cpu or auto")
     return device
@@ -272,7 +273,7 @@ def load_again(run: Run, data_dir: str | Path | None, offline: bool) -> Dataset:
             f"{run.path} was trained on {run.data.name!r}, given from Python: give them again, as data= "
             "of pvae.resume, or to draw as pvae.subjects.Subject(run, run.vae(), data)"
         )
-    if data_dir is None and run.data.folder and Path(run.data.folder).is_dir():
+    if data_dir is None and run.data.folder and is_folder(Path(run.data.folder)):
         data_dir = run.data.folder
     return load_dataset(run.data.dataset, data_dir, offline, image_transform(run.config))
 
@@ -281,10 +282,13 @@ def check_same_data(run: Run, data: Dataset) -> None:
     """Refuse data that are not those a run was trained on.
 
     Raises:
-        InputError: their SHA-256 differs.
+        InputError: their SHA-256 differs, or their sizes.
     """
-    if data.record().sha256 != run.data.sha256:
+    found, known = data.record(), run.data
+    if found.sha256 != known.sha256:
         raise InputError(f"{run.path} was trained on other data: the SHA-256 of {data.title} differs")
+    if (found.num_train, found.num_test, found.image_shape) != (known.num_train, known.num_test, known.image_shape):
+        raise InputError(f"{run.path}/config.json is damaged: it gives {data.title} other sizes")
 
 
 def image_transform(config: Config) -> ImageTransform:

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from pvae.errors import InputError
+from pvae.files import expanded
 
-__all__ = ["cache_dir", "data_folders"]
+__all__ = ["cache_dir", "data_folders", "is_folder"]
 
 
 def cache_dir() -> Path:
@@ -22,8 +23,16 @@ def data_folders(data_dir: str | Path | None) -> list[Path]:
         InputError: one that is given does not exist.
     """
     given = {"--data-dir": data_dir, "PVAE_DATA": os.environ.get("PVAE_DATA")}
-    roots = {source: Path(path).expanduser() for source, path in given.items() if path}
+    roots = {source: expanded(path, source) for source, path in given.items() if path}
     for source, root in roots.items():
-        if not root.is_dir():
+        if not is_folder(root):
             raise InputError(f"{source}: there is no folder {root}")
     return [*roots.values(), cache_dir()]
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether it is a folder that can be looked at; a name that is too long is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False

@@ -10,18 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
+import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from pvae.errors import InputError
+from pvae.errors import InputError, brief
+from pvae.files import open_bounded, read_bounded, write_whole
+from pvae.folders import is_folder
 
 __all__ = ["SUFFIXES", "ImageTransform", "image_files", "load_images"]
 
@@ -29,6 +33,14 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 
 # A photograph has some tens of millions of pixels; a file that promises more is refused before it is decoded.
 _MAX_PIXELS = 100_000_000
+_MAX_BYTES = 2**28  # some formats are read whole before they say how many pixels they have
+
+# One thread decodes all such images, one after the other: each takes up to a gigabyte, and a thread keeps its memory.
+_LARGE_PIXELS, _LARGE_BYTES = 2**22, 2**23
+
+# By what the file holds, not by its name; of Pillow's others one, PostScript, would run a program of its own.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_MOST_KEPT = 2**28  # bytes of the list beside a cache file
 
 
 class ImageTransform(NamedTuple):
@@ -53,7 +65,7 @@ def image_files(folder: Path) -> list[Path]:
     Raises:
         InputError: it is no folder, cannot be read, or holds no image file.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise InputError(f"there is no folder {folder}")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise InputError(f"the folder {folder} cannot be read: its permissions forbid it")
@@ -79,16 +91,41 @@ def load_images(files: Sequence[Path], transform: ImageTransform, cache: Path) -
     Raises:
         InputError: a file cannot be decoded (unless `skip_broken`), or the cache cannot be written.
     """
-    target = cache / f"{_key(files, transform)}.npy"
-    kept_file = target.with_suffix(".json")
     try:
-        if not (target.exists() and kept_file.exists()):
+        target = cache / f"{_key(files, transform)}.npy"
+        cached = _cached(target, transform)
+        if cached is None:
             cache.mkdir(parents=True, exist_ok=True)
-            _build(files, transform, target, kept_file)
-        # Copy on write: torch wants memory that it may write to, and the file is never written to.
-        return np.load(target, mmap_mode="c"), json.loads(kept_file.read_text(encoding="utf-8"))
+            _build(files, transform, target)
+            cached = _cached(target, transform)
     except OSError as error:
         raise InputError(f"the image cache {cache} cannot be used ({error.strerror or error})") from None
+    if cached is None:
+        raise InputError(f"the image cache {cache} does not keep what is written there: is its disk whole?")
+    return cached
+
+
+def _cached(target: Path, transform: ImageTransform) -> tuple[NDArray[np.uint8], list[int]] | None:
+    """Return what the cache holds of some files, or None where it has to be built: it is missing or damaged."""
+    try:
+        record = json.loads(read_bounded(target.with_suffix(".json"), _MOST_KEPT))
+        kept: list[int] = record["kept"]
+        shape = (len(kept), 1 if transform.grey else 3, transform.size, transform.size)
+        with open_bounded(target, sys.maxsize) as file:
+            if record["sha256"] != _sha256(file, kept):
+                return None
+        # Copy on write: torch wants memory that it may write to, and the file is never written to.
+        images: NDArray[np.uint8] = np.load(target, mmap_mode="c")
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError, EOFError):
+        return None
+    return (images, kept) if images.dtype == np.uint8 and images.shape == shape else None
+
+
+def _sha256(file: BinaryIO, kept: list[int]) -> str:
+    digest = hashlib.sha256(json.dumps(kept).encode())
+    while part := file.read(2**20):
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _key(files: Sequence[Path], transform: ImageTransform) -> str:
@@ -99,22 +136,22 @@ def _key(files: Sequence[Path], transform: ImageTransform) -> str:
     return digest.hexdigest()[:32]
 
 
-def _build(files: Sequence[Path], transform: ImageTransform, target: Path, kept_file: Path) -> None:
+def _build(files: Sequence[Path], transform: ImageTransform, target: Path) -> None:
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
     shape = (len(files), 1 if transform.grey else 3, transform.size, transform.size)
     try:
-        with temporary.open("wb") as file:  # fails here, and not in the middle, where the folder is not ours
-            file.truncate(0)
+        temporary.unlink(missing_ok=True)
+        temporary.touch(exist_ok=False)  # fails here, and not in the middle, where the folder is not ours
         images = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
         kept = _decode_all(files, transform, images)
         images.flush()
         del images
         if len(kept) < len(files):
             _shorten(temporary, len(kept))
+        with temporary.open("rb") as file:
+            record = {"kept": kept, "sha256": _sha256(file, kept)}
         temporary.replace(target)
-        partial = kept_file.with_suffix(f".{os.getpid()}.tmp2")
-        partial.write_text(json.dumps(kept), encoding="utf-8")
-        partial.replace(kept_file)
+        write_whole(target.with_suffix(".json"), json.dumps(record).encode())
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -124,8 +161,9 @@ def _decode_all(files: Sequence[Path], transform: ImageTransform, images: NDArra
     kept: list[int] = []
     silent = None if sys.stderr is not None else True
     # Threads: Pillow decodes without holding the interpreter's lock.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = pool.map(lambda path: _decode(path, transform), files)
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool, ThreadPoolExecutor(1) as large:
+        warnings.filterwarnings("ignore", module="PIL")  # of odd files; those that cannot be used are named below
+        decoded = pool.map(lambda path: _decode(path, transform, large), files)
         try:
             bar = tqdm(decoded, total=len(files), desc="decoding", unit="image", disable=silent)
             for index, image in enumerate(bar):
@@ -140,29 +178,41 @@ def _decode_all(files: Sequence[Path], transform: ImageTransform, images: NDArra
     return kept
 
 
-def _decode(path: Path, transform: ImageTransform) -> NDArray[np.uint8] | None:
-    """Return (C, H, W), or None for a broken file that is to be skipped."""
+def _decode(path: Path, transform: ImageTransform, large: Executor) -> NDArray[np.uint8] | None:
+    """Return (C, H, W), or None for a broken file that is to be skipped; `large` decodes a large image."""
     try:
-        with Image.open(path) as opened:
-            image: Image.Image = opened
-            if image.width * image.height > _MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels are too many")
-            if transform.crop:
-                left, top = (image.width - transform.crop) // 2, (image.height - transform.crop) // 2
-                if left < 0 or top < 0:
-                    raise ValueError(
-                        f"{image.width} x {image.height} pixels, fewer than --crop {transform.crop} cuts out"
-                    )
-                image = image.crop((left, top, left + transform.crop, top + transform.crop))
-            image = image.convert("L" if transform.grey else "RGB")
-            image = image.resize((transform.size, transform.size), Image.Resampling.BILINEAR)
-            pixels = np.asarray(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        with open_bounded(path, _MAX_BYTES, follow=True) as file:
+            is_large = _is_large(file)
+            pixels = large.submit(_transformed, file, transform).result() if is_large else _transformed(file, transform)
+    except Exception as error:  # Pillow has no word of its own for a broken file: struct.error, KeyError, ...
         if transform.skip_broken:
             return None
-        reason = str(error).replace(f" {str(path)!r}", "")
+        reason = re.sub(r" (<_io|'/).*", "", brief(error)).removeprefix(f"{path} ")
         raise InputError(f"{path} cannot be used ({reason}): remove it, or give --skip-broken") from None
     return pixels[None] if transform.grey else pixels.transpose(2, 0, 1)
+
+
+def _is_large(file: BinaryIO) -> bool:
+    if os.fstat(file.fileno()).st_size > _LARGE_BYTES:
+        return True
+    with Image.open(file, formats=_FORMATS) as header:
+        return header.width * header.height > _LARGE_PIXELS
+
+
+def _transformed(file: BinaryIO, transform: ImageTransform) -> NDArray[np.uint8]:
+    """Return (H, W) or (H, W, C)."""
+    file.seek(0)
+    with Image.open(file, formats=_FORMATS) as opened:
+        image: Image.Image = opened
+        if image.width * image.height > _MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels are too many")
+        if transform.crop:
+            left, top = (image.width - transform.crop) // 2, (image.height - transform.crop) // 2
+            if left < 0 or top < 0:
+                raise ValueError(f"{image.width} x {image.height} pixels, fewer than --crop {transform.crop} cuts out")
+            image = image.crop((left, top, left + transform.crop, top + transform.crop))
+        image = image.convert("L" if transform.grey else "RGB")
+        return np.asarray(image.resize((transform.size, transform.size), Image.Resampling.BILINEAR))
 
 
 def _shorten(path: Path, count: int) -> None:

@@ -18,11 +18,13 @@ from torch import Tensor
 
 from pvae.data import Dataset
 from pvae.errors import InputError
+from pvae.files import read_bounded
 from pvae.folders import data_folders
 
 __all__ = ["NotFoundError", "from_torchvision", "mnist_5k"]
 
 _NETWORK_SECONDS = 8.0
+_MOST_BYTES = 2**26  # the largest of the files has 47 million
 
 
 class _Torchvision(NamedTuple):
@@ -117,13 +119,15 @@ def _read(name: str, root: Path) -> Dataset:
 def _checked(title: str, path: Path, sha256: str) -> Tensor:
     """Return the bytes of a file whose checksum says that it is the published one: an IDX header, and the data."""
     try:
-        content = bytearray(path.read_bytes())
+        content = bytearray(read_bounded(path, _MOST_BYTES, follow=True))
+    except InputError as error:
+        raise InputError(f"{error}; put the published file of {title} there") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}): put this file of {title} there") from None
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise InputError(
-            f"{path} ({path.stat().st_size:,} bytes) is damaged or is not the file of {title}: its SHA-256 is "
+            f"{path} ({len(content):,} bytes) is damaged or is not the file of {title}: its SHA-256 is "
             f"{found[:12]}..., not {sha256[:12]}...: put the published file there, or delete {path.parent} to have all "
             "of it downloaded anew"
         )

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-from pvae.errors import InputError
+from pvae.errors import InputError, shown
 
 __all__ = [
     "ACTIVATIONS",
@@ -71,13 +71,16 @@ LIKELIHOODS = (
     "discretized-logistic",
 )
 RATE_REDUCTIONS = ("sum", "mean")
+_MOST_LAYERS = 1000  # each takes some memory before its first weight
 
 
 def widths(name: str, hidden: Any) -> tuple[int, ...]:
     """Return the widths of layers, of which there must be one at least."""
     found = list(hidden) if isinstance(hidden, Iterable) and not isinstance(hidden, (str, set)) else []
     if not found:
-        raise InputError(f"{flag(name)} needs at least one layer width, such as 100 100, not {hidden!r}")
+        raise InputError(f"{flag(name)} needs at least one layer width, such as 100 100, not {shown(hidden)}")
+    if len(found) > _MOST_LAYERS:
+        raise InputError(f"{flag(name)} names {len(found):,} layers: give at most {_MOST_LAYERS}")
     return tuple(whole_number(name, width, most=10**9) for width in found)
 
 
@@ -89,7 +92,7 @@ def whole_number(name: str, value: Any, least: int = 1, most: int = 2**63 - 1) -
         count = -1
     if isinstance(value, bool) or not least <= count <= most:
         limit = "" if count <= most else f" and at most {most:,}"
-        raise InputError(f"{flag(name)} must be a whole number of at least {least}{limit}, not {value!r}")
+        raise InputError(f"{flag(name)} must be a whole number of at least {least}{limit}, not {shown(value)}")
     return count
 
 
@@ -101,7 +104,7 @@ def real_number(name: str, value: Any, zero_too: bool = False) -> float:
         number = math.nan
     if not math.isfinite(number) or number < 0 or (number == 0 and not zero_too):
         wanted = "a finite number of at least 0" if zero_too else "a finite number above 0"
-        raise InputError(f"{flag(name)} must be {wanted}, not {value!r}")
+        raise InputError(f"{flag(name)} must be {wanted}, not {shown(value)}")
     return number
 
 

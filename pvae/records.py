@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from pvae.errors import InputError
+from pvae.errors import InputError, shown
 
 __all__ = ["csv_of", "from_record"]
 
@@ -37,7 +37,7 @@ def from_record(kind: type[T], record: Any) -> T:
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
     for name, value in values.items():
         if not _fits(value, hints[name]):
-            raise InputError(f"{name} of {kind.__name__} is of the wrong type: {value!r}")
+            raise InputError(f"{name} of {kind.__name__} is of the wrong type: {shown(value)}")
     return kind(**values)
 
 

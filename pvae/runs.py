@@ -11,21 +11,23 @@ import contextlib
 import hashlib
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pvae.building import build_vae
-from pvae.checkpoints import NO_ROWS, Checkpoint, Counts, Rows, from_bytes, to_bytes
+from pvae.building import build_vae, unmade_state
+from pvae.checkpoints import NO_ROWS, Checkpoint, Counts, Rows, from_file, to_bytes
 from pvae.config import Config
 from pvae.data import DataRecord
 from pvae.errors import InputError, brief
-from pvae.files import append, is_temporary, read_bounded, write_whole
+from pvae.files import append, is_temporary, open_bounded, read_bounded, write_whole
 from pvae.metrics import Metrics
 from pvae.provenance import commit, versions
 from pvae.records import from_record
@@ -35,8 +37,8 @@ __all__ = ["Run", "check_out", "load"]
 
 FORMAT = 2
 _CHECKPOINT, _PREVIOUS = "checkpoint.safetensors", "checkpoint-previous.safetensors"
-_MOST_JSON = 2**24  # bytes of config.json; of metrics.jsonl the checkpoint says how many
-_MOST_ROWS = 2**30
+_MOST_JSON = 2**22  # bytes of config.json: some thousands of sessions
+_MOST_ROWS = 2**27  # of metrics.jsonl: some 200,000 epochs
 
 
 class Run:
@@ -87,6 +89,8 @@ class Run:
         file = Path(path) / "config.json"
         try:
             record = json.loads(read_bounded(file, _MOST_JSON))
+            digest = record.pop("sha256", None) if isinstance(record, dict) else None
+            is_whole = digest == _digest(record)
         except OSError:
             raise InputError(f"{path} is no run folder: there is no config.json to read in it") from None
         except (InputError, ValueError, RecursionError) as error:
@@ -94,7 +98,7 @@ class Run:
             raise InputError(reason) from None
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise InputError(f"{file} is not the record of a run of this version of pvae (format {FORMAT})")
-        if record.pop("sha256", None) != _digest(record):
+        if not is_whole:
             raise InputError(
                 f"{file} is not what pvae wrote there: bring a copy back; other options are a run of their own"
             )
@@ -124,11 +128,13 @@ class Run:
             num_processes: that train it together.
 
         Raises:
-            InputError: `metrics.jsonl` is damaged.
+            InputError: `metrics.jsonl` is damaged, or figures/ is no folder.
             OSError: the folder cannot be written.
         """
+        self._check_figures()
         for leftover in filter(is_temporary, self.path.iterdir()):  # of a process that was killed
-            leftover.unlink(missing_ok=True)
+            if leftover.is_symlink() or not leftover.is_dir():
+                leftover.unlink(missing_ok=True)
         standing, self._rows = self._row_bytes(rows), rows
         session = {
             "from_epoch": counts.epoch,
@@ -159,10 +165,10 @@ class Run:
             InputError: one of the two is damaged.
         """
         rows = []
-        for number, line in enumerate(self._row_bytes(self.read_checkpoint().rows).splitlines(), start=1):
+        for number, line in enumerate(BytesIO(self._row_bytes(self.read_checkpoint().rows)), start=1):
             try:
                 rows.append(from_record(Metrics, json.loads(line)))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 file = self._file("metrics.jsonl")
                 raise InputError(f"{file}, line {number} is damaged: {brief(error)}") from None
         return rows
@@ -207,7 +213,7 @@ class Run:
     def is_begun(self) -> bool:
         """Whether there ever was a checkpoint; a run that was killed before its first one has no rows either."""
         has_rows = self._file("metrics.jsonl").exists() and self._file("metrics.jsonl").stat().st_size > 0
-        return has_rows or any(self._file(name).exists() for name in (_CHECKPOINT, _PREVIOUS))
+        return has_rows or any(os.path.lexists(self._file(name)) for name in (_CHECKPOINT, _PREVIOUS))
 
     def vae(self) -> VAE:
         """Return the trained VAE, in eval mode, on the CPU.
@@ -225,43 +231,49 @@ class Run:
         """Return the folder of its figures, made if it is missing.
 
         Raises:
-            InputError: it is a link.
+            InputError: it is a link, or no folder.
         """
+        self._check_figures()
         folder = self._file("figures")
-        if folder.is_symlink():
-            raise InputError(f"{folder} is a link, which may lead anywhere: remove it")
         folder.mkdir(exist_ok=True)
         return folder
 
     def drop_figures(self) -> None:
         """Remove the figures, which will be of another epoch."""
-        if not self._file("figures").is_symlink():
-            shutil.rmtree(self._file("figures"), ignore_errors=True)
+        self._check_figures()
+        shutil.rmtree(self._file("figures"), ignore_errors=True)
+
+    def _check_figures(self) -> None:
+        folder = self._file("figures")
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            kind = "a link, which may lead anywhere" if folder.is_symlink() else "no folder"
+            raise InputError(f"{folder} is {kind}: remove it")
 
     def _file(self, name: str) -> Path:
         return self.path / name
 
     def _read(self, name: str) -> Checkpoint:
         """Read a checkpoint, as large as it may be; nothing is made of it that it does not hold."""
-        file, shapes = self._file(name), _shapes(self.config, self.data)
-        most = 3 * 8 * sum(shape.numel() for shape in shapes.values()) + 24 * self.data.num_train + 2**20
+        file, state = self._file(name), unmade_state(self.config, self.data.image_shape)
+        most = 3 * 8 * sum(tensor.numel() for tensor in state.values()) + 24 * self.data.num_train + 2**24
         try:
-            checkpoint = from_bytes(read_bounded(file, most))
+            with open_bounded(file, most) as opened:
+                return from_file(opened, state)
         except FileNotFoundError:
             raise InputError(f"{self.path} holds no {name}: it cannot be loaded or resumed") from None
         except OSError as error:
             raise InputError(f"{file} cannot be read ({error.strerror})") from None
         except InputError as error:
             raise InputError(f"{file} is damaged or no checkpoint of pvae: {error}") from None
-        if {name: tensor.shape for name, tensor in checkpoint.vae.items()} != shapes:
-            raise InputError(f"{file}: its weights do not fit the networks of config.json")
-        return checkpoint
 
     def _row_bytes(self, rows: Rows) -> bytes:
         """Return what stands of `metrics.jsonl`."""
         file = self._file("metrics.jsonl")
         try:
-            content = read_bounded(file, _MOST_ROWS)[: rows.num_bytes] if rows.num_bytes else b""
+            content = b""
+            if rows.num_bytes:
+                with open_bounded(file, _MOST_ROWS) as opened:
+                    content = opened.read(min(rows.num_bytes, _MOST_ROWS))
         except FileNotFoundError:
             content = b""
         if _rows_of(content) != rows:
@@ -318,17 +330,3 @@ def _rows_of(content: bytes) -> Rows:
 
 def _digest(record: Any) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _shapes(config: Config, data: DataRecord) -> dict[str, torch.Size]:
-    """Return the shapes of a VAE's parameters and buffers, without making them.
-
-    Raises:
-        InputError: there can be no such networks.
-    """
-    try:
-        with torch.device("meta"):
-            state = build_vae(config, data.image_shape).state_dict()
-    except (RuntimeError, OverflowError) as error:
-        raise InputError(f"config.json describes networks that cannot be ({brief(error)})") from None
-    return {name: tensor.shape for name, tensor in state.items()}

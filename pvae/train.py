@@ -16,6 +16,7 @@ from pvae.commands import Parser, ctrl_c_exits_at_once, is_first_process, leave,
 from pvae.config import Config
 from pvae.deadlines import ending_in_time
 from pvae.errors import InputError, brief
+from pvae.files import read_bounded
 from pvae.options import ACTIVATIONS, DATASETS, LIKELIHOODS, NETWORKS, PIXELS, POSTERIORS, RATE_REDUCTIONS
 from pvae.systems import SYSTEMS, as_option, get_system, list_systems
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _WHERE = ("data_dir", "offline", "device", "checkpoint_every", "quiet")
+_MOST_TOML = 2**18  # bytes
+
 _EXAMPLES = """\
 examples:
   python -m pvae.train --elbo analytic
@@ -183,8 +186,9 @@ def _read_toml(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        with path.open("rb") as file:
-            options = tomllib.load(file)
+        options = tomllib.loads(read_bounded(path, _MOST_TOML, follow=True).decode("utf-8"))
+    except InputError as error:
+        raise InputError(f"--config {error}") from None
     except OSError as error:
         raise InputError(f"--config {path} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:

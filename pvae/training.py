@@ -13,16 +13,17 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor
 
-from pvae.building import build_vae, start_like_burda
+from pvae.building import build_vae, start_like_burda, unmade_state
 from pvae.checkpoints import Checkpoint, Counts, Pass
 from pvae.compiled import CompiledELBO
 from pvae.config import Config
 from pvae.data import Dataset, batch_of, binarized, padded, to_pixels
 from pvae.elbos import build_elbo
-from pvae.errors import InputError, TrainingError, brief
+from pvae.errors import InputError, TrainingError, brief, shown
 from pvae.failures import NotFiniteError, listed, named, no_memory_for
 from pvae.handwritten import Terms, posterior_mean_loss
 from pvae.latentspace import reconstruct, sample
+from pvae.memory import available_memory
 from pvae.metrics import Metrics, summarise
 from pvae.optimizers import SingleOptimizer
 from pvae.parallel import ALONE, Share, World
@@ -69,6 +70,7 @@ class Training:
             )
         if world.size > 1:
             _refuse_whole_batches(config)
+        _refuse_what_does_not_fit(config, data.image_shape)
         self.config = config
         self.device = device
         self.world = world
@@ -289,6 +291,8 @@ class Training:
         parameters = self.optimizer.param_groups[0]["params"]
         for name, tensor in checkpoint.moments.items():
             index, _, kind = name.partition(".")
+            if not 0 <= int(index) < len(parameters):
+                raise ValueError(f"there is no parameter {index}")
             like = parameters[int(index)]
             if tensor.shape != (like.shape if kind in ("exp_avg", "exp_avg_sq") else ()):
                 raise ValueError(f"{kind} of parameter {index} has another shape")
@@ -432,6 +436,18 @@ def _checked(loss: float) -> float:
     if not math.isfinite(loss):
         raise NotFiniteError(f"the loss is {loss}")
     return loss
+
+
+def _refuse_what_does_not_fit(config: Config, image_shape: tuple[int, ...]) -> None:
+    """Refuse networks before they are made where the system would end the process that makes them.
+
+    Raises:
+        InputError: weights, gradients and Adam's two moments are more than there is memory.
+    """
+    needed = 4 * sum(tensor.nbytes for tensor in unmade_state(config, image_shape).values())
+    if needed > available_memory():
+        sizes = f"--hidden {' '.join(map(str, config.hidden))} --latent-dim {config.latent_dim}"
+        raise InputError(f"networks of {shown(sizes)[1:-1]} do not fit into memory: give smaller ones")
 
 
 def _refuse_whole_batches(config: Config) -> None:

@@ -16,11 +16,11 @@ PACKAGE = Path(pvae.__file__).parent
 
 # From the ground up; a module may import from floors below its own only.
 FLOORS = [
-    {"checks", "cudagraphs", "errors", "interruptions"},
-    {"checkpoints", "deadlines", "failures", "files", "fingerprint", "folders", "options", "parallel", "records"},
-    {"adam", "commands", "config", "discretized", "imagefiles", "latents", "networks"}
+    {"checks", "cudagraphs", "errors", "interruptions", "memory"},
+    {"checkpoints", "deadlines", "failures", "files", "fingerprint", "options", "parallel", "records"},
+    {"adam", "commands", "config", "discretized", "folders", "latents", "networks"}
     | {"optimizers", "plots", "provenance", "recording", "rng"},
-    {"data", "hierarchy", "likelihoods", "schedules", "systems"},
+    {"data", "imagefiles", "hierarchy", "likelihoods", "schedules", "systems"},
     {"mnist", "probe", "vae"},
     {"bounds", "building", "evaluation", "handwritten", "latentspace", "oracle", "sources"},
     {"metrics", "perdatum"},

@@ -1,0 +1,200 @@
+"""Any configuration that is accepted trains and comes back; any other is refused before a file is written.
+
+The cases are drawn by hypothesis, the same ones at every run.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import pvae
+from pvae import options
+from pvae.config import Config
+from pvae.data import Dataset
+from pvae.errors import InputError
+from pvae.fitting import fit
+from pvae.runs import Run
+
+SAME_EVERY_TIME = settings(
+    derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+SIDE, NUM_TRAIN = 8, 12
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Each takes a second, and they are other tests' subject."""
+    monkeypatch.setattr("pvae.figures.save_figures", lambda *_: None)
+    monkeypatch.setattr("pvae.events.Events.pictures", lambda *_: None)
+
+
+def images(channels, seed):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (NUM_TRAIN + 4, channels, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+    return Dataset("noise", pixels[:NUM_TRAIN], pixels[NUM_TRAIN:])
+
+
+@st.composite
+def configs(draw):
+    """Draw fields of every kind; combinations that contradict each other are mended as their refusals say."""
+    given = {
+        "network": draw(st.sampled_from(options.NETWORKS)),
+        "posterior": draw(st.sampled_from(options.POSTERIORS)),
+        "likelihood": draw(st.sampled_from(options.LIKELIHOODS)),
+        "binarize": draw(st.sampled_from(options.BINARIZATIONS)),
+        "elbo": draw(st.sampled_from(options.ELBOS)),
+        "particles": draw(st.integers(2, 4)),
+        "hidden": tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=2))),
+        "latent_dim": draw(st.integers(1, 4)),
+        "pad": draw(st.sampled_from((0, 4))),
+        "batch_size": draw(st.integers(2, NUM_TRAIN)),
+        "lr": draw(st.floats(1e-6, 1e-3)),
+        "scale": draw(st.floats(0.1, 2.0)),
+        "seed": draw(st.integers(0, 2**63 - 1)),
+        "schedule": draw(st.sampled_from(options.SCHEDULES)),
+        "clip_norm": draw(st.sampled_from((0.0, 0.5, 100.0))),
+        "on_nan": draw(st.sampled_from(options.ON_NAN)),
+        "epochs": 1,
+    }
+    if given["likelihood"] == "normal-linear":
+        given["network"] = "linear"
+    if "bernoulli" in given["likelihood"] or given["likelihood"] == "normal-optimal":
+        given.pop("scale")
+    if given["posterior"] == "delta":
+        given["elbo"] = draw(st.sampled_from(options.WITH_FREE_BITS))
+    elif given["elbo"] in options.WITH_BETA:
+        given["beta"] = draw(st.floats(0.0, 4.0))
+        given["warm_up"] = draw(st.integers(0, 2))
+    if given["likelihood"].startswith("normal") and given["binarize"] == "none":
+        given["pixels"] = draw(st.sampled_from(options.PIXELS))
+    if given["network"] == "mlp":
+        given["activation"] = draw(st.sampled_from(options.ACTIVATIONS))
+    if given["network"] == "mlp" and given["posterior"] != "delta" and given["elbo"] not in options.WITHOUT_CHAINS:
+        given["second_latent_dim"] = draw(st.integers(0, 2))
+    return given
+
+
+accepted = []
+
+
+@settings(SAME_EVERY_TIME, max_examples=60)
+@given(configs(), st.sampled_from((1, 3)), st.integers(0, 100))
+def test_what_is_accepted_trains_and_comes_back(given, channels, seed):
+    try:
+        config = Config(**given)
+    except InputError as error:  # its fields contradict each other
+        refused = str(error)
+        assert refused.isprintable()
+        return
+    accepted.append(config)
+    data = images(channels, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        run = fit(config, data=data, out=Path(folder) / "run")
+        again, checkpoint = Run.open(run.path), run.read_checkpoint()
+        assert again.config == config
+        assert again.data == data.record()
+        assert checkpoint.counts.step == math.ceil(NUM_TRAIN / config.batch_size)
+        assert checkpoint.counts.skipped == 0, "a step had gradients that were not finite"
+        for name, tensor in pvae.load(run.path).state_dict().items():
+            assert torch.equal(tensor, checkpoint.vae[name]), name
+            assert tensor.isfinite().all(), name
+        assert [row.split for row in again.metrics()] == ["train", "test"]
+        assert all(math.isfinite(row.loss) for row in again.metrics())
+
+
+def test_most_of_them_were_accepted():
+    assert len(accepted) >= 40
+
+
+NO_COUNT = st.one_of(
+    st.integers(max_value=-1),
+    st.integers(min_value=2**63),
+    st.floats(),
+    st.text(),
+    st.booleans(),
+    st.none(),
+    st.lists(st.integers()),
+)
+NO_REAL = st.one_of(
+    st.sampled_from((math.nan, math.inf, -math.inf, -1e-9, 10**400, -(10**5000))),
+    st.floats(max_value=-1e-300),
+    st.text(),
+    st.booleans(),
+    st.none(),
+    st.complex_numbers(),
+    st.binary(),
+)
+NO_NAME = st.one_of(
+    st.text(), st.integers(), st.none(), st.lists(st.text()), st.dictionaries(st.text(), st.text()), st.binary()
+)
+NO_WIDTHS = st.one_of(
+    st.integers(),
+    st.text(),
+    st.none(),
+    st.just(()),
+    st.just((1,) * 10**4),
+    st.lists(st.integers(max_value=0), min_size=1),
+    st.lists(NO_COUNT, min_size=1),
+    st.dictionaries(st.text(min_size=1), st.integers(), min_size=1),
+)
+NO_SWITCH = st.one_of(st.integers(), st.text(), st.none())
+WRONG = {"int": NO_COUNT, "float": NO_REAL, "bool": NO_SWITCH, "tuple[int, ...]": NO_WIDTHS, "str": NO_NAME}
+FREE_TEXTS = {
+    "source": st.one_of(st.integers(), st.none(), st.just("x" * 2000)),
+    "system": st.sampled_from(("", "../up", "a/b", "a b", "a\n", "x" * 200, 5)),
+}
+
+
+@st.composite
+def spoiled(draw):
+    """Draw a field and what cannot stand there."""
+    field = draw(st.sampled_from(fields(Config)))
+    value = draw(FREE_TEXTS.get(field.name, WRONG[field.type]))
+    names = {name for group in vars(options).values() if isinstance(group, tuple) for name in group}
+    return field.name, 0.5 if isinstance(value, str) and value in names else value
+
+
+@settings(SAME_EVERY_TIME, max_examples=400)
+@given(spoiled())
+def test_a_field_that_is_spoiled_is_refused(spoiling):
+    name, value = spoiling
+    with pytest.raises(InputError) as caught:
+        Config(**{name: value})
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+BAD_WITH_THESE_IMAGES = st.one_of(
+    st.builds(lambda n: {"batch_size": NUM_TRAIN + n}, st.integers(1, 10**8)),
+    st.builds(lambda n: {"hidden": (10**n, 10**9)}, st.integers(4, 9)),
+    st.builds(lambda n: {"latent_dim": 10**n, "hidden": (10**6,)}, st.integers(6, 9)),
+    st.builds(lambda n: {"network": "conv", "hidden": (2,) * n}, st.integers(4, 900)),
+)
+
+
+@settings(SAME_EVERY_TIME, max_examples=40)
+@given(BAD_WITH_THESE_IMAGES)
+def test_what_these_images_cannot_train_is_refused_before_a_file_is_written(given):
+    with tempfile.TemporaryDirectory() as folder:
+        with pytest.raises(InputError) as caught:
+            fit(Config(**{"batch_size": 4, **given}), data=images(1, 0), out=Path(folder) / "run")
+        assert str(caught.value).isprintable()
+        assert not list(Path(folder).iterdir())
+
+
+@settings(SAME_EVERY_TIME, max_examples=30)
+@given(configs(), st.sampled_from(("latent_dim", "particles", "lr", "elbo", "hidden")), st.data())
+def test_a_spoiled_field_of_any_system_leaves_no_folder(given, name, data):
+    wrong = data.draw({"lr": NO_REAL, "elbo": st.just("no such"), "hidden": st.just(())}.get(name, NO_COUNT))
+    with tempfile.TemporaryDirectory() as folder:
+        with pytest.raises(InputError):
+            fit(Config(**{**given, name: wrong}), data=images(1, 0), out=Path(folder) / "run")
+        assert not list(Path(folder).iterdir())

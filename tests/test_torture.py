@@ -1,0 +1,204 @@
+"""Every file of a run, damaged at random: each use of it is refused in one line, or gives what it would have given."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import shutil
+import time
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+import pvae
+from pvae.checkpoints import Counts
+from pvae.config import Config
+from pvae.data import Dataset
+from pvae.errors import InputError, InterruptedTrainingError
+from pvae.fitting import fit, resume
+from pvae.metrics import Metrics
+from pvae.runs import Run
+from pvae.training import Training
+
+EPOCHS = 3  # of the undisturbed run; the damaged ones are finished at 2, or stopped in the middle of the 2nd
+CONFIG = Config(hidden=(4,), latent_dim=2, batch_size=10, epochs=2)
+FILES = (
+    "config.json",
+    "metrics.jsonl",
+    "checkpoint.safetensors",
+    "checkpoint-previous.safetensors",
+    "figures",
+    "events",
+)
+KINDS = ("bit", "bits", "overwrite", "zeros", "cut", "empty", "extend", "double", "insert", "remove")
+SEED = 20260701
+
+
+@pytest.fixture(scope="module")
+def images():
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (58, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    return Dataset("noise", pixels[:48], pixels[48:])
+
+
+def stopped_in_an_epoch(path, images):
+    """Leave a run as a process leaves it that is told to stop after 8 steps of 5 an epoch."""
+    take_step, taken = Training.take_step, []
+
+    def stop_at_the_eighth(self, index):
+        taken.append(index)
+        if len(taken) == 8:
+            os.kill(os.getpid(), 2)
+        return take_step(self, index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "take_step", stop_at_the_eighth)
+        with pytest.raises(InterruptedTrainingError):
+            fit(CONFIG, data=images, out=path, checkpoint_every=2)
+    assert Run.open(path).read_checkpoint().unfinished.seen == 30
+
+
+class State(NamedTuple):
+    """All of a run that must be the same."""
+
+    vae: dict[str, torch.Tensor]
+    others: dict[str, torch.Tensor]
+    counts: Counts
+    rows: list[Metrics]
+
+
+def state_of(run):
+    checkpoint = run.read_checkpoint()
+    return State(checkpoint.vae, {**checkpoint.moments, **checkpoint.rng}, checkpoint.counts, run.metrics())
+
+
+def assert_same(ours, theirs):
+    assert_same_tensors(ours.vae, theirs.vae)
+    assert_same_tensors(ours.others, theirs.others)
+    assert ours.counts == theirs.counts
+    assert_same_rows(ours.rows, theirs.rows)
+
+
+def assert_same_tensors(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def assert_same_rows(ours, theirs):
+    """But for the time that they took."""
+    assert [dataclasses.replace(row, seconds=0) for row in ours] == [
+        dataclasses.replace(row, seconds=0) for row in theirs
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, images):
+    """Two runs to damage, what loading and reading them gives, and what resuming both of them gives."""
+    folder = tmp_path_factory.mktemp("whole")
+    fit(CONFIG, data=images, out=folder / "finished", checkpoint_every=2)
+    stopped_in_an_epoch(folder / "stopped", images)
+    undisturbed = state_of(fit(CONFIG.replace(epochs=EPOCHS), data=images, out=folder / "undisturbed"))
+    runs = {name: folder / name for name in ("finished", "stopped")}
+    return runs, {name: state_of(Run.open(path)) for name, path in runs.items()}, undisturbed
+
+
+def damaged(content, kind, draw):
+    """Return other bytes, or the same ones by chance."""
+    size = len(content)
+    place, length = int(draw.integers(0, size + 1)), int(draw.integers(1, 65))
+    noise = draw.integers(0, 256, length, dtype=np.uint8).tobytes()
+    if kind in ("bit", "bits"):
+        spoiled = bytearray(content)
+        for _ in range(1 if kind == "bit" else 8):
+            spoiled[int(draw.integers(0, size))] ^= 1 << int(draw.integers(0, 8))
+        return bytes(spoiled)
+    return {
+        "overwrite": content[:place] + noise + content[place + length :],
+        "zeros": content[:place] + bytes(length) + content[place + length :],
+        "cut": content[:place],
+        "empty": b"",
+        "extend": content + noise,
+        "double": content + content,
+        "insert": content[:place] + noise + content[place:],
+        "remove": content[:place] + content[place + length :],
+    }[kind]
+
+
+def spoil(run, draw):
+    """Damage one file of a run, or one after the other two of them; return what was done."""
+    done = []
+    for _ in range(1 if draw.random() < 0.8 else 2):
+        name, kind = FILES[int(draw.integers(len(FILES)))], KINDS[int(draw.integers(len(KINDS)))]
+        files = sorted(run.glob({"figures": "figures/*.png", "events": "events.*"}.get(name, name))) or [run / FILES[0]]
+        file = files[int(draw.integers(len(files)))]
+        content = file.read_bytes()
+        if content:
+            file.write_bytes(damaged(content, kind, draw))
+            done.append(f"{kind} {file.name}")
+    return done
+
+
+def outcome(use):
+    """Say what a use of a damaged run came to: "refused", "correct", or what it must not be."""
+    try:
+        use()
+    except InputError as error:
+        return "refused" if str(error).isprintable() else f"several lines: {error!r}"
+    except AssertionError:
+        return "another result"
+    except BaseException as error:
+        return f"{type(error).__name__}: {error}"
+    return "correct"
+
+
+def uses_of(path, images, known, undisturbed):
+    return {
+        "load": lambda: assert_same_tensors(pvae.load(path).state_dict(), known.vae),
+        "metrics": lambda: assert_same_rows(Run.open(path).metrics(), known.rows),
+        "resume": lambda: assert_same(state_of(resume(path, EPOCHS, data=images)), undisturbed),
+    }
+
+
+def torture(number_of_cases, whole, images, tmp_path, monkeypatch):
+    """Return how often each use came to what, and the cases in which it came to neither refusal nor truth."""
+    runs, known, undisturbed = whole
+    monkeypatch.setattr("pvae.figures.save_figures", lambda *_: None)  # nothing reads them, and they take a second
+    counts, others = collections.Counter(), []
+    for case in range(number_of_cases):
+        draw = np.random.default_rng([SEED, case])
+        name, path = ("finished", "stopped")[case % 2], tmp_path / "damaged"
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(runs[name], path)
+        done = spoil(path, draw)
+        for use, action in uses_of(path, images, known[name], undisturbed).items():
+            result = outcome(action)
+            counts[use, result if result in ("refused", "correct") else "other"] += 1
+            if result not in ("refused", "correct"):
+                others.append(f"case {case}, {name}, {', '.join(done)}: {use}: {result}")
+    return counts, others
+
+
+def check(number_of_cases, whole, images, tmp_path, monkeypatch, capsys):
+    started = time.perf_counter()
+    counts, others = torture(number_of_cases, whole, images, tmp_path, monkeypatch)
+    with capsys.disabled():
+        seconds = time.perf_counter() - started
+        print(f"\n{number_of_cases} damaged runs, seed {SEED}, {seconds:.0f} s; other outcomes: {len(others)}")
+        for use in ("load", "metrics", "resume"):
+            print(f"  {use}: {counts[use, 'refused']} refused, {counts[use, 'correct']} correct")
+    assert not others, "\n".join(others[:20])
+    for use in ("load", "metrics", "resume"):
+        assert counts[use, "refused"] > 0.05 * number_of_cases, "the damage did not reach what is read"
+        assert counts[use, "correct"] > 0.05 * number_of_cases
+
+
+def test_some_damaged_runs(whole, images, tmp_path, monkeypatch, capsys):
+    check(120, whole, images, tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.torture
+def test_many_damaged_runs(whole, images, tmp_path, monkeypatch, capsys):
+    check(int(os.environ.get("PVAE_TORTURE_CASES", "2000")), whole, images, tmp_path, monkeypatch, capsys)
