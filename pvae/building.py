@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pvae.config import Config
-from pvae.errors import InputError, brief
+from pvae.errors import InputError, brief, shown
 from pvae.hierarchy import ChainPosterior, ChainPrior, FirstLayerDecoder
 from pvae.latents import DeltaPosterior, FlatPrior, NormalPosterior, StandardNormalPrior
 from pvae.likelihoods import (
@@ -23,10 +23,11 @@ from pvae.likelihoods import (
     OptimalNormalLikelihood,
     PseudoBernoulliLikelihood,
 )
+from pvae.memory import available_memory
 from pvae.networks import conv_decoder, conv_encoder, mlp, mlp_decoder, mlp_encoder
 from pvae.vae import VAE
 
-__all__ = ["build_vae", "start_like_burda", "unmade_state"]
+__all__ = ["build_vae", "refuse_what_does_not_fit", "start_like_burda", "unmade_state"]
 
 _NORMALS = {
     "normal": NormalLikelihood,
@@ -87,6 +88,18 @@ def unmade_state(config: Config, image_shape: Sequence[int]) -> dict[str, Tensor
             return build_vae(config, image_shape).state_dict()
     except (RuntimeError, OverflowError, TypeError) as error:  # torch's words for sizes that are too large
         raise InputError(f"the configuration describes networks that cannot be ({brief(error)})") from None
+
+
+def refuse_what_does_not_fit(config: Config, image_shape: tuple[int, ...]) -> None:
+    """Refuse networks before they are made where the system would end the process that makes them.
+
+    Raises:
+        InputError: weights, gradients and Adam's two moments are more than there is memory.
+    """
+    needed = 4 * sum(tensor.nbytes for tensor in unmade_state(config, image_shape).values())
+    if needed > available_memory():
+        sizes = f"--hidden {' '.join(map(str, config.hidden))} --latent-dim {config.latent_dim}"
+        raise InputError(f"networks of {shown(sizes)[1:-1]} do not fit into memory: give smaller ones")
 
 
 def start_like_burda(vae: VAE, images: Tensor) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch counts the cores: the workers share them
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

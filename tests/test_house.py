@@ -21,7 +21,7 @@ FLOORS = [
     {"adam", "commands", "config", "discretized", "folders", "latents", "networks"}
     | {"optimizers", "plots", "provenance", "recording", "rng"},
     {"data", "imagefiles", "hierarchy", "likelihoods", "schedules", "systems"},
-    {"mnist", "probe", "vae"},
+    {"mnist", "probe", "trainparser", "vae"},
     {"bounds", "building", "evaluation", "handwritten", "latentspace", "oracle", "sources"},
     {"metrics", "perdatum"},
     {"importance", "sharedelbo", "steps"},
@@ -31,6 +31,7 @@ FLOORS = [
     {"comparison"},
     {"events", "runs"},
     {"figures", "progress", "tables"},
+    {"stepping"},
     {"training"},
     {"sessions"},
     {"fitting"},

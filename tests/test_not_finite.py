@@ -46,7 +46,7 @@ def test_a_weight_of_nan_is_named_with_its_batch(few_digits, small_config, engin
 
 
 def state_of(training):
-    state = training.optimizer.state_dict()["state"]
+    state = training.stepper.optimizer.state_dict()["state"]
     return [p.detach().clone() for p in training.vae.parameters()] + [
         one[name].clone() for one in state.values() for name in ("step", "exp_avg", "exp_avg_sq")
     ]
@@ -63,7 +63,7 @@ def test_what_is_not_finite_is_named_and_leaves_all_as_it_was(few_digits, small_
         if kind == "gradient":
             spoil_gradient(training, monkeypatch)
         else:
-            elbo = training.elbo if engine == "none" else training.elbo.elbo
+            elbo = training.stepper.elbo if engine == "none" else training.stepper.elbo.elbo
             loss_of, nan = elbo.differentiable_loss, torch.tensor(math.nan)
             monkeypatch.setattr(elbo, "differentiable_loss", lambda *given: loss_of(*given) + nan, raising=False)
 
@@ -106,7 +106,7 @@ def test_skipped_steps_are_counted_and_the_others_go_on(few_digits, small_config
 
     training = trained(config, few_digits, spoil)
     assert (training.skipped, training.step) == (1, 6)
-    assert int(training.optimizer.state_dict()["state"][0]["step"]) == 5
+    assert int(training.stepper.optimizer.state_dict()["state"][0]["step"]) == 5
     assert all(p.isfinite().all() for p in training.vae.parameters())
 
 
@@ -163,14 +163,14 @@ def test_gradients_are_clipped_as_torch_clips_them(few_digits, small_config, eng
             torch.manual_seed(0)
             training = Training(config, few_digits, torch.device("cpu"))
             if by_torch:
-                step = training.optimizer.step
+                step = training.stepper.optimizer.step
 
                 def clipped():
                     norm = torch.nn.utils.clip_grad_norm_(training.vae.parameters(), clip_norm)
                     norms.append(norm.item())
                     step()
 
-                training.optimizer.step = clipped
+                training.stepper.optimizer.step = clipped
             for _ in range(2):
                 training.take_step(torch.arange(50))
             return state_of(training)

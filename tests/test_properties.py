@@ -33,7 +33,7 @@ SIDE, NUM_TRAIN = 8, 12
 def no_pictures(monkeypatch):
     """Each takes a second, and they are other tests' subject."""
     monkeypatch.setattr("pvae.figures.save_figures", lambda *_: None)
-    monkeypatch.setattr("pvae.events.Events.pictures", lambda *_: None)
+    monkeypatch.setattr("pvae.events.Events.epoch", lambda *_: None)
 
 
 def images(channels, seed):

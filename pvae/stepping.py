@@ -1,0 +1,196 @@
+"""Steps of SVI over one VAE: its ELBO and optimiser, and a process's share of each batch."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.infer import SVI
+from torch import Tensor
+
+from pvae.checkpoints import Checkpoint
+from pvae.compiled import CompiledELBO
+from pvae.config import Config
+from pvae.data import batch_of
+from pvae.elbos import build_elbo
+from pvae.errors import InputError
+from pvae.failures import NotFiniteError, listed, named
+from pvae.optimizers import SingleOptimizer
+from pvae.parallel import Share, World
+from pvae.perdatum import PerDatumELBO
+from pvae.sharedelbo import SharedELBO
+from pvae.svi import CompiledSVI
+from pvae.vae import VAE
+
+__all__ = ["Stepper"]
+
+
+class Stepper:
+    """What steps a VAE on batches of its training images, alone or as one of several processes.
+
+    Args:
+        config: which ELBO, which optimiser, and what a step looks like.
+        vae: on the device of the images.
+        images: training images, uint8 (N, C, H, W).
+        world: the processes that step together, this one among them.
+
+    Attributes:
+        elbo: its `beta` weighs the rate; `terms` are those of this process's rows of the last batch.
+        optimizer: Adam over all parameters.
+        asked_to_stop: whether this process was; looked at in each step.
+        is_stopping: some process was asked to stop, and all know of it.
+
+    Raises:
+        InputError: the loss is no mean over the batch that processes could share.
+    """
+
+    def __init__(self, config: Config, vae: VAE, images: Tensor, world: World) -> None:
+        if world.size > 1:
+            _refuse_whole_batches(config)
+        self.config, self.vae, self.world = config, vae, world
+        self.elbo = self._elbo()
+        self.optimizer = torch.optim.Adam(vae.parameters(), lr=config.lr, eps=config.adam_eps, fused=True)
+        self._pixels_of = functools.partial(
+            batch_of, images, dynamic=config.binarize == "dynamic", symmetric=config.pixels == "symmetric"
+        )
+        self._svi = self._build_svi()
+        self.asked_to_stop: Callable[[], bool] = lambda: False
+        self.is_stopping = False
+        self._has_summed = False
+
+    def step(self, index: Tensor) -> float:
+        """Step on the training images of an index (B,), and return this process's part in their loss.
+
+        Raises:
+            NotFiniteError: a loss or a gradient is not finite; no parameter was stepped.
+        """
+        share = self.world.share(len(index))
+        self._take(share)
+        if isinstance(self._svi, CompiledSVI):
+            given = index
+        elif self.config.binarize == "dynamic":  # the draws are those of the whole batch
+            given = self._pixels_of(index)[share.rows]
+        else:
+            given = self._pixels_of(index[share.rows])
+        self._has_summed = False
+        try:
+            with named():
+                loss: float = self._svi.step(given)
+            return _checked(loss)
+        except NotFiniteError as error:
+            self.optimizer.zero_grad()  # or the next gradient would be added to this one
+            if self.world.size > 1 and not self._has_summed:  # the others wait for the sum, and must refuse it too
+                self._sum([torch.full_like(p, math.nan) for p in self.optimizer.param_groups[0]["params"]])
+            raise NotFiniteError(f"{error}{self._spoiled()}") from error
+
+    def evaluate(self, x: Tensor, share: Share) -> float:
+        """Return this process's part in the loss of a batch, of which x holds its rows.
+
+        Raises:
+            NotFiniteError: it is not finite.
+        """
+        self._take(share)
+        with named():
+            return _checked(self._svi.evaluate_loss(x))
+
+    def moments(self) -> dict[str, Tensor]:
+        """Return the optimiser's state by "<index of the parameter>.<name>"."""
+        state = self.optimizer.state_dict()["state"]
+        return {f"{index}.{name}": tensor for index, one in state.items() for name, tensor in one.items()}
+
+    def restore_moments(self, checkpoint: Checkpoint) -> None:
+        """Go back to the optimiser's state in a checkpoint.
+
+        Raises:
+            ValueError: it is not of these parameters.
+        """
+        state: dict[int, dict[str, Tensor]] = {}
+        parameters = self.optimizer.param_groups[0]["params"]
+        for name, tensor in checkpoint.moments.items():
+            index, _, kind = name.partition(".")
+            if not 0 <= int(index) < len(parameters):
+                raise ValueError(f"there is no parameter {index}")
+            like = parameters[int(index)]
+            if tensor.shape != (like.shape if kind in ("exp_avg", "exp_avg_sq") else ()):
+                raise ValueError(f"{kind} of parameter {index} has another shape")
+            if tensor.dtype != (like.dtype if tensor.dim() else torch.float32):
+                raise ValueError(f"{kind} of parameter {index} has another dtype")
+            state.setdefault(int(index), {})[kind] = tensor
+        if any(set(one) != {"step", "exp_avg", "exp_avg_sq"} for one in state.values()):
+            raise ValueError("the optimiser's state is not Adam's")
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+
+    def _take(self, share: Share) -> None:
+        """Let the ELBO know which rows it is given next."""
+        elbo = self.elbo.elbo if isinstance(self.elbo, CompiledELBO) else self.elbo
+        if isinstance(elbo, SharedELBO):
+            elbo.share = share
+
+    def _sum(self, gradients: list[Tensor]) -> None:
+        """Sum gradients over the processes, and whether one of them was asked to stop."""
+        self._has_summed = True
+        flag = torch.full((1,), float(self.asked_to_stop()), dtype=gradients[0].dtype, device=gradients[0].device)
+        self.world.sum_([*gradients, flag])
+        self.is_stopping = bool(flag.item())
+
+    def _elbo(self) -> PerDatumELBO | CompiledELBO:
+        config = self.config
+        elbo = build_elbo(
+            config.elbo,
+            config.particles,
+            free_bits=config.free_bits,
+            alpha=config.alpha,
+            mix=config.mix,
+            num_groups=config.groups,
+        )
+        shared = elbo if self.world.size == 1 else SharedELBO(elbo)
+        return shared if config.compile == "none" else CompiledELBO(shared, config.compile, config.precision)
+
+    def _build_svi(self) -> SVI:
+        """Return what steps the VAE; where all operators are compiled together, so are the batch and the update."""
+        functions, alone = (self.vae.model, self.vae.guide), self.world.size == 1
+        names = dict(self.vae.named_parameters())
+        optimizer = SingleOptimizer(self.optimizer, names, self.config.clip_norm, None if alone else self._sum)
+        is_whole = alone and not self.config.clip_norm
+        if is_whole and isinstance(self.elbo, CompiledELBO) and self.elbo.engine == "inductor":
+            return CompiledSVI(*functions, optimizer, self.elbo, prepare=self._pixels_of)
+        svi = SVI(*functions, optimizer, loss=self.elbo)
+        svi.loss_and_grads = _checked_before_the_update(svi.loss_and_grads)
+        return svi
+
+    def _spoiled(self) -> str:
+        """Name the parameters that are not finite themselves: no step that is skipped helps then."""
+        names = [name for name, one in self.vae.named_parameters() if not one.isfinite().all()]
+        return f"; {listed(names)} {'is' if len(names) == 1 else 'are'} NaN or infinite already" if names else ""
+
+
+def _checked_before_the_update(loss_and_grads: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Refuse a loss that is not finite, though its gradients may be, before the optimiser has stepped by them."""
+
+    def refusing(*arguments: Any, **options: Any) -> Tensor:
+        loss = loss_and_grads(*arguments, **options)
+        _checked(float(loss))
+        return loss
+
+    return refusing
+
+
+def _checked(loss: float) -> float:
+    if not math.isfinite(loss):
+        raise NotFiniteError(f"the loss is {loss}")
+    return loss
+
+
+def _refuse_whole_batches(config: Config) -> None:
+    """Refuse what looks at a whole batch at once, of which each process has a part.
+
+    Raises:
+        InputError: it does.
+    """
+    if config.network == "conv-batchnorm":
+        raise InputError("--network conv-batchnorm looks at the statistics of a whole batch: train it in one process")
+    if config.likelihood == "normal-optimal":
+        raise InputError("--likelihood normal-optimal fits its scale to a whole batch: train it in one process")
