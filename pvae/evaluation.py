@@ -1,4 +1,4 @@
-"""What a trained VAE is worth: log p(x) by importance sampling, and the anatomy of its rate.
+"""What a trained VAE is worth: log p(x) by importance sampling.
 
 Each figure is a mean over images with its standard error, in nats per datum.
 """
@@ -13,30 +13,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal
 
 from pvae.data import Pixels
 from pvae.errors import InputError
-from pvae.hierarchy import Chain
+from pvae.failures import is_of_memory
 from pvae.parallel import ALONE, World
 from pvae.recording import check_ways, record
 from pvae.vae import VAE
 
 __all__ = [
+    "CHUNK_NUMBERS",
     "Estimate",
     "Images",
     "ImportanceSample",
-    "RateSplit",
-    "active_units",
     "images_at_once",
     "importance_sample",
-    "latent_means",
-    "split_rate",
 ]
 
 # Numbers in the largest tensor: it bounds the memory, whatever the numbers of images and draws and the networks are.
 # More of them are slower.
-_CHUNK_NUMBERS = 2**21
+CHUNK_NUMBERS = 2**21
 
 _VISITS_TO_RECORD = 3
 
@@ -131,7 +127,7 @@ def importance_sample(
 
 def images_at_once(vae: VAE, x: Images) -> int:
     """Return how many images the VAE can take at once, so that no layer gives more numbers than is bearable."""
-    return max(1, min(1000, _CHUNK_NUMBERS // _widest(vae, next(iter(x.split(1))))))
+    return max(1, min(1000, CHUNK_NUMBERS // _widest(vae, next(iter(x.split(1))))))
 
 
 def _widest(vae: VAE, x: Tensor) -> int:
@@ -191,107 +187,20 @@ def _log_sums(
     """
     posterior = vae.posterior(x)
     sums = torch.full((2, len(x)), -math.inf, dtype=torch.float64)
-    size = max(1, _CHUNK_NUMBERS // (len(x) * _widest(vae, x[:1])))
+    size = max(1, CHUNK_NUMBERS // (len(x) * _widest(vae, x[:1])))
     for start in range(0, num_particles, size):
         z = posterior.sample((min(size, num_particles - start),))
         if log_likelihood is not None:
-            log_w = (log_likelihood(z, x) + vae.prior().log_prob(z) - posterior.log_prob(z)).double()
+            log_w = (_in_memory(log_likelihood, z, x) + vae.prior().log_prob(z) - posterior.log_prob(z)).double()
             sums = torch.logaddexp(sums, torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0)]))
     return sums if log_likelihood is not None else torch.zeros_like(sums)
 
 
-@dataclass(frozen=True, eq=False)
-class RateSplit:
-    """The rate, averaged over N images, in three parts that sum to it; (M,) nats each, at one draw of M of the images.
-
-        rate = I(n; z)                       mutual information of an image's index and its code, at most log N
-             + KL(q(z) || prod_l q(z_l))     total correlation
-             + sum_l KL(q(z_l) || p(z_l))    dimension-wise KL
-
-    with the aggregate posterior q(z) = (1/N) sum_n q(z | x_n), over these N images and no others. For them it is exact
-    but for the noise of the draws. As an estimate for all images there could be, the mutual information is
-    biased downward, and badly where it comes near log N; what it lacks stands in the two other parts.
-
-    Reference:
-        Hoffman and Johnson, ELBO surgery, 2016; Chen et al., arXiv:1802.04942.
-    """
-
-    mutual_information: Tensor
-    total_correlation: Tensor
-    dimension_wise: Tensor
-
-    @property
-    def rate(self) -> Tensor:
-        """Log q(z | x) - log p(z) at the draws, (M,)."""
-        return self.mutual_information + self.total_correlation + self.dimension_wise
-
-
-@torch.no_grad()
-def split_rate(vae: VAE, x: Images, num_draws: int = 2000) -> RateSplit:
-    """Split the rate of images at one draw z ~ q(z | x) for each of the first `num_draws` of them.
-
-    Args:
-        vae: in eval mode, with independent Normals for q(z | x) and p(z).
-        x: images (N, C, H, W).
-        num_draws: M; N if there are fewer.
-
-    Raises:
-        InputError: q(z | x) or p(z) is not independent over dimensions.
-    """
-    first = next(iter(x.split(1)))
-    if not all(isinstance(part, Independent) for part in (vae.posterior(first), vae.prior())):
-        raise InputError("the rate can be split where q(z | x) and p(z) are independent over latent dimensions only")
-    parts = [vae.posterior(part).base_dist for part in x.split(images_at_once(vae, x))]
-    loc, scale = (torch.cat([getattr(part, name) for part in parts]).double() for name in ("loc", "scale"))
-    q = Normal(loc, scale)
-    z = q.sample()[:num_draws]
-    own = Normal(loc[:num_draws], scale[:num_draws]).log_prob(z).sum(1)
-    log_q_z, log_product = z.new_empty(2, len(z))  # small tensors kept in between would leave holes in the memory
-    size = max(1, _CHUNK_NUMBERS // loc.numel())
-    for start in range(0, len(z), size):
-        part = slice(start, start + size)
-        log_q = q.log_prob(z[part].unsqueeze(1))  # (draws, N, L)
-        log_q_z[part] = log_q.sum(2).logsumexp(1) - math.log(len(x))
-        log_product[part] = (log_q.logsumexp(1) - math.log(len(x))).sum(1)
-    return RateSplit(
-        mutual_information=own - log_q_z,
-        total_correlation=log_q_z - log_product,
-        dimension_wise=log_product - vae.prior().log_prob(z.to(first.dtype)).double(),
-    )
-
-
-@torch.no_grad()
-def latent_means(vae: VAE, x: Images, num_samples: int = 100) -> Tensor:
-    """Return E_{q(z | x)}[z] of each image, (N, L): exact, but for a second stochastic layer.
-
-    Its mean is E_{q(z1 | x)}[ E[z2 | z1] ], estimated by the mean of E[z2 | z1] over draws of z1. Draws of z2 would
-    vary over images even where z2 says nothing of x.
-
-    Args:
-        vae: in eval mode.
-        x: images (N, C, H, W).
-        num_samples: draws of z1 for each image.
-    """
-    posteriors = (vae.posterior(part) for part in x.split(images_at_once(vae, x)))
-    return torch.cat([q.mean_over(num_samples) if isinstance(q, Chain) else q.mean for q in posteriors])
-
-
-def active_units(vae: VAE, x: Images, threshold: float = 0.01) -> Tensor:
-    """Return which latent dimensions are used: those of which the mean, E_{q(z | x)}[z_l], varies over images.
-
-        Var_x ( E_{q(z | x)} [z_l] )  >  threshold
-
-    The variance is that of the means; draws of z vary in an unused dimension too, by the prior's variance.
-
-    Args:
-        vae: in eval mode.
-        x: images (N, C, H, W).
-        threshold: 0.01, as published.
-
-    Returns:
-        bool (L,).
-
-    Reference:
-        Burda, Grosse and Salakhutdinov, arXiv:1509.00519, on the representation of the latent space.
-    """
-    return latent_means(vae, x).var(0) > threshold
+def _in_memory(log_likelihood: Callable[[Tensor, Tensor], Tensor], z: Tensor, x: Tensor) -> Tensor:
+    """Return log p(x | z), of half of the draws at a time where all of them do not fit into memory: it is the same."""
+    try:
+        return log_likelihood(z, x)
+    except (RuntimeError, MemoryError) as error:
+        if len(z) == 1 or not is_of_memory(error):
+            raise
+    return torch.cat([_in_memory(log_likelihood, part, x) for part in z.chunk(2)])

@@ -11,7 +11,7 @@ import torch
 
 from pvae.errors import TrainingError
 
-__all__ = ["NotFiniteError", "listed", "named", "no_memory_for"]
+__all__ = ["NotFiniteError", "is_of_memory", "listed", "named", "no_memory_for"]
 
 
 class NotFiniteError(ArithmeticError):
@@ -38,6 +38,11 @@ def named() -> Iterator[None]:
         raise NotFiniteError(f"the {refusal[1]} of a {refusal[2]} is NaN, infinite or out of its range") from error
 
 
+def is_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory, the machine's or a GPU's, does not suffice."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+
+
 @contextlib.contextmanager
 def no_memory_for(what: str) -> Iterator[None]:
     """Say what to do where memory does not suffice.
@@ -48,8 +53,7 @@ def no_memory_for(what: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        is_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
-        if not is_of_memory:
+        if not is_of_memory(error):
             raise
         raise TrainingError(f"out of memory at {what}: give a smaller --batch-size or fewer --particles") from error
 

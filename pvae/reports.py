@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pvae import handwritten
+from pvae.anatomy import active_units, split_rate
 from pvae.data import Pixels
 from pvae.errors import InputError
-from pvae.evaluation import Estimate, ImportanceSample, active_units, images_at_once, importance_sample, split_rate
+from pvae.evaluation import Estimate, ImportanceSample, images_at_once, importance_sample
 from pvae.hierarchy import ChainPosterior
 from pvae.parallel import ALONE, World
 from pvae.rng import seeded

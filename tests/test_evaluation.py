@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal
 
-from pvae import evaluation, oracle, subjects
+from pvae import anatomy, evaluation, oracle, subjects
+from pvae.anatomy import active_units, latent_means, split_rate
 from pvae.building import build_vae
 from pvae.config import Config
 from pvae.data import Dataset
 from pvae.errors import InputError
 from pvae.evaluate import main
-from pvae.evaluation import Estimate, active_units, importance_sample, latent_means, split_rate
+from pvae.evaluation import Estimate, importance_sample
 from pvae.fitting import fit
 from pvae.systems import get_system
 
@@ -75,7 +76,7 @@ def test_chunks_change_nothing(small_vae, small_images, monkeypatch):
     monkeypatch.setattr(vae, "posterior", with_known_draws)
     whole, decoded, done = importance_sample(vae, x, 50), [], []
     taken[0] = 0
-    monkeypatch.setattr(evaluation, "_CHUNK_NUMBERS", 7 * x[0].numel())
+    monkeypatch.setattr(evaluation, "CHUNK_NUMBERS", 7 * x[0].numel())
     monkeypatch.setattr(evaluation, "_widest", lambda vae, x: x[0].numel())
     monkeypatch.setattr(evaluation, "_VISITS_TO_RECORD", 1000)  # a recording would not call what counts here
     likelihood = vae.p_x.forward
@@ -98,7 +99,7 @@ def test_recording_changes_nothing(small_vae, small_images, monkeypatch, two_lay
         config = Config(second_latent_dim=2, second_hidden=(4,), hidden=(6,), latent_dim=3, elbo="iwae")
         with torch.random.fork_rng():
             vae = build_vae(config, (1, 5, 4)).double()
-    monkeypatch.setattr(evaluation, "_CHUNK_NUMBERS", 9 * 7 * 20)
+    monkeypatch.setattr(evaluation, "CHUNK_NUMBERS", 9 * 7 * 20)
     shapes, record = [], evaluation.record
     monkeypatch.setattr(
         evaluation, "record", lambda of, inputs, *how: shapes.append(inputs[0].shape) or record(of, inputs, *how)
@@ -119,7 +120,7 @@ def test_a_decoder_that_looks_at_values_is_left_as_it_is(small_vae, small_images
             return z
 
     vae, x = small_vae(), small_images(7)
-    monkeypatch.setattr(evaluation, "_CHUNK_NUMBERS", 9 * 7 * 20)
+    monkeypatch.setattr(evaluation, "CHUNK_NUMBERS", 9 * 7 * 20)
     plain = sampled(vae, x, 50)
     vae.p_x.decoder.insert(0, Looks())
     assert torch.allclose(sampled(vae, x, 50).log_p, plain.log_p)
@@ -190,7 +191,7 @@ def test_the_rate_is_split_by_its_definition(small_vae, small_images, monkeypatc
         z = Normal(vae.posterior(x).mean, vae.posterior(x).stddev).sample()
         wanted = brute_force_split(vae, x, z)
         for numbers in (2**24, 1):
-            monkeypatch.setattr(evaluation, "_CHUNK_NUMBERS", numbers)
+            monkeypatch.setattr(anatomy, "CHUNK_NUMBERS", numbers)
             torch.manual_seed(4)
             split = split_rate(vae, x)
             parts = torch.stack([split.mutual_information, split.total_correlation, split.dimension_wise])
@@ -365,7 +366,7 @@ def test_memory_is_bounded_by_the_widest_layer(monkeypatch):
     vae = build_vae(convolutions, (1, 32, 32))
     x = torch.rand(2, 1, 32, 32)
     assert evaluation._widest(vae, x[:1]) == 16 * 32 * 32, "the decoder's last hidden layer, not the image"
-    monkeypatch.setattr(evaluation, "_CHUNK_NUMBERS", 10 * 16 * 32 * 32)
+    monkeypatch.setattr(evaluation, "CHUNK_NUMBERS", 10 * 16 * 32 * 32)
     assert evaluation.images_at_once(vae, x) == 10
 
 
@@ -399,3 +400,31 @@ def test_it_agrees_with_pythaes(small_vae, small_images):
         nll = [theirs.get_nll(one[None], n_samples=4000) for one in x]
     assert ours.stderr.max() < 0.05
     assert (ours.log_p - torch.tensor(nll)).abs().max() < 5 * math.sqrt(2) * ours.stderr.max()
+
+
+def test_what_does_not_fit_into_memory_is_halved(small_vae, small_images, monkeypatch):
+    """The noise is drawn before, so the estimate is the same; where one draw does not fit, the error is raised."""
+    vae, x, sizes = small_vae(), small_images(3), []
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        whole = importance_sample(vae, x, 50, engine="none")
+        likelihood = vae.likelihood
+
+        def crowded(most):
+            def give(z):
+                if len(z) > most:
+                    raise torch.OutOfMemoryError("out of memory")
+                sizes.append(len(z))
+                return likelihood(z)
+
+            return give
+
+        vae.likelihood = crowded(7)
+        monkeypatch.setattr(evaluation, "_widest", lambda *_: 20)  # it decodes one image
+        torch.manual_seed(0)
+        halved = importance_sample(vae, x, 50, engine="none")
+        vae.likelihood = crowded(0)
+        with pytest.raises(torch.OutOfMemoryError):
+            importance_sample(vae, x, 50, engine="none")
+    assert max(sizes) <= 7 < len(sizes)
+    torch.testing.assert_close(halved.log_p, whole.log_p, rtol=1e-12, atol=0)

@@ -23,7 +23,7 @@ FLOORS = [
     {"data", "imagefiles", "hierarchy", "likelihoods", "schedules", "systems"},
     {"mnist", "probe", "trainparser", "vae"},
     {"bounds", "building", "evaluation", "handwritten", "latentspace", "oracle", "sources"},
-    {"metrics", "perdatum"},
+    {"anatomy", "metrics", "perdatum"},
     {"importance", "sharedelbo", "steps"},
     {"compiled"},
     {"svi"},
