@@ -60,6 +60,24 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
             "--compile inductor needs a C++ compiler, and there is none: install g++, or take --compile graph"
         )
 
+    graph = _graph_of(function, inputs)
+    if precision == "bf16":
+        _take_products_in_bfloat16(graph.graph)
+    elif torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        _take_large_products_from_onednn(graph.graph, _onednn if engine != "inductor" else _opaque_onednn())
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    replay: Function = graph.forward if engine != "inductor" else _compiled(graph, is_on_gpu)
+    replay = in_tf32(replay) if precision == "tf32" else replay
+    if engine == "cuda-graph":
+        return CudaGraph(replay, inputs)
+    if engine == "inductor":
+        with torch.no_grad(), pyro.validation_enabled(pyro.infer.util.is_validation_enabled()):
+            replay(*inputs)  # compiles; it would switch off torch's validation for good, were it not for the line above
+    return replay
+
+
+def _graph_of(function: Function, inputs: Sequence[Tensor]) -> fx.GraphModule:
     def unread(*inputs: Tensor) -> Sequence[Tensor]:
         with _TensorsStayTensors():
             return function(*inputs)
@@ -74,27 +92,16 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
     if any(_hangs_on_values(node) for node in graph.graph.nodes):
         raise InputError(_LOOKS)
     graph.graph.eliminate_dead_code()
-    if precision == "bf16":
-        _take_products_in_bfloat16(graph.graph)
-    elif torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        _take_large_products_from_onednn(graph.graph, _onednn if engine != "inductor" else _opaque_onednn())
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    replay: Function = in_tf32(graph.forward) if precision == "tf32" else graph.forward
-    if engine == "cuda-graph":
-        return CudaGraph(replay, inputs)
-    if engine == "graph":
-        return replay
-    # With a random stream of its own it would not train as the others do.
+    return graph
+
+
+def _compiled(graph: fx.GraphModule, is_on_gpu: bool) -> Function:
     options: dict[str, Any] = {
-        "fallback_random": True,
-        "cpp_wrapper": all(x.device.type == "cpu" for x in inputs),
+        "fallback_random": True,  # with a random stream of its own it would not train as the others do
+        "cpp_wrapper": not is_on_gpu,
         "guard_filter_fn": lambda guards: [False for _ in guards],  # who replays knows what it is of
     }
     compiled: Function = torch.compile(graph, options=options)
-    compiled = in_tf32(compiled) if precision == "tf32" else compiled
-    with torch.no_grad(), pyro.validation_enabled(pyro.infer.util.is_validation_enabled()):
-        compiled(*inputs)  # compiles; it would switch off torch's validation for good, were it not for the line above
     return compiled
 
 
