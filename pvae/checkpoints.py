@@ -229,7 +229,9 @@ def _read(file: BinaryIO, place: _Place) -> Tensor:
     tensor = torch.empty(place.shape, dtype=place.dtype)
     file.seek(place.start)
     if tensor.numel():
-        file.readinto(tensor.reshape(-1).view(torch.uint8).numpy().data)  # type: ignore[attr-defined]
+        count = file.readinto(tensor.reshape(-1).view(torch.uint8).numpy().data)  # type: ignore[attr-defined]
+        if count != tensor.nbytes:
+            raise InputError("it was cut while it was read")
     return tensor
 
 

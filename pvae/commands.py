@@ -53,7 +53,8 @@ def run_command(name: str, command: Callable[[], None]) -> int:
             print(f"{name}: {one_line(str(error))}", file=sys.stderr)
         return 2
     except LostError as error:
-        print(f"{name}: {one_line(str(error))}", file=sys.stderr)
+        if str(error):
+            print(f"{name}: {one_line(str(error))}", file=sys.stderr)
         return 1
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not re.search("allocate memory|out of memory", str(error)):

@@ -50,7 +50,10 @@ class InterruptedTrainingError(KeyboardInterrupt):
 
 
 class LostError(RuntimeError):
-    """What a training needs was taken from it while it ran: the disk, the folder, another process."""
+    """What a training needs was taken from it while it ran: the disk, the folder, another process.
+
+    Without a message where another process says it.
+    """
 
 
 def one_line(text: str) -> str:

@@ -50,7 +50,7 @@ def write_whole(path: Path, content: bytes, previous: Path | None = None) -> Non
 
 def is_temporary(path: Path) -> bool:
     """Whether it has a name under which `write_whole` begins a file: one that is there was never ended."""
-    return re.fullmatch(r"\..+\.\d+", path.name) is not None
+    return re.fullmatch(r"\.[\w-]+\.(json|jsonl|safetensors|png|csv|md)\.\d+", path.name) is not None
 
 
 def append(path: Path, content: bytes) -> None:

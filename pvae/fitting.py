@@ -120,7 +120,8 @@ def resume(
         InterruptedTrainingError: (a KeyboardInterrupt) Ctrl-C or SIGTERM; the state is saved.
     """
     _check_types(data, path=path, data_dir=data_dir)
-    device = device or str(Run.open(path).sessions[-1].get("device", "auto"))
+    recorded = Run.open(path).sessions[-1].get("device", "auto")
+    device = device or str(recorded)
     with joined(device) as world, own_folder(Path(path)) if world.is_first else contextlib.nullcontext():
         run, checkpoint, note = _reopened(path, epochs)
         where = resolve_device(device)
@@ -164,16 +165,15 @@ def _reopened(path: str | Path, epochs: int | None) -> tuple[Run, Checkpoint | N
 
 def _create(world: World, path: Path | None, config: Config, record: DataRecord) -> Run:
     """Let the first process make the folder, and the others know of it."""
-    found = ("", "")
+    made = refusal = ""
     if world.is_first:
         try:
-            found = (str(Run.create(path, config, record).path), "")
+            made = str(Run.create(path, config, record).path)
         except InputError as error:
-            found = ("", str(error))
-    made, refusal = world.agreed(found)
-    if refusal:
+            refusal = str(error)
+    if refusal := world.agreed("refusal", refusal):
         raise InputError(refusal)
-    return Run(Path(made), config, record, [])
+    return Run(Path(world.agreed("folder", made)), config, record, [])
 
 
 def _last(run: Run) -> tuple[Checkpoint | None, str]:

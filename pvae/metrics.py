@@ -66,7 +66,7 @@ def summarise(
     """Average the terms of all images into one row.
 
     Args:
-        terms: distortion and rate, (N,) each, at least 2 of them finite; an image of which they are not, since its
+        terms: distortion and rate, (N,) each, at least 2 of them numbers; an image of which they are NaN, since its
             step was skipped, is left out.
         vae: in the mode in which they were computed.
         loss: the mean loss of the same images.
@@ -75,7 +75,7 @@ def summarise(
         seconds: the time it took.
         posterior_mean_loss: of the same images, if it was computed.
     """
-    known = terms.distortion.isfinite() & terms.rate.isfinite()
+    known = ~(terms.distortion.isnan() | terms.rate.isnan())
     distortion, rate = terms.distortion[known].double(), terms.rate[known].double()
     elbo = Terms(distortion, rate).elbo
     return Metrics(

@@ -66,6 +66,9 @@ class SingleOptimizer(PyroOptim):
             self.optimizer.zero_grad()  # to none at all: SVI would write zeros for the next gradient to be added to
 
     def _prepare_gradients(self) -> None:
+        for parameter in self._parameters:
+            if parameter.grad is None and self.reduce is not None:  # another process may have one
+                parameter.grad = torch.zeros_like(parameter)
         given = [parameter for parameter in self._parameters if parameter.grad is not None]
         gradients: list[Tensor] = [parameter.grad for parameter in given]
         if self.reduce is not None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from pvae.errors import LostError
@@ -50,10 +50,12 @@ class World:
     Args:
         rank: its number, from 0; the first one alone writes and prints.
         size: how many there are.
+        store: what they all know, which outlives any of them.
     """
 
     rank: int = 0
     size: int = 1
+    store: Store | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -81,13 +83,20 @@ class World:
         for tensor, part in zip(tensors, bucket.split([tensor.numel() for tensor in tensors])):
             tensor.copy_(part.view(tensor.shape))
 
-    def agreed(self, texts: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the first process's texts."""
-        if self.size == 1:
-            return texts
-        given = list(texts)
-        dist.broadcast_object_list(given)
-        return tuple(given)
+    def agreed(self, name: str, text: str) -> str:
+        """Return the first process's text; each name is for one text."""
+        if self.store is None:
+            return text
+        if self.is_first:
+            self.store.set(name, text)
+        return self.store.get(name).decode()
+
+    def speaks_first(self) -> bool:
+        """Whether no other process has asked this before: of those that are left one tells that another has gone."""
+        try:
+            return self.store is None or self.store.add("spoken", 1) == 1
+        except RuntimeError:  # the store has gone too
+            return True
 
 
 ALONE = World()
@@ -111,14 +120,19 @@ def joined(device: str | None = None, environment: Mapping[str, str] = os.enviro
     # torchrun keeps its store over a restart, and with it the addresses of the processes that have gone.
     store, rank, size = next(rendezvous("env://"))
     fresh = PrefixStore(f"attempt {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    dist.init_process_group("nccl" if is_on_gpus else "gloo", store=fresh, rank=rank, world_size=size)
+    if is_on_gpus:
+        torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")))
+    # Sums over images lie on the CPU wherever the VAE is.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if is_on_gpus else "gloo", store=fresh, rank=rank, world_size=size)
+    world = World(rank, size, fresh)
     try:
-        yield World(rank, size)
+        yield world
         dist.barrier()  # who leaves first closes connections that the others still hear of
     except RuntimeError as error:
         if isinstance(error, LostError) or not is_of_processes(error):
             raise
-        raise LostError("another process of this command has ended, and so does this one: start it again") from error
+        why = "another process of this command has ended, and so does this one: start it again"
+        raise LostError(why if world.speaks_first() else "") from error
     finally:
         dist.destroy_process_group()
 

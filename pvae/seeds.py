@@ -174,8 +174,8 @@ class _Pool:
         """
         plan, waiting, failures = self.plan, list(seeds), dict[int, str]()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jobs = min(plan.jobs or cores, len(waiting))
-        threads = max(1, cores // jobs)
+        jobs = min(plan.jobs or cores, len(plan.seeds))
+        threads = max(1, cores // jobs)  # of all seeds, were they finished or not: their number decides the last digits
         kept = len(plan.seeds) - len(waiting)
         self._say(
             f"{len(waiting)} seeds{f', beside {kept} that are finished,' if kept else ''} into {plan.folder}: "

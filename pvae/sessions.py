@@ -69,7 +69,9 @@ class _Session:
         checkpoint = training.checkpoint()
         self.kept = checkpoint if run.sessions else None
         if training.world.is_first:
-            run.begin_session(checkpoint.counts, rows, str(training.device), training.world.size)
+            # Of several processes each has a GPU of its own, and a resumption may have other ones.
+            device = training.device.type if training.world.size > 1 else str(training.device)
+            run.begin_session(checkpoint.counts, rows, device, training.world.size)
             if training.epoch < run.config.epochs:
                 run.drop_figures()
         self.kept = checkpoint
@@ -154,10 +156,9 @@ class _Session:
         except RuntimeError as error:
             if self.training.world.size == 1 or not is_of_processes(error):
                 raise
-            raise LostError(
-                f"another process of this training has ended, and so does this one; {self._place()}; "
-                f"go on with: {_how_to_resume(run)}"
-            ) from error
+            why = f"another process of this training has ended, and so does this one; {self._place()}; "
+            how = f"go on with: {_how_to_resume(run)}"
+            raise LostError(why + how if self.training.world.speaks_first() else "") from error
 
     def _discard(self) -> None:
         if self.training.world.is_first:

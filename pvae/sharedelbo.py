@@ -71,10 +71,9 @@ class WholeBatchNoise(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **(kwargs or {}))
-        if func is _ATEN.normal_.default:
-            target, mean, std = (*args, 0.0, 1.0)[:3] if len(args) < 3 else args
-            return target.copy_(self._rows_of_noise(target) * std + mean)
-        if func is _ATEN.normal.Tensor_Tensor:
+        if func is _ATEN.normal_.default and len(args) == 1 and not kwargs:
+            return args[0].copy_(self._rows_of_noise(args[0]))
+        if func is _ATEN.normal.Tensor_Tensor and not kwargs:
             mean, std = args
             return self._rows_of_noise(mean) * std + mean
         raise InputError(f"several processes cannot draw by {func}: train it in one process")

@@ -21,6 +21,7 @@ from pvae.failures import NotFiniteError, listed, named
 from pvae.optimizers import SingleOptimizer
 from pvae.parallel import Share, World
 from pvae.perdatum import PerDatumELBO
+from pvae.rng import restore_rng_state, rng_state
 from pvae.sharedelbo import SharedELBO
 from pvae.svi import CompiledSVI
 from pvae.vae import VAE
@@ -57,6 +58,7 @@ class Stepper:
             batch_of, images, dynamic=config.binarize == "dynamic", symmetric=config.pixels == "symmetric"
         )
         self._svi = self._build_svi()
+        self._device = images.device
         self.asked_to_stop: Callable[[], bool] = lambda: False
         self.is_stopping = False
         self._has_summed = False
@@ -76,6 +78,8 @@ class Stepper:
         else:
             given = self._pixels_of(index[share.rows])
         self._has_summed = False
+        # One process may refuse a step before it has drawn, and another after: all draw on from where it began.
+        before = rng_state(self._device) if self.config.on_nan == "skip" else None
         try:
             with named():
                 loss: float = self._svi.step(given)
@@ -84,6 +88,8 @@ class Stepper:
             self.optimizer.zero_grad()  # or the next gradient would be added to this one
             if self.world.size > 1 and not self._has_summed:  # the others wait for the sum, and must refuse it too
                 self._sum([torch.full_like(p, math.nan) for p in self.optimizer.param_groups[0]["params"]])
+            if before is not None:
+                restore_rng_state(before, self._device)
             raise NotFiniteError(f"{error}{self._spoiled()}") from error
 
     def evaluate(self, x: Tensor, share: Share) -> float:

@@ -72,6 +72,7 @@ class Training:
         self.stepper = Stepper(config, self.vae, self.train_images, world)
         self.epoch = self.step = self.skipped = 0
         self._pass: Pass | None = None
+        self._rng: dict[str, Tensor] | None = None  # the training's, while a test draws from another
 
     def dry_run(self) -> None:
         """Compute the loss of two images, so that what cannot be trained is refused before a file is written.
@@ -128,7 +129,7 @@ class Training:
         self._pass = under_way
         whole = self._whole(under_way)
         terms = Terms(whole.distortion, whole.rate)
-        counted = int(whole.distortion.isfinite().sum())
+        counted = int((~whole.distortion.isnan()).sum())
         if counted < 2:
             raise TrainingError(f"all steps of epoch {self.epoch + 1} were skipped, since none had finite gradients")
         return summarise(
@@ -178,6 +179,13 @@ class Training:
             TrainingError: the loss was no finite number.
         """
         self.vae.eval()
+        self._rng = rng_state(self.device)
+        try:
+            return self._tested(between)
+        finally:
+            self._rng = None
+
+    def _tested(self, between: Callable[[], None]) -> Metrics:
         started = time.perf_counter()
         self.stepper.elbo.beta = self.rate_weight()
         count = len(self.test_images)
@@ -189,14 +197,18 @@ class Training:
                 share = self.world.share(min(batch_size, count - start))
                 rows = slice(start + share.start, start + share.stop)
                 x = to_pixels(self.test_images[rows], self.symmetric)
-                loss, at_mean = self.stepper.evaluate(x, share), self._posterior_mean_loss(x)
-                if share.weight:
+                loss, at_mean = self._part_of_test(x, share)
+                if math.isnan(loss):
+                    sums += math.nan
+                elif share.weight:
                     sums += torch.tensor([loss * share.total, at_mean], dtype=torch.float64)
                     terms[0, rows], terms[1, rows] = self.stepper.elbo.terms[:2]
                 between()
         self.world.sum_([sums])
         self.world.sum_([terms])
         loss, at_mean = (sums / count).tolist()
+        if math.isnan(loss):
+            raise TrainingError(f"the test loss could not be computed at step {self.step}: it is NaN")
         return summarise(
             Terms(*terms),
             vae=self.vae,
@@ -226,7 +238,7 @@ class Training:
             counts=Counts(epoch=self.epoch, step=self.step, skipped=self.skipped),
             vae=self.vae.state_dict(),
             moments=self.stepper.moments(),
-            rng=rng_state(self.device),
+            rng=self._rng or rng_state(self.device),
             unfinished=None if self._pass is None else self._whole(self._pass),
         )
 
@@ -310,6 +322,15 @@ class Training:
         batch = (self.step - 1) % self.num_steps + 1
         images = ", ".join(str(one) for one in index[:3].tolist())
         return f"at step {self.step} (batch {batch} of epoch {self.epoch + 1}: training images {images}, ...)"
+
+    def _part_of_test(self, x: Tensor, share: Share) -> tuple[float, float]:
+        """Return the two losses of this process's rows, NaN for what several processes are to refuse together."""
+        try:
+            return self.stepper.evaluate(x, share), self._posterior_mean_loss(x)
+        except NotFiniteError:
+            if self.world.size == 1:
+                raise
+            return math.nan, math.nan
 
     def _posterior_mean_loss(self, x: Tensor) -> float:
         """Return the sum over a batch, or NaN where q and p have no closed-form KL."""

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import math
 import random
+import signal
 import subprocess
 import sys
 
@@ -21,7 +22,7 @@ import pvae
 from pvae import runs
 from pvae.config import Config
 from pvae.data import Dataset, to_pixels
-from pvae.errors import InputError, InterruptedTrainingError, TrainingError
+from pvae.errors import InputError, InterruptedTrainingError, LostError, TrainingError
 from pvae.fitting import fit, resolve_device, resume
 from pvae.runs import Run
 from pvae.training import Training
@@ -519,3 +520,60 @@ def test_stopped_before_the_first_record_nothing_is_left(tmp_path, few_digits, s
     with pytest.raises(KeyboardInterrupt):
         fit(small_config, data=few_digits, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_signal_in_the_middle_of_a_test_changes_nothing(tmp_path, few_digits, small_config, monkeypatch, number):
+    """The test draws under a seed of its own, and what is saved there is the training's random state."""
+    config = small_config.replace(epochs=3, binarize="dynamic")
+    whole = fit(config, data=few_digits, out=tmp_path / "whole")
+    tested = Training.test
+
+    def signalled(self, between=lambda: None):
+        def between_and_signal():
+            if self.epoch == number - 1:
+                signal.raise_signal(signal.SIGINT)
+            between()
+
+        return tested(self, between_and_signal)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "test", signalled)
+        with pytest.raises(InterruptedTrainingError, match="and step"):
+            fit(config, data=few_digits, out=tmp_path / "run")
+    run = resume(tmp_path / "run", data=few_digits)
+    assert_same(weights(run), weights(whole))
+    assert [(row.elbo, row.loss) for row in run.metrics()] == [(row.elbo, row.loss) for row in whole.metrics()]
+
+
+def test_rows_are_written_before_the_checkpoint_that_counts_them(tmp_path, few_digits, small_config, monkeypatch):
+    """Where the rows could not be written at all, the folder is that of the epoch before."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    run = fit(small_config, data=few_digits, out=tmp_path / "run")
+    monkeypatch.setattr(runs, "append", full)
+    with pytest.raises(LostError, match="No space left"):
+        resume(run.path, 3, data=few_digits)
+    monkeypatch.undo()
+    assert Run.open(run.path).read_checkpoint().counts.epoch == 2
+    assert len(resume(run.path, 3, data=few_digits).metrics()) == 6
+
+
+def test_the_users_own_hidden_files_are_not_taken_for_ours(tmp_path, few_digits, small_config):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".notes.2024").write_text("mine")
+    with pytest.raises(InputError, match="not an empty folder"):
+        fit(small_config, data=few_digits, out=out)
+    (out / ".notes.2024").unlink()
+    (out / ".config.json.4711").write_text("{")  # of a process that was killed
+    fit(small_config, data=few_digits, out=out)
+    assert not list(out.glob(".*"))
+
+
+def test_no_folder_to_resume(tmp_path):
+    for device in (None, "cpu"):
+        with pytest.raises(InputError, match="no run folder"):
+            resume(tmp_path / "missing", device=device)

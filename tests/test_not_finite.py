@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pvae.errors import InterruptedTrainingError, TrainingError
+from pvae.failures import NotFiniteError
 from pvae.fitting import fit, resume
 from pvae.runs import Run
 from pvae.training import Training
@@ -182,3 +183,23 @@ def test_gradients_are_clipped_as_torch_clips_them(few_digits, small_config, eng
     assert all(0.5 < norm < 1e6 for norm in norms)
     assert len(norms) == 2
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs))
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_the_images_that_were_stepped_on(few_digits, small_config, monkeypatch):
+    config, losses = small_config.replace(on_nan="skip", max_skipped=3), []
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        torch.manual_seed(0)
+        training = Training(config, few_digits, torch.device("cpu"))
+        original = training.take_step
+
+        def take_step(index):
+            if training.step == 2:
+                raise NotFiniteError("spoiled")
+            losses.append(original(index) * len(index))
+            return losses[-1] / len(index)
+
+        training.take_step = take_step
+        row = training.train_epoch()
+    assert training.skipped == 1
+    assert row.loss == pytest.approx(sum(losses) / (130 - 50), rel=1e-12)
+    assert row.loss == pytest.approx(row.distortion + row.rate, rel=1e-5)

@@ -81,6 +81,8 @@ def test_other_draws_are_refused():
             torch.rand(2, 3)
         with pytest.raises(InputError, match="in one"):
             torch.empty(3, 3).normal_()
+        with pytest.raises(InputError, match="in one"):
+            torch.empty(2, 3).normal_(5.0)
 
 
 def test_losses_and_gradients_of_the_shares_sum_to_those_of_the_batch(small_vae, small_images):
@@ -227,3 +229,36 @@ def test_a_recording_is_of_one_share(small_vae, small_images):
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
     assert losses[2] == pytest.approx(losses[3], rel=1e-12)
     assert losses[0] != losses[2]
+
+
+def test_skips_and_checkpoints_of_several_processes(tmp_path):
+    """Two processes, one of which cannot compute a step: both skip it and draw on alike, and so from a checkpoint on."""
+    run(WORKER, tmp_path / "two.json", processes=2)
+    two = json.loads((tmp_path / "two.json").read_text())
+    assert two["skipped"] == [1, 1]
+    assert two["next"][0] == two["next"][1]
+    with torch.random.fork_rng():
+        one = worker.skipping(World(), 1)
+    assert two["next"][0] == one["next"]
+    assert two["weights"][0] == pytest.approx(one["weights"], rel=1e-5)
+    assert two["resumed"] == two["whole"]
+
+
+def test_a_signal_to_all_processes(tmp_path):
+    """They stop after the same step, the state is saved, one speaks."""
+    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    process = subprocess.Popen(
+        [*starter, "-m", "pvae.train", *SMALL, "--epochs", "1000", "--out", "run"],
+        cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    rows = tmp_path / "run" / "metrics.jsonl"
+    while not (rows.exists() and rows.read_bytes()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(child_of(process.pid, rank=1), signal.SIGTERM)  # one of them is enough
+    _, errors = process.communicate(timeout=60)
+    said = [line for line in errors.splitlines() if line.startswith("pvae.train:")]
+    assert len(said) == 1
+    assert "interrupted; run holds all up to epoch" in said[0]
+    checkpoint = Run.open(tmp_path / "run").read_checkpoint()
+    assert f"step {checkpoint.counts.step}" in said[0]

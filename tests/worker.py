@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import math
 import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import pyro
 import torch
 from pyro.infer import SVI
+from torch import nn
 
 from pvae.building import build_vae
 from pvae.compiled import CompiledELBO
@@ -15,7 +22,10 @@ from pvae.elbos import build_elbo
 from pvae.optimizers import SingleOptimizer
 from pvae.options import ELBOS
 from pvae.parallel import World, joined
+from pvae.rng import seeded
 from pvae.sharedelbo import SharedELBO
+from pvae.sources import load_dataset
+from pvae.training import Training
 
 CHAIN = Config(hidden=(8, 6), latent_dim=3, second_latent_dim=2, second_hidden=(5,))
 
@@ -49,8 +59,53 @@ def all_trained(world: World, steps: int) -> dict[str, torch.Tensor]:
     return {**found, "two layers": trained(world, "trace", "none", steps, CHAIN)}
 
 
-if __name__ == "__main__":
+def skipping(world: World, spoiled_rank: int) -> dict[str, Any]:
+    """Train an epoch of which one process cannot compute a step, and one from a checkpoint in its middle."""
+    data, device, kept = load_dataset("mnist-5k"), torch.device("cpu"), []
+    config = Config(hidden=(16,), latent_dim=3, batch_size=500, on_nan="skip")
+    with seeded(0, device), pyro.get_param_store().scope():
+        training = Training(config, data, device, world)
+
+        def spoil(_module: nn.Module, _given: Any, output: torch.Tensor) -> torch.Tensor | None:
+            is_now = training.vae.training and training.step == 3 and world.rank == spoiled_rank % world.size
+            return output * math.nan if is_now else None
+
+        def between() -> None:
+            if training.step == 5 and not kept:
+                kept.append(copy.deepcopy(training.checkpoint()))
+
+        training.vae.q_z.encoder[1].register_forward_hook(spoil)
+        whole = training.run_epoch(True, between)
+        after = {"skipped": training.skipped, "next": torch.randperm(5).tolist()}
+        after["weights"] = sum(p.double().abs().sum() for p in training.vae.parameters()).item()
+    with seeded(0, device), pyro.get_param_store().scope():
+        again = Training(config, data, device, world)
+        again.restore(kept[0])
+        resumed = again.run_epoch()
+    for name, rows in (("whole", whole), ("resumed", resumed)):
+        after[name] = [{**asdict(row), "seconds": 0} for row in rows]
+    return after
+
+
+def main() -> None:
+    path = Path(sys.argv[1])
     with joined("cpu") as world:
-        found = all_trained(world, int(sys.argv[2]))
+        if path.suffix == ".pt":
+            found = all_trained(world, int(sys.argv[2]))
+            if world.is_first:
+                torch.save(found, path)
+            return
+        mine = skipping(world, 1)
+        others = [json.loads(text) for text in gathered(world, json.dumps(mine))]
         if world.is_first:
-            torch.save(found, sys.argv[1])
+            both = {name: [one[name] for one in others] for name in ("skipped", "next", "weights")}
+            path.write_text(json.dumps({**both, "whole": mine["whole"], "resumed": mine["resumed"]}))
+
+
+def gathered(world: World, text: str) -> list[str]:
+    world.store.set(f"text {world.rank}", text)
+    return [world.store.get(f"text {rank}").decode() for rank in range(world.size)]
+
+
+if __name__ == "__main__":
+    main()
