@@ -232,7 +232,7 @@ def test_a_recording_is_of_one_share(small_vae, small_images):
 
 
 def test_skips_and_checkpoints_of_several_processes(tmp_path):
-    """Two processes, one of which cannot compute a step: both skip it and draw on alike, and so from a checkpoint on."""
+    """Two processes, one of which cannot compute a step: both skip it and draw on alike, from a checkpoint too."""
     run(WORKER, tmp_path / "two.json", processes=2)
     two = json.loads((tmp_path / "two.json").read_text())
     assert two["skipped"] == [1, 1]
