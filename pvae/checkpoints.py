@@ -103,6 +103,7 @@ class Checkpoint:
         rng: states of the generators.
         unfinished: the epoch that is under way, if one is.
         rows: what was recorded when it was taken.
+        run: of which run, by the name that `config.json` has for it.
     """
 
     counts: Counts
@@ -111,6 +112,7 @@ class Checkpoint:
     rng: dict[str, Tensor]
     unfinished: Pass | None = None
     rows: Rows = NO_ROWS
+    run: str = ""
 
 
 def to_bytes(checkpoint: Checkpoint) -> bytes:
@@ -129,6 +131,7 @@ def to_bytes(checkpoint: Checkpoint) -> bytes:
         "counts": asdict(checkpoint.counts),
         "pass": None if checkpoint.unfinished is None else list(checkpoint.unfinished[3:]),
         "rows": list(checkpoint.rows),
+        "run": checkpoint.run,
         "tensors": {name: _digest(tensor) for name, tensor in tensors.items()},
     }
     text = json.dumps(state, sort_keys=True)
@@ -176,6 +179,7 @@ def _assembled(tensors: dict[str, Tensor], state: dict[str, Any]) -> Checkpoint:
             rng=groups["rng"],
             unfinished=_checked_pass(groups["pass"], state["pass"]),
             rows=_checked_rows(state["rows"]),
+            run=str(state["run"]),
         )
     except (KeyError, TypeError, ValueError, IndexError, OverflowError):
         raise InputError("its entries are not those of a checkpoint") from None

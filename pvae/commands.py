@@ -15,8 +15,9 @@ from typing import NoReturn
 
 from pvae.errors import InputError, LostError, TrainingError, one_line
 from pvae.interruptions import SIGNALS
+from pvae.processes import is_first_process
 
-__all__ = ["Parser", "ctrl_c_exits_at_once", "is_first_process", "leave", "result_folder", "run_command"]
+__all__ = ["Parser", "ctrl_c_exits_at_once", "leave", "result_folder", "run_command"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,6 +47,7 @@ def run_command(name: str, command: Callable[[], None]) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end a training
             stream.reconfigure(errors="backslashreplace")
     try:
+        Path.cwd()  # of a folder that is gone torch would die without a word of ours
         command()
         return 0
     except (InputError, TrainingError) as error:
@@ -64,18 +66,18 @@ def run_command(name: str, command: Callable[[], None]) -> int:
     except BrokenPipeError:  # whoever read our output has gone
         sys.stdout = None
         return 0
+    except FileNotFoundError as error:
+        where = error.filename or "the folder in which the command was started"
+        print(f"{name}: {where} is gone: go to a folder that is there", file=sys.stderr)
+        return 1
     except OSError as error:
-        print(f"{name}: {error.filename or 'a file'} cannot be written or read: {error.strerror}", file=sys.stderr)
+        file = error.filename or "a file of the result"  # a write that fails does not say which
+        print(f"{name}: {file} cannot be written or read: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         if is_first_process():  # torchrun ends the others too
             print(f"{name}: {str(error) or 'interrupted'}", file=sys.stderr)
         return int(getattr(error, "status", 130))
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that prints, of those that torchrun may have started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager
@@ -127,8 +129,7 @@ def leave(status: int) -> NoReturn:
         if stream is not None:
             with contextlib.suppress(OSError):
                 stream.flush()
-    if (
-        status in (1, 130, 143) or "RANK" in os.environ
-    ):  # threads of torch.distributed may abort a process that clears up
+    # Threads of torch.distributed may abort a process that clears up.
+    if status in (1, 129, 130, 143) or "RANK" in os.environ:
         os._exit(status)
     sys.exit(status)

@@ -13,6 +13,7 @@ from types import FrameType
 
 from pvae.errors import InterruptedTrainingError
 from pvae.interruptions import SIGNALS, is_repeated
+from pvae.processes import is_first_process
 
 __all__ = ["ending_in_time"]
 
@@ -38,7 +39,8 @@ def ending_in_time(name: str, what_now: Callable[[], str], seconds: float = _SEC
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     thread = threading.Thread(target=_watch, args=(reader, name, what_now, seconds), daemon=True)
-    before = {number: signal.signal(number, _raise_once()) for number in SIGNALS}
+    handler = _raise_once()  # one for all: a second signal of another kind finds the first being handled
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
     fd_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     _leave_children_alone()
     thread.start()
@@ -46,8 +48,8 @@ def ending_in_time(name: str, what_now: Callable[[], str], seconds: float = _SEC
         yield
     finally:
         signal.set_wakeup_fd(fd_before)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
         writer.close()  # which the thread reads as the end
         thread.join()
         reader.close()
@@ -86,7 +88,7 @@ def _watch(reader: socket.socket, name: str, what_now: Callable[[], str], second
 
 def _end(name: str, words: str, number: int) -> None:
     line = ("\n" if os.isatty(2) else "") + f"{name}: interrupted; {words}\n"  # a bar may stand on the line
-    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
+    if is_first_process():
         with contextlib.suppress(OSError):
             os.write(2, line.encode(errors="backslashreplace"))
     os._exit(128 + number)

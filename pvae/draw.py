@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pvae.commands import Parser, ctrl_c_exits_at_once, leave, result_folder, run_command
 from pvae.errors import InputError, check_name
+from pvae.processes import place_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,6 +52,8 @@ def _draw(arguments: argparse.Namespace) -> None:
     runs = _runs_in(arguments.run)
     if runs and (wanted or arguments.attribute):
         raise InputError(f"{arguments.run} is a folder of runs: --what and --attribute are for a single run")
+    if place_of() is not None:
+        raise InputError("one process draws: start it without torchrun")
     with ctrl_c_exits_at_once("pvae.draw"):
         import pvae.drawing
         import pvae.sheets  # noqa: F401  torch and matplotlib are slow to import

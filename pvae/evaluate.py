@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from pvae.commands import Parser, ctrl_c_exits_at_once, is_first_process, leave, run_command
-from pvae.errors import InputError, check_name
+from pvae.commands import Parser, ctrl_c_exits_at_once, leave, run_command
+from pvae.errors import InputError, check_name, shown
 from pvae.options import COMPILERS, PRECISIONS
+from pvae.processes import is_first_process
 
 __all__ = ["main"]
 
@@ -43,7 +44,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and not least <= value <= most:
             option = "--" + name.replace("_", "-")
-            raise InputError(f"{option} must be a whole number of at least {least}, not {value}")
+            raise InputError(f"{option} must be a whole number from {least} to {most}, not {shown(value)}")
     check_name("way to compile", arguments.compile, [name for name in COMPILERS if name != "cuda-graph"])
     if arguments.compile == "none" and arguments.precision != "fp32":
         raise InputError(f"--precision {arguments.precision} goes with --compile graph or inductor only")
@@ -58,8 +59,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         from pvae.subjects import Subject
     Run.open(arguments.run)
     path = arguments.out or arguments.run / "evaluation.json"
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        reason = "it is a folder" if path.is_dir() else f"{path.parent} is no folder that can be written to"
+    is_other = path.exists() and not path.is_file()
+    if is_other or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        reason = "it is no ordinary file" if is_other else f"{path.parent} is no folder that can be written to"
         raise InputError(f"{path} cannot be written, since {reason}: name another file with --out")
     subject = Subject.of(arguments.run, arguments.data_dir, arguments.offline)
     count = arguments.images or len(subject.data.test)

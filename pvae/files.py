@@ -31,9 +31,12 @@ def write_whole(path: Path, content: bytes, previous: Path | None = None) -> Non
         previous: where the file that it replaces is kept; at every moment one of the two is whole.
 
     Raises:
+        InputError: something else than a file has that name: a folder, a pipe, a device.
         OSError: it cannot be written; what was there before still is.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    if os.path.lexists(path) and not (path.is_symlink() or path.is_file()):
+        raise InputError(f"{path} is no ordinary file, and is not replaced: name another")
     try:
         temporary.unlink(missing_ok=True)  # a link that somebody put there would be written through
         with temporary.open("xb") as file:

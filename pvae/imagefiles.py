@@ -43,6 +43,9 @@ _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _MOST_KEPT = 2**28  # bytes of the list beside a cache file
 
 
+_DECODING = 2  # what is made of a file; another number where that changes, or old caches would be taken
+
+
 class ImageTransform(NamedTuple):
     """What is done to an image file: cut its middle out, resize it, turn it grey.
 
@@ -129,7 +132,7 @@ def _sha256(file: BinaryIO, kept: list[int]) -> str:
 
 
 def _key(files: Sequence[Path], transform: ImageTransform) -> str:
-    digest = hashlib.sha256(repr(transform).encode())
+    digest = hashlib.sha256(f"{_DECODING} {transform!r}".encode())
     for path in files:
         status = path.stat()
         digest.update(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
@@ -151,6 +154,7 @@ def _build(files: Sequence[Path], transform: ImageTransform, target: Path) -> No
         with temporary.open("rb") as file:
             record = {"kept": kept, "sha256": _sha256(file, kept)}
         temporary.replace(target)
+        target.with_suffix(".json").unlink(missing_ok=True)  # whatever it is: the cache is ours
         write_whole(target.with_suffix(".json"), json.dumps(record).encode())
     finally:
         temporary.unlink(missing_ok=True)
@@ -211,8 +215,21 @@ def _transformed(file: BinaryIO, transform: ImageTransform) -> NDArray[np.uint8]
             if left < 0 or top < 0:
                 raise ValueError(f"{image.width} x {image.height} pixels, fewer than --crop {transform.crop} cuts out")
             image = image.crop((left, top, left + transform.crop, top + transform.crop))
-        image = image.convert("L" if transform.grey else "RGB")
+        image = _in_bytes(image, opened.format).convert("L" if transform.grey else "RGB")
         return np.asarray(image.resize((transform.size, transform.size), Image.Resampling.BILINEAR))
+
+
+def _in_bytes(image: Image.Image, kind: str | None) -> Image.Image:
+    """Return an image of 8 bits a channel: of 16 bits the upper ones, where Pillow would clip at 255.
+
+    Raises:
+        ValueError: its pixels are of a range that the file does not say.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind == "PNG"):
+        return Image.fromarray((np.asarray(image).astype(np.uint32) // 257).clip(0, 255).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels have neither 8 nor 16 bits: convert it first")
+    return image
 
 
 def _shorten(path: Path, count: int) -> None:

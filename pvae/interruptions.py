@@ -9,7 +9,9 @@ from typing import Any
 
 __all__ = ["SIGNALS", "Interruptions", "is_repeated"]
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A terminal that is closed sends SIGHUP, but to what was started by nohup, which ignores it.
+_HANGS_UP = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if _HANGS_UP else []))
 _ONE_PRESS = 0.2  # seconds; `timeout`, for one, signals a process, and its group right after
 
 
@@ -49,7 +51,7 @@ class Interruptions:
 
     @property
     def status(self) -> int:
-        """The exit status of a process that this signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+        """The exit status of a process that this signal ended: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
         return 128 + (self.received or signal.SIGINT)
 
     def stop_if_asked(self) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import NamedTuple
 
 import torch
@@ -14,11 +15,12 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from pvae.errors import LostError
+from pvae.errors import InputError, LostError, brief
+from pvae.processes import place_of
 
 __all__ = ["ALONE", "Share", "World", "is_of_processes", "joined"]
 
-_NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
+_PATIENCE = timedelta(minutes=5)  # for the slowest process to come
 
 
 class Share(NamedTuple):
@@ -111,17 +113,22 @@ def joined(device: str | None = None, environment: Mapping[str, str] = os.enviro
         environment: where torchrun says how many they are.
 
     Raises:
+        InputError: they do not find each other.
         LostError: one of them has ended before its time.
     """
-    if not all(name in environment for name in _NEEDED) or environment["WORLD_SIZE"] == "1":
+    place = place_of(environment)
+    if place is None:
         yield ALONE
         return
     is_on_gpus = torch.cuda.is_available() and (device in (None, "auto") or str(device).startswith("cuda"))
     # torchrun keeps its store over a restart, and with it the addresses of the processes that have gone.
-    store, rank, size = next(rendezvous("env://"))
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(f"the processes do not find each other ({brief(error)}): start them by torchrun") from None
     fresh = PrefixStore(f"attempt {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     if is_on_gpus:
-        torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(place.local_rank)
     # Sums over images lie on the CPU wherever the VAE is.
     dist.init_process_group("cpu:gloo,cuda:nccl" if is_on_gpus else "gloo", store=fresh, rank=rank, world_size=size)
     world = World(rank, size, fresh)

@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
@@ -48,11 +49,20 @@ class Run:
         path: the folder.
         config: what was trained.
         data: what is known of the data.
+        identity: a name that no other run has, under which its files know each other.
         sessions: for each process that trained it: from which epoch on, device, threads, versions, commit, time.
     """
 
-    def __init__(self, path: Path, config: Config, data: DataRecord, sessions: list[dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: Config,
+        data: DataRecord,
+        sessions: list[dict[str, Any]],
+        identity: str | None = None,
+    ) -> None:
         self.path = path
+        self.identity = identity or uuid.uuid4().hex
         self.config = config
         self.data = data
         self.sessions = sessions
@@ -109,7 +119,7 @@ class Run:
         sessions = record.get("sessions")
         if not (isinstance(sessions, list) and sessions and all(isinstance(session, dict) for session in sessions)):
             raise InputError(f"{file} is damaged: it names no session that trained it")
-        return cls(Path(path), config, data, sessions)
+        return cls(Path(path), config, data, sessions, str(record.get("run")))
 
     def discard(self) -> None:
         """Take away the folder, in which a session had no more than begun."""
@@ -149,6 +159,7 @@ class Run:
         self.sessions.append(session)
         record = {
             "format": FORMAT,
+            "run": self.identity,
             "config": asdict(self.config),
             "data": asdict(self.data),
             "sessions": self.sessions,
@@ -191,7 +202,7 @@ class Run:
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint, whole, and keep the one that it replaces beside it, unless that is a damaged one."""
-        content = to_bytes(replace(checkpoint, rows=self._rows))
+        content = to_bytes(replace(checkpoint, rows=self._rows, run=self.identity))
         previous = self._file(_PREVIOUS) if self._is_whole else None
         write_whole(self._file(_CHECKPOINT), content, previous=previous)
         self._is_whole = True
@@ -258,13 +269,16 @@ class Run:
         most = 3 * 8 * sum(tensor.numel() for tensor in state.values()) + 24 * self.data.num_train + 2**24
         try:
             with open_bounded(file, most) as opened:
-                return from_file(opened, state)
+                checkpoint = from_file(opened, state)
         except FileNotFoundError:
             raise InputError(f"{self.path} holds no {name}: it cannot be loaded or resumed") from None
         except OSError as error:
             raise InputError(f"{file} cannot be read ({error.strerror})") from None
         except InputError as error:
             raise InputError(f"{file} is damaged or no checkpoint of pvae: {error}") from None
+        if checkpoint.run != self.identity:
+            raise InputError(f"{file} and config.json are of two runs: put back the files of one")
+        return checkpoint
 
     def _row_bytes(self, rows: Rows) -> bytes:
         """Return what stands of `metrics.jsonl`."""
@@ -275,6 +289,8 @@ class Run:
                 with open_bounded(file, _MOST_ROWS) as opened:
                     content = opened.read(min(rows.num_bytes, _MOST_ROWS))
         except FileNotFoundError:
+            if not self.path.is_dir():
+                raise InputError(f"{self.path} is gone: was it moved, or removed?") from None
             content = b""
         if _rows_of(content) != rows:
             raise InputError(f"{file} is damaged: it is not what was recorded; bring a copy back, or train anew")

@@ -142,7 +142,9 @@ def _is_finished(plan: Plan, seed: int) -> bool:
     if not (path / "config.json").exists():
         return False
     run = Run.open(path)
-    if run.config.replace(seed=0, source="") != plan.config.replace(seed=0, source=""):
+    if run.config.seed != seed:
+        raise InputError(f"{path} holds the seed {run.config.seed}: put back the folder of seed {seed}, or remove it")
+    if run.config.replace(source="") != plan.config.replace(seed=seed, source=""):
         raise InputError(f"{path} was trained with other options than are given: name another --out")
     try:
         return run.read_checkpoint().counts.epoch >= run.config.epochs and figures_are_drawn(run)

@@ -10,11 +10,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pvae.commands import Parser, ctrl_c_exits_at_once, is_first_process, leave, run_command
+from pvae.commands import Parser, ctrl_c_exits_at_once, leave, run_command
 from pvae.config import Config
 from pvae.deadlines import ending_in_time
 from pvae.errors import InputError, brief
 from pvae.files import read_bounded
+from pvae.processes import is_first_process, place_of
 from pvae.systems import SYSTEMS, as_option, get_system, list_systems
 from pvae.trainparser import train_parser
 
@@ -75,7 +76,7 @@ def _train_seeds(text: str, jobs: int | None, options: dict[str, Any], argv: Seq
     with ctrl_c_exits_at_once("pvae.train"):
         from pvae.seeds import Plan, check_seeds, train_seeds
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if place_of() is not None:
         raise InputError("--seeds starts processes of its own: without torchrun")
     for name in ("seed", "resume"):
         if options.get(name) is not None:

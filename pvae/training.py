@@ -108,11 +108,15 @@ class Training:
         self.stepper.asked_to_stop = asked_to_stop
         train = self.train_epoch(quiet, between)
         test = self.test(between)
-        self.epoch, self._pass = self.epoch + 1, None
+        self.end_epoch()
         return train, test
 
+    def end_epoch(self) -> None:
+        """Count the epoch that was trained, and tested if that is wanted: the next training is the next epoch's."""
+        self.epoch, self._pass = self.epoch + 1, None
+
     def train_epoch(self, quiet: bool = True, between: Callable[[], None] = lambda: None) -> Metrics:
-        """Do the training of `run_epoch`."""
+        """Do the training of `run_epoch`, or what is left of it; `end_epoch` ends it."""
         self.vae.train()
         config, under_way = self.config, self._pass or self._new_pass()
         title = f"epoch {self.epoch + 1}/{config.epochs}"

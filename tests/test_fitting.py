@@ -577,3 +577,19 @@ def test_no_folder_to_resume(tmp_path):
     for device in (None, "cpu"):
         with pytest.raises(InputError, match="no run folder"):
             resume(tmp_path / "missing", device=device)
+
+
+@pytest.mark.parametrize("file", ["config.json", "checkpoint.safetensors"])
+def test_files_of_two_runs_are_refused_together(tmp_path, few_digits, small_config, file):
+    """Networks of equal shapes, another seed or other pixels: weights of one would be taken for those of the other."""
+    for name, option in (("run", {}), ("other", {"binarize": "threshold"}), ("twin", {})):
+        fit(small_config.replace(**option), data=few_digits, out=tmp_path / name)
+    for other in ("other", "twin"):
+        content = (tmp_path / "run" / file).read_bytes()
+        (tmp_path / "run" / file).write_bytes((tmp_path / other / file).read_bytes())
+        with pytest.raises(InputError, match="of two runs"):
+            pvae.load(tmp_path / "run")
+        (tmp_path / "run" / file).write_bytes(content)
+    (tmp_path / "run" / "metrics.jsonl").write_bytes((tmp_path / "other" / "metrics.jsonl").read_bytes())
+    with pytest.raises(InputError, match=r"metrics\.jsonl is damaged"):
+        Run.open(tmp_path / "run").metrics()

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import shutil
+import stat
 import struct
 import subprocess
 import sys
@@ -811,3 +812,29 @@ refused(load_dataset, f"folder:{base / 'pictures'}", transform=ImageTransform(si
     with capsys.disabled():
         print(f"\nhuge data files: at most {peak / 2**20:.0f} MiB")
     assert peak < MOST
+
+
+def test_a_result_replaces_files_only(tmp_path):
+    """A pipe or a device of the name that is asked for stays what it is."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="no ordinary file"):
+        write_whole(tmp_path / "pipe", b"x")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+@pytest.mark.parametrize("address", [{"MASTER_PORT": "xx"}, {"MASTER_PORT": "99999999"}, {"RANK": "5"}, {"RANK": "x"}])
+def test_variables_that_torchrun_would_not_set(address, monkeypatch, capsys):
+    given = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29777"}
+    for name, value in {**given, **address}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["--dataset", "mnist-5k"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "are no process of torchrun" in said
+
+
+def test_a_stray_rank_silences_nothing(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    assert main(["--epochs", "0"]) == 2
+    assert "--epochs must be" in capsys.readouterr().err

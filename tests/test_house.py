@@ -17,9 +17,9 @@ PACKAGE = Path(pvae.__file__).parent
 # From the ground up; a module may import from floors below its own only.
 FLOORS = [
     {"checks", "cudagraphs", "errors", "interruptions", "memory"},
-    {"checkpoints", "deadlines", "failures", "files", "fingerprint", "options", "parallel", "records"},
-    {"adam", "commands", "config", "discretized", "folders", "latents", "networks"}
-    | {"optimizers", "plots", "provenance", "recording", "rng"},
+    {"checkpoints", "failures", "files", "fingerprint", "options", "processes", "records"},
+    {"adam", "commands", "config", "deadlines", "discretized", "folders", "latents", "networks"}
+    | {"optimizers", "parallel", "plots", "provenance", "recording", "rng"},
     {"data", "imagefiles", "hierarchy", "likelihoods", "schedules", "systems"},
     {"mnist", "probe", "trainparser", "vae"},
     {"bounds", "building", "evaluation", "handwritten", "latentspace", "oracle", "sources"},

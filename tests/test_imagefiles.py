@@ -214,3 +214,15 @@ def test_celeba_vae_trains(celeba, tmp_path, monkeypatch, capsys):
     from pvae.draw import main as draw
 
     assert draw(["run"]) == 0
+
+
+def test_16_bits_are_not_clipped(tmp_path):
+    """Uniform over 0..65535 they are uniform over 0..255; pixels of no known range are refused."""
+    pixels = np.random.default_rng(0).integers(0, 2**16, (8, 64, 64)).astype(np.uint16)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    loaded, _ = load_images(image_files(tmp_path), ImageTransform(64, grey=True), tmp_path / "cache")
+    assert np.array_equal(loaded[:, 0], pixels // 257)
+    Image.fromarray(pixels[0].astype(np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(InputError, match="neither 8 nor 16 bits"):
+        load_images(image_files(tmp_path), ImageTransform(64, grey=True), tmp_path / "cache")

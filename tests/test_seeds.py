@@ -145,3 +145,12 @@ def test_children_do_not_outlive_a_killed_parent(tmp_path):
     else:
         pytest.fail("a process trains on, whose parent is dead")
     assert Run.open(tmp_path / "many" / "seed-0").read_checkpoint().counts.step > 0
+
+
+def test_a_folder_of_another_seed_is_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["--dataset", "mnist-5k", "--hidden", "8", "--latent-dim", "2", "--epochs", "1", "--quiet"]
+    assert main([*command, "--seed", "1", "--out", "many/seed-0"]) == 0
+    capsys.readouterr()
+    assert main([*command, "--seeds", "0:2", "--out", "many"]) == 2
+    assert "many/seed-0 holds the seed 1" in capsys.readouterr().err

@@ -198,6 +198,7 @@ def _our_faces(images: Tensor, compile: str) -> float:
     with seeded(0, torch.device("cpu")), pyro.get_param_store().scope():
         training = Training(config, Dataset("faces", images, images[:2]), torch.device("cpu"))
         training.train_epoch()
+        training.end_epoch()
         return training.train_epoch().seconds
 
 

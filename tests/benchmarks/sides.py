@@ -371,6 +371,7 @@ def ours(elbo: str, compile: str = "none", precision: str = "fp32") -> Callable[
                 yield "epoch", None
                 if task.tests:
                     yield "elbo", training.test().elbo
+                training.end_epoch()
 
     return run
 
