@@ -73,7 +73,7 @@ class SingleOptimizer(PyroOptim):
         gradients: list[Tensor] = [parameter.grad for parameter in given]
         if self.reduce is not None:
             self.reduce(gradients)
-        norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
+        norms = torch.stack(torch._foreach_norm(gradients))
         norm = torch.linalg.vector_norm(norms)
         if not norm.isfinite():
             named = [self.name_of(p) for p, one in zip(given, norms) if not one.isfinite()]
