@@ -44,7 +44,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and not least <= value <= most:
             option = "--" + name.replace("_", "-")
-            raise InputError(f"{option} must be a whole number from {least} to {most}, not {shown(value)}")
+            raise InputError(
+                f"{option} must be a whole number of at least {least} and at most {most:,}, not {shown(value)}"
+            )
     check_name("way to compile", arguments.compile, [name for name in COMPILERS if name != "cuda-graph"])
     if arguments.compile == "none" and arguments.precision != "fp32":
         raise InputError(f"--precision {arguments.precision} goes with --compile graph or inductor only")
