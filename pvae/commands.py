@@ -47,7 +47,8 @@ def run_command(name: str, command: Callable[[], None]) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end a training
             stream.reconfigure(errors="backslashreplace")
     try:
-        Path.cwd()  # of a folder that is gone torch would die without a word of ours
+        if not _is_somewhere():
+            raise InputError("the folder in which the command was started is gone: go to one that is there")
         command()
         return 0
     except (InputError, TrainingError) as error:
@@ -66,10 +67,6 @@ def run_command(name: str, command: Callable[[], None]) -> int:
     except BrokenPipeError:  # whoever read our output has gone
         sys.stdout = None
         return 0
-    except FileNotFoundError as error:
-        where = error.filename or "the folder in which the command was started"
-        print(f"{name}: {where} is gone: go to a folder that is there", file=sys.stderr)
-        return 1
     except OSError as error:
         file = error.filename or "a file of the result"  # a write that fails does not say which
         print(f"{name}: {file} cannot be written or read: {error.strerror}", file=sys.stderr)
@@ -78,6 +75,14 @@ def run_command(name: str, command: Callable[[], None]) -> int:
         if is_first_process():  # torchrun ends the others too
             print(f"{name}: {str(error) or 'interrupted'}", file=sys.stderr)
         return int(getattr(error, "status", 130))
+
+
+def _is_somewhere() -> bool:
+    """Whether the working folder is still there; without one torch's libraries end the process themselves."""
+    try:
+        return Path.cwd().exists()
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

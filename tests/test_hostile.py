@@ -838,3 +838,11 @@ def test_a_stray_rank_silences_nothing(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     assert main(["--epochs", "0"]) == 2
     assert "--epochs must be" in capsys.readouterr().err
+
+
+def test_a_working_folder_that_is_gone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["--dataset", "mnist-5k"]) == 2
+    assert capsys.readouterr().err.endswith("is gone: go to one that is there\n")
