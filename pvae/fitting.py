@@ -110,11 +110,11 @@ def resume(
         quiet: print nothing.
 
     Returns:
-        The run. Where only its figures are missing, they are drawn.
+        The run. Where only its figures are missing, they are drawn; one that is finished is left as it is.
 
     Raises:
         InputError: (a ValueError) the folder is no run, its data are not to be had or have changed, or
-            there is nothing left to train.
+            it has more epochs already.
         TrainingError: a loss or a gradient became NaN or infinite; the last good checkpoint is on disk.
         LostError: (a RuntimeError) the folder cannot be written any more, or another process has gone.
         InterruptedTrainingError: (a KeyboardInterrupt) Ctrl-C or SIGTERM; the state is saved.
@@ -124,6 +124,11 @@ def resume(
     device = device or str(recorded)
     with joined(device) as world, own_folder(Path(path)) if world.is_first else contextlib.nullcontext():
         run, checkpoint, note = _reopened(path, epochs)
+        console = Console(quiet or not world.is_first)
+        if world.agreed("finished", "yes" if world.is_first and _is_finished(run, checkpoint) else ""):
+            last = run.config.epochs
+            console.say(f"{run.path} is finished, at epoch {last}; to train it further, give --epochs above {last}")
+            return run
         where = resolve_device(device)
         data = data if data is not None else load_again(run, data_dir, offline)
         check_same_data(run, data)
@@ -135,7 +140,6 @@ def resume(
                 except InputError as error:
                     raise InputError(f"the checkpoint of {run.path} does not fit its config.json: {error}") from None
             rows = checkpoint.rows if checkpoint is not None else NO_ROWS
-            console = Console(quiet or not world.is_first)
             note = "; ".join(filter(None, (note, data.note)))
             train_on(training, run, console, rows=rows, note=note, checkpoint_every=checkpoint_every)
     return run
@@ -158,9 +162,18 @@ def _reopened(path: str | Path, epochs: int | None) -> tuple[Run, Checkpoint | N
     run.config = run.config.replace(epochs=epochs if epochs is not None else run.config.epochs)
     checkpoint, note = _last(run)
     done = checkpoint.counts.epoch if checkpoint is not None else 0
-    if done >= run.config.epochs and _are_figures_drawn(run):
-        raise InputError(f"{run.path} has finished its {done} epochs: give --epochs above {done}")
+    if done > run.config.epochs:
+        raise InputError(f"{run.path} is finished, at epoch {done}: give --epochs above {done} to train it further")
     return run, checkpoint, note
+
+
+def _is_finished(run: Run, checkpoint: Checkpoint | None) -> bool:
+    if checkpoint is None or checkpoint.counts.epoch < run.config.epochs:
+        return False
+    run.metrics()  # refused if damaged
+    from pvae.figures import figures_are_drawn  # it takes matplotlib, which is slow to import, and no step needs it
+
+    return figures_are_drawn(run)
 
 
 def _create(world: World, path: Path | None, config: Config, record: DataRecord) -> Run:
@@ -209,12 +222,6 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs here; use --device cpu or auto")
     return device
-
-
-def _are_figures_drawn(run: Run) -> bool:
-    from pvae.figures import figures_are_drawn  # it takes matplotlib, which is slow to import, and no step needs it
-
-    return figures_are_drawn(run)
 
 
 def _check_types(data: object, **paths: object) -> None:

@@ -27,7 +27,6 @@ import pvae.runs
 import pvae.training
 from pvae.config import Config
 from pvae.data import Dataset
-from pvae.errors import InputError
 from pvae.fitting import fit, resume
 from pvae.runs import Run
 from pvae.sources import load_dataset
@@ -113,9 +112,6 @@ class Killer:
                 else:
                     fit(config, data=self.data, out=path, checkpoint_every=every)
                 os._exit(0)
-            except InputError as error:  # killed after its last figure, it had nothing left to do: `same` looks at it
-                traceback.print_exc()
-                os._exit(0 if "has finished its" in str(error) else 9)
             except BaseException:
                 traceback.print_exc()
                 os._exit(9)

@@ -377,14 +377,32 @@ def test_what_cannot_be_trained_leaves_no_folder(tmp_path, few_digits, small_con
 
 def test_resume_refuses(tmp_path, few_digits, digits, small_config):
     run = fit(small_config, data=few_digits, out=tmp_path / "run")
-    with pytest.raises(InputError, match="finished its 2 epochs"):
-        resume(run.path, data=few_digits)
+    with pytest.raises(InputError, match="is finished, at epoch 2"):
+        resume(run.path, 1, data=few_digits)
     with pytest.raises(InputError, match="other data"):
         resume(run.path, 3, data=Dataset("few digits", digits.train[1:131], digits.test[:40]))
     with pytest.raises(InputError, match="given from Python"):
         resume(run.path, 3)
     with pytest.raises(InputError, match="no run folder"):
         resume(tmp_path, 3)
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path, few_digits, small_config, capsys):
+    """So that a command which is repeated until it succeeds, and torchrun's restart, come to an end."""
+    run = fit(small_config, data=few_digits, out=tmp_path / "run")
+    before = contents(run.path)
+    assert resume(run.path, quiet=False).path == run.path  # nor are the data asked for
+    assert capsys.readouterr().out == (
+        f"{run.path} is finished, at epoch 2; to train it further, give --epochs above 2\n"
+    )
+    assert contents(run.path) == before
+    (run.path / "metrics.jsonl").write_bytes(before["metrics.jsonl"].replace(b"1", b"2"))
+    with pytest.raises(InputError, match="is damaged"):
+        resume(run.path)
+
+
+def contents(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "missing", "other network", "other entries"])

@@ -129,8 +129,7 @@ def test_resume_with_options_that_contradict(few, few_digits, monkeypatch, capsy
         (["--elbo", "analytic"], "--elbo analytic contradicts"),
         (["--hidden", "9"], "--hidden"),
         (["--out", "other"], "leave --out out"),
-        (["--epochs", "2"], "finished its 2 epochs"),
-        ([], "finished its 2 epochs"),
+        (["--epochs", "1"], "is finished, at epoch 2: give --epochs above 2"),
         (["--epochs", "0"], "--epochs must be"),
         (["--system", "other"], "--system other contradicts"),
     ]:
