@@ -67,7 +67,8 @@ class CompiledELBO(ELBO):
 
     Args:
         elbo: one of pvae's, or any Pyro ELBO with a `differentiable_loss`.
-        engine: "graph", "inductor" or "cuda-graph", of `recording.record`.
+        engine: "graph", "inductor" or "cuda-graph", of `recording.record`; inductor compiles what trains, not a loss
+            alone, which is recorded.
         precision: "fp32", "bf16" or "tf32", of `recording.record`.
 
     Attributes:
@@ -264,8 +265,10 @@ class CompiledELBO(ELBO):
         beta = torch.tensor(self.beta, dtype=taken[0].dtype if taken[0].is_floating_point() else None)
         beta = beta.to(inputs[0].device)
         written = update.held() if update is not None else []
+        # A loss alone is most of all its products of matrices, and would be compiled for seconds to save milliseconds.
+        engine = "graph" if key[0] == "loss" and self.engine == "inductor" else self.engine
         with buffers_unchanged(modules), unchanged(written):
-            replay = record(step, [beta, *(x.view_as(x) for x in inputs)], self.engine, self.precision)
+            replay = record(step, [beta, *(x.view_as(x) for x in inputs)], engine, self.precision)
         if fingerprint != Fingerprint([model, guide, prepare, self.elbo, modules]):
             raise InputError(_CHANGES_ITSELF)
         if update is not None and not step.is_of_the_optimizer:

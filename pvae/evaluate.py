@@ -47,9 +47,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             raise InputError(
                 f"{option} must be a whole number of at least {least} and at most {most:,}, not {shown(value)}"
             )
-    check_name("way to compile", arguments.compile, [name for name in COMPILERS if name != "cuda-graph"])
+    check_name("way to compile", arguments.compile, ["auto", *(name for name in COMPILERS if name != "cuda-graph")])
     if arguments.compile == "none" and arguments.precision != "fp32":
-        raise InputError(f"--precision {arguments.precision} goes with --compile graph or inductor only")
+        raise InputError(f"--precision {arguments.precision} goes with --compile auto, graph or inductor only")
     check_name("precision", arguments.precision, [name for name in PRECISIONS if name != "tf32"])
     with ctrl_c_exits_at_once("pvae.evaluate"):
         from tqdm import tqdm
@@ -109,9 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--compile",
         metavar="HOW",
-        default="graph",
-        help="none; graph records the decoder's operators; inductor compiles them to C++, where there is a compiler: "
-        "quicker where there is much to do (default: graph)",
+        default="auto",
+        help="none; graph records the decoder's operators; inductor compiles them to C++ and is quicker where there is "
+        "much to do; auto takes inductor there, if there is a compiler, else graph (default: auto)",
     )
     add("--precision", metavar="P", default="fp32", help="fp32, or bf16 in the decoder's products (default: fp32)")
     add("--data-dir", metavar="DIR", type=Path, help="where the run's data lie now (default: where they were found)")

@@ -18,7 +18,7 @@ from pvae.data import Pixels
 from pvae.errors import InputError
 from pvae.failures import is_of_memory
 from pvae.parallel import ALONE, World
-from pvae.recording import check_ways, record
+from pvae.recording import check_ways, has_compiler, record
 from pvae.vae import VAE
 
 __all__ = [
@@ -32,9 +32,10 @@ __all__ = [
 
 # Numbers in the largest tensor: it bounds the memory, whatever the numbers of images and draws and the networks are.
 # More of them are slower.
-CHUNK_NUMBERS = 2**21
+CHUNK_NUMBERS = 2**20
 
 _VISITS_TO_RECORD = 3
+_DECODED_TO_COMPILE = 10_000_000  # images, from which on the seconds of compiling come back
 
 Images = Tensor | Pixels
 
@@ -90,7 +91,7 @@ def importance_sample(
     num_particles: int,
     on_images: Callable[[int], object] = lambda count: None,
     *,
-    engine: str = "graph",
+    engine: str = "auto",
     precision: str = "fp32",
     world: World = ALONE,
 ) -> ImportanceSample:
@@ -106,7 +107,8 @@ def importance_sample(
         x: images (N, C, H, W).
         num_particles: K.
         on_images: called with the number of images done, after each part.
-        engine: "graph" or "inductor", of `recording.record`, for log p(x | z), or "none" to leave it as it is.
+        engine: "graph" or "inductor", of `recording.record`, for log p(x | z), or "none" to leave it as it is. "auto"
+            is inductor where there is a C++ compiler and much to do, else graph, and none for what cannot be recorded.
         precision: "fp32" or "bf16", likewise.
         world: processes that share the images; each draws all noise, and all get all results.
 
@@ -116,7 +118,7 @@ def importance_sample(
     Reference:
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 8.
     """
-    parts, log_likelihood = [], _LogLikelihood(vae, engine, precision)
+    parts, log_likelihood = [], _LogLikelihood(vae, engine, precision, len(x) * num_particles)
     for number, part in enumerate(x.split(min(100, images_at_once(vae, x)))):
         parts.append(_log_sums(vae, part, num_particles, log_likelihood if world.takes(number) else None))
         on_images(len(part))
@@ -148,7 +150,10 @@ def _widest(vae: VAE, x: Tensor) -> int:
 class _LogLikelihood:
     """log p(x | z), recorded for shapes that come again: without the Python, and by the quicker matrix products."""
 
-    def __init__(self, vae: VAE, engine: str, precision: str) -> None:
+    def __init__(self, vae: VAE, engine: str, precision: str, decoded: int) -> None:
+        self._may_fail = engine == "auto" and precision == "fp32"
+        if engine == "auto":
+            engine = "inductor" if decoded >= _DECODED_TO_COMPILE and has_compiler() else "graph"
         if (engine, precision) != ("none", "fp32"):
             check_ways(engine, precision)
         self._vae, self._engine, self._precision = vae, engine, precision
@@ -170,7 +175,7 @@ class _LogLikelihood:
         try:
             return record(self._as_it_is, [z, x], self._engine, self._precision)
         except InputError:
-            if (self._engine, self._precision) != ("graph", "fp32"):
+            if not self._may_fail:
                 raise
             return self._as_it_is  # nobody asked for more than the same a little sooner
 
@@ -188,10 +193,13 @@ def _log_sums(
     posterior = vae.posterior(x)
     sums = torch.full((2, len(x)), -math.inf, dtype=torch.float64)
     size = max(1, CHUNK_NUMBERS // (len(x) * _widest(vae, x[:1])))
-    for start in range(0, num_particles, size):
-        z = posterior.sample((min(size, num_particles - start),))
+    # Latents are small beside images: many parts are drawn together, and decoded one after another.
+    together = size * max(1, CHUNK_NUMBERS // (size * posterior.mean.numel()))
+    for start in range(0, num_particles, together):
+        z = posterior.sample((min(together, num_particles - start),))
         if log_likelihood is not None:
-            log_w = (_in_memory(log_likelihood, z, x) + vae.prior().log_prob(z) - posterior.log_prob(z)).double()
+            log_p_x = torch.cat([_in_memory(log_likelihood, part, x) for part in z.split(size)])
+            log_w = (log_p_x + vae.prior().log_prob(z) - posterior.log_prob(z)).double()
             sums = torch.logaddexp(sums, torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0)]))
     return sums if log_likelihood is not None else torch.zeros_like(sums)
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyro
 import torch
 
-from pvae.checkpoints import NO_ROWS, Checkpoint
+from pvae.checkpoints import NO_ROWS, Checkpoint, Rows
 from pvae.config import Config
 from pvae.data import DataRecord, Dataset
-from pvae.errors import InputError, shown
+from pvae.devices import resolve_device
+from pvae.errors import InputError
 from pvae.files import expanded, own_folder
 from pvae.folders import is_folder
 from pvae.imagefiles import ImageTransform
@@ -27,7 +27,7 @@ from pvae.sources import load_dataset
 from pvae.training import Training
 from pvae.vae import VAE
 
-__all__ = ["check_same_data", "fit", "image_transform", "load_again", "resolve_device", "resume", "trained_at"]
+__all__ = ["check_same_data", "fit", "image_transform", "load_again", "resume", "trained_at"]
 
 
 def fit(
@@ -134,12 +134,7 @@ def resume(
         check_same_data(run, data)
         with seeded(run.config.seed, where), pyro.get_param_store().scope():
             training = Training(run.config, data, where, world)
-            if checkpoint is not None:
-                try:
-                    training.restore(checkpoint)
-                except InputError as error:
-                    raise InputError(f"the checkpoint of {run.path} does not fit its config.json: {error}") from None
-            rows = checkpoint.rows if checkpoint is not None else NO_ROWS
+            rows = _restore(training, run, checkpoint)
             note = "; ".join(filter(None, (note, data.note)))
             train_on(training, run, console, rows=rows, note=note, checkpoint_every=checkpoint_every)
     return run
@@ -165,6 +160,17 @@ def _reopened(path: str | Path, epochs: int | None) -> tuple[Run, Checkpoint | N
     if done > run.config.epochs:
         raise InputError(f"{run.path} is finished, at epoch {done}: give --epochs above {done} to train it further")
     return run, checkpoint, note
+
+
+def _restore(training: Training, run: Run, checkpoint: Checkpoint | None) -> Rows:
+    """Go back to a checkpoint, if there is one, and return what stands of the run's figures."""
+    if checkpoint is None:
+        return NO_ROWS
+    try:
+        training.restore(checkpoint)
+    except InputError as error:
+        raise InputError(f"the checkpoint of {run.path} does not fit its config.json: {error}") from None
+    return checkpoint.rows
 
 
 def _is_finished(run: Run, checkpoint: Checkpoint | None) -> bool:
@@ -200,28 +206,6 @@ def _last(run: Run) -> tuple[Checkpoint | None, str]:
             return run.read_checkpoint(previous=True), f"{error}: going on from the one before it"
         except InputError:
             raise error from None
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device of that name; "auto" is the GPU where there is one.
-
-    Raises:
-        InputError: there is no such device, or no such device here.
-    """
-    local = os.environ.get("LOCAL_RANK", "")  # torchrun's number of a process on this machine
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and local.isdigit():
-        name = f"cuda:{local}"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise InputError(f"unknown device {shown(name)}: --device takes auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs here; use --device cpu or auto")
-    return device
 
 
 def _check_types(data: object, **paths: object) -> None:

@@ -9,9 +9,8 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import constraints
-from torch.nn import functional
 
+from pvae.bernoulli import LogitBernoulli, PseudoBernoulli
 from pvae.checks import require
 from pvae.discretized import DiscretizedLogistic, eight_bit_level
 from pvae.errors import InputError
@@ -23,10 +22,8 @@ __all__ = [
     "LearnedNormalLikelihood",
     "Likelihood",
     "LinearNormalLikelihood",
-    "LogitBernoulli",
     "NormalLikelihood",
     "OptimalNormalLikelihood",
-    "PseudoBernoulli",
     "PseudoBernoulliLikelihood",
 ]
 
@@ -113,45 +110,6 @@ class BernoulliLikelihood(Likelihood):
 
     def _in_domain(self, x: Tensor) -> Tensor:
         return ((x == 0) | (x == 1)).all()
-
-
-class LogitBernoulli(dist.Bernoulli):  # type: ignore[misc]  # Pyro makes its classes at run time
-    """Pyro's Bernoulli of logits l, with a log-probability that is quicker where no gradient is asked for.
-
-    log_prob(x) = x l - log(1 + exp(l))
-    """
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(value), elementwise."""
-        log_prob: Tensor
-        if torch.is_grad_enabled():
-            log_prob = super().log_prob(value)
-        else:  # torch's cross-entropy would fill a second tensor for its gradient
-            if self._validate_args:
-                self._validate_sample(value)
-            log_prob = (value * self.logits).sub_(functional.softplus(self.logits, threshold=40))
-        return log_prob
-
-
-class PseudoBernoulli(LogitBernoulli):
-    """A Bernoulli whose log-probability is also taken at grey values in [0, 1].
-
-        log_prob(x) = x log p + (1 - x) log(1 - p)
-
-    On 0 and 1 this is the Bernoulli. Between them it is the cross-entropy that most of the source documents
-    train with: a pseudo-likelihood, since its exponential does not integrate to 1 over [0, 1]. A bound made of
-    it is a pseudo-ELBO: it bounds no log-likelihood of the grey x. Being linear in x it is a mean over
-    binarizations, E_{b ~ Bernoulli(x)} [log Bernoulli(b; p)], so what a pseudo-ELBO does bound from below is
-    E_b [log p(b)], with an encoder that sees x in place of b.
-
-    Raises:
-        ValueError: `log_prob` at a value outside [0, 1] or NaN (torch's own validation).
-
-    Reference:
-        Loaiza-Ganem and Cunningham, arXiv:1907.06845, section 1 (the neglected normalising constant).
-    """
-
-    support = constraints.unit_interval
 
 
 class PseudoBernoulliLikelihood(Likelihood):

@@ -21,7 +21,7 @@ from pvae.cudagraphs import CudaGraph, in_tf32
 from pvae.errors import InputError, brief, check_name
 from pvae.options import COMPILERS, PRECISIONS
 
-__all__ = ["check_ways", "record"]
+__all__ = ["check_ways", "has_compiler", "record"]
 
 _ATEN = torch.ops.aten
 # Multiply-adds from which oneDNN's product is the faster one: 128 x 400 x 40 is not worth it, 128 x 400 x 784 is.
@@ -55,7 +55,7 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
     if not is_on_gpu and (engine == "cuda-graph" or precision == "tf32"):
         option = "--compile cuda-graph" if engine == "cuda-graph" else "--precision tf32"
         raise InputError(f"{option} needs an NVIDIA GPU: take --compile graph, and on a CPU fp32 or bf16")
-    if engine == "inductor" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+    if engine == "inductor" and not has_compiler():
         raise InputError(
             "--compile inductor needs a C++ compiler, and there is none: install g++, or take --compile graph"
         )
@@ -103,6 +103,11 @@ def _compiled(graph: fx.GraphModule, is_on_gpu: bool) -> Function:
     }
     compiled: Function = torch.compile(graph, options=options)
     return compiled
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler, without which nothing is compiled by inductor."""
+    return any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
 
 
 def check_ways(engine: str, precision: str) -> None:

@@ -123,7 +123,7 @@ def evaluate(
     seed: int = 0,
     on_images: Callable[[int], object] = lambda count: None,
     *,
-    engine: str = "graph",
+    engine: str = "auto",
     precision: str = "fp32",
     world: World = ALONE,
 ) -> Report:
@@ -135,7 +135,7 @@ def evaluate(
         num_images: the first so many test images; all if left out.
         seed: of every draw.
         on_images: called with the number of images done in the importance sampling, part by part.
-        engine: "none", "graph" or "inductor", of `importance_sample`.
+        engine: "auto", "none", "graph" or "inductor", of `importance_sample`.
         precision: "fp32" or "bf16", likewise.
         world: processes that share the images; all get the same report.
 

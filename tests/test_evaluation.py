@@ -113,6 +113,19 @@ def test_recording_changes_nothing(small_vae, small_images, monkeypatch, two_lay
     assert torch.allclose(recorded.effective, as_it_is.effective, rtol=1e-10)
 
 
+@pytest.mark.parametrize("compiler", [True, False])
+def test_where_there_is_much_to_do_it_is_compiled(small_vae, small_images, monkeypatch, compiler):
+    """From a number of images decoded on, where there is a compiler; the figures are the same."""
+    vae, x, engines = small_vae(), small_images(7), []
+    monkeypatch.setattr(evaluation, "CHUNK_NUMBERS", 9 * 7 * 20)
+    monkeypatch.setattr(evaluation, "has_compiler", lambda: compiler)
+    monkeypatch.setattr(evaluation, "record", lambda of, _inputs, engine, _precision: engines.append(engine) or of)
+    few = sampled(vae, x, 50)
+    monkeypatch.setattr(evaluation, "_DECODED_TO_COMPILE", 7 * 50)
+    assert torch.equal(sampled(vae, x, 50).log_p, few.log_p)
+    assert engines == ["graph", "inductor" if compiler else "graph"]
+
+
 def test_a_decoder_that_looks_at_values_is_left_as_it_is(small_vae, small_images, monkeypatch):
     class Looks(torch.nn.Module):
         def forward(self, z):

@@ -22,8 +22,9 @@ import pvae
 from pvae import runs
 from pvae.config import Config
 from pvae.data import Dataset, to_pixels
+from pvae.devices import resolve_device
 from pvae.errors import InputError, InterruptedTrainingError, LostError, TrainingError
-from pvae.fitting import fit, resolve_device, resume
+from pvae.fitting import fit, resume
 from pvae.runs import Run
 from pvae.training import Training
 

@@ -8,11 +8,11 @@ import math
 import pytest
 import torch
 
+from pvae.bernoulli import PseudoBernoulli
 from pvae.building import build_vae
 from pvae.config import Config
 from pvae.discretized import DiscretizedLogistic
 from pvae.fitting import fit
-from pvae.likelihoods import PseudoBernoulli
 from pvae.options import ELBOS, LIKELIHOODS
 
 
@@ -191,6 +191,27 @@ def test_pseudo_log_likelihood_is_the_mean_over_binarizations():
     probability = torch.distributions.Bernoulli(x).log_prob(images).sum(-1).exp()
     mean = (probability * torch.distributions.Bernoulli(logits=logits).log_prob(images).sum(-1)).sum()
     assert torch.allclose(PseudoBernoulli(logits=logits).to_event(1).log_prob(x), mean, rtol=1e-12)
+
+
+@pytest.mark.parametrize("event", [(1, 28, 28), (3, 64, 64), (1, 3, 4), (97,), (1,), (2, 101)])
+def test_one_logarithm_for_many_pixels(event):
+    """Without gradients the factors of a pixel group are multiplied first: the same, for logits of any size."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 10 * torch.randn(3, 2, *event, generator=generator, dtype=torch.float64)
+    logits.view(-1)[:4] = torch.tensor([0.0, 700.0, -700.0, 1e-300], dtype=torch.float64)
+    x = torch.rand(2, *event, generator=generator, dtype=torch.float64)
+    together = PseudoBernoulli(logits=logits).to_event(len(event))
+    one_by_one = torch.distributions.Bernoulli(logits=logits, validate_args=False).log_prob(x)
+    with torch.no_grad():
+        quick = together.log_prob(x)
+    assert quick.shape == together.batch_shape == (3, 2)
+    assert torch.allclose(quick, one_by_one.flatten(2).sum(-1), rtol=1e-13)
+    assert torch.equal(together.log_prob(x), one_by_one.flatten(2).sum(-1))
+    with torch.no_grad():  # the smallest factors, 1/2 each, in float32
+        even = PseudoBernoulli(logits=torch.zeros(event)).to_event(len(event)).log_prob(x[0].float())
+    assert even.item() == pytest.approx(-math.log(2) * x[0].numel(), rel=1e-6)
+    with torch.no_grad(), pytest.raises(ValueError, match="within the support"):
+        together.log_prob(x + 1)
 
 
 def test_pseudo_bernoulli_does_not_integrate_to_one():

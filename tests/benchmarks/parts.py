@@ -68,14 +68,14 @@ def _draw(rows: list[tuple[str, int, list[float]]], path: Path) -> None:
 
 def evaluation(arguments: argparse.Namespace) -> None:
     """Time `pvae.evaluate` on a run of 784-400-20 beside the decoder's products of the same count."""
-    count, samples = arguments.images or 2000, 5000
+    count, samples = arguments.images or 10_000, 5000
     with tempfile.TemporaryDirectory() as folder:
         run = str(Path(folder) / "run")
         data = ["--data-dir", str(arguments.data_dir)] if arguments.data_dir else []
         train = [sys.executable, "-m", "pvae.train", "--system", "pytorch-example", "--epochs", "1", "--quiet"]
         subprocess.run([*train, *data, "--out", run], check=True, capture_output=True)
         seconds = {}
-        for how in ("graph", "inductor"):
+        for how in ("graph", "auto"):
             options = ["--images", str(count), "--importance-samples", str(samples), "--compile", how, "--quiet"]
             started = time.perf_counter()
             subprocess.run([sys.executable, "-m", "pvae.evaluate", run, *options], check=True, capture_output=True)
