@@ -32,7 +32,7 @@ __all__ = [
 
 # Numbers in the largest tensor: it bounds the memory, whatever the numbers of images and draws and the networks are.
 # More of them are slower.
-CHUNK_NUMBERS = 2**20
+CHUNK_NUMBERS = 2**19
 
 _VISITS_TO_RECORD = 3
 _DECODED_TO_COMPILE = 10_000_000  # images, from which on the seconds of compiling come back
