@@ -170,7 +170,6 @@ def test_a_resumption_reads_what_it_holds_the_lock_of(few_digits, small_config, 
             pass
         return original(self, previous)
 
-    monkeypatch.setattr(fitting, "_are_figures_drawn", lambda _: False)
     with monkeypatch.context() as patch:
         patch.setattr(Run, "read_checkpoint", read_checkpoint)
         resume(tmp_path / "run", 3, data=few_digits)

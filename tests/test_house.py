@@ -18,7 +18,7 @@ PACKAGE = Path(pvae.__file__).parent
 FLOORS = [
     {"checks", "cudagraphs", "errors", "interruptions", "memory"},
     {"checkpoints", "failures", "files", "fingerprint", "options", "processes", "records"},
-    {"adam", "commands", "config", "deadlines", "discretized", "folders", "latents", "networks"}
+    {"adam", "bernoulli", "commands", "config", "deadlines", "devices", "discretized", "folders", "latents", "networks"}
     | {"optimizers", "parallel", "plots", "provenance", "recording", "rng"},
     {"data", "imagefiles", "hierarchy", "likelihoods", "schedules", "systems"},
     {"mnist", "probe", "trainparser", "vae"},

@@ -1,0 +1,44 @@
+"""Run tests of another copy of the package, in forks of a process that has imported torch and Pyro once."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+_SECONDS = 600
+
+
+class Done(NamedTuple):
+    returncode: int | None
+    stdout: str
+
+
+def run_tests(folder: Path, names: tuple[str, ...]) -> Done:
+    """Run `tests/<name>` of a folder, up to the first failure, with the package `pvae` that lies beside them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "pyro", "pyro.infer", "pytest"])  # and nothing that starts threads
+    log = folder / "log.txt"
+    process = context.Process(target=_run, args=(str(folder), names, str(log)))
+    process.start()
+    process.join(_SECONDS)
+    process.kill()
+    return Done(process.exitcode, log.read_text())
+
+
+def _run(folder: str, names: tuple[str, ...], log: str) -> None:
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    with Path(log).open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in names)])
+        import pvae
+
+        assert Path(pvae.__file__).is_relative_to(folder), "another copy of the package was tested"
+    os._exit(status)
