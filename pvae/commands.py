@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import io
 import os
 import re
@@ -29,7 +30,13 @@ class Parser(argparse.ArgumentParser):
         Raises:
             InputError: always.
         """
-        raise InputError(f"{message} (--help lists the options)")
+        raise InputError(f"{message} ({self._hint(message)})")
+
+    def _hint(self, message: str) -> str:
+        """Return the option that is nearest to one that there is not, or where all of them are listed."""
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
+        return f"did you mean {near[0]}?" if near else "--help lists the options"
 
 
 def run_command(name: str, command: Callable[[], None]) -> int:

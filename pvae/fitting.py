@@ -261,8 +261,9 @@ def load_again(run: Run, data_dir: str | Path | None, offline: bool) -> Dataset:
     """
     if not run.data.dataset:
         raise InputError(
-            f"{run.path} was trained on {run.data.name!r}, given from Python: give them again, as data= "
-            "of pvae.resume, or to draw as pvae.subjects.Subject(run, run.vae(), data)"
+            f"{run.path} was trained on images given from Python, {run.data.name!r}, and a command cannot find them: "
+            f"in Python, give them again, to pvae.resume({str(run.path)!r}, data=...) or, to draw or evaluate it, to "
+            "pvae.subjects.Subject(run, run.vae(), data)"
         )
     if data_dir is None and run.data.folder and is_folder(Path(run.data.folder)):
         data_dir = run.data.folder

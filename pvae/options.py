@@ -15,6 +15,7 @@ __all__ = [
     "COMPILERS",
     "DATASETS",
     "ELBOS",
+    "IMPORTANCE_WEIGHTED",
     "INITIALIZATIONS",
     "LIKELIHOODS",
     "NETWORKS",
@@ -51,6 +52,7 @@ ELBOS = (
 # Those that need a closed-form KL of q(z | x), or its parameters.
 WITHOUT_CHAINS = ("analytic", "stl", "dreg")
 WITH_FREE_BITS = ("trace", "analytic", "handwritten")
+IMPORTANCE_WEIGHTED = ("iwae", "dreg", "renyi", "ciwae", "miwae")  # the ELBO, where there is one particle
 WITH_BETA = (*WITH_FREE_BITS, "stl", "score", "score-loo")
 COMPILERS = ("none", "graph", "inductor", "cuda-graph")
 PRECISIONS = ("fp32", "bf16", "tf32")

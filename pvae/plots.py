@@ -194,7 +194,8 @@ def histograms(figure: Figure, columns: NDArray[np.float32], density: NDArray[np
         axes.spines[["left", "right", "top"]].set_visible(False)
         axes.set_visible(index < count)
         if index < count:
-            axes.set_xlim(-4.2, 4.2)
+            low, high = np.percentile(columns[:, index], [0.1, 99.9])
+            axes.set_xlim(min(-4.2, low), max(4.2, high))
             axes.hist(columns[:, index], bins=30, density=True, color=_COLOURS["train"], alpha=0.6)
             axes.plot(*density, color=_COLOURS["test"], linewidth=1)
             axes.set_title(str(index + 1), fontsize=6, pad=1)

@@ -102,7 +102,7 @@ class Run:
             digest = record.pop("sha256", None) if isinstance(record, dict) else None
             is_whole = digest == _digest(record)
         except OSError:
-            raise InputError(f"{path} is no run folder: there is no config.json to read in it") from None
+            raise InputError(f"{path} is no run folder: {_what_is_missing(Path(path))}") from None
         except (InputError, ValueError, RecursionError) as error:
             reason = str(error) if isinstance(error, InputError) else f"{file} is damaged: it is not JSON"
             raise InputError(reason) from None
@@ -307,6 +307,13 @@ def load(path: str | Path) -> VAE:
         InputError: the folder is no run, or its files are damaged.
     """
     return Run.open(path).vae()
+
+
+def _what_is_missing(path: Path) -> str:
+    if not path.exists():
+        return "there is nothing of that name"
+    runs = sorted(path.glob("*/config.json"))
+    return f"it is a folder of them: name one, as {runs[0].parent}" if runs else "there is no config.json to read in it"
 
 
 def check_out(path: Path) -> None:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +24,7 @@ from pvae.figures import figures_are_drawn
 from pvae.files import own_folder, write_whole
 from pvae.runs import Run
 from pvae.subjects import Subject
+from pvae.systems import as_option
 from pvae.tables import row_of, to_csv, to_markdown
 
 __all__ = ["Plan", "check_seeds", "train_seeds"]
@@ -144,8 +145,13 @@ def _is_finished(plan: Plan, seed: int) -> bool:
     run = Run.open(path)
     if run.config.seed != seed:
         raise InputError(f"{path} holds the seed {run.config.seed}: put back the folder of seed {seed}, or remove it")
-    if run.config.replace(source="") != plan.config.replace(seed=seed, source=""):
-        raise InputError(f"{path} was trained with other options than are given: name another --out")
+    ours, theirs = asdict(plan.config.replace(seed=seed, source="")), asdict(run.config.replace(source=""))
+    other = [name for name in ours if ours[name] != theirs[name]]
+    if other:
+        was, given = (", ".join(as_option(name, of[name]) for name in other) for of in (theirs, ours))
+        more = f", or train it on first: python -m pvae.train --resume {shlex.quote(str(path))} {given}"
+        onward = more if other == ["epochs"] and run.config.schedule == "constant" else ""
+        raise InputError(f"{path} was trained with {was}, and {given} is given: name another --out{onward}")
     try:
         return run.read_checkpoint().counts.epoch >= run.config.epochs and figures_are_drawn(run)
     except InputError:  # its own process will go on from the one before it, or say why not

@@ -98,6 +98,8 @@ def sheet_figure(entries: Sequence[Entry]) -> Figure:
         entry.title: (torch.cat([entry.images, entry.reconstructions]), entry.samples) for entry in one_of_each(entries)
     }
     title = "left: test images above the mean of p(x | z), z ~ q(z | x); right: the mean of p(x | z), z ~ p(z)"
+    if len(bands) < len(entries):
+        title += "\nof runs that differ in their seed alone, the first"
     return figures.band_figure(bands, _SHOWN, title)
 
 

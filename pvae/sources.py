@@ -85,7 +85,14 @@ def _from_folder(name: str, transform: ImageTransform) -> Dataset:
     images, kept = load_images(files, transform, cache_dir() / "images")
     num_test = max(2, len(kept) // 10)
     train, test = torch.from_numpy(images).tensor_split([len(kept) - num_test])
-    return Dataset(folder.resolve().name, train, test, dataset=f"folder:{folder.resolve()}")
+    return Dataset(
+        folder.resolve().name, train, test,
+        dataset=f"folder:{folder.resolve()}", note=_left_out(len(files), len(kept)),
+    )  # fmt: skip
+
+
+def _left_out(found: int, kept: int) -> str:
+    return f"{found - kept} of {found} image files cannot be decoded and are left out" if kept < found else ""
 
 
 def _celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
@@ -113,7 +120,7 @@ def _celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
     train_labels, test_labels = labels.tensor_split([num_train])
     return Dataset(
         "CelebA", train, test, train_labels, test_labels, label_names,
-        dataset="celeba", folder=str(root.absolute()),
+        dataset="celeba", folder=str(root.absolute()), note=_left_out(len(ordered), len(kept)),
     )  # fmt: skip
 
 

@@ -64,6 +64,9 @@ class Subject:
         run = Run.open(path)
         data = load_again(run, data_dir, offline)
         check_same_data(run, data)
+        run.metrics()  # refused if damaged: what is drawn or evaluated would be of a run that nobody can check
+        if attributes and (data.train_labels is None or data.train_labels.dim() != 2):
+            raise InputError(f"the images of {data.name} have no attributes: leave --attribute out")
         for name in attributes:
             check_name("attribute", name, data.label_names)
         return cls(run, run.vae(), data, attributes)

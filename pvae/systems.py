@@ -180,6 +180,8 @@ def system_title(config: Config) -> str:
 
 
 def as_option(name: str, value: object) -> str:
-    """Return a field as it is typed on the command line."""
+    """Return a field as it is typed on the command line; a flag that is not set as "no" and its name."""
+    if isinstance(value, bool):
+        return f"{'' if value else 'no '}--{name.replace('_', '-')}"
     shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return f"--{name.replace('_', '-')} {shown}"

@@ -15,6 +15,7 @@ from pvae.config import Config
 from pvae.deadlines import ending_in_time
 from pvae.errors import InputError, brief
 from pvae.files import read_bounded
+from pvae.options import IMPORTANCE_WEIGHTED
 from pvae.processes import is_first_process, place_of
 from pvae.systems import SYSTEMS, as_option, get_system, list_systems
 from pvae.trainparser import train_parser
@@ -134,6 +135,8 @@ def _train(options: dict[str, Any]) -> None:
     options = _system_options(options, is_new=path is None)
     if path is None:
         config = _configured(options)
+        if config.particles == 1 and config.elbo in IMPORTANCE_WEIGHTED and is_first_process():
+            print(f"note: with --particles 1, --elbo {config.elbo} is the ELBO", file=sys.stderr)
         run = fit(config, out=out, **{**where, "device": where["device"] or "auto"})
     else:
         _refuse_contradictions(path, out, options)

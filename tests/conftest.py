@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # before torch counts the cores: the workers share them
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before torch counts the cores: tests, their children and whatever else runs share them, and threads wait for threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -15,6 +15,8 @@ from pvae.data import Dataset
 from pvae.draw import PICTURES, main
 from pvae.drawing import DRAWERS
 from pvae.errors import InputError
+from pvae.evaluate import main as evaluate
+from pvae.figures import histogram_figure
 from pvae.fitting import fit
 from pvae.probe import Response, balanced_accuracy, respond, train_probe
 from pvae.systems import get_system
@@ -78,6 +80,9 @@ def test_bad_input_is_one_line(runs, found, capsys, tmp_path):
         ([str(runs["conv-2d-ae"].path), "--what", "samples"], "a prior to draw from"),
         ([str(runs["mlp-2d"].path), "--what", "manifald"], "did you mean 'manifold'"),
         ([str(tmp_path)], "no run folder"),
+        ([str(tmp_path / "nowhere")], "there is nothing of that name"),
+        ([str(runs["mlp-2d"].path), "--attribute", "0"], "have no attributes"),
+        ([str(runs["mlp-2d"].path), "--outt", "x"], "did you mean --out?"),
         ([], "RUN"),
         ([str(runs["mlp-2d"].path), "--out", "/proc/no/such"], "cannot be written"),
     ]:
@@ -90,9 +95,29 @@ def test_bad_input_is_one_line(runs, found, capsys, tmp_path):
     assert not new.exists(), "what can be drawn is not written where the rest is refused"
 
 
+def test_a_damaged_run_is_refused_before_anything_is_drawn(runs, found, capsys, tmp_path):
+    shutil.copytree(runs["mlp-2d"].path, tmp_path / "run")
+    rows = tmp_path / "run" / "metrics.jsonl"
+    rows.write_bytes(rows.read_bytes().replace(b"-", b"", 1))
+    for command in (main, evaluate):
+        assert command([str(tmp_path / "run"), "--out", str(tmp_path / "new")]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert "metrics.jsonl is damaged" in printed.err
+        assert not (tmp_path / "new").exists()
+
+
+def test_histograms_show_where_the_codes_lie(tmp_path):
+    figure = histogram_figure(torch.stack([torch.randn(500), 6 + 0.1 * torch.randn(500)], 1), "two")
+    (low, high), (_, wide) = (axes.get_xlim() for axes in figure.axes[:2])
+    assert low == pytest.approx(-4.2)
+    assert high == pytest.approx(4.2)
+    assert wide > 6.1
+
+
 def test_data_given_from_python_cannot_be_found(runs, capsys):
     assert main([str(runs["mlp-2d"].path)]) == 2
-    assert "given from Python" in capsys.readouterr().err
+    assert "images given from Python" in capsys.readouterr().err
 
 
 class Identity(torch.nn.Module):

@@ -382,7 +382,7 @@ def test_resume_refuses(tmp_path, few_digits, digits, small_config):
         resume(run.path, 1, data=few_digits)
     with pytest.raises(InputError, match="other data"):
         resume(run.path, 3, data=Dataset("few digits", digits.train[1:131], digits.test[:40]))
-    with pytest.raises(InputError, match="given from Python"):
+    with pytest.raises(InputError, match="images given from Python"):
         resume(run.path, 3)
     with pytest.raises(InputError, match="no run folder"):
         resume(tmp_path, 3)

@@ -82,6 +82,7 @@ def test_broken_files_are_named_or_skipped(folder, tmp_path):
     assert not [path for path in cached(tmp_path) if path.is_file()], "a broken build left something"
     data = load_dataset(f"folder:{folder}", transform=ImageTransform(size=8, skip_broken=True))
     assert len(data.train) + len(data.test) == 30
+    assert data.note == "2 of 32 image files cannot be decoded and are left out"
 
 
 def test_an_image_that_promises_too_much_is_refused(folder, monkeypatch):

@@ -66,6 +66,7 @@ def refuse(capsys, tmp_path, *arguments):
         (["--device", "cuda:99"], "--device cpu"),
         (["--resume", "nowhere"], "nowhere is no run folder"),
         (["--no-such-option"], "--help"),
+        (["--epoch", "1"], "did you mean --epochs?"),
         (["stray"], "--help"),
         (["--hidden", "1000000000"], "do not fit into memory"),
         (["--hidden", "1000000000000"], "at most 1,000,000,000"),
@@ -83,6 +84,12 @@ def test_bad_options(few, capsys, tmp_path, arguments, says):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_no_gpu(few, capsys, tmp_path):
     assert "torch sees 0 GPUs" in refuse(capsys, tmp_path, "--device", "cuda")
+
+
+def test_one_particle_is_said_to_be_the_elbo(few, capsys, tmp_path):
+    for particles, note in (("1", "note: with --particles 1, --elbo iwae is the ELBO\n"), ("2", "")):
+        assert main([*SMALL, "--elbo", "iwae", "--particles", particles, "--out", particles]) == 0
+        assert capsys.readouterr().err == note
 
 
 def test_bad_out(few, capsys, tmp_path):
@@ -138,7 +145,7 @@ def test_resume_with_options_that_contradict(few, few_digits, monkeypatch, capsy
     (tmp_path / "run" / "config.json").write_bytes(b"{broken")
     assert "is damaged" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
     (tmp_path / "run" / "config.json").write_bytes(content)
-    assert "given from Python" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
+    assert "images given from Python" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
     monkeypatch.setattr(fitting, "load_again", lambda *_: few_digits)
     (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
     assert "metrics.jsonl is damaged" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
