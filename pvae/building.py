@@ -85,7 +85,7 @@ def unmade_state(config: Config, image_shape: Sequence[int]) -> dict[str, Tensor
     """
     try:
         with torch.device("meta"):
-            return build_vae(config, image_shape).state_dict()
+            return build_vae(config, image_shape).float().state_dict()  # as trainings are, whatever torch's default is
     except (RuntimeError, OverflowError, TypeError) as error:  # torch's words for sizes that are too large
         raise InputError(f"the configuration describes networks that cannot be ({brief(error)})") from None
 

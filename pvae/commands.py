@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from pvae.deadlines import ending_in_time
 from pvae.errors import InputError, LostError, TrainingError, one_line
 from pvae.interruptions import SIGNALS
 from pvae.processes import is_first_process
 
-__all__ = ["Parser", "ctrl_c_exits_at_once", "leave", "result_folder", "run_command"]
+__all__ = ["Parser", "ctrl_c_exits_at_once", "leave", "result_folder", "run_command", "say"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,17 +40,39 @@ class Parser(argparse.ArgumentParser):
         return f"did you mean {near[0]}?" if near else "--help lists the options"
 
 
-def run_command(name: str, command: Callable[[], None]) -> int:
-    """Run a command and return its exit status.
+def say(line: object) -> None:
+    """Print a line; where no one reads any more (a closed pipe, a full device), the work goes on without a word."""
+    if sys.stdout is None:
+        return
+    try:
+        print(line, flush=True)
+    except OSError:
+        sys.stdout = None  # nor may Python's own flush at the exit fail
+
+
+def run_command(
+    name: str,
+    command: Callable[[], None],
+    what_now: Callable[[], str] = lambda: "what was written is whole",
+    early: str = "interrupted",
+) -> int:
+    """Run a command and return its exit status; it ends within two seconds of Ctrl-C or SIGTERM.
 
     Args:
         name: stands before a refusal.
         command: does the work.
+        what_now: says what a command leaves that has no time to say it itself.
+        early: what else it says when it is interrupted.
 
     Returns:
         0; 2 for what cannot be done as asked, 1 for a file that cannot be written or read or a process that has gone,
         130 for Ctrl-C, 143 for SIGTERM.
     """
+    with ending_in_time(name, what_now, early):
+        return _run(name, command)
+
+
+def _run(name: str, command: Callable[[], None]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end a training
             stream.reconfigure(errors="backslashreplace")
@@ -77,7 +100,7 @@ def run_command(name: str, command: Callable[[], None]) -> int:
     except OSError as error:
         file = error.filename or "a file of the result"  # a write that fails does not say which
         print(f"{name}: {file} cannot be written or read: {error.strerror}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, PermissionError) else 1
     except KeyboardInterrupt as error:
         if is_first_process():  # torchrun ends the others too
             print(f"{name}: {str(error) or 'interrupted'}", file=sys.stderr)

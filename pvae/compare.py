@@ -9,8 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pvae.commands import Parser, ctrl_c_exits_at_once, leave, result_folder, run_command
+from pvae.commands import Parser, ctrl_c_exits_at_once, leave, result_folder, run_command, say
 from pvae.errors import InputError, check_name
+from pvae.files import not_a_link, write_whole
 from pvae.options import ELBOS
 from pvae.systems import get_system
 
@@ -69,7 +70,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     config = _config(arguments)
     if particles == [1] and not set(names) & set(_ONE_PARTICLE):
         raise InputError("with one particle these are the ELBO, or nothing: give more --particles")
-    named = arguments.out or (arguments.run / "comparison" if arguments.run else None)
+    named = arguments.out or (not_a_link(arguments.run / "comparison") if arguments.run else None)
     with result_folder(named or Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare") as folder:
         found: list[Measurement] = []
         for weights in _weights(arguments, config, stages):
@@ -130,9 +131,10 @@ def _measured(
     if not pairs:
         raise InputError("; ".join(reasons))
     if arguments.elbo != _ALL:
-        print("".join(f"{reason}\n" for reason in reasons), end="")
+        for reason in reasons:
+            say(reason)
     log_p = comparison.reference(vae, x)
-    print(f"{stage}: log p(x) = {log_p}, mean of {len(x)} test images; pixels {pixels}", flush=True)
+    say(f"{stage}: log p(x) = {log_p}, mean of {len(x)} test images; pixels {pixels}")
     found = []
     for name, count in _with_bar(pairs, stage):
         options = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups if name == "miwae" else 1}
@@ -143,14 +145,13 @@ def _measured(
 def _write(found: Sequence[Measurement], folder: Path, title: str) -> None:
     """Print the table, and write it and the figure."""
     from pvae import comparison, figures
-    from pvae.files import write_whole
 
     table = f"{comparison.to_markdown(found)}\n\n{comparison.LEGEND}"
-    print(f"\n{table}\n")
+    say(f"\n{table}\n")
     write_whole(folder / "comparison.md", (table + "\n").encode())
     write_whole(folder / "comparison.csv", comparison.to_csv(found).encode())
-    figures.comparison_figure(found, title).savefig(folder / "comparison.png")
-    print(f"{folder}: comparison.csv, comparison.md, comparison.png")
+    figures.write_figure(folder / "comparison.png", figures.comparison_figure(found, title))
+    say(f"{folder}: comparison.csv, comparison.md, comparison.png")
 
 
 def _with_bar(pairs: Sequence[tuple[str, int]], stage: str) -> Iterator[tuple[str, int]]:

@@ -12,8 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pvae.commands import Parser, ctrl_c_exits_at_once, leave, result_folder, run_command
+from pvae.commands import Parser, ctrl_c_exits_at_once, leave, result_folder, run_command, say
 from pvae.errors import InputError, check_name
+from pvae.files import not_a_link, write_whole
 from pvae.processes import place_of
 
 if TYPE_CHECKING:
@@ -73,18 +74,19 @@ def _runs_in(path: Path) -> list[Path]:
 
 
 def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> None:
+    from pvae.figures import write_figure
     from pvae.subjects import Subject
 
     subject = Subject.of(arguments.run, arguments.data_dir, arguments.offline, tuple(arguments.attribute))
     figures = _figures(subject, wanted)
     if wanted is not None:
         figures = iter(list(figures))  # if one of them is refused, none is written
-    with result_folder(arguments.out or subject.run.path / "figures") as folder:
+    with result_folder(arguments.out or not_a_link(subject.run.path / "figures")) as folder:
         for name, figure in figures:
-            figure.savefig(folder / f"{name}.png")
-            print(folder / f"{name}.png")
+            write_figure(folder / f"{name}.png", figure)
+            say(folder / f"{name}.png")
             if name == "probe":
-                print("\n".join(map(str, subject.responses)))
+                say("\n".join(map(str, subject.responses)))
                 _write(folder / "probe.json", json.dumps([asdict(one) for one in subject.responses], indent=2) + "\n")
         if wanted is None:
             _report(subject, folder)
@@ -108,7 +110,7 @@ def _report(subject: Subject, folder: Path) -> None:
     _write(folder / "latent.json", json.dumps(asdict(report), indent=2) + "\n")
     distances = report.kolmogorov_smirnov
     accuracy = "" if report.accuracy is None else f"; 10-nearest-neighbour accuracy {report.accuracy:.3f}"
-    print(
+    say(
         f"codes: Kolmogorov-Smirnov distance of a dimension from N(0, 1) {max(distances):.3f} at most, "
         f"{statistics.median(distances):.3f} in the median{accuracy}"
     )
@@ -116,15 +118,20 @@ def _report(subject: Subject, folder: Path) -> None:
 
 def _draw_side_by_side(arguments: argparse.Namespace, runs: Sequence[Path]) -> None:
     """Draw the sheet and write the table; a run that cannot be read is left out, with a line that says why."""
-    from pvae.sheets import code_figures, entry_of, in_order, sheet_figure
+    from pvae.figures import write_figure
+    from pvae.sheets import Entry, code_figures, entry_of, in_order, sheet_figure
     from pvae.subjects import Subject
     from pvae.tables import to_csv, to_markdown
 
-    read = []
+    read: list[Entry] = []
+    known: dict[str, str] = {}
     for path in runs:
         try:
-            read.append(entry_of(Subject.of(path, arguments.data_dir, arguments.offline)))
-            print(f"{path.name}: {read[-1].title}", flush=True)
+            subject = Subject.of(path, arguments.data_dir, arguments.offline)
+            if (other := known.setdefault(subject.run.identity, path.name)) != path.name:
+                raise InputError(f"it is a copy of {other}, and no other seed")
+            read.append(entry_of(subject))
+            say(f"{path.name}: {read[-1].title}")
         except InputError as error:
             print(f"pvae.draw: {path.name} is left out: {error}", file=sys.stderr)
     if not read:
@@ -136,14 +143,14 @@ def _draw_side_by_side(arguments: argparse.Namespace, runs: Sequence[Path]) -> N
     with result_folder(arguments.out or arguments.run) as folder:
         _write(folder / "table.csv", to_csv(rows))
         _write(folder / "table.md", to_markdown(rows))
-        print(f"\n{to_markdown(rows)}\n{folder / 'table.csv'}\n{folder / 'table.md'}")
+        say(f"\n{to_markdown(rows)}\n{folder / 'table.csv'}\n{folder / 'table.md'}")
         for name, figure in drawn.items():
-            figure.savefig(folder / f"{name}.png")
-            print(folder / f"{name}.png")
+            write_figure(folder / f"{name}.png", figure)
+            say(folder / f"{name}.png")
 
 
 def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text.encode())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from pvae.commands import Parser, ctrl_c_exits_at_once, leave, run_command
+from pvae.commands import Parser, ctrl_c_exits_at_once, leave, run_command, say
 from pvae.errors import InputError, check_name, shown
 from pvae.options import COMPILERS, PRECISIONS
 from pvae.processes import is_first_process
@@ -84,13 +84,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         )
     if not world.is_first:
         return
-    if not arguments.quiet:
-        print(f"{to_text(report)}\n")
     try:
         write_whole(path, (json.dumps(asdict(report), indent=2) + "\n").encode())
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): name another file with --out") from None
-    print(path)
+    if not arguments.quiet:
+        say(f"{to_text(report)}\n")
+    say(path)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -35,6 +35,7 @@ __all__ = [
     "sample_figure",
     "save_figures",
     "scatter_figure",
+    "write_figure",
 ]
 
 _CURVES = {
@@ -206,10 +207,15 @@ def save_figures(
         if name == "samples.png" and not len(samples):
             continue
         between()
-        content = BytesIO()
-        draw().savefig(content)
-        write_whole(folder / name, content.getvalue())
+        write_figure(folder / name, draw())
     return folder
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as a PNG, whole or not at all; a link of that name is replaced."""
+    content = BytesIO()
+    figure.savefig(content)
+    write_whole(path, content.getvalue())
 
 
 def figures_are_drawn(run: Run) -> bool:

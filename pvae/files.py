@@ -16,7 +16,16 @@ from pvae.errors import InputError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["append", "expanded", "is_temporary", "open_bounded", "own_folder", "read_bounded", "write_whole"]
+__all__ = [
+    "append",
+    "expanded",
+    "is_temporary",
+    "not_a_link",
+    "open_bounded",
+    "own_folder",
+    "read_bounded",
+    "write_whole",
+]
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe without a writer would be waited for
@@ -49,6 +58,18 @@ def write_whole(path: Path, content: bytes, previous: Path | None = None) -> Non
         _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def not_a_link(folder: Path) -> Path:
+    """Return a folder of a run folder, into which is written.
+
+    Raises:
+        InputError: it is a link, which may lead anywhere, or no folder.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        kind = "a link, which may lead anywhere" if folder.is_symlink() else "no folder"
+        raise InputError(f"{folder} is {kind}: remove it")
+    return folder
 
 
 def is_temporary(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pvae.checkpoints import NO_ROWS, Checkpoint, Rows
 from pvae.config import Config
 from pvae.data import DataRecord, Dataset
 from pvae.devices import resolve_device
-from pvae.errors import InputError
+from pvae.errors import InputError, shown
 from pvae.files import expanded, own_folder
 from pvae.folders import is_folder
 from pvae.imagefiles import ImageTransform
@@ -30,6 +31,9 @@ from pvae.vae import VAE
 __all__ = ["check_same_data", "fit", "image_transform", "load_again", "resume", "trained_at"]
 
 
+_TRAINING = threading.Lock()
+
+
 def fit(
     config: Config | None = None,
     *,
@@ -43,7 +47,8 @@ def fit(
 ) -> Run:
     """Train a system and write its run folder: what `python -m pvae.train` does.
 
-    Pyro's parameter store and torch's random state are as before when it returns.
+    Pyro's parameter store and torch's random state are as before when it returns. Both are the process's: a thread that
+    draws random numbers meanwhile changes the training, and a second training is refused.
 
     Args:
         config: what to train; the Deep Bayes system if left out.
@@ -67,9 +72,9 @@ def fit(
     config = config if config is not None else Config()
     if not isinstance(config, Config):
         raise InputError(f"config must be a pvae.Config, not a {type(config).__name__}")
-    _check_types(data, out=out, data_dir=data_dir)
+    _check_types(data, checkpoint_every, out=out, data_dir=data_dir)
     path = expanded(out, "--out") if out is not None else None
-    with joined(device) as world:
+    with _one_at_a_time(), joined(device) as world:
         if path is not None and world.is_first:
             check_out(path)
         where = resolve_device(device)
@@ -119,10 +124,14 @@ def resume(
         LostError: (a RuntimeError) the folder cannot be written any more, or another process has gone.
         InterruptedTrainingError: (a KeyboardInterrupt) Ctrl-C or SIGTERM; the state is saved.
     """
-    _check_types(data, path=path, data_dir=data_dir)
+    _check_types(data, checkpoint_every, path=path, data_dir=data_dir)
     recorded = Run.open(path).sessions[-1].get("device", "auto")
     device = device or str(recorded)
-    with joined(device) as world, own_folder(Path(path)) if world.is_first else contextlib.nullcontext():
+    with (
+        _one_at_a_time(),
+        joined(device) as world,
+        own_folder(Path(path)) if world.is_first else contextlib.nullcontext(),
+    ):
         run, checkpoint, note = _reopened(path, epochs)
         console = Console(quiet or not world.is_first)
         if world.agreed("finished", "yes" if world.is_first and _is_finished(run, checkpoint) else ""):
@@ -208,8 +217,21 @@ def _last(run: Run) -> tuple[Checkpoint | None, str]:
             raise error from None
 
 
-def _check_types(data: object, **paths: object) -> None:
-    """Refuse what no path and no data set is; None stands for what was left out."""
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Refuse a second training in this process: Pyro's store and torch's generator are there once."""
+    if not _TRAINING.acquire(blocking=False):
+        raise InputError("another training runs in this process, by another thread: train in a process of its own")
+    try:
+        yield
+    finally:
+        _TRAINING.release()
+
+
+def _check_types(data: object, checkpoint_every: object, **paths: object) -> None:
+    """Refuse what no path, no data set and no number of steps is; None stands for what was left out."""
+    if not isinstance(checkpoint_every, int) or checkpoint_every < 0:
+        raise InputError(f"checkpoint_every must be a whole number of at least 0, not {shown(checkpoint_every)}")
     if data is not None and not isinstance(data, Dataset):
         raise InputError(f"data must be a pvae.Dataset, not a {type(data).__name__}")
     for name, path in paths.items():

@@ -7,6 +7,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from pvae.commands import say
 from pvae.config import Config
 from pvae.metrics import Metrics
 from pvae.runs import Run
@@ -55,14 +56,10 @@ class Console:
         self.quiet = quiet
 
     def say(self, line: str) -> None:
-        """Print one line; where no one reads any more (a closed pipe, a full device), the training goes on silently."""
-        if self.quiet or sys.stdout is None:
-            return
-        try:
-            print(line, flush=True)
-        except OSError:
-            self.quiet = True
-            sys.stdout = None  # nor may Python's own flush at the exit fail
+        """Print one line."""
+        if not self.quiet:
+            say(line)
+            self.quiet = sys.stdout is None  # no one reads, or watches a bar
 
     def start(self, run: Run, device: str, epoch: int) -> None:
         """Say what is trained on what, and where it is written."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,7 +74,8 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
     if engine == "cuda-graph":
         return CudaGraph(replay, inputs)
     if engine == "inductor":
-        with torch.no_grad(), pyro.validation_enabled(pyro.infer.util.is_validation_enabled()):
+        validates = pyro.infer.util.is_validation_enabled()
+        with torch.no_grad(), pyro.validation_enabled(validates), _without_a_word_of_cuda():
             replay(*inputs)  # compiles; it would switch off torch's validation for good, were it not for the line above
     return replay
 
@@ -103,6 +106,18 @@ def _compiled(graph: fx.GraphModule, is_on_gpu: bool) -> Function:
     }
     compiled: Function = torch.compile(graph, options=options)
     return compiled
+
+
+@contextlib.contextmanager
+def _without_a_word_of_cuda() -> Iterator[None]:
+    """Let torch not warn that CUDA's compiler is here and no GPU, when all that is wanted is C++."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def has_compiler() -> bool:

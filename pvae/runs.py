@@ -28,7 +28,7 @@ from pvae.checkpoints import NO_ROWS, Checkpoint, Counts, Rows, from_file, to_by
 from pvae.config import Config
 from pvae.data import DataRecord
 from pvae.errors import InputError, brief
-from pvae.files import append, is_temporary, open_bounded, read_bounded, write_whole
+from pvae.files import append, is_temporary, not_a_link, open_bounded, read_bounded, write_whole
 from pvae.metrics import Metrics
 from pvae.provenance import commit, versions
 from pvae.records import from_record
@@ -101,6 +101,8 @@ class Run:
             record = json.loads(read_bounded(file, _MOST_JSON))
             digest = record.pop("sha256", None) if isinstance(record, dict) else None
             is_whole = digest == _digest(record)
+        except PermissionError as error:
+            raise InputError(f"{file} cannot be read ({error.strerror})") from None
         except OSError:
             raise InputError(f"{path} is no run folder: {_what_is_missing(Path(path))}") from None
         except (InputError, ValueError, RecursionError) as error:
@@ -141,7 +143,7 @@ class Run:
             InputError: `metrics.jsonl` is damaged, or figures/ is no folder.
             OSError: the folder cannot be written.
         """
-        self._check_figures()
+        not_a_link(self._file("figures"))
         for leftover in filter(is_temporary, self.path.iterdir()):  # of a process that was killed
             if leftover.is_symlink() or not leftover.is_dir():
                 leftover.unlink(missing_ok=True)
@@ -234,7 +236,7 @@ class Run:
         """
         weights = self.read_checkpoint().vae
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are thrown away
-            vae = build_vae(self.config, self.data.image_shape)
+            vae = build_vae(self.config, self.data.image_shape).float()  # whatever torch's default is
         vae.load_state_dict(weights)
         return vae.eval()
 
@@ -244,21 +246,13 @@ class Run:
         Raises:
             InputError: it is a link, or no folder.
         """
-        self._check_figures()
-        folder = self._file("figures")
+        folder = not_a_link(self._file("figures"))
         folder.mkdir(exist_ok=True)
         return folder
 
     def drop_figures(self) -> None:
         """Remove the figures, which will be of another epoch."""
-        self._check_figures()
-        shutil.rmtree(self._file("figures"), ignore_errors=True)
-
-    def _check_figures(self) -> None:
-        folder = self._file("figures")
-        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            kind = "a link, which may lead anywhere" if folder.is_symlink() else "no folder"
-            raise InputError(f"{folder} is {kind}: remove it")
+        shutil.rmtree(not_a_link(self._file("figures")), ignore_errors=True)
 
     def _file(self, name: str) -> Path:
         return self.path / name

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from pvae.commands import Parser, ctrl_c_exits_at_once, leave, run_command
 from pvae.config import Config
-from pvae.deadlines import ending_in_time
 from pvae.errors import InputError, brief
 from pvae.files import read_bounded
 from pvae.options import IMPORTANCE_WEIGHTED
@@ -46,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.update(vars(train_parser().parse_args(argv)))
         _dispatch(dict(options), sys.argv[1:] if argv is None else argv)
 
-    with ending_in_time("pvae.train", lambda: _what_is_left(options)):
-        return run_command("pvae.train", command)
+    early = "interrupted before anything was trained"
+    return run_command("pvae.train", command, lambda: _what_is_left(options), early)
 
 
 def _what_is_left(options: dict[str, Any]) -> str:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
 import shutil
+import signal
+import time
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch.distributions import Normal
 
 from pvae import latentspace, subjects
+from pvae.compare import main as compare
 from pvae.data import Dataset
 from pvae.draw import PICTURES, main
 from pvae.drawing import DRAWERS
@@ -105,6 +111,71 @@ def test_a_damaged_run_is_refused_before_anything_is_drawn(runs, found, capsys, 
         assert printed.out == ""
         assert "metrics.jsonl is damaged" in printed.err
         assert not (tmp_path / "new").exists()
+
+
+def test_links_in_a_run_are_not_written_through(runs, found, capsys, tmp_path):
+    """A picture takes the place of a link; a folder that is a link is refused; --out is the user's own."""
+    shutil.copytree(runs["mlp-2d"].path, tmp_path / "run")
+    figures, precious, elsewhere = tmp_path / "run" / "figures", tmp_path / "precious", tmp_path / "elsewhere"
+    precious.write_text("precious")
+    elsewhere.mkdir()
+    (figures / "samples.png").unlink()
+    (figures / "samples.png").symlink_to(precious)
+    (figures / "latent.json").symlink_to(precious)
+    assert main([str(tmp_path / "run")]) == 0
+    assert precious.read_text() == "precious"
+    assert not (figures / "samples.png").is_symlink()
+    shutil.rmtree(figures)
+    figures.symlink_to(elsewhere)
+    (tmp_path / "run" / "comparison").symlink_to(elsewhere)
+    capsys.readouterr()
+    for command in (main, compare):
+        assert command([str(tmp_path / "run")]) == 2
+        assert "is a link, which may lead anywhere" in capsys.readouterr().err
+    assert not list(elsewhere.iterdir())
+
+
+def test_an_interrupted_picture_leaves_the_one_before_it(runs, found, tmp_path, monkeypatch):
+    path = runs["mlp-2d"].path / "figures" / "losses.png"
+    before = path.read_bytes()
+
+    def interrupted(self, file, **_):
+        file.write(b"half of a picture")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Figure, "savefig", interrupted)
+    assert main([str(runs["mlp-2d"].path), "--what", "losses"]) == 130
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", [main, evaluate, compare])
+def test_a_signal_ends_a_command_with_a_line(runs, capsys, monkeypatch, command, number):
+    def signalled(*_):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setattr(subjects.Subject, "of", signalled)
+    assert command([str(runs["mlp-2d"].path)]) == 128 + number
+    assert capsys.readouterr().err == f"{command.__module__}: interrupted\n"
+
+
+class Closed(io.StringIO):
+    """A stdout that nobody reads any more."""
+
+    def write(self, _text):
+        raise BrokenPipeError
+
+
+def test_what_nobody_reads_is_written_all_the_same(runs, found, monkeypatch, tmp_path):
+    run, wanted = str(runs["mlp-2d"].path), ["--what", "samples,losses", "--out", str(tmp_path / "pictures")]
+    result = ["--out", str(tmp_path / "result.json"), "--importance-samples", "5", "--images", "10"]
+    for command, options in ((evaluate, result), (main, wanted)):
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.stdout", Closed())
+            assert command([run, *options]) == 0
+    assert json.loads((tmp_path / "result.json").read_text())
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"samples.png", "losses.png"}
 
 
 def test_histograms_show_where_the_codes_lie(tmp_path):
@@ -282,6 +353,15 @@ def test_a_folder_of_runs_is_a_sheet_and_a_table(runs, found, tmp_path, capsys):
         assert float(row["distortion"]) == last.distortion
     assert (out / "table.md").read_text() in said
     assert not list(folder.glob("*.png")), "only where it was told to"
+
+
+def test_a_copy_of_a_run_is_no_other_seed(runs, found, tmp_path, capsys):
+    for name in ("a", "b"):
+        shutil.copytree(runs["mlp-2d"].path, tmp_path / name)
+    assert main([str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert "pvae.draw: b is left out: it is a copy of a, and no other seed" in printed.err
+    assert "| 1 | 1 |" in printed.out
 
 
 def test_a_run_that_cannot_be_read_is_left_out(runs, found, tmp_path, capsys):

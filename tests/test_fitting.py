@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pyro
@@ -386,6 +387,47 @@ def test_resume_refuses(tmp_path, few_digits, digits, small_config):
         resume(run.path, 3)
     with pytest.raises(InputError, match="no run folder"):
         resume(tmp_path, 3)
+
+
+def test_a_second_training_in_another_thread_is_refused(tmp_path, few_digits, small_config, monkeypatch):
+    """Torch's random numbers and Pyro's store are the process's."""
+    refused, train_epoch = [], Training.train_epoch
+
+    def other():
+        try:
+            fit(small_config, data=few_digits, out=tmp_path / "other")
+        except InputError as error:
+            refused.append(str(error))
+
+    def with_another(self, *arguments):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        return train_epoch(self, *arguments)
+
+    monkeypatch.setattr(Training, "train_epoch", with_another)
+    fit(small_config, data=few_digits, out=tmp_path / "run")
+    assert len(refused) == 2
+    assert "in a process of its own" in refused[0]
+    assert not (tmp_path / "other").exists()
+
+
+def test_torchs_default_dtype_changes_no_training(tmp_path, few_digits, small_config):
+    torch.set_default_dtype(torch.float64)
+    try:
+        run = fit(small_config, data=few_digits, out=tmp_path / "run")
+        assert {p.dtype for p in pvae.load(run.path).parameters()} == {torch.float32}
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {p.dtype for p in pvae.load(run.path).parameters()} == {torch.float32}
+    assert resume(run.path, 3, data=few_digits).metrics()[-1].epoch == 3
+
+
+@pytest.mark.parametrize("every", [-1, 1.5, "x", None])
+def test_what_is_no_number_of_steps_is_refused(tmp_path, few_digits, small_config, every):
+    with pytest.raises(InputError, match="checkpoint_every"):
+        fit(small_config, data=few_digits, out=tmp_path / "run", checkpoint_every=every)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, few_digits, small_config, capsys):

@@ -18,9 +18,9 @@ PACKAGE = Path(pvae.__file__).parent
 FLOORS = [
     {"checks", "cudagraphs", "errors", "interruptions", "memory"},
     {"checkpoints", "failures", "files", "fingerprint", "options", "processes", "records"},
-    {"adam", "bernoulli", "commands", "config", "deadlines", "devices", "discretized", "folders", "latents", "networks"}
+    {"adam", "bernoulli", "config", "deadlines", "devices", "discretized", "folders", "latents", "networks"}
     | {"optimizers", "parallel", "plots", "provenance", "recording", "rng"},
-    {"data", "imagefiles", "hierarchy", "likelihoods", "schedules", "systems"},
+    {"commands", "data", "imagefiles", "hierarchy", "likelihoods", "schedules", "systems"},
     {"mnist", "probe", "trainparser", "vae"},
     {"bounds", "building", "evaluation", "handwritten", "latentspace", "oracle", "sources"},
     {"anatomy", "metrics", "perdatum"},
