@@ -88,8 +88,8 @@ class AdamUpdate:
 
     @staticmethod
     def finite(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-        """Return flags (1 + number of gradients,): whether the loss is finite, and the sum of each gradient."""
-        return torch.stack([loss.isfinite(), *(one.sum().isfinite() for one in gradients)])
+        """Return flags (1 + number of gradients,): whether the loss is finite, and the norm of each gradient."""
+        return torch.stack([loss.isfinite(), *((one * one).sum().isfinite() for one in gradients)])
 
     def refuse(self, loss: Tensor, trained: Sequence[Tensor], finite: Tensor) -> None:
         """Refuse a step of which a flag is false.

@@ -244,26 +244,16 @@ class CompiledELBO(ELBO):
         prepare: Prepare | None,
     ) -> _Tape | None:
         """Run the step once as it is, to see what it makes and what runs in it, and once more to record it."""
-        before = Fingerprint([model, guide, prepare, self.elbo])
-        known = set(pyro.get_param_store()._params)
-        with running_modules() as ran, torch.no_grad():
-            taken = inputs if prepare is None else (prepare(*inputs),)
-            self.elbo.differentiable_loss(model, guide, *taken)
-        modules = list(ran.values())
-        owned = {id(tensor) for module in modules for tensor in module.parameters()}
-        fingerprint = Fingerprint([model, guide, prepare, self.elbo, modules])
-        is_changed = before != Fingerprint([model, guide, prepare, self.elbo])
-        if is_changed and self._is_changing:
-            raise InputError(_CHANGES_ITSELF)
-        self._is_changing = is_changed  # once it may: a guide that makes itself at its first step
-        if _unmakes_parameters(known, owned) or is_changed:
+        seen = self._run_once(model, guide, inputs, prepare)
+        if seen is None:
             return None
+        modules, dtype = seen
+        fingerprint = Fingerprint([model, guide, prepare, self.elbo, modules])
         if update is not None:
             update.prepare()
         step = Step(self.elbo, model, guide, with_gradients=key[0] != "loss", update=update, prepare=prepare)
         # Views: one tensor given twice would be taken for one input.
-        beta = torch.tensor(self.beta, dtype=taken[0].dtype if taken[0].is_floating_point() else None)
-        beta = beta.to(inputs[0].device)
+        beta = torch.tensor(self.beta, dtype=dtype if dtype.is_floating_point else None, device=inputs[0].device)
         written = update.held() if update is not None else []
         # A loss alone is most of all its products of matrices, and would be compiled for seconds to save milliseconds.
         engine = "graph" if key[0] == "loss" and self.engine == "inductor" else self.engine
@@ -286,12 +276,29 @@ class CompiledELBO(ELBO):
             errors=step.errors,
             has_terms=step.has_terms,
             held=step.held,
-            owned=owned,
+            owned={id(tensor) for module in modules for tensor in module.parameters()},
             trained=step.trained,
             sites=step.sites,
             update=update,
             written=update.held() if update is not None else [],
         )
+
+    def _run_once(
+        self, model: PyroFunction, guide: PyroFunction, inputs: Sequence[Tensor], prepare: Prepare | None
+    ) -> tuple[list[nn.Module], torch.dtype] | None:
+        """Return the modules of the loss and the dtype of its batch; none if it made parameters or changed a module."""
+        of = [model, guide, prepare, self.elbo]
+        before, known = Fingerprint(of), set(pyro.get_param_store()._params)
+        with running_modules() as ran, torch.no_grad():
+            taken = inputs if prepare is None else (prepare(*inputs),)
+            self.elbo.differentiable_loss(model, guide, *taken)
+        modules = list(ran.values())
+        is_changed = before != Fingerprint(of)
+        if is_changed and self._is_changing:
+            raise InputError(_CHANGES_ITSELF)
+        self._is_changing = is_changed  # once it may: a guide that makes itself at its first step
+        owned = {id(tensor) for module in modules for tensor in module.parameters()}
+        return None if _unmakes_parameters(known, owned) or is_changed else (modules, taken[0].dtype)
 
 
 def _add_gradient(parameter: Tensor, gradient: Tensor) -> None:

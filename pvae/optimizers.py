@@ -73,13 +73,12 @@ class SingleOptimizer(PyroOptim):
         gradients: list[Tensor] = [parameter.grad for parameter in given]
         if self.reduce is not None:
             self.reduce(gradients)
-        # A sum is NaN or infinite if a number of it is; norms, which cost more, are for clipping alone.
-        numbers = torch._foreach_norm(gradients) if self.clip_norm else [one.sum() for one in gradients]
-        if not torch.stack(numbers).isfinite().all():
-            named = [self.name_of(p) for p, one in zip(given, numbers) if not one.isfinite()]
-            raise NotFiniteError(f"the gradient of {listed(named)} is NaN or infinite")
+        norms = torch.stack(torch._foreach_norm(gradients))
+        norm = torch.linalg.vector_norm(norms)
+        if not norm.isfinite():
+            named = [self.name_of(p) for p, one in zip(given, norms) if not one.isfinite()]
+            raise NotFiniteError(f"the gradient of {listed(named or list(self._names.values()))} is NaN or infinite")
         if self.clip_norm:  # as torch.nn.utils.clip_grad_norm_ does, to the last digit
-            norm = torch.linalg.vector_norm(torch.stack(numbers))
             torch._foreach_mul_(gradients, (self.clip_norm / (norm + 1e-6)).clamp(max=1.0))
 
     def name_of(self, parameter: Tensor) -> str:
