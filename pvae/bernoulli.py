@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -16,10 +17,10 @@ _LANES = 16  # of a vector register
 class LogitBernoulli(dist.Bernoulli):  # type: ignore[misc]  # Pyro makes its classes at run time
     """Pyro's Bernoulli of logits l, of which many may be one event: an image."""
 
-    def to_event(self, reinterpreted_batch_ndims: int | None = None) -> JointBernoulli:
+    def to_event(self, reinterpreted_batch_ndims: int | None = None) -> TorchDistribution:
         """Return the distribution of which the last dimensions are one event."""
         count = len(self.batch_shape) if reinterpreted_batch_ndims is None else reinterpreted_batch_ndims
-        return JointBernoulli(self, count)
+        return JointBernoulli(self, count) if count > 0 else super().to_event(count)
 
 
 class JointBernoulli(dist.Independent):
@@ -36,7 +37,7 @@ class JointBernoulli(dist.Independent):
         """Return log p(value), of the batch shape."""
         base, count = self.base_dist, self.reinterpreted_batch_ndims
         log_prob: Tensor
-        if torch.is_grad_enabled() or count == 0 or base.logits.dtype not in (torch.float32, torch.float64):
+        if torch.is_grad_enabled() or base.logits.dtype not in (torch.float32, torch.float64):
             log_prob = super().log_prob(value)  # type: ignore[no-untyped-call]
             return log_prob
         if base._validate_args:

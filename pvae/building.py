@@ -45,8 +45,8 @@ def build_vae(config: Config, image_shape: Sequence[int]) -> VAE:
         image_shape: (C, H, W) of the data; `config.pad` is added to it.
 
     Returns:
-        The VAE, on the CPU. A Bernoulli likelihood is the pseudo-Bernoulli if `config.binarize` leaves the
-        pixels grey.
+        The VAE, on the CPU, in float32 as pixels are, whatever torch's default is. A Bernoulli likelihood is the
+        pseudo-Bernoulli if `config.binarize` leaves the pixels grey.
 
     Raises:
         InputError: the images are no multiple of what the convolutions halve, or the networks do not fit
@@ -65,12 +65,12 @@ def build_vae(config: Config, image_shape: Sequence[int]) -> VAE:
         raise InputError(f"networks of {sizes} do not fit into memory: give smaller ones") from error
     if config.posterior == "delta":
         likelihood = _likelihood(config, decoder, image_shape)
-        return VAE(p_z=FlatPrior(config.latent_dim), q_z=DeltaPosterior(encoder), p_x=likelihood)
+        return VAE(p_z=FlatPrior(config.latent_dim), q_z=DeltaPosterior(encoder), p_x=likelihood).float()
     posterior = NormalPosterior(encoder, log_variance=config.posterior == "normal-log-variance")
     if config.second_latent_dim:
-        return _two_layers(config, posterior, decoder, image_shape)
+        return _two_layers(config, posterior, decoder, image_shape).float()
     likelihood = _likelihood(config, decoder, image_shape)
-    return VAE(p_z=StandardNormalPrior(config.latent_dim), q_z=posterior, p_x=likelihood)
+    return VAE(p_z=StandardNormalPrior(config.latent_dim), q_z=posterior, p_x=likelihood).float()
 
 
 def unmade_state(config: Config, image_shape: Sequence[int]) -> dict[str, Tensor]:
@@ -85,7 +85,7 @@ def unmade_state(config: Config, image_shape: Sequence[int]) -> dict[str, Tensor
     """
     try:
         with torch.device("meta"):
-            return build_vae(config, image_shape).float().state_dict()  # as trainings are, whatever torch's default is
+            return build_vae(config, image_shape).state_dict()
     except (RuntimeError, OverflowError, TypeError) as error:  # torch's words for sizes that are too large
         raise InputError(f"the configuration describes networks that cannot be ({brief(error)})") from None
 

@@ -65,8 +65,8 @@ def run_command(
         early: what else it says when it is interrupted.
 
     Returns:
-        0; 2 for what cannot be done as asked, 1 for a file that cannot be written or read or a process that has gone,
-        130 for Ctrl-C, 143 for SIGTERM.
+        0; 2 for what cannot be done as asked or is not permitted, 1 for a disk or a process that has gone, 130 for
+        Ctrl-C, 143 for SIGTERM.
     """
     with ending_in_time(name, what_now, early):
         return _run(name, command)

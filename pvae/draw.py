@@ -124,13 +124,15 @@ def _draw_side_by_side(arguments: argparse.Namespace, runs: Sequence[Path]) -> N
     from pvae.tables import to_csv, to_markdown
 
     read: list[Entry] = []
-    known: dict[str, str] = {}
+    known: dict[object, str] = {}
     for path in runs:
         try:
             subject = Subject.of(path, arguments.data_dir, arguments.offline)
-            if (other := known.setdefault(subject.run.identity, path.name)) != path.name:
-                raise InputError(f"it is a copy of {other}, and no other seed")
+            state = (subject.run.identity, subject.run.read_checkpoint().counts)
+            if state in known:
+                raise InputError(f"it is a copy of {known[state]}, and no other seed")
             read.append(entry_of(subject))
+            known[state] = path.name
             say(f"{path.name}: {read[-1].title}")
         except InputError as error:
             print(f"pvae.draw: {path.name} is left out: {error}", file=sys.stderr)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Independent
 
 from pvae.data import Pixels
 from pvae.errors import InputError
@@ -172,12 +173,13 @@ class _LogLikelihood:
     def _record(self, z: Tensor, x: Tensor) -> Callable[[Tensor, Tensor], Sequence[Tensor]]:
         if self._engine == "none":
             return self._as_it_is
-        try:
-            return record(self._as_it_is, [z, x], self._engine, self._precision)
-        except InputError:
-            if not self._may_fail:
-                raise
-            return self._as_it_is  # nobody asked for more than the same a little sooner
+        for engine in dict.fromkeys([self._engine, "graph"]):
+            try:
+                return record(self._as_it_is, [z, x], engine, self._precision)
+            except InputError:
+                if not self._may_fail:
+                    raise
+        return self._as_it_is  # nobody asked for more than the same a little sooner
 
     def _as_it_is(self, z: Tensor, x: Tensor) -> list[Tensor]:
         return [self._vae.likelihood(z).log_prob(x)]
@@ -193,8 +195,10 @@ def _log_sums(
     posterior = vae.posterior(x)
     sums = torch.full((2, len(x)), -math.inf, dtype=torch.float64)
     size = max(1, CHUNK_NUMBERS // (len(x) * _widest(vae, x[:1])))
-    # Latents are small beside images: many parts are drawn together, and decoded one after another.
-    together = size * max(1, CHUNK_NUMBERS // (size * posterior.mean.numel()))
+    # Latents are small beside images: many parts are drawn together, and decoded one after another. A second layer of
+    # latents runs a network for each draw, which may be wide.
+    is_one_layer = isinstance(posterior, Independent)
+    together = size * max(1, CHUNK_NUMBERS // (size * posterior.mean.numel())) if is_one_layer else size
     for start in range(0, num_particles, together):
         z = posterior.sample((min(together, num_particles - start),))
         if log_likelihood is not None:

@@ -214,7 +214,7 @@ def save_figures(
 def write_figure(path: Path, figure: Figure) -> None:
     """Write a figure as a PNG, whole or not at all; a link of that name is replaced."""
     content = BytesIO()
-    figure.savefig(content)
+    figure.savefig(content, format="png")  # whatever matplotlib's default is
     write_whole(path, content.getvalue())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import threading
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from pvae.vae import VAE
 __all__ = ["check_same_data", "fit", "image_transform", "load_again", "resume", "trained_at"]
 
 
-_TRAINING = threading.Lock()
+_TRAINING: set[int] = set()  # the processes that train: this one, and of a fork the one that it came from
 
 
 def fit(
@@ -220,12 +220,14 @@ def _last(run: Run) -> tuple[Checkpoint | None, str]:
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
     """Refuse a second training in this process: Pyro's store and torch's generator are there once."""
-    if not _TRAINING.acquire(blocking=False):
+    process = os.getpid()
+    if process in _TRAINING:
         raise InputError("another training runs in this process, by another thread: train in a process of its own")
+    _TRAINING.add(process)
     try:
         yield
     finally:
-        _TRAINING.release()
+        _TRAINING.discard(process)
 
 
 def _check_types(data: object, checkpoint_every: object, **paths: object) -> None:

@@ -71,7 +71,7 @@ def train_probe(images: Tensor, labels: Tensor, num_epochs: int = 10) -> nn.Modu
     channels, height, width = images.shape[1:]
     side = max(1, min(height, width) // _SIDE)
     num_inputs = channels * (height // side) * (width // side)
-    probe = nn.Sequential(nn.AvgPool2d(side), nn.Flatten(), nn.Linear(num_inputs, labels.shape[1]))
+    probe = nn.Sequential(nn.AvgPool2d(side), nn.Flatten(), nn.Linear(num_inputs, labels.shape[1], dtype=torch.float32))
     optimizer = torch.optim.Adam(probe.parameters(), lr=1e-3, weight_decay=1e-3)
     targets = labels.float()
     count = targets.sum(0)

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from pvae.cudagraphs import CudaGraph, in_tf32
 from pvae.errors import InputError, brief, check_name
+from pvae.failures import is_of_memory
 from pvae.options import COMPILERS, PRECISIONS
 
 __all__ = ["check_ways", "has_compiler", "record"]
@@ -50,17 +51,14 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
             bfloat16, and leaves all else; "tf32" lets a GPU take them in TF32.
 
     Raises:
-        InputError: the function cannot be recorded, or there is no such engine, precision, compiler or GPU.
+        InputError: the function cannot be recorded or compiled, or there is no such engine, precision, compiler or
+            GPU.
     """
     check_ways(engine, precision)
     is_on_gpu = all(x.device.type == "cuda" for x in inputs)
     if not is_on_gpu and (engine == "cuda-graph" or precision == "tf32"):
         option = "--compile cuda-graph" if engine == "cuda-graph" else "--precision tf32"
         raise InputError(f"{option} needs an NVIDIA GPU: take --compile graph, and on a CPU fp32 or bf16")
-    if engine == "inductor" and not has_compiler():
-        raise InputError(
-            "--compile inductor needs a C++ compiler, and there is none: install g++, or take --compile graph"
-        )
 
     graph = _graph_of(function, inputs)
     if precision == "bf16":
@@ -76,7 +74,12 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
     if engine == "inductor":
         validates = pyro.infer.util.is_validation_enabled()
         with torch.no_grad(), pyro.validation_enabled(validates), _without_a_word_of_cuda():
-            replay(*inputs)  # compiles; it would switch off torch's validation for good, were it not for the line above
+            try:
+                replay(*inputs)  # compiles; it would switch off torch's validation for good, but for the line above
+            except Exception as error:
+                if is_of_memory(error):
+                    raise
+                raise InputError(f"inductor cannot compile this ({brief(error)}): take --compile graph") from error
     return replay
 
 
@@ -126,9 +129,13 @@ def has_compiler() -> bool:
 
 
 def check_ways(engine: str, precision: str) -> None:
-    """Raise an `InputError` unless there are an engine and a precision of these names."""
+    """Raise an `InputError` unless there are an engine and a precision of these names, and the compiler they need."""
     check_name("way to compile", engine, [name for name in COMPILERS if name != "none"])
     check_name("precision", precision, PRECISIONS)
+    if engine == "inductor" and not has_compiler():
+        raise InputError(
+            "--compile inductor needs a C++ compiler, and there is none: install g++, or take --compile graph"
+        )
 
 
 class _TensorsStayTensors(TorchFunctionMode):

@@ -236,7 +236,7 @@ class Run:
         """
         weights = self.read_checkpoint().vae
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are thrown away
-            vae = build_vae(self.config, self.data.image_shape).float()  # whatever torch's default is
+            vae = build_vae(self.config, self.data.image_shape)
         vae.load_state_dict(weights)
         return vae.eval()
 
@@ -304,7 +304,7 @@ def load(path: str | Path) -> VAE:
 
 
 def _what_is_missing(path: Path) -> str:
-    if not path.exists():
+    if not os.path.lexists(path):  # false too for a name that none can have
         return "there is nothing of that name"
     runs = sorted(path.glob("*/config.json"))
     return f"it is a folder of them: name one, as {runs[0].parent}" if runs else "there is no config.json to read in it"

@@ -150,7 +150,8 @@ def _is_finished(plan: Plan, seed: int) -> bool:
     if other:
         was, given = (", ".join(as_option(name, of[name]) for name in other) for of in (theirs, ours))
         more = f", or train it on first: python -m pvae.train --resume {shlex.quote(str(path))} {given}"
-        onward = more if other == ["epochs"] and run.config.schedule == "constant" else ""
+        is_longer = other == ["epochs"] and plan.config.epochs > run.config.epochs
+        onward = more if is_longer and run.config.schedule == "constant" else ""
         raise InputError(f"{path} was trained with {was}, and {given} is given: name another --out{onward}")
     try:
         return run.read_checkpoint().counts.epoch >= run.config.epochs and figures_are_drawn(run)

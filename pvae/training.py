@@ -66,7 +66,7 @@ class Training:
         self.train_images = padded(binarized(data.train, config.binarize, "train"), config.pad).to(device)
         self.test_images = padded(binarized(data.test, config.binarize, "test"), config.pad).to(device)
         self.symmetric = config.pixels == "symmetric"
-        self.vae = build_vae(config, data.image_shape).to(device, torch.float32)  # whatever torch's default is
+        self.vae = build_vae(config, data.image_shape).to(device)
         if config.initialization == "burda":
             start_like_burda(self.vae, self.train_images)
         self.stepper = Stepper(config, self.vae, self.train_images, world)

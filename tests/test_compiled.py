@@ -371,9 +371,23 @@ def test_inductor_trains_as_eager(small_vae, small_images):
     assert_steps_alike(vae, CompiledELBO(build_elbo("trace"), engine="inductor"), x, rel=1e-4)
 
 
-def test_inductor_without_a_compiler_is_one_line(monkeypatch, small_vae, small_images):
+def test_inductor_without_a_compiler_is_refused_before_a_file_is_written(
+    monkeypatch, few_digits, small_config, tmp_path
+):
     monkeypatch.setattr(recording.shutil, "which", lambda name: None)
     with pytest.raises(InputError, match=r"needs a C\+\+ compiler"):
+        CompiledELBO(build_elbo("trace"), engine="inductor")
+    with pytest.raises(InputError, match=r"needs a C\+\+ compiler"):
+        fit(small_config.replace(compile="inductor"), data=few_digits, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_compiler_that_fails_is_one_line(monkeypatch, small_vae, small_images):
+    def broken(*_):
+        raise RuntimeError("CppCompileError\nno Python.h")
+
+    monkeypatch.setattr(recording, "_compiled", lambda *_: broken)
+    with pytest.raises(InputError, match=r"cannot compile this \(CppCompileError"):
         one_step(small_vae(), CompiledELBO(build_elbo("trace"), engine="inductor"), small_images(3))
 
 

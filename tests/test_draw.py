@@ -23,7 +23,7 @@ from pvae.drawing import DRAWERS
 from pvae.errors import InputError
 from pvae.evaluate import main as evaluate
 from pvae.figures import histogram_figure
-from pvae.fitting import fit
+from pvae.fitting import fit, resume
 from pvae.probe import Response, balanced_accuracy, respond, train_probe
 from pvae.systems import get_system
 from pvae.tables import Row, groups, row_of, to_csv, to_markdown
@@ -355,13 +355,16 @@ def test_a_folder_of_runs_is_a_sheet_and_a_table(runs, found, tmp_path, capsys):
     assert not list(folder.glob("*.png")), "only where it was told to"
 
 
-def test_a_copy_of_a_run_is_no_other_seed(runs, found, tmp_path, capsys):
-    for name in ("a", "b"):
+def test_a_copy_of_a_run_is_no_other_seed(runs, data, found, tmp_path, capsys):
+    for name in ("a", "b", "further"):
         shutil.copytree(runs["mlp-2d"].path, tmp_path / name)
+    resume(tmp_path / "further", 2, data=data)
+    capsys.readouterr()
     assert main([str(tmp_path)]) == 0
     printed = capsys.readouterr()
-    assert "pvae.draw: b is left out: it is a copy of a, and no other seed" in printed.err
+    assert printed.err == "pvae.draw: b is left out: it is a copy of a, and no other seed\n"
     assert "| 1 | 1 |" in printed.out
+    assert "| 1 | 2 |" in printed.out
 
 
 def test_a_run_that_cannot_be_read_is_left_out(runs, found, tmp_path, capsys):

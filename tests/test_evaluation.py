@@ -126,6 +126,26 @@ def test_where_there_is_much_to_do_it_is_compiled(small_vae, small_images, monke
     assert engines == ["graph", "inductor" if compiler else "graph"]
 
 
+def test_what_cannot_be_compiled_is_recorded(small_vae, small_images, monkeypatch):
+    """Unless it was asked for by name."""
+    vae, x, engines = small_vae(), small_images(7), []
+
+    def no_inductor(of, _inputs, engine, _precision):
+        engines.append(engine)
+        if engine == "inductor":
+            raise InputError("inductor cannot compile this")
+        return of
+
+    monkeypatch.setattr(evaluation, "CHUNK_NUMBERS", 9 * 7 * 20)
+    monkeypatch.setattr(evaluation, "has_compiler", lambda: True)
+    monkeypatch.setattr(evaluation, "record", no_inductor)
+    monkeypatch.setattr(evaluation, "_DECODED_TO_COMPILE", 1)
+    sampled(vae, x, 50)
+    assert engines == ["inductor", "graph"]
+    with pytest.raises(InputError, match="cannot compile"), torch.random.fork_rng():
+        importance_sample(vae, x, 50, engine="inductor")
+
+
 def test_a_decoder_that_looks_at_values_is_left_as_it_is(small_vae, small_images, monkeypatch):
     class Looks(torch.nn.Module):
         def forward(self, z):
