@@ -9,6 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from pvae.products import Linear
+
 __all__ = ["conv_decoder", "conv_encoder", "mlp", "mlp_decoder", "mlp_encoder"]
 
 
@@ -30,7 +32,7 @@ def mlp(*widths: int, activation: str = "relu") -> nn.Sequential:
     """
     layers: list[nn.Module] = []
     for width_in, width_out in pairwise(widths):
-        layers += [nn.Linear(width_in, width_out), ACTIVATIONS[activation]()]
+        layers += [Linear(width_in, width_out), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers[:-1])
 
 
@@ -86,7 +88,7 @@ def conv_encoder(
     layers: list[nn.Module] = [_ChannelsLast()]
     for before, after in pairwise((image_shape[0], *channels)):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), *_activation(batch_norm, nn.BatchNorm2d, after)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(math.prod(_bottom(image_shape, channels)), num_outputs))
+    return nn.Sequential(*layers, nn.Flatten(), Linear(math.prod(_bottom(image_shape, channels)), num_outputs))
 
 
 def conv_decoder(
@@ -104,7 +106,7 @@ def conv_decoder(
         A module that maps (..., L) to (..., C, H, W), whatever the leading dimensions are (particles, batch).
     """
     bottom = _bottom(image_shape, channels)
-    layers: list[nn.Module] = [nn.Linear(latent_dim, math.prod(bottom))]
+    layers: list[nn.Module] = [Linear(latent_dim, math.prod(bottom))]
     if batch_norm:
         layers += _activation(batch_norm, nn.BatchNorm1d, math.prod(bottom))
     layers += [nn.Unflatten(-1, bottom), _ChannelsLast()]

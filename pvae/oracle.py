@@ -14,6 +14,7 @@ from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, k
 from pvae.errors import InputError
 from pvae.latents import StandardNormalPrior
 from pvae.likelihoods import LinearNormalLikelihood
+from pvae.products import Linear
 from pvae.vae import VAE
 
 __all__ = ["decoder_of", "elbo", "has_oracle", "log_evidence", "true_posterior"]
@@ -24,8 +25,8 @@ def has_oracle(vae: VAE) -> bool:
     if not (isinstance(vae.p_x, LinearNormalLikelihood) and isinstance(vae.p_z, StandardNormalPrior)):
         return False
     decoder = vae.p_x.decoder
-    is_linear = isinstance(decoder, nn.Sequential) and [type(part) for part in decoder] == [nn.Linear, nn.Unflatten]
-    return is_linear and vae.q_z.has_density
+    layers = [type(part) for part in decoder] if isinstance(decoder, nn.Sequential) else []
+    return layers in ([Linear, nn.Unflatten], [nn.Linear, nn.Unflatten]) and vae.q_z.has_density
 
 
 def decoder_of(vae: VAE) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import shutil
@@ -23,12 +22,11 @@ from pvae.cudagraphs import CudaGraph, in_tf32
 from pvae.errors import InputError, brief, check_name
 from pvae.failures import is_of_memory
 from pvae.options import COMPILERS, PRECISIONS
+from pvae.products import onednn, opaque_onednn, suits_onednn, torchs_own
 
 __all__ = ["check_ways", "has_compiler", "record"]
 
 _ATEN = torch.ops.aten
-# Multiply-adds from which oneDNN's product is the faster one: 128 x 400 x 40 is not worth it, 128 x 400 x 784 is.
-_LARGE_PRODUCT = 2**22
 
 _LOOKS = "the step cannot be recorded, since it looks at the values of its tensors: leave --compile out"
 
@@ -63,8 +61,8 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
     graph = _graph_of(function, inputs)
     if precision == "bf16":
         _take_products_in_bfloat16(graph.graph)
-    elif torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        _take_large_products_from_onednn(graph.graph, _onednn if engine != "inductor" else _opaque_onednn())
+    else:
+        _take_large_products_from_onednn(graph.graph, onednn if engine != "inductor" else opaque_onednn())
     graph.graph.eliminate_dead_code()
     graph.recompile()
     replay: Function = graph.forward if engine != "inductor" else _compiled(graph, is_on_gpu)
@@ -85,7 +83,7 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
 
 def _graph_of(function: Function, inputs: Sequence[Tensor]) -> fx.GraphModule:
     def unread(*inputs: Tensor) -> Sequence[Tensor]:
-        with _TensorsStayTensors():
+        with _TensorsStayTensors(), torchs_own():
             return function(*inputs)
 
     try:
@@ -171,34 +169,11 @@ def _is_called_by(function: Any) -> bool:
     return function.__code__ in callers
 
 
-def _onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
-    """Return left right^T + bias by oneDNN; the operator is private to torch, made for inductor."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise.default(left, right, bias, "none", [], "")
-    return product
-
-
-def _opaque_onednn() -> Callable[..., Tensor]:
-    """Return the same as an operator into which inductor does not look: of its own it wants constant weights."""
-    _library()
-    product: Callable[..., Tensor] = torch.ops.pvae.product.default
-    return product
-
-
-@functools.cache
-def _library() -> torch.library.Library:
-    """Return the library of that operator, which lasts as long as the object."""
-    library = torch.library.Library("pvae", "DEF")  # less of it in Python than torch.library.custom_op
-    library.define("product(Tensor left, Tensor right, Tensor? bias) -> Tensor")
-    library.impl("product", _onednn, "CPU")
-    torch.library.register_fake("pvae::product", lambda left, right, bias: left.new_empty(len(left), len(right)))
-    return library
-
-
 def _take_large_products_from_onednn(graph: fx.Graph, product: Callable[..., Tensor]) -> None:
-    """Replace large float32 products on the CPU: torch gives them to its BLAS, and oneDNN is up to twice as fast."""
+    """Replace large float32 products on the CPU."""
     for node in list(graph.nodes):
         bias, left, right = _product_of(node)
-        if left is None or not _is_large_on_cpu(left, right) or not _is_vector(bias):
+        if left is None or not _is_for_onednn(left, right) or not _is_vector(bias):
             continue
         with graph.inserting_before(node):
             if left.target is _ATEN.t.default:  # oneDNN wants it so; said here, inductor writes it with what makes it
@@ -225,11 +200,9 @@ def _is_vector(bias: Any) -> bool:
     return bias is None or bias.meta["val"].dim() == 1
 
 
-def _is_large_on_cpu(left: fx.Node, right: fx.Node) -> bool:
+def _is_for_onednn(left: fx.Node, right: fx.Node) -> bool:
     a, b = left.meta.get("val"), right.meta.get("val")
-    if a is None or b is None or a.dtype != torch.float32 or a.device.type != "cpu":
-        return False
-    return bool(a.shape[0] * a.shape[1] * b.shape[1] >= _LARGE_PRODUCT)
+    return a is not None and b is not None and suits_onednn(len(a), a, b)
 
 
 def _take_products_in_bfloat16(graph: fx.Graph) -> None:

@@ -1,0 +1,111 @@
+"""Large products of float32 are oneDNN's: torch's to rounding in every derivative, and torch's own wherever watched."""
+
+from __future__ import annotations
+
+import pyro
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+
+from pvae import products
+from pvae.networks import mlp
+from pvae.products import Linear
+
+needs_onednn = pytest.mark.skipif(not products._HAS_ONEDNN, reason="this build of torch has no oneDNN")
+
+
+@pytest.fixture
+def layers():
+    """A layer and torch's own, with the same weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ours, torchs = Linear(784, 400), nn.Linear(784, 400)
+        torchs.load_state_dict(ours.state_dict())
+        yield ours, torchs
+
+
+def batch(*shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def is_ours(layer, x):
+    nodes, seen = [layer(x).grad_fn], []
+    while nodes:
+        node = nodes.pop()
+        seen.append(type(node).__name__)
+        nodes += [before for before, _ in node.next_functions if before is not None]
+    return "_ProductBackward" in seen
+
+
+def derivatives(layer, x, of):
+    """The gradients of a number, and those of the sum of their squares."""
+    inputs = [x.clone().requires_grad_(), *layer.parameters()]
+    first = torch.autograd.grad(of(layer(inputs[0])), inputs, create_graph=True)
+    second = torch.autograd.grad(sum(one.square().sum() for one in first), inputs)
+    return [*first, *second]
+
+
+@needs_onednn
+@pytest.mark.parametrize("x", [batch(128, 784), batch(3, 64, 784), batch(784, 128).t()], ids=["2d", "3d", "transposed"])
+@pytest.mark.parametrize("of", [lambda y: y.pow(3).mean(), lambda y: y.sigmoid()[..., ::2].sum()], ids=["mean", "sum"])
+def test_it_is_torchs_to_rounding_and_so_are_its_derivatives(layers, x, of):
+    ours, torchs = layers
+    assert is_ours(ours, x)
+    torch.testing.assert_close(ours(x), torchs(x), rtol=1e-5, atol=1e-5)
+    for found, wanted in zip(derivatives(ours, x, of), derivatives(torchs, x, of), strict=True):
+        assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+@needs_onednn
+def test_it_needs_no_bias_and_no_gradient(layers):
+    x, layer = batch(128, 784), Linear(784, 400, bias=False)
+    layer.weight.requires_grad_(False)
+    (gradient,) = torch.autograd.grad(layer(x.requires_grad_()).sum(), x)
+    torch.testing.assert_close(gradient, layer.weight.sum(0).expand_as(x), rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(layers[0](x), layers[1](x), rtol=1e-5, atol=1e-5)
+
+
+@needs_onednn
+def test_networks_are_of_it():
+    assert is_ours(mlp(784, 400, 40), batch(128, 784))
+
+
+def test_small_products_and_other_dtypes_are_torchs_own(layers):
+    ours, torchs = layers
+    x = batch(4, 784)
+    assert not is_ours(ours, x)
+    assert torch.equal(ours(x), torchs(x))
+    x = batch(128, 784).double()
+    assert not is_ours(ours.double(), x)
+    assert torch.equal(ours(x), torchs.double()(x))
+
+
+def test_without_onednn_all_products_are_torchs_own(layers, monkeypatch):
+    monkeypatch.setattr(products, "_HAS_ONEDNN", False)
+    ours, torchs = layers
+    assert torch.equal(ours(batch(128, 784)), torchs(batch(128, 784)))
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_what_watches_the_operators_sees_torchs_own(layers):
+    ours, torchs = layers
+    x = batch(128, 784)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours(x).dtype == torch.bfloat16
+    with forward_ad.dual_level():
+        tangents = [forward_ad.unpack_dual(layer(forward_ad.make_dual(x, x))).tangent for layer in layers]
+    assert torch.equal(*tangents)
+    assert torch.equal(torch.func.jvp(ours, (x,), (x,))[1], torch.func.jvp(torchs, (x,), (x,))[1])
+    assert torch.equal(torch.vmap(ours)(x.expand(2, -1, -1)), torch.vmap(torchs)(x.expand(2, -1, -1)))
+    with pyro.validation_enabled():  # which torch.compile switches off for good, but for this
+        assert not is_ours(torch.compile(ours, backend="eager"), x)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_torch_jit_traces_it(layers):
+    """So does Pyro's JitTrace_ELBO."""
+    ours, torchs = layers
+    x = batch(128, 784)
+    assert torch.equal(torch.jit.trace(ours, x)(x), torchs(x))
