@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-__all__ = ["Linear", "onednn", "opaque_onednn", "suits_onednn", "torchs_own"]
+__all__ = ["Linear", "onednn", "opaque_onednn", "suits_onednn"]
 
 # Multiply-adds from which oneDNN's product is the faster one: 128 x 400 x 40 is not worth it, 128 x 400 x 784 is.
 _LARGE = 2**22
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-_torchs_own: ContextVar[bool] = ContextVar("_torchs_own", default=False)
 
 
 class Linear(nn.Linear):
     """torch's linear layer, y = x W^T + b, whose large products are oneDNN's: the same to rounding, in less time.
 
-    It is torch's own wherever the product is small, not of float32 on a CPU, or looked at by something that knows
-    torch's operators only: autocast, torch.compile, torch.jit, torch.func,
-    a recording.
+    It is torch's own where the product is small or not of float32 on a CPU, under autocast, and where something follows
+    the operators that run: a tensor of another class, torch.compile, torch.jit.trace, torch.func, forward mode,
+    make_fx. A batch just large enough thus differs by rounding from one that is not. torch.jit.script and torch.fx's
+    symbolic tracing do not take it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y (..., out_features) of x (..., in_features)."""
-        if _is_watched() or not suits_onednn(x.shape[:-1].numel(), x, self.weight):
+        if _is_followed(x, self.weight) or not suits_onednn(x, self.weight, self.bias):
             return super().forward(x)
-        y: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
+        y: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]).contiguous(), self.weight, self.bias)
         return y.reshape(*x.shape[:-1], -1)
 
 
@@ -41,54 +40,54 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(left, right)
+        ctx.save_for_backward(left if ctx.needs_input_grad[1] else None, right if ctx.needs_input_grad[0] else None)
         return onednn(left, right, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,), (left, right), wanted = gradients, ctx.saved_tensors, ctx.needs_input_grad
+        (gradient,), (left, right), by_bias = gradients, ctx.saved_tensors, ctx.needs_input_grad[2]
         return (
-            _product(gradient, right.t()) if wanted[0] else None,
-            _product(gradient.t(), left.t()) if wanted[1] else None,
-            gradient.sum(0) if wanted[2] else None,
+            None if right is None else _product(gradient, right.t()),
+            None if left is None else _product(gradient.t(), left.t()),
+            gradient.sum(0) if by_bias else None,
         )
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    product: Tensor = _Product.apply(left.contiguous(), right, None)  # oneDNN wants it so
+    if _is_followed(left, right):
+        return left @ right.t()
+    product: Tensor = _Product.apply(left.contiguous(), right, None)  # a gradient's rows may lie on each other
     return product
 
 
 def onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
-    """Return left right^T + bias by oneDNN; the operator is private to torch, made for inductor."""
+    """Return left right^T + bias by oneDNN, for what `suits_onednn`; the operator is private to torch."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise.default(left, right, bias, "none", [], "")
     return product
 
 
-def suits_onednn(num_rows: int, left: Tensor, right: Tensor) -> bool:
-    """Whether (num_rows, in) times (out, in)^T, or right as it lies, is a product that oneDNN has and is faster at."""
-    is_float32 = left.dtype == right.dtype == torch.float32
-    is_on_cpu = left.device.type == right.device.type == "cpu"
-    return _HAS_ONEDNN and is_float32 and is_on_cpu and num_rows * right.numel() >= _LARGE
+def suits_onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> bool:
+    """Whether left (..., in) times right (out, in)^T, plus bias (out,), is what oneDNN takes, and is faster at."""
+    if not (_HAS_ONEDNN and torch.backends.mkldnn.enabled):
+        return False
+    factors = (left, right)
+    is_of_its_kind = all(
+        one.dtype == torch.float32 and one.device.type == "cpu" and one.layout == torch.strided
+        for one in (factors if bias is None else (*factors, bias))
+    )
+    # It looks at no stride of a bias.
+    suits = is_of_its_kind and (bias is None or (bias.shape == right.shape[:1] and bias.is_contiguous()))
+    return suits and left.shape[-1] == right.shape[-1] and left.shape[:-1].numel() * right.numel() >= _LARGE
 
 
-@contextlib.contextmanager
-def torchs_own() -> Iterator[None]:
-    """Leave all products in this block to torch's own operators."""
-    token = _torchs_own.set(True)
-    try:
-        yield
-    finally:
-        _torchs_own.reset(token)
-
-
-def _is_watched() -> bool:
-    """Whether something around looks at the operators that run, and would not know oneDNN's."""
+def _is_followed(*tensors: Tensor) -> bool:
+    """Whether something follows the operators on these tensors, and would not know oneDNN's."""
     return (
-        torch.compiler.is_compiling()
-        or _torchs_own.get()
+        any(type(one) not in (Tensor, nn.Parameter) for one in tensors)
+        or torch.compiler.is_compiling()
         or torch.is_autocast_enabled("cpu")
         or torch._C._is_tracing()
+        or get_proxy_mode() is not None
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
     )

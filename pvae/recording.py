@@ -22,7 +22,7 @@ from pvae.cudagraphs import CudaGraph, in_tf32
 from pvae.errors import InputError, brief, check_name
 from pvae.failures import is_of_memory
 from pvae.options import COMPILERS, PRECISIONS
-from pvae.products import onednn, opaque_onednn, suits_onednn, torchs_own
+from pvae.products import onednn, opaque_onednn, suits_onednn
 
 __all__ = ["check_ways", "has_compiler", "record"]
 
@@ -83,7 +83,7 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
 
 def _graph_of(function: Function, inputs: Sequence[Tensor]) -> fx.GraphModule:
     def unread(*inputs: Tensor) -> Sequence[Tensor]:
-        with _TensorsStayTensors(), torchs_own():
+        with _TensorsStayTensors():
             return function(*inputs)
 
     try:
@@ -173,7 +173,7 @@ def _take_large_products_from_onednn(graph: fx.Graph, product: Callable[..., Ten
     """Replace large float32 products on the CPU."""
     for node in list(graph.nodes):
         bias, left, right = _product_of(node)
-        if left is None or not _is_for_onednn(left, right) or not _is_vector(bias):
+        if left is None or not _is_for_onednn(left, right, bias):
             continue
         with graph.inserting_before(node):
             if left.target is _ATEN.t.default:  # oneDNN wants it so; said here, inductor writes it with what makes it
@@ -196,13 +196,10 @@ def _product_of(node: fx.Node) -> tuple[Any, Any, Any]:
     return None, None, None
 
 
-def _is_vector(bias: Any) -> bool:
-    return bias is None or bias.meta["val"].dim() == 1
-
-
-def _is_for_onednn(left: fx.Node, right: fx.Node) -> bool:
+def _is_for_onednn(left: fx.Node, right: fx.Node, bias: fx.Node | None) -> bool:
     a, b = left.meta.get("val"), right.meta.get("val")
-    return a is not None and b is not None and suits_onednn(len(a), a, b)
+    c = None if bias is None else bias.meta["val"]
+    return a is not None and b is not None and suits_onednn(a, b.t(), c)
 
 
 def _take_products_in_bfloat16(graph: fx.Graph) -> None:

@@ -1,16 +1,20 @@
-"""Large products of float32 are oneDNN's: torch's to rounding in every derivative, and torch's own wherever watched."""
+"""Large products of float32 are oneDNN's: torch's to rounding, derivatives too, and torch's own wherever followed."""
 
 from __future__ import annotations
 
 import pyro
 import pytest
 import torch
+from pyro.ops import provenance
 from torch import nn
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional
 
 from pvae import products
 from pvae.networks import mlp
 from pvae.products import Linear
+from pvae.recording import record
 
 needs_onednn = pytest.mark.skipif(not products._HAS_ONEDNN, reason="this build of torch has no oneDNN")
 
@@ -88,10 +92,63 @@ def test_without_onednn_all_products_are_torchs_own(layers, monkeypatch):
     assert torch.equal(ours(batch(128, 784)), torchs(batch(128, 784)))
 
 
+@needs_onednn
+@pytest.mark.parametrize(
+    "bias", [torch.rand(400, 2)[:, 0], torch.rand(1).expand(400), torch.rand(())], ids=["strided", "expanded", "scalar"]
+)
+def test_a_bias_whose_strides_it_would_not_look_at_is_torchs_own(layers, bias):
+    _, torchs = layers
+    x, weights = batch(128, 784), {"weight": torchs.weight, "bias": bias}
+    assert torch.equal(*(torch.func.functional_call(layer, weights, (x,)) for layer in layers))
+    recorded = record(lambda x: (functional.linear(x, torchs.weight, bias),), (x,))
+    torch.testing.assert_close(recorded(x)[0], functional.linear(x, torchs.weight, bias), rtol=1e-5, atol=1e-5)
+
+
+@needs_onednn
+def test_nothing_is_kept_that_no_gradient_needs(layers):
+    """As by torch's own, what is not needed for the backward pass may be written to."""
+    layer, x = layers[0], batch(128, 784)
+    loss = layer(x).sum()
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    loss.backward()
+    torch.testing.assert_close(layer.weight.grad, x.sum(0).expand(400, -1), rtol=1e-5, atol=1e-5)
+    layer.weight.requires_grad_(False)
+    x = batch(128, 784)
+    loss = layer(x).sum()
+    x.zero_()
+    loss.backward()
+
+
+def test_a_wrong_width_is_refused_in_torchs_words(layers):
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+        layers[0](batch(128, 783))
+
+
+@needs_onednn
+def test_rows_that_overlap_in_memory_are_told_apart(layers):
+    x = batch(911).unfold(0, 784, 1)
+    assert is_ours(layers[0], x)
+    found, wanted = (torch.autograd.grad(layer(x).pow(2).mean(), layer.weight)[0] for layer in layers)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:TF32")
+def test_the_users_switch_is_obeyed(layers):
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not is_ours(layers[0], batch(128, 784))
+
+
+def follows(tensor):
+    """Pyro's tensor that remembers where it came from."""
+    return provenance.track_provenance(tensor, frozenset({"a site"}))
+
+
 @pytest.mark.filterwarnings("ignore:.*deprecated")
-def test_what_watches_the_operators_sees_torchs_own(layers):
+def test_what_follows_the_operators_sees_torchs_own(layers):
     ours, torchs = layers
     x = batch(128, 784)
+    assert provenance.get_provenance(ours(follows(x))) == {"a site"}
     with torch.autocast("cpu", torch.bfloat16):
         assert ours(x).dtype == torch.bfloat16
     with forward_ad.dual_level():
@@ -99,8 +156,19 @@ def test_what_watches_the_operators_sees_torchs_own(layers):
     assert torch.equal(*tangents)
     assert torch.equal(torch.func.jvp(ours, (x,), (x,))[1], torch.func.jvp(torchs, (x,), (x,))[1])
     assert torch.equal(torch.vmap(ours)(x.expand(2, -1, -1)), torch.vmap(torchs)(x.expand(2, -1, -1)))
+    assert "linear" not in str(make_fx(ours)(x).code)
     with pyro.validation_enabled():  # which torch.compile switches off for good, but for this
-        assert not is_ours(torch.compile(ours, backend="eager"), x)
+        assert torch.equal(torch.compile(ours, backend="eager")(x), torchs(x))
+
+
+def test_its_backward_is_followed_too(layers):
+    """A map over gradients starts after the forward pass."""
+    x, weights = batch(128, 784).requires_grad_(), torch.rand(3, 128, 400)
+    jacobians = []
+    for layer in layers:
+        y = layer(x)
+        jacobians.append(torch.vmap(lambda v, y=y: torch.autograd.grad(y, x, v, retain_graph=True)[0])(weights))
+    torch.testing.assert_close(*jacobians, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated")
