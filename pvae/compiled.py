@@ -67,9 +67,11 @@ class CompiledELBO(ELBO):
 
     Args:
         elbo: one of pvae's, or any Pyro ELBO with a `differentiable_loss`.
-        engine: "graph", "inductor" or "cuda-graph", of `recording.record`; inductor compiles what trains, not a loss
-            alone, which is recorded.
+        engine: "graph", "inductor" or "cuda-graph", of `recording.record`; inductor compiles what trains, and a loss
+            alone is recorded.
         precision: "fp32", "bf16" or "tf32", of `recording.record`.
+        batch_size: inductor compiles steps on batches of this many alone; what is seldom, such as the short last batch
+            of an epoch, is recorded. Without it all are compiled.
 
     Attributes:
         terms: of the last batch, if the ELBO has them.
@@ -83,7 +85,9 @@ class CompiledELBO(ELBO):
 
     terms: Terms
 
-    def __init__(self, elbo: ELBO, engine: str = "graph", precision: str = "fp32") -> None:
+    def __init__(
+        self, elbo: ELBO, engine: str = "graph", precision: str = "fp32", batch_size: int | None = None
+    ) -> None:
         if not hasattr(elbo, "differentiable_loss"):
             raise TypeError(f"{type(elbo).__name__} has no differentiable_loss: take one of pvae.build_elbo")
         self.elbo: Any = elbo
@@ -91,6 +95,7 @@ class CompiledELBO(ELBO):
         super().__init__(num_particles=elbo.num_particles)  # type: ignore[no-untyped-call]
         self.engine = engine
         self.precision = precision
+        self.batch_size = batch_size
         self.num_recordings = 0
         self._is_changing = False
         self._tapes: list[_Tape] = []
@@ -255,8 +260,9 @@ class CompiledELBO(ELBO):
         # Views: one tensor given twice would be taken for one input.
         beta = torch.tensor(self.beta, dtype=dtype if dtype.is_floating_point else None, device=inputs[0].device)
         written = update.held() if update is not None else []
-        # A loss alone is most of all its products of matrices, and would be compiled for seconds to save milliseconds.
-        engine = "graph" if key[0] == "loss" and self.engine == "inductor" else self.engine
+        is_seldom = key[0] == "loss" or self.batch_size not in (None, len(inputs[0]))
+        # It would be compiled for seconds to save milliseconds.
+        engine = "graph" if is_seldom and self.engine == "inductor" else self.engine
         with buffers_unchanged(modules), unchanged(written):
             replay = record(step, [beta, *(x.view_as(x) for x in inputs)], engine, self.precision)
         if fingerprint != Fingerprint([model, guide, prepare, self.elbo, modules]):

@@ -153,7 +153,10 @@ class Stepper:
             num_groups=config.groups,
         )
         shared = elbo if self.world.size == 1 else SharedELBO(elbo)
-        return shared if config.compile == "none" else CompiledELBO(shared, config.compile, config.precision)
+        if config.compile == "none":
+            return shared
+        share = self.world.share(config.batch_size)
+        return CompiledELBO(shared, config.compile, config.precision, batch_size=share.stop - share.start)
 
     def _build_svi(self) -> SVI:
         """Return what steps the VAE; where all operators are compiled together, so are the batch and the update."""

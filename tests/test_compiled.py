@@ -11,7 +11,7 @@ import torch
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
-from pvae import products, recording
+from pvae import compiled, products, recording
 from pvae.building import build_vae
 from pvae.compiled import CompiledELBO
 from pvae.config import Config
@@ -20,6 +20,8 @@ from pvae.errors import InputError
 from pvae.fitting import fit, resume
 from pvae.optimizers import SingleOptimizer
 from pvae.options import ELBOS
+from pvae.rng import seeded
+from pvae.training import Training
 
 WEIGHS_RATE = ("trace", "analytic", "handwritten", "stl", "score", "score-loo")
 CASES = [(name, particles) for name in ELBOS for particles in (1, 4) if not (name == "score-loo" and particles == 1)]
@@ -369,6 +371,21 @@ def test_inductor_trains_as_eager(small_vae, small_images):
     assert_trained_alike(trained(small_vae(), CompiledELBO(built("analytic", 2), engine="inductor"), batches), theirs)
     vae, x = wide_vae()
     assert_steps_alike(vae, CompiledELBO(build_elbo("trace"), engine="inductor"), x, rel=1e-4)
+
+
+def test_inductor_compiles_what_comes_often(monkeypatch, few_digits, small_config):
+    """The step on a whole batch, and neither the one on what is left of an epoch nor the test."""
+    met = []
+
+    def noted(function, inputs, engine, precision):
+        met.append((len(inputs[1]), engine))
+        return recording.record(function, inputs, "graph", precision)
+
+    monkeypatch.setattr(compiled, "record", noted)
+    monkeypatch.setattr(recording.shutil, "which", lambda name: "a compiler")
+    with seeded(0, torch.device("cpu")), pyro.get_param_store().scope():
+        Training(small_config.replace(compile="inductor"), few_digits, torch.device("cpu")).run_epoch()
+    assert met == [(50, "inductor"), (30, "graph"), (40, "graph")]
 
 
 def test_inductor_without_a_compiler_is_refused_before_a_file_is_written(
