@@ -54,21 +54,19 @@ def run_command(
     name: str,
     command: Callable[[], None],
     what_now: Callable[[], str] = lambda: "what was written is whole",
-    early: str = "interrupted",
 ) -> int:
     """Run a command and return its exit status; it ends within two seconds of Ctrl-C or SIGTERM.
 
     Args:
         name: stands before a refusal.
         command: does the work.
-        what_now: says what a command leaves that has no time to say it itself.
-        early: what else it says when it is interrupted.
+        what_now: says what an interrupted command leaves that cannot say it itself.
 
     Returns:
         0; 2 for what cannot be done as asked or is not permitted, 1 for a disk or a process that has gone, 130 for
         Ctrl-C, 143 for SIGTERM.
     """
-    with ending_in_time(name, what_now, early):
+    with ending_in_time(name, what_now):
         return _run(name, command)
 
 

@@ -21,9 +21,7 @@ _SECONDS = 1.5  # of the two that a user is promised
 
 
 @contextlib.contextmanager
-def ending_in_time(
-    name: str, what_now: Callable[[], str], early: str = "interrupted", seconds: float = _SECONDS
-) -> Iterator[None]:
+def ending_in_time(name: str, what_now: Callable[[], str], seconds: float = _SECONDS) -> Iterator[None]:
     """End the process so long after the first Ctrl-C or SIGTERM if it has not ended by itself; at once after a second.
 
     Until somebody else handles these signals (`Interruptions` does), the first is an `InterruptedTrainingError` on the
@@ -33,7 +31,6 @@ def ending_in_time(
     Args:
         name: of the command, before its last words.
         what_now: says what is on disk, and how to go on.
-        early: said by what is raised on the spot.
         seconds: that the command may take to end by itself.
     """
     if threading.current_thread() is not threading.main_thread():  # no signal arrives here
@@ -42,7 +39,7 @@ def ending_in_time(
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     thread = threading.Thread(target=_watch, args=(reader, name, what_now, seconds), daemon=True)
-    handler = _raise_once(early)  # one for all: a second signal of another kind finds the first being handled
+    handler = _raise_once(what_now)  # one for all: a second signal of another kind finds the first being handled
     before = {number: signal.signal(number, handler) for number in SIGNALS}
     fd_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     _leave_children_alone()
@@ -58,7 +55,7 @@ def ending_in_time(
         reader.close()
 
 
-def _raise_once(words: str) -> Callable[[int, FrameType | None], None]:
+def _raise_once(what_now: Callable[[], str]) -> Callable[[int, FrameType | None], None]:
     """Return a handler that ends what runs, but where it is called by another handler, which has its own way to end."""
     has_raised = False
 
@@ -66,7 +63,7 @@ def _raise_once(words: str) -> Callable[[int, FrameType | None], None]:
         nonlocal has_raised
         if signal.getsignal(number) is handler and not has_raised:
             has_raised = True
-            raise InterruptedTrainingError(words, 128 + number)
+            raise InterruptedTrainingError(f"interrupted; {what_now()}", 128 + number)
 
     return handler
 

@@ -45,12 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.update(vars(train_parser().parse_args(argv)))
         _dispatch(dict(options), sys.argv[1:] if argv is None else argv)
 
-    early = "interrupted before anything was trained"
-    return run_command("pvae.train", command, lambda: _what_is_left(options), early)
+    return run_command("pvae.train", command, lambda: _what_is_left(options))
 
 
 def _what_is_left(options: dict[str, Any]) -> str:
-    """Say what a training leaves that has no time to say it itself."""
+    """Say what an interrupted training leaves that cannot say it itself."""
     folder = options.get("resume") or options.get("out")
     if folder is None:
         return "the last checkpoint of the run folder, if there is one, stands: go on with --resume and its name"

@@ -157,7 +157,7 @@ def test_a_signal_ends_a_command_with_a_line(runs, capsys, monkeypatch, command,
 
     monkeypatch.setattr(subjects.Subject, "of", signalled)
     assert command([str(runs["mlp-2d"].path)]) == 128 + number
-    assert capsys.readouterr().err == f"{command.__module__}: interrupted\n"
+    assert capsys.readouterr().err == f"{command.__module__}: interrupted; what was written is whole\n"
 
 
 class Closed(io.StringIO):

@@ -178,7 +178,9 @@ def test_a_process_that_is_killed(tmp_path, restarts):
     _, errors = process.communicate(timeout=120)
     said = [line for line in errors.splitlines() if line.startswith("pvae.train:")]
     assert len(said) == 1
-    assert "another process of this training has ended" in said[0]
+    # torchrun's SIGTERM may come before this process has noticed, or while it is about to say so.
+    assert "another process of this training has ended" in said[0] or "interrupted" in said[0]
+    assert "go on with: python -m pvae.train --resume run" in said[0]
     if not restarts:
         assert process.returncode != 0
         assert time.monotonic() - killed < 30
