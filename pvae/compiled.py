@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -17,7 +15,6 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
 from pvae.adam import AdamUpdate
-from pvae.checks import Check
 from pvae.errors import InputError
 from pvae.fingerprint import Fingerprint, buffers_unchanged, running_modules, surroundings, unchanged
 from pvae.handwritten import Terms
@@ -25,34 +22,12 @@ from pvae.optimizers import OTHER_PARAMETERS
 from pvae.perdatum import PyroFunction
 from pvae.recording import check_ways, record
 from pvae.steps import Prepare, Step
+from pvae.tapes import Tape
 
 __all__ = ["CompiledELBO"]
 
 _CHANGES_ITSELF = "the step cannot be recorded, since a module changes itself in it: leave --compile out"
 _NUM_KEPT = 32  # recordings: each is of a batch shape, a mode or an edit of the model
-
-
-@dataclass
-class _Tape:
-    """A step that can be replayed."""
-
-    key: tuple[object, ...]  # what it gives, the shapes of what it takes, the settings of torch
-    functions: tuple[Callable[..., Any] | None, ...]  # model, guide, prepare
-    elbo: Any
-    fingerprint: Fingerprint
-    modules: list[nn.Module]  # that ran
-    beta: Tensor
-    beta_now: float
-    replay: Callable[..., Sequence[Tensor]]
-    checks: list[tuple[int, Check]]  # with the place of what they look at among the inputs
-    errors: list[Callable[[], Exception]]  # of what must hold of tensors that the step makes
-    has_terms: bool
-    held: dict[str, Tensor]  # parameters that Pyro's store held, by name
-    owned: set[int]  # those of them that are a module's, which registers them itself
-    trained: list[Tensor]  # parameters that get a gradient
-    sites: list[Any]
-    update: AdamUpdate | None
-    written: list[Tensor]  # by the update
 
 
 class CompiledELBO(ELBO):
@@ -98,7 +73,7 @@ class CompiledELBO(ELBO):
         self.batch_size = batch_size
         self.num_recordings = 0
         self._is_changing = False
-        self._tapes: list[_Tape] = []
+        self._tapes: list[Tape] = []
 
     @property
     def beta(self) -> float:
@@ -127,8 +102,7 @@ class CompiledELBO(ELBO):
         if tape is None:
             return torch.as_tensor(self._eagerly(self.elbo.loss_and_grads, model, guide, *inputs))
         loss, gradients = self._replay(tape, inputs)
-        for parameter, gradient in zip(tape.trained, gradients):
-            _add_gradient(parameter, gradient)
+        tape.add_gradients(gradients)
         store = pyro.get_param_store()
         for site in tape.sites:  # SVI steps what it sees pass by
             apply_stack({**site, "value": store[site["name"]]})  # type: ignore[typeddict-item]
@@ -182,21 +156,11 @@ class CompiledELBO(ELBO):
             self.terms = self.elbo.terms
         return value
 
-    def _replay(self, tape: _Tape, inputs: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-        for place, check in tape.checks:
-            if not check.holds(inputs[place]):
-                raise check.error()
-        if tape.beta_now != self.beta:
-            tape.beta_now = self.beta
-            tape.beta.fill_(self.beta)
-        with torch.no_grad():
-            loss, distortion, rate, *rest = tape.replay(tape.beta, *inputs)
-        for holds, error in zip(rest, tape.errors):
-            if not holds:
-                raise error()
-        if tape.has_terms:
-            self.terms = Terms(distortion, rate)
-        return loss, rest[len(tape.errors) :]
+    def _replay(self, tape: Tape, inputs: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+        loss, terms, rest = tape.play(self.beta, inputs)
+        if terms is not None:
+            self.terms = terms
+        return loss, rest
 
     def _tape_of(
         self,
@@ -206,7 +170,7 @@ class CompiledELBO(ELBO):
         gives: str,
         update: AdamUpdate | None = None,
         prepare: Prepare | None = None,
-    ) -> _Tape | None:
+    ) -> Tape | None:
         """Return the tape of a step that gives that; none if it is one that must be run, since it makes parameters."""
         shapes = tuple((x.shape, x.dtype, x.device, x.stride(), x.requires_grad) for x in inputs)
         key = (gives, shapes, surroundings())
@@ -214,30 +178,16 @@ class CompiledELBO(ELBO):
         if gives != "loss" and any(x.requires_grad for x in inputs):
             raise InputError("a compiled ELBO gives gradients to parameters only, and an input requires one")
         for tape in reversed(self._tapes):
-            if (
-                tape.key == key
-                and _is_in_store(tape)
-                and _is_same_update(tape, update)
-                and self._is_of(tape, model, guide, prepare)
-            ):
+            if tape.suits(key, (model, guide, prepare), self.elbo, update):
                 return tape
         with _as_if_nothing([*inputs, *(update.parameters if update is not None else [])], gives):
             fresh = self._tape(key, model, guide, inputs, update, prepare)
         if fresh is not None:
             self.num_recordings += 1
             # One of another state of the same optimiser will not come again, and would keep that state alive.
-            kept = [tape for tape in self._tapes if tape.update is not update or _is_same_update(tape, update)]
+            kept = [tape for tape in self._tapes if tape.update is not update or tape.is_of(update)]
             self._tapes = [*kept[1 - _NUM_KEPT :], fresh]
         return fresh
-
-    def _is_of(self, tape: _Tape, *functions: PyroFunction | Prepare | None) -> bool:
-        if tape.functions == functions and tape.elbo is self.elbo and tape.fingerprint.is_current():
-            return True
-        now = Fingerprint([*functions, self.elbo, tape.modules])
-        if now != tape.fingerprint:
-            return False
-        tape.functions, tape.elbo, tape.fingerprint = functions, self.elbo, now
-        return True
 
     def _tape(
         self,
@@ -247,7 +197,7 @@ class CompiledELBO(ELBO):
         inputs: Sequence[Tensor],
         update: AdamUpdate | None,
         prepare: Prepare | None,
-    ) -> _Tape | None:
+    ) -> Tape | None:
         """Run the step once as it is, to see what it makes and what runs in it, and once more to record it."""
         seen = self._run_once(model, guide, inputs, prepare)
         if seen is None:
@@ -269,7 +219,7 @@ class CompiledELBO(ELBO):
             raise InputError(_CHANGES_ITSELF)
         if update is not None and not step.is_of_the_optimizer:
             raise RuntimeError(OTHER_PARAMETERS)
-        return _Tape(
+        return Tape(
             key=key,
             functions=(model, guide, prepare),
             elbo=self.elbo,
@@ -307,38 +257,12 @@ class CompiledELBO(ELBO):
         return None if _unmakes_parameters(known, owned) or is_changed else (modules, taken[0].dtype)
 
 
-def _add_gradient(parameter: Tensor, gradient: Tensor) -> None:
-    if parameter.grad is not None:
-        parameter.grad = parameter.grad + gradient
-    elif gradient.stride() == parameter.stride():
-        parameter.grad = gradient
-    else:  # in the parameter's layout, as autograd leaves it: a fused optimiser reads memory as it lies
-        parameter.grad = torch.empty_like(parameter).copy_(gradient)
-
-
 def _refuse_handlers(gives: str) -> None:
     """SVI traces parameters around a step; any other handler would change what is drawn or weighed."""
     for handler in _PYRO_STACK:
         if not (gives == "gradients" and isinstance(handler, TraceMessenger) and handler.param_only):
             name = type(handler).__name__
             raise InputError(f"a compiled ELBO runs under no Pyro handler, here {name}: wrap model and guide instead")
-
-
-def _is_in_store(tape: _Tape) -> bool:
-    """Whether Pyro's store holds the parameters of a tape; to evaluate, a module's own need not be there."""
-    now, trains = pyro.get_param_store()._params, tape.key[0] != "loss"
-    for name, parameter in tape.held.items():
-        absent = None if trains or id(parameter) not in tape.owned else parameter
-        if now.get(name, absent) is not parameter:
-            return False
-    return True
-
-
-def _is_same_update(tape: _Tape, update: AdamUpdate | None) -> bool:
-    if tape.update is not update:
-        return False
-    written = update.held() if update is not None else []
-    return len(written) == len(tape.written) and all(map(operator.is_, written, tape.written))
 
 
 def _unmakes_parameters(known: set[str], owned: set[int]) -> bool:

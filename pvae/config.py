@@ -23,16 +23,16 @@ from pvae.options import (
     PRECISIONS,
     RATE_REDUCTIONS,
     SCHEDULES,
-    WITH_BETA,
     WITH_FREE_BITS,
     WITHOUT_CHAINS,
+    check_elbo_options,
     flag,
     real_number,
     whole_number,
     widths,
 )
 
-__all__ = ["Config", "check_elbo_options"]
+__all__ = ["Config"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,33 +249,6 @@ class Config:
         for name in overrides:
             check_name("option", name, [one.name for one in fields(self)])
         return replace(self, **overrides)
-
-
-def check_elbo_options(name: str, num_particles: int, num_groups: int, *, weighs_rate: bool, free_bits: float) -> None:
-    """Refuse options that an ELBO does not have.
-
-    Args:
-        name: one of `ELBOS`.
-        num_particles: K.
-        num_groups: M.
-        weighs_rate: the rate is to be weighed in the loss, by beta, a warm-up or otherwise.
-        free_bits: nats.
-
-    Raises:
-        InputError: there is no rate to weigh in an importance-weighted bound, no rate of each dimension, no other
-            particle to compare with, or no way to part the particles.
-    """
-    if weighs_rate and name not in WITH_BETA:
-        raise InputError(
-            f"--elbo {name} has no rate to weigh: leave --beta, --warm-up and --rate-reduction, or take one of "
-            f"{', '.join(WITH_BETA)}"
-        )
-    if free_bits and name not in WITH_FREE_BITS:
-        raise InputError(f"--elbo {name} knows no free bits: leave --free-bits, or take {', '.join(WITH_FREE_BITS)}")
-    if name == "score-loo" and num_particles < 2:
-        raise InputError("--elbo score-loo compares each particle with the others: give --particles 2 or more")
-    if name == "miwae" and num_particles % num_groups:
-        raise InputError(f"--elbo miwae: --particles {num_particles} must be a multiple of --groups {num_groups}")
 
 
 _CHOICES = {

@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pvae import handwritten
-from pvae.config import check_elbo_options
 from pvae.errors import InputError, check_name
 from pvae.handwritten import Terms
 from pvae.importance import CIWAE, IWAE, MIWAE, DReG, RenyiELBO, ScoreELBO, StickingTheLanding
-from pvae.options import ELBOS
+from pvae.options import ELBOS, check_elbo_options
 from pvae.perdatum import Draws, Latent, PerDatumELBO, PyroFunction
 from pvae.vae import VAE
 

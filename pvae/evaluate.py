@@ -40,31 +40,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    for name, least, most in (("importance_samples", 2, 10**9), ("images", 2, 10**9), ("seed", 0, 2**63 - 1)):
-        value = getattr(arguments, name)
-        if value is not None and not least <= value <= most:
-            option = "--" + name.replace("_", "-")
-            raise InputError(
-                f"{option} must be a whole number of at least {least} and at most {most:,}, not {shown(value)}"
-            )
-    check_name("way to compile", arguments.compile, ["auto", *(name for name in COMPILERS if name != "cuda-graph")])
-    if arguments.compile == "none" and arguments.precision != "fp32":
-        raise InputError(f"--precision {arguments.precision} goes with --compile auto, graph or inductor only")
-    check_name("precision", arguments.precision, [name for name in PRECISIONS if name != "tf32"])
+    _check(arguments)
     with ctrl_c_exits_at_once("pvae.evaluate"):
         from tqdm import tqdm
 
         from pvae.files import write_whole
         from pvae.parallel import joined
-        from pvae.reports import evaluate, to_text
+        from pvae.reports import evaluate
+        from pvae.reporttext import to_text
         from pvae.runs import Run
         from pvae.subjects import Subject
     Run.open(arguments.run)
     path = arguments.out or arguments.run / "evaluation.json"
-    is_other = path.exists() and not path.is_file()
-    if is_other or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        reason = "it is no ordinary file" if is_other else f"{path.parent} is no folder that can be written to"
-        raise InputError(f"{path} cannot be written, since {reason}: name another file with --out")
+    _check_writable(path)
     subject = Subject.of(arguments.run, arguments.data_dir, arguments.offline)
     count = arguments.images or len(subject.data.test)
     if count > len(subject.data.test):
@@ -91,6 +79,28 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if not arguments.quiet:
         say(f"{to_text(report)}\n")
     say(path)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what could be asked of no run."""
+    for name, least, most in (("importance_samples", 2, 10**9), ("images", 2, 10**9), ("seed", 0, 2**63 - 1)):
+        value = getattr(arguments, name)
+        if value is not None and not least <= value <= most:
+            option = "--" + name.replace("_", "-")
+            raise InputError(
+                f"{option} must be a whole number of at least {least} and at most {most:,}, not {shown(value)}"
+            )
+    check_name("way to compile", arguments.compile, ["auto", *(name for name in COMPILERS if name != "cuda-graph")])
+    if arguments.compile == "none" and arguments.precision != "fp32":
+        raise InputError(f"--precision {arguments.precision} goes with --compile auto, graph or inductor only")
+    check_name("precision", arguments.precision, [name for name in PRECISIONS if name != "tf32"])
+
+
+def _check_writable(path: Path) -> None:
+    is_other = path.exists() and not path.is_file()
+    if is_other or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        reason = "it is no ordinary file" if is_other else f"{path.parent} is no folder that can be written to"
+        raise InputError(f"{path} cannot be written, since {reason}: name another file with --out")
 
 
 def _parser() -> argparse.ArgumentParser:

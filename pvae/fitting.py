@@ -17,18 +17,17 @@ from pvae.data import DataRecord, Dataset
 from pvae.devices import resolve_device
 from pvae.errors import InputError, shown
 from pvae.files import expanded, own_folder
-from pvae.folders import is_folder
-from pvae.imagefiles import ImageTransform
 from pvae.parallel import World, joined
 from pvae.progress import Console
 from pvae.rng import restore_rng_state, rng_state, seeded
-from pvae.runs import Run, check_out
+from pvae.rundata import data_of, load_for
+from pvae.runfolders import check_out
+from pvae.runs import Run
 from pvae.sessions import train_on
-from pvae.sources import load_dataset
 from pvae.training import Training
 from pvae.vae import VAE
 
-__all__ = ["check_same_data", "fit", "image_transform", "load_again", "resume", "trained_at"]
+__all__ = ["fit", "resume", "trained_at"]
 
 
 _TRAINING: set[int] = set()  # the processes that train: this one, and of a fork the one that it came from
@@ -70,22 +69,17 @@ def fit(
         InterruptedTrainingError: (a KeyboardInterrupt) Ctrl-C or SIGTERM; the state is saved.
     """
     config = config if config is not None else Config()
-    if not isinstance(config, Config):
-        raise InputError(f"config must be a pvae.Config, not a {type(config).__name__}")
-    _check_types(data, checkpoint_every, out=out, data_dir=data_dir)
+    _check_types(config, data, checkpoint_every, out=out, data_dir=data_dir)
     path = expanded(out, "--out") if out is not None else None
     with _one_at_a_time(), joined(device) as world:
         if path is not None and world.is_first:
             check_out(path)
         where = resolve_device(device)
-        data = data if data is not None else load_dataset(config.dataset, data_dir, offline, image_transform(config))
+        data = data if data is not None else load_for(config, data_dir, offline)
         with seeded(config.seed, where), pyro.get_param_store().scope():
             training = Training(config, data, where, world)
             training.dry_run()
-            run = _create(world, path, config, data.record())
-            with own_folder(run.path) if world.is_first else contextlib.nullcontext():
-                if world.is_first:
-                    check_out(run.path)  # another process may have been quicker
+            with _new_run(world, path, config, data.record()) as run:
                 console = Console(quiet or not world.is_first)
                 train_on(training, run, console, note=data.note, checkpoint_every=checkpoint_every)
     return run
@@ -124,23 +118,17 @@ def resume(
         LostError: (a RuntimeError) the folder cannot be written any more, or another process has gone.
         InterruptedTrainingError: (a KeyboardInterrupt) Ctrl-C or SIGTERM; the state is saved.
     """
-    _check_types(data, checkpoint_every, path=path, data_dir=data_dir)
+    _check_types(None, data, checkpoint_every, path=path, data_dir=data_dir)
     recorded = Run.open(path).sessions[-1].get("device", "auto")
     device = device or str(recorded)
-    with (
-        _one_at_a_time(),
-        joined(device) as world,
-        own_folder(Path(path)) if world.is_first else contextlib.nullcontext(),
-    ):
+    with _one_at_a_time(), joined(device) as world, _owned(Path(path), world):
         run, checkpoint, note = _reopened(path, epochs)
         console = Console(quiet or not world.is_first)
         if world.agreed("finished", "yes" if world.is_first and _is_finished(run, checkpoint) else ""):
-            last = run.config.epochs
-            console.say(f"{run.path} is finished, at epoch {last}; to train it further, give --epochs above {last}")
+            console.finished(run)
             return run
         where = resolve_device(device)
-        data = data if data is not None else load_again(run, data_dir, offline)
-        check_same_data(run, data)
+        data = data_of(run, data, data_dir, offline)
         with seeded(run.config.seed, where), pyro.get_param_store().scope():
             training = Training(run.config, data, where, world)
             rows = _restore(training, run, checkpoint)
@@ -191,8 +179,9 @@ def _is_finished(run: Run, checkpoint: Checkpoint | None) -> bool:
     return figures_are_drawn(run)
 
 
-def _create(world: World, path: Path | None, config: Config, record: DataRecord) -> Run:
-    """Let the first process make the folder, and the others know of it."""
+@contextlib.contextmanager
+def _new_run(world: World, path: Path | None, config: Config, record: DataRecord) -> Iterator[Run]:
+    """Let the first process make the folder and hold its lock, and the others know of it."""
     made = refusal = ""
     if world.is_first:
         try:
@@ -201,7 +190,11 @@ def _create(world: World, path: Path | None, config: Config, record: DataRecord)
             refusal = str(error)
     if refusal := world.agreed("refusal", refusal):
         raise InputError(refusal)
-    return Run(Path(world.agreed("folder", made)), config, record, [])
+    run = Run(Path(world.agreed("folder", made)), config, record, [])
+    with _owned(run.path, world):
+        if world.is_first:
+            check_out(run.path)  # another process may have been quicker
+        yield run
 
 
 def _last(run: Run) -> tuple[Checkpoint | None, str]:
@@ -217,6 +210,11 @@ def _last(run: Run) -> tuple[Checkpoint | None, str]:
             raise error from None
 
 
+def _owned(path: Path, world: World) -> contextlib.AbstractContextManager[None]:
+    """Hold the lock of a folder, which the first process does for all."""
+    return own_folder(path) if world.is_first else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
     """Refuse a second training in this process: Pyro's store and torch's generator are there once."""
@@ -230,8 +228,10 @@ def _one_at_a_time() -> Iterator[None]:
         _TRAINING.discard(process)
 
 
-def _check_types(data: object, checkpoint_every: object, **paths: object) -> None:
-    """Refuse what no path, no data set and no number of steps is; None stands for what was left out."""
+def _check_types(config: object, data: object, checkpoint_every: object, **paths: object) -> None:
+    """Refuse what is not of the type that it must be; None stands for what was left out."""
+    if config is not None and not isinstance(config, Config):
+        raise InputError(f"config must be a pvae.Config, not a {type(config).__name__}")
     if not isinstance(checkpoint_every, int) or checkpoint_every < 0:
         raise InputError(f"checkpoint_every must be a whole number of at least 0, not {shown(checkpoint_every)}")
     if data is not None and not isinstance(data, Dataset):
@@ -259,7 +259,7 @@ def trained_at(
         InputError: the data are not to be had, or cannot be trained on.
         TrainingError: the loss became NaN or infinite.
     """
-    data, device = load_dataset(config.dataset, data_dir, offline, image_transform(config)), torch.device("cpu")
+    data, device = load_for(config, data_dir, offline), torch.device("cpu")
     with seeded(config.seed, device):
         training = Training(config, data, device)
         state = rng_state(device)
@@ -270,43 +270,3 @@ def trained_at(
                 training.run_epoch()
             state = rng_state(device)
         yield epoch, copy.deepcopy(training.vae).eval(), data
-
-
-def load_again(run: Run, data_dir: str | Path | None, offline: bool) -> Dataset:
-    """Return the data set that a run really used ("auto" may mean another one today), from where it was.
-
-    Args:
-        run: the run.
-        data_dir: where to look for it first; where it was found, if left out.
-        offline: do not download.
-
-    Raises:
-        InputError: the data were given from Python, or are not to be had.
-    """
-    if not run.data.dataset:
-        raise InputError(
-            f"{run.path} was trained on images given from Python, {run.data.name!r}, and a command cannot find them: "
-            f"in Python, give them again, to pvae.resume({str(run.path)!r}, data=...) or, to draw or evaluate it, to "
-            "pvae.subjects.Subject(run, run.vae(), data)"
-        )
-    if data_dir is None and run.data.folder and is_folder(Path(run.data.folder)):
-        data_dir = run.data.folder
-    return load_dataset(run.data.dataset, data_dir, offline, image_transform(run.config))
-
-
-def check_same_data(run: Run, data: Dataset) -> None:
-    """Refuse data that are not those a run was trained on.
-
-    Raises:
-        InputError: their SHA-256 differs, or their sizes.
-    """
-    found, known = data.record(), run.data
-    if found.sha256 != known.sha256:
-        raise InputError(f"{run.path} was trained on other data: the SHA-256 of {data.title} differs")
-    if (found.num_train, found.num_test, found.image_shape) != (known.num_train, known.num_test, known.image_shape):
-        raise InputError(f"{run.path}/config.json is damaged: it gives {data.title} other sizes")
-
-
-def image_transform(config: Config) -> ImageTransform:
-    """Return what a configuration does to image files."""
-    return ImageTransform(config.image_size, config.crop, config.grey, config.skip_broken)

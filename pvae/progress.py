@@ -71,6 +71,11 @@ class Console:
             f"epochs {epoch + 1} to {config.epochs}, on {device}, into {run.path}"
         )
 
+    def finished(self, run: Run) -> None:
+        """Say that a run is not to be trained any more."""
+        last = run.config.epochs
+        self.say(f"{run.path} is finished, at epoch {last}; to train it further, give --epochs above {last}")
+
     def epoch(self, train: Metrics, test: Metrics, epochs: int, skipped: int = 0) -> None:
         """Print the line of one epoch.
 

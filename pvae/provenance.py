@@ -1,13 +1,26 @@
-"""What must be known to repeat a run: versions and the commit of the code."""
+"""What must be known to repeat a run: versions, the commit of the code, and what else is of a process."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["commit", "versions"]
+import torch
+
+__all__ = ["commit", "provenance", "versions"]
+
+
+def provenance() -> dict[str, object]:
+    """Return what a process that begins now is to be known by later."""
+    return {
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "commit": commit(),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
 
 
 def versions() -> dict[str, str]:

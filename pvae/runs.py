@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, replace
-from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -30,11 +28,12 @@ from pvae.data import DataRecord
 from pvae.errors import InputError, brief
 from pvae.files import append, is_temporary, not_a_link, open_bounded, read_bounded, write_whole
 from pvae.metrics import Metrics
-from pvae.provenance import commit, versions
+from pvae.provenance import provenance
 from pvae.records import from_record
+from pvae.runfolders import new_folder, what_is_missing
 from pvae.vae import VAE
 
-__all__ = ["Run", "check_out", "load"]
+__all__ = ["Run", "load"]
 
 FORMAT = 2
 _CHECKPOINT, _PREVIOUS = "checkpoint.safetensors", "checkpoint-previous.safetensors"
@@ -76,16 +75,7 @@ class Run:
         Raises:
             InputError: the folder exists and is not empty, or cannot be written.
         """
-        try:
-            if path is None:
-                path = _make_new(Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-{config.system}-{config.elbo}")
-            else:
-                check_out(path)
-                path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            named = f"--out {path}" if path else "./runs"
-            raise InputError(f"{named} cannot be written ({error.strerror}): name a folder with --out") from None
-        return cls(path, config, data, [])
+        return cls(new_folder(path, f"{config.system}-{config.elbo}"), config, data, [])
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -104,7 +94,7 @@ class Run:
         except PermissionError as error:
             raise InputError(f"{file} cannot be read ({error.strerror})") from None
         except OSError:
-            raise InputError(f"{path} is no run folder: {_what_is_missing(Path(path))}") from None
+            raise InputError(f"{path} is no run folder: {what_is_missing(Path(path))}") from None
         except (InputError, ValueError, RecursionError) as error:
             reason = str(error) if isinstance(error, InputError) else f"{file} is damaged: it is not JSON"
             raise InputError(reason) from None
@@ -148,17 +138,8 @@ class Run:
             if leftover.is_symlink() or not leftover.is_dir():
                 leftover.unlink(missing_ok=True)
         standing, self._rows = self._row_bytes(rows), rows
-        session = {
-            "from_epoch": counts.epoch,
-            "from_step": counts.step,
-            "device": device,
-            "processes": num_processes,
-            "threads": torch.get_num_threads(),
-            "versions": versions(),
-            "commit": commit(),
-            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        }
-        self.sessions.append(session)
+        session = {"from_epoch": counts.epoch, "from_step": counts.step, "device": device, "processes": num_processes}
+        self.sessions.append({**session, **provenance()})
         record = {
             "format": FORMAT,
             "run": self.identity,
@@ -301,40 +282,6 @@ def load(path: str | Path) -> VAE:
         InputError: the folder is no run, or its files are damaged.
     """
     return Run.open(path).vae()
-
-
-def _what_is_missing(path: Path) -> str:
-    if not os.path.lexists(path):  # false too for a name that none can have
-        return "there is nothing of that name"
-    runs = sorted(path.glob("*/config.json"))
-    return f"it is a folder of them: name one, as {runs[0].parent}" if runs else "there is no config.json to read in it"
-
-
-def check_out(path: Path) -> None:
-    """Refuse a folder for a new run before anything is computed.
-
-    Raises:
-        InputError: it exists and is not an empty folder, or cannot be looked into.
-    """
-    try:
-        taken = path.exists() and (not path.is_dir() or any(not is_temporary(one) for one in path.iterdir()))
-    except OSError as error:
-        raise InputError(f"--out {path} cannot be read ({error.strerror}): name another folder") from None
-    if taken:
-        raise InputError(f"--out {path} exists and is not an empty folder: name another, or --resume it")
-
-
-def _make_new(path: Path) -> Path:
-    """Make a folder that no one else has: of two processes that want one name, the second takes `<name>-2`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        new = path if number == 1 else path.with_name(f"{path.name}-{number}")
-        try:
-            new.mkdir()
-            return new
-        except FileExistsError:
-            continue
-    raise AssertionError
 
 
 def _lines(rows: Iterable[Metrics]) -> bytes:

@@ -1,4 +1,4 @@
-"""The learning rate of each step."""
+"""What changes from step to step: the learning rate, and the weight of the rate in the loss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 
 from pvae.config import Config
 
-__all__ = ["learning_rate"]
+__all__ = ["learning_rate", "rate_weight"]
 
 _LAST = 0.02  # share of the first learning rate at the end of a cosine
 _STEPS = (0.4, 0.7)  # shares of the training after which "steps" lowers the rate
@@ -36,3 +36,17 @@ def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
         return config.lr * 10 ** (-bisect.bisect_right(_STEPS, done) / 5)
     stage = min(bisect.bisect_right(_STAGE_ENDS, done * _STAGE_ENDS[-1]), 7)
     return config.lr * 10 ** (-stage / 7)
+
+
+def rate_weight(config: Config, step: int, steps_per_epoch: int) -> float:
+    """Return what the rate is weighed with in the loss of a step, counted from 0.
+
+        beta min(1, step / steps of the warm-up),   over L where the rate is a mean over latent dimensions
+
+    The first step of a warm-up has a weight of exactly 0.
+    """
+    weight = config.beta
+    if config.rate_reduction == "mean":
+        weight /= config.latent_dim
+    warm_up = config.warm_up * steps_per_epoch
+    return weight * min(1.0, step / warm_up) if warm_up else weight

@@ -107,7 +107,7 @@ class _Session:
         """Save the state if that is due, and stop if that was asked for."""
         training = self.training
         is_alone = training.world.size == 1
-        is_stopping = bool(self.interruptions.received) if is_alone else training.is_stopping
+        is_stopping = bool(self.interruptions.received) if is_alone else training.stepper.is_stopping
         is_new = self.kept is None or training.step != self.kept.counts.step
         if is_stopping or (is_new and self.every and training.step % self.every == 0):
             self._save(training.checkpoint())

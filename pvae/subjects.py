@@ -15,10 +15,10 @@ from pvae.config import Config
 from pvae.data import Dataset, Pixels, binarized, padded, to_pixels
 from pvae.errors import InputError, check_name
 from pvae.figures import run_title
-from pvae.fitting import check_same_data, load_again
 from pvae.latentspace import LatentReport, attribute_vector, decode, encode, nearest_neighbour_accuracy, report
 from pvae.probe import Response, balanced_accuracy, respond, train_probe
 from pvae.rng import seeded
+from pvae.rundata import data_of
 from pvae.runs import Run
 from pvae.vae import VAE
 
@@ -62,8 +62,7 @@ class Subject:
             InputError: the folder is no run, its data are not to be had, or have no such attribute.
         """
         run = Run.open(path)
-        data = load_again(run, data_dir, offline)
-        check_same_data(run, data)
+        data = data_of(run, None, data_dir, offline)
         run.metrics()  # refused if damaged: what is drawn or evaluated would be of a run that nobody can check
         if attributes and (data.train_labels is None or data.train_labels.dim() != 2):
             raise InputError(f"the images of {data.name} have no attributes: leave --attribute out")

@@ -16,19 +16,17 @@ from pvae.config import Config
 from pvae.data import Dataset, binarized, padded, to_pixels
 from pvae.errors import InputError, TrainingError, brief
 from pvae.failures import NotFiniteError, no_memory_for
-from pvae.handwritten import Terms, posterior_mean_loss
+from pvae.handwritten import Terms
+from pvae.heldout import measure
 from pvae.latentspace import reconstruct, sample
 from pvae.metrics import Metrics, summarise
 from pvae.parallel import ALONE, Share, World
 from pvae.progress import Bar
 from pvae.rng import restore_rng_state, rng_state, seeded
-from pvae.schedules import learning_rate
+from pvae.schedules import learning_rate, rate_weight
 from pvae.stepping import Stepper
 
 __all__ = ["Training"]
-
-# Test batches are of 1,000 images of 28 x 28; larger images, or more particles, come in smaller ones.
-_TEST_PIXELS = 784_000
 
 
 class Training:
@@ -97,7 +95,7 @@ class Training:
         Args:
             quiet: draw no bar.
             between: called after each step and each test batch: a checkpoint may be taken there.
-            asked_to_stop: whether this process was; `is_stopping` then says so in all of them.
+            asked_to_stop: whether this process was; the stepper's `is_stopping` then says so in all of them.
 
         Returns:
             The figures of the two splits.
@@ -154,27 +152,13 @@ class Training:
         return self.stepper.step(index)
 
     @property
-    def is_stopping(self) -> bool:
-        """Whether some process was asked to stop, as all know since the last step."""
-        return self.stepper.is_stopping
-
-    @property
     def num_steps(self) -> int:
         """The number of steps in an epoch."""
         return math.ceil(len(self.train_images) / self.config.batch_size)
 
     def rate_weight(self) -> float:
-        """Return what the rate is weighed with in the loss of the next step.
-
-            beta min(1, step / steps of the warm-up),   over L where the rate is a mean over latent dimensions
-
-        The first step of a warm-up has a weight of exactly 0.
-        """
-        weight = self.config.beta
-        if self.config.rate_reduction == "mean":
-            weight /= self.config.latent_dim
-        warm_up = self.config.warm_up * self.num_steps
-        return weight * min(1.0, self.step / warm_up) if warm_up else weight
+        """Return what the rate is weighed with in the loss of the next step."""
+        return rate_weight(self.config, self.step, self.num_steps)
 
     def test(self, between: Callable[[], None] = lambda: None) -> Metrics:
         """Measure the bound on the test images, with the same draws of noise at every epoch.
@@ -182,45 +166,23 @@ class Training:
         Raises:
             TrainingError: the loss was no finite number.
         """
+        started = time.perf_counter()
         self.vae.eval()
+        self.stepper.elbo.beta = self.rate_weight()
         self._rng = rng_state(self.device)
         try:
-            return self._tested(between)
+            with seeded(self.config.seed, self.device), self._refused("the test loss"):
+                found = measure(self.stepper, self.test_images, between)
         finally:
             self._rng = None
-
-    def _tested(self, between: Callable[[], None]) -> Metrics:
-        started = time.perf_counter()
-        self.stepper.elbo.beta = self.rate_weight()
-        count = len(self.test_images)
-        sums, terms = torch.zeros(2, dtype=torch.float64), torch.zeros(2, count, device=self.device)
-        pixels = self.test_images[0].numel() * self.config.particles
-        batch_size = max(1, _TEST_PIXELS // max(784, pixels))
-        with seeded(self.config.seed, self.device), self._refused("the test loss"):
-            for start in range(0, count, batch_size):
-                share = self.world.share(min(batch_size, count - start))
-                rows = slice(start + share.start, start + share.stop)
-                x = to_pixels(self.test_images[rows], self.symmetric)
-                loss, at_mean = self._part_of_test(x, share)
-                if math.isnan(loss):
-                    sums += math.nan
-                elif share.weight:
-                    sums += torch.tensor([loss * share.total, at_mean], dtype=torch.float64)
-                    terms[0, rows], terms[1, rows] = self.stepper.elbo.terms[:2]
-                between()
-        self.world.sum_([sums])
-        self.world.sum_([terms])
-        loss, at_mean = (sums / count).tolist()
-        if math.isnan(loss):
-            raise TrainingError(f"the test loss could not be computed at step {self.step}: it is NaN")
         return summarise(
-            Terms(*terms),
+            found.terms,
             vae=self.vae,
-            loss=loss,
+            loss=found.loss,
             epoch=self.epoch + 1,
             split="test",
             seconds=time.perf_counter() - started,
-            posterior_mean_loss=None if math.isnan(at_mean) else at_mean,
+            posterior_mean_loss=found.posterior_mean_loss,
         )
 
     def pictures(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -326,23 +288,6 @@ class Training:
         batch = (self.step - 1) % self.num_steps + 1
         images = ", ".join(str(one) for one in index[:3].tolist())
         return f"at step {self.step} (batch {batch} of epoch {self.epoch + 1}: training images {images}, ...)"
-
-    def _part_of_test(self, x: Tensor, share: Share) -> tuple[float, float]:
-        """Return the two losses of this process's rows, NaN for what several processes are to refuse together."""
-        try:
-            return self.stepper.evaluate(x, share), self._posterior_mean_loss(x)
-        except NotFiniteError:
-            if self.world.size == 1:
-                raise
-            return math.nan, math.nan
-
-    def _posterior_mean_loss(self, x: Tensor) -> float:
-        """Return the sum over a batch, or NaN where q and p have no closed-form KL."""
-        try:
-            with torch.no_grad():
-                return posterior_mean_loss(self.vae, x).sum().item()
-        except NotImplementedError:
-            return math.nan
 
     @contextlib.contextmanager
     def _refused(self, what: str) -> Iterator[None]:

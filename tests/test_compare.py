@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from pvae import comparison, oracle
+from pvae import comparison, oracle, rundata
 from pvae.building import build_vae
 from pvae.compare import main
 from pvae.comparison import Moments, compared, measure, reference
@@ -112,11 +112,10 @@ def test_the_command_compares(tmp_path, capsys):
 
 
 def test_it_compares_at_a_runs_checkpoint(tmp_path, capsys, few_digits, monkeypatch):
-    from pvae import subjects
     from pvae.fitting import fit
 
     run = fit(Config(hidden=(8,), latent_dim=2, batch_size=50, epochs=1), data=few_digits, out=tmp_path / "run")
-    monkeypatch.setattr(subjects, "load_again", lambda *_: few_digits)
+    monkeypatch.setattr(rundata, "load_again", lambda *_: few_digits)
     assert main([str(run.path), "--elbo", "trace,dreg", "--particles", "2", "--repetitions", "3"]) == 0
     assert "epoch 1" in capsys.readouterr().out
     assert (run.path / "comparison" / "comparison.md").exists()

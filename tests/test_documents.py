@@ -27,7 +27,7 @@ def test_the_readme_shows_that_the_forms_agree(capsys):
 
 def test_the_readmes_python(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pvae.fitting.load_dataset", lambda *_: load_dataset("mnist-5k"))
+    monkeypatch.setattr("pvae.fitting.load_for", lambda *_: load_dataset("mnist-5k"))
     names = {}
     exec(compile(BLOCKS[2], "README.md", "exec"), names)
     assert capsys.readouterr().out.startswith("test ELBO -")

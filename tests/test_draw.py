@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from torch.distributions import Normal
 
-from pvae import latentspace, subjects
+from pvae import latentspace, rundata, subjects
 from pvae.compare import main as compare
 from pvae.data import Dataset
 from pvae.draw import PICTURES, main
@@ -51,7 +51,7 @@ def runs(tmp_path_factory, data):
 @pytest.fixture
 def found(monkeypatch, data):
     """Let the data of every run be found."""
-    monkeypatch.setattr(subjects, "load_again", lambda *_: data)
+    monkeypatch.setattr(rundata, "load_again", lambda *_: data)
 
 
 EVERY = set(PICTURES)
@@ -241,7 +241,7 @@ def known(monkeypatch, data):
     """Let every run's digits have two attributes: an even class, and a class of at least 5."""
     labels = [torch.stack([part % 2 == 0, part >= 5], dim=1) for part in (data.train_labels, data.test_labels)]
     known = Dataset("few digits", data.train, data.test, *labels, ("Even", "Large"))
-    monkeypatch.setattr(subjects, "load_again", lambda *_: known)
+    monkeypatch.setattr(rundata, "load_again", lambda *_: known)
     return known
 
 
@@ -427,7 +427,7 @@ def test_systems_of_ones_own_are_told_apart_by_all_that_they_are(tmp_path, data)
 def test_two_stochastic_layers_are_no_plane(tmp_path, data, monkeypatch):
     config = get_system("iwae-2layer").replace(latent_dim=2, second_latent_dim=3, epochs=1, schedule="constant")
     run = fit(config, data=data, out=tmp_path / "run")
-    monkeypatch.setattr(subjects, "load_again", lambda *_: data)
+    monkeypatch.setattr(rundata, "load_again", lambda *_: data)
     assert main([str(run.path), "--out", str(tmp_path / "pictures")]) == 0
     drawn = {path.stem for path in (tmp_path / "pictures").glob("*.png")}
     assert drawn == EVERY - {"scatter", "cdf", "manifold", "attributes", "probe"}

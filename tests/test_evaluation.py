@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal
 
-from pvae import anatomy, evaluation, oracle, subjects
+from pvae import anatomy, evaluation, oracle, rundata
 from pvae.anatomy import active_units, latent_means, split_rate
 from pvae.building import build_vae
 from pvae.config import Config
@@ -29,7 +29,7 @@ def data(digits):
 
 @pytest.fixture
 def found(monkeypatch, data):
-    monkeypatch.setattr(subjects, "load_again", lambda *_: data)
+    monkeypatch.setattr(rundata, "load_again", lambda *_: data)
 
 
 def sampled(*arguments):

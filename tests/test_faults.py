@@ -13,7 +13,7 @@ import sys
 import pytest
 from test_fitting import assert_same, weights
 
-from pvae import files, fitting
+from pvae import files, fitting, rundata
 from pvae.errors import InputError, LostError
 from pvae.files import own_folder
 from pvae.fitting import fit, resume
@@ -27,8 +27,8 @@ SMALL = ["--hidden", "8", "--latent-dim", "2", "--batch-size", "50", "--epochs",
 @pytest.fixture
 def few(monkeypatch, few_digits, tmp_path):
     """Let every data set be a few digits, and the current folder be an empty one."""
-    monkeypatch.setattr(fitting, "load_dataset", lambda *_, **__: few_digits)
-    monkeypatch.setattr(fitting, "load_again", lambda *_, **__: few_digits)
+    monkeypatch.setattr(fitting, "load_for", lambda *_, **__: few_digits)
+    monkeypatch.setattr(rundata, "load_again", lambda *_, **__: few_digits)
     monkeypatch.chdir(tmp_path)
 
 

@@ -305,7 +305,7 @@ def test_a_system_of_ones_own(tmp_path, few_digits, monkeypatch, capsys):
     from pvae import fitting
     from pvae.train import main
 
-    monkeypatch.setattr(fitting, "load_dataset", lambda *_, **__: few_digits)
+    monkeypatch.setattr(fitting, "load_for", lambda *_, **__: few_digits)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.toml").write_text('system = "mine"\nhidden = [8]\nlatent_dim = 2\nbatch_size = 50\nepochs = 1\n')
     assert main(["--config", "mine.toml", "--latent-dim", "3", "--out", "run"]) == 0

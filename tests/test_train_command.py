@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import pvae
-from pvae import fitting
+from pvae import fitting, rundata
 from pvae.train import main
 
 SMALL = ["--hidden", "8", "--latent-dim", "2", "--batch-size", "50", "--epochs", "2", "--device", "cpu"]
@@ -23,7 +23,7 @@ SMALL = ["--hidden", "8", "--latent-dim", "2", "--batch-size", "50", "--epochs",
 @pytest.fixture
 def few(monkeypatch, few_digits, tmp_path):
     """Let every data set be a few digits, and the current folder be an empty one."""
-    monkeypatch.setattr(fitting, "load_dataset", lambda *_, **__: few_digits)
+    monkeypatch.setattr(fitting, "load_for", lambda *_, **__: few_digits)
     monkeypatch.chdir(tmp_path)
 
 
@@ -146,13 +146,13 @@ def test_resume_with_options_that_contradict(few, few_digits, monkeypatch, capsy
     assert "is damaged" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
     (tmp_path / "run" / "config.json").write_bytes(content)
     assert "images given from Python" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
-    monkeypatch.setattr(fitting, "load_again", lambda *_: few_digits)
+    monkeypatch.setattr(rundata, "load_again", lambda *_: few_digits)
     (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
     assert "metrics.jsonl is damaged" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
 
 
 def test_what_a_run_prints(few, monkeypatch, few_digits, capsys, tmp_path):
-    monkeypatch.setattr(fitting, "load_again", lambda *_: few_digits)
+    monkeypatch.setattr(rundata, "load_again", lambda *_: few_digits)
     assert main([*SMALL, "--elbo", "analytic", "--out", "my run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("data: few digits (130 train / 40 test), pixels grey in [0, 1]")
