@@ -9,27 +9,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 __all__ = ["Linear", "onednn", "opaque_onednn", "suits_onednn"]
 
 # Multiply-adds from which oneDNN's product is the faster one: 128 x 400 x 40 is not worth it, 128 x 400 x 784 is.
 _LARGE = 2**22
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+# The operator, and what tells who follows operators, are private to torch: without one of them its own are taken.
+_HAS_ONEDNN = (
+    torch.backends.mkldnn.is_available()
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    and hasattr(torch._C, "_is_tracing")
+    and hasattr(torch._C, "_len_torch_dispatch_stack")
+    and hasattr(torch._C._functorch, "peek_interpreter_stack")
+    and hasattr(forward_ad, "_current_level")
+)
 
 
 class Linear(nn.Linear):
     """torch's linear layer, y = x W^T + b, whose large products are oneDNN's: the same to rounding, in less time.
 
     It is torch's own where the product is small or not of float32 on a CPU, under autocast, and where something follows
-    the operators that run: a tensor of another class, torch.compile, torch.jit.trace, torch.func, forward mode,
-    make_fx. A batch just large enough thus differs by rounding from one that is not. torch.jit.script and torch.fx's
-    symbolic tracing do not take it.
+    the operators that run: a tensor of another class, torch.compile, torch.jit.trace, torch.func, forward mode, a
+    dispatch mode (make_fx, FlopCounterMode). A batch just large enough thus differs by rounding from one that is not.
+    torch.jit.script and torch.fx's symbolic tracing do not take it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y (..., out_features) of x (..., in_features)."""
-        if _is_followed(x, self.weight) or not suits_onednn(x, self.weight, self.bias):
+        if not _HAS_ONEDNN or _is_followed(x, self.weight) or not suits_onednn(x, self.weight, self.bias):
             return super().forward(x)
         y: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]).contiguous(), self.weight, self.bias)
         return y.reshape(*x.shape[:-1], -1)
@@ -70,10 +77,9 @@ def suits_onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> bool:
     """Whether left (..., in) times right (out, in)^T, plus bias (out,), is what oneDNN takes, and is faster at."""
     if not (_HAS_ONEDNN and torch.backends.mkldnn.enabled):
         return False
-    factors = (left, right)
     is_of_its_kind = all(
         one.dtype == torch.float32 and one.device.type == "cpu" and one.layout == torch.strided
-        for one in (factors if bias is None else (*factors, bias))
+        for one in ((left, right) if bias is None else (left, right, bias))
     )
     # It looks at no stride of a bias.
     suits = is_of_its_kind and (bias is None or (bias.shape == right.shape[:1] and bias.is_contiguous()))
@@ -87,7 +93,7 @@ def _is_followed(*tensors: Tensor) -> bool:
         or torch.compiler.is_compiling()
         or torch.is_autocast_enabled("cpu")
         or torch._C._is_tracing()
-        or get_proxy_mode() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
     )

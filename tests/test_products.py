@@ -10,6 +10,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from pvae import products
 from pvae.networks import mlp
@@ -157,6 +158,12 @@ def test_what_follows_the_operators_sees_torchs_own(layers):
     assert torch.equal(torch.func.jvp(ours, (x,), (x,))[1], torch.func.jvp(torchs, (x,), (x,))[1])
     assert torch.equal(torch.vmap(ours)(x.expand(2, -1, -1)), torch.vmap(torchs)(x.expand(2, -1, -1)))
     assert "linear" not in str(make_fx(ours)(x).code)
+    flops = []
+    for layer in layers:
+        with FlopCounterMode(display=False) as counter:
+            layer(x).sum().backward()
+        flops.append(counter.get_total_flops())
+    assert flops[0] == flops[1] == 2 * 2 * 128 * 784 * 400
     with pyro.validation_enabled():  # which torch.compile switches off for good, but for this
         assert torch.equal(torch.compile(ours, backend="eager")(x), torchs(x))
 

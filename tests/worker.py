@@ -16,8 +16,9 @@ from pyro.infer import SVI
 from torch import nn
 
 import pvae.data
-import pvae.training
+import pvae.heldout
 from pvae.building import build_vae
+from pvae.commands import leave
 from pvae.compiled import CompiledELBO
 from pvae.config import Config
 from pvae.elbos import build_elbo
@@ -92,7 +93,7 @@ def skipping(world: World, spoiled_rank: int) -> dict[str, Any]:
 def deep_bayes(world: World) -> list[float]:
     """Train the published system for three epochs on all of MNIST in float64, and return its test figures."""
     as_float32 = pvae.data.to_pixels
-    pvae.data.to_pixels = pvae.training.to_pixels = lambda *given: as_float32(*given).double()
+    pvae.data.to_pixels = pvae.heldout.to_pixels = lambda *given: as_float32(*given).double()
     device = torch.device("cpu")
     with seeded(0, device), pyro.get_param_store().scope():
         training = Training(Config(dataset="mnist"), load_dataset("mnist"), device, world)
@@ -126,3 +127,4 @@ def gathered(world: World, text: str) -> list[str]:
 
 if __name__ == "__main__":
     main()
+    leave(0)  # as the commands do: threads of torch.distributed may abort a process that clears up

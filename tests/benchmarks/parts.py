@@ -235,6 +235,7 @@ def memory(arguments: argparse.Namespace) -> None:
 
 _ALL_REDUCE = """
 import statistics, sys, time, torch
+from pvae.commands import leave
 from pvae.parallel import joined
 with joined("cpu") as world:
     parts, times = [torch.zeros(int(sys.argv[1]))], []
@@ -244,6 +245,7 @@ with joined("cpu") as world:
         times.append(time.perf_counter() - started)
     if world.is_first:
         print(statistics.median(times))
+leave(0)
 """
 
 
