@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pvae.deadlines import ending_in_time
-from pvae.errors import InputError, LostError, TrainingError, one_line
+from pvae.errors import InputError, InterruptedTrainingError, LostError, TrainingError, one_line
 from pvae.interruptions import SIGNALS
 from pvae.processes import is_first_process
 
@@ -67,7 +67,10 @@ def run_command(
         Ctrl-C, 143 for SIGTERM.
     """
     with ending_in_time(name, what_now):
-        return _run(name, command)
+        try:
+            return _run(name, command)
+        except InterruptedTrainingError as error:  # while the last words were said
+            return error.status
 
 
 def _run(name: str, command: Callable[[], None]) -> int:

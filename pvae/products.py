@@ -14,13 +14,14 @@ __all__ = ["Linear", "onednn", "opaque_onednn", "suits_onednn"]
 
 # Multiply-adds from which oneDNN's product is the faster one: 128 x 400 x 40 is not worth it, 128 x 400 x 784 is.
 _LARGE = 2**22
-# The operator, and what tells who follows operators, are private to torch: without one of them its own are taken.
-_HAS_ONEDNN = (
-    torch.backends.mkldnn.is_available()
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    and hasattr(torch._C, "_is_tracing")
+# Private to torch, as is what tells who follows operators: where either is missing, torch's own are taken.
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_CAN_TELL_WHO_FOLLOWS = (
+    hasattr(torch._C, "_is_tracing")
     and hasattr(torch._C, "_len_torch_dispatch_stack")
+    and hasattr(torch._C, "_get_dispatch_stack_at")
     and hasattr(torch._C._functorch, "peek_interpreter_stack")
+    and hasattr(torch._ops, "_len_torch_dispatch_stack_pre_dispatch")
     and hasattr(forward_ad, "_current_level")
 )
 
@@ -36,7 +37,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y (..., out_features) of x (..., in_features)."""
-        if not _HAS_ONEDNN or _is_followed(x, self.weight) or not suits_onednn(x, self.weight, self.bias):
+        if _is_followed(x, self.weight) or not suits_onednn(x, self.weight, self.bias):
             return super().forward(x)
         y: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]).contiguous(), self.weight, self.bias)
         return y.reshape(*x.shape[:-1], -1)
@@ -89,14 +90,22 @@ def suits_onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> bool:
 def _is_followed(*tensors: Tensor) -> bool:
     """Whether something follows the operators on these tensors, and would not know oneDNN's."""
     return (
-        any(type(one) not in (Tensor, nn.Parameter) for one in tensors)
+        not _CAN_TELL_WHO_FOLLOWS
+        or any(type(one) not in (Tensor, nn.Parameter) for one in tensors)
         or torch.compiler.is_compiling()
         or torch.is_autocast_enabled("cpu")
         or torch._C._is_tracing()
-        or torch._C._len_torch_dispatch_stack() > 0
+        or _is_dispatched_to_a_follower()
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
     )
+
+
+def _is_dispatched_to_a_follower() -> bool:
+    """Whether a dispatch mode looks at the operators; one that lets products pass says so of itself."""
+    modes = map(torch._C._get_dispatch_stack_at, range(torch._C._len_torch_dispatch_stack()))
+    return not all(getattr(mode, "lets_products_pass", False) for mode in modes)
 
 
 def opaque_onednn() -> Callable[..., Tensor]:

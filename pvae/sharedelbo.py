@@ -64,6 +64,8 @@ class WholeBatchNoise(TorchDispatchMode):
         InputError: (inside) something else is drawn, of which it is not known where the rows lie.
     """
 
+    lets_products_pass = True  # `products` need not hide oneDNN's from it
+
     def __init__(self, share: Share) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.share = share

@@ -51,9 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _what_is_left(options: dict[str, Any]) -> str:
     """Say what an interrupted training leaves that cannot say it itself."""
     folder = options.get("resume") or options.get("out")
+    if options.get("seeds") is not None:
+        named = shlex.quote(str(folder)) if folder else "and the folder of the seeds"
+        return f"the same command with --out {named} goes on where each seed was"
     if folder is None:
         return "the last checkpoint of the run folder, if there is one, stands: go on with --resume and its name"
-    if not (folder / "config.json").exists():
+    if not os.access(folder / "config.json", os.F_OK):
         return "nothing was saved"
     return f"the last checkpoint stands; go on with: python -m pvae.train --resume {shlex.quote(str(folder))}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -192,6 +193,30 @@ def test_a_process_that_is_killed(tmp_path, restarts):
     weights = [one.read_checkpoint().vae for one in (ended, whole)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert [row.elbo for row in ended.metrics()] == [row.elbo for row in whole.metrics()]
+
+
+def test_a_process_sees_by_itself_that_another_is_dead(tmp_path):
+    """Nobody sends it a signal here, as torchrun would."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "pvae.train", *SMALL, "--epochs", "1000", "--quiet", "--out", "run"]
+    pair = []
+    for rank in ("0", "1"):
+        place = {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1"}
+        variables = {**environment(), **place, "MASTER_PORT": str(port)}
+        pair.append(subprocess.Popen(command, cwd=tmp_path, env=variables, stderr=subprocess.PIPE, text=True))
+    rows = tmp_path / "run" / "metrics.jsonl"
+    while not (rows.exists() and rows.read_bytes()):
+        assert pair[0].poll() is None
+        time.sleep(0.05)
+    pair[1].kill()
+    _, said = pair[0].communicate(timeout=60)
+    pair[1].communicate()
+    assert pair[0].returncode == 1
+    assert said.startswith("pvae.train: another process of this training has ended"), said
+    assert "go on with: python -m pvae.train --resume run" in said
+    assert said.count("\n") == 1
 
 
 def child_of(parent: int, rank: int) -> int:

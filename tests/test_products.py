@@ -14,10 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pvae import products
 from pvae.networks import mlp
+from pvae.parallel import Share
 from pvae.products import Linear
 from pvae.recording import record
+from pvae.sharedelbo import WholeBatchNoise
 
-needs_onednn = pytest.mark.skipif(not products._HAS_ONEDNN, reason="this build of torch has no oneDNN")
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
 
 @pytest.fixture
@@ -87,8 +89,9 @@ def test_small_products_and_other_dtypes_are_torchs_own(layers):
     assert torch.equal(ours(x), torchs.double()(x))
 
 
-def test_without_onednn_all_products_are_torchs_own(layers, monkeypatch):
-    monkeypatch.setattr(products, "_HAS_ONEDNN", False)
+@pytest.mark.parametrize("missing", ["_HAS_ONEDNN", "_CAN_TELL_WHO_FOLLOWS"])
+def test_without_onednn_all_products_are_torchs_own(layers, monkeypatch, missing):
+    monkeypatch.setattr(products, missing, False)
     ours, torchs = layers
     assert torch.equal(ours(batch(128, 784)), torchs(batch(128, 784)))
 
@@ -158,6 +161,7 @@ def test_what_follows_the_operators_sees_torchs_own(layers):
     assert torch.equal(torch.func.jvp(ours, (x,), (x,))[1], torch.func.jvp(torchs, (x,), (x,))[1])
     assert torch.equal(torch.vmap(ours)(x.expand(2, -1, -1)), torch.vmap(torchs)(x.expand(2, -1, -1)))
     assert "linear" not in str(make_fx(ours)(x).code)
+    assert "mkldnn" not in str(make_fx(ours, pre_dispatch=True)(x).code)
     flops = []
     for layer in layers:
         with FlopCounterMode(display=False) as counter:
@@ -166,6 +170,14 @@ def test_what_follows_the_operators_sees_torchs_own(layers):
     assert flops[0] == flops[1] == 2 * 2 * 128 * 784 * 400
     with pyro.validation_enabled():  # which torch.compile switches off for good, but for this
         assert torch.equal(torch.compile(ours, backend="eager")(x), torchs(x))
+
+
+@needs_onednn
+def test_of_several_processes_each_has_it_too(layers):
+    """The mode in which they draw noise lets products pass."""
+    x = batch(128, 784)
+    with WholeBatchNoise(Share(0, 128, 256, 0.5)):
+        assert is_ours(layers[0], x)
 
 
 def test_its_backward_is_followed_too(layers):

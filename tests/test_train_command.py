@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,7 +15,8 @@ import pytest
 import torch
 
 import pvae
-from pvae import fitting, rundata
+from pvae import fitting, rundata, seeds
+from pvae.errors import LostError
 from pvae.train import main
 
 SMALL = ["--hidden", "8", "--latent-dim", "2", "--batch-size", "50", "--epochs", "2", "--device", "cpu"]
@@ -252,3 +254,43 @@ def test_ctrl_c(tmp_path):
     assert pvae.load(tmp_path / "run") is not None
     # A second is what is promised; the bound here is loose, since a test must not fail on a busy machine.
     assert seconds < 10
+
+
+@pytest.mark.parametrize(
+    ("given", "is_there", "says"),
+    [
+        (["--out", "run"], False, "nothing was saved"),
+        (["--out", "run"], True, "the last checkpoint stands; go on with: python -m pvae.train --resume run"),
+        ([], False, "the last checkpoint of the run folder, if there is one, stands: go on with --resume and its name"),
+        (["--seeds", "0:2", "--out", "my runs"], False, "the same command with --out 'my runs' goes on where each"),
+        (["--seeds", "0:2"], False, "the same command with --out and the folder of the seeds goes on where each seed"),
+    ],
+)
+def test_a_signal_outside_of_a_training_is_told_what_is_left(few, monkeypatch, capsys, tmp_path, given, is_there, says):
+    def signalled(*_, **__):
+        if is_there:
+            (tmp_path / "run").mkdir()
+            (tmp_path / "run" / "config.json").write_text("{}")
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(fitting, "fit", signalled)
+    monkeypatch.setattr(seeds, "train_seeds", signalled)
+    assert main([*SMALL, *given]) == 143
+    captured = capsys.readouterr().err
+    assert captured.startswith(f"pvae.train: interrupted; {says}")
+    assert captured.count("\n") == 1
+
+
+def test_a_signal_while_the_last_words_are_said(few, monkeypatch):
+    class Signalling(io.StringIO):
+        def write(self, text):
+            if text.strip():
+                signal.raise_signal(signal.SIGTERM)
+            return super().write(text)
+
+    def lost(*_, **__):
+        raise LostError("the disk is full")
+
+    monkeypatch.setattr(fitting, "fit", lost)
+    monkeypatch.setattr(sys, "stderr", Signalling())
+    assert main([*SMALL, "--out", "run"]) == 143
