@@ -154,8 +154,10 @@ def _build(files: Sequence[Path], transform: ImageTransform, target: Path) -> No
         with temporary.open("rb") as file:
             record = {"kept": kept, "sha256": _sha256(file, kept)}
         temporary.replace(target)
-        target.with_suffix(".json").unlink(missing_ok=True)  # whatever it is: the cache is ours
-        write_whole(target.with_suffix(".json"), json.dumps(record).encode())
+        described = target.with_suffix(".json")
+        if not described.is_file():  # another process may have made one, of the same, and read it now
+            described.unlink(missing_ok=True)  # whatever it is: the cache is ours
+        write_whole(described, json.dumps(record).encode())
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -116,6 +116,20 @@ def test_two_processes_at_once_leave_a_whole_cache(folder, tmp_path):
     assert sorted(path.suffix for path in (tmp_path / "both").iterdir()) == [".json", ".npy"]
 
 
+def test_a_second_build_leaves_the_cache_whole_at_every_moment(folder, tmp_path, monkeypatch):
+    files, transform, write_whole, looked = image_files(folder), ImageTransform(size=32), imagefiles.write_whole, []
+    load_images(files, transform, tmp_path)
+    (target,) = tmp_path.glob("*.npy")
+
+    def looking(path, content):
+        looked.append(imagefiles._cached(target, transform))
+        write_whole(path, content)
+
+    monkeypatch.setattr(imagefiles, "write_whole", looking)
+    imagefiles._build(files, transform, target)
+    assert [kept for _, kept in looked] == [list(range(30))]
+
+
 SLOW_BUILD = """
 import sys, time
 from pathlib import Path
