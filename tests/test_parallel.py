@@ -207,12 +207,16 @@ def test_a_process_sees_by_itself_that_another_is_dead(tmp_path):
         variables = {**environment(), **place, "MASTER_PORT": str(port)}
         pair.append(subprocess.Popen(command, cwd=tmp_path, env=variables, stderr=subprocess.PIPE, text=True))
     rows = tmp_path / "run" / "metrics.jsonl"
-    while not (rows.exists() and rows.read_bytes()):
-        assert pair[0].poll() is None
-        time.sleep(0.05)
-    pair[1].kill()
-    _, said = pair[0].communicate(timeout=60)
-    pair[1].communicate()
+    try:
+        while not (rows.exists() and rows.read_bytes()):
+            assert pair[0].poll() is None
+            time.sleep(0.05)
+        pair[1].kill()
+        _, said = pair[0].communicate(timeout=60)
+    finally:  # a thousand epochs would go on after a test that fails
+        for process in pair:
+            process.kill()
+            process.communicate()
     assert pair[0].returncode == 1
     assert said.startswith("pvae.train: another process of this training has ended"), said
     assert "go on with: python -m pvae.train --resume run" in said
