@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import ClassVar
+
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
+
+from pvae.products import is_followed
 
 __all__ = ["JointBernoulli", "LogitBernoulli", "PseudoBernoulli"]
 
@@ -14,8 +19,24 @@ _MOST_FACTORS = 64  # each at least 1/2: 2^-64 is far from the smallest float32
 _LANES = 16  # of a vector register
 
 
+def _lies_within(low: float, values: Tensor, high: float) -> Tensor:
+    """Return whether all values do, none NaN, from one pass over them: one flag, where torch makes one for each."""
+    least, greatest = torch.aminmax(values.detach())  # NaN makes both comparisons false
+    return (least >= low) & (greatest <= high)
+
+
+class _Real(constraints.Constraint):
+    """torch's `constraints.real`, but for a whole tensor at once."""
+
+    def check(self, value: Tensor) -> Tensor:
+        """Return one flag."""
+        return _lies_within(-math.inf, value, math.inf) if value.numel() else value.new_ones((), dtype=torch.bool)
+
+
 class LogitBernoulli(dist.Bernoulli):  # type: ignore[misc]  # Pyro makes its classes at run time
     """Pyro's Bernoulli of logits l, of which many may be one event: an image."""
+
+    arg_constraints: ClassVar = {**dist.Bernoulli.arg_constraints, "logits": _Real()}
 
     def to_event(self, reinterpreted_batch_ndims: int | None = None) -> TorchDistribution:
         """Return the distribution of which the last dimensions are one event."""
@@ -75,3 +96,15 @@ class PseudoBernoulli(LogitBernoulli):
     """
 
     support = constraints.unit_interval
+
+    def _validate_sample(self, value: Tensor) -> None:
+        """Refuse what torch refuses, whose look at each pixel takes half as long as the log-probabilities."""
+        if not self._holds(value):
+            super()._validate_sample(value)
+
+    def _holds(self, value: Tensor) -> bool:
+        """Whether a value of its own shape, or of the last dimensions of it, is plainly within [0, 1]."""
+        if not isinstance(value, Tensor) or not value.numel() or is_followed(value, self.logits):
+            return False  # under torch.vmap and torch.export a look at the numbers is torch's own affair
+        shape = self.batch_shape[len(self.batch_shape) - value.dim() :]
+        return value.shape == shape and bool(_lies_within(0, value, 1))

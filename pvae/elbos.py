@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from pyro.infer import TraceMeanField_ELBO
+from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -15,7 +19,8 @@ from pvae.errors import InputError, check_name
 from pvae.handwritten import Terms
 from pvae.importance import CIWAE, IWAE, MIWAE, DReG, RenyiELBO, ScoreELBO, StickingTheLanding
 from pvae.options import ELBOS, check_elbo_options
-from pvae.perdatum import Draws, Latent, PerDatumELBO, PyroFunction
+from pvae.perdatum import PerDatumELBO, PyroFunction
+from pvae.sites import Draws, Latent
 from pvae.vae import VAE
 
 __all__ = ["AnalyticELBO", "HandwrittenELBO", "TraceELBO", "build_elbo"]
@@ -48,13 +53,19 @@ class AnalyticELBO(PerDatumELBO, TraceMeanField_ELBO):
         Kingma and Welling, arXiv:1312.6114, equation 7.
     """
 
+    def _get_trace(self, model: PyroFunction, guide: PyroFunction, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
+        if is_validation_enabled():
+            _check_mean_field_requirement(model_trace, guide_trace)
+        return model_trace, guide_trace
+
     def rate(self, draws: Draws) -> Tensor:
         """Return KL(q(z | x) || p(z)) of each datum, (B,).
 
         Raises:
             InputError: it has no closed form.
         """
-        return torch.stack([_closed_form(latent) for latent in draws.latents]).sum(0)
+        return functools.reduce(torch.add, map(_closed_form, draws.latents))
 
     def rate_by_dimension(self, draws: Draws) -> Tensor:
         """Return the same for each latent dimension, (B, L)."""

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
 from pvae.errors import InputError
-from pvae.perdatum import Draws, PerDatumELBO, PyroFunction
+from pvae.perdatum import PerDatumELBO, PyroFunction
+from pvae.sites import Draws
 
 __all__ = ["CIWAE", "IWAE", "MIWAE", "DReG", "RenyiELBO", "ScoreELBO", "StickingTheLanding"]
 

@@ -1,44 +1,28 @@
-"""What the ELBOs here share: two traces become draws, and draws a loss, per datum, and a record of its two terms."""
+"""What the ELBOs here share: guide and model are traced, and their draws become a loss and a record of its terms."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.infer import Trace_ELBO
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine import Trace
+from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_if_enumerated, check_model_guide_match, warn_if_inf, warn_if_nan
 from torch import Tensor
-from torch.distributions import Distribution
 
 from pvae import handwritten
 from pvae.handwritten import Terms
+from pvae.sites import Draws
 
-__all__ = ["Draws", "Latent", "PerDatumELBO", "PyroFunction"]
+__all__ = ["PerDatumELBO", "PyroFunction"]
 
 PyroFunction = Callable[[Tensor], Any]
-
-
-class Latent(NamedTuple):
-    """A latent site: z (K, B, L) or, with one particle, (B, L), and the two distributions that it has."""
-
-    z: Tensor
-    prior: Distribution
-    posterior: Distribution
-
-
-class Draws(NamedTuple):
-    """What two traces hold at z_1..z_K ~ q(z | x): log-probabilities (K, B), and the latent sites."""
-
-    log_p_x: Tensor
-    log_p_z: Tensor
-    log_q_z: Tensor
-    latents: tuple[Latent, ...]
-
-    @property
-    def log_w(self) -> Tensor:
-        """The logarithm of the importance weights, (K, B)."""
-        return self.log_p_x + self.log_p_z - self.log_q_z
 
 
 class PerDatumELBO(Trace_ELBO):
@@ -71,14 +55,16 @@ class PerDatumELBO(Trace_ELBO):
         """Return the loss of a batch x (B, C, H, W): a scalar in nats per datum, to be made small.
 
         Raises:
-            ValueError: a site is scaled or masked, is not of each datum or stands in the guide alone, all of which no
-                bound here knows; or z is not reparameterised where the gradient needs that.
+            ValueError: what `Draws.of` refuses; or z is not reparameterised where the gradient needs that.
         """
-        ((model_trace, guide_trace),) = self._get_traces(model, guide, (x,), {})  # type: ignore[no-untyped-call]
-        draws = self._draws(model_trace, guide_trace, x.shape[0])
+        draws = self._draws(model, guide, x)
         distortion, rate = -draws.log_p_x.mean(0), self.rate(draws)
         self.terms = Terms(distortion.detach(), rate.detach())
-        return self.loss_of(draws, distortion, rate)
+        loss = self.loss_of(draws, distortion, rate)
+        if is_validation_enabled():
+            warn_if_nan(loss, "the loss")
+            warn_if_inf(loss, "the loss")
+        return loss
 
     def loss_of(self, draws: Draws, distortion: Tensor, rate: Tensor) -> Tensor:
         """Return the loss, a scalar, of what was drawn and of its two terms, (B,) each."""
@@ -112,38 +98,28 @@ class PerDatumELBO(Trace_ELBO):
         loss.backward()
         return loss.detach()
 
-    def _draws(self, model_trace: Any, guide_trace: Any, batch_size: int) -> Draws:
-        sites = {name: site for name, site in model_trace.nodes.items() if site["type"] == "sample"}
-        guide_sites = {name: site for name, site in guide_trace.nodes.items() if site["type"] == "sample"}
-        if auxiliary := guide_sites.keys() - sites.keys():
-            raise ValueError(f"site {min(auxiliary)!r} is drawn in the guide and not in the model")
-        for name, site in sites.items():
-            self._check(name, site, guide_sites.get(name), batch_size)
-        observed = [site for site in sites.values() if site["is_observed"]]
-        names = [name for name, site in sites.items() if not site["is_observed"]]
-        priors, posteriors = [sites[name] for name in names], [guide_sites[name] for name in names]
-        log_p_x, log_p_z, log_q_z = (
-            torch.stack([_rows(site["log_prob"]) for site in part]).sum(0) for part in (observed, priors, posteriors)
-        )
-        latents = tuple(Latent(q["value"], p["fn"], q["fn"]) for p, q in zip(priors, posteriors))
-        return Draws(log_p_x, log_p_z, log_q_z, latents)
+    def _draws(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Draws:
+        ((model_trace, guide_trace),) = self._get_traces(model, guide, (x,), {})  # type: ignore[no-untyped-call]
+        batch_shape = (len(x),) if self.num_particles == 1 else (self.num_particles, len(x))
+        draws = Draws.of(model_trace, guide_trace, batch_shape)
+        for name, site in draws.posteriors.items():
+            if self.reparameterised and not site["fn"].has_rsample:
+                raise ValueError(f"q of {name!r} is not reparameterised: its gradient needs ScoreELBO, --elbo score")
+        return draws
 
-    def _check(self, name: str, site: Any, guide_site: Any, batch_size: int) -> None:
-        if guide_site is None and not site["is_observed"]:
-            raise ValueError(f"site {name!r} is drawn in the model and not in the guide")
-        for one in filter(None, (site, guide_site)):
-            if not _is_one(one["scale"]) or one["mask"] is not None:
-                raise ValueError(f"site {name!r} is scaled or masked, which is no bound: weigh the rate by beta")
-            if one["log_prob"].shape[-1:] != (batch_size,):
-                raise ValueError(f"site {name!r} is not of each datum: put it inside pyro.plate('data', x.shape[0])")
-        if self.reparameterised and guide_site is not None and not guide_site["fn"].has_rsample:
-            raise ValueError(f"q of {name!r} is not reparameterised: its gradient needs ScoreELBO, --elbo score")
+    def _get_trace(self, model: PyroFunction, guide: PyroFunction, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        """Trace guide and model as Pyro's ELBOs do, but leave each log-probability to whoever asks for it.
 
-
-def _is_one(scale: Any) -> bool:
-    return isinstance(scale, (int, float)) and scale == 1
-
-
-def _rows(log_prob: Tensor) -> Tensor:
-    """Return (K, B); with one particle Pyro leaves its dimension out, and here it is 1."""
-    return log_prob if log_prob.dim() == 2 else log_prob.unsqueeze(0)
+        Pyro computes all of them, and looks at the sum of each; with a closed-form rate only log p(x | z) is needed.
+        """
+        messenger = poutine.unwrap(guide)
+        if isinstance(messenger, GuideMessenger):
+            guide(*args, **kwargs)
+            model_trace, guide_trace = messenger.get_traces()
+        else:
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        if is_validation_enabled():
+            check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
+            check_if_enumerated(guide_trace)
+        return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)

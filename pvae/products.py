@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-__all__ = ["Linear", "onednn", "opaque_onednn", "suits_onednn"]
+__all__ = ["Linear", "is_followed", "onednn", "opaque_onednn", "suits_onednn"]
 
 # Multiply-adds from which oneDNN's product is the faster one: 128 x 400 x 40 is not worth it, 128 x 400 x 784 is.
 _LARGE = 2**22
@@ -37,7 +37,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y (..., out_features) of x (..., in_features)."""
-        if _is_followed(x, self.weight) or not suits_onednn(x, self.weight, self.bias):
+        if is_followed(x, self.weight) or not suits_onednn(x, self.weight, self.bias):
             return super().forward(x)
         y: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]).contiguous(), self.weight, self.bias)
         return y.reshape(*x.shape[:-1], -1)
@@ -62,7 +62,7 @@ class _Product(torch.autograd.Function):
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    if _is_followed(left, right):
+    if is_followed(left, right):
         return left @ right.t()
     product: Tensor = _Product.apply(left.contiguous(), right, None)  # a gradient's rows may lie on each other
     return product
@@ -87,7 +87,7 @@ def suits_onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> bool:
     return suits and left.shape[-1] == right.shape[-1] and left.shape[:-1].numel() * right.numel() >= _LARGE
 
 
-def _is_followed(*tensors: Tensor) -> bool:
+def is_followed(*tensors: Tensor) -> bool:
     """Whether something follows the operators on these tensors, and would not know oneDNN's."""
     return (
         not _CAN_TELL_WHO_FOLLOWS

@@ -80,11 +80,11 @@ class VAE(nn.Module):
             RuntimeError: another VAE's parameters stand in Pyro's store under these names. Pyro itself
                 would run this network and let the optimiser step the other one, silently.
         """
-        store = pyro.get_param_store()
         for name in names:
-            module = pyro.module(name, getattr(self, name))
-            for key, parameter in module.named_parameters():
-                if parameter.requires_grad and store[param_with_module_name(name, key)] is not parameter:
+            # What pyro.module does, which leaves it at that where the store gives another parameter back.
+            for key, parameter in getattr(self, name).named_parameters():
+                known_as = param_with_module_name(name, key)
+                if parameter.requires_grad and pyro.param(known_as, parameter) is not parameter:
                     raise RuntimeError(
                         "another VAE is in Pyro's parameter store, and this one would not be trained: train each "
                         "inside `with pyro.get_param_store().scope():`, or call pyro.clear_param_store() first"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pyro
 import pytest
 import torch
 from pyro.distributions.testing.fakes import NonreparameterizedNormal
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormalMessenger
 
 from pvae import handwritten
 from pvae.elbos import AnalyticELBO, HandwrittenELBO, TraceELBO, build_elbo
@@ -312,10 +314,164 @@ def test_sites_that_are_not_of_each_datum_are_refused(small_images):
             z = pyro.sample("z", normal(0.0, 1.0))
             pyro.sample("x", normal(z, 1.0), obs=x[:, 0, 0, 0])
 
+    def nested(x):
+        with pyro.plate("more", 3, dim=-2), pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", normal(0.0, 1.0))
+
+    def nested_too(x):
+        nested(x)
+        with pyro.plate("data again", len(x)):
+            pyro.sample("x", normal(0.0, 1.0), obs=x[:, 0, 0, 0])
+
+    def wide(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", normal(0.0, 1.0))
+            pyro.sample("x", normal(z, 1.0), obs=x[:, 0, 0, 0].expand(7, -1))
+
+    def blind(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", normal(0.0, 1.0))
+
+    def sees(x):
+        blind(x)
+        with pyro.plate("data too", len(x)):
+            pyro.sample("x", normal(0.0, 1.0))
+
+    def spread(x):
+        pyro.sample("w", normal(torch.zeros(5), 1.0))
+
+    def spread_too(x):
+        pyro.sample("w", normal(torch.zeros(5), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", normal(0.0, 1.0), obs=x[:, 0, 0, 0])
+
+    def long(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", normal(torch.zeros(4, 5), 1.0))
+
+    def long_too(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", normal(torch.zeros(4, 5), 1.0))
+            pyro.sample("x", normal(0.0, 1.0), obs=x[:, 0, 0, 0])
+
+    refusals = [
+        (model, guide, *2 * ["'w' is not of each datum .its plates"]),
+        (spread_too, spread, *2 * ["'w' is not of each datum .its plates"]),
+        (local, auxiliary, *2 * ["'extra' is drawn in the guide"]),
+        (nested_too, nested, "'z' is not of each datum .its plates", "collide at dim=-2"),
+        (long_too, long, "'z' is not of each datum .its batch shape", "Shape mismatch"),
+        (wide, blind, r"of site 'x' has shape \(7, 5\)", r"not broadcastable(.|\s)*at site 'x'"),
+        (blind, blind, *2 * ["one that is observed"]),
+        (local, sees, *2 * ["'x' is drawn in the guide"]),
+    ]
     x = small_images(5)
-    with torch.random.fork_rng():
-        for particles in (1, 3):
-            with pytest.raises(ValueError, match="'w' is not of each datum"):
-                TraceELBO(particles).loss(model, guide, x)
-            with pytest.raises(ValueError, match="'extra' is drawn in the guide"):
-                TraceELBO(particles).loss(local, auxiliary, x)
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pyro's own, which say as much
+        for of_model, of_guide, with_one, with_three in refusals:
+            for particles, words in ((1, with_one), (3, with_three)):
+                with pytest.raises(ValueError, match=words):
+                    TraceELBO(particles).loss(of_model, of_guide, x)
+
+
+@pytest.mark.filterwarnings("ignore:Found non-auxiliary vars")
+@pytest.mark.parametrize("num_particles", [1, 3])
+def test_what_pyro_scores_in_another_way_is_scored_so(small_images, num_particles):
+    """A deterministic site in both functions, and a distribution whose log-probability takes an argument."""
+
+    class Weighted(pyro.distributions.Normal):
+        def log_prob(self, value, weight=1.0):
+            return weight * super().log_prob(value)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", pyro.distributions.Normal(0.3, 0.7))
+            pyro.deterministic("twice", 2 * z)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
+            pyro.deterministic("twice", 2 * z)
+            pyro.sample("x", Weighted(z, 1.0), weight=100.0, obs=x[:, 0, 0, 0])
+
+    losses, x = [], small_images(5)
+    plain = Trace_ELBO(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
+    for elbo, unit in ((plain, 5), (TraceELBO(num_particles), 1)):
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            losses.append(elbo.loss(model, guide, x) / unit)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert losses[0] > 50
+
+
+def test_whoever_steps_by_pyros_svi_alone_is_warned_of_nan(small_images):
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", pyro.distributions.Normal(math.inf, 1.0))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
+            pyro.sample("x", pyro.distributions.Normal(z.tanh(), 1.0), obs=x[:, 0, 0, 0])
+
+    with torch.random.fork_rng(), pytest.warns(UserWarning, match="NaN: the loss"):
+        assert math.isnan(TraceELBO().loss(model, guide, small_images(5)))
+
+
+def test_a_closed_form_computes_no_log_probability_of_z(small_vae, small_images, monkeypatch):
+    """Only what a bound is made of is computed: of the Normals, nothing."""
+    scored = []
+    log_prob = torch.distributions.Normal.log_prob
+    monkeypatch.setattr(torch.distributions.Normal, "log_prob", lambda q, z: scored.append(z) or log_prob(q, z))
+    vae, x = small_vae(), small_images(4)
+    for elbo, times in ((AnalyticELBO(), 0), (TraceELBO(), 2)):
+        scored.clear()
+        elbo.loss(vae.model, vae.guide, x)
+        assert len(scored) == times
+
+
+def test_latents_in_another_order_are_warned_of(small_images):
+    """Pyro's own check: a closed form for each latent holds where no latent's prior hangs on a later one."""
+    normal = pyro.distributions.Normal
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", normal(0.3, 0.7))
+            pyro.sample("w", normal(z, 0.5))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            w = pyro.sample("w", normal(0.0, 2.0))
+            z = pyro.sample("z", normal(w, 1.0))
+            pyro.sample("x", normal(z, 1.0), obs=x[:, 0, 0, 0])
+
+    with torch.random.fork_rng(), pytest.warns(UserWarning, match="mean field restriction"):
+        AnalyticELBO().loss(model, guide, small_images(5))
+
+
+@pytest.mark.parametrize("num_particles", [1, 3])
+def test_a_guide_that_is_a_handler_gives_pyros_loss(small_images, num_particles):
+    """Pyro's guides of this kind sample while the model runs."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
+            pyro.sample("x", pyro.distributions.Normal(z, 1.0), obs=x[:, 0, 0, 0])
+
+    losses, x = [], small_images(5)
+    plain = Trace_ELBO(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
+    for elbo, unit in ((plain, 5), (TraceELBO(num_particles), 1)):
+        with torch.random.fork_rng(), pyro.get_param_store().scope():
+            torch.manual_seed(3)
+            losses.append(elbo.loss(model, AutoNormalMessenger(model), x) / unit)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_parameters_have_the_names_that_pyro_gives_to_a_module_s(small_vae):
+    vae = small_vae()
+    stored = []
+    for register in (lambda: vae.register("q_z"), lambda: pyro.module("q_z", vae.q_z)):
+        with pyro.get_param_store().scope():
+            register()
+            stored.append({name: id(parameter) for name, parameter in pyro.get_param_store().items()})
+    assert len(stored[0]) == len(list(vae.q_z.parameters()))
+    assert stored[0] == stored[1]

@@ -178,7 +178,6 @@ EDITS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:encoder.1.bias was not registered")
 @pytest.mark.parametrize("edit", EDITS)
 def test_an_edit_between_two_steps_is_seen(small_vae, small_images, edit):
     vae, x, elbo = small_vae(), small_images(6), CompiledELBO(build_elbo("trace", 3))

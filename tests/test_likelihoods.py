@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import pyro
 import pytest
 import torch
 
@@ -133,6 +134,66 @@ def test_each_likelihood_refuses_what_is_outside_its_domain(name, options, good,
     for value in bad:
         with pytest.raises(ValueError, match="domain"):
             likelihood.check(torch.tensor([good[0], value]).view(2, 1, 1, 1))
+
+
+class TorchsPseudoBernoulli(pyro.distributions.Bernoulli):
+    support = torch.distributions.constraints.unit_interval
+
+
+def refusals_of_both(logits, value=None):
+    """What the package's class and torch's checks say to these logits, and to the log-probability of a value."""
+    said = []
+    for family in (PseudoBernoulli, TorchsPseudoBernoulli):
+        try:
+            distribution = family(logits=logits)
+            if value is not None:
+                distribution.log_prob(value)
+            said.append(None)
+        except (ValueError, RuntimeError) as error:
+            said.append((type(error), str(error).split(" of distribution ")[0].split(" (Tensor of shape ")[0]))
+    return said
+
+
+SHAPES = [(), (1,), (4,), (3, 4), (2, 3, 4), (5, 2, 3, 4), (0, 4), (3, 1), (3, 5), (2, 1, 4)]
+
+
+@pytest.mark.parametrize("bad", [None, -0.1, 1.1, math.nan, math.inf, -math.inf])
+def test_one_look_at_a_whole_image_refuses_what_torch_refuses(bad):
+    """Values and logits of many shapes, one number of which may be wrong: the same refusals, by both classes."""
+    generator = torch.Generator().manual_seed(0)
+    for value_shape, shape in itertools.product(SHAPES, [(3, 4), (0, 4), (2, 3, 4)]):
+        value = torch.rand(value_shape, generator=generator)
+        logits = torch.randn(shape, generator=generator)
+        if bad is not None:
+            for tensor in filter(torch.numel, (value, logits)):
+                tensor.view(-1)[int(torch.randint(tensor.numel(), (), generator=generator))] = bad
+        made, fine = refusals_of_both(logits), logits.nan_to_num(0.0, 0.0, 0.0)
+        assert made[0] == made[1]
+        assert (made[0] is not None) == (logits.numel() > 0 and bad is not None and math.isnan(bad))
+        scored = refusals_of_both(fine, value)
+        assert scored[0] == scored[1], (value_shape, shape)
+
+
+def test_what_is_no_tensor_and_what_is_no_probability_is_refused():
+    for family in (PseudoBernoulli, TorchsPseudoBernoulli):
+        with pytest.raises(ValueError, match="must be a Tensor"):
+            family(logits=torch.zeros(3)).log_prob(0.3)
+        with pytest.raises(ValueError, match="parameter probs"):
+            family(probs=torch.tensor([0.5, 1.5]))
+
+
+def test_a_log_probability_is_vectorised_and_exported():
+    """A look at all numbers at once would be a control flow that neither can follow."""
+
+    class Scored(torch.nn.Module):
+        def forward(self, logits, value):
+            return PseudoBernoulli(logits=logits).to_event(1).log_prob(value)
+
+    logits, value = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)), torch.ones(2, 3)
+    wanted = Scored()(logits, value)
+    one_by_one = torch.vmap(lambda one, x: PseudoBernoulli(logits=one).log_prob(x).sum())(logits, value)
+    assert torch.allclose(one_by_one, wanted)
+    assert torch.allclose(torch.export.export(Scored(), (logits, value)).module()(logits, value), wanted)
 
 
 def test_optimal_scale_is_optimal():

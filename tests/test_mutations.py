@@ -72,9 +72,9 @@ MUTATIONS = {
         "return LogitBernoulli(output.sigmoid())",
     ),
     "only the first latent taken": (
-        "perdatum.py",
-        'names = [name for name, site in sites.items() if not site["is_observed"]]',
-        'names = ["z"]',
+        "sites.py",
+        "priors = {name: site for name, site in model.items() if name not in observed}",
+        'priors = {"z": model["z"]}',
     ),
     "prior of another width": ("latents.py", "torch.ones(latent_dim)", "2 * torch.ones(latent_dim)"),
 }

@@ -151,7 +151,6 @@ def test_a_change_between_two_steps_is_seen(small_vae, small_images, change):
         assert undisturbed[0] != theirs[0], "the change changes nothing that could be seen"
 
 
-@pytest.mark.filterwarnings("ignore:encoder.1.bias was not registered")
 def test_a_frozen_parameter_is_refused_as_by_svi(small_vae, small_images):
     def freeze(step, vae, optimizer):
         vae.q_z.encoder[1].bias.requires_grad_(step < 3)

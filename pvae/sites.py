@@ -1,0 +1,133 @@
+"""What a guide and a model hold at draws of z: latents, and log-probabilities of each datum, as they are asked for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+__all__ = ["Draws", "Latent"]
+
+_Sites = Mapping[str, Any]
+
+
+class Latent(NamedTuple):
+    """A latent site: z (K, B, L) or, with one particle, (B, L), and the two distributions that it has."""
+
+    z: Tensor
+    prior: Distribution
+    posterior: Distribution
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """What two traces hold at z_1..z_K ~ q(z | x); a log-probability, (K, B), is computed when it is first asked for.
+
+    Args:
+        observed: the model's observed sites, by name.
+        priors: the model's other sites, which are those of the guide.
+        posteriors: the guide's.
+        batch_shape: (K, B) or, with one particle, (B,).
+    """
+
+    observed: _Sites
+    priors: _Sites
+    posteriors: _Sites
+    batch_shape: tuple[int, ...]
+
+    @functools.cached_property
+    def log_p_x(self) -> Tensor:
+        """The distortion, negated."""
+        return self._total(self.observed)
+
+    @functools.cached_property
+    def log_p_z(self) -> Tensor:
+        """The prior's."""
+        return self._total(self.priors)
+
+    @functools.cached_property
+    def log_q_z(self) -> Tensor:
+        """The approximate posterior's."""
+        return self._total(self.posteriors)
+
+    @property
+    def log_w(self) -> Tensor:
+        """The logarithm of the importance weights."""
+        return self.log_p_x + self.log_p_z - self.log_q_z
+
+    @property
+    def latents(self) -> Iterable[Latent]:
+        """The latent sites, in the model's order."""
+        for name, prior in self.priors.items():
+            posterior = self.posteriors[name]
+            yield Latent(posterior["value"], prior["fn"], posterior["fn"])
+
+    @classmethod
+    def of(cls, model_trace: Any, guide_trace: Any, batch_shape: tuple[int, ...]) -> Draws:
+        """Take the sample sites of two traces by Pyro, the model's at the guide's draws.
+
+        Args:
+            model_trace: of the model.
+            guide_trace: of the guide.
+            batch_shape: that each site must have, as the plates give it.
+
+        Raises:
+            ValueError: a site is scaled, masked or not of each datum, or stands in one trace alone, or there is nothing
+                latent or nothing observed: no bound here knows of any of these.
+        """
+        model, guide = _samples(model_trace), _samples(guide_trace)
+        observed = {name: site for name, site in model.items() if site["is_observed"]}
+        priors = {name: site for name, site in model.items() if name not in observed}
+        for name, site in guide.items():
+            if name not in model or (name in observed and not site["is_observed"]):
+                raise ValueError(f"site {name!r} is drawn in the guide and not in the model")
+        for name in priors:
+            if name not in guide:
+                raise ValueError(f"site {name!r} is drawn in the model and not in the guide")
+        if not priors or not observed:
+            raise ValueError("there must be a site that is drawn and one that is observed")
+        posteriors = {name: guide[name] for name in priors}
+        for sites in (observed, priors, posteriors):
+            for name, site in sites.items():
+                _refuse_what_is_not_of_each_datum(name, site, batch_shape)
+        return cls(observed, priors, posteriors, batch_shape)
+
+    def _total(self, sites: _Sites) -> Tensor:
+        """Return the sum of the sites' log-probabilities, (K, B)."""
+        total = functools.reduce(torch.add, (self._log_prob(name, site) for name, site in sites.items()))
+        return total if total.dim() == 2 else total[None]
+
+    def _log_prob(self, name: str, site: Any) -> Tensor:
+        try:
+            log_prob: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+        except ValueError as error:
+            raise ValueError(f"{error}\nat site {name!r}") from error
+        if log_prob.shape != self.batch_shape:
+            shapes = f"{tuple(log_prob.shape)} and not {tuple(self.batch_shape)}"
+            raise ValueError(f"the log-probability of site {name!r} has shape {shapes}")
+        return log_prob
+
+
+def _samples(trace: Any) -> dict[str, Any]:
+    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+
+
+def _refuse_what_is_not_of_each_datum(name: str, site: Any, batch_shape: tuple[int, ...]) -> None:
+    scale = site["scale"]
+    if not (isinstance(scale, (int, float)) and scale == 1) or site["mask"] is not None:
+        raise ValueError(f"site {name!r} is scaled or masked, which is no bound: weigh the rate by beta")
+    plates = {plate.dim: plate.size for plate in site["cond_indep_stack"] if plate.vectorized}
+    wanted = {-1 - place: size for place, size in enumerate(reversed(batch_shape))}
+    if plates != wanted or site["fn"].batch_shape != batch_shape:
+        shape = f"its batch shape is {tuple(site['fn'].batch_shape)}, and not {tuple(batch_shape)}"
+        if plates != wanted:
+            shape = f"its plates are {plates}, and not {wanted}"
+        raise ValueError(
+            f"site {name!r} is not of each datum ({shape}): put it inside pyro.plate('data', x.shape[0]) and no other, "
+            "and give its event's dimensions to .to_event"
+        )
