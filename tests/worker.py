@@ -47,7 +47,7 @@ def trained(world: World, name: str, engine: str, steps: int, config: Config) ->
     with pyro.get_param_store().scope():
         svi = SVI(vae.model, vae.guide, optimizer, loss=elbo)
         for step in range(steps):
-            index = torch.randperm(37)[: 1 if step % 50 == 49 else 10 if step % 3 else 7]
+            index = torch.randperm(37)[: 1 if step % 25 == 24 else 10 if step % 3 else 7]
             shared.share = world.share(len(index))
             if name in ("trace", "analytic"):
                 elbo.beta = min(1.0, step / steps * 2)
