@@ -21,6 +21,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -98,7 +99,7 @@ def _images(arguments: argparse.Namespace) -> tuple[Any, Any]:
 def _run_all(arguments: argparse.Namespace) -> None:
     from sides import SIDES
 
-    wanted = [name for name in SIDES if any(part in name for part in arguments.only.split(";"))]
+    wanted = [name for name in SIDES if any(re.search(part, name) for part in arguments.only.split(";"))]
     present = [name for name in wanted if not SIDES[name][1] or importlib.util.find_spec(SIDES[name][1])]
     found: dict[str, list[Result]] = {name: [] for name in present}
     for repeat in range(arguments.repeats):
@@ -189,7 +190,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--data-dir", type=Path, help="where MNIST lies (else $PVAE_DATA; else bytes of its shape are taken)")
     add("--epochs", type=int, default=3, help="of each process; the first is not counted (default: 3)")
     add("--repeats", type=int, default=3, help="processes of each side (default: 3)")
-    add("--only", default="", help="sides whose name holds one of these, separated by semicolons (default: all)")
+    add(
+        "--only",
+        default="",
+        help="sides whose name matches one of these expressions, split by semicolons (default: all)",
+    )
     add("--images", type=int, help="training images (default: all)")
     add("--batch-size", type=int, default=128, help="(default: 128)")
     add("--hidden", type=int, default=400, help="(default: 400)")
