@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.util import prune_subsample_sites
-from pyro.util import check_if_enumerated, check_model_guide_match, warn_if_inf, warn_if_nan
+from pyro.util import check_if_enumerated, check_model_guide_match
 from torch import Tensor
 
 from pvae import handwritten
@@ -61,9 +62,8 @@ class PerDatumELBO(Trace_ELBO):
         distortion, rate = -draws.log_p_x.mean(0), self.rate(draws)
         self.terms = Terms(distortion.detach(), rate.detach())
         loss = self.loss_of(draws, distortion, rate)
-        if is_validation_enabled():
-            warn_if_nan(loss, "the loss")
-            warn_if_inf(loss, "the loss")
+        if is_validation_enabled() and not loss.isfinite():  # Pyro's own ELBOs warn of it in such words
+            warnings.warn(f"Encountered {loss.item()}: the loss", stacklevel=2)
         return loss
 
     def loss_of(self, draws: Draws, distortion: Tensor, rate: Tensor) -> Tensor:

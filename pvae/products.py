@@ -1,4 +1,4 @@
-"""Products of float32 matrices on a CPU: torch gives them to its BLAS, and oneDNN is up to twice as fast."""
+"""Products of float32 matrices: torch gives them to its BLAS, and with AVX-512 oneDNN is up to twice as fast."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ __all__ = ["Linear", "is_followed", "onednn", "opaque_onednn", "suits_onednn"]
 
 # Multiply-adds from which oneDNN's product is the faster one: 128 x 400 x 40 is not worth it, 128 x 400 x 784 is.
 _LARGE = 2**22
+# With AVX2 the two are alike, and what lies around oneDNN's costs a tenth of a step.
+_IS_FASTER = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 # Private to torch, as is what tells who follows operators: where either is missing, torch's own are taken.
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _CAN_TELL_WHO_FOLLOWS = (
@@ -29,15 +31,15 @@ _CAN_TELL_WHO_FOLLOWS = (
 class Linear(nn.Linear):
     """torch's linear layer, y = x W^T + b, whose large products are oneDNN's: the same to rounding, in less time.
 
-    It is torch's own where the product is small or not of float32 on a CPU, under autocast, and where something follows
-    the operators that run: a tensor of another class, torch.compile, torch.jit.trace, torch.func, forward mode, a
-    dispatch mode (make_fx, FlopCounterMode). A batch just large enough thus differs by rounding from one that is not.
-    torch.jit.script and torch.fx's symbolic tracing do not take it.
+    It is torch's own where the product is small or not of float32 on a CPU with AVX-512, under autocast, and where
+    something follows the operators that run: a tensor of another class, torch.compile, torch.jit.trace, torch.func,
+    forward mode, a dispatch mode (make_fx, FlopCounterMode). A batch just large enough thus differs by rounding from
+    one that is not. torch.jit.script and torch.fx's symbolic tracing do not take it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y (..., out_features) of x (..., in_features)."""
-        if is_followed(x, self.weight) or not suits_onednn(x, self.weight, self.bias):
+        if not _IS_FASTER or is_followed(x, self.weight) or not suits_onednn(x, self.weight, self.bias):
             return super().forward(x)
         y: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]).contiguous(), self.weight, self.bias)
         return y.reshape(*x.shape[:-1], -1)
@@ -76,7 +78,7 @@ def onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
 
 def suits_onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> bool:
     """Whether left (..., in) times right (out, in)^T, plus bias (out,), is what oneDNN takes, and is faster at."""
-    if not (_HAS_ONEDNN and torch.backends.mkldnn.enabled):
+    if not (_IS_FASTER and _HAS_ONEDNN and torch.backends.mkldnn.enabled):
         return False
     is_of_its_kind = all(
         one.dtype == torch.float32 and one.device.type == "cpu" and one.layout == torch.strided
