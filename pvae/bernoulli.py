@@ -98,7 +98,7 @@ class PseudoBernoulli(LogitBernoulli):
     support = constraints.unit_interval
 
     def _validate_sample(self, value: Tensor) -> None:
-        """Refuse what torch refuses, whose look at each pixel takes half as long as the log-probabilities."""
+        """Refuse what torch refuses, which looks at all pixels several times before it says that all is well."""
         if not self._holds(value):
             super()._validate_sample(value)
 

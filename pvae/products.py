@@ -14,7 +14,7 @@ __all__ = ["Linear", "is_followed", "onednn", "opaque_onednn", "suits_onednn"]
 
 # Multiply-adds from which oneDNN's product is the faster one: 128 x 400 x 40 is not worth it, 128 x 400 x 784 is.
 _LARGE = 2**22
-# With AVX2 the two are alike, and what lies around oneDNN's costs a tenth of a step.
+# With AVX2 the two are alike, and what lies around oneDNN's is lost. No measurement decides: a run must repeat itself.
 _IS_FASTER = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 # Private to torch, as is what tells who follows operators: where either is missing, torch's own are taken.
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -39,7 +39,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y (..., out_features) of x (..., in_features)."""
-        if not _IS_FASTER or is_followed(x, self.weight) or not suits_onednn(x, self.weight, self.bias):
+        if is_followed(x, self.weight) or not suits_onednn(x, self.weight, self.bias):
             return super().forward(x)
         y: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]).contiguous(), self.weight, self.bias)
         return y.reshape(*x.shape[:-1], -1)

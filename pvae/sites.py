@@ -124,10 +124,9 @@ def _refuse_what_is_not_of_each_datum(name: str, site: Any, batch_shape: tuple[i
     plates = {plate.dim: plate.size for plate in site["cond_indep_stack"] if plate.vectorized}
     wanted = {-1 - place: size for place, size in enumerate(reversed(batch_shape))}
     if plates != wanted or site["fn"].batch_shape != batch_shape:
-        shape = f"its batch shape is {tuple(site['fn'].batch_shape)}, and not {tuple(batch_shape)}"
-        if plates != wanted:
-            shape = f"its plates are {plates}, and not {wanted}"
+        found = f"batch shape is {tuple(site['fn'].batch_shape)}, and not {tuple(batch_shape)}"
+        why = f"plates are {plates}, and not {wanted}" if plates != wanted else found
         raise ValueError(
-            f"site {name!r} is not of each datum ({shape}): put it inside pyro.plate('data', x.shape[0]) and no other, "
-            "and give its event's dimensions to .to_event"
+            f"site {name!r} is not of each datum (its {why}): put it inside pyro.plate('data', x.shape[0]) and no "
+            "other, and give its event's dimensions to .to_event"
         )

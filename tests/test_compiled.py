@@ -281,14 +281,15 @@ def wide_vae():
         return vae, torch.rand(128, 1, 16, 16)
 
 
-def test_onednns_product_is_torchs_to_rounding(monkeypatch):
-    """It is private to torch: where it is missing, the step is the same without it."""
+@pytest.mark.parametrize("missing", ["_HAS_ONEDNN", "_IS_FASTER"])
+def test_onednns_product_is_torchs_to_rounding(monkeypatch, missing):
+    """It is private to torch: where it is missing, or no faster, the step is the same without it."""
     monkeypatch.setattr(products, "_IS_FASTER", True)
     vae, x = wide_vae()
     elbo = CompiledELBO(build_elbo("trace"))
     assert_steps_alike(vae, elbo, x, rel=1e-4)
     assert "onednn" in _code(elbo) or not products._HAS_ONEDNN
-    monkeypatch.setattr(products, "_HAS_ONEDNN", False)
+    monkeypatch.setattr(products, missing, False)
     plain = CompiledELBO(build_elbo("trace"))
     assert_steps_alike(vae, plain, x, rel=1e-6)
     assert "onednn" not in _code(plain)
