@@ -88,8 +88,8 @@ class AdamUpdate:
 
     @staticmethod
     def finite(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-        """Return flags (1 + number of gradients,): whether the loss is finite, and the norm of each gradient."""
-        return torch.stack([loss.isfinite(), *((one * one).sum().isfinite() for one in gradients)])
+        """Return flags (1 + number of gradients,): whether the loss is finite, and each gradient and its square."""
+        return torch.stack([loss.isfinite(), *((one * one).isfinite().all() for one in gradients)])
 
     def refuse(self, loss: Tensor, trained: Sequence[Tensor], finite: Tensor) -> None:
         """Refuse a step of which a flag is false.
@@ -106,14 +106,14 @@ class AdamUpdate:
         raise NotFiniteError(f"the gradient of {listed(named)} is NaN or infinite")
 
     def apply(self, trained: Sequence[Tensor], gradients: Sequence[Tensor], flags: Sequence[Tensor]) -> None:
-        """Write the new parameters and moments by the numbers set, or the old ones if a flag is false."""
+        """Write the new parameters, moments and counts by the numbers set, or the old ones if a flag is false."""
         for parameter, gradient in zip(trained, gradients):
             state: dict[str, Tensor] = self.optimizer.state[parameter]
-            old = (parameter.detach(), state["exp_avg"], state["exp_avg_sq"])
+            old = (parameter.detach(), state["exp_avg"], state["exp_avg_sq"], state["step"])
             mean = torch.lerp(old[1], gradient, self._new)
             square = old[2] * self._old + gradient * gradient * self._newer
             value = old[0] - self._step_size * (mean / (square.sqrt() / self._root + self._epsilon))
-            for tensor, new in zip(old, (value, mean, square)):
+            for tensor, new in zip(old, (value, mean, square, old[3] + 1)):
                 tensor.copy_(_unless_refused(new, tensor, flags))
 
 

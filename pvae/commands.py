@@ -158,14 +158,20 @@ def result_folder(folder: Path) -> Iterator[Path]:
 
 
 def leave(status: int) -> NoReturn:
-    """Exit; after Ctrl-C at once, since torch's own clearing up takes about a second and all is on disk."""
+    """Exit at once, with 1 in place of 0 if what was printed is lost.
+
+    All is on disk, and to clear up takes torch a second or two, in which threads of torch.distributed may abort it.
+    """
     for number in SIGNALS:  # all is said and done
         signal.signal(number, signal.SIG_IGN)
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            with contextlib.suppress(OSError):
+        try:
+            if stream is not None:
                 stream.flush()
-    # Threads of torch.distributed may abort a process that clears up.
-    if status in (1, 129, 130, 143) or "RANK" in os.environ:
-        os._exit(status)
-    sys.exit(status)
+        except BrokenPipeError:  # whoever read our output has gone
+            pass
+        except OSError as error:
+            status = status or 1
+            with contextlib.suppress(OSError):
+                print(f"pvae: what was printed is lost: {error.strerror}", file=sys.stderr, flush=True)
+    os._exit(status)

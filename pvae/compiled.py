@@ -136,7 +136,6 @@ class CompiledELBO(ELBO):
             return None
         loss, (finite,) = self._replay(tape, inputs)
         update.refuse(loss, tape.trained, finite)
-        torch._foreach_add_(update.counts(tape.trained), 1.0)
         return loss
 
     def loss(self, model: PyroFunction, guide: PyroFunction, *inputs: Tensor) -> float:

@@ -209,6 +209,20 @@ def test_a_training_survives_that_no_one_reads(tmp_path, shell):
     assert (tmp_path / "run" / "figures" / "losses.png").exists()
 
 
+def test_what_is_lost_is_told():
+    """Printed last, to a full device; to a closed pipe is no error."""
+    command = f"{sys.executable} -c 'from pvae.commands import leave; print(1); leave(0)'"
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    lost, cut = (
+        subprocess.run(
+            ["bash", "-c", f"set -o pipefail; {command} {where}"], env=buffered, capture_output=True, text=True
+        )
+        for where in ("> /dev/full", "| true")
+    )
+    assert (lost.returncode, lost.stderr) == (1, "pvae: what was printed is lost: No space left on device\n")
+    assert (cut.returncode, cut.stderr) == (0, "")
+
+
 def test_quiet_prints_the_folder(few, capsys, tmp_path):
     assert main([*SMALL, "--quiet"]) == 0
     printed = capsys.readouterr()
