@@ -20,6 +20,7 @@ from pvae import mnist
 from pvae.building import build_vae
 from pvae.config import Config
 from pvae.data import Dataset
+from pvae.runs import Run
 from pvae.sources import load_dataset
 from pvae.vae import VAE
 
@@ -64,6 +65,17 @@ def few_digits(digits: Dataset) -> Dataset:
 def small_config() -> Config:
     """A system that trains in well under a second on `few_digits`."""
     return Config(hidden=(16,), latent_dim=3, batch_size=50, epochs=2)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a training leave empty figures: to draw them takes longer than it does, and they are other tests' subject."""
+
+    def save(run: Run, *_: object) -> None:
+        for name in ("reconstructions.png", "samples.png", "losses.png"):
+            (run.figures() / name).touch()
+
+    monkeypatch.setattr("pvae.figures.save_figures", save)
 
 
 @pytest.fixture

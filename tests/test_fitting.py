@@ -29,6 +29,8 @@ from pvae.fitting import fit, resume
 from pvae.runs import Run
 from pvae.training import Training
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 ELBOS = ("trace", "analytic", "handwritten")
 
 
@@ -152,7 +154,8 @@ def test_grey_pixels_are_called_pseudo(tmp_path, few_digits, small_config, binar
     assert run.metrics()[-1].bound == ("pseudo-ELBO" if pseudo else "ELBO")
 
 
-def test_run_folder_holds_what_it_promises(tmp_path, few_digits, small_config):
+def test_run_folder_holds_what_it_promises(tmp_path, few_digits, small_config, monkeypatch):
+    monkeypatch.undo()  # with its pictures
     run = fit(small_config, data=few_digits, out=tmp_path / "new" / "run")
     record = json.loads((run.path / "config.json").read_text())
     assert record["config"] == json.loads(json.dumps(dataclasses.asdict(small_config)))
@@ -349,8 +352,9 @@ def test_what_is_no_data_set_or_path_is_refused(tmp_path, few_digits, small_conf
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_figures_of_any_images(tmp_path, small_config, channels, recwarn):
+def test_figures_of_any_images(tmp_path, small_config, channels, recwarn, monkeypatch):
     """Two test images, any number of channels, a name that reads like mathematics."""
+    monkeypatch.undo()
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (60, channels, 4, 9), generator=generator, dtype=torch.uint8)
     data = Dataset(r"costs $\frac and $5 " + 30 * "and much more ", images, images[:2])

@@ -77,11 +77,11 @@ def environment(threads="1"):
 def test_seeds_are_runs_of_their_own_and_end_in_a_table(capsys, tmp_path, monkeypatch):
     """Interrupted, gone on with by the same command, and once more: the weights of single runs, and draw's table."""
     monkeypatch.chdir(tmp_path)
-    command = [*SMALL, "--epochs", "40", "--seeds", "0,3", "--jobs", "2", "--out", "many"]
+    command = [*SMALL, "--epochs", "20", "--seeds", "0,3", "--jobs", "2", "--out", "many"]
     process = subprocess.Popen(
         [*COMMAND[:3], *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    while "epoch  3/40" not in process.stdout.readline():
+    while "epoch  3/20" not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     started = time.monotonic()
@@ -90,12 +90,12 @@ def test_seeds_are_runs_of_their_own_and_end_in_a_table(capsys, tmp_path, monkey
     assert process.returncode == 130
     assert errors.startswith("pvae.train: interrupted; the same command with --out many goes on")
     assert errors.count("\n") == 1
-    assert any(Run.open(path).read_checkpoint().counts.epoch < 40 for path in (tmp_path / "many").glob("seed-*"))
+    assert any(Run.open(path).read_checkpoint().counts.epoch < 20 for path in (tmp_path / "many").glob("seed-*"))
 
     assert main(command) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    assert "| 2 | 40 |" in printed.out
+    assert "| 2 | 20 |" in printed.out
     before = [(tmp_path / "many" / f"seed-{seed}" / "config.json").read_bytes() for seed in (0, 3)]
     assert main([*command, "--quiet"]) == 0
     assert capsys.readouterr().out == "many\n"
@@ -104,7 +104,7 @@ def test_seeds_are_runs_of_their_own_and_end_in_a_table(capsys, tmp_path, monkey
     table = (tmp_path / "many" / "table.md").read_text()
     assert draw(["many"]) == 0
     assert (tmp_path / "many" / "table.md").read_text() == table
-    alone = [*COMMAND, "--epochs", "40", "--seed", "3", "--out", "alone", "--quiet"]
+    alone = [*COMMAND, "--epochs", "20", "--seed", "3", "--out", "alone", "--quiet"]
     subprocess.run(alone, env=environment(), check=True, stdout=subprocess.DEVNULL)
     ours, theirs = (pvae.load(path).state_dict() for path in ("many/seed-3", "alone"))
     if os.cpu_count() <= 3:  # as many threads
@@ -112,8 +112,8 @@ def test_seeds_are_runs_of_their_own_and_end_in_a_table(capsys, tmp_path, monkey
     capsys.readouterr()
     assert main([*command, "--lr", "0.5"]) == 2
     assert "many/seed-0 was trained with --lr 0.001, and --lr 0.5 is given: name another" in capsys.readouterr().err
-    assert main([*command, "--epochs", "80"]) == 2
-    assert "first: python -m pvae.train --resume many/seed-0 --epochs 80" in capsys.readouterr().err
+    assert main([*command, "--epochs", "40"]) == 2
+    assert "first: python -m pvae.train --resume many/seed-0 --epochs 40" in capsys.readouterr().err
 
 
 def test_a_seed_that_fails_is_named_and_the_others_go_on(capsys, tmp_path, monkeypatch):

@@ -23,8 +23,8 @@ SMALL = ["--hidden", "8", "--latent-dim", "2", "--batch-size", "50", "--epochs",
 
 
 @pytest.fixture
-def few(monkeypatch, few_digits, tmp_path):
-    """Let every data set be a few digits, and the current folder be an empty one."""
+def few(monkeypatch, no_pictures, few_digits, tmp_path):
+    """Let every data set be a few digits, and the current folder be an empty one; draw nothing."""
     monkeypatch.setattr(fitting, "load_for", lambda *_, **__: few_digits)
     monkeypatch.chdir(tmp_path)
 
