@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
@@ -36,10 +38,8 @@ class AdamUpdate:
         self.optimizer = optimizer
         self.name_of = name_of
         self.parameters: list[Tensor] = optimizer.param_groups[0]["params"]
-        like = self.parameters[0]
-        self._step_size, self._root, self._new, self._old, self._newer, self._epsilon = (
-            torch.zeros((), dtype=like.dtype, device=like.device) for _ in range(6)
-        )
+        self._set = np.zeros(6)  # written without torch, of which each call costs a microsecond or more
+        self._numbers = torch.from_numpy(self._set).to(self.parameters[0].device)  # on a CPU the same memory
 
     @staticmethod
     def suits(optimizer: Optimizer) -> bool:
@@ -71,19 +71,17 @@ class AdamUpdate:
         """Return the numbers of steps that these parameters have taken."""
         return [self.optimizer.state[parameter]["step"] for parameter in trained]
 
-    def set_numbers(self, trained: Sequence[Tensor]) -> bool:
-        """Set what hangs on the settings and on the count, for the next step; false if the counts differ."""
+    def set_numbers(self, counts: Sequence[Tensor]) -> bool:
+        """Set what hangs on the settings and on these counts, for the next step; false if the counts differ."""
         group = self.optimizer.param_groups[0]
-        found = {count.item() for count in self.counts(trained)}
+        found = {count.item() for count in counts}
         if len(found) != 1:
             return False
         count, (beta_1, beta_2) = found.pop() + 1, group["betas"]
-        self._step_size.fill_(group["lr"] / (1 - beta_1**count))
-        self._root.fill_((1 - beta_2**count) ** 0.5)
-        self._new.fill_(1 - beta_1)
-        self._old.fill_(beta_2)
-        self._newer.fill_(1 - beta_2)
-        self._epsilon.fill_(group["eps"])
+        step_size, root = group["lr"] / (1 - beta_1**count), (1 - beta_2**count) ** 0.5
+        self._set[:] = step_size, root, 1 - beta_1, beta_2, 1 - beta_2, group["eps"]
+        if self._numbers.device.type != "cpu":
+            self._numbers.copy_(torch.from_numpy(self._set))
         return True
 
     @staticmethod
@@ -91,33 +89,26 @@ class AdamUpdate:
         """Return flags (1 + number of gradients,): whether the loss is finite, and each gradient and its square."""
         return torch.stack([loss.isfinite(), *((one * one).isfinite().all() for one in gradients)])
 
-    def refuse(self, loss: Tensor, trained: Sequence[Tensor], finite: Tensor) -> None:
-        """Refuse a step of which a flag is false.
+    def refuse(self, loss: Tensor, trained: Sequence[Tensor], finite: Tensor) -> NoReturn:
+        """Refuse a step of which a flag of `finite` is false.
 
         Raises:
-            NotFiniteError: one is; `apply` left all as it was.
+            NotFiniteError: it always does; `apply` left all as it was.
         """
-        if finite.all():
-            return
         is_finite, *of_gradients = finite.tolist()
         if not is_finite:
             raise NotFiniteError(f"the loss is {loss.item()}")
         named = [self.name_of(parameter) for parameter, holds in zip(trained, of_gradients) if not holds]
         raise NotFiniteError(f"the gradient of {listed(named)} is NaN or infinite")
 
-    def apply(self, trained: Sequence[Tensor], gradients: Sequence[Tensor], flags: Sequence[Tensor]) -> None:
-        """Write the new parameters, moments and counts by the numbers set, or the old ones if a flag is false."""
+    def apply(self, trained: Sequence[Tensor], gradients: Sequence[Tensor], is_well: Tensor) -> None:
+        """Write the new parameters, moments and counts by the numbers set, or the old ones if all is not well."""
+        step_size, root, new, decay, newer, epsilon = self._numbers.to(trained[0].dtype).unbind()
         for parameter, gradient in zip(trained, gradients):
             state: dict[str, Tensor] = self.optimizer.state[parameter]
             old = (parameter.detach(), state["exp_avg"], state["exp_avg_sq"], state["step"])
-            mean = torch.lerp(old[1], gradient, self._new)
-            square = old[2] * self._old + gradient * gradient * self._newer
-            value = old[0] - self._step_size * (mean / (square.sqrt() / self._root + self._epsilon))
-            for tensor, new in zip(old, (value, mean, square, old[3] + 1)):
-                tensor.copy_(_unless_refused(new, tensor, flags))
-
-
-def _unless_refused(new: Tensor, old: Tensor, flags: Sequence[Tensor]) -> Tensor:
-    for flag in flags:
-        new = torch.where(flag, new, old)
-    return new
+            mean = torch.lerp(old[1], gradient, new)
+            square = old[2] * decay + gradient * gradient * newer
+            value = old[0] - step_size * (mean / (square.sqrt() / root + epsilon))
+            for tensor, updated in zip(old, (value, mean, square, old[3] + 1)):
+                tensor.copy_(torch.where(is_well, updated, tensor))

@@ -74,6 +74,7 @@ class CompiledELBO(ELBO):
         self.num_recordings = 0
         self._is_changing = False
         self._tapes: list[Tape] = []
+        self._known: dict[object, Tape] | None = None  # by what they give and take, where nobody edits
 
     @property
     def beta(self) -> float:
@@ -95,6 +96,20 @@ class CompiledELBO(ELBO):
     def num_particles(self, count: int) -> None:
         """Take another number of particles, from the next step on."""
         self.elbo.num_particles = count
+
+    @contextlib.contextmanager
+    def unedited(self) -> Iterator[None]:
+        """Look for edits once, and not before each step: for a loop in which nobody makes any.
+
+        To look costs as much as many operators. In this block it is done before the first step of each kind and batch
+        shape. beta and the optimiser's settings may change all the same; model, guide, modes, the optimiser's state and
+        torch's settings may not.
+        """
+        before, self._known = self._known, {}
+        try:
+            yield
+        finally:
+            self._known = before
 
     def loss_and_grads(self, model: PyroFunction, guide: PyroFunction, *inputs: Tensor) -> Tensor:
         """Return the loss after adding its gradients to the parameters (`SVI.step` calls it)."""
@@ -132,10 +147,11 @@ class CompiledELBO(ELBO):
         tape = self._tape_of(model, guide, inputs, "update", update, prepare)
         if tape is None or any(parameter.grad is not None for parameter in tape.trained):
             return None
-        if not update.set_numbers(tape.trained):
+        if not update.set_numbers(tape.counts):
             return None
-        loss, (finite,) = self._replay(tape, inputs)
-        update.refuse(loss, tape.trained, finite)
+        loss, (is_well, finite) = self._replay(tape, inputs)
+        if not is_well:
+            update.refuse(loss, tape.trained, finite)
         return loss
 
     def loss(self, model: PyroFunction, guide: PyroFunction, *inputs: Tensor) -> float:
@@ -171,6 +187,28 @@ class CompiledELBO(ELBO):
         prepare: Prepare | None = None,
     ) -> Tape | None:
         """Return the tape of a step that gives that; none if it is one that must be run, since it makes parameters."""
+        if self._known is None:
+            return self._looked_up(model, guide, inputs, gives, update, prepare)
+        kind = (gives, model, guide, update, prepare, *(x.shape for x in inputs))
+        tape = self._known.get(kind)
+        if tape is None:
+            tape = self._looked_up(model, guide, inputs, gives, update, prepare)
+            if tape is not None:
+                self._known[kind] = tape
+        return tape
+
+    def _looked_up(
+        self,
+        model: PyroFunction,
+        guide: PyroFunction,
+        inputs: Sequence[Tensor],
+        gives: str,
+        update: AdamUpdate | None,
+        prepare: Prepare | None,
+    ) -> Tape | None:
+        """Return the tape that was recorded of such a step, if nothing was edited since; else a new one, or none."""
+        if update is not None and not AdamUpdate.suits(update.optimizer):
+            return None
         shapes = tuple((x.shape, x.dtype, x.device, x.stride(), x.requires_grad) for x in inputs)
         key = (gives, shapes, surroundings())
         _refuse_handlers(gives)
@@ -236,6 +274,7 @@ class CompiledELBO(ELBO):
             sites=step.sites,
             update=update,
             written=update.held() if update is not None else [],
+            counts=update.counts(step.trained) if update is not None else [],
         )
 
     def _run_once(

@@ -46,10 +46,10 @@ class CudaGraph:
         return [output.clone() for output in self._outputs]
 
 
-def in_tf32(function: Function) -> Function:
+def in_tf32(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function with its float32 products and convolutions on a GPU in TF32: 10 bits of each factor's 23."""
 
-    def rounded(*inputs: Tensor) -> Sequence[Tensor]:
+    def rounded(*inputs: Tensor) -> Any:
         flags: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
         before = [flag.allow_tf32 for flag in flags]
         try:

@@ -18,8 +18,9 @@ from torch.distributions import Independent
 from pvae.data import Pixels
 from pvae.errors import InputError
 from pvae.failures import is_of_memory
+from pvae.inductor import has_compiler
 from pvae.parallel import ALONE, World
-from pvae.recording import check_ways, has_compiler, record
+from pvae.recording import check_ways, record
 from pvae.vae import VAE
 
 __all__ = [

@@ -11,7 +11,7 @@ import torch
 
 from pvae.errors import TrainingError
 
-__all__ = ["NotFiniteError", "is_of_memory", "listed", "named", "no_memory_for"]
+__all__ = ["NotFiniteError", "is_of_memory", "listed", "named", "no_memory_for", "one_voice"]
 
 
 class NotFiniteError(ArithmeticError):
@@ -19,18 +19,22 @@ class NotFiniteError(ArithmeticError):
 
 
 @contextlib.contextmanager
+def one_voice() -> Iterator[None]:
+    """Let Pyro not warn of a NaN in a loss: here it ends the step, and is named by whoever does that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Encountered ")
+        yield
+
+
+@contextlib.contextmanager
 def named() -> Iterator[None]:
     """Name what a distribution refused, its parameters of NaN among them.
-
-    Pyro only warns of a NaN in a loss; here it ends the step, so its warning would be a second voice.
 
     Raises:
         NotFiniteError: a distribution was given parameters out of their range.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Encountered ")
-            yield
+        yield
     except ValueError as error:
         refusal = re.match(r"Expected parameter (\w+) .* of distribution (\w+)\(", str(error))
         if refusal is None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,10 +18,11 @@ from torch.overrides import TorchFunctionMode
 from pvae.cudagraphs import CudaGraph, in_tf32
 from pvae.errors import InputError, brief, check_name
 from pvae.failures import is_of_memory
+from pvae.inductor import compiled, has_compiler
 from pvae.options import COMPILERS, PRECISIONS
 from pvae.products import onednn, opaque_onednn, suits_onednn
 
-__all__ = ["check_ways", "has_compiler", "record"]
+__all__ = ["check_ways", "record"]
 
 _ATEN = torch.ops.aten
 
@@ -65,20 +63,9 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
         _take_large_products_from_onednn(graph.graph, onednn if engine != "inductor" else opaque_onednn())
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    replay: Function = graph.forward if engine != "inductor" else _compiled(graph, is_on_gpu)
+    replay: Function = graph.forward if engine != "inductor" else _compiled(graph, inputs, precision)
     replay = in_tf32(replay) if precision == "tf32" else replay
-    if engine == "cuda-graph":
-        return CudaGraph(replay, inputs)
-    if engine == "inductor":
-        validates = pyro.infer.util.is_validation_enabled()
-        with torch.no_grad(), pyro.validation_enabled(validates), _without_a_word_of_cuda():
-            try:
-                replay(*inputs)  # compiles; it would switch off torch's validation for good, but for the line above
-            except Exception as error:
-                if is_of_memory(error):
-                    raise
-                raise InputError(f"inductor cannot compile this ({brief(error)}): take --compile graph") from error
-    return replay
+    return CudaGraph(replay, inputs) if engine == "cuda-graph" else replay
 
 
 def _graph_of(function: Function, inputs: Sequence[Tensor]) -> fx.GraphModule:
@@ -99,31 +86,15 @@ def _graph_of(function: Function, inputs: Sequence[Tensor]) -> fx.GraphModule:
     return graph
 
 
-def _compiled(graph: fx.GraphModule, is_on_gpu: bool) -> Function:
-    options: dict[str, Any] = {
-        "fallback_random": True,  # with a random stream of its own it would not train as the others do
-        "cpp_wrapper": not is_on_gpu,
-        "guard_filter_fn": lambda guards: [False for _ in guards],  # who replays knows what it is of
-    }
-    compiled: Function = torch.compile(graph, options=options)
-    return compiled
-
-
-@contextlib.contextmanager
-def _without_a_word_of_cuda() -> Iterator[None]:
-    """Let torch not warn that CUDA's compiler is here and no GPU, when all that is wanted is C++."""
-    logger = logging.getLogger("torch.utils.cpp_extension")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], precision: str) -> Function:
+    make = partial(compiled, graph)
     try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def has_compiler() -> bool:
-    """Whether there is a C++ compiler, without which nothing is compiled by inductor."""
-    return any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
+        replay: Function = in_tf32(make)(*inputs) if precision == "tf32" else make(*inputs)
+    except Exception as error:
+        if is_of_memory(error):
+            raise
+        raise InputError(f"inductor cannot compile this ({brief(error)}): take --compile graph") from error
+    return replay
 
 
 def check_ways(engine: str, precision: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -54,9 +55,10 @@ class Step:
         self.with_gradients, self.update, self.prepare = with_gradients, update, prepare
 
     def __call__(self, beta: Tensor, *inputs: Tensor) -> list[Tensor]:
-        """Return loss, distortion and rate (or the loss in their place), flags, and gradients or which are finite.
+        """Return loss, distortion and rate (or the loss in their place), flags, and gradients or what became of them.
 
-        A flag says whether what must hold of a tensor that the step made, and not of an input, does.
+        A flag says whether what must hold of a tensor that the step made, and not of an input, does. Where there is an
+        update, a last one says whether all flags hold and all is finite, and after it come those of `update.finite`.
         """
         with _beta_of(self.elbo, beta), deferred() as checks, poutine.trace(param_only=True) as capture:
             taken = inputs if self.prepare is None else (self.prepare(*inputs),)
@@ -82,8 +84,9 @@ class Step:
         if self.is_of_the_optimizer:
             with torch.no_grad():
                 finite = self.update.finite(loss, gradients)
-                self.update.apply(self.trained, gradients, [*flags, finite.all()])
-                given.append(finite)
+                is_well = functools.reduce(torch.logical_and, flags, finite.all())
+                self.update.apply(self.trained, gradients, is_well)
+                given += [is_well, finite]
         return given
 
     @property

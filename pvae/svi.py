@@ -41,7 +41,6 @@ class CompiledSVI(SVI):
         super().__init__(model, guide, optim, loss=loss)  # type: ignore[no-untyped-call]
         self.elbo = loss
         self.prepare = prepare
-        self._optimizer = optim.optimizer
         self._update = AdamUpdate(optim.optimizer, optim.name_of) if AdamUpdate.suits(optim.optimizer) else None  # type: ignore[arg-type]
 
     def step(self, *inputs: Tensor) -> float:
@@ -53,7 +52,7 @@ class CompiledSVI(SVI):
             NotFiniteError: the loss or a gradient is not finite; weights and the optimiser's state are as before.
             RuntimeError: the parameters that model and guide register with Pyro are not the optimiser's.
         """
-        if self._update is not None and AdamUpdate.suits(self._optimizer):
+        if self._update is not None:
             loss = self.elbo.loss_and_update(self.model, self.guide, self._update, *inputs, prepare=self.prepare)
             if loss is not None:
                 return loss.item()

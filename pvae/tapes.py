@@ -40,6 +40,7 @@ class Tape:
     sites: list[Any]
     update: AdamUpdate | None
     written: list[Tensor]  # by the update
+    counts: list[Tensor]  # of the steps that what is trained has taken, among them
 
     def suits(self, key: tuple[object, ...], functions: Sequence[Any], elbo: Any, update: AdamUpdate | None) -> bool:
         """Whether it gives that step: of the same inputs, model, guide, ELBO, parameters and optimiser, none edited."""
@@ -73,15 +74,20 @@ class Tape:
             self.beta.fill_(beta)
         with torch.no_grad():
             loss, distortion, rate, *rest = self.replay(self.beta, *inputs)
-        for holds, error in zip(rest, self.errors):
-            if not holds:
-                raise error()
-        return loss, Terms(distortion, rate) if self.has_terms else None, rest[len(self.errors) :]
+        flags, rest = rest[: len(self.errors)], rest[len(self.errors) :]
+        if self.update is None or not rest[0]:  # one look will do where one flag is for all
+            self._refuse(flags)
+        return loss, Terms(distortion, rate) if self.has_terms else None, rest
 
     def add_gradients(self, gradients: Sequence[Tensor]) -> None:
         """Add gradients to those of the parameters."""
         for parameter, gradient in zip(self.trained, gradients):
             _add_gradient(parameter, gradient)
+
+    def _refuse(self, flags: Sequence[Tensor]) -> None:
+        for holds, error in zip(flags, self.errors):
+            if not holds:
+                raise error()
 
     def _is_in_store(self) -> bool:
         """Whether Pyro's store holds the parameters; to evaluate, a module's own need not be there."""

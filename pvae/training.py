@@ -15,7 +15,7 @@ from pvae.checkpoints import Checkpoint, Counts, Pass
 from pvae.config import Config
 from pvae.data import Dataset, binarized, padded, to_pixels
 from pvae.errors import InputError, TrainingError, brief
-from pvae.failures import NotFiniteError, no_memory_for
+from pvae.failures import NotFiniteError, no_memory_for, one_voice
 from pvae.handwritten import Terms
 from pvae.heldout import measure
 from pvae.latentspace import reconstruct, sample
@@ -41,6 +41,7 @@ class Training:
         world: the processes that train it together, this one among them.
 
     Attributes:
+        num_steps: in an epoch.
         epoch: epochs that were finished, their test included.
         step: steps that were begun.
         skipped: those that were not taken, since a number was not finite.
@@ -68,6 +69,7 @@ class Training:
         if config.initialization == "burda":
             start_like_burda(self.vae, self.train_images)
         self.stepper = Stepper(config, self.vae, self.train_images, world)
+        self.num_steps = math.ceil(len(self.train_images) / config.batch_size)
         self.epoch = self.step = self.skipped = 0
         self._pass: Pass | None = None
         self._rng: dict[str, Tensor] | None = None  # the training's, while a test draws from another
@@ -118,7 +120,8 @@ class Training:
         self.vae.train()
         config, under_way = self.config, self._pass or self._new_pass()
         title = f"epoch {self.epoch + 1}/{config.epochs}"
-        with Bar(title, self.num_steps, quiet, under_way.seen // config.batch_size) as bar:
+        bar = Bar(title, self.num_steps, quiet, under_way.seen // config.batch_size)
+        with bar, one_voice(), self.stepper.unedited():
             for start in range(under_way.seen, len(under_way.order), config.batch_size):
                 started, index = time.perf_counter(), under_way.order[start : start + config.batch_size]
                 loss = self._step(index, under_way)
@@ -150,11 +153,6 @@ class Training:
             NotFiniteError: a loss or a gradient is not finite; no parameter was stepped.
         """
         return self.stepper.step(index)
-
-    @property
-    def num_steps(self) -> int:
-        """The number of steps in an epoch."""
-        return math.ceil(len(self.train_images) / self.config.batch_size)
 
     def rate_weight(self) -> float:
         """Return what the rate is weighed with in the loss of the next step."""
@@ -293,7 +291,7 @@ class Training:
     def _refused(self, what: str) -> Iterator[None]:
         """Let what cannot be computed outside of a step end the training."""
         try:
-            with no_memory_for(f"step {self.step}"):
+            with one_voice(), no_memory_for(f"step {self.step}"):
                 yield
         except NotFiniteError as error:
             raise TrainingError(f"{what} could not be computed at step {self.step}: {error}") from error

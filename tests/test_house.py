@@ -17,7 +17,8 @@ PACKAGE = Path(pvae.__file__).parent
 # From the ground up; a module may import from floors below its own only.
 FLOORS = [
     {"checks", "cudagraphs", "errors", "interruptions", "memory"},
-    {"checkpoints", "failures", "files", "fingerprint", "options", "processes", "products", "records"} | {"sites"},
+    {"checkpoints", "failures", "files", "fingerprint", "inductor", "options", "processes", "products", "records"}
+    | {"sites"},
     {"adam", "bernoulli", "config", "deadlines", "devices", "discretized", "folders", "latents", "networks"}
     | {"optimizers", "parallel", "plots", "provenance", "recording", "rng", "runfolders"},
     {"commands", "data", "imagefiles", "hierarchy", "likelihoods", "schedules", "systems"},

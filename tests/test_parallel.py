@@ -17,6 +17,7 @@ import torch
 import torch.distributed
 import worker
 
+from pvae.building import build_vae
 from pvae.compiled import CompiledELBO
 from pvae.elbos import build_elbo
 from pvae.errors import InputError
@@ -25,6 +26,7 @@ from pvae.options import ELBOS
 from pvae.parallel import Share, World, joined
 from pvae.runs import Run
 from pvae.sharedelbo import SharedELBO, WholeBatchNoise
+from pvae.stepping import Stepper
 from pvae.train import main
 from pvae.training import Training
 
@@ -271,6 +273,18 @@ def test_a_recording_is_of_one_share(small_vae, small_images):
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
     assert losses[2] == pytest.approx(losses[3], rel=1e-12)
     assert losses[0] != losses[2]
+
+
+def test_of_several_processes_each_looks_at_its_share(few_digits, small_config):
+    """Two batches may leave a process as many rows, and be other shares."""
+    three, two = (World(0, 2).share(total) for total in (3, 2))
+    assert three.stop - three.start == two.stop - two.start
+    assert three != two
+    vae = build_vae(small_config, few_digits.image_shape)
+    for world, looks in ((World(0, 2), True), (World(0, 1), False)):
+        stepper = Stepper(small_config.replace(compile="graph"), vae, few_digits.train, world)
+        with stepper.unedited():
+            assert (stepper.elbo._known is None) == looks
 
 
 def test_skips_and_checkpoints_of_several_processes(tmp_path):

@@ -22,6 +22,7 @@ from pvae.fitting import fit, resume
 from pvae.optimizers import SingleOptimizer
 from pvae.options import ELBOS
 from pvae.svi import CompiledSVI
+from pvae.tapes import Tape
 
 
 def built(name):
@@ -66,6 +67,27 @@ def test_it_trains_as_svi(small_vae, small_images, name):
     ours = trained(small_vae(), elbo, batches, change=another_rate)
     assert_alike(ours, trained(small_vae(), built(name), batches, change=another_rate))
     assert elbo.num_recordings == 2, "one for each batch size"
+
+
+def test_a_loop_without_edits_is_looked_at_once(small_vae, small_images, monkeypatch):
+    """The learning rate and beta change in it all the same; once it is over, every step is looked at again."""
+    looks, suits = [], Tape.suits
+    monkeypatch.setattr(Tape, "suits", lambda self, *given: looks.append(self) or suits(self, *given))
+    batches = [small_images(3 if step in (10, 15) else 8, seed=step) for step in range(20)]
+
+    def stepped(elbo):
+        def change(step, vae, optimizer):
+            elbo.beta, optimizer.param_groups[0]["lr"] = min(1.0, step / 8), 1e-2 / (1 + step)
+
+        return trained(small_vae(), elbo, batches, change=change)
+
+    elbo = CompiledELBO(built("trace"))
+    with elbo.unedited():
+        ours = stepped(elbo)
+    assert len(looks) == 1, "for the short batch, at the first of its two visits"
+    assert_alike(ours, stepped(built("trace")))
+    assert_alike(stepped(elbo), ours)
+    assert len(looks) >= 20
 
 
 def _load(step, vae, optimizer):

@@ -4,7 +4,7 @@ Every side trains the same VAE (784-400-20 by default) on the same images with t
 own, the sides interleaved over several repeats: what slows the machine for a while slows them all. The table gives the
 median over repeats and epochs with its spread, the ratio to the first side, the share of the time that the matrix
 products alone take, peak memory, time from the start of the process to the end of its first step, and the seconds of
-the whole process.
+the whole process, which ends for this package's sides as its commands end, and for the others as Python ends.
 
     pip install -e ".[bench]"
     python tests/benchmarks/speed.py --data-dir DIR
@@ -30,7 +30,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pvae.commands import leave
+from pvae.commands import leave, run_command
+from pvae.errors import InputError
 
 Result = dict[str, Any]
 
@@ -44,7 +45,12 @@ def main() -> None:
         print(json.dumps(_run_side(arguments)))
         if arguments.side.startswith("pvae"):
             leave(0)  # as its commands end
-    elif arguments.part == "sides":
+    else:
+        sys.exit(run_command("speed.py", lambda: _run_part(arguments)))
+
+
+def _run_part(arguments: argparse.Namespace) -> None:
+    if arguments.part == "sides":
         _run_all(arguments)
     else:
         import parts
@@ -56,8 +62,10 @@ def _run_side(arguments: argparse.Namespace) -> Result:
     """Run one side in this process, and return what it took."""
     from sides import SIDES, Task
 
+    train, test, _ = _images(arguments)
     task = Task(
-        *_images(arguments),
+        train,
+        test,
         epochs=arguments.epochs,
         tests=not arguments.no_test,
         batch_size=arguments.batch_size,
@@ -80,29 +88,33 @@ def _run_side(arguments: argparse.Namespace) -> Result:
     return {"seconds": seconds, "elbo": elbo, "first_step": first, "peak": peak}
 
 
-def _images(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """Return training and test images: MNIST where it is, else bytes of its shape, which take the same time."""
+def _images(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
+    """Return training and test images and what they are: MNIST, else bytes of its shape, which take the same time.
+
+    Raises:
+        InputError: MNIST does not lie in the folder that was given.
+    """
     import torch
 
-    from pvae.errors import InputError
     from pvae.sources import load_dataset
 
-    try:
-        if (arguments.images or 0) > 60_000:
-            raise InputError("there are no more of MNIST")
-        data = load_dataset("mnist", arguments.data_dir, offline=True)
-        return data.train[: arguments.images], data.test
-    except InputError:
-        generator = torch.Generator().manual_seed(0)
-        count = arguments.images or 60_000
-        sizes = ((count, 1, 28, 28), (10_000, 1, 28, 28))
-        train, test = (torch.randint(256, size, dtype=torch.uint8, generator=generator) for size in sizes)
-        return train, test
+    if (arguments.images or 0) <= 60_000:
+        try:
+            data = load_dataset("mnist", arguments.data_dir, offline=True)
+            return data.train[: arguments.images], data.test, "MNIST"
+        except InputError:
+            if arguments.data_dir:
+                raise
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((arguments.images or 60_000, 1, 28, 28), (10_000, 1, 28, 28))
+    train, test = (torch.randint(256, size, dtype=torch.uint8, generator=generator) for size in sizes)
+    return train, test, "random bytes of the shape of MNIST, of which no ELBO says anything"
 
 
 def _run_all(arguments: argparse.Namespace) -> None:
     from sides import SIDES
 
+    *_, data = _images(arguments)
     wanted = [name for name in SIDES if any(re.search(part, name) for part in arguments.only.split(";"))]
     present = [name for name in wanted if not SIDES[name][1] or importlib.util.find_spec(SIDES[name][1])]
     found: dict[str, list[Result]] = {name: [] for name in present}
@@ -116,6 +128,7 @@ def _run_all(arguments: argparse.Namespace) -> None:
     for name in wanted:
         if name not in present:
             print(f"absent: {name}, since {SIDES[name][1]} is not installed (pip install -e '.[bench]')")
+    print(f"trained on {data}")
     print(f"matrix products alone, by the faster of torch's two libraries for each: {floor:.2f} s an epoch")
 
 

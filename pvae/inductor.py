@@ -1,0 +1,98 @@
+"""A recorded graph, compiled by torch's inductor to C++ or Triton."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+__all__ = ["compiled", "has_compiler"]
+
+_OPERATORS = (torch._ops.OpOverload, types.BuiltinFunctionType)
+
+Function = Callable[..., Sequence[Tensor]]
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler, without which nothing is compiled by inductor."""
+    return any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
+
+
+def compiled(graph: fx.GraphModule, *inputs: Tensor) -> Function:
+    """Compile a graph of torch's operators, and run it once.
+
+    Args:
+        graph: no gradient is taken of what it gives; what it writes into, the run writes into.
+        inputs: what it takes; the result takes tensors of these shapes and dtypes only.
+    """
+    is_on_gpu = all(x.device.type == "cuda" for x in inputs)
+    options = {
+        "fallback_random": True,  # with a random stream of its own it would not train as the others do
+        "cpp_wrapper": not is_on_gpu,
+    }
+    validates = pyro.infer.util.is_validation_enabled()  # compiling would switch it off for good
+    with torch.no_grad(), pyro.validation_enabled(validates), _without_a_word_of_cuda():
+        try:
+            replay = _directly(graph, inputs, options)
+        except (AttributeError, TypeError):  # it is private to torch, and may change
+            replay = _through_dynamo(graph, options)
+        replay(*inputs)
+    return replay
+
+
+def _directly(graph: fx.GraphModule, inputs: Sequence[Tensor], options: dict[str, Any]) -> Function:
+    """Hand the graph to inductor: dynamo has nothing to find in it, and would take its time now and at each step."""
+    lifted, held = _lifted(graph)
+    given: list[Any] = [*inputs, *held]
+    if not all(isinstance(node.target, _OPERATORS) for node in lifted.graph.nodes if node.op == "call_function"):
+        lifted = make_fx(lifted, tracing_mode="fake")(*given)  # a function of ours would keep it out of torch's cache
+    for node in lifted.graph.nodes:
+        node.meta = {}  # of another recording than inductor's own
+    replay = torch._inductor.standalone_compile(
+        lifted, given, dynamic_shapes="from_example_inputs", options={"config_patches": options}
+    )
+    return lambda *inputs: replay(*inputs, *held)
+
+
+def _through_dynamo(graph: fx.GraphModule, options: dict[str, Any]) -> Function:
+    guards = {"guard_filter_fn": lambda guards: [False for _ in guards]}  # who replays knows what it is of
+    replay: Function = torch.compile(graph, options={**options, **guards})
+    return replay
+
+
+def _lifted(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
+    """Return a graph that takes, after its inputs, the tensors that this one holds, and these."""
+    lifted = fx.Graph()
+    nodes = {node: lifted.placeholder(node.name) for node in graph.graph.find_nodes(op="placeholder")}
+    held: dict[int, tuple[Tensor, fx.Node]] = {}  # by identity: one tensor may have two names
+    for node in graph.graph.find_nodes(op="get_attr"):
+        tensor = getattr(graph, str(node.target))
+        if isinstance(tensor, Tensor):
+            if id(tensor) not in held:
+                held[id(tensor)] = (tensor, lifted.placeholder(node.name))
+            nodes[node] = held[id(tensor)][1]
+    for node in graph.graph.nodes:
+        if node not in nodes:
+            nodes[node] = lifted.node_copy(node, nodes.__getitem__)
+    return fx.GraphModule(graph, lifted), [tensor for tensor, _ in held.values()]
+
+
+@contextlib.contextmanager
+def _without_a_word_of_cuda() -> Iterator[None]:
+    """Let torch not warn that CUDA's compiler is here and no GPU, when all that is wanted is C++."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
