@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
@@ -23,6 +22,9 @@ class AdamUpdate:
         m <- m + (1 - beta_1) (g - m)        v <- beta_2 v + (1 - beta_2) g^2
         p <- p - lr / (1 - beta_1^t)  m / (sqrt(v) / sqrt(1 - beta_2^t) + epsilon)
 
+    A compiler cannot take what hangs on these numbers alone out of its loop over a parameter, since the loop writes
+    memory that they might lie in; so all of it is done outside, and as little as can be inside.
+
     The optimiser may be saved, loaded and stepped by itself in between: its state stays its own. What may change from
     step to step, lr, betas, epsilon and t, lies in numbers that `set_numbers` sets before each.
 
@@ -31,15 +33,17 @@ class AdamUpdate:
         name_of: what a message calls a parameter.
 
     Reference:
-        Kingma and Ba, arXiv:1412.6980, algorithm 1, with torch's order of operations.
+        Kingma and Ba, arXiv:1412.6980, algorithm 1; equal to torch's to rounding.
     """
 
     def __init__(self, optimizer: Adam, name_of: Callable[[Tensor], str] = lambda _: "a parameter") -> None:
         self.optimizer = optimizer
         self.name_of = name_of
         self.parameters: list[Tensor] = optimizer.param_groups[0]["params"]
-        self._set = np.zeros(6)  # written without torch, of which each call costs a microsecond or more
-        self._numbers = torch.from_numpy(self._set).to(self.parameters[0].device)  # on a CPU the same memory
+        like = self.parameters[0]
+        host = torch.zeros(6, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
+        self._set = host.numpy()  # written without torch, of which each call costs a microsecond or more
+        self._numbers = host.to(like.device)  # on a CPU the same memory
 
     @staticmethod
     def suits(optimizer: Optimizer) -> bool:
@@ -78,8 +82,8 @@ class AdamUpdate:
         if len(found) != 1:
             return False
         count, (beta_1, beta_2) = found.pop() + 1, group["betas"]
-        step_size, root = group["lr"] / (1 - beta_1**count), (1 - beta_2**count) ** 0.5
-        self._set[:] = step_size, root, 1 - beta_1, beta_2, 1 - beta_2, group["eps"]
+        step_size, scale = group["lr"] / (1 - beta_1**count), (1 - beta_2**count) ** -0.5
+        self._set[:] = step_size, scale, 1 - beta_1, beta_2, 1 - beta_2, group["eps"]
         if self._numbers.device.type != "cpu":
             self._numbers.copy_(torch.from_numpy(self._set))
         return True
@@ -103,12 +107,12 @@ class AdamUpdate:
 
     def apply(self, trained: Sequence[Tensor], gradients: Sequence[Tensor], is_well: Tensor) -> None:
         """Write the new parameters, moments and counts by the numbers set, or the old ones if all is not well."""
-        step_size, root, new, decay, newer, epsilon = self._numbers.to(trained[0].dtype).unbind()
+        step_size, scale, new, decay, newer, epsilon = self._numbers.to(trained[0].dtype).unbind()
         for parameter, gradient in zip(trained, gradients):
             state: dict[str, Tensor] = self.optimizer.state[parameter]
             old = (parameter.detach(), state["exp_avg"], state["exp_avg_sq"], state["step"])
-            mean = torch.lerp(old[1], gradient, new)
-            square = old[2] * decay + gradient * gradient * newer
-            value = old[0] - step_size * (mean / (square.sqrt() / root + epsilon))
+            mean = old[1] + new * (gradient - old[1])
+            square = decay * old[2] + newer * (gradient * gradient)
+            value = old[0] - step_size * mean / (scale * square.sqrt() + epsilon)
             for tensor, updated in zip(old, (value, mean, square, old[3] + 1)):
                 tensor.copy_(torch.where(is_well, updated, tensor))
