@@ -40,14 +40,11 @@ class AdamUpdate:
         self.optimizer = optimizer
         self.name_of = name_of
         self.parameters: list[Tensor] = optimizer.param_groups[0]["params"]
-        like = self.parameters[0]
-        host = torch.zeros(6, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
-        self._set = host.numpy()  # written without torch, of which each call costs a microsecond or more
-        self._numbers = host.to(like.device)  # on a CPU the same memory
+        self._numbers = torch.zeros(6, dtype=self.parameters[0].dtype, device=self.parameters[0].device)
 
     @staticmethod
     def suits(optimizer: Optimizer) -> bool:
-        """Whether it is plain fused Adam over one group of parameters of one dtype and device, lr a number."""
+        """Whether it is plain fused Adam over one group of float32 or float64 on one device, lr a number."""
         if type(optimizer) is not Adam or len(optimizer.param_groups) != 1:
             return False
         group = optimizer.param_groups[0]
@@ -55,7 +52,8 @@ class AdamUpdate:
         is_plain = not any(group.get(name) for name in _NOT_PLAIN) and not isinstance(group["lr"], Tensor)
         has_hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
         is_alike = all(one.dtype == first.dtype and one.device == first.device for one in group["params"])
-        return bool(is_plain and group["fused"] and is_alike and not has_hooks)
+        is_exact = first.dtype in (torch.float32, torch.float64)  # torch's own computes the others in float32
+        return bool(is_plain and group["fused"] and is_alike and is_exact and not has_hooks)
 
     def prepare(self) -> None:
         """Give each parameter the state that Adam would give it at its first step."""
@@ -83,9 +81,11 @@ class AdamUpdate:
             return False
         count, (beta_1, beta_2) = found.pop() + 1, group["betas"]
         step_size, scale = group["lr"] / (1 - beta_1**count), (1 - beta_2**count) ** -0.5
-        self._set[:] = step_size, scale, 1 - beta_1, beta_2, 1 - beta_2, group["eps"]
-        if self._numbers.device.type != "cpu":
-            self._numbers.copy_(torch.from_numpy(self._set))
+        numbers = (step_size, scale, 1 - beta_1, beta_2, 1 - beta_2, group["eps"])
+        if self._numbers.device.type == "cpu":
+            self._numbers.numpy()[:] = numbers  # a tensor of them would take several times as long to make
+        else:
+            self._numbers.copy_(torch.tensor(numbers, dtype=self._numbers.dtype))
         return True
 
     @staticmethod
@@ -107,7 +107,7 @@ class AdamUpdate:
 
     def apply(self, trained: Sequence[Tensor], gradients: Sequence[Tensor], is_well: Tensor) -> None:
         """Write the new parameters, moments and counts by the numbers set, or the old ones if all is not well."""
-        step_size, scale, new, decay, newer, epsilon = self._numbers.to(trained[0].dtype).unbind()
+        step_size, scale, new, decay, newer, epsilon = self._numbers.unbind()
         for parameter, gradient in zip(trained, gradients):
             state: dict[str, Tensor] = self.optimizer.state[parameter]
             old = (parameter.detach(), state["exp_avg"], state["exp_avg_sq"], state["step"])

@@ -21,7 +21,7 @@ from pvae.handwritten import Terms
 from pvae.optimizers import OTHER_PARAMETERS
 from pvae.perdatum import PyroFunction
 from pvae.recording import check_ways, record
-from pvae.steps import Prepare, Step
+from pvae.steps import Call, Prepare, Step
 from pvae.tapes import Tape
 
 __all__ = ["CompiledELBO"]
@@ -102,8 +102,8 @@ class CompiledELBO(ELBO):
         """Look for edits once, and not before each step: for a loop in which nobody makes any.
 
         To look costs as much as many operators. In this block it is done before the first step of each kind and batch
-        shape. beta and the optimiser's settings may change all the same; model, guide, modes, the optimiser's state and
-        torch's settings may not.
+        shape. beta and Adam's lr, betas and epsilon may change all the same; model, guide, modules, their modes, the
+        ELBO's other attributes, Pyro's parameter store, which optimiser it is, its state, and torch's settings may not.
         """
         before, self._known = self._known, {}
         try:
@@ -113,7 +113,7 @@ class CompiledELBO(ELBO):
 
     def loss_and_grads(self, model: PyroFunction, guide: PyroFunction, *inputs: Tensor) -> Tensor:
         """Return the loss after adding its gradients to the parameters (`SVI.step` calls it)."""
-        tape = self._tape_of(model, guide, inputs, "gradients")
+        tape = self._tape_of(Call("gradients", model, guide), inputs)
         if tape is None:
             return torch.as_tensor(self._eagerly(self.elbo.loss_and_grads, model, guide, *inputs))
         loss, gradients = self._replay(tape, inputs)
@@ -144,7 +144,7 @@ class CompiledELBO(ELBO):
             NotFiniteError: the loss or a gradient is not finite; weights and the optimiser's state are as before.
             RuntimeError: the parameters that model and guide register with Pyro are not the optimiser's.
         """
-        tape = self._tape_of(model, guide, inputs, "update", update, prepare)
+        tape = self._tape_of(Call("update", model, guide, update, prepare), inputs)
         if tape is None or any(parameter.grad is not None for parameter in tape.trained):
             return None
         if not update.set_numbers(tape.counts):
@@ -157,7 +157,7 @@ class CompiledELBO(ELBO):
     def loss(self, model: PyroFunction, guide: PyroFunction, *inputs: Tensor) -> float:
         """Return the loss as a number (`SVI.evaluate_loss` calls it); Pyro's parameter store stays as it was."""
         with torch.no_grad():
-            tape = self._tape_of(model, guide, inputs, "loss")
+            tape = self._tape_of(Call("loss", model, guide), inputs)
             if tape is None:
                 return float(self._eagerly(self.elbo.loss, model, guide, *inputs))
             return self._replay(tape, inputs)[0].item()
@@ -177,48 +177,30 @@ class CompiledELBO(ELBO):
             self.terms = terms
         return loss, rest
 
-    def _tape_of(
-        self,
-        model: PyroFunction,
-        guide: PyroFunction,
-        inputs: Sequence[Tensor],
-        gives: str,
-        update: AdamUpdate | None = None,
-        prepare: Prepare | None = None,
-    ) -> Tape | None:
-        """Return the tape of a step that gives that; none if it is one that must be run, since it makes parameters."""
-        if self._known is None:
-            return self._looked_up(model, guide, inputs, gives, update, prepare)
-        kind = (gives, model, guide, update, prepare, *(x.shape for x in inputs))
-        tape = self._known.get(kind)
+    def _tape_of(self, call: Call, inputs: Sequence[Tensor]) -> Tape | None:
+        """Return the tape of such a step; none if it is one that must be run, since it makes parameters."""
+        _refuse_handlers(call.gives)
+        shapes = tuple((x.shape, x.dtype, x.device, x.stride(), x.requires_grad) for x in inputs)
+        tape = None if self._known is None else self._known.get((call, shapes))
         if tape is None:
-            tape = self._looked_up(model, guide, inputs, gives, update, prepare)
-            if tape is not None:
-                self._known[kind] = tape
+            tape = self._looked_up(call, inputs, shapes)
+            if tape is not None and self._known is not None:
+                self._known[call, shapes] = tape
         return tape
 
-    def _looked_up(
-        self,
-        model: PyroFunction,
-        guide: PyroFunction,
-        inputs: Sequence[Tensor],
-        gives: str,
-        update: AdamUpdate | None,
-        prepare: Prepare | None,
-    ) -> Tape | None:
+    def _looked_up(self, call: Call, inputs: Sequence[Tensor], shapes: object) -> Tape | None:
         """Return the tape that was recorded of such a step, if nothing was edited since; else a new one, or none."""
+        update = call.update
         if update is not None and not AdamUpdate.suits(update.optimizer):
             return None
-        shapes = tuple((x.shape, x.dtype, x.device, x.stride(), x.requires_grad) for x in inputs)
-        key = (gives, shapes, surroundings())
-        _refuse_handlers(gives)
-        if gives != "loss" and any(x.requires_grad for x in inputs):
+        key = (call.gives, shapes, surroundings())
+        if call.gives != "loss" and any(x.requires_grad for x in inputs):
             raise InputError("a compiled ELBO gives gradients to parameters only, and an input requires one")
         for tape in reversed(self._tapes):
-            if tape.suits(key, (model, guide, prepare), self.elbo, update):
+            if tape.suits(key, call, self.elbo):
                 return tape
-        with _as_if_nothing([*inputs, *(update.parameters if update is not None else [])], gives):
-            fresh = self._tape(key, model, guide, inputs, update, prepare)
+        with _as_if_nothing([*inputs, *(update.parameters if update is not None else [])], call.gives):
+            fresh = self._tape(key, call, inputs)
         if fresh is not None:
             self.num_recordings += 1
             # One of another state of the same optimiser will not come again, and would keep that state alive.
@@ -226,39 +208,32 @@ class CompiledELBO(ELBO):
             self._tapes = [*kept[1 - _NUM_KEPT :], fresh]
         return fresh
 
-    def _tape(
-        self,
-        key: tuple[object, ...],
-        model: PyroFunction,
-        guide: PyroFunction,
-        inputs: Sequence[Tensor],
-        update: AdamUpdate | None,
-        prepare: Prepare | None,
-    ) -> Tape | None:
+    def _tape(self, key: tuple[object, ...], call: Call, inputs: Sequence[Tensor]) -> Tape | None:
         """Run the step once as it is, to see what it makes and what runs in it, and once more to record it."""
-        seen = self._run_once(model, guide, inputs, prepare)
+        seen = self._run_once(call, inputs)
         if seen is None:
             return None
         modules, dtype = seen
-        fingerprint = Fingerprint([model, guide, prepare, self.elbo, modules])
+        update, watched = call.update, [*call.functions, self.elbo, modules]
+        fingerprint = Fingerprint(watched)
         if update is not None:
             update.prepare()
-        step = Step(self.elbo, model, guide, with_gradients=key[0] != "loss", update=update, prepare=prepare)
+        step = Step(self.elbo, call)
         # Views: one tensor given twice would be taken for one input.
         beta = torch.tensor(self.beta, dtype=dtype if dtype.is_floating_point else None, device=inputs[0].device)
         written = update.held() if update is not None else []
-        is_seldom = key[0] == "loss" or self.batch_size not in (None, len(inputs[0]))
+        is_seldom = call.gives == "loss" or self.batch_size not in (None, len(inputs[0]))
         # It would be compiled for seconds to save milliseconds.
         engine = "graph" if is_seldom and self.engine == "inductor" else self.engine
         with buffers_unchanged(modules), unchanged(written):
             replay = record(step, [beta, *(x.view_as(x) for x in inputs)], engine, self.precision)
-        if fingerprint != Fingerprint([model, guide, prepare, self.elbo, modules]):
+        if fingerprint != Fingerprint(watched):
             raise InputError(_CHANGES_ITSELF)
         if update is not None and not step.is_of_the_optimizer:
             raise RuntimeError(OTHER_PARAMETERS)
         return Tape(
             key=key,
-            functions=(model, guide, prepare),
+            functions=call.functions,
             elbo=self.elbo,
             fingerprint=fingerprint,
             modules=modules,
@@ -277,15 +252,13 @@ class CompiledELBO(ELBO):
             counts=update.counts(step.trained) if update is not None else [],
         )
 
-    def _run_once(
-        self, model: PyroFunction, guide: PyroFunction, inputs: Sequence[Tensor], prepare: Prepare | None
-    ) -> tuple[list[nn.Module], torch.dtype] | None:
+    def _run_once(self, call: Call, inputs: Sequence[Tensor]) -> tuple[list[nn.Module], torch.dtype] | None:
         """Return the modules of the loss and the dtype of its batch; none if it made parameters or changed a module."""
-        of = [model, guide, prepare, self.elbo]
+        of = [*call.functions, self.elbo]
         before, known = Fingerprint(of), set(pyro.get_param_store()._params)
         with running_modules() as ran, torch.no_grad():
-            taken = inputs if prepare is None else (prepare(*inputs),)
-            self.elbo.differentiable_loss(model, guide, *taken)
+            taken = inputs if call.prepare is None else (call.prepare(*inputs),)
+            self.elbo.differentiable_loss(call.model, call.guide, *taken)
         modules = list(ran.values())
         is_changed = before != Fingerprint(of)
         if is_changed and self._is_changing:

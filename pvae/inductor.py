@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-__all__ = ["compiled", "has_compiler"]
+__all__ = ["compile_graph", "has_compiler"]
 
 _OPERATORS = (torch._ops.OpOverload, types.BuiltinFunctionType)
 
@@ -27,12 +27,18 @@ def has_compiler() -> bool:
     return any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
 
 
-def compiled(graph: fx.GraphModule, *inputs: Tensor) -> Function:
-    """Compile a graph of torch's operators, and run it once.
+def compile_graph(graph: fx.GraphModule, *inputs: Tensor) -> Function:
+    """Compile a graph of torch's operators, and run it once or twice.
 
     Args:
-        graph: no gradient is taken of what it gives; what it writes into, the run writes into.
-        inputs: what it takes; the result takes tensors of these shapes and dtypes only.
+        graph: no gradient is taken of what it gives; what it writes into, the runs write into.
+        inputs: what it takes.
+
+    Returns:
+        The same function, of tensors of these shapes and dtypes only: it does not look at them.
+
+    Raises:
+        Exception: whatever torch raises where it cannot compile the graph.
     """
     is_on_gpu = all(x.device.type == "cuda" for x in inputs)
     options = {
@@ -42,11 +48,9 @@ def compiled(graph: fx.GraphModule, *inputs: Tensor) -> Function:
     validates = pyro.infer.util.is_validation_enabled()  # compiling would switch it off for good
     with torch.no_grad(), pyro.validation_enabled(validates), _without_a_word_of_cuda():
         try:
-            replay = _directly(graph, inputs, options)
-        except (AttributeError, TypeError):  # it is private to torch, and may change
-            replay = _through_dynamo(graph, options)
-        replay(*inputs)
-    return replay
+            return _directly(graph, inputs, options)
+        except Exception:  # it is private to torch, and may change or go: what is wrong with the graph comes again
+            return _through_dynamo(graph, inputs, options)
 
 
 def _directly(graph: fx.GraphModule, inputs: Sequence[Tensor], options: dict[str, Any]) -> Function:
@@ -60,12 +64,14 @@ def _directly(graph: fx.GraphModule, inputs: Sequence[Tensor], options: dict[str
     replay = torch._inductor.standalone_compile(
         lifted, given, dynamic_shapes="from_example_inputs", options={"config_patches": options}
     )
+    replay(*given)
     return lambda *inputs: replay(*inputs, *held)
 
 
-def _through_dynamo(graph: fx.GraphModule, options: dict[str, Any]) -> Function:
+def _through_dynamo(graph: fx.GraphModule, inputs: Sequence[Tensor], options: dict[str, Any]) -> Function:
     guards = {"guard_filter_fn": lambda guards: [False for _ in guards]}  # who replays knows what it is of
     replay: Function = torch.compile(graph, options={**options, **guards})
+    replay(*inputs)
     return replay
 
 

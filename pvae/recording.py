@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from pvae.cudagraphs import CudaGraph, in_tf32
 from pvae.errors import InputError, brief, check_name
 from pvae.failures import is_of_memory
-from pvae.inductor import compiled, has_compiler
+from pvae.inductor import compile_graph, has_compiler
 from pvae.options import COMPILERS, PRECISIONS
 from pvae.products import onednn, opaque_onednn, suits_onednn
 
@@ -87,7 +87,7 @@ def _graph_of(function: Function, inputs: Sequence[Tensor]) -> fx.GraphModule:
 
 
 def _compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], precision: str) -> Function:
-    make = partial(compiled, graph)
+    make = partial(compile_graph, graph)
     try:
         replay: Function = in_tf32(make)(*inputs) if precision == "tf32" else make(*inputs)
     except Exception as error:

@@ -67,6 +67,8 @@ class Stepper:
     def step(self, index: Tensor) -> float:
         """Step on the training images of an index (B,), and return this process's part in their loss.
 
+        Pyro warns of a loss of NaN beside: whoever tells of it already holds `failures.one_voice`.
+
         Raises:
             NotFiniteError: a loss or a gradient is not finite; no parameter was stepped.
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -17,9 +17,32 @@ from pvae.errors import InputError
 from pvae.handwritten import Terms
 from pvae.perdatum import PyroFunction
 
-__all__ = ["Prepare", "Step"]
+__all__ = ["Call", "Prepare", "Step"]
 
 Prepare = Callable[..., Tensor]
+
+
+class Call(NamedTuple):
+    """What is asked of a step, beside its inputs.
+
+    Attributes:
+        gives: "loss"; "gradients" of it too; or "update", which takes these and writes the parameters.
+        model: a Pyro function.
+        guide: its guide.
+        update: steps the parameters, of a call that gives "update".
+        prepare: makes of the inputs what model and guide take.
+    """
+
+    gives: str
+    model: PyroFunction
+    guide: PyroFunction
+    update: AdamUpdate | None = None
+    prepare: Prepare | None = None
+
+    @property
+    def functions(self) -> tuple[Callable[..., Any] | None, ...]:
+        """Model, guide and what prepares their input."""
+        return (self.model, self.guide, self.prepare)
 
 
 class Step:
@@ -27,11 +50,7 @@ class Step:
 
     Args:
         elbo: has a `differentiable_loss`.
-        model: a Pyro function.
-        guide: its guide.
-        with_gradients: give the gradients too.
-        update: takes them instead, and writes the parameters.
-        prepare: makes of the inputs what model and guide take.
+        call: what it gives, and of which functions.
 
     Attributes:
         checks: what must hold of the inputs, with the place of each among them.
@@ -42,27 +61,20 @@ class Step:
         sites: where Pyro met them.
     """
 
-    def __init__(
-        self,
-        elbo: Any,
-        model: PyroFunction,
-        guide: PyroFunction,
-        with_gradients: bool,
-        update: AdamUpdate | None = None,
-        prepare: Prepare | None = None,
-    ) -> None:
-        self.elbo, self.model, self.guide = elbo, model, guide
-        self.with_gradients, self.update, self.prepare = with_gradients, update, prepare
+    def __init__(self, elbo: Any, call: Call) -> None:
+        self.elbo, self.call = elbo, call
 
     def __call__(self, beta: Tensor, *inputs: Tensor) -> list[Tensor]:
-        """Return loss, distortion and rate (or the loss in their place), flags, and gradients or what became of them.
+        """Return loss, distortion and rate (or the loss in their place), flags, and what else the call gives.
 
-        A flag says whether what must hold of a tensor that the step made, and not of an input, does. Where there is an
-        update, a last one says whether all flags hold and all is finite, and after it come those of `update.finite`.
+            "gradients": one of each parameter trained
+            "update":    whether all flags hold and all is finite, and the flags of `AdamUpdate.finite`
+
+        A flag says whether what must hold of a tensor that the step made, and not of an input, does.
         """
         with _beta_of(self.elbo, beta), deferred() as checks, poutine.trace(param_only=True) as capture:
-            taken = inputs if self.prepare is None else (self.prepare(*inputs),)
-            loss = self.elbo.differentiable_loss(self.model, self.guide, *taken)
+            taken = inputs if self.call.prepare is None else (self.call.prepare(*inputs),)
+            loss = self.elbo.differentiable_loss(self.call.model, self.call.guide, *taken)
         places = [_place_of(check.x, inputs) for check in checks]
         self.checks: list[tuple[int, Check]] = [(at, check) for at, check in zip(places, checks) if at is not None]
         made = [check for at, check in zip(places, checks) if at is None]
@@ -76,24 +88,25 @@ class Step:
         given = [loss.detach(), *(terms[:2] if isinstance(terms, Terms) else (loss.detach(), loss.detach()))]
         flags = [check.holds(check.x) for check in made]
         given += flags
-        if not self.with_gradients:
+        if self.call.gives == "loss":
             return given
         gradients = self._gradients(loss)
-        if self.update is None:
+        update = self.call.update
+        if update is None:
             return [*given, *gradients]
         if self.is_of_the_optimizer:
             with torch.no_grad():
-                finite = self.update.finite(loss, gradients)
+                finite = update.finite(loss, gradients)
                 is_well = functools.reduce(torch.logical_and, flags, finite.all())
-                self.update.apply(self.trained, gradients, is_well)
+                update.apply(self.trained, gradients, is_well)
                 given += [is_well, finite]
         return given
 
     @property
     def is_of_the_optimizer(self) -> bool:
         """Whether the parameters met are those that the update is of."""
-        assert self.update is not None, "there is no update"
-        return {id(one) for one in self.held.values()} == {id(one) for one in self.update.parameters}
+        assert self.call.update is not None, "there is no update"
+        return {id(one) for one in self.held.values()} == {id(one) for one in self.call.update.parameters}
 
     def _gradients(self, loss: Tensor) -> list[Tensor]:
         # By identity: one tensor may have two names.

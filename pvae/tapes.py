@@ -15,6 +15,7 @@ from pvae.adam import AdamUpdate
 from pvae.checks import Check
 from pvae.fingerprint import Fingerprint
 from pvae.handwritten import Terms
+from pvae.steps import Call
 
 __all__ = ["Tape"]
 
@@ -42,9 +43,10 @@ class Tape:
     written: list[Tensor]  # by the update
     counts: list[Tensor]  # of the steps that what is trained has taken, among them
 
-    def suits(self, key: tuple[object, ...], functions: Sequence[Any], elbo: Any, update: AdamUpdate | None) -> bool:
+    def suits(self, key: tuple[object, ...], call: Call, elbo: Any) -> bool:
         """Whether it gives that step: of the same inputs, model, guide, ELBO, parameters and optimiser, none edited."""
-        return self.key == key and self._is_in_store() and self.is_of(update) and self._is_unedited(functions, elbo)
+        is_of_it = self.key == key and self._is_in_store() and self.is_of(call.update)
+        return is_of_it and self._is_unedited(call.functions, elbo)
 
     def is_of(self, update: AdamUpdate | None) -> bool:
         """Whether it steps by that optimiser, and its state is still the one that was recorded."""

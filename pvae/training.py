@@ -96,7 +96,8 @@ class Training:
 
         Args:
             quiet: draw no bar.
-            between: called after each step and each test batch: a checkpoint may be taken there.
+            between: called after each step and each test batch: a checkpoint may be taken there, and nothing edited
+                (a compiled epoch would not see it).
             asked_to_stop: whether this process was; the stepper's `is_stopping` then says so in all of them.
 
         Returns:

@@ -415,7 +415,7 @@ def test_a_compiler_that_fails_is_one_line(monkeypatch, small_vae, small_images)
     def broken(*_):
         raise RuntimeError("CppCompileError\nno Python.h")
 
-    monkeypatch.setattr(recording, "compiled", broken)
+    monkeypatch.setattr(recording, "compile_graph", broken)
     with pytest.raises(InputError, match=r"cannot compile this \(CppCompileError"):
         one_step(small_vae(), CompiledELBO(build_elbo("trace"), engine="inductor"), small_images(3))
 

@@ -19,6 +19,7 @@ import worker
 
 from pvae.building import build_vae
 from pvae.compiled import CompiledELBO
+from pvae.data import to_pixels
 from pvae.elbos import build_elbo
 from pvae.errors import InputError
 from pvae.evaluate import main as evaluate
@@ -275,16 +276,19 @@ def test_a_recording_is_of_one_share(small_vae, small_images):
     assert losses[0] != losses[2]
 
 
-def test_of_several_processes_each_looks_at_its_share(few_digits, small_config):
-    """Two batches may leave a process as many rows, and be other shares."""
-    three, two = (World(0, 2).share(total) for total in (3, 2))
-    assert three.stop - three.start == two.stop - two.start
-    assert three != two
-    vae = build_vae(small_config, few_digits.image_shape)
-    for world, looks in ((World(0, 2), True), (World(0, 1), False)):
-        stepper = Stepper(small_config.replace(compile="graph"), vae, few_digits.train, world)
-        with stepper.unedited():
-            assert (stepper.elbo._known is None) == looks
+def test_each_of_several_processes_sees_its_share_change(few_digits, small_config):
+    """Where a loop edits nothing, the rows of the next batch are others all the same."""
+    x, losses = to_pixels(few_digits.train[:4]), []
+    with pyro.get_param_store().scope(), torch.random.fork_rng():
+        vae = build_vae(small_config, few_digits.image_shape)
+        for way in ("graph", "none"):
+            stepper = Stepper(small_config.replace(compile=way), vae, few_digits.train, World(0, 2))
+            with stepper.unedited():
+                for share in (Share(0, 4, 8, 0.5), Share(4, 8, 8, 0.5)):
+                    torch.manual_seed(0)
+                    losses.append(stepper.evaluate(x, share))
+    assert losses[:2] == pytest.approx(losses[2:], rel=1e-5)
+    assert losses[0] != losses[1]
 
 
 def test_skips_and_checkpoints_of_several_processes(tmp_path):

@@ -84,10 +84,20 @@ def test_a_loop_without_edits_is_looked_at_once(small_vae, small_images, monkeyp
     elbo = CompiledELBO(built("trace"))
     with elbo.unedited():
         ours = stepped(elbo)
-    assert len(looks) == 1, "for the short batch, at the first of its two visits"
+        assert len(looks) == 1, "for the short batch, at the first of its two visits"
+        vae, x = small_vae(), small_images(8)
+        with torch.random.fork_rng(), pyro.get_param_store().scope():
+            optimizer = adam(vae.parameters())
+            svi = CompiledSVI(vae.model, vae.guide, SingleOptimizer(optimizer), elbo)
+            other = CompiledSVI(vae.model, vae.guide, SingleOptimizer(optimizer), elbo)
+            strided = torch.stack([x, x], -1)[..., 0]
+            for one, given in ((svi, x), (other, x), (svi, strided)):  # each is of another kind
+                before, _ = len(looks), one.step(given)
+                assert len(looks) > before
     assert_alike(ours, stepped(built("trace")))
+    before = len(looks)
     assert_alike(stepped(elbo), ours)
-    assert len(looks) >= 20
+    assert len(looks) >= before + 20
 
 
 def _load(step, vae, optimizer):
@@ -336,6 +346,17 @@ def test_inductor_trains_as_svi(small_vae, small_images):
     batches = [small_images(8, seed=step) for step in range(6)]
     ours = trained(small_vae(), CompiledELBO(built("iwae"), engine="inductor"), batches)
     assert_alike(ours, trained(small_vae(), built("iwae"), batches))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("engine", ["graph", "inductor", "cuda-graph"])
+def test_it_trains_as_svi_on_a_gpu(small_vae, small_images, engine):
+    batches = [small_images(8, seed=step).cuda() for step in range(6)]
+    with torch.random.fork_rng(devices=[0]):
+        torch.cuda.manual_seed(11)
+        ours = trained(small_vae().cuda(), CompiledELBO(built("iwae"), engine), batches)
+        torch.cuda.manual_seed(11)
+        assert_alike(ours, trained(small_vae().cuda(), built("iwae"), batches))
 
 
 def test_a_training_by_inductor_resumes_bit_for_bit(tmp_path, few_digits, small_config):

@@ -92,7 +92,7 @@ def _images(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
     """Return training and test images and what they are: MNIST, else bytes of its shape, which take the same time.
 
     Raises:
-        InputError: MNIST does not lie in the folder that was given.
+        InputError: MNIST does not lie in the folder that was given, and no more images are wanted than it has.
     """
     import torch
 
@@ -114,7 +114,7 @@ def _images(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
 def _run_all(arguments: argparse.Namespace) -> None:
     from sides import SIDES
 
-    *_, data = _images(arguments)
+    data = _images(arguments)[-1]
     wanted = [name for name in SIDES if any(re.search(part, name) for part in arguments.only.split(";"))]
     present = [name for name in wanted if not SIDES[name][1] or importlib.util.find_spec(SIDES[name][1])]
     found: dict[str, list[Result]] = {name: [] for name in present}
