@@ -352,11 +352,8 @@ def test_inductor_trains_as_svi(small_vae, small_images):
 @pytest.mark.parametrize("engine", ["graph", "inductor", "cuda-graph"])
 def test_it_trains_as_svi_on_a_gpu(small_vae, small_images, engine):
     batches = [small_images(8, seed=step).cuda() for step in range(6)]
-    with torch.random.fork_rng(devices=[0]):
-        torch.cuda.manual_seed(11)
-        ours = trained(small_vae().cuda(), CompiledELBO(built("iwae"), engine), batches)
-        torch.cuda.manual_seed(11)
-        assert_alike(ours, trained(small_vae().cuda(), built("iwae"), batches))
+    ours = trained(small_vae().cuda(), CompiledELBO(built("iwae"), engine), batches)
+    assert_alike(ours, trained(small_vae().cuda(), built("iwae"), batches))
 
 
 def test_a_training_by_inductor_resumes_bit_for_bit(tmp_path, few_digits, small_config):
