@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -63,7 +64,8 @@ class SingleOptimizer(PyroOptim):
             self._prepare_gradients()
             self.optimizer.step(*args, **kwargs)
         finally:
-            self.optimizer.zero_grad()  # to none at all: SVI would write zeros for the next gradient to be added to
+            for parameter in self._parameters:  # to none at all: SVI would write zeros, for the next to be added to
+                parameter.grad = None
 
     def _prepare_gradients(self) -> None:
         for parameter in self._parameters:
@@ -75,7 +77,7 @@ class SingleOptimizer(PyroOptim):
             self.reduce(gradients)
         norms = torch.stack(torch._foreach_norm(gradients))
         norm = torch.linalg.vector_norm(norms)
-        if not norm.isfinite():
+        if not math.isfinite(norm.item()):
             named = [self.name_of(p) for p, one in zip(given, norms) if not one.isfinite()]
             raise NotFiniteError(f"the gradient of {listed(named or list(self._names.values()))} is NaN or infinite")
         if self.clip_norm:  # as torch.nn.utils.clip_grad_norm_ does, to the last digit

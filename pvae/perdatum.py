@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,6 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
-from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_if_enumerated, check_model_guide_match
 from torch import Tensor
 
@@ -59,10 +59,10 @@ class PerDatumELBO(Trace_ELBO):
             ValueError: what `Draws.of` refuses; or z is not reparameterised where the gradient needs that.
         """
         draws = self._draws(model, guide, x)
-        distortion, rate = -draws.log_p_x.mean(0), self.rate(draws)
+        distortion, rate = -_mean(draws.log_p_x), self.rate(draws)
         self.terms = Terms(distortion.detach(), rate.detach())
         loss = self.loss_of(draws, distortion, rate)
-        if is_validation_enabled() and not loss.isfinite():  # Pyro's own ELBOs warn of it in such words
+        if is_validation_enabled() and not math.isfinite(loss.item()):  # Pyro's own ELBOs warn of it in such words
             warnings.warn(f"Encountered {loss.item()}: the loss", stacklevel=2)
         return loss
 
@@ -76,7 +76,7 @@ class PerDatumELBO(Trace_ELBO):
 
     def rate(self, draws: Draws) -> Tensor:
         """Return the rate of each datum, (B,): the mean of log q - log p, or a closed form of its expectation."""
-        return (draws.log_q_z - draws.log_p_z).mean(0)
+        return _mean(draws.log_q_z - draws.log_p_z)
 
     def rate_by_dimension(self, draws: Draws) -> Tensor:
         """Return the same for each latent dimension, (B, L); they sum to the rate."""
@@ -122,4 +122,9 @@ class PerDatumELBO(Trace_ELBO):
         if is_validation_enabled():
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
             check_if_enumerated(guide_trace)
-        return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
+        return model_trace, guide_trace
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Return the mean over the particles: of one it is the value, without the operators that would find that."""
+    return values.mean(0) if values.shape[0] > 1 else values.squeeze(0)

@@ -80,13 +80,15 @@ def suits_onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> bool:
     """Whether left (..., in) times right (out, in)^T, plus bias (out,), is what oneDNN takes, and is faster at."""
     if not (_IS_FASTER and _HAS_ONEDNN and torch.backends.mkldnn.enabled):
         return False
+    if left.numel() * right.shape[0] < _LARGE:  # first, since a small product is slowed most by what is asked
+        return False
     is_of_its_kind = all(
         one.dtype == torch.float32 and one.device.type == "cpu" and one.layout == torch.strided
         for one in ((left, right) if bias is None else (left, right, bias))
     )
     # It looks at no stride of a bias.
     suits = is_of_its_kind and (bias is None or (bias.shape == right.shape[:1] and bias.is_contiguous()))
-    return suits and left.shape[-1] == right.shape[-1] and left.shape[:-1].numel() * right.numel() >= _LARGE
+    return suits and left.shape[-1] == right.shape[-1]
 
 
 def is_followed(*tensors: Tensor) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -114,7 +115,8 @@ class Draws:
 
 
 def _samples(trace: Any) -> dict[str, Any]:
-    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+    nodes = trace.nodes.items()
+    return {name: site for name, site in nodes if site["type"] == "sample" and not site_is_subsample(site)}
 
 
 def _refuse_what_is_not_of_each_datum(name: str, site: Any, batch_shape: tuple[int, ...]) -> None:
