@@ -14,6 +14,8 @@ __all__ = ["Linear", "is_followed", "onednn", "opaque_onednn", "suits_onednn"]
 
 # Multiply-adds from which oneDNN's product is the faster one: 128 x 400 x 40 is not worth it, 128 x 400 x 784 is.
 _LARGE = 2**22
+# Columns of what it gives: a factor may have to be copied first, which costs more than a product of 20 columns.
+_WIDE = 128
 # With AVX2 the two are alike, and what lies around oneDNN's is lost. No measurement decides: a run must repeat itself.
 _IS_FASTER = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 # Private to torch, as is what tells who follows operators: where either is missing, torch's own are taken.
@@ -80,7 +82,8 @@ def suits_onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> bool:
     """Whether left (..., in) times right (out, in)^T, plus bias (out,), is what oneDNN takes, and is faster at."""
     if not (_IS_FASTER and _HAS_ONEDNN and torch.backends.mkldnn.enabled):
         return False
-    if left.numel() * right.shape[0] < _LARGE:  # first, since a small product is slowed most by what is asked
+    # First, since a small product is slowed most by what is asked of it.
+    if left.numel() * right.shape[0] < _LARGE or right.shape[0] < _WIDE:
         return False
     is_of_its_kind = all(
         one.dtype == torch.float32 and one.device.type == "cpu" and one.layout == torch.strided

@@ -1,10 +1,11 @@
 """Seconds an epoch: this package, loops written by hand, and what its users would pick instead, in one run.
 
 Every side trains the same VAE (784-400-20 by default) on the same images with the same batch size, in a process of its
-own, the sides interleaved over several repeats: what slows the machine for a while slows them all. The table gives the
-median over repeats and epochs with its spread, the ratio to the first side, the share of the time that the matrix
-products alone take, peak memory, time from the start of the process to the end of its first step, and the seconds of
-the whole process, which ends for this package's sides as its commands end, and for the others as Python ends.
+own. They take turns: each an epoch, while the others wait, and then each its next: what slows the machine for a while
+slows them all. The table gives the median over epochs with its spread; the ratio to the first side, the median over
+the turns; the share of the time that the matrix products alone take; peak memory; time from the start of the process to
+the end of its first step; and the seconds of the whole process without its waiting, which ends for this package's sides
+as its commands end, and for the others as Python ends. All sides lie in memory together, half a GiB to one each.
 
     pip install -e ".[bench]"
     python tests/benchmarks/speed.py --data-dir DIR
@@ -18,6 +19,7 @@ several processes of one thread against one process of several.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -26,6 +28,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -36,13 +39,14 @@ from pvae.errors import InputError
 Result = dict[str, Any]
 
 _START = "PVAE_BENCHMARK_START"
+_TURN, _END = "PVAE_BENCHMARK_TURN", "PVAE_BENCHMARK_END "
 
 
 def main() -> None:
     """Run the benchmark, or one side of it."""
     arguments = _parser().parse_args()
     if arguments.side:
-        print(json.dumps(_run_side(arguments)))
+        print(_END + json.dumps(_run_side(arguments)), flush=True)
         if arguments.side.startswith("pvae"):
             leave(0)  # as its commands end
     else:
@@ -75,7 +79,7 @@ def _run_side(arguments: argparse.Namespace) -> Result:
     )
     seconds, elbo, first = [], None, None
     before = time.perf_counter()
-    for kind, value in SIDES[arguments.side][0](task):
+    for kind, value in SIDES[arguments.side][0](task):  # pythae's epochs come all at once, with their own seconds
         now = time.perf_counter()
         if kind == "step":
             first = time.time() - float(os.environ.get(_START, "nan"))
@@ -83,6 +87,8 @@ def _run_side(arguments: argparse.Namespace) -> Result:
             seconds.append(now - before if value is None else value)
         else:
             elbo = value
+        print(_TURN, flush=True)
+        sys.stdin.readline()
         before = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"seconds": seconds, "elbo": elbo, "first_step": first, "peak": peak}
@@ -119,9 +125,14 @@ def _run_all(arguments: argparse.Namespace) -> None:
     present = [name for name in wanted if not SIDES[name][1] or importlib.util.find_spec(SIDES[name][1])]
     found: dict[str, list[Result]] = {name: [] for name in present}
     for repeat in range(arguments.repeats):
-        for name in present:
-            print(f"\rrepeat {repeat + 1}/{arguments.repeats}: {name:40}", end="", file=sys.stderr, flush=True)
-            found[name].append(in_a_process(name))
+        with contextlib.ExitStack() as stack:
+            sides = {name: stack.enter_context(Side(name)) for name in present}
+            while any(side.result is None for side in sides.values()):
+                for name, side in sides.items():
+                    print(f"\rrepeat {repeat + 1}/{arguments.repeats}: {name:40}", end="", file=sys.stderr, flush=True)
+                    side.take_turn()
+        for name, side in sides.items():
+            found[name].append(side.result or {})
     print("\r" + 60 * " " + "\r", end="", file=sys.stderr)
     floor = _product_floor(arguments)
     print(_table({name: results for name, results in found.items() if results}, floor))
@@ -132,15 +143,64 @@ def _run_all(arguments: argparse.Namespace) -> None:
     print(f"matrix products alone, by the faster of torch's two libraries for each: {floor:.2f} s an epoch")
 
 
+class Side:
+    """A side in a process of its own, which waits between two turns.
+
+    Args:
+        name: of the side.
+        options: after those of this process.
+
+    Attributes:
+        result: what it took, once it has ended.
+    """
+
+    def __init__(self, name: str, *options: str) -> None:
+        self.name, self._seconds = name, 0.0
+        self._command = [sys.executable, __file__, "--side", name, *sys.argv[1:], *options]
+        self._process: subprocess.Popen[str] | None = None
+        self.result: Result | None = None
+
+    def __enter__(self) -> Side:
+        self._errors = tempfile.TemporaryFile("w+")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+        self._errors.close()
+
+    def take_turn(self) -> None:
+        """Let it start, and run to the end of its first step; then of an epoch, or of a test; at last let it end."""
+        if self.result is not None:
+            return
+        started = time.perf_counter()
+        if self._process is None:
+            environment = {**os.environ, _START: str(time.time()), "TF_CPP_MIN_LOG_LEVEL": "3"}
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
+            self._process = subprocess.Popen(
+                self._command, env=environment, text=True, cwd=Path(__file__).parent, **pipes
+            )
+        else:
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+        said = next((line for line in self._process.stdout if line.startswith((_TURN, _END))), "")
+        if said.startswith(_END):
+            self._process.wait()
+        self._seconds += time.perf_counter() - started
+        if said.startswith(_END):
+            self.result = {**json.loads(said.removeprefix(_END)), "process": self._seconds}
+        elif not said:
+            self._errors.seek(0)
+            raise SystemExit(f"{self.name} failed:\n{self._errors.read()[-2000:]}")
+
+
 def in_a_process(name: str, *options: str) -> Result:
     """Run a side in a process of its own, with these options after those of this process."""
-    command = [sys.executable, __file__, "--side", name, *sys.argv[1:], *options]
-    environment = {**os.environ, _START: str(time.time()), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    started = time.perf_counter()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
-    return {**json.loads(done.stdout.splitlines()[-1]), "process": time.perf_counter() - started}
+    with Side(name, *options) as side:
+        while side.result is None:
+            side.take_turn()
+        return side.result
 
 
 def _product_floor(arguments: argparse.Namespace) -> float:
@@ -180,17 +240,18 @@ def _table(found: dict[str, list[Result]], floor: float) -> str:
     epochs = {
         name: [s for one in results for s in (one["seconds"][1:] or one["seconds"])] for name, results in found.items()
     }
-    medians = {name: statistics.median(seconds) for name, seconds in epochs.items()}
-    first = next(iter(medians.values()))
+    first = next(iter(epochs.values()))
     lines = [
         "| side | s / epoch | spread | ratio | products | test ELBO | first step, s | process, s | peak, MiB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, results in found.items():
         middle = {key: _median(results, key) for key in ("elbo", "first_step", "process", "peak")}
+        median = statistics.median(epochs[name])
+        ratio = statistics.median(mine / others for mine, others in zip(epochs[name], first))
         lines.append(
-            f"| {name} | {medians[name]:.2f} | {min(epochs[name]):.2f} to {max(epochs[name]):.2f} "
-            f"| {medians[name] / first:.2f} | {floor / medians[name]:.0%} | {middle['elbo']:.2f} "
+            f"| {name} | {median:.2f} | {min(epochs[name]):.2f} to {max(epochs[name]):.2f} "
+            f"| {ratio:.2f} | {floor / median:.0%} | {middle['elbo']:.2f} "
             f"| {middle['first_step']:.1f} | {middle['process']:.1f} | {middle['peak']:.0f} |"
         )
     return "\n".join(lines)
