@@ -5,7 +5,7 @@ own. They take turns: each an epoch, while the others wait, and then each its ne
 slows them all. The table gives the median over epochs with its spread; the ratio to the first side, the median over
 the turns; the share of the time that the matrix products alone take; peak memory; time from the start of the process to
 the end of its first step; and the seconds of the whole process without its waiting, which ends for this package's sides
-as its commands end, and for the others as Python ends. All sides lie in memory together, half a GiB to one each.
+as its commands end, and for the others as Python ends. At most 8 lie in memory together, the first of all among them.
 
     pip install -e ".[bench]"
     python tests/benchmarks/speed.py --data-dir DIR
@@ -39,6 +39,7 @@ from pvae.errors import InputError
 Result = dict[str, Any]
 
 _START = "PVAE_BENCHMARK_START"
+_TOGETHER = 8
 _TURN, _END = "PVAE_BENCHMARK_TURN", "PVAE_BENCHMARK_END "
 
 
@@ -123,16 +124,14 @@ def _run_all(arguments: argparse.Namespace) -> None:
     data = _images(arguments)[-1]
     wanted = [name for name in SIDES if any(re.search(part, name) for part in arguments.only.split(";"))]
     present = [name for name in wanted if not SIDES[name][1] or importlib.util.find_spec(SIDES[name][1])]
+    if not present:
+        raise InputError(f"--only {arguments.only} leaves no side: they are {', '.join(SIDES)}")
     found: dict[str, list[Result]] = {name: [] for name in present}
     for repeat in range(arguments.repeats):
-        with contextlib.ExitStack() as stack:
-            sides = {name: stack.enter_context(Side(name)) for name in present}
-            while any(side.result is None for side in sides.values()):
-                for name, side in sides.items():
-                    print(f"\rrepeat {repeat + 1}/{arguments.repeats}: {name:40}", end="", file=sys.stderr, flush=True)
-                    side.take_turn()
-        for name, side in sides.items():
-            found[name].append(side.result or {})
+        for names in _heats(present):
+            title = f"repeat {repeat + 1}/{arguments.repeats}: "
+            for name, result in _in_turns(names, title).items():
+                found[name].append(result)
     print("\r" + 60 * " " + "\r", end="", file=sys.stderr)
     floor = _product_floor(arguments)
     print(_table({name: results for name, results in found.items() if results}, floor))
@@ -195,6 +194,33 @@ class Side:
             raise SystemExit(f"{self.name} failed:\n{self._errors.read()[-2000:]}")
 
 
+def _heats(names: list[str]) -> list[list[str]]:
+    """Split the sides into some that fit into memory together, each time with the first of all."""
+    size = _TOGETHER - 1
+    return [[*names[:1], *names[at : at + size]] for at in range(1, len(names), size)] or [names]
+
+
+def _in_turns(names: list[str], title: str) -> dict[str, Result]:
+    """Run sides at the same time, of which one runs while the others wait; "ratios" are those to the first."""
+    with contextlib.ExitStack() as stack:
+        sides = [stack.enter_context(Side(name)) for name in names]
+        while any(side.result is None for side in sides):
+            for side in sides:
+                print(f"\r{title}{side.name:40}", end="", file=sys.stderr, flush=True)
+                side.take_turn()
+        results = {side.name: side.result or {} for side in sides}
+    for result in results.values():
+        pairs = zip(_counted(result), _counted(results[names[0]]))
+        result["ratios"] = [mine / other for mine, other in pairs]
+    return results
+
+
+def _counted(result: Result) -> list[float]:
+    """Return the seconds of the epochs but the first, which compiles or warms caches."""
+    seconds: list[float] = result["seconds"]
+    return seconds[1:] or seconds
+
+
 def in_a_process(name: str, *options: str) -> Result:
     """Run a side in a process of its own, with these options after those of this process."""
     with Side(name, *options) as side:
@@ -236,21 +262,18 @@ _PRODUCTS = (lambda a, b: a @ b, _onednn)
 
 
 def _table(found: dict[str, list[Result]], floor: float) -> str:
-    """Return a Markdown table; the first epoch of a process, which compiles or warms caches, is left out."""
-    epochs = {
-        name: [s for one in results for s in (one["seconds"][1:] or one["seconds"])] for name, results in found.items()
-    }
-    first = next(iter(epochs.values()))
+    """Return a Markdown table."""
     lines = [
         "| side | s / epoch | spread | ratio | products | test ELBO | first step, s | process, s | peak, MiB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, results in found.items():
         middle = {key: _median(results, key) for key in ("elbo", "first_step", "process", "peak")}
-        median = statistics.median(epochs[name])
-        ratio = statistics.median(mine / others for mine, others in zip(epochs[name], first))
+        epochs = [seconds for one in results for seconds in _counted(one)]
+        median = statistics.median(epochs)
+        ratio = statistics.median(ratio for one in results for ratio in one["ratios"])
         lines.append(
-            f"| {name} | {median:.2f} | {min(epochs[name]):.2f} to {max(epochs[name]):.2f} "
+            f"| {name} | {median:.2f} | {min(epochs):.2f} to {max(epochs):.2f} "
             f"| {ratio:.2f} | {floor / median:.0%} | {middle['elbo']:.2f} "
             f"| {middle['first_step']:.1f} | {middle['process']:.1f} | {middle['peak']:.0f} |"
         )
