@@ -26,7 +26,10 @@ from pvae.tapes import Tape
 
 __all__ = ["CompiledELBO"]
 
-_CHANGES_ITSELF = "the step cannot be recorded, since a module changes itself in it: leave --compile out"
+_CHANGES_ITSELF = (
+    "the step cannot be recorded, since a module, or what model or guide hold, changes itself in it: "
+    "leave --compile out (in Python, give SVI the ELBO itself)"
+)
 _NUM_KEPT = 32  # recordings: each is of a batch shape, a mode or an edit of the model
 
 

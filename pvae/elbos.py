@@ -11,6 +11,7 @@ from pyro.infer import TraceMeanField_ELBO
 from pyro.infer.trace_mean_field_elbo import _check_mean_field_requirement
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -56,7 +57,7 @@ class AnalyticELBO(PerDatumELBO, TraceMeanField_ELBO):
     def _get_trace(self, model: PyroFunction, guide: PyroFunction, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
         if is_validation_enabled():
-            _check_mean_field_requirement(model_trace, guide_trace)
+            _check_mean_field_requirement(*map(prune_subsample_sites, (model_trace, guide_trace)))
         return model_trace, guide_trace
 
     def rate(self, draws: Draws) -> Tensor:

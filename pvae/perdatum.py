@@ -111,6 +111,7 @@ class PerDatumELBO(Trace_ELBO):
         """Trace guide and model as Pyro's ELBOs do, but leave each log-probability to whoever asks for it.
 
         Pyro computes all of them, and looks at the sum of each; with a closed-form rate only log p(x | z) is needed.
+        The plates' own sites are left in: `Draws` passes over them.
         """
         messenger = poutine.unwrap(guide)
         if isinstance(messenger, GuideMessenger):

@@ -14,7 +14,7 @@ __all__ = ["Linear", "is_followed", "onednn", "opaque_onednn", "suits_onednn"]
 
 # Multiply-adds from which oneDNN's product is the faster one: 128 x 400 x 40 is not worth it, 128 x 400 x 784 is.
 _LARGE = 2**22
-# Columns of what it gives: a factor may have to be copied first, which costs more than a product of 20 columns.
+# Columns of what it gives: a factor may have to be copied first, which costs more than a product of 20 columns does.
 _WIDE = 128
 # With AVX2 the two are alike, and what lies around oneDNN's is lost. No measurement decides: a run must repeat itself.
 _IS_FASTER = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
@@ -33,10 +33,10 @@ _CAN_TELL_WHO_FOLLOWS = (
 class Linear(nn.Linear):
     """torch's linear layer, y = x W^T + b, whose large products are oneDNN's: the same to rounding, in less time.
 
-    It is torch's own where the product is small or not of float32 on a CPU with AVX-512, under autocast, and where
-    something follows the operators that run: a tensor of another class, torch.compile, torch.jit.trace, torch.func,
-    forward mode, a dispatch mode (make_fx, FlopCounterMode). A batch just large enough thus differs by rounding from
-    one that is not. torch.jit.script and torch.fx's symbolic tracing do not take it.
+    It is torch's own where the product is small, narrow or not of float32 on a CPU with AVX-512, under autocast, and
+    where something follows the operators that run: a tensor of another class, torch.compile, torch.jit.trace,
+    torch.func, forward mode, a dispatch mode (make_fx, FlopCounterMode). A batch just large enough thus differs by
+    rounding from one that is not. torch.jit.script and torch.fx's symbolic tracing do not take it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class _Product(torch.autograd.Function):
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    if is_followed(left, right):
+    if is_followed(left, right) or right.shape[0] < _WIDE:
         return left @ right.t()
     product: Tensor = _Product.apply(left.contiguous(), right, None)  # a gradient's rows may lie on each other
     return product

@@ -26,7 +26,10 @@ __all__ = ["check_ways", "record"]
 
 _ATEN = torch.ops.aten
 
-_LOOKS = "the step cannot be recorded, since it looks at the values of its tensors: leave --compile out"
+_LOOKS = (
+    "the step cannot be recorded, since it looks at the values of its tensors: "
+    "leave --compile out (in Python, give SVI the ELBO itself)"
+)
 
 Function = Callable[..., Sequence[Tensor]]
 

@@ -448,6 +448,30 @@ def test_latents_in_another_order_are_warned_of(small_images):
         AnalyticELBO().loss(model, guide, small_images(5))
 
 
+@pytest.mark.filterwarnings("error")
+def test_plates_in_another_order_are_not_warned_of(small_images):
+    """A plate is no latent, though it stands in a trace as one."""
+    normal = pyro.distributions.Normal
+
+    def drawn(x, *names):
+        plates = {name: pyro.plate(name, len(x), dim=-1) for name in names}
+        with plates["first"]:
+            z = pyro.sample("z", normal(0.3, 0.7))
+        with plates["second"]:
+            return z, pyro.sample("w", normal(0.1, 0.5))
+
+    def guide(x):
+        drawn(x, "second", "first")
+
+    def model(x):
+        z, w = drawn(x, "first", "second")
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", normal(z + w, 1.0), obs=x[:, 0, 0, 0])
+
+    with torch.random.fork_rng():
+        assert AnalyticELBO().loss(model, guide, small_images(5)) > 0
+
+
 @pytest.mark.parametrize("num_particles", [1, 3])
 def test_a_guide_that_is_a_handler_gives_pyros_loss(small_images, num_particles):
     """Pyro's guides of this kind sample while the model runs."""

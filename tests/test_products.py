@@ -98,6 +98,17 @@ def test_small_products_and_other_dtypes_are_torchs_own(layers):
     assert torch.equal(ours(x), torchs.double()(x))
 
 
+@needs_onednn
+def test_a_product_that_gives_few_columns_is_torchs_own(monkeypatch):
+    """Both gradients of a layer that takes few: what is copied for one of them is as much as the product."""
+    calls, onednn = [], products.onednn
+    monkeypatch.setattr(products, "onednn", lambda *given: calls.append(given) or onednn(*given))
+    layer, x = Linear(20, 400), batch(640, 20).requires_grad_()
+    layer(x).sum().backward()
+    assert len(calls) == 1
+    torch.testing.assert_close(x.grad, layer.weight.sum(0).expand_as(x), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("missing", ["_IS_FASTER", "_HAS_ONEDNN", "_CAN_TELL_WHO_FOLLOWS"])
 def test_without_onednn_all_products_are_torchs_own(layers, monkeypatch, missing):
     monkeypatch.setattr(products, missing, False)

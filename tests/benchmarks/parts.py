@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from speed import in_a_process
 from torch import Tensor
 from torch.nn import functional
+from turns import in_a_process
 
 _TRACE = ("torch.distributions, trace", "pvae trace, graph")
 _IWAE = ("torch.distributions, iwae K=5", "pvae iwae K=5, graph")

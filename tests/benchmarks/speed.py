@@ -3,9 +3,10 @@
 Every side trains the same VAE (784-400-20 by default) on the same images with the same batch size, in a process of its
 own. They take turns: each an epoch, while the others wait, and then each its next: what slows the machine for a while
 slows them all. The table gives the median over epochs with its spread; the ratio to the first side, the median over
-the turns; the share of the time that the matrix products alone take; peak memory; time from the start of the process to
-the end of its first step; and the seconds of the whole process without its waiting, which ends for this package's sides
-as its commands end, and for the others as Python ends. At most 8 lie in memory together, the first of all among them.
+the turns (none of pythae, which runs all its epochs in one); the share of the time that the matrix products alone take;
+peak memory; time from the start of the process to the end of its first step; and the seconds of the whole process
+without its waiting, which ends for this package's sides as its commands end, and for the others as Python ends. At most
+8 lie in memory together, each time with the first of all: compare ratios, not the seconds of sides that never met.
 
     pip install -e ".[bench]"
     python tests/benchmarks/speed.py --data-dir DIR
@@ -19,35 +20,26 @@ several processes of one thread against one process of several.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
-import json
-import os
 import re
 import resource
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from turns import Result, counted, end_turn, give, heats, in_turns, since_start
+
 from pvae.commands import leave, run_command
 from pvae.errors import InputError
-
-Result = dict[str, Any]
-
-_START = "PVAE_BENCHMARK_START"
-_TOGETHER = 8
-_TURN, _END = "PVAE_BENCHMARK_TURN", "PVAE_BENCHMARK_END "
 
 
 def main() -> None:
     """Run the benchmark, or one side of it."""
     arguments = _parser().parse_args()
     if arguments.side:
-        print(_END + json.dumps(_run_side(arguments)), flush=True)
+        give(_run_side(arguments))
         if arguments.side.startswith("pvae"):
             leave(0)  # as its commands end
     else:
@@ -55,6 +47,9 @@ def main() -> None:
 
 
 def _run_part(arguments: argparse.Namespace) -> None:
+    for name in ("epochs", "repeats", "images", "batch_size", "hidden", "latent_dim", "particles"):
+        if (getattr(arguments, name) or 0) < (0 if getattr(arguments, name) is None else 1):
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(arguments, name)}")
     if arguments.part == "sides":
         _run_all(arguments)
     else:
@@ -78,21 +73,21 @@ def _run_side(arguments: argparse.Namespace) -> Result:
         latent_dim=arguments.latent_dim,
         particles=arguments.particles,
     )
-    seconds, elbo, first = [], None, None
+    seconds, elbo, first, takes_turns = [], None, None, True
     before = time.perf_counter()
-    for kind, value in SIDES[arguments.side][0](task):  # pythae's epochs come all at once, with their own seconds
+    for kind, value in SIDES[arguments.side][0](task):
         now = time.perf_counter()
         if kind == "step":
-            first = time.time() - float(os.environ.get(_START, "nan"))
+            first = since_start()
         elif kind == "epoch":
             seconds.append(now - before if value is None else value)
+            takes_turns = takes_turns and value is None
         else:
             elbo = value
-        print(_TURN, flush=True)
-        sys.stdin.readline()
+        end_turn()
         before = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds, "elbo": elbo, "first_step": first, "peak": peak}
+    return {"seconds": seconds, "elbo": elbo, "first_step": first, "peak": peak, "takes_turns": takes_turns}
 
 
 def _images(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
@@ -122,111 +117,29 @@ def _run_all(arguments: argparse.Namespace) -> None:
     from sides import SIDES
 
     data = _images(arguments)[-1]
-    wanted = [name for name in SIDES if any(re.search(part, name) for part in arguments.only.split(";"))]
+    try:
+        wanted = [name for name in SIDES if any(re.search(part, name) for part in arguments.only.split(";"))]
+    except re.error as error:
+        raise InputError(f"--only {arguments.only} is no regular expression ({error})") from None
     present = [name for name in wanted if not SIDES[name][1] or importlib.util.find_spec(SIDES[name][1])]
+    if not wanted:
+        raise InputError(f"--only {arguments.only} leaves no side: they are {'; '.join(SIDES)}")
     if not present:
-        raise InputError(f"--only {arguments.only} leaves no side: they are {', '.join(SIDES)}")
+        raise InputError(f"{'; '.join(wanted)}: not installed (pip install -e '.[bench]')")
     found: dict[str, list[Result]] = {name: [] for name in present}
     for repeat in range(arguments.repeats):
-        for names in _heats(present):
+        for names in heats(present):
             title = f"repeat {repeat + 1}/{arguments.repeats}: "
-            for name, result in _in_turns(names, title).items():
+            for name, result in in_turns(names, title).items():
                 found[name].append(result)
     print("\r" + 60 * " " + "\r", end="", file=sys.stderr)
     floor = _product_floor(arguments)
-    print(_table({name: results for name, results in found.items() if results}, floor))
+    print(_table(found, floor))
     for name in wanted:
         if name not in present:
             print(f"absent: {name}, since {SIDES[name][1]} is not installed (pip install -e '.[bench]')")
     print(f"trained on {data}")
     print(f"matrix products alone, by the faster of torch's two libraries for each: {floor:.2f} s an epoch")
-
-
-class Side:
-    """A side in a process of its own, which waits between two turns.
-
-    Args:
-        name: of the side.
-        options: after those of this process.
-
-    Attributes:
-        result: what it took, once it has ended.
-    """
-
-    def __init__(self, name: str, *options: str) -> None:
-        self.name, self._seconds = name, 0.0
-        self._command = [sys.executable, __file__, "--side", name, *sys.argv[1:], *options]
-        self._process: subprocess.Popen[str] | None = None
-        self.result: Result | None = None
-
-    def __enter__(self) -> Side:
-        self._errors = tempfile.TemporaryFile("w+")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-        self._errors.close()
-
-    def take_turn(self) -> None:
-        """Let it start, and run to the end of its first step; then of an epoch, or of a test; at last let it end."""
-        if self.result is not None:
-            return
-        started = time.perf_counter()
-        if self._process is None:
-            environment = {**os.environ, _START: str(time.time()), "TF_CPP_MIN_LOG_LEVEL": "3"}
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
-            self._process = subprocess.Popen(
-                self._command, env=environment, text=True, cwd=Path(__file__).parent, **pipes
-            )
-        else:
-            self._process.stdin.write("\n")
-            self._process.stdin.flush()
-        said = next((line for line in self._process.stdout if line.startswith((_TURN, _END))), "")
-        if said.startswith(_END):
-            self._process.wait()
-        self._seconds += time.perf_counter() - started
-        if said.startswith(_END):
-            self.result = {**json.loads(said.removeprefix(_END)), "process": self._seconds}
-        elif not said:
-            self._errors.seek(0)
-            raise SystemExit(f"{self.name} failed:\n{self._errors.read()[-2000:]}")
-
-
-def _heats(names: list[str]) -> list[list[str]]:
-    """Split the sides into some that fit into memory together, each time with the first of all."""
-    size = _TOGETHER - 1
-    return [[*names[:1], *names[at : at + size]] for at in range(1, len(names), size)] or [names]
-
-
-def _in_turns(names: list[str], title: str) -> dict[str, Result]:
-    """Run sides at the same time, of which one runs while the others wait; "ratios" are those to the first."""
-    with contextlib.ExitStack() as stack:
-        sides = [stack.enter_context(Side(name)) for name in names]
-        while any(side.result is None for side in sides):
-            for side in sides:
-                print(f"\r{title}{side.name:40}", end="", file=sys.stderr, flush=True)
-                side.take_turn()
-        results = {side.name: side.result or {} for side in sides}
-    for result in results.values():
-        pairs = zip(_counted(result), _counted(results[names[0]]))
-        result["ratios"] = [mine / other for mine, other in pairs]
-    return results
-
-
-def _counted(result: Result) -> list[float]:
-    """Return the seconds of the epochs but the first, which compiles or warms caches."""
-    seconds: list[float] = result["seconds"]
-    return seconds[1:] or seconds
-
-
-def in_a_process(name: str, *options: str) -> Result:
-    """Run a side in a process of its own, with these options after those of this process."""
-    with Side(name, *options) as side:
-        while side.result is None:
-            side.take_turn()
-        return side.result
 
 
 def _product_floor(arguments: argparse.Namespace) -> float:
@@ -269,12 +182,13 @@ def _table(found: dict[str, list[Result]], floor: float) -> str:
     ]
     for name, results in found.items():
         middle = {key: _median(results, key) for key in ("elbo", "first_step", "process", "peak")}
-        epochs = [seconds for one in results for seconds in _counted(one)]
+        epochs = [seconds for one in results for seconds in counted(one)]
         median = statistics.median(epochs)
-        ratio = statistics.median(ratio for one in results for ratio in one["ratios"])
+        ratios = [ratio for one in results for ratio in one["ratios"]]
+        ratio = f"{statistics.median(ratios):.2f}" if ratios else "-"
         lines.append(
             f"| {name} | {median:.2f} | {min(epochs):.2f} to {max(epochs):.2f} "
-            f"| {ratio:.2f} | {floor / median:.0%} | {middle['elbo']:.2f} "
+            f"| {ratio} | {floor / median:.0%} | {middle['elbo']:.2f} "
             f"| {middle['first_step']:.1f} | {middle['process']:.1f} | {middle['peak']:.0f} |"
         )
     return "\n".join(lines)
@@ -290,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data-dir", type=Path, help="where MNIST lies (else $PVAE_DATA; else bytes of its shape are taken)")
     add("--epochs", type=int, default=3, help="of each process; the first is not counted (default: 3)")
-    add("--repeats", type=int, default=3, help="processes of each side (default: 3)")
+    add("--repeats", type=int, default=3, help="processes of each side, of the first more (default: 3)")
     add(
         "--only",
         default="",
