@@ -48,8 +48,9 @@ def main() -> None:
 
 def _run_part(arguments: argparse.Namespace) -> None:
     for name in ("epochs", "repeats", "images", "batch_size", "hidden", "latent_dim", "particles"):
-        if (getattr(arguments, name) or 0) < (0 if getattr(arguments, name) is None else 1):
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(arguments, name)}")
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
     if arguments.part == "sides":
         _run_all(arguments)
     else:
