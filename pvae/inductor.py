@@ -6,18 +6,18 @@ import contextlib
 import logging
 import os
 import shutil
-import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
+
+from pvae.packages import packaged
 
 __all__ = ["compile_graph", "has_compiler"]
 
-_OPERATORS = (torch._ops.OpOverload, types.BuiltinFunctionType)
+_OPTIONS: dict[str, Any] = {"fallback_random": True}  # with a stream of its own it would not train as the others do
 
 Function = Callable[..., Sequence[Tensor]]
 
@@ -40,37 +40,29 @@ def compile_graph(graph: fx.GraphModule, *inputs: Tensor) -> Function:
     Raises:
         Exception: whatever torch raises where it cannot compile the graph.
     """
-    is_on_gpu = all(x.device.type == "cuda" for x in inputs)
-    options = {
-        "fallback_random": True,  # with a random stream of its own it would not train as the others do
-        "cpp_wrapper": not is_on_gpu,
-    }
+    is_on_gpu = any(x.device.type == "cuda" for x in inputs)
     validates = pyro.infer.util.is_validation_enabled()  # compiling would switch it off for good
     with torch.no_grad(), pyro.validation_enabled(validates), _without_a_word_of_cuda():
+        if is_on_gpu:
+            return _through_dynamo(graph, inputs)
         try:
-            return _directly(graph, inputs, options)
-        except Exception:  # it is private to torch, and may change or go: what is wrong with the graph comes again
-            return _through_dynamo(graph, inputs, options)
+            return _ahead_of_time(graph, inputs)
+        except Exception:  # not all can be compiled so; what is wrong with the graph itself comes again
+            return _through_dynamo(graph, inputs)
 
 
-def _directly(graph: fx.GraphModule, inputs: Sequence[Tensor], options: dict[str, Any]) -> Function:
+def _ahead_of_time(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Function:
     """Hand the graph to inductor: dynamo has nothing to find in it, and would take its time now and at each step."""
     lifted, held = _lifted(graph)
-    given: list[Any] = [*inputs, *held]
-    if not all(isinstance(node.target, _OPERATORS) for node in lifted.graph.nodes if node.op == "call_function"):
-        lifted = make_fx(lifted, tracing_mode="fake")(*given)  # a function of ours would keep it out of torch's cache
-    for node in lifted.graph.nodes:
-        node.meta = {}  # of another recording than inductor's own
-    replay = torch._inductor.standalone_compile(
-        lifted, given, dynamic_shapes="from_example_inputs", options={"config_patches": options}
-    )
-    replay(*given)
-    return lambda *inputs: replay(*inputs, *held)
+    run = packaged(lifted, [*inputs, *held], _OPTIONS)
+    run([*inputs, *held])
+    return lambda *inputs: run([*inputs, *held])
 
 
-def _through_dynamo(graph: fx.GraphModule, inputs: Sequence[Tensor], options: dict[str, Any]) -> Function:
+def _through_dynamo(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Function:
+    is_on_cpu = all(x.device.type == "cpu" for x in inputs)
     guards = {"guard_filter_fn": lambda guards: [False for _ in guards]}  # who replays knows what it is of
-    replay: Function = torch.compile(graph, options={**options, **guards})
+    replay: Function = torch.compile(graph, options={**_OPTIONS, **guards, "cpp_wrapper": is_on_cpu})
     replay(*inputs)
     return replay
 

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
+from pvae.bfloat16 import take_products_in_bfloat16
 from pvae.cudagraphs import CudaGraph, in_tf32
 from pvae.errors import InputError, brief, check_name
 from pvae.failures import is_of_memory
@@ -61,7 +62,7 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
 
     graph = _graph_of(function, inputs)
     if precision == "bf16":
-        _take_products_in_bfloat16(graph.graph)
+        take_products_in_bfloat16(graph.graph)
     else:
         _take_large_products_from_onednn(graph.graph, onednn if engine != "inductor" else opaque_onednn())
     graph.graph.eliminate_dead_code()
@@ -174,66 +175,3 @@ def _is_for_onednn(left: fx.Node, right: fx.Node, bias: fx.Node | None) -> bool:
     a, b = left.meta.get("val"), right.meta.get("val")
     c = None if bias is None else bias.meta["val"]
     return a is not None and b is not None and suits_onednn(a, b.t(), c)
-
-
-def _take_products_in_bfloat16(graph: fx.Graph) -> None:
-    """Round the factors of float32 products and convolutions to bfloat16; results are brought back to float32.
-
-    Biases are added in float32, and their gradients summed in it.
-    """
-    rounded: dict[Any, fx.Node] = {}
-
-    def low(factor: Any, product: fx.Node) -> fx.Node:
-        if factor.target is _ATEN.t.default:  # so that a weight is rounded once for both passes
-            with graph.inserting_before(product):
-                return graph.call_function(_ATEN.t.default, (low(factor.args[0], product),))
-        is_given = factor.op in ("get_attr", "placeholder")
-        if factor in rounded:
-            return rounded[factor]
-        with graph.inserting_after(factor) if is_given else graph.inserting_before(product):
-            node = graph.call_function(_ATEN._to_copy.default, (factor,), {"dtype": torch.bfloat16})
-        if is_given:  # anything else may be written into between two products
-            rounded[factor] = node
-        return node
-
-    for node in list(graph.nodes):
-        if node.target in _BFLOAT16 and not node.kwargs and _is_float32(node.args[1]):
-            node.target, factors = _BFLOAT16[node.target]
-            node.args = tuple(low(value, node) if place in factors else value for place, value in enumerate(node.args))
-
-
-def _is_float32(node: Any) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.dtype == torch.float32
-
-
-def _mm(left: Tensor, right: Tensor) -> Tensor:
-    return torch.mm(left, right).float()
-
-
-def _addmm(bias: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    return torch.mm(left, right).float().add_(bias)
-
-
-def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-    y: Tensor = _ATEN.convolution.default(x, weight, None, *options).float()
-    return y if bias is None else y.add_(bias.view(-1, *[1] * (y.dim() - 2)))
-
-
-def _convolution_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, *options: Any
-) -> tuple[Tensor | None, ...]:
-    by_x, by_weight, by_bias = options[-1]
-    low, mask = gradient.to(torch.bfloat16), (by_x, by_weight, False)
-    dx, dw, _ = _ATEN.convolution_backward.default(low, x, weight, bias_sizes, *options[:-1], mask)
-    db = gradient.sum([0, *range(2, gradient.dim())]) if by_bias else None
-    return dx.float() if by_x else None, dw.float() if by_weight else None, db
-
-
-# What takes the place of an operator, and which of its arguments are factors.
-_BFLOAT16: dict[Any, tuple[Callable[..., Any], tuple[int, int]]] = {
-    _ATEN.mm.default: (_mm, (0, 1)),
-    _ATEN.addmm.default: (_addmm, (1, 2)),
-    _ATEN.convolution.default: (_convolution, (0, 1)),
-    _ATEN.convolution_backward.default: (_convolution_backward, (1, 2)),
-}

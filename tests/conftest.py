@@ -16,7 +16,7 @@ import pyro
 import pytest
 import torch
 
-from pvae import mnist
+from pvae import mnist, packages
 from pvae.building import build_vae
 from pvae.config import Config
 from pvae.data import Dataset
@@ -47,6 +47,15 @@ def no_global_state_changes() -> Iterator[None]:
     after = state()
     pyro.clear_param_store()
     assert after == before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_but_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what is compiled out of the user's cache, for all tests together."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setattr(packages, "cache_dir", lambda: folder)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -319,8 +319,10 @@ def test_bfloat16_is_of_products_alone():
         assert (mine[2][name] - gradient).norm() < 0.05 * gradient.norm(), name
     nodes = _targets(elbo)
     rounded = [node for node in nodes if _is_rounding(node)]
-    products = [node for node in nodes if getattr(node.target, "__name__", "") in ("_mm", "_addmm")]
+    products = [node for node in nodes if node.target is torch.ops.aten.mm.default]
     assert len(products) == 11, "4 layers: 4 products forward, 4 for weights, 3 for what comes from below"
+    assert all(user.kwargs == {"dtype": torch.float32} for node in products for user in node.users)
+    assert not any(node.target is torch.ops.aten.addmm.default for node in nodes)
     weights = [node.args[0] for node in rounded if node.args[0].op == "get_attr"]
     assert len(weights) == len(set(weights)) == 4, "each weight is rounded once, and no bias"
     assert all(user in products or user.target is torch.ops.aten.t.default for node in rounded for user in node.users)
@@ -334,13 +336,15 @@ def test_convolutions_are_taken_in_bfloat16_too(engine):
     elbo = CompiledELBO(build_elbo("analytic"), engine, precision="bf16")
     mine, other = one_step(vae, elbo, x), one_step(vae, elbo.elbo, x)
     assert mine[0] == pytest.approx(other[0], rel=1e-2)
-    assert mine[0] != other[0]
-    for name, gradient in other[2].items():
-        assert (mine[2][name] - gradient).norm() < 0.2 * gradient.norm(), name
+    errors = {name: ((mine[2][name] - gradient).norm() / gradient.norm()).item() for name, gradient in other[2].items()}
+    assert all(1e-4 < error < 0.2 for error in errors.values()), "that of bfloat16, and none of float32's"
     if engine == "graph":
-        names = [getattr(node.target, "__name__", "") for node in _targets(elbo)]
-        assert (names.count("_convolution"), names.count("_convolution_backward")) == (5, 5)
-        assert not any("aten::convolution" in str(getattr(node.target, "_schema", "")) for node in _targets(elbo))
+        aten, nodes = torch.ops.aten, _targets(elbo)
+        for convolution in (aten.convolution.default, aten.convolution_backward.default):
+            found = [node for node in nodes if node.target is convolution]
+            factors = [node.args[:2] if convolution is aten.convolution.default else node.args[:3] for node in found]
+            assert len(found) == 5
+            assert all(_is_rounding(factor) for of_one in factors for factor in of_one)
 
 
 def test_a_bias_that_is_no_vector_is_added():
@@ -376,10 +380,10 @@ def test_inductor_trains_as_eager(small_vae, small_images, monkeypatch):
 
 
 def test_inductor_trains_as_eager_through_dynamo(small_vae, small_images, monkeypatch):
-    """What hands it a graph without dynamo is private to torch, and may go."""
+    """Not every graph can be compiled ahead of time."""
     if not inductor.has_compiler():
         pytest.skip("inductor needs a C++ compiler")
-    monkeypatch.delattr(torch._inductor, "standalone_compile")
+    monkeypatch.delattr(torch._inductor, "aoti_compile_and_package")
     batches = [small_images(6, seed=step) for step in range(3)]
     theirs = trained(small_vae(), built("analytic", 2), batches)
     assert_trained_alike(trained(small_vae(), CompiledELBO(built("analytic", 2), engine="inductor"), batches), theirs)

@@ -16,13 +16,13 @@ PACKAGE = Path(pvae.__file__).parent
 
 # From the ground up; a module may import from floors below its own only.
 FLOORS = [
-    {"checks", "cudagraphs", "errors", "interruptions", "memory"},
-    {"checkpoints", "failures", "files", "fingerprint", "inductor", "options", "processes", "products", "records"}
-    | {"sites"},
+    {"bfloat16", "checks", "cudagraphs", "errors", "interruptions", "memory"},
+    {"checkpoints", "failures", "files", "fingerprint", "options", "processes", "products", "records"} | {"sites"},
     {"adam", "bernoulli", "config", "deadlines", "devices", "discretized", "folders", "latents", "networks"}
-    | {"optimizers", "parallel", "plots", "provenance", "recording", "rng", "runfolders"},
-    {"commands", "data", "imagefiles", "hierarchy", "likelihoods", "schedules", "systems"},
-    {"mnist", "probe", "trainparser", "vae"},
+    | {"optimizers", "parallel", "plots", "provenance", "rng", "runfolders"},
+    {"commands", "data", "imagefiles", "hierarchy", "likelihoods", "packages", "schedules", "systems"},
+    {"inductor", "mnist", "probe", "trainparser", "vae"},
+    {"recording"},
     {"bounds", "building", "evaluation", "handwritten", "latentspace", "oracle", "sources"},
     {"anatomy", "metrics", "perdatum"},
     {"importance", "sharedelbo", "steps"},
