@@ -149,6 +149,10 @@ def _widest(vae: VAE, x: Tensor) -> int:
     return max(sizes)
 
 
+def _layout(x: Tensor) -> tuple[torch.Size, tuple[int, ...]]:
+    return x.shape, x.stride()
+
+
 class _LogLikelihood:
     """log p(x | z), recorded for shapes that come again: without the Python, and by the quicker matrix products."""
 
@@ -161,11 +165,11 @@ class _LogLikelihood:
         self._vae, self._engine, self._precision = vae, engine, precision
         # In bfloat16 all are, so that the estimate does not hang on how often a shape comes.
         self._record_at = _VISITS_TO_RECORD if precision == "fp32" else 1
-        self._visits: Counter[tuple[torch.Size, torch.Size]] = Counter()
-        self._recorded: dict[tuple[torch.Size, torch.Size], Callable[[Tensor, Tensor], Sequence[Tensor]]] = {}
+        self._visits: Counter[object] = Counter()
+        self._recorded: dict[object, Callable[[Tensor, Tensor], Sequence[Tensor]]] = {}
 
     def __call__(self, z: Tensor, x: Tensor) -> Tensor:
-        key = (z.shape, x.shape)
+        key = (_layout(z), _layout(x))
         self._visits[key] += 1
         if self._visits[key] == self._record_at:
             self._recorded[key] = self._record(z, x)

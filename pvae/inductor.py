@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,10 +14,11 @@ import pyro
 import torch
 from torch import Tensor, fx
 
-from pvae.packages import packaged
+from pvae.packages import load_or_compile
 
 __all__ = ["compile_graph", "has_compiler"]
 
+_LOG = logging.getLogger(__name__)
 _OPTIONS: dict[str, Any] = {"fallback_random": True}  # with a stream of its own it would not train as the others do
 
 Function = Callable[..., Sequence[Tensor]]
@@ -35,7 +37,7 @@ def compile_graph(graph: fx.GraphModule, *inputs: Tensor) -> Function:
         inputs: what it takes.
 
     Returns:
-        The same function, of tensors of these shapes and dtypes only: it does not look at them.
+        The same function, of tensors of these shapes, strides and dtypes only.
 
     Raises:
         Exception: whatever torch raises where it cannot compile the graph.
@@ -47,16 +49,28 @@ def compile_graph(graph: fx.GraphModule, *inputs: Tensor) -> Function:
             return _through_dynamo(graph, inputs)
         try:
             return _ahead_of_time(graph, inputs)
-        except Exception:  # not all can be compiled so; what is wrong with the graph itself comes again
+        except Exception as error:  # not all can be compiled so; what is wrong with the graph itself comes again
+            _LOG.info("not compiled ahead of time: %s", error)
             return _through_dynamo(graph, inputs)
 
 
 def _ahead_of_time(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Function:
-    """Hand the graph to inductor: dynamo has nothing to find in it, and would take its time now and at each step."""
     lifted, held = _lifted(graph)
-    run = packaged(lifted, [*inputs, *held], _OPTIONS)
-    run([*inputs, *held])
-    return lambda *inputs: run([*inputs, *held])
+    run = load_or_compile(lifted, [*inputs, *held], _OPTIONS)
+    known, one_at_a_time = _layout(inputs), threading.Lock()  # torch's own lock waits with the GIL in its hand
+
+    def replay(*inputs: Tensor) -> Sequence[Tensor]:
+        if _layout(inputs) != known:  # the code would read memory as it was laid out then
+            raise ValueError(f"compiled for {known}, given {_layout(inputs)}")
+        with one_at_a_time:
+            return run([*inputs, *held])
+
+    replay(*inputs)
+    return replay
+
+
+def _layout(inputs: Sequence[Tensor]) -> list[tuple[Any, ...]]:
+    return [(one.dtype, one.shape, one.stride()) for one in inputs]
 
 
 def _through_dynamo(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Function:

@@ -70,6 +70,8 @@ class Console:
             f"training {system_title(config)} by SVI with --elbo {config.elbo}, "
             f"epochs {epoch + 1} to {config.epochs}, on {device}, into {run.path}"
         )
+        if config.compile == "inductor":
+            self.say("the first step is compiled, for some seconds, unless the same was compiled here before")
 
     def finished(self, run: Run) -> None:
         """Say that a run is not to be trained any more."""

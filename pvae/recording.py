@@ -44,7 +44,7 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
 
     Args:
         function: of tensors; with no control flow that looks at their values.
-        inputs: what to run it on; the result takes tensors of these shapes and dtypes only.
+        inputs: what to run it on; the result takes tensors of these shapes, strides and dtypes only.
         engine: "graph" calls torch's operators one by one; "inductor" compiles them to C++ or Triton; "cuda-graph"
             launches them on a GPU as one.
         precision: "fp32" leaves dtypes as they are; "bf16" takes matrix products and convolutions of float32 in
@@ -97,7 +97,10 @@ def _compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], precision: str) -
     except Exception as error:
         if is_of_memory(error):
             raise
-        raise InputError(f"inductor cannot compile this ({brief(error)}): take --compile graph") from error
+        raise InputError(
+            f"inductor cannot compile this ({brief(error)}): see that the C++ compiler works and no disk is full, or "
+            "take --compile graph"
+        ) from error
     return replay
 
 

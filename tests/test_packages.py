@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+import time
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pvae import inductor, packages
 from pvae.inductor import compile_graph
-from pvae.packages import packaged
+from pvae.packages import load_or_compile
 
 needs_compiler = pytest.mark.skipif(not inductor.has_compiler(), reason="inductor needs a C++ compiler")
 
@@ -66,12 +69,37 @@ def test_a_graph_is_compiled_once_and_damage_is_mended(cache, compilations):
 
     run()
     (path,) = cache.iterdir()
+    path.chmod(0o400)
     run()
     assert len(compilations) == 1
-    path.write_bytes(path.read_bytes()[:1000])
-    run()
-    assert len(compilations) == 2
-    assert [one.name for one in cache.iterdir()] == [path.name], "and nothing else lies there"
+    content = path.read_bytes()
+    middle = len(content) // 2
+    for damaged in (content[:1000], b"", content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]):
+        path.unlink()
+        path.write_bytes(damaged)
+        before = len(compilations)
+        run()
+        assert len(compilations) == before + 1, "code of which one bit is another may do anything"
+        (path,) = cache.iterdir()
+
+
+@needs_compiler
+def test_a_package_that_cannot_be_kept_is_used_all_the_same(tmp_path, compilations, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(packages, "cache_dir", lambda: tmp_path / "file")
+    graph, inputs = graph_of()
+    assert torch.equal(compile_graph(graph, *inputs)(*inputs)[0], inputs[0] * 2.0 + 2.0)
+    assert len(compilations) == 1
+
+
+def test_a_package_is_read_where_it_cannot_be_touched(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError
+
+    packages._keep(tmp_path, "key", b"package")
+    monkeypatch.setattr(os, "utime", refused)
+    assert packages._kept(tmp_path, "key") == b"package"
+    assert packages._kept(tmp_path, "other") is None
 
 
 def test_the_key_tells_apart_what_the_code_hangs_on(monkeypatch):
@@ -94,6 +122,12 @@ def test_the_key_tells_apart_what_the_code_hangs_on(monkeypatch):
         (torch, "__version__", "3"),
         (torch, "get_num_threads", lambda: 64),
         (torch, "get_float32_matmul_precision", lambda: "medium"),
+        (torch, "get_default_dtype", lambda: torch.float64),
+        (torch, "is_autocast_enabled", lambda _: True),
+        (torch, "are_deterministic_algorithms_enabled", lambda: True),
+        (torch.version, "git_version", "another"),
+        (torch.backends.mkldnn, "enabled", False),
+        (torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT"),
         (torch.cpu, "get_capabilities", lambda: {"avx": False}),
     ]:
         with monkeypatch.context() as patch:
@@ -109,7 +143,7 @@ def test_inputs_that_share_memory_are_left_to_dynamo(cache, monkeypatch):
     graph, _ = graph_of()
     base = torch.zeros(2, 3, 4)
     with pytest.raises(ValueError, match="share memory"):
-        packaged(graph, list(base), {})
+        load_or_compile(graph, list(base), {})
     assert not cache.exists()
     monkeypatch.setattr(inductor, "_through_dynamo", lambda graph, inputs: "dynamo's")
     assert compile_graph(graph, *base) == "dynamo's"
@@ -119,16 +153,46 @@ def test_a_graph_that_holds_tensors_is_refused(cache):
     held = torch.ones(3)
     graph = make_fx(lambda x: x + held)(torch.zeros(3))
     with pytest.raises(ValueError, match="holds more than its inputs"):
-        packaged(graph, [torch.zeros(3)], {})
+        load_or_compile(graph, [torch.zeros(3)], {})
     assert not cache.exists()
 
 
-def test_a_cache_that_cannot_be_written_is_left_to_dynamo(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(packages, "cache_dir", lambda: tmp_path / "file")
-    monkeypatch.setattr(inductor, "_through_dynamo", lambda graph, inputs: "dynamo's")
+def test_only_what_lies_on_the_cpu_is_taken(cache):
     graph, inputs = graph_of()
-    assert compile_graph(graph, *inputs) == "dynamo's"
+    with pytest.raises(ValueError, match="not on the CPU"):
+        load_or_compile(graph, [inputs[0], inputs[1].to("meta")], {})
+    assert not cache.exists()
+
+
+def test_a_replay_takes_its_own_layout_and_one_thread_at_a_time(monkeypatch):
+    """Code reads memory as it was laid out; torch's own lock, held with the GIL, would stop all threads for good."""
+    running = []
+
+    def run(inputs):
+        running.append(1)
+        time.sleep(0.01)
+        assert len(running) == 1
+        running.pop()
+        return inputs
+
+    monkeypatch.setattr(inductor, "load_or_compile", lambda *_: run)
+    graph, (x, r) = graph_of()
+    replay = compile_graph(graph, x, r)
+    for other in (x.t(), x.t().contiguous().t(), x.double(), x[:2]):
+        with pytest.raises(ValueError, match="compiled for"):
+            replay(other, r)
+    given = []
+
+    def replay_it():
+        with contextlib.suppress(AssertionError):
+            given.append(replay(x, r))
+
+    threads = [threading.Thread(target=replay_it) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(given) == 8
 
 
 def test_the_oldest_packages_are_dropped(tmp_path, monkeypatch):
@@ -137,5 +201,6 @@ def test_the_oldest_packages_are_dropped(tmp_path, monkeypatch):
         (tmp_path / f"{name}.pt2").touch()
         os.utime(tmp_path / f"{name}.pt2", (1000 - age, 1000 - age))
     (tmp_path / "other").touch()
-    packages._drop_old(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.pt2", "c.pt2", "e.pt2", "other"]
+    packages._keep(tmp_path, "key", b"package")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["c.pt2", "e.pt2", packages._name("key", b"package"), "other"]
