@@ -31,9 +31,9 @@ Function = Callable[[list[Tensor]], list[Tensor]]
 def load_or_compile(graph: fx.GraphModule, inputs: Sequence[Tensor], options: dict[str, Any]) -> Function:
     """Return a graph of torch's operators as compiled code: what is kept of it, or compiled ahead of time and kept.
 
-    To load it takes a tenth of a second and no part of the compiler, torch's AOTInductor. It is loaded if the graph,
-    shapes, strides, torch, the CPU and torch's settings are those that it was compiled under, and it is, to the last
-    bit, what was kept; what a process changes in torch._inductor.config is not looked at.
+    To load it takes no part of the compiler, torch's AOTInductor. It is loaded if graph, shapes, strides, torch, CPU
+    and torch's settings are those that it was compiled under, and it is, to the last bit, what was kept; what a process
+    changes in torch._inductor.config is not looked at.
 
     Args:
         graph: all that it takes is an input, and no two of these share memory.
@@ -125,4 +125,8 @@ def _key(graph: fx.GraphModule, inputs: Sequence[Tensor], options: dict[str, Any
 
 def _is_setting(name: str) -> bool:
     """Whether a variable of the environment may change the code; where things lie does not, and torch sets it."""
-    return name.startswith(("TORCH", "AOT", "INDUCTOR", "CXX", "CPP", "CFLAGS")) and not name.endswith("_DIR")
+    return name.startswith(_SETTINGS) and not name.endswith("_DIR")
+
+
+# Not all of "TORCH": torchrun gives each run a name, in TORCHELASTIC_RUN_ID.
+_SETTINGS = ("TORCH_", "TORCHINDUCTOR", "AOT", "ATEN", "INDUCTOR", "CXX", "CPP", "CFLAGS")

@@ -135,6 +135,7 @@ def test_the_key_tells_apart_what_the_code_hangs_on(monkeypatch):
             keys.append(key(graph, inputs))
     assert len(set(keys)) == len(keys)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "each run of torchrun has its own")
     assert key(*graph_of()) == keys[0]
 
 

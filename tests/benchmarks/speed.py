@@ -7,6 +7,7 @@ the turns (none of pythae, which runs all its epochs in one); the share of the t
 peak memory; time from the start of the process to the end of its first step; and the seconds of the whole process
 without its waiting, which ends for this package's sides as its commands end, and for the others as Python ends. At most
 8 lie in memory together, each time with the first of all: compare ratios, not the seconds of sides that never met.
+This package keeps what it compiled: with XDG_CACHE_HOME set to an empty folder, the first step compiles again.
 
     pip install -e ".[bench]"
     python tests/benchmarks/speed.py --data-dir DIR
