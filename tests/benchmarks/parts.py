@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional
-from turns import in_a_process
+from turns import counted, in_turns
 
 _TRACE = ("torch.distributions, trace", "pvae trace, graph")
 _IWAE = ("torch.distributions, iwae K=5", "pvae iwae K=5, graph")
@@ -29,24 +29,25 @@ _AXES = {
     "particles": ((1, 4, 16, 64), 5_000, _IWAE),
     "images": ((5_000, 60_000, 1_000_000), None, _TRACE),
 }
+_TURNS, _FEWEST_TURNS, _MANY = 7, 3, 20_000  # epochs that are counted: fewer of more images
 
 
 def scaling(arguments: argparse.Namespace) -> None:
-    """Print the cost of an image as the work grows, by hand and by this package, and draw it."""
+    """Print the cost of an image as the work grows, by hand and by this package, in turns, and draw it."""
     rows = []
     print("| what | of | images | by hand, us / image | pvae graph, us / image | ratio |\n|---|---|---|---|---|---|")
     for axis, (values, images, sides) in _AXES.items():
         for value in values:
             count = images or value
-            options = ["--images", str(count), "--epochs", "2", "--no-test", f"--{axis}", str(value)]
+            epochs = _FEWEST_TURNS if count > _MANY else _TURNS
+            options = ["--images", str(count), "--epochs", str(1 + epochs), "--no-test", f"--{axis}", str(value)]
             if axis == "images":
                 options += ["--batch-size", "1000"]
-            costs = [min(in_a_process(name, *options)["seconds"][1:]) / count * 1e6 for name in sides]
+            found = in_turns(sides, f"{axis} {value:,}: ", *options).values()
+            costs = [statistics.median(counted(one)) / count * 1e6 for one in found]
+            ratio = statistics.median(list(found)[1]["ratios"])
             rows.append((axis, value, costs))
-            print(
-                f"| {axis} | {value:,} | {count:,} | {costs[0]:.2f} | {costs[1]:.2f} | {costs[1] / costs[0]:.2f} |",
-                flush=True,
-            )
+            print(f"| {axis} | {value:,} | {count:,} | {costs[0]:.2f} | {costs[1]:.2f} | {ratio:.2f} |", flush=True)
     if arguments.figure:
         _draw(rows, arguments.figure)
 

@@ -134,7 +134,6 @@ def _run_all(arguments: argparse.Namespace) -> None:
             title = f"repeat {repeat + 1}/{arguments.repeats}: "
             for name, result in in_turns(names, title).items():
                 found[name].append(result)
-    print("\r" + 60 * " " + "\r", end="", file=sys.stderr)
     floor = _product_floor(arguments)
     print(_table(found, floor))
     for name in wanted:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,20 +109,26 @@ def heats(names: list[str]) -> list[list[str]]:
     return [[*names[:1], *names[at : at + size]] for at in range(1, len(names), size)] or [names]
 
 
-def in_turns(names: list[str], title: str) -> dict[str, Result]:
+def in_turns(names: Sequence[str], title: str, *options: str) -> dict[str, Result]:
     """Run sides at the same time, of which one runs while the others wait.
+
+    Args:
+        names: of the sides, the one first to which the others are held.
+        title: before the name of the side that runs, on stderr.
+        options: after those of this process.
 
     Returns:
         What each took, and beside it "ratios": of its epochs to those of the first side in the same turns, none where
         a side runs all its epochs in one.
     """
     with contextlib.ExitStack() as stack:
-        sides = [stack.enter_context(Side(name)) for name in names]
+        sides = [stack.enter_context(Side(name, *options)) for name in names]
         while any(side.result is None for side in sides):
             for side in sides:
                 print(f"\r{title}{side.name:40}", end="", file=sys.stderr, flush=True)
                 side.take_turn()
         results = {side.name: side.result or {} for side in sides}
+    print("\r" + 60 * " " + "\r", end="", file=sys.stderr)
     first = counted(results[names[0]])
     for result in results.values():
         pairs = zip(counted(result), first, strict=True) if result["takes_turns"] else []
@@ -133,11 +140,3 @@ def counted(result: Result) -> list[float]:
     """Return the seconds of the epochs but the first, which compiles or warms caches."""
     seconds: list[float] = result["seconds"]
     return seconds[1:] or seconds
-
-
-def in_a_process(name: str, *options: str) -> Result:
-    """Run a side in a process of its own, with these options after those of this process."""
-    with Side(name, *options) as side:
-        while side.result is None:
-            side.take_turn()
-        return side.result
