@@ -1,4 +1,4 @@
-"""Adam's update as operations on tensors, so that it can be recorded with the gradients that it takes."""
+"""Adam's update as operators on tensors, so that it can be recorded with the gradients that it takes."""
 
 from __future__ import annotations
 
@@ -11,49 +11,64 @@ from torch.optim import Adam, Optimizer
 
 from pvae.failures import NotFiniteError, listed
 
-__all__ = ["AdamUpdate"]
+__all__ = ["AdamUpdate", "ElementwiseAdam"]
 
 _NOT_PLAIN = ("amsgrad", "maximize", "weight_decay", "differentiable", "capturable", "decoupled_weight_decay")
+# Private to torch: without it the optimiser steps by itself, after the recording.
+_HAS_OPERATOR = hasattr(torch, "_fused_adam_") and hasattr(torch.ops.aten._fused_adam_, "tensor_lr")
 
 
 class AdamUpdate:
-    """One step of a `torch.optim.Adam`, on its own state, in operations that a recording can hold.
+    """One step of a `torch.optim.Adam`, on its own state, by the operator that it takes itself: bit for bit the same.
 
-        m <- m + (1 - beta_1) (g - m)        v <- beta_2 v + (1 - beta_2) g^2
-        p <- p - lr / (1 - beta_1^t)  m / (sqrt(v) / sqrt(1 - beta_2^t) + epsilon)
+        m <- beta_1 m + (1 - beta_1) g       v <- beta_2 v + (1 - beta_2) g^2
+        p <- p - lr  m / (1 - beta_1^t)  / (sqrt(v / (1 - beta_2^t)) + epsilon)
 
-    A compiler cannot take what hangs on these numbers alone out of its loop over a parameter, since the loop writes
-    memory that they might lie in; so all of it is done outside, and as little as can be inside.
+    The optimiser may be saved, loaded and stepped by itself in between: its state stays its own. What is recorded holds
+    its betas and epsilon (`fixed`); lr lies in a tensor that `set_numbers` sets before each step.
 
-    The optimiser may be saved, loaded and stepped by itself in between: its state stays its own. What may change from
-    step to step, lr, betas, epsilon and t, lies in numbers that `set_numbers` sets before each.
+    A step that is refused leaves all as it was, and so does each after it, until `go_on`: nobody need look at one
+    before the next is taken.
 
     Args:
         optimizer: as `suits` takes it.
         name_of: what a message calls a parameter.
 
+    Attributes:
+        is_going: one flag, whether no step was refused since.
+
     Reference:
-        Kingma and Ba, arXiv:1412.6980, algorithm 1; equal to torch's to rounding.
+        Kingma and Ba, arXiv:1412.6980, algorithm 1.
     """
 
     def __init__(self, optimizer: Adam, name_of: Callable[[Tensor], str] = lambda _: "a parameter") -> None:
         self.optimizer = optimizer
         self.name_of = name_of
         self.parameters: list[Tensor] = optimizer.param_groups[0]["params"]
-        self._numbers = torch.zeros(6, dtype=self.parameters[0].dtype, device=self.parameters[0].device)
+        first = self.parameters[0]
+        is_on_gpu = first.device.type == "cuda"  # where the operator reads a float32
+        self._lr = torch.zeros((), dtype=torch.float32 if is_on_gpu else torch.float64, device=first.device)
+        self._lr_now = 0.0
+        self.is_going = torch.ones((), dtype=torch.bool, device=first.device)
 
-    @staticmethod
-    def suits(optimizer: Optimizer) -> bool:
+    @classmethod
+    def suits(cls, optimizer: Optimizer) -> bool:
         """Whether it is plain fused Adam over one group of float32 or float64 on one device, lr a number."""
         if type(optimizer) is not Adam or len(optimizer.param_groups) != 1:
             return False
         group = optimizer.param_groups[0]
         first = group["params"][0]
-        is_plain = not any(group.get(name) for name in _NOT_PLAIN) and not isinstance(group["lr"], Tensor)
+        is_plain = not any(group.get(name) for name in _NOT_PLAIN)
+        has_numbers = not any(isinstance(one, Tensor) for one in (group["lr"], *group["betas"], group["eps"]))
         has_hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
         is_alike = all(one.dtype == first.dtype and one.device == first.device for one in group["params"])
         is_exact = first.dtype in (torch.float32, torch.float64)  # torch's own computes the others in float32
-        return bool(is_plain and group["fused"] and is_alike and is_exact and not has_hooks)
+        is_plain = bool(is_plain and has_numbers and group["fused"] and not has_hooks)
+        return is_plain and is_alike and is_exact and cls._is_there()
+
+    @staticmethod
+    def _is_there() -> bool:
+        return _HAS_OPERATOR
 
     def prepare(self) -> None:
         """Give each parameter the state that Adam would give it at its first step."""
@@ -67,11 +82,98 @@ class AdamUpdate:
     def held(self) -> list[Tensor]:
         """Return the tensors that it writes into: a recording hangs on which they are, not on their numbers."""
         states = [self.optimizer.state[parameter] for parameter in self.parameters]
-        return [*self.parameters, *(tensor for state in states for tensor in state.values())]
+        return [self.is_going, *self.parameters, *(tensor for state in states for tensor in state.values())]
+
+    def fixed(self) -> tuple[object, ...]:
+        """Return the settings that a recording holds."""
+        group = self.optimizer.param_groups[0]
+        return (group["betas"], group["eps"])
 
     def counts(self, trained: Sequence[Tensor]) -> list[Tensor]:
         """Return the numbers of steps that these parameters have taken."""
         return [self.optimizer.state[parameter]["step"] for parameter in trained]
+
+    def set_numbers(self, counts: Sequence[Tensor]) -> bool:
+        """Set what hangs on the settings and on these counts, for the next step; false where it cannot."""
+        lr = self.optimizer.param_groups[0]["lr"]
+        if lr != self._lr_now:
+            self._lr_now = lr
+            self._lr.fill_(lr)
+        return True
+
+    @staticmethod
+    def finite(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+        """Return flags (1 + number of gradients,): whether the loss is finite, and the norm of each gradient."""
+        return torch.stack([loss, *torch._foreach_norm(list(gradients))]).isfinite()
+
+    def go_on(self) -> None:
+        """Take the next step, though one was refused."""
+        self.is_going.fill_(True)
+
+    def refuse(self, loss: Tensor, trained: Sequence[Tensor], finite: Tensor) -> NoReturn:
+        """Refuse a step of which a flag of `finite` is false.
+
+        Raises:
+            NotFiniteError: it always does; `apply` left all as it was.
+        """
+        is_finite, *of_gradients = finite.tolist()
+        if not is_finite:
+            raise NotFiniteError(f"the loss is {loss.item()}")
+        named = [self.name_of(parameter) for parameter, holds in zip(trained, of_gradients) if not holds]
+        raise NotFiniteError(f"the gradient of {listed(named)} is NaN or infinite")
+
+    def apply(self, trained: Sequence[Tensor], gradients: Sequence[Tensor], is_well: Tensor) -> None:
+        """Write the new parameters, moments and counts, or leave the old ones if all is not well."""
+        group = self.optimizer.param_groups[0]
+        states = [self.optimizer.state[parameter] for parameter in trained]
+        counts, is_ill = self.counts(trained), 1.0 - is_well.to(torch.float32)
+        torch._foreach_add_(counts, 1)
+        torch._fused_adam_(
+            [parameter.detach() for parameter in trained],
+            [_laid_out_as(parameter, gradient) for parameter, gradient in zip(trained, gradients)],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            counts,
+            lr=self._lr,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=0.0,
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+            found_inf=is_ill,
+        )
+        torch._foreach_sub_(counts, [is_ill] * len(counts))
+
+
+def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """Return the gradient in the parameter's layout: the operator reads memory as it lies."""
+    return gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)
+
+
+class ElementwiseAdam(AdamUpdate):
+    """The same, to rounding, in operations of which a compiler makes one loop.
+
+        m <- m + (1 - beta_1) (g - m)        v <- beta_2 v + (1 - beta_2) g^2
+        p <- p - lr / (1 - beta_1^t)  m / (sqrt(v) / sqrt(1 - beta_2^t) + epsilon)
+
+    A compiler cannot take what hangs on these numbers alone out of its loop over a parameter, since the loop writes
+    memory that they might lie in; so all of it is done outside, and as little as can be inside. What may change from
+    step to step, lr, betas, epsilon and t, lies in numbers that `set_numbers` sets before each.
+    """
+
+    def __init__(self, optimizer: Adam, name_of: Callable[[Tensor], str] = lambda _: "a parameter") -> None:
+        super().__init__(optimizer, name_of)
+        self._numbers = torch.zeros(6, dtype=self.parameters[0].dtype, device=self.parameters[0].device)
+
+    @staticmethod
+    def _is_there() -> bool:
+        return True
+
+    def fixed(self) -> tuple[object, ...]:
+        """Return the settings that a recording holds: none."""
+        return ()
 
     def set_numbers(self, counts: Sequence[Tensor]) -> bool:
         """Set what hangs on the settings and on these counts, for the next step; false if the counts differ."""
@@ -92,18 +194,6 @@ class AdamUpdate:
     def finite(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
         """Return flags (1 + number of gradients,): whether the loss is finite, and each gradient and its square."""
         return torch.stack([loss.isfinite(), *((one * one).isfinite().all() for one in gradients)])
-
-    def refuse(self, loss: Tensor, trained: Sequence[Tensor], finite: Tensor) -> NoReturn:
-        """Refuse a step of which a flag of `finite` is false.
-
-        Raises:
-            NotFiniteError: it always does; `apply` left all as it was.
-        """
-        is_finite, *of_gradients = finite.tolist()
-        if not is_finite:
-            raise NotFiniteError(f"the loss is {loss.item()}")
-        named = [self.name_of(parameter) for parameter, holds in zip(trained, of_gradients) if not holds]
-        raise NotFiniteError(f"the gradient of {listed(named)} is NaN or infinite")
 
     def apply(self, trained: Sequence[Tensor], gradients: Sequence[Tensor], is_well: Tensor) -> None:
         """Write the new parameters, moments and counts by the numbers set, or the old ones if all is not well."""

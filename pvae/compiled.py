@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
 
 import pyro
 import torch
@@ -22,15 +23,29 @@ from pvae.optimizers import OTHER_PARAMETERS
 from pvae.perdatum import PyroFunction
 from pvae.recording import check_ways, record
 from pvae.steps import Call, Prepare, Step
-from pvae.tapes import Tape
+from pvae.tapes import Played, Tape
 
-__all__ = ["CompiledELBO"]
+__all__ = ["Ahead", "CompiledELBO"]
 
 _CHANGES_ITSELF = (
     "the step cannot be recorded, since a module, or what model or guide hold, changes itself in it: "
     "leave --compile out (in Python, give SVI the ELBO itself)"
 )
 _NUM_KEPT = 32  # recordings: each is of a batch shape, a mode or an edit of the model
+
+
+class Ahead(NamedTuple):
+    """A step that was computed, and perhaps refused: nobody has looked.
+
+    Attributes:
+        loss: of its batch.
+        is_taken: one flag: the step was taken, as was each before it.
+        refuse: raises what speaks against it, and lets the next step be taken.
+    """
+
+    loss: Tensor
+    is_taken: Tensor
+    refuse: Callable[[], NoReturn]
 
 
 class CompiledELBO(ELBO):
@@ -119,12 +134,13 @@ class CompiledELBO(ELBO):
         tape = self._tape_of(Call("gradients", model, guide), inputs)
         if tape is None:
             return torch.as_tensor(self._eagerly(self.elbo.loss_and_grads, model, guide, *inputs))
-        loss, gradients = self._replay(tape, inputs)
-        tape.add_gradients(gradients)
+        played = self._replay(tape, inputs)
+        tape.refuse(played.flags)
+        tape.add_gradients(played.rest)
         store = pyro.get_param_store()
         for site in tape.sites:  # SVI steps what it sees pass by
             apply_stack({**site, "value": store[site["name"]]})  # type: ignore[typeddict-item]
-        return loss
+        return played.loss
 
     def loss_and_update(
         self,
@@ -133,8 +149,8 @@ class CompiledELBO(ELBO):
         update: AdamUpdate,
         *inputs: Tensor,
         prepare: Prepare | None = None,
-    ) -> Tensor | None:
-        """Return the loss after stepping the parameters, or none if this step must be run (`CompiledSVI` calls it).
+    ) -> Ahead | None:
+        """Step the parameters, or return none if this step must be run (`CompiledSVI` calls it).
 
         Args:
             model: a Pyro function.
@@ -143,8 +159,10 @@ class CompiledELBO(ELBO):
             inputs: of `prepare`, or of model and guide.
             prepare: makes of the inputs what model and guide take; recorded too.
 
+        Returns:
+            The step, which nobody has looked at: where it was refused, all is as it was.
+
         Raises:
-            NotFiniteError: the loss or a gradient is not finite; weights and the optimiser's state are as before.
             RuntimeError: the parameters that model and guide register with Pyro are not the optimiser's.
         """
         tape = self._tape_of(Call("update", model, guide, update, prepare), inputs)
@@ -152,10 +170,8 @@ class CompiledELBO(ELBO):
             return None
         if not update.set_numbers(tape.counts):
             return None
-        loss, (is_well, finite) = self._replay(tape, inputs)
-        if not is_well:
-            update.refuse(loss, tape.trained, finite)
-        return loss
+        played = self._replay(tape, inputs)
+        return Ahead(played.loss, played.rest[0], partial(_refuse, tape, update, played))
 
     def loss(self, model: PyroFunction, guide: PyroFunction, *inputs: Tensor) -> float:
         """Return the loss as a number (`SVI.evaluate_loss` calls it); Pyro's parameter store stays as it was."""
@@ -163,7 +179,9 @@ class CompiledELBO(ELBO):
             tape = self._tape_of(Call("loss", model, guide), inputs)
             if tape is None:
                 return float(self._eagerly(self.elbo.loss, model, guide, *inputs))
-            return self._replay(tape, inputs)[0].item()
+            played = self._replay(tape, inputs)
+            tape.refuse(played.flags)
+            return played.loss.item()
 
     def _get_trace(self, *arguments: Any) -> Any:  # Pyro's base class wants one
         return self.elbo._get_trace(*arguments)
@@ -174,29 +192,30 @@ class CompiledELBO(ELBO):
             self.terms = self.elbo.terms
         return value
 
-    def _replay(self, tape: Tape, inputs: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-        loss, terms, rest = tape.play(self.beta, inputs)
-        if terms is not None:
-            self.terms = terms
-        return loss, rest
+    def _replay(self, tape: Tape, inputs: Sequence[Tensor]) -> Played:
+        played = tape.play(self.beta, inputs)
+        if played.terms is not None:
+            self.terms = played.terms
+        return played
 
     def _tape_of(self, call: Call, inputs: Sequence[Tensor]) -> Tape | None:
         """Return the tape of such a step; none if it is one that must be run, since it makes parameters."""
         _refuse_handlers(call.gives)
         shapes = tuple((x.shape, x.dtype, x.device, x.stride(), x.requires_grad) for x in inputs)
-        tape = None if self._known is None else self._known.get((call, shapes))
+        kind = (shapes, call.update.fixed() if call.update is not None else ())
+        tape = None if self._known is None else self._known.get((call, kind))
         if tape is None:
-            tape = self._looked_up(call, inputs, shapes)
+            tape = self._looked_up(call, inputs, kind)
             if tape is not None and self._known is not None:
-                self._known[call, shapes] = tape
+                self._known[call, kind] = tape
         return tape
 
-    def _looked_up(self, call: Call, inputs: Sequence[Tensor], shapes: object) -> Tape | None:
+    def _looked_up(self, call: Call, inputs: Sequence[Tensor], kind: object) -> Tape | None:
         """Return the tape that was recorded of such a step, if nothing was edited since; else a new one, or none."""
         update = call.update
-        if update is not None and not AdamUpdate.suits(update.optimizer):
+        if update is not None and not update.suits(update.optimizer):
             return None
-        key = (call.gives, shapes, surroundings())
+        key = (call.gives, kind, surroundings())
         if call.gives != "loss" and any(x.requires_grad for x in inputs):
             raise InputError("a compiled ELBO gives gradients to parameters only, and an input requires one")
         for tape in reversed(self._tapes):
@@ -269,6 +288,12 @@ class CompiledELBO(ELBO):
         self._is_changing = is_changed  # once it may: a guide that makes itself at its first step
         owned = {id(tensor) for module in modules for tensor in module.parameters()}
         return None if _unmakes_parameters(known, owned) or is_changed else (modules, taken[0].dtype)
+
+
+def _refuse(tape: Tape, update: AdamUpdate, played: Played) -> NoReturn:
+    update.go_on()
+    tape.refuse(played.flags)
+    update.refuse(played.loss, tape.trained, played.rest[1])
 
 
 def _refuse_handlers(gives: str) -> None:

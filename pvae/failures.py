@@ -15,7 +15,13 @@ __all__ = ["NotFiniteError", "is_of_memory", "listed", "named", "no_memory_for",
 
 
 class NotFiniteError(ArithmeticError):
-    """A number that is NaN or infinite, where the training needs a finite one; the message names its tensor."""
+    """A number that is NaN or infinite, where the training needs a finite one; the message names its tensor.
+
+    Attributes:
+        steps_since: how many steps were begun after the one that it stopped, and were not taken either.
+    """
+
+    steps_since = 0
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ from pvae.vae import VAE
 
 __all__ = ["Stepper"]
 
+_AHEAD = 64  # steps that a GPU is given before it is waited for
+
 
 class Stepper:
     """What steps a VAE on batches of its training images, alone or as one of several processes.
@@ -44,6 +46,7 @@ class Stepper:
         optimizer: Adam over all parameters.
         asked_to_stop: whether this process was; looked at in each step.
         is_stopping: some process was asked to stop, and all know of it.
+        look_every: steps are taken ahead of one look at them, of those that are recorded whole.
 
     Raises:
         InputError: the loss is no mean over the batch that processes could share.
@@ -60,14 +63,20 @@ class Stepper:
         )
         self._svi = self._build_svi()
         self._device = images.device
+        # Whoever skips steps must know of each before the next.
+        self.look_every = _AHEAD if images.device.type == "cuda" and config.on_nan == "stop" else 1
         self.asked_to_stop: Callable[[], bool] = lambda: False
         self.is_stopping = False
         self._has_summed = False
 
-    def step(self, index: Tensor) -> float:
-        """Step on the training images of an index (B,), and return this process's part in their loss.
+    def step(self, index: Tensor) -> list[float]:
+        """Step on the training images of an index (B,).
 
-        Pyro warns of a loss of NaN beside: whoever tells of it already holds `failures.one_voice`.
+        On a GPU nobody waits for a step: several are taken ahead of one look at them all. A step that is refused keeps
+        those after it from being taken, so that all is as it was before it.
+
+        Returns:
+            This process's parts in the losses of the steps that were looked at: on a CPU this one's.
 
         Raises:
             NotFiniteError: a loss or a gradient is not finite; no parameter was stepped.
@@ -81,19 +90,20 @@ class Stepper:
         else:
             given = self._pixels_of(index[share.rows])
         self._has_summed = False
-        # One process may refuse a step before it has drawn, and another after: all draw on from where it began.
-        before = rng_state(self._device) if self.config.on_nan == "skip" else None
-        try:
-            with named():
-                loss: float = self._svi.step(given)
-            return _checked(loss)
-        except NotFiniteError as error:
-            self.optimizer.zero_grad()  # or the next gradient would be added to this one
-            if self.world.size > 1 and not self._has_summed:  # the others wait for the sum, and must refuse it too
-                self._sum([torch.full_like(p, math.nan) for p in self.optimizer.param_groups[0]["params"]])
-            if before is not None:
-                restore_rng_state(before, self._device)
-            raise NotFiniteError(f"{error}{self._spoiled()}") from error
+        with self._refusing():
+            if not isinstance(self._svi, CompiledSVI):
+                return [_checked(self._svi.step(given))]
+            self._svi.step_ahead(given)
+            return self._svi.look() if self._svi.num_ahead >= self.look_every else []
+
+    def look(self) -> list[float]:
+        """Return the losses of the steps that were taken ahead.
+
+        Raises:
+            NotFiniteError: as `step`.
+        """
+        with self._refusing():
+            return self._svi.look() if isinstance(self._svi, CompiledSVI) else []
 
     def unedited(self) -> contextlib.AbstractContextManager[None]:
         """For a loop that edits nothing between two steps: what is recorded need not look for it.
@@ -141,6 +151,27 @@ class Stepper:
             raise ValueError("the optimiser's state is not Adam's")
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
 
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Leave all as it was where a step is refused.
+
+        Pyro warns of a loss of NaN beside: whoever tells of it already holds `failures.one_voice`.
+        """
+        # One process may refuse a step before it has drawn, and another after: all draw on from where it began.
+        before = rng_state(self._device) if self.config.on_nan == "skip" else None
+        try:
+            with named():
+                yield
+        except NotFiniteError as error:
+            self.optimizer.zero_grad()  # or the next gradient would be added to this one
+            if self.world.size > 1 and not self._has_summed:  # the others wait for the sum, and must refuse it too
+                self._sum([torch.full_like(p, math.nan) for p in self.optimizer.param_groups[0]["params"]])
+            if before is not None:
+                restore_rng_state(before, self._device)
+            told = NotFiniteError(f"{error}{self._spoiled()}")
+            told.steps_since = error.steps_since
+            raise told from error
+
     def _take(self, share: Share) -> None:
         """Let the ELBO know which rows it is given next."""
         elbo = self.elbo.elbo if isinstance(self.elbo, CompiledELBO) else self.elbo
@@ -171,14 +202,14 @@ class Stepper:
         return CompiledELBO(shared, config.compile, config.precision, batch_size=share.stop - share.start)
 
     def _build_svi(self) -> SVI:
-        """Return what steps the VAE; where all operators are compiled together, so are the batch and the update."""
+        """Return what steps the VAE; where operators are recorded, so are those of the batch and of the update."""
         functions, alone = (self.vae.model, self.vae.guide), self.world.size == 1
         names = dict(self.vae.named_parameters())
         optimizer = SingleOptimizer(self.optimizer, names, self.config.clip_norm, None if alone else self._sum)
         is_whole = alone and not self.config.clip_norm
-        if is_whole and isinstance(self.elbo, CompiledELBO) and self.elbo.engine == "inductor":
-            return CompiledSVI(*functions, optimizer, self.elbo, prepare=self._pixels_of)
         svi = SVI(*functions, optimizer, loss=self.elbo)
+        if is_whole and isinstance(self.elbo, CompiledELBO):
+            svi = CompiledSVI(*functions, optimizer, self.elbo, prepare=self._pixels_of)
         svi.loss_and_grads = _checked_before_the_update(svi.loss_and_grads)
         return svi
 

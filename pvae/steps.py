@@ -68,7 +68,8 @@ class Step:
         """Return loss, distortion and rate (or the loss in their place), flags, and what else the call gives.
 
             "gradients": one of each parameter trained
-            "update":    whether all flags hold and all is finite, and the flags of `AdamUpdate.finite`
+            "update":    whether the step is taken: all flags hold, all is finite, and none was refused before; and the
+                         flags of `AdamUpdate.finite`
 
         A flag says whether what must hold of a tensor that the step made, and not of an input, does.
         """
@@ -97,8 +98,9 @@ class Step:
         if self.is_of_the_optimizer:
             with torch.no_grad():
                 finite = update.finite(loss, gradients)
-                is_well = functools.reduce(torch.logical_and, flags, finite.all())
+                is_well = functools.reduce(torch.logical_and, [*flags, update.is_going], finite.all())
                 update.apply(self.trained, gradients, is_well)
+                update.is_going.copy_(is_well)
                 given += [is_well, finite]
         return given
 

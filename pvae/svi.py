@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from pyro.infer import SVI
 from torch import Tensor
 
-from pvae.adam import AdamUpdate
-from pvae.compiled import CompiledELBO
+from pvae.adam import AdamUpdate, ElementwiseAdam
+from pvae.compiled import Ahead, CompiledELBO
+from pvae.failures import NotFiniteError
 from pvae.optimizers import SingleOptimizer
 from pvae.perdatum import PyroFunction
 from pvae.steps import Prepare
@@ -17,9 +19,9 @@ __all__ = ["CompiledSVI"]
 class CompiledSVI(SVI):
     """`pyro.infer.SVI` over a `CompiledELBO`, of which a step is one recorded function: loss, gradients, Adam's update.
 
-    It pays where the operators are compiled together (engine "inductor"): a gradient is then taken while it lies in the
-    cache, and is never kept. The same training as by `SVI`, to rounding, on the optimiser's own state. With another
-    optimiser than plain fused Adam, or where gradients wait to be added to, it steps as `SVI` does.
+    A replay runs none of SVI's Python, keeps no gradient, and can be taken ahead of any look at what came of it: nobody
+    waits for a GPU between two steps. The same training as by `SVI`, to rounding, on the optimiser's own state.
+    With another optimiser than plain fused Adam, or where gradients wait to be added to, it steps as `SVI` does.
 
     Args:
         model: a Pyro function.
@@ -41,7 +43,9 @@ class CompiledSVI(SVI):
         super().__init__(model, guide, optim, loss=loss)  # type: ignore[no-untyped-call]
         self.elbo = loss
         self.prepare = prepare
-        self._update = AdamUpdate(optim.optimizer, optim.name_of) if AdamUpdate.suits(optim.optimizer) else None  # type: ignore[arg-type]
+        self._ahead: list[Ahead] = []
+        self._losses: list[float] = []  # of steps that looked themselves
+        self._update = _update_of(optim, loss)
 
     def step(self, *inputs: Tensor) -> float:
         """Step the parameters by one batch, and return its loss.
@@ -52,10 +56,62 @@ class CompiledSVI(SVI):
             NotFiniteError: the loss or a gradient is not finite; weights and the optimiser's state are as before.
             RuntimeError: the parameters that model and guide register with Pyro are not the optimiser's.
         """
+        self.step_ahead(*inputs)
+        return self.look()[-1]
+
+    def step_ahead(self, *inputs: Tensor) -> None:
+        """Step by one batch without waiting for what comes of it: `look` tells.
+
+        A step that is refused keeps all those after it from being taken, until a look.
+
+        Raises:
+            InputError: as `step`.
+            RuntimeError: as `step`.
+        """
         if self._update is not None:
-            loss = self.elbo.loss_and_update(self.model, self.guide, self._update, *inputs, prepare=self.prepare)
-            if loss is not None:
-                return loss.item()
+            ahead = self.elbo.loss_and_update(self.model, self.guide, self._update, *inputs, prepare=self.prepare)
+            if ahead is not None:
+                self._ahead.append(ahead)
+                return
+        try:
+            self._losses = self.look()
+        except NotFiniteError as error:
+            error.steps_since += 1  # this one
+            raise
         taken = inputs if self.prepare is None else (self.prepare(*inputs),)
-        loss_of_svi: float = super().step(*taken)  # type: ignore[no-untyped-call]
-        return loss_of_svi
+        self._losses.append(super().step(*taken))  # type: ignore[no-untyped-call]
+
+    @property
+    def num_ahead(self) -> int:
+        """How many steps nobody has looked at."""
+        return len(self._ahead) + len(self._losses)
+
+    def look(self) -> list[float]:
+        """Return the losses of the steps since the last look.
+
+        Raises:
+            InputError: pixels of one were outside the domain; it was not taken, nor was any after it.
+            NotFiniteError: the loss or a gradient of one was not finite; likewise.
+        """
+        taken = _numbers([one.is_taken for one in self._ahead])
+        losses = self._losses + _numbers([one.loss for one in self._ahead])
+        ahead, self._ahead, self._losses = self._ahead, [], []
+        if not all(taken):
+            place = taken.index(False)
+            try:
+                ahead[place].refuse()
+            except NotFiniteError as error:
+                error.steps_since = len(ahead) - 1 - place
+                raise
+        return losses
+
+
+def _numbers(tensors: list[Tensor]) -> list[float]:
+    """Return the numbers of some scalars, of which a GPU is waited for but once."""
+    return [one.item() for one in tensors] if len(tensors) < 2 else torch.stack(tensors).tolist()
+
+
+def _update_of(optim: SingleOptimizer, loss: CompiledELBO) -> AdamUpdate | None:
+    """Return what is recorded of the optimiser: none if it steps by itself."""
+    optimizer, kind = optim.optimizer, ElementwiseAdam if loss.engine == "inductor" else AdamUpdate
+    return kind(optimizer, optim.name_of) if kind.suits(optimizer) else None  # type: ignore[arg-type]

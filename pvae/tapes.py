@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -17,7 +17,23 @@ from pvae.fingerprint import Fingerprint
 from pvae.handwritten import Terms
 from pvae.steps import Call
 
-__all__ = ["Tape"]
+__all__ = ["Played", "Tape"]
+
+
+class Played(NamedTuple):
+    """What a replay gives.
+
+    Attributes:
+        loss: of the batch.
+        terms: of the batch, if the ELBO has them.
+        flags: whether what must hold of what the step made does; `Tape.refuse` tells.
+        rest: what else the call gives.
+    """
+
+    loss: Tensor
+    terms: Terms | None
+    flags: Sequence[Tensor]
+    rest: Sequence[Tensor]
 
 
 @dataclass
@@ -55,18 +71,15 @@ class Tape:
         written = update.held() if update is not None else []
         return len(written) == len(self.written) and all(map(operator.is_, written, self.written))
 
-    def play(self, beta: float, inputs: Sequence[Tensor]) -> tuple[Tensor, Terms | None, Sequence[Tensor]]:
+    def play(self, beta: float, inputs: Sequence[Tensor]) -> Played:
         """Replay the step.
 
         Args:
             beta: weighs the rate.
             inputs: of the shapes in `key`.
 
-        Returns:
-            The loss; the terms of the batch, if the ELBO has them; what else was recorded.
-
         Raises:
-            Exception: the one of the first check that does not hold, of the inputs or of what the step made of them.
+            Exception: the one of the first check that does not hold of the inputs.
         """
         for place, check in self.checks:
             if not check.holds(inputs[place]):
@@ -77,19 +90,18 @@ class Tape:
         with torch.no_grad():
             loss, distortion, rate, *rest = self.replay(self.beta, *inputs)
         flags, rest = rest[: len(self.errors)], rest[len(self.errors) :]
-        if self.update is None or not rest[0]:  # one look will do where one flag is for all
-            self._refuse(flags)
-        return loss, Terms(distortion, rate) if self.has_terms else None, rest
+        return Played(loss, Terms(distortion, rate) if self.has_terms else None, flags, rest)
+
+    def refuse(self, flags: Sequence[Tensor]) -> None:
+        """Raise the exception of the first check that does not hold of what the step made."""
+        for holds, error in zip(flags, self.errors):
+            if not holds:
+                raise error()
 
     def add_gradients(self, gradients: Sequence[Tensor]) -> None:
         """Add gradients to those of the parameters."""
         for parameter, gradient in zip(self.trained, gradients):
             _add_gradient(parameter, gradient)
-
-    def _refuse(self, flags: Sequence[Tensor]) -> None:
-        for holds, error in zip(flags, self.errors):
-            if not holds:
-                raise error()
 
     def _is_in_store(self) -> bool:
         """Whether Pyro's store holds the parameters; to evaluate, a module's own need not be there."""

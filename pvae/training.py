@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -72,6 +72,7 @@ class Training:
         self.num_steps = math.ceil(len(self.train_images) / config.batch_size)
         self.epoch = self.step = self.skipped = 0
         self._pass: Pass | None = None
+        self._ahead: list[int] = []  # how many images each step of the pass has that nobody has looked at
         self._rng: dict[str, Tensor] | None = None  # the training's, while a test draws from another
 
     def dry_run(self) -> None:
@@ -119,21 +120,19 @@ class Training:
     def train_epoch(self, quiet: bool = True, between: Callable[[], None] = lambda: None) -> Metrics:
         """Do the training of `run_epoch`, or what is left of it; `end_epoch` ends it."""
         self.vae.train()
-        config, under_way = self.config, self._pass or self._new_pass()
-        title = f"epoch {self.epoch + 1}/{config.epochs}"
-        bar = Bar(title, self.num_steps, quiet, under_way.seen // config.batch_size)
+        config, self._pass = self.config, self._pass or self._new_pass()
+        order, seen = self._pass.order, self._pass.seen
+        bar = Bar(f"epoch {self.epoch + 1}/{config.epochs}", self.num_steps, quiet, seen // config.batch_size)
         with bar, one_voice(), self.stepper.unedited():
-            for start in range(under_way.seen, len(under_way.order), config.batch_size):
-                started, index = time.perf_counter(), under_way.order[start : start + config.batch_size]
-                loss = self._step(index, under_way)
-                seen = under_way.seen + len(index)
-                seconds = under_way.seconds + time.perf_counter() - started
-                under_way = under_way._replace(total=under_way.total + loss, seen=seen, seconds=seconds)
-                self._pass = under_way
-                bar.step(under_way.total * self.world.size / seen)
+            for start in range(seen, len(order), config.batch_size):
+                started = time.perf_counter()
+                self._step(order[start : start + config.batch_size])
+                if start + config.batch_size >= len(order):
+                    self._look()
+                self._pass = self._pass._replace(seconds=self._pass.seconds + time.perf_counter() - started)
+                bar.step(self._pass.total * self.world.size / max(1, self._pass.seen - sum(self._ahead)))
                 between()
-        self._pass = under_way
-        whole = self._whole(under_way)
+        whole = self._whole(self._pass)
         terms = Terms(whole.distortion, whole.rate)
         counted = int((~whole.distortion.isnan()).sum())
         if counted < 2:
@@ -144,11 +143,14 @@ class Training:
             loss=whole.total / counted,
             epoch=self.epoch + 1,
             split="train",
-            seconds=under_way.seconds,
+            seconds=whole.seconds,
         )
 
-    def take_step(self, index: Tensor) -> float:
-        """Step on the training images of an index (B,), and return this process's part in their loss.
+    def take_step(self, index: Tensor) -> list[float]:
+        """Step on the training images of an index (B,).
+
+        Returns:
+            This process's parts in the losses of the steps that were looked at: on a CPU this one's.
 
         Raises:
             NotFiniteError: a loss or a gradient is not finite; no parameter was stepped.
@@ -198,7 +200,12 @@ class Training:
         return images, reconstructions, samples
 
     def checkpoint(self) -> Checkpoint:
-        """Return everything that the rest of the training depends on; all processes must ask for it together."""
+        """Return everything that the rest of the training depends on; all processes must ask for it together.
+
+        Raises:
+            TrainingError: a step that was taken ahead is refused.
+        """
+        self._look()
         return Checkpoint(
             counts=Counts(epoch=self.epoch, step=self.step, skipped=self.skipped),
             vae=self.vae.state_dict(),
@@ -250,43 +257,61 @@ class Training:
             self.world.sum_(terms)
         return part._replace(distortion=terms[0], rate=terms[1], total=total.item())
 
-    def _step(self, index: Tensor, under_way: Pass) -> float:
-        """Step on a batch and return the sum of its losses, or skip it; note its terms in the pass."""
-        share = self.world.share(len(index))
-        rows = slice(under_way.seen + share.start, under_way.seen + share.stop)
+    def _step(self, index: Tensor) -> None:
+        """Step on the next batch of the pass, or skip it; note its terms."""
+        assert self._pass is not None, "no epoch is under way"
+        share, seen = self.world.share(len(index)), self._pass.seen
+        rows = slice(seen + share.start, seen + share.stop)
         self.stepper.elbo.beta = self.rate_weight()
         self.stepper.optimizer.param_groups[0]["lr"] = learning_rate(self.config, self.step, self.num_steps)
         self.step += 1
+        self._ahead.append(len(index))
         terms = None
-        try:
-            with no_memory_for(f"step {self.step}"):
-                loss = self.take_step(index) * len(index)
+        with self._skipping(), no_memory_for(f"step {self.step}"):
+            self._count(self.take_step(index))
             terms = self.stepper.elbo.terms
-        except NotFiniteError as error:
-            self._skip(f"{error}, {self._where(index)}")
-            loss = 0.0
         if share.weight:
-            under_way.distortion[rows] = terms.distortion if terms else math.nan
-            under_way.rate[rows] = terms.rate if terms else math.nan
-        return loss
+            self._pass.distortion[rows] = terms.distortion if terms else math.nan
+            self._pass.rate[rows] = terms.rate if terms else math.nan
+        self._pass = self._pass._replace(seen=seen + len(index))
 
-    def _skip(self, why: str) -> None:
+    def _look(self) -> None:
+        """Look at the steps that were taken ahead."""
+        with self._skipping():
+            self._count(self.stepper.look())
+
+    def _count(self, losses: Sequence[float]) -> None:
+        """Add to the pass the losses of the first of its steps that were not counted."""
+        for loss in losses:
+            assert self._pass is not None, "no epoch is under way"
+            self._pass = self._pass._replace(total=self._pass.total + loss * self._ahead.pop(0))
+
+    @contextlib.contextmanager
+    def _skipping(self) -> Iterator[None]:
         """Count a step that was not taken.
 
         Raises:
             TrainingError: no step may be skipped, or no more of them.
         """
-        self.skipped += 1
-        if self.config.on_nan == "stop":
-            raise TrainingError(why)
-        if self.skipped > self.config.max_skipped:
-            raise TrainingError(f"{why}; {self.config.max_skipped} steps were skipped before: give --max-skipped")
+        try:
+            yield
+        except NotFiniteError as error:
+            self._ahead.clear()
+            self.skipped += 1
+            why = f"{error}, {self._where(self.step - error.steps_since)}"
+            if self.config.on_nan == "stop":
+                raise TrainingError(why) from error
+            if self.skipped > self.config.max_skipped:
+                raise TrainingError(
+                    f"{why}; {self.config.max_skipped} steps were skipped before: give --max-skipped"
+                ) from error
 
-    def _where(self, index: Tensor) -> str:
-        """Name a batch by its step and its images."""
-        batch = (self.step - 1) % self.num_steps + 1
-        images = ", ".join(str(one) for one in index[:3].tolist())
-        return f"at step {self.step} (batch {batch} of epoch {self.epoch + 1}: training images {images}, ...)"
+    def _where(self, step: int) -> str:
+        """Name the batch of a step, by its images too."""
+        assert self._pass is not None, "no epoch is under way"
+        batch = (step - 1) % self.num_steps
+        images = ", ".join(map(str, self._pass.order[batch * self.config.batch_size :][:3].tolist()))
+        return f"at step {step} (batch {batch + 1} of epoch {self.epoch + 1}: training images {images}, ...)"
 
     @contextlib.contextmanager
     def _refused(self, what: str) -> Iterator[None]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 
 import pyro
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pvae.errors import InterruptedTrainingError, TrainingError
 from pvae.failures import NotFiniteError
@@ -92,17 +94,22 @@ def spoil_gradient(training, monkeypatch):
     monkeypatch.setattr(layer, "forward", lambda z: forward(z) + (layer.bias - layer.bias.detach()).sqrt())
 
 
+def calmly(training, monkeypatch):
+    """Return a number that makes the gradient of a bias infinite where it is 0: no edit, which a loop looks for."""
+    calm, layer = torch.ones(()), training.vae.p_x.decoder[0]
+    forward = layer.forward
+    monkeypatch.setattr(
+        layer, "forward", lambda z: forward(z) + (layer.bias - layer.bias.detach() + calm).sqrt() - calm
+    )
+    return calm
+
+
 @pytest.mark.parametrize("engine", [*ENGINES, WHOLE])
 def test_skipped_steps_are_counted_and_the_others_go_on(few_digits, small_config, engine, monkeypatch):
     config = small_config.replace(on_nan="skip", max_skipped=3, compile=engine)
 
     def spoil(training):
-        original, count, calm = training.take_step, iter(range(100)), torch.ones(())
-        layer = training.vae.p_x.decoder[0]
-        forward = layer.forward
-
-        def spoiled(z):  # a number alone is changed between two steps: an epoch's loop looks for no edit
-            return forward(z) + (layer.bias - layer.bias.detach() + calm).sqrt() - calm
+        original, count, calm = training.take_step, iter(range(100)), calmly(training, monkeypatch)
 
         def take_step(index):
             calm.fill_(float(next(count) != 1))
@@ -114,12 +121,100 @@ def test_skipped_steps_are_counted_and_the_others_go_on(few_digits, small_config
                 assert all(is_as_before) if calm == 0 else not any(is_as_before)
 
         training.take_step = take_step
-        monkeypatch.setattr(layer, "forward", spoiled)
 
     training = trained(config, few_digits, spoil)
     assert (training.skipped, training.step) == (1, 6)
     assert int(training.stepper.optimizer.state_dict()["state"][0]["step"]) == 5
     assert all(p.isfinite().all() for p in training.vae.parameters())
+
+
+def ahead(config, data, look_every, monkeypatch, ill=None, between=lambda training: None):
+    """Train two epochs of 7 steps, of which that many are taken ahead, one of them ill; return the training."""
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        torch.manual_seed(0)
+        training = Training(config.replace(epochs=2, batch_size=20), data, torch.device("cpu"))
+        training.stepper.look_every = look_every
+        calm, original = calmly(training, monkeypatch), training.take_step
+
+        def take_step(index):
+            calm.fill_(float(training.step != ill))
+            return original(index)
+
+        training.take_step = take_step
+        try:
+            training.rows = [training.run_epoch(between=lambda: between(training)) for _ in range(2)]
+        except TrainingError as error:
+            training.error = str(error)
+    return training
+
+
+@pytest.mark.parametrize("engine", ["graph", WHOLE])
+def test_steps_taken_ahead_train_the_same(few_digits, small_config, engine, monkeypatch):
+    config = small_config.replace(compile=engine)
+    one = ahead(config, few_digits, 1, monkeypatch)
+    checkpoints = []
+    some = ahead(config, few_digits, 3, monkeypatch, between=lambda training: checkpoints.append(training.checkpoint()))
+    many = ahead(config, few_digits, 100, monkeypatch)
+    for other in (some, many):
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(state_of(one), state_of(other)))
+        for ours, theirs in zip(sum(one.rows, ()), sum(other.rows, ())):
+            assert replace(ours, seconds=0) == replace(theirs, seconds=0)
+    totals = [checkpoint.unfinished.total for checkpoint in checkpoints if checkpoint.unfinished]
+    assert totals[:7] == sorted(totals[:7])
+    assert totals[0] > 0, "a checkpoint knows of each step before it"
+
+
+@pytest.mark.parametrize("engine", ["graph", WHOLE])
+@pytest.mark.parametrize("ill", [1, 5, 7, 9])
+def test_a_step_taken_ahead_that_is_refused_stops_all_after_it(few_digits, small_config, engine, ill, monkeypatch):
+    config = small_config.replace(compile=engine)
+    one, many = (ahead(config, few_digits, count, monkeypatch, ill) for count in (1, 4))
+    assert one.error == many.error
+    assert f"the gradient of p_x.decoder.0.bias is NaN or infinite, at step {ill} (batch " in one.error
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(state_of(one), state_of(many)))
+    assert int(one.stepper.optimizer.state_dict()["state"][0]["step"]) == ill - 1
+
+
+class NobodyWaits(TorchDispatchMode):
+    """Refuse what would wait for a GPU: a number that leaves it."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function is not torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def stepped_ahead(config, data, device):
+    """Return a training that has taken one step, of many that are taken ahead of one look."""
+    training = Training(config.replace(schedule="cosine", warm_up=2, binarize="dynamic"), data, torch.device(device))
+    training.stepper.look_every = 100
+    training._pass = training._new_pass()
+    training._step(training._pass.order[:50])
+    return training
+
+
+def test_nobody_waits_for_a_step(few_digits, small_config):
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        training = stepped_ahead(small_config.replace(compile="graph"), few_digits, "cpu")
+        with NobodyWaits(), training.stepper.unedited():
+            training._step(training._pass.order[50:100])
+        training._look()
+        training.stepper.look_every, training._pass = 1, training._new_pass()
+        with NobodyWaits(), pytest.raises(AssertionError):
+            training._step(training._pass.order[:50])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("engine", ["graph", "cuda-graph"])
+def test_nobody_waits_for_a_step_on_a_gpu(few_digits, small_config, engine):
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        training = stepped_ahead(small_config.replace(compile=engine), few_digits, "cuda")
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            training._step(training._pass.order[50:100])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        training._look()
+        assert math.isfinite(training._pass.total)
 
 
 def test_after_so_many_skipped_steps_it_ends(few_digits, small_config, monkeypatch):
@@ -175,14 +270,9 @@ def test_gradients_are_clipped_as_torch_clips_them(few_digits, small_config, eng
             torch.manual_seed(0)
             training = Training(config, few_digits, torch.device("cpu"))
             if by_torch:
-                step = training.stepper.optimizer.step
-
-                def clipped():
-                    norm = torch.nn.utils.clip_grad_norm_(training.vae.parameters(), clip_norm)
-                    norms.append(norm.item())
-                    step()
-
-                training.stepper.optimizer.step = clipped
+                training.stepper.optimizer.register_step_pre_hook(
+                    lambda *_: norms.append(torch.nn.utils.clip_grad_norm_(training.vae.parameters(), clip_norm).item())
+                )
             for _ in range(2):
                 training.take_step(torch.arange(50))
             return state_of(training)
@@ -206,8 +296,9 @@ def test_the_loss_of_an_epoch_is_the_mean_over_the_images_that_were_stepped_on(f
         def take_step(index):
             if training.step == 2:
                 raise NotFiniteError("spoiled")
-            losses.append(original(index) * len(index))
-            return losses[-1] / len(index)
+            (loss,) = original(index)
+            losses.append(loss * len(index))
+            return [loss]
 
         training.take_step = take_step
         row = training.train_epoch()
