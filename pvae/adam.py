@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -11,24 +12,22 @@ from torch.optim import Adam, Optimizer
 
 from pvae.failures import NotFiniteError, listed
 
-__all__ = ["AdamUpdate", "ElementwiseAdam"]
+__all__ = ["AdamUpdate", "ElementwiseAdam", "OperatorAdam"]
 
 _NOT_PLAIN = ("amsgrad", "maximize", "weight_decay", "differentiable", "capturable", "decoupled_weight_decay")
-# Private to torch: without it the optimiser steps by itself, after the recording.
+# Private to torch: without it the elementwise form is recorded.
 _HAS_OPERATOR = hasattr(torch, "_fused_adam_") and hasattr(torch.ops.aten._fused_adam_, "tensor_lr")
 
 
-class AdamUpdate:
-    """One step of a `torch.optim.Adam`, on its own state, by the operator that it takes itself: bit for bit the same.
+class AdamUpdate(ABC):
+    """One step of a `torch.optim.Adam`, on its own state, as part of a recording.
 
         m <- beta_1 m + (1 - beta_1) g       v <- beta_2 v + (1 - beta_2) g^2
         p <- p - lr  m / (1 - beta_1^t)  / (sqrt(v / (1 - beta_2^t)) + epsilon)
 
-    The optimiser may be saved, loaded and stepped by itself in between: its state stays its own. What is recorded holds
-    its betas and epsilon (`fixed`); lr lies in a tensor that `set_numbers` sets before each step.
-
-    A step that is refused leaves all as it was, and so does each after it, until `go_on`: nobody need look at one
-    before the next is taken.
+    The optimiser may be saved, loaded and stepped by itself in between: its state stays its own. A step that is refused
+    leaves parameters and state as they were, and so does each after it, until `go_on`: nobody need look at one before
+    the next is taken.
 
     Args:
         optimizer: as `suits` takes it.
@@ -45,30 +44,21 @@ class AdamUpdate:
         self.optimizer = optimizer
         self.name_of = name_of
         self.parameters: list[Tensor] = optimizer.param_groups[0]["params"]
-        first = self.parameters[0]
-        is_on_gpu = first.device.type == "cuda"  # where the operator reads a float32
-        self._lr = torch.zeros((), dtype=torch.float32 if is_on_gpu else torch.float64, device=first.device)
-        self._lr_now = 0.0
-        self.is_going = torch.ones((), dtype=torch.bool, device=first.device)
+        self.is_going = torch.ones((), dtype=torch.bool, device=self.parameters[0].device)
 
     @classmethod
     def suits(cls, optimizer: Optimizer) -> bool:
-        """Whether it is plain fused Adam over one group of float32 or float64 on one device, lr a number."""
+        """Whether it is plain fused Adam over one group of float32 or float64 on one device, its settings numbers."""
         if type(optimizer) is not Adam or len(optimizer.param_groups) != 1:
             return False
         group = optimizer.param_groups[0]
         first = group["params"][0]
-        is_plain = not any(group.get(name) for name in _NOT_PLAIN)
+        is_plain = group["fused"] and not any(group.get(name) for name in _NOT_PLAIN)
         has_numbers = not any(isinstance(one, Tensor) for one in (group["lr"], *group["betas"], group["eps"]))
         has_hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
         is_alike = all(one.dtype == first.dtype and one.device == first.device for one in group["params"])
         is_exact = first.dtype in (torch.float32, torch.float64)  # torch's own computes the others in float32
-        is_plain = bool(is_plain and has_numbers and group["fused"] and not has_hooks)
-        return is_plain and is_alike and is_exact and cls._is_there()
-
-    @staticmethod
-    def _is_there() -> bool:
-        return _HAS_OPERATOR
+        return bool(is_plain and has_numbers and not has_hooks and is_alike and is_exact)
 
     def prepare(self) -> None:
         """Give each parameter the state that Adam would give it at its first step."""
@@ -84,34 +74,16 @@ class AdamUpdate:
         states = [self.optimizer.state[parameter] for parameter in self.parameters]
         return [self.is_going, *self.parameters, *(tensor for state in states for tensor in state.values())]
 
-    def fixed(self) -> tuple[object, ...]:
-        """Return the settings that a recording holds."""
-        group = self.optimizer.param_groups[0]
-        return (group["betas"], group["eps"])
-
     def counts(self, trained: Sequence[Tensor]) -> list[Tensor]:
         """Return the numbers of steps that these parameters have taken."""
         return [self.optimizer.state[parameter]["step"] for parameter in trained]
-
-    def set_numbers(self, counts: Sequence[Tensor]) -> bool:
-        """Set what hangs on the settings and on these counts, for the next step; false where it cannot."""
-        lr = self.optimizer.param_groups[0]["lr"]
-        if lr != self._lr_now:
-            self._lr_now = lr
-            self._lr.fill_(lr)
-        return True
-
-    @staticmethod
-    def finite(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-        """Return flags (1 + number of gradients,): whether the loss is finite, and the norm of each gradient."""
-        return torch.stack([loss, *torch._foreach_norm(list(gradients))]).isfinite()
 
     def go_on(self) -> None:
         """Take the next step, though one was refused."""
         self.is_going.fill_(True)
 
     def refuse(self, loss: Tensor, trained: Sequence[Tensor], finite: Tensor) -> NoReturn:
-        """Refuse a step of which a flag of `finite` is false.
+        """Refuse a step, of which a flag of `finite` is false, or one before it was refused.
 
         Raises:
             NotFiniteError: it always does; `apply` left all as it was.
@@ -120,13 +92,75 @@ class AdamUpdate:
         if not is_finite:
             raise NotFiniteError(f"the loss is {loss.item()}")
         named = [self.name_of(parameter) for parameter, holds in zip(trained, of_gradients) if not holds]
+        if not named:
+            raise NotFiniteError("a number of an earlier step, which was interrupted, is NaN or infinite")
         raise NotFiniteError(f"the gradient of {listed(named)} is NaN or infinite")
+
+    @abstractmethod
+    def is_recorded(self) -> bool:
+        """Whether a recording still holds for the settings that it has for good."""
+
+    @abstractmethod
+    def set_numbers(self, counts: Sequence[Tensor]) -> bool:
+        """Set, for the next step, what may change between two; false if these counts of steps keep it from that."""
+
+    @staticmethod
+    @abstractmethod
+    def finite(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+        """Return flags (1 + number of gradients,): whether the loss is finite, and each gradient and its square."""
+
+    @abstractmethod
+    def apply(self, trained: Sequence[Tensor], gradients: Sequence[Tensor], is_well: Tensor) -> None:
+        """Write the new parameters, moments and counts, or leave the old ones if all is not well."""
+
+
+class OperatorAdam(AdamUpdate):
+    """Adam by the operator that torch's own takes: on a CPU bit for bit the same, on a GPU but for lr in float32.
+
+    betas and epsilon are numbers in the recording.
+    """
+
+    def __init__(self, optimizer: Adam, name_of: Callable[[Tensor], str] = lambda _: "a parameter") -> None:
+        super().__init__(optimizer, name_of)
+        first = self.parameters[0]
+        is_on_cpu = first.device.type == "cpu"
+        self._lr = torch.zeros((), dtype=torch.float64 if is_on_cpu else torch.float32, device=first.device)
+        self._lr_now = 0.0
+        self._fixed = self._settings()
+
+    @classmethod
+    def suits(cls, optimizer: Optimizer) -> bool:
+        """Whether the operator is there and takes it; a GPU's reads lr in float32, which float64 would notice."""
+        first = optimizer.param_groups[0]["params"][0]
+        is_too_fine = first.dtype == torch.float64 and first.device.type != "cpu"
+        return _HAS_OPERATOR and super().suits(optimizer) and not is_too_fine
+
+    def _settings(self) -> tuple[float, float, float]:
+        group = self.optimizer.param_groups[0]
+        return (*group["betas"], group["eps"])
+
+    def is_recorded(self) -> bool:
+        """Whether betas and epsilon are still those of the recording."""
+        return self._settings() == self._fixed
+
+    def set_numbers(self, counts: Sequence[Tensor]) -> bool:
+        """Set lr, for the next step; the operator knows of the counts itself."""
+        lr = self.optimizer.param_groups[0]["lr"]
+        if lr != self._lr_now:
+            self._lr.fill_(lr)
+            self._lr_now = lr
+        return True
+
+    @staticmethod
+    def finite(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+        """Return flags (1 + number of gradients,): whether the loss is finite, and the norm of each gradient."""
+        return torch.stack([loss, *torch._foreach_norm(list(gradients))]).isfinite()
 
     def apply(self, trained: Sequence[Tensor], gradients: Sequence[Tensor], is_well: Tensor) -> None:
         """Write the new parameters, moments and counts, or leave the old ones if all is not well."""
-        group = self.optimizer.param_groups[0]
         states = [self.optimizer.state[parameter] for parameter in trained]
         counts, is_ill = self.counts(trained), 1.0 - is_well.to(torch.float32)
+        beta_1, beta_2, epsilon = self._fixed
         torch._foreach_add_(counts, 1)
         torch._fused_adam_(
             [parameter.detach() for parameter in trained],
@@ -136,10 +170,10 @@ class AdamUpdate:
             [],
             counts,
             lr=self._lr,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
+            beta1=beta_1,
+            beta2=beta_2,
             weight_decay=0.0,
-            eps=group["eps"],
+            eps=epsilon,
             amsgrad=False,
             maximize=False,
             found_inf=is_ill,
@@ -153,27 +187,24 @@ def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
 
 
 class ElementwiseAdam(AdamUpdate):
-    """The same, to rounding, in operations of which a compiler makes one loop.
+    """Adam in operations of which a compiler makes one loop, to rounding the same.
 
         m <- m + (1 - beta_1) (g - m)        v <- beta_2 v + (1 - beta_2) g^2
         p <- p - lr / (1 - beta_1^t)  m / (sqrt(v) / sqrt(1 - beta_2^t) + epsilon)
 
     A compiler cannot take what hangs on these numbers alone out of its loop over a parameter, since the loop writes
     memory that they might lie in; so all of it is done outside, and as little as can be inside. What may change from
-    step to step, lr, betas, epsilon and t, lies in numbers that `set_numbers` sets before each.
+    step to step, lr, betas, epsilon and t, lies in numbers that `set_numbers` sets before each; to read t, it waits for
+    a GPU.
     """
 
     def __init__(self, optimizer: Adam, name_of: Callable[[Tensor], str] = lambda _: "a parameter") -> None:
         super().__init__(optimizer, name_of)
         self._numbers = torch.zeros(6, dtype=self.parameters[0].dtype, device=self.parameters[0].device)
 
-    @staticmethod
-    def _is_there() -> bool:
+    def is_recorded(self) -> bool:
+        """Whether a recording still holds: it has no setting for good."""
         return True
-
-    def fixed(self) -> tuple[object, ...]:
-        """Return the settings that a recording holds: none."""
-        return ()
 
     def set_numbers(self, counts: Sequence[Tensor]) -> bool:
         """Set what hangs on the settings and on these counts, for the next step; false if the counts differ."""

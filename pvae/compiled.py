@@ -9,16 +9,15 @@ from typing import Any, NamedTuple, NoReturn
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import ELBO
-from pyro.poutine.runtime import _PYRO_STACK, apply_stack
-from pyro.poutine.trace_messenger import TraceMessenger
+from pyro.poutine.runtime import apply_stack
 from torch import Tensor, nn
 
 from pvae.adam import AdamUpdate
 from pvae.errors import InputError
 from pvae.fingerprint import Fingerprint, buffers_unchanged, running_modules, surroundings, unchanged
 from pvae.handwritten import Terms
+from pvae.isolation import as_if_nothing, refuse_handlers, unmakes_parameters
 from pvae.optimizers import OTHER_PARAMETERS
 from pvae.perdatum import PyroFunction
 from pvae.recording import check_ways, record
@@ -163,6 +162,7 @@ class CompiledELBO(ELBO):
             The step, which nobody has looked at: where it was refused, all is as it was.
 
         Raises:
+            InputError: the step cannot be recorded, or an input is outside the domain.
             RuntimeError: the parameters that model and guide register with Pyro are not the optimiser's.
         """
         tape = self._tape_of(Call("update", model, guide, update, prepare), inputs)
@@ -200,28 +200,27 @@ class CompiledELBO(ELBO):
 
     def _tape_of(self, call: Call, inputs: Sequence[Tensor]) -> Tape | None:
         """Return the tape of such a step; none if it is one that must be run, since it makes parameters."""
-        _refuse_handlers(call.gives)
+        refuse_handlers(call.gives)
         shapes = tuple((x.shape, x.dtype, x.device, x.stride(), x.requires_grad) for x in inputs)
-        kind = (shapes, call.update.fixed() if call.update is not None else ())
-        tape = None if self._known is None else self._known.get((call, kind))
+        tape = None if self._known is None else self._known.get((call, shapes))
         if tape is None:
-            tape = self._looked_up(call, inputs, kind)
+            tape = self._looked_up(call, inputs, shapes)
             if tape is not None and self._known is not None:
-                self._known[call, kind] = tape
+                self._known[call, shapes] = tape
         return tape
 
-    def _looked_up(self, call: Call, inputs: Sequence[Tensor], kind: object) -> Tape | None:
+    def _looked_up(self, call: Call, inputs: Sequence[Tensor], shapes: object) -> Tape | None:
         """Return the tape that was recorded of such a step, if nothing was edited since; else a new one, or none."""
         update = call.update
         if update is not None and not update.suits(update.optimizer):
             return None
-        key = (call.gives, kind, surroundings())
+        key = (call.gives, shapes, surroundings())
         if call.gives != "loss" and any(x.requires_grad for x in inputs):
             raise InputError("a compiled ELBO gives gradients to parameters only, and an input requires one")
         for tape in reversed(self._tapes):
             if tape.suits(key, call, self.elbo):
                 return tape
-        with _as_if_nothing([*inputs, *(update.parameters if update is not None else [])], call.gives):
+        with as_if_nothing([*inputs, *(update.parameters if update is not None else [])], call.gives):
             fresh = self._tape(key, call, inputs)
         if fresh is not None:
             self.num_recordings += 1
@@ -287,37 +286,10 @@ class CompiledELBO(ELBO):
             raise InputError(_CHANGES_ITSELF)
         self._is_changing = is_changed  # once it may: a guide that makes itself at its first step
         owned = {id(tensor) for module in modules for tensor in module.parameters()}
-        return None if _unmakes_parameters(known, owned) or is_changed else (modules, taken[0].dtype)
+        return None if unmakes_parameters(known, owned) or is_changed else (modules, taken[0].dtype)
 
 
 def _refuse(tape: Tape, update: AdamUpdate, played: Played) -> NoReturn:
     update.go_on()
     tape.refuse(played.flags)
     update.refuse(played.loss, tape.trained, played.rest[1])
-
-
-def _refuse_handlers(gives: str) -> None:
-    """SVI traces parameters around a step; any other handler would change what is drawn or weighed."""
-    for handler in _PYRO_STACK:
-        if not (gives == "gradients" and isinstance(handler, TraceMessenger) and handler.param_only):
-            name = type(handler).__name__
-            raise InputError(f"a compiled ELBO runs under no Pyro handler, here {name}: wrap model and guide instead")
-
-
-def _unmakes_parameters(known: set[str], owned: set[int]) -> bool:
-    """Take from the store what pyro.param made, which is neither known nor a module's, and say if there was any."""
-    store = pyro.get_param_store()
-    made = [name for name, tensor in store._params.items() if name not in known and id(tensor) not in owned]
-    for name in made:
-        del store[name]
-    return bool(made)
-
-
-@contextlib.contextmanager
-def _as_if_nothing(inputs: Sequence[Tensor], gives: str) -> Iterator[None]:
-    """Leave the random state as it was, and Pyro's store too if nothing is trained: what is must be registered."""
-    devices = {x.device for x in inputs if x.device.type == "cuda"}
-    store = pyro.get_param_store()
-    scope = contextlib.nullcontext() if gives != "loss" else store.scope(store.get_state())
-    with torch.random.fork_rng(devices=list(devices)), poutine.block(), scope:
-        yield

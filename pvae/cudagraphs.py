@@ -27,23 +27,27 @@ class CudaGraph:
     """
 
     def __init__(self, function: Function, inputs: Sequence[Tensor]) -> None:
+        self._function = function  # what it holds, the graph reads where it lies
         self._inputs = [x.detach().clone() for x in inputs]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UPS):
-                function(*self._inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._outputs = list(function(*self._inputs))
+        self._device = self._inputs[0].device
+        with torch.cuda.device(self._device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UPS):
+                    function(*self._inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, stream=stream):
+                self._outputs = list(function(*self._inputs))
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """Return what the function gives for these inputs, in memory of its own."""
-        for mine, given in zip(self._inputs, inputs):
-            mine.copy_(given)
-        self._graph.replay()
-        return [output.clone() for output in self._outputs]
+        with torch.cuda.device(self._device):
+            for mine, given in zip(self._inputs, inputs):
+                mine.copy_(given)
+            self._graph.replay()
+            return [output.clone() for output in self._outputs]
 
 
 def in_tf32(function: Callable[..., Any]) -> Callable[..., Any]:

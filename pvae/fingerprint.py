@@ -96,7 +96,8 @@ def _values(container: Any) -> Any:
 
 def _facts(tensor: Tensor) -> tuple[object, ...]:
     hooks = tuple(tensor._backward_hooks or ())
-    return (tensor.dtype, tensor.device, tensor.shape, tensor.stride(), tensor.requires_grad, hooks)
+    place = tensor.data_ptr() if tensor.device.type == "cuda" else 0  # a CUDA graph reads and writes where it lay
+    return (tensor.dtype, tensor.device, tensor.shape, tensor.stride(), tensor.requires_grad, hooks, place)
 
 
 def _parts_of(value: Any) -> dict[Any, Any] | Sequence[Any] | None:

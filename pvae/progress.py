@@ -39,9 +39,10 @@ class Bar:
     ) -> None:
         self._bar.close()
 
-    def step(self, running_loss: float) -> None:
+    def step(self, running_loss: float | None) -> None:
         """Move by one step."""
-        self._bar.set_postfix_str(f"loss {running_loss:.2f}", refresh=False)
+        if running_loss is not None:
+            self._bar.set_postfix_str(f"loss {running_loss:.2f}", refresh=False)
         self._bar.update()
 
 

@@ -63,8 +63,7 @@ class Stepper:
         )
         self._svi = self._build_svi()
         self._device = images.device
-        # Whoever skips steps must know of each before the next.
-        self.look_every = _AHEAD if images.device.type == "cuda" and config.on_nan == "stop" else 1
+        self.look_every = _look_every(config, images.device)
         self.asked_to_stop: Callable[[], bool] = lambda: False
         self.is_stopping = False
         self._has_summed = False
@@ -72,14 +71,15 @@ class Stepper:
     def step(self, index: Tensor) -> list[float]:
         """Step on the training images of an index (B,).
 
-        On a GPU nobody waits for a step: several are taken ahead of one look at them all. A step that is refused keeps
-        those after it from being taken, so that all is as it was before it.
+        Of steps recorded whole, a GPU is given `look_every` before it is waited for, and all of these are looked at. A
+        step that is refused keeps those after it from being taken: parameters and the optimiser's state are as before.
 
         Returns:
             This process's parts in the losses of the steps that were looked at: on a CPU this one's.
 
         Raises:
-            NotFiniteError: a loss or a gradient is not finite; no parameter was stepped.
+            NotFiniteError: a loss or a gradient is not finite, of this step or of one before it that nobody had looked
+                at; no parameter was stepped by it, nor after it.
         """
         share = self.world.share(len(index))
         self._take(share)
@@ -206,10 +206,10 @@ class Stepper:
         functions, alone = (self.vae.model, self.vae.guide), self.world.size == 1
         names = dict(self.vae.named_parameters())
         optimizer = SingleOptimizer(self.optimizer, names, self.config.clip_norm, None if alone else self._sum)
-        is_whole = alone and not self.config.clip_norm
-        svi = SVI(*functions, optimizer, loss=self.elbo)
-        if is_whole and isinstance(self.elbo, CompiledELBO):
-            svi = CompiledSVI(*functions, optimizer, self.elbo, prepare=self._pixels_of)
+        if alone and not self.config.clip_norm and isinstance(self.elbo, CompiledELBO):
+            svi: SVI = CompiledSVI(*functions, optimizer, self.elbo, prepare=self._pixels_of)
+        else:
+            svi = SVI(*functions, optimizer, loss=self.elbo)
         svi.loss_and_grads = _checked_before_the_update(svi.loss_and_grads)
         return svi
 
@@ -228,6 +228,12 @@ def _checked_before_the_update(loss_and_grads: Callable[..., Tensor]) -> Callabl
         return loss
 
     return refusing
+
+
+def _look_every(config: Config, device: torch.device) -> int:
+    """Return how many steps may be taken ahead of a look: whoever skips some must know of each before the next."""
+    waits_anyway = device.type != "cuda" or config.compile == "inductor"
+    return 1 if waits_anyway or config.on_nan == "skip" else _AHEAD
 
 
 def _checked(loss: float) -> float:

@@ -6,7 +6,7 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor
 
-from pvae.adam import AdamUpdate, ElementwiseAdam
+from pvae.adam import AdamUpdate, ElementwiseAdam, OperatorAdam
 from pvae.compiled import Ahead, CompiledELBO
 from pvae.failures import NotFiniteError
 from pvae.optimizers import SingleOptimizer
@@ -45,7 +45,7 @@ class CompiledSVI(SVI):
         self.prepare = prepare
         self._ahead: list[Ahead] = []
         self._losses: list[float] = []  # of steps that looked themselves
-        self._update = _update_of(optim, loss)
+        self._update = _update_of(optim, loss.engine)
 
     def step(self, *inputs: Tensor) -> float:
         """Step the parameters by one batch, and return its loss.
@@ -68,18 +68,34 @@ class CompiledSVI(SVI):
             InputError: as `step`.
             RuntimeError: as `step`.
         """
-        if self._update is not None:
+        if not self._step_by_replay(*inputs):
+            self._look_back()
+            taken = inputs if self.prepare is None else (self.prepare(*inputs),)
+            self._losses.append(super().step(*taken))  # type: ignore[no-untyped-call]
+
+    def _step_by_replay(self, *inputs: Tensor) -> bool:
+        """Step by a recording; false if this step must be run."""
+        if self._update is None:
+            return False
+        if not self._update.is_recorded():
+            self._look_back()
+            self._update = ElementwiseAdam(self._update.optimizer, self._update.name_of)
+        try:
             ahead = self.elbo.loss_and_update(self.model, self.guide, self._update, *inputs, prepare=self.prepare)
-            if ahead is not None:
-                self._ahead.append(ahead)
-                return
+        except Exception:
+            self._look_back()  # what an earlier step has to say comes first
+            raise
+        if ahead is not None:
+            self._ahead.append(ahead)
+        return ahead is not None
+
+    def _look_back(self) -> None:
+        """Look at the steps before this one."""
         try:
             self._losses = self.look()
         except NotFiniteError as error:
             error.steps_since += 1  # this one
             raise
-        taken = inputs if self.prepare is None else (self.prepare(*inputs),)
-        self._losses.append(super().step(*taken))  # type: ignore[no-untyped-call]
 
     @property
     def num_ahead(self) -> int:
@@ -93,25 +109,32 @@ class CompiledSVI(SVI):
             InputError: pixels of one were outside the domain; it was not taken, nor was any after it.
             NotFiniteError: the loss or a gradient of one was not finite; likewise.
         """
-        taken = _numbers([one.is_taken for one in self._ahead])
-        losses = self._losses + _numbers([one.loss for one in self._ahead])
-        ahead, self._ahead, self._losses = self._ahead, [], []
-        if not all(taken):
-            place = taken.index(False)
-            try:
-                ahead[place].refuse()
-            except NotFiniteError as error:
-                error.steps_since = len(ahead) - 1 - place
-                raise
-        return losses
+        ahead, losses = self._ahead, self._losses
+        taken = _numbers([one.is_taken for one in ahead])
+        try:
+            if not all(taken):
+                _refuse(ahead[taken.index(False) :])
+            return losses + _numbers([one.loss for one in ahead])
+        finally:
+            self._ahead, self._losses = [], []
+
+
+def _refuse(ahead: list[Ahead]) -> None:
+    """Refuse the first of these steps; none of the others was taken."""
+    try:
+        ahead[0].refuse()
+    except NotFiniteError as error:
+        error.steps_since = len(ahead) - 1
+        raise
 
 
 def _numbers(tensors: list[Tensor]) -> list[float]:
-    """Return the numbers of some scalars, of which a GPU is waited for but once."""
+    """Return the numbers of some scalars, for all of which a GPU is waited for once."""
     return [one.item() for one in tensors] if len(tensors) < 2 else torch.stack(tensors).tolist()
 
 
-def _update_of(optim: SingleOptimizer, loss: CompiledELBO) -> AdamUpdate | None:
+def _update_of(optim: SingleOptimizer, engine: str) -> AdamUpdate | None:
     """Return what is recorded of the optimiser: none if it steps by itself."""
-    optimizer, kind = optim.optimizer, ElementwiseAdam if loss.engine == "inductor" else AdamUpdate
-    return kind(optimizer, optim.name_of) if kind.suits(optimizer) else None  # type: ignore[arg-type]
+    optimizer = optim.optimizer
+    kinds = [ElementwiseAdam] if engine == "inductor" else [OperatorAdam, ElementwiseAdam]
+    return next((kind(optimizer, optim.name_of) for kind in kinds if kind.suits(optimizer)), None)  # type: ignore[arg-type]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from pvae.building import build_vae, refuse_what_does_not_fit, start_like_burda
-from pvae.checkpoints import Checkpoint, Counts, Pass
+from pvae.checkpoints import Checkpoint, Counts
 from pvae.config import Config
 from pvae.data import Dataset, binarized, padded, to_pixels
 from pvae.errors import InputError, TrainingError, brief
@@ -25,6 +25,7 @@ from pvae.progress import Bar
 from pvae.rng import restore_rng_state, rng_state, seeded
 from pvae.schedules import learning_rate, rate_weight
 from pvae.stepping import Stepper
+from pvae.underway import UnderWay
 
 __all__ = ["Training"]
 
@@ -71,8 +72,7 @@ class Training:
         self.stepper = Stepper(config, self.vae, self.train_images, world)
         self.num_steps = math.ceil(len(self.train_images) / config.batch_size)
         self.epoch = self.step = self.skipped = 0
-        self._pass: Pass | None = None
-        self._ahead: list[int] = []  # how many images each step of the pass has that nobody has looked at
+        self._pass: UnderWay | None = None
         self._rng: dict[str, Tensor] | None = None  # the training's, while a test draws from another
 
     def dry_run(self) -> None:
@@ -120,19 +120,19 @@ class Training:
     def train_epoch(self, quiet: bool = True, between: Callable[[], None] = lambda: None) -> Metrics:
         """Do the training of `run_epoch`, or what is left of it; `end_epoch` ends it."""
         self.vae.train()
-        config, self._pass = self.config, self._pass or self._new_pass()
-        order, seen = self._pass.order, self._pass.seen
+        config, under_way = self.config, self._pass or self._new_pass()
+        self._pass, order, seen = under_way, under_way.order, under_way.seen
         bar = Bar(f"epoch {self.epoch + 1}/{config.epochs}", self.num_steps, quiet, seen // config.batch_size)
         with bar, one_voice(), self.stepper.unedited():
             for start in range(seen, len(order), config.batch_size):
                 started = time.perf_counter()
-                self._step(order[start : start + config.batch_size])
+                self._step(order[start : start + config.batch_size], under_way)
                 if start + config.batch_size >= len(order):
                     self._look()
-                self._pass = self._pass._replace(seconds=self._pass.seconds + time.perf_counter() - started)
-                bar.step(self._pass.total * self.world.size / max(1, self._pass.seen - sum(self._ahead)))
+                under_way.took(time.perf_counter() - started)
+                bar.step(under_way.running_loss(self.world))
                 between()
-        whole = self._whole(self._pass)
+        whole = under_way.whole(self.world)
         terms = Terms(whole.distortion, whole.rate)
         counted = int((~whole.distortion.isnan()).sum())
         if counted < 2:
@@ -153,7 +153,8 @@ class Training:
             This process's parts in the losses of the steps that were looked at: on a CPU this one's.
 
         Raises:
-            NotFiniteError: a loss or a gradient is not finite; no parameter was stepped.
+            NotFiniteError: a loss or a gradient is not finite, of this step or of one before it that nobody had looked
+                at; no parameter was stepped by it, nor after it.
         """
         return self.stepper.step(index)
 
@@ -211,7 +212,7 @@ class Training:
             vae=self.vae.state_dict(),
             moments=self.stepper.moments(),
             rng=self._rng or rng_state(self.device),
-            unfinished=None if self._pass is None else self._whole(self._pass),
+            unfinished=None if self._pass is None else self._pass.whole(self.world),
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -230,64 +231,31 @@ class Training:
         if under_way is not None and len(under_way.order) != len(self.train_images):
             raise InputError("its epoch is one over other images")
         self.epoch, self.step, self.skipped = counts.epoch, counts.step, counts.skipped
-        self._pass = under_way
-        if under_way is not None:
-            share = 1.0 if self.world.is_first else 0.0  # what was seen is the first process's part
-            order, distortion, rate = (tensor.to(self.device) for tensor in under_way[:3])
-            self._pass = under_way._replace(
-                order=order, distortion=distortion, rate=rate, total=share * under_way.total
-            )
-            if not self.world.is_first:
-                distortion.zero_(), rate.zero_()
+        self._pass = None if under_way is None else UnderWay.resumed(under_way, self.world, self.device)
 
-    def _new_pass(self) -> Pass:
-        """Return a pass in a new order; its terms lie in one piece: many small ones would leave holes in the memory."""
-        count = len(self.train_images)
-        order = torch.randperm(count).to(self.device)
-        distortion, rate = torch.zeros(2, count, device=self.device)
-        return Pass(order, distortion, rate, total=0.0, seen=0, seconds=0.0)
+    def _new_pass(self) -> UnderWay:
+        return UnderWay.new(len(self.train_images), self.device)
 
-    def _whole(self, part: Pass) -> Pass:
-        """Return what all processes together know of a pass."""
-        total = torch.tensor([part.total], dtype=torch.float64)
-        terms = [part.distortion, part.rate]
-        if self.world.size > 1:
-            terms = [tensor.clone() for tensor in terms]
-            self.world.sum_([total])
-            self.world.sum_(terms)
-        return part._replace(distortion=terms[0], rate=terms[1], total=total.item())
-
-    def _step(self, index: Tensor) -> None:
+    def _step(self, index: Tensor, under_way: UnderWay) -> None:
         """Step on the next batch of the pass, or skip it; note its terms."""
-        assert self._pass is not None, "no epoch is under way"
-        share, seen = self.world.share(len(index)), self._pass.seen
-        rows = slice(seen + share.start, seen + share.stop)
         self.stepper.elbo.beta = self.rate_weight()
         self.stepper.optimizer.param_groups[0]["lr"] = learning_rate(self.config, self.step, self.num_steps)
         self.step += 1
-        self._ahead.append(len(index))
+        under_way.begin(len(index))
         terms = None
-        with self._skipping(), no_memory_for(f"step {self.step}"):
-            self._count(self.take_step(index))
+        with self._skipping(under_way), no_memory_for(f"step {self.step}"):
+            under_way.count(self.take_step(index))
             terms = self.stepper.elbo.terms
-        if share.weight:
-            self._pass.distortion[rows] = terms.distortion if terms else math.nan
-            self._pass.rate[rows] = terms.rate if terms else math.nan
-        self._pass = self._pass._replace(seen=seen + len(index))
+        under_way.end(len(index), self.world.share(len(index)), terms)
 
     def _look(self) -> None:
         """Look at the steps that were taken ahead."""
-        with self._skipping():
-            self._count(self.stepper.look())
-
-    def _count(self, losses: Sequence[float]) -> None:
-        """Add to the pass the losses of the first of its steps that were not counted."""
-        for loss in losses:
-            assert self._pass is not None, "no epoch is under way"
-            self._pass = self._pass._replace(total=self._pass.total + loss * self._ahead.pop(0))
+        if self._pass is not None:
+            with self._skipping(self._pass):
+                self._pass.count(self.stepper.look())
 
     @contextlib.contextmanager
-    def _skipping(self) -> Iterator[None]:
+    def _skipping(self, under_way: UnderWay) -> Iterator[None]:
         """Count a step that was not taken.
 
         Raises:
@@ -296,21 +264,18 @@ class Training:
         try:
             yield
         except NotFiniteError as error:
-            self._ahead.clear()
+            under_way.forget()
             self.skipped += 1
-            why = f"{error}, {self._where(self.step - error.steps_since)}"
+            why, most = f"{error}, {self._where(self.step - error.steps_since, under_way)}", self.config.max_skipped
             if self.config.on_nan == "stop":
                 raise TrainingError(why) from error
-            if self.skipped > self.config.max_skipped:
-                raise TrainingError(
-                    f"{why}; {self.config.max_skipped} steps were skipped before: give --max-skipped"
-                ) from error
+            if self.skipped > most:
+                raise TrainingError(f"{why}; {most} steps were skipped before: give --max-skipped") from error
 
-    def _where(self, step: int) -> str:
+    def _where(self, step: int, under_way: UnderWay) -> str:
         """Name the batch of a step, by its images too."""
-        assert self._pass is not None, "no epoch is under way"
         batch = (step - 1) % self.num_steps
-        images = ", ".join(map(str, self._pass.order[batch * self.config.batch_size :][:3].tolist()))
+        images = ", ".join(map(str, under_way.order[batch * self.config.batch_size :][:3].tolist()))
         return f"at step {step} (batch {batch + 1} of epoch {self.epoch + 1}: training images {images}, ...)"
 
     @contextlib.contextmanager

@@ -17,14 +17,15 @@ PACKAGE = Path(pvae.__file__).parent
 # From the ground up; a module may import from floors below its own only.
 FLOORS = [
     {"bfloat16", "checks", "cudagraphs", "errors", "interruptions", "memory"},
-    {"checkpoints", "failures", "files", "fingerprint", "options", "processes", "products", "records"} | {"sites"},
+    {"checkpoints", "failures", "files", "fingerprint", "isolation", "options", "processes", "products", "records"}
+    | {"sites"},
     {"adam", "bernoulli", "config", "deadlines", "devices", "discretized", "folders", "latents", "networks"}
     | {"optimizers", "parallel", "plots", "provenance", "rng", "runfolders"},
     {"commands", "data", "imagefiles", "hierarchy", "likelihoods", "packages", "schedules", "systems"},
     {"inductor", "mnist", "probe", "trainparser", "vae"},
     {"recording"},
     {"bounds", "building", "evaluation", "handwritten", "latentspace", "oracle", "sources"},
-    {"anatomy", "metrics", "perdatum"},
+    {"anatomy", "metrics", "perdatum", "underway"},
     {"importance", "sharedelbo", "steps"},
     {"tapes"},
     {"compiled"},

@@ -14,7 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pvae.errors import InterruptedTrainingError, TrainingError
 from pvae.failures import NotFiniteError
 from pvae.fitting import fit, resume
+from pvae.parallel import ALONE
 from pvae.runs import Run
+from pvae.stepping import _look_every
 from pvae.training import Training
 
 ENGINES = ["none", "graph"]
@@ -96,7 +98,8 @@ def spoil_gradient(training, monkeypatch):
 
 def calmly(training, monkeypatch):
     """Return a number that makes the gradient of a bias infinite where it is 0: no edit, which a loop looks for."""
-    calm, layer = torch.ones(()), training.vae.p_x.decoder[0]
+    layer = training.vae.p_x.decoder[0]
+    calm = torch.ones((), device=layer.bias.device)
     forward = layer.forward
     monkeypatch.setattr(
         layer, "forward", lambda z: forward(z) + (layer.bias - layer.bias.detach() + calm).sqrt() - calm
@@ -128,11 +131,27 @@ def test_skipped_steps_are_counted_and_the_others_go_on(few_digits, small_config
     assert all(p.isfinite().all() for p in training.vae.parameters())
 
 
-def ahead(config, data, look_every, monkeypatch, ill=None, between=lambda training: None):
+def test_only_a_gpu_is_given_steps_ahead(small_config):
+    gpu = torch.device("cuda")
+    assert _look_every(small_config.replace(compile="graph"), gpu) == 64
+    assert _look_every(small_config.replace(compile="graph", on_nan="skip"), gpu) == 1
+    assert _look_every(small_config.replace(compile="inductor"), gpu) == 1
+    assert _look_every(small_config.replace(compile="graph"), torch.device("cpu")) == 1
+
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+WAYS = [
+    ("graph", "cpu"),
+    ("inductor", "cpu"),
+    *(pytest.param(how, "cuda", marks=GPU) for how in ("graph", "cuda-graph")),
+]
+
+
+def ahead(config, data, device, look_every, monkeypatch, ill=None, between=lambda training: None):
     """Train two epochs of 7 steps, of which that many are taken ahead, one of them ill; return the training."""
     with torch.random.fork_rng(), pyro.get_param_store().scope():
         torch.manual_seed(0)
-        training = Training(config.replace(epochs=2, batch_size=20), data, torch.device("cpu"))
+        training = Training(config.replace(epochs=2, batch_size=20), data, torch.device(device))
         training.stepper.look_every = look_every
         calm, original = calmly(training, monkeypatch), training.take_step
 
@@ -148,13 +167,12 @@ def ahead(config, data, look_every, monkeypatch, ill=None, between=lambda traini
     return training
 
 
-@pytest.mark.parametrize("engine", ["graph", WHOLE])
-def test_steps_taken_ahead_train_the_same(few_digits, small_config, engine, monkeypatch):
-    config = small_config.replace(compile=engine)
-    one = ahead(config, few_digits, 1, monkeypatch)
-    checkpoints = []
-    some = ahead(config, few_digits, 3, monkeypatch, between=lambda training: checkpoints.append(training.checkpoint()))
-    many = ahead(config, few_digits, 100, monkeypatch)
+@pytest.mark.parametrize(("engine", "device"), WAYS)
+def test_steps_taken_ahead_train_the_same(few_digits, small_config, engine, device, monkeypatch):
+    given, checkpoints = (small_config.replace(compile=engine), few_digits, device), []
+    one = ahead(*given, 1, monkeypatch)
+    some = ahead(*given, 3, monkeypatch, between=lambda training: checkpoints.append(training.checkpoint()))
+    many = ahead(*given, 100, monkeypatch)
     for other in (some, many):
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(state_of(one), state_of(other)))
         for ours, theirs in zip(sum(one.rows, ()), sum(other.rows, ())):
@@ -164,11 +182,13 @@ def test_steps_taken_ahead_train_the_same(few_digits, small_config, engine, monk
     assert totals[0] > 0, "a checkpoint knows of each step before it"
 
 
-@pytest.mark.parametrize("engine", ["graph", WHOLE])
+@pytest.mark.parametrize(("engine", "device"), WAYS)
 @pytest.mark.parametrize("ill", [1, 5, 7, 9])
-def test_a_step_taken_ahead_that_is_refused_stops_all_after_it(few_digits, small_config, engine, ill, monkeypatch):
+def test_a_step_taken_ahead_that_is_refused_stops_all_after_it(
+    few_digits, small_config, engine, device, ill, monkeypatch
+):
     config = small_config.replace(compile=engine)
-    one, many = (ahead(config, few_digits, count, monkeypatch, ill) for count in (1, 4))
+    one, many = (ahead(config, few_digits, device, count, monkeypatch, ill) for count in (1, 4))
     assert one.error == many.error
     assert f"the gradient of p_x.decoder.0.bias is NaN or infinite, at step {ill} (batch " in one.error
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(state_of(one), state_of(many)))
@@ -176,10 +196,11 @@ def test_a_step_taken_ahead_that_is_refused_stops_all_after_it(few_digits, small
 
 
 class NobodyWaits(TorchDispatchMode):
-    """Refuse what would wait for a GPU: a number that leaves it."""
+    """Refuse what would wait for a GPU: numbers that leave it, and shapes that hang on numbers."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         assert function is not torch.ops.aten._local_scalar_dense.default
+        assert torch.Tag.dynamic_output_shape not in function.tags or function is torch.ops.aten.index.Tensor
         return function(*args, **(kwargs or {}))
 
 
@@ -188,19 +209,21 @@ def stepped_ahead(config, data, device):
     training = Training(config.replace(schedule="cosine", warm_up=2, binarize="dynamic"), data, torch.device(device))
     training.stepper.look_every = 100
     training._pass = training._new_pass()
-    training._step(training._pass.order[:50])
+    training._step(training._pass.order[:50], training._pass)
     return training
 
 
-def test_nobody_waits_for_a_step(few_digits, small_config):
+def test_nobody_waits_for_a_step(few_digits, small_config, monkeypatch):
     with torch.random.fork_rng(), pyro.get_param_store().scope():
         training = stepped_ahead(small_config.replace(compile="graph"), few_digits, "cpu")
-        with NobodyWaits(), training.stepper.unedited():
-            training._step(training._pass.order[50:100])
+        with NobodyWaits(), training.stepper.unedited(), monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "tolist", None)  # these read a CPU's memory past all operators
+            patch.setattr(torch.Tensor, "numpy", None)
+            training._step(training._pass.order[50:100], training._pass)
         training._look()
         training.stepper.look_every, training._pass = 1, training._new_pass()
         with NobodyWaits(), pytest.raises(AssertionError):
-            training._step(training._pass.order[:50])
+            training._step(training._pass.order[:50], training._pass)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -210,11 +233,11 @@ def test_nobody_waits_for_a_step_on_a_gpu(few_digits, small_config, engine):
         training = stepped_ahead(small_config.replace(compile=engine), few_digits, "cuda")
         torch.cuda.set_sync_debug_mode("error")
         try:
-            training._step(training._pass.order[50:100])
+            training._step(training._pass.order[50:100], training._pass)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         training._look()
-        assert math.isfinite(training._pass.total)
+        assert math.isfinite(training._pass.running_loss(ALONE))
 
 
 def test_after_so_many_skipped_steps_it_ends(few_digits, small_config, monkeypatch):

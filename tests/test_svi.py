@@ -12,12 +12,13 @@ from pyro.infer import SVI
 from torch.optim import SGD, Adam, AdamW
 
 from pvae import adam as adam_module
-from pvae.adam import AdamUpdate, ElementwiseAdam
+from pvae.adam import AdamUpdate, ElementwiseAdam, OperatorAdam
 from pvae.building import build_vae
 from pvae.compiled import CompiledELBO
 from pvae.config import Config
 from pvae.elbos import build_elbo
 from pvae.errors import InputError
+from pvae.failures import NotFiniteError
 from pvae.fitting import fit, resume
 from pvae.optimizers import SingleOptimizer
 from pvae.options import ELBOS
@@ -192,7 +193,7 @@ def test_a_frozen_parameter_is_refused_as_by_svi(small_vae, small_images):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", [AdamUpdate, ElementwiseAdam])
+@pytest.mark.parametrize("kind", [OperatorAdam, ElementwiseAdam])
 def test_the_update_is_adams_own_step(kind, dtype):
     """By torch's operator bit for bit; a step that is refused, the third, leaves all as it was."""
     generator = torch.Generator().manual_seed(0)
@@ -212,18 +213,73 @@ def test_the_update_is_adams_own_step(kind, dtype):
                 parameter.grad = torch.empty_like(parameter).copy_(gradient)
             theirs.step()
         for mine, other in zip(ours.held(), kind(theirs).held(), strict=True):
-            if kind is AdamUpdate:
+            if kind is OperatorAdam:
                 assert torch.equal(mine, other)
             else:
                 assert torch.allclose(mine, other, rtol=1e-6 if dtype == torch.float32 else 1e-14, atol=0)
 
 
-def test_without_the_operator_the_optimiser_steps_by_itself(small_vae, small_images, monkeypatch):
+def test_without_the_operator_the_update_is_elementwise(small_vae, small_images, monkeypatch):
     monkeypatch.setattr(adam_module, "_HAS_OPERATOR", False)
+    monkeypatch.setattr(OperatorAdam, "apply", None)
     batches = [small_images(8, seed=step) for step in range(4)]
-    elbo = CompiledELBO(built("trace"))
-    monkeypatch.setattr(elbo, "loss_and_update", None)  # not to be called
-    assert_alike(trained(small_vae(), elbo, batches), trained(small_vae(), built("trace"), batches))
+    ours = trained(small_vae(), CompiledELBO(built("trace")), batches)
+    assert_alike(ours, trained(small_vae(), built("trace"), batches))
+
+
+def ahead(small_vae, small_images):
+    """Return an SVI that has recorded its step, and a batch."""
+    vae, x = small_vae(), small_images(8)
+    svi = CompiledSVI(vae.model, vae.guide, SingleOptimizer(adam(vae.parameters())), CompiledELBO(built("trace")))
+    svi.step(x)
+    return svi, x
+
+
+def test_a_look_tells_of_all_steps_since_the_last(small_vae, small_images):
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        torch.manual_seed(0)
+        svi, x = ahead(small_vae, small_images)
+        losses = [svi.step(x) for _ in range(3)]
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        svi, x = ahead(small_vae, small_images)
+        for count in range(3):
+            assert svi.num_ahead == count
+            svi.step_ahead(x)
+        assert svi.look() == losses
+        assert svi.look() == []
+
+
+@pytest.mark.parametrize("how", ["the recording fails", "it is run", "other betas"])
+def test_what_an_earlier_step_has_to_say_comes_first(small_vae, small_images, how, monkeypatch):
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        svi, x = ahead(small_vae, small_images)
+        weight = next(iter(svi._update.parameters))
+        weight.data[0] = torch.nan
+        for _ in range(3):
+            svi.step_ahead(x)
+        before = [one.clone() for one in svi._update.held()]
+        if how == "the recording fails":
+            monkeypatch.setattr(svi.elbo, "loss_and_update", lambda *_, **__: 1 / 0)
+        elif how == "it is run":
+            weight.grad = torch.zeros_like(weight)
+        else:
+            svi._update.optimizer.param_groups[0]["betas"] = (0.5, 0.5)
+        with pytest.raises(NotFiniteError, match="the loss is nan") as caught:
+            svi.step_ahead(x)
+        assert caught.value.steps_since == 3
+        after = svi._update.held()
+        assert all(torch.equal(one, other) for one, other in zip(before[1:], after[1:]) if one.isfinite().all())
+
+
+def test_a_refusal_that_nobody_saw_is_told_as_one(small_vae, small_images):
+    """An interruption between a step and the note of it."""
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        svi, x = ahead(small_vae, small_images)
+        svi._update.is_going.fill_(False)
+        with pytest.raises(NotFiniteError, match="an earlier step, which was interrupted"):
+            svi.step(x)
+        assert svi.step(x) > 0
 
 
 OTHERS = {
