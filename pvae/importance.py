@@ -12,9 +12,7 @@ from typing import Any
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
 
-from pvae.errors import InputError
 from pvae.perdatum import PerDatumELBO, PyroFunction
 from pvae.sites import Draws
 
@@ -119,15 +117,32 @@ class MIWAE(ImportanceELBO):
         return _log_mean_exp(draws.log_w.unflatten(0, (self.num_groups, -1)).transpose(0, 1)).mean(0)
 
 
-class StickingTheLanding(ImportanceELBO):
+class PathDerivativeELBO(ImportanceELBO):
+    """A bound whose encoder's gradient follows the path through z alone: log q(z | x) is taken at fixed parameters.
+
+    It takes any reparameterised q(z | x), and any order of several latent sites, each of which may depend on those
+    before it: z is then all of them together, and q(z | x) their joint density.
+    """
+
+    def differentiable_loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Tensor:
+        """Return the loss of a batch x (B, C, H, W): a scalar in nats per datum, to be made small."""
+        with _SeparateModelDraws():
+            return super().differentiable_loss(model, guide, x)
+
+    def _draws(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Draws:
+        draws = super()._draws(model, guide, x)
+        for name, site in draws.priors.items():
+            if site["value"] is draws.posteriors[name]["value"]:
+                raise ValueError(f"guide and model share the draw of {name!r}: give a guide that is its own function")
+        return draws
+
+
+class StickingTheLanding(PathDerivativeELBO):
     """The ELBO, whose gradient leaves out the score: log q(z | x) at parameters through which none flows.
 
     Args:
         num_particles: K.
         beta: weight of the rate in the loss.
-
-    Raises:
-        InputError: q(z | x) is no Normal.
 
     Reference:
         Roeder, Wu and Duvenaud, arXiv:1703.09194.
@@ -135,34 +150,34 @@ class StickingTheLanding(ImportanceELBO):
 
     def bound(self, draws: Draws) -> Tensor:
         """Return distortion + beta rate of each datum, negated: (B,)."""
-        log_q_z = _log_q_z_at_fixed_parameters(draws)
+        log_q_z = draws.log_q_z.detach() + _log_q_z_path(draws)
         return (draws.log_p_x + self.beta * (draws.log_p_z - log_q_z)).mean(0)
 
 
-class DReG(ImportanceELBO):
+class DReG(PathDerivativeELBO):
     """The importance-weighted bound, whose encoder's gradient is doubly reparameterised.
 
         d/d phi L_K  =  E [ sum_k (w_k / sum_j w_j)^2  d log w_k / dz_k  dz_k / d phi ]
 
+    Here z_k is the joint draw of all latent sites: d log w_k / dz_k holds phi fixed, also where log q of one site
+    depends on the draw of another, and dz_k / d phi includes the way through the sites drawn before.
+
     Args:
         num_particles: K.
 
-    Raises:
-        InputError: q(z | x) is no Normal.
-
     Reference:
-        Tucker, Lawson, Gu and Maddison, arXiv:1810.04152.
+        Tucker, Lawson, Gu and Maddison, arXiv:1810.04152; Bauer and Mnih, arXiv:2101.11046, on several layers.
     """
 
     def bound(self, draws: Draws) -> Tensor:
         """Return L_K of each datum, (B,)."""
-        log_w = draws.log_p_x + draws.log_p_z - _log_q_z_at_fixed_parameters(draws)
+        log_w = draws.log_p_x + draws.log_p_z - draws.log_q_z.detach()
         weight = log_w.detach().softmax(0)
         for latent in draws.latents:
             if latent.z.requires_grad:
-                # The bound gives each path through z its weight once, and the gradient wants it twice.
+                # The bound weighs the gradient of log p(x, z) by z once, and the estimator weighs it twice.
                 latent.z.register_hook(lambda gradient: gradient * weight.reshape(*gradient.shape[:-1], 1))
-        return _log_mean_exp(log_w)
+        return _log_mean_exp(log_w) - (weight.square() * _log_q_z_path(draws)).sum(0)
 
 
 class ScoreELBO(ImportanceELBO):
@@ -207,21 +222,61 @@ class _NoPathThroughDraws(Messenger):
             msg["value"] = msg["value"].detach()
 
 
+class _SeparateModelDraws(Messenger):
+    """Give the model an alias of each draw of the guide, so that the two can have gradients of their own.
+
+    The gradient by the alias is that of log p(x, z); the gradient by the draw itself also has what comes back through
+    the sites of the guide that depend on it.
+    """
+
+    def __enter__(self) -> Any:
+        self._drawn: set[str] = set()
+        return super().__enter__()
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or not isinstance(msg["value"], Tensor):
+            return
+        if msg["name"] in self._drawn:
+            msg["value"] = msg["value"].view_as(msg["value"])
+        self._drawn.add(msg["name"])
+
+
 def _log_mean_exp(values: Tensor) -> Tensor:
     return torch.logsumexp(values, 0) - math.log(len(values))
 
 
-def _log_q_z_at_fixed_parameters(draws: Draws) -> Tensor:
-    """Return log q(z | x), (K, B), through whose z alone a gradient flows."""
-    values = [_at_fixed_parameters(latent.posterior).log_prob(latent.z) for latent in draws.latents]
-    return torch.stack([value if value.dim() == 2 else value[None] for value in values]).sum(0)
+def _log_q_z_path(draws: Draws) -> Tensor:
+    """Return zeros (K, B) with the gradient of log q(z | x) by the path through z, at fixed parameters."""
+    paths = [(z * by_z).sum(-1) for z, by_z in zip(*_log_q_z_by_z(draws))] if torch.is_grad_enabled() else []
+    path = sum(paths, torch.zeros_like(draws.log_q_z))
+    return path - path.detach()
 
 
-def _at_fixed_parameters(distribution: Distribution) -> Distribution:
-    """Return the same distribution, through whose parameters no gradient flows."""
-    if isinstance(distribution, Independent):
-        return Independent(_at_fixed_parameters(distribution.base_dist), distribution.reinterpreted_batch_ndims)
-    if isinstance(distribution, Normal):
-        return Normal(distribution.loc.detach(), distribution.scale.detach())
-    family = type(distribution).__name__
-    raise InputError(f"--elbo stl and dreg take a Normal q(z | x), not a {family}: use --elbo trace or iwae")
+def _log_q_z_by_z(draws: Draws) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the draws of the guide, each (K, B, L), and the derivatives of the joint log q(z | x) by each of them.
+
+    A derivative by one draw holds the others and the parameters of the guide fixed. It has two parts: of the
+    site's own density, and of the densities of later sites, whose parameters depend on the draw.
+    """
+    drawn = [site["value"] for site in draws.posteriors.values()]  # in the guide's order
+    at = [z.detach().requires_grad_() for z in drawn]
+    densities = [site["fn"].log_prob(z).sum() for site, z in zip(draws.posteriors.values(), at)]
+    by_z = list(torch.autograd.grad(densities, at, retain_graph=True))
+    if len(drawn) == 1:
+        return drawn, by_z
+    # Of a draw that has no gradient, nothing depends on the parameters of the guide.
+    places = [place for place, z in enumerate(drawn) if z.requires_grad]
+    through = {place: _derivative(sum(densities), drawn[place]) for place in places}
+    for later in reversed(places):
+        if through[later] is None:
+            continue
+        by_z[later] = by_z[later] + through[later]
+        # Autograd's derivative by an earlier draw includes the way through this one, which is to be held fixed.
+        for earlier in places[: places.index(later)]:
+            way = _derivative(drawn[later], drawn[earlier], through[later])
+            through[earlier] = through[earlier] if way is None else through[earlier] - way
+    return drawn, by_z
+
+
+def _derivative(of: Any, by: Tensor, weights: Tensor | None = None) -> Any:
+    return torch.autograd.grad(of, by, weights, retain_graph=True, allow_unused=True)[0]

@@ -50,8 +50,7 @@ ELBOS = (
     "ciwae",
     "miwae",
 )
-# Those that need a closed-form KL of q(z | x), or its parameters.
-WITHOUT_CHAINS = ("analytic", "stl", "dreg")
+WITHOUT_CHAINS = ("analytic",)  # needs a closed-form KL of q(z | x) from p(z)
 WITH_FREE_BITS = ("trace", "analytic", "handwritten")
 IMPORTANCE_WEIGHTED = ("iwae", "dreg", "renyi", "ciwae", "miwae")  # the ELBO, where there is one particle
 WITH_BETA = (*WITH_FREE_BITS, "stl", "score", "score-loo")

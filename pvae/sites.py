@@ -18,7 +18,7 @@ _Sites = Mapping[str, Any]
 
 
 class Latent(NamedTuple):
-    """A latent site: z (K, B, L) or, with one particle, (B, L), and the two distributions that it has."""
+    """A latent site: z (K, B, L) or, with one particle, (B, L), as the model has it, and its two distributions."""
 
     z: Tensor
     prior: Distribution
@@ -65,8 +65,7 @@ class Draws:
     def latents(self) -> Iterable[Latent]:
         """The latent sites, in the model's order."""
         for name, prior in self.priors.items():
-            posterior = self.posteriors[name]
-            yield Latent(posterior["value"], prior["fn"], posterior["fn"])
+            yield Latent(prior["value"], prior["fn"], self.posteriors[name]["fn"])
 
     @classmethod
     def of(cls, model_trace: Any, guide_trace: Any, batch_shape: tuple[int, ...]) -> Draws:
@@ -92,7 +91,7 @@ class Draws:
                 raise ValueError(f"site {name!r} is drawn in the model and not in the guide")
         if not priors or not observed:
             raise ValueError("there must be a site that is drawn and one that is observed")
-        posteriors = {name: guide[name] for name in priors}
+        posteriors = {name: site for name, site in guide.items() if name in priors}
         for sites in (observed, priors, posteriors):
             for name, site in sites.items():
                 _refuse_what_is_not_of_each_datum(name, site, batch_shape)

@@ -54,8 +54,8 @@ def test_only_what_differs_is_compared(linear):
 def test_two_stochastic_layers_have_no_closed_forms():
     vae = build_vae(Config(hidden=(8,), latent_dim=3, second_latent_dim=2, second_hidden=(5,)), (1, 5, 4))
     pairs, reasons = compared(vae, ELBOS, [5], 5)
-    assert not {"analytic", "stl", "dreg"} & {name for name, _ in pairs}
-    assert sum("one stochastic layer" in reason for reason in reasons) == 3
+    assert "analytic" not in {name for name, _ in pairs}
+    assert sum("one stochastic layer" in reason for reason in reasons) == 1
 
 
 def test_the_oracle_is_the_reference(linear, x):

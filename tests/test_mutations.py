@@ -113,7 +113,25 @@ LATER_MUTATIONS = {
         ("gradient + 0 * weight.reshape", "(weight * log_w)"),
         "test_oracle.py::test_dreg_is_the_gradient_of_iwae",
     ),
-    "STL without its detach": ("importance.py", "distribution.loc.detach()", "distribution.loc", "test_bounds.py"),
+    "STL without its detach": ("importance.py", "draws.log_q_z.detach() +", "draws.log_q_z +", "test_bounds.py"),
+    "draws of one site that depend on another left out": (
+        "importance.py",
+        "if len(drawn) == 1:",
+        "if True:",
+        "test_dependent_sites.py::test_several_sites_equal_the_definition",
+    ),
+    "the way through later draws counted twice": (
+        "importance.py",
+        "else through[earlier] - way",
+        "else through[earlier]",
+        "test_dependent_sites.py::test_several_sites_equal_the_definition",
+    ),
+    "one tensor for the draws of guide and model": (
+        "importance.py",
+        '.view_as(msg["value"])',
+        "",
+        "test_dependent_sites.py::test_several_sites_equal_the_definition",
+    ),
     "score function without the log q term": (
         "importance.py",
         "surrogate = log_p + signal * draws.log_q_z",
