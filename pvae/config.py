@@ -188,6 +188,11 @@ class Config:
             raise InputError(f"--posterior delta has no density: train it by --elbo trace, not {self.elbo}")
         if self.likelihood == "normal-linear" and (self.network != "linear" or self.second_latent_dim):
             raise InputError("--likelihood normal-linear goes with --network linear and one stochastic layer only")
+        if self.likelihood == "normal-optimal" and self.elbo in ("dreg", "score", "score-loo"):
+            raise InputError(
+                f"--elbo {self.elbo} needs weights that each depend on their own draw only, and --likelihood "
+                "normal-optimal fits one scale to all of them: take --elbo trace, analytic, stl or iwae"
+            )
         self._check_second_layer()
         self._check_what_is_read()
         if self.pixels == "symmetric" and (self.binarize != "none" or not self.likelihood.startswith("normal")):

@@ -220,9 +220,8 @@ class _ProfileNormal(dist.Normal):
         return _ProfileNormal(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.seen)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        # At the optimum the derivative by the scale is zero: no gradient needs to go through it.
-        scale = (value - self.loc).detach().square().mean().sqrt()
-        self.seen(scale)
+        scale = (value - self.loc).square().mean().sqrt()
+        self.seen(scale.detach())
         return dist.Normal(self.loc, scale).log_prob(value)
 
 
@@ -233,7 +232,9 @@ class OptimalNormalLikelihood(NormalLikelihood):
 
     In training each batch is scored at its own optimal scale (a profile likelihood, no bound); a running average
     of it, kept like BatchNorm's, is the scale in eval mode, where the likelihood is an ordinary Normal and the
-    ELBO a bound. The average is stored with the weights.
+    ELBO a bound. The average is stored with the weights. The gradient passes through the scale: it is zero there
+    for a mean of log-probabilities, and not for an importance-weighted bound. Because the scale makes the weight of
+    one draw depend on all others, the estimators "dreg" and "score" are biased in training.
 
     Reference:
         Rybkin, Daniilidis and Levine, arXiv:2006.13202, equation 5 (as submitted; there it should read sigma^2).

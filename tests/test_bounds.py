@@ -244,6 +244,7 @@ def test_every_elbo_trains_in_svi(small_vae, small_images, name):
         ({"second_latent_dim": 2, "network": "conv"}, "--network mlp"),
         ({"second_latent_dim": 2, "rate_reduction": "mean"}, "--rate-reduction"),
         ({"likelihood": "normal-linear"}, "--network linear"),
+        ({"likelihood": "normal-optimal", "elbo": "dreg"}, "--likelihood normal-optimal"),
         ({"elbo": "renyi", "alpha": math.nan}, "--alpha"),
     ],
 )

@@ -68,6 +68,8 @@ def configs(draw):
         given["network"] = "linear"
     if "bernoulli" in given["likelihood"] or given["likelihood"] == "normal-optimal":
         given.pop("scale")
+    if given["likelihood"] == "normal-optimal" and given["elbo"] in ("dreg", "score", "score-loo"):
+        given["elbo"] = "iwae"
     if given["posterior"] == "delta":
         given["elbo"] = draw(st.sampled_from(options.WITH_FREE_BITS))
     elif given["elbo"] in options.WITH_BETA:
