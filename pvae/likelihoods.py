@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pvae.bernoulli import LogitBernoulli, PseudoBernoulli
 from pvae.checks import require
+from pvae.continuous_bernoulli import ContinuousBernoulli
 from pvae.discretized import DiscretizedLogistic, eight_bit_level
 from pvae.errors import InputError
 
@@ -127,6 +128,8 @@ class ContinuousBernoulliLikelihood(Likelihood):
 
         p(x) = C(p) p^x (1 - p)^(1 - x),   C(p) = 2 artanh(1 - 2 p) / (1 - 2 p), and 2 at p = 1/2
 
+    `ContinuousBernoulli` computes it from the logit of p, where torch's own class is not exact.
+
     Its log-density may be positive, so that an ELBO of it may be too.
 
     Reference:
@@ -135,7 +138,7 @@ class ContinuousBernoulliLikelihood(Likelihood):
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return ContinuousBernoulli(logits=output)."""
-        return dist.ContinuousBernoulli(logits=output)
+        return ContinuousBernoulli(logits=output)
 
     @property
     def levels_per_unit(self) -> float:

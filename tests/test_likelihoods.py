@@ -44,7 +44,7 @@ def one_pixel(name, **options):
     return likelihood
 
 
-@pytest.mark.parametrize("logit", [-6.0, -1.0, 0.0, 0.01, 3.0])
+@pytest.mark.parametrize("logit", [-150.0, -6.0, -1.0, 0.0, 0.01, 3.0, 50.0])
 def test_continuous_bernoulli_integrates_to_one(logit):
     grid = torch.linspace(0, 1, 200_001, dtype=torch.float64)
     density = one_pixel("continuous-bernoulli")(torch.tensor([logit], dtype=torch.float64))
