@@ -11,7 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pvae.latents import NormalPosterior
+from pvae.latents import NormalPosterior, bounded_normal
 
 __all__ = ["Chain", "ChainPosterior", "ChainPrior", "FirstLayerDecoder"]
 
@@ -104,7 +104,7 @@ class ChainPrior(nn.Module):
         return Chain(second_layer, self._given_second, self.first_dim, swapped=True)
 
     def _given_second(self, z2: Tensor) -> dist.Independent:
-        return _normal(self.network(z2))
+        return bounded_normal(self.network(z2))
 
 
 class ChainPosterior(nn.Module):
@@ -126,7 +126,7 @@ class ChainPosterior(nn.Module):
 
     def forward(self, x: Tensor) -> Chain:
         """Return q(z1, z2 | x): batch shape (B,), event shape (L1 + L2,)."""
-        return Chain(self.first(x), lambda z1: _normal(self.network(z1)), self.latent_dim)
+        return Chain(self.first(x), lambda z1: bounded_normal(self.network(z1)), self.latent_dim)
 
 
 class FirstLayerDecoder(nn.Module):
@@ -146,8 +146,3 @@ class FirstLayerDecoder(nn.Module):
         """Return what the decoder makes of z1 in z = (z1, z2)."""
         pixels: Tensor = self.decoder(z[..., : self.latent_dim])
         return pixels
-
-
-def _normal(parameters: Tensor) -> dist.Independent:
-    loc, log_scale = parameters.chunk(2, dim=-1)
-    return dist.Normal(loc, log_scale.exp()).to_event(1)

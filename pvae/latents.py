@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-__all__ = ["DeltaPosterior", "FlatPrior", "NormalPosterior", "StandardNormalPrior"]
+__all__ = ["DeltaPosterior", "FlatPrior", "NormalPosterior", "StandardNormalPrior", "bounded_normal"]
 
 
 class StandardNormalPrior(nn.Module):
@@ -82,10 +82,29 @@ class NormalPosterior(nn.Module):
 
     def forward(self, x: Tensor) -> dist.Independent:
         """Return q(z | x): batch shape (B,), event shape (L,)."""
-        loc, log_scale = self.encoder(x).chunk(2, dim=-1)
-        if self.log_variance:
-            log_scale = 0.5 * log_scale
-        return dist.Normal(loc, log_scale.exp()).to_event(1)
+        return bounded_normal(self.encoder(x), self.log_variance)
+
+
+def bounded_normal(parameters: Tensor, log_variance: bool = False) -> dist.Independent:
+    """Return Normal(loc, scale) over L dimensions, with the scale between exp(-7) and exp(7), 0.0009 and 1097.
+
+    Without bounds the scale of a layer whose prior is learned too can underflow to 0, where log q(z | x) is infinite.
+
+    Args:
+        parameters: what a network gives, (..., 2 L): loc and log scale.
+        log_variance: read the second half as log variance.
+
+    Returns:
+        Batch shape (...), event shape (L,).
+
+    Reference:
+        Tomczak and Welling, arXiv:1705.07120, bound the log variance in their released code, to [-6, 2].
+    """
+    loc, log_scale = parameters.chunk(2, dim=-1)
+    if log_variance:
+        log_scale = 0.5 * log_scale
+    log_scale = log_scale.clamp(-7, 7)
+    return dist.Normal(loc, log_scale.exp()).to_event(1)
 
 
 class DeltaPosterior(nn.Module):

@@ -17,6 +17,7 @@ from pvae.config import Config
 from pvae.elbos import build_elbo
 from pvae.errors import InputError
 from pvae.importance import RenyiELBO as RenyiBound
+from pvae.latents import bounded_normal
 from pvae.options import ELBOS
 
 
@@ -268,3 +269,27 @@ def test_a_posterior_of_another_family_is_taken(small_vae, small_images, monkeyp
     with torch.random.fork_rng():
         torch.manual_seed(3)
         assert_same(ours, (None, WITNESSES[name](vae, x, 4)))
+
+
+@pytest.mark.parametrize("log_variance", [False, True])
+@pytest.mark.parametrize("size", [200.0, 1e30])
+def test_a_scale_neither_vanishes_nor_overflows(size, log_variance):
+    """In float32 exp(-104) is 0 and exp(89) infinite: a network trained together with its prior gives such outputs."""
+    parameters = torch.tensor([[0.5, -0.5, -size, size]], requires_grad=True)
+    q = bounded_normal(parameters, log_variance)
+    log_prob = q.log_prob(q.rsample((5,)))
+    assert torch.isfinite(log_prob).all()
+    log_prob.sum().backward()
+    assert torch.isfinite(parameters.grad).all()
+    ordinary = torch.tensor([[0.5, -0.5, -3.0, 2.0]])
+    scale = (0.5 * ordinary if log_variance else ordinary)[:, 2:].exp()
+    assert torch.equal(bounded_normal(ordinary, log_variance).base_dist.scale, scale)
+
+
+def test_two_layers_at_their_worst_have_a_finite_bound(two_layers, small_images):
+    for network in (two_layers.q_z.first.encoder, two_layers.q_z.network, two_layers.p_z.network):
+        with torch.no_grad():
+            network[-1].bias[len(network[-1].bias) // 2 :] -= 1000
+    value, gradients = seeded_loss(two_layers, small_images(7), build_elbo("iwae", 2))
+    assert math.isfinite(value)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
