@@ -130,7 +130,9 @@ class ContinuousBernoulliLikelihood(Likelihood):
 
     `ContinuousBernoulli` computes it from the logit of p, where torch's own class is not exact.
 
-    Its log-density may be positive, so that an ELBO of it may be too.
+    Its log-density may be positive, so that an ELBO of it may be too. At a pixel that is exactly 0 or 1 it has no
+    upper limit: it grows like log|l|, so the ELBO of grey images whose margins are all 0 goes on growing as the
+    decoder's outputs do, and says little of the model. A probability of the 8-bit level is `DiscretizedLogistic`.
 
     Reference:
         Loaiza-Ganem and Cunningham, arXiv:1907.06845, section 3.
