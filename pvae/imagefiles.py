@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from pvae.errors import InputError, brief
@@ -43,11 +43,13 @@ _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _MOST_KEPT = 2**28  # bytes of the list beside a cache file
 
 
-_DECODING = 2  # what is made of a file; another number where that changes, or old caches would be taken
+_DECODING = 3  # what is made of a file; another number where that changes, or old caches would be taken
 
 
 class ImageTransform(NamedTuple):
-    """What is done to an image file: cut its middle out, resize it, turn it grey.
+    """What is done to an image file: turn it upright, cut its middle out, resize it, turn it grey.
+
+    As in a viewer, an image is turned as its EXIF orientation says, and what is transparent is laid over white.
 
     Args:
         size: height and width in the end.
@@ -212,13 +214,32 @@ def _transformed(file: BinaryIO, transform: ImageTransform) -> NDArray[np.uint8]
         image: Image.Image = opened
         if image.width * image.height > _MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are too many")
+        _turn_upright(image)
         if transform.crop:
             left, top = (image.width - transform.crop) // 2, (image.height - transform.crop) // 2
             if left < 0 or top < 0:
                 raise ValueError(f"{image.width} x {image.height} pixels, fewer than --crop {transform.crop} cuts out")
             image = image.crop((left, top, left + transform.crop, top + transform.crop))
-        image = _in_bytes(image, opened.format).convert("L" if transform.grey else "RGB")
+        image = _over_white(_in_bytes(image, opened.format)).convert("L" if transform.grey else "RGB")
         return np.asarray(image.resize((transform.size, transform.size), Image.Resampling.BILINEAR))
+
+
+def _turn_upright(image: Image.Image) -> None:
+    image.load()  # what is broken beside its EXIF data is refused
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # Pillow has no exception of its own for damaged EXIF data, which viewers ignore
+        pass
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image
+    coloured, white = image.convert("RGBA"), Image.new("RGB", image.size, "white")
+    white.paste(coloured, mask=coloured)
+    return white
 
 
 def _in_bytes(image: Image.Image, kind: str | None) -> Image.Image:
@@ -227,8 +248,10 @@ def _in_bytes(image: Image.Image, kind: str | None) -> Image.Image:
     Raises:
         ValueError: its pixels are of a range that the file does not say.
     """
-    if image.mode.startswith("I;16") or (image.mode == "I" and kind == "PNG"):
-        return Image.fromarray((np.asarray(image).astype(np.uint32) // 257).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
+        pixels = np.asarray(image).astype(np.uint32)
+        pixels[pixels == image.info.get("transparency")] = 2**16 - 1
+        return Image.fromarray((pixels // 257).clip(0, 255).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError("its pixels have neither 8 nor 16 bits: convert it first")
     return image

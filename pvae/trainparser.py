@@ -61,7 +61,8 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--dataset",
         metavar="NAME",
-        help=f"{', '.join(DATASETS)} (default: {known.dataset}: MNIST, or else 5,000 of its digits)",
+        help=f"{', '.join(DATASETS)} (default: {known.dataset}: MNIST, or else 5,000 of its digits); image files are "
+        "turned as their EXIF orientation says, and transparent pixels are laid over white",
     )
     add("--image-size", metavar="N", type=int, help="side to which image files are resized (default: 64)")
     add("--crop", metavar="N", type=int, help="side of the square cut out of image files first (default: none)")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import pvae
 from pvae import imagefiles
@@ -241,3 +243,119 @@ def test_16_bits_are_not_clipped(tmp_path):
     Image.fromarray(pixels[0].astype(np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(InputError, match="neither 8 nor 16 bits"):
         load_images(image_files(tmp_path), ImageTransform(64, grey=True), tmp_path / "cache")
+
+
+def decoded(path, size, *, crop=0, grey=False):
+    """Return (C, H, W) of one file."""
+    with ThreadPoolExecutor(1) as pool:
+        return imagefiles._decode(path, ImageTransform(size, crop, grey), pool)
+
+
+# What a viewer shows of each EXIF orientation, of a picture as it is stored.
+UPRIGHT = {
+    1: lambda stored: stored,
+    2: np.fliplr,
+    3: lambda stored: np.rot90(stored, 2),
+    4: np.flipud,
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: np.rot90(stored, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_a_photograph_is_turned_upright(tmp_path, orientation, kind):
+    row, column = np.mgrid[:6, :10]
+    stored = np.stack([40 * row, 25 * column, 9 * (row + column)], axis=-1).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file, whole = tmp_path / f"photograph.{kind}", {"jpg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": 1}}
+    Image.fromarray(stored).save(file, exif=exif, **whole.get(kind, {}))
+    shown = UPRIGHT[orientation](stored)
+    top, left = (shown.shape[0] - 4) // 2, (shown.shape[1] - 4) // 2
+    middle = shown[top : top + 4, left : left + 4].transpose(2, 0, 1)
+    assert np.abs(decoded(file, 4, crop=4).astype(int) - middle).max() <= (3 if kind == "jpg" else 0)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0MM", b"Exif\0\0no TIFF at all", b""])
+def test_damaged_exif_data_turn_nothing(tmp_path, exif):
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "damaged.png", exif=exif)
+    assert decoded(tmp_path / "damaged.png", 4)[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_exif_data_that_cannot_be_written_anew_turn_an_image(tmp_path):
+    """Upside down, and with a width that is a text: Pillow then fails to take the orientation out."""
+    entries = struct.pack(">HHI4sHHIHH", 0x0100, 2, 4, b"abc\0", 0x0112, 3, 1, 3, 0)
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 2) + entries + bytes(4)
+    stored = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    Image.fromarray(stored).save(tmp_path / "odd.png", exif=exif)
+    with pytest.raises(struct.error):
+        ImageOps.exif_transpose(Image.open(tmp_path / "odd.png"))
+    assert np.array_equal(decoded(tmp_path / "odd.png", 4), np.rot90(stored, 2).transpose(2, 0, 1))
+
+
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def hidden(mode):
+    """Return an image that is red, or in grey black, on its left, and shows nothing of what it hides on its right."""
+    if mode == "P":
+        image = Image.new("P", (8, 4), 1)
+        image.putpalette([0, 255, 0, *RED])
+        image.paste(0, (4, 0, 8, 4))
+        return image, {"transparency": 0}
+    if mode == "L":
+        image = Image.new(mode, (8, 4), 0)
+        image.paste(100, (4, 0, 8, 4))
+        return image, {"transparency": 100}
+    if mode == "RGB":
+        image = Image.new(mode, (8, 4), RED)
+        image.paste((0, 255, 0), (4, 0, 8, 4))
+        return image, {"transparency": (0, 255, 0)}
+    if mode == "I;16":
+        pixels = np.zeros((4, 8), dtype=np.uint16)
+        pixels[:, 4:] = 30_000
+        return Image.fromarray(pixels), {"transparency": 30_000}
+    image = Image.new(mode, (8, 4), (*RED, 255) if mode == "RGBA" else (0, 255))
+    image.paste((0, 255, 0, 0) if mode == "RGBA" else (100, 0), (4, 0, 8, 4))
+    return image, {}
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("mode", ["P", "RGBA", "RGB", "LA", "L", "I;16"])
+def test_what_is_transparent_is_white(tmp_path, mode, grey):
+    image, options = hidden(mode)
+    image.save(tmp_path / "hidden.png", **options)
+    assert Image.open(tmp_path / "hidden.png").mode == mode
+    left, right = decoded(tmp_path / "hidden.png", 4, grey=grey)[:, 0, [0, -1]].T.tolist()
+    colour = RED if mode in ("P", "RGB", "RGBA") else (0, 0, 0)
+    assert left == ([76 if colour == RED else 0] if grey else list(colour))
+    assert right == ([255] if grey else list(WHITE))
+
+
+def test_half_of_a_colour_is_half_white(tmp_path):
+    Image.new("RGBA", (4, 4), (255, 0, 0, 51)).save(tmp_path / "half.png")  # a fifth
+    assert decoded(tmp_path / "half.png", 4)[:, 0, 0].tolist() == [255, 204, 204]
+
+
+def test_inks_become_light(tmp_path):
+    for name, inks, colour in [("paper", (0, 0, 0, 0), WHITE), ("red", (0, 255, 255, 0), RED)]:
+        Image.new("CMYK", (8, 8), inks).save(tmp_path / f"{name}.jpg", quality=100)
+        assert np.abs(decoded(tmp_path / f"{name}.jpg", 4)[:, 0, 0].astype(int) - colour).max() <= 2
+
+
+def test_a_16_bit_pgm_is_not_refused(tmp_path):
+    """65535 is white, and 30,000 of 65,535 the same grey as in a PNG."""
+    (tmp_path / "deep.pgm").write_bytes(b"P5 2 1 65535\n" + np.array([30_000, 65_535], dtype=">u2").tobytes())
+    assert decoded(tmp_path / "deep.pgm", 2, grey=True)[0, 0].tolist() == [30_000 // 257, 255]
+
+
+def test_caches_of_the_old_decoding_are_not_read(folder, tmp_path, monkeypatch):
+    """Of files that lie in a cache where a decoding without orientations and transparency left them."""
+    files, transform = image_files(folder), ImageTransform(size=8)
+    monkeypatch.setattr(imagefiles, "_DECODING", 2)
+    load_images(files, transform, tmp_path / "old")
+    monkeypatch.undo()
+    assert not (tmp_path / "old" / f"{imagefiles._key(files, transform)}.npy").exists()
