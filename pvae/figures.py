@@ -14,7 +14,17 @@ from torch.distributions import Normal
 
 from pvae.files import is_temporary, write_whole
 from pvae.metrics import Metrics
-from pvae.plots import add_title, against_particles, curves, histograms, image_figure, lines, scatter, show_images
+from pvae.plots import (
+    add_title,
+    against_particles,
+    curves,
+    histograms,
+    image_figure,
+    lines,
+    scatter,
+    show_images,
+    written,
+)
 from pvae.probe import Response
 from pvae.runs import Run
 from pvae.systems import system_title
@@ -96,8 +106,11 @@ def scatter_figure(splits: Mapping[str, tuple[Tensor, Tensor | None]], names: Se
         scatter(axes, codes.cpu().numpy(), None if labels is None else labels.numpy(), names, name)
     if any(labels is not None for _, labels in splits.values()):
         handles, _ = axes.get_legend_handles_labels()
-        entries = [name if name.startswith(str(index)) else f"{index}: {name}" for index, name in enumerate(names)]
-        legend = figure.legend(handles, entries, loc="outside right center", frameon=False, fontsize=8, markerscale=5)
+        entries, families = written(
+            name if name.startswith(str(index)) else f"{index}: {name}" for index, name in enumerate(names)
+        )
+        font = {"family": families, "size": 8}
+        legend = figure.legend(handles, entries, loc="outside right center", frameon=False, prop=font, markerscale=5)
         for handle in legend.legend_handles:
             if handle is not None:
                 handle.set_alpha(1)
@@ -145,7 +158,8 @@ def band_figure(bands: Mapping[str, tuple[Tensor, Tensor]], num_columns: int, ti
     """
     figure = Figure(figsize=(1.1 * num_columns + 1.2, 1.6 * len(bands) + 0.6), dpi=120, layout="constrained")
     for band, (name, sides) in zip(figure.subfigures(len(bands), squeeze=False)[:, 0], bands.items()):
-        band.suptitle(name, fontsize=8, x=0.01, ha="left", parse_math=False)
+        (text,), families = written([name])
+        band.suptitle(text, fontsize=8, x=0.01, ha="left", family=families)
         for axes, images in zip(band.subplots(1, 2), sides):
             axes.set_axis_off()
             if len(images):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import re
 import textwrap
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager
+from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
@@ -21,6 +27,7 @@ __all__ = [
     "lines",
     "scatter",
     "show_images",
+    "written",
 ]
 
 # Okabe and Ito's palette: told apart by readers with any kind of colour vision.
@@ -29,6 +36,33 @@ _COLOURS = {"train": "#0072B2", "test": "#D55E00"}
 _CLASSES = (
     "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#888888",
 )  # fmt: skip
+
+
+def written(texts: Iterable[str]) -> tuple[list[str], list[str]]:
+    r"""Return texts that may be a user's as matplotlib is to take them, and the font families to write them in.
+
+    "$" begins no formula. A character that the default font lacks is written in an installed font that has it, and
+    left out where none has.
+    """
+    texts = [unicodedata.normalize("NFC", text) for text in texts]  # macOS takes the syllables of Hangul apart
+    families, absent = _fallbacks(frozenset("".join(texts)) - {"\n"}, tuple(rcParams["font.family"]))
+    return ["".join(one for one in text if one not in absent).replace("$", r"\$") for text in texts], list(families)
+
+
+@functools.cache
+def _fallbacks(characters: frozenset[str], default: tuple[str, ...]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Return the default font families and those that have what they lack, and the characters that none has."""
+    families, absent = default, characters
+    upright = (font for font in fontManager.ttflist if font.style == "normal" and font.weight == 400)
+    fonts = [(name, str(findfont(FontProperties(family=[name])))) for name in default]
+    fonts += sorted((font.name, font.fname) for font in upright)
+    for family, path in fonts:
+        if absent and not re.match(r"\.?last ?resort", family, re.IGNORECASE):  # which has a box for every character
+            font = FT2Font(path)
+            found = {one for one in absent if one.isprintable() and font.get_char_index(ord(one))}
+            absent -= found
+            families += (family,) if found and family not in families else ()
+    return families, absent
 
 
 def image_grid(images: NDArray[np.float32], num_columns: int) -> NDArray[np.float32]:
@@ -79,16 +113,18 @@ def show_images(
     step = grid.shape[0] / -(-len(images) // num_columns)
     width = grid.shape[1] / num_columns
     axes.set_xticks([(column + 0.5) * width for column in range(len(column_labels))], column_labels, fontsize=7)
-    axes.set_yticks([(row + 0.5) * step for row in range(len(row_labels))], row_labels)
+    labels, families = written(row_labels)
+    axes.set_yticks([(row + 0.5) * step for row in range(len(labels))], labels, family=families)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
 
 def add_title(figure: Figure, title: str) -> None:
-    """Write a title above a figure, its lines wrapped to the figure's width and never read as mathematics."""
+    """Write a title above a figure, its lines wrapped to the figure's width."""
     num_characters = int(figure.get_figwidth() * 12)
-    lines = [wrapped for line in title.splitlines() for wrapped in textwrap.wrap(line, num_characters)]
-    figure.suptitle("\n".join(lines), fontsize=9, parse_math=False)
+    (text,), families = written([title])
+    lines = [wrapped for line in text.splitlines() for wrapped in textwrap.wrap(line, num_characters)]
+    figure.suptitle("\n".join(lines), fontsize=9, family=families)
 
 
 def curves(axes: Axes, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, unit: str) -> None:
@@ -128,7 +164,7 @@ def scatter(
     for index in range(len(names)) if labels is not None else [0]:
         mine = points if labels is None else points[labels == index]
         colour = _CLASSES[index % len(_CLASSES)]
-        name = names[index] if labels is not None else None
+        name = str(index) if labels is not None else None
         axes.scatter(mine[:, 0], mine[:, 1], s=3, alpha=0.5, color=colour, linewidths=0, rasterized=True, label=name)
         if labels is not None and len(mine):
             middle = (float(np.median(mine[:, 0])), float(np.median(mine[:, 1])))
@@ -136,7 +172,8 @@ def scatter(
             axes.annotate(str(index), middle, fontsize=7, ha="center", va="center", bbox=box)
     axes.set_xlabel("z_1")
     axes.set_ylabel("z_2")
-    axes.set_title(title, fontsize=10)
+    (text,), families = written([title])
+    axes.set_title(text, fontsize=10, family=families)
 
 
 def lines(axes: Axes, x: Sequence[float], series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
@@ -147,11 +184,13 @@ def lines(axes: Axes, x: Sequence[float], series: Mapping[str, tuple[Sequence[fl
         x: of every line.
         series: name to (values, standard errors).
     """
-    for index, (name, (values, errors)) in enumerate(series.items()):
+    names, families = written(series)
+    for index, (name, (values, errors)) in enumerate(zip(names, series.values())):
         colour, mark = _CLASSES[2 * index % len(_CLASSES)], "osD^v"[index % 5]
-        axes.errorbar(x, values, errors, label=name, color=colour, marker=mark, markersize=4, capsize=2)
+        # The space: of a label that begins with an underscore matplotlib makes no entry of the legend.
+        axes.errorbar(x, values, errors, label=f" {name}", color=colour, marker=mark, markersize=4, capsize=2)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, prop={"family": families, "size": 8})
 
 
 def against_particles(axes: Axes, series: Mapping[str, Sequence[tuple[int, float]]], title: str) -> None:

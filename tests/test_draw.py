@@ -9,13 +9,21 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import get_data_path
+from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontEntry, fontManager
+from matplotlib.text import Text
 from torch.distributions import Normal
 
-from pvae import latentspace, rundata, subjects
+from pvae import figures, latentspace, plots, rundata, subjects
 from pvae.compare import main as compare
 from pvae.data import Dataset
 from pvae.draw import PICTURES, main
@@ -265,6 +273,102 @@ def test_images_along_an_attribute_stand_at_z_plus_alpha_v(runs, known, transpar
     vector = latentspace.attribute_vector(subject.train_codes, known.train_labels[:, 1])
     for alpha, images in zip(subjects.ALPHAS, subject.along("Large", codes), strict=True):
         assert torch.allclose(latents(images), codes + alpha * vector, atol=1e-3)
+
+
+@pytest.fixture
+def fonts(monkeypatch):
+    """Let matplotlib have its own fonts alone, and return the list of them."""
+    own = [font for font in fontManager.ttflist if Path(font.fname).is_relative_to(get_data_path())]
+    monkeypatch.setattr(fontManager, "ttflist", own)
+    monkeypatch.setattr(plots, "_fallbacks", plots._fallbacks.__wrapped__)
+    return own
+
+
+def pictures_with(name):
+    """Return figures that show a name of the user's, by what they show it as."""
+    images, codes, classes = torch.zeros(2, 1, 4, 4), torch.arange(12.0).view(6, 2), torch.arange(6) % 2
+    response = Response(attribute=name, alphas=(0, 1), log_odds=(0, 1), stderr=(1, 1), balanced_accuracy=0.5)
+    return {
+        "title": figures.sample_figure(images, name),
+        "row": figures.row_figure(images, 2, "title", [name], ["image", "+1"]),
+        "legend": figures.probe_figure([response], "title"),
+        "class": figures.scatter_figure({"test": (codes, classes)}, [name, "other"], "title"),
+        "codes": figures.scatter_figure({name: (codes, None)}, [], "title"),
+        "band": figures.band_figure({name: (images, images)}, 2, "title"),
+    }
+
+
+def drawn(figure):
+    content = io.BytesIO()
+    figure.savefig(content)
+    return content.getvalue()
+
+
+FORMULAS = [r"$\frac{$", "$x$", r"\$", "$$", "a $1 and $2 b", "_", "_a", "%s", "{0}", "\t", "\x07", "\udcff", ""]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", [*FORMULAS, "고양이", "貓", "Котёнок"])
+def test_any_name_is_drawn(fonts, name):
+    for figure in pictures_with(name).values():
+        drawn(figure)
+
+
+def texts(figure):
+    figure.draw_without_rendering()
+    written = [text.get_text() for text in figure.findobj(Text)]
+    assert not any(map(is_math_text, written))
+    return [text.replace(r"\$", "$") for text in written]
+
+
+@pytest.mark.parametrize("name", [r"$\frac{$", "$x$", r"a\$b", "_a", "Котёнок"])
+def test_a_name_is_drawn_as_it_is(fonts, name):
+    for place, figure in pictures_with(name).items():
+        assert any(name in text for text in texts(figure)), place
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("name", "rest"), [("a고양이b", "ab"), ("\udcffab", "ab"), ("貓", "")])
+def test_what_no_font_has_is_left_out(fonts, name, rest):
+    for (place, figure), plain in zip(pictures_with(name).items(), pictures_with(rest).values()):
+        assert texts(figure) == texts(plain), place
+
+
+def font_of(characters, family, path):
+    """Write a font in which each of some characters is a black square, and return what matplotlib knows of it."""
+    pen = TTGlyphPen(None)
+    for move, point in [(pen.moveTo, (0, 0)), *((pen.lineTo, at) for at in [(0, 900), (900, 900), (900, 0)])]:
+        move(point)
+    pen.closePath()
+    names = [".notdef", *(f"uni{ord(one):04X}" for one in characters)]
+    font = FontBuilder(1000, isTTF=True)
+    font.setupGlyphOrder(names)
+    font.setupCharacterMap({ord(one): name for one, name in zip(characters, names[1:])})
+    font.setupGlyf(dict.fromkeys(names, pen.glyph()))
+    font.setupHorizontalMetrics(dict.fromkeys(names, (1000, 0)))
+    font.setupHorizontalHeader(ascent=900, descent=-100)
+    font.setupNameTable({"familyName": family, "styleName": "Regular"})
+    font.setupOS2()
+    font.setupPost()
+    font.save(path)
+    return FontEntry(fname=str(path), name=family, weight=400)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_name_is_drawn_in_installed_fonts_that_have_it(fonts, tmp_path):
+    without = {place: drawn(figure) for place, figure in pictures_with("a고貓").items()}
+    fonts += [font_of("고양", "Squares", tmp_path / "1.ttf"), font_of("貓", "Other Squares", tmp_path / "2.ttf")]
+    for place, figure in pictures_with("a고貓").items():
+        assert any("a고貓" in text for text in texts(figure)), place
+        assert drawn(figure) != without[place]
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_attribute_named_like_a_formula_is_drawn(runs, tmp_path, known, monkeypatch, capsys):
+    monkeypatch.setattr(rundata, "load_again", lambda *_: replace(known, label_names=("$\\frac{$", "고")))
+    arguments = ["--what", "attributes,probe", "--attribute", "$\\frac{$", "고", "--out", str(tmp_path)]
+    assert main([str(runs["mlp-2d"].path), *arguments]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_an_attribute_that_no_image_has_is_refused(runs, data):
