@@ -28,9 +28,11 @@ def _of_machine() -> int | None:
 
 
 def _of_container() -> int | None:
-    """Return what is left of the limit of a container, if there is one."""
+    """Return what is left of the limit of a container, if there is one; the page cache is given back when needed."""
     try:
         most, used = (int((_CGROUP / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # "max": no limit
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
+        cached = int(stat["active_file"]) + int(stat["inactive_file"])
+    except (OSError, ValueError, KeyError):  # "max": no limit
         return None
-    return max(0, most - used)
+    return max(0, most - used + cached)

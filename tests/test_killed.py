@@ -15,6 +15,10 @@ from pathlib import Path
 import pytest
 from killing import same
 
+from pvae import memory
+from pvae.errors import InputError
+from pvae.fitting import fit, resume
+
 KILLING = Path(__file__).with_name("killing.py")
 OPTIONS = "--dataset mnist-5k --epochs 3 --hidden 16 --latent-dim 3 --batch-size 250 --binarize dynamic --warm-up 2"
 COMMAND = [sys.executable, "-m", "pvae.train", *OPTIONS.split(), "--device", "cpu", "--checkpoint-every", "3"]
@@ -38,6 +42,23 @@ def test_a_few_kills(tmp_path):
 @pytest.mark.torture
 def test_a_hundred_kills(tmp_path):
     killed(tmp_path, 100, random.SystemRandom().randrange(10**6))
+
+
+@pytest.mark.parametrize(("active", "inactive", "is_refused"), [(2**27, 2**27, False), (0, 0, True)])
+def test_the_page_cache_of_a_container_is_no_memory_that_is_taken(
+    few_digits, small_config, no_pictures, tmp_path, monkeypatch, active, inactive, is_refused
+):
+    """The system gives it back; files read and written fill it up to the container's limit."""
+    run = fit(small_config, data=few_digits, out=tmp_path / "run")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    stat = f"anon {2**29}\nfile {active + inactive}\nactive_file {active}\ninactive_file {inactive}\n"
+    for name, text in [("memory.max", f"{2**30}\n"), ("memory.current", f"{2**30 - 4096}\n"), ("memory.stat", stat)]:
+        (tmp_path / name).write_text(text)
+    if is_refused:
+        with pytest.raises(InputError, match="memory"):
+            resume(run.path, 3, data=few_digits)
+    else:
+        assert resume(run.path, 3, data=few_digits).metrics()[-1].epoch == 3
 
 
 def started(folder, *more, command=COMMAND):
@@ -72,20 +93,22 @@ def whole(tmp_path_factory):
 def test_kills_of_real_processes(tmp_path, whole):
     seed = random.SystemRandom().randrange(10**6)
     draw, kills = random.Random(seed), 0
-    print("seed", seed)
     while kills < 10:
         out = f"run-{kills}"
         process = started(tmp_path, "--out", out)
         while True:
+            delay = draw.uniform(0, whole[1]) if kills < 10 else None  # a machine that got busy would kill for ever
             try:
-                errors = process.communicate(timeout=draw.uniform(0, whole[1]))[1]
+                errors = process.communicate(timeout=delay)[1]
                 break
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.communicate()
+                shown, errors = process.communicate()
+                files = sorted(str(one.relative_to(tmp_path)) for one in (tmp_path / out).rglob("*"))
+                print(f"seed {seed}: killed {process.args[2:]} after {delay:.3f} s\n{shown}{errors}{files}")
                 kills += 1
                 process = onward(tmp_path, out)
-        assert process.returncode == 0, errors
+        assert process.returncode == 0, f"{process.args[2:]}: {errors}"
         assert same(tmp_path / out, whole[0])
 
 
