@@ -18,10 +18,11 @@ from pvae.processes import is_first_process
 __all__ = ["main"]
 
 _EPILOG = """\
-It prints the ELBO and its parts (distortion and rate; the three parts of document 004; the rate split into mutual
-information, total correlation and dimension-wise KL), active units, the posterior-mean loss, and log p(x) by importance
-sampling, and writes RUN/evaluation.json. The log-likelihood of a model trained on grey pixels by a Bernoulli is that of
-the binarized test images: grey ones have none. The memory does not hang on the number of samples.
+It prints the ELBO and its parts (distortion and rate; the three parts of document 004), the posterior-mean loss, active
+units, the rate of a random subset of the images with its parts (mutual information, total correlation, dimension-wise
+KL), and log p(x) by importance sampling, and writes RUN/evaluation.json. The log-likelihood of a model trained on grey
+pixels by a Bernoulli is that of the binarized test images: grey ones have none. The memory does not depend on the
+number of samples.
 
 examples:
   python -m pvae.evaluate runs/my-run
@@ -115,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     add("run", metavar="RUN", type=Path, help="a run folder")
     add("--importance-samples", metavar="S", type=int, default=5000, help="draws of z for each image (default: 5000)")
     add("--images", metavar="N", type=int, help="only the first N test images (default: all)")
-    add("--seed", metavar="S", type=int, default=0, help="of every draw (default: 0)")
+    add("--seed", metavar="S", type=int, default=0, help="of every draw and subset (default: 0)")
     add(
         "--compile",
         metavar="HOW",

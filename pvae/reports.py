@@ -21,10 +21,39 @@ from pvae.rng import seeded
 from pvae.subjects import Subject, proper
 from pvae.vae import VAE
 
-__all__ = ["TRUSTED", "Anatomy", "LogLikelihood", "Report", "evaluate"]
+__all__ = ["TRUSTED", "Anatomy", "LogLikelihood", "RateDecomposition", "Report", "evaluate"]
 
 _PARTICLES = 10
 TRUSTED = 10.0  # effective samples of an image, below which its weights cannot be trusted
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateDecomposition:
+    """The parts of the rate at one draw of z for each of M test images, in nats per datum; see `anatomy.RateSplit`.
+
+    Args:
+        num_images: M, chosen at random by the report's seed, or all.
+        rate: log q(z | x) - log p(z), the sum of the three parts at the same draws.
+        rate_closed_form: KL(q(z | x) || p(z)) of the same images.
+        sampling_stderr: the error of `rate` as an estimate of `rate_closed_form`: its share that is due to the draws.
+        mutual_information: of an image's index and its code, at most `log_images`; for I(x; z) over all images that
+            there could be, a lower bound in the mean.
+        mutual_information_upper: an upper bound on that in the mean: with q(z) over the other images, or the rate,
+            whichever is less. Their distance bounds the bias.
+        total_correlation: KL(q(z) || prod_l q(z_l)).
+        dimension_wise_kl: sum_l KL(q(z_l) || p(z_l)).
+        log_images: log of the number of images in q(z), which are all.
+    """
+
+    num_images: int
+    rate: Estimate
+    rate_closed_form: Estimate
+    sampling_stderr: float
+    mutual_information: Estimate
+    mutual_information_upper: Estimate
+    total_correlation: Estimate
+    dimension_wise_kl: Estimate
+    log_images: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +67,7 @@ class Anatomy:
         posterior_entropy: H(q(z | x)), exact; None where it has no closed form.
         cross_entropy: H(q(z | x), p(z)); with the distortion the three parts of document 004.
         posterior_mean_loss: the loss at the mean of q(z | x), which bounds nothing; None without a closed-form KL.
-        mutual_information: of an image's index and its code, at most `log_images`; None where the rate cannot be split.
-        total_correlation: KL(q(z) || prod_l q(z_l)).
-        dimension_wise_kl: sum_l KL(q(z_l) || p(z_l)).
-        log_images: log of the number of images in q(z), where the mutual information ends.
+        rate_decomposition: the parts of the rate; None where q(z | x) is not independent over dimensions.
         active_units: of each stochastic layer the latent dimensions whose mean varies over images.
         latent_dims: of how many.
     """
@@ -52,10 +78,7 @@ class Anatomy:
     posterior_entropy: Estimate | None
     cross_entropy: Estimate
     posterior_mean_loss: Estimate | None
-    mutual_information: Estimate | None
-    total_correlation: Estimate | None
-    dimension_wise_kl: Estimate | None
-    log_images: float
+    rate_decomposition: RateDecomposition | None
     active_units: tuple[int, ...]
     latent_dims: tuple[int, ...]
 
@@ -99,7 +122,7 @@ class Report:
         num_images: test images evaluated.
         pixels: what the likelihood is of.
         pseudo: the ELBO of `anatomy` is a pseudo-ELBO, since the pixels it was trained on are grey.
-        seed: of every draw.
+        seed: of every draw, and of the images of the rate's decomposition.
         anatomy: of the pixels that it was trained on.
         log_likelihood: of the same pixels; where they are grey and the likelihood a Bernoulli's, of the binarized ones.
     """
@@ -149,7 +172,7 @@ def evaluate(
     if len(images) < 2 or num_particles < 2:
         raise InputError("an evaluation needs at least 2 test images and 2 importance samples")
     with seeded(seed, torch.device("cpu")):
-        anatomy = _anatomy(vae, Pixels(subject.test[: len(images)], run.config.pixels == "symmetric"), world)
+        anatomy = _anatomy(vae, Pixels(subject.test[: len(images)], run.config.pixels == "symmetric"), seed, world)
         binary, x, kind = proper(run.config, vae, run.data.image_shape, images)
         ways = {"engine": engine, "precision": precision}
         sample = importance_sample(binary, x, num_particles, on_images, **ways, world=world)
@@ -168,7 +191,7 @@ def evaluate(
     )
 
 
-def _anatomy(vae: VAE, x: Pixels, world: World) -> Anatomy:
+def _anatomy(vae: VAE, x: Pixels, seed: int, world: World) -> Anatomy:
     with torch.random.fork_rng(devices=[]):
         names = list(_terms(vae, next(iter(x.split(1)))))
     parts = []
@@ -191,8 +214,7 @@ def _anatomy(vae: VAE, x: Pixels, world: World) -> Anatomy:
         posterior_entropy=estimates.get("posterior_entropy"),
         cross_entropy=estimates["cross_entropy"],
         posterior_mean_loss=estimates.get("posterior_mean_loss"),
-        **_split(vae, x),
-        log_images=math.log(len(x)),
+        rate_decomposition=_rate_decomposition(vae, x, seed, whole[names.index("rate")].double()),
         active_units=tuple(int(layer.sum()) for layer in layers),
         latent_dims=tuple(map(len, layers)),
     )
@@ -221,16 +243,24 @@ def _terms(vae: VAE, x: Tensor) -> dict[str, Tensor]:
     return {**terms, "elbo": -distortion - terms["rate"]}
 
 
-def _split(vae: VAE, x: Pixels) -> dict[str, Estimate | None]:
+def _rate_decomposition(vae: VAE, x: Pixels, seed: int, rates: Tensor) -> RateDecomposition | None:
+    """Return the parts of the rate; `rates` (N,) is its closed form for each image."""
     try:
-        split = split_rate(vae, x)
+        split = split_rate(vae, x, seed=seed)
     except InputError:
-        return dict.fromkeys(("mutual_information", "total_correlation", "dimension_wise_kl"))
-    return {
-        "mutual_information": Estimate.of(split.mutual_information),
-        "total_correlation": Estimate.of(split.total_correlation),
-        "dimension_wise_kl": Estimate.of(split.dimension_wise),
-    }
+        return None
+    rate, closed_form = Estimate.of(split.rate), rates[split.images]
+    return RateDecomposition(
+        num_images=len(split.images),
+        rate=rate,
+        rate_closed_form=Estimate.of(closed_form),
+        sampling_stderr=Estimate.of(split.rate - closed_form).stderr,
+        mutual_information=Estimate.of(split.mutual_information),
+        mutual_information_upper=min(Estimate.of(split.leave_one_out), rate, key=lambda bound: bound.mean),
+        total_correlation=Estimate.of(split.total_correlation),
+        dimension_wise_kl=Estimate.of(split.dimension_wise),
+        log_images=math.log(len(x)),
+    )
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pvae.evaluation import Estimate
-from pvae.reports import TRUSTED, Anatomy, LogLikelihood, Report
+from pvae.reports import TRUSTED, LogLikelihood, Report
 
 __all__ = ["to_text"]
 
@@ -24,17 +24,11 @@ def to_text(report: Report) -> str:
         *_row("  rate", anatomy.rate, "KL(q(z | x) || p(z))"),
         *_row("    posterior entropy", anatomy.posterior_entropy, "the rate is cross entropy less posterior entropy"),
         *_row("    cross entropy", anatomy.cross_entropy),
-        *_row("    mutual information", anatomy.mutual_information, _on_information(anatomy)),
-        *_row("    total correlation", anatomy.total_correlation, "KL(q(z) || prod_l q(z_l))"),
-        *_row(
-            "    dimension-wise KL",
-            anatomy.dimension_wise_kl,
-            "sum_l KL(q(z_l) || p(z_l)): these three sum to the rate, to noise",
-        ),
         *_row("posterior-mean loss", anatomy.posterior_mean_loss, "no bound"),
         f"{'active units':24}{_plus(anatomy.active_units)} of {_plus(anatomy.latent_dims)}, whose mean has a variance "
         "above 0.01",
         "",
+        *_decomposition(report),
         f"log p(x), {found.num_particles:,} importance samples an image; pixels {report.pixels}"
         + ("; matrix products in bfloat16" if report.precision == "bf16" else ""),
         *_row("  ELBO", found.elbo, "of the same pixels"),
@@ -50,11 +44,30 @@ def _row(name: str, estimate: Estimate | None, note: str = "") -> list[str]:
     return [] if estimate is None else [f"{name:24}{estimate!s:22}{note}".rstrip()]
 
 
-def _on_information(anatomy: Anatomy) -> str:
-    limit = f"at most log N = {anatomy.log_images:.2f}"
-    if anatomy.mutual_information is not None and anatomy.mutual_information.mean > anatomy.log_images - 1:
-        return f"{limit}, and so near it that the true one may be larger"
-    return f"of an image's index and its code; {limit}"
+def _decomposition(report: Report) -> list[str]:
+    found = report.anatomy.rate_decomposition
+    if found is None:
+        return []
+    subset = f"random test images (seed {report.seed})" if found.num_images < report.num_images else "test images"
+    lower, upper = found.mutual_information.mean, found.mutual_information_upper.mean
+    return [
+        f"rate of {found.num_images:,} {subset}, one draw of z each, and its three parts",
+        *_row(
+            "  rate",
+            found.rate,
+            f"log q(z | x) - log p(z); {found.sampling_stderr:.2g} nats of the error are from the draws",
+        ),
+        *_row("  in closed form", found.rate_closed_form, "KL(q(z | x) || p(z)) of the same images"),
+        *_row(
+            "  mutual information",
+            found.mutual_information,
+            f"of an image's index and its code; at most log N = {found.log_images:.2f}, N = {report.num_images:,}",
+        ),
+        f"{'  over all images':24}{f'{lower:.2f} to {upper:.2f}':22}bounds on I(x; z), over all images there could be",
+        *_row("  total correlation", found.total_correlation, "KL(q(z) || prod_l q(z_l))"),
+        *_row("  dimension-wise KL", found.dimension_wise_kl, "sum_l KL(q(z_l) || p(z_l))"),
+        "",
+    ]
 
 
 def _warnings(found: LogLikelihood) -> list[str]:

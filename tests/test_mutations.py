@@ -156,6 +156,12 @@ LATER_MUTATIONS = {
         "log_product[part] = (log_q.logsumexp(2) - math.log(len(x))).sum(1)",
         "test_evaluation.py",
     ),
+    "the rate split of the first images": (
+        "anatomy.py",
+        ".sort().values",
+        ".sort().values.argsort()",
+        "test_evaluation.py",
+    ),
     "active units by the variance of draws": (
         "anatomy.py",
         "if isinstance(q, Chain) else q.mean for q in",
