@@ -34,9 +34,10 @@ _EPILOG = """\
 Without a RUN it trains a system for a while and stops at each of --stages. Of the default, linear-gaussian, log p(x) is
 known exactly; of others it is a long importance-weighted estimate. Of each estimator it prints the bound and how far it
 is from log p(x), variance (the trace of the covariance) and signal-to-noise ratio, |E g| / sqrt(E |g - E g|^2), of the
-gradients by encoder and decoder, and the time of loss and gradients. All meet the same images, weights and noise. It
-writes comparison.csv, comparison.md and comparison.png. A Bernoulli that was trained on grey pixels is compared on
-binarized ones, which have a log p(x); beta is 1; --alpha, --mix and --groups (of miwae; else 5) are the system's.
+gradients by encoder and decoder with their errors over repetitions, and the time of loss and gradients. All meet the
+same images, weights and noise. It writes comparison.csv, comparison.md and comparison.png. A Bernoulli that was trained
+on grey pixels is compared on binarized ones, which have a log p(x); beta is 1; --alpha, --mix and --groups (of miwae;
+else 5) are the system's.
 
 examples:
   python -m pvae.compare
@@ -57,10 +58,10 @@ def _compare(arguments: argparse.Namespace) -> None:
     names = [check_name("ELBO", name, ELBOS) for name in arguments.elbo.split(",")]
     particles = _counts("--particles", arguments.particles, least=1)
     stages = _counts("--stages", arguments.stages or _STAGES, least=0)
-    for option in ("repetitions", "batch_size"):
+    for option, least in (("repetitions", 3), ("batch_size", 2)):
         value = getattr(arguments, option)
-        if value is not None and not 2 <= value <= 10**6:
-            raise InputError(f"--{option.replace('_', '-')} must be a whole number of at least 2")
+        if value is not None and not least <= value <= 10**6:
+            raise InputError(f"--{option.replace('_', '-')} must be a whole number of at least {least}")
     if arguments.run and arguments.system:
         raise InputError("give a RUN or --system, not both: a run has its system")
     if arguments.run and arguments.stages:

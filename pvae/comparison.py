@@ -36,6 +36,7 @@ __all__ = [
     "to_markdown",
 ]
 
+_GROUPS = 20  # of repetitions, one left out at a time
 _ONE_PARTICLE = ("trace", "analytic", "handwritten", "stl", "score")
 
 
@@ -80,42 +81,81 @@ class Gradient:
 
     Args:
         variance: the trace of its covariance, E |g - E g|^2.
+        variance_stderr: its standard error.
         signal_to_noise: |E g| / sqrt(E |g - E g|^2), the repetitions' own noise taken out of |E g|.
+        signal_to_noise_stderr: its standard error; NaN where there is no noise.
         resolution: 1 / sqrt(R): a ratio below it cannot be told from 0.
     """
 
     variance: float
+    variance_stderr: float
     signal_to_noise: float
+    signal_to_noise_stderr: float
     resolution: float
 
     def __str__(self) -> str:
-        """Show the ratio, or below what it is."""
+        """Show the ratio and its error, or below what it is."""
         if self.signal_to_noise < self.resolution:
             return f"< {self.resolution:.2f}"
-        return f"{self.signal_to_noise:.2f}"
+        return str(Estimate(mean=self.signal_to_noise, stderr=self.signal_to_noise_stderr))
 
 
 class Moments:
-    """Mean and scatter of gradients that come one at a time, without the cancellation of a mean square."""
+    """Mean and scatter of gradients that come one at a time, without the cancellation of a mean square.
+
+    They are kept for each of 20 groups, repetition r in group r mod 20, since all gradients together may not fit into
+    memory. The standard errors are of the jackknife that leaves out one group at a time, or one repetition where
+    there are no more than groups:
+
+        stderr^2 = (G - 1) / G  sum_b (estimate without group b - their mean)^2
+
+    So few groups leave a standard error uncertain itself, by about 1 / sqrt(2 (G - 1)), a sixth.
+    """
 
     def __init__(self) -> None:
         self.count = 0
-        self.mean = torch.zeros(1, dtype=torch.float64)
-        self.scatter = torch.zeros(1, dtype=torch.float64)
+        self._counts = [0.0] * _GROUPS
+        self._means = [torch.zeros(1, dtype=torch.float64)] * _GROUPS
+        self._scatters = [0.0] * _GROUPS
 
     def add(self, gradient: Tensor) -> None:
         """Take one more (P,)."""
+        group = self.count % _GROUPS
         self.count += 1
-        deviation = gradient - self.mean
-        self.mean = self.mean + deviation / self.count
-        self.scatter = self.scatter + deviation * (gradient - self.mean)
+        self._counts[group] += 1
+        deviation = gradient - self._means[group]
+        self._means[group] = self._means[group] + deviation / self._counts[group]
+        self._scatters[group] += (deviation @ (gradient - self._means[group])).item()
 
     def gradient(self) -> Gradient:
-        """Return the summary of at least two."""
-        variance = self.scatter.sum().item() / (self.count - 1)
-        signal = math.sqrt(max(self.mean.square().sum().item() - variance / self.count, 0.0))
-        ratio = signal / math.sqrt(variance) if variance > 0 else math.inf
-        return Gradient(variance=variance, signal_to_noise=ratio, resolution=1 / math.sqrt(self.count))
+        """Return the summary of at least three."""
+        used = min(self.count, _GROUPS)
+        counts, scatters = torch.tensor([self._counts[:used], self._scatters[:used]], dtype=torch.float64)
+        first = self._means[0]
+        # Inner products are all that is needed of the means: those of a QR decomposition's small R are the same.
+        coordinates = torch.linalg.qr(torch.stack([first, *(mean - first for mean in self._means[1:used])], 1)).R.T
+        origin, offsets = coordinates[0], coordinates.clone()
+        offsets[0] = 0
+
+        def variance_and_ratio(groups: Tensor) -> Tensor:
+            count = counts[groups].sum()
+            offset = counts[groups] @ offsets[groups] / count
+            between = counts[groups] @ (offsets[groups] - offset).square().sum(1)
+            variance = (scatters[groups].sum() + between) / (count - 1)
+            signal = ((origin + offset).square().sum() - variance / count).clamp(min=0).sqrt()
+            return torch.stack([variance, torch.where(variance == 0, math.inf, signal / variance.sqrt())])
+
+        every = torch.arange(used)
+        without = torch.stack([variance_and_ratio(every[every != group]) for group in every])
+        variance_stderr, ratio_stderr = (without.std(0, correction=0) * math.sqrt(used - 1)).tolist()
+        variance, ratio = variance_and_ratio(every).tolist()
+        return Gradient(
+            variance=variance,
+            variance_stderr=variance_stderr,
+            signal_to_noise=ratio,
+            signal_to_noise_stderr=ratio_stderr,
+            resolution=1 / math.sqrt(self.count),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +236,7 @@ def measure(
         num_particles: K.
         log_p: of the batch.
         stage: which weights.
-        repetitions: R, at least 2.
+        repetitions: R, at least 3.
         options: alpha, mix or num_groups of `elbos.build_elbo`.
     """
     elbo = build_elbo(name, num_particles, **options)
@@ -241,15 +281,19 @@ def _flat(parameters: Sequence[Tensor]) -> Tensor:
     return torch.cat([gradient.flatten() for gradient in gradients]).double()
 
 
+def _variance(gradient: Gradient) -> str:
+    return f"{gradient.variance:.2g} +- {gradient.variance_stderr:.1g}"
+
+
 _COLUMNS: dict[str, Callable[[Measurement], str]] = {
     "stage": lambda one: one.stage,
     "estimator": lambda one: one.estimator,
     "K": lambda one: str(one.particles),
     "bound, nats": lambda one: str(one.value),
     "bias": lambda one: f"{one.bias:+.2f}",
-    "encoder variance": lambda one: f"{one.encoder_gradient.variance:.2g}",
+    "encoder variance": lambda one: _variance(one.encoder_gradient),
     "encoder signal/noise": lambda one: str(one.encoder_gradient),
-    "decoder variance": lambda one: f"{one.decoder_gradient.variance:.2g}",
+    "decoder variance": lambda one: _variance(one.decoder_gradient),
     "decoder signal/noise": lambda one: str(one.decoder_gradient),
     "ms": lambda one: f"{one.milliseconds:.1f}",
 }
@@ -258,7 +302,8 @@ _COLUMNS: dict[str, Callable[[Measurement], str]] = {
 LEGEND = """\
 K: draws of z for each image. bound: mean over repetitions of the draws, with its standard error. bias: bound -
 log p(x), nearer to 0 is tighter. variance: of the gradient over the same draws, the trace of its covariance.
-signal/noise: |E g| / sqrt(E |g - E g|^2), higher is better to train with. ms: of loss and gradients of the batch.
+signal/noise: |E g| / sqrt(E |g - E g|^2), higher is better to train with. Their errors are by the jackknife over groups
+of repetitions. ms: of loss and gradients of the batch.
 What to look for: more draws make iwae tighter and its encoder's signal/noise worse, which dreg mends in part; stl beats
 trace near the posterior; score needs no derivative of the decoder and pays in variance, most of which score-loo wins
 back. Left out is what equals another: handwritten, which is trace; with K = 1 all importance-weighted bounds; with one

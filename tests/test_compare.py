@@ -35,9 +35,48 @@ def test_signal_and_noise_by_hand():
     still = torch.rand(1, 50, dtype=torch.float64).expand(100, 50)
     assert gradient_of(still).variance == 0
     assert gradient_of(still).signal_to_noise == math.inf
-    noise = gradient_of(torch.tensor([[1.0], [-1.0]], dtype=torch.float64))
+    noise = gradient_of(torch.tensor([[1.0], [-2.0], [1.0]], dtype=torch.float64))
     assert noise.signal_to_noise == 0
-    assert str(noise) == "< 0.71", "not a zero, of which nothing is known"
+    assert str(noise) == "< 0.58", "not a zero, of which nothing is known"
+
+
+def variance_and_ratio(rows):
+    """By the definitions."""
+    variance = rows.var(0).sum()
+    signal = rows.mean(0).square().sum() - variance / len(rows)
+    return torch.stack([variance, (signal / variance).sqrt()])
+
+
+@pytest.mark.parametrize("count", [3, 7, 20, 50, 100])
+def test_the_errors_are_the_jackknifes(count):
+    """By its definition: each estimate without every twentieth row, or without one row of fewer."""
+    rows = torch.randn(count, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) + 2
+    found, groups = gradient_of(rows), min(count, 20)
+    indices = torch.arange(count)
+    without = torch.stack([variance_and_ratio(rows[indices % groups != group]) for group in range(groups)])
+    variance, ratio = variance_and_ratio(rows)
+    stderr = ((groups - 1) / groups * (without - without.mean(0)).square().sum(0)).sqrt()
+    expected = variance, stderr[0], ratio, stderr[1]
+    given = found.variance, found.variance_stderr, found.signal_to_noise, found.signal_to_noise_stderr
+    assert given == pytest.approx([value.item() for value in expected], rel=1e-10)
+
+
+def test_the_errors_cover_variance_and_ratio():
+    """Over 1,000 comparisons of 100 repetitions each, of Normal gradients with four variances.
+
+    The squared errors' mean is the variance of the estimates, which for the first is exactly 2 tr(C^2) / (R - 1). The
+    mean has a standard deviation of about 1.2 % (20 groups), the variance of 1,000 ratios of 4.5 %, and the jackknife a
+    bias of some per cent: 10 % and 25 % fail less than once in 50,000 seeds.
+    """
+    scales = torch.tensor([1.0, 0.7, 0.5, 0.2], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(1000, 100, 4, dtype=torch.float64, generator=generator) * scales
+    found = [gradient_of(rows) for rows in drawn + 0.5]
+    exact = 2 * scales.pow(4).sum().item() / 99
+    claimed = [torch.tensor([getattr(one, name) for one in found]).square().mean().item()
+               for name in ("variance_stderr", "signal_to_noise_stderr")]  # fmt: skip
+    assert claimed[0] == pytest.approx(exact, rel=0.1)
+    assert claimed[1] == pytest.approx(torch.tensor([one.signal_to_noise for one in found]).var().item(), rel=0.25)
 
 
 def test_only_what_differs_is_compared(linear):
@@ -107,6 +146,11 @@ def test_the_command_compares(tmp_path, capsys):
         (stage, *pair) for stage in ("epoch 0", "epoch 1") for pair in (("trace", "1"), ("trace", "5"), ("iwae", "5"))
     ]
     assert all(float(row["bias"]) < 0 for row in rows)
+    assert all(float(row[f"{part}_gradient_variance_stderr"]) > 0 for row in rows for part in ("encoder", "decoder"))
+    lines = [line for line in said.splitlines() if line.startswith("| epoch")]
+    assert all(line.count("+-") + line.count("<") == 5 for line in lines), (
+        "the bound and both columns of both gradients"
+    )
     assert (tmp_path / "out" / "comparison.md").read_text().strip() in said
     assert (tmp_path / "out" / "comparison.png").exists()
 
@@ -119,7 +163,7 @@ def test_it_compares_at_a_runs_checkpoint(tmp_path, capsys, few_digits, monkeypa
     assert main([str(run.path), "--elbo", "trace,dreg", "--particles", "2", "--repetitions", "3"]) == 0
     assert "epoch 1" in capsys.readouterr().out
     assert (run.path / "comparison" / "comparison.md").exists()
-    assert main([str(run.path), "--elbo", "score", "--particles", "1", "--repetitions", "2"]) == 0, "no ratio above 0"
+    assert main([str(run.path), "--elbo", "score", "--particles", "1", "--repetitions", "3"]) == 0, "no ratio above 0"
     said = capsys.readouterr().out
     assert "binarized" in said, "grey pixels have no log p(x)"
     assert "exactly" not in said
@@ -132,7 +176,7 @@ def test_it_compares_at_a_runs_checkpoint(tmp_path, capsys, few_digits, monkeypa
         (["--particles", "0"], "--particles"),
         (["--particles", "five"], "--particles"),
         (["--stages", "-1"], "--stages"),
-        (["--repetitions", "1"], "--repetitions"),
+        (["--repetitions", "2"], "--repetitions"),
         (["--batch-size", "0"], "--batch-size"),
         (["--system", "conv-3d"], "unknown system"),
         (["--elbo", "iwae", "--particles", "1"], "more --particles"),
