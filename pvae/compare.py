@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pvae.commands import Parser, ctrl_c_exits_at_once, leave, result_folder, run_command, say
 from pvae.errors import InputError, check_name
 from pvae.files import not_a_link, write_whole
-from pvae.options import ELBOS
+from pvae.options import ELBOS, whole_number
 from pvae.systems import get_system
 
 if TYPE_CHECKING:
@@ -59,9 +59,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     particles = _counts("--particles", arguments.particles, least=1)
     stages = _counts("--stages", arguments.stages or _STAGES, least=0)
     for option, least in (("repetitions", 3), ("batch_size", 2)):
-        value = getattr(arguments, option)
-        if value is not None and not least <= value <= 10**6:
-            raise InputError(f"--{option.replace('_', '-')} must be a whole number of at least {least}")
+        if getattr(arguments, option) is not None:
+            whole_number(option, getattr(arguments, option), least, 10**6)
     if arguments.run and arguments.system:
         raise InputError("give a RUN or --system, not both: a run has its system")
     if arguments.run and arguments.stages:
@@ -114,7 +113,10 @@ def _weights(arguments: argparse.Namespace, config: Config, stages: Sequence[int
     for epoch, trained, data in given:
         count = arguments.batch_size or min(_BATCH_SIZE, len(data.test))
         if count > len(data.test):
-            raise InputError(f"--batch-size {count}: {data.name} has {len(data.test):,} test images")
+            raise InputError(
+                f"--batch-size {count:,} is more than the test images of {data.name}: give at least 2 and at most "
+                f"{len(data.test):,}"
+            )
         images = data.test[:count]
         vae, pixels, kind = proper(config, trained, data.image_shape, images)
         yield _Weights(f"epoch {epoch}", vae, next(pixels.split(len(images))), kind)
@@ -168,7 +170,8 @@ def _counts(option: str, text: str, least: int) -> list[int]:
     except ValueError:
         counts = []
     if not counts or counts[0] < least or counts[-1] > 10**6:
-        raise InputError(f"{option} takes whole numbers of at least {least}, such as 1,5,50, not {text!r}")
+        limits = f"at least {least} and at most 1,000,000"
+        raise InputError(f"{option} takes whole numbers of {limits}, such as 1,5,50, not {text!r}")
     return counts
 
 

@@ -70,7 +70,7 @@ class Config:
         scale: of a Normal likelihood or a discretised logistic one: fixed, or where training starts.
         elbo: one of `ELBOS`.
         particles: number of samples z ~ q(z | x) per datum in the bound.
-        alpha: of the ELBO "renyi": 0 is the importance-weighted bound, 1 the ELBO.
+        alpha: of the ELBO "renyi": 0 is the importance-weighted bound, 1 the ELBO; below 0 it is no lower bound.
         mix: the ELBO's share in "ciwae".
         groups: into which "miwae" parts the particles.
         beta: weight of the rate in the loss; never in a reported ELBO.
@@ -159,29 +159,14 @@ class Config:
         for name in ("grey", "skip_broken"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{flag(name)} must be true or false, not {shown(getattr(self, name))}")
-        for name, most in (("latent_dim", 10**9), ("particles", 10**6), ("epochs", 10**9), ("batch_size", 10**9)):
-            object.__setattr__(self, name, whole_number(name, getattr(self, name), most=most))
-        object.__setattr__(self, "groups", whole_number("groups", self.groups, most=10**6))
-        object.__setattr__(self, "image_size", whole_number("image_size", self.image_size, most=10**4))
-        small = (
-            ("crop", 10**4),
-            ("pad", 10**3),
-            ("warm_up", 10**9),
-            ("second_latent_dim", 10**9),
-            ("max_skipped", 10**9),
-        )
-        for name, most in (*small, ("seed", 2**63 - 1)):
-            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=0, most=most))
-        for name in ("scale", "lr", "adam_eps"):
-            object.__setattr__(self, name, real_number(name, getattr(self, name)))
-        for name in ("beta", "free_bits", "alpha", "mix", "clip_norm"):
-            object.__setattr__(self, name, real_number(name, getattr(self, name), zero_too=True))
+        for name, limits in _WHOLE_NUMBERS.items():
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), *limits))
+        for name, (least, most) in _REAL_NUMBERS.items():
+            object.__setattr__(self, name, real_number(name, getattr(self, name), least, most))
         self._check_together()
 
     def _check_together(self) -> None:
         """Refuse fields that are each possible and contradict each other."""
-        if self.mix > 1:
-            raise InputError(f"--mix must be at most 1, not {self.mix}")
         weighs_rate = self.beta != 1 or self.warm_up > 0 or self.rate_reduction != "sum"
         check_elbo_options(self.elbo, self.particles, self.groups, weighs_rate=weighs_rate, free_bits=self.free_bits)
         if self.posterior == "delta" and self.elbo not in WITH_FREE_BITS:
@@ -249,13 +234,34 @@ class Config:
             if unread.get(name):
                 raise InputError(f"{flag(name)} goes with {_READ_WITH[name]} only")
 
-    def replace(self, **overrides: Any) -> Config:
+    def replace(self, /, **overrides: Any) -> Config:
         """Return a copy with some fields changed; an unknown field or a bad value is an `InputError`."""
         for name in overrides:
             check_name("option", name, [one.name for one in fields(self)])
         return replace(self, **overrides)
 
 
+_WHOLE_NUMBERS = {
+    "latent_dim": (1, 10**9),
+    "particles": (1, 10**6),
+    "groups": (1, 10**6),
+    "epochs": (1, 10**9),
+    "batch_size": (1, 10**9),
+    "image_size": (1, 10**4),
+    "crop": (0, 10**4),
+    "pad": (0, 10**3),
+    "warm_up": (0, 10**9),
+    "second_latent_dim": (0, 10**9),
+    "max_skipped": (0, 10**9),
+    "seed": (0, 2**63 - 1),
+}
+_TINY, _HUGE = 1e-38, 1e38  # float32 holds little beyond
+_REAL_NUMBERS = {
+    **dict.fromkeys(("scale", "lr", "adam_eps"), (_TINY, _HUGE)),
+    **dict.fromkeys(("beta", "free_bits", "clip_norm"), (0.0, _HUGE)),
+    "alpha": (-_HUGE, _HUGE),
+    "mix": (0.0, 1.0),
+}
 _CHOICES = {
     "dataset": DATASETS,
     "binarize": BINARIZATIONS,

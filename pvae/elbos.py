@@ -20,7 +20,7 @@ from pvae.errors import InputError, check_name
 from pvae.handwritten import Terms
 from pvae.importance import CIWAE, IWAE, MIWAE, DReG, RenyiELBO, ScoreELBO, StickingTheLanding
 from pvae.options import ELBOS, check_elbo_options
-from pvae.perdatum import PerDatumELBO, PyroFunction
+from pvae.perdatum import PerDatumELBO, PyroFunction, refuse_dependent_dimensions
 from pvae.sites import Draws, Latent
 from pvae.vae import VAE
 
@@ -87,10 +87,13 @@ class HandwrittenELBO(PerDatumELBO):
 
         Raises:
             TypeError: they are not the `model` and `guide` of one VAE, and so have no distributions to take.
+            InputError: with free bits, the latent dimensions are not independent.
         """
         vae = getattr(model, "__self__", None)
         if not isinstance(vae, VAE) or (model, guide) != (vae.model, vae.guide):
             raise TypeError("the handwritten ELBO takes vae.model and vae.guide of one VAE")
+        if self.free_bits:
+            refuse_dependent_dimensions(vae.prior())  # of a VAE the posterior is of the same kind
         vae.register("p_z", "q_z", "p_x")  # SVI steps only what is registered while the loss runs.
         terms = handwritten.monte_carlo(vae, x, self.num_particles, by_dimension=self.free_bits > 0)
         self.terms = Terms(terms.distortion.detach(), terms.rate.detach())
@@ -114,7 +117,7 @@ def build_elbo(
         num_particles: K.
         beta: weight of the rate in the loss.
         free_bits: nats of each latent dimension that cost nothing.
-        alpha: of "renyi".
+        alpha: of "renyi"; below 0 its objective is no lower bound on log p(x).
         mix: the ELBO's share in "ciwae".
         num_groups: M of "miwae".
 

@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pvae.commands import Parser, ctrl_c_exits_at_once, leave, run_command, say
-from pvae.errors import InputError, check_name, shown
-from pvae.options import COMPILERS, PRECISIONS
+from pvae.errors import InputError, check_name
+from pvae.options import COMPILERS, PRECISIONS, whole_number
 from pvae.processes import is_first_process
 
 __all__ = ["main"]
@@ -85,12 +85,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse what could be asked of no run."""
     for name, least, most in (("importance_samples", 2, 10**9), ("images", 2, 10**9), ("seed", 0, 2**63 - 1)):
-        value = getattr(arguments, name)
-        if value is not None and not least <= value <= most:
-            option = "--" + name.replace("_", "-")
-            raise InputError(
-                f"{option} must be a whole number of at least {least} and at most {most:,}, not {shown(value)}"
-            )
+        if getattr(arguments, name) is not None:
+            whole_number(name, getattr(arguments, name), least, most)
     check_name("way to compile", arguments.compile, ["auto", *(name for name in COMPILERS if name != "cuda-graph")])
     if arguments.compile == "none" and arguments.precision != "fp32":
         raise InputError(f"--precision {arguments.precision} goes with --compile auto, graph or inductor only")

@@ -49,12 +49,16 @@ class Terms(NamedTuple):
             beta: weight of the rate.
             free_bits: nats per dimension; more than 0 needs `rates`.
 
+        Raises:
+            ValueError: it has no `rates`.
+
         Reference:
             Kingma et al., arXiv:1606.04934, who introduce free bits under this name.
         """
         if free_bits == 0:
             return (self.distortion + beta * self.rate).mean()
-        assert self.rates is not None, "free bits need the rate of each dimension"
+        if self.rates is None:
+            raise ValueError("free bits need the rate of each dimension: ask for by_dimension=True")
         return self.distortion.mean() + beta * self.rates.mean(0).clamp(min=free_bits).sum()
 
 

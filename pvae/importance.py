@@ -59,7 +59,7 @@ class RenyiELBO(ImportanceELBO):
 
     Args:
         num_particles: K.
-        alpha: 0 is the importance-weighted bound, 1 the ELBO.
+        alpha: 0 is the importance-weighted bound, 1 the ELBO; below 0 it is no lower bound on log p(x).
 
     Reference:
         Li and Turner, arXiv:1602.02311, equation 5.

@@ -93,20 +93,20 @@ def whole_number(name: str, value: Any, least: int = 1, most: int = 2**63 - 1) -
     except TypeError:
         count = -1
     if isinstance(value, bool) or not least <= count <= most:
-        limit = "" if count <= most else f" and at most {most:,}"
-        raise InputError(f"{flag(name)} must be a whole number of at least {least}{limit}, not {shown(value)}")
+        limits = f"at least {least:,} and at most {most:,}"
+        raise InputError(f"{flag(name)} must be a whole number of {limits}, not {shown(value)}")
     return count
 
 
-def real_number(name: str, value: Any, zero_too: bool = False) -> float:
-    """Return a finite number, numpy's included, as a float."""
+def real_number(name: str, value: Any, least: float, most: float) -> float:
+    """Return a number in a range, numpy's included, as a float."""
     try:
         number = math.nan if isinstance(value, (bool, str)) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number) or number < 0 or (number == 0 and not zero_too):
-        wanted = "a finite number of at least 0" if zero_too else "a finite number above 0"
-        raise InputError(f"{flag(name)} must be {wanted}, not {shown(value)}")
+    if not least <= number <= most:
+        limits = f"at least {least:g} and at most {most:g}"
+        raise InputError(f"{flag(name)} must be a number of {limits}, not {shown(value)}")
     return number
 
 

@@ -16,12 +16,14 @@ from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
 from pyro.util import check_if_enumerated, check_model_guide_match
 from torch import Tensor
+from torch.distributions import Distribution, Independent
 
 from pvae import handwritten
+from pvae.errors import InputError
 from pvae.handwritten import Terms
 from pvae.sites import Draws
 
-__all__ = ["PerDatumELBO", "PyroFunction"]
+__all__ = ["PerDatumELBO", "PyroFunction", "refuse_dependent_dimensions"]
 
 PyroFunction = Callable[[Tensor], Any]
 
@@ -71,6 +73,8 @@ class PerDatumELBO(Trace_ELBO):
         loss = (distortion + self.beta * rate).mean()
         if not self.free_bits:
             return loss
+        for latent in draws.latents:
+            refuse_dependent_dimensions(latent.posterior, latent.prior)
         rates = self.rate_by_dimension(draws).mean(0)
         return loss + self.beta * (rates.clamp(min=self.free_bits) - rates).sum()
 
@@ -124,6 +128,17 @@ class PerDatumELBO(Trace_ELBO):
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
             check_if_enumerated(guide_trace)
         return model_trace, guide_trace
+
+
+def refuse_dependent_dimensions(*distributions: Distribution) -> None:
+    """Refuse free bits of a latent whose rate is not a sum over its dimensions.
+
+    Raises:
+        InputError: a distribution is not `Independent` over the dimensions of its event.
+    """
+    for one in distributions:
+        if not isinstance(one, Independent):
+            raise InputError(f"free bits need a rate of each latent dimension, and a {type(one).__name__} has none")
 
 
 def _mean(values: Tensor) -> Tensor:

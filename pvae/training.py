@@ -57,7 +57,7 @@ class Training:
         if config.batch_size > len(data.train):
             raise InputError(
                 f"--batch-size {config.batch_size} is larger than the {len(data.train):,} training images of "
-                f"{data.name}: give at most --batch-size {len(data.train)}"
+                f"{data.name}: give at least --batch-size 1 and at most {len(data.train)}"
             )
         refuse_what_does_not_fit(config, data.image_shape)
         self.config = config

@@ -130,7 +130,13 @@ def _add_loss_options(group: argparse._ArgumentGroup) -> None:
         f"weights: iwae, dreg (doubly reparameterised), renyi, ciwae, miwae (default: {known.elbo})",
     )
     add("--particles", metavar="K", type=int, help=f"samples of z per image in the bound (default: {known.particles})")
-    add("--alpha", metavar="A", type=float, help=f"of --elbo renyi: 0 is iwae, 1 the ELBO (default: {known.alpha})")
+    add(
+        "--alpha",
+        metavar="A",
+        type=float,
+        help="of --elbo renyi: 0 is iwae, 1 the ELBO, below 0 the loss bounds nothing; the ELBO is reported beside it "
+        f"(default: {known.alpha})",
+    )
     add("--mix", metavar="M", type=float, help=f"of --elbo ciwae: the ELBO's share (default: {known.mix})")
     add("--groups", metavar="M", type=int, help=f"of --elbo miwae: into which K is parted (default: {known.groups})")
     add("--beta", metavar="B", type=float, help=f"weight of the rate in the loss (default: {known.beta})")

@@ -16,6 +16,7 @@ from pvae.building import build_vae
 from pvae.config import Config
 from pvae.elbos import build_elbo
 from pvae.errors import InputError
+from pvae.handwritten import Terms
 from pvae.importance import RenyiELBO as RenyiBound
 from pvae.latents import bounded_normal
 from pvae.options import ELBOS
@@ -83,7 +84,7 @@ def test_with_one_particle_all_bounds_are_the_elbo(small_vae, small_images, name
 
 
 @pytest.mark.parametrize("num_particles", [2, 5])
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("alpha", [-1.0, 0.0, 0.5, 2.0])
 def test_pyros_own_renyi_elbo_is_the_same(small_vae, small_images, alpha, num_particles):
     """Under a plain plate Pyro's is exact; it sums over the batch."""
     vae, x = small_vae(), small_images(6)
@@ -293,3 +294,19 @@ def test_two_layers_at_their_worst_have_a_finite_bound(two_layers, small_images)
     value, gradients = seeded_loss(two_layers, small_images(7), build_elbo("iwae", 2))
     assert math.isfinite(value)
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("name", ["trace", "handwritten"])
+def test_free_bits_need_a_rate_of_each_dimension(small_images, name):
+    """The joint distribution of a chain is not independent over its dimensions: refused, by name."""
+    config = Config(hidden=(8,), latent_dim=3, second_latent_dim=2, second_hidden=(5,))
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        vae, x = build_vae(config, (1, 5, 4)).double(), small_images(3)
+        assert math.isfinite(build_elbo(name, 2).loss(vae.model, vae.guide, x))
+        with pytest.raises(InputError, match="need a rate of each latent dimension"):
+            build_elbo(name, 2, free_bits=0.4).loss(vae.model, vae.guide, x)
+
+
+def test_terms_without_rates_have_no_free_bits():
+    with pytest.raises(ValueError, match="by_dimension"):
+        Terms(torch.ones(2), torch.ones(2)).loss(free_bits=0.1)

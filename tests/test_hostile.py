@@ -728,6 +728,8 @@ TOMLS = [
     b"grey = 'yes'",
     b'"two\\nlines" = 1',
     b"__class__ = 1",
+    b"self = 1",
+    b"free_bits = 1e39",
     b"replace = 1",
     b"latent_dim = 2\nlatent_dim = 3",
     b"\xff\xfe",

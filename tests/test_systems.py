@@ -209,6 +209,17 @@ def test_every_system_trains(tmp_path, few_digits, name):
         assert test.rate == 0
 
 
+def test_a_renyi_objective_that_is_no_lower_bound_is_not_reported_as_one(tmp_path, few_digits, small_config):
+    """Below alpha = 0 what is trained lies above the importance-weighted bound of the same draws, and so the ELBO."""
+    losses = {}
+    for alpha in (-1.0, 0.0):
+        config = small_config.replace(elbo="renyi", alpha=alpha, particles=5, epochs=1, lr=1e-38)
+        for row in fit(config, data=few_digits, out=tmp_path / str(alpha)).metrics():
+            assert row.elbo == pytest.approx(-row.distortion - row.rate, rel=1e-6)
+            losses[alpha] = row.loss
+    assert losses[-1.0] + 0.1 < losses[0.0] < -row.elbo - 0.1
+
+
 @pytest.mark.parametrize("elbo", ["trace", "analytic", "handwritten"])
 @pytest.mark.parametrize(("warm_up", "free_bits"), [(2, 0.0), (0, 0.3), (2, 0.3)])
 def test_loss_options_change_no_reported_elbo(tmp_path, few_digits, small_config, elbo, warm_up, free_bits):

@@ -77,6 +77,15 @@ def refuse(capsys, tmp_path, *arguments):
         (["--seed", "9223372036854775808"], "at most 9,223,372,036,854,775,807"),
         (["--pad", "9223372036854775807"], "at most 1,000"),
         (["--image-size", "9223372036854775807"], "at most 10,000"),
+        (["--batch-size", "0"], "at least 1 and at most 1,000,000,000, not 0"),
+        (["--particles", "-1"], "at least 1 and at most 1,000,000, not -1"),
+        (["--batch-size", "131"], "give at least --batch-size 1 and at most 130"),
+        *((["--" + name, "1e39"], "at most 1e+38, not 1e+39") for name in ("lr", "adam-eps", "beta", "free-bits")),
+        (["--likelihood", "normal", "--scale", "1e39"], "at most 1e+38"),
+        (["--likelihood", "normal", "--scale", "1e-50"], "at least 1e-38"),
+        (["--clip-norm", "1e39"], "at most 1e+38"),
+        (["--elbo", "renyi", "--alpha=-1e39"], "at least -1e+38"),
+        (["--elbo", "ciwae", "--mix", "1.5"], "at least 0 and at most 1, not 1.5"),
     ],
 )
 def test_bad_options(few, capsys, tmp_path, arguments, says):
