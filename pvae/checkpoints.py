@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pvae.errors import InputError
 from pvae.memory import available_memory
+from pvae.records import to_json
 
 __all__ = ["NO_ROWS", "Checkpoint", "Counts", "Pass", "Rows", "from_file", "to_bytes"]
 
@@ -134,7 +135,7 @@ def to_bytes(checkpoint: Checkpoint) -> bytes:
         "run": checkpoint.run,
         "tensors": {name: _digest(tensor) for name, tensor in tensors.items()},
     }
-    text = json.dumps(state, sort_keys=True)
+    text = to_json(state)
     return safetensors.torch.save(tensors, {"format": _FORMAT, "state": text, "sha256": _sha256(text.encode())})
 
 

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from pvae.deadlines import ending_in_time
 from pvae.errors import InputError, InterruptedTrainingError, LostError, TrainingError, one_line
+from pvae.failures import NotFiniteError, is_of_memory, named, one_voice
 from pvae.interruptions import SIGNALS
 from pvae.processes import is_first_process
 
@@ -80,18 +81,21 @@ def _run(name: str, command: Callable[[], None]) -> int:
     try:
         if not _is_somewhere():
             raise InputError("the folder in which the command was started is gone: go to one that is there")
-        command()
+        with named(), one_voice():
+            command()
         return 0
-    except (InputError, TrainingError) as error:
+    except (InputError, TrainingError, NotFiniteError) as error:
         if is_first_process():  # the others were refused for the same reason
-            print(f"{name}: {one_line(str(error))}", file=sys.stderr)
+            what_now = "; the weights have diverged: train anew, with a smaller --lr"
+            why = f"{error}{what_now}" if isinstance(error, NotFiniteError) else str(error)
+            print(f"{name}: {one_line(why)}", file=sys.stderr)
         return 2
     except LostError as error:
         if str(error):
             print(f"{name}: {one_line(str(error))}", file=sys.stderr)
         return 1
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not re.search("allocate memory|out of memory", str(error)):
+        if not is_of_memory(error):
             raise
         print(f"{name}: out of memory: give smaller images, networks, batches or fewer particles", file=sys.stderr)
         return 2

@@ -16,6 +16,7 @@ from torch import Tensor
 from pvae import oracle
 from pvae.elbos import build_elbo
 from pvae.evaluation import Estimate, images_at_once, importance_sample
+from pvae.failures import check_finite
 from pvae.hierarchy import ChainPosterior
 from pvae.options import WITHOUT_CHAINS
 from pvae.perdatum import PerDatumELBO
@@ -238,6 +239,9 @@ def measure(
         stage: which weights.
         repetitions: R, at least 3.
         options: alpha, mix or num_groups of `elbos.build_elbo`.
+
+    Raises:
+        NotFiniteError: a bound or a gradient is NaN or infinite.
     """
     elbo = build_elbo(name, num_particles, **options)
     size = max(1, images_at_once(vae, x) // num_particles)
@@ -251,14 +255,17 @@ def measure(
             moment.add(gradient)
     vae.zero_grad()
     estimate = Estimate.of(torch.tensor(values))
+    encoder, decoder = (moment.gradient() for moment in moments)
+    figures = {"bias": estimate.mean - log_p.log_p, "variance": [encoder.variance, decoder.variance]}
+    check_finite(figures, f"{name}, K = {num_particles}")
     return Measurement(
         stage=stage,
         estimator=name,
         particles=num_particles,
         value=estimate,
         bias=estimate.mean - log_p.log_p,
-        encoder_gradient=moments[0].gradient(),
-        decoder_gradient=moments[1].gradient(),
+        encoder_gradient=encoder,
+        decoder_gradient=decoder,
         milliseconds=1000 * statistics.median(seconds),
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 import sys
@@ -16,6 +15,7 @@ from pvae.commands import Parser, ctrl_c_exits_at_once, leave, result_folder, ru
 from pvae.errors import InputError, check_name
 from pvae.files import not_a_link, write_whole
 from pvae.processes import place_of
+from pvae.records import to_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,7 +87,7 @@ def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> No
             say(folder / f"{name}.png")
             if name == "probe":
                 say("\n".join(map(str, subject.responses)))
-                _write(folder / "probe.json", json.dumps([asdict(one) for one in subject.responses], indent=2) + "\n")
+                _write(folder / "probe.json", to_json([asdict(one) for one in subject.responses], indent=2) + "\n")
         if wanted is None:
             _report(subject, folder)
 
@@ -107,7 +107,7 @@ def _figures(subject: Subject, wanted: Sequence[str] | None) -> Iterator[tuple[s
 def _report(subject: Subject, folder: Path) -> None:
     """Say how the codes lie; it takes the codes of all images, and is left out where single pictures are asked for."""
     report = subject.report()
-    _write(folder / "latent.json", json.dumps(asdict(report), indent=2) + "\n")
+    _write(folder / "latent.json", to_json(asdict(report), indent=2) + "\n")
     distances = report.kolmogorov_smirnov
     accuracy = "" if report.accuracy is None else f"; 10-nearest-neighbour accuracy {report.accuracy:.3f}"
     say(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from pvae.commands import Parser, ctrl_c_exits_at_once, leave, run_command, say
 from pvae.errors import InputError, check_name
 from pvae.options import COMPILERS, PRECISIONS, whole_number
 from pvae.processes import is_first_process
+from pvae.records import to_json
 
 __all__ = ["main"]
 
@@ -74,7 +74,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if not world.is_first:
         return
     try:
-        write_whole(path, (json.dumps(asdict(report), indent=2) + "\n").encode())
+        write_whole(path, (to_json(asdict(report), indent=2) + "\n").encode())
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): name another file with --out") from None
     if not arguments.quiet:

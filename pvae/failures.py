@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-
-import torch
+from collections.abc import Iterator, Mapping, Sequence
 
 from pvae.errors import TrainingError
 
-__all__ = ["NotFiniteError", "is_of_memory", "listed", "named", "no_memory_for", "one_voice"]
+__all__ = ["NotFiniteError", "check_finite", "is_of_memory", "listed", "named", "no_memory_for", "one_voice"]
 
 
 class NotFiniteError(ArithmeticError):
@@ -48,9 +47,29 @@ def named() -> Iterator[None]:
         raise NotFiniteError(f"the {refusal[1]} of a {refusal[2]} is NaN, infinite or out of its range") from error
 
 
+def check_finite(record: object, name: str = "") -> None:
+    """Refuse a NaN or an infinity among the figures of a record, by its name: "anatomy.rate.mean".
+
+    Args:
+        record: a number, or a mapping or a sequence of records; all else is passed over.
+        name: the record's own.
+
+    Raises:
+        NotFiniteError: a number is not finite.
+    """
+    if isinstance(record, float) and not math.isfinite(record):
+        raise NotFiniteError(f"{name} is {record}")
+    if isinstance(record, (list, tuple)):
+        record = dict(enumerate(record))
+    if isinstance(record, Mapping):
+        for key, value in record.items():
+            check_finite(value, f"{name}.{key}".removeprefix("."))
+
+
 def is_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory, the machine's or a GPU's, does not suffice."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+    says_so = re.search("allocate memory|out of memory", str(error)) is not None
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and says_so)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from pvae.errors import InputError, brief
 from pvae.files import open_bounded, read_bounded, write_whole
 from pvae.folders import is_folder
+from pvae.records import to_json
 
 __all__ = ["SUFFIXES", "ImageTransform", "image_files", "load_images"]
 
@@ -159,7 +160,7 @@ def _build(files: Sequence[Path], transform: ImageTransform, target: Path) -> No
         described = target.with_suffix(".json")
         if not described.is_file():  # another process may have made one, of the same, and read it now
             described.unlink(missing_ok=True)  # whatever it is: the cache is ours
-        write_whole(described, json.dumps(record).encode())
+        write_whole(described, to_json(record).encode())
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from pvae.failures import check_finite
 from pvae.handwritten import Terms
 from pvae.vae import VAE
 
@@ -63,22 +64,23 @@ def summarise(
     seconds: float,
     posterior_mean_loss: float | None = None,
 ) -> Metrics:
-    """Average the terms of all images into one row.
+    """Average the terms of images into one row.
 
     Args:
-        terms: distortion and rate, (N,) each, at least 2 of them numbers; an image of which they are NaN, since its
-            step was skipped, is left out.
+        terms: distortion and rate, (N,) each, N at least 2.
         vae: in the mode in which they were computed.
         loss: the mean loss of the same images.
         epoch: passes finished.
         split: "train" or "test".
         seconds: the time it took.
         posterior_mean_loss: of the same images, if it was computed.
+
+    Raises:
+        NotFiniteError: one of the figures is NaN or infinite.
     """
-    known = ~(terms.distortion.isnan() | terms.rate.isnan())
-    distortion, rate = terms.distortion[known].double(), terms.rate[known].double()
+    distortion, rate = terms.distortion.double(), terms.rate.double()
     elbo = Terms(distortion, rate).elbo
-    return Metrics(
+    row = Metrics(
         epoch=epoch,
         split=split,
         elbo=elbo.mean().item() if vae.is_bounding else None,
@@ -90,3 +92,5 @@ def summarise(
         pseudo=vae.p_x.pseudo,
         posterior_mean_loss=posterior_mean_loss,
     )
+    check_finite(asdict(row))
+    return row

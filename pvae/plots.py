@@ -233,8 +233,11 @@ def histograms(figure: Figure, columns: NDArray[np.float32], density: NDArray[np
         axes.spines[["left", "right", "top"]].set_visible(False)
         axes.set_visible(index < count)
         if index < count:
-            low, high = np.percentile(columns[:, index], [0.1, 99.9])
+            column = columns[:, index].astype(np.float64)
+            low, high = np.percentile(column, [0.1, 99.9])
             axes.set_xlim(min(-4.2, low), max(4.2, high))
-            axes.hist(columns[:, index], bins=30, density=True, color=_COLOURS["train"], alpha=0.6)
+            margin = 1e-6 * np.abs(column).max()  # codes that are all the same, and large, have no bins otherwise
+            limits = column.min() - margin, column.max() + margin
+            axes.hist(column, bins=30, range=limits, density=True, color=_COLOURS["train"], alpha=0.6)
             axes.plot(*density, color=_COLOURS["test"], linewidth=1)
             axes.set_title(str(index + 1), fontsize=6, pad=1)

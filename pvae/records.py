@@ -1,17 +1,19 @@
-"""Records as text: rows as CSV, and dataclasses read back from JSON, exactly their fields, each of its type."""
+"""Records as text: rows as CSV, strict JSON, and dataclasses read back from it, exactly their fields and types."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pvae.errors import InputError, shown
+from pvae.failures import check_finite
 
-__all__ = ["csv_of", "from_record"]
+__all__ = ["csv_of", "from_record", "to_json"]
 
 T = TypeVar("T")
 
@@ -39,6 +41,16 @@ def from_record(kind: type[T], record: Any) -> T:
         if not _fits(value, hints[name]):
             raise InputError(f"{name} of {kind.__name__} is of the wrong type: {shown(value)}")
     return kind(**values)
+
+
+def to_json(record: object, indent: int | None = None) -> str:
+    """Return a record as JSON, which has no NaN and no infinity.
+
+    Raises:
+        NotFiniteError: the record has one.
+    """
+    check_finite(record)
+    return json.dumps(record, allow_nan=False, indent=indent)
 
 
 def csv_of(rows: Sequence[Mapping[str, object]]) -> str:

@@ -29,7 +29,7 @@ from pvae.errors import InputError, brief
 from pvae.files import append, is_temporary, not_a_link, open_bounded, read_bounded, write_whole
 from pvae.metrics import Metrics
 from pvae.provenance import provenance
-from pvae.records import from_record
+from pvae.records import from_record, to_json
 from pvae.runfolders import new_folder, what_is_missing
 from pvae.vae import VAE
 
@@ -147,8 +147,8 @@ class Run:
             "data": asdict(self.data),
             "sessions": self.sessions,
         }
-        record = json.loads(json.dumps(record))  # as it will be read
-        text = json.dumps({**record, "sha256": _digest(record)}, indent=2) + "\n"
+        record = json.loads(to_json(record))  # as it will be read
+        text = to_json({**record, "sha256": _digest(record)}, indent=2) + "\n"
         write_whole(self._file("config.json"), text.encode())
         write_whole(self._file("metrics.jsonl"), standing)
 
@@ -213,9 +213,14 @@ class Run:
         """Return the trained VAE, in eval mode, on the CPU.
 
         Raises:
-            InputError: the checkpoint is missing, damaged, or of other networks than `config.json` says.
+            InputError: the checkpoint is missing, damaged, or of other networks than `config.json` says, or holds
+                weights that float32 cannot square.
         """
         weights = self.read_checkpoint().vae
+        for name, tensor in weights.items():
+            if not tensor.square().isfinite().all():
+                values = f"NaN, infinite or beyond {torch.finfo(tensor.dtype).max ** 0.5:.1e}"
+                raise InputError(f"{self._file(_CHECKPOINT)}: {name} has values that are {values}: train anew")
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are thrown away
             vae = build_vae(self.config, self.data.image_shape)
         vae.load_state_dict(weights)
@@ -285,7 +290,7 @@ def load(path: str | Path) -> VAE:
 
 
 def _lines(rows: Iterable[Metrics]) -> bytes:
-    return "".join(json.dumps(asdict(row)) + "\n" for row in rows).encode()
+    return "".join(to_json(asdict(row)) + "\n" for row in rows).encode()
 
 
 def _rows_of(content: bytes) -> Rows:

@@ -133,18 +133,19 @@ class Training:
                 bar.step(under_way.running_loss(self.world))
                 between()
         whole = under_way.whole(self.world)
-        terms = Terms(whole.distortion, whole.rate)
-        counted = int((~whole.distortion.isnan()).sum())
+        taken = ~whole.distortion.isnan()  # NaN marks the images of a step that was skipped
+        counted = int(taken.sum())
         if counted < 2:
             raise TrainingError(f"all steps of epoch {self.epoch + 1} were skipped, since none had finite gradients")
-        return summarise(
-            terms,
-            vae=self.vae,
-            loss=whole.total / counted,
-            epoch=self.epoch + 1,
-            split="train",
-            seconds=whole.seconds,
-        )
+        with self._refused("the training figures"):
+            return summarise(
+                Terms(whole.distortion[taken], whole.rate[taken]),
+                vae=self.vae,
+                loss=whole.total / counted,
+                epoch=self.epoch + 1,
+                split="train",
+                seconds=whole.seconds,
+            )
 
     def take_step(self, index: Tensor) -> list[float]:
         """Step on the training images of an index (B,).
@@ -166,7 +167,7 @@ class Training:
         """Measure the bound on the test images, with the same draws of noise at every epoch.
 
         Raises:
-            TrainingError: the loss was no finite number.
+            TrainingError: a figure was no finite number.
         """
         started = time.perf_counter()
         self.vae.eval()
@@ -175,17 +176,17 @@ class Training:
         try:
             with seeded(self.config.seed, self.device), self._refused("the test loss"):
                 found = measure(self.stepper, self.test_images, between)
+                return summarise(
+                    found.terms,
+                    vae=self.vae,
+                    loss=found.loss,
+                    epoch=self.epoch + 1,
+                    split="test",
+                    seconds=time.perf_counter() - started,
+                    posterior_mean_loss=found.posterior_mean_loss,
+                )
         finally:
             self._rng = None
-        return summarise(
-            found.terms,
-            vae=self.vae,
-            loss=found.loss,
-            epoch=self.epoch + 1,
-            split="test",
-            seconds=time.perf_counter() - started,
-            posterior_mean_loss=found.posterior_mean_loss,
-        )
 
     def pictures(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return 8 test images, their reconstructions and 64 images of the prior, in [0, 1]; the same draws every time.

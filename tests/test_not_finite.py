@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import warnings
 from dataclasses import replace
 
@@ -11,9 +13,17 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pvae.errors import InterruptedTrainingError, TrainingError
+from pvae import records, rundata, runs
+from pvae.checkpoints import to_bytes
+from pvae.compare import main as compare
+from pvae.draw import main as draw
+from pvae.errors import InputError, InterruptedTrainingError, TrainingError
+from pvae.evaluate import main as evaluate
 from pvae.failures import NotFiniteError
+from pvae.figures import histogram_figure
 from pvae.fitting import fit, resume
+from pvae.importance import IWAE
+from pvae.options import ON_NAN
 from pvae.parallel import ALONE
 from pvae.runs import Run
 from pvae.stepping import _look_every
@@ -327,3 +337,132 @@ def test_the_loss_of_an_epoch_is_the_mean_over_the_images_that_were_stepped_on(f
     assert training.skipped == 1
     assert row.loss == pytest.approx(sum(losses) / (130 - 50), rel=1e-12)
     assert row.loss == pytest.approx(row.distortion + row.rate, rel=1e-5)
+
+
+def strictly(text):
+    """Read JSON as its standard has it: without NaN and Infinity."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+@pytest.mark.parametrize("on_nan", ON_NAN)
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_figure_that_is_not_finite_ends_the_training(
+    tmp_path, few_digits, small_config, monkeypatch, no_pictures, on_nan, split, value
+):
+    """The loss of importance weights is finite where one draw of an image has no weight, and the rate is not."""
+    epoch, is_test, rate, test = 0, False, IWAE.rate, Training.test
+
+    def spoiled(self, draws):
+        return rate(self, draws) + (value if epoch == 2 and is_test == (split == "test") else 0.0)
+
+    def tested(self, between):
+        nonlocal is_test
+        is_test = True
+        try:
+            return test(self, between)
+        finally:
+            is_test = False
+
+    def begun(self, *given):
+        nonlocal epoch
+        epoch += 1
+        return train_epoch(self, *given)
+
+    train_epoch = Training.train_epoch
+    monkeypatch.setattr(IWAE, "rate", spoiled)
+    monkeypatch.setattr(Training, "test", tested)
+    monkeypatch.setattr(Training, "train_epoch", begun)
+    config = small_config.replace(elbo="iwae", particles=2, epochs=3, on_nan=on_nan)
+    with pytest.raises(TrainingError, match=r"elbo is .*holds all up to epoch 1"):
+        fit(config, data=few_digits, out=tmp_path / "run")
+    rows = [strictly(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["epoch"], row["split"]) for row in rows] == [(1, "train"), (1, "test")]
+    strictly((tmp_path / "run" / "config.json").read_text())
+
+
+def test_json_is_strict():
+    assert strictly(records.to_json({"a": [1.5, None, "NaN"], "b": {"c": True}})) == {
+        "a": [1.5, None, "NaN"],
+        "b": {"c": True},
+    }
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(NotFiniteError, match=rf"b\.1\.c is {value}"):
+            records.to_json({"a": 1.0, "b": [{"c": 0.0}, {"c": value}]})
+
+
+@pytest.fixture
+def run(tmp_path, few_digits, small_config, monkeypatch, no_pictures):
+    """A run whose data are found again."""
+    monkeypatch.setattr(rundata, "load_again", lambda *_: few_digits)
+    return fit(small_config.replace(epochs=1, latent_dim=8), data=few_digits, out=tmp_path / "run")
+
+
+COMMANDS = {
+    evaluate: ["--importance-samples", "5"],
+    draw: [],
+    compare: ["--particles", "2", "--repetitions", "2"],
+}
+
+
+def spoil_weights(run, name, index, value):
+    """Write a checkpoint with checksums that are right."""
+    checkpoint = run.read_checkpoint()
+    checkpoint.vae[name].view(-1)[index] = value
+    (run.path / "checkpoint.safetensors").write_bytes(to_bytes(checkpoint))
+
+
+def refused(command, run, capsys):
+    """Run a command; return its one line, after checking that it wrote nothing."""
+    before = sorted(run.path.rglob("*"))
+    assert command([str(run.path), *COMMANDS[command]]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1, line
+    assert sorted(run.path.rglob("*")) == before
+    return line
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e20])
+@pytest.mark.parametrize("name", ["q_z.encoder.1.weight", "p_x.decoder.2.bias"])
+def test_weights_that_no_training_leaves_are_refused_by_name(run, capsys, name, value):
+    spoil_weights(run, name, 0, value)
+    for command in COMMANDS:
+        assert f" {name} " in refused(command, run, capsys)
+    with pytest.raises(InputError, match=name):
+        run.vae()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_scale_of_zero_is_one_line(run, capsys, command):
+    """Weights that are numbers, of a posterior whose scale is not one: exp(-200) is 0 in float32."""
+    spoil_weights(run, "q_z.encoder.3.bias", slice(8, None), -200.0)
+    assert "the scale of a Normal is" in refused(command, run, capsys)
+
+
+@pytest.mark.parametrize("command", [evaluate, compare])
+def test_a_bound_that_is_infinite_is_not_reported(run, capsys, recwarn, command):
+    """Means of q(z | x) whose squares are finite, and the sum of their squares is not."""
+    spoil_weights(run, "q_z.encoder.3.bias", slice(0, 8), 1.5e19)
+    assert re.search(r" is (-inf|inf|nan)\b", refused(command, run, capsys))
+    assert not list(recwarn), "a second voice"
+
+
+def test_a_run_that_recorded_an_infinite_figure_is_read_all_the_same(run, capsys, tmp_path):
+    """As earlier versions did."""
+    checkpoint, rows = run.read_checkpoint(), (run.path / "metrics.jsonl").read_text()
+    elbo = json.loads(rows.splitlines()[-1])["elbo"]
+    rows = rows.replace(f'"elbo": {elbo}', '"elbo": -Infinity').encode()
+    assert b"-Infinity" in rows
+    (run.path / "metrics.jsonl").write_bytes(rows)
+    checkpoint = replace(checkpoint, rows=runs._rows_of(rows))
+    (run.path / "checkpoint.safetensors").write_bytes(to_bytes(checkpoint))
+    for command, options in COMMANDS.items():
+        assert command([str(run.path), *options, "--out", str(tmp_path / command.__module__)]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_histograms_of_codes_far_from_zero():
+    """All of them one number in float32: of a wide range, since a narrow one has no bins."""
+    codes = torch.tensor([[1e8, -1e19, 0.0]]).expand(50, 3)
+    heights = [max(patch.get_height() for patch in axes.patches) for axes in histogram_figure(codes, "far").axes[:3]]
+    assert all(math.isfinite(height) and height > 0 for height in heights)
