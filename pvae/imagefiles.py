@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 from tqdm import tqdm
 
 from pvae.errors import InputError, brief
@@ -221,7 +221,7 @@ def _transformed(file: BinaryIO, transform: ImageTransform) -> NDArray[np.uint8]
             if left < 0 or top < 0:
                 raise ValueError(f"{image.width} x {image.height} pixels, fewer than --crop {transform.crop} cuts out")
             image = image.crop((left, top, left + transform.crop, top + transform.crop))
-        image = _over_white(_in_bytes(image, opened.format)).convert("L" if transform.grey else "RGB")
+        image = _over_white(_in_bytes(image, opened.format), "L" if transform.grey else "RGB")
         return np.asarray(image.resize((transform.size, transform.size), Image.Resampling.BILINEAR))
 
 
@@ -235,12 +235,14 @@ def _turn_upright(image: Image.Image) -> None:
         pass
 
 
-def _over_white(image: Image.Image) -> Image.Image:
+def _over_white(image: Image.Image, mode: str) -> Image.Image:
+    """Return an image in a mode without transparency; no third image of its size is made."""
     if not image.has_transparency_data:
-        return image
-    coloured, white = image.convert("RGBA"), Image.new("RGB", image.size, "white")
-    white.paste(coloured, mask=coloured)
-    return white
+        return image.convert(mode)
+    clear = ImageChops.invert((image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A"))
+    shown = image.convert(mode)
+    shown.paste("white", mask=clear)
+    return shown
 
 
 def _in_bytes(image: Image.Image, kind: str | None) -> Image.Image:
