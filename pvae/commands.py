@@ -10,13 +10,14 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from pvae.deadlines import ending_in_time
 from pvae.errors import InputError, InterruptedTrainingError, LostError, TrainingError, one_line
 from pvae.failures import NotFiniteError, is_of_memory, named, one_voice
+from pvae.files import check_replaceable
 from pvae.interruptions import SIGNALS
 from pvae.processes import is_first_process
 
@@ -142,11 +143,15 @@ def ctrl_c_exits_at_once(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def result_folder(folder: Path) -> Iterator[Path]:
+def result_folder(folder: Path, names: Iterable[str] = ()) -> Iterator[Path]:
     """Make the folder that a command writes to, and those above it; what stays empty is gone again afterwards.
 
+    Args:
+        folder: the folder.
+        names: of the reports that will be written there; of a folder that is pvae's own they need not be given.
+
     Raises:
-        InputError: it cannot be made.
+        InputError: it cannot be made, or another file has one of the names.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -154,6 +159,8 @@ def result_folder(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror}): name another folder with --out") from None
     try:
+        for name in names:
+            check_replaceable(folder / name)
         yield folder
     finally:
         with contextlib.suppress(OSError):  # one that holds something stays, and those above it

@@ -71,7 +71,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     if particles == [1] and not set(names) & set(_ONE_PARTICLE):
         raise InputError("with one particle these are the ELBO, or nothing: give more --particles")
     named = arguments.out or (not_a_link(arguments.run / "comparison") if arguments.run else None)
-    with result_folder(named or Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare") as folder:
+    reports = [f"comparison.{suffix}" for suffix in ("csv", "md", "png")] if arguments.out else []
+    with result_folder(named or Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare", reports) as folder:
         found: list[Measurement] = []
         for weights in _weights(arguments, config, stages):
             found += _measured(arguments, config, weights, names, particles)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pvae.commands import Parser, ctrl_c_exits_at_once, leave, result_folder, run_command, say
 from pvae.errors import InputError, check_name
+from pvae.failures import NotFiniteError, named
 from pvae.files import not_a_link, write_whole
 from pvae.processes import place_of
 from pvae.records import to_json
@@ -81,7 +82,10 @@ def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> No
     figures = _figures(subject, wanted)
     if wanted is not None:
         figures = iter(list(figures))  # if one of them is refused, none is written
-    with result_folder(arguments.out or not_a_link(subject.run.path / "figures")) as folder:
+    names = [f"{name}.png" for name in wanted or PICTURES]
+    names += ["latent.json", "probe.json"] if wanted is None else ["probe.json"] * ("probe" in wanted)
+    figures_folder = not_a_link(subject.run.path / "figures")  # our own, if no other is named
+    with result_folder(arguments.out or figures_folder, names if arguments.out else ()) as folder:
         for name, figure in figures:
             write_figure(folder / f"{name}.png", figure)
             say(folder / f"{name}.png")
@@ -131,10 +135,11 @@ def _draw_side_by_side(arguments: argparse.Namespace, runs: Sequence[Path]) -> N
             state = (subject.run.identity, subject.run.read_checkpoint().counts)
             if state in known:
                 raise InputError(f"it is a copy of {known[state]}, and no other seed")
-            read.append(entry_of(subject))
+            with named():
+                read.append(entry_of(subject))
             known[state] = path.name
             say(f"{path.name}: {read[-1].title}")
-        except InputError as error:
+        except (InputError, NotFiniteError) as error:
             print(f"pvae.draw: {path.name} is left out: {error}", file=sys.stderr)
     if not read:
         raise InputError(f"none of the {len(runs)} runs in {arguments.run} can be shown")
@@ -142,7 +147,8 @@ def _draw_side_by_side(arguments: argparse.Namespace, runs: Sequence[Path]) -> N
     rows = [entry.row for entry in entries]
     drawn = {"sheet": sheet_figure(entries)}
     drawn |= {f"codes-{re.sub('[^a-z0-9]+', '-', data.lower())}": one for data, one in code_figures(entries).items()}
-    with result_folder(arguments.out or arguments.run) as folder:
+    names = ["table.csv", "table.md", *(f"{name}.png" for name in drawn)]
+    with result_folder(arguments.out or arguments.run, names) as folder:
         _write(folder / "table.csv", to_csv(rows))
         _write(folder / "table.md", to_markdown(rows))
         say(f"\n{to_markdown(rows)}\n{folder / 'table.csv'}\n{folder / 'table.md'}")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pvae.commands import Parser, ctrl_c_exits_at_once, leave, run_command, say
 from pvae.errors import InputError, check_name
+from pvae.files import check_replaceable
 from pvae.options import COMPILERS, PRECISIONS, whole_number
 from pvae.processes import is_first_process
 from pvae.records import to_json
@@ -98,6 +99,7 @@ def _check_writable(path: Path) -> None:
     if is_other or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         reason = "it is no ordinary file" if is_other else f"{path.parent} is no folder that can be written to"
         raise InputError(f"{path} cannot be written, since {reason}: name another file with --out")
+    check_replaceable(path, "evaluation.json")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -226,9 +226,9 @@ def save_figures(
 
 
 def write_figure(path: Path, figure: Figure) -> None:
-    """Write a figure as a PNG, whole or not at all; a link of that name is replaced."""
+    """Write a figure as a PNG that says who drew it, whole or not at all; a link of that name is replaced."""
     content = BytesIO()
-    figure.savefig(content, format="png")  # whatever matplotlib's default is
+    figure.savefig(content, format="png", metadata={"Software": "pvae"})  # whatever matplotlib's default format is
     write_whole(path, content.getvalue())
 
 

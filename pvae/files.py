@@ -18,7 +18,9 @@ if sys.platform != "win32":
 
 __all__ = [
     "append",
+    "check_replaceable",
     "expanded",
+    "is_report",
     "is_temporary",
     "not_a_link",
     "open_bounded",
@@ -27,6 +29,16 @@ __all__ = [
     "write_whole",
 ]
 
+_REPORTS = {  # how each report of pvae's begins, by its name or, of pictures, its suffix
+    "evaluation.json": rb'\{\s*"run": "[^\n]*",\s*"epoch": \d+,\s*"data": "',
+    "latent.json": rb'\{\s*"mean": \[',
+    "probe.json": rb'\[\s*\{\s*"attribute": "',
+    "comparison.csv": rb"stage,estimator,particles,",
+    "comparison.md": rb"\| stage +\| estimator",
+    "table.csv": rb"run,configuration,system,",
+    "table.md": rb"\| system \| --elbo \|",
+    ".png": rb"\x89PNG.*tEXtSoftware\0pvae",
+}
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe without a writer would be waited for
 
@@ -58,6 +70,29 @@ def write_whole(path: Path, content: bytes, previous: Path | None = None) -> Non
         _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_report(path: Path, kind: str = "") -> bool:
+    """Whether a file is a report that pvae wrote, or a picture that it drew, of the kind of its name or of that one."""
+    begins = _REPORTS.get(kind or path.name, _REPORTS.get(path.suffix, rb"(?!)"))
+    with contextlib.suppress(InputError, OSError), open_bounded(path, sys.maxsize) as file:
+        return re.match(begins, file.read(4096), re.DOTALL) is not None
+    return False
+
+
+def check_replaceable(path: Path, kind: str = "") -> None:
+    """Refuse the name of a report that is taken by anything but such a report, a link or an empty file.
+
+    Args:
+        path: where it will be written, by `write_whole`.
+        kind: a name that such reports have as a rule; that of the path if left out.
+
+    Raises:
+        InputError: it is taken.
+    """
+    is_free = path.is_symlink() or not path.exists() or (path.is_file() and path.stat().st_size == 0)
+    if not is_free and not is_report(path, kind):
+        raise InputError(f"{path} is another file, and is not replaced: move it away, or name another place with --out")
 
 
 def not_a_link(folder: Path) -> Path:

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -26,7 +25,7 @@ from pvae.checkpoints import NO_ROWS, Checkpoint, Counts, Rows, from_file, to_by
 from pvae.config import Config
 from pvae.data import DataRecord
 from pvae.errors import InputError, brief
-from pvae.files import append, is_temporary, not_a_link, open_bounded, read_bounded, write_whole
+from pvae.files import append, is_report, is_temporary, not_a_link, open_bounded, read_bounded, write_whole
 from pvae.metrics import Metrics
 from pvae.provenance import provenance
 from pvae.records import from_record, to_json
@@ -237,8 +236,10 @@ class Run:
         return folder
 
     def drop_figures(self) -> None:
-        """Remove the figures, which will be of another epoch."""
-        shutil.rmtree(not_a_link(self._file("figures")), ignore_errors=True)
+        """Remove the figures, which will be of another epoch; files of the user's own stay."""
+        folder = not_a_link(self._file("figures"))
+        for path in filter(is_report, folder.iterdir() if folder.is_dir() else ()):
+            path.unlink(missing_ok=True)
 
     def _file(self, name: str) -> Path:
         return self.path / name

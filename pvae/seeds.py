@@ -119,7 +119,7 @@ def train_seeds(plan: Plan) -> None:
         not plan.folder.is_dir() or (any(plan.folder.iterdir()) and not any(plan.folder.glob("seed-*")))
     ):
         raise InputError(f"--out {plan.folder} exists and is neither empty nor a folder of seeds: name another")
-    with result_folder(plan.folder), own_folder(plan.folder):
+    with result_folder(plan.folder, ["table.csv", "table.md"]), own_folder(plan.folder):
         todo = [seed for seed in plan.seeds if not _is_finished(plan, seed)]
         failures = _Pool(plan).train(todo) if todo else {}
         finished = [seed for seed in plan.seeds if seed not in failures]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import warnings
 from dataclasses import replace
 
@@ -445,6 +446,16 @@ def test_a_bound_that_is_infinite_is_not_reported(run, capsys, recwarn, command)
     spoil_weights(run, "q_z.encoder.3.bias", slice(0, 8), 1.5e19)
     assert re.search(r" is (-inf|inf|nan)\b", refused(command, run, capsys))
     assert not list(recwarn), "a second voice"
+
+
+def test_a_run_that_diverged_is_left_out_of_a_sheet(run, tmp_path, capsys):
+    for name in ("whole", "diverged"):
+        shutil.copytree(run.path, tmp_path / "sheet" / name)
+    spoil_weights(Run.open(tmp_path / "sheet" / "diverged"), "q_z.encoder.3.bias", slice(8, None), -200.0)
+    assert draw([str(tmp_path / "sheet")]) == 0
+    line = capsys.readouterr().err
+    assert line.startswith("pvae.draw: diverged is left out: the scale of a Normal is")
+    assert line.count("\n") == 1
 
 
 def test_a_run_that_recorded_an_infinite_figure_is_read_all_the_same(run, capsys, tmp_path):

@@ -1,0 +1,135 @@
+"""What every command keeps to: what it replaces, how it takes a path, and where it runs."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from matplotlib.figure import Figure
+
+from pvae import rundata, seeds
+from pvae.compare import main as compare
+from pvae.data import Dataset
+from pvae.draw import main as draw
+from pvae.evaluate import main as evaluate
+from pvae.fitting import fit, resume
+from pvae.systems import get_system
+from pvae.train import main as train
+
+SMALL = ["--importance-samples", "5"]
+FEW = ["--particles", "2", "--repetitions", "2", "--elbo", "trace,iwae"]
+
+
+@pytest.fixture(scope="module")
+def data(digits):
+    labels = digits.train_labels[:130], digits.test_labels[:40]
+    return Dataset("few digits", digits.train[:130], digits.test[:40], *labels, digits.label_names)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data):
+    config = get_system("mlp-2d").replace(hidden=(8,), epochs=1, batch_size=50)
+    return fit(config, data=data, out=tmp_path_factory.mktemp("trained") / "run").path
+
+
+@pytest.fixture
+def run(trained, tmp_path, data, monkeypatch):
+    """A run folder of its own, whose data are found."""
+    monkeypatch.setattr(rundata, "load_again", lambda *_: data)
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def refuse(command, arguments, capsys, tmp_path):
+    """Run a command that refuses; return its one line, after checking that every file is as it was."""
+    before = contents(tmp_path)
+    assert command([str(argument) for argument in arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1, printed.err
+    assert contents(tmp_path) == before
+    return printed.err
+
+
+def plot(path):
+    """A picture of the user's own, by the same library."""
+    Figure().savefig(path, format="png")
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "metrics.jsonl", "checkpoint.safetensors", "figures/samples.png", "notes.txt", "own.json"]
+)
+def test_a_report_replaces_no_other_file(run, tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setattr("pvae.reports.evaluate", lambda *_, **__: pytest.fail("it was evaluated for nothing"))
+    (run / "notes.txt").write_text("mine")
+    (run / "own.json").write_text('{\n  "run": "mine"\n}\n')
+    line = refuse(evaluate, [run, *SMALL, "--out", run / name], capsys, tmp_path)
+    assert name in line
+    assert "--out" in line
+
+
+def test_a_report_replaces_one_of_its_kind_and_what_is_empty(run, tmp_path):
+    (tmp_path / "empty").touch()
+    assert evaluate([str(run), *SMALL, "--out", str(tmp_path / "empty")]) == 0
+    first = (tmp_path / "empty").read_bytes()
+    assert evaluate([str(run), "--importance-samples", "7", "--out", str(tmp_path / "empty")]) == 0
+    assert first != (tmp_path / "empty").read_bytes() != b""
+
+
+@pytest.mark.parametrize("name", ["losses.png", "latent.json"])
+def test_pictures_replace_no_others(run, tmp_path, capsys, name):
+    out = tmp_path / "mine"
+    out.mkdir()
+    plot(out / name)
+    assert name in refuse(draw, [run, "--out", out], capsys, tmp_path)
+    assert draw([str(run), "--what", "samples", "--out", str(out)]) == 0, "which replaces nothing"
+    (out / name).unlink()
+    for _ in range(2):
+        assert draw([str(run), "--out", str(out)]) == 0
+
+
+@pytest.mark.parametrize("name", ["comparison.csv", "comparison.md", "comparison.png"])
+def test_a_comparison_replaces_no_other_file(run, tmp_path, capsys, name, monkeypatch):
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / name).write_text("date,estimator\n")
+    with monkeypatch.context() as patch:
+        patch.setattr("pvae.comparison.measure", lambda *_, **__: pytest.fail("it was measured for nothing"))
+        assert name in refuse(compare, [run, *FEW, "--out", out], capsys, tmp_path)
+    (out / name).unlink()
+    for _ in range(2):
+        assert compare([str(run), *FEW, "--out", str(out)]) == 0
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.md", "sheet.png", "codes-few-digits.png"])
+def test_runs_side_by_side_replace_no_other_file(run, tmp_path, capsys, name):
+    for _ in range(2):
+        assert draw([str(tmp_path)]) == 0
+    capsys.readouterr()
+    plot(tmp_path / name)
+    assert name in refuse(draw, [tmp_path], capsys, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.md"])
+def test_the_table_of_seeds_replaces_no_other_file(tmp_path, capsys, name, monkeypatch):
+    monkeypatch.setattr(seeds._Pool, "train", lambda *_: pytest.fail("it was trained for nothing"))
+    (tmp_path / "many" / "seed-0").mkdir(parents=True)
+    (tmp_path / "many" / name).write_text("mine")
+    arguments = ["--seeds", "0:2", "--dataset", "mnist-5k", "--out", tmp_path / "many"]
+    assert name in refuse(train, arguments, capsys, tmp_path)
+
+
+def test_a_resumed_training_drops_its_own_figures_alone(run, data):
+    plot(run / "figures" / "mine.png")
+    (run / "figures" / "notes.txt").write_text("mine")
+    assert draw([str(run), "--what", "scatter"]) == 0
+    before = contents(run / "figures")
+    resume(run, 2, data=data)
+    after = contents(run / "figures")
+    assert not (run / "figures" / "scatter.png").exists(), "of another epoch"
+    for name in ("mine.png", "notes.txt"):
+        assert after[run / "figures" / name] == before[run / "figures" / name]
+    for name in ("losses.png", "reconstructions.png"):
+        assert after[run / "figures" / name] != before[run / "figures" / name]
