@@ -30,13 +30,22 @@ class _Real(constraints.Constraint):
 
     def check(self, value: Tensor) -> Tensor:
         """Return one flag."""
+        if torch.compiler.is_compiling():
+            return torch.tensor(True)  # torch before 2.15 cannot export its look at what is found
         return _lies_within(-math.inf, value, math.inf) if value.numel() else value.new_ones((), dtype=torch.bool)
 
 
 class LogitBernoulli(dist.Bernoulli):  # type: ignore[misc]  # Pyro makes its classes at run time
-    """Pyro's Bernoulli of logits l, of which many may be one event: an image."""
+    """Pyro's Bernoulli of logits l, of which many may be one event: an image.
+
+    What torch.compile and torch.export trace of it looks at no values: it is not validated.
+    """
 
     arg_constraints: ClassVar = {**dist.Bernoulli.arg_constraints, "logits": _Real()}
+
+    def _validate_sample(self, value: Tensor) -> None:
+        if not torch.compiler.is_compiling():  # as above
+            super()._validate_sample(value)
 
     def to_event(self, reinterpreted_batch_ndims: int | None = None) -> TorchDistribution:
         """Return the distribution of which the last dimensions are one event."""

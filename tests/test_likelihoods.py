@@ -10,7 +10,7 @@ import pyro
 import pytest
 import torch
 
-from pvae.bernoulli import PseudoBernoulli
+from pvae.bernoulli import LogitBernoulli, PseudoBernoulli
 from pvae.building import build_vae
 from pvae.config import Config
 from pvae.discretized import DiscretizedLogistic
@@ -184,18 +184,22 @@ def test_what_is_no_tensor_and_what_is_no_probability_is_refused():
             family(probs=torch.tensor([0.5, 1.5]))
 
 
-def test_a_log_probability_is_vectorised_and_exported():
-    """A look at all numbers at once would be a control flow that neither can follow."""
+@pytest.mark.parametrize("kind", [PseudoBernoulli, LogitBernoulli])
+def test_a_log_probability_is_vectorised_and_exported(kind):
+    """A look at the values would be a control flow that neither can follow."""
 
     class Scored(torch.nn.Module):
         def forward(self, logits, value):
-            return PseudoBernoulli(logits=logits).to_event(1).log_prob(value)
+            return kind(logits=logits).to_event(1).log_prob(value)
 
-    logits, value = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)), torch.ones(2, 3)
-    wanted = Scored()(logits, value)
-    one_by_one = torch.vmap(lambda one, x: PseudoBernoulli(logits=one).log_prob(x).sum())(logits, value)
-    assert torch.allclose(one_by_one, wanted)
-    assert torch.allclose(torch.export.export(Scored(), (logits, value)).module()(logits, value), wanted)
+    given = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)), torch.ones(2, 3)
+    wanted = Scored()(*given)
+    with pyro.validation_enabled():  # which torch 2.6 switches off where it exports
+        if torch.__version__ >= "2.8":  # before, torch's own validation could not be vectorised
+            one_by_one = torch.vmap(lambda one, x: kind(logits=one).log_prob(x).sum())(*given)
+            assert torch.allclose(one_by_one, wanted)
+        exported = torch.export.export(Scored(), given, strict=False)
+        assert torch.allclose(exported.module()(*given), wanted)
 
 
 def test_optimal_scale_is_optimal():
