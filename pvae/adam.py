@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from pvae.failures import NotFiniteError, listed
+from pvae.torchprivate import foreach_add_, foreach_norm, foreach_sub_, fused_adam_, has_step_hooks
 
 __all__ = ["AdamUpdate", "ElementwiseAdam", "OperatorAdam"]
 
 _NOT_PLAIN = ("amsgrad", "maximize", "weight_decay", "differentiable", "capturable", "decoupled_weight_decay")
-# Private to torch: without it the elementwise form is recorded.
-_HAS_OPERATOR = hasattr(torch, "_fused_adam_") and hasattr(torch.ops.aten._fused_adam_, "tensor_lr")
+_HAS_OPERATOR = fused_adam_ is not None  # without it the elementwise form is recorded
 
 
 class AdamUpdate(ABC):
@@ -55,10 +55,9 @@ class AdamUpdate(ABC):
         first = group["params"][0]
         is_plain = group["fused"] and not any(group.get(name) for name in _NOT_PLAIN)
         has_numbers = not any(isinstance(one, Tensor) for one in (group["lr"], *group["betas"], group["eps"]))
-        has_hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
         is_alike = all(one.dtype == first.dtype and one.device == first.device for one in group["params"])
         is_exact = first.dtype in (torch.float32, torch.float64)  # torch's own computes the others in float32
-        return bool(is_plain and has_numbers and not has_hooks and is_alike and is_exact)
+        return bool(is_plain and has_numbers and not has_step_hooks(optimizer) and is_alike and is_exact)
 
     def prepare(self) -> None:
         """Give each parameter the state that Adam would give it at its first step."""
@@ -154,15 +153,15 @@ class OperatorAdam(AdamUpdate):
     @staticmethod
     def finite(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
         """Return flags (1 + number of gradients,): whether the loss is finite, and the norm of each gradient."""
-        return torch.stack([loss, *torch._foreach_norm(list(gradients))]).isfinite()
+        return torch.stack([loss, *foreach_norm(list(gradients))]).isfinite()
 
     def apply(self, trained: Sequence[Tensor], gradients: Sequence[Tensor], is_well: Tensor) -> None:
         """Write the new parameters, moments and counts, or leave the old ones if all is not well."""
         states = [self.optimizer.state[parameter] for parameter in trained]
         counts, is_ill = self.counts(trained), 1.0 - is_well.to(torch.float32)
         beta_1, beta_2, epsilon = self._fixed
-        torch._foreach_add_(counts, 1)
-        torch._fused_adam_(
+        foreach_add_(counts, 1)
+        fused_adam_(
             [parameter.detach() for parameter in trained],
             [_laid_out_as(parameter, gradient) for parameter, gradient in zip(trained, gradients)],
             [state["exp_avg"] for state in states],
@@ -178,7 +177,7 @@ class OperatorAdam(AdamUpdate):
             maximize=False,
             found_inf=is_ill,
         )
-        torch._foreach_sub_(counts, [is_ill] * len(counts))
+        foreach_sub_(counts, [is_ill] * len(counts))
 
 
 def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:

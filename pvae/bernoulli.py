@@ -11,7 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pvae.products import is_followed
+from pvae.torchprivate import is_followed
 
 __all__ = ["JointBernoulli", "LogitBernoulli", "PseudoBernoulli"]
 

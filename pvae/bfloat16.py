@@ -72,11 +72,11 @@ class _Writer:
         return self._rounded[factor]
 
     def _low(self, factor: fx.Node) -> fx.Node:
-        return self(_ATEN._to_copy.default, factor, dtype=torch.bfloat16)
+        return self(_ATEN.to.dtype, factor, dtype=torch.bfloat16)
 
     def high(self, node: fx.Node) -> fx.Node:
         """Return what an operator gives in float32."""
-        return self(_ATEN._to_copy.default, node, dtype=torch.float32)
+        return self(_ATEN.to.dtype, node, dtype=torch.float32)
 
 
 def _mm(write: _Writer, left: fx.Node, right: fx.Node) -> fx.Node:

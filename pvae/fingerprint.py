@@ -14,11 +14,11 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
+from pvae.torchprivate import UNREAD_BY_A_PASS, hooks_of
+
 __all__ = ["Fingerprint", "buffers_unchanged", "running_modules", "surroundings", "unchanged"]
 
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, torch.Size, type(None)})
-# Of a module, what no forward or backward pass reads, or reads only beside hooks.
-_UNREAD = frozenset(name for name in vars(nn.Module()) if "state_dict" in name or "_set" in name or "_with_" in name)
 
 _MADE_ANEW = (types.MethodType, functools.partial, dict, list, tuple, types.CellType)
 
@@ -85,7 +85,7 @@ class Fingerprint:
                 self._owners.append((value, tuple(_values(parts))))
             names = parts if isinstance(parts, dict) else range(len(parts))
             for name, part in zip(names, _values(parts)):
-                if name not in _UNREAD or not isinstance(value, nn.Module):
+                if name not in UNREAD_BY_A_PASS or not isinstance(value, nn.Module):
                     self._state.append(name)
                     self._add(part)
 
@@ -95,9 +95,8 @@ def _values(container: Any) -> Any:
 
 
 def _facts(tensor: Tensor) -> tuple[object, ...]:
-    hooks = tuple(tensor._backward_hooks or ())
     place = tensor.data_ptr() if tensor.device.type == "cuda" else 0  # a CUDA graph reads and writes where it lay
-    return (tensor.dtype, tensor.device, tensor.shape, tensor.stride(), tensor.requires_grad, hooks, place)
+    return (tensor.dtype, tensor.device, tensor.shape, tensor.stride(), tensor.requires_grad, hooks_of(tensor), place)
 
 
 def _parts_of(value: Any) -> dict[Any, Any] | Sequence[Any] | None:
@@ -145,7 +144,7 @@ def running_modules() -> Iterator[dict[int, nn.Module]]:
 @contextmanager
 def buffers_unchanged(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Give the modules' own buffers their values back: what BatchNorm counts, it would count once too often."""
-    with unchanged([buffer for module in modules for buffer in module._buffers.values() if buffer is not None]):
+    with unchanged([buffer for module in modules for buffer in module.buffers(recurse=False)]):
         yield
 
 

@@ -75,13 +75,12 @@ class SingleOptimizer(PyroOptim):
         gradients: list[Tensor] = [parameter.grad for parameter in given]
         if self.reduce is not None:
             self.reduce(gradients)
-        norms = torch.stack(torch._foreach_norm(gradients))
-        norm = torch.linalg.vector_norm(norms)
+        norm = torch.nn.utils.get_total_norm(gradients)
         if not math.isfinite(norm.item()):
-            named = [self.name_of(p) for p, one in zip(given, norms) if not one.isfinite()]
+            named = [self.name_of(p) for p, one in zip(given, gradients) if not one.norm().isfinite()]
             raise NotFiniteError(f"the gradient of {listed(named or list(self._names.values()))} is NaN or infinite")
-        if self.clip_norm:  # as torch.nn.utils.clip_grad_norm_ does, to the last digit
-            torch._foreach_mul_(gradients, (self.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        if self.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(given, self.clip_norm, norm)
 
     def name_of(self, parameter: Tensor) -> str:
         """Return what a message calls a parameter."""

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from pvae.errors import InputError
 from pvae.files import read_bounded, write_whole
 from pvae.folders import cache_dir
+from pvae.torchprivate import compile_package, load_package
 
 __all__ = ["load_or_compile"]
 
@@ -50,7 +51,7 @@ def load_or_compile(graph: fx.GraphModule, inputs: Sequence[Tensor], options: di
     """
     if any(node.op not in ("placeholder", "call_function", "output") for node in graph.graph.nodes):
         raise ValueError("a graph that holds more than its inputs is not told from another")
-    if len({one.untyped_storage()._cdata for one in inputs}) < len(inputs):
+    if len({one.untyped_storage().data_ptr() for one in inputs}) < len(inputs):
         raise ValueError("inputs share memory")
     if any(one.device.type != "cpu" for one in inputs):
         raise ValueError("an input is not on the CPU")
@@ -66,15 +67,14 @@ def load_or_compile(graph: fx.GraphModule, inputs: Sequence[Tensor], options: di
 def _compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], options: dict[str, Any]) -> bytes:
     package = io.BytesIO()  # where a disk is full, torch would end the process
     program = torch.export.export(graph, tuple(inputs))
-    torch._inductor.aoti_compile_and_package(program, package_path=package, inductor_configs={**options})
+    compile_package(program, package, {**options})
     return package.getvalue()
 
 
 def _loaded(package: bytes) -> Function:
     with tempfile.TemporaryDirectory() as folder:  # given the package itself, torch would leave one like it behind
         zipfile.ZipFile(io.BytesIO(package)).extractall(folder)
-        function: Function = torch._inductor.aoti_load_package(folder).loader.boxed_run
-    return function
+        return load_package(folder)
 
 
 def _kept(folder: Path, key: str) -> bytes | None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
-__all__ = ["Linear", "is_followed", "onednn", "opaque_onednn", "suits_onednn"]
+from pvae.torchprivate import is_followed, linear_by_onednn
+
+__all__ = ["Linear", "onednn", "opaque_onednn", "suits_onednn"]
 
 # Multiply-adds from which oneDNN's product is the faster one: 128 x 400 x 40 is not worth it, 128 x 400 x 784 is.
 _LARGE = 2**22
@@ -18,16 +19,7 @@ _LARGE = 2**22
 _WIDE = 128
 # With AVX2 the two are alike, and what lies around oneDNN's is lost. No measurement decides: a run must repeat itself.
 _IS_FASTER = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-# Private to torch, as is what tells who follows operators: where either is missing, torch's own are taken.
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-_CAN_TELL_WHO_FOLLOWS = (
-    hasattr(torch._C, "_is_tracing")
-    and hasattr(torch._C, "_len_torch_dispatch_stack")
-    and hasattr(torch._C, "_get_dispatch_stack_at")
-    and hasattr(torch._C._functorch, "peek_interpreter_stack")
-    and hasattr(torch._ops, "_len_torch_dispatch_stack_pre_dispatch")
-    and hasattr(forward_ad, "_current_level")
-)
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and linear_by_onednn is not None
 
 
 class Linear(nn.Linear):
@@ -73,8 +65,8 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
-    """Return left right^T + bias by oneDNN, for what `suits_onednn`; the operator is private to torch."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise.default(left, right, bias, "none", [], "")
+    """Return left right^T + bias by oneDNN, for what `suits_onednn`."""
+    product: Tensor = linear_by_onednn(left, right, bias, "none", [], "")
     return product
 
 
@@ -92,27 +84,6 @@ def suits_onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> bool:
     # It looks at no stride of a bias.
     suits = is_of_its_kind and (bias is None or (bias.shape == right.shape[:1] and bias.is_contiguous()))
     return suits and left.shape[-1] == right.shape[-1]
-
-
-def is_followed(*tensors: Tensor) -> bool:
-    """Whether something follows the operators on these tensors, and would not know oneDNN's."""
-    return (
-        not _CAN_TELL_WHO_FOLLOWS
-        or any(type(one) not in (Tensor, nn.Parameter) for one in tensors)
-        or torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cpu")
-        or torch._C._is_tracing()
-        or _is_dispatched_to_a_follower()
-        or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-    )
-
-
-def _is_dispatched_to_a_follower() -> bool:
-    """Whether a dispatch mode looks at the operators; one that lets products pass says so of itself."""
-    modes = map(torch._C._get_dispatch_stack_at, range(torch._C._len_torch_dispatch_stack()))
-    return not all(getattr(mode, "lets_products_pass", False) for mode in modes)
 
 
 def opaque_onednn() -> Callable[..., Tensor]:

@@ -12,7 +12,6 @@ import pyro
 import torch
 from pyro.util import torch_isnan, warn_if_nan
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from pvae.bfloat16 import take_products_in_bfloat16
@@ -22,6 +21,7 @@ from pvae.failures import is_of_memory
 from pvae.inductor import compile_graph, has_compiler
 from pvae.options import COMPILERS, PRECISIONS
 from pvae.products import onednn, opaque_onednn, suits_onednn
+from pvae.torchprivate import make_fx
 
 __all__ = ["check_ways", "record"]
 

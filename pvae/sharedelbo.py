@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pvae.errors import InputError
 from pvae.handwritten import Terms
 from pvae.parallel import Share
 from pvae.perdatum import PerDatumELBO, PyroFunction
+from pvae.torchprivate import TorchDispatchMode
 
 __all__ = ["SharedELBO", "WholeBatchNoise"]
 

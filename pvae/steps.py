@@ -16,6 +16,7 @@ from pvae.checks import Check, deferred
 from pvae.errors import InputError
 from pvae.handwritten import Terms
 from pvae.perdatum import PyroFunction
+from pvae.torchprivate import has_gradient_hooks
 
 __all__ = ["Call", "Prepare", "Step"]
 
@@ -113,7 +114,7 @@ class Step:
     def _gradients(self, loss: Tensor) -> list[Tensor]:
         # By identity: one tensor may have two names.
         wanted = list({id(tensor): tensor for tensor in self.held.values() if tensor.requires_grad}.values())
-        if any(getattr(tensor, "_post_accumulate_grad_hooks", None) for tensor in wanted):
+        if any(map(has_gradient_hooks, wanted)):
             raise InputError("the step cannot be recorded, since a parameter has a hook after its gradient")
         found = zip(wanted, torch.autograd.grad(loss, wanted, allow_unused=True))
         pairs = [(tensor, gradient) for tensor, gradient in found if gradient is not None]
@@ -121,7 +122,7 @@ class Step:
         storages: set[int] = set()
         gradients = []
         for _, gradient in pairs:  # an optimiser may write into each
-            own = gradient.untyped_storage()._cdata
+            own = gradient.untyped_storage().data_ptr()
             gradients.append(gradient.clone() if own in storages else gradient)
             storages.add(own)
         return gradients

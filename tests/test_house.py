@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import pvae
 from pvae import elbos, mnist, options, perdatum
@@ -16,7 +18,8 @@ PACKAGE = Path(pvae.__file__).parent
 
 # From the ground up; a module may import from floors below its own only.
 FLOORS = [
-    {"bfloat16", "checks", "continuous_bernoulli", "cudagraphs", "errors", "interruptions", "memory"},
+    {"bfloat16", "checks", "continuous_bernoulli", "cudagraphs", "errors", "interruptions", "memory"}
+    | {"torchprivate"},
     {"failures", "files", "fingerprint", "isolation", "options", "processes", "products", "sites"},
     {"records"},
     {"adam", "bernoulli", "config", "deadlines", "devices", "discretized", "folders", "latents", "networks"}
@@ -76,6 +79,69 @@ def test_the_witness_shares_nothing_with_pyros_inference():
             elif isinstance(node, ast.Import):
                 names.update(alias.name for alias in node.names)
     assert names == {"__future__", "math", "typing", "torch", "torch.distributions", "pvae.vae"}
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+_ADAM = torch.optim.Adam([torch.zeros(1)])
+OF_TORCH = {name for one in (torch.zeros(1), torch.UntypedStorage(), nn.Module(), _ADAM) for name in dir(one)}
+
+
+def root_of(node):
+    while isinstance(node, (ast.Attribute, ast.Call, ast.Subscript)):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else None
+
+
+def private_names_of_torch(source):
+    """Names under an underscore that are imported from torch, or reached from it or in its objects; experimental's."""
+    tree, found = ast.parse(source), set()
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    own |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    torchs = {"torch"}  # what stands for it, or for a part of it
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            module = [node.module] if isinstance(node, ast.ImportFrom) else []
+            for alias in node.names:
+                parts = ".".join([*module, alias.name]).split(".")
+                if parts[0] == "torch":
+                    torchs.add(alias.asname or alias.name)
+                    found |= {part for part in parts if is_private(part) or part == "experimental"}
+        elif isinstance(node, ast.Assign) and root_of(node.value) in torchs:
+            torchs |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and (is_private(node.attr) or node.attr == "experimental"):
+            found |= {node.attr} if node.attr in OF_TORCH - own or root_of(node) in torchs else set()
+        elif isinstance(node, ast.Constant) and node.value in OF_TORCH and is_private(node.value):
+            found.add(node.value)  # for getattr
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_private_names_of_torch_stand_in_one_module(module):
+    found = private_names_of_torch((PACKAGE / f"{module}.py").read_text())
+    assert bool(found) == (module == "torchprivate"), found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch._dynamo",
+        "from torch.utils._python_dispatch import TorchDispatchMode",
+        "from torch.fx.experimental.proxy_tensor import make_fx",
+        "import torch; torch._C._is_tracing()",
+        "import torch; torch.fx.experimental.proxy_tensor",
+        "import torch; ATEN = torch.ops.aten; ATEN._to_copy.default",
+        "from torch.autograd import forward_ad; forward_ad._current_level",
+        "tensor.untyped_storage()._cdata",
+        "getattr(tensor, '_backward_hooks')",
+        "optimizer._optimizer_step_pre_hooks",
+    ],
+)
+def test_a_private_name_of_torch_is_found(source):
+    assert private_names_of_torch(source)
 
 
 def test_names_of_the_configuration_are_those_that_exist():

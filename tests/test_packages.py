@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -53,7 +54,7 @@ def compilations(monkeypatch):
 
 
 @needs_compiler
-def test_a_graph_is_compiled_once_and_damage_is_mended(cache, compilations):
+def test_a_graph_is_compiled_once_and_damage_is_mended(cache, compilations, caplog):
     def run():
         graph, inputs = graph_of()
         with torch.random.fork_rng():
@@ -72,6 +73,7 @@ def test_a_graph_is_compiled_once_and_damage_is_mended(cache, compilations):
     path.chmod(0o400)
     run()
     assert len(compilations) == 1
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING], "it would be on stderr"
     content = path.read_bytes()
     middle = len(content) // 2
     for damaged in (content[:1000], b"", content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]):
