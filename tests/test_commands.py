@@ -17,7 +17,7 @@ from pvae.systems import get_system
 from pvae.train import main as train
 
 SMALL = ["--importance-samples", "5"]
-FEW = ["--particles", "2", "--repetitions", "2", "--elbo", "trace,iwae"]
+FEW = ["--particles", "2", "--repetitions", "3", "--elbo", "trace,iwae"]
 
 
 @pytest.fixture(scope="module")

@@ -266,8 +266,8 @@ def test_what_the_parts_of_the_rate_mean():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         loc = torch.randn(400, 2, dtype=torch.float64)
-        narrow = torch.full_like(loc, 1e-6)
-        split = split_rate(*known_codes(loc, narrow))
+        narrow = torch.full_like(loc, 1e-3)
+        split = split_rate(*known_codes(1000 * loc, narrow))
         assert torch.allclose(split.mutual_information.mean(), torch.tensor(math.log(400.0)).double(), rtol=1e-6)
         split = split_rate(*known_codes(torch.zeros_like(loc), torch.ones_like(loc)))
         for part in (split.mutual_information, split.total_correlation, split.dimension_wise):
