@@ -280,6 +280,7 @@ class CompiledELBO(ELBO):
         with running_modules() as ran, torch.no_grad():
             taken = inputs if call.prepare is None else (call.prepare(*inputs),)
             self.elbo.differentiable_loss(call.model, call.guide, *taken)
+        torch.clear_autocast_cache()  # torch 2.6 would give the recording these weights, which have no gradient
         modules = list(ran.values())
         is_changed = before != Fingerprint(of)
         if is_changed and self._is_changing:

@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HOW",
         default="auto",
         help="none; graph records the decoder's operators; inductor compiles them to C++ and is quicker where there is "
-        "much to do; auto takes inductor there, if there is a compiler, else graph (default: auto)",
+        "much to do; auto takes inductor there, if torch is 2.14 and there is a compiler, else graph (default: auto)",
     )
     add("--precision", metavar="P", default="fp32", help="fp32, or bf16 in the decoder's products (default: fp32)")
     add("--data-dir", metavar="DIR", type=Path, help="where the run's data lie now (default: where they were found)")

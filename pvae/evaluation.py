@@ -18,7 +18,7 @@ from torch.distributions import Independent
 from pvae.data import Pixels
 from pvae.errors import InputError
 from pvae.failures import is_of_memory
-from pvae.inductor import has_compiler
+from pvae.inductor import missing
 from pvae.parallel import ALONE, World
 from pvae.recording import check_ways, record
 from pvae.vae import VAE
@@ -110,7 +110,7 @@ def importance_sample(
         num_particles: K.
         on_images: called with the number of images done, after each part.
         engine: "graph" or "inductor", of `recording.record`, for log p(x | z), or "none" to leave it as it is. "auto"
-            is inductor where there is a C++ compiler and much to do, else graph, and none for what cannot be recorded.
+            is inductor where it has what it needs and much to do, else graph, and none for what cannot be recorded.
         precision: "fp32" or "bf16", likewise.
         world: processes that share the images; each draws all noise, and all get all results.
 
@@ -159,7 +159,7 @@ class _LogLikelihood:
     def __init__(self, vae: VAE, engine: str, precision: str, decoded: int) -> None:
         self._may_fail = engine == "auto" and precision == "fp32"
         if engine == "auto":
-            engine = "inductor" if decoded >= _DECODED_TO_COMPILE and has_compiler() else "graph"
+            engine = "inductor" if decoded >= _DECODED_TO_COMPILE and not missing() else "graph"
         if (engine, precision) != ("none", "fp32"):
             check_ways(engine, precision)
         self._vae, self._engine, self._precision = vae, engine, precision

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, fx
 
 from pvae.packages import load_or_compile
+from pvae.torchprivate import OLDEST_FOR_INDUCTOR
 
-__all__ = ["compile_graph", "has_compiler"]
+__all__ = ["compile_graph", "missing"]
 
 _LOG = logging.getLogger(__name__)
 _OPTIONS: dict[str, Any] = {"fallback_random": True}  # with a stream of its own it would not train as the others do
@@ -24,9 +25,13 @@ _OPTIONS: dict[str, Any] = {"fallback_random": True}  # with a stream of its own
 Function = Callable[..., Sequence[Tensor]]
 
 
-def has_compiler() -> bool:
-    """Whether there is a C++ compiler, without which nothing is compiled by inductor."""
-    return any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
+def missing() -> str:
+    """Return what inductor needs and does not find here; an empty text if there is all."""
+    if torch.__version__ < OLDEST_FOR_INDUCTOR:
+        return f"torch {OLDEST_FOR_INDUCTOR} or newer, and this is {torch.__version__}: install it"
+    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        return "a C++ compiler, and there is none: install g++"
+    return ""
 
 
 def compile_graph(graph: fx.GraphModule, *inputs: Tensor) -> Function:

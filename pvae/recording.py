@@ -18,7 +18,7 @@ from pvae.bfloat16 import take_products_in_bfloat16
 from pvae.cudagraphs import CudaGraph, in_tf32
 from pvae.errors import InputError, brief, check_name
 from pvae.failures import is_of_memory
-from pvae.inductor import compile_graph, has_compiler
+from pvae.inductor import compile_graph, missing
 from pvae.options import COMPILERS, PRECISIONS
 from pvae.products import onednn, opaque_onednn, suits_onednn
 from pvae.torchprivate import make_fx
@@ -86,6 +86,8 @@ def _graph_of(function: Function, inputs: Sequence[Tensor]) -> fx.GraphModule:
         raise InputError(f"{_LOOKS} ({brief(error)})") from error
     if any(_hangs_on_values(node) for node in graph.graph.nodes):
         raise InputError(_LOOKS)
+    for node in graph.graph.find_nodes(op="get_attr"):
+        node.meta.setdefault("val", getattr(graph, str(node.target)))  # torch 2.6 leaves it out
     graph.graph.eliminate_dead_code()
     return graph
 
@@ -105,13 +107,11 @@ def _compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], precision: str) -
 
 
 def check_ways(engine: str, precision: str) -> None:
-    """Raise an `InputError` unless there are an engine and a precision of these names, and the compiler they need."""
+    """Raise an `InputError` unless there are an engine and a precision of these names, and what they need."""
     check_name("way to compile", engine, [name for name in COMPILERS if name != "none"])
     check_name("precision", precision, PRECISIONS)
-    if engine == "inductor" and not has_compiler():
-        raise InputError(
-            "--compile inductor needs a C++ compiler, and there is none: install g++, or take --compile graph"
-        )
+    if engine == "inductor" and missing():
+        raise InputError(f"--compile inductor needs {missing()}, or take --compile graph")
 
 
 class _TensorsStayTensors(TorchFunctionMode):

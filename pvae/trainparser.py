@@ -167,8 +167,8 @@ def _add_step_options(group: argparse._ArgumentGroup) -> None:
         "--compile",
         metavar="HOW",
         help="none; graph: record a step once and replay it, the same training in less time; inductor: compile it "
-        "whole, the fastest after some seconds at the start, with a C++ compiler only; cuda-graph: launch it on an "
-        f"NVIDIA GPU as one (default: {known.compile})",
+        "whole, the fastest after some seconds at the start, with torch 2.14 and a C++ compiler only; cuda-graph: "
+        f"launch it on an NVIDIA GPU as one (default: {known.compile})",
     )
     add(
         "--precision",

@@ -16,7 +16,7 @@ import pyro
 import pytest
 import torch
 
-from pvae import mnist, packages
+from pvae import inductor, mnist, packages
 from pvae.building import build_vae
 from pvae.config import Config
 from pvae.data import Dataset
@@ -26,6 +26,8 @@ from pvae.vae import VAE
 
 SMALL_SHAPE = (1, 5, 4)
 LINEAR_SHAPE = (1, 3, 4)
+
+needs_inductor = pytest.mark.skipif(bool(inductor.missing()), reason=f"inductor needs {inductor.missing()}")
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from conftest import needs_inductor
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
@@ -368,9 +369,8 @@ def test_what_is_written_into_after_a_view_is_rounded_late():
     assert torch.allclose(replay(x)[0], function(x)[0], rtol=0.05, atol=0.5)
 
 
+@needs_inductor
 def test_inductor_trains_as_eager(small_vae, small_images, monkeypatch):
-    if not inductor.has_compiler():
-        pytest.skip("inductor needs a C++ compiler")
     monkeypatch.setattr(inductor, "_through_dynamo", None)
     batches = [small_images(6, seed=step) for step in range(3)]
     theirs = trained(small_vae(), built("analytic", 2), batches)
@@ -379,10 +379,9 @@ def test_inductor_trains_as_eager(small_vae, small_images, monkeypatch):
     assert_steps_alike(vae, CompiledELBO(build_elbo("trace"), engine="inductor"), x, rel=1e-4)
 
 
+@needs_inductor
 def test_inductor_trains_as_eager_through_dynamo(small_vae, small_images, monkeypatch):
     """Not every graph can be compiled ahead of time."""
-    if not inductor.has_compiler():
-        pytest.skip("inductor needs a C++ compiler")
 
     def refused(*_):
         raise ValueError("not ahead of time")
@@ -405,24 +404,27 @@ def test_inductor_compiles_what_comes_often(monkeypatch, few_digits, small_confi
         return recording.record(function, inputs, "graph", precision)
 
     monkeypatch.setattr(compiled, "record", noted)
-    monkeypatch.setattr(inductor.shutil, "which", lambda name: "a compiler")
+    monkeypatch.setattr(recording, "missing", str)  # nothing
     with seeded(0, torch.device("cpu")), pyro.get_param_store().scope():
         Training(small_config.replace(compile="inductor"), few_digits, torch.device("cpu")).run_epoch()
     assert met == [(50, "inductor"), (30, "graph"), (40, "graph")]
 
 
-def test_inductor_without_a_compiler_is_refused_before_a_file_is_written(
-    monkeypatch, few_digits, small_config, tmp_path
-):
-    monkeypatch.setattr(inductor.shutil, "which", lambda name: None)
-    with pytest.raises(InputError, match=r"needs a C\+\+ compiler"):
+@pytest.mark.parametrize("lacks", ["a compiler", "a newer torch"])
+def test_what_inductor_lacks_is_told_before_a_file_is_written(monkeypatch, few_digits, small_config, tmp_path, lacks):
+    monkeypatch.setattr(inductor, "OLDEST_FOR_INDUCTOR", "2.6" if lacks == "a compiler" else "99")
+    monkeypatch.setattr(inductor.shutil, "which", lambda name: None if lacks == "a compiler" else name)
+    named = r"needs a C\+\+ compiler" if lacks == "a compiler" else "needs torch 99 or newer"
+    with pytest.raises(InputError, match=named):
         CompiledELBO(build_elbo("trace"), engine="inductor")
-    with pytest.raises(InputError, match=r"needs a C\+\+ compiler"):
+    with pytest.raises(InputError, match=named):
         fit(small_config.replace(compile="inductor"), data=few_digits, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_compiler_that_fails_is_one_line(monkeypatch, small_vae, small_images):
+    monkeypatch.setattr(recording, "missing", str)  # nothing
+
     def broken(*_):
         raise RuntimeError("CppCompileError\nno Python.h")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
-from pvae import anatomy, evaluation, oracle, rundata
+from pvae import anatomy, evaluation, oracle, recording, rundata
 from pvae.anatomy import active_units, latent_means, split_rate
 from pvae.building import build_vae
 from pvae.config import Config
@@ -121,7 +121,8 @@ def test_where_there_is_much_to_do_it_is_compiled(small_vae, small_images, monke
     """From a number of images decoded on, where there is a compiler; the figures are the same."""
     vae, x, engines = small_vae(), small_images(7), []
     monkeypatch.setattr(evaluation, "CHUNK_NUMBERS", 9 * 7 * 20)
-    monkeypatch.setattr(evaluation, "has_compiler", lambda: compiler)
+    monkeypatch.setattr(evaluation, "missing", lambda: "" if compiler else "a compiler")
+    monkeypatch.setattr(recording, "missing", str)  # nothing
     monkeypatch.setattr(evaluation, "record", lambda of, _inputs, engine, _precision: engines.append(engine) or of)
     few = sampled(vae, x, 50)
     monkeypatch.setattr(evaluation, "_DECODED_TO_COMPILE", 7 * 50)
@@ -140,7 +141,8 @@ def test_what_cannot_be_compiled_is_recorded(small_vae, small_images, monkeypatc
         return of
 
     monkeypatch.setattr(evaluation, "CHUNK_NUMBERS", 9 * 7 * 20)
-    monkeypatch.setattr(evaluation, "has_compiler", lambda: True)
+    for module in (evaluation, recording):
+        monkeypatch.setattr(module, "missing", str)  # nothing
     monkeypatch.setattr(evaluation, "record", no_inductor)
     monkeypatch.setattr(evaluation, "_DECODED_TO_COMPILE", 1)
     sampled(vae, x, 50)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import needs_inductor
 from killing import same
 
 from pvae import memory
@@ -125,7 +126,7 @@ def signalled(folder, out, number, delay, process=None):
 
 
 @pytest.mark.torture
-@pytest.mark.parametrize("engine", ["none", "inductor"])
+@pytest.mark.parametrize("engine", ["none", pytest.param("inductor", marks=needs_inductor)])
 def test_signals_at_random_times(tmp_path, whole, engine, monkeypatch):
     """In Python's own start, before the command, nothing is promised; after it 2 s, a line and a status."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # so that it compiles

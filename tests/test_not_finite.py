@@ -12,6 +12,7 @@ from dataclasses import replace
 import pyro
 import pytest
 import torch
+from conftest import needs_inductor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pvae import records, rundata, runs
@@ -31,7 +32,7 @@ from pvae.stepping import _look_every
 from pvae.training import Training
 
 ENGINES = ["none", "graph"]
-WHOLE = pytest.param("inductor", marks=pytest.mark.skipif(not hasattr(torch, "compile"), reason="needs torch.compile"))
+WHOLE = pytest.param("inductor", marks=needs_inductor)
 
 
 def trained(config, data, spoil, epochs=1):

@@ -10,13 +10,12 @@ import time
 
 import pytest
 import torch
+from conftest import needs_inductor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pvae import inductor, packages
 from pvae.inductor import compile_graph
 from pvae.packages import load_or_compile
-
-needs_compiler = pytest.mark.skipif(not inductor.has_compiler(), reason="inductor needs a C++ compiler")
 
 
 def graph_of(number=2.0, shape=(3, 4)):
@@ -53,7 +52,7 @@ def compilations(monkeypatch):
     return made
 
 
-@needs_compiler
+@needs_inductor
 def test_a_graph_is_compiled_once_and_damage_is_mended(cache, compilations, caplog):
     def run():
         graph, inputs = graph_of()
@@ -85,7 +84,7 @@ def test_a_graph_is_compiled_once_and_damage_is_mended(cache, compilations, capl
         (path,) = cache.iterdir()
 
 
-@needs_compiler
+@needs_inductor
 def test_a_package_that_cannot_be_kept_is_used_all_the_same(tmp_path, compilations, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(packages, "cache_dir", lambda: tmp_path / "file")
@@ -104,6 +103,7 @@ def test_a_package_is_read_where_it_cannot_be_touched(tmp_path, monkeypatch):
     assert packages._kept(tmp_path, "other") is None
 
 
+@needs_inductor
 def test_the_key_tells_apart_what_the_code_hangs_on(monkeypatch):
     def key(graph, inputs, **options):
         return packages._key(graph, inputs, options)

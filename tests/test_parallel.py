@@ -38,13 +38,17 @@ WORKER = Path(__file__).with_name("worker.py")
 SMALL = ["--dataset", "mnist-5k", "--hidden", "16", "--latent-dim", "3", "--batch-size", "137"]
 
 
+# torchrun of torch 2.6 takes one port for all without the last, and tests run beside each other.
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+
+
 def environment():
     return {**{k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}, "OMP_NUM_THREADS": "1"}
 
 
 def run(*arguments, processes=1, options=(), cwd=None):
     """Run a command by one process, or by several, and return what it printed."""
-    starter = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", *options]
+    starter = [*TORCHRUN, f"--nproc-per-node={processes}", *options]
     command = [*(starter if processes > 1 else [sys.executable]), *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -169,7 +173,7 @@ def assert_close(one, other):
 def test_a_process_that_is_killed(tmp_path, restarts):
     """The others end, soon and with one line; where torchrun may start them again, all ends as if none had died."""
     arguments = ["-m", "pvae.train", *SMALL, "--epochs", "6", "--checkpoint-every", "3", "--out"]
-    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--max-restarts={restarts}"]
+    starter = [*TORCHRUN, "--nproc-per-node=2", f"--max-restarts={restarts}"]
     process = subprocess.Popen(
         [*starter, *arguments, "run"], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
     )
@@ -244,7 +248,7 @@ def test_what_looks_at_a_whole_batch_is_refused(few_digits, small_config):
 
 
 def test_refusals_are_one_line_of_one_process(tmp_path):
-    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    starter = [*TORCHRUN, "--nproc-per-node=2"]
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine").touch()
     done = subprocess.run(
@@ -306,7 +310,7 @@ def test_skips_and_checkpoints_of_several_processes(tmp_path):
 
 def test_a_signal_to_all_processes(tmp_path):
     """They stop after the same step, the state is saved, one speaks."""
-    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    starter = [*TORCHRUN, "--nproc-per-node=2"]
     process = subprocess.Popen(
         [*starter, "-m", "pvae.train", *SMALL, "--epochs", "1000", "--out", "run"],
         cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from conftest import needs_inductor
 from pyro.infer import SVI
 from torch.optim import SGD, Adam, AdamW
 
@@ -430,9 +429,8 @@ def test_a_refused_recording_leaves_weights_and_state(small_vae, small_images):
     assert all(not value.any() for state in optimizer.state.values() for value in state.values())
 
 
+@needs_inductor
 def test_inductor_trains_as_svi(small_vae, small_images):
-    if not shutil.which("g++"):
-        pytest.skip("inductor needs a C++ compiler")
     batches = [small_images(8, seed=step) for step in range(6)]
     ours = trained(small_vae(), CompiledELBO(built("iwae"), engine="inductor"), batches)
     assert_alike(ours, trained(small_vae(), built("iwae"), batches))
@@ -446,9 +444,8 @@ def test_it_trains_as_svi_on_a_gpu(small_vae, small_images, engine):
     assert_alike(ours, trained(small_vae().cuda(), built("iwae"), batches))
 
 
+@needs_inductor
 def test_a_training_by_inductor_resumes_bit_for_bit(tmp_path, few_digits, small_config):
-    if not shutil.which("g++"):
-        pytest.skip("inductor needs a C++ compiler")
     config = small_config.replace(compile="inductor", epochs=2, binarize="dynamic")
     whole = fit(config, data=few_digits, out=tmp_path / "whole")
     fit(config.replace(epochs=1), data=few_digits, out=tmp_path / "parts")
