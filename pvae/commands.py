@@ -21,7 +21,7 @@ from pvae.files import check_replaceable
 from pvae.interruptions import SIGNALS
 from pvae.processes import is_first_process
 
-__all__ = ["Parser", "ctrl_c_exits_at_once", "leave", "result_folder", "run_command", "say"]
+__all__ = ["Parser", "a_path", "ctrl_c_exits_at_once", "leave", "result_folder", "run_command", "say"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,6 +40,17 @@ class Parser(argparse.ArgumentParser):
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
         near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
         return f"did you mean {near[0]}?" if near else "--help lists the options"
+
+
+def a_path(text: str) -> Path:
+    """Return the path that an argument names; an empty one would be the working folder.
+
+    Raises:
+        argparse.ArgumentTypeError: it is empty.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty, as an unset variable of a shell is: name a file or folder")
+    return Path(text)
 
 
 def say(line: object) -> None:

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pvae.commands import Parser, ctrl_c_exits_at_once, leave, result_folder, run_command, say
+from pvae.commands import Parser, a_path, ctrl_c_exits_at_once, leave, result_folder, run_command, say
 from pvae.errors import InputError, check_name
 from pvae.files import not_a_link, write_whole
 from pvae.options import ELBOS, whole_number
@@ -185,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("run", metavar="RUN", nargs="?", type=Path, help="a run folder, whose checkpoint is taken")
+    add("run", metavar="RUN", nargs="?", type=a_path, help="a run folder, whose checkpoint is taken")
     add(
         "--system",
         metavar="NAME",
@@ -196,9 +196,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--particles", metavar="K,K", default="1,5,50", help="numbers of particles (default: 1,5,50)")
     add("--repetitions", metavar="R", type=int, default=100, help="of each estimator, with other draws (default: 100)")
     add("--batch-size", metavar="B", type=int, help=f"test images (default: {_BATCH_SIZE})")
-    add("--data-dir", metavar="DIR", type=Path, help="where the data lie")
+    add("--data-dir", metavar="DIR", type=a_path, help="where the data lie")
     add("--offline", action="store_true", help="do not download anything")
-    add("--out", metavar="DIR", type=Path, help="where to write (default: RUN/comparison, or runs/<time>-compare)")
+    add("--out", metavar="DIR", type=a_path, help="where to write (default: RUN/comparison, or runs/<time>-compare)")
     return parser
 
 

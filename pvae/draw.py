@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pvae.commands import Parser, ctrl_c_exits_at_once, leave, result_folder, run_command, say
+from pvae.commands import Parser, a_path, ctrl_c_exits_at_once, leave, result_folder, run_command, say
 from pvae.errors import InputError, check_name
 from pvae.failures import NotFiniteError, named
 from pvae.files import not_a_link, write_whole
@@ -173,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("run", metavar="RUN", type=Path, help="a run folder, or a folder of run folders")
+    add("run", metavar="RUN", type=a_path, help="a run folder, or a folder of run folders")
     add("--what", metavar="NAME[,NAME...]", help="the pictures to draw (default: all that apply, and latent.json)")
     add(
         "--attribute",
@@ -182,9 +182,9 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="of the data, for the picture attributes (default: Blond_Hair Smiling Male Eyeglasses)",
     )
-    add("--data-dir", metavar="DIR", type=Path, help="where the run's data lie now (default: where they were found)")
+    add("--data-dir", metavar="DIR", type=a_path, help="where the run's data lie now (default: where they were found)")
     add("--offline", action="store_true", help="do not download anything")
-    add("--out", metavar="DIR", type=Path, help="where to draw (default: RUN/figures, or the folder of runs itself)")
+    add("--out", metavar="DIR", type=a_path, help="where to draw (default: RUN/figures, or the folder of runs itself)")
     return parser
 
 

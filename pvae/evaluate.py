@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from pvae.commands import Parser, ctrl_c_exits_at_once, leave, run_command, say
+from pvae.commands import Parser, a_path, ctrl_c_exits_at_once, leave, run_command, say
 from pvae.errors import InputError, check_name
 from pvae.files import check_replaceable
 from pvae.options import COMPILERS, PRECISIONS, whole_number
@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("run", metavar="RUN", type=Path, help="a run folder")
+    add("run", metavar="RUN", type=a_path, help="a run folder")
     add("--importance-samples", metavar="S", type=int, default=5000, help="draws of z for each image (default: 5000)")
     add("--images", metavar="N", type=int, help="only the first N test images (default: all)")
     add("--seed", metavar="S", type=int, default=0, help="of every draw and subset (default: 0)")
@@ -123,9 +123,9 @@ def _parser() -> argparse.ArgumentParser:
         "much to do; auto takes inductor there, if torch is 2.14 and there is a compiler, else graph (default: auto)",
     )
     add("--precision", metavar="P", default="fp32", help="fp32, or bf16 in the decoder's products (default: fp32)")
-    add("--data-dir", metavar="DIR", type=Path, help="where the run's data lie now (default: where they were found)")
+    add("--data-dir", metavar="DIR", type=a_path, help="where the run's data lie now (default: where they were found)")
     add("--offline", action="store_true", help="do not download anything")
-    add("--out", metavar="FILE", type=Path, help="where to write (default: RUN/evaluation.json)")
+    add("--out", metavar="FILE", type=a_path, help="where to write (default: RUN/evaluation.json)")
     add("--quiet", action="store_true", help="print the file's name alone")
     return parser
 

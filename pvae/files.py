@@ -164,8 +164,10 @@ def expanded(path: str | Path, option: str) -> Path:
         option: by which option.
 
     Raises:
-        InputError: there can be no such path, or nobody of that name.
+        InputError: there can be no such path, or nobody of that name, or it is empty, as an unset variable is.
     """
+    if not str(path):
+        raise InputError(f"{option}: the path is empty: name a file or folder")
     if "\0" in str(path):
         raise InputError(f"{option} {path}: a path holds no NUL character")
     try:

@@ -22,8 +22,8 @@ def data_folders(data_dir: str | Path | None) -> list[Path]:
     Raises:
         InputError: one that is given does not exist.
     """
-    given = {"--data-dir": data_dir, "PVAE_DATA": os.environ.get("PVAE_DATA")}
-    roots = {source: expanded(path, source) for source, path in given.items() if path}
+    given = {"--data-dir": data_dir, "PVAE_DATA": os.environ.get("PVAE_DATA") or None}
+    roots = {source: expanded(path, source) for source, path in given.items() if path is not None}
     for source, root in roots.items():
         if not is_folder(root):
             raise InputError(f"{source}: there is no folder {root}")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import functools
-from pathlib import Path
 
-from pvae.commands import Parser
+from pvae.commands import Parser, a_path
 from pvae.config import Config
 from pvae.options import ACTIVATIONS, DATASETS, LIKELIHOODS, NETWORKS, PIXELS, POSTERIORS, RATE_REDUCTIONS
 from pvae.systems import SYSTEMS
@@ -57,7 +56,7 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         metavar="NAME",
         help=f"published system to start from: {', '.join(SYSTEMS)}",
     )
-    group.add_argument("--config", metavar="FILE", type=Path, help="a system of your own: the options below, as TOML")
+    group.add_argument("--config", metavar="FILE", type=a_path, help="a system of your own: the options below, as TOML")
     add(
         "--dataset",
         metavar="NAME",
@@ -185,11 +184,11 @@ def _add_step_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_run_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--data-dir", metavar="DIR", type=Path, help="holds MNIST/raw as torchvision lays it (also: $PVAE_DATA)")
+    add("--data-dir", metavar="DIR", type=a_path, help="holds MNIST/raw as torchvision lays it (also: $PVAE_DATA)")
     add("--offline", action="store_true", help="do not download anything")
     add("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto; on --resume, as before)")
-    add("--out", metavar="DIR", type=Path, help="run folder, new or empty (default: runs/<time>-<system>-<elbo>)")
-    add("--resume", metavar="RUN", type=Path, help="go on with a run up to --epochs; its other options hold")
+    add("--out", metavar="DIR", type=a_path, help="run folder, new or empty (default: runs/<time>-<system>-<elbo>)")
+    add("--resume", metavar="RUN", type=a_path, help="go on with a run up to --epochs; its other options hold")
     add(
         "--checkpoint-every",
         metavar="N",

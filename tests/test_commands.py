@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import shutil
+import sys
 
 import pytest
 from matplotlib.figure import Figure
 
+import pvae
 from pvae import rundata, seeds
 from pvae.compare import main as compare
 from pvae.data import Dataset
 from pvae.draw import main as draw
+from pvae.errors import InputError
 from pvae.evaluate import main as evaluate
 from pvae.fitting import fit, resume
+from pvae.subjects import Subject
 from pvae.systems import get_system
 from pvae.train import main as train
+from pvae.trainparser import train_parser
 
 SMALL = ["--importance-samples", "5"]
 FEW = ["--particles", "2", "--repetitions", "3", "--elbo", "trace,iwae"]
@@ -133,3 +138,64 @@ def test_a_resumed_training_drops_its_own_figures_alone(run, data):
         assert after[run / "figures" / name] == before[run / "figures" / name]
     for name in ("losses.png", "reconstructions.png"):
         assert after[run / "figures" / name] != before[run / "figures" / name]
+
+
+PATHS = [
+    (train, "--config"),
+    (train, "--data-dir"),
+    (train, "--out"),
+    (train, "--resume"),
+    (draw, "RUN"),
+    (draw, "--data-dir"),
+    (draw, "--out"),
+    (evaluate, "RUN"),
+    (evaluate, "--data-dir"),
+    (evaluate, "--out"),
+    (compare, "RUN"),
+    (compare, "--data-dir"),
+    (compare, "--out"),
+]
+
+
+@pytest.mark.parametrize(("command", "option"), PATHS, ids=lambda value: getattr(value, "__module__", value))
+def test_an_empty_path_is_refused(run, tmp_path, capsys, monkeypatch, command, option):
+    """An unset variable of a shell: not the working folder, were it a run itself."""
+    monkeypatch.chdir(run)
+    before = contents(tmp_path)
+    arguments = [""] if option == "RUN" else [option, ""] if command is train else [".", option, ""]
+    assert command([*arguments, *(["--dataset", "mnist-5k", "--epochs", "1"] if command is train else [])]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert f"argument {option}: " in line
+    assert contents(tmp_path) == before
+
+
+def test_every_path_of_every_command_is_among_them():
+    parsers = {
+        train: train_parser(),
+        **{one: sys.modules[one.__module__]._parser() for one in (draw, evaluate, compare)},
+    }
+    found = [
+        (command, action.option_strings[0] if action.option_strings else action.metavar)
+        for command, parser in parsers.items()
+        for action in parser._actions
+        if action.metavar in ("DIR", "FILE", "RUN")
+    ]
+    assert sorted(found, key=str) == sorted(PATHS, key=str)
+
+
+def test_an_empty_path_is_refused_in_python(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = get_system("mlp-2d").replace(hidden=(8,), epochs=1, batch_size=50)
+    for use in (
+        lambda: fit(config, data=data, out=""),
+        lambda: fit(config.replace(dataset="mnist"), data_dir="", offline=True),
+        lambda: pvae.load_dataset("mnist", "", offline=True),
+        lambda: pvae.load_dataset("celeba", ""),
+    ):
+        with pytest.raises(InputError, match="the path is empty"):
+            use()
+    for named_by_its_folder in (resume, pvae.load, Subject.of):
+        with pytest.raises(InputError):
+            named_by_its_folder("")
+    assert not list(tmp_path.iterdir())
