@@ -335,9 +335,15 @@ def test_what_is_transparent_is_white(tmp_path, mode, grey):
     assert right == ([255] if grey else list(WHITE))
 
 
-def test_half_of_a_colour_is_half_white(tmp_path):
-    Image.new("RGBA", (4, 4), (255, 0, 0, 51)).save(tmp_path / "half.png")  # a fifth
-    assert decoded(tmp_path / "half.png", 4)[:, 0, 0].tolist() == [255, 204, 204]
+@pytest.mark.filterwarnings("ignore:Palette images")  # as where all files are decoded
+def test_a_fifth_of_a_colour_is_four_fifths_white(tmp_path):
+    Image.new("RGBA", (4, 4), (*RED, 51)).save(tmp_path / "band.png")
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 255, 0, *RED])
+    palette.save(tmp_path / "palette.png", transparency=bytes([255, 51]))
+    assert Image.open(tmp_path / "palette.png").mode == "P"
+    for name in ("band", "palette"):
+        assert decoded(tmp_path / f"{name}.png", 4)[:, 0, 0].tolist() == [255, 204, 204]
 
 
 def test_inks_become_light(tmp_path):
