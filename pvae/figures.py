@@ -21,9 +21,9 @@ from pvae.plots import (
     histograms,
     image_figure,
     lines,
+    plain_text,
     scatter,
     show_images,
-    written,
 )
 from pvae.probe import Response
 from pvae.runs import Run
@@ -106,7 +106,7 @@ def scatter_figure(splits: Mapping[str, tuple[Tensor, Tensor | None]], names: Se
         scatter(axes, codes.cpu().numpy(), None if labels is None else labels.numpy(), names, name)
     if any(labels is not None for _, labels in splits.values()):
         handles, _ = axes.get_legend_handles_labels()
-        entries, families = written(
+        entries, families = plain_text(
             name if name.startswith(str(index)) else f"{index}: {name}" for index, name in enumerate(names)
         )
         font = {"family": families, "size": 8}
@@ -158,7 +158,7 @@ def band_figure(bands: Mapping[str, tuple[Tensor, Tensor]], num_columns: int, ti
     """
     figure = Figure(figsize=(1.1 * num_columns + 1.2, 1.6 * len(bands) + 0.6), dpi=120, layout="constrained")
     for band, (name, sides) in zip(figure.subfigures(len(bands), squeeze=False)[:, 0], bands.items()):
-        (text,), families = written([name])
+        (text,), families = plain_text([name])
         band.suptitle(text, fontsize=8, x=0.01, ha="left", family=families)
         for axes, images in zip(band.subplots(1, 2), sides):
             axes.set_axis_off()

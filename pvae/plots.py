@@ -25,9 +25,9 @@ __all__ = [
     "image_figure",
     "image_grid",
     "lines",
+    "plain_text",
     "scatter",
     "show_images",
-    "written",
 ]
 
 # Okabe and Ito's palette: told apart by readers with any kind of colour vision.
@@ -38,19 +38,19 @@ _CLASSES = (
 )  # fmt: skip
 
 
-def written(texts: Iterable[str]) -> tuple[list[str], list[str]]:
+def plain_text(texts: Iterable[str]) -> tuple[list[str], list[str]]:
     r"""Return texts that may be a user's as matplotlib is to take them, and the font families to write them in.
 
     "$" begins no formula. A character that the default font lacks is written in an installed font that has it, and
     left out where none has.
     """
     texts = [unicodedata.normalize("NFC", text) for text in texts]  # macOS takes the syllables of Hangul apart
-    families, absent = _fallbacks(frozenset("".join(texts)) - {"\n"}, tuple(rcParams["font.family"]))
+    families, absent = _fallback_fonts(frozenset("".join(texts)) - {"\n"}, tuple(rcParams["font.family"]))
     return ["".join(one for one in text if one not in absent).replace("$", r"\$") for text in texts], list(families)
 
 
 @functools.cache
-def _fallbacks(characters: frozenset[str], default: tuple[str, ...]) -> tuple[tuple[str, ...], frozenset[str]]:
+def _fallback_fonts(characters: frozenset[str], default: tuple[str, ...]) -> tuple[tuple[str, ...], frozenset[str]]:
     """Return the default font families and those that have what they lack, and the characters that none has."""
     families, absent = default, characters
     upright = (font for font in fontManager.ttflist if font.style == "normal" and font.weight == 400)
@@ -113,7 +113,7 @@ def show_images(
     step = grid.shape[0] / -(-len(images) // num_columns)
     width = grid.shape[1] / num_columns
     axes.set_xticks([(column + 0.5) * width for column in range(len(column_labels))], column_labels, fontsize=7)
-    labels, families = written(row_labels)
+    labels, families = plain_text(row_labels)
     axes.set_yticks([(row + 0.5) * step for row in range(len(labels))], labels, family=families)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -122,7 +122,7 @@ def show_images(
 def add_title(figure: Figure, title: str) -> None:
     """Write a title above a figure, its lines wrapped to the figure's width."""
     num_characters = int(figure.get_figwidth() * 12)
-    (text,), families = written([title])
+    (text,), families = plain_text([title])
     lines = [wrapped for line in text.splitlines() for wrapped in textwrap.wrap(line, num_characters)]
     figure.suptitle("\n".join(lines), fontsize=9, family=families)
 
@@ -172,7 +172,7 @@ def scatter(
             axes.annotate(str(index), middle, fontsize=7, ha="center", va="center", bbox=box)
     axes.set_xlabel("z_1")
     axes.set_ylabel("z_2")
-    (text,), families = written([title])
+    (text,), families = plain_text([title])
     axes.set_title(text, fontsize=10, family=families)
 
 
@@ -184,7 +184,7 @@ def lines(axes: Axes, x: Sequence[float], series: Mapping[str, tuple[Sequence[fl
         x: of every line.
         series: name to (values, standard errors).
     """
-    names, families = written(series)
+    names, families = plain_text(series)
     for index, (name, (values, errors)) in enumerate(zip(names, series.values())):
         colour, mark = _CLASSES[2 * index % len(_CLASSES)], "osD^v"[index % 5]
         # The space: of a label that begins with an underscore matplotlib makes no entry of the legend.

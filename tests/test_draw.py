@@ -280,7 +280,7 @@ def fonts(monkeypatch):
     """Let matplotlib have its own fonts alone, and return the list of them."""
     own = [font for font in fontManager.ttflist if Path(font.fname).is_relative_to(get_data_path())]
     monkeypatch.setattr(fontManager, "ttflist", own)
-    monkeypatch.setattr(plots, "_fallbacks", plots._fallbacks.__wrapped__)
+    monkeypatch.setattr(plots, "_fallback_fonts", plots._fallback_fonts.__wrapped__)
     return own
 
 
