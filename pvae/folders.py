@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from pvae.errors import InputError
 from pvae.files import expanded
 
-__all__ = ["cache_dir", "data_folders", "is_folder"]
+__all__ = ["cache_dir", "data_folders", "is_folder", "places_in"]
 
 
 def cache_dir() -> Path:
-    """Return the user's cache folder of pvae; nothing is created."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pvae"
+    """Return the user's cache folder of pvae; nothing is created.
+
+    Raises:
+        InputError: the user has no home folder, as a container's may, and no other is named.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pvae"
+    except RuntimeError:
+        raise InputError("there is no home folder for a cache: set XDG_CACHE_HOME to a folder") from None
 
 
 def data_folders(data_dir: str | Path | None) -> list[Path]:
-    """Return the folders in which data are looked for, in this order.
+    """Return the folders in which data are looked for, in this order; no cache where there is no home folder.
 
     Raises:
         InputError: one that is given does not exist.
@@ -27,7 +36,15 @@ def data_folders(data_dir: str | Path | None) -> list[Path]:
     for source, root in roots.items():
         if not is_folder(root):
             raise InputError(f"{source}: there is no folder {root}")
-    return [*roots.values(), cache_dir()]
+    found = [*roots.values()]
+    with contextlib.suppress(InputError):
+        found.append(cache_dir())
+    return found
+
+
+def places_in(roots: Iterable[Path], place: str) -> str:
+    """Return where data would lie in these folders, for a message that they do not."""
+    return ", ".join(str(root / place) for root in roots) or "a cache, since there is no home folder"
 
 
 def is_folder(path: Path) -> bool:

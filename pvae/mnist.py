@@ -21,7 +21,7 @@ from torch import Tensor
 from pvae.data import Dataset
 from pvae.errors import InputError
 from pvae.files import read_bounded
-from pvae.folders import data_folders
+from pvae.folders import cache_dir, data_folders, places_in
 
 __all__ = ["NotFoundError", "from_torchvision", "mnist_5k"]
 
@@ -86,21 +86,21 @@ def from_torchvision(name: str, data_dir: str | Path | None, offline: bool) -> D
         raw = root / title / "raw"
         if any((raw / file).exists() for file in wanted.sha256):
             return _read(name, root)
-    places = ", ".join(f"{root / title / 'raw'}" for root in roots)
+    places = places_in(roots, f"{title}/raw")
     if offline:
         raise NotFoundError(
             f"{title} is not in {places}, and --offline forbids the download: give --data-dir DIR, "
             f"where DIR/{title}/raw holds its files, or leave --offline out"
         )
     try:
-        _download(wanted.title, roots[-1])
-    except (OSError, RuntimeError) as error:
+        _download(wanted.title, cache_dir())
+    except (OSError, RuntimeError, InputError) as error:
         why = str(error).splitlines()[0]
         raise NotFoundError(
             f"{title} is not in {places}, and cannot be downloaded ({why}): give --data-dir DIR, where "
             f"DIR/{title}/raw holds its files, or connect to a network"
         ) from None
-    return _read(name, roots[-1])
+    return _read(name, cache_dir())
 
 
 def _read(name: str, root: Path) -> Dataset:

@@ -55,12 +55,13 @@ def load_or_compile(graph: fx.GraphModule, inputs: Sequence[Tensor], options: di
         raise ValueError("inputs share memory")
     if any(one.device.type != "cpu" for one in inputs):
         raise ValueError("an input is not on the CPU")
-    folder, key = cache_dir() / "compiled", _key(graph, inputs, options)
-    package = _kept(folder, key)
+    package, key = None, _key(graph, inputs, options)
+    with contextlib.suppress(InputError):  # there is no folder to keep it in
+        package = _kept(cache_dir() / "compiled", key)
     if package is None:
         package = _compiled(graph, inputs, options)
         with contextlib.suppress(OSError, InputError):  # it is compiled again the next time
-            _keep(folder, key, package)
+            _keep(cache_dir() / "compiled", key, package)
     return _loaded(package)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pvae.data import Dataset, linear_gaussian
 from pvae.errors import InputError, brief, check_name
 from pvae.files import expanded, read_bounded
-from pvae.folders import cache_dir, data_folders, is_folder
+from pvae.folders import cache_dir, data_folders, is_folder, places_in
 from pvae.imagefiles import ImageTransform, image_files, load_images
 from pvae.mnist import NotFoundError, from_torchvision, mnist_5k
 from pvae.options import DATASETS
@@ -100,10 +100,9 @@ def _celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
     roots = data_folders(data_dir)
     root = next((root for root in roots if is_folder(root / "celeba" / "img_align_celeba")), None)
     if root is None:
-        places = ", ".join(str(root / "celeba") for root in roots)
         raise InputError(
-            f"CelebA is not in {places}: get img_align_celeba.zip, list_attr_celeba.txt and list_eval_partition.txt "
-            "from its authors' page, unpack them into DIR/celeba, and give --data-dir DIR"
+            f"CelebA is not in {places_in(roots, 'celeba')}: get img_align_celeba.zip, list_attr_celeba.txt and "
+            "list_eval_partition.txt from its authors' page, unpack them into DIR/celeba, and give --data-dir DIR"
         )
     folder = root / "celeba"
     present = {path.name: path for path in image_files(folder / "img_align_celeba")}
@@ -129,10 +128,10 @@ def _binarized_mnist(data_dir: str | Path | None) -> Dataset:
     roots = data_folders(data_dir)
     folder = next((root / "binarized_mnist" for root in roots if is_folder(root / "binarized_mnist")), None)
     if folder is None:
-        places = ", ".join(str(root / "binarized_mnist") for root in roots)
         raise InputError(
-            f"Larochelle's binarized MNIST is not in {places}: put binarized_mnist_train.amat and "
-            "binarized_mnist_test.amat there, and give --data-dir DIR; --binarize static on MNIST is another draw of it"
+            f"Larochelle's binarized MNIST is not in {places_in(roots, 'binarized_mnist')}: put "
+            "binarized_mnist_train.amat and binarized_mnist_test.amat there, and give --data-dir DIR; --binarize "
+            "static on MNIST is another draw of it"
         )
     train, test = (_bits(folder, split).reshape(-1, 1, 28, 28) * np.uint8(255) for split in ("train", "test"))
     root = str(folder.parent.absolute())

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from matplotlib.figure import Figure
+from PIL import Image
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import pvae
-from pvae import rundata, seeds
+from pvae import folders, packages, rundata, seeds
 from pvae.compare import main as compare
 from pvae.data import Dataset
 from pvae.draw import main as draw
 from pvae.errors import InputError
 from pvae.evaluate import main as evaluate
 from pvae.fitting import fit, resume
+from pvae.sources import load_dataset
 from pvae.subjects import Subject
 from pvae.systems import get_system
 from pvae.train import main as train
@@ -199,3 +204,44 @@ def test_an_empty_path_is_refused_in_python(data, tmp_path, monkeypatch):
         with pytest.raises(InputError):
             named_by_its_folder("")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def no_home(monkeypatch):
+    """As in a container whose user stands in no list of users."""
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("HOME", "XDG_CACHE_HOME", "PVAE_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", home)
+
+
+def test_without_a_home_folder_data_are_found_where_they_are_named(
+    tiny_mnist, lay_mnist, no_home, no_pictures, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    lay_mnist(tmp_path / "data")
+    small = ["--hidden", "4", "--batch-size", "8", "--epochs", "1"]
+    assert train([*small, "--data-dir", "data", "--out", "run"]) == 0
+    capsys.readouterr()
+    for dataset, says in (
+        ("mnist", "MNIST is not in"),
+        ("celeba", "CelebA is not in"),
+        ("folder:pictures", "XDG_CACHE"),
+    ):
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        Image.new("L", (4, 4)).save(tmp_path / "pictures" / "a.png")
+        line = refuse(train, [*small, "--dataset", dataset, "--offline"], capsys, tmp_path)
+        assert says in line
+        assert "home" in line
+    assert "XDG_CACHE_HOME" in refuse(train, [*small, "--dataset", "mnist"], capsys, tmp_path), "no download either"
+    assert load_dataset("auto", offline=True).name == "MNIST-5k"
+
+
+def test_without_a_home_folder_what_was_compiled_is_not_kept(no_home, monkeypatch):
+    monkeypatch.setattr(packages, "cache_dir", folders.cache_dir)
+    monkeypatch.setattr(packages, "_compiled", lambda *_: b"package")
+    monkeypatch.setattr(packages, "_loaded", lambda package: package)
+    assert packages.load_or_compile(make_fx(torch.sin)(torch.ones(2)), [torch.ones(2)], {}) == b"package"
