@@ -106,10 +106,12 @@ def _run(name: str, command: Callable[[], None]) -> int:
         if str(error):
             print(f"{name}: {one_line(str(error))}", file=sys.stderr)
         return 1
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, ImportError) as error:
         if not is_of_memory(error):
             raise
-        print(f"{name}: out of memory: give smaller images, networks, batches or fewer particles", file=sys.stderr)
+        smaller = "give smaller images, networks, batches or fewer particles"
+        what_now = "torch cannot be loaded: see ulimit -v" if isinstance(error, ImportError) else smaller
+        print(f"{name}: out of memory: {what_now}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read our output has gone
         sys.stdout = None
@@ -134,7 +136,13 @@ def _is_somewhere() -> bool:
 
 @contextlib.contextmanager
 def ctrl_c_exits_at_once(name: str) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the process on the spot while modules load, which an exception would break."""
+    """Let Ctrl-C and SIGTERM end the process on the spot while modules load, which an exception would break.
+
+    Raises:
+        InputError: Python runs without docstrings, and so cannot import Pyro.
+    """
+    if sys.flags.optimize > 1:
+        raise InputError("Pyro needs docstrings, which PYTHONOPTIMIZE=2 and -OO take out: set it to 1, or give -O")
 
     def exit_at_once(number: int, _: object) -> None:
         if is_first_process():

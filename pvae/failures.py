@@ -68,8 +68,8 @@ def check_finite(record: object, name: str = "") -> None:
 
 def is_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory, the machine's or a GPU's, does not suffice."""
-    says_so = re.search("allocate memory|out of memory", str(error)) is not None
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and says_so)
+    says_so = re.search("allocate memory|out of memory|failed to map segment", str(error)) is not None
+    return isinstance(error, MemoryError) or (isinstance(error, (RuntimeError, ImportError)) and says_so)
 
 
 @contextlib.contextmanager

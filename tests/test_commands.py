@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -245,3 +246,44 @@ def test_without_a_home_folder_what_was_compiled_is_not_kept(no_home, monkeypatc
     monkeypatch.setattr(packages, "_compiled", lambda *_: b"package")
     monkeypatch.setattr(packages, "_loaded", lambda package: package)
     assert packages.load_or_compile(make_fx(torch.sin)(torch.ones(2)), [torch.ones(2)], {}) == b"package"
+
+
+def by(*options, **limits):
+    """Run `python -m pvae.train` with options of the interpreter and what limits its process."""
+    command = [sys.executable, *options, "-m", "pvae.train", "--dataset", "mnist-5k", "--epochs", "1"]
+    return subprocess.run([*command, "--batch-size", "1000", "--out", "run"], capture_output=True, text=True, **limits)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory that the system keeps")
+def test_too_little_memory_to_load_torch_is_one_line(tmp_path):
+    import resource
+
+    most = 300 * 2**20
+    done = by(cwd=tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (most, most)))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "memory" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_assertions_it_trains(tmp_path):
+    done = by("-O", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "test pseudo-ELBO" in done.stdout
+
+
+def test_without_docstrings_it_says_what_pyro_needs(tmp_path):
+    """Pyro makes its documentation of docstrings when it is imported."""
+    done = by("-OO", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "PYTHONOPTIMIZE" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["train", "draw", "evaluate", "compare"])
+def test_help_needs_no_docstrings(command):
+    python = [sys.executable, "-OO", "-m", f"pvae.{command}", "--help"]
+    done = subprocess.run(python, capture_output=True, text=True, check=True)
+    plain = subprocess.run([python[0], *python[2:]], capture_output=True, text=True, check=True)
+    assert done.stdout == plain.stdout != ""
