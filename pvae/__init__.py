@@ -10,16 +10,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pvae.building import build_vae
-    from pvae.config import Config
-    from pvae.data import Dataset
-    from pvae.elbos import build_elbo
-    from pvae.errors import InputError, TrainingError
-    from pvae.fitting import fit, resume
-    from pvae.runs import Run, load
-    from pvae.sources import load_dataset
-    from pvae.systems import SYSTEMS, get_system
-    from pvae.vae import VAE
+    from .config.config import Config
+    from .config.presets import SYSTEMS, get_system
+    from .core.errors import InputError, TrainingError
+    from .data.dataset import Dataset
+    from .data.sources import load_dataset
+    from .elbos.registry import build_elbo
+    from .models.build import build_vae
+    from .runs.run import Run, load
+    from .training.fit import fit, resume
+    from .vae import VAE
 
 __all__ = [
     "SYSTEMS",
@@ -41,20 +41,20 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Config": "config",
-    "Dataset": "data",
-    "InputError": "errors",
-    "Run": "runs",
-    "SYSTEMS": "systems",
-    "TrainingError": "errors",
+    "Config": "config.config",
+    "Dataset": "data.dataset",
+    "InputError": "core.errors",
+    "Run": "runs.run",
+    "SYSTEMS": "config.presets",
+    "TrainingError": "core.errors",
     "VAE": "vae",
-    "build_elbo": "elbos",
-    "build_vae": "building",
-    "fit": "fitting",
-    "get_system": "systems",
-    "load": "runs",
-    "load_dataset": "sources",
-    "resume": "fitting",
+    "build_elbo": "elbos.registry",
+    "build_vae": "models.build",
+    "fit": "training.fit",
+    "get_system": "config.presets",
+    "load": "runs.run",
+    "load_dataset": "data.sources",
+    "resume": "training.fit",
 }
 
 

@@ -2,22 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 import pyro
 from pyro.distributions.torch_distribution import TorchDistribution
-from pyro.params import param_with_module_name
 from torch import Tensor, nn
 
-from pvae.hierarchy import ChainPosterior, ChainPrior
-from pvae.latents import DeltaPosterior, FlatPrior, NormalPosterior, StandardNormalPrior
-from pvae.likelihoods import Likelihood
+from pvae.core.param_store import register
 
-__all__ = ["VAE"]
+__all__ = ["VAE", "LikelihoodModule", "PosteriorModule", "PriorModule"]
+
+
+class PriorModule(Protocol):
+    """A module that returns the prior p(z)."""
+
+    def forward(self) -> TorchDistribution:
+        """Return p(z): batch shape (), event shape (L,)."""
+        ...
+
+
+class PosteriorModule(Protocol):
+    """A module that returns the approximate posterior q(z | x).
+
+    An attribute `has_density = False` says that q(z | x) is a point, as in an autoencoder: its ELBO bounds nothing.
+    """
+
+    def forward(self, x: Tensor, /) -> TorchDistribution:
+        """Return q(z | x) of images x (B, C, H, W): batch shape (B,), event shape (L,)."""
+        ...
+
+
+class LikelihoodModule(Protocol):
+    """A module that returns the likelihood p(x | z).
+
+    It may also offer `check(x)`, which returns images in its domain and raises an `InputError` for others; `pseudo`,
+    true of what is no density of the pixels; `is_bounding`, false of a distribution that is fitted to the batch; and
+    `levels_per_unit`, how many 8-bit levels lie in a unit of a density's argument. `pvae.models.likelihoods` has them.
+    """
+
+    def forward(self, z: Tensor, /) -> TorchDistribution:
+        """Return p(x | z) of latents z (..., L): batch shape z.shape[:-1], event shape (C, H, W)."""
+        ...
 
 
 class VAE(nn.Module):
-    """A variational autoencoder: p(z), q(z | x) and p(x | z).
+    """A variational autoencoder: p(z), q(z | x) and p(x | z), each any module that returns a distribution.
 
         model:  z ~ p(z),  x ~ p(x | z)          guide:  z ~ q(z | x)
+
+    Example: a VAE of binary images of 4 x 4, trained by SVI, and its loss written by hand:
+
+    >>> import torch, pyro, pyro.distributions as dist
+    >>> from torch import nn
+    >>> from pyro.infer import SVI, Trace_ELBO
+    >>> from pvae import VAE
+    >>> class Prior(nn.Module):
+    ...     def forward(self):
+    ...         return dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1)
+    >>> class Posterior(nn.Sequential):
+    ...     def forward(self, x):
+    ...         loc, log_scale = super().forward(x).chunk(2, dim=-1)
+    ...         return dist.Normal(loc, log_scale.exp()).to_event(1)
+    >>> class Likelihood(nn.Sequential):
+    ...     def forward(self, z):
+    ...         return dist.Bernoulli(logits=super().forward(z)).to_event(3)
+    >>> _ = torch.manual_seed(0)
+    >>> encoder, decoder = [nn.Flatten(), nn.Linear(16, 4)], [nn.Linear(2, 16), nn.Unflatten(-1, (1, 4, 4))]
+    >>> vae = VAE(p_z=Prior(), q_z=Posterior(*encoder), p_x=Likelihood(*decoder))
+    >>> x = torch.bernoulli(torch.full((8, 1, 4, 4), 0.3))
+    >>> with pyro.get_param_store().scope():
+    ...     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), loss=Trace_ELBO())
+    ...     losses = [svi.step(x) for _ in range(200)]  # each the sum over the batch
+    ...     with torch.random.fork_rng():  # so that the same z is drawn below
+    ...         loss = svi.evaluate_loss(x)
+    >>> q = vae.posterior(x)
+    >>> z = q.rsample()
+    >>> elbo = vae.likelihood(z).log_prob(x) + vae.prior().log_prob(z) - q.log_prob(z)
+    >>> torch.allclose(torch.tensor(loss), -elbo.sum()), loss < losses[0]
+    (True, True)
 
     Args:
         p_z: returns the prior.
@@ -28,16 +91,11 @@ class VAE(nn.Module):
         Kingma and Welling, arXiv:1312.6114, section 2.
     """
 
-    def __init__(
-        self,
-        p_z: StandardNormalPrior | FlatPrior | ChainPrior,
-        q_z: NormalPosterior | DeltaPosterior | ChainPosterior,
-        p_x: Likelihood,
-    ) -> None:
+    def __init__(self, p_z: PriorModule, q_z: PosteriorModule, p_x: LikelihoodModule) -> None:
         super().__init__()
-        self.p_z = p_z
-        self.q_z = q_z
-        self.p_x = p_x
+        self.p_z = _module("p_z", p_z)
+        self.q_z = _module("q_z", q_z)
+        self.p_x = _module("p_x", p_x)
 
     def prior(self) -> TorchDistribution:
         """Return p(z): batch shape (), event shape (L,)."""
@@ -47,45 +105,46 @@ class VAE(nn.Module):
         """Return q(z | x) for images x (B, C, H, W): batch shape (B,), event shape (L,).
 
         Raises:
-            InputError: (a ValueError) x is no batch of images in the likelihood's domain.
+            InputError: (a ValueError) x is not a batch of images in the likelihood's domain.
         """
-        return self.q_z(self.p_x.check(x))
+        check: Callable[[Tensor], Tensor] | None = getattr(self.p_x, "check", None)
+        return self.q_z(x if check is None else check(x))
 
     def likelihood(self, z: Tensor) -> TorchDistribution:
         """Return p(x | z) for latents z (..., L): batch shape z.shape[:-1], event shape (C, H, W)."""
         return self.p_x(z)
 
-    @property
-    def is_bounding(self) -> bool:
-        """Whether its ELBO is a bound on a log-likelihood: not that of an autoencoder, whose posterior is a point."""
-        return self.q_z.has_density and self.p_x.is_bounding
-
     def model(self, x: Tensor) -> None:
         """Pyro's generative function over images x (B, C, H, W): sites "z" and "x"."""
-        self.register("p_z", "p_x")
+        register("p_z", self.p_z)
+        register("p_x", self.p_x)
         with pyro.plate("data", x.shape[0]):
             z = pyro.sample("z", self.prior())
             pyro.sample("x", self.likelihood(z), obs=x)
 
     def guide(self, x: Tensor) -> None:
         """Pyro's variational function over images x (B, C, H, W): site "z"."""
-        self.register("q_z")
+        register("q_z", self.q_z)
         with pyro.plate("data", x.shape[0]):
             pyro.sample("z", self.posterior(x))
 
-    def register(self, *names: str) -> None:
-        """Hand the parameters of the named modules to Pyro, so that `pyro.infer.SVI` trains them.
+    @property
+    def has_density(self) -> bool:
+        """Whether q(z | x) is a density and not a point, as it is in an autoencoder."""
+        return getattr(self.q_z, "has_density", True)
 
-        Raises:
-            RuntimeError: another VAE's parameters stand in Pyro's store under these names. Pyro itself
-                would run this network and let the optimiser step the other one, silently.
-        """
-        for name in names:
-            # What pyro.module does, which leaves it at that where the store gives another parameter back.
-            for key, parameter in getattr(self, name).named_parameters():
-                known_as = param_with_module_name(name, key)
-                if parameter.requires_grad and pyro.param(known_as, parameter) is not parameter:
-                    raise RuntimeError(
-                        "another VAE is in Pyro's parameter store, and this one would not be trained: train each "
-                        "inside `with pyro.get_param_store().scope():`, or call pyro.clear_param_store() first"
-                    )
+    @property
+    def is_pseudo(self) -> bool:
+        """Whether p(x | z) is a pseudo-likelihood, so that the ELBO is a pseudo-ELBO."""
+        return getattr(self.p_x, "pseudo", False)
+
+    @property
+    def is_bounding(self) -> bool:
+        """Whether the ELBO is a bound on a log-likelihood, or on a pseudo-likelihood's logarithm."""
+        return self.has_density and getattr(self.p_x, "is_bounding", True)
+
+
+def _module(name: str, module: object) -> nn.Module:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{name} must be a torch.nn.Module that returns a distribution, not {type(module).__name__}")
+    return module

@@ -16,12 +16,13 @@ import pyro
 import pytest
 import torch
 
-from pvae import inductor, mnist, packages
-from pvae.building import build_vae
-from pvae.config import Config
-from pvae.data import Dataset
-from pvae.runs import Run
-from pvae.sources import load_dataset
+from pvae.compile import cache, inductor
+from pvae.config.config import Config
+from pvae.data import mnist
+from pvae.data.dataset import Dataset
+from pvae.data.sources import load_dataset
+from pvae.models.build import build_vae
+from pvae.runs.run import Run
 from pvae.vae import VAE
 
 SMALL_SHAPE = (1, 5, 4)
@@ -56,7 +57,7 @@ def compiled_but_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     """Keep what is compiled out of the user's cache, for all tests together."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
-        patch.setattr(packages, "cache_dir", lambda: folder)
+        patch.setattr(cache, "cache_dir", lambda: folder)
         yield
 
 
@@ -86,7 +87,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("reconstructions.png", "samples.png", "losses.png"):
             (run.figures() / name).touch()
 
-    monkeypatch.setattr("pvae.figures.save_figures", save)
+    monkeypatch.setattr("pvae.plotting.run_figures.save_figures", save)
 
 
 @pytest.fixture

@@ -21,15 +21,15 @@ from pathlib import Path
 import torch
 import torchvision.utils  # noqa: F401  loaded once, before the forks
 
-import pvae.events
-import pvae.figures
-import pvae.runs
-import pvae.training
-from pvae.config import Config
-from pvae.data import Dataset
-from pvae.fitting import fit, resume
-from pvae.runs import Run
-from pvae.sources import load_dataset
+import pvae.plotting.run_figures
+import pvae.runs.run
+import pvae.runs.tensorboard
+import pvae.training.trainer
+from pvae.config.config import Config
+from pvae.data.dataset import Dataset
+from pvae.data.sources import load_dataset
+from pvae.runs.run import Run
+from pvae.training.fit import fit, resume
 
 SMALL = Config(hidden=(16,), latent_dim=3, batch_size=50, epochs=4)
 VARIANTS = {
@@ -59,8 +59,8 @@ def phased(phase, place, name, kind):
 
 def note_phases(phase):
     phased(phase, Run, "begin_session", "begin")
-    phased(phase, pvae.training.Training, "train_epoch", "train")
-    phased(phase, pvae.training.Training, "test", "test")
+    phased(phase, pvae.training.trainer.Training, "train_epoch", "train")
+    phased(phase, pvae.training.trainer.Training, "test", "test")
     phased(phase, pvae.runs, "write_whole", "write")
     phased(phase, pvae.runs, "append", "append")
     phased(phase, pvae.events, "append", "append")

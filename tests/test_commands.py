@@ -14,18 +14,21 @@ from PIL import Image
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import pvae
-from pvae import folders, packages, rundata, seeds
-from pvae.compare import main as compare
-from pvae.data import Dataset
-from pvae.draw import main as draw
-from pvae.errors import InputError
-from pvae.evaluate import main as evaluate
-from pvae.fitting import fit, resume
-from pvae.sources import load_dataset
-from pvae.subjects import Subject
-from pvae.systems import get_system
-from pvae.train import main as train
-from pvae.trainparser import train_parser
+from pvae.cli import seeds
+from pvae.cli.compare import main as compare
+from pvae.cli.draw import main as draw
+from pvae.cli.evaluate import main as evaluate
+from pvae.cli.train import main as train
+from pvae.cli.train_parser import train_parser
+from pvae.compile import cache
+from pvae.config.presets import get_system
+from pvae.core.errors import InputError
+from pvae.data import folders
+from pvae.data.dataset import Dataset
+from pvae.data.sources import load_dataset
+from pvae.evaluation.trained_run import TrainedRun
+from pvae.runs import data as data_module
+from pvae.training.fit import fit, resume
 
 SMALL = ["--importance-samples", "5"]
 FEW = ["--particles", "2", "--repetitions", "3", "--elbo", "trace,iwae"]
@@ -46,7 +49,7 @@ def trained(tmp_path_factory, data):
 @pytest.fixture
 def run(trained, tmp_path, data, monkeypatch):
     """A run folder of its own, whose data are found."""
-    monkeypatch.setattr(rundata, "load_again", lambda *_: data)
+    monkeypatch.setattr(data_module, "load_again", lambda *_: data)
     return shutil.copytree(trained, tmp_path / "run")
 
 
@@ -73,7 +76,7 @@ def plot(path):
     "name", ["config.json", "metrics.jsonl", "checkpoint.safetensors", "figures/samples.png", "notes.txt", "own.json"]
 )
 def test_a_report_replaces_no_other_file(run, tmp_path, capsys, monkeypatch, name):
-    monkeypatch.setattr("pvae.reports.evaluate", lambda *_, **__: pytest.fail("it was evaluated for nothing"))
+    monkeypatch.setattr("pvae.evaluation.report.evaluate", lambda *_, **__: pytest.fail("it was evaluated for nothing"))
     (run / "notes.txt").write_text("mine")
     (run / "own.json").write_text('{\n  "run": "mine"\n}\n')
     line = refuse(evaluate, [run, *SMALL, "--out", run / name], capsys, tmp_path)
@@ -107,7 +110,7 @@ def test_a_comparison_replaces_no_other_file(run, tmp_path, capsys, name, monkey
     out.mkdir()
     (out / name).write_text("date,estimator\n")
     with monkeypatch.context() as patch:
-        patch.setattr("pvae.comparison.measure", lambda *_, **__: pytest.fail("it was measured for nothing"))
+        patch.setattr("pvae.evaluation.estimators.measure", lambda *_, **__: pytest.fail("it was measured for nothing"))
         assert name in refuse(compare, [run, *FEW, "--out", out], capsys, tmp_path)
     (out / name).unlink()
     for _ in range(2):
@@ -201,7 +204,7 @@ def test_an_empty_path_is_refused_in_python(data, tmp_path, monkeypatch):
     ):
         with pytest.raises(InputError, match="the path is empty"):
             use()
-    for named_by_its_folder in (resume, pvae.load, Subject.of):
+    for named_by_its_folder in (resume, pvae.load, TrainedRun.of):
         with pytest.raises(InputError):
             named_by_its_folder("")
     assert not list(tmp_path.iterdir())
@@ -242,10 +245,10 @@ def test_without_a_home_folder_data_are_found_where_they_are_named(
 
 
 def test_without_a_home_folder_what_was_compiled_is_not_kept(no_home, monkeypatch):
-    monkeypatch.setattr(packages, "cache_dir", folders.cache_dir)
-    monkeypatch.setattr(packages, "_compiled", lambda *_: b"package")
-    monkeypatch.setattr(packages, "_loaded", lambda package: package)
-    assert packages.load_or_compile(make_fx(torch.sin)(torch.ones(2)), [torch.ones(2)], {}) == b"package"
+    monkeypatch.setattr(cache, "cache_dir", folders.cache_dir)
+    monkeypatch.setattr(cache, "_compiled", lambda *_: b"package")
+    monkeypatch.setattr(cache, "_loaded", lambda package: package)
+    assert cache.load_or_compile(make_fx(torch.sin)(torch.ones(2)), [torch.ones(2)], {}) == b"package"
 
 
 def by(*options, **limits):

@@ -8,12 +8,14 @@ import math
 import pytest
 import torch
 
-from pvae import comparison, oracle, rundata
-from pvae.building import build_vae
-from pvae.compare import main
-from pvae.comparison import Moments, compared, measure, reference
-from pvae.config import Config
-from pvae.options import ELBOS
+from pvae.cli.compare import main
+from pvae.config.config import Config
+from pvae.config.options import ELBOS
+from pvae.evaluation import estimators
+from pvae.evaluation.estimators import Moments, compared, measure, reference
+from pvae.models.build import build_vae
+from pvae.reference import linear_gaussian
+from pvae.runs import data
 
 
 def gradient_of(rows):
@@ -99,10 +101,10 @@ def test_two_stochastic_layers_have_no_closed_forms():
 
 def test_the_oracle_is_the_reference(linear, x):
     vae = linear(0.3)
-    exact = oracle.log_evidence(vae, x).mean().item()
-    assert reference(vae, x) == comparison.Reference(log_p=exact, stderr=0.0, exact=True)
+    exact = linear_gaussian.log_evidence(vae, x).mean().item()
+    assert reference(vae, x) == estimators.Reference(log_p=exact, stderr=0.0, exact=True)
     found = {name: measure(vae, x, name, 5, reference(vae, x), repetitions=200) for name in ("trace", "iwae", "stl")}
-    gap = (oracle.elbo(vae, x).mean() - oracle.log_evidence(vae, x).mean()).item()
+    gap = (linear_gaussian.elbo(vae, x).mean() - linear_gaussian.log_evidence(vae, x).mean()).item()
     for name in ("trace", "stl"):
         assert found[name].bias == pytest.approx(gap, abs=4.3 * found[name].value.stderr)
     assert gap < found["iwae"].bias < 0
@@ -156,10 +158,10 @@ def test_the_command_compares(tmp_path, capsys):
 
 
 def test_it_compares_at_a_runs_checkpoint(tmp_path, capsys, few_digits, monkeypatch):
-    from pvae.fitting import fit
+    from pvae.training.fit import fit
 
     run = fit(Config(hidden=(8,), latent_dim=2, batch_size=50, epochs=1), data=few_digits, out=tmp_path / "run")
-    monkeypatch.setattr(rundata, "load_again", lambda *_: few_digits)
+    monkeypatch.setattr(data, "load_again", lambda *_: few_digits)
     assert main([str(run.path), "--elbo", "trace,dreg", "--particles", "2", "--repetitions", "3"]) == 0
     assert "epoch 1" in capsys.readouterr().out
     assert (run.path / "comparison" / "comparison.md").exists()

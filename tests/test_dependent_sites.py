@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from pvae import bounds
-from pvae.building import build_vae
-from pvae.config import Config
-from pvae.elbos import build_elbo
-from pvae.hierarchy import Chain
+from pvae.config.config import Config
+from pvae.core.param_store import register
+from pvae.elbos.registry import build_elbo
+from pvae.models.build import build_vae
+from pvae.models.hierarchy import Chain
+from pvae.reference import bounds as reference_bounds
 
 # For each latent of the guide, those that its mean depends on; the names are not in the model's order.
 GUIDES = {
@@ -96,7 +97,8 @@ class TwoSites(nn.Module):
         self.vae = vae
 
     def model(self, x):
-        self.vae.register("p_z", "p_x")
+        register("p_z", self.vae.p_z)
+        register("p_x", self.vae.p_x)
         chain = self.vae.prior()
         with pyro.plate("data", x.shape[0]):
             z2 = pyro.sample("z2", chain.first)
@@ -104,7 +106,7 @@ class TwoSites(nn.Module):
             pyro.sample("x", self.vae.likelihood(torch.cat([z1, z2], -1)), obs=x)
 
     def guide(self, x):
-        self.vae.register("q_z")
+        register("q_z", self.vae.q_z)
         chain = self.vae.posterior(x)
         with pyro.plate("data", x.shape[0]):
             z1 = pyro.sample("z1", chain.first)
@@ -127,7 +129,9 @@ def test_two_layers_equal_the_handwritten(sites, name, num_particles):
         torch.manual_seed(3)
         build_elbo(name, num_particles).loss_and_grads(functions.model, functions.guide, x)
         torch.manual_seed(3)
-        witness = {"dreg": bounds.dreg_gradients, "stl": bounds.stl_gradients}[name](vae, x, num_particles)
+        witness = {"dreg": reference_bounds.dreg_gradients, "stl": reference_bounds.stl_gradients}[name](
+            vae, x, num_particles
+        )
     for parameter, gradient in vae.named_parameters():
         assert torch.allclose(gradient.grad, witness[parameter], rtol=1e-10, atol=1e-14), parameter
 

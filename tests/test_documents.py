@@ -11,7 +11,7 @@ import pytest
 import torch
 from nbclient import NotebookClient
 
-from pvae.sources import load_dataset
+from pvae.data.sources import load_dataset
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -27,7 +27,7 @@ def test_the_readme_shows_that_the_forms_agree(capsys):
 
 def test_the_readmes_python(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pvae.fitting.load_for", lambda *_: load_dataset("mnist-5k"))
+    monkeypatch.setattr("pvae.training.fit.load_for", lambda *_: load_dataset("mnist-5k"))
     names = {}
     exec(compile(BLOCKS[2], "README.md", "exec"), names)
     assert capsys.readouterr().out.startswith("test ELBO -")
@@ -43,9 +43,9 @@ def test_compiled_steps_as_the_readme_takes_them(capsys):
     assert losses[2] < losses[0]
 
 
-def test_the_readme_names_every_module():
-    for module in (ROOT / "pvae").glob("[!_]*.py"):
-        assert f"`{module.stem}`" in README, module.stem
+def test_the_readme_names_every_room():
+    for room in (ROOT / "pvae").glob("*/__init__.py"):
+        assert f"`{room.parent.name}/`" in README, room.parent.name
 
 
 def test_the_readme_names_no_other_file():

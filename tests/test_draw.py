@@ -23,18 +23,21 @@ from matplotlib.font_manager import FontEntry, fontManager
 from matplotlib.text import Text
 from torch.distributions import Normal
 
-from pvae import figures, latentspace, plots, rundata, subjects
-from pvae.compare import main as compare
-from pvae.data import Dataset
-from pvae.draw import PICTURES, main
-from pvae.drawing import DRAWERS
-from pvae.errors import InputError
-from pvae.evaluate import main as evaluate
-from pvae.figures import histogram_figure
-from pvae.fitting import fit, resume
-from pvae.probe import Response, balanced_accuracy, respond, train_probe
-from pvae.systems import get_system
-from pvae.tables import Row, groups, row_of, to_csv, to_markdown
+from pvae.cli.compare import main as compare
+from pvae.cli.draw import PICTURES, main
+from pvae.cli.evaluate import main as evaluate
+from pvae.config.presets import get_system
+from pvae.core.errors import InputError
+from pvae.data.dataset import Dataset
+from pvae.evaluation import latent_space, trained_run
+from pvae.evaluation.attribute_probe import Response, balanced_accuracy, respond, train_probe
+from pvae.evaluation.table import Row, groups, row_of, to_csv, to_markdown
+from pvae.plotting import axes as axes_module
+from pvae.plotting import run_figures
+from pvae.plotting.pictures import DRAWERS
+from pvae.plotting.run_figures import histogram_figure
+from pvae.runs import data as data_module
+from pvae.training.fit import fit, resume
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def runs(tmp_path_factory, data):
 @pytest.fixture
 def found(monkeypatch, data):
     """Let the data of every run be found."""
-    monkeypatch.setattr(rundata, "load_again", lambda *_: data)
+    monkeypatch.setattr(data_module, "load_again", lambda *_: data)
 
 
 EVERY = set(PICTURES)
@@ -163,9 +166,11 @@ def test_a_signal_ends_a_command_with_a_line(runs, capsys, monkeypatch, command,
         os.kill(os.getpid(), number)
         time.sleep(5)
 
-    monkeypatch.setattr(subjects.Subject, "of", signalled)
+    monkeypatch.setattr(trained_run.TrainedRun, "of", signalled)
     assert command([str(runs["mlp-2d"].path)]) == 128 + number
-    assert capsys.readouterr().err == f"{command.__module__}: interrupted; what was written is whole\n"
+    assert (
+        capsys.readouterr().err == f"{command.__module__.replace('.cli', '')}: interrupted; what was written is whole\n"
+    )
 
 
 class Closed(io.StringIO):
@@ -219,7 +224,7 @@ def latents(pixels):
 
 
 def test_manifold_stands_at_the_quantiles(transparent):
-    z = latents(latentspace.manifold(transparent, 4)).view(4, 4, 2)
+    z = latents(latent_space.manifold(transparent, 4)).view(4, 4, 2)
     quantiles = Normal(0.0, 1.0).icdf(torch.tensor([0.125, 0.375, 0.625, 0.875]))
     assert torch.allclose(z[:, :, 0], quantiles.expand(4, 4), atol=1e-4), "z_1 grows to the right"
     assert torch.allclose(z[:, :, 1], quantiles.flip(0)[:, None].expand(4, 4), atol=1e-4), "z_2 grows upward"
@@ -227,21 +232,21 @@ def test_manifold_stands_at_the_quantiles(transparent):
 
 def test_traversal_moves_one_dimension(transparent):
     values = torch.linspace(-3, 3, 5)
-    z = latents(latentspace.traverse(transparent, torch.tensor([0.5, -0.25]), 1, values))
+    z = latents(latent_space.traverse(transparent, torch.tensor([0.5, -0.25]), 1, values))
     assert torch.allclose(z, torch.stack([torch.full((5,), 0.5), values], dim=1), atol=1e-4)
 
 
 def test_interpolation_ends_at_the_codes(transparent, data):
     x = data.test[:2].float() / 255
-    z = latents(latentspace.interpolate(transparent, x[0], x[1], 5))
-    codes = latentspace.encode(transparent, x)
+    z = latents(latent_space.interpolate(transparent, x[0], x[1], 5))
+    codes = latent_space.encode(transparent, x)
     assert torch.allclose(z[[0, -1]], codes, atol=1e-4)
     assert torch.allclose(z[2], codes.mean(0), atol=1e-4)
 
 
 def test_attribute_vector_is_the_difference_of_means():
     codes = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]])
-    assert latentspace.attribute_vector(codes, torch.tensor([True, True, False])).tolist() == [2.0, -5.0]
+    assert latent_space.attribute_vector(codes, torch.tensor([True, True, False])).tolist() == [2.0, -5.0]
 
 
 @pytest.fixture
@@ -249,7 +254,7 @@ def known(monkeypatch, data):
     """Let every run's digits have two attributes: an even class, and a class of at least 5."""
     labels = [torch.stack([part % 2 == 0, part >= 5], dim=1) for part in (data.train_labels, data.test_labels)]
     known = Dataset("few digits", data.train, data.test, *labels, ("Even", "Large"))
-    monkeypatch.setattr(rundata, "load_again", lambda *_: known)
+    monkeypatch.setattr(data_module, "load_again", lambda *_: known)
     return known
 
 
@@ -268,10 +273,10 @@ def test_attributes_move_the_image(runs, tmp_path, known, capsys):
 
 
 def test_images_along_an_attribute_stand_at_z_plus_alpha_v(runs, known, transparent):
-    subject = subjects.Subject(runs["mlp-2d"], transparent, known, ("Large",))
+    subject = trained_run.TrainedRun(runs["mlp-2d"], transparent, known, ("Large",))
     codes = subject.test_codes[:3]
-    vector = latentspace.attribute_vector(subject.train_codes, known.train_labels[:, 1])
-    for alpha, images in zip(subjects.ALPHAS, subject.along("Large", codes), strict=True):
+    vector = latent_space.attribute_vector(subject.train_codes, known.train_labels[:, 1])
+    for alpha, images in zip(trained_run.ALPHAS, subject.along("Large", codes), strict=True):
         assert torch.allclose(latents(images), codes + alpha * vector, atol=1e-3)
 
 
@@ -280,7 +285,7 @@ def fonts(monkeypatch):
     """Let matplotlib have its own fonts alone, and return the list of them."""
     own = [font for font in fontManager.ttflist if Path(font.fname).is_relative_to(get_data_path())]
     monkeypatch.setattr(fontManager, "ttflist", own)
-    monkeypatch.setattr(plots, "_fallback_fonts", plots._fallback_fonts.__wrapped__)
+    monkeypatch.setattr(axes_module, "_fallback_fonts", axes_module._fallback_fonts.__wrapped__)
     return own
 
 
@@ -289,12 +294,12 @@ def pictures_with(name):
     images, codes, classes = torch.zeros(2, 1, 4, 4), torch.arange(12.0).view(6, 2), torch.arange(6) % 2
     response = Response(attribute=name, alphas=(0, 1), log_odds=(0, 1), stderr=(1, 1), balanced_accuracy=0.5)
     return {
-        "title": figures.sample_figure(images, name),
-        "row": figures.row_figure(images, 2, "title", [name], ["image", "+1"]),
-        "legend": figures.probe_figure([response], "title"),
-        "class": figures.scatter_figure({"test": (codes, classes)}, [name, "other"], "title"),
-        "codes": figures.scatter_figure({name: (codes, None)}, [], "title"),
-        "band": figures.band_figure({name: (images, images)}, 2, "title"),
+        "title": run_figures.sample_figure(images, name),
+        "row": run_figures.row_figure(images, 2, "title", [name], ["image", "+1"]),
+        "legend": run_figures.probe_figure([response], "title"),
+        "class": run_figures.scatter_figure({"test": (codes, classes)}, [name, "other"], "title"),
+        "codes": run_figures.scatter_figure({name: (codes, None)}, [], "title"),
+        "band": run_figures.band_figure({name: (images, images)}, 2, "title"),
     }
 
 
@@ -365,7 +370,7 @@ def test_a_name_is_drawn_in_installed_fonts_that_have_it(fonts, tmp_path):
 
 @pytest.mark.filterwarnings("error")
 def test_an_attribute_named_like_a_formula_is_drawn(runs, tmp_path, known, monkeypatch, capsys):
-    monkeypatch.setattr(rundata, "load_again", lambda *_: replace(known, label_names=("$\\frac{$", "고")))
+    monkeypatch.setattr(data_module, "load_again", lambda *_: replace(known, label_names=("$\\frac{$", "고")))
     arguments = ["--what", "attributes,probe", "--attribute", "$\\frac{$", "고", "--out", str(tmp_path)]
     assert main([str(runs["mlp-2d"].path), *arguments]) == 0
     assert capsys.readouterr().err == ""
@@ -374,7 +379,7 @@ def test_an_attribute_named_like_a_formula_is_drawn(runs, tmp_path, known, monke
 def test_an_attribute_that_no_image_has_is_refused(runs, data):
     none = torch.zeros(len(data.train), 1, dtype=torch.bool)
     known = Dataset("few digits", data.train, data.test, none, none[: len(data.test)], ("Bald",))
-    subject = subjects.Subject(runs["mlp-2d"], runs["mlp-2d"].vae(), known, ("Bald",))
+    subject = trained_run.TrainedRun(runs["mlp-2d"], runs["mlp-2d"].vae(), known, ("Bald",))
     with pytest.raises(InputError, match="with and without Bald"):
         _ = subject.responses
 
@@ -417,7 +422,7 @@ def test_nearest_neighbours():
     train = torch.tensor([[0.0, 0.0], [0.1, 0.0], [5.0, 5.0], [5.1, 5.0]])
     labels = torch.tensor([3, 3, 7, 7])
     test = torch.tensor([[0.05, 0.0], [5.0, 5.1], [0.0, 0.1]])
-    assert latentspace.nearest_neighbour_accuracy(train, labels, test, torch.tensor([3, 7, 7]), 2) == pytest.approx(
+    assert latent_space.nearest_neighbour_accuracy(train, labels, test, torch.tensor([3, 7, 7]), 2) == pytest.approx(
         2 / 3
     )
 
@@ -425,7 +430,7 @@ def test_nearest_neighbours():
 def test_report_knows_the_prior():
     generator = torch.Generator().manual_seed(0)
     codes = torch.randn(20_000, 2, generator=generator) * torch.tensor([1.0, 2.0]) + torch.tensor([0.0, 1.0])
-    report = latentspace.report(codes)
+    report = latent_space.report(codes)
     assert report.kolmogorov_smirnov[0] < 0.015
     assert report.kolmogorov_smirnov[1] > 0.2
     assert report.std[1] == pytest.approx(2, rel=0.03)
@@ -434,12 +439,12 @@ def test_report_knows_the_prior():
 
 def test_an_autoencoder_has_no_samples(runs):
     with pytest.raises(NotImplementedError):
-        latentspace.sample(runs["conv-2d-ae"].vae(), 3)
+        latent_space.sample(runs["conv-2d-ae"].vae(), 3)
 
 
 def test_subject_refuses_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(InputError, match="no run folder"):
-        subjects.Subject.of(tmp_path)
+        trained_run.TrainedRun.of(tmp_path)
 
 
 def test_a_folder_of_runs_is_a_sheet_and_a_table(runs, found, tmp_path, capsys):
@@ -523,7 +528,7 @@ def test_systems_of_ones_own_are_told_apart_by_all_that_they_are(tmp_path, data)
         fit(config.replace(**options), data=data, out=tmp_path / str(index))
         for index, options in enumerate([{}, {"latent_dim": 3}, {"seed": 1}])
     ]
-    codes = latentspace.report(torch.randn(50, 2, generator=torch.Generator().manual_seed(0)))
+    codes = latent_space.report(torch.randn(50, 2, generator=torch.Generator().manual_seed(0)))
     rows = [row_of(run, codes) for run in runs]
     assert [[one.run for one in group] for group in groups(rows)] == [["0", "2"], ["1"]]
 
@@ -531,7 +536,7 @@ def test_systems_of_ones_own_are_told_apart_by_all_that_they_are(tmp_path, data)
 def test_two_stochastic_layers_are_no_plane(tmp_path, data, monkeypatch):
     config = get_system("iwae-2layer").replace(latent_dim=2, second_latent_dim=3, epochs=1, schedule="constant")
     run = fit(config, data=data, out=tmp_path / "run")
-    monkeypatch.setattr(rundata, "load_again", lambda *_: data)
+    monkeypatch.setattr(data_module, "load_again", lambda *_: data)
     assert main([str(run.path), "--out", str(tmp_path / "pictures")]) == 0
     drawn = {path.stem for path in (tmp_path / "pictures").glob("*.png")}
     assert drawn == EVERY - {"scatter", "cdf", "manifold", "attributes", "probe"}

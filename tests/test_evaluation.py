@@ -9,19 +9,22 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
-from pvae import anatomy, evaluation, oracle, recording, rundata
-from pvae.anatomy import active_units, latent_means, split_rate
-from pvae.building import build_vae
-from pvae.config import Config
-from pvae.data import Dataset
-from pvae.errors import InputError
-from pvae.evaluate import main
-from pvae.evaluation import Estimate, importance_sample
-from pvae.fitting import fit
-from pvae.reports import evaluate
-from pvae.reporttext import to_text
-from pvae.subjects import Subject
-from pvae.systems import get_system
+from pvae.cli.evaluate import main
+from pvae.compile import graph
+from pvae.config.config import Config
+from pvae.config.presets import get_system
+from pvae.core.errors import InputError
+from pvae.data.dataset import Dataset
+from pvae.evaluation import log_likelihood, rate_decomposition
+from pvae.evaluation.log_likelihood import Estimate, importance_sample
+from pvae.evaluation.rate_decomposition import active_units, latent_means, split_rate
+from pvae.evaluation.report import evaluate
+from pvae.evaluation.report_text import to_text
+from pvae.evaluation.trained_run import TrainedRun
+from pvae.models.build import build_vae
+from pvae.reference import linear_gaussian
+from pvae.runs import data as data_module
+from pvae.training.fit import fit
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def data(digits):
 
 @pytest.fixture
 def found(monkeypatch, data):
-    monkeypatch.setattr(rundata, "load_again", lambda *_: data)
+    monkeypatch.setattr(data_module, "load_again", lambda *_: data)
 
 
 def sampled(*arguments):
@@ -79,9 +82,9 @@ def test_chunks_change_nothing(small_vae, small_images, monkeypatch):
     monkeypatch.setattr(vae, "posterior", with_known_draws)
     whole, decoded, done = importance_sample(vae, x, 50), [], []
     taken[0] = 0
-    monkeypatch.setattr(evaluation, "CHUNK_NUMBERS", 7 * x[0].numel())
-    monkeypatch.setattr(evaluation, "_widest", lambda vae, x: x[0].numel())
-    monkeypatch.setattr(evaluation, "_VISITS_TO_RECORD", 1000)  # a recording would not call what counts here
+    monkeypatch.setattr(log_likelihood, "CHUNK_NUMBERS", 7 * x[0].numel())
+    monkeypatch.setattr(log_likelihood, "_widest", lambda vae, x: x[0].numel())
+    monkeypatch.setattr(log_likelihood, "_VISITS_TO_RECORD", 1000)  # a recording would not call what counts here
     likelihood = vae.p_x.forward
     monkeypatch.setattr(vae.p_x, "forward", lambda z: decoded.append(z[..., 0].numel()) or likelihood(z))
     for n in range(6):
@@ -102,14 +105,14 @@ def test_recording_changes_nothing(small_vae, small_images, monkeypatch, two_lay
         config = Config(second_latent_dim=2, second_hidden=(4,), hidden=(6,), latent_dim=3, elbo="iwae")
         with torch.random.fork_rng():
             vae = build_vae(config, (1, 5, 4)).double()
-    monkeypatch.setattr(evaluation, "CHUNK_NUMBERS", 9 * 7 * 20)
-    shapes, record = [], evaluation.record
+    monkeypatch.setattr(log_likelihood, "CHUNK_NUMBERS", 9 * 7 * 20)
+    shapes, record = [], log_likelihood.record
     monkeypatch.setattr(
-        evaluation, "record", lambda of, inputs, *how: shapes.append(inputs[0].shape) or record(of, inputs, *how)
+        log_likelihood, "record", lambda of, inputs, *how: shapes.append(inputs[0].shape) or record(of, inputs, *how)
     )
     recorded = sampled(vae, x, 50)
     assert [shape[0] for shape in shapes] == [9]
-    monkeypatch.setattr(evaluation, "_VISITS_TO_RECORD", 1000)
+    monkeypatch.setattr(log_likelihood, "_VISITS_TO_RECORD", 1000)
     as_it_is = sampled(vae, x, 50)
     assert len(shapes) == 1
     assert torch.allclose(recorded.log_p, as_it_is.log_p, rtol=1e-12)
@@ -120,12 +123,12 @@ def test_recording_changes_nothing(small_vae, small_images, monkeypatch, two_lay
 def test_where_there_is_much_to_do_it_is_compiled(small_vae, small_images, monkeypatch, compiler):
     """From a number of images decoded on, where there is a compiler; the figures are the same."""
     vae, x, engines = small_vae(), small_images(7), []
-    monkeypatch.setattr(evaluation, "CHUNK_NUMBERS", 9 * 7 * 20)
-    monkeypatch.setattr(evaluation, "missing", lambda: "" if compiler else "a compiler")
-    monkeypatch.setattr(recording, "missing", str)  # nothing
-    monkeypatch.setattr(evaluation, "record", lambda of, _inputs, engine, _precision: engines.append(engine) or of)
+    monkeypatch.setattr(log_likelihood, "CHUNK_NUMBERS", 9 * 7 * 20)
+    monkeypatch.setattr(log_likelihood, "missing", lambda: "" if compiler else "a compiler")
+    monkeypatch.setattr(graph, "missing", str)  # nothing
+    monkeypatch.setattr(log_likelihood, "record", lambda of, _inputs, engine, _precision: engines.append(engine) or of)
     few = sampled(vae, x, 50)
-    monkeypatch.setattr(evaluation, "_DECODED_TO_COMPILE", 7 * 50)
+    monkeypatch.setattr(log_likelihood, "_DECODED_TO_COMPILE", 7 * 50)
     assert torch.equal(sampled(vae, x, 50).log_p, few.log_p)
     assert engines == ["graph", "inductor" if compiler else "graph"]
 
@@ -140,11 +143,11 @@ def test_what_cannot_be_compiled_is_recorded(small_vae, small_images, monkeypatc
             raise InputError("inductor cannot compile this")
         return of
 
-    monkeypatch.setattr(evaluation, "CHUNK_NUMBERS", 9 * 7 * 20)
-    for module in (evaluation, recording):
+    monkeypatch.setattr(log_likelihood, "CHUNK_NUMBERS", 9 * 7 * 20)
+    for module in (log_likelihood, graph):
         monkeypatch.setattr(module, "missing", str)  # nothing
-    monkeypatch.setattr(evaluation, "record", no_inductor)
-    monkeypatch.setattr(evaluation, "_DECODED_TO_COMPILE", 1)
+    monkeypatch.setattr(log_likelihood, "record", no_inductor)
+    monkeypatch.setattr(log_likelihood, "_DECODED_TO_COMPILE", 1)
     sampled(vae, x, 50)
     assert engines == ["inductor", "graph"]
     with pytest.raises(InputError, match="cannot compile"), torch.random.fork_rng():
@@ -158,7 +161,7 @@ def test_a_decoder_that_looks_at_values_is_left_as_it_is(small_vae, small_images
             return z
 
     vae, x = small_vae(), small_images(7)
-    monkeypatch.setattr(evaluation, "CHUNK_NUMBERS", 9 * 7 * 20)
+    monkeypatch.setattr(log_likelihood, "CHUNK_NUMBERS", 9 * 7 * 20)
     plain = sampled(vae, x, 50)
     vae.p_x.decoder.insert(0, Looks())
     assert torch.allclose(sampled(vae, x, 50).log_p, plain.log_p)
@@ -203,7 +206,7 @@ def test_weights_below_the_smallest_number_still_count(small_vae, small_images):
 def test_the_estimate_covers_log_p_of_the_oracle(linear, x):
     """Within 3 standard errors in at least 990 of 1000 repetitions."""
     vae = linear(0.1)
-    exact = oracle.log_evidence(vae, x).detach()
+    exact = linear_gaussian.log_evidence(vae, x).detach()
     estimate = sampled(vae, x.repeat(1000, 1, 1, 1), 400)
     means = (estimate.log_p.view(1000, 5) - exact).mean(1)
     stderrs = estimate.stderr.view(1000, 5).square().sum(1).sqrt() / 5
@@ -235,7 +238,7 @@ def test_the_rate_is_split_by_its_definition(small_vae, small_images, monkeypatc
         torch.manual_seed(4)
         z = Normal(vae.posterior(x).mean, vae.posterior(x).stddev).sample()
         for numbers in (2**24, 1):
-            monkeypatch.setattr(anatomy, "CHUNK_NUMBERS", numbers)
+            monkeypatch.setattr(rate_decomposition, "CHUNK_NUMBERS", numbers)
             torch.manual_seed(4)
             split = split_rate(vae, x, num_images, seed=1)
             parts = torch.cat([parts_of(split), split.leave_one_out[None]])
@@ -255,7 +258,7 @@ class Codes(torch.nn.Module):
 
 
 def known_codes(loc, scale):
-    from pvae.building import build_vae
+    from pvae.models.build import build_vae
 
     vae = build_vae(Config(network="linear", latent_dim=2, likelihood="normal-linear"), (1, 2, 2)).double().eval()
     vae.q_z.encoder = Codes()
@@ -289,7 +292,7 @@ def test_the_rate_is_split_of_a_random_subset(tmp_path, digits):
     data = Dataset("blank first", digits.train[:1000], torch.cat([blank, digits.test]))
     config = Config(epochs=2, hidden=(50,), latent_dim=4, batch_size=50, binarize="static")
     run = fit(config, data=data, out=tmp_path / "run")
-    report = evaluate(Subject(run, run.vae(), data), 2, seed=3)
+    report = evaluate(TrainedRun(run, run.vae(), data), 2, seed=3)
     whole, found = report.anatomy.rate, report.anatomy.rate_decomposition
     assert found.num_images == 2000
     parts = found.mutual_information.mean + found.total_correlation.mean + found.dimension_wise_kl.mean
@@ -463,7 +466,7 @@ def test_a_broken_checkpoint_is_one_line(tmp_path, data, found, capsys):
 
 def test_two_layers_are_their_joint_distribution(small_images):
     """log q(z1, z2 | x) and log p(z1, z2) by hand, and draws whose gradient reaches both networks."""
-    from pvae.building import build_vae
+    from pvae.models.build import build_vae
 
     config = Config(hidden=(8,), latent_dim=3, second_latent_dim=2, second_hidden=(5,), activation="tanh")
     vae, x = build_vae(config, (1, 5, 4)).double(), small_images(6)
@@ -486,7 +489,7 @@ def test_two_layers_are_their_joint_distribution(small_images):
 
 def test_a_second_layer_that_says_nothing_is_not_active():
     """q(z2 | z1) = N(0, 1) whatever z1 is: draws of z2 vary over images, its mean does not."""
-    from pvae.building import build_vae
+    from pvae.models.build import build_vae
 
     config = Config(hidden=(8,), latent_dim=3, second_latent_dim=20, second_hidden=(5,))
     with torch.random.fork_rng():
@@ -502,14 +505,14 @@ def test_a_second_layer_that_says_nothing_is_not_active():
 
 
 def test_memory_is_bounded_by_the_widest_layer(monkeypatch):
-    from pvae.building import build_vae
+    from pvae.models.build import build_vae
 
     convolutions = Config(network="conv", hidden=(16, 32), latent_dim=2)
     vae = build_vae(convolutions, (1, 32, 32))
     x = torch.rand(2, 1, 32, 32)
-    assert evaluation._widest(vae, x[:1]) == 16 * 32 * 32, "the decoder's last hidden layer, not the image"
-    monkeypatch.setattr(evaluation, "CHUNK_NUMBERS", 10 * 16 * 32 * 32)
-    assert evaluation.images_at_once(vae, x) == 10
+    assert log_likelihood._widest(vae, x[:1]) == 16 * 32 * 32, "the decoder's last hidden layer, not the image"
+    monkeypatch.setattr(log_likelihood, "CHUNK_NUMBERS", 10 * 16 * 32 * 32)
+    assert log_likelihood.images_at_once(vae, x) == 10
 
 
 def test_estimates_that_are_no_numbers_are_shown_as_they_are():
@@ -562,7 +565,7 @@ def test_what_does_not_fit_into_memory_is_halved(small_vae, small_images, monkey
             return give
 
         vae.likelihood = crowded(7)
-        monkeypatch.setattr(evaluation, "_widest", lambda *_: 20)  # it decodes one image
+        monkeypatch.setattr(log_likelihood, "_widest", lambda *_: 20)  # it decodes one image
         torch.manual_seed(0)
         halved = importance_sample(vae, x, 50, engine="none")
         vae.likelihood = crowded(0)

@@ -13,13 +13,15 @@ import sys
 import pytest
 from test_fitting import assert_same, weights
 
-from pvae import files, fitting, rundata
-from pvae.errors import InputError, LostError
-from pvae.files import own_folder
-from pvae.fitting import fit, resume
-from pvae.runs import Run
-from pvae.train import main
-from pvae.training import Training
+from pvae.cli.train import main
+from pvae.core import files
+from pvae.core.errors import InputError, LostError
+from pvae.core.files import own_folder
+from pvae.runs import data
+from pvae.runs.run import Run
+from pvae.training import fit as fit_module
+from pvae.training.fit import fit, resume
+from pvae.training.trainer import Training
 
 SMALL = ["--hidden", "8", "--latent-dim", "2", "--batch-size", "50", "--epochs", "3", "--device", "cpu", "--out", "run"]
 
@@ -27,8 +29,8 @@ SMALL = ["--hidden", "8", "--latent-dim", "2", "--batch-size", "50", "--epochs",
 @pytest.fixture
 def few(monkeypatch, few_digits, tmp_path):
     """Let every data set be a few digits, and the current folder be an empty one."""
-    monkeypatch.setattr(fitting, "load_for", lambda *_, **__: few_digits)
-    monkeypatch.setattr(rundata, "load_again", lambda *_, **__: few_digits)
+    monkeypatch.setattr(fit_module, "load_for", lambda *_, **__: few_digits)
+    monkeypatch.setattr(data, "load_again", lambda *_, **__: few_digits)
     monkeypatch.chdir(tmp_path)
 
 
@@ -137,7 +139,7 @@ def test_the_folder_becomes_read_only(few, capsys, tmp_path, monkeypatch):
 OWNER = """
 import sys, time
 from pathlib import Path
-from pvae.files import own_folder
+from pvae.core.files import own_folder
 with own_folder(Path(sys.argv[1])):
     print("mine", flush=True)
     time.sleep(600)

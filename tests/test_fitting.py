@@ -20,14 +20,14 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 
 import pvae
-from pvae import runs
-from pvae.config import Config
-from pvae.data import Dataset, to_pixels
-from pvae.devices import resolve_device
-from pvae.errors import InputError, InterruptedTrainingError, LostError, TrainingError
-from pvae.fitting import fit, resume
-from pvae.runs import Run
-from pvae.training import Training
+from pvae.config.config import Config
+from pvae.core.devices import resolve_device
+from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
+from pvae.data.dataset import Dataset, to_pixels
+from pvae.runs import run as run_module
+from pvae.runs.run import Run
+from pvae.training.fit import fit, resume
+from pvae.training.trainer import Training
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -46,10 +46,10 @@ def assert_same(ours, theirs):
 
 TRAIN_IN_A_PROCESS = """
 import sys
-from pvae.config import Config
-from pvae.data import Dataset
-from pvae.fitting import fit
-from pvae.sources import load_dataset
+from pvae.config.config import Config
+from pvae.data.dataset import Dataset
+from pvae.training.fit import fit
+from pvae.data.sources import load_dataset
 digits = load_dataset("mnist-5k")
 data = Dataset("few digits", digits.train[:130], digits.test[:40])
 config = Config(hidden=(16,), latent_dim=3, batch_size=50, epochs=2, seed=int(sys.argv[1]), elbo=sys.argv[2])
@@ -269,7 +269,7 @@ def test_figures_that_are_missing_are_drawn(tmp_path, few_digits, small_config, 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pvae.figures.save_figures", interrupted)
+    monkeypatch.setattr("pvae.plotting.run_figures.save_figures", interrupted)
     with pytest.raises(InterruptedTrainingError, match="all up to epoch 2"):
         fit(small_config, data=few_digits, out=tmp_path / "run")
     monkeypatch.undo()
@@ -324,7 +324,7 @@ def test_a_record_of_the_wrong_types_is_refused(tmp_path, few_digits, small_conf
     ]:
         del record["sha256"]
         spoiled = {**record, group: {**record[group], field: value}}
-        spoiled["sha256"] = record["sha256"] = runs._digest(spoiled)
+        spoiled["sha256"] = record["sha256"] = run_module._digest(spoiled)
         (run.path / "config.json").write_text(json.dumps(spoiled))
         with pytest.raises(InputError, match=field):
             pvae.load(run.path)
@@ -516,7 +516,7 @@ def test_ctrl_c_before_the_first_record_gives_no_advice(tmp_path, few_digits, sm
 
 
 def test_schedules():
-    from pvae.schedules import learning_rate
+    from pvae.training.schedules import learning_rate
 
     cosine = Config(schedule="cosine", epochs=4, lr=1.0)
     assert learning_rate(cosine, 0, 10) == 1.0
@@ -534,15 +534,15 @@ def test_schedules():
 
 
 def test_the_schedule_reaches_the_optimiser_and_survives_a_resumption(tmp_path, few_digits, small_config, monkeypatch):
-    from pvae import fitting
+    from pvae.training import fit as fit_module
 
     config = small_config.replace(schedule="cosine", epochs=4)
     whole = fit(config, data=few_digits, out=tmp_path / "whole")
-    from pvae.schedules import learning_rate
+    from pvae.training.schedules import learning_rate
 
     assert learning_rate(config, whole.read_checkpoint().counts.step - 1, 3) < 0.2 * config.lr
 
-    record_epoch = fitting.Run.record_epoch
+    record_epoch = fit_module.Run.record_epoch
 
     def stop_after_two(run, rows, checkpoint):
         record_epoch(run, rows, checkpoint)
@@ -550,7 +550,7 @@ def test_the_schedule_reaches_the_optimiser_and_survives_a_resumption(tmp_path, 
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fitting.Run, "record_epoch", stop_after_two)
+        patch.setattr(fit_module.Run, "record_epoch", stop_after_two)
         with pytest.raises(KeyboardInterrupt):
             fit(config, data=few_digits, out=tmp_path / "stopped")
     stopped = resume(tmp_path / "stopped", data=few_digits)
@@ -575,13 +575,13 @@ def test_burdas_start(few_digits):
 
 
 def test_stopped_before_the_first_record_nothing_is_left(tmp_path, few_digits, small_config, monkeypatch):
-    from pvae import fitting
+    from pvae.training import fit as fit_module
 
     def stop(*_):
         assert (tmp_path / "run").exists()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fitting.Run, "begin_session", stop)
+    monkeypatch.setattr(fit_module.Run, "begin_session", stop)
     with pytest.raises(KeyboardInterrupt):
         fit(small_config, data=few_digits, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -618,7 +618,7 @@ def test_rows_are_written_before_the_checkpoint_that_counts_them(tmp_path, few_d
         raise OSError(28, "No space left on device")
 
     run = fit(small_config, data=few_digits, out=tmp_path / "run")
-    monkeypatch.setattr(runs, "append", full)
+    monkeypatch.setattr(run_module, "append", full)
     with pytest.raises(LostError, match="No space left"):
         resume(run.path, 3, data=few_digits)
     monkeypatch.undo()

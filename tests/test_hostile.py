@@ -24,17 +24,17 @@ from conftest import FILES
 from PIL import Image
 
 import pvae
-from pvae import runs
-from pvae.checkpoints import to_bytes
-from pvae.config import Config
-from pvae.data import Dataset
-from pvae.errors import InputError
-from pvae.files import write_whole
-from pvae.fitting import fit, resume
-from pvae.imagefiles import ImageTransform, image_files
-from pvae.runs import Run
-from pvae.sources import load_dataset
-from pvae.train import main
+from pvae.cli.train import main
+from pvae.config.config import Config
+from pvae.core.errors import InputError
+from pvae.core.files import write_whole
+from pvae.data.dataset import Dataset
+from pvae.data.image_folder import ImageTransform, image_files
+from pvae.data.sources import load_dataset
+from pvae.runs import run as run_module
+from pvae.runs.checkpoint import to_bytes
+from pvae.runs.run import Run
+from pvae.training.fit import fit, resume
 
 CONFIG = Config(hidden=(4,), latent_dim=2, batch_size=8, epochs=1)
 CHECKPOINTS = ("checkpoint.safetensors", "checkpoint-previous.safetensors")
@@ -85,7 +85,7 @@ def forge(run, group, field, value):
     record = json.loads((run / "config.json").read_text())
     del record["sha256"]
     (record if group is None else record[group])[field] = value
-    (run / "config.json").write_text(json.dumps({**record, "sha256": runs._digest(record)}))
+    (run / "config.json").write_text(json.dumps({**record, "sha256": run_module._digest(record)}))
 
 
 def nested(depth):
@@ -129,7 +129,7 @@ def test_a_record_with_a_valid_checksum_is_checked_all_the_same(run, images, gro
     if value == 10**300:
         value = float("1e300")  # is a number, and the last step of a training at that rate is not
         forge(run, group, field, value)
-        with pytest.raises((InputError, pvae.errors.TrainingError)):
+        with pytest.raises((InputError, pvae.core.errors.TrainingError)):
             resume(run, 2, data=images)
         return
     forge(run, group, field, value)
@@ -408,13 +408,13 @@ import sys
 from pathlib import Path
 import torch
 import pvae
-from pvae.errors import InputError
-from pvae.fitting import fit, resume
-from pvae.data import Dataset
-from pvae.runs import Run
-from pvae.sources import load_dataset
-from pvae.imagefiles import ImageTransform, image_files, load_images
-from pvae.train import _read_toml
+from pvae.core.errors import InputError
+from pvae.training.fit import fit, resume
+from pvae.data.dataset import Dataset
+from pvae.runs.run import Run
+from pvae.data.sources import load_dataset
+from pvae.data.image_folder import ImageTransform, image_files, load_images
+from pvae.cli.train import _read_toml
 generator = torch.Generator().manual_seed(0)
 pixels = torch.randint(0, 256, (20, 1, 4, 4), generator=generator, dtype=torch.uint8)
 images = Dataset("noise", pixels[:16], pixels[16:])
@@ -802,7 +802,7 @@ def test_memory_of_huge_data_files(pictures, tiny_mnist, tmp_path, capsys):
     ):
         sparse(pictures / f"huge.{suffix}", 2**28, head)
     body = """
-from pvae import mnist
+from pvae.data import mnist
 refused(load_dataset, "mnist", base / "data", offline=True)
 refused(load_dataset, "binarized-mnist", base / "data")
 refused(load_dataset, "binarized-mnist", base / "text")

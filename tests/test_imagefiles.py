@@ -17,11 +17,11 @@ import torch
 from PIL import Image, ImageOps
 
 import pvae
-from pvae import imagefiles
-from pvae.errors import InputError
-from pvae.imagefiles import ImageTransform, image_files, load_images
-from pvae.sources import load_dataset
-from pvae.train import main
+from pvae.cli.train import main
+from pvae.core.errors import InputError
+from pvae.data import image_folder
+from pvae.data.image_folder import ImageTransform, image_files, load_images
+from pvae.data.sources import load_dataset
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_broken_files_are_named_or_skipped(folder, tmp_path):
 
 
 def test_an_image_that_promises_too_much_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(imagefiles, "_MAX_PIXELS", 300)
+    monkeypatch.setattr(image_folder, "_MAX_PIXELS", 300)
     with pytest.raises(InputError, match="are too many"):
         load_dataset(f"folder:{folder}", transform=ImageTransform(size=8))
 
@@ -119,30 +119,31 @@ def test_two_processes_at_once_leave_a_whole_cache(folder, tmp_path):
 
 
 def test_a_second_build_leaves_the_cache_whole_at_every_moment(folder, tmp_path, monkeypatch):
-    files, transform, write_whole, looked = image_files(folder), ImageTransform(size=32), imagefiles.write_whole, []
+    files, transform, write_whole, looked = image_files(folder), ImageTransform(size=32), image_folder.write_whole, []
     load_images(files, transform, tmp_path)
     (target,) = tmp_path.glob("*.npy")
 
     def looking(path, content):
-        looked.append(imagefiles._cached(target, transform))
+        looked.append(image_folder._cached(target, transform))
         write_whole(path, content)
 
-    monkeypatch.setattr(imagefiles, "write_whole", looking)
-    imagefiles._build(files, transform, target)
+    monkeypatch.setattr(image_folder, "write_whole", looking)
+    image_folder._build(files, transform, target)
     assert [kept for _, kept in looked] == [list(range(30))]
 
 
 SLOW_BUILD = """
 import sys, time
 from pathlib import Path
-from pvae import imagefiles
-decode = imagefiles._decode
+from pvae.data import image_folder
+decode = image_folder._decode
 def slow(*arguments):
     time.sleep(0.2)
     return decode(*arguments)
-imagefiles._decode = slow
+image_folder._decode = slow
 print("building", flush=True)
-imagefiles.load_images(imagefiles.image_files(Path(sys.argv[1])), imagefiles.ImageTransform(size=32), Path(sys.argv[2]))
+files = image_folder.image_files(Path(sys.argv[1]))
+image_folder.load_images(files, image_folder.ImageTransform(size=32), Path(sys.argv[2]))
 """
 
 
@@ -228,7 +229,7 @@ def test_celeba_vae_trains(celeba, tmp_path, monkeypatch, capsys):
     assert main(["--system", "celeba-vae", *small, "--data-dir", str(celeba), "--out", "run"]) == 0
     assert pvae.load("run").p_x.image_shape == (3, 16, 16)
     assert main(["--resume", "run", "--epochs", "2"]) == 0
-    from pvae.draw import main as draw
+    from pvae.cli.draw import main as draw
 
     assert draw(["run"]) == 0
 
@@ -248,7 +249,7 @@ def test_16_bits_are_not_clipped(tmp_path):
 def decoded(path, size, *, crop=0, grey=False):
     """Return (C, H, W) of one file."""
     with ThreadPoolExecutor(1) as pool:
-        return imagefiles._decode(path, ImageTransform(size, crop, grey), pool)
+        return image_folder._decode(path, ImageTransform(size, crop, grey), pool)
 
 
 # What a viewer shows of each EXIF orientation, of a picture as it is stored.
@@ -361,7 +362,7 @@ def test_a_16_bit_pgm_is_not_refused(tmp_path):
 def test_caches_of_the_old_decoding_are_not_read(folder, tmp_path, monkeypatch):
     """Of files that lie in a cache where a decoding without orientations and transparency left them."""
     files, transform = image_files(folder), ImageTransform(size=8)
-    monkeypatch.setattr(imagefiles, "_DECODING", 2)
+    monkeypatch.setattr(image_folder, "_DECODING", 2)
     load_images(files, transform, tmp_path / "old")
     monkeypatch.undo()
-    assert not (tmp_path / "old" / f"{imagefiles._key(files, transform)}.npy").exists()
+    assert not (tmp_path / "old" / f"{image_folder._key(files, transform)}.npy").exists()

@@ -16,9 +16,9 @@ import pytest
 from conftest import needs_inductor
 from killing import same
 
-from pvae import memory
-from pvae.errors import InputError
-from pvae.fitting import fit, resume
+from pvae.core import memory
+from pvae.core.errors import InputError
+from pvae.training.fit import fit, resume
 
 KILLING = Path(__file__).with_name("killing.py")
 OPTIONS = "--dataset mnist-5k --epochs 3 --hidden 16 --latent-dim 3 --batch-size 250 --binarize dynamic --warm-up 2"
@@ -166,8 +166,8 @@ def test_a_signal_in_the_middle_of_an_epoch(tmp_path, whole):
 
 STUCK = """
 import hashlib, signal, sys
-from pvae.deadlines import ending_in_time
-from pvae.interruptions import Interruptions
+from pvae.cli.deadlines import ending_in_time
+from pvae.core.signals import Interruptions
 with ending_in_time("pvae.x", lambda: "some words", float(sys.argv[1])), Interruptions():
     print("stuck", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes, in which no handler of Python's runs

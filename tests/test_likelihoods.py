@@ -10,13 +10,13 @@ import pyro
 import pytest
 import torch
 
-from pvae.bernoulli import LogitBernoulli, PseudoBernoulli
-from pvae.building import build_vae
-from pvae.config import Config
-from pvae.discretized import DiscretizedLogistic
-from pvae.elbos import build_elbo
-from pvae.fitting import fit
-from pvae.options import ELBOS, LIKELIHOODS
+from pvae.config.config import Config
+from pvae.config.options import ELBOS, LIKELIHOODS
+from pvae.distributions.bernoulli import LogitBernoulli, PseudoBernoulli
+from pvae.distributions.discretized_logistic import DiscretizedLogistic
+from pvae.elbos.registry import build_elbo
+from pvae.models.build import build_vae
+from pvae.training.fit import fit
 
 
 def binary_images(shape):

@@ -15,21 +15,23 @@ import torch
 from conftest import needs_inductor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pvae import records, rundata, runs
-from pvae.checkpoints import to_bytes
-from pvae.compare import main as compare
-from pvae.draw import main as draw
-from pvae.errors import InputError, InterruptedTrainingError, TrainingError
-from pvae.evaluate import main as evaluate
-from pvae.failures import NotFiniteError
-from pvae.figures import histogram_figure
-from pvae.fitting import fit, resume
-from pvae.importance import IWAE
-from pvae.options import ON_NAN
-from pvae.parallel import ALONE
-from pvae.runs import Run
-from pvae.stepping import _look_every
-from pvae.training import Training
+from pvae.cli.compare import main as compare
+from pvae.cli.draw import main as draw
+from pvae.cli.evaluate import main as evaluate
+from pvae.config.options import ON_NAN
+from pvae.core import records
+from pvae.core.errors import InputError, InterruptedTrainingError, TrainingError
+from pvae.core.finite import NotFiniteError
+from pvae.core.parallel import ALONE
+from pvae.elbos.importance import IWAE
+from pvae.plotting.run_figures import histogram_figure
+from pvae.runs import data as data_module
+from pvae.runs import run as run_module
+from pvae.runs.checkpoint import to_bytes
+from pvae.runs.run import Run
+from pvae.training.fit import fit, resume
+from pvae.training.step import _look_every
+from pvae.training.trainer import Training
 
 ENGINES = ["none", "graph"]
 WHOLE = pytest.param("inductor", marks=needs_inductor)
@@ -396,7 +398,7 @@ def test_json_is_strict():
 @pytest.fixture
 def run(tmp_path, few_digits, small_config, monkeypatch, no_pictures):
     """A run whose data are found again."""
-    monkeypatch.setattr(rundata, "load_again", lambda *_: few_digits)
+    monkeypatch.setattr(data_module, "load_again", lambda *_: few_digits)
     return fit(small_config.replace(epochs=1, latent_dim=8), data=few_digits, out=tmp_path / "run")
 
 
@@ -459,7 +461,7 @@ def test_a_run_that_recorded_an_infinite_figure_is_read_all_the_same(run, capsys
     rows = rows.replace(f'"elbo": {elbo}', '"elbo": -Infinity').encode()
     assert b"-Infinity" in rows
     (run.path / "metrics.jsonl").write_bytes(rows)
-    checkpoint = replace(checkpoint, rows=runs._rows_of(rows))
+    checkpoint = replace(checkpoint, rows=run_module._rows_of(rows))
     (run.path / "checkpoint.safetensors").write_bytes(to_bytes(checkpoint))
     for command, options in COMMANDS.items():
         assert command([str(run.path), *options, "--out", str(tmp_path / command.__module__)]) == 0

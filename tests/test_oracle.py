@@ -14,10 +14,11 @@ import torch
 from conftest import LINEAR_SHAPE
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from pvae import bounds, oracle
-from pvae.elbos import build_elbo
-from pvae.errors import InputError
-from pvae.options import ELBOS
+from pvae.config.options import ELBOS
+from pvae.core.errors import InputError
+from pvae.elbos.registry import build_elbo
+from pvae.reference import bounds as reference_bounds
+from pvae.reference import linear_gaussian
 
 SIGMAS = 4.3
 
@@ -27,9 +28,9 @@ def test_log_evidence_is_bayes_rule(linear, x):
     vae = linear(0.3)
     z = torch.randn(3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).expand(5, 3)
     joint = vae.likelihood(z).log_prob(x) + vae.prior().log_prob(z)
-    exact = oracle.log_evidence(vae, x)
-    assert torch.allclose(joint - oracle.true_posterior(vae, x).log_prob(z), exact, rtol=1e-12)
-    loadings, offset, scale = oracle.decoder_of(vae)
+    exact = linear_gaussian.log_evidence(vae, x)
+    assert torch.allclose(joint - linear_gaussian.true_posterior(vae, x).log_prob(z), exact, rtol=1e-12)
+    loadings, offset, scale = linear_gaussian.decoder_of(vae)
     covariance = loadings @ loadings.T + scale**2 * torch.eye(12)
     assert torch.allclose(MultivariateNormal(offset, covariance).log_prob(x.flatten(1)), exact, rtol=1e-12)
 
@@ -38,23 +39,23 @@ def test_the_gap_of_the_elbo_is_the_kl(linear, x):
     """The exact ELBO against E_q log p(x | z) - KL(q || p(z)), in closed form."""
     vae = linear(0.3)
     posterior = vae.posterior(x)
-    loadings, offset, scale = oracle.decoder_of(vae)
+    loadings, offset, scale = linear_gaussian.decoder_of(vae)
     residual = x.flatten(1) - offset - posterior.mean @ loadings.T
     noise = (posterior.variance * loadings.square().sum(0)).sum(1)
     distortion = 0.5 * (residual.square().sum(1) + noise) / scale**2 + 6 * math.log(2 * math.pi * scale**2)
-    assert torch.allclose(oracle.elbo(vae, x), -distortion - kl_divergence(posterior, vae.prior()), rtol=1e-12)
-    assert (oracle.elbo(vae, x) < oracle.log_evidence(vae, x) - 0.01).all()
+    assert torch.allclose(linear_gaussian.elbo(vae, x), -distortion - kl_divergence(posterior, vae.prior()), rtol=1e-12)
+    assert (linear_gaussian.elbo(vae, x) < linear_gaussian.log_evidence(vae, x) - 0.01).all()
 
 
 def test_only_linear_gaussian_vaes_have_an_oracle(small_vae, small_images, linear):
-    assert not oracle.has_oracle(small_vae())
+    assert not linear_gaussian.has_oracle(small_vae())
     nonlinear = linear()
     nonlinear.p_x.decoder = torch.nn.Sequential(
         torch.nn.Linear(3, 12), torch.nn.Tanh(), torch.nn.Unflatten(-1, LINEAR_SHAPE)
     )
-    assert not oracle.has_oracle(nonlinear)
+    assert not linear_gaussian.has_oracle(nonlinear)
     with pytest.raises(InputError, match="linear-gaussian"):
-        oracle.log_evidence(small_vae(), small_images(2))
+        linear_gaussian.log_evidence(small_vae(), small_images(2))
 
 
 def loss_and_gradients(vae, x, elbo, seed):
@@ -70,10 +71,10 @@ def loss_and_gradients(vae, x, elbo, seed):
 def test_at_the_exact_posterior_there_is_no_noise(linear, x, name):
     """Every bound is log p(x), whatever is drawn; and STL's and DReG's gradients have no variance either."""
     vae, elbo = linear(), build_elbo(name, 6, num_groups=3)
-    assert torch.allclose(oracle.elbo(vae, x), oracle.log_evidence(vae, x), rtol=1e-12)
+    assert torch.allclose(linear_gaussian.elbo(vae, x), linear_gaussian.log_evidence(vae, x), rtol=1e-12)
     draws = [loss_and_gradients(vae, x, elbo, seed) for seed in range(30)]
     for loss, _ in draws:
-        assert -loss == pytest.approx(oracle.log_evidence(vae, x).mean().item(), rel=1e-12)
+        assert -loss == pytest.approx(linear_gaussian.log_evidence(vae, x).mean().item(), rel=1e-12)
     encoder = torch.stack([parts[0] for _, parts in draws])
     if name in ("stl", "dreg"):
         assert encoder.var(0).max() < 1e-20
@@ -101,7 +102,7 @@ def assert_mean(values, exact, what):
 def test_elbos_and_their_gradients_are_unbiased(linear, x, name):
     """Value and gradient, along the exact gradient's direction, and orthogonal to it."""
     vae = linear(0.3)
-    exact = -oracle.elbo(vae, x).mean()
+    exact = -linear_gaussian.elbo(vae, x).mean()
     wanted = [torch.cat([g.flatten() for g in torch.autograd.grad(exact, list(part.parameters()), retain_graph=True)])
               for part in (vae.q_z, vae.p_x)]  # fmt: skip
     groups = 600 if name.startswith("score") else 100
@@ -122,7 +123,7 @@ def test_beta_reaches_the_encoders_gradient(linear, x, name):
     """The exact gradient of distortion + 3 rate."""
     vae = linear(0.3)
     rate = kl_divergence(vae.posterior(x), vae.prior())
-    exact = (-oracle.elbo(vae, x) + 2 * rate).mean()
+    exact = (-linear_gaussian.elbo(vae, x) + 2 * rate).mean()
     wanted = torch.cat([g.flatten() for g in torch.autograd.grad(exact, list(vae.q_z.parameters()))])
     _, found, _ = replicates(vae, x, name, 4, 600 if name.startswith("score") else 100, beta=3.0)
     assert_mean(found @ (wanted / wanted.norm()), wanted.norm().item(), "encoder, along the gradient")
@@ -143,7 +144,7 @@ def test_dreg_is_the_gradient_of_iwae(linear, x):
 
 def relative_variance(vae, x):
     """Var_q [ p(x, z) / q(z | x) ] / p(x)^2, exactly: the chi-square divergence of p(z | x) from q(z | x)."""
-    p, q = oracle.true_posterior(vae, x), vae.posterior(x)
+    p, q = linear_gaussian.true_posterior(vae, x), vae.posterior(x)
     p_precision, q_precision = p.precision_matrix, torch.diag_embed(1 / q.variance)
     precision = 2 * p_precision - q_precision
     assert (torch.linalg.eigvalsh(precision) > 0).all(), "the variance is infinite"
@@ -162,17 +163,22 @@ def test_the_gap_of_iwae_closes_at_its_known_rate(linear, x):
     noise falls as fast as the gap itself.
     """
     vae = linear(0.1)
-    exact, gaps = oracle.log_evidence(vae, x), {}
+    exact, gaps = linear_gaussian.log_evidence(vae, x), {}
     for num_particles in (1, 4, 16, 64):
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(num_particles)
-            log_r = bounds.iwae(bounds.log_weights(vae, x.repeat(10_000, 1, 1, 1), num_particles)).view(-1, 5) - exact
+            log_r = (
+                reference_bounds.iwae(reference_bounds.log_weights(vae, x.repeat(10_000, 1, 1, 1), num_particles)).view(
+                    -1, 5
+                )
+                - exact
+            )
         values = (log_r.exp() - 1 - log_r).mean(1)
         gaps[num_particles] = values.mean().item(), values.std().item() / 100
         assert gaps[num_particles][1] * SIGMAS < 0.1 * gaps[num_particles][0], "this sample could not have seen 10 %"
     means = [mean for mean, _ in gaps.values()]
     assert means == sorted(means, reverse=True)
-    elbos_gap = (exact - oracle.elbo(vae, x)).mean().item()
+    elbos_gap = (exact - linear_gaussian.elbo(vae, x)).mean().item()
     assert gaps[1][0] == pytest.approx(elbos_gap, abs=SIGMAS * gaps[1][1])
     first_order = relative_variance(vae, x).mean().item() / (2 * 64)
     assert gaps[64][0] == pytest.approx(first_order, rel=0.1)

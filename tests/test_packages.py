@@ -13,9 +13,10 @@ import torch
 from conftest import needs_inductor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pvae import inductor, packages
-from pvae.inductor import compile_graph
-from pvae.packages import load_or_compile
+from pvae.compile import cache as cache_module
+from pvae.compile import inductor
+from pvae.compile.cache import load_or_compile
+from pvae.compile.inductor import compile_graph
 
 
 def graph_of(number=2.0, shape=(3, 4)):
@@ -33,7 +34,7 @@ def graph_of(number=2.0, shape=(3, 4)):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(packages, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(cache_module, "cache_dir", lambda: tmp_path)
     return tmp_path / "compiled"
 
 
@@ -87,7 +88,7 @@ def test_a_graph_is_compiled_once_and_damage_is_mended(cache, compilations, capl
 @needs_inductor
 def test_a_package_that_cannot_be_kept_is_used_all_the_same(tmp_path, compilations, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(packages, "cache_dir", lambda: tmp_path / "file")
+    monkeypatch.setattr(cache_module, "cache_dir", lambda: tmp_path / "file")
     graph, inputs = graph_of()
     assert torch.equal(compile_graph(graph, *inputs)(*inputs)[0], inputs[0] * 2.0 + 2.0)
     assert len(compilations) == 1
@@ -97,16 +98,16 @@ def test_a_package_is_read_where_it_cannot_be_touched(tmp_path, monkeypatch):
     def refused(*_):
         raise PermissionError
 
-    packages._keep(tmp_path, "key", b"package")
+    cache_module._keep(tmp_path, "key", b"package")
     monkeypatch.setattr(os, "utime", refused)
-    assert packages._kept(tmp_path, "key") == b"package"
-    assert packages._kept(tmp_path, "other") is None
+    assert cache_module._kept(tmp_path, "key") == b"package"
+    assert cache_module._kept(tmp_path, "other") is None
 
 
 @needs_inductor
 def test_the_key_tells_apart_what_the_code_hangs_on(monkeypatch):
     def key(graph, inputs, **options):
-        return packages._key(graph, inputs, options)
+        return cache_module._key(graph, inputs, options)
 
     graph, inputs = graph_of()
     keys = [
@@ -199,11 +200,11 @@ def test_a_replay_takes_its_own_layout_and_one_thread_at_a_time(monkeypatch):
 
 
 def test_the_oldest_packages_are_dropped(tmp_path, monkeypatch):
-    monkeypatch.setattr(packages, "_NUM_KEPT", 3)
+    monkeypatch.setattr(cache_module, "_NUM_KEPT", 3)
     for age, name in enumerate("cebda"):
         (tmp_path / f"{name}.pt2").touch()
         os.utime(tmp_path / f"{name}.pt2", (1000 - age, 1000 - age))
     (tmp_path / "other").touch()
-    packages._keep(tmp_path, "key", b"package")
+    cache_module._keep(tmp_path, "key", b"package")
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["c.pt2", "e.pt2", packages._name("key", b"package"), "other"]
+    assert names == ["c.pt2", "e.pt2", cache_module._name("key", b"package"), "other"]

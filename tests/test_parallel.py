@@ -17,19 +17,19 @@ import torch
 import torch.distributed
 import worker
 
-from pvae.building import build_vae
-from pvae.compiled import CompiledELBO
-from pvae.data import to_pixels
-from pvae.elbos import build_elbo
-from pvae.errors import InputError
-from pvae.evaluate import main as evaluate
-from pvae.options import ELBOS
-from pvae.parallel import Share, World, joined
-from pvae.runs import Run
-from pvae.sharedelbo import SharedELBO, WholeBatchNoise
-from pvae.stepping import Stepper
-from pvae.train import main
-from pvae.training import Training
+from pvae.cli.evaluate import main as evaluate
+from pvae.cli.train import main
+from pvae.compile.compiled_elbo import CompiledELBO
+from pvae.config.options import ELBOS
+from pvae.core.errors import InputError
+from pvae.core.parallel import Share, World, joined
+from pvae.data.dataset import to_pixels
+from pvae.elbos.registry import build_elbo
+from pvae.models.build import build_vae
+from pvae.runs.run import Run
+from pvae.training.shared_elbo import SharedELBO, WholeBatchNoise
+from pvae.training.step import Stepper
+from pvae.training.trainer import Training
 
 if not torch.distributed.is_available():
     pytest.skip("torch was built without torch.distributed", allow_module_level=True)

@@ -12,12 +12,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from pvae import products, torchprivate
-from pvae.networks import mlp
-from pvae.parallel import Share
-from pvae.products import Linear
-from pvae.recording import record
-from pvae.sharedelbo import WholeBatchNoise
+from pvae.compile.graph import record
+from pvae.core import onednn as onednn_module
+from pvae.core import torch_private
+from pvae.core.onednn import Linear
+from pvae.core.parallel import Share
+from pvae.models.networks import mlp
+from pvae.training.shared_elbo import WholeBatchNoise
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -25,7 +26,7 @@ needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reas
 @pytest.fixture(autouse=True)
 def _as_with_avx512(monkeypatch):
     """Take oneDNN's products on a CPU too where they are no faster."""
-    monkeypatch.setattr(products, "_IS_FASTER", True)
+    monkeypatch.setattr(onednn_module, "_IS_FASTER", True)
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_small_products_and_other_dtypes_are_torchs_own(layers):
     assert not is_ours(ours, x)
     assert torch.equal(ours(x), torchs(x))
     narrow = Linear(784, 40)
-    assert products._LARGE < 700 * 784 * 40
+    assert onednn_module._LARGE < 700 * 784 * 40
     assert not is_ours(narrow, batch(700, 784)), "what would be copied for its gradient is as much as the product"
     x = batch(128, 784).double()
     assert not is_ours(ours.double(), x)
@@ -102,8 +103,8 @@ def test_small_products_and_other_dtypes_are_torchs_own(layers):
 @needs_onednn
 def test_a_product_that_gives_few_columns_is_torchs_own(monkeypatch):
     """Both gradients of a layer that takes few: what is copied for one of them is as much as the product."""
-    calls, onednn = [], products.onednn
-    monkeypatch.setattr(products, "onednn", lambda *given: calls.append(given) or onednn(*given))
+    calls, onednn = [], onednn_module.onednn
+    monkeypatch.setattr(onednn_module, "onednn", lambda *given: calls.append(given) or onednn(*given))
     layer, x = Linear(20, 400), batch(640, 20).requires_grad_()
     layer(x).sum().backward()
     assert len(calls) == 1
@@ -112,7 +113,7 @@ def test_a_product_that_gives_few_columns_is_torchs_own(monkeypatch):
 
 @pytest.mark.parametrize(
     ("module", "missing"),
-    [(products, "_IS_FASTER"), (products, "_HAS_ONEDNN"), (torchprivate, "_CAN_TELL_WHO_FOLLOWS")],
+    [(onednn_module, "_IS_FASTER"), (onednn_module, "_HAS_ONEDNN"), (torch_private, "_CAN_TELL_WHO_FOLLOWS")],
 )
 def test_without_onednn_all_products_are_torchs_own(layers, monkeypatch, module, missing):
     monkeypatch.setattr(module, missing, False)

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pvae
-from pvae import options
-from pvae.config import Config
-from pvae.data import Dataset
-from pvae.errors import InputError
-from pvae.fitting import fit
-from pvae.runs import Run
+from pvae.config import options
+from pvae.config.config import Config
+from pvae.core.errors import InputError
+from pvae.data.dataset import Dataset
+from pvae.runs.run import Run
+from pvae.training.fit import fit
 
 SAME_EVERY_TIME = settings(
     derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -32,8 +32,8 @@ SIDE, NUM_TRAIN = 8, 12
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Each takes a second, and they are other tests' subject."""
-    monkeypatch.setattr("pvae.figures.save_figures", lambda *_: None)
-    monkeypatch.setattr("pvae.events.Events.epoch", lambda *_: None)
+    monkeypatch.setattr("pvae.plotting.run_figures.save_figures", lambda *_: None)
+    monkeypatch.setattr("pvae.runs.tensorboard.Events.epoch", lambda *_: None)
 
 
 def images(channels, seed):

@@ -16,18 +16,18 @@ import pyro
 import pytest
 import torch
 
-from pvae.building import build_vae
-from pvae.compiled import CompiledELBO
-from pvae.config import Config
-from pvae.continuous_bernoulli import ContinuousBernoulli
-from pvae.elbos import build_elbo
-from pvae.fitting import fit
-from pvae.optimizers import SingleOptimizer
-from pvae.reports import evaluate
-from pvae.runs import Run
-from pvae.sources import load_dataset
-from pvae.subjects import Subject
-from pvae.systems import get_system
+from pvae.compile.compiled_elbo import CompiledELBO
+from pvae.compile.optimizers import SingleOptimizer
+from pvae.config.config import Config
+from pvae.config.presets import get_system
+from pvae.data.sources import load_dataset
+from pvae.distributions.continuous_bernoulli import ContinuousBernoulli
+from pvae.elbos.registry import build_elbo
+from pvae.evaluation.report import evaluate
+from pvae.evaluation.trained_run import TrainedRun
+from pvae.models.build import build_vae
+from pvae.runs.run import Run
+from pvae.training.fit import fit
 
 pytestmark = pytest.mark.slow
 
@@ -90,7 +90,7 @@ def test_mlp_2d_trades_distortion_for_rate(trained):
 
 @pytest.mark.parametrize(("autoencoder", "vae"), [("conv-2d-ae", "conv-2d"), ("fashion-ae", "fashion-vae")])
 def test_a_vae_lies_nearer_to_the_prior_than_its_autoencoder(trained, data_dir, autoencoder, vae):
-    theirs, ours = (Subject.of(trained(name).path, data_dir).report() for name in (autoencoder, vae))
+    theirs, ours = (TrainedRun.of(trained(name).path, data_dir).report() for name in (autoencoder, vae))
     assert max(ours.kolmogorov_smirnov) < min(theirs.kolmogorov_smirnov)
     assert max(abs(mean) for mean in ours.mean) < max(abs(mean) for mean in theirs.mean)
     assert max(abs(std - 1) for std in ours.std) < min(abs(std - 1) for std in theirs.std)
@@ -99,7 +99,7 @@ def test_a_vae_lies_nearer_to_the_prior_than_its_autoencoder(trained, data_dir, 
 
 
 def test_celeba_vae_follows_the_prior_and_its_attributes_have_directions(trained, data_dir):
-    subject = Subject.of(trained("celeba-vae").path, data_dir)
+    subject = TrainedRun.of(trained("celeba-vae").path, data_dir)
     report = subject.report()
     # 1,061 draws of N(0, 1) itself lie at a distance of 0.027 on average.
     assert statistics.median(report.kolmogorov_smirnov) < 0.04
@@ -118,7 +118,7 @@ def evaluated(trained, data_dir):
     @functools.cache
     def find(name, num_samples=5000, **options):
         run = trained(name, compile="graph", **options)
-        return evaluate(Subject.of(run.path, data_dir), num_samples)
+        return evaluate(TrainedRun.of(run.path, data_dir), num_samples)
 
     return find
 

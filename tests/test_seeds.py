@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import pvae
-from pvae.draw import main as draw
-from pvae.errors import InputError
-from pvae.runs import Run
-from pvae.seeds import check_seeds
-from pvae.train import _without_seeds, main
+from pvae.cli.draw import main as draw
+from pvae.cli.seeds import check_seeds
+from pvae.cli.train import _without_seeds, main
+from pvae.core.errors import InputError
+from pvae.runs.run import Run
 
 SMALL = ["--dataset", "mnist-5k", "--hidden", "16", "8", "--latent-dim", "2", "--batch-size", "500", "--device", "cpu"]
 COMMAND = [sys.executable, "-m", "pvae.train", *SMALL]
@@ -140,7 +140,7 @@ def test_children_do_not_outlive_a_killed_parent(tmp_path):
     while time.monotonic() < ends:
         time.sleep(0.5)
         try:
-            with pvae.files.own_folder(tmp_path / "many" / "seed-0"):
+            with pvae.core.files.own_folder(tmp_path / "many" / "seed-0"):
                 break
         except InputError:
             continue

@@ -10,19 +10,19 @@ from conftest import needs_inductor
 from pyro.infer import SVI
 from torch.optim import SGD, Adam, AdamW
 
-from pvae import adam as adam_module
-from pvae.adam import AdamUpdate, ElementwiseAdam, OperatorAdam
-from pvae.building import build_vae
-from pvae.compiled import CompiledELBO
-from pvae.config import Config
-from pvae.elbos import build_elbo
-from pvae.errors import InputError
-from pvae.failures import NotFiniteError
-from pvae.fitting import fit, resume
-from pvae.optimizers import SingleOptimizer
-from pvae.options import ELBOS
-from pvae.svi import CompiledSVI
-from pvae.tapes import Tape
+from pvae.compile import adam as adam_module
+from pvae.compile.adam import AdamUpdate, ElementwiseAdam, OperatorAdam
+from pvae.compile.compiled_elbo import CompiledELBO
+from pvae.compile.compiled_svi import CompiledSVI
+from pvae.compile.optimizers import SingleOptimizer
+from pvae.compile.recorded_step import Tape
+from pvae.config.config import Config
+from pvae.config.options import ELBOS
+from pvae.core.errors import InputError
+from pvae.core.finite import NotFiniteError
+from pvae.elbos.registry import build_elbo
+from pvae.models.build import build_vae
+from pvae.training.fit import fit, resume
 
 
 def built(name):

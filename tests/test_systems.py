@@ -10,15 +10,15 @@ import torch
 from torch.nn.functional import binary_cross_entropy, mse_loss
 
 import pvae
-from pvae import handwritten
-from pvae.building import build_vae
-from pvae.config import Config
-from pvae.data import Dataset
-from pvae.elbos import build_elbo
-from pvae.errors import InputError
-from pvae.fitting import fit
-from pvae.systems import SYSTEMS, get_system
-from pvae.training import Training
+from pvae.config.config import Config
+from pvae.config.presets import SYSTEMS, get_system
+from pvae.core.errors import InputError
+from pvae.data.dataset import Dataset
+from pvae.elbos.registry import build_elbo
+from pvae.models.build import build_vae
+from pvae.reference import elbo as reference_elbo
+from pvae.training.fit import fit
+from pvae.training.trainer import Training
 
 
 def small(name, image_shape):
@@ -48,9 +48,9 @@ def loss_and_gradients(vae, loss_of):
 
 
 def elbo_loss(config, vae, x):
-    """The system's loss as it is trained: `handwritten.closed_form`, weighed as `Training` does."""
+    """The system's loss as it is trained: `reference_elbo.closed_form`, weighed as `Training` does."""
     weight = config.beta / (config.latent_dim if config.rate_reduction == "mean" else 1)
-    return handwritten.closed_form(vae, x).loss(weight)
+    return reference_elbo.loss(reference_elbo.closed_form(vae, x), weight)
 
 
 def assert_is_an_elbo(vae, printed, elbo, factor, constant):
@@ -163,7 +163,7 @@ def test_autoencoders_are_the_distortion_alone(name, factor, off):
         return off * loss
 
     constant = -0.5 * 784 * math.log(2 * math.pi * config.scale**2) if name == "conv-2d-ae" else 0
-    terms = handwritten.monte_carlo(vae, x)
+    terms = reference_elbo.monte_carlo(vae, x)
     assert torch.equal(terms.rate, torch.zeros_like(terms.rate))
     for elbo in (build_elbo("trace"), build_elbo("handwritten"), build_elbo("analytic")):
         arguments = vae, printed, lambda e=elbo: e.differentiable_loss(vae.model, vae.guide, x), factor, constant
@@ -182,11 +182,11 @@ def test_002_prints_no_elbo(small_vae, small_images):
     vae, x = small_vae(), small_images(10)
     loc, _ = vae.q_z.encoder(x).chunk(2, dim=1)
     y = vae.p_x.decoder(loc).sigmoid()
-    printed = binary_cross_entropy(y, x, reduction="none").sum(dim=(1, 2, 3)) + handwritten.closed_form(vae, x).rate
-    assert torch.allclose(handwritten.posterior_mean_loss(vae, x), printed, rtol=1e-10)
+    printed = binary_cross_entropy(y, x, reduction="none").sum(dim=(1, 2, 3)) + reference_elbo.closed_form(vae, x).rate
+    assert torch.allclose(reference_elbo.posterior_mean_loss(vae, x), printed, rtol=1e-10)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        elbo = handwritten.closed_form(vae, x, 2000).elbo.mean()
+        elbo = reference_elbo.closed_form(vae, x, 2000).elbo.mean()
     assert printed.mean() < -elbo
 
 
@@ -256,7 +256,7 @@ def test_free_bits_agree(small_vae, small_images, num_particles, beta):
     vae, x = small_vae(), small_images(7)
     with torch.no_grad():
         vae.q_z.encoder[-1].bias[:3] = torch.tensor([1.5, 0.0, 0.1])
-    for name, form in [("trace", handwritten.monte_carlo), ("analytic", handwritten.closed_form)]:
+    for name, form in [("trace", reference_elbo.monte_carlo), ("analytic", reference_elbo.closed_form)]:
         elbo = build_elbo(name, num_particles, beta, 0.2)
         ours, gradients = loss_and_gradients(vae, lambda e=elbo: e.differentiable_loss(vae.model, vae.guide, x))
         pyro.clear_param_store()
@@ -267,7 +267,7 @@ def test_free_bits_agree(small_vae, small_images, num_particles, beta):
         assert (held < 0.2).any()
         assert (held > 0.2).any()
         assert torch.allclose(terms.rates.sum(1), terms.rate, rtol=1e-10)
-        theirs = terms.loss(beta, 0.2)
+        theirs = reference_elbo.loss(terms, beta, 0.2)
         assert ours.item() == pytest.approx(theirs.item(), rel=1e-10)
         expected = torch.cat([g.flatten() for g in torch.autograd.grad(theirs, list(vae.parameters()))])
         assert (gradients - expected).norm() < 1e-10 * expected.norm()
@@ -313,10 +313,10 @@ def test_contradictions_are_refused(options):
 
 
 def test_a_system_of_ones_own(tmp_path, few_digits, monkeypatch, capsys):
-    from pvae import fitting
-    from pvae.train import main
+    from pvae.cli.train import main
+    from pvae.training import fit
 
-    monkeypatch.setattr(fitting, "load_for", lambda *_, **__: few_digits)
+    monkeypatch.setattr(fit, "load_for", lambda *_, **__: few_digits)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.toml").write_text('system = "mine"\nhidden = [8]\nlatent_dim = 2\nbatch_size = 50\nepochs = 1\n')
     assert main(["--config", "mine.toml", "--latent-dim", "3", "--out", "run"]) == 0
@@ -339,7 +339,7 @@ def test_a_system_of_ones_own(tmp_path, few_digits, monkeypatch, capsys):
 
 
 def test_list_systems(capsys):
-    from pvae.train import main
+    from pvae.cli.train import main
 
     assert main(["--list-systems"]) == 0
     lines = capsys.readouterr().out.splitlines()

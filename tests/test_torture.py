@@ -14,14 +14,14 @@ import pytest
 import torch
 
 import pvae
-from pvae.checkpoints import Counts
-from pvae.config import Config
-from pvae.data import Dataset
-from pvae.errors import InputError, InterruptedTrainingError
-from pvae.fitting import fit, resume
-from pvae.metrics import Metrics
-from pvae.runs import Run
-from pvae.training import Training
+from pvae.config.config import Config
+from pvae.core.errors import InputError, InterruptedTrainingError
+from pvae.data.dataset import Dataset
+from pvae.runs.checkpoint import Counts
+from pvae.runs.metrics import Metrics
+from pvae.runs.run import Run
+from pvae.training.fit import fit, resume
+from pvae.training.trainer import Training
 
 EPOCHS = 3  # of the undisturbed run; the damaged ones are finished at 2, or stopped in the middle of the 2nd
 CONFIG = Config(hidden=(4,), latent_dim=2, batch_size=10, epochs=2)
@@ -165,7 +165,9 @@ def uses_of(path, images, known, undisturbed):
 def torture(number_of_cases, whole, images, tmp_path, monkeypatch):
     """Return how often each use came to what, and the cases in which it came to neither refusal nor truth."""
     runs, known, undisturbed = whole
-    monkeypatch.setattr("pvae.figures.save_figures", lambda *_: None)  # nothing reads them, and they take a second
+    monkeypatch.setattr(
+        "pvae.plotting.run_figures.save_figures", lambda *_: None
+    )  # nothing reads them, and they take a second
     counts, others = collections.Counter(), []
     for case in range(number_of_cases):
         draw = np.random.default_rng([SEED, case])

@@ -15,9 +15,11 @@ import pytest
 import torch
 
 import pvae
-from pvae import fitting, rundata, seeds
-from pvae.errors import LostError
-from pvae.train import main
+from pvae.cli import seeds
+from pvae.cli.train import main
+from pvae.core.errors import LostError
+from pvae.runs import data
+from pvae.training import fit
 
 SMALL = ["--hidden", "8", "--latent-dim", "2", "--batch-size", "50", "--epochs", "2", "--device", "cpu"]
 
@@ -25,7 +27,7 @@ SMALL = ["--hidden", "8", "--latent-dim", "2", "--batch-size", "50", "--epochs",
 @pytest.fixture
 def few(monkeypatch, no_pictures, few_digits, tmp_path):
     """Let every data set be a few digits, and the current folder be an empty one; draw nothing."""
-    monkeypatch.setattr(fitting, "load_for", lambda *_, **__: few_digits)
+    monkeypatch.setattr(fit, "load_for", lambda *_, **__: few_digits)
     monkeypatch.chdir(tmp_path)
 
 
@@ -157,13 +159,13 @@ def test_resume_with_options_that_contradict(few, few_digits, monkeypatch, capsy
     assert "is damaged" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
     (tmp_path / "run" / "config.json").write_bytes(content)
     assert "images given from Python" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
-    monkeypatch.setattr(rundata, "load_again", lambda *_: few_digits)
+    monkeypatch.setattr(data, "load_again", lambda *_: few_digits)
     (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
     assert "metrics.jsonl is damaged" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
 
 
 def test_what_a_run_prints(few, monkeypatch, few_digits, capsys, tmp_path):
-    monkeypatch.setattr(rundata, "load_again", lambda *_: few_digits)
+    monkeypatch.setattr(data, "load_again", lambda *_: few_digits)
     assert main([*SMALL, "--elbo", "analytic", "--out", "my run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("data: few digits (130 train / 40 test), pixels grey in [0, 1]")
@@ -220,7 +222,7 @@ def test_a_training_survives_that_no_one_reads(tmp_path, shell):
 
 def test_what_is_lost_is_told():
     """Printed last, to a full device; to a closed pipe is no error."""
-    command = f"{sys.executable} -c 'from pvae.commands import leave; print(1); leave(0)'"
+    command = f"{sys.executable} -c 'from pvae.cli.command import leave; print(1); leave(0)'"
     buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
     lost, cut = (
         subprocess.run(
@@ -296,7 +298,7 @@ def test_a_signal_outside_of_a_training_is_told_what_is_left(few, monkeypatch, c
             (tmp_path / "run" / "config.json").write_text("{}")
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(fitting, "fit", signalled)
+    monkeypatch.setattr(fit, "fit", signalled)
     monkeypatch.setattr(seeds, "train_seeds", signalled)
     assert main([*SMALL, *given]) == 143
     captured = capsys.readouterr().err
@@ -314,6 +316,6 @@ def test_a_signal_while_the_last_words_are_said(few, monkeypatch):
     def lost(*_, **__):
         raise LostError("the disk is full")
 
-    monkeypatch.setattr(fitting, "fit", lost)
+    monkeypatch.setattr(fit, "fit", lost)
     monkeypatch.setattr(sys, "stderr", Signalling())
     assert main([*SMALL, "--out", "run"]) == 143

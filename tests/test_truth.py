@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pvae.building import build_vae
-from pvae.config import Config
-from pvae.elbos import build_elbo
-from pvae.handwritten import closed_form, monte_carlo, three_parts
+from pvae.config.config import Config
+from pvae.elbos.registry import build_elbo
+from pvae.models.build import build_vae
+from pvae.reference.elbo import closed_form, monte_carlo, three_parts
 
 GRID = torch.linspace(-12, 12, 20_001, dtype=torch.float64).unsqueeze(-1)
 

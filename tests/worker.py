@@ -15,20 +15,20 @@ import torch
 from pyro.infer import SVI
 from torch import nn
 
-import pvae.data
-import pvae.heldout
-from pvae.building import build_vae
-from pvae.commands import leave
-from pvae.compiled import CompiledELBO
-from pvae.config import Config
-from pvae.elbos import build_elbo
-from pvae.optimizers import SingleOptimizer
-from pvae.options import ELBOS
-from pvae.parallel import World, joined
-from pvae.rng import seeded
-from pvae.sharedelbo import SharedELBO
-from pvae.sources import load_dataset
-from pvae.training import Training
+import pvae.data.dataset
+import pvae.training.validation
+from pvae.cli.command import leave
+from pvae.compile.compiled_elbo import CompiledELBO
+from pvae.compile.optimizers import SingleOptimizer
+from pvae.config.config import Config
+from pvae.config.options import ELBOS
+from pvae.core.parallel import World, joined
+from pvae.core.random_state import seeded
+from pvae.data.sources import load_dataset
+from pvae.elbos.registry import build_elbo
+from pvae.models.build import build_vae
+from pvae.training.shared_elbo import SharedELBO
+from pvae.training.trainer import Training
 
 CHAIN = Config(hidden=(8, 6), latent_dim=3, second_latent_dim=2, second_hidden=(5,))
 
@@ -92,8 +92,8 @@ def skipping(world: World, spoiled_rank: int) -> dict[str, Any]:
 
 def deep_bayes(world: World) -> list[float]:
     """Train the published system for three epochs on all of MNIST in float64, and return its test figures."""
-    as_float32 = pvae.data.to_pixels
-    pvae.data.to_pixels = pvae.heldout.to_pixels = lambda *given: as_float32(*given).double()
+    as_float32 = pvae.data.dataset.to_pixels
+    pvae.data.dataset.to_pixels = pvae.training.validation.to_pixels = lambda *given: as_float32(*given).double()
     device = torch.device("cpu")
     with seeded(0, device), pyro.get_param_store().scope():
         training = Training(Config(dataset="mnist"), load_dataset("mnist"), device, world)

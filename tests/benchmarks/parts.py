@@ -117,7 +117,7 @@ _FACES = 1024
 
 def faces(arguments: argparse.Namespace) -> None:
     """Print images a second of `celeba-vae` from files on, beside a DataLoader over the same files."""
-    from pvae.imagefiles import ImageTransform, image_files, load_images
+    from pvae.data.image_folder import ImageTransform, image_files, load_images
 
     with _face_files(arguments.data_dir) as folder, tempfile.TemporaryDirectory() as cache:
         files = image_files(folder)[:_FACES]
@@ -155,8 +155,8 @@ def _plain_faces(files: list[Path]) -> float:
     from PIL import Image
     from torchvision import transforms
 
-    from pvae.building import build_vae
-    from pvae.systems import get_system
+    from pvae.config.presets import get_system
+    from pvae.models.build import build_vae
 
     torch.manual_seed(0)
     config = get_system("celeba-vae")
@@ -190,10 +190,10 @@ def _plain_faces(files: list[Path]) -> float:
 def _our_faces(images: Tensor, compile: str) -> float:
     import pyro
 
-    from pvae.data import Dataset
-    from pvae.rng import seeded
-    from pvae.systems import get_system
-    from pvae.training import Training
+    from pvae.config.presets import get_system
+    from pvae.core.random_state import seeded
+    from pvae.data.dataset import Dataset
+    from pvae.training.trainer import Training
 
     config = get_system("celeba-vae").replace(compile=compile)
     with seeded(0, torch.device("cpu")), pyro.get_param_store().scope():
@@ -205,10 +205,10 @@ def _our_faces(images: Tensor, compile: str) -> float:
 
 _MILLION = """
 import json, resource, sys, torch, pyro
-from pvae.config import Config
-from pvae.data import Dataset
-from pvae.rng import seeded
-from pvae.training import Training
+from pvae.config.config import Config
+from pvae.data.dataset import Dataset
+from pvae.core.random_state import seeded
+from pvae.training.trainer import Training
 train = torch.empty(1_000_000, 1, 28, 28, dtype=torch.uint8)
 for part in train.split(50_000):
     part.random_(0, 256)
@@ -236,8 +236,8 @@ def memory(arguments: argparse.Namespace) -> None:
 
 _ALL_REDUCE = """
 import statistics, sys, time, torch
-from pvae.commands import leave
-from pvae.parallel import joined
+from pvae.cli.command import leave
+from pvae.core.parallel import joined
 with joined("cpu") as world:
     parts, times = [torch.zeros(int(sys.argv[1]))], []
     for _ in range(200):

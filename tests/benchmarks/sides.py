@@ -345,10 +345,10 @@ def ours(elbo: str, compile: str = "none", precision: str = "fp32") -> Callable[
     def run(task: Task) -> Events:
         import pyro
 
-        from pvae.config import Config
-        from pvae.data import Dataset
-        from pvae.rng import seeded
-        from pvae.training import Training
+        from pvae.config.config import Config
+        from pvae.core.random_state import seeded
+        from pvae.data.dataset import Dataset
+        from pvae.training.trainer import Training
 
         config = Config(
             hidden=(task.hidden,),

@@ -32,8 +32,8 @@ from typing import Any
 
 from turns import Result, counted, end_turn, give, heats, in_turns, since_start
 
-from pvae.commands import leave, run_command
-from pvae.errors import InputError
+from pvae.cli.command import leave, run_command
+from pvae.core.errors import InputError
 
 
 def main() -> None:
@@ -100,7 +100,7 @@ def _images(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
     """
     import torch
 
-    from pvae.sources import load_dataset
+    from pvae.data.sources import load_dataset
 
     if (arguments.images or 0) <= 60_000:
         try:

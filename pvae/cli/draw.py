@@ -1,0 +1,188 @@
+"""The command `python -m pvae.draw`: every picture that a run can show, and runs side by side."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pvae.cli.command import Parser, a_path, ctrl_c_exits_at_once, result_folder, run_command
+from pvae.core.errors import InputError, check_name
+from pvae.core.files import not_a_link, write_whole
+from pvae.core.finite import NotFiniteError, named
+from pvae.core.records import to_json
+from pvae.core.terminal import say
+from pvae.core.torchrun import place_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from pvae.evaluation.trained_run import TrainedRun
+
+__all__ = ["PICTURES", "main"]
+
+PICTURES = {
+    "reconstructions": "test images above their reconstructions",
+    "samples": "64 images of the prior",
+    "losses": "loss, distortion and rate against the epoch",
+    "scatter": "2-dimensional codes of training and test images, coloured by class",
+    "cdf": "the same through the normal distribution function, where the prior is uniform",
+    "manifold": "the decoded grid of a 2-dimensional latent at the quantiles of the prior",
+    "traversal": "one latent dimension after the other, from -3 to 3",
+    "interpolation": "ways between pairs of test images through the latent space",
+    "histograms": "each latent dimension against N(0, 1)",
+    "attributes": "test images along the direction of an attribute, z + alpha v, alpha from -3 to 3 (celeba)",
+    "probe": "what a linear classifier, trained on real images, sees along that direction (celeba)",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, 2 for what cannot be done as asked, 130 for Ctrl-C.
+
+    Args:
+        argv: the arguments after the program's name; `sys.argv` if left out.
+    """
+    return run_command("pvae.draw", lambda: _draw(_parser().parse_args(argv)))
+
+
+def _draw(arguments: argparse.Namespace) -> None:
+    wanted = [check_name("picture", name, PICTURES) for name in arguments.what.split(",")] if arguments.what else None
+    runs = _runs_in(arguments.run)
+    if runs and (wanted or arguments.attribute):
+        raise InputError(f"{arguments.run} is a folder of runs: --what and --attribute are for a single run")
+    if place_of() is not None:
+        raise InputError("one process draws: start it without torchrun")
+    with ctrl_c_exits_at_once("pvae.draw"):
+        pass
+    if not runs and arguments.run.is_dir() and not (arguments.run / "config.json").exists():
+        raise InputError(f"{arguments.run} is no run folder, and no folder of runs: it holds no config.json")
+    if runs:
+        _draw_side_by_side(arguments, runs)
+    else:
+        _draw_run(arguments, wanted)
+
+
+def _runs_in(path: Path) -> list[Path]:
+    """Return the runs in a folder of runs; none if it is a run itself, or holds none."""
+    if (path / "config.json").exists():
+        return []
+    return sorted(file.parent for file in path.glob("*/config.json"))
+
+
+def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> None:
+    from pvae.evaluation.trained_run import TrainedRun
+    from pvae.plotting.run_figures import write_figure
+
+    subject = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline, tuple(arguments.attribute))
+    figures = _figures(subject, wanted)
+    if wanted is not None:
+        figures = iter(list(figures))  # if one of them is refused, none is written
+    names = [f"{name}.png" for name in wanted or PICTURES]
+    names += ["latent.json", "probe.json"] if wanted is None else ["probe.json"] * ("probe" in wanted)
+    figures_folder = not_a_link(subject.run.path / "figures")  # our own, if no other is named
+    with result_folder(arguments.out or figures_folder, names if arguments.out else ()) as folder:
+        for name, figure in figures:
+            write_figure(folder / f"{name}.png", figure)
+            say(folder / f"{name}.png")
+            if name == "probe":
+                say("\n".join(map(str, subject.responses)))
+                _write(folder / "probe.json", to_json([asdict(one) for one in subject.responses], indent=2) + "\n")
+        if wanted is None:
+            _report(subject, folder)
+
+
+def _figures(subject: TrainedRun, wanted: Sequence[str] | None) -> Iterator[tuple[str, Figure]]:
+    """Yield name and figure of the pictures that are wanted, or of all that apply to the run."""
+    from pvae.plotting.pictures import DRAWERS
+
+    for name in wanted or PICTURES:
+        try:
+            yield name, DRAWERS[name](subject)
+        except InputError as error:
+            if wanted is not None:
+                raise InputError(f"{name}: {error}") from None
+
+
+def _report(subject: TrainedRun, folder: Path) -> None:
+    """Say how the codes lie; it takes the codes of all images, and is left out where single pictures are asked for."""
+    report = subject.report()
+    _write(folder / "latent.json", to_json(asdict(report), indent=2) + "\n")
+    distances = report.kolmogorov_smirnov
+    accuracy = "" if report.accuracy is None else f"; 10-nearest-neighbour accuracy {report.accuracy:.3f}"
+    say(
+        f"codes: Kolmogorov-Smirnov distance of a dimension from N(0, 1) {max(distances):.3f} at most, "
+        f"{statistics.median(distances):.3f} in the median{accuracy}"
+    )
+
+
+def _draw_side_by_side(arguments: argparse.Namespace, runs: Sequence[Path]) -> None:
+    """Draw the sheet and write the table; a run that cannot be read is left out, with a line that says why."""
+    from pvae.evaluation.table import to_csv, to_markdown
+    from pvae.evaluation.trained_run import TrainedRun
+    from pvae.plotting.gallery import Entry, code_figures, entry_of, in_order, sheet_figure
+    from pvae.plotting.run_figures import write_figure
+
+    read: list[Entry] = []
+    known: dict[object, str] = {}
+    for path in runs:
+        try:
+            subject = TrainedRun.of(path, arguments.data_dir, arguments.offline)
+            state = (subject.run.identity, subject.run.read_checkpoint().counts)
+            if state in known:
+                raise InputError(f"it is a copy of {known[state]}, and no other seed")
+            with named():
+                read.append(entry_of(subject))
+            known[state] = path.name
+            say(f"{path.name}: {read[-1].title}")
+        except (InputError, NotFiniteError) as error:
+            print(f"pvae.draw: {path.name} is left out: {error}", file=sys.stderr)
+    if not read:
+        raise InputError(f"none of the {len(runs)} runs in {arguments.run} can be shown")
+    entries = in_order(read)
+    rows = [entry.row for entry in entries]
+    drawn = {"sheet": sheet_figure(entries)}
+    drawn |= {f"codes-{re.sub('[^a-z0-9]+', '-', data.lower())}": one for data, one in code_figures(entries).items()}
+    names = ["table.csv", "table.md", *(f"{name}.png" for name in drawn)]
+    with result_folder(arguments.out or arguments.run, names) as folder:
+        _write(folder / "table.csv", to_csv(rows))
+        _write(folder / "table.md", to_markdown(rows))
+        say(f"\n{to_markdown(rows)}\n{folder / 'table.csv'}\n{folder / 'table.md'}")
+        for name, figure in drawn.items():
+            write_figure(folder / f"{name}.png", figure)
+            say(folder / f"{name}.png")
+
+
+def _write(path: Path, text: str) -> None:
+    write_whole(path, text.encode())
+
+
+def _parser() -> argparse.ArgumentParser:
+    pictures = "\n".join(f"  {name:16} {what}" for name, what in PICTURES.items())
+    parser = Parser(
+        prog="python -m pvae.draw",
+        description="Draw what a trained run can show, into its figures/; or a folder of runs side by side: a sheet of "
+        "their pictures, the codes of those with two latents, and a table with a row for each system, over its seeds.",
+        epilog=f"pictures of a run:\n{pictures}\n\nexamples:\n  python -m pvae.draw runs/my-run --what scatter,manifold"
+        "\n  python -m pvae.draw runs",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", type=a_path, help="a run folder, or a folder of run folders")
+    add("--what", metavar="NAME[,NAME...]", help="the pictures to draw (default: all that apply, and latent.json)")
+    add(
+        "--attribute",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="of the data, for the picture attributes (default: Blond_Hair Smiling Male Eyeglasses)",
+    )
+    add("--data-dir", metavar="DIR", type=a_path, help="where the run's data lie now (default: where they were found)")
+    add("--offline", action="store_true", help="do not download anything")
+    add("--out", metavar="DIR", type=a_path, help="where to draw (default: RUN/figures, or the folder of runs itself)")
+    return parser

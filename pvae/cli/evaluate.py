@@ -1,0 +1,131 @@
+"""The command `python -m pvae.evaluate`: what a trained run is worth, each figure with its error."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from pvae.cli.command import Parser, a_path, ctrl_c_exits_at_once, run_command
+from pvae.config.options import COMPILERS, PRECISIONS, whole_number
+from pvae.core.errors import InputError, check_name
+from pvae.core.files import check_replaceable
+from pvae.core.records import to_json
+from pvae.core.terminal import say
+from pvae.core.torchrun import is_first_process
+
+__all__ = ["main"]
+
+_EPILOG = """\
+It prints the ELBO and its parts (distortion and rate; the three parts of document 004), the posterior-mean loss, active
+units, the rate of a random subset of the images with its parts (mutual information, total correlation, dimension-wise
+KL), and log p(x) by importance sampling, and writes RUN/evaluation.json. The log-likelihood of a model trained on grey
+pixels by a Bernoulli is that of the binarized test images: grey ones have none. The memory does not depend on the
+number of samples.
+
+examples:
+  python -m pvae.evaluate runs/my-run
+  python -m pvae.evaluate runs/my-run --importance-samples 100 --images 1000
+  torchrun --nproc-per-node=2 -m pvae.evaluate runs/my-run
+      the same figures by two processes that share the images"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, 2 for what cannot be done as asked, 130 for Ctrl-C.
+
+    Args:
+        argv: the arguments after the program's name; `sys.argv` if left out.
+    """
+    return run_command("pvae.evaluate", lambda: _evaluate(_parser().parse_args(argv)))
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    _check(arguments)
+    with ctrl_c_exits_at_once("pvae.evaluate"):
+        from tqdm import tqdm
+
+        from pvae.core.files import write_whole
+        from pvae.core.parallel import joined
+        from pvae.evaluation.report import evaluate
+        from pvae.evaluation.report_text import to_text
+        from pvae.evaluation.trained_run import TrainedRun
+        from pvae.runs.run import Run
+    Run.open(arguments.run)
+    path = arguments.out or arguments.run / "evaluation.json"
+    _check_writable(path)
+    subject = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline)
+    count = arguments.images or len(subject.data.test)
+    if count > len(subject.data.test):
+        raise InputError(f"--images {count}: {subject.data.name} has {len(subject.data.test):,} test images")
+    silent = arguments.quiet or sys.stderr is None or not is_first_process() or None  # None: only on a terminal
+    bar = tqdm(total=count, desc="importance sampling", unit="image", leave=False, disable=silent)
+    with bar, joined("cpu") as world:
+        report = evaluate(
+            subject,
+            arguments.importance_samples,
+            arguments.images,
+            arguments.seed,
+            bar.update,
+            engine=arguments.compile,
+            precision=arguments.precision,
+            world=world,
+        )
+    if not world.is_first:
+        return
+    try:
+        write_whole(path, (to_json(asdict(report), indent=2) + "\n").encode())
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): name another file with --out") from None
+    if not arguments.quiet:
+        say(f"{to_text(report)}\n")
+    say(path)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what could be asked of no run."""
+    for name, least, most in (("importance_samples", 2, 10**9), ("images", 2, 10**9), ("seed", 0, 2**63 - 1)):
+        if getattr(arguments, name) is not None:
+            whole_number(name, getattr(arguments, name), least, most)
+    check_name("way to compile", arguments.compile, ["auto", *(name for name in COMPILERS if name != "cuda-graph")])
+    if arguments.compile == "none" and arguments.precision != "fp32":
+        raise InputError(f"--precision {arguments.precision} goes with --compile auto, graph or inductor only")
+    check_name("precision", arguments.precision, [name for name in PRECISIONS if name != "tf32"])
+
+
+def _check_writable(path: Path) -> None:
+    is_other = path.exists() and not path.is_file()
+    if is_other or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        reason = "it is no ordinary file" if is_other else f"{path.parent} is no folder that can be written to"
+        raise InputError(f"{path} cannot be written, since {reason}: name another file with --out")
+    check_replaceable(path, "evaluation.json")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m pvae.evaluate",
+        description="Evaluate a trained run on its test images.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", type=a_path, help="a run folder")
+    add("--importance-samples", metavar="S", type=int, default=5000, help="draws of z for each image (default: 5000)")
+    add("--images", metavar="N", type=int, help="only the first N test images (default: all)")
+    add("--seed", metavar="S", type=int, default=0, help="of every draw and subset (default: 0)")
+    add(
+        "--compile",
+        metavar="HOW",
+        default="auto",
+        help="none; graph records the decoder's operators; inductor compiles them to C++ and is quicker where there is "
+        "much to do; auto takes inductor there, if torch is 2.14 and there is a compiler, else graph (default: auto)",
+    )
+    add("--precision", metavar="P", default="fp32", help="fp32, or bf16 in the decoder's products (default: fp32)")
+    add("--data-dir", metavar="DIR", type=a_path, help="where the run's data lie now (default: where they were found)")
+    add("--offline", action="store_true", help="do not download anything")
+    add("--out", metavar="FILE", type=a_path, help="where to write (default: RUN/evaluation.json)")
+    add("--quiet", action="store_true", help="print the file's name alone")
+    return parser

@@ -1,0 +1,111 @@
+"""What goes wrong on a person's side, as exceptions whose text is one line that says what to do."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import reprlib
+from collections.abc import Iterable
+
+__all__ = [
+    "InputError",
+    "InterruptedTrainingError",
+    "LostError",
+    "TrainingError",
+    "brief",
+    "check_name",
+    "one_line",
+    "shown",
+]
+
+_MOST_CHARACTERS = 4000  # of a message; a path of the longest kind still fits
+
+
+class InputError(ValueError):
+    """Something given to pvae cannot be used; the message is one line for the person who gave it.
+
+    Args:
+        message: what is wrong, and what to do; line breaks in a name that it quotes are made visible.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
+
+
+class TrainingError(RuntimeError):
+    """A training could not go on; the message names the step and the last good checkpoint."""
+
+
+class InterruptedTrainingError(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM during a training; the message says what is on disk and how to go on.
+
+    Args:
+        message: one line.
+        status: the exit status of a process that ends by it.
+    """
+
+    def __init__(self, message: str, status: int = 130) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class LostError(RuntimeError):
+    """What a training needs was taken from it while it ran: the disk, the folder, another process.
+
+    Without a message where another process says it.
+    """
+
+
+def one_line(text: str) -> str:
+    r"""Return a text with line breaks and control characters, which a name may hold, made visible.
+
+    >>> one_line("two" + chr(10) + "lines")
+    'two\\nlines'
+    """
+    if len(text) > _MOST_CHARACTERS:
+        text = f"{text[: _MOST_CHARACTERS // 2]} ... {text[-_MOST_CHARACTERS // 2 :]}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def shown(value: object) -> str:
+    """Return a value as a message quotes it: short, whatever somebody put there, a number of a million digits too."""
+    if isinstance(value, int) and abs(value) >= 10**30:
+        return "a whole number of more than 30 digits"  # Python refuses to write the longest ones
+    quoting = reprlib.Repr()
+    quoting.maxstring = quoting.maxother = 200
+    quoting.maxlong = 40
+    return quoting.repr(value)
+
+
+def brief(error: BaseException) -> str:
+    """Return the first sentence of an exception's text, without line breaks or terminal codes."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", " ".join(str(error).split()))
+    sentence = re.split(r"(?<=\w)[.:] ", text)[0]
+    return sentence[:150] or type(error).__name__
+
+
+def check_name(kind: str, name: str, names: Iterable[str]) -> str:
+    """Return `name` if it is one of `names`.
+
+    Args:
+        kind: what the name stands for, as the person calls it ("ELBO").
+        name: the name given.
+        names: the names that exist.
+
+    Returns:
+        `name`, unchanged.
+
+    Raises:
+        InputError: `name` is unknown; the message gives the nearest names, or all of them.
+
+    >>> check_name("ELBO", "analitic", ("trace", "analytic"))
+    Traceback (most recent call last):
+        ...
+    pvae.core.errors.InputError: unknown ELBO 'analitic': did you mean 'analytic'? (known: trace, analytic)
+    """
+    known = list(names)
+    if name in known:
+        return name
+    near = difflib.get_close_matches(shown(name).strip("'"), known, n=2, cutoff=0.5)
+    guess = ": did you mean " + " or ".join(repr(n) for n in near) + "?" if near else ""
+    raise InputError(f"unknown {kind} {shown(name)}{guess} (known: {', '.join(known)})")

@@ -1,0 +1,74 @@
+"""Records as text: rows as CSV, strict JSON, and dataclasses read back from it, exactly their fields and types."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from pvae.core.errors import InputError, shown
+from pvae.core.finite import check_finite
+
+__all__ = ["csv_of", "from_record", "to_json"]
+
+T = TypeVar("T")
+
+
+def from_record(kind: type[T], record: Any) -> T:
+    """Return the dataclass `kind` whose `asdict` a JSON object holds.
+
+    Args:
+        kind: a dataclass with fields of type str, bool, int, float, tuple[int, ...], or one of these or None.
+        record: what JSON gave.
+
+    Raises:
+        InputError: it is no object, a field is missing, unknown or of another type.
+    """
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if not isinstance(record, Mapping):
+        raise InputError(f"{kind.__name__} must be an object of named fields, not a {type(record).__name__}")
+    missing, unknown = sorted(set(names) - set(record)), sorted(set(record) - set(names))
+    if missing or unknown:
+        parts = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
+        raise InputError(f"{kind.__name__} is not of this version of pvae: it {' and '.join(parts)}")
+    hints = get_type_hints(kind)
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+    for name, value in values.items():
+        if not _fits(value, hints[name]):
+            raise InputError(f"{name} of {kind.__name__} is of the wrong type: {shown(value)}")
+    return kind(**values)
+
+
+def to_json(record: object, indent: int | None = None) -> str:
+    """Return a record as JSON, which has no NaN and no infinity.
+
+    Raises:
+        NotFiniteError: the record has one.
+    """
+    check_finite(record)
+    return json.dumps(record, allow_nan=False, indent=indent)
+
+
+def csv_of(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return a line for each row, of which there is at least one, under a line of their names; None is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is types.UnionType:
+        return any(_fits(value, option) for option in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)

@@ -1,0 +1,1 @@
+"""Densities that torch and Pyro lack, in the style of torch.distributions: no networks, no configuration."""

@@ -1,0 +1,147 @@
+"""What the ELBOs here share: guide and model are traced, and their draws become a loss and a record of its terms."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine import Trace
+from pyro.poutine.guide import GuideMessenger
+from pyro.util import check_if_enumerated, check_model_guide_match
+from torch import Tensor
+from torch.distributions import Distribution, Independent
+
+from pvae.core.errors import InputError
+from pvae.core.terms import Terms
+from pvae.elbos.sites import Draws
+
+__all__ = ["PerDatumELBO", "PyroFunction", "refuse_dependent_dimensions"]
+
+PyroFunction = Callable[[Tensor], Any]
+
+
+class PerDatumELBO(Trace_ELBO):
+    """What the ELBOs here share, laid over Pyro's tracing: the unit, the weight of the rate, and a record.
+
+        loss = mean over the batch of (distortion + beta rate), in nats per datum
+
+    Pyro sums over the batch instead; the mean is what the source documents step on. The particles are one more batch
+    dimension, not a loop. With free bits the rate of each latent dimension, averaged
+    over the batch, costs at least that many nats in the loss.
+
+    Args:
+        num_particles: K, samples z ~ q(z | x) per datum.
+        beta: weight of the rate in the loss; a training may change it from step to step.
+        free_bits: nats of each latent dimension that cost nothing.
+
+    Attributes:
+        terms: distortion and rate of the last batch, (B,) nats each, without beta, free bits or gradient.
+    """
+
+    terms: Terms
+    reparameterised = True
+
+    def __init__(self, num_particles: int = 1, beta: float = 1.0, free_bits: float = 0.0) -> None:
+        # The one plate, "data", lies at dim -1; the particles then lie at dim -2.
+        super().__init__(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)  # type: ignore[no-untyped-call]
+        self.beta: float | Tensor = beta
+        self.free_bits = free_bits
+
+    def differentiable_loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Tensor:
+        """Return the loss of a batch x (B, C, H, W): a scalar in nats per datum, to be made small.
+
+        Raises:
+            ValueError: what `Draws.of` refuses; or z is not reparameterised where the gradient needs that.
+        """
+        draws = self._draws(model, guide, x)
+        distortion, rate = -_mean(draws.log_p_x), self.rate(draws)
+        self.terms = Terms(distortion.detach(), rate.detach())
+        loss = self.loss_of(draws, distortion, rate)
+        if is_validation_enabled() and not math.isfinite(loss.item()):  # Pyro's own ELBOs warn of it in such words
+            warnings.warn(f"Encountered {loss.item()}: the loss", stacklevel=2)
+        return loss
+
+    def loss_of(self, draws: Draws, distortion: Tensor, rate: Tensor) -> Tensor:
+        """Return the loss, a scalar, of what was drawn and of its two terms, (B,) each."""
+        loss = (distortion + self.beta * rate).mean()
+        if not self.free_bits:
+            return loss
+        for latent in draws.latents:
+            refuse_dependent_dimensions(latent.posterior, latent.prior)
+        rates = self.rate_by_dimension(draws).mean(0)
+        return loss + self.beta * (rates.clamp(min=self.free_bits) - rates).sum()
+
+    def rate(self, draws: Draws) -> Tensor:
+        """Return the rate of each datum, (B,): the mean of log q - log p, or a closed form of its expectation."""
+        return _mean(draws.log_q_z - draws.log_p_z)
+
+    def rate_by_dimension(self, draws: Draws) -> Tensor:
+        """Return the same for each latent dimension, (B, L); they sum to the rate."""
+        rates = []
+        pairs: list[tuple[Tensor, Any, Any]] = [*draws.latents]  # of Independents: `loss_of` has seen to that
+        for z, prior, posterior in pairs:
+            ratio: Tensor = posterior.base_dist.log_prob(z) - prior.base_dist.log_prob(z)
+            rates.append(_mean(ratio if ratio.dim() == 3 else ratio[None]))
+        return torch.cat(rates, dim=-1)
+
+    def loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> float:
+        """Return the loss as a number (`SVI.evaluate_loss` calls it); Pyro's parameter store stays as it was."""
+        store = pyro.get_param_store()
+        with torch.no_grad(), store.scope(store.get_state()):
+            return float(self.differentiable_loss(model, guide, x))
+
+    def loss_and_grads(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Tensor:
+        """Return the loss after adding its gradients to the parameters (`SVI.step` calls it)."""
+        loss = self.differentiable_loss(model, guide, x)
+        loss.backward()
+        return loss.detach()
+
+    def _draws(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Draws:
+        ((model_trace, guide_trace),) = self._get_traces(model, guide, (x,), {})  # type: ignore[no-untyped-call]
+        batch_shape = (len(x),) if self.num_particles == 1 else (self.num_particles, len(x))
+        draws = Draws.of(model_trace, guide_trace, batch_shape)
+        for name, site in draws.posteriors.items():
+            if self.reparameterised and not site["fn"].has_rsample:
+                raise ValueError(f"q of {name!r} is not reparameterised: its gradient needs ScoreELBO, --elbo score")
+        return draws
+
+    def _get_trace(self, model: PyroFunction, guide: PyroFunction, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        """Trace guide and model as Pyro's ELBOs do, but leave each log-probability to whoever asks for it.
+
+        Pyro computes all of them, and looks at the sum of each; with a closed-form rate only log p(x | z) is needed.
+        The plates' own sites are left in: `Draws` passes over them.
+        """
+        messenger = poutine.unwrap(guide)
+        if isinstance(messenger, GuideMessenger):
+            guide(*args, **kwargs)
+            model_trace, guide_trace = messenger.get_traces()
+        else:
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        if is_validation_enabled():
+            check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
+            check_if_enumerated(guide_trace)
+        return model_trace, guide_trace
+
+
+def refuse_dependent_dimensions(*distributions: Distribution) -> None:
+    """Refuse free bits of a latent whose rate is not a sum over its dimensions.
+
+    Raises:
+        InputError: a distribution is not `Independent` over the dimensions of its event.
+    """
+    for one in distributions:
+        if not isinstance(one, Independent):
+            raise InputError(f"free bits need a rate of each latent dimension, and a {type(one).__name__} has none")
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Return the mean over the particles: of one it is the value, without the operators that would find that."""
+    return values.mean(0) if values.shape[0] > 1 else values.squeeze(0)

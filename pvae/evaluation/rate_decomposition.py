@@ -1,0 +1,136 @@
+"""The anatomy of a trained VAE's rate: mutual information, total correlation, dimension-wise KL, active units."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import Independent, Normal
+
+from pvae.core.errors import InputError
+from pvae.evaluation.log_likelihood import CHUNK_NUMBERS, Images, images_at_once
+from pvae.models.hierarchy import Chain
+from pvae.vae import VAE
+
+__all__ = ["RateSplit", "active_units", "latent_means", "split_rate"]
+
+
+@dataclass(frozen=True, eq=False)
+class RateSplit:
+    """The rate in three parts that sum to it, (M,) nats each: one draw z ~ q(z | x_m) for each of M of N images.
+
+        rate = I(n; z)                       mutual information of an image's index and its code, at most log N
+             + KL(q(z) || prod_l q(z_l))     total correlation
+             + sum_l KL(q(z_l) || p(z_l))    dimension-wise KL
+
+    with the aggregate posterior q(z) = (1/N) sum_n q(z | x_n), over these N images. Where the M are a random subset of
+    the N, the means over the draws are unbiased for these N images. As an estimate of I(x; z) over all images that
+    there could be, the mutual information is a lower bound in the mean, and far below where it comes near log N; what
+    it lacks is in the two other parts. `leave_one_out` and `rate` are upper bounds in the mean.
+
+    The standard error of a mean over the M draws needs no term for q(z), which is estimated from the same images: to
+    first order an image changes the mean of log q(z) by E_q(z)[q(z | x_n) / q(z)] - 1 = 0, and that of each
+    log q(z_l) likewise. It covers images and draws, not the bias; for the N images alone it is somewhat too large.
+
+    Args:
+        images: which of the N, int64 (M,), in rising order.
+        mutual_information: log q(z | x) - log q(z).
+        leave_one_out: the same with q(z) over the N - 1 other images.
+        total_correlation: log q(z) - log prod_l q(z_l).
+        dimension_wise: log prod_l q(z_l) - log p(z).
+
+    Reference:
+        Hoffman and Johnson, ELBO surgery, 2016; Chen et al., arXiv:1802.04942, equation 2; both bounds on I(x; z):
+        Poole et al., arXiv:1905.06922, section 2.5.
+    """
+
+    images: Tensor
+    mutual_information: Tensor
+    leave_one_out: Tensor
+    total_correlation: Tensor
+    dimension_wise: Tensor
+
+    @property
+    def rate(self) -> Tensor:
+        """Log q(z | x) - log p(z) at the draws, (M,)."""
+        return self.mutual_information + self.total_correlation + self.dimension_wise
+
+
+@torch.no_grad()
+def split_rate(vae: VAE, x: Images, num_images: int = 2000, seed: int = 0) -> RateSplit:
+    """Split the rate of images at one draw z ~ q(z | x) for each of a random subset of them.
+
+    Args:
+        vae: in eval mode, with independent Normals for q(z | x) and p(z).
+        x: images (N, C, H, W), N at least 2.
+        num_images: M; N if there are fewer.
+        seed: of the subset; z is drawn from torch's generator.
+
+    Raises:
+        InputError: q(z | x) or p(z) is not independent over dimensions.
+    """
+    first = next(iter(x.split(1)))
+    if not all(isinstance(part, Independent) for part in (vae.posterior(first), vae.prior())):
+        raise InputError("the rate can be split where q(z | x) and p(z) are independent over latent dimensions only")
+    parts = [vae.posterior(part).base_dist for part in x.split(images_at_once(vae, x))]
+    loc, scale = (torch.cat([getattr(part, name) for part in parts]).double() for name in ("loc", "scale"))
+    images = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:num_images].sort().values
+    q = Normal(loc, scale)
+    z = q.sample()[images]
+    own = Normal(loc[images], scale[images]).log_prob(z).sum(1)
+    log_q_z, log_others, log_product = z.new_empty(3, len(z))  # small tensors kept in between fragment the memory
+    size = max(1, CHUNK_NUMBERS // loc.numel())
+    for start in range(0, len(z), size):
+        part = slice(start, start + size)
+        log_q = q.log_prob(z[part].unsqueeze(1))  # (draws, N, L)
+        log_product[part] = (log_q.logsumexp(1) - math.log(len(x))).sum(1)
+        joint = log_q.sum(2)
+        log_q_z[part] = joint.logsumexp(1) - math.log(len(x))
+        joint.scatter_(1, images[part, None], -math.inf)
+        log_others[part] = joint.logsumexp(1) - math.log(len(x) - 1)
+    return RateSplit(
+        images=images,
+        mutual_information=own - log_q_z,
+        leave_one_out=own - log_others,
+        total_correlation=log_q_z - log_product,
+        dimension_wise=log_product - vae.prior().log_prob(z.to(first.dtype)).double(),
+    )
+
+
+@torch.no_grad()
+def latent_means(vae: VAE, x: Images, num_samples: int = 100) -> Tensor:
+    """Return E_{q(z | x)}[z] of each image, (N, L): exact, but for a second stochastic layer.
+
+    Its mean is E_{q(z1 | x)}[ E[z2 | z1] ], estimated by the mean of E[z2 | z1] over draws of z1. Draws of z2 would
+    vary over images even where z2 says nothing of x.
+
+    Args:
+        vae: in eval mode.
+        x: images (N, C, H, W).
+        num_samples: draws of z1 for each image.
+    """
+    posteriors = (vae.posterior(part) for part in x.split(images_at_once(vae, x)))
+    return torch.cat([q.mean_over(num_samples) if isinstance(q, Chain) else q.mean for q in posteriors])
+
+
+def active_units(vae: VAE, x: Images, threshold: float = 0.01) -> Tensor:
+    """Return which latent dimensions are used: those of which the mean, E_{q(z | x)}[z_l], varies over images.
+
+        Var_x ( E_{q(z | x)} [z_l] )  >  threshold
+
+    The variance is that of the means; draws of z vary in an unused dimension too, by the prior's variance.
+
+    Args:
+        vae: in eval mode.
+        x: images (N, C, H, W).
+        threshold: 0.01, as published.
+
+    Returns:
+        bool (L,).
+
+    Reference:
+        Burda, Grosse and Salakhutdinov, arXiv:1509.00519, on the representation of the latent space.
+    """
+    return latent_means(vae, x).var(0) > threshold

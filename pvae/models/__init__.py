@@ -1,0 +1,1 @@
+"""Priors, posteriors, likelihoods, networks and hierarchies: from a configuration to a VAE."""

@@ -1,0 +1,297 @@
+"""Modules whose call returns p(x | z); each states the pixels that it is a distribution over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+
+from pvae.core.checks import require
+from pvae.core.errors import InputError
+from pvae.distributions.bernoulli import LogitBernoulli, PseudoBernoulli
+from pvae.distributions.continuous_bernoulli import ContinuousBernoulli
+from pvae.distributions.discretized_logistic import DiscretizedLogistic, eight_bit_level
+
+__all__ = [
+    "BernoulliLikelihood",
+    "ContinuousBernoulliLikelihood",
+    "DiscretizedLogisticLikelihood",
+    "LearnedNormalLikelihood",
+    "Likelihood",
+    "LinearNormalLikelihood",
+    "NormalLikelihood",
+    "OptimalNormalLikelihood",
+    "PseudoBernoulliLikelihood",
+]
+
+
+class Likelihood(nn.Module):
+    """A likelihood p(x | z) that is independent over pixels: the decoder gives each pixel's parameter.
+
+    Args:
+        decoder: a network from (..., L) to (..., C, H, W).
+        image_shape: (C, H, W), the event of the likelihood.
+    """
+
+    pseudo: ClassVar[bool] = False
+
+    def __init__(self, decoder: nn.Module, image_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.image_shape = tuple(image_shape)
+
+    def forward(self, z: Tensor) -> dist.Independent:
+        """Return p(x | z): batch shape z.shape[:-1], event shape (C, H, W)."""
+        return self.pixels(self.decoder(z)).to_event(len(self.image_shape))
+
+    def pixels(self, output: Tensor) -> TorchDistribution:
+        """Return one distribution for each number that the decoder gave."""
+        raise NotImplementedError
+
+    @property
+    def domain(self) -> str:
+        """The pixels that it is a distribution over, in words."""
+        return "in [0, 1]"
+
+    @property
+    def levels_per_unit(self) -> float:
+        """How many 8-bit levels lie in a unit of a density's argument; 1 for a probability, which needs no unit."""
+        return 1.0
+
+    @property
+    def is_bounding(self) -> bool:
+        """Whether what `forward` returns now is a fixed distribution, so that an ELBO of it is a bound."""
+        return True
+
+    def check(self, x: Tensor) -> Tensor:
+        """Return `x` if it is a batch of images in the domain.
+
+        Args:
+            x: pixels, (B, C, H, W).
+
+        Raises:
+            InputError: (a ValueError) wrong shape, no floating-point numbers, pixels outside the domain, or NaN.
+        """
+        if x.shape[1:] != self.image_shape or x.dim() != len(self.image_shape) + 1:
+            wanted = ", ".join(str(size) for size in ("B", *self.image_shape))
+            raise InputError(f"x has shape {tuple(x.shape)}, but this VAE takes images of shape ({wanted})")
+        if not x.is_floating_point():
+            raise InputError(f"x is {x.dtype}, but pixels must be floating-point: x.float() / 255 for uint8")
+        if x.numel():
+            outside = f"x has pixels outside this likelihood's domain: they must be {self.domain}, none NaN"
+            require(self._in_domain, x, lambda: InputError(outside))
+        return x
+
+    def _in_domain(self, x: Tensor) -> Tensor:
+        low, high = torch.aminmax(x)  # NaN makes both comparisons false
+        return (low >= 0) & (high <= 1)
+
+
+class BernoulliLikelihood(Likelihood):
+    """The likelihood of binary pixels, p(x | z) = prod_d Bernoulli(x_d; sigmoid(decoder(z)_d)).
+
+    Logits, not probabilities: a sigmoid in between floors log p at about -16 and kills its gradient.
+
+    Reference:
+        Kingma and Welling, arXiv:1312.6114, appendix C.1, equation 11.
+    """
+
+    @property
+    def domain(self) -> str:
+        """The pixels that it is a distribution over, in words."""
+        return "exactly 0 or 1"
+
+    def pixels(self, output: Tensor) -> TorchDistribution:
+        """Return Bernoulli(logits=output)."""
+        return LogitBernoulli(logits=output)
+
+    def _in_domain(self, x: Tensor) -> Tensor:
+        return ((x == 0) | (x == 1)).all()
+
+
+class PseudoBernoulliLikelihood(Likelihood):
+    """The pseudo-likelihood of grey pixels in [0, 1]: `PseudoBernoulli`, asked for on purpose."""
+
+    pseudo = True
+
+    def pixels(self, output: Tensor) -> TorchDistribution:
+        """Return PseudoBernoulli(logits=output)."""
+        return PseudoBernoulli(logits=output)
+
+
+class ContinuousBernoulliLikelihood(Likelihood):
+    """The density over grey pixels in [0, 1] that has the cross-entropy's shape and integrates to 1.
+
+        p(x) = C(p) p^x (1 - p)^(1 - x),   C(p) = 2 artanh(1 - 2 p) / (1 - 2 p), and 2 at p = 1/2
+
+    `ContinuousBernoulli` computes it from the logit of p, where torch's own class is not exact.
+
+    Its log-density may be positive, so that an ELBO of it may be too. At a pixel that is exactly 0 or 1 it has no
+    upper limit: it grows like log|l|, so the ELBO of grey images whose margins are all 0 goes on growing as the
+    decoder's outputs do, and says little of the model. A probability of the 8-bit level is `DiscretizedLogistic`.
+
+    Reference:
+        Loaiza-Ganem and Cunningham, arXiv:1907.06845, section 3.
+    """
+
+    def pixels(self, output: Tensor) -> TorchDistribution:
+        """Return ContinuousBernoulli(logits=output)."""
+        return ContinuousBernoulli(logits=output)
+
+    @property
+    def levels_per_unit(self) -> float:
+        """The levels k / 255 of [0, 1]."""
+        return 255.0
+
+
+class NormalLikelihood(Likelihood):
+    """A Normal around the decoded image, p(x | z) = prod_d Normal(x_d; loc_d(z), scale^2), at a fixed scale.
+
+    Its log-density is a squared error: -||x - loc||^2 / (2 scale^2) up to a constant. loc is kept in the range of
+    the pixels, by a sigmoid for [0, 1] and by a tanh for [-1, 1].
+
+    Args:
+        decoder: a network from (..., L) to (..., C, H, W).
+        image_shape: (C, H, W).
+        scale: the standard deviation of each pixel.
+        symmetric: the pixels are in [-1, 1], not in [0, 1].
+    """
+
+    def __init__(
+        self, decoder: nn.Module, image_shape: Sequence[int], scale: float = 1.0, symmetric: bool = False
+    ) -> None:
+        super().__init__(decoder, image_shape)
+        self.symmetric = symmetric
+        self.scale = scale
+
+    @property
+    def domain(self) -> str:
+        """The pixels that it is a distribution over, in words."""
+        return "in [-1, 1]" if self.symmetric else "in [0, 1]"
+
+    @property
+    def levels_per_unit(self) -> float:
+        """The levels k / 255 of [0, 1], or those stretched over [-1, 1]."""
+        return 127.5 if self.symmetric else 255.0
+
+    def pixels(self, output: Tensor) -> TorchDistribution:
+        """Return Normal(loc, scale), loc being the decoded image."""
+        return dist.Normal(self._loc(output), self.scale)
+
+    def _loc(self, output: Tensor) -> Tensor:
+        return output.tanh() if self.symmetric else output.sigmoid()
+
+    def _in_domain(self, x: Tensor) -> Tensor:
+        low, high = torch.aminmax(x)
+        return (low >= (-1 if self.symmetric else 0)) & (high <= 1)
+
+
+class LinearNormalLikelihood(NormalLikelihood):
+    """A Normal around what the decoder gives, kept in no range: p(x | z) = prod_d Normal(x_d; decoder(z)_d, scale^2).
+
+    With a linear decoder the VAE is linear-Gaussian, and `oracle` knows log p(x).
+    """
+
+    def _loc(self, output: Tensor) -> Tensor:
+        return output
+
+
+class LearnedNormalLikelihood(NormalLikelihood):
+    """A Normal whose one scale, shared by all pixels, is a parameter trained with the rest."""
+
+    def __init__(
+        self, decoder: nn.Module, image_shape: Sequence[int], scale: float = 1.0, symmetric: bool = False
+    ) -> None:
+        super().__init__(decoder, image_shape, scale, symmetric)
+        self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())
+
+    def pixels(self, output: Tensor) -> TorchDistribution:
+        """Return Normal(loc, exp(log_scale))."""
+        return dist.Normal(self._loc(output), self.log_scale.exp())
+
+
+class _ProfileNormal(dist.Normal):
+    """A Normal that takes, when it is asked for the density of a batch, the scale that makes the batch likeliest."""
+
+    def __init__(self, loc: Tensor, scale: Tensor, seen: Callable[[Tensor], None]) -> None:
+        super().__init__(loc, scale)
+        self.seen = seen
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _ProfileNormal:
+        return _ProfileNormal(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.seen)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        scale = (value - self.loc).square().mean().sqrt()
+        self.seen(scale.detach())
+        return dist.Normal(self.loc, scale).log_prob(value)
+
+
+class OptimalNormalLikelihood(NormalLikelihood):
+    """A Normal at the scale that is optimal for the data: sigma-VAE.
+
+        scale^2 = mean over batch and pixels of (x - loc)^2
+
+    In training each batch is scored at its own optimal scale (a profile likelihood, no bound); a running average
+    of it, kept like BatchNorm's, is the scale in eval mode, where the likelihood is an ordinary Normal and the
+    ELBO a bound. The average is stored with the weights. The gradient passes through the scale: it is zero there
+    for a mean of log-probabilities, and not for an importance-weighted bound. Because the scale makes the weight of
+    one draw depend on all others, the estimators "dreg" and "score" are biased in training.
+
+    Reference:
+        Rybkin, Daniilidis and Levine, arXiv:2006.13202, equation 5 (as submitted; there it should read sigma^2).
+    """
+
+    momentum = 0.1
+    running_scale: Tensor
+
+    def __init__(
+        self, decoder: nn.Module, image_shape: Sequence[int], scale: float = 1.0, symmetric: bool = False
+    ) -> None:
+        super().__init__(decoder, image_shape, scale, symmetric)
+        self.register_buffer("running_scale", torch.tensor(float(scale)))
+
+    def pixels(self, output: Tensor) -> TorchDistribution:
+        """Return Normal(loc, running scale); in training, one at the scale that is optimal for what it scores."""
+        loc = self._loc(output)
+        return (
+            _ProfileNormal(loc, self.running_scale, self._average)
+            if self.training
+            else dist.Normal(loc, self.running_scale)
+        )
+
+    @property
+    def is_bounding(self) -> bool:
+        """Only in eval mode: in training the scale is fitted to what is scored."""
+        return not self.training
+
+    def _average(self, scale: Tensor) -> None:
+        self.running_scale.lerp_(scale, self.momentum)
+
+
+class DiscretizedLogisticLikelihood(Likelihood):
+    """The probability of each of a pixel's 256 levels: `DiscretizedLogistic` with one trained scale for all pixels.
+
+    Being a probability of bytes it gives a likelihood in nats, and in bits per dimension, that is comparable
+    between models of the same images.
+    """
+
+    def __init__(self, decoder: nn.Module, image_shape: Sequence[int], scale: float = 0.1) -> None:
+        super().__init__(decoder, image_shape)
+        self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())
+
+    @property
+    def domain(self) -> str:
+        """The pixels that it is a distribution over, in words."""
+        return "k / 255 with whole k"
+
+    def pixels(self, output: Tensor) -> TorchDistribution:
+        """Return DiscretizedLogistic(sigmoid(output), exp(log_scale))."""
+        return DiscretizedLogistic(output.sigmoid(), self.log_scale.exp())
+
+    def _in_domain(self, x: Tensor) -> Tensor:
+        inside: Tensor = eight_bit_level.check(x).all()
+        return inside

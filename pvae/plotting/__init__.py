@@ -1,0 +1,1 @@
+"""Pictures: arrays and runs become matplotlib figures."""

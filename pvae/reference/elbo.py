@@ -1,0 +1,179 @@
+"""The ELBO written by hand, three ways, from the three distributions alone.
+
+    L(x) = E_{z ~ q(z | x)} [ log p(x | z) + log p(z) - log q(z | x) ]  <=  log p(x)
+
+This is the witness: no line of Pyro's inference is used here, so what agrees with it is right for a second
+reason. All values are nats per datum.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pvae.core.terms import Terms
+from pvae.vae import VAE
+
+__all__ = ["Parts", "closed_form", "loss", "monte_carlo", "posterior_mean_loss", "rate_by_dimension", "three_parts"]
+
+
+def loss(terms: Terms, beta: float = 1.0, free_bits: float = 0.0) -> Tensor:
+    """Return the scalar that training minimises.
+
+        mean_b distortion_b  +  beta mean_b rate_b
+        mean_b distortion_b  +  beta sum_l max( free_bits, mean_b rate_bl )      with free bits
+
+    With free bits the first nats of each latent dimension cost nothing, which keeps the dimension from being given
+    up early. Neither beta nor free bits change the bound that is reported.
+
+    Args:
+        terms: distortion and rate; with free bits also the rate of each dimension.
+        beta: weight of the rate.
+        free_bits: nats per dimension.
+
+    Raises:
+        ValueError: free bits without `terms.rates`.
+
+    Reference:
+        Kingma et al., arXiv:1606.04934, who introduce free bits under this name.
+    """
+    if free_bits == 0:
+        return (terms.distortion + beta * terms.rate).mean()
+    if terms.rates is None:
+        raise ValueError("free bits need the rate of each dimension: ask for by_dimension=True")
+    return terms.distortion.mean() + beta * terms.rates.mean(0).clamp(min=free_bits).sum()
+
+
+def rate_by_dimension(posterior: Any, prior: Any, z: Tensor | None = None) -> Tensor:
+    """Return the rate of each latent dimension, whose sum over them is the rate: (B, L) nats.
+
+        log q(z_l | x) - log p(z_l) averaged over the draws, or without draws KL(q(z_l | x) || p(z_l))
+
+    Args:
+        posterior: q(z | x), independent over dimensions.
+        prior: p(z), independent over dimensions.
+        z: draws (K, B, L), or None for the closed form.
+    """
+    q, p = posterior.base_dist, prior.base_dist
+    if z is None:
+        return kl_divergence(q, p)
+    return (q.log_prob(z) - p.log_prob(z)).mean(0)
+
+
+class Parts(NamedTuple):
+    """The three parts of document 004's loss, each of shape (B,), in nats per datum."""
+
+    reconstruction_error: Tensor
+    posterior_entropy: Tensor
+    cross_entropy: Tensor
+
+    @property
+    def elbo(self) -> Tensor:
+        """The lower bound on log p(x), (B,): -reconstruction_error + posterior_entropy - cross_entropy."""
+        return -self.reconstruction_error + self.posterior_entropy - self.cross_entropy
+
+
+def monte_carlo(vae: VAE, x: Tensor, num_particles: int = 1, by_dimension: bool = False) -> Terms:
+    """Return the Monte Carlo form, where every expectation is a mean over z_1..z_K ~ q(z | x).
+
+        (1/K) sum_k [ log p(x | z_k) + log p(z_k) - log q(z_k | x) ]
+
+    Unbiased; it needs no closed form of anything. At q(z | x) = p(z | x) its variance is zero.
+
+    Args:
+        vae: the three distributions.
+        x: images (B, C, H, W).
+        num_particles: K.
+        by_dimension: give the rate of each latent dimension too.
+
+    Returns:
+        distortion = -mean_k log p(x | z_k) and rate = mean_k [log q(z_k | x) - log p(z_k)].
+
+    Reference:
+        Kingma and Welling, arXiv:1312.6114, equation 6; document 004's `loss_fun`.
+    """
+    posterior = vae.posterior(x)
+    z = posterior.rsample((num_particles,))
+    log_p_x = vae.likelihood(z).log_prob(x)
+    log_p_z = vae.prior().log_prob(z)
+    log_q_z = posterior.log_prob(z)
+    rates = rate_by_dimension(posterior, vae.prior(), z) if by_dimension else None
+    return Terms(distortion=-log_p_x.mean(0), rate=(log_q_z - log_p_z).mean(0), rates=rates)
+
+
+def closed_form(vae: VAE, x: Tensor, num_particles: int = 1, by_dimension: bool = False) -> Terms:
+    """Return the form with the Kullback-Leibler divergence in closed form.
+
+        (1/K) sum_k log p(x | z_k) - KL(q(z | x) || p(z))
+
+    Unbiased. It has lower variance than `monte_carlo` often, but not always: near the true posterior the
+    noise of log p(z) - log q(z | x) cancels that of log p(x | z).
+
+    Args:
+        vae: the three distributions.
+        x: images (B, C, H, W).
+        num_particles: K.
+        by_dimension: give the rate of each latent dimension too.
+
+    Returns:
+        distortion as in `monte_carlo`, and rate = KL(q, p), exact.
+
+    Raises:
+        NotImplementedError: the pair (q, p) has no closed form in torch.distributions.
+
+    Reference:
+        Kingma and Welling, arXiv:1312.6114, equation 7 and appendix B.
+    """
+    posterior = vae.posterior(x)
+    z = posterior.rsample((num_particles,))
+    log_p_x = vae.likelihood(z).log_prob(x)
+    rates = rate_by_dimension(posterior, vae.prior()) if by_dimension else None
+    return Terms(distortion=-log_p_x.mean(0), rate=kl_divergence(posterior, vae.prior()), rates=rates)
+
+
+def three_parts(vae: VAE, x: Tensor, num_particles: int = 1) -> Parts:
+    """Return document 004's three parts: the loss is reconstruction error - entropy + cross entropy.
+
+        - E_q log p(x | z)  -  H(q(z | x))  +  H(q(z | x), p(z))
+
+    The entropy is exact; the other two are means over z_1..z_K ~ q(z | x).
+
+    Args:
+        vae: the three distributions.
+        x: images (B, C, H, W).
+        num_particles: K.
+
+    Returns:
+        The three parts; their `elbo` estimates the same bound as the two other forms.
+
+    Raises:
+        NotImplementedError: q has no closed-form entropy in torch.distributions.
+    """
+    posterior = vae.posterior(x)
+    z = posterior.rsample((num_particles,))
+    return Parts(
+        reconstruction_error=-vae.likelihood(z).log_prob(x).mean(0),
+        posterior_entropy=posterior.entropy(),
+        cross_entropy=-vae.prior().log_prob(z).mean(0),
+    )
+
+
+def posterior_mean_loss(vae: VAE, x: Tensor) -> Tensor:
+    """Return the loss with z at the mean of q(z | x) in place of a draw from it: (B,) nats, and no bound.
+
+        -log p(x | E_q[z]) + KL(q(z | x) || p(z))
+
+    This is the test loss that document 002 prints, since its network returns the mean in eval mode. It leaves
+    out what the spread of q costs, and so comes out below the loss of every form above as a rule.
+
+    Args:
+        vae: the three distributions.
+        x: images (B, C, H, W).
+
+    Raises:
+        NotImplementedError: the pair (q, p) has no closed form in torch.distributions.
+    """
+    posterior = vae.posterior(x)
+    return -vae.likelihood(posterior.mean).log_prob(x) + kl_divergence(posterior, vae.prior())

@@ -1,0 +1,76 @@
+"""The linear-Gaussian VAE, of which all is known: log p(x), p(z | x), and every bound's exact value and gradient.
+
+    p(z) = Normal(0, I),   p(x | z) = Normal(W z + b, s^2 I),   q(z | x) = Normal(loc(x), diag scale(x)^2)
+
+All is differentiable by the VAE's parameters, so that the exact gradients follow.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, kl_divergence
+
+from pvae.core.errors import InputError
+from pvae.core.onednn import Linear
+from pvae.models.latents import StandardNormalPrior
+from pvae.models.likelihoods import LinearNormalLikelihood
+from pvae.vae import VAE
+
+__all__ = ["decoder_of", "elbo", "has_oracle", "log_evidence", "true_posterior"]
+
+
+def has_oracle(vae: VAE) -> bool:
+    """Whether the VAE is linear-Gaussian: one linear layer, a Normal around it, a standard Normal prior, a density."""
+    if not (isinstance(vae.p_x, LinearNormalLikelihood) and isinstance(vae.p_z, StandardNormalPrior)):
+        return False
+    decoder = vae.p_x.decoder
+    layers = [type(part) for part in decoder] if isinstance(decoder, nn.Sequential) else []
+    return layers in ([Linear, nn.Unflatten], [nn.Linear, nn.Unflatten]) and vae.has_density
+
+
+def decoder_of(vae: VAE) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loadings W (D, L), the offset b (D,) and the scale s (), as the decoder holds them.
+
+    Raises:
+        InputError: the VAE is not linear-Gaussian.
+    """
+    if not has_oracle(vae) or not isinstance(vae.p_x, LinearNormalLikelihood):
+        raise InputError("an exact log p(x) is known of linear-Gaussian VAEs alone: --system linear-gaussian")
+    origin = torch.zeros_like(vae.prior().mean)
+    offset = vae.likelihood(origin).mean.flatten()
+    loadings = vae.likelihood(torch.eye(len(origin), dtype=origin.dtype)).mean.flatten(1) - offset  # (L, D)
+    return loadings.T, offset, offset.new_tensor(vae.p_x.scale)
+
+
+def log_evidence(vae: VAE, x: Tensor) -> Tensor:
+    """Return log p(x) of images x (B, C, H, W): (B,) nats.
+
+    p(x) = Normal(x; b, W W^T + s^2 I)
+    """
+    loadings, offset, scale = decoder_of(vae)
+    noise = (scale**2).expand_as(offset)
+    return LowRankMultivariateNormal(offset, loadings, noise).log_prob(x.flatten(1))
+
+
+def true_posterior(vae: VAE, x: Tensor) -> MultivariateNormal:
+    """Return p(z | x): batch shape (B,), event shape (L,).
+
+        precision = I + W^T W / s^2,    mean = precision^-1 W^T (x - b) / s^2
+
+    With orthogonal columns of W the precision is diagonal, and q(z | x) can be p(z | x) itself.
+    """
+    loadings, offset, scale = decoder_of(vae)
+    precision = torch.eye(loadings.shape[1], dtype=loadings.dtype) + loadings.T @ loadings / scale**2
+    mean = torch.linalg.solve(precision, loadings.T @ (x.flatten(1) - offset).T / scale**2).T
+    return MultivariateNormal(mean, precision_matrix=precision)
+
+
+def elbo(vae: VAE, x: Tensor) -> Tensor:
+    """Return the exact ELBO of images x (B, C, H, W): (B,) nats.
+
+    ELBO = log p(x) - KL(q(z | x) || p(z | x))
+    """
+    posterior = vae.posterior(x)
+    q = MultivariateNormal(posterior.mean, scale_tril=torch.diag_embed(posterior.stddev))
+    return log_evidence(vae, x) - kl_divergence(q, true_posterior(vae, x))

@@ -1,0 +1,52 @@
+"""What changes from step to step: the learning rate, and the weight of the rate in the loss."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+
+from pvae.config.config import Config
+
+__all__ = ["learning_rate", "rate_weight"]
+
+_LAST = 0.02  # share of the first learning rate at the end of a cosine
+_STEPS = (0.4, 0.7)  # shares of the training after which "steps" lowers the rate
+_STAGE_ENDS = list(itertools.accumulate(3**stage for stage in range(8)))  # passes: 1, 4, 13, ..., 3280
+
+
+def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of a step, counted from 0.
+
+        constant    lr
+        cosine      lr (0.02 + 0.98 (1 + cos(pi step / steps)) / 2)
+        steps       lr 10^(-i/5) after i of 2/5 and 7/10 of all steps
+        paper       lr 10^(-i/7) in the i-th of 8 stages of 3^i passes, scaled to the epochs of `config`
+
+    Reference:
+        Burda, Grosse and Salakhutdinov, arXiv:1509.00519, section 5 ("paper"); the script behind pythae's table of
+        reproductions ("steps": after 200 and 350 of its 500 passes).
+    """
+    if config.schedule == "constant":
+        return config.lr
+    done = step / (config.epochs * steps_per_epoch)
+    if config.schedule == "cosine":
+        return config.lr * (_LAST + (1 - _LAST) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+    if config.schedule == "steps":
+        return config.lr * 10 ** (-bisect.bisect_right(_STEPS, done) / 5)
+    stage = min(bisect.bisect_right(_STAGE_ENDS, done * _STAGE_ENDS[-1]), 7)
+    return config.lr * 10 ** (-stage / 7)
+
+
+def rate_weight(config: Config, step: int, steps_per_epoch: int) -> float:
+    """Return what the rate is weighed with in the loss of a step, counted from 0.
+
+        beta min(1, step / steps of the warm-up),   over L where the rate is a mean over latent dimensions
+
+    The first step of a warm-up has a weight of exactly 0.
+    """
+    weight = config.beta
+    if config.rate_reduction == "mean":
+        weight /= config.latent_dim
+    warm_up = config.warm_up * steps_per_epoch
+    return weight * min(1.0, step / warm_up) if warm_up else weight

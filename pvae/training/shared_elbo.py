@@ -1,0 +1,88 @@
+"""An ELBO over one process's rows of a batch, with the noise of the whole batch.
+
+The randomness is the run's, and not the processes': each draws the noise of the whole batch from the same generator and
+keeps its own rows, so that N processes compute what one computes, to rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pvae.core.errors import InputError
+from pvae.core.parallel import Share
+from pvae.core.terms import Terms
+from pvae.core.torch_private import TorchDispatchMode
+from pvae.elbos.base import PerDatumELBO, PyroFunction
+
+__all__ = ["SharedELBO", "WholeBatchNoise"]
+
+_ATEN = torch.ops.aten
+
+
+class SharedELBO(PerDatumELBO):
+    """An ELBO of a process's rows of a batch: its loss is their part in the mean over the whole batch.
+
+    The losses of all processes sum to the loss of the batch, and so do their gradients; z is drawn as one process that
+    has the whole batch would draw it.
+
+    Args:
+        elbo: a mean over the batch of what each datum gives.
+
+    Attributes:
+        share: the rows that the next batch holds.
+    """
+
+    def __init__(self, elbo: PerDatumELBO) -> None:
+        super().__init__(elbo.num_particles, elbo.beta)  # type: ignore[arg-type]
+        if elbo.free_bits:
+            raise InputError("--free-bits looks at the mean rate of a whole batch: train it in one process")
+        self.elbo = elbo
+        self.share = Share(0, 1, 1, 1.0)
+
+    def differentiable_loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Tensor:
+        """Return the part in the loss of the rows x (B / N, C, H, W)."""
+        before, self.elbo.beta = self.elbo.beta, self.beta
+        try:
+            with WholeBatchNoise(self.share):
+                loss = self.elbo.differentiable_loss(model, guide, x)
+        finally:
+            self.elbo.beta = before
+        self.terms = Terms(*self.elbo.terms[:2])
+        return self.share.weight * loss
+
+
+class WholeBatchNoise(TorchDispatchMode):
+    """Draw normal noise of shape (..., B / N, L) as rows of what (..., B, L) would be.
+
+    Args:
+        share: which rows.
+
+    Raises:
+        InputError: (inside) something else is drawn, of which it is not known where the rows lie.
+    """
+
+    lets_products_pass = True  # `products` need not hide oneDNN's from it
+
+    def __init__(self, share: Share) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.share = share
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **(kwargs or {}))
+        if func is _ATEN.normal_.default and len(args) == 1 and not kwargs:
+            return args[0].copy_(self._rows_of_noise(args[0]))
+        if func is _ATEN.normal.Tensor_Tensor and not kwargs:
+            mean, std = args
+            return self._rows_of_noise(mean) * std + mean
+        raise InputError(f"several processes cannot draw by {func}: train it in one process")
+
+    def _rows_of_noise(self, like: Tensor) -> Tensor:
+        share = self.share
+        if like.dim() < 2 or like.shape[-2] != share.stop - share.start:
+            raise InputError(f"several processes cannot share noise of shape {tuple(like.shape)}: train it in one")
+        whole = like.new_empty((*like.shape[:-2], share.total, like.shape[-1])).normal_()
+        return whole[..., share.rows, :]
