@@ -59,12 +59,12 @@ def phased(phase, place, name, kind):
 
 def note_phases(phase):
     phased(phase, Run, "begin_session", "begin")
-    phased(phase, pvae.training.trainer.Training, "train_epoch", "train")
-    phased(phase, pvae.training.trainer.Training, "test", "test")
-    phased(phase, pvae.runs, "write_whole", "write")
-    phased(phase, pvae.runs, "append", "append")
-    phased(phase, pvae.events, "append", "append")
-    phased(phase, pvae.figures, "save_figures", "figures")
+    phased(phase, pvae.training.trainer.Trainer, "train_epoch", "train")
+    phased(phase, pvae.training.trainer.Trainer, "test", "test")
+    phased(phase, pvae.runs.run, "write_whole", "write")
+    phased(phase, pvae.runs.run, "append", "append")
+    phased(phase, pvae.runs.tensorboard, "append", "append")
+    phased(phase, pvae.plotting.run_figures, "save_figures", "figures")
     record = Run.record_epoch
 
     def record_epoch(self, rows, checkpoint):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pvae.compile.graph import record
 from pvae.distributions.continuous_bernoulli import ContinuousBernoulli
 
 LOGITS = [0.0, 1e-9, 1e-4, 0.03, 0.3, 0.4999, 0.5, 1.0, 7.0, 16.0, 36.0, 50.0, 150.0, 1e3, 1e4]
@@ -107,3 +108,18 @@ def test_it_is_a_distribution():
         wide.log_prob(torch.full((2, 3), 1.5))
     with pytest.raises(ValueError, match="logits"):
         ContinuousBernoulli(torch.tensor(float("nan")))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_recording_has_the_same_values(dtype):
+    """Value, gradient and mean over all the logits at once: bit for bit those of the eager operators."""
+    logits, x = torch.tensor([*LOGITS, 1e5], dtype=dtype), torch.linspace(0, 1, len(LOGITS) + 1, dtype=dtype)
+
+    def parts(logits, x):
+        logits = logits.detach().requires_grad_()
+        distribution = ContinuousBernoulli(logits, validate_args=False)
+        log_prob = distribution.log_prob(x)
+        return [log_prob.detach(), *torch.autograd.grad(log_prob.sum(), logits), distribution.mean.detach()]
+
+    for eager, replayed in zip(parts(logits, x), record(parts, [logits, x])(logits, x)):
+        assert torch.equal(eager, replayed)

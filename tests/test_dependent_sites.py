@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pvae.config.config import Config
+from pvae.core.errors import InputError
 from pvae.core.param_store import register
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae
@@ -202,3 +203,57 @@ def test_a_draw_without_parameters_is_taken():
     for name, one in sites.named_parameters():
         if one.requires_grad:
             assert torch.allclose(one.grad, every.get_parameter(name).grad, rtol=1e-12)
+
+
+class OneLatent(nn.Module):
+    """A latent of one dimension, whose site has an event of 0, 1 or 2 dimensions."""
+
+    def __init__(self, event_dim, family=dist.Normal):
+        super().__init__()
+        self.loc, self.scale = (nn.Parameter(torch.tensor([0.2, 0.4], dtype=torch.float64)) for _ in range(2))
+        self.shape, self.family = (1,) * event_dim, family
+
+    def site(self, loc, scale):
+        return self.family(loc.reshape(-1, *self.shape), scale.reshape(-1, *self.shape)).to_event(len(self.shape))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.site(torch.zeros_like(x[:, 0]), torch.ones_like(x[:, 0])))
+            pyro.sample("x", dist.Normal(z.reshape(*z.shape[: z.dim() - len(self.shape)], 1), 0.7).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.module("one", self)
+        with pyro.plate("data", len(x)):
+            pyro.sample(
+                "z", self.site(x[:, 0] * self.loc[0] + self.loc[1], (x[:, 0] * self.scale[0] + self.scale[1]).exp())
+            )
+
+
+@pytest.mark.parametrize("num_particles", [1, 3])
+@pytest.mark.parametrize("name", ["stl", "dreg"])
+def test_the_shape_of_the_event_changes_nothing(name, num_particles):
+    """At the same draws, a number, a vector of one number and a matrix of one have the same gradients."""
+    x, found = torch.linspace(-1, 1, 7, dtype=torch.float64)[:, None], []
+    for event_dim in range(3):
+        one = OneLatent(event_dim)
+        with torch.random.fork_rng(), pyro.get_param_store().scope():
+            torch.manual_seed(0)
+            build_elbo(name, num_particles).loss_and_grads(one.model, one.guide, x)
+        found.append(torch.cat([one.loc.grad, one.scale.grad]))
+    assert found[0].abs().min() > 1e-3
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", ["stl", "dreg"])
+@pytest.mark.parametrize("family", ["Uniform", "Pareto", "Delta"])
+def test_a_posterior_without_the_path_derivative_is_refused(name, family):
+    """The support of two of them depends on parameters, and the third has no derivative by z."""
+    if family == "Delta":
+        posterior = lambda loc, scale: dist.Delta(loc)  # noqa: E731
+    else:
+        posterior = {"Uniform": lambda loc, scale: dist.Uniform(loc, loc + 1 + scale), "Pareto": dist.Pareto}[family]
+    one = OneLatent(0, lambda loc, scale: dist.Normal(loc, scale) if not loc.any() else posterior(loc.exp(), scale))
+    x = torch.linspace(0.1, 1, 7, dtype=torch.float64)[:, None]
+    with torch.random.fork_rng(), pyro.get_param_store().scope(), pytest.raises(InputError, match="use --elbo trace"):
+        build_elbo(name, 2).loss_and_grads(one.model, one.guide, x)

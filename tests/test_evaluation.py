@@ -292,7 +292,8 @@ def test_the_rate_is_split_of_a_random_subset(tmp_path, digits):
     data = Dataset("blank first", digits.train[:1000], torch.cat([blank, digits.test]))
     config = Config(epochs=2, hidden=(50,), latent_dim=4, batch_size=50, binarize="static")
     run = fit(config, data=data, out=tmp_path / "run")
-    report = evaluate(TrainedRun(run, run.vae(), data), 2, seed=3)
+    trained = TrainedRun(run, run.vae(), data)
+    report = evaluate(trained, 2, seed=3)
     whole, found = report.anatomy.rate, report.anatomy.rate_decomposition
     assert found.num_images == 2000
     parts = found.mutual_information.mean + found.total_correlation.mean + found.dimension_wise_kl.mean
@@ -300,6 +301,11 @@ def test_the_rate_is_split_of_a_random_subset(tmp_path, digits):
     assert abs(found.rate.mean - found.rate_closed_form.mean) < 4.3 * found.sampling_stderr
     for rate in (found.rate, found.rate_closed_form):
         assert abs(rate.mean - whole.mean) < 4.3 * rate.stderr < 0.25 * whole.mean
+    lower, upper = found.mutual_information.mean, found.mutual_information_upper.mean
+    with torch.random.fork_rng():
+        split = split_rate(run.vae(), trained.pixels(trained.test), seed=3)
+    assert lower < upper <= found.rate.mean
+    assert upper == pytest.approx(min(split.leave_one_out.mean().item(), found.rate.mean), abs=0.2)
     said = to_text(report)
     assert "2,000 random test images (seed 3)" in said
     assert f"{found.rate!s}" in said

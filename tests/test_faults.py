@@ -21,7 +21,7 @@ from pvae.runs import data
 from pvae.runs.run import Run
 from pvae.training import fit as fit_module
 from pvae.training.fit import fit, resume
-from pvae.training.trainer import Training
+from pvae.training.trainer import Trainer
 
 SMALL = ["--hidden", "8", "--latent-dim", "2", "--batch-size", "50", "--epochs", "3", "--device", "cpu", "--out", "run"]
 
@@ -36,14 +36,14 @@ def few(monkeypatch, few_digits, tmp_path):
 
 def after_epoch(number, monkeypatch, do):
     """Let something happen before the epoch after that one."""
-    original = Training.run_epoch
+    original = Trainer.run_epoch
 
     def run_epoch(self, *arguments):
         if self.epoch == number:
             do()
         return original(self, *arguments)
 
-    monkeypatch.setattr(Training, "run_epoch", run_epoch)
+    monkeypatch.setattr(Trainer, "run_epoch", run_epoch)
 
 
 def the_line(capsys):

@@ -27,7 +27,7 @@ from pvae.data.dataset import Dataset, to_pixels
 from pvae.runs import run as run_module
 from pvae.runs.run import Run
 from pvae.training.fit import fit, resume
-from pvae.training.trainer import Training
+from pvae.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -235,7 +235,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, few_digits, small_conf
 def test_a_nan_weight_ends_the_run(tmp_path, few_digits, small_config):
     training = None
     with torch.random.fork_rng(), pyro.get_param_store().scope():
-        training = Training(small_config, few_digits, torch.device("cpu"))
+        training = Trainer(small_config, few_digits, torch.device("cpu"))
         training.run_epoch()
         training.vae.p_x.decoder[0].weight.data[0, 0] = math.nan
         with pytest.raises(TrainingError, match="at step 4"):
@@ -247,14 +247,14 @@ def test_a_nan_weight_ends_the_run(tmp_path, few_digits, small_config):
 
 
 def test_ctrl_c_leaves_the_last_epoch(tmp_path, few_digits, small_config, monkeypatch):
-    original = Training.run_epoch
+    original = Trainer.run_epoch
 
     def interrupted_in_epoch_3(self, *arguments):
         if self.epoch == 2:
             raise KeyboardInterrupt
         return original(self, *arguments)
 
-    monkeypatch.setattr(Training, "run_epoch", interrupted_in_epoch_3)
+    monkeypatch.setattr(Trainer, "run_epoch", interrupted_in_epoch_3)
     with pytest.raises(InterruptedTrainingError, match=r"all up to epoch 2; .*resume"):
         fit(small_config.replace(epochs=4), data=few_digits, out=tmp_path / "run")
     monkeypatch.undo()
@@ -369,13 +369,13 @@ def test_what_cannot_be_trained_leaves_no_folder(tmp_path, few_digits, small_con
         def forward(self):
             return pyro.distributions.StudentT(torch.full((3,), 5.0)).to_event(1)
 
-    original = Training.__init__
+    original = Trainer.__init__
 
     def with_another_prior(self, *arguments):
         original(self, *arguments)
         self.vae.p_z = NoClosedForm()
 
-    monkeypatch.setattr(Training, "__init__", with_another_prior)
+    monkeypatch.setattr(Trainer, "__init__", with_another_prior)
     with pytest.raises(InputError, match="no closed-form KL"):
         fit(small_config.replace(elbo="analytic"), data=few_digits, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -395,7 +395,7 @@ def test_resume_refuses(tmp_path, few_digits, digits, small_config):
 
 def test_a_second_training_in_another_thread_is_refused(tmp_path, few_digits, small_config, monkeypatch):
     """Torch's random numbers and Pyro's store are the process's."""
-    refused, train_epoch = [], Training.train_epoch
+    refused, train_epoch = [], Trainer.train_epoch
 
     def other():
         try:
@@ -409,7 +409,7 @@ def test_a_second_training_in_another_thread_is_refused(tmp_path, few_digits, sm
         thread.join()
         return train_epoch(self, *arguments)
 
-    monkeypatch.setattr(Training, "train_epoch", with_another)
+    monkeypatch.setattr(Trainer, "train_epoch", with_another)
     fit(small_config, data=few_digits, out=tmp_path / "run")
     assert len(refused) == 2
     assert "in a process of its own" in refused[0]
@@ -564,7 +564,7 @@ def test_burdas_start(few_digits):
     """Glorot-uniform weights, zero biases, and a decoder that gives the mean image at z = 0."""
     config = Config(initialization="burda", hidden=(16, 8), activation="tanh", binarize="dynamic", latent_dim=3)
     with torch.random.fork_rng():
-        vae = Training(config.replace(batch_size=50), few_digits, torch.device("cpu")).vae
+        vae = Trainer(config.replace(batch_size=50), few_digits, torch.device("cpu")).vae
     first = vae.q_z.encoder[1]
     limit = (6 / (784 + 16)) ** 0.5
     assert first.weight.abs().max() <= limit
@@ -592,7 +592,7 @@ def test_a_signal_in_the_middle_of_a_test_changes_nothing(tmp_path, few_digits, 
     """The test draws under a seed of its own, and what is saved there is the training's random state."""
     config = small_config.replace(epochs=3, binarize="dynamic")
     whole = fit(config, data=few_digits, out=tmp_path / "whole")
-    tested = Training.test
+    tested = Trainer.test
 
     def signalled(self, between=lambda: None):
         def between_and_signal():
@@ -603,7 +603,7 @@ def test_a_signal_in_the_middle_of_a_test_changes_nothing(tmp_path, few_digits, 
         return tested(self, between_and_signal)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "test", signalled)
+        patch.setattr(Trainer, "test", signalled)
         with pytest.raises(InterruptedTrainingError, match="and step"):
             fit(config, data=few_digits, out=tmp_path / "run")
     run = resume(tmp_path / "run", data=few_digits)

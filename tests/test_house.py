@@ -100,7 +100,7 @@ def test_a_private_name_of_torch_is_found(source):
 
 def test_names_of_the_configuration_are_those_that_exist():
     known = {"auto", "mnist-5k", "binarized-mnist", "linear-gaussian", "celeba", "folder:PATH"}
-    assert set(options.DATASETS) == known | set(mnist._TORCHVISION)
+    assert set(options.DATASETS) == known | set(mnist.CLASSES)
     for name in options.ELBOS:
         assert isinstance(registry.build_elbo(name, 2), base.PerDatumELBO)
 

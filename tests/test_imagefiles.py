@@ -9,7 +9,6 @@ import struct
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -136,11 +135,11 @@ SLOW_BUILD = """
 import sys, time
 from pathlib import Path
 from pvae.data import image_folder
-decode = image_folder._decode
+decode = image_folder.decode
 def slow(*arguments):
     time.sleep(0.2)
     return decode(*arguments)
-image_folder._decode = slow
+image_folder.decode = slow
 print("building", flush=True)
 files = image_folder.image_files(Path(sys.argv[1]))
 image_folder.load_images(files, image_folder.ImageTransform(size=32), Path(sys.argv[2]))
@@ -248,8 +247,7 @@ def test_16_bits_are_not_clipped(tmp_path):
 
 def decoded(path, size, *, crop=0, grey=False):
     """Return (C, H, W) of one file."""
-    with ThreadPoolExecutor(1) as pool:
-        return image_folder._decode(path, ImageTransform(size, crop, grey), pool)
+    return image_folder.decode(path, ImageTransform(size, crop, grey))
 
 
 # What a viewer shows of each EXIF orientation, of a picture as it is stored.
@@ -360,9 +358,10 @@ def test_a_16_bit_pgm_is_not_refused(tmp_path):
 
 
 def test_caches_of_the_old_decoding_are_not_read(folder, tmp_path, monkeypatch):
-    """Of files that lie in a cache where a decoding without orientations and transparency left them."""
+    """Files of a cache in which a decoding without orientations and transparency left them."""
     files, transform = image_files(folder), ImageTransform(size=8)
     monkeypatch.setattr(image_folder, "_DECODING", 2)
-    load_images(files, transform, tmp_path / "old")
+    load_images(files, transform, tmp_path / "caches")
     monkeypatch.undo()
-    assert not (tmp_path / "old" / f"{image_folder._key(files, transform)}.npy").exists()
+    load_images(files, transform, tmp_path / "caches")
+    assert len(list((tmp_path / "caches").glob("*.npy"))) == 2

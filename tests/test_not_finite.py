@@ -13,7 +13,6 @@ import pyro
 import pytest
 import torch
 from conftest import needs_inductor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pvae.cli.compare import main as compare
 from pvae.cli.draw import main as draw
@@ -22,16 +21,15 @@ from pvae.config.options import ON_NAN
 from pvae.core import records
 from pvae.core.errors import InputError, InterruptedTrainingError, TrainingError
 from pvae.core.finite import NotFiniteError
-from pvae.core.parallel import ALONE
 from pvae.elbos.importance import IWAE
 from pvae.plotting.run_figures import histogram_figure
 from pvae.runs import data as data_module
 from pvae.runs import run as run_module
 from pvae.runs.checkpoint import to_bytes
 from pvae.runs.run import Run
+from pvae.training.epoch_state import EpochState
 from pvae.training.fit import fit, resume
-from pvae.training.step import _look_every
-from pvae.training.trainer import Training
+from pvae.training.trainer import Trainer
 
 ENGINES = ["none", "graph"]
 WHOLE = pytest.param("inductor", marks=needs_inductor)
@@ -41,7 +39,7 @@ def trained(config, data, spoil, epochs=1):
     """Train in memory; `spoil` is given the training after its first epoch."""
     with torch.random.fork_rng(), pyro.get_param_store().scope():
         torch.manual_seed(0)
-        training = Training(config.replace(epochs=epochs + 1), data, torch.device("cpu"))
+        training = Trainer(config.replace(epochs=epochs + 1), data, torch.device("cpu"))
         training.run_epoch()
         spoil(training)
         for _ in range(epochs):
@@ -55,8 +53,8 @@ def test_a_weight_of_nan_is_named_with_its_batch(few_digits, small_config, engin
 
     def spoil(training):
         training.vae.p_x.decoder[2].weight.data[3, 1] = math.nan
-        training._pass = training._new_pass()
-        orders.append(training._pass.order[:3].tolist())
+        training._state = EpochState.new(len(few_digits.train), training.device)
+        orders.append(training._state.order[:3].tolist())
 
     with pytest.raises(TrainingError) as caught:
         trained(small_config.replace(compile=engine), few_digits, spoil)
@@ -83,7 +81,7 @@ def test_what_is_not_finite_is_named_and_leaves_all_as_it_was(few_digits, small_
         if kind == "gradient":
             spoil_gradient(training, monkeypatch)
         else:
-            elbo = training.stepper.elbo if engine == "none" else training.stepper.elbo.elbo
+            elbo = training.stepper._elbo
             loss_of, nan = elbo.loss_of, torch.tensor(math.nan)
             monkeypatch.setattr(elbo, "loss_of", lambda *given: loss_of(*given) + nan)
 
@@ -126,131 +124,23 @@ def test_skipped_steps_are_counted_and_the_others_go_on(few_digits, small_config
     config = small_config.replace(on_nan="skip", max_skipped=3, compile=engine)
 
     def spoil(training):
-        original, count, calm = training.take_step, iter(range(100)), calmly(training, monkeypatch)
+        original, count, calm = training.stepper.step, iter(range(100)), calmly(training, monkeypatch)
 
-        def take_step(index):
+        def step(*given):
             calm.fill_(float(next(count) != 1))
             state = state_of(training)
             try:
-                return original(index)
+                return original(*given)
             finally:
                 is_as_before = [torch.equal(ours, theirs) for ours, theirs in zip(state, state_of(training))]
                 assert all(is_as_before) if calm == 0 else not any(is_as_before)
 
-        training.take_step = take_step
+        training.stepper.step = step
 
     training = trained(config, few_digits, spoil)
     assert (training.skipped, training.step) == (1, 6)
     assert int(training.stepper.optimizer.state_dict()["state"][0]["step"]) == 5
     assert all(p.isfinite().all() for p in training.vae.parameters())
-
-
-def test_only_a_gpu_is_given_steps_ahead(small_config):
-    gpu = torch.device("cuda")
-    assert _look_every(small_config.replace(compile="graph"), gpu) == 64
-    assert _look_every(small_config.replace(compile="graph", on_nan="skip"), gpu) == 1
-    assert _look_every(small_config.replace(compile="inductor"), gpu) == 1
-    assert _look_every(small_config.replace(compile="graph"), torch.device("cpu")) == 1
-
-
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-WAYS = [
-    ("graph", "cpu"),  # inductor takes no step ahead
-    *(pytest.param(how, "cuda", marks=GPU) for how in ("graph", "cuda-graph")),
-]
-
-
-def ahead(config, data, device, look_every, monkeypatch, ill=None, between=lambda training: None):
-    """Train two epochs of 7 steps, of which that many are taken ahead, one of them ill; return the training."""
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
-        torch.manual_seed(0)
-        training = Training(config.replace(epochs=2, batch_size=20), data, torch.device(device))
-        training.stepper.look_every = look_every
-        calm, original = calmly(training, monkeypatch), training.take_step
-
-        def take_step(index):
-            calm.fill_(float(training.step != ill))
-            return original(index)
-
-        training.take_step = take_step
-        try:
-            training.rows = [training.run_epoch(between=lambda: between(training)) for _ in range(2)]
-        except TrainingError as error:
-            training.error = str(error)
-    return training
-
-
-@pytest.mark.parametrize(("engine", "device"), WAYS)
-def test_steps_taken_ahead_train_the_same(few_digits, small_config, engine, device, monkeypatch):
-    given, checkpoints = (small_config.replace(compile=engine), few_digits, device), []
-    one = ahead(*given, 1, monkeypatch)
-    some = ahead(*given, 3, monkeypatch, between=lambda training: checkpoints.append(training.checkpoint()))
-    many = ahead(*given, 100, monkeypatch)
-    for other in (some, many):
-        assert all(torch.equal(ours, theirs) for ours, theirs in zip(state_of(one), state_of(other)))
-        for ours, theirs in zip(sum(one.rows, ()), sum(other.rows, ())):
-            assert replace(ours, seconds=0) == replace(theirs, seconds=0)
-    totals = [checkpoint.unfinished.total for checkpoint in checkpoints if checkpoint.unfinished]
-    assert totals[:7] == sorted(totals[:7])
-    assert totals[0] > 0, "a checkpoint knows of each step before it"
-
-
-@pytest.mark.parametrize(("engine", "device"), WAYS)
-@pytest.mark.parametrize("ill", [1, 5, 7, 9])
-def test_a_step_taken_ahead_that_is_refused_stops_all_after_it(
-    few_digits, small_config, engine, device, ill, monkeypatch
-):
-    config = small_config.replace(compile=engine)
-    one, many = (ahead(config, few_digits, device, count, monkeypatch, ill) for count in (1, 4))
-    assert one.error == many.error
-    assert f"the gradient of p_x.decoder.0.bias is NaN or infinite, at step {ill} (batch " in one.error
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(state_of(one), state_of(many)))
-    assert int(one.stepper.optimizer.state_dict()["state"][0]["step"]) == ill - 1
-
-
-class NobodyWaits(TorchDispatchMode):
-    """Refuse what would wait for a GPU: numbers that leave it, and shapes that hang on numbers."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert function is not torch.ops.aten._local_scalar_dense.default
-        assert torch.Tag.dynamic_output_shape not in function.tags or function is torch.ops.aten.index.Tensor
-        return function(*args, **(kwargs or {}))
-
-
-def stepped_ahead(config, data, device):
-    """Return a training that has taken one step, of many that are taken ahead of one look."""
-    training = Training(config.replace(schedule="cosine", warm_up=2, binarize="dynamic"), data, torch.device(device))
-    training.stepper.look_every = 100
-    training._pass = training._new_pass()
-    training._step(training._pass.order[:50], training._pass)
-    return training
-
-
-def test_nobody_waits_for_a_step(few_digits, small_config, monkeypatch):
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
-        training = stepped_ahead(small_config.replace(compile="graph"), few_digits, "cpu")
-        with NobodyWaits(), training.stepper.unedited(), monkeypatch.context() as patch:
-            patch.setattr(torch.Tensor, "tolist", None)  # these read a CPU's memory past all operators
-            patch.setattr(torch.Tensor, "numpy", None)
-            training._step(training._pass.order[50:100], training._pass)
-        training._look()
-        training.stepper.look_every, training._pass = 1, training._new_pass()
-        with NobodyWaits(), pytest.raises(AssertionError):
-            training._step(training._pass.order[:50], training._pass)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("engine", ["graph", "cuda-graph"])
-def test_nobody_waits_for_a_step_on_a_gpu(few_digits, small_config, engine):
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
-        training = stepped_ahead(small_config.replace(compile=engine), few_digits, "cuda")
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            training._step(training._pass.order[50:100], training._pass)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        training._look()
-        assert math.isfinite(training._pass.running_loss(ALONE))
 
 
 def test_after_so_many_skipped_steps_it_ends(few_digits, small_config, monkeypatch):
@@ -261,35 +151,35 @@ def test_after_so_many_skipped_steps_it_ends(few_digits, small_config, monkeypat
 
 def spoil_some(training, monkeypatch):
     """Spoil two of the three steps of each epoch."""
-    original = training.take_step
+    original = training.stepper.step
 
-    def take_step(index):
+    def step(*given):
         with monkeypatch.context() as patch:
             if training.step % 3 != 0:
                 spoil_gradient(training, patch)
-            return original(index)
+            return original(*given)
 
-    training.take_step = take_step
+    training.stepper.step = step
 
 
 def test_the_count_is_printed_and_survives_a_resumption(tmp_path, few_digits, small_config, monkeypatch, capsys):
     """Stopped in the middle of the second epoch, and gone on with: the same figures as without the stop."""
     config = small_config.replace(on_nan="skip", max_skipped=9)
-    original = Training.take_step
-    interrupted_at = 5
+    original = Trainer._step
+    interrupted_at = 4
 
-    def take_step(self, index):
+    def step(self, index):
         if self.step == interrupted_at:
             raise KeyboardInterrupt
         with monkeypatch.context() as patch:
-            if self.step % 3 == 1:
+            if self.step % 3 == 0:
                 spoil_gradient(self, patch)
             return original(self, index)
 
-    monkeypatch.setattr(Training, "take_step", take_step)
+    monkeypatch.setattr(Trainer, "_step", step)
     with pytest.raises(InterruptedTrainingError):
         fit(config, data=few_digits, out=tmp_path / "run", checkpoint_every=1, quiet=False)
-    interrupted_at = 0
+    interrupted_at = -1
     run = resume(tmp_path / "run", data=few_digits, quiet=False)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     assert [line.rpartition(", ")[2] for line in lines] == ["1 steps skipped so far", "2 steps skipped so far"]
@@ -304,13 +194,13 @@ def test_gradients_are_clipped_as_torch_clips_them(few_digits, small_config, eng
     def one_step(config, by_torch):
         with torch.random.fork_rng(), pyro.get_param_store().scope():
             torch.manual_seed(0)
-            training = Training(config, few_digits, torch.device("cpu"))
+            training = Trainer(config, few_digits, torch.device("cpu"))
             if by_torch:
                 training.stepper.optimizer.register_step_pre_hook(
                     lambda *_: norms.append(torch.nn.utils.clip_grad_norm_(training.vae.parameters(), clip_norm).item())
                 )
             for _ in range(2):
-                training.take_step(torch.arange(50))
+                training.stepper.step(torch.arange(50), 1.0, config.lr)
             return state_of(training)
 
     norms = []
@@ -326,17 +216,17 @@ def test_the_loss_of_an_epoch_is_the_mean_over_the_images_that_were_stepped_on(f
     config, losses = small_config.replace(on_nan="skip", max_skipped=3), []
     with torch.random.fork_rng(), pyro.get_param_store().scope():
         torch.manual_seed(0)
-        training = Training(config, few_digits, torch.device("cpu"))
-        original = training.take_step
+        training = Trainer(config, few_digits, torch.device("cpu"))
+        original = training.stepper.step
 
-        def take_step(index):
+        def step(index, *given):
             if training.step == 2:
                 raise NotFiniteError("spoiled")
-            (loss,) = original(index)
+            loss, terms = original(index, *given)
             losses.append(loss * len(index))
-            return [loss]
+            return loss, terms
 
-        training.take_step = take_step
+        training.stepper.step = step
         row = training.train_epoch()
     assert training.skipped == 1
     assert row.loss == pytest.approx(sum(losses) / (130 - 50), rel=1e-12)
@@ -355,7 +245,7 @@ def test_a_figure_that_is_not_finite_ends_the_training(
     tmp_path, few_digits, small_config, monkeypatch, no_pictures, on_nan, split, value
 ):
     """The loss of importance weights is finite where one draw of an image has no weight, and the rate is not."""
-    epoch, is_test, rate, test = 0, False, IWAE.rate, Training.test
+    epoch, is_test, rate, test = 0, False, IWAE.rate, Trainer.test
 
     def spoiled(self, draws):
         return rate(self, draws) + (value if epoch == 2 and is_test == (split == "test") else 0.0)
@@ -373,10 +263,10 @@ def test_a_figure_that_is_not_finite_ends_the_training(
         epoch += 1
         return train_epoch(self, *given)
 
-    train_epoch = Training.train_epoch
+    train_epoch = Trainer.train_epoch
     monkeypatch.setattr(IWAE, "rate", spoiled)
-    monkeypatch.setattr(Training, "test", tested)
-    monkeypatch.setattr(Training, "train_epoch", begun)
+    monkeypatch.setattr(Trainer, "test", tested)
+    monkeypatch.setattr(Trainer, "train_epoch", begun)
     config = small_config.replace(elbo="iwae", particles=2, epochs=3, on_nan=on_nan)
     with pytest.raises(TrainingError, match=r"elbo is .*holds all up to epoch 1"):
         fit(config, data=few_digits, out=tmp_path / "run")

@@ -29,7 +29,7 @@ from pvae.models.build import build_vae
 from pvae.runs.run import Run
 from pvae.training.shared_elbo import SharedELBO, WholeBatchNoise
 from pvae.training.step import Stepper
-from pvae.training.trainer import Training
+from pvae.training.trainer import Trainer
 
 if not torch.distributed.is_available():
     pytest.skip("torch was built without torch.distributed", allow_module_level=True)
@@ -105,8 +105,7 @@ def test_losses_and_gradients_of_the_shares_sum_to_those_of_the_batch(small_vae,
         elbo = build_elbo(name, 2)
         parts = []
         for rank in range(3):
-            shared = SharedELBO(build_elbo(name, 2))
-            shared.share = World(rank, 3).share(7)
+            shared = SharedELBO(build_elbo(name, 2), World(rank, 3).share(7))
             parts.append(loss_and_gradients(shared, x[shared.share.rows]))
         for whole, *part in zip(loss_and_gradients(elbo, x), *parts):
             torch.testing.assert_close(sum(part), whole, rtol=1e-10, atol=1e-14)
@@ -244,7 +243,7 @@ def child_of(parent: int, rank: int) -> int:
 def test_what_looks_at_a_whole_batch_is_refused(few_digits, small_config):
     for option in ({"network": "conv-batchnorm", "hidden": (4,)}, {"likelihood": "normal-optimal"}, {"free_bits": 0.1}):
         with pytest.raises(InputError, match="in one process"), torch.random.fork_rng():
-            Training(small_config.replace(**option), few_digits, torch.device("cpu"), World(0, 2))
+            Trainer(small_config.replace(**option), few_digits, torch.device("cpu"), World(0, 2))
 
 
 def test_refusals_are_one_line_of_one_process(tmp_path):
@@ -267,12 +266,11 @@ def test_alone_where_nobody_started_more():
 
 def test_a_recording_is_of_one_share(small_vae, small_images):
     """Two shares of one shape draw other rows: nothing stale is replayed."""
-    vae, shared = small_vae(), SharedELBO(build_elbo("trace"))
-    compiled, losses = CompiledELBO(shared), []
+    vae, losses = small_vae(), []
     with pyro.get_param_store().scope(), torch.random.fork_rng():
         for share in (Share(0, 4, 8, 0.5), Share(4, 8, 8, 0.5)):
-            shared.share = share
-            for one in (compiled, shared):
+            shared = SharedELBO(build_elbo("trace"), share)
+            for one in (CompiledELBO(shared), shared):
                 torch.manual_seed(0)
                 losses.append(one.loss(vae.model, vae.guide, small_images(4)))
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
@@ -290,7 +288,7 @@ def test_each_of_several_processes_sees_its_share_change(few_digits, small_confi
             with stepper.unedited():
                 for share in (Share(0, 4, 8, 0.5), Share(4, 8, 8, 0.5)):
                     torch.manual_seed(0)
-                    losses.append(stepper.evaluate(x, share))
+                    losses.append(stepper.evaluate(x, share, 1.0)[0])
     assert losses[:2] == pytest.approx(losses[2:], rel=1e-5)
     assert losses[0] != losses[1]
 

@@ -21,7 +21,7 @@ from pvae.runs.checkpoint import Counts
 from pvae.runs.metrics import Metrics
 from pvae.runs.run import Run
 from pvae.training.fit import fit, resume
-from pvae.training.trainer import Training
+from pvae.training.trainer import Trainer
 
 EPOCHS = 3  # of the undisturbed run; the damaged ones are finished at 2, or stopped in the middle of the 2nd
 CONFIG = Config(hidden=(4,), latent_dim=2, batch_size=10, epochs=2)
@@ -46,7 +46,7 @@ def images():
 
 def stopped_in_an_epoch(path, images):
     """Leave a run as a process leaves it that is told to stop after 8 steps of 5 an epoch."""
-    take_step, taken = Training.take_step, []
+    take_step, taken = Trainer._step, []
 
     def stop_at_the_eighth(self, index):
         taken.append(index)
@@ -55,7 +55,7 @@ def stopped_in_an_epoch(path, images):
         return take_step(self, index)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Training, "take_step", stop_at_the_eighth)
+        patch.setattr(Trainer, "_step", stop_at_the_eighth)
         with pytest.raises(InterruptedTrainingError):
             fit(CONFIG, data=images, out=path, checkpoint_every=2)
     assert Run.open(path).read_checkpoint().unfinished.seen == 30

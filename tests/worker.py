@@ -22,13 +22,13 @@ from pvae.compile.compiled_elbo import CompiledELBO
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
 from pvae.config.options import ELBOS
-from pvae.core.parallel import World, joined
+from pvae.core.parallel import Share, World, joined
 from pvae.core.random_state import seeded
 from pvae.data.sources import load_dataset
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae
 from pvae.training.shared_elbo import SharedELBO
-from pvae.training.trainer import Training
+from pvae.training.trainer import Trainer
 
 CHAIN = Config(hidden=(8, 6), latent_dim=3, second_latent_dim=2, second_hidden=(5,))
 
@@ -36,22 +36,21 @@ CHAIN = Config(hidden=(8, 6), latent_dim=3, second_latent_dim=2, second_hidden=(
 def trained(world: World, name: str, engine: str, steps: int, config: Config) -> torch.Tensor:
     torch.manual_seed(0)
     vae = build_vae(config, (1, 5, 4)).double()
-    elbo = shared = build_elbo(name, 2)
-    if world.size > 1:
-        elbo = shared = SharedELBO(elbo)
-    if engine != "none":
-        elbo = CompiledELBO(elbo, engine)
     x = torch.rand(37, 1, 5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     adam = torch.optim.Adam(vae.parameters(), lr=1e-2, fused=True)
     optimizer = SingleOptimizer(adam, dict(vae.named_parameters()), reduce=world.sum_)
     with pyro.get_param_store().scope():
-        svi = SVI(vae.model, vae.guide, optimizer, loss=elbo)
+        elbos: dict[Share, Any] = {}  # a recording is of one share
         for step in range(steps):
             index = torch.randperm(37)[: 1 if step % 25 == 24 else 10 if step % 3 else 7]
-            shared.share = world.share(len(index))
-            if name in ("trace", "analytic"):
-                elbo.beta = min(1.0, step / steps * 2)
-            svi.step(x[index][shared.share.rows])
+            share = world.share(len(index))
+            if share not in elbos:
+                elbo: Any = build_elbo(name, 2)
+                elbo = elbo if world.size == 1 else SharedELBO(elbo, share)
+                elbos[share] = elbo if engine == "none" else CompiledELBO(elbo, engine)
+            svi = SVI(vae.model, vae.guide, optimizer, loss=elbos[share])
+            beta = min(1.0, step / steps * 2) if name in ("trace", "analytic") else None
+            svi.step(x[index][share.rows], beta=beta)
     return torch.cat([parameter.detach().reshape(-1) for parameter in vae.parameters()])
 
 
@@ -67,7 +66,7 @@ def skipping(world: World, spoiled_rank: int) -> dict[str, Any]:
     data, device, kept = load_dataset("mnist-5k"), torch.device("cpu"), []
     config = Config(hidden=(16,), latent_dim=3, batch_size=500, on_nan="skip")
     with seeded(0, device), pyro.get_param_store().scope():
-        training = Training(config, data, device, world)
+        training = Trainer(config, data, device, world)
 
         def spoil(_module: nn.Module, _given: Any, output: torch.Tensor) -> torch.Tensor | None:
             is_now = training.vae.training and training.step == 3 and world.rank == spoiled_rank % world.size
@@ -82,7 +81,7 @@ def skipping(world: World, spoiled_rank: int) -> dict[str, Any]:
         after = {"skipped": training.skipped, "next": torch.randperm(5).tolist()}
         after["weights"] = sum(p.double().abs().sum() for p in training.vae.parameters()).item()
     with seeded(0, device), pyro.get_param_store().scope():
-        again = Training(config, data, device, world)
+        again = Trainer(config, data, device, world)
         again.restore(kept[0])
         resumed = again.run_epoch()
     for name, rows in (("whole", whole), ("resumed", resumed)):
@@ -96,7 +95,7 @@ def deep_bayes(world: World) -> list[float]:
     pvae.data.dataset.to_pixels = pvae.training.validation.to_pixels = lambda *given: as_float32(*given).double()
     device = torch.device("cpu")
     with seeded(0, device), pyro.get_param_store().scope():
-        training = Training(Config(dataset="mnist"), load_dataset("mnist"), device, world)
+        training = Trainer(Config(dataset="mnist"), load_dataset("mnist"), device, world)
         training.vae.double()
         return [training.run_epoch()[1].elbo for _ in range(3)]
 

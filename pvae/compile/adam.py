@@ -26,15 +26,11 @@ class AdamUpdate(ABC):
         p <- p - lr  m / (1 - beta_1^t)  / (sqrt(v / (1 - beta_2^t)) + epsilon)
 
     The optimiser may be saved, loaded and stepped by itself in between: its state stays its own. A step that is refused
-    leaves parameters and state as they were, and so does each after it, until `go_on`: nobody need look at one before
-    the next is taken.
+    leaves parameters and state as they were.
 
     Args:
         optimizer: as `suits` takes it.
         name_of: what a message calls a parameter.
-
-    Attributes:
-        is_going: one flag, whether no step was refused since.
 
     Reference:
         Kingma and Ba, arXiv:1412.6980, algorithm 1.
@@ -44,11 +40,10 @@ class AdamUpdate(ABC):
         self.optimizer = optimizer
         self.name_of = name_of
         self.parameters: list[Tensor] = optimizer.param_groups[0]["params"]
-        self.is_going = torch.ones((), dtype=torch.bool, device=self.parameters[0].device)
 
     @classmethod
     def suits(cls, optimizer: Optimizer) -> bool:
-        """Whether it is plain fused Adam over one group of float32 or float64 on one device, its settings numbers."""
+        """Whether it is plain fused Adam: one group, float32 or float64, one device, and settings that are numbers."""
         if type(optimizer) is not Adam or len(optimizer.param_groups) != 1:
             return False
         group = optimizer.param_groups[0]
@@ -69,39 +64,33 @@ class AdamUpdate(ABC):
                 state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
 
     def held(self) -> list[Tensor]:
-        """Return the tensors that it writes into: a recording hangs on which they are, not on their numbers."""
+        """Return the tensors that it writes into: a recording depends on which they are, not on their values."""
         states = [self.optimizer.state[parameter] for parameter in self.parameters]
-        return [self.is_going, *self.parameters, *(tensor for state in states for tensor in state.values())]
+        return [*self.parameters, *(tensor for state in states for tensor in state.values())]
 
     def counts(self, trained: Sequence[Tensor]) -> list[Tensor]:
-        """Return the numbers of steps that these parameters have taken."""
+        """Return how many steps each of these parameters has taken."""
         return [self.optimizer.state[parameter]["step"] for parameter in trained]
 
-    def go_on(self) -> None:
-        """Take the next step, though one was refused."""
-        self.is_going.fill_(True)
-
     def refuse(self, loss: Tensor, trained: Sequence[Tensor], finite: Tensor) -> NoReturn:
-        """Refuse a step, of which a flag of `finite` is false, or one before it was refused.
+        """Raise the error of a step of which a flag of `finite` is false.
 
         Raises:
-            NotFiniteError: it always does; `apply` left all as it was.
+            NotFiniteError: always; `apply` left parameters and state as they were.
         """
         is_finite, *of_gradients = finite.tolist()
         if not is_finite:
             raise NotFiniteError(f"the loss is {loss.item()}")
         named = [self.name_of(parameter) for parameter, holds in zip(trained, of_gradients) if not holds]
-        if not named:
-            raise NotFiniteError("a number of an earlier step, which was interrupted, is NaN or infinite")
         raise NotFiniteError(f"the gradient of {listed(named)} is NaN or infinite")
 
     @abstractmethod
     def is_recorded(self) -> bool:
-        """Whether a recording still holds for the settings that it has for good."""
+        """Whether the settings that a recording fixes are unchanged."""
 
     @abstractmethod
     def set_numbers(self, counts: Sequence[Tensor]) -> bool:
-        """Set, for the next step, what may change between two; false if these counts of steps keep it from that."""
+        """Set the values that may change from step to step; return False if these counts of steps do not allow it."""
 
     @staticmethod
     @abstractmethod
@@ -110,13 +99,13 @@ class AdamUpdate(ABC):
 
     @abstractmethod
     def apply(self, trained: Sequence[Tensor], gradients: Sequence[Tensor], is_well: Tensor) -> None:
-        """Write the new parameters, moments and counts, or leave the old ones if all is not well."""
+        """Write the new parameters, moments and counts, or leave the old ones where `is_well` is false."""
 
 
 class OperatorAdam(AdamUpdate):
-    """Adam by the operator that torch's own takes: on a CPU bit for bit the same, on a GPU but for lr in float32.
+    """Adam by the operator that torch's fused Adam calls: on a CPU bit for bit the same, on a GPU with lr in float32.
 
-    betas and epsilon are numbers in the recording.
+    The recording fixes betas and epsilon.
     """
 
     def __init__(self, optimizer: Adam, name_of: Callable[[Tensor], str] = lambda _: "a parameter") -> None:
@@ -129,7 +118,7 @@ class OperatorAdam(AdamUpdate):
 
     @classmethod
     def suits(cls, optimizer: Optimizer) -> bool:
-        """Whether the operator is there and takes it; a GPU's reads lr in float32, which float64 would notice."""
+        """Whether the operator takes this optimiser; on a GPU it reads lr in float32, too coarse for float64."""
         first = optimizer.param_groups[0]["params"][0]
         is_too_fine = first.dtype == torch.float64 and first.device.type != "cpu"
         return _HAS_OPERATOR and super().suits(optimizer) and not is_too_fine
@@ -143,7 +132,7 @@ class OperatorAdam(AdamUpdate):
         return self._settings() == self._fixed
 
     def set_numbers(self, counts: Sequence[Tensor]) -> bool:
-        """Set lr, for the next step; the operator knows of the counts itself."""
+        """Set lr for the next step; the operator reads the counts itself."""
         lr = self.optimizer.param_groups[0]["lr"]
         if lr != self._lr_now:
             self._lr.fill_(lr)
@@ -156,7 +145,7 @@ class OperatorAdam(AdamUpdate):
         return torch.stack([loss, *foreach_norm(list(gradients))]).isfinite()
 
     def apply(self, trained: Sequence[Tensor], gradients: Sequence[Tensor], is_well: Tensor) -> None:
-        """Write the new parameters, moments and counts, or leave the old ones if all is not well."""
+        """Write the new parameters, moments and counts, or leave the old ones where `is_well` is false."""
         states = [self.optimizer.state[parameter] for parameter in trained]
         counts, is_ill = self.counts(trained), 1.0 - is_well.to(torch.float32)
         beta_1, beta_2, epsilon = self._fixed
@@ -181,20 +170,18 @@ class OperatorAdam(AdamUpdate):
 
 
 def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """Return the gradient in the parameter's layout: the operator reads memory as it lies."""
+    """Return the gradient in the parameter's layout: the operator reads memory in its order."""
     return gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)
 
 
 class ElementwiseAdam(AdamUpdate):
-    """Adam in operations of which a compiler makes one loop, to rounding the same.
+    """Adam in elementwise operations, which a compiler fuses into one loop; the same to rounding.
 
         m <- m + (1 - beta_1) (g - m)        v <- beta_2 v + (1 - beta_2) g^2
         p <- p - lr / (1 - beta_1^t)  m / (sqrt(v) / sqrt(1 - beta_2^t) + epsilon)
 
-    A compiler cannot take what hangs on these numbers alone out of its loop over a parameter, since the loop writes
-    memory that they might lie in; so all of it is done outside, and as little as can be inside. What may change from
-    step to step, lr, betas, epsilon and t, lies in numbers that `set_numbers` sets before each; to read t, it waits for
-    a GPU.
+    The factors that depend only on lr, betas, epsilon and t are computed once a step by `set_numbers`, outside of the
+    loop over a parameter: the loop writes memory, so a compiler cannot move them out of it. Reading t waits for a GPU.
     """
 
     def __init__(self, optimizer: Adam, name_of: Callable[[Tensor], str] = lambda _: "a parameter") -> None:
@@ -202,11 +189,11 @@ class ElementwiseAdam(AdamUpdate):
         self._numbers = torch.zeros(6, dtype=self.parameters[0].dtype, device=self.parameters[0].device)
 
     def is_recorded(self) -> bool:
-        """Whether a recording still holds: it has no setting for good."""
+        """Whether the settings that a recording fixes are unchanged: there are none."""
         return True
 
     def set_numbers(self, counts: Sequence[Tensor]) -> bool:
-        """Set what hangs on the settings and on these counts, for the next step; false if the counts differ."""
+        """Set the factors of the next step from the settings and these counts; return False if the counts differ."""
         group = self.optimizer.param_groups[0]
         found = {count.item() for count in counts}
         if len(found) != 1:
@@ -215,7 +202,7 @@ class ElementwiseAdam(AdamUpdate):
         step_size, scale = group["lr"] / (1 - beta_1**count), (1 - beta_2**count) ** -0.5
         numbers = (step_size, scale, 1 - beta_1, beta_2, 1 - beta_2, group["eps"])
         if self._numbers.device.type == "cpu":
-            self._numbers.numpy()[:] = numbers  # a tensor of them would take several times as long to make
+            self._numbers.numpy()[:] = numbers  # several times as fast as making a tensor
         else:
             self._numbers.copy_(torch.tensor(numbers, dtype=self._numbers.dtype))
         return True
@@ -226,7 +213,7 @@ class ElementwiseAdam(AdamUpdate):
         return torch.stack([loss.isfinite(), *((one * one).isfinite().all() for one in gradients)])
 
     def apply(self, trained: Sequence[Tensor], gradients: Sequence[Tensor], is_well: Tensor) -> None:
-        """Write the new parameters, moments and counts by the numbers set, or the old ones if all is not well."""
+        """Write the new parameters, moments and counts, or the old ones where `is_well` is false."""
         step_size, scale, new, decay, newer, epsilon = self._numbers.unbind()
         for parameter, gradient in zip(trained, gradients):
             state: dict[str, Tensor] = self.optimizer.state[parameter]

@@ -19,8 +19,8 @@ Rewrite = Callable[..., fx.Node | tuple[fx.Node | None, ...]]
 def take_products_in_bfloat16(graph: fx.Graph) -> None:
     """Round the factors of float32 products and convolutions to bfloat16, and bring the results back to float32.
 
-    Biases are added in float32, and their gradients summed in it. What takes a product's place are operators of torch
-    alone.
+    Biases are added in float32, and their gradients summed in it. `torch.autocast` would instead leave the activations
+    and the losses between products in bfloat16.
     """
     writer = _Writer(graph)
     for node in list(graph.nodes):
@@ -50,7 +50,7 @@ def _is_float32(node: Any) -> bool:
 
 
 class _Writer:
-    """What writes operators into a graph, where it inserts; what the graph is given is rounded but once."""
+    """Writes operators into a graph at its insertion point; each input of the graph is rounded once."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
@@ -62,9 +62,9 @@ class _Writer:
 
     def low(self, factor: Any) -> fx.Node:
         """Return a factor in bfloat16."""
-        if factor.target is _ATEN.t.default:  # so that a weight is rounded once for both passes
+        if factor.target is _ATEN.t.default:  # round a weight once for both passes
             return self(_ATEN.t.default, self.low(factor.args[0]))
-        if factor.op not in ("get_attr", "placeholder"):  # it may be written into between two products
+        if factor.op not in ("get_attr", "placeholder"):  # it may be modified between two products
             return self._low(factor)
         if factor not in self._rounded:
             with self.graph.inserting_after(factor):

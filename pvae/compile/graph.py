@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,7 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from pvae.compile.bfloat16 import take_products_in_bfloat16
-from pvae.compile.cuda_graph import CudaGraph, in_tf32
 from pvae.compile.inductor import compile_graph, missing
-from pvae.config.options import COMPILERS, PRECISIONS
 from pvae.core.errors import InputError, brief, check_name
 from pvae.core.finite import is_of_memory
 from pvae.core.onednn import onednn, opaque_onednn, suits_onednn
@@ -45,21 +42,14 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
     Args:
         function: of tensors; with no control flow that looks at their values.
         inputs: what to run it on; the result takes tensors of these shapes, strides and dtypes only.
-        engine: "graph" calls torch's operators one by one; "inductor" compiles them to C++ or Triton; "cuda-graph"
-            launches them on a GPU as one.
+        engine: "graph" calls torch's operators one by one; "inductor" compiles them to C++ or Triton.
         precision: "fp32" leaves dtypes as they are; "bf16" takes matrix products and convolutions of float32 in
-            bfloat16, and leaves all else; "tf32" lets a GPU take them in TF32.
+            bfloat16, and leaves all else.
 
     Raises:
-        InputError: the function cannot be recorded or compiled, or there is no such engine, precision, compiler or
-            GPU.
+        InputError: the function cannot be recorded or compiled, or there is no such engine, precision or compiler.
     """
     check_ways(engine, precision)
-    is_on_gpu = all(x.device.type == "cuda" for x in inputs)
-    if not is_on_gpu and (engine == "cuda-graph" or precision == "tf32"):
-        option = "--compile cuda-graph" if engine == "cuda-graph" else "--precision tf32"
-        raise InputError(f"{option} needs an NVIDIA GPU: take --compile graph, and on a CPU fp32 or bf16")
-
     graph = _graph_of(function, inputs)
     if precision == "bf16":
         take_products_in_bfloat16(graph.graph)
@@ -67,9 +57,17 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
         _take_large_products_from_onednn(graph.graph, onednn if engine != "inductor" else opaque_onednn())
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    replay: Function = graph.forward if engine != "inductor" else _compiled(graph, inputs, precision)
-    replay = in_tf32(replay) if precision == "tf32" else replay
-    return CudaGraph(replay, inputs) if engine == "cuda-graph" else replay
+    if engine != "inductor":
+        return graph.forward
+    try:
+        return compile_graph(graph, *inputs)
+    except Exception as error:
+        if is_of_memory(error):
+            raise
+        raise InputError(
+            f"inductor cannot compile this ({brief(error)}): see that the C++ compiler works and no disk is full, or "
+            "take --compile graph"
+        ) from error
 
 
 def _graph_of(function: Function, inputs: Sequence[Tensor]) -> fx.GraphModule:
@@ -84,7 +82,7 @@ def _graph_of(function: Function, inputs: Sequence[Tensor]) -> fx.GraphModule:
         raise
     except Exception as error:  # the same ran before: what is wrong with it is that it is being recorded
         raise InputError(f"{_LOOKS} ({brief(error)})") from error
-    if any(_hangs_on_values(node) for node in graph.graph.nodes):
+    if any(_depends_on_values(node) for node in graph.graph.nodes):
         raise InputError(_LOOKS)
     for node in graph.graph.find_nodes(op="get_attr"):
         node.meta.setdefault("val", getattr(graph, str(node.target)))  # torch 2.6 leaves it out
@@ -92,24 +90,10 @@ def _graph_of(function: Function, inputs: Sequence[Tensor]) -> fx.GraphModule:
     return graph
 
 
-def _compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], precision: str) -> Function:
-    make = partial(compile_graph, graph)
-    try:
-        replay: Function = in_tf32(make)(*inputs) if precision == "tf32" else make(*inputs)
-    except Exception as error:
-        if is_of_memory(error):
-            raise
-        raise InputError(
-            f"inductor cannot compile this ({brief(error)}): see that the C++ compiler works and no disk is full, or "
-            "take --compile graph"
-        ) from error
-    return replay
-
-
 def check_ways(engine: str, precision: str) -> None:
     """Raise an `InputError` unless there are an engine and a precision of these names, and what they need."""
-    check_name("way to compile", engine, [name for name in COMPILERS if name != "none"])
-    check_name("precision", precision, PRECISIONS)
+    check_name("way to compile", engine, ["graph", "inductor"])
+    check_name("precision", precision, ["fp32", "bf16"])
     if engine == "inductor" and missing():
         raise InputError(f"--compile inductor needs {missing()}, or take --compile graph")
 
@@ -133,9 +117,9 @@ class _TensorsStayTensors(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _hangs_on_values(node: fx.Node) -> bool:
-    """Whether the shape of what an operator gives hangs on the values that it takes."""
-    if node.target is _ATEN.index.Tensor:  # by numbers it does not, by conditions it does
+def _depends_on_values(node: fx.Node) -> bool:
+    """Whether the shape of an operator's result depends on the values of its arguments."""
+    if node.target is _ATEN.index.Tensor:  # an index of integers does not, a mask does
         indices: Any = node.args[1]
         return any(index is not None and index.meta["val"].dtype in (torch.bool, torch.uint8) for index in indices)
     return torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())

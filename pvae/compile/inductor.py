@@ -20,13 +20,13 @@ from pvae.core.torch_private import OLDEST_FOR_INDUCTOR
 __all__ = ["compile_graph", "missing"]
 
 _LOG = logging.getLogger(__name__)
-_OPTIONS: dict[str, Any] = {"fallback_random": True}  # with a stream of its own it would not train as the others do
+_OPTIONS: dict[str, Any] = {"fallback_random": True}  # the random stream of the other engines
 
 Function = Callable[..., Sequence[Tensor]]
 
 
 def missing() -> str:
-    """Return what inductor needs and does not find here; an empty text if there is all."""
+    """Return what inductor needs and does not find here, or an empty text."""
     if torch.__version__ < OLDEST_FOR_INDUCTOR:
         return f"torch {OLDEST_FOR_INDUCTOR} or newer, and this is {torch.__version__}: install it"
     if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
@@ -38,8 +38,8 @@ def compile_graph(graph: fx.GraphModule, *inputs: Tensor) -> Function:
     """Compile a graph of torch's operators, and run it once or twice.
 
     Args:
-        graph: no gradient is taken of what it gives; what it writes into, the runs write into.
-        inputs: what it takes.
+        graph: its results need no gradient; the trial runs write into the tensors that it writes into.
+        inputs: of the graph.
 
     Returns:
         The same function, of tensors of these shapes, strides and dtypes only.
@@ -54,7 +54,7 @@ def compile_graph(graph: fx.GraphModule, *inputs: Tensor) -> Function:
             return _through_dynamo(graph, inputs)
         try:
             return _ahead_of_time(graph, inputs)
-        except Exception as error:  # not all can be compiled so; what is wrong with the graph itself comes again
+        except Exception as error:  # an error of the graph itself is raised again below
             _LOG.info("not compiled ahead of time: %s", error)
             return _through_dynamo(graph, inputs)
 
@@ -62,10 +62,10 @@ def compile_graph(graph: fx.GraphModule, *inputs: Tensor) -> Function:
 def _ahead_of_time(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Function:
     lifted, held = _lifted(graph)
     run = load_or_compile(lifted, [*inputs, *held], _OPTIONS)
-    known, one_at_a_time = _layout(inputs), threading.Lock()  # torch's own lock waits with the GIL in its hand
+    known, one_at_a_time = _layout(inputs), threading.Lock()  # torch's own lock waits while it holds the GIL
 
     def replay(*inputs: Tensor) -> Sequence[Tensor]:
-        if _layout(inputs) != known:  # the code would read memory as it was laid out then
+        if _layout(inputs) != known:  # the code would read memory in another layout
             raise ValueError(f"compiled for {known}, given {_layout(inputs)}")
         with one_at_a_time:
             return run([*inputs, *held])
@@ -80,14 +80,14 @@ def _layout(inputs: Sequence[Tensor]) -> list[tuple[Any, ...]]:
 
 def _through_dynamo(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Function:
     is_on_cpu = all(x.device.type == "cpu" for x in inputs)
-    guards = {"guard_filter_fn": lambda guards: [False for _ in guards]}  # who replays knows what it is of
+    guards = {"guard_filter_fn": lambda guards: [False for _ in guards]}  # the caller checks shapes
     replay: Function = torch.compile(graph, options={**_OPTIONS, **guards, "cpp_wrapper": is_on_cpu})
     replay(*inputs)
     return replay
 
 
 def _lifted(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
-    """Return a graph that takes, after its inputs, the tensors that this one holds, and these."""
+    """Return a graph whose tensor attributes are further inputs, and these tensors."""
     lifted = fx.Graph()
     nodes = {node: lifted.placeholder(node.name) for node in graph.graph.find_nodes(op="placeholder")}
     held: dict[int, tuple[Tensor, fx.Node]] = {}  # by identity: one tensor may have two names
@@ -105,7 +105,7 @@ def _lifted(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
 
 @contextlib.contextmanager
 def _without_a_word_of_cuda() -> Iterator[None]:
-    """Let torch not warn that CUDA's compiler is here and no GPU, when all that is wanted is C++."""
+    """Silence torch's warning that there is a CUDA compiler and no GPU: only C++ is compiled."""
     logger = logging.getLogger("torch.utils.cpp_extension")
     level = logger.level
     logger.setLevel(logging.ERROR)

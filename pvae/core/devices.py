@@ -1,4 +1,4 @@
-"""The name of a device becomes a device of this machine."""
+"""The name of a device becomes a `torch.device` that exists on this machine."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def resolve_device(name: str) -> torch.device:
     """Return the device of that name; "auto" is the GPU where there is one.
 
     Raises:
-        InputError: there is no such device, or no such device here.
+        InputError: the name is unknown, or this machine has no such device.
     """
-    local = os.environ.get("LOCAL_RANK", "")  # torchrun's number of a process on this machine
+    local = os.environ.get("LOCAL_RANK", "")  # set by torchrun: the number of the process on this machine
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and local.isdigit():

@@ -1,4 +1,4 @@
-"""Files that others may have touched: written whole, read in bounded memory, never through a link; a folder's lock."""
+"""Files: written as a whole, read with a bound on their size, and never through a link; the lock of a folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
     "write_whole",
 ]
 
-_REPORTS = {  # how each report of pvae's begins, by its name or, of pictures, its suffix
+_REPORTS = {  # how the content of each of pvae's reports begins, by file name or, for pictures, by suffix
     "evaluation.json": rb'\{\s*"run": "[^\n]*",\s*"epoch": \d+,\s*"data": "',
     "latent.json": rb'\{\s*"mean": \[',
     "probe.json": rb'\[\s*\{\s*"attribute": "',
@@ -40,40 +40,55 @@ _REPORTS = {  # how each report of pvae's begins, by its name or, of pictures, i
     ".png": rb"\x89PNG.*tEXtSoftware\0pvae",
 }
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a pipe without a writer would be waited for
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe does not wait for a writer
 
 
 def write_whole(path: Path, content: bytes, previous: Path | None = None) -> None:
-    """Write a file whole or not at all: to a temporary name, flushed to the disk, then renamed.
+    """Write a file as a whole or not at all: under a temporary name, flushed to the disk, then renamed.
 
     Args:
-        path: the file; a link of that name is replaced, and not followed.
-        content: all of it.
-        previous: where the file that it replaces is kept; at every moment one of the two is whole.
+        path: the file; a link of that name is replaced, not followed.
+        content: all of its bytes.
+        previous: where the replaced file is kept; at every moment one of the two files is whole.
 
     Raises:
-        InputError: something else than a file has that name: a folder, a pipe, a device.
-        OSError: it cannot be written; what was there before still is.
+        InputError: `path` is a folder, a pipe or a device.
+        OSError: the file cannot be written; what was there before is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     if os.path.lexists(path) and not (path.is_symlink() or path.is_file()):
         raise InputError(f"{path} is no ordinary file, and is not replaced: name another")
     try:
-        temporary.unlink(missing_ok=True)  # a link that somebody put there would be written through
+        temporary.unlink(missing_ok=True)  # writing to a link of that name would change another file
         with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         if previous is not None and os.path.lexists(path):
-            _keep(path, previous)
+            second = previous.with_name(f".{previous.name}.{os.getpid()}")
+            second.unlink(missing_ok=True)
+            try:
+                os.link(path, second, follow_symlinks=False)
+                second.replace(previous)
+            except OSError:  # a disk without hard links
+                path.replace(previous)
+            finally:
+                second.unlink(missing_ok=True)
         temporary.replace(path)
-        _flush_folder(path.parent)
+        with contextlib.suppress(
+            OSError
+        ):  # so that the new name survives a loss of power, where folders can be flushed
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def is_report(path: Path, kind: str = "") -> bool:
-    """Whether a file is a report that pvae wrote, or a picture that it drew, of the kind of its name or of that one."""
+    """Return whether pvae wrote this file: a report of the kind that its name or `kind` says, or a picture."""
     begins = _REPORTS.get(kind or path.name, _REPORTS.get(path.suffix, rb"(?!)"))
     with contextlib.suppress(InputError, OSError), open_bounded(path, sys.maxsize) as file:
         return re.match(begins, file.read(4096), re.DOTALL) is not None
@@ -81,25 +96,28 @@ def is_report(path: Path, kind: str = "") -> bool:
 
 
 def check_replaceable(path: Path, kind: str = "") -> None:
-    """Refuse the name of a report that is taken by anything but such a report, a link or an empty file.
+    """Refuse to replace a file, unless it is an earlier report of the same kind, a link or empty.
 
     Args:
-        path: where it will be written, by `write_whole`.
-        kind: a name that such reports have as a rule; that of the path if left out.
+        path: where `write_whole` will write a report.
+        kind: the usual name of such reports; the name of `path` if left out.
 
     Raises:
-        InputError: it is taken.
+        InputError: another file has that name.
     """
     is_free = path.is_symlink() or not path.exists() or (path.is_file() and path.stat().st_size == 0)
     if not is_free and not is_report(path, kind):
-        raise InputError(f"{path} is another file, and is not replaced: move it away, or name another place with --out")
+        raise InputError(
+            f"{path} is another file, or a picture of an early version of pvae, and is not replaced: move it away, or "
+            "name another place with --out"
+        )
 
 
 def not_a_link(folder: Path) -> Path:
-    """Return a folder of a run folder, into which is written.
+    """Return `folder`, a part of a run folder into which pvae writes.
 
     Raises:
-        InputError: it is a link, which may lead anywhere, or no folder.
+        InputError: it is a link, which may lead anywhere, or not a folder.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         kind = "a link, which may lead anywhere" if folder.is_symlink() else "no folder"
@@ -108,16 +126,16 @@ def not_a_link(folder: Path) -> Path:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether it has a name under which `write_whole` begins a file: one that is there was never ended."""
+    """Return whether this is a temporary name of `write_whole`: such a file is a remainder of a killed process."""
     return re.fullmatch(r"\.[\w-]+\.(json|jsonl|safetensors|png|csv|md)\.\d+", path.name) is not None
 
 
 def append(path: Path, content: bytes) -> None:
-    """Add to a file and flush it to the disk.
+    """Append to a file, which is made if missing, and flush it to the disk.
 
     Raises:
-        InputError: it is a link, or no ordinary file.
-        OSError: it cannot be written; a part of `content` may have been.
+        InputError: it is a link, or not an ordinary file.
+        OSError: it cannot be written; a part of `content` may have been written.
     """
     with os.fdopen(_open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
         file.write(content)
@@ -126,27 +144,27 @@ def append(path: Path, content: bytes) -> None:
 
 
 def read_bounded(path: Path, most: int, *, follow: bool = False) -> bytes:
-    """Return the content of an ordinary file of at most so many bytes.
+    """Return the content of an ordinary file of at most `most` bytes.
 
     Args:
         path: the file.
-        most: bytes.
-        follow: a link is followed: of files that the user named, and not of those that lie in a run folder.
+        most: number of bytes.
+        follow: follow a link: for files that the user named, not for those in a run folder.
 
     Raises:
-        InputError: it is a link, no ordinary file, or larger.
+        InputError: it is a link, not an ordinary file, or larger.
         OSError: it is missing or cannot be read.
     """
     with open_bounded(path, most, follow=follow) as file:
-        return file.read(min(most, os.fstat(file.fileno()).st_size))  # asked for more, it takes the memory for it
+        return file.read(min(most, os.fstat(file.fileno()).st_size))  # read(n) allocates n bytes
 
 
 @contextlib.contextmanager
 def open_bounded(path: Path, most: int, *, follow: bool = False) -> Iterator[BinaryIO]:
-    """Open what `read_bounded` reads.
+    """Open an ordinary file of at most `most` bytes for reading; the arguments are those of `read_bounded`.
 
     Raises:
-        InputError: it is a link, no ordinary file, or larger.
+        InputError: it is a link, not an ordinary file, or larger.
         OSError: it is missing or cannot be opened.
     """
     with os.fdopen(_open_regular(path, os.O_RDONLY, follow), "rb") as file:
@@ -157,19 +175,17 @@ def open_bounded(path: Path, most: int, *, follow: bool = False) -> Iterator[Bin
 
 
 def expanded(path: str | Path, option: str) -> Path:
-    """Return a path that a user gave, with "~" as a home folder.
+    """Return a path that a user gave, with "~" replaced by the home folder.
 
     Args:
-        path: what was given.
-        option: by which option.
+        path: the path.
+        option: the option that gave it, for messages.
 
     Raises:
-        InputError: there can be no such path, or nobody of that name, or it is empty, as an unset variable is.
+        InputError: it is empty, as an unset variable is, or names the home folder of an unknown user.
     """
     if not str(path):
         raise InputError(f"{option}: the path is empty: name a file or folder")
-    if "\0" in str(path):
-        raise InputError(f"{option} {path}: a path holds no NUL character")
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -178,9 +194,9 @@ def expanded(path: str | Path, option: str) -> Path:
 
 @contextlib.contextmanager
 def own_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, which the system takes back when the process ends, however it ends.
+    """Hold a folder's lock, which the system releases when the process ends in any way.
 
-    Where the system or the folder's disk knows no such lock, there is none.
+    On Windows, and on disks without such locks, nothing is locked.
 
     Raises:
         InputError: another process holds it.
@@ -194,7 +210,7 @@ def own_folder(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{folder} is being trained by another process: wait for its end, or stop it") from None
-        except OSError:  # a network disk, for instance
+        except OSError:  # a disk without locks, for instance a network disk
             pass
         yield
     finally:
@@ -209,26 +225,3 @@ def _open_regular(path: Path, flags: int, follow: bool = False) -> int:
         os.close(descriptor)
         raise InputError(f"{path} is no ordinary file: put one there")
     return descriptor
-
-
-def _keep(path: Path, previous: Path) -> None:
-    """Give the file its other name too; where a disk has no hard links, rename it."""
-    second = previous.with_name(f".{previous.name}.{os.getpid()}")
-    second.unlink(missing_ok=True)
-    try:
-        os.link(path, second, follow_symlinks=False)
-        second.replace(previous)
-    except OSError:
-        path.replace(previous)
-    finally:
-        second.unlink(missing_ok=True)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Let the renaming outlive a loss of power, where folders can be flushed."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

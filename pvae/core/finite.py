@@ -1,4 +1,4 @@
-"""What is not finite, or does not fit into memory, as one line that names the tensor."""
+"""Values that are not finite, and memory that does not suffice, as errors of one line that name the tensor."""
 
 from __future__ import annotations
 
@@ -14,18 +14,12 @@ __all__ = ["NotFiniteError", "check_finite", "is_of_memory", "listed", "named", 
 
 
 class NotFiniteError(ArithmeticError):
-    """A number that is NaN or infinite, where the training needs a finite one; the message names its tensor.
-
-    Attributes:
-        steps_since: how many steps were begun after the one that it stopped, and were not taken either.
-    """
-
-    steps_since = 0
+    """A value is NaN or infinite where the training needs a finite one; the message names its tensor."""
 
 
 @contextlib.contextmanager
 def one_voice() -> Iterator[None]:
-    """Let Pyro not warn of a NaN in a loss: here it ends the step, and is named by whoever does that."""
+    """Silence Pyro's warning of a NaN in a loss, because the step that ends with it raises `NotFiniteError`."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Encountered ")
         yield
@@ -33,10 +27,10 @@ def one_voice() -> Iterator[None]:
 
 @contextlib.contextmanager
 def named() -> Iterator[None]:
-    """Name what a distribution refused, its parameters of NaN among them.
+    """Replace the error of a distribution that refuses its parameters by one that names them.
 
     Raises:
-        NotFiniteError: a distribution was given parameters out of their range.
+        NotFiniteError: a distribution was given parameters that are NaN or out of their range.
     """
     try:
         yield
@@ -48,11 +42,11 @@ def named() -> Iterator[None]:
 
 
 def check_finite(record: object, name: str = "") -> None:
-    """Refuse a NaN or an infinity among the figures of a record, by its name: "anatomy.rate.mean".
+    """Refuse a record that contains a NaN or an infinity, and name the value: "anatomy.rate.mean".
 
     Args:
-        record: a number, or a mapping or a sequence of records; all else is passed over.
-        name: the record's own.
+        record: a number, or a mapping or a sequence of records; other values are ignored.
+        name: the name of the record.
 
     Raises:
         NotFiniteError: a number is not finite.
@@ -67,17 +61,20 @@ def check_finite(record: object, name: str = "") -> None:
 
 
 def is_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory, the machine's or a GPU's, does not suffice."""
+    """Return whether an exception says that the memory of the machine or of a GPU does not suffice."""
     says_so = re.search("allocate memory|out of memory|failed to map segment", str(error)) is not None
     return isinstance(error, MemoryError) or (isinstance(error, (RuntimeError, ImportError)) and says_so)
 
 
 @contextlib.contextmanager
 def no_memory_for(what: str) -> Iterator[None]:
-    """Say what to do where memory does not suffice.
+    """Replace torch's exceptions for missing memory by one that says what to do.
+
+    Args:
+        what: what needed the memory.
 
     Raises:
-        TrainingError: in place of torch's exceptions.
+        TrainingError: memory does not suffice.
     """
     try:
         yield
@@ -88,6 +85,6 @@ def no_memory_for(what: str) -> Iterator[None]:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return the first three names, and how many more there are."""
+    """Return the first three names and the number of the others."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

@@ -30,8 +30,8 @@ class Share(NamedTuple):
         start: its first row.
         stop: the row after its last one.
         total: rows of the whole batch.
-        weight: of the mean over its rows in the mean over the batch; 0 where it has no row, and looks at one all the
-            same, since its part in the sum of the gradients is waited for.
+        weight: of the mean over its rows in the mean over the batch; 0 where it has no row: it then computes
+            one anyway, since the others wait for its part in the sum of the gradients.
     """
 
     start: int
@@ -65,7 +65,7 @@ class World:
         return self.rank == 0
 
     def share(self, total: int) -> Share:
-        """Return this process's rows of a batch of so many: they differ by at most one row between processes."""
+        """Return this process's rows of a batch of `total`; processes differ by at most one row."""
         start, stop = total * self.rank // self.size, total * (self.rank + 1) // self.size
         if start == stop:
             start = min(start, total - 1)
@@ -84,6 +84,14 @@ class World:
         dist.all_reduce(bucket)
         for tensor, part in zip(tensors, bucket.split([tensor.numel() for tensor in tensors])):
             tensor.copy_(part.view(tensor.shape))
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is true in any process."""
+        if self.size == 1:
+            return flag
+        found = torch.tensor([float(flag)])
+        self.sum_([found])
+        return bool(found.item())
 
     def agreed(self, name: str, text: str) -> str:
         """Return the first process's text; each name is for one text."""

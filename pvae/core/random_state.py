@@ -1,4 +1,4 @@
-"""Randomness that leaves no trace: seeded blocks, and the state of torch's generators as tensors."""
+"""Blocks with a seed that leave torch's generators unchanged, and the state of the generators as tensors."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["restore_rng_state", "rng_state", "seeded"]
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Run a block under its own seed, and give torch's generators back as they were.
+    """Run a block with a seed, and restore the state of torch's generators afterwards.
 
     Args:
-        seed: for the CPU's generator and, if `device` is a GPU, for that one's.
+        seed: for the generator of the CPU and, if `device` is a GPU, for its generator.
         device: where the block draws.
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        # Not torch.manual_seed, which would seed every other device too, and give none of them back.
+        # Not torch.manual_seed: it also seeds all other devices, which fork_rng would not restore.
         torch.default_generator.manual_seed(seed)
         if devices:
             with torch.cuda.device(device):
@@ -30,7 +30,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
-    """Return the state of the generators that a training on `device` draws from (Pyro's own leaves CUDA out)."""
+    """Return the state of the generators that a training on `device` draws from (Pyro's `get_rng_state` omits CUDA)."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -38,7 +38,7 @@ def rng_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Put the generators where `rng_state` found them; a state from another kind of device is left out."""
+    """Restore what `rng_state` returned; the state of a GPU is ignored where the training continues on the CPU."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,4 +1,4 @@
-"""Records as text: rows as CSV, strict JSON, and dataclasses read back from it, exactly their fields and types."""
+"""Records as text: rows as CSV, strict JSON, and dataclasses read from JSON, whose fields and types are checked."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ T = TypeVar("T")
 
 
 def from_record(kind: type[T], record: Any) -> T:
-    """Return the dataclass `kind` whose `asdict` a JSON object holds.
+    """Return the dataclass whose `asdict` is `record`.
 
     Args:
         kind: a dataclass with fields of type str, bool, int, float, tuple[int, ...], or one of these or None.
-        record: what JSON gave.
+        record: a value that `json.loads` returned.
 
     Raises:
-        InputError: it is no object, a field is missing, unknown or of another type.
+        InputError: it is not a JSON object, or a field is missing, unknown or of another type.
     """
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if not isinstance(record, Mapping):
@@ -44,17 +44,17 @@ def from_record(kind: type[T], record: Any) -> T:
 
 
 def to_json(record: object, indent: int | None = None) -> str:
-    """Return a record as JSON, which has no NaN and no infinity.
+    """Return a record as strict JSON, without NaN and infinity.
 
     Raises:
-        NotFiniteError: the record has one.
+        NotFiniteError: the record contains a NaN or an infinity.
     """
     check_finite(record)
     return json.dumps(record, allow_nan=False, indent=indent)
 
 
 def csv_of(rows: Sequence[Mapping[str, object]]) -> str:
-    """Return a line for each row, of which there is at least one, under a line of their names; None is empty."""
+    """Return rows (at least one, all with the same keys) as CSV with a header; None becomes an empty field."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -1,4 +1,4 @@
-"""Distortion and rate: the two terms of an ELBO."""
+"""Distortion and rate, the two terms of an ELBO, and a loss with its terms."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Terms"]
+__all__ = ["LossAndTerms", "Terms"]
 
 
 class Terms(NamedTuple):
@@ -26,3 +26,10 @@ class Terms(NamedTuple):
     def elbo(self) -> Tensor:
         """The lower bound on log p(x), (B,): -distortion - rate, whatever the loss weighs them with."""
         return -self.distortion - self.rate
+
+
+class LossAndTerms(NamedTuple):
+    """The loss of a batch, a scalar in nats per datum, and its terms, which hold no gradient."""
+
+    loss: Tensor
+    terms: Terms

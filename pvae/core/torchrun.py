@@ -1,4 +1,4 @@
-"""What torchrun says of the processes of a command, read without torch."""
+"""The environment variables by which torchrun describes its processes, read without importing torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Place(NamedTuple):
-    """Which of how many processes this one is, and which of this machine's."""
+    """Rank of a process, number of all processes, and rank among those of the same machine."""
 
     rank: int
     size: int
@@ -22,13 +22,13 @@ class Place(NamedTuple):
 
 
 def place_of(environment: Mapping[str, str] | None = None) -> Place | None:
-    """Return the place of this process among those that torchrun started, or None if it is alone.
+    """Return the place of this process among those that torchrun started, or None if there is only one.
 
     Args:
-        environment: this process's if left out.
+        environment: environment variables; those of this process if left out.
 
     Raises:
-        InputError: the variables that torchrun sets are all there, and cannot be.
+        InputError: all variables of torchrun are set, but not to values that torchrun would give.
     """
     found = os.environ if environment is None else environment
     if not all(name in found for name in _NEEDED) or found["WORLD_SIZE"] == "1":
@@ -45,7 +45,7 @@ def place_of(environment: Mapping[str, str] | None = None) -> Place | None:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that prints, of those that torchrun may have started."""
+    """Return whether this process prints: the first of those that torchrun started, or the only one."""
     try:
         place = place_of()
     except InputError:

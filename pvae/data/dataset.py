@@ -1,4 +1,4 @@
-"""Data sets as tensors in memory: where they come from, how pixels become outcomes, and batches."""
+"""Data sets as tensors in memory, binarization, and bytes that become pixels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ __all__ = [
     "Dataset",
     "Pixels",
     "batch_of",
-    "batches",
     "binarized",
     "linear_gaussian",
     "padded",
@@ -34,16 +33,16 @@ _BINARIZATION_SEED = {"train": 20070501, "test": 20070502}
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecord:
-    """What a run folder keeps of its data: enough to find them again, and to know them for the same.
+    """The record of the data in a run folder: how to find them again, and a checksum to compare them.
 
     Args:
-        name: what a reader calls them.
-        dataset: the name under which `sources.load_dataset` finds them; empty for data given from Python.
-        folder: the folder given to it, where they were found; empty where none is needed.
+        name: the name in titles.
+        dataset: the name that `sources.load_dataset` takes; empty for data given from Python.
+        folder: the folder in which they were found; empty if they are not read from a folder.
         num_train: number of training images.
         num_test: number of test images.
         image_shape: (C, H, W).
-        sha256: of both splits, with their shapes.
+        sha256: SHA-256 of both splits, with their shapes.
     """
 
     name: str
@@ -55,16 +54,16 @@ class DataRecord:
     sha256: str
 
     def __post_init__(self) -> None:
-        """Refuse what no data set has, before networks or memory are made after it."""
+        """Refuse impossible sizes, before networks of such sizes are built."""
         counts_fit = all(2 <= count <= _MOST_IMAGES for count in (self.num_train, self.num_test))
         if not counts_fit or len(self.image_shape) != 3 or min(self.image_shape) < 1:
-            raise InputError("num_train, num_test and image_shape are those of no data set")
+            raise InputError("num_train, num_test and image_shape are impossible for a data set")
         if math.prod(self.image_shape) > _MOST_PIXELS:
             raise InputError(f"image_shape must hold at most {_MOST_PIXELS:,} pixels")
 
     @property
     def title(self) -> str:
-        """Name and sizes, as they stand in the terminal and over each figure."""
+        """Name and sizes, as printed in the terminal and above figures."""
         return _title(self.name, self.num_train, self.num_test)
 
 
@@ -73,19 +72,18 @@ class Dataset:
     """Images in memory as bytes, with a name for titles.
 
     Args:
-        name: what a reader calls it ("MNIST").
+        name: the name in titles, as "MNIST".
         train: training images, uint8, (N, C, H, W).
         test: test images, uint8, (M, C, H, W).
-        train_labels: classes of the training images, int64 (N,), or attributes, bool (N, A); training never sees
-            them.
-        test_labels: the same of the test images.
-        label_names: what each class or attribute is called.
-        dataset: the name under which `sources.load_dataset` finds them; empty for your own.
-        folder: where that found them.
-        note: what its user should know of how it was come by; one line or nothing.
+        train_labels: classes of the training images, int64 (N,), or attributes, bool (N, A); not used in training.
+        test_labels: those of the test images.
+        label_names: the name of each class or attribute.
+        dataset: the name that `sources.load_dataset` takes; empty for your own images.
+        folder: the folder in which they were found.
+        note: one line for the user on how the data were found, or empty.
 
     Raises:
-        InputError: the tensors are no bytes, have no pixels, or differ in shape.
+        InputError: the tensors are not bytes, are empty, or differ in the shape of an image.
     """
 
     name: str
@@ -99,7 +97,7 @@ class Dataset:
     note: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse what is no set of images."""
+        """Check the type and shape of the images."""
         for split, images in (("train", self.train), ("test", self.test)):
             wanted = f"{self.name}: {split} must be a torch.uint8 tensor of shape (N, C, H, W) with N at least 2"
             if not isinstance(images, Tensor):
@@ -120,7 +118,7 @@ class Dataset:
         return _title(self.name, len(self.train), len(self.test))
 
     def record(self) -> DataRecord:
-        """Return what a run folder keeps of these data; every pixel is read for the checksum."""
+        """Return the record for a run folder; computing its checksum reads every pixel."""
         digest = hashlib.sha256()
         for split in (self.train, self.test):
             digest.update(f"{tuple(split.shape)}".encode())
@@ -137,12 +135,12 @@ class Dataset:
 
 
 def binarized(images: Tensor, mode: str, split: str) -> Tensor:
-    """Return the bytes that a run works on: binarized once, where the mode fixes the outcome.
+    """Return the images binarized once, where the mode draws each outcome only once.
 
         none: x      threshold: 255 [x >= 0.5]      static: 255 Bernoulli(x), drawn once
 
-    "dynamic" draws its training images at every visit (`batches` does), and its test images once, as
-    "static" does; so the test images are the same for every run.
+    "dynamic" draws training images anew for every batch (see `batch_of`), and test images once, as "static" does, so
+    that the test images are the same in every run.
 
     Args:
         images: uint8, any shape.
@@ -156,11 +154,11 @@ def binarized(images: Tensor, mode: str, split: str) -> Tensor:
     if mode == "threshold":
         return (images >= 128).to(torch.uint8) * 255
     if mode == "static" or (mode == "dynamic" and split == "test"):
-        # A byte u, uniform over 0..254, is below v with probability v / 255: an exact Bernoulli(v / 255), and
-        # RandomState's stream is frozen, so that the outcome hangs on no version and no default dtype.
+        # A byte u, uniform over 0..254, is below v with probability v / 255: an exact Bernoulli(v / 255). RandomState's
+        # stream is frozen, so the outcome does not depend on versions or on the default dtype.
         uniform = np.random.RandomState(_BINARIZATION_SEED[split]).randint(0, 255, tuple(images.shape), dtype=np.uint8)
         outcome = torch.from_numpy(np.less(uniform, images.cpu().numpy(), out=uniform.view(bool)).view(np.uint8))
-        return outcome.mul_(255).to(images.device)  # all in the memory of the draws: there may be many images
+        return outcome.mul_(255).to(images.device)  # in place, in the memory of the draws
     return images
 
 
@@ -172,7 +170,7 @@ def to_pixels(images: Tensor, symmetric: bool = False) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """Bytes that become pixels part by part, where all of them as floats would not fit.
+    """Images in memory as bytes, converted to float pixels one part at a time.
 
     Args:
         images: uint8 (N, C, H, W).
@@ -192,37 +190,17 @@ class Pixels:
 
 
 def padded(images: Tensor, margin: int) -> Tensor:
-    """Return the images with a black margin, of that many pixels on each side."""
+    """Return the images with a black margin of `margin` pixels on each side."""
     return torch.nn.functional.pad(images, (margin,) * 4) if margin else images
 
 
-def batches(
-    images: Tensor, batch_size: int, *, shuffle: bool = False, dynamic: bool = False, symmetric: bool = False
-) -> Iterator[Tensor]:
-    """Yield the images as pixels, batch by batch; the last batch may be short.
-
-    Args:
-        images: uint8 (N, C, H, W), on the device where the batches are wanted.
-        batch_size: B.
-        shuffle: a new order, drawn from torch's generator.
-        dynamic: draw each pixel from Bernoulli(x), anew at each visit.
-        symmetric: pixels in [-1, 1] in place of [0, 1].
-
-    Yields:
-        (B, C, H, W).
-    """
-    order = torch.randperm(len(images)) if shuffle else torch.arange(len(images))
-    for index in order.to(images.device).split(batch_size):
-        yield batch_of(images, index, dynamic=dynamic, symmetric=symmetric)
-
-
 def batch_of(images: Tensor, index: Tensor, *, dynamic: bool = False, symmetric: bool = False) -> Tensor:
-    """Return the pixels of some images.
+    """Return the pixels of a batch of images.
 
     Args:
         images: uint8 (N, C, H, W).
-        index: which, int64 (B,), on their device.
-        dynamic: draw each pixel from Bernoulli(x).
+        index: indices of the batch, int64 (B,), on the device of `images`.
+        dynamic: draw each pixel from Bernoulli(x), anew in each call.
         symmetric: pixels in [-1, 1] in place of [0, 1].
 
     Returns:
@@ -233,12 +211,12 @@ def batch_of(images: Tensor, index: Tensor, *, dynamic: bool = False, symmetric:
 
 
 def linear_gaussian(num_train: int = 4000, num_test: int = 1000) -> Dataset:
-    """Return images of 8 x 8 that a linear-Gaussian model drew, rounded to bytes.
+    """Return images of 8 x 8 pixels drawn from a linear-Gaussian model and rounded to bytes.
 
         x = 1/2 + W z + 0.05 noise,    z ~ Normal(0, I) of 5 dimensions,    W with orthogonal columns
 
-    The stream that draws them is frozen. Of such data a linear-Gaussian VAE can become the true model, but for the
-    rounding; and of any data, whatever its weights, `oracle` knows its log p(x) exactly.
+    They are the same in every call. Up to the rounding, a linear-Gaussian VAE can learn the model that drew them, and
+    `reference.linear_gaussian` computes its log p(x) exactly.
 
     Args:
         num_train: number of training images.
@@ -254,5 +232,5 @@ def linear_gaussian(num_train: int = 4000, num_test: int = 1000) -> Dataset:
 
 
 def _title(name: str, num_train: int, num_test: int) -> str:
-    name = one_line(name if len(name) <= 450 else f"{name[:450]} ...")  # a folder's may hold bytes that are no text
+    name = one_line(name if len(name) <= 450 else f"{name[:450]} ...")  # a folder's name may be any bytes
     return f"{name} ({num_train:,} train / {num_test:,} test)"

@@ -1,23 +1,22 @@
-"""Where data are looked for: the folder that is given, $PVAE_DATA, the user's cache."""
+"""Folders in which data are searched: --data-dir, $PVAE_DATA and the user's cache."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from pvae.core.errors import InputError
 from pvae.core.files import expanded
 
-__all__ = ["cache_dir", "data_folders", "is_folder", "places_in"]
+__all__ = ["cache_dir", "find", "is_folder"]
 
 
 def cache_dir() -> Path:
-    """Return the user's cache folder of pvae; nothing is created.
+    """Return pvae's folder in the user's cache, without creating it.
 
     Raises:
-        InputError: the user has no home folder, as a container's may, and no other is named.
+        InputError: XDG_CACHE_HOME is not set and the user has no home folder, as in some containers.
     """
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pvae"
@@ -25,31 +24,31 @@ def cache_dir() -> Path:
         raise InputError("there is no home folder for a cache: set XDG_CACHE_HOME to a folder") from None
 
 
-def data_folders(data_dir: str | Path | None) -> list[Path]:
-    """Return the folders in which data are looked for, in this order; no cache where there is no home folder.
+def find(place: str, data_dir: str | Path | None) -> tuple[Path | None, str]:
+    """Search `data_dir`, `$PVAE_DATA` and the cache for a folder.
+
+    Args:
+        place: relative path of the folder, as "MNIST/raw".
+        data_dir: searched first, if given.
+
+    Returns:
+        The first of the three that contains `place`, or None; and all searched paths, to be quoted in a message.
 
     Raises:
-        InputError: one that is given does not exist.
+        InputError: `data_dir` or `$PVAE_DATA` is given and does not exist.
     """
-    given = {"--data-dir": data_dir, "PVAE_DATA": os.environ.get("PVAE_DATA") or None}
-    roots = {source: expanded(path, source) for source, path in given.items() if path is not None}
-    for source, root in roots.items():
-        if not is_folder(root):
-            raise InputError(f"{source}: there is no folder {root}")
-    found = [*roots.values()]
+    roots = []
+    for source, given in (("--data-dir", data_dir), ("PVAE_DATA", os.environ.get("PVAE_DATA") or None)):
+        if given is not None:
+            roots.append(expanded(given, source))
+            if not is_folder(roots[-1]):
+                raise InputError(f"{source}: there is no folder {roots[-1]}")
     with contextlib.suppress(InputError):
-        found.append(cache_dir())
-    return found
-
-
-def places_in(roots: Iterable[Path], place: str) -> str:
-    """Return where data would lie in these folders, for a message that they do not."""
-    return ", ".join(str(root / place) for root in roots) or "a cache, since there is no home folder"
+        roots.append(cache_dir())
+    searched = ", ".join(str(root / place) for root in roots) or "a cache, since there is no home folder"
+    return next((root for root in roots if is_folder(root / place)), None), searched
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether it is a folder that can be looked at; a name that is too long is none."""
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
+    """Return whether a folder of this name exists; False for names that are too long or contain NUL."""
+    return os.path.isdir(path)  # noqa: PTH112  Path.is_dir raises for such names

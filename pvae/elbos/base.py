@@ -1,4 +1,4 @@
-"""What the ELBOs here share: guide and model are traced, and their draws become a loss and a record of its terms."""
+"""The base of the ELBOs: guide and model are traced by Pyro, and their draws become a loss and its terms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from pvae.core.errors import InputError
-from pvae.core.terms import Terms
+from pvae.core.terms import LossAndTerms, Terms
 from pvae.elbos.sites import Draws
 
 __all__ = ["PerDatumELBO", "PyroFunction", "refuse_dependent_dimensions"]
@@ -28,62 +28,65 @@ PyroFunction = Callable[[Tensor], Any]
 
 
 class PerDatumELBO(Trace_ELBO):
-    """What the ELBOs here share, laid over Pyro's tracing: the unit, the weight of the rate, and a record.
+    """The base of the ELBOs here: guide and model are traced by Pyro, and their draws become a loss and its terms.
 
         loss = mean over the batch of (distortion + beta rate), in nats per datum
 
-    Pyro sums over the batch instead; the mean is what the source documents step on. The particles are one more batch
-    dimension, not a loop. With free bits the rate of each latent dimension, averaged
-    over the batch, costs at least that many nats in the loss.
+    Pyro sums over the batch instead; the mean is what the source posts step on. The particles are one more batch
+    dimension, not a loop. With free bits the rate of each latent dimension, averaged over the batch, costs at least
+    that many nats in the loss. `pyro.infer.SVI` takes it as any other ELBO.
 
     Args:
         num_particles: K, samples z ~ q(z | x) per datum.
-        beta: weight of the rate in the loss; a training may change it from step to step.
+        beta: weight of the rate in the loss; each method takes another one for its call.
         free_bits: nats of each latent dimension that cost nothing.
-
-    Attributes:
-        terms: distortion and rate of the last batch, (B,) nats each, without beta, free bits or gradient.
     """
 
-    terms: Terms
     reparameterised = True
 
     def __init__(self, num_particles: int = 1, beta: float = 1.0, free_bits: float = 0.0) -> None:
-        # The one plate, "data", lies at dim -1; the particles then lie at dim -2.
+        # The one plate, "data", is dim -1; the particles are dim -2.
         super().__init__(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)  # type: ignore[no-untyped-call]
-        self.beta: float | Tensor = beta
+        self.beta = beta
         self.free_bits = free_bits
 
-    def differentiable_loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Tensor:
-        """Return the loss of a batch x (B, C, H, W): a scalar in nats per datum, to be made small.
+    def loss_and_terms(
+        self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | Tensor | None = None
+    ) -> LossAndTerms:
+        """Return the differentiable loss of a batch, a scalar in nats per datum, and its terms.
+
+        Args:
+            model: a Pyro function with observed sites and latent ones.
+            guide: its guide.
+            x: images (B, C, H, W).
+            beta: weight of the rate in this loss; the ELBO's own if left out. It does not change the terms.
 
         Raises:
             ValueError: what `Draws.of` refuses; or z is not reparameterised where the gradient needs that.
         """
         draws = self._draws(model, guide, x)
         distortion, rate = -_mean(draws.log_p_x), self.rate(draws)
-        self.terms = Terms(distortion.detach(), rate.detach())
-        loss = self.loss_of(draws, distortion, rate)
-        if is_validation_enabled() and not math.isfinite(loss.item()):  # Pyro's own ELBOs warn of it in such words
+        loss = self.loss_of(draws, distortion, rate, self.beta if beta is None else beta)
+        if is_validation_enabled() and not math.isfinite(loss.item()):  # as Pyro's own ELBOs do
             warnings.warn(f"Encountered {loss.item()}: the loss", stacklevel=2)
-        return loss
+        return LossAndTerms(loss, Terms(distortion.detach(), rate.detach()))
 
-    def loss_of(self, draws: Draws, distortion: Tensor, rate: Tensor) -> Tensor:
-        """Return the loss, a scalar, of what was drawn and of its two terms, (B,) each."""
-        loss = (distortion + self.beta * rate).mean()
+    def loss_of(self, draws: Draws, distortion: Tensor, rate: Tensor, beta: float | Tensor) -> Tensor:
+        """Return the loss, a scalar, of the draws and their two terms, (B,) each."""
+        loss = (distortion + beta * rate).mean()
         if not self.free_bits:
             return loss
         for latent in draws.latents:
             refuse_dependent_dimensions(latent.posterior, latent.prior)
         rates = self.rate_by_dimension(draws).mean(0)
-        return loss + self.beta * (rates.clamp(min=self.free_bits) - rates).sum()
+        return loss + beta * (rates.clamp(min=self.free_bits) - rates).sum()
 
     def rate(self, draws: Draws) -> Tensor:
         """Return the rate of each datum, (B,): the mean of log q - log p, or a closed form of its expectation."""
         return _mean(draws.log_q_z - draws.log_p_z)
 
     def rate_by_dimension(self, draws: Draws) -> Tensor:
-        """Return the same for each latent dimension, (B, L); they sum to the rate."""
+        """Return the rate of each latent dimension, (B, L); they sum to the rate."""
         rates = []
         pairs: list[tuple[Tensor, Any, Any]] = [*draws.latents]  # of Independents: `loss_of` has seen to that
         for z, prior, posterior in pairs:
@@ -91,17 +94,31 @@ class PerDatumELBO(Trace_ELBO):
             rates.append(_mean(ratio if ratio.dim() == 3 else ratio[None]))
         return torch.cat(rates, dim=-1)
 
-    def loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> float:
-        """Return the loss as a number (`SVI.evaluate_loss` calls it); Pyro's parameter store stays as it was."""
+    def differentiable_loss(
+        self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | Tensor | None = None
+    ) -> Tensor:
+        """Return the loss of `loss_and_terms`."""
+        return self.loss_and_terms(model, guide, x, beta).loss
+
+    def backward(self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | None = None) -> LossAndTerms:
+        """Add the gradients of the loss to the parameters, and return loss and terms without a gradient."""
+        loss, terms = self.loss_and_terms(model, guide, x, beta)
+        loss.backward()
+        return LossAndTerms(loss.detach(), terms)
+
+    def evaluate(self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | None = None) -> LossAndTerms:
+        """Return loss and terms without a gradient; Pyro's parameter store stays as it was."""
         store = pyro.get_param_store()
         with torch.no_grad(), store.scope(store.get_state()):
-            return float(self.differentiable_loss(model, guide, x))
+            return self.loss_and_terms(model, guide, x, beta)
 
-    def loss_and_grads(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Tensor:
+    def loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | None = None) -> float:
+        """Return the loss as a number (`SVI.evaluate_loss` calls it)."""
+        return self.evaluate(model, guide, x, beta).loss.item()
+
+    def loss_and_grads(self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | None = None) -> Tensor:
         """Return the loss after adding its gradients to the parameters (`SVI.step` calls it)."""
-        loss = self.differentiable_loss(model, guide, x)
-        loss.backward()
-        return loss.detach()
+        return self.backward(model, guide, x, beta).loss
 
     def _draws(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Draws:
         ((model_trace, guide_trace),) = self._get_traces(model, guide, (x,), {})  # type: ignore[no-untyped-call]

@@ -134,7 +134,8 @@ class Moments:
         counts, scatters = torch.tensor([self._counts[:used], self._scatters[:used]], dtype=torch.float64)
         first = self._means[0]
         # Inner products are all that is needed of the means: those of a QR decomposition's small R are the same.
-        coordinates = torch.linalg.qr(torch.stack([first, *(mean - first for mean in self._means[1:used])], 1)).R.T
+        columns = torch.stack([first, *(mean - first for mean in self._means[1:used])], 1)
+        coordinates = torch.linalg.qr(columns, mode="r").R.T
         origin, offsets = coordinates[0], coordinates.clone()
         offsets[0] = 0
 

@@ -76,7 +76,9 @@ def split_rate(vae: VAE, x: Images, num_images: int = 2000, seed: int = 0) -> Ra
         raise InputError("the rate can be split where q(z | x) and p(z) are independent over latent dimensions only")
     parts = [vae.posterior(part).base_dist for part in x.split(images_at_once(vae, x))]
     loc, scale = (torch.cat([getattr(part, name) for part in parts]).double() for name in ("loc", "scale"))
-    images = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:num_images].sort().values
+    images = (
+        torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:num_images].sort().values.to(loc.device)
+    )
     q = Normal(loc, scale)
     z = q.sample()[images]
     own = Normal(loc[images], scale[images]).log_prob(z).sum(1)

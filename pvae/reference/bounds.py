@@ -148,7 +148,7 @@ def score_gradients(vae: VAE, x: Tensor, num_particles: int, leave_one_out: bool
         d/d phi  E_q [f]  =  E_q [ (f - b) d/d phi log q(z | x) ],      f = log p(x, z) - log q(z | x)
 
     It needs no derivative of f, and pays for that in variance. The baseline b_k, the mean of f over the other
-    K - 1 draws, takes much of it away and no signal, because it does not hang on z_k.
+    K - 1 draws, takes much of it away and no signal, because it does not depend on z_k.
 
     Args:
         vae: the three distributions.

@@ -1,30 +1,30 @@
-"""The data of a training: found by its configuration, found again for its run, and held against what was recorded."""
+"""The data of a training: loaded for a configuration, and loaded again for a run and compared with its record."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from pvae.config.config import Config
-from pvae.data.dataset import Dataset
 from pvae.core.errors import InputError
+from pvae.data.dataset import Dataset
 from pvae.data.folders import is_folder
 from pvae.data.image_folder import ImageTransform
-from pvae.runs.run import Run
 from pvae.data.sources import load_dataset
+from pvae.runs.run import Run
 
 __all__ = ["data_of", "load_again", "load_for"]
 
 
 def load_for(config: Config, data_dir: str | Path | None = None, offline: bool = False) -> Dataset:
-    """Return the data set that a configuration names, its image files as it wants them.
+    """Return the data set that a configuration names, with the transform of image files that it describes.
 
     Args:
         config: of a training.
-        data_dir: where to look for it first.
+        data_dir: searched first.
         offline: do not download.
 
     Raises:
-        InputError: the data are not to be had.
+        InputError: the data cannot be found or read.
     """
     return load_dataset(config.dataset, data_dir, offline, _transform(config))
 
@@ -32,16 +32,16 @@ def load_for(config: Config, data_dir: str | Path | None = None, offline: bool =
 def data_of(
     run: Run, data: Dataset | None = None, data_dir: str | Path | None = None, offline: bool = False
 ) -> Dataset:
-    """Return the data that a run was trained on: those that are given, or from where they were.
+    """Return the data that a run was trained on, and check that they are the same.
 
     Args:
         run: the run.
-        data: your own images, if the run was trained on such.
-        data_dir: where to look first for those that are not given.
+        data: the images, if the run was trained on images given from Python.
+        data_dir: searched first for other data.
         offline: do not download.
 
     Raises:
-        InputError: the data are not to be had, or their SHA-256 or sizes differ from what the run has recorded.
+        InputError: the data cannot be found, or their SHA-256 or sizes differ from the run's record.
     """
     found, known = data if data is not None else load_again(run, data_dir, offline), run.data
     record = found.record()
@@ -53,15 +53,15 @@ def data_of(
 
 
 def load_again(run: Run, data_dir: str | Path | None, offline: bool) -> Dataset:
-    """Return the data set that a run really used ("auto" may mean another one today), from where it was.
+    """Return the data set that a run was trained on, which for "auto" may differ from what "auto" is now.
 
     Args:
         run: the run.
-        data_dir: where to look for it first; where it was found, if left out.
+        data_dir: searched first; the folder in the run's record if None.
         offline: do not download.
 
     Raises:
-        InputError: the data were given from Python, or are not to be had.
+        InputError: the data were given from Python, or cannot be found or read.
     """
     if not run.data.dataset:
         raise InputError(
@@ -75,5 +75,4 @@ def load_again(run: Run, data_dir: str | Path | None, offline: bool) -> Dataset:
 
 
 def _transform(config: Config) -> ImageTransform:
-    """Return what a configuration does to image files."""
     return ImageTransform(config.image_size, config.crop, config.grey, config.skip_broken)

@@ -1,4 +1,4 @@
-"""The figures of one epoch: what a row of `metrics.jsonl` holds, and how it reads."""
+"""The metrics of one epoch: a row of `metrics.jsonl`, and how it is printed."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class Metrics:
     """Means over the images of one split in one epoch, in nats per datum.
 
     Args:
-        epoch: how many passes were finished when it was measured.
+        epoch: number of passes that were finished when it was measured.
         split: "train" (averaged during the pass, while the weights changed) or "test" (after it).
-        elbo: the bound, into which no beta enters; None where there is none: an autoencoder has no rate, and
-            a scale that is fitted to the batch no likelihood.
+        elbo: the bound, which does not depend on beta; None where there is no bound: an autoencoder has no rate,
+            and a scale that is fitted to the batch defines no likelihood.
         elbo_stderr: its standard error over images and draws of z.
         distortion: -E_q log p(x | z).
         rate: KL(q, p), or its Monte Carlo estimate.
-        loss: what was minimised: distortion + beta rate, or the negated bound of importance weights.
-        posterior_mean_loss: distortion at the mean of q(z | x) + KL(q, p), on a "test" row. No bound, and lower
-            than -elbo as a rule: the figure that document 002 prints.
-        seconds: the time it took; on a "train" row the training alone.
-        pseudo: the pixels were grey, so `elbo` is a pseudo-ELBO: no bound on log p(x).
+        loss: the minimised quantity: distortion + beta rate, or the negated importance-weighted bound.
+        posterior_mean_loss: distortion at the mean of q(z | x) + KL(q, p), on a "test" row. Not a bound, and usually
+            lower than -elbo: the value that post 002 prints.
+        seconds: the time it took; on a "train" row without the test.
+        pseudo: the pixels were grey, so `elbo` is a pseudo-ELBO, which does not bound log p(x).
     """
 
     epoch: int
@@ -44,7 +44,7 @@ class Metrics:
 
     @property
     def bound(self) -> str:
-        """What `elbo` is, as it must be called wherever it is shown."""
+        """The name under which `elbo` is shown: "ELBO" or "pseudo-ELBO"."""
         return "pseudo-ELBO" if self.pseudo else "ELBO"
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ def summarise(
     seconds: float,
     posterior_mean_loss: float | None = None,
 ) -> Metrics:
-    """Average the terms of images into one row.
+    """Return the means over images as one row.
 
     Args:
         terms: distortion and rate, (N,) each, N at least 2.
@@ -76,7 +76,7 @@ def summarise(
         posterior_mean_loss: of the same images, if it was computed.
 
     Raises:
-        NotFiniteError: one of the figures is NaN or infinite.
+        NotFiniteError: one of the means is NaN or infinite.
     """
     distortion, rate = terms.distortion.double(), terms.rate.double()
     elbo = Terms(distortion, rate).elbo

@@ -1,55 +1,99 @@
-"""A run folder: what was trained on what, its figures epoch by epoch, and its checkpoint.
+"""A run folder: configuration, data record, metrics of each epoch, and checkpoint.
 
 A folder holds config.json (everything needed to repeat the run), metrics.jsonl (one JSON object a line, see
 `metrics.Metrics`), checkpoint.safetensors (weights, optimiser, random state, position) and the one before it, figures/
-and TensorBoard events. The checkpoint is what counts: of metrics.jsonl as much stands as it says, under a checksum.
+and TensorBoard events. The checkpoint decides how much of metrics.jsonl is valid: it holds its length and SHA-256.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
+import platform
+import subprocess
 import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pvae.models.build import build_vae, unmade_state
-from pvae.runs.checkpoint import NO_ROWS, Checkpoint, Counts, Rows, from_file, to_bytes
 from pvae.config.config import Config
 from pvae.config.presets import system_title
-from pvae.data.dataset import DataRecord
 from pvae.core.errors import InputError, brief
 from pvae.core.files import append, is_report, is_temporary, not_a_link, open_bounded, read_bounded, write_whole
-from pvae.runs.metrics import Metrics
-from pvae.runs.provenance import provenance
 from pvae.core.records import from_record, to_json
-from pvae.runs.folder import new_folder, what_is_missing
+from pvae.data.dataset import DataRecord
+from pvae.models.build import build_vae, unmade_state
+from pvae.runs.checkpoint import NO_ROWS, Checkpoint, Counts, Rows, read_checkpoint, to_bytes
+from pvae.runs.metrics import Metrics
 from pvae.vae import VAE
 
-__all__ = ["Run", "load"]
+__all__ = ["Run", "check_out", "load", "provenance"]
 
-FORMAT = 2
+_FORMAT = 2
 _CHECKPOINT, _PREVIOUS = "checkpoint.safetensors", "checkpoint-previous.safetensors"
-_MOST_JSON = 2**22  # bytes of config.json: some thousands of sessions
-_MOST_ROWS = 2**27  # of metrics.jsonl: some 200,000 epochs
+_MAX_JSON_BYTES = 2**22  # of config.json: some thousands of sessions
+_MAX_ROW_BYTES = 2**27  # of metrics.jsonl: some 200,000 epochs
+
+
+def check_out(path: Path) -> None:
+    """Refuse a folder for a new run before anything is computed.
+
+    Raises:
+        InputError: it exists and is not an empty folder, or cannot be read.
+    """
+    try:
+        taken = path.exists() and (not path.is_dir() or any(not is_temporary(one) for one in path.iterdir()))
+    except OSError as error:
+        raise InputError(f"--out {path} cannot be read ({error.strerror}): name another folder") from None
+    if taken:
+        raise InputError(f"--out {path} exists and is not an empty folder: name another, or --resume it")
+
+
+def provenance() -> dict[str, object]:
+    """Return threads, package versions, the commit of pvae's checkout ("-dirty" if it was edited), and the time."""
+    versions = {"python": platform.python_version()}
+    for package in ("pvae", "torch", "pyro-ppl", "torchvision", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # a source tree that is not installed
+            versions[package] = "unknown"
+    file, commit = Path(__file__).resolve(), None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        for command in (
+            ["ls-files", "--error-unmatch", file.name],  # fails in the repository of another project
+            ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        ):
+            done = subprocess.run(
+                ["git", "-C", str(file.parent), *command], capture_output=True, text=True, timeout=5, check=True
+            )
+        commit = done.stdout.strip()
+    return {
+        "threads": torch.get_num_threads(),
+        "versions": versions,
+        "commit": commit,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
 
 
 class Run:
-    """One run folder; `Run.create` makes it, `Run.open` finds it again.
+    """A run folder. `Run.create` makes a new one, `Run.open` reads an existing one.
 
     Attributes:
         path: the folder.
-        config: what was trained.
-        data: what is known of the data.
-        identity: a name that no other run has, under which its files know each other.
-        sessions: for each process that trained it: from which epoch on, device, threads, versions, commit, time.
+        config: configuration of the training.
+        data: record of the data.
+        identity: a unique name, which is in `config.json` and in the checkpoints.
+        sessions: for each process that trained the run: first epoch, device, threads, versions, commit, time.
+        has_own_vae: the VAE was built in Python and given to `fit`: `config` does not describe its networks.
     """
 
     def __init__(
@@ -58,103 +102,125 @@ class Run:
         config: Config,
         data: DataRecord,
         sessions: list[dict[str, Any]],
-        identity: str | None = None,
+        identity: str = "",
+        has_own_vae: bool = False,
     ) -> None:
-        self.path = path
+        self.path, self.config, self.data, self.sessions = path, config, data, sessions
+        self.has_own_vae = has_own_vae
         self.identity = identity or uuid.uuid4().hex
-        self.config = config
-        self.data = data
-        self.sessions = sessions
         self._rows = NO_ROWS
-        self._is_whole = False  # the last checkpoint, as far as is known
+        self._is_whole = False  # whether the last checkpoint is known to be undamaged
 
     @classmethod
-    def create(cls, path: Path | None, config: Config, data: DataRecord) -> Run:
-        """Make the folder, `runs/<time>-<system>-<elbo>` where none is named.
+    def create(cls, path: Path | None, config: Config, data: DataRecord, has_own_vae: bool = False) -> Run:
+        """Make the folder, `runs/<time>-<system>-<elbo>` if `path` is None.
 
         Raises:
             InputError: the folder exists and is not empty, or cannot be written.
         """
-        return cls(new_folder(path, f"{config.system}-{config.elbo}"), config, data, [])
+        name = f"{datetime.now():%Y-%m-%d-%H%M%S}-{config.system}-{config.elbo}"
+        new = path or Path("runs") / name
+        try:
+            if path is not None:
+                check_out(path)
+                path.mkdir(parents=True, exist_ok=True)
+            else:
+                new.parent.mkdir(exist_ok=True)
+                for number in itertools.count(2):
+                    try:
+                        new.mkdir()
+                        break
+                    except FileExistsError:  # of another process, started in the same second
+                        new = Path("runs") / f"{name}-{number}"
+        except OSError as error:
+            named = f"--out {path}" if path else "./runs"
+            raise InputError(f"{named} cannot be written ({error.strerror}): name a folder with --out") from None
+        return cls(new, config, data, [], has_own_vae=has_own_vae)
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """Return the run that lies in a folder.
+        """Return the run of a folder.
 
         Raises:
-            InputError: the folder is no run, or its `config.json` is damaged.
+            InputError: the folder is not a run folder, or its `config.json` is damaged.
         """
         if not isinstance(path, (str, Path)) or not str(path):
             raise InputError(f"a run is named by its folder, not by {path!r}")
         file = Path(path) / "config.json"
         try:
-            record = json.loads(read_bounded(file, _MOST_JSON))
-            digest = record.pop("sha256", None) if isinstance(record, dict) else None
-            is_whole = digest == _digest(record)
+            record = json.loads(read_bounded(file, _MAX_JSON_BYTES))
         except PermissionError as error:
             raise InputError(f"{file} cannot be read ({error.strerror})") from None
         except OSError:
-            raise InputError(f"{path} is no run folder: {what_is_missing(Path(path))}") from None
-        except (InputError, ValueError, RecursionError) as error:
-            reason = str(error) if isinstance(error, InputError) else f"{file} is damaged: it is not JSON"
-            raise InputError(reason) from None
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
-            raise InputError(f"{file} is not the record of a run of this version of pvae (format {FORMAT})")
+            why = "there is no config.json to read in it"
+            if not os.path.lexists(path):  # also False for a name that is too long
+                why = "there is nothing of that name"
+            elif runs := sorted(Path(path).glob("*/config.json")):
+                why = f"it is a folder of them: name one, as {runs[0].parent}"
+            raise InputError(f"{path} is no run folder: {why}") from None
+        except InputError:
+            raise
+        except (ValueError, RecursionError):
+            raise InputError(f"{file} is damaged: it is not JSON") from None
+        if not isinstance(record, dict) or record.get("format") != _FORMAT:
+            raise InputError(f"{file} is not the record of a run of this version of pvae (format {_FORMAT})")
+        try:
+            is_whole = record.pop("sha256", None) == _digest(record)
+            config, data = from_record(Config, record.get("config")), from_record(DataRecord, record.get("data"))
+            sessions = record.get("sessions")
+            if not (isinstance(sessions, list) and sessions and all(isinstance(session, dict) for session in sessions)):
+                raise InputError("it names no session that trained it")
+        except (InputError, RecursionError) as error:
+            raise InputError(f"{file} is damaged: {brief(error)}") from None
         if not is_whole:
             raise InputError(
                 f"{file} is not what pvae wrote there: bring a copy back; other options are a run of their own"
             )
-        try:
-            config, data = from_record(Config, record.get("config")), from_record(DataRecord, record.get("data"))
-        except InputError as error:
-            raise InputError(f"{file} is damaged: {brief(error)}") from None
-        sessions = record.get("sessions")
-        if not (isinstance(sessions, list) and sessions and all(isinstance(session, dict) for session in sessions)):
-            raise InputError(f"{file} is damaged: it names no session that trained it")
-        return cls(Path(path), config, data, sessions, str(record.get("run")))
+        return cls(Path(path), config, data, sessions, str(record.get("run")), record.get("own_vae") is True)
 
     def discard(self) -> None:
-        """Take away the folder, in which a session had no more than begun."""
+        """Remove the folder of a run whose first session failed at its start."""
         with contextlib.suppress(OSError):
             for name in ("config.json", "metrics.jsonl"):
-                self._file(name).unlink(missing_ok=True)
+                (self.path / name).unlink(missing_ok=True)
             self.path.rmdir()
 
     def begin_session(self, counts: Counts, rows: Rows, device: str, num_processes: int = 1) -> None:
-        """Record that processes go on, and with what.
+        """Record a new session, and drop the rows of `metrics.jsonl` that are later than its checkpoint.
 
         Args:
-            counts: from where.
-            rows: what stands of `metrics.jsonl`; later rows are dropped.
-            device: on which.
-            num_processes: that train it together.
+            counts: progress at its start.
+            rows: the valid part of `metrics.jsonl`.
+            device: where it trains.
+            num_processes: number of processes that train together.
 
         Raises:
-            InputError: `metrics.jsonl` is damaged, or figures/ is no folder.
+            InputError: `metrics.jsonl` is damaged, or figures/ is not a folder.
             OSError: the folder cannot be written.
         """
-        not_a_link(self._file("figures"))
+        not_a_link(self.path / "figures")
         for leftover in filter(is_temporary, self.path.iterdir()):  # of a process that was killed
             if leftover.is_symlink() or not leftover.is_dir():
                 leftover.unlink(missing_ok=True)
-        standing, self._rows = self._row_bytes(rows), rows
+        valid, self._rows = self._row_bytes(rows), rows
         session = {"from_epoch": counts.epoch, "from_step": counts.step, "device": device, "processes": num_processes}
         self.sessions.append({**session, **provenance()})
         record = {
-            "format": FORMAT,
+            "format": _FORMAT,
             "run": self.identity,
             "config": asdict(self.config),
             "data": asdict(self.data),
             "sessions": self.sessions,
+            **({"own_vae": True} if self.has_own_vae else {}),
         }
-        record = json.loads(to_json(record))  # as it will be read
+        record = json.loads(to_json(record))  # as `open` will read it: with lists in place of tuples
         text = to_json({**record, "sha256": _digest(record)}, indent=2) + "\n"
-        write_whole(self._file("config.json"), text.encode())
-        write_whole(self._file("metrics.jsonl"), standing)
+        write_whole(self.path / "config.json", text.encode())
+        write_whole(self.path / "metrics.jsonl", valid)
 
     @property
     def title(self) -> str:
-        """System, data and test bound of the run, for the top of a figure."""
+        """System, data and test bound of the run: the title of a figure."""
         title = f"{system_title(self.config)}, --elbo {self.config.elbo}, on {self.data.title}"
         tests = [row for row in self.metrics() if row.split == "test"]
         return f"{title}\nepoch {tests[-1].epoch}: {tests[-1]} nats" if tests else title
@@ -170,136 +236,147 @@ class Run:
             try:
                 rows.append(from_record(Metrics, json.loads(line)))
             except (ValueError, RecursionError) as error:
-                file = self._file("metrics.jsonl")
+                file = self.path / "metrics.jsonl"
                 raise InputError(f"{file}, line {number} is damaged: {brief(error)}") from None
         return rows
 
     def record_epoch(self, rows: Iterable[Metrics], checkpoint: Checkpoint) -> None:
-        """Add the rows of an epoch, then its checkpoint: a row without one is dropped on resumption.
+        """Append the rows of an epoch, then write its checkpoint; a row without checkpoint is dropped when resumed.
 
         Args:
-            rows: of the epoch.
-            checkpoint: taken after it.
+            rows: metrics of the epoch.
+            checkpoint: the state after it.
 
         Raises:
-            InputError: `metrics.jsonl` was changed by somebody else.
+            InputError: another process changed `metrics.jsonl`.
             OSError: the folder cannot be written.
         """
-        earlier, added = self._row_bytes(self._rows), _lines(rows)
-        append(self._file("metrics.jsonl"), added)
+        earlier, added = self._row_bytes(self._rows), "".join(to_json(asdict(row)) + "\n" for row in rows).encode()
+        append(self.path / "metrics.jsonl", added)
         self._rows = _rows_of(earlier + added)
         self.save_checkpoint(checkpoint)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Replace the checkpoint, whole, and keep the one that it replaces beside it, unless that is a damaged one."""
+        """Write the checkpoint as a whole, and keep the previous one beside it unless that is damaged."""
         content = to_bytes(replace(checkpoint, rows=self._rows, run=self.identity))
-        previous = self._file(_PREVIOUS) if self._is_whole else None
-        write_whole(self._file(_CHECKPOINT), content, previous=previous)
+        previous = self.path / _PREVIOUS if self._is_whole else None
+        write_whole(self.path / _CHECKPOINT, content, previous=previous)
         self._is_whole = True
 
     def read_checkpoint(self, previous: bool = False) -> Checkpoint:
-        """Return the checkpoint, on the CPU; nothing in it is executed.
+        """Return the checkpoint, on the CPU, without executing anything in it.
 
         Args:
-            previous: the one before it.
+            previous: return the one before it.
 
         Raises:
-            InputError: it is missing, damaged, or no checkpoint of this run.
+            InputError: it is missing, damaged, or not of this run.
         """
-        checkpoint = self._read(_PREVIOUS if previous else _CHECKPOINT)
-        self._is_whole = self._is_whole or not previous
-        return checkpoint
-
-    @property
-    def is_begun(self) -> bool:
-        """Whether there ever was a checkpoint; a run that was killed before its first one has no rows either."""
-        has_rows = self._file("metrics.jsonl").exists() and self._file("metrics.jsonl").stat().st_size > 0
-        return has_rows or any(os.path.lexists(self._file(name)) for name in (_CHECKPOINT, _PREVIOUS))
-
-    def vae(self) -> VAE:
-        """Return the trained VAE, in eval mode, on the CPU.
-
-        Raises:
-            InputError: the checkpoint is missing, damaged, or of other networks than `config.json` says, or holds
-                weights that float32 cannot square.
-        """
-        weights = self.read_checkpoint().vae
-        for name, tensor in weights.items():
-            if not tensor.square().isfinite().all():
-                values = f"NaN, infinite or beyond {torch.finfo(tensor.dtype).max ** 0.5:.1e}"
-                raise InputError(f"{self._file(_CHECKPOINT)}: {name} has values that are {values}: train anew")
-        with torch.random.fork_rng(devices=[]):  # the weights drawn here are thrown away
-            vae = build_vae(self.config, self.data.image_shape)
-        vae.load_state_dict(weights)
-        return vae.eval()
-
-    def figures(self) -> Path:
-        """Return the folder of its figures, made if it is missing.
-
-        Raises:
-            InputError: it is a link, or no folder.
-        """
-        folder = not_a_link(self._file("figures"))
-        folder.mkdir(exist_ok=True)
-        return folder
-
-    def drop_figures(self) -> None:
-        """Remove the figures, which will be of another epoch; files of the user's own stay."""
-        folder = not_a_link(self._file("figures"))
-        for path in filter(is_report, folder.iterdir() if folder.is_dir() else ()):
-            path.unlink(missing_ok=True)
-
-    def _file(self, name: str) -> Path:
-        return self.path / name
-
-    def _read(self, name: str) -> Checkpoint:
-        """Read a checkpoint, as large as it may be; nothing is made of it that it does not hold."""
-        file, state = self._file(name), unmade_state(self.config, self.data.image_shape)
-        most = 3 * 8 * sum(tensor.numel() for tensor in state.values()) + 24 * self.data.num_train + 2**24
+        file = self.path / (_PREVIOUS if previous else _CHECKPOINT)
+        state = None if self.has_own_vae else unmade_state(self.config, self.data.image_shape)
+        # Weights and two moments in float64, 24 bytes for each training image, and room for names and the header.
+        num_weights = sum(tensor.numel() for tensor in state.values()) if state is not None else 2**32
+        most = 3 * 8 * num_weights + 24 * self.data.num_train + 2**24
         try:
-            with open_bounded(file, most) as opened:
-                checkpoint = from_file(opened, state)
+            checkpoint = read_checkpoint(file, state, most)
         except FileNotFoundError:
-            raise InputError(f"{self.path} holds no {name}: it cannot be loaded or resumed") from None
+            raise InputError(f"{self.path} holds no {file.name}: it cannot be loaded or resumed") from None
         except OSError as error:
             raise InputError(f"{file} cannot be read ({error.strerror})") from None
         except InputError as error:
             raise InputError(f"{file} is damaged or no checkpoint of pvae: {error}") from None
         if checkpoint.run != self.identity:
             raise InputError(f"{file} and config.json are of two runs: put back the files of one")
+        self._is_whole = self._is_whole or not previous
         return checkpoint
 
-    def _row_bytes(self, rows: Rows) -> bytes:
-        """Return what stands of `metrics.jsonl`."""
-        file = self._file("metrics.jsonl")
+    @property
+    def is_begun(self) -> bool:
+        """Whether a checkpoint was ever written; a run that was killed before its first one has no rows either."""
+        rows = self.path / "metrics.jsonl"
+        has_rows = rows.exists() and rows.stat().st_size > 0
+        return has_rows or any(os.path.lexists(self.path / name) for name in (_CHECKPOINT, _PREVIOUS))
+
+    def vae(self, vae: VAE | None = None) -> VAE:
+        """Return the trained VAE, in eval mode, on the CPU.
+
+        Args:
+            vae: a VAE of the same modules, if the run trained one that was built in Python; it gets the weights.
+
+        Raises:
+            InputError: the checkpoint is missing, damaged, or of other networks than those of `config.json` or `vae`,
+                or contains weights whose square overflows; or `vae` is missing, or given where none is needed.
+        """
+        self.check_vae(vae)
+        weights = self.read_checkpoint().vae
+        for name, tensor in weights.items():
+            if not tensor.square().isfinite().all():
+                values = f"NaN, infinite or beyond {torch.finfo(tensor.dtype).max ** 0.5:.1e}"
+                raise InputError(f"{self.path / _CHECKPOINT}: {name} has values that are {values}: train anew")
+        if vae is None:
+            with torch.random.fork_rng(devices=[]):  # the initial weights drawn here are not used
+                vae = build_vae(self.config, self.data.image_shape)
         try:
-            content = b""
-            if rows.num_bytes:
-                with open_bounded(file, _MOST_ROWS) as opened:
-                    content = opened.read(min(rows.num_bytes, _MOST_ROWS))
-        except FileNotFoundError:
-            if not self.path.is_dir():
-                raise InputError(f"{self.path} is gone: was it moved, or removed?") from None
-            content = b""
+            vae.load_state_dict(weights)
+        except RuntimeError as error:
+            raise InputError(f"the weights of {self.path} do not fit the VAE given ({brief(error)})") from None
+        return vae.cpu().eval()
+
+    def check_vae(self, vae: VAE | None) -> None:
+        """Refuse to go on without the VAE that the run trained, or with one that it does not need.
+
+        Raises:
+            InputError: `vae` is missing, or given where none is needed.
+        """
+        if self.has_own_vae and vae is None:
+            raise InputError(
+                f"{self.path} trained a VAE that was built in Python: build it again, and give it as "
+                f"pvae.load({str(self.path)!r}, vae=...) or pvae.resume({str(self.path)!r}, vae=...)"
+            )
+        if vae is not None and not self.has_own_vae:
+            raise InputError(f"{self.path} trained the VAE that its config.json describes: leave vae out")
+
+    def figures(self) -> Path:
+        """Return the folder of the run's figures, and make it if it is missing.
+
+        Raises:
+            InputError: it is a link, or not a folder.
+        """
+        folder = not_a_link(self.path / "figures")
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def drop_figures(self) -> None:
+        """Remove the figures that pvae drew; the user's own files stay."""
+        folder = not_a_link(self.path / "figures")
+        for path in filter(is_report, folder.iterdir() if folder.is_dir() else ()):
+            path.unlink(missing_ok=True)
+
+    def _row_bytes(self, rows: Rows) -> bytes:
+        """Return the valid part of `metrics.jsonl`."""
+        file = self.path / "metrics.jsonl"
+        content = b""
+        if rows.num_bytes and file.exists():
+            with open_bounded(file, _MAX_ROW_BYTES) as opened:
+                content = opened.read(min(rows.num_bytes, _MAX_ROW_BYTES))
+        elif not self.path.is_dir():
+            raise InputError(f"{self.path} is gone: was it moved, or removed?")
         if _rows_of(content) != rows:
             raise InputError(f"{file} is damaged: it is not what was recorded; bring a copy back, or train anew")
         return content
 
 
-def load(path: str | Path) -> VAE:
+def load(path: str | Path, vae: VAE | None = None) -> VAE:
     """Return the trained VAE of a run folder, in eval mode, on the CPU.
 
     Args:
-        path: the folder that a training named at its end.
+        path: the folder that the training printed at its end.
+        vae: a VAE of the same modules, if the run trained one that was built in Python; it gets the weights.
 
     Raises:
-        InputError: the folder is no run, or its files are damaged.
+        InputError: the folder is not a run folder, or its files are damaged; or `vae` is missing.
     """
-    return Run.open(path).vae()
-
-
-def _lines(rows: Iterable[Metrics]) -> bytes:
-    return "".join(to_json(asdict(row)) + "\n" for row in rows).encode()
+    return Run.open(path).vae(vae)
 
 
 def _rows_of(content: bytes) -> Rows:

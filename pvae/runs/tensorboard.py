@@ -1,7 +1,8 @@
-"""A run's TensorBoard events: the scalars of each epoch and the pictures that document 000 shows.
+"""A run's TensorBoard events: scalars and pictures of each epoch.
 
-Each epoch is appended at once by whoever trains: TensorBoard's own writer has a thread, whose failure (a full disk) is
-a traceback that no one can catch, and which makes a folder anew that was removed.
+The events are appended to the file by `core.files.append`. `torch.utils.tensorboard.SummaryWriter` writes in a thread,
+even where it is opened and closed once per epoch: on a full disk the thread prints a traceback, and a removed run
+folder is made again.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ _COUNT = itertools.count()
 
 
 class Events:
-    """The events file of one training.
+    """The events file of one training session.
 
     Args:
         path: the run folder.
-        epoch: the last epoch that stands; what an earlier process wrote beyond it is no longer shown.
+        epoch: the last valid epoch; TensorBoard no longer shows later ones that an earlier session wrote.
 
     Raises:
-        OSError: (of every method) the file cannot be written.
+        OSError: (by every method) the file cannot be written.
     """
 
     def __init__(self, path: Path, epoch: int) -> None:
@@ -51,13 +52,26 @@ class Events:
 
         Args:
             rows: of one epoch.
-            images: test images (B, C, H, W), shown above their reconstructions.
-            reconstructions: theirs.
-            samples: images of the prior; none of an autoencoder.
+            images: test images (B, C, H, W) in [0, 1], shown above their reconstructions.
+            reconstructions: (B, C, H, W).
+            samples: images drawn from the prior (N, C, H, W); N = 0 for an autoencoder.
         """
         rows = list(rows)
-        summaries = [scalar(f"{name}/{row.split}", value) for row in rows for name, value in _scalars(row)]
-        summaries += _pictures(images, reconstructions, samples)
+        summaries = []
+        for row in rows:
+            values = {
+                row.bound: row.elbo,
+                "distortion (reconstruction error)": row.distortion,
+                "rate (KL divergence)": row.rate,
+                "loss": row.loss,
+                "seconds": row.seconds,
+            }
+            summaries += [scalar(f"{name}/{row.split}", value) for name, value in values.items() if value is not None]
+        pairs = torch.cat([images, reconstructions], dim=2)
+        for name, shown in (("test images above, reconstructions below", pairs), ("latent to image", samples)):
+            if len(shown):
+                shown = shown if shown.shape[1] in (1, 3) else shown.mean(1, keepdim=True)  # neither grey nor colour
+                summaries.append(image(name, shown, dataformats="NCHW"))
         self._write([Event(step=rows[0].epoch, summary=summary) for summary in summaries])
 
     def _write(self, events: Iterable[Any]) -> None:
@@ -67,24 +81,3 @@ class Events:
             event.wall_time = time.time()
             writer.write(event.SerializeToString())
         append(self._file, records.getvalue())
-
-
-def _scalars(row: Metrics) -> list[tuple[str, float]]:
-    values = {
-        row.bound: row.elbo,
-        "distortion (reconstruction error)": row.distortion,
-        "rate (KL divergence)": row.rate,
-        "loss": row.loss,
-        "seconds": row.seconds,
-    }
-    return [(name, value) for name, value in values.items() if value is not None]
-
-
-def _pictures(images: Tensor, reconstructions: Tensor, samples: Tensor) -> list[Any]:
-    from torchvision.utils import make_grid  # slow to import, and the first epoch need not wait for it
-
-    pairs = make_grid(torch.cat([images, reconstructions]), nrow=len(images))
-    shown = [image("test images above, reconstructions below", pairs, dataformats="CHW")]
-    if len(samples):
-        shown.append(image("latent to image", make_grid(samples, nrow=8), dataformats="CHW"))
-    return shown

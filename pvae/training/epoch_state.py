@@ -1,9 +1,8 @@
-"""An epoch under way: which images it has seen, and their terms and losses, in one process and in all of them."""
+"""An epoch in progress: the images it has seen, and their terms and losses, in one process and in all of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,30 +11,29 @@ from pvae.core.parallel import Share, World
 from pvae.core.terms import Terms
 from pvae.runs.checkpoint import Pass
 
-__all__ = ["UnderWay"]
+__all__ = ["EpochState"]
 
 
-class UnderWay:
-    """An epoch under way, as one of its processes knows it.
+class EpochState:
+    """An epoch in progress, as one of its processes knows it.
 
     Args:
-        known: what a checkpoint holds of it, but for the steps that nobody has looked at yet.
+        known: what a checkpoint holds of it.
     """
 
     def __init__(self, known: Pass) -> None:
         self._known = known
-        self._ahead: list[int] = []  # how many images each step has of which nobody has seen the loss
 
     @classmethod
-    def new(cls, count: int, device: torch.device) -> UnderWay:
-        """Return one over so many images, in a new order; its terms lie in one piece: many would leave holes."""
+    def new(cls, count: int, device: torch.device) -> EpochState:
+        """Return one over `count` images, in a new order."""
         order = torch.randperm(count).to(device)
         distortion, rate = torch.zeros(2, count, device=device)
         return cls(Pass(order, distortion, rate, total=0.0, seen=0, seconds=0.0))
 
     @classmethod
-    def resumed(cls, known: Pass, world: World, device: torch.device) -> UnderWay:
-        """Return one to go on with: what was seen is the first process's part."""
+    def resumed(cls, known: Pass, world: World, device: torch.device) -> EpochState:
+        """Return one to continue: what was seen counts as the first process's part."""
         order, distortion, rate = (tensor.to(device) for tensor in known[:3])
         if not world.is_first:
             distortion.zero_(), rate.zero_()
@@ -49,38 +47,31 @@ class UnderWay:
 
     @property
     def seen(self) -> int:
-        """How many images it has seen."""
+        """The number of images seen."""
         return self._known.seen
 
-    def begin(self, count: int) -> None:
-        """Begin a step on so many images."""
-        self._ahead.append(count)
+    def add(self, share: Share, result: tuple[float, Terms] | None, seconds: float) -> None:
+        """Count a step.
 
-    def end(self, count: int, share: Share, terms: Terms | None) -> None:
-        """End it, with the terms of this process's rows; none of a step that was skipped."""
+        Args:
+            share: this process's rows of the batch.
+            result: their part in the loss, and their terms; None of a step that was skipped.
+            seconds: the time it took.
+        """
+        loss, terms = result if result is not None else (0.0, None)
         if share.weight:
             rows = slice(self.seen + share.start, self.seen + share.stop)
             self._known.distortion[rows] = terms.distortion if terms else math.nan
             self._known.rate[rows] = terms.rate if terms else math.nan
-        self._known = self._known._replace(seen=self.seen + count)
+        self._known = self._known._replace(
+            total=self._known.total + loss * share.total,
+            seen=self.seen + share.total,
+            seconds=self._known.seconds + seconds,
+        )
 
-    def count(self, losses: Sequence[float]) -> None:
-        """Count the losses of the first steps of which nobody had seen them."""
-        for loss in losses:
-            self._known = self._known._replace(total=self._known.total + loss * self._ahead.pop(0))
-
-    def forget(self) -> None:
-        """Count the losses of no step that was begun and not counted."""
-        self._ahead.clear()
-
-    def took(self, seconds: float) -> None:
-        """Count the time of a step."""
-        self._known = self._known._replace(seconds=self._known.seconds + seconds)
-
-    def running_loss(self, world: World) -> float | None:
-        """Return the mean loss so far, over the images that were counted; none before the first."""
-        counted = self.seen - sum(self._ahead)
-        return self._known.total * world.size / counted if counted else None
+    def running_loss(self, world: World) -> float:
+        """Return the mean loss so far, as this process's part tells it."""
+        return self._known.total * world.size / self.seen
 
     def whole(self, world: World) -> Pass:
         """Return what all processes together know of it."""

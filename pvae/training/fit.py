@@ -12,6 +12,7 @@ import pyro
 import torch
 
 from pvae.config.config import Config
+from pvae.config.presets import SYSTEMS
 from pvae.core.devices import resolve_device
 from pvae.core.errors import InputError, shown
 from pvae.core.files import expanded, own_folder
@@ -20,11 +21,10 @@ from pvae.core.random_state import restore_rng_state, rng_state, seeded
 from pvae.data.dataset import DataRecord, Dataset
 from pvae.runs.checkpoint import NO_ROWS, Checkpoint, Rows
 from pvae.runs.data import data_of, load_for
-from pvae.runs.folder import check_out
-from pvae.runs.run import Run
+from pvae.runs.run import Run, check_out
 from pvae.training.progress import Console
 from pvae.training.session import train_on
-from pvae.training.trainer import Training
+from pvae.training.trainer import Trainer
 from pvae.vae import VAE
 
 __all__ = ["fit", "resume", "trained_at"]
@@ -36,6 +36,7 @@ _TRAINING: set[int] = set()  # the processes that train: this one, and of a fork
 def fit(
     config: Config | None = None,
     *,
+    vae: VAE | None = None,
     data: Dataset | None = None,
     data_dir: str | Path | None = None,
     offline: bool = False,
@@ -51,12 +52,13 @@ def fit(
 
     Args:
         config: what to train; the Deep Bayes system if left out.
+        vae: your own VAE, which is trained in place; the options of `config` that describe a VAE are then not read.
         data: your own images; `config.dataset` is then not read.
         data_dir: where to look for the data set first.
         offline: do not download.
         device: "auto", "cpu", "cuda" or "cuda:N".
         out: the run folder, new or empty; `runs/<time>-<system>-<elbo>` if left out.
-        checkpoint_every: write a checkpoint every so many steps too, beside the one of each epoch.
+        checkpoint_every: steps after which a checkpoint is written too, beside the one of each epoch; 0 for none.
         quiet: print nothing.
 
     Returns:
@@ -68,8 +70,10 @@ def fit(
         LostError: (a RuntimeError) the folder cannot be written any more, or another process has gone.
         InterruptedTrainingError: (a KeyboardInterrupt) Ctrl-C or SIGTERM; the state is saved.
     """
+    _check_types(config, vae, data, checkpoint_every, out=out, data_dir=data_dir)
     config = config if config is not None else Config()
-    _check_types(config, data, checkpoint_every, out=out, data_dir=data_dir)
+    if vae is not None and config.system in SYSTEMS:
+        config = config.replace(system="own-vae", source="")
     path = expanded(out, "--out") if out is not None else None
     with _one_at_a_time(), joined(device) as world:
         if path is not None and world.is_first:
@@ -77,9 +81,9 @@ def fit(
         where = resolve_device(device)
         data = data if data is not None else load_for(config, data_dir, offline)
         with seeded(config.seed, where), pyro.get_param_store().scope():
-            training = Training(config, data, where, world)
+            training = Trainer(config, data, where, world, vae)
             training.dry_run()
-            with _new_run(world, path, config, data.record()) as run:
+            with _new_run(world, path, config, data.record(), vae is not None) as run:
                 console = Console(quiet or not world.is_first)
                 train_on(training, run, console, note=data.note, checkpoint_every=checkpoint_every)
     return run
@@ -89,6 +93,7 @@ def resume(
     path: str | Path,
     epochs: int | None = None,
     *,
+    vae: VAE | None = None,
     data: Dataset | None = None,
     data_dir: str | Path | None = None,
     offline: bool = False,
@@ -101,11 +106,12 @@ def resume(
     Args:
         path: the run folder.
         epochs: train to this epoch; to the one that `config.json` names if left out.
+        vae: a VAE of the same modules, if the run trains one that was built in Python.
         data: your own images again, if the run was trained on such.
         data_dir: where to look for the data set first; where it was found, if left out.
         offline: do not download.
         device: "auto", "cpu", "cuda" or "cuda:N"; the device that trained it so far, if left out.
-        checkpoint_every: write a checkpoint every so many steps too, beside the one of each epoch.
+        checkpoint_every: steps after which a checkpoint is written too, beside the one of each epoch; 0 for none.
         quiet: print nothing.
 
     Returns:
@@ -118,11 +124,12 @@ def resume(
         LostError: (a RuntimeError) the folder cannot be written any more, or another process has gone.
         InterruptedTrainingError: (a KeyboardInterrupt) Ctrl-C or SIGTERM; the state is saved.
     """
-    _check_types(None, data, checkpoint_every, path=path, data_dir=data_dir)
+    _check_types(None, vae, data, checkpoint_every, path=path, data_dir=data_dir)
     recorded = Run.open(path).sessions[-1].get("device", "auto")
     device = device or str(recorded)
     with _one_at_a_time(), joined(device) as world, _owned(Path(path), world):
         run, checkpoint, note = _reopened(path, epochs)
+        run.check_vae(vae)
         console = Console(quiet or not world.is_first)
         if world.agreed("finished", "yes" if world.is_first and _is_finished(run, checkpoint) else ""):
             console.finished(run)
@@ -130,7 +137,7 @@ def resume(
         where = resolve_device(device)
         data = data_of(run, data, data_dir, offline)
         with seeded(run.config.seed, where), pyro.get_param_store().scope():
-            training = Training(run.config, data, where, world)
+            training = Trainer(run.config, data, where, world, vae)
             rows = _restore(training, run, checkpoint)
             note = "; ".join(filter(None, (note, data.note)))
             train_on(training, run, console, rows=rows, note=note, checkpoint_every=checkpoint_every)
@@ -159,7 +166,7 @@ def _reopened(path: str | Path, epochs: int | None) -> tuple[Run, Checkpoint | N
     return run, checkpoint, note
 
 
-def _restore(training: Training, run: Run, checkpoint: Checkpoint | None) -> Rows:
+def _restore(training: Trainer, run: Run, checkpoint: Checkpoint | None) -> Rows:
     """Go back to a checkpoint, if there is one, and return what stands of the run's figures."""
     if checkpoint is None:
         return NO_ROWS
@@ -182,17 +189,17 @@ def _is_finished(run: Run, checkpoint: Checkpoint | None) -> bool:
 
 
 @contextlib.contextmanager
-def _new_run(world: World, path: Path | None, config: Config, record: DataRecord) -> Iterator[Run]:
+def _new_run(world: World, path: Path | None, config: Config, record: DataRecord, has_own_vae: bool) -> Iterator[Run]:
     """Let the first process make the folder and hold its lock, and the others know of it."""
     made = refusal = ""
     if world.is_first:
         try:
-            made = str(Run.create(path, config, record).path)
+            made = str(Run.create(path, config, record, has_own_vae).path)
         except InputError as error:
             refusal = str(error)
     if refusal := world.agreed("refusal", refusal):
         raise InputError(refusal)
-    run = Run(Path(world.agreed("folder", made)), config, record, [])
+    run = Run(Path(world.agreed("folder", made)), config, record, [], has_own_vae=has_own_vae)
     with _owned(run.path, world):
         if world.is_first:
             check_out(run.path)  # another process may have been quicker
@@ -230,8 +237,10 @@ def _one_at_a_time() -> Iterator[None]:
         _TRAINING.discard(process)
 
 
-def _check_types(config: object, data: object, checkpoint_every: object, **paths: object) -> None:
-    """Refuse what is not of the type that it must be; None stands for what was left out."""
+def _check_types(config: object, vae: object, data: object, checkpoint_every: object, **paths: object) -> None:
+    """Refuse arguments of a wrong type; None stands for one that was left out."""
+    if vae is not None and not isinstance(vae, VAE):
+        raise InputError(f"vae must be a pvae.VAE, not a {type(vae).__name__}")
     if config is not None and not isinstance(config, Config):
         raise InputError(f"config must be a pvae.Config, not a {type(config).__name__}")
     if not isinstance(checkpoint_every, int) or checkpoint_every < 0:
@@ -263,7 +272,7 @@ def trained_at(
     """
     data, device = load_for(config, data_dir, offline), torch.device("cpu")
     with seeded(config.seed, device):
-        training = Training(config, data, device)
+        training = Trainer(config, data, device)
         state = rng_state(device)
     for epoch in epochs:
         with seeded(config.seed, device), pyro.get_param_store().scope():

@@ -39,10 +39,9 @@ class Bar:
     ) -> None:
         self._bar.close()
 
-    def step(self, running_loss: float | None) -> None:
+    def step(self, running_loss: float) -> None:
         """Move by one step."""
-        if running_loss is not None:
-            self._bar.set_postfix_str(f"loss {running_loss:.2f}", refresh=False)
+        self._bar.set_postfix_str(f"loss {running_loss:.2f}", refresh=False)
         self._bar.update()
 
 

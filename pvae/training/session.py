@@ -15,13 +15,13 @@ from pvae.runs.metrics import Metrics
 from pvae.runs.run import Run
 from pvae.runs.tensorboard import Events
 from pvae.training.progress import Console
-from pvae.training.trainer import Training
+from pvae.training.trainer import Trainer
 
 __all__ = ["train_on"]
 
 
 def train_on(
-    training: Training,
+    training: Trainer,
     run: Run,
     console: Console,
     *,
@@ -58,7 +58,7 @@ def train_on(
 
 
 class _Session:
-    def __init__(self, training: Training, run: Run, console: Console, checkpoint_every: int) -> None:
+    def __init__(self, training: Trainer, run: Run, console: Console, checkpoint_every: int) -> None:
         self.training, self.run, self.console, self.every = training, run, console, checkpoint_every
         self.interruptions = Interruptions()
         self.kept: Checkpoint | None = None  # what a resumption would go on from
@@ -84,7 +84,7 @@ class _Session:
         is_first = training.world.is_first
         events = Events(run.path, training.epoch) if is_first and training.epoch < run.config.epochs else None
         while training.epoch < run.config.epochs:
-            rows = training.run_epoch(self.console.quiet, self._between, lambda: bool(self.interruptions.received))
+            rows = training.run_epoch(self.console.quiet, self._between)
             checkpoint = training.checkpoint()
             if is_first:
                 self._record(rows, checkpoint)
@@ -108,8 +108,7 @@ class _Session:
     def _between(self) -> None:
         """Save the state if that is due, and stop if that was asked for."""
         training = self.training
-        is_alone = training.world.size == 1
-        is_stopping = bool(self.interruptions.received) if is_alone else training.stepper.is_stopping
+        is_stopping = training.world.any(bool(self.interruptions.received))
         is_new = self.kept is None or training.step != self.kept.counts.step
         if is_stopping or (is_new and self.every and training.step % self.every == 0):
             self._save(training.checkpoint())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pvae.core.errors import InputError
 from pvae.core.parallel import Share
-from pvae.core.terms import Terms
+from pvae.core.terms import LossAndTerms
 from pvae.core.torch_private import TorchDispatchMode
 from pvae.elbos.base import PerDatumELBO, PyroFunction
 
@@ -23,35 +23,33 @@ _ATEN = torch.ops.aten
 
 
 class SharedELBO(PerDatumELBO):
-    """An ELBO of a process's rows of a batch: its loss is their part in the mean over the whole batch.
+    """An ELBO of one process's rows of a batch: its loss is their part in the mean over the whole batch.
 
     The losses of all processes sum to the loss of the batch, and so do their gradients; z is drawn as one process that
     has the whole batch would draw it.
 
     Args:
         elbo: a mean over the batch of what each datum gives.
+        share: the rows of this process.
 
-    Attributes:
-        share: the rows that the next batch holds.
+    Raises:
+        InputError: the ELBO has free bits, which depend on a mean over the whole batch.
     """
 
-    def __init__(self, elbo: PerDatumELBO) -> None:
-        super().__init__(elbo.num_particles, elbo.beta)  # type: ignore[arg-type]
+    def __init__(self, elbo: PerDatumELBO, share: Share) -> None:
+        super().__init__(elbo.num_particles, elbo.beta)
         if elbo.free_bits:
             raise InputError("--free-bits looks at the mean rate of a whole batch: train it in one process")
         self.elbo = elbo
-        self.share = Share(0, 1, 1, 1.0)
+        self.share = share
 
-    def differentiable_loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Tensor:
-        """Return the part in the loss of the rows x (B / N, C, H, W)."""
-        before, self.elbo.beta = self.elbo.beta, self.beta
-        try:
-            with WholeBatchNoise(self.share):
-                loss = self.elbo.differentiable_loss(model, guide, x)
-        finally:
-            self.elbo.beta = before
-        self.terms = Terms(*self.elbo.terms[:2])
-        return self.share.weight * loss
+    def loss_and_terms(
+        self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | Tensor | None = None
+    ) -> LossAndTerms:
+        """Return the part of the rows x (B / N, C, H, W) in the loss, and their terms."""
+        with WholeBatchNoise(self.share):
+            loss, terms = self.elbo.loss_and_terms(model, guide, x, beta)
+        return LossAndTerms(self.share.weight * loss, terms)
 
 
 class WholeBatchNoise(TorchDispatchMode):

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pvae.core.finite import NotFiniteError
-from pvae.core.parallel import Share
 from pvae.core.terms import Terms
 from pvae.data.dataset import to_pixels
 from pvae.reference.elbo import posterior_mean_loss
@@ -37,12 +36,13 @@ class HeldOut(NamedTuple):
     posterior_mean_loss: float | None
 
 
-def measure(stepper: Stepper, images: Tensor, between: Callable[[], None] = lambda: None) -> HeldOut:
+def measure(stepper: Stepper, images: Tensor, beta: float, between: Callable[[], None] = lambda: None) -> HeldOut:
     """Measure the bound of a VAE as it is, with the noise that comes next from torch's generators.
 
     Args:
         stepper: whose ELBO it is; all of its processes must measure together.
         images: uint8 (N, C, H, W).
+        beta: weight of the rate in the loss.
         between: called after each batch.
 
     Raises:
@@ -54,12 +54,18 @@ def measure(stepper: Stepper, images: Tensor, between: Callable[[], None] = lamb
     for start in range(0, count, batch_size):
         share = world.share(min(batch_size, count - start))
         rows = slice(start + share.start, start + share.stop)
-        loss, at_mean = _losses(stepper, to_pixels(images[rows], config.pixels == "symmetric"), share)
-        if math.isnan(loss):
-            sums += math.nan
-        elif share.weight:
-            sums += torch.tensor([loss * share.total, at_mean], dtype=torch.float64)
-            terms[0, rows], terms[1, rows] = stepper.elbo.terms[:2]
+        x = to_pixels(images[rows], config.pixels == "symmetric")
+        try:
+            loss, found = stepper.evaluate(x, share, beta)
+            at_mean = _posterior_mean_loss(stepper.vae, x)
+        except NotFiniteError:
+            if world.size == 1:
+                raise
+            sums += math.nan  # all processes refuse it together, below
+        else:
+            if share.weight:
+                sums += torch.tensor([loss * share.total, at_mean], dtype=torch.float64)
+                terms[0, rows], terms[1, rows] = found[:2]
         between()
     world.sum_([sums])
     world.sum_([terms])
@@ -67,16 +73,6 @@ def measure(stepper: Stepper, images: Tensor, between: Callable[[], None] = lamb
     if math.isnan(loss):
         raise NotFiniteError("it is NaN")
     return HeldOut(Terms(*terms), loss, None if math.isnan(at_mean) else at_mean)
-
-
-def _losses(stepper: Stepper, x: Tensor, share: Share) -> tuple[float, float]:
-    """Return the two losses of this process's rows, NaN for what several processes are to refuse together."""
-    try:
-        return stepper.evaluate(x, share), _posterior_mean_loss(stepper.vae, x)
-    except NotFiniteError:
-        if stepper.world.size == 1:
-            raise
-        return math.nan, math.nan
 
 
 @torch.no_grad()

@@ -193,11 +193,11 @@ def _our_faces(images: Tensor, compile: str) -> float:
     from pvae.config.presets import get_system
     from pvae.core.random_state import seeded
     from pvae.data.dataset import Dataset
-    from pvae.training.trainer import Training
+    from pvae.training.trainer import Trainer
 
     config = get_system("celeba-vae").replace(compile=compile)
     with seeded(0, torch.device("cpu")), pyro.get_param_store().scope():
-        training = Training(config, Dataset("faces", images, images[:2]), torch.device("cpu"))
+        training = Trainer(config, Dataset("faces", images, images[:2]), torch.device("cpu"))
         training.train_epoch()
         training.end_epoch()
         return training.train_epoch().seconds
@@ -208,7 +208,7 @@ import json, resource, sys, torch, pyro
 from pvae.config.config import Config
 from pvae.data.dataset import Dataset
 from pvae.core.random_state import seeded
-from pvae.training.trainer import Training
+from pvae.training.trainer import Trainer
 train = torch.empty(1_000_000, 1, 28, 28, dtype=torch.uint8)
 for part in train.split(50_000):
     part.random_(0, 256)
@@ -216,7 +216,7 @@ config = Config(hidden=(400,), latent_dim=20, batch_size=1024, compile=sys.argv[
 with seeded(0, torch.device("cpu")), pyro.get_param_store().scope():
     data = Dataset("a million", train, train[:10_000])
     data.record()
-    training = Training(config, data, torch.device("cpu"))
+    training = Trainer(config, data, torch.device("cpu"))
     training.train_epoch(), training.test()
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
 """

@@ -348,7 +348,7 @@ def ours(elbo: str, compile: str = "none", precision: str = "fp32") -> Callable[
         from pvae.config.config import Config
         from pvae.core.random_state import seeded
         from pvae.data.dataset import Dataset
-        from pvae.training.trainer import Training
+        from pvae.training.trainer import Trainer
 
         config = Config(
             hidden=(task.hidden,),
@@ -363,8 +363,8 @@ def ours(elbo: str, compile: str = "none", precision: str = "fp32") -> Callable[
         )
         device = torch.device("cpu")
         with seeded(0, device), pyro.get_param_store().scope():
-            training = Training(config, Dataset("benchmark", task.train, task.test), device)
-            training.take_step(torch.arange(task.batch_size))
+            training = Trainer(config, Dataset("benchmark", task.train, task.test), device)
+            training.stepper.step(torch.arange(task.batch_size), 1.0, config.lr)
             yield "step", None
             for _ in range(task.epochs):
                 training.train_epoch()

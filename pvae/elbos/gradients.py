@@ -1,0 +1,211 @@
+"""Bounds with another estimator of the encoder's gradient: sticking the landing, DReG and the score function.
+
+`pvae.reference.bounds` has the same gradients written by hand.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions.util import sum_rightmost
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pvae.core.errors import InputError
+from pvae.core.terms import LossAndTerms
+from pvae.elbos.base import PyroFunction
+from pvae.elbos.importance import ImportanceELBO, log_mean_exp
+from pvae.elbos.sites import Draws
+
+__all__ = ["DReG", "ScoreELBO", "StickingTheLanding"]
+
+
+class PathDerivativeELBO(ImportanceELBO):
+    """A bound whose encoder's gradient follows the path through z alone: log q(z | x) is taken at fixed parameters.
+
+    It takes any reparameterised density q(z | x) whose support does not depend on its parameters, and any order of
+    several latent sites, each of which may depend on those before it: z is then all of them together, and q(z | x)
+    their joint density.
+
+    Raises:
+        InputError: when used on a q(z | x) for which the gradient is not that of the bound: its support depends on
+            parameters, or log q(z | x) has no derivative by z.
+    """
+
+    def loss_and_terms(
+        self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | Tensor | None = None
+    ) -> LossAndTerms:
+        """Return the differentiable loss of a batch x (B, C, H, W), a scalar in nats per datum, and its terms."""
+        with _SeparateModelDraws():
+            return super().loss_and_terms(model, guide, x, beta)
+
+    def _draws(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Draws:
+        draws = super()._draws(model, guide, x)
+        for name, site in draws.priors.items():
+            if site["value"] is draws.posteriors[name]["value"]:
+                raise ValueError(f"guide and model share the draw of {name!r}: give a guide that is its own function")
+        for name, site in draws.posteriors.items():
+            if _has_moving_support(site["fn"]):
+                raise InputError(f"the support of q at {name!r} depends on parameters: use --elbo trace or iwae")
+        return draws
+
+
+class StickingTheLanding(PathDerivativeELBO):
+    """The ELBO, whose gradient leaves out the score: log q(z | x) at parameters through which none flows.
+
+    Args:
+        num_particles: K.
+        beta: weight of the rate in the loss.
+
+    Reference:
+        Roeder, Wu and Duvenaud, arXiv:1703.09194.
+    """
+
+    def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
+        """Return distortion + beta rate of each datum, negated: (B,)."""
+        log_q_z = draws.log_q_z.detach() + _log_q_z_path(draws)
+        return (draws.log_p_x + beta * (draws.log_p_z - log_q_z)).mean(0)
+
+
+class DReG(PathDerivativeELBO):
+    """The importance-weighted bound, whose encoder's gradient is doubly reparameterised.
+
+        d/d phi L_K  =  E [ sum_k (w_k / sum_j w_j)^2  d log w_k / dz_k  dz_k / d phi ]
+
+    Here z_k is the joint draw of all latent sites: d log w_k / dz_k holds phi fixed, also where log q of one site
+    depends on the draw of another, and dz_k / d phi includes the way through the sites drawn before.
+
+    Args:
+        num_particles: K.
+
+    Reference:
+        Tucker, Lawson, Gu and Maddison, arXiv:1810.04152; Bauer and Mnih, arXiv:2101.11046, on several layers.
+    """
+
+    def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
+        """Return L_K of each datum, (B,)."""
+        log_w = draws.log_p_x + draws.log_p_z - draws.log_q_z.detach()
+        weight = log_w.detach().softmax(0)
+        for latent in draws.latents:
+            if latent.z.requires_grad:
+                # The bound weighs the gradient of log p(x, z) by z once, and the estimator weighs it twice.
+                ones = [1] * len(latent.posterior.event_shape)
+                batch_shape = latent.z.shape[: latent.z.dim() - len(ones)]
+                each = weight.reshape(*batch_shape, *ones)
+                latent.z.register_hook(lambda gradient, each=each: gradient * each)
+        return log_mean_exp(log_w) - (weight.square() * _log_q_z_path(draws)).sum(0)
+
+
+class ScoreELBO(ImportanceELBO):
+    """The ELBO, whose encoder's gradient is the score function's, with no derivative of the decoder by z.
+
+        d/d phi ELBO  =  E_q [ (log w - b) d/d phi log q(z | x) ]
+
+    Args:
+        num_particles: K.
+        beta: weight of the rate in the loss.
+        leave_one_out: take for the baseline b_k the mean of log w over the other draws (K at least 2), not 0.
+
+    Reference:
+        Document 002, first half; Ranganath, Gerrish and Blei, arXiv:1401.0118; Mnih and Rezende, arXiv:1602.06725.
+    """
+
+    reparameterised = False
+
+    def __init__(self, num_particles: int = 1, beta: float = 1.0, leave_one_out: bool = False) -> None:
+        super().__init__(num_particles, beta)
+        self.leave_one_out = leave_one_out
+
+    def loss_and_terms(
+        self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | Tensor | None = None
+    ) -> LossAndTerms:
+        """Return the differentiable loss of a batch x (B, C, H, W), a scalar in nats per datum, and its terms."""
+        with _NoPathThroughDraws():
+            return super().loss_and_terms(model, guide, x, beta)
+
+    def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
+        """Return the bound of each datum, (B,), with the score function's gradient."""
+        log_p = draws.log_p_x + beta * draws.log_p_z
+        value = (log_p - beta * draws.log_q_z).detach()
+        signal = value - (value.sum(0) - value) / (len(value) - 1) if self.leave_one_out else value
+        surrogate = log_p + signal * draws.log_q_z
+        return (surrogate - surrogate.detach() + value).mean(0)
+
+
+def _has_moving_support(distribution: Distribution) -> bool:
+    """Whether the bounds of the support have a gradient, so that a draw's own derivative is not the whole gradient."""
+    constraint: Any = distribution.support
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    return any(isinstance(bound, Tensor) and bound.requires_grad for bound in vars(constraint).values())
+
+
+class _NoPathThroughDraws(Messenger):
+    """Cut the gradient from each draw of z back to the parameters that it was drawn with."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and isinstance(msg["value"], Tensor):
+            msg["value"] = msg["value"].detach()
+
+
+class _SeparateModelDraws(Messenger):
+    """Give the model an alias of each draw of the guide, so that the two can have gradients of their own.
+
+    The gradient by the alias is that of log p(x, z); the gradient by the draw itself also has what comes back through
+    the sites of the guide that depend on it.
+    """
+
+    def __enter__(self) -> Any:
+        self._drawn: set[str] = set()
+        return super().__enter__()
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or not isinstance(msg["value"], Tensor):
+            return
+        if msg["name"] in self._drawn:
+            msg["value"] = msg["value"].view_as(msg["value"])
+        self._drawn.add(msg["name"])
+
+
+def _log_q_z_path(draws: Draws) -> Tensor:
+    """Return zeros (K, B) with the gradient of log q(z | x) by the path through z, at fixed parameters."""
+    path = torch.zeros_like(draws.log_q_z)
+    if torch.is_grad_enabled():
+        for site, z, by_z in zip(draws.posteriors.values(), *_log_q_z_by_z(draws)):
+            path = path + sum_rightmost(z * by_z, len(site["fn"].event_shape))
+    return path - path.detach()
+
+
+def _log_q_z_by_z(draws: Draws) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the draws of the guide, each (K, B, L), and the derivatives of the joint log q(z | x) by each of them.
+
+    A derivative by one draw holds the others and the parameters of the guide fixed. It has two parts: of the
+    site's own density, and of the densities of later sites, whose parameters depend on the draw.
+    """
+    drawn = [site["value"] for site in draws.posteriors.values()]  # in the guide's order
+    at = [z.detach().requires_grad_() for z in drawn]
+    densities = [site["fn"].log_prob(z).sum() for site, z in zip(draws.posteriors.values(), at)]
+    for name, density in zip(draws.posteriors, densities):
+        if not density.requires_grad:
+            raise InputError(f"log q at {name!r} has no derivative by z: use --elbo trace or score")
+    by_z = list(torch.autograd.grad(densities, at, retain_graph=True, materialize_grads=True))
+    if len(drawn) == 1:
+        return drawn, by_z
+    # Of a draw that has no gradient, nothing depends on the parameters of the guide.
+    places = [place for place, z in enumerate(drawn) if z.requires_grad]
+    through = {place: _derivative(sum(densities), drawn[place]) for place in places}
+    for later in reversed(places):
+        if through[later] is None:
+            continue
+        by_z[later] = by_z[later] + through[later]
+        # Autograd's derivative by an earlier draw includes the way through this one, which is to be held fixed.
+        for earlier in places[: places.index(later)]:
+            way = _derivative(drawn[later], drawn[earlier], through[later])
+            through[earlier] = through[earlier] if way is None else through[earlier] - way
+    return drawn, by_z
+
+
+def _derivative(of: Any, by: Tensor, weights: Tensor | None = None) -> Any:
+    return torch.autograd.grad(of, by, weights, retain_graph=True, allow_unused=True)[0]

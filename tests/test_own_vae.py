@@ -1,0 +1,73 @@
+"""A VAE that a user built from modules of their own: trained, stopped, resumed and read back with a run folder."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import pvae
+from pvae import VAE, Config, InputError
+from pvae.cli.evaluate import main as evaluate_command
+from pvae.evaluation.report import evaluate
+from pvae.evaluation.trained_run import TrainedRun
+
+
+class StudentPrior(nn.Module):
+    def forward(self):
+        return dist.StudentT(torch.full((2,), 5.0)).to_event(1)
+
+
+class Posterior(nn.Sequential):
+    def forward(self, x):
+        loc, log_scale = super().forward(x).chunk(2, dim=-1)
+        return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+
+class Likelihood(nn.Sequential):
+    def forward(self, z):
+        return dist.Bernoulli(logits=super().forward(z)).to_event(3)
+
+
+def own_vae(hidden=8):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = nn.Flatten(), nn.Linear(784, hidden), nn.ReLU(), nn.Linear(hidden, 4)
+        decoder = nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, 784), nn.Unflatten(-1, (1, 28, 28))
+        return VAE(p_z=StudentPrior(), q_z=Posterior(*encoder), p_x=Likelihood(*decoder))
+
+
+CONFIG = Config(epochs=2, batch_size=50, binarize="static")
+
+
+@pytest.mark.parametrize("compile", ["none", "graph"])
+def test_it_trains_resumes_and_is_read_back(tmp_path, few_digits, compile):
+    config = CONFIG.replace(compile=compile)
+    whole = pvae.fit(config, vae=own_vae(), data=few_digits, out=tmp_path / "whole", device="cpu")
+    pvae.fit(config.replace(epochs=1), vae=own_vae(), data=few_digits, out=tmp_path / "parts", device="cpu")
+    parts = pvae.resume(tmp_path / "parts", 2, vae=own_vae(), data=few_digits)
+    assert whole.config.system == "own-vae"
+    assert whole.metrics()[-1].elbo > whole.metrics()[1].elbo
+    one, other = (pvae.load(run.path, vae=own_vae()) for run in (whole, parts))
+    assert not one.training
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+    report = evaluate(TrainedRun(whole, one, few_digits), 20)
+    assert report.anatomy.elbo.mean == pytest.approx(whole.metrics()[-1].elbo, abs=5 * whole.metrics()[-1].elbo_stderr)
+
+
+def test_it_is_asked_for_and_no_other_is_taken(tmp_path, few_digits, capsys):
+    run = pvae.fit(CONFIG.replace(epochs=1), vae=own_vae(), data=few_digits, out=tmp_path / "own", device="cpu")
+    for function in (pvae.load, pvae.resume):
+        with pytest.raises(InputError, match="built in Python"):
+            function(run.path)
+    with pytest.raises(InputError, match="do not fit the VAE given"):
+        pvae.load(run.path, vae=own_vae(hidden=9))
+    with pytest.raises(InputError, match=r"must be a pvae\.VAE"):
+        pvae.fit(CONFIG, vae=StudentPrior(), data=few_digits, out=tmp_path / "none")
+    assert evaluate_command([str(run.path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    usual = pvae.fit(CONFIG.replace(epochs=1, hidden=(8,)), data=few_digits, out=tmp_path / "usual", device="cpu")
+    with pytest.raises(InputError, match="leave vae out"):
+        pvae.load(usual.path, vae=own_vae())
