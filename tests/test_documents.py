@@ -1,8 +1,9 @@
-"""What is written for readers runs: the README's Python, and the notebooks in their quick mode."""
+"""The documents for readers are true: their Python runs, their links lead somewhere, and README stays short."""
 
 from __future__ import annotations
 
 import ast
+import doctest
 import re
 from pathlib import Path
 
@@ -11,46 +12,131 @@ import pytest
 import torch
 from nbclient import NotebookClient
 
+import pvae
 from pvae.data.sources import load_dataset
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "notebooks").glob("*.md"))
+DOCUMENTS = [README, *PAGES]
 
 
-def test_the_readme_shows_that_the_forms_agree(capsys):
-    exec(compile(BLOCKS[0], "README.md", "exec"), {})
-    values = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
-    assert len(values) == 5
-    assert max(values) - min(values) < 0.3, values
+def blocks(path):
+    """The Python of a document, one text for each block."""
+    return re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
 
 
-def test_the_readmes_python(capsys, tmp_path, monkeypatch):
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run a document's block that contains a text, in an empty folder and on 5,000 digits; returns its names."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pvae.training.fit.load_for", lambda *_: load_dataset("mnist-5k"))
+
+    def run_block(path, containing):
+        (block,) = [block for block in blocks(path) if containing in block]
+        names = {}
+        with torch.random.fork_rng():
+            exec(compile(block, path.name, "exec"), names)
+        return names
+
+    return run_block
+
+
+def test_no_block_is_left_out():
+    assert {path.name: len(blocks(path)) for path in DOCUMENTS if blocks(path)} == {
+        "README.md": 2,
+        "compiled-steps.md": 1,
+        "estimators.md": 1,
+        "run-folder.md": 1,
+        "systems.md": 1,
+    }
+
+
+def test_the_vae_by_hand_is_the_one_of_the_docstring():
+    examples = doctest.DocTestParser().get_examples(pvae.VAE.__doc__)
+    assert "".join(example.source for example in examples) == blocks(README)[0]
+
+
+def test_the_vae_by_hand_trains_and_its_loss_is_the_definition():
+    tree = ast.parse(blocks(README)[0])
+    last = ast.Expression(tree.body.pop().value)
     names = {}
-    exec(compile(BLOCKS[2], "README.md", "exec"), names)
+    with torch.random.fork_rng():
+        exec(compile(tree, "README.md", "exec"), names)
+        assert eval(compile(last, "README.md", "eval"), names) == (True, True)
+
+
+def test_own_images_in_the_readme(run):
+    names = run(README, "pvae.Dataset")
+    assert names["samples"].shape == (64, 1, 16, 16)
+    assert names["run"].metrics()[-1].split == "test"
+
+
+def test_own_images_are_resumed_drawn_and_evaluated(run, capsys):
+    names = run(ROOT / "notebooks/systems.md", "pvae.Dataset")
+    assert names["run"].metrics()[-1].epoch == 2
+    assert (names["run"].figures() / "mine.png").stat().st_size > 1000
+    assert re.fullmatch(r"-\d+\.\d+ \+- \d+\.\d+\n", capsys.readouterr().out)  # log p(x) and its standard error
+
+
+def test_a_run_is_read_as_its_page_says(run, capsys):
+    names = run(ROOT / "notebooks/run-folder.md", "pvae.fit")
     assert capsys.readouterr().out.startswith("test ELBO -")
     assert names["images"].shape == (64, 1, 28, 28)
     assert names["codes"].shape == (1000, 2)
 
 
-def test_compiled_steps_as_the_readme_takes_them(capsys):
-    with torch.random.fork_rng():
-        exec(compile(BLOCKS[1], "README.md", "exec"), {})
+def test_the_forms_of_the_elbo_agree(run, capsys):
+    run(ROOT / "notebooks/estimators.md", "three_parts")
+    values = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    assert len(values) == 5
+    assert max(values) - min(values) < 0.3, values
+
+
+def test_compiled_steps_as_their_page_takes_them(run, capsys):
+    run(ROOT / "notebooks/compiled-steps.md", "CompiledELBO")
     losses = ast.literal_eval(capsys.readouterr().out)
     assert len(losses) == 3
     assert losses[2] < losses[0]
 
 
-def test_the_readme_names_every_room():
-    for room in (ROOT / "pvae").glob("*/__init__.py"):
-        assert f"`{room.parent.name}/`" in README, room.parent.name
+def headings(path):
+    """The anchors that a Markdown viewer gives to a document's headings."""
+    titles = re.findall(r"^#+ (.*)", re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_the_readme_names_no_other_file():
-    for path in re.findall(r"\]\(([^)#]+)\)", README):
-        assert path.startswith("http") or (ROOT / path).exists(), path
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(path):
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if not link.startswith("https://"):
+            file, _, anchor = link.partition("#")
+            target = path.parent / file if file else path
+            assert target.exists(), link
+            assert not anchor or anchor in headings(target), link
+
+
+def test_every_page_and_notebook_is_linked_from_the_readme():
+    links = set(re.findall(r"\]\(([^)#\s]+)", README.read_text()))
+    for path in [*PAGES, *ROOT.glob("notebooks/*.ipynb")]:
+        assert path.relative_to(ROOT).as_posix() in links
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_lines_are_short_outside_of_tables(path):
+    assert [line for line in path.read_text().splitlines() if len(line) > 200 and not line.startswith("|")] == []
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 150
+
+
+def test_every_room_is_named():
+    layout = (ROOT / "notebooks/layout.md").read_text()
+    rooms = {path.parent.name for path in (ROOT / "pvae").glob("*/*.py")}
+    assert len(rooms) >= 10
+    for room in rooms:
+        assert f"| `{room}/` |" in layout, room
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
@@ -66,3 +152,8 @@ def test_notebooks_run(path, monkeypatch):
 def test_notebooks_are_small():
     for path in ROOT.glob("notebooks/*.ipynb"):
         assert path.stat().st_size < 1_000_000
+
+
+def test_pictures_are_small():
+    for path in ROOT.glob("notebooks/pictures/*.png"):
+        assert path.stat().st_size < 350_000, path.name

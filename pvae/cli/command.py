@@ -1,4 +1,4 @@
-"""What every command shares: a refusal is one line, Ctrl-C leaves at once, a closed pipe is no error."""
+"""What the commands share: their parser, one line for each refusal, signals, exit statuses, the folder they write."""
 
 from __future__ import annotations
 
@@ -14,32 +14,44 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from pvae.cli.deadlines import ending_in_time
-from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError, one_line
+from pvae.core.errors import InputError, LostError, TrainingError, one_line
 from pvae.core.files import check_replaceable
 from pvae.core.finite import NotFiniteError, is_of_memory, named, one_voice
-from pvae.core.signals import SIGNALS
+from pvae.core.signals import SIGNALS, Interruptions, handled_by
 from pvae.core.torchrun import is_first_process
 
 __all__ = ["Parser", "a_path", "ctrl_c_exits_at_once", "leave", "result_folder", "run_command"]
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose refusal is one line."""
+    """A parser whose refusal is one line.
+
+    Args:
+        command: its name after "python -m pvae.".
+        description: what it does.
+        epilog: examples.
+    """
+
+    def __init__(self, command: str, description: str = "", epilog: str = "") -> None:
+        super().__init__(
+            prog=f"python -m pvae.{command}",
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        # argparse takes -1e-1 for an option, and has no public way to say otherwise.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:
         """Refuse the arguments.
 
         Raises:
-            InputError: always.
+            InputError: always; the message names the nearest option.
         """
-        raise InputError(f"{message} ({self._hint(message)})")
-
-    def _hint(self, message: str) -> str:
-        """Return the option that is nearest to one that there is not, or where all of them are listed."""
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
         near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
-        return f"did you mean {near[0]}?" if near else "--help lists the options"
+        raise InputError(f"{message} ({f'did you mean {near[0]}?' if near else '--help lists the options'})")
 
 
 def a_path(text: str) -> Path:
@@ -54,26 +66,29 @@ def a_path(text: str) -> Path:
 
 
 def run_command(
-    name: str,
-    command: Callable[[], None],
-    what_now: Callable[[], str] = lambda: "what was written is whole",
+    name: str, command: Callable[[], None], interrupted: str = "interrupted; what was written is whole"
 ) -> int:
-    """Run a command and return its exit status; it ends within two seconds of Ctrl-C or SIGTERM.
+    """Run a command and return its exit status; what ends it is one line on stderr.
+
+    Ctrl-C and SIGTERM end the command by an exception; a training handles them itself.
 
     Args:
-        name: stands before a refusal.
+        name: stands before the line.
         command: does the work.
-        what_now: says what an interrupted command leaves that cannot say it itself.
+        interrupted: the line of an interruption that brings no message.
 
     Returns:
         0; 2 for what cannot be done as asked or is not permitted, 1 for a disk or a process that has gone, 130 for
         Ctrl-C, 143 for SIGTERM.
     """
-    with ending_in_time(name, what_now):
+    with Interruptions(at_once=True):
         try:
             return _run(name, command)
-        except InterruptedTrainingError as error:  # while the last words were said
-            return error.status
+        except KeyboardInterrupt as error:
+            if is_first_process():  # torchrun ends the others too
+                with contextlib.suppress(KeyboardInterrupt):
+                    print(f"{name}: {str(error) or interrupted}", file=sys.stderr)
+            return int(getattr(error, "status", 130))
 
 
 def _run(name: str, command: Callable[[], None]) -> int:
@@ -81,42 +96,36 @@ def _run(name: str, command: Callable[[], None]) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end a training
             stream.reconfigure(errors="backslashreplace")
     try:
-        if not _is_somewhere():
-            raise InputError("the folder in which the command was started is gone: go to one that is there")
+        if not _has_working_folder():
+            raise InputError("the folder in which the command was started is gone: go to one that exists")
         with named(), one_voice():
             command()
         return 0
     except (InputError, TrainingError, NotFiniteError) as error:
-        if is_first_process():  # the others were refused for the same reason
-            what_now = "; the weights have diverged: train anew, with a smaller --lr"
-            why = f"{error}{what_now}" if isinstance(error, NotFiniteError) else str(error)
-            print(f"{name}: {one_line(why)}", file=sys.stderr)
-        return 2
+        what_now = "; the weights have diverged: train anew, with a smaller --lr"
+        line = f"{error}{what_now if isinstance(error, NotFiniteError) else ''}"
+        line, status = line if is_first_process() else "", 2  # the other processes are refused for the same reason
     except LostError as error:
-        if str(error):
-            print(f"{name}: {one_line(str(error))}", file=sys.stderr)
-        return 1
+        line, status = str(error), 1
     except (RuntimeError, MemoryError, ImportError) as error:
         if not is_of_memory(error):
             raise
         smaller = "give smaller images, networks, batches or fewer particles"
         what_now = "torch cannot be loaded: see ulimit -v" if isinstance(error, ImportError) else smaller
-        print(f"{name}: out of memory: {what_now}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # whoever read our output has gone
+        line, status = f"out of memory: {what_now}", 2
+    except BrokenPipeError:  # the reader of our output has gone
         sys.stdout = None
         return 0
     except OSError as error:
         file = error.filename or "a file of the result"  # a write that fails does not say which
-        print(f"{name}: {file} cannot be written or read: {error.strerror}", file=sys.stderr)
-        return 2 if isinstance(error, PermissionError) else 1
-    except KeyboardInterrupt as error:
-        if is_first_process():  # torchrun ends the others too
-            print(f"{name}: {str(error) or 'interrupted'}", file=sys.stderr)
-        return int(getattr(error, "status", 130))
+        line = f"{file} cannot be written or read: {error.strerror}"
+        status = 2 if isinstance(error, PermissionError) else 1
+    if line:
+        print(f"{name}: {one_line(line)}", file=sys.stderr)
+    return status
 
 
-def _is_somewhere() -> bool:
+def _has_working_folder() -> bool:
     """Whether the working folder is still there; without one torch's libraries end the process themselves."""
     try:
         return Path.cwd().exists()
@@ -126,7 +135,7 @@ def _is_somewhere() -> bool:
 
 @contextlib.contextmanager
 def ctrl_c_exits_at_once(name: str) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the process on the spot while modules load, which an exception would break.
+    """Let Ctrl-C and SIGTERM exit while modules load: an exception would leave them half imported.
 
     Raises:
         InputError: Python runs without docstrings, and so cannot import Pyro.
@@ -139,25 +148,17 @@ def ctrl_c_exits_at_once(name: str) -> Iterator[None]:
             os.write(2, f"{name}: interrupted before anything was done\n".encode())
         os._exit(128 + number)
 
-    try:
-        before = {number: signal.signal(number, exit_at_once) for number in SIGNALS}
-    except ValueError:  # not in the main thread, where no signal arrives
+    with handled_by(exit_at_once):
         yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def result_folder(folder: Path, names: Iterable[str] = ()) -> Iterator[Path]:
-    """Make the folder that a command writes to, and those above it; what stays empty is gone again afterwards.
+    """Make the folder that a command writes to, and those above it; remove those of them that stay empty.
 
     Args:
         folder: the folder.
-        names: of the reports that will be written there; of a folder that is pvae's own they need not be given.
+        names: of the reports that will be written there; not needed of a folder that is pvae's own.
 
     Raises:
         InputError: it cannot be made, or another file has one of the names.
@@ -180,15 +181,15 @@ def result_folder(folder: Path, names: Iterable[str] = ()) -> Iterator[Path]:
 def leave(status: int) -> NoReturn:
     """Exit at once, with 1 in place of 0 if what was printed is lost.
 
-    All is on disk, and to clear up takes torch a second or two, in which threads of torch.distributed may abort it.
+    Everything is on disk, and torch takes a second or two to clear up, in which threads of torch.distributed may abort.
     """
-    for number in SIGNALS:  # all is said and done
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
                 stream.flush()
-        except BrokenPipeError:  # whoever read our output has gone
+        except BrokenPipeError:  # the reader of our output has gone
             pass
         except OSError as error:
             status = status or 1

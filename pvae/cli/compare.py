@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pvae.cli.command import Parser, a_path, ctrl_c_exits_at_once, result_folder, run_command
-from pvae.config.options import ELBOS, whole_number
+from pvae.config.options import ELBOS, ESTIMATORS, whole_number
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError, check_name
 from pvae.core.files import not_a_link, write_whole
@@ -26,19 +26,18 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _ALL = ",".join(name for name in ELBOS if name != "handwritten")
-_ONE_PARTICLE = ("trace", "analytic", "handwritten", "stl", "score")
 _STAGES = "2,16"
 _BATCH_SIZE = 100
 _GROUPS = 5  # of miwae, where the configuration names none
 
 _EPILOG = """\
-Without a RUN it trains a system for a while and stops at each of --stages. Of the default, linear-gaussian, log p(x) is
-known exactly; of others it is a long importance-weighted estimate. Of each estimator it prints the bound and how far it
-is from log p(x), variance (the trace of the covariance) and signal-to-noise ratio, |E g| / sqrt(E |g - E g|^2), of the
-gradients by encoder and decoder with their errors over repetitions, and the time of loss and gradients. All meet the
-same images, weights and noise. It writes estimators.csv, estimators.md and estimators.png. A Bernoulli that was trained
-on grey pixels is compared on binarized ones, which have a log p(x); beta is 1; --alpha, --mix and --groups (of miwae;
-else 5) are the system's.
+Without a RUN it trains a system and compares at each of --stages. log p(x) is known exactly for the default,
+linear-gaussian; for other systems it is an importance-weighted estimate with 5,000 samples. For each estimator it
+prints the bound and its distance from log p(x), the variance (the trace of the covariance) and the signal-to-noise
+ratio, |E g| / sqrt(E |g - E g|^2), of the gradients with respect to encoder and decoder with their errors over
+repetitions, and the time of loss and gradients. All estimators are given the same images, weights and noise. It writes
+comparison.csv, comparison.md and comparison.png. A Bernoulli that was trained on grey pixels is compared on binarized
+ones, which have a log p(x); beta is 1; --alpha, --mix and --groups (of miwae, else 5) are the system's.
 
 examples:
   python -m pvae.compare
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    names = [check_name("ELBO", name, ELBOS) for name in arguments.elbo.split(",")]
+    names = [check_name("--elbo", name, ELBOS) for name in arguments.elbo.split(",")]
     particles = _counts("--particles", arguments.particles, least=1)
     stages = _counts("--stages", arguments.stages or _STAGES, least=0)
     for option, least in (("repetitions", 3), ("batch_size", 2)):
@@ -65,51 +64,58 @@ def _compare(arguments: argparse.Namespace) -> None:
     if arguments.run and arguments.system:
         raise InputError("give a RUN or --system, not both: a run has its system")
     if arguments.run and arguments.stages:
-        raise InputError("--stages go with --system: of a RUN there is the last checkpoint only")
+        raise InputError("--stages go with --system: a RUN has its last checkpoint only")
     with ctrl_c_exits_at_once("pvae.compare"):
-        import pvae.evaluation.trained_run  # noqa: F401  torch is slow to import
-    config = _config(arguments)
-    if particles == [1] and not set(names) & set(_ONE_PARTICLE):
-        raise InputError("with one particle these are the ELBO, or nothing: give more --particles")
-    named = arguments.out or (not_a_link(arguments.run / "comparison") if arguments.run else None)
-    reports = [f"comparison.{suffix}" for suffix in ("csv", "md", "png")] if arguments.out else []
-    with result_folder(named or Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare", reports) as folder:
-        found: list[Measurement] = []
-        for weights in _weights(arguments, config, stages):
-            found += _measured(arguments, config, weights, names, particles)
-        _write(found, folder, arguments.run.resolve().name if arguments.run else config.system)
+        from tqdm import tqdm
 
-
-def _config(arguments: argparse.Namespace) -> Config:
-    """Return what was, or is to be, trained.
-
-    Raises:
-        InputError: there is no such run or system, or it is an autoencoder, which has nothing to compare.
-    """
-    from pvae.runs.run import Run
-
+        from pvae.evaluation import estimators
+        from pvae.evaluation.table import to_csv
+        from pvae.plotting import run_figures
+        from pvae.runs.run import Run
     config = Run.open(arguments.run).config if arguments.run else get_system(arguments.system or "linear-gaussian")
     if config.posterior == "delta":
         raise InputError(f"{arguments.run or config.system} is an autoencoder: a point posterior has no bound")
-    return config
+    if particles == [1] and all(
+        ESTIMATORS[name].importance_weighted or ESTIMATORS[name].least_particles > 1 for name in names
+    ):
+        raise InputError("with one particle these are the ELBO, or nothing: give more --particles")
+    groups = config.groups if config.groups > 1 else _GROUPS
+    default = not_a_link(arguments.run / "comparison") if arguments.run else None
+    reports = [f"comparison.{suffix}" for suffix in ("csv", "md", "png")] if arguments.out else []
+    named = arguments.out or default or Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare"
+    found: list[Measurement] = []
+    with result_folder(named, reports) as folder:
+        for stage, vae, x, kind in _weights(arguments, config, stages):
+            pairs, reasons = estimators.compared(vae, names, particles, groups)
+            if not pairs:
+                raise InputError("; ".join(reasons))
+            if arguments.elbo != _ALL:
+                for reason in reasons:
+                    say(reason)
+            log_p = estimators.reference(vae, x)
+            say(f"{stage}: log p(x) = {log_p}, mean of {len(x)} test images; pixels {kind}")
+            for name, count in tqdm(pairs, stage, unit="estimator", leave=False, disable=sys.stderr is None or None):
+                options = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups if name == "miwae" else 1}
+                found.append(estimators.measure(vae, x, name, count, log_p, stage, arguments.repetitions, **options))
+        table = f"{estimators.to_markdown(found)}\n\n{estimators.LEGEND}"
+        say(f"\n{table}\n")
+        write_whole(folder / "comparison.md", (table + "\n").encode())
+        write_whole(folder / "comparison.csv", to_csv(found).encode())
+        title = arguments.run.resolve().name if arguments.run else config.system
+        run_figures.write_figure(folder / "comparison.png", run_figures.comparison_figure(found, title))
+        say(f"{folder}: comparison.csv, comparison.md, comparison.png")
 
 
-class _Weights(NamedTuple):
-    """A VAE at some stage of its training, and a batch of test images."""
-
-    stage: str
-    vae: VAE
-    x: Tensor
-    pixels: str
-
-
-def _weights(arguments: argparse.Namespace, config: Config, stages: Sequence[int]) -> Iterator[_Weights]:
+def _weights(
+    arguments: argparse.Namespace, config: Config, stages: Sequence[int]
+) -> Iterator[tuple[str, VAE, Tensor, str]]:
+    """Yield each stage of a training: its name, the VAE, a batch of test images and what their pixels are."""
     from pvae.evaluation.trained_run import TrainedRun, proper
     from pvae.training.fit import trained_at
 
     if arguments.run:
-        subject = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline)
-        given = iter([(subject.run.read_checkpoint().counts.epoch, subject.vae, subject.data)])
+        run = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline)
+        given = iter([(run.run.read_checkpoint().counts.epoch, run.vae, run.data)])
     else:
         given = trained_at(config, stages, arguments.data_dir, arguments.offline)
     for epoch, trained, data in given:
@@ -121,49 +127,7 @@ def _weights(arguments: argparse.Namespace, config: Config, stages: Sequence[int
             )
         images = data.test[:count]
         vae, pixels, kind = proper(config, trained, data.image_shape, images)
-        yield _Weights(f"epoch {epoch}", vae, next(pixels.split(len(images))), kind)
-
-
-def _measured(
-    arguments: argparse.Namespace, config: Config, weights: _Weights, names: Sequence[str], particles: Sequence[int]
-) -> list[Measurement]:
-    """Measure every estimator at one set of weights; of what was asked for by name, say what is left out."""
-    from pvae.evaluation import estimators
-
-    stage, vae, x, pixels = weights
-    groups = config.groups if config.groups > 1 else _GROUPS
-    pairs, reasons = estimators.compared(vae, names, particles, groups)
-    if not pairs:
-        raise InputError("; ".join(reasons))
-    if arguments.elbo != _ALL:
-        for reason in reasons:
-            say(reason)
-    log_p = estimators.reference(vae, x)
-    say(f"{stage}: log p(x) = {log_p}, mean of {len(x)} test images; pixels {pixels}")
-    found = []
-    for name, count in _with_bar(pairs, stage):
-        options = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups if name == "miwae" else 1}
-        found.append(estimators.measure(vae, x, name, count, log_p, stage, arguments.repetitions, **options))
-    return found
-
-
-def _write(found: Sequence[Measurement], folder: Path, title: str) -> None:
-    """Print the table, and write it and the figure."""
-    from pvae.evaluation import estimators
-    from pvae.plotting import run_figures
-
-    table = f"{estimators.to_markdown(found)}\n\n{estimators.LEGEND}"
-    say(f"\n{table}\n")
-    write_whole(folder / "comparison.md", (table + "\n").encode())
-    write_whole(folder / "comparison.csv", estimators.to_csv(found).encode())
-    run_figures.write_figure(folder / "comparison.png", run_figures.comparison_figure(found, title))
-    say(f"{folder}: estimators.csv, estimators.md, estimators.png")
-
-
-def _with_bar(pairs: Sequence[tuple[str, int]], stage: str) -> Iterator[tuple[str, int]]:
-    from tqdm import tqdm
-
-    yield from tqdm(pairs, desc=stage, unit="estimator", leave=False, disable=sys.stderr is None or None)
+        yield f"epoch {epoch}", vae, next(pixels.split(len(images))), kind
 
 
 def _counts(option: str, text: str, least: int) -> list[int]:
@@ -179,13 +143,7 @@ def _counts(option: str, text: str, least: int) -> list[int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m pvae.compare",
-        description="Compare estimators of the bound and of its gradient, at one set of weights.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("compare", "Compare estimators of the bound and of its gradient, at one set of weights.", _EPILOG)
     add = parser.add_argument
     add("run", metavar="RUN", nargs="?", type=a_path, help="a run folder, whose checkpoint is taken")
     add(
@@ -195,10 +153,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--stages", metavar="N,N", help=f"epochs after which to compare, in rising order (default: {_STAGES})")
     add("--elbo", metavar="NAME,NAME", default=_ALL, help=f"of {', '.join(ELBOS)} (default: all)")
-    add("--particles", metavar="K,K", default="1,5,50", help="numbers of particles (default: 1,5,50)")
+    add("--particles", metavar="K,K", default="1,5,50", help="particles K (default: 1,5,50)")
     add("--repetitions", metavar="R", type=int, default=100, help="of each estimator, with other draws (default: 100)")
     add("--batch-size", metavar="B", type=int, help=f"test images (default: {_BATCH_SIZE})")
-    add("--data-dir", metavar="DIR", type=a_path, help="where the data lie")
+    add("--data-dir", metavar="DIR", type=a_path, help="where the data are")
     add("--offline", action="store_true", help="do not download anything")
     add("--out", metavar="DIR", type=a_path, help="where to write (default: RUN/comparison, or runs/<time>-compare)")
     return parser

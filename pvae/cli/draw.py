@@ -22,8 +22,6 @@ from pvae.core.torchrun import place_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from pvae.evaluation.trained_run import TrainedRun
-
 __all__ = ["PICTURES", "main"]
 
 PICTURES = {
@@ -34,7 +32,7 @@ PICTURES = {
     "cdf": "the same through the normal distribution function, where the prior is uniform",
     "manifold": "the decoded grid of a 2-dimensional latent at the quantiles of the prior",
     "traversal": "one latent dimension after the other, from -3 to 3",
-    "interpolation": "ways between pairs of test images through the latent space",
+    "interpolation": "straight lines between pairs of test images in the latent space",
     "histograms": "each latent dimension against N(0, 1)",
     "attributes": "test images along the direction of an attribute, z + alpha v, alpha from -3 to 3 (celeba)",
     "probe": "what a linear classifier, trained on real images, sees along that direction (celeba)",
@@ -52,76 +50,63 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _draw(arguments: argparse.Namespace) -> None:
     wanted = [check_name("picture", name, PICTURES) for name in arguments.what.split(",")] if arguments.what else None
-    runs = _runs_in(arguments.run)
+    is_run = (arguments.run / "config.json").exists()
+    runs = [] if is_run else sorted(file.parent for file in arguments.run.glob("*/config.json"))
     if runs and (wanted or arguments.attribute):
         raise InputError(f"{arguments.run} is a folder of runs: --what and --attribute are for a single run")
     if place_of() is not None:
         raise InputError("one process draws: start it without torchrun")
     with ctrl_c_exits_at_once("pvae.draw"):
-        pass
-    if not runs and arguments.run.is_dir() and not (arguments.run / "config.json").exists():
-        raise InputError(f"{arguments.run} is no run folder, and no folder of runs: it holds no config.json")
+        import pvae.evaluation.trained_run  # noqa: F401  torch is slow to import
+    if not runs and not is_run and arguments.run.is_dir():
+        raise InputError(f"{arguments.run} is not a run folder or a folder of runs: it holds no config.json")
     if runs:
         _draw_side_by_side(arguments, runs)
     else:
         _draw_run(arguments, wanted)
 
 
-def _runs_in(path: Path) -> list[Path]:
-    """Return the runs in a folder of runs; none if it is a run itself, or holds none."""
-    if (path / "config.json").exists():
-        return []
-    return sorted(file.parent for file in path.glob("*/config.json"))
-
-
 def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> None:
     from pvae.evaluation.trained_run import TrainedRun
+    from pvae.plotting import pictures
     from pvae.plotting.run_figures import write_figure
 
-    subject = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline, tuple(arguments.attribute))
-    figures = _figures(subject, wanted)
-    if wanted is not None:
-        figures = iter(list(figures))  # if one of them is refused, none is written
+    trained = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline, tuple(arguments.attribute))
+
+    def figures() -> Iterator[tuple[str, Figure]]:
+        """Yield the pictures that are wanted, or all that apply to the run."""
+        for name in wanted or PICTURES:
+            try:
+                yield name, getattr(pictures, name)(trained)
+            except InputError as error:
+                if wanted is not None:
+                    raise InputError(f"{name}: {error}") from None
+
+    drawn = figures() if wanted is None else iter(list(figures()))  # if a wanted one is refused, none is written
     names = [f"{name}.png" for name in wanted or PICTURES]
     names += ["latent.json", "probe.json"] if wanted is None else ["probe.json"] * ("probe" in wanted)
-    figures_folder = not_a_link(subject.run.path / "figures")  # our own, if no other is named
+    figures_folder = not_a_link(trained.run.path / "figures")  # pvae's own, if no other is named
     with result_folder(arguments.out or figures_folder, names if arguments.out else ()) as folder:
-        for name, figure in figures:
+        for name, figure in drawn:
             write_figure(folder / f"{name}.png", figure)
             say(folder / f"{name}.png")
             if name == "probe":
-                say("\n".join(map(str, subject.responses)))
-                _write(folder / "probe.json", to_json([asdict(one) for one in subject.responses], indent=2) + "\n")
-        if wanted is None:
-            _report(subject, folder)
-
-
-def _figures(subject: TrainedRun, wanted: Sequence[str] | None) -> Iterator[tuple[str, Figure]]:
-    """Yield name and figure of the pictures that are wanted, or of all that apply to the run."""
-    from pvae.plotting.pictures import DRAWERS
-
-    for name in wanted or PICTURES:
-        try:
-            yield name, DRAWERS[name](subject)
-        except InputError as error:
-            if wanted is not None:
-                raise InputError(f"{name}: {error}") from None
-
-
-def _report(subject: TrainedRun, folder: Path) -> None:
-    """Say how the codes lie; it takes the codes of all images, and is left out where single pictures are asked for."""
-    report = subject.report()
-    _write(folder / "latent.json", to_json(asdict(report), indent=2) + "\n")
-    distances = report.kolmogorov_smirnov
-    accuracy = "" if report.accuracy is None else f"; 10-nearest-neighbour accuracy {report.accuracy:.3f}"
-    say(
-        f"codes: Kolmogorov-Smirnov distance of a dimension from N(0, 1) {max(distances):.3f} at most, "
-        f"{statistics.median(distances):.3f} in the median{accuracy}"
-    )
+                say("\n".join(map(str, trained.responses)))
+                _write(folder / "probe.json", to_json([asdict(one) for one in trained.responses], indent=2) + "\n")
+        if wanted is not None:  # the report takes the codes of all images, which single pictures do not
+            return
+        report = trained.report()
+        _write(folder / "latent.json", to_json(asdict(report), indent=2) + "\n")
+        distances = report.kolmogorov_smirnov
+        accuracy = "" if report.accuracy is None else f"; 10-nearest-neighbour accuracy {report.accuracy:.3f}"
+        say(
+            f"codes: Kolmogorov-Smirnov distance of a dimension from N(0, 1) {max(distances):.3f} at most, "
+            f"{statistics.median(distances):.3f} in the median{accuracy}"
+        )
 
 
 def _draw_side_by_side(arguments: argparse.Namespace, runs: Sequence[Path]) -> None:
-    """Draw the sheet and write the table; a run that cannot be read is left out, with a line that says why."""
+    """Draw the sheet and write the table; leave out a run that cannot be read, with a line that says why."""
     from pvae.evaluation.table import to_csv, to_markdown
     from pvae.evaluation.trained_run import TrainedRun
     from pvae.plotting.gallery import Entry, code_figures, entry_of, in_order, sheet_figure
@@ -131,12 +116,12 @@ def _draw_side_by_side(arguments: argparse.Namespace, runs: Sequence[Path]) -> N
     known: dict[object, str] = {}
     for path in runs:
         try:
-            subject = TrainedRun.of(path, arguments.data_dir, arguments.offline)
-            state = (subject.run.identity, subject.run.read_checkpoint().counts)
+            trained = TrainedRun.of(path, arguments.data_dir, arguments.offline)
+            state = (trained.run.identity, trained.run.read_checkpoint().counts)
             if state in known:
-                raise InputError(f"it is a copy of {known[state]}, and no other seed")
+                raise InputError(f"it is a copy of {known[state]}, not another seed")
             with named():
-                read.append(entry_of(subject))
+                read.append(entry_of(trained))
             known[state] = path.name
             say(f"{path.name}: {read[-1].title}")
         except (InputError, NotFiniteError) as error:
@@ -164,13 +149,11 @@ def _write(path: Path, text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     pictures = "\n".join(f"  {name:16} {what}" for name, what in PICTURES.items())
     parser = Parser(
-        prog="python -m pvae.draw",
-        description="Draw what a trained run can show, into its figures/; or a folder of runs side by side: a sheet of "
-        "their pictures, the codes of those with two latents, and a table with a row for each system, over its seeds.",
-        epilog=f"pictures of a run:\n{pictures}\n\nexamples:\n  python -m pvae.draw runs/my-run --what scatter,manifold"
+        "draw",
+        "Draw what a trained run can show, into its figures/; or a folder of runs side by side: a sheet of their "
+        "pictures, the codes of those with two latents, and a table with a row for each system, over its seeds.",
+        f"pictures of a run:\n{pictures}\n\nexamples:\n  python -m pvae.draw runs/my-run --what scatter,manifold"
         "\n  python -m pvae.draw runs",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("run", metavar="RUN", type=a_path, help="a run folder, or a folder of run folders")
@@ -182,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="of the data, for the picture attributes (default: Blond_Hair Smiling Male Eyeglasses)",
     )
-    add("--data-dir", metavar="DIR", type=a_path, help="where the run's data lie now (default: where they were found)")
+    add("--data-dir", metavar="DIR", type=a_path, help="where the run's data are now (default: where they were found)")
     add("--offline", action="store_true", help="do not download anything")
     add("--out", metavar="DIR", type=a_path, help="where to draw (default: RUN/figures, or the folder of runs itself)")
     return parser

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from pvae.cli.command import Parser, a_path, ctrl_c_exits_at_once, run_command
 from pvae.config.options import COMPILERS, PRECISIONS, whole_number
@@ -20,7 +19,7 @@ from pvae.core.torchrun import is_first_process
 __all__ = ["main"]
 
 _EPILOG = """\
-It prints the ELBO and its parts (distortion and rate; the three parts of document 004), the posterior-mean loss, active
+It prints the ELBO and its parts (distortion and rate; the three parts of post 004), the posterior-mean loss, active
 units, the rate of a random subset of the images with its parts (mutual information, total correlation, dimension-wise
 KL), and log p(x) by importance sampling, and writes RUN/evaluation.json. The log-likelihood of a model trained on grey
 pixels by a Bernoulli is that of the binarized test images: grey ones have none. The memory does not depend on the
@@ -43,19 +42,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    _check(arguments)
+    for name, least, most in (("importance_samples", 2, 10**9), ("images", 2, 10**9), ("seed", 0, 2**63 - 1)):
+        if getattr(arguments, name) is not None:
+            whole_number(name, getattr(arguments, name), least, most)
+    check_name("--compile", arguments.compile, ["auto", *COMPILERS])
+    check_name("--precision", arguments.precision, PRECISIONS)
+    if arguments.compile == "none" and arguments.precision != "fp32":
+        raise InputError(f"--precision {arguments.precision} goes with --compile auto, graph or inductor only")
     with ctrl_c_exits_at_once("pvae.evaluate"):
         from tqdm import tqdm
 
         from pvae.core.files import write_whole
         from pvae.core.parallel import joined
-        from pvae.evaluation.report import evaluate
-        from pvae.evaluation.report_text import to_text
+        from pvae.evaluation.report import evaluate, to_text
         from pvae.evaluation.trained_run import TrainedRun
         from pvae.runs.run import Run
     Run.open(arguments.run)
     path = arguments.out or arguments.run / "evaluation.json"
-    _check_writable(path)
+    is_other = path.exists() and not path.is_file()
+    if is_other or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        reason = "it is not an ordinary file" if is_other else f"{path.parent} is not a folder that can be written to"
+        raise InputError(f"{path} cannot be written, since {reason}: name another file with --out")
+    check_replaceable(path, "evaluation.json")
     subject = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline)
     count = arguments.images or len(subject.data.test)
     if count > len(subject.data.test):
@@ -84,33 +92,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     say(path)
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    """Refuse what could be asked of no run."""
-    for name, least, most in (("importance_samples", 2, 10**9), ("images", 2, 10**9), ("seed", 0, 2**63 - 1)):
-        if getattr(arguments, name) is not None:
-            whole_number(name, getattr(arguments, name), least, most)
-    check_name("way to compile", arguments.compile, ["auto", *(name for name in COMPILERS if name != "cuda-graph")])
-    if arguments.compile == "none" and arguments.precision != "fp32":
-        raise InputError(f"--precision {arguments.precision} goes with --compile auto, graph or inductor only")
-    check_name("precision", arguments.precision, [name for name in PRECISIONS if name != "tf32"])
-
-
-def _check_writable(path: Path) -> None:
-    is_other = path.exists() and not path.is_file()
-    if is_other or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        reason = "it is no ordinary file" if is_other else f"{path.parent} is no folder that can be written to"
-        raise InputError(f"{path} cannot be written, since {reason}: name another file with --out")
-    check_replaceable(path, "evaluation.json")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m pvae.evaluate",
-        description="Evaluate a trained run on its test images.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("evaluate", "Evaluate a trained run on its test images.", _EPILOG)
     add = parser.add_argument
     add("run", metavar="RUN", type=a_path, help="a run folder")
     add("--importance-samples", metavar="S", type=int, default=5000, help="draws of z for each image (default: 5000)")
@@ -120,12 +103,12 @@ def _parser() -> argparse.ArgumentParser:
         "--compile",
         metavar="HOW",
         default="auto",
-        help="none; graph records the decoder's operators; inductor compiles them to C++ and is quicker where there is "
-        "much to do; auto takes inductor there, if torch is 2.14 and there is a compiler, else graph (default: auto)",
+        help="none; graph: record the decoder's operators; inductor: compile them to C++, which is faster for many "
+        "samples; auto: inductor there, if torch is 2.14 and there is a compiler, else graph (default: auto)",
     )
     add("--precision", metavar="P", default="fp32", help="fp32, or bf16 in the decoder's products (default: fp32)")
-    add("--data-dir", metavar="DIR", type=a_path, help="where the run's data lie now (default: where they were found)")
+    add("--data-dir", metavar="DIR", type=a_path, help="where the run's data are now (default: where they were found)")
     add("--offline", action="store_true", help="do not download anything")
     add("--out", metavar="FILE", type=a_path, help="where to write (default: RUN/evaluation.json)")
-    add("--quiet", action="store_true", help="print the file's name alone")
+    add("--quiet", action="store_true", help="print the file's name only")
     return parser

@@ -1,89 +1,39 @@
-"""One system over many seeds: a process of `python -m pvae.train` for each, several at a time, and their table."""
+"""One system over many seeds: a process of `python -m pvae.train` for each, several at a time, and their table.
+
+A signal to this process is passed on to the others. If it is killed by SIGKILL, they train on to their ends.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO
 
 from pvae.cli.command import result_folder
 from pvae.config.config import Config
 from pvae.config.presets import as_option
 from pvae.core.errors import InputError, InterruptedTrainingError, TrainingError
 from pvae.core.files import own_folder, write_whole
-from pvae.evaluation.table import row_of, to_csv, to_markdown
+from pvae.core.terminal import say
+from pvae.evaluation.table import Row, row_of, to_csv, to_markdown
 from pvae.evaluation.trained_run import TrainedRun
 from pvae.plotting.run_figures import figures_are_drawn
 from pvae.runs.run import Run
 
-__all__ = ["Plan", "check_seeds", "train_seeds"]
+__all__ = ["check_seeds", "train_seeds"]
 
+_Inform = Callable[[object], None]
 _MOST = 10_000
-_LINGER = 1.2  # seconds that processes have to save their state, of the two that Ctrl-C may take
-_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is trained over which seeds.
-
-    Args:
-        config: the system; its seed is not read.
-        seeds: as `check_seeds` reads them.
-        folder: holds a run folder `seed-S` for each.
-        train: arguments of the command that begin a run, but for --seed and --out.
-        resume: those that go on with one, but for --resume.
-        jobs: processes at a time; 0 for as many as there are cores.
-        data_dir: where the data are looked for first, for the table.
-        offline: do not download.
-        quiet: print the folder alone.
-    """
-
-    config: Config
-    seeds: Sequence[int]
-    folder: Path
-    train: Sequence[str]
-    resume: Sequence[str]
-    jobs: int = 0
-    data_dir: Path | None = None
-    offline: bool = False
-    quiet: bool = False
-
-    def run(self, seed: int) -> Path:
-        """Return the run folder of a seed."""
-        return self.folder / f"seed-{seed}"
-
-
-@dataclass
-class _Child:
-    """A process under way, and what it said."""
-
-    seed: int
-    process: subprocess.Popen[str]
-    readers: list[threading.Thread] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-    def reason(self) -> str:
-        """Return why it failed, in its own words; empty if it did not."""
-        status = self.process.returncode
-        for reader in self.readers:
-            reader.join()
-        if status == 0:
-            return ""
-        said = [line for line in self.errors if line.startswith("pvae.train: ")]
-        how = f"it was killed by signal {-status}" if status < 0 else f"it ended with exit status {status}"
-        return said[-1].removeprefix("pvae.train: ") if said else how
+_LINGER = 1.5  # seconds that processes have to save their state after a Ctrl-C
 
 
 def check_seeds(text: str) -> list[int]:
@@ -107,50 +57,75 @@ def check_seeds(text: str) -> list[int]:
     return seeds
 
 
-def train_seeds(plan: Plan) -> None:
-    """Train what is not trained yet, and print and write the table of means and spreads over the seeds.
+def train_seeds(
+    config: Config,
+    seeds: Sequence[int],
+    folder: Path,
+    *,
+    begin: Sequence[str],
+    resume: Sequence[str],
+    jobs: int | None = None,
+    data: tuple[Path | None, bool] = (None, False),
+    quiet: bool = False,
+) -> None:
+    """Train what is not trained yet, and print and write the table over the seeds.
+
+    Args:
+        config: the system; its seed is not read.
+        seeds: each has a run folder `seed-S`.
+        folder: holds them.
+        begin: arguments that begin a run, without --seed and --out.
+        resume: arguments that go on with one, without --resume.
+        jobs: processes at a time; as many as there are cores if left out.
+        data: the folder and `offline` of `load_dataset`, for the table.
+        quiet: print the folder only.
 
     Raises:
         InputError: the folder holds something else, or no seed could be trained as asked.
-        TrainingError: some seeds failed; the others are in the table.
+        TrainingError: some seeds failed; the table has the others.
         InterruptedTrainingError: Ctrl-C or SIGTERM; the same command goes on.
     """
-    if plan.folder.exists() and (
-        not plan.folder.is_dir() or (any(plan.folder.iterdir()) and not any(plan.folder.glob("seed-*")))
-    ):
-        raise InputError(f"--out {plan.folder} exists and is neither empty nor a folder of seeds: name another")
-    with result_folder(plan.folder, ["table.csv", "table.md"]), own_folder(plan.folder):
-        todo = [seed for seed in plan.seeds if not _is_finished(plan, seed)]
-        failures = _Pool(plan).train(todo) if todo else {}
-        finished = [seed for seed in plan.seeds if seed not in failures]
-        if not finished and len({why.replace(str(plan.run(seed)), "") for seed, why in failures.items()}) == 1:
-            raise InputError(f"{failures[plan.seeds[0]]} (all of the {len(failures)} seeds)")
-        if finished:
-            _write_table(plan, finished)
-    for seed, why in failures.items():
-        print(f"pvae.train: seed {seed}: {why}", file=sys.stderr)
+    paths = {seed: folder / f"seed-{seed}" for seed in seeds}
+    try:
+        with result_folder(folder, ["table.csv", "table.md"]), own_folder(folder):
+            if any(folder.iterdir()) and not any(folder.glob("seed-*")):
+                raise InputError(f"--out {folder} exists and is neither empty nor a folder of seeds: name another")
+            commands = {}
+            for seed, path in paths.items():
+                if not (path / "config.json").exists():
+                    commands[seed] = [*begin, "--seed", str(seed), "--out", str(path)]
+                elif not _is_finished(path, config.replace(seed=seed)):
+                    commands[seed] = [*resume, "--resume", str(path)]
+            failures = _train(commands, folder, len(seeds), jobs, quiet) if commands else {}
+            finished = [seed for seed in seeds if seed not in failures]
+            if finished:
+                runs = (TrainedRun.of(paths[seed], *data) for seed in finished)
+                _write_table(folder, [row_of(trained.run, trained.report()) for trained in runs], quiet)
+    except InterruptedTrainingError as error:
+        how = f"interrupted; the same command with --out {shlex.quote(str(folder))} goes on where each seed was"
+        raise InterruptedTrainingError(how, error.status) from None
     if failures:
-        raise TrainingError(f"{len(failures)} of {len(plan.seeds)} seeds failed: {', '.join(map(str, failures))}")
+        print("\n".join(f"pvae.train: seed {seed}: {why}" for seed, why in failures.items()), file=sys.stderr)
+        raise TrainingError(f"{len(failures)} of {len(seeds)} seeds failed: {', '.join(map(str, failures))}")
 
 
-def _is_finished(plan: Plan, seed: int) -> bool:
+def _is_finished(path: Path, config: Config) -> bool:
     """Whether a run has all its epochs and figures.
 
     Raises:
-        InputError: it is of other options.
+        InputError: it is of another configuration.
     """
-    path = plan.run(seed)
-    if not (path / "config.json").exists():
-        return False
     run = Run.open(path)
-    if run.config.seed != seed:
-        raise InputError(f"{path} holds the seed {run.config.seed}: put back the folder of seed {seed}, or remove it")
-    ours, theirs = asdict(plan.config.replace(seed=seed, source="")), asdict(run.config.replace(source=""))
+    if run.config.seed != config.seed:
+        raise InputError(
+            f"{path} holds the seed {run.config.seed}: put back the folder of seed {config.seed}, or remove it"
+        )
+    ours, theirs = asdict(config.replace(source="")), asdict(run.config.replace(source=""))
     other = [name for name in ours if ours[name] != theirs[name]]
     if other:
         was, given = (", ".join(as_option(name, of[name]) for name in other) for of in (theirs, ours))
         more = f", or train it on first: python -m pvae.train --resume {shlex.quote(str(path))} {given}"
-        is_longer = other == ["epochs"] and plan.config.epochs > run.config.epochs
+        is_longer = other == ["epochs"] and config.epochs > run.config.epochs
         onward = more if is_longer and run.config.schedule == "constant" else ""
         raise InputError(f"{path} was trained with {was}, and {given} is given: name another --out{onward}")
     try:
@@ -159,119 +134,94 @@ def _is_finished(plan: Plan, seed: int) -> bool:
         return False
 
 
-def _write_table(plan: Plan, seeds: Sequence[int]) -> None:
-    subjects = (TrainedRun.of(plan.run(seed), plan.data_dir, plan.offline) for seed in seeds)
-    rows = [row_of(subject.run, subject.report()) for subject in subjects]
-    write_whole(plan.folder / "table.csv", to_csv(rows).encode())
-    write_whole(plan.folder / "table.md", to_markdown(rows).encode())
-    print(plan.folder if plan.quiet else f"\n{to_markdown(rows)}\n{plan.folder / 'table.csv'}")
+def _write_table(folder: Path, rows: Sequence[Row], quiet: bool) -> None:
+    write_whole(folder / "table.csv", to_csv(rows).encode())
+    write_whole(folder / "table.md", to_markdown(rows).encode())
+    say(folder if quiet else f"\n{to_markdown(rows)}\n{folder / 'table.csv'}")
 
 
-class _Pool:
-    """The processes of a plan, so many at a time, the cores shared out among them."""
+def _train(
+    commands: Mapping[int, Sequence[str]], folder: Path, num_seeds: int, jobs: int | None, quiet: bool
+) -> dict[int, str]:
+    """Run a process for each seed that is not finished, and return why some failed.
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.children: list[_Child] = []
-        self.notes: set[str] = set()
-
-    def train(self, seeds: Sequence[int]) -> dict[int, str]:
-        """Train the seeds, and return why some failed.
-
-        Raises:
-            InterruptedTrainingError: Ctrl-C or SIGTERM.
-        """
-        plan, waiting, failures = self.plan, list(seeds), dict[int, str]()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jobs = min(plan.jobs or cores, len(plan.seeds))
-        threads = max(1, cores // jobs)  # of all seeds, were they finished or not: their number decides the last digits
-        kept = len(plan.seeds) - len(waiting)
-        self._say(
-            f"{len(waiting)} seeds{f', beside {kept} that are finished,' if kept else ''} into {plan.folder}: "
-            f"{jobs} at a time, {threads} {'threads' if threads > 1 else 'thread'} each"
-        )
-        try:
-            while waiting or self.children:
-                while waiting and len(self.children) < jobs:
-                    self.children.append(self._start(waiting.pop(0), threads))
-                for child in [child for child in self.children if child.process.poll() is not None]:
-                    self.children.remove(child)
-                    if why := child.reason():
-                        failures[child.seed] = why
-                    left = len(waiting) + len(self.children)
-                    self._say(f"seed {child.seed} {'failed' if why else 'is finished'}; {left} to go")
-                time.sleep(0.05)
-        except KeyboardInterrupt as error:
-            raise self._stopped(error) from None
-        except BaseException:
-            self._stop()
-            raise
+    Raises:
+        InputError: all seeds failed for the same reason.
+    """
+    inform: _Inform = (lambda _: None) if quiet else say
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = min(jobs or cores, num_seeds)
+    threads = max(1, cores // jobs)  # counted from all seeds, finished or not, since it decides the last digits
+    kept = num_seeds - len(commands)
+    inform(
+        f"{len(commands)} seeds{f', beside {kept} that are finished,' if kept else ''} into {folder}: "
+        f"{jobs} at a time, {threads} {'threads' if threads > 1 else 'thread'} each"
+    )
+    processes, pool, failures = _Processes(threads, inform), ThreadPoolExecutor(jobs), dict[int, str]()
+    try:
+        futures = {pool.submit(processes.train, seed, command): seed for seed, command in commands.items()}
+        for count, future in enumerate(as_completed(futures), 1):
+            seed, why = futures[future], future.result()
+            if why:
+                failures[seed] = why
+            inform(f"seed {seed} {'failed' if why else 'is finished'}; {len(commands) - count} to go")
+        reasons = {why.replace(f"{folder}/seed-{seed}", "") for seed, why in failures.items()}
+        if len(failures) == num_seeds and len(reasons) == 1:
+            raise InputError(f"{min(failures.items())[1]} (all of the {num_seeds} seeds)")
         return dict(sorted(failures.items()))
+    finally:
+        processes.stop()
+        pool.shutdown(wait=False, cancel_futures=True)
 
-    def _stopped(self, error: KeyboardInterrupt) -> InterruptedTrainingError:
-        self._stop()
-        folder = shlex.quote(str(self.plan.folder))
-        return InterruptedTrainingError(
-            f"interrupted; the same command with --out {folder} goes on where each seed was",
-            getattr(error, "status", 130),
-        )
 
-    def _stop(self) -> None:
-        for child in self.children:
-            child.process.terminate()
+class _Processes:
+    """The processes of the seeds, each started and listened to by a thread of the pool."""
+
+    def __init__(self, threads: int, inform: _Inform) -> None:
+        self.threads, self.inform = threads, inform
+        self.started: list[subprocess.Popen[str]] = []
+        self.notes: set[str] = set()
+        self.is_stopping = False
+        self.lock = threading.Lock()  # so that no process is started after the last one was stopped
+
+    def train(self, seed: int, arguments: Sequence[str]) -> str:
+        """Run `python -m pvae.train`, and return why it failed, in its own words; empty if it did not."""
+        with self.lock:
+            if self.is_stopping:
+                return "it was not started"
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pvae.train", *arguments],
+                env={**os.environ, "OMP_NUM_THREADS": str(self.threads)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="backslashreplace",
+                start_new_session=True,  # a terminal sends Ctrl-C to this process alone, which passes it on
+            )
+            self.started.append(process)
+        assert process.stdout is not None
+        said = ""
+        for line in map(str.rstrip, process.stdout):
+            if line.startswith("epoch "):
+                self.inform(f"seed {seed}  {line}")
+            elif line.startswith("note: ") and line not in self.notes:
+                self.notes.add(line)
+                print(line, file=sys.stderr, flush=True)
+            elif line.startswith("pvae.train: "):
+                said = line.removeprefix("pvae.train: ")
+        status = process.wait()
+        how = f"it was killed by signal {-status}" if status < 0 else f"it ended with exit status {status}"
+        return (said or how) if status else ""
+
+    def stop(self) -> None:
+        """Let the processes save their state, and kill those that take too long: their last checkpoints stand."""
+        with self.lock:
+            self.is_stopping = True
+        for process in self.started:
+            process.terminate()
         ends = time.monotonic() + _LINGER
-        for child in self.children:
+        for process in self.started:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                child.process.wait(max(0.0, ends - time.monotonic()))
-
-    def _start(self, seed: int, threads: int) -> _Child:
-        path = self.plan.run(seed)
-        if (path / "config.json").exists():
-            options = [*self.plan.resume, "--resume", str(path)]
-        else:
-            options = [*self.plan.train, "--seed", str(seed), "--out", str(path)]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pvae.train", *options],
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="backslashreplace",
-            start_new_session=True,  # Ctrl-C is this process's to hand on
-            preexec_fn=_end_with_the_parent(),
-        )
-        child = _Child(seed, process)
-        for stream, hear in ((process.stdout, self._hear), (process.stderr, self._hear_errors)):
-            assert stream is not None
-            child.readers.append(threading.Thread(target=_read, args=(stream, child, hear), daemon=True))
-            child.readers[-1].start()
-        return child
-
-    def _hear(self, child: _Child, line: str) -> None:
-        if line.startswith("epoch "):
-            self._say(f"seed {child.seed}  {line}")
-
-    def _hear_errors(self, child: _Child, line: str) -> None:
-        child.errors.append(line)
-        if line.startswith("note: ") and line not in self.notes:
-            self.notes.add(line)
-            print(line, file=sys.stderr, flush=True)
-
-    def _say(self, line: str) -> None:
-        if not self.plan.quiet and sys.stdout is not None:
-            with contextlib.suppress(OSError):  # where no one reads any more, the training goes on
-                print(line, flush=True)
-
-
-def _read(stream: IO[str], child: _Child, hear: Callable[[_Child, str], None]) -> None:
-    for line in stream:
-        hear(child, line.rstrip("\n"))
-
-
-def _end_with_the_parent() -> Callable[[], None] | None:
-    """Return what lets a process have SIGTERM when its parent dies, were it by SIGKILL; None where that cannot be."""
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)
-    return lambda: libc.prctl(_DEATH_SIGNAL, int(signal.SIGTERM))
+                process.wait(max(0.0, ends - time.monotonic()))
+            process.kill()

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pvae.cli.command import Parser, ctrl_c_exits_at_once, run_command
-from pvae.cli.train_parser import train_parser
-from pvae.config.config import Config
-from pvae.config.options import IMPORTANCE_WEIGHTED
+from pvae.cli.command import Parser, a_path, ctrl_c_exits_at_once, run_command
+from pvae.config.config import OPTIONS, Config
+from pvae.config.options import ESTIMATORS, flag, whole_number
 from pvae.config.presets import SYSTEMS, as_option, get_system, list_systems
 from pvae.core.errors import InputError, brief
 from pvae.core.files import read_bounded
@@ -24,13 +24,25 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-if TYPE_CHECKING:
-    from pvae.runs.run import Run
-
-__all__ = ["main"]
+__all__ = ["main", "train_parser"]
 
 _WHERE = ("data_dir", "offline", "device", "checkpoint_every", "quiet")
 _MOST_TOML = 2**18  # bytes
+
+_EXAMPLES = """\
+examples:
+  python -m pvae.train --elbo analytic
+      the Deep Bayes VAE on MNIST with the closed-form KL; on 5,000 digits if MNIST is not available
+  python -m pvae.train --seeds 0:8 --out many
+      the same for the seeds 0 to 7, and a table of mean and spread; interrupted, the same command goes on
+  python -m pvae.train --binarize dynamic --elbo trace --particles 5 --latent-dim 20 --hidden 400
+      another VAE on binary pixels, where the figure printed is a true lower bound on log p(x)
+  torchrun --nproc-per-node=2 -m pvae.train --out RUN
+      the same training by two processes that share each batch; --max-restarts 3 lets it outlive the death of one
+
+Figures are nats per datum (an image): elbo = -(distortion + rate), higher is better, where the distortion is the
+mean of -log p(x|z) and the rate the KL divergence of q(z|x) from p(z). The run folder holds config.json,
+metrics.jsonl, checkpoint.safetensors, figures/ and TensorBoard events; pvae.load("RUN") gives the VAE in Python."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,183 +51,178 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name; `sys.argv` if left out.
     """
-    options: dict[str, Any] = {}
 
     def command() -> None:
-        options.update(vars(train_parser().parse_args(argv)))
-        _dispatch(dict(options), sys.argv[1:] if argv is None else argv)
+        options = vars(train_parser().parse_args(argv))
+        seeds, jobs = options.pop("seeds"), options.pop("jobs")
+        if options.pop("list_systems"):
+            print(list_systems())
+        elif seeds is not None:
+            _train_seeds(seeds, jobs, options, sys.argv[1:] if argv is None else argv)
+        elif jobs is not None:
+            raise InputError("--jobs goes with --seeds: leave it out")
+        else:
+            _train(options)
 
-    return run_command("pvae.train", command, lambda: _what_is_left(options))
-
-
-def _what_is_left(options: dict[str, Any]) -> str:
-    """Say what an interrupted training leaves that cannot say it itself."""
-    folder = options.get("resume") or options.get("out")
-    if options.get("seeds") is not None:
-        named = shlex.quote(str(folder)) if folder else "and the folder of the seeds"
-        return f"the same command with --out {named} goes on where each seed was"
-    if folder is None:
-        return "the last checkpoint of the run folder, if there is one, stands: go on with --resume and its name"
-    if not os.access(folder / "config.json", os.F_OK):
-        return "nothing was saved"
-    return f"the last checkpoint stands; go on with: python -m pvae.train --resume {shlex.quote(str(folder))}"
+    return run_command("pvae.train", command, "interrupted before any step was taken")
 
 
-def _dispatch(options: dict[str, Any], argv: Sequence[str]) -> None:
-    seeds, jobs = options.pop("seeds"), options.pop("jobs")
-    if options.pop("list_systems"):
-        print(list_systems())
-    elif seeds is not None:
-        _train_seeds(seeds, jobs, options, argv)
-    elif jobs is not None:
-        raise InputError("--jobs goes with --seeds: leave it out")
-    else:
-        _train(options)
+def train_parser() -> argparse.ArgumentParser:
+    """Return the parser of `python -m pvae.train`; an option of `Config` that is not given is left out."""
+    description = "Train a variational autoencoder, written as Pyro functions, by stochastic variational inference."
+    parser = Parser("train", description, _EXAMPLES)
+    parser.add_argument("--list-systems", action="store_true", help="list the published systems, and do nothing else")
+    group = parser.add_argument_group("what is trained (defaults: those of the system; here deep-bayes)")
+    group.add_argument("--config", metavar="FILE", type=a_path, help="a system of your own: the options below, as TOML")
+    for name, option in OPTIONS.items():
+        if name == "elbo":
+            group = parser.add_argument_group("how it is trained")
+        text = option.text.replace("%", "%%")
+        default = option.default
+        if name == "system":
+            text = f"published system to start from: {', '.join(SYSTEMS)}"
+            group.add_argument("--system", metavar="NAME", default=argparse.SUPPRESS, help=text)
+        elif isinstance(default, bool):
+            group.add_argument(flag(name), action="store_true", default=argparse.SUPPRESS, help=text)
+        elif name != "source":
+            kind = type(default[0] if isinstance(default, tuple) else default)
+            group.add_argument(
+                flag(name),
+                metavar={int: "N", float: "X"}.get(kind, "NAME"),
+                type=kind,
+                nargs="+" if isinstance(default, tuple) else None,
+                default=argparse.SUPPRESS,
+                help=text,
+            )
+    add = parser.add_argument_group("where it runs and what it leaves").add_argument
+    add("--data-dir", metavar="DIR", type=a_path, help="holds MNIST/raw as torchvision leaves it (also: $PVAE_DATA)")
+    add("--offline", action="store_true", help="do not download anything")
+    add("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto; on --resume, as before)")
+    add("--out", metavar="DIR", type=a_path, help="run folder, new or empty (default: runs/<time>-<system>-<elbo>)")
+    add("--resume", metavar="RUN", type=a_path, help="go on with a run up to --epochs; its other options hold")
+    add(
+        "--checkpoint-every",
+        metavar="N",
+        type=int,
+        default=0,
+        help="write a checkpoint every N steps too (default: after each epoch, and on Ctrl-C or SIGTERM)",
+    )
+    add(
+        "--seeds",
+        metavar="LIST",
+        help="0:8 (0 to 7) or 0,3,5: a run for each into --out DIR/seed-S, and a table of mean and spread; the number "
+        "of threads that each has may change last digits",
+    )
+    add("--jobs", metavar="N", type=int, help="of --seeds: runs at a time, the cores shared out (default: one a core)")
+    add("--quiet", action="store_true", help="print the run folder and no progress")
+    return parser
 
 
 def _train_seeds(text: str, jobs: int | None, options: dict[str, Any], argv: Sequence[str]) -> None:
     """Let a process of this command train each seed."""
     with ctrl_c_exits_at_once("pvae.train"):
-        from pvae.cli.seeds import Plan, check_seeds, train_seeds
+        from pvae.cli.seeds import check_seeds, train_seeds
 
     if place_of() is not None:
         raise InputError("--seeds starts processes of its own: without torchrun")
     for name in ("seed", "resume"):
         if options.get(name) is not None:
             raise InputError(f"--seeds {text} names the seeds and finds what is to be resumed: leave --{name} out")
-    if jobs is not None and jobs < 1:
-        raise InputError(f"--jobs must be at least 1, not {jobs}")
-    seeds, out = check_seeds(text), options["out"]
-    config = _configured(_system_options(options))
-    time = f"{datetime.now():%Y-%m-%d-%H%M%S}"
-    where = {"--data-dir": options["data_dir"], "--device": options["device"]}
-    resume = [text for name, value in where.items() if value is not None for text in (name, str(value))]
-    resume += ["--offline"] * options["offline"] + ["--checkpoint-every", str(options["checkpoint_every"])]
+    if jobs is not None:
+        whole_number("jobs", jobs)
+    seeds = check_seeds(text)
+    config = _configured(options)
+    resume = ["--offline"] * options["offline"] + ["--checkpoint-every", str(options["checkpoint_every"])]
+    for name in ("data_dir", "device"):
+        resume += [flag(name), str(options[name])] if options[name] is not None else []
     train_seeds(
-        Plan(
-            config=config,
-            seeds=seeds,
-            folder=out or Path("runs") / f"{time}-{config.system}-{config.elbo}-seeds",
-            train=_without_seeds(argv),
-            resume=resume,
-            jobs=jobs or 0,
-            data_dir=options["data_dir"],
-            offline=options["offline"],
-            quiet=options["quiet"],
-        )
+        config,
+        seeds,
+        options["out"] or Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-{config.system}-{config.elbo}-seeds",
+        begin=_without_seeds(argv),
+        resume=resume,
+        jobs=jobs,
+        data=(options["data_dir"], options["offline"]),
+        quiet=options["quiet"],
     )
 
 
 def _without_seeds(argv: Sequence[str]) -> list[str]:
-    """Return the arguments without those that are of all seeds together."""
-    parser = Parser(add_help=False, allow_abbrev=False)
+    """Return the arguments of one seed's process, which has its own folder and prints its epochs."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--seeds", "--jobs", "--out"):
         parser.add_argument(name)
-    parser.add_argument("--quiet", action="store_true")  # the lines of its epochs are heard
+    parser.add_argument("--quiet", action="store_true")
     return parser.parse_known_args(argv)[1]
-
-
-def _system_options(options: dict[str, Any], is_new: bool = True) -> dict[str, Any]:
-    """Return what is given of the system, by a file and by options over it."""
-    if is_new and "system" in options:
-        get_system(options["system"])  # a name of one's own comes from --config
-    given = {name: value for name, value in options.items() if name not in (*_WHERE, "resume", "out", "config")}
-    return {**_read_toml(options["config"]), **given}
 
 
 def _train(options: dict[str, Any]) -> None:
     with ctrl_c_exits_at_once("pvae.train"):
+        from pvae.runs.run import Run
         from pvae.training.fit import fit, resume  # torch is slow to import: not before the arguments are read
 
     where = {name: options[name] for name in _WHERE}
     path, out = options["resume"], options["out"]
-    if where["checkpoint_every"] < 0:
-        raise InputError(f"--checkpoint-every must be at least 0, not {where['checkpoint_every']}")
-    if path is None and _is_restarted(out):
+    whole_number("checkpoint_every", options["checkpoint_every"], 0)
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and path is None and out is None:
+        raise InputError("torchrun --max-restarts needs --out DIR or --resume RUN, to find the run again")
+    is_restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # torchrun started the command again
+    if is_restarted and path is None and out is not None and (out / "config.json").exists():
         path, out, options = out, None, {"config": None}
-    options = _system_options(options, is_new=path is None)
     if path is None:
         config = _configured(options)
-        if config.particles == 1 and config.elbo in IMPORTANCE_WEIGHTED and is_first_process():
+        if config.particles == 1 and ESTIMATORS[config.elbo].importance_weighted and is_first_process():
             print(f"note: with --particles 1, --elbo {config.elbo} is the ELBO", file=sys.stderr)
         run = fit(config, out=out, **{**where, "device": where["device"] or "auto"})
     else:
-        _refuse_contradictions(path, out, options)
-        run = resume(path, options.get("epochs"), **where)
-    if sys.stdout is not None and is_first_process():
-        _say_next(run, where["quiet"])
-
-
-def _is_restarted(out: Path | None) -> bool:
-    """Whether torchrun started this command again after a process of it had ended: it then goes on with its run.
-
-    Raises:
-        InputError: torchrun may do so, and the run would not be found again.
-    """
-    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and out is None:
-        raise InputError("torchrun --max-restarts needs --out DIR or --resume RUN, to find the run again")
-    is_again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    return is_again and out is not None and (out / "config.json").exists()
-
-
-def _configured(options: dict[str, Any]) -> Config:
-    """Return the published system that is named, with the options laid over it.
-
-    A name that is not published is a user's own system, laid over deep-bayes.
-    """
-    name = options.get("system", "deep-bayes")
-    config = SYSTEMS[name].replace(**options) if name in SYSTEMS else Config().replace(**options)
-    config.refuse_unread(options)
-    return config
-
-
-def _read_toml(path: Path | None) -> dict[str, Any]:
-    """Return the fields of a system that a TOML file gives."""
-    if path is None:
-        return {}
-    try:
-        options = tomllib.loads(read_bounded(path, _MOST_TOML, follow=True).decode("utf-8"))
-    except InputError as error:
-        raise InputError(f"--config {error}") from None
-    except OSError as error:
-        raise InputError(f"--config {path} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"--config {path} is not TOML: {brief(error)}") from None
-    try:
-        Config().replace(**options)
-    except InputError as error:
-        raise InputError(f"--config {path}: {error}") from None
-    return options
-
-
-def _refuse_contradictions(path: Path, out: Path | None, options: dict[str, Any]) -> None:
-    """With --resume, the run's own options hold; --epochs alone may differ."""
-    from pvae.runs.run import Run
-
-    if out is not None:
-        raise InputError(f"--resume {path} writes into that folder: leave --out out")
-    recorded = Run.open(path).config
-    given = recorded.replace(**options)
-    for name in options:
-        if name != "epochs" and getattr(given, name) != getattr(recorded, name):
-            raise InputError(
-                f"{as_option(name, getattr(given, name))} contradicts {path}/config.json, which says "
-                f"{as_option(name, getattr(recorded, name))}: leave it out, or start a new run"
-            )
-
-
-def _say_next(run: Run, quiet: bool) -> None:
-    if quiet:
+        if out is not None:
+            raise InputError(f"--resume {path} writes into that folder: leave --out out")
+        chosen, recorded = _chosen(options), Run.open(path).config
+        given = recorded.replace(**chosen)
+        for name in chosen:
+            ours, theirs = getattr(given, name), getattr(recorded, name)
+            if name != "epochs" and ours != theirs:
+                raise InputError(
+                    f"{as_option(name, ours)} contradicts {path}/config.json, which says {as_option(name, theirs)}: "
+                    "leave it out, or start a new run"
+                )
+        run = resume(path, chosen.get("epochs"), **where)
+    if sys.stdout is None or not is_first_process():
+        return
+    if where["quiet"]:
         print(run.path)
         return
     folder = shlex.quote(str(run.path))
-    print(
-        f"done; the run lies in {folder}: config.json, metrics.jsonl, checkpoint.safetensors, figures/, "
-        "TensorBoard events"
-    )
-    print(f"next:  python -m pvae.draw {folder}")
+    files = "config.json, metrics.jsonl, checkpoint.safetensors, figures/, TensorBoard events"
+    print(f"done; the run is in {folder}: {files}\nnext:  python -m pvae.draw {folder}")
     if run.config.posterior != "delta":  # an autoencoder has no likelihood
         print(f"   or  python -m pvae.evaluate {folder}")
     print(f"   or  tensorboard --logdir {folder}")
     if run.config.schedule == "constant":
         print(f"   or  python -m pvae.train --resume {folder} --epochs {2 * run.config.epochs}")
+
+
+def _chosen(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of `Config` that a TOML file gives, and the command line's over them."""
+    path, chosen = options["config"], {}
+    if path is not None:
+        try:
+            chosen = tomllib.loads(read_bounded(path, _MOST_TOML, follow=True).decode("utf-8"))
+            Config().replace(**chosen)
+        except InputError as error:
+            raise InputError(f"--config {path}: {error}") from None
+        except OSError as error:
+            raise InputError(f"--config {path} cannot be read ({error.strerror})") from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"--config {path} is not TOML: {brief(error)}") from None
+    return {**chosen, **{name: options[name] for name in OPTIONS if name in options}}
+
+
+def _configured(options: dict[str, Any]) -> Config:
+    """Return the published system that is named, with the options laid over it; a TOML file may name its own."""
+    if "system" in options:
+        get_system(options["system"])
+    chosen = _chosen(options)
+    config = SYSTEMS.get(chosen.get("system", "deep-bayes"), Config()).replace(**chosen)
+    config.refuse_unread(chosen)
+    return config

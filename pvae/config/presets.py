@@ -1,10 +1,11 @@
-"""The published systems of the source documents, as configurations."""
+"""The published systems, as configurations; posts 000 to 004 are the five that README names."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 
 from pvae.config.config import Config
+from pvae.config.options import flag
 from pvae.core.errors import check_name
 
 __all__ = ["SYSTEMS", "as_option", "get_system", "list_systems", "system_title"]
@@ -20,8 +21,8 @@ _CONV_2D = Config(
     likelihood="normal",
     scale=0.392**0.5,
     epochs=10,
-    source="document 001: mean over 784 pixels of the squared error + 1e-3 KL, Tanh output; layers, optimiser and "
-    "epochs beyond the 64 x 7 x 7 before the latent are ours",
+    source="post 001: mean over 784 pixels of the squared error + 1e-3 KL, Tanh output; the layers beyond the 64 x 7 x "
+    "7 before the latent, the optimiser and the epochs are ours",
 )
 
 _FASHION_VAE = Config(
@@ -36,7 +37,7 @@ _FASHION_VAE = Config(
     rate_reduction="mean",
     lr=5e-4,
     epochs=5,
-    source="document 003, section 3.2: 500 x mean of the cross-entropy over pixels + mean of the KL over 2 latents",
+    source="post 003, section 3.2: 500 x mean of the cross-entropy over pixels + mean of the KL over 2 latents",
 )
 
 _IWAE = Config(
@@ -57,7 +58,7 @@ _IWAE = Config(
 _SYSTEMS = [
     Config(
         system="deep-bayes",
-        source="document 004, after the Deep Bayes course: -(log p(x|z) + log p(z) - log q(z|x))",
+        source="post 004, after the Deep Bayes course: -(log p(x|z) + log p(z) - log q(z|x))",
     ),
     Config(
         system="pytorch-example",
@@ -67,7 +68,7 @@ _SYSTEMS = [
         elbo="analytic",
         batch_size=128,
         epochs=50,
-        source="document 002, the PyTorch example: sum of the cross-entropy + KL",
+        source="post 002, the PyTorch example: sum of the cross-entropy + KL",
     ),
     Config(
         system="mlp-2d",
@@ -77,13 +78,13 @@ _SYSTEMS = [
         elbo="analytic",
         batch_size=200,
         epochs=50,
-        source="document 000: sum of the cross-entropy + KL",
+        source="post 000: sum of the cross-entropy + KL",
     ),
     _CONV_2D.replace(elbo="analytic"),
     _CONV_2D.replace(
         system="conv-2d-ae",
         posterior="delta",
-        source="document 001: the autoencoder beside conv-2d, mean squared error",
+        source="post 001: the autoencoder beside conv-2d, mean squared error",
     ),
     _FASHION_VAE.replace(
         system="fashion-ae",
@@ -91,7 +92,7 @@ _SYSTEMS = [
         beta=1.0,
         rate_reduction="sum",
         lr=1e-3,
-        source="document 003, section 3.1: mean of the cross-entropy",
+        source="post 003, section 3.1: mean of the cross-entropy",
     ),
     _FASHION_VAE.replace(elbo="analytic"),
     Config(
@@ -108,7 +109,7 @@ _SYSTEMS = [
         batch_size=128,
         lr=5e-4,
         epochs=10,
-        source="document 003, section 3.3: 2000 x mean of the squared error over 12,288 numbers + KL",
+        source="post 003, section 3.3: 2000 x mean of the squared error over 12,288 values + KL",
     ),
     Config(
         system="linear-gaussian",
@@ -150,7 +151,7 @@ def get_system(name: str) -> Config:
     """Return the published system of that name.
 
     Raises:
-        InputError: there is none.
+        InputError: the name is unknown.
 
     >>> get_system("pytorch-example").hidden
     (400,)
@@ -159,7 +160,7 @@ def get_system(name: str) -> Config:
 
 
 def list_systems() -> str:
-    """Return a line for each system: its name and what was published."""
+    """Return a line for each system: its name and where it was published."""
     width = max(map(len, SYSTEMS))
     return "\n".join(f"{name:{width}}  {config.source}" for name, config in SYSTEMS.items())
 
@@ -180,8 +181,7 @@ def system_title(config: Config) -> str:
 
 
 def as_option(name: str, value: object) -> str:
-    """Return a field as it is typed on the command line; a flag that is not set as "no" and its name."""
+    """Return a field as it is typed on the command line; a switch that is off as "no" and its name."""
     if isinstance(value, bool):
-        return f"{'' if value else 'no '}--{name.replace('_', '-')}"
-    shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return f"--{name.replace('_', '-')} {shown}"
+        return f"{'' if value else 'no '}{flag(name)}"
+    return f"{flag(name)} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"

@@ -6,14 +6,14 @@ import csv
 import io
 import json
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pvae.core.errors import InputError, shown
 from pvae.core.finite import check_finite
 
-__all__ = ["csv_of", "from_record", "to_json"]
+__all__ = ["csv_of", "from_record", "markdown_of", "to_json"]
 
 T = TypeVar("T")
 
@@ -60,6 +60,21 @@ def csv_of(rows: Sequence[Mapping[str, object]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def markdown_of(columns: Mapping[str, Callable[[T], str]], items: Iterable[T], aligned: bool = False) -> str:
+    """Return a table in Markdown.
+
+    Args:
+        columns: the name of each column, and what gives the text of its cell for an item.
+        items: one for each row.
+        aligned: pad the cells, so that the columns line up in a terminal too.
+    """
+    rows = [list(columns), *([cell(item).strip() for cell in columns.values()] for item in items)]
+    widths = [max(map(len, column)) if aligned else 1 for column in zip(*rows)]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
+    ruler = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([lines[0], ruler, *lines[1:]])
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -8,10 +8,10 @@ __all__ = ["say"]
 
 
 def say(line: object) -> None:
-    """Print a line; where no one reads any more (a closed pipe, a full device), the work goes on without a word."""
+    """Print a line; if standard output is a closed pipe or a full device, print nothing from then on."""
     if sys.stdout is None:
         return
     try:
-        print(line, flush=True)
+        print(f"{line}\n", end="", flush=True)  # one write, so that the lines of two threads do not mix
     except OSError:
-        sys.stdout = None  # nor may Python's own flush at the exit fail
+        sys.stdout = None  # Python would try again to flush it at its exit

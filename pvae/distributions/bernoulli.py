@@ -1,4 +1,4 @@
-"""Bernoullis of logits: over binary pixels, over grey ones as a pseudo-likelihood, and over a whole image at once."""
+"""Bernoulli distributions of logits: of binary pixels, of a whole image, and a pseudo-likelihood of grey pixels."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _LANES = 16  # of a vector register
 
 
 def _lies_within(low: float, values: Tensor, high: float) -> Tensor:
-    """Return whether all values do, none NaN, from one pass over them: one flag, where torch makes one for each."""
+    """Return one flag: whether all values are in [low, high] and none is NaN. One pass, without a mask."""
     least, greatest = torch.aminmax(values.detach())  # NaN makes both comparisons false
     return (least >= low) & (greatest <= high)
 
 
 class _Real(constraints.Constraint):
-    """torch's `constraints.real`, but for a whole tensor at once."""
+    """`torch.distributions.constraints.real`, checked for a whole tensor at once."""
 
     def check(self, value: Tensor) -> Tensor:
-        """Return one flag."""
+        """Return a boolean scalar."""
         if torch.compiler.is_compiling():
-            return torch.tensor(True)  # torch before 2.15 cannot export its look at what is found
+            return torch.tensor(True)  # torch before 2.15 cannot export a branch on values
         return _lies_within(-math.inf, value, math.inf) if value.numel() else value.new_ones((), dtype=torch.bool)
 
 
 class LogitBernoulli(dist.Bernoulli):  # type: ignore[misc]  # Pyro makes its classes at run time
-    """Pyro's Bernoulli of logits l, of which many may be one event: an image.
+    """Pyro's Bernoulli of logits l, whose `to_event` returns a `JointBernoulli`: an image as one event.
 
-    What torch.compile and torch.export trace of it looks at no values: it is not validated.
+    Under torch.compile and torch.export arguments and values are not validated.
     """
 
     arg_constraints: ClassVar = {**dist.Bernoulli.arg_constraints, "logits": _Real()}
@@ -48,42 +48,36 @@ class LogitBernoulli(dist.Bernoulli):  # type: ignore[misc]  # Pyro makes its cl
             super()._validate_sample(value)
 
     def to_event(self, reinterpreted_batch_ndims: int | None = None) -> TorchDistribution:
-        """Return the distribution of which the last dimensions are one event."""
+        """Return the distribution whose event is the last dimensions of the batch shape."""
         count = len(self.batch_shape) if reinterpreted_batch_ndims is None else reinterpreted_batch_ndims
         return JointBernoulli(self, count) if count > 0 else super().to_event(count)
 
 
 class JointBernoulli(dist.Independent):
-    """Independent Bernoullis of logits l as one event of D numbers, with one logarithm for many of them.
+    """Independent Bernoullis of logits l as one event of D values, with one logarithm for up to 64 of them.
 
         log_prob(x) = sum_d (x_d l_d - max(l_d, 0))  +  sum over groups of  log prod_{d in group} sigmoid(|l_d|)
 
     since log(1 + exp(l)) = max(l, 0) - log sigmoid(|l|). Each factor is at least 1/2 and a group has at most 64, so no
-    product underflows. It is computed so without gradients, where the logarithms would be most of the work beside the
-    products of matrices; with gradients it is the sum of the elementwise log-probabilities.
+    product underflows. This formula is used without gradients, where the logarithms would take most of the time beside
+    the matrix products; with gradients `log_prob` is the sum of the elementwise log-probabilities.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(value), of the batch shape."""
         base, count = self.base_dist, self.reinterpreted_batch_ndims
-        log_prob: Tensor
         if torch.is_grad_enabled() or base.logits.dtype not in (torch.float32, torch.float64):
-            log_prob = super().log_prob(value)  # type: ignore[no-untyped-call]
-            return log_prob
+            return super().log_prob(value)  # type: ignore[no-untyped-call]
         if base._validate_args:
             base._validate_sample(value)
         logits = base.logits
         linear = (value * logits).sub_(logits.relu()).flatten(-count).sum(-1)
-        size = _group_size(self.event_shape.numel())
+        num_factors = self.event_shape.numel()
+        sizes = [size for size in range(1, _MOST_FACTORS + 1) if num_factors % size == 0]
+        # Prefer a size that leaves whole vector registers.
+        size = max([size for size in sizes if num_factors // size % _LANES == 0] or sizes)
         factors = logits.abs().sigmoid_().flatten(-count).unflatten(-1, (size, -1))
-        log_prob = linear + factors.prod(-2).log_().sum(-1)
-        return log_prob
-
-
-def _group_size(count: int) -> int:
-    """Return how many of so many factors are multiplied: a divisor of them, which leaves whole registers if it can."""
-    divisors = [size for size in range(1, _MOST_FACTORS + 1) if count % size == 0]
-    return max([size for size in divisors if count // size % _LANES == 0] or divisors)
+        return linear + factors.prod(-2).log_().sum(-1)
 
 
 class PseudoBernoulli(LogitBernoulli):
@@ -91,11 +85,11 @@ class PseudoBernoulli(LogitBernoulli):
 
         log_prob(x) = x log p + (1 - x) log(1 - p)
 
-    On 0 and 1 this is the Bernoulli. Between them it is the cross-entropy that most of the source documents
-    train with: a pseudo-likelihood, since its exponential does not integrate to 1 over [0, 1]. A bound made of
-    it is a pseudo-ELBO: it bounds no log-likelihood of the grey x. Being linear in x it is a mean over
-    binarizations, E_{b ~ Bernoulli(x)} [log Bernoulli(b; p)], so what a pseudo-ELBO does bound from below is
-    E_b [log p(b)], with an encoder that sees x in place of b.
+    On 0 and 1 this is the Bernoulli. Between them it is the cross-entropy that most of the posts train with: a
+    pseudo-likelihood, since its exponential does not integrate to 1 over [0, 1]. An ELBO made of it is a pseudo-ELBO,
+    which is not a bound on a log-likelihood of the grey x. Since it is linear in x it is a mean over binarizations,
+    E_{b ~ Bernoulli(x)} [log Bernoulli(b; p)], so that a pseudo-ELBO is a lower bound on E_b [log p(b)], with an
+    encoder that sees x in place of b.
 
     Raises:
         ValueError: `log_prob` at a value outside [0, 1] or NaN (torch's own validation).
@@ -107,13 +101,10 @@ class PseudoBernoulli(LogitBernoulli):
     support = constraints.unit_interval
 
     def _validate_sample(self, value: Tensor) -> None:
-        """Refuse what torch refuses, which looks at all pixels several times before it says that all is well."""
-        if not self._holds(value):
-            super()._validate_sample(value)
-
-    def _holds(self, value: Tensor) -> bool:
-        """Whether a value of its own shape, or of the last dimensions of it, is plainly within [0, 1]."""
-        if not isinstance(value, Tensor) or not value.numel() or is_followed(value, self.logits):
-            return False  # under torch.vmap and torch.export a look at the numbers is torch's own affair
-        shape = self.batch_shape[len(self.batch_shape) - value.dim() :]
-        return value.shape == shape and bool(_lies_within(0, value, 1))
+        """Accept values that one pass finds within [0, 1]; leave all others to torch's slower validation."""
+        # Under torch.vmap and torch.export the values cannot be read here.
+        if isinstance(value, Tensor) and value.numel() and not is_followed(value, self.logits):
+            is_broadcast = value.shape != self.batch_shape[len(self.batch_shape) - value.dim() :]
+            if not is_broadcast and _lies_within(0, value, 1):
+                return
+        super()._validate_sample(value)

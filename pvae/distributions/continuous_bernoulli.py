@@ -26,8 +26,8 @@ class ContinuousBernoulli(TorchDistribution):
 
     `torch.distributions.ContinuousBernoulli` clamps p before it computes C. Its density then integrates to less than 1
     beyond a logit of about 16 in float32 (0.32 at 50), and its mean stays above 0.06. Here the second line is
-    computed from the logit: as it stands near l = 0, where sinh(h) / h has a series, and elsewhere as
-    log|l| - log(1 - exp(-|l|)) - |l| |x - (l > 0)|, which neither overflows nor subtracts large numbers.
+    computed from the logit: directly near l = 0, where sinh(h) / h has a series, and elsewhere as
+    log|l| - log(1 - exp(-|l|)) - |l| |x - (l > 0)|, which neither overflows nor subtracts large values.
 
     Args:
         logits: l, of any shape.
@@ -108,6 +108,6 @@ class ContinuousBernoulli(TorchDistribution):
         return torch.where(is_near, series, torch.where(far > 0, 1 - distance, distance))
 
     def _parts(self, threshold: float = _NEAR_ZERO) -> tuple[Tensor, Tensor, Tensor]:
-        """Return where the logits are near 0, and the logits of each of the two formulas, harmless where not taken."""
+        """Return where the logits are near 0, and the logits for each formula, replaced where it is not used."""
         is_near = self.logits.abs() < threshold
         return is_near, torch.where(is_near, self.logits, 0), torch.where(is_near, 1, self.logits)

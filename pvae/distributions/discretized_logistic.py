@@ -40,7 +40,7 @@ class DiscretizedLogistic(TorchDistribution):
     with F(+inf) = 1 at the level 1 in place of the upper term and F(-inf) = 0 at the level 0 in place of the
     lower one: the probabilities sum to 1 over the 256 levels. In logarithms,
     P = sigmoid(b) sigmoid(-a) (1 - exp(a - b)) at the interval's ends a < b, which never subtracts two nearly
-    equal numbers.
+    equal values.
 
     Args:
         loc: in the units of the pixels, [0, 1] for the middle of the range.

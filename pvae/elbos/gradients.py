@@ -109,7 +109,7 @@ class ScoreELBO(ImportanceELBO):
         leave_one_out: take for the baseline b_k the mean of log w over the other draws (K at least 2), not 0.
 
     Reference:
-        Document 002, first half; Ranganath, Gerrish and Blei, arXiv:1401.0118; Mnih and Rezende, arXiv:1602.06725.
+        Post 002, first half; Ranganath, Gerrish and Blei, arXiv:1401.0118; Mnih and Rezende, arXiv:1602.06725.
     """
 
     reparameterised = False

@@ -1,4 +1,4 @@
-"""A linear classifier of attributes, trained on real images, that judges decoded ones."""
+"""A linear classifier of attributes, trained on real images and applied to decoded ones."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _BATCH_SIZE = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """What a probe sees of an attribute in images decoded along the attribute's direction, z + alpha v.
+    """A probe's log-odds of an attribute in images decoded along the attribute's direction, z + alpha v.
 
     Args:
         attribute: its name.
         alphas: the steps.
         log_odds: the probe's log-odds of the attribute at each step, averaged over images.
         stderr: their standard errors over images.
-        balanced_accuracy: of the probe on real test images: the mean of its hit rates with and without the attribute.
+        balanced_accuracy: of the probe on real test images: the mean of its accuracies with and without the attribute.
     """
 
     attribute: str
@@ -42,7 +42,7 @@ class Response:
         return all(before < after for before, after in pairwise(self.log_odds))
 
     def __str__(self) -> str:
-        """Name both ends, and say whether every step between them rises."""
+        """Return the log-odds at both ends, and whether they rise at every step between."""
         ends = (
             f"{self.log_odds[0]:+.2f} to {self.log_odds[-1]:+.2f} over alpha {self.alphas[0]:g} to {self.alphas[-1]:g}"
         )
@@ -55,9 +55,9 @@ def train_probe(images: Tensor, labels: Tensor, num_epochs: int = 10) -> nn.Modu
 
         log-odds = w . (pixels, averaged over squares so that at most about 32 x 32 are left) + b
 
-    An attribute's two sides weigh the same in the cross-entropy, however rare it is, so that log-odds of 0 are
-    the border between them. Linear, because what is asked of it is to go on judging where no real image lies: a
-    convolutional one is more accurate on real images, and saturates on decoded ones far from them.
+    Images with and without an attribute have the same total weight in the cross-entropy, however rare the attribute,
+    so that log-odds of 0 are the border between them. The classifier is linear because it has to extrapolate to decoded
+    images: a convolutional one is more accurate on real images, but saturates on decoded ones far from them.
 
     Args:
         images: uint8 (N, C, H, W).
@@ -88,7 +88,7 @@ def train_probe(images: Tensor, labels: Tensor, num_epochs: int = 10) -> nn.Modu
 
 @torch.no_grad()
 def balanced_accuracy(probe: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean of the hit rates among images with and images without each attribute.
+    """Return the mean of the accuracies among images with and images without each attribute.
 
     Args:
         probe: as `train_probe` returns it.
@@ -104,7 +104,7 @@ def balanced_accuracy(probe: nn.Module, images: Tensor, labels: Tensor) -> Tenso
 
 
 @torch.no_grad()
-def respond(probe: nn.Module, images: Sequence[Tensor], column: int) -> tuple[Tensor, Tensor]:
+def respond(probe: nn.Module, images: Sequence[Tensor], column: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard error of the log-odds of one attribute in several sets of images.
 
     Args:
@@ -113,7 +113,7 @@ def respond(probe: nn.Module, images: Sequence[Tensor], column: int) -> tuple[Te
         column: the attribute's.
 
     Returns:
-        Two tensors, with a number for each set.
+        The means and the standard errors, one for each set.
     """
     log_odds = torch.stack([torch.cat([probe(part)[:, column] for part in one.split(_BATCH_SIZE)]) for one in images])
-    return log_odds.mean(1), log_odds.std(1) / log_odds.shape[1] ** 0.5
+    return tuple(log_odds.mean(1).tolist()), tuple((log_odds.std(1) / log_odds.shape[1] ** 0.5).tolist())

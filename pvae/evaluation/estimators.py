@@ -1,4 +1,4 @@
-"""Estimators side by side at one set of weights: bias, variance and signal of value and gradient, and their cost."""
+"""Estimators side by side at one set of weights: bias of the value, variance and signal of the gradient, and time."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
 
-from pvae.config.options import WITHOUT_CHAINS
+from pvae.config.options import ESTIMATORS
 from pvae.core.finite import check_finite
 from pvae.core.random_state import seeded
-from pvae.core.records import csv_of
+from pvae.core.records import markdown_of
 from pvae.elbos.base import PerDatumELBO
 from pvae.elbos.registry import build_elbo
 from pvae.evaluation.log_likelihood import Estimate, images_at_once, importance_sample
@@ -33,22 +33,20 @@ __all__ = [
     "compared",
     "measure",
     "reference",
-    "to_csv",
     "to_markdown",
 ]
 
-_GROUPS = 20  # of repetitions, one left out at a time
-_ONE_PARTICLE = ("trace", "analytic", "handwritten", "stl", "score")
+_GROUPS = 20  # of repetitions, of which the jackknife leaves out one at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What the bounds of a batch are held against: log p(x), nats per datum.
+    """The log p(x) of a batch, nats per datum, with which the bounds are compared.
 
     Args:
         log_p: its mean over the batch.
-        stderr: of an estimate from importance weights, over its draws; 0 where it is exact.
-        exact: it is no estimate.
+        stderr: its standard error over the draws of an importance-weighted estimate; 0 where it is exact.
+        exact: whether it is exact, not an estimate.
     """
 
     log_p: float
@@ -56,7 +54,7 @@ class Reference:
     exact: bool
 
     def __str__(self) -> str:
-        """Say what it is, and how well it is known."""
+        """Return the value, with its error or "exactly"."""
         return f"{self.log_p:.2f} exactly" if self.exact else f"{self.log_p:.2f} +- {self.stderr:.2f}"
 
 
@@ -66,24 +64,23 @@ def reference(vae: VAE, x: Tensor, num_particles: int = 5000) -> Reference:
     Args:
         vae: the model.
         x: images (B, C, H, W).
-        num_particles: K of the estimate; it is biased downward, by less than any bound with fewer particles.
+        num_particles: K of the estimate, which is biased downward, by less than any bound with fewer particles.
     """
     if linear_gaussian.has_oracle(vae):
         with torch.no_grad():
             return Reference(log_p=linear_gaussian.log_evidence(vae, x).mean().item(), stderr=0.0, exact=True)
     sample = importance_sample(vae, x, num_particles)
-    stderr = sample.stderr.square().sum().sqrt().item() / len(x)
-    return Reference(log_p=sample.log_p.mean().item(), stderr=stderr, exact=False)
+    return Reference(log_p=sample.log_p.mean().item(), stderr=sample.mean_stderr, exact=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gradient:
-    """An estimator's gradient by some of the parameters, over R repetitions of its draws.
+    """Statistics of an estimator's gradient by some of the parameters, over R repetitions of its draws.
 
     Args:
         variance: the trace of its covariance, E |g - E g|^2.
         variance_stderr: its standard error.
-        signal_to_noise: |E g| / sqrt(E |g - E g|^2), the repetitions' own noise taken out of |E g|.
+        signal_to_noise: |E g| / sqrt(E |g - E g|^2), with the noise of the mean over R subtracted from |E g|^2.
         signal_to_noise_stderr: its standard error; NaN where there is no noise.
         resolution: 1 / sqrt(R): a ratio below it cannot be told from 0.
     """
@@ -95,22 +92,22 @@ class Gradient:
     resolution: float
 
     def __str__(self) -> str:
-        """Show the ratio and its error, or below what it is."""
+        """Return the ratio and its error, or the resolution if the ratio is below it."""
         if self.signal_to_noise < self.resolution:
             return f"< {self.resolution:.2f}"
         return str(Estimate(mean=self.signal_to_noise, stderr=self.signal_to_noise_stderr))
 
 
 class Moments:
-    """Mean and scatter of gradients that come one at a time, without the cancellation of a mean square.
+    """Running mean and scatter of gradients that are added one at a time, by Welford's algorithm.
 
-    They are kept for each of 20 groups, repetition r in group r mod 20, since all gradients together may not fit into
-    memory. The standard errors are of the jackknife that leaves out one group at a time, or one repetition where
-    there are no more than groups:
+    All gradients together may not fit into memory, so that mean and scatter are kept for each of 20 groups, repetition
+    r in group r mod 20. The standard errors are those of the jackknife that leaves out one group at a time, or one
+    repetition if there are at most 20:
 
         stderr^2 = (G - 1) / G  sum_b (estimate without group b - their mean)^2
 
-    So few groups leave a standard error uncertain itself, by about 1 / sqrt(2 (G - 1)), a sixth.
+    With 20 groups a standard error is itself uncertain by about 1 / sqrt(2 (G - 1)), a sixth.
     """
 
     def __init__(self) -> None:
@@ -120,7 +117,7 @@ class Moments:
         self._scatters = [0.0] * _GROUPS
 
     def add(self, gradient: Tensor) -> None:
-        """Take one more (P,)."""
+        """Add a gradient (P,)."""
         group = self.count % _GROUPS
         self.count += 1
         self._counts[group] += 1
@@ -129,11 +126,11 @@ class Moments:
         self._scatters[group] += (deviation @ (gradient - self._means[group])).item()
 
     def gradient(self) -> Gradient:
-        """Return the summary of at least three."""
+        """Return the statistics of the gradients, of which at least three were added."""
         used = min(self.count, _GROUPS)
         counts, scatters = torch.tensor([self._counts[:used], self._scatters[:used]], dtype=torch.float64)
         first = self._means[0]
-        # Inner products are all that is needed of the means: those of a QR decomposition's small R are the same.
+        # Only inner products of the means are needed, and the columns of a QR decomposition's small R have the same.
         columns = torch.stack([first, *(mean - first for mean in self._means[1:used])], 1)
         coordinates = torch.linalg.qr(columns, mode="r").R.T
         origin, offsets = coordinates[0], coordinates.clone()
@@ -162,16 +159,16 @@ class Moments:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One estimator at one set of weights.
+    """Statistics of one estimator at one set of weights.
 
     Args:
-        stage: which weights.
-        estimator: its name, of `options.ELBOS`.
+        stage: the stage of training that the weights are of.
+        estimator: its name, one of `pvae.config.options.ELBOS`.
         particles: K.
         value: the bound, mean over repetitions with its standard error, nats per datum.
-        bias: the value less log p(x).
-        encoder_gradient: by the posterior's parameters.
-        decoder_gradient: by those of the likelihood and the prior.
+        bias: the value minus log p(x).
+        encoder_gradient: of the gradient by the posterior's parameters.
+        decoder_gradient: of the gradient by those of the likelihood and the prior.
         milliseconds: the median time of loss and gradients of a batch.
     """
 
@@ -188,7 +185,7 @@ class Measurement:
 def compared(
     vae: VAE, names: Iterable[str], particles: Iterable[int], num_groups: int
 ) -> tuple[list[tuple[str, int]], list[str]]:
-    """Return the pairs of estimator and number of particles that differ from each other, and why others do not.
+    """Return the pairs of estimator and number of particles that differ from each other, and why others are left out.
 
     Args:
         vae: with two stochastic layers it has no closed forms.
@@ -196,27 +193,24 @@ def compared(
         particles: numbers K.
         num_groups: of "miwae".
     """
+    has_chain = isinstance(vae.q_z, ChainPosterior)
     pairs, reasons = [], []
     for count in particles:
         for name in names:
-            reason = _why_not(name, count, num_groups, isinstance(vae.q_z, ChainPosterior))
+            reason = ""
+            if has_chain and not ESTIMATORS[name].chains:
+                reason = "it knows one stochastic layer only"
+            elif count < ESTIMATORS[name].least_particles:
+                reason = "there is no other draw to compare with"
+            elif count == 1 and ESTIMATORS[name].importance_weighted:
+                reason = "with one particle it is the ELBO"
+            elif name == "miwae" and (count % num_groups or count == num_groups):
+                reason = f"{num_groups} groups of several particles are not to be had"
             if reason:
                 reasons.append(f"{name} is left out at K = {count}: {reason}")
             else:
                 pairs.append((name, count))
     return pairs, reasons
-
-
-def _why_not(name: str, count: int, num_groups: int, two_layers: bool) -> str:
-    if two_layers and name in WITHOUT_CHAINS:
-        return "it knows one stochastic layer only"
-    if count == 1 and name == "score-loo":
-        return "there is no other draw to compare with"
-    if count == 1 and name not in _ONE_PARTICLE:
-        return "with one particle it is the ELBO"
-    if name == "miwae" and (count % num_groups or count == num_groups):
-        return f"{num_groups} groups of several particles are not to be had"
-    return ""
 
 
 def measure(
@@ -229,27 +223,27 @@ def measure(
     repetitions: int = 100,
     **options: Any,
 ) -> Measurement:
-    """Measure an estimator on a batch; repetition r draws from seed r, so that all estimators meet the same noise.
+    """Measure an estimator on a batch; repetition r draws from seed r, so that all estimators have the same noise.
 
     Args:
-        vae: at the weights in question, in eval mode.
+        vae: in eval mode.
         x: images (B, C, H, W).
-        name: one of `options.ELBOS`.
+        name: one of `pvae.config.options.ELBOS`.
         num_particles: K.
         log_p: of the batch.
-        stage: which weights.
+        stage: the stage of training that the weights are of.
         repetitions: R, at least 3.
-        options: alpha, mix or num_groups of `registry.build_elbo`.
+        options: alpha, mix or num_groups of `pvae.elbos.registry.build_elbo`.
 
     Raises:
         NotFiniteError: a bound or a gradient is NaN or infinite.
     """
     elbo = build_elbo(name, num_particles, **options)
-    size = max(1, images_at_once(vae, x) // num_particles)
+    parts = x.split(images_at_once(vae, x, num_particles))
     values, seconds, moments = [], [], (Moments(), Moments())
     for repetition in range(repetitions):
         started = time.perf_counter()
-        value, gradients = _one(vae, x.split(size), elbo, repetition)
+        value, gradients = _bound_and_gradients(vae, parts, elbo, repetition)
         seconds.append(time.perf_counter() - started)
         values.append(value)
         for moment, gradient in zip(moments, gradients):
@@ -271,8 +265,10 @@ def measure(
     )
 
 
-def _one(vae: VAE, parts: Sequence[Tensor], elbo: PerDatumELBO, seed: int) -> tuple[float, tuple[Tensor, Tensor]]:
-    """Return the bound of one repetition, and its gradients by encoder and decoder; images come in bearable parts."""
+def _bound_and_gradients(
+    vae: VAE, parts: Sequence[Tensor], elbo: PerDatumELBO, seed: int
+) -> tuple[float, tuple[Tensor, Tensor]]:
+    """Return the bound of one repetition on a batch given in parts, and its gradients by encoder and by decoder."""
     vae.zero_grad()
     count, value = sum(map(len, parts)), 0.0
     with seeded(seed, parts[0].device), pyro.get_param_store().scope():
@@ -320,24 +316,4 @@ draw in each group miwae."""
 
 def to_markdown(measurements: Sequence[Measurement]) -> str:
     """Return a table, its columns lined up so that it reads in a terminal too."""
-    rows = [list(_COLUMNS), *([column(one) for column in _COLUMNS.values()] for one in measurements)]
-    widths = [max(len(row[index].strip()) for row in rows) for index in range(len(_COLUMNS))]
-    lines = ["| " + " | ".join(cell.strip().ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
-    ruler = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([lines[0], ruler, *lines[1:]])
-
-
-def to_csv(measurements: Sequence[Measurement]) -> str:
-    """Return a line for each measurement under a line of names."""
-    return csv_of([_flattened(one) for one in measurements])
-
-
-def _flattened(measurement: Measurement) -> dict[str, object]:
-    row: dict[str, object] = {}
-    for field in fields(measurement):
-        value = getattr(measurement, field.name)
-        if isinstance(value, (Estimate, Gradient)):
-            row |= {f"{field.name}_{inner.name}": getattr(value, inner.name) for inner in fields(value)}
-        else:
-            row[field.name] = value
-    return row
+    return markdown_of(_COLUMNS, measurements, aligned=True)

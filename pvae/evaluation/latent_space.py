@@ -1,4 +1,4 @@
-"""What a trained VAE shows: codes, reconstructions, samples, ways through the latent space. Tensors in, tensors out."""
+"""Codes, reconstructions, samples and interpolations of a trained VAE, and statistics of codes; tensors to tensors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def decode(vae: VAE, z: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reconstruct(vae: VAE, x: Tensor) -> Tensor:
-    """Return the mean image of p(x | z) at one draw z ~ q(z | x) for each image, as documents 000 and 004 draw it.
+    """Return the mean image of p(x | z) at one draw z ~ q(z | x) for each image, as posts 000 and 004 do.
 
     Args:
         vae: the model.
@@ -59,7 +59,7 @@ def sample(vae: VAE, num_samples: int) -> Tensor:
     """Return the mean image of p(x | z) at draws z ~ p(z): (S, C, H, W).
 
     Raises:
-        NotImplementedError: the VAE is an autoencoder, which has no prior to draw from.
+        NotImplementedError: the VAE is an autoencoder, which has no prior to sample from.
     """
     return decode(vae, vae.prior().sample((num_samples,)))
 
@@ -76,13 +76,13 @@ def manifold(vae: VAE, num_steps: int = 20) -> Tensor:
 
     Args:
         vae: with two latent dimensions.
-        num_steps: n, a side of the grid.
+        num_steps: n, the number of rows and of columns.
 
     Returns:
         (n n, C, H, W), row by row; the first latent grows to the right and the second upward.
 
     Reference:
-        Kingma and Welling, arXiv:1312.6114, whose figures of learned manifolds are drawn so.
+        Kingma and Welling, arXiv:1312.6114, whose figures of learned manifolds are such grids.
     """
     z = prior_quantiles(num_steps)
     up, right = torch.meshgrid(z.flip(0), z, indexing="ij")
@@ -97,7 +97,7 @@ def traverse(vae: VAE, z: Tensor, dimension: int, values: Tensor) -> Tensor:
 
 
 def interpolate(vae: VAE, first: Tensor, second: Tensor, num_steps: int = 10) -> Tensor:
-    """Return images on the straight way between the codes of two images, z = (1 - a) z_1 + a z_2.
+    """Return images decoded along the straight line between the codes of two images, z = (1 - a) z_1 + a z_2.
 
     Args:
         vae: the model.
@@ -118,10 +118,10 @@ def attribute_vector(codes: Tensor, has: Tensor) -> Tensor:
 
     Args:
         codes: (N, L).
-        has: bool (N,), of which some are true and some are not.
+        has: bool (N,), neither all true nor all false.
 
     Returns:
-        v (L,); document 003 draws images of z + alpha v.
+        v (L,); post 003 draws images of z + alpha v.
     """
     return codes[has].mean(0) - codes[~has].mean(0)
 
@@ -129,7 +129,7 @@ def attribute_vector(codes: Tensor, has: Tensor) -> Tensor:
 def nearest_neighbour_accuracy(
     train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, num_neighbours: int = 10
 ) -> float:
-    """Return how often the commonest class among the nearest training codes is that of a test code.
+    """Return the accuracy of a nearest-neighbour classifier: the most frequent class among the nearest training codes.
 
     Args:
         train: codes (N, L).
@@ -147,12 +147,12 @@ def nearest_neighbour_accuracy(
 
 @dataclass(frozen=True, kw_only=True)
 class LatentReport:
-    """How codes lie: against the prior N(0, 1), dimension by dimension, and against classes.
+    """Statistics of codes: for each latent dimension against the prior N(0, 1), and against classes.
 
     Args:
-        mean: of the codes, for each latent dimension.
-        std: their standard deviation.
-        kolmogorov_smirnov: the largest distance of their distribution function from that of N(0, 1), 0 to 1.
+        mean: the mean of each latent dimension.
+        std: the standard deviation of each latent dimension.
+        kolmogorov_smirnov: the largest distance of each dimension's distribution function from that of N(0, 1).
         accuracy: of a 10-nearest-neighbour classifier from training to test codes; None without labels.
     """
 

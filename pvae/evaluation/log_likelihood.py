@@ -1,7 +1,4 @@
-"""What a trained VAE is worth: log p(x) by importance sampling.
-
-Each figure is a mean over images with its standard error, in nats per datum.
-"""
+"""The log-likelihood log p(x) of a trained VAE by importance sampling, in nats per datum."""
 
 from __future__ import annotations
 
@@ -23,21 +20,14 @@ from pvae.core.parallel import ALONE, World
 from pvae.data.dataset import Pixels
 from pvae.vae import VAE
 
-__all__ = [
-    "CHUNK_NUMBERS",
-    "Estimate",
-    "Images",
-    "ImportanceSample",
-    "images_at_once",
-    "importance_sample",
-]
+__all__ = ["CHUNK_NUMBERS", "Estimate", "Images", "ImportanceSample", "images_at_once", "importance_sample"]
 
-# Numbers in the largest tensor: it bounds the memory, whatever the numbers of images and draws and the networks are.
-# More of them are slower.
+# Values in the largest tensor, which bounds the memory whatever the numbers of images and draws and the networks are.
+# Larger tensors are slower.
 CHUNK_NUMBERS = 2**19
 
 _VISITS_TO_RECORD = 3
-_DECODED_TO_COMPILE = 10_000_000  # images, from which on the seconds of compiling come back
+_DECODED_TO_COMPILE = 10_000_000  # images, from which on compiling saves more time than it takes
 
 Images = Tensor | Pixels
 
@@ -68,7 +58,7 @@ class ImportanceSample:
     """Estimates of log p(x) from K importance weights for each image.
 
     Args:
-        log_p: log (1/K) sum_k w_k, (N,) nats; a lower bound on log p(x) in the mean.
+        log_p: log (1/K) sum_k w_k, (N,) nats; in the mean a lower bound on log p(x).
         effective: effective sample sizes (sum_k w_k)^2 / sum_k w_k^2, (N,), between 1 and K.
         num_particles: K.
     """
@@ -84,6 +74,11 @@ class ImportanceSample:
         They are estimates themselves, and too small where a few weights outweigh the rest.
         """
         return (1 / self.effective - 1 / self.num_particles).clamp(min=0).sqrt()
+
+    @property
+    def mean_stderr(self) -> float:
+        """Standard error over the draws alone of the mean of `log_p` over images."""
+        return self.stderr.square().sum().sqrt().item() / len(self.log_p)
 
 
 @torch.no_grad()
@@ -101,21 +96,23 @@ def importance_sample(
 
         log p(x)  ~  log (1/K) sum_k p(x | z_k) p(z_k) / q(z_k | x),     z_k ~ q(z | x)
 
-    In the mean it is L_K of `bounds.iwae`, a lower bound, which lies Var[w / p(x)] / (2 K) below to first order. The
-    encoder runs once for each image; the sums are kept in log space, and the memory hangs on neither N nor K.
+    In the mean it is the lower bound L_K of `pvae.reference.bounds.iwae`, to first order Var[w / p(x)] / (2 K) below
+    log p(x). The encoder runs once for each image; the sums are kept in log space, and the memory depends on neither
+    N nor K.
 
     Args:
         vae: in eval mode.
         x: images (N, C, H, W).
         num_particles: K.
         on_images: called with the number of images done, after each part.
-        engine: "graph" or "inductor", of `graph.record`, for log p(x | z), or "none" to leave it as it is. "auto"
-            is inductor where it has what it needs and much to do, else graph, and none for what cannot be recorded.
-        precision: "fp32" or "bf16", likewise.
-        world: processes that share the images; each draws all noise, and all get all results.
+        engine: how log p(x | z) is computed: "graph" or "inductor", of `pvae.compile.graph.record`, or "none" for
+            ordinary calls. "auto" is inductor where it is available and the work is large, else graph, and none for
+            a decoder that cannot be recorded.
+        precision: "fp32" or "bf16", of `pvae.compile.graph.record`.
+        world: processes that share the images; each draws all noise, and all return all results.
 
     Raises:
-        InputError: log p(x | z) cannot be recorded as was asked for.
+        InputError: log p(x | z) cannot be recorded by the given engine and precision.
 
     Reference:
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 8.
@@ -129,13 +126,13 @@ def importance_sample(
     return ImportanceSample(log_sum - math.log(num_particles), (2 * log_sum - log_sum_squares).exp(), num_particles)
 
 
-def images_at_once(vae: VAE, x: Images) -> int:
-    """Return how many images the VAE can take at once, so that no layer gives more numbers than is bearable."""
-    return max(1, min(1000, CHUNK_NUMBERS // _widest(vae, next(iter(x.split(1))))))
+def images_at_once(vae: VAE, x: Images, num_particles: int = 1) -> int:
+    """Return how many images, with K latents each, keep every layer's output within `CHUNK_NUMBERS` values."""
+    return max(1, min(1000, CHUNK_NUMBERS // _widest(vae, next(iter(x.split(1))))) // num_particles)
 
 
 def _widest(vae: VAE, x: Tensor) -> int:
-    """Return the most numbers that any layer gives for one image x (1, C, H, W)."""
+    """Return the number of values in the largest output of any layer for one image x (1, C, H, W)."""
     sizes = [x.numel()]
 
     def note(_module: nn.Module, _given: Any, output: Any) -> None:
@@ -149,12 +146,8 @@ def _widest(vae: VAE, x: Tensor) -> int:
     return max(sizes)
 
 
-def _layout(x: Tensor) -> tuple[torch.Size, tuple[int, ...]]:
-    return x.shape, x.stride()
-
-
 class _LogLikelihood:
-    """log p(x | z), recorded for shapes that come again: without the Python, and by the quicker matrix products."""
+    """Computes log p(x | z), recording the decoder for shapes that recur: a recording is faster than the modules."""
 
     def __init__(self, vae: VAE, engine: str, precision: str, decoded: int) -> None:
         self._may_fail = engine == "auto" and precision == "fp32"
@@ -163,30 +156,30 @@ class _LogLikelihood:
         if (engine, precision) != ("none", "fp32"):
             check_ways(engine, precision)
         self._vae, self._engine, self._precision = vae, engine, precision
-        # In bfloat16 all are, so that the estimate does not hang on how often a shape comes.
+        # In bfloat16 every shape is recorded, so that the estimate does not depend on how often a shape recurs.
         self._record_at = _VISITS_TO_RECORD if precision == "fp32" else 1
         self._visits: Counter[object] = Counter()
         self._recorded: dict[object, Callable[[Tensor, Tensor], Sequence[Tensor]]] = {}
 
     def __call__(self, z: Tensor, x: Tensor) -> Tensor:
-        key = (_layout(z), _layout(x))
+        key = (z.shape, z.stride(), x.shape, x.stride())
         self._visits[key] += 1
         if self._visits[key] == self._record_at:
             self._recorded[key] = self._record(z, x)
-        return self._recorded.get(key, self._as_it_is)(z, x)[0]
+        return self._recorded.get(key, self._unrecorded)(z, x)[0]
 
     def _record(self, z: Tensor, x: Tensor) -> Callable[[Tensor, Tensor], Sequence[Tensor]]:
         if self._engine == "none":
-            return self._as_it_is
+            return self._unrecorded
         for engine in dict.fromkeys([self._engine, "graph"]):
             try:
-                return record(self._as_it_is, [z, x], engine, self._precision)
+                return record(self._unrecorded, [z, x], engine, self._precision)
             except InputError:
                 if not self._may_fail:
                     raise
-        return self._as_it_is  # nobody asked for more than the same a little sooner
+        return self._unrecorded  # the caller did not ask for compilation: fall back silently
 
-    def _as_it_is(self, z: Tensor, x: Tensor) -> list[Tensor]:
+    def _unrecorded(self, z: Tensor, x: Tensor) -> list[Tensor]:
         return [self._vae.likelihood(z).log_prob(x)]
 
 
@@ -195,13 +188,13 @@ def _log_sums(
 ) -> Tensor:
     """Return log sum_k w_k and log sum_k w_k^2 of a few images, (2, B) in float64.
 
-    Without a likelihood they are another process's: the noise is drawn all the same, and zeros are returned.
+    Without `log_likelihood` the images are another process's: only the noise is drawn, and zeros are returned.
     """
     posterior = vae.posterior(x)
     sums = torch.full((2, len(x)), -math.inf, dtype=torch.float64)
     size = max(1, CHUNK_NUMBERS // (len(x) * _widest(vae, x[:1])))
-    # Latents are small beside images: many parts are drawn together, and decoded one after another. A second layer of
-    # latents runs a network for each draw, which may be wide.
+    # Latents are small compared with images: many parts are drawn together, and decoded one after another. A second
+    # layer of latents runs a network for each draw, which may be wide.
     is_one_layer = isinstance(posterior, Independent)
     together = size * max(1, CHUNK_NUMBERS // (size * posterior.mean.numel())) if is_one_layer else size
     for start in range(0, num_particles, together):
@@ -214,7 +207,7 @@ def _log_sums(
 
 
 def _in_memory(log_likelihood: Callable[[Tensor, Tensor], Tensor], z: Tensor, x: Tensor) -> Tensor:
-    """Return log p(x | z), of half of the draws at a time where all of them do not fit into memory: it is the same."""
+    """Return log p(x | z), computed for half of the draws at a time where all of them do not fit into memory."""
     try:
         return log_likelihood(z, x)
     except (RuntimeError, MemoryError) as error:

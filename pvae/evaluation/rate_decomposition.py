@@ -1,4 +1,4 @@
-"""The anatomy of a trained VAE's rate: mutual information, total correlation, dimension-wise KL, active units."""
+"""The parts of a trained VAE's rate: mutual information, total correlation, dimension-wise KL; and active units."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ class RateSplit:
              + KL(q(z) || prod_l q(z_l))     total correlation
              + sum_l KL(q(z_l) || p(z_l))    dimension-wise KL
 
-    with the aggregate posterior q(z) = (1/N) sum_n q(z | x_n), over these N images. Where the M are a random subset of
-    the N, the means over the draws are unbiased for these N images. As an estimate of I(x; z) over all images that
-    there could be, the mutual information is a lower bound in the mean, and far below where it comes near log N; what
-    it lacks is in the two other parts. `leave_one_out` and `rate` are upper bounds in the mean.
+    with the aggregate posterior q(z) = (1/N) sum_n q(z | x_n), over these N images. If the M are a random subset of
+    the N, the means over the draws are unbiased for these N images. For I(x; z) over the whole distribution of images,
+    the mutual information is in the mean a lower bound, which is far too low if it is near log N; the difference is
+    in the two other parts. `leave_one_out` and `rate` are in the mean upper bounds.
 
     The standard error of a mean over the M draws needs no term for q(z), which is estimated from the same images: to
     first order an image changes the mean of log q(z) by E_q(z)[q(z | x_n) / q(z)] - 1 = 0, and that of each
     log q(z_l) likewise. It covers images and draws, not the bias; for the N images alone it is somewhat too large.
 
     Args:
-        images: which of the N, int64 (M,), in rising order.
+        images: indices of the M among the N, int64 (M,), in rising order.
         mutual_information: log q(z | x) - log q(z).
-        leave_one_out: the same with q(z) over the N - 1 other images.
+        leave_one_out: log q(z | x) - log q(z) with q(z) over the N - 1 other images.
         total_correlation: log q(z) - log prod_l q(z_l).
-        dimension_wise: log prod_l q(z_l) - log p(z).
+        dimension_wise_kl: log prod_l q(z_l) - log p(z).
 
     Reference:
         Hoffman and Johnson, ELBO surgery, 2016; Chen et al., arXiv:1802.04942, equation 2; both bounds on I(x; z):
@@ -50,12 +50,12 @@ class RateSplit:
     mutual_information: Tensor
     leave_one_out: Tensor
     total_correlation: Tensor
-    dimension_wise: Tensor
+    dimension_wise_kl: Tensor
 
     @property
     def rate(self) -> Tensor:
         """Log q(z | x) - log p(z) at the draws, (M,)."""
-        return self.mutual_information + self.total_correlation + self.dimension_wise
+        return self.mutual_information + self.total_correlation + self.dimension_wise_kl
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def split_rate(vae: VAE, x: Images, num_images: int = 2000, seed: int = 0) -> Ra
     Args:
         vae: in eval mode, with independent Normals for q(z | x) and p(z).
         x: images (N, C, H, W), N at least 2.
-        num_images: M; N if there are fewer.
+        num_images: M, at most; N if N is smaller.
         seed: of the subset; z is drawn from torch's generator.
 
     Raises:
@@ -82,7 +82,9 @@ def split_rate(vae: VAE, x: Images, num_images: int = 2000, seed: int = 0) -> Ra
     q = Normal(loc, scale)
     z = q.sample()[images]
     own = Normal(loc[images], scale[images]).log_prob(z).sum(1)
-    log_q_z, log_others, log_product = z.new_empty(3, len(z))  # small tensors kept in between fragment the memory
+    log_q_z, log_others, log_product = z.new_empty(
+        3, len(z)
+    )  # small tensors allocated in between would fragment the memory
     size = max(1, CHUNK_NUMBERS // loc.numel())
     for start in range(0, len(z), size):
         part = slice(start, start + size)
@@ -97,16 +99,16 @@ def split_rate(vae: VAE, x: Images, num_images: int = 2000, seed: int = 0) -> Ra
         mutual_information=own - log_q_z,
         leave_one_out=own - log_others,
         total_correlation=log_q_z - log_product,
-        dimension_wise=log_product - vae.prior().log_prob(z.to(first.dtype)).double(),
+        dimension_wise_kl=log_product - vae.prior().log_prob(z.to(first.dtype)).double(),
     )
 
 
 @torch.no_grad()
 def latent_means(vae: VAE, x: Images, num_samples: int = 100) -> Tensor:
-    """Return E_{q(z | x)}[z] of each image, (N, L): exact, but for a second stochastic layer.
+    """Return E_{q(z | x)}[z] of each image, (N, L): exact, except for a second stochastic layer.
 
-    Its mean is E_{q(z1 | x)}[ E[z2 | z1] ], estimated by the mean of E[z2 | z1] over draws of z1. Draws of z2 would
-    vary over images even where z2 says nothing of x.
+    The mean of that layer is E_{q(z1 | x)}[ E[z2 | z1] ], estimated by the mean of E[z2 | z1] over draws of z1. A mean
+    over draws of z2 would vary over images even where z2 does not depend on x.
 
     Args:
         vae: in eval mode.
@@ -118,11 +120,11 @@ def latent_means(vae: VAE, x: Images, num_samples: int = 100) -> Tensor:
 
 
 def active_units(vae: VAE, x: Images, threshold: float = 0.01) -> Tensor:
-    """Return which latent dimensions are used: those of which the mean, E_{q(z | x)}[z_l], varies over images.
+    """Return which latent dimensions are active: those whose mean, E_{q(z | x)}[z_l], varies over images.
 
         Var_x ( E_{q(z | x)} [z_l] )  >  threshold
 
-    The variance is that of the means; draws of z vary in an unused dimension too, by the prior's variance.
+    The variance is that of the means: draws of z vary in an unused dimension too, with the prior's variance.
 
     Args:
         vae: in eval mode.

@@ -1,4 +1,4 @@
-"""Trained runs as a table: a row for each in CSV, and in Markdown a row for all that differ in their seed alone."""
+"""Records as CSV, and trained runs as a table: in Markdown one row for all runs that differ in their seed alone."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from pvae.config.presets import system_title
 from pvae.core.errors import InputError
-from pvae.core.records import csv_of
+from pvae.core.records import csv_of, markdown_of
 from pvae.evaluation.latent_space import LatentReport
 from pvae.runs.run import Run
 
@@ -23,14 +24,14 @@ class Row:
 
     Args:
         run: name of its folder.
-        configuration: a digest of its options, data and epochs, that repetitions under other seeds share.
-        system: its system, with the options in which it departs from what was published.
+        configuration: a digest of its options, data and epochs, equal for runs that differ in their seed alone.
+        system: its system, with the options that differ from the published ones.
         estimator: its `--elbo`.
         data: name of its data.
         seed: its seed.
-        epochs: passes that it finished.
+        epochs: how many epochs it finished.
         pseudo: `elbo` is a pseudo-ELBO.
-        elbo: the bound; None where there is none.
+        elbo: the bound; None for an autoencoder, or where it bounds nothing.
         elbo_stderr: its standard error over images and draws of z.
         distortion: -E_q log p(x | z).
         rate: KL(q, p).
@@ -71,30 +72,28 @@ def row_of(run: Run, codes: LatentReport) -> Row:
 
     Args:
         run: with at least one finished epoch.
-        codes: how its codes lie.
+        codes: statistics of its codes.
 
     Raises:
-        InputError: no epoch was finished.
+        InputError: the run has not finished an epoch.
     """
     rows = run.metrics()
     if len(rows) < 2:
         raise InputError(f"{run.path} has not finished an epoch")
     last = [row for row in rows if row.split == "test"][-1]
     seconds = [sum(row.seconds for row in rows if row.epoch == epoch) for epoch in {row.epoch for row in rows}]
+    options = asdict(run.config.replace(seed=0, epochs=last.epoch, source=""))
+    digest = hashlib.sha256(json.dumps([options, run.data.sha256], sort_keys=True).encode()).hexdigest()
+    names = ("pseudo", "elbo", "elbo_stderr", "distortion", "rate", "posterior_mean_loss")
     return Row(
         run=run.path.resolve().name,
-        configuration=_digest(run, last.epoch),
+        configuration=digest[:12],
         system=system_title(run.config),
         estimator=run.config.elbo,
         data=run.data.name,
         seed=run.config.seed,
         epochs=last.epoch,
-        pseudo=last.pseudo,
-        elbo=last.elbo,
-        elbo_stderr=last.elbo_stderr,
-        distortion=last.distortion,
-        rate=last.rate,
-        posterior_mean_loss=last.posterior_mean_loss,
+        **{name: getattr(last, name) for name in names},
         accuracy=codes.accuracy,
         kolmogorov_smirnov=max(codes.kolmogorov_smirnov),
         mean_least=min(codes.mean),
@@ -105,12 +104,6 @@ def row_of(run: Run, codes: LatentReport) -> Row:
     )
 
 
-def _digest(run: Run, epoch: int) -> str:
-    """Return the first characters of a SHA-256 over all that a repetition under another seed has in common."""
-    options = asdict(run.config.replace(seed=0, epochs=epoch, source=""))
-    return hashlib.sha256(json.dumps([options, run.data.sha256], sort_keys=True).encode()).hexdigest()[:12]
-
-
 def groups(rows: Iterable[Row]) -> list[list[Row]]:
     """Return the rows in groups that differ in their seed alone, in order of first appearance."""
     found: dict[str, list[Row]] = {}
@@ -119,16 +112,22 @@ def groups(rows: Iterable[Row]) -> list[list[Row]]:
     return list(found.values())
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """Return a line for each run under a line of names; what a run has not is empty."""
-    return csv_of([asdict(row) for row in rows])
+def to_csv(records: Sequence[Any]) -> str:
+    """Return a line for each dataclass, of which there is at least one, under a line of field names; None is empty.
+
+    A field whose value is a dataclass becomes a column for each field of that one, named `field_inner`.
+    """
+    rows: list[dict[str, object]] = []
+    for record in records:
+        rows.append({})
+        for name, value in asdict(record).items():
+            inner = {f"{name}_{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+            rows[-1].update(inner)
+    return csv_of(rows)
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
     """Return a line for each system, with means and sample standard deviations over its seeds."""
-    lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
-    for group in groups(rows):
-        lines.append("| " + " | ".join(column(group) for column in _COLUMNS.values()) + " |")
     note = (
         "Nats per datum, on the test images. +- is the standard deviation over seeds; of a single run's ELBO, the "
         "standard error over images. (pseudo): the pixels are grey, so that the figure bounds no log-likelihood. "
@@ -136,7 +135,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
         "distance of a latent dimension of z ~ q(z | x) from N(0, 1); mean and std: the least and the greatest of a "
         "dimension and seed. Seconds: the median epoch, training and test, of the fastest run."
     )
-    return "\n".join([*lines, "", note, ""])
+    return f"{markdown_of(_COLUMNS, groups(rows))}\n\n{note}\n"
 
 
 def _bound(group: Sequence[Row]) -> str:
@@ -148,7 +147,7 @@ def _bound(group: Sequence[Row]) -> str:
 
 
 def _spread(group: Sequence[Row], name: str, digits: int = 2) -> str:
-    """Return mean and standard deviation over seeds; the figure alone of a single run, and a dash where it has none."""
+    """Return mean and standard deviation over seeds; of a single run the value, and a dash for None."""
     values = [value for row in group if (value := getattr(row, name)) is not None]
     if not values:
         return "-"
@@ -157,7 +156,7 @@ def _spread(group: Sequence[Row], name: str, digits: int = 2) -> str:
 
 
 def _range(group: Sequence[Row], name: str) -> str:
-    """Return the least and the greatest over latent dimensions and seeds."""
+    """Return the least and the greatest value over latent dimensions and seeds."""
     least = min(getattr(row, f"{name}_least") for row in group)
     greatest = max(getattr(row, f"{name}_greatest") for row in group)
     return f"{least:.2f} to {greatest:.2f}"

@@ -1,8 +1,9 @@
-"""What is drawn: a run, its trained VAE and its data, and what follows from the three."""
+"""A trained run: the run folder, its VAE and its data, and the codes, labels and pixels that follow from the three."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,13 +41,13 @@ _PROBED_IMAGES = 500
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run, its trained VAE, and the data as the VAE saw them.
+    """A run, its trained VAE and its data.
 
     Args:
         run: the run.
         vae: its VAE, in eval mode, on the CPU.
         data: its data, as bytes.
-        attributes: which of the data's attributes to draw; a few well-known ones if left out.
+        attributes: names of the data's attributes to draw; a few of CelebA's if left out.
     """
 
     run: Run
@@ -62,14 +63,20 @@ class TrainedRun:
         offline: bool = False,
         attributes: tuple[str, ...] = (),
     ) -> TrainedRun:
-        """Return the subject of a run folder.
+        """Return the trained run in a folder.
+
+        Args:
+            path: the run folder.
+            data_dir: where to look for its data first.
+            offline: do not download the data.
+            attributes: names of the data's attributes to draw.
 
         Raises:
-            InputError: the folder is no run, its data are not to be had, or have no such attribute.
+            InputError: the folder is not a run, or its data cannot be found or lack one of the attributes.
         """
         run = Run.open(path)
         data = data_of(run, None, data_dir, offline)
-        run.metrics()  # refused if damaged: what is drawn or evaluated would be of a run that nobody can check
+        run.metrics()  # raises if damaged: a figure of a damaged run could not be checked
         if attributes and (data.train_labels is None or data.train_labels.dim() != 2):
             raise InputError(f"the images of {data.name} have no attributes: leave --attribute out")
         for name in attributes:
@@ -84,24 +91,28 @@ class TrainedRun:
     @cached_property
     def train(self) -> Tensor:
         """The training images on which the VAE works, as bytes."""
-        return self._seen(self.data.train, "train")
+        return _seen(self.run.config, self.data.train, "train")
 
     @cached_property
     def test(self) -> Tensor:
         """The test images on which the VAE works, as bytes."""
-        return self._seen(self.data.test, "test")
+        return _seen(self.run.config, self.data.test, "test")
+
+    def seeded(self) -> AbstractContextManager[None]:
+        """Return a context manager: torch's generator starts from the run's seed, and is restored afterwards."""
+        return seeded(self.run.config.seed, torch.device("cpu"))
 
     @property
     def is_plane(self) -> bool:
-        """Whether z is a point of a plane: two latents, and no second layer of others."""
+        """Whether the latent is two-dimensional, with one stochastic layer."""
         return self.run.config.latent_dim == 2 and not self.run.config.second_latent_dim
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Return bytes as the pixels that the VAE takes."""
+        """Return bytes as pixels in the range that the VAE takes."""
         return to_pixels(images, self.run.config.pixels == "symmetric")
 
     def shown(self, pixels: Tensor) -> Tensor:
-        """Return pixels of the VAE in [0, 1], for the eye."""
+        """Return pixels of the VAE in [0, 1], to be drawn."""
         return 0.5 * (pixels + 1) if self.run.config.pixels == "symmetric" else pixels
 
     @cached_property
@@ -117,23 +128,23 @@ class TrainedRun:
     @cached_property
     def test_draws(self) -> Tensor:
         """One draw of q(z | x) for each test image: the aggregate posterior."""
-        with seeded(self.run.config.seed, torch.device("cpu")), torch.no_grad():
+        with self.seeded(), torch.no_grad():
             return torch.cat([self.vae.posterior(self.pixels(part)).sample() for part in self.test.split(_CHUNK)])
 
     @property
     def classes(self) -> tuple[Tensor | None, Tensor | None]:
-        """The classes of training and test images; None where there are none, or attributes in their place."""
+        """The classes of training and test images; None for data without labels, or with attributes."""
         labels = self.data.train_labels, self.data.test_labels
         return labels if all(part is not None and part.dim() == 1 for part in labels) else (None, None)
 
     @property
     def normal_draws(self) -> Tensor:
-        """Draws of those latents whose prior is N(0, 1): all, or the second layer's."""
+        """Draws of the latents whose prior is N(0, 1): all, or those of the second layer."""
         config = self.run.config
         return self.test_draws[:, config.latent_dim if config.second_latent_dim else 0 :]
 
     def report(self) -> LatentReport:
-        """Return how the codes lie, those latents whose prior is N(0, 1) against it."""
+        """Return statistics of the codes: of `normal_draws` against N(0, 1), and of the means against the classes."""
         accuracy = None
         train_labels, test_labels = self.classes
         if train_labels is not None and test_labels is not None:
@@ -141,16 +152,16 @@ class TrainedRun:
         return report(self.normal_draws, accuracy)
 
     def needs(self, what: str, has: bool) -> None:
-        """Raise an `InputError` that names what the picture needs, unless the run has it."""
+        """Raise an `InputError` that says what the picture needs, unless the run has it."""
         if not has:
-            raise InputError(f"this picture needs {what}, which {self.run.path} has not")
+            raise InputError(f"this picture needs {what}, which {self.run.path} lacks")
 
     @cached_property
     def attribute_labels(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Which training and test images have each attribute that is to be drawn: bool (N,) and (M,).
+        """Attribute to which training and test images have it, bool (N,) and (M,), for each attribute to be drawn.
 
         Raises:
-            InputError: there are none, or no image of one side to take a direction from.
+            InputError: there are no attributes, or all images of a split have one, or none of them.
         """
         train, test = self.data.train_labels, self.data.test_labels
         self.needs("attributes of its images", train is not None and train.dim() == 2)
@@ -176,59 +187,50 @@ class TrainedRun:
 
     @cached_property
     def responses(self) -> tuple[Response, ...]:
-        """What a probe, trained on real images, sees in the test images as they move along each attribute's direction.
+        """The response of a probe, trained on real images, to test images moved along each attribute's direction.
 
         Raises:
             InputError: as `attribute_labels`.
         """
         train, test = (torch.stack(parts, dim=1) for parts in zip(*self.attribute_labels.values()))
-        with seeded(self.run.config.seed, torch.device("cpu")):
+        with self.seeded():
             probe = train_probe(self.train[:_PROBE_TRAINING_IMAGES], train[:_PROBE_TRAINING_IMAGES])
         accuracies = balanced_accuracy(probe, self.test, test).tolist()
         responses = []
         for column, (name, accuracy) in enumerate(zip(self.attribute_labels, accuracies)):
             log_odds, stderr = respond(probe, self.along(name, self.test_codes[:_PROBED_IMAGES]), column)
-            responses.append(
-                Response(
-                    attribute=name,
-                    alphas=ALPHAS,
-                    log_odds=tuple(log_odds.tolist()),
-                    stderr=tuple(stderr.tolist()),
-                    balanced_accuracy=accuracy,
-                )
-            )
+            figures = {"alphas": ALPHAS, "log_odds": log_odds, "stderr": stderr}
+            responses.append(Response(attribute=name, **figures, balanced_accuracy=accuracy))
         return tuple(responses)
 
     def _codes(self, images: Tensor) -> Tensor:
         return torch.cat([encode(self.vae, self.pixels(part)) for part in images.split(_CHUNK)])
 
-    def _seen(self, images: Tensor, split: str) -> Tensor:
-        return padded(binarized(images, _fixed(self.run.config.binarize), split), self.run.config.pad)
-
 
 def proper(config: Config, vae: VAE, image_shape: Sequence[int], images: Tensor) -> tuple[VAE, Pixels, str]:
-    """Return a VAE whose likelihood is a probability or a density, the pixels that it is one of, and what they are.
+    """Return a VAE whose likelihood is a probability or a density, images in its domain, and their pixels in words.
 
-    A Bernoulli that was trained on grey pixels is one of binary pixels, with the same networks.
+    A VAE with a pseudo-Bernoulli of grey pixels becomes one with a Bernoulli of binary pixels and the same networks.
 
     Args:
         config: of the VAE.
         vae: in eval mode.
-        image_shape: of the data, before any margin.
-        images: test images from the first on, as bytes, as they are in the data.
+        image_shape: of the data, before padding.
+        images: test images from the first on, as the data's bytes.
     """
     symmetric = config.pixels == "symmetric"
     if not vae.is_pseudo:
-        seen = padded(binarized(images, _fixed(config.binarize), "test"), config.pad)
         kind = "binary" if config.binarize != "none" else "grey, in [-1, 1]" if symmetric else "grey, in [0, 1]"
-        return vae, Pixels(seen, symmetric), kind
+        return vae, Pixels(_seen(config, images, "test"), symmetric), kind
+    config = config.replace(binarize="static")
     with torch.random.fork_rng(devices=[]):
-        binary = build_vae(config.replace(binarize="static"), image_shape)
+        binary = build_vae(config, image_shape)
     binary.load_state_dict(vae.state_dict())
-    seen = padded(binarized(images, "static", "test"), config.pad)
-    return binary.eval(), Pixels(seen), "binarized: each drawn once, with its grey value as probability"
+    seen = Pixels(_seen(config, images, "test"))
+    return binary.eval(), seen, "binarized: each drawn once, with its grey value as probability"
 
 
-def _fixed(binarize: str) -> str:
-    """Return the binarization that draws each pixel once, for the one that draws it at every visit."""
-    return "static" if binarize == "dynamic" else binarize
+def _seen(config: Config, images: Tensor, split: str) -> Tensor:
+    """Return images of a split as the VAE sees them, as bytes; where each visit draws new binary pixels, one draw."""
+    binarize = "static" if config.binarize == "dynamic" else config.binarize
+    return padded(binarized(images, binarize, split), config.pad)

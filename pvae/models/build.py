@@ -27,13 +27,16 @@ from pvae.models.likelihoods import (
 from pvae.models.networks import conv_decoder, conv_encoder, mlp, mlp_decoder, mlp_encoder
 from pvae.vae import VAE
 
-__all__ = ["build_vae", "refuse_what_does_not_fit", "start_like_burda", "unmade_state"]
+__all__ = ["LIKELIHOODS", "build_vae", "refuse_what_does_not_fit", "start_like_burda", "unmade_state"]
 
-_NORMALS = {
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    "bernoulli": BernoulliLikelihood,
+    "continuous-bernoulli": ContinuousBernoulliLikelihood,
     "normal": NormalLikelihood,
     "normal-learned": LearnedNormalLikelihood,
     "normal-optimal": OptimalNormalLikelihood,
     "normal-linear": LinearNormalLikelihood,
+    "discretized-logistic": DiscretizedLogisticLikelihood,
 }
 
 
@@ -49,8 +52,7 @@ def build_vae(config: Config, image_shape: Sequence[int]) -> VAE:
         pseudo-Bernoulli if `config.binarize` leaves the pixels grey.
 
     Raises:
-        InputError: the images are no multiple of what the convolutions halve, or the networks do not fit
-            into memory.
+        InputError: the convolutions cannot halve images of this size, or the networks do not fit into memory.
     """
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise InputError(f"image_shape must be (C, H, W), each at least 1, not {tuple(image_shape)}")
@@ -61,20 +63,25 @@ def build_vae(config: Config, image_shape: Sequence[int]) -> VAE:
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not re.search("allocate memory|overflow|too large", str(error)):
             raise
-        sizes = f"--hidden {' '.join(map(str, config.hidden))} --latent-dim {config.latent_dim}"
-        raise InputError(f"networks of {sizes} do not fit into memory: give smaller ones") from error
+        raise _too_large(config) from error
+    prior: nn.Module = StandardNormalPrior(config.latent_dim)
+    posterior: nn.Module = NormalPosterior(encoder, log_variance=config.posterior == "normal-log-variance")
     if config.posterior == "delta":
-        likelihood = _likelihood(config, decoder, image_shape)
-        return VAE(p_z=FlatPrior(config.latent_dim), q_z=DeltaPosterior(encoder), p_x=likelihood).float()
-    posterior = NormalPosterior(encoder, log_variance=config.posterior == "normal-log-variance")
-    if config.second_latent_dim:
-        return _two_layers(config, posterior, decoder, image_shape).float()
-    likelihood = _likelihood(config, decoder, image_shape)
-    return VAE(p_z=StandardNormalPrior(config.latent_dim), q_z=posterior, p_x=likelihood).float()
+        prior, posterior = FlatPrior(config.latent_dim), DeltaPosterior(encoder)
+    elif config.second_latent_dim:
+        one, two = config.latent_dim, config.second_latent_dim
+        up = mlp(one, *config.second_hidden, 2 * two, activation=config.activation)
+        down = mlp(two, *reversed(config.second_hidden), 2 * one, activation=config.activation)
+        prior, posterior = ChainPrior(down, one, two), ChainPosterior(posterior, up, two)
+        decoder = FirstLayerDecoder(decoder, one)
+    is_pseudo = config.likelihood == "bernoulli" and config.binarize == "none"
+    kind = PseudoBernoulliLikelihood if is_pseudo else LIKELIHOODS[config.likelihood]
+    likelihood = kind(decoder, image_shape, config.scale, config.pixels == "symmetric")
+    return VAE(p_z=prior, q_z=posterior, p_x=likelihood).float()
 
 
 def unmade_state(config: Config, image_shape: Sequence[int]) -> dict[str, Tensor]:
-    """Return the parameters and buffers of what `build_vae` gives, on no device: names, shapes and dtypes alone.
+    """Return names, shapes and dtypes of the parameters and buffers that `build_vae` makes, as tensors without data.
 
     Args:
         config: the system.
@@ -86,20 +93,19 @@ def unmade_state(config: Config, image_shape: Sequence[int]) -> dict[str, Tensor
     try:
         with torch.device("meta"):
             return build_vae(config, image_shape).state_dict()
-    except (RuntimeError, OverflowError, TypeError) as error:  # torch's words for sizes that are too large
+    except (RuntimeError, OverflowError, TypeError) as error:  # what torch raises for sizes that are too large
         raise InputError(f"the configuration describes networks that cannot be ({brief(error)})") from None
 
 
 def refuse_what_does_not_fit(config: Config, image_shape: tuple[int, ...]) -> None:
-    """Refuse networks before they are made where the system would end the process that makes them.
+    """Refuse networks before they are made, where the system would end the process that makes them.
 
     Raises:
-        InputError: weights, gradients and Adam's two moments are more than there is memory.
+        InputError: weights, gradients and Adam's two moments need more memory than there is.
     """
     needed = 4 * sum(tensor.nbytes for tensor in unmade_state(config, image_shape).values())
     if needed > available_memory():
-        sizes = f"--hidden {' '.join(map(str, config.hidden))} --latent-dim {config.latent_dim}"
-        raise InputError(f"networks of {shown(sizes)[1:-1]} do not fit into memory: give smaller ones")
+        raise _too_large(config)
 
 
 def start_like_burda(vae: VAE, images: Tensor) -> None:
@@ -115,25 +121,23 @@ def start_like_burda(vae: VAE, images: Tensor) -> None:
     Reference:
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519, section 5, and the code released with it.
     """
-    layers = [module for module in vae.modules() if isinstance(module, nn.Linear)]
-    for layer in layers:
-        nn.init.xavier_uniform_(layer.weight)
-        nn.init.zeros_(layer.bias)
+    for layer in vae.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
     last = [module for module in vae.p_x.modules() if isinstance(module, nn.Linear)][-1]
     mean = images.sum(0, dtype=torch.int64).flatten().double() / (255 * len(images))
     with torch.no_grad():
         last.bias.copy_(torch.logit(mean.clamp(0.001, 0.999)))
 
 
-def _two_layers(config: Config, first: NormalPosterior, decoder: nn.Module, image_shape: tuple[int, ...]) -> VAE:
-    one, two, hidden = config.latent_dim, config.second_latent_dim, config.second_hidden
-    up = mlp(one, *hidden, 2 * two, activation=config.activation)
-    down = mlp(two, *reversed(hidden), 2 * one, activation=config.activation)
-    likelihood = _likelihood(config, FirstLayerDecoder(decoder, one), image_shape)
-    return VAE(p_z=ChainPrior(down, one, two), q_z=ChainPosterior(first, up, two), p_x=likelihood)
+def _too_large(config: Config) -> InputError:
+    sizes = shown(f"--hidden {' '.join(map(str, config.hidden))} --latent-dim {config.latent_dim}")[1:-1]
+    return InputError(f"networks of {sizes} do not fit into memory: give smaller ones")
 
 
 def _networks(config: Config, image_shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:
+    """Return encoder and decoder."""
     num_outputs = config.latent_dim * (1 if config.posterior == "delta" else 2)
     if config.network in ("mlp", "linear"):
         hidden = config.hidden if config.network == "mlp" else ()
@@ -148,13 +152,3 @@ def _networks(config: Config, image_shape: tuple[int, ...]) -> tuple[nn.Module, 
     batch_norm = config.network == "conv-batchnorm"
     encoder = conv_encoder(image_shape, config.hidden, num_outputs, batch_norm)
     return encoder, conv_decoder(config.latent_dim, config.hidden, image_shape, batch_norm)
-
-
-def _likelihood(config: Config, decoder: nn.Module, image_shape: Sequence[int]) -> Likelihood:
-    if config.likelihood == "bernoulli":
-        return (PseudoBernoulliLikelihood if config.binarize == "none" else BernoulliLikelihood)(decoder, image_shape)
-    if config.likelihood == "continuous-bernoulli":
-        return ContinuousBernoulliLikelihood(decoder, image_shape)
-    if config.likelihood == "discretized-logistic":
-        return DiscretizedLogisticLikelihood(decoder, image_shape, config.scale)
-    return _NORMALS[config.likelihood](decoder, image_shape, config.scale, symmetric=config.pixels == "symmetric")

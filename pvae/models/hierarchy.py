@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pvae.models.latents import NormalPosterior, bounded_normal
+from pvae.models.latents import StandardNormalPrior, bounded_normal
 
 __all__ = ["Chain", "ChainPosterior", "ChainPrior", "FirstLayerDecoder"]
 
@@ -21,12 +20,12 @@ class Chain(TorchDistribution):
 
         log p(a, b) = log p(a) + log p(b | a)
 
-    Its value is one vector, so that whatever takes a latent takes this one too; there is no closed form of its KL
-    divergence from another, and none of its mean.
+    Its value is one vector, like that of any other latent. Its KL divergence from another distribution has no closed
+    form, and neither has its mean.
 
     Args:
         first: distribution of a, with an event of one dimension.
-        second: gives the distribution of b for a value of a.
+        second: returns the distribution of b for a value of a.
         num_second: the length of b.
         swapped: b stands before a in the vector.
     """
@@ -64,12 +63,11 @@ class Chain(TorchDistribution):
         """Return log p(a) + log p(b | a) at vectors (..., L1 + L2)."""
         parts = value.split(self._sizes, dim=-1)
         a, b = reversed(parts) if self.swapped else parts
-        log_prob: Tensor = self.first.log_prob(a) + self.second(a).log_prob(b)
-        return log_prob
+        return self.first.log_prob(a) + self.second(a).log_prob(b)
 
     @property
     def mean(self) -> Tensor:
-        """The mean of a, and the mean of b at it: where a picture is drawn, not the mean of b."""
+        """The mean of a, and the mean of b given that value of a, which is not the mean of b: a point to decode."""
         a = self.first.mean
         return self._joined(a, self.second(a).mean)
 
@@ -90,35 +88,27 @@ class ChainPrior(nn.Module):
         latent_dim: L2.
     """
 
-    zeros: Tensor
-
     def __init__(self, network: nn.Module, first_dim: int, latent_dim: int) -> None:
         super().__init__()
         self.network = network
         self.first_dim = first_dim
-        self.register_buffer("zeros", torch.zeros(latent_dim), persistent=False)
+        self.second_layer = StandardNormalPrior(latent_dim)
 
     def forward(self) -> Chain:
         """Return p(z1, z2): batch shape (), event shape (L1 + L2,)."""
-        second_layer = dist.Normal(self.zeros, torch.ones_like(self.zeros)).to_event(1)
-        return Chain(second_layer, self._given_second, self.first_dim, swapped=True)
-
-    def _given_second(self, z2: Tensor) -> dist.Independent:
-        return bounded_normal(self.network(z2))
+        return Chain(self.second_layer(), lambda z2: bounded_normal(self.network(z2)), self.first_dim, swapped=True)
 
 
 class ChainPosterior(nn.Module):
     """The approximate posterior q(z1, z2 | x) = q(z1 | x) q(z2 | z1), each of independent Normals.
 
     Args:
-        first: q(z1 | x).
+        first: a module that returns q(z1 | x).
         network: from (..., L1) to (..., 2 L2), read as (loc, log scale).
         latent_dim: L2.
     """
 
-    has_density: ClassVar[bool] = True
-
-    def __init__(self, first: NormalPosterior, network: nn.Module, latent_dim: int) -> None:
+    def __init__(self, first: nn.Module, network: nn.Module, latent_dim: int) -> None:
         super().__init__()
         self.first = first
         self.network = network
@@ -143,6 +133,5 @@ class FirstLayerDecoder(nn.Module):
         self.latent_dim = latent_dim
 
     def forward(self, z: Tensor) -> Tensor:
-        """Return what the decoder makes of z1 in z = (z1, z2)."""
-        pixels: Tensor = self.decoder(z[..., : self.latent_dim])
-        return pixels
+        """Return the decoder's output at z1, the first part of z = (z1, z2)."""
+        return self.decoder(z[..., : self.latent_dim])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -34,7 +32,7 @@ class StandardNormalPrior(nn.Module):
 
 
 class FlatPrior(nn.Module):
-    """No prior at all: log p(z) = 0 everywhere, improper, so that no z can be drawn from it.
+    """An improper prior, log p(z) = 0 everywhere, from which no z can be drawn.
 
     With a `DeltaPosterior` the rate is then 0 and the loss is the distortion: an autoencoder.
 
@@ -52,7 +50,7 @@ class FlatPrior(nn.Module):
 
 
 class _Flat(dist.ImproperUniform):
-    """Pyro's improper uniform, with its zeros on the device and of the dtype of z."""
+    """Pyro's improper uniform, whose log-density has the device and dtype of z."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         return value.new_zeros(value.shape[:-1])
@@ -62,8 +60,8 @@ class NormalPosterior(nn.Module):
     """The approximate posterior q(z | x) = prod_l Normal(z_l; loc_l(x), scale_l(x)^2).
 
     The encoder's output is read as (loc, log scale), so that scale = exp(output), as the Deep Bayes course has
-    it, or as (loc, log variance), so that scale = exp(output / 2), as the other source documents have it. The
-    two are the same family; only the step that a gradient takes on the scale differs.
+    it, or as (loc, log variance), so that scale = exp(output / 2), as the other posts have it. The two are the same
+    family; only the step that a gradient takes on the scale differs.
 
     Args:
         encoder: a network from (B, C, H, W) to (B, 2 L).
@@ -72,8 +70,6 @@ class NormalPosterior(nn.Module):
     Reference:
         Kingma and Welling, arXiv:1312.6114, equation 9.
     """
-
-    has_density: ClassVar[bool] = True
 
     def __init__(self, encoder: nn.Module, log_variance: bool = False) -> None:
         super().__init__()
@@ -91,7 +87,7 @@ def bounded_normal(parameters: Tensor, log_variance: bool = False) -> dist.Indep
     Without bounds the scale of a layer whose prior is learned too can underflow to 0, where log q(z | x) is infinite.
 
     Args:
-        parameters: what a network gives, (..., 2 L): loc and log scale.
+        parameters: the output of a network, (..., 2 L): loc and log scale.
         log_variance: read the second half as log variance.
 
     Returns:
@@ -108,13 +104,13 @@ def bounded_normal(parameters: Tensor, log_variance: bool = False) -> dist.Indep
 
 
 class DeltaPosterior(nn.Module):
-    """All of q(z | x) at one point, z = encoder(x): the deterministic code of an autoencoder.
+    """The point mass q(z | x) at z = encoder(x): the deterministic code of an autoencoder.
 
     Args:
         encoder: a network from (B, C, H, W) to (B, L).
     """
 
-    has_density: ClassVar[bool] = False
+    has_density = False
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()

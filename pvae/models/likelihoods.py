@@ -1,9 +1,13 @@
-"""Modules whose call returns p(x | z); each states the pixels that it is a distribution over."""
+"""Modules whose call returns p(x | z); each states the pixels that it is a distribution over.
+
+To add a likelihood, write a subclass of `Likelihood` here, give it a name in `LIKELIHOODS` of `pvae.models.build`, and
+list the name in `LIKELIHOODS` of `pvae.config.options`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -32,40 +36,53 @@ __all__ = [
 class Likelihood(nn.Module):
     """A likelihood p(x | z) that is independent over pixels: the decoder gives each pixel's parameter.
 
+    A subclass defines `pixels`, and where its pixels are not any values in a range, `domain` and `_in_domain`. Not
+    every subclass reads `scale`.
+
     Args:
         decoder: a network from (..., L) to (..., C, H, W).
         image_shape: (C, H, W), the event of the likelihood.
+        scale: the scale of each pixel's distribution, or its initial value where the scale is trained.
+        symmetric: the pixels are in [-1, 1], not in [0, 1].
+
+    Attributes:
+        pseudo: whether it is a pseudo-likelihood: `log_prob` is not the logarithm of a density of the pixels.
+        is_density: whether it is a density over pixels, not a probability.
+        learns_scale: whether the scale is trained with the rest, as the parameter `log_scale`.
     """
 
-    pseudo: ClassVar[bool] = False
+    pseudo = False
+    is_density = False
+    learns_scale = False
 
-    def __init__(self, decoder: nn.Module, image_shape: Sequence[int]) -> None:
+    def __init__(
+        self, decoder: nn.Module, image_shape: Sequence[int], scale: float = 1.0, symmetric: bool = False
+    ) -> None:
         super().__init__()
         self.decoder = decoder
         self.image_shape = tuple(image_shape)
+        self.scale = scale
+        self.symmetric = symmetric
+        if self.learns_scale:
+            self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())
 
     def forward(self, z: Tensor) -> dist.Independent:
         """Return p(x | z): batch shape z.shape[:-1], event shape (C, H, W)."""
         return self.pixels(self.decoder(z)).to_event(len(self.image_shape))
 
     def pixels(self, output: Tensor) -> TorchDistribution:
-        """Return one distribution for each number that the decoder gave."""
+        """Return the distribution of each pixel, given the decoder's output (..., C, H, W)."""
         raise NotImplementedError
 
     @property
     def domain(self) -> str:
         """The pixels that it is a distribution over, in words."""
-        return "in [0, 1]"
+        return "in [-1, 1]" if self.symmetric else "in [0, 1]"
 
     @property
     def levels_per_unit(self) -> float:
         """How many 8-bit levels lie in a unit of a density's argument; 1 for a probability, which needs no unit."""
-        return 1.0
-
-    @property
-    def is_bounding(self) -> bool:
-        """Whether what `forward` returns now is a fixed distribution, so that an ELBO of it is a bound."""
-        return True
+        return (127.5 if self.symmetric else 255.0) if self.is_density else 1.0
 
     def check(self, x: Tensor) -> Tensor:
         """Return `x` if it is a batch of images in the domain.
@@ -74,7 +91,7 @@ class Likelihood(nn.Module):
             x: pixels, (B, C, H, W).
 
         Raises:
-            InputError: (a ValueError) wrong shape, no floating-point numbers, pixels outside the domain, or NaN.
+            InputError: (a ValueError) wrong shape, not floating-point, pixels outside the domain, or NaN.
         """
         if x.shape[1:] != self.image_shape or x.dim() != len(self.image_shape) + 1:
             wanted = ", ".join(str(size) for size in ("B", *self.image_shape))
@@ -88,22 +105,19 @@ class Likelihood(nn.Module):
 
     def _in_domain(self, x: Tensor) -> Tensor:
         low, high = torch.aminmax(x)  # NaN makes both comparisons false
-        return (low >= 0) & (high <= 1)
+        return (low >= (-1 if self.symmetric else 0)) & (high <= 1)
 
 
 class BernoulliLikelihood(Likelihood):
     """The likelihood of binary pixels, p(x | z) = prod_d Bernoulli(x_d; sigmoid(decoder(z)_d)).
 
-    Logits, not probabilities: a sigmoid in between floors log p at about -16 and kills its gradient.
+    The decoder gives logits, not probabilities: a sigmoid in between floors log p at about -16 and kills its gradient.
 
     Reference:
         Kingma and Welling, arXiv:1312.6114, appendix C.1, equation 11.
     """
 
-    @property
-    def domain(self) -> str:
-        """The pixels that it is a distribution over, in words."""
-        return "exactly 0 or 1"
+    domain = "exactly 0 or 1"
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return Bernoulli(logits=output)."""
@@ -114,7 +128,7 @@ class BernoulliLikelihood(Likelihood):
 
 
 class PseudoBernoulliLikelihood(Likelihood):
-    """The pseudo-likelihood of grey pixels in [0, 1]: `PseudoBernoulli`, asked for on purpose."""
+    """The pseudo-likelihood of grey pixels in [0, 1], `PseudoBernoulli`: its ELBO is a pseudo-ELBO."""
 
     pseudo = True
 
@@ -131,21 +145,18 @@ class ContinuousBernoulliLikelihood(Likelihood):
     `ContinuousBernoulli` computes it from the logit of p, where torch's own class is not exact.
 
     Its log-density may be positive, so that an ELBO of it may be too. At a pixel that is exactly 0 or 1 it has no
-    upper limit: it grows like log|l|, so the ELBO of grey images whose margins are all 0 goes on growing as the
-    decoder's outputs do, and says little of the model. A probability of the 8-bit level is `DiscretizedLogistic`.
+    upper limit: it grows like log|l|. The ELBO of grey images whose margins are all 0 therefore keeps growing with the
+    decoder's outputs, and says little about the model. `DiscretizedLogistic` is a probability of the 8-bit level.
 
     Reference:
         Loaiza-Ganem and Cunningham, arXiv:1907.06845, section 3.
     """
 
+    is_density = True
+
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return ContinuousBernoulli(logits=output)."""
         return ContinuousBernoulli(logits=output)
-
-    @property
-    def levels_per_unit(self) -> float:
-        """The levels k / 255 of [0, 1]."""
-        return 255.0
 
 
 class NormalLikelihood(Likelihood):
@@ -153,47 +164,22 @@ class NormalLikelihood(Likelihood):
 
     Its log-density is a squared error: -||x - loc||^2 / (2 scale^2) up to a constant. loc is kept in the range of
     the pixels, by a sigmoid for [0, 1] and by a tanh for [-1, 1].
-
-    Args:
-        decoder: a network from (..., L) to (..., C, H, W).
-        image_shape: (C, H, W).
-        scale: the standard deviation of each pixel.
-        symmetric: the pixels are in [-1, 1], not in [0, 1].
     """
 
-    def __init__(
-        self, decoder: nn.Module, image_shape: Sequence[int], scale: float = 1.0, symmetric: bool = False
-    ) -> None:
-        super().__init__(decoder, image_shape)
-        self.symmetric = symmetric
-        self.scale = scale
-
-    @property
-    def domain(self) -> str:
-        """The pixels that it is a distribution over, in words."""
-        return "in [-1, 1]" if self.symmetric else "in [0, 1]"
-
-    @property
-    def levels_per_unit(self) -> float:
-        """The levels k / 255 of [0, 1], or those stretched over [-1, 1]."""
-        return 127.5 if self.symmetric else 255.0
+    is_density = True
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return Normal(loc, scale), loc being the decoded image."""
-        return dist.Normal(self._loc(output), self.scale)
+        return dist.Normal(self._loc(output), self.log_scale.exp() if self.learns_scale else self.scale)
 
     def _loc(self, output: Tensor) -> Tensor:
         return output.tanh() if self.symmetric else output.sigmoid()
 
-    def _in_domain(self, x: Tensor) -> Tensor:
-        low, high = torch.aminmax(x)
-        return (low >= (-1 if self.symmetric else 0)) & (high <= 1)
-
 
 class LinearNormalLikelihood(NormalLikelihood):
-    """A Normal around what the decoder gives, kept in no range: p(x | z) = prod_d Normal(x_d; decoder(z)_d, scale^2).
+    """A Normal around the decoder's output, of any range: p(x | z) = prod_d Normal(x_d; decoder(z)_d, scale^2).
 
-    With a linear decoder the VAE is linear-Gaussian, and `oracle` knows log p(x).
+    With a linear decoder the VAE is linear-Gaussian, and `pvae.reference.linear_gaussian` knows log p(x).
     """
 
     def _loc(self, output: Tensor) -> Tensor:
@@ -203,21 +189,13 @@ class LinearNormalLikelihood(NormalLikelihood):
 class LearnedNormalLikelihood(NormalLikelihood):
     """A Normal whose one scale, shared by all pixels, is a parameter trained with the rest."""
 
-    def __init__(
-        self, decoder: nn.Module, image_shape: Sequence[int], scale: float = 1.0, symmetric: bool = False
-    ) -> None:
-        super().__init__(decoder, image_shape, scale, symmetric)
-        self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())
-
-    def pixels(self, output: Tensor) -> TorchDistribution:
-        """Return Normal(loc, exp(log_scale))."""
-        return dist.Normal(self._loc(output), self.log_scale.exp())
+    learns_scale = True
 
 
 class _ProfileNormal(dist.Normal):
-    """A Normal that takes, when it is asked for the density of a batch, the scale that makes the batch likeliest."""
+    """A Normal whose `log_prob` uses the scale that maximises the likelihood of the batch, and reports it to `seen`."""
 
-    def __init__(self, loc: Tensor, scale: Tensor, seen: Callable[[Tensor], None]) -> None:
+    def __init__(self, loc: Tensor, scale: Tensor, seen: Callable[[Tensor], object]) -> None:
         super().__init__(loc, scale)
         self.seen = seen
 
@@ -235,7 +213,7 @@ class OptimalNormalLikelihood(NormalLikelihood):
 
         scale^2 = mean over batch and pixels of (x - loc)^2
 
-    In training each batch is scored at its own optimal scale (a profile likelihood, no bound); a running average
+    In training each batch is scored at its own optimal scale (a profile likelihood, not a bound); a running average
     of it, kept like BatchNorm's, is the scale in eval mode, where the likelihood is an ordinary Normal and the
     ELBO a bound. The average is stored with the weights. The gradient passes through the scale: it is zero there
     for a mean of log-probabilities, and not for an importance-weighted bound. Because the scale makes the weight of
@@ -255,38 +233,27 @@ class OptimalNormalLikelihood(NormalLikelihood):
         self.register_buffer("running_scale", torch.tensor(float(scale)))
 
     def pixels(self, output: Tensor) -> TorchDistribution:
-        """Return Normal(loc, running scale); in training, one at the scale that is optimal for what it scores."""
+        """Return Normal(loc, running scale); in training, one at the scale that is optimal for the batch it scores."""
         loc = self._loc(output)
-        return (
-            _ProfileNormal(loc, self.running_scale, self._average)
-            if self.training
-            else dist.Normal(loc, self.running_scale)
-        )
+        if not self.training:
+            return dist.Normal(loc, self.running_scale)
+        return _ProfileNormal(loc, self.running_scale, lambda scale: self.running_scale.lerp_(scale, self.momentum))
 
     @property
     def is_bounding(self) -> bool:
-        """Only in eval mode: in training the scale is fitted to what is scored."""
+        """Whether an ELBO of it is a bound: in eval mode only, since in training the scale is fitted to the batch."""
         return not self.training
-
-    def _average(self, scale: Tensor) -> None:
-        self.running_scale.lerp_(scale, self.momentum)
 
 
 class DiscretizedLogisticLikelihood(Likelihood):
     """The probability of each of a pixel's 256 levels: `DiscretizedLogistic` with one trained scale for all pixels.
 
-    Being a probability of bytes it gives a likelihood in nats, and in bits per dimension, that is comparable
-    between models of the same images.
+    As a probability of bytes it gives a likelihood, in nats or in bits per dimension, that is comparable between
+    models of the same images.
     """
 
-    def __init__(self, decoder: nn.Module, image_shape: Sequence[int], scale: float = 0.1) -> None:
-        super().__init__(decoder, image_shape)
-        self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())
-
-    @property
-    def domain(self) -> str:
-        """The pixels that it is a distribution over, in words."""
-        return "k / 255 with whole k"
+    domain = "k / 255 with whole k"
+    learns_scale = True
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return DiscretizedLogistic(sigmoid(output), exp(log_scale))."""

@@ -14,7 +14,7 @@ from pvae.core.onednn import Linear
 __all__ = ["conv_decoder", "conv_encoder", "mlp", "mlp_decoder", "mlp_encoder"]
 
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
 def mlp(*widths: int, activation: str = "relu") -> nn.Sequential:
@@ -32,7 +32,7 @@ def mlp(*widths: int, activation: str = "relu") -> nn.Sequential:
     """
     layers: list[nn.Module] = []
     for width_in, width_out in pairwise(widths):
-        layers += [Linear(width_in, width_out), ACTIVATIONS[activation]()]
+        layers += [Linear(width_in, width_out), _ACTIVATIONS[activation]()]
     return nn.Sequential(*layers[:-1])
 
 
@@ -56,7 +56,7 @@ def mlp_encoder(
 def mlp_decoder(
     latent_dim: int, hidden: Sequence[int], image_shape: Sequence[int], activation: str = "relu"
 ) -> nn.Sequential:
-    """Return a network from latents to one number per pixel.
+    """Return a network from latents to one value per pixel.
 
     Args:
         latent_dim: L.
@@ -77,7 +77,7 @@ def conv_encoder(
     """Return 3x3 convolutions of stride 2, each halving the image, and a linear layer.
 
     Args:
-        image_shape: (C, H, W); each layer must find an even height and width.
+        image_shape: (C, H, W); each layer's input must have an even height and width.
         channels: of the layers.
         num_outputs: P.
         batch_norm: after each convolution BatchNorm and a LeakyReLU of slope 0.3 (Keras's), in place of a ReLU.
@@ -103,7 +103,7 @@ def conv_decoder(
         batch_norm: as in `conv_encoder`.
 
     Returns:
-        A module that maps (..., L) to (..., C, H, W), whatever the leading dimensions are (particles, batch).
+        A module that maps (..., L) to (..., C, H, W), with any leading dimensions (particles, batch).
     """
     bottom = _bottom(image_shape, channels)
     layers: list[nn.Module] = [Linear(latent_dim, math.prod(bottom))]
@@ -117,10 +117,9 @@ def conv_decoder(
 
 
 class _ChannelsLast(nn.Module):
-    """Store images as kernels like them best; the numbers are the same.
+    """Store images in the memory format that convolutions are fastest with; the values are the same.
 
-    The images and not the weights: Pyro's parameter store copies a parameter that is not contiguous, and then
-    trains the copy.
+    The weights stay contiguous: Pyro's parameter store copies a parameter that is not, and then trains the copy.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,12 +134,12 @@ class _OneBatch(nn.Module):
         self.network = network
 
     def forward(self, z: Tensor) -> Tensor:
-        pixels: Tensor = self.network(z.reshape(-1, z.shape[-1]))
+        pixels = self.network(z.reshape(-1, z.shape[-1]))
         return pixels.reshape(*z.shape[:-1], *pixels.shape[1:])
 
 
 def _bottom(image_shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int, int]:
-    """Return the shape after the last convolution of the encoder."""
+    """Return the shape (C, H, W) after the last convolution of the encoder."""
     shrink = 2 ** len(channels)
     return channels[-1], image_shape[1] // shrink, image_shape[2] // shrink
 

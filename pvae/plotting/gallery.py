@@ -1,4 +1,4 @@
-"""Runs side by side: what one sheet shows of each."""
+"""Several runs side by side: a sheet of their pictures, and their codes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pvae.config.presets import SYSTEMS
-from pvae.core.random_state import seeded
 from pvae.evaluation.latent_space import reconstruct, sample
-from pvae.evaluation.table import Row, groups, row_of
+from pvae.evaluation.table import Row, row_of
 from pvae.evaluation.trained_run import TrainedRun
 from pvae.plotting import run_figures
 
@@ -23,17 +22,17 @@ _SHOWN = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What a sheet keeps of a run, small enough to keep many.
+    """What a sheet shows of a run, without the run's data and VAE.
 
     Args:
         row: its figures.
         title: system and test bound.
         images: test images in [0, 1].
-        reconstructions: theirs.
-        samples: images of the prior; none of an autoencoder.
-        codes: means of q(z | x) of the test images (M, 2); None with more latents than two.
+        reconstructions: of the images.
+        samples: images of the prior; empty for an autoencoder.
+        codes: means of q(z | x) of the test images (M, 2); None for other than two latents.
         labels: their classes (M,), or None.
-        label_names: what each class is called.
+        label_names: names of the classes.
     """
 
     row: Row
@@ -46,57 +45,53 @@ class Entry:
     label_names: tuple[str, ...]
 
 
-def entry_of(subject: TrainedRun) -> Entry:
-    """Return what a sheet keeps of a run.
+def entry_of(trained: TrainedRun) -> Entry:
+    """Return what a sheet shows of a run.
 
     Raises:
         InputError: the run has not finished an epoch.
     """
-    row = row_of(subject.run, subject.report())
-    x = subject.pixels(subject.test[:_SHOWN])
-    with seeded(subject.run.config.seed, torch.device("cpu")):
-        samples = sample(subject.vae, 2 * _SHOWN) if subject.vae.has_density else x[:0]
-        reconstructions = reconstruct(subject.vae, x)
-    tests = [metrics for metrics in subject.run.metrics() if metrics.split == "test"]
+    row = row_of(trained.run, trained.report())
+    x = trained.pixels(trained.test[:_SHOWN])
+    with trained.seeded():
+        samples = sample(trained.vae, 2 * _SHOWN) if trained.vae.has_density else x[:0]
+        reconstructions = reconstruct(trained.vae, x)
+    tests = [metrics for metrics in trained.run.metrics() if metrics.split == "test"]
     return Entry(
         row=row,
         title=f"{row.system} --elbo {row.estimator}: {tests[-1]}",
-        images=subject.shown(x),
-        reconstructions=subject.shown(reconstructions),
-        samples=subject.shown(samples),
-        codes=subject.test_codes if subject.is_plane else None,
-        labels=subject.classes[1],
-        label_names=subject.data.label_names,
+        images=trained.shown(x),
+        reconstructions=trained.shown(reconstructions),
+        samples=trained.shown(samples),
+        codes=trained.test_codes if trained.is_plane else None,
+        labels=trained.classes[1],
+        label_names=trained.data.label_names,
     )
 
 
 def in_order(entries: Sequence[Entry]) -> list[Entry]:
     """Return the entries in the order of the published systems, those of a system by their seeds, others after them."""
-    names = list(SYSTEMS)
+    order = {name: place for place, name in enumerate(SYSTEMS)}
 
     def place(entry: Entry) -> tuple[int, str, str, int]:
-        name = entry.row.system.split()[0]
-        return (
-            names.index(name) if name in names else len(names),
-            entry.row.system,
-            entry.row.estimator,
-            entry.row.seed,
-        )
+        row = entry.row
+        return order.get(row.system.split()[0], len(order)), row.system, row.estimator, row.seed
 
     return sorted(entries, key=place)
 
 
 def one_of_each(entries: Sequence[Entry]) -> list[Entry]:
     """Return the first entry of each group that differs in the seed alone."""
-    firsts = {group[0].run for group in groups(entry.row for entry in entries)}
-    return [entry for entry in entries if entry.row.run in firsts]
+    firsts: dict[str, Entry] = {}
+    for entry in entries:
+        firsts.setdefault(entry.row.configuration, entry)
+    return list(firsts.values())
 
 
 def sheet_figure(entries: Sequence[Entry]) -> Figure:
     """Return a band for each run: test images above their reconstructions, and images of the prior."""
-    bands = {
-        entry.title: (torch.cat([entry.images, entry.reconstructions]), entry.samples) for entry in one_of_each(entries)
-    }
+    shown = one_of_each(entries)
+    bands = {entry.title: (torch.cat([entry.images, entry.reconstructions]), entry.samples) for entry in shown}
     title = "left: test images above the mean of p(x | z), z ~ q(z | x); right: the mean of p(x | z), z ~ p(z)"
     if len(bands) < len(entries):
         title += "\nof runs that differ in their seed alone, the first"

@@ -1,30 +1,29 @@
-"""The pictures in a run folder: reconstructions, samples and curves, each saying what was trained on what."""
+"""Tensors to matplotlib figures, and the three figures of a run folder; no model, and none of pyplot's global state."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import re
+import textwrap
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from matplotlib import rcParams
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager
+from matplotlib.ft2font import FT2Font
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 from torch import Tensor
 from torch.distributions import Normal
 
 from pvae.core.files import is_temporary, write_whole
 from pvae.evaluation.attribute_probe import Response
-from pvae.plotting.axes import (
-    add_title,
-    against_particles,
-    curves,
-    histograms,
-    image_figure,
-    lines,
-    plain_text,
-    scatter,
-    show_images,
-)
 from pvae.runs.metrics import Metrics
 from pvae.runs.run import Run
 
@@ -36,184 +35,243 @@ __all__ = [
     "comparison_figure",
     "figures_are_drawn",
     "histogram_figure",
+    "image_figure",
     "loss_figure",
     "probe_figure",
     "reconstruction_figure",
-    "row_figure",
     "sample_figure",
     "save_figures",
     "scatter_figure",
     "write_figure",
 ]
 
-_CURVES = {
-    "loss": "loss, what is minimised",
-    "distortion": "distortion, -E_q log p(x | z)",
-    "rate": "rate, KL(q || p)",
-}
+# Okabe and Ito's palette: told apart by readers with any kind of colour vision.
+_TRAIN, _TEST = "#0072B2", "#D55E00"
+# Tol's muted scheme, for up to ten classes.
+_CLASSES = (
+    "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#888888",
+)  # fmt: skip
+
+
+def image_figure(
+    images: Tensor, num_columns: int, title: str, row_labels: Sequence[str] = (), column_labels: Sequence[str] = ()
+) -> Figure:
+    """Return images (N, C, H, W) in [0, 1] in rows, with a label for each row and column if given."""
+    num_rows = -(-len(images) // num_columns)
+    figure = _figure(title, max(0.75 * num_columns + 1.2, 5.0), 0.75 * num_rows + 0.6)
+    _show_images(figure.add_subplot(), images, num_columns, row_labels, column_labels)
+    return figure
 
 
 def reconstruction_figure(images: Tensor, reconstructions: Tensor, title: str) -> Figure:
     """Return images (B, C, H, W) in a row above their reconstructions."""
-    both = torch.cat([images, reconstructions]).cpu().numpy()
-    return image_figure(both, len(images), title, ("test image", "mean of p(x | z),\nz ~ q(z | x)"))
+    labels = ("test image", "mean of p(x | z),\nz ~ q(z | x)")
+    return image_figure(torch.cat([images, reconstructions]), len(images), title, labels)
 
 
 def sample_figure(samples: Tensor, title: str) -> Figure:
     """Return images of the prior (S, C, H, W), eight in a row."""
-    return image_figure(samples.cpu().numpy(), 8, f"{title}\nmean of p(x | z), z ~ p(z)")
-
-
-def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
-    """Return loss, distortion and rate against the epoch, training and test in each."""
-    figure = Figure(figsize=(10.5, 3.4), dpi=120, layout="constrained")
-    for axes, (name, label) in zip(figure.subplots(1, 3), _CURVES.items()):
-        series = {}
-        for split in ("train", "test"):
-            mine = [row for row in rows if row.split == split]
-            series[split] = ([row.epoch for row in mine], [getattr(row, name) for row in mine])
-        curves(axes, series, label, "nats per datum")
-    add_title(figure, title)
-    return figure
-
-
-def row_figure(
-    images: Tensor, num_columns: int, title: str, row_labels: Sequence[str] = (), column_labels: Sequence[str] = ()
-) -> Figure:
-    """Return images (N, C, H, W) in rows, each row and column with a label."""
-    return image_figure(images.cpu().numpy(), num_columns, title, row_labels, column_labels)
-
-
-def scatter_figure(splits: Mapping[str, tuple[Tensor, Tensor | None]], names: Sequence[str], title: str) -> Figure:
-    """Return the codes of each split side by side, coloured by class.
-
-    Args:
-        splits: what stands over the axes, to codes (N, 2) and classes (N,) or None.
-        names: of the classes.
-        title: above the figure.
-    """
-    figure = Figure(figsize=(5.5 * len(splits) + 1.2, 5.6), dpi=120, layout="constrained")
-    for axes, (name, (codes, labels)) in zip(figure.subplots(1, len(splits), squeeze=False)[0], splits.items()):
-        scatter(axes, codes.cpu().numpy(), None if labels is None else labels.numpy(), names, name)
-    if any(labels is not None for _, labels in splits.values()):
-        handles, _ = axes.get_legend_handles_labels()
-        entries, families = plain_text(
-            name if name.startswith(str(index)) else f"{index}: {name}" for index, name in enumerate(names)
-        )
-        font = {"family": families, "size": 8}
-        legend = figure.legend(handles, entries, loc="outside right center", frameon=False, prop=font, markerscale=5)
-        for handle in legend.legend_handles:
-            if handle is not None:
-                handle.set_alpha(1)
-    add_title(figure, title)
-    return figure
-
-
-def histogram_figure(codes: Tensor, title: str) -> Figure:
-    """Return a histogram of each latent dimension of codes (N, L), the first 100, against N(0, 1)."""
-    shown = codes[:, :100]
-    num_rows = -(-shown.shape[1] // 10)
-    figure = Figure(
-        figsize=(max(1.1 * min(shown.shape[1], 10), 7.0), 1.0 * num_rows + 0.8), dpi=120, layout="constrained"
-    )
-    x = torch.linspace(-4, 4, 100)
-    histograms(figure, shown.cpu().numpy(), torch.stack([x, Normal(0.0, 1.0).log_prob(x).exp()]).numpy())
-    add_title(figure, f"{title}\neach latent dimension of z ~ q(z | x) over the test images, and N(0, 1)")
-    return figure
-
-
-def probe_figure(responses: Sequence[Response], title: str) -> Figure:
-    """Return a probe's log-odds of each attribute against alpha."""
-    figure = Figure(figsize=(7.0, 4.6), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    series = {
-        f"{one.attribute} (probe's balanced accuracy {one.balanced_accuracy:.3f})": (one.log_odds, one.stderr)
-        for one in responses
-    }
-    lines(axes, responses[0].alphas, series)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xlabel("alpha, of z + alpha v")
-    axes.set_ylabel("log-odds of the attribute, to a probe trained on real images")
-    add_title(figure, f"{title}\nmean over test images of what a probe sees in the mean of p(x | z + alpha v)")
-    return figure
+    return image_figure(samples, 8, f"{title}\nmean of p(x | z), z ~ p(z)")
 
 
 def band_figure(bands: Mapping[str, tuple[Tensor, Tensor]], num_columns: int, title: str) -> Figure:
     """Return a band of two sets of images for each name, side by side.
 
     Args:
-        bands: what stands over a band, to its images on the left and on the right, (N, C, H, W) in [0, 1] each;
-            either may be empty.
+        bands: the title of a band, to its images on the left and on the right, (N, C, H, W) in [0, 1] each; either may
+            be empty.
         num_columns: images in a row.
         title: above the figure.
     """
-    figure = Figure(figsize=(1.1 * num_columns + 1.2, 1.6 * len(bands) + 0.6), dpi=120, layout="constrained")
+    figure = _figure(title, 1.1 * num_columns + 1.2, 1.6 * len(bands) + 0.6)
     for band, (name, sides) in zip(figure.subfigures(len(bands), squeeze=False)[:, 0], bands.items()):
-        (text,), families = plain_text([name])
+        (text,), families = _plain_text([name])
         band.suptitle(text, fontsize=8, x=0.01, ha="left", family=families)
         for axes, images in zip(band.subplots(1, 2), sides):
             axes.set_axis_off()
             if len(images):
-                show_images(axes, images.cpu().numpy(), num_columns)
+                _show_images(axes, images, num_columns)
             else:
                 axes.text(0.5, 0.5, "none: there is no prior to draw from", ha="center", fontsize=8)
-    add_title(figure, title)
+    return figure
+
+
+def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
+    """Return loss, distortion and rate against the epoch, training and test in each."""
+    figure = _figure(title, 10.5, 3.4)
+    quantities = {
+        "loss": "loss, what is minimised",
+        "distortion": "distortion, -E_q log p(x | z)",
+        "rate": "rate, KL(q || p)",
+    }
+    for axes, (name, label) in zip(figure.subplots(1, 3), quantities.items()):
+        for split, style, colour in (("train", "--", _TRAIN), ("test", "-", _TEST)):
+            mine = [row for row in rows if row.split == split]
+            epochs, values = [row.epoch for row in mine], [getattr(row, name) for row in mine]
+            axes.plot(epochs, values, style, color=colour, marker="o", markersize=3, label=split)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("nats per datum")
+        axes.set_title(label, fontsize=10)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.set_xlim(0.5, max((row.epoch for row in rows), default=1) + 0.5)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    return figure
+
+
+def scatter_figure(splits: Mapping[str, tuple[Tensor, Tensor | None]], names: Sequence[str], title: str) -> Figure:
+    """Return the codes of each split side by side, coloured by class, each class numbered at the median of its points.
+
+    Args:
+        splits: the title of the axes, to codes (N, 2) and classes (N,); None for classes is one colour.
+        names: of the classes.
+        title: above the figure.
+    """
+    figure = _figure(title, 5.5 * len(splits) + 1.2, 5.6)
+    for axes, (split, (codes, labels)) in zip(figure.subplots(1, len(splits), squeeze=False)[0], splits.items()):
+        for index in range(len(names)) if labels is not None else [0]:
+            x, y = (codes if labels is None else codes[labels == index]).cpu().numpy().T
+            colour = _CLASSES[index % len(_CLASSES)]
+            name = None if labels is None else str(index)
+            axes.scatter(x, y, s=3, alpha=0.5, color=colour, linewidths=0, rasterized=True, label=name)
+            if name and len(x):
+                box = {"facecolor": "white", "alpha": 0.8, "edgecolor": colour, "boxstyle": "circle,pad=0.15"}
+                middle = float(np.median(x)), float(np.median(y))
+                axes.annotate(name, middle, fontsize=7, ha="center", va="center", bbox=box)
+        axes.set_xlabel("z_1")
+        axes.set_ylabel("z_2")
+        (text,), families = _plain_text([split])
+        axes.set_title(text, fontsize=10, family=families)
+    if any(labels is not None for _, labels in splits.values()):
+        handles, _ = axes.get_legend_handles_labels()
+        entries, families = _plain_text(
+            name if name.startswith(str(index)) else f"{index}: {name}" for index, name in enumerate(names)
+        )
+        font = {"family": families, "size": 8}
+        legend = figure.legend(handles, entries, loc="outside right center", frameon=False, prop=font, markerscale=5)
+        for handle in filter(None, legend.legend_handles):
+            handle.set_alpha(1)
+    return figure
+
+
+def histogram_figure(codes: Tensor, title: str) -> Figure:
+    """Return a histogram of each latent dimension of codes (N, L), the first 100, ten in a row, against N(0, 1)."""
+    columns = codes[:, :100].cpu().double().numpy().T
+    num_columns = min(len(columns), 10)
+    num_rows = -(-len(columns) // 10)
+    title = f"{title}\neach latent dimension of z ~ q(z | x) over the test images, and N(0, 1)"
+    figure = _figure(title, max(1.1 * num_columns, 7.0), 1.0 * num_rows + 0.8)
+    x = torch.linspace(-4, 4, 100)
+    density = Normal(0.0, 1.0).log_prob(x).exp()
+    for index, axes in enumerate(figure.subplots(num_rows, num_columns, squeeze=False).flat):
+        axes.set_yticks([])
+        axes.set_xticks([-3, 0, 3])
+        axes.tick_params(labelsize=5, length=2, pad=1)
+        axes.spines[["left", "right", "top"]].set_visible(False)
+        axes.set_visible(index < len(columns))
+        if index < len(columns):
+            column = columns[index]
+            low, high = np.percentile(column, [0.1, 99.9])
+            axes.set_xlim(min(-4.2, low), max(4.2, high))
+            margin = 1e-6 * np.abs(column).max()  # large codes that are all equal have no bins without it
+            limits = column.min() - margin, column.max() + margin
+            axes.hist(column, bins=30, range=limits, density=True, color=_TRAIN, alpha=0.6)
+            axes.plot(x.numpy(), density.numpy(), color=_TEST, linewidth=1)
+            axes.set_title(str(index + 1), fontsize=6, pad=1)
+    return figure
+
+
+def probe_figure(responses: Sequence[Response], title: str) -> Figure:
+    """Return a probe's log-odds of each attribute against alpha, with error bars of one standard error."""
+    title = f"{title}\nmean over test images of what a probe sees in the mean of p(x | z + alpha v)"
+    figure = _figure(title, 7.0, 4.6)
+    axes = figure.add_subplot()
+    names, families = _plain_text(
+        f"{one.attribute} (probe's balanced accuracy {one.balanced_accuracy:.3f})" for one in responses
+    )
+    for index, (name, one) in enumerate(zip(names, responses)):
+        colour, mark = _CLASSES[2 * index % len(_CLASSES)], "osD^v"[index % 5]
+        label = f" {name}"  # matplotlib leaves a label that begins with an underscore out of the legend
+        axes.errorbar(
+            one.alphas, one.log_odds, one.stderr, label=label, color=colour, marker=mark, markersize=4, capsize=2
+        )
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, prop={"family": families, "size": 8})
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xlabel("alpha, of z + alpha v")
+    axes.set_ylabel("log-odds of the attribute, to a probe trained on real images")
     return figure
 
 
 def comparison_figure(measurements: Sequence[Measurement], title: str) -> Figure:
-    """Return, for the last stage, bias, encoder's and decoder's signal-to-noise against the number of particles."""
+    """Return, for the last stage, bias, encoder's and decoder's signal-to-noise against the number of particles.
+
+    Both axes are logarithmic; what is not above 0 and finite is left out.
+    """
     last = [one for one in measurements if one.stage == measurements[-1].stage]
-    figure = Figure(figsize=(12.5, 4.4), dpi=120, layout="constrained")
+    figure = _figure(f"{title}, {last[0].stage}: the same weights, images and noise for all", 12.5, 4.4)
     panels: dict[str, Callable[[Measurement], float]] = {
         "log p(x) - bound, nats per datum": lambda one: max(-one.bias, 0.0),
         "encoder's gradient, signal / noise": lambda one: one.encoder_gradient.signal_to_noise,
         "decoder's gradient, signal / noise": lambda one: one.decoder_gradient.signal_to_noise,
     }
     names = list(dict.fromkeys(one.estimator for one in last))
+    counts = sorted({one.particles for one in last})
     for axes, (label, value) in zip(figure.subplots(1, 3), panels.items()):
-        series = {name: [(one.particles, value(one)) for one in last if one.estimator == name] for name in names}
-        against_particles(axes, series, label)
+        shown = [one for one in last if 0 < value(one) < float("inf")]
+        for index, name in enumerate(names):
+            mine = [one for one in shown if one.estimator == name]
+            shift = 1.03 ** (index - len(names) / 2)  # so that marks of equal values stand side by side
+            x, y = [one.particles * shift for one in mine], [value(one) for one in mine]
+            style = ("-", "--", ":", "-.")[index % 4]  # so that lines of equal values show through
+            axes.plot(x, y, style, label=name, color=_CLASSES[index % len(_CLASSES)], marker="osD^vPX*<>"[index % 10])
+        axes.set_xscale("log")
+        if shown:
+            axes.set_yscale("log")
+            low, high = axes.get_ylim()
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
+        axes.set_xticks(counts, [str(count) for count in counts], minor=False)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("particles K")
+        axes.set_title(label, fontsize=9)
+        axes.grid(alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
-    add_title(figure, f"{title}, {last[0].stage}: the same weights, images and noise for all")
     return figure
 
 
 def save_figures(
-    run: Run,
-    images: Tensor,
-    reconstructions: Tensor,
-    samples: Tensor,
-    between: Callable[[], None] = lambda: None,
+    run: Run, images: Tensor, reconstructions: Tensor, samples: Tensor, between: Callable[[], None] = lambda: None
 ) -> Path:
     """Draw the three figures of a run into its folder.
 
     Args:
         run: the run, with its metrics.
         images: test images (B, C, H, W).
-        reconstructions: theirs.
-        samples: images of the prior (S, C, H, W); none of an autoencoder.
+        reconstructions: of the images.
+        samples: images of the prior (S, C, H, W); empty for an autoencoder.
         between: called before each figure; it may raise.
 
     Returns:
         The folder of the figures.
     """
-    folder = run.figures()
-    title = run.title
+    folder, title = run.figures(), run.title
     for leftover in filter(is_temporary, folder.iterdir()):  # of a process that was killed
         leftover.unlink(missing_ok=True)
-    figures: dict[str, Callable[[], Figure]] = {
-        "reconstructions.png": lambda: reconstruction_figure(images, reconstructions, title),
-        "samples.png": lambda: sample_figure(samples, title),
-        "losses.png": lambda: loss_figure(run.metrics(), title),
-    }
-    for name, draw in figures.items():
-        if name == "samples.png" and not len(samples):
-            continue
+    between()
+    write_figure(folder / "reconstructions.png", reconstruction_figure(images, reconstructions, title))
+    if len(samples):
         between()
-        write_figure(folder / name, draw())
+        write_figure(folder / "samples.png", sample_figure(samples, title))
+    between()
+    write_figure(folder / "losses.png", loss_figure(run.metrics(), title))
     return folder
+
+
+def figures_are_drawn(run: Run) -> bool:
+    """Return whether the last figure that `save_figures` draws is there."""
+    return (run.path / "figures" / "losses.png").exists()
 
 
 def write_figure(path: Path, figure: Figure) -> None:
@@ -223,6 +281,59 @@ def write_figure(path: Path, figure: Figure) -> None:
     write_whole(path, content.getvalue())
 
 
-def figures_are_drawn(run: Run) -> bool:
-    """Return whether the last figure that `save_figures` draws is there."""
-    return (run.path / "figures" / "losses.png").exists()
+def _figure(title: str, width: float, height: float) -> Figure:
+    """Return an empty figure with a title, whose lines are wrapped to the figure's width in inches."""
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    (text,), families = _plain_text([title])
+    lines = [wrapped for line in text.splitlines() for wrapped in textwrap.wrap(line, int(width * 12))]
+    figure.suptitle("\n".join(lines), fontsize=9, family=families)
+    return figure
+
+
+def _show_images(
+    axes: Axes, images: Tensor, num_columns: int, row_labels: Sequence[str] = (), column_labels: Sequence[str] = ()
+) -> None:
+    """Show images (N, C, H, W) in [0, 1] row by row, one pixel of grey between them; unused places are white."""
+    count, channels, height, width = images.shape
+    num_rows = -(-count // num_columns)
+    grid = np.ones((num_rows * (height + 1) + 1, num_columns * (width + 1) + 1, channels), dtype=np.float32)
+    grid[:: height + 1] = 0.5
+    grid[:, :: width + 1] = 0.5
+    for place, image in enumerate(images.cpu().numpy()):
+        top, left = place // num_columns * (height + 1) + 1, place % num_columns * (width + 1) + 1
+        grid[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    shown = grid if channels == 3 else grid.mean(-1)  # neither grey nor colour: the mean over channels
+    axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    step_down, step_right = grid.shape[0] / num_rows, grid.shape[1] / num_columns
+    axes.set_xticks([(column + 0.5) * step_right for column in range(len(column_labels))], column_labels, fontsize=7)
+    labels, families = _plain_text(row_labels)
+    axes.set_yticks([(row + 0.5) * step_down for row in range(len(labels))], labels, family=families)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _plain_text(texts: Iterable[str]) -> tuple[list[str], list[str]]:
+    r"""Return user-given texts escaped for matplotlib, and the font families to write them in.
+
+    "$" does not begin a formula. A character that the default font lacks is written in an installed font that has it,
+    and left out where no font has it.
+    """
+    texts = [unicodedata.normalize("NFC", text) for text in texts]  # macOS splits the syllables of Hangul
+    families, absent = _fallback_fonts(frozenset("".join(texts)) - {"\n"}, tuple(rcParams["font.family"]))
+    return ["".join(one for one in text if one not in absent).replace("$", r"\$") for text in texts], list(families)
+
+
+@functools.cache
+def _fallback_fonts(characters: frozenset[str], default: tuple[str, ...]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Return the default font families and those that have what they lack, and the characters that no font has."""
+    families, absent = default, characters
+    upright = (font for font in fontManager.ttflist if font.style == "normal" and font.weight == 400)
+    fonts = [(name, str(findfont(FontProperties(family=[name])))) for name in default]
+    fonts += sorted((font.name, font.fname) for font in upright)
+    for family, path in fonts:
+        if absent and not re.match(r"\.?last ?resort", family, re.IGNORECASE):  # which has a box for every character
+            font = FT2Font(path)
+            found = {one for one in absent if one.isprintable() and font.get_char_index(ord(one))}
+            absent -= found
+            families += (family,) if found and family not in families else ()
+    return families, absent

@@ -2,8 +2,8 @@
 
     w_k = p(x | z_k) p(z_k) / q(z_k | x),   z_1..z_K ~ q(z | x)
 
-As in `handwritten`, no line of Pyro's inference is used here. The bounds are functions of log w_k, shape (K, B), in
-nats; the gradients are dictionaries from the names of a VAE's parameters to tensors.
+As in `pvae.reference.elbo`, Pyro's inference is not used. The bounds are functions of log w_k, shape (K, B), in nats;
+the gradients are dictionaries from the names of a VAE's parameters to tensors.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def score_gradients(vae: VAE, x: Tensor, num_particles: int, leave_one_out: bool
         leave_one_out: use the baseline.
 
     Reference:
-        Document 002, first half; Ranganath, Gerrish and Blei, arXiv:1401.0118; Mnih and Rezende, arXiv:1602.06725
+        Post 002, first half; Ranganath, Gerrish and Blei, arXiv:1401.0118; Mnih and Rezende, arXiv:1602.06725
         (leave-one-out).
     """
     posterior = vae.posterior(x)

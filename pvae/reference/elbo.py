@@ -2,8 +2,8 @@
 
     L(x) = E_{z ~ q(z | x)} [ log p(x | z) + log p(z) - log q(z | x) ]  <=  log p(x)
 
-This is the witness: no line of Pyro's inference is used here, so what agrees with it is right for a second
-reason. All values are nats per datum.
+Nothing here uses Pyro's inference, so that an ELBO which agrees with these functions is confirmed independently. All
+values are nats per datum.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def loss(terms: Terms, beta: float = 1.0, free_bits: float = 0.0) -> Tensor:
         mean_b distortion_b  +  beta mean_b rate_b
         mean_b distortion_b  +  beta sum_l max( free_bits, mean_b rate_bl )      with free bits
 
-    With free bits the first nats of each latent dimension cost nothing, which keeps the dimension from being given
-    up early. Neither beta nor free bits change the bound that is reported.
+    With free bits the first nats of each latent dimension cost nothing, which keeps the dimension from collapsing
+    early in training. Neither beta nor free bits change the bound that is reported.
 
     Args:
         terms: distortion and rate; with free bits also the rate of each dimension.
@@ -63,7 +63,7 @@ def rate_by_dimension(posterior: Any, prior: Any, z: Tensor | None = None) -> Te
 
 
 class Parts(NamedTuple):
-    """The three parts of document 004's loss, each of shape (B,), in nats per datum."""
+    """The three parts of post 004's loss, each of shape (B,), in nats per datum."""
 
     reconstruction_error: Tensor
     posterior_entropy: Tensor
@@ -80,7 +80,7 @@ def monte_carlo(vae: VAE, x: Tensor, num_particles: int = 1, by_dimension: bool 
 
         (1/K) sum_k [ log p(x | z_k) + log p(z_k) - log q(z_k | x) ]
 
-    Unbiased; it needs no closed form of anything. At q(z | x) = p(z | x) its variance is zero.
+    Unbiased; it needs no closed form. At q(z | x) = p(z | x) its variance is zero.
 
     Args:
         vae: the three distributions.
@@ -92,7 +92,7 @@ def monte_carlo(vae: VAE, x: Tensor, num_particles: int = 1, by_dimension: bool 
         distortion = -mean_k log p(x | z_k) and rate = mean_k [log q(z_k | x) - log p(z_k)].
 
     Reference:
-        Kingma and Welling, arXiv:1312.6114, equation 6; document 004's `loss_fun`.
+        Kingma and Welling, arXiv:1312.6114, equation 6; post 004's `loss_fun`.
     """
     posterior = vae.posterior(x)
     z = posterior.rsample((num_particles,))
@@ -134,7 +134,7 @@ def closed_form(vae: VAE, x: Tensor, num_particles: int = 1, by_dimension: bool 
 
 
 def three_parts(vae: VAE, x: Tensor, num_particles: int = 1) -> Parts:
-    """Return document 004's three parts: the loss is reconstruction error - entropy + cross entropy.
+    """Return post 004's three parts: the loss is reconstruction error - entropy + cross entropy.
 
         - E_q log p(x | z)  -  H(q(z | x))  +  H(q(z | x), p(z))
 
@@ -165,7 +165,7 @@ def posterior_mean_loss(vae: VAE, x: Tensor) -> Tensor:
 
         -log p(x | E_q[z]) + KL(q(z | x) || p(z))
 
-    This is the test loss that document 002 prints, since its network returns the mean in eval mode. It leaves
+    This is the test loss that post 002 prints, since its network returns the mean in eval mode. It leaves
     out what the spread of q costs, and so comes out below the loss of every form above as a rule.
 
     Args:

@@ -1,8 +1,8 @@
-"""The linear-Gaussian VAE, of which all is known: log p(x), p(z | x), and every bound's exact value and gradient.
+"""The linear-Gaussian VAE, whose log p(x), p(z | x) and ELBO are known exactly.
 
     p(z) = Normal(0, I),   p(x | z) = Normal(W z + b, s^2 I),   q(z | x) = Normal(loc(x), diag scale(x)^2)
 
-All is differentiable by the VAE's parameters, so that the exact gradients follow.
+Everything is differentiable with respect to the VAE's parameters, which gives the exact gradients.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def has_oracle(vae: VAE) -> bool:
 
 
 def decoder_of(vae: VAE) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loadings W (D, L), the offset b (D,) and the scale s (), as the decoder holds them.
+    """Return the loadings W (D, L), the offset b (D,) and the scale s (), read off the decoder.
 
     Raises:
         InputError: the VAE is not linear-Gaussian.
     """
     if not has_oracle(vae) or not isinstance(vae.p_x, LinearNormalLikelihood):
-        raise InputError("an exact log p(x) is known of linear-Gaussian VAEs alone: --system linear-gaussian")
+        raise InputError("an exact log p(x) is known for linear-Gaussian VAEs only: --system linear-gaussian")
     origin = torch.zeros_like(vae.prior().mean)
     offset = vae.likelihood(origin).mean.flatten()
     loadings = vae.likelihood(torch.eye(len(origin), dtype=origin.dtype)).mean.flatten(1) - offset  # (L, D)

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+import pvae
 from pvae.config.config import Config
 from pvae.config.presets import system_title
 from pvae.core.errors import InputError, brief
@@ -60,8 +61,8 @@ def check_out(path: Path) -> None:
 
 def provenance() -> dict[str, object]:
     """Return threads, package versions, the commit of pvae's checkout ("-dirty" if it was edited), and the time."""
-    versions = {"python": platform.python_version()}
-    for package in ("pvae", "torch", "pyro-ppl", "torchvision", "numpy"):
+    versions = {"python": platform.python_version(), "pvae": pvae.__version__}
+    for package in ("torch", "pyro-ppl", "torchvision", "numpy"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:  # a source tree that is not installed

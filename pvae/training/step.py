@@ -14,6 +14,7 @@ from pvae.compile.compiled_elbo import CompiledELBO
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
+from pvae.config.options import ESTIMATORS
 from pvae.core.errors import InputError
 from pvae.core.finite import NotFiniteError, listed, named
 from pvae.core.parallel import Share, World
@@ -43,12 +44,18 @@ class Stepper:
         optimizer: Adam over all parameters.
 
     Raises:
-        InputError: the loss is not a mean over the batch that processes could share.
+        InputError: the loss is not a mean over the batch that processes could share, or ELBO and likelihood do not go
+            together.
     """
 
     def __init__(self, config: Config, vae: VAE, images: Tensor, world: World) -> None:
         if world.size > 1:
             _refuse_whole_batches(config)
+        if config.likelihood == "normal-optimal" and ESTIMATORS[config.elbo].separate_draws:  # older runs may be read
+            raise InputError(
+                f"--elbo {config.elbo} needs weights that each depend on their own draw only, and --likelihood "
+                "normal-optimal fits one scale to all of them: take --elbo trace, analytic, stl or iwae"
+            )
         self.config, self.vae, self.world = config, vae, world
         self.optimizer = torch.optim.Adam(vae.parameters(), lr=config.lr, eps=config.adam_eps, fused=True)
         self._elbo = build_elbo(

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pyro
 import pytest
 import torch
+from helpers.gradients import assert_same_gradients, value_and_gradients
 from pyro.distributions.testing.fakes import NonreparameterizedNormal
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 
@@ -22,39 +23,21 @@ from pvae.models.build import build_vae
 from pvae.models.latents import bounded_normal
 from pvae.reference import bounds as reference_bounds
 from pvae.reference import elbo as reference_elbo
+from pvae.training.trainer import Trainer
 
 
 def gradients_of(vae):
     return {name: parameter.grad.clone() for name, parameter in vae.named_parameters() if parameter.grad is not None}
 
 
-def seeded_loss(vae, x, elbo, seed=3):
-    """The loss of a batch and its gradients, as SVI would take them."""
-    vae.zero_grad()
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
-        torch.manual_seed(seed)
-        loss = elbo.loss_and_grads(vae.model, vae.guide, x)
-    return float(loss.detach() if isinstance(loss, torch.Tensor) else loss), gradients_of(vae)
+def seeded_loss(vae, x, elbo):
+    return value_and_gradients(
+        vae, lambda: torch.as_tensor(elbo.loss_and_grads(vae.model, vae.guide, x), dtype=x.dtype).detach()
+    )
 
 
-def by_hand(vae, x, bound, num_particles, seed=3):
-    vae.zero_grad()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        loss = -bound(reference_bounds.log_weights(vae, x, num_particles)).mean()
-    loss.backward()
-    return float(loss.detach() if isinstance(loss, torch.Tensor) else loss), gradients_of(vae)
-
-
-def assert_same(ours, theirs, rel=1e-10):
-    value, gradients = ours
-    their_value, their_gradients = theirs
-    if their_value is not None:
-        assert value == pytest.approx(their_value, rel=rel)
-    assert set(gradients) == set(their_gradients)
-    for name, gradient in their_gradients.items():
-        assert gradient.norm() > 1e-8, f"{name} has no gradient to compare"
-        assert (gradients[name] - gradient).norm() < rel * gradient.norm(), name
+def by_hand(vae, x, bound, num_particles):
+    return value_and_gradients(vae, lambda: -bound(reference_bounds.log_weights(vae, x, num_particles)).mean())
 
 
 BOUNDS = {
@@ -71,7 +54,7 @@ BOUNDS = {
 def test_pyros_bounds_equal_the_handwritten(small_vae, small_images, name, num_images, binary):
     vae, x = small_vae("static" if binary else "none"), small_images(num_images, binary)
     bound, options = BOUNDS[name]
-    assert_same(seeded_loss(vae, x, build_elbo(name, 6, **options)), by_hand(vae, x, bound, 6))
+    assert_same_gradients(seeded_loss(vae, x, build_elbo(name, 6, **options)), by_hand(vae, x, bound, 6))
 
 
 @pytest.mark.parametrize("name", ["iwae", "renyi", "ciwae", "miwae", "dreg", "stl"])
@@ -81,8 +64,8 @@ def test_with_one_particle_all_bounds_are_the_elbo(small_vae, small_images, name
     elbo = by_hand(vae, x, reference_bounds.elbo, 1)
     assert value == pytest.approx(elbo[0], rel=1e-10)
     if name not in ("dreg", "stl"):
-        assert_same((value, gradients), elbo)
-        assert_same((value, gradients), seeded_loss(vae, x, build_elbo("trace", 1)))
+        assert_same_gradients((value, gradients), elbo)
+        assert_same_gradients((value, gradients), seeded_loss(vae, x, build_elbo("trace", 1)))
 
 
 @pytest.mark.parametrize("num_particles", [2, 5])
@@ -93,9 +76,9 @@ def test_pyros_own_renyi_elbo_is_the_same(small_vae, small_images, alpha, num_pa
     theirs = RenyiELBO(alpha=alpha, num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
     value, gradients = seeded_loss(vae, x, theirs)
     theirs = value / len(x), {name: gradient / len(x) for name, gradient in gradients.items()}
-    assert_same(seeded_loss(vae, x, build_elbo("renyi", num_particles, alpha=alpha)), theirs)
+    assert_same_gradients(seeded_loss(vae, x, build_elbo("renyi", num_particles, alpha=alpha)), theirs)
     if alpha == 0:
-        assert_same(seeded_loss(vae, x, build_elbo("iwae", num_particles)), theirs)
+        assert_same_gradients(seeded_loss(vae, x, build_elbo("iwae", num_particles)), theirs)
 
 
 def test_the_ends_of_each_family(small_vae, small_images):
@@ -103,11 +86,11 @@ def test_the_ends_of_each_family(small_vae, small_images):
     elbo, iwae = seeded_loss(vae, x, build_elbo("trace", 4)), seeded_loss(vae, x, build_elbo("iwae", 4))
     assert iwae[0] < elbo[0] - 0.01, "the two must differ for their ends to say anything"
     for end, options in [(elbo, {"mix": 1.0}), (iwae, {"mix": 0.0})]:
-        assert_same(seeded_loss(vae, x, build_elbo("ciwae", 4, **options)), end)
+        assert_same_gradients(seeded_loss(vae, x, build_elbo("ciwae", 4, **options)), end)
     for end, options in [(elbo, {"num_groups": 4}), (iwae, {"num_groups": 1})]:
-        assert_same(seeded_loss(vae, x, build_elbo("miwae", 4, **options)), end)
+        assert_same_gradients(seeded_loss(vae, x, build_elbo("miwae", 4, **options)), end)
     for end, options in [(elbo, {"alpha": 1.0}), (iwae, {"alpha": 0.0})]:
-        assert_same(seeded_loss(vae, x, build_elbo("renyi", 4, **options)), end)
+        assert_same_gradients(seeded_loss(vae, x, build_elbo("renyi", 4, **options)), end)
     near = seeded_loss(vae, x, build_elbo("renyi", 4, alpha=1 - 1e-6))
     assert near[0] == pytest.approx(elbo[0], rel=1e-5)
     for name, gradient in elbo[1].items():
@@ -130,9 +113,9 @@ def test_the_other_gradients_equal_the_handwritten(small_vae, small_images, name
     vae, x = small_vae(), small_images(6)
     value, gradients = seeded_loss(vae, x, build_elbo(name, num_particles))
     with torch.random.fork_rng():
-        torch.manual_seed(3)
+        torch.manual_seed(7)
         witness = WITNESSES[name](vae, x, num_particles)
-    assert_same((value, gradients), (None, witness))
+    assert_same_gradients((value, gradients), (None, witness))
     bound = reference_bounds.iwae if name == "dreg" else reference_bounds.elbo
     assert value == pytest.approx(by_hand(vae, x, bound, num_particles)[0], rel=1e-10)
 
@@ -151,10 +134,10 @@ def test_the_score_function_is_pyros(small_vae, small_images):
     for kind in (Trace_ELBO, TraceGraph_ELBO):
         vae.zero_grad()
         with torch.random.fork_rng(), pyro.get_param_store().scope():
-            torch.manual_seed(3)
+            torch.manual_seed(7)
             value = kind().loss_and_grads(vae.model, guide, x)
         theirs = value / len(x), {name: gradient / len(x) for name, gradient in gradients_of(vae).items()}
-        assert_same(ours, theirs)
+        assert_same_gradients(ours, theirs)
 
 
 @pytest.fixture
@@ -176,10 +159,12 @@ def test_two_stochastic_layers_agree_too(two_layers, small_images, name, num_par
     ours = seeded_loss(vae, x, build_elbo(name, num_particles, **options))
     if name.startswith("score"):
         with torch.random.fork_rng():
-            torch.manual_seed(3)
-            assert_same(ours, (None, reference_bounds.score_gradients(vae, x, num_particles, name == "score-loo")))
+            torch.manual_seed(7)
+            assert_same_gradients(
+                ours, (None, reference_bounds.score_gradients(vae, x, num_particles, name == "score-loo"))
+            )
     else:
-        assert_same(ours, by_hand(vae, x, bound, num_particles))
+        assert_same_gradients(ours, by_hand(vae, x, bound, num_particles))
 
 
 @pytest.mark.parametrize("name", ["stl", "dreg"])
@@ -187,7 +172,7 @@ def test_the_other_gradients_by_hand_hold_for_two_layers(two_layers, small_image
     """The prior's and the likelihood's gradients are those of the plain bound."""
     vae, x = two_layers, small_images(3)
     with torch.random.fork_rng():
-        torch.manual_seed(3)
+        torch.manual_seed(7)
         found = WITNESSES[name](vae, x, 4)
     theirs = by_hand(vae, x, reference_bounds.iwae if name == "dreg" else reference_bounds.elbo, 4)[1]
     assert set(found) == set(theirs)
@@ -248,7 +233,6 @@ def test_every_elbo_trains_in_svi(small_vae, small_images, name):
         ({"second_latent_dim": 2, "network": "conv"}, "--network mlp"),
         ({"second_latent_dim": 2, "rate_reduction": "mean"}, "--rate-reduction"),
         ({"likelihood": "normal-linear"}, "--network linear"),
-        ({"likelihood": "normal-optimal", "elbo": "dreg"}, "--likelihood normal-optimal"),
         ({"elbo": "renyi", "alpha": math.nan}, "--alpha"),
     ],
 )
@@ -270,8 +254,8 @@ def test_a_posterior_of_another_family_is_taken(small_vae, small_images, monkeyp
     monkeypatch.setattr(vae.q_z, "forward", laplace)
     ours = seeded_loss(vae, x, build_elbo(name, 4))
     with torch.random.fork_rng():
-        torch.manual_seed(3)
-        assert_same(ours, (None, WITNESSES[name](vae, x, 4)))
+        torch.manual_seed(7)
+        assert_same_gradients(ours, (None, WITNESSES[name](vae, x, 4)))
 
 
 @pytest.mark.parametrize("log_variance", [False, True])
@@ -312,3 +296,10 @@ def test_free_bits_need_a_rate_of_each_dimension(small_images, name):
 def test_terms_without_rates_have_no_free_bits():
     with pytest.raises(ValueError, match="by_dimension"):
         reference_elbo.loss(Terms(torch.ones(2), torch.ones(2)), free_bits=0.1)
+
+
+@pytest.mark.parametrize("elbo", ["dreg", "score", "score-loo"])
+def test_an_optimal_scale_is_refused_where_each_weight_must_depend_on_its_own_draw(few_digits, elbo):
+    config = Config(likelihood="normal-optimal", elbo=elbo, particles=2)  # older runs of it can still be read
+    with pytest.raises(InputError, match="--likelihood normal-optimal"):
+        Trainer(config, few_digits, torch.device("cpu"))

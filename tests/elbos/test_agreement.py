@@ -8,6 +8,7 @@ import warnings
 import pyro
 import pytest
 import torch
+from helpers.gradients import assert_same_gradients, value_and_gradients
 from pyro.distributions.testing.fakes import NonreparameterizedNormal
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormalMessenger
@@ -24,24 +25,6 @@ FORMS = [
 ]
 
 
-def value_and_gradients(vae, loss_of):
-    """Run a loss at a fixed seed; return its value and every parameter's gradient as one vector."""
-    vae.zero_grad()
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
-        torch.manual_seed(7)
-        loss = loss_of()
-    gradients = torch.autograd.grad(loss, list(vae.parameters()))
-    return loss.item(), {name: g for (name, _), g in zip(vae.named_parameters(), gradients)}
-
-
-def assert_equal(ours, theirs, rel=1e-10):
-    assert ours[0] == pytest.approx(theirs[0], rel=rel)
-    for name, gradient in theirs[1].items():
-        assert gradient.abs().max() > 1e-8, f"{name} has no gradient to compare"
-        difference = (ours[1][name] - gradient).norm() / gradient.norm()
-        assert difference < rel, f"gradient of {name}: relative difference {difference:.1e}"
-
-
 @pytest.mark.parametrize("binary", [False, True], ids=["grey", "binary"])
 @pytest.mark.parametrize("num_images", [10, 3], ids=["batch", "short batch"])
 @pytest.mark.parametrize("num_particles", [1, 5])
@@ -52,10 +35,10 @@ def test_pyro_equals_handwritten(small_vae, small_images, plain, ours, by_hand, 
 
     elbo = plain(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
     pyros = value_and_gradients(vae, lambda: elbo.differentiable_loss(vae.model, vae.guide, x) / num_images)
-    assert_equal(pyros, witness)
+    assert_same_gradients(pyros, witness)
 
     mine = value_and_gradients(vae, lambda: ours(num_particles).differentiable_loss(vae.model, vae.guide, x))
-    assert_equal(mine, witness)
+    assert_same_gradients(mine, witness)
 
 
 @pytest.mark.parametrize(("plain", "ours", "by_hand"), FORMS, ids=["trace", "analytic"])
@@ -63,7 +46,9 @@ def test_pyro_particle_loop_equals_handwritten(small_vae, small_images, plain, o
     """Without vectorised particles, as most Pyro code runs it."""
     vae, x = small_vae(), small_images(4)
     witness = value_and_gradients(vae, lambda: reference_elbo.loss(by_hand(vae, x)))
-    assert_equal(value_and_gradients(vae, lambda: plain().differentiable_loss(vae.model, vae.guide, x) / 4), witness)
+    assert_same_gradients(
+        value_and_gradients(vae, lambda: plain().differentiable_loss(vae.model, vae.guide, x) / 4), witness
+    )
 
 
 def literal_loss(vae, x):
@@ -85,7 +70,7 @@ def test_losses_equal_elementary_operations(small_vae, small_images, name, binar
     vae, x = small_vae("static" if binary else "none"), small_images(10, binary)
     literal = value_and_gradients(vae, lambda: literal_loss(vae, x))
     elbo = build_elbo(name)
-    assert_equal(value_and_gradients(vae, lambda: elbo.differentiable_loss(vae.model, vae.guide, x)), literal)
+    assert_same_gradients(value_and_gradients(vae, lambda: elbo.differentiable_loss(vae.model, vae.guide, x)), literal)
 
 
 @pytest.mark.parametrize("binary", [False, True], ids=["grey", "binary"])
@@ -184,7 +169,7 @@ def test_handwritten_elbo_is_the_witness(small_vae, small_images):
     vae, x = small_vae(), small_images(5)
     witness = value_and_gradients(vae, lambda: reference_elbo.loss(reference_elbo.monte_carlo(vae, x, 3), 2.0))
     elbo = HandwrittenELBO(3, 2.0)
-    assert_equal(
+    assert_same_gradients(
         value_and_gradients(vae, lambda: elbo.differentiable_loss(vae.model, vae.guide, x)), witness, rel=1e-15
     )
 

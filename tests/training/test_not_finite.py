@@ -17,7 +17,7 @@ from conftest import needs_inductor
 from pvae.cli.compare import main as compare
 from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
-from pvae.config.options import ON_NAN
+from pvae.config.config import OPTIONS
 from pvae.core import records
 from pvae.core.errors import InputError, InterruptedTrainingError, TrainingError
 from pvae.core.finite import NotFiniteError
@@ -238,7 +238,7 @@ def strictly(text):
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
-@pytest.mark.parametrize("on_nan", ON_NAN)
+@pytest.mark.parametrize("on_nan", OPTIONS["on_nan"].choices)
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_a_figure_that_is_not_finite_ends_the_training(

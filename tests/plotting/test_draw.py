@@ -32,9 +32,7 @@ from pvae.data.dataset import Dataset
 from pvae.evaluation import latent_space, trained_run
 from pvae.evaluation.attribute_probe import Response, balanced_accuracy, respond, train_probe
 from pvae.evaluation.table import Row, groups, row_of, to_csv, to_markdown
-from pvae.plotting import axes as axes_module
-from pvae.plotting import run_figures
-from pvae.plotting.pictures import DRAWERS
+from pvae.plotting import pictures, run_figures
 from pvae.plotting.run_figures import histogram_figure
 from pvae.runs import data as data_module
 from pvae.training.fit import fit, resume
@@ -69,7 +67,7 @@ EVERY = set(PICTURES)
 
 
 def test_every_picture_has_a_drawer():
-    assert list(PICTURES) == list(DRAWERS)
+    assert sorted(PICTURES) == sorted(pictures.__all__)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +94,7 @@ def test_bad_input_is_one_line(runs, found, capsys, tmp_path):
         ([str(runs["deep-bayes"].path), "--what", "manifold"], "two latent dimensions"),
         ([str(runs["conv-2d-ae"].path), "--what", "samples"], "a prior to draw from"),
         ([str(runs["mlp-2d"].path), "--what", "manifald"], "did you mean 'manifold'"),
-        ([str(tmp_path)], "no run folder"),
+        ([str(tmp_path)], "not a run folder"),
         ([str(tmp_path / "nowhere")], "there is nothing of that name"),
         ([str(runs["mlp-2d"].path), "--attribute", "0"], "have no attributes"),
         ([str(runs["mlp-2d"].path), "--outt", "x"], "did you mean --out?"),
@@ -285,7 +283,7 @@ def fonts(monkeypatch):
     """Let matplotlib have its own fonts alone, and return the list of them."""
     own = [font for font in fontManager.ttflist if Path(font.fname).is_relative_to(get_data_path())]
     monkeypatch.setattr(fontManager, "ttflist", own)
-    monkeypatch.setattr(axes_module, "_fallback_fonts", axes_module._fallback_fonts.__wrapped__)
+    monkeypatch.setattr(run_figures, "_fallback_fonts", run_figures._fallback_fonts.__wrapped__)
     return own
 
 
@@ -295,7 +293,7 @@ def pictures_with(name):
     response = Response(attribute=name, alphas=(0, 1), log_odds=(0, 1), stderr=(1, 1), balanced_accuracy=0.5)
     return {
         "title": run_figures.sample_figure(images, name),
-        "row": run_figures.row_figure(images, 2, "title", [name], ["image", "+1"]),
+        "row": run_figures.image_figure(images, 2, "title", [name], ["image", "+1"]),
         "legend": run_figures.probe_figure([response], "title"),
         "class": run_figures.scatter_figure({"test": (codes, classes)}, [name, "other"], "title"),
         "codes": run_figures.scatter_figure({name: (codes, None)}, [], "title"),
@@ -406,7 +404,7 @@ def test_the_probe_learns_to_see():
     fading[:, :, 3] = 1.0
     mean, stderr = respond(probe, [pixels[~labels[:, 0]], fading[~labels[:, 0]]], 0)
     assert mean[0] < 0 < mean[1]
-    assert (stderr > 0).all()
+    assert min(stderr) > 0
 
 
 def test_a_response_is_monotone_or_says_that_it_is_not():
@@ -471,7 +469,7 @@ def test_a_copy_of_a_run_is_no_other_seed(runs, data, found, tmp_path, capsys):
     capsys.readouterr()
     assert main([str(tmp_path)]) == 0
     printed = capsys.readouterr()
-    assert printed.err == "pvae.draw: b is left out: it is a copy of a, and no other seed\n"
+    assert printed.err == "pvae.draw: b is left out: it is a copy of a, not another seed\n"
     assert "| 1 | 1 |" in printed.out
     assert "| 1 | 2 |" in printed.out
 

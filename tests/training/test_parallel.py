@@ -15,7 +15,7 @@ import pyro
 import pytest
 import torch
 import torch.distributed
-import worker
+from helpers import worker
 
 from pvae.cli.evaluate import main as evaluate
 from pvae.cli.train import main
@@ -34,7 +34,7 @@ from pvae.training.trainer import Trainer
 if not torch.distributed.is_available():
     pytest.skip("torch was built without torch.distributed", allow_module_level=True)
 
-WORKER = Path(__file__).with_name("worker.py")
+WORKER = Path(__file__).parent.parent / "helpers" / "worker.py"
 SMALL = ["--dataset", "mnist-5k", "--hidden", "16", "--latent-dim", "3", "--batch-size", "137"]
 
 

@@ -414,7 +414,7 @@ from pvae.data.dataset import Dataset
 from pvae.runs.run import Run
 from pvae.data.sources import load_dataset
 from pvae.data.image_folder import ImageTransform, image_files, load_images
-from pvae.cli.train import _read_toml
+from pvae.cli.train import _chosen
 generator = torch.Generator().manual_seed(0)
 pixels = torch.randint(0, 256, (20, 1, 4, 4), generator=generator, dtype=torch.uint8)
 images = Dataset("noise", pixels[:16], pixels[16:])
@@ -799,7 +799,7 @@ def test_memory_of_huge_data_files(pictures, tiny_mnist, tmp_path, capsys):
 refused(load_dataset, "mnist", base / "data", offline=True)
 refused(load_dataset, "binarized-mnist", base / "text")
 refused(load_dataset, "celeba", base / "data")
-refused(_read_toml, base / "a.toml")
+refused(_chosen, {"config": base / "a.toml"})
 refused(load_dataset, f"folder:{base / 'pictures'}", transform=ImageTransform(size=8))
 """
     peak = peak_of(body, tmp_path)
@@ -839,4 +839,4 @@ def test_a_working_folder_that_is_gone(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     assert main(["--dataset", "mnist-5k"]) == 2
-    assert capsys.readouterr().err.endswith("is gone: go to one that is there\n")
+    assert capsys.readouterr().err.endswith("is gone: go to one that exists\n")

@@ -388,4 +388,4 @@ def one_elbo_table():
 def test_the_readme_holds_the_table_of_one_elbo():
     table = one_elbo_table()
     print(table)
-    assert table in (Path(__file__).parent.parent / "README.md").read_text()
+    assert table in (Path(__file__).parent.parent.parent / "README.md").read_text()

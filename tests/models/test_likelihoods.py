@@ -10,8 +10,8 @@ import pyro
 import pytest
 import torch
 
-from pvae.config.config import Config
-from pvae.config.options import ELBOS, LIKELIHOODS
+from pvae.config.config import OPTIONS, Config
+from pvae.config.options import ELBOS
 from pvae.distributions.bernoulli import LogitBernoulli, PseudoBernoulli
 from pvae.distributions.discretized_logistic import DiscretizedLogistic
 from pvae.elbos.registry import build_elbo
@@ -231,7 +231,7 @@ def test_learned_scale_is_a_parameter():
     assert gradient.item() == pytest.approx(0.5**2 / 0.5**2 - 1, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("name", OPTIONS["likelihood"].choices)
 @pytest.mark.parametrize("elbo", ELBOS)
 def test_every_likelihood_trains(tmp_path, few_digits, small_config, name, elbo):
     if name == "normal-optimal" and elbo in ("dreg", "score", "score-loo"):
@@ -246,7 +246,7 @@ def test_every_likelihood_trains(tmp_path, few_digits, small_config, name, elbo)
 
 
 @pytest.mark.parametrize("pixels", ["unit", "symmetric"])
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("name", OPTIONS["likelihood"].choices)
 def test_single_precision_is_exact_where_trained_decoders_are(name, pixels):
     """Value, gradient and mean against float64, at outputs beyond those of decoders trained on MNIST for 25 epochs.
 

@@ -2,7 +2,7 @@
 
 What inductor compiles is not for forks: its threads do not survive one.
 
-`python tests/killing.py FOLDER KILLS SEED [VARIANT...]` prints a JSON object of what it saw.
+`python tests/helpers/killing.py FOLDER KILLS SEED [VARIANT...]` prints a JSON object of what it saw.
 """
 
 from __future__ import annotations

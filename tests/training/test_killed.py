@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 from conftest import needs_inductor
-from killing import same
+from helpers.killing import same
 
 from pvae.core import memory
 from pvae.core.errors import InputError
 from pvae.training.fit import fit, resume
 
-KILLING = Path(__file__).with_name("killing.py")
+KILLING = Path(__file__).parent.parent / "helpers" / "killing.py"
 OPTIONS = "--dataset mnist-5k --epochs 3 --hidden 16 --latent-dim 3 --batch-size 250 --binarize dynamic --warm-up 2"
 COMMAND = [sys.executable, "-m", "pvae.train", *OPTIONS.split(), "--device", "cpu", "--checkpoint-every", "3"]
 
@@ -128,7 +128,7 @@ def signalled(folder, out, number, delay, process=None):
 @pytest.mark.torture
 @pytest.mark.parametrize("engine", ["none", pytest.param("inductor", marks=needs_inductor)])
 def test_signals_at_random_times(tmp_path, whole, engine, monkeypatch):
-    """In Python's own start, before the command, nothing is promised; after it 2 s, a line and a status."""
+    """In Python's own start, before the command, nothing is promised; after it a line, a status and few seconds."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # so that it compiles
     seed = random.SystemRandom().randrange(10**6)
     draw, slowest, statuses = random.Random(seed), 0.0, []
@@ -164,32 +164,40 @@ def test_a_signal_in_the_middle_of_an_epoch(tmp_path, whole):
     assert same(tmp_path / "run", whole[0])
 
 
-STUCK = """
-import hashlib, signal, sys
-from pvae.cli.deadlines import ending_in_time
+LONG_STEP = """
+import sys, time
+from pvae.cli.command import run_command
 from pvae.core.signals import Interruptions
-with ending_in_time("pvae.x", lambda: "some words", float(sys.argv[1])), Interruptions():
-    print("stuck", flush=True)
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes, in which no handler of Python's runs
+def command():
+    with Interruptions():
+        print("long step", flush=True)
+        time.sleep(60)
+sys.exit(run_command("pvae.x", command))
 """
 
 
-def test_a_process_that_is_stuck_ends_in_time(tmp_path):
-    process = started(tmp_path, command=[sys.executable, "-c", STUCK, "0.3"])
-    assert process.stdout.readline() == "stuck\n"
-    status, seconds, errors = signalled(tmp_path, "", signal.SIGTERM, 0.1, process)
-    assert (status, errors) == (143, "pvae.x: interrupted; some words\n")
-    assert 0.25 < seconds < 10
-
-
-def test_a_second_signal_ends_at_once(tmp_path):
-    process = started(tmp_path, command=[sys.executable, "-c", STUCK, "60"])
-    assert process.stdout.readline() == "stuck\n"
+def test_a_second_signal_ends_a_long_step(tmp_path):
+    process = started(tmp_path, command=[sys.executable, "-c", LONG_STEP])
+    assert process.stdout.readline() == "long step\n"
     process.send_signal(signal.SIGINT)
     time.sleep(0.02)
     process.send_signal(signal.SIGINT)  # the same press, as `timeout` sends it
     time.sleep(0.5)
     assert process.poll() is None
-    status, seconds, _ = signalled(tmp_path, "", signal.SIGINT, 0.0, process)
-    assert status == 130
+    status, seconds, errors = signalled(tmp_path, "", signal.SIGINT, 0.0, process)
+    assert (status, errors) == (130, "pvae.x: interrupted; what was written is whole\n")
     assert seconds < 10
+
+
+def test_the_first_ctrl_c_on_a_terminal_says_what_a_second_does(tmp_path):
+    leader, follower = os.openpty()
+    process = subprocess.Popen([sys.executable, "-c", LONG_STEP], stdout=subprocess.PIPE, stderr=follower, text=True)
+    assert process.stdout.readline() == "long step\n"
+    process.send_signal(signal.SIGTERM)
+    assert "Ctrl-C again ends at once" in os.read(leader, 1000).decode()
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 143
+    process.stdout.close()
+    os.close(leader)
+    os.close(follower)

@@ -17,6 +17,7 @@ import pyro
 import pytest
 import safetensors.torch
 import torch
+from helpers.runs import assert_same, weights
 from pyro.infer import SVI, Trace_ELBO
 
 import pvae
@@ -32,16 +33,6 @@ from pvae.training.trainer import Trainer
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 ELBOS = ("trace", "analytic", "handwritten")
-
-
-def weights(run: Run) -> dict[str, torch.Tensor]:
-    return run.read_checkpoint().vae
-
-
-def assert_same(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert torch.equal(ours[name], theirs[name]), name
 
 
 TRAIN_IN_A_PROCESS = """
@@ -162,6 +153,7 @@ def test_run_folder_holds_what_it_promises(tmp_path, few_digits, small_config, m
     assert record["data"]["num_train"] == 130
     assert len(record["data"]["sha256"]) == 64
     (session,) = record["sessions"]
+    assert session["versions"]["pvae"] == pvae.__version__
     assert session["versions"]["torch"] == importlib.metadata.version("torch")
     assert (session["from_epoch"], session["device"]) == (0, str(resolve_device("auto")))
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]

@@ -19,7 +19,7 @@ from pvae.cli.compare import main as compare
 from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
 from pvae.cli.train import main as train
-from pvae.cli.train_parser import train_parser
+from pvae.cli.train import train_parser
 from pvae.compile import cache
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
@@ -128,7 +128,7 @@ def test_runs_side_by_side_replace_no_other_file(run, tmp_path, capsys, name):
 
 @pytest.mark.parametrize("name", ["table.csv", "table.md"])
 def test_the_table_of_seeds_replaces_no_other_file(tmp_path, capsys, name, monkeypatch):
-    monkeypatch.setattr(seeds._Pool, "train", lambda *_: pytest.fail("it was trained for nothing"))
+    monkeypatch.setattr(seeds, "_train", lambda *_: pytest.fail("it was trained for nothing"))
     (tmp_path / "many" / "seed-0").mkdir(parents=True)
     (tmp_path / "many" / name).write_text("mine")
     arguments = ["--seeds", "0:2", "--dataset", "mnist-5k", "--out", tmp_path / "many"]

@@ -1,4 +1,4 @@
-"""What each process of `test_parallel` does, and what the first one then knows of it."""
+"""What each process of `training/test_parallel` does, and what the first one then knows of it."""
 
 from __future__ import annotations
 

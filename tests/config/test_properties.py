@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pvae
-from pvae.config import options
-from pvae.config.config import Config
+from pvae.config.config import OPTIONS, Config
+from pvae.config.options import ESTIMATORS
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
 from pvae.runs.run import Run
@@ -46,11 +46,11 @@ def images(channels, seed):
 def configs(draw):
     """Draw fields of every kind; combinations that contradict each other are mended as their refusals say."""
     given = {
-        "network": draw(st.sampled_from(options.NETWORKS)),
-        "posterior": draw(st.sampled_from(options.POSTERIORS)),
-        "likelihood": draw(st.sampled_from(options.LIKELIHOODS)),
-        "binarize": draw(st.sampled_from(options.BINARIZATIONS)),
-        "elbo": draw(st.sampled_from(options.ELBOS)),
+        "network": draw(st.sampled_from(OPTIONS["network"].choices)),
+        "posterior": draw(st.sampled_from(OPTIONS["posterior"].choices)),
+        "likelihood": draw(st.sampled_from(OPTIONS["likelihood"].choices)),
+        "binarize": draw(st.sampled_from(OPTIONS["binarize"].choices)),
+        "elbo": draw(st.sampled_from(OPTIONS["elbo"].choices)),
         "particles": draw(st.integers(2, 4)),
         "hidden": tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=2))),
         "latent_dim": draw(st.integers(1, 4)),
@@ -59,9 +59,9 @@ def configs(draw):
         "lr": draw(st.floats(1e-6, 1e-3)),
         "scale": draw(st.floats(0.1, 2.0)),
         "seed": draw(st.integers(0, 2**63 - 1)),
-        "schedule": draw(st.sampled_from(options.SCHEDULES)),
+        "schedule": draw(st.sampled_from(OPTIONS["schedule"].choices)),
         "clip_norm": draw(st.sampled_from((0.0, 0.5, 100.0))),
-        "on_nan": draw(st.sampled_from(options.ON_NAN)),
+        "on_nan": draw(st.sampled_from(OPTIONS["on_nan"].choices)),
         "epochs": 1,
     }
     if given["likelihood"] == "normal-linear":
@@ -71,15 +71,15 @@ def configs(draw):
     if given["likelihood"] == "normal-optimal" and given["elbo"] in ("dreg", "score", "score-loo"):
         given["elbo"] = "iwae"
     if given["posterior"] == "delta":
-        given["elbo"] = draw(st.sampled_from(options.WITH_FREE_BITS))
-    elif given["elbo"] in options.WITH_BETA:
+        given["elbo"] = draw(st.sampled_from([name for name, one in ESTIMATORS.items() if one.free_bits]))
+    elif ESTIMATORS[given["elbo"]].beta:
         given["beta"] = draw(st.floats(0.0, 4.0))
         given["warm_up"] = draw(st.integers(0, 2))
     if given["likelihood"].startswith("normal") and given["binarize"] == "none":
-        given["pixels"] = draw(st.sampled_from(options.PIXELS))
+        given["pixels"] = draw(st.sampled_from(OPTIONS["pixels"].choices))
     if given["network"] == "mlp":
-        given["activation"] = draw(st.sampled_from(options.ACTIVATIONS))
-    if given["network"] == "mlp" and given["posterior"] != "delta" and given["elbo"] not in options.WITHOUT_CHAINS:
+        given["activation"] = draw(st.sampled_from(OPTIONS["activation"].choices))
+    if given["network"] == "mlp" and given["posterior"] != "delta" and ESTIMATORS[given["elbo"]].chains:
         given["second_latent_dim"] = draw(st.integers(0, 2))
     return given
 
@@ -159,7 +159,7 @@ def spoiled(draw):
     """Draw a field and what cannot stand there."""
     field = draw(st.sampled_from(fields(Config)))
     value = draw(FREE_TEXTS.get(field.name, WRONG[field.type]))
-    names = {name for group in vars(options).values() if isinstance(group, tuple) for name in group}
+    names = {name for option in OPTIONS.values() for name in option.choices}
     return field.name, 0.5 if isinstance(value, str) and value in names else value
 
 

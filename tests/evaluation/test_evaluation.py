@@ -18,8 +18,7 @@ from pvae.data.dataset import Dataset
 from pvae.evaluation import log_likelihood, rate_decomposition
 from pvae.evaluation.log_likelihood import Estimate, importance_sample
 from pvae.evaluation.rate_decomposition import active_units, latent_means, split_rate
-from pvae.evaluation.report import evaluate
-from pvae.evaluation.report_text import to_text
+from pvae.evaluation.report import evaluate, to_text
 from pvae.evaluation.trained_run import TrainedRun
 from pvae.models.build import build_vae
 from pvae.reference import linear_gaussian
@@ -216,7 +215,7 @@ def test_the_estimate_covers_log_p_of_the_oracle(linear, x):
 
 
 def parts_of(split):
-    return torch.stack([split.mutual_information, split.total_correlation, split.dimension_wise])
+    return torch.stack([split.mutual_information, split.total_correlation, split.dimension_wise_kl])
 
 
 def brute_force_split(vae, x, images, z):
@@ -275,7 +274,7 @@ def test_what_the_parts_of_the_rate_mean():
         split = split_rate(*known_codes(1000 * loc, narrow))
         assert torch.allclose(split.mutual_information.mean(), torch.tensor(math.log(400.0)).double(), rtol=1e-6)
         split = split_rate(*known_codes(torch.zeros_like(loc), torch.ones_like(loc)))
-        for part in (split.mutual_information, split.total_correlation, split.dimension_wise):
+        for part in (split.mutual_information, split.total_correlation, split.dimension_wise_kl):
             assert part.abs().max() < 1e-10
         same = loc[:, :1].expand(400, 2) * 0.9
         split = split_rate(*known_codes(same, torch.full_like(same, 0.436)))
@@ -452,7 +451,7 @@ def test_bad_input_is_one_line(tmp_path, data, found, capsys):
         ([str(run.path), "--importance-samples", "1"], "at least 2"),
         ([str(run.path), "--seed", "9" * 30], "--seed"),
         ([str(run.path), "--out", "/proc/no/such"], "cannot be written"),
-        ([str(run.path), "--out", str(tmp_path)], "it is no ordinary file"),
+        ([str(run.path), "--out", str(tmp_path)], "it is not an ordinary file"),
         ([str(run.path), "--images", "1"], "at least 2"),
         ([str(run.path), "--importance-samples", "many"], "invalid int"),
     ]:

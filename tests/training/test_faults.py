@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from test_fitting import assert_same, weights
+from helpers.runs import assert_same, weights
 
 from pvae.cli.train import main
 from pvae.core import files

@@ -1,0 +1,1 @@
+"""What several tests do: a step at a seed, gradients compared, processes started, killed and forked."""
