@@ -107,10 +107,8 @@ def check_replaceable(path: Path, kind: str = "") -> None:
     """
     is_free = path.is_symlink() or not path.exists() or (path.is_file() and path.stat().st_size == 0)
     if not is_free and not is_report(path, kind):
-        raise InputError(
-            f"{path} is another file, or a picture of an early version of pvae, and is not replaced: move it away, or "
-            "name another place with --out"
-        )
+        early = ", or a picture of an early version of pvae," if path.suffix == ".png" else ""
+        raise InputError(f"{path} is another file{early} and is not replaced: move it away, or name another with --out")
 
 
 def not_a_link(folder: Path) -> Path:
