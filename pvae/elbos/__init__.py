@@ -1,1 +1,1 @@
-"""The Pyro ELBOs: trace, analytic, importance-weighted and score-function, and the registry of their names."""
+"""The ELBOs that SVI takes: trace, analytic, importance-weighted, score-function, handwritten, and their registry."""

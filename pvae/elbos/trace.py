@@ -30,7 +30,7 @@ class TraceELBO(PerDatumELBO):
 
 
 class AnalyticELBO(PerDatumELBO, TraceMeanField_ELBO):
-    """Pyro's `TraceMeanField_ELBO`, per datum: the bound with the KL divergence in closed form.
+    """The bound with the KL divergence in closed form, as Pyro's `TraceMeanField_ELBO` has it, in nats per datum.
 
     Args:
         num_particles: K.

@@ -1,7 +1,7 @@
 """Modules whose call returns p(x | z); each states the pixels that it is a distribution over.
 
 To add a likelihood, write a subclass of `Likelihood` here, give it a name in `LIKELIHOODS` of `pvae.models.build`, and
-list the name in `LIKELIHOODS` of `pvae.config.options`.
+add the name to the choices of `Config.likelihood` in `pvae.config.config`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pvae.config.config import Config
 __all__ = ["learning_rate", "rate_weight"]
 
 _LAST = 0.02  # share of the first learning rate at the end of a cosine
-_STEPS = (0.4, 0.7)  # shares of the training after which "steps" lowers the rate
+_STEPS = (0.4, 0.7)  # shares of the training after which "steps" lowers the learning rate
 _STAGE_ENDS = list(itertools.accumulate(3**stage for stage in range(8)))  # passes: 1, 4, 13, ..., 3280
 
 

@@ -1,4 +1,4 @@
-"""The bounds of importance weights and the other gradients: Pyro's form equals the hand-written one, in float64."""
+"""Importance-weighted bounds and gradient estimators: each ELBO of pvae.elbos equals the one in pvae.reference."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ BOUNDS = {
 @pytest.mark.parametrize("binary", [False, True], ids=["grey", "binary"])
 @pytest.mark.parametrize("num_images", [10, 3], ids=["batch", "short batch"])
 @pytest.mark.parametrize("name", BOUNDS)
-def test_pyros_bounds_equal_the_handwritten(small_vae, small_images, name, num_images, binary):
+def test_each_bound_equals_the_handwritten(small_vae, small_images, name, num_images, binary):
     vae, x = small_vae("static" if binary else "none"), small_images(num_images, binary)
     bound, options = BOUNDS[name]
     assert_same_gradients(seeded_loss(vae, x, build_elbo(name, 6, **options)), by_hand(vae, x, bound, 6))
