@@ -19,8 +19,7 @@ Rewrite = Callable[..., fx.Node | tuple[fx.Node | None, ...]]
 def take_products_in_bfloat16(graph: fx.Graph) -> None:
     """Round the factors of float32 products and convolutions to bfloat16, and bring the results back to float32.
 
-    Biases are added in float32, and their gradients summed in it. `torch.autocast` would instead leave the activations
-    and the losses between products in bfloat16.
+    Biases are added in float32, and their gradients summed in it.
     """
     writer = _Writer(graph)
     for node in list(graph.nodes):

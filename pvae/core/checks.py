@@ -1,4 +1,4 @@
-"""What must hold of the values of an input: looked at once, or by whoever replays a step that is being recorded."""
+"""Checks of the values of a tensor: made at once, or collected by a recording, which repeats them at each replay."""
 
 from __future__ import annotations
 

