@@ -25,7 +25,8 @@ class PriorModule(Protocol):
 class PosteriorModule(Protocol):
     """A module that returns the approximate posterior q(z | x).
 
-    An attribute `has_density = False` says that q(z | x) is a point, as in an autoencoder: its ELBO bounds nothing.
+    If it has an attribute `has_density` that is False, q(z | x) is a point, as in an autoencoder, and there is no bound
+    on log p(x).
     """
 
     def forward(self, x: Tensor, /) -> TorchDistribution:
@@ -36,9 +37,9 @@ class PosteriorModule(Protocol):
 class LikelihoodModule(Protocol):
     """A module that returns the likelihood p(x | z).
 
-    It may also offer `check(x)`, which returns images in its domain and raises an `InputError` for others; `pseudo`,
-    true of what is no density of the pixels; `is_bounding`, false of a distribution that is fitted to the batch; and
-    `levels_per_unit`, how many 8-bit levels lie in a unit of a density's argument. `pvae.models.likelihoods` has them.
+    It may also have `check(x)`, which returns images in its domain and raises an `InputError` for others; `pseudo`,
+    True for a pseudo-likelihood; `is_bounding`, False for a distribution that is fitted to the batch; and
+    `levels_per_unit`, the number of 8-bit levels per unit of a density's argument. See `pvae.models.likelihoods`.
     """
 
     def forward(self, z: Tensor, /) -> TorchDistribution:

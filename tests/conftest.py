@@ -54,7 +54,8 @@ def no_global_state_changes() -> Iterator[None]:
 def compiled_but_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep what is compiled out of the user's cache, for all tests together."""
     with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("cache")
+        folder = tmp_path_factory.getbasetemp()
+        folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache"
         patch.setattr(cache, "cache_dir", lambda: folder)
         yield
 

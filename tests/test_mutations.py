@@ -108,7 +108,7 @@ LATER_MUTATIONS = {
         ("elbos.importance:log_mean_exp", "reference.bounds:iwae"),
         (" - math.log(len(values))", " - math.log(len(log_w))"),
         ("", ""),
-        "reference/test_linear_gaussian.py",
+        "reference/test_linear_gaussian.py::test_at_the_exact_posterior_there_is_no_noise",
     ),
     "DReG with w in place of w^2": (
         "elbos.gradients:DReG.bound",
@@ -168,25 +168,25 @@ LATER_MUTATIONS = {
         "evaluation.rate_decomposition:split_rate",
         "log_product[part] = (log_q.logsumexp(1) - math.log(len(x))).sum(1)",
         "log_product[part] = (log_q.logsumexp(2) - math.log(len(x))).sum(1)",
-        "evaluation/test_evaluation.py",
+        "evaluation/test_evaluation.py::test_the_rate_is_split_by_its_definition",
     ),
     "the rate split of the first images": (
         "evaluation.rate_decomposition:split_rate",
         ".sort().values.to",
         ".sort().values.argsort().to",
-        "evaluation/test_evaluation.py",
+        "evaluation/test_evaluation.py::test_the_rate_is_split_by_its_definition",
     ),
     "active units by the variance of draws": (
         "evaluation.rate_decomposition:latent_means",
         "if isinstance(q, Chain) else q.mean for q in",
         "if isinstance(q, Chain) else q.sample() for q in",
-        "evaluation/test_evaluation.py",
+        "evaluation/test_evaluation.py::test_active_units_are_those_whose_mean_varies",
     ),
     "active units of a second layer by its draws": (
         "evaluation.rate_decomposition:latent_means",
         "q.mean_over(num_samples) if isinstance(q, Chain)",
         "q.sample((num_samples,)).mean(0) if isinstance(q, Chain)",
-        "evaluation/test_evaluation.py",
+        "evaluation/test_evaluation.py::test_a_second_layer_that_says_nothing_is_not_active",
     ),
     "the rate of each dimension without the prior": (
         "elbos.base:PerDatumELBO.rate_by_dimension",
@@ -210,7 +210,7 @@ LATER_MUTATIONS = {
         "evaluation.log_likelihood:_log_sums",
         "(log_p_x + vae.prior().log_prob(z) - posterior",
         "(log_p_x - posterior",
-        "evaluation/test_evaluation.py",
+        "evaluation/test_evaluation.py::test_it_is_the_mean_of_the_weights",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Bernoulli distributions of logits: of binary pixels, of a whole image, and a pseudo-likelihood of grey pixels."""
+"""Bernoulli distributions of logits, for binary pixels, whole images and (as a pseudo-likelihood) grey pixels."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pvae.core.torch_private import is_followed
 __all__ = ["JointBernoulli", "LogitBernoulli", "PseudoBernoulli"]
 
 _MOST_FACTORS = 64  # each at least 1/2: 2^-64 is far from the smallest float32
-_LANES = 16  # of a vector register
+_LANES = 16  # values in a vector register
 
 
 def _lies_within(low: float, values: Tensor, high: float) -> Tensor:
-    """Return one flag: whether all values are in [low, high] and none is NaN. One pass, without a mask."""
-    least, greatest = torch.aminmax(values.detach())  # NaN makes both comparisons false
+    """Return a boolean scalar: whether all values are in [low, high]. It reads the values once and makes no mask."""
+    least, greatest = torch.aminmax(values.detach())  # comparisons with NaN are false
     return (least >= low) & (greatest <= high)
 
 
@@ -59,8 +59,8 @@ class JointBernoulli(dist.Independent):
         log_prob(x) = sum_d (x_d l_d - max(l_d, 0))  +  sum over groups of  log prod_{d in group} sigmoid(|l_d|)
 
     since log(1 + exp(l)) = max(l, 0) - log sigmoid(|l|). Each factor is at least 1/2 and a group has at most 64, so no
-    product underflows. This formula is used without gradients, where the logarithms would take most of the time beside
-    the matrix products; with gradients `log_prob` is the sum of the elementwise log-probabilities.
+    product underflows. This formula is used where no gradients are computed, because there the logarithms would take
+    most of the time; with gradients `log_prob` is the sum of the elementwise log-probabilities.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class JointBernoulli(dist.Independent):
         linear = (value * logits).sub_(logits.relu()).flatten(-count).sum(-1)
         num_factors = self.event_shape.numel()
         sizes = [size for size in range(1, _MOST_FACTORS + 1) if num_factors % size == 0]
-        # Prefer a size that leaves whole vector registers.
+        # Prefer a size that fills whole vector registers.
         size = max([size for size in sizes if num_factors // size % _LANES == 0] or sizes)
         factors = logits.abs().sigmoid_().flatten(-count).unflatten(-1, (size, -1))
         return linear + factors.prod(-2).log_().sum(-1)
@@ -87,9 +87,9 @@ class PseudoBernoulli(LogitBernoulli):
 
     On 0 and 1 this is the Bernoulli. Between them it is the cross-entropy that most of the posts train with: a
     pseudo-likelihood, since its exponential does not integrate to 1 over [0, 1]. An ELBO made of it is a pseudo-ELBO,
-    which is not a bound on a log-likelihood of the grey x. Since it is linear in x it is a mean over binarizations,
-    E_{b ~ Bernoulli(x)} [log Bernoulli(b; p)], so that a pseudo-ELBO is a lower bound on E_b [log p(b)], with an
-    encoder that sees x in place of b.
+    which is not a bound on a log-likelihood of the grey x. Since the log-probability is linear in x, it is the mean
+    E_{b ~ Bernoulli(x)} [log Bernoulli(b; p)] over binarizations; a pseudo-ELBO is therefore a lower bound on
+    E_b [log p(b)], with an encoder that sees x instead of b.
 
     Raises:
         ValueError: `log_prob` at a value outside [0, 1] or NaN (torch's own validation).
@@ -101,7 +101,7 @@ class PseudoBernoulli(LogitBernoulli):
     support = constraints.unit_interval
 
     def _validate_sample(self, value: Tensor) -> None:
-        """Accept values that one pass finds within [0, 1]; leave all others to torch's slower validation."""
+        """Accept values in [0, 1] after one fast pass; leave all others to torch's slower validation."""
         # Under torch.vmap and torch.export the values cannot be read here.
         if isinstance(value, Tensor) and value.numel() and not is_followed(value, self.logits):
             is_broadcast = value.shape != self.batch_shape[len(self.batch_shape) - value.dim() :]

@@ -18,15 +18,15 @@ _SERIES = (1 / 6, -1 / 180, 1 / 2835, -1 / 37800, 1 / 467775, -691 / 3831077250)
 
 
 class ContinuousBernoulli(TorchDistribution):
-    """The density on [0, 1] that is an exponential of x times the logit l = log(p / (1 - p)).
+    """The density on [0, 1] that is proportional to exp(l x), with the logit l = log(p / (1 - p)).
 
         p(x) = C p^x (1 - p)^(1 - x),    log C = log( l / tanh(l / 2) )
 
         log p(x) = (x - 1/2) l - log( sinh(l/2) / (l/2) )
 
-    `torch.distributions.ContinuousBernoulli` clamps p before it computes C. Its density then integrates to less than 1
-    beyond a logit of about 16 in float32 (0.32 at 50), and its mean stays above 0.06. Here the second line is
-    computed from the logit: directly near l = 0, where sinh(h) / h has a series, and elsewhere as
+    `torch.distributions.ContinuousBernoulli` clamps p before it computes C. In float32 its density therefore integrates
+    to less than 1 beyond a logit of about 16 (0.32 at 50), and its mean stays above 0.06. Here the second equation is
+    computed from the logit: near l = 0 by the series of sinh(h) / h, and elsewhere as
     log|l| - log(1 - exp(-|l|)) - |l| |x - (l > 0)|, which neither overflows nor subtracts large values.
 
     Args:
@@ -68,7 +68,7 @@ class ContinuousBernoulli(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """E[x] = 1/2 + (d/dl) log( sinh(l/2) / (l/2) ): about 1/|l| from the end that the logit favours."""
+        """E[x] = 1/2 + (d/dl) log( sinh(l/2) / (l/2) ); for large |l|, about 1/|l| from 0 or 1."""
         is_near, near, far = self._parts()
         square, slope = (near / 2).square(), near * 0
         for place in reversed(range(len(_SERIES))):
@@ -93,14 +93,14 @@ class ContinuousBernoulli(TorchDistribution):
         return self.icdf(torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device))
 
     def icdf(self, value: Tensor) -> Tensor:
-        """Return the x below which the probability is `value`: log(1 + value (exp(l) - 1)) / l."""
-        threshold = torch.finfo(self.logits.dtype).eps ** 0.2  # below it four terms of the series in l are exact
+        """Return the quantile, the x with P(X <= x) = value: log(1 + value (exp(l) - 1)) / l."""
+        threshold = torch.finfo(self.logits.dtype).eps ** 0.2  # below it four terms of the series in l suffice
         is_near, near, far = self._parts(threshold)
         spread = value * (1 - value)
         skew = 1 - 2 * value
         series = value + near * spread * (1 / 2 + near * (skew / 6 + near * (1 - 6 * spread) / 24))
         size = far.abs()
-        # Of x from the end that the logit favours: -log(1 - beyond (1 - exp(-|l|))) / |l|.
+        # Distance of x from the end with more probability: -log(1 - beyond (1 - exp(-|l|))) / |l|.
         beyond = torch.where(far > 0, 1 - value, value)
         inner = torch.log1p((beyond * torch.expm1(-size)).clamp(min=-0.5))
         outer = torch.logaddexp(torch.where(far > 0, value, 1 - value).log(), beyond.log() - size)
@@ -108,6 +108,6 @@ class ContinuousBernoulli(TorchDistribution):
         return torch.where(is_near, series, torch.where(far > 0, 1 - distance, distance))
 
     def _parts(self, threshold: float = _NEAR_ZERO) -> tuple[Tensor, Tensor, Tensor]:
-        """Return where the logits are near 0, and the logits for each formula, replaced where it is not used."""
+        """Return a mask of the logits near 0, and the logits for each formula, replaced where it is not used."""
         is_near = self.logits.abs() < threshold
         return is_near, torch.where(is_near, self.logits, 0), torch.where(is_near, 1, self.logits)

@@ -17,7 +17,7 @@ _STEP = 1 / 255
 
 
 class _EightBitLevel(constraints.Constraint):
-    """A value k / 255 with k in 0..255, as a byte becomes a float."""
+    """A value k / 255 with k in 0..255."""
 
     is_discrete = True
 
@@ -37,19 +37,18 @@ class DiscretizedLogistic(TorchDistribution):
 
         P(x) = F((x + h - loc) / scale) - F((x - h - loc) / scale),   F the sigmoid, h = 1 / 510
 
-    with F(+inf) = 1 at the level 1 in place of the upper term and F(-inf) = 0 at the level 0 in place of the
-    lower one: the probabilities sum to 1 over the 256 levels. In logarithms,
+    At the level 1 the upper term is F(+inf) = 1 and at the level 0 the lower term is F(-inf) = 0, so that the
+    probabilities sum to 1 over the 256 levels. The logarithm is computed from
     P = sigmoid(b) sigmoid(-a) (1 - exp(a - b)) at the interval's ends a < b, which never subtracts two nearly
     equal values.
 
     Args:
-        loc: in the units of the pixels, [0, 1] for the middle of the range.
+        loc: location, in units of the pixels.
         scale: positive.
         validate_args: check parameters and values.
 
     Reference:
-        Kingma et al., arXiv:1606.04934, and Salimans et al., arXiv:1701.05517, who made it a usual likelihood of
-        8-bit images.
+        Kingma et al., arXiv:1606.04934; Salimans et al., arXiv:1701.05517.
     """
 
     arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}

@@ -1,4 +1,4 @@
-"""The base of the ELBOs: guide and model are traced by Pyro, and their draws become a loss and its terms."""
+"""The base class of the ELBOs: it traces guide and model by Pyro, and computes a loss and its terms from the draws."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ PyroFunction = Callable[[Tensor], Any]
 
 
 class PerDatumELBO(Trace_ELBO):
-    """The base of the ELBOs here: guide and model are traced by Pyro, and their draws become a loss and its terms.
+    """Base class of the ELBOs: it traces guide and model by Pyro, and computes a loss and its terms from the draws.
 
         loss = mean over the batch of (distortion + beta rate), in nats per datum
 
-    Pyro sums over the batch instead; the mean is what the source posts step on. The particles are one more batch
-    dimension, not a loop. With free bits the rate of each latent dimension, averaged over the batch, costs at least
-    that many nats in the loss. `pyro.infer.SVI` takes it as any other ELBO.
+    Pyro's own ELBOs sum over the batch; the source posts train on the mean. The particles are an additional batch
+    dimension, not a loop. With free bits, the rate of each latent dimension, averaged over the batch, counts at least
+    `free_bits` nats in the loss. `pyro.infer.SVI` accepts these ELBOs like its own.
 
     Args:
         num_particles: K, samples z ~ q(z | x) per datum.
-        beta: weight of the rate in the loss; each method takes another one for its call.
-        free_bits: nats of each latent dimension that cost nothing.
+        beta: weight of the rate in the loss; each method has an argument that overrides it for one call.
+        free_bits: nats per latent dimension that cost nothing.
     """
 
     reparameterised = True
 
     def __init__(self, num_particles: int = 1, beta: float = 1.0, free_bits: float = 0.0) -> None:
-        # The one plate, "data", is dim -1; the particles are dim -2.
+        # The only plate, "data", is dimension -1; the particles are dimension -2.
         super().__init__(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)  # type: ignore[no-untyped-call]
         self.beta = beta
         self.free_bits = free_bits
@@ -56,13 +56,13 @@ class PerDatumELBO(Trace_ELBO):
         """Return the differentiable loss of a batch, a scalar in nats per datum, and its terms.
 
         Args:
-            model: a Pyro function with observed sites and latent ones.
+            model: a Pyro function with observed and latent sites.
             guide: its guide.
             x: images (B, C, H, W).
             beta: weight of the rate in this loss; the ELBO's own if left out. It does not change the terms.
 
         Raises:
-            ValueError: what `Draws.of` refuses; or z is not reparameterised where the gradient needs that.
+            ValueError: `Draws.of` refuses the sites, or z is not reparameterised and the gradient needs it to be.
         """
         draws = self._draws(model, guide, x)
         distortion, rate = -_mean(draws.log_p_x), self.rate(draws)
@@ -88,7 +88,7 @@ class PerDatumELBO(Trace_ELBO):
     def rate_by_dimension(self, draws: Draws) -> Tensor:
         """Return the rate of each latent dimension, (B, L); they sum to the rate."""
         rates = []
-        pairs: list[tuple[Tensor, Any, Any]] = [*draws.latents]  # of Independents: `loss_of` has seen to that
+        pairs: list[tuple[Tensor, Any, Any]] = [*draws.latents]  # `loss_of` has checked that they are Independent
         for z, prior, posterior in pairs:
             ratio: Tensor = posterior.base_dist.log_prob(z) - prior.base_dist.log_prob(z)
             rates.append(_mean(ratio if ratio.dim() == 3 else ratio[None]))
@@ -130,10 +130,10 @@ class PerDatumELBO(Trace_ELBO):
         return draws
 
     def _get_trace(self, model: PyroFunction, guide: PyroFunction, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        """Trace guide and model as Pyro's ELBOs do, but leave each log-probability to whoever asks for it.
+        """Trace guide and model as Pyro's ELBOs do, but do not compute their log-probabilities.
 
-        Pyro computes all of them, and looks at the sum of each; with a closed-form rate only log p(x | z) is needed.
-        The plates' own sites are left in: `Draws` passes over them.
+        Pyro computes and sums all of them; with a closed-form rate only log p(x | z) is needed. The sites of the
+        plates are left in the traces; `Draws` ignores them.
         """
         messenger = poutine.unwrap(guide)
         if isinstance(messenger, GuideMessenger):
@@ -149,7 +149,7 @@ class PerDatumELBO(Trace_ELBO):
 
 
 def refuse_dependent_dimensions(*distributions: Distribution) -> None:
-    """Refuse free bits of a latent whose rate is not a sum over its dimensions.
+    """Refuse free bits where the rate is not a sum over latent dimensions.
 
     Raises:
         InputError: a distribution is not `Independent` over the dimensions of its event.
@@ -160,5 +160,5 @@ def refuse_dependent_dimensions(*distributions: Distribution) -> None:
 
 
 def _mean(values: Tensor) -> Tensor:
-    """Return the mean over the particles: of one it is the value, without the operators that would find that."""
+    """Return the mean over the particles; for a single particle only drop the dimension, which is faster."""
     return values.mean(0) if values.shape[0] > 1 else values.squeeze(0)

@@ -1,4 +1,4 @@
-"""Bounds with another estimator of the encoder's gradient: sticking the landing, DReG and the score function.
+"""Bounds with other estimators of the encoder's gradient: sticking the landing, DReG and the score function.
 
 `pvae.reference.bounds` has the same gradients written by hand.
 """
@@ -23,15 +23,14 @@ __all__ = ["DReG", "ScoreELBO", "StickingTheLanding"]
 
 
 class PathDerivativeELBO(ImportanceELBO):
-    """A bound whose encoder's gradient follows the path through z alone: log q(z | x) is taken at fixed parameters.
+    """Base class of bounds whose encoder gradient is the path derivative: log q(z | x) is taken at fixed parameters.
 
-    It takes any reparameterised density q(z | x) whose support does not depend on its parameters, and any order of
-    several latent sites, each of which may depend on those before it: z is then all of them together, and q(z | x)
-    their joint density.
+    q(z | x) may be any reparameterised density whose support does not depend on its parameters. With several latent
+    sites, each of which may depend on the earlier ones, z is all of them together and q(z | x) their joint density.
 
     Raises:
-        InputError: when used on a q(z | x) for which the gradient is not that of the bound: its support depends on
-            parameters, or log q(z | x) has no derivative by z.
+        InputError: (when used) the path derivative is not the gradient of the bound, because the support of q(z | x)
+            depends on parameters or log q(z | x) has no derivative by z.
     """
 
     def loss_and_terms(
@@ -53,7 +52,7 @@ class PathDerivativeELBO(ImportanceELBO):
 
 
 class StickingTheLanding(PathDerivativeELBO):
-    """The ELBO, whose gradient leaves out the score: log q(z | x) at parameters through which none flows.
+    """The ELBO with a gradient that leaves out the score function: no gradient flows to the parameters of log q(z | x).
 
     Args:
         num_particles: K.
@@ -70,12 +69,12 @@ class StickingTheLanding(PathDerivativeELBO):
 
 
 class DReG(PathDerivativeELBO):
-    """The importance-weighted bound, whose encoder's gradient is doubly reparameterised.
+    """The importance-weighted bound with the doubly reparameterised gradient of the encoder.
 
         d/d phi L_K  =  E [ sum_k (w_k / sum_j w_j)^2  d log w_k / dz_k  dz_k / d phi ]
 
-    Here z_k is the joint draw of all latent sites: d log w_k / dz_k holds phi fixed, also where log q of one site
-    depends on the draw of another, and dz_k / d phi includes the way through the sites drawn before.
+    Here z_k is the joint draw of all latent sites. The derivative d log w_k / dz_k holds phi fixed, also where log q of
+    one site depends on the draw of another; dz_k / d phi includes the dependence on the earlier sites.
 
     Args:
         num_particles: K.
@@ -90,7 +89,7 @@ class DReG(PathDerivativeELBO):
         weight = log_w.detach().softmax(0)
         for latent in draws.latents:
             if latent.z.requires_grad:
-                # The bound weighs the gradient of log p(x, z) by z once, and the estimator weighs it twice.
+                # The bound applies the weight once to the gradient of log p(x, z) by z; the estimator needs it twice.
                 ones = [1] * len(latent.posterior.event_shape)
                 batch_shape = latent.z.shape[: latent.z.dim() - len(ones)]
                 each = weight.reshape(*batch_shape, *ones)
@@ -99,14 +98,14 @@ class DReG(PathDerivativeELBO):
 
 
 class ScoreELBO(ImportanceELBO):
-    """The ELBO, whose encoder's gradient is the score function's, with no derivative of the decoder by z.
+    """The ELBO with the score-function gradient of the encoder, which needs no derivative of the decoder by z.
 
         d/d phi ELBO  =  E_q [ (log w - b) d/d phi log q(z | x) ]
 
     Args:
         num_particles: K.
         beta: weight of the rate in the loss.
-        leave_one_out: take for the baseline b_k the mean of log w over the other draws (K at least 2), not 0.
+        leave_one_out: use as baseline b_k the mean of log w over the other draws (K at least 2) instead of 0.
 
     Reference:
         Post 002, first half; Ranganath, Gerrish and Blei, arXiv:1401.0118; Mnih and Rezende, arXiv:1602.06725.
@@ -135,7 +134,7 @@ class ScoreELBO(ImportanceELBO):
 
 
 def _has_moving_support(distribution: Distribution) -> bool:
-    """Whether the bounds of the support have a gradient, so that a draw's own derivative is not the whole gradient."""
+    """Whether the support depends on parameters: the path derivative would then miss a part of the gradient."""
     constraint: Any = distribution.support
     while hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint
@@ -143,7 +142,7 @@ def _has_moving_support(distribution: Distribution) -> bool:
 
 
 class _NoPathThroughDraws(Messenger):
-    """Cut the gradient from each draw of z back to the parameters that it was drawn with."""
+    """Detach each draw of z from the parameters of its distribution."""
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and isinstance(msg["value"], Tensor):
@@ -151,10 +150,10 @@ class _NoPathThroughDraws(Messenger):
 
 
 class _SeparateModelDraws(Messenger):
-    """Give the model an alias of each draw of the guide, so that the two can have gradients of their own.
+    """Give the model an alias of each draw of the guide, so that model and guide have separate gradients.
 
-    The gradient by the alias is that of log p(x, z); the gradient by the draw itself also has what comes back through
-    the sites of the guide that depend on it.
+    The gradient by the alias is that of log p(x, z). The gradient by the draw itself also includes the path through
+    later sites of the guide that depend on it.
     """
 
     def __enter__(self) -> Any:
@@ -170,7 +169,7 @@ class _SeparateModelDraws(Messenger):
 
 
 def _log_q_z_path(draws: Draws) -> Tensor:
-    """Return zeros (K, B) with the gradient of log q(z | x) by the path through z, at fixed parameters."""
+    """Return zeros (K, B) with the gradient of log q(z | x) through z alone, at fixed parameters."""
     path = torch.zeros_like(draws.log_q_z)
     if torch.is_grad_enabled():
         for site, z, by_z in zip(draws.posteriors.values(), *_log_q_z_by_z(draws)):
@@ -179,10 +178,10 @@ def _log_q_z_path(draws: Draws) -> Tensor:
 
 
 def _log_q_z_by_z(draws: Draws) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the draws of the guide, each (K, B, L), and the derivatives of the joint log q(z | x) by each of them.
+    """Return the draws of the guide, each (K, B, L), and the derivative of the joint log q(z | x) by each of them.
 
-    A derivative by one draw holds the others and the parameters of the guide fixed. It has two parts: of the
-    site's own density, and of the densities of later sites, whose parameters depend on the draw.
+    The derivative by one draw holds the other draws and the parameters of the guide fixed. It is a sum of two parts:
+    the derivative of the site's own density, and those of the densities of later sites, which depend on the draw.
     """
     drawn = [site["value"] for site in draws.posteriors.values()]  # in the guide's order
     at = [z.detach().requires_grad_() for z in drawn]
@@ -193,17 +192,17 @@ def _log_q_z_by_z(draws: Draws) -> tuple[list[Tensor], list[Tensor]]:
     by_z = list(torch.autograd.grad(densities, at, retain_graph=True, materialize_grads=True))
     if len(drawn) == 1:
         return drawn, by_z
-    # Of a draw that has no gradient, nothing depends on the parameters of the guide.
+    # A draw without a gradient does not depend on the parameters of the guide.
     places = [place for place, z in enumerate(drawn) if z.requires_grad]
     through = {place: _derivative(sum(densities), drawn[place]) for place in places}
     for later in reversed(places):
         if through[later] is None:
             continue
         by_z[later] = by_z[later] + through[later]
-        # Autograd's derivative by an earlier draw includes the way through this one, which is to be held fixed.
+        # Autograd's derivative by an earlier draw includes the path through this one, which must be held fixed.
         for earlier in places[: places.index(later)]:
-            way = _derivative(drawn[later], drawn[earlier], through[later])
-            through[earlier] = through[earlier] if way is None else through[earlier] - way
+            path = _derivative(drawn[later], drawn[earlier], through[later])
+            through[earlier] = through[earlier] if path is None else through[earlier] - path
     return drawn, by_z
 
 

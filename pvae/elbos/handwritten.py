@@ -26,15 +26,15 @@ class HandwrittenELBO(PerDatumELBO):
         """Return loss and terms of a batch x (B, C, H, W), from the distributions of the VAE of `model` and `guide`.
 
         Raises:
-            TypeError: they are not the `model` and `guide` of one VAE, and so have no distributions to take.
+            TypeError: `model` and `guide` are not the methods of one `VAE`, which has the distributions.
             InputError: with free bits, the latent dimensions are not independent.
         """
         vae = getattr(model, "__self__", None)
         if not isinstance(vae, VAE) or (model, guide) != (vae.model, vae.guide):
             raise TypeError("the handwritten ELBO takes vae.model and vae.guide of one VAE")
         if self.free_bits:
-            refuse_dependent_dimensions(vae.prior())  # of a VAE the posterior is of the same kind
-        for name in ("p_z", "q_z", "p_x"):  # SVI steps only what is registered while the loss runs
+            refuse_dependent_dimensions(vae.prior())  # a prior that is Independent comes with such a posterior
+        for name in ("p_z", "q_z", "p_x"):  # SVI updates only parameters that are registered while the loss is computed
             register(name, getattr(vae, name))
         prior, posterior = vae.prior(), vae.posterior(x)
         z = posterior.rsample((self.num_particles,))

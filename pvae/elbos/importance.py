@@ -14,7 +14,7 @@ __all__ = ["CIWAE", "IWAE", "MIWAE", "ImportanceELBO", "RenyiELBO", "log_mean_ex
 
 
 class ImportanceELBO(PerDatumELBO):
-    """The base of the ELBOs whose loss is a bound formed from the draws in Pyro's two traces.
+    """Base class of the ELBOs whose loss is a bound computed from the draws in Pyro's traces.
 
         loss = - mean over the batch of the bound, in nats per datum
 
@@ -27,14 +27,14 @@ class ImportanceELBO(PerDatumELBO):
         return -self.bound(draws, beta).mean()
 
     def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
-        """Return the bound of each datum, (B,), in which beta weighs the rate where there is one."""
+        """Return the bound of each datum, (B,); beta weighs the rate in those bounds that have one."""
         raise NotImplementedError
 
 
 class IWAE(ImportanceELBO):
-    """The importance-weighted bound L_K = E log (1/K) sum_k w_k; `pvae.reference.bounds.iwae` says where it is weak.
+    """The importance-weighted bound L_K = E log (1/K) sum_k w_k; `pvae.reference.bounds.iwae` describes its weaknesses.
 
-    Pyro's `RenyiELBO(alpha=0)` is the same bound, with one `.item()` a step and no `differentiable_loss`.
+    Pyro's `RenyiELBO(alpha=0)` is the same bound, but has no `differentiable_loss`.
 
     Args:
         num_particles: K.

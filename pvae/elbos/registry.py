@@ -1,4 +1,4 @@
-"""The names of the ELBOs: each builds one that `pyro.infer.SVI` takes as any other."""
+"""The registry of ELBOs: from a name to an ELBO for `pyro.infer.SVI`."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def build_elbo(
         name: one of `options.ELBOS`.
         num_particles: K.
         beta: weight of the rate in the loss.
-        free_bits: nats of each latent dimension that cost nothing.
-        alpha: of "renyi"; below 0 its objective is no lower bound on log p(x).
-        mix: the ELBO's share in "ciwae".
-        num_groups: M of "miwae".
+        free_bits: nats per latent dimension that cost nothing.
+        alpha: order of "renyi"; below 0 the objective is not a lower bound on log p(x).
+        mix: share of the ELBO in "ciwae".
+        num_groups: number of groups M of "miwae".
 
     Raises:
-        InputError: the name is unknown, there are no particles, or the ELBO has no such option.
+        InputError: the name is unknown, `num_particles` is not positive, or the ELBO does not have a given option.
     """
     if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
         raise InputError(f"num_particles must be a whole number of at least 1, not {num_particles!r}")

@@ -1,4 +1,4 @@
-"""What a guide and a model hold at draws of z: latents, and log-probabilities of each datum, as they are asked for."""
+"""The sample sites of model and guide, and the log-probability of each datum at them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Sites = Mapping[str, Any]
 
 
 class Latent(NamedTuple):
-    """A latent site: z (K, B, L) or, with one particle, (B, L), as the model has it, and its two distributions."""
+    """A latent site: its draw z, (K, B, L) or with one particle (B, L), its prior and its posterior."""
 
     z: Tensor
     prior: Distribution
@@ -27,12 +27,14 @@ class Latent(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """What two traces hold at z_1..z_K ~ q(z | x); a log-probability, (K, B), is computed when it is first asked for.
+    """The sample sites of model and guide at z_1..z_K ~ q(z | x).
+
+    Each log-probability, (K, B), is computed when it is first used.
 
     Args:
-        observed: the model's observed sites, by name.
-        priors: the model's other sites, which are those of the guide.
-        posteriors: the guide's.
+        observed: the observed sites of the model, by name.
+        priors: the latent sites of the model.
+        posteriors: the same sites in the guide.
         batch_shape: (K, B) or, with one particle, (B,).
     """
 
@@ -43,22 +45,22 @@ class Draws:
 
     @functools.cached_property
     def log_p_x(self) -> Tensor:
-        """The distortion, negated."""
+        """The log-likelihoods log p(x | z_k)."""
         return self._total(self.observed)
 
     @functools.cached_property
     def log_p_z(self) -> Tensor:
-        """The prior's."""
+        """The log-densities of the prior, log p(z_k)."""
         return self._total(self.priors)
 
     @functools.cached_property
     def log_q_z(self) -> Tensor:
-        """The approximate posterior's."""
+        """The log-densities of the approximate posterior, log q(z_k | x)."""
         return self._total(self.posteriors)
 
     @property
     def log_w(self) -> Tensor:
-        """The logarithm of the importance weights."""
+        """The logarithms of the importance weights, log p(x, z_k) - log q(z_k | x)."""
         return self.log_p_x + self.log_p_z - self.log_q_z
 
     @property
@@ -69,16 +71,16 @@ class Draws:
 
     @classmethod
     def of(cls, model_trace: Any, guide_trace: Any, batch_shape: tuple[int, ...]) -> Draws:
-        """Take the sample sites of two traces by Pyro, the model's at the guide's draws.
+        """Read the sample sites of two Pyro traces, where the model was replayed at the guide's draws.
 
         Args:
-            model_trace: of the model.
-            guide_trace: of the guide.
-            batch_shape: that each site must have, as the plates give it.
+            model_trace: trace of the model.
+            guide_trace: trace of the guide.
+            batch_shape: the shape that the plates give each site.
 
         Raises:
-            ValueError: a site is scaled, masked or not of each datum, or stands in one trace alone, or there is nothing
-                latent or nothing observed: no bound here knows of any of these.
+            ValueError: a site is scaled, masked, outside the plate "data" or in only one of the traces, or there is no
+                latent or no observed site. The bounds are not defined for any of these.
         """
         model, guide = _samples(model_trace), _samples(guide_trace)
         observed = {name: site for name, site in model.items() if site["is_observed"]}
@@ -94,7 +96,7 @@ class Draws:
         posteriors = {name: site for name, site in guide.items() if name in priors}
         for sites in (observed, priors, posteriors):
             for name, site in sites.items():
-                _refuse_what_is_not_of_each_datum(name, site, batch_shape)
+                _check_site(name, site, batch_shape)
         return cls(observed, priors, posteriors, batch_shape)
 
     def _total(self, sites: _Sites) -> Tensor:
@@ -118,16 +120,17 @@ def _samples(trace: Any) -> dict[str, Any]:
     return {name: site for name, site in nodes if site["type"] == "sample" and not site_is_subsample(site)}
 
 
-def _refuse_what_is_not_of_each_datum(name: str, site: Any, batch_shape: tuple[int, ...]) -> None:
+def _check_site(name: str, site: Any, batch_shape: tuple[int, ...]) -> None:
+    """Refuse a site that is scaled, masked or not independent for each datum."""
     scale = site["scale"]
     if not (isinstance(scale, (int, float)) and scale == 1) or site["mask"] is not None:
-        raise ValueError(f"site {name!r} is scaled or masked, which is no bound: weigh the rate by beta")
+        raise ValueError(f"site {name!r} is scaled or masked, and the loss is then no bound: weigh the rate by beta")
     plates = {plate.dim: plate.size for plate in site["cond_indep_stack"] if plate.vectorized}
     wanted = {-1 - place: size for place, size in enumerate(reversed(batch_shape))}
     if plates != wanted or site["fn"].batch_shape != batch_shape:
         found = f"batch shape is {tuple(site['fn'].batch_shape)}, and not {tuple(batch_shape)}"
         why = f"plates are {plates}, and not {wanted}" if plates != wanted else found
         raise ValueError(
-            f"site {name!r} is not of each datum (its {why}): put it inside pyro.plate('data', x.shape[0]) and no "
-            "other, and give its event's dimensions to .to_event"
+            f"site {name!r} does not have one value per datum (its {why}): put it inside "
+            "pyro.plate('data', x.shape[0]) and no other plate, and declare its event dimensions by .to_event"
         )

@@ -23,8 +23,8 @@ class SVIWithTerms(SVI):
     Args:
         model: a Pyro function.
         guide: its guide.
-        optim: steps the parameters, and clears their gradients.
-        loss: an ELBO of pvae's, compiled or not.
+        optim: updates the parameters and clears their gradients.
+        loss: a `PerDatumELBO`, compiled or not.
     """
 
     def __init__(self, model: PyroFunction, guide: PyroFunction, optim: PyroOptim, loss: Any) -> None:
@@ -32,14 +32,14 @@ class SVIWithTerms(SVI):
         self.elbo = loss
 
     def step_with_terms(self, *inputs: Tensor, beta: float | None = None) -> tuple[float, Terms]:
-        """Step the parameters by one batch, x (B, C, H, W), and return its loss and terms; beta weighs the rate.
+        """Update the parameters on a batch x (B, C, H, W), and return its loss and terms; beta weighs the rate.
 
         Raises:
-            NotFiniteError: the loss or a gradient is not finite; no parameter was stepped.
+            NotFiniteError: the loss or a gradient is not finite; no parameter was updated.
         """
         with poutine.trace(param_only=True) as capture:
             found = self.elbo.backward(self.model, self.guide, *inputs, beta=beta)
-        loss = finite_loss(found)  # before the step: the gradients may be finite where the loss is not
+        loss = finite_loss(found)  # checked first, since gradients may be finite where the loss is not
         nodes: list[Any] = [*capture.trace.nodes.values()]
         self.optim({site["value"].unconstrained() for site in nodes})
         return loss, found.terms
@@ -55,7 +55,7 @@ class SVIWithTerms(SVI):
 
 
 def finite_loss(found: LossAndTerms) -> float:
-    """Return the loss as a number.
+    """Return the loss as a float.
 
     Raises:
         NotFiniteError: it is not finite.

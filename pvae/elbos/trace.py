@@ -1,4 +1,4 @@
-"""The ELBO by Pyro's traces: its Monte Carlo form, and the form with the KL divergence in closed form."""
+"""The ELBO from Pyro's traces: the Monte Carlo form, and the form with the KL divergence in closed form."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class AnalyticELBO(PerDatumELBO, TraceMeanField_ELBO):
         beta: weight of the rate in the loss.
 
     Raises:
-        InputError: when used on a pair q, p that has no closed-form KL, where Pyro would take a Monte Carlo estimate
-            without saying so; or when guide and model draw their sites in different orders: the KL divergence of a
-            site is then of a prior that depends on later draws, and their sum bounds nothing.
+        InputError: (when used) the pair q, p has no closed-form KL, where Pyro would silently use a Monte Carlo
+            estimate; or guide and model draw their sites in different orders, so that a prior may depend on later
+            draws of the guide and the sum of the KL divergences is not the rate.
 
     Reference:
         Kingma and Welling, arXiv:1312.6114, equation 7.
@@ -49,7 +49,7 @@ class AnalyticELBO(PerDatumELBO, TraceMeanField_ELBO):
         """Return KL(q(z | x) || p(z)) of each datum, (B,).
 
         Raises:
-            InputError: it has no closed form, or the sites of the guide are drawn in another order.
+            InputError: it has no closed form, or the guide draws the sites in another order.
         """
         if list(draws.priors) != list(draws.posteriors):
             orders = f"{', '.join(draws.posteriors)} in the guide and {', '.join(draws.priors)} in the model"
@@ -57,7 +57,7 @@ class AnalyticELBO(PerDatumELBO, TraceMeanField_ELBO):
         return functools.reduce(torch.add, map(_closed_form, draws.latents))
 
     def rate_by_dimension(self, draws: Draws) -> Tensor:
-        """Return the same for each latent dimension, (B, L)."""
+        """Return KL(q(z_l | x) || p(z_l)) of each latent dimension, (B, L)."""
         pairs: list[tuple[Any, Any]] = [(latent.posterior, latent.prior) for latent in draws.latents]
         rates = [kl_divergence(q.base_dist, p.base_dist) for q, p in pairs]
         return torch.cat([rate.mean(0) if rate.dim() == 3 else rate for rate in rates], dim=-1)
@@ -69,7 +69,7 @@ def _closed_form(latent: Latent) -> Tensor:
     except NotImplementedError:
         pair = f"{_family(latent.posterior)}, {_family(latent.prior)}"
         raise InputError(f"no closed-form KL is known for ({pair}): use --elbo trace") from None
-    return rate.mean(0) if rate.dim() == 2 else rate  # of K draws of z it is K times the same
+    return rate.mean(0) if rate.dim() == 2 else rate  # with several particles the KL divergence is repeated
 
 
 def _family(distribution: Any) -> str:

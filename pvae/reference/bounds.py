@@ -1,4 +1,4 @@
-"""Bounds made of importance weights, and gradients of bounds, written by hand from the three distributions alone.
+"""Importance-weighted bounds and gradients of bounds, written by hand from the three distributions alone.
 
     w_k = p(x | z_k) p(z_k) / q(z_k | x),   z_1..z_K ~ q(z | x)
 
@@ -52,9 +52,9 @@ def iwae(log_w: Tensor) -> Tensor:
         L_K(x) = E [ log (1/K) sum_k w_k ],      L_1 the ELBO,      L_K <= L_{K+1} <= log p(x)
 
     As an estimate of log p(x) it is biased downward, by Var[w / p(x)] / (2 K) to first order (Nowozin, Debiasing
-    evidence approximations, ICLR 2018, corollary 1); its variance falls as 1 / K too. But the encoder's gradient
-    loses its signal faster than its noise: its signal-to-noise ratio falls as 1 / sqrt(K), while the decoder's grows
-    as sqrt(K). `dreg_gradients` is the cure.
+    evidence approximations, ICLR 2018, corollary 1); its variance also falls as 1 / K. But the signal-to-noise ratio
+    of the encoder's gradient falls as 1 / sqrt(K), while that of the decoder's grows as sqrt(K). `dreg_gradients`
+    avoids this.
 
     Reference:
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 8 (the bound); Rainforth et al.,
@@ -68,8 +68,8 @@ def renyi(log_w: Tensor, alpha: float) -> Tensor:
 
         L_alpha(x) = 1 / (1 - alpha) log (1/K) sum_k w_k^(1 - alpha)
 
-    alpha -> 1 is the ELBO, alpha = 0 the importance-weighted bound. Between the two it lies between them; above 1 it
-    lies below the ELBO, and below 0 it is no lower bound. With K finite it is biased towards the ELBO.
+    alpha -> 1 is the ELBO and alpha = 0 the importance-weighted bound. The bound falls with alpha; for alpha below 0 it
+    is not a lower bound on log p(x). With K finite it is biased towards the ELBO.
 
     Reference:
         Li and Turner, arXiv:1602.02311, equations 4 (exact) and 5 (from K draws).
@@ -103,19 +103,19 @@ def miwae(log_w: Tensor, num_groups: int) -> Tensor:
 
 
 def stl_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]:
-    """Return the gradients of -ELBO, batch mean, with the encoder's by the path through z alone.
+    """Return the gradients of -ELBO, batch mean, where the encoder's is the path derivative alone.
 
         d/d phi  E_q [ log p(x, z) - log q(z | x) ]  =  E_q [ d/dz (log p(x, z) - log q(z | x))  dz/d phi ]
 
-    since the score, the gradient of log q(z | x) at a fixed z, has a mean of 0. What is left out is noise: at
-    q(z | x) = p(z | x) this estimator has no variance, and the ELBO's own has. Away from it, it may have more.
+    since the score function, the gradient of log q(z | x) at a fixed z, has a mean of 0. At q(z | x) = p(z | x) this
+    estimator has zero variance, unlike the gradient of the ELBO itself. Elsewhere its variance may be larger.
 
     Reference:
         Roeder, Wu and Duvenaud, arXiv:1703.09194.
     """
     posterior = vae.posterior(x)
     z = posterior.rsample((num_particles,))
-    # The gradient by z at fixed parameters of q, and then the chain rule, by hand.
+    # The gradient by z at fixed parameters of q; `_gradients` then applies the chain rule.
     at = z.detach().requires_grad_()
     loss = -(vae.likelihood(at).log_prob(x) + vae.prior().log_prob(at) - posterior.log_prob(at)).mean()
     (by_z,) = torch.autograd.grad(loss, at, retain_graph=True)
@@ -123,12 +123,12 @@ def stl_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]:
 
 
 def dreg_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]:
-    """Return the gradients of -L_K, batch mean, with the encoder's doubly reparameterised.
+    """Return the gradients of -L_K, batch mean, where the encoder's is doubly reparameterised.
 
         d/d phi L_K  =  E [ sum_k (w_k / sum_j w_j)^2  d log w_k / dz_k  dz_k / d phi ]
 
-    The decoder's is that of L_K, with the weights to the first power. The encoder's signal-to-noise ratio grows as
-    sqrt(K) in place of falling, and at q(z | x) = p(z | x) there is no noise.
+    The decoder's is the gradient of L_K, with the weights to the first power. The signal-to-noise ratio of the
+    encoder's gradient grows as sqrt(K), and at q(z | x) = p(z | x) its variance is zero.
 
     Reference:
         Tucker, Lawson, Gu and Maddison, arXiv:1810.04152.
@@ -143,12 +143,12 @@ def dreg_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]
 
 
 def score_gradients(vae: VAE, x: Tensor, num_particles: int, leave_one_out: bool = False) -> dict[str, Tensor]:
-    """Return the gradients of -ELBO, batch mean, with the encoder's by its score function.
+    """Return the gradients of -ELBO, batch mean, where the encoder's is the score-function estimator.
 
         d/d phi  E_q [f]  =  E_q [ (f - b) d/d phi log q(z | x) ],      f = log p(x, z) - log q(z | x)
 
-    It needs no derivative of f, and pays for that in variance. The baseline b_k, the mean of f over the other
-    K - 1 draws, takes much of it away and no signal, because it does not depend on z_k.
+    It needs no derivative of f, at the price of a large variance. The baseline b_k, the mean of f over the other
+    K - 1 draws, reduces the variance and adds no bias, because it does not depend on z_k.
 
     Args:
         vae: the three distributions.
@@ -177,7 +177,7 @@ def _log_joint(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
 
 
 def _gradients(vae: VAE, z: Tensor, by_z: Tensor, loss: Tensor) -> dict[str, Tensor]:
-    """Return the gradients by the posterior's parameters, down from those by z, and those of a loss by all others."""
+    """Return gradients: of the encoder by the chain rule from those by z, and of all else by those of the loss."""
     ours = dict(vae.q_z.named_parameters(prefix="q_z"))
     theirs = {name: parameter for name, parameter in vae.named_parameters() if name not in ours}
     gradients = dict(zip(ours, torch.autograd.grad(z, list(ours.values()), by_z)))

@@ -2,8 +2,7 @@
 
     L(x) = E_{z ~ q(z | x)} [ log p(x | z) + log p(z) - log q(z | x) ]  <=  log p(x)
 
-Nothing here uses Pyro's inference, so that an ELBO which agrees with these functions is confirmed independently. All
-values are nats per datum.
+Nothing here uses Pyro's inference, so these functions check the ELBOs independently. All values are nats per datum.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def loss(terms: Terms, beta: float = 1.0, free_bits: float = 0.0) -> Tensor:
         mean_b distortion_b  +  beta sum_l max( free_bits, mean_b rate_bl )      with free bits
 
     With free bits the first nats of each latent dimension cost nothing, which keeps the dimension from collapsing
-    early in training. Neither beta nor free bits change the bound that is reported.
+    early in training. Neither beta nor free bits change the reported ELBO.
 
     Args:
         terms: distortion and rate; with free bits also the rate of each dimension.
@@ -47,9 +46,9 @@ def loss(terms: Terms, beta: float = 1.0, free_bits: float = 0.0) -> Tensor:
 
 
 def rate_by_dimension(posterior: Any, prior: Any, z: Tensor | None = None) -> Tensor:
-    """Return the rate of each latent dimension, whose sum over them is the rate: (B, L) nats.
+    """Return the rate of each latent dimension, (B, L) nats; the rates sum to the rate of the datum.
 
-        log q(z_l | x) - log p(z_l) averaged over the draws, or without draws KL(q(z_l | x) || p(z_l))
+        mean_k [ log q(z_kl | x) - log p(z_kl) ],    or without draws    KL(q(z_l | x) || p(z_l))
 
     Args:
         posterior: q(z | x), independent over dimensions.
@@ -86,7 +85,7 @@ def monte_carlo(vae: VAE, x: Tensor, num_particles: int = 1, by_dimension: bool 
         vae: the three distributions.
         x: images (B, C, H, W).
         num_particles: K.
-        by_dimension: give the rate of each latent dimension too.
+        by_dimension: also compute the rate of each latent dimension.
 
     Returns:
         distortion = -mean_k log p(x | z_k) and rate = mean_k [log q(z_k | x) - log p(z_k)].
@@ -108,14 +107,14 @@ def closed_form(vae: VAE, x: Tensor, num_particles: int = 1, by_dimension: bool 
 
         (1/K) sum_k log p(x | z_k) - KL(q(z | x) || p(z))
 
-    Unbiased. It has lower variance than `monte_carlo` often, but not always: near the true posterior the
+    Unbiased. Its variance is usually, but not always, lower than that of `monte_carlo`: near the true posterior the
     noise of log p(z) - log q(z | x) cancels that of log p(x | z).
 
     Args:
         vae: the three distributions.
         x: images (B, C, H, W).
         num_particles: K.
-        by_dimension: give the rate of each latent dimension too.
+        by_dimension: also compute the rate of each latent dimension.
 
     Returns:
         distortion as in `monte_carlo`, and rate = KL(q, p), exact.
@@ -161,12 +160,12 @@ def three_parts(vae: VAE, x: Tensor, num_particles: int = 1) -> Parts:
 
 
 def posterior_mean_loss(vae: VAE, x: Tensor) -> Tensor:
-    """Return the loss with z at the mean of q(z | x) in place of a draw from it: (B,) nats, and no bound.
+    """Return the loss at the mean of q(z | x) instead of a draw from it: (B,) nats; it is not a bound.
 
         -log p(x | E_q[z]) + KL(q(z | x) || p(z))
 
-    This is the test loss that post 002 prints, since its network returns the mean in eval mode. It leaves
-    out what the spread of q costs, and so comes out below the loss of every form above as a rule.
+    This is the test loss that post 002 prints, since its network returns the mean in eval mode. It ignores the
+    spread of q, and is therefore usually below the losses of the forms above.
 
     Args:
         vae: the three distributions.

@@ -21,7 +21,7 @@ __all__ = ["decoder_of", "elbo", "has_oracle", "log_evidence", "true_posterior"]
 
 
 def has_oracle(vae: VAE) -> bool:
-    """Whether the VAE is linear-Gaussian: one linear layer, a Normal around it, a standard Normal prior, a density."""
+    """Whether the VAE is linear-Gaussian: a linear decoder, Normal noise, a standard Normal prior and a density q."""
     if not (isinstance(vae.p_x, LinearNormalLikelihood) and isinstance(vae.p_z, StandardNormalPrior)):
         return False
     decoder = vae.p_x.decoder
@@ -30,13 +30,13 @@ def has_oracle(vae: VAE) -> bool:
 
 
 def decoder_of(vae: VAE) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loadings W (D, L), the offset b (D,) and the scale s (), read off the decoder.
+    """Return the loadings W (D, L), the offset b (D,) and the scale s () of the decoder.
 
     Raises:
         InputError: the VAE is not linear-Gaussian.
     """
     if not has_oracle(vae) or not isinstance(vae.p_x, LinearNormalLikelihood):
-        raise InputError("an exact log p(x) is known for linear-Gaussian VAEs only: --system linear-gaussian")
+        raise InputError("log p(x) is known exactly for linear-Gaussian VAEs only: use --system linear-gaussian")
     origin = torch.zeros_like(vae.prior().mean)
     offset = vae.likelihood(origin).mean.flatten()
     loadings = vae.likelihood(torch.eye(len(origin), dtype=origin.dtype)).mean.flatten(1) - offset  # (L, D)

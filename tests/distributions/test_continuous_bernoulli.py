@@ -1,4 +1,4 @@
-"""The continuous Bernoulli where trained networks are: at logits of hundreds and thousands, in either precision."""
+"""The continuous Bernoulli at logits of hundreds and thousands, as trained networks have them, in both precisions."""
 
 from __future__ import annotations
 

@@ -344,11 +344,11 @@ def test_sites_that_are_not_of_each_datum_are_refused(small_images):
             pyro.sample("x", normal(0.0, 1.0), obs=x[:, 0, 0, 0])
 
     refusals = [
-        (model, guide, *2 * ["'w' is not of each datum .its plates"]),
-        (spread_too, spread, *2 * ["'w' is not of each datum .its plates"]),
+        (model, guide, *2 * ["'w' does not have one value per datum .its plates"]),
+        (spread_too, spread, *2 * ["'w' does not have one value per datum .its plates"]),
         (local, auxiliary, *2 * ["'extra' is drawn in the guide"]),
-        (nested_too, nested, "'z' is not of each datum .its plates", "collide at dim=-2"),
-        (long_too, long, "'z' is not of each datum .its batch shape", "Shape mismatch"),
+        (nested_too, nested, "'z' does not have one value per datum .its plates", "collide at dim=-2"),
+        (long_too, long, "'z' does not have one value per datum .its batch shape", "Shape mismatch"),
         (wide, blind, r"of site 'x' has shape \(7, 5\)", r"not broadcastable(.|\s)*at site 'x'"),
         (blind, blind, *2 * ["one that is observed"]),
         (local, sees, *2 * ["'x' is drawn in the guide"]),

@@ -1,4 +1,4 @@
-"""log p(x) by importance sampling, and the anatomy of the rate."""
+"""log p(x) by importance sampling, active units, and the parts of the rate."""
 
 from __future__ import annotations
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
+from helpers.processes import PRELOADED
+
 _SECONDS = 600
 _BROKEN = 99  # no status of pytest
 
@@ -24,7 +26,7 @@ class Done(NamedTuple):
 def run_tests(folder: Path, names: tuple[str, ...]) -> Done:
     """Run `tests/<name>` of a folder, up to the first failure, with the package `pvae` that lies beside them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "pyro", "pyro.infer", "pytest"])  # and nothing that starts threads
+    context.set_forkserver_preload(PRELOADED)
     log = folder / "log.txt"
     process = context.Process(target=_run, args=(str(folder), names, str(log)))
     process.start()

@@ -1,11 +1,10 @@
-"""What each process of `training/test_parallel` does, and what the first one then knows of it."""
+"""The functions that the processes of `training/test_parallel` run."""
 
 from __future__ import annotations
 
 import copy
 import json
 import math
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from torch import nn
 
 import pvae.data.dataset
 import pvae.training.validation
-from pvae.cli.command import leave
 from pvae.compile.compiled_elbo import CompiledELBO
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
@@ -100,11 +98,11 @@ def deep_bayes(world: World) -> list[float]:
         return [training.run_epoch()[1].elbo for _ in range(3)]
 
 
-def main() -> None:
-    what, path = sys.argv[1], Path(sys.argv[2])
+def main(what: str, path: Path, steps: int = 0) -> None:
+    """Do one of these in each process, and let the first one write what it found."""
     with joined("cpu") as world:
         if what == "estimators":
-            found = all_trained(world, int(sys.argv[3]))
+            found = all_trained(world, steps)
             if world.is_first:
                 torch.save(found, path)
         elif what == "deep-bayes":
@@ -122,8 +120,3 @@ def main() -> None:
 def gathered(world: World, text: str) -> list[str]:
     world.store.set(f"text {world.rank}", text)
     return [world.store.get(f"text {rank}").decode() for rank in range(world.size)]
-
-
-if __name__ == "__main__":
-    main()
-    leave(0)  # as the commands do: threads of torch.distributed may abort a process that clears up

@@ -1,4 +1,4 @@
-"""All estimators against the linear-Gaussian VAE, of which the exact value and gradient of every bound is known.
+"""All estimators against the linear-Gaussian VAE, where the value and the gradient of every bound are known exactly.
 
 A statistical comparison allows 4.3 standard errors (a failure rate of 2e-5 each) and first checks that it would have
 seen 2 %.

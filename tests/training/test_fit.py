@@ -8,8 +8,6 @@ import json
 import math
 import random
 import signal
-import subprocess
-import sys
 import threading
 
 import numpy as np
@@ -17,6 +15,7 @@ import pyro
 import pytest
 import safetensors.torch
 import torch
+from helpers.processes import run_group
 from helpers.runs import assert_same, weights
 from pyro.infer import SVI, Trace_ELBO
 
@@ -25,6 +24,7 @@ from pvae.config.config import Config
 from pvae.core.devices import resolve_device
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
 from pvae.data.dataset import Dataset, to_pixels
+from pvae.data.sources import load_dataset
 from pvae.runs import run as run_module
 from pvae.runs.run import Run
 from pvae.training.fit import fit, resume
@@ -35,17 +35,9 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 ELBOS = ("trace", "analytic", "handwritten")
 
 
-TRAIN_IN_A_PROCESS = """
-import sys
-from pvae.config.config import Config
-from pvae.data.dataset import Dataset
-from pvae.training.fit import fit
-from pvae.data.sources import load_dataset
-digits = load_dataset("mnist-5k")
-data = Dataset("few digits", digits.train[:130], digits.test[:40])
-config = Config(hidden=(16,), latent_dim=3, batch_size=50, epochs=2, seed=int(sys.argv[1]), elbo=sys.argv[2])
-fit(config, data=data, out=sys.argv[3])
-"""
+def few_digits_trained(config, out):
+    digits = load_dataset("mnist-5k")
+    fit(config, data=Dataset("few digits", digits.train[:130], digits.test[:40]), out=out)
 
 
 def test_two_trainings_in_one_process_equal_two_processes(tmp_path, few_digits, small_config):
@@ -56,7 +48,8 @@ def test_two_trainings_in_one_process_equal_two_processes(tmp_path, few_digits, 
         here.append(fit(config, data=few_digits, out=tmp_path / f"here-{seed}"))
     for (seed, elbo), run in zip(plans, here):
         out = tmp_path / f"there-{seed}"
-        subprocess.run([sys.executable, "-c", TRAIN_IN_A_PROCESS, str(seed), elbo, str(out)], check=True, timeout=120)
+        config = small_config.replace(seed=seed, elbo=elbo)
+        run_group(1, few_digits_trained, config, out, folder=tmp_path)
         assert_same(weights(run), weights(Run.open(out)))
     assert not torch.equal(*(weights(run)["p_x.decoder.0.weight"] for run in here))
 

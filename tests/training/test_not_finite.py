@@ -32,7 +32,7 @@ from pvae.training.fit import fit, resume
 from pvae.training.trainer import Trainer
 
 ENGINES = ["none", "graph"]
-WHOLE = pytest.param("inductor", marks=needs_inductor)
+INDUCTOR = pytest.param("gradient", "inductor", marks=needs_inductor)  # it compiles for seconds: once is enough
 
 
 def trained(config, data, spoil, epochs=1):
@@ -47,7 +47,7 @@ def trained(config, data, spoil, epochs=1):
     return training
 
 
-@pytest.mark.parametrize("engine", [*ENGINES, WHOLE])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_weight_of_nan_is_named_with_its_batch(few_digits, small_config, engine):
     orders = []
 
@@ -70,8 +70,9 @@ def state_of(training):
     ]
 
 
-@pytest.mark.parametrize("engine", [*ENGINES, WHOLE])
-@pytest.mark.parametrize("kind", ["gradient", "loss"])
+@pytest.mark.parametrize(
+    ("kind", "engine"), [(kind, engine) for kind in ("gradient", "loss") for engine in ENGINES] + [INDUCTOR]
+)
 def test_what_is_not_finite_is_named_and_leaves_all_as_it_was(few_digits, small_config, engine, kind, monkeypatch):
     """A gradient that is infinite while the loss is finite, and a loss of NaN whose gradients are all finite."""
     held = []
@@ -119,7 +120,7 @@ def calmly(training, monkeypatch):
     return calm
 
 
-@pytest.mark.parametrize("engine", [*ENGINES, WHOLE])
+@pytest.mark.parametrize("engine", [*ENGINES, pytest.param("inductor", marks=needs_inductor)])
 def test_skipped_steps_are_counted_and_the_others_go_on(few_digits, small_config, engine, monkeypatch):
     config = small_config.replace(on_nan="skip", max_skipped=3, compile=engine)
 

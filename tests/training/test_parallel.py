@@ -1,11 +1,10 @@
-"""Several processes compute what one computes; one that dies ends the others; what one wrote, another number reads."""
+"""Several processes compute what one computes, end together when one is killed, and resume each other's runs."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 import torch
 import torch.distributed
 from helpers import worker
+from helpers.processes import Group, run_group
 
 from pvae.cli.evaluate import main as evaluate
 from pvae.cli.train import main
@@ -34,25 +34,7 @@ from pvae.training.trainer import Trainer
 if not torch.distributed.is_available():
     pytest.skip("torch was built without torch.distributed", allow_module_level=True)
 
-WORKER = Path(__file__).parent.parent / "helpers" / "worker.py"
 SMALL = ["--dataset", "mnist-5k", "--hidden", "16", "--latent-dim", "3", "--batch-size", "137"]
-
-
-# torchrun of torch 2.6 takes one port for all without the last, and tests run beside each other.
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-
-
-def environment():
-    return {**{k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}, "OMP_NUM_THREADS": "1"}
-
-
-def run(*arguments, processes=1, options=(), cwd=None):
-    """Run a command by one process, or by several, and return what it printed."""
-    starter = [*TORCHRUN, f"--nproc-per-node={processes}", *options]
-    command = [*(starter if processes > 1 else [sys.executable]), *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_shares_part_a_batch():
@@ -114,7 +96,7 @@ def test_losses_and_gradients_of_the_shares_sum_to_those_of_the_batch(small_vae,
 @pytest.mark.parametrize("steps", [30, pytest.param(200, marks=pytest.mark.slow)])
 def test_several_processes_train_as_one(tmp_path, steps):
     """Float64, every estimator, eager and recorded, warm-up, batches of 7, 10 and one datum."""
-    run(WORKER, "estimators", tmp_path / "two.pt", steps, processes=2)
+    run_group(2, worker.main, "estimators", tmp_path / "two.pt", steps, folder=tmp_path)
     two = torch.load(tmp_path / "two.pt", weights_only=True)
     with torch.random.fork_rng():
         one = worker.all_trained(World(), steps)
@@ -130,21 +112,21 @@ def test_several_processes_train_as_one(tmp_path, steps):
 def test_the_published_system_by_two_processes(tmp_path):
     """Three epochs on all of MNIST, in float64: its float32 training turns a 1e-7 of its first weights into a nat."""
     for processes in (1, 2):
-        run(WORKER, "deep-bayes", tmp_path / f"{processes}.json", processes=processes)
+        run_group(processes, worker.main, "deep-bayes", tmp_path / f"{processes}.json", folder=tmp_path)
     one, two = (json.loads((tmp_path / f"{processes}.json").read_text()) for processes in (1, 2))
     print(one, two)
     assert two == pytest.approx(one, rel=1e-8)
 
 
-def test_the_command_by_four_processes_and_resumed_by_one(tmp_path, monkeypatch, capsys):
+def test_the_command_by_three_processes_and_resumed_by_one(tmp_path, monkeypatch, capsys):
     """4,000 images in batches of 137: the last batch is of 27, and no share is like another."""
     monkeypatch.chdir(tmp_path)
     command = [*SMALL, "--binarize", "dynamic", "--compile", "graph", "--clip-norm", "5", "--quiet", "--epochs"]
     assert main([*command, "3", "--out", "one"]) == 0
-    assert run("-m", "pvae.train", *command, 2, "--out", "many", processes=4, cwd=tmp_path) == "many\n"
+    assert run_group(3, main, [*command, "2", "--out", "many"], folder=tmp_path) == "many\n"
     assert main(["--resume", "many", "--epochs", "3", "--quiet"]) == 0
     one, many = Run.open("one"), Run.open("many")
-    assert [session["processes"] for session in many.sessions] == [4, 1]
+    assert [session["processes"] for session in many.sessions] == [3, 1]
     assert len(many.metrics()) == 6
     for ours, theirs in zip(many.metrics(), one.metrics()):
         assert (ours.epoch, ours.split) == (theirs.epoch, theirs.split)
@@ -153,9 +135,9 @@ def test_the_command_by_four_processes_and_resumed_by_one(tmp_path, monkeypatch,
 
     how = ["one", "--importance-samples", "20", "--quiet", "--out"]
     assert evaluate([*how, "one.json"]) == 0
-    run("-m", "pvae.evaluate", *how, "three.json", processes=3, cwd=tmp_path)
-    one_report, three_report = (json.loads(Path(name).read_text()) for name in ("one.json", "three.json"))
-    assert_close(one_report, three_report)
+    run_group(2, evaluate, [*how, "two.json"], folder=tmp_path)
+    one_report, two_report = (json.loads(Path(name).read_text()) for name in ("one.json", "two.json"))
+    assert_close(one_report, two_report)
 
 
 def assert_close(one, other):
@@ -168,32 +150,28 @@ def assert_close(one, other):
         assert one == (pytest.approx(other, rel=1e-6) if isinstance(one, float) else other)
 
 
-@pytest.mark.parametrize("restarts", [0, 1])
-def test_a_process_that_is_killed(tmp_path, restarts):
-    """The others end, soon and with one line; where torchrun may start them again, all ends as if none had died."""
-    arguments = ["-m", "pvae.train", *SMALL, "--epochs", "6", "--checkpoint-every", "3", "--out"]
-    starter = [*TORCHRUN, "--nproc-per-node=2", f"--max-restarts={restarts}"]
+def test_torchrun_restarts_a_training_in_which_a_process_was_killed(tmp_path):
+    """The other process ends with one line; the two that torchrun starts anew end as if none had been killed."""
+    command = ["-m", "pvae.train", *SMALL, "--epochs", "6", "--checkpoint-every", "3", "--out"]
+    # torchrun of torch 2.6 takes one port for all without --standalone, and tests run beside each other.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    outside = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     process = subprocess.Popen(
-        [*starter, *arguments, "run"], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
+        [*torchrun, *command, "run"], cwd=tmp_path, env=outside, stderr=subprocess.PIPE, text=True
     )
     rows = tmp_path / "run" / "metrics.jsonl"
     while not (rows.exists() and rows.read_bytes()):
         assert process.poll() is None
         time.sleep(0.05)
     os.kill(child_of(process.pid, rank=1), signal.SIGKILL)
-    killed = time.monotonic()
     _, errors = process.communicate(timeout=120)
-    said = [line for line in errors.splitlines() if line.startswith("pvae.train:")]
-    assert len(said) == 1
-    # torchrun's SIGTERM may come before this process has noticed, or while it is about to say so.
-    assert "another process of this training has ended" in said[0] or "interrupted" in said[0]
-    assert "go on with: python -m pvae.train --resume run" in said[0]
-    if not restarts:
-        assert process.returncode != 0
-        assert time.monotonic() - killed < 30
-        return
+    lines = [line for line in errors.splitlines() if line.startswith("pvae.train:")]
+    assert len(lines) == 1
+    # torchrun's SIGTERM may come before this process has noticed, or while it is about to print its line.
+    assert "another process of this training has ended" in lines[0] or "interrupted" in lines[0]
+    assert "go on with: python -m pvae.train --resume run" in lines[0]
     assert process.returncode == 0, errors
-    run(*arguments, "whole", processes=2, cwd=tmp_path)
+    run_group(2, main, [*command[2:], "whole"], folder=tmp_path)
     ended, whole = (Run.open(tmp_path / name) for name in ("run", "whole"))
     assert len(ended.sessions) == 2
     weights = [one.read_checkpoint().vae for one in (ended, whole)]
@@ -201,32 +179,15 @@ def test_a_process_that_is_killed(tmp_path, restarts):
     assert [row.elbo for row in ended.metrics()] == [row.elbo for row in whole.metrics()]
 
 
-def test_a_process_sees_by_itself_that_another_is_dead(tmp_path):
-    """Nobody sends it a signal here, as torchrun would."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "pvae.train", *SMALL, "--epochs", "1000", "--quiet", "--out", "run"]
-    pair = []
-    for rank in ("0", "1"):
-        place = {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1"}
-        variables = {**environment(), **place, "MASTER_PORT": str(port)}
-        pair.append(subprocess.Popen(command, cwd=tmp_path, env=variables, stderr=subprocess.PIPE, text=True))
-    rows = tmp_path / "run" / "metrics.jsonl"
-    try:
-        while not (rows.exists() and rows.read_bytes()):
-            assert pair[0].poll() is None
-            time.sleep(0.05)
-        pair[1].kill()
-        _, said = pair[0].communicate(timeout=60)
-    finally:  # a thousand epochs would go on after a test that fails
-        for process in pair:
-            process.kill()
-            process.communicate()
-    assert pair[0].returncode == 1
-    assert said.startswith("pvae.train: another process of this training has ended"), said
-    assert "go on with: python -m pvae.train --resume run" in said
-    assert said.count("\n") == 1
+def test_a_process_notices_that_another_was_killed(tmp_path):
+    """Without torchrun, which would send it a signal."""
+    group = Group(2, main, [*SMALL, "--epochs", "1000", "--quiet", "--out", "run"], folder=tmp_path)
+    group.wait_for(tmp_path / "run" / "metrics.jsonl")
+    group.kill(1)
+    assert group.join(60) == [1, -signal.SIGKILL]
+    assert group.err.startswith("pvae.train: another process of this training has ended"), group.err
+    assert "go on with: python -m pvae.train --resume run" in group.err
+    assert group.err.count("\n") == 1
 
 
 def child_of(parent: int, rank: int) -> int:
@@ -247,16 +208,13 @@ def test_what_looks_at_a_whole_batch_is_refused(few_digits, small_config):
 
 
 def test_refusals_are_one_line_of_one_process(tmp_path):
-    starter = [*TORCHRUN, "--nproc-per-node=2"]
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine").touch()
-    done = subprocess.run(
-        [*starter, "-m", "pvae.train", *SMALL, "--out", "run"],
-        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert [line for line in done.stderr.splitlines() if line.startswith("pvae.train:")] == [
-        "pvae.train: --out run exists and is not an empty folder: name another, or --resume it"
-    ]
+    group = Group(2, main, [*SMALL, "--out", "run"], folder=tmp_path)
+    group.processes[0].join(60)
+    group.kill(1)  # as torchrun does
+    assert group.join() == [2, -signal.SIGKILL]
+    assert group.err == "pvae.train: --out run exists and is not an empty folder: name another, or --resume it\n"
 
 
 def test_alone_where_nobody_started_more():
@@ -295,7 +253,7 @@ def test_each_of_several_processes_sees_its_share_change(few_digits, small_confi
 
 def test_skips_and_checkpoints_of_several_processes(tmp_path):
     """Two processes, one of which cannot compute a step: both skip it and draw on alike, from a checkpoint too."""
-    run(WORKER, "skipping", tmp_path / "two.json", processes=2)
+    run_group(2, worker.main, "skipping", tmp_path / "two.json", folder=tmp_path)
     two = json.loads((tmp_path / "two.json").read_text())
     assert two["skipped"] == [1, 1]
     assert two["next"][0] == two["next"][1]
@@ -306,21 +264,13 @@ def test_skips_and_checkpoints_of_several_processes(tmp_path):
     assert two["resumed"] == two["whole"]
 
 
-def test_a_signal_to_all_processes(tmp_path):
-    """They stop after the same step, the state is saved, one speaks."""
-    starter = [*TORCHRUN, "--nproc-per-node=2"]
-    process = subprocess.Popen(
-        [*starter, "-m", "pvae.train", *SMALL, "--epochs", "1000", "--out", "run"],
-        cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    rows = tmp_path / "run" / "metrics.jsonl"
-    while not (rows.exists() and rows.read_bytes()):
-        assert process.poll() is None
-        time.sleep(0.05)
-    os.kill(child_of(process.pid, rank=1), signal.SIGTERM)  # one of them is enough
-    _, errors = process.communicate(timeout=60)
-    said = [line for line in errors.splitlines() if line.startswith("pvae.train:")]
-    assert len(said) == 1
-    assert "interrupted; run holds all up to epoch" in said[0]
+def test_a_signal_to_one_process_stops_all(tmp_path):
+    """They stop after the same step, the state is saved, and one of them prints a line."""
+    group = Group(2, main, [*SMALL, "--epochs", "1000", "--quiet", "--out", "run"], folder=tmp_path)
+    group.wait_for(tmp_path / "run" / "metrics.jsonl")
+    group.kill(1, signal.SIGTERM)
+    assert all(group.join(60))
+    assert group.err.count("\n") == 1
+    assert "interrupted; run holds all up to epoch" in group.err
     checkpoint = Run.open(tmp_path / "run").read_checkpoint()
-    assert f"step {checkpoint.counts.step}" in said[0]
+    assert f"step {checkpoint.counts.step}" in group.err
