@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from pvae.cli.command import Parser, a_path, ctrl_c_exits_at_once, run_command
-from pvae.config.options import COMPILERS, PRECISIONS, whole_number
+from pvae.config.config import OPTIONS
+from pvae.config.options import whole_number
 from pvae.core.errors import InputError, check_name
 from pvae.core.files import check_replaceable
 from pvae.core.records import to_json
@@ -45,8 +46,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     for name, least, most in (("importance_samples", 2, 10**9), ("images", 2, 10**9), ("seed", 0, 2**63 - 1)):
         if getattr(arguments, name) is not None:
             whole_number(name, getattr(arguments, name), least, most)
-    check_name("--compile", arguments.compile, ["auto", *COMPILERS])
-    check_name("--precision", arguments.precision, PRECISIONS)
+    check_name("--compile", arguments.compile, ["auto", *OPTIONS["compile"].choices])
+    check_name("--precision", arguments.precision, OPTIONS["precision"].choices)
     if arguments.compile == "none" and arguments.precision != "fp32":
         raise InputError(f"--precision {arguments.precision} goes with --compile auto, graph or inductor only")
     with ctrl_c_exits_at_once("pvae.evaluate"):

@@ -224,5 +224,5 @@ def _configured(options: dict[str, Any]) -> Config:
         get_system(options["system"])
     chosen = _chosen(options)
     config = SYSTEMS.get(chosen.get("system", "deep-bayes"), Config()).replace(**chosen)
-    config.refuse_unread(chosen)
+    config.check_used(chosen)
     return config

@@ -1,4 +1,4 @@
-"""The typed, frozen description of one training: everything that decides what it computes."""
+"""`Config`: the options of one training, each with its default, range and help text."""
 
 from __future__ import annotations
 
@@ -7,46 +7,30 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from pvae.config.options import (
-    BINARIZATIONS,
-    COMPILERS,
-    DATASETS,
-    ELBOS,
-    ESTIMATORS,
-    PRECISIONS,
-    Option,
-    check_elbo_options,
-    flag,
-    option,
-)
+from pvae.config.options import DATASETS, ELBOS, ESTIMATORS, LIKELIHOODS, Option, check_elbo_options, flag, option
 from pvae.core.errors import InputError, check_name
 
 __all__ = ["OPTIONS", "Config"]
 
 _SIZE = (1, 10**9)
 _SCALE = (1e-38, 1e38)  # float32 holds little beyond
-_FILES: dict[str, Any] = {  # options of image files
-    "only_with": (
-        "--dataset celeba or folder:PATH",
-        lambda c: c.dataset == "celeba" or c.dataset.startswith("folder:"),
-    ),
-    "may_stay": True,
-}
+_READS_FILES = ("--dataset celeba or folder:PATH", lambda c: c.dataset == "celeba" or c.dataset.startswith("folder:"))
+_FILES: dict[str, Any] = {"only_with": _READS_FILES, "may_stay": True}  # for the options of image files
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """One training, described; the defaults are the Deep Bayes system (post 004).
+    """The options that decide what a training computes; the defaults are the Deep Bayes system (post 004).
 
-    A published system is a `Config`, and so is a user's own. It does not say where the training runs (device, folders)
-    or how much it prints. `OPTIONS` holds what each field may be; the options of `python -m pvae.train`, the keys of
-    its TOML files and this list are made from it.
+    A published system is a `Config`, and so is a user's own. The device, the folders and the amount of output are not
+    part of it. `OPTIONS` holds the type, range and help text of each field. The options of `python -m pvae.train`, the
+    keys of its TOML files and the list below are generated from it.
 
     Args:
         FIELDS
 
     Raises:
-        InputError: a field is unknown, of the wrong type or out of range, or two fields contradict each other.
+        InputError: a field has the wrong type or is out of range, or two fields contradict each other.
 
     >>> Config(latent_dim=2).replace(beta=4.0).latent_dim
     2
@@ -54,7 +38,7 @@ class Config:
 
     system: str = option(
         "deep-bayes",
-        "name of the system, under which the run is filed and titled",
+        "name of the system, used in the name of the run folder and in titles",
         pattern=(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", "at most 100 letters, digits, dots and dashes"),
     )
     dataset: str = option(
@@ -67,13 +51,13 @@ class Config:
     crop: int = option(
         0, "side of the square cut out of the middle of image files first; 0 cuts nothing", limits=(0, 10**4), **_FILES
     )
-    grey: bool = option(False, "read image files in one channel", **_FILES)
+    grey: bool = option(False, "read image files as grey images with one channel", **_FILES)
     skip_broken: bool = option(False, "leave out image files that cannot be decoded", **_FILES)
     binarize: str = option(
         "none",
         "none: pixels stay grey, and the bound of a Bernoulli is a pseudo-ELBO; threshold: at 0.5; static: each drawn "
         "once with its grey value as probability; dynamic: drawn anew at every visit",
-        choices=BINARIZATIONS,
+        choices=("none", "threshold", "static", "dynamic"),
     )
     pad: int = option(0, "black pixels added on each side of the images", limits=(0, 10**3))
     pixels: str = option("unit", "unit: [0, 1]; symmetric: [-1, 1]", choices=("unit", "symmetric"))
@@ -111,22 +95,10 @@ class Config:
         "without a prior, which makes an autoencoder",
         choices=("normal", "normal-log-variance", "delta"),
     )
-    likelihood: str = option(
-        "bernoulli",
-        "{choices}",
-        choices=(
-            "bernoulli",
-            "continuous-bernoulli",
-            "normal",
-            "normal-learned",
-            "normal-optimal",
-            "normal-linear",
-            "discretized-logistic",
-        ),
-    )
+    likelihood: str = option("bernoulli", "{choices}", choices=tuple(LIKELIHOODS))
     scale: float = option(
         1.0,
-        "standard deviation of a normal likelihood or scale of a logistic one, fixed or where training starts",
+        "standard deviation of a normal likelihood or scale of a logistic one: fixed, or its initial value",
         limits=_SCALE,
         only_with=("a normal or logistic --likelihood", lambda c: "bernoulli" not in c.likelihood),
         may_stay=True,
@@ -171,13 +143,13 @@ class Config:
     lr: float = option(1e-3, "Adam's learning rate, at the start", limits=_SCALE)
     schedule: str = option(
         "constant",
-        "of the learning rate: constant; cosine: down to 2 % of it at the last step; steps: times 10^(-1/5) after 2/5 "
-        "and again after 7/10 of the epochs; paper: Burda et al.'s eight stages, times 10^(-1/7) after each, whose own "
-        "length is --epochs 3280 --batch-size 20 --lr 0.001",
+        "schedule of the learning rate: constant; cosine: down to 2 % of it at the last step; steps: times 10^(-1/5) "
+        "after 2/5 and again after 7/10 of the epochs; paper: Burda et al.'s eight stages, times 10^(-1/7) after each; "
+        "theirs are --epochs 3280 --batch-size 20 --lr 0.001",
         choices=("constant", "cosine", "steps", "paper"),
     )
     adam_eps: float = option(1e-8, "Adam's epsilon", limits=_SCALE)
-    seed: int = option(0, "of the initial weights, the order of the images and every draw", limits=(0, 2**63 - 1))
+    seed: int = option(0, "seed of the initial weights, the order of the images and every draw", limits=(0, 2**63 - 1))
     clip_norm: float = option(
         0.0, "greatest norm of all gradients together, to which they are scaled down; 0 for no bound"
     )
@@ -194,42 +166,39 @@ class Config:
         "none: model and guide run at every step; graph: record the operators of a step once and replay them, the same "
         "training in less time; inductor: compile them to C++ or Triton, the fastest after some seconds at the start, "
         "with torch 2.14 and a C++ compiler only",
-        choices=COMPILERS,
+        choices=("none", "graph", "inductor"),
     )
     precision: str = option(
         "fp32",
         "fp32; bf16, of a compiled step: matrix products and convolutions in bfloat16, everything else in float32",
-        choices=PRECISIONS,
+        choices=("fp32", "bf16"),
     )
     source: str = option(
         "", "where the system was published", pattern=(r"(?s).{0,1000}", "a text of at most 1,000 characters")
     )
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be trained, before anything is built or written."""
+        """Check each field, and then combinations of fields, before anything is built or written."""
         for name, one in OPTIONS.items():
             object.__setattr__(self, name, one.check(name, getattr(self, name)))
         chosen = (name for name, one in OPTIONS.items() if getattr(self, name) != one.default and not one.may_stay)
-        self.refuse_unread(chosen)
+        self.check_used(chosen)
         weighs_rate = self.beta != 1 or self.warm_up > 0 or self.rate_reduction != "sum"
         check_elbo_options(self.elbo, self.particles, self.groups, weighs_rate=weighs_rate, free_bits=self.free_bits)
         estimator, is_mlp, two_layers = ESTIMATORS[self.elbo], self.network == "mlp", self.second_latent_dim > 0
-        if self.posterior == "delta" and not estimator.free_bits:
+        is_point = self.posterior == "delta"
+        if is_point and not estimator.free_bits:
             raise InputError(f"--posterior delta has no density: train it by --elbo trace, not {self.elbo}")
-        if self.posterior == "delta" and (self.beta != 1 or self.warm_up or self.free_bits):
-            raise InputError(
-                "--posterior delta has no rate: leave --beta, --warm-up and --free-bits as they are by default"
-            )
+        if is_point and (self.beta != 1 or self.warm_up or self.free_bits):
+            raise InputError("--posterior delta has no rate: --beta, --warm-up and --free-bits must be the defaults")
         if self.likelihood == "normal-linear" and (self.network != "linear" or two_layers):
             raise InputError("--likelihood normal-linear goes with --network linear and one stochastic layer only")
-        if two_layers and (not is_mlp or self.posterior == "delta"):
+        if two_layers and (not is_mlp or is_point):
             raise InputError("--second-latent-dim goes with --network mlp and a normal posterior only")
         if two_layers and (self.free_bits or self.rate_reduction != "sum"):
-            raise InputError(
-                "--second-latent-dim has no rate of each dimension: leave --free-bits and --rate-reduction"
-            )
+            raise InputError("--second-latent-dim does not go with --free-bits or --rate-reduction mean")
         if two_layers and not estimator.chains:
-            raise InputError(f"--elbo {self.elbo} takes one stochastic layer only: take trace or iwae, for instance")
+            raise InputError(f"--elbo {self.elbo} takes one stochastic layer only: give --elbo trace or iwae")
         if self.pixels == "symmetric" and (self.binarize != "none" or not self.likelihood.startswith("normal")):
             raise InputError("--pixels symmetric goes with --binarize none and a --likelihood normal... only")
         if self.precision != "fp32" and self.compile == "none":
@@ -237,25 +206,25 @@ class Config:
         if self.initialization == "burda" and not (is_mlp and "bernoulli" in self.likelihood):
             raise InputError("--initialization burda goes with --network mlp and a Bernoulli likelihood only")
 
-    def refuse_unread(self, given: Iterable[str]) -> None:
-        """Refuse fields that were chosen and that nothing reads.
+    def check_used(self, names: Iterable[str]) -> None:
+        """Check that the training uses each of these fields: "alpha", for example, is used by --elbo renyi only.
 
         Args:
-            given: names of the fields.
+            names: names of fields.
 
         Raises:
-            InputError: one of them is not read.
+            InputError: one of them is not used.
         """
-        for name in given:
-            others, is_read = OPTIONS[name].only_with
-            if not is_read(self):
+        for name in names:
+            others, is_used = OPTIONS[name].only_with
+            if not is_used(self):
                 raise InputError(f"{flag(name)} goes with {others} only")
 
     def replace(self, /, **overrides: Any) -> Config:
         """Return a copy with some fields changed.
 
         Raises:
-            InputError: a field is unknown, or its value cannot be.
+            InputError: a field is unknown, of the wrong type or out of range, or contradicts another one.
         """
         for name in overrides:
             check_name("option", name, OPTIONS)

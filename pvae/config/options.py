@@ -1,4 +1,4 @@
-"""What an option of a training may be, what it says in --help, and what each ELBO can be combined with."""
+"""`Option`, the type, range and help text of one field of `Config`; and the options that each ELBO can be used with."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ if TYPE_CHECKING:
     from pvae.config.config import Config
 
 __all__ = [
-    "BINARIZATIONS",
-    "COMPILERS",
     "DATASETS",
     "ELBOS",
     "ESTIMATORS",
-    "PRECISIONS",
+    "LIKELIHOODS",
     "Estimator",
     "Option",
     "check_elbo_options",
@@ -31,14 +29,14 @@ __all__ = [
 
 
 class Estimator(NamedTuple):
-    """What an ELBO can be combined with.
+    """The options and models that an ELBO can be used with.
 
     Args:
-        beta: its loss has a rate that beta, a warm-up or a mean over the latent dimensions can weigh.
+        beta: the loss contains the rate, so that --beta, --warm-up and --rate-reduction can change its weight.
         free_bits: the rate of each latent dimension is known.
-        chains: it takes a posterior of several stochastic layers; a closed-form KL does not.
-        importance_weighted: it is a bound of importance weights, which with one particle is the ELBO.
-        separate_draws: its gradient needs weights that depend on one draw of z each.
+        chains: the posterior may have several stochastic layers; a closed-form KL does not exist for them.
+        importance_weighted: it is a bound of importance weights, which equals the ELBO for one particle.
+        separate_draws: its gradient needs importance weights that each depend on one draw of z only.
         least_particles: the smallest K.
     """
 
@@ -65,26 +63,32 @@ ESTIMATORS = {
 }
 ELBOS = tuple(ESTIMATORS)
 DATASETS = ("auto", "mnist", "fashion-mnist", "mnist-5k", "binarized-mnist", "linear-gaussian", "celeba", "folder:PATH")
-BINARIZATIONS = ("none", "threshold", "static", "dynamic")
-COMPILERS = ("none", "graph", "inductor")
-PRECISIONS = ("fp32", "bf16")
-_REMOVED = {"cuda-graph": "graph", "tf32": "fp32"}  # choices of earlier versions, and what replaces them
-_MOST_LAYERS = 1000  # each layer takes memory before its first weight does
+LIKELIHOODS = {  # the choices of --likelihood, and the classes of `pvae.models.likelihoods`
+    "bernoulli": "BernoulliLikelihood",
+    "continuous-bernoulli": "ContinuousBernoulliLikelihood",
+    "normal": "NormalLikelihood",
+    "normal-learned": "LearnedNormalLikelihood",
+    "normal-optimal": "OptimalNormalLikelihood",
+    "normal-linear": "LinearNormalLikelihood",
+    "discretized-logistic": "DiscretizedLogisticLikelihood",
+}
+_REMOVED = {"cuda-graph": "graph", "tf32": "fp32"}  # choices of earlier versions, and their replacements
+_MOST_LAYERS = 1000  # building a layer takes memory even where its width is 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One option of a training: what the parser, the checks and the documentation are made from.
+    """One field of `Config`; the command line's parser, the checks and the documentation are made from it.
 
     Args:
-        default: its value where none is given; its type is the option's type.
-        help: one sentence; "{choices}" stands for the list of them.
-        limits: the least and the greatest number, by default 0 and 10^9, or 10^38 of a real one.
-        choices: the names that it can have; "folder:PATH" is any text that begins with "folder:".
-        pattern: a regular expression and its description, of a text that is not one of some names.
-        only_with: the options that it goes with, and whether a configuration has them and so reads it.
-        may_stay: a system's own value may stay where another option keeps it from being read: `--system conv-2d
-            --likelihood bernoulli` leaves the system's scale behind.
+        default: the default value; its type is the type of the option.
+        help: one sentence; "{choices}" is replaced by the list of choices.
+        limits: the least and the greatest number; by default 0 and 10^9 for an int, 0 and 10^38 for a float.
+        choices: the allowed values of a str; "folder:PATH" allows any text that begins with "folder:".
+        pattern: for a str without choices, a regular expression and its description.
+        only_with: the options that make a training use this one, in words and as a function of a configuration.
+        may_stay: ignore a system's value where it is not used, as for the scale in `--system conv-2d --likelihood
+            bernoulli`. Without it, such a value is an error unless it is the default.
     """
 
     default: Any
@@ -97,21 +101,19 @@ class Option:
 
     @property
     def text(self) -> str:
-        """Its help, with its choices, the options that it goes with and its default."""
+        """The help text, with the choices, the options that are needed for this one, and the default."""
         notes = [f"with {self.only_with[0]} only"] if self.only_with[0] else []
         if isinstance(self.default, tuple):
             notes.append(f"default: {' '.join(map(str, self.default))}")
         elif self.default != "" and not isinstance(self.default, bool):
-            notes.append(
-                f"default: {self.default:g}" if isinstance(self.default, float) else f"default: {self.default}"
-            )
+            notes.append(f"default: {format(self.default, 'g' if isinstance(self.default, float) else '')}")
         return self.help.format(choices=", ".join(self.choices)) + (f" ({'; '.join(notes)})" if notes else "")
 
     def check(self, name: str, value: Any) -> Any:
-        """Return a value of the option's type: a number of numpy's as Python's, a list of widths as a tuple.
+        """Return the value converted to the option's type: a NumPy number to a Python number, a list to a tuple.
 
         Raises:
-            InputError: it is of another type or out of range.
+            InputError: the value has another type or is out of range.
         """
         if isinstance(self.default, bool):
             if not isinstance(value, bool):
@@ -134,15 +136,15 @@ class Option:
 
 
 def option(default: Any, help: str, **rest: Any) -> Any:
-    """Return a field of `Config` with its `Option`, of which `rest` are the other arguments."""
+    """Return a dataclass field of `Config`, whose metadata hold an `Option` with these arguments."""
     return field(default=default, metadata={"option": Option(default=default, help=help, **rest)})
 
 
 def whole_number(name: str, value: Any, least: int = 1, most: int = 10**9) -> int:
-    """Return a whole number, numpy's included, as an int.
+    """Return an integer, which may be a NumPy integer, as an int.
 
     Raises:
-        InputError: it is not one, or out of range.
+        InputError: the value is not an integer or is out of range.
     """
     try:
         count = operator.index(value)
@@ -165,33 +167,33 @@ def _real_number(name: str, value: Any, least: float, most: float) -> float:
     return number
 
 
-def _widths(name: str, hidden: Any) -> tuple[int, ...]:
-    found = list(hidden) if isinstance(hidden, Iterable) and not isinstance(hidden, (str, set)) else []
-    if not found:
-        raise InputError(f"{flag(name)} needs at least one layer width, such as 100 100, not {shown(hidden)}")
-    if len(found) > _MOST_LAYERS:
-        raise InputError(f"{flag(name)} names {len(found):,} layers: give at most {_MOST_LAYERS}")
-    return tuple(whole_number(name, width) for width in found)
+def _widths(name: str, value: Any) -> tuple[int, ...]:
+    widths = list(value) if isinstance(value, Iterable) and not isinstance(value, (str, set)) else []
+    if not widths:
+        raise InputError(f"{flag(name)} needs at least one layer width, such as 100 100, not {shown(value)}")
+    if len(widths) > _MOST_LAYERS:
+        raise InputError(f"{flag(name)} names {len(widths):,} layers: give at most {_MOST_LAYERS}")
+    return tuple(whole_number(name, width) for width in widths)
 
 
 def flag(name: str) -> str:
-    """Return the command line's name of an option."""
+    """Return the name of an option on the command line, for instance "--batch-size"."""
     return "--" + name.replace("_", "-")
 
 
 def check_elbo_options(name: str, num_particles: int, num_groups: int, *, weighs_rate: bool, free_bits: float) -> None:
-    """Refuse options that an ELBO does not have.
+    """Check that an ELBO can be used with these options.
 
     Args:
         name: one of `ELBOS`.
         num_particles: K.
         num_groups: M.
-        weighs_rate: the loss is to weigh the rate, by beta, a warm-up or otherwise.
+        weighs_rate: the rate has a weight other than 1 in the loss, by beta, a warm-up or a mean over dimensions.
         free_bits: nats.
 
     Raises:
-        InputError: an importance-weighted bound has no rate to weigh, an ELBO does not know the rate of each
-            dimension, there is no other particle to compare with, or the particles cannot be divided into groups.
+        InputError: the loss has no rate to weigh, the rate of each dimension is not known, there are too few
+            particles, or their number is not a multiple of the number of groups.
     """
     estimator = ESTIMATORS[name]
     if weighs_rate and not estimator.beta:

@@ -1,9 +1,8 @@
-"""Data sets as tensors in memory, binarization, and bytes that become pixels."""
+"""`Dataset`, images in memory as bytes; binarization, and the conversion of bytes to pixels."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pvae.config.options import BINARIZATIONS
+from pvae.config.config import OPTIONS
 from pvae.core.errors import InputError, check_name, one_line
 
 __all__ = [
@@ -25,20 +24,18 @@ __all__ = [
     "to_pixels",
 ]
 
-_MOST_IMAGES, _MOST_PIXELS = 10**10, 3 * 10**8
-
-# The same binary images for every run, whatever its seed.
+# The binary images do not depend on the seed of a run.
 _BINARIZATION_SEED = {"train": 20070501, "test": 20070502}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecord:
-    """The record of the data in a run folder: how to find them again, and a checksum to compare them.
+    """The description of a data set in a run folder: where it was found, and a checksum of the images.
 
     Args:
         name: the name in titles.
-        dataset: the name that `sources.load_dataset` takes; empty for data given from Python.
-        folder: the folder in which they were found; empty if they are not read from a folder.
+        dataset: the name for `sources.load_dataset`; empty for data given from Python.
+        folder: the folder in which the data set was found; empty if it was not searched in folders.
         num_train: number of training images.
         num_test: number of test images.
         image_shape: (C, H, W).
@@ -53,37 +50,29 @@ class DataRecord:
     image_shape: tuple[int, ...]
     sha256: str
 
-    def __post_init__(self) -> None:
-        """Refuse impossible sizes, before networks of such sizes are built."""
-        counts_fit = all(2 <= count <= _MOST_IMAGES for count in (self.num_train, self.num_test))
-        if not counts_fit or len(self.image_shape) != 3 or min(self.image_shape) < 1:
-            raise InputError("num_train, num_test and image_shape are impossible for a data set")
-        if math.prod(self.image_shape) > _MOST_PIXELS:
-            raise InputError(f"image_shape must hold at most {_MOST_PIXELS:,} pixels")
-
     @property
     def title(self) -> str:
-        """Name and sizes, as printed in the terminal and above figures."""
+        """Name and numbers of images, for the terminal and for titles of figures."""
         return _title(self.name, self.num_train, self.num_test)
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images in memory as bytes, with a name for titles.
+    """Images in memory as bytes.
 
     Args:
-        name: the name in titles, as "MNIST".
+        name: the name in titles, for instance "MNIST".
         train: training images, uint8, (N, C, H, W).
         test: test images, uint8, (M, C, H, W).
         train_labels: classes of the training images, int64 (N,), or attributes, bool (N, A); not used in training.
-        test_labels: those of the test images.
+        test_labels: classes or attributes of the test images.
         label_names: the name of each class or attribute.
-        dataset: the name that `sources.load_dataset` takes; empty for your own images.
-        folder: the folder in which they were found.
-        note: one line for the user on how the data were found, or empty.
+        dataset: the name for `sources.load_dataset`; empty for your own images.
+        folder: the folder in which the data set was found.
+        note: one line that is printed when a training starts, or empty.
 
     Raises:
-        InputError: the tensors are not bytes, are empty, or differ in the shape of an image.
+        InputError: the tensors are not bytes, are empty, or their images differ in shape.
     """
 
     name: str
@@ -114,11 +103,11 @@ class Dataset:
 
     @property
     def title(self) -> str:
-        """Name and sizes."""
+        """Name and numbers of images."""
         return _title(self.name, len(self.train), len(self.test))
 
     def record(self) -> DataRecord:
-        """Return the record for a run folder; computing its checksum reads every pixel."""
+        """Return the record for a run folder; the checksum is computed from all pixels."""
         digest = hashlib.sha256()
         for split in (self.train, self.test):
             digest.update(f"{tuple(split.shape)}".encode())
@@ -135,30 +124,30 @@ class Dataset:
 
 
 def binarized(images: Tensor, mode: str, split: str) -> Tensor:
-    """Return the images binarized once, where the mode draws each outcome only once.
+    """Return the images binarized, except where binary images are drawn anew for each batch.
 
         none: x      threshold: 255 [x >= 0.5]      static: 255 Bernoulli(x), drawn once
 
-    "dynamic" draws training images anew for every batch (see `batch_of`), and test images once, as "static" does, so
-    that the test images are the same in every run.
+    For "dynamic", training images are returned unchanged, because `batch_of` draws them anew for each batch. Test
+    images are drawn once, as for "static", so that they are the same in every run.
 
     Args:
         images: uint8, any shape.
-        mode: one of `options.BINARIZATIONS`.
+        mode: "none", "threshold", "static" or "dynamic".
         split: "train" or "test".
 
     Returns:
         uint8 of the same shape.
     """
-    check_name("binarization", mode, BINARIZATIONS)
+    check_name("binarization", mode, OPTIONS["binarize"].choices)
     if mode == "threshold":
         return (images >= 128).to(torch.uint8) * 255
     if mode == "static" or (mode == "dynamic" and split == "test"):
-        # A byte u, uniform over 0..254, is below v with probability v / 255: an exact Bernoulli(v / 255). RandomState's
-        # stream is frozen, so the outcome does not depend on versions or on the default dtype.
+        # A byte u, uniform over 0..254, is below v with probability v / 255: an exact Bernoulli(v / 255). RandomState
+        # gives the same numbers in every version of numpy.
         uniform = np.random.RandomState(_BINARIZATION_SEED[split]).randint(0, 255, tuple(images.shape), dtype=np.uint8)
         outcome = torch.from_numpy(np.less(uniform, images.cpu().numpy(), out=uniform.view(bool)).view(np.uint8))
-        return outcome.mul_(255).to(images.device)  # in place, in the memory of the draws
+        return outcome.mul_(255).to(images.device)  # in place, to save memory
     return images
 
 
@@ -170,7 +159,7 @@ def to_pixels(images: Tensor, symmetric: bool = False) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """Images in memory as bytes, converted to float pixels one part at a time.
+    """Images in memory as bytes, which `split` converts to float pixels in parts.
 
     Args:
         images: uint8 (N, C, H, W).
@@ -190,7 +179,7 @@ class Pixels:
 
 
 def padded(images: Tensor, margin: int) -> Tensor:
-    """Return the images with a black margin of `margin` pixels on each side."""
+    """Return the images with `margin` black pixels added on each side."""
     return torch.nn.functional.pad(images, (margin,) * 4) if margin else images
 
 
@@ -200,7 +189,7 @@ def batch_of(images: Tensor, index: Tensor, *, dynamic: bool = False, symmetric:
     Args:
         images: uint8 (N, C, H, W).
         index: indices of the batch, int64 (B,), on the device of `images`.
-        dynamic: draw each pixel from Bernoulli(x), anew in each call.
+        dynamic: draw each pixel from Bernoulli(x).
         symmetric: pixels in [-1, 1] in place of [0, 1].
 
     Returns:
@@ -215,8 +204,8 @@ def linear_gaussian(num_train: int = 4000, num_test: int = 1000) -> Dataset:
 
         x = 1/2 + W z + 0.05 noise,    z ~ Normal(0, I) of 5 dimensions,    W with orthogonal columns
 
-    They are the same in every call. Up to the rounding, a linear-Gaussian VAE can learn the model that drew them, and
-    `reference.linear_gaussian` computes its log p(x) exactly.
+    Each call returns the same images. Up to the rounding, a linear-Gaussian VAE can learn the model that they were
+    drawn from, and `reference.linear_gaussian` computes its log p(x) exactly.
 
     Args:
         num_train: number of training images.
@@ -232,5 +221,5 @@ def linear_gaussian(num_train: int = 4000, num_test: int = 1000) -> Dataset:
 
 
 def _title(name: str, num_train: int, num_test: int) -> str:
-    name = one_line(name if len(name) <= 450 else f"{name[:450]} ...")  # a folder's name may be any bytes
+    name = one_line(name if len(name) <= 450 else f"{name[:450]} ...")  # the name of a folder may be any bytes
     return f"{name} ({num_train:,} train / {num_test:,} test)"

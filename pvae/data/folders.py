@@ -1,4 +1,4 @@
-"""Folders in which data are searched: --data-dir, $PVAE_DATA and the user's cache."""
+"""The folders in which data sets are searched: --data-dir, $PVAE_DATA and the user's cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from pathlib import Path
 from pvae.core.errors import InputError
 from pvae.core.files import expanded
 
-__all__ = ["cache_dir", "find", "is_folder"]
+__all__ = ["NotFoundError", "cache_dir", "find", "is_folder"]
+
+
+class NotFoundError(InputError):
+    """A data set is in none of the searched folders, and it cannot be downloaded."""
 
 
 def cache_dir() -> Path:
@@ -24,29 +28,32 @@ def cache_dir() -> Path:
         raise InputError("there is no home folder for a cache: set XDG_CACHE_HOME to a folder") from None
 
 
-def find(place: str, data_dir: str | Path | None) -> tuple[Path | None, str]:
-    """Search `data_dir`, `$PVAE_DATA` and the cache for a folder.
+def find(title: str, folder: str, data_dir: str | Path | None, advice: str = "") -> Path:
+    """Return the first of `data_dir`, `$PVAE_DATA` and the cache that contains a folder.
 
     Args:
-        place: relative path of the folder, as "MNIST/raw".
+        title: name of the data set, for messages.
+        folder: relative path of the folder, for instance "MNIST/raw".
         data_dir: searched first, if given.
-
-    Returns:
-        The first of the three that contains `place`, or None; and all searched paths, to be quoted in a message.
+        advice: how to get the data set, for the message.
 
     Raises:
+        NotFoundError: none of the three contains the folder.
         InputError: `data_dir` or `$PVAE_DATA` is given and does not exist.
     """
     roots = []
-    for source, given in (("--data-dir", data_dir), ("PVAE_DATA", os.environ.get("PVAE_DATA") or None)):
-        if given is not None:
-            roots.append(expanded(given, source))
+    for source, root in (("--data-dir", data_dir), ("PVAE_DATA", os.environ.get("PVAE_DATA") or None)):
+        if root is not None:
+            roots.append(expanded(root, source))
             if not is_folder(roots[-1]):
                 raise InputError(f"{source}: there is no folder {roots[-1]}")
     with contextlib.suppress(InputError):
         roots.append(cache_dir())
-    searched = ", ".join(str(root / place) for root in roots) or "a cache, since there is no home folder"
-    return next((root for root in roots if is_folder(root / place)), None), searched
+    for root in roots:
+        if is_folder(root / folder):
+            return root
+    searched = ", ".join(str(root / folder) for root in roots) or "a cache, since there is no home folder"
+    raise NotFoundError(f"{title} is not in {searched}{advice and ': '}{advice}")
 
 
 def is_folder(path: Path) -> bool:

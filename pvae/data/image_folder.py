@@ -1,8 +1,8 @@
 """Image files as one memory-mapped array of bytes: decoded once, in parallel, into the cache folder.
 
-The name of a cache file is a hash of the image files (path, size, modification time) and the transform. It is
-written under a temporary name and then renamed, so it is always whole. Two processes that build the same cache at once
-both decode, and the second replaces the first one's file by an equal one.
+The name of a cache file is a hash of the image files (path, size, modification time) and of the transform. The file is
+written under a temporary name and then renamed, so it is always complete. If two processes build the same cache at
+once, both decode the images, and the second process replaces the file by an equal one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,31 +32,31 @@ __all__ = ["SUFFIXES", "ImageTransform", "decode", "image_files", "load_images"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
-# A photograph has some tens of millions of pixels; a file whose header gives more is refused before it is decoded.
+# The header of a file is checked before it is decoded; photographs have some tens of millions of pixels.
 _MAX_PIXELS = 100_000_000
-_MAX_BYTES = 2**28  # Pillow reads files of some formats whole before it knows the number of pixels
-_MAX_KEPT_BYTES = 2**28  # of the list beside a cache file
+_MAX_BYTES = 2**28  # of an image file, which Pillow may read into memory at once, or of the list of decoded files
 
-# Larger images are decoded one at a time, in one thread: each takes up to a gigabyte, and a thread keeps its memory.
-_LARGE_PIXELS, _LARGE_BYTES = 2**22, 2**23
+# Larger images are decoded one at a time, in one thread: each takes up to a gigabyte, and threads do not free it.
+_LARGE_PIXELS = 2**22
 _LARGE = ThreadPoolExecutor(1)
 
-# By content, not by suffix. Pillow would hand PostScript, one of its other formats, to an external program.
+# Formats are recognised by content, not by suffix. Pillow would run an external program for PostScript.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
-_DECODING = 3  # version of what `decode` returns; a new one makes old cache files unused
+_DECODING = 3  # version of `decode`, a part of the name of a cache file
 
 
 class ImageTransform(NamedTuple):
-    """How an image file becomes an image: upright, its middle cut out, resized, in colour or grey.
+    """How an image file is converted to an image.
 
-    As in a viewer, an image is turned as its EXIF orientation says, and transparent pixels are laid over white.
+    As in a viewer, an image is turned as its EXIF orientation says, and transparent pixels are laid over white. It is
+    then cropped and resized.
 
     Args:
         size: height and width of the result.
-        crop: side of the square cut out of the middle first; 0 for the whole image.
+        crop: side of the square cut out of the middle; 0 for the whole image.
         grey: one channel in place of three.
-        skip_broken: leave out a file that cannot be decoded, in place of raising an error that names it.
+        skip_broken: leave out a file that cannot be decoded, in place of raising an error.
     """
 
     size: int = 64
@@ -66,7 +66,7 @@ class ImageTransform(NamedTuple):
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return the image files under a folder, sorted by path; links to files outside of it are left out.
+    """Return the image files under a folder, sorted by path, without links to files outside of the folder.
 
     Raises:
         InputError: the folder does not exist, cannot be read, or contains no image file.
@@ -84,15 +84,15 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def load_images(files: Sequence[Path], transform: ImageTransform, cache: Path) -> tuple[NDArray[np.uint8], list[int]]:
-    """Return the images as a memory-mapped array, and decode them first if they are not in the cache.
+    """Return the images as a memory-mapped array, decoded now if they are not in the cache.
 
     Args:
         files: image files.
         transform: applied to each.
-        cache: the folder of cache files; made if missing.
+        cache: the folder of cache files, created if missing.
 
     Returns:
-        Bytes (N, C, H, W), and for each of the N images the index of its file.
+        Bytes (N, C, H, W), and the index of the file of each of the N images.
 
     Raises:
         InputError: a file cannot be decoded (unless `skip_broken`), or the cache cannot be written.
@@ -104,46 +104,44 @@ def load_images(files: Sequence[Path], transform: ImageTransform, cache: Path) -
             identity = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0"
             digest.update(identity.encode("utf-8", "surrogateescape"))
         target = cache / f"{digest.hexdigest()[:32]}.npy"
-        cached = _cached(target, transform)
-        if cached is None:
-            cache.mkdir(parents=True, exist_ok=True)
-            _build(files, transform, target)
-            cached = _cached(target, transform)
+        return _cached(target, transform) or _build(files, transform, target)
     except OSError as error:
         raise InputError(f"the image cache {cache} cannot be used ({error.strerror or error})") from None
-    if cached is None:
-        raise InputError(f"the image cache {cache} cannot be read back: remove the folder and try again")
-    return cached
 
 
 def _cached(target: Path, transform: ImageTransform) -> tuple[NDArray[np.uint8], list[int]] | None:
     """Return the images of a cache file and the indices of their files; None if it is missing or damaged."""
     try:
-        kept: list[int] = json.loads(read_bounded(target.with_suffix(".json"), _MAX_KEPT_BYTES))["kept"]
+        kept: list[int] = json.loads(read_bounded(target.with_suffix(".json"), _MAX_BYTES))["kept"]
         with open_bounded(target, sys.maxsize):  # np.load would wait for a pipe
-            # Copy on write, because torch warns of read-only memory; the file itself is never changed.
-            images: NDArray[np.uint8] = np.load(target, mmap_mode="c")
+            images = _mapped(target)
         shape = (len(kept), 1 if transform.grey else 3, transform.size, transform.size)
     except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError, EOFError):
         return None
     return (images, kept) if images.dtype == np.uint8 and images.shape == shape else None
 
 
-def _build(files: Sequence[Path], transform: ImageTransform, target: Path) -> None:
-    """Decode the files into a cache file: the images as .npy, and the indices of their files as .json."""
+def _mapped(target: Path) -> NDArray[np.uint8]:
+    # Copy on write, because torch warns of read-only memory; the file itself is never changed.
+    return np.load(target, mmap_mode="c")
+
+
+def _build(files: Sequence[Path], transform: ImageTransform, target: Path) -> tuple[NDArray[np.uint8], list[int]]:
+    """Decode the files into a cache file (the images as .npy, the indices of their files as .json) and return both."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     shape = (1 if transform.grey else 3, transform.size, transform.size)
     header = {"descr": "|u1", "fortran_order": False}
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
     kept: list[int] = []
     # Threads, because Pillow decodes without holding the interpreter's lock.
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        warnings.filterwarnings("ignore", module="PIL")  # an unusable file raises an error, which names it
+        warnings.filterwarnings("ignore", module="PIL")  # a file that cannot be used raises an error
         decoded = pool.map(lambda path: decode(path, transform), files)
         try:
             with temporary.open("wb") as file:
                 np.lib.format.write_array_header_1_0(file, {**header, "shape": (len(files), *shape)})
-                silent = None if sys.stderr is not None else True
-                bar = tqdm(decoded, total=len(files), desc="decoding", unit="image", disable=silent)
+                is_silent = None if sys.stderr else True  # None: silent unless stderr is a terminal
+                bar = tqdm(decoded, total=len(files), desc="decoding", unit="image", disable=is_silent)
                 for index, image in enumerate(bar):
                     if image is not None:
                         file.write(image.tobytes())
@@ -153,29 +151,27 @@ def _build(files: Sequence[Path], transform: ImageTransform, target: Path) -> No
                         f"only {len(kept)} of {len(files)} image files can be decoded: training needs at least four"
                     )
                 file.seek(0)
-                # The same length as before, because numpy pads the header so that N can change.
+                # The header keeps its length, because numpy pads it so that N can change.
                 np.lib.format.write_array_header_1_0(file, {**header, "shape": (len(kept), *shape)})
             temporary.replace(target)
             write_whole(target.with_suffix(".json"), to_json({"kept": kept}).encode())
+            return _mapped(target), kept
         finally:
             pool.shutdown(cancel_futures=True)
             temporary.unlink(missing_ok=True)
 
 
 def decode(path: Path, transform: ImageTransform) -> NDArray[np.uint8] | None:
-    """Return the image (C, H, W) of a file; None if it is broken and `transform.skip_broken` is set.
+    """Return the image (C, H, W) of a file, or None if it cannot be decoded and `transform.skip_broken` is set.
 
     Raises:
         InputError: the file cannot be decoded.
     """
     try:
-        with open_bounded(path, _MAX_BYTES, follow=True) as file:
-            is_large = os.fstat(file.fileno()).st_size > _LARGE_BYTES
-            if not is_large:
-                with Image.open(file, formats=_FORMATS) as header:
-                    is_large = header.width * header.height > _LARGE_PIXELS
-            pixels = _LARGE.submit(_pixels, file, transform).result() if is_large else _pixels(file, transform)
-    except Exception as error:  # for broken files Pillow raises struct.error, KeyError and others
+        with open_bounded(path, _MAX_BYTES, follow=True) as file, Image.open(file, formats=_FORMATS) as image:
+            is_large = image.width * image.height > _LARGE_PIXELS
+            pixels = _LARGE.submit(_pixels, image, transform).result() if is_large else _pixels(image, transform)
+    except Exception as error:  # Pillow raises struct.error, KeyError and others for broken files
         if transform.skip_broken:
             return None
         reason = re.sub(r" (<_io|'/).*", "", brief(error)).removeprefix(f"{path} ")
@@ -183,33 +179,31 @@ def decode(path: Path, transform: ImageTransform) -> NDArray[np.uint8] | None:
     return pixels[None] if transform.grey else pixels.transpose(2, 0, 1)
 
 
-def _pixels(file: BinaryIO, transform: ImageTransform) -> NDArray[np.uint8]:
+def _pixels(image: Image.Image, transform: ImageTransform) -> NDArray[np.uint8]:
     """Return the transformed image, (H, W) or (H, W, C)."""
-    file.seek(0)
-    with Image.open(file, formats=_FORMATS) as opened:
-        image: Image.Image = opened
-        if image.width * image.height > _MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels are too many")
-        image.load()  # raises here if more than the EXIF data is broken
-        try:
-            ImageOps.exif_transpose(image, in_place=True)
-        except MemoryError:
-            raise
-        except Exception:  # damaged EXIF data raise many types of exception; viewers ignore them
-            pass
-        if transform.crop:
-            left, top = (image.width - transform.crop) // 2, (image.height - transform.crop) // 2
-            if left < 0 or top < 0:
-                raise ValueError(f"{image.width} x {image.height} pixels, fewer than --crop {transform.crop} cuts out")
-            image = image.crop((left, top, left + transform.crop, top + transform.crop))
-        if image.mode.startswith("I;16") or (image.mode == "I" and opened.format in ("PNG", "PPM")):
-            values = np.asarray(image).astype(np.uint32)  # 16 bits, which Pillow's convert would clip at 255
-            values[values == image.info.get("transparency")] = 2**16 - 1
-            image = Image.fromarray((values // 257).clip(0, 255).astype(np.uint8))
-        elif image.mode in ("I", "F"):
-            raise ValueError("its pixels have neither 8 nor 16 bits: convert it first")
-        shown = image.convert("L" if transform.grey else "RGB")
-        if image.has_transparency_data:
-            alpha = (image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A")
-            shown.paste("white", mask=ImageChops.invert(alpha))
-        return np.asarray(shown.resize((transform.size, transform.size), Image.Resampling.BILINEAR))
+    if image.width * image.height > _MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels are too many")
+    image.load()  # raises an error if more than the EXIF data is damaged
+    has_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # damaged EXIF data raise exceptions of many types; ignored, as by viewers
+        pass
+    if transform.crop:
+        left, top = (image.width - transform.crop) // 2, (image.height - transform.crop) // 2
+        if left < 0 or top < 0:
+            raise ValueError(f"{image.width} x {image.height} pixels, fewer than --crop {transform.crop} cuts out")
+        image = image.crop((left, top, left + transform.crop, top + transform.crop))
+    if has_16_bits:
+        values = np.asarray(image).astype(np.uint32)  # Pillow's convert would clip 16 bits at 255
+        values[values == image.info.get("transparency")] = 2**16 - 1
+        image = Image.fromarray((values // 257).clip(0, 255).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError("its pixels have neither 8 nor 16 bits: convert it first")
+    shown = image.convert("L" if transform.grey else "RGB")
+    if image.has_transparency_data:
+        alpha = (image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A")
+        shown.paste("white", mask=ImageChops.invert(alpha))
+    return np.asarray(shown.resize((transform.size, transform.size), Image.Resampling.BILINEAR))

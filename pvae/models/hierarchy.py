@@ -1,4 +1,4 @@
-"""Two stochastic layers as one latent: z = (z1, z2), with joint distributions made of two factors."""
+"""Two stochastic layers as one latent z = (z1, z2): a prior and a posterior that are chains of two distributions."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ __all__ = ["Chain", "ChainPosterior", "ChainPrior", "FirstLayerDecoder"]
 
 
 class Chain(TorchDistribution):
-    """The joint distribution of a vector made of two parts, the second drawn given the first.
+    """The joint distribution of two vectors a and b, where b is drawn given a.
 
         log p(a, b) = log p(a) + log p(b | a)
 
-    Its value is one vector, like that of any other latent. Its KL divergence from another distribution has no closed
-    form, and neither has its mean.
+    A value is one vector, the concatenation of both. The KL divergence and the mean have no closed form.
 
     Args:
-        first: distribution of a, with an event of one dimension.
-        second: returns the distribution of b for a value of a.
+        first: the distribution of a, with an event of one dimension.
+        second: returns the distribution of b given a.
         num_second: the length of b.
-        swapped: b stands before a in the vector.
+        swapped: b comes before a in the vector.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -51,7 +50,7 @@ class Chain(TorchDistribution):
         super().__init__(first.batch_shape, torch.Size([num_first + num_second]), validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Chain:
-        """Return the same over a larger batch."""
+        """Return this distribution expanded to another batch shape."""
         return Chain(self.first.expand(batch_shape), self.second, self.num_second, swapped=self.swapped)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
@@ -67,12 +66,12 @@ class Chain(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The mean of a, and the mean of b given that value of a, which is not the mean of b: a point to decode."""
+        """The mean of a, and the mean of b given that mean; the second part is not the mean of b."""
         a = self.first.mean
         return self._joined(a, self.second(a).mean)
 
     def mean_over(self, num_samples: int) -> Tensor:
-        """Return the mean of a, and an estimate of that of b: its mean given a, averaged over draws of a."""
+        """Return the mean of a, and an estimate of the mean of b: the mean of b given a, averaged over draws of a."""
         return self._joined(self.first.mean, self.second(self.first.sample((num_samples,))).mean.mean(0))
 
     def _joined(self, a: Tensor, b: Tensor) -> Tensor:
@@ -83,7 +82,7 @@ class ChainPrior(nn.Module):
     """The prior p(z1, z2) = Normal(z2; 0, I) prod_l Normal(z1_l; loc_l(z2), scale_l(z2)^2).
 
     Args:
-        network: from (..., L2) to (..., 2 L1), read as (loc, log scale).
+        network: from (..., L2) to (..., 2 L1): loc and log scale.
         first_dim: L1.
         latent_dim: L2.
     """
@@ -104,7 +103,7 @@ class ChainPosterior(nn.Module):
 
     Args:
         first: a module that returns q(z1 | x).
-        network: from (..., L1) to (..., 2 L2), read as (loc, log scale).
+        network: from (..., L1) to (..., 2 L2): loc and log scale.
         latent_dim: L2.
     """
 
@@ -120,7 +119,7 @@ class ChainPosterior(nn.Module):
 
 
 class FirstLayerDecoder(nn.Module):
-    """Feed a decoder the first layer alone: p(x | z1, z2) = p(x | z1).
+    """A decoder that uses the first layer only: p(x | z1, z2) = p(x | z1).
 
     Args:
         decoder: a network from (..., L1) to (..., C, H, W).
@@ -133,5 +132,5 @@ class FirstLayerDecoder(nn.Module):
         self.latent_dim = latent_dim
 
     def forward(self, z: Tensor) -> Tensor:
-        """Return the decoder's output at z1, the first part of z = (z1, z2)."""
+        """Return the decoder's output for z1, the first part of z = (z1, z2)."""
         return self.decoder(z[..., : self.latent_dim])

@@ -1,4 +1,4 @@
-"""Modules whose call returns a distribution over the latent: p(z) and q(z | x)."""
+"""Modules that return a distribution over the latent: priors p(z) and approximate posteriors q(z | x)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StandardNormalPrior(nn.Module):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        # Buffers, so that .to(device) and .double() reach them; constants, so no checkpoint holds them.
+        # Buffers, so that .to(device) and .double() convert them; not persistent, because they are constants.
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 
@@ -50,7 +50,7 @@ class FlatPrior(nn.Module):
 
 
 class _Flat(dist.ImproperUniform):
-    """Pyro's improper uniform, whose log-density has the device and dtype of z."""
+    """Pyro's improper uniform distribution, with a log-density on the device and in the dtype of z."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         return value.new_zeros(value.shape[:-1])
@@ -59,13 +59,13 @@ class _Flat(dist.ImproperUniform):
 class NormalPosterior(nn.Module):
     """The approximate posterior q(z | x) = prod_l Normal(z_l; loc_l(x), scale_l(x)^2).
 
-    The encoder's output is read as (loc, log scale), so that scale = exp(output), as the Deep Bayes course has
-    it, or as (loc, log variance), so that scale = exp(output / 2), as the other posts have it. The two are the same
-    family; only the step that a gradient takes on the scale differs.
+    The encoder's output is (loc, log scale) as in the Deep Bayes course, so that scale = exp(output), or
+    (loc, log variance) as in the other posts, so that scale = exp(output / 2). Both give the same family of
+    distributions; only the size of a gradient step on the scale differs.
 
     Args:
         encoder: a network from (B, C, H, W) to (B, 2 L).
-        log_variance: read the second half as log variance.
+        log_variance: the second half of the output is the log variance.
 
     Reference:
         Kingma and Welling, arXiv:1312.6114, equation 9.
@@ -84,11 +84,11 @@ class NormalPosterior(nn.Module):
 def bounded_normal(parameters: Tensor, log_variance: bool = False) -> dist.Independent:
     """Return Normal(loc, scale) over L dimensions, with the scale between exp(-7) and exp(7), 0.0009 and 1097.
 
-    Without bounds the scale of a layer whose prior is learned too can underflow to 0, where log q(z | x) is infinite.
+    Without bounds, the scale of a layer with a learned prior can underflow to 0, and log q(z | x) is then infinite.
 
     Args:
         parameters: the output of a network, (..., 2 L): loc and log scale.
-        log_variance: read the second half as log variance.
+        log_variance: the second half is the log variance.
 
     Returns:
         Batch shape (...), event shape (L,).

@@ -1,7 +1,6 @@
-"""Modules whose call returns p(x | z); each states the pixels that it is a distribution over.
+"""Modules that return the likelihood p(x | z) of a latent.
 
-To add a likelihood, write a subclass of `Likelihood` here, give it a name in `LIKELIHOODS` of `pvae.models.build`, and
-add the name to the choices of `Config.likelihood` in `pvae.config.config`.
+To add a likelihood, write a subclass of `Likelihood` here and add it to `LIKELIHOODS` in `pvae.config.options`.
 """
 
 from __future__ import annotations
@@ -34,21 +33,21 @@ __all__ = [
 
 
 class Likelihood(nn.Module):
-    """A likelihood p(x | z) that is independent over pixels: the decoder gives each pixel's parameter.
+    """A likelihood p(x | z) that is independent over pixels; the decoder gives the parameter of each pixel.
 
-    A subclass defines `pixels`, and where its pixels are not any values in a range, `domain` and `_in_domain`. Not
-    every subclass reads `scale`.
+    A subclass defines `pixels`. It overrides `domain` and `_in_domain` if its pixels are not all values of a range.
+    Some subclasses ignore `scale`.
 
     Args:
         decoder: a network from (..., L) to (..., C, H, W).
         image_shape: (C, H, W), the event of the likelihood.
         scale: the scale of each pixel's distribution, or its initial value where the scale is trained.
-        symmetric: the pixels are in [-1, 1], not in [0, 1].
+        symmetric: the pixels are in [-1, 1] in place of [0, 1].
 
     Attributes:
         pseudo: whether it is a pseudo-likelihood: `log_prob` is not the logarithm of a density of the pixels.
-        is_density: whether it is a density over pixels, not a probability.
-        learns_scale: whether the scale is trained with the rest, as the parameter `log_scale`.
+        is_density: whether it is a density over pixels and not a probability.
+        learns_scale: whether the scale is trained, as the parameter `log_scale`.
     """
 
     pseudo = False
@@ -76,12 +75,12 @@ class Likelihood(nn.Module):
 
     @property
     def domain(self) -> str:
-        """The pixels that it is a distribution over, in words."""
+        """The allowed values of a pixel, in words."""
         return "in [-1, 1]" if self.symmetric else "in [0, 1]"
 
     @property
     def levels_per_unit(self) -> float:
-        """How many 8-bit levels lie in a unit of a density's argument; 1 for a probability, which needs no unit."""
+        """The number of 8-bit levels in an interval of length 1 of pixel values; 1 for a probability."""
         return (127.5 if self.symmetric else 255.0) if self.is_density else 1.0
 
     def check(self, x: Tensor) -> Tensor:
@@ -91,7 +90,7 @@ class Likelihood(nn.Module):
             x: pixels, (B, C, H, W).
 
         Raises:
-            InputError: (a ValueError) wrong shape, not floating-point, pixels outside the domain, or NaN.
+            InputError: (a ValueError) `x` has another shape or dtype, or a pixel is NaN or outside the domain.
         """
         if x.shape[1:] != self.image_shape or x.dim() != len(self.image_shape) + 1:
             wanted = ", ".join(str(size) for size in ("B", *self.image_shape))
@@ -111,7 +110,8 @@ class Likelihood(nn.Module):
 class BernoulliLikelihood(Likelihood):
     """The likelihood of binary pixels, p(x | z) = prod_d Bernoulli(x_d; sigmoid(decoder(z)_d)).
 
-    The decoder gives logits, not probabilities: a sigmoid in between floors log p at about -16 and kills its gradient.
+    The decoder gives logits and not probabilities: with a sigmoid in between, log p would be cut off at about -16,
+    where its gradient is zero.
 
     Reference:
         Kingma and Welling, arXiv:1312.6114, appendix C.1, equation 11.
@@ -142,11 +142,11 @@ class ContinuousBernoulliLikelihood(Likelihood):
 
         p(x) = C(p) p^x (1 - p)^(1 - x),   C(p) = 2 artanh(1 - 2 p) / (1 - 2 p), and 2 at p = 1/2
 
-    `ContinuousBernoulli` computes it from the logit of p, where torch's own class is not exact.
+    `ContinuousBernoulli` computes it from the logit l of p; torch's class is inexact there.
 
-    Its log-density may be positive, so that an ELBO of it may be too. At a pixel that is exactly 0 or 1 it has no
-    upper limit: it grows like log|l|. The ELBO of grey images whose margins are all 0 therefore keeps growing with the
-    decoder's outputs, and says little about the model. `DiscretizedLogistic` is a probability of the 8-bit level.
+    The log-density, and so the ELBO, may be positive. At a pixel that is exactly 0 or 1 it has no upper limit: it grows
+    like log|l|. The ELBO of grey images with black margins therefore keeps growing with the decoder's outputs, and
+    says little about the model. `DiscretizedLogistic` is a probability of the 8-bit level and has no such problem.
 
     Reference:
         Loaiza-Ganem and Cunningham, arXiv:1907.06845, section 3.
@@ -162,14 +162,14 @@ class ContinuousBernoulliLikelihood(Likelihood):
 class NormalLikelihood(Likelihood):
     """A Normal around the decoded image, p(x | z) = prod_d Normal(x_d; loc_d(z), scale^2), at a fixed scale.
 
-    Its log-density is a squared error: -||x - loc||^2 / (2 scale^2) up to a constant. loc is kept in the range of
-    the pixels, by a sigmoid for [0, 1] and by a tanh for [-1, 1].
+    The log-density is a squared error, -||x - loc||^2 / (2 scale^2), up to a constant. A sigmoid keeps loc in [0, 1],
+    or a tanh in [-1, 1].
     """
 
     is_density = True
 
     def pixels(self, output: Tensor) -> TorchDistribution:
-        """Return Normal(loc, scale), loc being the decoded image."""
+        """Return Normal(loc, scale), where loc is the decoded image."""
         return dist.Normal(self._loc(output), self.log_scale.exp() if self.learns_scale else self.scale)
 
     def _loc(self, output: Tensor) -> Tensor:
@@ -177,9 +177,9 @@ class NormalLikelihood(Likelihood):
 
 
 class LinearNormalLikelihood(NormalLikelihood):
-    """A Normal around the decoder's output, of any range: p(x | z) = prod_d Normal(x_d; decoder(z)_d, scale^2).
+    """A Normal around the decoder's output itself: p(x | z) = prod_d Normal(x_d; decoder(z)_d, scale^2).
 
-    With a linear decoder the VAE is linear-Gaussian, and `pvae.reference.linear_gaussian` knows log p(x).
+    With a linear decoder the VAE is linear-Gaussian, and `pvae.reference.linear_gaussian` computes log p(x) exactly.
     """
 
     def _loc(self, output: Tensor) -> Tensor:
@@ -187,37 +187,37 @@ class LinearNormalLikelihood(NormalLikelihood):
 
 
 class LearnedNormalLikelihood(NormalLikelihood):
-    """A Normal whose one scale, shared by all pixels, is a parameter trained with the rest."""
+    """A Normal with one trained scale, shared by all pixels."""
 
     learns_scale = True
 
 
 class _ProfileNormal(dist.Normal):
-    """A Normal whose `log_prob` uses the scale that maximises the likelihood of the batch, and reports it to `seen`."""
+    """A Normal whose `log_prob` uses the scale that maximises the likelihood of the batch, and gives it to `record`."""
 
-    def __init__(self, loc: Tensor, scale: Tensor, seen: Callable[[Tensor], object]) -> None:
+    def __init__(self, loc: Tensor, scale: Tensor, record: Callable[[Tensor], object]) -> None:
         super().__init__(loc, scale)
-        self.seen = seen
+        self.record = record
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> _ProfileNormal:
-        return _ProfileNormal(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.seen)
+        return _ProfileNormal(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.record)
 
     def log_prob(self, value: Tensor) -> Tensor:
         scale = (value - self.loc).square().mean().sqrt()
-        self.seen(scale.detach())
+        self.record(scale.detach())
         return dist.Normal(self.loc, scale).log_prob(value)
 
 
 class OptimalNormalLikelihood(NormalLikelihood):
-    """A Normal at the scale that is optimal for the data: sigma-VAE.
+    """A Normal with the scale that maximises the likelihood of the data: sigma-VAE.
 
         scale^2 = mean over batch and pixels of (x - loc)^2
 
-    In training each batch is scored at its own optimal scale (a profile likelihood, not a bound); a running average
-    of it, kept like BatchNorm's, is the scale in eval mode, where the likelihood is an ordinary Normal and the
-    ELBO a bound. The average is stored with the weights. The gradient passes through the scale: it is zero there
-    for a mean of log-probabilities, and not for an importance-weighted bound. Because the scale makes the weight of
-    one draw depend on all others, the estimators "dreg" and "score" are biased in training.
+    In training, `log_prob` uses the optimal scale of each batch (a profile likelihood, not a bound). In eval mode the
+    scale is a running average, updated and stored as BatchNorm's are; the likelihood is then an ordinary Normal and
+    the ELBO a bound. The gradient passes through the scale: that part of it is zero for a mean of log-probabilities,
+    but not for an importance-weighted bound. The scale makes the weight of each draw depend on all other draws, so the
+    estimators "dreg" and "score" are biased in training.
 
     Reference:
         Rybkin, Daniilidis and Levine, arXiv:2006.13202, equation 5 (as submitted; there it should read sigma^2).
@@ -226,14 +226,12 @@ class OptimalNormalLikelihood(NormalLikelihood):
     momentum = 0.1
     running_scale: Tensor
 
-    def __init__(
-        self, decoder: nn.Module, image_shape: Sequence[int], scale: float = 1.0, symmetric: bool = False
-    ) -> None:
-        super().__init__(decoder, image_shape, scale, symmetric)
-        self.register_buffer("running_scale", torch.tensor(float(scale)))
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_buffer("running_scale", torch.tensor(float(self.scale)))
 
     def pixels(self, output: Tensor) -> TorchDistribution:
-        """Return Normal(loc, running scale); in training, one at the scale that is optimal for the batch it scores."""
+        """Return Normal(loc, running scale), or in training a Normal with the optimal scale of the batch."""
         loc = self._loc(output)
         if not self.training:
             return dist.Normal(loc, self.running_scale)
@@ -241,15 +239,14 @@ class OptimalNormalLikelihood(NormalLikelihood):
 
     @property
     def is_bounding(self) -> bool:
-        """Whether an ELBO of it is a bound: in eval mode only, since in training the scale is fitted to the batch."""
+        """Whether the ELBO is a bound: in eval mode only, because in training the scale is fitted to the batch."""
         return not self.training
 
 
 class DiscretizedLogisticLikelihood(Likelihood):
-    """The probability of each of a pixel's 256 levels: `DiscretizedLogistic` with one trained scale for all pixels.
+    """The probability of the 256 levels of each pixel: `DiscretizedLogistic` with one trained scale for all pixels.
 
-    As a probability of bytes it gives a likelihood, in nats or in bits per dimension, that is comparable between
-    models of the same images.
+    Likelihoods of this kind, in nats or in bits per dimension, can be compared between models of the same images.
     """
 
     domain = "k / 255 with whole k"

@@ -1,4 +1,4 @@
-"""Networks: tensors to tensors, no probability."""
+"""Encoder and decoder networks, from tensors to tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.
 
 
 def mlp(*widths: int, activation: str = "relu") -> nn.Sequential:
-    """Return linear layers of the given widths, with a nonlinearity between each two.
+    """Return linear layers of the given widths, with an activation between them.
 
     Args:
         widths: input width, hidden widths, output width.
@@ -60,7 +60,7 @@ def mlp_decoder(
 
     Args:
         latent_dim: L.
-        hidden: widths of the encoder's hidden layers; here they come in reverse.
+        hidden: widths of the encoder's hidden layers; the decoder's are in reverse order.
         image_shape: (C, H, W).
         activation: "relu" or "tanh".
 
@@ -78,9 +78,9 @@ def conv_encoder(
 
     Args:
         image_shape: (C, H, W); each layer's input must have an even height and width.
-        channels: of the layers.
+        channels: number of channels of each layer.
         num_outputs: P.
-        batch_norm: after each convolution BatchNorm and a LeakyReLU of slope 0.3 (Keras's), in place of a ReLU.
+        batch_norm: BatchNorm and LeakyReLU with slope 0.3 (the default of Keras) after each layer, in place of ReLU.
 
     Returns:
         A module that maps (B, C, H, W) to (B, P).
@@ -98,12 +98,12 @@ def conv_decoder(
 
     Args:
         latent_dim: L.
-        channels: of the encoder's layers; here they come in reverse.
+        channels: channels of the encoder's layers; the decoder's are in reverse order.
         image_shape: (C, H, W).
         batch_norm: as in `conv_encoder`.
 
     Returns:
-        A module that maps (..., L) to (..., C, H, W), with any leading dimensions (particles, batch).
+        A module that maps (..., L) to (..., C, H, W).
     """
     bottom = _bottom(image_shape, channels)
     layers: list[nn.Module] = [Linear(latent_dim, math.prod(bottom))]
@@ -113,21 +113,21 @@ def conv_decoder(
     for before, after in pairwise((channels[-1], *reversed(channels))):
         layers.append(nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=1))
         layers += _activation(batch_norm, nn.BatchNorm2d, after)
-    return _OneBatch(nn.Sequential(*layers, nn.Conv2d(channels[0], image_shape[0], 3, padding=1)))
+    return _FlatBatch(nn.Sequential(*layers, nn.Conv2d(channels[0], image_shape[0], 3, padding=1)))
 
 
 class _ChannelsLast(nn.Module):
-    """Store images in the memory format that convolutions are fastest with; the values are the same.
+    """Convert images to the channels_last memory format, in which convolutions are fastest.
 
-    The weights stay contiguous: Pyro's parameter store copies a parameter that is not, and then trains the copy.
+    The weights stay contiguous: Pyro's parameter store copies parameters that are not, and then trains the copies.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last)
 
 
-class _OneBatch(nn.Module):
-    """Fold all leading dimensions of (..., L) into the one batch dimension that convolutions and BatchNorm take."""
+class _FlatBatch(nn.Module):
+    """Flatten the leading dimensions of (..., L) into one batch dimension, as convolutions and BatchNorm need it."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The data of a training: loaded for a configuration, and loaded again for a run and compared with its record."""
+"""The data set of a training: loaded for a configuration, or for a run and then compared with the run's record."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["data_of", "load_again", "load_for"]
 
 
 def load_for(config: Config, data_dir: str | Path | None = None, offline: bool = False) -> Dataset:
-    """Return the data set that a configuration names, with the transform of image files that it describes.
+    """Return the data set of a configuration.
 
     Args:
-        config: of a training.
-        data_dir: searched first.
+        config: the configuration of a training.
+        data_dir: the folder to search first.
         offline: do not download.
 
     Raises:
@@ -32,36 +32,33 @@ def load_for(config: Config, data_dir: str | Path | None = None, offline: bool =
 def data_of(
     run: Run, data: Dataset | None = None, data_dir: str | Path | None = None, offline: bool = False
 ) -> Dataset:
-    """Return the data that a run was trained on, and check that they are the same.
+    """Return the data set that a run was trained on, after comparing its SHA-256 with the run's record.
 
     Args:
         run: the run.
         data: the images, if the run was trained on images given from Python.
-        data_dir: searched first for other data.
+        data_dir: the folder to search first for another data set.
         offline: do not download.
 
     Raises:
-        InputError: the data cannot be found, or their SHA-256 or sizes differ from the run's record.
+        InputError: the data set cannot be found, or its images differ from those in the run's record.
     """
-    found, known = data if data is not None else load_again(run, data_dir, offline), run.data
-    record = found.record()
-    if record.sha256 != known.sha256:
-        raise InputError(f"{run.path} was trained on other data: the SHA-256 of {found.title} differs")
-    if (record.num_train, record.num_test, record.image_shape) != (known.num_train, known.num_test, known.image_shape):
-        raise InputError(f"{run.path}/config.json is damaged: it gives {found.title} other sizes")
-    return found
+    data = data if data is not None else load_again(run, data_dir, offline)
+    if data.record().sha256 != run.data.sha256:
+        raise InputError(f"{run.path} was trained on other data: the SHA-256 of {data.title} differs")
+    return data
 
 
 def load_again(run: Run, data_dir: str | Path | None, offline: bool) -> Dataset:
-    """Return the data set that a run was trained on, which for "auto" may differ from what "auto" is now.
+    """Return the data set with the name in a run's record; for "auto" that is the data set found at the training.
 
     Args:
         run: the run.
-        data_dir: searched first; the folder in the run's record if None.
+        data_dir: the folder to search first; the folder in the run's record if None.
         offline: do not download.
 
     Raises:
-        InputError: the data were given from Python, or cannot be found or read.
+        InputError: the images were given from Python, or the data set cannot be found or read.
     """
     if not run.data.dataset:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The metrics of one epoch: a row of `metrics.jsonl`, and how it is printed."""
+"""`Metrics`, the metrics of one epoch and split: one row of `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class Metrics:
     """Means over the images of one split in one epoch, in nats per datum.
 
     Args:
-        epoch: number of passes that were finished when it was measured.
-        split: "train" (averaged during the pass, while the weights changed) or "test" (after it).
-        elbo: the bound, which does not depend on beta; None where there is no bound: an autoencoder has no rate,
-            and a scale that is fitted to the batch defines no likelihood.
-        elbo_stderr: its standard error over images and draws of z.
+        epoch: number of the epoch, from 1.
+        split: "train" (averaged during the epoch, while the weights changed) or "test" (measured after the epoch).
+        elbo: the bound, which does not depend on beta. None if there is no bound: for an autoencoder, which has no
+            rate, and for a scale that is fitted to each batch, which defines no likelihood.
+        elbo_stderr: standard error of `elbo` over images and draws of z.
         distortion: -E_q log p(x | z).
         rate: KL(q, p), or its Monte Carlo estimate.
-        loss: the minimised quantity: distortion + beta rate, or the negated importance-weighted bound.
-        posterior_mean_loss: distortion at the mean of q(z | x) + KL(q, p), on a "test" row. Not a bound, and usually
-            lower than -elbo: the value that post 002 prints.
-        seconds: the time it took; on a "train" row without the test.
+        loss: the quantity that is minimised: distortion + beta rate, or the negative importance-weighted bound.
+        posterior_mean_loss: distortion at the mean of q(z | x) + KL(q, p), for "test" only. It is not a bound and
+            usually lower than -elbo; post 002 prints it.
+        seconds: duration; for "train" without the test.
         pseudo: the pixels were grey, so `elbo` is a pseudo-ELBO, which does not bound log p(x).
     """
 
@@ -44,11 +44,11 @@ class Metrics:
 
     @property
     def bound(self) -> str:
-        """The name under which `elbo` is shown: "ELBO" or "pseudo-ELBO"."""
+        """The name of `elbo` in texts and figures: "ELBO" or "pseudo-ELBO"."""
         return "pseudo-ELBO" if self.pseudo else "ELBO"
 
     def __str__(self) -> str:
-        """Name split, bound and error in one phrase."""
+        """Return split, bound and standard error, for instance "test ELBO -111.24 +- 0.32"."""
         if self.elbo is None:
             return f"{self.split} distortion {self.distortion:.2f}"
         return f"{self.split} {self.bound} {self.elbo:.2f} +- {self.elbo_stderr:.2f}"
@@ -64,16 +64,16 @@ def summarise(
     seconds: float,
     posterior_mean_loss: float | None = None,
 ) -> Metrics:
-    """Return the means over images as one row.
+    """Return the means over images.
 
     Args:
-        terms: distortion and rate, (N,) each, N at least 2.
-        vae: in the mode in which they were computed.
-        loss: the mean loss of the same images.
-        epoch: passes finished.
+        terms: distortion and rate of each image, (N,) with N at least 2.
+        vae: the VAE, in the mode (training or eval) in which the terms were computed.
+        loss: mean loss of the same images.
+        epoch: number of the epoch, from 1.
         split: "train" or "test".
-        seconds: the time it took.
-        posterior_mean_loss: of the same images, if it was computed.
+        seconds: duration.
+        posterior_mean_loss: posterior-mean loss of the same images, if it was computed.
 
     Raises:
         NotFiniteError: one of the means is NaN or infinite.

@@ -1,8 +1,8 @@
-"""A run folder: configuration, data record, metrics of each epoch, and checkpoint.
+"""`Run`, a run folder: configuration, data record, metrics of each epoch, and checkpoints.
 
-A folder holds config.json (everything needed to repeat the run), metrics.jsonl (one JSON object a line, see
-`metrics.Metrics`), checkpoint.safetensors (weights, optimiser, random state, position) and the one before it, figures/
-and TensorBoard events. The checkpoint decides how much of metrics.jsonl is valid: it holds its length and SHA-256.
+A run folder contains config.json (everything needed to repeat the run), metrics.jsonl (one JSON object per line, see
+`metrics.Metrics`), checkpoint.safetensors (weights, optimiser, random state, progress), the checkpoint before it,
+figures/ and TensorBoard events. The checkpoint stores the length and SHA-256 of the valid part of metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import platform
 import subprocess
 import uuid
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from pvae.core.errors import InputError, brief
 from pvae.core.files import append, is_report, is_temporary, not_a_link, open_bounded, read_bounded, write_whole
 from pvae.core.records import from_record, to_json
 from pvae.data.dataset import DataRecord
-from pvae.models.build import build_vae, unmade_state
+from pvae.models.build import build_vae, meta_state_dict
 from pvae.runs.checkpoint import NO_ROWS, Checkpoint, Counts, Rows, read_checkpoint, to_bytes
 from pvae.runs.metrics import Metrics
 from pvae.vae import VAE
@@ -41,15 +41,15 @@ __all__ = ["Run", "check_out", "load", "provenance"]
 
 _FORMAT = 2
 _CHECKPOINT, _PREVIOUS = "checkpoint.safetensors", "checkpoint-previous.safetensors"
-_MAX_JSON_BYTES = 2**22  # of config.json: some thousands of sessions
-_MAX_ROW_BYTES = 2**27  # of metrics.jsonl: some 200,000 epochs
+_MAX_JSON_BYTES = 2**22  # of config.json: enough for some thousands of sessions
+_MAX_ROW_BYTES = 2**27  # of metrics.jsonl: enough for some 200,000 epochs
 
 
 def check_out(path: Path) -> None:
-    """Refuse a folder for a new run before anything is computed.
+    """Check that a new run can be written to a folder: it must be missing or empty.
 
     Raises:
-        InputError: it exists and is not an empty folder, or cannot be read.
+        InputError: the folder exists and is not empty, is not a folder, or cannot be read.
     """
     try:
         taken = path.exists() and (not path.is_dir() or any(not is_temporary(one) for one in path.iterdir()))
@@ -68,15 +68,10 @@ def provenance() -> dict[str, object]:
         except PackageNotFoundError:  # a source tree that is not installed
             versions[package] = "unknown"
     file, commit = Path(__file__).resolve(), None
+    git = partial(subprocess.run, cwd=file.parent, capture_output=True, text=True, timeout=5, check=True)
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        for command in (
-            ["ls-files", "--error-unmatch", file.name],  # fails in the repository of another project
-            ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        ):
-            done = subprocess.run(
-                ["git", "-C", str(file.parent), *command], capture_output=True, text=True, timeout=5, check=True
-            )
-        commit = done.stdout.strip()
+        git(["git", "ls-files", "--error-unmatch", file.name])  # fails in the repository of another project
+        commit = git(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]).stdout.strip()
     return {
         "threads": torch.get_num_threads(),
         "versions": versions,
@@ -85,114 +80,97 @@ def provenance() -> dict[str, object]:
     }
 
 
+@dataclass(eq=False)
 class Run:
     """A run folder. `Run.create` makes a new one, `Run.open` reads an existing one.
 
-    Attributes:
+    Args:
         path: the folder.
         config: configuration of the training.
-        data: record of the data.
-        identity: a unique name, which is in `config.json` and in the checkpoints.
+        data: record of the data set.
         sessions: for each process that trained the run: first epoch, device, threads, versions, commit, time.
-        has_own_vae: the VAE was built in Python and given to `fit`: `config` does not describe its networks.
+        identity: a unique name, stored in `config.json` and in the checkpoints.
+        has_own_vae: the VAE was built in Python and given to `fit`; `config` does not describe its networks.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        config: Config,
-        data: DataRecord,
-        sessions: list[dict[str, Any]],
-        identity: str = "",
-        has_own_vae: bool = False,
-    ) -> None:
-        self.path, self.config, self.data, self.sessions = path, config, data, sessions
-        self.has_own_vae = has_own_vae
-        self.identity = identity or uuid.uuid4().hex
-        self._rows = NO_ROWS
-        self._is_whole = False  # whether the last checkpoint is known to be undamaged
+    path: Path
+    config: Config
+    data: DataRecord
+    sessions: list[dict[str, Any]] = field(default_factory=list)
+    identity: str = field(default_factory=lambda: uuid.uuid4().hex)
+    has_own_vae: bool = False
+    _rows: Rows = field(default=NO_ROWS, init=False, repr=False)
+    _is_whole: bool = field(default=False, init=False, repr=False)  # the last checkpoint is known to be undamaged
 
     @classmethod
     def create(cls, path: Path | None, config: Config, data: DataRecord, has_own_vae: bool = False) -> Run:
-        """Make the folder, `runs/<time>-<system>-<elbo>` if `path` is None.
+        """Make the folder `path`, or `runs/<time>-<system>-<elbo>` if `path` is None.
 
         Raises:
-            InputError: the folder exists and is not empty, or cannot be written.
+            InputError: the folder cannot be written.
         """
         name = f"{datetime.now():%Y-%m-%d-%H%M%S}-{config.system}-{config.elbo}"
-        new = path or Path("runs") / name
+        folder = path or Path("runs") / name
         try:
-            if path is not None:
-                check_out(path)
-                path.mkdir(parents=True, exist_ok=True)
-            else:
-                new.parent.mkdir(exist_ok=True)
-                for number in itertools.count(2):
-                    try:
-                        new.mkdir()
-                        break
-                    except FileExistsError:  # of another process, started in the same second
-                        new = Path("runs") / f"{name}-{number}"
+            for number in itertools.count(2):
+                try:
+                    folder.mkdir(parents=True, exist_ok=path is not None)
+                    break
+                except FileExistsError:
+                    if path is not None:
+                        raise
+                    folder = Path("runs") / f"{name}-{number}"  # another training started in the same second
         except OSError as error:
-            named = f"--out {path}" if path else "./runs"
-            raise InputError(f"{named} cannot be written ({error.strerror}): name a folder with --out") from None
-        return cls(new, config, data, [], has_own_vae=has_own_vae)
+            option = f"--out {path}" if path else "./runs"
+            raise InputError(f"{option} cannot be written ({error.strerror}): name a folder with --out") from None
+        return cls(folder, config, data, has_own_vae=has_own_vae)
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """Return the run of a folder.
+        """Return the run in a folder.
 
         Raises:
             InputError: the folder is not a run folder, or its `config.json` is damaged.
         """
-        if not isinstance(path, (str, Path)) or not str(path):
-            raise InputError(f"a run is named by its folder, not by {path!r}")
         file = Path(path) / "config.json"
         try:
             record = json.loads(read_bounded(file, _MAX_JSON_BYTES))
-        except PermissionError as error:
-            raise InputError(f"{file} cannot be read ({error.strerror})") from None
-        except OSError:
-            why = "there is no config.json to read in it"
+        except InputError:
+            raise
+        except OSError as error:
+            why = f"its config.json cannot be read ({error.strerror})"
             if not os.path.lexists(path):  # also False for a name that is too long
                 why = "there is nothing of that name"
             elif runs := sorted(Path(path).glob("*/config.json")):
-                why = f"it is a folder of them: name one, as {runs[0].parent}"
+                why = f"it is a folder of run folders: give one of them, for instance {runs[0].parent}"
             raise InputError(f"{path} is no run folder: {why}") from None
-        except InputError:
-            raise
         except (ValueError, RecursionError):
             raise InputError(f"{file} is damaged: it is not JSON") from None
         if not isinstance(record, dict) or record.get("format") != _FORMAT:
             raise InputError(f"{file} is not the record of a run of this version of pvae (format {_FORMAT})")
         try:
-            is_whole = record.pop("sha256", None) == _digest(record)
-            config, data = from_record(Config, record.get("config")), from_record(DataRecord, record.get("data"))
-            sessions = record.get("sessions")
-            if not (isinstance(sessions, list) and sessions and all(isinstance(session, dict) for session in sessions)):
-                raise InputError("it names no session that trained it")
-        except (InputError, RecursionError) as error:
-            raise InputError(f"{file} is damaged: {brief(error)}") from None
-        if not is_whole:
-            raise InputError(
-                f"{file} is not what pvae wrote there: bring a copy back; other options are a run of their own"
-            )
-        return cls(Path(path), config, data, sessions, str(record.get("run")), record.get("own_vae") is True)
+            if record.pop("sha256", None) != _digest(record):
+                raise InputError("it is not what pvae wrote")
+            config, data = from_record(Config, record["config"]), from_record(DataRecord, record["data"])
+            return cls(Path(path), config, data, record["sessions"], record["run"], "own_vae" in record)
+        except (InputError, KeyError, RecursionError) as error:
+            why = f"{file} is damaged ({brief(error)})"
+            raise InputError(f"{why}: restore a copy of it; to change an option, start a new run") from None
 
     def discard(self) -> None:
-        """Remove the folder of a run whose first session failed at its start."""
+        """Remove the folder of a new run whose training could not start."""
         with contextlib.suppress(OSError):
             for name in ("config.json", "metrics.jsonl"):
                 (self.path / name).unlink(missing_ok=True)
             self.path.rmdir()
 
     def begin_session(self, counts: Counts, rows: Rows, device: str, num_processes: int = 1) -> None:
-        """Record a new session, and drop the rows of `metrics.jsonl` that are later than its checkpoint.
+        """Record a new session in `config.json`, and remove the rows of `metrics.jsonl` after its checkpoint.
 
         Args:
-            counts: progress at its start.
+            counts: progress at the start of the session.
             rows: the valid part of `metrics.jsonl`.
-            device: where it trains.
+            device: the device that trains.
             num_processes: number of processes that train together.
 
         Raises:
@@ -200,9 +178,9 @@ class Run:
             OSError: the folder cannot be written.
         """
         not_a_link(self.path / "figures")
-        for leftover in filter(is_temporary, self.path.iterdir()):  # of a process that was killed
-            if leftover.is_symlink() or not leftover.is_dir():
-                leftover.unlink(missing_ok=True)
+        for temporary in filter(is_temporary, self.path.iterdir()):  # left by a process that was killed
+            if temporary.is_symlink() or not temporary.is_dir():
+                temporary.unlink(missing_ok=True)
         valid, self._rows = self._row_bytes(rows), rows
         session = {"from_epoch": counts.epoch, "from_step": counts.step, "device": device, "processes": num_processes}
         self.sessions.append({**session, **provenance()})
@@ -214,39 +192,33 @@ class Run:
             "sessions": self.sessions,
             **({"own_vae": True} if self.has_own_vae else {}),
         }
-        record = json.loads(to_json(record))  # as `open` will read it: with lists in place of tuples
+        record = json.loads(to_json(record))  # lists in place of tuples, as `open` reads them
         text = to_json({**record, "sha256": _digest(record)}, indent=2) + "\n"
         write_whole(self.path / "config.json", text.encode())
         write_whole(self.path / "metrics.jsonl", valid)
 
     @property
     def title(self) -> str:
-        """System, data and test bound of the run: the title of a figure."""
+        """System, data set and test bound of the run, for titles of figures."""
         title = f"{system_title(self.config)}, --elbo {self.config.elbo}, on {self.data.title}"
         tests = [row for row in self.metrics() if row.split == "test"]
         return f"{title}\nepoch {tests[-1].epoch}: {tests[-1]} nats" if tests else title
 
     def metrics(self) -> list[Metrics]:
-        """Return the rows of `metrics.jsonl` up to the checkpoint, in order.
+        """Return the rows of `metrics.jsonl` that were written before the checkpoint.
 
         Raises:
-            InputError: one of the two is damaged.
+            InputError: `metrics.jsonl` or the checkpoint is damaged.
         """
-        rows = []
-        for number, line in enumerate(BytesIO(self._row_bytes(self.read_checkpoint().rows)), start=1):
-            try:
-                rows.append(from_record(Metrics, json.loads(line)))
-            except (ValueError, RecursionError) as error:
-                file = self.path / "metrics.jsonl"
-                raise InputError(f"{file}, line {number} is damaged: {brief(error)}") from None
-        return rows
+        lines = self._row_bytes(self.read_checkpoint().rows).splitlines()
+        return [from_record(Metrics, json.loads(line)) for line in lines]
 
     def record_epoch(self, rows: Iterable[Metrics], checkpoint: Checkpoint) -> None:
-        """Append the rows of an epoch, then write its checkpoint; a row without checkpoint is dropped when resumed.
+        """Append the rows of an epoch, and then write the checkpoint, without which the rows are not valid.
 
         Args:
             rows: metrics of the epoch.
-            checkpoint: the state after it.
+            checkpoint: the state after the epoch.
 
         Raises:
             InputError: another process changed `metrics.jsonl`.
@@ -258,42 +230,37 @@ class Run:
         self.save_checkpoint(checkpoint)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Write the checkpoint as a whole, and keep the previous one beside it unless that is damaged."""
+        """Write the checkpoint, and keep the previous one unless it is damaged."""
         content = to_bytes(replace(checkpoint, rows=self._rows, run=self.identity))
         previous = self.path / _PREVIOUS if self._is_whole else None
         write_whole(self.path / _CHECKPOINT, content, previous=previous)
         self._is_whole = True
 
     def read_checkpoint(self, previous: bool = False) -> Checkpoint:
-        """Return the checkpoint, on the CPU, without executing anything in it.
+        """Return the last checkpoint, on the CPU, without executing anything in it.
 
         Args:
-            previous: return the one before it.
+            previous: return the checkpoint before the last one.
 
         Raises:
-            InputError: it is missing, damaged, or not of this run.
+            InputError: the checkpoint is missing, damaged, or of another run.
         """
         file = self.path / (_PREVIOUS if previous else _CHECKPOINT)
-        state = None if self.has_own_vae else unmade_state(self.config, self.data.image_shape)
-        # Weights and two moments in float64, 24 bytes for each training image, and room for names and the header.
-        num_weights = sum(tensor.numel() for tensor in state.values()) if state is not None else 2**32
-        most = 3 * 8 * num_weights + 24 * self.data.num_train + 2**24
+        like = None if self.has_own_vae else meta_state_dict(self.config, self.data.image_shape)
         try:
-            checkpoint = read_checkpoint(file, state, most)
-        except FileNotFoundError:
-            raise InputError(f"{self.path} holds no {file.name}: it cannot be loaded or resumed") from None
+            checkpoint = read_checkpoint(file, like)
         except OSError as error:
             raise InputError(f"{file} cannot be read ({error.strerror})") from None
         except InputError as error:
             raise InputError(f"{file} is damaged or no checkpoint of pvae: {error}") from None
         if checkpoint.run != self.identity:
-            raise InputError(f"{file} and config.json are of two runs: put back the files of one")
+            raise InputError(f"{file} and config.json are of two runs: restore the files of one run")
         self._is_whole = self._is_whole or not previous
         return checkpoint
 
     @property
     def is_begun(self) -> bool:
-        """Whether a checkpoint was ever written; a run that was killed before its first one has no rows either."""
+        """Whether a checkpoint was ever written; a run that was killed before that has no rows either."""
         rows = self.path / "metrics.jsonl"
         has_rows = rows.exists() and rows.stat().st_size > 0
         return has_rows or any(os.path.lexists(self.path / name) for name in (_CHECKPOINT, _PREVIOUS))
@@ -302,11 +269,11 @@ class Run:
         """Return the trained VAE, in eval mode, on the CPU.
 
         Args:
-            vae: a VAE of the same modules, if the run trained one that was built in Python; it gets the weights.
+            vae: a VAE of the same modules, if the run trained a VAE that was built in Python; it gets the weights.
 
         Raises:
-            InputError: the checkpoint is missing, damaged, or of other networks than those of `config.json` or `vae`,
-                or contains weights whose square overflows; or `vae` is missing, or given where none is needed.
+            InputError: the checkpoint is missing, damaged, or of other networks than those of `config.json` or `vae`;
+                a weight is NaN, or so large that its square overflows; or `vae` is missing or given without need.
         """
         self.check_vae(vae)
         weights = self.read_checkpoint().vae
@@ -315,7 +282,7 @@ class Run:
                 values = f"NaN, infinite or beyond {torch.finfo(tensor.dtype).max ** 0.5:.1e}"
                 raise InputError(f"{self.path / _CHECKPOINT}: {name} has values that are {values}: train anew")
         if vae is None:
-            with torch.random.fork_rng(devices=[]):  # the initial weights drawn here are not used
+            with torch.random.fork_rng(devices=[]):  # the initial weights are replaced below
                 vae = build_vae(self.config, self.data.image_shape)
         try:
             vae.load_state_dict(weights)
@@ -324,10 +291,10 @@ class Run:
         return vae.cpu().eval()
 
     def check_vae(self, vae: VAE | None) -> None:
-        """Refuse to go on without the VAE that the run trained, or with one that it does not need.
+        """Check that a VAE is given if and only if the run trained one that was built in Python.
 
         Raises:
-            InputError: `vae` is missing, or given where none is needed.
+            InputError: `vae` is missing, or given without need.
         """
         if self.has_own_vae and vae is None:
             raise InputError(
@@ -338,7 +305,7 @@ class Run:
             raise InputError(f"{self.path} trained the VAE that its config.json describes: leave vae out")
 
     def figures(self) -> Path:
-        """Return the folder of the run's figures, and make it if it is missing.
+        """Return the folder of the run's figures, which is made if it is missing.
 
         Raises:
             InputError: it is a link, or not a folder.
@@ -348,7 +315,7 @@ class Run:
         return folder
 
     def drop_figures(self) -> None:
-        """Remove the figures that pvae drew; the user's own files stay."""
+        """Remove the figures that pvae drew; other files in the folder stay."""
         folder = not_a_link(self.path / "figures")
         for path in filter(is_report, folder.iterdir() if folder.is_dir() else ()):
             path.unlink(missing_ok=True)
@@ -361,9 +328,11 @@ class Run:
             with open_bounded(file, _MAX_ROW_BYTES) as opened:
                 content = opened.read(min(rows.num_bytes, _MAX_ROW_BYTES))
         elif not self.path.is_dir():
-            raise InputError(f"{self.path} is gone: was it moved, or removed?")
+            raise InputError(f"{self.path} does not exist any more: was it moved or removed?")
         if _rows_of(content) != rows:
-            raise InputError(f"{file} is damaged: it is not what was recorded; bring a copy back, or train anew")
+            raise InputError(
+                f"{file} is damaged: it is not what was recorded; restore a copy of it, or start a new run"
+            )
         return content
 
 
@@ -371,11 +340,11 @@ def load(path: str | Path, vae: VAE | None = None) -> VAE:
     """Return the trained VAE of a run folder, in eval mode, on the CPU.
 
     Args:
-        path: the folder that the training printed at its end.
-        vae: a VAE of the same modules, if the run trained one that was built in Python; it gets the weights.
+        path: the run folder, which a training prints at its end.
+        vae: a VAE of the same modules, if the run trained a VAE that was built in Python; it gets the weights.
 
     Raises:
-        InputError: the folder is not a run folder, or its files are damaged; or `vae` is missing.
+        InputError: the folder is not a run folder, its files are damaged, or `vae` is missing.
     """
     return Run.open(path).vae(vae)
 

@@ -1,8 +1,7 @@
-"""A run's TensorBoard events: scalars and pictures of each epoch.
+"""The TensorBoard events of a run: scalars and pictures of each epoch.
 
-The events are appended to the file by `core.files.append`. `torch.utils.tensorboard.SummaryWriter` writes in a thread,
-even where it is opened and closed once per epoch: on a full disk the thread prints a traceback, and a removed run
-folder is made again.
+`torch.utils.tensorboard.SummaryWriter` is not used because it writes in a thread: on a full disk the thread prints a
+traceback, and it creates a removed run folder again.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ class Events:
 
     Args:
         path: the run folder.
-        epoch: the last valid epoch; TensorBoard no longer shows later ones that an earlier session wrote.
+        epoch: the last valid epoch; TensorBoard then hides later epochs, which an earlier session wrote.
 
     Raises:
-        OSError: (by every method) the file cannot be written.
+        OSError: (also by `epoch`) the file cannot be written.
     """
 
     def __init__(self, path: Path, epoch: int) -> None:
@@ -48,10 +47,10 @@ class Events:
         self._write([Event(file_version="brain.Event:2"), Event(step=epoch + 1, session_log=start)])
 
     def epoch(self, rows: Iterable[Metrics], images: Tensor, reconstructions: Tensor, samples: Tensor) -> None:
-        """Write the rows of an epoch, train and test of a quantity in one section, and its pictures.
+        """Write the metrics and pictures of an epoch; train and test values of a quantity are in one section.
 
         Args:
-            rows: of one epoch.
+            rows: metrics of one epoch.
             images: test images (B, C, H, W) in [0, 1], shown above their reconstructions.
             reconstructions: (B, C, H, W).
             samples: images drawn from the prior (N, C, H, W); N = 0 for an autoencoder.

@@ -18,7 +18,7 @@ from pvae.core.random_state import restore_rng_state, rng_state, seeded
 from pvae.core.terms import Terms
 from pvae.data.dataset import Dataset, binarized, padded, to_pixels
 from pvae.evaluation.latent_space import reconstruct, sample
-from pvae.models.build import build_vae, refuse_what_does_not_fit, start_like_burda
+from pvae.models.build import build_vae, check_memory, start_like_burda
 from pvae.runs.checkpoint import Checkpoint, Counts
 from pvae.runs.metrics import Metrics, summarise
 from pvae.training.epoch_state import EpochState
@@ -63,7 +63,7 @@ class Trainer:
                 f"{data.name}: give at least --batch-size 1 and at most {len(data.train)}"
             )
         if vae is None:
-            refuse_what_does_not_fit(config, data.image_shape)
+            check_memory(config, data.image_shape)
         self.config = config
         self.device = device
         self.world = world

