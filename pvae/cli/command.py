@@ -16,7 +16,8 @@ from typing import NoReturn
 
 from pvae.core.errors import InputError, LostError, TrainingError, one_line
 from pvae.core.files import check_replaceable
-from pvae.core.finite import NotFiniteError, is_of_memory, named, one_voice
+from pvae.core.finite import NotFiniteError, naming_refused_parameters, no_nan_warnings
+from pvae.core.memory import is_of_memory
 from pvae.core.signals import SIGNALS, Interruptions, handled_by
 from pvae.core.torchrun import is_first_process
 
@@ -98,7 +99,7 @@ def _run(name: str, command: Callable[[], None]) -> int:
     try:
         if not _has_working_folder():
             raise InputError("the folder in which the command was started is gone: go to one that exists")
-        with named(), one_voice():
+        with naming_refused_parameters(), no_nan_warnings():
             command()
         return 0
     except (InputError, TrainingError, NotFiniteError) as error:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pvae.cli.command import Parser, a_path, ctrl_c_exits_at_once, result_folder, run_command
 from pvae.core.errors import InputError, check_name
 from pvae.core.files import not_a_link, write_whole
-from pvae.core.finite import NotFiniteError, named
+from pvae.core.finite import NotFiniteError, naming_refused_parameters
 from pvae.core.records import to_json
 from pvae.core.terminal import say
 from pvae.core.torchrun import place_of
@@ -120,7 +120,7 @@ def _draw_side_by_side(arguments: argparse.Namespace, runs: Sequence[Path]) -> N
             state = (trained.run.identity, trained.run.read_checkpoint().counts)
             if state in known:
                 raise InputError(f"it is a copy of {known[state]}, not another seed")
-            with named():
+            with naming_refused_parameters():
                 read.append(entry_of(trained))
             known[state] = path.name
             say(f"{path.name}: {read[-1].title}")

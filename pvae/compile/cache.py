@@ -1,6 +1,6 @@
-"""A cache of compiled graphs in the user's cache folder: each graph is compiled once on a machine.
+"""A cache of compiled graphs in the user's cache folder, so that each graph is compiled once on a machine.
 
-Loading a package runs no part of the compiler, which torch's own caches do not spare a process.
+Loading a package runs no part of the compiler; torch's own caches do not save a process this time.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from pvae.data.folders import cache_dir
 
 __all__ = ["load_or_compile"]
 
-_NUM_KEPT = 100  # packages, of 2 MB each
-_MOST = 2**28  # bytes of a package
+_MAX_PACKAGES = 100  # of 2 MB each
+_MAX_BYTES = 2**28  # of a package
+# Environment variables that may change the code. Not all of "TORCH": TORCHELASTIC_RUN_ID differs in each torchrun.
+_SETTINGS = ("TORCH_", "TORCHINDUCTOR", "AOT", "ATEN", "INDUCTOR", "CXX", "CPP", "CFLAGS")
 
 Function = Callable[[list[Tensor]], list[Tensor]]
 
@@ -35,8 +37,8 @@ Function = Callable[[list[Tensor]], list[Tensor]]
 def load_or_compile(graph: fx.GraphModule, inputs: Sequence[Tensor], options: dict[str, Any]) -> Function:
     """Return a graph of torch's operators as compiled code: from the cache, or compiled ahead of time and cached.
 
-    A package is loaded if graph, shapes, strides, torch, CPU and torch's settings are those that it was compiled under,
-    and if its checksum is right. Changes to torch._inductor.config in a process are not seen.
+    A package is loaded if it was compiled for the same graph, shapes, strides, torch, CPU and settings of torch, and if
+    its checksums are right. Changes to torch._inductor.config in a process are not detected.
 
     Args:
         graph: takes every tensor as an input; no two of them share memory.
@@ -48,66 +50,47 @@ def load_or_compile(graph: fx.GraphModule, inputs: Sequence[Tensor], options: di
         inputs unless they are inputs.
 
     Raises:
-        ValueError: the graph holds anything beside its inputs, or two of these share memory, or one is not on the CPU.
-        Exception: whatever torch raises where it cannot compile it.
+        ValueError: the graph holds objects other than its inputs, or two inputs share memory.
+        Exception: torch cannot compile the graph.
     """
     if any(node.op not in ("placeholder", "call_function", "output") for node in graph.graph.nodes):
-        raise ValueError("a graph that holds more than its inputs is not told from another")
+        raise ValueError("a graph that holds more than its inputs cannot be identified by its text")
     if len({one.untyped_storage().data_ptr() for one in inputs}) < len(inputs):
         raise ValueError("inputs share memory")
-    if any(one.device.type != "cpu" for one in inputs):
-        raise ValueError("an input is not on the CPU")
-    package, key = None, _key(graph, inputs, options)
-    with contextlib.suppress(InputError):  # there is no cache folder
-        package = _kept(cache_dir() / "compiled", key)
-    if package is None:
-        package = _compiled(graph, inputs, options)
+    file = None
+    with contextlib.suppress(InputError):  # the user has no cache folder
+        file = cache_dir() / "compiled" / f"{_key(graph, inputs, options)}.pt2"
+    if file is not None:
+        with contextlib.suppress(Exception):  # missing or damaged
+            return _load(file)
+    package = io.BytesIO()  # torch would end the process if it wrote to a full disk
+    compile_package(torch.export.export(graph, tuple(inputs)), package, {**options})
+    if file is not None:
         with contextlib.suppress(OSError, InputError):  # the next process compiles it again
-            _keep(cache_dir() / "compiled", key, package)
-    return _loaded(package)
+            _store(file, package.getvalue())
+    return _unpacked(package)
 
 
-def _compiled(graph: fx.GraphModule, inputs: Sequence[Tensor], options: dict[str, Any]) -> bytes:
-    package = io.BytesIO()  # on a full disk torch would end the process
-    program = torch.export.export(graph, tuple(inputs))
-    compile_package(program, package, {**options})
-    return package.getvalue()
+def _load(file: Path) -> Function:
+    function = _unpacked(io.BytesIO(read_bounded(file, _MAX_BYTES)))
+    with contextlib.suppress(OSError):  # the folder may be read-only
+        os.utime(file)
+    return function
 
 
-def _loaded(package: bytes) -> Function:
-    with tempfile.TemporaryDirectory() as folder:  # given the file, torch would leave an unpacked copy behind
-        zipfile.ZipFile(io.BytesIO(package)).extractall(folder)
+def _unpacked(package: io.BytesIO) -> Function:
+    with tempfile.TemporaryDirectory() as folder:  # given a file, torch would leave an unpacked copy behind
+        zipfile.ZipFile(package).extractall(folder)  # checks checksums: damaged code could crash the process
         return load_package(folder)
 
 
-def _kept(folder: Path, key: str) -> bytes | None:
-    """Return the package of that key if its checksum is right: damaged code would not raise, but crash the process."""
-    for path in folder.glob(f"{key}-*.pt2"):
-        with contextlib.suppress(OSError, InputError):
-            package = read_bounded(path, _MOST)
-            if path.name == _name(key, package):
-                with contextlib.suppress(OSError):  # the folder may be read-only
-                    os.utime(path)
-                return package
-    return None
-
-
-def _keep(folder: Path, key: str, package: bytes) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for damaged in folder.glob(f"{key}-*.pt2"):
-        damaged.unlink(missing_ok=True)
-    write_whole(folder / _name(key, package), package)
-    by_age = sorted(folder.glob("*.pt2"), key=lambda path: path.stat().st_mtime)
-    for path in by_age[:-_NUM_KEPT]:
+def _store(file: Path, package: bytes) -> None:
+    """Write a package, and remove those that were not used for the longest time."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, package)
+    by_last_use = sorted(file.parent.glob("*.pt2"), key=lambda path: path.stat().st_mtime)
+    for path in by_last_use[:-_MAX_PACKAGES]:
         path.unlink(missing_ok=True)
-
-
-def _name(key: str, package: bytes) -> str:
-    return f"{key}-{_digest(package)}.pt2"
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _key(graph: fx.GraphModule, inputs: Sequence[Tensor], options: dict[str, Any]) -> str:
@@ -116,20 +99,11 @@ def _key(graph: fx.GraphModule, inputs: Sequence[Tensor], options: dict[str, Any
         str(graph.graph),
         [(one.dtype, tuple(one.shape), one.stride()) for one in inputs],
         sorted(options.items()),
-        (torch.__version__, torch.version.git_version),
+        torch.__version__,
         sorted(torch.cpu.get_capabilities().items()),
-        (torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), torch.backends.mkldnn.enabled),
+        (torch.get_num_threads(), torch.backends.mkldnn.enabled),
         (torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu")),
         torch.are_deterministic_algorithms_enabled(),
-        sorted((name, value) for name, value in os.environ.items() if _is_setting(name)),
+        sorted(item for item in os.environ.items() if item[0].startswith(_SETTINGS) and not item[0].endswith("_DIR")),
     )
-    return _digest(repr(parts).encode())
-
-
-def _is_setting(name: str) -> bool:
-    """Whether a variable of the environment may change the code; paths do not."""
-    return name.startswith(_SETTINGS) and not name.endswith("_DIR")
-
-
-# Not all of "TORCH": torchrun gives each run a name, in TORCHELASTIC_RUN_ID.
-_SETTINGS = ("TORCH_", "TORCHINDUCTOR", "AOT", "ATEN", "INDUCTOR", "CXX", "CPP", "CFLAGS")
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

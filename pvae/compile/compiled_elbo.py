@@ -1,4 +1,4 @@
-"""An ELBO recorded once and replayed at each step: the same loss and gradients without the Python that forms them."""
+"""An ELBO whose operators are recorded once and replayed at each step, without the Python of model and guide."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pvae.compile.adam import AdamUpdate
 from pvae.compile.graph import check_ways, record
 from pvae.compile.guards import (
     Snapshot,
-    as_if_nothing,
     buffers_unchanged,
     refuse_handlers,
+    remove_new_parameters,
     running_modules,
-    surroundings,
+    state_unchanged,
+    torch_settings,
     unchanged,
-    unmakes_parameters,
 )
 from pvae.compile.optimizers import OTHER_PARAMETERS
 from pvae.compile.recorded_step import Call, Prepare, RecordedStep, Step
@@ -33,28 +33,29 @@ from pvae.elbos.base import PyroFunction
 __all__ = ["CompiledELBO"]
 
 _CHANGES_ITSELF = (
-    "the step cannot be recorded, since a module, or what model or guide hold, changes itself in it: "
+    "the step cannot be recorded, since a module, or an object that model or guide use, changes itself in it: "
     "leave --compile out (in Python, give SVI the ELBO itself)"
 )
-_NUM_KEPT = 32  # recordings: each is of a batch shape, a mode or an edit of the model
+_MAX_RECORDINGS = 32  # one for each batch shape, mode and edit of the model
 
 
 class CompiledELBO(ELBO):
-    """An ELBO that `pyro.infer.SVI` takes as any other, and that runs model and guide only when it must.
+    """An ELBO for `pyro.infer.SVI` that runs model and guide once, records their operators, and replays these.
 
-    The first step runs them under Pyro's tracing and records the operators of loss and gradients; later steps replay
-    these. A replay draws from torch's generator what the model would have drawn, so that the same seed gives the same
-    training, to rounding. A step is recorded anew if its batch has another shape or dtype, if the parameter store or
-    autocast changed, or if a module of the model was edited: a parameter, a mode, an attribute, a hook, a child.
-    beta is an input. Values read from elsewhere (a global variable, another generator) are fixed by the recording, and
-    torch's validation looks at the first batch alone; the domain of the pixels is checked at every step.
+    The first step runs model and guide under Pyro's tracing and records the operators of loss and gradients; later
+    steps replay them. A replay draws the same numbers from torch's generator as the model would, so the same seed gives
+    the same training, to rounding. A step is recorded anew if its batch has another shape or dtype, if the parameter
+    store or autocast changed, or if a module of the model was edited: a parameter, a mode, an attribute, a hook, a
+    child. beta is an input. Other values (a global variable, another generator) are fixed by the recording. torch
+    validates the first batch only; the domain of the pixels is checked at every step.
 
     Args:
         elbo: one of pvae's, or any Pyro ELBO with a `differentiable_loss`.
-        engine: "graph" or "inductor", of `graph.record`; inductor compiles what trains, and a loss alone is recorded.
-        precision: "fp32" or "bf16", of `graph.record`.
-        batch_size: inductor compiles steps on batches of this many only; rarer ones, such as the short last batch of an
-            epoch, are recorded. Without it all are compiled.
+        engine: "graph" or "inductor", see `graph.record`; inductor compiles training steps, and evaluations are only
+            recorded.
+        precision: "fp32" or "bf16", see `graph.record`.
+        batch_size: inductor compiles steps on batches of this size only; others, such as the short last batch of an
+            epoch, are only recorded. By default all are compiled.
 
     Attributes:
         num_recordings: how often it has recorded.
@@ -62,7 +63,7 @@ class CompiledELBO(ELBO):
     Raises:
         TypeError: the ELBO has no `differentiable_loss`.
         InputError: there is no such engine or precision; or when used, if model or guide read the values of tensors,
-            if a module changes itself in each step, or if another Pyro handler than SVI's own is around.
+            if a module changes itself in each step, or if another Pyro handler than SVI's own is active.
     """
 
     def __init__(
@@ -79,21 +80,21 @@ class CompiledELBO(ELBO):
         self.num_recordings = 0
         self._is_changing = False
         self._recorded: list[RecordedStep] = []
-        self._known: dict[object, RecordedStep] | None = None  # by call and shapes, inside `unedited`
+        self._checked: dict[object, RecordedStep] | None = None  # by call and shapes, inside `unedited`
 
     @contextlib.contextmanager
     def unedited(self) -> Iterator[None]:
-        """Look for edits once, and not before each step: for a loop that makes none.
+        """Look for edits only before the first step of each kind and batch shape, in a loop that makes none.
 
-        To look costs as much as many operators. In this block it is done before the first step of each kind and batch
-        shape. beta and Adam's lr, betas and epsilon may still change; model, guide, modules, their modes, the ELBO's
-        other attributes, Pyro's parameter store, the optimiser and its state, and torch's settings may not.
+        Looking takes as long as many operators. In this block beta and Adam's lr, betas and epsilon may still change;
+        model, guide, modules, their modes, the ELBO's other attributes, Pyro's parameter store, the optimiser and its
+        state, and torch's settings may not.
         """
-        before, self._known = self._known, {}
+        before, self._checked = self._checked, {}
         try:
             yield
         finally:
-            self._known = before
+            self._checked = before
 
     def backward(
         self, model: PyroFunction, guide: PyroFunction, *inputs: Tensor, beta: float | None = None
@@ -102,13 +103,12 @@ class CompiledELBO(ELBO):
         recorded = self._find(Call("gradients", model, guide), inputs)
         if recorded is None:
             return self._eager("backward", "loss_and_grads", model, guide, *inputs, beta=beta)
-        found, flags, gradients = recorded.play(self._beta(beta), inputs)
-        recorded.refuse(flags)
+        result, gradients = recorded.play(self._beta(beta), inputs)
         recorded.add_gradients(gradients)
         store = pyro.get_param_store()
         for site in recorded.step.sites:  # SVI steps the parameters whose sites it sees
             apply_stack({**site, "value": store[site["name"]]})  # type: ignore[typeddict-item]
-        return found
+        return result
 
     def update(
         self,
@@ -119,14 +119,14 @@ class CompiledELBO(ELBO):
         prepare: Prepare | None = None,
         beta: float | None = None,
     ) -> LossAndTerms | None:
-        """Step the parameters, or return None if this step must be run eagerly (`CompiledSVI` calls it).
+        """Step the parameters, or return None if this step must be run eagerly (called by `CompiledSVI`).
 
         Args:
             model: a Pyro function.
             guide: its guide.
             update: steps the parameters.
-            inputs: of `prepare`, or of model and guide.
-            prepare: turns the inputs into the argument of model and guide; recorded too.
+            inputs: the inputs of `prepare`, or of model and guide.
+            prepare: converts the inputs to the argument of model and guide; it is recorded too.
             beta: weight of the rate.
 
         Returns:
@@ -142,11 +142,10 @@ class CompiledELBO(ELBO):
             return None
         if not update.set_numbers(recorded.counts):
             return None
-        found, flags, (is_taken, finite) = recorded.play(self._beta(beta), inputs)
+        result, (is_taken, finite) = recorded.play(self._beta(beta), inputs)
         if not is_taken:
-            recorded.refuse(flags)
-            update.refuse(found.loss, recorded.step.trained, finite)
-        return found
+            update.refuse(result.loss, recorded.step.trained, finite)
+        return result
 
     def evaluate(
         self, model: PyroFunction, guide: PyroFunction, *inputs: Tensor, beta: float | None = None
@@ -156,111 +155,92 @@ class CompiledELBO(ELBO):
             recorded = self._find(Call("loss", model, guide), inputs)
             if recorded is None:
                 return self._eager("evaluate", "loss", model, guide, *inputs, beta=beta)
-            found, flags, _ = recorded.play(self._beta(beta), inputs)
-            recorded.refuse(flags)
-            return found
+            return recorded.play(self._beta(beta), inputs)[0]
 
     def loss_and_grads(
         self, model: PyroFunction, guide: PyroFunction, *inputs: Tensor, beta: float | None = None
     ) -> Tensor:
-        """Return the loss after adding its gradients to the parameters (`SVI.step` calls it)."""
+        """Return the loss after adding its gradients to the parameters (called by `SVI.step`)."""
         return self.backward(model, guide, *inputs, beta=beta).loss
 
     def loss(self, model: PyroFunction, guide: PyroFunction, *inputs: Tensor, beta: float | None = None) -> float:
-        """Return the loss as a number (`SVI.evaluate_loss` calls it)."""
+        """Return the loss as a number (called by `SVI.evaluate_loss`)."""
         return self.evaluate(model, guide, *inputs, beta=beta).loss.item()
 
-    def _get_trace(self, *arguments: Any) -> Any:  # Pyro's base class wants one
+    def _get_trace(self, *arguments: Any) -> Any:  # required by Pyro's base class
         return self.elbo._get_trace(*arguments)
 
     def _beta(self, beta: float | None) -> float:
         return float(getattr(self.elbo, "beta", 1.0)) if beta is None else beta
 
-    def _eager(self, ours: str, pyros: str, *arguments: Any, beta: float | None) -> LossAndTerms:
-        """Call the ELBO itself; one of Pyro's has no terms and no beta."""
-        if hasattr(self.elbo, ours):
-            return getattr(self.elbo, ours)(*arguments, beta=beta)
-        return LossAndTerms(torch.as_tensor(getattr(self.elbo, pyros)(*arguments)), None)  # type: ignore[arg-type]
+    def _eager(self, name: str, pyro_name: str, *arguments: Any, beta: float | None) -> LossAndTerms:
+        """Call a method of the ELBO itself; Pyro's own ELBOs name it otherwise, and have no terms and no beta."""
+        if hasattr(self.elbo, name):
+            return getattr(self.elbo, name)(*arguments, beta=beta)
+        return LossAndTerms(torch.as_tensor(getattr(self.elbo, pyro_name)(*arguments)), None)  # type: ignore[arg-type]
 
     def _find(self, call: Call, inputs: Sequence[Tensor]) -> RecordedStep | None:
-        """Return the recording of such a step, made now if there is none; None for a step that must be run eagerly."""
+        """Return the recording of such a step, recorded now if there is none; None if the step must be run eagerly."""
         refuse_handlers(call.gives)
         shapes = tuple((x.shape, x.dtype, x.device, x.stride(), x.requires_grad) for x in inputs)
-        recorded = None if self._known is None else self._known.get((call, shapes))
-        if recorded is None:
-            recorded = self._look_up(call, inputs, shapes)
-            if recorded is not None and self._known is not None:
-                self._known[call, shapes] = recorded
-        return recorded
-
-    def _look_up(self, call: Call, inputs: Sequence[Tensor], shapes: object) -> RecordedStep | None:
-        """Return the recording of such a step if nothing was edited since; else a new one, or None."""
+        recorded = None if self._checked is None else self._checked.get((call, shapes))
+        if recorded is not None:
+            return recorded
         update = call.update
         if update is not None and not update.suits(update.optimizer):
             return None
-        key = (call.gives, shapes, surroundings())
         if call.gives != "loss" and any(x.requires_grad for x in inputs):
             raise InputError("a compiled ELBO gives gradients to parameters only, and an input requires one")
-        for recorded in reversed(self._recorded):
-            if recorded.suits(key, call, self.elbo):
-                return recorded
-        with as_if_nothing([*inputs, *(update.parameters if update is not None else [])], call.gives):
-            fresh = self._record(key, call, inputs)
-        if fresh is not None:
+        key = (call.gives, shapes, torch_settings())
+        recorded = next((one for one in reversed(self._recorded) if one.suits(key, call, self.elbo)), None)
+        if recorded is None:
+            with state_unchanged([*inputs, *(update.parameters if update is not None else [])], call.gives):
+                recorded = self._record(key, call, inputs)
+            if recorded is None:
+                return None
             self.num_recordings += 1
-            # A recording with another state of this optimiser is of no use any more, and would keep that state alive.
-            kept = [one for one in self._recorded if one.call.update is not update or one.is_of(update)]
-            self._recorded = [*kept[1 - _NUM_KEPT :], fresh]
-        return fresh
+            # A recording with an earlier state of this optimiser is never used again, and would keep that state alive.
+            kept = [one for one in self._recorded if one.call.update is not update or one.has_state_of(update)]
+            self._recorded = [*kept[1 - _MAX_RECORDINGS :], recorded]
+        if self._checked is not None:
+            self._checked[call, shapes] = recorded
+        return recorded
 
     def _record(self, key: tuple[object, ...], call: Call, inputs: Sequence[Tensor]) -> RecordedStep | None:
-        """Run the step once, to see the parameters that it makes and the modules that run, and record it."""
-        seen = self._run_once(call, inputs)
-        if seen is None:
+        """Run the step once, to find the parameters that it creates and the modules that run, and record it."""
+        trial = self._run_once(call, inputs)
+        if trial is None:
             return None
-        modules, dtype = seen
-        update, watched = call.update, [*call.functions, self.elbo, modules]
-        snapshot = Snapshot(watched)
+        modules, dtype = trial
+        snapshot, update = Snapshot([*call.functions, self.elbo, *modules]), call.update
         if update is not None:
             update.prepare()
+        written = update.written() if update is not None else []
         step = Step(self.elbo, call)
-        # Views: one tensor given twice would be taken for one input.
         beta = torch.tensor(1.0, dtype=dtype if dtype.is_floating_point else None, device=inputs[0].device)
-        written = update.held() if update is not None else []
+        # Compiling takes seconds, and saves milliseconds at each step, which a rare step does not repay.
         is_rare = call.gives == "loss" or self.batch_size not in (None, len(inputs[0]))
-        # To compile takes seconds, and saves milliseconds of a rare step.
-        engine = "graph" if is_rare and self.engine == "inductor" else self.engine
+        engine = "graph" if is_rare else self.engine
         with buffers_unchanged(modules), unchanged(written):
+            # Views, since one tensor given twice would be recorded as one input.
             replay = record(step, [beta, *(x.view_as(x) for x in inputs)], engine, self.precision)
-        if snapshot != Snapshot(watched):
+        if not snapshot.is_current():
             raise InputError(_CHANGES_ITSELF)
-        if update is not None and not step.is_of_the_optimizer:
+        if update is not None and not step.has_params_of_optimizer:
             raise RuntimeError(OTHER_PARAMETERS)
-        return RecordedStep(
-            key=key,
-            call=call,
-            elbo=self.elbo,
-            snapshot=snapshot,
-            modules=modules,
-            beta=beta,
-            replay=replay,
-            step=step,
-            written=update.held() if update is not None else [],
-            counts=update.counts(step.trained) if update is not None else [],
-        )
+        counts = update.counts(step.trained) if update is not None else []
+        return RecordedStep(key, call, self.elbo, snapshot, modules, beta, replay, step, written, counts)
 
     def _run_once(self, call: Call, inputs: Sequence[Tensor]) -> tuple[list[nn.Module], torch.dtype] | None:
-        """Return the modules of the loss and the dtype of its batch; None if it made parameters or changed a module."""
-        of = [*call.functions, self.elbo]
-        before, known = Snapshot(of), set(pyro.get_param_store()._params)
-        with running_modules() as ran, torch.no_grad():
-            taken = inputs if call.prepare is None else (call.prepare(*inputs),)
-            self.elbo.differentiable_loss(call.model, call.guide, *taken)
+        """Return the modules that run and the dtype of x; None if this run created parameters or changed a module."""
+        snapshot, known = Snapshot([*call.functions, self.elbo]), set(pyro.get_param_store()._params)
+        with running_modules() as modules, torch.no_grad():
+            x = inputs if call.prepare is None else (call.prepare(*inputs),)
+            self.elbo.differentiable_loss(call.model, call.guide, *x)
         torch.clear_autocast_cache()  # torch 2.6 would give the recording these weights, which have no gradient
-        modules = list(ran.values())
-        is_changed = before != Snapshot(of)
-        if is_changed and self._is_changing:
+        was_changing, self._is_changing = self._is_changing, not snapshot.is_current()
+        if self._is_changing and was_changing:  # once is allowed: some guides create themselves at their first step
             raise InputError(_CHANGES_ITSELF)
-        self._is_changing = is_changed  # once it may: a guide that makes itself at its first step
         owned = {id(tensor) for module in modules for tensor in module.parameters()}
-        return None if unmakes_parameters(known, owned) or is_changed else (modules, taken[0].dtype)
+        is_first = remove_new_parameters(known, owned) or self._is_changing
+        return None if is_first else (modules, x[0].dtype)

@@ -1,10 +1,10 @@
-"""Pyro's SVI with the optimiser's step in the recording, beside loss and gradients."""
+"""Pyro's SVI with the whole step in one recording: loss, gradients and the optimiser's update."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from pvae.compile.adam import AdamUpdate, ElementwiseAdam, OperatorAdam
+from pvae.compile.adam import AdamUpdate, ElementwiseAdamUpdate
 from pvae.compile.compiled_elbo import CompiledELBO
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.compile.recorded_step import Prepare
@@ -16,19 +16,19 @@ __all__ = ["CompiledSVI"]
 
 
 class CompiledSVI(SVIWithTerms):
-    """SVI over a `CompiledELBO`, each step of which is one recorded function: loss, gradients, Adam's update.
+    """SVI over a `CompiledELBO` that replays each step as one recorded function: loss, gradients, Adam's update.
 
-    A replay runs none of SVI's Python and keeps no gradient. The training is the same as by `SVI`, to rounding, on the
-    optimiser's own state. With another optimiser than plain fused Adam, or where gradients wait to be added to, it
-    steps as `SVIWithTerms` does.
+    A replay runs none of SVI's Python and stores no gradient. The training equals that of `SVI`, to rounding, and uses
+    the optimiser's own state. If the optimiser is not plain fused Adam, or if parameters already hold gradients, the
+    step is that of `SVIWithTerms`.
 
     Args:
         model: a Pyro function.
         guide: its guide.
         optim: holds the torch optimiser over all their parameters.
         loss: the compiled ELBO.
-        prepare: turns the inputs of `step` into the one tensor that model and guide take (an index into a batch, for
-            instance), on the same device; it is recorded too. `evaluate_loss` takes that tensor itself.
+        prepare: converts the inputs of `step` (for example an index) to the one tensor that model and guide take, on
+            the same device; it is recorded too. `evaluate_loss` takes that tensor itself.
     """
 
     def __init__(
@@ -42,29 +42,28 @@ class CompiledSVI(SVIWithTerms):
         super().__init__(model, guide, optim, loss)
         self.prepare = prepare
         optimizer = optim.optimizer
-        kinds: list[type[AdamUpdate]] = [OperatorAdam, ElementwiseAdam]
-        suiting = [kind for kind in kinds[loss.engine == "inductor" :] if kind.suits(optimizer)]
-        self._update = suiting[0](optimizer, optim.name_of) if suiting else None  # type: ignore[arg-type]
+        kind = ElementwiseAdamUpdate if loss.engine == "inductor" else AdamUpdate
+        self._update = kind(optimizer, optim.name_of) if kind.suits(optimizer) else None  # type: ignore[arg-type]
 
     def step(self, *inputs: Tensor, beta: float | None = None) -> float:
-        """Step the parameters by one batch, and return its loss; `step_with_terms` says what it raises."""
+        """Step the parameters by one batch, and return its loss; see `step_with_terms` for the errors."""
         return self.step_with_terms(*inputs, beta=beta)[0]
 
     def step_with_terms(self, *inputs: Tensor, beta: float | None = None) -> tuple[float, Terms]:
-        """Step the parameters by one batch, and return its loss and terms; beta weighs the rate.
+        """Step the parameters by one batch, and return its loss and terms; beta is the weight of the rate.
 
         Raises:
-            InputError: the step cannot be recorded (`CompiledELBO` says why), or pixels are outside the domain; weights
-                and the optimiser's state are then as before.
+            InputError: the step cannot be recorded (see `CompiledELBO`), or pixels are outside the domain; weights and
+                the optimiser's state are as before.
             NotFiniteError: the loss or a gradient is not finite; weights and the optimiser's state are as before.
             RuntimeError: the parameters that model and guide register with Pyro are not the optimiser's.
         """
-        found = None
+        result = None
         if self._update is not None:
             if not self._update.is_recorded():
-                self._update = ElementwiseAdam(self._update.optimizer, self._update.name_of)
-            found = self.elbo.update(self.model, self.guide, self._update, *inputs, prepare=self.prepare, beta=beta)
-        if found is None:
+                self._update = ElementwiseAdamUpdate(self._update.optimizer, self._update.name_of)
+            result = self.elbo.update(self.model, self.guide, self._update, *inputs, prepare=self.prepare, beta=beta)
+        if result is None:
             x = inputs[0] if self.prepare is None else self.prepare(*inputs)
             return super().step_with_terms(x, beta=beta)
-        return finite_loss(found), found.terms
+        return finite_loss(result), result.terms

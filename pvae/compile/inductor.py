@@ -1,4 +1,4 @@
-"""A recorded graph, compiled by torch's inductor to C++ or Triton."""
+"""Compile a recorded graph to C++ or Triton by torch's inductor."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from pvae.core.torch_private import OLDEST_FOR_INDUCTOR
 __all__ = ["compile_graph", "missing"]
 
 _LOG = logging.getLogger(__name__)
-_OPTIONS: dict[str, Any] = {"fallback_random": True}  # the random stream of the other engines
+_OPTIONS: dict[str, Any] = {"fallback_random": True}  # draw the same numbers as the other engines
 
 Function = Callable[..., Sequence[Tensor]]
 
 
 def missing() -> str:
-    """Return what inductor needs and does not find here, or an empty text."""
+    """Return what inductor needs and this machine lacks, or an empty string."""
     if torch.__version__ < OLDEST_FOR_INDUCTOR:
         return f"torch {OLDEST_FOR_INDUCTOR} or newer, and this is {torch.__version__}: install it"
     if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
@@ -38,37 +38,37 @@ def compile_graph(graph: fx.GraphModule, *inputs: Tensor) -> Function:
     """Compile a graph of torch's operators, and run it once or twice.
 
     Args:
-        graph: its results need no gradient; the trial runs write into the tensors that it writes into.
-        inputs: of the graph.
+        graph: its results need no gradient; the trial runs write into the same tensors as the graph.
+        inputs: the inputs of the graph.
 
     Returns:
         The same function, of tensors of these shapes, strides and dtypes only.
 
     Raises:
-        Exception: whatever torch raises where it cannot compile the graph.
+        Exception: torch cannot compile the graph.
     """
     is_on_gpu = any(x.device.type == "cuda" for x in inputs)
-    validates = pyro.infer.util.is_validation_enabled()  # compiling would switch it off for good
-    with torch.no_grad(), pyro.validation_enabled(validates), _without_a_word_of_cuda():
+    validates = pyro.infer.util.is_validation_enabled()  # which compiling switches off
+    with torch.no_grad(), pyro.validation_enabled(validates), _no_cuda_warning():
         if is_on_gpu:
             return _through_dynamo(graph, inputs)
         try:
             return _ahead_of_time(graph, inputs)
-        except Exception as error:  # an error of the graph itself is raised again below
+        except Exception as error:  # dynamo raises an error of the graph itself again
             _LOG.info("not compiled ahead of time: %s", error)
             return _through_dynamo(graph, inputs)
 
 
 def _ahead_of_time(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Function:
-    lifted, held = _lifted(graph)
-    run = load_or_compile(lifted, [*inputs, *held], _OPTIONS)
-    known, one_at_a_time = _layout(inputs), threading.Lock()  # torch's own lock waits while it holds the GIL
+    lifted, constants = _lifted(graph)
+    run = load_or_compile(lifted, [*inputs, *constants], _OPTIONS)
+    compiled_for, lock = _layout(inputs), threading.Lock()  # torch's own lock waits while it holds the GIL
 
     def replay(*inputs: Tensor) -> Sequence[Tensor]:
-        if _layout(inputs) != known:  # the code would read memory in another layout
-            raise ValueError(f"compiled for {known}, given {_layout(inputs)}")
-        with one_at_a_time:
-            return run([*inputs, *held])
+        if _layout(inputs) != compiled_for:  # the code would read memory in a wrong layout
+            raise ValueError(f"compiled for {compiled_for}, given {_layout(inputs)}")
+        with lock:
+            return run([*inputs, *constants])
 
     replay(*inputs)
     return replay
@@ -87,7 +87,7 @@ def _through_dynamo(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Function
 
 
 def _lifted(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
-    """Return a graph whose tensor attributes are further inputs, and these tensors."""
+    """Return the graph with its tensor attributes as further inputs, and these tensors."""
     lifted = fx.Graph()
     nodes = {node: lifted.placeholder(node.name) for node in graph.graph.find_nodes(op="placeholder")}
     held: dict[int, tuple[Tensor, fx.Node]] = {}  # by identity: one tensor may have two names
@@ -104,8 +104,8 @@ def _lifted(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
 
 
 @contextlib.contextmanager
-def _without_a_word_of_cuda() -> Iterator[None]:
-    """Silence torch's warning that there is a CUDA compiler and no GPU: only C++ is compiled."""
+def _no_cuda_warning() -> Iterator[None]:
+    """Silence torch's warning that there is a CUDA compiler but no GPU, since only C++ is compiled."""
     logger = logging.getLogger("torch.utils.cpp_extension")
     level = logger.level
     logger.setLevel(logging.ERROR)

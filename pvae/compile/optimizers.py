@@ -1,4 +1,4 @@
-"""One torch optimiser over all parameters, in the form that `pyro.infer.SVI` takes."""
+"""One torch optimiser over all parameters, as an optimiser for `pyro.infer.SVI`."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ OTHER_PARAMETERS = "the parameters that the loss registers with Pyro are not tho
 
 
 class SingleOptimizer(PyroOptim):
-    """Let SVI step a torch optimiser that holds all the parameters, by finite gradients only.
+    """Let SVI step one torch optimiser over all parameters, and refuse gradients that are not finite.
 
-    Pyro's own wrapper makes one optimiser per tensor: no fused step, and no clipping over all of them.
+    Pyro's own wrapper creates one optimiser per tensor, which allows neither a fused step nor clipping of the total
+    gradient norm.
 
     Args:
-        optimizer: made over the parameters that the loss will register with Pyro.
-        names: of the parameters, for messages.
-        clip_norm: the most that the norm of all gradients together may be, by which they are scaled; 0 for no bound.
-        reduce: is given the gradients before they are looked at, and may write into them: processes sum theirs.
+        optimizer: created with the parameters that the loss will register with Pyro.
+        names: the parameters by name, for messages.
+        clip_norm: scale the gradients down to this total norm if it is larger; 0 for no limit.
+        reduce: called with the gradients before they are checked; may change them in place, to sum over processes.
     """
 
     def __init__(
@@ -43,47 +44,47 @@ class SingleOptimizer(PyroOptim):
         self.reduce = reduce
         self._names = {id(tensor): name for name, tensor in (names or {}).items()}
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._known = {id(p) for p in self._parameters}
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         """Step the optimiser.
 
         Args:
-            params: the parameters that Pyro saw in the loss.
-            args: handed to the optimiser's `step`.
-            kwargs: handed to the optimiser's `step`.
+            params: the parameters that the loss registered with Pyro.
+            args: passed to the optimiser's `step`.
+            kwargs: passed to the optimiser's `step`.
 
         Raises:
-            RuntimeError: they are not the optimiser's own: one that it lacks would stay untrained, and the
-                gradient of one that only it holds would pile up, since SVI clears what it saw alone.
+            RuntimeError: they are not the parameters of the optimiser. A parameter that the optimiser lacks would not
+                be trained; the gradient of one that only the optimiser has would accumulate, since SVI does not clear
+                it.
             NotFiniteError: a gradient is NaN or infinite; no parameter was stepped.
         """
-        if {id(parameter) for parameter in params} != self._known:
+        if {id(parameter) for parameter in params} != {id(parameter) for parameter in self._parameters}:
             raise RuntimeError(OTHER_PARAMETERS)
         try:
             self._prepare_gradients()
             self.optimizer.step(*args, **kwargs)
         finally:
-            for parameter in self._parameters:  # to none at all: SVI would write zeros, for the next to be added to
-                parameter.grad = None
+            for parameter in self._parameters:
+                parameter.grad = None  # SVI would write zeros, to which the next gradients would be added
 
     def _prepare_gradients(self) -> None:
         for parameter in self._parameters:
-            if parameter.grad is None and self.reduce is not None:  # another process may have one
+            if parameter.grad is None and self.reduce is not None:  # another process may have a gradient
                 parameter.grad = torch.zeros_like(parameter)
-        given = [parameter for parameter in self._parameters if parameter.grad is not None]
-        gradients: list[Tensor] = [parameter.grad for parameter in given]
+        stepped = [parameter for parameter in self._parameters if parameter.grad is not None]
+        gradients: list[Tensor] = [parameter.grad for parameter in stepped]
         if self.reduce is not None:
             self.reduce(gradients)
         norm = torch.nn.utils.get_total_norm(gradients)
         if not math.isfinite(norm.item()):
-            named = [self.name_of(p) for p, one in zip(given, gradients) if not one.norm().isfinite()]
-            raise NotFiniteError(f"the gradient of {listed(named or list(self._names.values()))} is NaN or infinite")
+            names = [self.name_of(p) for p, gradient in zip(stepped, gradients) if not gradient.norm().isfinite()]
+            raise NotFiniteError(f"the gradient of {listed(names or list(self._names.values()))} is NaN or infinite")
         if self.clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(given, self.clip_norm, norm)
+            torch.nn.utils.clip_grads_with_norm_(stepped, self.clip_norm, norm)
 
     def name_of(self, parameter: Tensor) -> str:
-        """Return what a message calls a parameter."""
+        """Return the name of a parameter, for messages."""
         return self._names.get(id(parameter), "a parameter")
 
     def get_state(self) -> dict[str, Any]:
@@ -91,5 +92,5 @@ class SingleOptimizer(PyroOptim):
         return self.optimizer.state_dict()
 
     def set_state(self, state_dict: dict[str, Any]) -> None:
-        """Go back to a state that `get_state` gave."""
+        """Restore a state that `get_state` returned."""
         self.optimizer.load_state_dict(state_dict)

@@ -1,1 +1,1 @@
-"""Errors, random state, devices, processes and files: what every other room stands on."""
+"""Errors, random state, devices, processes and files, used by all other packages of pvae."""

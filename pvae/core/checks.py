@@ -1,4 +1,4 @@
-"""Checks of the values of a tensor: made at once, or collected by a recording, which repeats them at each replay."""
+"""Checks of the values of a tensor: run at once, or collected by a recording, which runs them at each replay."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ __all__ = ["Check", "deferred", "require"]
 
 
 class Check(NamedTuple):
-    """What must hold of a tensor, and what is raised where it does not."""
+    """A condition on a tensor, and the error to raise where it is false."""
 
     holds: Callable[[Tensor], Tensor]
     x: Tensor
     error: Callable[[], Exception]
 
 
-_later: ContextVar[list[Check] | None] = ContextVar("_later", default=None)
+_collected: ContextVar[list[Check] | None] = ContextVar("_collected", default=None)
 
 
 def require(holds: Callable[[Tensor], Tensor], x: Tensor, error: Callable[[], Exception]) -> None:
-    """Raise `error()` unless `holds(x)`; inside `deferred` leave that to its caller.
+    """Raise `error()` unless `holds(x)`; inside `deferred`, only collect the check.
 
     Args:
-        holds: gives a boolean scalar.
+        holds: returns a boolean scalar.
         x: an input of the step.
-        error: makes the exception; it must hold no tensor, since a recording keeps it.
+        error: creates the exception; it must hold no tensor, since a recording keeps it.
     """
-    checks = _later.get()
+    checks = _collected.get()
     if checks is not None:
         checks.append(Check(holds, x, error))
     elif not bool(holds(x)):
@@ -40,10 +40,10 @@ def require(holds: Callable[[Tensor], Tensor], x: Tensor, error: Callable[[], Ex
 
 @contextlib.contextmanager
 def deferred() -> Iterator[list[Check]]:
-    """Collect what is required in this block instead of looking at it."""
+    """Collect the checks of this block in a list, instead of running them."""
     checks: list[Check] = []
-    token = _later.set(checks)
+    token = _collected.set(checks)
     try:
         yield checks
     finally:
-        _later.reset(token)
+        _collected.reset(token)

@@ -1,4 +1,4 @@
-"""The name of a device becomes a `torch.device` that exists on this machine."""
+"""Convert the name of a device to a `torch.device` that exists on this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["resolve_device"]
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device of that name; "auto" is the GPU where there is one.
+    """Return the device of that name; "auto" is the GPU if there is one.
 
     Raises:
         InputError: the name is unknown, or this machine has no such device.

@@ -1,4 +1,4 @@
-"""What goes wrong on a person's side, as exceptions whose text is one line that says what to do."""
+"""Exceptions for errors that a user can correct; each message is one line that says what to do."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = [
     "shown",
 ]
 
-_MOST_CHARACTERS = 4000  # of a message; a path of the longest kind still fits
+_MOST_CHARACTERS = 4000  # of a message; the longest possible path fits
 
 
 class InputError(ValueError):
-    """Something given to pvae cannot be used; the message is one line for the person who gave it.
+    """An input from the user cannot be used.
 
     Args:
-        message: what is wrong, and what to do; line breaks in a name that it quotes are made visible.
+        message: what is wrong, and what to do; line breaks in it are escaped, so that it is one line.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -33,15 +33,15 @@ class InputError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """A training could not go on; the message names the step and the last good checkpoint."""
+    """A training could not continue; the message names the step and the last good checkpoint."""
 
 
 class InterruptedTrainingError(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM during a training; the message says what is on disk and how to go on.
+    """Ctrl-C or SIGTERM during a training; the message says what was saved and how to resume.
 
     Args:
         message: one line.
-        status: the exit status of a process that ends by it.
+        status: the exit status of the process.
     """
 
     def __init__(self, message: str, status: int = 130) -> None:
@@ -50,14 +50,14 @@ class InterruptedTrainingError(KeyboardInterrupt):
 
 
 class LostError(RuntimeError):
-    """What a training needs was taken from it while it ran: the disk, the folder, another process.
+    """A running training lost a resource that it needs: space on the disk, its folder, another process.
 
-    Without a message where another process says it.
+    The message is empty if another process reports the loss.
     """
 
 
 def one_line(text: str) -> str:
-    r"""Return a text with line breaks and control characters, which a name may hold, made visible.
+    r"""Return a text with line breaks and control characters escaped.
 
     >>> one_line("two" + chr(10) + "lines")
     'two\\nlines'
@@ -68,9 +68,9 @@ def one_line(text: str) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value as a message quotes it: short, whatever somebody put there, a number of a million digits too."""
+    """Return the representation of a value for a message, shortened if it is long."""
     if isinstance(value, int) and abs(value) >= 10**30:
-        return "a whole number of more than 30 digits"  # Python refuses to write the longest ones
+        return "a whole number of more than 30 digits"  # Python raises an error for very long ones
     quoting = reprlib.Repr()
     quoting.maxstring = quoting.maxother = 200
     quoting.maxlong = 40
@@ -88,7 +88,7 @@ def check_name(kind: str, name: str, names: Iterable[str]) -> str:
     """Return `name` if it is one of `names`.
 
     Args:
-        kind: what the name stands for, as the person calls it ("ELBO").
+        kind: what the name stands for, in the user's words ("ELBO").
         name: the name given.
         names: the names that exist.
 

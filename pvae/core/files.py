@@ -1,11 +1,10 @@
-"""Files: written as a whole, read with a bound on their size, and never through a link; the lock of a folder."""
+"""Write files as a whole, read them up to a size limit and not through links, and lock folders."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +28,7 @@ __all__ = [
     "write_whole",
 ]
 
-_REPORTS = {  # how the content of each of pvae's reports begins, by file name or, for pictures, by suffix
+_REPORTS = {  # the first bytes of each of pvae's reports, by file name or, for pictures, by suffix
     "evaluation.json": rb'\{\s*"run": "[^\n]*",\s*"epoch": \d+,\s*"data": "',
     "latent.json": rb'\{\s*"mean": \[',
     "probe.json": rb'\[\s*\{\s*"attribute": "',
@@ -39,8 +38,6 @@ _REPORTS = {  # how the content of each of pvae's reports begins, by file name o
     "table.md": rb"\| system \| --elbo \|",
     ".png": rb"\x89PNG.*tEXtSoftware\0pvae",
 }
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe does not wait for a writer
 
 
 def write_whole(path: Path, content: bytes, previous: Path | None = None) -> None:
@@ -49,7 +46,7 @@ def write_whole(path: Path, content: bytes, previous: Path | None = None) -> Non
     Args:
         path: the file; a link of that name is replaced, not followed.
         content: all of its bytes.
-        previous: where the replaced file is kept; at every moment one of the two files is whole.
+        previous: where to keep the file that is replaced; one of the two files is whole at any time.
 
     Raises:
         InputError: `path` is a folder, a pipe or a device.
@@ -57,30 +54,24 @@ def write_whole(path: Path, content: bytes, previous: Path | None = None) -> Non
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     if os.path.lexists(path) and not (path.is_symlink() or path.is_file()):
-        raise InputError(f"{path} is no ordinary file, and is not replaced: name another")
+        raise InputError(f"{path} is not an ordinary file, and is not replaced: name another")
     try:
-        temporary.unlink(missing_ok=True)  # writing to a link of that name would change another file
+        temporary.unlink(missing_ok=True)  # or writing to a link of that name would change another file
         with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         if previous is not None and os.path.lexists(path):
-            second = previous.with_name(f".{previous.name}.{os.getpid()}")
-            second.unlink(missing_ok=True)
+            previous.unlink(missing_ok=True)
             try:
-                os.link(path, second, follow_symlinks=False)
-                second.replace(previous)
+                os.link(path, previous, follow_symlinks=False)
             except OSError:  # a disk without hard links
                 path.replace(previous)
-            finally:
-                second.unlink(missing_ok=True)
         temporary.replace(path)
-        with contextlib.suppress(
-            OSError
-        ):  # so that the new name survives a loss of power, where folders can be flushed
+        with contextlib.suppress(OSError):  # Windows cannot flush a folder
             descriptor = os.open(path.parent, os.O_RDONLY)
             try:
-                os.fsync(descriptor)
+                os.fsync(descriptor)  # so that the new name survives a loss of power
             finally:
                 os.close(descriptor)
     finally:
@@ -88,7 +79,7 @@ def write_whole(path: Path, content: bytes, previous: Path | None = None) -> Non
 
 
 def is_report(path: Path, kind: str = "") -> bool:
-    """Return whether pvae wrote this file: a report of the kind that its name or `kind` says, or a picture."""
+    """Return whether pvae wrote this file: a picture, or a report of the kind that `kind` or its name says."""
     begins = _REPORTS.get(kind or path.name, _REPORTS.get(path.suffix, rb"(?!)"))
     with contextlib.suppress(InputError, OSError), open_bounded(path, sys.maxsize) as file:
         return re.match(begins, file.read(4096), re.DOTALL) is not None
@@ -118,24 +109,25 @@ def not_a_link(folder: Path) -> Path:
         InputError: it is a link, which may lead anywhere, or not a folder.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        kind = "a link, which may lead anywhere" if folder.is_symlink() else "no folder"
+        kind = "a link, which may lead anywhere" if folder.is_symlink() else "not a folder"
         raise InputError(f"{folder} is {kind}: remove it")
     return folder
 
 
 def is_temporary(path: Path) -> bool:
-    """Return whether this is a temporary name of `write_whole`: such a file is a remainder of a killed process."""
+    """Return whether this is a temporary name of `write_whole`, left by a process that was killed."""
     return re.fullmatch(r"\.[\w-]+\.(json|jsonl|safetensors|png|csv|md)\.\d+", path.name) is not None
 
 
 def append(path: Path, content: bytes) -> None:
-    """Append to a file, which is made if missing, and flush it to the disk.
+    """Append to a file, which is created if missing, and flush it to the disk.
 
     Raises:
         InputError: it is a link, or not an ordinary file.
         OSError: it cannot be written; a part of `content` may have been written.
     """
-    with os.fdopen(_open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
+    _check_ordinary(path)
+    with path.open("ab") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -154,7 +146,7 @@ def read_bounded(path: Path, most: int, *, follow: bool = False) -> bytes:
         OSError: it is missing or cannot be read.
     """
     with open_bounded(path, most, follow=follow) as file:
-        return file.read(min(most, os.fstat(file.fileno()).st_size))  # read(n) allocates n bytes
+        return file.read(os.fstat(file.fileno()).st_size)
 
 
 @contextlib.contextmanager
@@ -165,7 +157,8 @@ def open_bounded(path: Path, most: int, *, follow: bool = False) -> Iterator[Bin
         InputError: it is a link, not an ordinary file, or larger.
         OSError: it is missing or cannot be opened.
     """
-    with os.fdopen(_open_regular(path, os.O_RDONLY, follow), "rb") as file:
+    _check_ordinary(path, follow)
+    with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise InputError(f"{path} is damaged: its {size:,} bytes are more than the {most:,} that it may have")
@@ -177,24 +170,24 @@ def expanded(path: str | Path, option: str) -> Path:
 
     Args:
         path: the path.
-        option: the option that gave it, for messages.
+        option: the name of the option, for messages.
 
     Raises:
-        InputError: it is empty, as an unset variable is, or names the home folder of an unknown user.
+        InputError: it is empty, as from an unset variable, or names the home folder of an unknown user.
     """
     if not str(path):
         raise InputError(f"{option}: the path is empty: name a file or folder")
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise InputError(f"{option} {path}: there is no such user here: write the path in full") from None
+        raise InputError(f"{option} {path}: there is no such user: write the path in full") from None
 
 
 @contextlib.contextmanager
 def own_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, which the system releases when the process ends in any way.
+    """Hold the lock of a folder, which the system releases when the process ends, even if it is killed.
 
-    On Windows, and on disks without such locks, nothing is locked.
+    On Windows, and on disks that do not support locks, nothing is locked.
 
     Raises:
         InputError: another process holds it.
@@ -208,18 +201,16 @@ def own_folder(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{folder} is being trained by another process: wait for its end, or stop it") from None
-        except OSError:  # a disk without locks, for instance a network disk
+        except OSError:  # a disk that does not support locks, for example a network disk
             pass
         yield
     finally:
         os.close(descriptor)
 
 
-def _open_regular(path: Path, flags: int, follow: bool = False) -> int:
+def _check_ordinary(path: Path, follow: bool = False) -> None:
+    """Refuse a link, unless it may be followed, and a pipe, a device or a folder, before opening it."""
     if path.is_symlink() and not follow:
         raise InputError(f"{path} is a link, which may lead anywhere: put the file itself there")
-    descriptor = os.open(path, flags | _NO_WAIT | (0 if follow else _NO_LINK), 0o666)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise InputError(f"{path} is no ordinary file: put one there")
-    return descriptor
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not an ordinary file: put one there")

@@ -1,19 +1,23 @@
-"""The memory that is left, so that what would not fit is refused before it is allocated."""
+"""The available memory, and errors of one line for missing memory."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["available_memory"]
+from pvae.core.errors import TrainingError
+
+__all__ = ["available_memory", "is_of_memory", "no_memory_for"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int:
-    """Return how many bytes a process can still allocate; `sys.maxsize` where the system does not say."""
+    """Return how many bytes a process can still allocate, or `sys.maxsize` if the system does not tell."""
     sizes = [sys.maxsize]
     with contextlib.suppress(OSError, ValueError, AttributeError):  # Windows
         sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -26,3 +30,27 @@ def available_memory() -> int:
         cached = int(stat["active_file"]) + int(stat["inactive_file"])  # the system frees the page cache when needed
         sizes.append(max(0, most - used + cached))
     return min(sizes)
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that the machine or a GPU is out of memory."""
+    says_so = re.search("allocate memory|out of memory|failed to map segment", str(error)) is not None
+    return isinstance(error, MemoryError) or (isinstance(error, (RuntimeError, ImportError)) and says_so)
+
+
+@contextlib.contextmanager
+def no_memory_for(what: str) -> Iterator[None]:
+    """Replace torch's out-of-memory exceptions by one that says what to do.
+
+    Args:
+        what: the operation that needs the memory, for the message.
+
+    Raises:
+        TrainingError: the machine or a GPU is out of memory.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_of_memory(error):
+            raise
+        raise TrainingError(f"out of memory at {what}: give a smaller --batch-size or fewer --particles") from error

@@ -1,4 +1,4 @@
-"""Products of float32 matrices: torch gives them to its BLAS, and with AVX-512 oneDNN is up to twice as fast."""
+"""Products of float32 matrices by oneDNN, which with AVX-512 is up to twice as fast as the BLAS that torch calls."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from pvae.core.torch_private import is_followed, linear_by_onednn
 
 __all__ = ["Linear", "onednn", "opaque_onednn", "suits_onednn"]
 
-# Multiply-adds from which oneDNN's product is the faster one: 128 x 400 x 40 is not worth it, 128 x 400 x 784 is.
+# The number of multiply-adds from which oneDNN is faster: 128 x 400 x 784 is, 128 x 400 x 40 is not.
 _LARGE = 2**22
-# Columns of what it gives: a factor may have to be copied first, which costs more than a product of 20 columns does.
+# The least number of columns of the result: copying a factor can take longer than a product of 20 columns.
 _WIDE = 128
-# With AVX2 the two are alike, and what lies around oneDNN's is lost. No measurement decides: a run must repeat itself.
+# With AVX2 both take the same time. The choice is not measured at run time, so that a run can be repeated exactly.
 _IS_FASTER = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and linear_by_onednn is not None
 
 
 class Linear(nn.Linear):
-    """torch's linear layer, y = x W^T + b, whose large products are oneDNN's: the same to rounding, in less time.
+    """torch's linear layer, y = x W^T + b, which computes large products by oneDNN: equal to rounding, in less time.
 
-    It is torch's own where the product is small, narrow or not of float32 on a CPU with AVX-512, under autocast, and
-    where something follows the operators that run: a tensor of another class, torch.compile, torch.jit.trace,
-    torch.func, forward mode, a dispatch mode (make_fx, FlopCounterMode). A batch just large enough thus differs by
-    rounding from one that is not. torch.jit.script and torch.fx's symbolic tracing do not take it.
+    It calls torch's own product if the product is small, narrow or not of float32 on a CPU with AVX-512, under
+    autocast, and if something observes the operators that run: a tensor subclass, torch.compile, torch.jit.trace,
+    torch.func, forward-mode differentiation, a dispatch mode (make_fx, FlopCounterMode). A batch just above the size
+    limit thus differs by rounding from one below. torch.jit.script and torch.fx's symbolic tracing do not support it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class Linear(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """left right^T + bias, its gradients being products too, and so any derivative of them."""
+    """left right^T + bias, whose gradients, of any order, are such products too."""
 
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
@@ -60,34 +60,34 @@ class _Product(torch.autograd.Function):
 def _product(left: Tensor, right: Tensor) -> Tensor:
     if is_followed(left, right) or right.shape[0] < _WIDE:
         return left @ right.t()
-    product: Tensor = _Product.apply(left.contiguous(), right, None)  # a gradient's rows may lie on each other
+    product: Tensor = _Product.apply(left.contiguous(), right, None)  # the rows of a gradient may overlap in memory
     return product
 
 
 def onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
-    """Return left right^T + bias by oneDNN, for what `suits_onednn`."""
+    """Return left right^T + bias by oneDNN; `suits_onednn` must be true."""
     product: Tensor = linear_by_onednn(left, right, bias, "none", [], "")
     return product
 
 
 def suits_onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> bool:
-    """Whether left (..., in) times right (out, in)^T, plus bias (out,), is what oneDNN takes, and is faster at."""
+    """Whether oneDNN supports left (..., in) times right (out, in)^T, plus bias (out,), and is faster."""
     if not (_IS_FASTER and _HAS_ONEDNN and torch.backends.mkldnn.enabled):
         return False
-    # First, since a small product is slowed most by what is asked of it.
+    # The sizes come first, since further checks would slow small products most.
     if left.numel() * right.shape[0] < _LARGE or right.shape[0] < _WIDE:
         return False
-    is_of_its_kind = all(
+    are_dense_float32 = all(
         one.dtype == torch.float32 and one.device.type == "cpu" and one.layout == torch.strided
         for one in ((left, right) if bias is None else (left, right, bias))
     )
-    # It looks at no stride of a bias.
-    suits = is_of_its_kind and (bias is None or (bias.shape == right.shape[:1] and bias.is_contiguous()))
-    return suits and left.shape[-1] == right.shape[-1]
+    # oneDNN ignores the strides of a bias.
+    suits_bias = bias is None or (bias.shape == right.shape[:1] and bias.is_contiguous())
+    return are_dense_float32 and suits_bias and left.shape[-1] == right.shape[-1]
 
 
 def opaque_onednn() -> Callable[..., Tensor]:
-    """Return `onednn` as an operator into which inductor does not look: of its own it wants constant weights."""
+    """Return `onednn` as a custom operator, which inductor leaves as it is; its own lowering needs constant weights."""
     _library()
     product: Callable[..., Tensor] = torch.ops.pvae.product.default
     return product
@@ -95,8 +95,8 @@ def opaque_onednn() -> Callable[..., Tensor]:
 
 @functools.cache
 def _library() -> torch.library.Library:
-    """Return the library of that operator, which lasts as long as the object."""
-    library = torch.library.Library("pvae", "DEF")  # less of it in Python than torch.library.custom_op
+    """Return the library that defines the operator, once; the operator exists as long as this object."""
+    library = torch.library.Library("pvae", "DEF")  # faster to call than torch.library.custom_op
     library.define("product(Tensor left, Tensor right, Tensor? bias) -> Tensor")
     library.impl("product", onednn, "CPU")
     torch.library.register_fake("pvae::product", lambda left, right, bias: left.new_empty(len(left), len(right)))

@@ -1,4 +1,4 @@
-"""Several processes that work as one: torch's process group, and what each of them takes of the work."""
+"""Train in several processes: torch's process group, and the share of the work of each process."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from pvae.core.torchrun import place_of
 
 __all__ = ["ALONE", "Share", "World", "is_of_processes", "joined"]
 
-_PATIENCE = timedelta(minutes=5)  # for the slowest process to come
+_TIMEOUT = timedelta(minutes=5)  # for the slowest process to join
 
 
 class Share(NamedTuple):
-    """A process's rows of a batch.
+    """The rows of a batch that one process computes.
 
     Args:
         start: its first row.
         stop: the row after its last one.
-        total: rows of the whole batch.
-        weight: of the mean over its rows in the mean over the batch; 0 where it has no row: it then computes
-            one anyway, since the others wait for its part in the sum of the gradients.
+        total: number of rows of the whole batch.
+        weight: weight of the mean over its rows in the mean over the batch. It is 0 if the batch is too small to give
+            it a row; it then computes one anyway, since the other processes wait for its gradients.
     """
 
     start: int
@@ -41,18 +41,18 @@ class Share(NamedTuple):
 
     @property
     def rows(self) -> slice:
-        """The rows, of something that has one for each of the batch."""
+        """The slice of its rows."""
         return slice(self.start, self.stop)
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a training, and which of them this one is.
+    """The processes of a training, and the rank of this process among them.
 
     Args:
-        rank: its number, from 0; the first one alone writes and prints.
-        size: how many there are.
-        store: what they all know, which outlives any of them.
+        rank: the number of this process, from 0; only process 0 writes and prints.
+        size: number of processes.
+        store: key-value store shared by all processes, which outlives each of them; None if there is one process.
     """
 
     rank: int = 0
@@ -61,11 +61,11 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether it is the one that writes."""
+        """Whether this is the process that writes and prints."""
         return self.rank == 0
 
     def share(self, total: int) -> Share:
-        """Return this process's rows of a batch of `total`; processes differ by at most one row."""
+        """Return this process's rows of a batch of `total` rows; processes differ by at most one row."""
         start, stop = total * self.rank // self.size, total * (self.rank + 1) // self.size
         if start == stop:
             start = min(start, total - 1)
@@ -73,11 +73,11 @@ class World:
         return Share(start, stop, total, (stop - start) / total)
 
     def takes(self, number: int) -> bool:
-        """Whether the part of that number, of work in many equal parts, is this process's."""
+        """Whether this process does the part of that number, of work in many equal parts."""
         return number % self.size == self.rank
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Write into each tensor the sum over all processes; one message for all of them."""
+        """Write into each tensor its sum over all processes, in one message for all tensors."""
         if self.size == 1:
             return
         bucket = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -89,23 +89,23 @@ class World:
         """Return whether the flag is true in any process."""
         if self.size == 1:
             return flag
-        found = torch.tensor([float(flag)])
-        self.sum_([found])
-        return bool(found.item())
+        count = torch.tensor([float(flag)])
+        self.sum_([count])
+        return bool(count.item())
 
     def agreed(self, name: str, text: str) -> str:
-        """Return the first process's text; each name is for one text."""
+        """Return the text of the first process in all processes; each text needs a name of its own."""
         if self.store is None:
             return text
         if self.is_first:
             self.store.set(name, text)
         return self.store.get(name).decode()
 
-    def speaks_first(self) -> bool:
-        """Whether no other process has asked this before: of those that are left one tells that another has gone."""
+    def reports_first(self) -> bool:
+        """Return True in the first process that calls this, so that only one reports that another process has ended."""
         try:
-            return self.store is None or self.store.add("spoken", 1) == 1
-        except RuntimeError:  # the store has gone too
+            return self.store is None or self.store.add("reports", 1) == 1
+        except RuntimeError:  # the store has ended too
             return True
 
 
@@ -114,44 +114,45 @@ ALONE = World()
 
 @contextmanager
 def joined(device: str | None = None, environment: Mapping[str, str] = os.environ) -> Iterator[World]:
-    """Join the processes that torchrun started, or be alone.
+    """Join the processes that torchrun started, if it did.
 
     Args:
-        device: a name that starts with "cuda", or None or "auto" where there are GPUs: they talk by nccl, else by gloo.
-        environment: where torchrun says how many they are.
+        device: the name of a device; the processes use nccl if it is a GPU ("cuda...", or None or "auto" if there are
+            GPUs), else gloo.
+        environment: the environment variables that torchrun sets.
 
     Raises:
-        InputError: they do not find each other.
-        LostError: one of them has ended before its time.
+        InputError: the processes do not find each other.
+        LostError: another process ended early.
     """
     place = place_of(environment)
     if place is None:
         yield ALONE
         return
     is_on_gpus = torch.cuda.is_available() and (device in (None, "auto") or str(device).startswith("cuda"))
-    # torchrun keeps its store over a restart, and with it the addresses of the processes that have gone.
+    # torchrun keeps its store over a restart, with the addresses of the processes that ended: use a prefix.
     try:
-        store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
+        store, rank, size = next(rendezvous("env://", timeout=_TIMEOUT))
     except (RuntimeError, ValueError, OSError) as error:
         raise InputError(f"the processes do not find each other ({brief(error)}): start them by torchrun") from None
     fresh = PrefixStore(f"attempt {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     if is_on_gpus:
         torch.cuda.set_device(place.local_rank)
-    # Sums over images lie on the CPU wherever the VAE is.
+    # gloo too, since sums over images are on the CPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if is_on_gpus else "gloo", store=fresh, rank=rank, world_size=size)
     world = World(rank, size, fresh)
     try:
         yield world
-        dist.barrier()  # who leaves first closes connections that the others still hear of
+        dist.barrier()  # a process that leaves early closes connections that the others still use
     except RuntimeError as error:
         if isinstance(error, LostError) or not is_of_processes(error):
             raise
         why = "another process of this command has ended, and so does this one: start it again"
-        raise LostError(why if world.speaks_first() else "") from error
+        raise LostError(why if world.reports_first() else "") from error
     finally:
         dist.destroy_process_group()
 
 
 def is_of_processes(error: BaseException) -> bool:
-    """Whether an exception is torch's way to say that another process has gone, or does not answer."""
+    """Whether an exception of torch means that another process has ended, or does not answer."""
     return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))

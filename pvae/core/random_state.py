@@ -1,4 +1,4 @@
-"""Blocks with a seed that leave torch's generators unchanged, and the state of the generators as tensors."""
+"""Run a block with a seed, and save and restore the state of torch's generators."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
     Args:
         seed: for the generator of the CPU and, if `device` is a GPU, for its generator.
-        device: where the block draws.
+        device: the device on which the block draws random numbers.
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        # Not torch.manual_seed: it also seeds all other devices, which fork_rng would not restore.
+        # Not torch.manual_seed, which also seeds all other devices; fork_rng would not restore these.
         torch.default_generator.manual_seed(seed)
         if devices:
             with torch.cuda.device(device):
@@ -38,7 +38,7 @@ def rng_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Restore what `rng_state` returned; the state of a GPU is ignored where the training continues on the CPU."""
+    """Restore a state that `rng_state` returned; the state of a GPU is ignored if the training continues on the CPU."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,4 +1,4 @@
-"""Records as text: rows as CSV, strict JSON, and dataclasses read from JSON, whose fields and types are checked."""
+"""Write records as CSV, Markdown and strict JSON, and read dataclasses from JSON with checks of fields and types."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def from_record(kind: type[T], record: Any) -> T:
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
     for name, value in values.items():
         if not _fits(value, hints[name]):
-            raise InputError(f"{name} of {kind.__name__} is of the wrong type: {shown(value)}")
+            raise InputError(f"{name} of {kind.__name__} has the wrong type: {shown(value)}")
     return kind(**values)
 
 
@@ -66,9 +66,9 @@ def markdown_of(columns: Mapping[str, Callable[[T], str]], items: Iterable[T], a
     """Return a table in Markdown.
 
     Args:
-        columns: the name of each column, and what gives the text of its cell for an item.
+        columns: the name of each column, and the function that returns the text of its cell for an item.
         items: one for each row.
-        aligned: pad the cells, so that the columns line up in a terminal too.
+        aligned: pad the cells, so that the columns are aligned in a terminal.
     """
     rows = [list(columns), *([cell(item).strip() for cell in columns.values()] for item in items)]
     widths = [max(map(len, column)) if aligned else 1 for column in zip(*rows)]

@@ -1,4 +1,4 @@
-"""Lines on the terminal."""
+"""Print lines on the terminal."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ def say(line: object) -> None:
     try:
         print(f"{line}\n", end="", flush=True)  # one write, so that the lines of two threads do not mix
     except OSError:
-        sys.stdout = None  # Python would try again to flush it at its exit
+        sys.stdout = None  # or Python would try to flush it again at exit

@@ -1,4 +1,4 @@
-"""Distortion and rate, the two terms of an ELBO, and a loss with its terms."""
+"""The terms of an ELBO (distortion and rate), and a loss with its terms."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["LossAndTerms", "Terms"]
 class Terms(NamedTuple):
     """The two terms of an ELBO, each of shape (B,), in nats per datum; `elbo` is minus their sum.
 
-    `rates`, where it was asked for, is the rate of each latent dimension, (B, L): they sum to the rate.
+    `rates` is the rate of each latent dimension, (B, L), or None if it was not computed; it sums to the rate.
 
     Reference:
-        Alemi et al., arXiv:1711.00464, who name them so.
+        Alemi et al., arXiv:1711.00464 (the names of the terms).
     """
 
     distortion: Tensor
@@ -24,12 +24,12 @@ class Terms(NamedTuple):
 
     @property
     def elbo(self) -> Tensor:
-        """The lower bound on log p(x), (B,): -distortion - rate, whatever the loss weighs them with."""
+        """The lower bound on log p(x), (B,): -distortion - rate, without the weights of the loss."""
         return -self.distortion - self.rate
 
 
 class LossAndTerms(NamedTuple):
-    """The loss of a batch, a scalar in nats per datum, and its terms, which hold no gradient."""
+    """The loss of a batch, a scalar in nats per datum, and its terms, which require no gradient."""
 
     loss: Tensor
     terms: Terms

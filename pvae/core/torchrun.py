@@ -22,30 +22,30 @@ class Place(NamedTuple):
 
 
 def place_of(environment: Mapping[str, str] | None = None) -> Place | None:
-    """Return the place of this process among those that torchrun started, or None if there is only one.
+    """Return the place of this process among those that torchrun started, or None if it is the only one.
 
     Args:
         environment: environment variables; those of this process if left out.
 
     Raises:
-        InputError: all variables of torchrun are set, but not to values that torchrun would give.
+        InputError: all variables of torchrun are set, but to values that torchrun does not set.
     """
-    found = os.environ if environment is None else environment
-    if not all(name in found for name in _NEEDED) or found["WORLD_SIZE"] == "1":
+    variables = os.environ if environment is None else environment
+    if not all(name in variables for name in _NEEDED) or variables["WORLD_SIZE"] == "1":
         return None
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
     try:
-        rank, size, local_rank, port = (int(found.get(name, "0")) for name in names)
+        rank, size, local_rank, port = (int(variables.get(name, "0")) for name in names)
     except ValueError:
         rank, size, local_rank, port = -1, 0, 0, 0
     if not (0 <= rank < size and 0 <= local_rank < size and 0 < port < 2**16):
-        given = ", ".join(f"{name}={found.get(name, '')}" for name in names)
-        raise InputError(f"{given} in the environment are no process of torchrun: start it by torchrun, or unset them")
+        values = ", ".join(f"{name}={variables.get(name, '')}" for name in names)
+        raise InputError(f"{values} in the environment are no process of torchrun: start it by torchrun, or unset them")
     return Place(rank, size, local_rank)
 
 
 def is_first_process() -> bool:
-    """Return whether this process prints: the first of those that torchrun started, or the only one."""
+    """Return whether this is the first process that torchrun started, or the only one; only this one prints."""
     try:
         place = place_of()
     except InputError:

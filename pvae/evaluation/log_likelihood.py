@@ -15,7 +15,7 @@ from torch.distributions import Independent
 from pvae.compile.graph import check_ways, record
 from pvae.compile.inductor import missing
 from pvae.core.errors import InputError
-from pvae.core.finite import is_of_memory
+from pvae.core.memory import is_of_memory
 from pvae.core.parallel import ALONE, World
 from pvae.data.dataset import Pixels
 from pvae.vae import VAE

@@ -159,7 +159,7 @@ class _Session:
                 raise
             why = f"another process of this training has ended, and so does this one; {self._place()}; "
             how = f"go on with: {_how_to_resume(run)}"
-            raise LostError(why + how if self.training.world.speaks_first() else "") from error
+            raise LostError(why + how if self.training.world.reports_first() else "") from error
 
     def _discard(self) -> None:
         if self.training.world.is_first:

@@ -16,7 +16,7 @@ from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
 from pvae.config.options import ESTIMATORS
 from pvae.core.errors import InputError
-from pvae.core.finite import NotFiniteError, listed, named
+from pvae.core.finite import NotFiniteError, listed, naming_refused_parameters
 from pvae.core.parallel import Share, World
 from pvae.core.random_state import restore_rng_state, rng_state
 from pvae.core.terms import Terms
@@ -105,7 +105,7 @@ class Stepper:
         Raises:
             NotFiniteError: the loss is not finite.
         """
-        with named():
+        with naming_refused_parameters():
             return self._svi(share).evaluate_with_terms(x, beta)
 
     @contextlib.contextmanager
@@ -170,7 +170,7 @@ class Stepper:
         before = rng_state(self._images.device) if self.config.on_nan == "skip" else None
         self._has_summed = False
         try:
-            with named():
+            with naming_refused_parameters():
                 yield
         except NotFiniteError as error:
             self.optimizer.zero_grad()  # or the next gradient would be added to this one

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pvae.config.config import Config
 from pvae.core.errors import InputError, TrainingError, brief
-from pvae.core.finite import NotFiniteError, no_memory_for, one_voice
+from pvae.core.finite import NotFiniteError, no_nan_warnings
+from pvae.core.memory import no_memory_for
 from pvae.core.parallel import ALONE, Share, World
 from pvae.core.random_state import restore_rng_state, rng_state, seeded
 from pvae.core.terms import Terms
@@ -103,7 +104,7 @@ class Trainer:
         config, title = self.config, f"epoch {self.epoch + 1}/{self.config.epochs}"
         state = self._state = self._state or EpochState.new(len(self.train_images), self.device)
         bar = Bar(title, self.num_steps, quiet, state.seen // config.batch_size)
-        with bar, one_voice(), self.stepper.unedited():
+        with bar, no_nan_warnings(), self.stepper.unedited():
             for start in range(state.seen, len(state.order), config.batch_size):
                 started, index = time.perf_counter(), state.order[start : start + config.batch_size]
                 result = self._step(index)
@@ -227,7 +228,7 @@ class Trainer:
     def _refused(self, what: str) -> Iterator[None]:
         """End the training where something outside of a step is not finite."""
         try:
-            with one_voice(), no_memory_for(f"step {self.step}"):
+            with no_nan_warnings(), no_memory_for(f"step {self.step}"):
                 yield
         except NotFiniteError as error:
             raise TrainingError(f"{what} could not be computed at step {self.step}: {error}") from error

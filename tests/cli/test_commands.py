@@ -244,10 +244,10 @@ def test_without_a_home_folder_data_are_found_where_they_are_named(
     assert load_dataset("auto", offline=True).name == "MNIST-5k"
 
 
-def test_without_a_home_folder_what_was_compiled_is_not_kept(no_home, monkeypatch):
+def test_without_a_home_folder_compiled_code_is_not_stored(no_home, monkeypatch):
     monkeypatch.setattr(cache, "cache_dir", folders.cache_dir)
-    monkeypatch.setattr(cache, "_compiled", lambda *_: b"package")
-    monkeypatch.setattr(cache, "_loaded", lambda package: package)
+    monkeypatch.setattr(cache, "compile_package", lambda program, package, options: package.write(b"package"))
+    monkeypatch.setattr(cache, "_unpacked", lambda package: package.getvalue())
     assert cache.load_or_compile(make_fx(torch.sin)(torch.ones(2)), [torch.ones(2)], {}) == b"package"
 
 

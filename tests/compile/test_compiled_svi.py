@@ -1,4 +1,4 @@
-"""The whole step in one recording, loss, gradients and Adam's update, equals Pyro's SVI over the same optimiser."""
+"""A step recorded as a whole (loss, gradients, Adam's update) equals Pyro's SVI with the same optimiser."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from conftest import needs_inductor
 from pyro.infer import SVI
 from torch.optim import SGD, Adam, AdamW
 
-from pvae.compile import adam as adam_module
-from pvae.compile.adam import AdamUpdate, ElementwiseAdam, OperatorAdam
+from pvae.compile.adam import AdamUpdate, ElementwiseAdamUpdate
 from pvae.compile.compiled_elbo import CompiledELBO
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.optimizers import SingleOptimizer
@@ -68,8 +67,8 @@ def test_it_trains_as_svi(small_vae, small_images, name):
     assert elbo.num_recordings == 2, "one for each batch size"
 
 
-def test_a_loop_without_edits_is_looked_at_once(small_vae, small_images, monkeypatch):
-    """The learning rate and beta change in it all the same; once it is over, every step is looked at again."""
+def test_a_loop_without_edits_is_checked_once(small_vae, small_images, monkeypatch):
+    """The learning rate and beta may change in it; after it, every step is checked again."""
     looks, suits = [], RecordedStep.suits
     monkeypatch.setattr(RecordedStep, "suits", lambda self, *given: looks.append(self) or suits(self, *given))
     batches = [small_images(3 if step in (10, 15) else 8, seed=step) for step in range(20)]
@@ -150,7 +149,7 @@ def _hook(step, vae, optimizer):
 
 
 def _other_layout(step, vae, optimizer):
-    """And other numbers, by which to see that the change was made."""
+    """Other values too, so that the change has an effect."""
     if step == 3:
         layer = vae.p_x.decoder[2].weight
         layer.data = (0.5 * layer.data).T.contiguous().T
@@ -191,9 +190,9 @@ def test_a_frozen_parameter_is_refused_as_by_svi(small_vae, small_images):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", [OperatorAdam, ElementwiseAdam])
+@pytest.mark.parametrize("kind", [AdamUpdate, ElementwiseAdamUpdate])
 def test_the_update_is_adams_own_step(kind, dtype):
-    """By torch's operator bit for bit; a step that is refused, the third, leaves all as it was."""
+    """Bit for bit by torch's operator; the third step is refused, and changes nothing."""
     generator = torch.Generator().manual_seed(0)
     of_ours, of_theirs = (
         [torch.nn.Parameter(torch.ones(shape, dtype=dtype)) for shape in ((3, 5), (7, 1))] for _ in range(2)
@@ -210,19 +209,11 @@ def test_the_update_is_adams_own_step(kind, dtype):
             for parameter, gradient in zip(of_theirs, gradients):
                 parameter.grad = torch.empty_like(parameter).copy_(gradient)
             theirs.step()
-        for mine, other in zip(ours.held(), kind(theirs).held(), strict=True):
-            if kind is OperatorAdam:
+        for mine, other in zip(ours.written(), kind(theirs).written(), strict=True):
+            if kind is AdamUpdate:
                 assert torch.equal(mine, other)
             else:
                 assert torch.allclose(mine, other, rtol=1e-6 if dtype == torch.float32 else 1e-14, atol=0)
-
-
-def test_without_the_operator_the_update_is_elementwise(small_vae, small_images, monkeypatch):
-    monkeypatch.setattr(adam_module, "_HAS_OPERATOR", False)
-    monkeypatch.setattr(OperatorAdam, "apply", None)
-    batches = [small_images(8, seed=step) for step in range(4)]
-    ours = trained(small_vae(), CompiledELBO(built("trace")), batches)
-    assert_alike(ours, trained(small_vae(), built("trace"), batches))
 
 
 OTHERS = {
@@ -258,8 +249,8 @@ def test_batch_norm_counts_once_a_step():
         assert torch.allclose(mine, other, rtol=1e-9), name
 
 
-def test_what_is_prepared_is_recorded_too(small_vae, small_images):
-    """A batch of an index, binarized anew at each visit: the draws come in the same order."""
+def test_the_preparation_of_a_batch_is_recorded(small_vae, small_images):
+    """Images of an index, binarized at random: the draws come in the same order."""
     images = small_images(40)
 
     def prepare(index):
@@ -296,14 +287,14 @@ def test_prepared_pixels_outside_the_domain_are_refused(small_vae, small_images)
         one = (vae.model, vae.guide, SingleOptimizer(optimizer), CompiledELBO(built("trace")))
         svi = CompiledSVI(*one, prepare=lambda index: images[index])
         svi.step(torch.arange(6))
-        before = [tensor.detach().clone() for tensor in svi._update.held()]
+        before = [tensor.detach().clone() for tensor in svi._update.written()]
         with pytest.raises(InputError, match="exactly 0 or 1"):
             svi.step(torch.arange(6, 12))
-        assert all(torch.equal(old, now) for old, now in zip(before, svi._update.held()))
+        assert all(torch.equal(old, now) for old, now in zip(before, svi._update.written()))
         assert svi.step(torch.arange(6)) > 0
 
 
-def test_an_edit_of_what_prepares_is_seen(small_vae, small_images):
+def test_another_function_that_prepares_is_seen(small_vae, small_images):
     vae, images, elbo = small_vae(), small_images(12), CompiledELBO(built("trace"))
     with torch.random.fork_rng(), pyro.get_param_store().scope():
         optimizer = SingleOptimizer(adam(vae.parameters(), lr=0.0))

@@ -801,7 +801,7 @@ refused(load_dataset, f"folder:{base / 'pictures'}", transform=ImageTransform(si
 
 def test_a_pipe_is_not_replaced_by_a_result(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match="no ordinary file"):
+    with pytest.raises(InputError, match="not an ordinary file"):
         write_whole(tmp_path / "pipe", b"x")
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
