@@ -1,4 +1,4 @@
-"""What the commands share: their parser, one line for each refusal, signals, exit statuses, the folder they write."""
+"""Used by every command: the parser, errors as one line, signals, exit statuses, and the folder of results."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from pvae.core.memory import is_of_memory
 from pvae.core.signals import SIGNALS, Interruptions, handled_by
 from pvae.core.torchrun import is_first_process
 
-__all__ = ["Parser", "a_path", "ctrl_c_exits_at_once", "leave", "result_folder", "run_command"]
+__all__ = ["Parser", "add_places", "ctrl_c_exits_at_once", "leave", "nonempty_path", "result_folder", "run_command"]
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose refusal is one line.
+    """A parser that reports an error as one line.
 
     Args:
-        command: its name after "python -m pvae.".
-        description: what it does.
+        command: name of the command after "python -m pvae.".
+        description: what the command does.
         epilog: examples.
     """
 
@@ -41,8 +41,6 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        # argparse takes -1e-1 for an option, and has no public way to say otherwise.
-        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:
         """Refuse the arguments.
@@ -55,11 +53,30 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} ({f'did you mean {near[0]}?' if near else '--help lists the options'})")
 
 
-def a_path(text: str) -> Path:
-    """Return the path that an argument names; an empty one would be the working folder.
+def add_places(
+    parser: argparse._ActionsContainer,
+    out: str,
+    metavar: str = "DIR",
+    data_dir: str = "where the run's data are now (default: where they were found)",
+) -> None:
+    """Add the arguments --data-dir, --offline and --out.
+
+    Args:
+        parser: a parser, or a group of its arguments.
+        out: help text of --out.
+        metavar: what --out names.
+        data_dir: help text of --data-dir.
+    """
+    parser.add_argument("--data-dir", metavar="DIR", type=nonempty_path, help=data_dir)
+    parser.add_argument("--offline", action="store_true", help="do not download anything")
+    parser.add_argument("--out", metavar=metavar, type=nonempty_path, help=out)
+
+
+def nonempty_path(text: str) -> Path:
+    """Return a path; an empty text, as of an unset variable of a shell, would be the working folder.
 
     Raises:
-        argparse.ArgumentTypeError: it is empty.
+        argparse.ArgumentTypeError: the text is empty.
     """
     if not text:
         raise argparse.ArgumentTypeError("the path is empty, as an unset variable of a shell is: name a file or folder")
@@ -69,18 +86,18 @@ def a_path(text: str) -> Path:
 def run_command(
     name: str, command: Callable[[], None], interrupted: str = "interrupted; what was written is whole"
 ) -> int:
-    """Run a command and return its exit status; what ends it is one line on stderr.
+    """Run a command and return its exit status; print an error as one line on standard error.
 
-    Ctrl-C and SIGTERM end the command by an exception; a training handles them itself.
+    Ctrl-C and SIGTERM raise an exception in the command, except during a training, which handles them itself.
 
     Args:
-        name: stands before the line.
+        name: printed before the line.
         command: does the work.
-        interrupted: the line of an interruption that brings no message.
+        interrupted: the line for Ctrl-C or SIGTERM, if the exception has no message.
 
     Returns:
-        0; 2 for what cannot be done as asked or is not permitted, 1 for a disk or a process that has gone, 130 for
-        Ctrl-C, 143 for SIGTERM.
+        0; 2 for a command that cannot be done as given or is not permitted, 1 for a disk or a process that failed, 130
+        for Ctrl-C, 143 for SIGTERM.
     """
     with Interruptions(at_once=True):
         try:
@@ -93,32 +110,33 @@ def run_command(
 
 
 def _run(name: str, command: Callable[[], None]) -> int:
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end a training
-            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show must not end a training
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        if not _has_working_folder():
-            raise InputError("the folder in which the command was started is gone: go to one that exists")
+        try:
+            Path.cwd()  # without it, torch's libraries abort the process
+        except OSError:
+            raise InputError("the folder in which the command was started is gone: go to one that exists") from None
         with naming_refused_parameters(), no_nan_warnings():
             command()
         return 0
     except (InputError, TrainingError, NotFiniteError) as error:
-        what_now = "; the weights have diverged: train anew, with a smaller --lr"
-        line = f"{error}{what_now if isinstance(error, NotFiniteError) else ''}"
-        line, status = line if is_first_process() else "", 2  # the other processes are refused for the same reason
+        advice = "; the weights have diverged: train anew, with a smaller --lr"
+        line = f"{error}{advice if isinstance(error, NotFiniteError) else ''}"
+        line, status = line if is_first_process() else "", 2  # all processes raise the same error
     except LostError as error:
         line, status = str(error), 1
     except (RuntimeError, MemoryError, ImportError) as error:
         if not is_of_memory(error):
             raise
         smaller = "give smaller images, networks, batches or fewer particles"
-        what_now = "torch cannot be loaded: see ulimit -v" if isinstance(error, ImportError) else smaller
-        line, status = f"out of memory: {what_now}", 2
-    except BrokenPipeError:  # the reader of our output has gone
+        advice = "torch cannot be loaded: see ulimit -v" if isinstance(error, ImportError) else smaller
+        line, status = f"out of memory: {advice}", 2
+    except BrokenPipeError:  # the program that read standard output has ended
         sys.stdout = None
         return 0
     except OSError as error:
-        file = error.filename or "a file of the result"  # a write that fails does not say which
+        file = error.filename or "a file of the result"  # the error of a write has no file name
         line = f"{file} cannot be written or read: {error.strerror}"
         status = 2 if isinstance(error, PermissionError) else 1
     if line:
@@ -126,23 +144,15 @@ def _run(name: str, command: Callable[[], None]) -> int:
     return status
 
 
-def _has_working_folder() -> bool:
-    """Whether the working folder is still there; without one torch's libraries end the process themselves."""
-    try:
-        return Path.cwd().exists()
-    except OSError:
-        return False
-
-
 @contextlib.contextmanager
 def ctrl_c_exits_at_once(name: str) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM exit while modules load: an exception would leave them half imported.
+    """Let Ctrl-C and SIGTERM end the process while it imports torch; many modules cannot handle an exception then.
 
     Raises:
         InputError: Python runs without docstrings, and so cannot import Pyro.
     """
     if sys.flags.optimize > 1:
-        raise InputError("Pyro needs docstrings, which PYTHONOPTIMIZE=2 and -OO take out: set it to 1, or give -O")
+        raise InputError("Pyro needs docstrings, which PYTHONOPTIMIZE=2 and -OO remove: set it to 1, or give -O")
 
     def exit_at_once(number: int, _: object) -> None:
         if is_first_process():
@@ -155,11 +165,11 @@ def ctrl_c_exits_at_once(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def result_folder(folder: Path, names: Iterable[str] = ()) -> Iterator[Path]:
-    """Make the folder that a command writes to, and those above it; remove those of them that stay empty.
+    """Make the folder that a command writes to, and its parents; at the end, remove those that are still empty.
 
     Args:
         folder: the folder.
-        names: of the reports that will be written there; not needed of a folder that is pvae's own.
+        names: names of the reports that will be written there; none for a part of a run folder.
 
     Raises:
         InputError: it cannot be made, or another file has one of the names.
@@ -174,15 +184,15 @@ def result_folder(folder: Path, names: Iterable[str] = ()) -> Iterator[Path]:
             check_replaceable(folder / name)
         yield folder
     finally:
-        with contextlib.suppress(OSError):  # one that holds something stays, and those above it
+        with contextlib.suppress(OSError):  # raised at the first folder that is not empty
             for path in made:
                 path.rmdir()
 
 
 def leave(status: int) -> NoReturn:
-    """Exit at once, with 1 in place of 0 if what was printed is lost.
+    """Exit without the usual cleanup of Python, with status 1 in place of 0 if printed lines were lost.
 
-    Everything is on disk, and torch takes a second or two to clear up, in which threads of torch.distributed may abort.
+    All files are written by then. The cleanup takes a second or two, and threads of torch.distributed may abort in it.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -190,7 +200,7 @@ def leave(status: int) -> NoReturn:
         try:
             if stream is not None:
                 stream.flush()
-        except BrokenPipeError:  # the reader of our output has gone
+        except BrokenPipeError:  # the program that read the output has ended
             pass
         except OSError as error:
             status = status or 1

@@ -1,4 +1,4 @@
-"""The command `python -m pvae.compare`: the estimators side by side, on the same weights, images and noise."""
+"""The command `python -m pvae.compare`: the estimators side by side, with the same weights, images and noise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pvae.cli.command import Parser, a_path, ctrl_c_exits_at_once, result_folder, run_command
+from pvae.cli.command import Parser, add_places, ctrl_c_exits_at_once, nonempty_path, result_folder, run_command
 from pvae.config.options import ELBOS, ESTIMATORS, whole_number
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError, check_name
@@ -28,7 +28,7 @@ __all__ = ["main"]
 _ALL = ",".join(name for name in ELBOS if name != "handwritten")
 _STAGES = "2,16"
 _BATCH_SIZE = 100
-_GROUPS = 5  # of miwae, where the configuration names none
+_GROUPS = 5  # of miwae, if the configuration has only one
 
 _EPILOG = """\
 Without a RUN it trains a system and compares at each of --stages. log p(x) is known exactly for the default,
@@ -46,7 +46,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, 2 for what cannot be done as asked, 130 for Ctrl-C.
+    """Run the command and return its exit status, which `run_command` explains.
 
     Args:
         argv: the arguments after the program's name; `sys.argv` if left out.
@@ -82,9 +82,9 @@ def _compare(arguments: argparse.Namespace) -> None:
     groups = config.groups if config.groups > 1 else _GROUPS
     default = not_a_link(arguments.run / "comparison") if arguments.run else None
     reports = [f"comparison.{suffix}" for suffix in ("csv", "md", "png")] if arguments.out else []
-    named = arguments.out or default or Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare"
-    found: list[Measurement] = []
-    with result_folder(named, reports) as folder:
+    out = arguments.out or default or Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare"
+    rows: list[Measurement] = []
+    with result_folder(out, reports) as folder:
         for stage, vae, x, kind in _weights(arguments, config, stages):
             pairs, reasons = estimators.compared(vae, names, particles, groups)
             if not pairs:
@@ -96,20 +96,20 @@ def _compare(arguments: argparse.Namespace) -> None:
             say(f"{stage}: log p(x) = {log_p}, mean of {len(x)} test images; pixels {kind}")
             for name, count in tqdm(pairs, stage, unit="estimator", leave=False, disable=sys.stderr is None or None):
                 options = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups if name == "miwae" else 1}
-                found.append(estimators.measure(vae, x, name, count, log_p, stage, arguments.repetitions, **options))
-        table = f"{estimators.to_markdown(found)}\n\n{estimators.LEGEND}"
+                rows.append(estimators.measure(vae, x, name, count, log_p, stage, arguments.repetitions, **options))
+        table = f"{estimators.to_markdown(rows)}\n\n{estimators.LEGEND}"
         say(f"\n{table}\n")
         write_whole(folder / "comparison.md", (table + "\n").encode())
-        write_whole(folder / "comparison.csv", to_csv(found).encode())
+        write_whole(folder / "comparison.csv", to_csv(rows).encode())
         title = arguments.run.resolve().name if arguments.run else config.system
-        run_figures.write_figure(folder / "comparison.png", run_figures.comparison_figure(found, title))
+        run_figures.write_figure(folder / "comparison.png", run_figures.comparison_figure(rows, title))
         say(f"{folder}: comparison.csv, comparison.md, comparison.png")
 
 
 def _weights(
     arguments: argparse.Namespace, config: Config, stages: Sequence[int]
 ) -> Iterator[tuple[str, VAE, Tensor, str]]:
-    """Yield each stage of a training: its name, the VAE, a batch of test images and what their pixels are."""
+    """Yield for each stage of a training its name, the VAE, a batch of test images and the kind of their pixels."""
     from pvae.evaluation.trained_run import TrainedRun, proper
     from pvae.training.fit import trained_at
 
@@ -131,7 +131,7 @@ def _weights(
 
 
 def _counts(option: str, text: str, least: int) -> list[int]:
-    """Return the whole numbers of a list such as 1,5,50, in order."""
+    """Return the sorted whole numbers of a list such as 1,5,50."""
     try:
         counts = sorted({int(part) for part in text.split(",")})
     except ValueError:
@@ -145,18 +145,13 @@ def _counts(option: str, text: str, least: int) -> list[int]:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("compare", "Compare estimators of the bound and of its gradient, at one set of weights.", _EPILOG)
     add = parser.add_argument
-    add("run", metavar="RUN", nargs="?", type=a_path, help="a run folder, whose checkpoint is taken")
-    add(
-        "--system",
-        metavar="NAME",
-        help="train this in place of a RUN (default: linear-gaussian)",
-    )
+    add("run", metavar="RUN", nargs="?", type=nonempty_path, help="a run folder, whose checkpoint is used")
+    add("--system", metavar="NAME", help="train this in place of a RUN (default: linear-gaussian)")
     add("--stages", metavar="N,N", help=f"epochs after which to compare, in rising order (default: {_STAGES})")
     add("--elbo", metavar="NAME,NAME", default=_ALL, help=f"of {', '.join(ELBOS)} (default: all)")
     add("--particles", metavar="K,K", default="1,5,50", help="particles K (default: 1,5,50)")
     add("--repetitions", metavar="R", type=int, default=100, help="of each estimator, with other draws (default: 100)")
     add("--batch-size", metavar="B", type=int, help=f"test images (default: {_BATCH_SIZE})")
-    add("--data-dir", metavar="DIR", type=a_path, help="where the data are")
-    add("--offline", action="store_true", help="do not download anything")
-    add("--out", metavar="DIR", type=a_path, help="where to write (default: RUN/comparison, or runs/<time>-compare)")
+    out = "where to write (default: RUN/comparison, or runs/<time>-compare)"
+    add_places(parser, out, data_dir="where the data are")
     return parser

@@ -1,4 +1,4 @@
-"""The command `python -m pvae.draw`: every picture that a run can show, and runs side by side."""
+"""The command `python -m pvae.draw`: the pictures of a run, and runs side by side."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pvae.cli.command import Parser, a_path, ctrl_c_exits_at_once, result_folder, run_command
+from pvae.cli.command import Parser, add_places, ctrl_c_exits_at_once, nonempty_path, result_folder, run_command
 from pvae.core.errors import InputError, check_name
 from pvae.core.files import not_a_link, write_whole
 from pvae.core.finite import NotFiniteError, naming_refused_parameters
 from pvae.core.records import to_json
 from pvae.core.terminal import say
-from pvae.core.torchrun import place_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +39,7 @@ PICTURES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, 2 for what cannot be done as asked, 130 for Ctrl-C.
+    """Run the command and return its exit status, which `run_command` explains.
 
     Args:
         argv: the arguments after the program's name; `sys.argv` if left out.
@@ -54,12 +53,8 @@ def _draw(arguments: argparse.Namespace) -> None:
     runs = [] if is_run else sorted(file.parent for file in arguments.run.glob("*/config.json"))
     if runs and (wanted or arguments.attribute):
         raise InputError(f"{arguments.run} is a folder of runs: --what and --attribute are for a single run")
-    if place_of() is not None:
-        raise InputError("one process draws: start it without torchrun")
     with ctrl_c_exits_at_once("pvae.draw"):
         import pvae.evaluation.trained_run  # noqa: F401  torch is slow to import
-    if not runs and not is_run and arguments.run.is_dir():
-        raise InputError(f"{arguments.run} is not a run folder or a folder of runs: it holds no config.json")
     if runs:
         _draw_side_by_side(arguments, runs)
     else:
@@ -74,7 +69,7 @@ def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> No
     trained = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline, tuple(arguments.attribute))
 
     def figures() -> Iterator[tuple[str, Figure]]:
-        """Yield the pictures that are wanted, or all that apply to the run."""
+        """Yield the requested pictures, or all that can be drawn of the run."""
         for name in wanted or PICTURES:
             try:
                 yield name, getattr(pictures, name)(trained)
@@ -82,21 +77,22 @@ def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> No
                 if wanted is not None:
                     raise InputError(f"{name}: {error}") from None
 
-    drawn = figures() if wanted is None else iter(list(figures()))  # if a wanted one is refused, none is written
+    drawn = figures() if wanted is None else iter(list(figures()))  # write none if a requested one cannot be drawn
     names = [f"{name}.png" for name in wanted or PICTURES]
     names += ["latent.json", "probe.json"] if wanted is None else ["probe.json"] * ("probe" in wanted)
-    figures_folder = not_a_link(trained.run.path / "figures")  # pvae's own, if no other is named
+    figures_folder = not_a_link(trained.run.path / "figures")
     with result_folder(arguments.out or figures_folder, names if arguments.out else ()) as folder:
         for name, figure in drawn:
             write_figure(folder / f"{name}.png", figure)
             say(folder / f"{name}.png")
             if name == "probe":
                 say("\n".join(map(str, trained.responses)))
-                _write(folder / "probe.json", to_json([asdict(one) for one in trained.responses], indent=2) + "\n")
-        if wanted is not None:  # the report takes the codes of all images, which single pictures do not
+                records = [asdict(response) for response in trained.responses]
+                write_whole(folder / "probe.json", f"{to_json(records, indent=2)}\n".encode())
+        if wanted is not None:  # the report encodes all images, which takes longer than a picture
             return
         report = trained.report()
-        _write(folder / "latent.json", to_json(asdict(report), indent=2) + "\n")
+        write_whole(folder / "latent.json", f"{to_json(asdict(report), indent=2)}\n".encode())
         distances = report.kolmogorov_smirnov
         accuracy = "" if report.accuracy is None else f"; 10-nearest-neighbour accuracy {report.accuracy:.3f}"
         say(
@@ -106,23 +102,23 @@ def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> No
 
 
 def _draw_side_by_side(arguments: argparse.Namespace, runs: Sequence[Path]) -> None:
-    """Draw the sheet and write the table; leave out a run that cannot be read, with a line that says why."""
+    """Draw the pictures of all runs and write their table; print why a run that cannot be read is left out."""
     from pvae.evaluation.table import to_csv, to_markdown
     from pvae.evaluation.trained_run import TrainedRun
     from pvae.plotting.gallery import Entry, code_figures, entry_of, in_order, sheet_figure
     from pvae.plotting.run_figures import write_figure
 
     read: list[Entry] = []
-    known: dict[object, str] = {}
+    names: dict[object, str] = {}  # of the runs read so far, by identity and progress
     for path in runs:
         try:
             trained = TrainedRun.of(path, arguments.data_dir, arguments.offline)
             state = (trained.run.identity, trained.run.read_checkpoint().counts)
-            if state in known:
-                raise InputError(f"it is a copy of {known[state]}, not another seed")
+            if state in names:
+                raise InputError(f"it is a copy of {names[state]}, not another seed")
             with naming_refused_parameters():
                 read.append(entry_of(trained))
-            known[state] = path.name
+            names[state] = path.name
             say(f"{path.name}: {read[-1].title}")
         except (InputError, NotFiniteError) as error:
             print(f"pvae.draw: {path.name} is left out: {error}", file=sys.stderr)
@@ -132,31 +128,27 @@ def _draw_side_by_side(arguments: argparse.Namespace, runs: Sequence[Path]) -> N
     rows = [entry.row for entry in entries]
     drawn = {"sheet": sheet_figure(entries)}
     drawn |= {f"codes-{re.sub('[^a-z0-9]+', '-', data.lower())}": one for data, one in code_figures(entries).items()}
-    names = ["table.csv", "table.md", *(f"{name}.png" for name in drawn)]
-    with result_folder(arguments.out or arguments.run, names) as folder:
-        _write(folder / "table.csv", to_csv(rows))
-        _write(folder / "table.md", to_markdown(rows))
+    reports = ["table.csv", "table.md", *(f"{name}.png" for name in drawn)]
+    with result_folder(arguments.out or arguments.run, reports) as folder:
+        write_whole(folder / "table.csv", to_csv(rows).encode())
+        write_whole(folder / "table.md", to_markdown(rows).encode())
         say(f"\n{to_markdown(rows)}\n{folder / 'table.csv'}\n{folder / 'table.md'}")
         for name, figure in drawn.items():
             write_figure(folder / f"{name}.png", figure)
             say(folder / f"{name}.png")
 
 
-def _write(path: Path, text: str) -> None:
-    write_whole(path, text.encode())
-
-
 def _parser() -> argparse.ArgumentParser:
     pictures = "\n".join(f"  {name:16} {what}" for name, what in PICTURES.items())
     parser = Parser(
         "draw",
-        "Draw what a trained run can show, into its figures/; or a folder of runs side by side: a sheet of their "
+        "Draw the pictures of a trained run into its figures/; or a folder of runs side by side: a sheet of their "
         "pictures, the codes of those with two latents, and a table with a row for each system, over its seeds.",
         f"pictures of a run:\n{pictures}\n\nexamples:\n  python -m pvae.draw runs/my-run --what scatter,manifold"
         "\n  python -m pvae.draw runs",
     )
     add = parser.add_argument
-    add("run", metavar="RUN", type=a_path, help="a run folder, or a folder of run folders")
+    add("run", metavar="RUN", type=nonempty_path, help="a run folder, or a folder of run folders")
     add("--what", metavar="NAME[,NAME...]", help="the pictures to draw (default: all that apply, and latent.json)")
     add(
         "--attribute",
@@ -165,7 +157,5 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="of the data, for the picture attributes (default: Blond_Hair Smiling Male Eyeglasses)",
     )
-    add("--data-dir", metavar="DIR", type=a_path, help="where the run's data are now (default: where they were found)")
-    add("--offline", action="store_true", help="do not download anything")
-    add("--out", metavar="DIR", type=a_path, help="where to draw (default: RUN/figures, or the folder of runs itself)")
+    add_places(parser, "where to draw (default: RUN/figures, or the folder of runs itself)")
     return parser

@@ -1,20 +1,19 @@
-"""The command `python -m pvae.evaluate`: what a trained run is worth, each figure with its error."""
+"""The command `python -m pvae.evaluate`: measures of a trained run, each with its standard error."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from pvae.cli.command import Parser, a_path, ctrl_c_exits_at_once, run_command
+from pvae.cli.command import Parser, add_places, ctrl_c_exits_at_once, nonempty_path, run_command
 from pvae.config.config import OPTIONS
 from pvae.config.options import whole_number
 from pvae.core.errors import InputError, check_name
-from pvae.core.files import check_replaceable
+from pvae.core.files import check_replaceable, write_whole
 from pvae.core.records import to_json
-from pvae.core.terminal import say
+from pvae.core.terminal import progress_bar, say
 from pvae.core.torchrun import is_first_process
 
 __all__ = ["main"]
@@ -34,7 +33,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, 2 for what cannot be done as asked, 130 for Ctrl-C.
+    """Run the command and return its exit status, which `run_command` explains.
 
     Args:
         argv: the arguments after the program's name; `sys.argv` if left out.
@@ -51,29 +50,24 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.compile == "none" and arguments.precision != "fp32":
         raise InputError(f"--precision {arguments.precision} goes with --compile auto, graph or inductor only")
     with ctrl_c_exits_at_once("pvae.evaluate"):
-        from tqdm import tqdm
-
-        from pvae.core.files import write_whole
         from pvae.core.parallel import joined
         from pvae.evaluation.report import evaluate, to_text
         from pvae.evaluation.trained_run import TrainedRun
         from pvae.runs.run import Run
     Run.open(arguments.run)
     path = arguments.out or arguments.run / "evaluation.json"
-    is_other = path.exists() and not path.is_file()
-    if is_other or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        reason = "it is not an ordinary file" if is_other else f"{path.parent} is not a folder that can be written to"
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        reason = f"{path.parent} is not a folder that can be written to"
         raise InputError(f"{path} cannot be written, since {reason}: name another file with --out")
     check_replaceable(path, "evaluation.json")
-    subject = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline)
-    count = arguments.images or len(subject.data.test)
-    if count > len(subject.data.test):
-        raise InputError(f"--images {count}: {subject.data.name} has {len(subject.data.test):,} test images")
-    silent = arguments.quiet or sys.stderr is None or not is_first_process() or None  # None: only on a terminal
-    bar = tqdm(total=count, desc="importance sampling", unit="image", leave=False, disable=silent)
+    trained = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline)
+    count = arguments.images or len(trained.data.test)
+    if count > len(trained.data.test):
+        raise InputError(f"--images {count}: {trained.data.name} has {len(trained.data.test):,} test images")
+    bar = progress_bar("importance sampling", count, "image", arguments.quiet or not is_first_process())
     with bar, joined("cpu") as world:
         report = evaluate(
-            subject,
+            trained,
             arguments.importance_samples,
             arguments.images,
             arguments.seed,
@@ -96,7 +90,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("evaluate", "Evaluate a trained run on its test images.", _EPILOG)
     add = parser.add_argument
-    add("run", metavar="RUN", type=a_path, help="a run folder")
+    add("run", metavar="RUN", type=nonempty_path, help="a run folder")
     add("--importance-samples", metavar="S", type=int, default=5000, help="draws of z for each image (default: 5000)")
     add("--images", metavar="N", type=int, help="only the first N test images (default: all)")
     add("--seed", metavar="S", type=int, default=0, help="of every draw and subset (default: 0)")
@@ -108,8 +102,6 @@ def _parser() -> argparse.ArgumentParser:
         "samples; auto: inductor there, if torch is 2.14 and there is a compiler, else graph (default: auto)",
     )
     add("--precision", metavar="P", default="fp32", help="fp32, or bf16 in the decoder's products (default: fp32)")
-    add("--data-dir", metavar="DIR", type=a_path, help="where the run's data are now (default: where they were found)")
-    add("--offline", action="store_true", help="do not download anything")
-    add("--out", metavar="FILE", type=a_path, help="where to write (default: RUN/evaluation.json)")
     add("--quiet", action="store_true", help="print the file's name only")
+    add_places(parser, "where to write (default: RUN/evaluation.json)", "FILE")
     return parser

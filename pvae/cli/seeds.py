@@ -1,6 +1,6 @@
-"""One system over many seeds: a process of `python -m pvae.train` for each, several at a time, and their table.
+"""Train one system with many seeds, each in a process of `python -m pvae.train`, and write a table over the seeds.
 
-A signal to this process is passed on to the others. If it is killed by SIGKILL, they train on to their ends.
+Ctrl-C and SIGTERM also stop the processes of the seeds. After a SIGKILL of this process they train to their ends.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -24,33 +24,33 @@ from pvae.config.presets import as_option
 from pvae.core.errors import InputError, InterruptedTrainingError, TrainingError
 from pvae.core.files import own_folder, write_whole
 from pvae.core.terminal import say
-from pvae.evaluation.table import Row, row_of, to_csv, to_markdown
+from pvae.evaluation.table import row_of, to_csv, to_markdown
 from pvae.evaluation.trained_run import TrainedRun
 from pvae.plotting.run_figures import figures_are_drawn
 from pvae.runs.run import Run
 
 __all__ = ["check_seeds", "train_seeds"]
 
-_Inform = Callable[[object], None]
-_MOST = 10_000
-_LINGER = 1.5  # seconds that processes have to save their state after a Ctrl-C
+_MAX_SEEDS = 10_000
+_GRACE_SECONDS = 1.5  # for the processes to save their states after Ctrl-C
 
 
 def check_seeds(text: str) -> list[int]:
-    """Return the seeds that "0:8" (0 to 7), "0,3,5" or both together name.
+    """Return the seeds of "0:8" (0 to 7), of "0,3,5", or of a list of both.
 
     Raises:
-        InputError: they are no such list, or one is named twice.
+        InputError: it is not such a list, or a seed occurs twice.
 
     >>> check_seeds("0:3,7")
     [0, 1, 2, 7]
     """
     seeds: list[int] = []
     for part in text.split(","):
-        found = re.fullmatch(r"(\d{1,18})(?::(\d{1,18}))?", part.strip(), re.ASCII)
-        first, end = (int(found[1]), int(found[2] or int(found[1]) + 1)) if found else (0, 0)
-        if not 0 < end - first <= _MOST:
-            raise InputError(f"--seeds must be like 0:8 (0 to 7) or 0,3,5, of at most {_MOST:,} seeds, not {text!r}")
+        match = re.fullmatch(r"(\d{1,18})(?::(\d{1,18}))?", part.strip(), re.ASCII)
+        first, end = (int(match[1]), int(match[2] or int(match[1]) + 1)) if match else (0, 0)
+        if not 0 < end - first <= _MAX_SEEDS:
+            limit = f"of at most {_MAX_SEEDS:,} seeds"
+            raise InputError(f"--seeds must be like 0:8 (0 to 7) or 0,3,5, {limit}, not {text!r}")
         seeds += range(first, end)
     if len(set(seeds)) < len(seeds):
         raise InputError(f"--seeds {text} names a seed twice")
@@ -61,29 +61,27 @@ def train_seeds(
     config: Config,
     seeds: Sequence[int],
     folder: Path,
+    arguments: Sequence[str],
     *,
-    begin: Sequence[str],
-    resume: Sequence[str],
     jobs: int | None = None,
     data: tuple[Path | None, bool] = (None, False),
     quiet: bool = False,
 ) -> None:
-    """Train what is not trained yet, and print and write the table over the seeds.
+    """Train all seeds that are not finished, then print and write the table over all seeds.
 
     Args:
-        config: the system; its seed is not read.
+        config: the system; its seed is not used.
         seeds: each has a run folder `seed-S`.
-        folder: holds them.
-        begin: arguments that begin a run, without --seed and --out.
-        resume: arguments that go on with one, without --resume.
-        jobs: processes at a time; as many as there are cores if left out.
-        data: the folder and `offline` of `load_dataset`, for the table.
+        folder: holds the run folders.
+        arguments: of `python -m pvae.train`, without --seed, --out and --resume.
+        jobs: number of processes at a time; one for each core by default.
+        data: `data_dir` and `offline` of `load_dataset`, for the table.
         quiet: print the folder only.
 
     Raises:
-        InputError: the folder holds something else, or no seed could be trained as asked.
+        InputError: the folder holds other files, or all seeds failed for the same reason.
         TrainingError: some seeds failed; the table has the others.
-        InterruptedTrainingError: Ctrl-C or SIGTERM; the same command goes on.
+        InterruptedTrainingError: Ctrl-C or SIGTERM; the same command continues.
     """
     paths = {seed: folder / f"seed-{seed}" for seed in seeds}
     try:
@@ -92,15 +90,17 @@ def train_seeds(
                 raise InputError(f"--out {folder} exists and is neither empty nor a folder of seeds: name another")
             commands = {}
             for seed, path in paths.items():
-                if not (path / "config.json").exists():
-                    commands[seed] = [*begin, "--seed", str(seed), "--out", str(path)]
-                elif not _is_finished(path, config.replace(seed=seed)):
-                    commands[seed] = [*resume, "--resume", str(path)]
+                is_new = not (path / "config.json").exists()
+                if is_new or not _is_finished(path, config.replace(seed=seed)):
+                    where = "--out" if is_new else "--resume"
+                    commands[seed] = [*arguments, "--seed", str(seed), where, str(path)]
             failures = _train(commands, folder, len(seeds), jobs, quiet) if commands else {}
-            finished = [seed for seed in seeds if seed not in failures]
-            if finished:
-                runs = (TrainedRun.of(paths[seed], *data) for seed in finished)
-                _write_table(folder, [row_of(trained.run, trained.report()) for trained in runs], quiet)
+            finished = (TrainedRun.of(path, *data) for seed, path in paths.items() if seed not in failures)
+            rows = [row_of(trained.run, trained.report()) for trained in finished]
+            if rows:
+                write_whole(folder / "table.csv", to_csv(rows).encode())
+                write_whole(folder / "table.md", to_markdown(rows).encode())
+                say(folder if quiet else f"\n{to_markdown(rows)}\n{folder / 'table.csv'}")
     except InterruptedTrainingError as error:
         how = f"interrupted; the same command with --out {shlex.quote(str(folder))} goes on where each seed was"
         raise InterruptedTrainingError(how, error.status) from None
@@ -110,61 +110,50 @@ def train_seeds(
 
 
 def _is_finished(path: Path, config: Config) -> bool:
-    """Whether a run has all its epochs and figures.
+    """Return whether a run has all its epochs and figures.
 
     Raises:
-        InputError: it is of another configuration.
+        InputError: it has another configuration.
     """
     run = Run.open(path)
-    if run.config.seed != config.seed:
-        raise InputError(
-            f"{path} holds the seed {run.config.seed}: put back the folder of seed {config.seed}, or remove it"
-        )
-    ours, theirs = asdict(config.replace(source="")), asdict(run.config.replace(source=""))
-    other = [name for name in ours if ours[name] != theirs[name]]
-    if other:
-        was, given = (", ".join(as_option(name, of[name]) for name in other) for of in (theirs, ours))
-        more = f", or train it on first: python -m pvae.train --resume {shlex.quote(str(path))} {given}"
-        is_longer = other == ["epochs"] and config.epochs > run.config.epochs
-        onward = more if is_longer and run.config.schedule == "constant" else ""
-        raise InputError(f"{path} was trained with {was}, and {given} is given: name another --out{onward}")
+    given, recorded = asdict(config.replace(source="")), asdict(run.config.replace(source=""))
+    differing = [name for name in given if given[name] != recorded[name]]
+    if differing:
+        ours, theirs = (", ".join(as_option(name, of[name]) for name in differing) for of in (given, recorded))
+        is_longer = differing == ["epochs"] and config.epochs > run.config.epochs and config.schedule == "constant"
+        longer = f", or train it on first: python -m pvae.train --resume {shlex.quote(str(path))} {ours}"
+        advice = f"name another --out{longer if is_longer else ''}"
+        raise InputError(f"{path} was trained with {theirs}, and {ours} is given: {advice}")
     try:
         return run.read_checkpoint().counts.epoch >= run.config.epochs and figures_are_drawn(run)
-    except InputError:  # its own process will go on from the one before it, or say why not
+    except InputError:  # the process that resumes it takes the checkpoint before, or prints the reason
         return False
-
-
-def _write_table(folder: Path, rows: Sequence[Row], quiet: bool) -> None:
-    write_whole(folder / "table.csv", to_csv(rows).encode())
-    write_whole(folder / "table.md", to_markdown(rows).encode())
-    say(folder if quiet else f"\n{to_markdown(rows)}\n{folder / 'table.csv'}")
 
 
 def _train(
     commands: Mapping[int, Sequence[str]], folder: Path, num_seeds: int, jobs: int | None, quiet: bool
 ) -> dict[int, str]:
-    """Run a process for each seed that is not finished, and return why some failed.
+    """Run a process for each seed that is not finished, and return the reasons of those that failed.
 
     Raises:
         InputError: all seeds failed for the same reason.
     """
-    inform: _Inform = (lambda _: None) if quiet else say
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = min(jobs or cores, num_seeds)
-    threads = max(1, cores // jobs)  # counted from all seeds, finished or not, since it decides the last digits
-    kept = num_seeds - len(commands)
-    inform(
-        f"{len(commands)} seeds{f', beside {kept} that are finished,' if kept else ''} into {folder}: "
+    threads = max(1, cores // jobs)  # also when resuming, since it decides the last digits
+    processes, pool, failures = _Processes(threads, quiet), ThreadPoolExecutor(jobs), dict[int, str]()
+    num_finished = num_seeds - len(commands)
+    processes.say(
+        f"{len(commands)} seeds{f', beside {num_finished} that are finished,' if num_finished else ''} into {folder}: "
         f"{jobs} at a time, {threads} {'threads' if threads > 1 else 'thread'} each"
     )
-    processes, pool, failures = _Processes(threads, inform), ThreadPoolExecutor(jobs), dict[int, str]()
     try:
         futures = {pool.submit(processes.train, seed, command): seed for seed, command in commands.items()}
         for count, future in enumerate(as_completed(futures), 1):
             seed, why = futures[future], future.result()
             if why:
                 failures[seed] = why
-            inform(f"seed {seed} {'failed' if why else 'is finished'}; {len(commands) - count} to go")
+            processes.say(f"seed {seed} {'failed' if why else 'is finished'}; {len(commands) - count} to go")
         reasons = {why.replace(f"{folder}/seed-{seed}", "") for seed, why in failures.items()}
         if len(failures) == num_seeds and len(reasons) == 1:
             raise InputError(f"{min(failures.items())[1]} (all of the {num_seeds} seeds)")
@@ -175,17 +164,21 @@ def _train(
 
 
 class _Processes:
-    """The processes of the seeds, each started and listened to by a thread of the pool."""
+    """The processes of the seeds; a thread of the pool starts each of them and reads its output."""
 
-    def __init__(self, threads: int, inform: _Inform) -> None:
-        self.threads, self.inform = threads, inform
+    def __init__(self, threads: int, quiet: bool) -> None:
+        self.threads, self.quiet = threads, quiet
         self.started: list[subprocess.Popen[str]] = []
         self.notes: set[str] = set()
         self.is_stopping = False
-        self.lock = threading.Lock()  # so that no process is started after the last one was stopped
+        self.lock = threading.Lock()  # so that no process starts after `stop` has ended the others
+
+    def say(self, line: str) -> None:
+        if not self.quiet:
+            say(line)
 
     def train(self, seed: int, arguments: Sequence[str]) -> str:
-        """Run `python -m pvae.train`, and return why it failed, in its own words; empty if it did not."""
+        """Run `python -m pvae.train`; return the error that it printed, or an empty text if it succeeded."""
         with self.lock:
             if self.is_stopping:
                 return "it was not started"
@@ -197,31 +190,31 @@ class _Processes:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="backslashreplace",
-                start_new_session=True,  # a terminal sends Ctrl-C to this process alone, which passes it on
+                start_new_session=True,  # a terminal sends Ctrl-C to this process alone, and `stop` tells the others
             )
             self.started.append(process)
         assert process.stdout is not None
-        said = ""
+        last_error = ""
         for line in map(str.rstrip, process.stdout):
             if line.startswith("epoch "):
-                self.inform(f"seed {seed}  {line}")
+                self.say(f"seed {seed}  {line}")
             elif line.startswith("note: ") and line not in self.notes:
                 self.notes.add(line)
                 print(line, file=sys.stderr, flush=True)
             elif line.startswith("pvae.train: "):
-                said = line.removeprefix("pvae.train: ")
+                last_error = line.removeprefix("pvae.train: ")
         status = process.wait()
-        how = f"it was killed by signal {-status}" if status < 0 else f"it ended with exit status {status}"
-        return (said or how) if status else ""
+        ended = f"it was killed by signal {-status}" if status < 0 else f"it ended with exit status {status}"
+        return (last_error or ended) if status else ""
 
     def stop(self) -> None:
-        """Let the processes save their state, and kill those that take too long: their last checkpoints stand."""
+        """Ask all processes to save their states and end, and kill those that take longer."""
         with self.lock:
             self.is_stopping = True
         for process in self.started:
             process.terminate()
-        ends = time.monotonic() + _LINGER
+        deadline = time.monotonic() + _GRACE_SECONDS
         for process in self.started:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, ends - time.monotonic()))
+                process.wait(max(0.0, deadline - time.monotonic()))
             process.kill()

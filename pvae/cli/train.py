@@ -1,4 +1,4 @@
-"""The command `python -m pvae.train`: parse, call downward, print."""
+"""The command `python -m pvae.train`: parse the arguments, train, and print what to do next."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pvae.cli.command import Parser, a_path, ctrl_c_exits_at_once, run_command
+from pvae.cli.command import Parser, add_places, ctrl_c_exits_at_once, nonempty_path, run_command
 from pvae.config.config import OPTIONS, Config
 from pvae.config.options import ESTIMATORS, flag, whole_number
 from pvae.config.presets import SYSTEMS, as_option, get_system, list_systems
@@ -46,7 +46,7 @@ metrics.jsonl, checkpoint.safetensors, figures/ and TensorBoard events; pvae.loa
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its status: 0, 2 for what cannot be done, 1 for a lost disk, 130 or 143 for a signal.
+    """Run the command and return its exit status, which `run_command` explains.
 
     Args:
         argv: the arguments after the program's name; `sys.argv` if left out.
@@ -68,38 +68,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train_parser() -> argparse.ArgumentParser:
-    """Return the parser of `python -m pvae.train`; an option of `Config` that is not given is left out."""
+    """Return the parser of `python -m pvae.train`; its result has only those options of `Config` that were given."""
     description = "Train a variational autoencoder, written as Pyro functions, by stochastic variational inference."
     parser = Parser("train", description, _EXAMPLES)
     parser.add_argument("--list-systems", action="store_true", help="list the published systems, and do nothing else")
-    group = parser.add_argument_group("what is trained (defaults: those of the system; here deep-bayes)")
-    group.add_argument("--config", metavar="FILE", type=a_path, help="a system of your own: the options below, as TOML")
-    for name, option in OPTIONS.items():
-        if name == "elbo":
-            group = parser.add_argument_group("how it is trained")
-        text = option.text.replace("%", "%%")
-        default = option.default
-        if name == "system":
-            text = f"published system to start from: {', '.join(SYSTEMS)}"
-            group.add_argument("--system", metavar="NAME", default=argparse.SUPPRESS, help=text)
-        elif isinstance(default, bool):
-            group.add_argument(flag(name), action="store_true", default=argparse.SUPPRESS, help=text)
-        elif name != "source":
-            kind = type(default[0] if isinstance(default, tuple) else default)
-            group.add_argument(
-                flag(name),
-                metavar={int: "N", float: "X"}.get(kind, "NAME"),
-                type=kind,
-                nargs="+" if isinstance(default, tuple) else None,
-                default=argparse.SUPPRESS,
-                help=text,
-            )
-    add = parser.add_argument_group("where it runs and what it leaves").add_argument
-    add("--data-dir", metavar="DIR", type=a_path, help="holds MNIST/raw as torchvision leaves it (also: $PVAE_DATA)")
-    add("--offline", action="store_true", help="do not download anything")
+    _add_config_options(parser)
+    group = parser.add_argument_group("where it runs and what it leaves")
+    out = "run folder, new or empty (default: runs/<time>-<system>-<elbo>)"
+    add_places(group, out, data_dir="holds MNIST/raw as torchvision leaves it (also: $PVAE_DATA)")
+    add = group.add_argument
     add("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto; on --resume, as before)")
-    add("--out", metavar="DIR", type=a_path, help="run folder, new or empty (default: runs/<time>-<system>-<elbo>)")
-    add("--resume", metavar="RUN", type=a_path, help="go on with a run up to --epochs; its other options hold")
+    add("--resume", metavar="RUN", type=nonempty_path, help="resume a run up to --epochs, with its own other options")
     add(
         "--checkpoint-every",
         metavar="N",
@@ -118,8 +97,32 @@ def train_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_config_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is trained (defaults: those of the system; here deep-bayes)")
+    group.add_argument(
+        "--config", metavar="FILE", type=nonempty_path, help="a system of your own: the options below, as TOML"
+    )
+    for name, option in OPTIONS.items():
+        if name == "elbo":
+            group = parser.add_argument_group("how it is trained")
+        text = f"published system to start from: {', '.join(SYSTEMS)}" if name == "system" else option.text
+        text, default = text.replace("%", "%%"), option.default
+        if isinstance(default, bool):
+            group.add_argument(flag(name), action="store_true", default=argparse.SUPPRESS, help=text)
+        elif name != "source":
+            kind = type(default[0] if isinstance(default, tuple) else default)
+            group.add_argument(
+                flag(name),
+                metavar={int: "N", float: "X"}.get(kind, "NAME"),
+                type=kind,
+                nargs="+" if isinstance(default, tuple) else None,
+                default=argparse.SUPPRESS,
+                help=text,
+            )
+
+
 def _train_seeds(text: str, jobs: int | None, options: dict[str, Any], argv: Sequence[str]) -> None:
-    """Let a process of this command train each seed."""
+    """Train each seed by a process of this command."""
     with ctrl_c_exits_at_once("pvae.train"):
         from pvae.cli.seeds import check_seeds, train_seeds
 
@@ -127,20 +130,16 @@ def _train_seeds(text: str, jobs: int | None, options: dict[str, Any], argv: Seq
         raise InputError("--seeds starts processes of its own: without torchrun")
     for name in ("seed", "resume"):
         if options.get(name) is not None:
-            raise InputError(f"--seeds {text} names the seeds and finds what is to be resumed: leave --{name} out")
+            raise InputError(f"--seeds {text} names the seeds, and finds the runs to resume: leave --{name} out")
     if jobs is not None:
         whole_number("jobs", jobs)
     seeds = check_seeds(text)
     config = _configured(options)
-    resume = ["--offline"] * options["offline"] + ["--checkpoint-every", str(options["checkpoint_every"])]
-    for name in ("data_dir", "device"):
-        resume += [flag(name), str(options[name])] if options[name] is not None else []
     train_seeds(
         config,
         seeds,
         options["out"] or Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-{config.system}-{config.elbo}-seeds",
-        begin=_without_seeds(argv),
-        resume=resume,
+        _without_seeds(argv),
         jobs=jobs,
         data=(options["data_dir"], options["offline"]),
         quiet=options["quiet"],
@@ -148,7 +147,7 @@ def _train_seeds(text: str, jobs: int | None, options: dict[str, Any], argv: Seq
 
 
 def _without_seeds(argv: Sequence[str]) -> list[str]:
-    """Return the arguments of one seed's process, which has its own folder and prints its epochs."""
+    """Return the arguments of one seed's process: without --seeds, --jobs, --out and --quiet."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--seeds", "--jobs", "--out"):
         parser.add_argument(name)
@@ -159,14 +158,13 @@ def _without_seeds(argv: Sequence[str]) -> list[str]:
 def _train(options: dict[str, Any]) -> None:
     with ctrl_c_exits_at_once("pvae.train"):
         from pvae.runs.run import Run
-        from pvae.training.fit import fit, resume  # torch is slow to import: not before the arguments are read
+        from pvae.training.fit import fit, resume  # imports torch, which is slow: after the arguments are read
 
     where = {name: options[name] for name in _WHERE}
     path, out = options["resume"], options["out"]
-    whole_number("checkpoint_every", options["checkpoint_every"], 0)
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and path is None and out is None:
         raise InputError("torchrun --max-restarts needs --out DIR or --resume RUN, to find the run again")
-    is_restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # torchrun started the command again
+    is_restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # by torchrun, after a process died
     if is_restarted and path is None and out is not None and (out / "config.json").exists():
         path, out, options = out, None, {"config": None}
     if path is None:
@@ -203,7 +201,7 @@ def _train(options: dict[str, Any]) -> None:
 
 
 def _chosen(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of `Config` that a TOML file gives, and the command line's over them."""
+    """Return the fields of `Config` that are given by the command line or, failing that, by the TOML file."""
     path, chosen = options["config"], {}
     if path is not None:
         try:
@@ -219,7 +217,7 @@ def _chosen(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _configured(options: dict[str, Any]) -> Config:
-    """Return the published system that is named, with the options laid over it; a TOML file may name its own."""
+    """Return the named system with the given options; a TOML file may name a system of its own."""
     if "system" in options:
         get_system(options["system"])
     chosen = _chosen(options)

@@ -1,10 +1,12 @@
-"""Print lines on the terminal."""
+"""Lines and progress bars on the terminal."""
 
 from __future__ import annotations
 
 import sys
 
-__all__ = ["say"]
+from tqdm import tqdm
+
+__all__ = ["progress_bar", "say"]
 
 
 def say(line: object) -> None:
@@ -14,4 +16,18 @@ def say(line: object) -> None:
     try:
         print(f"{line}\n", end="", flush=True)  # one write, so that the lines of two threads do not mix
     except OSError:
-        sys.stdout = None  # or Python would try to flush it again at exit
+        sys.stdout = None  # Python would try again to flush it at its exit
+
+
+def progress_bar(title: str, total: int, unit: str, quiet: bool = False, done: int = 0) -> tqdm:
+    """Return a tqdm bar, which is drawn if standard error is a terminal, and removed at its end.
+
+    Args:
+        title: printed before the bar.
+        total: number of units.
+        unit: name of a unit.
+        quiet: draw nothing.
+        done: number of units that were done before.
+    """
+    disabled = quiet or sys.stderr is None or None  # None: tqdm itself looks whether it is a terminal
+    return tqdm(total=total, initial=done, desc=title, unit=unit, leave=False, disable=disabled)

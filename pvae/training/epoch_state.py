@@ -1,8 +1,9 @@
-"""An epoch in progress: the images it has seen, and their terms and losses, in one process and in all of them."""
+"""The state of an unfinished epoch: the order of its images, and the losses and terms of those seen so far."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,71 +15,59 @@ from pvae.runs.checkpoint import Pass
 __all__ = ["EpochState"]
 
 
+@dataclass
 class EpochState:
-    """An epoch in progress, as one of its processes knows it.
+    """The state of one process in the middle of an epoch.
 
     Args:
-        known: what a checkpoint holds of it.
+        order: indices of the training images, int64 (N,).
+        distortion: of each image, at its position in `order`, (N,): NaN in a skipped step, 0 in another
+            process's rows.
+        rate: as `distortion`.
+        total: sum of this process's part of the losses over the images seen, without those of skipped steps.
+        seen: number of images seen, by all processes together.
+        seconds: time spent on steps.
     """
 
-    def __init__(self, known: Pass) -> None:
-        self._known = known
+    order: Tensor
+    distortion: Tensor
+    rate: Tensor
+    total: float = 0.0
+    seen: int = 0
+    seconds: float = 0.0
 
     @classmethod
     def new(cls, count: int, device: torch.device) -> EpochState:
-        """Return one over `count` images, in a new order."""
-        order = torch.randperm(count).to(device)
-        distortion, rate = torch.zeros(2, count, device=device)
-        return cls(Pass(order, distortion, rate, total=0.0, seen=0, seconds=0.0))
+        """Return the start of an epoch over `count` images, in a new random order."""
+        return cls(torch.randperm(count).to(device), *torch.zeros(2, count, device=device))
 
     @classmethod
-    def resumed(cls, known: Pass, world: World, device: torch.device) -> EpochState:
-        """Return one to continue: what was seen counts as the first process's part."""
-        order, distortion, rate = (tensor.to(device) for tensor in known[:3])
-        if not world.is_first:
-            distortion.zero_(), rate.zero_()
-        total = known.total if world.is_first else 0.0
-        return cls(known._replace(order=order, distortion=distortion, rate=rate, total=total))
-
-    @property
-    def order(self) -> Tensor:
-        """Indices of the training images, (N,)."""
-        return self._known.order
-
-    @property
-    def seen(self) -> int:
-        """The number of images seen."""
-        return self._known.seen
+    def resumed(cls, stored: Pass, world: World, device: torch.device) -> EpochState:
+        """Return the state that a checkpoint stores; the first process alone keeps the sums of all processes."""
+        order, distortion, rate = (tensor.to(device) for tensor in stored[:3])
+        if world.is_first:
+            return cls(order, distortion, rate, stored.total, stored.seen, stored.seconds)
+        return cls(order, torch.zeros_like(rate), torch.zeros_like(rate), 0.0, stored.seen, stored.seconds)
 
     def add(self, share: Share, result: tuple[float, Terms] | None, seconds: float) -> None:
-        """Count a step.
+        """Add the result of one step.
 
         Args:
             share: this process's rows of the batch.
-            result: their part in the loss, and their terms; None of a step that was skipped.
+            result: their part in the loss, and their terms; None for a skipped step.
             seconds: the time it took.
         """
-        loss, terms = result if result is not None else (0.0, None)
         if share.weight:
             rows = slice(self.seen + share.start, self.seen + share.stop)
-            self._known.distortion[rows] = terms.distortion if terms else math.nan
-            self._known.rate[rows] = terms.rate if terms else math.nan
-        self._known = self._known._replace(
-            total=self._known.total + loss * share.total,
-            seen=self.seen + share.total,
-            seconds=self._known.seconds + seconds,
-        )
-
-    def running_loss(self, world: World) -> float:
-        """Return the mean loss so far, as this process's part tells it."""
-        return self._known.total * world.size / self.seen
+            self.distortion[rows] = result[1].distortion if result else math.nan
+            self.rate[rows] = result[1].rate if result else math.nan
+        self.total += result[0] * share.total if result else 0.0
+        self.seen += share.total
+        self.seconds += seconds
 
     def whole(self, world: World) -> Pass:
-        """Return what all processes together know of it."""
-        total = torch.tensor([self._known.total], dtype=torch.float64)
-        terms = [self._known.distortion, self._known.rate]
-        if world.size > 1:
-            terms = [tensor.clone() for tensor in terms]
-            world.sum_([total])
-            world.sum_(terms)
-        return self._known._replace(distortion=terms[0], rate=terms[1], total=total.item())
+        """Return the state summed over all processes, as a checkpoint stores it."""
+        total, terms = torch.tensor([self.total], dtype=torch.float64), torch.stack([self.distortion, self.rate])
+        world.sum_([total])
+        world.sum_([terms])
+        return Pass(self.order, terms[0], terms[1], total.item(), self.seen, self.seconds)

@@ -1,4 +1,4 @@
-"""What changes from step to step: the learning rate, and the weight of the rate in the loss."""
+"""The learning rate of a step, and the weight of the rate in its loss."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pvae.config.config import Config
 
 __all__ = ["learning_rate", "rate_weight"]
 
-_LAST = 0.02  # share of the first learning rate at the end of a cosine
-_STEPS = (0.4, 0.7)  # shares of the training after which "steps" lowers the learning rate
+_LAST = 0.02  # the last learning rate of "cosine", as a fraction of the first
+_STEPS = (0.4, 0.7)  # fractions of all steps after which "steps" lowers the learning rate
 _STAGE_ENDS = list(itertools.accumulate(3**stage for stage in range(8)))  # passes: 1, 4, 13, ..., 3280
 
 
@@ -39,11 +39,12 @@ def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
 
 
 def rate_weight(config: Config, step: int, steps_per_epoch: int) -> float:
-    """Return what the rate is weighed with in the loss of a step, counted from 0.
+    """Return the weight of the rate in the loss of a step, counted from 0.
 
-        beta min(1, step / steps of the warm-up),   over L where the rate is a mean over latent dimensions
+        beta min(1, step / steps of the warm-up)
 
-    The first step of a warm-up has a weight of exactly 0.
+    It is divided by the latent size L where the rate is a mean over latent dimensions. The weight in the first step of
+    a warm-up is exactly 0.
     """
     weight = config.beta
     if config.rate_reduction == "mean":

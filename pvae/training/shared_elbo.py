@@ -1,7 +1,7 @@
 """An ELBO over one process's rows of a batch, with the noise of the whole batch.
 
-The randomness is the run's, and not the processes': each draws the noise of the whole batch from the same generator and
-keeps its own rows, so that N processes compute what one computes, to rounding.
+All processes have the same random state. Each draws the noise of the whole batch and keeps its own rows, so N processes
+compute the same as one process, to rounding.
 """
 
 from __future__ import annotations
@@ -25,44 +25,38 @@ _ATEN = torch.ops.aten
 class SharedELBO(PerDatumELBO):
     """An ELBO of one process's rows of a batch: its loss is their part in the mean over the whole batch.
 
-    The losses of all processes sum to the loss of the batch, and so do their gradients; z is drawn as one process that
-    has the whole batch would draw it.
+    The losses of all processes sum to the loss of the batch, and their gradients to its gradient. z is the same as if
+    one process drew it for the whole batch.
 
     Args:
-        elbo: a mean over the batch of what each datum gives.
+        elbo: its loss is a mean over the batch of one term for each datum, so it has no free bits.
         share: the rows of this process.
-
-    Raises:
-        InputError: the ELBO has free bits, which depend on a mean over the whole batch.
     """
 
     def __init__(self, elbo: PerDatumELBO, share: Share) -> None:
         super().__init__(elbo.num_particles, elbo.beta)
-        if elbo.free_bits:
-            raise InputError("--free-bits looks at the mean rate of a whole batch: train it in one process")
-        self.elbo = elbo
-        self.share = share
+        self.elbo, self.share = elbo, share
 
     def loss_and_terms(
         self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | Tensor | None = None
     ) -> LossAndTerms:
-        """Return the part of the rows x (B / N, C, H, W) in the loss, and their terms."""
+        """Return the part in the loss of the rows x (B / N, C, H, W), and their terms."""
         with WholeBatchNoise(self.share):
             loss, terms = self.elbo.loss_and_terms(model, guide, x, beta)
         return LossAndTerms(self.share.weight * loss, terms)
 
 
 class WholeBatchNoise(TorchDispatchMode):
-    """Draw normal noise of shape (..., B / N, L) as rows of what (..., B, L) would be.
+    """Draw normal noise of shape (..., B / N, L) as the rows of noise of shape (..., B, L).
 
     Args:
         share: which rows.
 
     Raises:
-        InputError: (inside) something else is drawn, of which it is not known where the rows lie.
+        InputError: (inside the block) other random numbers are drawn, whose rows are not known.
     """
 
-    lets_products_pass = True  # `products` need not hide oneDNN's from it
+    lets_products_pass = True  # a promise to `compile.onednn`: this mode does nothing to matrix products
 
     def __init__(self, share: Share) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

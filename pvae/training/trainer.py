@@ -1,4 +1,4 @@
-"""One training in memory: the SVI loop over one VAE. It knows no run folder and prints only its progress bar."""
+"""The training loop: epochs of SVI steps over one VAE in memory, each followed by a test."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pvae.core.finite import NotFiniteError, no_nan_warnings
 from pvae.core.memory import no_memory_for
 from pvae.core.parallel import ALONE, Share, World
 from pvae.core.random_state import restore_rng_state, rng_state, seeded
+from pvae.core.terminal import progress_bar
 from pvae.core.terms import Terms
 from pvae.data.dataset import Dataset, binarized, padded, to_pixels
 from pvae.evaluation.latent_space import reconstruct, sample
@@ -23,7 +24,6 @@ from pvae.models.build import build_vae, check_memory, start_like_burda
 from pvae.runs.checkpoint import Checkpoint, Counts
 from pvae.runs.metrics import Metrics, summarise
 from pvae.training.epoch_state import EpochState
-from pvae.training.progress import Bar
 from pvae.training.schedules import learning_rate, rate_weight
 from pvae.training.step import Stepper
 from pvae.training.validation import measure
@@ -33,26 +33,30 @@ __all__ = ["Trainer"]
 
 
 class Trainer:
-    """One training in memory: the VAE, its optimiser and ELBO, and how far they are.
+    """Trains one VAE in memory, epoch by epoch.
 
-    Use it inside a scope of Pyro's parameter store and under a seed of its own; `fit` does both.
+        trainer = Trainer(config, data, device)
+        while trainer.epoch < config.epochs:
+            train, test = trainer.run_epoch()
+
+    It writes no files. Use it inside a scope of Pyro's parameter store and with a seed, as `fit` does.
 
     Args:
-        config: what to train.
-        data: on what.
-        device: where.
-        world: the processes that train it together, this one among them.
-        vae: the VAE to train, if it is not the one that `config` describes.
+        config: options of the training.
+        data: training and test images.
+        device: where to train.
+        world: the processes that train together, including this one.
+        vae: the VAE to train, in place of the one that `config` describes.
 
     Attributes:
-        num_steps: in an epoch.
-        epoch: finished epochs, their test included.
-        step: steps begun.
-        skipped: steps not taken because a value was not finite.
+        num_steps: steps in an epoch.
+        epoch: number of epochs finished, including their tests.
+        step: number of steps begun.
+        skipped: number of steps skipped because a value was not finite.
 
     Raises:
-        InputError: the batch is larger than the training set, the networks do not fit into memory, or the loss is not a
-            mean over the batch that processes could share.
+        InputError: the batch is larger than the training set, the networks do not fit into memory, or an option needs
+            the whole batch in one process.
     """
 
     def __init__(
@@ -65,9 +69,7 @@ class Trainer:
             )
         if vae is None:
             check_memory(config, data.image_shape)
-        self.config = config
-        self.device = device
-        self.world = world
+        self.config, self.device, self.world = config, device, world
         self.train_images = padded(binarized(data.train, config.binarize, "train"), config.pad).to(device)
         self.test_images = padded(binarized(data.test, config.binarize, "test"), config.pad).to(device)
         self.symmetric = config.pixels == "symmetric"
@@ -77,51 +79,52 @@ class Trainer:
         self.stepper = Stepper(config, self.vae, self.train_images, world)
         self.num_steps = math.ceil(len(self.train_images) / config.batch_size)
         self.epoch = self.step = self.skipped = 0
-        self._state: EpochState | None = None
-        self._rng: dict[str, Tensor] | None = None  # of the training, while a test draws from another
+        self._state: EpochState | None = None  # of the unfinished epoch
+        self._rng: dict[str, Tensor] | None = None  # the training's random state, during a test, which has its own
 
     def run_epoch(self, quiet: bool = True, between: Callable[[], None] = lambda: None) -> tuple[Metrics, Metrics]:
-        """Pass once over the training images, or on from where a checkpoint was taken, and then test.
+        """Train for one epoch, or for the rest of the one that a checkpoint was taken in, and then test.
 
         Args:
             quiet: draw no progress bar.
-            between: called after each step and each test batch: a checkpoint may be taken there, and nothing edited
-                (a compiled epoch would not see it).
+            between: called after each step and each test batch. It may take a checkpoint, and must not edit the model:
+                a compiled epoch would not notice.
 
         Returns:
-            The figures of the two splits.
+            The metrics of the training images and of the test images.
 
         Raises:
-            TrainingError: a loss or a gradient was not finite, or the memory did not suffice.
+            TrainingError: a loss or a gradient was not finite, or memory did not suffice.
         """
         train, test = self.train_epoch(quiet, between), self.test(between)
         self.end_epoch()
         return train, test
 
     def train_epoch(self, quiet: bool = True, between: Callable[[], None] = lambda: None) -> Metrics:
-        """Do the training of `run_epoch`, or the rest of it; `end_epoch` ends it."""
+        """Do the training of `run_epoch`; `end_epoch` must follow."""
         self.vae.train()
-        config, title = self.config, f"epoch {self.epoch + 1}/{self.config.epochs}"
+        batch_size, title = self.config.batch_size, f"epoch {self.epoch + 1}/{self.config.epochs}"
         state = self._state = self._state or EpochState.new(len(self.train_images), self.device)
-        bar = Bar(title, self.num_steps, quiet, state.seen // config.batch_size)
+        bar = progress_bar(title, self.num_steps, "step", quiet, state.seen // batch_size)
         with bar, no_nan_warnings(), self.stepper.unedited():
-            for start in range(state.seen, len(state.order), config.batch_size):
-                started, index = time.perf_counter(), state.order[start : start + config.batch_size]
+            while state.seen < len(state.order):
+                started, index = time.perf_counter(), state.order[state.seen : state.seen + batch_size]
                 result = self._step(index)
                 state.add(self.world.share(len(index)), result, time.perf_counter() - started)
-                bar.step(state.running_loss(self.world))
+                bar.set_postfix_str(f"loss {state.total * self.world.size / state.seen:.2f}", refresh=False)
+                bar.update()
                 between()
         whole = state.whole(self.world)
-        taken = ~whole.distortion.isnan()  # NaN marks the images of a step that was skipped
-        counted = int(taken.sum())
-        if counted < 2:
+        taken = ~whole.distortion.isnan()  # NaN marks the images of skipped steps
+        num_taken = int(taken.sum())
+        if num_taken < 2:
             raise TrainingError(f"all steps of epoch {self.epoch + 1} were skipped, since none had finite gradients")
-        terms, loss = Terms(whole.distortion[taken], whole.rate[taken]), whole.total / counted
-        with self._refused("the training figures"):
+        terms, loss = Terms(whole.distortion[taken], whole.rate[taken]), whole.total / num_taken
+        with self._not_finite_ends_training("the training figures"):
             return summarise(terms, vae=self.vae, loss=loss, epoch=self.epoch + 1, split="train", seconds=whole.seconds)
 
     def end_epoch(self) -> None:
-        """Count the epoch as finished: the next training is the next epoch's."""
+        """Count the epoch as finished; the next `train_epoch` starts a new one."""
         self.epoch, self._state = self.epoch + 1, None
 
     def _step(self, index: Tensor) -> tuple[float, Terms] | None:
@@ -144,39 +147,39 @@ class Trainer:
             return None
 
     def test(self, between: Callable[[], None] = lambda: None) -> Metrics:
-        """Measure the bound on the test images, with the same draws of noise at every epoch.
+        """Measure the bound on the test images, with the same noise after every epoch.
 
         Raises:
-            TrainingError: a figure was not finite.
+            TrainingError: a metric was not finite.
         """
         started = time.perf_counter()
         self.vae.eval()
         self._rng = rng_state(self.device)
         try:
-            with seeded(self.config.seed, self.device), self._refused("the test loss"):
-                found = measure(self.stepper, self.test_images, self.rate_weight(), between)
+            with seeded(self.config.seed, self.device), self._not_finite_ends_training("the test loss"):
+                terms, loss, posterior_mean_loss = measure(self.stepper, self.test_images, self.rate_weight(), between)
                 return summarise(
-                    found.terms,
+                    terms,
                     vae=self.vae,
-                    loss=found.loss,
+                    loss=loss,
                     epoch=self.epoch + 1,
                     split="test",
                     seconds=time.perf_counter() - started,
-                    posterior_mean_loss=found.posterior_mean_loss,
+                    posterior_mean_loss=posterior_mean_loss,
                 )
         finally:
             self._rng = None
 
     def dry_run(self) -> None:
-        """Compute the loss of two images, so that a training that cannot work is refused before a file is written.
+        """Compute the loss of two images, to find out before any file is written whether training is possible.
 
         Raises:
-            InputError: the ELBO cannot be computed of these distributions.
+            InputError: the ELBO cannot be computed for these distributions.
             TrainingError: the loss is not finite.
         """
         self.vae.eval()
         x = to_pixels(self.test_images[:2], self.symmetric)
-        with seeded(self.config.seed, self.device), self._refused("the loss"):
+        with seeded(self.config.seed, self.device), self._not_finite_ends_training("the loss"):
             self.stepper.evaluate(x, Share(0, 2, 2, 1.0), self.rate_weight())
 
     def rate_weight(self) -> float:
@@ -184,9 +187,9 @@ class Trainer:
         return rate_weight(self.config, self.step, self.num_steps)
 
     def pictures(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return 8 test images, their reconstructions and 64 images of the prior, in [0, 1]; the same draws every time.
+        """Return 8 test images, their reconstructions and 64 samples, in [0, 1], with the same noise in every call.
 
-        An autoencoder has no prior to draw from: none of the 64.
+        An autoencoder has no prior to sample from: its samples are an empty batch.
         """
         self.vae.eval()
         images = to_pixels(self.test_images[:8], self.symmetric)
@@ -197,7 +200,7 @@ class Trainer:
         return images, reconstructions, samples
 
     def checkpoint(self) -> Checkpoint:
-        """Return everything that the rest of the training depends on; all processes must ask for it together."""
+        """Return everything that the rest of the training depends on; all processes must call this together."""
         return Checkpoint(
             counts=Counts(epoch=self.epoch, step=self.step, skipped=self.skipped),
             vae=self.vae.state_dict(),
@@ -207,26 +210,24 @@ class Trainer:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to where `checkpoint` was taken, by however many processes.
+        """Continue from a checkpoint, which another number of processes may have written.
 
         Raises:
-            InputError: it is of another training.
+            InputError: it is a checkpoint of another training.
         """
         try:
             self.vae.load_state_dict(checkpoint.vae)
-            self.stepper.restore_moments(checkpoint)
+            self.stepper.restore_moments(checkpoint.moments)
             restore_rng_state(checkpoint.rng, self.device)
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(brief(error)) from None
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"the checkpoint does not fit this training: {brief(error)}") from None
         counts, unfinished = checkpoint.counts, checkpoint.unfinished
-        if unfinished is not None and len(unfinished.order) != len(self.train_images):
-            raise InputError("its epoch is one over other images")
         self.epoch, self.step, self.skipped = counts.epoch, counts.step, counts.skipped
         self._state = None if unfinished is None else EpochState.resumed(unfinished, self.world, self.device)
 
     @contextlib.contextmanager
-    def _refused(self, what: str) -> Iterator[None]:
-        """End the training where something outside of a step is not finite."""
+    def _not_finite_ends_training(self, what: str) -> Iterator[None]:
+        """Turn a value that is not finite, outside of a step, into an error that ends the training."""
         try:
             with no_nan_warnings(), no_memory_for(f"step {self.step}"):
                 yield

@@ -1,4 +1,4 @@
-"""What every command keeps to: what it replaces, how it takes a path, and where it runs."""
+"""Rules that all commands follow: which files they replace, which paths they accept, where they run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def trained(tmp_path_factory, data):
 
 @pytest.fixture
 def run(trained, tmp_path, data, monkeypatch):
-    """A run folder of its own, whose data are found."""
+    """A copy of a run folder, whose data set can be loaded."""
     monkeypatch.setattr(data_module, "load_again", lambda *_: data)
     return shutil.copytree(trained, tmp_path / "run")
 
@@ -58,7 +58,7 @@ def contents(folder):
 
 
 def refuse(command, arguments, capsys, tmp_path):
-    """Run a command that refuses; return its one line, after checking that every file is as it was."""
+    """Run a command that must fail; check that no file changed, and return the line it printed."""
     before = contents(tmp_path)
     assert command([str(argument) for argument in arguments]) == 2
     printed = capsys.readouterr()
@@ -68,7 +68,7 @@ def refuse(command, arguments, capsys, tmp_path):
 
 
 def plot(path):
-    """A picture of the user's own, by the same library."""
+    """Save a picture that pvae did not draw, by matplotlib."""
     Figure().savefig(path, format="png")
 
 
@@ -168,7 +168,7 @@ PATHS = [
 
 @pytest.mark.parametrize(("command", "option"), PATHS, ids=lambda value: getattr(value, "__module__", value))
 def test_an_empty_path_is_refused(run, tmp_path, capsys, monkeypatch, command, option):
-    """An unset variable of a shell: not the working folder, were it a run itself."""
+    """As from an unset variable of a shell: not taken as the working folder, even if that is a run."""
     monkeypatch.chdir(run)
     before = contents(tmp_path)
     arguments = [""] if option == "RUN" else [option, ""] if command is train else [".", option, ""]
@@ -179,7 +179,7 @@ def test_an_empty_path_is_refused(run, tmp_path, capsys, monkeypatch, command, o
     assert contents(tmp_path) == before
 
 
-def test_every_path_of_every_command_is_among_them():
+def test_list_of_path_options_is_complete():
     parsers = {
         train: train_parser(),
         **{one: sys.modules[one.__module__]._parser() for one in (draw, evaluate, compare)},
@@ -212,7 +212,7 @@ def test_an_empty_path_is_refused_in_python(data, tmp_path, monkeypatch):
 
 @pytest.fixture
 def no_home(monkeypatch):
-    """As in a container whose user stands in no list of users."""
+    """As in a container whose user has no entry in the list of users."""
 
     def home():
         raise RuntimeError("Could not determine home directory.")
@@ -252,7 +252,7 @@ def test_without_a_home_folder_compiled_code_is_not_stored(no_home, monkeypatch)
 
 
 def by(*options, **limits):
-    """Run `python -m pvae.train` with options of the interpreter and what limits its process."""
+    """Run `python -m pvae.train` with options of the interpreter and limits of the process."""
     command = [sys.executable, *options, "-m", "pvae.train", "--dataset", "mnist-5k", "--epochs", "1"]
     return subprocess.run([*command, "--batch-size", "1000", "--out", "run"], capture_output=True, text=True, **limits)
 
@@ -275,8 +275,8 @@ def test_without_assertions_it_trains(tmp_path):
     assert "test pseudo-ELBO" in done.stdout
 
 
-def test_without_docstrings_it_says_what_pyro_needs(tmp_path):
-    """Pyro makes its documentation of docstrings when it is imported."""
+def test_python_without_docstrings_is_refused(tmp_path):
+    """Pyro cannot be imported without docstrings."""
     done = by("-OO", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1, done.stderr

@@ -1,4 +1,4 @@
-"""One system over seeds: processes, their table, and what happens when some of it goes wrong."""
+"""One system with many seeds: the processes, the table, and failures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMMAND = [sys.executable, "-m", "pvae.train", *SMALL]
 @pytest.mark.parametrize(
     "text", ["", "a", "3:3", "4:2", "-1", "0:8:2", "1,1", "0:3,2", "1.5", "0:99999999999999999", ","]
 )
-def test_what_are_no_seeds(text):
+def test_bad_seeds_are_refused(text):
     with pytest.raises(InputError, match="--seeds"):
         check_seeds(text)
 
@@ -35,7 +35,7 @@ def test_seeds():
     assert check_seeds("0,3,5") == [0, 3, 5]
 
 
-def test_the_arguments_of_each():
+def test_arguments_of_one_seed():
     kept = ["--hidden", "400", "200", "--grey", "--lr", "0.1", "--config", "a.toml"]
     assert _without_seeds(["--seeds=0:2", *kept[:3], "--out", "x", "--quiet", "--jobs", "2", *kept[3:]]) == kept
 
@@ -63,7 +63,7 @@ def test_refusals(arguments, says, capsys, tmp_path, monkeypatch):
     assert [one.name for one in tmp_path.iterdir()] == ["full"]
 
 
-def test_what_all_seeds_are_refused_for_is_said_once(capsys, tmp_path, monkeypatch):
+def test_a_reason_that_all_seeds_share_is_printed_once(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["--seeds", "0:2", "--data-dir", "nowhere", "--out", "new/many", "--quiet"]) == 2
     assert capsys.readouterr().err == "pvae.train: --data-dir: there is no folder nowhere (all of the 2 seeds)\n"
@@ -75,7 +75,7 @@ def environment(threads="1"):
 
 
 def test_seeds_are_runs_of_their_own_and_end_in_a_table(capsys, tmp_path, monkeypatch):
-    """Interrupted, gone on with by the same command, and once more: the weights of single runs, and draw's table."""
+    """Interrupted, continued by the same command, then repeated: same weights as single runs, same table as draw."""
     monkeypatch.chdir(tmp_path)
     command = [*SMALL, "--epochs", "20", "--seeds", "0,3", "--jobs", "2", "--out", "many"]
     process = subprocess.Popen(
@@ -86,7 +86,7 @@ def test_seeds_are_runs_of_their_own_and_end_in_a_table(capsys, tmp_path, monkey
     process.send_signal(signal.SIGINT)
     started = time.monotonic()
     _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - started < 10  # 2 s are promised; a test must not fail on a busy machine
+    assert time.monotonic() - started < 10  # the documentation promises 2 s; the machine may be busy
     assert process.returncode == 130
     assert errors.startswith("pvae.train: interrupted; the same command with --out many goes on")
     assert errors.count("\n") == 1
@@ -134,4 +134,4 @@ def test_a_folder_of_another_seed_is_refused(capsys, tmp_path, monkeypatch):
     assert main([*command, "--seed", "1", "--out", "many/seed-0"]) == 0
     capsys.readouterr()
     assert main([*command, "--seeds", "0:2", "--out", "many"]) == 2
-    assert "many/seed-0 holds the seed 1" in capsys.readouterr().err
+    assert "many/seed-0 was trained with --seed 1, and --seed 0 is given" in capsys.readouterr().err

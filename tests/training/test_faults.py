@@ -1,4 +1,4 @@
-"""A disk that fills up, a folder that goes away, two processes on one folder: one line, and what was saved stands."""
+"""A full disk, a removed folder, two processes on one folder: one line is printed, and saved files stay readable."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ SMALL = ["--hidden", "8", "--latent-dim", "2", "--batch-size", "50", "--epochs",
 
 @pytest.fixture
 def few(monkeypatch, few_digits, tmp_path):
-    """Let every data set be a few digits, and the current folder be an empty one."""
+    """Replace every data set by a few digits, and work in an empty folder."""
     monkeypatch.setattr(fit_module, "load_for", lambda *_, **__: few_digits)
     monkeypatch.setattr(data, "load_again", lambda *_, **__: few_digits)
     monkeypatch.chdir(tmp_path)
 
 
 def after_epoch(number, monkeypatch, do):
-    """Let something happen before the epoch after that one."""
+    """Call `do` after the epoch of that number."""
     original = Trainer.run_epoch
 
     def run_epoch(self, *arguments):
@@ -56,7 +56,7 @@ def the_line(capsys):
 
 @pytest.mark.parametrize("failing", [1, 2, 3, 4, 5, 6, 7, 13, 14, 16])
 def test_a_full_disk(few, few_digits, small_config, tmp_path, monkeypatch, failing):
-    """Each write in turn: config.json, metrics.jsonl, the first checkpoint, events, an epoch's three, figures."""
+    """Fail at each write in turn: config.json, metrics.jsonl, checkpoint, events, three per epoch, figures."""
     count, real = iter(range(1, 1000)), os.fsync
 
     def fsync(descriptor):
@@ -81,7 +81,7 @@ def test_a_full_disk(few, few_digits, small_config, tmp_path, monkeypatch, faili
 
 
 def test_a_file_that_may_not_grow(few, capsys, monkeypatch):
-    """The system's own refusal, in the middle of a write."""
+    """The system refuses in the middle of a write."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     after_epoch(2, monkeypatch, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1])))
     try:
@@ -147,7 +147,7 @@ with own_folder(Path(sys.argv[1])):
 
 
 def test_two_processes_on_one_folder(few, few_digits, small_config, capsys, tmp_path, monkeypatch):
-    """The second is refused, whatever it reads; what a dead owner held is free."""
+    """The second one is refused; the lock is free once its owner has died."""
     fit(small_config.replace(epochs=1), data=few_digits, out=tmp_path / "run")
     owner = subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
     try:
@@ -162,8 +162,8 @@ def test_two_processes_on_one_folder(few, few_digits, small_config, capsys, tmp_
     assert main(["--resume", "run", "--epochs", "2", "--quiet"]) == 0
 
 
-def test_a_resumption_reads_what_it_holds_the_lock_of(few_digits, small_config, tmp_path, monkeypatch):
-    """What is read before the lock is another process's, which may write on."""
+def test_resume_reads_the_checkpoint_under_the_lock(few_digits, small_config, tmp_path, monkeypatch):
+    """Another process may still write a checkpoint that is read before the lock is held."""
     fit(small_config, data=few_digits, out=tmp_path / "run")
     original = Run.read_checkpoint
 
@@ -178,7 +178,7 @@ def test_a_resumption_reads_what_it_holds_the_lock_of(few_digits, small_config, 
 
 
 def test_a_damaged_checkpoint_never_takes_the_place_of_a_good_one(few_digits, small_config, tmp_path, monkeypatch):
-    """Killed in the first write after a fall-back: the one before is still there."""
+    """Interrupted in the first write after the previous checkpoint was used: that one is still there."""
     run = fit(small_config, data=few_digits, out=tmp_path / "run")
     (run.path / "checkpoint.safetensors").write_bytes(b"damaged")
     previous = (run.path / "checkpoint-previous.safetensors").read_bytes()

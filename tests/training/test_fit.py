@@ -1,4 +1,4 @@
-"""Trainings that never meet, and that go on where they stopped, bit for bit."""
+"""Trainings in one process are independent, and a resumed training equals an uninterrupted one bit for bit."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_training_leaves_no_trace(tmp_path, few_digits, small_config):
 
 
 def test_a_second_vae_in_one_store_is_refused_not_ignored(small_vae, small_images):
-    """Pyro's own trap: without the check the second one's weights stay as they were, silently."""
+    """Without the check, Pyro silently leaves the weights of the second VAE unchanged."""
     first, second = small_vae(seed=0), small_vae(seed=1)
     with pyro.get_param_store().scope(), torch.random.fork_rng():
         SVI(first.model, first.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step(small_images(4))
@@ -95,7 +95,7 @@ def test_resumed_equals_undisturbed(tmp_path, few_digits, small_config, elbo, bi
 
 
 def test_rows_beyond_the_checkpoint_are_dropped(tmp_path, few_digits, small_config):
-    """As after a death between the two writes of an epoch."""
+    """As after a kill between the two writes of an epoch."""
     run = fit(small_config, data=few_digits, out=tmp_path / "run")
     old = run.read_checkpoint()
     resume(run.path, 3, data=few_digits)
@@ -113,7 +113,7 @@ def test_beta_changes_the_loss_and_never_the_elbo(tmp_path, few_digits, small_co
 
 
 def test_metrics_are_those_of_the_weights(tmp_path, few_digits, small_config):
-    """The last test row, again, from the stored weights and the distributions alone."""
+    """Compute the last test row again from the stored weights and the distributions."""
     run = fit(small_config.replace(elbo="analytic", particles=4), data=few_digits, out=tmp_path / "run")
     row = run.metrics()[-1]
     vae, x = run.vae(), to_pixels(few_digits.test)
@@ -138,7 +138,7 @@ def test_grey_pixels_are_called_pseudo(tmp_path, few_digits, small_config, binar
     assert run.metrics()[-1].bound == ("pseudo-ELBO" if pseudo else "ELBO")
 
 
-def test_run_folder_holds_what_it_promises(tmp_path, few_digits, small_config, monkeypatch):
+def test_content_of_the_run_folder(tmp_path, few_digits, small_config, monkeypatch):
     monkeypatch.undo()  # with its pictures
     run = fit(small_config, data=few_digits, out=tmp_path / "new" / "run")
     record = json.loads((run.path / "config.json").read_text())
@@ -249,7 +249,7 @@ def test_ctrl_c_leaves_the_last_epoch(tmp_path, few_digits, small_config, monkey
 
 
 def test_figures_that_are_missing_are_drawn(tmp_path, few_digits, small_config, monkeypatch):
-    """As after Ctrl-C while they were drawn: the advice that was printed works."""
+    """As after Ctrl-C while they were drawn: the printed command draws them."""
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -280,7 +280,7 @@ def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path, few_digits, 
     assert all((path / "checkpoint.safetensors").exists() for path in paths)
 
 
-def test_other_data_is_said_even_where_quiet(tmp_path, few_digits, small_config, capsys):
+def test_note_on_other_data_is_printed_even_if_quiet(tmp_path, few_digits, small_config, capsys):
     data = dataclasses.replace(few_digits, note="these are not the data you asked for")
     fit(small_config, data=data, out=tmp_path / "run")
     printed = capsys.readouterr()
@@ -326,7 +326,7 @@ def test_wrong_types_from_python_are_refused(tmp_path, few_digits, small_config)
     assert small_config.replace(seed=np.int64(3), lr=np.float32(0.5)) == small_config.replace(seed=3, lr=0.5)
 
 
-def test_what_is_no_data_set_or_path_is_refused(tmp_path, few_digits, small_config):
+def test_wrong_data_and_paths_are_refused(tmp_path, few_digits, small_config):
     for wrong in ({"data": few_digits.train}, {"out": 5}, {"data_dir": b"x"}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             fit(small_config, **{"data": few_digits, "out": tmp_path / "run", **wrong})
@@ -338,7 +338,7 @@ def test_what_is_no_data_set_or_path_is_refused(tmp_path, few_digits, small_conf
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_figures_of_any_images(tmp_path, small_config, channels, recwarn, monkeypatch):
-    """Two test images, any number of channels, a name that reads like mathematics."""
+    """Two test images, any number of channels, a name with symbols that matplotlib reads as mathematics."""
     monkeypatch.undo()
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (60, channels, 4, 9), generator=generator, dtype=torch.uint8)
@@ -379,7 +379,7 @@ def test_resume_refuses(tmp_path, few_digits, digits, small_config):
 
 
 def test_a_second_training_in_another_thread_is_refused(tmp_path, few_digits, small_config, monkeypatch):
-    """Torch's random numbers and Pyro's store are the process's."""
+    """Both would use the same random state and parameter store."""
     refused, train_epoch = [], Trainer.train_epoch
 
     def other():
@@ -413,14 +413,14 @@ def test_torchs_default_dtype_changes_no_training(tmp_path, few_digits, small_co
 
 
 @pytest.mark.parametrize("every", [-1, 1.5, "x", None])
-def test_what_is_no_number_of_steps_is_refused(tmp_path, few_digits, small_config, every):
-    with pytest.raises(InputError, match="checkpoint_every"):
+def test_bad_checkpoint_every_is_refused(tmp_path, few_digits, small_config, every):
+    with pytest.raises(InputError, match="--checkpoint-every"):
         fit(small_config, data=few_digits, out=tmp_path / "run", checkpoint_every=every)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, few_digits, small_config, capsys):
-    """So that a command which is repeated until it succeeds, and torchrun's restart, come to an end."""
+    """So that a command that is repeated until it succeeds, or restarted by torchrun, ends."""
     run = fit(small_config, data=few_digits, out=tmp_path / "run")
     before = contents(run.path)
     assert resume(run.path, quiet=False).path == run.path  # nor are the data asked for
@@ -439,7 +439,7 @@ def contents(folder):
 
 @pytest.mark.parametrize("damage", ["cut", "text", "missing", "other network", "other entries"])
 def test_a_damaged_checkpoint_is_refused(tmp_path, few_digits, small_config, damage, capsys):
-    """It is not loaded; a resumption goes on from the one before it, and ends where an undisturbed run does."""
+    """It is not loaded; `resume` takes the one before it, and ends with the weights of an uninterrupted run."""
     run = fit(small_config, data=few_digits, out=tmp_path / "run")
     file = run.path / "checkpoint.safetensors"
     if damage == "cut":
@@ -490,7 +490,7 @@ def test_devices():
 
 
 def test_ctrl_c_before_the_first_record_gives_no_advice(tmp_path, few_digits, small_config, monkeypatch):
-    """There is nothing to resume yet, and nothing says that there is."""
+    """There is nothing to resume yet, so the message does not say how."""
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -574,7 +574,7 @@ def test_stopped_before_the_first_record_nothing_is_left(tmp_path, few_digits, s
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_signal_in_the_middle_of_a_test_changes_nothing(tmp_path, few_digits, small_config, monkeypatch, number):
-    """The test draws under a seed of its own, and what is saved there is the training's random state."""
+    """The test has its own seed; a checkpoint taken during it holds the random state of the training."""
     config = small_config.replace(epochs=3, binarize="dynamic")
     whole = fit(config, data=few_digits, out=tmp_path / "whole")
     tested = Trainer.test
@@ -597,7 +597,7 @@ def test_a_signal_in_the_middle_of_a_test_changes_nothing(tmp_path, few_digits, 
 
 
 def test_rows_are_written_before_the_checkpoint_that_counts_them(tmp_path, few_digits, small_config, monkeypatch):
-    """Where the rows could not be written at all, the folder is that of the epoch before."""
+    """If the rows cannot be written, the folder stays at the epoch before."""
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -631,7 +631,7 @@ def test_no_folder_to_resume(tmp_path):
 
 @pytest.mark.parametrize("file", ["config.json", "checkpoint.safetensors"])
 def test_files_of_two_runs_are_refused_together(tmp_path, few_digits, small_config, file):
-    """Networks of equal shapes, another seed or other pixels: weights of one would be taken for those of the other."""
+    """Their networks have equal shapes, so the weights of one run would load into the other."""
     for name, option in (("run", {}), ("other", {"binarize": "threshold"}), ("twin", {})):
         fit(small_config.replace(**option), data=few_digits, out=tmp_path / name)
     for other in ("other", "twin"):

@@ -1,4 +1,4 @@
-"""SIGKILL at any moment, signals at any moment: nothing is lost, and the end is that of an undisturbed run."""
+"""SIGKILL and other signals at any moment: nothing is lost, and the result is that of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def test_a_hundred_kills(tmp_path):
 
 
 @pytest.mark.parametrize(("active", "inactive", "is_refused"), [(2**27, 2**27, False), (0, 0, True)])
-def test_the_page_cache_of_a_container_is_no_memory_that_is_taken(
+def test_page_cache_of_a_container_counts_as_free_memory(
     few_digits, small_config, no_pictures, tmp_path, monkeypatch, active, inactive, is_refused
 ):
-    """The system gives it back; files read and written fill it up to the container's limit."""
+    """The system frees it on demand; reading and writing files fills it up to the limit of the container."""
     run = fit(small_config, data=few_digits, out=tmp_path / "run")
     monkeypatch.setattr(memory, "_CGROUP", tmp_path)
     stat = f"anon {2**29}\nfile {active + inactive}\nactive_file {active}\ninactive_file {inactive}\n"
@@ -75,7 +75,7 @@ def started(folder, *more, command=COMMAND):
 
 
 def onward(folder, out):
-    """What a user types next: the printed command, or where there is no config.json the same one again."""
+    """Start the printed command or, if there is no config.json yet, the first command again."""
     if (folder / out / "config.json").exists():
         return started(folder, "--resume", out, command=[*COMMAND[:3], *COMMAND[-2:]])
     return started(folder, "--out", out)
@@ -128,7 +128,7 @@ def signalled(folder, out, number, delay, process=None):
 @pytest.mark.torture
 @pytest.mark.parametrize("engine", ["none", pytest.param("inductor", marks=needs_inductor)])
 def test_signals_at_random_times(tmp_path, whole, engine, monkeypatch):
-    """In Python's own start, before the command, nothing is promised; after it a line, a status and few seconds."""
+    """After Python itself has started: one line, an exit status, and few seconds."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # so that it compiles
     seed = random.SystemRandom().randrange(10**6)
     draw, slowest, statuses = random.Random(seed), 0.0, []
@@ -158,7 +158,7 @@ def test_a_signal_in_the_middle_of_an_epoch(tmp_path, whole):
     status, seconds, errors = signalled(tmp_path, "run", number, 0.05, process)
     assert (status, errors.count("\n")) == (128 + number, 1), errors
     assert "go on with: python -m pvae.train --resume run" in errors
-    assert seconds < 10  # 2 are promised; a test must not fail on a busy machine
+    assert seconds < 10  # the documentation promises 2; the machine may be busy
     process = onward(tmp_path, "run")
     assert process.communicate()[1] == ""
     assert same(tmp_path / "run", whole[0])

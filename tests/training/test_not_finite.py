@@ -1,4 +1,4 @@
-"""Steps that are not finite: named, stopped at, skipped, counted; and gradients clipped as torch clips them."""
+"""Steps whose loss or gradient is not finite: error messages, skipping, counting; and clipping of gradients."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def state_of(training):
 @pytest.mark.parametrize(
     ("kind", "engine"), [(kind, engine) for kind in ("gradient", "loss") for engine in ENGINES] + [INDUCTOR]
 )
-def test_what_is_not_finite_is_named_and_leaves_all_as_it_was(few_digits, small_config, engine, kind, monkeypatch):
+def test_error_names_the_tensor_and_changes_no_state(few_digits, small_config, engine, kind, monkeypatch):
     """A gradient that is infinite while the loss is finite, and a loss of NaN whose gradients are all finite."""
     held = []
 
@@ -87,7 +87,7 @@ def test_what_is_not_finite_is_named_and_leaves_all_as_it_was(few_digits, small_
             monkeypatch.setattr(elbo, "loss_of", lambda *given: loss_of(*given) + nan)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # Pyro's, of a loss of NaN, would be a second voice
+        warnings.simplefilter("error")  # Pyro warns of a loss of NaN: a second message
         with pytest.raises(TrainingError) as caught:
             trained(small_config.replace(compile=engine), few_digits, spoil)
         if kind == "loss":
@@ -103,14 +103,14 @@ def test_what_is_not_finite_is_named_and_leaves_all_as_it_was(few_digits, small_
 
 
 def spoil_gradient(training, monkeypatch):
-    """Add to a layer a 0 of which the derivative by the bias is infinite."""
+    """Add a 0 to the output of a layer whose derivative with respect to the bias is infinite."""
     layer = training.vae.p_x.decoder[0]
     forward = layer.forward
     monkeypatch.setattr(layer, "forward", lambda z: forward(z) + (layer.bias - layer.bias.detach()).sqrt())
 
 
 def calmly(training, monkeypatch):
-    """Return a number that makes the gradient of a bias infinite where it is 0: no edit, which a loop looks for."""
+    """Return a tensor that makes the gradient of a bias infinite when it is set to 0, without an edit of the model."""
     layer = training.vae.p_x.decoder[0]
     calm = torch.ones((), device=layer.bias.device)
     forward = layer.forward
@@ -144,7 +144,7 @@ def test_skipped_steps_are_counted_and_the_others_go_on(few_digits, small_config
     assert all(p.isfinite().all() for p in training.vae.parameters())
 
 
-def test_after_so_many_skipped_steps_it_ends(few_digits, small_config, monkeypatch):
+def test_training_ends_after_max_skipped_steps(few_digits, small_config, monkeypatch):
     config = small_config.replace(on_nan="skip", max_skipped=4)
     with pytest.raises(TrainingError, match=r"at step 10 \(batch 1 of epoch 4.*; 4 steps were skipped before"):
         trained(config, few_digits, lambda training: spoil_some(training, monkeypatch), epochs=3)
@@ -164,7 +164,7 @@ def spoil_some(training, monkeypatch):
 
 
 def test_the_count_is_printed_and_survives_a_resumption(tmp_path, few_digits, small_config, monkeypatch, capsys):
-    """Stopped in the middle of the second epoch, and gone on with: the same figures as without the stop."""
+    """Interrupted in the second epoch and resumed: the same metrics as without the interruption."""
     config = small_config.replace(on_nan="skip", max_skipped=9)
     original = Trainer._step
     interrupted_at = 4
@@ -235,7 +235,7 @@ def test_the_loss_of_an_epoch_is_the_mean_over_the_images_that_were_stepped_on(f
 
 
 def strictly(text):
-    """Read JSON as its standard has it: without NaN and Infinity."""
+    """Read JSON without NaN and Infinity, as the standard says."""
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
@@ -245,7 +245,7 @@ def strictly(text):
 def test_a_figure_that_is_not_finite_ends_the_training(
     tmp_path, few_digits, small_config, monkeypatch, no_pictures, on_nan, split, value
 ):
-    """The loss of importance weights is finite where one draw of an image has no weight, and the rate is not."""
+    """The importance-weighted loss is finite if one draw has weight 0, and the rate is not."""
     epoch, is_test, rate, test = 0, False, IWAE.rate, Trainer.test
 
     def spoiled(self, draws):
@@ -288,7 +288,7 @@ def test_json_is_strict():
 
 @pytest.fixture
 def run(tmp_path, few_digits, small_config, monkeypatch, no_pictures):
-    """A run whose data are found again."""
+    """A run whose data set can be loaded."""
     monkeypatch.setattr(data_module, "load_again", lambda *_: few_digits)
     return fit(small_config.replace(epochs=1, latent_dim=8), data=few_digits, out=tmp_path / "run")
 
@@ -301,14 +301,14 @@ COMMANDS = {
 
 
 def spoil_weights(run, name, index, value):
-    """Write a checkpoint with checksums that are right."""
+    """Change a weight in the checkpoint, with correct checksums."""
     checkpoint = run.read_checkpoint()
     checkpoint.vae[name].view(-1)[index] = value
     (run.path / "checkpoint.safetensors").write_bytes(to_bytes(checkpoint))
 
 
 def refused(command, run, capsys):
-    """Run a command; return its one line, after checking that it wrote nothing."""
+    """Run a command that must fail; check that it wrote nothing, and return the line it printed."""
     before = sorted(run.path.rglob("*"))
     assert command([str(run.path), *COMMANDS[command]]) == 2
     line = capsys.readouterr().err
@@ -319,7 +319,7 @@ def refused(command, run, capsys):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e20])
 @pytest.mark.parametrize("name", ["q_z.encoder.1.weight", "p_x.decoder.2.bias"])
-def test_weights_that_no_training_leaves_are_refused_by_name(run, capsys, name, value):
+def test_error_names_the_weights_that_are_not_finite(run, capsys, name, value):
     spoil_weights(run, name, 0, value)
     for command in COMMANDS:
         assert f" {name} " in refused(command, run, capsys)
@@ -329,10 +329,10 @@ def test_weights_that_no_training_leaves_are_refused_by_name(run, capsys, name, 
 
 @pytest.mark.parametrize("command", [evaluate, compare])
 def test_a_bound_that_is_infinite_is_not_reported(run, capsys, recwarn, command):
-    """Means of q(z | x) whose squares are finite, and the sum of their squares is not."""
+    """The squares of the means of q(z | x) are finite, and the sum of the squares is not."""
     spoil_weights(run, "q_z.encoder.3.bias", slice(0, 8), 1.5e19)
     assert re.search(r" is (-inf|inf|nan)\b", refused(command, run, capsys))
-    assert not list(recwarn), "a second voice"
+    assert not list(recwarn), "a second message"
 
 
 def test_a_run_that_diverged_is_left_out_of_a_sheet(run, tmp_path, capsys):
@@ -345,8 +345,8 @@ def test_a_run_that_diverged_is_left_out_of_a_sheet(run, tmp_path, capsys):
     assert line.count("\n") == 1
 
 
-def test_a_run_that_recorded_an_infinite_figure_is_read_all_the_same(run, capsys, tmp_path):
-    """As earlier versions did."""
+def test_a_run_with_an_infinite_metric_is_read(run, capsys, tmp_path):
+    """Earlier versions recorded it."""
     checkpoint, rows = run.read_checkpoint(), (run.path / "metrics.jsonl").read_text()
     elbo = json.loads(rows.splitlines()[-1])["elbo"]
     rows = rows.replace(f'"elbo": {elbo}', '"elbo": -Infinity').encode()
@@ -360,7 +360,7 @@ def test_a_run_that_recorded_an_infinite_figure_is_read_all_the_same(run, capsys
 
 
 def test_histograms_of_codes_far_from_zero():
-    """All of them one number in float32: of a wide range, since a narrow one has no bins."""
+    """All codes are equal in float32; a histogram of a narrow range would have no bins."""
     codes = torch.tensor([[1e8, -1e19, 0.0]]).expand(50, 3)
     heights = [max(patch.get_height() for patch in axes.patches) for axes in histogram_figure(codes, "far").axes[:3]]
     assert all(math.isfinite(height) and height > 0 for height in heights)

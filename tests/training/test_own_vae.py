@@ -1,4 +1,4 @@
-"""A VAE that a user built from modules of their own: trained, stopped, resumed and read back with a run folder."""
+"""A VAE built from a user's own modules: trained, resumed and loaded with a run folder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CONFIG = Config(epochs=2, batch_size=50, binarize="static")
 
 
 @pytest.mark.parametrize("compile", ["none", "graph"])
-def test_it_trains_resumes_and_is_read_back(tmp_path, few_digits, compile):
+def test_own_vae_is_trained_resumed_and_loaded(tmp_path, few_digits, compile):
     config = CONFIG.replace(compile=compile)
     whole = pvae.fit(config, vae=own_vae(), data=few_digits, out=tmp_path / "whole", device="cpu")
     pvae.fit(config.replace(epochs=1), vae=own_vae(), data=few_digits, out=tmp_path / "parts", device="cpu")
@@ -57,7 +57,7 @@ def test_it_trains_resumes_and_is_read_back(tmp_path, few_digits, compile):
     assert report.anatomy.elbo.mean == pytest.approx(whole.metrics()[-1].elbo, abs=5 * whole.metrics()[-1].elbo_stderr)
 
 
-def test_it_is_asked_for_and_no_other_is_taken(tmp_path, few_digits, capsys):
+def test_own_vae_must_be_given_again(tmp_path, few_digits, capsys):
     run = pvae.fit(CONFIG.replace(epochs=1), vae=own_vae(), data=few_digits, out=tmp_path / "own", device="cpu")
     for function in (pvae.load, pvae.resume):
         with pytest.raises(InputError, match="built in Python"):
