@@ -14,6 +14,7 @@ from pvae.config.options import ELBOS, ESTIMATORS, whole_number
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError, check_name
 from pvae.core.files import not_a_link, write_whole
+from pvae.core.records import csv_of
 from pvae.core.terminal import say
 
 if TYPE_CHECKING:
@@ -69,7 +70,6 @@ def _compare(arguments: argparse.Namespace) -> None:
         from tqdm import tqdm
 
         from pvae.evaluation import estimators
-        from pvae.evaluation.table import to_csv
         from pvae.plotting import run_figures
         from pvae.runs.run import Run
     config = Run.open(arguments.run).config if arguments.run else get_system(arguments.system or "linear-gaussian")
@@ -86,21 +86,22 @@ def _compare(arguments: argparse.Namespace) -> None:
     rows: list[Measurement] = []
     with result_folder(out, reports) as folder:
         for stage, vae, x, kind in _weights(arguments, config, stages):
-            pairs, reasons = estimators.compared(vae, names, particles, groups)
+            pairs, reasons = estimators.pairs_to_compare(vae, names, particles, groups)
             if not pairs:
                 raise InputError("; ".join(reasons))
             if arguments.elbo != _ALL:
                 for reason in reasons:
                     say(reason)
             log_p = estimators.reference(vae, x)
-            say(f"{stage}: log p(x) = {log_p}, mean of {len(x)} test images; pixels {kind}")
+            shown = log_p if log_p.stderr else f"{log_p.mean:.2f} exactly"
+            say(f"{stage}: log p(x) = {shown}, mean of {len(x)} test images; pixels {kind}")
             for name, count in tqdm(pairs, stage, unit="estimator", leave=False, disable=sys.stderr is None or None):
                 options = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups if name == "miwae" else 1}
                 rows.append(estimators.measure(vae, x, name, count, log_p, stage, arguments.repetitions, **options))
         table = f"{estimators.to_markdown(rows)}\n\n{estimators.LEGEND}"
         say(f"\n{table}\n")
         write_whole(folder / "comparison.md", (table + "\n").encode())
-        write_whole(folder / "comparison.csv", to_csv(rows).encode())
+        write_whole(folder / "comparison.csv", csv_of(rows).encode())
         title = arguments.run.resolve().name if arguments.run else config.system
         run_figures.write_figure(folder / "comparison.png", run_figures.comparison_figure(rows, title))
         say(f"{folder}: comparison.csv, comparison.md, comparison.png")

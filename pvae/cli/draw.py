@@ -15,7 +15,7 @@ from pvae.cli.command import Parser, add_places, ctrl_c_exits_at_once, nonempty_
 from pvae.core.errors import InputError, check_name
 from pvae.core.files import not_a_link, write_whole
 from pvae.core.finite import NotFiniteError, naming_refused_parameters
-from pvae.core.records import to_json
+from pvae.core.records import csv_of, to_json
 from pvae.core.terminal import say
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> No
 
 def _draw_side_by_side(arguments: argparse.Namespace, runs: Sequence[Path]) -> None:
     """Draw the pictures of all runs and write their table; print why a run that cannot be read is left out."""
-    from pvae.evaluation.table import to_csv, to_markdown
+    from pvae.evaluation.table import to_markdown
     from pvae.evaluation.trained_run import TrainedRun
     from pvae.plotting.gallery import Entry, code_figures, entry_of, in_order, sheet_figure
     from pvae.plotting.run_figures import write_figure
@@ -130,7 +130,7 @@ def _draw_side_by_side(arguments: argparse.Namespace, runs: Sequence[Path]) -> N
     drawn |= {f"codes-{re.sub('[^a-z0-9]+', '-', data.lower())}": one for data, one in code_figures(entries).items()}
     reports = ["table.csv", "table.md", *(f"{name}.png" for name in drawn)]
     with result_folder(arguments.out or arguments.run, reports) as folder:
-        write_whole(folder / "table.csv", to_csv(rows).encode())
+        write_whole(folder / "table.csv", csv_of(rows).encode())
         write_whole(folder / "table.md", to_markdown(rows).encode())
         say(f"\n{to_markdown(rows)}\n{folder / 'table.csv'}\n{folder / 'table.md'}")
         for name, figure in drawn.items():

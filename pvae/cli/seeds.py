@@ -23,8 +23,9 @@ from pvae.config.config import Config
 from pvae.config.presets import as_option
 from pvae.core.errors import InputError, InterruptedTrainingError, TrainingError
 from pvae.core.files import own_folder, write_whole
+from pvae.core.records import csv_of
 from pvae.core.terminal import say
-from pvae.evaluation.table import row_of, to_csv, to_markdown
+from pvae.evaluation.table import row_of, to_markdown
 from pvae.evaluation.trained_run import TrainedRun
 from pvae.plotting.run_figures import figures_are_drawn
 from pvae.runs.run import Run
@@ -98,7 +99,7 @@ def train_seeds(
             finished = (TrainedRun.of(path, *data) for seed, path in paths.items() if seed not in failures)
             rows = [row_of(trained.run, trained.report()) for trained in finished]
             if rows:
-                write_whole(folder / "table.csv", to_csv(rows).encode())
+                write_whole(folder / "table.csv", csv_of(rows).encode())
                 write_whole(folder / "table.md", to_markdown(rows).encode())
                 say(folder if quiet else f"\n{to_markdown(rows)}\n{folder / 'table.csv'}")
     except InterruptedTrainingError as error:

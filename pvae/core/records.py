@@ -7,7 +7,7 @@ import io
 import json
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pvae.core.errors import InputError, shown
@@ -53,8 +53,15 @@ def to_json(record: object, indent: int | None = None) -> str:
     return json.dumps(record, allow_nan=False, indent=indent)
 
 
-def csv_of(rows: Sequence[Mapping[str, object]]) -> str:
-    """Return rows (at least one, all with the same keys) as CSV with a header; None becomes an empty field."""
+def csv_of(records: Sequence[Any]) -> str:
+    """Return dataclasses of one type (at least one) as CSV with a header; None becomes an empty field.
+
+    A field whose value is a dataclass becomes a column for each field of that dataclass, named `field_inner`.
+    """
+    rows: list[dict[str, object]] = [{} for _ in records]
+    for row, record in zip(rows, records):
+        for name, value in asdict(record).items():
+            row |= {f"{name}_{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

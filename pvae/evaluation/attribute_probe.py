@@ -1,4 +1,4 @@
-"""A linear classifier of attributes, trained on real images and applied to decoded ones."""
+"""A probe: a linear classifier of attributes that is trained on real images and applied to decoded images."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _BATCH_SIZE = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """A probe's log-odds of an attribute in images decoded along the attribute's direction, z + alpha v.
+    """A probe's log-odds of an attribute in images decoded along the direction of the attribute, z + alpha v.
 
     Args:
-        attribute: its name.
-        alphas: the steps.
-        log_odds: the probe's log-odds of the attribute at each step, averaged over images.
-        stderr: their standard errors over images.
-        balanced_accuracy: of the probe on real test images: the mean of its accuracies with and without the attribute.
+        attribute: name of the attribute.
+        alphas: the values of alpha.
+        log_odds: the log-odds of the attribute at each alpha, mean over images.
+        stderr: standard errors of `log_odds` over images.
+        balanced_accuracy: the mean of the probe's accuracies on real test images with and without the attribute.
     """
 
     attribute: str
@@ -42,22 +42,22 @@ class Response:
         return all(before < after for before, after in pairwise(self.log_odds))
 
     def __str__(self) -> str:
-        """Return the log-odds at both ends, and whether they rise at every step between."""
-        ends = (
-            f"{self.log_odds[0]:+.2f} to {self.log_odds[-1]:+.2f} over alpha {self.alphas[0]:g} to {self.alphas[-1]:g}"
-        )
-        rising = "rising at every step" if self.is_monotone else "NOT rising at every step"
-        return f"{self.attribute}: log-odds {ends}, {rising}; probe's balanced accuracy {self.balanced_accuracy:.3f}"
+        """Return the log-odds at the first and last alpha, and whether they rise at every step."""
+        log_odds = f"{self.log_odds[0]:+.2f} to {self.log_odds[-1]:+.2f}"
+        alphas = f"alpha {self.alphas[0]:g} to {self.alphas[-1]:g}"
+        rising = f"{'' if self.is_monotone else 'NOT '}rising at every step"
+        accuracy = f"probe's balanced accuracy {self.balanced_accuracy:.3f}"
+        return f"{self.attribute}: log-odds {log_odds} over {alphas}, {rising}; {accuracy}"
 
 
 def train_probe(images: Tensor, labels: Tensor, num_epochs: int = 10) -> nn.Module:
-    """Return a linear classifier of each attribute, trained on real images: logistic regression by Adam.
+    """Return a linear classifier of each attribute: logistic regression on real images, trained by Adam.
 
-        log-odds = w . (pixels, averaged over squares so that at most about 32 x 32 are left) + b
+        log-odds = w . (pixels, averaged over squares so that about 32 x 32 are left) + b
 
-    Images with and without an attribute have the same total weight in the cross-entropy, however rare the attribute,
-    so that log-odds of 0 are the border between them. The classifier is linear because it has to extrapolate to decoded
-    images: a convolutional one is more accurate on real images, but saturates on decoded ones far from them.
+    Images with and without an attribute have the same total weight in the cross-entropy, however rare the attribute is.
+    The classifier is linear because it has to extrapolate to decoded images: a convolutional one is more accurate on
+    real images, but it saturates on decoded images that are far from them.
 
     Args:
         images: uint8 (N, C, H, W).
@@ -65,8 +65,8 @@ def train_probe(images: Tensor, labels: Tensor, num_epochs: int = 10) -> nn.Modu
         num_epochs: passes over the images.
 
     Returns:
-        A module in eval mode from pixels in [0, 1] (B, C, H, W) to log-odds (B, A). Its weights and the order of
-        the images are drawn from torch's generator.
+        A module in eval mode from pixels in [0, 1] (B, C, H, W) to log-odds (B, A). Its initial weights and the order
+        of the images are drawn from torch's generator.
     """
     channels, height, width = images.shape[1:]
     side = max(1, min(height, width) // _SIDE)
@@ -88,15 +88,15 @@ def train_probe(images: Tensor, labels: Tensor, num_epochs: int = 10) -> nn.Modu
 
 @torch.no_grad()
 def balanced_accuracy(probe: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean of the accuracies among images with and images without each attribute.
+    """Return the mean of the accuracies on images with and on images without each attribute.
 
     Args:
-        probe: as `train_probe` returns it.
+        probe: a module that `train_probe` returned.
         images: uint8 (N, C, H, W).
         labels: bool (N, A).
 
     Returns:
-        (A,); 0.5 is chance. NaN for an attribute that all or none of the images have.
+        (A,); 0.5 for a random guess, NaN for an attribute that all or none of the images have.
     """
     guesses = torch.cat([probe(to_pixels(part)) > 0 for part in images.split(_BATCH_SIZE)])
     hits = (guesses == labels).float()
@@ -105,15 +105,12 @@ def balanced_accuracy(probe: nn.Module, images: Tensor, labels: Tensor) -> Tenso
 
 @torch.no_grad()
 def respond(probe: nn.Module, images: Sequence[Tensor], column: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard error of the log-odds of one attribute in several sets of images.
+    """Return means and standard errors of the log-odds of one attribute, one for each of several sets of images.
 
     Args:
-        probe: as `train_probe` returns it.
-        images: pixels in [0, 1], (N, C, H, W) each.
-        column: the attribute's.
-
-    Returns:
-        The means and the standard errors, one for each set.
+        probe: a module that `train_probe` returned.
+        images: sets of pixels in [0, 1], (N, C, H, W) each.
+        column: index of the attribute.
     """
     log_odds = torch.stack([torch.cat([probe(part)[:, column] for part in one.split(_BATCH_SIZE)]) for one in images])
     return tuple(log_odds.mean(1).tolist()), tuple((log_odds.std(1) / log_odds.shape[1] ** 0.5).tolist())

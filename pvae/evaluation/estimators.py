@@ -1,4 +1,4 @@
-"""Estimators side by side at one set of weights: bias of the value, variance and signal of the gradient, and time."""
+"""Compare estimators at the same weights: bias of the bound, variance and signal-to-noise of its gradient, and time."""
 
 from __future__ import annotations
 
@@ -24,65 +24,41 @@ from pvae.models.hierarchy import ChainPosterior
 from pvae.reference import linear_gaussian
 from pvae.vae import VAE
 
-__all__ = [
-    "LEGEND",
-    "Gradient",
-    "Measurement",
-    "Moments",
-    "Reference",
-    "compared",
-    "measure",
-    "reference",
-    "to_markdown",
-]
+__all__ = ["LEGEND", "Gradient", "Measurement", "Moments", "measure", "pairs_to_compare", "reference", "to_markdown"]
 
-_GROUPS = 20  # of repetitions, of which the jackknife leaves out one at a time
+_GROUPS = 20  # the jackknife divides the repetitions into this number of groups, and leaves out one at a time
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """The log p(x) of a batch, nats per datum, with which the bounds are compared.
+def reference(vae: VAE, x: Tensor, num_particles: int = 5000) -> Estimate:
+    """Return the mean log p(x) of a batch, in nats per datum, for comparison with the bounds.
+
+    It is exact for a linear-Gaussian VAE, with a standard error of 0. For other VAEs it is an importance-weighted
+    estimate, with its standard error over the draws. The draws are the same in every call. The estimate is biased
+    downward, but less than any bound with fewer particles.
 
     Args:
-        log_p: its mean over the batch.
-        stderr: its standard error over the draws of an importance-weighted estimate; 0 where it is exact.
-        exact: whether it is exact, not an estimate.
-    """
-
-    log_p: float
-    stderr: float
-    exact: bool
-
-    def __str__(self) -> str:
-        """Return the value, with its error or "exactly"."""
-        return f"{self.log_p:.2f} exactly" if self.exact else f"{self.log_p:.2f} +- {self.stderr:.2f}"
-
-
-def reference(vae: VAE, x: Tensor, num_particles: int = 5000) -> Reference:
-    """Return log p(x) of a batch: exact for a linear-Gaussian VAE, else a long importance-weighted estimate.
-
-    Args:
-        vae: the model.
+        vae: the VAE.
         x: images (B, C, H, W).
-        num_particles: K of the estimate, which is biased downward, by less than any bound with fewer particles.
+        num_particles: K of the estimate.
     """
     if linear_gaussian.has_oracle(vae):
         with torch.no_grad():
-            return Reference(log_p=linear_gaussian.log_evidence(vae, x).mean().item(), stderr=0.0, exact=True)
-    sample = importance_sample(vae, x, num_particles)
-    return Reference(log_p=sample.log_p.mean().item(), stderr=sample.mean_stderr, exact=False)
+            return Estimate(mean=linear_gaussian.log_evidence(vae, x).mean().item(), stderr=0.0)
+    with seeded(0, x.device):
+        sample = importance_sample(vae, x, num_particles)
+    return Estimate(mean=sample.log_p.mean().item(), stderr=sample.mean_stderr)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gradient:
-    """Statistics of an estimator's gradient by some of the parameters, over R repetitions of its draws.
+    """Statistics of a gradient with respect to some of the parameters, over R repetitions with different draws.
 
     Args:
-        variance: the trace of its covariance, E |g - E g|^2.
-        variance_stderr: its standard error.
+        variance: the trace of the gradient's covariance, E |g - E g|^2.
+        variance_stderr: standard error of `variance`.
         signal_to_noise: |E g| / sqrt(E |g - E g|^2), with the noise of the mean over R subtracted from |E g|^2.
-        signal_to_noise_stderr: its standard error; NaN where there is no noise.
-        resolution: 1 / sqrt(R): a ratio below it cannot be told from 0.
+        signal_to_noise_stderr: standard error of `signal_to_noise`; NaN if there is no noise.
+        resolution: 1 / sqrt(R); a ratio below it cannot be distinguished from 0.
     """
 
     variance: float
@@ -92,7 +68,7 @@ class Gradient:
     resolution: float
 
     def __str__(self) -> str:
-        """Return the ratio and its error, or the resolution if the ratio is below it."""
+        """Return the signal-to-noise ratio with its error, or "< resolution" if the ratio is below the resolution."""
         if self.signal_to_noise < self.resolution:
             return f"< {self.resolution:.2f}"
         return str(Estimate(mean=self.signal_to_noise, stderr=self.signal_to_noise_stderr))
@@ -101,9 +77,9 @@ class Gradient:
 class Moments:
     """Running mean and scatter of gradients that are added one at a time, by Welford's algorithm.
 
-    All gradients together may not fit into memory, so that mean and scatter are kept for each of 20 groups, repetition
-    r in group r mod 20. The standard errors are those of the jackknife that leaves out one group at a time, or one
-    repetition if there are at most 20:
+    The gradients of all repetitions may not fit into memory together, so only the mean and scatter of each of 20 groups
+    are kept; repetition r belongs to group r mod 20. The standard errors are by the jackknife, which leaves out one
+    group at a time, or one repetition if there are at most 20:
 
         stderr^2 = (G - 1) / G  sum_b (estimate without group b - their mean)^2
 
@@ -126,11 +102,11 @@ class Moments:
         self._scatters[group] += (deviation @ (gradient - self._means[group])).item()
 
     def gradient(self) -> Gradient:
-        """Return the statistics of the gradients, of which at least three were added."""
+        """Return the statistics of the gradients; at least three must have been added."""
         used = min(self.count, _GROUPS)
         counts, scatters = torch.tensor([self._counts[:used], self._scatters[:used]], dtype=torch.float64)
         first = self._means[0]
-        # Only inner products of the means are needed, and the columns of a QR decomposition's small R have the same.
+        # Only inner products of the means are needed. The columns of R in a QR decomposition have the same ones.
         columns = torch.stack([first, *(mean - first for mean in self._means[1:used])], 1)
         coordinates = torch.linalg.qr(columns, mode="r").R.T
         origin, offsets = coordinates[0], coordinates.clone()
@@ -162,14 +138,14 @@ class Measurement:
     """Statistics of one estimator at one set of weights.
 
     Args:
-        stage: the stage of training that the weights are of.
-        estimator: its name, one of `pvae.config.options.ELBOS`.
+        stage: the stage of training at which the weights were taken.
+        estimator: name of the estimator, one of `pvae.config.options.ELBOS`.
         particles: K.
-        value: the bound, mean over repetitions with its standard error, nats per datum.
-        bias: the value minus log p(x).
-        encoder_gradient: of the gradient by the posterior's parameters.
-        decoder_gradient: of the gradient by those of the likelihood and the prior.
-        milliseconds: the median time of loss and gradients of a batch.
+        value: the bound, mean over repetitions, in nats per datum.
+        bias: the bound minus log p(x).
+        encoder_gradient: the gradient with respect to the parameters of the posterior.
+        decoder_gradient: the gradient with respect to the parameters of the likelihood and the prior.
+        milliseconds: the median time for loss and gradients of a batch.
     """
 
     stage: str
@@ -182,16 +158,16 @@ class Measurement:
     milliseconds: float
 
 
-def compared(
+def pairs_to_compare(
     vae: VAE, names: Iterable[str], particles: Iterable[int], num_groups: int
 ) -> tuple[list[tuple[str, int]], list[str]]:
-    """Return the pairs of estimator and number of particles that differ from each other, and why others are left out.
+    """Return the pairs of estimator and K that are defined and distinct, and for each other pair why it is left out.
 
     Args:
         vae: with two stochastic layers it has no closed forms.
-        names: of the estimators.
-        particles: numbers K.
-        num_groups: of "miwae".
+        names: names of the estimators.
+        particles: values of K.
+        num_groups: number of groups of "miwae".
     """
     has_chain = isinstance(vae.q_z, ChainPosterior)
     pairs, reasons = [], []
@@ -199,13 +175,13 @@ def compared(
         for name in names:
             reason = ""
             if has_chain and not ESTIMATORS[name].chains:
-                reason = "it knows one stochastic layer only"
+                reason = "it is defined for one stochastic layer only"
             elif count < ESTIMATORS[name].least_particles:
                 reason = "there is no other draw to compare with"
             elif count == 1 and ESTIMATORS[name].importance_weighted:
                 reason = "with one particle it is the ELBO"
             elif name == "miwae" and (count % num_groups or count == num_groups):
-                reason = f"{num_groups} groups of several particles are not to be had"
+                reason = f"it cannot be divided into {num_groups} groups of several particles"
             if reason:
                 reasons.append(f"{name} is left out at K = {count}: {reason}")
             else:
@@ -218,22 +194,22 @@ def measure(
     x: Tensor,
     name: str,
     num_particles: int,
-    log_p: Reference,
+    log_p: Estimate,
     stage: str = "",
     repetitions: int = 100,
     **options: Any,
 ) -> Measurement:
-    """Measure an estimator on a batch; repetition r draws from seed r, so that all estimators have the same noise.
+    """Measure an estimator on a batch. Repetition r draws from seed r, so that all estimators get the same noise.
 
     Args:
         vae: in eval mode.
         x: images (B, C, H, W).
         name: one of `pvae.config.options.ELBOS`.
         num_particles: K.
-        log_p: of the batch.
-        stage: the stage of training that the weights are of.
+        log_p: log p(x) of the batch, as `reference` returns it.
+        stage: the stage of training at which the weights were taken.
         repetitions: R, at least 3.
-        options: alpha, mix or num_groups of `pvae.elbos.registry.build_elbo`.
+        options: `alpha`, `mix` or `num_groups` for `pvae.elbos.registry.build_elbo`.
 
     Raises:
         NotFiniteError: a bound or a gradient is NaN or infinite.
@@ -251,14 +227,14 @@ def measure(
     vae.zero_grad()
     estimate = Estimate.of(torch.tensor(values))
     encoder, decoder = (moment.gradient() for moment in moments)
-    figures = {"bias": estimate.mean - log_p.log_p, "variance": [encoder.variance, decoder.variance]}
-    check_finite(figures, f"{name}, K = {num_particles}")
+    bias = estimate.mean - log_p.mean
+    check_finite({"bias": bias, "variance": [encoder.variance, decoder.variance]}, f"{name}, K = {num_particles}")
     return Measurement(
         stage=stage,
         estimator=name,
         particles=num_particles,
         value=estimate,
-        bias=estimate.mean - log_p.log_p,
+        bias=bias,
         encoder_gradient=encoder,
         decoder_gradient=decoder,
         milliseconds=1000 * statistics.median(seconds),
@@ -268,7 +244,7 @@ def measure(
 def _bound_and_gradients(
     vae: VAE, parts: Sequence[Tensor], elbo: PerDatumELBO, seed: int
 ) -> tuple[float, tuple[Tensor, Tensor]]:
-    """Return the bound of one repetition on a batch given in parts, and its gradients by encoder and by decoder."""
+    """Return the bound of a batch given in parts, and its gradients with respect to encoder and decoder."""
     vae.zero_grad()
     count, value = sum(map(len, parts)), 0.0
     with seeded(seed, parts[0].device), pyro.get_param_store().scope():
@@ -304,16 +280,16 @@ _COLUMNS: dict[str, Callable[[Measurement], str]] = {
 
 
 LEGEND = """\
-K: draws of z for each image. bound: mean over repetitions of the draws, with its standard error. bias: bound -
-log p(x), nearer to 0 is tighter. variance: of the gradient over the same draws, the trace of its covariance.
-signal/noise: |E g| / sqrt(E |g - E g|^2), higher is better to train with. Their errors are by the jackknife over groups
-of repetitions. ms: of loss and gradients of the batch.
-What to look for: more draws make iwae tighter and its encoder's signal/noise worse, which dreg mends in part; stl beats
-trace near the posterior; score needs no derivative of the decoder and pays in variance, most of which score-loo wins
-back. Left out is what equals another: handwritten, which is trace; with K = 1 all importance-weighted bounds; with one
-draw in each group miwae."""
+K: draws of z for each image. bound: mean over repetitions with different draws, with its standard error. bias: bound -
+log p(x); the nearer to 0, the tighter the bound. variance: trace of the covariance of the gradient over the same draws.
+signal/noise: |E g| / sqrt(E |g - E g|^2); a higher ratio is better for training. The errors of variance and ratio are
+by the jackknife over groups of repetitions. ms: time for loss and gradients of the batch.
+What to look for: more draws make iwae tighter but lower its encoder's signal/noise, which dreg partly restores. stl has
+less variance than trace near the posterior. score needs no derivative of the decoder but has a high variance, which
+score-loo reduces. Estimators that equal another one are left out: handwritten, which equals trace; with K = 1 all
+importance-weighted bounds; and miwae with one draw in each group."""
 
 
 def to_markdown(measurements: Sequence[Measurement]) -> str:
-    """Return a table, its columns lined up so that it reads in a terminal too."""
+    """Return a Markdown table with aligned columns, which is readable in a terminal too."""
     return markdown_of(_COLUMNS, measurements, aligned=True)

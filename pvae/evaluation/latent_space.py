@@ -1,4 +1,4 @@
-"""Codes, reconstructions, samples and interpolations of a trained VAE, and statistics of codes; tensors to tensors."""
+"""Codes, reconstructions, samples and interpolations of a trained VAE, and statistics of codes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+from pvae.data.dataset import Pixels
 from pvae.vae import VAE
 
 __all__ = [
@@ -29,8 +30,8 @@ _CHUNK = 1000
 
 
 @torch.no_grad()
-def encode(vae: VAE, x: Tensor) -> Tensor:
-    """Return the mean of q(z | x) for each image x (N, C, H, W): (N, L)."""
+def encode(vae: VAE, x: Tensor | Pixels) -> Tensor:
+    """Return the codes of images x (N, C, H, W): the mean of q(z | x) for each image, (N, L)."""
     return torch.cat([vae.posterior(part).mean for part in x.split(_CHUNK)])
 
 
@@ -45,7 +46,7 @@ def reconstruct(vae: VAE, x: Tensor) -> Tensor:
     """Return the mean image of p(x | z) at one draw z ~ q(z | x) for each image, as posts 000 and 004 do.
 
     Args:
-        vae: the model.
+        vae: the VAE.
         x: images (B, C, H, W).
 
     Returns:
@@ -70,16 +71,16 @@ def prior_quantiles(num_steps: int) -> Tensor:
 
 
 def manifold(vae: VAE, num_steps: int = 20) -> Tensor:
-    """Return the decoded grid of a 2-dimensional latent space at the quantiles of the prior.
+    """Return images decoded on a grid over a 2-dimensional latent space.
 
-    The steps are even in probability: z = (F^-1(u), F^-1(v)) with F the standard normal's distribution function.
+    The grid has equal steps in probability: z = (F^-1(u), F^-1(v)), where F is the CDF of N(0, 1).
 
     Args:
         vae: with two latent dimensions.
         num_steps: n, the number of rows and of columns.
 
     Returns:
-        (n n, C, H, W), row by row; the first latent grows to the right and the second upward.
+        (n n, C, H, W), row by row; z_1 grows to the right and z_2 upward.
 
     Reference:
         Kingma and Welling, arXiv:1312.6114, whose figures of learned manifolds are such grids.
@@ -90,7 +91,7 @@ def manifold(vae: VAE, num_steps: int = 20) -> Tensor:
 
 
 def traverse(vae: VAE, z: Tensor, dimension: int, values: Tensor) -> Tensor:
-    """Return images decoded from one latent z (L,) with one dimension set to each of the values (V,): (V, C, H, W)."""
+    """Return images decoded from a latent z (L,) whose `dimension` is set to each of the values (V,): (V, C, H, W)."""
     codes = z.repeat(len(values), 1)
     codes[:, dimension] = values
     return decode(vae, codes)
@@ -100,10 +101,10 @@ def interpolate(vae: VAE, first: Tensor, second: Tensor, num_steps: int = 10) ->
     """Return images decoded along the straight line between the codes of two images, z = (1 - a) z_1 + a z_2.
 
     Args:
-        vae: the model.
+        vae: the VAE.
         first: the image (C, H, W) at a = 0.
-        second: the image at a = 1.
-        num_steps: n, the ends included.
+        second: the image (C, H, W) at a = 1.
+        num_steps: n, including both ends.
 
     Returns:
         (n, C, H, W).
@@ -129,13 +130,13 @@ def attribute_vector(codes: Tensor, has: Tensor) -> Tensor:
 def nearest_neighbour_accuracy(
     train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, num_neighbours: int = 10
 ) -> float:
-    """Return the accuracy of a nearest-neighbour classifier: the most frequent class among the nearest training codes.
+    """Return the accuracy of a k-nearest-neighbour classifier, from training codes to test codes.
 
     Args:
-        train: codes (N, L).
-        train_labels: their classes (N,).
-        test: codes (M, L).
-        test_labels: their classes (M,).
+        train: training codes (N, L).
+        train_labels: classes of the training codes (N,).
+        test: test codes (M, L).
+        test_labels: classes of the test codes (M,).
         num_neighbours: k.
     """
     hits = 0
@@ -147,13 +148,13 @@ def nearest_neighbour_accuracy(
 
 @dataclass(frozen=True, kw_only=True)
 class LatentReport:
-    """Statistics of codes: for each latent dimension against the prior N(0, 1), and against classes.
+    """Statistics of codes, to compare each latent dimension with the prior N(0, 1) and the codes with classes.
 
     Args:
         mean: the mean of each latent dimension.
         std: the standard deviation of each latent dimension.
-        kolmogorov_smirnov: the largest distance of each dimension's distribution function from that of N(0, 1).
-        accuracy: of a 10-nearest-neighbour classifier from training to test codes; None without labels.
+        kolmogorov_smirnov: the largest distance between the CDF of each dimension and that of N(0, 1).
+        accuracy: accuracy of a 10-nearest-neighbour classifier from training to test codes; None without classes.
     """
 
     mean: tuple[float, ...]
@@ -163,7 +164,7 @@ class LatentReport:
 
 
 def report(codes: Tensor, accuracy: float | None = None) -> LatentReport:
-    """Return the report of draws from the aggregate posterior (N, L)."""
+    """Return statistics of draws from the aggregate posterior (N, L), together with a classifier's accuracy."""
     from scipy.stats import kstest  # slow to import, and needed only here
 
     return LatentReport(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,24 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent
 
-from pvae.compile.graph import check_ways, record
+from pvae.compile.graph import Function, check_ways, record
 from pvae.compile.inductor import missing
 from pvae.core.errors import InputError
-from pvae.core.memory import is_of_memory
 from pvae.core.parallel import ALONE, World
 from pvae.data.dataset import Pixels
 from pvae.vae import VAE
 
-__all__ = ["CHUNK_NUMBERS", "Estimate", "Images", "ImportanceSample", "images_at_once", "importance_sample"]
+__all__ = ["CHUNK_NUMBERS", "Estimate", "ImportanceSample", "images_at_once", "importance_sample"]
 
-# Values in the largest tensor, which bounds the memory whatever the numbers of images and draws and the networks are.
-# Larger tensors are slower.
+# The largest number of values in a tensor. It bounds the memory for any number of images and draws and for any network.
+# Larger tensors are slower too.
 CHUNK_NUMBERS = 2**19
 
 _VISITS_TO_RECORD = 3
-_DECODED_TO_COMPILE = 10_000_000  # images, from which on compiling saves more time than it takes
-
-Images = Tensor | Pixels
+_DECODED_TO_COMPILE = 10_000_000  # decoded images from which compiling saves more time than it takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +37,7 @@ class Estimate:
     stderr: float
 
     def __str__(self) -> str:
-        """Return mean and error with as many digits as the error has."""
+        """Return mean and error, with two significant digits of the error."""
         if not math.isfinite(self.stderr):
             return f"{self.mean} +- {self.stderr}"
         digits = 2 if self.stderr == 0 else max(2, 1 - math.floor(math.log10(self.stderr)))
@@ -69,22 +66,22 @@ class ImportanceSample:
 
     @property
     def stderr(self) -> Tensor:
-        """Standard errors of `log_p` over the draws alone, (N,), to first order: sqrt(1 / effective - 1 / K).
+        """Standard errors of `log_p` over the draws of z alone, (N,), to first order: sqrt(1 / effective - 1 / K).
 
-        They are estimates themselves, and too small where a few weights outweigh the rest.
+        They are estimates themselves, and too small where a few weights dominate the sum.
         """
         return (1 / self.effective - 1 / self.num_particles).clamp(min=0).sqrt()
 
     @property
     def mean_stderr(self) -> float:
-        """Standard error over the draws alone of the mean of `log_p` over images."""
+        """Standard error of the mean of `log_p` over images, from the draws of z alone."""
         return self.stderr.square().sum().sqrt().item() / len(self.log_p)
 
 
 @torch.no_grad()
 def importance_sample(
     vae: VAE,
-    x: Images,
+    x: Tensor | Pixels,
     num_particles: int,
     on_images: Callable[[int], object] = lambda count: None,
     *,
@@ -96,28 +93,28 @@ def importance_sample(
 
         log p(x)  ~  log (1/K) sum_k p(x | z_k) p(z_k) / q(z_k | x),     z_k ~ q(z | x)
 
-    In the mean it is the lower bound L_K of `pvae.reference.bounds.iwae`, to first order Var[w / p(x)] / (2 K) below
-    log p(x). The encoder runs once for each image; the sums are kept in log space, and the memory depends on neither
-    N nor K.
+    The expectation of the estimate is the lower bound L_K of `pvae.reference.bounds.iwae`, which to first order is
+    Var[w / p(x)] / (2 K) below log p(x). The encoder runs once for each image. The sums are kept in log space, and the
+    memory for images and draws depends on neither N nor K.
 
     Args:
         vae: in eval mode.
         x: images (N, C, H, W).
         num_particles: K.
-        on_images: called with the number of images done, after each part.
-        engine: how log p(x | z) is computed: "graph" or "inductor", of `pvae.compile.graph.record`, or "none" for
-            ordinary calls. "auto" is inductor where it is available and the work is large, else graph, and none for
-            a decoder that cannot be recorded.
-        precision: "fp32" or "bf16", of `pvae.compile.graph.record`.
-        world: processes that share the images; each draws all noise, and all return all results.
+        on_images: called after each part with the number of images in it.
+        engine: how to compute log p(x | z): "graph" or "inductor" as in `pvae.compile.graph.record`, or "none" for
+            ordinary calls. "auto" is "inductor" if it is available and the work is large, else "graph"; it falls back
+            to "none" if the decoder cannot be recorded.
+        precision: "fp32" or "bf16", as in `pvae.compile.graph.record`.
+        world: the processes that share the images. Each draws all of the noise, and each returns all results.
 
     Raises:
-        InputError: log p(x | z) cannot be recorded by the given engine and precision.
+        InputError: log p(x | z) cannot be recorded with the given engine and precision.
 
     Reference:
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 8.
     """
-    parts, log_likelihood = [], _LogLikelihood(vae, engine, precision, len(x) * num_particles)
+    parts, log_likelihood = [], _RecordedLogLikelihood(vae, engine, precision, len(x) * num_particles)
     for number, part in enumerate(x.split(min(100, images_at_once(vae, x)))):
         parts.append(_log_sums(vae, part, num_particles, log_likelihood if world.takes(number) else None))
         on_images(len(part))
@@ -126,8 +123,8 @@ def importance_sample(
     return ImportanceSample(log_sum - math.log(num_particles), (2 * log_sum - log_sum_squares).exp(), num_particles)
 
 
-def images_at_once(vae: VAE, x: Images, num_particles: int = 1) -> int:
-    """Return how many images, with K latents each, keep every layer's output within `CHUNK_NUMBERS` values."""
+def images_at_once(vae: VAE, x: Tensor | Pixels, num_particles: int = 1) -> int:
+    """Return how many images, with K draws of z each, keep every layer's output within `CHUNK_NUMBERS` values."""
     return max(1, min(1000, CHUNK_NUMBERS // _widest(vae, next(iter(x.split(1))))) // num_particles)
 
 
@@ -146,8 +143,8 @@ def _widest(vae: VAE, x: Tensor) -> int:
     return max(sizes)
 
 
-class _LogLikelihood:
-    """Computes log p(x | z), recording the decoder for shapes that recur: a recording is faster than the modules."""
+class _RecordedLogLikelihood:
+    """Computes log p(x | z). It records the decoder for each shape that recurs, which is faster than its modules."""
 
     def __init__(self, vae: VAE, engine: str, precision: str, decoded: int) -> None:
         self._may_fail = engine == "auto" and precision == "fp32"
@@ -158,17 +155,16 @@ class _LogLikelihood:
         self._vae, self._engine, self._precision = vae, engine, precision
         # In bfloat16 every shape is recorded, so that the estimate does not depend on how often a shape recurs.
         self._record_at = _VISITS_TO_RECORD if precision == "fp32" else 1
-        self._visits: Counter[object] = Counter()
-        self._recorded: dict[object, Callable[[Tensor, Tensor], Sequence[Tensor]]] = {}
+        self._visits: Counter[torch.Size] = Counter()
+        self._recorded: dict[torch.Size, Function] = {}
 
     def __call__(self, z: Tensor, x: Tensor) -> Tensor:
-        key = (z.shape, z.stride(), x.shape, x.stride())
-        self._visits[key] += 1
-        if self._visits[key] == self._record_at:
-            self._recorded[key] = self._record(z, x)
-        return self._recorded.get(key, self._unrecorded)(z, x)[0]
+        self._visits[z.shape] += 1  # (draws, images, L): the shape of x follows from it
+        if self._visits[z.shape] == self._record_at:
+            self._recorded[z.shape] = self._record(z, x)
+        return self._recorded.get(z.shape, self._unrecorded)(z, x)[0]
 
-    def _record(self, z: Tensor, x: Tensor) -> Callable[[Tensor, Tensor], Sequence[Tensor]]:
+    def _record(self, z: Tensor, x: Tensor) -> Function:
         if self._engine == "none":
             return self._unrecorded
         for engine in dict.fromkeys([self._engine, "graph"]):
@@ -188,29 +184,19 @@ def _log_sums(
 ) -> Tensor:
     """Return log sum_k w_k and log sum_k w_k^2 of a few images, (2, B) in float64.
 
-    Without `log_likelihood` the images are another process's: only the noise is drawn, and zeros are returned.
+    If another process has these images, `log_likelihood` is None: the noise is drawn, and zeros are returned.
     """
     posterior = vae.posterior(x)
     sums = torch.full((2, len(x)), -math.inf, dtype=torch.float64)
     size = max(1, CHUNK_NUMBERS // (len(x) * _widest(vae, x[:1])))
-    # Latents are small compared with images: many parts are drawn together, and decoded one after another. A second
-    # layer of latents runs a network for each draw, which may be wide.
+    # Latents are small compared with images, so several chunks are drawn together and decoded one after another. With
+    # two layers each chunk is drawn alone, because a network computes the second layer, and it may be wide.
     is_one_layer = isinstance(posterior, Independent)
     together = size * max(1, CHUNK_NUMBERS // (size * posterior.mean.numel())) if is_one_layer else size
     for start in range(0, num_particles, together):
         z = posterior.sample((min(together, num_particles - start),))
         if log_likelihood is not None:
-            log_p_x = torch.cat([_in_memory(log_likelihood, part, x) for part in z.split(size)])
+            log_p_x = torch.cat([log_likelihood(part, x) for part in z.split(size)])
             log_w = (log_p_x + vae.prior().log_prob(z) - posterior.log_prob(z)).double()
             sums = torch.logaddexp(sums, torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0)]))
     return sums if log_likelihood is not None else torch.zeros_like(sums)
-
-
-def _in_memory(log_likelihood: Callable[[Tensor, Tensor], Tensor], z: Tensor, x: Tensor) -> Tensor:
-    """Return log p(x | z), computed for half of the draws at a time where all of them do not fit into memory."""
-    try:
-        return log_likelihood(z, x)
-    except (RuntimeError, MemoryError) as error:
-        if len(z) == 1 or not is_of_memory(error):
-            raise
-    return torch.cat([_in_memory(log_likelihood, part, x) for part in z.chunk(2)])

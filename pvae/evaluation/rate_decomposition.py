@@ -1,4 +1,4 @@
-"""The parts of a trained VAE's rate: mutual information, total correlation, dimension-wise KL; and active units."""
+"""Split the rate of a VAE into mutual information, total correlation and dimension-wise KL; find active units."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from pvae.core.errors import InputError
-from pvae.evaluation.log_likelihood import CHUNK_NUMBERS, Images, images_at_once
+from pvae.data.dataset import Pixels
+from pvae.evaluation.log_likelihood import CHUNK_NUMBERS, images_at_once
 from pvae.models.hierarchy import Chain
 from pvae.vae import VAE
 
@@ -19,23 +20,24 @@ __all__ = ["RateSplit", "active_units", "latent_means", "split_rate"]
 
 @dataclass(frozen=True, eq=False)
 class RateSplit:
-    """The rate in three parts that sum to it, (M,) nats each: one draw z ~ q(z | x_m) for each of M of N images.
+    """The three parts of the rate, (M,) nats each, at one draw z ~ q(z | x_m) for each of M of the N images.
 
-        rate = I(n; z)                       mutual information of an image's index and its code, at most log N
+        rate = I(n; z)                       mutual information between image index and code, at most log N
              + KL(q(z) || prod_l q(z_l))     total correlation
              + sum_l KL(q(z_l) || p(z_l))    dimension-wise KL
 
-    with the aggregate posterior q(z) = (1/N) sum_n q(z | x_n), over these N images. If the M are a random subset of
-    the N, the means over the draws are unbiased for these N images. For I(x; z) over the whole distribution of images,
-    the mutual information is in the mean a lower bound, which is far too low if it is near log N; the difference is
-    in the two other parts. `leave_one_out` and `rate` are in the mean upper bounds.
+    The aggregate posterior is q(z) = (1/N) sum_n q(z | x_n), over these N images. If the M images are a random subset
+    of the N, the means over the draws are unbiased for the N images. The mean of the mutual information is a lower
+    bound on I(x; z) over the whole distribution of images. If it is near log N, it is far too low, and the two other
+    parts are too large by the difference. The means of `leave_one_out` and of `rate` are upper bounds on I(x; z).
 
-    The standard error of a mean over the M draws needs no term for q(z), which is estimated from the same images: to
-    first order an image changes the mean of log q(z) by E_q(z)[q(z | x_n) / q(z)] - 1 = 0, and that of each
-    log q(z_l) likewise. It covers images and draws, not the bias; for the N images alone it is somewhat too large.
+    The standard error of a mean over the M draws needs no term for q(z), although q(z) is estimated from the same
+    images: to first order an image changes the mean of log q(z) by E_q(z)[q(z | x_n) / q(z)] - 1 = 0, and the same
+    holds for each log q(z_l). The standard error covers images and draws, but not the bias; for a statement about the N
+    images alone it is somewhat too large.
 
     Args:
-        images: indices of the M among the N, int64 (M,), in rising order.
+        images: indices of the M images, int64 (M,), in rising order.
         mutual_information: log q(z | x) - log q(z).
         leave_one_out: log q(z | x) - log q(z) with q(z) over the N - 1 other images.
         total_correlation: log q(z) - log prod_l q(z_l).
@@ -59,32 +61,30 @@ class RateSplit:
 
 
 @torch.no_grad()
-def split_rate(vae: VAE, x: Images, num_images: int = 2000, seed: int = 0) -> RateSplit:
-    """Split the rate of images at one draw z ~ q(z | x) for each of a random subset of them.
+def split_rate(vae: VAE, x: Tensor | Pixels, num_images: int = 2000, seed: int = 0) -> RateSplit:
+    """Split the rate at one draw z ~ q(z | x) for each image of a random subset.
 
     Args:
-        vae: in eval mode, with independent Normals for q(z | x) and p(z).
+        vae: in eval mode; q(z | x) and p(z) are independent Normals.
         x: images (N, C, H, W), N at least 2.
-        num_images: M, at most; N if N is smaller.
-        seed: of the subset; z is drawn from torch's generator.
+        num_images: the largest M; M is N if N is smaller.
+        seed: selects the subset; z is drawn from torch's generator.
 
     Raises:
         InputError: q(z | x) or p(z) is not independent over dimensions.
     """
     first = next(iter(x.split(1)))
     if not all(isinstance(part, Independent) for part in (vae.posterior(first), vae.prior())):
-        raise InputError("the rate can be split where q(z | x) and p(z) are independent over latent dimensions only")
+        raise InputError("the rate can be split only if q(z | x) and p(z) are independent over latent dimensions")
     parts = [vae.posterior(part).base_dist for part in x.split(images_at_once(vae, x))]
     loc, scale = (torch.cat([getattr(part, name) for part in parts]).double() for name in ("loc", "scale"))
-    images = (
-        torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:num_images].sort().values.to(loc.device)
-    )
+    shuffled = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    images = shuffled[:num_images].sort().values.to(loc.device)
     q = Normal(loc, scale)
     z = q.sample()[images]
     own = Normal(loc[images], scale[images]).log_prob(z).sum(1)
-    log_q_z, log_others, log_product = z.new_empty(
-        3, len(z)
-    )  # small tensors allocated in between would fragment the memory
+    # Written into, because small tensors that are allocated between large ones would fragment the memory.
+    log_q_z, log_others, log_product = z.new_empty(3, len(z))
     size = max(1, CHUNK_NUMBERS // loc.numel())
     for start in range(0, len(z), size):
         part = slice(start, start + size)
@@ -104,11 +104,11 @@ def split_rate(vae: VAE, x: Images, num_images: int = 2000, seed: int = 0) -> Ra
 
 
 @torch.no_grad()
-def latent_means(vae: VAE, x: Images, num_samples: int = 100) -> Tensor:
+def latent_means(vae: VAE, x: Tensor | Pixels, num_samples: int = 100) -> Tensor:
     """Return E_{q(z | x)}[z] of each image, (N, L): exact, except for a second stochastic layer.
 
-    The mean of that layer is E_{q(z1 | x)}[ E[z2 | z1] ], estimated by the mean of E[z2 | z1] over draws of z1. A mean
-    over draws of z2 would vary over images even where z2 does not depend on x.
+    The mean of the second layer is E_{q(z1 | x)}[ E[z2 | z1] ], estimated by the mean of E[z2 | z1] over draws of z1. A
+    mean over draws of z2 would vary over images even if z2 does not depend on x.
 
     Args:
         vae: in eval mode.
@@ -119,12 +119,12 @@ def latent_means(vae: VAE, x: Images, num_samples: int = 100) -> Tensor:
     return torch.cat([q.mean_over(num_samples) if isinstance(q, Chain) else q.mean for q in posteriors])
 
 
-def active_units(vae: VAE, x: Images, threshold: float = 0.01) -> Tensor:
-    """Return which latent dimensions are active: those whose mean, E_{q(z | x)}[z_l], varies over images.
+def active_units(vae: VAE, x: Tensor | Pixels, threshold: float = 0.01) -> Tensor:
+    """Return which latent dimensions are active, that is, whose mean E_{q(z | x)}[z_l] varies over images.
 
         Var_x ( E_{q(z | x)} [z_l] )  >  threshold
 
-    The variance is that of the means: draws of z vary in an unused dimension too, with the prior's variance.
+    It is the variance of the means, because draws of z vary in unused dimensions too, with the variance of the prior.
 
     Args:
         vae: in eval mode.

@@ -1,11 +1,10 @@
-"""The report of a trained VAE: every figure that can be cited, each with its error, as a record and as text."""
+"""The evaluation of a trained VAE on test images, each value with its standard error, as a record and as text."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from pvae.vae import VAE
 __all__ = ["Anatomy", "LogLikelihood", "RateDecomposition", "Report", "evaluate", "to_text"]
 
 _PARTICLES = 10
-_TRUSTED = 10.0  # effective samples of an image, below which its weights cannot be trusted
+_TRUSTED = 10.0  # the effective sample size below which the importance weights of an image cannot be trusted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +32,17 @@ class RateDecomposition:
     """The parts of the rate at one draw of z for each of M test images, in nats per datum; see `RateSplit`.
 
     Args:
-        num_images: M, chosen at random from the report's seed, or all.
+        num_images: M: all test images, or a random subset that the report's seed selects.
         rate: log q(z | x) - log p(z), the sum of the three parts at the same draws.
         rate_closed_form: KL(q(z | x) || p(z)) of the same images.
-        sampling_stderr: the share of the error of `rate` that is due to the draws of z.
-        mutual_information: of an image's index and its code, at most `log_images`; in the mean a lower bound on
-            I(x; z) over the whole distribution of images.
-        mutual_information_upper: in the mean an upper bound on it: with q(z) over the other images, or the rate,
-            whichever is less. The distance between the two bounds the bias.
+        sampling_stderr: the part of the error of `rate` that comes from the draws of z.
+        mutual_information: between the index of an image and its code, at most `log_images`; in the mean a lower
+            bound on I(x; z) over the whole distribution of images.
+        mutual_information_upper: in the mean an upper bound on I(x; z): the estimate with q(z) over the other images,
+            or the rate, whichever is less. The difference from `mutual_information` bounds the bias.
         total_correlation: KL(q(z) || prod_l q(z_l)).
         dimension_wise_kl: sum_l KL(q(z_l) || p(z_l)).
-        log_images: log of the number of images in q(z), that is of all images.
+        log_images: log N, where N is the number of images in q(z): all test images that are evaluated.
     """
 
     num_images: int
@@ -58,12 +57,12 @@ class RateDecomposition:
 
     @classmethod
     def of(cls, vae: VAE, x: Pixels, seed: int, rates: Tensor) -> RateDecomposition | None:
-        """Return the parts of the rate of a random subset of images, or None if they are not defined for the VAE.
+        """Return the parts of the rate of a random subset of images, or None if the VAE's rate cannot be split.
 
         Args:
             vae: in eval mode.
-            x: images.
-            seed: of the subset.
+            x: N images.
+            seed: selects the subset.
             rates: the closed-form rate of each image, (N,).
         """
         try:
@@ -85,16 +84,16 @@ class RateDecomposition:
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """The ELBO and its parts, in nats per datum, means over test images and ten draws of z for each.
+    """The ELBO and its parts, in nats per datum: means over test images, with ten draws of z for each image.
 
     Args:
-        elbo: the bound, or pseudo-ELBO.
+        elbo: the ELBO or pseudo-ELBO.
         distortion: -E_q log p(x | z).
         rate: KL(q(z | x) || p(z)).
-        posterior_entropy: H(q(z | x)), exact; None where it has no closed form.
-        cross_entropy: H(q(z | x), p(z)); with distortion and posterior entropy the three parts of post 004.
-        posterior_mean_loss: the loss at the mean of q(z | x), which bounds nothing; None without a closed-form KL.
-        rate_decomposition: the parts of the rate; None where q(z | x) is not independent over dimensions.
+        posterior_entropy: H(q(z | x)), exact; None if it has no closed form.
+        cross_entropy: H(q(z | x), p(z)); distortion, posterior entropy and cross entropy are post 004's three parts.
+        posterior_mean_loss: the loss at the mean of q(z | x), which is not a bound; None without a closed-form KL.
+        rate_decomposition: the parts of the rate; None if q(z | x) is not independent over dimensions.
         active_units: for each stochastic layer, the number of latent dimensions whose mean varies over images.
         latent_dims: for each stochastic layer, the number of latent dimensions.
     """
@@ -102,31 +101,28 @@ class Anatomy:
     elbo: Estimate
     distortion: Estimate
     rate: Estimate
-    posterior_entropy: Estimate | None
+    posterior_entropy: Estimate | None = None
     cross_entropy: Estimate
-    posterior_mean_loss: Estimate | None
+    posterior_mean_loss: Estimate | None = None
     rate_decomposition: RateDecomposition | None
     active_units: tuple[int, ...]
     latent_dims: tuple[int, ...]
 
     @classmethod
-    def of(cls, vae: VAE, x: Pixels, seed: int, world: World) -> Anatomy:
-        """Return the ELBO and its parts of images x.
+    def of(cls, vae: VAE, x: Pixels, seed: int) -> Anatomy:
+        """Return the ELBO of images and its parts.
 
         Args:
             vae: in eval mode.
-            x: images that the VAE was trained to model.
-            seed: of the random subset of images whose rate is decomposed.
-            world: processes that share the images.
+            x: images, with the pixels that the VAE was trained on.
+            seed: selects the random subset of images whose rate is split.
         """
-        terms = _of_each_image(vae, x, _terms, world)
-        estimates: dict[str, Any] = {"posterior_entropy": None, "posterior_mean_loss": None}
-        estimates |= {name: Estimate.of(values) for name, values in terms.items()}
+        terms = _for_each_image(vae, x, _terms)
         second = vae.q_z.latent_dim if isinstance(vae.q_z, ChainPosterior) else 0
         active = active_units(vae, x)
         layers = [layer for layer in active.split([len(active) - second, second]) if len(layer)]
         return cls(
-            **estimates,
+            **{name: Estimate.of(values) for name, values in terms.items()},
             rate_decomposition=RateDecomposition.of(vae, x, seed, terms["rate"].double()),
             active_units=tuple(int(layer.sum()) for layer in layers),
             latent_dims=tuple(map(len, layers)),
@@ -139,14 +135,15 @@ class LogLikelihood:
 
     Args:
         elbo: the ELBO of the same pixels.
-        estimate: mean over images of log (1/K) sum_k w_k; a lower bound on log p(x) in the mean.
-        sampling_stderr: the share of its error that is due to the draws of z, and would shrink with K.
-        num_particles: K, importance weights for each image.
+        estimate: the mean over images of log (1/K) sum_k w_k; in the mean a lower bound on log p(x).
+        sampling_stderr: the part of its error that comes from the draws of z, which shrinks as K grows.
+        num_particles: K, the number of importance weights for each image.
         effective_median: the median over images of the effective sample size.
-        effective_least: the least.
-        untrusted: the share of images whose effective sample size is below 10: their estimates depend on a few draws.
-        bits_per_dimension: -log p(x) / (D log 2); where p is a density of 8-bit pixels, of the density times the
-            distance of two levels, which is not the probability of the byte, and wrong for scales near that distance.
+        effective_least: the least effective sample size of an image.
+        untrusted: the fraction of images whose effective sample size is below 10: a few draws dominate their estimates.
+        bits_per_dimension: -log p(x) / (D log 2). If p(x) is a density, the density is first multiplied by the distance
+            between two 8-bit levels. This is not the probability of the bytes, and it is wrong for scales near that
+            distance.
         is_density: whether p(x) is a density.
     """
 
@@ -161,21 +158,20 @@ class LogLikelihood:
     is_density: bool
 
     @classmethod
-    def of(cls, vae: VAE, x: Pixels, sample: ImportanceSample, world: World) -> LogLikelihood:
-        """Return the log-likelihood of images x, with the ELBO of the same pixels.
+    def of(cls, vae: VAE, x: Pixels, sample: ImportanceSample) -> LogLikelihood:
+        """Return the log-likelihood of images, with the ELBO of the same pixels.
 
         Args:
             vae: in eval mode.
             x: images.
-            sample: their importance sample.
-            world: processes that share the images.
+            sample: the importance sample of the images.
         """
-        elbo = _of_each_image(vae, x, _elbo, world)["elbo"]
+        terms = _for_each_image(vae, x, lambda vae, x: {"elbo": reference_elbo.monte_carlo(vae, x, _PARTICLES).elbo})
         effective = sample.effective
         levels: float = getattr(vae.p_x, "levels_per_unit", 1.0)
         bits = -sample.log_p / x.images[0].numel() + math.log(levels)
         return cls(
-            elbo=Estimate.of(elbo),
+            elbo=Estimate.of(terms["elbo"]),
             estimate=Estimate.of(sample.log_p),
             sampling_stderr=sample.mean_stderr,
             num_particles=sample.num_particles,
@@ -189,19 +185,19 @@ class LogLikelihood:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What `python -m pvae.evaluate` writes.
+    """The content of the file that `python -m pvae.evaluate` writes.
 
     Args:
-        run: name of the run's folder.
-        epoch: the epoch after which the run was evaluated.
+        run: name of the run folder.
+        epoch: number of epochs after which the run was evaluated.
         data: name and sizes of the data.
-        num_images: test images evaluated.
-        pixels: the pixels that `log_likelihood` is of, in words.
-        pseudo: the ELBO of `anatomy` is a pseudo-ELBO, since the pixels that the VAE was trained on are grey.
-        seed: of every draw, and of the images of the rate's decomposition.
-        precision: of the matrix products of `log_likelihood`, "fp32" or "bf16".
-        anatomy: the ELBO and its parts, of the pixels that the VAE was trained on.
-        log_likelihood: of the same pixels, or of binarized ones if the VAE is a Bernoulli's trained on grey pixels.
+        num_images: number of test images that were evaluated.
+        pixels: the kind of pixels that `log_likelihood` was computed on.
+        pseudo: whether the ELBO of `anatomy` is a pseudo-ELBO, because the VAE was trained on grey pixels.
+        seed: the seed of all draws and of the subset of images in the rate decomposition.
+        precision: precision of the matrix products in `log_likelihood`: "fp32" or "bf16".
+        anatomy: the ELBO and its parts, for the pixels that the VAE was trained on.
+        log_likelihood: of the same pixels; of binarized ones if a Bernoulli was trained on grey pixels.
     """
 
     run: str
@@ -231,13 +227,13 @@ def evaluate(
 
     Args:
         trained: the run with its VAE and data.
-        num_particles: K, importance weights for each image, at least 2.
-        num_images: how many test images, from the first on; all if left out.
-        seed: of every draw.
-        on_images: called with the number of images done in the importance sampling, part by part.
-        engine: of `importance_sample`: "auto", "none", "graph" or "inductor".
-        precision: of `importance_sample`: "fp32" or "bf16".
-        world: processes that share the images; all return the same report.
+        num_particles: K, the number of importance weights for each image, at least 2.
+        num_images: evaluate the first `num_images` test images; all if None.
+        seed: seed of all draws.
+        on_images: called after each part of the importance sampling with the number of images in it.
+        engine: "auto", "none", "graph" or "inductor", as in `importance_sample`.
+        precision: "fp32" or "bf16", as in `importance_sample`.
+        world: the processes that share the importance sampling; all return the same report.
 
     Raises:
         InputError: the run is an autoencoder, which has no likelihood, or there are fewer than two images.
@@ -249,11 +245,11 @@ def evaluate(
     if len(images) < 2 or num_particles < 2:
         raise InputError("an evaluation needs at least 2 test images and 2 importance samples")
     with seeded(seed, torch.device("cpu")):
-        seen = Pixels(trained.test[: len(images)], run.config.pixels == "symmetric")
-        anatomy = Anatomy.of(vae, seen, seed, world)
+        seen = Pixels(trained.test[: len(images)], trained.is_symmetric)
+        anatomy = Anatomy.of(vae, seen, seed)
         binary, x, kind = proper(run.config, vae, run.data.image_shape, images)
         sample = importance_sample(binary, x, num_particles, on_images, engine=engine, precision=precision, world=world)
-        log_likelihood = LogLikelihood.of(binary, x, sample, world)
+        log_likelihood = LogLikelihood.of(binary, x, sample)
     return Report(
         run=run.path.resolve().name,
         epoch=run.read_checkpoint().counts.epoch,
@@ -269,32 +265,14 @@ def evaluate(
 
 
 @torch.no_grad()
-def _of_each_image(
-    vae: VAE, x: Pixels, of: Callable[[VAE, Tensor], dict[str, Tensor]], world: World
-) -> dict[str, Tensor]:
-    """Return what `of` returns, values of each image by name, computed part by part by the processes that share them.
-
-    Every process draws the noise of every part, so that the values do not depend on the number of processes.
-    """
-    with torch.random.fork_rng(devices=[]):
-        names = list(of(vae, next(iter(x.split(1)))))
-    parts = []
-    for number, part in enumerate(x.split(images_at_once(vae, x, _PARTICLES))):
-        if world.takes(number):
-            parts.append(torch.stack(list(of(vae, part).values())))
-        else:
-            parts.append(vae.posterior(part).sample((_PARTICLES,)).new_zeros(len(names), len(part)))
-    values = torch.cat(parts, dim=1)
-    world.sum_([values])
-    return dict(zip(names, values))
-
-
-def _elbo(vae: VAE, x: Tensor) -> dict[str, Tensor]:
-    return {"elbo": reference_elbo.monte_carlo(vae, x, _PARTICLES).elbo}
+def _for_each_image(vae: VAE, x: Pixels, terms_of: Callable[[VAE, Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the terms that `terms_of` computes for each image, (N,) each, computed in parts that fit into memory."""
+    parts = [terms_of(vae, part) for part in x.split(images_at_once(vae, x, _PARTICLES))]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _terms(vae: VAE, x: Tensor) -> dict[str, Tensor]:
-    """Return the terms of each image, (B,) each, without those that have no closed form for this VAE."""
+    """Return the terms of the ELBO of each image, (B,) each, without terms that have no closed form for this VAE."""
     posterior = vae.posterior(x)
     z = posterior.sample((_PARTICLES,))
     distortion, cross_entropy = -vae.likelihood(z).log_prob(x).mean(0), -vae.prior().log_prob(z).mean(0)
@@ -309,13 +287,15 @@ def _terms(vae: VAE, x: Tensor) -> dict[str, Tensor]:
 
 
 def to_text(report: Report) -> str:
-    """Return the report as a table, with notes on what each figure means."""
-    anatomy, found = report.anatomy, report.log_likelihood
+    """Return the report as a table, with a note on the meaning of each value."""
+    anatomy, log_p = report.anatomy, report.log_likelihood
     grey = ", which are grey" if report.pseudo else ""
     products = "; matrix products in bfloat16" if report.precision == "bf16" else ""
-    density = "of the density times the distance of two levels: no probability of bytes" if found.is_density else ""
-    active, of = ("+".join(map(str, counts)) for counts in (anatomy.active_units, anatomy.latent_dims))
-    effective = f"{found.effective_median:.0f} of {found.num_particles:,} in the median, {found.effective_least:.1f}"
+    density = "of the density times the distance between two levels, not of the bytes" if log_p.is_density else ""
+    active, dims = ("+".join(map(str, counts)) for counts in (anatomy.active_units, anatomy.latent_dims))
+    effective = (
+        f"{log_p.effective_median:.0f} of {log_p.num_particles:,} in the median, {log_p.effective_least:.1f} at least"
+    )
     rows: list[_Row] = [
         (f"{report.run}, epoch {report.epoch}, {report.num_images:,} test images of {report.data}", "", ""),
         ("nats per datum, mean +- standard error over images and draws", "", ""),
@@ -325,43 +305,45 @@ def to_text(report: Report) -> str:
         ("  rate", anatomy.rate, "KL(q(z | x) || p(z))"),
         ("    posterior entropy", anatomy.posterior_entropy, "the rate is cross entropy less posterior entropy"),
         ("    cross entropy", anatomy.cross_entropy, ""),
-        ("posterior-mean loss", anatomy.posterior_mean_loss, "no bound"),
-        ("active units", f"{active} of {of}, whose mean has a variance above 0.01", ""),
+        ("posterior-mean loss", anatomy.posterior_mean_loss, "not a bound"),
+        ("active units", f"{active} of {dims}, whose mean has a variance above 0.01", ""),
         ("", "", ""),
         *_decomposition_rows(report),
-        (f"log p(x), {found.num_particles:,} importance samples an image; pixels {report.pixels}{products}", "", ""),
-        ("  ELBO", found.elbo, "of the same pixels"),
-        ("  log-likelihood", found.estimate, f"{found.sampling_stderr:.2g} nats of the error are from the draws"),
-        ("  bits per dimension", found.bits_per_dimension, density),
-        ("  effective sample size", f"{effective} at least", ""),
+        (f"log p(x), {log_p.num_particles:,} importance samples an image; pixels {report.pixels}{products}", "", ""),
+        ("  ELBO", log_p.elbo, "of the same pixels"),
+        ("  log-likelihood", log_p.estimate, f"{log_p.sampling_stderr:.2g} nats of the error are from the draws"),
+        ("  bits per dimension", log_p.bits_per_dimension, density),
+        ("  effective sample size", effective, ""),
     ]
-    if found.untrusted > 0.01:
+    if log_p.untrusted > 0.01:
         warning = (
-            f"warning: {found.untrusted:.1%} of the images have an effective sample size below {_TRUSTED:.0f}: their "
-            "importance weights cannot be trusted, and the log-likelihood is too low; give more --importance-samples"
+            f"warning: {log_p.untrusted:.1%} of the images have an effective sample size below {_TRUSTED:.0f}: their "
+            "importance weights cannot be trusted, and the log-likelihood is too low: give more --importance-samples"
         )
         rows.append((warning, "", ""))
     return "\n".join(f"{name:24}{value!s:22}{note}".rstrip() for name, value, note in rows if value is not None)
 
 
-_Row = tuple[str, Estimate | str | None, str]  # name, value and note; left out where the value is None
+_Row = tuple[str, Estimate | str | None, str]  # name, value and note; a row without a value is left out
 
 
 def _decomposition_rows(report: Report) -> list[_Row]:
-    found = report.anatomy.rate_decomposition
-    if found is None:
+    split = report.anatomy.rate_decomposition
+    if split is None:
         return []
-    subset = f"random test images (seed {report.seed})" if found.num_images < report.num_images else "test images"
-    draws = f"log q(z | x) - log p(z); {found.sampling_stderr:.2g} nats of the error are from the draws"
-    most = f"of an image's index and its code; at most log N = {found.log_images:.2f}, N = {report.num_images:,}"
-    between = f"{found.mutual_information.mean:.2f} to {found.mutual_information_upper.mean:.2f}"
+    subset = f"random test images (seed {report.seed})" if split.num_images < report.num_images else "test images"
+    draws = f"log q(z | x) - log p(z); {split.sampling_stderr:.2g} nats of the error are from the draws"
+    most = (
+        f"between the index of an image and its code; at most log N = {split.log_images:.2f}, N = {report.num_images:,}"
+    )
+    between = f"{split.mutual_information.mean:.2f} to {split.mutual_information_upper.mean:.2f}"
     return [
-        (f"rate of {found.num_images:,} {subset}, one draw of z each, and its three parts", "", ""),
-        ("  rate", found.rate, draws),
-        ("  in closed form", found.rate_closed_form, "KL(q(z | x) || p(z)) of the same images"),
-        ("  mutual information", found.mutual_information, most),
-        ("  over all images", between, "bounds on I(x; z), over all images there could be"),
-        ("  total correlation", found.total_correlation, "KL(q(z) || prod_l q(z_l))"),
-        ("  dimension-wise KL", found.dimension_wise_kl, "sum_l KL(q(z_l) || p(z_l))"),
+        (f"rate of {split.num_images:,} {subset}, one draw of z each, and its three parts", "", ""),
+        ("  rate", split.rate, draws),
+        ("  in closed form", split.rate_closed_form, "KL(q(z | x) || p(z)) of the same images"),
+        ("  mutual information", split.mutual_information, most),
+        ("  over all images", between, "bounds on I(x; z) over all possible images"),
+        ("  total correlation", split.total_correlation, "KL(q(z) || prod_l q(z_l))"),
+        ("  dimension-wise KL", split.dimension_wise_kl, "sum_l KL(q(z_l) || p(z_l))"),
         ("", "", ""),
     ]

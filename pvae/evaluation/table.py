@@ -1,4 +1,4 @@
-"""Records as CSV, and trained runs as a table: in Markdown one row for all runs that differ in their seed alone."""
+"""A table of trained runs: in CSV a row for each run, in Markdown a row for the seeds of each configuration."""
 
 from __future__ import annotations
 
@@ -7,42 +7,41 @@ import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from pvae.config.presets import system_title
 from pvae.core.errors import InputError
-from pvae.core.records import csv_of, markdown_of
+from pvae.core.records import markdown_of
 from pvae.evaluation.latent_space import LatentReport
 from pvae.runs.run import Run
 
-__all__ = ["Row", "groups", "row_of", "to_csv", "to_markdown"]
+__all__ = ["Row", "groups", "row_of", "to_markdown"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One run; figures of the test images after its last epoch, nats per datum.
+    """Results of one run on the test images after its last epoch, in nats per datum.
 
     Args:
-        run: name of its folder.
-        configuration: a digest of its options, data and epochs, equal for runs that differ in their seed alone.
-        system: its system, with the options that differ from the published ones.
-        estimator: its `--elbo`.
-        data: name of its data.
-        seed: its seed.
-        epochs: how many epochs it finished.
-        pseudo: `elbo` is a pseudo-ELBO.
-        elbo: the bound; None for an autoencoder, or where it bounds nothing.
-        elbo_stderr: its standard error over images and draws of z.
+        run: name of the run folder.
+        configuration: digest of options, data and epochs, equal for runs that differ only in their seed.
+        system: name of the system, with the options that differ from the published ones.
+        estimator: the value of `--elbo`.
+        data: name of the data.
+        seed: the seed.
+        epochs: number of finished epochs.
+        pseudo: whether `elbo` is a pseudo-ELBO.
+        elbo: the ELBO; None for an autoencoder, or if it bounds nothing.
+        elbo_stderr: standard error of `elbo` over images and draws of z.
         distortion: -E_q log p(x | z).
         rate: KL(q, p).
         posterior_mean_loss: the loss at the mean of q(z | x).
-        accuracy: of a 10-nearest-neighbour classifier on the codes; None without classes.
-        kolmogorov_smirnov: the largest distance of a latent dimension's draws from N(0, 1).
-        mean_least: the least mean of a latent dimension's draws.
-        mean_greatest: the greatest.
-        std_least: the least standard deviation of a latent dimension's draws.
-        std_greatest: the greatest.
-        seconds_per_epoch: median over its epochs, training and test.
+        accuracy: accuracy of a 10-nearest-neighbour classifier on the codes; None without classes.
+        kolmogorov_smirnov: the largest distance of the draws of a latent dimension from N(0, 1).
+        mean_least: the least mean of the draws of a latent dimension.
+        mean_greatest: the greatest mean.
+        std_least: the least standard deviation of the draws of a latent dimension.
+        std_greatest: the greatest standard deviation.
+        seconds_per_epoch: median over epochs of the time for training and test.
     """
 
     run: str
@@ -72,7 +71,7 @@ def row_of(run: Run, codes: LatentReport) -> Row:
 
     Args:
         run: with at least one finished epoch.
-        codes: statistics of its codes.
+        codes: statistics of the codes of the run.
 
     Raises:
         InputError: the run has not finished an epoch.
@@ -105,37 +104,16 @@ def row_of(run: Run, codes: LatentReport) -> Row:
 
 
 def groups(rows: Iterable[Row]) -> list[list[Row]]:
-    """Return the rows in groups that differ in their seed alone, in order of first appearance."""
-    found: dict[str, list[Row]] = {}
+    """Return the rows in groups that differ only in their seed, in order of first appearance."""
+    by_configuration: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row.configuration, []).append(row)
-    return list(found.values())
-
-
-def to_csv(records: Sequence[Any]) -> str:
-    """Return a line for each dataclass, of which there is at least one, under a line of field names; None is empty.
-
-    A field whose value is a dataclass becomes a column for each field of that one, named `field_inner`.
-    """
-    rows: list[dict[str, object]] = []
-    for record in records:
-        rows.append({})
-        for name, value in asdict(record).items():
-            inner = {f"{name}_{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
-            rows[-1].update(inner)
-    return csv_of(rows)
+        by_configuration.setdefault(row.configuration, []).append(row)
+    return list(by_configuration.values())
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    """Return a line for each system, with means and sample standard deviations over its seeds."""
-    note = (
-        "Nats per datum, on the test images. +- is the standard deviation over seeds; of a single run's ELBO, the "
-        "standard error over images. (pseudo): the pixels are grey, so that the figure bounds no log-likelihood. "
-        "10-NN: accuracy of a 10-nearest-neighbour classifier on the codes. KS: the largest Kolmogorov-Smirnov "
-        "distance of a latent dimension of z ~ q(z | x) from N(0, 1); mean and std: the least and the greatest of a "
-        "dimension and seed. Seconds: the median epoch, training and test, of the fastest run."
-    )
-    return f"{markdown_of(_COLUMNS, groups(rows))}\n\n{note}\n"
+    """Return a row for each configuration, with means and sample standard deviations over its seeds."""
+    return f"{markdown_of(_COLUMNS, groups(rows))}\n\n{_NOTE}\n"
 
 
 def _bound(group: Sequence[Row]) -> str:
@@ -147,7 +125,7 @@ def _bound(group: Sequence[Row]) -> str:
 
 
 def _spread(group: Sequence[Row], name: str, digits: int = 2) -> str:
-    """Return mean and standard deviation over seeds; of a single run the value, and a dash for None."""
+    """Return mean and standard deviation over seeds; for a single run its value, and for None a dash."""
     values = [value for row in group if (value := getattr(row, name)) is not None]
     if not values:
         return "-"
@@ -178,3 +156,11 @@ _COLUMNS: dict[str, Callable[[Sequence[Row]], str]] = {
     "std": lambda group: _range(group, "std"),
     "s an epoch": lambda group: f"{min(row.seconds_per_epoch for row in group):.1f}",
 }
+
+_NOTE = (
+    "Nats per datum, on the test images. +- is the standard deviation over seeds; for the ELBO of a single run it is "
+    "the standard error over images. (pseudo): the pixels are grey, so the value does not bound a log-likelihood. "
+    "10-NN: accuracy of a 10-nearest-neighbour classifier on the codes. KS: the largest Kolmogorov-Smirnov distance "
+    "of a latent dimension of z ~ q(z | x) from N(0, 1). mean and std: the least and the greatest over dimensions and "
+    "seeds. Seconds: the median epoch, training and test, of the fastest run."
+)

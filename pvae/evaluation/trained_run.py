@@ -1,4 +1,4 @@
-"""A trained run: the run folder, its VAE and its data, and the codes, labels and pixels that follow from the three."""
+"""A trained run: a run folder with its VAE and its data, and the codes, labels and pixels computed from them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from pvae.vae import VAE
 
 __all__ = ["ALPHAS", "TrainedRun", "proper"]
 
-ALPHAS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
+ALPHAS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # the steps alpha of z + alpha v along the direction of an attribute
 
 _CHUNK = 1000
 _SHOWN_ATTRIBUTES = ("Blond_Hair", "Smiling", "Male", "Eyeglasses")
@@ -46,8 +46,8 @@ class TrainedRun:
     Args:
         run: the run.
         vae: its VAE, in eval mode, on the CPU.
-        data: its data, as bytes.
-        attributes: names of the data's attributes to draw; a few of CelebA's if left out.
+        data: the data that it was trained on.
+        attributes: names of the attributes to draw; by default a few of CelebA's.
     """
 
     run: Run
@@ -63,44 +63,44 @@ class TrainedRun:
         offline: bool = False,
         attributes: tuple[str, ...] = (),
     ) -> TrainedRun:
-        """Return the trained run in a folder.
+        """Return the trained run of a folder.
 
         Args:
             path: the run folder.
-            data_dir: where to look for its data first.
+            data_dir: folder to search first for the data.
             offline: do not download the data.
-            attributes: names of the data's attributes to draw.
+            attributes: names of the attributes to draw.
 
         Raises:
-            InputError: the folder is not a run, or its data cannot be found or lack one of the attributes.
+            InputError: the folder is not a run folder, its data cannot be found, or the data lack an attribute.
         """
         run = Run.open(path)
         data = data_of(run, None, data_dir, offline)
-        run.metrics()  # raises if damaged: a figure of a damaged run could not be checked
+        run.metrics()  # raises an InputError if the run is damaged
         if attributes and (data.train_labels is None or data.train_labels.dim() != 2):
             raise InputError(f"the images of {data.name} have no attributes: leave --attribute out")
         for name in attributes:
             check_name("attribute", name, data.label_names)
         return cls(run, run.vae(), data, attributes)
 
-    @property
-    def title(self) -> str:
-        """System, data and test bound."""
-        return self.run.title
-
     @cached_property
     def train(self) -> Tensor:
-        """The training images on which the VAE works, as bytes."""
-        return _seen(self.run.config, self.data.train, "train")
+        """The training images after binarization and padding, as bytes."""
+        return _prepared(self.run.config, self.data.train, "train")
 
     @cached_property
     def test(self) -> Tensor:
-        """The test images on which the VAE works, as bytes."""
-        return _seen(self.run.config, self.data.test, "test")
+        """The test images after binarization and padding, as bytes."""
+        return _prepared(self.run.config, self.data.test, "test")
 
     def seeded(self) -> AbstractContextManager[None]:
-        """Return a context manager: torch's generator starts from the run's seed, and is restored afterwards."""
+        """Return a context manager that seeds torch's generator with the run's seed, and restores its state at exit."""
         return seeded(self.run.config.seed, torch.device("cpu"))
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether the VAE takes pixels in [-1, 1] in place of [0, 1]."""
+        return self.run.config.pixels == "symmetric"
 
     @property
     def is_plane(self) -> bool:
@@ -109,42 +109,43 @@ class TrainedRun:
 
     def pixels(self, images: Tensor) -> Tensor:
         """Return bytes as pixels in the range that the VAE takes."""
-        return to_pixels(images, self.run.config.pixels == "symmetric")
+        return to_pixels(images, self.is_symmetric)
 
     def shown(self, pixels: Tensor) -> Tensor:
-        """Return pixels of the VAE in [0, 1], to be drawn."""
-        return 0.5 * (pixels + 1) if self.run.config.pixels == "symmetric" else pixels
+        """Return pixels of the VAE as pixels in [0, 1], which can be drawn."""
+        return 0.5 * (pixels + 1) if self.is_symmetric else pixels
 
     @cached_property
     def train_codes(self) -> Tensor:
-        """Means of q(z | x) of the training images."""
-        return self._codes(self.train)
+        """Means of q(z | x) of the training images, (N, L)."""
+        return encode(self.vae, Pixels(self.train, self.is_symmetric))
 
     @cached_property
     def test_codes(self) -> Tensor:
-        """Means of q(z | x) of the test images."""
-        return self._codes(self.test)
+        """Means of q(z | x) of the test images, (M, L)."""
+        return encode(self.vae, Pixels(self.test, self.is_symmetric))
 
     @cached_property
     def test_draws(self) -> Tensor:
-        """One draw of q(z | x) for each test image: the aggregate posterior."""
+        """Draws from the aggregate posterior: one draw of q(z | x) for each test image, (M, L)."""
+        x = Pixels(self.test, self.is_symmetric)
         with self.seeded(), torch.no_grad():
-            return torch.cat([self.vae.posterior(self.pixels(part)).sample() for part in self.test.split(_CHUNK)])
+            return torch.cat([self.vae.posterior(part).sample() for part in x.split(_CHUNK)])
 
     @property
     def classes(self) -> tuple[Tensor | None, Tensor | None]:
-        """The classes of training and test images; None for data without labels, or with attributes."""
+        """The classes of training and test images; None if the data have no labels, or attributes instead."""
         labels = self.data.train_labels, self.data.test_labels
         return labels if all(part is not None and part.dim() == 1 for part in labels) else (None, None)
 
     @property
     def normal_draws(self) -> Tensor:
-        """Draws of the latents whose prior is N(0, 1): all, or those of the second layer."""
+        """`test_draws` of the latents whose prior is N(0, 1): all latents, or those of the second layer."""
         config = self.run.config
         return self.test_draws[:, config.latent_dim if config.second_latent_dim else 0 :]
 
     def report(self) -> LatentReport:
-        """Return statistics of the codes: of `normal_draws` against N(0, 1), and of the means against the classes."""
+        """Return statistics of the codes: `normal_draws` against N(0, 1), and the accuracy of a classifier of means."""
         accuracy = None
         train_labels, test_labels = self.classes
         if train_labels is not None and test_labels is not None:
@@ -152,16 +153,16 @@ class TrainedRun:
         return report(self.normal_draws, accuracy)
 
     def needs(self, what: str, has: bool) -> None:
-        """Raise an `InputError` that says what the picture needs, unless the run has it."""
+        """Raise an `InputError` that names what the picture needs, unless `has` is true."""
         if not has:
             raise InputError(f"this picture needs {what}, which {self.run.path} lacks")
 
     @cached_property
     def attribute_labels(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Attribute to which training and test images have it, bool (N,) and (M,), for each attribute to be drawn.
+        """For each attribute to draw: which training and test images have it, bool (N,) and (M,).
 
         Raises:
-            InputError: there are no attributes, or all images of a split have one, or none of them.
+            InputError: there are no attributes, or all or none of the images of a split have one of them.
         """
         train, test = self.data.train_labels, self.data.test_labels
         self.needs("attributes of its images", train is not None and train.dim() == 2)
@@ -178,16 +179,16 @@ class TrainedRun:
         return labels
 
     def along(self, attribute: str, codes: Tensor) -> list[Tensor]:
-        """Return, for each of `ALPHAS`, the mean images of p(x | z + alpha v) at the codes z (N, L), in [0, 1].
+        """Return the mean images of p(x | z + alpha v) at the codes z (N, L), in [0, 1], for each alpha of `ALPHAS`.
 
-        v is the attribute's direction in the codes of the training images.
+        v is the direction of the attribute in the codes of the training images.
         """
         vector = attribute_vector(self.train_codes, self.attribute_labels[attribute][0])
         return [self.shown(decode(self.vae, codes + alpha * vector)) for alpha in ALPHAS]
 
     @cached_property
     def responses(self) -> tuple[Response, ...]:
-        """The response of a probe, trained on real images, to test images moved along each attribute's direction.
+        """Log-odds of a probe, trained on real images, for test images moved along the direction of each attribute.
 
         Raises:
             InputError: as `attribute_labels`.
@@ -199,38 +200,37 @@ class TrainedRun:
         responses = []
         for column, (name, accuracy) in enumerate(zip(self.attribute_labels, accuracies)):
             log_odds, stderr = respond(probe, self.along(name, self.test_codes[:_PROBED_IMAGES]), column)
-            figures = {"alphas": ALPHAS, "log_odds": log_odds, "stderr": stderr}
-            responses.append(Response(attribute=name, **figures, balanced_accuracy=accuracy))
+            responses.append(
+                Response(attribute=name, alphas=ALPHAS, log_odds=log_odds, stderr=stderr, balanced_accuracy=accuracy)
+            )
         return tuple(responses)
-
-    def _codes(self, images: Tensor) -> Tensor:
-        return torch.cat([encode(self.vae, self.pixels(part)) for part in images.split(_CHUNK)])
 
 
 def proper(config: Config, vae: VAE, image_shape: Sequence[int], images: Tensor) -> tuple[VAE, Pixels, str]:
-    """Return a VAE whose likelihood is a probability or a density, images in its domain, and their pixels in words.
+    """Return a VAE whose likelihood is a probability or a density, images in its domain, and the kind of their pixels.
 
-    A VAE with a pseudo-Bernoulli of grey pixels becomes one with a Bernoulli of binary pixels and the same networks.
+    A VAE with a pseudo-Bernoulli of grey pixels is replaced by one with a Bernoulli of binary pixels and the same
+    networks.
 
     Args:
-        config: of the VAE.
+        config: configuration of the VAE.
         vae: in eval mode.
-        image_shape: of the data, before padding.
-        images: test images from the first on, as the data's bytes.
+        image_shape: shape of the images of the data, before padding.
+        images: the first test images of the data, as bytes.
     """
     symmetric = config.pixels == "symmetric"
     if not vae.is_pseudo:
         kind = "binary" if config.binarize != "none" else "grey, in [-1, 1]" if symmetric else "grey, in [0, 1]"
-        return vae, Pixels(_seen(config, images, "test"), symmetric), kind
+        return vae, Pixels(_prepared(config, images, "test"), symmetric), kind
     config = config.replace(binarize="static")
     with torch.random.fork_rng(devices=[]):
         binary = build_vae(config, image_shape)
     binary.load_state_dict(vae.state_dict())
-    seen = Pixels(_seen(config, images, "test"))
-    return binary.eval(), seen, "binarized: each drawn once, with its grey value as probability"
+    pixels = Pixels(_prepared(config, images, "test"))
+    return binary.eval(), pixels, "binarized: each drawn once, with its grey value as probability"
 
 
-def _seen(config: Config, images: Tensor, split: str) -> Tensor:
-    """Return images of a split as the VAE sees them, as bytes; where each visit draws new binary pixels, one draw."""
+def _prepared(config: Config, images: Tensor, split: str) -> Tensor:
+    """Return the images of a split after binarization and padding, as bytes; "dynamic" pixels are drawn once."""
     binarize = "static" if config.binarize == "dynamic" else config.binarize
     return padded(binarized(images, binarize, split), config.pad)

@@ -1,4 +1,4 @@
-"""Several runs side by side: a sheet of their pictures, and their codes."""
+"""Figures of several runs side by side: a sheet of images, and scatter plots of codes."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from pvae.evaluation.table import Row, row_of
 from pvae.evaluation.trained_run import TrainedRun
 from pvae.plotting import run_figures
 
-__all__ = ["Entry", "code_figures", "entry_of", "in_order", "one_of_each", "sheet_figure"]
+__all__ = ["Entry", "code_figures", "entry_of", "in_order", "sheet_figure"]
 
 _SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What a sheet shows of a run, without the run's data and VAE.
+    """The part of a trained run that the figures of several runs show. It does not hold the run's data or VAE.
 
     Args:
-        row: its figures.
+        row: the row of the run in the table.
         title: system and test bound.
         images: test images in [0, 1].
-        reconstructions: of the images.
-        samples: images of the prior; empty for an autoencoder.
-        codes: means of q(z | x) of the test images (M, 2); None for other than two latents.
-        labels: their classes (M,), or None.
+        reconstructions: reconstructions of `images`.
+        samples: samples from the prior; empty for an autoencoder.
+        codes: means of q(z | x) of the test images, (M, 2); None unless there are two latents.
+        labels: classes of the test images (M,), or None.
         label_names: names of the classes.
     """
 
@@ -46,7 +46,7 @@ class Entry:
 
 
 def entry_of(trained: TrainedRun) -> Entry:
-    """Return what a sheet shows of a run.
+    """Return the entry of a trained run.
 
     Raises:
         InputError: the run has not finished an epoch.
@@ -70,7 +70,7 @@ def entry_of(trained: TrainedRun) -> Entry:
 
 
 def in_order(entries: Sequence[Entry]) -> list[Entry]:
-    """Return the entries in the order of the published systems, those of a system by their seeds, others after them."""
+    """Return the entries in the order of the published systems, then by seed; other systems come last."""
     order = {name: place for place, name in enumerate(SYSTEMS)}
 
     def place(entry: Entry) -> tuple[int, str, str, int]:
@@ -80,8 +80,8 @@ def in_order(entries: Sequence[Entry]) -> list[Entry]:
     return sorted(entries, key=place)
 
 
-def one_of_each(entries: Sequence[Entry]) -> list[Entry]:
-    """Return the first entry of each group that differs in the seed alone."""
+def _one_of_each(entries: Sequence[Entry]) -> list[Entry]:
+    """Return the first of all entries that differ only in their seed, for each configuration."""
     firsts: dict[str, Entry] = {}
     for entry in entries:
         firsts.setdefault(entry.row.configuration, entry)
@@ -89,20 +89,20 @@ def one_of_each(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def sheet_figure(entries: Sequence[Entry]) -> Figure:
-    """Return a band for each run: test images above their reconstructions, and images of the prior."""
-    shown = one_of_each(entries)
+    """Return a row for each configuration: test images above their reconstructions, and samples from the prior."""
+    shown = _one_of_each(entries)
     bands = {entry.title: (torch.cat([entry.images, entry.reconstructions]), entry.samples) for entry in shown}
     title = "left: test images above the mean of p(x | z), z ~ q(z | x); right: the mean of p(x | z), z ~ p(z)"
     if len(bands) < len(entries):
-        title += "\nof runs that differ in their seed alone, the first"
+        title += "\nthe first of the runs that differ only in their seed"
     return run_figures.band_figure(bands, _SHOWN, title)
 
 
 def code_figures(entries: Sequence[Entry]) -> dict[str, Figure]:
-    """Return, for each data set, the codes of the runs with two latents beside each other."""
+    """Return a figure for each data set: the codes of all runs with two latents, side by side."""
     panels: dict[str, dict[str, tuple[Tensor, Tensor | None]]] = {}
     names = {}
-    for entry in one_of_each(entries):
+    for entry in _one_of_each(entries):
         if entry.codes is not None:
             panels.setdefault(entry.row.data, {})[entry.title.replace(": ", "\n")] = entry.codes, entry.labels
             names[entry.row.data] = entry.label_names

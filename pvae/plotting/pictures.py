@@ -1,6 +1,6 @@
-"""The pictures of a run: each takes the run with its VAE and data, and returns a figure.
+"""The pictures of a run. Each function takes a trained run and returns a figure.
 
-Each raises an `InputError` if the run lacks what the picture shows.
+Each raises an `InputError` if the run lacks what the picture needs.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ def reconstructions(trained: TrainedRun) -> Figure:
     images = trained.pixels(trained.test[:8])
     with trained.seeded():
         reconstructions = latent_space.reconstruct(trained.vae, images)
-    return run_figures.reconstruction_figure(trained.shown(images), trained.shown(reconstructions), trained.title)
+    return run_figures.reconstruction_figure(trained.shown(images), trained.shown(reconstructions), trained.run.title)
 
 
 def samples(trained: TrainedRun) -> Figure:
-    """Return 64 means of p(x | z), z ~ p(z); an autoencoder has none."""
+    """Return 64 means of p(x | z), z ~ p(z); the run must have a prior."""
     trained.needs("a prior to draw from", trained.vae.has_density)
     with trained.seeded():
-        return run_figures.sample_figure(trained.shown(latent_space.sample(trained.vae, 64)), trained.title)
+        return run_figures.sample_figure(trained.shown(latent_space.sample(trained.vae, 64)), trained.run.title)
 
 
 def losses(trained: TrainedRun) -> Figure:
-    """Return loss, distortion and rate against the epoch."""
+    """Return loss, distortion and rate against the epoch, for training and test images."""
     rows = trained.run.metrics()
     trained.needs("a finished epoch", bool(rows))
-    return run_figures.loss_figure(rows, trained.title)
+    return run_figures.loss_figure(rows, trained.run.title)
 
 
 def scatter(trained: TrainedRun) -> Figure:
-    """Return the codes of training and test images side by side, coloured by class; of two latents only."""
+    """Return the codes of training and test images side by side, coloured by class; the run must have two latents."""
     trained.needs("two latent dimensions", trained.is_plane)
     count = min(10_000, len(trained.train))
     train_labels, test_labels = trained.classes
@@ -62,71 +62,71 @@ def scatter(trained: TrainedRun) -> Figure:
         ),
         "test images": (trained.test_codes, test_labels),
     }
-    title = f"{trained.title}\nmeans of q(z | x); a number stands at the median of its class"
+    title = f"{trained.run.title}\nmeans of q(z | x); a number stands at the median of its class"
     return run_figures.scatter_figure(splits, trained.data.label_names, title)
 
 
 def cdf(trained: TrainedRun) -> Figure:
-    """Return draws of the aggregate posterior, and the same through the CDF of N(0, 1); of two latents only."""
+    """Return draws from the aggregate posterior, and their CDF under N(0, 1); the run must have two latents."""
     trained.needs("two latent dimensions", trained.is_plane)
     labels, names = trained.classes[1], trained.data.label_names
     splits = {
         "z ~ q(z | x), test images": (trained.test_draws, labels),
         "F(z), F the distribution function of N(0, 1)": (Normal(0.0, 1.0).cdf(trained.test_draws), labels),
     }
-    return run_figures.scatter_figure(splits, names, trained.title)
+    return run_figures.scatter_figure(splits, names, trained.run.title)
 
 
 def manifold(trained: TrainedRun) -> Figure:
-    """Return the means of p(x | z) on the grid of the prior's quantiles; of two latents and a prior only."""
+    """Return means of p(x | z) on a grid of the prior's quantiles; the run must have two latents and a prior."""
     trained.needs("two latent dimensions", trained.is_plane)
     trained.needs("a prior", trained.vae.has_density)
-    title = f"{trained.title}\nmean of p(x | z) at the quantiles of p(z), z_1 to the right, z_2 upward"
+    title = f"{trained.run.title}\nmean of p(x | z) at the quantiles of p(z), z_1 to the right, z_2 upward"
     values = [f"{value:+.1f}" for value in latent_space.prior_quantiles(20).tolist()]
     return run_figures.image_figure(trained.shown(latent_space.manifold(trained.vae)), 20, title, values[::-1], values)
 
 
 def traversal(trained: TrainedRun) -> Figure:
-    """Return rows of images along the ten dimensions that vary most; the rest of z is the first test image's."""
-    spread = trained.test_codes.std(0)[: trained.run.config.latent_dim]  # of two layers the decoder reads the first
+    """Return a row of images along each of the ten dimensions that vary most, from the code of the first test image."""
+    spread = trained.test_codes.std(0)[: trained.run.config.latent_dim]  # the decoder reads only the first layer
     dimensions = spread.argsort(descending=True)[:10].tolist()
     scale = spread if not trained.vae.has_density else torch.ones_like(spread)
     steps = torch.linspace(-3, 3, 11)
     rows = [latent_space.traverse(trained.vae, trained.test_codes[0], d, steps * scale[d]) for d in dimensions]
-    title = f"{trained.title}\nmean of p(x | z), one dimension at a time from -3 to 3"
+    title = f"{trained.run.title}\nmean of p(x | z), one dimension at a time from -3 to 3"
     if not trained.vae.has_density:
         title += " standard deviations of the codes"
     names = [f"z_{d + 1}" for d in dimensions]
-    values = [f"{step:+.1f}" for step in (steps.round(decimals=1) + 0.0).tolist()]  # 0.0 makes +0.0 of -0.0
+    values = [f"{step:+.1f}" for step in (steps.round(decimals=1) + 0.0).tolist()]  # adding 0.0 turns -0.0 into +0.0
     return run_figures.image_figure(trained.shown(torch.cat(rows)), len(steps), title, names, values)
 
 
 def interpolation(trained: TrainedRun) -> Figure:
-    """Return rows of images on the straight way between the codes of two test images."""
+    """Return rows of images decoded along straight lines between the codes of two test images."""
     images = trained.pixels(trained.test[:10])
     pairs = list(zip(images[0::2], images[1::2]))
     rows = [torch.cat([a[None], latent_space.interpolate(trained.vae, a, b), b[None]]) for a, b in pairs]
-    title = f"{trained.title}\ntest images at the ends; the mean of p(x | z) on the way between their codes"
+    title = f"{trained.run.title}\ntest images at the ends; the mean of p(x | z) on the line between their codes"
     return run_figures.image_figure(trained.shown(torch.cat(rows)), 12, title)
 
 
 def histograms(trained: TrainedRun) -> Figure:
-    """Return a histogram of each latent dimension of the aggregate posterior against N(0, 1)."""
-    return run_figures.histogram_figure(trained.normal_draws, trained.title)
+    """Return a histogram of each latent dimension of draws from the aggregate posterior, against N(0, 1)."""
+    return run_figures.histogram_figure(trained.normal_draws, trained.run.title)
 
 
 def attributes(trained: TrainedRun) -> Figure:
-    """Return rows of a test image along each attribute's direction; it is the first image without the attribute."""
+    """Return a row for each attribute: the first test image without it, moved along the attribute's direction."""
     rows = []
     for name, (_, has) in trained.attribute_labels.items():
         start = int((~has).int().argmax())
         image = trained.shown(trained.pixels(trained.test[start : start + 1]))
         rows += [image, *trained.along(name, trained.test_codes[start : start + 1])]
-    title = f"{trained.title}\na test image, then the mean of p(x | z + alpha v), alpha from -3 to 3"
+    title = f"{trained.run.title}\na test image, then the mean of p(x | z + alpha v), alpha from -3 to 3"
     values = ["image", *(f"{alpha:+g}" for alpha in ALPHAS)]
     return run_figures.image_figure(torch.cat(rows), len(ALPHAS) + 1, title, tuple(trained.attribute_labels), values)
 
 
 def probe(trained: TrainedRun) -> Figure:
-    """Return what a probe, trained on real images, sees along each attribute's direction."""
-    return run_figures.probe_figure(trained.responses, trained.title)
+    """Return the log-odds that a probe, trained on real images, predicts along each attribute's direction."""
+    return run_figures.probe_figure(trained.responses, trained.run.title)

@@ -1,4 +1,4 @@
-"""Tensors to matplotlib figures, and the three figures of a run folder; no model, and none of pyplot's global state."""
+"""Matplotlib figures of tensors, and the three figures of a run folder. Neither models nor pyplot are used."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 from torch import Tensor
 from torch.distributions import Normal
+from torch.nn.functional import pad
 
 from pvae.core.files import is_temporary, write_whole
 from pvae.evaluation.attribute_probe import Response
@@ -45,9 +46,9 @@ __all__ = [
     "write_figure",
 ]
 
-# Okabe and Ito's palette: told apart by readers with any kind of colour vision.
+# From Okabe and Ito's palette, which can be distinguished with any kind of colour vision.
 _TRAIN, _TEST = "#0072B2", "#D55E00"
-# Tol's muted scheme, for up to ten classes.
+# Tol's muted palette, for ten classes.
 _CLASSES = (
     "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#888888",
 )  # fmt: skip
@@ -56,7 +57,7 @@ _CLASSES = (
 def image_figure(
     images: Tensor, num_columns: int, title: str, row_labels: Sequence[str] = (), column_labels: Sequence[str] = ()
 ) -> Figure:
-    """Return images (N, C, H, W) in [0, 1] in rows, with a label for each row and column if given."""
+    """Return images (N, C, H, W) in [0, 1] in rows, with optional labels for each row and column."""
     num_rows = -(-len(images) // num_columns)
     figure = _figure(title, max(0.75 * num_columns + 1.2, 5.0), 0.75 * num_rows + 0.6)
     _show_images(figure.add_subplot(), images, num_columns, row_labels, column_labels)
@@ -70,18 +71,17 @@ def reconstruction_figure(images: Tensor, reconstructions: Tensor, title: str) -
 
 
 def sample_figure(samples: Tensor, title: str) -> Figure:
-    """Return images of the prior (S, C, H, W), eight in a row."""
+    """Return samples from the prior (S, C, H, W), eight in a row."""
     return image_figure(samples, 8, f"{title}\nmean of p(x | z), z ~ p(z)")
 
 
 def band_figure(bands: Mapping[str, tuple[Tensor, Tensor]], num_columns: int, title: str) -> Figure:
-    """Return a band of two sets of images for each name, side by side.
+    """Return a band for each title: two sets of images side by side.
 
     Args:
-        bands: the title of a band, to its images on the left and on the right, (N, C, H, W) in [0, 1] each; either may
-            be empty.
-        num_columns: images in a row.
-        title: above the figure.
+        bands: for each title the images on the left and on the right, (N, C, H, W) in [0, 1]; either may be empty.
+        num_columns: number of images in a row.
+        title: title of the figure.
     """
     figure = _figure(title, 1.1 * num_columns + 1.2, 1.6 * len(bands) + 0.6)
     for band, (name, sides) in zip(figure.subfigures(len(bands), squeeze=False)[:, 0], bands.items()):
@@ -97,10 +97,10 @@ def band_figure(bands: Mapping[str, tuple[Tensor, Tensor]], num_columns: int, ti
 
 
 def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
-    """Return loss, distortion and rate against the epoch, training and test in each."""
+    """Return three plots against the epoch: loss, distortion and rate, each for training and test images."""
     figure = _figure(title, 10.5, 3.4)
     quantities = {
-        "loss": "loss, what is minimised",
+        "loss": "loss, which is minimised",
         "distortion": "distortion, -E_q log p(x | z)",
         "rate": "rate, KL(q || p)",
     }
@@ -120,12 +120,12 @@ def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
 
 
 def scatter_figure(splits: Mapping[str, tuple[Tensor, Tensor | None]], names: Sequence[str], title: str) -> Figure:
-    """Return the codes of each split side by side, coloured by class, each class numbered at the median of its points.
+    """Return scatter plots of codes side by side, coloured by class, with each class's number at its median.
 
     Args:
-        splits: the title of the axes, to codes (N, 2) and classes (N,); None for classes is one colour.
-        names: of the classes.
-        title: above the figure.
+        splits: for the title of each plot, codes (N, 2) and classes (N,); without classes all codes have one colour.
+        names: names of the classes.
+        title: title of the figure.
     """
     figure = _figure(title, 5.5 * len(splits) + 1.2, 5.6)
     for axes, (split, (codes, labels)) in zip(figure.subplots(1, len(splits), squeeze=False)[0], splits.items()):
@@ -155,7 +155,7 @@ def scatter_figure(splits: Mapping[str, tuple[Tensor, Tensor | None]], names: Se
 
 
 def histogram_figure(codes: Tensor, title: str) -> Figure:
-    """Return a histogram of each latent dimension of codes (N, L), the first 100, ten in a row, against N(0, 1)."""
+    """Return a histogram of each of the first 100 latent dimensions of codes (N, L) against N(0, 1), ten in a row."""
     columns = codes[:, :100].cpu().double().numpy().T
     num_columns = min(len(columns), 10)
     num_rows = -(-len(columns) // 10)
@@ -173,7 +173,7 @@ def histogram_figure(codes: Tensor, title: str) -> Figure:
             column = columns[index]
             low, high = np.percentile(column, [0.1, 99.9])
             axes.set_xlim(min(-4.2, low), max(4.2, high))
-            margin = 1e-6 * np.abs(column).max()  # large codes that are all equal have no bins without it
+            margin = 1e-6 * np.abs(column).max()  # without it, hist fails for large codes that are all equal
             limits = column.min() - margin, column.max() + margin
             axes.hist(column, bins=30, range=limits, density=True, color=_TRAIN, alpha=0.6)
             axes.plot(x.numpy(), density.numpy(), color=_TEST, linewidth=1)
@@ -182,8 +182,8 @@ def histogram_figure(codes: Tensor, title: str) -> Figure:
 
 
 def probe_figure(responses: Sequence[Response], title: str) -> Figure:
-    """Return a probe's log-odds of each attribute against alpha, with error bars of one standard error."""
-    title = f"{title}\nmean over test images of what a probe sees in the mean of p(x | z + alpha v)"
+    """Return the log-odds of each attribute against alpha, with error bars of one standard error."""
+    title = f"{title}\nmean over test images of what a probe predicts for the mean of p(x | z + alpha v)"
     figure = _figure(title, 7.0, 4.6)
     axes = figure.add_subplot()
     names, families = _plain_text(
@@ -204,9 +204,9 @@ def probe_figure(responses: Sequence[Response], title: str) -> Figure:
 
 
 def comparison_figure(measurements: Sequence[Measurement], title: str) -> Figure:
-    """Return, for the last stage, bias, encoder's and decoder's signal-to-noise against the number of particles.
+    """Return bias, encoder's and decoder's signal-to-noise of the last stage against the number of particles.
 
-    Both axes are logarithmic; what is not above 0 and finite is left out.
+    Both axes are logarithmic; values that are not positive and finite are left out.
     """
     last = [one for one in measurements if one.stage == measurements[-1].stage]
     figure = _figure(f"{title}, {last[0].stage}: the same weights, images and noise for all", 12.5, 4.4)
@@ -221,9 +221,9 @@ def comparison_figure(measurements: Sequence[Measurement], title: str) -> Figure
         shown = [one for one in last if 0 < value(one) < float("inf")]
         for index, name in enumerate(names):
             mine = [one for one in shown if one.estimator == name]
-            shift = 1.03 ** (index - len(names) / 2)  # so that marks of equal values stand side by side
+            shift = 1.03 ** (index - len(names) / 2)  # so that markers of equal values do not overlap
             x, y = [one.particles * shift for one in mine], [value(one) for one in mine]
-            style = ("-", "--", ":", "-.")[index % 4]  # so that lines of equal values show through
+            style = ("-", "--", ":", "-.")[index % 4]  # so that lines of equal values can be told apart
             axes.plot(x, y, style, label=name, color=_CLASSES[index % len(_CLASSES)], marker="osD^vPX*<>"[index % 10])
         axes.set_xscale("log")
         if shown:
@@ -249,8 +249,8 @@ def save_figures(
     Args:
         run: the run, with its metrics.
         images: test images (B, C, H, W).
-        reconstructions: of the images.
-        samples: images of the prior (S, C, H, W); empty for an autoencoder.
+        reconstructions: reconstructions of `images`.
+        samples: samples from the prior (S, C, H, W); empty for an autoencoder.
         between: called before each figure; it may raise.
 
     Returns:
@@ -270,19 +270,19 @@ def save_figures(
 
 
 def figures_are_drawn(run: Run) -> bool:
-    """Return whether the last figure that `save_figures` draws is there."""
+    """Return whether the last figure that `save_figures` draws exists."""
     return (run.path / "figures" / "losses.png").exists()
 
 
 def write_figure(path: Path, figure: Figure) -> None:
-    """Write a figure as a PNG that says who drew it, whole or not at all; a link of that name is replaced."""
+    """Write a figure as a PNG file, completely or not at all; a link of that name is replaced."""
     content = BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": "pvae"})  # whatever matplotlib's default format is
+    figure.savefig(content, format="png", metadata={"Software": "pvae"})
     write_whole(path, content.getvalue())
 
 
 def _figure(title: str, width: float, height: float) -> Figure:
-    """Return an empty figure with a title, whose lines are wrapped to the figure's width in inches."""
+    """Return an empty figure of a width and height in inches, with its title wrapped to the width."""
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     (text,), families = _plain_text([title])
     lines = [wrapped for line in text.splitlines() for wrapped in textwrap.wrap(line, int(width * 12))]
@@ -293,18 +293,14 @@ def _figure(title: str, width: float, height: float) -> Figure:
 def _show_images(
     axes: Axes, images: Tensor, num_columns: int, row_labels: Sequence[str] = (), column_labels: Sequence[str] = ()
 ) -> None:
-    """Show images (N, C, H, W) in [0, 1] row by row, one pixel of grey between them; unused places are white."""
-    count, channels, height, width = images.shape
-    num_rows = -(-count // num_columns)
-    grid = np.ones((num_rows * (height + 1) + 1, num_columns * (width + 1) + 1, channels), dtype=np.float32)
-    grid[:: height + 1] = 0.5
-    grid[:, :: width + 1] = 0.5
-    for place, image in enumerate(images.cpu().numpy()):
-        top, left = place // num_columns * (height + 1) + 1, place % num_columns * (width + 1) + 1
-        grid[top : top + height, left : left + width] = image.transpose(1, 2, 0)
-    shown = grid if channels == 3 else grid.mean(-1)  # neither grey nor colour: the mean over channels
-    axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    step_down, step_right = grid.shape[0] / num_rows, grid.shape[1] / num_columns
+    """Show images (N, C, H, W) in [0, 1] row by row, with grey lines between them; unused places are white."""
+    num_rows = -(-len(images) // num_columns)
+    unused = images.new_ones(num_rows * num_columns - len(images), *images.shape[1:])
+    places = pad(torch.cat([images, unused]).cpu(), (1, 0, 1, 0), value=0.5).unflatten(0, (num_rows, num_columns))
+    grid = pad(places.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3), (0, 1, 0, 1), value=0.5)  # (C, rows, columns)
+    shown = grid.permute(1, 2, 0) if len(grid) == 3 else grid.mean(0)  # neither grey nor colour: the mean over channels
+    axes.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    step_down, step_right = grid.shape[1] / num_rows, grid.shape[2] / num_columns
     axes.set_xticks([(column + 0.5) * step_right for column in range(len(column_labels))], column_labels, fontsize=7)
     labels, families = _plain_text(row_labels)
     axes.set_yticks([(row + 0.5) * step_down for row in range(len(labels))], labels, family=families)
@@ -316,22 +312,23 @@ def _plain_text(texts: Iterable[str]) -> tuple[list[str], list[str]]:
     r"""Return user-given texts escaped for matplotlib, and the font families to write them in.
 
     "$" does not begin a formula. A character that the default font lacks is written in an installed font that has it,
-    and left out where no font has it.
+    and left out if no font has it.
     """
-    texts = [unicodedata.normalize("NFC", text) for text in texts]  # macOS splits the syllables of Hangul
+    texts = [unicodedata.normalize("NFC", text) for text in texts]  # file names on macOS have decomposed characters
     families, absent = _fallback_fonts(frozenset("".join(texts)) - {"\n"}, tuple(rcParams["font.family"]))
     return ["".join(one for one in text if one not in absent).replace("$", r"\$") for text in texts], list(families)
 
 
 @functools.cache
 def _fallback_fonts(characters: frozenset[str], default: tuple[str, ...]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Return the default font families and those that have what they lack, and the characters that no font has."""
+    """Return the font families that together have the characters, and the characters that no font has."""
     families, absent = default, characters
     upright = (font for font in fontManager.ttflist if font.style == "normal" and font.weight == 400)
     fonts = [(name, str(findfont(FontProperties(family=[name])))) for name in default]
     fonts += sorted((font.name, font.fname) for font in upright)
     for family, path in fonts:
-        if absent and not re.match(r"\.?last ?resort", family, re.IGNORECASE):  # which has a box for every character
+        # The font LastResort has a box for every character.
+        if absent and not re.match(r"\.?last ?resort", family, re.IGNORECASE):
             font = FT2Font(path)
             found = {one for one in absent if one.isprintable() and font.get_char_index(ord(one))}
             absent -= found

@@ -1,4 +1,4 @@
-"""Ways through the latent space, and the command that draws them."""
+"""Measures and pictures of the latent space, the table of runs, and the command that draws them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ from pvae.cli.draw import PICTURES, main
 from pvae.cli.evaluate import main as evaluate
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
+from pvae.core.records import csv_of
 from pvae.data.dataset import Dataset
 from pvae.evaluation import latent_space, trained_run
 from pvae.evaluation.attribute_probe import Response, balanced_accuracy, respond, train_probe
-from pvae.evaluation.table import Row, groups, row_of, to_csv, to_markdown
+from pvae.evaluation.table import Row, groups, row_of, to_markdown
 from pvae.plotting import pictures, run_figures
 from pvae.plotting.run_figures import histogram_figure
 from pvae.runs import data as data_module
@@ -48,7 +49,7 @@ def data(digits):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, data):
-    """A run of each kind that draws differently."""
+    """A run of each kind that has different pictures."""
     folder = tmp_path_factory.mktemp("runs")
     names = {"mlp-2d": {}, "conv-2d": {}, "conv-2d-ae": {}, "deep-bayes": {"binarize": "dynamic", "latent_dim": 12}}
     return {
@@ -66,7 +67,7 @@ def found(monkeypatch, data):
 EVERY = set(PICTURES)
 
 
-def test_every_picture_has_a_drawer():
+def test_every_picture_has_a_function():
     assert sorted(PICTURES) == sorted(pictures.__all__)
 
 
@@ -107,7 +108,7 @@ def test_bad_input_is_one_line(runs, found, capsys, tmp_path):
         assert says in line
     new = tmp_path / "new"
     assert main([str(runs["mlp-2d"].path), "--what", "samples,probe", "--out", str(new)]) == 2
-    assert not new.exists(), "what can be drawn is not written where the rest is refused"
+    assert not new.exists(), "if one picture is refused, none is written"
 
 
 def test_a_damaged_run_is_refused_before_anything_is_drawn(runs, found, capsys, tmp_path):
@@ -172,13 +173,13 @@ def test_a_signal_ends_a_command_with_a_line(runs, capsys, monkeypatch, command,
 
 
 class Closed(io.StringIO):
-    """A stdout that nobody reads any more."""
+    """A stdout whose reader has gone."""
 
     def write(self, _text):
         raise BrokenPipeError
 
 
-def test_what_nobody_reads_is_written_all_the_same(runs, found, monkeypatch, tmp_path):
+def test_results_are_written_if_stdout_is_closed(runs, found, monkeypatch, tmp_path):
     run, wanted = str(runs["mlp-2d"].path), ["--what", "samples,losses", "--out", str(tmp_path / "pictures")]
     result = ["--out", str(tmp_path / "result.json"), "--importance-samples", "5", "--images", "10"]
     for command, options in ((evaluate, result), (main, wanted)):
@@ -203,7 +204,7 @@ def test_data_given_from_python_cannot_be_found(runs, capsys):
 
 
 class Identity(torch.nn.Module):
-    """A decoder that shows the latent itself, so that a picture says where it was drawn."""
+    """A decoder that returns the latent itself, so that a picture shows where it was drawn."""
 
     def forward(self, z):
         return z.view(*z.shape[:-1], 1, 1, 2)
@@ -221,7 +222,7 @@ def latents(pixels):
     return torch.logit(pixels).view(-1, 2)
 
 
-def test_manifold_stands_at_the_quantiles(transparent):
+def test_the_manifold_is_drawn_at_the_quantiles(transparent):
     z = latents(latent_space.manifold(transparent, 4)).view(4, 4, 2)
     quantiles = Normal(0.0, 1.0).icdf(torch.tensor([0.125, 0.375, 0.625, 0.875]))
     assert torch.allclose(z[:, :, 0], quantiles.expand(4, 4), atol=1e-4), "z_1 grows to the right"
@@ -270,11 +271,11 @@ def test_attributes_move_the_image(runs, tmp_path, known, capsys):
     assert "give --attribute" in capsys.readouterr().err
 
 
-def test_images_along_an_attribute_stand_at_z_plus_alpha_v(runs, known, transparent):
-    subject = trained_run.TrainedRun(runs["mlp-2d"], transparent, known, ("Large",))
-    codes = subject.test_codes[:3]
-    vector = latent_space.attribute_vector(subject.train_codes, known.train_labels[:, 1])
-    for alpha, images in zip(trained_run.ALPHAS, subject.along("Large", codes), strict=True):
+def test_images_along_an_attribute_are_decoded_at_z_plus_alpha_v(runs, known, transparent):
+    trained = trained_run.TrainedRun(runs["mlp-2d"], transparent, known, ("Large",))
+    codes = trained.test_codes[:3]
+    vector = latent_space.attribute_vector(trained.train_codes, known.train_labels[:, 1])
+    for alpha, images in zip(trained_run.ALPHAS, trained.along("Large", codes), strict=True):
         assert torch.allclose(latents(images), codes + alpha * vector, atol=1e-3)
 
 
@@ -288,7 +289,7 @@ def fonts(monkeypatch):
 
 
 def pictures_with(name):
-    """Return figures that show a name of the user's, by what they show it as."""
+    """Return figures that show a user-given name, by the place where they show it."""
     images, codes, classes = torch.zeros(2, 1, 4, 4), torch.arange(12.0).view(6, 2), torch.arange(6) % 2
     response = Response(attribute=name, alphas=(0, 1), log_odds=(0, 1), stderr=(1, 1), balanced_accuracy=0.5)
     return {
@@ -332,13 +333,13 @@ def test_a_name_is_drawn_as_it_is(fonts, name):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("name", "rest"), [("a고양이b", "ab"), ("\udcffab", "ab"), ("貓", "")])
-def test_what_no_font_has_is_left_out(fonts, name, rest):
+def test_characters_that_no_font_has_are_left_out(fonts, name, rest):
     for (place, figure), plain in zip(pictures_with(name).items(), pictures_with(rest).values()):
         assert texts(figure) == texts(plain), place
 
 
 def font_of(characters, family, path):
-    """Write a font in which each of some characters is a black square, and return what matplotlib knows of it."""
+    """Write a font in which each of some characters is a black square, and return its entry for matplotlib."""
     pen = TTGlyphPen(None)
     for move, point in [(pen.moveTo, (0, 0)), *((pen.lineTo, at) for at in [(0, 900), (900, 900), (900, 0)])]:
         move(point)
@@ -377,13 +378,13 @@ def test_an_attribute_named_like_a_formula_is_drawn(runs, tmp_path, known, monke
 def test_an_attribute_that_no_image_has_is_refused(runs, data):
     none = torch.zeros(len(data.train), 1, dtype=torch.bool)
     known = Dataset("few digits", data.train, data.test, none, none[: len(data.test)], ("Bald",))
-    subject = trained_run.TrainedRun(runs["mlp-2d"], runs["mlp-2d"].vae(), known, ("Bald",))
+    trained = trained_run.TrainedRun(runs["mlp-2d"], runs["mlp-2d"].vae(), known, ("Bald",))
     with pytest.raises(InputError, match="with and without Bald"):
-        _ = subject.responses
+        _ = trained.responses
 
 
 def stripes(num_images, seed):
-    """Images of noise, of which those with the first attribute have a white row, with the second a white column."""
+    """Images of noise: with the first attribute they have a white row, with the second a white column."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 128, (num_images, 1, 8, 12), generator=generator, dtype=torch.uint8)
     labels = torch.rand(num_images, 2, generator=generator) < torch.tensor([0.5, 0.1])
@@ -392,7 +393,7 @@ def stripes(num_images, seed):
     return images, labels
 
 
-def test_the_probe_learns_to_see():
+def test_the_probe_learns_attributes():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         probe = train_probe(*stripes(600, 0), num_epochs=100)
@@ -407,7 +408,7 @@ def test_the_probe_learns_to_see():
     assert min(stderr) > 0
 
 
-def test_a_response_is_monotone_or_says_that_it_is_not():
+def test_a_response_reports_whether_it_is_monotone():
     def response(*log_odds):
         return Response(attribute="A", alphas=(-1, 0, 1), log_odds=log_odds, stderr=(0, 0, 0), balanced_accuracy=1.0)
 
@@ -425,7 +426,7 @@ def test_nearest_neighbours():
     )
 
 
-def test_report_knows_the_prior():
+def test_the_report_compares_codes_with_the_prior():
     generator = torch.Generator().manual_seed(0)
     codes = torch.randn(20_000, 2, generator=generator) * torch.tensor([1.0, 2.0]) + torch.tensor([0.0, 1.0])
     report = latent_space.report(codes)
@@ -440,7 +441,7 @@ def test_an_autoencoder_has_no_samples(runs):
         latent_space.sample(runs["conv-2d-ae"].vae(), 3)
 
 
-def test_subject_refuses_a_folder_that_is_no_run(tmp_path):
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="no run folder"):
         trained_run.TrainedRun.of(tmp_path)
 
@@ -459,10 +460,10 @@ def test_a_folder_of_runs_is_a_sheet_and_a_table(runs, found, tmp_path, capsys):
         assert (float(row["elbo"]) if row["elbo"] else None) == last.elbo
         assert float(row["distortion"]) == last.distortion
     assert (out / "table.md").read_text() in said
-    assert not list(folder.glob("*.png")), "only where it was told to"
+    assert not list(folder.glob("*.png")), "only in the given folder"
 
 
-def test_a_copy_of_a_run_is_no_other_seed(runs, data, found, tmp_path, capsys):
+def test_a_copy_of_a_run_is_left_out(runs, data, found, tmp_path, capsys):
     for name in ("a", "b", "further"):
         shutil.copytree(runs["mlp-2d"].path, tmp_path / name)
     resume(tmp_path / "further", 2, data=data)
@@ -514,13 +515,13 @@ def test_the_table_is_over_seeds():
     assert "| 0.90 to 1.50 |" in lines[2]
     assert "| 1 | 3 | -100.00 +- 0.25 (pseudo) |" in lines[3]
     assert len({line.count("|") for line in lines[:4]}) == 1
-    assert [line["run"] for line in csv.DictReader(to_csv(rows).splitlines())] == ["a", "b", "c"]
+    assert [line["run"] for line in csv.DictReader(csv_of(rows).splitlines())] == ["a", "b", "c"]
     none = to_markdown([row(elbo=None, elbo_stderr=None)]).splitlines()[2]
     assert "| 1 | 3 | - | 1.00 |" in none
 
 
-def test_systems_of_ones_own_are_told_apart_by_all_that_they_are(tmp_path, data):
-    """One name, two widths: no repetitions of one another; another seed is one."""
+def test_own_systems_are_distinguished_by_their_configuration(tmp_path, data):
+    """One name, two sizes: runs of one group differ only in their seed."""
     config = get_system("mlp-2d").replace(system="mine", epochs=1, batch_size=50)
     runs = [
         fit(config.replace(**options), data=data, out=tmp_path / str(index))
@@ -531,7 +532,7 @@ def test_systems_of_ones_own_are_told_apart_by_all_that_they_are(tmp_path, data)
     assert [[one.run for one in group] for group in groups(rows)] == [["0", "2"], ["1"]]
 
 
-def test_two_stochastic_layers_are_no_plane(tmp_path, data, monkeypatch):
+def test_two_stochastic_layers_are_not_drawn_as_a_plane(tmp_path, data, monkeypatch):
     config = get_system("iwae-2layer").replace(latent_dim=2, second_latent_dim=3, epochs=1, schedule="constant")
     run = fit(config, data=data, out=tmp_path / "run")
     monkeypatch.setattr(data_module, "load_again", lambda *_: data)
