@@ -136,7 +136,7 @@ LATER_MUTATIONS = {
     ),
     "the way through later draws counted twice": (
         "elbos.gradients:_log_q_z_by_z",
-        "else through[earlier] - way",
+        "else through[earlier] - path",
         "else through[earlier]",
         "elbos/test_dependent_sites.py::test_several_sites_equal_the_definition",
     ),
@@ -186,7 +186,7 @@ LATER_MUTATIONS = {
         "evaluation.rate_decomposition:latent_means",
         "q.mean_over(num_samples) if isinstance(q, Chain)",
         "q.sample((num_samples,)).mean(0) if isinstance(q, Chain)",
-        "evaluation/test_evaluation.py::test_a_second_layer_that_says_nothing_is_not_active",
+        "evaluation/test_evaluation.py::test_an_unused_second_layer_is_not_active",
     ),
     "the rate of each dimension without the prior": (
         "elbos.base:PerDatumELBO.rate_by_dimension",
@@ -210,7 +210,7 @@ LATER_MUTATIONS = {
         "evaluation.log_likelihood:_log_sums",
         "(log_p_x + vae.prior().log_prob(z) - posterior",
         "(log_p_x - posterior",
-        "evaluation/test_evaluation.py::test_it_is_the_mean_of_the_weights",
+        "evaluation/test_evaluation.py::test_the_estimate_is_the_mean_of_the_weights",
     ),
 }
 

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from helpers.processes import run_group
 
 import pvae
 from pvae.cli.draw import main as draw
@@ -70,10 +71,6 @@ def test_a_reason_that_all_seeds_share_is_printed_once(capsys, tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
-def environment(threads="1"):
-    return {**os.environ, "OMP_NUM_THREADS": threads}
-
-
 def test_seeds_are_runs_of_their_own_and_end_in_a_table(capsys, tmp_path, monkeypatch):
     """Interrupted, continued by the same command, then repeated: same weights as single runs, same table as draw."""
     monkeypatch.chdir(tmp_path)
@@ -104,8 +101,7 @@ def test_seeds_are_runs_of_their_own_and_end_in_a_table(capsys, tmp_path, monkey
     table = (tmp_path / "many" / "table.md").read_text()
     assert draw(["many"]) == 0
     assert (tmp_path / "many" / "table.md").read_text() == table
-    alone = [*COMMAND, "--epochs", "20", "--seed", "3", "--out", "alone", "--quiet"]
-    subprocess.run(alone, env=environment(), check=True, stdout=subprocess.DEVNULL)
+    run_group(1, main, [*SMALL, "--epochs", "20", "--seed", "3", "--out", "alone", "--quiet"], folder=tmp_path)
     ours, theirs = (pvae.load(path).state_dict() for path in ("many/seed-3", "alone"))
     if os.cpu_count() <= 3:  # as many threads
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)

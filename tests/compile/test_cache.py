@@ -7,6 +7,8 @@ import logging
 import os
 import threading
 import time
+import zipfile
+import zlib
 
 import pytest
 import torch
@@ -76,13 +78,14 @@ def test_a_graph_is_compiled_once_and_anew_if_the_package_is_damaged(cache, comp
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING], "it would be on stderr"
     content = path.read_bytes()
     middle = len(content) // 2
-    for damaged in (content[:1000], b"", content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]):
-        path.unlink()
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    path.chmod(0o600)
+    for damaged in (content[:1000], b"", flipped):
         path.write_bytes(damaged)
-        before = len(compilations)
-        run()
-        assert len(compilations) == before + 1, "code with one flipped bit may crash the process"
-        (path,) = cache.iterdir()
+        with pytest.raises((zipfile.BadZipFile, zlib.error)):  # code with one flipped bit may crash the process
+            cache_module._load(path)
+    run()
+    assert len(compilations) == 2
 
 
 @needs_inductor
