@@ -29,12 +29,6 @@ LINEAR_SHAPE = (1, 3, 4)
 needs_inductor = pytest.mark.skipif(bool(inductor.missing()), reason=f"inductor needs {inductor.missing()}")
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """Run one test more than there are cores, since many tests wait for processes that they started."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.fixture(autouse=True)
 def no_global_state_changes() -> Iterator[None]:
     """Fail a test that leaves a global flag, the default dtype or Pyro's parameter store changed."""
