@@ -41,6 +41,8 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        # argparse takes -1e-1 for an option, and has no public way to say otherwise.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:
         """Refuse the arguments.
@@ -129,7 +131,7 @@ def _run(name: str, command: Callable[[], None]) -> int:
     except (RuntimeError, MemoryError, ImportError) as error:
         if not is_of_memory(error):
             raise
-        smaller = "give smaller images, networks, batches or fewer particles"
+        smaller = "stop other programs, or give smaller images, networks, batches or fewer particles"
         advice = "torch cannot be loaded: see ulimit -v" if isinstance(error, ImportError) else smaller
         line, status = f"out of memory: {advice}", 2
     except BrokenPipeError:  # the program that read standard output has ended

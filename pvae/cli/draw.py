@@ -17,6 +17,7 @@ from pvae.core.files import not_a_link, write_whole
 from pvae.core.finite import NotFiniteError, naming_refused_parameters
 from pvae.core.records import csv_of, to_json
 from pvae.core.terminal import say
+from pvae.core.torchrun import place_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,6 +54,8 @@ def _draw(arguments: argparse.Namespace) -> None:
     runs = [] if is_run else sorted(file.parent for file in arguments.run.glob("*/config.json"))
     if runs and (wanted or arguments.attribute):
         raise InputError(f"{arguments.run} is a folder of runs: --what and --attribute are for a single run")
+    if place_of() is not None:
+        raise InputError("one process draws: run it without torchrun")
     with ctrl_c_exits_at_once("pvae.draw"):
         import pvae.evaluation.trained_run  # noqa: F401  torch is slow to import
     if runs:

@@ -15,7 +15,10 @@ from pvae.core.finite import NotFiniteError, listed
 
 __all__ = ["OTHER_PARAMETERS", "SingleOptimizer"]
 
-OTHER_PARAMETERS = "the parameters that the loss registers with Pyro are not those of the optimiser"
+OTHER_PARAMETERS = (
+    "the parameters that the loss registers with Pyro are not those of the optimiser: "
+    "create it over all parameters of model and guide"
+)
 
 
 class SingleOptimizer(PyroOptim):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -93,13 +93,28 @@ class World:
         self.sum_([count])
         return bool(count.item())
 
-    def agreed(self, name: str, text: str) -> str:
-        """Return the text of the first process in all processes; each text needs a name of its own."""
+    def broadcast(self, name: str, compute: Callable[[], str]) -> str:
+        """Return in every process what `compute` returns in the first one, which alone calls it.
+
+        Args:
+            name: a name that is not used twice.
+            compute: returns a text.
+
+        Raises:
+            InputError: `compute` raised it; every process raises it.
+        """
         if self.store is None:
-            return text
+            return compute()
         if self.is_first:
-            self.store.set(name, text)
-        return self.store.get(name).decode()
+            try:
+                message = "=" + compute()
+            except InputError as error:
+                message = f"!{error}"
+            self.store.set(name, message)
+        message = self.store.get(name).decode()
+        if message.startswith("!"):
+            raise InputError(message[1:])
+        return message[1:]
 
     def reports_first(self) -> bool:
         """Return True in the first process that calls this, so that only one reports that another process has ended."""

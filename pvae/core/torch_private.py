@@ -59,6 +59,7 @@ def is_followed(*tensors: Tensor) -> bool:
             or torch.is_autocast_enabled("cpu")
             or torch._C._is_tracing()
             or not all(getattr(mode, "lets_products_pass", False) for mode in _get_current_dispatch_mode_stack())
+            or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
             or torch._C._functorch.peek_interpreter_stack() is not None
             or forward_ad._current_level >= 0
         )

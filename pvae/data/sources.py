@@ -111,14 +111,15 @@ def celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
     next(rows, [])  # the number of images
     label_names = tuple(next(rows, []))
     for name, *values in rows:
+        if name not in present:
+            continue
         if len(values) != len(label_names) or not {"1", "-1"}.issuperset(values):
             wanted = f"a file name and {len(label_names)} times 1 or -1"
             raise InputError(f"{attribute_file} is damaged at {name}: each line must be {wanted}")
-        if name in present:
-            attributes[name] = [value == "1" for value in values]
+        attributes[name] = [value == "1" for value in values]
     train_names, test_names = (sorted(name for name in attributes if split_of.get(name) == split) for split in "02")
     if not label_names or min(len(train_names), len(test_names)) < 2:
-        raise InputError(f"{folder}: its lists name fewer than two of the present images in a split")
+        raise InputError(f"{folder} holds fewer than two training or test images that its lists name: {advice}")
     names = train_names + test_names
     images, kept = load_images([present[name] for name in names], transform, cache_dir() / "images")
     num_train = sum(index < len(train_names) for index in kept)

@@ -33,7 +33,7 @@ class HandwrittenELBO(PerDatumELBO):
         if not isinstance(vae, VAE) or (model, guide) != (vae.model, vae.guide):
             raise TypeError("the handwritten ELBO takes vae.model and vae.guide of one VAE")
         if self.free_bits:
-            refuse_dependent_dimensions(vae.prior())  # a prior that is Independent comes with such a posterior
+            refuse_dependent_dimensions(vae.prior(), vae.posterior(x))
         for name in ("p_z", "q_z", "p_x"):  # SVI updates only parameters that are registered while the loss is computed
             register(name, getattr(vae, name))
         prior, posterior = vae.prior(), vae.posterior(x)

@@ -65,17 +65,19 @@ def split_rate(vae: VAE, x: Tensor | Pixels, num_images: int = 2000, seed: int =
     """Split the rate at one draw z ~ q(z | x) for each image of a random subset.
 
     Args:
-        vae: in eval mode; q(z | x) and p(z) are independent Normals.
+        vae: in eval mode; q(z | x) is Normal, and latent dimensions are independent in q(z | x) and p(z).
         x: images (N, C, H, W), N at least 2.
         num_images: the largest M; M is N if N is smaller.
         seed: selects the subset; z is drawn from torch's generator.
 
     Raises:
-        InputError: q(z | x) or p(z) is not independent over dimensions.
+        InputError: q(z | x) is not Normal, or q(z | x) or p(z) is not independent over dimensions.
     """
     first = next(iter(x.split(1)))
-    if not all(isinstance(part, Independent) for part in (vae.posterior(first), vae.prior())):
-        raise InputError("the rate can be split only if q(z | x) and p(z) are independent over latent dimensions")
+    posterior = vae.posterior(first)
+    is_normal = isinstance(posterior, Independent) and isinstance(posterior.base_dist, Normal)
+    if not (is_normal and isinstance(vae.prior(), Independent)):
+        raise InputError("the rate can be split only for a Normal q(z | x) and a p(z) of independent latent dimensions")
     parts = [vae.posterior(part).base_dist for part in x.split(images_at_once(vae, x))]
     loc, scale = (torch.cat([getattr(part, name) for part in parts]).double() for name in ("loc", "scale"))
     shuffled = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))

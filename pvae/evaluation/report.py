@@ -34,8 +34,8 @@ class RateDecomposition:
     Args:
         num_images: M: all test images, or a random subset that the report's seed selects.
         rate: log q(z | x) - log p(z), the sum of the three parts at the same draws.
-        rate_closed_form: KL(q(z | x) || p(z)) of the same images.
-        sampling_stderr: the part of the error of `rate` that comes from the draws of z.
+        rate_closed_form: KL(q(z | x) || p(z)) of the same images; without a closed form, its mean over ten draws of z.
+        sampling_stderr: the part of the error of `rate` that comes from the draws of z, if there is a closed form.
         mutual_information: between the index of an image and its code, at most `log_images`; in the mean a lower
             bound on I(x; z) over the whole distribution of images.
         mutual_information_upper: in the mean an upper bound on I(x; z): the estimate with q(z) over the other images,
@@ -63,7 +63,7 @@ class RateDecomposition:
             vae: in eval mode.
             x: N images.
             seed: selects the subset.
-            rates: the closed-form rate of each image, (N,).
+            rates: `rate_closed_form` of each image, (N,).
         """
         try:
             split = split_rate(vae, x, seed=seed)
@@ -89,11 +89,11 @@ class Anatomy:
     Args:
         elbo: the ELBO or pseudo-ELBO.
         distortion: -E_q log p(x | z).
-        rate: KL(q(z | x) || p(z)).
+        rate: KL(q(z | x) || p(z)); without a closed form, its mean over the draws of z.
         posterior_entropy: H(q(z | x)), exact; None if it has no closed form.
         cross_entropy: H(q(z | x), p(z)); distortion, posterior entropy and cross entropy are post 004's three parts.
         posterior_mean_loss: the loss at the mean of q(z | x), which is not a bound; None without a closed-form KL.
-        rate_decomposition: the parts of the rate; None if q(z | x) is not independent over dimensions.
+        rate_decomposition: the parts of the rate; None if q(z | x) is not Normal with independent dimensions.
         active_units: for each stochastic layer, the number of latent dimensions whose mean varies over images.
         latent_dims: for each stochastic layer, the number of latent dimensions.
     """
@@ -302,7 +302,11 @@ def to_text(report: Report) -> str:
         ("", "", ""),
         ("pseudo-ELBO" if report.pseudo else "ELBO", anatomy.elbo, f"of the pixels that it was trained on{grey}"),
         ("  distortion", anatomy.distortion, "-E_q log p(x | z); post 004's reconstruction error"),
-        ("  rate", anatomy.rate, "KL(q(z | x) || p(z))"),
+        (
+            "  rate",
+            anatomy.rate,
+            "KL(q(z | x) || p(z))" + ("" if _has_closed_form(anatomy) else ", from ten draws of z"),
+        ),
         ("    posterior entropy", anatomy.posterior_entropy, "the rate is cross entropy less posterior entropy"),
         ("    cross entropy", anatomy.cross_entropy, ""),
         ("posterior-mean loss", anatomy.posterior_mean_loss, "not a bound"),
@@ -327,20 +331,30 @@ def to_text(report: Report) -> str:
 _Row = tuple[str, Estimate | str | None, str]  # name, value and note; a row without a value is left out
 
 
+def _has_closed_form(anatomy: Anatomy) -> bool:
+    """Whether the rate is a closed form and not a mean over draws; only then there is a posterior-mean loss."""
+    return anatomy.posterior_mean_loss is not None
+
+
 def _decomposition_rows(report: Report) -> list[_Row]:
     split = report.anatomy.rate_decomposition
     if split is None:
         return []
     subset = f"random test images (seed {report.seed})" if split.num_images < report.num_images else "test images"
-    draws = f"log q(z | x) - log p(z); {split.sampling_stderr:.2g} nats of the error are from the draws"
+    is_exact = _has_closed_form(report.anatomy)
+    draws = f"; {split.sampling_stderr:.2g} nats of the error are from the draws" if is_exact else ""
     most = (
         f"between the index of an image and its code; at most log N = {split.log_images:.2f}, N = {report.num_images:,}"
     )
     between = f"{split.mutual_information.mean:.2f} to {split.mutual_information_upper.mean:.2f}"
     return [
         (f"rate of {split.num_images:,} {subset}, one draw of z each, and its three parts", "", ""),
-        ("  rate", split.rate, draws),
-        ("  in closed form", split.rate_closed_form, "KL(q(z | x) || p(z)) of the same images"),
+        ("  rate", split.rate, f"log q(z | x) - log p(z){draws}"),
+        (
+            "  in closed form" if is_exact else "  from ten draws",
+            split.rate_closed_form,
+            "KL(q(z | x) || p(z)) of the same images",
+        ),
         ("  mutual information", split.mutual_information, most),
         ("  over all images", between, "bounds on I(x; z) over all possible images"),
         ("  total correlation", split.total_correlation, "KL(q(z) || prod_l q(z_l))"),

@@ -105,7 +105,7 @@ class TrainedRun:
     @property
     def is_plane(self) -> bool:
         """Whether the latent is two-dimensional, with one stochastic layer."""
-        return self.run.config.latent_dim == 2 and not self.run.config.second_latent_dim
+        return self.vae.prior().event_shape == (2,) and not self.run.config.second_latent_dim
 
     def pixels(self, images: Tensor) -> Tensor:
         """Return bytes as pixels in the range that the VAE takes."""
@@ -217,6 +217,9 @@ def proper(config: Config, vae: VAE, image_shape: Sequence[int], images: Tensor)
         vae: in eval mode.
         image_shape: shape of the images of the data, before padding.
         images: the first test images of the data, as bytes.
+
+    Raises:
+        InputError: the VAE was built in Python, and its likelihood is a pseudo-likelihood.
     """
     symmetric = config.pixels == "symmetric"
     if not vae.is_pseudo:
@@ -225,7 +228,12 @@ def proper(config: Config, vae: VAE, image_shape: Sequence[int], images: Tensor)
     config = config.replace(binarize="static")
     with torch.random.fork_rng(devices=[]):
         binary = build_vae(config, image_shape)
-    binary.load_state_dict(vae.state_dict())
+    try:
+        binary.load_state_dict(vae.state_dict())
+    except RuntimeError:  # a VAE that was built in Python
+        raise InputError(
+            "p(x | z) is a pseudo-likelihood, and log p(x) needs a likelihood: give one to the VAE"
+        ) from None
     pixels = Pixels(_prepared(config, images, "test"))
     return binary.eval(), pixels, "binarized: each drawn once, with its grey value as probability"
 

@@ -69,7 +69,9 @@ def meta_state_dict(config: Config, image_shape: Sequence[int]) -> dict[str, Ten
         with torch.device("meta"):
             return build_vae(config, image_shape).state_dict()
     except (RuntimeError, OverflowError, TypeError) as error:  # torch raises these for sizes that are too large
-        raise InputError(f"networks of {_sizes(config)} are too large for torch ({brief(error)})") from None
+        raise InputError(
+            f"networks of {_sizes(config)} are too large for torch ({brief(error)}): give smaller ones"
+        ) from None
 
 
 def check_memory(config: Config, image_shape: tuple[int, ...]) -> None:

@@ -88,7 +88,9 @@ def manifold(trained: TrainedRun) -> Figure:
 
 def traversal(trained: TrainedRun) -> Figure:
     """Return a row of images along each of the ten dimensions that vary most, from the code of the first test image."""
-    spread = trained.test_codes.std(0)[: trained.run.config.latent_dim]  # the decoder reads only the first layer
+    spread, config = trained.test_codes.std(0), trained.run.config
+    if config.second_latent_dim:
+        spread = spread[: config.latent_dim]  # the decoder reads only the first layer
     dimensions = spread.argsort(descending=True)[:10].tolist()
     scale = spread if not trained.vae.has_density else torch.ones_like(spread)
     steps = torch.linspace(-3, 3, 11)

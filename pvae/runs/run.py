@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import platform
@@ -45,8 +44,8 @@ _MAX_JSON_BYTES = 2**22  # of config.json: enough for some thousands of sessions
 _MAX_ROW_BYTES = 2**27  # of metrics.jsonl: enough for some 200,000 epochs
 
 
-def check_out(path: Path) -> None:
-    """Check that a new run can be written to a folder: it must be missing or empty.
+def check_out(path: Path) -> Path:
+    """Return the path of a folder for a new run, which must be missing or empty.
 
     Raises:
         InputError: the folder exists and is not empty, is not a folder, or cannot be read.
@@ -57,6 +56,32 @@ def check_out(path: Path) -> None:
         raise InputError(f"--out {path} cannot be read ({error.strerror}): name another folder") from None
     if taken:
         raise InputError(f"--out {path} exists and is not an empty folder: name another, or --resume it")
+    return path
+
+
+def new_folder(path: Path | None, config: Config) -> Path:
+    """Make the folder `path`, or `runs/<time>-<system>-<elbo>` if `path` is None, and return its path.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    name = f"{datetime.now():%Y-%m-%d-%H%M%S}-{config.system}-{config.elbo}"
+    folder = path or Path("runs") / name
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if path is not None:
+            folder.mkdir(exist_ok=True)
+            return folder
+        number = 1
+        while True:
+            with contextlib.suppress(FileExistsError):  # another training started in the same second
+                folder.mkdir()
+                return folder
+            number += 1
+            folder = Path("runs") / f"{name}-{number}"
+    except OSError as error:
+        option = f"--out {path}" if path else "./runs"
+        raise InputError(f"{option} cannot be written ({error.strerror}): name a folder with --out") from None
 
 
 def provenance() -> dict[str, object]:
@@ -82,7 +107,7 @@ def provenance() -> dict[str, object]:
 
 @dataclass(eq=False)
 class Run:
-    """A run folder. `Run.create` makes a new one, `Run.open` reads an existing one.
+    """A run folder. `fit` writes it, `Run.open` reads it.
 
     Args:
         path: the folder.
@@ -103,29 +128,6 @@ class Run:
     _is_whole: bool = field(default=False, init=False, repr=False)  # the last checkpoint is known to be undamaged
 
     @classmethod
-    def create(cls, path: Path | None, config: Config, data: DataRecord, has_own_vae: bool = False) -> Run:
-        """Make the folder `path`, or `runs/<time>-<system>-<elbo>` if `path` is None.
-
-        Raises:
-            InputError: the folder cannot be written.
-        """
-        name = f"{datetime.now():%Y-%m-%d-%H%M%S}-{config.system}-{config.elbo}"
-        folder = path or Path("runs") / name
-        try:
-            for number in itertools.count(2):
-                try:
-                    folder.mkdir(parents=True, exist_ok=path is not None)
-                    break
-                except FileExistsError:
-                    if path is not None:
-                        raise
-                    folder = Path("runs") / f"{name}-{number}"  # another training started in the same second
-        except OSError as error:
-            option = f"--out {path}" if path else "./runs"
-            raise InputError(f"{option} cannot be written ({error.strerror}): name a folder with --out") from None
-        return cls(folder, config, data, has_own_vae=has_own_vae)
-
-    @classmethod
     def open(cls, path: str | Path) -> Run:
         """Return the run in a folder.
 
@@ -138,12 +140,14 @@ class Run:
         except InputError:
             raise
         except OSError as error:
-            why = f"its config.json cannot be read ({error.strerror})"
+            why = f"{file} cannot be read ({error.strerror})"
+            if isinstance(error, FileNotFoundError):
+                why = "it holds no config.json"
             if not os.path.lexists(path):  # also False for a name that is too long
                 why = "there is nothing of that name"
             elif runs := sorted(Path(path).glob("*/config.json")):
                 why = f"it is a folder of run folders: give one of them, for instance {runs[0].parent}"
-            raise InputError(f"{path} is no run folder: {why}") from None
+            raise InputError(f"{path} is not a run folder: {why}") from None
         except (ValueError, RecursionError):
             raise InputError(f"{file} is damaged: it is not JSON") from None
         if not isinstance(record, dict) or record.get("format") != _FORMAT:
@@ -154,8 +158,10 @@ class Run:
             config, data = from_record(Config, record["config"]), from_record(DataRecord, record["data"])
             return cls(Path(path), config, data, record["sessions"], record["run"], "own_vae" in record)
         except (InputError, KeyError, RecursionError) as error:
-            why = f"{file} is damaged ({brief(error)})"
-            raise InputError(f"{why}: restore a copy of it; to change an option, start a new run") from None
+            raise InputError(
+                f"{file} is damaged or of another version of pvae ({error}): restore a copy of it, or use the version "
+                "that wrote it; to change an option, start a new run"
+            ) from None
 
     def discard(self) -> None:
         """Remove the folder of a new run whose training could not start."""
@@ -250,9 +256,11 @@ class Run:
         try:
             checkpoint = read_checkpoint(file, like)
         except OSError as error:
-            raise InputError(f"{file} cannot be read ({error.strerror})") from None
+            missing = f"{self.path} holds no {file.name}, so it cannot be loaded or resumed: train anew"
+            why = missing if isinstance(error, FileNotFoundError) else f"{file} cannot be read ({error.strerror})"
+            raise InputError(why) from None
         except InputError as error:
-            raise InputError(f"{file} is damaged or no checkpoint of pvae: {error}") from None
+            raise InputError(f"{file} is damaged, or not a checkpoint of pvae: {error}") from None
         if checkpoint.run != self.identity:
             raise InputError(f"{file} and config.json are of two runs: restore the files of one run")
         self._is_whole = self._is_whole or not previous

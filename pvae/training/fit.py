@@ -23,7 +23,7 @@ from pvae.core.terminal import say
 from pvae.data.dataset import Dataset
 from pvae.runs.checkpoint import NO_ROWS, Checkpoint
 from pvae.runs.data import data_of, load_for
-from pvae.runs.run import Run, check_out
+from pvae.runs.run import Run, check_out, new_folder
 from pvae.training.session import Session
 from pvae.training.trainer import Trainer
 from pvae.vae import VAE
@@ -73,21 +73,25 @@ def fit(
     """
     _check_arguments(checkpoint_every, config=config, vae=vae, data=data, out=out, data_dir=data_dir)
     config = config if config is not None else Config()
+    if vae is not None and config.rate_reduction != "sum":
+        raise InputError(
+            "rate_reduction divides by the latent_dim of config, not by that of your VAE: set beta instead"
+        )
     if vae is not None and config.system in SYSTEMS:
         config = config.replace(system="own-vae", source="")
     path = expanded(out, "--out") if out is not None else None
     with _one_at_a_time(), joined(device) as world:
-        if path is not None and world.is_first:
-            check_out(path)
+        if path is not None:
+            world.broadcast("out", lambda: str(check_out(path)))
         where = resolve_device(device)
         data = data if data is not None else load_for(config, data_dir, offline)
         with seeded(config.seed, where), pyro.get_param_store().scope():
             trainer = Trainer(config, data, where, world, vae)
             trainer.dry_run()
-            # The first process makes the folder, and tells the others its path.
-            made = str(Run.create(path, config, data.record(), vae is not None).path) if world.is_first else ""
-            run = Run(Path(world.agreed("folder", made)), config, data.record(), [], has_own_vae=vae is not None)
-            with _locked(run.path, world):
+            folder = Path(world.broadcast("folder", lambda: str(new_folder(path, config))))
+            run = Run(folder, config, data.record(), has_own_vae=vae is not None)
+            with _locked(folder, world):
+                world.broadcast("empty", lambda: str(check_out(folder)))  # another training may have written to it
                 Session(trainer, run, quiet, checkpoint_every).train(note=data.note)
     return run
 
@@ -124,13 +128,13 @@ def resume(
         InputError: the folder is not a run, its data set cannot be found or has changed, or it has more epochs already.
         TrainingError, LostError, InterruptedTrainingError: as for `fit`.
     """
-    _check_arguments(checkpoint_every, vae=vae, data=data, data_dir=data_dir)
+    _check_arguments(checkpoint_every, path=path, vae=vae, data=data, data_dir=data_dir)
     recorded = Run.open(path).sessions[-1].get("device", "auto")
     device = device or str(recorded)
     with _one_at_a_time(), joined(device) as world, _locked(Path(path), world):
         run, checkpoint, note = _reopened(path, epochs)  # under the lock: another process may have trained it until now
         run.check_vae(vae)
-        if world.agreed("finished", "yes" if world.is_first and _is_finished(run, checkpoint) else ""):
+        if world.broadcast("finished", lambda: "yes" if _is_finished(run, checkpoint) else ""):
             if world.is_first and not quiet:
                 last = run.config.epochs
                 say(f"{run.path} is finished, at epoch {last}; to train it further, give --epochs above {last}")
@@ -201,7 +205,7 @@ def _locked(path: Path, world: World) -> contextlib.AbstractContextManager[None]
 def _one_at_a_time() -> Iterator[None]:
     """Refuse a second training in this process, which has one parameter store and one random state."""
     if not _TRAINING.acquire(blocking=False):
-        raise InputError("another training runs in this process, by another thread: train in a process of its own")
+        raise InputError("another training runs in this process: wait for its end, or train in a new process")
     try:
         yield
     finally:
@@ -215,7 +219,7 @@ def _check_arguments(checkpoint_every: object, **arguments: object) -> None:
         kind = _TYPES.get(name)
         if value is not None and not isinstance(value, kind or (str, Path)):
             wanted = f"pvae.{kind.__name__}" if kind else "path"
-            raise InputError(f"{name} must be a {wanted}, not a {type(value).__name__}")
+            raise InputError(f"{name} must be a {wanted}, and is of type {type(value).__name__}")
 
 
 def trained_at(

@@ -33,7 +33,7 @@ class Console:
         """Print what is trained on what data, and the folder it is written to."""
         config, data = run.config, run.data
         folder = f" (found in {data.folder})" if data.folder else ""
-        self.say(f"data: {data.title}{folder}, pixels {_pixels(config)}")
+        self.say(f"data: {data.title}{folder}, pixels {_pixels(config, run.has_own_vae)}")
         self.say(
             f"training {system_title(config)} by SVI with --elbo {config.elbo}, "
             f"epochs {epoch + 1} to {config.epochs}, on {device}, into {run.path}"
@@ -67,9 +67,9 @@ _BINARY = {
 }
 
 
-def _pixels(config: Config) -> str:
+def _pixels(config: Config, has_own_vae: bool) -> str:
     """Return a description of the pixels, and of the bound if a Bernoulli scores grey ones."""
     if config.binarize != "none":
         return _BINARY[config.binarize]
     grey = "grey in [-1, 1]" if config.pixels == "symmetric" else "grey in [0, 1]"
-    return f"{grey}, so the bound is a pseudo-ELBO" if config.likelihood == "bernoulli" else grey
+    return f"{grey}, so the bound is a pseudo-ELBO" if config.likelihood == "bernoulli" and not has_own_vae else grey

@@ -111,8 +111,9 @@ class Session:
     def _errors_explained(self) -> Iterator[None]:
         """Add to each error what was saved and how to resume; remove the folder of a session that saved nothing."""
         path, world = self.run.path, self.trainer.world
-        resume = f"python -m pvae.train --resume {shlex.quote(str(path))}"
-        how = f"go on with: {resume if self.run.data.dataset else f'pvae.resume({str(path)!r}, data=...)'}"
+        given = ", vae=..." * self.run.has_own_vae + ", data=..." * (not self.run.data.dataset)
+        in_shell = f"python -m pvae.train --resume {shlex.quote(str(path))}"
+        how = f"go on with: {f'pvae.resume({str(path)!r}{given})' if given else in_shell}"
         try:
             yield
         except TrainingError as error:

@@ -180,6 +180,8 @@ class Stepper:
 def _check_options(config: Config, world: World) -> None:
     """Refuse options that do not work together, or not in several processes.
 
+    `Config` itself accepts them, so that runs of earlier versions can be read.
+
     Raises:
         InputError: they do not.
     """

@@ -220,7 +220,9 @@ class Trainer:
             self.stepper.restore_moments(checkpoint.moments)
             restore_rng_state(checkpoint.rng, self.device)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"the checkpoint does not fit this training: {brief(error)}") from None
+            raise InputError(
+                f"the checkpoint does not fit config.json or the VAE ({brief(error)}): restore the files of one run"
+            ) from None
         counts, unfinished = checkpoint.counts, checkpoint.unfinished
         self.epoch, self.step, self.skipped = counts.epoch, counts.step, counts.skipped
         self._state = None if unfinished is None else EpochState.resumed(unfinished, self.world, self.device)

@@ -68,7 +68,7 @@ def refuse(capsys, tmp_path, *arguments):
         (["--crop", "20"], "--crop goes with --dataset celeba"),
         (["--device", "gpu"], "--device takes"),
         (["--device", "cuda:99"], "--device cpu"),
-        (["--resume", "nowhere"], "nowhere is no run folder"),
+        (["--resume", "nowhere"], "nowhere is not a run folder"),
         (["--no-such-option"], "--help"),
         (["--epoch", "1"], "did you mean --epochs?"),
         (["stray"], "--help"),
@@ -113,6 +113,8 @@ def test_bad_out(few, capsys, tmp_path):
     assert "not an empty folder" in refuse(capsys, tmp_path, *SMALL, "--out", "full/file")
     assert "cannot be written" in refuse(capsys, tmp_path, *SMALL, "--out", "full/file/below")
     assert "cannot be written" in refuse(capsys, tmp_path, *SMALL, "--out", "/proc/no/such")
+    (tmp_path / "runs").symlink_to("missing")
+    assert "./runs cannot be written" in refuse(capsys, tmp_path, *SMALL)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -182,7 +182,7 @@ def test_it_compares_at_a_runs_checkpoint(tmp_path, capsys, few_digits, monkeypa
         (["--batch-size", "0"], "--batch-size must be a whole number of at least 2 and at most 1,000,000, not 0"),
         (["--system", "conv-3d"], "unknown system"),
         (["--elbo", "iwae", "--particles", "1"], "more --particles"),
-        (["no-such-run"], "no run folder"),
+        (["no-such-run"], "not a run folder"),
         (["--system", "conv-2d-ae"], "autoencoder"),
         (["run", "--system", "deep-bayes"], "not both"),
         (["run", "--stages", "1"], "--stages go with --system"),

@@ -447,7 +447,7 @@ def test_bad_input_is_one_line(tmp_path, data, found, capsys):
     run = fit(get_system("conv-2d-ae").replace(epochs=1, batch_size=50, hidden=(4,)), data=data, out=tmp_path / "run")
     for arguments, says in [
         ([str(run.path)], "autoencoder"),
-        ([str(tmp_path)], "no run folder"),
+        ([str(tmp_path)], "not a run folder"),
         ([str(run.path), "--importance-samples", "1"], "at least 2"),
         ([str(run.path), "--seed", "9" * 30], "--seed"),
         ([str(run.path), "--out", "/proc/no/such"], "cannot be written"),
@@ -466,7 +466,7 @@ def test_a_broken_checkpoint_is_one_line(tmp_path, data, found, capsys):
     run = fit(get_system("mlp-2d").replace(epochs=1, batch_size=50), data=data, out=tmp_path / "run")
     (run.path / "checkpoint.safetensors").unlink()
     assert main([str(run.path)]) == 2
-    assert "checkpoint.safetensors cannot be read" in capsys.readouterr().err
+    assert "holds no checkpoint.safetensors" in capsys.readouterr().err
 
 
 def test_two_layers_are_their_joint_distribution(small_images):

@@ -95,7 +95,7 @@ def test_bad_input_is_one_line(runs, found, capsys, tmp_path):
         ([str(runs["deep-bayes"].path), "--what", "manifold"], "two latent dimensions"),
         ([str(runs["conv-2d-ae"].path), "--what", "samples"], "a prior to draw from"),
         ([str(runs["mlp-2d"].path), "--what", "manifald"], "did you mean 'manifold'"),
-        ([str(tmp_path)], "no run folder"),
+        ([str(tmp_path)], "not a run folder"),
         ([str(tmp_path / "nowhere")], "there is nothing of that name"),
         ([str(runs["mlp-2d"].path), "--attribute", "0"], "have no attributes"),
         ([str(runs["mlp-2d"].path), "--outt", "x"], "did you mean --out?"),
@@ -442,7 +442,7 @@ def test_an_autoencoder_has_no_samples(runs):
 
 
 def test_a_folder_that_is_not_a_run_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no run folder"):
+    with pytest.raises(InputError, match="not a run folder"):
         trained_run.TrainedRun.of(tmp_path)
 
 

@@ -374,7 +374,7 @@ def test_resume_refuses(tmp_path, few_digits, digits, small_config):
         resume(run.path, 3, data=Dataset("few digits", digits.train[1:131], digits.test[:40]))
     with pytest.raises(InputError, match="images given from Python"):
         resume(run.path, 3)
-    with pytest.raises(InputError, match="no run folder"):
+    with pytest.raises(InputError, match="not a run folder"):
         resume(tmp_path, 3)
 
 
@@ -397,7 +397,7 @@ def test_a_second_training_in_another_thread_is_refused(tmp_path, few_digits, sm
     monkeypatch.setattr(Trainer, "train_epoch", with_another)
     fit(small_config, data=few_digits, out=tmp_path / "run")
     assert len(refused) == 2
-    assert "in a process of its own" in refused[0]
+    assert "in a new process" in refused[0]
     assert not (tmp_path / "other").exists()
 
 
@@ -476,7 +476,7 @@ def test_a_checkpoint_executes_nothing(tmp_path, few_digits, small_config):
     for name in ("checkpoint.safetensors", "checkpoint-previous.safetensors"):
         torch.save({"epoch": Hostile()}, run.path / name)
     for use in (pvae.load, lambda path: resume(path, 4, data=few_digits)):
-        with pytest.raises(InputError, match="damaged or no checkpoint"):
+        with pytest.raises(InputError, match="damaged, or not a checkpoint"):
             use(run.path)
     assert not (tmp_path / "owned").exists()
 
@@ -625,7 +625,7 @@ def test_the_users_own_hidden_files_are_not_taken_for_ours(tmp_path, few_digits,
 
 def test_no_folder_to_resume(tmp_path):
     for device in (None, "cpu"):
-        with pytest.raises(InputError, match="no run folder"):
+        with pytest.raises(InputError, match="not a run folder"):
             resume(tmp_path / "missing", device=device)
 
 

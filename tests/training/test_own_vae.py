@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch import nn
 import pvae
 from pvae import VAE, Config, InputError
 from pvae.cli.evaluate import main as evaluate_command
-from pvae.evaluation.report import evaluate
+from pvae.elbos.registry import build_elbo
+from pvae.evaluation.report import evaluate, to_text
 from pvae.evaluation.trained_run import TrainedRun
 
 
@@ -71,3 +73,42 @@ def test_own_vae_must_be_given_again(tmp_path, few_digits, capsys):
     usual = pvae.fit(CONFIG.replace(epochs=1, hidden=(8,)), data=few_digits, out=tmp_path / "usual", device="cpu")
     with pytest.raises(InputError, match="leave vae out"):
         pvae.load(usual.path, vae=own_vae())
+
+
+class LaplacePosterior(Posterior):
+    def forward(self, x):
+        normal = super().forward(x).base_dist
+        return dist.Laplace(normal.loc, normal.scale).to_event(1)
+
+
+def test_a_rate_without_a_closed_form_is_reported_as_an_estimate(tmp_path, few_digits):
+    """KL(Laplace, StudentT) has no closed form, and only the rate of a Normal is split into three parts."""
+    vae = own_vae()
+    vae.q_z = LaplacePosterior(*vae.q_z)
+    run = pvae.fit(CONFIG.replace(epochs=1), vae=vae, data=few_digits, out=tmp_path / "run", device="cpu")
+    report = evaluate(TrainedRun(run, vae, few_digits), 20)
+    assert "KL(q(z | x) || p(z)), from ten draws of z" in to_text(report)
+    assert report.anatomy.rate_decomposition is None
+    run = pvae.fit(CONFIG.replace(epochs=1), vae=own_vae(), data=few_digits, out=tmp_path / "normal", device="cpu")
+    normal = evaluate(TrainedRun(run, own_vae(), few_digits), 20)
+    assert "  from ten draws" in to_text(normal)
+    assert "in closed form" not in to_text(normal)
+
+
+def test_a_mean_over_latent_dimensions_needs_a_system(tmp_path, few_digits):
+    with pytest.raises(InputError, match="set beta instead"):
+        pvae.fit(CONFIG.replace(rate_reduction="mean"), vae=own_vae(), data=few_digits, out=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_free_bits_need_independent_dimensions_of_the_posterior(few_digits):
+    class Dependent(Posterior):
+        def forward(self, x):
+            normal = super().forward(x).base_dist
+            return dist.MultivariateNormal(normal.loc, scale_tril=torch.diag_embed(normal.scale))
+
+    vae = own_vae()
+    vae.q_z = Dependent(*vae.q_z)
+    elbo = build_elbo("handwritten", free_bits=0.1)
+    with pyro.get_param_store().scope(), pytest.raises(InputError, match="free bits need"):
+        elbo.loss(vae.model, vae.guide, few_digits.train[:4].float() / 255)
