@@ -27,7 +27,6 @@ from pvae.core.records import csv_of
 from pvae.core.terminal import say
 from pvae.evaluation.table import row_of, to_markdown
 from pvae.evaluation.trained_run import TrainedRun
-from pvae.plotting.run_figures import figures_are_drawn
 from pvae.runs.run import Run
 
 __all__ = ["check_seeds", "train_seeds"]
@@ -126,7 +125,7 @@ def _is_finished(path: Path, config: Config) -> bool:
         advice = f"name another --out{longer if is_longer else ''}"
         raise InputError(f"{path} was trained with {theirs}, and {ours} is given: {advice}")
     try:
-        return run.read_checkpoint().counts.epoch >= run.config.epochs and figures_are_drawn(run)
+        return run.is_finished(run.read_checkpoint())
     except InputError:  # the process that resumes it takes the checkpoint before, or prints the reason
         return False
 

@@ -77,7 +77,6 @@ class Interruptions(contextlib.ExitStack):
         is_second, self.received, self._last = bool(self.received), number, now
         if is_second or self.at_once:
             raise InterruptedTrainingError("", self.status)
-        if (
-            is_first_process() and sys.stderr is not None and sys.stderr.isatty()
-        ):  # not in a script, which cannot press a key
+        is_watched = sys.stderr is not None and sys.stderr.isatty()  # a script cannot press Ctrl-C
+        if is_first_process() and is_watched:
             os.write(2, b"\nstopping after this step, and saving the state; Ctrl-C again ends at once\n")

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = [
     "band_figure",
     "comparison_figure",
-    "figures_are_drawn",
     "histogram_figure",
     "image_figure",
     "loss_figure",
@@ -267,11 +266,6 @@ def save_figures(
     between()
     write_figure(folder / "losses.png", loss_figure(run.metrics(), title))
     return folder
-
-
-def figures_are_drawn(run: Run) -> bool:
-    """Return whether the last figure that `save_figures` draws exists."""
-    return (run.path / "figures" / "losses.png").exists()
 
 
 def write_figure(path: Path, figure: Figure) -> None:

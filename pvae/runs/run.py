@@ -273,6 +273,17 @@ class Run:
         has_rows = rows.exists() and rows.stat().st_size > 0
         return has_rows or any(os.path.lexists(self.path / name) for name in (_CHECKPOINT, _PREVIOUS))
 
+    def is_finished(self, checkpoint: Checkpoint | None) -> bool:
+        """Return whether the run has all its epochs at this checkpoint, and its figures.
+
+        Raises:
+            InputError: `metrics.jsonl` is damaged.
+        """
+        if checkpoint is None or checkpoint.counts.epoch < self.config.epochs:
+            return False
+        self.metrics()  # raises if damaged
+        return (self.path / "figures" / "losses.png").exists()  # the last one that training draws
+
     def vae(self, vae: VAE | None = None) -> VAE:
         """Return the trained VAE, in eval mode, on the CPU.
 

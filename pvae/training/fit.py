@@ -134,7 +134,7 @@ def resume(
     with _one_at_a_time(), joined(device) as world, _locked(Path(path), world):
         run, checkpoint, note = _reopened(path, epochs)  # under the lock: another process may have trained it until now
         run.check_vae(vae)
-        if world.broadcast("finished", lambda: "yes" if _is_finished(run, checkpoint) else ""):
+        if world.broadcast("finished", lambda: "yes" if run.is_finished(checkpoint) else ""):
             if world.is_first and not quiet:
                 last = run.config.epochs
                 say(f"{run.path} is finished, at epoch {last}; to train it further, give --epochs above {last}")
@@ -180,20 +180,6 @@ def _reopened(path: str | Path, epochs: int | None) -> tuple[Run, Checkpoint | N
     if done > run.config.epochs:
         raise InputError(f"{run.path} is finished, at epoch {done}: give --epochs above {done} to train it further")
     return run, checkpoint, note
-
-
-def _is_finished(run: Run, checkpoint: Checkpoint | None) -> bool:
-    """Return whether a run has all its epochs and figures.
-
-    Raises:
-        InputError: its `metrics.jsonl` is damaged.
-    """
-    if checkpoint is None or checkpoint.counts.epoch < run.config.epochs:
-        return False
-    run.metrics()  # raises if damaged
-    from pvae.plotting.run_figures import figures_are_drawn  # imports matplotlib, which is slow
-
-    return figures_are_drawn(run)
 
 
 def _locked(path: Path, world: World) -> contextlib.AbstractContextManager[None]:
