@@ -17,7 +17,7 @@ from typing import NoReturn
 from pvae.core.errors import InputError, LostError, TrainingError, one_line
 from pvae.core.files import check_replaceable
 from pvae.core.finite import NotFiniteError, naming_refused_parameters, no_nan_warnings
-from pvae.core.memory import is_of_memory
+from pvae.core.memory import is_out_of_memory
 from pvae.core.signals import SIGNALS, Interruptions, handled_by
 from pvae.core.torchrun import is_first_process
 
@@ -86,7 +86,7 @@ def nonempty_path(text: str) -> Path:
 
 
 def run_command(
-    name: str, command: Callable[[], None], interrupted: str = "interrupted; what was written is whole"
+    name: str, command: Callable[[], None], interrupted: str = "interrupted; files already written are complete"
 ) -> int:
     """Run a command and return its exit status; print an error as one line on standard error.
 
@@ -129,7 +129,7 @@ def _run(name: str, command: Callable[[], None]) -> int:
     except LostError as error:
         line, status = str(error), 1
     except (RuntimeError, MemoryError, ImportError) as error:
-        if not is_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         smaller = "stop other programs, or give smaller images, networks, batches or fewer particles"
         advice = "torch cannot be loaded: see ulimit -v" if isinstance(error, ImportError) else smaller

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ from pvae.config.presets import get_system
 from pvae.core.errors import InputError, check_name
 from pvae.core.files import not_a_link, write_whole
 from pvae.core.records import csv_of
-from pvae.core.terminal import say
+from pvae.core.terminal import progress_bar, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,8 +66,6 @@ def _compare(arguments: argparse.Namespace) -> None:
     if arguments.run and arguments.stages:
         raise InputError("--stages go with --system: a RUN has its last checkpoint only")
     with ctrl_c_exits_at_once("pvae.compare"):
-        from tqdm import tqdm
-
         from pvae.evaluation import estimators
         from pvae.plotting import run_figures
         from pvae.runs.run import Run
@@ -78,7 +75,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     if particles == [1] and all(
         ESTIMATORS[name].importance_weighted or ESTIMATORS[name].least_particles > 1 for name in names
     ):
-        raise InputError("with one particle these are the ELBO, or nothing: give more --particles")
+        raise InputError("with one particle these are the ELBO, or are not defined: give more --particles")
     groups = config.groups if config.groups > 1 else _GROUPS
     default = not_a_link(arguments.run / "comparison") if arguments.run else None
     reports = [f"comparison.{suffix}" for suffix in ("csv", "md", "png")] if arguments.out else []
@@ -95,9 +92,11 @@ def _compare(arguments: argparse.Namespace) -> None:
             log_p = estimators.reference(vae, x)
             shown = log_p if log_p.stderr else f"{log_p.mean:.2f} exactly"
             say(f"{stage}: log p(x) = {shown}, mean of {len(x)} test images; pixels {kind}")
-            for name, count in tqdm(pairs, stage, unit="estimator", leave=False, disable=sys.stderr is None or None):
-                options = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups if name == "miwae" else 1}
-                rows.append(estimators.measure(vae, x, name, count, log_p, stage, arguments.repetitions, **options))
+            with progress_bar(stage, len(pairs), "estimator") as bar:
+                for name, count in pairs:
+                    options = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups if name == "miwae" else 1}
+                    rows.append(estimators.measure(vae, x, name, count, log_p, stage, arguments.repetitions, **options))
+                    bar.update()
         table = f"{estimators.to_markdown(rows)}\n\n{estimators.LEGEND}"
         say(f"\n{table}\n")
         write_whole(folder / "comparison.md", (table + "\n").encode())
@@ -111,14 +110,14 @@ def _weights(
     arguments: argparse.Namespace, config: Config, stages: Sequence[int]
 ) -> Iterator[tuple[str, VAE, Tensor, str]]:
     """Yield for each stage of a training its name, the VAE, a batch of test images and the kind of their pixels."""
-    from pvae.evaluation.trained_run import TrainedRun, proper
-    from pvae.training.fit import trained_at
+    from pvae.evaluation.trained_run import TrainedRun, with_normalised_likelihood
+    from pvae.training.fit import train_in_memory
 
     if arguments.run:
         run = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline)
         given = iter([(run.run.read_checkpoint().counts.epoch, run.vae, run.data)])
     else:
-        given = trained_at(config, stages, arguments.data_dir, arguments.offline)
+        given = train_in_memory(config, stages, arguments.data_dir, arguments.offline)
     for epoch, trained, data in given:
         count = arguments.batch_size or min(_BATCH_SIZE, len(data.test))
         if count > len(data.test):
@@ -127,7 +126,7 @@ def _weights(
                 f"{len(data.test):,}"
             )
         images = data.test[:count]
-        vae, pixels, kind = proper(config, trained, data.image_shape, images)
+        vae, pixels, kind = with_normalised_likelihood(config, trained, data.image_shape, images)
         yield f"epoch {epoch}", vae, next(pixels.split(len(images))), kind
 
 

@@ -29,13 +29,13 @@ PICTURES = {
     "samples": "64 images of the prior",
     "losses": "loss, distortion and rate against the epoch",
     "scatter": "2-dimensional codes of training and test images, coloured by class",
-    "cdf": "the same through the normal distribution function, where the prior is uniform",
+    "cdf": "the codes mapped by the CDF of N(0, 1), which makes the prior uniform",
     "manifold": "the decoded grid of a 2-dimensional latent at the quantiles of the prior",
     "traversal": "one latent dimension after the other, from -3 to 3",
     "interpolation": "straight lines between pairs of test images in the latent space",
     "histograms": "each latent dimension against N(0, 1)",
     "attributes": "test images along the direction of an attribute, z + alpha v, alpha from -3 to 3 (celeba)",
-    "probe": "what a linear classifier, trained on real images, sees along that direction (celeba)",
+    "probe": "log-odds of a linear classifier, trained on real images, along that direction (celeba)",
 }
 
 

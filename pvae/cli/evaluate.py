@@ -29,7 +29,7 @@ examples:
   python -m pvae.evaluate runs/my-run
   python -m pvae.evaluate runs/my-run --importance-samples 100 --images 1000
   torchrun --nproc-per-node=2 -m pvae.evaluate runs/my-run
-      the same figures by two processes that share the images"""
+      the same figures by two processes, which share the importance sampling (each computes the rest)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -38,7 +38,8 @@ examples:
   python -m pvae.train --binarize dynamic --elbo trace --particles 5 --latent-dim 20 --hidden 400
       another VAE on binary pixels, where the figure printed is a true lower bound on log p(x)
   torchrun --nproc-per-node=2 -m pvae.train --out RUN
-      the same training by two processes that share each batch; --max-restarts 3 lets it outlive the death of one
+      the same training by two processes that share each batch; with --max-restarts 3, torchrun restarts it up to
+      three times if a process dies
 
 Figures are nats per datum (an image): elbo = -(distortion + rate), higher is better, where the distortion is the
 mean of -log p(x|z) and the rate the KL divergence of q(z|x) from p(z). The run folder holds config.json,
@@ -92,7 +93,12 @@ def train_parser() -> argparse.ArgumentParser:
         help="0:8 (0 to 7) or 0,3,5: a run for each into --out DIR/seed-S, and a table of mean and spread; the number "
         "of threads that each has may change last digits",
     )
-    add("--jobs", metavar="N", type=int, help="of --seeds: runs at a time, the cores shared out (default: one a core)")
+    add(
+        "--jobs",
+        metavar="N",
+        type=int,
+        help="with --seeds: number of runs at a time, among which the cores are divided (default: one run per core)",
+    )
     add("--quiet", action="store_true", help="print the run folder and no progress")
     return parser
 
@@ -127,7 +133,7 @@ def _train_seeds(text: str, jobs: int | None, options: dict[str, Any], argv: Seq
         from pvae.cli.seeds import check_seeds, train_seeds
 
     if place_of() is not None:
-        raise InputError("--seeds starts processes of its own: without torchrun")
+        raise InputError("--seeds starts its own processes: run it without torchrun")
     for name in ("seed", "resume"):
         if options.get(name) is not None:
             raise InputError(f"--seeds {text} names the seeds, and finds the runs to resume: leave --{name} out")

@@ -94,14 +94,14 @@ class AdamUpdate:
         group = self.optimizer.param_groups[0]
         return (*group["betas"], group["eps"])
 
-    def set_numbers(self, counts: Sequence[Tensor]) -> bool:
-        """Set the values that may change from step to step; return False if these counts of steps do not allow it."""
+    def set_values(self, counts: Sequence[Tensor]) -> bool:
+        """Write lr into the tensor that the recording reads. Return False if a replay cannot use these counts."""
         self._lr.fill_(self.optimizer.param_groups[0]["lr"])
         return True
 
     @staticmethod
     def finite(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-        """Return flags (1 + number of gradients,): whether the loss is finite, and the norm of each gradient."""
+        """Return flags (1 + number of gradients,): whether the loss and the norm of each gradient are finite."""
         return torch.stack([loss, *foreach_norm(list(gradients))]).isfinite()
 
     def apply(self, trained: Sequence[Tensor], gradients: Sequence[Tensor], is_taken: Tensor) -> None:
@@ -140,43 +140,44 @@ class ElementwiseAdamUpdate(AdamUpdate):
         m <- m + (1 - beta_1) (g - m)        v <- beta_2 v + (1 - beta_2) g^2
         p <- p - lr / (1 - beta_1^t)  m / (sqrt(v) / sqrt(1 - beta_2^t) + epsilon)
 
-    `set_numbers` computes the factors that depend only on lr, betas, epsilon and t, once a step: the loop over a
-    parameter writes memory, so a compiler cannot move them out of it. Reading t waits for a GPU.
+    `set_values` computes the factors that depend only on lr, betas, epsilon and t on the host, once a step. Inside the
+    loop over a parameter, which writes memory, a compiler would compute them for each element. On a GPU, reading t
+    synchronises.
     """
 
     def __init__(self, optimizer: Adam, name_of: Callable[[Tensor], str] = lambda _: "a parameter") -> None:
         super().__init__(optimizer, name_of)
-        self._numbers = torch.zeros(6, dtype=self.parameters[0].dtype, device=self.parameters[0].device)
+        self._values = torch.zeros(6, dtype=self.parameters[0].dtype, device=self.parameters[0].device)
 
     def is_recorded(self) -> bool:
         """Whether the settings that a recording fixes are unchanged: it fixes none."""
         return True
 
-    def set_numbers(self, counts: Sequence[Tensor]) -> bool:
-        """Set the factors of the next step from the settings and these counts; return False if the counts differ."""
+    def set_values(self, counts: Sequence[Tensor]) -> bool:
+        """Write the factors of the next step into the tensor that the recording reads; False if the counts differ."""
         group = self.optimizer.param_groups[0]
         distinct_counts = {count.item() for count in counts}
         if len(distinct_counts) != 1:
             return False
         count, (beta_1, beta_2) = distinct_counts.pop() + 1, group["betas"]
         step_size, scale = group["lr"] / (1 - beta_1**count), (1 - beta_2**count) ** -0.5
-        numbers = (step_size, scale, 1 - beta_1, beta_2, 1 - beta_2, group["eps"])
-        self._numbers.copy_(torch.tensor(numbers, dtype=self._numbers.dtype))
+        values = (step_size, scale, 1 - beta_1, beta_2, 1 - beta_2, group["eps"])
+        self._values.copy_(torch.tensor(values, dtype=self._values.dtype))
         return True
 
     @staticmethod
     def finite(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-        """Return flags (1 + number of gradients,): whether the loss is finite, and each gradient and its square."""
+        """Return flags (1 + number of gradients,): whether the loss and the squares of each gradient are finite."""
         return torch.stack([loss.isfinite(), *((g * g).isfinite().all() for g in gradients)])
 
     def apply(self, trained: Sequence[Tensor], gradients: Sequence[Tensor], is_taken: Tensor) -> None:
         """Write the new parameters, moments and counts, or leave the old ones where `is_taken` is false."""
-        step_size, scale, new, decay, newer, epsilon = self._numbers.unbind()
+        step_size, scale, one_minus_beta_1, beta_2, one_minus_beta_2, epsilon = self._values.unbind()
         for parameter, gradient in zip(trained, gradients):
             state: dict[str, Tensor] = self.optimizer.state[parameter]
             old = (parameter.detach(), state["exp_avg"], state["exp_avg_sq"], state["step"])
-            mean = old[1] + new * (gradient - old[1])
-            square = decay * old[2] + newer * (gradient * gradient)
+            mean = old[1] + one_minus_beta_1 * (gradient - old[1])
+            square = beta_2 * old[2] + one_minus_beta_2 * (gradient * gradient)
             value = old[0] - step_size * mean / (scale * square.sqrt() + epsilon)
             for tensor, updated in zip(old, (value, mean, square, old[3] + 1)):
                 tensor.copy_(torch.where(is_taken, updated, tensor))

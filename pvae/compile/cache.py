@@ -1,6 +1,6 @@
 """A cache of compiled graphs in the user's cache folder, so that each graph is compiled once on a machine.
 
-Loading a package runs no part of the compiler; torch's own caches do not save a process this time.
+torch's own caches still run parts of the compiler in each process; loading a package runs none.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def load_or_compile(graph: fx.GraphModule, inputs: Sequence[Tensor], options: di
         options: of inductor.
 
     Returns:
-        A function of a list of the inputs, which it empties. It checks no shapes; its results share no memory with the
-        inputs unless they are inputs.
+        A function of a list of the inputs, which it empties. It checks no shapes. A result shares memory with an
+        input only if it is that input.
 
     Raises:
         ValueError: the graph holds objects other than its inputs, or two inputs share memory.

@@ -13,7 +13,7 @@ from pyro.poutine.runtime import apply_stack
 from torch import Tensor, nn
 
 from pvae.compile.adam import AdamUpdate
-from pvae.compile.graph import check_ways, record
+from pvae.compile.graph import check_engine, record
 from pvae.compile.guards import (
     Snapshot,
     buffers_unchanged,
@@ -72,7 +72,7 @@ class CompiledELBO(ELBO):
         if not hasattr(elbo, "differentiable_loss"):
             raise TypeError(f"{type(elbo).__name__} has no differentiable_loss: take one of pvae.build_elbo")
         self.elbo: Any = elbo
-        check_ways(engine, precision)
+        check_engine(engine, precision)
         super().__init__(num_particles=elbo.num_particles)  # type: ignore[no-untyped-call]
         self.engine = engine
         self.precision = precision
@@ -140,7 +140,7 @@ class CompiledELBO(ELBO):
         recorded = self._find(Call("update", model, guide, update, prepare), inputs)
         if recorded is None or any(parameter.grad is not None for parameter in recorded.step.trained):
             return None
-        if not update.set_numbers(recorded.counts):
+        if not update.set_values(recorded.counts):
             return None
         result, (is_taken, finite) = recorded.play(self._beta(beta), inputs)
         if not is_taken:
@@ -181,7 +181,7 @@ class CompiledELBO(ELBO):
 
     def _find(self, call: Call, inputs: Sequence[Tensor]) -> RecordedStep | None:
         """Return the recording of such a step, recorded now if there is none; None if the step must be run eagerly."""
-        refuse_handlers(call.gives)
+        refuse_handlers(call.kind)
         shapes = tuple((x.shape, x.dtype, x.device, x.stride(), x.requires_grad) for x in inputs)
         recorded = None if self._checked is None else self._checked.get((call, shapes))
         if recorded is not None:
@@ -189,12 +189,12 @@ class CompiledELBO(ELBO):
         update = call.update
         if update is not None and not update.suits(update.optimizer):
             return None
-        if call.gives != "loss" and any(x.requires_grad for x in inputs):
+        if call.kind != "loss" and any(x.requires_grad for x in inputs):
             raise InputError("a compiled ELBO gives gradients to parameters only, and an input requires one")
-        key = (call.gives, shapes, torch_settings())
+        key = (call.kind, shapes, torch_settings())
         recorded = next((one for one in reversed(self._recorded) if one.suits(key, call, self.elbo)), None)
         if recorded is None:
-            with state_unchanged([*inputs, *(update.parameters if update is not None else [])], call.gives):
+            with state_unchanged([*inputs, *(update.parameters if update is not None else [])], call.kind):
                 recorded = self._record(key, call, inputs)
             if recorded is None:
                 return None
@@ -219,7 +219,7 @@ class CompiledELBO(ELBO):
         step = Step(self.elbo, call)
         beta = torch.tensor(1.0, dtype=dtype if dtype.is_floating_point else None, device=inputs[0].device)
         # Compiling takes seconds, and saves milliseconds at each step, which a rare step does not repay.
-        is_rare = call.gives == "loss" or self.batch_size not in (None, len(inputs[0]))
+        is_rare = call.kind == "loss" or self.batch_size not in (None, len(inputs[0]))
         engine = "graph" if is_rare else self.engine
         with buffers_unchanged(modules), unchanged(written):
             # Views, since one tensor given twice would be recorded as one input.

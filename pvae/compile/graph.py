@@ -13,19 +13,19 @@ from pyro.util import torch_isnan, warn_if_nan
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
+from pvae.compile.decompositions import Decompositions, bfloat16_products, onednn_products
 from pvae.compile.inductor import compile_graph, missing
-from pvae.compile.products import Decompositions, bfloat16_products, onednn_products
 from pvae.core.errors import InputError, brief, check_name
-from pvae.core.memory import is_of_memory
+from pvae.core.memory import is_out_of_memory
 from pvae.core.onednn import onednn, opaque_onednn
 from pvae.core.torch_private import make_fx
 
-__all__ = ["check_ways", "record"]
+__all__ = ["check_engine", "record"]
 
 _ATEN = torch.ops.aten
 
-_LOOKS = (
-    "the step cannot be recorded, since it looks at the values of its tensors: "
+_READS_VALUES = (
+    "the step cannot be recorded, since its Python code reads values of tensors (.item(), `if x > 0`): "
     "leave --compile out (in Python, give SVI the ELBO itself)"
 )
 
@@ -49,7 +49,7 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
     Raises:
         InputError: the function cannot be recorded or compiled, or there is no such engine, precision or compiler.
     """
-    check_ways(engine, precision)
+    check_engine(engine, precision)
     if precision == "bf16":
         products = bfloat16_products()
     else:
@@ -60,7 +60,7 @@ def record(function: Function, inputs: Sequence[Tensor], engine: str = "graph", 
     try:
         return compile_graph(graph, *inputs)
     except Exception as error:
-        if is_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise InputError(
             f"inductor cannot compile this ({brief(error)}): see that the C++ compiler works and no disk is full, or "
@@ -79,19 +79,19 @@ def _graph_of(function: Function, inputs: Sequence[Tensor], products: Decomposit
     except InputError:
         raise
     except Exception as error:  # the function ran before without an error, so the recording is the cause
-        raise InputError(f"{_LOOKS} ({brief(error)})") from error
+        raise InputError(f"{_READS_VALUES} ({brief(error)})") from error
     for node in graph.graph.find_nodes(op="get_attr"):
         node.meta.setdefault("val", getattr(graph, str(node.target)))  # torch 2.6 leaves it out
     if any(_depends_on_values(node) for node in graph.graph.nodes):
-        raise InputError(_LOOKS)
+        raise InputError(_READS_VALUES)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
 
 
-def check_ways(engine: str, precision: str) -> None:
+def check_engine(engine: str, precision: str) -> None:
     """Raise an `InputError` unless engine and precision exist, and inductor finds what it needs."""
-    check_name("way to compile", engine, ["graph", "inductor"])
+    check_name("--compile engine", engine, ["graph", "inductor"])
     check_name("precision", precision, ["fp32", "bf16"])
     if engine == "inductor" and missing():
         raise InputError(f"--compile inductor needs {missing()}, or take --compile graph")
@@ -108,7 +108,7 @@ class _TensorsStayTensors(TorchFunctionMode):
         if func is Tensor.item:
             return args[0].detach()
         if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__):
-            raise InputError(_LOOKS)
+            raise InputError(_READS_VALUES)
         if func is Tensor.register_hook and _is_called_by(warn_if_nan):
             return None  # the hook would read the gradients
         if func is torch.isnan and _is_called_by(torch_isnan):

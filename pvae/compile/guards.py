@@ -34,7 +34,13 @@ __all__ = [
 ]
 
 _PLAIN = (bool, int, float, complex, str, bytes, torch.Size, torch.device)
-_CREATED_ANEW = (types.MethodType, functools.partial, dict, list, tuple)  # perhaps for each step, with the same parts
+_CREATED_ANEW = (
+    types.MethodType,
+    functools.partial,
+    dict,
+    list,
+    tuple,
+)  # perhaps at each step; compared by parts
 
 
 class Snapshot:
@@ -65,10 +71,10 @@ class Snapshot:
     def is_current(self) -> bool:
         """Whether nothing that matters was edited since."""
         # One pass over all containers: with a call for each of them, a step would take up to 10 % longer.
-        is_unassigned = sum(map(len, self._live)) == len(self._values) and all(
+        nothing_replaced = sum(map(len, self._live)) == len(self._values) and all(
             map(operator.is_, chain.from_iterable(self._live), self._values)
         )
-        changeable = self._others if is_unassigned else self._others + self._containers
+        changeable = self._others if nothing_replaced else self._others + self._containers
         return all(_are_same(_parts_of(owner), parts) for owner, parts in changeable)
 
 
@@ -148,11 +154,11 @@ def unchanged(tensors: Sequence[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def state_unchanged(inputs: Sequence[Tensor], gives: str) -> Iterator[None]:
+def state_unchanged(inputs: Sequence[Tensor], kind: str) -> Iterator[None]:
     """Restore the random state after the block, and for an evaluation Pyro's parameter store too."""
     devices = {x.device for x in inputs if x.device.type == "cuda"}
     store = pyro.get_param_store()
-    scope = store.scope(store.get_state()) if gives == "loss" else nullcontext()
+    scope = store.scope(store.get_state()) if kind == "loss" else nullcontext()
     with torch.random.fork_rng(devices=list(devices)), poutine.block(), scope:
         yield
 
@@ -163,14 +169,14 @@ def torch_settings() -> tuple[object, ...]:
     return (torch.get_default_dtype(), *autocast)
 
 
-def refuse_handlers(gives: str) -> None:
+def refuse_handlers(kind: str) -> None:
     """Refuse Pyro handlers around a step, except SVI's own, which only traces parameters.
 
     Raises:
         InputError: there is another handler; it would change what is drawn or how it is weighted.
     """
     for handler in _PYRO_STACK:
-        if not (gives == "gradients" and isinstance(handler, TraceMessenger) and handler.param_only):
+        if not (kind == "gradients" and isinstance(handler, TraceMessenger) and handler.param_only):
             name = type(handler).__name__
             raise InputError(f"a compiled ELBO runs under no Pyro handler, here {name}: wrap model and guide instead")
 

@@ -60,15 +60,16 @@ def compile_graph(graph: fx.GraphModule, *inputs: Tensor) -> Function:
 
 
 def _ahead_of_time(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Function:
-    lifted, constants = _lifted(graph)
-    run = load_or_compile(lifted, [*inputs, *constants], _OPTIONS)
-    compiled_for, lock = _layout(inputs), threading.Lock()  # torch's own lock waits while it holds the GIL
+    lifted, attributes = _lifted(graph)
+    run = load_or_compile(lifted, [*inputs, *attributes], _OPTIONS)
+    compiled_for = _layout(inputs)
+    lock = threading.Lock()  # torch waits for its own lock while it holds the GIL, so that two threads could deadlock
 
     def replay(*inputs: Tensor) -> Sequence[Tensor]:
         if _layout(inputs) != compiled_for:  # the code would read memory in a wrong layout
             raise ValueError(f"compiled for {compiled_for}, given {_layout(inputs)}")
         with lock:
-            return run([*inputs, *constants])
+            return run([*inputs, *attributes])
 
     replay(*inputs)
     return replay

@@ -29,14 +29,14 @@ class Call(NamedTuple):
     """The arguments of a step, except its input tensors.
 
     Attributes:
-        gives: "loss"; "gradients" for the loss and its gradients; "update" to apply these to the parameters too.
+        kind: "loss"; "gradients" for the loss and its gradients; "update" to apply these to the parameters too.
         model: a Pyro function.
         guide: its guide.
-        update: steps the parameters, if `gives` is "update".
+        update: steps the parameters, if `kind` is "update".
         prepare: converts the inputs to the argument of model and guide.
     """
 
-    gives: str
+    kind: str
     model: PyroFunction
     guide: PyroFunction
     update: AdamUpdate | None = None
@@ -69,13 +69,15 @@ class Step:
         self.has_terms = hasattr(elbo, "loss_and_terms")
 
     def __call__(self, beta: Tensor, *inputs: Tensor) -> list[Tensor]:
-        """Return loss, distortion and rate (or the loss in their place), flags, and the further results of the call.
+        """Return [loss, distortion, rate], one flag per check, and further results by the kind of the call.
 
-            "gradients": one for each parameter in `trained`
-            "update":    whether the step is taken: all flags are true and all values finite; and the flags of
+            "loss":      nothing more
+            "gradients": one gradient for each parameter in `trained`
+            "update":    whether the step is taken, that is all flags are true and all values finite; and the flags of
                          `AdamUpdate.finite`
 
-        Each flag is the result of a check of a tensor that the step computes; checks of inputs are left to the replay.
+        If the ELBO has no terms, the loss is returned three times. The checks are those of tensors that the step
+        computes; checks of inputs are left to the replay.
         """
         with deferred() as checks, poutine.trace(param_only=True) as capture:
             x = inputs if self.call.prepare is None else (self.call.prepare(*inputs),)
@@ -93,7 +95,7 @@ class Step:
         self.trained: list[Tensor] = []
         flags = [check.holds(check.x) for check in computed]
         results = [loss.detach(), *terms[:2], *flags]
-        if self.call.gives == "loss":
+        if self.call.kind == "loss":
             return results
         gradients = self._gradients(loss)
         update = self.call.update
@@ -202,7 +204,7 @@ class RecordedStep:
 
     def _is_in_store(self) -> bool:
         """Whether Pyro's store holds the parameters; for an evaluation, those of modules may be missing."""
-        now, trains = pyro.get_param_store()._params, self.call.gives != "loss"
+        now, trains = pyro.get_param_store()._params, self.call.kind != "loss"
         owned = set() if trains else {id(tensor) for module in self.modules for tensor in module.parameters()}
         for name, parameter in self.step.params.items():
             absent = parameter if id(parameter) in owned else None

@@ -1,1 +1,1 @@
-"""What a training is: its options, said once, and the published systems as presets."""
+"""The options of a training, each defined once, and the published systems as presets."""

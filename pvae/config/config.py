@@ -95,7 +95,7 @@ class Config:
         "without a prior, which makes an autoencoder",
         choices=("normal", "normal-log-variance", "delta"),
     )
-    likelihood: str = option("bernoulli", "{choices}", choices=tuple(LIKELIHOODS))
+    likelihood: str = option("bernoulli", "{choices}", choices=LIKELIHOODS)
     scale: float = option(
         1.0,
         "standard deviation of a normal likelihood or scale of a logistic one: fixed, or its initial value",
@@ -114,7 +114,8 @@ class Config:
     particles: int = option(1, "number K of samples z ~ q(z | x) per image in the bound", limits=(1, 10**6))
     alpha: float = option(
         0.5,
-        "0 is iwae, 1 the ELBO, below 0 the loss is not a lower bound; the ELBO is reported beside it",
+        "order of the Renyi bound: 0 is iwae, 1 the ELBO; below 0 the objective is not a lower bound. The reported "
+        "elbo is the ELBO",
         limits=(-1e38, 1e38),
         only_with=("--elbo renyi", lambda c: c.elbo == "renyi"),
     )
@@ -133,11 +134,13 @@ class Config:
     beta: float = option(1.0, "weight of the rate in the loss, never in a reported ELBO")
     rate_reduction: str = option(
         "sum",
-        "sum over the latent dimensions, which is the KL divergence, or the mean that post 003 weighs, in the loss",
+        "in the loss, sum the rate over latent dimensions (the KL divergence), or take their mean (post 003)",
         choices=("sum", "mean"),
     )
     warm_up: int = option(0, "epochs over which the weight of the rate rises from 0 to beta")
-    free_bits: float = option(0.0, "rate of each latent dimension, averaged over the batch, that costs nothing")
+    free_bits: float = option(
+        0.0, "nats of each latent dimension, averaged over the batch, below which the rate costs nothing"
+    )
     epochs: int = option(16, "passes over the training images", limits=_SIZE)
     batch_size: int = option(100, "images per step", limits=_SIZE)
     lr: float = option(1e-3, "Adam's learning rate, at the start", limits=_SCALE)
@@ -150,9 +153,7 @@ class Config:
     )
     adam_eps: float = option(1e-8, "Adam's epsilon", limits=_SCALE)
     seed: int = option(0, "seed of the initial weights, the order of the images and every draw", limits=(0, 2**63 - 1))
-    clip_norm: float = option(
-        0.0, "greatest norm of all gradients together, to which they are scaled down; 0 for no bound"
-    )
+    clip_norm: float = option(0.0, "largest total norm of all gradients, which are scaled down to it; 0 for no limit")
     on_nan: str = option(
         "stop", "stop, or skip the step, at a loss or a gradient that is NaN or infinite", choices=("stop", "skip")
     )

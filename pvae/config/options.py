@@ -63,15 +63,15 @@ ESTIMATORS = {
 }
 ELBOS = tuple(ESTIMATORS)
 DATASETS = ("auto", "mnist", "fashion-mnist", "mnist-5k", "binarized-mnist", "linear-gaussian", "celeba", "folder:PATH")
-LIKELIHOODS = {  # the choices of --likelihood, and the classes of `pvae.models.likelihoods`
-    "bernoulli": "BernoulliLikelihood",
-    "continuous-bernoulli": "ContinuousBernoulliLikelihood",
-    "normal": "NormalLikelihood",
-    "normal-learned": "LearnedNormalLikelihood",
-    "normal-optimal": "OptimalNormalLikelihood",
-    "normal-linear": "LinearNormalLikelihood",
-    "discretized-logistic": "DiscretizedLogisticLikelihood",
-}
+LIKELIHOODS = (
+    "bernoulli",
+    "continuous-bernoulli",
+    "normal",
+    "normal-learned",
+    "normal-optimal",
+    "normal-linear",
+    "discretized-logistic",
+)
 _REMOVED = {"cuda-graph": "graph", "tf32": "fp32"}  # choices of earlier versions, and their replacements
 _MOST_LAYERS = 1000  # building a layer takes memory even where its width is 1
 

@@ -28,7 +28,7 @@ def require(holds: Callable[[Tensor], Tensor], x: Tensor, error: Callable[[], Ex
 
     Args:
         holds: returns a boolean scalar.
-        x: an input of the step.
+        x: the tensor to check.
         error: creates the exception; it must hold no tensor, since a recording keeps it.
     """
     checks = _collected.get()

@@ -28,7 +28,7 @@ __all__ = [
     "write_whole",
 ]
 
-_REPORTS = {  # the first bytes of each of pvae's reports, by file name or, for pictures, by suffix
+_REPORTS = {  # a regular expression for the start of each report, by file name or, for pictures, by suffix
     "evaluation.json": rb'\{\s*"run": "[^\n]*",\s*"epoch": \d+,\s*"data": "',
     "latent.json": rb'\{\s*"mean": \[',
     "probe.json": rb'\[\s*\{\s*"attribute": "',
@@ -56,7 +56,7 @@ def write_whole(path: Path, content: bytes, previous: Path | None = None) -> Non
     if os.path.lexists(path) and not (path.is_symlink() or path.is_file()):
         raise InputError(f"{path} is not an ordinary file, and is not replaced: name another")
     try:
-        temporary.unlink(missing_ok=True)  # or writing to a link of that name would change another file
+        temporary.unlink(missing_ok=True)  # left by a killed process with the same id; mode "x" would fail
         with temporary.open("xb") as file:
             file.write(content)
             file.flush()

@@ -1,4 +1,4 @@
-"""Errors of one line for values that are not finite."""
+"""`NotFiniteError`, and context managers that raise it in place of longer errors."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pvae.core.errors import TrainingError
 
-__all__ = ["available_memory", "is_of_memory", "no_memory_for"]
+__all__ = ["available_memory", "is_out_of_memory", "no_memory_for"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -32,7 +32,7 @@ def available_memory() -> int:
     return min(sizes)
 
 
-def is_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception says that the machine or a GPU is out of memory."""
     says_so = re.search("allocate memory|out of memory|failed to map segment", str(error)) is not None
     return isinstance(error, MemoryError) or (isinstance(error, (RuntimeError, ImportError)) and says_so)
@@ -51,6 +51,6 @@ def no_memory_for(what: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not is_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise TrainingError(f"out of memory at {what}: give a smaller --batch-size or fewer --particles") from error

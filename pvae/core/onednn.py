@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pvae.core.torch_private import is_followed, linear_by_onednn
+from pvae.core.torch_private import is_observed, linear_by_onednn
 
 __all__ = ["Linear", "onednn", "opaque_onednn", "suits_onednn"]
 
-# The number of multiply-adds from which oneDNN is faster: 128 x 400 x 784 is, 128 x 400 x 40 is not.
+# oneDNN is faster from this number of multiply-adds on: at 128 x 400 x 784 it is, at 128 x 400 x 40 it is not.
 _LARGE = 2**22
 # The least number of columns of the result: copying a factor can take longer than a product of 20 columns.
 _WIDE = 128
@@ -25,22 +25,23 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available() and linear_by_onednn is not N
 class Linear(nn.Linear):
     """torch's linear layer, y = x W^T + b, which computes large products by oneDNN: equal to rounding, in less time.
 
-    It calls torch's own product if the product is small, narrow or not of float32 on a CPU with AVX-512, under
-    autocast, and if something observes the operators that run: a tensor subclass, torch.compile, torch.jit.trace,
-    torch.func, forward-mode differentiation, a dispatch mode (make_fx, FlopCounterMode). A batch just above the size
-    limit thus differs by rounding from one below. torch.jit.script and torch.fx's symbolic tracing do not support it.
+    torch's own product is used (a) if the product is small, narrow or not float32, or the device is not a CPU with
+    AVX-512; (b) under autocast; (c) if something observes the operators: a tensor subclass, torch.compile,
+    torch.jit.trace, torch.func, forward-mode differentiation, or a dispatch mode (make_fx, FlopCounterMode).
+    A batch just above the size limit therefore differs by rounding from one below it. torch.jit.script and torch.fx's
+    symbolic tracing do not support this layer.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y (..., out_features) of x (..., in_features)."""
-        if is_followed(x, self.weight) or not suits_onednn(x, self.weight, self.bias):
+        if is_observed(x, self.weight) or not suits_onednn(x, self.weight, self.bias):
             return super().forward(x)
         y: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]).contiguous(), self.weight, self.bias)
         return y.reshape(*x.shape[:-1], -1)
 
 
 class _Product(torch.autograd.Function):
-    """left right^T + bias, whose gradients, of any order, are such products too."""
+    """left right^T + bias. The gradients are computed by this function too, so they can be differentiated again."""
 
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
@@ -58,7 +59,7 @@ class _Product(torch.autograd.Function):
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    if is_followed(left, right) or right.shape[0] < _WIDE:
+    if is_observed(left, right) or right.shape[0] < _WIDE:
         return left @ right.t()
     product: Tensor = _Product.apply(left.contiguous(), right, None)  # the rows of a gradient may overlap in memory
     return product
@@ -74,7 +75,7 @@ def suits_onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> bool:
     """Whether oneDNN supports left (..., in) times right (out, in)^T, plus bias (out,), and is faster."""
     if not (_IS_FASTER and _HAS_ONEDNN and torch.backends.mkldnn.enabled):
         return False
-    # The sizes come first, since further checks would slow small products most.
+    # Sizes first: for a small product the other checks cost more than oneDNN saves.
     if left.numel() * right.shape[0] < _LARGE or right.shape[0] < _WIDE:
         return False
     are_dense_float32 = all(

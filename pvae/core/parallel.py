@@ -18,7 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 from pvae.core.errors import InputError, LostError, brief
 from pvae.core.torchrun import place_of
 
-__all__ = ["ALONE", "Share", "World", "is_of_processes", "joined"]
+__all__ = ["ALONE", "Share", "World", "is_lost_process", "joined"]
 
 _TIMEOUT = timedelta(minutes=5)  # for the slowest process to join
 
@@ -30,8 +30,9 @@ class Share(NamedTuple):
         start: its first row.
         stop: the row after its last one.
         total: number of rows of the whole batch.
-        weight: weight of the mean over its rows in the mean over the batch. It is 0 if the batch is too small to give
-            it a row; it then computes one anyway, since the other processes wait for its gradients.
+        weight: the batch mean is the sum over processes of weight times the mean over their rows. It is 0 if there are
+            more processes than rows; the process then computes one row anyway, because the others wait for its
+            gradients.
     """
 
     start: int
@@ -73,7 +74,7 @@ class World:
         return Share(start, stop, total, (stop - start) / total)
 
     def takes(self, number: int) -> bool:
-        """Whether this process does the part of that number, of work in many equal parts."""
+        """Whether part `number` of a divided work belongs to this process."""
         return number % self.size == self.rank
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
@@ -145,7 +146,8 @@ def joined(device: str | None = None, environment: Mapping[str, str] = os.enviro
         yield ALONE
         return
     is_on_gpus = torch.cuda.is_available() and (device in (None, "auto") or str(device).startswith("cuda"))
-    # torchrun keeps its store over a restart, with the addresses of the processes that ended: use a prefix.
+    # A restart by torchrun keeps the store and the addresses of ended processes in it; a prefix for each attempt hides
+    # them.
     try:
         store, rank, size = next(rendezvous("env://", timeout=_TIMEOUT))
     except (RuntimeError, ValueError, OSError) as error:
@@ -160,7 +162,7 @@ def joined(device: str | None = None, environment: Mapping[str, str] = os.enviro
         yield world
         dist.barrier()  # a process that leaves early closes connections that the others still use
     except RuntimeError as error:
-        if isinstance(error, LostError) or not is_of_processes(error):
+        if isinstance(error, LostError) or not is_lost_process(error):
             raise
         why = "another process of this command has ended, and so does this one: start it again"
         raise LostError(why if world.reports_first() else "") from error
@@ -168,6 +170,6 @@ def joined(device: str | None = None, environment: Mapping[str, str] = os.enviro
         dist.destroy_process_group()
 
 
-def is_of_processes(error: BaseException) -> bool:
+def is_lost_process(error: BaseException) -> bool:
     """Whether an exception of torch means that another process has ended, or does not answer."""
     return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))

@@ -58,10 +58,7 @@ def csv_of(records: Sequence[Any]) -> str:
 
     A field whose value is a dataclass becomes a column for each field of that dataclass, named `field_inner`.
     """
-    rows: list[dict[str, object]] = [{} for _ in records]
-    for row, record in zip(rows, records):
-        for name, value in asdict(record).items():
-            row |= {f"{name}_{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+    rows = [_flat(asdict(record)) for record in records]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -82,6 +79,14 @@ def markdown_of(columns: Mapping[str, Callable[[T], str]], items: Iterable[T], a
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
     ruler = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([lines[0], ruler, *lines[1:]])
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record whose values that are records are replaced by their own entries, as `name_key`."""
+    flat: dict[str, Any] = {}
+    for name, value in record.items():
+        flat |= {f"{name}_{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _fits(value: Any, hint: Any) -> bool:

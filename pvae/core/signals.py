@@ -18,7 +18,8 @@ __all__ = ["SIGNALS", "Interruptions", "handled_by"]
 # A terminal sends SIGHUP when it is closed; a process under nohup ignores it.
 _HANDLES_SIGHUP = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if _HANDLES_SIGHUP else []))
-_MIN_INTERVAL = 0.2  # seconds between two signals that count; `timeout` signals a process, and then its group
+# In seconds. A second signal within this time is ignored, because `timeout` signals a process and then its group.
+_MIN_INTERVAL = 0.2
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ __all__ = [
     "has_gradient_hooks",
     "has_step_hooks",
     "hooks_of",
-    "is_followed",
+    "is_observed",
     "linear_by_onednn",
     "load_package",
     "make_fx",
@@ -46,11 +46,11 @@ fused_adam_: Any = torch._fused_adam_
 linear_by_onednn: Any = getattr(getattr(torch.ops.mkldnn, "_linear_pointwise", None), "default", None)
 
 
-def is_followed(*tensors: Tensor) -> bool:
+def is_observed(*tensors: Tensor) -> bool:
     """Whether something observes the operators on these tensors and does not know oneDNN's, so that torch's are used.
 
-    It is a tensor subclass, torch.compile, autocast, torch.jit.trace, a dispatch mode without `lets_products_pass`,
-    torch.func or forward-mode differentiation.
+    Observers are tensor subclasses, torch.compile, autocast, torch.jit.trace, dispatch modes without
+    `lets_products_pass`, torch.func and forward-mode differentiation.
     """
     try:
         return (

@@ -40,7 +40,7 @@ def place_of(environment: Mapping[str, str] | None = None) -> Place | None:
         rank, size, local_rank, port = -1, 0, 0, 0
     if not (0 <= rank < size and 0 <= local_rank < size and 0 < port < 2**16):
         values = ", ".join(f"{name}={variables.get(name, '')}" for name in names)
-        raise InputError(f"{values} in the environment are no process of torchrun: start it by torchrun, or unset them")
+        raise InputError(f"the environment has {values}, which torchrun does not set: start by torchrun, or unset them")
     return Place(rank, size, local_rank)
 
 

@@ -52,8 +52,9 @@ def find(title: str, folder: str, data_dir: str | Path | None, advice: str = "")
     for root in roots:
         if is_folder(root / folder):
             return root
-    searched = ", ".join(str(root / folder) for root in roots) or "a cache, since there is no home folder"
-    raise NotFoundError(f"{title} is not in {searched}{advice and ': '}{advice}")
+    searched = ", ".join(str(root / folder) for root in roots)
+    why = f"is not in {searched}" if roots else "was not searched: there is no --data-dir, PVAE_DATA or home folder"
+    raise NotFoundError(f"{title} {why}{advice and ': '}{advice}")
 
 
 def is_folder(path: Path) -> bool:

@@ -21,11 +21,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageOps
-from tqdm import tqdm
 
 from pvae.core.errors import InputError, brief
 from pvae.core.files import open_bounded, read_bounded, write_whole
 from pvae.core.records import to_json
+from pvae.core.terminal import progress_bar
 from pvae.data.folders import is_folder
 
 __all__ = ["SUFFIXES", "ImageTransform", "decode", "image_files", "load_images"]
@@ -138,11 +138,10 @@ def _build(files: Sequence[Path], transform: ImageTransform, target: Path) -> tu
         warnings.filterwarnings("ignore", module="PIL")  # a file that cannot be used raises an error
         decoded = pool.map(lambda path: decode(path, transform), files)
         try:
-            with temporary.open("wb") as file:
+            with temporary.open("wb") as file, progress_bar("decoding", len(files), "image") as bar:
                 np.lib.format.write_array_header_1_0(file, {**header, "shape": (len(files), *shape)})
-                is_silent = None if sys.stderr else True  # None: silent unless stderr is a terminal
-                bar = tqdm(decoded, total=len(files), desc="decoding", unit="image", disable=is_silent)
-                for index, image in enumerate(bar):
+                for index, image in enumerate(decoded):
+                    bar.update()
                     if image is not None:
                         file.write(image.tobytes())
                         kept.append(index)

@@ -56,9 +56,9 @@ def from_torchvision(name: str, data_dir: str | Path | None, offline: bool) -> D
         try:
             root = cache_dir()
             _download(title, root)
-        except (OSError, RuntimeError, InputError) as failure:
-            why = str(failure).splitlines()[0]
-            raise NotFoundError(f"{error}, and cannot be downloaded ({why}): {advice} connect to a network") from None
+        except (OSError, RuntimeError, InputError, http.client.HTTPException) as failure:
+            why = f"cannot be downloaded ({brief(failure)})"
+            raise NotFoundError(f"{error}, and {why}: {advice} connect to a network") from None
     raw = root / title / "raw"
     train, test = (_read_idx(raw / f"{split}-images-idx3-ubyte", title, 28, 28) for split in ("train", "t10k"))
     train_labels, test_labels = (_read_idx(raw / f"{split}-labels-idx1-ubyte", title) for split in ("train", "t10k"))

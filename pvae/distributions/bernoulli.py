@@ -11,7 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pvae.core.torch_private import is_followed
+from pvae.core.torch_private import is_observed
 
 __all__ = ["JointBernoulli", "LogitBernoulli", "PseudoBernoulli"]
 
@@ -103,7 +103,7 @@ class PseudoBernoulli(LogitBernoulli):
     def _validate_sample(self, value: Tensor) -> None:
         """Accept values in [0, 1] after one fast pass; leave all others to torch's slower validation."""
         # Under torch.vmap and torch.export the values cannot be read here.
-        if isinstance(value, Tensor) and value.numel() and not is_followed(value, self.logits):
+        if isinstance(value, Tensor) and value.numel() and not is_observed(value, self.logits):
             is_broadcast = value.shape != self.batch_shape[len(self.batch_shape) - value.dim() :]
             if not is_broadcast and _lies_within(0, value, 1):
                 return

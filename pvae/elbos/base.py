@@ -46,7 +46,9 @@ class PerDatumELBO(Trace_ELBO):
 
     def __init__(self, num_particles: int = 1, beta: float = 1.0, free_bits: float = 0.0) -> None:
         # The only plate, "data", is dimension -1; the particles are dimension -2.
-        super().__init__(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)  # type: ignore[no-untyped-call]
+        super().__init__(  # type: ignore[no-untyped-call]
+            num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1
+        )
         self.beta = beta
         self.free_bits = free_bits
 

@@ -53,7 +53,7 @@ class RenyiELBO(ImportanceELBO):
 
     Args:
         num_particles: K.
-        alpha: 0 is the importance-weighted bound, 1 the ELBO; below 0 it is no lower bound on log p(x).
+        alpha: 0 is the importance-weighted bound, 1 the ELBO; below 0 it is not a lower bound on log p(x).
 
     Reference:
         Li and Turner, arXiv:1602.02311, equation 5.

@@ -124,7 +124,7 @@ def _check_site(name: str, site: Any, batch_shape: tuple[int, ...]) -> None:
     """Refuse a site that is scaled, masked or not independent for each datum."""
     scale = site["scale"]
     if not (isinstance(scale, (int, float)) and scale == 1) or site["mask"] is not None:
-        raise ValueError(f"site {name!r} is scaled or masked, and the loss is then no bound: weigh the rate by beta")
+        raise ValueError(f"site {name!r} is scaled or masked, so the loss is not a bound: weigh the rate by beta")
     plates = {plate.dim: plate.size for plate in site["cond_indep_stack"] if plate.vectorized}
     wanted = {-1 - place: size for place, size in enumerate(reversed(batch_shape))}
     if plates != wanted or site["fn"].batch_shape != batch_shape:

@@ -38,11 +38,11 @@ class SVIWithTerms(SVI):
             NotFiniteError: the loss or a gradient is not finite; no parameter was updated.
         """
         with poutine.trace(param_only=True) as capture:
-            found = self.elbo.backward(self.model, self.guide, *inputs, beta=beta)
-        loss = finite_loss(found)  # checked first, since gradients may be finite where the loss is not
+            result = self.elbo.backward(self.model, self.guide, *inputs, beta=beta)
+        loss = finite_loss(result)  # checked first, since gradients may be finite where the loss is not
         nodes: list[Any] = [*capture.trace.nodes.values()]
         self.optim({site["value"].unconstrained() for site in nodes})
-        return loss, found.terms
+        return loss, result.terms
 
     def evaluate_with_terms(self, x: Tensor, beta: float | None = None) -> tuple[float, Terms]:
         """Return the loss of one batch x (B, C, H, W) and its terms; beta weighs the rate.
@@ -50,17 +50,17 @@ class SVIWithTerms(SVI):
         Raises:
             NotFiniteError: the loss is not finite.
         """
-        found = self.elbo.evaluate(self.model, self.guide, x, beta=beta)
-        return finite_loss(found), found.terms
+        result = self.elbo.evaluate(self.model, self.guide, x, beta=beta)
+        return finite_loss(result), result.terms
 
 
-def finite_loss(found: LossAndTerms) -> float:
+def finite_loss(result: LossAndTerms) -> float:
     """Return the loss as a float.
 
     Raises:
         NotFiniteError: it is not finite.
     """
-    loss = found.loss.item()
+    loss = result.loss.item()
     if not math.isfinite(loss):
         raise NotFiniteError(f"the loss is {loss}")
     return loss

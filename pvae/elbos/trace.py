@@ -53,7 +53,10 @@ class AnalyticELBO(PerDatumELBO, TraceMeanField_ELBO):
         """
         if list(draws.priors) != list(draws.posteriors):
             orders = f"{', '.join(draws.posteriors)} in the guide and {', '.join(draws.priors)} in the model"
-            raise InputError(f"a closed-form KL needs sites in one order, and they are {orders}: use --elbo trace")
+            raise InputError(
+                "a closed-form KL needs model and guide to draw their sites in the same order, and here it is "
+                f"{orders}: use --elbo trace"
+            )
         return functools.reduce(torch.add, map(_closed_form, draws.latents))
 
     def rate_by_dimension(self, draws: Draws) -> Tensor:

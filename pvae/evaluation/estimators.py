@@ -164,7 +164,7 @@ def pairs_to_compare(
     """Return the pairs of estimator and K that are defined and distinct, and for each other pair why it is left out.
 
     Args:
-        vae: with two stochastic layers it has no closed forms.
+        vae: with two stochastic layers, estimators that need a closed-form KL are left out.
         names: names of the estimators.
         particles: values of K.
         num_groups: number of groups of "miwae".
@@ -181,7 +181,7 @@ def pairs_to_compare(
             elif count == 1 and ESTIMATORS[name].importance_weighted:
                 reason = "with one particle it is the ELBO"
             elif name == "miwae" and (count % num_groups or count == num_groups):
-                reason = f"it cannot be divided into {num_groups} groups of several particles"
+                reason = f"K must be a multiple of {num_groups}, and larger"
             if reason:
                 reasons.append(f"{name} is left out at K = {count}: {reason}")
             else:

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent
 
-from pvae.compile.graph import Function, check_ways, record
+from pvae.compile.graph import Function, check_engine, record
 from pvae.compile.inductor import missing
 from pvae.core.errors import InputError
 from pvae.core.parallel import ALONE, World
 from pvae.data.dataset import Pixels
 from pvae.vae import VAE
 
-__all__ = ["CHUNK_NUMBERS", "Estimate", "ImportanceSample", "images_at_once", "importance_sample"]
+__all__ = ["CHUNK_VALUES", "Estimate", "ImportanceSample", "images_at_once", "importance_sample"]
 
 # The largest number of values in a tensor. It bounds the memory for any number of images and draws and for any network.
 # Larger tensors are slower too.
-CHUNK_NUMBERS = 2**19
+CHUNK_VALUES = 2**19
 
 _VISITS_TO_RECORD = 3
 _DECODED_TO_COMPILE = 10_000_000  # decoded images from which compiling saves more time than it takes
@@ -37,7 +37,7 @@ class Estimate:
     stderr: float
 
     def __str__(self) -> str:
-        """Return mean and error, with two significant digits of the error."""
+        """Return mean and error, with at least two decimals, and two significant digits of a small error."""
         if not math.isfinite(self.stderr):
             return f"{self.mean} +- {self.stderr}"
         digits = 2 if self.stderr == 0 else max(2, 1 - math.floor(math.log10(self.stderr)))
@@ -124,8 +124,8 @@ def importance_sample(
 
 
 def images_at_once(vae: VAE, x: Tensor | Pixels, num_particles: int = 1) -> int:
-    """Return how many images, with K draws of z each, keep every layer's output within `CHUNK_NUMBERS` values."""
-    return max(1, min(1000, CHUNK_NUMBERS // _widest(vae, next(iter(x.split(1))))) // num_particles)
+    """Return how many images, with K draws of z each, keep every layer's output within `CHUNK_VALUES` values."""
+    return max(1, min(1000, CHUNK_VALUES // _widest(vae, next(iter(x.split(1))))) // num_particles)
 
 
 def _widest(vae: VAE, x: Tensor) -> int:
@@ -151,7 +151,7 @@ class _RecordedLogLikelihood:
         if engine == "auto":
             engine = "inductor" if decoded >= _DECODED_TO_COMPILE and not missing() else "graph"
         if (engine, precision) != ("none", "fp32"):
-            check_ways(engine, precision)
+            check_engine(engine, precision)
         self._vae, self._engine, self._precision = vae, engine, precision
         # In bfloat16 every shape is recorded, so that the estimate does not depend on how often a shape recurs.
         self._record_at = _VISITS_TO_RECORD if precision == "fp32" else 1
@@ -188,11 +188,11 @@ def _log_sums(
     """
     posterior = vae.posterior(x)
     sums = torch.full((2, len(x)), -math.inf, dtype=torch.float64)
-    size = max(1, CHUNK_NUMBERS // (len(x) * _widest(vae, x[:1])))
+    size = max(1, CHUNK_VALUES // (len(x) * _widest(vae, x[:1])))
     # Latents are small compared with images, so several chunks are drawn together and decoded one after another. With
     # two layers each chunk is drawn alone, because a network computes the second layer, and it may be wide.
     is_one_layer = isinstance(posterior, Independent)
-    together = size * max(1, CHUNK_NUMBERS // (size * posterior.mean.numel())) if is_one_layer else size
+    together = size * max(1, CHUNK_VALUES // (size * posterior.mean.numel())) if is_one_layer else size
     for start in range(0, num_particles, together):
         z = posterior.sample((min(together, num_particles - start),))
         if log_likelihood is not None:

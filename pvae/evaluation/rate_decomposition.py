@@ -11,7 +11,7 @@ from torch.distributions import Independent, Normal
 
 from pvae.core.errors import InputError
 from pvae.data.dataset import Pixels
-from pvae.evaluation.log_likelihood import CHUNK_NUMBERS, images_at_once
+from pvae.evaluation.log_likelihood import CHUNK_VALUES, images_at_once
 from pvae.models.hierarchy import Chain
 from pvae.vae import VAE
 
@@ -87,7 +87,7 @@ def split_rate(vae: VAE, x: Tensor | Pixels, num_images: int = 2000, seed: int =
     own = Normal(loc[images], scale[images]).log_prob(z).sum(1)
     # Written into, because small tensors that are allocated between large ones would fragment the memory.
     log_q_z, log_others, log_product = z.new_empty(3, len(z))
-    size = max(1, CHUNK_NUMBERS // loc.numel())
+    size = max(1, CHUNK_VALUES // loc.numel())
     for start in range(0, len(z), size):
         part = slice(start, start + size)
         log_q = q.log_prob(z[part].unsqueeze(1))  # (draws, N, L)

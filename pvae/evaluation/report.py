@@ -16,12 +16,12 @@ from pvae.core.random_state import seeded
 from pvae.data.dataset import Pixels
 from pvae.evaluation.log_likelihood import Estimate, ImportanceSample, images_at_once, importance_sample
 from pvae.evaluation.rate_decomposition import active_units, split_rate
-from pvae.evaluation.trained_run import TrainedRun, proper
+from pvae.evaluation.trained_run import TrainedRun, with_normalised_likelihood
 from pvae.models.hierarchy import ChainPosterior
 from pvae.reference import elbo as reference_elbo
 from pvae.vae import VAE
 
-__all__ = ["Anatomy", "LogLikelihood", "RateDecomposition", "Report", "evaluate", "to_text"]
+__all__ = ["ElboParts", "LogLikelihood", "RateDecomposition", "Report", "evaluate", "to_text"]
 
 _PARTICLES = 10
 _TRUSTED = 10.0  # the effective sample size below which the importance weights of an image cannot be trusted
@@ -83,7 +83,7 @@ class RateDecomposition:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Anatomy:
+class ElboParts:
     """The ELBO and its parts, in nats per datum: means over test images, with ten draws of z for each image.
 
     Args:
@@ -109,7 +109,7 @@ class Anatomy:
     latent_dims: tuple[int, ...]
 
     @classmethod
-    def of(cls, vae: VAE, x: Pixels, seed: int) -> Anatomy:
+    def of(cls, vae: VAE, x: Pixels, seed: int) -> ElboParts:
         """Return the ELBO of images and its parts.
 
         Args:
@@ -208,7 +208,7 @@ class Report:
     pseudo: bool
     seed: int
     precision: str
-    anatomy: Anatomy
+    anatomy: ElboParts
     log_likelihood: LogLikelihood
 
 
@@ -246,8 +246,8 @@ def evaluate(
         raise InputError("an evaluation needs at least 2 test images and 2 importance samples")
     with seeded(seed, torch.device("cpu")):
         seen = Pixels(trained.test[: len(images)], trained.is_symmetric)
-        anatomy = Anatomy.of(vae, seen, seed)
-        binary, x, kind = proper(run.config, vae, run.data.image_shape, images)
+        anatomy = ElboParts.of(vae, seen, seed)
+        binary, x, kind = with_normalised_likelihood(run.config, vae, run.data.image_shape, images)
         sample = importance_sample(binary, x, num_particles, on_images, engine=engine, precision=precision, world=world)
         log_likelihood = LogLikelihood.of(binary, x, sample)
     return Report(
@@ -331,7 +331,7 @@ def to_text(report: Report) -> str:
 _Row = tuple[str, Estimate | str | None, str]  # name, value and note; a row without a value is left out
 
 
-def _has_closed_form(anatomy: Anatomy) -> bool:
+def _has_closed_form(anatomy: ElboParts) -> bool:
     """Whether the rate is a closed form and not a mean over draws; only then there is a posterior-mean loss."""
     return anatomy.posterior_mean_loss is not None
 

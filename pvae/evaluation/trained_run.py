@@ -29,7 +29,7 @@ from pvae.runs.data import data_of
 from pvae.runs.run import Run
 from pvae.vae import VAE
 
-__all__ = ["ALPHAS", "TrainedRun", "proper"]
+__all__ = ["ALPHAS", "TrainedRun", "with_normalised_likelihood"]
 
 ALPHAS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # the steps alpha of z + alpha v along the direction of an attribute
 
@@ -152,7 +152,7 @@ class TrainedRun:
             accuracy = nearest_neighbour_accuracy(self.train_codes, train_labels, self.test_codes, test_labels)
         return report(self.normal_draws, accuracy)
 
-    def needs(self, what: str, has: bool) -> None:
+    def require(self, has: bool, what: str) -> None:
         """Raise an `InputError` that names what the picture needs, unless `has` is true."""
         if not has:
             raise InputError(f"this picture needs {what}, which {self.run.path} lacks")
@@ -165,17 +165,17 @@ class TrainedRun:
             InputError: there are no attributes, or all or none of the images of a split have one of them.
         """
         train, test = self.data.train_labels, self.data.test_labels
-        self.needs("attributes of its images", train is not None and train.dim() == 2)
+        self.require(train is not None and train.dim() == 2, "attributes of its images")
         assert train is not None
         assert test is not None
         names = self.attributes or tuple(name for name in _SHOWN_ATTRIBUTES if name in self.data.label_names)
-        self.needs("attributes to show: give --attribute", bool(names))
+        self.require(bool(names), "attributes to show: give --attribute")
         labels = {}
         for name in names:
             column = self.data.label_names.index(name)
             labels[name] = train[:, column].bool(), test[:, column].bool()
             for split, part in zip(("training", "test"), labels[name]):
-                self.needs(f"{split} images with and without {name}", bool(part.any() and not part.all()))
+                self.require(bool(part.any() and not part.all()), f"{split} images with and without {name}")
         return labels
 
     def along(self, attribute: str, codes: Tensor) -> list[Tensor]:
@@ -206,7 +206,9 @@ class TrainedRun:
         return tuple(responses)
 
 
-def proper(config: Config, vae: VAE, image_shape: Sequence[int], images: Tensor) -> tuple[VAE, Pixels, str]:
+def with_normalised_likelihood(
+    config: Config, vae: VAE, image_shape: Sequence[int], images: Tensor
+) -> tuple[VAE, Pixels, str]:
     """Return a VAE whose likelihood is a probability or a density, images in its domain, and the kind of their pixels.
 
     A VAE with a pseudo-Bernoulli of grey pixels is replaced by one with a Bernoulli of binary pixels and the same

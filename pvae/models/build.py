@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from pvae.config.config import Config
-from pvae.config.options import LIKELIHOODS
 from pvae.core.errors import InputError, brief, shown
 from pvae.core.memory import available_memory
-from pvae.models import likelihoods
 from pvae.models.hierarchy import ChainPosterior, ChainPrior, FirstLayerDecoder
 from pvae.models.latents import DeltaPosterior, FlatPrior, NormalPosterior, StandardNormalPrior
+from pvae.models.likelihoods import LIKELIHOOD_CLASSES, PseudoBernoulliLikelihood
 from pvae.models.networks import conv_decoder, conv_encoder, mlp, mlp_decoder, mlp_encoder
 from pvae.vae import VAE
 
@@ -50,7 +49,7 @@ def build_vae(config: Config, image_shape: Sequence[int]) -> VAE:
         prior, posterior = ChainPrior(down, one, two), ChainPosterior(posterior, up, two)
         decoder = FirstLayerDecoder(decoder, one)
     is_pseudo = config.likelihood == "bernoulli" and config.binarize == "none"
-    kind = getattr(likelihoods, "PseudoBernoulliLikelihood" if is_pseudo else LIKELIHOODS[config.likelihood])
+    kind = PseudoBernoulliLikelihood if is_pseudo else LIKELIHOOD_CLASSES[config.likelihood]
     likelihood = kind(decoder, image_shape, config.scale, config.pixels == "symmetric")
     return VAE(p_z=prior, q_z=posterior, p_x=likelihood).float()
 
@@ -86,9 +85,9 @@ def check_memory(config: Config, image_shape: tuple[int, ...]) -> None:
 
 
 def start_like_burda(vae: VAE, images: Tensor) -> None:
-    """Initialise with Glorot-uniform weights and zero biases, except that the decoder gives the mean image at z = 0.
+    """Initialise as Burda et al.: Glorot-uniform weights, zero biases, the logit of the mean image as the last bias.
 
-    The last bias is logit(clip(mean of the training images, 0.001, 0.999)), pixel by pixel. Location and scale come
+    This bias is logit(clip(mean of the training images, 0.001, 0.999)), pixel by pixel. Location and scale come
     from one layer here and from two layers in the code released with the paper, so the Glorot range of that layer is
     a little smaller here.
 

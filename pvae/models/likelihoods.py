@@ -1,6 +1,7 @@
 """Modules that return the likelihood p(x | z) of a latent.
 
-To add a likelihood, write a subclass of `Likelihood` here and add it to `LIKELIHOODS` in `pvae.config.options`.
+To add a likelihood, write a subclass of `Likelihood` here, add it to `LIKELIHOOD_CLASSES`, and add its name to
+`LIKELIHOODS` in `pvae.config.options`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pvae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pvae.distributions.discretized_logistic import DiscretizedLogistic, eight_bit_level
 
 __all__ = [
+    "LIKELIHOOD_CLASSES",
     "BernoulliLikelihood",
     "ContinuousBernoulliLikelihood",
     "DiscretizedLogisticLikelihood",
@@ -142,7 +144,7 @@ class ContinuousBernoulliLikelihood(Likelihood):
 
         p(x) = C(p) p^x (1 - p)^(1 - x),   C(p) = 2 artanh(1 - 2 p) / (1 - 2 p), and 2 at p = 1/2
 
-    `ContinuousBernoulli` computes it from the logit l of p; torch's class is inexact there.
+    `ContinuousBernoulli` computes it from the logit l of p; torch's class is inexact at large logits.
 
     The log-density, and so the ELBO, may be positive. At a pixel that is exactly 0 or 1 it has no upper limit: it grows
     like log|l|. The ELBO of grey images with black margins therefore keeps growing with the decoder's outputs, and
@@ -259,3 +261,14 @@ class DiscretizedLogisticLikelihood(Likelihood):
     def _in_domain(self, x: Tensor) -> Tensor:
         inside: Tensor = eight_bit_level.check(x).all()
         return inside
+
+
+LIKELIHOOD_CLASSES: dict[str, type[Likelihood]] = {  # by the choices of --likelihood
+    "bernoulli": BernoulliLikelihood,  # or PseudoBernoulliLikelihood, of grey pixels
+    "continuous-bernoulli": ContinuousBernoulliLikelihood,
+    "normal": NormalLikelihood,
+    "normal-learned": LearnedNormalLikelihood,
+    "normal-optimal": OptimalNormalLikelihood,
+    "normal-linear": LinearNormalLikelihood,
+    "discretized-logistic": DiscretizedLogisticLikelihood,
+}

@@ -81,7 +81,7 @@ def in_order(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _one_of_each(entries: Sequence[Entry]) -> list[Entry]:
-    """Return the first of all entries that differ only in their seed, for each configuration."""
+    """Return the first entry of each configuration; its other entries differ only in their seed."""
     firsts: dict[str, Entry] = {}
     for entry in entries:
         firsts.setdefault(entry.row.configuration, entry)

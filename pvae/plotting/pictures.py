@@ -38,7 +38,7 @@ def reconstructions(trained: TrainedRun) -> Figure:
 
 def samples(trained: TrainedRun) -> Figure:
     """Return 64 means of p(x | z), z ~ p(z); the run must have a prior."""
-    trained.needs("a prior to draw from", trained.vae.has_density)
+    trained.require(trained.vae.has_density, "a prior to draw from")
     with trained.seeded():
         return run_figures.sample_figure(trained.shown(latent_space.sample(trained.vae, 64)), trained.run.title)
 
@@ -46,13 +46,13 @@ def samples(trained: TrainedRun) -> Figure:
 def losses(trained: TrainedRun) -> Figure:
     """Return loss, distortion and rate against the epoch, for training and test images."""
     rows = trained.run.metrics()
-    trained.needs("a finished epoch", bool(rows))
+    trained.require(bool(rows), "a finished epoch")
     return run_figures.loss_figure(rows, trained.run.title)
 
 
 def scatter(trained: TrainedRun) -> Figure:
     """Return the codes of training and test images side by side, coloured by class; the run must have two latents."""
-    trained.needs("two latent dimensions", trained.is_plane)
+    trained.require(trained.is_plane, "two latent dimensions")
     count = min(10_000, len(trained.train))
     train_labels, test_labels = trained.classes
     splits = {
@@ -68,7 +68,7 @@ def scatter(trained: TrainedRun) -> Figure:
 
 def cdf(trained: TrainedRun) -> Figure:
     """Return draws from the aggregate posterior, and their CDF under N(0, 1); the run must have two latents."""
-    trained.needs("two latent dimensions", trained.is_plane)
+    trained.require(trained.is_plane, "two latent dimensions")
     labels, names = trained.classes[1], trained.data.label_names
     splits = {
         "z ~ q(z | x), test images": (trained.test_draws, labels),
@@ -79,8 +79,8 @@ def cdf(trained: TrainedRun) -> Figure:
 
 def manifold(trained: TrainedRun) -> Figure:
     """Return means of p(x | z) on a grid of the prior's quantiles; the run must have two latents and a prior."""
-    trained.needs("two latent dimensions", trained.is_plane)
-    trained.needs("a prior", trained.vae.has_density)
+    trained.require(trained.is_plane, "two latent dimensions")
+    trained.require(trained.vae.has_density, "a prior")
     title = f"{trained.run.title}\nmean of p(x | z) at the quantiles of p(z), z_1 to the right, z_2 upward"
     values = [f"{value:+.1f}" for value in latent_space.prior_quantiles(20).tolist()]
     return run_figures.image_figure(trained.shown(latent_space.manifold(trained.vae)), 20, title, values[::-1], values)

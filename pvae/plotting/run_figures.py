@@ -198,7 +198,7 @@ def probe_figure(responses: Sequence[Response], title: str) -> Figure:
     axes.legend(frameon=False, prop={"family": families, "size": 8})
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xlabel("alpha, of z + alpha v")
-    axes.set_ylabel("log-odds of the attribute, to a probe trained on real images")
+    axes.set_ylabel("log-odds of the attribute, by a probe trained on real images")
     return figure
 
 

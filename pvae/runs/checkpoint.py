@@ -22,7 +22,7 @@ from pvae.core.errors import InputError
 from pvae.core.files import open_bounded
 from pvae.core.records import from_record, to_json
 
-__all__ = ["NO_ROWS", "Checkpoint", "Counts", "Pass", "Rows", "read_checkpoint", "to_bytes"]
+__all__ = ["NO_ROWS", "Checkpoint", "Counts", "Rows", "UnfinishedEpoch", "read_checkpoint", "to_bytes"]
 
 _FORMAT = "pvae checkpoint 1"
 
@@ -42,7 +42,7 @@ class Counts:
     skipped: int
 
 
-class Pass(NamedTuple):
+class UnfinishedEpoch(NamedTuple):
     """The state of an unfinished epoch: the order of the images, and distortion and rate of the images seen so far.
 
     Args:
@@ -90,7 +90,7 @@ class Checkpoint:
     vae: dict[str, Tensor]
     moments: dict[str, Tensor]
     rng: dict[str, Tensor]
-    unfinished: Pass | None = None
+    unfinished: UnfinishedEpoch | None = None
     rows: Rows = NO_ROWS
     run: str = ""
 
@@ -102,7 +102,7 @@ def to_bytes(checkpoint: Checkpoint) -> bytes:
         "vae": checkpoint.vae,
         "adam": checkpoint.moments,
         "rng": checkpoint.rng,
-        "pass": {} if unfinished is None else dict(zip(Pass._fields, unfinished[:3])),
+        "pass": {} if unfinished is None else dict(zip(UnfinishedEpoch._fields, unfinished[:3])),
     }
     tensors = {
         f"{group}.{name}": tensor.detach().cpu().contiguous()
@@ -158,7 +158,7 @@ def read_checkpoint(path: Path, like: Mapping[str, Tensor] | None) -> Checkpoint
         unfinished = None
         if state["pass"] is not None:
             total, seen, seconds = state["pass"]
-            unfinished = Pass(**group("pass."), total=total, seen=seen, seconds=seconds)
+            unfinished = UnfinishedEpoch(**group("pass."), total=total, seen=seen, seconds=seconds)
         counts, rows = from_record(Counts, state["counts"]), Rows(*state["rows"])
         moments, rng = group("adam."), group("rng.")
         return Checkpoint(

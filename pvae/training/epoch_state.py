@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pvae.core.parallel import Share, World
 from pvae.core.terms import Terms
-from pvae.runs.checkpoint import Pass
+from pvae.runs.checkpoint import UnfinishedEpoch
 
 __all__ = ["EpochState"]
 
@@ -42,7 +42,7 @@ class EpochState:
         return cls(torch.randperm(count).to(device), *torch.zeros(2, count, device=device))
 
     @classmethod
-    def resumed(cls, stored: Pass, world: World, device: torch.device) -> EpochState:
+    def resumed(cls, stored: UnfinishedEpoch, world: World, device: torch.device) -> EpochState:
         """Return the state that a checkpoint stores; the first process alone keeps the sums of all processes."""
         order, distortion, rate = (tensor.to(device) for tensor in stored[:3])
         if world.is_first:
@@ -65,9 +65,9 @@ class EpochState:
         self.seen += share.total
         self.seconds += seconds
 
-    def whole(self, world: World) -> Pass:
+    def summed(self, world: World) -> UnfinishedEpoch:
         """Return the state summed over all processes, as a checkpoint stores it."""
         total, terms = torch.tensor([self.total], dtype=torch.float64), torch.stack([self.distortion, self.rate])
         world.sum_([total])
         world.sum_([terms])
-        return Pass(self.order, terms[0], terms[1], total.item(), self.seen, self.seconds)
+        return UnfinishedEpoch(self.order, terms[0], terms[1], total.item(), self.seen, self.seconds)

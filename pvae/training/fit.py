@@ -28,7 +28,7 @@ from pvae.training.session import Session
 from pvae.training.trainer import Trainer
 from pvae.vae import VAE
 
-__all__ = ["fit", "resume", "trained_at"]
+__all__ = ["fit", "resume", "train_in_memory"]
 
 _TRAINING = threading.Lock()  # held by the one training of this process
 _TYPES = {"config": Config, "vae": VAE, "data": Dataset}
@@ -208,7 +208,7 @@ def _check_arguments(checkpoint_every: object, **arguments: object) -> None:
             raise InputError(f"{name} must be a {wanted}, and is of type {type(value).__name__}")
 
 
-def trained_at(
+def train_in_memory(
     config: Config, epochs: Sequence[int], data_dir: str | Path | None = None, offline: bool = False
 ) -> Iterator[tuple[int, VAE, Dataset]]:
     """Train a system in memory, without a run folder, and yield a copy of its VAE after each of the given epochs.

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
-from pvae.core.parallel import is_of_processes
+from pvae.core.parallel import is_lost_process
 from pvae.core.signals import Interruptions
 from pvae.runs.checkpoint import NO_ROWS, Checkpoint, Rows
 from pvae.runs.run import Run
@@ -129,7 +129,7 @@ class Session:
                 raise InputError(f"{path} cannot be written ({reason}): name another folder with --out") from None
             raise LostError(f"{path} cannot be written any more ({reason}); {self._place()}; {how}") from error
         except RuntimeError as error:
-            if world.size == 1 or not is_of_processes(error):
+            if world.size == 1 or not is_lost_process(error):
                 raise
             why = f"another process of this training has ended, and so does this one; {self._place()}; {how}"
             raise LostError(why if world.reports_first() else "") from error
@@ -143,4 +143,4 @@ class Session:
         if self.saved is None:
             return "nothing was saved"
         step = "" if self.saved.unfinished is None else f" and step {self.saved.counts.step}"
-        return f"{self.run.path} holds all up to epoch {self.saved.counts.epoch}{step}"
+        return f"{self.run.path} contains the training up to epoch {self.saved.counts.epoch}{step}"

@@ -114,7 +114,7 @@ class Trainer:
                 bar.set_postfix_str(f"loss {state.total * self.world.size / state.seen:.2f}", refresh=False)
                 bar.update()
                 between()
-        whole = state.whole(self.world)
+        whole = state.summed(self.world)
         taken = ~whole.distortion.isnan()  # NaN marks the images of skipped steps
         num_taken = int(taken.sum())
         if num_taken < 2:
@@ -206,7 +206,7 @@ class Trainer:
             vae=self.vae.state_dict(),
             moments=self.stepper.moments(),
             rng=self._rng or rng_state(self.device),
-            unfinished=None if self._state is None else self._state.whole(self.world),
+            unfinished=None if self._state is None else self._state.summed(self.world),
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:

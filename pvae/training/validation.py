@@ -17,7 +17,7 @@ from pvae.vae import VAE
 
 __all__ = ["measure"]
 
-_PIXELS = 784_000  # in a batch, times particles: 1,000 images of 28 x 28
+_PIXELS = 784_000  # of a batch times particles; with one particle, 1,000 images of 28 x 28
 
 
 def measure(

@@ -122,7 +122,7 @@ def _run_all(arguments: argparse.Namespace) -> None:
     try:
         wanted = [name for name in SIDES if any(re.search(part, name) for part in arguments.only.split(";"))]
     except re.error as error:
-        raise InputError(f"--only {arguments.only} is no regular expression ({error})") from None
+        raise InputError(f"--only {arguments.only} is not a regular expression ({error})") from None
     present = [name for name in wanted if not SIDES[name][1] or importlib.util.find_spec(SIDES[name][1])]
     if not wanted:
         raise InputError(f"--only {arguments.only} leaves no side: they are {'; '.join(SIDES)}")

@@ -141,7 +141,7 @@ def test_a_loss_that_is_not_finite(few, capsys, tmp_path):
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert "at step" in line
-    assert "run holds all up to epoch 0" in line
+    assert "run contains the training up to epoch 0" in line
 
 
 def test_resume_with_options_that_contradict(few, few_digits, monkeypatch, capsys, tmp_path):
@@ -277,7 +277,8 @@ def test_ctrl_c(tmp_path):
     assert process.returncode == 130
     assert errors.count("\n") == 1
     assert re.search(
-        r"run holds all up to epoch \d+( and step \d+)?; go on with: python -m pvae.train --resume run", errors
+        r"run contains the training up to epoch \d+( and step \d+)?; go on with: python -m pvae.train --resume run",
+        errors,
     )
     assert pvae.load(tmp_path / "run") is not None
     # The documentation promises one second; the bound is loose because the machine may be busy.

@@ -203,7 +203,7 @@ def test_the_update_is_adams_own_step(kind, dtype):
     for step in range(6):
         gradients = [torch.randn(one.T.shape, generator=generator, dtype=dtype).T for one in of_ours]
         optimizer.param_groups[0]["lr"] = theirs.param_groups[0]["lr"] = 0.1 / (1 + step)
-        assert ours.set_numbers(ours.counts(of_ours))
+        assert ours.set_values(ours.counts(of_ours))
         ours.apply(of_ours, gradients, torch.tensor(step != 2))
         if step != 2:
             for parameter, gradient in zip(of_theirs, gradients):
@@ -358,7 +358,7 @@ def test_a_refused_recording_leaves_weights_and_state(small_vae, small_images):
     def model(x):
         vae.model(x if x.mean() > 0.5 else 1 - x)
 
-    with pyro.get_param_store().scope(), pytest.raises(InputError, match="looks at the values"):
+    with pyro.get_param_store().scope(), pytest.raises(InputError, match="reads values"):
         CompiledSVI(model, vae.guide, SingleOptimizer(optimizer), CompiledELBO(built("trace"))).step(small_images(4))
     assert all(torch.equal(p, old) for p, old in zip(vae.parameters(), before))
     assert all(not value.any() for state in optimizer.state.values() for value in state.values())

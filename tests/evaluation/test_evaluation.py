@@ -81,7 +81,7 @@ def test_chunks_change_nothing(small_vae, small_images, monkeypatch):
     monkeypatch.setattr(vae, "posterior", with_known_draws)
     whole, decoded, done = importance_sample(vae, x, 50), [], []
     taken[0] = 0
-    monkeypatch.setattr(log_likelihood, "CHUNK_NUMBERS", 7 * x[0].numel())
+    monkeypatch.setattr(log_likelihood, "CHUNK_VALUES", 7 * x[0].numel())
     monkeypatch.setattr(log_likelihood, "_widest", lambda vae, x: x[0].numel())
     monkeypatch.setattr(log_likelihood, "_VISITS_TO_RECORD", 1000)  # a recording would not call what counts here
     likelihood = vae.p_x.forward
@@ -104,7 +104,7 @@ def test_recording_changes_nothing(small_vae, small_images, monkeypatch, two_lay
         config = Config(second_latent_dim=2, second_hidden=(4,), hidden=(6,), latent_dim=3, elbo="iwae")
         with torch.random.fork_rng():
             vae = build_vae(config, (1, 5, 4)).double()
-    monkeypatch.setattr(log_likelihood, "CHUNK_NUMBERS", 9 * 7 * 20)
+    monkeypatch.setattr(log_likelihood, "CHUNK_VALUES", 9 * 7 * 20)
     shapes, record = [], log_likelihood.record
     monkeypatch.setattr(
         log_likelihood, "record", lambda of, inputs, *how: shapes.append(inputs[0].shape) or record(of, inputs, *how)
@@ -122,7 +122,7 @@ def test_recording_changes_nothing(small_vae, small_images, monkeypatch, two_lay
 def test_a_large_evaluation_is_compiled(small_vae, small_images, monkeypatch, compiler):
     """From a number of decoded images, if there is a compiler; the results are the same."""
     vae, x, engines = small_vae(), small_images(7), []
-    monkeypatch.setattr(log_likelihood, "CHUNK_NUMBERS", 9 * 7 * 20)
+    monkeypatch.setattr(log_likelihood, "CHUNK_VALUES", 9 * 7 * 20)
     monkeypatch.setattr(log_likelihood, "missing", lambda: "" if compiler else "a compiler")
     monkeypatch.setattr(graph, "missing", str)  # nothing
     monkeypatch.setattr(log_likelihood, "record", lambda of, _inputs, engine, _precision: engines.append(engine) or of)
@@ -142,7 +142,7 @@ def test_what_cannot_be_compiled_is_recorded(small_vae, small_images, monkeypatc
             raise InputError("inductor cannot compile this")
         return of
 
-    monkeypatch.setattr(log_likelihood, "CHUNK_NUMBERS", 9 * 7 * 20)
+    monkeypatch.setattr(log_likelihood, "CHUNK_VALUES", 9 * 7 * 20)
     for module in (log_likelihood, graph):
         monkeypatch.setattr(module, "missing", str)  # nothing
     monkeypatch.setattr(log_likelihood, "record", no_inductor)
@@ -160,11 +160,11 @@ def test_a_decoder_that_reads_values_is_not_recorded(small_vae, small_images, mo
             return z
 
     vae, x = small_vae(), small_images(7)
-    monkeypatch.setattr(log_likelihood, "CHUNK_NUMBERS", 9 * 7 * 20)
+    monkeypatch.setattr(log_likelihood, "CHUNK_VALUES", 9 * 7 * 20)
     plain = sampled(vae, x, 50)
     vae.p_x.decoder.insert(0, Looks())
     assert torch.allclose(sampled(vae, x, 50).log_p, plain.log_p)
-    with pytest.raises(InputError, match="looks at the values"), torch.random.fork_rng():
+    with pytest.raises(InputError, match="reads values"), torch.random.fork_rng():
         importance_sample(vae, x, 50, precision="bf16")
 
 
@@ -237,7 +237,7 @@ def test_the_rate_is_split_by_its_definition(small_vae, small_images, monkeypatc
         torch.manual_seed(4)
         z = Normal(vae.posterior(x).mean, vae.posterior(x).stddev).sample()
         for numbers in (2**24, 1):
-            monkeypatch.setattr(rate_decomposition, "CHUNK_NUMBERS", numbers)
+            monkeypatch.setattr(rate_decomposition, "CHUNK_VALUES", numbers)
             torch.manual_seed(4)
             split = split_rate(vae, x, num_images, seed=1)
             parts = torch.cat([parts_of(split), split.leave_one_out[None]])
@@ -516,7 +516,7 @@ def test_memory_is_bounded_by_the_widest_layer(monkeypatch):
     vae = build_vae(convolutions, (1, 32, 32))
     x = torch.rand(2, 1, 32, 32)
     assert log_likelihood._widest(vae, x[:1]) == 16 * 32 * 32, "the decoder's last hidden layer, not the image"
-    monkeypatch.setattr(log_likelihood, "CHUNK_NUMBERS", 10 * 16 * 32 * 32)
+    monkeypatch.setattr(log_likelihood, "CHUNK_VALUES", 10 * 16 * 32 * 32)
     assert log_likelihood.images_at_once(vae, x) == 10
 
 

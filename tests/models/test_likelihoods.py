@@ -11,17 +11,22 @@ import pytest
 import torch
 
 from pvae.config.config import OPTIONS, Config
-from pvae.config.options import ELBOS
+from pvae.config.options import ELBOS, LIKELIHOODS
 from pvae.distributions.bernoulli import LogitBernoulli, PseudoBernoulli
 from pvae.distributions.discretized_logistic import DiscretizedLogistic
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae
+from pvae.models.likelihoods import LIKELIHOOD_CLASSES
 from pvae.training.fit import fit
 
 
 def binary_images(shape):
     pixels = torch.tensor(list(itertools.product([0.0, 1.0], repeat=shape.numel())), dtype=torch.float64)
     return pixels.view(-1, 1, *shape)
+
+
+def test_every_choice_has_a_class():
+    assert tuple(LIKELIHOOD_CLASSES) == LIKELIHOODS
 
 
 def test_bernoulli_sums_to_one():

@@ -168,7 +168,8 @@ def test_a_signal_ends_a_command_with_a_line(runs, capsys, monkeypatch, command,
     monkeypatch.setattr(trained_run.TrainedRun, "of", signalled)
     assert command([str(runs["mlp-2d"].path)]) == 128 + number
     assert (
-        capsys.readouterr().err == f"{command.__module__.replace('.cli', '')}: interrupted; what was written is whole\n"
+        capsys.readouterr().err
+        == f"{command.__module__.replace('.cli', '')}: interrupted; files already written are complete\n"
     )
 
 

@@ -815,7 +815,7 @@ def test_wrong_variables_of_torchrun_are_refused(address, monkeypatch, capsys):
     assert main(["--dataset", "mnist-5k"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "are no process of torchrun" in said
+    assert "which torchrun does not set" in said
 
 
 def test_errors_are_printed_although_rank_is_set(monkeypatch, capsys):

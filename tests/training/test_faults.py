@@ -74,7 +74,7 @@ def test_a_full_disk(few, few_digits, small_config, tmp_path, monkeypatch, faili
         assert not (tmp_path / "run").exists()
         return
     kept = min(3, max(0, (failing - 4) // 3))
-    assert f"holds all up to epoch {kept}" in str(caught.value)
+    assert f"contains the training up to epoch {kept}" in str(caught.value)
     run = resume(tmp_path / "run", data=few_digits)
     assert not list(run.path.rglob(".*"))
     assert_same(weights(run), weights(fit(config, data=few_digits, out=tmp_path / "whole")))
@@ -89,7 +89,7 @@ def test_a_file_that_may_not_grow(few, capsys, monkeypatch):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     line = the_line(capsys)
-    assert "cannot be written any more (File too large); run holds all up to epoch 2; go on with" in line
+    assert "cannot be written any more (File too large); run contains the training up to epoch 2; go on with" in line
     assert Run.open("run").read_checkpoint().counts.epoch == 2
     monkeypatch.undo()
 
@@ -127,10 +127,10 @@ def test_the_folder_becomes_read_only(few, capsys, tmp_path, monkeypatch):
     try:
         assert main(SMALL) == 1
         line = the_line(capsys)
-        assert "run holds all up to epoch 1; go on with: " in line
+        assert "run contains the training up to epoch 1; go on with: " in line
         assert Run.open("run").read_checkpoint().counts.epoch == 1
         assert main(["--resume", "run"]) == 1
-        assert "run holds all up to epoch 1" in the_line(capsys)
+        assert "run contains the training up to epoch 1" in the_line(capsys)
     finally:
         immutable(tmp_path / "run", False)
     monkeypatch.undo()

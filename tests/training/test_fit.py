@@ -209,7 +209,7 @@ def test_bad_pixels_from_python_are_a_value_error(small_vae, small_images):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, few_digits, small_config, recwarn):
-    with pytest.raises(TrainingError, match=r"at step \d+ \(batch .*holds all up to epoch 0") as caught:
+    with pytest.raises(TrainingError, match=r"at step \d+ \(batch .*contains the training up to epoch 0") as caught:
         fit(small_config.replace(lr=1e12), data=few_digits, out=tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert Run.open(tmp_path / "run").read_checkpoint().counts.epoch == 0

@@ -234,7 +234,7 @@ def test_the_loss_of_an_epoch_is_the_mean_over_the_images_that_were_stepped_on(f
 
 def strictly(text):
     """Read JSON without NaN and Infinity, as the standard says."""
-    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
 @pytest.mark.parametrize("on_nan", OPTIONS["on_nan"].choices)
@@ -267,7 +267,7 @@ def test_a_figure_that_is_not_finite_ends_the_training(
     monkeypatch.setattr(Trainer, "test", tested)
     monkeypatch.setattr(Trainer, "train_epoch", begun)
     config = small_config.replace(elbo="iwae", particles=2, epochs=3, on_nan=on_nan)
-    with pytest.raises(TrainingError, match=r"elbo is .*holds all up to epoch 1"):
+    with pytest.raises(TrainingError, match=r"elbo is .*contains the training up to epoch 1"):
         fit(config, data=few_digits, out=tmp_path / "run")
     rows = [strictly(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [(row["epoch"], row["split"]) for row in rows] == [(1, "train"), (1, "test")]

@@ -269,6 +269,6 @@ def test_a_signal_to_one_process_stops_all(tmp_path):
     group.kill(1, signal.SIGTERM)
     assert all(group.join(60))
     assert group.err.count("\n") == 1
-    assert "interrupted; run holds all up to epoch" in group.err
+    assert "interrupted; run contains the training up to epoch" in group.err
     checkpoint = Run.open(tmp_path / "run").read_checkpoint()
     assert f"step {checkpoint.counts.step}" in group.err

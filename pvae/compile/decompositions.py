@@ -1,6 +1,6 @@
-"""How a recording computes matrix products and convolutions: in bfloat16, or by oneDNN.
+"""Decomposition tables for `make_fx`, by which a recording computes products in bfloat16 or by oneDNN.
 
-Each function returns a decomposition table for `make_fx`: what is recorded in place of an operator of float32 tensors.
+Each table contains what is recorded in place of an operator of float32 tensors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Decompositions = dict[Any, Callable[..., Any]]
 
 
 def onednn_products(product: Callable[..., Tensor]) -> Decompositions:
-    """Compute large float32 products on the CPU by oneDNN.
+    """Return the table that computes large float32 products on the CPU by oneDNN.
 
     Args:
         product: left right^T + bias, as `pvae.core.onednn.onednn`.
@@ -39,9 +39,9 @@ def onednn_products(product: Callable[..., Tensor]) -> Decompositions:
 
 
 def bfloat16_products() -> Decompositions:
-    """Round the factors of float32 products and convolutions to bfloat16, and convert the results back to float32.
+    """Return the table that rounds the factors of float32 products and convolutions to bfloat16.
 
-    Biases are added in float32, and their gradients are summed in float32.
+    The results are converted back to float32. Biases are added in float32, and their gradients are summed in float32.
     """
     return {
         _ATEN.mm.default: _mm,
