@@ -53,7 +53,8 @@ def find(title: str, folder: str, data_dir: str | Path | None, advice: str = "")
         if is_folder(root / folder):
             return root
     searched = ", ".join(str(root / folder) for root in roots)
-    why = f"is not in {searched}" if roots else "was not searched: there is no --data-dir, PVAE_DATA or home folder"
+    unset = "was not searched: there is no --data-dir, PVAE_DATA, XDG_CACHE_HOME or home folder"
+    why = f"is not in {searched}" if roots else unset
     raise NotFoundError(f"{title} {why}{advice and ': '}{advice}")
 
 
