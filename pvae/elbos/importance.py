@@ -1,4 +1,8 @@
-"""Importance-weighted bounds as Pyro ELBOs. `pvae.reference.bounds` has the same written by hand."""
+"""Importance-weighted bounds as Pyro ELBOs. `pvae.reference.bounds` has the same written by hand.
+
+`tests/elbos/test_bounds.py` compares the two, and `tests/reference/test_linear_gaussian.py` compares both with the exact
+log p(x).
+"""
 
 from __future__ import annotations
 
