@@ -1,7 +1,7 @@
 """Importance-weighted bounds as Pyro ELBOs. `pvae.reference.bounds` has the same written by hand.
 
-`tests/elbos/test_bounds.py` compares the two, and `tests/reference/test_linear_gaussian.py` compares both with the exact
-log p(x).
+`tests/elbos/test_bounds.py` compares the two, and `tests/reference/test_linear_gaussian.py` compares both with the
+exact log p(x).
 """
 
 from __future__ import annotations
