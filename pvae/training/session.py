@@ -54,7 +54,7 @@ class Session:
         if note and self.is_first:
             print(f"note: {note}", file=sys.stderr)
         trainer, run, epochs = self.trainer, self.run, self.run.config.epochs
-        with self._errors_explained(), self.interruptions:
+        with self.interruptions, self._errors_explained():  # in this order: a signal must not interrupt an explanation
             self._begin(rows)
             events = Events(run.path, trainer.epoch) if self.is_first and trainer.epoch < epochs else None
             while trainer.epoch < epochs:
