@@ -21,7 +21,18 @@ from pvae.core.memory import is_out_of_memory
 from pvae.core.signals import SIGNALS, Interruptions, handled_by
 from pvae.core.torchrun import is_first_process
 
-__all__ = ["Parser", "add_places", "ctrl_c_exits_at_once", "leave", "nonempty_path", "result_folder", "run_command"]
+__all__ = [
+    "Parser",
+    "add_places",
+    "check_writable",
+    "ctrl_c_exits_at_once",
+    "leave",
+    "nonempty_path",
+    "result_folder",
+    "run_command",
+]
+
+_INTERRUPTED = "interrupted; any file already written is complete"
 
 
 class Parser(argparse.ArgumentParser):
@@ -85,9 +96,7 @@ def nonempty_path(text: str) -> Path:
     return Path(text)
 
 
-def run_command(
-    name: str, command: Callable[[], None], interrupted: str = "interrupted; files already written are complete"
-) -> int:
+def run_command(name: str, command: Callable[[], None], interrupted: str = _INTERRUPTED) -> int:
     """Run a command and return its exit status; print an error as one line on standard error.
 
     Ctrl-C and SIGTERM raise an exception in the command, except during a training, which handles them itself.
@@ -158,11 +167,21 @@ def ctrl_c_exits_at_once(name: str) -> Iterator[None]:
 
     def exit_at_once(number: int, _: object) -> None:
         if is_first_process():
-            os.write(2, f"{name}: interrupted before anything was done\n".encode())
+            os.write(2, f"{name}: {_INTERRUPTED}\n".encode())
         os._exit(128 + number)
 
     with handled_by(exit_at_once):
         yield
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that results cannot be written to; call it before they are computed.
+
+    Raises:
+        InputError: it is read-only, or not a folder.
+    """
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise InputError(f"{folder} cannot be written, as it is read-only or no folder: name another place with --out")
 
 
 @contextlib.contextmanager
@@ -174,7 +193,7 @@ def result_folder(folder: Path, names: Iterable[str] = ()) -> Iterator[Path]:
         names: names of the reports that will be written there; none for a part of a run folder.
 
     Raises:
-        InputError: it cannot be made, or another file has one of the names.
+        InputError: it cannot be made or written to, or another file has one of the names.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -182,6 +201,7 @@ def result_folder(folder: Path, names: Iterable[str] = ()) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror}): name another folder with --out") from None
     try:
+        check_writable(folder)
         for name in names:
             check_replaceable(folder / name)
         yield folder

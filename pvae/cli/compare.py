@@ -75,7 +75,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     if particles == [1] and all(
         ESTIMATORS[name].importance_weighted or ESTIMATORS[name].least_particles > 1 for name in names
     ):
-        raise InputError("with one particle these are the ELBO, or are not defined: give more --particles")
+        raise InputError("with one particle these bounds equal the ELBO or are not defined: give more --particles")
     groups = config.groups if config.groups > 1 else _GROUPS
     default = not_a_link(arguments.run / "comparison") if arguments.run else None
     reports = [f"comparison.{suffix}" for suffix in ("csv", "md", "png")] if arguments.out else []
@@ -147,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("run", metavar="RUN", nargs="?", type=nonempty_path, help="a run folder, whose checkpoint is used")
     add("--system", metavar="NAME", help="train this in place of a RUN (default: linear-gaussian)")
-    add("--stages", metavar="N,N", help=f"epochs after which to compare, in rising order (default: {_STAGES})")
+    add("--stages", metavar="N,N", help=f"epochs after which to compare (default: {_STAGES})")
     add("--elbo", metavar="NAME,NAME", default=_ALL, help=f"of {', '.join(ELBOS)} (default: all)")
     add("--particles", metavar="K,K", default="1,5,50", help="particles K (default: 1,5,50)")
     add("--repetitions", metavar="R", type=int, default=100, help="of each estimator, with other draws (default: 100)")

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import argparse
 import re
-import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pvae.cli.command import Parser, add_places, ctrl_c_exits_at_once, nonempty_path, result_folder, run_command
 from pvae.core.errors import InputError, check_name
-from pvae.core.files import not_a_link, write_whole
+from pvae.core.files import check_replaceable, not_a_link, write_whole
 from pvae.core.finite import NotFiniteError, naming_refused_parameters
 from pvae.core.records import csv_of, to_json
 from pvae.core.terminal import say
 from pvae.core.torchrun import place_of
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["PICTURES", "main"]
 
@@ -33,7 +28,7 @@ PICTURES = {
     "manifold": "the decoded grid of a 2-dimensional latent at the quantiles of the prior",
     "traversal": "one latent dimension after the other, from -3 to 3",
     "interpolation": "straight lines between pairs of test images in the latent space",
-    "histograms": "each latent dimension against N(0, 1)",
+    "histograms": "each latent dimension against its prior",
     "attributes": "test images along the direction of an attribute, z + alpha v, alpha from -3 to 3 (celeba)",
     "probe": "log-odds of a linear classifier, trained on real images, along that direction (celeba)",
 }
@@ -68,24 +63,21 @@ def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> No
     from pvae.evaluation.trained_run import TrainedRun
     from pvae.plotting import pictures
     from pvae.plotting.run_figures import write_figure
+    from pvae.runs.run import Run
 
-    trained = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline, tuple(arguments.attribute))
-
-    def figures() -> Iterator[tuple[str, Figure]]:
-        """Yield the requested pictures, or all that can be drawn of the run."""
-        for name in wanted or PICTURES:
-            try:
-                yield name, getattr(pictures, name)(trained)
-            except InputError as error:
-                if wanted is not None:
-                    raise InputError(f"{name}: {error}") from None
-
-    drawn = figures() if wanted is None else iter(list(figures()))  # write none if a requested one cannot be drawn
     names = [f"{name}.png" for name in wanted or PICTURES]
     names += ["latent.json", "probe.json"] if wanted is None else ["probe.json"] * ("probe" in wanted)
-    figures_folder = not_a_link(trained.run.path / "figures")
+    figures_folder = not_a_link(Run.open(arguments.run).path / "figures")
     with result_folder(arguments.out or figures_folder, names if arguments.out else ()) as folder:
-        for name, figure in drawn:
+        trained = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline, tuple(arguments.attribute))
+        figures = {}
+        for name in wanted or PICTURES:
+            try:
+                figures[name] = getattr(pictures, name)(trained)
+            except InputError as error:
+                if wanted is not None:  # before any is written
+                    raise InputError(f"{name}: {error}") from None
+        for name, figure in figures.items():
             write_figure(folder / f"{name}.png", figure)
             say(folder / f"{name}.png")
             if name == "probe":
@@ -96,47 +88,41 @@ def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> No
             return
         report = trained.report()
         write_whole(folder / "latent.json", f"{to_json(asdict(report), indent=2)}\n".encode())
-        distances = report.kolmogorov_smirnov
-        accuracy = "" if report.accuracy is None else f"; 10-nearest-neighbour accuracy {report.accuracy:.3f}"
-        say(
-            f"codes: Kolmogorov-Smirnov distance of a dimension from N(0, 1) {max(distances):.3f} at most, "
-            f"{statistics.median(distances):.3f} in the median{accuracy}"
-        )
+        say(f"codes: {report}")
 
 
 def _draw_side_by_side(arguments: argparse.Namespace, runs: Sequence[Path]) -> None:
-    """Draw the pictures of all runs and write their table; print why a run that cannot be read is left out."""
+    """Draw the pictures of all runs and write their table; print why a run is left out."""
     from pvae.evaluation.table import to_markdown
     from pvae.evaluation.trained_run import TrainedRun
     from pvae.plotting.gallery import Entry, code_figures, entry_of, in_order, sheet_figure
     from pvae.plotting.run_figures import write_figure
 
-    read: list[Entry] = []
-    names: dict[object, str] = {}  # of the runs read so far, by identity and progress
-    for path in runs:
-        try:
-            trained = TrainedRun.of(path, arguments.data_dir, arguments.offline)
-            state = (trained.run.identity, trained.run.read_checkpoint().counts)
-            if state in names:
-                raise InputError(f"it is a copy of {names[state]}, not another seed")
-            with naming_refused_parameters():
-                read.append(entry_of(trained))
-            names[state] = path.name
-            say(f"{path.name}: {read[-1].title}")
-        except (InputError, NotFiniteError) as error:
-            print(f"pvae.draw: {path.name} is left out: {error}", file=sys.stderr)
-    if not read:
-        raise InputError(f"none of the {len(runs)} runs in {arguments.run} can be shown")
-    entries = in_order(read)
-    rows = [entry.row for entry in entries]
-    drawn = {"sheet": sheet_figure(entries)}
-    drawn |= {f"codes-{re.sub('[^a-z0-9]+', '-', data.lower())}": one for data, one in code_figures(entries).items()}
-    reports = ["table.csv", "table.md", *(f"{name}.png" for name in drawn)]
-    with result_folder(arguments.out or arguments.run, reports) as folder:
+    with result_folder(arguments.out or arguments.run, ["table.csv", "table.md", "sheet.png"]) as folder:
+        read: dict[tuple[str, int], Entry] = {}  # by configuration and seed
+        for path in runs:
+            try:
+                with naming_refused_parameters():
+                    entry = entry_of(TrainedRun.of(path, arguments.data_dir, arguments.offline))
+                kept = read.setdefault((entry.row.configuration, entry.row.seed), entry)
+                if kept is not entry:
+                    raise InputError(f"it has the same configuration and seed as {kept.row.run}, which is kept")
+                say(f"{path.name}: {entry.title}")
+            except (InputError, NotFiniteError) as error:
+                print(f"pvae.draw: {path.name} is left out: {error}", file=sys.stderr)
+        if not read:
+            raise InputError(f"none of the {len(runs)} runs in {arguments.run} can be shown")
+        entries = in_order(list(read.values()))
+        rows = [entry.row for entry in entries]
+        figures = {"sheet": sheet_figure(entries)}
+        for data, figure in code_figures(entries).items():
+            name = f"codes-{re.sub('[^a-z0-9]+', '-', data.lower())}"
+            check_replaceable(folder / f"{name}.png")
+            figures[name] = figure
         write_whole(folder / "table.csv", csv_of(rows).encode())
         write_whole(folder / "table.md", to_markdown(rows).encode())
         say(f"\n{to_markdown(rows)}\n{folder / 'table.csv'}\n{folder / 'table.md'}")
-        for name, figure in drawn.items():
+        for name, figure in figures.items():
             write_figure(folder / f"{name}.png", figure)
             say(folder / f"{name}.png")
 

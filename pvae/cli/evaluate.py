@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from pvae.cli.command import Parser, add_places, ctrl_c_exits_at_once, nonempty_path, run_command
+from pvae.cli.command import Parser, add_places, check_writable, ctrl_c_exits_at_once, nonempty_path, run_command
 from pvae.config.config import OPTIONS
 from pvae.config.options import whole_number
 from pvae.core.errors import InputError, check_name
@@ -56,9 +55,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         from pvae.runs.run import Run
     Run.open(arguments.run)
     path = arguments.out or arguments.run / "evaluation.json"
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        reason = f"{path.parent} is not a folder that can be written to"
-        raise InputError(f"{path} cannot be written, since {reason}: name another file with --out")
+    check_writable(path.parent)
     check_replaceable(path, "evaluation.json")
     trained = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline)
     count = arguments.images or len(trained.data.test)
@@ -78,10 +75,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         )
     if not world.is_first:
         return
-    try:
-        write_whole(path, (to_json(asdict(report), indent=2) + "\n").encode())
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): name another file with --out") from None
+    write_whole(path, (to_json(asdict(report), indent=2) + "\n").encode())
     if not arguments.quiet:
         say(f"{to_text(report)}\n")
     say(path)

@@ -50,7 +50,7 @@ def write_whole(path: Path, content: bytes, previous: Path | None = None) -> Non
 
     Raises:
         InputError: `path` is a folder, a pipe or a device.
-        OSError: the file cannot be written; what was there before is unchanged.
+        OSError: the file cannot be written; what was there before is unchanged. The error names the file.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     if os.path.lexists(path) and not (path.is_symlink() or path.is_file()):
@@ -74,6 +74,9 @@ def write_whole(path: Path, content: bytes, previous: Path | None = None) -> Non
                 os.fsync(descriptor)  # so that the new name survives a loss of power
             finally:
                 os.close(descriptor)
+    except OSError as error:
+        error.filename = str(path)  # not the temporary name
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -179,7 +179,7 @@ def pairs_to_compare(
             elif count < ESTIMATORS[name].least_particles:
                 reason = "there is no other draw to compare with"
             elif count == 1 and ESTIMATORS[name].importance_weighted:
-                reason = "with one particle it is the ELBO"
+                reason = "with one particle its bound equals the ELBO"
             elif name == "miwae" and (count % num_groups or count == num_groups):
                 reason = f"K must be a multiple of {num_groups}, and larger"
             if reason:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 
 import torch
@@ -148,28 +149,48 @@ def nearest_neighbour_accuracy(
 
 @dataclass(frozen=True, kw_only=True)
 class LatentReport:
-    """Statistics of codes, to compare each latent dimension with the prior N(0, 1) and the codes with classes.
+    """Statistics of codes, to compare each latent dimension with N(0, 1) and the codes with classes.
 
     Args:
         mean: the mean of each latent dimension.
         std: the standard deviation of each latent dimension.
-        kolmogorov_smirnov: the largest distance between the CDF of each dimension and that of N(0, 1).
+        kolmogorov_smirnov: the largest distance between the CDF of each dimension and that of N(0, 1); None if the
+            prior is another one.
         accuracy: accuracy of a 10-nearest-neighbour classifier from training to test codes; None without classes.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    kolmogorov_smirnov: tuple[float, ...]
+    kolmogorov_smirnov: tuple[float, ...] | None
     accuracy: float | None
 
+    def __str__(self) -> str:
+        """Return the greatest and the median distance from N(0, 1), and the accuracy, each if there is one."""
+        parts = []
+        if distances := self.kolmogorov_smirnov:
+            parts.append(
+                f"Kolmogorov-Smirnov distance of a dimension from N(0, 1) {max(distances):.3f} at most, "
+                f"{statistics.median(distances):.3f} in the median"
+            )
+        if self.accuracy is not None:
+            parts.append(f"10-nearest-neighbour accuracy {self.accuracy:.3f}")
+        return "; ".join(parts)
 
-def report(codes: Tensor, accuracy: float | None = None) -> LatentReport:
-    """Return statistics of draws from the aggregate posterior (N, L), together with a classifier's accuracy."""
+
+def report(codes: Tensor, accuracy: float | None = None, is_prior_normal: bool = True) -> LatentReport:
+    """Return statistics of draws from the aggregate posterior.
+
+    Args:
+        codes: the draws, (N, L).
+        accuracy: a classifier's accuracy, for the report.
+        is_prior_normal: whether the prior is N(0, 1), so that the draws are compared with it.
+    """
     from scipy.stats import kstest  # slow to import, and needed only here
 
+    distances = (float(kstest(column.numpy(), "norm").statistic) for column in codes.T)
     return LatentReport(
         mean=tuple(codes.mean(0).tolist()),
         std=tuple(codes.std(0).tolist()),
-        kolmogorov_smirnov=tuple(float(kstest(column.numpy(), "norm").statistic) for column in codes.T),
+        kolmogorov_smirnov=tuple(distances) if is_prior_normal else None,
         accuracy=accuracy,
     )

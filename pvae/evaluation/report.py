@@ -24,6 +24,7 @@ from pvae.vae import VAE
 __all__ = ["ElboParts", "LogLikelihood", "RateDecomposition", "Report", "evaluate", "to_text"]
 
 _PARTICLES = 10
+_ACTIVE = "those whose posterior mean varies (variance above 0.01)"
 _TRUSTED = 10.0  # the effective sample size below which the importance weights of an image cannot be trusted
 
 
@@ -310,7 +311,7 @@ def to_text(report: Report) -> str:
         ("    posterior entropy", anatomy.posterior_entropy, "the rate is cross entropy less posterior entropy"),
         ("    cross entropy", anatomy.cross_entropy, ""),
         ("posterior-mean loss", anatomy.posterior_mean_loss, "not a bound"),
-        ("active units", f"{active} of {dims}, whose mean has a variance above 0.01", ""),
+        ("active units", f"{active} of {dims} latent dimensions, {_ACTIVE}", ""),
         ("", "", ""),
         *_decomposition_rows(report),
         (f"log p(x), {log_p.num_particles:,} importance samples an image; pixels {report.pixels}{products}", "", ""),
@@ -346,7 +347,6 @@ def _decomposition_rows(report: Report) -> list[_Row]:
     most = (
         f"between the index of an image and its code; at most log N = {split.log_images:.2f}, N = {report.num_images:,}"
     )
-    between = f"{split.mutual_information.mean:.2f} to {split.mutual_information_upper.mean:.2f}"
     return [
         (f"rate of {split.num_images:,} {subset}, one draw of z each, and its three parts", "", ""),
         ("  rate", split.rate, f"log q(z | x) - log p(z){draws}"),
@@ -356,7 +356,8 @@ def _decomposition_rows(report: Report) -> list[_Row]:
             "KL(q(z | x) || p(z)) of the same images",
         ),
         ("  mutual information", split.mutual_information, most),
-        ("  over all images", between, "bounds on I(x; z) over all possible images"),
+        ("    I(x; z) at least", split.mutual_information, "over all possible images, not only these"),
+        ("    I(x; z) at most", split.mutual_information_upper, ""),
         ("  total correlation", split.total_correlation, "KL(q(z) || prod_l q(z_l))"),
         ("  dimension-wise KL", split.dimension_wise_kl, "sum_l KL(q(z_l) || p(z_l))"),
         ("", "", ""),

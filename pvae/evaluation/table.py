@@ -23,12 +23,13 @@ class Row:
 
     Args:
         run: name of the run folder.
-        configuration: digest of options, data and epochs, equal for runs that differ only in their seed.
+        configuration: digest of options, data and finished epochs, equal for runs that differ only in their seed.
         system: name of the system, with the options that differ from the published ones.
         estimator: the value of `--elbo`.
         data: name of the data.
         seed: the seed.
         epochs: number of finished epochs.
+        planned_epochs: number of epochs of the configuration; an unfinished run has fewer.
         pseudo: whether `elbo` is a pseudo-ELBO.
         elbo: the ELBO; None for an autoencoder, or if it bounds nothing.
         elbo_stderr: standard error of `elbo` over images and draws of z.
@@ -36,7 +37,8 @@ class Row:
         rate: KL(q, p).
         posterior_mean_loss: the loss at the mean of q(z | x).
         accuracy: accuracy of a 10-nearest-neighbour classifier on the codes; None without classes.
-        kolmogorov_smirnov: the largest distance of the draws of a latent dimension from N(0, 1).
+        kolmogorov_smirnov: the largest distance of the draws of a latent dimension from N(0, 1); None if the prior is
+            another one.
         mean_least: the least mean of the draws of a latent dimension.
         mean_greatest: the greatest mean.
         std_least: the least standard deviation of the draws of a latent dimension.
@@ -51,6 +53,7 @@ class Row:
     data: str
     seed: int
     epochs: int
+    planned_epochs: int
     pseudo: bool
     elbo: float | None
     elbo_stderr: float | None
@@ -58,12 +61,17 @@ class Row:
     rate: float
     posterior_mean_loss: float | None
     accuracy: float | None
-    kolmogorov_smirnov: float
+    kolmogorov_smirnov: float | None
     mean_least: float
     mean_greatest: float
     std_least: float
     std_greatest: float
     seconds_per_epoch: float
+
+    @property
+    def progress(self) -> str:
+        """The number of finished epochs, for instance "16", or "3 of 16" for an unfinished run."""
+        return str(self.epochs) + (f" of {self.planned_epochs}" if self.epochs < self.planned_epochs else "")
 
 
 def row_of(run: Run, codes: LatentReport) -> Row:
@@ -76,13 +84,13 @@ def row_of(run: Run, codes: LatentReport) -> Row:
     Raises:
         InputError: the run has not finished an epoch.
     """
-    rows = run.metrics()
-    if len(rows) < 2:
+    rows, last = run.metrics(), run.last_test()
+    if last is None:
         raise InputError(f"{run.path} has not finished an epoch")
-    last = [row for row in rows if row.split == "test"][-1]
     seconds = [sum(row.seconds for row in rows if row.epoch == epoch) for epoch in {row.epoch for row in rows}]
-    options = asdict(run.config.replace(seed=0, epochs=last.epoch, source=""))
-    digest = hashlib.sha256(json.dumps([options, run.data.sha256], sort_keys=True).encode()).hexdigest()
+    options, unfinished = asdict(run.config.replace(seed=0, source="")), last.epoch < run.config.epochs
+    same = [options, run.data.sha256, *[last.epoch] * unfinished]
+    digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
     names = ("pseudo", "elbo", "elbo_stderr", "distortion", "rate", "posterior_mean_loss")
     return Row(
         run=run.path.resolve().name,
@@ -92,9 +100,10 @@ def row_of(run: Run, codes: LatentReport) -> Row:
         data=run.data.name,
         seed=run.config.seed,
         epochs=last.epoch,
+        planned_epochs=run.config.epochs,
         **{name: getattr(last, name) for name in names},
         accuracy=codes.accuracy,
-        kolmogorov_smirnov=max(codes.kolmogorov_smirnov),
+        kolmogorov_smirnov=max(codes.kolmogorov_smirnov) if codes.kolmogorov_smirnov else None,
         mean_least=min(codes.mean),
         mean_greatest=max(codes.mean),
         std_least=min(codes.std),
@@ -145,7 +154,7 @@ _COLUMNS: dict[str, Callable[[Sequence[Row]], str]] = {
     "--elbo": lambda group: group[0].estimator,
     "data": lambda group: group[0].data,
     "seeds": lambda group: str(len(group)),
-    "epochs": lambda group: str(group[0].epochs),
+    "epochs": lambda group: group[0].progress,
     "ELBO": _bound,
     "distortion": lambda group: _spread(group, "distortion"),
     "rate": lambda group: _spread(group, "rate"),
@@ -158,9 +167,9 @@ _COLUMNS: dict[str, Callable[[Sequence[Row]], str]] = {
 }
 
 _NOTE = (
-    "Nats per datum, on the test images. +- is the standard deviation over seeds; for the ELBO of a single run it is "
-    "the standard error over images. (pseudo): the pixels are grey, so the value does not bound a log-likelihood. "
-    "10-NN: accuracy of a 10-nearest-neighbour classifier on the codes. KS: the largest Kolmogorov-Smirnov distance "
-    "of a latent dimension of z ~ q(z | x) from N(0, 1). mean and std: the least and the greatest over dimensions and "
-    "seeds. Seconds: the median epoch, training and test, of the fastest run."
+    "Nats per datum, on the test images. 3 of 16 epochs: the run is not finished. +- is the standard deviation over "
+    "seeds; for the ELBO of a single run it is the standard error over images. (pseudo): the pixels are grey, so the "
+    "value does not bound a log-likelihood. 10-NN: accuracy of a 10-nearest-neighbour classifier on the codes. KS: the "
+    "largest Kolmogorov-Smirnov distance of a latent dimension of z ~ q(z | x) from N(0, 1). mean and std: the least "
+    "and the greatest over dimensions and seeds. Seconds: the median epoch, training and test, of the fastest run."
 )

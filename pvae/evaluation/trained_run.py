@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
+from torch.distributions import Independent, Normal
 
 from pvae.config.config import Config
 from pvae.core.errors import InputError, check_name
@@ -25,6 +28,8 @@ from pvae.evaluation.latent_space import (
     report,
 )
 from pvae.models.build import build_vae
+from pvae.models.hierarchy import Chain
+from pvae.models.latents import StandardNormalPrior
 from pvae.runs.data import data_of
 from pvae.runs.run import Run
 from pvae.vae import VAE
@@ -72,9 +77,20 @@ class TrainedRun:
             attributes: names of the attributes to draw.
 
         Raises:
-            InputError: the folder is not a run folder, its data cannot be found, or the data lack an attribute.
+            InputError: the folder is not a run folder or is damaged, its data cannot be found, or the data lack an
+                attribute.
         """
         run = Run.open(path)
+        try:
+            run.read_checkpoint()
+        except InputError as error:
+            try:
+                run.read_checkpoint(previous=True)
+            except InputError:
+                raise error from None
+            how = f"python -m pvae.train --resume {shlex.quote(str(path))}"
+            what = f"the last checkpoint of {path} is missing or damaged"
+            raise InputError(f"{what}; {how} goes on from the one before it") from None
         data = data_of(run, None, data_dir, offline)
         run.metrics()  # raises an InputError if the run is damaged
         if attributes and (data.train_labels is None or data.train_labels.dim() != 2):
@@ -101,6 +117,25 @@ class TrainedRun:
     def is_symmetric(self) -> bool:
         """Whether the VAE takes pixels in [-1, 1] in place of [0, 1]."""
         return self.run.config.pixels == "symmetric"
+
+    @cached_property
+    def title(self) -> str:
+        """`Run.title`, read once."""
+        return self.run.title
+
+    @property
+    def prior(self) -> TorchDistribution:
+        """p(z), of two stochastic layers that of the second; for an autoencoder, which has no prior, N(0, 1)."""
+        prior = self.vae.prior()
+        if not self.vae.has_density:
+            return StandardNormalPrior(prior.event_shape[0])()
+        return prior.first if isinstance(prior, Chain) else prior
+
+    @property
+    def is_prior_normal(self) -> bool:
+        """Whether `prior` is N(0, 1) in each latent dimension."""
+        base = self.prior.base_dist if isinstance(self.prior, Independent) else None
+        return isinstance(base, Normal) and bool(((base.loc == 0) & (base.scale == 1)).all())
 
     @property
     def is_plane(self) -> bool:
@@ -139,18 +174,17 @@ class TrainedRun:
         return labels if all(part is not None and part.dim() == 1 for part in labels) else (None, None)
 
     @property
-    def normal_draws(self) -> Tensor:
-        """`test_draws` of the latents whose prior is N(0, 1): all latents, or those of the second layer."""
-        config = self.run.config
-        return self.test_draws[:, config.latent_dim if config.second_latent_dim else 0 :]
+    def last_layer_draws(self) -> Tensor:
+        """`test_draws` of the latents that `prior` is the prior of: all latents, or those of the second layer."""
+        return self.test_draws[:, -self.prior.event_shape[0] :]
 
     def report(self) -> LatentReport:
-        """Return statistics of the codes: `normal_draws` against N(0, 1), and the accuracy of a classifier of means."""
+        """Return statistics of `last_layer_draws`, and the accuracy of a classifier of the codes."""
         accuracy = None
         train_labels, test_labels = self.classes
         if train_labels is not None and test_labels is not None:
             accuracy = nearest_neighbour_accuracy(self.train_codes, train_labels, self.test_codes, test_labels)
-        return report(self.normal_draws, accuracy)
+        return report(self.last_layer_draws, accuracy, self.is_prior_normal)
 
     def require(self, has: bool, what: str) -> None:
         """Raise an `InputError` that names what the picture needs, unless `has` is true."""

@@ -26,7 +26,7 @@ class Entry:
 
     Args:
         row: the row of the run in the table.
-        title: system and test bound.
+        title: system, data, epochs and test bound.
         images: test images in [0, 1].
         reconstructions: reconstructions of `images`.
         samples: samples from the prior; empty for an autoencoder.
@@ -56,10 +56,9 @@ def entry_of(trained: TrainedRun) -> Entry:
     with trained.seeded():
         samples = sample(trained.vae, 2 * _SHOWN) if trained.vae.has_density else x[:0]
         reconstructions = reconstruct(trained.vae, x)
-    tests = [metrics for metrics in trained.run.metrics() if metrics.split == "test"]
     return Entry(
         row=row,
-        title=f"{row.system} --elbo {row.estimator}: {tests[-1]}",
+        title=f"{row.system} --elbo {row.estimator} on {row.data}, epoch {row.progress}: {trained.run.last_test()}",
         images=trained.shown(x),
         reconstructions=trained.shown(reconstructions),
         samples=trained.shown(samples),
@@ -104,7 +103,8 @@ def code_figures(entries: Sequence[Entry]) -> dict[str, Figure]:
     names = {}
     for entry in _one_of_each(entries):
         if entry.codes is not None:
-            panels.setdefault(entry.row.data, {})[entry.title.replace(": ", "\n")] = entry.codes, entry.labels
+            title = entry.title.replace(f" on {entry.row.data}, ", "\n")
+            panels.setdefault(entry.row.data, {})[title] = entry.codes, entry.labels
             names[entry.row.data] = entry.label_names
     title = "means of q(z | x) of the test images"
     return {data: run_figures.scatter_figure(panels[data], names[data], f"{data}: {title}") for data in panels}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from matplotlib.figure import Figure
-from torch.distributions import Normal
+from torch.distributions import Independent, Normal
 
 from pvae.evaluation import latent_space
 from pvae.evaluation.trained_run import ALPHAS, TrainedRun
@@ -27,27 +27,29 @@ __all__ = [
     "traversal",
 ]
 
+_PRIOR_DRAWS = 2000
+
 
 def reconstructions(trained: TrainedRun) -> Figure:
     """Return eight test images above the means of p(x | z), z ~ q(z | x)."""
     images = trained.pixels(trained.test[:8])
     with trained.seeded():
         reconstructions = latent_space.reconstruct(trained.vae, images)
-    return run_figures.reconstruction_figure(trained.shown(images), trained.shown(reconstructions), trained.run.title)
+    return run_figures.reconstruction_figure(trained.shown(images), trained.shown(reconstructions), trained.title)
 
 
 def samples(trained: TrainedRun) -> Figure:
     """Return 64 means of p(x | z), z ~ p(z); the run must have a prior."""
     trained.require(trained.vae.has_density, "a prior to draw from")
     with trained.seeded():
-        return run_figures.sample_figure(trained.shown(latent_space.sample(trained.vae, 64)), trained.run.title)
+        return run_figures.sample_figure(trained.shown(latent_space.sample(trained.vae, 64)), trained.title)
 
 
 def losses(trained: TrainedRun) -> Figure:
     """Return loss, distortion and rate against the epoch, for training and test images."""
     rows = trained.run.metrics()
     trained.require(bool(rows), "a finished epoch")
-    return run_figures.loss_figure(rows, trained.run.title)
+    return run_figures.loss_figure(rows, trained.title)
 
 
 def scatter(trained: TrainedRun) -> Figure:
@@ -62,26 +64,30 @@ def scatter(trained: TrainedRun) -> Figure:
         ),
         "test images": (trained.test_codes, test_labels),
     }
-    title = f"{trained.run.title}\nmeans of q(z | x); a number stands at the median of its class"
+    title = f"{trained.title}\nmeans of q(z | x); a number stands at the median of its class"
     return run_figures.scatter_figure(splits, trained.data.label_names, title)
 
 
 def cdf(trained: TrainedRun) -> Figure:
-    """Return draws from the aggregate posterior, and their CDF under N(0, 1); the run must have two latents."""
+    """Return draws from the aggregate posterior, and their CDF under N(0, 1); the run must have two latents.
+
+    The prior must be N(0, 1), or missing as that of an autoencoder.
+    """
     trained.require(trained.is_plane, "two latent dimensions")
+    trained.require(trained.is_prior_normal, "the prior N(0, 1)")
     labels, names = trained.classes[1], trained.data.label_names
     splits = {
         "z ~ q(z | x), test images": (trained.test_draws, labels),
         "F(z), F the distribution function of N(0, 1)": (Normal(0.0, 1.0).cdf(trained.test_draws), labels),
     }
-    return run_figures.scatter_figure(splits, names, trained.run.title)
+    return run_figures.scatter_figure(splits, names, trained.title)
 
 
 def manifold(trained: TrainedRun) -> Figure:
-    """Return means of p(x | z) on a grid of the prior's quantiles; the run must have two latents and a prior."""
+    """Return means of p(x | z) on a grid of the prior's quantiles; the run must have two latents and prior N(0, 1)."""
     trained.require(trained.is_plane, "two latent dimensions")
-    trained.require(trained.vae.has_density, "a prior")
-    title = f"{trained.run.title}\nmean of p(x | z) at the quantiles of p(z), z_1 to the right, z_2 upward"
+    trained.require(trained.vae.has_density and trained.is_prior_normal, "the prior N(0, 1)")
+    title = f"{trained.title}\nmean of p(x | z) at the quantiles of p(z), z_1 to the right, z_2 upward"
     values = [f"{value:+.1f}" for value in latent_space.prior_quantiles(20).tolist()]
     return run_figures.image_figure(trained.shown(latent_space.manifold(trained.vae)), 20, title, values[::-1], values)
 
@@ -95,7 +101,7 @@ def traversal(trained: TrainedRun) -> Figure:
     scale = spread if not trained.vae.has_density else torch.ones_like(spread)
     steps = torch.linspace(-3, 3, 11)
     rows = [latent_space.traverse(trained.vae, trained.test_codes[0], d, steps * scale[d]) for d in dimensions]
-    title = f"{trained.run.title}\nmean of p(x | z), one dimension at a time from -3 to 3"
+    title = f"{trained.title}\nmean of p(x | z), one dimension at a time from -3 to 3"
     if not trained.vae.has_density:
         title += " standard deviations of the codes"
     names = [f"z_{d + 1}" for d in dimensions]
@@ -108,13 +114,25 @@ def interpolation(trained: TrainedRun) -> Figure:
     images = trained.pixels(trained.test[:10])
     pairs = list(zip(images[0::2], images[1::2]))
     rows = [torch.cat([a[None], latent_space.interpolate(trained.vae, a, b), b[None]]) for a, b in pairs]
-    title = f"{trained.run.title}\ntest images at the ends; the mean of p(x | z) on the line between their codes"
+    title = f"{trained.title}\ntest images at the ends; the mean of p(x | z) on the line between their codes"
     return run_figures.image_figure(trained.shown(torch.cat(rows)), 12, title)
 
 
 def histograms(trained: TrainedRun) -> Figure:
-    """Return a histogram of each latent dimension of draws from the aggregate posterior, against N(0, 1)."""
-    return run_figures.histogram_figure(trained.normal_draws, trained.run.title)
+    """Return a histogram of each latent dimension of draws from the aggregate posterior, against the prior.
+
+    The density of the prior is drawn if its dimensions are independent, and a histogram of draws otherwise. The codes
+    of an autoencoder, which has no prior, are compared with N(0, 1).
+    """
+    prior, density = trained.prior, None
+    with trained.seeded(), torch.no_grad():
+        draws = prior.sample((_PRIOR_DRAWS,)).sort(0).values
+        if isinstance(prior, Independent) and prior.base_dist.batch_shape == prior.event_shape:
+            density = prior.base_dist.log_prob(draws).exp()
+    name = "N(0, 1)" if trained.is_prior_normal else "p(z)" if density is not None else "p(z), by draws"
+    name = f"the prior {name}" if trained.vae.has_density else f"{name} (an autoencoder has no prior)"
+    title = f"{trained.title}\neach latent dimension of z ~ q(z | x) over the test images, and {name}"
+    return run_figures.histogram_figure(trained.last_layer_draws, draws, density, title)
 
 
 def attributes(trained: TrainedRun) -> Figure:
@@ -124,11 +142,11 @@ def attributes(trained: TrainedRun) -> Figure:
         start = int((~has).int().argmax())
         image = trained.shown(trained.pixels(trained.test[start : start + 1]))
         rows += [image, *trained.along(name, trained.test_codes[start : start + 1])]
-    title = f"{trained.run.title}\na test image, then the mean of p(x | z + alpha v), alpha from -3 to 3"
+    title = f"{trained.title}\na test image, then the mean of p(x | z + alpha v), alpha from -3 to 3"
     values = ["image", *(f"{alpha:+g}" for alpha in ALPHAS)]
     return run_figures.image_figure(torch.cat(rows), len(ALPHAS) + 1, title, tuple(trained.attribute_labels), values)
 
 
 def probe(trained: TrainedRun) -> Figure:
     """Return the log-odds that a probe, trained on real images, predicts along each attribute's direction."""
-    return run_figures.probe_figure(trained.responses, trained.run.title)
+    return run_figures.probe_figure(trained.responses, trained.title)

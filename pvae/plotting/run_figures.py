@@ -20,7 +20,6 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 from torch import Tensor
-from torch.distributions import Normal
 from torch.nn.functional import pad
 
 from pvae.core.files import is_temporary, write_whole
@@ -153,15 +152,19 @@ def scatter_figure(splits: Mapping[str, tuple[Tensor, Tensor | None]], names: Se
     return figure
 
 
-def histogram_figure(codes: Tensor, title: str) -> Figure:
-    """Return a histogram of each of the first 100 latent dimensions of codes (N, L) against N(0, 1), ten in a row."""
-    columns = codes[:, :100].cpu().double().numpy().T
+def histogram_figure(codes: Tensor, draws: Tensor, density: Tensor | None, title: str) -> Figure:
+    """Return a histogram of each of the first 100 latent dimensions of codes, against the prior, ten in a row.
+
+    Args:
+        codes: (N, L).
+        draws: from the prior, sorted in each dimension, (S, L).
+        density: the prior's density of each dimension at the draws, (S, L); None to show a histogram of the draws.
+        title: title of the figure.
+    """
+    columns, drawn = (tensor[:, :100].cpu().double().numpy().T for tensor in (codes, draws))
     num_columns = min(len(columns), 10)
     num_rows = -(-len(columns) // 10)
-    title = f"{title}\neach latent dimension of z ~ q(z | x) over the test images, and N(0, 1)"
     figure = _figure(title, max(1.1 * num_columns, 7.0), 1.0 * num_rows + 0.8)
-    x = torch.linspace(-4, 4, 100)
-    density = Normal(0.0, 1.0).log_prob(x).exp()
     for index, axes in enumerate(figure.subplots(num_rows, num_columns, squeeze=False).flat):
         axes.set_yticks([])
         axes.set_xticks([-3, 0, 3])
@@ -170,12 +173,15 @@ def histogram_figure(codes: Tensor, title: str) -> Figure:
         axes.set_visible(index < len(columns))
         if index < len(columns):
             column = columns[index]
-            low, high = np.percentile(column, [0.1, 99.9])
-            axes.set_xlim(min(-4.2, low), max(4.2, high))
+            lows, highs = zip(*(np.percentile(values, [0.1, 99.9]) for values in (column, drawn[index])))
+            axes.set_xlim(min(-4.2, *lows), max(4.2, *highs))
             margin = 1e-6 * np.abs(column).max()  # without it, hist fails for large codes that are all equal
             limits = column.min() - margin, column.max() + margin
             axes.hist(column, bins=30, range=limits, density=True, color=_TRAIN, alpha=0.6)
-            axes.plot(x.numpy(), density.numpy(), color=_TEST, linewidth=1)
+            if density is None:
+                axes.hist(drawn[index], bins=30, density=True, color=_TEST, histtype="step")
+            else:
+                axes.plot(drawn[index], density[:, index].cpu().double().numpy(), color=_TEST, linewidth=1)
             axes.set_title(str(index + 1), fontsize=6, pad=1)
     return figure
 

@@ -207,8 +207,8 @@ class Run:
     def title(self) -> str:
         """System, data set and test bound of the run, for titles of figures."""
         title = f"{system_title(self.config)}, --elbo {self.config.elbo}, on {self.data.title}"
-        tests = [row for row in self.metrics() if row.split == "test"]
-        return f"{title}\nepoch {tests[-1].epoch}: {tests[-1]} nats" if tests else title
+        last = self.last_test()
+        return title if last is None else f"{title}\nepoch {last.epoch}: {last} nats"
 
     def metrics(self) -> list[Metrics]:
         """Return the rows of `metrics.jsonl` that were written before the checkpoint.
@@ -218,6 +218,14 @@ class Run:
         """
         lines = self._row_bytes(self.read_checkpoint().rows).splitlines()
         return [from_record(Metrics, json.loads(line)) for line in lines]
+
+    def last_test(self) -> Metrics | None:
+        """Return the test metrics of the last finished epoch, or None if there is none.
+
+        Raises:
+            InputError: `metrics.jsonl` or the checkpoint is damaged.
+        """
+        return next((row for row in reversed(self.metrics()) if row.split == "test"), None)
 
     def record_epoch(self, rows: Iterable[Metrics], checkpoint: Checkpoint) -> None:
         """Append the rows of an epoch, and then write the checkpoint, without which the rows are not valid.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -124,6 +125,38 @@ def test_runs_side_by_side_replace_no_other_file(run, tmp_path, capsys, name):
     capsys.readouterr()
     plot(tmp_path / name)
     assert name in refuse(draw, [tmp_path], capsys, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (draw, ["run"]),
+        (draw, ["."]),
+        (draw, ["run", "--out", "out"]),
+        (evaluate, ["run"]),
+        (evaluate, ["run", "--out", "out/report.json"]),
+        (compare, ["run"]),
+        (compare, ["run", "--out", "out"]),
+    ],
+)
+def test_a_read_only_folder_is_refused_before_anything_is_computed(
+    run, tmp_path, capsys, monkeypatch, command, arguments
+):
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    monkeypatch.setattr(TrainedRun, "of", lambda *_: pytest.fail("it was loaded for nothing"))
+    assert "read-only" in refuse(command, arguments, capsys, tmp_path)
+
+
+def test_a_result_that_cannot_be_written_is_named(run, tmp_path, capsys, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert evaluate([str(run), *SMALL, "--out", str(tmp_path / "result.json")]) == 1
+    assert f"{tmp_path / 'result.json'} cannot be written" in capsys.readouterr().err
+    assert not (tmp_path / "result.json").exists()
 
 
 @pytest.mark.parametrize("name", ["table.csv", "table.md"])

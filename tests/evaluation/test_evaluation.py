@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
+from pvae.cli.compare import main as compare
+from pvae.cli.draw import main as draw_pictures
 from pvae.cli.evaluate import main
 from pvae.compile import graph
 from pvae.config.config import Config
@@ -308,6 +311,8 @@ def test_the_rate_is_split_of_a_random_subset(tmp_path, digits):
     said = to_text(report)
     assert "2,000 random test images (seed 3)" in said
     assert f"{found.rate!s}" in said
+    for name, bound in (("least", found.mutual_information), ("most", found.mutual_information_upper)):
+        assert re.search(rf"I\(x; z\) at {name} +{re.escape(str(bound))}", said)
 
 
 def gaussian_codes(num_images, spread, scale):
@@ -434,6 +439,8 @@ def test_a_run_is_evaluated(tmp_path, data, found, capsys, kind):
     bits = -likelihood["estimate"]["mean"] / 784 / math.log(2) + (math.log2(127.5) if kind == "density" else 0)
     assert likelihood["bits_per_dimension"]["mean"] == pytest.approx(bits, rel=1e-6)
     assert "log-likelihood" in said
+    dims = "100+50" if kind == "two layers" else str(run.config.latent_dim)
+    assert f" of {dims} latent dimensions, those whose posterior mean varies" in said
 
 
 def test_evaluating_twice_gives_the_same(tmp_path, data, found):
@@ -464,9 +471,18 @@ def test_bad_input_is_one_line(tmp_path, data, found, capsys):
 
 def test_a_broken_checkpoint_is_one_line(tmp_path, data, found, capsys):
     run = fit(get_system("mlp-2d").replace(epochs=1, batch_size=50), data=data, out=tmp_path / "run")
-    (run.path / "checkpoint.safetensors").unlink()
+    (run.path / "checkpoint.safetensors").write_bytes(b"damaged")
+    for command in (main, draw_pictures, compare):
+        assert command([str(run.path)]) == 2
+        line = capsys.readouterr().err
+        assert f"python -m pvae.train --resume {run.path} goes on" in line
+        assert line.count("\n") == 1
+    for path in run.path.glob("checkpoint*"):
+        path.unlink()
     assert main([str(run.path)]) == 2
-    assert "holds no checkpoint.safetensors" in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert "holds no checkpoint.safetensors" in line
+    assert "--resume" not in line
 
 
 def test_two_layers_are_their_joint_distribution(small_images):

@@ -8,10 +8,13 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import pyro.distributions as dist
 import pytest
 import torch
 from fontTools.fontBuilder import FontBuilder
@@ -20,6 +23,7 @@ from matplotlib import get_data_path
 from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontEntry, fontManager
+from matplotlib.patches import Polygon
 from matplotlib.text import Text
 from torch.distributions import Normal
 
@@ -169,8 +173,17 @@ def test_a_signal_ends_a_command_with_a_line(runs, capsys, monkeypatch, command,
     assert command([str(runs["mlp-2d"].path)]) == 128 + number
     assert (
         capsys.readouterr().err
-        == f"{command.__module__.replace('.cli', '')}: interrupted; files already written are complete\n"
+        == f"{command.__module__.replace('.cli', '')}: interrupted; any file already written is complete\n"
     )
+
+
+def test_a_signal_during_the_imports_ends_with_the_same_line():
+    program = (
+        "import os, signal; from pvae.cli.command import ctrl_c_exits_at_once as at_once\n"
+        "with at_once('pvae.x'): os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (143, "pvae.x: interrupted; any file already written is complete\n")
 
 
 class Closed(io.StringIO):
@@ -192,11 +205,59 @@ def test_results_are_written_if_stdout_is_closed(runs, found, monkeypatch, tmp_p
 
 
 def test_histograms_show_where_the_codes_lie(tmp_path):
-    figure = histogram_figure(torch.stack([torch.randn(500), 6 + 0.1 * torch.randn(500)], 1), "two")
+    codes, draws = torch.stack([torch.randn(500), 6 + 0.1 * torch.randn(500)], 1), torch.randn(500, 2)
+    figure = histogram_figure(codes, draws, None, "two")
     (low, high), (_, wide) = (axes.get_xlim() for axes in figure.axes[:2])
     assert low == pytest.approx(-4.2)
     assert high == pytest.approx(4.2)
     assert wide > 6.1
+
+
+class Prior(torch.nn.Module):
+    """A prior that is not N(0, 1), but one of the distributions of the tests."""
+
+    def __init__(self, distribution):
+        super().__init__()
+        self.distribution = distribution
+
+    def forward(self):
+        return self.distribution
+
+
+WIDE = dist.Normal(torch.tensor([0.0, 40.0]), torch.tensor([1.0, 3.0])).to_event(1)
+POSITIVE = dist.LogNormal(torch.zeros(2), torch.ones(2)).to_event(1)
+CORRELATED = dist.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 2.7], [2.7, 9.0]]))
+
+
+@pytest.mark.parametrize("prior", [WIDE, POSITIVE, CORRELATED], ids=["Normal", "LogNormal", "MultivariateNormal"])
+def test_histograms_show_the_prior_of_the_vae(runs, data, prior):
+    vae = runs["mlp-2d"].vae()
+    vae.p_z = Prior(prior)
+    trained = trained_run.TrainedRun(runs["mlp-2d"], vae, data)
+    figure = pictures.histograms(trained)
+    axes = figure.axes[1]
+    title = " ".join(figure.get_suptitle().split())
+    if prior is CORRELATED:
+        assert title.endswith("over the test images, and the prior p(z), by draws")
+        (outline,) = (patch for patch in axes.patches if isinstance(patch, Polygon))
+        assert abs(outline.get_xy()[:, 0]).max() > 6, "two standard deviations"
+    else:
+        assert title.endswith("over the test images, and the prior p(z)")
+        x, density = (torch.tensor(values) for values in axes.lines[0].get_data())
+        assert torch.allclose(density, prior.base_dist.log_prob(x[:, None].float()).exp()[:, 1].double(), atol=1e-6)
+        assert axes.get_xlim()[1] > x.median()
+    assert trained.report().kolmogorov_smirnov is None
+    for picture in (pictures.cdf, pictures.manifold):
+        with pytest.raises(InputError, match=r"N\(0, 1\)"):
+            picture(trained)
+
+
+def test_histograms_of_an_autoencoder_are_beside_n_0_1(runs, data):
+    for name, ends in (("mlp-2d", "the prior N(0, 1)"), ("conv-2d-ae", "N(0, 1) (an autoencoder has no prior)")):
+        figure = pictures.histograms(trained_run.TrainedRun(runs[name], runs[name].vae(), data))
+        assert " ".join(figure.get_suptitle().split()).endswith(f"over the test images, and {ends}")
+        x, density = (torch.tensor(values) for values in figure.axes[0].lines[0].get_data())
+        assert torch.allclose(density, Normal(0.0, 1.0).log_prob(x).exp(), atol=1e-6)
 
 
 def test_data_given_from_python_cannot_be_found(runs, capsys):
@@ -461,6 +522,7 @@ def test_a_folder_of_runs_is_a_sheet_and_a_table(runs, found, tmp_path, capsys):
         assert (float(row["elbo"]) if row["elbo"] else None) == last.elbo
         assert float(row["distortion"]) == last.distortion
     assert (out / "table.md").read_text() in said
+    assert f" on few digits, epoch 1: {runs['mlp-2d'].metrics()[-1]}\n" in said
     assert not list(folder.glob("*.png")), "only in the given folder"
 
 
@@ -471,9 +533,24 @@ def test_a_copy_of_a_run_is_left_out(runs, data, found, tmp_path, capsys):
     capsys.readouterr()
     assert main([str(tmp_path)]) == 0
     printed = capsys.readouterr()
-    assert printed.err == "pvae.draw: b is left out: it is a copy of a, not another seed\n"
+    assert printed.err == "pvae.draw: b is left out: it has the same configuration and seed as a, which is kept\n"
     assert "| 1 | 1 |" in printed.out
     assert "| 1 | 2 |" in printed.out
+
+
+def test_seeds_are_counted_once_and_an_unfinished_run_is_marked(data, found, tmp_path, capsys):
+    config = get_system("mlp-2d").replace(epochs=1, batch_size=50, hidden=(8,))
+    for name, seed in (("a", 0), ("b", 0), ("c", 1), ("d", 2)):
+        run = fit(config.replace(seed=seed), data=data, out=tmp_path / name)
+    run.config = run.config.replace(epochs=3)
+    checkpoint = run.read_checkpoint()
+    run.begin_session(checkpoint.counts, checkpoint.rows, "cpu")
+    assert main([str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "pvae.draw: b is left out: it has the same configuration and seed as a, which is kept\n"
+    assert "on few digits, epoch 1 of 3: test" in printed.out
+    lines = [line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("| mlp-2d")]
+    assert ["| 2 | 1 |" in lines[0], "| 1 | 1 of 3 |" in lines[1], len(lines)] == [True, True, 2]
 
 
 def test_a_run_that_cannot_be_read_is_left_out(runs, found, tmp_path, capsys):
@@ -503,6 +580,7 @@ def row(**changes):
         "data": "MNIST",
         "seed": 0,
         "epochs": 3,
+        "planned_epochs": 3,
     }
     rest = {"pseudo": True, "elbo": -100.0, "elbo_stderr": 0.25, "accuracy": None, "seconds_per_epoch": 2.0}
     return Row(**{**figures, **spread, **what, **rest, **changes})

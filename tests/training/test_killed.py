@@ -185,7 +185,7 @@ def test_a_second_signal_ends_a_long_step(tmp_path):
     time.sleep(0.5)
     assert process.poll() is None
     status, seconds, errors = signalled(tmp_path, "", signal.SIGINT, 0.0, process)
-    assert (status, errors) == (130, "pvae.x: interrupted; files already written are complete\n")
+    assert (status, errors) == (130, "pvae.x: interrupted; any file already written is complete\n")
     assert seconds < 10
 
 
