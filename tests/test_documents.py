@@ -32,9 +32,8 @@ def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pvae.training.fit.load_for", lambda *_: load_dataset("mnist-5k"))
 
-    def run_block(path, containing):
+    def run_block(path, containing, **names):
         (block,) = [block for block in blocks(path) if containing in block]
-        names = {}
         with torch.random.fork_rng():
             exec(compile(block, path.name, "exec"), names)
         return names
@@ -47,7 +46,7 @@ def test_no_block_is_left_out():
         "README.md": 2,
         "compiled-steps.md": 1,
         "estimators.md": 1,
-        "run-folder.md": 1,
+        "run-folder.md": 2,
         "systems.md": 1,
     }
 
@@ -80,10 +79,17 @@ def test_own_images_are_resumed_drawn_and_evaluated(run, capsys):
 
 
 def test_a_run_is_read_as_its_page_says(run, capsys):
-    names = run(ROOT / "notebooks/run-folder.md", "pvae.fit")
+    names = run(ROOT / "notebooks/run-folder.md", "pvae.load(")
     assert capsys.readouterr().out.startswith("test ELBO -")
     assert names["images"].shape == (64, 1, 28, 28)
     assert names["codes"].shape == (1000, 2)
+
+
+def test_a_run_of_an_own_vae_is_drawn_and_evaluated_as_its_page_says(run, capsys):
+    vae = run(README, "class Prior")["vae"]
+    names = run(ROOT / "notebooks/run-folder.md", "run.vae(vae)", vae=vae)
+    assert (names["run"].figures() / "mine.png").stat().st_size > 1000
+    assert "ELBO" in capsys.readouterr().out
 
 
 def test_the_forms_of_the_elbo_agree(run, capsys):

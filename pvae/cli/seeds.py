@@ -121,7 +121,7 @@ def _is_finished(path: Path, config: Config) -> bool:
     if differing:
         ours, theirs = (", ".join(as_option(name, of[name]) for name in differing) for of in (given, recorded))
         is_longer = differing == ["epochs"] and config.epochs > run.config.epochs and config.schedule == "constant"
-        longer = f", or train it on first: python -m pvae.train --resume {shlex.quote(str(path))} {ours}"
+        longer = f", or train each seed on first: python -m pvae.train --resume {shlex.quote(str(path))} {ours}"
         advice = f"name another --out{longer if is_longer else ''}"
         raise InputError(f"{path} was trained with {theirs}, and {ours} is given: {advice}")
     try:

@@ -76,7 +76,11 @@ def train_parser() -> argparse.ArgumentParser:
     _add_config_options(parser)
     group = parser.add_argument_group("where it runs and what it leaves")
     out = "run folder, new or empty (default: runs/<time>-<system>-<elbo>)"
-    add_places(group, out, data_dir="holds MNIST/raw as torchvision leaves it (also: $PVAE_DATA)")
+    data_dir = (
+        "folder that holds MNIST/raw, FashionMNIST/raw, binarized_mnist/ or celeba/ (also: $PVAE_DATA); for a run of "
+        "folder:PATH, where those images are now"
+    )
+    add_places(group, out, data_dir=data_dir)
     add = group.add_argument
     add("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto; on --resume, as before)")
     add("--resume", metavar="RUN", type=nonempty_path, help="resume a run up to --epochs, with its own other options")
@@ -198,12 +202,15 @@ def _train(options: dict[str, Any]) -> None:
         return
     folder = shlex.quote(str(run.path))
     files = "config.json, metrics.jsonl, checkpoint.safetensors, figures/, TensorBoard events"
-    print(f"done; the run is in {folder}: {files}\nnext:  python -m pvae.draw {folder}")
+    following = [f"python -m pvae.draw {folder}"]
     if run.config.posterior != "delta":  # an autoencoder has no likelihood
-        print(f"   or  python -m pvae.evaluate {folder}")
-    print(f"   or  tensorboard --logdir {folder}")
+        following.append(f"python -m pvae.evaluate {folder}")
+    following.append(f"tensorboard --logdir {folder}")
     if run.config.schedule == "constant":
-        print(f"   or  python -m pvae.train --resume {folder} --epochs {2 * run.config.epochs}")
+        following.append(f"python -m pvae.train --resume {folder} --epochs {2 * run.config.epochs}")
+    if not run.data.dataset:  # no command can find images given from Python
+        following = [run.in_python, f"tensorboard --logdir {folder}"]
+    print(f"done; the run is in {folder}: {files}\nnext:  " + "\n   or  ".join(following))
 
 
 def _chosen(options: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from pvae.core.errors import InputError
 from pvae.core.files import expanded
 
-__all__ = ["NotFoundError", "cache_dir", "find", "is_folder"]
+__all__ = ["NotFoundError", "cache_dir", "find", "given_folder", "is_folder"]
 
 
 class NotFoundError(InputError):
@@ -41,12 +41,8 @@ def find(title: str, folder: str, data_dir: str | Path | None, advice: str = "")
         NotFoundError: none of the three contains the folder.
         InputError: `data_dir` or `$PVAE_DATA` is given and does not exist.
     """
-    roots = []
-    for source, root in (("--data-dir", data_dir), ("PVAE_DATA", os.environ.get("PVAE_DATA") or None)):
-        if root is not None:
-            roots.append(expanded(root, source))
-            if not is_folder(roots[-1]):
-                raise InputError(f"{source}: there is no folder {roots[-1]}")
+    given = ("--data-dir", data_dir), ("PVAE_DATA", os.environ.get("PVAE_DATA") or None)
+    roots = [given_folder(root, source) for source, root in given if root is not None]
     with contextlib.suppress(InputError):
         roots.append(cache_dir())
     for root in roots:
@@ -56,6 +52,18 @@ def find(title: str, folder: str, data_dir: str | Path | None, advice: str = "")
     unset = "was not searched: there is no --data-dir, PVAE_DATA, XDG_CACHE_HOME or home folder"
     why = f"is not in {searched}" if roots else unset
     raise NotFoundError(f"{title} {why}{advice and ': '}{advice}")
+
+
+def given_folder(path: str | Path, source: str) -> Path:
+    """Return a folder that the user named by the option or variable `source`.
+
+    Raises:
+        InputError: it does not exist.
+    """
+    folder = expanded(path, source)
+    if not is_folder(folder):
+        raise InputError(f"{source}: there is no folder {folder}")
+    return folder
 
 
 def is_folder(path: Path) -> bool:

@@ -11,6 +11,7 @@ import struct
 import tempfile
 import threading
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,10 @@ CLASSES = {  # copied from torchvision, which takes seconds to import and is use
     ),
 }  # fmt: skip
 _TITLES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
+_PUBLISHED = {  # by the SHA-256 of the images, as in `DataRecord`
+    "e0e68338ff1a7e4a594778e6b2d2e5e5869b86cf2f6a4339ef05fecc1ec50329": "mnist",
+    "827feeb66590f662ed3ef34b346b09c086dc70f1c7863cf37b8b7283e923815a": "fashion-mnist",
+}
 _NETWORK_SECONDS = 8.0
 _MAX_IDX_BYTES = 2**26  # the largest file of MNIST has 47 million bytes
 _MAX_AMAT_BYTES = 2**27  # the largest file of binarized MNIST has 78 million bytes
@@ -41,6 +46,8 @@ _MAX_AMAT_BYTES = 2**27  # the largest file of binarized MNIST has 78 million by
 
 def from_torchvision(name: str, data_dir: str | Path | None, offline: bool) -> Dataset:
     """Return "mnist" or "fashion-mnist" from the first folder that contains it, or download it into the cache.
+
+    A note says so if the images are not the published ones; those of the other data set get its name and classes.
 
     Raises:
         NotFoundError: it is in no folder and cannot be downloaded.
@@ -62,10 +69,17 @@ def from_torchvision(name: str, data_dir: str | Path | None, offline: bool) -> D
     raw = root / title / "raw"
     train, test = (_read_idx(raw / f"{split}-images-idx3-ubyte", title, 28, 28) for split in ("train", "t10k"))
     train_labels, test_labels = (_read_idx(raw / f"{split}-labels-idx1-ubyte", title) for split in ("train", "t10k"))
-    return Dataset(
+    data = Dataset(
         title, train[:, None], test[:, None], train_labels.long(), test_labels.long(), CLASSES[name],
         dataset=name, folder=str(root.absolute()),
     )  # fmt: skip
+    published = _PUBLISHED.get(data.record().sha256)
+    if published is None:
+        return replace(data, note=f"the images in {raw} are not the published ones of {title}")
+    if published != name:
+        note = f"the images in {raw} are those of {_TITLES[published]}, not of {title}"
+        return replace(data, name=_TITLES[published], label_names=CLASSES[published], note=note)
+    return data
 
 
 def _read_idx(path: Path, title: str, *shape: int) -> Tensor:

@@ -13,7 +13,7 @@ from pvae.config.options import DATASETS
 from pvae.core.errors import InputError, check_name
 from pvae.core.files import expanded, read_bounded
 from pvae.data.dataset import Dataset, linear_gaussian
-from pvae.data.folders import NotFoundError, cache_dir, find
+from pvae.data.folders import NotFoundError, cache_dir, find, given_folder
 from pvae.data.image_folder import ImageTransform, image_files, load_images
 from pvae.data.mnist import binarized_mnist, from_torchvision, mnist_5k
 
@@ -42,15 +42,18 @@ def load_dataset(
 
     Args:
         name: one of `options.DATASETS`, where PATH is a folder.
-        data_dir: a folder that contains `MNIST/raw`, `FashionMNIST/raw`, `binarized_mnist` or `celeba`.
+        data_dir: a folder that contains `MNIST/raw`, `FashionMNIST/raw`, `binarized_mnist` or `celeba`; for
+            "folder:PATH", where those images are now.
         offline: do not download.
         transform: applied to image files.
 
     Raises:
         InputError: the name is unknown, a folder does not exist, a file is damaged, or the data cannot be found.
     """
+    if data_dir is not None:
+        given_folder(data_dir, "--data-dir")
     if name.startswith("folder:"):
-        return from_folder(name.removeprefix("folder:"), transform)
+        return from_folder(name.removeprefix("folder:") if data_dir is None else str(data_dir), transform)
     check_name("data set", name, DATASETS)
     if name == "celeba":
         return celeba(data_dir, transform)

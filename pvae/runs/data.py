@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pvae.config.config import Config
 from pvae.core.errors import InputError
+from pvae.core.files import expanded
 from pvae.data.dataset import Dataset
 from pvae.data.folders import is_folder
 from pvae.data.image_folder import ImageTransform
@@ -20,12 +21,14 @@ def load_for(config: Config, data_dir: str | Path | None = None, offline: bool =
 
     Args:
         config: the configuration of a training.
-        data_dir: the folder to search first.
+        data_dir: the folder to search first; for "folder:PATH", where those images are now if PATH is gone.
         offline: do not download.
 
     Raises:
         InputError: the data cannot be found or read.
     """
+    if data_dir is not None and _is_image_folder(config.dataset):
+        raise InputError(f"--dataset {config.dataset} and --data-dir {data_dir} are two folders: leave one out")
     return load_dataset(config.dataset, data_dir, offline, _transform(config))
 
 
@@ -37,16 +40,20 @@ def data_of(
     Args:
         run: the run.
         data: the images, if the run was trained on images given from Python.
-        data_dir: the folder to search first for another data set.
+        data_dir: as for `load_again`.
         offline: do not download.
 
     Raises:
         InputError: the data set cannot be found, or its images differ from those in the run's record.
     """
-    data = data if data is not None else load_again(run, data_dir, offline)
-    if data.record().sha256 != run.data.sha256:
-        raise InputError(f"{run.path} was trained on other data: the SHA-256 of {data.title} differs")
-    return data
+    found = data if data is not None else load_again(run, data_dir, offline)
+    record = found.record()
+    if record.sha256 != run.data.sha256:
+        both = [(one.title, f"shape {one.image_shape}", f"SHA-256 {one.sha256[:16]}...") for one in (run.data, record)]
+        differing = next(f"{recorded}, not {given}" for recorded, given in zip(*both) if recorded != given)
+        advice = "name the folder that holds the same files with --data-dir" if data is None else "give the same images"
+        raise InputError(f"{run.path} was trained on other data: {differing}: {advice}")
+    return found
 
 
 def load_again(run: Run, data_dir: str | Path | None, offline: bool) -> Dataset:
@@ -54,7 +61,8 @@ def load_again(run: Run, data_dir: str | Path | None, offline: bool) -> Dataset:
 
     Args:
         run: the run.
-        data_dir: the folder to search first; the folder in the run's record if None.
+        data_dir: the folder to search first, or where the images of "folder:PATH" are now; None for the folder in the
+            run's record.
         offline: do not download.
 
     Raises:
@@ -63,12 +71,23 @@ def load_again(run: Run, data_dir: str | Path | None, offline: bool) -> Dataset:
     if not run.data.dataset:
         raise InputError(
             f"{run.path} was trained on images given from Python, {run.data.name!r}, and a command cannot find them: "
-            f"in Python, give them again, to pvae.resume({str(run.path)!r}, data=...) or, to draw or evaluate it, to "
-            "pvae.evaluation.trained_run.TrainedRun(run, run.vae(), data)"
+            f"{run.in_python}"
+        )
+    if data_dir is None and run.data.dataset.startswith("folder:") and not _is_image_folder(run.data.dataset):
+        raise InputError(
+            f"there is no {run.data.dataset} any more, on which {run.path} was trained: name the folder where those "
+            "images are now with --data-dir"
         )
     if data_dir is None and run.data.folder and is_folder(Path(run.data.folder)):
         data_dir = run.data.folder
     return load_dataset(run.data.dataset, data_dir, offline, _transform(run.config))
+
+
+def _is_image_folder(dataset: str) -> bool:
+    """Return whether this is "folder:PATH" with a PATH that exists."""
+    return dataset.startswith("folder:") and is_folder(
+        expanded(dataset.removeprefix("folder:"), "--dataset folder:PATH")
+    )
 
 
 def _transform(config: Config) -> ImageTransform:

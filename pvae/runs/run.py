@@ -1,6 +1,6 @@
 """`Run`, a run folder: configuration, data record, metrics of each epoch, and checkpoints.
 
-A run folder contains config.json (everything needed to repeat the run), metrics.jsonl (one JSON object per line, see
+A run folder contains config.json (options, data record, versions), metrics.jsonl (one JSON object per line, see
 `metrics.Metrics`), checkpoint.safetensors (weights, optimiser, random state, progress), the checkpoint before it,
 figures/ and TensorBoard events. The checkpoint stores the length and SHA-256 of the valid part of metrics.jsonl.
 """
@@ -28,7 +28,16 @@ import pvae
 from pvae.config.config import Config
 from pvae.config.presets import system_title
 from pvae.core.errors import InputError, brief
-from pvae.core.files import append, is_report, is_temporary, not_a_link, open_bounded, read_bounded, write_whole
+from pvae.core.files import (
+    append,
+    expanded,
+    is_report,
+    is_temporary,
+    not_a_link,
+    open_bounded,
+    read_bounded,
+    write_whole,
+)
 from pvae.core.records import from_record, to_json
 from pvae.data.dataset import DataRecord
 from pvae.models.build import build_vae, meta_state_dict
@@ -42,6 +51,7 @@ _FORMAT = 2
 _CHECKPOINT, _PREVIOUS = "checkpoint.safetensors", "checkpoint-previous.safetensors"
 _MAX_JSON_BYTES = 2**22  # of config.json: enough for some thousands of sessions
 _MAX_ROW_BYTES = 2**27  # of metrics.jsonl: enough for some 200,000 epochs
+_OWN_VAE = "built in Python: the options of config from network to scale do not describe it"
 
 
 def check_out(path: Path) -> Path:
@@ -132,9 +142,10 @@ class Run:
         """Return the run in a folder.
 
         Raises:
-            InputError: the folder is not a run folder, or its `config.json` is damaged.
+            InputError: the path is empty, the folder is not a run folder, or its `config.json` is damaged.
         """
-        file = Path(path) / "config.json"
+        path = expanded(path, "the run folder")
+        file = path / "config.json"
         try:
             record = json.loads(read_bounded(file, _MAX_JSON_BYTES))
         except InputError:
@@ -145,7 +156,7 @@ class Run:
                 why = "it holds no config.json"
             if not os.path.lexists(path):  # also False for a name that is too long
                 why = "there is nothing of that name"
-            elif runs := sorted(Path(path).glob("*/config.json")):
+            elif runs := sorted(path.glob("*/config.json")):
                 why = f"it is a folder of run folders: give one of them, for instance {runs[0].parent}"
             raise InputError(f"{path} is not a run folder: {why}") from None
         except (ValueError, RecursionError):
@@ -156,7 +167,7 @@ class Run:
             if record.pop("sha256", None) != _digest(record):
                 raise InputError("it is not what pvae wrote")
             config, data = from_record(Config, record["config"]), from_record(DataRecord, record["data"])
-            return cls(Path(path), config, data, record["sessions"], record["run"], "own_vae" in record)
+            return cls(path, config, data, record["sessions"], record["run"], "own_vae" in record)
         except (InputError, KeyError, RecursionError) as error:
             raise InputError(
                 f"{file} is damaged or of another version of pvae ({error}): restore a copy of it, or use the version "
@@ -193,10 +204,10 @@ class Run:
         record = {
             "format": _FORMAT,
             "run": self.identity,
+            **({"own_vae": _OWN_VAE} if self.has_own_vae else {}),
             "config": asdict(self.config),
             "data": asdict(self.data),
             "sessions": self.sessions,
-            **({"own_vae": True} if self.has_own_vae else {}),
         }
         record = json.loads(to_json(record))  # lists in place of tuples, as `open` reads them
         text = to_json({**record, "sha256": _digest(record)}, indent=2) + "\n"
@@ -326,10 +337,22 @@ class Run:
         if self.has_own_vae and vae is None:
             raise InputError(
                 f"{self.path} trained a VAE that was built in Python: build it again, and give it as "
-                f"pvae.load({str(self.path)!r}, vae=...) or pvae.resume({str(self.path)!r}, vae=...)"
+                f"pvae.load({str(self.path)!r}, vae=vae); {self.in_python}"
             )
         if vae is not None and not self.has_own_vae:
             raise InputError(f"{self.path} trained the VAE that its config.json describes: leave vae out")
+
+    @property
+    def in_python(self) -> str:
+        """What to do in Python with a run whose VAE or images no command can find, in words."""
+        path, own, is_own_data = repr(str(self.path)), self.has_own_vae, not self.data.dataset
+        data = "data" if is_own_data else "pvae.runs.data.data_of(run)"
+        return (
+            f"in Python, pvae.resume({path}{', vae=vae' * own}{', data=data' * is_own_data}) resumes it, and "
+            "pvae.plotting.pictures and pvae.evaluation.report.evaluate take "
+            f"pvae.evaluation.trained_run.TrainedRun(run, run.vae({'vae' * own}), {data}), "
+            f"with run = pvae.Run.open({path})"
+        )
 
     def figures(self) -> Path:
         """Return the folder of the run's figures, which is made if it is missing.

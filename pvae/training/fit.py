@@ -55,7 +55,7 @@ def fit(
         config: options of the training; the Deep Bayes system by default.
         vae: your own VAE, which is trained in place; the options of `config` that describe a VAE are then not used.
         data: your own images; `config.dataset` is then not used.
-        data_dir: searched first for the data set.
+        data_dir: searched first for the data set; for "folder:PATH", where those images are now if PATH is gone.
         offline: do not download.
         device: "auto", "cpu", "cuda" or "cuda:N".
         out: the run folder, new or empty; `runs/<time>-<system>-<elbo>` by default.
@@ -63,7 +63,7 @@ def fit(
         quiet: print nothing.
 
     Returns:
-        The run; `run.vae()` is the trained VAE.
+        The run; `run.vae()` is the trained VAE, or `run.vae(vae)` if you gave your own.
 
     Raises:
         InputError: (a ValueError) an argument cannot be used; nothing was written.
@@ -87,7 +87,7 @@ def fit(
         data = data if data is not None else load_for(config, data_dir, offline)
         with seeded(config.seed, where), pyro.get_param_store().scope():
             trainer = Trainer(config, data, where, world, vae)
-            trainer.dry_run()
+            trainer.dry_run(has_own_vae=vae is not None)
             folder = Path(world.broadcast("folder", lambda: str(new_folder(path, config))))
             run = Run(folder, config, data.record(), has_own_vae=vae is not None)
             with _locked(folder, world):
@@ -129,9 +129,9 @@ def resume(
         TrainingError, LostError, InterruptedTrainingError: as for `fit`.
     """
     _check_arguments(checkpoint_every, path=path, vae=vae, data=data, data_dir=data_dir)
-    recorded = Run.open(path).sessions[-1].get("device", "auto")
-    device = device or str(recorded)
-    with _one_at_a_time(), joined(device) as world, _locked(Path(path), world):
+    run = Run.open(path)
+    path, device = run.path, device or str(run.sessions[-1].get("device", "auto"))
+    with _one_at_a_time(), joined(device) as world, _locked(path, world):
         run, checkpoint, note = _reopened(path, epochs)  # under the lock: another process may have trained it until now
         run.check_vae(vae)
         if world.broadcast("finished", lambda: "yes" if run.is_finished(checkpoint) else ""):

@@ -170,17 +170,34 @@ class Trainer:
         finally:
             self._rng = None
 
-    def dry_run(self) -> None:
+    def dry_run(self, has_own_vae: bool = False) -> None:
         """Compute the loss of two images, to find out before any file is written whether training is possible.
 
+        Args:
+            has_own_vae: the VAE was built in Python, so that its modules may not fit the images.
+
         Raises:
-            InputError: the ELBO cannot be computed for these distributions.
+            InputError: the ELBO cannot be computed for these distributions, or not for these images.
             TrainingError: the loss is not finite.
         """
         self.vae.eval()
         x = to_pixels(self.test_images[:2], self.symmetric)
-        with seeded(self.config.seed, self.device), self._not_finite_ends_training("the loss"):
-            self.stepper.evaluate(x, Share(0, 2, 2, 1.0), self.rate_weight())
+        try:
+            with seeded(self.config.seed, self.device), self._not_finite_ends_training("the loss"):
+                self.stepper.evaluate(x, Share(0, 2, 2, 1.0), self.rate_weight())
+        except (ValueError, RuntimeError) as error:
+            if not has_own_vae or isinstance(error, (InputError, TrainingError)):
+                raise
+            if "to be within the support" in str(error) and "at site 'x'" in str(error):
+                raise InputError(
+                    "the pixels are outside the support of p(x | z) of the VAE given: give "
+                    'pvae.Config(binarize="dynamic") for binary pixels, or the VAE a likelihood of grey values'
+                ) from error
+            shape, reason = tuple(x.shape[1:]), str(error).partition("\n")[0]
+            raise InputError(
+                f"the VAE given cannot be evaluated on images of shape {shape}, on the device {self.device}: {reason}; "
+                "give images of the shape that its modules take, or change the modules"
+            ) from error
 
     def rate_weight(self) -> float:
         """Return the weight of the rate in the loss of the next step."""

@@ -29,6 +29,7 @@ from pvae.data.dataset import Dataset
 from pvae.data.sources import load_dataset
 from pvae.evaluation.trained_run import TrainedRun
 from pvae.runs import data as data_module
+from pvae.runs.run import Run
 from pvae.training.fit import fit, resume
 
 SMALL = ["--importance-samples", "5"]
@@ -237,10 +238,16 @@ def test_an_empty_path_is_refused_in_python(data, tmp_path, monkeypatch):
     ):
         with pytest.raises(InputError, match="the path is empty"):
             use()
-    for named_by_its_folder in (resume, pvae.load, TrainedRun.of):
-        with pytest.raises(InputError):
-            named_by_its_folder("")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_path_is_not_the_run_in_the_working_folder(run, data, monkeypatch):
+    monkeypatch.chdir(run)
+    for use in (Run.open, pvae.load, TrainedRun.of, lambda path: resume(path, 2, data=data)):
+        with pytest.raises(InputError, match="the path is empty"):
+            use("")
+    monkeypatch.setenv("HOME", str(run.parent))
+    assert Run.open("~/run").path == run
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -168,7 +169,9 @@ def test_resume_with_options_that_contradict(few, few_digits, monkeypatch, capsy
 
 
 def test_what_a_run_prints(few, monkeypatch, few_digits, capsys, tmp_path):
-    monkeypatch.setattr(data, "load_again", lambda *_: few_digits)
+    found = dataclasses.replace(few_digits, dataset="mnist-5k")
+    monkeypatch.setattr(fit, "load_for", lambda *_: found)
+    monkeypatch.setattr(data, "load_again", lambda *_: found)
     assert main([*SMALL, "--elbo", "analytic", "--out", "my run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("data: few digits (130 train / 40 test), pixels grey in [0, 1]")
@@ -188,6 +191,17 @@ def test_what_a_run_prints(few, monkeypatch, few_digits, capsys, tmp_path):
     assert main(["--resume", "my run", "--epochs", "3"]) == 0
     assert "epochs 3 to 3" in capsys.readouterr().out
     assert pvae.load("my run").p_z.loc.shape == (2,)
+
+
+def test_no_command_is_printed_that_would_refuse_the_run(few, capsys):
+    """No command can find images given from Python; a finished run does not need them."""
+    assert main([*SMALL, "--out", "run"]) == 0
+    capsys.readouterr()
+    assert main(["--resume", "run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith("next:  in Python, pvae.resume('run', data=data) resumes it, and")
+    assert lines[-1] == "   or  tensorboard --logdir run"
+    assert not any("python -m" in line for line in lines)
 
 
 def test_the_printed_command_resumes(tmp_path, capsys, monkeypatch, tiny_mnist, lay_mnist):

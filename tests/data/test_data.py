@@ -65,7 +65,24 @@ def test_folders_are_searched_in_order(tiny_mnist, tmp_path, monkeypatch):
     assert np.array_equal(found.train.squeeze(1).numpy(), images[0])
     assert np.array_equal(found.test.squeeze(1).numpy(), images[1])
     assert found.train.dtype == torch.uint8
-    assert found.note == ""
+    assert found.note.endswith("given/MNIST/raw are not the published ones of MNIST")
+
+
+def test_the_files_of_the_other_data_set_are_named(tiny_mnist, tmp_path, monkeypatch):
+    digest = load_dataset("mnist", lay(tmp_path / "given", tiny_mnist[1])).record().sha256
+    for published, note in (("mnist", ""), ("fashion-mnist", "MNIST/raw are those of FashionMNIST, not of MNIST")):
+        monkeypatch.setattr(mnist, "_PUBLISHED", {digest: published})
+        found = load_dataset("mnist", tmp_path / "given")
+        assert (found.name, found.label_names) == (mnist._TITLES[published], mnist.CLASSES[published])
+        assert found.dataset == "mnist", "so that it is found again"
+        assert found.note.endswith(note)
+        assert bool(found.note) == bool(note)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_the_published_images_have_no_note(data_dir, name):
+    found = load_dataset(name, data_dir)
+    assert (found.name, found.note) == (mnist._TITLES[name], "")
 
 
 def test_auto_falls_back_to_mnist_5k_with_a_note(tiny_mnist, digits):
@@ -104,8 +121,9 @@ def test_a_damaged_file_is_named(tiny_mnist, tmp_path, damage, name):
 
 
 def test_a_missing_folder_is_named(tiny_mnist, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="--data-dir: there is no folder"):
-        load_dataset("mnist", tmp_path / "nowhere")
+    for name in ("mnist", "mnist-5k", "linear-gaussian", f"folder:{tmp_path}"):
+        with pytest.raises(InputError, match="--data-dir: there is no folder"):
+            load_dataset(name, tmp_path / "nowhere")
     monkeypatch.setenv("PVAE_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="PVAE_DATA: there is no folder"):
         load_dataset("auto")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -16,6 +17,8 @@ import torch
 from PIL import Image, ImageOps
 
 import pvae
+from pvae.cli.draw import main as draw
+from pvae.cli.evaluate import main as evaluate
 from pvae.cli.train import main
 from pvae.core.errors import InputError
 from pvae.data import image_folder
@@ -51,6 +54,33 @@ def test_a_tree_of_images_becomes_a_data_set(folder, tmp_path):
     grey = load_dataset(f"folder:{folder}", transform=ImageTransform(size=8, grey=True, crop=12))
     assert grey.image_shape == (1, 8, 8)
     assert len(cached(tmp_path)) == 4
+
+
+def test_the_folder_of_a_run_may_move(folder, no_pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["--image-size", "8", "--hidden", "4", "--batch-size", "8", "--epochs"]
+    assert main(["--dataset", "folder:images", *small, "1", "--out", "run"]) == 0
+    folder.rename(tmp_path / "moved")
+    for command, arguments in (
+        (main, ["--resume", "run", "--epochs", "2"]),
+        (evaluate, ["run", "--importance-samples", "5", "--compile", "none"]),
+        (draw, ["run", "--what", "samples"]),
+    ):
+        capsys.readouterr()
+        assert command(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert re.search("no folder:.*images any more.*--data-dir", error)
+        assert command([*arguments, "--data-dir", "moved"]) == 0
+    next((tmp_path / "moved").rglob("*.png")).unlink()
+    assert main(["--resume", "run", "--epochs", "3", "--data-dir", "moved"]) == 2
+    assert "images (27 train / 3 test), not moved (27 train / 2 test)" in capsys.readouterr().err
+    another = ["--dataset", "folder:images", *small, "1", "--data-dir", "moved", "--out"]
+    assert main([*another, "seed-1"]) == 0, "of a set of seeds, some may have been trained before it moved"
+    (tmp_path / "images").mkdir()
+    assert main([*another, "seed-2"]) == 2
+    assert "are two folders: leave one out" in capsys.readouterr().err
+    assert not (tmp_path / "seed-2").exists()
 
 
 def test_the_transform_is_crop_then_resize(tmp_path):

@@ -370,8 +370,13 @@ def test_resume_refuses(tmp_path, few_digits, digits, small_config):
     run = fit(small_config, data=few_digits, out=tmp_path / "run")
     with pytest.raises(InputError, match="is finished, at epoch 2"):
         resume(run.path, 1, data=few_digits)
-    with pytest.raises(InputError, match="other data"):
-        resume(run.path, 3, data=Dataset("few digits", digits.train[1:131], digits.test[:40]))
+    for train, test, says in (
+        (digits.train[1:131], digits.test[:40], r"SHA-256 \w{16}\.\.\., not SHA-256 \w{16}"),
+        (digits.train[:129], digits.test[:40], r"\(130 train / 40 test\), not few digits \(129 train / 40 test\)"),
+        (few_digits.train[..., 1:], few_digits.test[..., 1:], r"shape \(1, 28, 28\), not shape \(1, 28, 27\)"),
+    ):
+        with pytest.raises(InputError, match=f"trained on other data: .*{says}.*: give the same images"):
+            resume(run.path, 3, data=Dataset("few digits", train, test))
     with pytest.raises(InputError, match="images given from Python"):
         resume(run.path, 3)
     with pytest.raises(InputError, match="not a run folder"):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -14,6 +18,7 @@ from pvae.cli.evaluate import main as evaluate_command
 from pvae.elbos.registry import build_elbo
 from pvae.evaluation.report import evaluate, to_text
 from pvae.evaluation.trained_run import TrainedRun
+from pvae.runs.run import Run, _digest
 
 
 class StudentPrior(nn.Module):
@@ -73,6 +78,56 @@ def test_own_vae_must_be_given_again(tmp_path, few_digits, capsys):
     usual = pvae.fit(CONFIG.replace(epochs=1, hidden=(8,)), data=few_digits, out=tmp_path / "usual", device="cpu")
     with pytest.raises(InputError, match="leave vae out"):
         pvae.load(usual.path, vae=own_vae())
+
+
+@pytest.mark.parametrize("compile", ["none", "graph"])
+@pytest.mark.parametrize(
+    ("binarize", "shape", "says"),
+    [
+        ("none", (1, 28, 28), r'give pvae\.Config\(binarize="dynamic"\)'),
+        ("static", (1, 14, 14), r"images of shape \(1, 14, 14\), .*shapes cannot be multiplied \(2x196 and 784x8\)"),
+        ("static", (1, 14, 56), r"images of shape \(1, 14, 56\), .*not broadcastable"),
+    ],
+)
+def test_images_that_do_not_fit_an_own_vae_are_refused_in_one_line(tmp_path, digits, binarize, shape, says, compile):
+    images = digits.train[:60].flatten(1)[:, : math.prod(shape)].view(-1, *shape)
+    data = pvae.Dataset("mine", images, images)
+    config = CONFIG.replace(binarize=binarize, compile=compile)
+    with pytest.raises(InputError, match=says):
+        pvae.fit(config, vae=own_vae(), data=data, out=tmp_path / "run", device="cpu")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dataset", ["", "mnist-5k"])
+def test_a_command_says_what_to_do_in_python(tmp_path, few_digits, digits, capsys, dataset):
+    """The expression that it prints is the argument of the pictures and of the evaluation."""
+    data = few_digits if not dataset else digits
+    config = CONFIG.replace(epochs=1, batch_size=1000 if dataset else 50)
+    run = pvae.fit(config, vae=own_vae(), data=data, out=tmp_path / "run", device="cpu")
+    assert evaluate_command([str(run.path)]) == 2
+    line = capsys.readouterr().err
+    assert f"pvae.resume({str(run.path)!r}, vae=vae{'' if dataset else ', data=data'})" in line
+    said, opened = re.search(r"take (\S.*\)), with run = (.*)\n", line).groups()
+    names = {"pvae": pvae, "vae": own_vae(), "data": data}
+    trained = eval(said, {**names, "run": eval(opened, names)})
+    assert evaluate(trained, 5).anatomy.elbo.mean < 0
+
+
+def test_the_record_says_which_options_do_not_describe_an_own_vae(tmp_path, few_digits):
+    run = pvae.fit(CONFIG.replace(epochs=1), vae=own_vae(), data=few_digits, out=tmp_path / "run", device="cpu")
+    file = run.path / "config.json"
+    record = json.loads(file.read_text())
+    options = list(record["config"])
+    first, last = re.search(r"from (\w+) to (\w+) do not describe it", record["own_vae"]).groups()
+    assert options[options.index(first) : options.index(last) + 1] == [
+        "network", "hidden", "activation", "initialization", "latent_dim", "second_latent_dim", "second_hidden",
+        "posterior", "likelihood", "scale",
+    ]  # fmt: skip
+    del record["sha256"]
+    record["own_vae"] = True  # as earlier versions wrote it
+    file.write_text(json.dumps({**record, "sha256": _digest(record)}))
+    assert Run.open(run.path).has_own_vae
+    assert pvae.resume(run.path, 2, vae=own_vae(), data=few_digits).metrics()[-1].epoch == 2
 
 
 class LaplacePosterior(Posterior):
