@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 # Before torch counts the cores: tests, their children and whatever else runs share them, and threads wait for threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Without bytecode, each of the many processes that the tests start would compile torch's sources, for five seconds.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    BYTECODE = tempfile.TemporaryDirectory(prefix="pvae-bytecode-")  # removed at the end
+    os.environ["PYTHONPYCACHEPREFIX"] = BYTECODE.name
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

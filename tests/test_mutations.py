@@ -66,20 +66,10 @@ MUTATIONS = {
         "loss = (distortion + beta * rate).mean()",
         "loss = (distortion + beta * rate).sum()",
     ),
-    "Monte Carlo in place of a missing closed form": (
-        "elbos.trace:_closed_form",
-        'raise InputError(f"no closed-form KL is known for ({pair}): use --elbo trace") from None',
-        "rate = latent.posterior.log_prob(latent.z) - latent.prior.log_prob(latent.z)",
-    ),
     "a sigmoid before the Bernoulli": (
         "models.likelihoods:BernoulliLikelihood.pixels",
         "return LogitBernoulli(logits=output)",
         "return LogitBernoulli(output.sigmoid())",
-    ),
-    "only the first latent taken": (
-        "elbos.sites:Draws.of",
-        "priors = {name: site for name, site in model.items() if name not in observed}",
-        'priors = {"z": model["z"]}',
     ),
     "prior of another width": (
         "models.latents:StandardNormalPrior.__init__",
@@ -90,6 +80,18 @@ MUTATIONS = {
 
 # With the tests that must see each, since all of them would take long.
 LATER_MUTATIONS = {
+    "Monte Carlo in place of a missing closed form": (
+        "elbos.trace:_closed_form",
+        'raise InputError(f"no closed-form KL is known for ({pair}): use --elbo trace") from None',
+        "rate = latent.posterior.log_prob(latent.z) - latent.prior.log_prob(latent.z)",
+        "elbos/test_agreement.py::test_analytic_refuses_where_there_is_no_closed_form",
+    ),
+    "only the first latent taken": (
+        "elbos.sites:Draws.of",
+        "priors = {name: site for name, site in model.items() if name not in observed}",
+        'priors = {"z": model["z"]}',
+        "elbos/test_agreement.py::test_recorded_terms_cover_every_site",
+    ),
     "IWAE's mean outside the log": (
         "elbos.importance:log_mean_exp",
         "return torch.logsumexp(values, 0) - math.log(len(values))",
@@ -114,7 +116,7 @@ LATER_MUTATIONS = {
         "elbos.gradients:DReG.bound",
         "gradient * each",
         "gradient + 0 * each",
-        "elbos/test_bounds.py",
+        "elbos/test_bounds.py::test_the_other_gradients_equal_the_handwritten",
     ),
     "DReG with w in place of w^2 in both": (
         ("elbos.gradients:DReG.bound", "reference.bounds:dreg_gradients"),
@@ -126,7 +128,7 @@ LATER_MUTATIONS = {
         "elbos.gradients:StickingTheLanding.bound",
         "draws.log_q_z.detach() +",
         "draws.log_q_z +",
-        "elbos/test_bounds.py",
+        "elbos/test_bounds.py::test_the_other_gradients_equal_the_handwritten",
     ),
     "draws of one site that depend on another left out": (
         "elbos.gradients:_log_q_z_by_z",
@@ -150,19 +152,19 @@ LATER_MUTATIONS = {
         "elbos.gradients:ScoreELBO.bound",
         "surrogate = log_p + signal * draws.log_q_z",
         "surrogate = log_p + 0 * signal * draws.log_q_z",
-        "elbos/test_bounds.py",
+        "elbos/test_bounds.py::test_the_other_gradients_equal_the_handwritten",
     ),
     "the signal without log q": (
         "elbos.gradients:ScoreELBO.bound",
         "value = (log_p - beta * draws.log_q_z).detach()",
         "value = log_p.detach()",
-        "elbos/test_bounds.py",
+        "elbos/test_bounds.py::test_the_other_gradients_equal_the_handwritten",
     ),
     "the baseline including its own sample": (
         "elbos.gradients:ScoreELBO.bound",
         "(value.sum(0) - value) / (len(value) - 1)",
         "value.mean(0)",
-        "elbos/test_bounds.py",
+        "elbos/test_bounds.py::test_the_other_gradients_equal_the_handwritten",
     ),
     "the rate split over the wrong axis": (
         "evaluation.rate_decomposition:split_rate",
@@ -224,7 +226,7 @@ def copy(tmp_path):
 
 
 def test_the_copy_passes_unmutated(copy):
-    done = run_tests(copy, LOSS_TESTS)
+    done = run_tests(copy, LOSS_TESTS[:1])
     assert done.returncode == 0, done.stdout
 
 

@@ -9,23 +9,19 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from pvae.core.finite import NotFiniteError, listed
+from pvae.core.finite import GradientError, NotFiniteError, listed
 from pvae.core.torch_private import foreach_add_, foreach_norm, foreach_sub_, fused_adam_, has_step_hooks
 
-__all__ = ["AdamUpdate", "ElementwiseAdamUpdate", "in_layout_of"]
+__all__ = ["AdamUpdate", "ElementwiseAdamUpdate", "FusedAdamUpdate", "in_layout_of"]
 
 _NOT_PLAIN = ("amsgrad", "maximize", "weight_decay", "differentiable", "capturable", "decoupled_weight_decay")
 
 
-class AdamUpdate:
+class _Update:
     """One step of a `torch.optim.Adam`, on its own state, as part of a recording.
 
-        m <- beta_1 m + (1 - beta_1) g       v <- beta_2 v + (1 - beta_2) g^2
-        p <- p - lr  m / (1 - beta_1^t)  / (sqrt(v / (1 - beta_2^t)) + epsilon)
-
-    It calls the operator of torch's fused Adam: on a CPU the result is the same bit for bit, on a GPU lr is rounded to
-    float32. The recording fixes betas and epsilon. The optimiser may be saved, loaded and stepped by itself between two
-    steps. A step that is refused leaves parameters and state as they were.
+    The optimiser may be saved, loaded and stepped by itself between two steps. A step that is refused leaves parameters
+    and state as they were.
 
     Args:
         optimizer: an optimiser for which `suits` is true.
@@ -39,9 +35,6 @@ class AdamUpdate:
         self.optimizer = optimizer
         self.name_of = name_of
         self.parameters: list[Tensor] = optimizer.param_groups[0]["params"]
-        device = self.parameters[0].device
-        self._lr = torch.zeros((), dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
-        self._fixed = self._settings()
 
     @staticmethod
     def suits(optimizer: Optimizer) -> bool:
@@ -84,20 +77,32 @@ class AdamUpdate:
         if not is_loss_finite:
             raise NotFiniteError(f"the loss is {loss.item()}")
         names = [self.name_of(parameter) for parameter, finite in zip(trained, are_gradients_finite) if not finite]
-        raise NotFiniteError(f"the gradient of {listed(names)} is NaN or infinite")
+        raise GradientError(f"the gradient of {listed(names)} is NaN or infinite")
 
-    def is_recorded(self) -> bool:
-        """Whether the settings that a recording fixes are unchanged."""
-        return self._settings() == self._fixed
+
+class FusedAdamUpdate(_Update):
+    """Adam by the operator of torch's fused Adam: on a CPU the result is the same bit for bit.
+
+        m <- beta_1 m + (1 - beta_1) g       v <- beta_2 v + (1 - beta_2) g^2
+        p <- p - lr  m / (1 - beta_1^t)  / (sqrt(v / (1 - beta_2^t)) + epsilon)
+
+    On a GPU lr is rounded to float32. The recording fixes betas and epsilon.
+    """
+
+    def __init__(self, optimizer: Adam, name_of: Callable[[Tensor], str] = lambda _: "a parameter") -> None:
+        super().__init__(optimizer, name_of)
+        device = self.parameters[0].device
+        self._lr = torch.zeros((), dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
+        self._fixed = self._settings()
 
     def _settings(self) -> tuple[float, float, float]:
         group = self.optimizer.param_groups[0]
         return (*group["betas"], group["eps"])
 
     def set_values(self, counts: Sequence[Tensor]) -> bool:
-        """Write lr into the tensor that the recording reads. Return False if a replay cannot use these counts."""
+        """Write lr into the tensor that the recording reads; False if the recording has other betas or epsilon."""
         self._lr.fill_(self.optimizer.param_groups[0]["lr"])
-        return True
+        return self._settings() == self._fixed
 
     @staticmethod
     def finite(loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
@@ -129,13 +134,8 @@ class AdamUpdate:
         foreach_sub_(counts, [is_refused] * len(counts))
 
 
-def in_layout_of(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """Return the gradient in the parameter's layout, since a fused optimiser reads memory in order."""
-    return gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)
-
-
-class ElementwiseAdamUpdate(AdamUpdate):
-    """Adam in elementwise operations, which a compiler fuses into one loop; equal to `AdamUpdate` to rounding.
+class ElementwiseAdamUpdate(_Update):
+    """Adam in elementwise operations, which a compiler fuses into one loop; equal to `FusedAdamUpdate` to rounding.
 
         m <- m + (1 - beta_1) (g - m)        v <- beta_2 v + (1 - beta_2) g^2
         p <- p - lr / (1 - beta_1^t)  m / (sqrt(v) / sqrt(1 - beta_2^t) + epsilon)
@@ -148,10 +148,6 @@ class ElementwiseAdamUpdate(AdamUpdate):
     def __init__(self, optimizer: Adam, name_of: Callable[[Tensor], str] = lambda _: "a parameter") -> None:
         super().__init__(optimizer, name_of)
         self._values = torch.zeros(6, dtype=self.parameters[0].dtype, device=self.parameters[0].device)
-
-    def is_recorded(self) -> bool:
-        """Whether the settings that a recording fixes are unchanged: it fixes none."""
-        return True
 
     def set_values(self, counts: Sequence[Tensor]) -> bool:
         """Write the factors of the next step into the tensor that the recording reads; False if the counts differ."""
@@ -181,3 +177,11 @@ class ElementwiseAdamUpdate(AdamUpdate):
             value = old[0] - step_size * mean / (scale * square.sqrt() + epsilon)
             for tensor, updated in zip(old, (value, mean, square, old[3] + 1)):
                 tensor.copy_(torch.where(is_taken, updated, tensor))
+
+
+AdamUpdate = FusedAdamUpdate | ElementwiseAdamUpdate
+
+
+def in_layout_of(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """Return the gradient in the parameter's layout, since a fused optimiser reads memory in order."""
+    return gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)

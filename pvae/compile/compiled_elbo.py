@@ -25,7 +25,7 @@ from pvae.compile.guards import (
     unchanged,
 )
 from pvae.compile.optimizers import OTHER_PARAMETERS
-from pvae.compile.recorded_step import Call, Prepare, RecordedStep, Step
+from pvae.compile.recorded_step import Call, Prepare, RecordedStep, Step, run_step
 from pvae.core.errors import InputError
 from pvae.core.terms import LossAndTerms
 from pvae.elbos.base import PyroFunction
@@ -102,7 +102,9 @@ class CompiledELBO(ELBO):
         """Add the gradients of the loss to the parameters, and return loss and terms; beta weighs the rate."""
         recorded = self._find(Call("gradients", model, guide), inputs)
         if recorded is None:
-            return self._eager("backward", "loss_and_grads", model, guide, *inputs, beta=beta)
+            if hasattr(self.elbo, "backward"):
+                return self.elbo.backward(model, guide, *inputs, beta=beta)
+            return LossAndTerms(torch.as_tensor(self.elbo.loss_and_grads(model, guide, *inputs)), None)  # type: ignore[arg-type]
         result, gradients = recorded.play(self._beta(beta), inputs)
         recorded.add_gradients(gradients)
         store = pyro.get_param_store()
@@ -154,7 +156,9 @@ class CompiledELBO(ELBO):
         with torch.no_grad():
             recorded = self._find(Call("loss", model, guide), inputs)
             if recorded is None:
-                return self._eager("evaluate", "loss", model, guide, *inputs, beta=beta)
+                if hasattr(self.elbo, "evaluate"):
+                    return self.elbo.evaluate(model, guide, *inputs, beta=beta)
+                return LossAndTerms(torch.as_tensor(self.elbo.loss(model, guide, *inputs)), None)  # type: ignore[arg-type]
             return recorded.play(self._beta(beta), inputs)[0]
 
     def loss_and_grads(
@@ -172,12 +176,6 @@ class CompiledELBO(ELBO):
 
     def _beta(self, beta: float | None) -> float:
         return float(getattr(self.elbo, "beta", 1.0)) if beta is None else beta
-
-    def _eager(self, name: str, pyro_name: str, *arguments: Any, beta: float | None) -> LossAndTerms:
-        """Call a method of the ELBO itself; Pyro's own ELBOs name it otherwise, and have no terms and no beta."""
-        if hasattr(self.elbo, name):
-            return getattr(self.elbo, name)(*arguments, beta=beta)
-        return LossAndTerms(torch.as_tensor(getattr(self.elbo, pyro_name)(*arguments)), None)  # type: ignore[arg-type]
 
     def _find(self, call: Call, inputs: Sequence[Tensor]) -> RecordedStep | None:
         """Return the recording of such a step, recorded now if there is none; None if the step must be run eagerly."""
@@ -216,17 +214,24 @@ class CompiledELBO(ELBO):
         if update is not None:
             update.prepare()
         written = update.written() if update is not None else []
-        step = Step(self.elbo, call)
+        steps: list[Step] = []
+
+        def function(*tensors: Tensor) -> list[Tensor]:
+            results, step = run_step(self.elbo, call, *tensors)
+            steps.append(step)
+            return results
+
         beta = torch.tensor(1.0, dtype=dtype if dtype.is_floating_point else None, device=inputs[0].device)
         # Compiling takes seconds, and saves milliseconds at each step, which a rare step does not repay.
         is_rare = call.kind == "loss" or self.batch_size not in (None, len(inputs[0]))
         engine = "graph" if is_rare else self.engine
         with buffers_unchanged(modules), unchanged(written):
             # Views, since one tensor given twice would be recorded as one input.
-            replay = record(step, [beta, *(x.view_as(x) for x in inputs)], engine, self.precision)
+            replay = record(function, [beta, *(x.view_as(x) for x in inputs)], engine, self.precision)
         if not snapshot.is_current():
             raise InputError(_CHANGES_ITSELF)
-        if update is not None and not step.has_params_of_optimizer:
+        (step,) = steps
+        if update is not None and not step.has_parameters_of(update):
             raise RuntimeError(OTHER_PARAMETERS)
         counts = update.counts(step.trained) if update is not None else []
         return RecordedStep(key, call, self.elbo, snapshot, modules, beta, replay, step, written, counts)

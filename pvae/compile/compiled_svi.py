@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pvae.compile.adam import AdamUpdate, ElementwiseAdamUpdate
+from pvae.compile.adam import ElementwiseAdamUpdate, FusedAdamUpdate
 from pvae.compile.compiled_elbo import CompiledELBO
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.compile.recorded_step import Prepare
@@ -19,8 +19,8 @@ class CompiledSVI(SVIWithTerms):
     """SVI over a `CompiledELBO` that replays each step as one recorded function: loss, gradients, Adam's update.
 
     A replay runs none of SVI's Python and stores no gradient. The training equals that of `SVI`, to rounding, and uses
-    the optimiser's own state. If the optimiser is not plain fused Adam, or if parameters already hold gradients, the
-    step is that of `SVIWithTerms`.
+    the optimiser's own state. The step is that of `SVIWithTerms` if the optimiser is not plain fused Adam, if its betas
+    or epsilon have changed (with `engine="inductor"` they may change), or if parameters already hold gradients.
 
     Args:
         model: a Pyro function.
@@ -42,7 +42,7 @@ class CompiledSVI(SVIWithTerms):
         super().__init__(model, guide, optim, loss)
         self.prepare = prepare
         optimizer = optim.optimizer
-        kind = ElementwiseAdamUpdate if loss.engine == "inductor" else AdamUpdate
+        kind = ElementwiseAdamUpdate if loss.engine == "inductor" else FusedAdamUpdate
         self._update = kind(optimizer, optim.name_of) if kind.suits(optimizer) else None  # type: ignore[arg-type]
 
     def step(self, *inputs: Tensor, beta: float | None = None) -> float:
@@ -60,8 +60,6 @@ class CompiledSVI(SVIWithTerms):
         """
         result = None
         if self._update is not None:
-            if not self._update.is_recorded():
-                self._update = ElementwiseAdamUpdate(self._update.optimizer, self._update.name_of)
             result = self.elbo.update(self.model, self.guide, self._update, *inputs, prepare=self.prepare, beta=beta)
         if result is None:
             x = inputs[0] if self.prepare is None else self.prepare(*inputs)

@@ -34,13 +34,7 @@ __all__ = [
 ]
 
 _PLAIN = (bool, int, float, complex, str, bytes, torch.Size, torch.device)
-_CREATED_ANEW = (
-    types.MethodType,
-    functools.partial,
-    dict,
-    list,
-    tuple,
-)  # perhaps at each step; compared by parts
+_CREATED_ANEW = (types.MethodType, functools.partial, dict, list, tuple)  # perhaps at each step; compared by parts
 
 
 class Snapshot:

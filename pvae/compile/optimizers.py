@@ -11,7 +11,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pvae.core.finite import NotFiniteError, listed
+from pvae.core.finite import GradientError, listed
 
 __all__ = ["OTHER_PARAMETERS", "SingleOptimizer"]
 
@@ -60,7 +60,7 @@ class SingleOptimizer(PyroOptim):
             RuntimeError: they are not the parameters of the optimiser. A parameter that the optimiser lacks would not
                 be trained; the gradient of one that only the optimiser has would accumulate, since SVI does not clear
                 it.
-            NotFiniteError: a gradient is NaN or infinite; no parameter was stepped.
+            GradientError: a gradient is NaN or infinite; no parameter was stepped.
         """
         if {id(parameter) for parameter in params} != {id(parameter) for parameter in self._parameters}:
             raise RuntimeError(OTHER_PARAMETERS)
@@ -82,7 +82,7 @@ class SingleOptimizer(PyroOptim):
         norm = torch.nn.utils.get_total_norm(gradients)
         if not math.isfinite(norm.item()):
             names = [self.name_of(p) for p, gradient in zip(stepped, gradients) if not gradient.norm().isfinite()]
-            raise NotFiniteError(f"the gradient of {listed(names or list(self._names.values()))} is NaN or infinite")
+            raise GradientError(f"the gradient of {listed(names or list(self._names.values()))} is NaN or infinite")
         if self.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(stepped, self.clip_norm, norm)
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from pvae.compile.adam import AdamUpdate, in_layout_of
 from pvae.compile.guards import Snapshot, is_same
-from pvae.core.checks import deferred
+from pvae.core.checks import Check, deferred
 from pvae.core.errors import InputError
 from pvae.core.terms import LossAndTerms, Terms
 from pvae.core.torch_private import has_gradient_hooks
 from pvae.elbos.base import PyroFunction
 
-__all__ = ["Call", "Prepare", "RecordedStep", "Step"]
+__all__ = ["Call", "Prepare", "RecordedStep", "Step", "run_step"]
 
 Prepare = Callable[..., Tensor]
 
@@ -48,88 +48,91 @@ class Call(NamedTuple):
         return (self.model, self.guide, self.prepare)
 
 
-class Step:
-    """Loss, terms, and gradients or an update, as one function of beta and the inputs.
-
-    Args:
-        elbo: has a `differentiable_loss`.
-        call: the other arguments.
+class Step(NamedTuple):
+    """What the replay of a step needs, besides the recorded function.
 
     Attributes:
         checks: the checks of inputs, each with the index of its input.
         errors: for each flag that the function returns, a function that makes the error to raise where it is false.
-        has_terms: whether the ELBO returns its terms.
-        params: the parameters of the step, by their names in Pyro's store.
-        trained: the parameters that get a gradient, in the order of the gradients.
         sites: Pyro's sites of the parameters.
+        params: the parameters, by their names in Pyro's store.
+        trained: those that get a gradient, in the order of the gradients.
     """
 
-    def __init__(self, elbo: Any, call: Call) -> None:
-        self.elbo, self.call = elbo, call
-        self.has_terms = hasattr(elbo, "loss_and_terms")
+    checks: list[tuple[int, Check]]
+    errors: list[Callable[[], Exception]]
+    sites: list[dict[str, Any]]
+    params: dict[str, Tensor]
+    trained: list[Tensor]
 
-    def __call__(self, beta: Tensor, *inputs: Tensor) -> list[Tensor]:
-        """Return [loss, distortion, rate], one flag per check, and further results by the kind of the call.
-
-            "loss":      nothing more
-            "gradients": one gradient for each parameter in `trained`
-            "update":    whether the step is taken, that is all flags are true and all values finite; and the flags of
-                         `AdamUpdate.finite`
-
-        If the ELBO has no terms, the loss is returned three times. The checks are those of tensors that the step
-        computes; checks of inputs are left to the replay.
-        """
-        with deferred() as checks, poutine.trace(param_only=True) as capture:
-            x = inputs if self.call.prepare is None else (self.call.prepare(*inputs),)
-            if self.has_terms:
-                loss, terms = self.elbo.loss_and_terms(self.call.model, self.call.guide, *x, beta=beta)
-            else:
-                loss = self.elbo.differentiable_loss(self.call.model, self.call.guide, *x)
-                terms = (loss.detach(), loss.detach())
-        self.checks = [(index, check) for check in checks for index, one in enumerate(inputs) if one is check.x]
-        computed = [check for check in checks if all(one is not check.x for one in inputs)]
-        self.errors = [check.error for check in computed]
-        nodes: list[Any] = [site for site in capture.trace.nodes.values() if site["type"] == "param"]
-        self.sites = [{**site, "stop": False, "continuation": None} for site in nodes]
-        self.params: dict[str, Tensor] = {site["name"]: site["value"].unconstrained() for site in nodes}
-        self.trained: list[Tensor] = []
-        flags = [check.holds(check.x) for check in computed]
-        results = [loss.detach(), *terms[:2], *flags]
-        if self.call.kind == "loss":
-            return results
-        gradients = self._gradients(loss)
-        update = self.call.update
-        if update is None:
-            return [*results, *gradients]
-        if self.has_params_of_optimizer:
-            with torch.no_grad():
-                finite = update.finite(loss, gradients)
-                is_taken = functools.reduce(torch.logical_and, flags, finite.all())
-                update.apply(self.trained, gradients, is_taken)
-                results += [is_taken, finite]
-        return results
-
-    @property
-    def has_params_of_optimizer(self) -> bool:
+    def has_parameters_of(self, update: AdamUpdate) -> bool:
         """Whether the parameters of the step are those of the optimiser."""
-        assert self.call.update is not None, "there is no update"
-        return {id(one) for one in self.params.values()} == {id(one) for one in self.call.update.parameters}
+        return {id(one) for one in self.params.values()} == {id(one) for one in update.parameters}
 
-    def _gradients(self, loss: Tensor) -> list[Tensor]:
-        # Unique by identity, since one tensor may have two names.
-        wanted = list({id(tensor): tensor for tensor in self.params.values() if tensor.requires_grad}.values())
-        if any(map(has_gradient_hooks, wanted)):
-            raise InputError("the step cannot be recorded, since a parameter has a hook after its gradient")
-        gradients_or_none = torch.autograd.grad(loss, wanted, allow_unused=True)
-        pairs = [(tensor, gradient) for tensor, gradient in zip(wanted, gradients_or_none) if gradient is not None]
-        self.trained = [tensor for tensor, _ in pairs]
-        storages: set[int] = set()
-        gradients = []
-        for _, gradient in pairs:  # no two may share memory, since an optimiser may write into each
+
+def run_step(elbo: Any, call: Call, beta: Tensor, *inputs: Tensor) -> tuple[list[Tensor], Step]:
+    """Run a step, and return its tensors and what else a replay needs.
+
+    The tensors are [loss, distortion, rate], one flag per check, and further ones by the kind of the call:
+
+        "loss":      nothing more
+        "gradients": one gradient for each parameter in `trained`
+        "update":    whether the step is taken, that is all flags are true and all values finite; and the flags of
+                     `AdamUpdate.finite`. Nothing, if the parameters are not those of the optimiser
+
+    If the ELBO has no terms, the loss is returned three times. The flags are of the checks of tensors that the step
+    computes; checks of inputs are left to the replay.
+    """
+    with deferred() as checks, poutine.trace(param_only=True) as capture:
+        x = inputs if call.prepare is None else (call.prepare(*inputs),)
+        if hasattr(elbo, "loss_and_terms"):
+            loss, terms = elbo.loss_and_terms(call.model, call.guide, *x, beta=beta)
+            distortion, rate, _ = terms
+        else:
+            loss = elbo.differentiable_loss(call.model, call.guide, *x)
+            distortion, rate = loss.detach(), loss.detach()
+    nodes: list[Any] = [site for site in capture.trace.nodes.values() if site["type"] == "param"]
+    params: dict[str, Tensor] = {site["name"]: site["value"].unconstrained() for site in nodes}
+    computed = [check for check in checks if all(one is not check.x for one in inputs)]
+    flags = [check.holds(check.x) for check in computed]
+    trained, gradients = ([], []) if call.kind == "loss" else _gradients(loss, params)
+    step = Step(
+        checks=[(index, check) for check in checks for index, one in enumerate(inputs) if one is check.x],
+        errors=[check.error for check in computed],
+        sites=[{**site, "stop": False, "continuation": None} for site in nodes],
+        params=params,
+        trained=trained,
+    )
+    results = [loss.detach(), distortion, rate, *flags]
+    update = call.update
+    if update is None:
+        results += gradients
+    elif step.has_parameters_of(update):
+        with torch.no_grad():
+            finite = update.finite(loss, gradients)
+            is_taken = functools.reduce(torch.logical_and, flags, finite.all())
+            update.apply(trained, gradients, is_taken)
+            results += [is_taken, finite]
+    return results, step
+
+
+def _gradients(loss: Tensor, params: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the parameters that get a gradient, and their gradients."""
+    # Unique by identity, since one tensor may have two names.
+    wanted = list({id(tensor): tensor for tensor in params.values() if tensor.requires_grad}.values())
+    if any(map(has_gradient_hooks, wanted)):
+        raise InputError("the step cannot be recorded, since a parameter has a hook after its gradient")
+    gradients_or_none = torch.autograd.grad(loss, wanted, allow_unused=True)
+    trained: list[Tensor] = []
+    gradients: list[Tensor] = []
+    storages: set[int] = set()
+    for tensor, gradient in zip(wanted, gradients_or_none):
+        if gradient is not None:
             storage = gradient.untyped_storage().data_ptr()
+            trained.append(tensor)  # no two gradients may share memory, since an optimiser may write into each
             gradients.append(gradient.clone() if storage in storages else gradient)
             storages.add(storage)
-        return gradients
+    return trained, gradients
 
 
 @dataclass
@@ -144,7 +147,7 @@ class RecordedStep:
         modules: the modules that ran.
         beta: the input tensor for beta.
         replay: the recorded function.
-        step: the function that was recorded.
+        step: what else the replay needs.
         written: the tensors that the update writes into.
         counts: those among them that count the steps of the parameters trained.
     """
@@ -191,7 +194,7 @@ class RecordedStep:
         for flag, error in zip(rest, self.step.errors):
             if not flag:
                 raise error()
-        terms: Any = Terms(distortion, rate) if self.step.has_terms else None
+        terms: Any = Terms(distortion, rate) if hasattr(self.elbo, "loss_and_terms") else None
         return LossAndTerms(loss, terms), rest[len(self.step.errors) :]
 
     def add_gradients(self, gradients: Sequence[Tensor]) -> None:

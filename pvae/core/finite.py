@@ -8,11 +8,15 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["NotFiniteError", "check_finite", "listed", "naming_refused_parameters", "no_nan_warnings"]
+__all__ = ["GradientError", "NotFiniteError", "check_finite", "listed", "naming_refused_parameters", "no_nan_warnings"]
 
 
 class NotFiniteError(ArithmeticError):
     """A value is NaN or infinite where the training needs a finite one; the message names its tensor."""
+
+
+class GradientError(NotFiniteError):
+    """A gradient is NaN or infinite; of several processes, which sum their gradients, each raises this error."""
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
 from pvae.config.options import ESTIMATORS
 from pvae.core.errors import InputError
-from pvae.core.finite import NotFiniteError, listed, naming_refused_parameters
+from pvae.core.finite import GradientError, NotFiniteError, listed, naming_refused_parameters
 from pvae.core.parallel import Share, World
 from pvae.core.random_state import restore_rng_state, rng_state
 from pvae.core.terms import Terms
@@ -63,7 +63,6 @@ class Stepper:
         )
         self._images = images
         self._svis: dict[Share | None, SVIWithTerms] = {}
-        self._has_summed = False
 
     def step(self, index: Tensor, beta: float, lr: float) -> tuple[float, Terms]:
         """Step on one batch of training images.
@@ -144,7 +143,7 @@ class Stepper:
                 usual = self.world.share(config.batch_size)
                 elbo = CompiledELBO(elbo, config.compile, config.precision, batch_size=usual.stop - usual.start)
             names = dict(self.vae.named_parameters())
-            optimizer = SingleOptimizer(self.optimizer, names, config.clip_norm, None if is_alone else self._sum)
+            optimizer = SingleOptimizer(self.optimizer, names, config.clip_norm, None if is_alone else self.world.sum_)
             functions = self.vae.model, self.vae.guide
             if is_alone and not config.clip_norm and isinstance(elbo, CompiledELBO):
                 self._svis[key] = CompiledSVI(*functions, optimizer, elbo, prepare=self._pixels_of)
@@ -157,24 +156,19 @@ class Stepper:
         """Restore gradients and random state after a step that is not finite, in all processes."""
         # One process may fail before it draws and another one after; both continue from the state before the step.
         before = rng_state(self._images.device) if self.config.on_nan == "skip" else None
-        self._has_summed = False
         try:
             with naming_refused_parameters():
                 yield
         except NotFiniteError as error:
             self.optimizer.zero_grad()  # or the next gradient would be added to this one
-            if self.world.size > 1 and not self._has_summed:  # the others wait for the sum: NaN makes them fail too
-                self._sum([torch.full_like(p, math.nan) for p in self.vae.parameters()])
+            # If this process failed before the sum of gradients, the others wait for it: NaN makes them fail too.
+            if self.world.size > 1 and not isinstance(error, GradientError):
+                self.world.sum_([torch.full_like(p, math.nan) for p in self.vae.parameters()])
             if before is not None:
                 restore_rng_state(before, self._images.device)
             bad = [name for name, value in self.vae.named_parameters() if not value.isfinite().all()]
             already = f"; {listed(bad)} {'is' if len(bad) == 1 else 'are'} NaN or infinite already" if bad else ""
             raise NotFiniteError(f"{error}{already}") from error
-
-    def _sum(self, gradients: list[Tensor]) -> None:
-        """Sum gradients over the processes."""
-        self._has_summed = True
-        self.world.sum_(gradients)
 
 
 def _check_options(config: Config, world: World) -> None:

@@ -21,9 +21,8 @@ from pvae.core.terms import Terms
 from pvae.data.dataset import Dataset, binarized, padded, to_pixels
 from pvae.evaluation.latent_space import reconstruct, sample
 from pvae.models.build import build_vae, check_memory, start_like_burda
-from pvae.runs.checkpoint import Checkpoint, Counts
+from pvae.runs.checkpoint import Checkpoint, Counts, UnfinishedEpoch
 from pvae.runs.metrics import Metrics, summarise
-from pvae.training.epoch_state import EpochState
 from pvae.training.schedules import learning_rate, rate_weight
 from pvae.training.step import Stepper
 from pvae.training.validation import measure
@@ -79,8 +78,7 @@ class Trainer:
         self.stepper = Stepper(config, self.vae, self.train_images, world)
         self.num_steps = math.ceil(len(self.train_images) / config.batch_size)
         self.epoch = self.step = self.skipped = 0
-        self._state: EpochState | None = None  # of the unfinished epoch
-        self._rng: dict[str, Tensor] | None = None  # the training's random state, during a test, which has its own
+        self._unfinished: UnfinishedEpoch | None = None  # with this process's part of the sums alone
 
     def run_epoch(self, quiet: bool = True, between: Callable[[], None] = lambda: None) -> tuple[Metrics, Metrics]:
         """Train for one epoch, or for the rest of the one that a checkpoint was taken in, and then test.
@@ -104,17 +102,26 @@ class Trainer:
         """Do the training of `run_epoch`; `end_epoch` must follow."""
         self.vae.train()
         batch_size, title = self.config.batch_size, f"epoch {self.epoch + 1}/{self.config.epochs}"
-        state = self._state = self._state or EpochState.new(len(self.train_images), self.device)
+        if self._unfinished is None:
+            order = torch.randperm(len(self.train_images)).to(self.device)
+            distortion, rate = torch.zeros(2, len(order), device=self.device)
+            self._unfinished = UnfinishedEpoch(order, distortion, rate, total=0.0, seen=0, seconds=0.0)
+        state = self._unfinished
         bar = progress_bar(title, self.num_steps, "step", quiet, state.seen // batch_size)
         with bar, no_nan_warnings(), self.stepper.unedited():
             while state.seen < len(state.order):
                 started, index = time.perf_counter(), state.order[state.seen : state.seen + batch_size]
-                result = self._step(index)
-                state.add(self.world.share(len(index)), result, time.perf_counter() - started)
+                (loss, terms), share = self._step(index), self.world.share(len(index))
+                if share.weight:
+                    rows = slice(state.seen + share.start, state.seen + share.stop)
+                    state.distortion[rows], state.rate[rows] = terms[:2]
+                total, seen = state.total + loss * share.total, state.seen + share.total
+                seconds = state.seconds + time.perf_counter() - started
+                state = self._unfinished = state._replace(total=total, seen=seen, seconds=seconds)
                 bar.set_postfix_str(f"loss {state.total * self.world.size / state.seen:.2f}", refresh=False)
                 bar.update()
                 between()
-        whole = state.summed(self.world)
+        whole = self._summed(state)
         taken = ~whole.distortion.isnan()  # NaN marks the images of skipped steps
         num_taken = int(taken.sum())
         if num_taken < 2:
@@ -125,10 +132,10 @@ class Trainer:
 
     def end_epoch(self) -> None:
         """Count the epoch as finished; the next `train_epoch` starts a new one."""
-        self.epoch, self._state = self.epoch + 1, None
+        self.epoch, self._unfinished = self.epoch + 1, None
 
-    def _step(self, index: Tensor) -> tuple[float, Terms] | None:
-        """Step on the training images of an index; return loss and terms, or None if the step is skipped."""
+    def _step(self, index: Tensor) -> tuple[float, Terms]:
+        """Step on the training images of an index; return loss and terms: 0 and NaN if the step is skipped."""
         beta, lr = self.rate_weight(), learning_rate(self.config, self.step, self.num_steps)
         self.step += 1
         try:
@@ -144,7 +151,7 @@ class Trainer:
             if self.skipped > self.config.max_skipped:
                 skipped = f"{self.config.max_skipped} steps were skipped before: give --max-skipped"
                 raise TrainingError(f"{error}, {where}; {skipped}") from error
-            return None
+            return 0.0, Terms(*torch.full((2, 1), math.nan))
 
     def test(self, between: Callable[[], None] = lambda: None) -> Metrics:
         """Measure the bound on the test images, with the same noise after every epoch.
@@ -152,23 +159,26 @@ class Trainer:
         Raises:
             TrainingError: a metric was not finite.
         """
-        started = time.perf_counter()
+        started, rng = time.perf_counter(), rng_state(self.device)
         self.vae.eval()
-        self._rng = rng_state(self.device)
-        try:
-            with seeded(self.config.seed, self.device), self._not_finite_ends_training("the test loss"):
-                terms, loss, posterior_mean_loss = measure(self.stepper, self.test_images, self.rate_weight(), between)
-                return summarise(
-                    terms,
-                    vae=self.vae,
-                    loss=loss,
-                    epoch=self.epoch + 1,
-                    split="test",
-                    seconds=time.perf_counter() - started,
-                    posterior_mean_loss=posterior_mean_loss,
-                )
-        finally:
-            self._rng = None
+
+        def between_batches() -> None:  # a checkpoint stores the random state of the training, not that of the test
+            of_test = rng_state(self.device)
+            restore_rng_state(rng, self.device)
+            between()
+            restore_rng_state(of_test, self.device)
+
+        with seeded(self.config.seed, self.device), self._not_finite_ends_training("the test loss"):
+            terms, loss, at_mean = measure(self.stepper, self.test_images, self.rate_weight(), between_batches)
+            return summarise(
+                terms,
+                vae=self.vae,
+                loss=loss,
+                epoch=self.epoch + 1,
+                split="test",
+                seconds=time.perf_counter() - started,
+                posterior_mean_loss=at_mean,
+            )
 
     def dry_run(self, has_own_vae: bool = False) -> None:
         """Compute the loss of two images, to find out before any file is written whether training is possible.
@@ -222,8 +232,8 @@ class Trainer:
             counts=Counts(epoch=self.epoch, step=self.step, skipped=self.skipped),
             vae=self.vae.state_dict(),
             moments=self.stepper.moments(),
-            rng=self._rng or rng_state(self.device),
-            unfinished=None if self._state is None else self._state.summed(self.world),
+            rng=rng_state(self.device),
+            unfinished=None if self._unfinished is None else self._summed(self._unfinished),
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -242,7 +252,20 @@ class Trainer:
             ) from None
         counts, unfinished = checkpoint.counts, checkpoint.unfinished
         self.epoch, self.step, self.skipped = counts.epoch, counts.step, counts.skipped
-        self._state = None if unfinished is None else EpochState.resumed(unfinished, self.world, self.device)
+        if unfinished is not None:
+            order, distortion, rate = (tensor.to(self.device) for tensor in unfinished[:3])
+            total = unfinished.total
+            if not self.world.is_first:  # the first process alone keeps the sums of all processes
+                distortion, rate, total = torch.zeros_like(rate), torch.zeros_like(rate), 0.0
+            unfinished = UnfinishedEpoch(order, distortion, rate, total, unfinished.seen, unfinished.seconds)
+        self._unfinished = unfinished
+
+    def _summed(self, state: UnfinishedEpoch) -> UnfinishedEpoch:
+        """Return the state of an epoch summed over all processes."""
+        total, terms = torch.tensor([state.total], dtype=torch.float64), torch.stack([state.distortion, state.rate])
+        self.world.sum_([total])
+        self.world.sum_([terms])
+        return state._replace(distortion=terms[0], rate=terms[1], total=total.item())
 
     @contextlib.contextmanager
     def _not_finite_ends_training(self, what: str) -> Iterator[None]:

@@ -56,7 +56,7 @@ def compilations(monkeypatch):
 
 
 @needs_inductor
-def test_a_graph_is_compiled_once_and_anew_if_the_package_is_damaged(cache, compilations, caplog):
+def test_a_graph_is_compiled_once_and_anew_if_the_package_is_damaged(cache, compilations, caplog, monkeypatch):
     def run():
         graph, inputs = graph_of()
         with torch.random.fork_rng():
@@ -84,17 +84,17 @@ def test_a_graph_is_compiled_once_and_anew_if_the_package_is_damaged(cache, comp
         path.write_bytes(damaged)
         with pytest.raises((zipfile.BadZipFile, zlib.error)):  # code with one flipped bit may crash the process
             cache_module._load(path)
+    monkeypatch.setattr(cache_module, "compile_package", lambda _, package, options: package.write(content))
     run()
-    assert len(compilations) == 2
+    assert path.read_bytes() == content
 
 
-@needs_inductor
-def test_a_package_that_cannot_be_stored_is_still_used(tmp_path, compilations, monkeypatch):
+def test_a_package_that_cannot_be_stored_is_still_used(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(cache_module, "cache_dir", lambda: tmp_path / "file")
-    graph, inputs = graph_of()
-    assert torch.equal(compile_graph(graph, *inputs)(*inputs)[0], inputs[0] * 2.0 + 2.0)
-    assert len(compilations) == 1
+    monkeypatch.setattr(cache_module, "compile_package", lambda _, package, options: package.write(b"package"))
+    monkeypatch.setattr(cache_module, "_unpacked", lambda package: package.getvalue())
+    assert load_or_compile(make_fx(torch.sin)(torch.ones(2)), [torch.ones(2)], {}) == b"package"
 
 
 def test_a_package_is_read_from_a_read_only_folder(tmp_path, monkeypatch):

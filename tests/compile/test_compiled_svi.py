@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -10,7 +12,7 @@ from conftest import needs_inductor
 from pyro.infer import SVI
 from torch.optim import SGD, Adam, AdamW
 
-from pvae.compile.adam import AdamUpdate, ElementwiseAdamUpdate
+from pvae.compile.adam import ElementwiseAdamUpdate, FusedAdamUpdate
 from pvae.compile.compiled_elbo import CompiledELBO
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.optimizers import SingleOptimizer
@@ -18,6 +20,7 @@ from pvae.compile.recorded_step import RecordedStep
 from pvae.config.config import Config
 from pvae.config.options import ELBOS
 from pvae.core.errors import InputError
+from pvae.core.finite import NotFiniteError
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae
 from pvae.training.fit import fit, resume
@@ -190,7 +193,7 @@ def test_a_frozen_parameter_is_refused_as_by_svi(small_vae, small_images):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", [AdamUpdate, ElementwiseAdamUpdate])
+@pytest.mark.parametrize("kind", [FusedAdamUpdate, ElementwiseAdamUpdate])
 def test_the_update_is_adams_own_step(kind, dtype):
     """Bit for bit by torch's operator; the third step is refused, and changes nothing."""
     generator = torch.Generator().manual_seed(0)
@@ -210,7 +213,7 @@ def test_the_update_is_adams_own_step(kind, dtype):
                 parameter.grad = torch.empty_like(parameter).copy_(gradient)
             theirs.step()
         for mine, other in zip(ours.written(), kind(theirs).written(), strict=True):
-            if kind is AdamUpdate:
+            if kind is FusedAdamUpdate:
                 assert torch.equal(mine, other)
             else:
                 assert torch.allclose(mine, other, rtol=1e-6 if dtype == torch.float32 else 1e-14, atol=0)
@@ -232,7 +235,7 @@ def test_other_optimisers_step_by_themselves(small_vae, small_images, kind):
     batches = [small_images(8, seed=step) for step in range(4)]
     theirs = trained(small_vae(), built("trace"), batches, OTHERS[kind])
     assert_alike(trained(small_vae(), CompiledELBO(built("trace")), batches, OTHERS[kind]), theirs)
-    assert not AdamUpdate.suits(OTHERS[kind](list(small_vae().parameters())))
+    assert not FusedAdamUpdate.suits(OTHERS[kind](list(small_vae().parameters())))
 
 
 def test_batch_norm_counts_once_a_step():
@@ -366,9 +369,18 @@ def test_a_refused_recording_leaves_weights_and_state(small_vae, small_images):
 
 @needs_inductor
 def test_inductor_trains_as_svi(small_vae, small_images):
-    batches = [small_images(8, seed=step) for step in range(6)]
-    ours = trained(small_vae(), CompiledELBO(built("iwae"), engine="inductor"), batches)
-    assert_alike(ours, trained(small_vae(), built("iwae"), batches))
+    """With another beta at each step; a step that is not finite changes nothing."""
+    batches, elbo = [small_images(8, seed=step) for step in range(6)], CompiledELBO(built("trace"), engine="inductor")
+    ours = trained(small_vae(), elbo, batches, beta_of=lambda step: 1 / (1 + step))
+    assert_alike(ours, trained(small_vae(), built("trace"), batches, beta_of=lambda step: 1 / (1 + step)))
+    vae = small_vae()
+    svi = CompiledSVI(vae.model, vae.guide, SingleOptimizer(adam(vae.parameters())), elbo)
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        svi.step(batches[0])
+        before = [tensor.detach().clone() for tensor in svi._update.written()]
+        with pytest.raises(NotFiniteError, match="the loss is"):
+            svi.step(batches[0], beta=math.inf)
+    assert all(torch.equal(old, now) for old, now in zip(before, svi._update.written(), strict=True))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")

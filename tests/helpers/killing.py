@@ -19,7 +19,8 @@ import traceback
 from pathlib import Path
 
 import torch
-import torchvision.utils  # noqa: F401  loaded once, before the forks
+import torch._dynamo  # which torch imports when it creates its first optimiser: once, before the forks
+import torchvision.utils  # noqa: F401  for the same reason
 
 import pvae.plotting.run_figures
 import pvae.runs.run

@@ -40,7 +40,7 @@ def trained(world: World, name: str, engine: str, steps: int, config: Config) ->
     with pyro.get_param_store().scope():
         elbos: dict[Share, Any] = {}  # a recording is of one share
         for step in range(steps):
-            index = torch.randperm(37)[: 1 if step % 25 == 24 else 10 if step % 3 else 7]
+            index = torch.randperm(37)[: 1 if step % 10 == 9 else 10 if step % 3 else 7]
             share = world.share(len(index))
             if share not in elbos:
                 elbo: Any = build_elbo(name, 2)

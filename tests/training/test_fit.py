@@ -20,6 +20,7 @@ from helpers.runs import assert_same, weights
 from pyro.infer import SVI, Trace_ELBO
 
 import pvae
+import pvae.plotting.run_figures
 from pvae.config.config import Config
 from pvae.core.devices import resolve_device
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
@@ -36,22 +37,19 @@ ELBOS = ("trace", "analytic", "handwritten")
 
 
 def few_digits_trained(config, out):
+    """Train in a process of its own, and draw nothing."""
+    pvae.plotting.run_figures.save_figures = lambda *_: None
     digits = load_dataset("mnist-5k")
     fit(config, data=Dataset("few digits", digits.train[:130], digits.test[:40]), out=out)
 
 
-def test_two_trainings_in_one_process_equal_two_processes(tmp_path, few_digits, small_config):
-    plans = [(0, "trace"), (1, "analytic")]
-    here = []
-    for seed, elbo in plans:
-        config = small_config.replace(seed=seed, elbo=elbo)
-        here.append(fit(config, data=few_digits, out=tmp_path / f"here-{seed}"))
-    for (seed, elbo), run in zip(plans, here):
-        out = tmp_path / f"there-{seed}"
-        config = small_config.replace(seed=seed, elbo=elbo)
-        run_group(1, few_digits_trained, config, out, folder=tmp_path)
-        assert_same(weights(run), weights(Run.open(out)))
-    assert not torch.equal(*(weights(run)["p_x.decoder.0.weight"] for run in here))
+def test_a_second_training_in_one_process_equals_one_in_a_process_of_its_own(tmp_path, few_digits, small_config):
+    first = fit(small_config, data=few_digits, out=tmp_path / "first")
+    config = small_config.replace(seed=1, elbo="analytic")
+    second = fit(config, data=few_digits, out=tmp_path / "second")
+    run_group(1, few_digits_trained, config, tmp_path / "alone", folder=tmp_path)
+    assert_same(weights(second), weights(Run.open(tmp_path / "alone")))
+    assert not torch.equal(*(weights(run)["p_x.decoder.0.weight"] for run in (first, second)))
 
 
 def test_training_leaves_no_trace(tmp_path, few_digits, small_config):

@@ -16,6 +16,7 @@ import torch
 import torch.distributed
 from helpers import worker
 from helpers.processes import Group, run_group
+from helpers.runs import assert_same, weights
 
 from pvae.cli.evaluate import main as evaluate
 from pvae.cli.train import main
@@ -93,7 +94,7 @@ def test_losses_and_gradients_of_the_shares_sum_to_those_of_the_batch(small_vae,
             torch.testing.assert_close(sum(part), whole, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("steps", [30, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [12, pytest.param(200, marks=pytest.mark.slow)])
 def test_several_processes_train_as_one(tmp_path, steps):
     """Float64, every estimator, eager and recorded, warm-up, batches of 7, 10 and one datum."""
     run_group(2, worker.main, "estimators", tmp_path / "two.pt", steps, folder=tmp_path)
@@ -101,10 +102,10 @@ def test_several_processes_train_as_one(tmp_path, steps):
     with torch.random.fork_rng():
         one = worker.all_trained(World(), steps)
     assert len(one) == len(ELBOS) + 4
-    for name, weights in one.items():
-        assert ((weights - two[name]).abs() / weights.abs()).max() < 1e-8, name
+    for name, alone in one.items():
+        assert ((alone - two[name]).abs() / alone.abs()).max() < 1e-8, name
     # miwae of one group is iwae, and there are the two layers
-    assert len({f"{weights.sum():.6f}" for weights in one.values()}) == len(ELBOS)
+    assert len({f"{alone.sum():.6f}" for alone in one.values()}) == len(ELBOS)
 
 
 @pytest.mark.slow
@@ -118,22 +119,22 @@ def test_the_published_system_by_two_processes(tmp_path):
     assert two == pytest.approx(one, rel=1e-8)
 
 
-def test_the_command_by_three_processes_and_resumed_by_one(tmp_path, monkeypatch, capsys):
+def test_the_command_by_three_processes_and_resumed_by_one(tmp_path, monkeypatch, no_pictures):
     """4,000 images in batches of 137: the last batch is of 27, and no share is like another."""
     monkeypatch.chdir(tmp_path)
     command = [*SMALL, "--binarize", "dynamic", "--compile", "graph", "--clip-norm", "5", "--quiet", "--epochs"]
-    assert main([*command, "3", "--out", "one"]) == 0
-    assert run_group(3, main, [*command, "2", "--out", "many"], folder=tmp_path) == "many\n"
-    assert main(["--resume", "many", "--epochs", "3", "--quiet"]) == 0
+    assert main([*command, "2", "--out", "one"]) == 0
+    assert run_group(3, main, [*command, "1", "--out", "many"], folder=tmp_path) == "many\n"
+    assert main(["--resume", "many", "--epochs", "2", "--quiet"]) == 0
     one, many = Run.open("one"), Run.open("many")
     assert [session["processes"] for session in many.sessions] == [3, 1]
-    assert len(many.metrics()) == 6
+    assert len(many.metrics()) == 4
     for ours, theirs in zip(many.metrics(), one.metrics()):
         assert (ours.epoch, ours.split) == (theirs.epoch, theirs.split)
         for name in ("elbo", "elbo_stderr", "distortion", "rate", "loss"):
             assert getattr(ours, name) == pytest.approx(getattr(theirs, name), rel=1e-4), name
 
-    how = ["one", "--importance-samples", "20", "--quiet", "--out"]
+    how = ["one", "--importance-samples", "5", "--quiet", "--out"]
     assert evaluate([*how, "one.json"]) == 0
     run_group(2, evaluate, [*how, "two.json"], folder=tmp_path)
     one_report, two_report = (json.loads(Path(name).read_text()) for name in ("one.json", "two.json"))
@@ -150,6 +151,7 @@ def assert_close(one, other):
         assert one == (pytest.approx(other, rel=1e-6) if isinstance(one, float) else other)
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_a_training_in_which_a_process_was_killed(tmp_path):
     """The other process ends with one line; the two that torchrun starts anew end as if none had been killed."""
     command = ["-m", "pvae.train", *SMALL, "--epochs", "6", "--checkpoint-every", "3", "--out"]
@@ -172,22 +174,30 @@ def test_torchrun_restarts_a_training_in_which_a_process_was_killed(tmp_path):
     assert "go on with: python -m pvae.train --resume run" in lines[0]
     assert process.returncode == 0, errors
     run_group(2, main, [*command[2:], "whole"], folder=tmp_path)
-    ended, whole = (Run.open(tmp_path / name) for name in ("run", "whole"))
-    assert len(ended.sessions) == 2
-    weights = [one.read_checkpoint().vae for one in (ended, whole)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    assert [row.elbo for row in ended.metrics()] == [row.elbo for row in whole.metrics()]
+    assert_ended_alike(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_process_notices_that_another_was_killed(tmp_path):
-    """Without torchrun, which would send it a signal."""
-    group = Group(2, main, [*SMALL, "--epochs", "1000", "--quiet", "--out", "run"], folder=tmp_path)
+def test_a_training_in_which_a_process_was_killed_is_restarted(tmp_path):
+    """As by torchrun, but nothing signals the other process: it notices by itself, and ends with one line."""
+    command = [*SMALL, "--epochs", "6", "--checkpoint-every", "3", "--quiet", "--out"]
+    group = Group(2, main, [*command, "run"], folder=tmp_path)
     group.wait_for(tmp_path / "run" / "metrics.jsonl")
     group.kill(1)
     assert group.join(60) == [1, -signal.SIGKILL]
     assert group.err.startswith("pvae.train: another process of this training has ended"), group.err
     assert "go on with: python -m pvae.train --resume run" in group.err
     assert group.err.count("\n") == 1
+    again = Group(2, main, [*command, "run"], folder=tmp_path, restarts=group)
+    assert again.join() == [0, 0], again.err
+    run_group(2, main, [*command, "whole"], folder=tmp_path)
+    assert_ended_alike(tmp_path / "run", tmp_path / "whole")
+
+
+def assert_ended_alike(restarted, whole):
+    ended, undisturbed = Run.open(restarted), Run.open(whole)
+    assert len(ended.sessions) == 2
+    assert_same(weights(ended), weights(undisturbed))
+    assert [row.elbo for row in ended.metrics()] == [row.elbo for row in undisturbed.metrics()]
 
 
 def child_of(parent: int, rank: int) -> int:
