@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .config.config import Config
     from .config.presets import SYSTEMS, get_system
     from .core.errors import InputError, TrainingError
+    from .data.choices import images_config
     from .data.dataset import Dataset
     from .data.sources import load_dataset
     from .elbos.registry import build_elbo
@@ -33,6 +34,7 @@ __all__ = [
     "build_vae",
     "fit",
     "get_system",
+    "images_config",
     "load",
     "load_dataset",
     "resume",
@@ -52,6 +54,7 @@ _HOMES = {
     "build_vae": "models.build",
     "fit": "training.fit",
     "get_system": "config.presets",
+    "images_config": "data.choices",
     "load": "runs.run",
     "load_dataset": "data.sources",
     "resume": "training.fit",

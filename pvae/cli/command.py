@@ -23,11 +23,13 @@ from pvae.core.torchrun import is_first_process
 
 __all__ = [
     "Parser",
+    "add_images",
     "add_places",
     "check_writable",
     "ctrl_c_exits_at_once",
     "leave",
     "nonempty_path",
+    "print_note",
     "result_folder",
     "run_command",
 ]
@@ -83,6 +85,27 @@ def add_places(
     parser.add_argument("--data-dir", metavar="DIR", type=nonempty_path, help=data_dir)
     parser.add_argument("--offline", action="store_true", help="do not download anything")
     parser.add_argument("--out", metavar=metavar, type=nonempty_path, help=out)
+
+
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments RUN, IMAGES, --data-dir, --offline and --skip-broken, which `GivenImages.of` takes."""
+    parser.add_argument("run", metavar="RUN", type=nonempty_path, help="a run folder")
+    parser.add_argument(
+        "images",
+        metavar="IMAGES",
+        nargs="?",
+        type=nonempty_path,
+        help="an image file or a folder of image files (default: the test images of the run)",
+    )
+    parser.add_argument("--data-dir", metavar="DIR", type=nonempty_path, help="where the run's own data are now")
+    parser.add_argument("--offline", action="store_true", help="do not download the run's own data")
+    parser.add_argument("--skip-broken", action="store_true", help="leave out files of IMAGES that cannot be decoded")
+
+
+def print_note(note: str) -> None:
+    """Print a note to standard error, unless it is empty."""
+    if note:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def nonempty_path(text: str) -> Path:

@@ -77,7 +77,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     ):
         raise InputError("with one particle these bounds equal the ELBO or are not defined: give more --particles")
     groups = config.groups if config.groups > 1 else _GROUPS
-    default = not_a_link(arguments.run / "comparison") if arguments.run else None
+    default = not_a_link(Run.open(arguments.run).place / "comparison") if arguments.run else None
     reports = [f"comparison.{suffix}" for suffix in ("csv", "md", "png")] if arguments.out else []
     out = arguments.out or default or Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare"
     rows: list[Measurement] = []
@@ -115,7 +115,7 @@ def _weights(
 
     if arguments.run:
         run = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline)
-        given = iter([(run.run.read_checkpoint().counts.epoch, run.vae, run.data)])
+        given = iter([(run.run.best_checkpoint().counts.epoch, run.vae, run.data)])
     else:
         given = train_in_memory(config, stages, arguments.data_dir, arguments.offline)
     for epoch, trained, data in given:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from pvae.cli.command import Parser, add_places, check_writable, ctrl_c_exits_at_once, nonempty_path, run_command
 from pvae.config.config import OPTIONS
@@ -15,6 +16,9 @@ from pvae.core.records import to_json
 from pvae.core.terminal import progress_bar, say
 from pvae.core.torchrun import is_first_process
 
+if TYPE_CHECKING:
+    from pvae.evaluation.log_likelihood import ImportanceSample
+
 __all__ = ["main"]
 
 _EPILOG = """\
@@ -24,8 +28,12 @@ KL), and log p(x) by importance sampling, and writes RUN/evaluation.json. The lo
 pixels by a Bernoulli is that of the binarized test images: grey ones have none. The memory does not depend on the
 number of samples.
 
+Where a likelihood is sharp and the pixels are many, a few draws dominate the importance weights of an image, and its
+log p(x) is too low. The report then says which figures stand: the ELBO always does.
+
 examples:
   python -m pvae.evaluate runs/my-run
+  python -m pvae.evaluate runs/my-run --importance-samples 500 --seconds 600
   python -m pvae.evaluate runs/my-run --importance-samples 100 --images 1000
   torchrun --nproc-per-node=2 -m pvae.evaluate runs/my-run
       the same figures by two processes, which share the importance sampling (each computes the rest)"""
@@ -41,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    for name, least, most in (("importance_samples", 2, 10**9), ("images", 2, 10**9), ("seed", 0, 2**63 - 1)):
+    limits = {"importance_samples": (2, 10**9), "seconds": (0, 10**9), "images": (2, 10**9), "seed": (0, 2**63 - 1)}
+    for name, (least, most) in limits.items():
         if getattr(arguments, name) is not None:
             whole_number(name, getattr(arguments, name), least, most)
     check_name("--compile", arguments.compile, ["auto", *OPTIONS["compile"].choices])
@@ -53,8 +62,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         from pvae.evaluation.report import evaluate, to_text
         from pvae.evaluation.trained_run import TrainedRun
         from pvae.runs.run import Run
-    Run.open(arguments.run)
-    path = arguments.out or arguments.run / "evaluation.json"
+    place = Run.open(arguments.run).place
+    if arguments.out is None and not place.exists():  # of a run that comes with pvae
+        place.mkdir(parents=True)
+    path = arguments.out or place / "evaluation.json"
     check_writable(path.parent)
     check_replaceable(path, "evaluation.json")
     trained = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline)
@@ -62,6 +73,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if count > len(trained.data.test):
         raise InputError(f"--images {count}: {trained.data.name} has {len(trained.data.test):,} test images")
     bar = progress_bar("importance sampling", count, "image", arguments.quiet or not is_first_process())
+
+    def report_draws(sample: ImportanceSample, taken: float) -> None:
+        bar.reset(count)
+        if arguments.seconds and not arguments.quiet and is_first_process():
+            untrusted = f"the weights of {sample.untrusted:.1%} of the images cannot be trusted"
+            say(f"{sample.num_particles:,} draws for each image took {taken:.0f} s; {untrusted}")
+
     with bar, joined("cpu") as world:
         report = evaluate(
             trained,
@@ -72,6 +90,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             engine=arguments.compile,
             precision=arguments.precision,
             world=world,
+            seconds=arguments.seconds,
+            on_sample=report_draws,
         )
     if not world.is_first:
         return
@@ -86,6 +106,14 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("run", metavar="RUN", type=nonempty_path, help="a run folder")
     add("--importance-samples", metavar="S", type=int, default=5000, help="draws of z for each image (default: 5000)")
+    add(
+        "--seconds",
+        metavar="T",
+        type=int,
+        default=0,
+        help="while the importance weights of more than 1%% of the images cannot be trusted, double the draws, as long "
+        "as all of them take at most T seconds (default: 0, never)",
+    )
     add("--images", metavar="N", type=int, help="only the first N test images (default: all)")
     add("--seed", metavar="S", type=int, default=0, help="of every draw and subset (default: 0)")
     add(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pvae.cli.command import Parser, add_places, ctrl_c_exits_at_once, nonempty_path, run_command
 from pvae.config.config import OPTIONS, Config
@@ -17,7 +17,11 @@ from pvae.config.options import ESTIMATORS, flag, whole_number
 from pvae.config.presets import SYSTEMS, as_option, get_system, list_systems
 from pvae.core.errors import InputError, brief
 from pvae.core.files import read_bounded
+from pvae.core.terminal import say
 from pvae.core.torchrun import is_first_process, place_of
+
+if TYPE_CHECKING:
+    from pvae.data.dataset import Dataset
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -144,7 +148,7 @@ def _train_seeds(text: str, jobs: int | None, options: dict[str, Any], argv: Seq
     if jobs is not None:
         whole_number("jobs", jobs)
     seeds = check_seeds(text)
-    config = _configured(options)
+    config, _ = _with_images(_configured(options), options)
     train_seeds(
         config,
         seeds,
@@ -178,10 +182,10 @@ def _train(options: dict[str, Any]) -> None:
     if is_restarted and path is None and out is not None and (out / "config.json").exists():
         path, out, options = out, None, {"config": None}
     if path is None:
-        config = _configured(options)
+        config, data = _with_images(_configured(options), options)
         if config.particles == 1 and ESTIMATORS[config.elbo].importance_weighted and is_first_process():
             print(f"note: with --particles 1, --elbo {config.elbo} is the ELBO", file=sys.stderr)
-        run = fit(config, out=out, **{**where, "device": where["device"] or "auto"})
+        run = fit(config, data=data, out=out, **{**where, "device": where["device"] or "auto"})
     else:
         if out is not None:
             raise InputError(f"--resume {path} writes into that folder: leave --out out")
@@ -205,8 +209,11 @@ def _train(options: dict[str, Any]) -> None:
     following = [f"python -m pvae.draw {folder}"]
     if run.config.posterior != "delta":  # an autoencoder has no likelihood
         following.append(f"python -m pvae.evaluate {folder}")
+    if run.config.system == "images":
+        following += [f"python -m pvae.sample {folder}", f"python -m pvae.score {folder} IMAGES"]
     following.append(f"tensorboard --logdir {folder}")
-    if run.config.schedule == "constant":
+    is_stopped = run.metrics()[-1].epoch < run.config.epochs  # by --patience
+    if run.config.schedule == "constant" and not is_stopped:
         following.append(f"python -m pvae.train --resume {folder} --epochs {2 * run.config.epochs}")
     if not run.data.dataset:  # no command can find images given from Python
         following = [run.in_python, f"tensorboard --logdir {folder}"]
@@ -234,6 +241,26 @@ def _configured(options: dict[str, Any]) -> Config:
     if "system" in options:
         get_system(options["system"])
     chosen = _chosen(options)
-    config = SYSTEMS.get(chosen.get("system", "deep-bayes"), Config()).replace(**chosen)
+    default = "images" if str(chosen.get("dataset", "")).startswith(("folder:", "svhn", "cifar10")) else "deep-bayes"
+    config = SYSTEMS.get(chosen.get("system", default), Config()).replace(**chosen)
     config.check_used(chosen)
     return config
+
+
+def _with_images(config: Config, options: dict[str, Any]) -> tuple[Config, Dataset | None]:
+    """Return the system "images" with the options that suit its images, and the images; print what was chosen.
+
+    Another system is returned unchanged, and without data.
+    """
+    if config.system != "images":
+        return config, None
+    from pvae.data.choices import describe_choices, images_config
+    from pvae.runs.data import load_for
+
+    chosen = {name: value for name, value in _chosen(options).items() if name != "system"}
+    data = load_for(config, options["data_dir"], options["offline"])
+    config = images_config(data, **{"dataset": config.dataset, **chosen})
+    if is_first_process() and not options["quiet"]:
+        say(f"{data.title}{data.found and ': '}{data.found}; chosen for them, unless you give another value:")
+        say(describe_choices(data, config, chosen))
+    return config, data

@@ -14,7 +14,10 @@ __all__ = ["OPTIONS", "Config"]
 
 _SIZE = (1, 10**9)
 _SCALE = (1e-38, 1e38)  # float32 holds little beyond
-_READS_FILES = ("--dataset celeba or folder:PATH", lambda c: c.dataset == "celeba" or c.dataset.startswith("folder:"))
+_READS_FILES = (
+    "--dataset folder:PATH, celeba or omniglot",
+    lambda c: c.dataset in ("celeba", "omniglot") or c.dataset.startswith("folder:"),
+)
 _FILES: dict[str, Any] = {"only_with": _READS_FILES, "may_stay": True}  # for the options of image files
 
 
@@ -43,16 +46,34 @@ class Config:
     )
     dataset: str = option(
         "auto",
-        "{choices}; auto is MNIST, or 5,000 of its digits where MNIST is not available; folder:PATH is any tree of "
-        "image files: they are turned as their EXIF orientation says, and transparent pixels are laid over white",
+        "{choices}; auto is MNIST, or 5,000 of its digits where MNIST is not available; emnist is its split balanced, "
+        "upright. folder:PATH is any tree of image files: they are turned as their EXIF orientation says, and "
+        "transparent pixels are laid over white. PATH may also be an .npy or .npz file: an array of images "
+        "(N, H, W[, C]), or the arrays images and labels, or train, valid and test with train_labels and so on, of "
+        "bytes, booleans, uint16 or floats in [0, 1]",
         choices=DATASETS,
     )
-    image_size: int = option(64, "height and width to which image files are resized", limits=(1, 10**4), **_FILES)
+    image_size: str = option(
+        "auto",
+        "height and width to which image files are resized: 28x20, or 64 for 64x64. auto: their median size, reduced "
+        "to a longer side of 64 if it is larger; what does not fit its shape is cut off at both ends",
+        pattern=(r"auto|[1-9]\d{0,3}(x[1-9]\d{0,3})?", "auto, a size such as 28x20 (height x width), or 64 for 64x64"),
+        takes_numbers=True,
+        **_FILES,
+    )
     crop: int = option(
         0, "side of the square cut out of the middle of image files first; 0 cuts nothing", limits=(0, 10**4), **_FILES
     )
-    grey: bool = option(False, "read image files as grey images with one channel", **_FILES)
+    grey: bool = option(
+        False, "read colour images as grey ones; images that are all grey have one channel anyway", **_FILES
+    )
     skip_broken: bool = option(False, "leave out image files that cannot be decoded", **_FILES)
+    valid: float = option(
+        0.0,
+        "share of the training images, always the same ones, that are held out to choose the best epoch; if the data "
+        "set has a validation split, any share above 0 takes that. 0 holds none out",
+        limits=(0.0, 0.9),
+    )
     binarize: str = option(
         "none",
         "none: pixels stay grey, and the bound of a Bernoulli is a pseudo-ELBO; threshold: at 0.5; static: each drawn "
@@ -61,7 +82,12 @@ class Config:
     )
     pad: int = option(0, "black pixels added on each side of the images", limits=(0, 10**3))
     pixels: str = option("unit", "unit: [0, 1]; symmetric: [-1, 1]", choices=("unit", "symmetric"))
-    network: str = option("mlp", "{choices}", choices=("mlp", "conv", "conv-batchnorm", "linear"))
+    network: str = option(
+        "mlp",
+        "mlp; conv: 3x3 convolutions that each halve the image; conv-batchnorm: with BatchNorm and LeakyReLU; "
+        "conv-groupnorm: 4x4 convolutions with GroupNorm and SiLU, the fastest; linear: no hidden layers",
+        choices=("mlp", "conv", "conv-batchnorm", "conv-groupnorm", "linear"),
+    )
     hidden: tuple[int, ...] = option(
         (100, 100),
         "widths of the encoder's hidden layers, or channels of its convolutions; the decoder takes them in reverse",
@@ -143,6 +169,12 @@ class Config:
     )
     epochs: int = option(16, "passes over the training images", limits=_SIZE)
     batch_size: int = option(100, "images per step", limits=_SIZE)
+    patience: int = option(
+        0,
+        "stop after this number of epochs in a row without a better bound on the validation images; 0: never",
+        only_with=("--valid", lambda c: c.valid > 0),
+        may_stay=True,
+    )
     lr: float = option(1e-3, "Adam's learning rate, at the start", limits=_SCALE)
     schedule: str = option(
         "constant",

@@ -62,7 +62,23 @@ ESTIMATORS = {
     "miwae": Estimator(importance_weighted=True),
 }
 ELBOS = tuple(ESTIMATORS)
-DATASETS = ("auto", "mnist", "fashion-mnist", "mnist-5k", "binarized-mnist", "linear-gaussian", "celeba", "folder:PATH")
+DATASETS = (
+    "auto",
+    "mnist",
+    "fashion-mnist",
+    "mnist-5k",
+    "binarized-mnist",
+    "kmnist",
+    "emnist",
+    "qmnist",
+    "usps",
+    "svhn",
+    "cifar10",
+    "omniglot",
+    "celeba",
+    "linear-gaussian",
+    "folder:PATH",
+)
 LIKELIHOODS = (
     "bernoulli",
     "continuous-bernoulli",
@@ -86,6 +102,7 @@ class Option:
         limits: the least and the greatest number; by default 0 and 10^9 for an int, 0 and 10^38 for a float.
         choices: the allowed values of a str; "folder:PATH" allows any text that begins with "folder:".
         pattern: for a str without choices, a regular expression and its description.
+        takes_numbers: for a str with a pattern: an int stands for its digits.
         only_with: the options that make a training use this one, in words and as a function of a configuration.
         may_stay: ignore a system's value where it is not used, as for the scale in `--system conv-2d --likelihood
             bernoulli`. Without it, such a value is an error unless it is the default.
@@ -96,6 +113,7 @@ class Option:
     limits: tuple[Any, ...] = ()
     choices: tuple[str, ...] = ()
     pattern: tuple[str, str] = ("", "")
+    takes_numbers: bool = False
     only_with: tuple[str, Callable[[Config], bool]] = ("", lambda _: True)
     may_stay: bool = False
 
@@ -126,6 +144,7 @@ class Option:
             return _widths(name, value)
         elif not self.choices:
             pattern, description = self.pattern
+            value = str(value) if self.takes_numbers and type(value) is int else value
             if not isinstance(value, str) or not re.fullmatch(pattern, value):
                 raise InputError(f"{flag(name)} must be {description}, not {shown(value)}")
         elif isinstance(value, str) and value in _REMOVED:

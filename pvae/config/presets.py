@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from pvae.config.config import Config
+from pvae.config.config import OPTIONS, Config
 from pvae.config.options import flag
 from pvae.core.errors import check_name
 
@@ -52,7 +52,7 @@ def system_title(config: Config) -> str:
     changed = [
         as_option(name, value)
         for name, value in asdict(config).items()
-        if value != published[name] and name not in shown_elsewhere
+        if value != published[name] and name not in shown_elsewhere and OPTIONS[name].only_with[1](config)
     ]
     return " ".join([config.system, "with", *changed]) if changed else config.system
 

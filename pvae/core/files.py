@@ -28,15 +28,20 @@ __all__ = [
     "write_whole",
 ]
 
-_REPORTS = {  # a regular expression for the start of each report, by file name or, for pictures, by suffix
+_REPORTS = {  # a regular expression for the start of each report, by file name or by suffix
     "evaluation.json": rb'\{\s*"run": "[^\n]*",\s*"epoch": \d+,\s*"data": "',
     "latent.json": rb'\{\s*"mean": \[',
     "probe.json": rb'\[\s*\{\s*"attribute": "',
+    "codes.npz": rb"PK\x03\x04.*names\.npy",
+    "codes.csv": rb"name,(loc|z)_1,",
+    "scores.csv": rb"name,log_p,",
     "comparison.csv": rb"stage,estimator,particles,",
     "comparison.md": rb"\| stage +\| estimator",
     "table.csv": rb"run,configuration,system,",
     "table.md": rb"\| system \| --elbo \|",
+    ".onnx": rb"\x08.\x12\x04pvae",  # the version of ONNX, and then its field "producer_name"
     ".png": rb"\x89PNG.*tEXtSoftware\0pvae",
+    ".gif": rb"GIF8.*!\xfe\x04pvae\0",
 }
 
 
@@ -119,7 +124,7 @@ def not_a_link(folder: Path) -> Path:
 
 def is_temporary(path: Path) -> bool:
     """Return whether this is a temporary name of `write_whole`, left by a process that was killed."""
-    return re.fullmatch(r"\.[\w-]+\.(json|jsonl|safetensors|png|csv|md)\.\d+", path.name) is not None
+    return re.fullmatch(r"\.[\w-]+\.(json|jsonl|safetensors|png|csv|md|npz)\.\d+", path.name) is not None
 
 
 def append(path: Path, content: bytes) -> None:

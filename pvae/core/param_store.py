@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pyro
+from pyro.ops.provenance import detach_provenance
 from pyro.params import param_with_module_name
 from torch import nn
 
@@ -20,7 +21,10 @@ def register(name: str, module: nn.Module) -> None:
     """
     for key, parameter in module.named_parameters():
         full_name = param_with_module_name(name, key)
-        if parameter.requires_grad and pyro.param(full_name, parameter) is not parameter:
+        if not parameter.requires_grad:
+            continue
+        stored = pyro.param(full_name, parameter)
+        if stored is not parameter and detach_provenance(stored) is not parameter:  # `pyro.render_model` wraps it
             raise RuntimeError(
                 "another VAE is in Pyro's parameter store, and this one would not be trained: train each "
                 "inside `with pyro.get_param_store().scope():`, or call pyro.clear_param_store() first"

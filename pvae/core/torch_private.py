@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
@@ -27,6 +28,7 @@ __all__ = [
     "linear_by_onednn",
     "load_package",
     "make_fx",
+    "validates_arguments",
 ]
 
 # With torch 2.12 a step compiled by inductor trains differently from the other engines (the ELBO after two epochs
@@ -65,6 +67,11 @@ def is_observed(*tensors: Tensor) -> bool:
         )
     except AttributeError:  # this version of torch lacks one of the private names
         return True
+
+
+def validates_arguments() -> bool:
+    """Return whether distributions check their arguments."""
+    return bool(Distribution._validate_args)
 
 
 def hooks_of(tensor: Tensor) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pvae.config.config import OPTIONS
 from pvae.core.errors import InputError, check_name, one_line
+from pvae.data.mapped import release
 
 __all__ = [
     "DataRecord",
@@ -25,7 +26,8 @@ __all__ = [
 ]
 
 # The binary images do not depend on the seed of a run.
-_BINARIZATION_SEED = {"train": 20070501, "test": 20070502}
+_BINARIZATION_SEED = {"train": 20070501, "test": 20070502, "valid": 20070503}
+_HASHED = 10_000  # images at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,8 @@ class DataRecord:
         num_train: number of training images.
         num_test: number of test images.
         image_shape: (C, H, W).
-        sha256: SHA-256 of both splits, with their shapes.
+        sha256: SHA-256 of the splits, with their shapes.
+        num_valid: number of validation images.
     """
 
     name: str
@@ -49,11 +52,12 @@ class DataRecord:
     num_test: int
     image_shape: tuple[int, ...]
     sha256: str
+    num_valid: int = 0
 
     @property
     def title(self) -> str:
         """Name and numbers of images, for the terminal and for titles of figures."""
-        return _title(self.name, self.num_train, self.num_test)
+        return _title(self.name, self.num_train, self.num_valid, self.num_test)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +74,9 @@ class Dataset:
         dataset: the name for `sources.load_dataset`; empty for your own images.
         folder: the folder in which the data set was found.
         note: one line that is printed when a training starts, or empty.
+        valid: validation images, to choose an epoch by, uint8, (V, C, H, W); None if none are held out.
+        valid_labels: classes or attributes of the validation images.
+        found: number, size, colour and bits of image files, in words, or empty.
 
     Raises:
         InputError: the tensors are not bytes, are empty, or their images differ in shape.
@@ -84,17 +91,20 @@ class Dataset:
     dataset: str = ""
     folder: str = ""
     note: str = ""
+    valid: Tensor | None = None
+    valid_labels: Tensor | None = None
+    found: str = ""
 
     def __post_init__(self) -> None:
         """Check the type and shape of the images."""
-        for split, images in (("train", self.train), ("test", self.test)):
+        for split, images in self.splits.items():
             wanted = f"{self.name}: {split} must be a torch.uint8 tensor of shape (N, C, H, W) with N at least 2"
             if not isinstance(images, Tensor):
                 raise InputError(f"{wanted}, not a {type(images).__name__}")
             if images.dtype != torch.uint8 or images.dim() != 4 or len(images) < 2 or images.numel() == 0:
                 raise InputError(f"{wanted}, not {images.dtype} of shape {tuple(images.shape)}")
-        if self.train.shape[1:] != self.test.shape[1:]:
-            raise InputError(f"{self.name}: training and test images differ in shape")
+            if images.shape[1:] != self.train.shape[1:]:
+                raise InputError(f"{self.name}: training and {split} images differ in shape")
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -102,16 +112,49 @@ class Dataset:
         return tuple(self.train.shape[1:])
 
     @property
+    def splits(self) -> dict[str, Tensor]:
+        """The images of each split, by its name: "train", "test" and, if images are held out, "valid"."""
+        return {"train": self.train, "test": self.test, **({} if self.valid is None else {"valid": self.valid})}
+
+    @property
     def title(self) -> str:
         """Name and numbers of images."""
-        return _title(self.name, len(self.train), len(self.test))
+        return _title(self.name, len(self.train), 0 if self.valid is None else len(self.valid), len(self.test))
+
+    def with_valid(self, share: float) -> Dataset:
+        """Return the data set with a validation split.
+
+        It is the data set's own, or, where it has none, a fixed share of the training images, at least two.
+
+        Args:
+            share: 0 for no validation split, even where the data set has its own.
+
+        Raises:
+            InputError: fewer than two images would remain to train.
+        """
+        if share == 0:
+            return replace(self, valid=None, valid_labels=None)
+        if self.valid is not None:
+            return self
+        num_valid = max(2, round(share * len(self.train)))
+        num_train = len(self.train) - num_valid
+        if num_train < 2:
+            raise InputError(f"--valid {share:g} leaves {num_train} of {len(self.train)} images to train: give less")
+        rows: Tensor | slice = slice(None)  # the images of a folder were shuffled when they were decoded
+        if not self.dataset.startswith("folder:"):
+            rows = torch.from_numpy(np.random.RandomState(len(self.train)).permutation(len(self.train)))
+        train, valid = self.train[rows].tensor_split([num_train])
+        labels = (None, None) if self.train_labels is None else self.train_labels[rows].tensor_split([num_train])
+        return replace(self, train=train, valid=valid, train_labels=labels[0], valid_labels=labels[1])
 
     def record(self) -> DataRecord:
         """Return the record for a run folder; the checksum is computed from all pixels."""
         digest = hashlib.sha256()
-        for split in (self.train, self.test):
+        for split in self.splits.values():
             digest.update(f"{tuple(split.shape)}".encode())
-            digest.update(split.contiguous().numpy().data)
+            for part in split.split(_HASHED):
+                digest.update(part.contiguous().numpy().data)
+                release(split)
         return DataRecord(
             name=self.name,
             dataset=self.dataset,
@@ -120,6 +163,7 @@ class Dataset:
             num_test=len(self.test),
             image_shape=self.image_shape,
             sha256=digest.hexdigest(),
+            num_valid=0 if self.valid is None else len(self.valid),
         )
 
 
@@ -128,13 +172,13 @@ def binarized(images: Tensor, mode: str, split: str) -> Tensor:
 
         none: x      threshold: 255 [x >= 0.5]      static: 255 Bernoulli(x), drawn once
 
-    For "dynamic", training images are returned unchanged, because `batch_of` draws them anew for each batch. Test
+    For "dynamic", training images are returned unchanged, because `batch_of` draws them anew for each batch. Other
     images are drawn once, as for "static", so that they are the same in every run.
 
     Args:
         images: uint8, any shape.
         mode: "none", "threshold", "static" or "dynamic".
-        split: "train" or "test".
+        split: "train", "valid" or "test".
 
     Returns:
         uint8 of the same shape.
@@ -142,7 +186,7 @@ def binarized(images: Tensor, mode: str, split: str) -> Tensor:
     check_name("binarization", mode, OPTIONS["binarize"].choices)
     if mode == "threshold":
         return (images >= 128).to(torch.uint8) * 255
-    if mode == "static" or (mode == "dynamic" and split == "test"):
+    if mode == "static" or (mode == "dynamic" and split != "train"):
         # A byte u, uniform over 0..254, is below v with probability v / 255: an exact Bernoulli(v / 255). RandomState
         # gives the same numbers in every version of numpy.
         uniform = np.random.RandomState(_BINARIZATION_SEED[split]).randint(0, 255, tuple(images.shape), dtype=np.uint8)
@@ -175,7 +219,9 @@ class Pixels:
 
     def split(self, size: int) -> Iterator[Tensor]:
         """Yield the pixels of `size` images at a time, as `Tensor.split` does."""
-        return (to_pixels(part, self.symmetric) for part in self.images.split(size))
+        for part in self.images.split(size):
+            yield to_pixels(part, self.symmetric)
+            release(part)
 
 
 def padded(images: Tensor, margin: int) -> Tensor:
@@ -220,6 +266,7 @@ def linear_gaussian(num_train: int = 4000, num_test: int = 1000) -> Dataset:
     return Dataset("linear-Gaussian", images[:num_train], images[num_train:], dataset="linear-gaussian")
 
 
-def _title(name: str, num_train: int, num_test: int) -> str:
+def _title(name: str, num_train: int, num_valid: int, num_test: int) -> str:
     name = one_line(name if len(name) <= 450 else f"{name[:450]} ...")  # the name of a folder may be any bytes
-    return f"{name} ({num_train:,} train / {num_test:,} test)"
+    valid = f" / {num_valid:,} valid" if num_valid else ""
+    return f"{name} ({num_train:,} train{valid} / {num_test:,} test)"

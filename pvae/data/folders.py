@@ -9,7 +9,7 @@ from pathlib import Path
 from pvae.core.errors import InputError
 from pvae.core.files import expanded
 
-__all__ = ["NotFoundError", "cache_dir", "find", "given_folder", "is_folder"]
+__all__ = ["NotFoundError", "cache_dir", "find", "given_folder", "is_file", "is_folder"]
 
 
 class NotFoundError(InputError):
@@ -28,17 +28,17 @@ def cache_dir() -> Path:
         raise InputError("there is no home folder for a cache: set XDG_CACHE_HOME to a folder") from None
 
 
-def find(title: str, folder: str, data_dir: str | Path | None, advice: str = "") -> Path:
-    """Return the first of `data_dir`, `$PVAE_DATA` and the cache that contains a folder.
+def find(title: str, path: str, data_dir: str | Path | None, advice: str = "") -> Path:
+    """Return the first of `data_dir`, `$PVAE_DATA` and the cache that contains a folder or a file.
 
     Args:
         title: name of the data set, for messages.
-        folder: relative path of the folder, for instance "MNIST/raw".
+        path: relative path of the folder or file, for instance "MNIST/raw".
         data_dir: searched first, if given.
         advice: how to get the data set, for the message.
 
     Raises:
-        NotFoundError: none of the three contains the folder.
+        NotFoundError: none of the three contains it.
         InputError: `data_dir` or `$PVAE_DATA` is given and does not exist.
     """
     given = ("--data-dir", data_dir), ("PVAE_DATA", os.environ.get("PVAE_DATA") or None)
@@ -46,9 +46,9 @@ def find(title: str, folder: str, data_dir: str | Path | None, advice: str = "")
     with contextlib.suppress(InputError):
         roots.append(cache_dir())
     for root in roots:
-        if is_folder(root / folder):
+        if is_folder(root / path) or is_file(root / path):
             return root
-    searched = ", ".join(str(root / folder) for root in roots)
+    searched = ", ".join(str(root / path) for root in roots)
     unset = "was not searched: there is no --data-dir, PVAE_DATA, XDG_CACHE_HOME or home folder"
     why = f"is not in {searched}" if roots else unset
     raise NotFoundError(f"{title} {why}{advice and ': '}{advice}")
@@ -69,3 +69,8 @@ def given_folder(path: str | Path, source: str) -> Path:
 def is_folder(path: Path) -> bool:
     """Return whether a folder of this name exists; False for names that are too long or contain NUL."""
     return os.path.isdir(path)  # noqa: PTH112  Path.is_dir raises for such names
+
+
+def is_file(path: Path) -> bool:
+    """Return whether an ordinary file of this name exists; False for names that are too long or contain NUL."""
+    return os.path.isfile(path)  # noqa: PTH113

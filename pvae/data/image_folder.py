@@ -1,6 +1,6 @@
-"""Image files as one memory-mapped array of bytes: decoded once, in parallel, into the cache folder.
+"""Images of files as one memory-mapped array of bytes: decoded once, in parallel, into the cache folder.
 
-The name of a cache file is a hash of the image files (path, size, modification time) and of the transform. The file is
+The name of a cache file is a hash of the files (path, size, modification time) and of the transform. The file is
 written under a temporary name and then renamed, so it is always complete. If two processes build the same cache at
 once, both decode the images, and the second process replaces the file by an equal one.
 """
@@ -9,26 +9,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
+import statistics
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageOps
+from PIL import ExifTags, Image, ImageChops, ImageOps
 
 from pvae.core.errors import InputError, brief
 from pvae.core.files import open_bounded, read_bounded, write_whole
 from pvae.core.records import to_json
 from pvae.core.terminal import progress_bar
-from pvae.data.folders import is_folder
+from pvae.data.folders import is_file, is_folder
+from pvae.data.image_arrays import ImageArrays
+from pvae.data.mapped import map_images
 
-__all__ = ["SUFFIXES", "ImageTransform", "decode", "image_files", "load_images"]
+__all__ = ["SUFFIXES", "ImageTransform", "Images", "decode", "image_files", "load_images"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -43,7 +48,15 @@ _LARGE = ThreadPoolExecutor(1)
 # Formats are recognised by content, not by suffix. Pillow would run an external program for PostScript.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
-_DECODING = 3  # version of `decode`, a part of the name of a cache file
+_LONGEST = 64  # pixels of the longer side to which larger images are reduced, unless a size is given
+
+_GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # of Pillow
+
+_AT_ONCE = 1000  # files that are decoded before the first of them is written
+
+_T = TypeVar("_T")
+
+_DECODING = 4  # version of `decode`, a part of the name of a cache file
 
 
 class ImageTransform(NamedTuple):
@@ -53,16 +66,33 @@ class ImageTransform(NamedTuple):
     then cropped and resized.
 
     Args:
-        size: height and width of the result.
+        size: (height, width) of the result; None for the median size of the images, or, if that has a side of more
+            than 64 pixels, for its reduction to a longer side of 64.
         crop: side of the square cut out of the middle; 0 for the whole image.
-        grey: one channel in place of three.
+        channels: 1 for grey images, 3 for colour, 0 for 1 if all images are grey and 3 otherwise.
         skip_broken: leave out a file that cannot be decoded, in place of raising an error.
+        keep_aspect: cut off what would be stretched, in equal parts of both ends, before resizing.
     """
 
-    size: int = 64
+    size: tuple[int, int] | None = None
     crop: int = 0
-    grey: bool = False
+    channels: int = 0
     skip_broken: bool = False
+    keep_aspect: bool = False
+
+
+class Images(NamedTuple):
+    """Decoded images.
+
+    Args:
+        pixels: bytes (N, C, H, W), mapped into memory.
+        kept: the index of the file of each image, or of its row in a file of arrays.
+        found: number, size, colour and bits of the images, in words.
+    """
+
+    pixels: NDArray[np.uint8]
+    kept: list[int]
+    found: str
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -72,7 +102,8 @@ def image_files(folder: Path) -> list[Path]:
         InputError: the folder does not exist, cannot be read, or contains no image file.
     """
     if not is_folder(folder):
-        raise InputError(f"there is no folder {folder}")
+        other = f"{folder} is a file: name a folder, or an .npy or .npz file"
+        raise InputError(other if is_file(folder) else f"there is no folder {folder}")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise InputError(f"the folder {folder} cannot be read: its permissions forbid it")
     root = folder.resolve()
@@ -83,81 +114,163 @@ def image_files(folder: Path) -> list[Path]:
     return files
 
 
-def load_images(files: Sequence[Path], transform: ImageTransform, cache: Path) -> tuple[NDArray[np.uint8], list[int]]:
+def load_images(files: Sequence[Path] | ImageArrays, transform: ImageTransform, cache: Path, least: int = 4) -> Images:
     """Return the images as a memory-mapped array, decoded now if they are not in the cache.
 
     Args:
-        files: image files.
-        transform: applied to each.
+        files: image files, or a file of arrays.
+        transform: applied to each image.
         cache: the folder of cache files, created if missing.
-
-    Returns:
-        Bytes (N, C, H, W), and the index of the file of each of the N images.
+        least: number of images that must be left; four are needed to train.
 
     Raises:
         InputError: a file cannot be decoded (unless `skip_broken`), or the cache cannot be written.
     """
-    digest = hashlib.sha256(f"{_DECODING} {transform!r}".encode())
+    order = f" shuffled {files.is_shuffled}" if isinstance(files, ImageArrays) else ""
+    digest = hashlib.sha256(f"{_DECODING} {transform!r}{order}".encode())
     try:
-        for path in files:
+        for path in [files.path] if isinstance(files, ImageArrays) else files:
             status = path.stat()
             identity = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0"
             digest.update(identity.encode("utf-8", "surrogateescape"))
         target = cache / f"{digest.hexdigest()[:32]}.npy"
-        return _cached(target, transform) or _build(files, transform, target)
+        return _cached(target, transform) or _build(files, transform, target, least)
     except OSError as error:
         raise InputError(f"the image cache {cache} cannot be used ({error.strerror or error})") from None
 
 
-def _cached(target: Path, transform: ImageTransform) -> tuple[NDArray[np.uint8], list[int]] | None:
-    """Return the images of a cache file and the indices of their files; None if it is missing or damaged."""
+def _cached(target: Path, transform: ImageTransform) -> Images | None:
+    """Return the images of a cache file; None if it is missing or damaged."""
     try:
-        kept: list[int] = json.loads(read_bounded(target.with_suffix(".json"), _MAX_BYTES))["kept"]
+        record = json.loads(read_bounded(target.with_suffix(".json"), _MAX_BYTES))
         with open_bounded(target, sys.maxsize):  # np.load would wait for a pipe
-            images = _mapped(target)
-        shape = (len(kept), 1 if transform.grey else 3, transform.size, transform.size)
+            images = Images(map_images(target), list(record["kept"]), str(record["found"]))
+        count, channels, *size = images.pixels.shape
     except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError, EOFError):
         return None
-    return (images, kept) if images.dtype == np.uint8 and images.shape == shape else None
+    is_whole = images.pixels.dtype == np.uint8 and count == len(images.kept)
+    is_whole = is_whole and tuple(size) == (transform.size or tuple(size))
+    return images if is_whole and channels in ((transform.channels,) if transform.channels else (1, 3)) else None
 
 
-def _mapped(target: Path) -> NDArray[np.uint8]:
-    # Copy on write, because torch warns of read-only memory; the file itself is never changed.
-    return np.load(target, mmap_mode="c")
-
-
-def _build(files: Sequence[Path], transform: ImageTransform, target: Path) -> tuple[NDArray[np.uint8], list[int]]:
+def _build(files: Sequence[Path] | ImageArrays, transform: ImageTransform, target: Path, least: int) -> Images:
     """Decode the files into a cache file (the images as .npy, the indices of their files as .json) and return both."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    shape = (1 if transform.grey else 3, transform.size, transform.size)
-    header = {"descr": "|u1", "fortran_order": False}
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
     kept: list[int] = []
     # Threads, because Pillow decodes without holding the interpreter's lock.
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.filterwarnings("ignore", module="PIL")  # a file that cannot be used raises an error
-        decoded = pool.map(lambda path: decode(path, transform), files)
+        headers: list[_Header]
+        images: Callable[[ImageTransform], Iterator[NDArray[np.uint8] | None]]
+        if isinstance(files, ImageArrays):
+            headers, order = [_Header(files.height, files.width, files.mode)], files.order
+            images = partial(_decoded_arrays, files)
+        else:
+            headers = [header for header in _in_parts(pool, _header, files) if header is not None]
+            order, images = [], lambda chosen: _in_parts(pool, lambda path: decode(path, chosen), files)
+        places = np.argsort(order)
+        if transform.size is None:
+            transform = transform._replace(size=_common_size(headers, transform.crop))
+        are_grey = all(header.mode in _GREY_MODES for header in headers)
+        assert transform.size is not None
+        shape = (1 if transform.channels == 1 or (are_grey and not transform.channels) else 3, *transform.size)
+        chosen = transform._replace(channels=shape[0])
+        has_colour = transform.channels == 3
         try:
             with temporary.open("wb") as file, progress_bar("decoding", len(files), "image") as bar:
-                np.lib.format.write_array_header_1_0(file, {**header, "shape": (len(files), *shape)})
-                for index, image in enumerate(decoded):
+                _write_header(file, len(files), shape)
+                start = file.tell()
+                for index, image in enumerate(images(chosen)):
                     bar.update()
                     if image is not None:
+                        if order:
+                            file.seek(start + int(places[index]) * image.nbytes)
                         file.write(image.tobytes())
                         kept.append(index)
-                if len(kept) < 4:
-                    raise InputError(
-                        f"only {len(kept)} of {len(files)} image files can be decoded: training needs at least four"
-                    )
-                file.seek(0)
-                # The header keeps its length, because numpy pads it so that N can change.
-                np.lib.format.write_array_header_1_0(file, {**header, "shape": (len(kept), *shape)})
+                        has_colour = has_colour or bool((image != image[:1]).any())
+                if len(kept) < least:
+                    raise InputError(f"only {len(kept)} of {len(files)} images can be used: give at least {least}")
+                _write_header(file, len(kept), shape)  # of the same length, because numpy pads it so that N can change
+            if shape[0] == 3 and not has_colour:
+                _keep_one_channel(temporary, (len(kept), 1, *transform.size))
             temporary.replace(target)
-            write_whole(target.with_suffix(".json"), to_json({"kept": kept}).encode())
-            return _mapped(target), kept
+            kept = order or kept
+            found = _description(headers, len(files), are_grey or not (has_colour or transform.channels))
+            write_whole(target.with_suffix(".json"), to_json({"kept": kept, "found": found}).encode())
+            return Images(map_images(target), kept, found)
         finally:
             pool.shutdown(cancel_futures=True)
             temporary.unlink(missing_ok=True)
+
+
+def _write_header(file: BinaryIO, count: int, shape: Sequence[int]) -> None:
+    file.seek(0)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _keep_one_channel(path: Path, shape: Sequence[int]) -> None:
+    """Replace a file of colour images, all of them grey, by one of their first channel."""
+    one_channel = path.with_suffix(".grey.tmp")
+    try:
+        with one_channel.open("wb") as file:
+            _write_header(file, shape[0], shape[1:])
+            for start in range(0, shape[0], _AT_ONCE):  # mapped anew, so that what was read leaves the memory
+                file.write(np.load(path, mmap_mode="r")[start : start + _AT_ONCE, :1].tobytes())
+        one_channel.replace(path)
+    finally:
+        one_channel.unlink(missing_ok=True)
+
+
+def _in_parts(pool: ThreadPoolExecutor, function: Callable[[Path], _T], files: Sequence[Path]) -> Iterator[_T]:
+    """Yield the results of `pool.map`, which would put all files and results into memory at once."""
+    for start in range(0, len(files), _AT_ONCE):
+        yield from pool.map(function, files[start : start + _AT_ONCE])
+
+
+def _decoded_arrays(arrays: ImageArrays, transform: ImageTransform) -> Iterator[NDArray[np.uint8]]:
+    """Yield the images of a file of arrays as `decode` returns them."""
+    for image in arrays.images():
+        try:
+            yield _channels_first(_pixels(image, transform))
+        except ValueError as error:
+            raise InputError(f"{arrays.path} cannot be used: {error}") from None
+
+
+class _Header(NamedTuple):
+    """Height, width and Pillow's mode of an image file."""
+
+    height: int
+    width: int
+    mode: str
+
+
+def _header(path: Path) -> _Header | None:
+    """Return the header of an image file, with its sides as a viewer shows it; None if it cannot be read."""
+    try:
+        with open_bounded(path, _MAX_BYTES, follow=True) as file, Image.open(file, formats=_FORMATS) as image:
+            width, height = image.size
+            has_exif = image.format != "PNG" or "exif" in image.info  # Pillow decodes a PNG to search it for EXIF data
+            is_turned = has_exif and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            return _Header(width, height, image.mode) if is_turned else _Header(height, width, image.mode)
+    except Exception:  # `decode` raises the error, or leaves the file out
+        return None
+
+
+def _common_size(headers: Sequence[_Header], crop: int) -> tuple[int, int]:
+    """Return the size of images that are given none, as `ImageTransform` describes it."""
+    sides = [(crop, crop)] if crop else [(header.height, header.width) for header in headers] or [(1, 1)]
+    height, width = (statistics.median_low(side) for side in zip(*sides))
+    reduction = min(1.0, _LONGEST / max(height, width))
+    return max(1, round(height * reduction)), max(1, round(width * reduction))
+
+
+def _description(headers: Sequence[_Header], num_files: int, are_grey: bool) -> str:
+    sizes = sorted({(header.height, header.width) for header in headers}, key=math.prod)
+    size = " to ".join(f"{height} x {width}" for height, width in dict.fromkeys((sizes[0], sizes[-1])))
+    bits = ", some of 16 bits" if any(header.mode.startswith("I") for header in headers) else ""
+    return f"{num_files:,} images of {size} pixels, {'grey' if are_grey else 'colour'}{bits}"
 
 
 def decode(path: Path, transform: ImageTransform) -> NDArray[np.uint8] | None:
@@ -175,7 +288,11 @@ def decode(path: Path, transform: ImageTransform) -> NDArray[np.uint8] | None:
             return None
         reason = re.sub(r" (<_io|'/).*", "", brief(error)).removeprefix(f"{path} ")
         raise InputError(f"{path} cannot be used ({reason}): remove it, or give --skip-broken") from None
-    return pixels[None] if transform.grey else pixels.transpose(2, 0, 1)
+    return _channels_first(pixels)
+
+
+def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def _pixels(image: Image.Image, transform: ImageTransform) -> NDArray[np.uint8]:
@@ -201,8 +318,10 @@ def _pixels(image: Image.Image, transform: ImageTransform) -> NDArray[np.uint8]:
         image = Image.fromarray((values // 257).clip(0, 255).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError("its pixels have neither 8 nor 16 bits: convert it first")
-    shown = image.convert("L" if transform.grey else "RGB")
+    shown = image.convert("L" if transform.channels == 1 else "RGB")
     if image.has_transparency_data:
         alpha = (image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A")
         shown.paste("white", mask=ImageChops.invert(alpha))
-    return np.asarray(shown.resize((transform.size, transform.size), Image.Resampling.BILINEAR))
+    height, width = transform.size or (image.height, image.width)
+    resize = ImageOps.fit if transform.keep_aspect else Image.Image.resize
+    return np.asarray(resize(shown, (width, height), Image.Resampling.BILINEAR))

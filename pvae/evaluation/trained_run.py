@@ -34,7 +34,7 @@ from pvae.runs.data import data_of
 from pvae.runs.run import Run
 from pvae.vae import VAE
 
-__all__ = ["ALPHAS", "TrainedRun", "with_normalised_likelihood"]
+__all__ = ["ALPHAS", "TrainedRun", "prepared", "with_normalised_likelihood"]
 
 ALPHAS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # the steps alpha of z + alpha v along the direction of an attribute
 
@@ -53,12 +53,14 @@ class TrainedRun:
         vae: its VAE, in eval mode, on the CPU.
         data: the data that it was trained on.
         attributes: names of the attributes to draw; by default a few of CelebA's.
+        epoch: the epoch of the VAE's weights, 0 before the first step; None for those that the run keeps.
     """
 
     run: Run
     vae: VAE
     data: Dataset
     attributes: tuple[str, ...] = ()
+    epoch: int | None = None
 
     @classmethod
     def of(
@@ -102,12 +104,12 @@ class TrainedRun:
     @cached_property
     def train(self) -> Tensor:
         """The training images after binarization and padding, as bytes."""
-        return _prepared(self.run.config, self.data.train, "train")
+        return prepared(self.run.config, self.data.train, "train")
 
     @cached_property
     def test(self) -> Tensor:
         """The test images after binarization and padding, as bytes."""
-        return _prepared(self.run.config, self.data.test, "test")
+        return prepared(self.run.config, self.data.test, "test")
 
     def seeded(self) -> AbstractContextManager[None]:
         """Return a context manager that seeds torch's generator with the run's seed, and restores its state at exit."""
@@ -120,8 +122,8 @@ class TrainedRun:
 
     @cached_property
     def title(self) -> str:
-        """`Run.title`, read once."""
-        return self.run.title
+        """`Run.title`, or `Run.title_at` the epoch of the weights; read once."""
+        return self.run.title if self.epoch is None else self.run.title_at(self.epoch)
 
     @property
     def prior(self) -> TorchDistribution:
@@ -260,7 +262,7 @@ def with_normalised_likelihood(
     symmetric = config.pixels == "symmetric"
     if not vae.is_pseudo:
         kind = "binary" if config.binarize != "none" else "grey, in [-1, 1]" if symmetric else "grey, in [0, 1]"
-        return vae, Pixels(_prepared(config, images, "test"), symmetric), kind
+        return vae, Pixels(prepared(config, images, "test"), symmetric), kind
     config = config.replace(binarize="static")
     with torch.random.fork_rng(devices=[]):
         binary = build_vae(config, image_shape)
@@ -270,11 +272,11 @@ def with_normalised_likelihood(
         raise InputError(
             "p(x | z) is a pseudo-likelihood, and log p(x) needs a likelihood: give one to the VAE"
         ) from None
-    pixels = Pixels(_prepared(config, images, "test"))
+    pixels = Pixels(prepared(config, images, "test"))
     return binary.eval(), pixels, "binarized: each drawn once, with its grey value as probability"
 
 
-def _prepared(config: Config, images: Tensor, split: str) -> Tensor:
+def prepared(config: Config, images: Tensor, split: str) -> Tensor:
     """Return the images of a split after binarization and padding, as bytes; "dynamic" pixels are drawn once."""
     binarize = "static" if config.binarize == "dynamic" else config.binarize
     return padded(binarized(images, binarize, split), config.pad)

@@ -13,7 +13,15 @@ from pvae.core.memory import available_memory
 from pvae.models.hierarchy import ChainPosterior, ChainPrior, FirstLayerDecoder
 from pvae.models.latents import DeltaPosterior, FlatPrior, NormalPosterior, StandardNormalPrior
 from pvae.models.likelihoods import LIKELIHOOD_CLASSES, PseudoBernoulliLikelihood
-from pvae.models.networks import conv_decoder, conv_encoder, mlp, mlp_decoder, mlp_encoder
+from pvae.models.networks import (
+    conv_decoder,
+    conv_encoder,
+    groupnorm_decoder,
+    groupnorm_encoder,
+    mlp,
+    mlp_decoder,
+    mlp_encoder,
+)
 from pvae.vae import VAE
 
 __all__ = ["build_vae", "check_memory", "meta_state_dict", "start_like_burda"]
@@ -31,7 +39,7 @@ def build_vae(config: Config, image_shape: Sequence[int]) -> VAE:
         pseudo-Bernoulli if `config.binarize` leaves the pixels grey.
 
     Raises:
-        InputError: the convolutions cannot halve images of this size.
+        InputError: `image_shape` is not (C, H, W), or the convolutions cannot halve images of this size.
     """
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise InputError(f"image_shape must be (C, H, W), each at least 1, not {tuple(image_shape)}")
@@ -119,12 +127,9 @@ def _networks(config: Config, image_shape: tuple[int, ...]) -> tuple[nn.Module, 
         hidden = config.hidden if config.network == "mlp" else ()
         encoder = mlp_encoder(image_shape, hidden, num_outputs, config.activation)
         return encoder, mlp_decoder(config.latent_dim, hidden, image_shape, config.activation)
-    halvings = 2 ** len(config.hidden)
-    if image_shape[1] % halvings or image_shape[2] % halvings:
-        raise InputError(
-            f"--hidden gives {len(config.hidden)} convolutions, each of which halves the image, and "
-            f"{image_shape[1]} x {image_shape[2]} pixels cannot be halved so often: change --pad or --hidden"
-        )
+    if config.network == "conv-groupnorm":
+        decoder = groupnorm_decoder(config.latent_dim, config.hidden, image_shape)
+        return groupnorm_encoder(image_shape, config.hidden, num_outputs), decoder
     batch_norm = config.network == "conv-batchnorm"
     encoder = conv_encoder(image_shape, config.hidden, num_outputs, batch_norm)
     return encoder, conv_decoder(config.latent_dim, config.hidden, image_shape, batch_norm)

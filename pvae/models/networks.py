@@ -9,9 +9,18 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from pvae.core.errors import InputError
 from pvae.core.onednn import Linear
 
-__all__ = ["conv_decoder", "conv_encoder", "mlp", "mlp_decoder", "mlp_encoder"]
+__all__ = [
+    "conv_decoder",
+    "conv_encoder",
+    "groupnorm_decoder",
+    "groupnorm_encoder",
+    "mlp",
+    "mlp_decoder",
+    "mlp_encoder",
+]
 
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -77,7 +86,7 @@ def conv_encoder(
     """Return 3x3 convolutions of stride 2, each halving the image, and a linear layer.
 
     Args:
-        image_shape: (C, H, W); each layer's input must have an even height and width.
+        image_shape: (C, H, W); half of an odd height or width is rounded up.
         channels: number of channels of each layer.
         num_outputs: P.
         batch_norm: BatchNorm and LeakyReLU with slope 0.3 (the default of Keras) after each layer, in place of ReLU.
@@ -88,7 +97,7 @@ def conv_encoder(
     layers: list[nn.Module] = [_ChannelsLast()]
     for before, after in pairwise((image_shape[0], *channels)):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), *_activation(batch_norm, nn.BatchNorm2d, after)]
-    return nn.Sequential(*layers, nn.Flatten(), Linear(math.prod(_bottom(image_shape, channels)), num_outputs))
+    return nn.Sequential(*layers, nn.Flatten(), Linear(math.prod(_sizes(image_shape, channels)[-1]), num_outputs))
 
 
 def conv_decoder(
@@ -105,15 +114,79 @@ def conv_decoder(
     Returns:
         A module that maps (..., L) to (..., C, H, W).
     """
-    bottom = _bottom(image_shape, channels)
+    *sizes, bottom = _sizes(image_shape, channels)
     layers: list[nn.Module] = [Linear(latent_dim, math.prod(bottom))]
     if batch_norm:
         layers += _activation(batch_norm, nn.BatchNorm1d, math.prod(bottom))
     layers += [nn.Unflatten(-1, bottom), _ChannelsLast()]
-    for before, after in pairwise((channels[-1], *reversed(channels))):
-        layers.append(nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=1))
+    before = bottom[0]
+    for (_, height, width), after in zip(reversed(sizes), reversed(channels)):
+        more = (1 - height % 2, 1 - width % 2)  # a stride of 2 gives 2 n - 1 pixels; one more makes the size even
+        layers.append(nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=more))
         layers += _activation(batch_norm, nn.BatchNorm2d, after)
+        before = after
     return _FlatBatch(nn.Sequential(*layers, nn.Conv2d(channels[0], image_shape[0], 3, padding=1)))
+
+
+def groupnorm_encoder(image_shape: Sequence[int], channels: Sequence[int], num_outputs: int) -> nn.Sequential:
+    """Return 4x4 convolutions of stride 2, each halving the image, with GroupNorm and SiLU, and a linear layer.
+
+    Args:
+        image_shape: (C, H, W), each side at least 2 to the power of the number of layers; halves are rounded down.
+        channels: number of channels of each layer.
+        num_outputs: P.
+
+    Returns:
+        A module that maps (B, C, H, W) to (B, P).
+
+    Raises:
+        InputError: a side is too small.
+    """
+    layers: list[nn.Module] = [_ChannelsLast()]
+    for before, after in pairwise((image_shape[0], *channels)):
+        layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), *_group_norm(after)]
+    bottom = _halves(image_shape, channels)[-1]
+    return nn.Sequential(*layers, nn.Flatten(), Linear(math.prod(bottom), num_outputs))
+
+
+def groupnorm_decoder(latent_dim: int, channels: Sequence[int], image_shape: Sequence[int]) -> nn.Module:
+    """Return the mirror image of `groupnorm_encoder`: a linear layer and 4x4 transposed convolutions.
+
+    Args:
+        latent_dim: L.
+        channels: channels of the encoder's layers; the decoder's are in reverse order.
+        image_shape: (C, H, W).
+
+    Returns:
+        A module that maps (..., L) to (..., C, H, W).
+
+    Raises:
+        InputError: a side is too small.
+    """
+    *shapes, bottom = _halves(image_shape, channels)
+    layers: list[nn.Module] = [Linear(latent_dim, math.prod(bottom)), nn.Unflatten(-1, bottom), _ChannelsLast()]
+    for (before, *_), (after, height, width) in pairwise((bottom, *reversed(shapes))):
+        rest = (height % 2, width % 2)
+        layers += [*_group_norm(before), nn.ConvTranspose2d(before, after, 4, 2, 1, output_padding=rest)]
+    return _FlatBatch(nn.Sequential(*layers))
+
+
+def _group_norm(channels: int) -> list[nn.Module]:
+    # At least four channels in a group, because a group of one value has no variance.
+    return [nn.GroupNorm(max(1, math.gcd(channels, 32) // 4), channels), nn.SiLU()]
+
+
+def _halves(image_shape: Sequence[int], channels: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Return the shapes (C, H, W) of the image and after each layer, with halves rounded down."""
+    shapes = [(image_shape[0], image_shape[1], image_shape[2])]
+    for after in channels:
+        shapes.append((after, shapes[-1][1] // 2, shapes[-1][2] // 2))
+    if min(shapes[-1]) < 1:
+        raise InputError(
+            f"--hidden gives {len(channels)} convolutions, each of which halves the image, and {image_shape[1]} x "
+            f"{image_shape[2]} pixels cannot be halved so often: give --hidden with fewer, or --network mlp"
+        )
+    return shapes
 
 
 class _ChannelsLast(nn.Module):
@@ -138,10 +211,12 @@ class _FlatBatch(nn.Module):
         return pixels.reshape(*z.shape[:-1], *pixels.shape[1:])
 
 
-def _bottom(image_shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int, int]:
-    """Return the shape (C, H, W) after the last convolution of the encoder."""
-    shrink = 2 ** len(channels)
-    return channels[-1], image_shape[1] // shrink, image_shape[2] // shrink
+def _sizes(image_shape: Sequence[int], channels: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Return the shapes (C, H, W) of the image and after each convolution of the encoder."""
+    sizes = [(image_shape[0], image_shape[1], image_shape[2])]
+    for after in channels:
+        sizes.append((after, (sizes[-1][1] + 1) // 2, (sizes[-1][2] + 1) // 2))
+    return sizes
 
 
 def _activation(batch_norm: bool, norm: Callable[[int], nn.Module], width: int) -> list[nn.Module]:

@@ -14,6 +14,7 @@ from pvae.evaluation.latent_space import reconstruct, sample
 from pvae.evaluation.table import Row, row_of
 from pvae.evaluation.trained_run import TrainedRun
 from pvae.plotting import run_figures
+from pvae.plotting.run_figures import Codes
 
 __all__ = ["Entry", "code_figures", "entry_of", "in_order", "sheet_figure"]
 
@@ -30,8 +31,7 @@ class Entry:
         images: test images in [0, 1].
         reconstructions: reconstructions of `images`.
         samples: samples from the prior; empty for an autoencoder.
-        codes: means of q(z | x) of the test images, (M, 2); None unless there are two latents.
-        labels: classes of the test images (M,), or None.
+        codes: means of q(z | x) of the test images, (M, 2), and their classes; None unless there are two latents.
         label_names: names of the classes.
     """
 
@@ -40,8 +40,7 @@ class Entry:
     images: Tensor
     reconstructions: Tensor
     samples: Tensor
-    codes: Tensor | None
-    labels: Tensor | None
+    codes: Codes | None
     label_names: tuple[str, ...]
 
 
@@ -56,14 +55,17 @@ def entry_of(trained: TrainedRun) -> Entry:
     with trained.seeded():
         samples = sample(trained.vae, 2 * _SHOWN) if trained.vae.has_density else x[:0]
         reconstructions = reconstruct(trained.vae, x)
+    test = trained.run.test_metrics()
+    bits = trained.run.bits(test) if test is not None else ""
+    elbo = f" --elbo {row.estimator}" if trained.vae.has_density else ""
+    has_prior = trained.vae.has_density and trained.is_prior_normal
     return Entry(
         row=row,
-        title=f"{row.system} --elbo {row.estimator} on {row.data}, epoch {row.progress}: {trained.run.last_test()}",
+        title=f"{row.system}{elbo} on {row.data}, epoch {row.progress}: {test}{bits}",
         images=trained.shown(x),
         reconstructions=trained.shown(reconstructions),
         samples=trained.shown(samples),
-        codes=trained.test_codes if trained.is_plane else None,
-        labels=trained.classes[1],
+        codes=Codes(trained.test_codes, trained.classes[1], has_prior) if trained.is_plane else None,
         label_names=trained.data.label_names,
     )
 
@@ -99,12 +101,12 @@ def sheet_figure(entries: Sequence[Entry]) -> Figure:
 
 def code_figures(entries: Sequence[Entry]) -> dict[str, Figure]:
     """Return a figure for each data set: the codes of all runs with two latents, side by side."""
-    panels: dict[str, dict[str, tuple[Tensor, Tensor | None]]] = {}
+    panels: dict[str, dict[str, Codes]] = {}
     names = {}
     for entry in _one_of_each(entries):
         if entry.codes is not None:
             title = entry.title.replace(f" on {entry.row.data}, ", "\n")
-            panels.setdefault(entry.row.data, {})[title] = entry.codes, entry.labels
+            panels.setdefault(entry.row.data, {})[title] = entry.codes
             names[entry.row.data] = entry.label_names
     title = "means of q(z | x) of the test images"
     return {data: run_figures.scatter_figure(panels[data], names[data], f"{data}: {title}") for data in panels}

@@ -5,17 +5,26 @@ Each raises an `InputError` if the run lacks what the picture needs.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from io import BytesIO
+from shutil import which
+
+import pyro
 import torch
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 from torch.distributions import Independent, Normal
 
+from pvae.core.errors import InputError
 from pvae.evaluation import latent_space
 from pvae.evaluation.trained_run import ALPHAS, TrainedRun
 from pvae.plotting import run_figures
+from pvae.plotting.run_figures import Codes
 
 __all__ = [
     "attributes",
     "cdf",
+    "graph",
     "histograms",
     "interpolation",
     "losses",
@@ -45,6 +54,21 @@ def samples(trained: TrainedRun) -> Figure:
         return run_figures.sample_figure(trained.shown(latent_space.sample(trained.vae, 64)), trained.title)
 
 
+def graph(trained: TrainedRun) -> Figure:
+    """Return the graphs of model and guide as `pyro.render_model` draws them; the run must have a prior."""
+    trained.require(trained.vae.has_density, "a prior to draw from")
+    if find_spec("graphviz") is None or which("dot") is None:
+        how = 'pip install "pvae-pyro[graph]", and the program dot, for instance by apt install graphviz'
+        raise InputError(f"this picture needs Graphviz: {how}")
+    x, drawn = trained.pixels(trained.test[:1]), {}
+    for name, function in (("model", trained.vae.model), ("guide", trained.vae.guide)):
+        with pyro.get_param_store().scope():
+            rendered = pyro.render_model(function, (x,), render_distributions=True)
+        rendered.attr(dpi="200")
+        drawn[name] = imread(BytesIO(rendered.pipe("png")))
+    return run_figures.side_by_side_figure(drawn, f"{trained.title}\ngraphs of the Pyro functions; grey: observed")
+
+
 def losses(trained: TrainedRun) -> Figure:
     """Return loss, distortion and rate against the epoch, for training and test images."""
     rows = trained.run.metrics()
@@ -52,18 +76,22 @@ def losses(trained: TrainedRun) -> Figure:
     return run_figures.loss_figure(rows, trained.title)
 
 
-def scatter(trained: TrainedRun) -> Figure:
-    """Return the codes of training and test images side by side, coloured by class; the run must have two latents."""
+def scatter(trained: TrainedRun, with_train: bool = True) -> Figure:
+    """Return the codes of training and test images side by side, coloured by class; the run must have two latents.
+
+    Args:
+        trained: the run.
+        with_train: whether to show the codes of training images beside those of the test images.
+    """
     trained.require(trained.is_plane, "two latent dimensions")
-    count = min(10_000, len(trained.train))
+    has_prior = trained.vae.has_density and trained.is_prior_normal
     train_labels, test_labels = trained.classes
-    splits = {
-        f"training images (the first {count:,})": (
-            trained.train_codes[:count],
-            None if train_labels is None else train_labels[:count],
-        ),
-        "test images": (trained.test_codes, test_labels),
-    }
+    splits = {"test images": Codes(trained.test_codes, test_labels, has_prior)}
+    if with_train:
+        count = min(10_000, len(trained.train))
+        labels = None if train_labels is None else train_labels[:count]
+        train = Codes(trained.train_codes[:count], labels, has_prior)
+        splits = {f"training images (the first {count:,})": train, **splits}
     title = f"{trained.title}\nmeans of q(z | x); a number stands at the median of its class"
     return run_figures.scatter_figure(splits, trained.data.label_names, title)
 
@@ -77,8 +105,10 @@ def cdf(trained: TrainedRun) -> Figure:
     trained.require(trained.is_prior_normal, "the prior N(0, 1)")
     labels, names = trained.classes[1], trained.data.label_names
     splits = {
-        "z ~ q(z | x), test images": (trained.test_draws, labels),
-        "F(z), F the distribution function of N(0, 1)": (Normal(0.0, 1.0).cdf(trained.test_draws), labels),
+        "z ~ q(z | x), test images": Codes(trained.test_draws, labels, trained.vae.has_density),
+        "F(z), F the distribution function of N(0, 1)": Codes(
+            Normal(0.0, 1.0).cdf(trained.test_draws), labels, quantity="F(z_{})"
+        ),
     }
     return run_figures.scatter_figure(splits, names, trained.title)
 
@@ -98,13 +128,15 @@ def traversal(trained: TrainedRun) -> Figure:
     if config.second_latent_dim:
         spread = spread[: config.latent_dim]  # the decoder reads only the first layer
     dimensions = spread.argsort(descending=True)[:10].tolist()
-    scale = spread if not trained.vae.has_density else torch.ones_like(spread)
     steps = torch.linspace(-3, 3, 11)
-    rows = [latent_space.traverse(trained.vae, trained.test_codes[0], d, steps * scale[d]) for d in dimensions]
     title = f"{trained.title}\nmean of p(x | z), one dimension at a time from -3 to 3"
-    if not trained.vae.has_density:
-        title += " standard deviations of the codes"
     names = [f"z_{d + 1}" for d in dimensions]
+    ways = steps.expand(len(dimensions), -1)
+    if not trained.vae.has_density:  # its codes may lie anywhere
+        title += " standard deviations of the codes about their mean; on the left the values of z at the ends"
+        ways = trained.test_codes.mean(0)[dimensions, None] + steps * spread[dimensions, None]
+        names = [f"{name}\n{way[0]:+.1f} to {way[-1]:+.1f}" for name, way in zip(names, ways)]
+    rows = [latent_space.traverse(trained.vae, trained.test_codes[0], d, way) for d, way in zip(dimensions, ways)]
     values = [f"{step:+.1f}" for step in (steps.round(decimals=1) + 0.0).tolist()]  # adding 0.0 turns -0.0 into +0.0
     return run_figures.image_figure(trained.shown(torch.cat(rows)), len(steps), title, names, values)
 

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+from matplotlib.transforms import Bbox
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -31,6 +36,9 @@ if TYPE_CHECKING:
     from pvae.evaluation.estimators import Measurement
 
 __all__ = [
+    "PALETTE",
+    "Codes",
+    "animation",
     "band_figure",
     "comparison_figure",
     "histogram_figure",
@@ -44,12 +52,30 @@ __all__ = [
     "write_figure",
 ]
 
-# From Okabe and Ito's palette, which can be distinguished with any kind of colour vision.
-_TRAIN, _TEST = "#0072B2", "#D55E00"
-# Tol's muted palette, for ten classes.
-_CLASSES = (
-    "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#888888",
+# Ten colours that can be told apart with any kind of colour vision: the eight of Okabe and Ito, "Color Universal
+# Design", 2008, https://jfly.uni-koeln.de/color/, and a brown and an indigo, which are farther from them than any two
+# of the eight are from each other.
+PALETTE = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#802010", "#F0E442", "#332288", "#000000",
 )  # fmt: skip
+_TRAIN, _VALID, _TEST = PALETTE[0], PALETTE[2], PALETTE[3]
+_MOST_CLASSES = 50  # beyond which their names and numbers would cover a figure
+
+
+class Codes(NamedTuple):
+    """Codes to be shown in a scatter plot.
+
+    Args:
+        codes: (N, 2).
+        labels: classes (N,), or None.
+        is_prior_normal: whether the prior is N(0, I), which is then drawn as circles.
+        quantity: of which the axes show the two components.
+    """
+
+    codes: Tensor
+    labels: Tensor | None = None
+    is_prior_normal: bool = False
+    quantity: str = "z_{}"
 
 
 def image_figure(
@@ -94,17 +120,32 @@ def band_figure(bands: Mapping[str, tuple[Tensor, Tensor]], num_columns: int, ti
     return figure
 
 
+def side_by_side_figure(drawn: Mapping[str, np.ndarray], title: str) -> Figure:
+    """Return pictures (H, W, 4) of any sizes side by side on one scale, each under its name."""
+    figure = _figure(title, 3.0 * len(drawn), 3.4)
+    height, width = (max(sizes) for sizes in zip(*(picture.shape[:2] for picture in drawn.values())))
+    for axes, (name, picture) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items()):
+        axes.imshow(np.pad(picture, ((0, height - len(picture)), (0, width - len(picture[0])), (0, 0))))
+        axes.set_title(name, fontsize=9)
+        axes.set_axis_off()
+    return figure
+
+
 def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
-    """Return three plots against the epoch: loss, distortion and rate, each for training and test images."""
+    """Return plots against the epoch: loss, distortion and, if there is one, rate, for training and test images."""
     figure = _figure(title, 10.5, 3.4)
     quantities = {
         "loss": "loss, which is minimised",
         "distortion": "distortion, -E_q log p(x | z)",
         "rate": "rate, KL(q || p)",
     }
-    for axes, (name, label) in zip(figure.subplots(1, 3), quantities.items()):
-        for split, style, colour in (("train", "--", _TRAIN), ("test", "-", _TEST)):
+    if not any(row.rate for row in rows):  # an autoencoder has none
+        del quantities["rate"]
+    for axes, (name, label) in zip(figure.subplots(1, len(quantities)), quantities.items()):
+        for split, style, colour in (("train", "--", _TRAIN), ("valid", ":", _VALID), ("test", "-", _TEST)):
             mine = [row for row in rows if row.split == split]
+            if not mine:
+                continue
             epochs, values = [row.epoch for row in mine], [getattr(row, name) for row in mine]
             axes.plot(epochs, values, style, color=colour, marker="o", markersize=3, label=split)
         axes.set_xlabel("epoch")
@@ -117,38 +158,48 @@ def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
     return figure
 
 
-def scatter_figure(splits: Mapping[str, tuple[Tensor, Tensor | None]], names: Sequence[str], title: str) -> Figure:
+def scatter_figure(splits: Mapping[str, Codes], names: Sequence[str], title: str) -> Figure:
     """Return scatter plots of codes side by side, coloured by class, with each class's number at its median.
 
+    Of more than ten classes, those whose numbers end in the same digit share a colour; more than fifty have one colour.
+
     Args:
-        splits: for the title of each plot, codes (N, 2) and classes (N,); without classes all codes have one colour.
+        splits: for the title of each plot, the codes; without classes they have one colour.
         names: names of the classes.
         title: title of the figure.
     """
-    figure = _figure(title, 5.5 * len(splits) + 1.2, 5.6)
-    for axes, (split, (codes, labels)) in zip(figure.subplots(1, len(splits), squeeze=False)[0], splits.items()):
-        for index in range(len(names)) if labels is not None else [0]:
-            x, y = (codes if labels is None else codes[labels == index]).cpu().numpy().T
-            colour = _CLASSES[index % len(_CLASSES)]
-            name = None if labels is None else str(index)
-            axes.scatter(x, y, s=3, alpha=0.5, color=colour, linewidths=0, rasterized=True, label=name)
-            if name and len(x):
-                box = {"facecolor": "white", "alpha": 0.8, "edgecolor": colour, "boxstyle": "circle,pad=0.15"}
-                middle = float(np.median(x)), float(np.median(y))
-                axes.annotate(name, middle, fontsize=7, ha="center", va="center", bbox=box)
-        axes.set_xlabel("z_1")
-        axes.set_ylabel("z_2")
+    is_coloured = len(names) <= _MOST_CLASSES and any(split.labels is not None for split in splits.values())
+    if any(split.is_prior_normal for split in splits.values()):
+        title += "\ncircles of radius 1, 2 and 3, which hold 39, 86 and 99 % of the prior N(0, I)"
+    if is_coloured and len(names) > len(PALETTE):
+        title += "\nclasses whose numbers end in the same digit share a colour"
+    num_columns = -(-len(names) // 25) if is_coloured else 1
+    figure = _figure(title, 5.5 * len(splits) + 1.2 * num_columns, 5.6)
+    for axes, (split, (codes, labels, is_prior_normal, quantity)) in zip(
+        figure.subplots(1, len(splits), squeeze=False)[0], splits.items()
+    ):
+        points = codes.cpu().numpy()
+        classes = labels.cpu().numpy() if labels is not None and is_coloured else np.zeros(len(points), dtype=int)
+        colours = np.asarray(PALETTE)[classes % len(PALETTE)]  # in the order of the images, so that no class is on top
+        axes.scatter(*points.T, s=4, alpha=0.6, c=colours, linewidths=0, rasterized=True)
+        for radius in (1, 2, 3) if is_prior_normal else ():
+            axes.add_patch(Circle((0, 0), radius, fill=False, linewidth=0.7, linestyle="--", edgecolor="#333333"))
+        for index in np.unique(classes) if labels is not None and is_coloured else ():
+            box = {"facecolor": "white", "edgecolor": PALETTE[index % len(PALETTE)], "boxstyle": "circle,pad=0.15"}
+            middle = np.median(points[classes == index], axis=0)
+            axes.annotate(str(index), tuple(middle), fontsize=7, ha="center", va="center", bbox=box)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_xlabel(quantity.format(1))
+        axes.set_ylabel(quantity.format(2))
         (text,), families = _plain_text([split])
         axes.set_title(text, fontsize=10, family=families)
-    if any(labels is not None for _, labels in splits.values()):
-        handles, _ = axes.get_legend_handles_labels()
+    if is_coloured:
         entries, families = _plain_text(
             name if name.startswith(str(index)) else f"{index}: {name}" for index, name in enumerate(names)
         )
+        handles = [Line2D([], [], marker="o", linestyle="", color=PALETTE[i % len(PALETTE)]) for i in range(len(names))]
         font = {"family": families, "size": 8}
-        legend = figure.legend(handles, entries, loc="outside right center", frameon=False, prop=font, markerscale=5)
-        for handle in filter(None, legend.legend_handles):
-            handle.set_alpha(1)
+        figure.legend(handles, entries, loc="outside right center", frameon=False, prop=font, ncols=num_columns)
     return figure
 
 
@@ -164,12 +215,14 @@ def histogram_figure(codes: Tensor, draws: Tensor, density: Tensor | None, title
     columns, drawn = (tensor[:, :100].cpu().double().numpy().T for tensor in (codes, draws))
     num_columns = min(len(columns), 10)
     num_rows = -(-len(columns) // 10)
-    figure = _figure(title, max(1.1 * num_columns, 7.0), 1.0 * num_rows + 0.8)
+    figure = _figure(title, max(1.2 * num_columns, 7.0), 1.0 * num_rows + 0.8)
+    figure.supxlabel("z", fontsize=7)
+    figure.supylabel("density", fontsize=7)
     for index, axes in enumerate(figure.subplots(num_rows, num_columns, squeeze=False).flat):
-        axes.set_yticks([])
-        axes.set_xticks([-3, 0, 3])
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(2))
         axes.tick_params(labelsize=5, length=2, pad=1)
-        axes.spines[["left", "right", "top"]].set_visible(False)
+        axes.spines[["right", "top"]].set_visible(False)
         axes.set_visible(index < len(columns))
         if index < len(columns):
             column = columns[index]
@@ -195,7 +248,7 @@ def probe_figure(responses: Sequence[Response], title: str) -> Figure:
         f"{one.attribute} (probe's balanced accuracy {one.balanced_accuracy:.3f})" for one in responses
     )
     for index, (name, one) in enumerate(zip(names, responses)):
-        colour, mark = _CLASSES[2 * index % len(_CLASSES)], "osD^v"[index % 5]
+        colour, mark = PALETTE[2 * index % len(PALETTE)], "osD^v"[index % 5]
         label = f" {name}"  # matplotlib leaves a label that begins with an underscore out of the legend
         axes.errorbar(
             one.alphas, one.log_odds, one.stderr, label=label, color=colour, marker=mark, markersize=4, capsize=2
@@ -229,7 +282,7 @@ def comparison_figure(measurements: Sequence[Measurement], title: str) -> Figure
             shift = 1.03 ** (index - len(names) / 2)  # so that markers of equal values do not overlap
             x, y = [one.particles * shift for one in mine], [value(one) for one in mine]
             style = ("-", "--", ":", "-.")[index % 4]  # so that lines of equal values can be told apart
-            axes.plot(x, y, style, label=name, color=_CLASSES[index % len(_CLASSES)], marker="osD^vPX*<>"[index % 10])
+            axes.plot(x, y, style, label=name, color=PALETTE[index % len(PALETTE)], marker="osD^vPX*<>"[index % 10])
         axes.set_xscale("log")
         if shown:
             axes.set_yscale("log")
@@ -279,6 +332,33 @@ def write_figure(path: Path, figure: Figure) -> None:
     content = BytesIO()
     figure.savefig(content, format="png", metadata={"Software": "pvae"})
     write_whole(path, content.getvalue())
+
+
+def animation(figures: Sequence[Figure]) -> tuple[bytes, bytes]:
+    """Return figures of one size as an animated GIF, and as a PNG image with all of them side by side.
+
+    Axes at the same place in the figures get the same limits, so that points that lie still do not move.
+    """
+    for same in zip(*(figure.axes for figure in figures)):
+        extent = Bbox.union([axes.dataLim for axes in same])
+        for axes in same:
+            axes.update_datalim(extent.corners())
+            axes.autoscale_view()
+    frames = []
+    for figure in figures:
+        figure.savefig(content := BytesIO(), format="png", dpi=min(80.0, 800 / figure.get_figwidth()))
+        frames.append(Image.open(content).convert("RGB"))
+    (width, height), last, moving, still = frames[0].size, len(frames) - 1, BytesIO(), BytesIO()
+    durations = [800] * last + [2500]  # milliseconds
+    first, *rest = (frame.quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE) for frame in frames)
+    first.save(moving, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, comment=b"pvae")
+    num_columns = max(1, round((len(frames) * height / width) ** 0.5))  # about as wide as high
+    sheet = Image.new("RGB", (num_columns * width, -(-len(frames) // num_columns) * height), "white")
+    for index, frame in enumerate(frames):
+        sheet.paste(frame, (index % num_columns * width, index // num_columns * height))
+    (information := PngInfo()).add_text("Software", "pvae")
+    sheet.save(still, "PNG", pnginfo=information)
+    return moving.getvalue(), still.getvalue()
 
 
 def _figure(title: str, width: float, height: float) -> Figure:

@@ -148,7 +148,8 @@ def read_checkpoint(path: Path, like: Mapping[str, Tensor] | None) -> Checkpoint
     def group(prefix: str) -> dict[str, Tensor]:  # clones, so that nothing depends on the mapped file
         return {name.removeprefix(prefix): tensors[name].clone() for name in tensors if name.startswith(prefix)}
 
-    vae = group("vae.")
+    # The runs that come with pvae store half-precision weights.
+    vae = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in group("vae.").items()}
     if like is not None and _kinds(vae) != _kinds(like):
         raise InputError("its weights do not fit the networks of config.json")
     try:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.files import expanded
 from pvae.data.dataset import Dataset
-from pvae.data.folders import is_folder
-from pvae.data.image_folder import ImageTransform
+from pvae.data.folders import cache_dir, is_file, is_folder
+from pvae.data.image_arrays import ImageArrays, is_array_file
+from pvae.data.image_folder import ImageTransform, image_files, load_images
 from pvae.data.sources import load_dataset
 from pvae.runs.run import Run
 
-__all__ = ["data_of", "load_again", "load_for"]
+__all__ = ["data_of", "images_for", "load_again", "load_for"]
 
 
 def load_for(config: Config, data_dir: str | Path | None = None, offline: bool = False) -> Dataset:
@@ -27,9 +31,9 @@ def load_for(config: Config, data_dir: str | Path | None = None, offline: bool =
     Raises:
         InputError: the data cannot be found or read.
     """
-    if data_dir is not None and _is_image_folder(config.dataset):
+    if data_dir is not None and _has_own_images(config.dataset):
         raise InputError(f"--dataset {config.dataset} and --data-dir {data_dir} are two folders: leave one out")
-    return load_dataset(config.dataset, data_dir, offline, _transform(config))
+    return load_dataset(config.dataset, data_dir, offline, _transform(config)).with_valid(config.valid)
 
 
 def data_of(
@@ -46,7 +50,7 @@ def data_of(
     Raises:
         InputError: the data set cannot be found, or its images differ from those in the run's record.
     """
-    found = data if data is not None else load_again(run, data_dir, offline)
+    found = (data if data is not None else load_again(run, data_dir, offline)).with_valid(run.config.valid)
     record = found.record()
     if record.sha256 != run.data.sha256:
         both = [(one.title, f"shape {one.image_shape}", f"SHA-256 {one.sha256[:16]}...") for one in (run.data, record)]
@@ -73,7 +77,7 @@ def load_again(run: Run, data_dir: str | Path | None, offline: bool) -> Dataset:
             f"{run.path} was trained on images given from Python, {run.data.name!r}, and a command cannot find them: "
             f"{run.in_python}"
         )
-    if data_dir is None and run.data.dataset.startswith("folder:") and not _is_image_folder(run.data.dataset):
+    if data_dir is None and run.data.dataset.startswith("folder:") and not _has_own_images(run.data.dataset):
         raise InputError(
             f"there is no {run.data.dataset} any more, on which {run.path} was trained: name the folder where those "
             "images are now with --data-dir"
@@ -83,12 +87,47 @@ def load_again(run: Run, data_dir: str | Path | None, offline: bool) -> Dataset:
     return load_dataset(run.data.dataset, data_dir, offline, _transform(run.config))
 
 
-def _is_image_folder(dataset: str) -> bool:
-    """Return whether this is "folder:PATH" with a PATH that exists."""
-    return dataset.startswith("folder:") and is_folder(
-        expanded(dataset.removeprefix("folder:"), "--dataset folder:PATH")
-    )
-
-
 def _transform(config: Config) -> ImageTransform:
-    return ImageTransform(config.image_size, config.crop, config.grey, config.skip_broken)
+    """Return the conversion of image files to images."""
+    height, _, width = config.image_size.partition("x")
+    size = None if height == "auto" else (int(height), int(width or height))
+    return ImageTransform(size, config.crop, 1 if config.grey else 0, config.skip_broken, keep_aspect=size is None)
+
+
+def images_for(run: Run, path: str | Path) -> tuple[list[str], Tensor, str]:
+    """Return other images, converted to the shape that a run was trained on as its own images were.
+
+    Args:
+        run: the run.
+        path: an image file, a folder of image files, or an .npy or .npz file, as `ImageArrays` reads it.
+
+    Returns:
+        The names of the files, relative to the folder, or of arrays with the numbers of their images; the images as
+        bytes (N, C, H, W); and a sentence on what was changed, or "".
+
+    Raises:
+        InputError: there is no such file, or an image cannot be decoded.
+    """
+    where = expanded(path, "IMAGES")
+    if is_array_file(where):
+        given: list[Path] | ImageArrays = ImageArrays(where, is_shuffled=False)
+    else:
+        given = [where] if is_file(where) else image_files(where)
+    channels, height, width = run.data.image_shape
+    transform = _transform(run.config)._replace(size=(height, width), channels=channels)
+    images, kept, found = load_images(given, transform, cache_dir() / "images", least=1)
+    if isinstance(given, ImageArrays):
+        names = given.names
+    else:
+        names = [str(given[index].relative_to(where if is_folder(where) else where.parent)) for index in kept]
+    shape = f"{height} x {width} pixels, {'grey' if channels == 1 else 'colour'}"
+    note = "" if found.endswith(f" of {shape}") else f"{found}, are brought to {shape}, as in training"
+    return names, torch.from_numpy(images), note
+
+
+def _has_own_images(dataset: str) -> bool:
+    """Return whether this is "folder:PATH" with a PATH that exists."""
+    if not dataset.startswith("folder:"):
+        return False
+    path = expanded(dataset.removeprefix("folder:"), "--dataset folder:PATH")
+    return is_folder(path) or is_file(path)

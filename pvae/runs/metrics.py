@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from pvae.core.finite import check_finite
 from pvae.core.terms import Terms
 from pvae.vae import VAE
 
-__all__ = ["Metrics", "summarise"]
+__all__ = ["Metrics", "best_epoch", "is_out_of_patience", "summarise"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,14 +19,15 @@ class Metrics:
 
     Args:
         epoch: number of the epoch, from 1.
-        split: "train" (averaged during the epoch, while the weights changed) or "test" (measured after the epoch).
+        split: "train" (averaged during the epoch, while the weights changed), or "valid" or "test" (measured after the
+            epoch).
         elbo: the bound, which does not depend on beta. None if there is no bound: for an autoencoder, which has no
             rate, and for a scale that is fitted to each batch, which defines no likelihood.
         elbo_stderr: standard error of `elbo` over images and draws of z.
         distortion: -E_q log p(x | z).
         rate: KL(q, p), or its Monte Carlo estimate.
         loss: the quantity that is minimised: distortion + beta rate, or the negative importance-weighted bound.
-        posterior_mean_loss: distortion at the mean of q(z | x) + KL(q, p), for "test" only. It is not a bound and
+        posterior_mean_loss: distortion at the mean of q(z | x) + KL(q, p), not for "train". It is not a bound and
             usually lower than -elbo; post 002 prints it.
         seconds: duration; for "train" without the test.
         pseudo: the pixels were grey, so `elbo` is a pseudo-ELBO, which does not bound log p(x).
@@ -54,6 +56,24 @@ class Metrics:
         return f"{self.split} {self.bound} {self.elbo:.2f} +- {self.elbo_stderr:.2f}"
 
 
+def best_epoch(rows: Iterable[Metrics]) -> int | None:
+    """Return the epoch with the best bound on the validation images, or None if there are none.
+
+    It is the ELBO that counts, whatever the weight of the rate in the loss; where there is no bound, as for an
+    autoencoder, it is the loss. Of equal epochs it is the first.
+    """
+    valid = [row for row in rows if row.split == "valid"]
+    best = max(valid, key=lambda row: -row.loss if row.elbo is None else row.elbo, default=None)
+    return None if best is None else best.epoch
+
+
+def is_out_of_patience(rows: Iterable[Metrics], patience: int) -> bool:
+    """Return whether the last `patience` epochs all had no better bound than one before them; 0 is no limit."""
+    rows = list(rows)
+    best = best_epoch(rows)
+    return patience > 0 and best is not None and rows[-1].epoch - best >= patience
+
+
 def summarise(
     terms: Terms,
     *,
@@ -71,7 +91,7 @@ def summarise(
         vae: the VAE, in the mode (training or eval) in which the terms were computed.
         loss: mean loss of the same images.
         epoch: number of the epoch, from 1.
-        split: "train" or "test".
+        split: "train", "valid" or "test".
         seconds: duration.
         posterior_mean_loss: posterior-mean loss of the same images, if it was computed.
 

@@ -1,7 +1,8 @@
 """`Run`, a run folder: configuration, data record, metrics of each epoch, and checkpoints.
 
 A run folder contains config.json (options, data record, versions), metrics.jsonl (one JSON object per line, see
-`metrics.Metrics`), checkpoint.safetensors (weights, optimiser, random state, progress), the checkpoint before it,
+`metrics.Metrics`), checkpoint.safetensors (weights, optimiser, random state, progress), the checkpoint before it, with
+validation images best.safetensors (the weights of the epoch with the best bound on them),
 figures/ and TensorBoard events. The checkpoint stores the length and SHA-256 of the valid part of metrics.jsonl.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -42,13 +44,16 @@ from pvae.core.records import from_record, to_json
 from pvae.data.dataset import DataRecord
 from pvae.models.build import build_vae, meta_state_dict
 from pvae.runs.checkpoint import NO_ROWS, Checkpoint, Counts, Rows, read_checkpoint, to_bytes
-from pvae.runs.metrics import Metrics
+from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience
 from pvae.vae import VAE
 
-__all__ = ["Run", "check_out", "load", "provenance"]
+__all__ = ["READY_MADE", "Run", "check_out", "load", "provenance"]
 
+READY_MADE = ("deep-bayes", "fashion-vae")  # names of the runs that come with pvae
+_READY_MADE = Path(pvae.__file__).parent / "pretrained"
 _FORMAT = 2
 _CHECKPOINT, _PREVIOUS = "checkpoint.safetensors", "checkpoint-previous.safetensors"
+_BEST = "best.safetensors"
 _MAX_JSON_BYTES = 2**22  # of config.json: enough for some thousands of sessions
 _MAX_ROW_BYTES = 2**27  # of metrics.jsonl: enough for some 200,000 epochs
 _OWN_VAE = "built in Python: the options of config from network to scale do not describe it"
@@ -141,10 +146,16 @@ class Run:
     def open(cls, path: str | Path) -> Run:
         """Return the run in a folder.
 
+        Args:
+            path: the folder; or the name of a run that comes with pvae, "deep-bayes" or "fashion-vae", if there is no
+                run folder of that name.
+
         Raises:
             InputError: the path is empty, the folder is not a run folder, or its `config.json` is damaged.
         """
         path = expanded(path, "the run folder")
+        if str(path) in READY_MADE and not (path / "config.json").exists():
+            path = _READY_MADE / path
         file = path / "config.json"
         try:
             record = json.loads(read_bounded(file, _MAX_JSON_BYTES))
@@ -173,6 +184,11 @@ class Run:
                 f"{file} is damaged or of another version of pvae ({error}): restore a copy of it, or use the version "
                 "that wrote it; to change an option, start a new run"
             ) from None
+
+    @property
+    def place(self) -> Path:
+        """The folder for pictures and reports of the run: its own, or runs/NAME for a run that comes with pvae."""
+        return Path("runs") / self.path.name if self.path.parent == _READY_MADE else self.path
 
     def discard(self) -> None:
         """Remove the folder of a new run whose training could not start."""
@@ -217,26 +233,47 @@ class Run:
     @property
     def title(self) -> str:
         """System, data set and test bound of the run, for titles of figures."""
-        title = f"{system_title(self.config)}, --elbo {self.config.elbo}, on {self.data.title}"
-        last = self.last_test()
-        return title if last is None else f"{title}\nepoch {last.epoch}: {last} nats"
+        test = self.test_metrics()
+        chosen = ", the best on the validation images" if test is not None and self.config.valid else ""
+        return self.title_at(test.epoch if test is not None else 0, chosen)
 
-    def metrics(self) -> list[Metrics]:
-        """Return the rows of `metrics.jsonl` that were written before the checkpoint.
+    def title_at(self, epoch: int, chosen: str = "") -> str:
+        """Return the title of figures at a finished epoch, or at 0; `chosen` says why it is this epoch."""
+        test = next((row for row in self.metrics() if (row.epoch, row.split) == (epoch, "test")), None)
+        elbo = "" if self.config.posterior == "delta" else f", --elbo {self.config.elbo}"
+        bound = "" if test is None else f": {test} nats{self.bits(test)}"
+        return f"{system_title(self.config)}{elbo}, on {self.data.title}\nepoch {epoch}{chosen}{bound}"
+
+    def bits(self, row: Metrics) -> str:
+        """Return ", 3.210 bits per dimension" for the bound of a row; "" if the likelihood has no levels of a pixel."""
+        if self.config.likelihood != "discretized-logistic" or self.has_own_vae or row.elbo is None:
+            return ""
+        channels, height, width = self.data.image_shape
+        num_values = channels * (height + 2 * self.config.pad) * (width + 2 * self.config.pad)
+        return f", {-row.elbo / (num_values * math.log(2)):.3f} bits per dimension"
+
+    def metrics(self, rows: Rows | None = None) -> list[Metrics]:
+        """Return the rows of `metrics.jsonl` that were written before a checkpoint.
+
+        Args:
+            rows: the valid part, as the checkpoint says; by default that of the last checkpoint.
 
         Raises:
             InputError: `metrics.jsonl` or the checkpoint is damaged.
         """
-        lines = self._row_bytes(self.read_checkpoint().rows).splitlines()
-        return [from_record(Metrics, json.loads(line)) for line in lines]
+        content = self._row_bytes(self.read_checkpoint().rows if rows is None else rows)
+        return [from_record(Metrics, json.loads(line)) for line in content.splitlines()]
 
-    def last_test(self) -> Metrics | None:
-        """Return the test metrics of the last finished epoch, or None if there is none.
+    def test_metrics(self) -> Metrics | None:
+        """Return the test metrics of the epoch whose weights `vae` returns, or None if no epoch is finished.
 
         Raises:
             InputError: `metrics.jsonl` or the checkpoint is damaged.
         """
-        return next((row for row in reversed(self.metrics()) if row.split == "test"), None)
+        rows = self.metrics()
+        best = best_epoch(rows)
+        tests = (row for row in reversed(rows) if row.split == "test" and best in (None, row.epoch))
+        return next(tests, None)
 
     def record_epoch(self, rows: Iterable[Metrics], checkpoint: Checkpoint) -> None:
         """Append the rows of an epoch, and then write the checkpoint, without which the rows are not valid.
@@ -253,6 +290,7 @@ class Run:
         append(self.path / "metrics.jsonl", added)
         self._rows = _rows_of(earlier + added)
         self.save_checkpoint(checkpoint)
+        self.keep_best(checkpoint)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write the checkpoint, and keep the previous one unless it is damaged."""
@@ -260,6 +298,32 @@ class Run:
         previous = self.path / _PREVIOUS if self._is_whole else None
         write_whole(self.path / _CHECKPOINT, content, previous=previous)
         self._is_whole = True
+
+    def keep_best(self, checkpoint: Checkpoint) -> None:
+        """Write the weights of a checkpoint to best.safetensors if it is that of the best epoch of `metrics.jsonl`."""
+        counts = checkpoint.counts
+        if checkpoint.unfinished is None and best_epoch(self.metrics(self._rows)) == counts.epoch:
+            weights = Checkpoint(
+                counts=counts, vae=checkpoint.vae, moments={}, rng={}, rows=self._rows, run=self.identity
+            )
+            write_whole(self.path / _BEST, to_bytes(weights))
+
+    def best_checkpoint(self) -> Checkpoint:
+        """Return the checkpoint of the epoch with the best bound on the validation images; without these, the last one.
+
+        Raises:
+            InputError: as for `read_checkpoint`, or `metrics.jsonl` is damaged.
+        """
+        last, best = self.read_checkpoint(), best_epoch(self.metrics())
+        if best is None or (last.counts.epoch == best and last.unfinished is None):
+            return last
+        checkpoint = self._read(self.path / _BEST)
+        if checkpoint.counts.epoch != best:
+            raise InputError(
+                f"{self.path / _BEST} is of epoch {checkpoint.counts.epoch}, and metrics.jsonl names epoch {best} as "
+                "the best: restore the files of one run, or resume the run"
+            )
+        return checkpoint
 
     def read_checkpoint(self, previous: bool = False) -> Checkpoint:
         """Return the last checkpoint, on the CPU, without executing anything in it.
@@ -270,7 +334,11 @@ class Run:
         Raises:
             InputError: the checkpoint is missing, damaged, or of another run.
         """
-        file = self.path / (_PREVIOUS if previous else _CHECKPOINT)
+        checkpoint = self._read(self.path / (_PREVIOUS if previous else _CHECKPOINT))
+        self._is_whole = self._is_whole or not previous
+        return checkpoint
+
+    def _read(self, file: Path) -> Checkpoint:
         like = None if self.has_own_vae else meta_state_dict(self.config, self.data.image_shape)
         try:
             checkpoint = read_checkpoint(file, like)
@@ -282,7 +350,6 @@ class Run:
             raise InputError(f"{file} is damaged, or not a checkpoint of pvae: {error}") from None
         if checkpoint.run != self.identity:
             raise InputError(f"{file} and config.json are of two runs: restore the files of one run")
-        self._is_whole = self._is_whole or not previous
         return checkpoint
 
     @property
@@ -293,18 +360,20 @@ class Run:
         return has_rows or any(os.path.lexists(self.path / name) for name in (_CHECKPOINT, _PREVIOUS))
 
     def is_finished(self, checkpoint: Checkpoint | None) -> bool:
-        """Return whether the run has all its epochs at this checkpoint, and its figures.
+        """Return whether the run has all its epochs at this checkpoint, or has run out of patience, and its figures.
 
         Raises:
             InputError: `metrics.jsonl` is damaged.
         """
-        if checkpoint is None or checkpoint.counts.epoch < self.config.epochs:
+        if checkpoint is None or checkpoint.unfinished is not None:
             return False
-        self.metrics()  # raises if damaged
+        rows = self.metrics(checkpoint.rows)  # raises if damaged
+        if checkpoint.counts.epoch < self.config.epochs and not is_out_of_patience(rows, self.config.patience):
+            return False
         return (self.path / "figures" / "losses.png").exists()  # the last one that training draws
 
     def vae(self, vae: VAE | None = None) -> VAE:
-        """Return the trained VAE, in eval mode, on the CPU.
+        """Return the trained VAE with the weights of `best_checkpoint`, in eval mode, on the CPU.
 
         Args:
             vae: a VAE of the same modules, if the run trained a VAE that was built in Python; it gets the weights.
@@ -314,11 +383,11 @@ class Run:
                 a weight is NaN, or so large that its square overflows; or `vae` is missing or given without need.
         """
         self.check_vae(vae)
-        weights = self.read_checkpoint().vae
+        weights = self.best_checkpoint().vae
         for name, tensor in weights.items():
             if not tensor.square().isfinite().all():
                 values = f"NaN, infinite or beyond {torch.finfo(tensor.dtype).max ** 0.5:.1e}"
-                raise InputError(f"{self.path / _CHECKPOINT}: {name} has values that are {values}: train anew")
+                raise InputError(f"the weights of {self.path}: {name} has values that are {values}: train anew")
         if vae is None:
             with torch.random.fork_rng(devices=[]):  # the initial weights are replaced below
                 vae = build_vae(self.config, self.data.image_shape)
@@ -390,7 +459,8 @@ def load(path: str | Path, vae: VAE | None = None) -> VAE:
     """Return the trained VAE of a run folder, in eval mode, on the CPU.
 
     Args:
-        path: the run folder, which a training prints at its end.
+        path: the run folder, which a training prints at its end; or "deep-bayes" or "fashion-vae", runs that come with
+            pvae.
         vae: a VAE of the same modules, if the run trained a VAE that was built in Python; it gets the weights.
 
     Raises:

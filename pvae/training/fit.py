@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyro
@@ -20,9 +20,11 @@ from pvae.core.files import expanded, own_folder
 from pvae.core.parallel import World, joined
 from pvae.core.random_state import restore_rng_state, rng_state, seeded
 from pvae.core.terminal import say
+from pvae.data.choices import images_config
 from pvae.data.dataset import Dataset
 from pvae.runs.checkpoint import NO_ROWS, Checkpoint
 from pvae.runs.data import data_of, load_for
+from pvae.runs.metrics import Metrics
 from pvae.runs.run import Run, check_out, new_folder
 from pvae.training.session import Session
 from pvae.training.trainer import Trainer
@@ -45,6 +47,7 @@ def fit(
     out: str | Path | None = None,
     checkpoint_every: int = 0,
     quiet: bool = True,
+    on_epoch: Callable[[Run, Metrics], object] = lambda run, row: None,
 ) -> Run:
     """Train a system and write its run folder, as `python -m pvae.train` does.
 
@@ -52,7 +55,7 @@ def fit(
     training in another thread is refused, and a thread that draws random numbers meanwhile changes the training.
 
     Args:
-        config: options of the training; the Deep Bayes system by default.
+        config: options of the training; by default the Deep Bayes system, or `images_config(data)` for your own images.
         vae: your own VAE, which is trained in place; the options of `config` that describe a VAE are then not used.
         data: your own images; `config.dataset` is then not used.
         data_dir: searched first for the data set; for "folder:PATH", where those images are now if PATH is gone.
@@ -61,6 +64,9 @@ def fit(
         out: the run folder, new or empty; `runs/<time>-<system>-<elbo>` by default.
         checkpoint_every: number of steps after which to write a checkpoint, besides those after epochs; 0 for none.
         quiet: print nothing.
+        on_epoch: called as on_epoch(run, row) for each row of `run.metrics()` when it was written, to log it elsewhere:
+            `lambda run, row: tracker.log({f"{row.split}/elbo": row.elbo}, step=row.epoch)`. Of several processes
+            only the first calls it.
 
     Returns:
         The run; `run.vae()` is the trained VAE, or `run.vae(vae)` if you gave your own.
@@ -72,7 +78,8 @@ def fit(
         InterruptedTrainingError: (a KeyboardInterrupt) Ctrl-C or SIGTERM; the state is saved.
     """
     _check_arguments(checkpoint_every, config=config, vae=vae, data=data, out=out, data_dir=data_dir)
-    config = config if config is not None else Config()
+    if config is None:
+        config = images_config(data) if data is not None and vae is None else Config()
     if vae is not None and config.rate_reduction != "sum":
         raise InputError(
             "rate_reduction divides by the latent_dim of config, not by that of your VAE: set beta instead"
@@ -84,7 +91,7 @@ def fit(
         if path is not None:
             world.broadcast("out", lambda: str(check_out(path)))
         where = resolve_device(device)
-        data = data if data is not None else load_for(config, data_dir, offline)
+        data = data.with_valid(config.valid) if data is not None else load_for(config, data_dir, offline)
         with seeded(config.seed, where), pyro.get_param_store().scope():
             trainer = Trainer(config, data, where, world, vae)
             trainer.dry_run(has_own_vae=vae is not None)
@@ -92,7 +99,7 @@ def fit(
             run = Run(folder, config, data.record(), has_own_vae=vae is not None)
             with _locked(folder, world):
                 world.broadcast("empty", lambda: str(check_out(folder)))  # another training may have written to it
-                Session(trainer, run, quiet, checkpoint_every).train(note=data.note)
+                Session(trainer, run, quiet, checkpoint_every, on_epoch).train(note=data.note)
     return run
 
 
@@ -107,6 +114,7 @@ def resume(
     device: str | None = None,
     checkpoint_every: int = 0,
     quiet: bool = True,
+    on_epoch: Callable[[Run, Metrics], object] = lambda run, row: None,
 ) -> Run:
     """Resume a run from its last checkpoint; on the CPU the result is, bit for bit, that of an uninterrupted run.
 
@@ -120,6 +128,7 @@ def resume(
         device: as for `fit`, but by default the device of the last session.
         checkpoint_every: as for `fit`.
         quiet: as for `fit`.
+        on_epoch: as for `fit`.
 
     Returns:
         The run. A finished run is not changed, except that missing figures are drawn.
@@ -136,8 +145,10 @@ def resume(
         run.check_vae(vae)
         if world.broadcast("finished", lambda: "yes" if run.is_finished(checkpoint) else ""):
             if world.is_first and not quiet:
-                last = run.config.epochs
-                say(f"{run.path} is finished, at epoch {last}; to train it further, give --epochs above {last}")
+                last = run.metrics()[-1].epoch
+                how = f"; to train it further, give --epochs above {last}"
+                how = ", where it ran out of --patience" if last < run.config.epochs else how
+                say(f"{run.path} is finished, at epoch {last}{how}")
             return run
         where = resolve_device(device)
         data = data_of(run, data, data_dir, offline)
@@ -147,7 +158,7 @@ def resume(
                 trainer.restore(checkpoint)
             rows = checkpoint.rows if checkpoint is not None else NO_ROWS
             note = "; ".join(filter(None, (note, data.note)))
-            Session(trainer, run, quiet, checkpoint_every).train(rows, note)
+            Session(trainer, run, quiet, checkpoint_every, on_epoch).train(rows, note)
     return run
 
 
@@ -209,7 +220,11 @@ def _check_arguments(checkpoint_every: object, **arguments: object) -> None:
 
 
 def train_in_memory(
-    config: Config, epochs: Sequence[int], data_dir: str | Path | None = None, offline: bool = False
+    config: Config,
+    epochs: Sequence[int],
+    data_dir: str | Path | None = None,
+    offline: bool = False,
+    data: Dataset | None = None,
 ) -> Iterator[tuple[int, VAE, Dataset]]:
     """Train a system in memory, without a run folder, and yield a copy of its VAE after each of the given epochs.
 
@@ -218,6 +233,7 @@ def train_in_memory(
         epochs: the epochs, in rising order; 0 is before the first step.
         data_dir: searched first for the data set.
         offline: do not download.
+        data: the data, in place of those that `config` names.
 
     Yields:
         The epoch, the VAE in eval mode on the CPU, and the data.
@@ -226,7 +242,7 @@ def train_in_memory(
         InputError: the data set cannot be found, or cannot be trained on.
         TrainingError: the loss became NaN or infinite.
     """
-    data, device = load_for(config, data_dir, offline), torch.device("cpu")
+    data, device = data if data is not None else load_for(config, data_dir, offline), torch.device("cpu")
     with seeded(config.seed, device):
         trainer = Trainer(config, data, device)
         state = rng_state(device)

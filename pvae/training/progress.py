@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Sequence
 
 from pvae.config.config import Config
 from pvae.config.presets import system_title
 from pvae.core.terminal import say
-from pvae.runs.metrics import Metrics
+from pvae.runs.metrics import Metrics, best_epoch
 from pvae.runs.run import Run
 
 __all__ = ["Console"]
@@ -22,6 +24,7 @@ class Console:
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
+        self._num_values = 0  # values of an image, if each has a probability
 
     def say(self, line: str) -> None:
         """Print one line."""
@@ -32,6 +35,9 @@ class Console:
     def start(self, run: Run, device: str, epoch: int) -> None:
         """Print what is trained on what data, and the folder it is written to."""
         config, data = run.config, run.data
+        if config.likelihood == "discretized-logistic" and not run.has_own_vae:
+            channels, height, width = data.image_shape
+            self._num_values = channels * (height + 2 * config.pad) * (width + 2 * config.pad)
         folder = f" (found in {data.folder})" if data.folder else ""
         self.say(f"data: {data.title}{folder}, pixels {_pixels(config, run.has_own_vae)}")
         self.say(
@@ -41,23 +47,40 @@ class Console:
         if config.compile == "inductor":
             self.say("the first step is compiled, for some seconds, unless the same was compiled here before")
 
-    def epoch(self, train: Metrics, test: Metrics, epochs: int, skipped: int = 0) -> None:
+    def epoch(self, rows: Sequence[Metrics], epochs: int, skipped: int = 0) -> None:
         """Print the metrics of one epoch.
 
         The loss is included where it differs from the negated bound (beta, importance weights).
 
         Args:
-            train: metrics of the training images.
-            test: metrics of the test images.
+            rows: metrics of the training images, of the validation images if there are any, and of the test images.
             epochs: number of the last epoch.
             skipped: number of steps skipped so far.
         """
+        test = rows[-1]
         terms = f"distortion {test.distortion:.2f}, rate {test.rate:.2f}"
         if abs(test.loss - test.distortion - test.rate) > 0.005:
             terms += f", loss {test.loss:.2f}"
-        seconds = train.seconds + test.seconds
-        line = f"epoch {train.epoch:{len(str(epochs))}}/{epochs}  {train}  {test} ({terms})  {seconds:.1f} s"
+        if self._num_values and test.elbo is not None:
+            terms += f"; {-test.elbo / (self._num_values * math.log(2)):.3f} bits per dimension"
+        seconds = sum(row.seconds for row in rows)
+        line = f"epoch {test.epoch:{len(str(epochs))}}/{epochs}  {'  '.join(map(str, rows))} ({terms})  {seconds:.1f} s"
         self.say(f"{line}, {skipped} steps skipped so far" if skipped else line)
+
+    def end(self, rows: Sequence[Metrics], epochs: int) -> None:
+        """Print which epoch was the best on the validation images, if there are any, and why the training ended.
+
+        Args:
+            rows: metrics of all epochs.
+            epochs: number of the planned epochs.
+        """
+        best = best_epoch(rows)
+        if best is not None:
+            last = rows[-1].epoch
+            why = f"stopped after epoch {last}, {last - best} epochs without a better bound; " if last < epochs else ""
+            self.say(
+                f"{why}epoch {best} is the best on the validation images: load, evaluate and draw take its weights"
+            )
 
 
 _BINARY = {

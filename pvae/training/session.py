@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
 from pvae.core.parallel import is_lost_process
 from pvae.core.signals import Interruptions
 from pvae.runs.checkpoint import NO_ROWS, Checkpoint, Rows
+from pvae.runs.metrics import Metrics, is_out_of_patience
 from pvae.runs.run import Run
 from pvae.runs.tensorboard import Events
 from pvae.training.progress import Console
@@ -29,10 +30,18 @@ class Session:
         run: the run folder.
         quiet: print nothing.
         checkpoint_every: number of steps after which to write a checkpoint, besides those after epochs; 0 for none.
+        on_epoch: called with the run and each row of metrics, after they are written, in the first process.
     """
 
-    def __init__(self, trainer: Trainer, run: Run, quiet: bool = True, checkpoint_every: int = 0) -> None:
-        self.trainer, self.run, self.checkpoint_every = trainer, run, checkpoint_every
+    def __init__(
+        self,
+        trainer: Trainer,
+        run: Run,
+        quiet: bool = True,
+        checkpoint_every: int = 0,
+        on_epoch: Callable[[Run, Metrics], object] = lambda run, row: None,
+    ) -> None:
+        self.trainer, self.run, self.checkpoint_every, self.on_epoch = trainer, run, checkpoint_every, on_epoch
         self.is_first = trainer.world.is_first
         self.console = Console(quiet or not self.is_first)
         self.interruptions = Interruptions()
@@ -53,12 +62,14 @@ class Session:
         """
         if note and self.is_first:
             print(f"note: {note}", file=sys.stderr)
-        trainer, run, epochs = self.trainer, self.run, self.run.config.epochs
+        trainer, run, epochs, patience = self.trainer, self.run, self.run.config.epochs, self.run.config.patience
         with self.interruptions, self._errors_explained():  # in this order: a signal must not interrupt an explanation
+            history = run.metrics(rows)
             self._begin(rows)
             events = Events(run.path, trainer.epoch) if self.is_first and trainer.epoch < epochs else None
-            while trainer.epoch < epochs:
+            while trainer.epoch < epochs and not is_out_of_patience(history, patience):
                 metrics = trainer.run_epoch(self.console.quiet, self._between_steps)
+                history += metrics
                 checkpoint = trainer.checkpoint()
                 if self.is_first:
                     try:
@@ -68,7 +79,11 @@ class Session:
                 self.saved = checkpoint
                 if events is not None:
                     events.epoch(metrics, *trainer.pictures())
-                self.console.epoch(*metrics, epochs, trainer.skipped)
+                self.console.epoch(metrics, epochs, trainer.skipped)
+                if self.is_first:
+                    for row in metrics:
+                        self.on_epoch(run, row)
+            self.console.end(history, epochs)
             self.interruptions.stop_if_asked()
             if self.is_first:
                 from pvae.plotting.run_figures import save_figures  # imports matplotlib, which is slow
@@ -85,6 +100,7 @@ class Session:
             # Each of several processes has its own GPU, and a resumption may have others: record no number.
             device = trainer.device.type if trainer.world.size > 1 else str(trainer.device)
             run.begin_session(checkpoint.counts, rows, device, trainer.world.size)
+            run.keep_best(checkpoint)
             if trainer.epoch < run.config.epochs:
                 run.drop_figures()
         self.saved = checkpoint

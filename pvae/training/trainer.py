@@ -19,6 +19,7 @@ from pvae.core.random_state import restore_rng_state, rng_state, seeded
 from pvae.core.terminal import progress_bar
 from pvae.core.terms import Terms
 from pvae.data.dataset import Dataset, binarized, padded, to_pixels
+from pvae.data.mapped import release, shuffled
 from pvae.evaluation.latent_space import reconstruct, sample
 from pvae.models.build import build_vae, check_memory, start_like_burda
 from pvae.runs.checkpoint import Checkpoint, Counts, UnfinishedEpoch
@@ -36,7 +37,7 @@ class Trainer:
 
         trainer = Trainer(config, data, device)
         while trainer.epoch < config.epochs:
-            train, test = trainer.run_epoch()
+            rows = trainer.run_epoch()
 
     It writes no files. Use it inside a scope of Pyro's parameter store and with a seed, as `fit` does.
 
@@ -71,6 +72,9 @@ class Trainer:
         self.config, self.device, self.world = config, device, world
         self.train_images = padded(binarized(data.train, config.binarize, "train"), config.pad).to(device)
         self.test_images = padded(binarized(data.test, config.binarize, "test"), config.pad).to(device)
+        self.valid_images: Tensor | None = None
+        if data.valid is not None:
+            self.valid_images = padded(binarized(data.valid, config.binarize, "valid"), config.pad).to(device)
         self.symmetric = config.pixels == "symmetric"
         self.vae = (build_vae(config, data.image_shape) if vae is None else vae).to(device)
         if config.initialization == "burda" and vae is None:
@@ -80,7 +84,7 @@ class Trainer:
         self.epoch = self.step = self.skipped = 0
         self._unfinished: UnfinishedEpoch | None = None  # with this process's part of the sums alone
 
-    def run_epoch(self, quiet: bool = True, between: Callable[[], None] = lambda: None) -> tuple[Metrics, Metrics]:
+    def run_epoch(self, quiet: bool = True, between: Callable[[], None] = lambda: None) -> list[Metrics]:
         """Train for one epoch, or for the rest of the one that a checkpoint was taken in, and then test.
 
         Args:
@@ -89,21 +93,24 @@ class Trainer:
                 a compiled epoch would not notice.
 
         Returns:
-            The metrics of the training images and of the test images.
+            The metrics of the training images, of the validation images if there are any, and of the test images.
 
         Raises:
             TrainingError: a loss or a gradient was not finite, or memory did not suffice.
         """
-        train, test = self.train_epoch(quiet, between), self.test(between)
+        rows = [self.train_epoch(quiet, between)]
+        if self.valid_images is not None:
+            rows.append(self.test(between, "valid"))
+        rows.append(self.test(between))
         self.end_epoch()
-        return train, test
+        return rows
 
     def train_epoch(self, quiet: bool = True, between: Callable[[], None] = lambda: None) -> Metrics:
         """Do the training of `run_epoch`; `end_epoch` must follow."""
         self.vae.train()
         batch_size, title = self.config.batch_size, f"epoch {self.epoch + 1}/{self.config.epochs}"
         if self._unfinished is None:
-            order = torch.randperm(len(self.train_images)).to(self.device)
+            order = shuffled(self.train_images).to(self.device)
             distortion, rate = torch.zeros(2, len(order), device=self.device)
             self._unfinished = UnfinishedEpoch(order, distortion, rate, total=0.0, seen=0, seconds=0.0)
         state = self._unfinished
@@ -120,6 +127,7 @@ class Trainer:
                 state = self._unfinished = state._replace(total=total, seen=seen, seconds=seconds)
                 bar.set_postfix_str(f"loss {state.total * self.world.size / state.seen:.2f}", refresh=False)
                 bar.update()
+                release(self.train_images)
                 between()
         whole = self._summed(state)
         taken = ~whole.distortion.isnan()  # NaN marks the images of skipped steps
@@ -153,8 +161,12 @@ class Trainer:
                 raise TrainingError(f"{error}, {where}; {skipped}") from error
             return 0.0, Terms(*torch.full((2, 1), math.nan))
 
-    def test(self, between: Callable[[], None] = lambda: None) -> Metrics:
+    def test(self, between: Callable[[], None] = lambda: None, split: str = "test") -> Metrics:
         """Measure the bound on the test images, with the same noise after every epoch.
+
+        Args:
+            between: as for `run_epoch`.
+            split: "test" or "valid".
 
         Raises:
             TrainingError: a metric was not finite.
@@ -168,14 +180,16 @@ class Trainer:
             between()
             restore_rng_state(of_test, self.device)
 
-        with seeded(self.config.seed, self.device), self._not_finite_ends_training("the test loss"):
-            terms, loss, at_mean = measure(self.stepper, self.test_images, self.rate_weight(), between_batches)
+        images = self.test_images if split == "test" else self.valid_images
+        assert images is not None
+        with seeded(self.config.seed, self.device), self._not_finite_ends_training(f"the {split} loss"):
+            terms, loss, at_mean = measure(self.stepper, images, self.rate_weight(), between_batches)
             return summarise(
                 terms,
                 vae=self.vae,
                 loss=loss,
                 epoch=self.epoch + 1,
-                split="test",
+                split=split,
                 seconds=time.perf_counter() - started,
                 posterior_mean_loss=at_mean,
             )

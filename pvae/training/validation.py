@@ -11,6 +11,7 @@ from torch import Tensor
 from pvae.core.finite import NotFiniteError
 from pvae.core.terms import Terms
 from pvae.data.dataset import to_pixels
+from pvae.data.mapped import release
 from pvae.reference.elbo import posterior_mean_loss
 from pvae.training.step import Stepper
 from pvae.vae import VAE
@@ -56,6 +57,7 @@ def measure(
             if share.weight:
                 sums += torch.tensor([loss * share.total, at_mean], dtype=torch.float64)
                 terms[0, rows], terms[1, rows] = measured[:2]
+        release(images)
         between()
     world.sum_([sums])
     world.sum_([terms])

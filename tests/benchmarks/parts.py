@@ -122,7 +122,7 @@ def faces(arguments: argparse.Namespace) -> None:
     with _face_files(arguments.data_dir) as folder, tempfile.TemporaryDirectory() as cache:
         files = image_files(folder)[:_FACES]
         started = time.perf_counter()
-        images = torch.from_numpy(load_images(files, ImageTransform(64), Path(cache))[0])
+        images = torch.from_numpy(load_images(files, ImageTransform((64, 64)), Path(cache))[0])
         decoding = time.perf_counter() - started
         plain = _plain_faces(files)
         print(f"celeba-vae, {len(files)} files, batches of 128, two passes, the second is counted")

@@ -193,7 +193,7 @@ def test_the_test_loss_of_002_is_no_elbo(small_vae, small_images):
 @pytest.mark.parametrize("name", [name for name in SYSTEMS if name != "celeba-vae"])
 def test_every_system_trains(tmp_path, few_digits, name):
     run = fit(get_system(name).replace(epochs=1, batch_size=50), data=few_digits, out=tmp_path / "run")
-    train, test = run.metrics()
+    (train, *_, test) = run.metrics()
     assert train.loss > test.loss or train.loss > 0
     vae = pvae.load(run.path)
     autoencoder = name.endswith("-ae")
@@ -279,13 +279,20 @@ def test_free_bits_agree(small_vae, small_images, num_particles, beta):
         assert torch.allclose(found[-1].terms.elbo, terms.elbo, rtol=1e-10)
 
 
-def test_convolutions_refuse_images_that_they_cannot_halve(few_digits):
-    with pytest.raises(InputError, match="--pad or --hidden"):
-        build_vae(Config(network="conv", hidden=(4, 4, 4)), (1, 28, 28))
-    assert build_vae(Config(network="conv", hidden=(4, 4, 4), pad=2), (1, 28, 28)).p_x.image_shape == (1, 32, 32)
+def test_convolutions_refuse_images_that_they_cannot_halve():
+    with pytest.raises(InputError, match="28 x 4 pixels cannot be halved so often: give --hidden with fewer"):
+        build_vae(Config(network="conv-groupnorm", hidden=(4, 4, 4)), (1, 28, 4))
 
 
-@pytest.mark.parametrize("network", ["mlp", "conv", "conv-batchnorm"])
+@pytest.mark.parametrize("network", ["conv", "conv-batchnorm", "conv-groupnorm"])
+@pytest.mark.parametrize("shape", [(1, 28, 20), (3, 27, 13), (1, 8, 9)])
+def test_convolutions_take_images_of_any_size(network, shape):
+    vae = build_vae(Config(network=network, hidden=(4, 8, 8), latent_dim=3), shape).eval()
+    assert vae.posterior(torch.rand(2, *shape).round()).mean.shape == (2, 3)
+    assert vae.p_x.decoder(torch.zeros(2, 3)).shape == (2, *shape)
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv", "conv-batchnorm", "conv-groupnorm"])
 def test_decoders_take_any_leading_dimensions(network):
     vae = build_vae(Config(network=network, hidden=(4, 4), latent_dim=3), (2, 8, 12)).eval()
     z = torch.randn(5, 6, 3)

@@ -149,6 +149,7 @@ NO_WIDTHS = st.one_of(
 NO_SWITCH = st.one_of(st.integers(), st.text(), st.none())
 WRONG = {"int": NO_COUNT, "float": NO_REAL, "bool": NO_SWITCH, "tuple[int, ...]": NO_WIDTHS, "str": NO_NAME}
 FREE_TEXTS = {
+    "image_size": st.sampled_from(("", "0", "64x", "x64", "1e3", "64 x 64", "123456", 0, -5, 10**5, 6.4, None, True)),
     "source": st.one_of(st.integers(), st.none(), st.just("x" * 2000)),
     "system": st.sampled_from(("", "../up", "a/b", "a b", "a\n", "x" * 200, 5)),
 }
@@ -177,7 +178,7 @@ BAD_WITH_THESE_IMAGES = st.one_of(
     st.builds(lambda n: {"batch_size": NUM_TRAIN + n}, st.integers(1, 10**8)),
     st.builds(lambda n: {"hidden": (10**n, 10**9)}, st.integers(4, 9)),
     st.builds(lambda n: {"latent_dim": 10**n, "hidden": (10**6,)}, st.integers(6, 9)),
-    st.builds(lambda n: {"network": "conv", "hidden": (2,) * n}, st.integers(4, 900)),
+    st.builds(lambda n: {"network": "conv-groupnorm", "hidden": (2,) * n}, st.integers(4, 900)),
 )
 
 

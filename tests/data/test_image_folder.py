@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -44,14 +45,14 @@ def cached(tmp_path):
 
 
 def test_a_tree_of_images_becomes_a_data_set(folder, tmp_path):
-    data = load_dataset(f"folder:{folder}", transform=ImageTransform(size=16))
+    data = load_dataset(f"folder:{folder}", transform=ImageTransform(size=(16, 16)))
     assert data.title == "images (27 train / 3 test)"
     assert data.image_shape == (3, 16, 16)
     assert data.train.dtype == torch.uint8
-    again = load_dataset(f"folder:{folder}", transform=ImageTransform(size=16))
+    again = load_dataset(f"folder:{folder}", transform=ImageTransform(size=(16, 16)))
     assert torch.equal(again.train, data.train)
     assert len(cached(tmp_path)) == 2
-    grey = load_dataset(f"folder:{folder}", transform=ImageTransform(size=8, grey=True, crop=12))
+    grey = load_dataset(f"folder:{folder}", transform=ImageTransform((8, 8), crop=12, channels=1))
     assert grey.image_shape == (1, 8, 8)
     assert len(cached(tmp_path)) == 4
 
@@ -74,7 +75,7 @@ def test_the_folder_of_a_run_may_move(folder, no_pictures, tmp_path, capsys, mon
         assert command([*arguments, "--data-dir", "moved"]) == 0
     next((tmp_path / "moved").rglob("*.png")).unlink()
     assert main(["--resume", "run", "--epochs", "3", "--data-dir", "moved"]) == 2
-    assert "images (27 train / 3 test), not moved (27 train / 2 test)" in capsys.readouterr().err
+    assert "images (24 train / 3 valid / 3 test), not moved (24 train / 3 valid / 2 test)" in capsys.readouterr().err
     another = ["--dataset", "folder:images", *small, "1", "--data-dir", "moved", "--out"]
     assert main([*another, "seed-1"]) == 0, "of a set of seeds, some may have been trained before it moved"
     (tmp_path / "images").mkdir()
@@ -89,18 +90,18 @@ def test_the_transform_is_crop_then_resize(tmp_path):
     for index in range(4):
         Image.fromarray(image).save(tmp_path / f"{index}.png")
     files = image_files(tmp_path)
-    images, kept = load_images(files, ImageTransform(size=5, crop=10), tmp_path / "cache")
+    images, kept, _ = load_images(files, ImageTransform(size=(5, 5), crop=10), tmp_path / "cache")
     assert (images == 255).all()
     assert kept == [0, 1, 2, 3]
-    whole, _ = load_images(files, ImageTransform(size=5), tmp_path / "cache")
-    assert whole.shape == (4, 3, 5, 5)
+    whole, _, _ = load_images(files, ImageTransform(size=(5, 5)), tmp_path / "cache")
+    assert whole.shape == (4, 1, 5, 5), "all images are grey"
     assert 0 < whole.mean() < 255
 
 
 def test_a_changed_file_is_decoded_again(folder):
-    before = load_dataset(f"folder:{folder}", transform=ImageTransform(size=8))
+    before = load_dataset(f"folder:{folder}", transform=ImageTransform(size=(8, 8)))
     Image.new("RGB", (20, 20), "white").save(next(folder.rglob("*.png")))
-    after = load_dataset(f"folder:{folder}", transform=ImageTransform(size=8))
+    after = load_dataset(f"folder:{folder}", transform=ImageTransform(size=(8, 8)))
     assert not torch.equal(torch.cat([before.train, before.test]), torch.cat([after.train, after.test]))
 
 
@@ -108,10 +109,10 @@ def test_broken_files_are_named_or_skipped(folder, tmp_path):
     (folder / "text.jpg").write_text("no image")
     (folder / "cut.png").write_bytes(next(folder.rglob("*.png")).read_bytes()[:100])
     with pytest.raises(InputError, match=r"(text\.jpg|cut\.png) cannot be used") as caught:
-        load_dataset(f"folder:{folder}", transform=ImageTransform(size=8))
+        load_dataset(f"folder:{folder}", transform=ImageTransform(size=(8, 8)))
     assert "\n" not in str(caught.value)
     assert not [path for path in cached(tmp_path) if path.is_file()], "a broken build left something"
-    data = load_dataset(f"folder:{folder}", transform=ImageTransform(size=8, skip_broken=True))
+    data = load_dataset(f"folder:{folder}", transform=ImageTransform(size=(8, 8), skip_broken=True))
     assert len(data.train) + len(data.test) == 30
     assert data.note == "2 of 32 image files cannot be decoded and are left out"
 
@@ -119,7 +120,105 @@ def test_broken_files_are_named_or_skipped(folder, tmp_path):
 def test_an_image_of_too_many_pixels_is_refused(folder, monkeypatch):
     monkeypatch.setattr(image_folder, "_MAX_PIXELS", 300)
     with pytest.raises(InputError, match="are too many"):
-        load_dataset(f"folder:{folder}", transform=ImageTransform(size=8))
+        load_dataset(f"folder:{folder}", transform=ImageTransform(size=(8, 8)))
+
+
+def bomb(path):
+    """Write a PNG of 200,000 bytes and 10^9 black pixels, without holding them."""
+    compressor, row = zlib.compressobj(9), bytes(1 + 40_000 // 8)
+    pixels = b"".join(compressor.compress(row) for _ in range(25_000)) + compressor.flush()
+    chunks = (b"IHDR" + struct.pack(">IIBBBBB", 40_000, 25_000, 1, 0, 0, 0, 0), b"IDAT" + pixels, b"IEND")
+    content = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(content))
+
+
+def one_image(folder):
+    Image.new("L", (4, 4)).save(folder / "only.png")
+
+
+def one_broken_image(folder):
+    (folder / "only.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+
+
+def a_link_out(folder):
+    (folder.parent / "outside").mkdir()
+    Image.new("L", (4, 4)).save(folder.parent / "outside" / "image.png")
+    (folder / "link.png").symlink_to(folder.parent / "outside" / "image.png")
+    (folder / "linked").symlink_to(folder.parent / "outside")
+
+
+def a_broken_name(folder):
+    for index in range(8):
+        Image.new("L", (4, 4)).save(folder / f"{index}.png")
+    (folder / os.fsdecode(b"caf\xe9\n.png")).write_bytes(b"no image")
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda folder: None, "holds no image file"),
+        (one_image, "only 1 of 1 images can be used: give at least 4"),
+        (one_broken_image, "only.png cannot be used"),
+        (a_link_out, "holds no image file"),
+        (lambda folder: bomb(folder / "bomb.png"), "40000 x 25000 pixels are too many|exceeds limit"),
+        (a_broken_name, r"caf\\udce9\\n.png cannot be used"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--skip-broken"]])
+def test_a_folder_that_cannot_be_trained_on_is_an_error_of_one_line(tmp_path, monkeypatch, capsys, make, says, more):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    make(tmp_path / "images")
+    if more and make is a_broken_name:
+        pytest.skip("eight images are left, and are trained on")
+    status = main(["--dataset", "folder:images", *more, "--out", "run"])
+    error = capsys.readouterr().err
+    assert (status, error.count("\n")) == (2, 1)
+    assert re.search(says if not more else f"{says}|only 0 of 1", error)
+    assert not (tmp_path / "run").exists()
+    assert not [path for path in tmp_path.glob("cache/**/*") if path.is_file()]
+
+
+def test_images_of_all_kinds_sizes_and_names_train_together(tmp_path, monkeypatch, no_pictures, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "images"
+    (folder / os.fsdecode(b"caf\xe9")).mkdir(parents=True)
+    (folder / "other").mkdir()
+    rng = np.random.default_rng(0)
+    photograph = Image.fromarray(rng.integers(0, 256, (20, 16, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    kinds = [
+        (photograph.convert("1"), "one.png", {}),
+        (photograph.convert("L"), "eight.png", {}),
+        (Image.fromarray(rng.integers(0, 2**16, (9, 7), dtype=np.uint16)), "sixteen.png", {}),
+        (photograph.convert("P"), "palette.png", {}),
+        (photograph.convert("RGBA"), "alpha.png", {}),
+        (photograph.convert("LA"), "grey-alpha.png", {}),
+        (photograph, "turned.jpg", {"exif": exif}),
+        (photograph.convert("CMYK"), "cmyk.jpeg", {}),
+        (photograph.convert("L"), "grey.JPG", {}),
+        (photograph.resize((300, 20)), "wide.webp", {}),
+        (photograph, "photograph.tiff", {}),
+        (photograph.convert("L"), "grey.bmp", {}),
+        (photograph.convert("P"), "still.gif", {}),
+    ]
+    for index, (image, name, options) in enumerate(kinds):
+        place = folder / ("other", os.fsdecode(b"caf\xe9"))[index % 2]
+        image.save(place / name, "JPEG" if name.endswith("JPG") else None, **options)
+    assert main(["--dataset", "folder:images", "--hidden", "4", "--epochs", "1", "--out", "run"]) == 0
+    shown = capsys.readouterr().out
+    assert "13 images of 9 x 7 to 20 x 300 pixels, colour, some of 16 bits" in shown
+    assert pvae.load("run").p_x.image_shape == (3, 20, 16)
+    assert main(["--resume", "run", "--epochs", "2"]) == 0
+
+
+def test_the_first_frame_of_a_gif_is_taken(tmp_path):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert decoded(tmp_path / "moving.gif", 4)[:, 0, 0].tolist() == [255, 0, 0]
 
 
 def test_links_that_leave_the_folder_are_not_followed(folder, tmp_path):
@@ -129,7 +228,7 @@ def test_links_that_leave_the_folder_are_not_followed(folder, tmp_path):
 
 
 def _build(folder, cache, queue):
-    images, kept = load_images(image_files(folder), ImageTransform(size=32), cache)
+    images, kept, _ = load_images(image_files(folder), ImageTransform(size=(32, 32)), cache)
     queue.put((images.sum(dtype=np.int64), len(kept)))
 
 
@@ -148,7 +247,8 @@ def test_two_processes_at_once_leave_a_whole_cache(folder, tmp_path):
 
 
 def test_a_second_build_leaves_the_cache_whole_at_every_moment(folder, tmp_path, monkeypatch):
-    files, transform, write_whole, looked = image_files(folder), ImageTransform(size=32), image_folder.write_whole, []
+    files, transform = image_files(folder), ImageTransform(size=(32, 32))
+    write_whole, looked = image_folder.write_whole, []
     load_images(files, transform, tmp_path)
     (target,) = tmp_path.glob("*.npy")
 
@@ -157,8 +257,8 @@ def test_a_second_build_leaves_the_cache_whole_at_every_moment(folder, tmp_path,
         write_whole(path, content)
 
     monkeypatch.setattr(image_folder, "write_whole", looking)
-    image_folder._build(files, transform, target)
-    assert [kept for _, kept in looked] == [list(range(30))]
+    image_folder._build(files, transform, target, 4)
+    assert [images.kept for images in looked] == [list(range(30))]
 
 
 SLOW_BUILD = """
@@ -172,7 +272,7 @@ def slow(*arguments):
 image_folder.decode = slow
 print("building", flush=True)
 files = image_folder.image_files(Path(sys.argv[1]))
-image_folder.load_images(files, image_folder.ImageTransform(size=32), Path(sys.argv[2]))
+image_folder.load_images(files, image_folder.ImageTransform(size=(32, 32)), Path(sys.argv[2]))
 """
 
 
@@ -184,7 +284,7 @@ def test_a_killed_build_leaves_no_cache(folder, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not list((tmp_path / "killed").glob("*.npy"))
-    images, _ = load_images(image_files(folder), ImageTransform(size=32), tmp_path / "killed")
+    images, *_ = load_images(image_files(folder), ImageTransform(size=(32, 32)), tmp_path / "killed")
     assert len(images) == 30
 
 
@@ -244,7 +344,7 @@ def celeba(tmp_path, monkeypatch):
 
 
 def test_celeba_in_part(celeba):
-    data = load_dataset("celeba", celeba, transform=ImageTransform(size=8))
+    data = load_dataset("celeba", celeba, transform=ImageTransform(size=(8, 8)))
     assert (len(data.train), len(data.test)) == (25, 10)
     assert data.label_names == ("Blond_Hair", "Smiling")
     assert data.train_labels.shape == (25, 2)
@@ -268,16 +368,16 @@ def test_16_bits_are_not_clipped(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 2**16, (8, 64, 64)).astype(np.uint16)
     for number, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{number}.png")
-    loaded, _ = load_images(image_files(tmp_path), ImageTransform(64, grey=True), tmp_path / "cache")
+    loaded, *_ = load_images(image_files(tmp_path), ImageTransform((64, 64), channels=1), tmp_path / "cache")
     assert np.array_equal(loaded[:, 0], pixels // 257)
     Image.fromarray(pixels[0].astype(np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(InputError, match="neither 8 nor 16 bits"):
-        load_images(image_files(tmp_path), ImageTransform(64, grey=True), tmp_path / "cache")
+        load_images(image_files(tmp_path), ImageTransform((64, 64), channels=1), tmp_path / "cache")
 
 
 def decoded(path, size, *, crop=0, grey=False):
     """Return (C, H, W) of one file."""
-    return image_folder.decode(path, ImageTransform(size, crop, grey))
+    return image_folder.decode(path, ImageTransform((size, size), crop, 1 if grey else 3))
 
 
 # How a viewer turns a stored image, for each EXIF orientation.
@@ -389,7 +489,7 @@ def test_a_16_bit_pgm_is_not_refused(tmp_path):
 
 def test_caches_of_the_old_decoding_are_not_read(folder, tmp_path, monkeypatch):
     """Cache files of an earlier version, which ignored orientations and transparency."""
-    files, transform = image_files(folder), ImageTransform(size=8)
+    files, transform = image_files(folder), ImageTransform(size=(8, 8))
     monkeypatch.setattr(image_folder, "_DECODING", 2)
     load_images(files, transform, tmp_path / "caches")
     monkeypatch.undo()

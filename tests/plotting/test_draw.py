@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 import pyro.distributions as dist
 import pytest
@@ -68,7 +70,7 @@ def found(monkeypatch, data):
     monkeypatch.setattr(data_module, "load_again", lambda *_: data)
 
 
-EVERY = set(PICTURES)
+EVERY = set(PICTURES) - ({"graph"} if find_spec("graphviz") is None or which("dot") is None else set())
 
 
 def test_every_picture_has_a_function():
@@ -358,8 +360,8 @@ def pictures_with(name):
         "title": run_figures.sample_figure(images, name),
         "row": run_figures.image_figure(images, 2, "title", [name], ["image", "+1"]),
         "legend": run_figures.probe_figure([response], "title"),
-        "class": run_figures.scatter_figure({"test": (codes, classes)}, [name, "other"], "title"),
-        "codes": run_figures.scatter_figure({name: (codes, None)}, [], "title"),
+        "class": run_figures.scatter_figure({"test": run_figures.Codes(codes, classes)}, [name, "other"], "title"),
+        "codes": run_figures.scatter_figure({name: run_figures.Codes(codes, None)}, [], "title"),
         "band": run_figures.band_figure({name: (images, images)}, 2, "title"),
     }
 
@@ -581,6 +583,7 @@ def row(**changes):
         "seed": 0,
         "epochs": 3,
         "planned_epochs": 3,
+        "chosen_epoch": 3,
     }
     rest = {"pseudo": True, "elbo": -100.0, "elbo_stderr": 0.25, "accuracy": None, "seconds_per_epoch": 2.0}
     return Row(**{**figures, **spread, **what, **rest, **changes})

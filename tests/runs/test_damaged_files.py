@@ -548,7 +548,7 @@ def pictures(tmp_path):
     return place
 
 
-SMALL = ImageTransform(size=4)
+SMALL = ImageTransform(size=(4, 4))
 
 
 def both(data):
@@ -599,7 +599,7 @@ def test_damaged_image_files_are_refused_or_skipped(pictures, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (pictures / name).write_bytes(content)
     refused(load_folder, pictures, match="--skip-broken")
-    data = load_folder(pictures, ImageTransform(size=4, skip_broken=True))
+    data = load_folder(pictures, ImageTransform(size=(4, 4), skip_broken=True))
     assert len(data.train) + len(data.test) == 8
     assert not (tmp_path / "owned").exists()
     assert not list(recwarn), "a second voice"
@@ -759,7 +759,7 @@ def test_memory_of_images_at_the_limit(tmp_path, capsys):
     body = """
 import os
 os.cpu_count = lambda: 8  # threads that would each decode one
-data = load_dataset(f"folder:{base / 'large'}", transform=ImageTransform(size=8))
+data = load_dataset(f"folder:{base / 'large'}", transform=ImageTransform(size=(8, 8)))
 assert len(data.train) + len(data.test) == 4
 """
     peak = peak_of(body, tmp_path)
@@ -791,7 +791,7 @@ refused(load_dataset, "mnist", base / "data", offline=True)
 refused(load_dataset, "binarized-mnist", base / "text")
 refused(load_dataset, "celeba", base / "data")
 refused(_chosen, {"config": base / "a.toml"})
-refused(load_dataset, f"folder:{base / 'pictures'}", transform=ImageTransform(size=8))
+refused(load_dataset, f"folder:{base / 'pictures'}", transform=ImageTransform(size=(8, 8)))
 """
     peak = peak_of(body, tmp_path)
     with capsys.disabled():

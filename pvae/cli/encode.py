@@ -1,0 +1,113 @@
+"""The command `python -m pvae.encode`: the codes of images, as a table or as arrays."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pvae.cli.command import (
+    Parser,
+    add_images,
+    check_writable,
+    ctrl_c_exits_at_once,
+    nonempty_path,
+    print_note,
+    run_command,
+)
+from pvae.config.options import whole_number
+from pvae.core.errors import InputError
+from pvae.core.files import check_replaceable, write_whole
+from pvae.core.terminal import say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["main"]
+
+_EPILOG = """\
+The code of an image is its posterior q(z | x): a mean and a standard deviation for each latent dimension, or with
+--draws one z drawn from it. Images are brought to the size and colour of the run's own.
+
+An .npz file holds the arrays names (N,), loc and scale (N, L), or names and z; np.load reads it. A .csv file has a row
+for each image: name, loc_1, ..., loc_L, scale_1, ..., scale_L, or name, z_1, ..., z_L.
+
+examples:
+  python -m pvae.encode runs/my-run photos --out codes.csv
+  python -m pvae.encode runs/my-run
+      the test images of the run, into RUN/codes.npz
+In Python:
+  given = pvae.evaluation.images.GivenImages.of("runs/my-run", "photos")
+  codes = pvae.evaluation.images.encode_images(given.vae, given.pixels)  # codes.loc and codes.scale, (N, L)"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status, which `run_command` explains.
+
+    Args:
+        argv: the arguments after the program's name; `sys.argv` if left out.
+    """
+    return run_command("pvae.encode", lambda: _encode(_parser().parse_args(argv)))
+
+
+def _encode(arguments: argparse.Namespace) -> None:
+    whole_number("seed", arguments.seed, 0, 2**63 - 1)
+    with ctrl_c_exits_at_once("pvae.encode"):
+        import torch
+
+        from pvae.core.random_state import seeded
+        from pvae.evaluation.images import GivenImages, draw_codes, encode_images
+        from pvae.runs.run import Run
+    place = Run.open(arguments.run).place
+    if arguments.out is None and not place.exists():  # of a run that comes with pvae
+        place.mkdir(parents=True)
+    out = arguments.out or place / "codes.npz"
+    if out.suffix not in (".npz", ".csv"):
+        raise InputError(f"--out {out} must end in .npz or .csv")
+    check_writable(out.parent)
+    check_replaceable(out, f"codes{out.suffix}")
+    given = GivenImages.of(
+        arguments.run, arguments.images, arguments.data_dir, arguments.offline, arguments.skip_broken
+    )
+    print_note(given.note)
+    if arguments.draws:
+        with seeded(arguments.seed, torch.device("cpu")):
+            codes = {"z": draw_codes(given.vae, given.pixels)}
+    else:
+        codes = encode_images(given.vae, given.pixels)._asdict()
+    write_whole(out, (_npz if out.suffix == ".npz" else _csv)(given.names, codes))
+    num_images, num_dims = next(iter(codes.values())).shape
+    say(f"{out}: {' and '.join(codes)} of {num_images:,} images, {num_dims} latent dimensions")
+
+
+def _npz(names: Sequence[str], codes: Mapping[str, Tensor]) -> bytes:
+    import numpy as np
+
+    content = io.BytesIO()
+    arrays: dict[str, Any] = {"names": np.array(names), **{name: values.numpy() for name, values in codes.items()}}
+    np.savez(content, **arrays)
+    return content.getvalue()
+
+
+def _csv(names: Sequence[str], codes: Mapping[str, Tensor]) -> bytes:
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow(
+        ["name", *(f"{name}_{dim + 1}" for name, values in codes.items() for dim in range(values.shape[1]))]
+    )
+    rows = zip(names, *(values.tolist() for values in codes.values()))
+    writer.writerows([name, *itertools.chain(*values)] for name, *values in rows)
+    return content.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser("encode", "Encode images by a trained run.", _EPILOG)
+    add_images(parser)
+    add = parser.add_argument
+    add("--draws", action="store_true", help="a draw z from q(z | x) for each image, in place of mean and scale")
+    add("--seed", metavar="S", type=int, default=0, help="of the draws (default: 0)")
+    add("--out", metavar="FILE", type=nonempty_path, help="an .npz or a .csv file (default: RUN/codes.npz)")
+    return parser

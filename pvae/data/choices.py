@@ -1,0 +1,73 @@
+"""The options that suit a user's own images, chosen from their number and shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from pvae.config.config import OPTIONS, Config
+from pvae.config.presets import as_option, get_system
+from pvae.data.dataset import Dataset
+
+__all__ = ["describe_choices", "images_config"]
+
+_CHANNELS = (32, 64, 128, 256)
+_LEAST_SIDE = 4  # pixels that the last convolution leaves of the shorter side
+_PIXELS = 5e8  # that a training visits: five to ten minutes on two cores
+
+
+def images_config(data: Dataset, **options: Any) -> Config:
+    """Return the system "images" with the options that suit a data set.
+
+    As many convolutions as leave at least 4 pixels of the shorter side of an image, at most 4, or an MLP if that side
+    has one pixel; batches of 64, of 128 from 20,000 training images on, and never more than a tenth of the images; and
+    as many epochs, between 10 and 200, as visit 5e8 pixels.
+
+    Args:
+        data: the images.
+        options: fields of `Config`, which are kept as given.
+
+    Raises:
+        InputError: an option is unknown or cannot be used.
+    """
+    config = get_system("images").replace(**options)
+    num_train, (_, height, width) = len(data.train), data.image_shape
+    depth = int(math.log2(max(2, min(height, width) // _LEAST_SIDE)))
+    chosen = {
+        "network": "mlp" if min(height, width) < 2 else config.network,  # a side of one pixel has no half
+        "hidden": _CHANNELS[:depth],
+        "batch_size": max(1, min(128 if num_train >= 20_000 else 64, num_train // 10)),
+        "epochs": min(200, max(10, round(_PIXELS / (num_train * height * width)))),
+    }
+    return config.replace(**{name: value for name, value in chosen.items() if name not in options})
+
+
+def describe_choices(data: Dataset, config: Config, given: Iterable[str]) -> str:
+    """Return a line for each option that was chosen for the images: what it is, and what it does.
+
+    Args:
+        data: the images.
+        config: the configuration that `images_config` returned.
+        given: names of the options that the user gave.
+    """
+    channels, height, width = data.image_shape
+    num_valid = 0 if data.valid is None else len(data.valid)
+    is_own_size = f"of {height} x {width} pixels" in data.found
+    reasons = {
+        "image_size": "their own size" if is_own_size else "resized to it, and cut to its shape at both ends",
+        "likelihood": "each of the 256 levels of a pixel has a probability: the ELBO bounds log p(x)",
+        "network": f"convolutions, of which {len(config.hidden)} halve the sides of an image",
+        "hidden": "channels, or widths, of the layers; more learn finer detail, in more time",
+        "latent_dim": "numbers in the code of an image; --latent-dim 2 can be drawn as a map",
+        "valid": f"{num_valid:,} images, not trained on, by which the best epoch is chosen",
+        "patience": "epochs without a better bound on those images, after which training stops",
+        "batch_size": f"images in a step, {math.ceil(len(data.train) / config.batch_size):,} steps in an epoch",
+        "epochs": "passes over the images, at most",
+    }
+    reasons["image_size"] += ", grey" if channels == 1 else ", in colour; --grey trains on grey"
+    shown = [name for name in reasons if name not in given and OPTIONS[name].only_with[1](config)]
+    options = {name: as_option(name, getattr(config, name)) for name in shown}
+    options["image_size"] = f"--image-size {height}x{width}"
+    indent = max((len(options[name]) for name in shown), default=0)
+    return "\n".join(f"  {options[name]:{indent}}  {reasons[name]}" for name in shown)

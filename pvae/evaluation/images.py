@@ -1,0 +1,232 @@
+"""What a trained VAE computes for given images: their codes, their likelihoods, and new images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pvae.core.errors import InputError
+from pvae.core.records import markdown_of
+from pvae.data.dataset import Pixels
+from pvae.evaluation.log_likelihood import bits_per_dimension, images_at_once, importance_sample
+from pvae.evaluation.report import elbo_terms
+from pvae.evaluation.trained_run import prepared, with_normalised_likelihood
+from pvae.runs.data import data_of, images_for
+from pvae.runs.run import Run
+from pvae.vae import VAE
+
+__all__ = ["Codes", "GivenImages", "Score", "draw_codes", "encode_images", "sample_images", "score_images", "to_text"]
+
+_CHUNK = 100
+
+
+@dataclass(frozen=True)
+class GivenImages:
+    """Images that were given to a trained run, converted to the shape that it was trained on.
+
+    Args:
+        run: the run.
+        vae: its VAE, in eval mode, on the CPU.
+        names: the name of each image.
+        images: bytes (N, C, H, W).
+        note: how the images were changed, or "".
+    """
+
+    run: Run
+    vae: VAE
+    names: Sequence[str]
+    images: Tensor
+    note: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        path: str | Path,
+        images: str | Path | None = None,
+        data_dir: str | Path | None = None,
+        offline: bool = False,
+        skip_broken: bool = False,
+        vae: VAE | None = None,
+    ) -> GivenImages:
+        """Return the run of a folder, with images.
+
+        Args:
+            path: the run folder.
+            images: an image file or a folder of image files; the run's test images if None.
+            data_dir: folder to search first for the run's own data.
+            offline: do not download the run's own data.
+            skip_broken: leave out a file of `images` that cannot be decoded.
+            vae: a VAE of the same modules, if the run trained a VAE that was built in Python.
+
+        Raises:
+            InputError: the folder is not a run folder, there are no such images, or `vae` is missing.
+        """
+        run = Run.open(path)
+        if run.has_own_vae and vae is None:
+            raise InputError(
+                f"{path} trained a VAE that was built in Python: build it again there, and give it to "
+                f"pvae.evaluation.images.GivenImages.of({str(path)!r}, vae=vae)"
+            )
+        if images is None and not run.data.dataset:
+            raise InputError(f"{path} was trained on images given from Python: name a file or folder of images")
+        vae = run.vae(vae)
+        if images is None:
+            test = data_of(run, None, data_dir, offline).test
+            return cls(run, vae, [f"test-{number}" for number in range(len(test))], test)
+        decoded_as = replace(run, config=run.config.replace(skip_broken=skip_broken))
+        return cls(run, vae, *images_for(decoded_as, images))
+
+    @property
+    def pixels(self) -> Pixels:
+        """The pixels that the VAE takes, as in training."""
+        return Pixels(prepared(self.run.config, self.images, "test"), self.run.config.pixels == "symmetric")
+
+    def with_likelihood(self) -> tuple[VAE, Pixels, str]:
+        """Return a VAE whose likelihood is a probability or a density, pixels in its domain, and their kind."""
+        return with_normalised_likelihood(self.run.config, self.vae, self.run.data.image_shape, self.images)
+
+
+class Codes(NamedTuple):
+    """Means and standard deviations of q(z | x) for each image, (N, L)."""
+
+    loc: Tensor
+    scale: Tensor
+
+
+@torch.no_grad()
+def encode_images(vae: VAE, x: Pixels) -> Codes:
+    """Return the mean and the standard deviation of q(z | x) for each image.
+
+    Args:
+        vae: in eval mode.
+        x: N images.
+
+    Raises:
+        InputError: they have no closed form, as with two stochastic layers.
+    """
+    posteriors = [vae.posterior(part) for part in x.split(images_at_once(vae, x))]
+    try:
+        loc, scale = (torch.cat([getattr(q, name) for q in posteriors]) for name in ("mean", "stddev"))
+    except NotImplementedError:
+        raise InputError(
+            "q(z | x) has no mean and standard deviation in closed form, as with two stochastic layers: draw from it, "
+            "with --draws or pvae.evaluation.images.draw_codes"
+        ) from None
+    return Codes(loc, scale)
+
+
+@torch.no_grad()
+def draw_codes(vae: VAE, x: Pixels) -> Tensor:
+    """Return a draw z ~ q(z | x) for each image, (N, L); the arguments are those of `encode_images`."""
+    return torch.cat([vae.posterior(part).sample() for part in x.split(images_at_once(vae, x))])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How likely an image is, in nats.
+
+    Args:
+        name: name of the image.
+        log_p: the estimate of log p(x) from K importance weights, in the mean a lower bound.
+        stderr: standard error of `log_p` from the draws of z; too small where `effective` is.
+        effective: effective sample size of the importance weights, between 1 and K.
+        bits_per_dimension: of `log_p`, as in `log_likelihood.bits_per_dimension`.
+        elbo: the ELBO, from ten draws of z, with a closed-form rate where there is one.
+        distortion: -E_q log p(x | z).
+        rate: KL(q(z | x) || p(z)).
+    """
+
+    name: str
+    log_p: float
+    stderr: float
+    effective: float
+    bits_per_dimension: float
+    elbo: float
+    distortion: float
+    rate: float
+
+
+@torch.no_grad()
+def score_images(
+    vae: VAE,
+    x: Pixels,
+    names: Sequence[str],
+    num_particles: int = 200,
+    on_images: Callable[[int], object] = lambda count: None,
+) -> list[Score]:
+    """Return a score for each image, the least likely first.
+
+    The likelihood of a deep generative model is a poor test of whether an image is odd: models give simple images of
+    another kind higher likelihoods than the images that they were trained on. The distortion of such images is often
+    the better sign.
+
+    Args:
+        vae: in eval mode.
+        x: N images.
+        names: the name of each.
+        num_particles: K, the draws of z for each image.
+        on_images: called after each part with the number of images in it.
+
+    Raises:
+        InputError: the VAE has no density, as an autoencoder.
+
+    Reference:
+        Nalisnick et al., arXiv:1810.09136, section 3.
+    """
+    if not vae.has_density:
+        raise InputError("an autoencoder has no likelihood to score images by: train with --posterior normal")
+    sample = importance_sample(vae, x, num_particles, on_images)
+    terms = elbo_terms(vae, x)
+    columns = {
+        "log_p": sample.log_p,
+        "stderr": sample.stderr,
+        "effective": sample.effective,
+        "bits_per_dimension": bits_per_dimension(vae, sample.log_p, x),
+        **{name: terms[name] for name in ("elbo", "distortion", "rate")},
+    }
+    rows = zip(names, zip(*(column.tolist() for column in columns.values())))
+    scores = [Score(name=name, **dict(zip(columns, row))) for name, row in rows]
+    return sorted(scores, key=lambda score: score.log_p)
+
+
+def to_text(scores: Iterable[Score]) -> str:
+    """Return the scores as a table."""
+    return markdown_of(_COLUMNS, scores, aligned=True)
+
+
+_COLUMNS: dict[str, Callable[[Score], str]] = {
+    "name": lambda score: score.name,
+    "log p(x)": lambda score: f"{score.log_p:.2f} +- {score.stderr:.2f}",
+    "effective sample": lambda score: f"{score.effective:.1f}",
+    "bits per dimension": lambda score: f"{score.bits_per_dimension:.3f}",
+    "ELBO": lambda score: f"{score.elbo:.2f}",
+    "distortion": lambda score: f"{score.distortion:.2f}",
+    "rate": lambda score: f"{score.rate:.2f}",
+}
+
+
+@torch.no_grad()
+def sample_images(vae: VAE, num_samples: int, draws: bool = False) -> Tensor:
+    """Return new images: means of p(x | z), or draws from it, at draws z ~ p(z).
+
+    Args:
+        vae: in eval mode.
+        num_samples: S.
+        draws: draw every pixel too, in place of taking its mean.
+
+    Returns:
+        (S, C, H, W), in the range of the VAE's pixels.
+
+    Raises:
+        InputError: the VAE has no prior, as an autoencoder.
+    """
+    if not vae.has_density:
+        raise InputError("an autoencoder has no prior to draw from: train with --posterior normal")
+    z = vae.prior().sample((num_samples,))
+    likelihoods = (vae.likelihood(part) for part in z.split(_CHUNK))
+    return torch.cat([p_x.sample() if draws else p_x.mean for p_x in likelihoods])

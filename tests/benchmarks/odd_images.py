@@ -1,0 +1,57 @@
+"""How well the scores of `python -m pvae.score` tell images of another kind from those of a run.
+
+    python tests/benchmarks/odd_images.py RUN OTHERS
+
+It puts a hundred images of the folder OTHERS among the test images of RUN, scores all of them, and prints for each
+score the area under the ROC curve: the probability that an image of OTHERS looks odder than a test image. 1 is a
+perfect test, 0.5 a coin, and 0 one that always takes the wrong side.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from pvae.core.random_state import seeded
+from pvae.evaluation.images import GivenImages, score_images
+
+ODDNESS = {
+    "-log p(x)": lambda score: -score.log_p,
+    "-ELBO": lambda score: -score.elbo,
+    "distortion": lambda score: score.distortion,
+    "rate": lambda score: score.rate,
+}
+
+
+def area(odd, own):
+    """The share of pairs in which the odd image has the larger value; a tie counts as half a pair."""
+    odd, own = torch.tensor(odd)[:, None], torch.tensor(own)
+    return ((odd > own).double() + 0.5 * (odd == own)).mean().item()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="a run folder")
+    parser.add_argument("others", help="a folder of images of another kind")
+    parser.add_argument("--count", type=int, default=100, help="number of images of OTHERS (default: 100)")
+    parser.add_argument("--importance-samples", type=int, default=200, help="default: 200")
+    arguments = parser.parse_args()
+    values = []
+    for path in (arguments.others, None):
+        given = GivenImages.of(arguments.run, path)
+        vae, pixels, _ = given.with_likelihood()
+        with seeded(0, torch.device("cpu")):
+            if path is not None:
+                chosen = torch.randperm(len(pixels))[: arguments.count]
+                pixels = type(pixels)(pixels.images[chosen], pixels.symmetric)
+            scores = score_images(vae, pixels, [""] * len(pixels), arguments.importance_samples)
+        values.append({name: [of(score) for score in scores] for name, of in ODDNESS.items()})
+    odd, own = values
+    print(f"{len(odd['rate'])} odd images, {len(own['rate'])} test images of {given.run.path}")
+    for name in ODDNESS:
+        print(f"area under the curve by {name:10} {area(odd[name], own[name]):.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+"""The commands encode, score, sample and export: what they write, what they refuse, and what they leave alone."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pvae
+from pvae.cli.encode import main as encode
+from pvae.cli.export import main as export
+from pvae.cli.sample import main as sample
+from pvae.cli.score import CAVEAT
+from pvae.cli.score import main as score
+from pvae.cli.train import main as train
+from pvae.config.presets import get_system
+from pvae.core.files import is_report
+from pvae.core.random_state import seeded
+from pvae.data.dataset import Dataset
+from pvae.evaluation.images import GivenImages, encode_images, sample_images, score_images
+from pvae.runs.run import Run
+from pvae.training.fit import fit
+
+CPU = torch.device("cpu")
+COMMANDS = {"encode": encode, "score": score, "sample": sample, "export": export}
+HEIGHT, WIDTH = 9, 7
+
+
+def draw_tree(folder, count, size=(WIDTH, HEIGHT), seed=0):
+    """Grey images in two sub-folders."""
+    rng = np.random.default_rng(seed)
+    for index in range(count):
+        place = folder / ("odd", "even")[index % 2 == 0]
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, size[::-1], dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{index:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder with a run of the system "images", and its cache of images."""
+    base = tmp_path_factory.mktemp("base")
+    draw_tree(base / "tree", 40)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(base / "cache"))
+        patch.setattr("pvae.plotting.run_figures.save_figures", lambda run, *_: run.figures())
+        options = ["--epochs", "1", "--hidden", "8", "--latent-dim", "2", "--quiet"]
+        assert train(["--dataset", f"folder:{base / 'tree'}", *options, "--out", str(base / "run")]) == 0
+    return base
+
+
+@pytest.fixture
+def run(base, tmp_path, monkeypatch):
+    """A copy of the run folder, in an empty working folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(base / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return shutil.copytree(base / "run", tmp_path / "run")
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def refuse(command, arguments, capsys, folder):
+    """Run a command that must fail; check that no file or folder changed, and return the line it printed."""
+    before = contents(folder), sorted(folder.rglob("*"))
+    assert command([str(argument) for argument in arguments]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1, printed
+    assert (contents(folder), sorted(folder.rglob("*"))) == before
+    return printed
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_codes_are_read_back(run, base, tmp_path, capsys):
+    """From both formats: the means and scales of `encode_images`, by names relative to the folder."""
+    for name in ("codes.csv", "codes.npz"):
+        assert encode([str(run), str(base / "tree"), "--out", name]) == 0
+    given = GivenImages.of(run, base / "tree")
+    codes = encode_images(given.vae, given.pixels)
+    assert len(given.names) == 40
+    assert given.names[0] == os.path.join("even", "00.png")  # noqa: PTH118  as the system writes it
+    with np.load("codes.npz") as arrays:
+        assert arrays["names"].tolist() == given.names
+        assert np.array_equal(arrays["loc"], codes.loc.numpy())
+        assert np.array_equal(arrays["scale"], codes.scale.numpy())
+    rows = rows_of(tmp_path / "codes.csv")
+    assert list(rows[0]) == ["name", "loc_1", "loc_2", "scale_1", "scale_2"]
+    assert [row["name"] for row in rows] == given.names
+    assert [float(row["scale_2"]) for row in rows] == codes.scale[:, 1].tolist()
+    assert "40 images, 2 latent dimensions" in capsys.readouterr().out
+
+
+def test_draws_of_codes_depend_on_the_seed(run, tmp_path):
+    arrays = []
+    for seed in (1, 1, 2):
+        assert encode([str(run), "--draws", "--seed", str(seed)]) == 0
+        with np.load(run / "codes.npz") as found:
+            assert sorted(found) == ["names", "z"]
+            assert found["names"][0] == "test-0"
+            arrays.append(found["z"])
+    assert np.array_equal(arrays[0], arrays[1])
+    assert not np.array_equal(arrays[0], arrays[2])
+    assert encode([str(run), "--draws", "--out", "codes.csv"]) == 0
+    assert list(rows_of(tmp_path / "codes.csv")[0]) == ["name", "z_1", "z_2"]
+
+
+def test_scores_are_read_back(run, base, capsys):
+    assert score([str(run), str(base / "tree"), "--importance-samples", "5"]) == 0
+    given = GivenImages.of(run, base / "tree")
+    vae, pixels, _ = given.with_likelihood()
+    with seeded(0, CPU):
+        scores = score_images(vae, pixels, given.names, 5)
+    rows = rows_of(run / "scores" / "scores.csv")
+    assert [{name: value if name == "name" else float(value) for name, value in row.items()} for row in rows] == [
+        asdict(one) for one in scores
+    ]
+    with Image.open(run / "scores" / "oddest.png") as sheet:
+        assert min(sheet.size) > 200
+    said = capsys.readouterr().out
+    assert all(one.name in said for one in scores[:10])
+    assert scores[10].name not in said
+    assert CAVEAT in said
+    assert CAVEAT.count("\n") == 1, "two lines"
+    assert "40 of the images have effective sample sizes below 10" in said
+
+
+def test_an_image_file_and_images_of_another_size(run, base, tmp_path, capsys):
+    """One file has its own name; images of another size are brought to the run's, and this is said once."""
+    assert score([str(run), str(base / "tree" / "odd" / "01.png"), "--importance-samples", "3", "--out", "one"]) == 0
+    assert [row["name"] for row in rows_of(tmp_path / "one" / "scores.csv")] == ["01.png"]
+    assert capsys.readouterr().err == ""
+    draw_tree(tmp_path / "large", 3, (20, 20))
+    assert score([str(run), "large", "--importance-samples", "3", "--out", "large-scores"]) == 0
+    assert capsys.readouterr().err.count("brought to 9 x 7 pixels, grey") == 1
+    assert encode([str(run), "large"]) == 0
+    assert capsys.readouterr().err.count("brought to") == 1
+
+
+def test_a_broken_file_is_named_or_left_out(run, tmp_path, capsys):
+    draw_tree(tmp_path / "some", 3)
+    (tmp_path / "some" / "broken.png").write_bytes(b"\x89PNG but no more")
+    before = contents(tmp_path / "some")
+    for command in (encode, score):
+        assert command([str(run), "some"]) == 2
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1
+        assert "broken.png" in line
+        assert "--skip-broken" in line
+    assert not (run / "codes.npz").exists()
+    assert not (run / "scores").exists()
+    assert encode([str(run), "some", "--skip-broken"]) == 0
+    with np.load(run / "codes.npz") as arrays:
+        assert len(arrays["names"]) == 3
+    assert contents(tmp_path / "some") == before
+
+
+def test_samples_are_images_of_the_vae(run, tmp_path):
+    pixels = {}
+    for name, options in (("means", []), ("again", []), ("draws", ["--draws"]), ("other", ["--seed", "1"])):
+        assert sample([str(run), "-n", "3", "--out", name, *options]) == 0
+        found = sorted(path.name for path in (tmp_path / name).iterdir())
+        assert found == ["sample-0001.png", "sample-0002.png", "sample-0003.png", "samples.png"]
+        pixels[name] = [np.asarray(Image.open(tmp_path / name / one)).tolist() for one in found[:3]]
+    assert pixels["means"] == pixels["again"]
+    assert pixels["means"] != pixels["draws"]
+    assert pixels["means"] != pixels["other"]
+    with seeded(0, CPU):
+        images = sample_images(pvae.load(run), 3)
+    assert pixels["means"] == images.mul(255).round().to(torch.uint8)[:, 0].tolist()
+
+
+def test_an_export_may_be_replaced_by_another(run, capsys):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    assert export([str(run)]) == 0
+    said = capsys.readouterr().out
+    assert f"x (N, 1, {HEIGHT}, {WIDTH}) -> loc (N, 2), scale (N, 2)" in said
+    assert "the pixels of x are k / 255" in said
+    written = sorted((run / "onnx").iterdir())
+    assert [path.name for path in written] == ["decoder.onnx", "encoder.onnx"]
+    assert all(map(is_report, written))
+
+
+@pytest.mark.parametrize("out", [[], ["--out", "mine"]], ids=["default", "--out"])
+@pytest.mark.parametrize(
+    ("command", "folder", "name"),
+    [
+        ("encode", "", "codes.npz"),
+        ("score", "scores", "scores.csv"),
+        ("score", "scores", "oddest.png"),
+        ("sample", "samples", "sample-0002.png"),
+        ("sample", "samples", "samples.png"),
+        ("export", "onnx", "decoder.onnx"),
+    ],
+)
+def test_no_other_file_is_replaced(run, tmp_path, capsys, monkeypatch, command, folder, name, out):
+    monkeypatch.setattr(Run, "vae", lambda *_: torch.nn.Identity())
+    monkeypatch.setattr("pvae.evaluation.images.images_for", lambda *_: pytest.fail("it was decoded for nothing"))
+    mine = (tmp_path / "mine" if out else run / folder) / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_bytes(b"mine")
+    if command == "encode" and out:
+        out = ["--out", mine]
+    assert name in refuse(COMMANDS[command], [run, *out], capsys, tmp_path)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_read_only_folder_is_refused_at_once(run, tmp_path, capsys, monkeypatch, command):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    monkeypatch.setattr(GivenImages, "of", lambda *_: pytest.fail("it was loaded for nothing"))
+    assert "read-only" in refuse(COMMANDS[command], [run], capsys, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "says"),
+    [
+        ("encode", ["run", "--out", "codes.txt"], ".npz or .csv"),
+        ("encode", ["run", "--out", "no/such/codes.npz"], "no/such"),
+        ("encode", ["run", "nowhere"], "no folder nowhere"),
+        ("encode", ["run", "empty"], "no image file"),
+        ("encode", ["run", "--seed", "-1"], "--seed"),
+        ("encode", ["empty"], "not a run folder"),
+        ("score", ["run", "nowhere"], "no folder nowhere"),
+        ("score", ["run", "--importance-samples", "1"], "at least 2"),
+        ("score", ["empty"], "not a run folder"),
+        ("sample", ["run", "-n", "0"], "-n"),
+        ("sample", ["run", "-n", "1000000"], "10000"),
+        ("sample", ["empty"], "not a run folder"),
+        ("export", ["empty"], "not a run folder"),
+    ],
+)
+def test_bad_input_is_one_line(run, tmp_path, capsys, command, arguments, says):
+    (tmp_path / "empty").mkdir()
+    assert says in refuse(COMMANDS[command], arguments, capsys, tmp_path)
+
+
+def test_export_without_its_packages_is_one_line(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("pvae.evaluation.export._PACKAGES", ("no_such_package",))
+    assert "no_such_package" in refuse(export, [run], capsys, tmp_path)
+
+
+@pytest.mark.parametrize("command", ["score", "sample"])
+def test_an_autoencoder_is_refused(tmp_path, few_digits, capsys, monkeypatch, no_pictures, command):
+    config = get_system("conv-2d-ae").replace(epochs=1, batch_size=50, hidden=(4,))
+    run = fit(config, data=few_digits, out=tmp_path / "run")
+    monkeypatch.setattr("pvae.evaluation.images.data_of", lambda *_: few_digits)
+    monkeypatch.setattr(Run, "open", lambda _: run)
+    run.data = type(run.data)(**{**asdict(run.data), "dataset": "mnist"})
+    assert "autoencoder" in refuse(COMMANDS[command], [tmp_path / "run"], capsys, tmp_path)
+
+
+def test_runs_of_python_say_what_to_do(tmp_path, few_digits, small_config, no_pictures, capsys):
+    """A VAE built in Python is built there again; images given from Python are no test images of a command."""
+    config = small_config.replace(epochs=1)
+    with seeded(0, CPU):
+        own = pvae.build_vae(config, few_digits.image_shape)
+    fit(config, data=few_digits, out=tmp_path / "images")
+    fit(config, vae=own, data=few_digits, out=tmp_path / "own")
+    draw_tree(tmp_path / "tree", 3, (28, 28))
+    for command in (encode, score):
+        assert "name a file or folder of images" in refuse(command, [tmp_path / "images"], capsys, tmp_path)
+        line = refuse(command, [tmp_path / "own", tmp_path / "tree"], capsys, tmp_path)
+        assert "GivenImages.of(" in line
+        assert "vae=vae" in line
+    for command in (sample, export):
+        assert "vae=vae" in refuse(command, [tmp_path / "own"], capsys, tmp_path)
+
+
+def test_a_vae_of_python_scores_images(base, tmp_path, few_digits, small_config, no_pictures, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(base / "cache"))
+    config = small_config.replace(epochs=1, binarize="dynamic")
+    with seeded(0, CPU):
+        own = pvae.build_vae(config, few_digits.image_shape)
+        again = pvae.build_vae(config, few_digits.image_shape)
+    run = fit(config, vae=own, data=Dataset("mine", few_digits.train, few_digits.test), out=tmp_path / "own")
+    draw_tree(tmp_path / "tree", 3, (28, 28))
+    given = GivenImages.of(run.path, tmp_path / "tree", vae=again)
+    vae, pixels, _ = given.with_likelihood()
+    assert [score.name for score in score_images(vae, pixels, given.names, 2)] != []
+    assert torch.equal(next(iter(vae.parameters())), next(iter(own.parameters())))

@@ -1,0 +1,166 @@
+"""Arrays of images in .npy and .npz files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pvae.cli.train import main
+from pvae.core.errors import InputError
+from pvae.data.image_folder import ImageTransform
+from pvae.data.sources import load_dataset
+from pvae.runs.data import images_for
+from pvae.runs.run import Run
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (20, 7, 5), dtype=np.uint8)
+COLOUR = RNG.integers(0, 256, (20, 7, 5, 3), dtype=np.uint8)
+SHUFFLED = np.random.RandomState(20).permutation(20)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Save arrays, and load them as a data set."""
+
+    def save_and_load(transform=None, **arrays):
+        path = tmp_path / ("images.npy" if list(arrays) == ["npy"] else "images.npz")
+        np.save(path, arrays["npy"]) if path.suffix == ".npy" else np.savez(path, **arrays)
+        return load_dataset(f"folder:{path}", transform=transform or ImageTransform(keep_aspect=True))
+
+    return save_and_load
+
+
+def pixels_of(data):
+    return torch.cat([data.train, data.test]).numpy()
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (GREY, GREY[:, None]),
+        (GREY[..., None], GREY[:, None]),
+        (COLOUR, COLOUR.transpose(0, 3, 1, 2)),
+        (np.ascontiguousarray(COLOUR.transpose(0, 3, 1, 2)), COLOUR.transpose(0, 3, 1, 2)),
+        (GREY > 100, 255 * (GREY > 100)[:, None]),
+        ((GREY.astype(np.uint32) * 257 + 3).clip(max=65535).astype(">u2"), GREY[:, None]),
+        (GREY / 255, GREY[:, None]),
+        ((GREY / 255).astype(np.float16), GREY[:, None]),
+        (np.concatenate([COLOUR, 0 * COLOUR[..., :1]], axis=-1), np.full((20, 1, 7, 5), 255)),
+    ],
+    ids=["grey", "one channel", "colour", "channels first", "bool", "uint16", "float64", "float16", "transparent"],
+)
+def test_arrays_of_every_kind_become_bytes_in_a_fixed_shuffled_order(load, array, expected):
+    data = load(npy=array)
+    assert data.title == "images.npy (18 train / 2 test)"
+    assert np.array_equal(pixels_of(data), expected[SHUFFLED].clip(0, 255))
+    assert torch.equal(load(npy=array).train, data.train), "from the cache"
+    assert data.found == f"20 images of 7 x 5 pixels, {'grey' if expected.shape[1] == 1 else 'colour'}"
+
+
+def test_the_arrays_of_an_npz_file_are_splits_with_labels(load):
+    labels = {"train_labels": np.arange(20) % 11, "val_labels": np.arange(5), "test_labels": np.arange(6) + 2}
+    data = load(train=COLOUR, val=COLOUR[:5], test=COLOUR[:6], **labels, extra=np.zeros(3))
+    assert data.title == "images.npz (20 train / 5 valid / 6 test)"
+    assert data.label_names == tuple(map(str, range(11)))
+    for split, given in (
+        ("train", labels["train_labels"]),
+        ("valid", labels["val_labels"]),
+        ("test", np.arange(6) + 2),
+    ):
+        found = dict(zip((image.tobytes() for image in data.splits[split].numpy()), getattr(data, f"{split}_labels")))
+        originals = COLOUR[: len(given)].transpose(0, 3, 1, 2)
+        assert [found[image.tobytes()] for image in originals] == given.tolist()
+
+
+def test_images_with_labels_or_alone(load):
+    data = load(images=GREY, labels=np.array(["shoe", "bag"] * 10))
+    assert data.label_names == ("bag", "shoe")
+    assert data.train_labels.tolist() == [1 - index % 2 for index in SHUFFLED[:18]]
+    assert load(faces=GREY).train_labels is None
+
+
+def test_arrays_are_cropped_resized_and_made_grey_like_files(load):
+    white = np.zeros((8, 30, 40, 3), np.uint8)
+    white[:, 10:20, 15:25] = 255
+    assert (pixels_of(load(ImageTransform((5, 5), crop=10, channels=1), npy=white)) == 255).all()
+    assert load(ImageTransform((5, 4)), npy=white).image_shape == (1, 5, 4), "all of them are grey"
+    assert load(ImageTransform(), npy=RNG.integers(0, 256, (8, 300, 200, 3), dtype=np.uint8)).image_shape == (3, 64, 43)
+
+
+NAN = GREY / 255 + np.where(np.arange(5) == 2, np.nan, 0)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"npy": NAN}, "NaN or values outside"),
+        ({"npy": NAN * 0 + GREY}, "NaN or values outside"),
+        ({"npy": GREY / 100}, "outside of [0, 1]"),
+        ({"npy": GREY.astype(np.uint16)}, "save it as bytes"),
+        ({"npy": GREY.astype(np.int64)}, "give bytes (uint8)"),
+        ({"npy": GREY.astype(np.complex64)}, "give bytes (uint8)"),
+        ({"npy": np.asfortranarray(GREY)}, "ascontiguousarray"),
+        ({"npy": GREY[0]}, "of shape (7, 5): give (N, H, W)"),
+        ({"npy": COLOUR[None]}, "of shape (1, 20, 7, 5, 3)"),
+        ({"npy": COLOUR[..., :2]}, "1, 3 or 4 channels"),
+        ({"npy": GREY[:0]}, "of shape (0, 7, 5)"),
+        ({"npy": GREY[:3]}, "only 3 of 3 images can be used: give at least 4"),
+        ({"npy": np.array([1, "a", None, {}], dtype=object)}, "objects are never loaded"),
+        ({"images": np.array([1, "a", None, {}], dtype=object)}, "objects are never loaded"),
+        ({"images": GREY, "labels": np.array([{}] * 20)}, "objects are never loaded"),
+        ({"images": GREY, "labels": np.arange(19)}, "give 20 whole numbers"),
+        ({"images": GREY, "labels": np.zeros((20, 2))}, "give 20 whole numbers"),
+        ({"train": GREY, "test": COLOUR}, "the shapes (7, 5, 1) and (7, 5, 3)"),
+        ({"train": GREY, "test": GREY[:1]}, "N at least 2"),
+        ({"x": GREY, "y": GREY}, "it holds x, y: name"),
+        ({}, "it holds no array"),
+        ({"images": np.zeros((4, 10**5, 10**4), np.bool_)}, "too large"),
+    ],
+)
+def test_other_arrays_are_an_error_of_one_line(tmp_path, arrays, says, capsys):
+    path = tmp_path / ("images.npy" if list(arrays) == ["npy"] else "images.npz")
+    save = np.savez_compressed if path.suffix == ".npz" else np.save
+    save(path, *arrays.values()) if path.suffix == ".npy" else save(path, **arrays)
+    assert main(["--dataset", f"folder:{path}", "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert says in error
+    assert not (tmp_path / "run").exists()
+    assert not [file for file in (tmp_path / "cache").rglob("*") if file.suffix == ".tmp"]
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_a_damaged_file_is_named(tmp_path, suffix):
+    path = tmp_path / f"images.{suffix}"
+    np.save(path, GREY) if suffix == "npy" else np.savez(path, images=GREY)
+    whole = path.read_bytes()
+    for content in (whole[:-100], whole[:5], b"", b"<html>not found</html>", whole[:400] + b"spoiled" + whole[407:]):
+        path.write_bytes(content)
+        if suffix == "npz" or len(content) < len(whole):  # .npy files have no checksum
+            with pytest.raises(InputError, match=rf"images\.{suffix} cannot be used"):
+                load_dataset(f"folder:{path}")
+
+
+def test_a_run_on_arrays_is_resumed_and_takes_arrays(tmp_path, no_pictures, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("faces.npy", GREY)
+    small = ["--hidden", "4", "--batch-size", "8", "--latent-dim", "2", "--out", "run", "--epochs"]
+    assert main(["--dataset", "folder:faces.npy", *small, "1"]) == 0
+    assert "faces.npy (16 train / 2 valid / 2 test): 20 images of 7 x 5 pixels, grey" in capsys.readouterr().out
+    (tmp_path / "faces.npy").rename(tmp_path / "moved.npy")
+    assert main(["--resume", "run", "--epochs", "2"]) == 2
+    assert "name the folder where those images are now" in capsys.readouterr().err
+    assert main(["--resume", "run", "--epochs", "2", "--data-dir", "moved.npy"]) == 0
+    names, images, note = images_for(Run.open("run"), "moved.npy")
+    assert (names[3], note) == ("moved-3", "")
+    assert np.array_equal(images[:, 0].numpy(), GREY)
+    np.savez("other.npz", train=COLOUR, test=COLOUR[:4])
+    names, images, note = images_for(Run.open("run"), "other.npz")
+    assert (names[0], names[-1], images.shape) == ("train-0", "test-3", (24, 1, 7, 5))
+    assert note == "24 images of 7 x 5 pixels, colour, are brought to 7 x 5 pixels, grey, as in training"

@@ -1,0 +1,115 @@
+"""Codes, scores and samples of given images, against the VAE's own distributions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pvae.config.config import Config
+from pvae.core.errors import InputError
+from pvae.core.random_state import seeded
+from pvae.data.dataset import Pixels
+from pvae.evaluation import images as images_module
+from pvae.evaluation.images import draw_codes, encode_images, sample_images, score_images, to_text
+from pvae.evaluation.log_likelihood import importance_sample
+from pvae.evaluation.report import elbo_terms
+from pvae.models.build import build_vae
+
+CPU = torch.device("cpu")
+SYSTEMS = {
+    "levels": Config(hidden=(8,), latent_dim=3, likelihood="discretized-logistic"),
+    "binary": Config(hidden=(8,), latent_dim=3, binarize="static"),
+    "density": Config(hidden=(8,), latent_dim=3, likelihood="normal", pixels="symmetric"),
+    "two layers": Config(second_latent_dim=2, second_hidden=(4,), hidden=(6,), latent_dim=3, elbo="iwae",
+                         binarize="static"),
+    "autoencoder": Config(hidden=(8,), latent_dim=3, posterior="delta"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def given():
+    """Return the VAE of a kind, and seven images in the domain of its likelihood."""
+
+    def build(kind):
+        config = SYSTEMS[kind]
+        with seeded(0, CPU):
+            vae = build_vae(config, (1, 5, 4)).eval()
+            images = torch.randint(256, (7, 1, 5, 4), dtype=torch.uint8)
+        if config.binarize == "static":
+            images = (images > 100).to(torch.uint8) * 255
+        return vae, Pixels(images, config.pixels == "symmetric")
+
+    return build
+
+
+@pytest.mark.parametrize("kind", ["levels", "binary", "density", "autoencoder"])
+def test_codes_are_the_posterior(given, monkeypatch, kind):
+    """In one part, and in parts of two images."""
+    vae, x = given(kind)
+    (whole,) = x.split(7)
+    for at_once in (7, 2):
+        monkeypatch.setattr(images_module, "images_at_once", lambda *_, size=at_once: size)
+        loc, scale = encode_images(vae, x)
+        with torch.no_grad():
+            q = vae.posterior(whole)
+        torch.testing.assert_close(loc, q.mean)
+        torch.testing.assert_close(scale, q.stddev)
+    with seeded(3, CPU), torch.no_grad():
+        z = torch.cat([vae.posterior(part).sample() for part in x.split(2)])
+    with seeded(3, CPU):
+        assert torch.equal(draw_codes(vae, x), z)
+
+
+def test_two_layers_have_draws_alone(given):
+    vae, x = given("two layers")
+    with pytest.raises(InputError, match="--draws"):
+        encode_images(vae, x)
+    with seeded(0, CPU):
+        assert draw_codes(vae, x).shape == (7, 5)
+
+
+@pytest.mark.parametrize("kind", ["levels", "binary", "density", "two layers"])
+def test_scores_are_the_importance_sample_and_the_elbo(given, kind):
+    vae, x = given(kind)
+    names, done = [f"image-{n}" for n in range(7)], []
+    with seeded(5, CPU):
+        scores = score_images(vae, x, names, 20, done.append)
+    with seeded(5, CPU):
+        sample, terms = importance_sample(vae, x, 20), elbo_terms(vae, x)
+    assert sum(done) == 7
+    assert [score.log_p for score in scores] == sorted(sample.log_p.tolist()), "the least likely first"
+    scale = {"density": 127.5}.get(kind, 1)
+    for score in scores:
+        n = names.index(score.name)
+        assert score.log_p == sample.log_p[n].item()
+        assert score.stderr == sample.stderr[n].item()
+        assert score.effective == sample.effective[n].item()
+        assert (score.elbo, score.distortion, score.rate) == tuple(
+            terms[name][n].item() for name in ("elbo", "distortion", "rate")
+        )
+        assert score.elbo == pytest.approx(-score.distortion - score.rate, rel=1e-5)
+        assert score.bits_per_dimension == pytest.approx((-score.log_p / 20 + math.log(scale)) / math.log(2))
+    assert [line.split()[1] for line in to_text(scores).splitlines()[2:]] == [score.name for score in scores]
+
+
+@pytest.mark.parametrize("kind", ["levels", "binary", "density", "two layers"])
+def test_samples_are_means_or_draws_of_the_likelihood(given, kind):
+    vae, _ = given(kind)
+    for draws in (False, True):
+        with seeded(2, CPU):
+            images = sample_images(vae, 9, draws)
+        with seeded(2, CPU), torch.no_grad():
+            p_x = vae.likelihood(vae.prior().sample((9,)))
+            assert torch.equal(images, p_x.sample() if draws else p_x.mean)
+        if draws and kind != "density":
+            vae.p_x.check(images)
+
+
+def test_an_autoencoder_has_no_scores_and_no_samples(given):
+    vae, x = given("autoencoder")
+    with pytest.raises(InputError, match="no likelihood"):
+        score_images(vae, x, [""] * 7)
+    with pytest.raises(InputError, match="no prior"):
+        sample_images(vae, 2)
