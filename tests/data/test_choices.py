@@ -12,6 +12,7 @@ from pvae.cli.train import main
 from pvae.core.errors import InputError
 from pvae.data.choices import describe_choices, images_config
 from pvae.data.dataset import Dataset
+from pvae.models.build import build_vae
 from pvae.runs.data import load_for
 from pvae.runs.run import Run
 
@@ -29,7 +30,7 @@ def noise(num_train, channels, height, width, **rest):
         ((900, 1, 28, 20), (32, 64), 64, 200),
         ((4500, 3, 64, 52), (32, 64, 128), 64, 33),
         ((20_000, 3, 64, 64), (32, 64, 128, 256), 128, 10),
-        ((200, 1, 1, 1), (32,), 20, 200),
+        ((200, 1, 1, 1), (400, 400), 20, 200),
         ((8, 1, 7, 300), (32,), 1, 200),
         ((100, 1, 512, 512), (32, 64, 128, 256), 10, 19),
     ],
@@ -38,9 +39,11 @@ def test_options_suit_the_number_and_shape_of_the_images(shape, hidden, batch_si
     config = images_config(noise(*shape))
     assert (config.hidden, config.batch_size, config.epochs) == (hidden, batch_size, epochs)
     assert config.likelihood == "discretized-logistic"
+    build_vae(config, shape[1:])
 
 
 def test_options_that_are_given_are_kept():
+    assert images_config(noise(4500, 1, 28, 28), network="mlp").hidden == (400, 400)
     config = images_config(noise(4500, 1, 28, 28), epochs=3, hidden=(8,), valid=0.0, lr=1e-4)
     assert (config.epochs, config.hidden, config.valid, config.lr) == (3, (8,), 0.0, 1e-4)
     with pytest.raises(InputError, match="unknown option 'epoch'"):

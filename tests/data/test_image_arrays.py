@@ -48,7 +48,7 @@ def pixels_of(data):
         (COLOUR, COLOUR.transpose(0, 3, 1, 2)),
         (np.ascontiguousarray(COLOUR.transpose(0, 3, 1, 2)), COLOUR.transpose(0, 3, 1, 2)),
         (GREY > 100, 255 * (GREY > 100)[:, None]),
-        ((GREY.astype(np.uint32) * 257 + 3).clip(max=65535).astype(">u2"), GREY[:, None]),
+        (GREY.astype(">u2") * 257 + (GREY < 255), GREY[:, None]),
         (GREY / 255, GREY[:, None]),
         ((GREY / 255).astype(np.float16), GREY[:, None]),
         (np.concatenate([COLOUR, 0 * COLOUR[..., :1]], axis=-1), np.full((20, 1, 7, 5), 255)),
