@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -14,8 +15,9 @@ import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from shutil import which
 
+import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -23,10 +25,13 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import get_data_path
 from matplotlib.cbook import is_math_text
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontEntry, fontManager
-from matplotlib.patches import Polygon
+from matplotlib.patches import Circle, Polygon
 from matplotlib.text import Text
+from PIL import Image
+from pyro.infer.inspect import get_model_relations
 from torch.distributions import Normal
 
 from pvae.cli.compare import main as compare
@@ -40,9 +45,10 @@ from pvae.evaluation import latent_space, trained_run
 from pvae.evaluation.attribute_probe import Response, balanced_accuracy, respond, train_probe
 from pvae.evaluation.table import Row, groups, row_of, to_markdown
 from pvae.plotting import pictures, run_figures
-from pvae.plotting.run_figures import histogram_figure
+from pvae.plotting.gallery import entry_of
+from pvae.plotting.run_figures import Codes, histogram_figure
 from pvae.runs import data as data_module
-from pvae.training.fit import fit, resume
+from pvae.training.fit import fit, resume, train_in_memory
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +76,8 @@ def found(monkeypatch, data):
     monkeypatch.setattr(data_module, "load_again", lambda *_: data)
 
 
-EVERY = set(PICTURES) - ({"graph"} if find_spec("graphviz") is None or which("dot") is None else set())
+HAS_GRAPHVIZ = find_spec("graphviz") is not None and shutil.which("dot") is not None
+EVERY = set(PICTURES) - ({"graph"} if not HAS_GRAPHVIZ else set())
 
 
 def test_every_picture_has_a_function():
@@ -82,7 +89,7 @@ def test_every_picture_has_a_function():
     [
         ("mlp-2d", {"attributes", "probe"}),
         ("conv-2d", {"attributes", "probe"}),
-        ("conv-2d-ae", {"samples", "manifold", "attributes", "probe"}),
+        ("conv-2d-ae", {"samples", "manifold", "attributes", "probe", "graph"}),
         ("deep-bayes", {"scatter", "cdf", "manifold", "attributes", "probe"}),
     ],
 )
@@ -105,6 +112,12 @@ def test_bad_input_is_one_line(runs, found, capsys, tmp_path):
         ([str(tmp_path / "nowhere")], "there is nothing of that name"),
         ([str(runs["mlp-2d"].path), "--attribute", "0"], "have no attributes"),
         ([str(runs["mlp-2d"].path), "--outt", "x"], "did you mean --out?"),
+        ([str(runs["mlp-2d"].path), "--animate", "sample"], "did you mean 'samples'"),
+        ([str(runs["deep-bayes"].path), "--animate", "manifold"], "two latent dimensions"),
+        ([str(runs["mlp-2d"].path), "--animate", "samples", "--what", "losses"], "leave --what out"),
+        ([str(runs["mlp-2d"].path), "--animate", "samples", "--epochs", "0,x"], "not a list of epochs"),
+        ([str(runs["mlp-2d"].path), "--animate", "samples", "--epochs", "0,2"], "1 finished epochs"),
+        ([str(runs["mlp-2d"].path), "--epochs", "0,1"], "give --animate"),
         ([], "RUN"),
         ([str(runs["mlp-2d"].path), "--out", "/proc/no/such"], "cannot be written"),
     ]:
@@ -213,6 +226,151 @@ def test_histograms_show_where_the_codes_lie(tmp_path):
     assert low == pytest.approx(-4.2)
     assert high == pytest.approx(4.2)
     assert wide > 6.1
+    for axes in figure.axes[:2]:
+        for ticks, (start, end) in ((axes.get_xticks(), axes.get_xlim()), (axes.get_yticks(), axes.get_ylim())):
+            assert sum(start <= tick <= end for tick in ticks) >= 2
+
+
+# What remains of linear RGB for full protanopia, deuteranopia and tritanopia: Machado, Oliveira and Fernandes, "A
+# Physiologically-based Model for Simulation of Color Vision Deficiency", 2009, table 1.
+DEFICIENCIES = (
+    ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
+    ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
+    ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602), (0.004733, 0.691367, 0.303900)),
+)
+
+
+def oklab(linear):
+    """Coordinates in which distances are about those that are seen (Ottosson's Oklab), of linear RGB (N, 3)."""
+    cones = linear @ np.array(
+        [[0.4122214708, 0.2119034982, 0.0883024619], [0.5363325363, 0.6806995451, 0.2817188376],
+         [0.0514459929, 0.1073969566, 0.6299787005]]
+    )  # fmt: skip
+    return np.cbrt(cones) @ np.array(
+        [[0.2104542553, 1.9779984951, 0.0259040371], [0.7936177850, -2.4285922050, 0.7827717662],
+         [-0.0040720468, 0.4505937099, -0.8086757660]]
+    )  # fmt: skip
+
+
+def test_the_colours_of_classes_can_be_told_apart():
+    colours = np.array([to_rgb(colour) for colour in run_figures.PALETTE])
+    assert len(colours) == 10
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    for deficiency in DEFICIENCIES:
+        seen = oklab((linear @ np.array(deficiency).T).clip(0, 1))
+        distances = np.linalg.norm(seen[:, None] - seen[None], axis=-1)[np.triu_indices(10, 1)]
+        assert distances.min() > 0.07  # of matplotlib's ten colours two are 0.007 from each other for protanopia
+
+
+def test_scatter_plots_have_equal_axes_and_the_circles_of_the_prior(runs, data):
+    for name, radii in (("mlp-2d", [1, 2, 3]), ("conv-2d-ae", [])):
+        trained = trained_run.TrainedRun(runs[name], runs[name].vae(), data)
+        for axes in pictures.scatter(trained).axes:
+            assert axes.get_aspect() == 1
+            assert [patch.radius for patch in axes.patches if isinstance(patch, Circle)] == radii
+    (_, unit) = pictures.cdf(trained_run.TrainedRun(runs["mlp-2d"], runs["mlp-2d"].vae(), data)).axes
+    assert not unit.patches
+    assert unit.get_xlabel() == "F(z_1)"
+
+
+@pytest.mark.parametrize("count", [3, 10, 12, 47, 60])
+def test_many_classes_share_colours_and_the_title_says_so(count):
+    codes, labels = torch.randn(count, 2), torch.arange(count)
+    figure = run_figures.scatter_figure({"test": Codes(codes, labels)}, [f"class {n}" for n in range(count)], "title")
+    points = figure.axes[0].collections[0].get_facecolor()
+    assert len(np.unique(points, axis=0)) == (min(count, 10) if count <= 50 else 1)
+    assert ("share a colour" in figure.get_suptitle()) == (10 < count <= 50)
+    assert len(figure.axes[0].texts) == (count if count <= 50 else 0)
+    figure.draw_without_rendering()
+    for legend in figure.legends:
+        box = legend.get_window_extent()
+        assert box.y0 >= 0
+        assert box.y1 <= figure.bbox.height
+
+
+def test_pictures_of_an_autoencoder_name_no_elbo(runs, data):
+    trained = trained_run.TrainedRun(runs["conv-2d-ae"], runs["conv-2d-ae"].vae(), data)
+    assert "elbo" not in trained.title.lower()
+    assert "distortion" in trained.title
+    assert "elbo" not in entry_of(trained).title.lower()
+    assert [axes.get_title() for axes in pictures.losses(trained).axes] == [
+        "loss, which is minimised",
+        "distortion, -E_q log p(x | z)",
+    ]
+
+
+def test_an_autoencoder_is_traversed_where_its_codes_lie(runs, data):
+    vae = runs["conv-2d-ae"].vae()
+    vae.q_z.encoder[-1].bias.data += 50.0
+    trained = trained_run.TrainedRun(runs["conv-2d-ae"], vae, data)
+    (axes,) = pictures.traversal(trained).axes
+    for label in axes.get_yticklabels():
+        low, high = (float(value) for value in label.get_text().splitlines()[1].split(" to "))
+        assert 30 < low < high < 70
+
+
+def test_bits_per_dimension_stand_in_titles_where_pixels_have_levels(data, tmp_path):
+    config = get_system("mlp-2d").replace(epochs=1, batch_size=50, likelihood="discretized-logistic", pad=2)
+    run = fit(config, data=data, out=tmp_path / "run")
+    elbo = run.metrics()[-1].elbo
+    assert run.title.endswith(f" nats, {-elbo / (32 * 32 * math.log(2)):.3f} bits per dimension")
+
+
+def test_animate_trains_again_and_draws_the_epochs(data, found, tmp_path, capsys):
+    run = fit(get_system("mlp-2d").replace(epochs=3, batch_size=50, hidden=(16,)), data=data, out=tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    for name in ("samples", "manifold", "scatter", "reconstructions"):
+        assert main([str(run.path), "--animate", name]) == 0
+        printed = capsys.readouterr()
+        assert printed.err == "", "the weights after the last epoch are those of the run"
+        moving, still = (run.path / "figures" / f"{name}-epochs{suffix}" for suffix in (".gif", ".png"))
+        assert printed.out.endswith(f"epoch 3 is drawn\n{moving}\n{still}\n")
+        with Image.open(moving) as frames, Image.open(still) as sheet:
+            assert frames.n_frames == 4
+            width, height = frames.size
+            assert sheet.width * sheet.height >= 4 * width * height
+            assert {sheet.width % width, sheet.height % height} == {0}
+    assert {path: path.read_bytes() for path in before} == before
+    assert main([str(run.path), "--animate", "scatter", "--epochs", "3,0,3", "--out", str(tmp_path / "new")]) == 0
+    with Image.open(tmp_path / "new" / "scatter-epochs.gif") as frames:
+        assert frames.n_frames == 2
+    resume(run.path, 4, data=data)
+    assert not list(run.path.rglob("*-epochs.*")), "pictures of an earlier epoch are removed, as all others"
+
+
+def test_frames_of_codes_have_the_same_axes():
+    near, far = (run_figures.scatter_figure({"test": Codes(scale * torch.randn(9, 2))}, [], "") for scale in (1, 9))
+    run_figures.animation([near, far])
+    assert near.axes[0].get_xlim() == far.axes[0].get_xlim()
+    assert near.axes[0].get_ylim() == far.axes[0].get_ylim()
+
+
+def test_weights_that_differ_from_those_of_the_run_are_noted(data, found, tmp_path, capsys, monkeypatch):
+    run = fit(get_system("mlp-2d").replace(epochs=1, batch_size=50, hidden=(8,)), data=data, out=tmp_path / "run")
+    other = list(train_in_memory(run.config.replace(seed=5), [0, 1], data=data))
+    monkeypatch.setattr("pvae.training.fit.train_in_memory", lambda *_, **__: iter(other))
+    assert main([str(run.path), "--animate", "samples"]) == 0
+    assert "these weights differ from those of the run" in capsys.readouterr().err
+
+
+def test_pyro_sees_the_graph_of_model_and_guide(runs):
+    vae = runs["mlp-2d"].vae()
+    for function, graph in ((vae.model, {"z": [], "x": ["z"]}), (vae.guide, {"z": []})):
+        with pyro.get_param_store().scope():
+            relations = get_model_relations(function, (torch.zeros(2, 1, 28, 28),))
+        assert relations["sample_sample"] == graph
+        assert relations["plate_sample"] == {"data": list(graph)}
+
+
+def test_without_graphviz_the_graph_is_refused_in_one_line(runs, found, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(pictures, "which", lambda _: None)
+    arguments = [str(runs["mlp-2d"].path), "--out", str(tmp_path / "new")]
+    assert main([*arguments, "--what", "graph"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "pvae-pyro[graph]" in error
+    assert not (tmp_path / "new").exists()
 
 
 class Prior(torch.nn.Module):
@@ -360,8 +518,8 @@ def pictures_with(name):
         "title": run_figures.sample_figure(images, name),
         "row": run_figures.image_figure(images, 2, "title", [name], ["image", "+1"]),
         "legend": run_figures.probe_figure([response], "title"),
-        "class": run_figures.scatter_figure({"test": run_figures.Codes(codes, classes)}, [name, "other"], "title"),
-        "codes": run_figures.scatter_figure({name: run_figures.Codes(codes, None)}, [], "title"),
+        "class": run_figures.scatter_figure({"test": Codes(codes, classes)}, [name, "other"], "title"),
+        "codes": run_figures.scatter_figure({name: Codes(codes)}, [], "title"),
         "band": run_figures.band_figure({name: (images, images)}, 2, "title"),
     }
 
