@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sample(arguments: argparse.Namespace) -> None:
-    whole_number("n", arguments.n, 1, _MOST)
+    whole_number("num_samples", arguments.num_samples, 1, _MOST)
     whole_number("seed", arguments.seed, 0, 2**63 - 1)
     with ctrl_c_exits_at_once("pvae.sample"):
         import torch
@@ -53,10 +53,10 @@ def _sample(arguments: argparse.Namespace) -> None:
         raise InputError(f"a PNG has 1 or 3 channels, and the images of {run.path} have {run.data.image_shape[0]}")
     vae = run.vae()
     out = arguments.out or not_a_link(run.place / "samples")
-    names = [f"sample-{number:04}.png" for number in range(1, arguments.n + 1)]
+    names = [f"sample-{number:04}.png" for number in range(1, arguments.num_samples + 1)]
     with result_folder(out, [*names, "samples.png"]) as folder:
         with seeded(arguments.seed, torch.device("cpu")):
-            images = sample_images(vae, arguments.n, arguments.draws)
+            images = sample_images(vae, arguments.num_samples, arguments.draws)
         images = (0.5 * (images + 1) if run.config.pixels == "symmetric" else images).clamp(0, 1)
         written_by_pvae = PngInfo()
         written_by_pvae.add_text("Software", "pvae")
@@ -75,7 +75,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser("sample", "Draw new images from a trained run.", _EPILOG)
     add = parser.add_argument
     add("run", metavar="RUN", type=nonempty_path, help="a run folder")
-    add("-n", metavar="N", type=int, default=64, help=f"number of images, at most {_MOST:,} (default: 64)")
+    add(
+        "-n",
+        "--num-samples",
+        metavar="N",
+        type=int,
+        default=64,
+        help=f"number of images, at most {_MOST:,} (default: 64)",
+    )
     add("--draws", action="store_true", help="draw every pixel from p(x | z) in place of taking its mean")
     add("--seed", metavar="S", type=int, default=0, help="of every draw (default: 0)")
     add("--out", metavar="DIR", type=nonempty_path, help="where to write (default: RUN/samples)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from operator import attrgetter
 
 from pvae.cli.command import (
     Parser,
@@ -23,14 +24,15 @@ __all__ = ["CAVEAT", "main"]
 
 CAVEAT = """\
 A low likelihood is weak evidence that an image is odd: models give some images of another kind higher likelihoods than
-their own (Nalisnick et al., arXiv:1810.09136). Look at the distortion too, and at the pictures."""
+their own (Nalisnick et al., arXiv:1810.09136). Look at distortion and rate too, and at the pictures."""
 _SHOWN = 10
 
 _EPILOG = f"""\
 It writes scores.csv, a row for each image: log p(x) by importance sampling with its standard error and effective sample
-size, the ELBO, distortion and rate, in nats; and oddest.png, the ten images of the lowest log p(x) above the ten of the
-highest distortion. A log p(x) whose effective sample size is below 10 is too low, and its error too small; the
-ELBO needs no importance weights. 2,000 colour images of 64 x 52 pixels take about two minutes on two cores.
+size, the ELBO, distortion and rate, in nats; and oddest.png, the ten images of the lowest log p(x), of the highest
+distortion and of the highest rate, which is large where a code lies far from the prior. A log p(x) whose effective
+sample size is below 10 is too low, and its error too small; the ELBO needs no importance weights. 2,000 colour images
+of 64 x 52 pixels take about two minutes on two cores.
 
 {CAVEAT}
 
@@ -78,14 +80,16 @@ def _score(arguments: argparse.Namespace) -> None:
             scores = score_images(vae, pixels, given.names, arguments.importance_samples, bar.update)
         write_whole(folder / "scores.csv", csv_of(scores).encode("utf-8", "surrogateescape"))
         least_likely = scores[:_SHOWN]
-        odd = [*least_likely, *sorted(scores, key=lambda score: -score.distortion)[:_SHOWN]]
+        rows = {"lowest log p(x)": least_likely}
+        for name in ("distortion", "rate"):
+            rows[f"highest {name}"] = sorted(scores, key=attrgetter(name), reverse=True)[:_SHOWN]
         index = {name: number for number, name in enumerate(given.names)}
-        images = to_pixels(given.images[[index[score.name] for score in odd]])
-        labels = ("lowest log p(x)", "highest distortion")
+        images = to_pixels(given.images[[index[score.name] for row in rows.values() for score in row]])
         title = f"{given.run.title}\nthe oddest of {len(scores):,} images"
-        write_figure(folder / "oddest.png", image_figure(images, len(least_likely), title, labels))
+        write_figure(folder / "oddest.png", image_figure(images, len(least_likely), title, list(rows)))
         say(to_text(least_likely))
-        say(f"nats, but for the bits; the {len(least_likely)} least likely of {len(scores):,} images, pixels {kind}")
+        binarized = f"; pixels {kind}" if given.vae.is_pseudo else ""
+        say(f"in nats; the {len(least_likely)} least likely of {len(scores):,} images{binarized}")
         if untrusted := sum(not score.effective >= TRUSTED for score in scores):
             low = f"effective sample sizes below {TRUSTED:.0f}, so that their log p(x) is too low; the ELBO stands"
             say(f"{untrusted:,} of the images have {low}")

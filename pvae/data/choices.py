@@ -62,7 +62,7 @@ def describe_choices(data: Dataset, config: Config, given: Iterable[str]) -> str
         "likelihood": "each of the 256 levels of a pixel has a probability: the ELBO bounds log p(x)",
         "network": f"{len(config.hidden)} convolutions halve the sides of an image" if is_conv else "no convolutions",
         "hidden": "channels, or widths, of the layers; more learn finer detail, in more time",
-        "latent_dim": "numbers in the code of an image; --latent-dim 2 can be drawn as a map",
+        "latent_dim": "values in the code of an image; --latent-dim 2 can be drawn as a map",
         "valid": f"{num_valid:,} images, not trained on, by which the best epoch is chosen",
         "patience": "epochs without a better bound on those images, after which training stops",
         "batch_size": f"images in a step, {math.ceil(len(data.train) / config.batch_size):,} steps in an epoch",

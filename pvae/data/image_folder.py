@@ -56,7 +56,7 @@ _AT_ONCE = 1000  # files that are decoded before the first of them is written
 
 _T = TypeVar("_T")
 
-_DECODING = 4  # version of `decode`, a part of the name of a cache file
+_DECODING = 5  # version of `decode`, a part of the name of a cache file
 
 
 class ImageTransform(NamedTuple):
@@ -86,7 +86,7 @@ class Images(NamedTuple):
 
     Args:
         pixels: bytes (N, C, H, W), mapped into memory.
-        kept: the index of the file of each image, or of its row in a file of arrays.
+        kept: the index of the file of each image, or of its place in `ImageArrays`.
         found: number, size, colour and bits of the images, in words.
     """
 
@@ -161,15 +161,10 @@ def _build(files: Sequence[Path] | ImageArrays, transform: ImageTransform, targe
     # Threads, because Pillow decodes without holding the interpreter's lock.
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.filterwarnings("ignore", module="PIL")  # a file that cannot be used raises an error
-        headers: list[_Header]
-        images: Callable[[ImageTransform], Iterator[NDArray[np.uint8] | None]]
         if isinstance(files, ImageArrays):
-            headers, order = [_Header(files.height, files.width, files.mode)], files.order
-            images = partial(_decoded_arrays, files)
+            headers = [_Header(files.height, files.width, files.mode)]
         else:
             headers = [header for header in _in_parts(pool, _header, files) if header is not None]
-            order, images = [], lambda chosen: _in_parts(pool, lambda path: decode(path, chosen), files)
-        places = np.argsort(order)
         if transform.size is None:
             transform = transform._replace(size=_common_size(headers, transform.crop))
         are_grey = all(header.mode in _GREY_MODES for header in headers)
@@ -177,15 +172,17 @@ def _build(files: Sequence[Path] | ImageArrays, transform: ImageTransform, targe
         shape = (1 if transform.channels == 1 or (are_grey and not transform.channels) else 3, *transform.size)
         chosen = transform._replace(channels=shape[0])
         has_colour = transform.channels == 3
+        images: Iterator[NDArray[np.uint8] | None]
+        if isinstance(files, ImageArrays):
+            images = _decoded_arrays(files, chosen)
+        else:
+            images = _in_parts(pool, partial(decode, transform=chosen), files)
         try:
             with temporary.open("wb") as file, progress_bar("decoding", len(files), "image") as bar:
                 _write_header(file, len(files), shape)
-                start = file.tell()
-                for index, image in enumerate(images(chosen)):
+                for index, image in enumerate(images):
                     bar.update()
                     if image is not None:
-                        if order:
-                            file.seek(start + int(places[index]) * image.nbytes)
                         file.write(image.tobytes())
                         kept.append(index)
                         has_colour = has_colour or bool((image != image[:1]).any())
@@ -195,7 +192,6 @@ def _build(files: Sequence[Path] | ImageArrays, transform: ImageTransform, targe
             if shape[0] == 3 and not has_colour:
                 _keep_one_channel(temporary, (len(kept), 1, *transform.size))
             temporary.replace(target)
-            kept = order or kept
             found = _description(headers, len(files), are_grey or not (has_colour or transform.channels))
             write_whole(target.with_suffix(".json"), to_json({"kept": kept, "found": found}).encode())
             return Images(map_images(target), kept, found)

@@ -46,10 +46,8 @@ def load_dataset(
     MNIST, or MNIST-5k if MNIST cannot be found and `data_dir` was not given. "linear-gaussian" is drawn by
     `dataset.linear_gaussian`.
 
-    "folder:PATH" is any tree of image files, which `from_folder` describes; or an .npy or .npz file of images: arrays
-    (N, H, W), (N, H, W, C) or (N, C, H, W) of bytes, booleans, unsigned 16-bit integers or floats in [0, 1]. An .npz
-    file holds one array; `images` and perhaps `labels`; or `train` and perhaps `test` and `valid`, with `train_labels`
-    and so on.
+    "folder:PATH" is any tree of image files, as `from_folder` reads it, or an .npy or .npz file of images, as
+    `image_arrays.ImageArrays` reads it.
 
     Images of files are decoded once, into a cache that is mapped into memory.
 
@@ -101,12 +99,7 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
     folder = expanded(path, "--dataset folder:PATH")
     if is_array_file(folder):
         arrays = ImageArrays(folder)
-        labels = arrays.labels()
-        loaded = load_images(arrays, transform, cache_dir() / "images")
-        return _divided(
-            folder, loaded, [arrays.splits[index] for index in loaded.kept],
-            None if labels is None else labels[loaded.kept],
-        )  # fmt: skip
+        return _divided(folder, load_images(arrays, transform, cache_dir() / "images"), arrays.splits, arrays.labels)
     files = image_files(folder)
     # RandomState gives the same permutation in every version of numpy. The splits are views of one mapped file.
     files = [files[index] for index in np.random.RandomState(len(files)).permutation(len(files))]

@@ -161,9 +161,9 @@ def score_images(
 ) -> list[Score]:
     """Return a score for each image, the least likely first.
 
-    The likelihood of a deep generative model is a poor test of whether an image is odd: models give simple images of
-    another kind higher likelihoods than the images that they were trained on. The distortion of such images is often
-    the better sign.
+    The likelihood of a deep generative model is a poor test of whether an image is odd: models give some images of
+    another kind higher likelihoods than the images that they were trained on. Of images of many pixels, nearly all of
+    log p(x) is the distortion; the rate, which says how far a code is from the prior, can be the better sign.
 
     Args:
         vae: in eval mode.
@@ -176,7 +176,7 @@ def score_images(
         InputError: the VAE has no density, as an autoencoder.
 
     Reference:
-        Nalisnick et al., arXiv:1810.09136, section 3.
+        Nalisnick et al., arXiv:1810.09136.
     """
     if not vae.has_density:
         raise InputError("an autoencoder has no likelihood to score images by: train with --posterior normal")

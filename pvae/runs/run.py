@@ -241,7 +241,8 @@ class Run:
         """Return the title of figures at a finished epoch, or at 0; `chosen` says why it is this epoch."""
         test = next((row for row in self.metrics() if (row.epoch, row.split) == (epoch, "test")), None)
         elbo = "" if self.config.posterior == "delta" else f", --elbo {self.config.elbo}"
-        bound = "" if test is None else f": {test} nats{self.bits(test)}"
+        end = "\n" if chosen else ": "
+        bound = "" if test is None else f"{end}{test} nats{self.bits(test)}"
         return f"{system_title(self.config)}{elbo}, on {self.data.title}\nepoch {epoch}{chosen}{bound}"
 
     def bits(self, row: Metrics) -> str:

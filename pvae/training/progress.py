@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pvae.config.config import Config
 from pvae.config.presets import system_title
@@ -24,7 +23,7 @@ class Console:
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
-        self._num_values = 0  # values of an image, if each has a probability
+        self._bits: Callable[[Metrics], str] = lambda row: ""
 
     def say(self, line: str) -> None:
         """Print one line."""
@@ -35,9 +34,7 @@ class Console:
     def start(self, run: Run, device: str, epoch: int) -> None:
         """Print what is trained on what data, and the folder it is written to."""
         config, data = run.config, run.data
-        if config.likelihood == "discretized-logistic" and not run.has_own_vae:
-            channels, height, width = data.image_shape
-            self._num_values = channels * (height + 2 * config.pad) * (width + 2 * config.pad)
+        self._bits = run.bits
         folder = f" (found in {data.folder})" if data.folder else ""
         self.say(f"data: {data.title}{folder}, pixels {_pixels(config, run.has_own_vae)}")
         self.say(
@@ -61,8 +58,7 @@ class Console:
         terms = f"distortion {test.distortion:.2f}, rate {test.rate:.2f}"
         if abs(test.loss - test.distortion - test.rate) > 0.005:
             terms += f", loss {test.loss:.2f}"
-        if self._num_values and test.elbo is not None:
-            terms += f"; {-test.elbo / (self._num_values * math.log(2)):.3f} bits per dimension"
+        terms += self._bits(test)
         seconds = sum(row.seconds for row in rows)
         line = f"epoch {test.epoch:{len(str(epochs))}}/{epochs}  {'  '.join(map(str, rows))} ({terms})  {seconds:.1f} s"
         self.say(f"{line}, {skipped} steps skipped so far" if skipped else line)
@@ -94,5 +90,7 @@ def _pixels(config: Config, has_own_vae: bool) -> str:
     """Return a description of the pixels, and of the bound if a Bernoulli scores grey ones."""
     if config.binarize != "none":
         return _BINARY[config.binarize]
-    grey = "grey in [-1, 1]" if config.pixels == "symmetric" else "grey in [0, 1]"
-    return f"{grey}, so the bound is a pseudo-ELBO" if config.likelihood == "bernoulli" and not has_own_vae else grey
+    domain = "in [-1, 1]" if config.pixels == "symmetric" else "in [0, 1]"
+    return (
+        f"{domain}, so the bound is a pseudo-ELBO" if config.likelihood == "bernoulli" and not has_own_vae else domain
+    )

@@ -18,7 +18,11 @@ import pvae
 from pvae.cli import seeds
 from pvae.cli.compare import main as compare
 from pvae.cli.draw import main as draw
+from pvae.cli.encode import main as encode
 from pvae.cli.evaluate import main as evaluate
+from pvae.cli.export import main as export
+from pvae.cli.sample import main as sample
+from pvae.cli.score import main as score
 from pvae.cli.train import main as train
 from pvae.cli.train import train_parser
 from pvae.compile import cache
@@ -197,6 +201,8 @@ PATHS = [
     (compare, "RUN"),
     (compare, "--data-dir"),
     (compare, "--out"),
+    *((command, option) for command in (encode, score) for option in ("RUN", "IMAGES", "--data-dir", "--out")),
+    *((command, option) for command in (sample, export) for option in ("RUN", "--out")),
 ]
 
 
@@ -205,7 +211,8 @@ def test_an_empty_path_is_refused(run, tmp_path, capsys, monkeypatch, command, o
     """As from an unset variable of a shell: not taken as the working folder, even if that is a run."""
     monkeypatch.chdir(run)
     before = contents(tmp_path)
-    arguments = [""] if option == "RUN" else [option, ""] if command is train else [".", option, ""]
+    run_itself = [] if command is train or option == "RUN" else ["."]
+    arguments = [*run_itself, *([option] if option.startswith("--") else []), ""]
     assert command([*arguments, *(["--dataset", "mnist-5k", "--epochs", "1"] if command is train else [])]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
@@ -216,13 +223,16 @@ def test_an_empty_path_is_refused(run, tmp_path, capsys, monkeypatch, command, o
 def test_list_of_path_options_is_complete():
     parsers = {
         train: train_parser(),
-        **{one: sys.modules[one.__module__]._parser() for one in (draw, evaluate, compare)},
+        **{
+            one: sys.modules[one.__module__]._parser()
+            for one in (draw, evaluate, compare, encode, score, sample, export)
+        },
     }
     found = [
         (command, action.option_strings[0] if action.option_strings else action.metavar)
         for command, parser in parsers.items()
         for action in parser._actions
-        if action.metavar in ("DIR", "FILE", "RUN")
+        if action.metavar in ("DIR", "FILE", "RUN", "IMAGES")
     ]
     assert sorted(found, key=str) == sorted(PATHS, key=str)
 
@@ -324,7 +334,7 @@ def test_python_without_docstrings_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", ["train", "draw", "evaluate", "compare"])
+@pytest.mark.parametrize("command", ["train", "draw", "evaluate", "compare", "encode", "score", "sample", "export"])
 def test_help_needs_no_docstrings(command):
     python = [sys.executable, "-OO", "-m", f"pvae.{command}", "--help"]
     done = subprocess.run(python, capture_output=True, text=True, check=True)

@@ -174,7 +174,7 @@ def test_what_a_run_prints(few, monkeypatch, few_digits, capsys, tmp_path):
     monkeypatch.setattr(data, "load_again", lambda *_: found)
     assert main([*SMALL, "--elbo", "analytic", "--out", "my run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("data: few digits (130 train / 40 test), pixels grey in [0, 1]")
+    assert lines[0].startswith("data: few digits (130 train / 40 test), pixels in [0, 1]")
     assert "deep-bayes with --hidden 8 --latent-dim 2 --batch-size 50" in lines[1]
     last = json.loads((tmp_path / "my run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert f"test pseudo-ELBO {last['elbo']:.2f} +- {last['elbo_stderr']:.2f}" in lines[3]

@@ -6,14 +6,17 @@ import gc
 from pathlib import Path
 
 import numpy as np
+import pyro
 import pytest
 import torch
 
 import pvae
+from pvae.core.random_state import seeded
 from pvae.data import mapped
 from pvae.data.dataset import Dataset, Pixels, batch_of
 from pvae.data.mapped import map_images, release, shuffled
 from pvae.training import step
+from pvae.training.trainer import Trainer
 
 COUNT, BYTES = 30_000, 3 * 16 * 16
 
@@ -100,6 +103,38 @@ def test_a_training_keeps_little_of_a_large_file_in_memory(large, tmp_path, no_p
     assert set(seen[1:]) == {0}, "what a step has read is released"
     assert resident(large) < COUNT * BYTES / 4, "a few images were drawn"
     assert run.data.num_train == 2500
+
+
+def test_a_resumed_epoch_visits_a_large_file_in_the_same_order(large):
+    data = Dataset("large", large[:2000], large[2000:2100])
+    config = pvae.Config(epochs=2, hidden=(4,), batch_size=50)
+
+    class StopError(Exception):
+        pass
+
+    def train(checkpoint=None, stop_at=None):
+        """Train to the end, or return a checkpoint at a step."""
+        with seeded(0, torch.device("cpu")), pyro.get_param_store().scope():
+            trainer = Trainer(config, data, torch.device("cpu"))
+            if checkpoint is not None:
+                torch.rand(100)
+                trainer.restore(checkpoint)
+
+            def between():
+                if trainer.step == stop_at:
+                    raise StopError
+
+            try:
+                while trainer.epoch < 2:
+                    trainer.run_epoch(between=between)
+            except StopError:
+                return trainer.checkpoint()
+            return trainer.vae.state_dict()
+
+    whole = train()
+    for stop_at in (17, 57):
+        resumed = train(train(stop_at=stop_at))
+        assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
 
 
 def test_the_mapping_ends_with_the_last_tensor(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from pvae.config.presets import get_system
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
 from pvae.evaluation import log_likelihood, rate_decomposition
+from pvae.evaluation import report as report_module
 from pvae.evaluation.log_likelihood import Estimate, importance_sample
 from pvae.evaluation.rate_decomposition import active_units, latent_means, split_rate
 from pvae.evaluation.report import evaluate, to_text
@@ -59,6 +60,22 @@ def test_the_estimate_is_the_mean_of_the_weights(small_vae, small_images):
     assert torch.allclose(ours.effective, w.sum(0) ** 2 / w.square().sum(0), rtol=1e-10)
     assert torch.allclose(ours.stderr, w.std(0, correction=0) / w.mean(0) / math.sqrt(50), rtol=1e-8)
     assert ((ours.effective >= 1) & (ours.effective <= 50)).all()
+
+
+def test_samples_are_merged_by_their_weights(small_vae, small_images):
+    """Thirty and twenty draws together, against the definition at all fifty."""
+    vae, x = small_vae(), small_images(6)
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        merged = importance_sample(vae, x, 30).merged(importance_sample(vae, x, 20))
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(4)
+        q = vae.posterior(x)
+        z = torch.cat([q.sample((30,)), q.sample((20,))])
+        w = (vae.likelihood(z).log_prob(x) + vae.prior().log_prob(z) - q.log_prob(z)).exp()
+    assert merged.num_particles == 50
+    assert torch.allclose(merged.log_p, w.mean(0).log(), rtol=1e-10)
+    assert torch.allclose(merged.effective, w.sum(0) ** 2 / w.square().sum(0), rtol=1e-10)
 
 
 def test_chunks_change_nothing(small_vae, small_images, monkeypatch):
@@ -436,11 +453,71 @@ def test_a_run_is_evaluated(tmp_path, data, found, capsys, kind):
         three = anatomy["cross_entropy"]["mean"] - anatomy["posterior_entropy"]["mean"]
         assert three == pytest.approx(anatomy["rate"]["mean"], abs=1.0)
         assert "mutual information" in said
-    bits = -likelihood["estimate"]["mean"] / 784 / math.log(2) + (math.log2(127.5) if kind == "density" else 0)
+    levels = math.log2(127.5) if kind == "density" else 0
+    if kind == "grey":
+        assert anatomy["bits_per_dimension"] is None
+        assert said.count("\n  bits per dimension") == 1
+    else:
+        bits = -anatomy["elbo"]["mean"] / 784 / math.log(2) + levels
+        assert anatomy["bits_per_dimension"]["mean"] == pytest.approx(bits, rel=1e-6)
+        assert said.count("\n  bits per dimension") == 2
+    bits = -likelihood["estimate"]["mean"] / 784 / math.log(2) + levels
     assert likelihood["bits_per_dimension"]["mean"] == pytest.approx(bits, rel=1e-6)
     assert "log-likelihood" in said
     dims = "100+50" if kind == "two layers" else str(run.config.latent_dim)
     assert f" of {dims} latent dimensions, those whose posterior mean varies" in said
+
+
+@pytest.fixture
+def untrusted_run(tmp_path, data):
+    """A run whose importance weights cannot be trusted at a few draws, and its data."""
+    config = get_system("deep-bayes").replace(epochs=1, batch_size=50, latent_dim=2, binarize="static")
+    run = fit(config, data=data, out=tmp_path / "run")
+    return TrainedRun(run, run.vae(), data)
+
+
+def test_draws_are_doubled_until_they_can_be_trusted(untrusted_run):
+    seen = []
+    report = evaluate(untrusted_run, 4, seconds=10**6, on_sample=lambda sample, _: seen.append(sample))
+    counts = [sample.num_particles for sample in seen]
+    assert len(counts) >= 3, "at four draws no effective sample size is ten"
+    assert counts == [4 * 2**n for n in range(len(counts))]
+    assert all(sample.untrusted > 0.01 for sample in seen[:-1])
+    assert seen[-1].untrusted <= 0.01
+    assert report.log_likelihood.num_particles == counts[-1]
+    assert report.log_likelihood.untrusted == seen[-1].untrusted
+    assert "what stands" not in to_text(report)
+    alone = evaluate(untrusted_run, 4)
+    assert alone.log_likelihood.num_particles == 4
+    assert alone.anatomy == report.anatomy
+    said = to_text(alone)
+    assert "what stands             the ELBO" in said
+    assert "--seconds" in said
+
+
+@pytest.mark.parametrize(("seconds", "num_particles"), [(0, 2), (3, 2), (4, 4), (20, 16), (32, 32)])
+def test_draws_are_doubled_within_the_seconds(untrusted_run, monkeypatch, seconds, num_particles):
+    """With a clock on which each draw takes a second: no addition begins that would end too late."""
+    clock = [0.0]
+
+    def counted(vae, x, count, **how):
+        clock[0] += count
+        sample = importance_sample(vae, x, count, **how)
+        return log_likelihood.ImportanceSample(sample.log_p, torch.ones_like(sample.log_p), count)
+
+    monkeypatch.setattr(report_module, "importance_sample", counted)
+    monkeypatch.setattr(report_module.time, "perf_counter", lambda: clock[0])
+    assert evaluate(untrusted_run, 2, seconds=seconds).log_likelihood.num_particles == num_particles
+
+
+def test_the_command_says_what_the_draws_took(untrusted_run, found, capsys):
+    path = untrusted_run.run.path
+    assert main([str(path), "--importance-samples", "4", "--seconds", "1000"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "draws for each image took" in line]
+    assert lines[0].startswith("4 draws for each image took 0 s; the weights of 100.0% of the images")
+    written = json.loads((path / "evaluation.json").read_text())["log_likelihood"]
+    assert written["num_particles"] == 4 * 2 ** (len(lines) - 1)
+    assert written["untrusted"] <= 0.01
 
 
 def test_evaluating_twice_gives_the_same(tmp_path, data, found):
@@ -460,6 +537,7 @@ def test_bad_input_is_one_line(tmp_path, data, found, capsys):
         ([str(run.path), "--out", "/proc/no/such"], "cannot be written"),
         ([str(run.path), "--out", str(tmp_path)], "is not replaced"),
         ([str(run.path), "--images", "1"], "at least 2"),
+        ([str(run.path), "--seconds", "-1"], "--seconds"),
         ([str(run.path), "--importance-samples", "many"], "invalid int"),
     ]:
         assert main(arguments) == 2

@@ -154,7 +154,7 @@ def test_bits_per_dimension_stand_beside_nats_of_pixels_that_have_levels(tmp_pat
     levels = config.replace(likelihood="discretized-logistic", epochs=1, patience=0)
     run = fit(levels, data=few_digits, out=tmp_path / "levels", quiet=False)
     bits = -run.test_metrics().elbo / (784 * math.log(2))
-    assert f"; {bits:.3f} bits per dimension)" in capsys.readouterr().out
+    assert f", {bits:.3f} bits per dimension)" in capsys.readouterr().out
     fit(config.replace(epochs=1, patience=0), data=few_digits, out=tmp_path / "grey", quiet=False)
     assert "bits per dimension" not in capsys.readouterr().out
 

@@ -1,0 +1,423 @@
+"""Make the pictures and the notebooks of this folder anew: train what they show, draw it, and execute them.
+
+    python notebooks/make.py --data-dir DIR               all, some forty minutes on two cores the first time
+    python notebooks/make.py --data-dir DIR --only strip  one picture, or several with commas between them
+    python notebooks/make.py --list                       their names, and the runs that each needs
+
+DIR has MNIST and Fashion-MNIST in torchvision's layout. Each run is trained into a folder of --cache. Finished runs are
+not trained again, and an interrupted one is resumed. No picture that shows CelebA is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib
+import nbformat
+import torch
+from matplotlib.figure import Figure
+from nbclient import NotebookClient
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+from torchvision.utils import make_grid
+
+import pvae
+from pvae.cli.draw import main as draw
+from pvae.evaluation import latent_space
+from pvae.evaluation.trained_run import TrainedRun
+from pvae.plotting import pictures, run_figures
+from pvae.plotting.gallery import code_figures, entry_of
+from pvae.plotting.run_figures import PALETTE, write_figure
+from pvae.runs.data import data_of
+from pvae.training.fit import train_in_memory
+
+HERE = Path(__file__).resolve().parent
+BETAS = (0.25, 0.5, 1.0, 2.0, 4.0)
+RUNS = {
+    "deep-bayes": pvae.get_system("deep-bayes").replace(elbo="analytic"),
+    "mlp-2d": pvae.get_system("mlp-2d"),
+    "pytorch-example": pvae.get_system("pytorch-example"),
+    "conv-2d": pvae.get_system("conv-2d"),
+    "conv-2d-ae": pvae.get_system("conv-2d-ae"),
+    "fashion-ae": pvae.get_system("fashion-ae"),
+    "fashion-ae-6": pvae.get_system("fashion-ae").replace(latent_dim=6),
+    "fashion-vae": pvae.get_system("fashion-vae"),
+    **{f"beta-{beta}": pvae.Config(latent_dim=10, elbo="analytic", beta=beta, epochs=16) for beta in BETAS},
+}
+STAGES = {"mlp-2d": (1, 24), "pytorch-example": (1,)}  # earlier epochs that are shown, each kept as a run of its own
+
+
+@dataclass
+class Runs:
+    """The runs in a cache folder, trained when they are asked for.
+
+    Args:
+        cache: the folder.
+    """
+
+    cache: Path
+    _known: dict[Path, TrainedRun] = field(default_factory=dict, init=False)
+
+    def __call__(self, name: str, epochs: int | None = None) -> TrainedRun:
+        """Return the run of a name after its last epoch, or after one of its stages."""
+        epochs = epochs or RUNS[name].epochs
+        path, config = self.cache / f"{name}-{epochs}", RUNS[name].replace(epochs=epochs)
+        earlier = max((stage for stage in STAGES.get(name, ()) if stage < epochs), default=None)
+        if not path.exists() and earlier is not None:
+            part = path.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(self(name, earlier).run.path, part)
+            part.rename(path)
+        if path not in self._known:
+            started = time.perf_counter()
+            run = pvae.resume(path, epochs) if path.exists() else pvae.fit(config, out=path)
+            print(f"{path.name}: {run.test_metrics()} nats  {time.perf_counter() - started:.0f} s", flush=True)
+            self._known[path] = TrainedRun(run, run.vae(), data_of(run))
+        return self._known[path]
+
+
+@dataclass
+class Picture:
+    """What a picture is called, shows and needs.
+
+    Args:
+        draw: returns the figure, or writes the file and returns None; and a caption for the page, if it stands there.
+        names: names of the runs that it shows.
+        title: its heading on the page; empty for a picture of another page.
+        suffix: of its file.
+    """
+
+    draw: Callable[[Runs, Path], tuple[Figure | None, str]]
+    names: tuple[str, ...]
+    title: str = ""
+    suffix: str = ".png"
+
+
+def strip(runs: Runs, _: Path) -> tuple[Figure, str]:
+    trained, clothes = runs("deep-bayes"), runs("fashion-vae")
+    x = trained.pixels(trained.test[:8])
+    with trained.seeded():
+        samples, decoded = latent_space.sample(trained.vae, 64), latent_space.reconstruct(trained.vae, x)
+    figure = Figure(figsize=(13.4, 4.6), dpi=100, layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    show(left, samples, 8, "samples: mean of p(x | z), z ~ p(z)")
+    show(middle, torch.cat([x[:4], decoded[:4], x[4:], decoded[4:]]), 4, "test images above reconstructions")
+    codes, labels = clothes.test_codes, clothes.classes[1]
+    right.scatter(*codes.T, s=3, alpha=0.6, c=[PALETTE[label] for label in labels], linewidths=0, rasterized=True)
+    right.set_aspect("equal", adjustable="datalim")
+    right.set_title("codes of Fashion-MNIST in two dimensions", fontsize=11)
+    return figure, ""
+
+
+def show(axes: matplotlib.axes.Axes, images: Tensor, num_columns: int, title: str = "") -> None:
+    """Show images in [0, 1] in rows."""
+    axes.imshow(make_grid(images, num_columns, padding=1, pad_value=0.5).permute(1, 2, 0), interpolation="nearest")
+    axes.set_title(title, fontsize=11)
+    axes.set_axis_off()
+
+
+def deep_bayes_samples(runs: Runs, _: Path) -> tuple[Figure, str]:
+    return pictures.samples(runs("deep-bayes")), ""
+
+
+def codes_mnist(runs: Runs, _: Path) -> tuple[Figure, str]:
+    entries = [entry_of(runs(name)) for name in ("mlp-2d", "conv-2d", "conv-2d-ae")]
+    (figure,) = code_figures(entries).values()
+    return smaller(figure, 80), ""
+
+
+def smaller(figure: Figure, dpi: float) -> Figure:
+    """Let a figure have fewer pixels, so that its file is small with all its colours."""
+    figure.set_dpi(dpi)
+    return figure
+
+
+def fashion_vae_scatter(runs: Runs, _: Path) -> tuple[Figure, str]:
+    return smaller(pictures.scatter(runs("fashion-vae")), 80), ""
+
+
+def rows_of(named: dict[str, Tensor], title: str) -> Figure:
+    """Return a row of images for each name."""
+    num_columns = len(next(iter(named.values())))
+    return run_figures.image_figure(torch.cat(list(named.values())), num_columns, title, list(named))
+
+
+def mlp_2d_epochs(runs: Runs, _: Path) -> tuple[Figure, str]:
+    rows, shown = {}, (*STAGES["mlp-2d"], RUNS["mlp-2d"].epochs)
+    for epochs in shown:
+        trained = runs("mlp-2d", epochs)
+        x = trained.pixels(trained.test[:8])
+        with trained.seeded():
+            rows = {"test image": x} | rows | {f"epoch {epochs}": latent_space.reconstruct(trained.vae, x)}
+    figure = rows_of(rows, f"mlp-2d on {trained.data.title}\nmean of p(x | z), z ~ q(z | x)")
+    bounds = {row.epoch: row for row in trained.run.metrics() if row.split == "test"}
+    said = ", ".join(f"{bounds[epoch].elbo:.1f}" for epoch in shown)
+    return figure, (
+        "`--system mlp-2d` after 1, 24 and 50 epochs, as post 000 shows it at the epochs that it counts as 0, 23 and "
+        f"49. The test {bounds[1].bound} is {said} nats."
+    )
+
+
+def pytorch_example_epochs(runs: Runs, _: Path) -> tuple[Figure, str]:
+    bands, losses = {}, []
+    for epochs in (*STAGES["pytorch-example"], RUNS["pytorch-example"].epochs):
+        trained = runs("pytorch-example", epochs)
+        x = trained.pixels(trained.test[:8])
+        with trained.seeded():
+            samples, decoded = latent_space.sample(trained.vae, 16), latent_space.reconstruct(trained.vae, x)
+        last = trained.run.test_metrics()
+        bands[f"epoch {epochs}: {last}"] = torch.cat([x, decoded]), samples
+        losses.append(last.posterior_mean_loss)
+    title = "left: test images above the mean of p(x | z), z ~ q(z | x); right: the mean of p(x | z), z ~ p(z)"
+    figure = run_figures.band_figure(bands, 8, f"pytorch-example on {trained.data.title}\n{title}")
+    return figure, (
+        "`--system pytorch-example`, the pictures of post 002. The post prints a test loss of 119.41 after 1 epoch and "
+        f"93.35 after 50, at the mean of q(z given x); here it is {losses[0]:.2f} and {losses[1]:.2f}."
+    )
+
+
+def fashion_ae_latents(runs: Runs, _: Path) -> tuple[Figure, str]:
+    two, six = runs("fashion-ae"), runs("fashion-ae-6")
+    x = two.pixels(two.test[:10])
+    rows = {"test image": x}
+    for trained, name in ((two, "2 latents"), (six, "6 latents")):
+        rows[name] = latent_space.reconstruct(trained.vae, x)
+    distortions = [trained.run.test_metrics().distortion for trained in (two, six)]
+    return rows_of(rows, f"fashion-ae on {two.data.title}\nreconstructions"), (
+        "The autoencoder of post 003, which tries 6 latents in place of 2 and finds sharper outlines. The test "
+        f"distortion falls from {distortions[0]:.1f} to {distortions[1]:.1f} nats."
+    )
+
+
+def decoded_figure(places: dict[str, tuple[TrainedRun, Tensor]], title: str) -> Figure:
+    """Return for each model its codes with numbered points among them, above what the points decode to.
+
+    Args:
+        places: for each name the model and the points (P, 2).
+        title: title of the figure.
+    """
+    figure = Figure(figsize=(6.0 * len(places), 6.8), dpi=80, layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    grid = figure.subplots(2, len(places), height_ratios=(5, 1), squeeze=False)
+    for (upper, lower), (name, (trained, z)) in zip(grid.T, places.items()):
+        labels = trained.classes[1]
+        upper.scatter(
+            *trained.test_codes.T, s=3, alpha=0.4, c=[PALETTE[n] for n in labels], linewidths=0, rasterized=True
+        )
+        for number, point in enumerate(z.tolist(), 1):
+            box = {"facecolor": "white", "edgecolor": "black", "boxstyle": "circle,pad=0.15"}
+            upper.annotate(str(number), point, fontsize=8, ha="center", va="center", bbox=box)
+        upper.set_aspect("equal", adjustable="datalim")
+        upper.set(title=name, xlabel="z_1", ylabel="z_2")
+        show(lower, latent_space.decode(trained.vae, z), len(z), "decoded at 1, 2, ...")
+    return figure
+
+
+def holes(runs: Runs, _: Path) -> tuple[Figure, str]:
+    places, farthest = {}, []
+    for name in ("fashion-ae", "fashion-vae"):
+        trained = runs(name)
+        codes = trained.train_codes
+        source = trained.vae.prior() if trained.vae.has_density else MultivariateNormal(codes.mean(0), codes.T.cov())
+        with trained.seeded():
+            draws = source.sample((1000,))
+        distances = torch.cdist(draws, codes).min(1).values / codes.std(0).mean()
+        points = draws[distances.argsort(descending=True)[:8]]
+        places[f"{name}: draws of {'its prior' if trained.vae.has_density else 'a Normal fitted to its codes'}"] = (
+            trained,
+            points,
+        )
+        farthest.append((distances > 0.1).float().mean().item())
+    figure = decoded_figure(places, "of 1,000 draws, the eight that lie farthest from the code of any training image")
+    return figure, (
+        "What a decoder shows where no training image has its code. An autoencoder has no prior, so its points are "
+        "drawn from a Normal distribution fitted to its codes; those of the VAE are drawn from its prior. Of the draws "
+        f"{farthest[0]:.0%} for the autoencoder and {farthest[1]:.0%} for the VAE lie farther from any code than a "
+        "tenth of the codes' standard deviation."
+    )
+
+
+def between_classes(runs: Runs, _: Path) -> tuple[Figure, str]:
+    places = {}
+    for name in ("fashion-ae", "fashion-vae"):
+        trained = runs(name)
+        codes, labels = trained.test_codes, trained.classes[1]
+        first, last = (codes[labels == label].median(0).values for label in (1, 9))
+        places[name] = trained, torch.lerp(first, last, torch.linspace(0, 1, 9)[:, None])
+    return decoded_figure(places, "from the median of the trousers' codes to that of the ankle boots'"), (
+        "The region between classes, where post 003 asks what an autoencoder would draw: a straight line from the "
+        "median code of one class to that of another, and what the decoders show on it."
+    )
+
+
+def beta_samples(runs: Runs, _: Path) -> tuple[Figure, str]:
+    rows, said = {}, []
+    for beta in BETAS:
+        trained = runs(f"beta-{beta}")
+        with trained.seeded():  # the same draws of z for all
+            rows[f"beta = {beta:g}"] = latent_space.sample(trained.vae, 12)
+        last = trained.run.test_metrics()
+        said.append(f"{beta:g}: {last.rate:.1f}")
+    title = f"deep-bayes with 10 latents and --elbo analytic on {trained.data.title}, epoch {last.epoch}"
+    return rows_of(rows, f"{title}\nmean of p(x | z) at the same 12 draws z ~ p(z)"), (
+        "Samples for several beta, the weight of the rate in the loss, all decoded from the same z. A small beta "
+        "leaves much of the prior's mass without codes, so that samples there look like no digit; a large one blurs. "
+        f"The rate in nats, by beta, is {', '.join(said)}."
+    )
+
+
+def collapse(runs: Runs, _: Path) -> tuple[Figure, str]:
+    config, rates = RUNS["deep-bayes"], []
+    epochs = range(config.epochs + 1)
+    for _epoch, vae, data in train_in_memory(config, epochs):
+        with torch.no_grad():
+            q = vae.posterior(data.test.float() / 255).base_dist
+            kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0))
+        rates.append(kl.mean(0))
+    rates = torch.stack(rates)  # (epochs, latents)
+    is_used = rates[-1] > 0.05
+    figure = Figure(figsize=(7.5, 4.4), dpi=90, layout="constrained")
+    axes = figure.add_subplot()
+    for used, colour in ((True, PALETTE[0]), (False, PALETTE[3])):
+        lines = axes.plot(epochs, rates[:, is_used == used], color=colour, linewidth=1, alpha=0.8)
+        name = "above" if used else "below"
+        for line in lines[:1]:
+            line.set_label(f"{len(lines)} latents that end {name} 0.05 nats")
+    axes.set(xlabel="epoch", ylabel="rate of a latent, nats per datum", yscale="symlog")
+    axes.set_yscale("symlog", linthresh=0.1)
+    axes.set_ylim(0)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_title(f"deep-bayes, --elbo analytic, on {data.title}: KL(q || p) of each latent, test images", fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    return figure, (
+        f"Of the {len(is_used)} latents of `--system deep-bayes`, {int((~is_used).sum())} end with a rate below 0.05 "
+        "nats: they have collapsed. The decoder has stopped reading them, and their posterior is the prior."
+    )
+
+
+def graph(runs: Runs, _: Path) -> tuple[Figure, str]:
+    return smaller(pictures.graph(runs("deep-bayes")), 80), (
+        "Model and guide as Pyro sees them, by `pyro.render_model`: `python -m pvae.draw RUN --what graph`. It needs "
+        'Graphviz and `pip install "pvae-pyro[graph]"`.'
+    )
+
+
+def mlp_2d_codes(runs: Runs, path: Path) -> tuple[None, str]:
+    run, folder = runs("mlp-2d").run, runs.cache / "animation"
+    epochs = ",".join(str(epoch) for epoch in (0, 1, 2, 4, 8, 16) if epoch <= run.config.epochs)
+    assert draw([str(run.path), "--animate", "scatter", "--epochs", epochs, "--out", str(folder)]) == 0
+    shutil.copyfile(folder / "scatter-epochs.gif", path)
+    return None, (
+        "`python -m pvae.draw RUN --animate scatter --epochs 0,1,2,4,8,16`, for a run of `--system mlp-2d`. It trains "
+        "again, since a run does not keep the weights of every epoch."
+    )
+
+
+PICTURES = {
+    "strip": Picture(strip, ("deep-bayes", "fashion-vae")),
+    "deep-bayes-samples": Picture(deep_bayes_samples, ("deep-bayes",)),
+    "codes-mnist": Picture(codes_mnist, ("mlp-2d", "conv-2d", "conv-2d-ae")),
+    "fashion-vae-scatter": Picture(fashion_vae_scatter, ("fashion-vae",)),
+    "mlp-2d-epochs": Picture(mlp_2d_epochs, ("mlp-2d",), "Reconstructions as training goes on"),
+    "mlp-2d-codes": Picture(mlp_2d_codes, ("mlp-2d",), "Codes as training goes on", ".gif"),
+    "pytorch-example-epochs": Picture(pytorch_example_epochs, ("pytorch-example",), "After one epoch and after fifty"),
+    "collapse": Picture(collapse, (), "Latents that collapse"),
+    "beta-samples": Picture(beta_samples, tuple(f"beta-{beta}" for beta in BETAS), "Samples for several beta"),
+    "fashion-ae-latents": Picture(fashion_ae_latents, ("fashion-ae", "fashion-ae-6"), "Two latents and six"),
+    "between-classes": Picture(between_classes, ("fashion-ae", "fashion-vae"), "Between classes"),
+    "holes": Picture(holes, ("fashion-ae", "fashion-vae"), "Holes"),
+    "graph": Picture(graph, ("deep-bayes",), "The graph of model and guide"),
+}
+NOTEBOOKS = {  # the runs that each takes from the cache; it trains others itself
+    "deep-bayes": (),
+    "one-elbo": ("pytorch-example", *(f"beta-{beta}" for beta in BETAS)),
+    "latent-space": ("fashion-ae", "fashion-vae", "mlp-2d"),
+    "estimators": (),
+}
+
+
+def make_picture(name: str, runs: Runs, folder: Path) -> None:
+    """Draw a picture, and put its caption on the page of pictures."""
+    picture = PICTURES[name]
+    path = folder / "pictures" / f"{name}{picture.suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure, caption = picture.draw(runs, path)
+    if figure is not None:
+        write_figure(path, figure)
+    print(f"{path}: {path.stat().st_size // 1000} kB", flush=True)
+    if picture.title:
+        write_section(
+            folder / "pictures.md",
+            picture.title,
+            f"{textwrap.fill(caption, 160)}\n\n![{picture.title}](pictures/{path.name})\n",
+        )
+
+
+def write_section(page: Path, title: str, text: str) -> None:
+    """Put a section on the page of pictures, in place of the earlier one of that title."""
+    _, *old = re.split(r"(?m)^## ", page.read_text()) if page.exists() else [""]
+    sections = {title: text}
+    for section in old:
+        heading, _, body = section.partition("\n\n")
+        sections.setdefault(heading, body)
+    head = "# Pictures\n\n[`make.py`](make.py) trains what these pictures show, draws them, and writes this page.\n"
+    order = [picture.title for picture in PICTURES.values() if picture.title in sections]
+    body = (f"\n## {heading}\n\n{sections[heading].rstrip()}\n" for heading in order)
+    page.write_text(head + "".join(body))
+
+
+def make_notebook(name: str, runs: Runs, folder: Path) -> None:
+    """Execute a notebook, with the finished runs of the cache, and store its outputs in it."""
+    for needed in NOTEBOOKS[name]:
+        runs(needed)
+    os.environ["PVAE_RUNS"] = str(runs.cache)
+    notebook, started = nbformat.read(HERE / f"{name}.ipynb", as_version=4), time.perf_counter()
+    NotebookClient(notebook, timeout=1800, record_timing=False).execute()
+    content = nbformat.writes(notebook) + "\n"
+    (folder / f"{name}.ipynb").write_text(content)
+    print(f"{name}.ipynb: {len(content) // 1000} kB  {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def main() -> None:
+    """Read the arguments, and make what they name."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data-dir", type=Path, help="where the data are (default: they are searched for as in training)")
+    add("--cache", type=Path, default=HERE.parent / "runs" / "notebooks", help="the runs (default: runs/notebooks)")
+    add("--out", type=Path, default=HERE, help="where to write (default: this folder)")
+    add("--only", default=",".join([*PICTURES, *(f"{name}.ipynb" for name in NOTEBOOKS)]), help="names, with commas")
+    add("--list", action="store_true", help="list the names and what each needs")
+    arguments = parser.parse_args()
+    needs = {name: picture.names for name, picture in PICTURES.items()}
+    needs |= {f"{name}.ipynb": names for name, names in NOTEBOOKS.items()}
+    if arguments.list:
+        print("\n".join(f"{name:24} {', '.join(names)}" for name, names in needs.items()))
+        return
+    names = arguments.only.split(",")
+    if unknown := [name for name in names if name not in needs]:
+        parser.error(f"there is no {unknown[0]}: --list has the names")
+    if arguments.data_dir:
+        os.environ["PVAE_DATA"] = str(arguments.data_dir.resolve())  # is searched by all that loads data below
+    runs = Runs(arguments.cache.resolve())
+    for name in names:
+        if name in PICTURES:
+            make_picture(name, runs, arguments.out)
+        else:
+            make_notebook(name.removesuffix(".ipynb"), runs, arguments.out)
+    if {"strip", "deep-bayes-samples"} & set(names):
+        said = str(runs("deep-bayes").run.test_metrics())
+        if said not in (HERE.parent / "README.md").read_text():
+            print(f"README.md has other figures than its pictures, which are of a run with {said}")
+
+
+if __name__ == "__main__":
+    main()
