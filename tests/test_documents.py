@@ -11,6 +11,7 @@ import nbformat
 import pytest
 import torch
 from nbclient import NotebookClient
+from PIL import Image
 
 import pvae
 from pvae.data.sources import load_dataset
@@ -46,6 +47,7 @@ def test_no_block_is_left_out():
         "README.md": 2,
         "compiled-steps.md": 1,
         "estimators.md": 1,
+        "images.md": 1,
         "run-folder.md": 2,
         "systems.md": 1,
     }
@@ -76,6 +78,20 @@ def test_own_images_are_resumed_drawn_and_evaluated(run, capsys):
     assert names["run"].metrics()[-1].epoch == 2
     assert (names["run"].figures() / "mine.png").stat().st_size > 1000
     assert re.fullmatch(r"-\d+\.\d+ \+- \d+\.\d+\n", capsys.readouterr().out)  # log p(x) and its standard error
+
+
+def test_images_are_encoded_scored_and_sampled_as_their_page_says(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    images = torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = pvae.Dataset("noise", images[:30], images[30:])
+    pvae.fit(pvae.images_config(data, epochs=1), data=data, out=tmp_path / "runs" / "fashion")
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate(images[:3, 0].numpy()):
+        Image.fromarray(image).save(tmp_path / "photos" / f"{number}.png")
+    names = run(ROOT / "notebooks/images.md", "score_images")
+    assert names["codes"].loc.shape == (3, 32)
+    assert names["images"].shape == (64, 1, 8, 8)
+    assert re.match(r"\d\.png -\d+\.\d+ \d+\.\d+ \d+\.\d+\n", capsys.readouterr().out)
 
 
 def test_a_run_is_read_as_its_page_says(run, capsys):

@@ -152,7 +152,7 @@ def _epochs(text: str | None, last: int) -> list[int]:
         InputError: it is not a list of epochs of the run.
     """
     if text is None:
-        return sorted({0, *(2**power for power in range(last.bit_length()) if 2**power <= last), last})
+        return sorted({0, *(2**power for power in range(last.bit_length())), last})
     if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text, re.ASCII):
         raise InputError(f"--epochs {text} is not a list of epochs, such as 0,1,5,20")
     epochs = sorted({int(number) for number in text.split(",")})

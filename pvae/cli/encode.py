@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from pvae.cli.command import (
     Parser,
     add_images,
-    check_writable,
     ctrl_c_exits_at_once,
     nonempty_path,
     print_note,
+    result_folder,
     run_command,
 )
 from pvae.config.options import whole_number
@@ -30,7 +30,7 @@ __all__ = ["main"]
 
 _EPILOG = """\
 The code of an image is its posterior q(z | x): a mean and a standard deviation for each latent dimension, or with
---draws one z drawn from it. Images are brought to the size and colour of the run's own.
+--draws one z drawn from it. Images are resized, and converted to grey or colour, like the training images.
 
 An .npz file holds the arrays names (N,), loc and scale (N, L), or names and z; np.load reads it. A .csv file has a row
 for each image: name, loc_1, ..., loc_L, scale_1, ..., scale_L, or name, z_1, ..., z_L.
@@ -62,23 +62,21 @@ def _encode(arguments: argparse.Namespace) -> None:
         from pvae.evaluation.images import GivenImages, draw_codes, encode_images
         from pvae.runs.run import Run
     place = Run.open(arguments.run).place
-    if arguments.out is None and not place.exists():  # of a run that comes with pvae
-        place.mkdir(parents=True)
     out = arguments.out or place / "codes.npz"
     if out.suffix not in (".npz", ".csv"):
         raise InputError(f"--out {out} must end in .npz or .csv")
-    check_writable(out.parent)
-    check_replaceable(out, f"codes{out.suffix}")
-    given = GivenImages.of(
-        arguments.run, arguments.images, arguments.data_dir, arguments.offline, arguments.skip_broken
-    )
-    print_note(given.note)
-    if arguments.draws:
-        with seeded(arguments.seed, torch.device("cpu")):
-            codes = {"z": draw_codes(given.vae, given.pixels)}
-    else:
-        codes = encode_images(given.vae, given.pixels)._asdict()
-    write_whole(out, (_npz if out.suffix == ".npz" else _csv)(given.names, codes))
+    with result_folder(out.parent):
+        check_replaceable(out, f"codes{out.suffix}")
+        given = GivenImages.of(
+            arguments.run, arguments.images, arguments.data_dir, arguments.offline, arguments.skip_broken
+        )
+        print_note(given.note)
+        if arguments.draws:
+            with seeded(arguments.seed, torch.device("cpu")):
+                codes = {"z": draw_codes(given.vae, given.pixels)}
+        else:
+            codes = encode_images(given.vae, given.pixels)._asdict()
+        write_whole(out, (_npz if out.suffix == ".npz" else _csv)(given.names, codes))
     num_images, num_dims = next(iter(codes.values())).shape
     say(f"{out}: {' and '.join(codes)} of {num_images:,} images, {num_dims} latent dimensions")
 
@@ -108,6 +106,6 @@ def _parser() -> argparse.ArgumentParser:
     add_images(parser)
     add = parser.add_argument
     add("--draws", action="store_true", help="a draw z from q(z | x) for each image, in place of mean and scale")
-    add("--seed", metavar="S", type=int, default=0, help="of the draws (default: 0)")
+    add("--seed", metavar="S", type=int, default=0, help="seed of the random draws (default: 0)")
     add("--out", metavar="FILE", type=nonempty_path, help="an .npz or a .csv file (default: RUN/codes.npz)")
     return parser

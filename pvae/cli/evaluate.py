@@ -7,17 +7,19 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pvae.cli.command import Parser, add_places, check_writable, ctrl_c_exits_at_once, nonempty_path, run_command
+from pvae.cli.command import Parser, add_places, ctrl_c_exits_at_once, nonempty_path, result_folder, run_command
 from pvae.config.config import OPTIONS
 from pvae.config.options import whole_number
 from pvae.core.errors import InputError, check_name
 from pvae.core.files import check_replaceable, write_whole
 from pvae.core.records import to_json
 from pvae.core.terminal import progress_bar, say
-from pvae.core.torchrun import is_first_process
 
 if TYPE_CHECKING:
+    from pvae.core.parallel import World
     from pvae.evaluation.log_likelihood import ImportanceSample
+    from pvae.evaluation.report import Report
+    from pvae.evaluation.trained_run import TrainedRun
 
 __all__ = ["main"]
 
@@ -29,7 +31,7 @@ pixels by a Bernoulli is that of the binarized test images: grey ones have none.
 number of samples.
 
 Where a likelihood is sharp and the pixels are many, a few draws dominate the importance weights of an image, and its
-log p(x) is too low. The report then says which figures stand: the ELBO always does.
+log p(x) is too low. The report then says which figures are reliable: the ELBO always is.
 
 examples:
   python -m pvae.evaluate runs/my-run
@@ -59,29 +61,37 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise InputError(f"--precision {arguments.precision} goes with --compile auto, graph or inductor only")
     with ctrl_c_exits_at_once("pvae.evaluate"):
         from pvae.core.parallel import joined
-        from pvae.evaluation.report import evaluate, to_text
+        from pvae.evaluation.report import to_text
         from pvae.evaluation.trained_run import TrainedRun
         from pvae.runs.run import Run
-    place = Run.open(arguments.run).place
-    if arguments.out is None and not place.exists():  # of a run that comes with pvae
-        place.mkdir(parents=True)
-    path = arguments.out or place / "evaluation.json"
-    check_writable(path.parent)
-    check_replaceable(path, "evaluation.json")
-    trained = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline)
+    path = arguments.out or Run.open(arguments.run).place / "evaluation.json"
+    with result_folder(path.parent):
+        check_replaceable(path, "evaluation.json")
+        trained = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline)
+        with joined("cpu") as world:
+            report = _report_of(trained, arguments, world)
+        if world.is_first:
+            write_whole(path, (to_json(asdict(report), indent=2) + "\n").encode())
+            say(f"{path}" if arguments.quiet else f"{to_text(report)}\n\n{path}")
+
+
+def _report_of(trained: TrainedRun, arguments: argparse.Namespace, world: World) -> Report:
+    """Return the report, with a progress bar."""
+    from pvae.evaluation.report import evaluate
+
     count = arguments.images or len(trained.data.test)
     if count > len(trained.data.test):
         raise InputError(f"--images {count}: {trained.data.name} has {len(trained.data.test):,} test images")
-    bar = progress_bar("importance sampling", count, "image", arguments.quiet or not is_first_process())
+    is_quiet = arguments.quiet or not world.is_first
 
     def report_draws(sample: ImportanceSample, taken: float) -> None:
         bar.reset(count)
-        if arguments.seconds and not arguments.quiet and is_first_process():
+        if arguments.seconds and not is_quiet:
             untrusted = f"the weights of {sample.untrusted:.1%} of the images cannot be trusted"
             say(f"{sample.num_particles:,} draws for each image took {taken:.0f} s; {untrusted}")
 
-    with bar, joined("cpu") as world:
-        report = evaluate(
+    with progress_bar("importance sampling", count, "image", is_quiet) as bar:
+        return evaluate(
             trained,
             arguments.importance_samples,
             arguments.images,
@@ -93,12 +103,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             seconds=arguments.seconds,
             on_sample=report_draws,
         )
-    if not world.is_first:
-        return
-    write_whole(path, (to_json(asdict(report), indent=2) + "\n").encode())
-    if not arguments.quiet:
-        say(f"{to_text(report)}\n")
-    say(path)
 
 
 def _parser() -> argparse.ArgumentParser:

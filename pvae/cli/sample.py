@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pvae.cli.command import Parser, ctrl_c_exits_at_once, nonempty_path, result_folder, run_command
 from pvae.config.options import whole_number
 from pvae.core.errors import InputError
-from pvae.core.files import not_a_link, write_whole
+from pvae.core.files import is_report, not_a_link, write_whole
 from pvae.core.terminal import say
 
 __all__ = ["main"]
@@ -60,6 +60,8 @@ def _sample(arguments: argparse.Namespace) -> None:
         images = (0.5 * (images + 1) if run.config.pixels == "symmetric" else images).clamp(0, 1)
         written_by_pvae = PngInfo()
         written_by_pvae.add_text("Software", "pvae")
+        for earlier in filter(is_report, folder.glob("sample-*.png")):
+            earlier.unlink()
         for name, image in zip(names, images.mul(255).round().to(torch.uint8).numpy()):
             content = io.BytesIO()
             pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
@@ -68,7 +70,7 @@ def _sample(arguments: argparse.Namespace) -> None:
         title = f"{run.title}\n{'draws from' if arguments.draws else 'mean of'} p(x | z), z ~ p(z)"
         write_figure(folder / "samples.png", image_figure(images[:64], min(8, len(names)), title))
         last = f" to {names[-1]}" if len(names) > 1 else ""
-        say(f"{folder}: {names[0]}{last}, and the first {min(64, len(names))} on samples.png")
+        say(f"{folder}: {names[0]}{last}, and {'the first 64' if len(names) > 64 else 'all of them'} on samples.png")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,6 +86,6 @@ def _parser() -> argparse.ArgumentParser:
         help=f"number of images, at most {_MOST:,} (default: 64)",
     )
     add("--draws", action="store_true", help="draw every pixel from p(x | z) in place of taking its mean")
-    add("--seed", metavar="S", type=int, default=0, help="of every draw (default: 0)")
+    add("--seed", metavar="S", type=int, default=0, help="seed of the random draws (default: 0)")
     add("--out", metavar="DIR", type=nonempty_path, help="where to write (default: RUN/samples)")
     return parser

@@ -89,10 +89,11 @@ def _score(arguments: argparse.Namespace) -> None:
         write_figure(folder / "oddest.png", image_figure(images, len(least_likely), title, list(rows)))
         say(to_text(least_likely))
         binarized = f"; pixels {kind}" if given.vae.is_pseudo else ""
-        say(f"in nats; the {len(least_likely)} least likely of {len(scores):,} images{binarized}")
+        say(f"the {len(least_likely)} least likely of {len(scores):,} images, in nats{binarized}")
+        say("+- is the standard error over the draws of z; ELBO, distortion and rate are means over ten draws")
         if untrusted := sum(not score.effective >= TRUSTED for score in scores):
-            low = f"effective sample sizes below {TRUSTED:.0f}, so that their log p(x) is too low; the ELBO stands"
-            say(f"{untrusted:,} of the images have {low}")
+            low = f"below {TRUSTED:.0f}: their log p(x) is underestimated; the ELBO is not affected"
+            say(f"the effective sample size of {untrusted:,} of them is {low}")
         say(CAVEAT)
         say(f"{folder}: scores.csv, oddest.png")
 
@@ -102,6 +103,6 @@ def _parser() -> argparse.ArgumentParser:
     add_images(parser)
     add = parser.add_argument
     add("--importance-samples", metavar="S", type=int, default=200, help="draws of z for each image (default: 200)")
-    add("--seed", metavar="S", type=int, default=0, help="of the draws (default: 0)")
+    add("--seed", metavar="S", type=int, default=0, help="seed of the random draws (default: 0)")
     add("--out", metavar="DIR", type=nonempty_path, help="where to write (default: RUN/scores)")
     return parser

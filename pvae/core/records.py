@@ -7,7 +7,7 @@ import io
 import json
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pvae.core.errors import InputError, shown
@@ -26,12 +26,14 @@ def from_record(kind: type[T], record: Any) -> T:
         record: a value that `json.loads` returned.
 
     Raises:
-        InputError: it is not a JSON object, or a field is missing, unknown or of another type.
+        InputError: it is not a JSON object, a field without a default is missing, or a field is unknown or of another
+            type.
     """
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    needed = {one.name for one in fields(kind) if one.default is MISSING}  # type: ignore[arg-type]
     if not isinstance(record, Mapping):
         raise InputError(f"{kind.__name__} must be an object of named fields, not a {type(record).__name__}")
-    missing, unknown = sorted(set(names) - set(record)), sorted(set(record) - set(names))
+    missing, unknown = sorted(needed - set(record)), sorted(set(record) - set(names))
     if missing or unknown:
         parts = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
         raise InputError(f"{kind.__name__} is not of this version of pvae: it {' and '.join(parts)}")

@@ -15,7 +15,7 @@ __all__ = ["describe_choices", "images_config"]
 _CHANNELS = (32, 64, 128, 256)
 _WIDTHS = (400, 400)  # of an MLP
 _LEAST_SIDE = 4  # pixels that the last convolution leaves of the shorter side
-_PIXELS = 5e8  # that a training visits: five to ten minutes on two cores
+_PIXELS = 5e8  # that a training processes, in five to ten minutes on two cores
 
 
 def images_config(data: Dataset, **options: Any) -> Config:
@@ -34,12 +34,14 @@ def images_config(data: Dataset, **options: Any) -> Config:
     """
     config = get_system("images").replace(**options)
     num_train, (_, height, width) = len(data.train), data.image_shape
+    if data.valid is None:
+        num_train -= round(config.valid * num_train)
     depth = int(math.log2(max(2, min(height, width) // _LEAST_SIDE)))
     network = options.get("network", "mlp" if min(height, width) == 1 else config.network)
     chosen = {
         "network": network,
         "hidden": _CHANNELS[:depth] if network.startswith("conv") else _WIDTHS,
-        "batch_size": max(1, min(128 if num_train >= 20_000 else 64, num_train // 10)),
+        "batch_size": max(2, min(128 if num_train >= 20_000 else 64, num_train // 10)),
         "epochs": min(200, max(10, round(_PIXELS / (num_train * height * width)))),
     }
     return config.replace(**{name: value for name, value in chosen.items() if name not in options})
@@ -58,10 +60,10 @@ def describe_choices(data: Dataset, config: Config, given: Iterable[str]) -> str
     is_conv = config.network.startswith("conv")
     is_own_size = f"of {height} x {width} pixels" in data.found
     reasons = {
-        "image_size": "their own size" if is_own_size else "resized to it, and cut to its shape at both ends",
+        "image_size": "their own size" if is_own_size else "scaled to it, and cropped equally from both ends",
         "likelihood": "each of the 256 levels of a pixel has a probability: the ELBO bounds log p(x)",
         "network": f"{len(config.hidden)} convolutions halve the sides of an image" if is_conv else "no convolutions",
-        "hidden": "channels, or widths, of the layers; more learn finer detail, in more time",
+        "hidden": "channels or widths of the layers; larger ones learn finer detail, slower",
         "latent_dim": "values in the code of an image; --latent-dim 2 can be drawn as a map",
         "valid": f"{num_valid:,} images, not trained on, by which the best epoch is chosen",
         "patience": "epochs without a better bound on those images, after which training stops",

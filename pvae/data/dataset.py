@@ -139,7 +139,8 @@ class Dataset:
         num_valid = max(2, round(share * len(self.train)))
         num_train = len(self.train) - num_valid
         if num_train < 2:
-            raise InputError(f"--valid {share:g} leaves {num_train} of {len(self.train)} images to train: give less")
+            rest = f"{num_train} of {len(self.train)} images to train"
+            raise InputError(f"--valid {share:g} leaves {rest}: give --valid 0, or more images")
         rows: Tensor | slice = slice(None)  # the images of a folder were shuffled when they were decoded
         if not self.dataset.startswith("folder:"):
             rows = torch.from_numpy(np.random.RandomState(len(self.train)).permutation(len(self.train)))

@@ -15,9 +15,9 @@ from PIL import Image
 from pvae.core.errors import InputError, brief
 from pvae.data.folders import is_file
 
-__all__ = ["ImageArrays", "is_array_file"]
+__all__ = ["SPLITS", "ImageArrays", "is_array_file"]
 
-_SPLITS = {"train": "train", "test": "test", "valid": "valid", "val": "valid"}  # by the name of an array
+SPLITS = {"train": "train", "test": "test", "valid": "valid", "val": "valid"}  # by the name of an array or folder
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, by the number of channels
 _READ = 2**24  # bytes at a time
 _MAX_VALUES = 4 * 10**8  # of an image
@@ -59,7 +59,7 @@ class ImageArrays:
         self._rows: dict[str, NDArray[np.int64]] = {}  # of each array, in their new order
         shapes, labels = set(), []
         with self._explained():
-            loaded = self._load()
+            loaded = self._array("")
             for name in [""] if isinstance(loaded, np.ndarray) else self._names_of_images(set(loaded)):
                 array = loaded[name] if name else loaded
                 shapes.add(self._shape(array, name))
@@ -67,15 +67,17 @@ class ImageArrays:
                 rows = np.random.RandomState(count).permutation(count) if is_shuffled else np.arange(count)
                 self._rows[name] = rows
                 self.names += [f"{name or path.stem}-{row}" for row in rows]
-                self.splits += [_SPLITS.get(name, "train") if "train" in self._rows else "train"] * count
+                self.splits += [SPLITS.get(name, "train") if "train" in self._rows else "train"] * count
                 label_name = "labels" if name == "images" else f"{name}_labels"
                 if name and label_name in loaded:
                     labels.append(self._checked_labels(loaded[label_name], label_name, count)[rows])
         if len(shapes) > 1:
             raise self._refused(f"its images have the shapes {' and '.join(map(str, sorted(shapes)))}: give one shape")
+        if labels and len(labels) < len(self._rows):
+            raise self._refused("some of its arrays of images have labels and others not: give labels for all or none")
         self.height, self.width, channels = shapes.pop()
         self.mode = _MODES[channels]
-        self.labels = np.concatenate(labels) if len(labels) == len(self._rows) else None
+        self.labels = np.concatenate(labels) if labels else None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -100,13 +102,10 @@ class ImageArrays:
                 if array.dtype.kind == "u" and array.dtype.itemsize == 2 and greatest < 256:
                     raise self._refused(f"{_described(array, name)}, with no value above 255: save it as bytes (uint8)")
 
-    def _load(self) -> Any:
-        """Return the array of an .npy file, mapped into memory, or the arrays of an .npz file by name."""
-        return np.load(self.path, mmap_mode="r", allow_pickle=False)
-
-    def _array(self, name: str) -> NDArray[Any]:
-        array: NDArray[Any] = self._load()[name] if name else self._load()
-        return array
+    def _array(self, name: str) -> Any:
+        """Return an array of an .npz file; without a name, that of an .npy file, or all of an .npz file by name."""
+        loaded = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        return loaded[name] if name else loaded
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -124,7 +123,7 @@ class ImageArrays:
     def _names_of_images(self, stored: set[str]) -> list[str]:
         """Return the names of those of the stored arrays that hold images."""
         if "train" in stored:
-            return [name for name in _SPLITS if name in stored]
+            return [name for name in SPLITS if name in stored]
         if "images" in stored or len(stored) == 1:
             return ["images"] if "images" in stored else list(stored)
         found = ", ".join(sorted(stored)) or "no array"
@@ -135,8 +134,8 @@ class ImageArrays:
         """Return the shape (H, W, C) of the images of an array."""
         described = _described(array, name)
         if array.dtype.kind not in "fbu" or (array.dtype.kind == "u" and array.dtype.itemsize > 2):
-            numbers = "bytes (uint8), booleans, 16-bit integers (uint16) or floats in [0, 1]"
-            raise self._refused(f"{described}: give {numbers}")
+            types = "bytes (uint8), booleans, 16-bit integers (uint16) or floats in [0, 1]"
+            raise self._refused(f"{described}: give {types}")
         _, *shape = array.shape if array.ndim != 3 else (*array.shape, 1)
         if len(shape) != 3 or array.size == 0 or not {shape[0], shape[2]} & _MODES.keys():
             raise self._refused(f"{described}: give (N, H, W), (N, H, W, C) or (N, C, H, W), with 1, 3 or 4 channels C")

@@ -7,6 +7,7 @@ once, both decode the images, and the second process replaces the file by an equ
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -103,7 +104,7 @@ def image_files(folder: Path) -> list[Path]:
     """
     if not is_folder(folder):
         other = f"{folder} is a file: name a folder, or an .npy or .npz file"
-        raise InputError(other if is_file(folder) else f"there is no folder {folder}")
+        raise InputError(other if is_file(folder) else f"there is no file or folder {folder}")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise InputError(f"the folder {folder} cannot be read: its permissions forbid it")
     root = folder.resolve()
@@ -246,10 +247,11 @@ def _header(path: Path) -> _Header | None:
     """Return the header of an image file, with its sides as a viewer shows it; None if it cannot be read."""
     try:
         with open_bounded(path, _MAX_BYTES, follow=True) as file, Image.open(file, formats=_FORMATS) as image:
-            width, height = image.size
-            has_exif = image.format != "PNG" or "exif" in image.info  # Pillow decodes a PNG to search it for EXIF data
-            is_turned = has_exif and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-            return _Header(width, height, image.mode) if is_turned else _Header(height, width, image.mode)
+            (width, height), mode, is_turned = image.size, image.mode, False
+            with contextlib.suppress(Exception):  # damaged EXIF data are ignored, as in `_pixels`
+                has_exif = image.format != "PNG" or "exif" in image.info  # Pillow decodes a PNG to search it for them
+                is_turned = has_exif and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            return _Header(width, height, mode) if is_turned else _Header(height, width, mode)
     except Exception:  # `decode` raises the error, or leaves the file out
         return None
 

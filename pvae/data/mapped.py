@@ -42,7 +42,7 @@ def shuffled(images: Tensor) -> Tensor:
 
     It is uniform, unless the images are those of a mapped file of more than 1 GiB, which may not fit into memory. Then
     256 blocks of 1 MiB, drawn from the whole file, are shuffled together, so that the disk reads whole blocks. The
-    images of a cache file were shuffled when it was written: neighbours have nothing in common.
+    images of a folder or an array were shuffled when their cache file was written: neighbours have nothing in common.
 
     Args:
         images: (N, C, H, W).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +17,13 @@ from pvae.core.errors import InputError, check_name
 from pvae.core.files import expanded, read_bounded
 from pvae.data.dataset import Dataset, linear_gaussian
 from pvae.data.folders import NotFoundError, cache_dir, find, given_folder
-from pvae.data.image_arrays import ImageArrays, is_array_file
+from pvae.data.image_arrays import SPLITS, ImageArrays, is_array_file
 from pvae.data.image_folder import Images, ImageTransform, image_files, load_images
 from pvae.data.mnist import binarized_mnist, from_torchvision, mnist_5k
 from pvae.data.torchvision_sets import SETS, torchvision_set
 
 __all__ = ["celeba", "from_folder", "load_dataset", "omniglot"]
 
-_SPLITS = {"train": "train", "test": "test", "valid": "valid", "val": "valid"}  # by the name of a sub-folder
 _MAX_LIST_BYTES = 2**25  # CelebA's longest list has 26 million bytes
 
 
@@ -103,15 +103,23 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
     files = image_files(folder)
     # RandomState gives the same permutation in every version of numpy. The splits are views of one mapped file.
     files = [files[index] for index in np.random.RandomState(len(files)).permutation(len(files))]
-    split_of = {file: _SPLITS.get(file.relative_to(folder).parts[0].lower(), "") for file in files}
+    split_of = {file: SPLITS.get(file.relative_to(folder).parts[0].lower(), "") for file in files}
     has_splits = "train" in split_of.values()
+    if not has_splits and any(split_of.values()):
+        found = " and ".join(sorted({file.relative_to(folder).parts[0] for file, split in split_of.items() if split}))
+        raise InputError(f"{folder} has a sub-folder {found} and none of the name train: rename that of the others")
+    num_files = len(files)
     if has_splits:
         files = [file for split in ("train", "test", "valid") for file in files if split_of[file] == split]
     loaded = load_images(files, transform, cache_dir() / "images")
     splits = [split_of[files[index]] if has_splits else "train" for index in loaded.kept]
     below = [files[index].relative_to(folder).parts[has_splits:-1] for index in loaded.kept]
     data = _divided(folder, loaded, splits, np.array([names[0] for names in below]) if all(below) else None)
-    return replace(data, note=_left_out(len(files), len(loaded.kept)))
+    notes = [_left_out(len(files), len(loaded.kept))]
+    if len(files) < num_files:
+        outside = f"{num_files - len(files):,} of {num_files:,} image files"
+        notes.insert(0, f"{outside} lie outside of the sub-folders train, valid and test, and are left out")
+    return replace(data, note="; ".join(filter(None, notes)))
 
 
 def _divided(path: Path, loaded: Images, splits: Sequence[str], labels: NDArray[Any] | None) -> Dataset:
@@ -146,8 +154,7 @@ def _divided(path: Path, loaded: Images, splits: Sequence[str], labels: NDArray[
 def celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
     """Return the images of CelebA that are present, split by `list_eval_partition.txt`, with their attributes.
 
-    torchvision's own class needs every file of CelebA; here a part of the images and two of the lists suffice. The
-    validation split is left out.
+    torchvision's own class needs every file of CelebA; here a part of the images and two of the lists suffice.
 
     Raises:
         InputError: it is in no folder, or a list is missing or damaged.
@@ -174,17 +181,20 @@ def celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
             wanted = f"a file name and {len(label_names)} times 1 or -1"
             raise InputError(f"{attribute_file} is damaged at {name}: each line must be {wanted}")
         attributes[name] = [value == "1" for value in values]
-    train_names, test_names = (sorted(name for name in attributes if split_of.get(name) == split) for split in "02")
+    parts = [sorted(name for name in attributes if split_of.get(name) == split) for split in "021"]
+    parts[2] = parts[2] if len(parts[2]) > 1 else []
+    train_names, test_names, _ = parts
     if not label_names or min(len(train_names), len(test_names)) < 2:
         raise InputError(f"{folder} holds fewer than two training or test images that its lists name: {advice}")
-    names = train_names + test_names
+    names = list(itertools.chain(*parts))
     images, kept, found = load_images([present[name] for name in names], transform, cache_dir() / "images")
-    num_train = sum(index < len(train_names) for index in kept)
-    train, test = torch.from_numpy(images).tensor_split([num_train])
-    train_labels, test_labels = torch.tensor([attributes[names[index]] for index in kept]).tensor_split([num_train])
+    ends = np.searchsorted(kept, np.cumsum([len(train_names), len(test_names)])).tolist()
+    train, test, valid = torch.from_numpy(images).tensor_split(ends)
+    labels = torch.tensor([attributes[names[index]] for index in kept]).tensor_split(ends)
     return Dataset(
-        "CelebA", train, test, train_labels, test_labels, label_names,
+        "CelebA", train, test, labels[0], labels[1], label_names,
         dataset="celeba", folder=str(root.absolute()), note=_left_out(len(names), len(kept)), found=found,
+        valid=valid if len(valid) > 1 else None, valid_labels=labels[2] if len(valid) > 1 else None,
     )  # fmt: skip
 
 

@@ -65,8 +65,8 @@ class _Decoder(nn.Module):
         super().__init__()
         self.vae = vae
 
-    def forward(self, z: Tensor) -> Tensor:
-        return self.vae.p_x(z).mean
+    def forward(self, z: Tensor) -> tuple[Tensor]:
+        return (self.vae.p_x(z).mean,)
 
 
 def export(vae: VAE, image_shape: Sequence[int], folder: Path) -> list[Exported]:
@@ -134,14 +134,9 @@ def _exported(
         raise InputError(f"torch {torch.__version__} cannot export {path.stem} as ONNX ({reason})") from None
     if not difference <= _MOST_DIFFERENCE:
         raise InputError(f"the outputs of {path.name} differ from torch's by {difference:.1e}: nothing is written")
-    shapes = [f"{output} {_shape(one)}" for output, one in zip(outputs, _outputs(module, batch))]
+    shapes = [f"{output} {_shape(one)}" for output, one in zip(outputs, module(batch))]
     described = Exported(path=path, inputs=f"{name} {_shape(batch)}", outputs=", ".join(shapes), difference=difference)
     return content.getvalue(), described
-
-
-def _outputs(module: nn.Module, batch: Tensor) -> tuple[Tensor, ...]:
-    found = module(batch)
-    return found if isinstance(found, tuple) else (found,)
 
 
 def _difference(module: nn.Module, session: Any, batch: Tensor) -> float:
@@ -149,7 +144,7 @@ def _difference(module: nn.Module, session: Any, batch: Tensor) -> float:
     theirs = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
     return max(
         (ours - torch.from_numpy(other)).abs().max().item() / max(1.0, ours.abs().max().item())
-        for ours, other in zip(_outputs(module, batch), theirs)
+        for ours, other in zip(module(batch), theirs)
     )
 
 

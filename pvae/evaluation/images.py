@@ -220,7 +220,7 @@ def sample_images(vae: VAE, num_samples: int, draws: bool = False) -> Tensor:
         draws: draw every pixel too, in place of taking its mean.
 
     Returns:
-        (S, C, H, W), in the range of the VAE's pixels.
+        (S, C, H, W), in the range of the VAE's pixels: [0, 1], or [-1, 1] if they are symmetric.
 
     Raises:
         InputError: the VAE has no prior, as an autoencoder.

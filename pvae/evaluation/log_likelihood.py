@@ -93,7 +93,13 @@ class ImportanceSample:
         return (~(self.effective >= TRUSTED)).double().mean().item()  # NaN counts as untrusted
 
     def merged(self, other: ImportanceSample) -> ImportanceSample:
-        """Return the estimates from the weights of both samples, which are of the same images."""
+        """Return the estimates from the weights of both samples, which are of the same images.
+
+            log_p = log( (sum of the K1 weights + sum of the K2 weights) / (K1 + K2) )
+
+        Args:
+            other: estimates from other draws.
+        """
         both = (self, other)
         log_sums = torch.stack([one.log_p + math.log(one.num_particles) for one in both])
         log_sums_squares = 2 * log_sums - torch.stack([one.effective for one in both]).log()
@@ -152,15 +158,20 @@ def importance_sample(
 
 
 def bits_per_dimension(vae: VAE, log_p: Tensor, x: Pixels) -> Tensor:
-    """Return -log_p / (D log 2) of images of D pixels each, for a log-likelihood or a bound on it in nats.
+    """Return a log-likelihood, or a bound on it, in bits for each of the D values of an image.
 
-    If p(x | z) is a density, it is first multiplied by the distance between two 8-bit levels. This is not the
-    probability of the bytes, and it is wrong for scales near that distance.
+        -log_p / (D log 2) + log2(levels)
+
+    levels is 1 for a probability. A density is multiplied by the distance 1 / levels between two 8-bit levels: this is
+    not the probability of the bytes, and it is wrong for scales near that distance.
 
     Args:
         vae: whose likelihood says how many levels there are in an interval of length 1.
         log_p: nats, (N,).
         x: the N images.
+
+    Returns:
+        Bits, float64 (N,), lower is better.
     """
     levels: float = getattr(vae.p_x, "levels_per_unit", 1.0)
     return (-log_p.double() / x.images[0].numel() + math.log(levels)) / math.log(2)

@@ -292,9 +292,19 @@ def evaluate(
 
 @torch.no_grad()
 def elbo_terms(vae: VAE, x: Pixels) -> dict[str, Tensor]:
-    """Return elbo, distortion, rate and their parts of each image, (N,) each, in nats, from ten draws of z.
+    """Return the ELBO of each image and its parts, from ten draws of z.
+
+        elbo = -distortion - rate,    distortion = -E_q log p(x | z),    rate = KL(q(z | x) || p(z))
 
     Terms without a closed form are left out, except the rate, which is then a mean over the draws.
+
+    Args:
+        vae: in eval mode.
+        x: N images.
+
+    Returns:
+        Nats, (N,) each: elbo, distortion, rate, cross_entropy and, in closed form, posterior_entropy and
+        posterior_mean_loss.
     """
     return _for_each_image(vae, x, _terms)
 
@@ -363,9 +373,9 @@ def to_text(report: Report) -> str:
                 "",
                 "",
             ),
-            ("what stands", "the ELBO, its parts and its bits per dimension: they use no importance weights", ""),
-            ("what does not", "the log-likelihood is too low by an unknown amount, its bits too high", ""),
-            ("what may help", "more draws: --seconds T doubles them while T seconds last", ""),
+            ("reliable", "the ELBO, its parts and its bits per dimension: they use no importance weights", ""),
+            ("unreliable", "the log-likelihood, too low by an unknown amount, and its bits per dimension", ""),
+            ("what may help", "more draws: --seconds T doubles them within T seconds", ""),
         ]
     return "\n".join(f"{name:24}{value!s:22}{note}".rstrip() for name, value, note in rows if value is not None)
 

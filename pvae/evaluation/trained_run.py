@@ -261,7 +261,7 @@ def with_normalised_likelihood(
     """
     symmetric = config.pixels == "symmetric"
     if not vae.is_pseudo:
-        kind = "binary" if config.binarize != "none" else "grey, in [-1, 1]" if symmetric else "grey, in [0, 1]"
+        kind = "binary" if config.binarize != "none" else "in [-1, 1]" if symmetric else "in [0, 1]"
         return vae, Pixels(prepared(config, images, "test"), symmetric), kind
     config = config.replace(binarize="static")
     with torch.random.fork_rng(devices=[]):

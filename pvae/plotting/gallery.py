@@ -14,7 +14,7 @@ from pvae.evaluation.latent_space import reconstruct, sample
 from pvae.evaluation.table import Row, row_of
 from pvae.evaluation.trained_run import TrainedRun
 from pvae.plotting import run_figures
-from pvae.plotting.run_figures import Codes
+from pvae.plotting.run_figures import ScatterData
 
 __all__ = ["Entry", "code_figures", "entry_of", "in_order", "sheet_figure"]
 
@@ -40,7 +40,7 @@ class Entry:
     images: Tensor
     reconstructions: Tensor
     samples: Tensor
-    codes: Codes | None
+    codes: ScatterData | None
     label_names: tuple[str, ...]
 
 
@@ -65,7 +65,7 @@ def entry_of(trained: TrainedRun) -> Entry:
         images=trained.shown(x),
         reconstructions=trained.shown(reconstructions),
         samples=trained.shown(samples),
-        codes=Codes(trained.test_codes, trained.classes[1], has_prior) if trained.is_plane else None,
+        codes=ScatterData(trained.test_codes, trained.classes[1], has_prior) if trained.is_plane else None,
         label_names=trained.data.label_names,
     )
 
@@ -101,7 +101,7 @@ def sheet_figure(entries: Sequence[Entry]) -> Figure:
 
 def code_figures(entries: Sequence[Entry]) -> dict[str, Figure]:
     """Return a figure for each data set: the codes of all runs with two latents, side by side."""
-    panels: dict[str, dict[str, Codes]] = {}
+    panels: dict[str, dict[str, ScatterData]] = {}
     names = {}
     for entry in _one_of_each(entries):
         if entry.codes is not None:

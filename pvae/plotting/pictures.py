@@ -19,7 +19,7 @@ from pvae.core.errors import InputError
 from pvae.evaluation import latent_space
 from pvae.evaluation.trained_run import ALPHAS, TrainedRun
 from pvae.plotting import run_figures
-from pvae.plotting.run_figures import Codes
+from pvae.plotting.run_figures import ScatterData
 
 __all__ = [
     "attributes",
@@ -86,11 +86,11 @@ def scatter(trained: TrainedRun, with_train: bool = True) -> Figure:
     trained.require(trained.is_plane, "two latent dimensions")
     has_prior = trained.vae.has_density and trained.is_prior_normal
     train_labels, test_labels = trained.classes
-    splits = {"test images": Codes(trained.test_codes, test_labels, has_prior)}
+    splits = {"test images": ScatterData(trained.test_codes, test_labels, has_prior)}
     if with_train:
         count = min(10_000, len(trained.train))
         labels = None if train_labels is None else train_labels[:count]
-        train = Codes(trained.train_codes[:count], labels, has_prior)
+        train = ScatterData(trained.train_codes[:count], labels, has_prior)
         splits = {f"training images (the first {count:,})": train, **splits}
     title = f"{trained.title}\nmeans of q(z | x); a number stands at the median of its class"
     return run_figures.scatter_figure(splits, trained.data.label_names, title)
@@ -105,8 +105,8 @@ def cdf(trained: TrainedRun) -> Figure:
     trained.require(trained.is_prior_normal, "the prior N(0, 1)")
     labels, names = trained.classes[1], trained.data.label_names
     splits = {
-        "z ~ q(z | x), test images": Codes(trained.test_draws, labels, trained.vae.has_density),
-        "F(z), F the distribution function of N(0, 1)": Codes(
+        "z ~ q(z | x), test images": ScatterData(trained.test_draws, labels, trained.vae.has_density),
+        "F(z), F the distribution function of N(0, 1)": ScatterData(
             Normal(0.0, 1.0).cdf(trained.test_draws), labels, quantity="F(z_{})"
         ),
     }

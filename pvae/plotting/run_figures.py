@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PALETTE",
-    "Codes",
+    "ScatterData",
     "animation",
     "band_figure",
     "comparison_figure",
@@ -62,7 +62,7 @@ _TRAIN, _VALID, _TEST = PALETTE[0], PALETTE[2], PALETTE[3]
 _MOST_CLASSES = 50  # beyond which their names and numbers would cover a figure
 
 
-class Codes(NamedTuple):
+class ScatterData(NamedTuple):
     """Codes to be shown in a scatter plot.
 
     Args:
@@ -158,7 +158,7 @@ def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
     return figure
 
 
-def scatter_figure(splits: Mapping[str, Codes], names: Sequence[str], title: str) -> Figure:
+def scatter_figure(splits: Mapping[str, ScatterData], names: Sequence[str], title: str) -> Figure:
     """Return scatter plots of codes side by side, coloured by class, with each class's number at its median.
 
     Of more than ten classes, those whose numbers end in the same digit share a colour; more than fifty have one colour.

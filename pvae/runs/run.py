@@ -177,7 +177,10 @@ class Run:
         try:
             if record.pop("sha256", None) != _digest(record):
                 raise InputError("it is not what pvae wrote")
-            config, data = from_record(Config, record["config"]), from_record(DataRecord, record["data"])
+            options = record["config"]
+            if isinstance(options, dict) and isinstance(size := options.get("image_size"), int):  # of earlier versions
+                options = {**options, "image_size": str(size)}
+            config, data = from_record(Config, options), from_record(DataRecord, record["data"])
             return cls(path, config, data, record["sessions"], record["run"], "own_vae" in record)
         except (InputError, KeyError, RecursionError) as error:
             raise InputError(
@@ -187,7 +190,7 @@ class Run:
 
     @property
     def place(self) -> Path:
-        """The folder for pictures and reports of the run: its own, or runs/NAME for a run that comes with pvae."""
+        """Where pictures and reports of the run are written: its folder, or runs/NAME for a ready-made run."""
         return Path("runs") / self.path.name if self.path.parent == _READY_MADE else self.path
 
     def discard(self) -> None:
@@ -344,7 +347,7 @@ class Run:
         try:
             checkpoint = read_checkpoint(file, like)
         except OSError as error:
-            missing = f"{self.path} holds no {file.name}, so it cannot be loaded or resumed: train anew"
+            missing = f"{self.path} holds no {file.name}: restore a copy of it, or train anew"
             why = missing if isinstance(error, FileNotFoundError) else f"{file} cannot be read ({error.strerror})"
             raise InputError(why) from None
         except InputError as error:

@@ -24,7 +24,7 @@ from pvae.data.choices import images_config
 from pvae.data.dataset import Dataset
 from pvae.runs.checkpoint import NO_ROWS, Checkpoint
 from pvae.runs.data import data_of, load_for
-from pvae.runs.metrics import Metrics
+from pvae.runs.metrics import Metrics, is_out_of_patience
 from pvae.runs.run import Run, check_out, new_folder
 from pvae.training.session import Session
 from pvae.training.trainer import Trainer
@@ -139,6 +139,8 @@ def resume(
     """
     _check_arguments(checkpoint_every, path=path, vae=vae, data=data, data_dir=data_dir)
     run = Run.open(path)
+    if run.place != run.path:
+        raise InputError(f"{path} comes with pvae and cannot be resumed: train it anew with --system {path}")
     path, device = run.path, device or str(run.sessions[-1].get("device", "auto"))
     with _one_at_a_time(), joined(device) as world, _locked(path, world):
         run, checkpoint, note = _reopened(path, epochs)  # under the lock: another process may have trained it until now
@@ -176,7 +178,8 @@ def _reopened(path: str | Path, epochs: int | None) -> tuple[Run, Checkpoint | N
             f"--epochs {epochs} would change the --schedule {run.config.schedule} of {path}, which runs over its "
             f"{run.config.epochs} epochs: start a new run"
         )
-    run.config = run.config.replace(epochs=epochs if epochs is not None else run.config.epochs)
+    planned, patience = run.config.epochs, run.config.patience
+    run.config = run.config.replace(epochs=epochs if epochs is not None else planned)
     if not run.is_begun:
         return run, None, ""
     note = ""
@@ -184,10 +187,17 @@ def _reopened(path: str | Path, epochs: int | None) -> tuple[Run, Checkpoint | N
         checkpoint = run.read_checkpoint()
     except InputError as error:
         try:
-            checkpoint, note = run.read_checkpoint(previous=True), f"{error}: going on from the one before it"
+            checkpoint, note = (
+                run.read_checkpoint(previous=True),
+                f"going on from the checkpoint before the last one: {error}",
+            )
         except InputError:
             raise error from None
     done = checkpoint.counts.epoch
+    if run.config.epochs > planned and is_out_of_patience(run.metrics(checkpoint.rows), patience):
+        raise InputError(
+            f"{run.path} stopped at epoch {done} by --patience {patience}: start a new run with a larger --patience"
+        )
     if done > run.config.epochs:
         raise InputError(f"{run.path} is finished, at epoch {done}: give --epochs above {done} to train it further")
     return run, checkpoint, note

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from pvae.config.config import Config
 from pvae.config.presets import system_title
@@ -23,7 +23,6 @@ class Console:
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
-        self._bits: Callable[[Metrics], str] = lambda row: ""
 
     def say(self, line: str) -> None:
         """Print one line."""
@@ -34,7 +33,6 @@ class Console:
     def start(self, run: Run, device: str, epoch: int) -> None:
         """Print what is trained on what data, and the folder it is written to."""
         config, data = run.config, run.data
-        self._bits = run.bits
         folder = f" (found in {data.folder})" if data.folder else ""
         self.say(f"data: {data.title}{folder}, pixels {_pixels(config, run.has_own_vae)}")
         self.say(
@@ -44,22 +42,22 @@ class Console:
         if config.compile == "inductor":
             self.say("the first step is compiled, for some seconds, unless the same was compiled here before")
 
-    def epoch(self, rows: Sequence[Metrics], epochs: int, skipped: int = 0) -> None:
+    def epoch(self, run: Run, rows: Sequence[Metrics], skipped: int = 0) -> None:
         """Print the metrics of one epoch.
 
         The loss is included where it differs from the negated bound (beta, importance weights).
 
         Args:
+            run: the run.
             rows: metrics of the training images, of the validation images if there are any, and of the test images.
-            epochs: number of the last epoch.
             skipped: number of steps skipped so far.
         """
         test = rows[-1]
         terms = f"distortion {test.distortion:.2f}, rate {test.rate:.2f}"
         if abs(test.loss - test.distortion - test.rate) > 0.005:
             terms += f", loss {test.loss:.2f}"
-        terms += self._bits(test)
-        seconds = sum(row.seconds for row in rows)
+        terms += run.bits(test)
+        seconds, epochs = sum(row.seconds for row in rows), run.config.epochs
         line = f"epoch {test.epoch:{len(str(epochs))}}/{epochs}  {'  '.join(map(str, rows))} ({terms})  {seconds:.1f} s"
         self.say(f"{line}, {skipped} steps skipped so far" if skipped else line)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
 from pvae.core.parallel import is_lost_process
@@ -79,15 +79,16 @@ class Session:
                 self.saved = checkpoint
                 if events is not None:
                     events.epoch(metrics, *trainer.pictures())
-                self.console.epoch(metrics, epochs, trainer.skipped)
+                self.console.epoch(run, metrics, trainer.skipped)
                 if self.is_first:
-                    for row in metrics:
-                        self.on_epoch(run, row)
+                    self._call_on_epoch(metrics)
             self.console.end(history, epochs)
             self.interruptions.stop_if_asked()
             if self.is_first:
                 from pvae.plotting.run_figures import save_figures  # imports matplotlib, which is slow
 
+                if run.config.valid:
+                    trainer.vae.load_state_dict(run.best_checkpoint().vae)
                 save_figures(run, *trainer.pictures(), self.interruptions.stop_if_asked)
             self.interruptions.stop_if_asked()
 
@@ -117,6 +118,13 @@ class Session:
             self._save(trainer.checkpoint())
         if is_stopping:
             raise KeyboardInterrupt
+
+    def _call_on_epoch(self, rows: Sequence[Metrics]) -> None:
+        try:
+            for row in rows:
+                self.on_epoch(self.run, row)
+        except OSError as error:  # which would be explained as one of the run folder
+            raise RuntimeError(f"on_epoch raised {type(error).__name__}: {error}; {self._place()}") from error
 
     def _save(self, checkpoint: Checkpoint) -> None:
         if self.is_first:

@@ -133,7 +133,7 @@ def test_scores_are_read_back(run, base, capsys):
     assert scores[10].name not in said
     assert CAVEAT in said
     assert CAVEAT.count("\n") == 1, "two lines"
-    assert "40 of the images have effective sample sizes below 10" in said
+    assert "the effective sample size of 40 of them is below 10" in said
 
 
 def test_an_image_file_and_images_of_another_size(run, base, tmp_path, capsys):
@@ -179,6 +179,20 @@ def test_samples_are_images_of_the_vae(run, tmp_path):
     with seeded(0, CPU):
         images = sample_images(pvae.load(run), 3)
     assert pixels["means"] == images.mul(255).round().to(torch.uint8)[:, 0].tolist()
+
+
+def test_fewer_samples_replace_more(run, tmp_path):
+    for count in (3, 2):
+        assert sample([str(run), "-n", str(count), "--out", str(tmp_path / "out")]) == 0
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["sample-0001.png", "sample-0002.png", "samples.png"]
+
+
+def test_a_refused_encoding_leaves_no_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert encode(["deep-bayes", "nowhere"]) == 2
+    assert "no file or folder nowhere" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_export_may_be_replaced_by_another(run, capsys):
@@ -227,12 +241,11 @@ def test_a_read_only_folder_is_refused_at_once(run, tmp_path, capsys, monkeypatc
     ("command", "arguments", "says"),
     [
         ("encode", ["run", "--out", "codes.txt"], ".npz or .csv"),
-        ("encode", ["run", "--out", "no/such/codes.npz"], "no/such"),
-        ("encode", ["run", "nowhere"], "no folder nowhere"),
+        ("encode", ["run", "nowhere"], "no file or folder nowhere"),
         ("encode", ["run", "empty"], "no image file"),
         ("encode", ["run", "--seed", "-1"], "--seed"),
         ("encode", ["empty"], "not a run folder"),
-        ("score", ["run", "nowhere"], "no folder nowhere"),
+        ("score", ["run", "nowhere"], "no file or folder nowhere"),
         ("score", ["run", "--importance-samples", "1"], "at least 2"),
         ("score", ["empty"], "not a run folder"),
         ("sample", ["run", "-n", "0"], "--num-samples"),

@@ -116,6 +116,7 @@ NAN = GREY / 255 + np.where(np.arange(5) == 2, np.nan, 0)
         ({"images": GREY, "labels": np.array([{}] * 20)}, "objects, which are never loaded"),
         ({"images": GREY, "labels": np.arange(19)}, "give 20 whole numbers"),
         ({"images": GREY, "labels": np.zeros((20, 2))}, "give 20 whole numbers"),
+        ({"train": GREY, "test": GREY, "train_labels": np.arange(20)}, "give labels for all or none"),
         ({"train": GREY, "test": COLOUR}, "the shapes (7, 5, 1) and (7, 5, 3)"),
         ({"train": GREY, "test": GREY[:1]}, "N at least 2"),
         ({"x": GREY, "y": GREY}, "it holds x, y: name"),

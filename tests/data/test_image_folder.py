@@ -57,6 +57,24 @@ def test_a_tree_of_images_becomes_a_data_set(folder, tmp_path):
     assert len(cached(tmp_path)) == 4
 
 
+def test_a_split_without_training_images_is_refused(folder):
+    (folder / "test").mkdir()
+    next(folder.rglob("*.png")).rename(folder / "test" / "one.png")
+    with pytest.raises(InputError, match="a sub-folder test and none of the name train"):
+        load_dataset(f"folder:{folder}")
+
+
+def test_files_outside_of_the_splits_are_left_out_and_counted(folder):
+    inside = folder / "train"
+    inside.mkdir()
+    for file in sorted(folder.rglob("*.png"))[:8]:
+        file.rename(inside / file.name)
+    outside = len(image_files(folder)) - 8
+    data = load_dataset(f"folder:{folder}")
+    assert outside > 0
+    assert data.note.startswith(f"{outside} of {outside + 8} image files lie outside of the sub-folders train, valid")
+
+
 def test_the_folder_of_a_run_may_move(folder, no_pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = ["--image-size", "8", "--hidden", "4", "--batch-size", "8", "--epochs"]
@@ -299,7 +317,7 @@ def test_a_wrong_folder_is_an_error_of_one_line(folder, tmp_path, capsys, monkey
     small = ["--hidden", "4", "--latent-dim", "2", "--batch-size", "2", "--epochs", "1"]
     for arguments, says in [
         (["--dataset", "folder:empty"], "holds no image file"),
-        (["--dataset", "folder:nowhere"], "there is no folder nowhere"),
+        (["--dataset", "folder:nowhere"], "there is no file or folder nowhere"),
         (["--dataset", f"folder:{folder}"], "text.jpg cannot be used"),
         (["--dataset", "folder:dot", "--crop", "2"], "fewer than --crop 2"),
         (["--dataset", "folder:dot", "--image-size", "0"], "--image-size must be"),
@@ -350,6 +368,8 @@ def test_celeba_in_part(celeba):
     assert data.train_labels.shape == (25, 2)
     assert data.train_labels[:4, 0].tolist() == [False, True, False, True]
     assert data.test_labels[0].tolist() == [False, False]
+    assert (len(data.valid), data.valid_labels.shape) == (5, (5, 2))
+    assert data.with_valid(0).valid is None
 
 
 def test_celeba_vae_trains(celeba, tmp_path, monkeypatch, capsys):
@@ -412,6 +432,14 @@ def test_a_photograph_is_turned_upright(tmp_path, orientation, kind):
 def test_damaged_exif_data_are_ignored(tmp_path, exif):
     Image.new("RGB", (4, 4), "red").save(tmp_path / "damaged.png", exif=exif)
     assert decoded(tmp_path / "damaged.png", 4)[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_damaged_exif_data_do_not_hide_the_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image.Image, "getexif", lambda _: {}["orientation"])
+    for number in range(4):
+        Image.new("RGB", (6, 4), "red").save(tmp_path / f"{number}.jpg")
+    images = load_images(image_files(tmp_path), ImageTransform(), tmp_path / "cache")
+    assert images.pixels.shape == (4, 3, 4, 6)
 
 
 def test_an_image_is_turned_although_its_exif_data_cannot_be_written_again(tmp_path):

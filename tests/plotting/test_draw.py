@@ -46,7 +46,7 @@ from pvae.evaluation.attribute_probe import Response, balanced_accuracy, respond
 from pvae.evaluation.table import Row, groups, row_of, to_markdown
 from pvae.plotting import pictures, run_figures
 from pvae.plotting.gallery import entry_of
-from pvae.plotting.run_figures import Codes, histogram_figure
+from pvae.plotting.run_figures import ScatterData, histogram_figure
 from pvae.runs import data as data_module
 from pvae.training.fit import fit, resume, train_in_memory
 
@@ -277,7 +277,9 @@ def test_scatter_plots_have_equal_axes_and_the_circles_of_the_prior(runs, data):
 @pytest.mark.parametrize("count", [3, 10, 12, 47, 60])
 def test_many_classes_share_colours_and_the_title_says_so(count):
     codes, labels = torch.randn(count, 2), torch.arange(count)
-    figure = run_figures.scatter_figure({"test": Codes(codes, labels)}, [f"class {n}" for n in range(count)], "title")
+    figure = run_figures.scatter_figure(
+        {"test": ScatterData(codes, labels)}, [f"class {n}" for n in range(count)], "title"
+    )
     points = figure.axes[0].collections[0].get_facecolor()
     assert len(np.unique(points, axis=0)) == (min(count, 10) if count <= 50 else 1)
     assert ("share a colour" in figure.get_suptitle()) == (10 < count <= 50)
@@ -340,7 +342,9 @@ def test_animate_trains_again_and_draws_the_epochs(data, found, tmp_path, capsys
 
 
 def test_frames_of_codes_have_the_same_axes():
-    near, far = (run_figures.scatter_figure({"test": Codes(scale * torch.randn(9, 2))}, [], "") for scale in (1, 9))
+    near, far = (
+        run_figures.scatter_figure({"test": ScatterData(scale * torch.randn(9, 2))}, [], "") for scale in (1, 9)
+    )
     run_figures.animation([near, far])
     assert near.axes[0].get_xlim() == far.axes[0].get_xlim()
     assert near.axes[0].get_ylim() == far.axes[0].get_ylim()
@@ -518,8 +522,8 @@ def pictures_with(name):
         "title": run_figures.sample_figure(images, name),
         "row": run_figures.image_figure(images, 2, "title", [name], ["image", "+1"]),
         "legend": run_figures.probe_figure([response], "title"),
-        "class": run_figures.scatter_figure({"test": Codes(codes, classes)}, [name, "other"], "title"),
-        "codes": run_figures.scatter_figure({name: Codes(codes)}, [], "title"),
+        "class": run_figures.scatter_figure({"test": ScatterData(codes, classes)}, [name, "other"], "title"),
+        "codes": run_figures.scatter_figure({name: ScatterData(codes)}, [], "title"),
         "band": run_figures.band_figure({name: (images, images)}, 2, "title"),
     }
 

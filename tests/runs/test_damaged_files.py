@@ -131,6 +131,16 @@ def test_a_config_with_a_valid_checksum_and_wrong_fields_is_refused(run, images,
     refused_by_all(run, images)
 
 
+def test_options_that_an_earlier_version_did_not_have_are_the_defaults(run, images):
+    record = json.loads((run / "config.json").read_text())
+    for name in ("valid", "patience", "grey"):
+        del record["config"][name]
+    del record["data"]["num_valid"], record["sha256"]
+    record["config"]["image_size"] = 64
+    (run / "config.json").write_text(json.dumps({**record, "sha256": run_module._digest(record)}))
+    assert resume(run, 2, data=images).config.image_size == "64"
+
+
 def test_an_edited_config_is_refused(run, images):
     text = (run / "config.json").read_text()
     (run / "config.json").write_text(text.replace('"seed": 0', '"seed": 1'))

@@ -13,7 +13,9 @@ from helpers.runs import assert_same
 import pvae
 from pvae.config.config import Config
 from pvae.core.errors import InputError, InterruptedTrainingError
+from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
+from pvae.evaluation import latent_space
 from pvae.evaluation.table import row_of
 from pvae.evaluation.trained_run import TrainedRun
 from pvae.runs.metrics import best_epoch, is_out_of_patience
@@ -99,6 +101,32 @@ def test_a_training_interrupted_at_every_epoch_keeps_the_same_best_weights(
     ]
     assert_same(weights_of(parts.path / "best.safetensors"), weights_of(whole.path / "best.safetensors"))
     assert_same(pvae.load(parts.path).state_dict(), pvae.load(whole.path).state_dict())
+
+
+def test_the_pictures_are_of_the_best_epoch_as_their_title_says(tmp_path, few_digits, config, monkeypatch):
+    shown = []
+    monkeypatch.setattr("pvae.plotting.run_figures.save_figures", lambda run, *pictures: shown.append(pictures))
+    run = fit(config, data=few_digits, out=tmp_path / "run")
+    images, reconstructions, _ = shown[0][:3]
+    with seeded(config.seed, torch.device("cpu")):
+        vae = run.vae()
+        latent_space.sample(vae, 64)  # drawn first by the training too
+        assert torch.equal(reconstructions, latent_space.reconstruct(vae, images))
+
+
+def test_a_training_that_ran_out_of_patience_says_so_when_more_epochs_are_asked_for(tmp_path, few_digits, config):
+    run = fit(config, data=few_digits, out=tmp_path / "run")
+    with pytest.raises(InputError, match=r"by --patience 3: start a new run with a larger --patience"):
+        resume(run.path, 100, data=few_digits)
+    assert Run.open(run.path).config.epochs == 60
+
+
+def test_an_error_of_on_epoch_is_not_one_of_the_run_folder(tmp_path, few_digits, config):
+    def on_epoch(*_):
+        raise ConnectionError("tracker unreachable")
+
+    with pytest.raises(RuntimeError, match=r"on_epoch raised ConnectionError: tracker unreachable; .* up to epoch 1"):
+        fit(config, data=few_digits, out=tmp_path / "run", on_epoch=on_epoch)
 
 
 def test_test_images_choose_nothing(tmp_path, few_digits, config):
