@@ -212,6 +212,7 @@ def decoded_figure(places: dict[str, tuple[TrainedRun, Tensor]], title: str) -> 
         upper.scatter(
             *trained.test_codes.T, s=3, alpha=0.4, c=[PALETTE[n] for n in labels], linewidths=0, rasterized=True
         )
+        upper.scatter(*z.T, s=0)  # so that the axes reach the points
         for number, point in enumerate(z.tolist(), 1):
             box = {"facecolor": "white", "edgecolor": "black", "boxstyle": "circle,pad=0.15"}
             upper.annotate(str(number), point, fontsize=8, ha="center", va="center", bbox=box)
@@ -380,6 +381,7 @@ def make_notebook(name: str, runs: Runs, folder: Path) -> None:
     for needed in NOTEBOOKS[name]:
         runs(needed)
     os.environ["PVAE_RUNS"] = str(runs.cache)
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # of tqdm, which Pyro imports
     notebook, started = nbformat.read(HERE / f"{name}.ipynb", as_version=4), time.perf_counter()
     NotebookClient(notebook, timeout=1800, record_timing=False).execute()
     content = nbformat.writes(notebook) + "\n"
