@@ -179,3 +179,10 @@ def test_notebooks_are_small():
 def test_pictures_are_small():
     for path in ROOT.glob("notebooks/pictures/*.png"):
         assert path.stat().st_size < 700_000, path.name
+
+
+def test_tests_that_are_named_exist():
+    texts = {path: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("notebooks/*.[im]*")]}
+    named = {name for text in texts.values() for name in re.findall(r"tests/[a-z_/]+\.py", text)}
+    assert len(named) > 5
+    assert [name for name in named if not (ROOT / name).exists()] == []
