@@ -94,11 +94,9 @@ class ImageArrays:
                 array, greatest = self._array(name), 0
                 at_once = max(1, _READ // array[0].nbytes)
                 for start in range(0, len(rows), at_once):
-                    values = array[rows[start : start + at_once]]
+                    values = self._read(array, rows[start : start + at_once])
                     greatest = max(greatest, values.max())
                     yield from map(Image.fromarray, self._as_bytes(values, name))
-                    if not name:
-                        array = self._array(name)  # mapped anew, so that what was read leaves the memory
                 if array.dtype.kind == "u" and array.dtype.itemsize == 2 and greatest < 256:
                     raise self._refused(f"{_described(array, name)}, with no value above 255: save it as bytes (uint8)")
 
@@ -106,6 +104,17 @@ class ImageArrays:
         """Return an array of an .npz file; without a name, that of an .npy file, or all of an .npz file by name."""
         loaded = np.load(self.path, mmap_mode="r", allow_pickle=False)
         return loaded[name] if name else loaded
+
+    def _read(self, array: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return rows of an array; of an .npy file without its mapping, whose pages would stay in memory."""
+        if not isinstance(array, np.memmap) or not array.flags.c_contiguous:
+            return array[rows]
+        values = np.empty((len(rows), *array.shape[1:]), array.dtype)
+        with self.path.open("rb") as file:
+            for value, row in zip(values, rows.tolist()):
+                file.seek(array.offset + row * value.nbytes)
+                file.readinto(value)
+        return values
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
