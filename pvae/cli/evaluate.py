@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from pvae.evaluation.trained_run import TrainedRun
 
 __all__ = ["main"]
+
+_DRAWS, _FEW_DRAWS = 5000, 200  # for each image
+_LARGE = 2000  # values of an image, beyond which many draws take long and help little
 
 _EPILOG = """\
 It prints the ELBO and its parts (distortion and rate; the three parts of post 004), the posterior-mean loss, active
@@ -83,6 +87,8 @@ def _report_of(trained: TrainedRun, arguments: argparse.Namespace, world: World)
     if count > len(trained.data.test):
         raise InputError(f"--images {count}: {trained.data.name} has {len(trained.data.test):,} test images")
     is_quiet = arguments.quiet or not world.is_first
+    is_large = math.prod(trained.data.image_shape) > _LARGE
+    num_draws = arguments.importance_samples or (_FEW_DRAWS if is_large else _DRAWS)
 
     def report_draws(sample: ImportanceSample, taken: float) -> None:
         bar.reset(count)
@@ -90,10 +96,10 @@ def _report_of(trained: TrainedRun, arguments: argparse.Namespace, world: World)
             untrusted = f"the weights of {sample.untrusted:.1%} of the images cannot be trusted"
             say(f"{sample.num_particles:,} draws for each image took {taken:.0f} s; {untrusted}")
 
-    with progress_bar("importance sampling", count, "image", is_quiet) as bar:
+    with progress_bar("importance sampling", count, "image", is_quiet, in_logs=True) as bar:
         return evaluate(
             trained,
-            arguments.importance_samples,
+            num_draws,
             arguments.images,
             arguments.seed,
             bar.update,
@@ -109,7 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser("evaluate", "Evaluate a trained run on its test images.", _EPILOG)
     add = parser.add_argument
     add("run", metavar="RUN", type=nonempty_path, help="a run folder")
-    add("--importance-samples", metavar="S", type=int, default=5000, help="draws of z for each image (default: 5000)")
+    default = f"{_DRAWS}, or {_FEW_DRAWS} where an image has more than {_LARGE:,} values"
+    add("--importance-samples", metavar="S", type=int, help=f"draws of z for each image (default: {default})")
     add(
         "--seconds",
         metavar="T",

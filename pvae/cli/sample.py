@@ -67,8 +67,7 @@ def _sample(arguments: argparse.Namespace) -> None:
             pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
             Image.fromarray(pixels).save(content, "PNG", pnginfo=written_by_pvae)
             write_whole(folder / name, content.getvalue())
-        title = f"{run.title}\n{'draws from' if arguments.draws else 'mean of'} p(x | z), z ~ p(z)"
-        write_figure(folder / "samples.png", image_figure(images[:64], min(8, len(names)), title))
+        write_figure(folder / "samples.png", image_figure(images[:64], min(8, len(names)), ""))
         last = f" to {names[-1]}" if len(names) > 1 else ""
         say(f"{folder}: {names[0]}{last}, and {'the first 64' if len(names) > 64 else 'all of them'} on samples.png")
 

@@ -75,7 +75,7 @@ def _score(arguments: argparse.Namespace) -> None:
         )
         print_note(given.note)
         vae, pixels, kind = given.with_likelihood()
-        bar = progress_bar("scoring", len(given.names), "image")
+        bar = progress_bar("scoring", len(given.names), "image", in_logs=True)
         with bar, seeded(arguments.seed, torch.device("cpu")):
             scores = score_images(vae, pixels, given.names, arguments.importance_samples, bar.update)
         write_whole(folder / "scores.csv", csv_of(scores).encode("utf-8", "surrogateescape"))

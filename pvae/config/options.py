@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -150,6 +151,8 @@ class Option:
         elif isinstance(value, str) and value in _REMOVED:
             raise InputError(f"{flag(name)} {value} was removed from pvae: take {flag(name)} {_REMOVED[value]}")
         elif not (isinstance(value, str) and value.startswith("folder:") and "folder:PATH" in self.choices):
+            if "folder:PATH" in self.choices and value not in self.choices and os.path.lexists(str(value)):
+                raise InputError(f"unknown {flag(name)} {shown(value)}: for images of your own, give folder:{value}")
             check_name(flag(name), value, self.choices)
         return value
 

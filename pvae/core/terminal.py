@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from tqdm import tqdm
 
@@ -19,7 +20,7 @@ def say(line: object) -> None:
         sys.stdout = None  # Python would try again to flush it at its exit
 
 
-def progress_bar(title: str, total: int, unit: str, quiet: bool = False, done: int = 0) -> tqdm:
+def progress_bar(title: str, total: int, unit: str, quiet: bool = False, done: int = 0, in_logs: bool = False) -> tqdm:
     """Return a tqdm bar, which is drawn if standard error is a terminal, and removed at its end.
 
     Args:
@@ -28,6 +29,10 @@ def progress_bar(title: str, total: int, unit: str, quiet: bool = False, done: i
         unit: name of a unit.
         quiet: draw nothing.
         done: number of units that were done before.
+        in_logs: if standard error is not a terminal, write the time left to it after ten seconds and then every minute.
     """
-    disabled = quiet or sys.stderr is None or None  # None: tqdm itself looks whether it is a terminal
-    return tqdm(total=total, initial=done, desc=title, unit=unit, leave=False, disable=disabled)
+    rest: dict[str, Any] = {"disable": quiet or sys.stderr is None or None}  # None: tqdm looks if it is a terminal
+    if in_logs and not quiet and sys.stderr is not None and not sys.stderr.isatty():
+        left = "{desc}: {n_fmt} of {total_fmt} {unit}s, {remaining} left"
+        rest = {"delay": 10, "mininterval": 60, "bar_format": left}
+    return tqdm(total=total, initial=done, desc=title, unit=unit, leave=False, **rest)

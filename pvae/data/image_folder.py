@@ -179,7 +179,7 @@ def _build(files: Sequence[Path] | ImageArrays, transform: ImageTransform, targe
         else:
             images = _in_parts(pool, partial(decode, transform=chosen), files)
         try:
-            with temporary.open("wb") as file, progress_bar("decoding", len(files), "image") as bar:
+            with temporary.open("wb") as file, progress_bar("decoding", len(files), "image", in_logs=True) as bar:
                 _write_header(file, len(files), shape)
                 for index, image in enumerate(images):
                     bar.update()

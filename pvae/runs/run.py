@@ -52,6 +52,7 @@ __all__ = ["READY_MADE", "Run", "check_out", "load", "provenance"]
 READY_MADE = ("deep-bayes", "fashion-vae")  # names of the runs that come with pvae
 _READY_MADE = Path(pvae.__file__).parent / "pretrained"
 _FORMAT = 2
+_LINE = 72  # characters of a line of a title
 _CHECKPOINT, _PREVIOUS = "checkpoint.safetensors", "checkpoint-previous.safetensors"
 _BEST = "best.safetensors"
 _MAX_JSON_BYTES = 2**22  # of config.json: enough for some thousands of sessions
@@ -246,7 +247,9 @@ class Run:
         elbo = "" if self.config.posterior == "delta" else f", --elbo {self.config.elbo}"
         end = "\n" if chosen else ": "
         bound = "" if test is None else f"{end}{test} nats{self.bits(test)}"
-        return f"{system_title(self.config)}{elbo}, on {self.data.title}\nepoch {epoch}{chosen}{bound}"
+        first, data = f"{system_title(self.config)}{elbo},", f"on {self.data.title}"
+        space = " " if len(first) + len(data) < _LINE else "\n"
+        return f"{first}{space}{data}\nepoch {epoch}{chosen}{bound}"
 
     def bits(self, row: Metrics) -> str:
         """Return ", 3.210 bits per dimension" for the bound of a row; "" if the likelihood has no levels of a pixel."""

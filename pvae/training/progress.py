@@ -54,7 +54,7 @@ class Console:
         """
         test = rows[-1]
         terms = f"distortion {test.distortion:.2f}, rate {test.rate:.2f}"
-        if abs(test.loss - test.distortion - test.rate) > 0.005:
+        if abs(test.loss - test.distortion - test.rate) > max(0.005, 1e-6 * abs(test.loss)):  # beyond rounding
             terms += f", loss {test.loss:.2f}"
         terms += run.bits(test)
         seconds, epochs = sum(row.seconds for row in rows), run.config.epochs
@@ -72,9 +72,9 @@ class Console:
         if best is not None:
             last = rows[-1].epoch
             why = f"stopped after epoch {last}, {last - best} epochs without a better bound; " if last < epochs else ""
-            self.say(
-                f"{why}epoch {best} is the best on the validation images: load, evaluate and draw take its weights"
-            )
+            more = "; it is the last one: more epochs may give a better one" if best == last else ""
+            chosen = f"epoch {best} is the best on the validation images"
+            self.say(f"{why}{chosen}: load, evaluate and draw take its weights{more}")
 
 
 _BINARY = {

@@ -14,6 +14,7 @@ from PIL import Image
 
 import pvae
 from pvae.cli.encode import main as encode
+from pvae.cli.evaluate import main as evaluate
 from pvae.cli.export import main as export
 from pvae.cli.sample import main as sample
 from pvae.cli.score import CAVEAT
@@ -179,6 +180,15 @@ def test_samples_are_images_of_the_vae(run, tmp_path):
     with seeded(0, CPU):
         images = sample_images(pvae.load(run), 3)
     assert pixels["means"] == images.mul(255).round().to(torch.uint8)[:, 0].tolist()
+
+
+def test_large_images_are_evaluated_by_fewer_draws(tmp_path, monkeypatch, capsys, no_pictures):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    draw_tree(tmp_path / "tree", 12, (46, 46))
+    small = ["--hidden", "4", "--latent-dim", "2", "--epochs", "1", "--quiet"]
+    assert train(["--dataset", f"folder:{tmp_path / 'tree'}", *small, "--out", str(tmp_path / "run")]) == 0
+    assert evaluate([str(tmp_path / "run")]) == 0
+    assert "log p(x), 200 importance samples an image" in capsys.readouterr().out
 
 
 def test_fewer_samples_replace_more(run, tmp_path):
