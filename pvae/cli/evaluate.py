@@ -91,8 +91,8 @@ def _report_of(trained: TrainedRun, arguments: argparse.Namespace, world: World)
     num_draws = arguments.importance_samples or (_FEW_DRAWS if is_large else _DRAWS)
 
     def report_draws(sample: ImportanceSample, taken: float) -> None:
-        bar.reset(count)
         if arguments.seconds and not is_quiet:
+            bar.reset(count)  # for the next draws
             untrusted = f"the weights of {sample.untrusted:.1%} of the images cannot be trusted"
             say(f"{sample.num_particles:,} draws for each image took {taken:.0f} s; {untrusted}")
 

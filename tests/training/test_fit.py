@@ -460,7 +460,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, few_digits, small_config, dam
         pvae.load(run.path)
     assert "\n" not in str(caught.value)
     resumed = resume(run.path, 4, data=few_digits)
-    assert "going on from the one before it" in capsys.readouterr().err
+    assert "going on from the checkpoint before the last one" in capsys.readouterr().err
     whole = fit(small_config.replace(epochs=4), data=few_digits, out=tmp_path / "whole")
     assert_same(weights(resumed), weights(whole))
     assert [row.elbo for row in resumed.metrics()] == [row.elbo for row in whole.metrics()]
