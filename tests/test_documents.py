@@ -89,7 +89,7 @@ def test_images_are_encoded_scored_and_sampled_as_their_page_says(run, tmp_path,
     for number, image in enumerate(images[:3, 0].numpy()):
         Image.fromarray(image).save(tmp_path / "photos" / f"{number}.png")
     names = run(ROOT / "notebooks/images.md", "score_images")
-    assert names["codes"].loc.shape == (3, 32)
+    assert names["codes"].loc.shape == (3, 64)
     assert names["images"].shape == (64, 1, 8, 8)
     assert re.match(r"\d\.png -\d+\.\d+ \d+\.\d+ \d+\.\d+\n", capsys.readouterr().out)
 
