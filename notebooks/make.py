@@ -343,6 +343,7 @@ NOTEBOOKS = {  # the runs that each takes from the cache; it trains others itsel
     "one-elbo": ("pytorch-example", *(f"beta-{beta}" for beta in BETAS)),
     "latent-space": ("fashion-ae", "fashion-vae", "mlp-2d"),
     "estimators": (),
+    "distributions": (),
 }
 
 

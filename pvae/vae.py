@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyro
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -15,7 +15,11 @@ __all__ = ["VAE", "LikelihoodModule", "PosteriorModule", "PriorModule"]
 
 
 class PriorModule(Protocol):
-    """A module that returns the prior p(z)."""
+    """A module that returns the prior p(z).
+
+    It may be a `pvae.distributions.hierarchy.Hierarchy`, if q(z | x) is one too. Each of its layers is then a sample
+    site of its own in model and guide: "z1", "z2" and so on in place of "z".
+    """
 
     def forward(self) -> TorchDistribution:
         """Return p(z): batch shape (), event shape (L,)."""
@@ -116,18 +120,18 @@ class VAE(nn.Module):
         return self.p_x(z)
 
     def model(self, x: Tensor) -> None:
-        """Pyro's generative function over images x (B, C, H, W): sites "z" and "x"."""
+        """Pyro's generative function over images x (B, C, H, W): sites "z" and "x", or "z1", "z2", ... and "x"."""
         register("p_z", self.p_z)
         register("p_x", self.p_x)
         with pyro.plate("data", x.shape[0]):
-            z = pyro.sample("z", self.prior())
+            z = _sample(self.prior())
             pyro.sample("x", self.likelihood(z), obs=x)
 
     def guide(self, x: Tensor) -> None:
-        """Pyro's variational function over images x (B, C, H, W): site "z"."""
+        """Pyro's variational function over images x (B, C, H, W): site "z", or "z1", "z2", ..."""
         register("q_z", self.q_z)
         with pyro.plate("data", x.shape[0]):
-            pyro.sample("z", self.posterior(x))
+            _sample(self.posterior(x))
 
     @property
     def has_density(self) -> bool:
@@ -143,6 +147,11 @@ class VAE(nn.Module):
     def is_bounding(self) -> bool:
         """Whether the ELBO is a bound on a log-likelihood, or on a pseudo-likelihood's logarithm."""
         return self.has_density and getattr(self.p_x, "is_bounding", True)
+
+
+def _sample(latent: Any) -> Tensor:
+    """Return z from the site "z", or from a site for each layer of a hierarchy."""
+    return latent.draw(pyro.sample) if hasattr(latent, "draw") else pyro.sample("z", latent)
 
 
 def _module(name: str, module: object) -> nn.Module:

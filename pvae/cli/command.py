@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         # argparse takes -1e-1 for an option, and has no public way to say otherwise.
-        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf$", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:
         """Refuse the arguments.

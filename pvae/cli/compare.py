@@ -28,7 +28,7 @@ __all__ = ["main"]
 _ALL = ",".join(name for name in ELBOS if name != "handwritten")
 _STAGES = "2,16"
 _BATCH_SIZE = 100
-_GROUPS = 5  # of miwae, if the configuration has only one
+_GROUPS = 5  # of miwae and piwae, if the configuration has only one
 
 _EPILOG = """\
 Without a RUN it trains a system and compares at each of --stages. log p(x) is known exactly for the default,
@@ -37,7 +37,7 @@ prints the bound and its distance from log p(x), the variance (the trace of the 
 ratio, |E g| / sqrt(E |g - E g|^2), of the gradients with respect to encoder and decoder with their errors over
 repetitions, and the time of loss and gradients. All estimators are given the same images, weights and noise. It writes
 comparison.csv, comparison.md and comparison.png. A Bernoulli that was trained on grey pixels is compared on binarized
-ones, which have a log p(x); beta is 1; --alpha, --mix and --groups (of miwae, else 5) are the system's.
+ones, which have a log p(x); beta is 1; --alpha, --mix and --groups (of miwae and piwae, else 5) are the system's.
 
 examples:
   python -m pvae.compare
@@ -83,7 +83,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     rows: list[Measurement] = []
     with result_folder(out, reports) as folder:
         for stage, vae, x, kind in _weights(arguments, config, stages):
-            pairs, reasons = estimators.pairs_to_compare(vae, names, particles, groups)
+            pairs, reasons = estimators.pairs_to_compare(vae, x[:1], names, particles, groups)
             if not pairs:
                 raise InputError("; ".join(reasons))
             if arguments.elbo != _ALL:
@@ -94,7 +94,7 @@ def _compare(arguments: argparse.Namespace) -> None:
             say(f"{stage}: log p(x) = {shown}, mean of {len(x)} test images; pixels {kind}")
             with progress_bar(stage, len(pairs), "estimator") as bar:
                 for name, count in pairs:
-                    options = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups if name == "miwae" else 1}
+                    options = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups}
                     rows.append(estimators.measure(vae, x, name, count, log_p, stage, arguments.repetitions, **options))
                     bar.update()
         table = f"{estimators.to_markdown(rows)}\n\n{estimators.LEGEND}"

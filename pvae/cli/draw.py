@@ -107,7 +107,8 @@ def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> No
             return
         report = trained.report()
         write_whole(folder / "latent.json", f"{to_json(asdict(report), indent=2)}\n".encode())
-        say(f"codes: {report}")
+        if said := str(report):
+            say(f"codes: {said}")
 
 
 def _animate(arguments: argparse.Namespace) -> None:

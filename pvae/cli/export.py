@@ -16,8 +16,8 @@ It writes two files, whose batch dimension N may have any size:
   encoder.onnx  x (N, C, H, W), pixels as in training, to loc and scale (N, L), mean and standard deviation of q(z | x)
   decoder.onnx  z (N, L) to mean (N, C, H, W), the mean of p(x | z)
 onnxruntime runs both first, and they are written only if their outputs equal those of torch to 1e-5. It needs the
-packages onnx, onnxscript and onnxruntime: pip install -e ".[export]". A VAE of two stochastic layers cannot be
-exported, and with torch 2.6 no network with BatchNorm.
+packages onnx, onnxscript and onnxruntime: pip install -e ".[export]". A VAE of several stochastic layers cannot
+be exported, and with torch 2.6 no network with BatchNorm.
 
 example:
   python -m pvae.export runs/my-run --out onnx

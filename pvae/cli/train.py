@@ -124,12 +124,12 @@ def _add_config_options(parser: argparse.ArgumentParser) -> None:
         if isinstance(default, bool):
             group.add_argument(flag(name), action="store_true", default=argparse.SUPPRESS, help=text)
         elif name != "source":
-            kind = type(default[0] if isinstance(default, tuple) else default)
+            kind = int if isinstance(default, tuple) else type(default)
             group.add_argument(
                 flag(name),
                 metavar={int: "N", float: "X"}.get(kind, "NAME"),
                 type=kind,
-                nargs="+" if isinstance(default, tuple) else None,
+                nargs=("+" if default else "*") if isinstance(default, tuple) else None,
                 default=argparse.SUPPRESS,
                 help=text,
             )

@@ -17,8 +17,8 @@ from pvae.compile.graph import check_engine, record
 from pvae.compile.guards import (
     Snapshot,
     buffers_unchanged,
+    is_same,
     refuse_handlers,
-    remove_new_parameters,
     running_modules,
     state_unchanged,
     torch_settings,
@@ -28,6 +28,7 @@ from pvae.compile.optimizers import OTHER_PARAMETERS
 from pvae.compile.recorded_step import Call, Prepare, RecordedStep, Step, run_step
 from pvae.core.errors import InputError
 from pvae.core.terms import LossAndTerms
+from pvae.core.torch_private import empty_transform_caches
 from pvae.elbos.base import PyroFunction
 
 __all__ = ["CompiledELBO"]
@@ -47,7 +48,8 @@ class CompiledELBO(ELBO):
     the same training, to rounding. A step is recorded anew if its batch has another shape or dtype, if the parameter
     store or autocast changed, or if a module of the model was edited: a parameter, a mode, an attribute, a hook, a
     child. beta is an input. Other values (a global variable, another generator) are fixed by the recording. torch
-    validates the first batch only; the domain of the pixels is checked at every step.
+    validates the first batch only; the domain of the pixels is checked at every step. A first step that creates
+    parameters or modules is run eagerly.
 
     Args:
         elbo: one of pvae's, or any Pyro ELBO with a `differentiable_loss`.
@@ -63,14 +65,18 @@ class CompiledELBO(ELBO):
     Raises:
         TypeError: the ELBO has no `differentiable_loss`.
         InputError: there is no such engine or precision; or when used, if model or guide read the values of tensors,
-            if a module changes itself in each step, or if another Pyro handler than SVI's own is active.
+            if a module changes itself in each step, if an argument is not a tensor, or if another Pyro handler than
+            SVI's own is active.
     """
 
     def __init__(
         self, elbo: ELBO, engine: str = "graph", precision: str = "fp32", batch_size: int | None = None
     ) -> None:
         if not hasattr(elbo, "differentiable_loss"):
-            raise TypeError(f"{type(elbo).__name__} has no differentiable_loss: take one of pvae.build_elbo")
+            raise TypeError(
+                f"the steps of {type(elbo).__name__} cannot be recorded, since it has no differentiable_loss: take "
+                "Trace_ELBO or one of pvae.build_elbo, or give SVI the ELBO itself"
+            )
         self.elbo: Any = elbo
         check_engine(engine, precision)
         super().__init__(num_particles=elbo.num_particles)  # type: ignore[no-untyped-call]
@@ -78,7 +84,7 @@ class CompiledELBO(ELBO):
         self.precision = precision
         self.batch_size = batch_size
         self.num_recordings = 0
-        self._is_changing = False
+        self._changed: list[object] = []  # the calls whose last trial run changed a module
         self._recorded: list[RecordedStep] = []
         self._checked: dict[object, RecordedStep] | None = None  # by call and shapes, inside `unedited`
 
@@ -180,7 +186,10 @@ class CompiledELBO(ELBO):
     def _find(self, call: Call, inputs: Sequence[Tensor]) -> RecordedStep | None:
         """Return the recording of such a step, recorded now if there is none; None if the step must be run eagerly."""
         refuse_handlers(call.kind)
-        shapes = tuple((x.shape, x.dtype, x.device, x.stride(), x.requires_grad) for x in inputs)
+        try:
+            shapes = tuple((x.shape, x.dtype, x.device, x.stride(), x.requires_grad) for x in inputs)
+        except AttributeError:
+            raise InputError("a compiled ELBO passes only tensors to model and guide: bind other arguments") from None
         recorded = None if self._checked is None else self._checked.get((call, shapes))
         if recorded is not None:
             return recorded
@@ -221,11 +230,12 @@ class CompiledELBO(ELBO):
             steps.append(step)
             return results
 
-        beta = torch.tensor(1.0, dtype=dtype if dtype.is_floating_point else None, device=inputs[0].device)
+        device = inputs[0].device if inputs else None
+        beta = torch.tensor(1.0, dtype=dtype if dtype.is_floating_point else None, device=device)
         # Compiling takes seconds, and saves milliseconds at each step, which a rare step does not repay.
-        is_rare = call.kind == "loss" or self.batch_size not in (None, len(inputs[0]))
+        is_rare = call.kind == "loss" or self.batch_size not in (None, *map(len, inputs[:1]))
         engine = "graph" if is_rare else self.engine
-        with buffers_unchanged(modules), unchanged(written):
+        with buffers_unchanged(modules), unchanged(written), empty_transform_caches():
             # Views, since one tensor given twice would be recorded as one input.
             replay = record(function, [beta, *(x.view_as(x) for x in inputs)], engine, self.precision)
         if not snapshot.is_current():
@@ -238,14 +248,24 @@ class CompiledELBO(ELBO):
 
     def _run_once(self, call: Call, inputs: Sequence[Tensor]) -> tuple[list[nn.Module], torch.dtype] | None:
         """Return the modules that run and the dtype of x; None if this run created parameters or changed a module."""
-        snapshot, known = Snapshot([*call.functions, self.elbo]), set(pyro.get_param_store()._params)
-        with running_modules() as modules, torch.no_grad():
+        snapshot, store = Snapshot([*call.functions, self.elbo]), pyro.get_param_store()
+        if snapshot.has_lazy_parameters:
+            return None
+        known, is_pyros = store.get_state(), not hasattr(self.elbo, "loss_and_terms")
+        # TraceEnum_ELBO raises unless its loss has a gradient.
+        with running_modules() as modules, empty_transform_caches(), torch.set_grad_enabled(is_pyros):
             x = inputs if call.prepare is None else (call.prepare(*inputs),)
             self.elbo.differentiable_loss(call.model, call.guide, *x)
         torch.clear_autocast_cache()  # torch 2.6 would give the recording these weights, which have no gradient
-        was_changing, self._is_changing = self._is_changing, not snapshot.is_current()
-        if self._is_changing and was_changing:  # once is allowed: some guides create themselves at their first step
+        is_changed, this, before = not snapshot.is_current(), (call.kind, call.functions), self._changed
+        self._changed = [one for one in before if not is_same(one, this)] + [this] * is_changed
+        owned = [tensor for module in modules for tensor in module.parameters()]
+        ids = {id(tensor) for tensor in (*known["params"].values(), *owned)}
+        if not is_changed and all(id(tensor) in ids for tensor in store._params.values()):
+            return modules, x[0].dtype if x else torch.get_default_dtype()
+        snapshot.undo()  # so that the eager step creates the same, from the same draws
+        store.clear()
+        store.set_state(known)
+        if is_changed and any(is_same(one, this) for one in before):  # once is allowed: some guides create themselves
             raise InputError(_CHANGES_ITSELF)
-        owned = {id(tensor) for module in modules for tensor in module.parameters()}
-        is_first = remove_new_parameters(known, owned) or self._is_changing
-        return None if is_first else (modules, x[0].dtype)
+        return None

@@ -62,6 +62,6 @@ class CompiledSVI(SVIWithTerms):
         if self._update is not None:
             result = self.elbo.update(self.model, self.guide, self._update, *inputs, prepare=self.prepare, beta=beta)
         if result is None:
-            x = inputs[0] if self.prepare is None else self.prepare(*inputs)
-            return super().step_with_terms(x, beta=beta)
+            x = inputs if self.prepare is None else (self.prepare(*inputs),)
+            return super().step_with_terms(*x, beta=beta)
         return finite_loss(result), result.terms

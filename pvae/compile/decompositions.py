@@ -33,6 +33,8 @@ def onednn_products(product: Callable[..., Tensor]) -> Decompositions:
     def addmm(bias: Tensor | None, left: Tensor, right: Tensor, **scales: Any) -> Tensor:
         if scales or not suits_onednn(left, right.t(), bias):
             return NotImplemented
+        if not right.t().is_contiguous():
+            right = right.contiguous()  # for rows that lie apart in memory oneDNN takes a thousand times as long
         return product(left.contiguous(), right.t(), bias)
 
     return {_ATEN.mm.default: mm, _ATEN.addmm.default: addmm}

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from pyro.infer.util import Dice
 from pyro.util import torch_isnan, warn_if_nan
 from torch import Tensor, fx
+from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 
 from pvae.compile.decompositions import Decompositions, bfloat16_products, onednn_products
@@ -18,7 +20,7 @@ from pvae.compile.inductor import compile_graph, missing
 from pvae.core.errors import InputError, brief, check_name
 from pvae.core.memory import is_out_of_memory
 from pvae.core.onednn import onednn, opaque_onednn
-from pvae.core.torch_private import make_fx
+from pvae.core.torch_private import make_fx, validate_sample, validated
 
 __all__ = ["check_engine", "record"]
 
@@ -111,6 +113,12 @@ class _TensorsStayTensors(TorchFunctionMode):
             raise InputError(_READS_VALUES)
         if func is Tensor.register_hook and _is_called_by(warn_if_nan):
             return None  # the hook would read the gradients
+        if func is Tensor.all and _is_called_by(Dice.compute_expectation):
+            return False  # it then selects the terms of positive weight
+        if func is Tensor.masked_select and _is_called_by(Dice.compute_expectation):
+            return torch.where(args[1], args[0], 0.0)  # of which it sums the products
+        if func in validated and _is_called_by(validate_sample, Distribution.__init__):
+            return True
         if func is torch.isnan and _is_called_by(torch_isnan):
             return np.False_  # Pyro calls its `any`
         return func(*args, **(kwargs or {}))
@@ -124,7 +132,7 @@ def _depends_on_values(node: fx.Node) -> bool:
     return torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
 
 
-def _is_called_by(function: Any) -> bool:
-    """Whether this function called the torch function that is handled; torch adds up to two frames between them."""
-    callers = (sys._getframe(2).f_code, sys._getframe(4).f_code)
-    return function.__code__ in callers
+def _is_called_by(*functions: Any) -> bool:
+    """Whether one of them called the torch function that is handled; torch adds up to two frames between them."""
+    callers = (sys._getframe(2).f_code, sys._getframe(3).f_code, sys._getframe(4).f_code)
+    return any(function.__code__ in callers for function in functions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import operator
 import types
@@ -15,18 +16,20 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.subsample_messenger import SubsampleMessenger
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
+from torch.nn.parameter import is_lazy
 
 from pvae.core.errors import InputError
-from pvae.core.torch_private import hooks_of
+from pvae.core.torch_private import hooks_of, validates_arguments
 
 __all__ = [
     "Snapshot",
     "buffers_unchanged",
     "is_same",
     "refuse_handlers",
-    "remove_new_parameters",
     "running_modules",
     "state_unchanged",
     "torch_settings",
@@ -34,7 +37,8 @@ __all__ = [
 ]
 
 _PLAIN = (bool, int, float, complex, str, bytes, torch.Size, torch.device)
-_CREATED_ANEW = (types.MethodType, functools.partial, dict, list, tuple)  # perhaps at each step; compared by parts
+# Perhaps at each step; compared by parts.
+_CREATED_ANEW = (types.MethodType, functools.partial, SubsampleMessenger, dict, list, tuple)
 
 
 class Snapshot:
@@ -54,13 +58,19 @@ class Snapshot:
         waiting = list(objects)
         while waiting:
             owner = waiting.pop()
-            known = containers if isinstance(owner, (nn.Module, dict, list)) else others
+            is_live = isinstance(owner, (nn.Module, dict, list)) and not isinstance(owner, Transform)
+            known = containers if is_live else others
             if id(owner) not in known and (parts := _parts_of(owner)) is not None:
                 known[id(owner)] = owner, list(parts)
                 waiting += () if isinstance(owner, Tensor) else parts
         self._containers, self._others = list(containers.values()), list(others.values())
         self._live = [_parts_of(owner) for owner, _ in self._containers]  # views that change with the containers
         self._values = [part for _, parts in self._containers for part in parts]
+        owners = [owner for owner, _ in self._containers + self._others]
+        self.has_lazy_parameters = any(isinstance(owner, Tensor) and is_lazy(owner) for owner in owners)
+        editable = [owner for owner in owners if isinstance(owner, (nn.Module, ELBO, dict, list))]
+        contents = [owner if isinstance(owner, (dict, list)) else vars(owner) for owner in editable]
+        self._copies = [(one, copy.copy(one)) for one in contents]
 
     def is_current(self) -> bool:
         """Whether nothing that matters was edited since."""
@@ -70,6 +80,12 @@ class Snapshot:
         )
         changeable = self._others if nothing_replaced else self._others + self._containers
         return all(_are_same(_parts_of(owner), parts) for owner, parts in changeable)
+
+    def undo(self) -> None:
+        """Give modules, ELBOs, dicts and lists the attributes and items back that they had."""
+        for now, before in self._copies:
+            now.clear()
+            now.extend(before) if isinstance(now, list) else now.update(before)
 
 
 def is_same(now: Any, before: Any) -> bool:
@@ -90,17 +106,24 @@ def _are_same(now: Any, before: Any) -> bool:
 def _parts_of(value: Any) -> Any:
     """Return the parts of an object (of a module, dict or list as a live view); None if it is compared by identity."""
     if isinstance(value, nn.Module):
-        return vars(value).values()
+        attributes = vars(value)
+        if not isinstance(value, Transform):
+            return attributes.values()
+        return [part for name, part in attributes.items() if not name.startswith("_cache") and name != "_inv"]
     if isinstance(value, dict):
         return value.values()
     if isinstance(value, (list, tuple)):
         return value
+    if isinstance(value, Tensor) and is_lazy(value):
+        return ()
     if isinstance(value, Tensor):
         return (value.dtype, value.device, value.shape, value.stride(), value.requires_grad, hooks_of(value))
     if isinstance(value, ELBO):
         return [part for name, part in vars(value).items() if name != "beta"]  # beta is an input of the recording
     if isinstance(value, functools.partial):
         return (value.func, value.args, value.keywords)
+    if isinstance(value, SubsampleMessenger):  # a plate; Pyro's guides create theirs anew at each step
+        return (value.name, value.size, value.subsample_size)
     if isinstance(value, types.MethodType):
         return (value.__func__, value.__self__)
     if isinstance(value, types.FunctionType):
@@ -149,12 +172,16 @@ def unchanged(tensors: Sequence[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def state_unchanged(inputs: Sequence[Tensor], kind: str) -> Iterator[None]:
-    """Restore the random state after the block, and for an evaluation Pyro's parameter store too."""
-    devices = {x.device for x in inputs if x.device.type == "cuda"}
+    """Restore random state and validation flag after the block, and for an evaluation Pyro's parameter store too."""
     store = pyro.get_param_store()
+    devices = {x.device for x in (*inputs, *store._params.values()) if x.device.type == "cuda"}
     scope = store.scope(store.get_state()) if kind == "loss" else nullcontext()
-    with torch.random.fork_rng(devices=list(devices)), poutine.block(), scope:
-        yield
+    validates = validates_arguments()
+    try:
+        with torch.random.fork_rng(devices=list(devices)), poutine.block(), scope:
+            yield
+    finally:
+        Distribution.set_default_validate_args(validates)  # Pyro sets it to a value of its own
 
 
 def torch_settings() -> tuple[object, ...]:
@@ -173,17 +200,3 @@ def refuse_handlers(kind: str) -> None:
         if not (kind == "gradients" and isinstance(handler, TraceMessenger) and handler.param_only):
             name = type(handler).__name__
             raise InputError(f"a compiled ELBO runs under no Pyro handler, here {name}: wrap model and guide instead")
-
-
-def remove_new_parameters(known: set[str], owned: set[int]) -> bool:
-    """Remove the parameters that `pyro.param` created in a trial run from the store, and return whether there were any.
-
-    Args:
-        known: the names in the store before the run.
-        owned: the ids of the parameters of modules, which stay.
-    """
-    store = pyro.get_param_store()
-    created = [name for name, tensor in store._params.items() if name not in known and id(tensor) not in owned]
-    for name in created:
-        del store[name]
-    return bool(created)

@@ -89,7 +89,8 @@ def run_step(elbo: Any, call: Call, beta: Tensor, *inputs: Tensor) -> tuple[list
             loss, terms = elbo.loss_and_terms(call.model, call.guide, *x, beta=beta)
             distortion, rate, _ = terms
         else:
-            loss = elbo.differentiable_loss(call.model, call.guide, *x)
+            with torch.enable_grad():  # TraceEnum_ELBO raises unless its loss has a gradient
+                loss = elbo.differentiable_loss(call.model, call.guide, *x)
             distortion, rate = loss.detach(), loss.detach()
     nodes: list[Any] = [site for site in capture.trace.nodes.values() if site["type"] == "param"]
     params: dict[str, Tensor] = {site["name"]: site["value"].unconstrained() for site in nodes}
@@ -122,7 +123,7 @@ def _gradients(loss: Tensor, params: dict[str, Tensor]) -> tuple[list[Tensor], l
     wanted = list({id(tensor): tensor for tensor in params.values() if tensor.requires_grad}.values())
     if any(map(has_gradient_hooks, wanted)):
         raise InputError("the step cannot be recorded, since a parameter has a hook after its gradient")
-    gradients_or_none = torch.autograd.grad(loss, wanted, allow_unused=True)
+    gradients_or_none = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
     trained: list[Tensor] = []
     gradients: list[Tensor] = []
     storages: set[int] = set()

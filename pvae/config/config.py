@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
@@ -19,6 +20,13 @@ _READS_FILES = (
     lambda c: c.dataset in ("celeba", "omniglot") or c.dataset.startswith("folder:"),
 )
 _FILES: dict[str, Any] = {"only_with": _READS_FILES, "may_stay": True}  # for the options of image files
+
+
+_HAS_NETWORKS = (
+    "--posterior iaf or spline, or --prior flow,",
+    lambda c: c.posterior in ("iaf", "spline") or c.prior == "flow",
+)
+_NORMALS = ("normal", "normal-log-variance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +104,8 @@ class Config:
     )
     activation: str = option(
         "relu",
-        "{choices}, of the hidden layers",
-        choices=("relu", "tanh"),
+        "{choices}, of the hidden layers; a gated layer is h * sigmoid(g), of two linear layers",
+        choices=("relu", "tanh", "gated"),
         only_with=("--network mlp", lambda c: c.network == "mlp"),
     )
     initialization: str = option(
@@ -107,19 +115,71 @@ class Config:
         choices=("torch", "burda"),
     )
     latent_dim: int = option(32, "number of latent dimensions", limits=_SIZE)
-    second_latent_dim: int = option(
-        0, "dimensions of a second stochastic layer, z1 -> z2 in the posterior and z2 -> z1 in the prior; 0 for none"
+    upper_latent_dims: tuple[int, ...] = option(
+        (),
+        "dimensions of further stochastic layers z2, z3, ... above z1, which has --latent-dim dimensions; in the prior "
+        "each layer is drawn given the one above it",
     )
-    second_hidden: tuple[int, ...] = option(
+    upper_hidden: tuple[int, ...] = option(
         (100, 100),
-        "widths of the hidden layers between the two stochastic layers",
-        only_with=("--second-latent-dim", lambda c: c.second_latent_dim > 0),
+        "widths of the hidden layers between two stochastic layers",
+        only_with=("--upper-latent-dims", lambda c: bool(c.upper_latent_dims)),
+        may_stay=True,
+    )
+    inference: str = option(
+        "bottom-up",
+        "how the posterior draws several stochastic layers. bottom-up: z1, then each given the one below (Burda et "
+        "al.); ladder: the top one, then each by the prior given the one above, corrected by what x says (Sonderby et "
+        "al.); top-down: the top one, then each given x and the one above, and all layers are inputs of the decoder "
+        "(Tomczak and Welling)",
+        choices=("bottom-up", "ladder", "top-down"),
+        only_with=("--upper-latent-dims", lambda c: bool(c.upper_latent_dims)),
+        may_stay=True,
     )
     posterior: str = option(
         "normal",
-        "normal: the encoder's output is (loc, log scale); normal-log-variance: (loc, log variance); delta: a point, "
-        "without a prior, which makes an autoencoder",
-        choices=("normal", "normal-log-variance", "delta"),
+        "normal: the encoder's output is (loc, log scale); normal-log-variance: (loc, log variance); normal-full: with "
+        "a full covariance matrix; mixture: of Normals; planar: planar flow; iaf: inverse autoregressive flow; spline: "
+        "the same with splines, both need zuko; power-spherical: on the unit sphere, with --prior sphere; delta: a "
+        "point, without a prior, which makes an autoencoder",
+        choices=(*_NORMALS, "normal-full", "mixture", "planar", "iaf", "spline", "power-spherical", "delta"),
+    )
+    posterior_components: int = option(
+        4,
+        "number of Normals of a posterior that is a mixture",
+        limits=(1, 10**4),
+        only_with=("--posterior mixture", lambda c: c.posterior == "mixture"),
+        may_stay=True,
+    )
+    flow_length: int = option(
+        2,
+        "number of transforms of a flow",
+        limits=(1, 1000),
+        only_with=(
+            "--posterior planar, iaf or spline, or --prior flow,",
+            lambda c: c.posterior == "planar" or _HAS_NETWORKS[1](c),
+        ),
+        may_stay=True,
+    )
+    flow_hidden: tuple[int, ...] = option(
+        (100, 100),
+        "widths of the hidden layers of each transform of an autoregressive flow",
+        only_with=_HAS_NETWORKS,
+        may_stay=True,
+    )
+    prior: str = option(
+        "standard-normal",
+        "standard-normal: N(0, I); mixture: a learned mixture of Normals; vamp: the mean of the posteriors at learned "
+        "pseudo-inputs; flow: learned, by masked autoregressive flow, which needs zuko; sphere: uniform on the unit "
+        "sphere, with --posterior power-spherical",
+        choices=("standard-normal", "mixture", "vamp", "flow", "sphere"),
+    )
+    components: int = option(
+        500,
+        "number of Normals of a mixture, or of pseudo-inputs",
+        limits=(1, 10**6),
+        only_with=("--prior mixture or vamp", lambda c: c.prior in ("mixture", "vamp")),
+        may_stay=True,
     )
     likelihood: str = option("bernoulli", "{choices}", choices=LIKELIHOODS)
     scale: float = option(
@@ -134,15 +194,16 @@ class Config:
         "trace (Pyro's Trace_ELBO, Monte Carlo), analytic (TraceMeanField_ELBO, closed-form KL), handwritten "
         "(log p(x|z) + log p(z) - log q(z|x) without Pyro's inference); the ELBO with another gradient: stl (sticking "
         "the landing), score (score function), score-loo (with a leave-one-out baseline); bounds of importance "
-        "weights: iwae, dreg (doubly reparameterised), renyi, ciwae, miwae",
+        "weights: iwae, dreg (doubly reparameterised), renyi, ciwae, miwae, "
+        "piwae (miwae for the encoder)",
         choices=ELBOS,
     )
     particles: int = option(1, "number K of samples z ~ q(z | x) per image in the bound", limits=(1, 10**6))
     alpha: float = option(
         0.5,
-        "order of the Renyi bound: 0 is iwae, 1 the ELBO; below 0 the objective is not a lower bound. The reported "
-        "elbo is the ELBO",
-        limits=(-1e38, 1e38),
+        "order of the Renyi bound: 0 is iwae, 1 the ELBO, -inf the largest weight (VR-max); below 0 the objective is "
+        "not a lower bound. The reported elbo is the ELBO",
+        limits=(-math.inf, 1e38),
         only_with=("--elbo renyi", lambda c: c.elbo == "renyi"),
     )
     mix: float = option(
@@ -155,7 +216,7 @@ class Config:
         1,
         "number of groups into which the K particles are divided",
         limits=(1, 10**6),
-        only_with=("--elbo miwae", lambda c: c.elbo == "miwae"),
+        only_with=("--elbo miwae or piwae", lambda c: ESTIMATORS[c.elbo].groups),
     )
     beta: float = option(1.0, "weight of the rate in the loss, never in a reported ELBO")
     rate_reduction: str = option(
@@ -218,26 +279,57 @@ class Config:
         self.check_used(chosen)
         weighs_rate = self.beta != 1 or self.warm_up > 0 or self.rate_reduction != "sum"
         check_elbo_options(self.elbo, self.particles, self.groups, weighs_rate=weighs_rate, free_bits=self.free_bits)
-        estimator, is_mlp, two_layers = ESTIMATORS[self.elbo], self.network == "mlp", self.second_latent_dim > 0
-        is_point = self.posterior == "delta"
+        estimator, is_point, layers = ESTIMATORS[self.elbo], self.posterior == "delta", bool(self.upper_latent_dims)
         if is_point and not estimator.free_bits:
             raise InputError(f"--posterior delta has no density: train it by --elbo trace, not {self.elbo}")
         if is_point and (self.beta != 1 or self.warm_up or self.free_bits):
             raise InputError("--posterior delta has no rate: --beta, --warm-up and --free-bits must be the defaults")
-        if self.likelihood == "normal-linear" and (self.network != "linear" or two_layers):
+        if self.prior != "standard-normal" and is_point:
+            raise InputError(f"--prior {self.prior} goes with a density --posterior only")
+        is_sphere = self.posterior == "power-spherical"
+        if is_sphere != (self.prior == "sphere"):
+            other = "--prior sphere" if is_sphere else "--posterior power-spherical"
+            given = f"--posterior {self.posterior}" if is_sphere else "--prior sphere"
+            raise InputError(f"{given} lies on the unit sphere: it goes with {other} only")
+        if is_sphere and self.latent_dim < 2:
+            raise InputError("--posterior power-spherical needs at least 2 dimensions: give --latent-dim 2 or more")
+        if layers and self.posterior not in _NORMALS:
+            raise InputError(f"--upper-latent-dims goes with --posterior normal only, not {self.posterior}")
+        if layers and self.inference != "bottom-up" and self.posterior != "normal":
+            raise InputError(f"--inference {self.inference} goes with --posterior normal only, not {self.posterior}")
+        if layers and self.inference == "bottom-up" and self.prior == "vamp":
+            raise InputError(
+                "--inference bottom-up has no q(z | x) of the top layer alone, so --prior vamp goes with "
+                "--inference ladder or top-down only"
+            )
+        if estimator.closed_form and not self.has_closed_form:
+            pair = f"--posterior {self.posterior} and --prior {self.prior}"
+            raise InputError(f"no closed-form KL is known for {pair}: give --elbo trace or stl")
+        if self.free_bits and (self.prior != "standard-normal" or self.posterior not in _NORMALS):
+            raise InputError(
+                "--free-bits needs a rate of each latent dimension: give --prior standard-normal and --posterior normal"
+            )
+        if self.likelihood == "normal-linear" and (self.network != "linear" or layers):
             raise InputError("--likelihood normal-linear goes with --network linear and one stochastic layer only")
-        if two_layers and (not is_mlp or is_point):
-            raise InputError("--second-latent-dim goes with --network mlp and a normal posterior only")
-        if two_layers and (self.free_bits or self.rate_reduction != "sum"):
-            raise InputError("--second-latent-dim does not go with --free-bits or --rate-reduction mean")
-        if two_layers and not estimator.chains:
-            raise InputError(f"--elbo {self.elbo} takes one stochastic layer only: give --elbo trace or iwae")
+        if layers and self.rate_reduction != "sum":
+            raise InputError("--upper-latent-dims goes with --rate-reduction sum only")
+        if self.prior == "vamp" and self.network == "conv-batchnorm":
+            raise InputError("--prior vamp encodes pseudo-inputs too, which BatchNorm would count: give --network conv")
         if self.pixels == "symmetric" and (self.binarize != "none" or not self.likelihood.startswith("normal")):
             raise InputError("--pixels symmetric goes with --binarize none and a --likelihood normal... only")
         if self.precision != "fp32" and self.compile == "none":
             raise InputError(f"--precision {self.precision} goes with --compile graph or inductor only")
-        if self.initialization == "burda" and not (is_mlp and "bernoulli" in self.likelihood):
+        if self.initialization == "burda" and not (self.network == "mlp" and "bernoulli" in self.likelihood):
             raise InputError("--initialization burda goes with --network mlp and a Bernoulli likelihood only")
+
+    @property
+    def has_closed_form(self) -> bool:
+        """Whether the rate KL(q(z | x) || p(z)), or that of one of several stochastic layers, has a closed form."""
+        if self.upper_latent_dims and self.inference != "bottom-up":
+            return True  # each layer but the top one is Normal in posterior and prior, given the layer above it
+        if self.prior == "standard-normal":
+            return self.posterior in (*_NORMALS, "normal-full", "delta")
+        return self.prior == "sphere"
 
     def check_used(self, names: Iterable[str]) -> None:
         """Check that the training uses each of these fields: "alpha", for example, is used by --elbo renyi only.

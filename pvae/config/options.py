@@ -35,23 +35,25 @@ class Estimator(NamedTuple):
     Args:
         beta: the loss contains the rate, so that --beta, --warm-up and --rate-reduction can change its weight.
         free_bits: the rate of each latent dimension is known.
-        chains: the posterior may have several stochastic layers; a closed-form KL does not exist for them.
+        closed_form: the rate, or with several stochastic layers a part of it, is a KL divergence in closed form.
         importance_weighted: it is a bound of importance weights, which equals the ELBO for one particle.
         separate_draws: its gradient needs importance weights that each depend on one draw of z only.
+        groups: the draws are divided into groups.
         least_particles: the smallest K.
     """
 
     beta: bool = False
     free_bits: bool = False
-    chains: bool = True
+    closed_form: bool = False
     importance_weighted: bool = False
     separate_draws: bool = False
+    groups: bool = False
     least_particles: int = 1
 
 
 ESTIMATORS = {
     "trace": Estimator(beta=True, free_bits=True),
-    "analytic": Estimator(beta=True, free_bits=True, chains=False),
+    "analytic": Estimator(beta=True, free_bits=True, closed_form=True),
     "handwritten": Estimator(beta=True, free_bits=True),
     "stl": Estimator(beta=True),
     "score": Estimator(beta=True, separate_draws=True),
@@ -60,7 +62,8 @@ ESTIMATORS = {
     "dreg": Estimator(importance_weighted=True, separate_draws=True),
     "renyi": Estimator(importance_weighted=True),
     "ciwae": Estimator(importance_weighted=True),
-    "miwae": Estimator(importance_weighted=True),
+    "miwae": Estimator(importance_weighted=True, groups=True),
+    "piwae": Estimator(importance_weighted=True, separate_draws=True, groups=True),
 }
 ELBOS = tuple(ESTIMATORS)
 DATASETS = (
@@ -123,7 +126,7 @@ class Option:
         """The help text, with the choices, the options that are needed for this one, and the default."""
         notes = [f"with {self.only_with[0]} only"] if self.only_with[0] else []
         if isinstance(self.default, tuple):
-            notes.append(f"default: {' '.join(map(str, self.default))}")
+            notes.append(f"default: {' '.join(map(str, self.default)) or 'none'}")
         elif self.default != "" and not isinstance(self.default, bool):
             notes.append(f"default: {format(self.default, 'g' if isinstance(self.default, float) else '')}")
         return self.help.format(choices=", ".join(self.choices)) + (f" ({'; '.join(notes)})" if notes else "")
@@ -142,7 +145,7 @@ class Option:
         elif isinstance(self.default, float):
             return _real_number(name, value, *(self.limits or (0.0, 1e38)))
         elif isinstance(self.default, tuple):
-            return _widths(name, value)
+            return _widths(name, value, may_be_empty=not self.default)
         elif not self.choices:
             pattern, description = self.pattern
             value = str(value) if self.takes_numbers and type(value) is int else value
@@ -189,9 +192,10 @@ def _real_number(name: str, value: Any, least: float, most: float) -> float:
     return number
 
 
-def _widths(name: str, value: Any) -> tuple[int, ...]:
-    widths = list(value) if isinstance(value, Iterable) and not isinstance(value, (str, set)) else []
-    if not widths:
+def _widths(name: str, value: Any, may_be_empty: bool) -> tuple[int, ...]:
+    is_sequence = isinstance(value, Iterable) and not isinstance(value, (str, set))
+    widths = list(value) if is_sequence else []
+    if not widths and not (is_sequence and may_be_empty):
         raise InputError(f"{flag(name)} needs at least one layer width, such as 100 100, not {shown(value)}")
     if len(widths) > _MOST_LAYERS:
         raise InputError(f"{flag(name)} names {len(widths):,} layers: give at most {_MOST_LAYERS}")
@@ -228,5 +232,5 @@ def check_elbo_options(name: str, num_particles: int, num_groups: int, *, weighs
         raise InputError(f"--elbo {name} has no free bits: leave --free-bits, or take {others}")
     if num_particles < estimator.least_particles:
         raise InputError(f"--elbo {name} compares each particle with the others: give --particles 2 or more")
-    if name == "miwae" and num_particles % num_groups:
-        raise InputError(f"--elbo miwae: --particles {num_particles} must be a multiple of --groups {num_groups}")
+    if estimator.groups and num_particles % num_groups:
+        raise InputError(f"--elbo {name}: --particles {num_particles} must be a multiple of --groups {num_groups}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Transform
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
@@ -17,6 +18,7 @@ __all__ = [
     "OLDEST_FOR_INDUCTOR",
     "TorchDispatchMode",
     "compile_package",
+    "empty_transform_caches",
     "foreach_add_",
     "foreach_norm",
     "foreach_sub_",
@@ -28,6 +30,8 @@ __all__ = [
     "linear_by_onednn",
     "load_package",
     "make_fx",
+    "validate_sample",
+    "validated",
     "validates_arguments",
 ]
 
@@ -46,6 +50,10 @@ fused_adam_: Any = torch._fused_adam_
 
 # oneDNN's product of float32 matrices (None if torch was built without it): with AVX-512 up to twice as fast as BLAS.
 linear_by_onednn: Any = getattr(getattr(torch.ops.mkldnn, "_linear_pointwise", None), "default", None)
+
+# By these, a distribution that was made where validation is on reads values, wherever it is used.
+validate_sample: Any = Distribution._validate_sample
+validated: Any = (Tensor.all, torch._is_all_true)
 
 
 def is_observed(*tensors: Tensor) -> bool:
@@ -87,6 +95,36 @@ def has_gradient_hooks(parameter: Tensor) -> bool:
 def has_step_hooks(optimizer: Optimizer) -> bool:
     """Whether the optimiser has hooks that run at each step, which a replay would not call."""
     return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+
+
+@contextmanager
+def empty_transform_caches() -> Iterator[None]:
+    """Let each transform start this block with an empty cache, and give it its cache back at the end.
+
+    A transform keeps the tensors of its last call. A run that found those of an earlier one would read values without
+    the operators that compute them.
+    """
+    caches: dict[int, tuple[Any, dict[str, Any]]] = {}  # by id of the transform
+
+    def emptied(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+        def call(transform: Any, x: Tensor) -> Tensor:
+            if id(transform) not in caches:
+                cache = {name: value for name, value in vars(transform).items() if name.startswith("_cache")}
+                caches[id(transform)] = transform, cache
+                if "_cached_x_y" in cache:
+                    transform._cached_x_y = None, None
+            return method(transform, x)
+
+        return call
+
+    methods: Any = Transform.__call__, Transform._inv_call
+    Transform.__call__, Transform._inv_call = map(emptied, methods)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Transform.__call__, Transform._inv_call = methods  # type: ignore[method-assign]
+        for transform, cache in caches.values():
+            vars(transform).update(cache)
 
 
 def compile_package(program: torch.export.ExportedProgram, package: Any, options: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -78,8 +79,7 @@ class PerDatumELBO(Trace_ELBO):
         loss = (distortion + beta * rate).mean()
         if not self.free_bits:
             return loss
-        for latent in draws.latents:
-            refuse_dependent_dimensions(latent.posterior, latent.prior)
+        refuse_dependent_dimensions(*((latent.posterior, latent.prior) for latent in draws.latents))
         rates = self.rate_by_dimension(draws).mean(0)
         return loss + beta * (rates.clamp(min=self.free_bits) - rates).sum()
 
@@ -90,8 +90,8 @@ class PerDatumELBO(Trace_ELBO):
     def rate_by_dimension(self, draws: Draws) -> Tensor:
         """Return the rate of each latent dimension, (B, L); they sum to the rate."""
         rates = []
-        pairs: list[tuple[Tensor, Any, Any]] = [*draws.latents]  # `loss_of` has checked that they are Independent
-        for z, prior, posterior in pairs:
+        sites: list[tuple[Tensor, Any, Any, bool]] = [*draws.latents]  # `loss_of` has checked that they are Independent
+        for z, prior, posterior, _ in sites:
             ratio: Tensor = posterior.base_dist.log_prob(z) - prior.base_dist.log_prob(z)
             rates.append(_mean(ratio if ratio.dim() == 3 else ratio[None]))
         return torch.cat(rates, dim=-1)
@@ -150,13 +150,16 @@ class PerDatumELBO(Trace_ELBO):
         return model_trace, guide_trace
 
 
-def refuse_dependent_dimensions(*distributions: Distribution) -> None:
+def refuse_dependent_dimensions(*pairs: tuple[Distribution, Distribution]) -> None:
     """Refuse free bits where the rate is not a sum over latent dimensions.
+
+    Args:
+        pairs: posterior and prior of each latent site.
 
     Raises:
         InputError: a distribution is not `Independent` over the dimensions of its event.
     """
-    for one in distributions:
+    for one in itertools.chain(*pairs):
         if not isinstance(one, Independent):
             raise InputError(f"free bits need a rate of each latent dimension, and a {type(one).__name__} has none")
 

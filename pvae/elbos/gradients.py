@@ -1,4 +1,4 @@
-"""Bounds with other estimators of the encoder's gradient: sticking the landing, DReG and the score function.
+"""Bounds with other estimators of the encoder's gradient: sticking the landing, DReG, PIWAE, the score function.
 
 `pvae.reference.bounds` has the same gradients written by hand.
 """
@@ -11,15 +11,15 @@ import torch
 from pyro.distributions.util import sum_rightmost
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent, Normal
 
 from pvae.core.errors import InputError
 from pvae.core.terms import LossAndTerms
 from pvae.elbos.base import PyroFunction
 from pvae.elbos.importance import ImportanceELBO, log_mean_exp
-from pvae.elbos.sites import Draws
+from pvae.elbos.sites import Draws, Latent
 
-__all__ = ["DReG", "ScoreELBO", "StickingTheLanding"]
+__all__ = ["PIWAE", "DReG", "ScoreELBO", "StickingTheLanding"]
 
 
 class PathDerivativeELBO(ImportanceELBO):
@@ -69,32 +69,94 @@ class StickingTheLanding(PathDerivativeELBO):
 
 
 class DReG(PathDerivativeELBO):
-    """The importance-weighted bound with the doubly reparameterised gradient of the encoder.
+    """The importance-weighted bound with the doubly reparameterised gradients of the encoder and of Normal priors.
 
-        d/d phi L_K  =  E [ sum_k (w_k / sum_j w_j)^2  d log w_k / dz_k  dz_k / d phi ]
+        d/d phi L_K    =  E [ sum_k v_k^2  d log w_k / dz_k  dz_k / d phi ],     v_k = w_k / sum_j w_j
+        d/d theta L_K  =  E [ sum_k (v_k d log p(x | z_k) / dz_k - v_k^2  d log w_k / dz_k)  dT(e_k) / d theta ]
 
     Here z_k is the joint draw of all latent sites. The derivative d log w_k / dz_k holds phi fixed, also where log q of
     one site depends on the draw of another; dz_k / d phi includes the dependence on the earlier sites.
+
+    The second line is for the parameters of a learned prior p(z) = Normal(loc, scale^2): T(e) = loc + scale e, at the e
+    with T(e_k) = z_k. Of several sites each has its own, and log p(x | z) then includes the priors of the other sites.
+    Other learned priors, and the decoder, have the gradient of L_K itself.
 
     Args:
         num_particles: K.
 
     Reference:
-        Tucker, Lawson, Gu and Maddison, arXiv:1810.04152; Bauer and Mnih, arXiv:2101.11046, on several layers.
+        Tucker, Lawson, Gu and Maddison, arXiv:1810.04152; Bauer and Mnih, arXiv:2101.11046, sections 4 (several
+        layers) and 5 (priors).
     """
 
     def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
         """Return L_K of each datum, (B,)."""
         log_w = draws.log_p_x + draws.log_p_z - draws.log_q_z.detach()
-        weight = log_w.detach().softmax(0)
+        weight, value = log_w.detach().softmax(0), log_mean_exp(log_w)
+        if torch.is_grad_enabled() and any(_learned_normal(latent.prior) for latent in draws.latents):
+            return self._with_learned_priors(draws, weight, value.detach())
         for latent in draws.latents:
             if latent.z.requires_grad:
                 # The bound applies the weight once to the gradient of log p(x, z) by z; the estimator needs it twice.
-                ones = [1] * len(latent.posterior.event_shape)
-                batch_shape = latent.z.shape[: latent.z.dim() - len(ones)]
-                each = weight.reshape(*batch_shape, *ones)
+                each = _by_particle(weight, latent)
                 latent.z.register_hook(lambda gradient, each=each: gradient * each)
-        return log_mean_exp(log_w) - (weight.square() * _log_q_z_path(draws)).sum(0)
+        return value - (weight.square() * _log_q_z_path(draws)).sum(0)
+
+    def _with_learned_priors(self, draws: Draws, weight: Tensor, value: Tensor) -> Tensor:
+        """Return a tensor of the given value, with the gradients of the class's docstring."""
+        drawn, log_q_by_z = _log_q_z_by_z(draws)
+        of_q = dict(zip(draws.posteriors, zip(drawn, log_q_by_z)))
+        log_p_by_z = _log_p_by_z(draws, torch.ones_like(weight))
+        surrogate = weight * draws.log_p_x
+        for (name, site), latent, log_p in zip(draws.priors.items(), draws.latents, log_p_by_z):
+            v, (z, log_q) = _by_particle(weight, latent), of_q[name]
+            of_log_w, num_event_dims = log_p - log_q, len(site["fn"].event_shape)
+            surrogate = surrogate + sum_rightmost(v.square() * of_log_w * z, num_event_dims)
+            prior = _learned_normal(latent.prior)
+            if prior is not None:
+                loc, scale = prior.loc, prior.scale
+                noise = ((latent.z - loc) / scale).detach()
+                others = log_p + noise / scale.detach()  # without this prior's own derivative, -noise / scale
+                own = (v * others - v.square() * of_log_w) * (loc + scale * noise)
+                surrogate = surrogate + sum_rightmost(own, num_event_dims)
+            else:
+                surrogate = surrogate + weight * draws.log_prior(name)
+        surrogate = surrogate.sum(0)
+        return surrogate - surrogate.detach() + value
+
+
+class PIWAE(PathDerivativeELBO):
+    """The importance-weighted bound, whose encoder is trained by the mean of M bounds of K / M draws each.
+
+    The encoder's gradient is that of `MIWAE`, whose signal-to-noise ratio is higher. The value and the other gradients
+    are those of `IWAE`.
+
+    Args:
+        num_particles: K, a multiple of M.
+        num_groups: M; 1 is the importance-weighted bound.
+
+    Reference:
+        Rainforth et al., arXiv:1802.04537, section 4.
+    """
+
+    def __init__(self, num_particles: int = 1, num_groups: int = 1) -> None:
+        super().__init__(num_particles)
+        self.num_groups = num_groups
+
+    def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
+        """Return L_K of each datum, (B,)."""
+        log_w = draws.log_w.detach()
+        value = log_mean_exp(log_w)
+        if not torch.is_grad_enabled():
+            return value
+        of_group = log_w.unflatten(0, (self.num_groups, -1)).softmax(1).flatten(0, 1) / self.num_groups
+        by_z = _log_p_by_z(draws, of_group)
+        surrogate = log_w.softmax(0) * (draws.log_p_x + draws.log_p_z) - of_group * draws.log_q_z
+        for name, gradient in zip(draws.priors, by_z):
+            site = draws.posteriors[name]
+            surrogate = surrogate + sum_rightmost(gradient * site["value"], len(site["fn"].event_shape))
+        surrogate = surrogate.sum(0)
+        return surrogate - surrogate.detach() + value
 
 
 class ScoreELBO(ImportanceELBO):
@@ -163,9 +225,39 @@ class _SeparateModelDraws(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["is_observed"] or not isinstance(msg["value"], Tensor):
             return
+        is_real = msg["value"].is_floating_point()
+        if torch.is_grad_enabled() and is_real and not msg["value"].requires_grad:  # q of this site has no parameters
+            msg["value"] = msg["value"].detach().requires_grad_()
         if msg["name"] in self._drawn:
             msg["value"] = msg["value"].view_as(msg["value"])
         self._drawn.add(msg["name"])
+
+
+def _learned_normal(prior: Any) -> Normal | None:
+    """Return the Normal of a prior that is one, or independent ones, with parameters that are trained."""
+    while isinstance(prior, Independent):
+        prior = prior.base_dist
+    is_learned = isinstance(prior, Normal) and (prior.loc.requires_grad or prior.scale.requires_grad)
+    return prior if is_learned else None
+
+
+def _by_particle(weight: Tensor, latent: Latent) -> Tensor:
+    """Return weights (K, B) in a shape that multiplies the draws of a site."""
+    ones = [1] * len(latent.posterior.event_shape)
+    return weight.reshape(*latent.z.shape[: latent.z.dim() - len(ones)], *ones)
+
+
+def _log_p_by_z(draws: Draws, weight: Tensor) -> list[Tensor]:
+    """Return the derivatives of sum_k weight_k log p(x, z_k) by the draws of each site of the model.
+
+    After it, no gradient flows through log p(x, z) to the draws: the caller uses these derivatives in its place.
+    """
+    at = [latent.z for latent in draws.latents]
+    total = (weight * (draws.log_p_x + draws.log_p_z)).sum()
+    by_z = torch.autograd.grad(total, at, retain_graph=True, materialize_grads=True)
+    for z in at:
+        z.register_hook(torch.zeros_like)
+    return list(by_z)
 
 
 def _log_q_z_path(draws: Draws) -> Tensor:
@@ -192,15 +284,13 @@ def _log_q_z_by_z(draws: Draws) -> tuple[list[Tensor], list[Tensor]]:
     by_z = list(torch.autograd.grad(densities, at, retain_graph=True, materialize_grads=True))
     if len(drawn) == 1:
         return drawn, by_z
-    # A draw without a gradient does not depend on the parameters of the guide.
-    places = [place for place, z in enumerate(drawn) if z.requires_grad]
-    through = {place: _derivative(sum(densities), drawn[place]) for place in places}
-    for later in reversed(places):
+    through = [_derivative(sum(densities), z) for z in drawn]
+    for later in reversed(range(len(drawn))):
         if through[later] is None:
             continue
         by_z[later] = by_z[later] + through[later]
         # Autograd's derivative by an earlier draw includes the path through this one, which must be held fixed.
-        for earlier in places[: places.index(later)]:
+        for earlier in range(later):
             path = _derivative(drawn[later], drawn[earlier], through[later])
             through[earlier] = through[earlier] if path is None else through[earlier] - path
     return drawn, by_z

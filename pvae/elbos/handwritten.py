@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pvae.core.param_store import register
 from pvae.core.terms import LossAndTerms, Terms
+from pvae.distributions.hierarchy import layers_of
 from pvae.elbos.base import PerDatumELBO, PyroFunction, refuse_dependent_dimensions
 from pvae.vae import VAE
 
@@ -32,18 +34,19 @@ class HandwrittenELBO(PerDatumELBO):
         vae = getattr(model, "__self__", None)
         if not isinstance(vae, VAE) or (model, guide) != (vae.model, vae.guide):
             raise TypeError("the handwritten ELBO takes vae.model and vae.guide of one VAE")
-        if self.free_bits:
-            refuse_dependent_dimensions(vae.prior(), vae.posterior(x))
         for name in ("p_z", "q_z", "p_x"):  # SVI updates only parameters that are registered while the loss is computed
             register(name, getattr(vae, name))
         prior, posterior = vae.prior(), vae.posterior(x)
         z = posterior.rsample((self.num_particles,))
+        if self.free_bits:
+            layers = [(q, p, layer) for (layer, q), (_, p) in zip(layers_of(posterior, z), layers_of(prior, z))]
+            refuse_dependent_dimensions(*((q, p) for q, p, _ in layers))
         distortion = -vae.likelihood(z).log_prob(x).mean(0)
         rate = (posterior.log_prob(z) - prior.log_prob(z)).mean(0)
         beta = self.beta if beta is None else beta
         if self.free_bits:
-            rates = (posterior.base_dist.log_prob(z) - prior.base_dist.log_prob(z)).mean((0, 1))
-            loss = distortion.mean() + beta * rates.clamp(min=self.free_bits).sum()
+            rates = [(q.base_dist.log_prob(z) - p.base_dist.log_prob(z)).mean((0, 1)) for q, p, z in layers]
+            loss = distortion.mean() + beta * torch.cat(rates).clamp(min=self.free_bits).sum()
         else:
             loss = (distortion + beta * rate).mean()
         return LossAndTerms(loss, Terms(distortion.detach(), rate.detach()))

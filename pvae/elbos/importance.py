@@ -57,10 +57,11 @@ class RenyiELBO(ImportanceELBO):
 
     Args:
         num_particles: K.
-        alpha: 0 is the importance-weighted bound, 1 the ELBO; below 0 it is not a lower bound on log p(x).
+        alpha: 0 is the importance-weighted bound, 1 the ELBO; below 0 it is not a lower bound on log p(x); -inf is
+            max_k log w_k, "VR-max".
 
     Reference:
-        Li and Turner, arXiv:1602.02311, equation 5.
+        Li and Turner, arXiv:1602.02311, equation 5; section 4.2 (VR-max).
     """
 
     def __init__(self, num_particles: int = 1, alpha: float = 0.5) -> None:
@@ -71,6 +72,8 @@ class RenyiELBO(ImportanceELBO):
         """Return the bound of each datum, (B,)."""
         if self.alpha == 1:
             return draws.log_w.mean(0)
+        if self.alpha < -1e38:  # -inf, or too large for what is below
+            return draws.log_w.max(0).values
         log_w = draws.log_w  # in float64, since near alpha = 1 the division makes rounding large
         return (log_mean_exp((1 - self.alpha) * log_w.double()) / (1 - self.alpha)).to(log_w.dtype)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pvae.config.options import ELBOS, check_elbo_options
 from pvae.core.errors import InputError, check_name
 from pvae.elbos.base import PerDatumELBO
-from pvae.elbos.gradients import DReG, ScoreELBO, StickingTheLanding
+from pvae.elbos.gradients import PIWAE, DReG, ScoreELBO, StickingTheLanding
 from pvae.elbos.handwritten import HandwrittenELBO
 from pvae.elbos.importance import CIWAE, IWAE, MIWAE, RenyiELBO
 from pvae.elbos.trace import AnalyticELBO, TraceELBO
@@ -32,9 +32,9 @@ def build_elbo(
         num_particles: K.
         beta: weight of the rate in the loss.
         free_bits: nats per latent dimension that cost nothing.
-        alpha: order of "renyi"; below 0 the objective is not a lower bound on log p(x).
+        alpha: order of "renyi"; below 0 the objective is not a lower bound on log p(x), -inf is VR-max.
         mix: share of the ELBO in "ciwae".
-        num_groups: number of groups M of "miwae".
+        num_groups: number of groups M of "miwae" and "piwae".
 
     Raises:
         InputError: the name is unknown, `num_particles` is not positive, or the ELBO does not have a given option.
@@ -55,5 +55,6 @@ def build_elbo(
         "renyi": lambda: RenyiELBO(num_particles, alpha),
         "ciwae": lambda: CIWAE(num_particles, mix),
         "miwae": lambda: MIWAE(num_particles, num_groups),
+        "piwae": lambda: PIWAE(num_particles, num_groups),
     }
     return kinds[name]()

@@ -18,11 +18,16 @@ _Sites = Mapping[str, Any]
 
 
 class Latent(NamedTuple):
-    """A latent site: its draw z, (K, B, L) or with one particle (B, L), its prior and its posterior."""
+    """A latent site: its draw z, (K, B, L) or with one particle (B, L), its prior and its posterior.
+
+    `is_prior_known` says that the guide draws all sites first that the model draws before this one. Otherwise the prior
+    may depend on draws that themselves depend on z, and KL(q, p) is not the rate.
+    """
 
     z: Tensor
     prior: Distribution
     posterior: Distribution
+    is_prior_known: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +71,10 @@ class Draws:
     @property
     def latents(self) -> Iterable[Latent]:
         """The latent sites, in the model's order."""
-        for name, prior in self.priors.items():
-            yield Latent(prior["value"], prior["fn"], self.posteriors[name]["fn"])
+        model, guide = [*self.priors], [*self.posteriors]
+        for place, name in enumerate(model):
+            is_known = {*model[:place]} <= {*guide[: guide.index(name)]}
+            yield Latent(self.priors[name]["value"], self.priors[name]["fn"], self.posteriors[name]["fn"], is_known)
 
     @classmethod
     def of(cls, model_trace: Any, guide_trace: Any, batch_shape: tuple[int, ...]) -> Draws:
@@ -98,6 +105,10 @@ class Draws:
             for name, site in sites.items():
                 _check_site(name, site, batch_shape)
         return cls(observed, priors, posteriors, batch_shape)
+
+    def log_prior(self, name: str) -> Tensor:
+        """Return the log-densities of one latent site's prior, (K, B)."""
+        return self._total({name: self.priors[name]})
 
     def _total(self, sites: _Sites) -> Tensor:
         """Return the sum of the sites' log-probabilities, (K, B)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any
 
@@ -32,47 +33,60 @@ class TraceELBO(PerDatumELBO):
 class AnalyticELBO(PerDatumELBO, TraceMeanField_ELBO):
     """The bound with the KL divergence in closed form, as Pyro's `TraceMeanField_ELBO` has it, in nats per datum.
 
+    Of several latent sites, those with a closed form take it, at the draws of the sites before them; the others take
+    the mean of log q - log p. A site has none if the model draws another one before it, on which its prior may depend,
+    and the guide draws that one later.
+
     Args:
         num_particles: K.
         beta: weight of the rate in the loss.
 
     Raises:
-        InputError: (when used) the pair q, p has no closed-form KL, where Pyro would silently use a Monte Carlo
-            estimate; or guide and model draw their sites in different orders, so that a prior may depend on later
-            draws of the guide and the sum of the KL divergences is not the rate.
+        InputError: (when used) no site has a closed form, where Pyro would silently use a Monte Carlo estimate.
 
     Reference:
         Kingma and Welling, arXiv:1312.6114, equation 7.
     """
 
     def rate(self, draws: Draws) -> Tensor:
-        """Return KL(q(z | x) || p(z)) of each datum, (B,).
+        """Return the rate of each datum, (B,): KL(q(z | x) || p(z)), or of several sites the sum of their rates.
 
         Raises:
-            InputError: it has no closed form, or the guide draws the sites in another order.
+            InputError: no site has a closed form.
         """
-        if list(draws.priors) != list(draws.posteriors):
+        latents = [*draws.latents]
+        divergences = [_divergence(latent, latent.posterior, latent.prior) for latent in latents]
+        if all(divergence is None for divergence in divergences):
+            families = "; ".join(f"({_family(latent.posterior)}, {_family(latent.prior)})" for latent in latents)
             orders = f"{', '.join(draws.posteriors)} in the guide and {', '.join(draws.priors)} in the model"
-            raise InputError(
-                "a closed-form KL needs model and guide to draw their sites in the same order, and here it is "
-                f"{orders}: use --elbo trace"
-            )
-        return functools.reduce(torch.add, map(_closed_form, draws.latents))
+            why = "" if len(latents) == 1 else f", drawn in the order {orders}"
+            raise InputError(f"no closed-form KL is known for {families}{why}: use --elbo trace")
+        pairs = zip(latents, divergences)
+        rates = [_log_ratio(one, one.posterior, one.prior) if rate is None else rate for one, rate in pairs]
+        return functools.reduce(torch.add, (rate.mean(0) if rate.dim() == 2 else rate for rate in rates))
 
     def rate_by_dimension(self, draws: Draws) -> Tensor:
-        """Return KL(q(z_l | x) || p(z_l)) of each latent dimension, (B, L)."""
-        pairs: list[tuple[Any, Any]] = [(latent.posterior, latent.prior) for latent in draws.latents]
-        rates = [kl_divergence(q.base_dist, p.base_dist) for q, p in pairs]
+        """Return the rate of each latent dimension, (B, L), in closed form as far as there is one."""
+        rates = []
+        sites: list[Any] = [*draws.latents]
+        for latent in sites:
+            q, p = latent.posterior.base_dist, latent.prior.base_dist  # `loss_of` has checked that they are Independent
+            divergence = _divergence(latent, q, p)
+            rates.append(_log_ratio(latent, q, p) if divergence is None else divergence)
         return torch.cat([rate.mean(0) if rate.dim() == 3 else rate for rate in rates], dim=-1)
 
 
-def _closed_form(latent: Latent) -> Tensor:
-    try:
-        rate = kl_divergence(latent.posterior, latent.prior)
-    except NotImplementedError:
-        pair = f"{_family(latent.posterior)}, {_family(latent.prior)}"
-        raise InputError(f"no closed-form KL is known for ({pair}): use --elbo trace") from None
-    return rate.mean(0) if rate.dim() == 2 else rate  # with several particles the KL divergence is repeated
+def _divergence(latent: Latent, q: Any, p: Any) -> Tensor | None:
+    """Return KL(q, p), repeated for each particle, or None where it is not the rate or has no closed form."""
+    with contextlib.suppress(NotImplementedError):
+        return kl_divergence(q, p) if latent.is_prior_known else None
+    return None
+
+
+def _log_ratio(latent: Latent, q: Any, p: Any) -> Tensor:
+    """Return log q - log p at the draws, whose mean is the rate."""
+    ratio: Tensor = q.log_prob(latent.z) - p.log_prob(latent.z)
+    return ratio
 
 
 def _family(distribution: Any) -> str:

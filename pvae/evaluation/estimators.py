@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from pvae.config.options import ESTIMATORS
+from pvae.core.errors import InputError
 from pvae.core.finite import check_finite
 from pvae.core.random_state import seeded
 from pvae.core.records import markdown_of
 from pvae.elbos.base import PerDatumELBO
 from pvae.elbos.registry import build_elbo
 from pvae.evaluation.log_likelihood import Estimate, images_at_once, importance_sample
-from pvae.models.hierarchy import ChainPosterior
 from pvae.reference import linear_gaussian
 from pvae.vae import VAE
 
@@ -159,29 +159,37 @@ class Measurement:
 
 
 def pairs_to_compare(
-    vae: VAE, names: Iterable[str], particles: Iterable[int], num_groups: int
+    vae: VAE, x: Tensor, names: Iterable[str], particles: Iterable[int], num_groups: int
 ) -> tuple[list[tuple[str, int]], list[str]]:
     """Return the pairs of estimator and K that are defined and distinct, and for each other pair why it is left out.
 
     Args:
-        vae: with two stochastic layers, estimators that need a closed-form KL are left out.
+        vae: where no part of its rate has a closed form, as with a flow, estimators that need one are left out.
+        x: images (B, C, H, W).
         names: names of the estimators.
         particles: values of K.
-        num_groups: number of groups of "miwae".
+        num_groups: number of groups of "miwae" and "piwae".
     """
-    has_chain = isinstance(vae.q_z, ChainPosterior)
     pairs, reasons = [], []
+    has_closed_form = True
+    try:
+        with seeded(0, x.device):
+            build_elbo("analytic").loss(vae.model, vae.guide, x)
+    except InputError:
+        has_closed_form = False
     for count in particles:
         for name in names:
             reason = ""
-            if has_chain and not ESTIMATORS[name].chains:
-                reason = "it is defined for one stochastic layer only"
+            if not has_closed_form and ESTIMATORS[name].closed_form:
+                reason = "the KL divergence of this posterior from this prior has no closed form"
             elif count < ESTIMATORS[name].least_particles:
                 reason = "there is no other draw to compare with"
             elif count == 1 and ESTIMATORS[name].importance_weighted:
                 reason = "with one particle its bound equals the ELBO"
             elif name == "miwae" and (count % num_groups or count == num_groups):
                 reason = f"K must be a multiple of {num_groups}, and larger"
+            elif name == "piwae" and count % num_groups:
+                reason = f"K must be a multiple of {num_groups}"
             if reason:
                 reasons.append(f"{name} is left out at K = {count}: {reason}")
             else:
@@ -287,7 +295,7 @@ by the jackknife over groups of repetitions. ms: time for loss and gradients of 
 What to look for: more draws make iwae tighter but lower its encoder's signal/noise, which dreg partly restores. stl has
 less variance than trace near the posterior. score needs no derivative of the decoder but has a high variance, which
 score-loo reduces. Estimators that equal another one are left out: handwritten, which equals trace; with K = 1 all
-importance-weighted bounds; and miwae with one draw in each group."""
+importance-weighted bounds; and miwae with one draw in each group. piwae has miwae's encoder and iwae's decoder."""
 
 
 def to_markdown(measurements: Sequence[Measurement]) -> str:

@@ -94,8 +94,8 @@ def export(vae: VAE, image_shape: Sequence[int], folder: Path) -> list[Exported]
             z, _ = _Encoder(vae)(x)
         except NotImplementedError:
             raise InputError(
-                "q(z | x) has no mean and standard deviation in closed form, as with two stochastic layers, and cannot "
-                "be exported"
+                "q(z | x) has no mean and standard deviation in closed form, as with a flow or several stochastic "
+                "layers, and cannot be exported"
             ) from None
         parts = [
             _exported(_Encoder(vae).eval(), x, "x", ("loc", "scale"), folder / "encoder.onnx"),

@@ -107,15 +107,15 @@ def encode_images(vae: VAE, x: Pixels) -> Codes:
         x: N images.
 
     Raises:
-        InputError: they have no closed form, as with two stochastic layers.
+        InputError: they have no closed form, as with several stochastic layers.
     """
     posteriors = [vae.posterior(part) for part in x.split(images_at_once(vae, x))]
     try:
         loc, scale = (torch.cat([getattr(q, name) for q in posteriors]) for name in ("mean", "stddev"))
     except NotImplementedError:
         raise InputError(
-            "q(z | x) has no mean and standard deviation in closed form, as with two stochastic layers: draw from it, "
-            "with --draws or pvae.evaluation.images.draw_codes"
+            "q(z | x) has no mean and standard deviation in closed form, as with a flow or several stochastic layers: "
+            "draw from it, with --draws or pvae.evaluation.images.draw_codes"
         ) from None
     return Codes(loc, scale)
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Normal
+from torch.nn.functional import normalize
 
+from pvae.core.random_state import seeded
 from pvae.data.dataset import Pixels
+from pvae.distributions.power_spherical import PowerSpherical
 from pvae.vae import VAE
 
 __all__ = [
@@ -32,13 +36,30 @@ _CHUNK = 1000
 
 @torch.no_grad()
 def encode(vae: VAE, x: Tensor | Pixels) -> Tensor:
-    """Return the codes of images x (N, C, H, W): the mean of q(z | x) for each image, (N, L)."""
-    return torch.cat([vae.posterior(part).mean for part in x.split(_CHUNK)])
+    """Return the codes of images x (N, C, H, W): the mean of q(z | x) for each image, (N, L).
+
+    The mean of a flow or of several stochastic layers has no closed form. It is then estimated from 100 draws, with the
+    same noise for all images.
+    """
+    return torch.cat([_mean(vae.posterior(part)) for part in x.split(_CHUNK)])
+
+
+def _mean(posterior: Any) -> Tensor:
+    try:
+        return posterior.mean
+    except NotImplementedError:
+        with seeded(0, torch.device("cpu")):
+            return posterior.mean_over(100)
 
 
 @torch.no_grad()
 def decode(vae: VAE, z: Tensor) -> Tensor:
-    """Return the mean image of p(x | z) for each latent z (N, L): (N, C, H, W)."""
+    """Return the mean image of p(x | z) for each latent z (N, L): (N, C, H, W).
+
+    Where the prior is on the unit sphere, z is divided by its norm first.
+    """
+    if isinstance(vae.prior(), PowerSpherical):
+        z = normalize(z, dim=-1)  # the mean of several points on a sphere is not on it
     return torch.cat([vae.likelihood(part).mean for part in z.split(_CHUNK)])
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent
+from torch.distributions import Independent, MixtureSameFamily
 
 from pvae.compile.graph import Function, check_engine, record
 from pvae.compile.inductor import missing
 from pvae.core.errors import InputError
 from pvae.core.parallel import ALONE, World
 from pvae.data.dataset import Pixels
+from pvae.distributions.hierarchy import Hierarchy
 from pvae.vae import VAE
 
 __all__ = [
@@ -183,15 +184,17 @@ def images_at_once(vae: VAE, x: Tensor | Pixels, num_particles: int = 1) -> int:
 
 
 def _widest(vae: VAE, x: Tensor) -> int:
-    """Return the number of values in the largest output of any layer for one image x (1, C, H, W)."""
-    sizes = [x.numel()]
+    """Return the number of values in the largest output of any layer, or of a mixture, for one image x (1, C, H, W)."""
+    sizes, prior = [x.numel()], vae.prior()
+    mixtures = [prior.first if isinstance(prior, Hierarchy) else prior, vae.posterior(x)]
+    sizes += [one.component_distribution.mean.numel() for one in mixtures if isinstance(one, MixtureSameFamily)]
 
     def note(_module: nn.Module, _given: Any, output: Any) -> None:
         sizes.append(output.numel() if isinstance(output, Tensor) else 0)
 
     hooks = [module.register_forward_hook(note) for module in vae.modules()]
     with torch.no_grad():
-        vae.likelihood(vae.posterior(x).mean)
+        vae.likelihood(x.new_zeros(1, *vae.posterior(x).event_shape))
     for hook in hooks:
         hook.remove()
     return max(sizes)
@@ -244,9 +247,13 @@ def _log_sums(
     sums = torch.full((2, len(x)), -math.inf, dtype=torch.float64)
     size = max(1, CHUNK_VALUES // (len(x) * _widest(vae, x[:1])))
     # Latents are small compared with images, so several chunks are drawn together and decoded one after another. With
-    # two layers each chunk is drawn alone, because a network computes the second layer, and it may be wide.
+    # several layers or a flow each chunk is drawn alone, because networks compute them, which may be wide.
     is_one_layer = isinstance(posterior, Independent)
-    together = size * max(1, CHUNK_VALUES // (size * posterior.mean.numel())) if is_one_layer else size
+    together = (
+        size * max(1, CHUNK_VALUES // (size * math.prod(posterior.batch_shape + posterior.event_shape)))
+        if is_one_layer
+        else size
+    )
     for start in range(0, num_particles, together):
         z = posterior.sample((min(together, num_particles - start),))
         if log_likelihood is not None:

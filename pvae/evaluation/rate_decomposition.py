@@ -12,7 +12,6 @@ from torch.distributions import Independent, Normal
 from pvae.core.errors import InputError
 from pvae.data.dataset import Pixels
 from pvae.evaluation.log_likelihood import CHUNK_VALUES, images_at_once
-from pvae.models.hierarchy import Chain
 from pvae.vae import VAE
 
 __all__ = ["RateSplit", "active_units", "latent_means", "split_rate"]
@@ -107,18 +106,19 @@ def split_rate(vae: VAE, x: Tensor | Pixels, num_images: int = 2000, seed: int =
 
 @torch.no_grad()
 def latent_means(vae: VAE, x: Tensor | Pixels, num_samples: int = 100) -> Tensor:
-    """Return E_{q(z | x)}[z] of each image, (N, L): exact, except for a second stochastic layer.
+    """Return E_{q(z | x)}[z] of each image, (N, L): exact, except for a flow and several stochastic layers.
 
-    The mean of the second layer is E_{q(z1 | x)}[ E[z2 | z1] ], estimated by the mean of E[z2 | z1] over draws of z1. A
-    mean over draws of z2 would vary over images even if z2 does not depend on x.
+    The mean of a layer that is drawn given another one, as z2 given z1, is E_{q(z1 | x)}[ E[z2 | z1] ], estimated by
+    the mean of E[z2 | z1] over draws of z1. A mean over draws of z2 would vary over images even if z2 does not depend
+    on x.
 
     Args:
         vae: in eval mode.
         x: images (N, C, H, W).
-        num_samples: draws of z1 for each image.
+        num_samples: draws for each image.
     """
     posteriors = (vae.posterior(part) for part in x.split(images_at_once(vae, x)))
-    return torch.cat([q.mean_over(num_samples) if isinstance(q, Chain) else q.mean for q in posteriors])
+    return torch.cat([q.mean_over(num_samples) if hasattr(q, "mean_over") else q.mean for q in posteriors])
 
 
 def active_units(vae: VAE, x: Tensor | Pixels, threshold: float = 0.01) -> Tensor:

@@ -16,6 +16,7 @@ from pvae.core.errors import InputError
 from pvae.core.parallel import ALONE, World
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Pixels
+from pvae.distributions.hierarchy import Hierarchy
 from pvae.evaluation.log_likelihood import (
     TRUSTED,
     Estimate,
@@ -26,12 +27,12 @@ from pvae.evaluation.log_likelihood import (
 )
 from pvae.evaluation.rate_decomposition import active_units, split_rate
 from pvae.evaluation.trained_run import TrainedRun, with_normalised_likelihood
-from pvae.models.hierarchy import ChainPosterior
 from pvae.reference import elbo as reference_elbo
 from pvae.vae import VAE
 
 __all__ = ["ElboParts", "LogLikelihood", "RateDecomposition", "Report", "elbo_terms", "evaluate", "to_text"]
 
+_LAYER = "rate of "  # and the name of a stochastic layer
 _PARTICLES = 10
 _ACTIVE = "those whose posterior mean varies (variance above 0.01)"
 _MOST_UNTRUSTED = 0.01  # the fraction of images up to which the log-likelihood of all of them stands
@@ -101,6 +102,7 @@ class ElboParts:
         bits_per_dimension: of the ELBO, as in `log_likelihood.bits_per_dimension`; None of a pseudo-ELBO.
         distortion: -E_q log p(x | z).
         rate: KL(q(z | x) || p(z)); without a closed form, its mean over the draws of z.
+        layer_rates: the rate of each stochastic layer z1, z2, ..., means over the draws of z; empty for one layer.
         posterior_entropy: H(q(z | x)), exact; None if it has no closed form.
         cross_entropy: H(q(z | x), p(z)); distortion, posterior entropy and cross entropy are post 004's three parts.
         posterior_mean_loss: the loss at the mean of q(z | x), which is not a bound; None without a closed-form KL.
@@ -113,6 +115,7 @@ class ElboParts:
     bits_per_dimension: Estimate | None
     distortion: Estimate
     rate: Estimate
+    layer_rates: tuple[Estimate, ...] = ()
     posterior_entropy: Estimate | None = None
     cross_entropy: Estimate
     posterior_mean_loss: Estimate | None = None
@@ -130,12 +133,13 @@ class ElboParts:
             seed: selects the random subset of images whose rate is split.
         """
         terms = elbo_terms(vae, x)
-        second = vae.q_z.latent_dim if isinstance(vae.q_z, ChainPosterior) else 0
-        active = active_units(vae, x)
+        active, prior = active_units(vae, x), vae.prior()
+        layer_rates = tuple(Estimate.of(terms.pop(name)) for name in [*terms] if name.startswith(_LAYER))
         bits = None if vae.is_pseudo else Estimate.of(bits_per_dimension(vae, terms["elbo"], x))
-        layers = [layer for layer in active.split([len(active) - second, second]) if len(layer)]
+        layers = active.split(prior.sizes if isinstance(prior, Hierarchy) else [len(active)])
         return cls(
             **{name: Estimate.of(values) for name, values in terms.items()},
+            layer_rates=layer_rates,
             bits_per_dimension=bits,
             rate_decomposition=RateDecomposition.of(vae, x, seed, terms["rate"].double()),
             active_units=tuple(int(layer.sum()) for layer in layers),
@@ -304,7 +308,7 @@ def elbo_terms(vae: VAE, x: Pixels) -> dict[str, Tensor]:
 
     Returns:
         Nats, (N,) each: elbo, distortion, rate, cross_entropy and, in closed form, posterior_entropy and
-        posterior_mean_loss.
+        posterior_mean_loss. With several stochastic layers also rate of z1, rate of z2 and so on.
     """
     return _for_each_image(vae, x, _terms)
 
@@ -327,6 +331,9 @@ def _terms(vae: VAE, x: Tensor) -> dict[str, Tensor]:
         terms["posterior_mean_loss"] = reference_elbo.posterior_mean_loss(vae, x)
     except NotImplementedError:
         terms["rate"] = (posterior.log_prob(z) - vae.prior().log_prob(z)).mean(0)
+    if isinstance(posterior, Hierarchy):
+        layers = zip(posterior.names, posterior.at(z), vae.prior().at(z))
+        terms |= {_LAYER + name: (q.log_prob(one) - p.log_prob(one)).mean(0) for name, (one, q), (_, p) in layers}
     return {**terms, "elbo": -distortion - terms["rate"]}
 
 
@@ -352,6 +359,7 @@ def to_text(report: Report) -> str:
             anatomy.rate,
             "KL(q(z | x) || p(z))" + ("" if _has_closed_form(anatomy) else ", from ten draws of z"),
         ),
+        *((f"    of z{number}", rate, "") for number, rate in enumerate(anatomy.layer_rates, 1)),
         ("    posterior entropy", anatomy.posterior_entropy, "the rate is cross entropy less posterior entropy"),
         ("    cross entropy", anatomy.cross_entropy, ""),
         ("posterior-mean loss", anatomy.posterior_mean_loss, "not a bound"),

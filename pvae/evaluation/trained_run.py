@@ -18,6 +18,7 @@ from pvae.config.config import Config
 from pvae.core.errors import InputError, check_name
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset, Pixels, binarized, padded, to_pixels
+from pvae.distributions.hierarchy import Hierarchy
 from pvae.evaluation.attribute_probe import Response, balanced_accuracy, respond, train_probe
 from pvae.evaluation.latent_space import (
     LatentReport,
@@ -28,8 +29,7 @@ from pvae.evaluation.latent_space import (
     report,
 )
 from pvae.models.build import build_vae
-from pvae.models.hierarchy import Chain
-from pvae.models.latents import StandardNormalPrior
+from pvae.models.priors import StandardNormalPrior
 from pvae.runs.data import data_of
 from pvae.runs.run import Run
 from pvae.vae import VAE
@@ -127,11 +127,11 @@ class TrainedRun:
 
     @property
     def prior(self) -> TorchDistribution:
-        """p(z), of two stochastic layers that of the second; for an autoencoder, which has no prior, N(0, 1)."""
+        """p(z), of several stochastic layers that of the top one; for an autoencoder, which has no prior, N(0, 1)."""
         prior = self.vae.prior()
         if not self.vae.has_density:
             return StandardNormalPrior(prior.event_shape[0])()
-        return prior.first if isinstance(prior, Chain) else prior
+        return prior.first if isinstance(prior, Hierarchy) else prior
 
     @property
     def is_prior_normal(self) -> bool:
@@ -142,7 +142,8 @@ class TrainedRun:
     @property
     def is_plane(self) -> bool:
         """Whether the latent is two-dimensional, with one stochastic layer."""
-        return self.vae.prior().event_shape == (2,) and not self.run.config.second_latent_dim
+        prior = self.vae.prior()
+        return prior.event_shape == (2,) and not isinstance(prior, Hierarchy)
 
     def pixels(self, images: Tensor) -> Tensor:
         """Return bytes as pixels in the range that the VAE takes."""
@@ -177,7 +178,7 @@ class TrainedRun:
 
     @property
     def last_layer_draws(self) -> Tensor:
-        """`test_draws` of the latents that `prior` is the prior of: all latents, or those of the second layer."""
+        """`test_draws` of the latents that `prior` is the prior of: all latents, or those of the top layer."""
         return self.test_draws[:, -self.prior.event_shape[0] :]
 
     def report(self) -> LatentReport:

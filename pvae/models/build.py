@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +12,8 @@ from torch import Tensor, nn
 from pvae.config.config import Config
 from pvae.core.errors import InputError, brief, shown
 from pvae.core.memory import available_memory
-from pvae.models.hierarchy import ChainPosterior, ChainPrior, FirstLayerDecoder
-from pvae.models.latents import DeltaPosterior, FlatPrior, NormalPosterior, StandardNormalPrior
+from pvae.core.onednn import Linear
+from pvae.models.hierarchy import BottomUpPosterior, FirstLayer, HierarchyPrior, LadderPosterior, TopDownPosterior
 from pvae.models.likelihoods import LIKELIHOOD_CLASSES, PseudoBernoulliLikelihood
 from pvae.models.networks import (
     conv_decoder,
@@ -22,9 +24,21 @@ from pvae.models.networks import (
     mlp_decoder,
     mlp_encoder,
 )
+from pvae.models.posteriors import (
+    DeltaPosterior,
+    FullNormalPosterior,
+    IAFPosterior,
+    MixturePosterior,
+    NormalPosterior,
+    PlanarPosterior,
+    PowerSphericalPosterior,
+)
+from pvae.models.priors import FlatPrior, FlowPrior, MixturePrior, SpherePrior, StandardNormalPrior, VampPrior
 from pvae.vae import VAE
 
 __all__ = ["build_vae", "check_memory", "meta_state_dict", "start_like_burda"]
+
+_BINS = 8  # of a spline, as in zuko's neural spline flow
 
 
 def build_vae(config: Config, image_shape: Sequence[int]) -> VAE:
@@ -46,20 +60,82 @@ def build_vae(config: Config, image_shape: Sequence[int]) -> VAE:
     channels, height, width = image_shape
     image_shape = (channels, height + 2 * config.pad, width + 2 * config.pad)
     encoder, decoder = _networks(config, image_shape)
-    prior: nn.Module = StandardNormalPrior(config.latent_dim)
-    posterior: nn.Module = NormalPosterior(encoder, log_variance=config.posterior == "normal-log-variance")
-    if config.posterior == "delta":
-        prior, posterior = FlatPrior(config.latent_dim), DeltaPosterior(encoder)
-    elif config.second_latent_dim:
-        one, two = config.latent_dim, config.second_latent_dim
-        up = mlp(one, *config.second_hidden, 2 * two, activation=config.activation)
-        down = mlp(two, *reversed(config.second_hidden), 2 * one, activation=config.activation)
-        prior, posterior = ChainPrior(down, one, two), ChainPosterior(posterior, up, two)
-        decoder = FirstLayerDecoder(decoder, one)
+    if config.upper_latent_dims:
+        prior, posterior = _hierarchy(config, encoder, image_shape)
+        if config.inference != "top-down":
+            decoder = nn.Sequential(FirstLayer(config.latent_dim), decoder)
+    else:
+        posterior = _posterior(config, encoder)
+        prior = _prior(config, posterior.forward, image_shape)
     is_pseudo = config.likelihood == "bernoulli" and config.binarize == "none"
     kind = PseudoBernoulliLikelihood if is_pseudo else LIKELIHOOD_CLASSES[config.likelihood]
     likelihood = kind(decoder, image_shape, config.scale, config.pixels == "symmetric")
     return VAE(p_z=prior, q_z=posterior, p_x=likelihood).float()
+
+
+def _posterior(config: Config, encoder: nn.Module) -> nn.Module:
+    if config.posterior == "delta":
+        return DeltaPosterior(encoder)
+    if config.posterior == "normal-full":
+        return FullNormalPosterior(encoder, config.latent_dim)
+    if config.posterior == "planar":
+        return PlanarPosterior(encoder, config.latent_dim)
+    if config.posterior in ("iaf", "spline"):
+        length, hidden, bins = config.flow_length, config.flow_hidden, _BINS if config.posterior == "spline" else 0
+        return IAFPosterior(encoder, config.latent_dim, length, hidden, _context(config), bins)
+    if config.posterior == "mixture":
+        return MixturePosterior(encoder, config.posterior_components)
+    if config.posterior == "power-spherical":
+        return PowerSphericalPosterior(encoder)
+    return NormalPosterior(encoder, log_variance=config.posterior == "normal-log-variance")
+
+
+def _hierarchy(config: Config, encoder: nn.Module, image_shape: Sequence[int]) -> tuple[nn.Module, nn.Module]:
+    """Return the prior and the posterior of several stochastic layers."""
+    sizes, context = (config.latent_dim, *config.upper_latent_dims), _context(config)
+
+    def network(width: int, num_outputs: int, hidden: Sequence[int] = config.upper_hidden) -> nn.Module:
+        return mlp(width, *hidden, num_outputs, activation=config.activation)
+
+    pairs, from_top = [*pairwise(sizes)], config.upper_hidden[::-1]
+    if config.inference == "bottom-up":
+        up = [network(below, 2 * size) for below, size in pairs]
+    elif config.inference == "ladder":
+        contexts = [context] * (len(pairs) - 1) + [0]
+        up = [network(context, 2 * size + more) for size, more in zip(sizes[1:], contexts)]
+    else:
+        up = [network(context + above, 2 * size, from_top) for size, above in pairs]
+    down = [network(above, 2 * size, from_top) for size, above in pairs]
+    if config.inference == "bottom-up":
+        posterior: Any = BottomUpPosterior(_posterior(config, encoder), up, sizes)
+    elif config.inference == "ladder":
+        posterior = LadderPosterior(encoder, up, down, sizes)
+    else:
+        posterior = TopDownPosterior(encoder, up, sizes)
+    top = _prior(config, getattr(posterior, "top", None), image_shape)
+    return HierarchyPrior(top, down, sizes), posterior
+
+
+def _context(config: Config) -> int:
+    """Return the number of values that the encoder gives to a flow or to other stochastic layers."""
+    return config.hidden[-1]
+
+
+def _prior(config: Config, posterior: Callable[[Tensor], Any] | None, image_shape: Sequence[int]) -> nn.Module:
+    """Return the prior of the top layer, whose posterior is given."""
+    length = (config.latent_dim, *config.upper_latent_dims)[-1]
+    if config.posterior == "delta":
+        return FlatPrior(length)
+    if config.prior == "mixture":
+        return MixturePrior(length, config.components)
+    if config.prior == "vamp":
+        assert posterior is not None, "the configuration refuses --prior vamp without a posterior of the top layer"
+        return VampPrior(posterior, image_shape, config.components, config.pixels == "symmetric")
+    if config.prior == "flow":
+        return FlowPrior(length, config.flow_length, config.flow_hidden)
+    if config.prior == "sphere":
+        return SpherePrior(length)
+    return StandardNormalPrior(length)
 
 
 def meta_state_dict(config: Config, image_shape: Sequence[int]) -> dict[str, Tensor]:
@@ -107,7 +183,7 @@ def start_like_burda(vae: VAE, images: Tensor) -> None:
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519, section 5, and the code released with it.
     """
     for layer in vae.modules():
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, Linear):  # and not those of a flow, which starts near the identity
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
     last = [module for module in vae.p_x.modules() if isinstance(module, nn.Linear)][-1]
@@ -122,14 +198,27 @@ def _sizes(config: Config) -> str:
 
 def _networks(config: Config, image_shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:
     """Return encoder and decoder."""
-    num_outputs = config.latent_dim * (1 if config.posterior == "delta" else 2)
+    length, latent_dim, inference = config.latent_dim, config.latent_dim, config.inference
+    num_outputs = {
+        "delta": length,
+        "normal-full": 2 * length + length * (length - 1) // 2,
+        "planar": 2 * length + config.flow_length * (2 * length + 1),
+        "iaf": 2 * length + _context(config),
+        "spline": 2 * length + _context(config),
+        "mixture": config.posterior_components * (2 * length + 1),
+        "power-spherical": length + 1,
+    }.get(config.posterior, 2 * length)
+    if config.upper_latent_dims and inference != "bottom-up":
+        is_ladder = inference == "ladder"
+        num_outputs = 2 * (length if is_ladder else config.upper_latent_dims[-1]) + _context(config)
+        latent_dim += 0 if is_ladder else sum(config.upper_latent_dims)
     if config.network in ("mlp", "linear"):
         hidden = config.hidden if config.network == "mlp" else ()
         encoder = mlp_encoder(image_shape, hidden, num_outputs, config.activation)
-        return encoder, mlp_decoder(config.latent_dim, hidden, image_shape, config.activation)
+        return encoder, mlp_decoder(latent_dim, hidden, image_shape, config.activation)
     if config.network == "conv-groupnorm":
-        decoder = groupnorm_decoder(config.latent_dim, config.hidden, image_shape)
+        decoder = groupnorm_decoder(latent_dim, config.hidden, image_shape)
         return groupnorm_encoder(image_shape, config.hidden, num_outputs), decoder
     batch_norm = config.network == "conv-batchnorm"
     encoder = conv_encoder(image_shape, config.hidden, num_outputs, batch_norm)
-    return encoder, conv_decoder(config.latent_dim, config.hidden, image_shape, batch_norm)
+    return encoder, conv_decoder(latent_dim, config.hidden, image_shape, batch_norm)

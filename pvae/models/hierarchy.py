@@ -1,136 +1,177 @@
-"""Two stochastic layers as one latent z = (z1, z2): a prior and a posterior that are chains of two distributions."""
+"""Priors and posteriors of several stochastic layers z1, ..., zL, each of independent Normals given another layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
+import pyro.distributions as dist
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import constraints
 
-from pvae.models.latents import StandardNormalPrior, bounded_normal
+from pvae.distributions.hierarchy import Hierarchy
+from pvae.models.posteriors import bounded_normal
+from pvae.vae import PriorModule
 
-__all__ = ["Chain", "ChainPosterior", "ChainPrior", "FirstLayerDecoder"]
+__all__ = ["BottomUpPosterior", "FirstLayer", "HierarchyPrior", "LadderPosterior", "TopDownPosterior"]
 
 
-class Chain(TorchDistribution):
-    """The joint distribution of two vectors a and b, where b is drawn given a.
-
-        log p(a, b) = log p(a) + log p(b | a)
-
-    A value is one vector, the concatenation of both. The KL divergence and the mean have no closed form.
+class HierarchyPrior(nn.Module):
+    """The prior p(z1, ..., zL) = p(zL) prod_l Normal(z_l; loc_l(z_l+1), scale_l(z_l+1)^2).
 
     Args:
-        first: the distribution of a, with an event of one dimension.
-        second: returns the distribution of b given a.
-        num_second: the length of b.
-        swapped: b comes before a in the vector.
+        top: a module that returns p(zL).
+        networks: for l = 1, ..., L - 1, from (..., L_l+1) to (..., 2 L_l): loc and log scale of z_l.
+        sizes: L_1, ..., L_L.
+
+    Reference:
+        Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 1.
     """
 
-    arg_constraints: ClassVar[dict[str, Any]] = {}
-    support = constraints.real_vector
-    has_rsample = True
-
-    def __init__(
-        self,
-        first: TorchDistribution,
-        second: Callable[[Tensor], TorchDistribution],
-        num_second: int,
-        *,
-        swapped: bool = False,
-    ) -> None:
-        self.first = first
-        self.second = second
-        self.swapped = swapped
-        num_first = first.event_shape[0]
-        self.num_second = num_second
-        self._sizes = [num_second, num_first] if swapped else [num_first, num_second]
-        super().__init__(first.batch_shape, torch.Size([num_first + num_second]), validate_args=False)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Chain:
-        """Return this distribution expanded to another batch shape."""
-        return Chain(self.first.expand(batch_shape), self.second, self.num_second, swapped=self.swapped)
-
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        """Return reparameterised draws, sample_shape + (..., L1 + L2)."""
-        a = self.first.rsample(sample_shape)
-        return self._joined(a, self.second(a).rsample())
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p(a) + log p(b | a) at vectors (..., L1 + L2)."""
-        parts = value.split(self._sizes, dim=-1)
-        a, b = reversed(parts) if self.swapped else parts
-        return self.first.log_prob(a) + self.second(a).log_prob(b)
-
-    @property
-    def mean(self) -> Tensor:
-        """The mean of a, and the mean of b given that mean; the second part is not the mean of b."""
-        a = self.first.mean
-        return self._joined(a, self.second(a).mean)
-
-    def mean_over(self, num_samples: int) -> Tensor:
-        """Return the mean of a, and an estimate of the mean of b: the mean of b given a, averaged over draws of a."""
-        return self._joined(self.first.mean, self.second(self.first.sample((num_samples,))).mean.mean(0))
-
-    def _joined(self, a: Tensor, b: Tensor) -> Tensor:
-        return torch.cat([b, a] if self.swapped else [a, b], dim=-1)
-
-
-class ChainPrior(nn.Module):
-    """The prior p(z1, z2) = Normal(z2; 0, I) prod_l Normal(z1_l; loc_l(z2), scale_l(z2)^2).
-
-    Args:
-        network: from (..., L2) to (..., 2 L1): loc and log scale.
-        first_dim: L1.
-        latent_dim: L2.
-    """
-
-    def __init__(self, network: nn.Module, first_dim: int, latent_dim: int) -> None:
+    def __init__(self, top: PriorModule, networks: Sequence[nn.Module], sizes: Sequence[int]) -> None:
         super().__init__()
-        self.network = network
-        self.first_dim = first_dim
-        self.second_layer = StandardNormalPrior(latent_dim)
+        self.top = top
+        self.networks = nn.ModuleList(networks)
+        self.sizes = sizes
 
-    def forward(self) -> Chain:
-        """Return p(z1, z2): batch shape (), event shape (L1 + L2,)."""
-        return Chain(self.second_layer(), lambda z2: bounded_normal(self.network(z2)), self.first_dim, swapped=True)
+    def forward(self) -> Hierarchy:
+        """Return p(z1, ..., zL): batch shape (), event shape (L_1 + ... + L_L,)."""
+        return Hierarchy(self.top.forward(), _normals(reversed(self.networks)), self.sizes, top_down=True)
 
 
-class ChainPosterior(nn.Module):
-    """The approximate posterior q(z1, z2 | x) = q(z1 | x) q(z2 | z1), each of independent Normals.
+class BottomUpPosterior(nn.Module):
+    """The approximate posterior q(z | x) = q(z1 | x) prod_l q(z_l+1 | z_l), inferred from z1 upward.
 
     Args:
         first: a module that returns q(z1 | x).
-        network: from (..., L1) to (..., 2 L2): loc and log scale.
-        latent_dim: L2.
+        networks: for l = 2, ..., L, from (..., L_l-1) to (..., 2 L_l): loc and log scale of z_l.
+        sizes: L_1, ..., L_L.
+
+    Reference:
+        Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 2.
     """
 
-    def __init__(self, first: nn.Module, network: nn.Module, latent_dim: int) -> None:
+    def __init__(self, first: nn.Module, networks: Sequence[nn.Module], sizes: Sequence[int]) -> None:
         super().__init__()
         self.first = first
-        self.network = network
-        self.latent_dim = latent_dim
+        self.networks = nn.ModuleList(networks)
+        self.sizes = sizes
 
-    def forward(self, x: Tensor) -> Chain:
-        """Return q(z1, z2 | x): batch shape (B,), event shape (L1 + L2,)."""
-        return Chain(self.first(x), lambda z1: bounded_normal(self.network(z1)), self.latent_dim)
+    def forward(self, x: Tensor) -> Hierarchy:
+        """Return q(z1, ..., zL | x): batch shape (B,), event shape (L_1 + ... + L_L,)."""
+        return Hierarchy(self.first(x), _normals(self.networks), self.sizes, top_down=False)
 
 
-class FirstLayerDecoder(nn.Module):
-    """A decoder that uses the first layer only: p(x | z1, z2) = p(x | z1).
+class TopDownPosterior(nn.Module):
+    """The approximate posterior q(z | x) = q(zL | x) prod_l q(z_l | z_l+1, x), inferred from zL downward.
+
+    The encoder gives the parameters of q(zL | x) and a context h(x), which the other layers take beside z_l+1.
 
     Args:
-        decoder: a network from (..., L1) to (..., C, H, W).
-        latent_dim: L1.
+        encoder: from (B, C, H, W) to (B, 2 L_L + num_context).
+        networks: for l = 1, ..., L - 1, from (..., num_context + L_l+1) to (..., 2 L_l): loc and log scale of z_l.
+        sizes: L_1, ..., L_L.
+
+    Reference:
+        Tomczak and Welling, arXiv:1705.07120, section 4: L = 2. Their z1 has an encoder of its own in place of h(x).
     """
 
-    def __init__(self, decoder: nn.Module, latent_dim: int) -> None:
+    def __init__(self, encoder: nn.Module, networks: Sequence[nn.Module], sizes: Sequence[int]) -> None:
         super().__init__()
-        self.decoder = decoder
-        self.latent_dim = latent_dim
+        self.encoder = encoder
+        self.networks = nn.ModuleList(networks)
+        self.sizes = sizes
+
+    def top(self, x: Tensor) -> dist.Independent:
+        """Return q(zL | x): batch shape (B,), event shape (L_L,)."""
+        return bounded_normal(self._encoded(x)[0])
+
+    def forward(self, x: Tensor) -> Hierarchy:
+        """Return q(z1, ..., zL | x): batch shape (B,), event shape (L_1 + ... + L_L,)."""
+        parameters, context = self._encoded(x)
+        rest = [lambda above, net=net: bounded_normal(net(_beside(context, above))) for net in reversed(self.networks)]
+        return Hierarchy(bounded_normal(parameters), rest, self.sizes, top_down=True)
+
+    def _encoded(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.encoder(x).tensor_split([2 * self.sizes[-1]], dim=-1)
+
+
+class LadderPosterior(nn.Module):
+    """The approximate posterior of the ladder VAE, q(z | x) = q(zL | x) prod_l q(z_l | z_l+1, x).
+
+        1 / scale_q^2 = 1 / scale_up^2 + 1 / scale_p^2,    loc_q = scale_q^2 (loc_up / scale_up^2 + loc_p / scale_p^2)
+
+    A deterministic way up gives loc_up(x) and scale_up(x) of each layer. The way down shares loc_p and scale_p, as
+    functions of z_l+1, with the prior, so that the posterior corrects the prior by what x says. The top layer uses only
+    loc_up and scale_up.
+
+    Args:
+        encoder: from (B, C, H, W) to (B, 2 L_1 + num_context): loc, log scale, context for the next layer.
+        up: for l = 2, ..., L, from (B, num_context) to (B, 2 L_l + num_context), the last one to (B, 2 L_L).
+        down: the networks of the `HierarchyPrior`. They stay a part of it: their parameters are saved once.
+        sizes: L_1, ..., L_L.
+
+    Reference:
+        Sonderby et al., arXiv:1602.02282, equations 18 and 19.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, up: Sequence[nn.Module], down: Sequence[nn.Module], sizes: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.up = nn.ModuleList(up)
+        self._down = tuple(down)  # torch does not register modules in a tuple
+        self.sizes = sizes
+
+    def top(self, x: Tensor) -> dist.Independent:
+        """Return q(zL | x): batch shape (B,), event shape (L_L,)."""
+        return self._from_below(x)[-1]
+
+    def forward(self, x: Tensor) -> Hierarchy:
+        """Return q(z1, ..., zL | x): batch shape (B,), event shape (L_1 + ... + L_L,)."""
+        *below, top = self._from_below(x)
+        layers = reversed([*zip(below, _normals(self._down))])
+        rest = [lambda above, up=up, prior=prior: _product(up, prior(above)) for up, prior in layers]
+        return Hierarchy(top, rest, self.sizes, top_down=True)
+
+    def _from_below(self, x: Tensor) -> list[dist.Independent]:
+        """Return Normal(loc_up, scale_up^2) of each layer."""
+        found, context = [], x
+        for network, size in zip((self.encoder, *self.up), self.sizes):
+            parameters, context = network(context).tensor_split([2 * size], dim=-1)
+            found.append(bounded_normal(parameters))
+        return found
+
+
+class FirstLayer(nn.Module):
+    """Return z1, the first part of z = (z1, ..., zL): the input of a decoder with p(x | z) = p(x | z1).
+
+    Args:
+        size: L_1.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
 
     def forward(self, z: Tensor) -> Tensor:
-        """Return the decoder's output for z1, the first part of z = (z1, z2)."""
-        return self.decoder(z[..., : self.latent_dim])
+        """Return (..., L_1) of (..., L_1 + ... + L_L)."""
+        return z[..., : self.size]
+
+
+def _normals(networks: Any) -> list[Any]:
+    """Return for each network the function from its input to the Normal with the parameters that it computes."""
+    return [lambda given, network=network: bounded_normal(network(given)) for network in networks]
+
+
+def _beside(context: Tensor, above: Tensor) -> Tensor:
+    return torch.cat([context.expand(*above.shape[:-1], -1), above], dim=-1)
+
+
+def _product(one: dist.Independent, other: dist.Independent) -> dist.Independent:
+    """Return the normalised product of the densities of two Normals."""
+    precisions = [q.base_dist.scale**-2 for q in (one, other)]
+    variance = 1 / (precisions[0] + precisions[1])
+    loc = variance * (one.base_dist.loc * precisions[0] + other.base_dist.loc * precisions[1])
+    return dist.Normal(loc, variance.sqrt()).to_event(1)

@@ -23,15 +23,17 @@ __all__ = [
 ]
 
 
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gated": nn.GLU}
 
 
 def mlp(*widths: int, activation: str = "relu") -> nn.Sequential:
     """Return linear layers of the given widths, with an activation between them.
 
+    A gated layer is h * sigmoid(g), where h and g are linear in its input.
+
     Args:
         widths: input width, hidden widths, output width.
-        activation: "relu" or "tanh".
+        activation: "relu", "tanh" or "gated".
 
     Returns:
         A module that maps (..., widths[0]) to (..., widths[-1]).
@@ -40,9 +42,9 @@ def mlp(*widths: int, activation: str = "relu") -> nn.Sequential:
     5
     """
     layers: list[nn.Module] = []
-    for width_in, width_out in pairwise(widths):
-        layers += [Linear(width_in, width_out), _ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers[:-1])
+    for width_in, width_out in pairwise(widths[:-1]):
+        layers += [Linear(width_in, width_out * (2 if activation == "gated" else 1)), _ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers, Linear(widths[-2], widths[-1]))
 
 
 def mlp_encoder(
@@ -54,7 +56,7 @@ def mlp_encoder(
         image_shape: (C, H, W).
         hidden: widths of the hidden layers.
         num_outputs: P.
-        activation: "relu" or "tanh".
+        activation: as in `mlp`.
 
     Returns:
         A module that maps (..., C, H, W) to (..., P).
@@ -71,7 +73,7 @@ def mlp_decoder(
         latent_dim: L.
         hidden: widths of the encoder's hidden layers; the decoder's are in reverse order.
         image_shape: (C, H, W).
-        activation: "relu" or "tanh".
+        activation: as in `mlp`.
 
     Returns:
         A module that maps (..., L) to (..., C, H, W).

@@ -125,8 +125,8 @@ def manifold(trained: TrainedRun) -> Figure:
 def traversal(trained: TrainedRun) -> Figure:
     """Return a row of images along each of the ten dimensions that vary most, from the code of the first test image."""
     spread, config = trained.test_codes.std(0), trained.run.config
-    if config.second_latent_dim:
-        spread = spread[: config.latent_dim]  # the decoder reads only the first layer
+    if config.upper_latent_dims and config.inference != "top-down":
+        spread = spread[: config.latent_dim]  # of several stochastic layers the decoder reads only the first
     dimensions = spread.argsort(descending=True)[:10].tolist()
     steps = torch.linspace(-3, 3, 11)
     title = f"{trained.title}\nmean of p(x | z), one dimension at a time from -3 to 3"

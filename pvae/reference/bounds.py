@@ -12,7 +12,9 @@ import math
 
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 
+from pvae.distributions.hierarchy import layers_of
 from pvae.vae import VAE
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "iwae",
     "log_weights",
     "miwae",
+    "piwae_gradients",
     "renyi",
     "score_gradients",
     "stl_gradients",
@@ -68,14 +71,16 @@ def renyi(log_w: Tensor, alpha: float) -> Tensor:
 
         L_alpha(x) = 1 / (1 - alpha) log (1/K) sum_k w_k^(1 - alpha)
 
-    alpha -> 1 is the ELBO and alpha = 0 the importance-weighted bound. The bound falls with alpha; for alpha below 0 it
-    is not a lower bound on log p(x). With K finite it is biased towards the ELBO.
+    alpha -> 1 is the ELBO, alpha = 0 the importance-weighted bound and alpha -> -inf max_k log w_k. The bound falls
+    with alpha; for alpha below 0 it is not a lower bound on log p(x). With K finite it is biased towards the ELBO.
 
     Reference:
         Li and Turner, arXiv:1602.02311, equations 4 (exact) and 5 (from K draws).
     """
     if alpha == 1:
         return elbo(log_w)
+    if alpha == -math.inf:
+        return log_w.amax(0)
     # In float64: near alpha = 1 the division makes rounding large.
     return (iwae((1 - alpha) * log_w.double()) / (1 - alpha)).to(log_w.dtype)
 
@@ -123,23 +128,67 @@ def stl_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]:
 
 
 def dreg_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]:
-    """Return the gradients of -L_K, batch mean, where the encoder's is doubly reparameterised.
+    """Return the gradients of -L_K, batch mean, doubly reparameterised for the encoder and for Normal priors.
 
-        d/d phi L_K  =  E [ sum_k (w_k / sum_j w_j)^2  d log w_k / dz_k  dz_k / d phi ]
+        d/d phi L_K    =  E [ sum_k v_k^2  d log w_k / dz_k  dz_k / d phi ],     v_k = w_k / sum_j w_j
+        d/d theta L_K  =  E [ sum_k (v_k d log p(x | z_k) / dz_k - v_k^2  d log w_k / dz_k)  dT(e_k) / d theta ]
 
-    The decoder's is the gradient of L_K, with the weights to the first power. The signal-to-noise ratio of the
-    encoder's gradient grows as sqrt(K), and at q(z | x) = p(z | x) its variance is zero.
+    The second line is for the parameters of a learned prior, or of a layer's, Normal(loc, scale^2): T(e) = loc +
+    scale e, at the e with T(e_k) = z_k. log p(x | z) then includes the priors of the other layers. The decoder's
+    gradient is that of L_K, with the weights to the first power, and so is that of other learned priors. The
+    signal-to-noise ratio of the encoder's gradient grows as sqrt(K), and at q(z | x) = p(z | x) its variance is zero.
 
     Reference:
-        Tucker, Lawson, Gu and Maddison, arXiv:1810.04152.
+        Tucker, Lawson, Gu and Maddison, arXiv:1810.04152; Bauer and Mnih, arXiv:2101.11046, section 5 (priors).
     """
     posterior = vae.posterior(x)
     z = posterior.rsample((num_particles,))
     at = z.detach().requires_grad_()
     log_w = vae.likelihood(at).log_prob(x) + vae.prior().log_prob(at) - posterior.log_prob(at)
     weight = log_w.detach().softmax(0)
-    (by_z,) = torch.autograd.grad(-(weight**2 * log_w).sum(0).mean(), at, retain_graph=True)
-    return _gradients(vae, z, by_z, -(weight * _log_joint(vae, x, z.detach())).sum(0).mean())
+    (of_log_w,) = torch.autograd.grad(log_w.sum(), at, retain_graph=True)
+    (of_log_p,) = torch.autograd.grad(_log_joint(vae, x, at).sum(), at)
+    v, sizes = weight[..., None], [layer.shape[-1] for layer, _ in layers_of(vae.prior(), z)]
+    direct = weight * vae.likelihood(z.detach()).log_prob(x)
+    at_layers = zip(layers_of(vae.prior(), z.detach()), of_log_w.split(sizes, -1), of_log_p.split(sizes, -1))
+    for (layer, prior), log_w_by_z, log_p_by_z in at_layers:
+        normal = getattr(prior, "base_dist", None)
+        if isinstance(normal, Normal) and normal.loc.requires_grad:
+            loc, scale = normal.loc, normal.scale
+            own = -((layer - loc) / scale**2).detach()
+            moved = loc + scale * ((layer - loc) / scale).detach()
+            direct = direct + ((v * (log_p_by_z - own) - v**2 * log_w_by_z) * moved).sum(-1)
+        else:
+            direct = direct + weight * prior.log_prob(layer)
+    return _gradients(vae, z, -(v**2) * of_log_w / len(x), -direct.sum(0).mean())
+
+
+def piwae_gradients(vae: VAE, x: Tensor, num_particles: int, num_groups: int) -> dict[str, Tensor]:
+    """Return the gradients of -L, batch mean, where L is `miwae` for the encoder and `iwae` for prior and decoder.
+
+        encoder            d/d phi    (1/M) sum_m log (M/K) sum_{k in group m} w_k
+        prior, decoder     d/d theta  log (1/K) sum_k w_k
+
+    A parameter of both, as in a ladder, has the sum of its gradients in each of the two roles.
+
+    Args:
+        vae: the three distributions.
+        x: images (B, C, H, W).
+        num_particles: K, a multiple of M.
+        num_groups: M.
+
+    Reference:
+        Rainforth et al., arXiv:1802.04537, section 4 (PIWAE).
+    """
+    posterior = vae.posterior(x)
+    z = posterior.rsample((num_particles,))
+    at = z.detach().requires_grad_()
+    log_q_z = posterior.log_prob(z)
+    log_w = (_log_joint(vae, x, z) - log_q_z).detach()
+    of_group = log_w.unflatten(0, (num_groups, -1)).softmax(1).flatten(0, 1) / num_groups
+    (by_z,) = torch.autograd.grad(-(of_group * _log_joint(vae, x, at)).sum(0).mean(), at)
+    direct = (of_group * log_q_z - log_w.softmax(0) * _log_joint(vae, x, z.detach())).sum(0).mean()
+    return _gradients(vae, z, by_z, direct)
 
 
 def score_gradients(vae: VAE, x: Tensor, num_particles: int, leave_one_out: bool = False) -> dict[str, Tensor]:
@@ -177,8 +226,13 @@ def _log_joint(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
 
 
 def _gradients(vae: VAE, z: Tensor, by_z: Tensor, loss: Tensor) -> dict[str, Tensor]:
-    """Return gradients: of the encoder by the chain rule from those by z, and of all else by those of the loss."""
-    ours = dict(vae.q_z.named_parameters(prefix="q_z"))
-    theirs = {name: parameter for name, parameter in vae.named_parameters() if name not in ours}
-    gradients = dict(zip(ours, torch.autograd.grad(z, list(ours.values()), by_z)))
-    return gradients | dict(zip(theirs, torch.autograd.grad(loss, list(theirs.values()))))
+    """Return gradients: those of z by the chain rule, plus those of a loss at fixed z, by every parameter.
+
+    The encoder is in both where the prior is made of posteriors, as the VampPrior is.
+    """
+    parameters = dict(vae.named_parameters())
+    through_z, direct = (
+        torch.autograd.grad(of, list(parameters.values()), by, retain_graph=True, materialize_grads=True)
+        for of, by in ((z, by_z), (loss, None))
+    )
+    return {name: one + other for name, one, other in zip(parameters, through_z, direct)}

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pvae.core.terms import Terms
+from pvae.distributions.hierarchy import layers_of
 from pvae.vae import VAE
 
 __all__ = ["Parts", "closed_form", "loss", "monte_carlo", "posterior_mean_loss", "rate_by_dimension", "three_parts"]
@@ -51,14 +53,15 @@ def rate_by_dimension(posterior: Any, prior: Any, z: Tensor | None = None) -> Te
         mean_k [ log q(z_kl | x) - log p(z_kl) ],    or without draws    KL(q(z_l | x) || p(z_l))
 
     Args:
-        posterior: q(z | x), independent over dimensions.
-        prior: p(z), independent over dimensions.
+        posterior: q(z | x), independent over dimensions, or a `Hierarchy` of layers that are, given another layer.
+        prior: p(z), as q.
         z: draws (K, B, L), or None for the closed form.
     """
-    q, p = posterior.base_dist, prior.base_dist
     if z is None:
-        return kl_divergence(q, p)
-    return (q.log_prob(z) - p.log_prob(z)).mean(0)
+        return kl_divergence(posterior.base_dist, prior.base_dist)
+    pairs = zip(layers_of(posterior, z), layers_of(prior, z))
+    rates = [(q.base_dist.log_prob(layer) - p.base_dist.log_prob(layer)).mean(0) for (layer, q), (_, p) in pairs]
+    return torch.cat(rates, dim=-1)
 
 
 class Parts(NamedTuple):

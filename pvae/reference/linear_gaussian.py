@@ -7,14 +7,16 @@ Everything is differentiable with respect to the VAE's parameters, which gives t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, kl_divergence
+from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal, kl_divergence
 
 from pvae.core.errors import InputError
 from pvae.core.onednn import Linear
-from pvae.models.latents import StandardNormalPrior
 from pvae.models.likelihoods import LinearNormalLikelihood
+from pvae.models.priors import StandardNormalPrior
 from pvae.vae import VAE
 
 __all__ = ["decoder_of", "elbo", "has_oracle", "log_evidence", "true_posterior"]
@@ -70,7 +72,12 @@ def elbo(vae: VAE, x: Tensor) -> Tensor:
     """Return the exact ELBO of images x (B, C, H, W): (B,) nats.
 
     ELBO = log p(x) - KL(q(z | x) || p(z | x))
+
+    Raises:
+        ValueError: q(z | x) is not of independent Normals.
     """
-    posterior = vae.posterior(x)
+    posterior: Any = vae.posterior(x)
+    if not isinstance(posterior, Independent) or not isinstance(posterior.base_dist, Normal):
+        raise ValueError(f"the exact ELBO needs q(z | x) of independent Normals, not {type(posterior).__name__}")
     q = MultivariateNormal(posterior.mean, scale_tril=torch.diag_embed(posterior.stddev))
     return log_evidence(vae, x) - kl_divergence(q, true_posterior(vae, x))

@@ -179,8 +179,14 @@ class Run:
             if record.pop("sha256", None) != _digest(record):
                 raise InputError("it is not what pvae wrote")
             options = record["config"]
-            if isinstance(options, dict) and isinstance(size := options.get("image_size"), int):  # of earlier versions
-                options = {**options, "image_size": str(size)}
+            if isinstance(options, dict):
+                options = dict(options)
+                if isinstance(size := options.get("image_size"), int):  # of earlier versions, as second_latent_dim
+                    options["image_size"] = str(size)
+                if options.get("alpha") == "-inf":  # JSON has no infinity
+                    options["alpha"] = -math.inf
+                if options.get("second_latent_dim") == 0:
+                    del options["second_latent_dim"], options["second_hidden"]
             config, data = from_record(Config, options), from_record(DataRecord, record["data"])
             return cls(path, config, data, record["sessions"], record["run"], "own_vae" in record)
         except (InputError, KeyError, RecursionError) as error:
@@ -225,7 +231,7 @@ class Run:
             "format": _FORMAT,
             "run": self.identity,
             **({"own_vae": _OWN_VAE} if self.has_own_vae else {}),
-            "config": asdict(self.config),
+            "config": asdict(self.config) | ({"alpha": "-inf"} if self.config.alpha == -math.inf else {}),
             "data": asdict(self.data),
             "sessions": self.sessions,
         }

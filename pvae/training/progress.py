@@ -35,8 +35,10 @@ class Console:
         config, data = run.config, run.data
         folder = f" (found in {data.folder})" if data.folder else ""
         self.say(f"data: {data.title}{folder}, pixels {_pixels(config, run.has_own_vae)}")
+        monte_carlo = not (config.has_closed_form or run.has_own_vae)
+        rate = " (its rate is a mean over the draws: it has no closed form)" if monte_carlo else ""
         self.say(
-            f"training {system_title(config)} by SVI with --elbo {config.elbo}, "
+            f"training {system_title(config)} by SVI with --elbo {config.elbo}{rate}, "
             f"epochs {epoch + 1} to {config.epochs}, on {device}, into {run.path}"
         )
         if config.compile == "inductor":

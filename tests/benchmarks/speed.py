@@ -12,10 +12,11 @@ This package keeps what it compiled: with XDG_CACHE_HOME set to an empty folder,
     pip install -e ".[bench]"
     python tests/benchmarks/speed.py --data-dir DIR
 
-Five more parts: `--part scaling` varies batch, latent, hidden, images and particles, each alone; `--part evaluation`
+Six more parts: `--part scaling` varies batch, latent, hidden, images and particles, each alone; `--part evaluation`
 times `pvae.evaluate` beside its bare matrix products; `--part faces` trains `celeba-vae` from image files beside a
 plain DataLoader loop with the same network; `--part memory` trains on 1,000,000 images; `--part processes` holds
-several processes of one thread against one process of several.
+several processes of one thread against one process of several; `--part systems` trains the systems with flows, other
+priors or several layers, each beside a loop with the same model written by hand (`systems.py`).
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ def _run_part(arguments: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
     if arguments.part == "sides":
         _run_all(arguments)
+    elif arguments.part == "systems":
+        import systems
+
+        systems.systems(arguments)
     else:
         import parts
 
@@ -64,6 +69,12 @@ def _run_side(arguments: argparse.Namespace) -> Result:
     """Run one side in this process, and return what it took."""
     from sides import SIDES, Task
 
+    if arguments.part == "systems":
+        from systems import SYSTEM_SIDES
+
+        run = SYSTEM_SIDES[arguments.side]
+    else:
+        run = SIDES[arguments.side][0]
     train, test, _ = _images(arguments)
     task = Task(
         train,
@@ -77,7 +88,7 @@ def _run_side(arguments: argparse.Namespace) -> Result:
     )
     seconds, elbo, first, takes_turns = [], None, None, True
     before = time.perf_counter()
-    for kind, value in SIDES[arguments.side][0](task):
+    for kind, value in run(task):
         now = time.perf_counter()
         if kind == "step":
             first = since_start()
@@ -209,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--only",
         default="",
-        help="sides whose name matches one of these expressions, split by semicolons (default: all)",
+        help="sides, or systems, whose name matches one of these expressions, split by semicolons (default: all)",
     )
     add("--images", type=int, help="training images (default: all)")
     add("--batch-size", type=int, default=128, help="(default: 128)")
@@ -219,7 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--part",
         default="sides",
-        choices=["sides", "scaling", "evaluation", "faces", "memory", "processes"],
+        choices=["sides", "scaling", "evaluation", "faces", "memory", "processes", "systems"],
         help="(default: sides)",
     )
     add("--figure", type=Path, help="where --part scaling draws its figure")

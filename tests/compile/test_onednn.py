@@ -162,6 +162,18 @@ def test_rows_that_overlap_in_memory(layers):
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+@needs_onednn
+def test_a_recorded_product_takes_no_rows_that_lie_apart_in_memory(monkeypatch):
+    """For columns of a wider matrix as its right factor, oneDNN takes about 200 ms, and for a copy 0.2."""
+    factors, onednn = [], onednn_module.onednn
+    monkeypatch.setattr("pvae.compile.graph.onednn", lambda *given: factors.append(given) or onednn(*given))
+    gradient, wide = batch(128, 400), batch(128, 528)
+    recorded = record(lambda gradient, wide: (gradient.t() @ wide[:, 128:],), (gradient, wide))
+    torch.testing.assert_close(recorded(gradient, wide)[0], gradient.t() @ wide[:, 128:], rtol=1e-5, atol=1e-4)
+    assert factors
+    assert all(left.is_contiguous() and right.t().is_contiguous() for left, right, _ in factors)
+
+
 @pytest.mark.filterwarnings("ignore:TF32")
 def test_the_users_switch_is_obeyed(layers):
     with torch.backends.mkldnn.flags(enabled=False):

@@ -68,7 +68,7 @@ def configs(draw):
         given["network"] = "linear"
     if "bernoulli" in given["likelihood"] or given["likelihood"] == "normal-optimal":
         given.pop("scale")
-    if given["likelihood"] == "normal-optimal" and given["elbo"] in ("dreg", "score", "score-loo"):
+    if given["likelihood"] == "normal-optimal" and ESTIMATORS[given["elbo"]].separate_draws:
         given["elbo"] = "iwae"
     if given["posterior"] == "delta":
         given["elbo"] = draw(st.sampled_from([name for name, one in ESTIMATORS.items() if one.free_bits]))
@@ -77,10 +77,13 @@ def configs(draw):
         given["warm_up"] = draw(st.integers(0, 2))
     if given["likelihood"].startswith("normal") and given["binarize"] == "none":
         given["pixels"] = draw(st.sampled_from(OPTIONS["pixels"].choices))
+    if given["posterior"] == "power-spherical":
+        given["prior"] = "sphere"
     if given["network"] == "mlp":
         given["activation"] = draw(st.sampled_from(OPTIONS["activation"].choices))
-    if given["network"] == "mlp" and given["posterior"] != "delta" and ESTIMATORS[given["elbo"]].chains:
-        given["second_latent_dim"] = draw(st.integers(0, 2))
+    if given["posterior"] in ("normal", "normal-log-variance"):
+        given["upper_latent_dims"] = draw(st.sampled_from(((), (2,), (3, 1))))
+        given["inference"] = draw(st.sampled_from(OPTIONS["inference"].choices))
     return given
 
 
@@ -161,7 +164,8 @@ def spoiled(draw):
     field = draw(st.sampled_from(fields(Config)))
     value = draw(FREE_TEXTS.get(field.name, WRONG[field.type]))
     names = {name for option in OPTIONS.values() for name in option.choices}
-    return field.name, 0.5 if isinstance(value, str) and value in names else value
+    value = 0.5 if isinstance(value, str) and value in names else value
+    return field.name, (0,) if field.name == "upper_latent_dims" and not value else value
 
 
 @settings(SAME_EVERY_TIME, max_examples=400)

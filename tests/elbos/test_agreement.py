@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 
@@ -12,6 +13,7 @@ from helpers.gradients import assert_same_gradients, value_and_gradients
 from pyro.distributions.testing.fakes import NonreparameterizedNormal
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormalMessenger
+from torch.distributions import kl_divergence
 
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.core.errors import InputError
@@ -418,24 +420,34 @@ def test_a_closed_form_computes_no_log_probability_of_z(small_vae, small_images,
         assert len(scored) == times
 
 
-def test_latents_in_another_order_have_no_closed_form(small_images):
-    """A closed form for each latent bounds log p(x) only where no latent's prior depends on a later draw."""
-    normal = pyro.distributions.Normal
+@pytest.mark.parametrize("validates", [True, False])
+def test_a_latent_whose_prior_depends_on_a_later_draw_has_no_closed_form(small_images, validates):
+    """KL(q(w), p(w)) is the rate of w. That of z is the mean of log q - log p, because the guide draws w after z."""
+    normal, values = pyro.distributions.Normal, {}
 
     def guide(x):
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", normal(0.3, 0.7))
-            pyro.sample("w", normal(z, 0.5))
+            values["z"] = pyro.sample("z", normal(0.3, 0.7))
+            values["w"] = pyro.sample("w", normal(values["z"], 0.5))
 
-    def model(x):
+    def model(x, of_w=normal):
         with pyro.plate("data", len(x)):
-            w = pyro.sample("w", normal(0.0, 2.0))
+            w = pyro.sample("w", of_w(0.0, 2.0))
             z = pyro.sample("z", normal(w, 1.0))
             pyro.sample("x", normal(z, 1.0), obs=x[:, 0, 0, 0])
 
-    for validates in (True, False):
-        with torch.random.fork_rng(), pyro.validation_enabled(validates), pytest.raises(InputError, match="z, w in"):
-            AnalyticELBO().loss(model, guide, small_images(5))
+    x = small_images(5)
+    with torch.random.fork_rng(), pyro.validation_enabled(validates):
+        _, terms = AnalyticELBO(3).loss_and_terms(model, guide, x)
+        z, w = values["z"], values["w"]
+        rate = (
+            kl_divergence(normal(z, 0.5), normal(0.0, 2.0)) + normal(0.3, 0.7).log_prob(z) - normal(w, 1.0).log_prob(z)
+        )
+        assert torch.allclose(terms.rate, rate.mean(0), rtol=1e-6)
+        with pytest.raises(InputError, match="z, w in the guide and w, z in the model"):
+            AnalyticELBO().loss(
+                functools.partial(model, of_w=functools.partial(pyro.distributions.StudentT, 3.0)), guide, x
+            )
 
 
 @pytest.mark.filterwarnings("error")

@@ -20,7 +20,7 @@ from pvae.core.terms import Terms
 from pvae.elbos.importance import RenyiELBO as RenyiBound
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae
-from pvae.models.latents import bounded_normal
+from pvae.models.posteriors import bounded_normal
 from pvae.reference import bounds as reference_bounds
 from pvae.reference import elbo as reference_elbo
 from pvae.training.trainer import Trainer
@@ -91,6 +91,17 @@ def test_the_ends_of_each_family(small_vae, small_images):
         assert_same_gradients(seeded_loss(vae, x, build_elbo("miwae", 4, **options)), end)
     for end, options in [(elbo, {"alpha": 1.0}), (iwae, {"alpha": 0.0})]:
         assert_same_gradients(seeded_loss(vae, x, build_elbo("renyi", 4, **options)), end)
+    decoder = {name: gradient for name, gradient in iwae[1].items() if not name.startswith("q_z")}
+    for num_groups in (1, 2, 4):  # the groups matter to the encoder only
+        miwae = seeded_loss(vae, x, build_elbo("miwae", 4, num_groups=num_groups))
+        assert_same_gradients(
+            seeded_loss(vae, x, build_elbo("piwae", 4, num_groups=num_groups)), (iwae[0], {**miwae[1], **decoder})
+        )
+    largest = by_hand(vae, x, lambda log_w: log_w.max(0).values, 4)
+    assert largest[0] < iwae[0] - 0.01
+    assert_same_gradients(seeded_loss(vae, x, build_elbo("renyi", 4, alpha=-math.inf)), largest)
+    nearly = seeded_loss(vae, x, build_elbo("renyi", 4, alpha=-1e6))
+    assert nearly[0] == pytest.approx(largest[0], rel=1e-5)
     near = seeded_loss(vae, x, build_elbo("renyi", 4, alpha=1 - 1e-6))
     assert near[0] == pytest.approx(elbo[0], rel=1e-5)
     for name, gradient in elbo[1].items():
@@ -142,7 +153,7 @@ def test_the_score_function_is_pyros(small_vae, small_images):
 
 @pytest.fixture
 def two_layers():
-    config = Config(hidden=(8,), latent_dim=3, second_latent_dim=2, second_hidden=(5,), activation="tanh")
+    config = Config(hidden=(8,), latent_dim=3, upper_latent_dims=(2,), upper_hidden=(5,), activation="tanh")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return build_vae(config, (1, 5, 4)).double()
@@ -169,7 +180,7 @@ def test_two_stochastic_layers_agree_too(two_layers, small_images, name, num_par
 
 @pytest.mark.parametrize("name", ["stl", "dreg"])
 def test_the_other_gradients_by_hand_hold_for_two_layers(two_layers, small_images, name):
-    """The prior's and the likelihood's gradients are those of the plain bound."""
+    """The likelihood's gradients are those of the plain bound, and so are the prior's, but for dreg."""
     vae, x = two_layers, small_images(3)
     with torch.random.fork_rng():
         torch.manual_seed(7)
@@ -177,7 +188,7 @@ def test_the_other_gradients_by_hand_hold_for_two_layers(two_layers, small_image
     theirs = by_hand(vae, x, reference_bounds.iwae if name == "dreg" else reference_bounds.elbo, 4)[1]
     assert set(found) == set(theirs)
     for parameter, gradient in theirs.items():
-        if not parameter.startswith("q_z"):
+        if not parameter.startswith(("q_z", "p_z") if name == "dreg" else "q_z"):
             assert torch.allclose(found[parameter], gradient, rtol=1e-9, atol=1e-12)
 
 
@@ -227,11 +238,16 @@ def test_every_elbo_trains_in_svi(small_vae, small_images, name):
         ({"alpha": 0.1}, "--elbo renyi"),
         ({"elbo": "iwae", "mix": 0.1}, "--elbo ciwae"),
         ({"groups": 2}, "--elbo miwae"),
-        ({"second_hidden": (5,)}, "--second-latent-dim"),
         ({"network": "conv", "activation": "tanh"}, "--network mlp"),
-        ({"second_latent_dim": 2, "elbo": "analytic"}, "one stochastic layer"),
-        ({"second_latent_dim": 2, "network": "conv"}, "--network mlp"),
-        ({"second_latent_dim": 2, "rate_reduction": "mean"}, "--rate-reduction"),
+        ({"upper_latent_dims": (2,), "prior": "mixture", "elbo": "analytic"}, "no closed-form KL"),
+        ({"upper_latent_dims": (2,), "prior": "vamp"}, "--inference bottom-up"),
+        ({"upper_latent_dims": (2,), "posterior": "iaf"}, "--posterior normal only"),
+        ({"upper_latent_dims": (2,), "rate_reduction": "mean"}, "--rate-reduction"),
+        (
+            {"upper_latent_dims": (2,), "inference": "ladder", "posterior": "normal-log-variance"},
+            "--posterior normal only",
+        ),
+        ({"prior": "vamp", "network": "conv-batchnorm"}, "BatchNorm would count"),
         ({"likelihood": "normal-linear"}, "--network linear"),
         ({"elbo": "renyi", "alpha": math.nan}, "--alpha"),
     ],
@@ -274,7 +290,7 @@ def test_a_scale_neither_vanishes_nor_overflows(size, log_variance):
 
 
 def test_two_layers_at_their_worst_have_a_finite_bound(two_layers, small_images):
-    for network in (two_layers.q_z.first.encoder, two_layers.q_z.network, two_layers.p_z.network):
+    for network in (two_layers.q_z.first.encoder, two_layers.q_z.networks[0], two_layers.p_z.networks[0]):
         with torch.no_grad():
             network[-1].bias[len(network[-1].bias) // 2 :] -= 1000
     value, gradients = seeded_loss(two_layers, small_images(7), build_elbo("iwae", 2))
@@ -284,8 +300,8 @@ def test_two_layers_at_their_worst_have_a_finite_bound(two_layers, small_images)
 
 @pytest.mark.parametrize("name", ["trace", "handwritten"])
 def test_free_bits_need_a_rate_of_each_dimension(small_images, name):
-    """The joint distribution of a chain is not independent over its dimensions: refused, by name."""
-    config = Config(hidden=(8,), latent_dim=3, second_latent_dim=2, second_hidden=(5,))
+    """A Normal with full covariance is not independent over its dimensions: refused, by name."""
+    config = Config(hidden=(8,), latent_dim=3, posterior="normal-full")
     with torch.random.fork_rng(), pyro.get_param_store().scope():
         vae, x = build_vae(config, (1, 5, 4)).double(), small_images(3)
         assert math.isfinite(build_elbo(name, 2).loss(vae.model, vae.guide, x))

@@ -121,7 +121,7 @@ def test_recording_changes_nothing(small_vae, small_images, monkeypatch, two_lay
     """The same draws give the same results; only shapes that recur are recorded."""
     vae, x = small_vae(), small_images(7)
     if two_layers:
-        config = Config(second_latent_dim=2, second_hidden=(4,), hidden=(6,), latent_dim=3, elbo="iwae")
+        config = Config(upper_latent_dims=(2,), upper_hidden=(4,), hidden=(6,), latent_dim=3, elbo="iwae")
         with torch.random.fork_rng():
             vae = build_vae(config, (1, 5, 4)).double()
     monkeypatch.setattr(log_likelihood, "CHUNK_VALUES", 9 * 7 * 20)
@@ -567,7 +567,7 @@ def test_two_layers_are_their_joint_distribution(small_images):
     """log q(z1, z2 | x) and log p(z1, z2) by hand, and draws whose gradient reaches both networks."""
     from pvae.models.build import build_vae
 
-    config = Config(hidden=(8,), latent_dim=3, second_latent_dim=2, second_hidden=(5,), activation="tanh")
+    config = Config(hidden=(8,), latent_dim=3, upper_latent_dims=(2,), upper_hidden=(5,), activation="tanh")
     vae, x = build_vae(config, (1, 5, 4)).double(), small_images(6)
     assert (vae.posterior(x).event_shape, vae.prior().expand((4, 6)).event_shape) == ((5,), (5,))
     posterior = vae.posterior(x)
@@ -575,13 +575,13 @@ def test_two_layers_are_their_joint_distribution(small_images):
     assert z.shape == (4, 6, 5)
     z1, z2 = z[..., :3], z[..., 3:]
     first = vae.q_z.first(x)
-    loc, log_scale = vae.q_z.network(z1).chunk(2, dim=-1)
+    loc, log_scale = vae.q_z.networks[0](z1).chunk(2, dim=-1)
     by_hand = first.log_prob(z1) + Independent(Normal(loc, log_scale.exp()), 1).log_prob(z2)
     assert torch.allclose(posterior.log_prob(z), by_hand, rtol=1e-12)
-    loc, log_scale = vae.p_z.network(z2).chunk(2, dim=-1)
+    loc, log_scale = vae.p_z.networks[0](z2).chunk(2, dim=-1)
     by_hand = Normal(0.0, 1.0).log_prob(z2).sum(-1) + Normal(loc, log_scale.exp()).log_prob(z1).sum(-1)
     assert torch.allclose(vae.prior().log_prob(z), by_hand, rtol=1e-12)
-    assert torch.allclose(vae.likelihood(z).mean, vae.p_x.decoder.decoder(z1).sigmoid(), rtol=1e-12)
+    assert torch.allclose(vae.likelihood(z).mean, vae.p_x.decoder[1](z1).sigmoid(), rtol=1e-12)
     z.sum().backward()
     assert all(parameter.grad is not None for parameter in vae.q_z.parameters())
 
@@ -590,12 +590,12 @@ def test_an_unused_second_layer_is_not_active():
     """q(z2 | z1) = N(0, 1) for any z1: draws of z2 vary over images, but its mean does not."""
     from pvae.models.build import build_vae
 
-    config = Config(hidden=(8,), latent_dim=3, second_latent_dim=20, second_hidden=(5,))
+    config = Config(hidden=(8,), latent_dim=3, upper_latent_dims=(20,), upper_hidden=(5,))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vae = build_vae(config, (1, 5, 4)).double().eval()
         x = torch.rand(1000, 1, 5, 4, dtype=torch.float64)
-        for part in vae.q_z.network[-1].parameters():
+        for part in vae.q_z.networks[0][-1].parameters():
             part.data.zero_()
         vae.q_z.first.encoder[-1].weight.data *= 10
         active = active_units(vae, x)
@@ -612,6 +612,13 @@ def test_memory_is_bounded_by_the_widest_layer(monkeypatch):
     assert log_likelihood._widest(vae, x[:1]) == 16 * 32 * 32, "the decoder's last hidden layer, not the image"
     monkeypatch.setattr(log_likelihood, "CHUNK_VALUES", 10 * 16 * 32 * 32)
     assert log_likelihood.images_at_once(vae, x) == 10
+
+
+def test_memory_is_bounded_by_the_components_of_a_mixture():
+    from pvae.models.build import build_vae
+
+    vae = build_vae(Config(hidden=(8,), latent_dim=3, prior="mixture", components=1000), (1, 5, 4))
+    assert log_likelihood._widest(vae, torch.rand(1, 1, 5, 4)) == 3000
 
 
 def test_estimates_that_are_not_finite_are_printed():

@@ -98,9 +98,9 @@ def test_a_decoder_that_cannot_be_exported_leaves_no_encoder(tmp_path):
 @needs_onnx
 def test_two_layers_are_refused(tmp_path):
     with seeded(0, torch.device("cpu")):
-        config = Config(second_latent_dim=2, second_hidden=(4,), hidden=(6,), latent_dim=3, elbo="iwae")
+        config = Config(upper_latent_dims=(2,), upper_hidden=(4,), hidden=(6,), latent_dim=3, elbo="iwae")
         vae = build_vae(config, (1, 6, 5)).eval()
-    with pytest.raises(InputError, match="two stochastic layers"):
+    with pytest.raises(InputError, match="several stochastic layers"):
         export(vae, (1, 6, 5), tmp_path)
 
 

@@ -22,7 +22,7 @@ SYSTEMS = {
     "levels": Config(hidden=(8,), latent_dim=3, likelihood="discretized-logistic"),
     "binary": Config(hidden=(8,), latent_dim=3, binarize="static"),
     "density": Config(hidden=(8,), latent_dim=3, likelihood="normal", pixels="symmetric"),
-    "two layers": Config(second_latent_dim=2, second_hidden=(4,), hidden=(6,), latent_dim=3, elbo="iwae",
+    "two layers": Config(upper_latent_dims=(2,), upper_hidden=(4,), hidden=(6,), latent_dim=3, elbo="iwae",
                          binarize="static"),
     "autoencoder": Config(hidden=(8,), latent_dim=3, posterior="delta"),
 }  # fmt: skip

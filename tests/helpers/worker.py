@@ -28,7 +28,7 @@ from pvae.models.build import build_vae
 from pvae.training.shared_elbo import SharedELBO
 from pvae.training.trainer import Trainer
 
-CHAIN = Config(hidden=(8, 6), latent_dim=3, second_latent_dim=2, second_hidden=(5,))
+CHAIN = Config(hidden=(8, 6), latent_dim=3, upper_latent_dims=(2,), upper_hidden=(5,))
 
 
 def trained(world: World, name: str, engine: str, steps: int, config: Config) -> torch.Tensor:

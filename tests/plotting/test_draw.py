@@ -777,7 +777,7 @@ def test_own_systems_are_distinguished_by_their_configuration(tmp_path, data):
 
 
 def test_two_stochastic_layers_are_not_drawn_as_a_plane(tmp_path, data, monkeypatch):
-    config = get_system("iwae-2layer").replace(latent_dim=2, second_latent_dim=3, epochs=1, schedule="constant")
+    config = get_system("iwae-2layer").replace(latent_dim=2, upper_latent_dims=(3,), epochs=1, schedule="constant")
     run = fit(config, data=data, out=tmp_path / "run")
     monkeypatch.setattr(data_module, "load_again", lambda *_: data)
     assert main([str(run.path), "--out", str(tmp_path / "pictures")]) == 0

@@ -136,6 +136,25 @@ def test_grey_pixels_are_called_pseudo(tmp_path, few_digits, small_config, binar
     assert run.metrics()[-1].bound == ("pseudo-ELBO" if pseudo else "ELBO")
 
 
+@pytest.mark.parametrize(
+    ("given", "has_closed_form"),
+    [
+        ({}, True),
+        ({"posterior": "delta"}, True),
+        ({"posterior": "power-spherical", "prior": "sphere"}, True),
+        ({"posterior": "planar"}, False),
+        ({"prior": "mixture", "components": 3}, False),
+        ({"upper_latent_dims": (2,)}, True),
+        ({"upper_latent_dims": (2,), "prior": "mixture", "components": 3}, False),
+    ],
+)
+def test_a_training_says_where_the_rate_has_no_closed_form(
+    tmp_path, few_digits, small_config, given, has_closed_form, capsys
+):
+    fit(small_config.replace(epochs=1, **given), data=few_digits, out=tmp_path / "run", quiet=False)
+    assert ("it has no closed form" in capsys.readouterr().out) != has_closed_form
+
+
 def test_content_of_the_run_folder(tmp_path, few_digits, small_config, monkeypatch):
     monkeypatch.undo()  # with its pictures
     run = fit(small_config, data=few_digits, out=tmp_path / "new" / "run")

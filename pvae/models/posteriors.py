@@ -1,0 +1,243 @@
+"""Modules that return an approximate posterior q(z | x)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from pvae.distributions.flow import Flow
+from pvae.distributions.normal_mixture import NormalMixture
+from pvae.distributions.planar import Planar
+from pvae.distributions.power_spherical import PowerSpherical
+from pvae.models.flows import autoregressive_transforms, composed
+
+__all__ = [
+    "DeltaPosterior",
+    "FullNormalPosterior",
+    "IAFPosterior",
+    "MixturePosterior",
+    "NormalPosterior",
+    "PlanarPosterior",
+    "PowerSphericalPosterior",
+    "bounded_normal",
+]
+
+
+class NormalPosterior(nn.Module):
+    """The approximate posterior q(z | x) = prod_l Normal(z_l; loc_l(x), scale_l(x)^2).
+
+    The encoder's output is (loc, log scale) as in the Deep Bayes course, so that scale = exp(output), or
+    (loc, log variance) as in the other posts, so that scale = exp(output / 2). Both give the same family of
+    distributions; only the size of a gradient step on the scale differs.
+
+    Args:
+        encoder: a network from (B, C, H, W) to (B, 2 L).
+        log_variance: the second half of the output is the log variance.
+
+    Reference:
+        Kingma and Welling, arXiv:1312.6114, equation 9.
+    """
+
+    def __init__(self, encoder: nn.Module, log_variance: bool = False) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.log_variance = log_variance
+
+    def forward(self, x: Tensor) -> dist.Independent:
+        """Return q(z | x): batch shape (B,), event shape (L,)."""
+        return bounded_normal(self.encoder(x), self.log_variance)
+
+
+def bounded_normal(parameters: Tensor, log_variance: bool = False) -> dist.Independent:
+    """Return Normal(loc, scale) over L dimensions, with the scale between exp(-7) and exp(7), 0.0009 and 1097.
+
+    Without bounds, the scale of a layer with a learned prior can underflow to 0, and log q(z | x) is then infinite.
+
+    Args:
+        parameters: the output of a network, (..., 2 L): loc and log scale.
+        log_variance: the second half is the log variance.
+
+    Returns:
+        Batch shape (...), event shape (L,).
+
+    Reference:
+        Tomczak and Welling, arXiv:1705.07120, bound the log variance in their released code, to [-6, 2].
+    """
+    loc, log_scale = parameters.chunk(2, dim=-1)
+    if log_variance:
+        log_scale = 0.5 * log_scale
+    log_scale = log_scale.clamp(-7, 7)
+    return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+
+class FullNormalPosterior(nn.Module):
+    """The approximate posterior q(z | x) = Normal(z; loc(x), T(x) T(x)^T), whose latent dimensions are correlated.
+
+    T is lower triangular. Its diagonal is exp(output), between exp(-7) and exp(7); the elements below it are outputs of
+    the encoder, divided by L.
+
+    Args:
+        encoder: a network from (B, C, H, W) to (B, 2 L + L (L - 1) / 2): loc, log of the diagonal, the other elements
+            of T by rows.
+        latent_dim: L.
+
+    Reference:
+        Kingma and Welling, arXiv:1906.02691, section 2.5.1.
+    """
+
+    rows: Tensor
+
+    def __init__(self, encoder: nn.Module, latent_dim: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.latent_dim = latent_dim
+        self.register_buffer("rows", torch.tril_indices(latent_dim, latent_dim, -1), persistent=False)
+
+    def forward(self, x: Tensor) -> dist.MultivariateNormal:
+        """Return q(z | x): batch shape (B,), event shape (L,)."""
+        length = self.latent_dim
+        loc, log_diagonal, below = self.encoder(x).tensor_split([length, 2 * length], dim=-1)
+        scale_tril = torch.diag_embed(log_diagonal.clamp(-7, 7).exp())
+        scale_tril[..., self.rows[0], self.rows[1]] = below / length
+        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+
+
+class IAFPosterior(nn.Module):
+    """An approximate posterior by inverse autoregressive flow: a diagonal Normal, transformed T times.
+
+        e ~ Normal(loc(x), scale(x)^2),    z = f_T(... f_1(e, h(x)) ..., h(x))
+
+    Each f_t is masked autoregressive, with affine functions or splines of each dimension (see `pvae.models.flows`), and
+    taken in the direction in which a draw is one pass. The density of other points than a draw takes L passes.
+
+    Args:
+        encoder: a network from (B, C, H, W) to (B, 2 L + num_context): loc, log scale, h.
+        latent_dim: L.
+        num_transforms: T.
+        hidden: widths of the hidden layers of each masked network.
+        num_context: length of h.
+        num_bins: of each spline; 0 for affine functions.
+
+    Raises:
+        InputError: zuko is not installed.
+
+    Reference:
+        Kingma et al., arXiv:1606.04934, section 3; Durkan et al., arXiv:1906.04032 (splines).
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        latent_dim: int,
+        num_transforms: int,
+        hidden: Sequence[int],
+        num_context: int,
+        num_bins: int = 0,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.latent_dim = latent_dim
+        self.transforms = autoregressive_transforms(latent_dim, num_transforms, hidden, num_context, num_bins)
+
+    def forward(self, x: Tensor) -> Flow:
+        """Return q(z | x): batch shape (B,), event shape (L,)."""
+        parameters, context = self.encoder(x).tensor_split([2 * self.latent_dim], dim=-1)
+        return Flow(bounded_normal(parameters), composed(self.transforms, context))
+
+
+class PlanarPosterior(nn.Module):
+    """An approximate posterior by planar flows: a diagonal Normal, transformed T times.
+
+        e ~ Normal(loc(x), scale(x)^2),    z = f_T(... f_1(e)),    f_t(e) = e + u_t(x) tanh(w_t(x) e + b_t(x))
+
+    All parameters of the transforms are outputs of the encoder. Those of u_t are divided by L, so that the flow starts
+    near the identity. See `pvae.distributions.planar` on what makes each transform invertible.
+
+    Args:
+        encoder: a network from (B, C, H, W) to (B, 2 L + T (2 L + 1)): loc, log scale, and u, w and b of each f_t.
+        latent_dim: L.
+
+    Reference:
+        Rezende and Mohamed, arXiv:1505.05770, section 4.
+    """
+
+    def __init__(self, encoder: nn.Module, latent_dim: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.latent_dim = latent_dim
+
+    def forward(self, x: Tensor) -> Flow:
+        """Return q(z | x): batch shape (B,), event shape (L,)."""
+        length = self.latent_dim
+        parameters, transforms = self.encoder(x).tensor_split([2 * length], dim=-1)
+        u, w, b = transforms.unflatten(-1, (-1, 2 * length + 1)).tensor_split([length, 2 * length], dim=-1)
+        return Flow(bounded_normal(parameters), Planar(u / length, w, b.squeeze(-1)))
+
+
+class MixturePosterior(nn.Module):
+    """The approximate posterior q(z | x) = sum_m weight_m(x) prod_l Normal(z_l; loc_ml(x), scale_ml(x)^2).
+
+    Args:
+        encoder: a network from (B, C, H, W) to (B, M (1 + 2 L)): for each component the logit of its weight, loc, log
+            scale.
+        num_components: M.
+
+    Reference:
+        Morningstar et al., arXiv:2003.01687; the gradient of a draw is another here, see
+        `pvae.distributions.normal_mixture`.
+    """
+
+    def __init__(self, encoder: nn.Module, num_components: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.num_components = num_components
+
+    def forward(self, x: Tensor) -> NormalMixture:
+        """Return q(z | x): batch shape (B,), event shape (L,)."""
+        logits, parameters = self.encoder(x).unflatten(-1, (self.num_components, -1)).tensor_split([1], dim=-1)
+        return NormalMixture(dist.Categorical(logits=logits.squeeze(-1)), bounded_normal(parameters))
+
+
+class PowerSphericalPosterior(nn.Module):
+    """The approximate posterior q(z | x) = PowerSpherical(z; loc(x), concentration(x)) on the unit sphere in R^L.
+
+    The concentration is exp(output), between exp(-7) and exp(11), 0.0009 and 60,000.
+
+    Args:
+        encoder: a network from (B, C, H, W) to (B, L + 1): loc before it is divided by its norm, log concentration.
+
+    Reference:
+        De Cao and Aziz, arXiv:2006.04437.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> PowerSpherical:
+        """Return q(z | x): batch shape (B,), event shape (L,)."""
+        loc, log_concentration = self.encoder(x).tensor_split([-1], dim=-1)
+        loc = normalize(loc + 1e-6, dim=-1)  # 0 has no direction
+        return PowerSpherical(loc, log_concentration.squeeze(-1).clamp(-7, 11).exp())
+
+
+class DeltaPosterior(nn.Module):
+    """The point mass q(z | x) at z = encoder(x): the deterministic code of an autoencoder.
+
+    Args:
+        encoder: a network from (B, C, H, W) to (B, L).
+    """
+
+    has_density = False
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> dist.Delta:
+        """Return the point mass: batch shape (B,), event shape (L,)."""
+        return dist.Delta(self.encoder(x), event_dim=1)

@@ -1,0 +1,182 @@
+"""Modules that return a prior p(z)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pvae.distributions.flow import Flow
+from pvae.distributions.power_spherical import SphereUniform
+from pvae.models.flows import autoregressive_transforms, composed
+
+__all__ = ["FlatPrior", "FlowPrior", "MixturePrior", "SpherePrior", "StandardNormalPrior", "VampPrior"]
+
+
+class StandardNormalPrior(nn.Module):
+    """The prior p(z) = prod_l Normal(z_l; 0, 1).
+
+    Args:
+        latent_dim: L.
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        # Buffers, so that .to(device) and .double() convert them; not persistent, because they are constants.
+        self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
+        self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
+
+    def forward(self) -> dist.Independent:
+        """Return p(z): batch shape (), event shape (L,)."""
+        return dist.Normal(self.loc, self.scale).to_event(1)
+
+
+class FlatPrior(nn.Module):
+    """An improper prior, log p(z) = 0 everywhere, from which no z can be drawn.
+
+    With a `DeltaPosterior` the rate is then 0 and the loss is the distortion: an autoencoder.
+
+    Args:
+        latent_dim: L.
+    """
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+
+    def forward(self) -> dist.ImproperUniform:
+        """Return the improper prior: batch shape (), event shape (L,)."""
+        return _Flat(constraints.real_vector, (), (self.latent_dim,))  # type: ignore[no-untyped-call]
+
+
+class _Flat(dist.ImproperUniform):
+    """Pyro's improper uniform distribution, with a log-density on the device and in the dtype of z."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return value.new_zeros(value.shape[:-1])
+
+
+class MixturePrior(nn.Module):
+    """A learned mixture of Normals, p(z) = sum_k weight_k prod_l Normal(z_l; loc_kl, scale_kl^2).
+
+    The KL divergence from a posterior to it has no closed form. The components start at random places near 0, with a
+    scale of 1 and equal weights.
+
+    Args:
+        latent_dim: L.
+        num_components: K.
+
+    Reference:
+        Tomczak and Welling, arXiv:1705.07120, section 2, compare it with the VampPrior ("MoG").
+    """
+
+    def __init__(self, latent_dim: int, num_components: int) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.randn(num_components, latent_dim))
+        self.log_scale = nn.Parameter(torch.zeros(num_components, latent_dim))
+        self.logits = nn.Parameter(torch.zeros(num_components))
+
+    def forward(self) -> dist.MixtureSameFamily:
+        """Return p(z): batch shape (), event shape (L,)."""
+        components = dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+
+
+class VampPrior(nn.Module):
+    """The mean of the approximate posteriors at K learned pseudo-inputs u_k, p(z) = (1/K) sum_k q(z | u_k).
+
+    It changes as the encoder does, so the encoder's gradient has a part from the prior. The KL divergence to it has no
+    closed form. Each step encodes the K pseudo-inputs too.
+
+    Args:
+        posterior: returns q(z | x) of images (K, C, H, W): the `forward` of the VAE's posterior, or of a hierarchy the
+            distribution of its top layer. Its parameters stay a part of the posterior, and are trained and saved once.
+        image_shape: (C, H, W) of an image, after padding.
+        num_components: K.
+        symmetric: pixels in [-1, 1] in place of [0, 1].
+
+    Reference:
+        Tomczak and Welling, arXiv:1705.07120, equation 9. Pseudo-inputs start near black here, inside the range of the
+        pixels, where clipping has a gradient. The authors' code starts them by default at Normal(-0.05, 0.01^2), below
+        the range, where it has none.
+    """
+
+    logits: Tensor
+
+    def __init__(
+        self,
+        posterior: Callable[[Tensor], TorchDistribution],
+        image_shape: Sequence[int],
+        num_components: int,
+        symmetric: bool = False,
+    ) -> None:
+        super().__init__()
+        self._posterior = posterior  # a method, and not its module, which torch would register here too
+        self.lowest = -1.0 if symmetric else 0.0
+        self.unclipped = nn.Parameter(self.lowest + 0.1 * torch.rand(num_components, *image_shape))
+        self.register_buffer("logits", torch.zeros(num_components), persistent=False)
+
+    @property
+    def pseudo_inputs(self) -> Tensor:
+        """u_1..u_K, (K, C, H, W), in the range of the pixels."""
+        return self.unclipped.clamp(self.lowest, 1.0)
+
+    def forward(self) -> dist.MixtureSameFamily:
+        """Return p(z): batch shape (), event shape (L,)."""
+        components = self._posterior(self.pseudo_inputs)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+
+
+class FlowPrior(nn.Module):
+    """A learned prior by masked autoregressive flow: p(z) is the density of z = f^-1(e) with e ~ N(0, I).
+
+        log p(z) = log N(f(z); 0, I) + log |det df/dz|,    f = f_T(... f_1(z))
+
+    Each f_t is taken in the direction in which the density is one pass, because training needs only that. A draw takes
+    L passes. The KL divergence from a posterior to it has no closed form.
+
+    Args:
+        latent_dim: L.
+        num_transforms: T.
+        hidden: widths of the hidden layers of each masked network.
+
+    Raises:
+        InputError: zuko is not installed.
+
+    Reference:
+        Papamakarios et al., arXiv:1705.07057, section 3.1; Chen et al., arXiv:1611.02731, as the prior of a VAE.
+    """
+
+    def __init__(self, latent_dim: int, num_transforms: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.base = StandardNormalPrior(latent_dim)
+        self.transforms = autoregressive_transforms(latent_dim, num_transforms, hidden)
+
+    def forward(self) -> Flow:
+        """Return p(z): batch shape (), event shape (L,)."""
+        return Flow(self.base(), composed(self.transforms).inv)
+
+
+class SpherePrior(nn.Module):
+    """The uniform prior on the unit sphere in R^L, for a `PowerSphericalPosterior`.
+
+    Args:
+        latent_dim: L.
+    """
+
+    loc: Tensor
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("loc", torch.cat([torch.ones(1), torch.zeros(latent_dim - 1)]), persistent=False)
+
+    def forward(self) -> SphereUniform:
+        """Return p(z): batch shape (), event shape (L,)."""
+        return SphereUniform(self.loc)

@@ -1,0 +1,216 @@
+"""Every estimator over every family of posterior and prior equals the one written by hand."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from helpers.gradients import assert_same_gradients, value_and_gradients
+from torch import nn
+from torch.distributions import kl_divergence
+
+from pvae.config.config import OPTIONS, Config
+from pvae.config.options import ELBOS, ESTIMATORS
+from pvae.core.errors import InputError
+from pvae.core.terms import Terms
+from pvae.elbos.registry import build_elbo
+from pvae.models.build import build_vae, meta_state_dict
+from pvae.reference import bounds
+from pvae.reference import elbo as reference_elbo
+
+SHAPE, K = (1, 5, 4), 4
+HIERARCHIES = {  # options of several stochastic layers, and which of the layers have a rate in closed form
+    "bottom-up": ({"upper_latent_dims": (2,)}, [False, True]),
+    "three bottom-up": ({"upper_latent_dims": (2, 4)}, [False, False, True]),
+    "bottom-up, mixture": ({"upper_latent_dims": (2,), "prior": "mixture"}, [False, False]),
+    "three in a ladder": ({"inference": "ladder", "upper_latent_dims": (2, 4)}, [True, True, True]),
+    "ladder, vamp": ({"inference": "ladder", "upper_latent_dims": (2,), "prior": "vamp"}, [True, False]),
+    "top-down": ({"inference": "top-down", "upper_latent_dims": (2,)}, [True, True]),
+    "three top-down, vamp": (
+        {"inference": "top-down", "upper_latent_dims": (2, 4), "prior": "vamp"},
+        [True, True, False],
+    ),
+}
+SPHERE = ("power-spherical", "sphere")
+PAIRS = [
+    (posterior, prior)
+    for posterior in OPTIONS["posterior"].choices
+    for prior in OPTIONS["prior"].choices
+    if posterior != "delta" and (posterior == SPHERE[0]) == (prior == SPHERE[1])
+]
+CLOSED = [*((name, "standard-normal") for name in ("normal", "normal-log-variance", "normal-full")), SPHERE]
+OPTIONS_OF = {"renyi": {"alpha": 0.3}, "ciwae": {"mix": 0.2}, "miwae": {"num_groups": 2}, "piwae": {"num_groups": 2}}
+BOUNDS = {
+    "trace": bounds.elbo,
+    "handwritten": bounds.elbo,
+    "iwae": bounds.iwae,
+    "renyi": lambda log_w: bounds.renyi(log_w, 0.3),
+    "ciwae": lambda log_w: bounds.ciwae(log_w, 0.2),
+    "miwae": lambda log_w: bounds.miwae(log_w, 2),
+}
+GRADIENTS = {
+    "stl": bounds.stl_gradients,
+    "dreg": bounds.dreg_gradients,
+    "piwae": lambda *arguments: bounds.piwae_gradients(*arguments, 2),
+    "score": bounds.score_gradients,
+    "score-loo": lambda *arguments: bounds.score_gradients(*arguments, leave_one_out=True),
+}
+
+
+def config_of(posterior="normal", prior="standard-normal", elbo="trace", **rest):
+    least = ESTIMATORS[elbo].least_particles
+    return Config(
+        latent_dim=3, hidden=(8,), posterior=posterior, prior=prior, components=5, elbo=elbo, particles=least,
+        flow_hidden=(7,), **rest,
+    )  # fmt: skip
+
+
+def vae_of(posterior="normal", prior="standard-normal", **rest):
+    """A VAE in float64 whose prior and flow have moved from where they start."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = build_vae(config_of(posterior, prior, **rest), SHAPE).double()
+        for parameter in (*vae.p_z.parameters(), *getattr(vae.q_z, "transforms", nn.Module()).parameters()):
+            parameter.data += 0.1 * torch.rand_like(parameter)
+    return vae
+
+
+@pytest.fixture
+def x():
+    return torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", ELBOS)
+@pytest.mark.parametrize(("posterior", "prior"), PAIRS)
+def test_each_estimator_equals_the_handwritten_in_value_and_every_gradient(posterior, prior, name, x):
+    closed_form = (lambda vae: reference_elbo.closed_form(vae, x, K)) if (posterior, prior) in CLOSED else None
+    compare(vae_of(posterior, prior), name, x, closed_form)
+
+
+@pytest.mark.parametrize("name", ELBOS)
+@pytest.mark.parametrize("hierarchy", HIERARCHIES)
+def test_each_estimator_of_a_hierarchy_equals_the_handwritten(hierarchy, name, x):
+    options, closed = HIERARCHIES[hierarchy]
+
+    def by_layer(vae):
+        """The closed forms of the layers that have one, and the mean of log q - log p of the others."""
+        posterior, prior = vae.posterior(x), vae.prior()
+        z = posterior.rsample((K,))
+        layers = zip(posterior.at(z), prior.at(z), closed)
+        rates = [
+            kl_divergence(q, p) if is_closed else q.log_prob(z) - p.log_prob(z) for (z, q), (_, p), is_closed in layers
+        ]
+        rate = sum(rate.expand(K, -1).mean(0) for rate in rates)
+        return Terms(-vae.likelihood(z).log_prob(x).mean(0), rate)
+
+    compare(vae_of(**options), name, x, by_layer if any(closed) else None)
+
+
+def compare(vae, name, x, closed_form):
+    """Compare value and gradients of an estimator with those by hand; `closed_form` gives the terms of "analytic"."""
+
+    def loss():
+        elbo = build_elbo(name, K, **OPTIONS_OF.get(name, {}))
+        return elbo.backward(vae.model, vae.guide, x).loss.double()
+
+    if name == "analytic":
+        if closed_form is None:
+            with pytest.raises(InputError, match="no closed-form KL is known"):
+                value_and_gradients(vae, loss)
+            return
+        by_hand = value_and_gradients(vae, lambda: reference_elbo.loss(closed_form(vae)))
+    elif name in BOUNDS:
+        by_hand = value_and_gradients(vae, lambda: -BOUNDS[name](bounds.log_weights(vae, x, K)).mean())
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            by_hand = None, GRADIENTS[name](vae, x, K)
+    assert_same_gradients(value_and_gradients(vae, loss), by_hand)
+    assert len(by_hand[1]) == len(list(vae.parameters())), "every parameter has a gradient"
+
+
+@pytest.mark.parametrize("elbo", ELBOS)
+@pytest.mark.parametrize("prior", OPTIONS["prior"].choices)
+@pytest.mark.parametrize("posterior", OPTIONS["posterior"].choices)
+def test_each_pair_of_options_is_built_or_refused_by_its_names(posterior, prior, elbo):
+    """What is refused is what has no rate or no closed form, and the message says what to give."""
+    pair = posterior, prior
+    is_point = pair == ("delta", "standard-normal") and ESTIMATORS[elbo].free_bits
+    if not is_point and (pair not in PAIRS or (elbo == "analytic" and pair not in CLOSED)):
+        with pytest.raises(InputError, match=r"--(prior|posterior) \S+ .*(give|only|train)|: give --elbo"):
+            config_of(posterior, prior, elbo)
+    else:
+        config = config_of(posterior, prior, elbo)
+        assert build_vae(config, SHAPE)
+        assert config.has_closed_form == (pair in CLOSED or is_point)
+
+
+@pytest.mark.parametrize("pair", [*((name, "standard-normal") for name in ("mixture", "planar", "iaf")), SPHERE])
+def test_the_meta_device_gives_the_same_names_and_shapes(pair):
+    config = config_of(*pair)
+    state = build_vae(config, SHAPE).state_dict()
+    shapes = {name: tensor.shape for name, tensor in meta_state_dict(config, SHAPE).items()}
+    assert shapes == {name: tensor.shape for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(
+            {"posterior": posterior}
+            for posterior, prior in PAIRS
+            if prior == "standard-normal" and "-log" not in posterior
+        ),
+        *({"prior": prior} for posterior, prior in PAIRS if posterior == "normal"),
+        dict(zip(("posterior", "prior"), SPHERE)),
+    ],
+)
+def test_free_bits_need_a_rate_of_each_dimension(given):
+    if given in ({"posterior": "normal"}, {"prior": "standard-normal"}):
+        assert Config(free_bits=0.1, **given)
+        return
+    with pytest.raises(InputError, match="--free-bits needs a rate of each latent dimension"):
+        Config(free_bits=0.1, **given)
+
+
+def test_a_sphere_has_at_least_two_dimensions():
+    with pytest.raises(InputError, match="give --latent-dim 2"):
+        Config(posterior="power-spherical", prior="sphere", latent_dim=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "is_used"),
+    [
+        ({"posterior": "planar"}, (True, False, False)),
+        ({"posterior": "spline"}, (True, True, False)),
+        ({"prior": "flow"}, (True, True, False)),
+        ({"posterior": "mixture"}, (False, False, True)),
+        ({"posterior": "normal"}, (False, False, False)),
+    ],
+)
+def test_options_of_a_family_are_refused_with_others(given, is_used):
+    for name, used in zip(("flow_length", "flow_hidden", "posterior_components"), is_used):
+        if used:
+            Config(**given).check_used([name])
+        else:
+            with pytest.raises(InputError, match=f"--{name.replace('_', '-')} goes with --p"):
+                Config(**given).check_used([name])
+
+
+@pytest.mark.parametrize(("posterior", "prior"), PAIRS)
+def test_a_vae_is_saved_copied_and_converted_whole(posterior, prior, x):
+    vae = vae_of(posterior, prior)
+    again = build_vae(config_of(posterior, prior), SHAPE).double()
+    state = vae.state_dict()
+    assert len({tensor.data_ptr() for tensor in state.values()}) == len(state), "no parameter is saved twice"
+    again.load_state_dict(state)
+    z = vae.posterior(x).sample()
+    for other in (again, copy.deepcopy(vae)):
+        assert torch.equal(other.prior().log_prob(z), vae.prior().log_prob(z))
+        assert torch.equal(other.posterior(x).log_prob(z), vae.posterior(x).log_prob(z))
+        with torch.no_grad():
+            next(vae.q_z.parameters()).add_(1.0)
+            moved = vae.prior().log_prob(z)
+            next(vae.q_z.parameters()).sub_(1.0)
+        assert torch.equal(moved, other.prior().log_prob(z)) == (prior != "vamp"), "the copy has its own encoder"
