@@ -34,7 +34,7 @@ def onednn_products(product: Callable[..., Tensor]) -> Decompositions:
         if scales or not suits_onednn(left, right.t(), bias):
             return NotImplemented
         if not right.t().is_contiguous():
-            right = right.contiguous()  # for rows that lie apart in memory oneDNN takes a thousand times as long
+            right = right.contiguous()  # for rows that lie apart in memory oneDNN takes hundreds of times as long
         return product(left.contiguous(), right.t(), bias)
 
     return {_ATEN.mm.default: mm, _ATEN.addmm.default: addmm}

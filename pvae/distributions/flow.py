@@ -39,7 +39,7 @@ class Flow(TorchDistribution):
         bijection: f, which may depend on a context for each element of the batch.
 
     Reference:
-        Rezende and Mohamed, arXiv:1505.05770, equations 5 to 7.
+        Rezende and Mohamed, arXiv:1505.05770.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}

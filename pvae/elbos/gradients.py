@@ -85,8 +85,8 @@ class DReG(PathDerivativeELBO):
         num_particles: K.
 
     Reference:
-        Tucker, Lawson, Gu and Maddison, arXiv:1810.04152; Bauer and Mnih, arXiv:2101.11046, sections 4 (several
-        layers) and 5 (priors).
+        Tucker, Lawson, Gu and Maddison, arXiv:1810.04152; Bauer and Mnih, arXiv:2101.11046 (several layers
+        and priors).
     """
 
     def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class PIWAE(PathDerivativeELBO):
         num_groups: M; 1 is the importance-weighted bound.
 
     Reference:
-        Rainforth et al., arXiv:1802.04537, section 4.
+        Rainforth et al., arXiv:1802.04537.
     """
 
     def __init__(self, num_particles: int = 1, num_groups: int = 1) -> None:

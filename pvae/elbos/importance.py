@@ -61,7 +61,7 @@ class RenyiELBO(ImportanceELBO):
             max_k log w_k, "VR-max".
 
     Reference:
-        Li and Turner, arXiv:1602.02311, equation 5; section 4.2 (VR-max).
+        Li and Turner, arXiv:1602.02311, equation 5; they name VR-max.
     """
 
     def __init__(self, num_particles: int = 1, alpha: float = 0.5) -> None:

@@ -243,7 +243,7 @@ def _log_sums(
 
     If another process has these images, `log_likelihood` is None: the noise is drawn, and zeros are returned.
     """
-    posterior = vae.posterior(x)
+    posterior, prior = vae.posterior(x), vae.prior()
     sums = torch.full((2, len(x)), -math.inf, dtype=torch.float64)
     size = max(1, CHUNK_VALUES // (len(x) * _widest(vae, x[:1])))
     # Latents are small compared with images, so several chunks are drawn together and decoded one after another. With
@@ -258,6 +258,6 @@ def _log_sums(
         z = posterior.sample((min(together, num_particles - start),))
         if log_likelihood is not None:
             log_p_x = torch.cat([log_likelihood(part, x) for part in z.split(size)])
-            log_w = (log_p_x + vae.prior().log_prob(z) - posterior.log_prob(z)).double()
+            log_w = (log_p_x + prior.log_prob(z) - posterior.log_prob(z)).double()
             sums = torch.logaddexp(sums, torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0)]))
     return sums if log_likelihood is not None else torch.zeros_like(sums)

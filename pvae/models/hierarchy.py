@@ -25,7 +25,7 @@ class HierarchyPrior(nn.Module):
         sizes: L_1, ..., L_L.
 
     Reference:
-        Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 1.
+        Burda, Grosse and Salakhutdinov, arXiv:1509.00519.
     """
 
     def __init__(self, top: PriorModule, networks: Sequence[nn.Module], sizes: Sequence[int]) -> None:
@@ -48,7 +48,7 @@ class BottomUpPosterior(nn.Module):
         sizes: L_1, ..., L_L.
 
     Reference:
-        Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 2.
+        Burda, Grosse and Salakhutdinov, arXiv:1509.00519.
     """
 
     def __init__(self, first: nn.Module, networks: Sequence[nn.Module], sizes: Sequence[int]) -> None:
@@ -73,7 +73,7 @@ class TopDownPosterior(nn.Module):
         sizes: L_1, ..., L_L.
 
     Reference:
-        Tomczak and Welling, arXiv:1705.07120, section 4: L = 2. Their z1 has an encoder of its own in place of h(x).
+        Tomczak and Welling, arXiv:1705.07120: L = 2. Their z1 has an encoder of its own in place of h(x).
     """
 
     def __init__(self, encoder: nn.Module, networks: Sequence[nn.Module], sizes: Sequence[int]) -> None:

@@ -12,7 +12,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Independent, Normal
 
 from pvae.distributions.hierarchy import layers_of
 from pvae.vae import VAE
@@ -139,7 +139,7 @@ def dreg_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]
     signal-to-noise ratio of the encoder's gradient grows as sqrt(K), and at q(z | x) = p(z | x) its variance is zero.
 
     Reference:
-        Tucker, Lawson, Gu and Maddison, arXiv:1810.04152; Bauer and Mnih, arXiv:2101.11046, section 5 (priors).
+        Tucker, Lawson, Gu and Maddison, arXiv:1810.04152; Bauer and Mnih, arXiv:2101.11046 (priors).
     """
     posterior = vae.posterior(x)
     z = posterior.rsample((num_particles,))
@@ -152,8 +152,8 @@ def dreg_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]
     direct = weight * vae.likelihood(z.detach()).log_prob(x)
     at_layers = zip(layers_of(vae.prior(), z.detach()), of_log_w.split(sizes, -1), of_log_p.split(sizes, -1))
     for (layer, prior), log_w_by_z, log_p_by_z in at_layers:
-        normal = getattr(prior, "base_dist", None)
-        if isinstance(normal, Normal) and normal.loc.requires_grad:
+        normal = prior.base_dist if isinstance(prior, Independent) else None
+        if isinstance(normal, Normal) and (normal.loc.requires_grad or normal.scale.requires_grad):
             loc, scale = normal.loc, normal.scale
             own = -((layer - loc) / scale**2).detach()
             moved = loc + scale * ((layer - loc) / scale).detach()
@@ -178,7 +178,7 @@ def piwae_gradients(vae: VAE, x: Tensor, num_particles: int, num_groups: int) ->
         num_groups: M.
 
     Reference:
-        Rainforth et al., arXiv:1802.04537, section 4 (PIWAE).
+        Rainforth et al., arXiv:1802.04537 (PIWAE).
     """
     posterior = vae.posterior(x)
     z = posterior.rsample((num_particles,))
