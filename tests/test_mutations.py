@@ -330,7 +330,7 @@ LATER_MUTATIONS = {
     ),
     "importance weights without the prior": (
         "evaluation.log_likelihood:_log_sums",
-        "(log_p_x + vae.prior().log_prob(z) - posterior",
+        "(log_p_x + prior.log_prob(z) - posterior",
         "(log_p_x - posterior",
         "evaluation/test_evaluation.py::test_the_estimate_is_the_mean_of_the_weights",
     ),
