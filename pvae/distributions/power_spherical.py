@@ -68,44 +68,43 @@ class PowerSpherical(TorchDistribution):
         a, b = self._beta()
         shape = self._extended_shape(Size(sample_shape))
         # A Dirichlet of two has 1 - x to full precision too. In float32 torch's gradient of it is wrong by up to 35 %.
-        beta = Dirichlet(torch.stack([a, b], -1).double(), validate_args=False)
+        beta = Dirichlet(torch.stack([a, torch.full_like(a, b)], -1), validate_args=False)
         along, across = beta.rsample(Size(sample_shape)).to(self.loc.dtype).unsqueeze(-1).unbind(-2)
         noise = torch.randn(*shape[:-1], shape[-1] - 1, dtype=self.loc.dtype, device=self.loc.device)
-        tangent = normalize(noise, dim=-1)
-        y = torch.cat([along - across, 2 * (along * across).sqrt() * tangent], -1)
+        y = torch.cat([along - across, 2 * (along * across).sqrt() * normalize(noise, dim=-1)], -1)
         first = self.loc[..., :1]
-        sign = torch.where(first < 0, -1.0, 1.0).to(first)
+        sign = torch.ones_like(first).copysign(first)
         axis = torch.cat([first + sign, self.loc[..., 1:]], -1)  # its square is 2 + 2 |first|
-        reflected = y - axis * ((axis * y).sum(-1, keepdim=True) / (1 + first.abs()))
-        return normalize(-sign * reflected, dim=-1)
+        return normalize(sign * (axis * ((axis * y).sum(-1, keepdim=True) / (1 + first.abs())) - y), dim=-1)
 
     @property
     def mean(self) -> Tensor:
         """E[z] = loc k / (k + L - 1), inside the sphere."""
-        a, b = self._beta()
-        return self.loc * ((a - b) / (a + b)).unsqueeze(-1)
+        return self.loc * (self.concentration / (self.concentration + self.event_shape[0] - 1)).unsqueeze(-1)
 
     @property
     def variance(self) -> Tensor:
         """Var[z_l], (..., L)."""
         a, b = self._beta()
+        a = a.to(self.loc.dtype).unsqueeze(-1)
         mean = (a - b) / (a + b)
         square = mean.square() + 4 * a * b / ((a + b).square() * (a + b + 1))  # E[(loc z)^2]
-        mean, square, across = mean.unsqueeze(-1), square.unsqueeze(-1), self.loc.square()
-        return square * across + (1 - square) * (1 - across) / (2 * b.unsqueeze(-1)) - mean.square() * across
+        across = self.loc.square()
+        return square * across + (1 - square) * (1 - across) / (2 * b) - mean.square() * across
 
     def entropy(self) -> Tensor:
         """Return -E[log q(z)] of the density on the sphere, (...), in nats."""
-        a, b = (one.double() for one in self._beta())
+        a, b = self._beta()
         expected_log = (torch.digamma(a) - torch.digamma(a + b)).to(self.loc.dtype)  # E[log((1 + loc z) / 2)]
         return -self.concentration * expected_log - self._log_constant()
 
-    def _beta(self) -> tuple[Tensor, Tensor]:
-        b = torch.full_like(self.concentration, (self.event_shape[0] - 1) / 2)
-        return b + self.concentration, b
+    def _beta(self) -> tuple[Tensor, float]:
+        """Return a, (...), in float64, and b."""
+        b = (self.event_shape[0] - 1) / 2
+        return self.concentration.double() + b, b
 
     def _log_constant(self) -> Tensor:
-        a, b = (one.double() for one in self._beta())
+        a, b = self._beta()
         return (torch.lgamma(a + b) - torch.lgamma(a) - b * math.log(4 * math.pi)).to(self.loc.dtype)
 
 
@@ -119,3 +118,8 @@ class SphereUniform(PowerSpherical):
 
     def __init__(self, loc: Tensor, validate_args: bool | None = None) -> None:
         super().__init__(loc, torch.zeros_like(loc[..., 0]), validate_args)
+
+    def entropy(self) -> Tensor:
+        """Return the logarithm of the sphere's area, 2 pi^(L / 2) / Gamma(L / 2), (...), in nats."""
+        half = self.event_shape[0] / 2
+        return torch.full_like(self.concentration, math.log(2) + half * math.log(math.pi) - math.lgamma(half))
