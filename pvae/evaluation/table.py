@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from pvae.config.presets import system_title
 from pvae.core.errors import InputError
@@ -37,6 +39,9 @@ class Row:
         elbo_stderr: standard error of `elbo` over images and draws of z.
         distortion: -E_q log p(x | z).
         rate: KL(q, p).
+        log_likelihood: log p(x) that `python -m pvae.evaluate` wrote, of the same epoch and all test images, or None.
+        log_likelihood_stderr: standard error of `log_likelihood`.
+        importance_samples: draws of z for each image.
         posterior_mean_loss: the loss at the mean of q(z | x).
         accuracy: accuracy of a 10-nearest-neighbour classifier on the codes; None without classes.
         kolmogorov_smirnov: the largest distance of the draws of a latent dimension from N(0, 1); None if the prior is
@@ -62,6 +67,9 @@ class Row:
     elbo_stderr: float | None
     distortion: float
     rate: float
+    log_likelihood: float | None
+    log_likelihood_stderr: float | None
+    importance_samples: int | None
     posterior_mean_loss: float | None
     accuracy: float | None
     kolmogorov_smirnov: float | None
@@ -109,6 +117,7 @@ def row_of(run: Run, codes: LatentReport) -> Row:
         planned_epochs=planned,
         chosen_epoch=chosen.epoch,
         **{name: getattr(chosen, name) for name in names},
+        **_log_likelihood(run, chosen.epoch),
         accuracy=codes.accuracy,
         kolmogorov_smirnov=max(codes.kolmogorov_smirnov) if codes.kolmogorov_smirnov else None,
         mean_least=min(codes.mean),
@@ -117,6 +126,17 @@ def row_of(run: Run, codes: LatentReport) -> Row:
         std_greatest=max(codes.std),
         seconds_per_epoch=statistics.median(seconds),
     )
+
+
+def _log_likelihood(run: Run, epoch: int) -> dict[str, Any]:
+    """Return the fields of the log-likelihood, each None unless evaluation.json has it for this epoch."""
+    values: tuple[Any, ...] = (None, None, None)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no such file, or without a log-likelihood
+        report = json.loads((run.place / "evaluation.json").read_bytes())
+        found = report["log_likelihood"]
+        if (report["epoch"], report["num_images"]) == (epoch, run.data.num_test):
+            values = (found["estimate"]["mean"], found["estimate"]["stderr"], found["num_particles"])
+    return dict(zip(("log_likelihood", "log_likelihood_stderr", "importance_samples"), values))
 
 
 def groups(rows: Iterable[Row]) -> list[list[Row]]:
@@ -132,12 +152,15 @@ def to_markdown(rows: Sequence[Row]) -> str:
     return f"{markdown_of(_COLUMNS, groups(rows))}\n\n{_NOTE}\n"
 
 
-def _bound(group: Sequence[Row]) -> str:
-    first = group[0]
-    if first.elbo is None:
-        return "-"
-    error = f" +- {first.elbo_stderr:.2f}" if len(group) == 1 else ""
-    return _spread(group, "elbo") + error + (" (pseudo)" if first.pseudo else "")
+def _bound(group: Sequence[Row], name: str) -> str:
+    """Return mean and standard deviation over seeds; for a single run its value and standard error."""
+    stderr = getattr(group[0], f"{name}_stderr")
+    error = f" +- {stderr:.2f}" if len(group) == 1 and stderr is not None else ""
+    return _spread(group, name) + error
+
+
+def _elbo(group: Sequence[Row]) -> str:
+    return _bound(group, "elbo") + (" (pseudo)" if group[0].pseudo and group[0].elbo is not None else "")
 
 
 def _spread(group: Sequence[Row], name: str, digits: int = 2) -> str:
@@ -162,7 +185,8 @@ _COLUMNS: dict[str, Callable[[Sequence[Row]], str]] = {
     "data": lambda group: group[0].data,
     "seeds": lambda group: str(len(group)),
     "epochs": lambda group: group[0].progress,
-    "ELBO": _bound,
+    "ELBO": _elbo,
+    "log p(x)": lambda group: _bound(group, "log_likelihood"),
     "distortion": lambda group: _spread(group, "distortion"),
     "rate": lambda group: _spread(group, "rate"),
     "posterior-mean loss": lambda group: _spread(group, "posterior_mean_loss"),
@@ -175,8 +199,9 @@ _COLUMNS: dict[str, Callable[[Sequence[Row]], str]] = {
 
 _NOTE = (
     "Nats per datum, on the test images. 3 of 16 epochs: the run is not finished. +- is the standard deviation over "
-    "seeds; for the ELBO of a single run it is the standard error over images. (pseudo): the pixels are grey, so the "
-    "value does not bound a log-likelihood. 10-NN: accuracy of a 10-nearest-neighbour classifier on the codes. KS: the "
+    "seeds; for the ELBO and log p(x) of a single run it is the standard error over images. (pseudo): the pixels are "
+    "grey, so the value does not bound a log-likelihood. log p(x): importance sampling by python -m pvae.evaluate, if "
+    "it was run on all test images. 10-NN: accuracy of a 10-nearest-neighbour classifier on the codes. KS: the "
     "largest Kolmogorov-Smirnov distance of a latent dimension of z ~ q(z | x) from N(0, 1). mean and std: the least "
     "and the greatest over dimensions and seeds. Seconds: the median epoch, training and test, of the fastest run."
 )

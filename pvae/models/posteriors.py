@@ -141,7 +141,9 @@ class IAFPosterior(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.latent_dim = latent_dim
-        self.transforms = autoregressive_transforms(latent_dim, num_transforms, hidden, num_context, num_bins, gated=not num_bins)
+        self.transforms = autoregressive_transforms(
+            latent_dim, num_transforms, hidden, num_context, num_bins, gated=not num_bins
+        )
 
     def forward(self, x: Tensor) -> Flow:
         """Return q(z | x): batch shape (B,), event shape (L,)."""

@@ -690,6 +690,20 @@ def test_a_folder_of_runs_is_a_sheet_and_a_table(runs, found, tmp_path, capsys):
     assert not list(folder.glob("*.png")), "only in the given folder"
 
 
+def test_the_table_has_the_log_likelihood_of_an_evaluation_of_all_test_images(runs, found, tmp_path, capsys):
+    for images, is_there in [("20", False), (None, True)]:
+        shutil.copytree(runs["mlp-2d"].path, tmp_path / "run", dirs_exist_ok=True)
+        few = ["--images", images] if images else []
+        assert evaluate([str(tmp_path / "run"), "--importance-samples", "7", "--compile", "none", *few]) == 0
+        assert main([str(tmp_path)]) == 0
+        (row,) = csv.DictReader((tmp_path / "table.csv").open())
+        estimate = json.loads((tmp_path / "run" / "evaluation.json").read_text())["log_likelihood"]["estimate"]
+        mean, stderr = estimate["mean"], estimate["stderr"]
+        values = [row["log_likelihood"], row["log_likelihood_stderr"], row["importance_samples"]]
+        assert values == ([str(mean), str(stderr), "7"] if is_there else ["", "", ""])
+        assert (f"| {mean:.2f} +- {stderr:.2f} |" in capsys.readouterr().out) == is_there
+
+
 def test_a_copy_of_a_run_is_left_out(runs, data, found, tmp_path, capsys):
     for name in ("a", "b", "further"):
         shutil.copytree(runs["mlp-2d"].path, tmp_path / name)
@@ -747,8 +761,9 @@ def row(**changes):
         "planned_epochs": 3,
         "chosen_epoch": 3,
     }
+    likelihood = dict.fromkeys(("log_likelihood", "log_likelihood_stderr", "importance_samples"))
     rest = {"pseudo": True, "elbo": -100.0, "elbo_stderr": 0.25, "accuracy": None, "seconds_per_epoch": 2.0}
-    return Row(**{**figures, **spread, **what, **rest, **changes})
+    return Row(**{**figures, **spread, **what, **likelihood, **rest, **changes})
 
 
 def test_the_table_is_over_seeds():
@@ -761,7 +776,10 @@ def test_the_table_is_over_seeds():
     assert len({line.count("|") for line in lines[:4]}) == 1
     assert [line["run"] for line in csv.DictReader(csv_of(rows).splitlines())] == ["a", "b", "c"]
     none = to_markdown([row(elbo=None, elbo_stderr=None)]).splitlines()[2]
-    assert "| 1 | 3 | - | 1.00 |" in none
+    assert "| 1 | 3 | - | - | 1.00 |" in none
+    with_likelihood = [row(seed=seed, log_likelihood=-90.0 - seed, log_likelihood_stderr=0.3) for seed in (0, 1)]
+    assert "(pseudo) | -90.50 +- 0.71 |" in to_markdown(with_likelihood).splitlines()[2]
+    assert "(pseudo) | -91.00 +- 0.30 |" in to_markdown(with_likelihood[1:]).splitlines()[2]
 
 
 def test_own_systems_are_distinguished_by_their_configuration(tmp_path, data):
