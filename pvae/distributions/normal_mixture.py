@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Size, Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 
 __all__ = ["NormalMixture"]
 
@@ -29,6 +30,10 @@ class NormalMixture(dist.MixtureSameFamily):  # type: ignore[misc]
     `pyro.distributions.MixtureOfDiagNormals`, no density of all dimensions is computed outside the logarithm, which
     overflows in float32 from about 30 dimensions on.
 
+    The log-density of a single mixture at many z is a matrix product, in float64 because its terms cancel:
+
+        sum_l (z_l - loc_ml)^2 / s_ml  =  sum_l z_l^2 / s_ml - 2 z_l loc_ml / s_ml + loc_ml^2 / s_ml,    s = scale^2
+
     Args:
         mixture_distribution: `Categorical`, batch shape (..., M).
         component_distribution: `Normal(...).to_event(1)`, batch shape (..., M), event shape (L,).
@@ -38,6 +43,31 @@ class NormalMixture(dist.MixtureSameFamily):  # type: ignore[misc]
     """
 
     has_rsample = True
+    _unexpanded: NormalMixture | None = None
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> NormalMixture:
+        """Return the same mixture over a larger batch shape."""
+        new: NormalMixture = super().expand(batch_shape, _instance)
+        new._unexpanded = self._unexpanded or self
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log q(value), of the broadcast batch shape, in nats."""
+        mixture = self._unexpanded or self
+        if mixture.batch_shape:
+            log_prob: Tensor = super().log_prob(value)
+            return log_prob
+        if self._validate_args:
+            self._validate_sample(value)
+        normal: Any = mixture.component_distribution.base_dist
+        z, loc, scale = value.double(), normal.loc.double(), normal.scale.double()
+        precision = scale.square().reciprocal()
+        by_component = mixture.mixture_distribution.logits - (0.5 * loc.square() * precision + scale.log()).sum(-1)
+        by_component = by_component - 0.5 * math.log(2 * math.pi) * value.shape[-1]
+        weight = torch.cat([loc * precision, -0.5 * precision], -1)
+        log_terms = linear(torch.cat([z, z.square()], -1), weight, by_component)
+        log_density = log_terms.to(value.dtype).logsumexp(-1)
+        return log_density.expand(torch.broadcast_shapes(value.shape[:-1], self.batch_shape))
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
         """Return reparameterised draws, sample_shape + (..., L)."""

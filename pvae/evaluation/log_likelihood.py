@@ -18,6 +18,7 @@ from pvae.core.errors import InputError
 from pvae.core.parallel import ALONE, World
 from pvae.data.dataset import Pixels
 from pvae.distributions.hierarchy import Hierarchy
+from pvae.distributions.normal_mixture import NormalMixture
 from pvae.vae import VAE
 
 __all__ = [
@@ -187,7 +188,11 @@ def _widest(vae: VAE, x: Tensor) -> int:
     """Return the number of values in the largest output of any layer, or of a mixture, for one image x (1, C, H, W)."""
     sizes, prior = [x.numel()], vae.prior()
     mixtures = [prior.first if isinstance(prior, Hierarchy) else prior, vae.posterior(x)]
-    sizes += [one.component_distribution.mean.numel() for one in mixtures if isinstance(one, MixtureSameFamily)]
+    for one in mixtures:
+        if isinstance(one, NormalMixture) and not one.batch_shape:
+            sizes.append(2 * one.mixture_distribution.logits.numel())  # in float64
+        elif isinstance(one, MixtureSameFamily):
+            sizes.append(one.component_distribution.mean.numel())
 
     def note(_module: nn.Module, _given: Any, output: Any) -> None:
         sizes.append(output.numel() if isinstance(output, Tensor) else 0)

@@ -8,9 +8,10 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Independent, Normal, constraints
 
 from pvae.distributions.flow import Flow
+from pvae.distributions.normal_mixture import NormalMixture
 from pvae.distributions.power_spherical import SphereUniform
 from pvae.models.flows import autoregressive_transforms, composed
 
@@ -83,10 +84,10 @@ class MixturePrior(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(num_components, latent_dim))
         self.logits = nn.Parameter(torch.zeros(num_components))
 
-    def forward(self) -> dist.MixtureSameFamily:
+    def forward(self) -> NormalMixture:
         """Return p(z): batch shape (), event shape (L,)."""
         components = dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+        return NormalMixture(dist.Categorical(logits=self.logits), components)
 
 
 class VampPrior(nn.Module):
@@ -131,7 +132,9 @@ class VampPrior(nn.Module):
     def forward(self) -> dist.MixtureSameFamily:
         """Return p(z): batch shape (), event shape (L,)."""
         components = self._posterior(self.pseudo_inputs)
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+        is_normal = isinstance(components, Independent) and isinstance(components.base_dist, Normal)
+        mixture = NormalMixture if is_normal else dist.MixtureSameFamily
+        return mixture(dist.Categorical(logits=self.logits), components)
 
 
 class FlowPrior(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pyro.distributions as dist
 import pytest
 import torch
@@ -33,6 +35,32 @@ def velocity(given, z):
         return torch.cat([one.flatten(1) for one in torch.autograd.grad(value.sum(), own, retain_graph=True)], 1)
 
     return torch.stack([by(column) for column in moved.T], 1), by(q.log_prob(z).exp())
+
+
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_the_density_is_the_weighted_sum_of_normals(shape):
+    """In value and gradient, of a single mixture (a matrix product), of its expansion and of one for each datum."""
+    given = [one.expand(*shape, *one.shape).clone().requires_grad_() for one in parameters(4, 3)]
+    logits, loc, log_scale = given
+    z = torch.randn(7, 5, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
+    by_normal = dist.Normal(loc, log_scale.exp()).log_prob(z.unsqueeze(-2)).sum(-1)
+    by_hand = (logits.log_softmax(-1) + by_normal).logsumexp(-1)
+    for q in (mixture(*given), mixture(*given).expand((7, 5))):
+        log_q = q.log_prob(z)
+        assert torch.allclose(log_q, by_hand, rtol=1e-12)
+        gradients = [torch.autograd.grad(one.sum(), [z, *given], retain_graph=True) for one in (log_q, by_hand)]
+        assert all(torch.allclose(*pair, rtol=1e-10, atol=1e-12) for pair in zip(*gradients))
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+def test_the_density_of_a_single_mixture_is_exact_in_float32(size):
+    """Terms of 10^7 cancel in it."""
+    logits, loc, log_scale = (one.float() for one in parameters(50, 40))
+    q = mixture(logits, loc, log_scale + math.log(size))
+    torch.manual_seed(0)
+    z = q.sample((100,))
+    exact = mixture(*(one.double() for one in (logits, loc, log_scale + math.log(size)))).log_prob(z.double())
+    assert torch.allclose(q.log_prob(z).double(), exact, rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize(("num_components", "length"), [(3, 1), (3, 2), (4, 5), (1, 3)])
