@@ -118,7 +118,7 @@ class Config:
     upper_latent_dims: tuple[int, ...] = option(
         (),
         "dimensions of further stochastic layers z2, z3, ... above z1, which has --latent-dim dimensions; in the prior "
-        "each layer is drawn given the one above it",
+        "each layer is drawn given the one above it; it goes with --posterior normal",
     )
     upper_hidden: tuple[int, ...] = option(
         (100, 100),
@@ -294,7 +294,9 @@ class Config:
         if is_sphere and self.latent_dim < 2:
             raise InputError("--posterior power-spherical needs at least 2 dimensions: give --latent-dim 2 or more")
         if layers and self.posterior not in _NORMALS:
-            raise InputError(f"--upper-latent-dims goes with --posterior normal only, not {self.posterior}")
+            raise InputError(
+                f"--upper-latent-dims goes with --posterior normal or normal-log-variance, not {self.posterior}"
+            )
         if layers and self.inference != "bottom-up" and self.posterior != "normal":
             raise InputError(f"--inference {self.inference} goes with --posterior normal only, not {self.posterior}")
         if layers and self.inference == "bottom-up" and self.prior == "vamp":

@@ -196,7 +196,9 @@ def _widths(name: str, value: Any, may_be_empty: bool) -> tuple[int, ...]:
     is_sequence = isinstance(value, Iterable) and not isinstance(value, (str, set))
     widths = list(value) if is_sequence else []
     if not widths and not (is_sequence and may_be_empty):
-        raise InputError(f"{flag(name)} needs at least one layer width, such as 100 100, not {shown(value)}")
+        raise InputError(
+            f"{flag(name)} must be a list of sizes, such as 100 100 or in TOML [100, 100], not {shown(value)}"
+        )
     if len(widths) > _MOST_LAYERS:
         raise InputError(f"{flag(name)} names {len(widths):,} layers: give at most {_MOST_LAYERS}")
     return tuple(whole_number(name, width) for width in widths)

@@ -53,4 +53,6 @@ def no_memory_for(what: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise TrainingError(f"out of memory at {what}: give a smaller --batch-size or fewer --particles") from error
+        raise TrainingError(
+            f"out of memory at {what}: give a smaller --batch-size, or fewer --particles or --components"
+        ) from error

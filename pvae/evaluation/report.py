@@ -399,7 +399,8 @@ def _has_closed_form(anatomy: ElboParts) -> bool:
 def _decomposition_rows(report: Report) -> list[_Row]:
     split = report.anatomy.rate_decomposition
     if split is None:
-        return []
+        needs = "they need a Normal q(z | x) and p(z) whose dimensions are independent"
+        return [("parts of the rate", "not computed", needs), ("", "", "")]
     subset = f"random test images (seed {report.seed})" if split.num_images < report.num_images else "test images"
     is_exact = _has_closed_form(report.anatomy)
     draws = f"; {split.sampling_stderr:.2g} nats of the error are from the draws" if is_exact else ""

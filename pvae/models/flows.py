@@ -85,8 +85,6 @@ def _zuko() -> Any:
     try:
         return importlib.import_module("zuko")
     except ModuleNotFoundError:
-        raise InputError(
-            '--posterior iaf or spline, and --prior flow, need zuko: pip install "pvae-pyro[flows]"'
-        ) from None
+        raise InputError("inverse and masked autoregressive flows need zuko: pip install zuko") from None
     finally:
         Distribution.set_default_validate_args(before)

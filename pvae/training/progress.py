@@ -35,8 +35,7 @@ class Console:
         config, data = run.config, run.data
         folder = f" (found in {data.folder})" if data.folder else ""
         self.say(f"data: {data.title}{folder}, pixels {_pixels(config, run.has_own_vae)}")
-        monte_carlo = not (config.has_closed_form or run.has_own_vae)
-        rate = " (its rate is a mean over the draws: it has no closed form)" if monte_carlo else ""
+        rate = "" if run.has_own_vae else _estimated_rate(config)
         self.say(
             f"training {system_title(config)} by SVI with --elbo {config.elbo}{rate}, "
             f"epochs {epoch + 1} to {config.epochs}, on {device}, into {run.path}"
@@ -94,3 +93,13 @@ def _pixels(config: Config, has_own_vae: bool) -> str:
     return (
         f"{domain}, so the bound is a pseudo-ELBO" if config.likelihood == "bernoulli" and not has_own_vae else domain
     )
+
+
+def _estimated_rate(config: Config) -> str:
+    """Return a note on the layers whose rate has no closed form."""
+    if not config.upper_latent_dims:
+        return "" if config.has_closed_form else " (its rate is a mean over the draws: it has no closed form)"
+    *lower, top = (f"z{number}" for number in range(1, len(config.upper_latent_dims) + 2))
+    layers = [] if config.inference != "bottom-up" else lower
+    layers += [] if config.prior == "standard-normal" else [top]
+    return f" (the rate of {' and '.join(layers)} is a mean over the draws: it has no closed form)" if layers else ""

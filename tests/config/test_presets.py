@@ -336,7 +336,7 @@ def test_a_user_defined_system(tmp_path, few_digits, monkeypatch, capsys):
     capsys.readouterr()
     for text, says in [
         ("hiden = [8]", "did you mean 'hidden'"),
-        ("hidden = 8", "--hidden needs"),
+        ("hidden = 8", "--hidden must be a list"),
         ("epochs = 'two'", "--epochs must be"),
         ("= broken", "is not TOML"),
         ("a = " + 3000 * "[", "is not TOML"),

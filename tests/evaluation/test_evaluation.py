@@ -466,6 +466,7 @@ def test_a_run_is_evaluated(tmp_path, data, found, capsys, kind):
     assert "log-likelihood" in said
     dims = "100+50" if kind == "two layers" else str(run.config.latent_dim)
     assert f" of {dims} latent dimensions, those whose posterior mean varies" in said
+    assert ("parts of the rate       not computed" in said) == (anatomy["rate_decomposition"] is None)
 
 
 @pytest.fixture
