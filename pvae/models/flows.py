@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import AffineTransform, Distribution
+from torch.distributions import Distribution
 
 from pvae.core.errors import InputError
 from pvae.core.torch_private import validates_arguments
@@ -17,20 +17,14 @@ __all__ = ["autoregressive_transforms", "composed"]
 
 
 def autoregressive_transforms(
-    latent_dim: int,
-    num_transforms: int,
-    hidden: Sequence[int],
-    num_context: int = 0,
-    num_bins: int = 0,
-    gated: bool = False,
+    latent_dim: int, num_transforms: int, hidden: Sequence[int], num_context: int = 0, num_bins: int = 0
 ) -> nn.ModuleList:
     """Return T masked autoregressive transforms f_t; the order of the dimensions is reversed from one to the next.
 
         f_t(e, h)_l = g(e_l),    where the parameters of g depend on e_1..e_(l-1) and h
 
-    Here g(e) = exp(a) e + b, or a gate, g(e) = s e + (1 - s) m with s = sigmoid(a + 2), or a monotonic
-    rational-quadratic spline on [-5, 5] and the identity outside. Transforms without a gate start near the identity:
-    the last layer of each network has a hundredth of its usual weights.
+    Here g is affine, or a monotonic rational-quadratic spline on [-5, 5] and the identity outside. The transforms start
+    near the identity: the last layer of each network has a hundredth of its usual weights.
 
     Args:
         latent_dim: L.
@@ -38,22 +32,18 @@ def autoregressive_transforms(
         hidden: widths of the hidden layers of each masked network.
         num_context: length of h.
         num_bins: of each spline; 0 for an affine g.
-        gated: g is a gate.
 
     Raises:
         InputError: zuko is not installed.
 
     Reference:
-        Papamakarios et al., arXiv:1705.07057; Kingma et al., arXiv:1606.04934, equations 11 to 14 (gates); Durkan et
-        al., arXiv:1906.04032 (splines).
+        Papamakarios et al., arXiv:1705.07057; Durkan et al., arXiv:1906.04032 (splines).
     """
     forward, device, zuko = list(range(latent_dim)), torch.get_default_device(), _zuko()
     options: dict[str, Any] = {"hidden_features": hidden}
     if num_bins:
         options["univariate"] = zuko.transforms.MonotonicRQSTransform
         options["shapes"] = [(num_bins,), (num_bins,), (num_bins - 1,)]
-    elif gated:
-        options["univariate"] = _gate
     # On the CPU first, since zuko's masks cannot be computed on the meta device.
     with torch.device("cpu"), torch.random.fork_rng(devices=[], enabled=device.type == "meta"):
         transforms = [
@@ -62,7 +52,7 @@ def autoregressive_transforms(
             )
             for number in range(num_transforms)
         ]
-        for transform in [] if gated else transforms:
+        for transform in transforms:
             last = transform.hyper[-1] if hasattr(transform, "hyper") else transform  # zuko has no network for L = 1
             for parameter in last.parameters():
                 parameter.data.mul_(0.01)
@@ -72,11 +62,6 @@ def autoregressive_transforms(
 def composed(transforms: Iterable[Any], context: Tensor | None = None) -> Any:
     """Return the `Bijection` f_T(... f_1(e, h) ..., h) of transforms at a context h, (..., num_context)."""
     return _zuko().transforms.ComposedTransform(*(transform(context) for transform in transforms))
-
-
-def _gate(m: Tensor, a: Tensor) -> AffineTransform:
-    s = torch.sigmoid(a + 2)
-    return AffineTransform((1 - s) * m, s)
 
 
 def _zuko() -> Any:

@@ -111,8 +111,8 @@ class IAFPosterior(nn.Module):
 
         e ~ Normal(loc(x), scale(x)^2),    z = f_T(... f_1(e, h(x)) ..., h(x))
 
-    Each f_t is masked autoregressive, with a gate or a spline of each dimension (see `pvae.models.flows`), and taken in
-    the direction in which a draw is one pass. The density of other points than a draw takes L passes.
+    Each f_t is masked autoregressive, with affine functions or splines of each dimension (see `pvae.models.flows`), and
+    taken in the direction in which a draw is one pass. The density of other points than a draw takes L passes.
 
     Args:
         encoder: a network from (B, C, H, W) to (B, 2 L + num_context): loc, log scale, h.
@@ -120,7 +120,7 @@ class IAFPosterior(nn.Module):
         num_transforms: T.
         hidden: widths of the hidden layers of each masked network.
         num_context: length of h.
-        num_bins: of each spline; 0 for gates.
+        num_bins: of each spline; 0 for affine functions.
 
     Raises:
         InputError: zuko is not installed.
@@ -141,9 +141,7 @@ class IAFPosterior(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.latent_dim = latent_dim
-        self.transforms = autoregressive_transforms(
-            latent_dim, num_transforms, hidden, num_context, num_bins, gated=not num_bins
-        )
+        self.transforms = autoregressive_transforms(latent_dim, num_transforms, hidden, num_context, num_bins)
 
     def forward(self, x: Tensor) -> Flow:
         """Return q(z | x): batch shape (B,), event shape (L,)."""

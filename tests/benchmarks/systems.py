@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from sides import Events, Task
 from torch import Tensor, nn
-from torch.distributions import AffineTransform, Beta, Independent, Normal
+from torch.distributions import Beta, Independent, Normal
 from torch.nn import functional
 from turns import counted, in_turns
 
@@ -76,7 +76,6 @@ class _IAF(nn.Module):
         import zuko
 
         super().__init__()
-        options = options or {"univariate": _gate}
         self.context = 256 if num_transforms else 0
         self.composed = zuko.transforms.ComposedTransform
         self.encoder = _mlp(784, 256, 256, 2 * 128 + self.context)
@@ -98,11 +97,6 @@ class _IAF(nn.Module):
             log_q = log_q - log_det
         p_z = Independent(Normal(self.zeros, self.zeros + 1), 1)
         return (_distortion(self.decoder(z), x) + log_q - p_z.log_prob(z)).mean()
-
-
-def _gate(m: Tensor, a: Tensor) -> AffineTransform:
-    s = torch.sigmoid(a + 2)
-    return AffineTransform((1 - s) * m, s)
 
 
 def _spline() -> nn.Module:

@@ -45,7 +45,7 @@ def flow_of(kind, latent_dim, num_images=1, length=3):
     else:
         for transform in module_of(kind, vae).transforms:
             for parameter in transform.hyper[-1].parameters():
-                parameter.data *= 3 if kind == "iaf" else 100
+                parameter.data *= 200 if kind == "iaf" else 100
     with torch.random.fork_rng():
         torch.manual_seed(6)
         q = vae.posterior(torch.rand(num_images, *SHAPE).double())
@@ -167,13 +167,10 @@ def test_every_parameter_of_a_flow_has_a_gradient(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_flows_start_near_the_identity(kind):
-    """The gates of iaf start near a factor of sigmoid(2) each."""
     vae = built(kind, 8)
-    torch.manual_seed(0)
     q = vae.prior() if kind == "prior" else vae.posterior(torch.rand(4, *SHAPE).double())
     e = torch.randn(4, 8, dtype=torch.float64)
-    start = torch.tensor(2.0).sigmoid() ** 3 if kind == "iaf" else 1
-    assert 0 < (q.bijection.call_and_ladj(e)[0] - start * e).abs().max() < 0.3
+    assert 0 < (q.bijection.call_and_ladj(e)[0] - e).abs().max() < 0.2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
