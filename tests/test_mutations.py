@@ -196,8 +196,8 @@ LATER_MUTATIONS = {
     ),
     "a Householder reflection to the opposite of loc": (
         "distributions.power_spherical:PowerSpherical.rsample",
-        "-sign * reflected",
-        "reflected",
+        "normalize(sign *",
+        "normalize(-sign *",
         "distributions/test_power_spherical.py::test_draws_follow_the_density",
     ),
     "a prior's flow in the direction of its draws": (

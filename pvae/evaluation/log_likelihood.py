@@ -187,12 +187,12 @@ def images_at_once(vae: VAE, x: Tensor | Pixels, num_particles: int = 1) -> int:
 def _widest(vae: VAE, x: Tensor) -> int:
     """Return the number of values in the largest output of any layer, or of a mixture, for one image x (1, C, H, W)."""
     sizes, prior = [x.numel()], vae.prior()
-    mixtures = [prior.first if isinstance(prior, Hierarchy) else prior, vae.posterior(x)]
-    for one in mixtures:
-        if isinstance(one, NormalMixture) and not one.batch_shape:
-            sizes.append(2 * one.mixture_distribution.logits.numel())  # in float64
-        elif isinstance(one, MixtureSameFamily):
-            sizes.append(one.component_distribution.mean.numel())
+    mixture = prior.first if isinstance(prior, Hierarchy) else prior
+    if isinstance(mixture, MixtureSameFamily):
+        components = mixture.component_distribution
+        # A log-density by each component, in float64; of other families than Normals also one of each dimension.
+        of_each = 2 if isinstance(mixture, NormalMixture) else components.event_shape.numel()
+        sizes.append(components.batch_shape.numel() * of_each)
 
     def note(_module: nn.Module, _given: Any, output: Any) -> None:
         sizes.append(output.numel() if isinstance(output, Tensor) else 0)

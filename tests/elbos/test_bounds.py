@@ -241,7 +241,7 @@ def test_every_elbo_trains_in_svi(small_vae, small_images, name):
         ({"network": "conv", "activation": "tanh"}, "--network mlp"),
         ({"upper_latent_dims": (2,), "prior": "mixture", "elbo": "analytic"}, "no closed-form KL"),
         ({"upper_latent_dims": (2,), "prior": "vamp"}, "--inference bottom-up"),
-        ({"upper_latent_dims": (2,), "posterior": "iaf"}, "--posterior normal only"),
+        ({"upper_latent_dims": (2,), "posterior": "iaf"}, "--posterior normal or normal-log-variance"),
         ({"upper_latent_dims": (2,), "rate_reduction": "mean"}, "--rate-reduction"),
         (
             {"upper_latent_dims": (2,), "inference": "ladder", "posterior": "normal-log-variance"},
