@@ -304,7 +304,7 @@ class Config:
                 "--inference bottom-up has no q(z | x) of the top layer alone, so --prior vamp goes with "
                 "--inference ladder or top-down only"
             )
-        if estimator.closed_form and not self.has_closed_form:
+        if estimator.closed_form and not any(self.closed_forms):
             pair = f"--posterior {self.posterior} and --prior {self.prior}"
             raise InputError(f"no closed-form KL is known for {pair}: give --elbo trace or stl")
         if self.free_bits and (self.prior != "standard-normal" or self.posterior not in _NORMALS):
@@ -325,13 +325,13 @@ class Config:
             raise InputError("--initialization burda goes with --network mlp and a Bernoulli likelihood only")
 
     @property
-    def has_closed_form(self) -> bool:
-        """Whether the rate KL(q(z | x) || p(z)), or that of one of several stochastic layers, has a closed form."""
-        if self.upper_latent_dims and self.inference != "bottom-up":
-            return True  # each layer but the top one is Normal in posterior and prior, given the layer above it
+    def closed_forms(self) -> tuple[bool, ...]:
+        """Of each stochastic layer, z1 first: whether its rate KL(q || p) has a closed form."""
+        of_top = self.prior == "sphere"
         if self.prior == "standard-normal":
-            return self.posterior in (*_NORMALS, "normal-full", "delta")
-        return self.prior == "sphere"
+            of_top = self.posterior in (*_NORMALS, "normal-full", "delta")
+        # The other layers are Normal in posterior and prior, given the layer above; bottom-up draws that one later.
+        return (*[self.inference != "bottom-up"] * len(self.upper_latent_dims), of_top)
 
     def check_used(self, names: Iterable[str]) -> None:
         """Check that the training uses each of these fields: "alpha", for example, is used by --elbo renyi only.

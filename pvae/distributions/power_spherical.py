@@ -73,7 +73,7 @@ class PowerSpherical(TorchDistribution):
         noise = torch.randn(*shape[:-1], shape[-1] - 1, dtype=self.loc.dtype, device=self.loc.device)
         y = torch.cat([along - across, 2 * (along * across).sqrt() * normalize(noise, dim=-1)], -1)
         first = self.loc[..., :1]
-        sign = torch.ones_like(first).copysign(first)
+        sign = torch.ones_like(first).copysign(first.detach())
         axis = torch.cat([first + sign, self.loc[..., 1:]], -1)  # its square is 2 + 2 |first|
         return normalize(sign * (axis * ((axis * y).sum(-1, keepdim=True) / (1 + first.abs())) - y), dim=-1)
 

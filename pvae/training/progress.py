@@ -97,9 +97,6 @@ def _pixels(config: Config, has_own_vae: bool) -> str:
 
 def _estimated_rate(config: Config) -> str:
     """Return a note on the layers whose rate has no closed form."""
-    if not config.upper_latent_dims:
-        return "" if config.has_closed_form else " (its rate is a mean over the draws: it has no closed form)"
-    *lower, top = (f"z{number}" for number in range(1, len(config.upper_latent_dims) + 2))
-    layers = [] if config.inference != "bottom-up" else lower
-    layers += [] if config.prior == "standard-normal" else [top]
-    return f" (the rate of {' and '.join(layers)} is a mean over the draws: it has no closed form)" if layers else ""
+    layers = [f"z{number}" for number, is_closed in enumerate(config.closed_forms, 1) if not is_closed]
+    rate = f"the rate of {' and '.join(layers)}" if config.upper_latent_dims else "its rate"
+    return f" ({rate} is a mean over the draws: it has no closed form)" if layers else ""
