@@ -202,7 +202,8 @@ _NOTE = (
     "deviation over seeds; for the ELBO and log p(x) of a single run it is the standard error over images. (pseudo): "
     "the pixels are grey, so the value does not bound a log-likelihood. log p(x): importance sampling, if python -m "
     "pvae.evaluate was run on all test images; too low where it warns of the weights; of grey pixels trained on by a "
-    "Bernoulli, that of the binarized ones. 10-NN: accuracy of a 10-nearest-neighbour classifier on the codes. KS: the largest Kolmogorov-Smirnov distance of a latent dimension of z ~ q(z | x) from N(0, 1). mean and "
-    "std: the least and the greatest over dimensions and seeds. Seconds: the median epoch, training and test, of the "
-    "fastest run."
+    "Bernoulli, that of the binarized ones. 10-NN: accuracy of a 10-nearest-neighbour classifier on the codes. KS: "
+    "the largest Kolmogorov-Smirnov distance of a latent dimension of z ~ q(z | x) from N(0, 1). mean and std: the "
+    "least and the greatest over dimensions and seeds. Seconds: the median epoch, training and test, of the fastest "
+    "run."
 )
