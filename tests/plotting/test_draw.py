@@ -690,7 +690,7 @@ def test_a_folder_of_runs_is_a_sheet_and_a_table(runs, found, tmp_path, capsys):
     assert not list(folder.glob("*.png")), "only in the given folder"
 
 
-def test_the_table_has_the_log_likelihood_of_an_evaluation_of_all_test_images(runs, found, tmp_path, capsys):
+def test_the_table_has_the_log_likelihood_of_an_evaluation_of_all_test_images(runs, data, found, tmp_path, capsys):
     for images, is_there in [("20", False), (None, True)]:
         shutil.copytree(runs["mlp-2d"].path, tmp_path / "run", dirs_exist_ok=True)
         few = ["--images", images] if images else []
@@ -702,6 +702,9 @@ def test_the_table_has_the_log_likelihood_of_an_evaluation_of_all_test_images(ru
         values = [row["log_likelihood"], row["log_likelihood_stderr"], row["importance_samples"]]
         assert values == ([str(mean), str(stderr), "7"] if is_there else ["", "", ""])
         assert (f"| {mean:.2f} +- {stderr:.2f} |" in capsys.readouterr().out) == is_there
+    resume(tmp_path / "run", 2, data=data)  # evaluated before its last epoch
+    assert main([str(tmp_path)]) == 0
+    assert next(csv.DictReader((tmp_path / "table.csv").open()))["log_likelihood"] == ""
 
 
 def test_a_copy_of_a_run_is_left_out(runs, data, found, tmp_path, capsys):
