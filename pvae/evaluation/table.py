@@ -204,6 +204,6 @@ _NOTE = (
     "pvae.evaluate was run on all test images; too low where it warns of the weights; of grey pixels trained on by a "
     "Bernoulli, that of the binarized ones. 10-NN: accuracy of a 10-nearest-neighbour classifier on the codes. KS: "
     "the largest Kolmogorov-Smirnov distance of a latent dimension of z ~ q(z | x) from N(0, 1). mean and std: the "
-    "least and the greatest over dimensions and seeds. Seconds: the median epoch, training and test, of the fastest "
-    "run."
+    "least and the greatest over dimensions and seeds. These three are of the top layer, if there are several. "
+    "Seconds: the median epoch, training and test, of the fastest run."
 )

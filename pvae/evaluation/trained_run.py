@@ -145,6 +145,14 @@ class TrainedRun:
         prior = self.vae.prior()
         return prior.event_shape == (2,) and not isinstance(prior, Hierarchy)
 
+    @property
+    def latent_names(self) -> list[str]:
+        """The names of the latent dimensions: z_1, z_2 and so on; of several stochastic layers z1_1, ..., z2_1, ...."""
+        prior = self.vae.prior()
+        if isinstance(prior, Hierarchy):
+            return [f"{layer}_{1 + d}" for layer, size in zip(prior.names, prior.sizes) for d in range(size)]
+        return [f"z_{1 + d}" for d in range(prior.event_shape[0])]
+
     def pixels(self, images: Tensor) -> Tensor:
         """Return bytes as pixels in the range that the VAE takes."""
         return to_pixels(images, self.is_symmetric)

@@ -130,9 +130,10 @@ def traversal(trained: TrainedRun) -> Figure:
     dimensions = spread.argsort(descending=True)[:10].tolist()
     steps = torch.linspace(-3, 3, 11)
     title = f"{trained.title}\nmean of p(x | z), one dimension at a time from -3 to 3"
-    names = [f"z_{d + 1}" for d in dimensions]
+    names = [trained.latent_names[d] for d in dimensions]
     ways = steps.expand(len(dimensions), -1)
-    if not trained.vae.has_density:  # its codes may lie anywhere
+    has_layers = trained.vae.prior().event_shape != trained.prior.event_shape
+    if has_layers or not (trained.vae.has_density and trained.is_prior_normal):  # the codes may lie anywhere
         title += " standard deviations of the codes about their mean; on the left the values of z at the ends"
         ways = trained.test_codes.mean(0)[dimensions, None] + steps * spread[dimensions, None]
         names = [f"{name}\n{way[0]:+.1f} to {way[-1]:+.1f}" for name, way in zip(names, ways)]
@@ -153,8 +154,8 @@ def interpolation(trained: TrainedRun) -> Figure:
 def histograms(trained: TrainedRun) -> Figure:
     """Return a histogram of each latent dimension of draws from the aggregate posterior, against the prior.
 
-    The density of the prior is drawn if its dimensions are independent, and a histogram of draws otherwise. The codes
-    of an autoencoder, which has no prior, are compared with N(0, 1).
+    The density of the prior is drawn if its dimensions are independent, and a histogram of draws otherwise. Of several
+    stochastic layers the top one is shown. The codes of an autoencoder, which has no prior, are compared with N(0, 1).
     """
     prior, density = trained.prior, None
     with trained.seeded(), torch.no_grad():
@@ -163,7 +164,8 @@ def histograms(trained: TrainedRun) -> Figure:
             density = prior.base_dist.log_prob(draws).exp()
     name = "N(0, 1)" if trained.is_prior_normal else "p(z)" if density is not None else "p(z), by draws"
     name = f"the prior {name}" if trained.vae.has_density else f"{name} (an autoencoder has no prior)"
-    title = f"{trained.title}\neach latent dimension of z ~ q(z | x) over the test images, and {name}"
+    layer = trained.latent_names[-1].split("_")[0]
+    title = f"{trained.title}\neach latent dimension of {layer} ~ q(z | x) over the test images, and {name}"
     return run_figures.histogram_figure(trained.last_layer_draws, draws, density, title)
 
 

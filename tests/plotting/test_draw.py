@@ -312,6 +312,24 @@ def test_an_autoencoder_is_traversed_where_its_codes_lie(runs, data):
         assert 30 < low < high < 70
 
 
+def test_pictures_of_several_layers_name_them_and_move_where_codes_lie(data, tmp_path):
+    config = get_system("deep-bayes").replace(epochs=1, batch_size=50, hidden=(16,), latent_dim=3)
+    config = config.replace(upper_latent_dims=(2,), upper_hidden=(8,), inference="top-down")
+    run = fit(config, data=data, out=tmp_path / "run")
+    trained = trained_run.TrainedRun(run, run.vae(), data)
+    (axes,) = pictures.traversal(trained).axes
+    names, ends = zip(*(label.get_text().splitlines() for label in axes.get_yticklabels()))
+    assert sorted(names) == ["z1_1", "z1_2", "z1_3", "z2_1", "z2_2"]
+    mean, spread = trained.test_codes.mean(0), trained.test_codes.std(0)
+    for name, text in zip(names, ends):
+        d = sorted(names).index(name)
+        expected = [f"{mean[d] + steps * spread[d]:+.1f}" for steps in (-3, 3)]
+        assert text == " to ".join(expected)
+    figure = pictures.histograms(trained)
+    assert sum(axes.get_visible() for axes in figure.axes) == 2
+    assert "each latent dimension of z2 ~ q(z | x)" in " ".join(figure.get_suptitle().split())
+
+
 def test_bits_per_dimension_stand_in_titles_where_pixels_have_levels(data, tmp_path):
     config = get_system("mlp-2d").replace(epochs=1, batch_size=50, likelihood="discretized-logistic", pad=2)
     run = fit(config, data=data, out=tmp_path / "run")
