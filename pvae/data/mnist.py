@@ -151,7 +151,7 @@ def mnist_5k() -> Dataset:
 
 
 def binarized_mnist(data_dir: str | Path | None) -> Dataset:
-    """Return Larochelle's fixed binarization: 50,000 training and 10,000 test images, without the validation images.
+    """Return Larochelle's fixed binarization: 50,000 training, 10,000 validation and 10,000 test images.
 
     Each split is read from the published text file, or from packed bits (N, 98) in `binarized_mnist.npz` if there is
     no text file.
@@ -161,12 +161,12 @@ def binarized_mnist(data_dir: str | Path | None) -> Dataset:
     """
     title = "Larochelle's binarized MNIST"
     advice = (
-        "put binarized_mnist_train.amat and binarized_mnist_test.amat there, and give --data-dir DIR; "
-        "--binarize static on MNIST is another draw of it"
+        "put binarized_mnist_train.amat, binarized_mnist_valid.amat and binarized_mnist_test.amat there, and give "
+        "--data-dir DIR; --binarize static on MNIST is another draw of it"
     )
     root = find(title, "binarized_mnist", data_dir, advice)
     splits = []
-    for split in ("train", "test"):
+    for split in ("train", "test", "valid"):
         file = root / "binarized_mnist" / f"binarized_mnist_{split}.amat"
         is_text = file.exists()
         file = file if is_text else file.with_name("binarized_mnist.npz")
@@ -183,5 +183,6 @@ def binarized_mnist(data_dir: str | Path | None) -> Dataset:
             why = f"cannot be read as {title} ({brief(error)})"
             raise InputError(f"{file} {why}: put the published file there") from None
         splits.append(torch.from_numpy(bits.reshape(-1, 1, 28, 28) * np.uint8(255)))
-    train, test = splits
-    return Dataset("binarized MNIST", train, test, dataset="binarized-mnist", folder=str(root.absolute()))
+    train, test, valid = splits
+    folder = str(root.absolute())
+    return Dataset("binarized MNIST", train, test, dataset="binarized-mnist", folder=folder, valid=valid)

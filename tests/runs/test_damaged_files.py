@@ -519,13 +519,15 @@ def test_damaged_files_of_binarized_mnist_are_refused(tmp_path, monkeypatch):
     folder = tmp_path / "data" / "binarized_mnist"
     folder.mkdir(parents=True)
     bits = np.random.default_rng(0).integers(0, 256, (3, 98), dtype=np.uint8)
-    npz(folder, train=bits, test=bits)
-    assert load_dataset("binarized-mnist", tmp_path / "data").train.shape == (3, 1, 28, 28)
+    npz(folder, train=bits, test=bits, valid=bits[:2])
+    data = load_dataset("binarized-mnist", tmp_path / "data")
+    assert data.title == "binarized MNIST (3 train / 2 valid / 3 test)"
+    assert torch.equal(data.with_valid(0.1).valid, data.train[:2])
     hostile = np.empty(3, dtype=object)
     hostile[:] = [Hostile(tmp_path / "owned")] * 3
     other_shapes = (bits[0], bits[:, :5], bits[:1])
     for train in (hostile, bits.astype(np.float64), np.uint8(3), *other_shapes):
-        npz(folder, train=train, test=bits)
+        npz(folder, train=train, test=bits, valid=bits)
         refused(load_dataset, "binarized-mnist", tmp_path / "data", match="put the published file")
     packed = folder / "binarized_mnist.npz"
     for head in (npy_head((10**12, 98)), npy_head((10**30, 98)), npy_head((3, 98), "|O"), b"\x93NUMPY\x09\x00", b""):
