@@ -53,6 +53,11 @@ def _log_normal(z: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
     return (-0.5 * ((z - loc) / log_scale.exp()).square() - log_scale - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
+def _kl_normal(loc: Tensor, log_scale: Tensor, p_loc: Tensor, p_log_scale: Tensor) -> Tensor:
+    ratio = ((2 * log_scale).exp() + (loc - p_loc).square()) * (-2 * p_log_scale).exp()
+    return (0.5 * (ratio - 1) + p_log_scale - log_scale).sum(-1)
+
+
 def _log_standard_normal(z: Tensor) -> Tensor:
     return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
 
@@ -190,7 +195,7 @@ class _TwoLevels(nn.Module):
         q1, p1 = _normal(self.up(torch.cat([context, z2], dim=-1))), _normal(self.down(z2))
         z1 = _draw(*q1)
         log_p2 = _log_vamp(z2, self.encoder(self.pseudo_inputs.clamp(0, 1))[:, :80])
-        rate = _log_normal(z2, *q2) - log_p2 + _log_normal(z1, *q1) - _log_normal(z1, *p1)
+        rate = _log_normal(z2, *q2) - log_p2 + _kl_normal(*q1, *p1)
         return (_distortion(self.decoder(torch.cat([z1, z2], dim=-1)), x) + rate).mean()
 
 
@@ -215,8 +220,7 @@ class _Ladder(nn.Module):
             precision, p_precision = (-2 * log_scale).exp(), (-2 * p_log_scale).exp()
             variance = 1 / (precision + p_precision)
             loc, log_scale = variance * (loc * precision + p_loc * p_precision), 0.5 * variance.log()
-            ratio = (variance + (loc - p_loc).square()) * p_precision
-            rate = rate + (0.5 * (ratio - 1) + p_log_scale - log_scale).sum(-1)
+            rate = rate + _kl_normal(loc, log_scale, p_loc, p_log_scale)
             z = _draw(loc, log_scale)
         return (_distortion(self.decoder(z), x) + rate).mean()
 
