@@ -78,12 +78,13 @@ def configs(draw):
     if given["likelihood"].startswith("normal") and given["binarize"] == "none":
         given["pixels"] = draw(st.sampled_from(OPTIONS["pixels"].choices))
     if given["posterior"] == "power-spherical":
-        given["prior"] = "sphere"
+        given["prior"], given["latent_dim"] = "sphere", 1 + given["latent_dim"]
     if given["network"] == "mlp":
         given["activation"] = draw(st.sampled_from(OPTIONS["activation"].choices))
-    if given["posterior"] in ("normal", "normal-log-variance"):
+    if given["posterior"] in ("normal", "normal-log-variance") and given["likelihood"] != "normal-linear":
         given["upper_latent_dims"] = draw(st.sampled_from(((), (2,), (3, 1))))
-        given["inference"] = draw(st.sampled_from(OPTIONS["inference"].choices))
+        if given["posterior"] == "normal":
+            given["inference"] = draw(st.sampled_from(OPTIONS["inference"].choices))
     return given
 
 
