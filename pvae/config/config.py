@@ -107,6 +107,7 @@ class Config:
         "{choices}, of the hidden layers; a gated layer is h * sigmoid(g), of two linear layers",
         choices=("relu", "tanh", "gated"),
         only_with=("--network mlp", lambda c: c.network == "mlp"),
+        may_stay=True,
     )
     initialization: str = option(
         "torch",

@@ -11,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy, mse_loss
 
 import pvae
 from pvae.config.config import Config
-from pvae.config.presets import SYSTEMS, get_system
+from pvae.config.presets import SYSTEMS, get_system, system_title
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
 from pvae.elbos.registry import build_elbo
@@ -322,6 +322,13 @@ def test_decoders_take_any_leading_dimensions(network):
 def test_contradictions_are_refused(options):
     with pytest.raises(InputError):
         Config(**options)
+
+
+def test_a_system_may_have_another_network_than_one_of_its_activation():
+    config = get_system("vampprior").replace(network="conv")
+    assert system_title(config) == "vampprior with --network conv"
+    with pytest.raises(InputError, match="--activation goes with --network mlp only"):
+        config.check_used(["activation"])
 
 
 def test_a_user_defined_system(tmp_path, few_digits, monkeypatch, capsys):

@@ -238,7 +238,6 @@ def test_every_elbo_trains_in_svi(small_vae, small_images, name):
         ({"alpha": 0.1}, "--elbo renyi"),
         ({"elbo": "iwae", "mix": 0.1}, "--elbo ciwae"),
         ({"groups": 2}, "--elbo miwae"),
-        ({"network": "conv", "activation": "tanh"}, "--network mlp"),
         ({"upper_latent_dims": (2,), "prior": "mixture", "elbo": "analytic"}, "no closed-form KL"),
         ({"upper_latent_dims": (2,), "prior": "vamp"}, "--inference bottom-up"),
         ({"upper_latent_dims": (2,), "posterior": "iaf"}, "--posterior normal or normal-log-variance"),
