@@ -168,8 +168,9 @@ def binarized_mnist(data_dir: str | Path | None) -> Dataset:
     splits = []
     for split in ("train", "test", "valid"):
         file = root / "binarized_mnist" / f"binarized_mnist_{split}.amat"
-        is_text = file.exists()
-        file = file if is_text else file.with_name("binarized_mnist.npz")
+        packed = file.with_name("binarized_mnist.npz")
+        is_text = file.exists() or not packed.exists()
+        file = file if is_text else packed
         try:
             with open_bounded(file, _MAX_AMAT_BYTES, follow=True) as opened:
                 if is_text:

@@ -130,7 +130,8 @@ def traversal(trained: TrainedRun) -> Figure:
     dimensions = spread.argsort(descending=True)[:10].tolist()
     steps = torch.linspace(-3, 3, 11)
     title = f"{trained.title}\nmean of p(x | z), one dimension at a time from -3 to 3"
-    names = [trained.latent_names[d] for d in dimensions]
+    every = trained.latent_names
+    names = [every[d] for d in dimensions]
     ways = steps.expand(len(dimensions), -1)
     has_layers = trained.vae.prior().event_shape != trained.prior.event_shape
     if has_layers or not (trained.vae.has_density and trained.is_prior_normal):  # the codes may lie anywhere

@@ -546,6 +546,11 @@ def test_damaged_files_of_binarized_mnist_are_refused(tmp_path, monkeypatch):
         (folder / "binarized_mnist_train.amat").unlink()
         make(folder / "binarized_mnist_train.amat")
         refused(load_dataset, "binarized-mnist", tmp_path / "data", match="put the published file")
+    packed.unlink()
+    (folder / "binarized_mnist_train.amat").unlink()
+    for split in ("train", "test"):
+        (folder / f"binarized_mnist_{split}.amat").write_bytes(b"0 1\n" * 784)
+    refused(load_dataset, "binarized-mnist", tmp_path / "data", match="binarized_mnist_valid.amat cannot be read")
     assert not (tmp_path / "owned").exists()
 
 
