@@ -125,7 +125,7 @@ class VAE(nn.Module):
         register("p_x", self.p_x)
         with pyro.plate("data", x.shape[0]):
             z = _sample(self.prior())
-            pyro.sample("x", self.likelihood(z), obs=x)
+            pyro.sample("x", _of_pyro(self.likelihood(z)), obs=x)
 
     def guide(self, x: Tensor) -> None:
         """Pyro's variational function over images x (B, C, H, W): site "z", or "z1", "z2", ..."""
@@ -151,7 +151,14 @@ class VAE(nn.Module):
 
 def _sample(latent: Any) -> Tensor:
     """Return z from the site "z", or from a site for each layer of a hierarchy."""
-    return latent.draw(pyro.sample) if hasattr(latent, "draw") else pyro.sample("z", latent)
+    return latent.draw(pyro.sample) if hasattr(latent, "draw") else pyro.sample("z", _of_pyro(latent))
+
+
+def _of_pyro(distribution: TorchDistribution) -> TorchDistribution:
+    if not callable(distribution):  # pyro.sample calls a distribution to draw from it
+        name = f"{type(distribution).__module__}.{type(distribution).__name__}"
+        raise TypeError(f"pyro.sample cannot draw from a {name}: use the one of pyro.distributions")
+    return distribution
 
 
 def _module(name: str, module: object) -> nn.Module:

@@ -110,6 +110,7 @@ def _weights(
     arguments: argparse.Namespace, config: Config, stages: Sequence[int]
 ) -> Iterator[tuple[str, VAE, Tensor, str]]:
     """Yield for each stage of a training its name, the VAE, a batch of test images and the kind of their pixels."""
+    from pvae.data.dataset import random_subset
     from pvae.evaluation.trained_run import TrainedRun, with_normalised_likelihood
     from pvae.training.fit import train_in_memory
 
@@ -125,7 +126,7 @@ def _weights(
                 f"--batch-size {count:,} is more than the test images of {data.name}: give at least 2 and at most "
                 f"{len(data.test):,}"
             )
-        images = data.test[:count]
+        images = data.test[random_subset(len(data.test), count, seed=0)]
         vae, pixels, kind = with_normalised_likelihood(config, trained, data.image_shape, images)
         yield f"epoch {epoch}", vae, next(pixels.split(len(images))), kind
 
@@ -151,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--elbo", metavar="NAME,NAME", default=_ALL, help=f"of {', '.join(ELBOS)} (default: all)")
     add("--particles", metavar="K,K", default="1,5,50", help="particles K (default: 1,5,50)")
     add("--repetitions", metavar="R", type=int, default=100, help="of each estimator, with other draws (default: 100)")
-    add("--batch-size", metavar="B", type=int, help=f"test images (default: {_BATCH_SIZE})")
+    add("--batch-size", metavar="B", type=int, help=f"random test images (default: {_BATCH_SIZE})")
     out = "where to write (default: RUN/comparison, or runs/<time>-compare)"
     add_places(parser, out, data_dir="where the data are")
     return parser

@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         help="while the importance weights of more than 1%% of the images cannot be trusted, double the draws, as long "
         "as all of them take at most T seconds (default: 0, never)",
     )
-    add("--images", metavar="N", type=int, help="only the first N test images (default: all)")
+    add("--images", metavar="N", type=int, help="a random subset of N test images (default: all)")
     add("--seed", metavar="S", type=int, default=0, help="of every draw and subset (default: 0)")
     add(
         "--compile",

@@ -22,7 +22,7 @@ _READS_FILES = (
 _FILES: dict[str, Any] = {"only_with": _READS_FILES, "may_stay": True}  # for the options of image files
 
 
-_HAS_NETWORKS = (
+_HAS_FLOW_NETWORKS = (
     "--posterior iaf or spline, or --prior flow,",
     lambda c: c.posterior in ("iaf", "spline") or c.prior == "flow",
 )
@@ -106,7 +106,7 @@ class Config:
         "relu",
         "{choices}, of the hidden layers; a gated layer is h * sigmoid(g), of two linear layers",
         choices=("relu", "tanh", "gated"),
-        only_with=("--network mlp", lambda c: c.network == "mlp"),
+        only_with=("--network mlp or --upper-latent-dims", lambda c: c.network == "mlp" or bool(c.upper_latent_dims)),
         may_stay=True,
     )
     initialization: str = option(
@@ -158,14 +158,14 @@ class Config:
         limits=(1, 1000),
         only_with=(
             "--posterior planar, iaf or spline, or --prior flow,",
-            lambda c: c.posterior == "planar" or _HAS_NETWORKS[1](c),
+            lambda c: c.posterior == "planar" or _HAS_FLOW_NETWORKS[1](c),
         ),
         may_stay=True,
     )
     flow_hidden: tuple[int, ...] = option(
         (100, 100),
         "widths of the hidden layers of each transform of an autoregressive flow",
-        only_with=_HAS_NETWORKS,
+        only_with=_HAS_FLOW_NETWORKS,
         may_stay=True,
     )
     prior: str = option(
@@ -177,7 +177,7 @@ class Config:
     )
     components: int = option(
         500,
-        "number of Normals of a mixture, or of pseudo-inputs",
+        "number of Normals of a prior that is a mixture, or of pseudo-inputs",
         limits=(1, 10**6),
         only_with=("--prior mixture or vamp", lambda c: c.prior in ("mixture", "vamp")),
         may_stay=True,
@@ -307,7 +307,7 @@ class Config:
             )
         if estimator.closed_form and not any(self.closed_forms):
             pair = f"--posterior {self.posterior} and --prior {self.prior}"
-            raise InputError(f"no closed-form KL is known for {pair}: give --elbo trace or stl")
+            raise InputError(f"no closed-form KL is known for {pair}: give --elbo trace")
         if self.free_bits and (self.prior != "standard-normal" or self.posterior not in _NORMALS):
             raise InputError(
                 "--free-bits needs a rate of each latent dimension: give --prior standard-normal and --posterior normal"
@@ -327,7 +327,7 @@ class Config:
 
     @property
     def closed_forms(self) -> tuple[bool, ...]:
-        """Of each stochastic layer, z1 first: whether its rate KL(q || p) has a closed form."""
+        """Whether the rate KL(q || p) of each stochastic layer has a closed form, z1 first."""
         of_top = self.prior == "sphere"
         if self.prior == "standard-normal":
             of_top = self.posterior in (*_NORMALS, "normal-full", "delta")

@@ -22,6 +22,7 @@ __all__ = [
     "binarized",
     "linear_gaussian",
     "padded",
+    "random_subset",
     "to_pixels",
 ]
 
@@ -244,6 +245,14 @@ def batch_of(images: Tensor, index: Tensor, *, dynamic: bool = False, symmetric:
     """
     pixels = to_pixels(images[index], symmetric)
     return torch.bernoulli(pixels) if dynamic else pixels
+
+
+def random_subset(total: int, count: int, seed: int) -> Tensor:
+    """Return the indices, in order, of `count` of `total` images drawn without replacement; of all if there are fewer.
+
+    Unlike the first images, they represent data that are sorted, as the test images of binarized-mnist are by digit.
+    """
+    return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].sort().values
 
 
 def linear_gaussian(num_train: int = 4000, num_test: int = 1000) -> Dataset:

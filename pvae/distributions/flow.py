@@ -72,7 +72,7 @@ class Flow(TorchDistribution):
         return self.base.log_prob(e) + log_det
 
     @torch.no_grad()
-    def mean_over(self, num_samples: int) -> Tensor:
+    def estimate_mean(self, num_samples: int) -> Tensor:
         """Return an estimate of the mean from draws, since it has no closed form; the base must be Normal.
 
         All elements of the batch share their noise, so that the means of equal distributions are equal.

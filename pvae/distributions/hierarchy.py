@@ -23,8 +23,8 @@ class Hierarchy(TorchDistribution):
 
     Args:
         first: the distribution of the layer that is drawn first, event shape (L_l,).
-        rest: for each further layer, in the order in which they are drawn, a function from the layer drawn before it
-            to its distribution.
+        rest: for each further layer, in the order in which they are drawn, a function from the layer drawn before it,
+            (..., L_before), to its distribution, batch shape (...).
         sizes: the lengths of z1, ..., zL.
         top_down: zL is drawn first; otherwise z1.
     """
@@ -64,7 +64,7 @@ class Hierarchy(TorchDistribution):
         """The names of the layers: z1, ..., zL."""
         return [f"z{number + 1}" for number in range(len(self.sizes))]
 
-    def at(self, value: Tensor) -> list[tuple[Tensor, TorchDistribution]]:
+    def conditionals(self, value: Tensor) -> list[tuple[Tensor, TorchDistribution]]:
         """Return z_l and its distribution given the layer drawn before it, for each layer of a vector, z1 first."""
         layers = self._in_order(value.split(self.sizes, dim=-1))
         given = [self.first, *(one(before) for one, before in zip(self.rest, layers))]
@@ -72,26 +72,36 @@ class Hierarchy(TorchDistribution):
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
         """Return reparameterised draws, sample_shape + (..., L1 + ... + LL)."""
-        return self.draw(lambda _, one: one.rsample(sample_shape if one is self.first else Size()))
+        return self.draw(lambda name, one: one.rsample(sample_shape if name == self._first_name else Size()))
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
         """Return draws, sample_shape + (..., L1 + ... + LL), which need no reparameterisation."""
-        return self.draw(lambda _, one: one.sample(sample_shape if one is self.first else Size()))
+        return self.draw(lambda name, one: one.sample(sample_shape if name == self._first_name else Size()))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the joint log-density at vectors (..., L1 + ... + LL), in nats."""
-        return torch.stack([one.log_prob(layer) for layer, one in self.at(value)]).sum(0)
+        return torch.stack([one.log_prob(layer) for layer, one in self.conditionals(value)]).sum(0)
 
-    def mean_over(self, num_samples: int) -> Tensor:
-        """Return the mean of the layer drawn first, and estimates of the others' means.
+    @torch.no_grad()
+    def estimate_mean(self, num_samples: int) -> Tensor:
+        """Return the mean of the layer drawn first, and estimates of the others' means; all layers must be Normal.
 
-        The mean of a layer given the one before it is averaged over draws of that one.
+        The mean of a layer given the one before it is averaged over draws of that one. All elements of the batch share
+        their noise, so that the means of equal distributions are equal.
         """
-        first = self.first.rsample((num_samples,))
-        draws = self.draw(lambda _, one: first if one is self.first else one.rsample())
-        means = [one.mean if one is self.first else one.mean.mean(0) for _, one in self.at(draws)]
-        return torch.cat(means, dim=-1)
+        noise_shape = (num_samples, *[1] * len(self.batch_shape))
+        draws = self.draw(
+            lambda _, one: one.mean + one.stddev * torch.randn(*noise_shape, *one.event_shape).to(one.mean)
+        )
+        return torch.cat(
+            [one.mean if one is self.first else one.mean.mean(0) for _, one in self.conditionals(draws)], -1
+        )
+
+    @property
+    def _first_name(self) -> str:
+        """The name of the layer that is drawn first."""
+        return self.names[-1 if self.top_down else 0]
 
     def _in_order(self, layers: Sequence[Any]) -> list[Any]:
         """Return layers z1, ..., zL in the order in which they are drawn, or the other way round."""
@@ -99,5 +109,5 @@ class Hierarchy(TorchDistribution):
 
 
 def layers_of(distribution: Any, value: Tensor) -> list[tuple[Tensor, Any]]:
-    """Return `Hierarchy.at(value)`, or for any other distribution the one pair of value and distribution."""
-    return distribution.at(value) if isinstance(distribution, Hierarchy) else [(value, distribution)]
+    """Return `Hierarchy.conditionals(value)`, or for any other distribution the one pair of value and distribution."""
+    return distribution.conditionals(value) if isinstance(distribution, Hierarchy) else [(value, distribution)]

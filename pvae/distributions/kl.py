@@ -1,19 +1,23 @@
-"""KL divergences in closed form that torch lacks, registered for `torch.distributions.kl_divergence`."""
+"""KL divergences in closed form that torch lacks, registered for `torch.distributions.kl_divergence`.
+
+Each is from a class of this package, so that no other divergence in the process changes.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import Tensor
-from torch.distributions import Independent, MultivariateNormal, Normal, register_kl
+from torch.distributions import Independent, Normal, register_kl
 
+from pvae.distributions.full_normal import FullNormal
 from pvae.distributions.power_spherical import PowerSpherical, SphereUniform
 
 __all__ = ["kl_full_normal", "kl_power_spherical"]
 
 
-@register_kl(MultivariateNormal, Independent)  # type: ignore[untyped-decorator]
-def kl_full_normal(q: MultivariateNormal, p: Independent[Any]) -> Tensor:
+@register_kl(FullNormal, Independent)  # type: ignore[untyped-decorator]
+def kl_full_normal(q: FullNormal, p: Independent[Any]) -> Tensor:
     """Return KL(q || p) of a Normal with full covariance T T^T from independent Normals, in nats, of the batch shape.
 
         sum_l [ log scale_l - log T_ll + (sum_j T_lj^2 + (loc_q - loc_p)_l^2) / (2 scale_l^2) - 1/2 ]

@@ -8,7 +8,7 @@ from torch.nn.functional import elu
 
 __all__ = ["Planar"]
 
-_STEPS = 12  # of Newton's method; for w u' up to 10^6 the root is then exact to rounding in float64
+_STEPS = 12  # of Newton's method; for w u' up to 10^5 the root is then exact to rounding in float64
 
 
 class Planar:

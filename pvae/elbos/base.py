@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyro
@@ -21,7 +20,7 @@ from torch.distributions import Distribution, Independent
 
 from pvae.core.errors import InputError
 from pvae.core.terms import LossAndTerms, Terms
-from pvae.elbos.sites import Draws
+from pvae.elbos.sites import Draws, Latent
 
 __all__ = ["PerDatumELBO", "PyroFunction", "refuse_dependent_dimensions"]
 
@@ -79,7 +78,7 @@ class PerDatumELBO(Trace_ELBO):
         loss = (distortion + beta * rate).mean()
         if not self.free_bits:
             return loss
-        refuse_dependent_dimensions(*((latent.posterior, latent.prior) for latent in draws.latents))
+        refuse_dependent_dimensions(one for latent in draws.latents for one in (latent.posterior, latent.prior))
         rates = self.rate_by_dimension(draws).mean(0)
         return loss + beta * (rates.clamp(min=self.free_bits) - rates).sum()
 
@@ -89,12 +88,20 @@ class PerDatumELBO(Trace_ELBO):
 
     def rate_by_dimension(self, draws: Draws) -> Tensor:
         """Return the rate of each latent dimension, (B, L); they sum to the rate."""
-        rates = []
-        sites: list[tuple[Tensor, Any, Any, bool]] = [*draws.latents]  # `loss_of` has checked that they are Independent
-        for z, prior, posterior, _ in sites:
-            ratio: Tensor = posterior.base_dist.log_prob(z) - prior.base_dist.log_prob(z)
-            rates.append(_mean(ratio if ratio.dim() == 3 else ratio[None]))
-        return torch.cat(rates, dim=-1)
+        sites: list[Any] = [*draws.latents]  # `loss_of` has checked that they are Independent
+        rates = [self.rate_of(latent, latent.posterior.base_dist, latent.prior.base_dist) for latent in sites]
+        return torch.cat([rate.mean(0) if rate.dim() == 3 else rate for rate in rates], dim=-1)
+
+    def rate_of(self, latent: Latent, q: Any, p: Any) -> Tensor:
+        """Return log q - log p at the draws of a site, whose mean over the particles is KL(q || p).
+
+        Args:
+            latent: the site.
+            q: its posterior, or that of its dimensions.
+            p: its prior, as q.
+        """
+        ratio: Tensor = q.log_prob(latent.z) - p.log_prob(latent.z)
+        return ratio
 
     def differentiable_loss(
         self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | Tensor | None = None
@@ -150,16 +157,16 @@ class PerDatumELBO(Trace_ELBO):
         return model_trace, guide_trace
 
 
-def refuse_dependent_dimensions(*pairs: tuple[Distribution, Distribution]) -> None:
+def refuse_dependent_dimensions(distributions: Iterable[Distribution]) -> None:
     """Refuse free bits where the rate is not a sum over latent dimensions.
 
     Args:
-        pairs: posterior and prior of each latent site.
+        distributions: posterior and prior of each latent site.
 
     Raises:
         InputError: a distribution is not `Independent` over the dimensions of its event.
     """
-    for one in itertools.chain(*pairs):
+    for one in distributions:
         if not isinstance(one, Independent):
             raise InputError(f"free bits need a rate of each latent dimension, and a {type(one).__name__} has none")
 

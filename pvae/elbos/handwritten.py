@@ -40,7 +40,7 @@ class HandwrittenELBO(PerDatumELBO):
         z = posterior.rsample((self.num_particles,))
         if self.free_bits:
             layers = [(q, p, layer) for (layer, q), (_, p) in zip(layers_of(posterior, z), layers_of(prior, z))]
-            refuse_dependent_dimensions(*((q, p) for q, p, _ in layers))
+            refuse_dependent_dimensions(one for q, p, _ in layers for one in (q, p))
         distortion = -vae.likelihood(z).log_prob(x).mean(0)
         rate = (posterior.log_prob(z) - prior.log_prob(z)).mean(0)
         beta = self.beta if beta is None else beta

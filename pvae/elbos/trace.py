@@ -34,8 +34,7 @@ class AnalyticELBO(PerDatumELBO, TraceMeanField_ELBO):
     """The bound with the KL divergence in closed form, as Pyro's `TraceMeanField_ELBO` has it, in nats per datum.
 
     Of several latent sites, those with a closed form take it, at the draws of the sites before them; the others take
-    the mean of log q - log p. A site has none if the model draws another one before it, on which its prior may depend,
-    and the guide draws that one later.
+    the mean of log q - log p. A site has no closed form if its prior may depend on a site that the guide draws later.
 
     Args:
         num_particles: K.
@@ -62,18 +61,15 @@ class AnalyticELBO(PerDatumELBO, TraceMeanField_ELBO):
             why = "" if len(latents) == 1 else f", drawn in the order {orders}"
             raise InputError(f"no closed-form KL is known for {families}{why}: use --elbo trace")
         pairs = zip(latents, divergences)
-        rates = [_log_ratio(one, one.posterior, one.prior) if rate is None else rate for one, rate in pairs]
+        rates = [
+            PerDatumELBO.rate_of(self, one, one.posterior, one.prior) if rate is None else rate for one, rate in pairs
+        ]
         return functools.reduce(torch.add, (rate.mean(0) if rate.dim() == 2 else rate for rate in rates))
 
-    def rate_by_dimension(self, draws: Draws) -> Tensor:
-        """Return the rate of each latent dimension, (B, L), in closed form as far as there is one."""
-        rates = []
-        sites: list[Any] = [*draws.latents]
-        for latent in sites:
-            q, p = latent.posterior.base_dist, latent.prior.base_dist  # `loss_of` has checked that they are Independent
-            divergence = _divergence(latent, q, p)
-            rates.append(_log_ratio(latent, q, p) if divergence is None else divergence)
-        return torch.cat([rate.mean(0) if rate.dim() == 3 else rate for rate in rates], dim=-1)
+    def rate_of(self, latent: Latent, q: Any, p: Any) -> Tensor:
+        """Return KL(q || p), or where it is not the rate or has no closed form, log q - log p at the draws."""
+        divergence = _divergence(latent, q, p)
+        return super().rate_of(latent, q, p) if divergence is None else divergence
 
 
 def _divergence(latent: Latent, q: Any, p: Any) -> Tensor | None:
@@ -81,12 +77,6 @@ def _divergence(latent: Latent, q: Any, p: Any) -> Tensor | None:
     with contextlib.suppress(NotImplementedError):
         return kl_divergence(q, p) if latent.is_prior_known else None
     return None
-
-
-def _log_ratio(latent: Latent, q: Any, p: Any) -> Tensor:
-    """Return log q - log p at the draws, whose mean is the rate."""
-    ratio: Tensor = q.log_prob(latent.z) - p.log_prob(latent.z)
-    return ratio
 
 
 def _family(distribution: Any) -> str:

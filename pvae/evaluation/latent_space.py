@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Pixels
 from pvae.distributions.power_spherical import PowerSpherical
+from pvae.evaluation.log_likelihood import images_at_once
 from pvae.vae import VAE
 
 __all__ = [
@@ -39,9 +40,9 @@ def encode(vae: VAE, x: Tensor | Pixels) -> Tensor:
     """Return the codes of images x (N, C, H, W): the mean of q(z | x) for each image, (N, L).
 
     The mean of a flow or of several stochastic layers has no closed form. It is then estimated from 100 draws, with the
-    same noise for all images.
+    same noise for all images, so that it varies over images only as q(z | x) does.
     """
-    return torch.cat([_mean(vae.posterior(part)) for part in x.split(_CHUNK)])
+    return torch.cat([_mean(vae.posterior(part)) for part in x.split(images_at_once(vae, x))])
 
 
 def _mean(posterior: Any) -> Tensor:
@@ -49,7 +50,7 @@ def _mean(posterior: Any) -> Tensor:
         return posterior.mean
     except NotImplementedError:
         with seeded(0, torch.device("cpu")):
-            return posterior.mean_over(100)
+            return posterior.estimate_mean(100)
 
 
 @torch.no_grad()

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from pvae.core.errors import InputError
-from pvae.data.dataset import Pixels
+from pvae.data.dataset import Pixels, random_subset
+from pvae.evaluation.latent_space import encode
 from pvae.evaluation.log_likelihood import CHUNK_VALUES, images_at_once
 from pvae.vae import VAE
 
-__all__ = ["RateSplit", "active_units", "latent_means", "split_rate"]
+__all__ = ["RateSplit", "active_units", "split_rate"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +80,7 @@ def split_rate(vae: VAE, x: Tensor | Pixels, num_images: int = 2000, seed: int =
         raise InputError("the rate can be split only for a Normal q(z | x) and a p(z) of independent latent dimensions")
     parts = [vae.posterior(part).base_dist for part in x.split(images_at_once(vae, x))]
     loc, scale = (torch.cat([getattr(part, name) for part in parts]).double() for name in ("loc", "scale"))
-    shuffled = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    images = shuffled[:num_images].sort().values.to(loc.device)
+    images = random_subset(len(x), num_images, seed).to(loc.device)
     q = Normal(loc, scale)
     z = q.sample()[images]
     own = Normal(loc[images], scale[images]).log_prob(z).sum(1)
@@ -104,29 +104,13 @@ def split_rate(vae: VAE, x: Tensor | Pixels, num_images: int = 2000, seed: int =
     )
 
 
-@torch.no_grad()
-def latent_means(vae: VAE, x: Tensor | Pixels, num_samples: int = 100) -> Tensor:
-    """Return E_{q(z | x)}[z] of each image, (N, L): exact, except for a flow and several stochastic layers.
-
-    The mean of a layer that is drawn given another one, as z2 given z1, is E_{q(z1 | x)}[ E[z2 | z1] ], estimated by
-    the mean of E[z2 | z1] over draws of z1. A mean over draws of z2 would vary over images even if z2 does not depend
-    on x.
-
-    Args:
-        vae: in eval mode.
-        x: images (N, C, H, W).
-        num_samples: draws for each image.
-    """
-    posteriors = (vae.posterior(part) for part in x.split(images_at_once(vae, x)))
-    return torch.cat([q.mean_over(num_samples) if hasattr(q, "mean_over") else q.mean for q in posteriors])
-
-
 def active_units(vae: VAE, x: Tensor | Pixels, threshold: float = 0.01) -> Tensor:
     """Return which latent dimensions are active, that is, whose mean E_{q(z | x)}[z_l] varies over images.
 
         Var_x ( E_{q(z | x)} [z_l] )  >  threshold
 
-    It is the variance of the means, because draws of z vary in unused dimensions too, with the variance of the prior.
+    It is the variance of the means (`encode`), because draws of z vary in unused dimensions too, with the variance of
+    the prior.
 
     Args:
         vae: in eval mode.
@@ -139,4 +123,4 @@ def active_units(vae: VAE, x: Tensor | Pixels, threshold: float = 0.01) -> Tenso
     Reference:
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519, on the representation of the latent space.
     """
-    return latent_means(vae, x).var(0) > threshold
+    return encode(vae, x).var(0) > threshold

@@ -15,7 +15,7 @@ from torch.distributions import kl_divergence
 from pvae.core.errors import InputError
 from pvae.core.parallel import ALONE, World
 from pvae.core.random_state import seeded
-from pvae.data.dataset import Pixels
+from pvae.data.dataset import Pixels, random_subset
 from pvae.distributions.hierarchy import Hierarchy
 from pvae.evaluation.log_likelihood import (
     TRUSTED,
@@ -247,8 +247,8 @@ def evaluate(
     Args:
         trained: the run with its VAE and data.
         num_particles: K, the number of importance weights for each image, at least 2, before any are added.
-        num_images: evaluate the first `num_images` test images; all if None.
-        seed: seed of all draws.
+        num_images: number of test images, a random subset; all if None.
+        seed: seed of the subset and of all draws.
         on_images: called after each part of the importance sampling with the number of images in it.
         engine: "auto", "none", "graph" or "inductor", as in `importance_sample`.
         precision: "fp32" or "bf16", as in `importance_sample`.
@@ -263,11 +263,14 @@ def evaluate(
     run, vae = trained.run, trained.vae
     if not vae.has_density:
         raise InputError(f"{run.path} is an autoencoder: a point posterior has no bound and no log-likelihood")
-    images = trained.data.test[:num_images]
+    images, prepared = trained.data.test, trained.test
+    if num_images is not None:
+        subset = random_subset(len(images), num_images, seed)  # some data sets are sorted by class
+        images, prepared = images[subset], prepared[subset]
     if len(images) < 2 or num_particles < 2:
         raise InputError("an evaluation needs at least 2 test images and 2 importance samples")
     with seeded(seed, torch.device("cpu")):
-        seen = Pixels(trained.test[: len(images)], trained.is_symmetric)
+        seen = Pixels(prepared, trained.is_symmetric)
         anatomy = ElboParts.of(vae, seen, seed)
         binary, x, kind = with_normalised_likelihood(run.config, vae, run.data.image_shape, images)
         draw = partial(
@@ -332,7 +335,7 @@ def _terms(vae: VAE, x: Tensor) -> dict[str, Tensor]:
     except NotImplementedError:
         terms["rate"] = (posterior.log_prob(z) - vae.prior().log_prob(z)).mean(0)
     if isinstance(posterior, Hierarchy):
-        layers = zip(posterior.names, posterior.at(z), vae.prior().at(z))
+        layers = zip(posterior.names, posterior.conditionals(z), vae.prior().conditionals(z))
         terms |= {_LAYER + name: (q.log_prob(one) - p.log_prob(one)).mean(0) for name, (one, q), (_, p) in layers}
     return {**terms, "elbo": -distortion - terms["rate"]}
 

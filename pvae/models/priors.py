@@ -14,6 +14,7 @@ from pvae.distributions.flow import Flow
 from pvae.distributions.normal_mixture import NormalMixture
 from pvae.distributions.power_spherical import SphereUniform
 from pvae.models.flows import autoregressive_transforms, composed
+from pvae.models.posteriors import bounded_normal
 
 __all__ = ["FlatPrior", "FlowPrior", "MixturePrior", "SpherePrior", "StandardNormalPrior", "VampPrior"]
 
@@ -68,7 +69,7 @@ class MixturePrior(nn.Module):
     """A learned mixture of Normals, p(z) = sum_k weight_k prod_l Normal(z_l; loc_kl, scale_kl^2).
 
     The KL divergence from a posterior to it has no closed form. The components start at random places near 0, with a
-    scale of 1 and equal weights.
+    scale of 1 and equal weights. Their scales have the bounds of `bounded_normal`.
 
     Args:
         latent_dim: L.
@@ -86,7 +87,7 @@ class MixturePrior(nn.Module):
 
     def forward(self) -> NormalMixture:
         """Return p(z): batch shape (), event shape (L,)."""
-        components = dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+        components = bounded_normal(torch.cat([self.loc, self.log_scale], dim=-1))
         return NormalMixture(dist.Categorical(logits=self.logits), components)
 
 
@@ -97,8 +98,9 @@ class VampPrior(nn.Module):
     closed form. Each step encodes the K pseudo-inputs too.
 
     Args:
-        posterior: returns q(z | x) of images (K, C, H, W): the `forward` of the VAE's posterior, or of a hierarchy the
-            distribution of its top layer. Its parameters stay a part of the posterior, and are trained and saved once.
+        posterior: returns q(z | x) of images (K, C, H, W): the VAE's posterior, or of a hierarchy a function that
+            returns the distribution of its top layer. Its parameters are not registered here: they are trained and
+            saved once, as those of the posterior.
         image_shape: (C, H, W) of an image, after padding.
         num_components: K.
         symmetric: pixels in [-1, 1] in place of [0, 1].
@@ -119,7 +121,8 @@ class VampPrior(nn.Module):
         symmetric: bool = False,
     ) -> None:
         super().__init__()
-        self._posterior = posterior  # a method, and not its module, which torch would register here too
+        # A method, and not its module, which torch would register here too.
+        self._posterior = posterior.forward if isinstance(posterior, nn.Module) else posterior
         self.lowest = -1.0 if symmetric else 0.0
         self.unclipped = nn.Parameter(self.lowest + 0.1 * torch.rand(num_components, *image_shape))
         self.register_buffer("logits", torch.zeros(num_components), persistent=False)

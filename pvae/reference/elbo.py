@@ -15,6 +15,7 @@ from torch.distributions import kl_divergence
 
 from pvae.core.terms import Terms
 from pvae.distributions.hierarchy import layers_of
+from pvae.distributions.power_spherical import PowerSpherical
 from pvae.vae import VAE
 
 __all__ = ["Parts", "closed_form", "loss", "monte_carlo", "posterior_mean_loss", "rate_by_dimension", "three_parts"]
@@ -130,9 +131,10 @@ def closed_form(vae: VAE, x: Tensor, num_particles: int = 1, by_dimension: bool 
     """
     posterior = vae.posterior(x)
     z = posterior.rsample((num_particles,))
-    log_p_x = vae.likelihood(z).log_prob(x)
+    distortion = -vae.likelihood(z).log_prob(x).mean(0)
+    rate = kl_divergence(posterior, vae.prior())
     rates = rate_by_dimension(posterior, vae.prior()) if by_dimension else None
-    return Terms(distortion=-log_p_x.mean(0), rate=kl_divergence(posterior, vae.prior()), rates=rates)
+    return Terms(distortion=distortion, rate=rate, rates=rates)
 
 
 def three_parts(vae: VAE, x: Tensor, num_particles: int = 1) -> Parts:
@@ -168,7 +170,8 @@ def posterior_mean_loss(vae: VAE, x: Tensor) -> Tensor:
         -log p(x | E_q[z]) + KL(q(z | x) || p(z))
 
     This is the test loss that post 002 prints, since its network returns the mean in eval mode. It ignores the
-    spread of q, and is therefore usually below the losses of the forms above.
+    spread of q, and is therefore usually below the losses of the forms above. On a sphere it is the loss at the mode of
+    q(z | x), because the mean is not on the sphere.
 
     Args:
         vae: the three distributions.
@@ -178,4 +181,6 @@ def posterior_mean_loss(vae: VAE, x: Tensor) -> Tensor:
         NotImplementedError: the pair (q, p) has no closed form in torch.distributions.
     """
     posterior = vae.posterior(x)
-    return -vae.likelihood(posterior.mean).log_prob(x) + kl_divergence(posterior, vae.prior())
+    rate = kl_divergence(posterior, vae.prior())
+    z = posterior.loc if isinstance(posterior, PowerSpherical) else posterior.mean
+    return -vae.likelihood(z).log_prob(x) + rate

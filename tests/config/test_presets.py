@@ -327,8 +327,9 @@ def test_contradictions_are_refused(options):
 def test_a_system_may_have_another_network_than_one_of_its_activation():
     config = get_system("vampprior").replace(network="conv")
     assert system_title(config) == "vampprior with --network conv"
-    with pytest.raises(InputError, match="--activation goes with --network mlp only"):
+    with pytest.raises(InputError, match="--activation goes with --network mlp"):
         config.check_used(["activation"])
+    config.replace(posterior="normal", prior="standard-normal", upper_latent_dims=(4,)).check_used(["activation"])
 
 
 def test_a_user_defined_system(tmp_path, few_digits, monkeypatch, capsys):

@@ -42,7 +42,7 @@ def test_the_density_is_that_of_the_joint_normal(linear):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         draws = linear.sample((40_000,))
-        estimate = linear.mean_over(40_000)
+        estimate = linear.estimate_mean(40_000)
     # Within 4.8 standard errors in six entries: by chance it fails once in 100,000 times.
     assert ((draws.mean(0) - loc).abs() < 4.8 * (covariance.diagonal() / 40_000).sqrt()).all()
     assert ((estimate - loc).abs() < 4.8 * (covariance.diagonal() / 40_000).sqrt()).all()
@@ -61,7 +61,7 @@ def test_each_layer_is_a_site_and_the_draws_are_those_of_the_joint(linear):
     assert torch.equal(torch.cat([trace.nodes[name]["value"] for name in ("z1", "z2", "z3")]), z)
     trace.compute_log_prob()
     assert torch.allclose(trace.log_prob_sum(), linear.log_prob(z))
-    for (layer, one), name in zip(linear.at(z), ("z1", "z2", "z3")):
+    for (layer, one), name in zip(linear.conditionals(z), ("z1", "z2", "z3")):
         assert torch.equal(layer, trace.nodes[name]["value"])
         assert torch.equal(one.log_prob(layer), trace.nodes[name]["fn"].log_prob(layer))
 
@@ -89,7 +89,10 @@ def test_free_bits_hold_for_each_dimension_of_each_layer(inference, name):
     assert terms.rates.shape == (6, 5)
     assert torch.allclose(terms.rates.sum(-1), terms.rate, rtol=1e-10)
     if name == "analytic":
-        bases = [(q.base_dist, p.base_dist) for (_, q), (_, p) in zip(vae.posterior(x).at(z), vae.prior().at(z))]
+        bases = [
+            (q.base_dist, p.base_dist)
+            for (_, q), (_, p) in zip(vae.posterior(x).conditionals(z), vae.prior().conditionals(z))
+        ]
         exact = torch.cat([kl_divergence(q, p).expand(4, 6, -1).mean(0) for q, p in bases], dim=-1)
         first = 3 if inference == "bottom-up" else 0  # z1 has no closed form there
         terms = terms._replace(rates=torch.cat([terms.rates[:, :first], exact[:, first:]], dim=-1))
@@ -108,8 +111,8 @@ def test_the_ladders_posterior_is_the_product_of_both_ways():
     up = vae.q_z._from_below(x)[0]
     z1 = torch.linspace(-20, 20, 40_001, dtype=torch.float64)
     z = torch.stack([z1, torch.full_like(z1, 0.7)], -1)
-    (_, prior), _ = vae.prior().at(z)
-    (_, q), _ = vae.posterior(x).at(z)
+    (_, prior), _ = vae.prior().conditionals(z)
+    (_, q), _ = vae.posterior(x).conditionals(z)
     product = (up.log_prob(z1[:, None]) + prior.log_prob(z1[:, None])).exp()
     product = product / (product.sum() * 1e-3)
     assert torch.allclose(q.log_prob(z1[:, None]).exp(), product, atol=1e-9)

@@ -20,8 +20,9 @@ from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
 from pvae.evaluation import log_likelihood, rate_decomposition
 from pvae.evaluation import report as report_module
+from pvae.evaluation.latent_space import encode
 from pvae.evaluation.log_likelihood import Estimate, importance_sample
-from pvae.evaluation.rate_decomposition import active_units, latent_means, split_rate
+from pvae.evaluation.rate_decomposition import active_units, split_rate
 from pvae.evaluation.report import evaluate, to_text
 from pvae.evaluation.trained_run import TrainedRun
 from pvae.models.build import build_vae
@@ -407,7 +408,7 @@ def test_active_units_are_those_whose_mean_varies():
     loc = torch.stack([torch.linspace(-1, 1, 50), torch.full((50,), 0.3)], dim=1).double()
     vae, x = known_codes(loc, torch.ones_like(loc))
     assert active_units(vae, x).tolist() == [True, False]
-    assert torch.allclose(latent_means(vae, x), loc)
+    assert torch.allclose(encode(vae, x), loc)
     assert active_units(vae, x, threshold=10.0).tolist() == [False, False]
 
 
@@ -604,6 +605,36 @@ def test_an_unused_second_layer_is_not_active():
         active = active_units(vae, x)
     assert active[:3].all()
     assert not active[3:].any()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"posterior": "planar"},
+        {"posterior": "iaf"},
+        {"posterior": "spline"},
+        {"upper_latent_dims": (2,), "inference": "bottom-up"},
+        {"upper_latent_dims": (2,), "inference": "ladder"},
+        {"upper_latent_dims": (2,), "inference": "top-down"},
+    ],
+)
+def test_equal_posteriors_have_equal_means(options):
+    """Also where the mean is estimated from draws, and the images are encoded in several parts."""
+    from pvae.models.build import build_vae
+
+    config = Config(
+        hidden=(8,), latent_dim=3, **{"upper_hidden": (5,) if "inference" in options else (100, 100)}, **options
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = build_vae(config, (1, 5, 4)).double().eval()
+        first = getattr(vae.q_z, "first", vae.q_z)
+        for part in first.encoder[-1].parameters():
+            part.data.zero_()
+        x = torch.rand(1100, 1, 5, 4, dtype=torch.float64)
+        codes = encode(vae, x)
+        assert codes.std(0).max() < 1e-12
+        assert not active_units(vae, x).any()
 
 
 def test_memory_is_bounded_by_the_widest_layer(monkeypatch):

@@ -168,3 +168,15 @@ def test_free_bits_need_independent_dimensions_of_the_posterior(few_digits):
     elbo = build_elbo("handwritten", free_bits=0.1)
     with pyro.get_param_store().scope(), pytest.raises(InputError, match="free bits need"):
         elbo.loss(vae.model, vae.guide, few_digits.train[:4].float() / 255)
+
+
+@pytest.mark.parametrize("part", ["prior", "posterior", "likelihood"])
+def test_distributions_of_torch_are_refused_by_name(few_digits, part):
+    """pyro.sample cannot draw from them, and its own error does not say so."""
+    vae = own_vae()
+    x = few_digits.test[:2].float() / 255
+    given = {"prior": vae.prior(), "posterior": vae.posterior(x), "likelihood": vae.likelihood(torch.zeros(2, 2))}
+    of_torch = torch.distributions.Independent(given[part].base_dist, len(given[part].event_shape))
+    setattr(vae, part, lambda *_: of_torch)
+    with pyro.get_param_store().scope(), pytest.raises(TypeError, match=r"use the one of pyro\.distributions"):
+        vae.guide(x) if part == "posterior" else vae.model(x)
