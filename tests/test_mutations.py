@@ -53,8 +53,8 @@ MUTATIONS = {
     ),
     "KL the wrong way round": (
         "reference.elbo:closed_form",
-        "rate=kl_divergence(posterior, vae.prior())",
-        "rate=kl_divergence(vae.prior().expand(posterior.batch_shape), posterior)",
+        "rate = kl_divergence(posterior, vae.prior())",
+        "rate = kl_divergence(vae.prior().expand(posterior.batch_shape), posterior)",
     ),
     "beta on the observed site too": (
         "elbos.base:PerDatumELBO.loss_of",

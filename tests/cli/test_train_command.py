@@ -66,7 +66,7 @@ def refuse(capsys, tmp_path, *arguments):
         (["--seed", "-1"], "--seed must be"),
         (["--scale", "2"], "--scale goes with a normal"),
         (["--network", "linear", "--hidden", "4"], "--hidden goes with"),
-        (["--network", "conv", "--activation", "tanh"], "--activation goes with --network mlp only"),
+        (["--network", "conv", "--activation", "tanh"], "--activation goes with --network mlp or --upper-latent-dims"),
         (["--crop", "20"], "--crop goes with --dataset folder:PATH, celeba"),
         (["--device", "gpu"], "--device takes"),
         (["--device", "cuda:99"], "--device cpu"),
