@@ -103,7 +103,7 @@ class Picture:
 
 def strip(runs: Runs, _: Path) -> tuple[Figure, str]:
     trained, clothes = runs("deep-bayes"), runs("fashion-vae")
-    x = trained.pixels(trained.test[:8])
+    x = trained.examples(8)
     with trained.seeded():
         samples, decoded = latent_space.sample(trained.vae, 64), latent_space.reconstruct(trained.vae, x)
     figure = Figure(figsize=(13.4, 4.6), dpi=100, layout="constrained")
@@ -154,7 +154,7 @@ def mlp_2d_epochs(runs: Runs, _: Path) -> tuple[Figure, str]:
     rows, shown = {}, (*STAGES["mlp-2d"], RUNS["mlp-2d"].epochs)
     for epochs in shown:
         trained = runs("mlp-2d", epochs)
-        x = trained.pixels(trained.test[:8])
+        x = trained.examples(8)
         with trained.seeded():
             rows = {"test image": x} | rows | {f"epoch {epochs}": latent_space.reconstruct(trained.vae, x)}
     figure = rows_of(rows, f"mlp-2d on {trained.data.title}\nmean of p(x | z), z ~ q(z | x)")
@@ -170,7 +170,7 @@ def pytorch_example_epochs(runs: Runs, _: Path) -> tuple[Figure, str]:
     bands, losses = {}, []
     for epochs in (*STAGES["pytorch-example"], RUNS["pytorch-example"].epochs):
         trained = runs("pytorch-example", epochs)
-        x = trained.pixels(trained.test[:8])
+        x = trained.examples(8)
         with trained.seeded():
             samples, decoded = latent_space.sample(trained.vae, 16), latent_space.reconstruct(trained.vae, x)
         last = trained.run.test_metrics()
@@ -186,7 +186,7 @@ def pytorch_example_epochs(runs: Runs, _: Path) -> tuple[Figure, str]:
 
 def fashion_ae_latents(runs: Runs, _: Path) -> tuple[Figure, str]:
     two, six = runs("fashion-ae"), runs("fashion-ae-6")
-    x = two.pixels(two.test[:10])
+    x = two.examples(10)
     rows = {"test image": x}
     for trained, name in ((two, "2 latents"), (six, "6 latents")):
         rows[name] = latent_space.reconstruct(trained.vae, x)

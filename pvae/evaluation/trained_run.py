@@ -17,7 +17,7 @@ from torch.distributions import Independent, Normal
 from pvae.config.config import Config
 from pvae.core.errors import InputError, check_name
 from pvae.core.random_state import seeded
-from pvae.data.dataset import Dataset, Pixels, binarized, padded, to_pixels
+from pvae.data.dataset import Dataset, Pixels, binarized, padded, random_subset, to_pixels
 from pvae.distributions.hierarchy import Hierarchy
 from pvae.evaluation.attribute_probe import Response, balanced_accuracy, respond, train_probe
 from pvae.evaluation.latent_space import (
@@ -152,6 +152,10 @@ class TrainedRun:
         if isinstance(prior, Hierarchy):
             return [f"{layer}_{1 + d}" for layer, size in zip(prior.names, prior.sizes) for d in range(size)]
         return [f"z_{1 + d}" for d in range(prior.event_shape[0])]
+
+    def examples(self, count: int) -> Tensor:
+        """Return pixels (count, C, H, W) of random test images, the same ones in every call."""
+        return self.pixels(self.test[random_subset(len(self.test), count, seed=0)])
 
     def pixels(self, images: Tensor) -> Tensor:
         """Return bytes as pixels in the range that the VAE takes."""

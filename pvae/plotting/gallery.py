@@ -51,7 +51,7 @@ def entry_of(trained: TrainedRun) -> Entry:
         InputError: the run has not finished an epoch.
     """
     row = row_of(trained.run, trained.report())
-    x = trained.pixels(trained.test[:_SHOWN])
+    x = trained.examples(_SHOWN)
     with trained.seeded():
         samples = sample(trained.vae, 2 * _SHOWN) if trained.vae.has_density else x[:0]
         reconstructions = reconstruct(trained.vae, x)

@@ -41,7 +41,7 @@ _PRIOR_DRAWS = 2000
 
 def reconstructions(trained: TrainedRun) -> Figure:
     """Return eight test images above the means of p(x | z), z ~ q(z | x)."""
-    images = trained.pixels(trained.test[:8])
+    images = trained.examples(8)
     with trained.seeded():
         reconstructions = latent_space.reconstruct(trained.vae, images)
     return run_figures.reconstruction_figure(trained.shown(images), trained.shown(reconstructions), trained.title)
@@ -60,7 +60,7 @@ def graph(trained: TrainedRun) -> Figure:
     if find_spec("graphviz") is None or which("dot") is None:
         how = 'pip install "pvae-pyro[graph]", and the program dot, for instance by apt install graphviz'
         raise InputError(f"this picture needs Graphviz: {how}")
-    x, drawn = trained.pixels(trained.test[:1]), {}
+    x, drawn = trained.examples(1), {}
     for name, function in (("model", trained.vae.model), ("guide", trained.vae.guide)):
         with pyro.get_param_store().scope():
             rendered = pyro.render_model(function, (x,), render_distributions=True)
@@ -145,7 +145,7 @@ def traversal(trained: TrainedRun) -> Figure:
 
 def interpolation(trained: TrainedRun) -> Figure:
     """Return rows of images decoded along straight lines between the codes of two test images."""
-    images = trained.pixels(trained.test[:10])
+    images = trained.examples(10)
     pairs = list(zip(images[0::2], images[1::2]))
     rows = [torch.cat([a[None], latent_space.interpolate(trained.vae, a, b), b[None]]) for a, b in pairs]
     title = f"{trained.title}\ntest images at the ends; the mean of p(x | z) on the line between their codes"

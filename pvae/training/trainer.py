@@ -18,7 +18,7 @@ from pvae.core.parallel import ALONE, Share, World
 from pvae.core.random_state import restore_rng_state, rng_state, seeded
 from pvae.core.terminal import progress_bar
 from pvae.core.terms import Terms
-from pvae.data.dataset import Dataset, binarized, padded, to_pixels
+from pvae.data.dataset import Dataset, binarized, padded, random_subset, to_pixels
 from pvae.data.mapped import release, shuffled
 from pvae.evaluation.latent_space import reconstruct, sample
 from pvae.models.build import build_vae, check_memory, start_like_burda
@@ -233,11 +233,12 @@ class Trainer:
         An autoencoder has no prior to sample from: its samples are an empty batch.
         """
         self.vae.eval()
-        images = to_pixels(self.test_images[:8], self.symmetric)
+        shown = random_subset(len(self.test_images), 8, seed=0)  # as `TrainedRun.examples` has them
+        images = to_pixels(self.test_images[shown], self.symmetric)
         with seeded(self.config.seed, self.device):
             samples = sample(self.vae, 64) if self.vae.has_density else images[:0]
-            shown = [images, reconstruct(self.vae, images), samples]
-        images, reconstructions, samples = ((0.5 * (part + 1) if self.symmetric else part).cpu() for part in shown)
+            drawn = [images, reconstruct(self.vae, images), samples]
+        images, reconstructions, samples = ((0.5 * (part + 1) if self.symmetric else part).cpu() for part in drawn)
         return images, reconstructions, samples
 
     def checkpoint(self) -> Checkpoint:
