@@ -146,7 +146,8 @@ def traversal(trained: TrainedRun) -> Figure:
 def interpolation(trained: TrainedRun) -> Figure:
     """Return rows of images decoded along straight lines between the codes of two test images."""
     images = trained.examples(10)
-    pairs = list(zip(images[0::2], images[1::2]))
+    half = len(images) // 2
+    pairs = list(zip(images[:half], images[half:]))  # far apart, so of different classes if the images are sorted
     rows = [torch.cat([a[None], latent_space.interpolate(trained.vae, a, b), b[None]]) for a, b in pairs]
     title = f"{trained.title}\ntest images at the ends; the mean of p(x | z) on the line between their codes"
     return run_figures.image_figure(trained.shown(torch.cat(rows)), 12, title)
