@@ -206,9 +206,10 @@ class Report:
         epoch: number of epochs after which the run was evaluated.
         data: name and sizes of the data.
         num_images: number of test images that were evaluated.
+        is_subset: whether they are a random subset of the test images.
         pixels: the kind of pixels that `log_likelihood` was computed on.
         pseudo: whether the ELBO of `anatomy` is a pseudo-ELBO, because the VAE was trained on grey pixels.
-        seed: the seed of all draws and of the subset of images in the rate decomposition.
+        seed: the seed of all draws and of the random subsets of images.
         precision: precision of the matrix products in `log_likelihood`: "fp32" or "bf16".
         anatomy: the ELBO and its parts, for the pixels that the VAE was trained on.
         log_likelihood: of the same pixels; of binarized ones if a Bernoulli was trained on grey pixels.
@@ -218,6 +219,7 @@ class Report:
     epoch: int
     data: str
     num_images: int
+    is_subset: bool
     pixels: str
     pseudo: bool
     seed: int
@@ -288,6 +290,7 @@ def evaluate(
         epoch=run.best_checkpoint().counts.epoch,
         data=trained.data.title,
         num_images=len(images),
+        is_subset=len(images) < len(trained.data.test),
         pixels=kind,
         pseudo=vae.is_pseudo,
         seed=seed,
@@ -343,6 +346,7 @@ def _terms(vae: VAE, x: Tensor) -> dict[str, Tensor]:
 def to_text(report: Report) -> str:
     """Return the report as a table, with a note on the meaning of each value."""
     anatomy, log_p = report.anatomy, report.log_likelihood
+    images = f"{'random ' if report.is_subset else ''}test images"
     grey = ", which are grey" if report.pseudo else ""
     products = "; matrix products in bfloat16" if report.precision == "bf16" else ""
     density = "of the density times the distance between two levels, not of the bytes" if log_p.is_density else ""
@@ -351,7 +355,7 @@ def to_text(report: Report) -> str:
         f"{log_p.effective_median:.0f} of {log_p.num_particles:,} in the median, {log_p.effective_least:.1f} at least"
     )
     rows: list[_Row] = [
-        (f"{report.run}, epoch {report.epoch}, {report.num_images:,} test images of {report.data}", "", ""),
+        (f"{report.run}, epoch {report.epoch}, {report.num_images:,} {images} of {report.data}", "", ""),
         ("nats per datum, mean +- standard error over images and draws", "", ""),
         ("", "", ""),
         ("pseudo-ELBO" if report.pseudo else "ELBO", anatomy.elbo, f"of the pixels that it was trained on{grey}"),

@@ -11,6 +11,8 @@ import torch
 from pvae.cli.compare import main
 from pvae.config.config import Config
 from pvae.config.options import ELBOS
+from pvae.data.dataset import Dataset
+from pvae.evaluation import estimators
 from pvae.evaluation.estimators import Moments, measure, pairs_to_compare, reference
 from pvae.evaluation.log_likelihood import Estimate
 from pvae.models.build import build_vae
@@ -168,6 +170,24 @@ def test_it_compares_at_a_runs_checkpoint(tmp_path, capsys, few_digits, monkeypa
     said = capsys.readouterr().out
     assert "binarized" in said, "grey pixels have no log p(x)"
     assert "exactly" not in said
+
+
+def test_it_compares_on_random_test_images(tmp_path, digits, monkeypatch):
+    """Some data sets are sorted: here the first half of the test images is blank."""
+    blank = torch.zeros(500, 1, 28, 28, dtype=torch.uint8)
+    images = Dataset("blank first", digits.train[:200], torch.cat([blank, digits.test[:500]]))
+    monkeypatch.setattr(data, "load_dataset", lambda *_, **__: images)
+    seen = []
+
+    def reference_of(vae, x):
+        seen.append(x)
+        return reference(vae, x)
+
+    monkeypatch.setattr(estimators, "reference", reference_of)
+    options = ["--system", "mlp-2d", "--stages", "0", "--elbo", "trace", "--particles", "1", "--repetitions", "3"]
+    assert main([*options, "--out", str(tmp_path / "out")]) == 0
+    blank_ones = seen[0].flatten(1).sum(1) == 0
+    assert 0 < blank_ones.sum() < len(blank_ones)
 
 
 @pytest.mark.parametrize(

@@ -326,8 +326,14 @@ def test_the_rate_is_split_of_a_random_subset(tmp_path, digits):
         split = split_rate(run.vae(), trained.pixels(trained.test), seed=3)
     assert lower < upper <= found.rate.mean
     assert upper == pytest.approx(min(split.leave_one_out.mean().item(), found.rate.mean), abs=0.2)
+    part = evaluate(trained, 2, num_images=500, seed=3)
+    assert abs(part.anatomy.rate.mean - whole.mean) < 4.3 * part.anatomy.rate.stderr < 0.5 * whole.mean
+    assert "epoch 2, 500 random test images of" in to_text(part)
     said = to_text(report)
+    assert "random" not in said.splitlines()[0]
     assert "2,000 random test images (seed 3)" in said
+    blank_ones = trained.examples(10).flatten(1).sum(1) == 0
+    assert 0 < blank_ones.sum() < 10, "pictures show random images"
     assert f"{found.rate!s}" in said
     for name, bound in (("least", found.mutual_information), ("most", found.mutual_information_upper)):
         assert re.search(rf"I\(x; z\) at {name} +{re.escape(str(bound))}", said)
@@ -622,9 +628,7 @@ def test_equal_posteriors_have_equal_means(options):
     """Also where the mean is estimated from draws, and the images are encoded in several parts."""
     from pvae.models.build import build_vae
 
-    config = Config(
-        hidden=(8,), latent_dim=3, **{"upper_hidden": (5,) if "inference" in options else (100, 100)}, **options
-    )
+    config = Config(hidden=(8,), latent_dim=3, upper_hidden=(5,), **options)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vae = build_vae(config, (1, 5, 4)).double().eval()
