@@ -64,7 +64,8 @@ class Parser(argparse.ArgumentParser):
             InputError: always; the message names the nearest option.
         """
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
-        near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
+        near = [name for name in self._option_string_actions if unknown and name.startswith(unknown[1])]
+        near += difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
         raise InputError(f"{message} ({f'did you mean {near[0]}?' if near else '--help lists the options'})")
 
 

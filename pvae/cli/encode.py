@@ -39,7 +39,7 @@ examples:
   python -m pvae.encode runs/my-run photos --out codes.csv
   python -m pvae.encode runs/my-run
       the test images of the run, into RUN/codes.npz
-In Python:
+In Python, after import pvae.evaluation.images:
   given = pvae.evaluation.images.GivenImages.of("runs/my-run", "photos")
   codes = pvae.evaluation.images.encode_images(given.vae, given.pixels)  # codes.loc and codes.scale, (N, L)"""
 

@@ -21,7 +21,7 @@ be exported, and with torch 2.6 no network with BatchNorm.
 
 example:
   python -m pvae.export runs/my-run --out onnx
-In Python:
+In Python, after import pvae.evaluation.export:
   pvae.evaluation.export.export(pvae.load("runs/my-run"), (1, 28, 28), folder)"""
 
 

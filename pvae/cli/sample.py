@@ -23,7 +23,7 @@ the noise that the likelihood assumes. It writes sample-0001.png and so on, and 
 examples:
   python -m pvae.sample runs/my-run -n 16 --out samples
   python -m pvae.sample runs/my-run --draws --seed 7
-In Python:
+In Python, after import pvae.evaluation.images:
   images = pvae.evaluation.images.sample_images(pvae.load("runs/my-run"), 64)  # (64, C, H, W)"""
 
 

@@ -40,7 +40,7 @@ examples:
   python -m pvae.score runs/my-run photos --out scores
   python -m pvae.score runs/my-run
       the test images of the run, into RUN/scores
-In Python:
+In Python, after import pvae.evaluation.images:
   given = pvae.evaluation.images.GivenImages.of("runs/my-run", "photos")
   vae, pixels, _ = given.with_likelihood()
   scores = pvae.evaluation.images.score_images(vae, pixels, given.names)  # the least likely first"""

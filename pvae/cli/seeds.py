@@ -143,8 +143,9 @@ def _train(
     threads = max(1, cores // jobs)  # also when resuming, since it decides the last digits
     processes, pool, failures = _Processes(threads, quiet), ThreadPoolExecutor(jobs), dict[int, str]()
     num_finished = num_seeds - len(commands)
+    seeds = f"{len(commands)} {'seed' if len(commands) == 1 else 'seeds'}"
     processes.say(
-        f"{len(commands)} seeds{f', beside {num_finished} that are finished,' if num_finished else ''} into {folder}: "
+        f"{seeds}{f', beside {num_finished} that are finished,' if num_finished else ''} into {folder}: "
         f"{jobs} at a time, {threads} {'threads' if threads > 1 else 'thread'} each"
     )
     try:

@@ -119,7 +119,7 @@ class Config:
     upper_latent_dims: tuple[int, ...] = option(
         (),
         "dimensions of further stochastic layers z2, z3, ... above z1, which has --latent-dim dimensions; in the prior "
-        "each layer is drawn given the one above it; it goes with --posterior normal",
+        "each layer is drawn given the one above it; it goes with --posterior normal or normal-log-variance",
     )
     upper_hidden: tuple[int, ...] = option(
         (100, 100),
@@ -132,7 +132,7 @@ class Config:
         "how the posterior draws several stochastic layers. bottom-up: z1, then each given the one below (Burda et "
         "al.); ladder: the top one, then each by the prior given the one above, corrected by what x says (Sonderby et "
         "al.); top-down: the top one, then each given x and the one above, and all layers are inputs of the decoder "
-        "(Tomczak and Welling)",
+        "(the HVAE of Tomczak and Welling)",
         choices=("bottom-up", "ladder", "top-down"),
         only_with=("--upper-latent-dims", lambda c: bool(c.upper_latent_dims)),
         may_stay=True,
@@ -227,7 +227,9 @@ class Config:
     )
     warm_up: int = option(0, "epochs over which the weight of the rate rises from 0 to beta")
     free_bits: float = option(
-        0.0, "nats of each latent dimension, averaged over the batch, below which the rate costs nothing"
+        0.0,
+        "nats of each latent dimension, averaged over the batch, below which the rate costs nothing; with the Normal "
+        "--posterior and --prior that are the defaults, and with --elbo trace, analytic or handwritten",
     )
     epochs: int = option(16, "passes over the training images", limits=_SIZE)
     batch_size: int = option(100, "images per step", limits=_SIZE)
@@ -286,7 +288,7 @@ class Config:
         if is_point and (self.beta != 1 or self.warm_up or self.free_bits):
             raise InputError("--posterior delta has no rate: --beta, --warm-up and --free-bits must be the defaults")
         if self.prior != "standard-normal" and is_point:
-            raise InputError(f"--prior {self.prior} goes with a density --posterior only")
+            raise InputError(f"--prior {self.prior} goes with a --posterior that has a density, not with delta")
         is_sphere = self.posterior == "power-spherical"
         if is_sphere != (self.prior == "sphere"):
             other = "--prior sphere" if is_sphere else "--posterior power-spherical"

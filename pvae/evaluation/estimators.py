@@ -289,9 +289,10 @@ _COLUMNS: dict[str, Callable[[Measurement], str]] = {
 
 LEGEND = """\
 K: draws of z for each image. bound: mean over repetitions with different draws, with its standard error. bias: bound -
-log p(x); the nearer to 0, the tighter the bound. variance: trace of the covariance of the gradient over the same draws.
-signal/noise: |E g| / sqrt(E |g - E g|^2); a higher ratio is better for training. The errors of variance and ratio are
-by the jackknife over groups of repetitions. ms: time for loss and gradients of the batch.
+log p(x); the nearer to 0, the tighter the bound. decoder: its parameters and those of the prior. variance: trace of the
+covariance of the gradient over the same draws. signal/noise: |E g| / sqrt(E |g - E g|^2); a higher ratio is better for
+training. The errors of variance and ratio are by the jackknife over groups of repetitions. ms: time for loss and
+gradients of the batch.
 What to look for: more draws make iwae tighter but lower its encoder's signal/noise, which dreg partly restores. stl has
 less variance than trace near the posterior. score needs no derivative of the decoder but has a high variance, which
 score-loo reduces. Estimators that equal another one are left out: handwritten, which equals trace; with K = 1 all

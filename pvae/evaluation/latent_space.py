@@ -40,7 +40,8 @@ def encode(vae: VAE, x: Tensor | Pixels) -> Tensor:
     """Return the codes of images x (N, C, H, W): the mean of q(z | x) for each image, (N, L).
 
     The mean of a flow or of several stochastic layers has no closed form. It is then estimated from 100 draws, with the
-    same noise for all images, so that it varies over images only as q(z | x) does.
+    same noise for all images, so that it varies over images only as q(z | x) does. For a distribution of your own that
+    has no mean, the estimate is from 1,000 draws, whose noise differs from image to image.
     """
     return torch.cat([_mean(vae.posterior(part)) for part in x.split(images_at_once(vae, x))])
 
@@ -50,7 +51,9 @@ def _mean(posterior: Any) -> Tensor:
         return posterior.mean
     except NotImplementedError:
         with seeded(0, torch.device("cpu")):
-            return posterior.estimate_mean(100)
+            if hasattr(posterior, "estimate_mean"):
+                return posterior.estimate_mean(100)
+            return torch.stack([posterior.sample((100,)).mean(0) for _ in range(10)]).mean(0)
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from pvae.core.errors import InputError
 from pvae.core.parallel import ALONE, World
@@ -182,10 +181,9 @@ class LogLikelihood:
             x: images.
             sample: the importance sample of the images.
         """
-        terms = _for_each_image(vae, x, lambda vae, x: {"elbo": reference_elbo.monte_carlo(vae, x, _PARTICLES).elbo})
         effective = sample.effective
         return cls(
-            elbo=Estimate.of(terms["elbo"]),
+            elbo=Estimate.of(elbo_terms(vae, x)["elbo"]),
             estimate=Estimate.of(sample.log_p),
             sampling_stderr=sample.mean_stderr,
             num_particles=sample.num_particles,
@@ -333,7 +331,7 @@ def _terms(vae: VAE, x: Tensor) -> dict[str, Tensor]:
     terms = {"distortion": distortion, "cross_entropy": cross_entropy}
     try:
         terms["posterior_entropy"] = posterior.entropy()
-        terms["rate"] = kl_divergence(posterior, vae.prior())
+        terms["rate"] = reference_elbo.exact_rate(vae, posterior)
         terms["posterior_mean_loss"] = reference_elbo.posterior_mean_loss(vae, x)
     except NotImplementedError:
         terms["rate"] = (posterior.log_prob(z) - vae.prior().log_prob(z)).mean(0)
@@ -390,7 +388,11 @@ def to_text(report: Report) -> str:
             ),
             ("reliable", "the ELBO, its parts and its bits per dimension: they use no importance weights", ""),
             ("unreliable", "the log-likelihood, too low by an unknown amount, and its bits per dimension", ""),
-            ("what may help", "more draws: --seconds T doubles them within T seconds", ""),
+            (
+                "what may help",
+                "more --importance-samples, or --seconds T, which doubles them within T seconds",
+                "",
+            ),
         ]
     return "\n".join(f"{name:24}{value!s:22}{note}".rstrip() for name, value, note in rows if value is not None)
 

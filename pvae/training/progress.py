@@ -40,6 +40,9 @@ class Console:
             f"training {system_title(config)} by SVI with --elbo {config.elbo}{rate}, "
             f"epochs {epoch + 1} to {config.epochs}, on {device}, into {run.path}"
         )
+        if config.warm_up > config.epochs:
+            share = f"{config.epochs / config.warm_up:.0%}"
+            self.say(f"the warm-up takes {config.warm_up} epochs: the weight of the rate rises to {share} of --beta")
         if config.compile == "inductor":
             self.say("the first step is compiled, for some seconds, unless the same was compiled here before")
 

@@ -220,7 +220,8 @@ class Trainer:
             shape, reason = tuple(x.shape[1:]), str(error).partition("\n")[0]
             raise InputError(
                 f"the VAE given cannot be evaluated on images of shape {shape}, on the device {self.device}: {reason}; "
-                "give images of the shape that its modules take, or change the modules"
+                "check that its modules take images of this shape, and return q(z | x) and p(z) with .to_event(1), and "
+                "p(x | z) with .to_event(3)"
             ) from error
 
     def rate_weight(self) -> float:

@@ -101,7 +101,7 @@ def test_seeds_are_runs_of_their_own_and_end_in_a_table(capsys, tmp_path, monkey
     assert main(command) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    assert "1 seeds, beside 1 that are finished," in printed.out
+    assert "1 seed, beside 1 that are finished," in printed.out
     assert "| 2 | 20 |" in printed.out
     before = [(tmp_path / "many" / f"seed-{seed}" / "config.json").read_bytes() for seed in (0, 3)]
     assert main([*command, "--quiet"]) == 0

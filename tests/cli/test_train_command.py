@@ -73,6 +73,7 @@ def refuse(capsys, tmp_path, *arguments):
         (["--resume", "nowhere"], "nowhere is not a run folder"),
         (["--no-such-option"], "--help"),
         (["--epoch", "1"], "did you mean --epochs?"),
+        (["--post", "iaf"], "did you mean --posterior?"),
         (["stray"], "--help"),
         (["--hidden", "1000000000"], "do not fit into memory"),
         (["--hidden", "1000000000000"], "at most 1,000,000,000"),

@@ -157,6 +157,13 @@ def test_a_training_says_where_the_rate_has_no_closed_form(tmp_path, few_digits,
     assert ("no closed form" in said) == bool(rate)
 
 
+def test_a_training_says_that_it_ends_before_its_warm_up(tmp_path, few_digits, small_config, capsys):
+    fit(small_config.replace(epochs=1, warm_up=4), data=few_digits, out=tmp_path / "short", quiet=False)
+    assert "the warm-up takes 4 epochs: the weight of the rate rises to 25% of --beta\n" in capsys.readouterr().out
+    fit(small_config.replace(epochs=1, warm_up=1), data=few_digits, out=tmp_path / "whole", quiet=False)
+    assert "the warm-up takes" not in capsys.readouterr().out
+
+
 def test_content_of_the_run_folder(tmp_path, few_digits, small_config, monkeypatch):
     monkeypatch.undo()  # with its pictures
     run = fit(small_config, data=few_digits, out=tmp_path / "new" / "run")
