@@ -288,7 +288,7 @@ class Config:
         if is_point and (self.beta != 1 or self.warm_up or self.free_bits):
             raise InputError("--posterior delta has no rate: --beta, --warm-up and --free-bits must be the defaults")
         if self.prior != "standard-normal" and is_point:
-            raise InputError(f"--prior {self.prior} goes with a --posterior that has a density, not with delta")
+            raise InputError(f"--posterior delta has no density: give another one with --prior {self.prior}")
         is_sphere = self.posterior == "power-spherical"
         if is_sphere != (self.prior == "sphere"):
             other = "--prior sphere" if is_sphere else "--posterior power-spherical"
