@@ -78,8 +78,12 @@ class DReG(PathDerivativeELBO):
     one site depends on the draw of another; dz_k / d phi includes the dependence on the earlier sites.
 
     The second line is for the parameters of a learned prior p(z) = Normal(loc, scale^2): T(e) = loc + scale e, at the e
-    with T(e_k) = z_k. Of several sites each has its own, and log p(x | z) then includes the priors of the other sites.
-    Other learned priors, and the decoder, have the gradient of L_K itself.
+    with T(e_k) = z_k. Of several such sites, T is their joint draw: dT / d theta includes the dependence of loc and
+    scale on the sites that the model draws before. Other learned priors, and the decoder, have the gradient of L_K
+    itself.
+
+    The gradient of a prior that is much wider than q(z | x) has a higher variance than that of L_K, since
+    d log p(x | z) / dz is then of the order of 1 / the scale of q.
 
     Args:
         num_particles: K.
@@ -104,23 +108,32 @@ class DReG(PathDerivativeELBO):
 
     def _with_learned_priors(self, draws: Draws, weight: Tensor, value: Tensor) -> Tensor:
         """Return a tensor of the given value, with the gradients of the class's docstring."""
-        drawn, log_q_by_z = _log_q_z_by_z(draws)
-        of_q = dict(zip(draws.posteriors, zip(drawn, log_q_by_z)))
-        log_p_by_z = _log_p_by_z(draws, torch.ones_like(weight))
+        of_q = dict(zip(draws.posteriors, zip(*_log_q_z_by_z(draws))))
+        latents = [*draws.latents]
+        at = [latent.z for latent in latents]
+        log_p_x_by_z, log_p_z_by_z = (
+            torch.autograd.grad(total.sum(), at, retain_graph=True, materialize_grads=True)
+            for total in (draws.log_p_x, draws.log_p_z)
+        )
         surrogate = weight * draws.log_p_x
-        for (name, site), latent, log_p in zip(draws.priors.items(), draws.latents, log_p_by_z):
-            v, (z, log_q) = _by_particle(weight, latent), of_q[name]
-            of_log_w, num_event_dims = log_p - log_q, len(site["fn"].event_shape)
-            surrogate = surrogate + sum_rightmost(v.square() * of_log_w * z, num_event_dims)
-            prior = _learned_normal(latent.prior)
-            if prior is not None:
-                loc, scale = prior.loc, prior.scale
-                noise = ((latent.z - loc) / scale).detach()
-                others = log_p + noise / scale.detach()  # without this prior's own derivative, -noise / scale
-                own = (v * others - v.square() * of_log_w) * (loc + scale * noise)
-                surrogate = surrogate + sum_rightmost(own, num_event_dims)
+        of_later = [torch.zeros_like(z) for z in at]  # the derivatives of the terms of later sites by each draw
+        for place, name in reversed([*enumerate(draws.priors)]):
+            (z, log_q), latent, prior = of_q[name], latents[place], _learned_normal(latents[place].prior)
+            v, num_event_dims = _by_particle(weight, latent), len(latent.prior.event_shape)
+            of_log_w = v.square() * (log_p_x_by_z[place] + log_p_z_by_z[place] - log_q)
+            surrogate = surrogate + sum_rightmost(of_log_w * z, num_event_dims)
+            if prior is None:
+                own = weight * draws.log_prior(name)
             else:
-                surrogate = surrogate + weight * draws.log_prior(name)
+                moved = prior.loc + prior.scale * ((latent.z - prior.loc) / prior.scale).detach()
+                by_z = v * log_p_x_by_z[place] - of_log_w + of_later[place]
+                own = sum_rightmost(by_z * moved, num_event_dims)
+            surrogate = surrogate + own
+            if own.requires_grad and place:
+                through = torch.autograd.grad(own.sum(), at[:place], retain_graph=True, materialize_grads=True)
+                of_later[:place] = [one + more for one, more in zip(of_later, through)]
+        for z in at:  # the surrogate has these derivatives in their place
+            z.register_hook(torch.zeros_like)
         surrogate = surrogate.sum(0)
         return surrogate - surrogate.detach() + value
 

@@ -173,17 +173,18 @@ class LogLikelihood:
     is_density: bool
 
     @classmethod
-    def of(cls, vae: VAE, x: Pixels, sample: ImportanceSample) -> LogLikelihood:
+    def of(cls, vae: VAE, x: Pixels, sample: ImportanceSample, elbo: Estimate | None = None) -> LogLikelihood:
         """Return the log-likelihood of images, with the ELBO of the same pixels.
 
         Args:
             vae: in eval mode.
             x: images.
             sample: the importance sample of the images.
+            elbo: the ELBO of the same pixels; computed if None.
         """
         effective = sample.effective
         return cls(
-            elbo=Estimate.of(elbo_terms(vae, x)["elbo"]),
+            elbo=elbo or Estimate.of(elbo_terms(vae, x)["elbo"]),
             estimate=Estimate.of(sample.log_p),
             sampling_stderr=sample.mean_stderr,
             num_particles=sample.num_particles,
@@ -282,7 +283,7 @@ def evaluate(
         while sample.untrusted > _MOST_UNTRUSTED and not world.any(2 * taken > seconds):
             sample, taken = sample.merged(draw(sample.num_particles)), time.perf_counter() - start
             on_sample(sample, taken)
-        log_likelihood = LogLikelihood.of(binary, x, sample)
+        log_likelihood = LogLikelihood.of(binary, x, sample, None if vae.is_pseudo else anatomy.elbo)
     return Report(
         run=run.path.resolve().name,
         epoch=run.best_checkpoint().counts.epoch,
@@ -341,75 +342,48 @@ def _terms(vae: VAE, x: Tensor) -> dict[str, Tensor]:
     return {**terms, "elbo": -distortion - terms["rate"]}
 
 
+_Row = tuple[str, Estimate | str | None, str]  # name, value and note; a row without a value is left out
+
+
 def to_text(report: Report) -> str:
     """Return the report as a table, with a note on the meaning of each value."""
-    anatomy, log_p = report.anatomy, report.log_likelihood
     images = f"{'random ' if report.is_subset else ''}test images"
-    grey = ", which are grey" if report.pseudo else ""
-    products = "; matrix products in bfloat16" if report.precision == "bf16" else ""
-    density = "of the density times the distance between two levels, not of the bytes" if log_p.is_density else ""
-    active, dims = ("+".join(map(str, counts)) for counts in (anatomy.active_units, anatomy.latent_dims))
-    effective = (
-        f"{log_p.effective_median:.0f} of {log_p.num_particles:,} in the median, {log_p.effective_least:.1f} at least"
-    )
     rows: list[_Row] = [
         (f"{report.run}, epoch {report.epoch}, {report.num_images:,} {images} of {report.data}", "", ""),
         ("nats per datum, mean +- standard error over images and draws", "", ""),
         ("", "", ""),
+        *_elbo_rows(report),
+        ("", "", ""),
+        *_decomposition_rows(report),
+        ("", "", ""),
+        *_log_likelihood_rows(report),
+    ]
+    return "\n".join(f"{name:24}{value!s:22}{note}".rstrip() for name, value, note in rows if value is not None)
+
+
+def _elbo_rows(report: Report) -> list[_Row]:
+    anatomy = report.anatomy
+    grey = ", which are grey" if report.pseudo else ""
+    of_rate = "KL(q(z | x) || p(z))" + ("" if _has_closed_form(anatomy) else ", from ten draws of z")
+    active, dims = ("+".join(map(str, counts)) for counts in (anatomy.active_units, anatomy.latent_dims))
+    return [
         ("pseudo-ELBO" if report.pseudo else "ELBO", anatomy.elbo, f"of the pixels that it was trained on{grey}"),
-        ("  bits per dimension", anatomy.bits_per_dimension, density),
+        ("  bits per dimension", anatomy.bits_per_dimension, _note_on_bits(report)),
         ("  distortion", anatomy.distortion, "-E_q log p(x | z); post 004's reconstruction error"),
-        (
-            "  rate",
-            anatomy.rate,
-            "KL(q(z | x) || p(z))" + ("" if _has_closed_form(anatomy) else ", from ten draws of z"),
-        ),
+        ("  rate", anatomy.rate, of_rate),
         *((f"    of z{number}", rate, "") for number, rate in enumerate(anatomy.layer_rates, 1)),
         ("    posterior entropy", anatomy.posterior_entropy, "the rate is cross entropy less posterior entropy"),
         ("    cross entropy", anatomy.cross_entropy, ""),
         ("posterior-mean loss", anatomy.posterior_mean_loss, "not a bound"),
         ("active units", f"{active} of {dims} latent dimensions, {_ACTIVE}", ""),
-        ("", "", ""),
-        *_decomposition_rows(report),
-        (f"log p(x), {log_p.num_particles:,} importance samples an image; pixels {report.pixels}{products}", "", ""),
-        ("  ELBO", log_p.elbo, "of the same pixels"),
-        ("  log-likelihood", log_p.estimate, f"{log_p.sampling_stderr:.2g} nats of the error are from the draws"),
-        ("  bits per dimension", log_p.bits_per_dimension, density),
-        ("  effective sample size", effective, ""),
     ]
-    if log_p.untrusted > _MOST_UNTRUSTED:
-        rows += [
-            ("", "", ""),
-            (
-                f"warning: the importance weights of {log_p.untrusted:.1%} of the images cannot be trusted: their "
-                f"effective sample size is below {TRUSTED:.0f}",
-                "",
-                "",
-            ),
-            ("reliable", "the ELBO, its parts and its bits per dimension: they use no importance weights", ""),
-            ("unreliable", "the log-likelihood, too low by an unknown amount, and its bits per dimension", ""),
-            (
-                "what may help",
-                "more --importance-samples, or --seconds T, which doubles them within T seconds",
-                "",
-            ),
-        ]
-    return "\n".join(f"{name:24}{value!s:22}{note}".rstrip() for name, value, note in rows if value is not None)
-
-
-_Row = tuple[str, Estimate | str | None, str]  # name, value and note; a row without a value is left out
-
-
-def _has_closed_form(anatomy: ElboParts) -> bool:
-    """Whether the rate is a closed form and not a mean over draws; only then there is a posterior-mean loss."""
-    return anatomy.posterior_mean_loss is not None
 
 
 def _decomposition_rows(report: Report) -> list[_Row]:
     split = report.anatomy.rate_decomposition
     if split is None:
         needs = "they need a Normal q(z | x) and p(z) whose dimensions are independent"
-        return [("parts of the rate", "not computed", needs), ("", "", "")]
+        return [("parts of the rate", "not computed", needs)]
     subset = f"random test images (seed {report.seed})" if split.num_images < report.num_images else "test images"
     is_exact = _has_closed_form(report.anatomy)
     draws = f"; {split.sampling_stderr:.2g} nats of the error are from the draws" if is_exact else ""
@@ -429,5 +403,39 @@ def _decomposition_rows(report: Report) -> list[_Row]:
         ("    I(x; z) at most", split.mutual_information_upper, ""),
         ("  total correlation", split.total_correlation, "KL(q(z) || prod_l q(z_l))"),
         ("  dimension-wise KL", split.dimension_wise_kl, "sum_l KL(q(z_l) || p(z_l))"),
-        ("", "", ""),
     ]
+
+
+def _log_likelihood_rows(report: Report) -> list[_Row]:
+    log_p = report.log_likelihood
+    products = "; matrix products in bfloat16" if report.precision == "bf16" else ""
+    effective = (
+        f"{log_p.effective_median:.0f} of {log_p.num_particles:,} in the median, {log_p.effective_least:.1f} at least"
+    )
+    rows: list[_Row] = [
+        (f"log p(x), {log_p.num_particles:,} importance samples an image; pixels {report.pixels}{products}", "", ""),
+        ("  ELBO", log_p.elbo if report.pseudo else None, "of the same pixels"),
+        ("  log-likelihood", log_p.estimate, f"{log_p.sampling_stderr:.2g} nats of the error are from the draws"),
+        ("  bits per dimension", log_p.bits_per_dimension, _note_on_bits(report)),
+        ("  effective sample size", effective, ""),
+    ]
+    if log_p.untrusted > _MOST_UNTRUSTED:
+        what = f"the importance weights of {log_p.untrusted:.1%} of the images cannot be trusted"
+        rows += [
+            ("", "", ""),
+            (f"warning: {what}: their effective sample size is below {TRUSTED:.0f}", "", ""),
+            ("reliable", "the ELBO, its parts and its bits per dimension: they use no importance weights", ""),
+            ("unreliable", "the log-likelihood, too low by an unknown amount, and its bits per dimension", ""),
+            ("what may help", "more --importance-samples, or --seconds T, which doubles them within T seconds", ""),
+        ]
+    return rows
+
+
+def _note_on_bits(report: Report) -> str:
+    is_density = report.log_likelihood.is_density
+    return "of the density times the distance between two levels, not of the bytes" if is_density else ""
+
+
+def _has_closed_form(anatomy: ElboParts) -> bool:
+    """Whether the rate is a closed form and not a mean over draws; only then there is a posterior-mean loss."""
+    return anatomy.posterior_mean_loss is not None

@@ -9,12 +9,13 @@ the gradients are dictionaries from the names of a VAE's parameters to tensors.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from pvae.distributions.hierarchy import layers_of
+from pvae.distributions.hierarchy import Hierarchy, layers_of
 from pvae.vae import VAE
 
 __all__ = [
@@ -133,8 +134,8 @@ def dreg_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]
         d/d phi L_K    =  E [ sum_k v_k^2  d log w_k / dz_k  dz_k / d phi ],     v_k = w_k / sum_j w_j
         d/d theta L_K  =  E [ sum_k (v_k d log p(x | z_k) / dz_k - v_k^2  d log w_k / dz_k)  dT(e_k) / d theta ]
 
-    The second line is for the parameters of a learned prior, or of a layer's, Normal(loc, scale^2): T(e) = loc +
-    scale e, at the e with T(e_k) = z_k. log p(x | z) then includes the priors of the other layers. The decoder's
+    The second line is for the parameters of a learned prior Normal(loc, scale^2): T(e) = loc + scale e, at the e with
+    T(e_k) = z_k. Of several layers T is the joint draw, in which each layer depends on the one above. The decoder's
     gradient is that of L_K, with the weights to the first power, and so is that of other learned priors. The
     signal-to-noise ratio of the encoder's gradient grows as sqrt(K), and at q(z | x) = p(z | x) its variance is zero.
 
@@ -145,21 +146,24 @@ def dreg_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]
     z = posterior.rsample((num_particles,))
     at = z.detach().requires_grad_()
     log_w = vae.likelihood(at).log_prob(x) + vae.prior().log_prob(at) - posterior.log_prob(at)
+    log_p_x = vae.likelihood(at).log_prob(x)
     weight = log_w.detach().softmax(0)
-    (of_log_w,) = torch.autograd.grad(log_w.sum(), at, retain_graph=True)
-    (of_log_p,) = torch.autograd.grad(_log_joint(vae, x, at).sum(), at)
-    v, sizes = weight[..., None], [layer.shape[-1] for layer, _ in layers_of(vae.prior(), z)]
+    (of_log_w,) = torch.autograd.grad(log_w.sum(), at)
+    (of_log_p_x,) = torch.autograd.grad(log_p_x.sum(), at)
+    v, prior = weight[..., None], vae.prior()
     direct = weight * vae.likelihood(z.detach()).log_prob(x)
-    at_layers = zip(layers_of(vae.prior(), z.detach()), of_log_w.split(sizes, -1), of_log_p.split(sizes, -1))
-    for (layer, prior), log_w_by_z, log_p_by_z in at_layers:
+    layers = dict(zip(getattr(prior, "names", "z"), (layer for layer, _ in layers_of(prior, z.detach()))))
+
+    def moved(name: str, prior: Any) -> Tensor:
+        nonlocal direct
         normal = prior.base_dist if isinstance(prior, Independent) else None
-        if isinstance(normal, Normal) and (normal.loc.requires_grad or normal.scale.requires_grad):
-            loc, scale = normal.loc, normal.scale
-            own = -((layer - loc) / scale**2).detach()
-            moved = loc + scale * ((layer - loc) / scale).detach()
-            direct = direct + ((v * (log_p_by_z - own) - v**2 * log_w_by_z) * moved).sum(-1)
-        else:
-            direct = direct + weight * prior.log_prob(layer)
+        if isinstance(normal, Normal):
+            return normal.loc + normal.scale * ((layers[name] - normal.loc) / normal.scale).detach()
+        direct = direct + weight * prior.log_prob(layers[name])
+        return layers[name]
+
+    joint = prior.draw(moved) if isinstance(prior, Hierarchy) else moved("z", prior)
+    direct = direct + ((v * of_log_p_x - v**2 * of_log_w) * joint).sum(-1)
     return _gradients(vae, z, -(v**2) * of_log_w / len(x), -direct.sum(0).mean())
 
 

@@ -217,11 +217,14 @@ class Trainer:
                     "the pixels are outside the support of p(x | z) of the VAE given: give "
                     'pvae.Config(binarize="dynamic") for binary pixels, or the VAE a likelihood of grey values'
                 ) from error
-            shape, reason = tuple(x.shape[1:]), str(error).partition("\n")[0]
+            shape, reason, advice = tuple(x.shape[1:]), str(error).partition("\n")[0], ""
+            if isinstance(error, RuntimeError):
+                advice = "; check that its modules take images of this shape"
+            elif ".to_event" in reason or "event_dims" in reason:  # of this package or of Pyro
+                advice = "; return q(z | x) and p(z) with .to_event(1), and p(x | z) with .to_event(3)"
             raise InputError(
-                f"the VAE given cannot be evaluated on images of shape {shape}, on the device {self.device}: {reason}; "
-                "check that its modules take images of this shape, and return q(z | x) and p(z) with .to_event(1), and "
-                "p(x | z) with .to_event(3)"
+                f"the VAE given cannot be evaluated on images of shape {shape}, on the device {self.device}: "
+                f"{reason}{advice}"
             ) from error
 
     def rate_weight(self) -> float:

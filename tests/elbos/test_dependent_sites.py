@@ -93,6 +93,27 @@ def test_the_mean_gradient_of_dreg_is_that_of_iwae(guide, of):
     assert (difference.mean(0).abs() < 4.8 * error + 1e-12).all()
 
 
+def test_dreg_has_no_variance_where_no_latent_is_used_and_q_is_the_prior():
+    """All weights are equal and do not depend on z, so that each term of the gradient is zero."""
+    sites = Sites(GUIDES["chain of three"])
+    for weights in sites.decoder.values():
+        nn.init.zeros_(weights)
+
+    def guide(x):
+        pyro.module("sites", sites)
+        before = x.new_zeros(len(x), 2)
+        with pyro.plate("data", x.shape[0]):
+            for name in sorted(sites.parents):
+                before = pyro.sample(name, dist.Normal(before @ sites.prior[name], 1.0).to_event(1))
+
+    x = torch.ones(5, 3, dtype=torch.float64)
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        torch.manual_seed(0)
+        build_elbo("dreg", 4).loss_and_grads(sites.model, guide, x)
+    for name, weights in sites.prior.items():
+        assert weights.grad.abs().max() < 1e-14, name
+
+
 class OneSite(nn.Module):
     """The two-layer VAE of the package, whose layers are two sites, as a model and a guide of one site."""
 

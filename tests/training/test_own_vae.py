@@ -18,7 +18,7 @@ from pvae.cli.evaluate import main as evaluate_command
 from pvae.elbos.registry import build_elbo
 from pvae.evaluation.latent_space import encode
 from pvae.evaluation.report import evaluate, to_text
-from pvae.evaluation.trained_run import TrainedRun
+from pvae.evaluation.trained_run import TrainedRun, prepared
 from pvae.runs.run import Run, _digest
 
 
@@ -184,15 +184,27 @@ def test_posteriors_without_a_mean_or_rsample_are_evaluated(tmp_path, few_digits
     config = CONFIG.replace(epochs=1, elbo="trace" if posterior is FlowPosterior else "score")
     run = pvae.fit(config, vae=vae, data=few_digits, out=tmp_path / "run", device="cpu")
     report = evaluate(TrainedRun(run, vae, few_digits), 200)
-    bound, log_p = report.anatomy.elbo, report.log_likelihood.estimate
-    assert bound.mean < log_p.mean < bound.mean + 20
-    x = few_digits.test.float() / 255
+    x = prepared(config, few_digits.test, "test").float() / 255
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
-        draws = vae.posterior(x).sample((20_000,)).mean(0)
+        q = vae.posterior(x)
+        draws = q.sample((20_000,)).mean(0)
         # One of the 80 values is off by more than 6 standard errors once in 10^6 seeds.
-        error = 6 * vae.posterior(x).sample((1000,)).std(0) * (1 / 1000 + 1 / 20_000) ** 0.5
+        error = 6 * q.sample((1000,)).std(0) * (1 / 1000 + 1 / 20_000) ** 0.5
+        z = q.sample((2000,))
+        terms = {"distortion": -vae.likelihood(z).log_prob(x), "rate": q.log_prob(z) - vae.prior().log_prob(z)}
     assert ((encode(vae, x) - draws).abs() < error).all()
+    # Each of the next three is off by more than 6 standard errors for fewer than one of 10^6 seeds.
+    for name, values in terms.items():
+        error = 6 * values.mean(1).std().item() * (1 / 10) ** 0.5
+        assert getattr(report.anatomy, name).mean == pytest.approx(values.mean().item(), abs=error), name
+    log_w = -terms["distortion"] - terms["rate"]
+    exact = (log_w.logsumexp(0) - math.log(2000)).mean().item()
+    log_p = report.log_likelihood
+    assert log_p.estimate.mean == pytest.approx(exact, abs=6 * log_p.sampling_stderr)
+    elbo = report.anatomy.elbo.mean
+    assert elbo == pytest.approx(-report.anatomy.distortion.mean - report.anatomy.rate.mean, rel=1e-6)
+    assert elbo < log_p.estimate.mean
 
 
 def test_a_mean_over_latent_dimensions_needs_a_system(tmp_path, few_digits):
@@ -212,6 +224,37 @@ def test_free_bits_need_independent_dimensions_of_the_posterior(few_digits):
     elbo = build_elbo("handwritten", free_bits=0.1)
     with pyro.get_param_store().scope(), pytest.raises(InputError, match="free bits need"):
         elbo.loss(vae.model, vae.guide, few_digits.train[:4].float() / 255)
+
+
+class NotJoint(Posterior):
+    def forward(self, x):
+        return super().forward(x).base_dist
+
+
+CAUSES = [
+    (
+        Posterior(nn.Flatten(), nn.Linear(1024, 4)),
+        "(2x784 and 1024x4); check that its modules take images of this shape",
+    ),
+    (
+        NotJoint(nn.Flatten(), nn.Linear(784, 4)),
+        "1 vs 0; return q(z | x) and p(z) with .to_event(1), and p(x | z) with .to_event(3)",
+    ),
+    (BernoulliPosterior(nn.Flatten(), nn.Linear(784, 4)), "its gradient needs ScoreELBO, --elbo score"),
+]
+
+
+@pytest.mark.parametrize(("posterior", "ending"), CAUSES)
+def test_a_vae_that_cannot_be_evaluated_is_refused_with_the_advice_of_its_cause(
+    tmp_path, few_digits, posterior, ending
+):
+    vae = own_vae()
+    vae.q_z = posterior
+    with pytest.raises(InputError, match="on images of shape") as refused:
+        pvae.fit(CONFIG, vae=vae, data=few_digits, out=tmp_path / "run", device="cpu")
+    assert ending in str(refused.value)
+    assert ("with .to_event(1)" in str(refused.value)) == isinstance(posterior, NotJoint)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("part", ["prior", "posterior", "likelihood"])
