@@ -150,20 +150,20 @@ def dreg_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]
     weight = log_w.detach().softmax(0)
     (of_log_w,) = torch.autograd.grad(log_w.sum(), at)
     (of_log_p_x,) = torch.autograd.grad(log_p_x.sum(), at)
-    v, prior = weight[..., None], vae.prior()
-    direct = weight * vae.likelihood(z.detach()).log_prob(x)
-    layers = dict(zip(getattr(prior, "names", "z"), (layer for layer, _ in layers_of(prior, z.detach()))))
+    v, prior, fixed = weight[..., None], vae.prior(), z.detach()
+    pairs = layers_of(prior, fixed)
+    drawn = dict(zip(getattr(prior, "names", "z"), (layer for layer, _ in pairs)))
 
-    def moved(name: str, prior: Any) -> Tensor:
-        nonlocal direct
-        normal = prior.base_dist if isinstance(prior, Independent) else None
-        if isinstance(normal, Normal):
-            return normal.loc + normal.scale * ((layers[name] - normal.loc) / normal.scale).detach()
-        direct = direct + weight * prior.log_prob(layers[name])
-        return layers[name]
+    def moved(name: str, one: Any) -> Tensor:
+        """Return T(e) of a layer, given that of the layer above."""
+        if not _is_normal(one):
+            return drawn[name]
+        loc, scale = one.base_dist.loc, one.base_dist.scale
+        return loc + scale * ((drawn[name] - loc) / scale).detach()
 
     joint = prior.draw(moved) if isinstance(prior, Hierarchy) else moved("z", prior)
-    direct = direct + ((v * of_log_p_x - v**2 * of_log_w) * joint).sum(-1)
+    direct = weight * vae.likelihood(fixed).log_prob(x) + ((v * of_log_p_x - v**2 * of_log_w) * joint).sum(-1)
+    direct = direct + sum(weight * one.log_prob(layer) for layer, one in pairs if not _is_normal(one))
     return _gradients(vae, z, -(v**2) * of_log_w / len(x), -direct.sum(0).mean())
 
 
@@ -223,6 +223,10 @@ def score_gradients(vae: VAE, x: Tensor, num_particles: int, leave_one_out: bool
     names = [name for name, _ in vae.named_parameters()]
     loss = -(f * log_q_z + log_joint).mean()
     return dict(zip(names, torch.autograd.grad(loss, list(vae.parameters()))))
+
+
+def _is_normal(distribution: Any) -> bool:
+    return isinstance(distribution, Independent) and isinstance(distribution.base_dist, Normal)
 
 
 def _log_joint(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
