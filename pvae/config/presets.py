@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,9 +36,15 @@ def get_system(name: str) -> Config:
 
 
 def list_systems() -> str:
-    """Return one line for each system: its name and where it was published."""
-    width = max(map(len, SYSTEMS))
-    return "\n".join(f"{name:{width}}  {config.source}" for name, config in SYSTEMS.items())
+    """Return for each system its name, where it was published, and its options that are not the defaults."""
+    width = max(map(len, SYSTEMS)) + 2
+    lines = ["Name, source, and the options that are not the defaults; any other option may follow --system NAME."]
+    for name, config in SYSTEMS.items():
+        options = [option.replace(" ", "\xa0") for option in _changed(config, Config(), ("system", "source"))]
+        wrapped = textwrap.wrap(" ".join(options), 120 - width, break_on_hyphens=False)  # between options only
+        lines.append(f"{name:{width}}{config.source}")
+        lines += [" " * width + line.replace("\xa0", " ") for line in wrapped]
+    return "\n".join(lines)
 
 
 def system_title(config: Config) -> str:
@@ -48,13 +56,18 @@ def system_title(config: Config) -> str:
     if config.system not in SYSTEMS:
         return config.system
     shown_elsewhere = ("system", "dataset", "elbo", "epochs", "seed", "source")
-    published = asdict(SYSTEMS[config.system])
-    changed = [
+    changed = _changed(config, SYSTEMS[config.system], shown_elsewhere)
+    return " ".join([config.system, "with", *changed]) if changed else config.system
+
+
+def _changed(config: Config, other: Config, without: Sequence[str]) -> list[str]:
+    """Return the options in which a configuration differs from another one, as on the command line."""
+    before = asdict(other)
+    return [
         as_option(name, value)
         for name, value in asdict(config).items()
-        if value != published[name] and name not in shown_elsewhere and OPTIONS[name].only_with[1](config)
+        if value != before[name] and name not in without and OPTIONS[name].only_with[1](config)
     ]
-    return " ".join([config.system, "with", *changed]) if changed else config.system
 
 
 def as_option(name: str, value: object) -> str:

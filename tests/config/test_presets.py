@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy, mse_loss
 
 import pvae
-from pvae.config.config import Config
+from pvae.config.config import OPTIONS, Config
 from pvae.config.presets import SYSTEMS, get_system, system_title
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
@@ -359,12 +359,20 @@ def test_a_user_defined_system(tmp_path, few_digits, monkeypatch, capsys):
 
 
 def test_list_systems(capsys):
-    from pvae.cli.train import main
+    from pvae.cli.train import main, train_parser
 
     assert main(["--list-systems"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(SYSTEMS)
-    assert all(SYSTEMS[line.split()[0]].source in line for line in lines)
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert "--system NAME" in header
+    starts = [place for place, line in enumerate(lines) if not line.startswith(" ")]
+    assert [lines[start].split()[0] for start in starts] == list(SYSTEMS)
+    for start, end in zip(starts, [*starts[1:], len(lines)]):
+        name, options = lines[start].split()[0], " ".join(lines[start + 1 : end]).split()
+        assert SYSTEMS[name].source in lines[start]
+        chosen = vars(train_parser().parse_args(options))
+        given = {option: value for option, value in chosen.items() if option in OPTIONS}
+        values = {option: tuple(value) if isinstance(value, list) else value for option, value in given.items()}
+        assert Config(system=name, source=SYSTEMS[name].source, **values) == SYSTEMS[name]
 
 
 def test_colour_images_of_another_size(tmp_path):
