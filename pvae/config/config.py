@@ -92,9 +92,10 @@ class Config:
     pixels: str = option("unit", "unit: [0, 1]; symmetric: [-1, 1]", choices=("unit", "symmetric"))
     network: str = option(
         "mlp",
-        "mlp; conv: 3x3 convolutions that each halve the image; conv-batchnorm: with BatchNorm and LeakyReLU; "
+        "mlp; mlp-batchnorm: with BatchNorm, as then have the networks between stochastic layers; conv: 3x3 "
+        "convolutions that each halve the image; conv-batchnorm: with BatchNorm and LeakyReLU; "
         "conv-groupnorm: 4x4 convolutions with GroupNorm and SiLU, the fastest; linear: no hidden layers",
-        choices=("mlp", "conv", "conv-batchnorm", "conv-groupnorm", "linear"),
+        choices=("mlp", "mlp-batchnorm", "conv", "conv-batchnorm", "conv-groupnorm", "linear"),
     )
     hidden: tuple[int, ...] = option(
         (100, 100),
@@ -106,7 +107,10 @@ class Config:
         "relu",
         "{choices}, of the hidden layers; a gated layer is h * sigmoid(g), of two linear layers",
         choices=("relu", "tanh", "gated"),
-        only_with=("--network mlp or --upper-latent-dims", lambda c: c.network == "mlp" or bool(c.upper_latent_dims)),
+        only_with=(
+            "--network mlp or mlp-batchnorm, or --upper-latent-dims",
+            lambda c: c.network.startswith("mlp") or bool(c.upper_latent_dims),
+        ),
         may_stay=True,
     )
     initialization: str = option(
@@ -318,14 +322,21 @@ class Config:
             raise InputError("--likelihood normal-linear goes with --network linear and one stochastic layer only")
         if layers and self.rate_reduction != "sum":
             raise InputError("--upper-latent-dims goes with --rate-reduction sum only")
-        if self.prior == "vamp" and self.network == "conv-batchnorm":
-            raise InputError("--prior vamp encodes pseudo-inputs too, which BatchNorm would count: give --network conv")
+        if self.prior == "vamp" and self.has_batch_norm:
+            without = self.network.partition("-")[0]
+            what = "--prior vamp encodes pseudo-inputs too, which BatchNorm would count"
+            raise InputError(f"{what}: give --network {without}")
         if self.pixels == "symmetric" and (self.binarize != "none" or not self.likelihood.startswith("normal")):
             raise InputError("--pixels symmetric goes with --binarize none and a --likelihood normal... only")
         if self.precision != "fp32" and self.compile == "none":
             raise InputError(f"--precision {self.precision} goes with --compile graph or inductor only")
         if self.initialization == "burda" and not (self.network == "mlp" and "bernoulli" in self.likelihood):
             raise InputError("--initialization burda goes with --network mlp and a Bernoulli likelihood only")
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether the networks have BatchNorm."""
+        return self.network.endswith("batchnorm")
 
     @property
     def closed_forms(self) -> tuple[bool, ...]:

@@ -95,7 +95,8 @@ def _hierarchy(config: Config, encoder: nn.Module, image_shape: Sequence[int]) -
     sizes, context = (config.latent_dim, *config.upper_latent_dims), _context(config)
 
     def network(width: int, num_outputs: int, hidden: Sequence[int] = config.upper_hidden) -> nn.Module:
-        return mlp(width, *hidden, num_outputs, activation=config.activation)
+        batch_norm = config.network == "mlp-batchnorm"
+        return mlp(width, *hidden, num_outputs, activation=config.activation, batch_norm=batch_norm)
 
     pairs, from_top = [*pairwise(sizes)], config.upper_hidden[::-1]
     if config.inference == "bottom-up":
@@ -212,13 +213,13 @@ def _networks(config: Config, image_shape: tuple[int, ...]) -> tuple[nn.Module, 
         is_ladder = inference == "ladder"
         num_outputs = 2 * (length if is_ladder else config.upper_latent_dims[-1]) + _context(config)
         latent_dim += 0 if is_ladder else sum(config.upper_latent_dims)
-    if config.network in ("mlp", "linear"):
-        hidden = config.hidden if config.network == "mlp" else ()
-        encoder = mlp_encoder(image_shape, hidden, num_outputs, config.activation)
-        return encoder, mlp_decoder(latent_dim, hidden, image_shape, config.activation)
+    batch_norm = config.has_batch_norm
+    if not config.network.startswith("conv"):
+        hidden = () if config.network == "linear" else config.hidden
+        encoder = mlp_encoder(image_shape, hidden, num_outputs, config.activation, batch_norm)
+        return encoder, mlp_decoder(latent_dim, hidden, image_shape, config.activation, batch_norm)
     if config.network == "conv-groupnorm":
         decoder = groupnorm_decoder(latent_dim, config.hidden, image_shape)
         return groupnorm_encoder(image_shape, config.hidden, num_outputs), decoder
-    batch_norm = config.network == "conv-batchnorm"
     encoder = conv_encoder(image_shape, config.hidden, num_outputs, batch_norm)
     return encoder, conv_decoder(latent_dim, config.hidden, image_shape, batch_norm)

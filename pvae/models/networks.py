@@ -26,7 +26,7 @@ __all__ = [
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gated": nn.GLU}
 
 
-def mlp(*widths: int, activation: str = "relu") -> nn.Sequential:
+def mlp(*widths: int, activation: str = "relu", batch_norm: bool = False) -> nn.Sequential:
     """Return linear layers of the given widths, with an activation between them.
 
     A gated layer is h * sigmoid(g), where h and g are linear in its input.
@@ -34,6 +34,7 @@ def mlp(*widths: int, activation: str = "relu") -> nn.Sequential:
     Args:
         widths: input width, hidden widths, output width.
         activation: "relu", "tanh" or "gated".
+        batch_norm: BatchNorm before each activation, over all leading dimensions.
 
     Returns:
         A module that maps (..., widths[0]) to (..., widths[-1]).
@@ -43,12 +44,18 @@ def mlp(*widths: int, activation: str = "relu") -> nn.Sequential:
     """
     layers: list[nn.Module] = []
     for width_in, width_out in pairwise(widths[:-1]):
-        layers += [Linear(width_in, width_out * (2 if activation == "gated" else 1)), _ACTIVATIONS[activation]()]
+        width = width_out * (2 if activation == "gated" else 1)
+        norm = [_FlatBatch(nn.BatchNorm1d(width))] if batch_norm else []
+        layers += [Linear(width_in, width, bias=not batch_norm), *norm, _ACTIVATIONS[activation]()]
     return nn.Sequential(*layers, Linear(widths[-2], widths[-1]))
 
 
 def mlp_encoder(
-    image_shape: Sequence[int], hidden: Sequence[int], num_outputs: int, activation: str = "relu"
+    image_shape: Sequence[int],
+    hidden: Sequence[int],
+    num_outputs: int,
+    activation: str = "relu",
+    batch_norm: bool = False,
 ) -> nn.Sequential:
     """Return a network from images to the parameters of a posterior.
 
@@ -57,15 +64,21 @@ def mlp_encoder(
         hidden: widths of the hidden layers.
         num_outputs: P.
         activation: as in `mlp`.
+        batch_norm: as in `mlp`.
 
     Returns:
         A module that maps (..., C, H, W) to (..., P).
     """
-    return nn.Sequential(nn.Flatten(-3), *mlp(math.prod(image_shape), *hidden, num_outputs, activation=activation))
+    layers = mlp(math.prod(image_shape), *hidden, num_outputs, activation=activation, batch_norm=batch_norm)
+    return nn.Sequential(nn.Flatten(-3), *layers)
 
 
 def mlp_decoder(
-    latent_dim: int, hidden: Sequence[int], image_shape: Sequence[int], activation: str = "relu"
+    latent_dim: int,
+    hidden: Sequence[int],
+    image_shape: Sequence[int],
+    activation: str = "relu",
+    batch_norm: bool = False,
 ) -> nn.Sequential:
     """Return a network from latents to one value per pixel.
 
@@ -74,11 +87,13 @@ def mlp_decoder(
         hidden: widths of the encoder's hidden layers; the decoder's are in reverse order.
         image_shape: (C, H, W).
         activation: as in `mlp`.
+        batch_norm: as in `mlp`.
 
     Returns:
         A module that maps (..., L) to (..., C, H, W).
     """
-    layers = mlp(latent_dim, *reversed(hidden), math.prod(image_shape), activation=activation)
+    widths = (latent_dim, *reversed(hidden), math.prod(image_shape))
+    layers = mlp(*widths, activation=activation, batch_norm=batch_norm)
     return nn.Sequential(*layers, nn.Unflatten(-1, tuple(image_shape)))
 
 

@@ -185,7 +185,7 @@ def _check_options(config: Config, world: World) -> None:
             "normal-optimal fits one scale to all of them: take --elbo trace, analytic, stl or iwae"
         )
     whole_batch = {
-        "--network conv-batchnorm": config.network == "conv-batchnorm",
+        f"--network {config.network}": config.has_batch_norm,
         "--likelihood normal-optimal": config.likelihood == "normal-optimal",
         "--free-bits": config.free_bits > 0,
     }

@@ -67,6 +67,15 @@ class Trainer:
                 f"--batch-size {config.batch_size} is larger than the {len(data.train):,} training images of "
                 f"{data.name}: give at least --batch-size 1 and at most {len(data.train)}"
             )
+        if (
+            config.network == "mlp-batchnorm"
+            and vae is None
+            and 1 in (config.batch_size, len(data.train) % config.batch_size)
+        ):
+            raise InputError(
+                f"--network mlp-batchnorm cannot normalise a batch of one image, and --batch-size {config.batch_size} "
+                f"leaves one of {len(data.train):,}: give another --batch-size"
+            )
         if vae is None:
             check_memory(config, data.image_shape)
         self.config, self.device, self.world = config, device, world

@@ -13,6 +13,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -28,10 +29,13 @@ from pvae.config.presets import get_system
 from pvae.core.errors import InputError
 
 
-def _mlp(*widths: int, gated: bool = False) -> nn.Sequential:
+def _mlp(*widths: int, gated: bool = False, batch_norm: bool = False) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inner, outer in pairwise(widths[:-1]):
-        layers += [nn.Linear(inner, 2 * outer), nn.GLU()] if gated else [nn.Linear(inner, outer), nn.ReLU()]
+        if batch_norm:
+            layers += [nn.Linear(inner, outer, bias=False), nn.BatchNorm1d(outer), nn.ReLU()]
+        else:
+            layers += [nn.Linear(inner, 2 * outer), nn.GLU()] if gated else [nn.Linear(inner, outer), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
 
 
@@ -204,10 +208,11 @@ class _Ladder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.down = nn.ModuleList([_mlp(32, 200, 200, 2 * 64), _mlp(16, 200, 200, 2 * 32)])
-        self.encoder = _mlp(784, 400, 400, 2 * 64 + 400)
-        self.up = nn.ModuleList([_mlp(400, 200, 200, 2 * 32 + 400), _mlp(400, 200, 200, 2 * 16)])
-        self.decoder = _mlp(64, 400, 400, 784)
+        network = partial(_mlp, batch_norm=True)
+        self.down = nn.ModuleList([network(32, 200, 200, 2 * 64), network(16, 200, 200, 2 * 32)])
+        self.encoder = network(784, 400, 400, 2 * 64 + 400)
+        self.up = nn.ModuleList([network(400, 200, 200, 2 * 32 + 400), network(400, 200, 200, 2 * 16)])
+        self.decoder = network(64, 400, 400, 784)
 
     def forward(self, x: Tensor) -> Tensor:
         first, context = self.encoder(x).tensor_split([2 * 64], dim=-1)

@@ -75,6 +75,7 @@ def test_free_bits_are_recorded(small_vae, small_images, name):
 SYSTEMS = {
     "two layers": {"upper_latent_dims": (2,), "upper_hidden": (4,), "elbo": "iwae", "particles": 3},
     "ladder": {"upper_latent_dims": (2, 2), "upper_hidden": (4,), "inference": "ladder", "elbo": "analytic"},
+    "ladder, batch norm": {"upper_latent_dims": (2,), "inference": "ladder", "network": "mlp-batchnorm"},
     "top-down": {"upper_latent_dims": (2,), "inference": "top-down", "elbo": "dreg", "particles": 3},
     "piwae of a learned prior": {"prior": "vamp", "components": 5, "elbo": "piwae", "particles": 3},
     "batch norm": {"network": "conv-batchnorm", "hidden": (3, 4), "likelihood": "normal-learned"},

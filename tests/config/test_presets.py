@@ -292,7 +292,7 @@ def test_convolutions_take_images_of_any_size(network, shape):
     assert vae.p_x.decoder(torch.zeros(2, 3)).shape == (2, *shape)
 
 
-@pytest.mark.parametrize("network", ["mlp", "conv", "conv-batchnorm", "conv-groupnorm"])
+@pytest.mark.parametrize("network", ["mlp", "mlp-batchnorm", "conv", "conv-batchnorm", "conv-groupnorm"])
 def test_decoders_take_any_leading_dimensions(network):
     vae = build_vae(Config(network=network, hidden=(4, 4), latent_dim=3), (2, 8, 12)).eval()
     z = torch.randn(5, 6, 3)

@@ -25,6 +25,10 @@ HIERARCHIES = {  # options of several stochastic layers, and which of the layers
     "three bottom-up": ({"upper_latent_dims": (2, 4)}, [False, False, True]),
     "bottom-up, mixture": ({"upper_latent_dims": (2,), "prior": "mixture"}, [False, False]),
     "three in a ladder": ({"inference": "ladder", "upper_latent_dims": (2, 4)}, [True, True, True]),
+    "ladder, BatchNorm": (
+        {"inference": "ladder", "upper_latent_dims": (2,), "network": "mlp-batchnorm"},
+        [True, True],
+    ),
     "ladder, vamp": ({"inference": "ladder", "upper_latent_dims": (2,), "prior": "vamp"}, [True, False]),
     "top-down": ({"inference": "top-down", "upper_latent_dims": (2,)}, [True, True]),
     "three top-down, vamp": (

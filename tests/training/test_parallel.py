@@ -212,7 +212,8 @@ def child_of(parent: int, rank: int) -> int:
 
 
 def test_what_looks_at_a_whole_batch_is_refused(few_digits, small_config):
-    for option in ({"network": "conv-batchnorm", "hidden": (4,)}, {"likelihood": "normal-optimal"}, {"free_bits": 0.1}):
+    networks = ({"network": name, "hidden": (4,)} for name in ("conv-batchnorm", "mlp-batchnorm"))
+    for option in (*networks, {"likelihood": "normal-optimal"}, {"free_bits": 0.1}):
         with pytest.raises(InputError, match="in one process"), torch.random.fork_rng():
             Trainer(small_config.replace(**option), few_digits, torch.device("cpu"), World(0, 2))
 
