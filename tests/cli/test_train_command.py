@@ -67,7 +67,10 @@ def refuse(capsys, tmp_path, *arguments):
         (["--seed", "-1"], "--seed must be"),
         (["--scale", "2"], "--scale goes with a normal"),
         (["--network", "linear", "--hidden", "4"], "--hidden goes with"),
-        (["--network", "conv", "--activation", "tanh"], "--activation goes with --network mlp or --upper-latent-dims"),
+        (
+            ["--network", "conv", "--activation", "tanh"],
+            "--activation goes with --network mlp or mlp-batchnorm, or --upper-latent-dims",
+        ),
         (["--crop", "20"], "--crop goes with --dataset folder:PATH, celeba"),
         (["--device", "gpu"], "--device takes"),
         (["--device", "cuda:99"], "--device cpu"),
