@@ -92,7 +92,7 @@ class Config:
     pixels: str = option("unit", "unit: [0, 1]; symmetric: [-1, 1]", choices=("unit", "symmetric"))
     network: str = option(
         "mlp",
-        "mlp; mlp-batchnorm: with BatchNorm, as then have the networks between stochastic layers; conv: 3x3 "
+        "mlp; mlp-batchnorm: the same with BatchNorm, also in the networks between stochastic layers; conv: 3x3 "
         "convolutions that each halve the image; conv-batchnorm: with BatchNorm and LeakyReLU; "
         "conv-groupnorm: 4x4 convolutions with GroupNorm and SiLU, the fastest; linear: no hidden layers",
         choices=("mlp", "mlp-batchnorm", "conv", "conv-batchnorm", "conv-groupnorm", "linear"),
@@ -335,7 +335,7 @@ class Config:
 
     @property
     def has_batch_norm(self) -> bool:
-        """Whether the networks have BatchNorm."""
+        """Whether encoder and decoder have BatchNorm."""
         return self.network.endswith("batchnorm")
 
     @property

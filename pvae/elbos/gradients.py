@@ -79,11 +79,11 @@ class DReG(PathDerivativeELBO):
 
     The second line is for the parameters of a learned prior p(z) = Normal(loc, scale^2): T(e) = loc + scale e, at the e
     with T(e_k) = z_k. Of several such sites, T is their joint draw: dT / d theta includes the dependence of loc and
-    scale on the sites that the model draws before. Other learned priors, and the decoder, have the gradient of L_K
-    itself.
+    scale on the sites that the model draws before. The parameters of other learned priors and of the decoder have the
+    gradient of L_K itself; log p(x | z) in the second line then includes the log-densities of these priors.
 
-    The gradient of a prior that is much wider than q(z | x) has a higher variance than that of L_K, since
-    d log p(x | z) / dz is then of the order of 1 / the scale of q.
+    The gradient by the parameters of a prior that is much wider than q(z | x) may have a higher variance than that of
+    L_K, since d log p(x | z) / dz is then of the order of 1 / the scale of q.
 
     Args:
         num_particles: K.

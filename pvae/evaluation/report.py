@@ -173,18 +173,18 @@ class LogLikelihood:
     is_density: bool
 
     @classmethod
-    def of(cls, vae: VAE, x: Pixels, sample: ImportanceSample, elbo: Estimate | None = None) -> LogLikelihood:
+    def of(cls, vae: VAE, x: Pixels, sample: ImportanceSample, elbo: Estimate) -> LogLikelihood:
         """Return the log-likelihood of images, with the ELBO of the same pixels.
 
         Args:
             vae: in eval mode.
             x: images.
             sample: the importance sample of the images.
-            elbo: the ELBO of the same pixels; computed if None.
+            elbo: the ELBO of the same pixels.
         """
         effective = sample.effective
         return cls(
-            elbo=elbo or Estimate.of(elbo_terms(vae, x)["elbo"]),
+            elbo=elbo,
             estimate=Estimate.of(sample.log_p),
             sampling_stderr=sample.mean_stderr,
             num_particles=sample.num_particles,
@@ -274,6 +274,8 @@ def evaluate(
         seen = Pixels(prepared, trained.is_symmetric)
         anatomy = ElboParts.of(vae, seen, seed)
         binary, x, kind = with_normalised_likelihood(run.config, vae, run.data.image_shape, images)
+        if not vae.is_pseudo:
+            x = seen  # binarized before the subset was taken
         draw = partial(
             importance_sample, binary, x, on_images=on_images, engine=engine, precision=precision, world=world
         )
@@ -283,7 +285,8 @@ def evaluate(
         while sample.untrusted > _MOST_UNTRUSTED and not world.any(2 * taken > seconds):
             sample, taken = sample.merged(draw(sample.num_particles)), time.perf_counter() - start
             on_sample(sample, taken)
-        log_likelihood = LogLikelihood.of(binary, x, sample, None if vae.is_pseudo else anatomy.elbo)
+        elbo = Estimate.of(elbo_terms(binary, x)["elbo"]) if vae.is_pseudo else anatomy.elbo
+        log_likelihood = LogLikelihood.of(binary, x, sample, elbo)
     return Report(
         run=run.path.resolve().name,
         epoch=run.best_checkpoint().counts.epoch,

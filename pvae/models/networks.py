@@ -224,8 +224,8 @@ class _FlatBatch(nn.Module):
         self.network = network
 
     def forward(self, z: Tensor) -> Tensor:
-        pixels = self.network(z.reshape(-1, z.shape[-1]))
-        return pixels.reshape(*z.shape[:-1], *pixels.shape[1:])
+        outputs = self.network(z.reshape(-1, z.shape[-1]))
+        return outputs.reshape(*z.shape[:-1], *outputs.shape[1:])
 
 
 def _sizes(image_shape: Sequence[int], channels: Sequence[int]) -> list[tuple[int, int, int]]:

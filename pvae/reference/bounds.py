@@ -145,14 +145,14 @@ def dreg_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]
     posterior = vae.posterior(x)
     z = posterior.rsample((num_particles,))
     at = z.detach().requires_grad_()
-    log_w = vae.likelihood(at).log_prob(x) + vae.prior().log_prob(at) - posterior.log_prob(at)
     log_p_x = vae.likelihood(at).log_prob(x)
+    log_w = log_p_x + vae.prior().log_prob(at) - posterior.log_prob(at)
     weight = log_w.detach().softmax(0)
-    (of_log_w,) = torch.autograd.grad(log_w.sum(), at)
+    (of_log_w,) = torch.autograd.grad(log_w.sum(), at, retain_graph=True)
     (of_log_p_x,) = torch.autograd.grad(log_p_x.sum(), at)
     v, prior, fixed = weight[..., None], vae.prior(), z.detach()
     pairs = layers_of(prior, fixed)
-    drawn = dict(zip(getattr(prior, "names", "z"), (layer for layer, _ in pairs)))
+    drawn = dict(zip(getattr(prior, "names", ["z"]), (layer for layer, _ in pairs)))
 
     def moved(name: str, one: Any) -> Tensor:
         """Return T(e) of a layer, given that of the layer above."""

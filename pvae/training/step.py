@@ -179,10 +179,13 @@ def _check_options(config: Config, world: World) -> None:
     Raises:
         InputError: they do not.
     """
-    if config.likelihood == "normal-optimal" and ESTIMATORS[config.elbo].separate_draws:
+    whole = "--likelihood normal-optimal fits one scale to" if config.likelihood == "normal-optimal" else ""
+    if config.has_batch_norm:
+        whole = f"--network {config.network} normalises over"
+    if whole and ESTIMATORS[config.elbo].separate_draws:
         raise InputError(
-            f"--elbo {config.elbo} needs weights that each depend on their own draw only, and --likelihood "
-            "normal-optimal fits one scale to all of them: take --elbo trace, analytic, stl or iwae"
+            f"--elbo {config.elbo} needs weights that each depend on their own draw only, and {whole} all of them: "
+            "take --elbo trace, analytic, stl or iwae"
         )
     whole_batch = {
         f"--network {config.network}": config.has_batch_norm,

@@ -67,14 +67,11 @@ class Trainer:
                 f"--batch-size {config.batch_size} is larger than the {len(data.train):,} training images of "
                 f"{data.name}: give at least --batch-size 1 and at most {len(data.train)}"
             )
-        if (
-            config.network == "mlp-batchnorm"
-            and vae is None
-            and 1 in (config.batch_size, len(data.train) % config.batch_size)
-        ):
+        last = len(data.train) % config.batch_size or config.batch_size
+        if last == 1 and config.has_batch_norm and vae is None:
             raise InputError(
-                f"--network mlp-batchnorm cannot normalise a batch of one image, and --batch-size {config.batch_size} "
-                f"leaves one of {len(data.train):,}: give another --batch-size"
+                f"--network {config.network} cannot normalise a batch of one image, the last of {len(data.train):,} by "
+                f"--batch-size {config.batch_size}: give another --batch-size"
             )
         if vae is None:
             check_memory(config, data.image_shape)
@@ -227,9 +224,9 @@ class Trainer:
                     'pvae.Config(binarize="dynamic") for binary pixels, or the VAE a likelihood of grey values'
                 ) from error
             shape, reason, advice = tuple(x.shape[1:]), str(error).partition("\n")[0], ""
-            if isinstance(error, RuntimeError):
+            if isinstance(error, RuntimeError) and ("shape" in reason or "size" in reason):
                 advice = "; check that its modules take images of this shape"
-            elif ".to_event" in reason or "event_dims" in reason:  # of this package or of Pyro
+            elif any(words in reason for words in (".to_event", "event_dims", "inside plate")):  # ours or Pyro's
                 advice = "; return q(z | x) and p(z) with .to_event(1), and p(x | z) with .to_event(3)"
             raise InputError(
                 f"the VAE given cannot be evaluated on images of shape {shape}, on the device {self.device}: "

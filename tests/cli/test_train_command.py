@@ -57,7 +57,10 @@ def refuse(capsys, tmp_path, *arguments):
         (["--particles", "0"], "--particles must be"),
         (["--batch-size", "0"], "--batch-size must be"),
         (["--batch-size", "131"], "larger than the 130 training images"),
-        (["--network", "mlp-batchnorm", "--batch-size", "43"], "leaves one of 130: give another --batch-size"),
+        (
+            ["--network", "mlp-batchnorm", "--batch-size", "43"],
+            "a batch of one image, the last of 130 by --batch-size 43",
+        ),
         (["--epochs", "-1"], "--epochs must be"),
         (["--epochs", "1.5"], "--epochs"),
         (["--lr", "0"], "--lr must be"),

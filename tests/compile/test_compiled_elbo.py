@@ -88,7 +88,7 @@ SYSTEMS = {
 
 @pytest.mark.parametrize("kind", SYSTEMS)
 def test_every_kind_of_system_is_recorded(kind):
-    """The running averages of BatchNorm and of the optimal scale are updated once a step."""
+    """The running averages of BatchNorm and of the optimal scale are updated as often as without a recording."""
     config = Config(**{"hidden": (6,), "latent_dim": 3, **SYSTEMS[kind]})
     generator = torch.Generator().manual_seed(0)
     batches = [(torch.rand(6, 1, 4, 4, generator=generator) * 255).round().double() / 255 for _ in range(4)]

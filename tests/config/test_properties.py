@@ -79,7 +79,10 @@ def configs(draw):
         given["pixels"] = draw(st.sampled_from(OPTIONS["pixels"].choices))
     if given["posterior"] == "power-spherical":
         given["prior"], given["latent_dim"] = "sphere", 1 + given["latent_dim"]
-    if given["network"] == "mlp":
+    if given["network"].endswith("batchnorm"):
+        given["elbo"] = "iwae" if ESTIMATORS[given["elbo"]].separate_draws else given["elbo"]
+        given["batch_size"] = NUM_TRAIN if NUM_TRAIN % given["batch_size"] == 1 else given["batch_size"]
+    if given["network"].startswith("mlp"):
         given["activation"] = draw(st.sampled_from(OPTIONS["activation"].choices))
     if given["posterior"] in ("normal", "normal-log-variance") and given["likelihood"] != "normal-linear":
         given["upper_latent_dims"] = draw(st.sampled_from(((), (2,), (3, 1))))

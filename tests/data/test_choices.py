@@ -50,6 +50,13 @@ def test_options_that_are_given_are_kept():
         images_config(noise(4500, 1, 28, 28), epoch=3)
 
 
+def test_no_batch_of_one_image_is_left_for_batch_norm():
+    data = noise(712, 1, 28, 28)  # 641 of them are trained on, with a batch of 64
+    assert images_config(data).batch_size == 64
+    assert images_config(data, network="mlp-batchnorm").batch_size == 65
+    assert images_config(data, network="mlp-batchnorm", batch_size=64).batch_size == 64
+
+
 @pytest.mark.parametrize("given", [(), ("epochs", "hidden"), ("valid",)])
 @pytest.mark.parametrize("shape", [(4500, 1, 28, 28), (10**6, 3, 1000, 1000)])
 def test_each_choice_is_a_line_with_its_flag(shape, given):

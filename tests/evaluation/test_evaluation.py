@@ -17,7 +17,7 @@ from pvae.compile import graph
 from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
-from pvae.data.dataset import Dataset
+from pvae.data.dataset import Dataset, random_subset
 from pvae.evaluation import log_likelihood, rate_decomposition
 from pvae.evaluation import report as report_module
 from pvae.evaluation.latent_space import encode
@@ -301,6 +301,21 @@ def test_the_parts_of_the_rate_at_known_codes():
         split = split_rate(*known_codes(same, torch.full_like(same, 0.436)))
         exact = -0.5 * math.log(1 - 0.81**2)  # of a Normal with correlation 0.81
         assert split.total_correlation.mean().item() == pytest.approx(exact, abs=0.15)
+
+
+def test_log_p_and_elbo_of_a_subset_are_of_the_same_pixels(tmp_path, few_digits, monkeypatch):
+    """Each pixel is binarized by its place among all test images, before the subset is taken."""
+    run = fit(Config(epochs=1, hidden=(8,), binarize="static"), data=few_digits, out=tmp_path / "run")
+    trained, given = TrainedRun(run, run.vae(), few_digits), []
+
+    def spy(vae, x, *arguments, **options):
+        given.append(x.images)
+        return importance_sample(vae, x, *arguments, **options)
+
+    monkeypatch.setattr("pvae.evaluation.report.importance_sample", spy)
+    report = evaluate(trained, 2, num_images=9, seed=3)
+    assert torch.equal(given[0], trained.test[random_subset(len(trained.test), 9, 3)])
+    assert report.log_likelihood.elbo == report.anatomy.elbo
 
 
 def test_the_rate_is_split_of_a_random_subset(tmp_path, digits):

@@ -218,6 +218,13 @@ def test_what_looks_at_a_whole_batch_is_refused(few_digits, small_config):
             Trainer(small_config.replace(**option), few_digits, torch.device("cpu"), World(0, 2))
 
 
+@pytest.mark.parametrize("elbo", ["dreg", "score"])
+def test_batch_norm_is_refused_where_weights_must_depend_on_one_draw(few_digits, small_config, elbo):
+    config = small_config.replace(network="mlp-batchnorm", elbo=elbo, particles=2)
+    with pytest.raises(InputError, match="mlp-batchnorm normalises over all of them"), torch.random.fork_rng():
+        Trainer(config, few_digits, torch.device("cpu"))
+
+
 def test_refusals_are_one_line_of_one_process(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine").touch()
