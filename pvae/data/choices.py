@@ -44,7 +44,7 @@ def images_config(data: Dataset, **options: Any) -> Config:
         "batch_size": max(2, min(128 if num_train >= 20_000 else 64, num_train // 10)),
         "epochs": min(200, max(10, round(_PIXELS / (num_train * height * width)))),
     }
-    if network.endswith("batchnorm") and num_train % chosen["batch_size"] == 1:
+    while network.endswith("batchnorm") and num_train % chosen["batch_size"] == 1:
         chosen["batch_size"] += 1  # BatchNorm cannot normalise a last batch of one image
     return config.replace(**{name: value for name, value in chosen.items() if name not in options})
 

@@ -179,14 +179,16 @@ def _check_options(config: Config, world: World) -> None:
     Raises:
         InputError: they do not.
     """
-    whole = "--likelihood normal-optimal fits one scale to" if config.likelihood == "normal-optimal" else ""
-    if config.has_batch_norm:
-        whole = f"--network {config.network} normalises over"
-    if whole and ESTIMATORS[config.elbo].separate_draws:
-        raise InputError(
-            f"--elbo {config.elbo} needs weights that each depend on their own draw only, and {whole} all of them: "
-            "take --elbo trace, analytic, stl or iwae"
-        )
+    mixes_draws = {
+        "--likelihood normal-optimal fits one scale to": config.likelihood == "normal-optimal",
+        f"--network {config.network} normalises over": config.has_batch_norm,
+    }
+    for reason, is_given in mixes_draws.items():
+        if is_given and ESTIMATORS[config.elbo].separate_draws:
+            raise InputError(
+                f"--elbo {config.elbo} needs weights that each depend on their own draw only, and {reason} all of "
+                "them: take --elbo trace, analytic, stl or iwae"
+            )
     whole_batch = {
         f"--network {config.network}": config.has_batch_norm,
         "--likelihood normal-optimal": config.likelihood == "normal-optimal",

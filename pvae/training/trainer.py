@@ -55,8 +55,8 @@ class Trainer:
         skipped: number of steps skipped because a value was not finite.
 
     Raises:
-        InputError: the batch is larger than the training set, the networks do not fit into memory, or an option needs
-            the whole batch in one process.
+        InputError: the batch is larger than the training set, the networks do not fit into memory, BatchNorm would be
+            given a batch of one image, or options do not work together or not in several processes.
     """
 
     def __init__(
