@@ -18,6 +18,7 @@ from pyro.util import check_if_enumerated, check_model_guide_match
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
+from pvae.core.computed_once import shared_calls
 from pvae.core.errors import InputError
 from pvae.core.terms import LossAndTerms, Terms
 from pvae.elbos.sites import Draws, Latent
@@ -130,7 +131,8 @@ class PerDatumELBO(Trace_ELBO):
         return self.backward(model, guide, x, beta).loss
 
     def _draws(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Draws:
-        ((model_trace, guide_trace),) = self._get_traces(model, guide, (x,), {})  # type: ignore[no-untyped-call]
+        with shared_calls():
+            ((model_trace, guide_trace),) = self._get_traces(model, guide, (x,), {})  # type: ignore[no-untyped-call]
         batch_shape = (len(x),) if self.num_particles == 1 else (self.num_particles, len(x))
         draws = Draws.of(model_trace, guide_trace, batch_shape)
         for name, site in draws.posteriors.items():

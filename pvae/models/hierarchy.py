@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pvae.core.computed_once import call_once
 from pvae.distributions.hierarchy import Hierarchy
 from pvae.models.posteriors import bounded_normal
 from pvae.vae import PriorModule
@@ -103,7 +104,7 @@ class LadderPosterior(nn.Module):
 
     A deterministic way up gives loc_up(x) and scale_up(x) of each layer. The way down shares loc_p and scale_p, as
     functions of z_l+1, with the prior, so that the posterior corrects the prior by what x says. The top layer uses only
-    loc_up and scale_up. The running averages of BatchNorm in the shared networks are updated by both, on equal inputs.
+    loc_up and scale_up. The ELBOs of this package compute the shared networks once for guide and model.
 
     Args:
         encoder: from (B, C, H, W) to (B, 2 L_1 + num_context): loc, log scale, context for the next layer.
@@ -162,7 +163,7 @@ class FirstLayer(nn.Module):
 
 def _normals(networks: Any) -> list[Any]:
     """Return for each network the function from its input to the Normal with the parameters that it computes."""
-    return [lambda given, network=network: bounded_normal(network(given)) for network in networks]
+    return [lambda given, network=network: bounded_normal(call_once(network, given)) for network in networks]
 
 
 def _beside(context: Tensor, above: Tensor) -> Tensor:

@@ -119,6 +119,24 @@ def test_the_ladders_posterior_is_the_product_of_both_ways():
     assert math.isclose(product.sum().item() * 1e-3, 1.0)
 
 
+@pytest.mark.parametrize(("elbo", "num_calls"), [("analytic", 1), ("trace", 1), ("iwae", 1), ("stl", 2)])
+def test_a_step_computes_the_networks_that_model_and_guide_share_once(elbo, num_calls):
+    """The running averages of BatchNorm are then updated once; stl gives model and guide draws of their own."""
+    config = Config(hidden=(8,), latent_dim=2, upper_latent_dims=(2, 2), upper_hidden=(5,), inference="ladder")
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        torch.manual_seed(0)
+        vae = build_vae(config, (1, 5, 4))
+        calls = []
+        for network in vae.p_z.networks:
+            network.register_forward_hook(lambda *_: calls.append(1))
+        x = torch.rand(3, 1, 5, 4)
+        for step in (1, 2):
+            build_elbo(elbo, 2).loss_and_grads(vae.model, vae.guide, x)
+            assert len(calls) == 2 * num_calls * step
+        vae.prior().log_prob(vae.posterior(x).rsample())
+    assert len(calls) == 2 * 2 * num_calls + 2 * 2  # outside a step, each computes its own
+
+
 def test_free_bits_of_a_learned_top_prior_are_refused():
     with pytest.raises(InputError, match="--free-bits needs a rate of each latent dimension"):
         Config(upper_latent_dims=(2,), inference="ladder", prior="mixture", free_bits=0.1)
