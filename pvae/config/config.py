@@ -123,7 +123,7 @@ class Config:
     upper_latent_dims: tuple[int, ...] = option(
         (),
         "dimensions of further stochastic layers z2, z3, ... above z1, which has --latent-dim dimensions; in the prior "
-        "each layer is drawn given the one above it; it goes with --posterior normal or normal-log-variance",
+        "each layer is drawn given the one above it; requires --posterior normal",
     )
     upper_hidden: tuple[int, ...] = option(
         (100, 100),
@@ -134,8 +134,8 @@ class Config:
     inference: str = option(
         "bottom-up",
         "how the posterior draws several stochastic layers. bottom-up: z1, then each given the one below (Burda et "
-        "al.); ladder: the top one, then each by the prior given the one above, corrected by what x says (Sonderby et "
-        "al.); top-down: the top one, then each given x and the one above, and all layers are inputs of the decoder "
+        "al.); ladder: the top one, then each from the product of two Normals, the prior given the one above and one "
+        "computed from x (Sonderby et al.); top-down: the top one, then each given x and the one above, and all layers are inputs of the decoder "
         "(the HVAE of Tomczak and Welling)",
         choices=("bottom-up", "ladder", "top-down"),
         only_with=("--upper-latent-dims", lambda c: bool(c.upper_latent_dims)),
@@ -158,7 +158,7 @@ class Config:
     )
     flow_length: int = option(
         2,
-        "number of transforms of a flow",
+        "number of transforms of a flow, of the posterior's and of the prior's",
         limits=(1, 1000),
         only_with=(
             "--posterior planar, iaf or spline, or --prior flow,",
@@ -174,7 +174,7 @@ class Config:
     )
     prior: str = option(
         "standard-normal",
-        "standard-normal: N(0, I); mixture: a learned mixture of Normals; vamp: the mean of the posteriors at learned "
+        "standard-normal: N(0, I); mixture: a learned mixture of Normals; vamp: a mixture of the posteriors at learned "
         "pseudo-inputs; flow: learned, by masked autoregressive flow, which needs zuko; sphere: uniform on the unit "
         "sphere, with --posterior power-spherical",
         choices=("standard-normal", "mixture", "vamp", "flow", "sphere"),
@@ -232,8 +232,8 @@ class Config:
     warm_up: int = option(0, "epochs over which the weight of the rate rises from 0 to beta")
     free_bits: float = option(
         0.0,
-        "nats of each latent dimension, averaged over the batch, below which the rate costs nothing; with the Normal "
-        "--posterior and --prior that are the defaults, and with --elbo trace, analytic or handwritten",
+        "nats of each latent dimension, averaged over the batch, below which the rate costs nothing; requires "
+        "--prior standard-normal, --posterior normal or normal-log-variance, and --elbo trace, analytic or handwritten",
     )
     epochs: int = option(16, "passes over the training images", limits=_SIZE)
     batch_size: int = option(100, "images per step", limits=_SIZE)
