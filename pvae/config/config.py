@@ -135,8 +135,8 @@ class Config:
         "bottom-up",
         "how the posterior draws several stochastic layers. bottom-up: z1, then each given the one below (Burda et "
         "al.); ladder: the top one, then each from the product of two Normals, the prior given the one above and one "
-        "computed from x (Sonderby et al.); top-down: the top one, then each given x and the one above, and all layers are inputs of the decoder "
-        "(the HVAE of Tomczak and Welling)",
+        "computed from x (Sonderby et al.); top-down: the top one, then each given x and the one above, and all layers "
+        "are inputs of the decoder (the HVAE of Tomczak and Welling)",
         choices=("bottom-up", "ladder", "top-down"),
         only_with=("--upper-latent-dims", lambda c: bool(c.upper_latent_dims)),
         may_stay=True,
