@@ -308,7 +308,7 @@ def collapse(runs: Runs, _: Path) -> tuple[Figure, str]:
 def graph(runs: Runs, _: Path) -> tuple[Figure, str]:
     return smaller(pictures.graph(runs("deep-bayes")), 80), (
         "Model and guide as Pyro sees them, by `pyro.render_model`: `python -m pvae.draw RUN --what graph`. It needs "
-        'Graphviz and `pip install "pvae-pyro[graph]"`.'
+        'Graphviz and `pip install -e ".[graph]"`.'
     )
 
 

@@ -81,6 +81,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     reports = [f"comparison.{suffix}" for suffix in ("csv", "md", "png")] if arguments.out else []
     out = arguments.out or default or Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare"
     rows: list[Measurement] = []
+    warnings: list[str] = []
     with result_folder(out, reports) as folder:
         for stage, vae, x, kind in _weights(arguments, config, stages):
             pairs, reasons = estimators.pairs_to_compare(vae, x[:1], names, particles, groups)
@@ -89,15 +90,21 @@ def _compare(arguments: argparse.Namespace) -> None:
             if arguments.elbo != _ALL:
                 for reason in reasons:
                     say(reason)
-            log_p = estimators.reference(vae, x)
+            log_p, untrusted = estimators.reference(vae, x)
             shown = log_p if log_p.stderr else f"{log_p.mean:.2f} exactly"
             say(f"{stage}: log p(x) = {shown}, mean of {len(x)} test images; pixels {kind}")
+            if untrusted > 0.01:
+                warnings.append(
+                    f"{stage}: the importance weights of {untrusted:.1%} of the images cannot be trusted: log p(x) is "
+                    "too low by an unknown amount, and the bias too near 0; the variances are not affected"
+                )
+                say(warnings[-1])
             with progress_bar(stage, len(pairs), "estimator") as bar:
                 for name, count in pairs:
                     options = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups}
                     rows.append(estimators.measure(vae, x, name, count, log_p, stage, arguments.repetitions, **options))
                     bar.update()
-        table = f"{estimators.to_markdown(rows)}\n\n{estimators.LEGEND}"
+        table = "\n\n".join([estimators.to_markdown(rows), estimators.LEGEND, *warnings])
         say(f"\n{table}\n")
         write_whole(folder / "comparison.md", (table + "\n").encode())
         write_whole(folder / "comparison.csv", csv_of(rows).encode())

@@ -227,11 +227,12 @@ def check_elbo_options(name: str, num_particles: int, num_groups: int, *, weighs
     if weighs_rate and not estimator.beta:
         others = ", ".join(other for other in ELBOS if ESTIMATORS[other].beta)
         raise InputError(
-            f"--elbo {name} has no rate to weigh: leave --beta, --warm-up and --rate-reduction, or take one of {others}"
+            f"--elbo {name} has no rate to weigh: give --beta 1, --warm-up 0 and --rate-reduction sum, or take one of "
+            f"{others}"
         )
     if free_bits and not estimator.free_bits:
         others = ", ".join(other for other in ELBOS if ESTIMATORS[other].free_bits)
-        raise InputError(f"--elbo {name} has no free bits: leave --free-bits, or take {others}")
+        raise InputError(f"--elbo {name} has no free bits: give --free-bits 0, or take {others}")
     if num_particles < estimator.least_particles:
         raise InputError(f"--elbo {name} compares each particle with the others: give --particles 2 or more")
     if estimator.groups and num_particles % num_groups:

@@ -54,5 +54,5 @@ def no_memory_for(what: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise TrainingError(
-            f"out of memory at {what}: give a smaller --batch-size, or fewer --particles or --components"
+            f"out of memory at {what}: give a smaller --batch-size, fewer --particles or smaller networks"
         ) from error

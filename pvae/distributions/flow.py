@@ -71,6 +71,11 @@ class Flow(TorchDistribution):
         e, log_det = self.bijection.inv.call_and_ladj(value)
         return self.base.log_prob(e) + log_det
 
+    @property
+    def mean(self) -> Tensor:
+        """Raise a `NotImplementedError`: it has no closed form."""
+        raise NotImplementedError("the mean of a flow has no closed form: use estimate_mean(num_samples)")
+
     @torch.no_grad()
     def estimate_mean(self, num_samples: int) -> Tensor:
         """Return an estimate of the mean from draws, since it has no closed form; the base must be Normal.

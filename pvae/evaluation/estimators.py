@@ -29,12 +29,13 @@ __all__ = ["LEGEND", "Gradient", "Measurement", "Moments", "measure", "pairs_to_
 _GROUPS = 20  # the jackknife divides the repetitions into this number of groups, and leaves out one at a time
 
 
-def reference(vae: VAE, x: Tensor, num_particles: int = 5000) -> Estimate:
+def reference(vae: VAE, x: Tensor, num_particles: int = 5000) -> tuple[Estimate, float]:
     """Return the mean log p(x) of a batch, in nats per datum, for comparison with the bounds.
 
-    It is exact for a linear-Gaussian VAE, with a standard error of 0. For other VAEs it is an importance-weighted
-    estimate, with its standard error over the draws. The draws are the same in every call. The estimate is biased
-    downward, but less than any bound with fewer particles.
+    The first value is exact for a linear-Gaussian VAE, with a standard error of 0. For other VAEs it is an
+    importance-weighted estimate, with its standard error over the draws. The draws are the same in every call. The
+    estimate is biased downward, but less than any bound with fewer particles. The second value is the share of the
+    images whose importance weights cannot be trusted.
 
     Args:
         vae: the VAE.
@@ -43,10 +44,10 @@ def reference(vae: VAE, x: Tensor, num_particles: int = 5000) -> Estimate:
     """
     if linear_gaussian.has_oracle(vae):
         with torch.no_grad():
-            return Estimate(mean=linear_gaussian.log_evidence(vae, x).mean().item(), stderr=0.0)
+            return Estimate(mean=linear_gaussian.log_evidence(vae, x).mean().item(), stderr=0.0), 0.0
     with seeded(0, x.device):
         sample = importance_sample(vae, x, num_particles)
-    return Estimate(mean=sample.log_p.mean().item(), stderr=sample.mean_stderr)
+    return Estimate(mean=sample.log_p.mean().item(), stderr=sample.mean_stderr), sample.untrusted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pvae.config.config import Config
+from pvae.config.config import OPTIONS, Config
+from pvae.config.options import flag
 from pvae.core.errors import InputError, brief, shown
 from pvae.core.memory import available_memory
 from pvae.core.onednn import Linear
@@ -194,7 +195,14 @@ def start_like_burda(vae: VAE, images: Tensor) -> None:
 
 
 def _sizes(config: Config) -> str:
-    return shown(f"--hidden {' '.join(map(str, config.hidden))} --latent-dim {config.latent_dim}")[1:-1]
+    """Return the options that set the sizes of the networks."""
+    names = ["hidden", "latent_dim"]
+    names += ["upper_latent_dims", "upper_hidden"] if config.upper_latent_dims else []
+    names += [] if config.posterior.startswith("normal") and config.posterior != "normal-full" else ["posterior"]
+    names += [name for name in ("flow_length", "flow_hidden", "components") if OPTIONS[name].only_with[1](config)]
+    given = {name: getattr(config, name) for name in names}
+    values = {name: " ".join(map(str, one if isinstance(one, tuple) else [one])) for name, one in given.items()}
+    return shown(" ".join(f"{flag(name)} {value}" for name, value in values.items()))[1:-1]
 
 
 def _networks(config: Config, image_shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pvae.core.errors import InputError
+from pvae.core.errors import InputError, brief
 from pvae.core.torch_private import validates_arguments
 
 __all__ = ["autoregressive_transforms", "composed"]
@@ -69,7 +69,8 @@ def _zuko() -> Any:
     before = validates_arguments()
     try:
         return importlib.import_module("zuko")
-    except ModuleNotFoundError:
-        raise InputError("inverse and masked autoregressive flows need zuko: pip install zuko") from None
+    except ImportError as error:
+        why = f"({brief(error)})"
+        raise InputError(f"inverse and masked autoregressive flows need zuko: pip install zuko {why}") from None
     finally:
         Distribution.set_default_validate_args(before)

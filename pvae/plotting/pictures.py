@@ -58,7 +58,7 @@ def graph(trained: TrainedRun) -> Figure:
     """Return the graphs of model and guide as `pyro.render_model` draws them; the run must have a prior."""
     trained.require(trained.vae.has_density, "a prior to draw from")
     if find_spec("graphviz") is None or which("dot") is None:
-        how = 'pip install "pvae-pyro[graph]", and the program dot, for instance by apt install graphviz'
+        how = 'pip install -e ".[graph]", and the program dot, for instance by apt install graphviz'
         raise InputError(f"this picture needs Graphviz: {how}")
     x, drawn = trained.examples(1), {}
     for name, function in (("model", trained.vae.model), ("guide", trained.vae.guide)):

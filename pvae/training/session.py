@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
+from pvae.core.memory import is_out_of_memory
 from pvae.core.parallel import is_lost_process
 from pvae.core.signals import Interruptions
 from pvae.runs.checkpoint import NO_ROWS, Checkpoint, Rows
@@ -141,7 +142,8 @@ class Session:
         try:
             yield
         except TrainingError as error:
-            raise TrainingError(f"{error}; {self._place()}; a smaller --lr, into another --out, may help") from error
+            advice = "into another --out" if is_out_of_memory(error) else "a smaller --lr, into another --out, may help"
+            raise TrainingError(f"{error}; {self._place()}; {advice}") from error
         except KeyboardInterrupt:
             self._discard_if_empty()
             done = f"; {self._place()}; {how}" if self.saved is not None else " before anything was done"

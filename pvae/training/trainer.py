@@ -216,9 +216,11 @@ class Trainer:
             with seeded(self.config.seed, self.device), self._not_finite_ends_training("the loss"):
                 self.stepper.evaluate(x, Share(0, 2, 2, 1.0), self.rate_weight())
         except (ValueError, RuntimeError) as error:
-            if not has_own_vae or isinstance(error, (InputError, TrainingError)):
+            is_outside = "to be within the support" in str(error) and "at site 'x'" in str(error)
+            is_outside |= "outside this likelihood's domain" in str(error)
+            if not has_own_vae or (isinstance(error, (InputError, TrainingError)) and not is_outside):
                 raise
-            if "to be within the support" in str(error) and "at site 'x'" in str(error):
+            if is_outside:
                 raise InputError(
                     "the pixels are outside the support of p(x | z) of the VAE given: give "
                     'pvae.Config(binarize="dynamic") for binary pixels, or the VAE a likelihood of grey values'

@@ -83,6 +83,11 @@ def refuse(capsys, tmp_path, *arguments):
         (["--post", "iaf"], "did you mean --posterior?"),
         (["stray"], "--help"),
         (["--hidden", "1000000000"], "do not fit into memory"),
+        (
+            ["--upper-latent-dims", "1000000", "--upper-hidden", "1000000"],
+            "--upper-latent-dims 1000000 --upper-hidden 1000000 do not fit into memory",
+        ),
+        (["--posterior", "normal-full", "--latent-dim", "100000"], "--posterior normal-full do not fit into memory"),
         (["--hidden", "1000000000000"], "at most 1,000,000,000"),
         (["--latent-dim", "9223372036854775807"], "at most 1,000,000,000"),
         (["--particles", "9223372036854775807"], "at most 1,000,000,"),

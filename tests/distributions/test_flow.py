@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 
 from pvae.config.config import Config
+from pvae.core.errors import InputError
 from pvae.distributions.planar import Planar
 from pvae.models.build import build_vae
 
@@ -65,6 +66,8 @@ def test_the_density_of_a_draw_is_that_of_the_full_jacobian(kind, latent_dim):
     q = flow_of(kind, latent_dim, num_images=3)
     torch.manual_seed(0)
     z = q.rsample((4,))
+    with pytest.raises(NotImplementedError, match="use estimate_mean"):
+        _ = q.mean
     torch.manual_seed(0)
     e = q.base.rsample((4,))
     assert (z - e).abs().max() > 0.3, "far from the identity"
@@ -204,3 +207,13 @@ def test_flows_of_one_dimension(kind):
     vae = built(kind, 1)
     x = torch.rand(4, *SHAPE).double()
     assert (vae.prior().log_prob(vae.posterior(x).rsample())).isfinite().all()
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError, ImportError])
+def test_a_zuko_that_cannot_be_imported_is_said_in_one_line(error, monkeypatch):
+    def fail(name):
+        raise error(f"cannot import {name}")
+
+    monkeypatch.setattr("importlib.import_module", fail)
+    with pytest.raises(InputError, match=r"need zuko: pip install zuko \(cannot import zuko\)$"):
+        build_vae(Config(posterior="iaf"), (1, 5, 4))

@@ -43,6 +43,8 @@ def test_the_density_is_that_of_the_joint_normal(linear):
         torch.manual_seed(0)
         draws = linear.sample((40_000,))
         estimate = linear.estimate_mean(40_000)
+    with pytest.raises(NotImplementedError, match="use estimate_mean"):
+        _ = linear.mean
     # Within 4.8 standard errors in six entries: by chance it fails once in 100,000 times.
     assert ((draws.mean(0) - loc).abs() < 4.8 * (covariance.diagonal() / 40_000).sqrt()).all()
     assert ((estimate - loc).abs() < 4.8 * (covariance.diagonal() / 40_000).sqrt()).all()

@@ -19,6 +19,7 @@ from pvae.elbos.registry import build_elbo
 from pvae.evaluation.latent_space import encode
 from pvae.evaluation.report import evaluate, to_text
 from pvae.evaluation.trained_run import TrainedRun, prepared
+from pvae.models.likelihoods import BernoulliLikelihood
 from pvae.runs.run import Run, _digest
 
 
@@ -257,6 +258,17 @@ def test_a_vae_that_cannot_be_evaluated_is_refused_with_the_advice_of_its_cause(
         pvae.fit(CONFIG, vae=vae, data=few_digits, out=tmp_path / "run", device="cpu")
     assert str(refused.value).endswith(ending)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "likelihood", [Likelihood(*DECODER), BernoulliLikelihood(nn.Sequential(*DECODER), (1, 28, 28))]
+)
+def test_grey_pixels_outside_of_a_bernoulli_are_refused_with_the_option_to_give(tmp_path, few_digits, likelihood):
+    vae = own_vae()
+    vae.p_x = likelihood
+    with pytest.raises(InputError, match=r"give pvae.Config\(binarize=.dynamic.\) .* grey values$") as refused:
+        pvae.fit(CONFIG.replace(binarize="none"), vae=vae, data=few_digits, out=tmp_path / "run", device="cpu")
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("part", ["prior", "posterior", "likelihood"])
