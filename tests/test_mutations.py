@@ -170,24 +170,6 @@ LATER_MUTATIONS = {
         "return v",
         "distributions/test_flow.py::test_the_density_of_a_copy_has_the_gradient_of_the_inverse",
     ),
-    "weights of a posterior's components without a gradient": (
-        "distributions.normal_mixture:NormalMixture.reparameterised",
-        "logits = self.mixture_distribution.logits",
-        "logits = self.mixture_distribution.logits.detach()",
-        "distributions/test_normal_mixture.py::test_draws_move_as_their_density_changes",
-    ),
-    "components of a draw taken as equally probable": (
-        "distributions.normal_mixture:NormalMixture.reparameterised",
-        "(logits + log_density.sum(-1))",
-        "(log_density.sum(-1))",
-        "distributions/test_normal_mixture.py::test_gradients_of_draws_are_those_of_the_expectation",
-    ),
-    "dimensions of a mixture taken as independent": (
-        "distributions.normal_mixture:NormalMixture.reparameterised",
-        ".tril(-1) + ",
-        ".tril(-1) * 0 + ",
-        "distributions/test_normal_mixture.py::test_draws_move_as_their_density_changes",
-    ),
     "the constant of a power spherical density": (
         "distributions.power_spherical:PowerSpherical._log_constant",
         " - b * math.log(4 * math.pi)",

@@ -144,17 +144,10 @@ class Config:
     posterior: str = option(
         "normal",
         "normal: the encoder's output is (loc, log scale); normal-log-variance: (loc, log variance); normal-full: with "
-        "a full covariance matrix; mixture: of Normals; planar: planar flow; iaf: inverse autoregressive flow; spline: "
+        "a full covariance matrix; planar: planar flow; iaf: inverse autoregressive flow; spline: "
         "the same with splines, both need zuko; power-spherical: on the unit sphere, with --prior sphere; delta: a "
         "point, without a prior, which makes an autoencoder",
-        choices=(*_NORMALS, "normal-full", "mixture", "planar", "iaf", "spline", "power-spherical", "delta"),
-    )
-    posterior_components: int = option(
-        4,
-        "number of Normals of a posterior that is a mixture",
-        limits=(1, 10**4),
-        only_with=("--posterior mixture", lambda c: c.posterior == "mixture"),
-        may_stay=True,
+        choices=(*_NORMALS, "normal-full", "planar", "iaf", "spline", "power-spherical", "delta"),
     )
     flow_length: int = option(
         2,

@@ -29,7 +29,6 @@ from pvae.models.posteriors import (
     DeltaPosterior,
     FullNormalPosterior,
     IAFPosterior,
-    MixturePosterior,
     NormalPosterior,
     PlanarPosterior,
     PowerSphericalPosterior,
@@ -84,8 +83,6 @@ def _posterior(config: Config, encoder: nn.Module) -> nn.Module:
     if config.posterior in ("iaf", "spline"):
         length, hidden, bins = config.flow_length, config.flow_hidden, _BINS if config.posterior == "spline" else 0
         return IAFPosterior(encoder, config.latent_dim, length, hidden, _context(config), bins)
-    if config.posterior == "mixture":
-        return MixturePosterior(encoder, config.posterior_components)
     if config.posterior == "power-spherical":
         return PowerSphericalPosterior(encoder)
     return NormalPosterior(encoder, log_variance=config.posterior == "normal-log-variance")
@@ -214,7 +211,6 @@ def _networks(config: Config, image_shape: tuple[int, ...]) -> tuple[nn.Module, 
         "planar": 2 * length + config.flow_length * (2 * length + 1),
         "iaf": 2 * length + _context(config),
         "spline": 2 * length + _context(config),
-        "mixture": config.posterior_components * (2 * length + 1),
         "power-spherical": length + 1,
     }.get(config.posterior, 2 * length)
     if config.upper_latent_dims and inference != "bottom-up":

@@ -11,7 +11,6 @@ from torch.nn.functional import normalize
 
 from pvae.distributions.flow import Flow
 from pvae.distributions.full_normal import FullNormal
-from pvae.distributions.normal_mixture import NormalMixture
 from pvae.distributions.planar import Planar
 from pvae.distributions.power_spherical import PowerSpherical
 from pvae.models.flows import autoregressive_transforms, composed
@@ -20,7 +19,6 @@ __all__ = [
     "DeltaPosterior",
     "FullNormalPosterior",
     "IAFPosterior",
-    "MixturePosterior",
     "NormalPosterior",
     "PlanarPosterior",
     "PowerSphericalPosterior",
@@ -178,30 +176,6 @@ class PlanarPosterior(nn.Module):
         parameters, transforms = self.encoder(x).tensor_split([2 * length], dim=-1)
         u, w, b = transforms.unflatten(-1, (-1, 2 * length + 1)).tensor_split([length, 2 * length], dim=-1)
         return Flow(bounded_normal(parameters), Planar(u / length, w, b.squeeze(-1)))
-
-
-class MixturePosterior(nn.Module):
-    """The approximate posterior q(z | x) = sum_m weight_m(x) prod_l Normal(z_l; loc_ml(x), scale_ml(x)^2).
-
-    Args:
-        encoder: a network from (B, C, H, W) to (B, M (1 + 2 L)): for each component the logit of its weight, loc, log
-            scale.
-        num_components: M.
-
-    Reference:
-        Morningstar et al., arXiv:2003.01687; the gradient of a draw is another here, see
-        `pvae.distributions.normal_mixture`.
-    """
-
-    def __init__(self, encoder: nn.Module, num_components: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.num_components = num_components
-
-    def forward(self, x: Tensor) -> NormalMixture:
-        """Return q(z | x): batch shape (B,), event shape (L,)."""
-        logits, parameters = self.encoder(x).unflatten(-1, (self.num_components, -1)).tensor_split([1], dim=-1)
-        return NormalMixture(dist.Categorical(logits=logits.squeeze(-1)), bounded_normal(parameters))
 
 
 class PowerSphericalPosterior(nn.Module):

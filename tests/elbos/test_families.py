@@ -193,12 +193,12 @@ def test_a_sphere_has_at_least_two_dimensions():
         ({"posterior": "planar"}, (True, False, False)),
         ({"posterior": "spline"}, (True, True, False)),
         ({"prior": "flow"}, (True, True, False)),
-        ({"posterior": "mixture"}, (False, False, True)),
+        ({"prior": "mixture"}, (False, False, True)),
         ({"posterior": "normal"}, (False, False, False)),
     ],
 )
 def test_options_of_a_family_are_refused_with_others(given, is_used):
-    for name, used in zip(("flow_length", "flow_hidden", "posterior_components"), is_used):
+    for name, used in zip(("flow_length", "flow_hidden", "components"), is_used):
         if used:
             Config(**given).check_used([name])
         else:

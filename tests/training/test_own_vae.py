@@ -123,7 +123,7 @@ def test_the_record_says_which_options_do_not_describe_an_own_vae(tmp_path, few_
     first, last = re.search(r"from (\w+) to (\w+) do not describe it", record["own_vae"]).groups()
     assert options[options.index(first) : options.index(last) + 1] == [
         "network", "hidden", "activation", "initialization", "latent_dim", "upper_latent_dims", "upper_hidden",
-        "inference", "posterior", "posterior_components", "flow_length", "flow_hidden", "prior", "components",
+        "inference", "posterior", "flow_length", "flow_hidden", "prior", "components",
         "likelihood", "scale",
     ]  # fmt: skip
     del record["sha256"]
