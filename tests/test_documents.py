@@ -49,6 +49,7 @@ def test_no_block_is_left_out():
         "estimators.md": 1,
         "images.md": 1,
         "run-folder.md": 2,
+        "systems.md": 1,
     }
 
 
@@ -70,6 +71,14 @@ def test_own_images_in_the_readme(run):
     names = run(README, "pvae.Dataset")
     assert names["samples"].shape == (64, 1, 16, 16)
     assert names["run"].metrics()[-1].split == "test"
+
+
+def test_a_vae_of_the_packages_modules_is_trained_and_its_likelihood_estimated_as_its_page_says(run, capsys):
+    names = run(ROOT / "notebooks/systems.md", "PlanarPosterior")
+    assert names["run"].metrics()[-1].epoch == 1
+    assert names["sample"].log_p.shape == (100,)
+    assert -300 < names["sample"].log_p.mean() < -100
+    assert capsys.readouterr().out.startswith("tensor(-")
 
 
 def test_images_are_encoded_scored_and_sampled_as_their_page_says(run, tmp_path, monkeypatch, capsys):
