@@ -391,7 +391,7 @@ def test_without_graphviz_the_graph_is_refused_in_one_line(runs, found, monkeypa
     assert main([*arguments, "--what", "graph"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "pvae-pyro[graph]" in error
+    assert ".[graph]" in error
     assert not (tmp_path / "new").exists()
 
 
