@@ -33,7 +33,8 @@ The code of an image is its posterior q(z | x): a mean and a standard deviation 
 --draws one z drawn from it. Images are resized, and converted to grey or colour, like the training images.
 
 An .npz file holds the arrays names (N,), loc and scale (N, L), or names and z; np.load reads it. A .csv file has a row
-for each image: name, loc_1, ..., loc_L, scale_1, ..., scale_L, or name, z_1, ..., z_L.
+for each image: name, loc_1, ..., loc_L, scale_1, ..., scale_L, or name, z_1, ..., z_L. With several stochastic layers,
+z is z1, z2 and so on: an array of each, or the columns z1_1, ..., z2_1, ....
 
 examples:
   python -m pvae.encode runs/my-run photos --out codes.csv
@@ -73,12 +74,13 @@ def _encode(arguments: argparse.Namespace) -> None:
         print_note(given.note)
         if arguments.draws:
             with seeded(arguments.seed, torch.device("cpu")):
-                codes = {"z": draw_codes(given.vae, given.pixels)}
+                codes = draw_codes(given.vae, given.pixels)
+            shown = "+".join(str(values.shape[1]) for values in codes.values())
         else:
             codes = encode_images(given.vae, given.pixels)._asdict()
+            shown = str(codes["loc"].shape[1])
         write_whole(out, (_npz if out.suffix == ".npz" else _csv)(given.names, codes))
-    num_images, num_dims = next(iter(codes.values())).shape
-    say(f"{out}: {' and '.join(codes)} of {num_images:,} images, {num_dims} latent dimensions")
+    say(f"{out}: {' and '.join(codes)} of {len(given.names):,} images, {shown} latent dimensions")
 
 
 def _npz(names: Sequence[str], codes: Mapping[str, Tensor]) -> bytes:

@@ -13,6 +13,7 @@ from torch import Tensor
 from pvae.core.errors import InputError
 from pvae.core.records import markdown_of
 from pvae.data.dataset import Pixels
+from pvae.distributions.hierarchy import Hierarchy
 from pvae.evaluation.log_likelihood import bits_per_dimension, images_at_once, importance_sample
 from pvae.evaluation.report import elbo_terms
 from pvae.evaluation.trained_run import prepared, with_normalised_likelihood
@@ -121,9 +122,14 @@ def encode_images(vae: VAE, x: Pixels) -> Codes:
 
 
 @torch.no_grad()
-def draw_codes(vae: VAE, x: Pixels) -> Tensor:
-    """Return a draw z ~ q(z | x) for each image, (N, L); the arguments are those of `encode_images`."""
-    return torch.cat([vae.posterior(part).sample() for part in x.split(images_at_once(vae, x))])
+def draw_codes(vae: VAE, x: Pixels) -> dict[str, Tensor]:
+    """Return a draw from q(z | x) for each image; the arguments are those of `encode_images`.
+
+    The draw is "z", (N, L), or with several stochastic layers "z1", (N, L_1), "z2", (N, L_2), and so on.
+    """
+    z = torch.cat([vae.posterior(part).sample() for part in x.split(images_at_once(vae, x))])
+    prior = vae.prior()
+    return dict(zip(prior.names, z.split(prior.sizes, dim=-1))) if isinstance(prior, Hierarchy) else {"z": z}
 
 
 @dataclass(frozen=True, kw_only=True)

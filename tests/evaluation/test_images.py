@@ -59,7 +59,7 @@ def test_codes_are_the_posterior(given, monkeypatch, kind):
     with seeded(3, CPU), torch.no_grad():
         z = torch.cat([vae.posterior(part).sample() for part in x.split(2)])
     with seeded(3, CPU):
-        assert torch.equal(draw_codes(vae, x), z)
+        assert torch.equal(draw_codes(vae, x)["z"], z)
 
 
 def test_two_layers_have_draws_alone(given):
@@ -67,7 +67,11 @@ def test_two_layers_have_draws_alone(given):
     with pytest.raises(InputError, match="--draws"):
         encode_images(vae, x)
     with seeded(0, CPU):
-        assert draw_codes(vae, x).shape == (7, 5)
+        draws = draw_codes(vae, x)
+    assert {name: tuple(z.shape) for name, z in draws.items()} == {"z1": (7, 3), "z2": (7, 2)}
+    with seeded(0, CPU), torch.no_grad():
+        z = vae.posterior(next(iter(x.split(7)))).sample()
+    assert torch.equal(torch.cat([*draws.values()], -1), z)
 
 
 @pytest.mark.parametrize("kind", ["levels", "binary", "density", "two layers"])
