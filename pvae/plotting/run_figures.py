@@ -219,7 +219,7 @@ def histogram_figure(codes: Tensor, draws: Tensor, density: Tensor | None, title
     figure.supxlabel("z", fontsize=7)
     figure.supylabel("density", fontsize=7)
     for index, axes in enumerate(figure.subplots(num_rows, num_columns, squeeze=False).flat):
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_locator(MaxNLocator(2))
         axes.tick_params(labelsize=5, length=2, pad=1)
         axes.spines[["right", "top"]].set_visible(False)
@@ -227,7 +227,8 @@ def histogram_figure(codes: Tensor, draws: Tensor, density: Tensor | None, title
         if index < len(columns):
             column = columns[index]
             lows, highs = zip(*(np.percentile(values, [0.1, 99.9]) for values in (column, drawn[index])))
-            axes.set_xlim(min(-4.2, *lows), max(4.2, *highs))
+            pad = 0.1 * (max(highs) - min(lows))
+            axes.set_xlim(min(lows) - pad, max(highs) + pad)
             margin = 1e-6 * np.abs(column).max()  # without it, hist fails for large codes that are all equal
             limits = column.min() - margin, column.max() + margin
             axes.hist(column, bins=30, range=limits, density=True, color=_TRAIN, alpha=0.6)

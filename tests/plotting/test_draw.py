@@ -220,13 +220,16 @@ def test_results_are_written_if_stdout_is_closed(runs, found, monkeypatch, tmp_p
 
 
 def test_histograms_show_where_the_codes_lie(tmp_path):
-    codes, draws = torch.stack([torch.randn(500), 6 + 0.1 * torch.randn(500)], 1), torch.randn(500, 2)
-    figure = histogram_figure(codes, draws, None, "two")
-    (low, high), (_, wide) = (axes.get_xlim() for axes in figure.axes[:2])
-    assert low == pytest.approx(-4.2)
-    assert high == pytest.approx(4.2)
+    scales = torch.tensor([1.0, 0.1, 0.01])
+    codes, draws = torch.randn(500, 3) * scales + torch.tensor([0.0, 6.0, 0.0]), torch.randn(500, 3)
+    draws[:, 2] *= 0.01
+    figure = histogram_figure(codes, draws, None, "three")
+    (low, high), (_, wide), (_, narrow) = (axes.get_xlim() for axes in figure.axes[:3])
+    assert -5 < low < -2.5
+    assert 2.5 < high < 5
     assert wide > 6.1
-    for axes in figure.axes[:2]:
+    assert 0.02 < narrow < 0.05
+    for axes in figure.axes[:3]:
         for ticks, (start, end) in ((axes.get_xticks(), axes.get_xlim()), (axes.get_yticks(), axes.get_ylim())):
             assert sum(start <= tick <= end for tick in ticks) >= 2
 
