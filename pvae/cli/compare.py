@@ -67,6 +67,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         raise InputError("--stages go with --system: a RUN has its last checkpoint only")
     with ctrl_c_exits_at_once("pvae.compare"):
         from pvae.evaluation import estimators
+        from pvae.evaluation.log_likelihood import MOST_UNTRUSTED
         from pvae.plotting import run_figures
         from pvae.runs.run import Run
     config = Run.open(arguments.run).config if arguments.run else get_system(arguments.system or "linear-gaussian")
@@ -93,12 +94,11 @@ def _compare(arguments: argparse.Namespace) -> None:
             log_p, untrusted = estimators.reference(vae, x)
             shown = log_p if log_p.stderr else f"{log_p.mean:.2f} exactly"
             say(f"{stage}: log p(x) = {shown}, mean of {len(x)} test images; pixels {kind}")
-            if untrusted > 0.01:
+            if untrusted > MOST_UNTRUSTED:
                 warnings.append(
                     f"{stage}: the importance weights of {untrusted:.1%} of the images cannot be trusted: log p(x) is "
                     "too low by an unknown amount, and the bias too near 0; the variances are not affected"
                 )
-                say(warnings[-1])
             with progress_bar(stage, len(pairs), "estimator") as bar:
                 for name, count in pairs:
                     options = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups}

@@ -23,6 +23,7 @@ from pvae.vae import VAE
 
 __all__ = [
     "CHUNK_VALUES",
+    "MOST_UNTRUSTED",
     "TRUSTED",
     "Estimate",
     "ImportanceSample",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 TRUSTED = 10.0  # the effective sample size below which the importance weights of an image cannot be trusted
+MOST_UNTRUSTED = 0.01  # the fraction of such images up to which the log-likelihood of all of them stands
 
 # The largest number of values in a tensor. It bounds the memory for any number of images and draws and for any network.
 # Larger tensors are slower too.

@@ -17,6 +17,7 @@ from pvae.core.random_state import seeded
 from pvae.data.dataset import Pixels, random_subset
 from pvae.distributions.hierarchy import Hierarchy
 from pvae.evaluation.log_likelihood import (
+    MOST_UNTRUSTED,
     TRUSTED,
     Estimate,
     ImportanceSample,
@@ -34,7 +35,6 @@ __all__ = ["ElboParts", "LogLikelihood", "RateDecomposition", "Report", "elbo_te
 _LAYER = "rate of "  # and the name of a stochastic layer
 _PARTICLES = 10
 _ACTIVE = "those whose posterior mean varies (variance above 0.01)"
-_MOST_UNTRUSTED = 0.01  # the fraction of images up to which the log-likelihood of all of them stands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +282,7 @@ def evaluate(
         start = time.perf_counter()
         sample, taken = draw(num_particles), time.perf_counter() - start
         on_sample(sample, taken)
-        while sample.untrusted > _MOST_UNTRUSTED and not world.any(2 * taken > seconds):
+        while sample.untrusted > MOST_UNTRUSTED and not world.any(2 * taken > seconds):
             sample, taken = sample.merged(draw(sample.num_particles)), time.perf_counter() - start
             on_sample(sample, taken)
         elbo = Estimate.of(elbo_terms(binary, x)["elbo"]) if vae.is_pseudo else anatomy.elbo
@@ -422,7 +422,7 @@ def _log_likelihood_rows(report: Report) -> list[_Row]:
         ("  bits per dimension", log_p.bits_per_dimension, _note_on_bits(report)),
         ("  effective sample size", effective, ""),
     ]
-    if log_p.untrusted > _MOST_UNTRUSTED:
+    if log_p.untrusted > MOST_UNTRUSTED:
         what = f"the importance weights of {log_p.untrusted:.1%} of the images cannot be trusted"
         rows += [
             ("", "", ""),

@@ -142,7 +142,11 @@ class Session:
         try:
             yield
         except TrainingError as error:
-            advice = "into another --out" if is_out_of_memory(error) else "a smaller --lr, into another --out, may help"
+            advice = (
+                "train anew, into another --out"
+                if is_out_of_memory(error)
+                else "a smaller --lr, into another --out, may help"
+            )
             raise TrainingError(f"{error}; {self._place()}; {advice}") from error
         except KeyboardInterrupt:
             self._discard_if_empty()

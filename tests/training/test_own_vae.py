@@ -281,3 +281,14 @@ def test_distributions_of_torch_are_refused_by_name(few_digits, part):
     setattr(vae, part, lambda *_: of_torch)
     with pyro.get_param_store().scope(), pytest.raises(TypeError, match=r"use the one of pyro\.distributions"):
         vae.guide(x) if part == "posterior" else vae.model(x)
+
+
+def test_a_step_without_memory_is_said_with_advice_on_memory_alone(tmp_path, few_digits, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("pvae.training.step.Stepper.step", fail)
+    with pytest.raises(pvae.TrainingError, match="out of memory at step 1: give a smaller --batch-size") as stopped:
+        pvae.fit(CONFIG, vae=own_vae(), data=few_digits, out=tmp_path / "run", device="cpu")
+    assert str(stopped.value).endswith("; train anew, into another --out")
+    assert "--lr" not in str(stopped.value)
