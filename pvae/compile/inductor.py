@@ -49,7 +49,7 @@ def compile_graph(graph: fx.GraphModule, *inputs: Tensor) -> Function:
     """
     is_on_gpu = any(x.device.type == "cuda" for x in inputs)
     validates = pyro.infer.util.is_validation_enabled()  # which compiling switches off
-    with torch.no_grad(), pyro.validation_enabled(validates), _no_cuda_warning():
+    with torch.no_grad(), pyro.validation_enabled(validates), _no_warnings():
         if is_on_gpu:
             return _through_dynamo(graph, inputs)
         try:
@@ -105,12 +105,14 @@ def _lifted(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
 
 
 @contextlib.contextmanager
-def _no_cuda_warning() -> Iterator[None]:
-    """Silence torch's warning that there is a CUDA compiler but no GPU, since only C++ is compiled."""
-    logger = logging.getLogger("torch.utils.cpp_extension")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _no_warnings() -> Iterator[None]:
+    """Silence two warnings of torch: a CUDA compiler without a GPU, and an operator that inductor does not compile."""
+    loggers = [logging.getLogger(name) for name in ("torch.utils.cpp_extension", "torch._inductor.ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
