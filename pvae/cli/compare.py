@@ -37,7 +37,8 @@ prints the bound and its distance from log p(x), the variance (the trace of the 
 ratio, |E g| / sqrt(E |g - E g|^2), of the gradients with respect to encoder and decoder with their errors over
 repetitions, and the time of loss and gradients. All estimators are given the same images, weights and noise. It writes
 comparison.csv, comparison.md and comparison.png. A Bernoulli that was trained on grey pixels is compared on binarized
-ones, which have a log p(x); beta is 1; --alpha, --mix and --groups (of miwae and piwae, else 5) are the system's.
+ones, which have a log p(x). beta is 1. --alpha, --mix and --groups are the system's; miwae and piwae take 5 groups if
+it has 1.
 
 examples:
   python -m pvae.compare
@@ -64,7 +65,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     if arguments.run and arguments.system:
         raise InputError("give a RUN or --system, not both: a run has its system")
     if arguments.run and arguments.stages:
-        raise InputError("--stages go with --system: a RUN has its last checkpoint only")
+        raise InputError("--stages go with --system: a RUN has one checkpoint")
     with ctrl_c_exits_at_once("pvae.compare"):
         from pvae.evaluation import estimators
         from pvae.evaluation.log_likelihood import MOST_UNTRUSTED
@@ -153,10 +154,10 @@ def _counts(option: str, text: str, least: int) -> list[int]:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("compare", "Compare estimators of the bound and of its gradient, at one set of weights.", _EPILOG)
     add = parser.add_argument
-    add("run", metavar="RUN", nargs="?", type=nonempty_path, help="a run folder, whose checkpoint is used")
+    add("run", metavar="RUN", nargs="?", type=nonempty_path, help="a run folder; with --valid, its best epoch is used")
     add("--system", metavar="NAME", help="train this in place of a RUN (default: linear-gaussian)")
     add("--stages", metavar="N,N", help=f"epochs after which to compare (default: {_STAGES})")
-    add("--elbo", metavar="NAME,NAME", default=_ALL, help=f"of {', '.join(ELBOS)} (default: all)")
+    add("--elbo", metavar="NAME,NAME", default=_ALL, help=f"of {', '.join(ELBOS)} (default: all but handwritten)")
     add("--particles", metavar="K,K", default="1,5,50", help="particles K (default: 1,5,50)")
     add("--repetitions", metavar="R", type=int, default=100, help="of each estimator, with other draws (default: 100)")
     add("--batch-size", metavar="B", type=int, help=f"random test images (default: {_BATCH_SIZE})")

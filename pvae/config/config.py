@@ -123,7 +123,8 @@ class Config:
     upper_latent_dims: tuple[int, ...] = option(
         (),
         "dimensions of further stochastic layers z2, z3, ... above z1, which has --latent-dim dimensions; in the prior "
-        "each layer is drawn given the one above it; requires --posterior normal",
+        "each layer is drawn given the one above it; requires --posterior normal or, from the bottom up, "
+        "normal-log-variance",
     )
     upper_hidden: tuple[int, ...] = option(
         (100, 100),
@@ -133,10 +134,10 @@ class Config:
     )
     inference: str = option(
         "bottom-up",
-        "how the posterior draws several stochastic layers. bottom-up: z1, then each given the one below (Burda et "
-        "al.); ladder: the top one, then each from the product of two Normals, the prior given the one above and one "
-        "computed from x (Sonderby et al.); top-down: the top one, then each given x and the one above, and all layers "
-        "are inputs of the decoder (the HVAE of Tomczak and Welling)",
+        "in which order the posterior draws several stochastic layers. bottom-up: z1 given x, then each layer given "
+        "the one below (Burda et al.); ladder: the top layer given x, then each layer from the product of its prior "
+        "and a Normal computed from x (Sonderby et al.); top-down: the top layer given x, then each layer given x and "
+        "the one above, and the decoder takes all layers (the HVAE of Tomczak and Welling)",
         choices=("bottom-up", "ladder", "top-down"),
         only_with=("--upper-latent-dims", lambda c: bool(c.upper_latent_dims)),
         may_stay=True,
@@ -222,17 +223,17 @@ class Config:
         "in the loss, sum the rate over latent dimensions (the KL divergence), or take their mean (post 003)",
         choices=("sum", "mean"),
     )
-    warm_up: int = option(0, "epochs over which the weight of the rate rises from 0 to beta")
+    warm_up: int = option(0, "epochs over which the weight of the rate rises linearly, at each step, from 0 to beta")
     free_bits: float = option(
         0.0,
-        "nats of each latent dimension, averaged over the batch, below which the rate costs nothing; requires "
+        "the rate of each latent dimension, a mean over the batch, counts as at least this number of nats; requires "
         "--prior standard-normal, --posterior normal or normal-log-variance, and --elbo trace, analytic or handwritten",
     )
     epochs: int = option(16, "passes over the training images", limits=_SIZE)
     batch_size: int = option(100, "images per step", limits=_SIZE)
     patience: int = option(
         0,
-        "stop after this number of epochs in a row without a better bound on the validation images; 0: never",
+        "stop after this number of epochs in a row without a better ELBO on the validation images; 0: never",
         only_with=("--valid", lambda c: c.valid > 0),
         may_stay=True,
     )

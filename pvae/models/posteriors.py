@@ -111,8 +111,8 @@ class IAFPosterior(nn.Module):
         e ~ Normal(loc(x), scale(x)^2),    z = f_T(... f_1(e, h(x)) ..., h(x))
 
     Each f_t is masked autoregressive, with affine functions or splines of each dimension (see `pvae.models.flows`), and
-    taken in the direction in which a draw is one pass. The density of other points than a draw takes L passes, as with
-    --elbo stl, dreg, score and score-loo, which evaluate log q at a detached draw.
+    taken in the direction in which a draw is one pass. The density of other points than a draw takes L passes through
+    each f_t, as with --elbo stl, dreg, score and score-loo, which evaluate log q at a detached draw.
 
     Args:
         encoder: a network from (B, C, H, W) to (B, 2 L + num_context): loc, log scale, h.

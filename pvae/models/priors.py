@@ -146,7 +146,7 @@ class FlowPrior(nn.Module):
         log p(z) = log N(f(z); 0, I) + log |det df/dz|,    f = f_T(... f_1(z))
 
     Each f_t is taken in the direction in which the density is one pass, because training needs only that. A draw takes
-    L passes. The KL divergence from a posterior to it has no closed form.
+    L passes through each f_t. The KL divergence from a posterior to it has no closed form.
 
     Args:
         latent_dim: L.
