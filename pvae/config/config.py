@@ -100,7 +100,10 @@ class Config:
     hidden: tuple[int, ...] = option(
         (100, 100),
         "widths of the encoder's hidden layers, or channels of its convolutions; the decoder takes them in reverse",
-        only_with=("a --network that has hidden layers", lambda c: c.network != "linear"),
+        only_with=(
+            "a --network that has hidden layers",  # or with what takes its context from the last of them
+            lambda c: c.network != "linear" or c.posterior in ("iaf", "spline") or c.inference != "bottom-up",
+        ),
         may_stay=True,
     )
     activation: str = option(

@@ -44,7 +44,7 @@ def naming_refused_parameters() -> Iterator[None]:
 
 
 def check_finite(record: object, name: str = "") -> None:
-    """Refuse a record that contains a NaN or an infinity, and name the value, for example "anatomy.rate.mean".
+    """Refuse a record that contains a NaN or an infinity, and name the value, for example "elbo_parts.rate.mean".
 
     Args:
         record: a number, or a mapping or a sequence of records; other values are ignored.

@@ -39,9 +39,6 @@ __all__ = [
 # differs by 2e-4), and packages cannot be loaded from a folder. No version between 2.12 and 2.14 was tried.
 OLDEST_FOR_INDUCTOR = "2.14"
 
-# `make_fx` records the operators of a function and of its gradients, so that a replay runs without model and guide.
-# `TorchDispatchMode` sees each operator that runs, so that several processes can draw the noise of one.
-
 # One operator for a list of tensors, so that a recording of Adam has a few operators for any number of parameters.
 foreach_add_, foreach_sub_, foreach_norm = torch._foreach_add_, torch._foreach_sub_, torch._foreach_norm
 
@@ -51,7 +48,7 @@ fused_adam_: Any = torch._fused_adam_
 # oneDNN's product of float32 matrices (None if torch was built without it): with AVX-512 up to twice as fast as BLAS.
 linear_by_onednn: Any = getattr(getattr(torch.ops.mkldnn, "_linear_pointwise", None), "default", None)
 
-# By these, a distribution that was made where validation is on reads values, wherever it is used.
+# A distribution that was made with validation on calls these in log_prob; a recording leaves them out.
 validate_sample: Any = Distribution._validate_sample
 validated: Any = (Tensor.all, torch._is_all_true)
 

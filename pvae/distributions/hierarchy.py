@@ -72,12 +72,12 @@ class Hierarchy(TorchDistribution):
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
         """Return reparameterised draws, sample_shape + (..., L1 + ... + LL)."""
-        return self.draw(lambda name, one: one.rsample(sample_shape if name == self._first_name else Size()))
+        return self.draw(lambda _, one: one.rsample(sample_shape if one is self.first else Size()))
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
         """Return draws, sample_shape + (..., L1 + ... + LL), which need no reparameterisation."""
-        return self.draw(lambda name, one: one.sample(sample_shape if name == self._first_name else Size()))
+        return self.draw(lambda _, one: one.sample(sample_shape if one is self.first else Size()))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the joint log-density at vectors (..., L1 + ... + LL), in nats."""
@@ -102,11 +102,6 @@ class Hierarchy(TorchDistribution):
         return torch.cat(
             [one.mean if one is self.first else one.mean.mean(0) for _, one in self.conditionals(draws)], -1
         )
-
-    @property
-    def _first_name(self) -> str:
-        """The name of the layer that is drawn first."""
-        return self.names[-1 if self.top_down else 0]
 
     def _in_order(self, layers: Sequence[Any]) -> list[Any]:
         """Return layers z1, ..., zL in the order in which they are drawn, or the other way round."""

@@ -31,7 +31,7 @@ class PowerSpherical(TorchDistribution):
 
     Args:
         loc: unit vectors, (..., L), L at least 2.
-        concentration: k >= 0, (...); 0 is the uniform distribution.
+        concentration: k >= 0, which broadcasts with (...); 0 is the uniform distribution.
         validate_args: check parameters and values.
 
     Reference:
@@ -43,8 +43,9 @@ class PowerSpherical(TorchDistribution):
     has_rsample = True
 
     def __init__(self, loc: Tensor, concentration: Tensor, validate_args: bool | None = None) -> None:
-        self.loc, self.concentration = loc, concentration
-        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=validate_args)
+        shape = torch.broadcast_shapes(loc.shape[:-1], concentration.shape)
+        self.loc, self.concentration = loc.expand(*shape, -1), concentration.expand(shape)
+        super().__init__(shape, loc.shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> PowerSpherical:
         """Return the same distribution over a larger batch shape."""

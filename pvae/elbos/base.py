@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterable
@@ -44,6 +45,7 @@ class PerDatumELBO(Trace_ELBO):
     """
 
     reparameterised = True
+    messenger: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext  # while Pyro traces
 
     def __init__(self, num_particles: int = 1, beta: float = 1.0, free_bits: float = 0.0) -> None:
         # The only plate, "data", is dimension -1; the particles are dimension -2.
@@ -89,9 +91,13 @@ class PerDatumELBO(Trace_ELBO):
 
     def rate_by_dimension(self, draws: Draws) -> Tensor:
         """Return the rate of each latent dimension, (B, L); they sum to the rate."""
+        rates = []
         sites: list[Any] = [*draws.latents]  # `loss_of` has checked that they are Independent
-        rates = [self.rate_of(latent, latent.posterior.base_dist, latent.prior.base_dist) for latent in sites]
-        return torch.cat([rate.mean(0) if rate.dim() == 3 else rate for rate in rates], dim=-1)
+        for latent in sites:
+            rate = self.rate_of(latent, latent.posterior.base_dist, latent.prior.base_dist)
+            rate = rate.flatten(-latent.posterior.reinterpreted_batch_ndims)
+            rates.append(rate.mean(0) if rate.dim() == 3 else rate)
+        return torch.cat(rates, dim=-1)
 
     def rate_of(self, latent: Latent, q: Any, p: Any) -> Tensor:
         """Return log q - log p at the draws of a site, whose mean over the particles is KL(q || p).
@@ -131,7 +137,7 @@ class PerDatumELBO(Trace_ELBO):
         return self.backward(model, guide, x, beta).loss
 
     def _draws(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Draws:
-        with shared_calls():
+        with shared_calls(), self.messenger():
             ((model_trace, guide_trace),) = self._get_traces(model, guide, (x,), {})  # type: ignore[no-untyped-call]
         batch_shape = (len(x),) if self.num_particles == 1 else (self.num_particles, len(x))
         draws = Draws.of(model_trace, guide_trace, batch_shape)

@@ -14,12 +14,41 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
 from pvae.core.errors import InputError
-from pvae.core.terms import LossAndTerms
 from pvae.elbos.base import PyroFunction
 from pvae.elbos.importance import ImportanceELBO, log_mean_exp
 from pvae.elbos.sites import Draws, Latent
 
 __all__ = ["PIWAE", "DReG", "ScoreELBO", "StickingTheLanding"]
+
+
+class _NoPathThroughDraws(Messenger):
+    """Detach each draw of z from the parameters of its distribution."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and isinstance(msg["value"], Tensor):
+            msg["value"] = msg["value"].detach()
+
+
+class _SeparateModelDraws(Messenger):
+    """Give the model an alias of each draw of the guide, so that model and guide have separate gradients.
+
+    The gradient by the alias is that of log p(x, z). The gradient by the draw itself also includes the path through
+    later sites of the guide that depend on it.
+    """
+
+    def __enter__(self) -> Any:
+        self._drawn: set[str] = set()
+        return super().__enter__()
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or not isinstance(msg["value"], Tensor):
+            return
+        is_real = msg["value"].is_floating_point()
+        if torch.is_grad_enabled() and is_real and not msg["value"].requires_grad:  # q of this site has no parameters
+            msg["value"] = msg["value"].detach().requires_grad_()
+        if msg["name"] in self._drawn:
+            msg["value"] = msg["value"].view_as(msg["value"])
+        self._drawn.add(msg["name"])
 
 
 class PathDerivativeELBO(ImportanceELBO):
@@ -33,12 +62,7 @@ class PathDerivativeELBO(ImportanceELBO):
             depends on parameters or log q(z | x) has no derivative by z.
     """
 
-    def loss_and_terms(
-        self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | Tensor | None = None
-    ) -> LossAndTerms:
-        """Return the differentiable loss of a batch x (B, C, H, W), a scalar in nats per datum, and its terms."""
-        with _SeparateModelDraws():
-            return super().loss_and_terms(model, guide, x, beta)
+    messenger = _SeparateModelDraws
 
     def _draws(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Draws:
         draws = super()._draws(model, guide, x)
@@ -54,6 +78,8 @@ class PathDerivativeELBO(ImportanceELBO):
 class StickingTheLanding(PathDerivativeELBO):
     """The ELBO with a gradient that leaves out the score function: no gradient flows to the parameters of log q(z | x).
 
+        d/d phi ELBO  =  E_q [ d/dz (log p(x, z) - log q(z | x))  dz/d phi ]
+
     Args:
         num_particles: K.
         beta: weight of the rate in the loss.
@@ -61,6 +87,10 @@ class StickingTheLanding(PathDerivativeELBO):
     Reference:
         Roeder, Wu and Duvenaud, arXiv:1703.09194.
     """
+
+    def __init__(self, num_particles: int = 1, beta: float = 1.0) -> None:
+        super().__init__(num_particles)
+        self.beta = beta
 
     def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
         """Return distortion + beta rate of each datum, negated: (B,)."""
@@ -141,6 +171,9 @@ class DReG(PathDerivativeELBO):
 class PIWAE(PathDerivativeELBO):
     """The importance-weighted bound, whose encoder is trained by the mean of M bounds of K / M draws each.
 
+        encoder            d/d phi    (1/M) sum_m log (M/K) sum_{k in group m} w_k
+        prior, decoder     d/d theta  log (1/K) sum_k w_k
+
     The encoder's gradient is that of `MIWAE`, whose signal-to-noise ratio is higher. The value and the other gradients
     are those of `IWAE`.
 
@@ -163,8 +196,13 @@ class PIWAE(PathDerivativeELBO):
         if not torch.is_grad_enabled():
             return value
         of_group = log_w.unflatten(0, (self.num_groups, -1)).softmax(1).flatten(0, 1) / self.num_groups
-        by_z = _log_p_by_z(draws, of_group)
-        surrogate = log_w.softmax(0) * (draws.log_p_x + draws.log_p_z) - of_group * draws.log_q_z
+        # These derivatives by z, with the weights of the groups, replace those that log p(x, z) has in the surrogate.
+        log_p = draws.log_p_x + draws.log_p_z
+        at = [latent.z for latent in draws.latents]
+        by_z = torch.autograd.grad((of_group * log_p).sum(), at, retain_graph=True, materialize_grads=True)
+        for z in at:
+            z.register_hook(torch.zeros_like)
+        surrogate = log_w.softmax(0) * log_p - of_group * draws.log_q_z
         for name, gradient in zip(draws.priors, by_z):
             site = draws.posteriors[name]
             surrogate = surrogate + sum_rightmost(gradient * site["value"], len(site["fn"].event_shape))
@@ -187,17 +225,13 @@ class ScoreELBO(ImportanceELBO):
     """
 
     reparameterised = False
+    messenger = _NoPathThroughDraws
 
     def __init__(self, num_particles: int = 1, beta: float = 1.0, leave_one_out: bool = False) -> None:
-        super().__init__(num_particles, beta)
-        self.leave_one_out = leave_one_out
-
-    def loss_and_terms(
-        self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | Tensor | None = None
-    ) -> LossAndTerms:
-        """Return the differentiable loss of a batch x (B, C, H, W), a scalar in nats per datum, and its terms."""
-        with _NoPathThroughDraws():
-            return super().loss_and_terms(model, guide, x, beta)
+        if leave_one_out and num_particles < 2:
+            raise InputError("a leave-one-out baseline is the mean over the other draws: give num_particles 2 or more")
+        super().__init__(num_particles)
+        self.beta, self.leave_one_out = beta, leave_one_out
 
     def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
         """Return the bound of each datum, (B,), with the score function's gradient."""
@@ -216,36 +250,6 @@ def _has_moving_support(distribution: Distribution) -> bool:
     return any(isinstance(bound, Tensor) and bound.requires_grad for bound in vars(constraint).values())
 
 
-class _NoPathThroughDraws(Messenger):
-    """Detach each draw of z from the parameters of its distribution."""
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and isinstance(msg["value"], Tensor):
-            msg["value"] = msg["value"].detach()
-
-
-class _SeparateModelDraws(Messenger):
-    """Give the model an alias of each draw of the guide, so that model and guide have separate gradients.
-
-    The gradient by the alias is that of log p(x, z). The gradient by the draw itself also includes the path through
-    later sites of the guide that depend on it.
-    """
-
-    def __enter__(self) -> Any:
-        self._drawn: set[str] = set()
-        return super().__enter__()
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or not isinstance(msg["value"], Tensor):
-            return
-        is_real = msg["value"].is_floating_point()
-        if torch.is_grad_enabled() and is_real and not msg["value"].requires_grad:  # q of this site has no parameters
-            msg["value"] = msg["value"].detach().requires_grad_()
-        if msg["name"] in self._drawn:
-            msg["value"] = msg["value"].view_as(msg["value"])
-        self._drawn.add(msg["name"])
-
-
 def _learned_normal(prior: Any) -> Normal | None:
     """Return the Normal of a prior that is one, or independent ones, with parameters that are trained."""
     while isinstance(prior, Independent):
@@ -258,19 +262,6 @@ def _by_particle(weight: Tensor, latent: Latent) -> Tensor:
     """Return weights (K, B) in a shape that multiplies the draws of a site."""
     ones = [1] * len(latent.posterior.event_shape)
     return weight.reshape(*latent.z.shape[: latent.z.dim() - len(ones)], *ones)
-
-
-def _log_p_by_z(draws: Draws, weight: Tensor) -> list[Tensor]:
-    """Return the derivatives of sum_k weight_k log p(x, z_k) by the draws of each site of the model.
-
-    After it, no gradient flows through log p(x, z) to the draws: the caller uses these derivatives in its place.
-    """
-    at = [latent.z for latent in draws.latents]
-    total = (weight * (draws.log_p_x + draws.log_p_z)).sum()
-    by_z = torch.autograd.grad(total, at, retain_graph=True, materialize_grads=True)
-    for z in at:
-        z.register_hook(torch.zeros_like)
-    return list(by_z)
 
 
 def _log_q_z_path(draws: Draws) -> Tensor:

@@ -20,6 +20,7 @@ class HandwrittenELBO(PerDatumELBO):
     Args:
         num_particles: K.
         beta: weight of the rate in the loss.
+        free_bits: nats per latent dimension that cost nothing.
     """
 
     def loss_and_terms(

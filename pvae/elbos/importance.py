@@ -26,6 +26,9 @@ class ImportanceELBO(PerDatumELBO):
         num_particles: K.
     """
 
+    def __init__(self, num_particles: int = 1) -> None:
+        super().__init__(num_particles)
+
     def loss_of(self, draws: Draws, distortion: Tensor, rate: Tensor, beta: float | Tensor) -> Tensor:
         """Return the loss, a scalar, of the draws."""
         return -self.bound(draws, beta).mean()
@@ -100,6 +103,8 @@ class CIWAE(ImportanceELBO):
 
 class MIWAE(ImportanceELBO):
     """The mean of M importance-weighted bounds of K / M draws each.
+
+        E (1/M) sum_m log (M/K) sum_{k in group m} w_k
 
     Args:
         num_particles: K, a multiple of M.

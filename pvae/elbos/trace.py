@@ -21,9 +21,12 @@ __all__ = ["AnalyticELBO", "TraceELBO"]
 class TraceELBO(PerDatumELBO):
     """Pyro's `Trace_ELBO`, per datum: the Monte Carlo bound, for a reparameterised q.
 
+        L(x) = E_q [ log p(x, z) - log q(z | x) ]
+
     Args:
         num_particles: K.
         beta: weight of the rate in the loss.
+        free_bits: nats per latent dimension that cost nothing.
 
     Reference:
         Kingma and Welling, arXiv:1312.6114, equation 6.
@@ -33,12 +36,15 @@ class TraceELBO(PerDatumELBO):
 class AnalyticELBO(PerDatumELBO, TraceMeanField_ELBO):
     """The bound with the KL divergence in closed form, as Pyro's `TraceMeanField_ELBO` has it, in nats per datum.
 
+        L(x) = E_q [ log p(x | z) ] - KL(q(z | x) || p(z))
+
     Of several latent sites, those with a closed form take it, at the draws of the sites before them; the others take
     the mean of log q - log p. A site has no closed form if its prior may depend on a site that the guide draws later.
 
     Args:
         num_particles: K.
         beta: weight of the rate in the loss.
+        free_bits: nats per latent dimension that cost nothing.
 
     Raises:
         InputError: (when used) no site has a closed form, where Pyro would silently use a Monte Carlo estimate.

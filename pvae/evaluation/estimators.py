@@ -174,7 +174,7 @@ def pairs_to_compare(
     pairs, reasons = [], []
     has_closed_form = True
     try:
-        with seeded(0, x.device):
+        with seeded(0, x.device), pyro.get_param_store().scope():
             build_elbo("analytic").loss(vae.model, vae.guide, x)
     except InputError:
         has_closed_form = False
@@ -187,6 +187,8 @@ def pairs_to_compare(
                 reason = "there is no other draw to compare with"
             elif count == 1 and ESTIMATORS[name].importance_weighted:
                 reason = "with one particle its bound equals the ELBO"
+            elif num_groups == 1 and name in ("miwae", "piwae"):
+                reason = "with one group it is iwae"
             elif name == "miwae" and (count % num_groups or count == num_groups):
                 reason = f"K must be a multiple of {num_groups}, and larger"
             elif name == "piwae" and count % num_groups:

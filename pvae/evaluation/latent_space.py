@@ -163,11 +163,11 @@ def nearest_neighbour_accuracy(
         train_labels: classes of the training codes (N,).
         test: test codes (M, L).
         test_labels: classes of the test codes (M,).
-        num_neighbours: k.
+        num_neighbours: k; all N training codes where there are fewer.
     """
     hits = 0
     for part, labels in zip(test.split(_CHUNK), test_labels.split(_CHUNK)):
-        nearest = torch.cdist(part, train).topk(num_neighbours, largest=False).indices
+        nearest = torch.cdist(part, train).topk(min(num_neighbours, len(train)), largest=False).indices
         hits += int((train_labels[nearest].mode(dim=1).values == labels).sum())
     return hits / len(test)
 

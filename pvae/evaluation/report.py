@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,8 +49,8 @@ class RateDecomposition:
         sampling_stderr: the part of the error of `rate` that comes from the draws of z, if there is a closed form.
         mutual_information: between the index of an image and its code, at most `log_images`; in the mean a lower
             bound on I(x; z) over the whole distribution of images.
-        mutual_information_upper: in the mean an upper bound on I(x; z): the estimate with q(z) over the other images,
-            or the rate, whichever is less. The difference from `mutual_information` bounds the bias.
+        mutual_information_upper: the smaller of two estimates, each in the mean an upper bound on I(x; z): the one
+            with q(z) over the other images, and the rate. The difference from `mutual_information` bounds the bias.
         total_correlation: KL(q(z) || prod_l q(z_l)).
         dimension_wise_kl: sum_l KL(q(z_l) || p(z_l)).
         log_images: log N, where N is the number of images in q(z): all test images that are evaluated.
@@ -207,10 +208,10 @@ class Report:
         num_images: number of test images that were evaluated.
         is_subset: whether they are a random subset of the test images.
         pixels: the kind of pixels that `log_likelihood` was computed on.
-        pseudo: whether the ELBO of `anatomy` is a pseudo-ELBO, because the VAE was trained on grey pixels.
+        pseudo: whether the ELBO of `elbo_parts` is a pseudo-ELBO, because the VAE was trained on grey pixels.
         seed: the seed of all draws and of the random subsets of images.
         precision: precision of the matrix products in `log_likelihood`: "fp32" or "bf16".
-        anatomy: the ELBO and its parts, for the pixels that the VAE was trained on.
+        elbo_parts: the ELBO and its parts, for the pixels that the VAE was trained on.
         log_likelihood: of the same pixels; of binarized ones if a Bernoulli was trained on grey pixels.
     """
 
@@ -223,7 +224,7 @@ class Report:
     pseudo: bool
     seed: int
     precision: str
-    anatomy: ElboParts
+    elbo_parts: ElboParts
     log_likelihood: LogLikelihood
 
 
@@ -264,18 +265,15 @@ def evaluate(
     run, vae = trained.run, trained.vae
     if not vae.has_density:
         raise InputError(f"{run.path} is an autoencoder: a point posterior has no bound and no log-likelihood")
-    images, prepared = trained.data.test, trained.test
+    seen = Pixels(trained.test, trained.is_symmetric)
+    binary, x, kind = with_normalised_likelihood(run.config, vae, run.data.image_shape, trained.data.test)
     if num_images is not None:
-        subset = random_subset(len(images), num_images, seed)  # some data sets are sorted by class
-        images, prepared = images[subset], prepared[subset]
-    if len(images) < 2 or num_particles < 2:
+        subset = random_subset(len(seen), num_images, seed)  # some data sets are sorted by class
+        seen, x = (replace(pixels, images=pixels.images[subset]) for pixels in (seen, x))
+    if len(seen) < 2 or num_particles < 2:
         raise InputError("an evaluation needs at least 2 test images and 2 importance samples")
     with seeded(seed, torch.device("cpu")):
-        seen = Pixels(prepared, trained.is_symmetric)
-        anatomy = ElboParts.of(vae, seen, seed)
-        binary, x, kind = with_normalised_likelihood(run.config, vae, run.data.image_shape, images)
-        if not vae.is_pseudo:
-            x = seen  # binarized before the subset was taken
+        parts = ElboParts.of(vae, seen, seed)
         draw = partial(
             importance_sample, binary, x, on_images=on_images, engine=engine, precision=precision, world=world
         )
@@ -285,19 +283,19 @@ def evaluate(
         while sample.untrusted > MOST_UNTRUSTED and not world.any(2 * taken > seconds):
             sample, taken = sample.merged(draw(sample.num_particles)), time.perf_counter() - start
             on_sample(sample, taken)
-        elbo = Estimate.of(elbo_terms(binary, x)["elbo"]) if vae.is_pseudo else anatomy.elbo
+        elbo = Estimate.of(elbo_terms(binary, x)["elbo"]) if vae.is_pseudo else parts.elbo
         log_likelihood = LogLikelihood.of(binary, x, sample, elbo)
     return Report(
         run=run.path.resolve().name,
         epoch=run.best_checkpoint().counts.epoch,
         data=trained.data.title,
-        num_images=len(images),
-        is_subset=len(images) < len(trained.data.test),
+        num_images=len(seen),
+        is_subset=len(seen) < len(trained.test),
         pixels=kind,
         pseudo=vae.is_pseudo,
         seed=seed,
         precision=precision,
-        anatomy=anatomy,
+        elbo_parts=parts,
         log_likelihood=log_likelihood,
     )
 
@@ -318,29 +316,25 @@ def elbo_terms(vae: VAE, x: Pixels) -> dict[str, Tensor]:
         Nats, (N,) each: elbo, distortion, rate, cross_entropy and, in closed form, posterior_entropy and
         posterior_mean_loss. With several stochastic layers also rate of z1, rate of z2 and so on.
     """
-    return _for_each_image(vae, x, _terms)
-
-
-def _for_each_image(vae: VAE, x: Pixels, terms_of: Callable[[VAE, Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the terms that `terms_of` computes for each image, (N,) each, computed in parts that fit into memory."""
-    parts = [terms_of(vae, part) for part in x.split(images_at_once(vae, x, _PARTICLES))]
+    prior = vae.prior()
+    parts = [_terms(vae, prior, part) for part in x.split(images_at_once(vae, x, _PARTICLES))]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _terms(vae: VAE, x: Tensor) -> dict[str, Tensor]:
+def _terms(vae: VAE, prior: Any, x: Tensor) -> dict[str, Tensor]:
     """Return the terms of the ELBO of each image, (B,) each, without terms that have no closed form for this VAE."""
     posterior = vae.posterior(x)
     z = posterior.sample((_PARTICLES,))
-    distortion, cross_entropy = -vae.likelihood(z).log_prob(x).mean(0), -vae.prior().log_prob(z).mean(0)
+    distortion, cross_entropy = -vae.likelihood(z).log_prob(x).mean(0), -prior.log_prob(z).mean(0)
     terms = {"distortion": distortion, "cross_entropy": cross_entropy}
     try:
         terms["posterior_entropy"] = posterior.entropy()
-        terms["rate"] = reference_elbo.exact_rate(vae, posterior)
+        terms["rate"] = reference_elbo.exact_rate(posterior, prior)
         terms["posterior_mean_loss"] = reference_elbo.posterior_mean_loss(vae, x)
     except NotImplementedError:
-        terms["rate"] = (posterior.log_prob(z) - vae.prior().log_prob(z)).mean(0)
+        terms["rate"] = (posterior.log_prob(z) - prior.log_prob(z)).mean(0)
     if isinstance(posterior, Hierarchy):
-        layers = zip(posterior.names, posterior.conditionals(z), vae.prior().conditionals(z))
+        layers = zip(posterior.names, posterior.conditionals(z), prior.conditionals(z))
         terms |= {_LAYER + name: (q.log_prob(one) - p.log_prob(one)).mean(0) for name, (one, q), (_, p) in layers}
     return {**terms, "elbo": -distortion - terms["rate"]}
 
@@ -365,30 +359,30 @@ def to_text(report: Report) -> str:
 
 
 def _elbo_rows(report: Report) -> list[_Row]:
-    anatomy = report.anatomy
+    parts = report.elbo_parts
     grey = ", which are grey" if report.pseudo else ""
-    of_rate = "KL(q(z | x) || p(z))" + ("" if _has_closed_form(anatomy) else ", from ten draws of z")
-    active, dims = ("+".join(map(str, counts)) for counts in (anatomy.active_units, anatomy.latent_dims))
+    of_rate = "KL(q(z | x) || p(z))" + ("" if _has_closed_form(parts) else ", from ten draws of z")
+    active, dims = ("+".join(map(str, counts)) for counts in (parts.active_units, parts.latent_dims))
     return [
-        ("pseudo-ELBO" if report.pseudo else "ELBO", anatomy.elbo, f"of the pixels that it was trained on{grey}"),
-        ("  bits per dimension", anatomy.bits_per_dimension, _note_on_bits(report)),
-        ("  distortion", anatomy.distortion, "-E_q log p(x | z); post 004's reconstruction error"),
-        ("  rate", anatomy.rate, of_rate),
-        *((f"    of z{number}", rate, "") for number, rate in enumerate(anatomy.layer_rates, 1)),
-        ("    posterior entropy", anatomy.posterior_entropy, "the rate is cross entropy less posterior entropy"),
-        ("    cross entropy", anatomy.cross_entropy, ""),
-        ("posterior-mean loss", anatomy.posterior_mean_loss, "not a bound"),
+        ("pseudo-ELBO" if report.pseudo else "ELBO", parts.elbo, f"of the pixels that it was trained on{grey}"),
+        ("  bits per dimension", parts.bits_per_dimension, _note_on_bits(report)),
+        ("  distortion", parts.distortion, "-E_q log p(x | z); post 004's reconstruction error"),
+        ("  rate", parts.rate, of_rate),
+        *((f"    of z{number}", rate, "") for number, rate in enumerate(parts.layer_rates, 1)),
+        ("    posterior entropy", parts.posterior_entropy, "the rate is cross entropy less posterior entropy"),
+        ("    cross entropy", parts.cross_entropy, ""),
+        ("posterior-mean loss", parts.posterior_mean_loss, "not a bound"),
         ("active units", f"{active} of {dims} latent dimensions, {_ACTIVE}", ""),
     ]
 
 
 def _decomposition_rows(report: Report) -> list[_Row]:
-    split = report.anatomy.rate_decomposition
+    split = report.elbo_parts.rate_decomposition
     if split is None:
         needs = "they need a Normal q(z | x) and p(z) whose dimensions are independent"
         return [("parts of the rate", "not computed", needs)]
     subset = f"random test images (seed {report.seed})" if split.num_images < report.num_images else "test images"
-    is_exact = _has_closed_form(report.anatomy)
+    is_exact = _has_closed_form(report.elbo_parts)
     draws = f"; {split.sampling_stderr:.2g} nats of the error are from the draws" if is_exact else ""
     most = (
         f"between the index of an image and its code; at most log N = {split.log_images:.2f}, N = {report.num_images:,}"
@@ -439,6 +433,6 @@ def _note_on_bits(report: Report) -> str:
     return "of the density times the distance between two levels, not of the bytes" if is_density else ""
 
 
-def _has_closed_form(anatomy: ElboParts) -> bool:
+def _has_closed_form(parts: ElboParts) -> bool:
     """Whether the rate is a closed form and not a mean over draws; only then there is a posterior-mean loss."""
-    return anatomy.posterior_mean_loss is not None
+    return parts.posterior_mean_loss is not None

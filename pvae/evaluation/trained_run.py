@@ -267,7 +267,7 @@ def with_normalised_likelihood(
         config: configuration of the VAE.
         vae: in eval mode.
         image_shape: shape of the images of the data, before padding.
-        images: the first test images of the data, as bytes.
+        images: test images of the data, as bytes.
 
     Raises:
         InputError: the VAE was built in Python, and its likelihood is a pseudo-likelihood.

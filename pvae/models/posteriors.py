@@ -126,7 +126,7 @@ class IAFPosterior(nn.Module):
         InputError: zuko is not installed.
 
     Reference:
-        Kingma et al., arXiv:1606.04934, section 3; Durkan et al., arXiv:1906.04032 (splines).
+        Kingma et al., arXiv:1606.04934; Durkan et al., arXiv:1906.04032 (splines).
     """
 
     def __init__(

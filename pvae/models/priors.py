@@ -107,8 +107,8 @@ class VampPrior(nn.Module):
 
     Reference:
         Tomczak and Welling, arXiv:1705.07120, equation 9. Pseudo-inputs start near black here, inside the range of the
-        pixels, where clipping has a gradient. The authors' code starts them by default at Normal(-0.05, 0.01^2), below
-        the range, where it has none.
+        pixels; a pixel that leaves the range has no gradient and stays there, as in the authors' code, which by default
+        starts all of them at Normal(-0.05, 0.01^2), below the range.
     """
 
     logits: Tensor

@@ -48,17 +48,17 @@ def loss(terms: Terms, beta: float = 1.0, free_bits: float = 0.0) -> Tensor:
     return terms.distortion.mean() + beta * terms.rates.mean(0).clamp(min=free_bits).sum()
 
 
-def exact_rate(vae: VAE, posterior: Any) -> Tensor:
+def exact_rate(posterior: Any, prior: Any) -> Tensor:
     """Return the rate of each datum in closed form, KL(q(z | x) || p(z)), (B,) nats.
 
     Args:
-        vae: the three distributions.
         posterior: q(z | x), batch shape (B,).
+        prior: p(z).
 
     Raises:
         NotImplementedError: the pair (q, p) has no closed form in torch.distributions.
     """
-    return kl_divergence(posterior, vae.prior().expand(posterior.batch_shape))  # torch's for Bernoulli needs one shape
+    return kl_divergence(posterior, prior.expand(posterior.batch_shape))  # torch's for Bernoulli needs one shape
 
 
 def rate_by_dimension(posterior: Any, prior: Any, z: Tensor | None = None) -> Tensor:
@@ -145,8 +145,9 @@ def closed_form(vae: VAE, x: Tensor, num_particles: int = 1, by_dimension: bool 
     posterior = vae.posterior(x)
     z = posterior.rsample((num_particles,))
     distortion = -vae.likelihood(z).log_prob(x).mean(0)
-    rate = exact_rate(vae, posterior)
-    rates = rate_by_dimension(posterior, vae.prior()) if by_dimension else None
+    prior = vae.prior()
+    rate = exact_rate(posterior, prior)
+    rates = rate_by_dimension(posterior, prior) if by_dimension else None
     return Terms(distortion=distortion, rate=rate, rates=rates)
 
 
@@ -194,6 +195,6 @@ def posterior_mean_loss(vae: VAE, x: Tensor) -> Tensor:
         NotImplementedError: the pair (q, p) has no closed form in torch.distributions.
     """
     posterior = vae.posterior(x)
-    rate = exact_rate(vae, posterior)
+    rate = exact_rate(posterior, vae.prior())
     z = posterior.loc if isinstance(posterior, PowerSpherical) else posterior.mean
     return -vae.likelihood(z).log_prob(x) + rate

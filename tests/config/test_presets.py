@@ -332,6 +332,13 @@ def test_a_system_may_have_another_network_than_one_of_its_activation():
     config.replace(posterior="normal", prior="standard-normal", upper_latent_dims=(4,)).check_used(["activation"])
 
 
+def test_hidden_is_also_the_width_of_the_context_that_a_linear_encoder_gives_to_a_flow():
+    config = Config(network="linear", posterior="iaf", latent_dim=3, hidden=(7,))
+    config.check_used(["hidden"])
+    with pytest.raises(InputError, match="--hidden goes with"):
+        config.replace(posterior="normal").check_used(["hidden"])
+
+
 def test_a_user_defined_system(tmp_path, few_digits, monkeypatch, capsys):
     from pvae.cli.train import main
     from pvae.training import fit
@@ -395,9 +402,9 @@ def one_elbo_table():
         f"{conv.scale**2:.3f})` (were the mean a sum, scale^2 would be w / 2)",
         "003, 3.1 and the autoencoder of 001": "the distortion alone: a point posterior and a flat prior, so no rate "
         "and no bound",
-        "003, 3.2: 500 x mean of the cross-entropy + KL": "500 / D times the pseudo-ELBO with beta = D / 500 = "
-        f"{fashion.beta}, D = 1024; as printed the KL is a mean over the 2 latents, half their sum (`--rate-reduction "
-        f"{fashion.rate_reduction}`), so that beta = {mean_beta}",
+        "003, 3.2: 500 x mean of the cross-entropy + KL": "500 / D times the pseudo-ELBO with beta = "
+        f"{mean_beta}: D / 500 = {fashion.beta}, halved because the printed KL is a mean over the 2 latents "
+        f"(`--rate-reduction {fashion.rate_reduction}`), D = 1024",
         "003, 3.3: 2000 x mean of (x - y)^2 + KL": "the ELBO of `Normal(y, scale^2 = D / 4000 = "
         f"{celeba.scale**2:.3f})`, D = 12288",
         "002, its test loss: z at the posterior mean": "no ELBO: `posterior_mean_loss` in `metrics.jsonl`, beside the "

@@ -192,6 +192,9 @@ def test_shapes_expansion_and_refusals():
     torch.manual_seed(0)
     assert torch.equal(z, q.rsample((2,)))
     assert torch.equal(wide.log_prob(z), q.log_prob(z))
+    one_direction = PowerSpherical(direction(4), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    torch.manual_seed(0)
+    assert torch.equal(one_direction.rsample((2,)), z)
     uniform = SphereUniform(direction(4)).expand((2, 3))
     assert kl_divergence(wide, uniform).shape == (2, 3)
     for bad in [{"loc": torch.ones(3)}, {"concentration": torch.tensor(-1.0)}]:

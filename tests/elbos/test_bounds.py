@@ -17,6 +17,7 @@ from pvae.config.options import ELBOS
 from pvae.core.errors import InputError
 from pvae.core.param_store import register
 from pvae.core.terms import Terms
+from pvae.elbos.gradients import ScoreELBO
 from pvae.elbos.importance import RenyiELBO as RenyiBound
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae
@@ -307,6 +308,36 @@ def test_free_bits_need_a_rate_of_each_dimension(small_images, name):
         assert math.isfinite(build_elbo(name, 2).loss(vae.model, vae.guide, x))
         with pytest.raises(InputError, match="need a rate of each latent dimension"):
             build_elbo(name, 2, free_bits=0.4).loss(vae.model, vae.guide, x)
+
+
+@pytest.mark.parametrize(("name", "num_particles"), [("trace", 1), ("trace", 3), ("analytic", 1), ("analytic", 3)])
+def test_free_bits_of_a_matrix_are_those_of_its_entries_as_a_vector(name, num_particles):
+    """The event of a latent may have any shape."""
+    loc = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(4, 6)
+    losses = []
+    for shape in [(6,), (2, 3)]:
+
+        def guide(x, shape=shape):
+            with pyro.plate("data", 4):
+                scale = torch.full((4, *shape), 0.8, dtype=torch.float64)
+                pyro.sample("z", pyro.distributions.Normal(loc.reshape(4, *shape), scale).to_event(len(shape)))
+
+        def model(x, shape=shape):
+            with pyro.plate("data", 4):
+                zeros = torch.zeros(4, *shape, dtype=torch.float64)
+                z = pyro.sample("z", pyro.distributions.Normal(zeros, 1.0).to_event(len(shape)))
+                mean = z.flatten(-len(shape)).sum(-1)
+                pyro.sample("x", pyro.distributions.Normal(mean, 1.0), obs=x)
+
+        torch.manual_seed(0)
+        elbo = build_elbo(name, num_particles, free_bits=0.5)
+        losses.append(elbo.loss(model, guide, torch.zeros(4, dtype=torch.float64)))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
+def test_a_leave_one_out_baseline_needs_another_draw():
+    with pytest.raises(InputError, match="num_particles 2 or more"):
+        ScoreELBO(1, leave_one_out=True)
 
 
 def test_terms_without_rates_have_no_free_bits():

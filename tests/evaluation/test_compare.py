@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 
+import pyro
 import pytest
 import torch
 
@@ -99,6 +100,21 @@ def test_a_vae_without_a_closed_form_is_not_compared_by_analytic():
     pairs, reasons = pairs_to_compare(vae, torch.zeros(1, 1, 5, 4), ELBOS, [5], 5)
     assert "analytic" not in {name for name, _ in pairs}
     assert sum("has no closed form" in reason for reason in reasons) == 1
+
+
+def test_with_one_group_miwae_and_piwae_are_iwae(linear):
+    pairs, reasons = pairs_to_compare(linear(), torch.zeros(1, 1, 3, 4).double(), ["iwae", "miwae", "piwae"], [5], 1)
+    assert pairs == [("iwae", 5)]
+    assert reasons == [f"{name} is left out at K = 5: with one group it is iwae" for name in ("miwae", "piwae")]
+
+
+def test_pairs_are_found_beside_another_vae_in_the_parameter_store(linear):
+    vae, x = linear(), torch.zeros(1, 1, 3, 4).double()
+    with pyro.get_param_store().scope():
+        pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({}), pyro.infer.Trace_ELBO()).step(x)
+        before = {*pyro.get_param_store()}
+        assert pairs_to_compare(linear(), x, ["trace"], [1], 5) == ([("trace", 1)], [])
+        assert {*pyro.get_param_store()} == before
 
 
 def test_the_reference_of_a_linear_gaussian_vae_is_exact(linear, x):

@@ -315,7 +315,7 @@ def test_log_p_and_elbo_of_a_subset_are_of_the_same_pixels(tmp_path, few_digits,
     monkeypatch.setattr("pvae.evaluation.report.importance_sample", spy)
     report = evaluate(trained, 2, num_images=9, seed=3)
     assert torch.equal(given[0], trained.test[random_subset(len(trained.test), 9, 3)])
-    assert report.log_likelihood.elbo == report.anatomy.elbo
+    assert report.log_likelihood.elbo == report.elbo_parts.elbo
 
 
 def test_the_rate_is_split_of_a_random_subset(tmp_path, digits):
@@ -329,7 +329,7 @@ def test_the_rate_is_split_of_a_random_subset(tmp_path, digits):
     run = fit(config, data=data, out=tmp_path / "run")
     trained = TrainedRun(run, run.vae(), data)
     report = evaluate(trained, 2, seed=3)
-    whole, found = report.anatomy.rate, report.anatomy.rate_decomposition
+    whole, found = report.elbo_parts.rate, report.elbo_parts.rate_decomposition
     assert found.num_images == 2000
     parts = found.mutual_information.mean + found.total_correlation.mean + found.dimension_wise_kl.mean
     assert parts == pytest.approx(found.rate.mean, rel=1e-12)
@@ -342,7 +342,7 @@ def test_the_rate_is_split_of_a_random_subset(tmp_path, digits):
     assert lower < upper <= found.rate.mean
     assert upper == pytest.approx(min(split.leave_one_out.mean().item(), found.rate.mean), abs=0.2)
     part = evaluate(trained, 2, num_images=500, seed=3)
-    assert abs(part.anatomy.rate.mean - whole.mean) < 4.3 * part.anatomy.rate.stderr < 0.5 * whole.mean
+    assert abs(part.elbo_parts.rate.mean - whole.mean) < 4.3 * part.elbo_parts.rate.stderr < 0.5 * whole.mean
     assert "epoch 2, 500 random test images of" in to_text(part)
     said = to_text(report)
     assert "random" not in said.splitlines()[0]
@@ -455,40 +455,40 @@ def test_a_run_is_evaluated(tmp_path, data, found, capsys, kind):
     assert main([str(run.path), "--importance-samples", "30"]) == 0
     said = capsys.readouterr().out
     report = json.loads((run.path / "evaluation.json").read_text())
-    anatomy, likelihood = report["anatomy"], report["log_likelihood"]
+    parts, likelihood = report["elbo_parts"], report["log_likelihood"]
     last = run.metrics()[-1]
-    assert anatomy["elbo"]["mean"] == pytest.approx(last.elbo, abs=5 * last.elbo_stderr)
-    assert anatomy["elbo"]["mean"] == pytest.approx(-anatomy["distortion"]["mean"] - anatomy["rate"]["mean"], rel=1e-6)
+    assert parts["elbo"]["mean"] == pytest.approx(last.elbo, abs=5 * last.elbo_stderr)
+    assert parts["elbo"]["mean"] == pytest.approx(-parts["distortion"]["mean"] - parts["rate"]["mean"], rel=1e-6)
     assert likelihood["estimate"]["mean"] > likelihood["elbo"]["mean"]
     assert report["pseudo"] == (kind == "grey")
     assert ("binarized" in report["pixels"]) == (kind == "grey")
-    assert len(anatomy["active_units"]) == (2 if kind == "two layers" else 1)
-    assert all(0 <= n <= of for n, of in zip(anatomy["active_units"], anatomy["latent_dims"]))
-    found = anatomy["rate_decomposition"]
+    assert len(parts["active_units"]) == (2 if kind == "two layers" else 1)
+    assert all(0 <= n <= of for n, of in zip(parts["active_units"], parts["latent_dims"]))
+    found = parts["rate_decomposition"]
     if kind == "two layers":
         assert found is None
         assert "mutual information" not in said
     else:
-        parts = [found[name]["mean"] for name in ("mutual_information", "total_correlation", "dimension_wise_kl")]
-        assert sum(parts) == pytest.approx(found["rate"]["mean"], rel=1e-12)
-        assert found["rate_closed_form"]["mean"] == pytest.approx(anatomy["rate"]["mean"], rel=1e-6), "all images"
-        three = anatomy["cross_entropy"]["mean"] - anatomy["posterior_entropy"]["mean"]
-        assert three == pytest.approx(anatomy["rate"]["mean"], abs=1.0)
+        split = [found[name]["mean"] for name in ("mutual_information", "total_correlation", "dimension_wise_kl")]
+        assert sum(split) == pytest.approx(found["rate"]["mean"], rel=1e-12)
+        assert found["rate_closed_form"]["mean"] == pytest.approx(parts["rate"]["mean"], rel=1e-6), "all images"
+        three = parts["cross_entropy"]["mean"] - parts["posterior_entropy"]["mean"]
+        assert three == pytest.approx(parts["rate"]["mean"], abs=1.0)
         assert "mutual information" in said
     levels = math.log2(127.5) if kind == "density" else 0
     if kind == "grey":
-        assert anatomy["bits_per_dimension"] is None
+        assert parts["bits_per_dimension"] is None
         assert said.count("\n  bits per dimension") == 1
     else:
-        bits = -anatomy["elbo"]["mean"] / 784 / math.log(2) + levels
-        assert anatomy["bits_per_dimension"]["mean"] == pytest.approx(bits, rel=1e-6)
+        bits = -parts["elbo"]["mean"] / 784 / math.log(2) + levels
+        assert parts["bits_per_dimension"]["mean"] == pytest.approx(bits, rel=1e-6)
         assert said.count("\n  bits per dimension") == 2
     bits = -likelihood["estimate"]["mean"] / 784 / math.log(2) + levels
     assert likelihood["bits_per_dimension"]["mean"] == pytest.approx(bits, rel=1e-6)
     assert "log-likelihood" in said
     dims = "100+50" if kind == "two layers" else str(run.config.latent_dim)
     assert f" of {dims} latent dimensions, those whose posterior mean varies" in said
-    assert ("parts of the rate       not computed" in said) == (anatomy["rate_decomposition"] is None)
+    assert ("parts of the rate       not computed" in said) == (parts["rate_decomposition"] is None)
 
 
 @pytest.fixture
@@ -513,7 +513,7 @@ def test_draws_are_doubled_until_they_can_be_trusted(untrusted_run):
     assert "unreliable" not in to_text(report)
     alone = evaluate(untrusted_run, 4)
     assert alone.log_likelihood.num_particles == 4
-    assert alone.anatomy == report.anatomy
+    assert alone.elbo_parts == report.elbo_parts
     said = to_text(alone)
     assert "reliable                the ELBO" in said
     assert "--seconds" in said

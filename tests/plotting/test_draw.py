@@ -671,6 +671,8 @@ def test_nearest_neighbours():
     assert latent_space.nearest_neighbour_accuracy(train, labels, test, torch.tensor([3, 7, 7]), 2) == pytest.approx(
         2 / 3
     )
+    one_class = torch.full((4,), 3)
+    assert latent_space.nearest_neighbour_accuracy(train, one_class, test, torch.tensor([3, 7, 3]), 10) == 2 / 3
 
 
 def test_the_report_compares_codes_with_the_prior():

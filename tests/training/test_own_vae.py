@@ -63,7 +63,9 @@ def test_own_vae_is_trained_resumed_and_loaded(tmp_path, few_digits, compile):
     for name, value in one.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
     report = evaluate(TrainedRun(whole, one, few_digits), 20)
-    assert report.anatomy.elbo.mean == pytest.approx(whole.metrics()[-1].elbo, abs=5 * whole.metrics()[-1].elbo_stderr)
+    assert report.elbo_parts.elbo.mean == pytest.approx(
+        whole.metrics()[-1].elbo, abs=5 * whole.metrics()[-1].elbo_stderr
+    )
 
 
 def test_own_vae_must_be_given_again(tmp_path, few_digits, capsys):
@@ -112,7 +114,7 @@ def test_a_command_says_what_to_do_in_python(tmp_path, few_digits, digits, capsy
     said, opened = re.search(r"take (\S.*\)), with run = (.*)\n", line).groups()
     names = {"pvae": pvae, "vae": own_vae(), "data": data}
     trained = eval(said, {**names, "run": eval(opened, names)})
-    assert evaluate(trained, 5).anatomy.elbo.mean < 0
+    assert evaluate(trained, 5).elbo_parts.elbo.mean < 0
 
 
 def test_the_record_says_which_options_do_not_describe_an_own_vae(tmp_path, few_digits):
@@ -146,7 +148,7 @@ def test_a_rate_without_a_closed_form_is_reported_as_an_estimate(tmp_path, few_d
     run = pvae.fit(CONFIG.replace(epochs=1), vae=vae, data=few_digits, out=tmp_path / "run", device="cpu")
     report = evaluate(TrainedRun(run, vae, few_digits), 20)
     assert "KL(q(z | x) || p(z)), from ten draws of z" in to_text(report)
-    assert report.anatomy.rate_decomposition is None
+    assert report.elbo_parts.rate_decomposition is None
     run = pvae.fit(CONFIG.replace(epochs=1), vae=own_vae(), data=few_digits, out=tmp_path / "normal", device="cpu")
     normal = evaluate(TrainedRun(run, own_vae(), few_digits), 20)
     assert "  from ten draws" in to_text(normal)
@@ -198,13 +200,13 @@ def test_posteriors_without_a_mean_or_rsample_are_evaluated(tmp_path, few_digits
     # Each of the next three is off by more than 6 standard errors for fewer than one of 10^6 seeds.
     for name, values in terms.items():
         error = 6 * values.mean(1).std().item() * (1 / 10) ** 0.5
-        assert getattr(report.anatomy, name).mean == pytest.approx(values.mean().item(), abs=error), name
+        assert getattr(report.elbo_parts, name).mean == pytest.approx(values.mean().item(), abs=error), name
     log_w = -terms["distortion"] - terms["rate"]
     more = (log_w.logsumexp(0) - math.log(2000)).mean().item()
     log_p = report.log_likelihood
     assert log_p.estimate.mean == pytest.approx(more, abs=6 * log_p.sampling_stderr)
-    elbo = report.anatomy.elbo.mean
-    assert elbo == pytest.approx(-report.anatomy.distortion.mean - report.anatomy.rate.mean, rel=1e-6)
+    elbo = report.elbo_parts.elbo.mean
+    assert elbo == pytest.approx(-report.elbo_parts.distortion.mean - report.elbo_parts.rate.mean, rel=1e-6)
     assert elbo < log_p.estimate.mean
 
 
