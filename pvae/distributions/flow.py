@@ -32,7 +32,7 @@ class Flow(TorchDistribution):
 
     At the last draw, `log_prob` takes the e that z was drawn with, and does not invert f, which may take L passes. At
     any other z, a detached copy of the draw among them, it inverts f; it also inverts f where gradients are enabled
-    now but were not when z was drawn.
+    now but were not when z was drawn. Do not change a draw in place: `log_prob` would return the density of the draw.
 
     Args:
         base: a reparameterised distribution of vectors, event shape (L,).
