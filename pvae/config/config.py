@@ -101,7 +101,7 @@ class Config:
         (100, 100),
         "widths of the encoder's hidden layers, or channels of its convolutions; the decoder takes them in reverse",
         only_with=(
-            "a --network that has hidden layers",  # or with what takes its context from the last of them
+            "a --network that has hidden layers",  # a linear encoder gives flows and top-down layers that many values
             lambda c: c.network != "linear" or c.posterior in ("iaf", "spline") or c.inference != "bottom-up",
         ),
         may_stay=True,
