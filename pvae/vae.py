@@ -9,6 +9,7 @@ import pyro
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from pvae.core.errors import InputError
 from pvae.core.param_store import register
 
 __all__ = ["VAE", "LikelihoodModule", "PosteriorModule", "PriorModule"]
@@ -157,7 +158,8 @@ def _sample(latent: Any) -> Tensor:
 def _of_pyro(distribution: TorchDistribution) -> TorchDistribution:
     if not callable(distribution):  # pyro.sample calls a distribution to draw from it
         name = f"{type(distribution).__module__}.{type(distribution).__name__}"
-        raise TypeError(f"pyro.sample cannot draw from a {name}: use the one of pyro.distributions")
+        what = "prior, posterior and likelihood must return distributions of pyro.distributions"
+        raise InputError(f"{what}, such as Normal(loc, scale).to_event(1), and one returned a {name}")
     return distribution
 
 

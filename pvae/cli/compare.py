@@ -124,10 +124,11 @@ def _weights(
 
     if arguments.run:
         run = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline)
-        given = iter([(run.run.best_checkpoint().counts.epoch, run.vae, run.data)])
+        given = iter([(run.run.best_checkpoint().progress, run.vae, run.data)])
     else:
-        given = train_in_memory(config, stages, arguments.data_dir, arguments.offline)
-    for epoch, trained, data in given:
+        in_memory = train_in_memory(config, stages, arguments.data_dir, arguments.offline)
+        given = ((f"epoch {epoch}", vae, data) for epoch, vae, data in in_memory)
+    for progress, trained, data in given:
         count = arguments.batch_size or min(_BATCH_SIZE, len(data.test))
         if count > len(data.test):
             raise InputError(
@@ -136,7 +137,7 @@ def _weights(
             )
         images = data.test[random_subset(len(data.test), count, seed=0)]
         vae, pixels, kind = with_normalised_likelihood(config, trained, data.image_shape, images)
-        yield f"epoch {epoch}", vae, next(pixels.split(len(images))), kind
+        yield progress, vae, next(pixels.split(len(images))), kind
 
 
 def _counts(option: str, text: str, least: int) -> list[int]:

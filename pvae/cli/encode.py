@@ -30,7 +30,8 @@ __all__ = ["main"]
 
 _EPILOG = """\
 The code of an image is its posterior q(z | x): a mean and a standard deviation for each latent dimension, or with
---draws one z drawn from it. Images are resized, and converted to grey or colour, like the training images.
+--draws one z drawn from it. The posteriors of flows and hierarchies have no mean in closed form, and need --draws.
+Images are resized, and converted to grey or colour, like the training images.
 
 An .npz file holds the arrays names (N,), loc and scale (N, L), or names and z; np.load reads it. A .csv file has a row
 for each image: name, loc_1, ..., loc_L, scale_1, ..., scale_L, or name, z_1, ..., z_L. With several stochastic layers,

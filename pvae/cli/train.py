@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pvae.cli.command import Parser, add_places, ctrl_c_exits_at_once, nonempty_path, run_command
 from pvae.config.config import OPTIONS, Config
-from pvae.config.options import ESTIMATORS, flag, whole_number
+from pvae.config.options import flag, whole_number
 from pvae.config.presets import SYSTEMS, as_option, get_system, list_systems
 from pvae.core.errors import InputError, brief
 from pvae.core.files import read_bounded
@@ -183,16 +183,13 @@ def _train(options: dict[str, Any]) -> None:
         path, out, options = out, None, {"config": None}
     if path is None:
         config, data = _with_images(_configured(options), options)
-        if config.particles == 1 and ESTIMATORS[config.elbo].importance_weighted and is_first_process():
-            print(f"note: with --particles 1, --elbo {config.elbo} is the ELBO", file=sys.stderr)
         run = fit(config, data=data, out=out, **{**where, "device": where["device"] or "auto"})
     else:
         if out is not None:
             raise InputError(f"--resume {path} writes into that folder: leave --out out")
         chosen, recorded = _chosen(options), Run.open(path).config
-        given = recorded.replace(**chosen)
-        for name in chosen:
-            ours, theirs = getattr(given, name), getattr(recorded, name)
+        for name, value in chosen.items():
+            ours, theirs = OPTIONS[name].check(name, value), getattr(recorded, name)
             if name != "epochs" and ours != theirs:
                 raise InputError(
                     f"{as_option(name, ours)} contradicts {path}/config.json, which says {as_option(name, theirs)}: "

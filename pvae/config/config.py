@@ -289,20 +289,24 @@ class Config:
         if is_point and (self.beta != 1 or self.warm_up or self.free_bits):
             raise InputError("--posterior delta has no rate: --beta, --warm-up and --free-bits must be the defaults")
         if self.prior != "standard-normal" and is_point:
-            raise InputError(f"--posterior delta has no density: give another one with --prior {self.prior}")
+            raise InputError(
+                "--posterior delta, of an autoencoder, takes no prior: leave --prior out, or give another --posterior"
+            )
         is_sphere = self.posterior == "power-spherical"
         if is_sphere != (self.prior == "sphere"):
-            other = "--prior sphere" if is_sphere else "--posterior power-spherical"
-            given = f"--posterior {self.posterior}" if is_sphere else "--prior sphere"
-            raise InputError(f"{given} lies on the unit sphere: it goes with {other} only")
+            on, off = f"--posterior {self.posterior}", f"--prior {self.prior}"
+            how = "give --prior sphere, or another --posterior"
+            if not is_sphere:
+                on, off, how = off, on, "give --posterior power-spherical, or another --prior"
+            raise InputError(f"{on} is a density on the unit sphere, and {off} is not: {how}")
         if is_sphere and self.latent_dim < 2:
             raise InputError("--posterior power-spherical needs at least 2 dimensions: give --latent-dim 2 or more")
+        if layers and self.inference != "bottom-up" and self.posterior != "normal":
+            raise InputError(f"--inference {self.inference} goes with --posterior normal only, not {self.posterior}")
         if layers and self.posterior not in _NORMALS:
             raise InputError(
                 f"--upper-latent-dims goes with --posterior normal or normal-log-variance, not {self.posterior}"
             )
-        if layers and self.inference != "bottom-up" and self.posterior != "normal":
-            raise InputError(f"--inference {self.inference} goes with --posterior normal only, not {self.posterior}")
         if layers and self.inference == "bottom-up" and self.prior == "vamp":
             raise InputError(
                 "--inference bottom-up has no q(z | x) of the top layer alone, so --prior vamp goes with "
@@ -321,7 +325,7 @@ class Config:
             raise InputError("--upper-latent-dims goes with --rate-reduction sum only")
         if self.prior == "vamp" and self.has_batch_norm:
             without = self.network.partition("-")[0]
-            what = "--prior vamp encodes pseudo-inputs too, which BatchNorm would count"
+            what = f"the pseudo-inputs of --prior vamp would enter the batch statistics of --network {self.network}"
             raise InputError(f"{what}: give --network {without}")
         if self.pixels == "symmetric" and (self.binarize != "none" or not self.likelihood.startswith("normal")):
             raise InputError("--pixels symmetric goes with --binarize none and a --likelihood normal... only")

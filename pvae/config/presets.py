@@ -74,4 +74,4 @@ def as_option(name: str, value: object) -> str:
     """Return an option as it is written on the command line; a switch that is off is "no" and its name."""
     if isinstance(value, bool):
         return f"{'' if value else 'no '}{flag(name)}"
-    return f"{flag(name)} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+    return f"{flag(name)} {' '.join(map(str, value)) if isinstance(value, tuple) else value}".rstrip()

@@ -13,6 +13,7 @@ __all__ = [
     "LostError",
     "TrainingError",
     "brief",
+    "check_count",
     "check_name",
     "one_line",
     "shown",
@@ -82,6 +83,16 @@ def brief(error: BaseException) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", " ".join(str(error).split()))
     sentence = re.split(r"(?<=\w)[.:] ", text)[0]
     return sentence[:150] or type(error).__name__
+
+
+def check_count(name: str, count: int, least: int = 1) -> None:
+    """Check an argument that is a number of things.
+
+    Raises:
+        InputError: it is less than `least`.
+    """
+    if count < least:
+        raise InputError(f"{name} must be at least {least}, not {count}")
 
 
 def check_name(kind: str, name: str, names: Iterable[str]) -> str:

@@ -61,7 +61,7 @@ class DataRecord:
         return _title(self.name, self.num_train, self.num_valid, self.num_test)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Images in memory as bytes.
 
@@ -121,6 +121,10 @@ class Dataset:
     def title(self) -> str:
         """Name and numbers of images."""
         return _title(self.name, len(self.train), 0 if self.valid is None else len(self.valid), len(self.test))
+
+    def __repr__(self) -> str:
+        """Return name, numbers of images and their shape, and not their pixels."""
+        return f"<Dataset {self.title}, shape {self.image_shape}>"
 
     def with_valid(self, share: float) -> Dataset:
         """Return the data set with a validation split.

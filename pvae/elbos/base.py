@@ -67,7 +67,8 @@ class PerDatumELBO(Trace_ELBO):
             beta: weight of the rate in this loss; the ELBO's own if left out. It does not change the terms.
 
         Raises:
-            ValueError: `Draws.of` refuses the sites, or z is not reparameterised and the gradient needs it to be.
+            ValueError: `Draws.of` refuses the sites.
+            InputError: (a ValueError) z is not reparameterised, and the gradient needs it to be.
         """
         draws = self._draws(model, guide, x)
         distortion, rate = -_mean(draws.log_p_x), self.rate(draws)
@@ -143,7 +144,10 @@ class PerDatumELBO(Trace_ELBO):
         draws = Draws.of(model_trace, guide_trace, batch_shape)
         for name, site in draws.posteriors.items():
             if self.reparameterised and not site["fn"].has_rsample:
-                raise ValueError(f"q of {name!r} is not reparameterised: its gradient needs ScoreELBO, --elbo score")
+                raise InputError(
+                    f"q of {name!r} is not reparameterised (it has no rsample): use --elbo score, or score-loo with 2 "
+                    "particles or more"
+                )
         return draws
 
     def _get_trace(self, model: PyroFunction, guide: PyroFunction, args: Any, kwargs: Any) -> tuple[Trace, Trace]:

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from pyro.distributions import constraints
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution
+
+from pvae.core.errors import InputError
 
 __all__ = ["Draws", "Latent"]
 
@@ -88,6 +91,7 @@ class Draws:
         Raises:
             ValueError: a site is scaled, masked, outside the plate "data" or in only one of the traces, or there is no
                 latent or no observed site. The bounds are not defined for any of these.
+            InputError: (a ValueError) of q and p of a site only one is a density on the unit sphere.
         """
         model, guide = _samples(model_trace), _samples(guide_trace)
         observed = {name: site for name, site in model.items() if site["is_observed"]}
@@ -101,6 +105,11 @@ class Draws:
         if not priors or not observed:
             raise ValueError("there must be a site that is drawn and one that is observed")
         posteriors = {name: site for name, site in guide.items() if name in priors}
+        for name, site in posteriors.items():
+            if _is_on_sphere(site["fn"]) != _is_on_sphere(priors[name]["fn"]):
+                raise InputError(
+                    f"one of q and p of {name!r} is a density on the unit sphere, and the other on R^L: take both there"
+                )
         for sites in (observed, priors, posteriors):
             for name, site in sites.items():
                 _check_site(name, site, batch_shape)
@@ -124,6 +133,16 @@ class Draws:
             shapes = f"{tuple(log_prob.shape)} and not {tuple(self.batch_shape)}"
             raise ValueError(f"the log-probability of site {name!r} has shape {shapes}")
         return log_prob
+
+
+def _is_on_sphere(distribution: Any) -> bool:
+    try:
+        constraint = distribution.support
+    except NotImplementedError:
+        return False
+    while hasattr(constraint, "base_constraint"):  # of a mixture
+        constraint = constraint.base_constraint
+    return constraint is constraints.sphere
 
 
 def _samples(trace: Any) -> dict[str, Any]:

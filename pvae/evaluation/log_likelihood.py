@@ -146,6 +146,10 @@ def importance_sample(
         precision: "fp32" or "bf16", as in `pvae.compile.graph.record`.
         world: the processes that share the images. Each draws all of the noise, and each returns all results.
 
+    Returns:
+        The estimates `log_p`, (N,), with their standard errors `stderr` from the draws, and `untrusted`, the share of
+        images whose importance weights cannot be trusted.
+
     Raises:
         InputError: log p(x | z) cannot be recorded with the given engine and precision.
 

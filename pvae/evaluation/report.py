@@ -205,6 +205,7 @@ class Report:
         run: name of the run folder.
         epoch: number of epochs after which the run was evaluated.
         data: name and sizes of the data.
+        progress: "epoch 3", or "epoch 3 and step 60" of a training that was stopped in its fourth epoch.
         num_images: number of test images that were evaluated.
         is_subset: whether they are a random subset of the test images.
         pixels: the kind of pixels that `log_likelihood` was computed on.
@@ -218,6 +219,7 @@ class Report:
     run: str
     epoch: int
     data: str
+    progress: str
     num_images: int
     is_subset: bool
     pixels: str
@@ -272,6 +274,7 @@ def evaluate(
         seen, x = (replace(pixels, images=pixels.images[subset]) for pixels in (seen, x))
     if len(seen) < 2 or num_particles < 2:
         raise InputError("an evaluation needs at least 2 test images and 2 importance samples")
+    checkpoint = run.best_checkpoint()
     with seeded(seed, torch.device("cpu")):
         parts = ElboParts.of(vae, seen, seed)
         draw = partial(
@@ -287,7 +290,8 @@ def evaluate(
         log_likelihood = LogLikelihood.of(binary, x, sample, elbo)
     return Report(
         run=run.path.resolve().name,
-        epoch=run.best_checkpoint().counts.epoch,
+        epoch=checkpoint.counts.epoch,
+        progress=checkpoint.progress,
         data=trained.data.title,
         num_images=len(seen),
         is_subset=len(seen) < len(trained.test),
@@ -346,7 +350,7 @@ def to_text(report: Report) -> str:
     """Return the report as a table, with a note on the meaning of each value."""
     images = f"{'random ' if report.is_subset else ''}test images"
     rows: list[_Row] = [
-        (f"{report.run}, epoch {report.epoch}, {report.num_images:,} {images} of {report.data}", "", ""),
+        (f"{report.run}, {report.progress}, {report.num_images:,} {images} of {report.data}", "", ""),
         ("nats per datum, mean +- standard error over images and draws", "", ""),
         ("", "", ""),
         *_elbo_rows(report),
@@ -366,11 +370,11 @@ def _elbo_rows(report: Report) -> list[_Row]:
     return [
         ("pseudo-ELBO" if report.pseudo else "ELBO", parts.elbo, f"of the pixels that it was trained on{grey}"),
         ("  bits per dimension", parts.bits_per_dimension, _note_on_bits(report)),
-        ("  distortion", parts.distortion, "-E_q log p(x | z); post 004's reconstruction error"),
+        ("  distortion", parts.distortion, "-E_q log p(x | z), the reconstruction error"),
         ("  rate", parts.rate, of_rate),
         *((f"    of z{number}", rate, "") for number, rate in enumerate(parts.layer_rates, 1)),
         ("    posterior entropy", parts.posterior_entropy, "the rate is cross entropy less posterior entropy"),
-        ("    cross entropy", parts.cross_entropy, ""),
+        ("    cross entropy", parts.cross_entropy if parts.posterior_entropy is not None else None, ""),
         ("posterior-mean loss", parts.posterior_mean_loss, "not a bound"),
         ("active units", f"{active} of {dims} latent dimensions, {_ACTIVE}", ""),
     ]

@@ -134,7 +134,7 @@ def _log_likelihood(run: Run, epoch: int) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no such file, or without a log-likelihood
         report = json.loads((run.place / "evaluation.json").read_bytes())
         found = report["log_likelihood"]
-        if (report["epoch"], report["num_images"]) == (epoch, run.data.num_test):
+        if (report["progress"], report["num_images"]) == (f"epoch {epoch}", run.data.num_test):
             values = (found["estimate"]["mean"], found["estimate"]["stderr"], found["num_particles"])
     return dict(zip(("log_likelihood", "log_likelihood_stderr", "importance_samples"), values))
 

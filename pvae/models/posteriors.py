@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from pvae.core.errors import InputError
 from pvae.distributions.flow import Flow
 from pvae.distributions.full_normal import FullNormal
 from pvae.distributions.planar import Planar
@@ -66,11 +67,24 @@ def bounded_normal(parameters: Tensor, log_variance: bool = False) -> dist.Indep
     Reference:
         Tomczak and Welling, arXiv:1705.07120, bound the log variance in their released code, to [-6, 2].
     """
-    loc, log_scale = parameters.chunk(2, dim=-1)
+    length = parameters.shape[-1] // 2
+    loc, log_scale = _split(parameters, length, length)
     if log_variance:
         log_scale = 0.5 * log_scale
     log_scale = log_scale.clamp(-7, 7)
     return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+
+def _split(output: Tensor, *sizes: int) -> Sequence[Tensor]:
+    """Split what an encoder returns into parts.
+
+    Raises:
+        InputError: it has another number of values.
+    """
+    if output.shape[-1] != sum(sizes):
+        total = f"{' + '.join(map(str, sizes))} = {sum(sizes)}"
+        raise InputError(f"the encoder must return {total} values for each image, and returned {output.shape[-1]}")
+    return output.split(sizes, dim=-1)
 
 
 class FullNormalPosterior(nn.Module):
@@ -99,7 +113,7 @@ class FullNormalPosterior(nn.Module):
     def forward(self, x: Tensor) -> FullNormal:
         """Return q(z | x): batch shape (B,), event shape (L,)."""
         length = self.latent_dim
-        loc, log_diagonal, below = self.encoder(x).tensor_split([length, 2 * length], dim=-1)
+        loc, log_diagonal, below = _split(self.encoder(x), length, length, self.rows.shape[1])
         scale_tril = torch.diag_embed(log_diagonal.clamp(-7, 7).exp())
         scale_tril[..., self.rows[0], self.rows[1]] = below / length
         return FullNormal(loc, scale_tril=scale_tril)
@@ -123,7 +137,7 @@ class IAFPosterior(nn.Module):
         num_bins: of each spline; 0 for affine functions.
 
     Raises:
-        InputError: zuko is not installed.
+        InputError: zuko is not installed, or T is less than 1; (when used) the encoder returns too many or few values.
 
     Reference:
         Kingma et al., arXiv:1606.04934; Durkan et al., arXiv:1906.04032 (splines).
@@ -141,11 +155,12 @@ class IAFPosterior(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.latent_dim = latent_dim
+        self.num_context = num_context
         self.transforms = autoregressive_transforms(latent_dim, num_transforms, hidden, num_context, num_bins)
 
     def forward(self, x: Tensor) -> Flow:
         """Return q(z | x): batch shape (B,), event shape (L,)."""
-        parameters, context = self.encoder(x).tensor_split([2 * self.latent_dim], dim=-1)
+        parameters, context = _split(self.encoder(x), 2 * self.latent_dim, self.num_context)
         return Flow(bounded_normal(parameters), composed(self.transforms, context))
 
 
@@ -172,8 +187,9 @@ class PlanarPosterior(nn.Module):
 
     def forward(self, x: Tensor) -> Flow:
         """Return q(z | x): batch shape (B,), event shape (L,)."""
-        length = self.latent_dim
-        parameters, transforms = self.encoder(x).tensor_split([2 * length], dim=-1)
+        length, output = self.latent_dim, self.encoder(x)
+        num_transforms = max(1, output.shape[-1] // (2 * length + 1))
+        parameters, transforms = _split(output, 2 * length, num_transforms * (2 * length + 1))
         u, w, b = transforms.unflatten(-1, (-1, 2 * length + 1)).tensor_split([length, 2 * length], dim=-1)
         return Flow(bounded_normal(parameters), Planar(u / length, w, b.squeeze(-1)))
 

@@ -10,6 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, constraints
 
+from pvae.core.errors import check_count
 from pvae.distributions.flow import Flow
 from pvae.distributions.normal_mixture import NormalMixture
 from pvae.distributions.power_spherical import SphereUniform
@@ -75,12 +76,16 @@ class MixturePrior(nn.Module):
         latent_dim: L.
         num_components: K.
 
+    Raises:
+        InputError: K is less than 1.
+
     Reference:
         Tomczak and Welling, arXiv:1705.07120, section 2, compare it with the VampPrior ("MoG").
     """
 
     def __init__(self, latent_dim: int, num_components: int) -> None:
         super().__init__()
+        check_count("num_components", num_components)
         self.loc = nn.Parameter(torch.randn(num_components, latent_dim))
         self.log_scale = nn.Parameter(torch.zeros(num_components, latent_dim))
         self.logits = nn.Parameter(torch.zeros(num_components))
@@ -95,7 +100,8 @@ class VampPrior(nn.Module):
     """The mean of the approximate posteriors at K learned pseudo-inputs u_k, p(z) = (1/K) sum_k q(z | u_k).
 
     It changes as the encoder does, so the encoder's gradient has a part from the prior. The KL divergence to it has no
-    closed form. Each step encodes the K pseudo-inputs too.
+    closed form. Each step encodes the K pseudo-inputs too, and computes log q(z | u_k) of each draw, which is slow if
+    that takes the inverse of a flow (see `IAFPosterior`).
 
     Args:
         posterior: returns q(z | x) of images (K, C, H, W): the VAE's posterior, or of a hierarchy a function that
@@ -104,6 +110,9 @@ class VampPrior(nn.Module):
         image_shape: (C, H, W) of an image, after padding.
         num_components: K.
         symmetric: pixels in [-1, 1] in place of [0, 1].
+
+    Raises:
+        InputError: K is less than 1.
 
     Reference:
         Tomczak and Welling, arXiv:1705.07120, equation 9. Pseudo-inputs start near black here, inside the range of the
@@ -121,6 +130,7 @@ class VampPrior(nn.Module):
         symmetric: bool = False,
     ) -> None:
         super().__init__()
+        check_count("num_components", num_components)
         # A method, and not its module, which torch would register here too.
         self._posterior = posterior.forward if isinstance(posterior, nn.Module) else posterior
         self.lowest = -1.0 if symmetric else 0.0
@@ -154,7 +164,7 @@ class FlowPrior(nn.Module):
         hidden: widths of the hidden layers of each masked network.
 
     Raises:
-        InputError: zuko is not installed.
+        InputError: zuko is not installed, or T is less than 1.
 
     Reference:
         Papamakarios et al., arXiv:1705.07057, section 3.1; Chen et al., arXiv:1611.02731, as the prior of a VAE.
@@ -175,12 +185,16 @@ class SpherePrior(nn.Module):
 
     Args:
         latent_dim: L.
+
+    Raises:
+        InputError: L is less than 2.
     """
 
     loc: Tensor
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
+        check_count("latent_dim", latent_dim, 2)
         self.register_buffer("loc", torch.cat([torch.ones(1), torch.zeros(latent_dim - 1)]), persistent=False)
 
     def forward(self) -> SphereUniform:

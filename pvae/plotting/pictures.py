@@ -16,6 +16,7 @@ from matplotlib.image import imread
 from torch.distributions import Independent, Normal
 
 from pvae.core.errors import InputError
+from pvae.distributions.power_spherical import PowerSpherical
 from pvae.evaluation import latent_space
 from pvae.evaluation.trained_run import ALPHAS, TrainedRun
 from pvae.plotting import run_figures
@@ -137,6 +138,8 @@ def traversal(trained: TrainedRun) -> Figure:
     if has_layers or not (trained.vae.has_density and trained.is_prior_normal):  # the codes may lie anywhere
         title += " standard deviations of the codes about their mean; on the left the values of z at the ends"
         ways = trained.test_codes.mean(0)[dimensions, None] + steps * spread[dimensions, None]
+        if isinstance(trained.prior, PowerSpherical):
+            title += "; each z is divided by its norm"
         names = [f"{name}\n{way[0]:+.1f} to {way[-1]:+.1f}" for name, way in zip(names, ways)]
     rows = [latent_space.traverse(trained.vae, trained.test_codes[0], d, way) for d, way in zip(dimensions, ways)]
     values = [f"{step:+.1f}" for step in (steps.round(decimals=1) + 0.0).tolist()]  # adding 0.0 turns -0.0 into +0.0
@@ -167,7 +170,7 @@ def histograms(trained: TrainedRun) -> Figure:
     name = "N(0, 1)" if trained.is_prior_normal else "p(z)" if density is not None else "p(z), by draws"
     name = f"the prior {name}" if trained.vae.has_density else f"{name} (an autoencoder has no prior)"
     layer = trained.latent_names[-1].split("_")[0]
-    title = f"{trained.title}\neach latent dimension of {layer} ~ q(z | x) over the test images, and {name}"
+    title = f"{trained.title}\nblue: each dimension of {layer} ~ q(z | x) over the test images; orange: {name}"
     return run_figures.histogram_figure(trained.last_layer_draws, draws, density, title)
 
 

@@ -94,6 +94,11 @@ class Checkpoint:
     rows: Rows = NO_ROWS
     run: str = ""
 
+    @property
+    def progress(self) -> str:
+        """The last finished epoch, "epoch 3", and the step in an unfinished one, "epoch 3 and step 60"."""
+        return f"epoch {self.counts.epoch}" + ("" if self.unfinished is None else f" and step {self.counts.step}")
+
 
 def to_bytes(checkpoint: Checkpoint) -> bytes:
     """Return the content of a checkpoint file."""

@@ -242,20 +242,24 @@ class Run:
 
     @property
     def title(self) -> str:
-        """System, data set and test bound of the run, for titles of figures."""
-        test = self.test_metrics()
-        chosen = ", the best on the validation images" if test is not None and self.config.valid else ""
-        return self.title_at(test.epoch if test is not None else 0, chosen)
+        """System, data set and progress of `best_checkpoint`, and its test bound, for titles of figures."""
+        checkpoint = self.best_checkpoint()
+        if checkpoint.unfinished is not None:  # metrics.jsonl has no bound of these weights
+            return self._title(checkpoint.progress)
+        chosen = ", the best on the validation images" if self.config.valid and checkpoint.counts.epoch else ""
+        return self.title_at(checkpoint.counts.epoch, chosen)
 
     def title_at(self, epoch: int, chosen: str = "") -> str:
         """Return the title of figures at a finished epoch, or at 0; `chosen` says why it is this epoch."""
         test = next((row for row in self.metrics() if (row.epoch, row.split) == (epoch, "test")), None)
-        elbo = "" if self.config.posterior == "delta" else f", --elbo {self.config.elbo}"
         end = "\n" if chosen else ": "
-        bound = "" if test is None else f"{end}{test} nats{self.bits(test)}"
+        return self._title(f"epoch {epoch}{chosen}" + ("" if test is None else f"{end}{test} nats{self.bits(test)}"))
+
+    def _title(self, progress: str) -> str:
+        elbo = "" if self.config.posterior == "delta" else f", --elbo {self.config.elbo}"
         first, data = f"{system_title(self.config)}{elbo},", f"on {self.data.title}"
         space = " " if len(first) + len(data) < _LINE else "\n"
-        return f"{first}{space}{data}\nepoch {epoch}{chosen}{bound}"
+        return f"{first}{space}{data}\n{progress}"
 
     def bits(self, row: Metrics) -> str:
         """Return ", 3.210 bits per dimension" for the bound of a row; "" if the likelihood has no levels of a pixel."""
@@ -407,7 +411,9 @@ class Run:
         try:
             vae.load_state_dict(weights)
         except RuntimeError as error:
-            raise InputError(f"the weights of {self.path} do not fit the VAE given ({brief(error)})") from None
+            _, _, what = str(error).partition("\n")  # torch names the class in the first line, then parameters
+            why = " ".join(what.split())[:150] or brief(error)
+            raise InputError(f"the weights of {self.path} do not fit the VAE given ({why})") from None
         return vae.cpu().eval()
 
     def check_vae(self, vae: VAE | None) -> None:

@@ -12,7 +12,7 @@ import pyro
 import torch
 
 from pvae.config.config import Config
-from pvae.config.options import whole_number
+from pvae.config.options import ESTIMATORS, whole_number
 from pvae.config.presets import SYSTEMS
 from pvae.core.devices import resolve_device
 from pvae.core.errors import InputError
@@ -99,7 +99,9 @@ def fit(
             run = Run(folder, config, data.record(), has_own_vae=vae is not None)
             with _locked(folder, world):
                 world.broadcast("empty", lambda: str(check_out(folder)))  # another training may have written to it
-                Session(trainer, run, quiet, checkpoint_every, on_epoch).train(note=data.note)
+                same = config.particles == 1 and ESTIMATORS[config.elbo].importance_weighted
+                note = f"with --particles 1, --elbo {config.elbo} is the ELBO" if same else ""
+                Session(trainer, run, quiet, checkpoint_every, on_epoch).train(note=_joined(note, data.note))
     return run
 
 
@@ -120,7 +122,7 @@ def resume(
 
     Args:
         path: the run folder.
-        epochs: the last epoch; that of `config.json` by default.
+        epochs: the last epoch; that of `config.json` by default. A `schedule` other than "constant" allows no other.
         vae: a VAE of the same modules, if the run trains one that was built in Python.
         data: the same images, if the run was trained on images given from Python.
         data_dir: as for `fit`, but by default the folder where the data set was found before.
@@ -134,7 +136,8 @@ def resume(
         The run. A finished run is not changed, except that missing figures are drawn.
 
     Raises:
-        InputError: the folder is not a run, its data set cannot be found or has changed, or it has more epochs already.
+        InputError: the folder is not a run, its data set cannot be found or has changed, it has more epochs already, or
+            other epochs would change its schedule.
         TrainingError, LostError, InterruptedTrainingError: as for `fit`.
     """
     _check_arguments(checkpoint_every, path=path, vae=vae, data=data, data_dir=data_dir)
@@ -159,8 +162,7 @@ def resume(
             if checkpoint is not None:
                 trainer.restore(checkpoint)
             rows = checkpoint.rows if checkpoint is not None else NO_ROWS
-            note = "; ".join(filter(None, (note, data.note)))
-            Session(trainer, run, quiet, checkpoint_every, on_epoch).train(rows, note)
+            Session(trainer, run, quiet, checkpoint_every, on_epoch).train(rows, _joined(note, data.note))
     return run
 
 
@@ -198,9 +200,13 @@ def _reopened(path: str | Path, epochs: int | None) -> tuple[Run, Checkpoint | N
         raise InputError(
             f"{run.path} stopped at epoch {done} by --patience {patience}: start a new run with a larger --patience"
         )
-    if done > run.config.epochs:
-        raise InputError(f"{run.path} is finished, at epoch {done}: give --epochs above {done} to train it further")
+    if (done, checkpoint.unfinished is not None) > (run.config.epochs, False):
+        raise InputError(f"{run.path} is at {checkpoint.progress}: give --epochs above {done} to train it further")
     return run, checkpoint, note
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def _locked(path: Path, world: World) -> contextlib.AbstractContextManager[None]:

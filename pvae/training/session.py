@@ -172,5 +172,4 @@ class Session:
         """Return a description of the last checkpoint."""
         if self.saved is None:
             return "nothing was saved"
-        step = "" if self.saved.unfinished is None else f" and step {self.saved.counts.step}"
-        return f"{self.run.path} contains the training up to epoch {self.saved.counts.epoch}{step}"
+        return f"{self.run.path} contains the training up to {self.saved.progress}"

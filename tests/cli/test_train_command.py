@@ -119,6 +119,7 @@ def test_note_that_iwae_with_one_particle_is_the_elbo(few, capsys, tmp_path):
     for particles, note in (("1", "note: with --particles 1, --elbo iwae is the ELBO\n"), ("2", "")):
         assert main([*SMALL, "--elbo", "iwae", "--particles", particles, "--out", particles]) == 0
         assert capsys.readouterr().err == note
+    assert "mlp-batchnorm normalises" in refuse(capsys, tmp_path, "--elbo", "dreg", "--network", "mlp-batchnorm")
 
 
 def test_bad_out(few, capsys, tmp_path):
@@ -169,9 +170,10 @@ def test_resume_with_options_that_contradict(few, few_digits, monkeypatch, capsy
         (["--elbo", "analytic"], "--elbo analytic contradicts"),
         (["--hidden", "9"], "--hidden"),
         (["--out", "other"], "leave --out out"),
-        (["--epochs", "1"], "is finished, at epoch 2: give --epochs above 2"),
+        (["--epochs", "1"], "is at epoch 2: give --epochs above 2"),
         (["--epochs", "0"], "--epochs must be"),
         (["--system", "other"], "--system other contradicts"),
+        (["--prior", "sphere"], "--prior sphere contradicts run/config.json, which says --prior standard-normal"),
     ]:
         assert says in refuse(capsys, tmp_path, "--resume", "run", *arguments)
     content = (tmp_path / "run" / "config.json").read_bytes()

@@ -9,10 +9,11 @@ import torch
 from torch.distributions import Independent, Laplace, MultivariateNormal, Normal, kl_divergence
 
 from pvae.config.config import Config
+from pvae.core.errors import InputError
 from pvae.distributions.full_normal import FullNormal
 from pvae.models.build import build_vae
-from pvae.models.posteriors import FullNormalPosterior
-from pvae.models.priors import MixturePrior, VampPrior
+from pvae.models.posteriors import FullNormalPosterior, IAFPosterior
+from pvae.models.priors import FlowPrior, MixturePrior, SpherePrior, VampPrior
 
 SHAPE = (1, 3, 2)
 
@@ -114,3 +115,22 @@ def test_a_vamp_prior_is_no_second_owner_of_the_encoder():
     vae = built(3, prior="vamp")
     assert isinstance(vae.p_z, VampPrior)
     assert [name for name, _ in vae.p_z.named_parameters()] == ["unclipped"]
+
+
+def test_a_number_of_components_transforms_or_dimensions_that_is_too_small_is_refused():
+    posterior = built(3).q_z
+    for build, says in [
+        (lambda: MixturePrior(3, 0), "num_components must be at least 1, not 0"),
+        (lambda: VampPrior(posterior, SHAPE, 0), "num_components must be at least 1, not 0"),
+        (lambda: FlowPrior(3, -1, (4,)), "num_transforms must be at least 1, not -1"),
+        (lambda: SpherePrior(1), "latent_dim must be at least 2, not 1"),
+    ]:
+        with pytest.raises(InputError, match=says):
+            build()
+
+
+def test_an_autoregressive_flow_refuses_an_encoder_with_too_many_or_few_outputs():
+    for count in (6, 8):
+        encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, count))
+        with pytest.raises(InputError, match=rf"must return 6 \+ 1 = 7 values for each image, and returned {count}"):
+            IAFPosterior(encoder, 3, 2, (4,), 1)(torch.zeros(2, *SHAPE))

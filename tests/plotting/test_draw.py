@@ -423,11 +423,11 @@ def test_histograms_show_the_prior_of_the_vae(runs, data, prior):
     axes = figure.axes[1]
     title = " ".join(figure.get_suptitle().split())
     if prior is CORRELATED:
-        assert title.endswith("over the test images, and the prior p(z), by draws")
+        assert title.endswith("over the test images; orange: the prior p(z), by draws")
         (outline,) = (patch for patch in axes.patches if isinstance(patch, Polygon))
         assert abs(outline.get_xy()[:, 0]).max() > 6, "two standard deviations"
     else:
-        assert title.endswith("over the test images, and the prior p(z)")
+        assert title.endswith("over the test images; orange: the prior p(z)")
         x, density = (torch.tensor(values) for values in axes.lines[0].get_data())
         assert torch.allclose(density, prior.base_dist.log_prob(x[:, None].float()).exp()[:, 1].double(), atol=1e-6)
         assert axes.get_xlim()[1] > x.median()
@@ -440,7 +440,7 @@ def test_histograms_show_the_prior_of_the_vae(runs, data, prior):
 def test_histograms_of_an_autoencoder_are_beside_n_0_1(runs, data):
     for name, ends in (("mlp-2d", "the prior N(0, 1)"), ("conv-2d-ae", "N(0, 1) (an autoencoder has no prior)")):
         figure = pictures.histograms(trained_run.TrainedRun(runs[name], runs[name].vae(), data))
-        assert " ".join(figure.get_suptitle().split()).endswith(f"over the test images, and {ends}")
+        assert " ".join(figure.get_suptitle().split()).endswith(f"over the test images; orange: {ends}")
         x, density = (torch.tensor(values) for values in figure.axes[0].lines[0].get_data())
         assert torch.allclose(density, Normal(0.0, 1.0).log_prob(x).exp(), atol=1e-6)
 

@@ -26,6 +26,8 @@ from pvae.core.devices import resolve_device
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
 from pvae.data.dataset import Dataset, to_pixels
 from pvae.data.sources import load_dataset
+from pvae.evaluation.report import evaluate
+from pvae.evaluation.trained_run import TrainedRun
 from pvae.runs import run as run_module
 from pvae.runs.run import Run
 from pvae.training.fit import fit, resume
@@ -394,7 +396,7 @@ def test_what_cannot_be_trained_leaves_no_folder(tmp_path, few_digits, small_con
 
 def test_resume_refuses(tmp_path, few_digits, digits, small_config):
     run = fit(small_config, data=few_digits, out=tmp_path / "run")
-    with pytest.raises(InputError, match="is finished, at epoch 2"):
+    with pytest.raises(InputError, match="is at epoch 2"):
         resume(run.path, 1, data=few_digits)
     for train, test, says in (
         (digits.train[1:131], digits.test[:40], r"SHA-256 \w{16}\.\.\., not SHA-256 \w{16}"),
@@ -625,6 +627,28 @@ def test_a_signal_in_the_middle_of_a_test_changes_nothing(tmp_path, few_digits, 
     run = resume(tmp_path / "run", data=few_digits)
     assert_same(weights(run), weights(whole))
     assert [(row.elbo, row.loss) for row in run.metrics()] == [(row.elbo, row.loss) for row in whole.metrics()]
+
+
+def test_a_run_that_was_stopped_within_an_epoch_is_named_by_its_step(tmp_path, few_digits, small_config, monkeypatch):
+    tested = Trainer.test
+
+    def signalled(self, between=lambda: None):
+        if self.epoch == 1:
+            signal.raise_signal(signal.SIGINT)
+        return tested(self, between)
+
+    monkeypatch.setattr(Trainer, "test", signalled)
+    with pytest.raises(InterruptedTrainingError, match="up to epoch 1 and step 6"):
+        fit(small_config.replace(binarize="dynamic"), data=few_digits, out=tmp_path / "run")
+    monkeypatch.undo()
+    run = Run.open(tmp_path / "run")
+    assert run.title.endswith("\nepoch 1 and step 6")
+    assert evaluate(TrainedRun(run, run.vae(), few_digits), 2).progress == "epoch 1 and step 6"
+    with pytest.raises(InputError, match="is at epoch 1 and step 6: give --epochs above 1"):
+        resume(run.path, 1, data=few_digits)
+    assert Run.open(run.path).config.epochs == 2
+    report = evaluate(TrainedRun(resume(run.path, data=few_digits), run.vae(), few_digits), 2)
+    assert report.progress == "epoch 2"
 
 
 def test_rows_are_written_before_the_checkpoint_that_counts_them(tmp_path, few_digits, small_config, monkeypatch):

@@ -20,6 +20,8 @@ from pvae.evaluation.latent_space import encode
 from pvae.evaluation.report import evaluate, to_text
 from pvae.evaluation.trained_run import TrainedRun, prepared
 from pvae.models.likelihoods import BernoulliLikelihood
+from pvae.models.posteriors import FullNormalPosterior, NormalPosterior, PlanarPosterior, PowerSphericalPosterior
+from pvae.models.priors import SpherePrior, StandardNormalPrior, VampPrior
 from pvae.runs.run import Run, _digest
 
 
@@ -73,7 +75,7 @@ def test_own_vae_must_be_given_again(tmp_path, few_digits, capsys):
     for function in (pvae.load, pvae.resume):
         with pytest.raises(InputError, match="built in Python"):
             function(run.path)
-    with pytest.raises(InputError, match="do not fit the VAE given"):
+    with pytest.raises(InputError, match=r"do not fit the VAE given \(size mismatch for q_z\.1\.weight"):
         pvae.load(run.path, vae=own_vae(hidden=9))
     with pytest.raises(InputError, match=r"must be a pvae\.VAE"):
         pvae.fit(CONFIG, vae=StudentPrior(), data=few_digits, out=tmp_path / "none")
@@ -246,7 +248,6 @@ CAUSES = [
     ("q_z", Posterior(nn.Flatten(), nn.Linear(784, 4).double()), "Double"),
     ("q_z", NotJoint(nn.Flatten(), nn.Linear(784, 4)), f"1 vs 0{EVENTS}"),
     ("p_x", NotJointLikelihood(*DECODER), f"at site x dim -1, 2 vs 28{EVENTS}"),
-    ("q_z", BernoulliPosterior(nn.Flatten(), nn.Linear(784, 4)), "its gradient needs ScoreELBO, --elbo score"),
 ]
 
 
@@ -281,8 +282,39 @@ def test_distributions_of_torch_are_refused_by_name(few_digits, part):
     given = {"prior": vae.prior(), "posterior": vae.posterior(x), "likelihood": vae.likelihood(torch.zeros(2, 2))}
     of_torch = torch.distributions.Independent(given[part].base_dist, len(given[part].event_shape))
     setattr(vae, part, lambda *_: of_torch)
-    with pyro.get_param_store().scope(), pytest.raises(TypeError, match=r"use the one of pyro\.distributions"):
+    with pyro.get_param_store().scope(), pytest.raises(InputError, match=r"one returned a torch\.distributions\."):
         vae.guide(x) if part == "posterior" else vae.model(x)
+
+
+WRONG_PARTS = [
+    ("q_z", BernoulliPosterior(nn.Flatten(), nn.Linear(784, 4)), "has no rsample.*: use --elbo score, or score-loo"),
+    ("q_z", nn.Sequential(nn.Flatten(), nn.Linear(784, 2)), r"must return distributions .* returned a torch\.Tensor"),
+    ("q_z", PowerSphericalPosterior(nn.Sequential(nn.Flatten(), nn.Linear(784, 3))), "'z' is a density on the unit"),
+    ("p_z", SpherePrior(2), "'z' is a density on the unit sphere"),
+    ("q_z", NormalPosterior(nn.Sequential(nn.Flatten(), nn.Linear(784, 5))), r"return 2 \+ 2 = 4 values .* returned 5"),
+    ("q_z", FullNormalPosterior(nn.Sequential(nn.Flatten(), nn.Linear(784, 4)), 2), r"2 \+ 2 \+ 1 = 5 values"),
+    ("q_z", PlanarPosterior(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), 2), r"4 \+ 10 = 14 values"),
+]
+
+
+@pytest.mark.parametrize(("part", "module", "says"), WRONG_PARTS)
+def test_a_part_that_cannot_be_used_is_named_by_its_cause_alone(tmp_path, few_digits, part, module, says):
+    vae = own_vae()
+    vae.p_z = StandardNormalPrior(2)
+    setattr(vae, part, module)
+    with pytest.raises(InputError, match=says) as refused:
+        pvae.fit(CONFIG, vae=vae, data=few_digits, out=tmp_path / "run", device="cpu")
+    assert "images of shape" not in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mixture_of_posteriors_on_the_sphere_is_a_prior_on_the_sphere(few_digits):
+    vae = own_vae()
+    vae.q_z = PowerSphericalPosterior(nn.Sequential(nn.Flatten(), nn.Linear(784, 3)))
+    vae.p_z = VampPrior(vae.q_z, (1, 28, 28), 5)
+    x = few_digits.test[:4].float() / 255
+    with pyro.get_param_store().scope():
+        assert math.isfinite(build_elbo("trace").loss(vae.model, vae.guide, x.round()))
 
 
 def test_a_step_without_memory_is_said_with_advice_on_memory_alone(tmp_path, few_digits, monkeypatch):
