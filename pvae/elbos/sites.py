@@ -108,7 +108,7 @@ class Draws:
         for name, site in posteriors.items():
             if _is_on_sphere(site["fn"]) != _is_on_sphere(priors[name]["fn"]):
                 raise InputError(
-                    f"one of q and p of {name!r} is a density on the unit sphere, and the other on R^L: take both there"
+                    f"one of q and p of {name!r} is a density on the unit sphere, and the other is not: change one"
                 )
         for sites in (observed, priors, posteriors):
             for name, site in sites.items():

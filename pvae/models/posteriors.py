@@ -38,6 +38,9 @@ class NormalPosterior(nn.Module):
         encoder: a network from (B, C, H, W) to (B, 2 L).
         log_variance: the second half of the output is the log variance.
 
+    Raises:
+        InputError: (when used) the encoder returns another number of values.
+
     Reference:
         Kingma and Welling, arXiv:1312.6114, equation 9.
     """
@@ -98,6 +101,9 @@ class FullNormalPosterior(nn.Module):
             of T by rows.
         latent_dim: L.
 
+    Raises:
+        InputError: (when used) the encoder returns another number of values.
+
     Reference:
         Kingma and Welling, arXiv:1906.02691, section 2.5.1.
     """
@@ -137,7 +143,8 @@ class IAFPosterior(nn.Module):
         num_bins: of each spline; 0 for affine functions.
 
     Raises:
-        InputError: zuko is not installed, or T is less than 1; (when used) the encoder returns too many or few values.
+        InputError: zuko is not installed, or T is less than 1; (when used) the encoder returns another number of
+            values.
 
     Reference:
         Kingma et al., arXiv:1606.04934; Durkan et al., arXiv:1906.04032 (splines).
@@ -175,6 +182,9 @@ class PlanarPosterior(nn.Module):
     Args:
         encoder: a network from (B, C, H, W) to (B, 2 L + T (2 L + 1)): loc, log scale, and u, w and b of each f_t.
         latent_dim: L.
+
+    Raises:
+        InputError: (when used) the encoder returns another number of values.
 
     Reference:
         Rezende and Mohamed, arXiv:1505.05770, section 4.

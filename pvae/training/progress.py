@@ -44,7 +44,7 @@ class Console:
             share = f"{config.epochs / config.warm_up:.0%}"
             self.say(f"the warm-up takes {config.warm_up} epochs: the weight of the rate rises to {share} of --beta")
         if config.compile == "inductor":
-            self.say("the first step is compiled, unless it was before: some seconds, and a minute or so with flows")
+            self.say("the first step is compiled, if it was not before: for some seconds, with flows a minute or so")
 
     def epoch(self, run: Run, rows: Sequence[Metrics], skipped: int = 0) -> None:
         """Print the metrics of one epoch.
