@@ -330,7 +330,7 @@ def test_pictures_of_several_layers_name_them_and_move_where_codes_lie(data, tmp
         assert text == " to ".join(expected)
     figure = pictures.histograms(trained)
     assert sum(axes.get_visible() for axes in figure.axes) == 2
-    assert "each latent dimension of z2 ~ q(z | x)" in " ".join(figure.get_suptitle().split())
+    assert "each dimension of z2 ~ q(z | x)" in " ".join(figure.get_suptitle().split())
 
 
 def test_bits_per_dimension_stand_in_titles_where_pixels_have_levels(data, tmp_path):
