@@ -318,8 +318,8 @@ LATER_MUTATIONS = {
     ),
     "importance weights without the prior": (
         "evaluation.log_likelihood:_log_sums",
-        "(log_p_x + prior.log_prob(z) - posterior",
-        "(log_p_x - posterior",
+        "log_likelihood(part, x) + prior.log_prob(part)",
+        "log_likelihood(part, x)",
         "evaluation/test_evaluation.py::test_the_estimate_is_the_mean_of_the_weights",
     ),
 }

@@ -35,7 +35,7 @@ class Flow(TorchDistribution):
     now but were not when z was drawn. Do not change a draw in place: `log_prob` would return the density of the draw.
 
     Args:
-        base: a reparameterised distribution of vectors, event shape (L,).
+        base: a reparameterised distribution of vectors, event shape (L,), of the batch shape of the context of f.
         bijection: f, which may depend on a context for each element of the batch.
 
     Reference:

@@ -24,7 +24,7 @@ class Hierarchy(TorchDistribution):
     Args:
         first: the distribution of the layer that is drawn first, event shape (L_l,).
         rest: for each further layer, in the order in which they are drawn, a function from the layer drawn before it,
-            (..., L_before), to its distribution, batch shape (...).
+            (..., L_before), to its distribution, batch shape (...), which has `rsample` if `first` has it.
         sizes: the lengths of z1, ..., zL.
         top_down: zL is drawn first; otherwise z1.
     """
@@ -40,7 +40,7 @@ class Hierarchy(TorchDistribution):
         *,
         top_down: bool,
     ) -> None:
-        self.has_rsample = first.has_rsample  # the further layers are taken to have it too
+        self.has_rsample = first.has_rsample
         self.first, self.rest, self.sizes, self.top_down = first, tuple(rest), tuple(sizes), top_down
         super().__init__(first.batch_shape, Size([sum(sizes)]), validate_args=False)
 

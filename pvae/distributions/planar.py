@@ -18,7 +18,8 @@ class Planar:
 
     Each is invertible where w u' > -1. So u' is u with its part along w changed, such that w u' = elu(w u): it is u
     where w u >= 0, and u = 0 gives the identity. (The paper takes log(1 + exp(w u)) - 1 in place of elu; u = 0 is then
-    far from the identity.) The product w u is taken at least as -7, so that no determinant is below exp(-7).
+    far from the identity.) The product w u is clamped to [-7, 10^5], so that the determinant of each transform is
+    at least exp(-7), and its inverse is exact to rounding.
 
     Args:
         u: (..., T, L).
@@ -31,7 +32,7 @@ class Planar:
 
     def __init__(self, u: Tensor, w: Tensor, b: Tensor) -> None:
         product = (w * u).sum(-1)
-        self.slope = elu(product.clamp(min=-7))  # w u', greater than -1
+        self.slope = elu(product.clamp(-7, 1e5))  # w u', greater than -1
         norm = w.square().sum(-1).clamp(min=torch.finfo(w.dtype).tiny)
         self.u, self.w, self.b = u + ((self.slope - product) / norm).unsqueeze(-1) * w, w, b
 

@@ -75,8 +75,8 @@ class PowerSpherical(TorchDistribution):
         y = torch.cat([along - across, 2 * (along * across).sqrt() * normalize(noise, dim=-1)], -1)
         first = self.loc[..., :1]
         sign = torch.ones_like(first).copysign(first.detach())
-        axis = torch.cat([first + sign, self.loc[..., 1:]], -1)  # its square is 2 + 2 |first|
-        return normalize(sign * (axis * ((axis * y).sum(-1, keepdim=True) / (1 + first.abs())) - y), dim=-1)
+        axis = torch.cat([first + sign, self.loc[..., 1:]], -1)  # its square is 2 + 2 sign first
+        return normalize(sign * (axis * ((axis * y).sum(-1, keepdim=True) / (1 + sign * first)) - y), dim=-1)
 
     @property
     def mean(self) -> Tensor:

@@ -24,7 +24,7 @@ from pvae.core.errors import InputError
 from pvae.core.terms import LossAndTerms, Terms
 from pvae.elbos.sites import Draws, Latent
 
-__all__ = ["PerDatumELBO", "PyroFunction", "refuse_dependent_dimensions"]
+__all__ = ["PerDatumELBO", "PyroFunction", "refuse_dependent_dimensions", "require_rsample"]
 
 PyroFunction = Callable[[Tensor], Any]
 
@@ -138,16 +138,16 @@ class PerDatumELBO(Trace_ELBO):
         return self.backward(model, guide, x, beta).loss
 
     def _draws(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Draws:
-        with shared_calls(), self.messenger():
-            ((model_trace, guide_trace),) = self._get_traces(model, guide, (x,), {})  # type: ignore[no-untyped-call]
+        try:
+            with shared_calls(), self.messenger():
+                ((model_trace, guide_trace),) = self._get_traces(model, guide, (x,), {})  # type: ignore[no-untyped-call]
+        except InputError as error:  # to which Pyro has added the shapes of all sites
+            raise InputError(str(error).partition("\n Trace Shapes:")[0]) from None
         batch_shape = (len(x),) if self.num_particles == 1 else (self.num_particles, len(x))
         draws = Draws.of(model_trace, guide_trace, batch_shape)
         for name, site in draws.posteriors.items():
-            if self.reparameterised and not site["fn"].has_rsample:
-                raise InputError(
-                    f"q of {name!r} is not reparameterised (it has no rsample): use --elbo score, or score-loo with 2 "
-                    "particles or more"
-                )
+            if self.reparameterised:
+                require_rsample(name, site["fn"])
         return draws
 
     def _get_trace(self, model: PyroFunction, guide: PyroFunction, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
@@ -167,6 +167,15 @@ class PerDatumELBO(Trace_ELBO):
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
             check_if_enumerated(guide_trace)
         return model_trace, guide_trace
+
+
+def require_rsample(name: str, posterior: Distribution) -> None:
+    """Raise an `InputError` if the posterior of the latent site of that name is not reparameterised."""
+    if not posterior.has_rsample:
+        raise InputError(
+            f"q of {name!r} is not reparameterised (it has no rsample): use --elbo score, or score-loo with 2 "
+            "particles or more"
+        )
 
 
 def refuse_dependent_dimensions(distributions: Iterable[Distribution]) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from pvae.core.param_store import register
 from pvae.core.terms import LossAndTerms, Terms
 from pvae.distributions.hierarchy import layers_of
-from pvae.elbos.base import PerDatumELBO, PyroFunction, refuse_dependent_dimensions
+from pvae.elbos.base import PerDatumELBO, PyroFunction, refuse_dependent_dimensions, require_rsample
 from pvae.vae import VAE
 
 __all__ = ["HandwrittenELBO"]
@@ -30,7 +30,7 @@ class HandwrittenELBO(PerDatumELBO):
 
         Raises:
             TypeError: `model` and `guide` are not the methods of one `VAE`, which has the distributions.
-            InputError: with free bits, the latent dimensions are not independent.
+            InputError: z is not reparameterised, or with free bits the latent dimensions are not independent.
         """
         vae = getattr(model, "__self__", None)
         if not isinstance(vae, VAE) or (model, guide) != (vae.model, vae.guide):
@@ -38,14 +38,14 @@ class HandwrittenELBO(PerDatumELBO):
         for name in ("p_z", "q_z", "p_x"):  # SVI updates only parameters that are registered while the loss is computed
             register(name, getattr(vae, name))
         prior, posterior = vae.prior(), vae.posterior(x)
+        require_rsample("z", posterior)
         z = posterior.rsample((self.num_particles,))
-        if self.free_bits:
-            layers = [(q, p, layer) for (layer, q), (_, p) in zip(layers_of(posterior, z), layers_of(prior, z))]
-            refuse_dependent_dimensions(one for q, p, _ in layers for one in (q, p))
         distortion = -vae.likelihood(z).log_prob(x).mean(0)
         rate = (posterior.log_prob(z) - prior.log_prob(z)).mean(0)
         beta = self.beta if beta is None else beta
         if self.free_bits:
+            layers = [(q, p, layer) for (layer, q), (_, p) in zip(layers_of(posterior, z), layers_of(prior, z))]
+            refuse_dependent_dimensions(one for q, p, _ in layers for one in (q, p))
             rates = [(q.base_dist.log_prob(z) - p.base_dist.log_prob(z)).mean((0, 1)) for q, p, z in layers]
             loss = distortion.mean() + beta * torch.cat(rates).clamp(min=self.free_bits).sum()
         else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import constraints
+from pyro.distributions import Delta, ImproperUniform, constraints
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution
@@ -91,7 +91,8 @@ class Draws:
         Raises:
             ValueError: a site is scaled, masked, outside the plate "data" or in only one of the traces, or there is no
                 latent or no observed site. The bounds are not defined for any of these.
-            InputError: (a ValueError) of q and p of a site only one is a density on the unit sphere.
+            InputError: (a ValueError) of q and p of a site only one is a density on the unit sphere, or p is improper
+                and q is no point.
         """
         model, guide = _samples(model_trace), _samples(guide_trace)
         observed = {name: site for name, site in model.items() if site["is_observed"]}
@@ -109,6 +110,11 @@ class Draws:
             if _is_on_sphere(site["fn"]) != _is_on_sphere(priors[name]["fn"]):
                 raise InputError(
                     f"one of q and p of {name!r} is a density on the unit sphere, and the other is not: change one"
+                )
+            if isinstance(priors[name]["fn"], ImproperUniform) and not isinstance(site["fn"], Delta):
+                raise InputError(
+                    f"p of {name!r} is improper, so there is no bound on log p(x): give a proper prior, or a point as "
+                    "q, such as DeltaPosterior"
                 )
         for sites in (observed, priors, posteriors):
             for name, site in sites.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from pvae.compile.graph import Function, check_engine, record
 from pvae.compile.inductor import missing
 from pvae.core.errors import InputError
 from pvae.core.parallel import ALONE, World
+from pvae.core.random_state import seeded
 from pvae.data.dataset import Pixels
 from pvae.distributions.hierarchy import Hierarchy
 from pvae.distributions.normal_mixture import NormalMixture
@@ -191,7 +193,10 @@ def images_at_once(vae: VAE, x: Tensor | Pixels, num_particles: int = 1) -> int:
 
 
 def _widest(vae: VAE, x: Tensor) -> int:
-    """Return the number of values in the largest output of any layer, or of a mixture, for one image x (1, C, H, W)."""
+    """Return the number of values in the largest output of any layer, or of a mixture, for one image x (1, C, H, W).
+
+    The layers are those of the encoder, the decoder, and the networks of priors, flows and hierarchies at a draw of z.
+    """
     sizes, prior = [x.numel()], vae.prior()
     mixture = prior.first if isinstance(prior, Hierarchy) else prior
     if isinstance(mixture, MixtureSameFamily):
@@ -204,8 +209,13 @@ def _widest(vae: VAE, x: Tensor) -> int:
         sizes.append(output.numel() if isinstance(output, Tensor) else 0)
 
     hooks = [module.register_forward_hook(note) for module in vae.modules()]
-    with torch.no_grad():
-        vae.likelihood(x.new_zeros(1, *vae.posterior(x).event_shape))
+    with torch.no_grad(), seeded(0, x.device):
+        posterior = vae.posterior(x)
+        z = posterior.sample()
+        posterior.log_prob(z)
+        with contextlib.suppress(ValueError):  # of a prior whose support does not include z
+            prior.log_prob(z)
+        vae.likelihood(z)
     for hook in hooks:
         hook.remove()
     return max(sizes)
@@ -257,18 +267,15 @@ def _log_sums(
     posterior, prior = vae.posterior(x), vae.prior()
     sums = torch.full((2, len(x)), -math.inf, dtype=torch.float64)
     size = max(1, CHUNK_VALUES // (len(x) * _widest(vae, x[:1])))
-    # Latents are small compared with images, so several chunks are drawn together and decoded one after another. With
-    # several layers or a flow each chunk is drawn alone, because networks compute them, which may be wide.
-    is_one_layer = isinstance(posterior, Independent)
-    together = (
-        size * max(1, CHUNK_VALUES // (size * math.prod(posterior.batch_shape + posterior.event_shape)))
-        if is_one_layer
-        else size
-    )
+    # Latents are small compared with images, so several chunks are drawn together and decoded one after another. Other
+    # posteriors than independent ones are drawn chunk by chunk, because networks may compute them, which may be wide.
+    together = size
+    if isinstance(posterior, Independent):
+        together *= max(1, CHUNK_VALUES // (size * math.prod(posterior.batch_shape + posterior.event_shape)))
     for start in range(0, num_particles, together):
         z = posterior.sample((min(together, num_particles - start),))
         if log_likelihood is not None:
-            log_p_x = torch.cat([log_likelihood(part, x) for part in z.split(size)])
-            log_w = (log_p_x + prior.log_prob(z) - posterior.log_prob(z)).double()
+            log_p = torch.cat([log_likelihood(part, x) + prior.log_prob(part) for part in z.split(size)])
+            log_w = (log_p - posterior.log_prob(z)).double()  # of all z, since a flow knows the density of its draw
             sums = torch.logaddexp(sums, torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0)]))
     return sums if log_likelihood is not None else torch.zeros_like(sums)

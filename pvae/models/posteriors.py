@@ -67,11 +67,16 @@ def bounded_normal(parameters: Tensor, log_variance: bool = False) -> dist.Indep
     Returns:
         Batch shape (...), event shape (L,).
 
+    Raises:
+        InputError: the last dimension is odd.
+
     Reference:
         Tomczak and Welling, arXiv:1705.07120, bound the log variance in their released code, to [-6, 2].
     """
-    length = parameters.shape[-1] // 2
-    loc, log_scale = _split(parameters, length, length)
+    if parameters.shape[-1] % 2:
+        number = parameters.shape[-1]
+        raise InputError(f"a network must return an even number of values, loc and log scale, and returned {number}")
+    loc, log_scale = parameters.chunk(2, dim=-1)
     if log_variance:
         log_scale = 0.5 * log_scale
     log_scale = log_scale.clamp(-7, 7)

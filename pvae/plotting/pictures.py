@@ -139,7 +139,7 @@ def traversal(trained: TrainedRun) -> Figure:
         title += " standard deviations of the codes about their mean; on the left the values of z at the ends"
         ways = trained.test_codes.mean(0)[dimensions, None] + steps * spread[dimensions, None]
         if isinstance(trained.prior, PowerSpherical):
-            title += "; each z is divided by its norm"
+            title += ", before z is divided by its norm"
         names = [f"{name}\n{way[0]:+.1f} to {way[-1]:+.1f}" for name, way in zip(names, ways)]
     rows = [latent_space.traverse(trained.vae, trained.test_codes[0], d, way) for d, way in zip(dimensions, ways)]
     values = [f"{step:+.1f}" for step in (steps.round(decimals=1) + 0.0).tolist()]  # adding 0.0 turns -0.0 into +0.0
@@ -153,6 +153,7 @@ def interpolation(trained: TrainedRun) -> Figure:
     pairs = list(zip(images[:half], images[half:]))  # far apart, so of different classes if the images are sorted
     rows = [torch.cat([a[None], latent_space.interpolate(trained.vae, a, b), b[None]]) for a, b in pairs]
     title = f"{trained.title}\ntest images at the ends; the mean of p(x | z) on the line between their codes"
+    title += ", where z is divided by its norm" if isinstance(trained.prior, PowerSpherical) else ""
     return run_figures.image_figure(trained.shown(torch.cat(rows)), 12, title)
 
 

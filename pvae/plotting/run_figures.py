@@ -363,10 +363,13 @@ def animation(figures: Sequence[Figure]) -> tuple[bytes, bytes]:
 
 
 def _figure(title: str, width: float, height: float) -> Figure:
-    """Return an empty figure of a width and height in inches, with its title wrapped to the width."""
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    """Return an empty figure of a width and height in inches, with its title wrapped to the width.
+
+    Each line of the title beyond the second makes the figure higher.
+    """
     (text,), families = _plain_text([title])
     lines = [wrapped for line in text.splitlines() for wrapped in textwrap.wrap(line, int(width * 12))]
+    figure = Figure(figsize=(width, height + 0.15 * max(0, len(lines) - 2)), dpi=120, layout="constrained")
     figure.suptitle("\n".join(lines), fontsize=9, family=families)
     return figure
 

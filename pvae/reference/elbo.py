@@ -69,7 +69,7 @@ def rate_by_dimension(posterior: Any, prior: Any, z: Tensor | None = None) -> Te
     Args:
         posterior: q(z | x), independent over dimensions, or a `Hierarchy` of layers that are, given another layer.
         prior: p(z), as q.
-        z: draws (K, B, L), or None for the closed form.
+        z: draws (K, B, L), or None for the closed form, which a `Hierarchy` does not have.
     """
     if z is None:
         return kl_divergence(posterior.base_dist, prior.base_dist)

@@ -172,7 +172,7 @@ class Run:
                 why = f"it is a folder of run folders: give one of them, for instance {runs[0].parent}"
             raise InputError(f"{path} is not a run folder: {why}") from None
         except (ValueError, RecursionError):
-            raise InputError(f"{file} is damaged: it is not JSON") from None
+            raise InputError(f"{file} is damaged: it is not JSON; restore a copy of it, or train anew") from None
         if not isinstance(record, dict) or record.get("format") != _FORMAT:
             raise InputError(f"{file} is not the record of a run of this version of pvae (format {_FORMAT})")
         try:

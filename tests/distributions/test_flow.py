@@ -195,6 +195,15 @@ def test_planar_transforms_are_inverted_whatever_their_parameters(size, dtype):
     assert all(one.grad.isfinite().all() for one in (u, w, b))
 
 
+def test_a_planar_transform_of_large_parameters_is_inverted():
+    one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    flow, x = Planar(1e7 * one, one, zero), torch.linspace(-20, 20, 1001, dtype=torch.float64).unsqueeze(-1)
+    y, log_det = flow.call_and_ladj(x)
+    again, minus_log_det = flow.inv.call_and_ladj(y)
+    assert torch.allclose(again, x, atol=1e-9)
+    assert torch.allclose(minus_log_det, -log_det, atol=1e-9)
+
+
 def test_a_planar_transform_is_that_of_the_paper_where_it_is_invertible():
     u, w, b = torch.tensor([[0.5, 0.2]]), torch.tensor([[1.0, -0.3]]), torch.tensor([0.1])
     x = torch.tensor([0.7, -1.1])

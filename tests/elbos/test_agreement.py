@@ -274,6 +274,10 @@ def test_a_posterior_without_reparameterisation_needs_the_score_function(small_v
             with pytest.raises(ValueError, match="not reparameterised"):
                 build_elbo(name).differentiable_loss(vae.model, guide, x)
         assert build_elbo("score").differentiable_loss(vae.model, guide, x).isfinite()
+        normal = vae.q_z.forward
+        vae.q_z.forward = lambda x: NonreparameterizedNormal(normal(x).mean, normal(x).stddev).to_event(1)
+        with pytest.raises(ValueError, match="not reparameterised"):
+            build_elbo("handwritten").differentiable_loss(vae.model, vae.guide, x)
 
 
 def test_a_latent_that_the_guide_lacks_is_refused(small_vae, small_images):

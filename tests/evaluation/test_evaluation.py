@@ -100,10 +100,10 @@ def test_chunks_change_nothing(small_vae, small_images, monkeypatch):
         return q
 
     monkeypatch.setattr(vae, "posterior", with_known_draws)
+    monkeypatch.setattr(log_likelihood, "_widest", lambda vae, x: x[0].numel())
     whole, decoded, done = importance_sample(vae, x, 50), [], []
     taken[0] = 0
     monkeypatch.setattr(log_likelihood, "CHUNK_VALUES", 7 * x[0].numel())
-    monkeypatch.setattr(log_likelihood, "_widest", lambda vae, x: x[0].numel())
     monkeypatch.setattr(log_likelihood, "_VISITS_TO_RECORD", 1000)  # a recording would not call what counts here
     likelihood = vae.p_x.forward
     monkeypatch.setattr(vae.p_x, "forward", lambda z: decoded.append(z[..., 0].numel()) or likelihood(z))
@@ -676,6 +676,42 @@ def test_memory_is_bounded_by_the_components_of_a_mixture():
     options = {"posterior": "planar", "flow_length": 1, "prior": "vamp", "components": 1000}
     vae = build_vae(Config(hidden=(8,), latent_dim=3, **options), (1, 5, 4))
     assert log_likelihood._widest(vae, x) == 3000
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"upper_latent_dims": (2,), "upper_hidden": (900,)},
+        {"posterior": "iaf", "flow_hidden": (900,)},
+        {"prior": "flow", "flow_hidden": (900,)},
+    ],
+)
+def test_memory_is_bounded_by_the_networks_of_flows_and_hierarchies(options):
+    from pvae.models.build import build_vae
+
+    vae, before = build_vae(Config(hidden=(8,), latent_dim=3, **options), (1, 5, 4)), torch.get_rng_state()
+    assert log_likelihood._widest(vae, torch.rand(1, 1, 5, 4, generator=torch.Generator().manual_seed(0))) == 900
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("prior", ["mixture", "flow"])
+def test_a_priors_density_is_computed_for_as_many_draws_at_once_as_are_decoded(prior, monkeypatch):
+    from pvae.models.build import build_vae
+
+    vae, counts = build_vae(Config(hidden=(8,), latent_dim=3, prior=prior), (1, 5, 4)), []
+    monkeypatch.setattr(log_likelihood, "CHUNK_VALUES", 7 * log_likelihood._widest(vae, torch.rand(1, 1, 5, 4)))
+    made = vae.prior
+
+    def noted():
+        p = made()
+        log_prob = p.log_prob
+        p.log_prob = lambda z: counts.append(z[..., 0].numel()) or log_prob(z)
+        return p
+
+    monkeypatch.setattr(vae, "prior", noted)
+    importance_sample(vae, torch.rand(1, 1, 5, 4), 50)
+    assert sum(counts) >= 50
+    assert max(counts) <= 7
 
 
 def test_estimates_that_are_not_finite_are_printed():

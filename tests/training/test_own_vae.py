@@ -21,7 +21,7 @@ from pvae.evaluation.report import evaluate, to_text
 from pvae.evaluation.trained_run import TrainedRun, prepared
 from pvae.models.likelihoods import BernoulliLikelihood
 from pvae.models.posteriors import FullNormalPosterior, NormalPosterior, PlanarPosterior, PowerSphericalPosterior
-from pvae.models.priors import SpherePrior, StandardNormalPrior, VampPrior
+from pvae.models.priors import FlatPrior, SpherePrior, StandardNormalPrior, VampPrior
 from pvae.runs.run import Run, _digest
 
 
@@ -228,7 +228,7 @@ def test_free_bits_need_independent_dimensions_of_the_posterior(few_digits):
     vae.q_z = Dependent(*vae.q_z)
     elbo = build_elbo("handwritten", free_bits=0.1)
     with pyro.get_param_store().scope(), pytest.raises(InputError, match="free bits need"):
-        elbo.loss(vae.model, vae.guide, few_digits.train[:4].float() / 255)
+        elbo.loss(vae.model, vae.guide, (few_digits.train[:4] / 255).round())
 
 
 class NotJoint(Posterior):
@@ -291,7 +291,8 @@ WRONG_PARTS = [
     ("q_z", nn.Sequential(nn.Flatten(), nn.Linear(784, 2)), r"must return distributions .* returned a torch\.Tensor"),
     ("q_z", PowerSphericalPosterior(nn.Sequential(nn.Flatten(), nn.Linear(784, 3))), "'z' is a density on the unit"),
     ("p_z", SpherePrior(2), "'z' is a density on the unit sphere"),
-    ("q_z", NormalPosterior(nn.Sequential(nn.Flatten(), nn.Linear(784, 5))), r"return 2 \+ 2 = 4 values .* returned 5"),
+    ("p_z", FlatPrior(2), "p of 'z' is improper, so there is no bound"),
+    ("q_z", NormalPosterior(nn.Sequential(nn.Flatten(), nn.Linear(784, 5))), "an even number of values, .* returned 5"),
     ("q_z", FullNormalPosterior(nn.Sequential(nn.Flatten(), nn.Linear(784, 4)), 2), r"2 \+ 2 \+ 1 = 5 values"),
     ("q_z", PlanarPosterior(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), 2), r"4 \+ 10 = 14 values"),
 ]
@@ -306,6 +307,9 @@ def test_a_part_that_cannot_be_used_is_named_by_its_cause_alone(tmp_path, few_di
         pvae.fit(CONFIG, vae=vae, data=few_digits, out=tmp_path / "run", device="cpu")
     assert "images of shape" not in str(refused.value)
     assert not list(tmp_path.iterdir())
+    with pyro.get_param_store().scope(), pytest.raises(InputError, match=says) as refused:
+        build_elbo("trace").loss(vae.model, vae.guide, (few_digits.test[:4] / 255).round())
+    assert "\n" not in str(refused.value), "Pyro adds the shapes of all sites"
 
 
 def test_a_mixture_of_posteriors_on_the_sphere_is_a_prior_on_the_sphere(few_digits):
