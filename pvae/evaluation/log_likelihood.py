@@ -210,9 +210,7 @@ def _widest(vae: VAE, x: Tensor) -> int:
 
     hooks = [module.register_forward_hook(note) for module in vae.modules()]
     with torch.no_grad(), seeded(0, x.device):
-        posterior = vae.posterior(x)
-        z = posterior.sample()
-        posterior.log_prob(z)
+        z = vae.posterior(x).sample()
         with contextlib.suppress(ValueError):  # of a prior whose support does not include z
             prior.log_prob(z)
         vae.likelihood(z)

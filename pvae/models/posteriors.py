@@ -39,7 +39,7 @@ class NormalPosterior(nn.Module):
         log_variance: the second half of the output is the log variance.
 
     Raises:
-        InputError: (when used) the encoder returns another number of values.
+        InputError: (when used) the encoder returns an odd number of values.
 
     Reference:
         Kingma and Welling, arXiv:1312.6114, equation 9.

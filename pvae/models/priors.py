@@ -69,8 +69,8 @@ class _Flat(dist.ImproperUniform):
 class MixturePrior(nn.Module):
     """A learned mixture of Normals, p(z) = sum_k weight_k prod_l Normal(z_l; loc_kl, scale_kl^2).
 
-    The KL divergence from a posterior to it has no closed form. The locations start as draws from
-    N(0, I), the scales at 1, and the weights equal. The scales have the bounds of `bounded_normal`.
+    The KL divergence from a posterior to it has no closed form. The locations start as draws from N(0, I),
+    the scales at 1, and the weights equal. The scales have the bounds of `bounded_normal`.
 
     Args:
         latent_dim: L.

@@ -368,7 +368,8 @@ def _figure(title: str, width: float, height: float) -> Figure:
     Each line of the title beyond the second makes the figure higher.
     """
     (text,), families = _plain_text([title])
-    lines = [wrapped for line in text.splitlines() for wrapped in textwrap.wrap(line, int(width * 12))]
+    wrap = functools.partial(textwrap.wrap, width=int(width * 12), break_on_hyphens=False)
+    lines = [wrapped for line in text.splitlines() for wrapped in wrap(line)]
     figure = Figure(figsize=(width, height + 0.15 * max(0, len(lines) - 2)), dpi=120, layout="constrained")
     figure.suptitle("\n".join(lines), fontsize=9, family=families)
     return figure
