@@ -30,7 +30,8 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(one_line(message))
+        # Pyro raises an error of model or guide anew, with the shapes of all sites after its message.
+        super().__init__(one_line(re.split(r"\n *Trace Shapes:", message, maxsplit=1)[0]))
 
 
 class TrainingError(RuntimeError):

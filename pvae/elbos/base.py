@@ -138,11 +138,8 @@ class PerDatumELBO(Trace_ELBO):
         return self.backward(model, guide, x, beta).loss
 
     def _draws(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Draws:
-        try:
-            with shared_calls(), self.messenger():
-                ((model_trace, guide_trace),) = self._get_traces(model, guide, (x,), {})  # type: ignore[no-untyped-call]
-        except InputError as error:  # to which Pyro has added the shapes of all sites
-            raise InputError(str(error).partition("\n Trace Shapes:")[0]) from None
+        with shared_calls(), self.messenger():
+            ((model_trace, guide_trace),) = self._get_traces(model, guide, (x,), {})  # type: ignore[no-untyped-call]
         batch_shape = (len(x),) if self.num_particles == 1 else (self.num_particles, len(x))
         draws = Draws.of(model_trace, guide_trace, batch_shape)
         for name, site in draws.posteriors.items():

@@ -829,3 +829,8 @@ def test_two_stochastic_layers_are_not_drawn_as_a_plane(tmp_path, data, monkeypa
     assert drawn == EVERY - {"scatter", "cdf", "manifold", "attributes", "probe"}
     report = json.loads((tmp_path / "pictures" / "latent.json").read_text())
     assert len(report["mean"]) == 3, "the second layer, whose prior is N(0, 1)"
+
+
+def test_a_long_title_makes_a_figure_higher():
+    short, long = (run_figures.histogram_figure(*[torch.rand(9, 2)] * 3, "a\n" * count) for count in (2, 5))
+    assert long.get_figheight() > short.get_figheight() + 0.4

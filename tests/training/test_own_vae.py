@@ -309,7 +309,7 @@ def test_a_part_that_cannot_be_used_is_named_by_its_cause_alone(tmp_path, few_di
     assert not list(tmp_path.iterdir())
     with pyro.get_param_store().scope(), pytest.raises(InputError, match=says) as refused:
         build_elbo("trace").loss(vae.model, vae.guide, (few_digits.test[:4] / 255).round())
-    assert "\n" not in str(refused.value), "Pyro adds the shapes of all sites"
+    assert "Trace Shapes" not in str(refused.value)
 
 
 def test_a_mixture_of_posteriors_on_the_sphere_is_a_prior_on_the_sphere(few_digits):
