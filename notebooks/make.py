@@ -31,12 +31,12 @@ from torchvision.utils import make_grid
 
 import pvae
 from pvae.cli.draw import main as draw
-from pvae.evaluation import latent_space
-from pvae.evaluation.trained_run import TrainedRun
 from pvae.plotting import pictures, run_figures
 from pvae.plotting.gallery import code_figures, entry_of
 from pvae.plotting.run_figures import PALETTE, write_figure
 from pvae.runs.data import data_of
+from pvae.trained import latent_space
+from pvae.trained.trained_run import TrainedRun
 from pvae.training.fit import train_in_memory
 
 HERE = Path(__file__).resolve().parent

@@ -10,7 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from pvae.core.errors import InputError
-from pvae.core.param_store import register
+from pvae.core.tracing import register
 
 __all__ = ["VAE", "LikelihoodModule", "PosteriorModule", "PriorModule"]
 

@@ -16,7 +16,7 @@ from torch import nn
 
 import pvae
 from pvae.config import options
-from pvae.data import mnist, torchvision_sets
+from pvae.data import sources
 from pvae.elbos import base, registry
 
 PACKAGE = Path(pvae.__file__).parent
@@ -101,7 +101,7 @@ def test_a_private_name_of_torch_is_found(source):
 
 def test_names_of_the_configuration_are_those_that_exist():
     known = {"auto", "mnist-5k", "binarized-mnist", "linear-gaussian", "celeba", "folder:PATH"}
-    assert set(options.DATASETS) == known | set(mnist.CLASSES) | set(torchvision_sets.SETS) | {"omniglot"}
+    assert set(options.DATASETS) == known | set(sources.CLASSES) | set(sources.SETS) | {"omniglot"}
     for name in options.ELBOS:
         assert isinstance(registry.build_elbo(name, 2), base.PerDatumELBO)
 

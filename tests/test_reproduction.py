@@ -24,9 +24,9 @@ from pvae.data.sources import load_dataset
 from pvae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pvae.elbos.registry import build_elbo
 from pvae.evaluation.report import evaluate
-from pvae.evaluation.trained_run import TrainedRun
 from pvae.models.build import build_vae
 from pvae.runs.run import Run
+from pvae.trained.trained_run import TrainedRun
 from pvae.training.fit import fit
 
 pytestmark = pytest.mark.slow

@@ -14,12 +14,19 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from pvae.core.errors import InputError, LostError, TrainingError, one_line
+from pvae.core.errors import (
+    InputError,
+    LostError,
+    NotFiniteError,
+    TrainingError,
+    is_out_of_memory,
+    naming_refused_parameters,
+    no_nan_warnings,
+    one_line,
+)
 from pvae.core.files import check_replaceable
-from pvae.core.finite import NotFiniteError, naming_refused_parameters, no_nan_warnings
-from pvae.core.memory import is_out_of_memory
-from pvae.core.signals import SIGNALS, Interruptions, handled_by
-from pvae.core.torchrun import is_first_process
+from pvae.core.terminal import is_first_process
+from pvae.training.signals import SIGNALS, Interruptions, handled_by
 
 __all__ = [
     "Parser",

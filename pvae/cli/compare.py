@@ -68,9 +68,9 @@ def _compare(arguments: argparse.Namespace) -> None:
         raise InputError("--stages go with --system: a RUN has one checkpoint")
     with ctrl_c_exits_at_once("pvae.compare"):
         from pvae.evaluation import estimators
-        from pvae.evaluation.log_likelihood import MOST_UNTRUSTED
         from pvae.plotting import run_figures
         from pvae.runs.run import Run
+        from pvae.trained.log_likelihood import MOST_UNTRUSTED
     config = Run.open(arguments.run).config if arguments.run else get_system(arguments.system or "linear-gaussian")
     if config.posterior == "delta":
         raise InputError(f"{arguments.run or config.system} is an autoencoder: a point posterior has no bound")
@@ -119,7 +119,7 @@ def _weights(
 ) -> Iterator[tuple[str, VAE, Tensor, str]]:
     """Yield for each stage of a training its name, the VAE, a batch of test images and the kind of their pixels."""
     from pvae.data.dataset import random_subset
-    from pvae.evaluation.trained_run import TrainedRun, with_normalised_likelihood
+    from pvae.trained.trained_run import TrainedRun, with_normalised_likelihood
     from pvae.training.fit import train_in_memory
 
     if arguments.run:

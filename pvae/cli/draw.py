@@ -19,12 +19,10 @@ from pvae.cli.command import (
     result_folder,
     run_command,
 )
-from pvae.core.errors import InputError, check_name
+from pvae.core.errors import InputError, NotFiniteError, check_name, naming_refused_parameters
 from pvae.core.files import check_replaceable, not_a_link, write_whole
-from pvae.core.finite import NotFiniteError, naming_refused_parameters
 from pvae.core.records import csv_of, to_json
-from pvae.core.terminal import say
-from pvae.core.torchrun import place_of
+from pvae.core.terminal import is_torchrun, say
 
 __all__ = ["PICTURES", "main"]
 
@@ -39,7 +37,6 @@ PICTURES = {
     "interpolation": "straight lines between pairs of test images in the latent space",
     "histograms": "each dimension of the latent, or of the top one of several, against its prior",
     "attributes": "test images along the direction of an attribute, z + alpha v, alpha from -3 to 3 (celeba)",
-    "probe": "log-odds of a linear classifier, trained on real images, along that direction (celeba)",
     "graph": "model and guide as graphs (needs Graphviz: the extra [graph] and its program dot)",
 }
 _ANIMATED = ("reconstructions", "samples", "manifold", "scatter")
@@ -66,10 +63,10 @@ def _draw(arguments: argparse.Namespace) -> None:
         raise InputError("--epochs says when --animate draws: give --animate NAME")
     if arguments.animate:
         check_name("picture to animate", arguments.animate, _ANIMATED)
-    if place_of() is not None:
+    if is_torchrun():
         raise InputError("one process draws: run it without torchrun")
     with ctrl_c_exits_at_once("pvae.draw"):
-        import pvae.evaluation.trained_run  # noqa: F401  torch is slow to import
+        import pvae.trained.trained_run  # noqa: F401  torch is slow to import
     if runs:
         _draw_side_by_side(arguments, runs)
     elif arguments.animate:
@@ -79,13 +76,13 @@ def _draw(arguments: argparse.Namespace) -> None:
 
 
 def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> None:
-    from pvae.evaluation.trained_run import TrainedRun
     from pvae.plotting import pictures
     from pvae.plotting.run_figures import write_figure
     from pvae.runs.run import Run
+    from pvae.trained.trained_run import TrainedRun
 
     names = [f"{name}.png" for name in wanted or PICTURES]
-    names += ["latent.json", "probe.json"] if wanted is None else ["probe.json"] * ("probe" in wanted)
+    names += ["latent.json"] if wanted is None else []
     figures_folder = not_a_link(Run.open(arguments.run).place / "figures")
     with result_folder(arguments.out or figures_folder, names if arguments.out else ()) as folder:
         trained = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline, tuple(arguments.attribute))
@@ -99,10 +96,6 @@ def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> No
         for name, figure in figures.items():
             write_figure(folder / f"{name}.png", figure)
             say(folder / f"{name}.png")
-            if name == "probe":
-                say("\n".join(map(str, trained.responses)))
-                records = [asdict(response) for response in trained.responses]
-                write_whole(folder / "probe.json", f"{to_json(records, indent=2)}\n".encode())
         if wanted is not None:  # the report encodes all images, which takes longer than a picture
             return
         report = trained.report()
@@ -115,10 +108,10 @@ def _animate(arguments: argparse.Namespace) -> None:
     """Train the run again in memory, and draw one picture at several epochs."""
     import torch
 
-    from pvae.evaluation.trained_run import TrainedRun
     from pvae.plotting import pictures
     from pvae.plotting.run_figures import animation
     from pvae.runs.run import Run
+    from pvae.trained.trained_run import TrainedRun
     from pvae.training.fit import train_in_memory
 
     run, name = Run.open(arguments.run), f"{arguments.animate}-epochs"
@@ -165,9 +158,9 @@ def _epochs(text: str | None, last: int) -> list[int]:
 def _draw_side_by_side(arguments: argparse.Namespace, runs: Sequence[Path]) -> None:
     """Draw the pictures of all runs and write their table; print why a run is left out."""
     from pvae.evaluation.table import to_markdown
-    from pvae.evaluation.trained_run import TrainedRun
     from pvae.plotting.gallery import Entry, code_figures, entry_of, in_order, sheet_figure
     from pvae.plotting.run_figures import write_figure
+    from pvae.trained.trained_run import TrainedRun
 
     with result_folder(arguments.out or arguments.run, ["table.csv", "table.md", "sheet.png"]) as folder:
         read: dict[tuple[str, int], Entry] = {}  # by configuration and seed

@@ -41,9 +41,9 @@ examples:
   python -m pvae.encode runs/my-run photos --out codes.csv
   python -m pvae.encode runs/my-run
       the test images of the run, into RUN/codes.npz
-In Python, after import pvae.evaluation.images:
-  given = pvae.evaluation.images.GivenImages.of("runs/my-run", "photos")
-  codes = pvae.evaluation.images.encode_images(given.vae, given.pixels)  # codes.loc and codes.scale, (N, L)"""
+In Python, after import pvae.trained.images:
+  given = pvae.trained.images.GivenImages.of("runs/my-run", "photos")
+  codes = pvae.trained.images.encode_images(given.vae, given.pixels)  # codes.loc and codes.scale, (N, L)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,8 +61,8 @@ def _encode(arguments: argparse.Namespace) -> None:
         import torch
 
         from pvae.core.random_state import seeded
-        from pvae.evaluation.images import GivenImages, draw_codes, encode_images
         from pvae.runs.run import Run
+        from pvae.trained.images import GivenImages, draw_codes, encode_images
     place = Run.open(arguments.run).place
     out = arguments.out or place / "codes.npz"
     if out.suffix not in (".npz", ".csv"):

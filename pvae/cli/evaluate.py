@@ -17,10 +17,9 @@ from pvae.core.records import to_json
 from pvae.core.terminal import progress_bar, say
 
 if TYPE_CHECKING:
-    from pvae.core.parallel import World
-    from pvae.evaluation.log_likelihood import ImportanceSample
     from pvae.evaluation.report import Report
-    from pvae.evaluation.trained_run import TrainedRun
+    from pvae.trained.log_likelihood import ImportanceSample
+    from pvae.trained.trained_run import TrainedRun
 
 __all__ = ["main"]
 
@@ -40,9 +39,7 @@ log p(x) is too low. The report then says which figures are reliable: the ELBO a
 examples:
   python -m pvae.evaluate runs/my-run
   python -m pvae.evaluate runs/my-run --importance-samples 500 --seconds 600
-  python -m pvae.evaluate runs/my-run --importance-samples 100 --images 1000
-  torchrun --nproc-per-node=2 -m pvae.evaluate runs/my-run
-      the same figures by two processes, which share the importance sampling (each computes the rest)"""
+  python -m pvae.evaluate runs/my-run --importance-samples 100 --images 1000"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,29 +61,26 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.compile == "none" and arguments.precision != "fp32":
         raise InputError(f"--precision {arguments.precision} goes with --compile auto, graph or inductor only")
     with ctrl_c_exits_at_once("pvae.evaluate"):
-        from pvae.core.parallel import joined
         from pvae.evaluation.report import to_text
-        from pvae.evaluation.trained_run import TrainedRun
         from pvae.runs.run import Run
+        from pvae.trained.trained_run import TrainedRun
     path = arguments.out or Run.open(arguments.run).place / "evaluation.json"
     with result_folder(path.parent):
         check_replaceable(path, "evaluation.json")
         trained = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline)
-        with joined("cpu") as world:
-            report = _report_of(trained, arguments, world)
-        if world.is_first:
-            write_whole(path, (to_json(asdict(report), indent=2) + "\n").encode())
-            say(f"{path}" if arguments.quiet else f"{to_text(report)}\n\n{path}")
+        report = _report_of(trained, arguments)
+        write_whole(path, (to_json(asdict(report), indent=2) + "\n").encode())
+        say(f"{path}" if arguments.quiet else f"{to_text(report)}\n\n{path}")
 
 
-def _report_of(trained: TrainedRun, arguments: argparse.Namespace, world: World) -> Report:
+def _report_of(trained: TrainedRun, arguments: argparse.Namespace) -> Report:
     """Return the report, with a progress bar."""
     from pvae.evaluation.report import evaluate
 
     count = arguments.images or len(trained.data.test)
     if count > len(trained.data.test):
         raise InputError(f"--images {count}: {trained.data.name} has {len(trained.data.test):,} test images")
-    is_quiet = arguments.quiet or not world.is_first
+    is_quiet = arguments.quiet
     is_large = math.prod(trained.data.image_shape) > _LARGE
     num_draws = arguments.importance_samples or (_FEW_DRAWS if is_large else _DRAWS)
 
@@ -105,7 +99,6 @@ def _report_of(trained: TrainedRun, arguments: argparse.Namespace, world: World)
             bar.update,
             engine=arguments.compile,
             precision=arguments.precision,
-            world=world,
             seconds=arguments.seconds,
             on_sample=report_draws,
         )

@@ -21,8 +21,8 @@ be exported, and with torch 2.6 no network with BatchNorm.
 
 example:
   python -m pvae.export runs/my-run --out onnx
-In Python, after import pvae.evaluation.export:
-  pvae.evaluation.export.export(pvae.load("runs/my-run"), (1, 28, 28), folder)"""
+In Python, after import pvae.trained.export:
+  pvae.trained.export.export(pvae.load("runs/my-run"), (1, 28, 28), folder)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,14 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _export(arguments: argparse.Namespace) -> None:
     with ctrl_c_exits_at_once("pvae.export"):
-        from pvae.evaluation.export import export
         from pvae.runs.run import Run
+        from pvae.trained.export import export
     run = Run.open(arguments.run)
     vae = run.vae()
-    channels, *sides = run.data.image_shape
     out = arguments.out or not_a_link(run.place / "onnx")
     with result_folder(out, ("encoder.onnx", "decoder.onnx")) as folder:
-        for exported in export(vae, (channels, *(side + 2 * run.config.pad for side in sides)), folder):
+        for exported in export(vae, run.config.padded(run.data.image_shape), folder):
             say(exported)
         if domain := getattr(vae.p_x, "domain", ""):
             say(f"N is any batch size; the pixels of x are {domain}")

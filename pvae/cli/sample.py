@@ -23,8 +23,8 @@ the noise that the likelihood assumes. It writes sample-0001.png and so on, and 
 examples:
   python -m pvae.sample runs/my-run -n 16 --out samples
   python -m pvae.sample runs/my-run --draws --seed 7
-In Python, after import pvae.evaluation.images:
-  images = pvae.evaluation.images.sample_images(pvae.load("runs/my-run"), 64)  # (64, C, H, W)"""
+In Python, after import pvae.trained.images:
+  images = pvae.trained.images.sample_images(pvae.load("runs/my-run"), 64)  # (64, C, H, W)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,9 +45,10 @@ def _sample(arguments: argparse.Namespace) -> None:
         from PIL.PngImagePlugin import PngInfo
 
         from pvae.core.random_state import seeded
-        from pvae.evaluation.images import sample_images
+        from pvae.data.preparation import Preparation
         from pvae.plotting.run_figures import image_figure, write_figure
         from pvae.runs.run import Run
+        from pvae.trained.images import sample_images
     run = Run.open(arguments.run)
     if run.data.image_shape[0] not in (1, 3):
         raise InputError(f"a PNG has 1 or 3 channels, and the images of {run.path} have {run.data.image_shape[0]}")
@@ -57,7 +58,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     with result_folder(out, [*names, "samples.png"]) as folder:
         with seeded(arguments.seed, torch.device("cpu")):
             images = sample_images(vae, arguments.num_samples, arguments.draws)
-        images = (0.5 * (images + 1) if run.config.pixels == "symmetric" else images).clamp(0, 1)
+        images = Preparation.of(run.config).shown(images).clamp(0, 1)
         written_by_pvae = PngInfo()
         written_by_pvae.add_text("Software", "pvae")
         for earlier in filter(is_report, folder.glob("sample-*.png")):

@@ -40,10 +40,10 @@ examples:
   python -m pvae.score runs/my-run photos --out scores
   python -m pvae.score runs/my-run
       the test images of the run, into RUN/scores
-In Python, after import pvae.evaluation.images:
-  given = pvae.evaluation.images.GivenImages.of("runs/my-run", "photos")
+In Python, after import pvae.trained.images:
+  given = pvae.trained.images.GivenImages.of("runs/my-run", "photos")
   vae, pixels, _ = given.with_likelihood()
-  scores = pvae.evaluation.images.score_images(vae, pixels, given.names)  # the least likely first"""
+  scores = pvae.trained.images.score_images(vae, pixels, given.names)  # the least likely first"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,11 +62,11 @@ def _score(arguments: argparse.Namespace) -> None:
         import torch
 
         from pvae.core.random_state import seeded
-        from pvae.data.dataset import to_pixels
-        from pvae.evaluation.images import GivenImages, score_images, to_text
-        from pvae.evaluation.log_likelihood import TRUSTED
+        from pvae.data.preparation import Preparation
         from pvae.plotting.run_figures import image_figure, write_figure
         from pvae.runs.run import Run
+        from pvae.trained.images import GivenImages, score_images, to_text
+        from pvae.trained.log_likelihood import TRUSTED
     place = Run.open(arguments.run).place
     out = arguments.out or not_a_link(place / "scores")
     with result_folder(out, ("scores.csv", "oddest.png")) as folder:
@@ -84,7 +84,7 @@ def _score(arguments: argparse.Namespace) -> None:
         for name in ("distortion", "rate"):
             rows[f"highest {name}"] = sorted(scores, key=attrgetter(name), reverse=True)[:_SHOWN]
         index = {name: number for number, name in enumerate(given.names)}
-        images = to_pixels(given.images[[index[score.name] for row in rows.values() for score in row]])
+        images = Preparation().x(given.images[[index[score.name] for row in rows.values() for score in row]])
         title = f"{given.run.title}\nthe oddest of {len(scores):,} images"
         write_figure(folder / "oddest.png", image_figure(images, len(least_likely), title, list(rows)))
         say(to_text(least_likely))

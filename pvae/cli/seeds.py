@@ -26,8 +26,8 @@ from pvae.core.files import own_folder, write_whole
 from pvae.core.records import csv_of
 from pvae.core.terminal import say
 from pvae.evaluation.table import row_of, to_markdown
-from pvae.evaluation.trained_run import TrainedRun
 from pvae.runs.run import Run
+from pvae.trained.trained_run import TrainedRun
 
 __all__ = ["check_seeds", "train_seeds"]
 

@@ -17,8 +17,7 @@ from pvae.config.options import flag, whole_number
 from pvae.config.presets import SYSTEMS, as_option, get_system, list_systems
 from pvae.core.errors import InputError, brief
 from pvae.core.files import read_bounded
-from pvae.core.terminal import say
-from pvae.core.torchrun import is_first_process, place_of
+from pvae.core.terminal import is_first_process, is_torchrun, say
 
 if TYPE_CHECKING:
     from pvae.data.dataset import Dataset
@@ -140,7 +139,7 @@ def _train_seeds(text: str, jobs: int | None, options: dict[str, Any], argv: Seq
     with ctrl_c_exits_at_once("pvae.train"):
         from pvae.cli.seeds import check_seeds, train_seeds
 
-    if place_of() is not None:
+    if is_torchrun():
         raise InputError("--seeds starts its own processes: run it without torchrun")
     for name in ("seed", "resume"):
         if options.get(name) is not None:

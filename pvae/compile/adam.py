@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from pvae.core.finite import GradientError, NotFiniteError, listed
+from pvae.core.errors import GradientError, NotFiniteError, listed
 from pvae.core.torch_private import foreach_add_, foreach_norm, foreach_sub_, fused_adam_, has_step_hooks
 
 __all__ = ["AdamUpdate", "ElementwiseAdamUpdate", "FusedAdamUpdate", "in_layout_of"]

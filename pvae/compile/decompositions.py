@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvae.core.onednn import suits_onednn
+from pvae.models.onednn import suits_onednn
 
 __all__ = ["Decompositions", "bfloat16_products", "onednn_products"]
 
@@ -24,7 +24,7 @@ def onednn_products(product: Callable[..., Tensor]) -> Decompositions:
     """Return the table that computes large float32 products on the CPU by oneDNN.
 
     Args:
-        product: left right^T + bias, as `pvae.core.onednn.onednn`.
+        product: left right^T + bias, as `pvae.models.onednn.onednn`.
     """
 
     def mm(left: Tensor, right: Tensor) -> Tensor:

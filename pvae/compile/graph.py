@@ -17,10 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from pvae.compile.decompositions import Decompositions, bfloat16_products, onednn_products
 from pvae.compile.inductor import compile_graph, missing
-from pvae.core.errors import InputError, brief, check_name
-from pvae.core.memory import is_out_of_memory
-from pvae.core.onednn import onednn, opaque_onednn
+from pvae.core.errors import InputError, brief, check_name, is_out_of_memory
 from pvae.core.torch_private import make_fx, validate_sample, validated
+from pvae.models.onednn import onednn, opaque_onednn
 
 __all__ = ["check_engine", "record"]
 

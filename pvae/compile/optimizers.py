@@ -11,7 +11,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pvae.core.finite import GradientError, listed
+from pvae.core.errors import GradientError, listed
 
 __all__ = ["OTHER_PARAMETERS", "SingleOptimizer"]
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from pvae.compile.adam import AdamUpdate, in_layout_of
 from pvae.compile.guards import Snapshot, is_same
-from pvae.core.checks import Check, deferred
 from pvae.core.errors import InputError
 from pvae.core.terms import LossAndTerms, Terms
 from pvae.core.torch_private import has_gradient_hooks
+from pvae.core.tracing import Check, deferred
 from pvae.elbos.base import PyroFunction
 
 __all__ = ["Call", "Prepare", "RecordedStep", "Step", "run_step"]

@@ -348,6 +348,11 @@ class Config:
         # The other layers are Normal in posterior and prior, given the layer above; bottom-up draws that one later.
         return (*[self.inference != "bottom-up"] * len(self.upper_latent_dims), of_top)
 
+    def padded(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape (C, H, W) of images after padding."""
+        channels, *sides = image_shape
+        return (channels, *(side + 2 * self.pad for side in sides))
+
     def check_used(self, names: Iterable[str]) -> None:
         """Check that the training uses each of these fields: "alpha", for example, is used by --elbo renyi only.
 

@@ -31,7 +31,6 @@ __all__ = [
 _REPORTS = {  # a regular expression for the start of each report, by file name or by suffix
     "evaluation.json": rb'\{\s*"run": "[^\n]*",\s*"epoch": \d+,\s*"data": "',
     "latent.json": rb'\{\s*"mean": \[',
-    "probe.json": rb'\[\s*\{\s*"attribute": "',
     "codes.npz": rb"PK\x03\x04.*names\.npy",
     "codes.csv": rb"name,(loc|z)_1,",
     "scores.csv": rb"name,log_p,",

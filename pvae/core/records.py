@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from pvae.core.errors import InputError, shown
-from pvae.core.finite import check_finite
+from pvae.core.errors import InputError, check_finite, shown
 
 __all__ = ["csv_of", "from_record", "markdown_of", "to_json"]
 

@@ -1,13 +1,26 @@
-"""Lines and progress bars on the terminal."""
+"""Lines and progress bars on the terminal, and which process of several prints them."""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["progress_bar", "say"]
+__all__ = ["is_first_process", "is_torchrun", "progress_bar", "say"]
+
+
+def is_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether torchrun, or a program that sets the same variables, started this process and others beside it."""
+    is_started = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys()
+    return is_started and environment["WORLD_SIZE"] != "1"
+
+
+def is_first_process() -> bool:
+    """Return whether this is the only process or the first of those that torchrun started, which alone prints."""
+    return not is_torchrun() or os.environ.get("RANK") == "0"
 
 
 def say(line: object) -> None:

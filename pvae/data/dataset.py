@@ -1,33 +1,24 @@
-"""`Dataset`, images in memory as bytes; binarization, and the conversion of bytes to pixels."""
+"""`Dataset`, images in memory as bytes."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pvae.config.config import OPTIONS
-from pvae.core.errors import InputError, check_name, one_line
+from pvae.core.errors import InputError, one_line
 from pvae.data.mapped import release
 
 __all__ = [
     "DataRecord",
     "Dataset",
-    "Pixels",
-    "batch_of",
-    "binarized",
     "linear_gaussian",
-    "padded",
     "random_subset",
-    "to_pixels",
 ]
 
-# The binary images do not depend on the seed of a run.
-_BINARIZATION_SEED = {"train": 20070501, "test": 20070502, "valid": 20070503}
 _HASHED = 10_000  # images at a time
 
 
@@ -171,84 +162,6 @@ class Dataset:
             sha256=digest.hexdigest(),
             num_valid=0 if self.valid is None else len(self.valid),
         )
-
-
-def binarized(images: Tensor, mode: str, split: str) -> Tensor:
-    """Return the images binarized, except where binary images are drawn anew for each batch.
-
-        none: x      threshold: 255 [x >= 0.5]      static: 255 Bernoulli(x), drawn once
-
-    For "dynamic", training images are returned unchanged, because `batch_of` draws them anew for each batch. Other
-    images are drawn once, as for "static", so that they are the same in every run.
-
-    Args:
-        images: uint8, any shape.
-        mode: "none", "threshold", "static" or "dynamic".
-        split: "train", "valid" or "test".
-
-    Returns:
-        uint8 of the same shape.
-    """
-    check_name("binarization", mode, OPTIONS["binarize"].choices)
-    if mode == "threshold":
-        return (images >= 128).to(torch.uint8) * 255
-    if mode == "static" or (mode == "dynamic" and split != "train"):
-        # A byte u, uniform over 0..254, is below v with probability v / 255: an exact Bernoulli(v / 255). RandomState
-        # gives the same numbers in every version of numpy.
-        uniform = np.random.RandomState(_BINARIZATION_SEED[split]).randint(0, 255, tuple(images.shape), dtype=np.uint8)
-        outcome = torch.from_numpy(np.less(uniform, images.cpu().numpy(), out=uniform.view(bool)).view(np.uint8))
-        return outcome.mul_(255).to(images.device)  # in place, to save memory
-    return images
-
-
-def to_pixels(images: Tensor, symmetric: bool = False) -> Tensor:
-    """Return bytes as float32 pixels in [0, 1], or in [-1, 1] if symmetric."""
-    pixels = images.to(torch.float32).div_(255)
-    return pixels.mul_(2).sub_(1) if symmetric else pixels
-
-
-@dataclass(frozen=True, eq=False)
-class Pixels:
-    """Images in memory as bytes, which `split` converts to float pixels in parts.
-
-    Args:
-        images: uint8 (N, C, H, W).
-        symmetric: pixels in [-1, 1] in place of [0, 1].
-    """
-
-    images: Tensor
-    symmetric: bool = False
-
-    def __len__(self) -> int:
-        """Return N."""
-        return len(self.images)
-
-    def split(self, size: int) -> Iterator[Tensor]:
-        """Yield the pixels of `size` images at a time, as `Tensor.split` does."""
-        for part in self.images.split(size):
-            yield to_pixels(part, self.symmetric)
-            release(part)
-
-
-def padded(images: Tensor, margin: int) -> Tensor:
-    """Return the images with `margin` black pixels added on each side."""
-    return torch.nn.functional.pad(images, (margin,) * 4) if margin else images
-
-
-def batch_of(images: Tensor, index: Tensor, *, dynamic: bool = False, symmetric: bool = False) -> Tensor:
-    """Return the pixels of a batch of images.
-
-    Args:
-        images: uint8 (N, C, H, W).
-        index: indices of the batch, int64 (B,), on the device of `images`.
-        dynamic: draw each pixel from Bernoulli(x).
-        symmetric: pixels in [-1, 1] in place of [0, 1].
-
-    Returns:
-        (B, C, H, W).
-    """
-    pixels = to_pixels(images[index], symmetric)
-    return torch.bernoulli(pixels) if dynamic else pixels
 
 
 def random_subset(total: int, count: int, seed: int) -> Tensor:

@@ -19,9 +19,9 @@ from pyro.util import check_if_enumerated, check_model_guide_match
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
-from pvae.core.computed_once import shared_calls
 from pvae.core.errors import InputError
 from pvae.core.terms import LossAndTerms, Terms
+from pvae.core.tracing import shared_calls
 from pvae.elbos.sites import Draws, Latent
 
 __all__ = ["PerDatumELBO", "PyroFunction", "refuse_dependent_dimensions", "require_rsample"]

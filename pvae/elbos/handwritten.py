@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pvae.core.param_store import register
 from pvae.core.terms import LossAndTerms, Terms
+from pvae.core.tracing import register
 from pvae.distributions.hierarchy import layers_of
 from pvae.elbos.base import PerDatumELBO, PyroFunction, refuse_dependent_dimensions, require_rsample
 from pvae.vae import VAE

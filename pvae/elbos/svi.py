@@ -10,7 +10,7 @@ from pyro.infer import SVI
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from pvae.core.finite import NotFiniteError
+from pvae.core.errors import NotFiniteError
 from pvae.core.terms import LossAndTerms, Terms
 from pvae.elbos.base import PyroFunction
 

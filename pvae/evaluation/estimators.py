@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from pvae.config.options import ESTIMATORS
-from pvae.core.errors import InputError
-from pvae.core.finite import check_finite
+from pvae.core.errors import InputError, check_finite
 from pvae.core.random_state import seeded
 from pvae.core.records import markdown_of
 from pvae.elbos.base import PerDatumELBO
 from pvae.elbos.registry import build_elbo
-from pvae.evaluation.log_likelihood import Estimate, images_at_once, importance_sample
 from pvae.reference import linear_gaussian
+from pvae.trained.log_likelihood import Estimate, images_at_once, importance_sample
 from pvae.vae import VAE
 
 __all__ = ["LEGEND", "Gradient", "Measurement", "Moments", "measure", "pairs_to_compare", "reference", "to_markdown"]

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from pvae.core.errors import InputError
-from pvae.data.dataset import Pixels, random_subset
-from pvae.evaluation.latent_space import encode
-from pvae.evaluation.log_likelihood import CHUNK_VALUES, images_at_once
+from pvae.data.dataset import random_subset
+from pvae.data.preparation import Pixels
+from pvae.trained.latent_space import encode
+from pvae.trained.log_likelihood import CHUNK_VALUES, images_at_once
 from pvae.vae import VAE
 
 __all__ = ["RateSplit", "active_units", "split_rate"]

@@ -7,34 +7,31 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pvae.core.errors import InputError
-from pvae.core.parallel import ALONE, World
 from pvae.core.random_state import seeded
-from pvae.data.dataset import Pixels, random_subset
+from pvae.data.dataset import random_subset
+from pvae.data.preparation import Pixels
 from pvae.distributions.hierarchy import Hierarchy
-from pvae.evaluation.log_likelihood import (
+from pvae.evaluation.rate_decomposition import active_units, split_rate
+from pvae.trained.log_likelihood import (
+    LAYER_RATE,
     MOST_UNTRUSTED,
     TRUSTED,
     Estimate,
     ImportanceSample,
     bits_per_dimension,
-    images_at_once,
+    elbo_terms,
     importance_sample,
 )
-from pvae.evaluation.rate_decomposition import active_units, split_rate
-from pvae.evaluation.trained_run import TrainedRun, with_normalised_likelihood
-from pvae.reference import elbo as reference_elbo
+from pvae.trained.trained_run import TrainedRun, with_normalised_likelihood
 from pvae.vae import VAE
 
-__all__ = ["ElboParts", "LogLikelihood", "RateDecomposition", "Report", "elbo_terms", "evaluate", "to_text"]
+__all__ = ["ElboParts", "LogLikelihood", "RateDecomposition", "Report", "evaluate", "to_text"]
 
-_LAYER = "rate of "  # and the name of a stochastic layer
-_PARTICLES = 10
 _ACTIVE = "those whose posterior mean varies (variance above 0.01)"
 
 
@@ -134,7 +131,7 @@ class ElboParts:
         """
         terms = elbo_terms(vae, x)
         active, prior = active_units(vae, x), vae.prior()
-        layer_rates = tuple(Estimate.of(terms.pop(name)) for name in [*terms] if name.startswith(_LAYER))
+        layer_rates = tuple(Estimate.of(terms.pop(name)) for name in [*terms] if name.startswith(LAYER_RATE))
         bits = None if vae.is_pseudo else Estimate.of(bits_per_dimension(vae, terms["elbo"], x))
         layers = active.split(prior.sizes if isinstance(prior, Hierarchy) else [len(active)])
         return cls(
@@ -239,7 +236,6 @@ def evaluate(
     *,
     engine: str = "auto",
     precision: str = "fp32",
-    world: World = ALONE,
     seconds: float = 0,
     on_sample: Callable[[ImportanceSample, float], object] = lambda sample, taken: None,
 ) -> Report:
@@ -256,7 +252,6 @@ def evaluate(
         on_images: called after each part of the importance sampling with the number of images in it.
         engine: "auto", "none", "graph" or "inductor", as in `importance_sample`.
         precision: "fp32" or "bf16", as in `importance_sample`.
-        world: the processes that share the importance sampling; all return the same report.
         seconds: for the importance sampling; 0 to add no draws.
         on_sample: called with the importance sample after the first draws and after each addition, and with the seconds
             that it has taken.
@@ -267,7 +262,7 @@ def evaluate(
     run, vae = trained.run, trained.vae
     if not vae.has_density:
         raise InputError(f"{run.path} is an autoencoder: a point posterior has no bound and no log-likelihood")
-    seen = Pixels(trained.test, trained.is_symmetric)
+    seen = trained.preparation.pixels(trained.data.test)
     binary, x, kind = with_normalised_likelihood(run.config, vae, run.data.image_shape, trained.data.test)
     if num_images is not None:
         subset = random_subset(len(seen), num_images, seed)  # some data sets are sorted by class
@@ -277,13 +272,11 @@ def evaluate(
     checkpoint = run.best_checkpoint()
     with seeded(seed, torch.device("cpu")):
         parts = ElboParts.of(vae, seen, seed)
-        draw = partial(
-            importance_sample, binary, x, on_images=on_images, engine=engine, precision=precision, world=world
-        )
+        draw = partial(importance_sample, binary, x, on_images=on_images, engine=engine, precision=precision)
         start = time.perf_counter()
         sample, taken = draw(num_particles), time.perf_counter() - start
         on_sample(sample, taken)
-        while sample.untrusted > MOST_UNTRUSTED and not world.any(2 * taken > seconds):
+        while sample.untrusted > MOST_UNTRUSTED and 2 * taken <= seconds:
             sample, taken = sample.merged(draw(sample.num_particles)), time.perf_counter() - start
             on_sample(sample, taken)
         elbo = Estimate.of(elbo_terms(binary, x)["elbo"]) if vae.is_pseudo else parts.elbo
@@ -302,45 +295,6 @@ def evaluate(
         elbo_parts=parts,
         log_likelihood=log_likelihood,
     )
-
-
-@torch.no_grad()
-def elbo_terms(vae: VAE, x: Pixels) -> dict[str, Tensor]:
-    """Return the ELBO of each image and its parts, from ten draws of z.
-
-        elbo = -distortion - rate,    distortion = -E_q log p(x | z),    rate = KL(q(z | x) || p(z))
-
-    Terms without a closed form are left out, except the rate, which is then a mean over the draws.
-
-    Args:
-        vae: in eval mode.
-        x: N images.
-
-    Returns:
-        Nats, (N,) each: elbo, distortion, rate, cross_entropy and, in closed form, posterior_entropy and
-        posterior_mean_loss. With several stochastic layers also rate of z1, rate of z2 and so on.
-    """
-    prior = vae.prior()
-    parts = [_terms(vae, prior, part) for part in x.split(images_at_once(vae, x, _PARTICLES))]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _terms(vae: VAE, prior: Any, x: Tensor) -> dict[str, Tensor]:
-    """Return the terms of the ELBO of each image, (B,) each, without terms that have no closed form for this VAE."""
-    posterior = vae.posterior(x)
-    z = posterior.sample((_PARTICLES,))
-    distortion, cross_entropy = -vae.likelihood(z).log_prob(x).mean(0), -prior.log_prob(z).mean(0)
-    terms = {"distortion": distortion, "cross_entropy": cross_entropy}
-    try:
-        terms["posterior_entropy"] = posterior.entropy()
-        terms["rate"] = reference_elbo.exact_rate(posterior, prior)
-        terms["posterior_mean_loss"] = reference_elbo.posterior_mean_loss(vae, x)
-    except NotImplementedError:
-        terms["rate"] = (posterior.log_prob(z) - prior.log_prob(z)).mean(0)
-    if isinstance(posterior, Hierarchy):
-        layers = zip(posterior.names, posterior.conditionals(z), prior.conditionals(z))
-        terms |= {_LAYER + name: (q.log_prob(one) - p.log_prob(one)).mean(0) for name, (one, q), (_, p) in layers}
-    return {**terms, "elbo": -distortion - terms["rate"]}
 
 
 _Row = tuple[str, Estimate | str | None, str]  # name, value and note; a row without a value is left out

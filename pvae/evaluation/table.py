@@ -13,9 +13,9 @@ from typing import Any
 from pvae.config.presets import system_title
 from pvae.core.errors import InputError
 from pvae.core.records import markdown_of
-from pvae.evaluation.latent_space import LatentReport
 from pvae.runs.metrics import is_out_of_patience
 from pvae.runs.run import Run
+from pvae.trained.latent_space import LatentReport
 
 __all__ = ["Row", "groups", "row_of", "to_markdown"]
 

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from pvae.config.config import OPTIONS, Config
 from pvae.config.options import flag
 from pvae.core.errors import InputError, brief, shown
-from pvae.core.memory import available_memory
-from pvae.core.onednn import Linear
 from pvae.models.hierarchy import BottomUpPosterior, FirstLayer, HierarchyPrior, LadderPosterior, TopDownPosterior
 from pvae.models.likelihoods import LIKELIHOOD_CLASSES, PseudoBernoulliLikelihood
 from pvae.models.networks import (
@@ -25,6 +23,7 @@ from pvae.models.networks import (
     mlp_decoder,
     mlp_encoder,
 )
+from pvae.models.onednn import Linear
 from pvae.models.posteriors import (
     DeltaPosterior,
     FullNormalPosterior,
@@ -36,7 +35,7 @@ from pvae.models.posteriors import (
 from pvae.models.priors import FlatPrior, FlowPrior, MixturePrior, SpherePrior, StandardNormalPrior, VampPrior
 from pvae.vae import VAE
 
-__all__ = ["build_vae", "check_memory", "meta_state_dict", "start_like_burda"]
+__all__ = ["build_vae", "meta_state_dict", "sizes_of", "start_like_burda"]
 
 _BINS = 8  # of a spline, as in zuko's neural spline flow
 
@@ -57,8 +56,7 @@ def build_vae(config: Config, image_shape: Sequence[int]) -> VAE:
     """
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise InputError(f"image_shape must be (C, H, W), each at least 1, not {tuple(image_shape)}")
-    channels, height, width = image_shape
-    image_shape = (channels, height + 2 * config.pad, width + 2 * config.pad)
+    image_shape = config.padded(tuple(image_shape))
     encoder, decoder = _networks(config, image_shape)
     if config.upper_latent_dims:
         prior, posterior = _hierarchy(config, encoder, image_shape)
@@ -152,19 +150,8 @@ def meta_state_dict(config: Config, image_shape: Sequence[int]) -> dict[str, Ten
             return build_vae(config, image_shape).state_dict()
     except (RuntimeError, OverflowError, TypeError) as error:  # torch raises these for sizes that are too large
         raise InputError(
-            f"networks of {_sizes(config)} are too large for torch ({brief(error)}): give smaller ones"
+            f"networks of {sizes_of(config)} are too large for torch ({brief(error)}): give smaller ones"
         ) from None
-
-
-def check_memory(config: Config, image_shape: tuple[int, ...]) -> None:
-    """Check that the networks fit into memory before they are built: the system could kill a process that builds them.
-
-    Raises:
-        InputError: weights, gradients and Adam's two moments need more memory than is available.
-    """
-    needed = 4 * sum(tensor.nbytes for tensor in meta_state_dict(config, image_shape).values())
-    if needed > available_memory():
-        raise InputError(f"networks of {_sizes(config)} do not fit into memory: give smaller ones")
 
 
 def start_like_burda(vae: VAE, images: Tensor) -> None:
@@ -191,7 +178,7 @@ def start_like_burda(vae: VAE, images: Tensor) -> None:
         last.bias.copy_(torch.logit(mean.clamp(0.001, 0.999)))
 
 
-def _sizes(config: Config) -> str:
+def sizes_of(config: Config) -> str:
     """Return the options that set the sizes of the networks."""
     names = ["hidden", "latent_dim"]
     names += ["upper_latent_dims", "upper_hidden"] if config.upper_latent_dims else []

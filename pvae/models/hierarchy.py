@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pvae.core.computed_once import call_once
+from pvae.core.tracing import call_once
 from pvae.distributions.hierarchy import Hierarchy
 from pvae.models.posteriors import bounded_normal
 from pvae.vae import PriorModule

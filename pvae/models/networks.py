@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pvae.core.errors import InputError
-from pvae.core.onednn import Linear
+from pvae.models.onednn import Linear
 
 __all__ = [
     "conv_decoder",

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pvae.config.presets import SYSTEMS
-from pvae.evaluation.latent_space import reconstruct, sample
 from pvae.evaluation.table import Row, row_of
-from pvae.evaluation.trained_run import TrainedRun
 from pvae.plotting import run_figures
 from pvae.plotting.run_figures import ScatterData
+from pvae.trained.latent_space import reconstruct, sample
+from pvae.trained.trained_run import TrainedRun
 
 __all__ = ["Entry", "code_figures", "entry_of", "in_order", "sheet_figure"]
 

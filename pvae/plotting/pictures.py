@@ -17,10 +17,10 @@ from torch.distributions import Independent, Normal
 
 from pvae.core.errors import InputError
 from pvae.distributions.power_spherical import PowerSpherical
-from pvae.evaluation import latent_space
-from pvae.evaluation.trained_run import ALPHAS, TrainedRun
 from pvae.plotting import run_figures
 from pvae.plotting.run_figures import ScatterData
+from pvae.trained import latent_space
+from pvae.trained.trained_run import ALPHAS, TrainedRun
 
 __all__ = [
     "attributes",
@@ -30,7 +30,6 @@ __all__ = [
     "interpolation",
     "losses",
     "manifold",
-    "probe",
     "reconstructions",
     "samples",
     "scatter",
@@ -180,13 +179,8 @@ def attributes(trained: TrainedRun) -> Figure:
     rows = []
     for name, (_, has) in trained.attribute_labels.items():
         start = int((~has).int().argmax())
-        image = trained.shown(trained.pixels(trained.test[start : start + 1]))
+        image = trained.shown(trained.preparation.x(trained.test[start : start + 1]))
         rows += [image, *trained.along(name, trained.test_codes[start : start + 1])]
     title = f"{trained.title}\na test image, then the mean of p(x | z + alpha v), alpha from -3 to 3"
     values = ["image", *(f"{alpha:+g}" for alpha in ALPHAS)]
     return run_figures.image_figure(torch.cat(rows), len(ALPHAS) + 1, title, tuple(trained.attribute_labels), values)
-
-
-def probe(trained: TrainedRun) -> Figure:
-    """Return the log-odds that a probe, trained on real images, predicts along each attribute's direction."""
-    return run_figures.probe_figure(trained.responses, trained.title)

@@ -28,7 +28,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pvae.core.files import is_temporary, write_whole
-from pvae.evaluation.attribute_probe import Response
 from pvae.runs.metrics import Metrics
 from pvae.runs.run import Run
 
@@ -44,7 +43,6 @@ __all__ = [
     "histogram_figure",
     "image_figure",
     "loss_figure",
-    "probe_figure",
     "reconstruction_figure",
     "sample_figure",
     "save_figures",
@@ -237,28 +235,6 @@ def histogram_figure(codes: Tensor, draws: Tensor, density: Tensor | None, title
             else:
                 axes.plot(drawn[index], density[:, index].cpu().double().numpy(), color=_TEST, linewidth=1)
             axes.set_title(str(index + 1), fontsize=6, pad=1)
-    return figure
-
-
-def probe_figure(responses: Sequence[Response], title: str) -> Figure:
-    """Return the log-odds of each attribute against alpha, with error bars of one standard error."""
-    title = f"{title}\nmean over test images of what a probe predicts for the mean of p(x | z + alpha v)"
-    figure = _figure(title, 7.0, 4.6)
-    axes = figure.add_subplot()
-    names, families = _plain_text(
-        f"{one.attribute} (probe's balanced accuracy {one.balanced_accuracy:.3f})" for one in responses
-    )
-    for index, (name, one) in enumerate(zip(names, responses)):
-        colour, mark = PALETTE[2 * index % len(PALETTE)], "osD^v"[index % 5]
-        label = f" {name}"  # matplotlib leaves a label that begins with an underscore out of the legend
-        axes.errorbar(
-            one.alphas, one.log_odds, one.stderr, label=label, color=colour, marker=mark, markersize=4, capsize=2
-        )
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, prop={"family": families, "size": 8})
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xlabel("alpha, of z + alpha v")
-    axes.set_ylabel("log-odds of the attribute, by a probe trained on real images")
     return figure
 
 

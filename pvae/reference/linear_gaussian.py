@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal, kl_divergence
 
 from pvae.core.errors import InputError
-from pvae.core.onednn import Linear
 from pvae.models.likelihoods import LinearNormalLikelihood
+from pvae.models.onednn import Linear
 from pvae.models.priors import StandardNormalPrior
 from pvae.vae import VAE
 

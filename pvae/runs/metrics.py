@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from pvae.core.finite import check_finite
+from pvae.core.errors import check_finite
 from pvae.core.terms import Terms
 from pvae.vae import VAE
 

@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 
-import pvae
 from pvae.config.config import Config
 from pvae.config.presets import system_title
 from pvae.core.errors import InputError, brief
@@ -50,7 +49,7 @@ from pvae.vae import VAE
 __all__ = ["READY_MADE", "Run", "check_out", "load", "provenance"]
 
 READY_MADE = ("deep-bayes", "fashion-vae")  # names of the runs that come with pvae
-_READY_MADE = Path(pvae.__file__).parent / "pretrained"
+_READY_MADE = Path(__file__).parents[1] / "pretrained"
 _FORMAT = 2
 _LINE = 72  # characters of a line of a title
 _CHECKPOINT, _PREVIOUS = "checkpoint.safetensors", "checkpoint-previous.safetensors"
@@ -102,12 +101,12 @@ def new_folder(path: Path | None, config: Config) -> Path:
 
 def provenance() -> dict[str, object]:
     """Return threads, package versions, the commit of pvae's checkout ("-dirty" if it was edited), and the time."""
-    versions = {"python": platform.python_version(), "pvae": pvae.__version__}
-    for package in ("torch", "pyro-ppl", "torchvision", "numpy"):
+    versions = {"python": platform.python_version()}
+    for name in ("pvae", "torch", "pyro-ppl", "torchvision", "numpy"):
         try:
-            versions[package] = version(package)
+            versions[name] = version("pvae-pyro" if name == "pvae" else name)
         except PackageNotFoundError:  # a source tree that is not installed
-            versions[package] = "unknown"
+            versions[name] = "unknown"
     file, commit = Path(__file__).resolve(), None
     git = partial(subprocess.run, cwd=file.parent, capture_output=True, text=True, timeout=5, check=True)
     with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -265,8 +264,7 @@ class Run:
         """Return ", 3.210 bits per dimension" for the bound of a row; "" if the likelihood has no levels of a pixel."""
         if self.config.likelihood != "discretized-logistic" or self.has_own_vae or row.elbo is None:
             return ""
-        channels, height, width = self.data.image_shape
-        num_values = channels * (height + 2 * self.config.pad) * (width + 2 * self.config.pad)
+        num_values = math.prod(self.config.padded(self.data.image_shape))
         return f", {-row.elbo / (num_values * math.log(2)):.3f} bits per dimension"
 
     def metrics(self, rows: Rows | None = None) -> list[Metrics]:
@@ -438,7 +436,7 @@ class Run:
         return (
             f"in Python, pvae.resume({path}{', vae=vae' * own}{', data=data' * is_own_data}) resumes it, and "
             "pvae.plotting.pictures and pvae.evaluation.report.evaluate take "
-            f"pvae.evaluation.trained_run.TrainedRun(run, run.vae({'vae' * own}), {data}), "
+            f"pvae.trained.trained_run.TrainedRun(run, run.vae({'vae' * own}), {data}), "
             f"with run = pvae.Run.open({path})"
         )
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pvae.config.config import Config
 from pvae.config.presets import system_title
 from pvae.core.terminal import say
+from pvae.data.preparation import Preparation
 from pvae.runs.metrics import Metrics, best_epoch
 from pvae.runs.run import Run
 
@@ -92,7 +93,7 @@ def _pixels(config: Config, has_own_vae: bool) -> str:
     """Return a description of the pixels, and of the bound if a Bernoulli scores grey ones."""
     if config.binarize != "none":
         return _BINARY[config.binarize]
-    domain = "in [-1, 1]" if config.pixels == "symmetric" else "in [0, 1]"
+    domain = Preparation.of(config).kind
     return (
         f"{domain}, so the bound is a pseudo-ELBO" if config.likelihood == "bernoulli" and not has_own_vae else domain
     )

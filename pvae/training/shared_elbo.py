@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from pvae.core.errors import InputError
-from pvae.core.parallel import Share
 from pvae.core.terms import LossAndTerms
 from pvae.core.torch_private import TorchDispatchMode
 from pvae.elbos.base import PerDatumELBO, PyroFunction
+from pvae.training.parallel import Share
 
 __all__ = ["SharedELBO", "WholeBatchNoise"]
 

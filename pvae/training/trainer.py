@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -10,26 +11,42 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from pvae.compile.compiled_elbo import CompiledELBO
+from pvae.compile.compiled_svi import CompiledSVI
+from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
-from pvae.core.errors import InputError, TrainingError, brief
-from pvae.core.finite import NotFiniteError, no_nan_warnings
-from pvae.core.memory import no_memory_for
-from pvae.core.parallel import ALONE, Share, World
+from pvae.config.options import ESTIMATORS
+from pvae.core.errors import (
+    GradientError,
+    InputError,
+    NotFiniteError,
+    TrainingError,
+    brief,
+    listed,
+    naming_refused_parameters,
+    no_nan_warnings,
+)
 from pvae.core.random_state import restore_rng_state, rng_state, seeded
 from pvae.core.terminal import progress_bar
 from pvae.core.terms import Terms
-from pvae.data.dataset import Dataset, binarized, padded, random_subset, to_pixels
+from pvae.data.dataset import Dataset, random_subset
 from pvae.data.mapped import release, shuffled
-from pvae.evaluation.latent_space import reconstruct, sample
-from pvae.models.build import build_vae, check_memory, start_like_burda
+from pvae.data.preparation import Preparation
+from pvae.elbos.base import PerDatumELBO
+from pvae.elbos.registry import build_elbo
+from pvae.elbos.svi import SVIWithTerms
+from pvae.models.build import build_vae, start_like_burda
+from pvae.reference.elbo import posterior_mean_loss
 from pvae.runs.checkpoint import Checkpoint, Counts, UnfinishedEpoch
 from pvae.runs.metrics import Metrics, summarise
+from pvae.trained.latent_space import reconstruct, sample
+from pvae.training.memory import check_memory, no_memory_for
+from pvae.training.parallel import ALONE, Share, World
 from pvae.training.schedules import learning_rate, rate_weight
-from pvae.training.step import Stepper
-from pvae.training.validation import measure
+from pvae.training.shared_elbo import SharedELBO
 from pvae.vae import VAE
 
-__all__ = ["Trainer"]
+__all__ = ["Stepper", "Trainer", "measure"]
 
 
 class Trainer:
@@ -76,12 +93,12 @@ class Trainer:
         if vae is None:
             check_memory(config, data.image_shape)
         self.config, self.device, self.world = config, device, world
-        self.train_images = padded(binarized(data.train, config.binarize, "train"), config.pad).to(device)
-        self.test_images = padded(binarized(data.test, config.binarize, "test"), config.pad).to(device)
+        self.preparation = Preparation.of(config)
+        self.train_images = self.preparation.prepared(data.train, "train", is_redrawn=True).to(device)
+        self.test_images = self.preparation.prepared(data.test, "test").to(device)
         self.valid_images: Tensor | None = None
         if data.valid is not None:
-            self.valid_images = padded(binarized(data.valid, config.binarize, "valid"), config.pad).to(device)
-        self.symmetric = config.pixels == "symmetric"
+            self.valid_images = self.preparation.prepared(data.valid, "valid").to(device)
         self.vae = (build_vae(config, data.image_shape) if vae is None else vae).to(device)
         if config.initialization == "burda" and vae is None:
             start_like_burda(self.vae, self.train_images)
@@ -211,7 +228,7 @@ class Trainer:
             TrainingError: the loss is not finite.
         """
         self.vae.eval()
-        x = to_pixels(self.test_images[:2], self.symmetric)
+        x = self.preparation.x(self.test_images[:2])
         try:
             with seeded(self.config.seed, self.device), self._not_finite_ends_training("the loss"):
                 self.stepper.evaluate(x, Share(0, 2, 2, 1.0), self.rate_weight())
@@ -246,11 +263,11 @@ class Trainer:
         """
         self.vae.eval()
         shown = random_subset(len(self.test_images), 8, seed=0)  # as `TrainedRun.examples` has them
-        images = to_pixels(self.test_images[shown], self.symmetric)
+        images = self.preparation.x(self.test_images[shown])
         with seeded(self.config.seed, self.device):
             samples = sample(self.vae, 64) if self.vae.has_density else images[:0]
             drawn = [images, reconstruct(self.vae, images), samples]
-        images, reconstructions, samples = ((0.5 * (part + 1) if self.symmetric else part).cpu() for part in drawn)
+        images, reconstructions, samples = (self.preparation.shown(part).cpu() for part in drawn)
         return images, reconstructions, samples
 
     def checkpoint(self) -> Checkpoint:
@@ -302,3 +319,229 @@ class Trainer:
                 yield
         except NotFiniteError as error:
             raise TrainingError(f"{what} could not be computed at step {self.step}: {error}") from error
+
+
+class Stepper:
+    """Steps a VAE on batches of its training images, alone or as one of several processes.
+
+    Args:
+        config: which ELBO, which optimiser, and how a step is compiled.
+        vae: on the device of the images.
+        images: training images, uint8 (N, C, H, W).
+        world: the processes that step together, including this one.
+
+    Attributes:
+        optimizer: Adam over all parameters.
+
+    Raises:
+        InputError: an option needs the whole batch in one process, or ELBO and likelihood do not go together.
+    """
+
+    def __init__(self, config: Config, vae: VAE, images: Tensor, world: World) -> None:
+        _check_options(config, world)
+        self.config, self.vae, self.world = config, vae, world
+        self.optimizer = torch.optim.Adam(vae.parameters(), lr=config.lr, eps=config.adam_eps, fused=True)
+        self._elbo = build_elbo(
+            config.elbo,
+            config.particles,
+            free_bits=config.free_bits,
+            alpha=config.alpha,
+            mix=config.mix,
+            num_groups=config.groups,
+        )
+        self.preparation = Preparation.of(config)
+        self._pixels_of = functools.partial(self.preparation.batch, images)
+        self._images = images
+        self._svis: dict[Share | None, SVIWithTerms] = {}
+
+    def step(self, index: Tensor, beta: float, lr: float) -> tuple[float, Terms]:
+        """Step on one batch of training images.
+
+        Args:
+            index: indices of the images, int64 (B,).
+            beta: weight of the rate in the loss.
+            lr: the learning rate.
+
+        Returns:
+            This process's part in the loss, and the terms of its rows.
+
+        Raises:
+            NotFiniteError: the loss or a gradient is not finite; parameters and the optimiser's state are as before.
+        """
+        self.optimizer.param_groups[0]["lr"] = lr
+        share = self.world.share(len(index))
+        svi = self._svi(share)
+        if isinstance(svi, CompiledSVI):  # the recording starts from the index
+            batch = index
+        elif self.preparation.is_dynamic:  # every process draws the pixels of the whole batch
+            batch = self._pixels_of(index)[share.rows]
+        else:
+            batch = self._pixels_of(index[share.rows])
+        with self._undone_if_not_finite():
+            return svi.step_with_terms(batch, beta=beta)
+
+    def evaluate(self, x: Tensor, share: Share, beta: float) -> tuple[float, Terms]:
+        """Return this process's part in the loss of a batch, and the terms of its rows x, without a step.
+
+        Raises:
+            NotFiniteError: the loss is not finite.
+        """
+        with naming_refused_parameters():
+            return self._svi(share).evaluate_with_terms(x, beta)
+
+    @contextlib.contextmanager
+    def unedited(self) -> Iterator[None]:
+        """Let recorded steps skip the check for edits of the model, inside a loop that makes none."""
+        with contextlib.ExitStack() as stack:
+            for rows in (self.config.batch_size, len(self._images) % self.config.batch_size):
+                elbo = self._svi(self.world.share(rows)).elbo if rows else None
+                if isinstance(elbo, CompiledELBO):
+                    stack.enter_context(elbo.unedited())
+            yield
+
+    def moments(self) -> dict[str, Tensor]:
+        """Return the optimiser's state by "<index of the parameter>.<name>"."""
+        state = self.optimizer.state_dict()["state"]
+        return {f"{index}.{name}": tensor for index, one in state.items() for name, tensor in one.items()}
+
+    def restore_moments(self, moments: dict[str, Tensor]) -> None:
+        """Restore the optimiser's state that `moments` returned.
+
+        Raises:
+            ValueError: it is the state of other parameters.
+        """
+        shapes = {
+            f"{index}.{name}": torch.Size() if name == "step" else parameter.shape
+            for index, parameter in enumerate(self.vae.parameters())
+            for name in ("step", "exp_avg", "exp_avg_sq")
+        }
+        if not {name: tensor.shape for name, tensor in moments.items()}.items() <= shapes.items():
+            raise ValueError("its optimiser's state is that of other parameters")
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in moments.items():
+            index, name = key.split(".")
+            state.setdefault(int(index), {})[name] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+
+    def _svi(self, share: Share) -> SVIWithTerms:
+        """Return the SVI over this process's rows of a batch; a single process has one for batches of any size."""
+        config, is_alone = self.config, self.world.size == 1
+        key = None if is_alone else share
+        if key not in self._svis:
+            elbo: PerDatumELBO | CompiledELBO = self._elbo if is_alone else SharedELBO(self._elbo, share)
+            if config.compile != "none":
+                usual = self.world.share(config.batch_size)
+                elbo = CompiledELBO(elbo, config.compile, config.precision, batch_size=usual.stop - usual.start)
+            names = dict(self.vae.named_parameters())
+            optimizer = SingleOptimizer(self.optimizer, names, config.clip_norm, None if is_alone else self.world.sum_)
+            functions = self.vae.model, self.vae.guide
+            if is_alone and not config.clip_norm and isinstance(elbo, CompiledELBO):
+                self._svis[key] = CompiledSVI(*functions, optimizer, elbo, prepare=self._pixels_of)
+            else:
+                self._svis[key] = SVIWithTerms(*functions, optimizer, elbo)
+        return self._svis[key]
+
+    @contextlib.contextmanager
+    def _undone_if_not_finite(self) -> Iterator[None]:
+        """Restore gradients and random state after a step that is not finite, in all processes."""
+        # One process may fail before it draws and another one after; both continue from the state before the step.
+        before = rng_state(self._images.device) if self.config.on_nan == "skip" else None
+        try:
+            with naming_refused_parameters():
+                yield
+        except NotFiniteError as error:
+            self.optimizer.zero_grad()  # or the next gradient would be added to this one
+            # If this process failed before the sum of gradients, the others wait for it: NaN makes them fail too.
+            if self.world.size > 1 and not isinstance(error, GradientError):
+                self.world.sum_([torch.full_like(p, math.nan) for p in self.vae.parameters()])
+            if before is not None:
+                restore_rng_state(before, self._images.device)
+            bad = [name for name, value in self.vae.named_parameters() if not value.isfinite().all()]
+            already = f"; {listed(bad)} {'is' if len(bad) == 1 else 'are'} NaN or infinite already" if bad else ""
+            raise NotFiniteError(f"{error}{already}") from error
+
+
+def _check_options(config: Config, world: World) -> None:
+    """Refuse options that do not work together, or not in several processes.
+
+    `Config` itself accepts them, so that runs of earlier versions can be read.
+
+    Raises:
+        InputError: they do not.
+    """
+    mixes_draws = {
+        "--likelihood normal-optimal fits one scale to": config.likelihood == "normal-optimal",
+        f"--network {config.network} normalises over": config.has_batch_norm,
+    }
+    for reason, is_given in mixes_draws.items():
+        if is_given and ESTIMATORS[config.elbo].separate_draws:
+            raise InputError(
+                f"--elbo {config.elbo} needs weights that each depend on their own draw only, and {reason} all of "
+                "them: take --elbo trace, analytic, stl or iwae"
+            )
+    whole_batch = {
+        f"--network {config.network}": config.has_batch_norm,
+        "--likelihood normal-optimal": config.likelihood == "normal-optimal",
+        "--free-bits": config.free_bits > 0,
+    }
+    for option, is_given in whole_batch.items():
+        if is_given and world.size > 1:
+            raise InputError(f"{option} needs the whole batch at once: train it in one process")
+
+
+_PIXELS = 784_000  # of a batch times particles; with one particle, 1,000 images of 28 x 28
+
+
+def measure(
+    stepper: Stepper, images: Tensor, beta: float, between: Callable[[], None] = lambda: None
+) -> tuple[Terms, float, float | None]:
+    """Return terms and loss of images, with noise from the current state of torch's generators.
+
+    Args:
+        stepper: computes the ELBO; all its processes must call this function together.
+        images: uint8 (N, C, H, W).
+        beta: weight of the rate in the loss.
+        between: called after each batch.
+
+    Returns:
+        The terms of each image, (N,); the mean of the training loss over the images; and the mean of the loss at the
+        mean of q(z | x), or None without a closed-form KL.
+
+    Raises:
+        NotFiniteError: the loss of a batch is not finite.
+    """
+    world, config, count = stepper.world, stepper.config, len(images)
+    sums, terms = torch.zeros(2, dtype=torch.float64), torch.zeros(2, count, device=images.device)
+    batch_size = max(1, _PIXELS // max(784, images[0].numel() * config.particles))
+    for start in range(0, count, batch_size):
+        share = world.share(min(batch_size, count - start))
+        rows = slice(start + share.start, start + share.stop)
+        x = stepper.preparation.x(images[rows])
+        try:
+            loss, measured = stepper.evaluate(x, share, beta)
+            at_mean = _posterior_mean_loss(stepper.vae, x)
+        except NotFiniteError:
+            if world.size == 1:
+                raise
+            sums += math.nan  # so that all processes raise the error together, below
+        else:
+            if share.weight:
+                sums += torch.tensor([loss * share.total, at_mean], dtype=torch.float64)
+                terms[0, rows], terms[1, rows] = measured[:2]
+        release(images)
+        between()
+    world.sum_([sums])
+    world.sum_([terms])
+    loss, at_mean = (sums / count).tolist()
+    if math.isnan(loss):
+        raise NotFiniteError("it is NaN")
+    return Terms(*terms), loss, None if math.isnan(at_mean) else at_mean
+
+
+@torch.no_grad()
+def _posterior_mean_loss(vae: VAE, x: Tensor) -> float:
+    """Return the sum over a batch, or NaN where q and p have no closed-form KL."""
+    try:
+        return posterior_mean_loss(vae, x).sum().item()
+    except NotImplementedError:
+        return math.nan

@@ -14,7 +14,7 @@ import argparse
 import torch
 
 from pvae.core.random_state import seeded
-from pvae.evaluation.images import GivenImages, score_images
+from pvae.trained.images import GivenImages, score_images
 
 ODDNESS = {
     "-log p(x)": lambda score: -score.log_p,

@@ -280,7 +280,7 @@ def _write_images(path: Path, count: int) -> int:
 _ALL_REDUCE = """
 import statistics, sys, time, torch
 from pvae.cli.command import leave
-from pvae.core.parallel import joined
+from pvae.training.parallel import joined
 with joined("cpu") as world:
     parts, times = [torch.zeros(int(sys.argv[1]))], []
     for _ in range(200):

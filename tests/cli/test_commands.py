@@ -31,9 +31,9 @@ from pvae.core.errors import InputError
 from pvae.data import folders
 from pvae.data.dataset import Dataset
 from pvae.data.sources import load_dataset
-from pvae.evaluation.trained_run import TrainedRun
 from pvae.runs import data as data_module
 from pvae.runs.run import Run
+from pvae.trained.trained_run import TrainedRun
 from pvae.training.fit import fit, resume
 
 SMALL = ["--importance-samples", "5"]

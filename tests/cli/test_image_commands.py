@@ -24,8 +24,8 @@ from pvae.config.presets import get_system
 from pvae.core.files import is_report
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
-from pvae.evaluation.images import GivenImages, encode_images, sample_images, score_images
 from pvae.runs.run import Run
+from pvae.trained.images import GivenImages, encode_images, sample_images, score_images
 from pvae.training.fit import fit
 
 CPU = torch.device("cpu")
@@ -231,7 +231,7 @@ def test_an_export_may_be_replaced_by_another(run, capsys):
 )
 def test_no_other_file_is_replaced(run, tmp_path, capsys, monkeypatch, command, folder, name, out):
     monkeypatch.setattr(Run, "vae", lambda *_: torch.nn.Identity())
-    monkeypatch.setattr("pvae.evaluation.images.images_for", lambda *_: pytest.fail("it was decoded for nothing"))
+    monkeypatch.setattr("pvae.trained.images.images_for", lambda *_: pytest.fail("it was decoded for nothing"))
     mine = (tmp_path / "mine" if out else run / folder) / name
     mine.parent.mkdir(exist_ok=True)
     mine.write_bytes(b"mine")
@@ -270,7 +270,7 @@ def test_bad_input_is_one_line(run, tmp_path, capsys, command, arguments, says):
 
 
 def test_export_without_its_packages_is_one_line(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("pvae.evaluation.export._PACKAGES", ("no_such_package",))
+    monkeypatch.setattr("pvae.trained.export._PACKAGES", ("no_such_package",))
     assert "no_such_package" in refuse(export, [run], capsys, tmp_path)
 
 
@@ -278,7 +278,7 @@ def test_export_without_its_packages_is_one_line(run, tmp_path, capsys, monkeypa
 def test_an_autoencoder_is_refused(tmp_path, few_digits, capsys, monkeypatch, no_pictures, command):
     config = get_system("conv-2d-ae").replace(epochs=1, batch_size=50, hidden=(4,))
     run = fit(config, data=few_digits, out=tmp_path / "run")
-    monkeypatch.setattr("pvae.evaluation.images.data_of", lambda *_: few_digits)
+    monkeypatch.setattr("pvae.trained.images.data_of", lambda *_: few_digits)
     monkeypatch.setattr(Run, "open", lambda _: run)
     run.data = type(run.data)(**{**asdict(run.data), "dataset": "mnist"})
     assert "autoencoder" in refuse(COMMANDS[command], [tmp_path / "run"], capsys, tmp_path)

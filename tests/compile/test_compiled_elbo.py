@@ -17,10 +17,10 @@ from pvae.compile.compiled_elbo import CompiledELBO
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
 from pvae.config.options import ELBOS
-from pvae.core import onednn
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.elbos.registry import build_elbo
+from pvae.models import onednn
 from pvae.models.build import build_vae
 from pvae.training.fit import fit, resume
 from pvae.training.trainer import Trainer

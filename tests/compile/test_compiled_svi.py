@@ -19,8 +19,7 @@ from pvae.compile.optimizers import SingleOptimizer
 from pvae.compile.recorded_step import RecordedStep
 from pvae.config.config import Config
 from pvae.config.options import ELBOS
-from pvae.core.errors import InputError
-from pvae.core.finite import NotFiniteError
+from pvae.core.errors import InputError, NotFiniteError
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae
 from pvae.training.fit import fit, resume

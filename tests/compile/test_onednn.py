@@ -13,11 +13,11 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from pvae.compile.graph import record
-from pvae.core import onednn as onednn_module
 from pvae.core import torch_private
-from pvae.core.onednn import Linear
-from pvae.core.parallel import Share
+from pvae.models import onednn as onednn_module
 from pvae.models.networks import mlp
+from pvae.models.onednn import Linear
+from pvae.training.parallel import Share
 from pvae.training.shared_elbo import WholeBatchNoise
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")

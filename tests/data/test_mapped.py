@@ -13,9 +13,9 @@ import torch
 import pvae
 from pvae.core.random_state import seeded
 from pvae.data import mapped
-from pvae.data.dataset import Dataset, Pixels, batch_of
+from pvae.data.dataset import Dataset
 from pvae.data.mapped import map_images, release, shuffled
-from pvae.training import step
+from pvae.data.preparation import Pixels, Preparation
 from pvae.training.trainer import Trainer
 
 COUNT, BYTES = 30_000, 3 * 16 * 16
@@ -91,11 +91,13 @@ def test_what_was_read_leaves_the_memory(large):
 def test_a_training_keeps_little_of_a_large_file_in_memory(large, tmp_path, no_pictures, monkeypatch):
     seen = []
 
-    def batch(images, index, **options):
-        seen.append(resident(large))
-        return batch_of(images, index, **options)
+    batch_of = Preparation.batch
 
-    monkeypatch.setattr(step, "batch_of", batch)
+    def batch(preparation, images, index):
+        seen.append(resident(large))
+        return batch_of(preparation, images, index)
+
+    monkeypatch.setattr(Preparation, "batch", batch)
     data = Dataset("large", large[:2500], large[2500:3000])
     config = pvae.Config(epochs=1, hidden=(4,), batch_size=50, binarize="none")
     run = pvae.fit(config, data=data, out=tmp_path / "run")

@@ -17,7 +17,7 @@ from torch.distributions import kl_divergence
 
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.core.errors import InputError
-from pvae.core.param_store import register
+from pvae.core.tracing import register
 from pvae.elbos.registry import AnalyticELBO, HandwrittenELBO, TraceELBO, build_elbo
 from pvae.reference import elbo as reference_elbo
 

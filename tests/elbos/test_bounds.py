@@ -15,8 +15,8 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 from pvae.config.config import Config
 from pvae.config.options import ELBOS
 from pvae.core.errors import InputError
-from pvae.core.param_store import register
 from pvae.core.terms import Terms
+from pvae.core.tracing import register
 from pvae.elbos.gradients import ScoreELBO
 from pvae.elbos.importance import RenyiELBO as RenyiBound
 from pvae.elbos.registry import build_elbo

@@ -10,7 +10,7 @@ from torch import nn
 
 from pvae.config.config import Config
 from pvae.core.errors import InputError
-from pvae.core.param_store import register
+from pvae.core.tracing import register
 from pvae.distributions.hierarchy import Hierarchy
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae

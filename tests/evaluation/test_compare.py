@@ -15,10 +15,10 @@ from pvae.config.options import ELBOS
 from pvae.data.dataset import Dataset
 from pvae.evaluation import estimators
 from pvae.evaluation.estimators import Moments, measure, pairs_to_compare, reference
-from pvae.evaluation.log_likelihood import Estimate
 from pvae.models.build import build_vae
 from pvae.reference import linear_gaussian
 from pvae.runs import data
+from pvae.trained.log_likelihood import Estimate
 
 
 def gradient_of(rows):

@@ -18,16 +18,17 @@ from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset, random_subset
-from pvae.evaluation import log_likelihood, rate_decomposition
+from pvae.evaluation import rate_decomposition
 from pvae.evaluation import report as report_module
-from pvae.evaluation.latent_space import encode
-from pvae.evaluation.log_likelihood import Estimate, importance_sample
 from pvae.evaluation.rate_decomposition import active_units, split_rate
 from pvae.evaluation.report import evaluate, to_text
-from pvae.evaluation.trained_run import TrainedRun
 from pvae.models.build import build_vae
 from pvae.reference import linear_gaussian
 from pvae.runs import data as data_module
+from pvae.trained import log_likelihood
+from pvae.trained.latent_space import encode
+from pvae.trained.log_likelihood import Estimate, importance_sample
+from pvae.trained.trained_run import TrainedRun
 from pvae.training.fit import fit
 
 
@@ -338,7 +339,7 @@ def test_the_rate_is_split_of_a_random_subset(tmp_path, digits):
         assert abs(rate.mean - whole.mean) < 4.3 * rate.stderr < 0.25 * whole.mean
     lower, upper = found.mutual_information.mean, found.mutual_information_upper.mean
     with torch.random.fork_rng():
-        split = split_rate(run.vae(), trained.pixels(trained.test), seed=3)
+        split = split_rate(run.vae(), trained.preparation.x(trained.test), seed=3)
     assert lower < upper <= found.rate.mean
     assert upper == pytest.approx(min(split.leave_one_out.mean().item(), found.rate.mean), abs=0.2)
     part = evaluate(trained, 2, num_images=500, seed=3)

@@ -14,17 +14,16 @@ import torch
 from pyro.infer import SVI
 from torch import nn
 
-import pvae.data.dataset
-import pvae.training.validation
 from pvae.compile.compiled_elbo import CompiledELBO
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
 from pvae.config.options import ELBOS
-from pvae.core.parallel import Share, World, joined
 from pvae.core.random_state import seeded
+from pvae.data.preparation import Preparation
 from pvae.data.sources import load_dataset
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae
+from pvae.training.parallel import Share, World, joined
 from pvae.training.shared_elbo import SharedELBO
 from pvae.training.trainer import Trainer
 
@@ -89,8 +88,8 @@ def skipping(world: World, spoiled_rank: int) -> dict[str, Any]:
 
 def deep_bayes(world: World) -> list[float]:
     """Train the published system for three epochs on all of MNIST in float64, and return its test figures."""
-    as_float32 = pvae.data.dataset.to_pixels
-    pvae.data.dataset.to_pixels = pvae.training.validation.to_pixels = lambda *given: as_float32(*given).double()
+    as_float32 = Preparation.x
+    Preparation.x = lambda *given: as_float32(*given).double()
     device = torch.device("cpu")
     with seeded(0, device), pyro.get_param_store().scope():
         training = Trainer(Config(dataset="mnist"), load_dataset("mnist"), device, world)

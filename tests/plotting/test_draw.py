@@ -41,13 +41,12 @@ from pvae.config.presets import get_system
 from pvae.core.errors import InputError
 from pvae.core.records import csv_of
 from pvae.data.dataset import Dataset
-from pvae.evaluation import latent_space, trained_run
-from pvae.evaluation.attribute_probe import Response, balanced_accuracy, respond, train_probe
 from pvae.evaluation.table import Row, groups, row_of, to_markdown
 from pvae.plotting import pictures, run_figures
 from pvae.plotting.gallery import entry_of
 from pvae.plotting.run_figures import ScatterData, histogram_figure
 from pvae.runs import data as data_module
+from pvae.trained import latent_space, trained_run
 from pvae.training.fit import fit, resume, train_in_memory
 
 
@@ -87,10 +86,10 @@ def test_every_picture_has_a_function():
 @pytest.mark.parametrize(
     ("name", "missing"),
     [
-        ("mlp-2d", {"attributes", "probe"}),
-        ("conv-2d", {"attributes", "probe"}),
-        ("conv-2d-ae", {"samples", "manifold", "attributes", "probe", "graph"}),
-        ("deep-bayes", {"scatter", "cdf", "manifold", "attributes", "probe"}),
+        ("mlp-2d", {"attributes"}),
+        ("conv-2d", {"attributes"}),
+        ("conv-2d-ae", {"samples", "manifold", "attributes", "graph"}),
+        ("deep-bayes", {"scatter", "cdf", "manifold", "attributes"}),
     ],
 )
 def test_one_call_draws_all_that_apply(runs, found, tmp_path, capsys, name, missing):
@@ -126,7 +125,7 @@ def test_bad_input_is_one_line(runs, found, capsys, tmp_path):
         assert line.count("\n") == 1
         assert says in line
     new = tmp_path / "new"
-    assert main([str(runs["mlp-2d"].path), "--what", "samples,probe", "--out", str(new)]) == 2
+    assert main([str(runs["mlp-2d"].path), "--what", "samples,attributes", "--out", str(new)]) == 2
     assert not new.exists(), "if one picture is refused, none is written"
 
 
@@ -506,12 +505,8 @@ def known(monkeypatch, data):
 
 def test_attributes_move_the_image(runs, tmp_path, known, capsys):
     path = str(runs["mlp-2d"].path)
-    assert main([path, "--what", "attributes,probe", "--attribute", "Even", "Large", "--out", str(tmp_path)]) == 0
+    assert main([path, "--what", "attributes", "--attribute", "Even", "Large", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "attributes.png").exists()
-    assert "Even: log-odds" in capsys.readouterr().out
-    seen = json.loads((tmp_path / "probe.json").read_text())
-    assert [one["attribute"] for one in seen] == ["Even", "Large"]
-    assert all(len(one["log_odds"]) == len(one["stderr"]) == 7 for one in seen)
     assert main([path, "--attribute", "Evn"]) == 2
     assert "did you mean 'Even'" in capsys.readouterr().err
     assert main([path, "--what", "attributes"]) == 2
@@ -538,11 +533,9 @@ def fonts(monkeypatch):
 def pictures_with(name):
     """Return figures that show a user-given name, by the place where they show it."""
     images, codes, classes = torch.zeros(2, 1, 4, 4), torch.arange(12.0).view(6, 2), torch.arange(6) % 2
-    response = Response(attribute=name, alphas=(0, 1), log_odds=(0, 1), stderr=(1, 1), balanced_accuracy=0.5)
     return {
         "title": run_figures.sample_figure(images, name),
         "row": run_figures.image_figure(images, 2, "title", [name], ["image", "+1"]),
-        "legend": run_figures.probe_figure([response], "title"),
         "class": run_figures.scatter_figure({"test": ScatterData(codes, classes)}, [name, "other"], "title"),
         "codes": run_figures.scatter_figure({name: ScatterData(codes)}, [], "title"),
         "band": run_figures.band_figure({name: (images, images)}, 2, "title"),
@@ -617,7 +610,7 @@ def test_a_name_is_drawn_in_installed_fonts_that_have_it(fonts, tmp_path):
 @pytest.mark.filterwarnings("error")
 def test_an_attribute_named_like_a_formula_is_drawn(runs, tmp_path, known, monkeypatch, capsys):
     monkeypatch.setattr(data_module, "load_again", lambda *_: replace(known, label_names=("$\\frac{$", "고")))
-    arguments = ["--what", "attributes,probe", "--attribute", "$\\frac{$", "고", "--out", str(tmp_path)]
+    arguments = ["--what", "attributes", "--attribute", "$\\frac{$", "고", "--out", str(tmp_path)]
     assert main([str(runs["mlp-2d"].path), *arguments]) == 0
     assert capsys.readouterr().err == ""
 
@@ -627,41 +620,7 @@ def test_an_attribute_that_no_image_has_is_refused(runs, data):
     known = Dataset("few digits", data.train, data.test, none, none[: len(data.test)], ("Bald",))
     trained = trained_run.TrainedRun(runs["mlp-2d"], runs["mlp-2d"].vae(), known, ("Bald",))
     with pytest.raises(InputError, match="with and without Bald"):
-        _ = trained.responses
-
-
-def stripes(num_images, seed):
-    """Images of noise: with the first attribute they have a white row, with the second a white column."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 128, (num_images, 1, 8, 12), generator=generator, dtype=torch.uint8)
-    labels = torch.rand(num_images, 2, generator=generator) < torch.tensor([0.5, 0.1])
-    images[labels[:, 0], :, 3] = 255
-    images[labels[:, 1], :, :, 5] = 255
-    return images, labels
-
-
-def test_the_probe_learns_attributes():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        probe = train_probe(*stripes(600, 0), num_epochs=100)
-    images, labels = stripes(400, 1)
-    assert balanced_accuracy(probe, images, labels).min() > 0.95
-    assert balanced_accuracy(probe, images, ~labels).max() < 0.05
-    pixels = images.float() / 255
-    fading = pixels.clone()
-    fading[:, :, 3] = 1.0
-    mean, stderr = respond(probe, [pixels[~labels[:, 0]], fading[~labels[:, 0]]], 0)
-    assert mean[0] < 0 < mean[1]
-    assert min(stderr) > 0
-
-
-def test_a_response_reports_whether_it_is_monotone():
-    def response(*log_odds):
-        return Response(attribute="A", alphas=(-1, 0, 1), log_odds=log_odds, stderr=(0, 0, 0), balanced_accuracy=1.0)
-
-    assert "rising at every step" in str(response(-1.0, 0.0, 0.5))
-    assert "NOT rising" in str(response(-1.0, 0.6, 0.5))
-    assert not response(-1.0, 0.5, 0.5).is_monotone
+        _ = trained.attribute_labels
 
 
 def test_nearest_neighbours():
@@ -826,7 +785,7 @@ def test_two_stochastic_layers_are_not_drawn_as_a_plane(tmp_path, data, monkeypa
     monkeypatch.setattr(data_module, "load_again", lambda *_: data)
     assert main([str(run.path), "--out", str(tmp_path / "pictures")]) == 0
     drawn = {path.stem for path in (tmp_path / "pictures").glob("*.png")}
-    assert drawn == EVERY - {"scatter", "cdf", "manifold", "attributes", "probe"}
+    assert drawn == EVERY - {"scatter", "cdf", "manifold", "attributes"}
     report = json.loads((tmp_path / "pictures" / "latent.json").read_text())
     assert len(report["mean"]) == 3, "the second layer, whose prior is N(0, 1)"
 

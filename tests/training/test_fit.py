@@ -22,15 +22,16 @@ from pyro.infer import SVI, Trace_ELBO
 import pvae
 import pvae.plotting.run_figures
 from pvae.config.config import Config
-from pvae.core.devices import resolve_device
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
-from pvae.data.dataset import Dataset, to_pixels
+from pvae.data.dataset import Dataset
+from pvae.data.preparation import Preparation
 from pvae.data.sources import load_dataset
 from pvae.evaluation.report import evaluate
-from pvae.evaluation.trained_run import TrainedRun
 from pvae.runs import run as run_module
 from pvae.runs.run import Run
+from pvae.trained.trained_run import TrainedRun
 from pvae.training.fit import fit, resume
+from pvae.training.parallel import resolve_device
 from pvae.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -116,7 +117,7 @@ def test_metrics_are_those_of_the_weights(tmp_path, few_digits, small_config):
     """Compute the last test row again from the stored weights and the distributions."""
     run = fit(small_config.replace(elbo="analytic", particles=4), data=few_digits, out=tmp_path / "run")
     row = run.metrics()[-1]
-    vae, x = run.vae(), to_pixels(few_digits.test)
+    vae, x = run.vae(), Preparation().x(few_digits.test)
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
         posterior = vae.posterior(x)
@@ -212,7 +213,7 @@ def test_loaded_vae_is_the_trained_one(tmp_path, few_digits, small_config):
     assert torch.equal(torch.get_rng_state(), state), "loading draws random numbers"
     assert not vae.training
     assert_same(vae.state_dict(), weights(run))
-    assert vae.posterior(to_pixels(few_digits.test)).batch_shape == (40,)
+    assert vae.posterior(Preparation().x(few_digits.test)).batch_shape == (40,)
 
 
 def test_bad_pixels_from_python_are_a_value_error(small_vae, small_images):

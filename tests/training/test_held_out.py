@@ -15,11 +15,11 @@ from pvae.config.config import Config
 from pvae.core.errors import InputError, InterruptedTrainingError
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
-from pvae.evaluation import latent_space
 from pvae.evaluation.table import row_of
-from pvae.evaluation.trained_run import TrainedRun
 from pvae.runs.metrics import best_epoch, is_out_of_patience
 from pvae.runs.run import Run
+from pvae.trained import latent_space
+from pvae.trained.trained_run import TrainedRun
 from pvae.training.fit import fit, resume, train_in_memory
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

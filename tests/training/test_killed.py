@@ -17,8 +17,8 @@ from conftest import needs_inductor
 from helpers.killing import same
 
 from pvae.cli.train import main as train
-from pvae.core import memory
 from pvae.core.errors import InputError
+from pvae.training import memory
 from pvae.training.fit import fit, resume
 
 KILLING = Path(__file__).parent.parent / "helpers" / "killing.py"
@@ -168,7 +168,7 @@ def test_a_signal_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
 LONG_STEP = """
 import sys, time
 from pvae.cli.command import run_command
-from pvae.core.signals import Interruptions
+from pvae.training.signals import Interruptions
 def command():
     with Interruptions():
         print("long step", flush=True)

@@ -19,8 +19,7 @@ from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
 from pvae.config.config import OPTIONS
 from pvae.core import records
-from pvae.core.errors import InputError, InterruptedTrainingError, TrainingError
-from pvae.core.finite import NotFiniteError
+from pvae.core.errors import InputError, InterruptedTrainingError, NotFiniteError, TrainingError
 from pvae.elbos.importance import IWAE
 from pvae.plotting.run_figures import histogram_figure
 from pvae.runs import data as data_module

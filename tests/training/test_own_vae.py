@@ -15,14 +15,15 @@ from torch import nn
 import pvae
 from pvae import VAE, Config, InputError
 from pvae.cli.evaluate import main as evaluate_command
+from pvae.data.preparation import Preparation
 from pvae.elbos.registry import build_elbo
-from pvae.evaluation.latent_space import encode
 from pvae.evaluation.report import evaluate, to_text
-from pvae.evaluation.trained_run import TrainedRun, prepared
 from pvae.models.likelihoods import BernoulliLikelihood
 from pvae.models.posteriors import FullNormalPosterior, NormalPosterior, PlanarPosterior, PowerSphericalPosterior
 from pvae.models.priors import FlatPrior, SpherePrior, StandardNormalPrior, VampPrior
 from pvae.runs.run import Run, _digest
+from pvae.trained.latent_space import encode
+from pvae.trained.trained_run import TrainedRun
 
 
 class StudentPrior(nn.Module):
@@ -189,7 +190,7 @@ def test_posteriors_without_a_mean_or_rsample_are_evaluated(tmp_path, few_digits
     config = CONFIG.replace(epochs=1, elbo="trace" if posterior is FlowPosterior else "score")
     run = pvae.fit(config, vae=vae, data=few_digits, out=tmp_path / "run", device="cpu")
     report = evaluate(TrainedRun(run, vae, few_digits), 200)
-    x = prepared(config, few_digits.test, "test").float() / 255
+    x = Preparation.of(config).x(Preparation.of(config).prepared(few_digits.test, "test"))
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         q = vae.posterior(x)
@@ -325,7 +326,7 @@ def test_a_step_without_memory_is_said_with_advice_on_memory_alone(tmp_path, few
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr("pvae.training.step.Stepper.step", fail)
+    monkeypatch.setattr("pvae.training.trainer.Stepper.step", fail)
     with pytest.raises(pvae.TrainingError, match="out of memory at step 1: give a smaller --batch-size") as stopped:
         pvae.fit(CONFIG, vae=own_vae(), data=few_digits, out=tmp_path / "run", device="cpu")
     assert str(stopped.value).endswith("; train anew, into another --out")

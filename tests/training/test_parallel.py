@@ -23,14 +23,13 @@ from pvae.cli.train import main
 from pvae.compile.compiled_elbo import CompiledELBO
 from pvae.config.options import ELBOS
 from pvae.core.errors import InputError
-from pvae.core.parallel import Share, World, joined
-from pvae.data.dataset import to_pixels
+from pvae.data.preparation import Preparation
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae
 from pvae.runs.run import Run
+from pvae.training.parallel import Share, World, joined
 from pvae.training.shared_elbo import SharedELBO, WholeBatchNoise
-from pvae.training.step import Stepper
-from pvae.training.trainer import Trainer
+from pvae.training.trainer import Stepper, Trainer
 
 if not torch.distributed.is_available():
     pytest.skip("torch was built without torch.distributed", allow_module_level=True)
@@ -254,7 +253,7 @@ def test_a_recording_is_of_one_share(small_vae, small_images):
 
 def test_each_of_several_processes_sees_its_share_change(few_digits, small_config):
     """Where a loop edits nothing, the rows of the next batch are others all the same."""
-    x, losses = to_pixels(few_digits.train[:4]), []
+    x, losses = Preparation().x(few_digits.train[:4]), []
     with pyro.get_param_store().scope(), torch.random.fork_rng():
         vae = build_vae(small_config, few_digits.image_shape)
         for way in ("graph", "none"):

@@ -1,17 +1,18 @@
-"""The available memory, and errors of one line for missing memory."""
+"""Whether networks fit into memory, and errors of one line for missing memory."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pvae.core.errors import TrainingError
+from pvae.config.config import Config
+from pvae.core.errors import InputError, TrainingError, is_out_of_memory
+from pvae.models.build import meta_state_dict, sizes_of
 
-__all__ = ["available_memory", "is_out_of_memory", "no_memory_for"]
+__all__ = ["available_memory", "check_memory", "no_memory_for"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -32,12 +33,6 @@ def available_memory() -> int:
     return min(sizes)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception says that the machine or a GPU is out of memory."""
-    says_so = re.search("allocate memory|out of memory|failed to map segment", str(error)) is not None
-    return isinstance(error, MemoryError) or (isinstance(error, (RuntimeError, ImportError)) and says_so)
-
-
 @contextlib.contextmanager
 def no_memory_for(what: str) -> Iterator[None]:
     """Replace torch's out-of-memory exceptions by one that says what to do.
@@ -56,3 +51,14 @@ def no_memory_for(what: str) -> Iterator[None]:
         raise TrainingError(
             f"out of memory at {what}: give a smaller --batch-size, fewer --particles or smaller networks"
         ) from error
+
+
+def check_memory(config: Config, image_shape: tuple[int, ...]) -> None:
+    """Check that the networks fit into memory before they are built: the system could kill a process that builds them.
+
+    Raises:
+        InputError: weights, gradients and Adam's two moments need more memory than is available.
+    """
+    needed = 4 * sum(tensor.nbytes for tensor in meta_state_dict(config, image_shape).values())
+    if needed > available_memory():
+        raise InputError(f"networks of {sizes_of(config)} do not fit into memory: give smaller ones")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from pvae.core.errors import InterruptedTrainingError
-from pvae.core.torchrun import is_first_process
+from pvae.core.terminal import is_first_process
 
 __all__ = ["SIGNALS", "Interruptions", "handled_by"]
 

@@ -10,12 +10,12 @@ import torch
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
-from pvae.data.dataset import Pixels
-from pvae.evaluation import images as images_module
-from pvae.evaluation.images import draw_codes, encode_images, sample_images, score_images, to_text
-from pvae.evaluation.log_likelihood import importance_sample
+from pvae.data.preparation import Pixels, Preparation
 from pvae.evaluation.report import elbo_terms
 from pvae.models.build import build_vae
+from pvae.trained import images as images_module
+from pvae.trained.images import draw_codes, encode_images, sample_images, score_images, to_text
+from pvae.trained.log_likelihood import importance_sample
 
 CPU = torch.device("cpu")
 SYSTEMS = {
@@ -39,7 +39,7 @@ def given():
             images = torch.randint(256, (7, 1, 5, 4), dtype=torch.uint8)
         if config.binarize == "static":
             images = (images > 100).to(torch.uint8) * 255
-        return vae, Pixels(images, config.pixels == "symmetric")
+        return vae, Pixels(images, Preparation.of(config))
 
     return build
 

@@ -12,9 +12,9 @@ from torch.distributions import Normal
 from torch.nn.functional import normalize
 
 from pvae.core.random_state import seeded
-from pvae.data.dataset import Pixels
+from pvae.data.preparation import Pixels
 from pvae.distributions.power_spherical import PowerSpherical
-from pvae.evaluation.log_likelihood import images_at_once
+from pvae.trained.log_likelihood import images_at_once
 from pvae.vae import VAE
 
 __all__ = [

@@ -16,20 +16,22 @@ from torch.distributions import Independent, MixtureSameFamily
 from pvae.compile.graph import Function, check_engine, record
 from pvae.compile.inductor import missing
 from pvae.core.errors import InputError
-from pvae.core.parallel import ALONE, World
 from pvae.core.random_state import seeded
-from pvae.data.dataset import Pixels
+from pvae.data.preparation import Pixels
 from pvae.distributions.hierarchy import Hierarchy
 from pvae.distributions.normal_mixture import NormalMixture
+from pvae.reference import elbo as reference_elbo
 from pvae.vae import VAE
 
 __all__ = [
     "CHUNK_VALUES",
+    "LAYER_RATE",
     "MOST_UNTRUSTED",
     "TRUSTED",
     "Estimate",
     "ImportanceSample",
     "bits_per_dimension",
+    "elbo_terms",
     "images_at_once",
     "importance_sample",
 ]
@@ -41,6 +43,8 @@ MOST_UNTRUSTED = 0.01  # the fraction of such images up to which the log-likelih
 # Larger tensors are slower too.
 CHUNK_VALUES = 2**19
 
+LAYER_RATE = "rate of "  # and the name of a stochastic layer
+_PARTICLES = 10
 _VISITS_TO_RECORD = 3
 _DECODED_TO_COMPILE = 10_000_000  # decoded images from which compiling saves more time than it takes
 
@@ -127,7 +131,6 @@ def importance_sample(
     *,
     engine: str = "auto",
     precision: str = "fp32",
-    world: World = ALONE,
 ) -> ImportanceSample:
     """Estimate log p(x) from importance weights, with q(z | x) as the proposal.
 
@@ -146,7 +149,6 @@ def importance_sample(
             ordinary calls. "auto" is "inductor" if it is available and the work is large, else "graph"; it falls back
             to "none" if the decoder cannot be recorded.
         precision: "fp32" or "bf16", as in `pvae.compile.graph.record`.
-        world: the processes that share the images. Each draws all of the noise, and each returns all results.
 
     Returns:
         The estimates `log_p`, (N,), with their standard errors `stderr` from the draws, and `untrusted`, the share of
@@ -159,11 +161,10 @@ def importance_sample(
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 8.
     """
     parts, log_likelihood = [], _RecordedLogLikelihood(vae, engine, precision, len(x) * num_particles)
-    for number, part in enumerate(x.split(min(100, images_at_once(vae, x)))):
-        parts.append(_log_sums(vae, part, num_particles, log_likelihood if world.takes(number) else None))
+    for part in x.split(min(100, images_at_once(vae, x))):
+        parts.append(_log_sums(vae, part, num_particles, log_likelihood))
         on_images(len(part))
-    log_sum, log_sum_squares = sums = torch.cat(parts, dim=1)
-    world.sum_([sums])
+    log_sum, log_sum_squares = torch.cat(parts, dim=1)
     return _from_log_sums(log_sum, log_sum_squares, num_particles)
 
 
@@ -255,13 +256,8 @@ class _RecordedLogLikelihood:
         return [self._vae.likelihood(z).log_prob(x)]
 
 
-def _log_sums(
-    vae: VAE, x: Tensor, num_particles: int, log_likelihood: Callable[[Tensor, Tensor], Tensor] | None
-) -> Tensor:
-    """Return log sum_k w_k and log sum_k w_k^2 of a few images, (2, B) in float64.
-
-    If another process has these images, `log_likelihood` is None: the noise is drawn, and zeros are returned.
-    """
+def _log_sums(vae: VAE, x: Tensor, num_particles: int, log_likelihood: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Return log sum_k w_k and log sum_k w_k^2 of a few images, (2, B) in float64."""
     posterior, prior = vae.posterior(x), vae.prior()
     sums = torch.full((2, len(x)), -math.inf, dtype=torch.float64)
     size = max(1, CHUNK_VALUES // (len(x) * _widest(vae, x[:1])))
@@ -272,8 +268,46 @@ def _log_sums(
         together *= max(1, CHUNK_VALUES // (size * math.prod(posterior.batch_shape + posterior.event_shape)))
     for start in range(0, num_particles, together):
         z = posterior.sample((min(together, num_particles - start),))
-        if log_likelihood is not None:
-            log_p = torch.cat([log_likelihood(part, x) + prior.log_prob(part) for part in z.split(size)])
-            log_w = (log_p - posterior.log_prob(z)).double()  # of all z, since a flow knows the density of its draw
-            sums = torch.logaddexp(sums, torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0)]))
-    return sums if log_likelihood is not None else torch.zeros_like(sums)
+        log_p = torch.cat([log_likelihood(part, x) + prior.log_prob(part) for part in z.split(size)])
+        log_w = (log_p - posterior.log_prob(z)).double()  # of all z, since a flow knows the density of its draw
+        sums = torch.logaddexp(sums, torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0)]))
+    return sums
+
+
+@torch.no_grad()
+def elbo_terms(vae: VAE, x: Pixels) -> dict[str, Tensor]:
+    """Return the ELBO of each image and its parts, from ten draws of z.
+
+        elbo = -distortion - rate,    distortion = -E_q log p(x | z),    rate = KL(q(z | x) || p(z))
+
+    Terms without a closed form are left out, except the rate, which is then a mean over the draws.
+
+    Args:
+        vae: in eval mode.
+        x: N images.
+
+    Returns:
+        Nats, (N,) each: elbo, distortion, rate, cross_entropy and, in closed form, posterior_entropy and
+        posterior_mean_loss. With several stochastic layers also rate of z1, rate of z2 and so on.
+    """
+    prior = vae.prior()
+    parts = [_terms(vae, prior, part) for part in x.split(images_at_once(vae, x, _PARTICLES))]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _terms(vae: VAE, prior: Any, x: Tensor) -> dict[str, Tensor]:
+    """Return the terms of the ELBO of each image, (B,) each, without terms that have no closed form for this VAE."""
+    posterior = vae.posterior(x)
+    z = posterior.sample((_PARTICLES,))
+    distortion, cross_entropy = -vae.likelihood(z).log_prob(x).mean(0), -prior.log_prob(z).mean(0)
+    terms = {"distortion": distortion, "cross_entropy": cross_entropy}
+    try:
+        terms["posterior_entropy"] = posterior.entropy()
+        terms["rate"] = reference_elbo.exact_rate(posterior, prior)
+        terms["posterior_mean_loss"] = reference_elbo.posterior_mean_loss(vae, x)
+    except NotImplementedError:
+        terms["rate"] = (posterior.log_prob(z) - prior.log_prob(z)).mean(0)
+    if isinstance(posterior, Hierarchy):
+        layers = zip(posterior.names, posterior.conditionals(z), prior.conditionals(z))
+        terms |= {LAYER_RATE + name: (q.log_prob(one) - p.log_prob(one)).mean(0) for name, (one, q), (_, p) in layers}
+    return {**terms, "elbo": -distortion - terms["rate"]}

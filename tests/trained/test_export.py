@@ -11,9 +11,9 @@ from torch import nn
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
-from pvae.evaluation import export as export_module
-from pvae.evaluation.export import export
 from pvae.models.build import build_vae
+from pvae.trained import export as export_module
+from pvae.trained.export import export
 
 needs_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from pvae.core.errors import InputError, LostError, brief
-from pvae.core.torchrun import place_of
+from pvae.core.errors import InputError, LostError, brief, shown
+from pvae.core.terminal import is_torchrun
 
-__all__ = ["ALONE", "Share", "World", "is_lost_process", "joined"]
+__all__ = ["ALONE", "Share", "World", "is_lost_process", "joined", "resolve_device"]
 
 _TIMEOUT = timedelta(minutes=5)  # for the slowest process to join
 
@@ -141,8 +141,7 @@ def joined(device: str | None = None, environment: Mapping[str, str] = os.enviro
         InputError: the processes do not find each other.
         LostError: another process ended early.
     """
-    place = place_of(environment)
-    if place is None:
+    if not is_torchrun(environment):
         yield ALONE
         return
     is_on_gpus = torch.cuda.is_available() and (device in (None, "auto") or str(device).startswith("cuda"))
@@ -154,7 +153,7 @@ def joined(device: str | None = None, environment: Mapping[str, str] = os.enviro
         raise InputError(f"the processes do not find each other ({brief(error)}): start them by torchrun") from None
     fresh = PrefixStore(f"attempt {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     if is_on_gpus:
-        torch.cuda.set_device(place.local_rank)
+        torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")))
     # gloo too, since sums over images are on the CPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if is_on_gpus else "gloo", store=fresh, rank=rank, world_size=size)
     world = World(rank, size, fresh)
@@ -173,3 +172,25 @@ def joined(device: str | None = None, environment: Mapping[str, str] = os.enviro
 def is_lost_process(error: BaseException) -> bool:
     """Whether an exception of torch means that another process has ended, or does not answer."""
     return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of that name; "auto" is the GPU if there is one.
+
+    Raises:
+        InputError: the name is unknown, or this machine has no such device.
+    """
+    local = os.environ.get("LOCAL_RANK", "")  # set by torchrun: the number of the process on this machine
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and local.isdigit():
+        name = f"cuda:{local}"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"unknown device {shown(name)}: --device takes auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs here; use --device cpu or auto")
+    return device

@@ -17,10 +17,14 @@ from torch.distributions import Independent, Normal
 from pvae.config.config import Config
 from pvae.core.errors import InputError, check_name
 from pvae.core.random_state import seeded
-from pvae.data.dataset import Dataset, Pixels, binarized, padded, random_subset, to_pixels
+from pvae.data.dataset import Dataset, random_subset
+from pvae.data.preparation import Pixels, Preparation
 from pvae.distributions.hierarchy import Hierarchy
-from pvae.evaluation.attribute_probe import Response, balanced_accuracy, respond, train_probe
-from pvae.evaluation.latent_space import (
+from pvae.models.build import build_vae
+from pvae.models.priors import StandardNormalPrior
+from pvae.runs.data import data_of
+from pvae.runs.run import Run
+from pvae.trained.latent_space import (
     LatentReport,
     attribute_vector,
     decode,
@@ -28,20 +32,14 @@ from pvae.evaluation.latent_space import (
     nearest_neighbour_accuracy,
     report,
 )
-from pvae.models.build import build_vae
-from pvae.models.priors import StandardNormalPrior
-from pvae.runs.data import data_of
-from pvae.runs.run import Run
 from pvae.vae import VAE
 
-__all__ = ["ALPHAS", "TrainedRun", "prepared", "with_normalised_likelihood"]
+__all__ = ["ALPHAS", "TrainedRun", "with_normalised_likelihood"]
 
 ALPHAS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # the steps alpha of z + alpha v along the direction of an attribute
 
 _CHUNK = 1000
 _SHOWN_ATTRIBUTES = ("Blond_Hair", "Smiling", "Male", "Eyeglasses")
-_PROBE_TRAINING_IMAGES = 20_000
-_PROBED_IMAGES = 500
 
 
 @dataclass(frozen=True)
@@ -104,21 +102,25 @@ class TrainedRun:
     @cached_property
     def train(self) -> Tensor:
         """The training images after binarization and padding, as bytes."""
-        return prepared(self.run.config, self.data.train, "train")
+        return self.preparation.prepared(self.data.train, "train")
 
     @cached_property
     def test(self) -> Tensor:
         """The test images after binarization and padding, as bytes."""
-        return prepared(self.run.config, self.data.test, "test")
+        return self.preparation.prepared(self.data.test, "test")
 
     def seeded(self) -> AbstractContextManager[None]:
         """Return a context manager that seeds torch's generator with the run's seed, and restores its state at exit."""
         return seeded(self.run.config.seed, torch.device("cpu"))
 
     @property
-    def is_symmetric(self) -> bool:
-        """Whether the VAE takes pixels in [-1, 1] in place of [0, 1]."""
-        return self.run.config.pixels == "symmetric"
+    def preparation(self) -> Preparation:
+        """How the bytes of images become pixels of the VAE."""
+        return Preparation.of(self.run.config)
+
+    def shown(self, x: Tensor) -> Tensor:
+        """Return pixels of the VAE as pixels in [0, 1], which can be drawn."""
+        return self.preparation.shown(x)
 
     @cached_property
     def title(self) -> str:
@@ -155,30 +157,22 @@ class TrainedRun:
 
     def examples(self, count: int) -> Tensor:
         """Return pixels (count, C, H, W) of random test images, the same ones in every call."""
-        return self.pixels(self.test[random_subset(len(self.test), count, seed=0)])
-
-    def pixels(self, images: Tensor) -> Tensor:
-        """Return bytes as pixels in the range that the VAE takes."""
-        return to_pixels(images, self.is_symmetric)
-
-    def shown(self, pixels: Tensor) -> Tensor:
-        """Return pixels of the VAE as pixels in [0, 1], which can be drawn."""
-        return 0.5 * (pixels + 1) if self.is_symmetric else pixels
+        return self.preparation.x(self.test[random_subset(len(self.test), count, seed=0)])
 
     @cached_property
     def train_codes(self) -> Tensor:
         """Means of q(z | x) of the training images, (N, L)."""
-        return encode(self.vae, Pixels(self.train, self.is_symmetric))
+        return encode(self.vae, Pixels(self.train, self.preparation))
 
     @cached_property
     def test_codes(self) -> Tensor:
         """Means of q(z | x) of the test images, (M, L)."""
-        return encode(self.vae, Pixels(self.test, self.is_symmetric))
+        return encode(self.vae, Pixels(self.test, self.preparation))
 
     @cached_property
     def test_draws(self) -> Tensor:
         """Draws from the aggregate posterior: one draw of q(z | x) for each test image, (M, L)."""
-        x = Pixels(self.test, self.is_symmetric)
+        x = Pixels(self.test, self.preparation)
         with self.seeded(), torch.no_grad():
             return torch.cat([self.vae.posterior(part).sample() for part in x.split(_CHUNK)])
 
@@ -233,26 +227,7 @@ class TrainedRun:
         v is the direction of the attribute in the codes of the training images.
         """
         vector = attribute_vector(self.train_codes, self.attribute_labels[attribute][0])
-        return [self.shown(decode(self.vae, codes + alpha * vector)) for alpha in ALPHAS]
-
-    @cached_property
-    def responses(self) -> tuple[Response, ...]:
-        """Log-odds of a probe, trained on real images, for test images moved along the direction of each attribute.
-
-        Raises:
-            InputError: as `attribute_labels`.
-        """
-        train, test = (torch.stack(parts, dim=1) for parts in zip(*self.attribute_labels.values()))
-        with self.seeded():
-            probe = train_probe(self.train[:_PROBE_TRAINING_IMAGES], train[:_PROBE_TRAINING_IMAGES])
-        accuracies = balanced_accuracy(probe, self.test, test).tolist()
-        responses = []
-        for column, (name, accuracy) in enumerate(zip(self.attribute_labels, accuracies)):
-            log_odds, stderr = respond(probe, self.along(name, self.test_codes[:_PROBED_IMAGES]), column)
-            responses.append(
-                Response(attribute=name, alphas=ALPHAS, log_odds=log_odds, stderr=stderr, balanced_accuracy=accuracy)
-            )
-        return tuple(responses)
+        return [self.preparation.shown(decode(self.vae, codes + alpha * vector)) for alpha in ALPHAS]
 
 
 def with_normalised_likelihood(
@@ -272,10 +247,9 @@ def with_normalised_likelihood(
     Raises:
         InputError: the VAE was built in Python, and its likelihood is a pseudo-likelihood.
     """
-    symmetric = config.pixels == "symmetric"
+    preparation = Preparation.of(config)
     if not vae.is_pseudo:
-        kind = "binary" if config.binarize != "none" else "in [-1, 1]" if symmetric else "in [0, 1]"
-        return vae, Pixels(prepared(config, images, "test"), symmetric), kind
+        return vae, preparation.pixels(images), preparation.kind
     config = config.replace(binarize="static")
     with torch.random.fork_rng(devices=[]):
         binary = build_vae(config, image_shape)
@@ -285,11 +259,5 @@ def with_normalised_likelihood(
         raise InputError(
             "p(x | z) is a pseudo-likelihood, and log p(x) needs a likelihood: give one to the VAE"
         ) from None
-    pixels = Pixels(prepared(config, images, "test"))
-    return binary.eval(), pixels, "binarized: each drawn once, with its grey value as probability"
-
-
-def prepared(config: Config, images: Tensor, split: str) -> Tensor:
-    """Return the images of a split after binarization and padding, as bytes; "dynamic" pixels are drawn once."""
-    binarize = "static" if config.binarize == "dynamic" else config.binarize
-    return padded(binarized(images, binarize, split), config.pad)
+    kind = "binarized: each drawn once, with its grey value as probability"
+    return binary.eval(), Preparation.of(config).pixels(images), kind

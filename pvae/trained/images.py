@@ -12,13 +12,12 @@ from torch import Tensor
 
 from pvae.core.errors import InputError
 from pvae.core.records import markdown_of
-from pvae.data.dataset import Pixels
+from pvae.data.preparation import Pixels, Preparation
 from pvae.distributions.hierarchy import Hierarchy
-from pvae.evaluation.log_likelihood import bits_per_dimension, images_at_once, importance_sample
-from pvae.evaluation.report import elbo_terms
-from pvae.evaluation.trained_run import prepared, with_normalised_likelihood
 from pvae.runs.data import data_of, images_for
 from pvae.runs.run import Run
+from pvae.trained.log_likelihood import bits_per_dimension, elbo_terms, images_at_once, importance_sample
+from pvae.trained.trained_run import with_normalised_likelihood
 from pvae.vae import VAE
 
 __all__ = ["Codes", "GivenImages", "Score", "draw_codes", "encode_images", "sample_images", "score_images", "to_text"]
@@ -71,7 +70,7 @@ class GivenImages:
         if run.has_own_vae and vae is None:
             raise InputError(
                 f"{path} trained a VAE that was built in Python: build it again there, and give it to "
-                f"pvae.evaluation.images.GivenImages.of({str(path)!r}, vae=vae)"
+                f"pvae.trained.images.GivenImages.of({str(path)!r}, vae=vae)"
             )
         if images is None and not run.data.dataset:
             raise InputError(f"{path} was trained on images given from Python: name a file or folder of images")
@@ -85,7 +84,7 @@ class GivenImages:
     @property
     def pixels(self) -> Pixels:
         """The pixels that the VAE takes, as in training."""
-        return Pixels(prepared(self.run.config, self.images, "test"), self.run.config.pixels == "symmetric")
+        return Preparation.of(self.run.config).pixels(self.images)
 
     def with_likelihood(self) -> tuple[VAE, Pixels, str]:
         """Return a VAE whose likelihood is a probability or a density, pixels in its domain, and their kind."""
@@ -116,7 +115,7 @@ def encode_images(vae: VAE, x: Pixels) -> Codes:
     except NotImplementedError:
         raise InputError(
             "q(z | x) has no mean and standard deviation in closed form, as with a flow or several stochastic layers: "
-            "draw from it, with --draws or pvae.evaluation.images.draw_codes"
+            "draw from it, with --draws or pvae.trained.images.draw_codes"
         ) from None
     return Codes(loc, scale)
 

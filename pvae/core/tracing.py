@@ -1,0 +1,99 @@
+"""Checks of the values of a tensor: run at once, or collected by a recording, which runs them at each replay."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+import pyro
+from pyro.ops.provenance import detach_provenance
+from pyro.params import param_with_module_name
+from torch import Tensor, nn
+
+__all__ = ["Check", "call_once", "deferred", "register", "require", "shared_calls"]
+
+
+class Check(NamedTuple):
+    """A condition on a tensor, and the error to raise where it is false."""
+
+    holds: Callable[[Tensor], Tensor]
+    x: Tensor
+    error: Callable[[], Exception]
+
+
+_collected: ContextVar[list[Check] | None] = ContextVar("_collected", default=None)
+
+
+def require(holds: Callable[[Tensor], Tensor], x: Tensor, error: Callable[[], Exception]) -> None:
+    """Raise `error()` unless `holds(x)`; inside `deferred`, only collect the check.
+
+    Args:
+        holds: returns a boolean scalar.
+        x: the tensor to check.
+        error: creates the exception; it must hold no tensor, since a recording keeps it.
+    """
+    checks = _collected.get()
+    if checks is not None:
+        checks.append(Check(holds, x, error))
+    elif not bool(holds(x)):
+        raise error()
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[list[Check]]:
+    """Collect the checks of this block in a list, instead of running them."""
+    checks: list[Check] = []
+    token = _collected.set(checks)
+    try:
+        yield checks
+    finally:
+        _collected.reset(token)
+
+
+_Results = dict[tuple[int, int], tuple[nn.Module, Tensor, Tensor]]
+_results: ContextVar[_Results | None] = ContextVar("results", default=None)
+
+
+@contextmanager
+def shared_calls() -> Iterator[None]:
+    """Let `call_once` keep what it computes until the block ends; parameters must not change before."""
+    token = _results.set({})
+    try:
+        yield
+    finally:
+        _results.reset(token)
+
+
+def call_once(module: nn.Module, x: Tensor) -> Tensor:
+    """Return module(x); inside `shared_calls`, the same tensor for each call with the very same `x`."""
+    results = _results.get()
+    if results is None:
+        return module(x)
+    key = (id(module), id(x))
+    if key not in results:
+        results[key] = (module, x, module(x))  # kept with both, so that no other object gets their ids
+    return results[key][2]
+
+
+def register(name: str, module: nn.Module) -> None:
+    """Register the parameters of a module with Pyro under a name, so that `pyro.infer.SVI` trains them.
+
+    It does the same as `pyro.module`, and also checks the names.
+
+    Raises:
+        RuntimeError: another module's parameters are in Pyro's store under this name. `pyro.module` would run this
+            module while the optimiser steps the other one.
+    """
+    for key, parameter in module.named_parameters():
+        full_name = param_with_module_name(name, key)
+        if not parameter.requires_grad:
+            continue
+        stored = pyro.param(full_name, parameter)
+        if stored is not parameter and detach_provenance(stored) is not parameter:  # `pyro.render_model` wraps it
+            raise RuntimeError(
+                "another VAE is in Pyro's parameter store, and this one would not be trained: train each "
+                "inside `with pyro.get_param_store().scope():`, or call pyro.clear_param_store() first"
+            )

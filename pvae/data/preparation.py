@@ -1,0 +1,135 @@
+"""`Preparation`, the conversion of images from bytes to the x of a VAE, and back to images that can be drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pvae.config.config import Config
+from pvae.data.mapped import release
+
+__all__ = ["Pixels", "Preparation"]
+
+# The binary images do not depend on the seed of a run.
+_BINARIZATION_SEED = {"train": 20070501, "test": 20070502, "valid": 20070503}
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How the bytes of images become the x of a VAE: binarized, padded, and scaled to [0, 1] or [-1, 1].
+
+    Args:
+        binarize: "none", "threshold", "static" or "dynamic", as in `Config`.
+        pad: black pixels added on each side.
+        is_symmetric: pixels in [-1, 1] in place of [0, 1].
+    """
+
+    binarize: str = "none"
+    pad: int = 0
+    is_symmetric: bool = False
+
+    @classmethod
+    def of(cls, config: Config) -> Preparation:
+        """Return the preparation that a configuration describes."""
+        return cls(config.binarize, config.pad, config.pixels == "symmetric")
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether training images are binarized anew at every visit."""
+        return self.binarize == "dynamic"
+
+    @property
+    def kind(self) -> str:
+        """The values of a pixel, in words."""
+        if self.binarize != "none":
+            return "binary"
+        return "in [-1, 1]" if self.is_symmetric else "in [0, 1]"
+
+    def binarized(self, images: Tensor, split: str) -> Tensor:
+        """Return the images binarized.
+
+            none: x      threshold: 255 [x >= 0.5]      static, dynamic: 255 Bernoulli(x), drawn once
+
+        The draws are the same in every run.
+
+        Args:
+            images: uint8, any shape.
+            split: "train", "valid" or "test", each of which has its own draws.
+
+        Returns:
+            uint8 of the same shape.
+        """
+        if self.binarize == "none":
+            return images
+        if self.binarize == "threshold":
+            return (images >= 128).to(torch.uint8) * 255
+        # A byte u, uniform over 0..254, is below v with probability v / 255: an exact Bernoulli(v / 255). RandomState
+        # gives the same numbers in every version of numpy.
+        uniform = np.random.RandomState(_BINARIZATION_SEED[split]).randint(0, 255, tuple(images.shape), dtype=np.uint8)
+        outcome = torch.from_numpy(np.less(uniform, images.cpu().numpy(), out=uniform.view(bool)).view(np.uint8))
+        return outcome.mul_(255).to(images.device)  # in place, to save memory
+
+    def prepared(self, images: Tensor, split: str, is_redrawn: bool = False) -> Tensor:
+        """Return the images binarized and padded, as bytes.
+
+        Args:
+            images: uint8 (N, C, H, W).
+            split: "train", "valid" or "test".
+            is_redrawn: leave the images of "dynamic" grey, since `batch` will draw them.
+        """
+        if not (is_redrawn and self.is_dynamic):
+            images = self.binarized(images, split)
+        return torch.nn.functional.pad(images, (self.pad,) * 4) if self.pad else images
+
+    def x(self, prepared: Tensor) -> Tensor:
+        """Return prepared bytes as float32 pixels in [0, 1], or in [-1, 1] if symmetric."""
+        pixels = prepared.to(torch.float32).div_(255)
+        return pixels.mul_(2).sub_(1) if self.is_symmetric else pixels
+
+    def batch(self, prepared: Tensor, index: Tensor) -> Tensor:
+        """Return a batch of training images as pixels; those of "dynamic" are drawn from torch's generator.
+
+        Args:
+            prepared: `prepared(images, "train", is_redrawn=True)`.
+            index: indices of the batch, int64 (B,), on the device of `prepared`.
+
+        Returns:
+            (B, C, H, W).
+        """
+        pixels = self.x(prepared[index])
+        return torch.bernoulli(pixels) if self.is_dynamic else pixels
+
+    def pixels(self, images: Tensor, split: str = "test") -> Pixels:
+        """Return the images as x, converted in parts."""
+        return Pixels(self.prepared(images, split), self)
+
+    def shown(self, x: Tensor) -> Tensor:
+        """Return x, or a mean of p(x | z), as pixels in [0, 1]."""
+        return 0.5 * (x + 1) if self.is_symmetric else x
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """Prepared images in memory as bytes, which `split` converts to float pixels in parts.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        preparation: converts them.
+    """
+
+    images: Tensor
+    preparation: Preparation = Preparation()  # frozen
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.images)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Yield the pixels of `size` images at a time, as `Tensor.split` does."""
+        for part in self.images.split(size):
+            yield self.preparation.x(part)
+            release(part)

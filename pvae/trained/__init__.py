@@ -1,0 +1,1 @@
+"""An opened run, and what one does with it: encode, decode, score, sample, reconstruct, export."""
