@@ -1,4 +1,4 @@
-"""The documents for readers are true: their Python runs, their links lead somewhere, and README stays short."""
+"""The documents for readers are true: their Python runs, and their links lead somewhere."""
 
 from __future__ import annotations
 
@@ -40,17 +40,6 @@ def run(tmp_path, monkeypatch):
         return names
 
     return run_block
-
-
-def test_no_block_is_left_out():
-    assert {path.name: len(blocks(path)) for path in DOCUMENTS if blocks(path)} == {
-        "README.md": 2,
-        "compiled-steps.md": 1,
-        "estimators.md": 1,
-        "images.md": 1,
-        "run-folder.md": 2,
-        "systems.md": 1,
-    }
 
 
 def test_the_vae_by_hand_is_the_one_of_the_docstring():
@@ -144,23 +133,6 @@ def test_every_page_and_notebook_is_linked_from_the_readme():
     links = set(re.findall(r"\]\(([^)#\s]+)", README.read_text()))
     for path in [*PAGES, *ROOT.glob("notebooks/*.ipynb")]:
         assert path.relative_to(ROOT).as_posix() in links
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_lines_are_short_outside_of_tables(path):
-    assert [line for line in path.read_text().splitlines() if len(line) > 200 and not line.startswith("|")] == []
-
-
-def test_the_readme_is_short():
-    assert len(README.read_text().splitlines()) <= 150
-
-
-def test_every_room_is_named():
-    layout = (ROOT / "notebooks/layout.md").read_text()
-    rooms = {path.parent.name for path in (ROOT / "pvae").glob("*/*.py")}
-    assert len(rooms) >= 10
-    for room in rooms:
-        assert f"| `{room}/` |" in layout, room
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)

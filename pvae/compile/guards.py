@@ -1,4 +1,4 @@
-"""Guards of a recorded step: what it depends on, to compare, and what a recording must leave as it was."""
+"""Guards of a recorded step: a snapshot of what it depends on, and contexts that leave a model unchanged."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 _PLAIN = (bool, int, float, complex, str, bytes, torch.Size, torch.device)
-# Perhaps at each step; compared by parts.
+# Types whose objects a step may create anew each time; they are compared by their parts.
 _CREATED_ANEW = (types.MethodType, functools.partial, SubsampleMessenger, dict, list, tuple)
 
 

@@ -56,6 +56,7 @@ def compilations(monkeypatch):
 
 
 @needs_inductor
+@pytest.mark.slow
 def test_a_graph_is_compiled_once_and_anew_if_the_package_is_damaged(cache, compilations, caplog, monkeypatch):
     def run():
         graph, inputs = graph_of()

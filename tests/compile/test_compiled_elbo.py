@@ -428,6 +428,7 @@ def test_inductor_trains_as_eager(small_vae, small_images, monkeypatch):
 
 
 @needs_inductor
+@pytest.mark.slow
 def test_inductor_trains_as_eager_through_dynamo(small_vae, small_images, monkeypatch):
     """Not every graph can be compiled ahead of time."""
 

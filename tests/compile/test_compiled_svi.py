@@ -391,6 +391,7 @@ def test_it_trains_as_svi_on_a_gpu(small_vae, small_images, engine):
 
 
 @needs_inductor
+@pytest.mark.slow
 def test_a_training_by_inductor_resumes_bit_for_bit(tmp_path, few_digits, small_config):
     config = small_config.replace(compile="inductor", epochs=2, binarize="dynamic")
     whole = fit(config, data=few_digits, out=tmp_path / "whole")
