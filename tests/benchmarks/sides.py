@@ -376,6 +376,16 @@ def ours(elbo: str, compile: str = "none", precision: str = "fp32") -> Callable[
     return run
 
 
+def without_onednn(side: Callable[[Task], Events]) -> Callable[[Task], Events]:
+    """The same side, with the products of torch's BLAS in place of oneDNN's."""
+
+    def run(task: Task) -> Events:
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield from side(task)
+
+    return run
+
+
 SIDES: dict[str, tuple[Callable[[Task], Events], str]] = {
     "torch.distributions, trace": (by_hand(trace), ""),
     "torch.distributions, analytic": (by_hand(analytic), ""),
@@ -389,6 +399,7 @@ SIDES: dict[str, tuple[Callable[[Task], Events], str]] = {
     "pythae": (pythae, "pythae"),
     "NumPyro, jit + scan": (numpyro, "numpyro"),
     "pvae trace": (ours("trace"), ""),
+    "pvae trace, without oneDNN": (without_onednn(ours("trace")), ""),
     "pvae analytic": (ours("analytic"), ""),
     "pvae iwae K=5": (ours("iwae"), ""),
     "pvae dreg K=5": (ours("dreg"), ""),
