@@ -1,7 +1,7 @@
 """The command `python -m pvae.compare`."""
 
-from .cli.command import leave
+from .cli.command import exit_process
 from .cli.compare import main
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

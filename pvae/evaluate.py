@@ -1,7 +1,7 @@
 """The command `python -m pvae.evaluate`."""
 
-from .cli.command import leave
+from .cli.command import exit_process
 from .cli.evaluate import main
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -1,7 +1,7 @@
 """The command `python -m pvae.sample`."""
 
-from .cli.command import leave
+from .cli.command import exit_process
 from .cli.sample import main
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -34,7 +34,7 @@ __all__ = [
     "add_places",
     "check_writable",
     "ctrl_c_exits_at_once",
-    "leave",
+    "exit_process",
     "nonempty_path",
     "print_note",
     "result_folder",
@@ -242,7 +242,7 @@ def result_folder(folder: Path, names: Iterable[str] = ()) -> Iterator[Path]:
                 path.rmdir()
 
 
-def leave(status: int) -> NoReturn:
+def exit_process(status: int) -> NoReturn:
     """Exit without the usual cleanup of Python, with status 1 in place of 0 if printed lines were lost.
 
     All files are written by then. The cleanup takes a second or two, and threads of torch.distributed may abort in it.

@@ -14,7 +14,7 @@ from pvae.config.presets import get_system
 from pvae.core.errors import InputError, check_name
 from pvae.core.files import not_a_link, write_whole
 from pvae.core.records import csv_of
-from pvae.core.terminal import progress_bar, say
+from pvae.core.terminal import print_line, progress_bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,10 +91,10 @@ def _compare(arguments: argparse.Namespace) -> None:
                 raise InputError("; ".join(reasons))
             if arguments.elbo != _ALL:
                 for reason in reasons:
-                    say(reason)
+                    print_line(reason)
             log_p, untrusted = estimators.reference(vae, x)
             shown = log_p if log_p.stderr else f"{log_p.mean:.2f} exactly"
-            say(f"{stage}: log p(x) = {shown}, mean of {len(x)} test images; pixels {kind}")
+            print_line(f"{stage}: log p(x) = {shown}, mean of {len(x)} test images; pixels {kind}")
             if untrusted > MOST_UNTRUSTED:
                 warnings.append(
                     f"{stage}: the importance weights of {untrusted:.1%} of the images cannot be trusted: log p(x) is "
@@ -106,12 +106,12 @@ def _compare(arguments: argparse.Namespace) -> None:
                     rows.append(estimators.measure(vae, x, name, count, log_p, stage, arguments.repetitions, **options))
                     bar.update()
         table = "\n\n".join([estimators.to_markdown(rows), estimators.LEGEND, *warnings])
-        say(f"\n{table}\n")
+        print_line(f"\n{table}\n")
         write_whole(folder / "comparison.md", (table + "\n").encode())
         write_whole(folder / "comparison.csv", csv_of(rows).encode())
         title = arguments.run.resolve().name if arguments.run else config.system
         run_figures.write_figure(folder / "comparison.png", run_figures.comparison_figure(rows, title))
-        say(f"{folder}: comparison.csv, comparison.md, comparison.png")
+        print_line(f"{folder}: comparison.csv, comparison.md, comparison.png")
 
 
 def _weights(

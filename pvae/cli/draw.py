@@ -22,7 +22,7 @@ from pvae.cli.command import (
 from pvae.core.errors import InputError, NotFiniteError, check_name, naming_refused_parameters
 from pvae.core.files import check_replaceable, not_a_link, write_whole
 from pvae.core.records import csv_of, to_json
-from pvae.core.terminal import is_torchrun, say
+from pvae.core.terminal import is_torchrun, print_line
 
 __all__ = ["PICTURES", "main"]
 
@@ -95,13 +95,13 @@ def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> No
                     raise InputError(f"{name}: {error}") from None
         for name, figure in figures.items():
             write_figure(folder / f"{name}.png", figure)
-            say(folder / f"{name}.png")
+            print_line(folder / f"{name}.png")
         if wanted is not None:  # the report encodes all images, which takes longer than a picture
             return
         report = trained.report()
         write_whole(folder / "latent.json", f"{to_json(asdict(report), indent=2)}\n".encode())
         if said := str(report):
-            say(f"codes: {said}")
+            print_line(f"codes: {said}")
 
 
 def _animate(arguments: argparse.Namespace) -> None:
@@ -125,18 +125,18 @@ def _animate(arguments: argparse.Namespace) -> None:
         epochs = _epochs(arguments.epochs, max((row.epoch for row in rows), default=0))
         picture(trained)  # raises an InputError before the training if the run lacks what the picture needs
         seconds = sum(row.seconds for row in rows if row.epoch <= epochs[-1])
-        say(f"training again, from the same seed, to epoch {epochs[-1]}: the run took {seconds:.0f} s for that")
+        print_line(f"training again, from the same seed, to epoch {epochs[-1]}: the run took {seconds:.0f} s for that")
         figures = []
         for epoch, vae, _ in train_in_memory(run.config, epochs, data=trained.data):
             figures.append(picture(replace(trained, vae=vae, epoch=epoch)))
-            say(f"epoch {epoch} is drawn")
+            print_line(f"epoch {epoch} is drawn")
         end, weights = run.read_checkpoint(), vae.state_dict()
         is_end = (end.counts.epoch, end.unfinished) == (epochs[-1], None)
         if is_end and not all(torch.equal(weight, end.vae[key]) for key, weight in weights.items()):
             print_note("these weights differ from those of the run, which another device, machine or torch trained")
         for path, content in zip((folder / f"{name}.gif", folder / f"{name}.png"), animation(figures)):
             write_whole(path, content)
-            say(path)
+            print_line(path)
 
 
 def _epochs(text: str | None, last: int) -> list[int]:
@@ -171,7 +171,7 @@ def _draw_side_by_side(arguments: argparse.Namespace, runs: Sequence[Path]) -> N
                 kept = read.setdefault((entry.row.configuration, entry.row.seed), entry)
                 if kept is not entry:
                     raise InputError(f"it has the same configuration and seed as {kept.row.run}, which is kept")
-                say(f"{path.name}: {entry.title}")
+                print_line(f"{path.name}: {entry.title}")
             except (InputError, NotFiniteError) as error:
                 print(f"pvae.draw: {path.name} is left out: {error}", file=sys.stderr)
         if not read:
@@ -185,10 +185,10 @@ def _draw_side_by_side(arguments: argparse.Namespace, runs: Sequence[Path]) -> N
             figures[name] = figure
         write_whole(folder / "table.csv", csv_of(rows).encode())
         write_whole(folder / "table.md", to_markdown(rows).encode())
-        say(f"\n{to_markdown(rows)}\n{folder / 'table.csv'}\n{folder / 'table.md'}")
+        print_line(f"\n{to_markdown(rows)}\n{folder / 'table.csv'}\n{folder / 'table.md'}")
         for name, figure in figures.items():
             write_figure(folder / f"{name}.png", figure)
-            say(folder / f"{name}.png")
+            print_line(folder / f"{name}.png")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,7 +21,7 @@ from pvae.cli.command import (
 from pvae.config.options import whole_number
 from pvae.core.errors import InputError
 from pvae.core.files import check_replaceable, write_whole
-from pvae.core.terminal import say
+from pvae.core.terminal import print_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +81,7 @@ def _encode(arguments: argparse.Namespace) -> None:
             codes = encode_images(given.vae, given.pixels)._asdict()
             shown = str(codes["loc"].shape[1])
         write_whole(out, (_npz if out.suffix == ".npz" else _csv)(given.names, codes))
-    say(f"{out}: {' and '.join(codes)} of {len(given.names):,} images, {shown} latent dimensions")
+    print_line(f"{out}: {' and '.join(codes)} of {len(given.names):,} images, {shown} latent dimensions")
 
 
 def _npz(names: Sequence[str], codes: Mapping[str, Tensor]) -> bytes:

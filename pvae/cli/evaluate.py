@@ -14,7 +14,7 @@ from pvae.config.options import whole_number
 from pvae.core.errors import InputError, check_name
 from pvae.core.files import check_replaceable, write_whole
 from pvae.core.records import to_json
-from pvae.core.terminal import progress_bar, say
+from pvae.core.terminal import print_line, progress_bar
 
 if TYPE_CHECKING:
     from pvae.evaluation.report import Report
@@ -70,7 +70,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         trained = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline)
         report = _report_of(trained, arguments)
         write_whole(path, (to_json(asdict(report), indent=2) + "\n").encode())
-        say(f"{path}" if arguments.quiet else f"{to_text(report)}\n\n{path}")
+        print_line(f"{path}" if arguments.quiet else f"{to_text(report)}\n\n{path}")
 
 
 def _report_of(trained: TrainedRun, arguments: argparse.Namespace) -> Report:
@@ -88,7 +88,7 @@ def _report_of(trained: TrainedRun, arguments: argparse.Namespace) -> Report:
         if arguments.seconds and not is_quiet:
             bar.reset(count)  # for the next draws
             untrusted = f"the weights of {sample.untrusted:.1%} of the images cannot be trusted"
-            say(f"{sample.num_particles:,} draws for each image took {taken:.0f} s; {untrusted}")
+            print_line(f"{sample.num_particles:,} draws for each image took {taken:.0f} s; {untrusted}")
 
     with progress_bar("importance sampling", count, "image", is_quiet, in_logs=True) as bar:
         return evaluate(

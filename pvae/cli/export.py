@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pvae.cli.command import Parser, ctrl_c_exits_at_once, nonempty_path, result_folder, run_command
 from pvae.core.files import not_a_link
-from pvae.core.terminal import say
+from pvae.core.terminal import print_line
 
 __all__ = ["main"]
 
@@ -43,9 +43,9 @@ def _export(arguments: argparse.Namespace) -> None:
     out = arguments.out or not_a_link(run.place / "onnx")
     with result_folder(out, ("encoder.onnx", "decoder.onnx")) as folder:
         for exported in export(vae, run.config.padded(run.data.image_shape), folder):
-            say(exported)
+            print_line(exported)
         if domain := getattr(vae.p_x, "domain", ""):
-            say(f"N is any batch size; the pixels of x are {domain}")
+            print_line(f"N is any batch size; the pixels of x are {domain}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ from pvae.cli.command import Parser, ctrl_c_exits_at_once, nonempty_path, result
 from pvae.config.options import whole_number
 from pvae.core.errors import InputError
 from pvae.core.files import is_report, not_a_link, write_whole
-from pvae.core.terminal import say
+from pvae.core.terminal import print_line
 
 __all__ = ["main"]
 
@@ -70,7 +70,9 @@ def _sample(arguments: argparse.Namespace) -> None:
             write_whole(folder / name, content.getvalue())
         write_figure(folder / "samples.png", image_figure(images[:64], min(8, len(names)), ""))
         last = f" to {names[-1]}" if len(names) > 1 else ""
-        say(f"{folder}: {names[0]}{last}, and {'the first 64' if len(names) > 64 else 'all of them'} on samples.png")
+        print_line(
+            f"{folder}: {names[0]}{last}, and {'the first 64' if len(names) > 64 else 'all of them'} on samples.png"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

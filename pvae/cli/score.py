@@ -18,7 +18,7 @@ from pvae.cli.command import (
 from pvae.config.options import whole_number
 from pvae.core.files import not_a_link, write_whole
 from pvae.core.records import csv_of
-from pvae.core.terminal import progress_bar, say
+from pvae.core.terminal import print_line, progress_bar
 
 __all__ = ["CAVEAT", "main"]
 
@@ -87,15 +87,15 @@ def _score(arguments: argparse.Namespace) -> None:
         images = Preparation().x(given.images[[index[score.name] for row in rows.values() for score in row]])
         title = f"{given.run.title}\nthe oddest of {len(scores):,} images"
         write_figure(folder / "oddest.png", image_figure(images, len(least_likely), title, list(rows)))
-        say(to_text(least_likely))
+        print_line(to_text(least_likely))
         binarized = f"; pixels {kind}" if given.vae.is_pseudo else ""
-        say(f"the {len(least_likely)} least likely of {len(scores):,} images, in nats{binarized}")
-        say("+- is the standard error over the draws of z; ELBO, distortion and rate are means over ten draws")
+        print_line(f"the {len(least_likely)} least likely of {len(scores):,} images, in nats{binarized}")
+        print_line("+- is the standard error over the draws of z; ELBO, distortion and rate are means over ten draws")
         if untrusted := sum(not score.effective >= TRUSTED for score in scores):
             low = f"below {TRUSTED:.0f}: their log p(x) is underestimated; the ELBO is not affected"
-            say(f"the effective sample size of {untrusted:,} of them is {low}")
-        say(CAVEAT)
-        say(f"{folder}: scores.csv, oddest.png")
+            print_line(f"the effective sample size of {untrusted:,} of them is {low}")
+        print_line(CAVEAT)
+        print_line(f"{folder}: scores.csv, oddest.png")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -22,9 +22,9 @@ from pvae.cli.command import result_folder
 from pvae.config.config import Config
 from pvae.config.presets import as_option
 from pvae.core.errors import InputError, InterruptedTrainingError, TrainingError
-from pvae.core.files import own_folder, write_whole
+from pvae.core.files import locked, write_whole
 from pvae.core.records import csv_of
-from pvae.core.terminal import say
+from pvae.core.terminal import print_line
 from pvae.evaluation.table import row_of, to_markdown
 from pvae.runs.run import Run
 from pvae.trained.trained_run import TrainedRun
@@ -85,7 +85,7 @@ def train_seeds(
     """
     paths = {seed: folder / f"seed-{seed}" for seed in seeds}
     try:
-        with result_folder(folder, ["table.csv", "table.md"]), own_folder(folder):
+        with result_folder(folder, ["table.csv", "table.md"]), locked(folder):
             if any(folder.iterdir()) and not any(folder.glob("seed-*")):
                 raise InputError(f"--out {folder} exists and is neither empty nor a folder of seeds: name another")
             commands = {}
@@ -100,7 +100,7 @@ def train_seeds(
             if rows:
                 write_whole(folder / "table.csv", csv_of(rows).encode())
                 write_whole(folder / "table.md", to_markdown(rows).encode())
-                say(folder if quiet else f"\n{to_markdown(rows)}\n{folder / 'table.csv'}")
+                print_line(folder if quiet else f"\n{to_markdown(rows)}\n{folder / 'table.csv'}")
     except InterruptedTrainingError as error:
         how = f"interrupted; the same command with --out {shlex.quote(str(folder))} goes on where each seed was"
         raise InterruptedTrainingError(how, error.status) from None
@@ -144,7 +144,7 @@ def _train(
     processes, pool, failures = _Processes(threads, quiet), ThreadPoolExecutor(jobs), dict[int, str]()
     num_finished = num_seeds - len(commands)
     seeds = f"{len(commands)} {'seed' if len(commands) == 1 else 'seeds'}"
-    processes.say(
+    processes.print(
         f"{seeds}{f', beside {num_finished} that are finished,' if num_finished else ''} into {folder}: "
         f"{jobs} at a time, {threads} {'threads' if threads > 1 else 'thread'} each"
     )
@@ -154,7 +154,7 @@ def _train(
             seed, why = futures[future], future.result()
             if why:
                 failures[seed] = why
-            processes.say(f"seed {seed} {'failed' if why else 'is finished'}; {len(commands) - count} to go")
+            processes.print(f"seed {seed} {'failed' if why else 'is finished'}; {len(commands) - count} to go")
         reasons = {why.replace(f"{folder}/seed-{seed}", "") for seed, why in failures.items()}
         if len(failures) == num_seeds and len(reasons) == 1:
             raise InputError(f"{min(failures.items())[1]} (all of the {num_seeds} seeds)")
@@ -174,9 +174,9 @@ class _Processes:
         self.is_stopping = False
         self.lock = threading.Lock()  # so that no process starts after `stop` has ended the others
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         if not self.quiet:
-            say(line)
+            print_line(line)
 
     def train(self, seed: int, arguments: Sequence[str]) -> str:
         """Run `python -m pvae.train`; return the error that it printed, or an empty text if it succeeded."""
@@ -198,7 +198,7 @@ class _Processes:
         last_error = ""
         for line in map(str.rstrip, process.stdout):
             if line.startswith("epoch "):
-                self.say(f"seed {seed}  {line}")
+                self.print(f"seed {seed}  {line}")
             elif line.startswith("note: ") and line not in self.notes:
                 self.notes.add(line)
                 print(line, file=sys.stderr, flush=True)

@@ -17,7 +17,7 @@ from pvae.config.options import flag, whole_number
 from pvae.config.presets import SYSTEMS, as_option, get_system, list_systems
 from pvae.core.errors import InputError, brief
 from pvae.core.files import read_bounded
-from pvae.core.terminal import is_first_process, is_torchrun, say
+from pvae.core.terminal import is_first_process, is_torchrun, print_line
 
 if TYPE_CHECKING:
     from pvae.data.dataset import Dataset
@@ -257,6 +257,6 @@ def _with_images(config: Config, options: dict[str, Any]) -> tuple[Config, Datas
     data = load_for(config, options["data_dir"], options["offline"])
     config = images_config(data, **{"dataset": config.dataset, **chosen})
     if is_first_process() and not options["quiet"]:
-        say(f"{data.title}{data.found and ': '}{data.found}; chosen for them, unless you give another value:")
-        say(describe_choices(data, config, chosen))
+        print_line(f"{data.title}{data.found and ': '}{data.found}; chosen for them, unless you give another value:")
+        print_line(describe_choices(data, config, chosen))
     return config, data

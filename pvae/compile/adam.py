@@ -37,7 +37,7 @@ class _Update:
         self.parameters: list[Tensor] = optimizer.param_groups[0]["params"]
 
     @staticmethod
-    def suits(optimizer: Optimizer) -> bool:
+    def supports(optimizer: Optimizer) -> bool:
         """Whether it is plain fused Adam: one group, float32 or float64, one device, and settings that are numbers."""
         if type(optimizer) is not Adam or len(optimizer.param_groups) != 1:
             return False

@@ -86,10 +86,10 @@ class CompiledELBO(ELBO):
         self.num_recordings = 0
         self._changed: list[object] = []  # the calls whose last trial run changed a module
         self._recorded: list[RecordedStep] = []
-        self._checked: dict[object, RecordedStep] | None = None  # by call and shapes, inside `unedited`
+        self._checked: dict[object, RecordedStep] | None = None  # by call and shapes, inside `skip_guards`
 
     @contextlib.contextmanager
-    def unedited(self) -> Iterator[None]:
+    def skip_guards(self) -> Iterator[None]:
         """Look for edits only before the first step of each kind and batch shape, in a loop that makes none.
 
         Looking takes as long as many operators. In this block beta and Adam's lr, betas and epsilon may still change;
@@ -194,12 +194,12 @@ class CompiledELBO(ELBO):
         if recorded is not None:
             return recorded
         update = call.update
-        if update is not None and not update.suits(update.optimizer):
+        if update is not None and not update.supports(update.optimizer):
             return None
         if call.kind != "loss" and any(x.requires_grad for x in inputs):
             raise InputError("a compiled ELBO gives gradients to parameters only, and an input requires one")
         key = (call.kind, shapes, torch_settings())
-        recorded = next((one for one in reversed(self._recorded) if one.suits(key, call, self.elbo)), None)
+        recorded = next((one for one in reversed(self._recorded) if one.matches(key, call, self.elbo)), None)
         if recorded is None:
             with state_unchanged([*inputs, *(update.parameters if update is not None else [])], call.kind):
                 recorded = self._record(key, call, inputs)

@@ -43,7 +43,7 @@ class CompiledSVI(SVIWithTerms):
         self.prepare = prepare
         optimizer = optim.optimizer
         kind = ElementwiseAdamUpdate if loss.engine == "inductor" else FusedAdamUpdate
-        self._update = kind(optimizer, optim.name_of) if kind.suits(optimizer) else None  # type: ignore[arg-type]
+        self._update = kind(optimizer, optim.name_of) if kind.supports(optimizer) else None  # type: ignore[arg-type]
 
     def step(self, *inputs: Tensor, beta: float | None = None) -> float:
         """Step the parameters by one batch, and return its loss; see `step_with_terms` for the errors."""

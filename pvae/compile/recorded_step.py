@@ -164,7 +164,7 @@ class RecordedStep:
     written: list[Tensor]
     counts: list[Tensor]
 
-    def suits(self, key: tuple[object, ...], call: Call, elbo: Any) -> bool:
+    def matches(self, key: tuple[object, ...], call: Call, elbo: Any) -> bool:
         """Whether this records such a call: the same inputs, functions, parameters and optimiser, and no edit since."""
         are_same = self.key == key and is_same(self.call.functions, call.functions) and self.elbo is elbo
         return are_same and self.has_state_of(call.update) and self._is_in_store() and self.snapshot.is_current()

@@ -21,9 +21,9 @@ __all__ = [
     "expanded",
     "is_report",
     "is_temporary",
+    "locked",
     "not_a_link",
     "open_bounded",
-    "own_folder",
     "read_bounded",
     "write_whole",
 ]
@@ -191,7 +191,7 @@ def expanded(path: str | Path, option: str) -> Path:
 
 
 @contextlib.contextmanager
-def own_folder(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, which the system releases when the process ends, even if it is killed.
 
     On Windows, and on disks that do not support locks, nothing is locked.

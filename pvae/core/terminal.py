@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["is_first_process", "is_torchrun", "progress_bar", "say"]
+__all__ = ["is_first_process", "is_torchrun", "print_line", "progress_bar"]
 
 
 def is_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
@@ -23,7 +23,7 @@ def is_first_process() -> bool:
     return not is_torchrun() or os.environ.get("RANK") == "0"
 
 
-def say(line: object) -> None:
+def print_line(line: object) -> None:
     """Print a line; if standard output is a closed pipe or a full device, print nothing from then on."""
     if sys.stdout is None:
         return

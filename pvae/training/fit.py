@@ -17,9 +17,9 @@ from pvae.config.config import Config
 from pvae.config.options import ESTIMATORS, whole_number
 from pvae.config.presets import SYSTEMS
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError, is_out_of_memory
-from pvae.core.files import expanded, own_folder
+from pvae.core.files import expanded, locked
 from pvae.core.random_state import restore_rng_state, rng_state, seeded
-from pvae.core.terminal import say
+from pvae.core.terminal import print_line
 from pvae.data.choices import images_config
 from pvae.data.dataset import Dataset
 from pvae.runs.checkpoint import NO_ROWS, Checkpoint, Rows
@@ -156,7 +156,7 @@ def resume(
                 last = run.metrics()[-1].epoch
                 how = f"; to train it further, give --epochs above {last}"
                 how = ", where it ran out of --patience" if last < run.config.epochs else how
-                say(f"{run.path} is finished, at epoch {last}{how}")
+                print_line(f"{run.path} is finished, at epoch {last}{how}")
             return run
         where = resolve_device(device)
         data = data_of(run, data, data_dir, offline)
@@ -214,7 +214,7 @@ def _joined(*notes: str) -> str:
 
 def _locked(path: Path, world: World) -> contextlib.AbstractContextManager[None]:
     """Hold the lock of a folder, in the first process."""
-    return own_folder(path) if world.is_first else contextlib.nullcontext()
+    return locked(path) if world.is_first else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pvae.config.config import Config
 from pvae.config.presets import system_title
-from pvae.core.terminal import say
+from pvae.core.terminal import print_line
 from pvae.data.preparation import Preparation
 from pvae.runs.metrics import Metrics, best_epoch
 from pvae.runs.run import Run
@@ -25,27 +25,27 @@ class Console:
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         """Print one line."""
         if not self.quiet:
-            say(line)
-            self.quiet = sys.stdout is None  # `say` found that nothing reads it: draw no progress bar either
+            print_line(line)
+            self.quiet = sys.stdout is None  # `print_line` found that nothing reads it: draw no progress bar either
 
     def start(self, run: Run, device: str, epoch: int) -> None:
         """Print what is trained on what data, and the folder it is written to."""
         config, data = run.config, run.data
         folder = f" (found in {data.folder})" if data.folder else ""
-        self.say(f"data: {data.title}{folder}, pixels {_pixels(config, run.has_own_vae)}")
+        self.print(f"data: {data.title}{folder}, pixels {_pixels(config, run.has_own_vae)}")
         rate = "" if run.has_own_vae else _estimated_rate(config)
-        self.say(
+        self.print(
             f"training {system_title(config)} by SVI with --elbo {config.elbo}{rate}, "
             f"epochs {epoch + 1} to {config.epochs}, on {device}, into {run.path}"
         )
         if config.warm_up > config.epochs:
             share = f"{config.epochs / config.warm_up:.0%}"
-            self.say(f"the warm-up takes {config.warm_up} epochs: the weight of the rate rises to {share} of --beta")
+            self.print(f"the warm-up takes {config.warm_up} epochs: the weight of the rate rises to {share} of --beta")
         if config.compile == "inductor":
-            self.say("the first step is compiled, if it was not before: for some seconds, with flows a minute or so")
+            self.print("the first step is compiled, if it was not before: for some seconds, with flows a minute or so")
 
     def epoch(self, run: Run, rows: Sequence[Metrics], skipped: int = 0) -> None:
         """Print the metrics of one epoch.
@@ -64,7 +64,7 @@ class Console:
         terms += run.bits(test)
         seconds, epochs = sum(row.seconds for row in rows), run.config.epochs
         line = f"epoch {test.epoch:{len(str(epochs))}}/{epochs}  {'  '.join(map(str, rows))} ({terms})  {seconds:.1f} s"
-        self.say(f"{line}, {skipped} steps skipped so far" if skipped else line)
+        self.print(f"{line}, {skipped} steps skipped so far" if skipped else line)
 
     def end(self, rows: Sequence[Metrics], epochs: int) -> None:
         """Print which epoch was the best on the validation images, if there are any, and why the training ended.
@@ -79,7 +79,7 @@ class Console:
             why = f"stopped after epoch {last}, {last - best} epochs without a better bound; " if last < epochs else ""
             more = "; it is the last one: more epochs may give a better one" if best == last else ""
             chosen = f"epoch {best} is the best on the validation images"
-            self.say(f"{why}{chosen}: load, evaluate and draw take its weights{more}")
+            self.print(f"{why}{chosen}: load, evaluate and draw take its weights{more}")
 
 
 _BINARY = {

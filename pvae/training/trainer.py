@@ -138,7 +138,7 @@ class Trainer:
             self._unfinished = UnfinishedEpoch(order, distortion, rate, total=0.0, seen=0, seconds=0.0)
         state = self._unfinished
         bar = progress_bar(title, self.num_steps, "step", quiet, state.seen // batch_size)
-        with bar, no_nan_warnings(), self.stepper.unedited():
+        with bar, no_nan_warnings(), self.stepper.skip_guards():
             while state.seen < len(state.order):
                 started, index = time.perf_counter(), state.order[state.seen : state.seen + batch_size]
                 (loss, terms), share = self._step(index), self.world.share(len(index))
@@ -390,13 +390,13 @@ class Stepper:
             return self._svi(share).evaluate_with_terms(x, beta)
 
     @contextlib.contextmanager
-    def unedited(self) -> Iterator[None]:
+    def skip_guards(self) -> Iterator[None]:
         """Let recorded steps skip the check for edits of the model, inside a loop that makes none."""
         with contextlib.ExitStack() as stack:
             for rows in (self.config.batch_size, len(self._images) % self.config.batch_size):
                 elbo = self._svi(self.world.share(rows)).elbo if rows else None
                 if isinstance(elbo, CompiledELBO):
-                    stack.enter_context(elbo.unedited())
+                    stack.enter_context(elbo.skip_guards())
             yield
 
     def moments(self) -> dict[str, Tensor]:

@@ -279,7 +279,7 @@ def _write_images(path: Path, count: int) -> int:
 
 _ALL_REDUCE = """
 import statistics, sys, time, torch
-from pvae.cli.command import leave
+from pvae.cli.command import exit_process
 from pvae.training.parallel import joined
 with joined("cpu") as world:
     parts, times = [torch.zeros(int(sys.argv[1]))], []
@@ -289,7 +289,7 @@ with joined("cpu") as world:
         times.append(time.perf_counter() - started)
     if world.is_first:
         print(statistics.median(times))
-leave(0)
+exit_process(0)
 """
 
 

@@ -33,7 +33,7 @@ from typing import Any
 
 from turns import Result, counted, end_turn, give, heats, in_turns, since_start
 
-from pvae.cli.command import leave, run_command
+from pvae.cli.command import exit_process, run_command
 from pvae.core.errors import InputError
 
 
@@ -43,7 +43,7 @@ def main() -> None:
     if arguments.side:
         give(_run_side(arguments))
         if arguments.side.startswith("pvae"):
-            leave(0)  # as its commands end
+            exit_process(0)  # as its commands end
     else:
         sys.exit(run_command("speed.py", lambda: _run_part(arguments)))
 

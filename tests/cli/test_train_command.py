@@ -257,7 +257,7 @@ def test_training_survives_a_closed_standard_output(tmp_path, shell):
 
 def test_lost_output_is_reported():
     """A full device is reported when the process exits; a closed pipe is not an error."""
-    command = f"{sys.executable} -c 'from pvae.cli.command import leave; print(1); leave(0)'"
+    command = f"{sys.executable} -c 'from pvae.cli.command import exit_process; print(1); exit_process(0)'"
     buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
     lost, cut = (
         subprocess.run(

@@ -71,8 +71,8 @@ def test_it_trains_as_svi(small_vae, small_images, name):
 
 def test_a_loop_without_edits_is_checked_once(small_vae, small_images, monkeypatch):
     """The learning rate and beta may change in it; after it, every step is checked again."""
-    looks, suits = [], RecordedStep.suits
-    monkeypatch.setattr(RecordedStep, "suits", lambda self, *given: looks.append(self) or suits(self, *given))
+    looks, matches = [], RecordedStep.matches
+    monkeypatch.setattr(RecordedStep, "matches", lambda self, *given: looks.append(self) or matches(self, *given))
     batches = [small_images(3 if step in (10, 15) else 8, seed=step) for step in range(20)]
 
     def stepped(elbo):
@@ -82,7 +82,7 @@ def test_a_loop_without_edits_is_checked_once(small_vae, small_images, monkeypat
         return trained(small_vae(), elbo, batches, change=change, beta_of=lambda step: min(1.0, step / 8))
 
     elbo = CompiledELBO(built("trace"))
-    with elbo.unedited():
+    with elbo.skip_guards():
         ours = stepped(elbo)
         assert len(looks) == 1, "for the short batch, at the first of its two visits"
         vae, x = small_vae(), small_images(8)
@@ -234,7 +234,7 @@ def test_other_optimisers_step_by_themselves(small_vae, small_images, kind):
     batches = [small_images(8, seed=step) for step in range(4)]
     theirs = trained(small_vae(), built("trace"), batches, OTHERS[kind])
     assert_alike(trained(small_vae(), CompiledELBO(built("trace")), batches, OTHERS[kind]), theirs)
-    assert not FusedAdamUpdate.suits(OTHERS[kind](list(small_vae().parameters())))
+    assert not FusedAdamUpdate.supports(OTHERS[kind](list(small_vae().parameters())))
 
 
 def test_batch_norm_counts_once_a_step():

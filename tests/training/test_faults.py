@@ -16,7 +16,7 @@ from helpers.runs import assert_same, weights
 from pvae.cli.train import main
 from pvae.core import files
 from pvae.core.errors import InputError, LostError
-from pvae.core.files import own_folder
+from pvae.core.files import locked
 from pvae.runs import data
 from pvae.runs.run import Run
 from pvae.training import fit as fit_module
@@ -139,8 +139,8 @@ def test_the_folder_becomes_read_only(few, capsys, tmp_path, monkeypatch):
 OWNER = """
 import sys, time
 from pathlib import Path
-from pvae.core.files import own_folder
-with own_folder(Path(sys.argv[1])):
+from pvae.core.files import locked
+with locked(Path(sys.argv[1])):
     print("mine", flush=True)
     time.sleep(600)
 """
@@ -168,7 +168,7 @@ def test_resume_reads_the_checkpoint_under_the_lock(few_digits, small_config, tm
     original = Run.read_checkpoint
 
     def read_checkpoint(self, previous=False):
-        with pytest.raises(InputError, match="another process"), own_folder(self.path):
+        with pytest.raises(InputError, match="another process"), locked(self.path):
             pass
         return original(self, previous)
 
