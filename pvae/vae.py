@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pvae.core.errors import InputError
 from pvae.core.tracing import register
 
-__all__ = ["VAE", "LikelihoodModule", "PosteriorModule", "PriorModule"]
+__all__ = ["VAE", "LikelihoodModule", "PosteriorModule", "PriorModule", "draw_layers"]
 
 
 class PriorModule(Protocol):
@@ -104,8 +104,12 @@ class VAE(nn.Module):
         self.p_x = _module("p_x", p_x)
 
     def prior(self) -> TorchDistribution:
-        """Return p(z): batch shape (), event shape (L,)."""
-        return self.p_z()
+        """Return p(z): batch shape (), event shape (L,).
+
+        Raises:
+            InputError: (a ValueError; so do the two methods below) the module returned another batch shape.
+        """
+        return _checked("p(z)", self.p_z(), ())
 
     def posterior(self, x: Tensor) -> TorchDistribution:
         """Return q(z | x) for images x (B, C, H, W): batch shape (B,), event shape (L,).
@@ -114,25 +118,40 @@ class VAE(nn.Module):
             InputError: (a ValueError) x is not a batch of images in the likelihood's domain.
         """
         check: Callable[[Tensor], Tensor] | None = getattr(self.p_x, "check", None)
-        return self.q_z(x if check is None else check(x))
+        return _checked("q(z | x)", self.q_z(x if check is None else check(x)), x.shape[:1])
 
     def likelihood(self, z: Tensor) -> TorchDistribution:
         """Return p(x | z) for latents z (..., L): batch shape z.shape[:-1], event shape (C, H, W)."""
-        return self.p_x(z)
+        return _checked("p(x | z)", self.p_x(z), z.shape[:-1])
+
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return log p(x | z) of x (B, *D) and latents z (..., B, L): (..., B) nats.
+
+        Raises:
+            InputError: (a ValueError) the event of p(x | z) has another shape than a datum.
+        """
+        return self._likelihood_of(x, z).log_prob(x)
+
+    def _likelihood_of(self, x: Tensor, z: Tensor) -> TorchDistribution:
+        p_x = self.likelihood(z)
+        if p_x.event_shape != x.shape[1:]:
+            shapes = f"{tuple(p_x.event_shape)}, and a datum {tuple(x.shape[1:])}"
+            raise InputError(f"the event of p(x | z) has shape {shapes}: return a distribution of the datum's shape")
+        return p_x
 
     def model(self, x: Tensor) -> None:
         """Pyro's generative function over images x (B, C, H, W): sites "z" and "x", or "z1", "z2", ... and "x"."""
         register("p_z", self.p_z)
         register("p_x", self.p_x)
         with pyro.plate("data", x.shape[0]):
-            z = _sample(self.prior())
-            pyro.sample("x", _of_pyro(self.likelihood(z)), obs=x)
+            z = draw_layers(self.prior(), pyro.sample)
+            pyro.sample("x", self._likelihood_of(x, z), obs=x)
 
     def guide(self, x: Tensor) -> None:
         """Pyro's variational function over images x (B, C, H, W): site "z", or "z1", "z2", ..."""
         register("q_z", self.q_z)
         with pyro.plate("data", x.shape[0]):
-            _sample(self.posterior(x))
+            draw_layers(self.posterior(x), pyro.sample)
 
     @property
     def has_density(self) -> bool:
@@ -150,17 +169,26 @@ class VAE(nn.Module):
         return self.has_density and getattr(self.p_x, "is_bounding", True)
 
 
-def _sample(latent: Any) -> Tensor:
-    """Return z from the site "z", or from a site for each layer of a hierarchy."""
-    return latent.draw(pyro.sample) if hasattr(latent, "draw") else pyro.sample("z", _of_pyro(latent))
+def draw_layers(latent: Any, draw: Callable[[str, Any], Tensor]) -> Tensor:
+    """Return z = draw("z", latent), or draw each layer of a hierarchy: "z1", "z2" and so on."""
+    return latent.draw(draw) if hasattr(latent, "draw") else draw("z", latent)
 
 
-def _of_pyro(distribution: TorchDistribution) -> TorchDistribution:
-    if not callable(distribution):  # pyro.sample calls a distribution to draw from it
-        name = f"{type(distribution).__module__}.{type(distribution).__name__}"
-        what = "prior, posterior and likelihood must return distributions of pyro.distributions"
-        raise InputError(f"{what}, such as Normal(loc, scale).to_event(1), and one returned a {name}")
-    return distribution
+def _checked(name: str, one: TorchDistribution, batch_shape: tuple[int, ...]) -> TorchDistribution:
+    """Return a distribution of Pyro's that has this batch shape, or raise an `InputError` that says what to return."""
+    if not callable(one):  # pyro.sample calls a distribution to draw from it
+        kind = f"{type(one).__module__}.{type(one).__name__}"
+        example = "such as Normal(loc, scale).to_event(1)"
+        raise InputError(f"{name} is a {kind}: return a distribution of pyro.distributions, {example}")
+    if one.batch_shape != batch_shape:
+        base: Any = one
+        while hasattr(base, "reinterpreted_batch_ndims"):
+            base = base.base_dist
+        shapes = f"batch shape {tuple(one.batch_shape)} and event shape {tuple(one.event_shape)}"
+        num_event_dims = len(base.batch_shape) - len(batch_shape)
+        how = f": return it with .to_event({num_event_dims})" if num_event_dims >= 0 else ""
+        raise InputError(f"{name} has {shapes}, where its batch shape must be {tuple(batch_shape)}{how}")
+    return one
 
 
 def _module(name: str, module: object) -> nn.Module:

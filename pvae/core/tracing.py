@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 from pyro.ops.provenance import detach_provenance
@@ -68,13 +68,23 @@ def shared_calls() -> Iterator[None]:
 
 
 def call_once(module: nn.Module, x: Tensor) -> Tensor:
-    """Return module(x); inside `shared_calls`, the same tensor for each call with the very same `x`."""
+    """Return module(x); inside `shared_calls`, the same tensor for each call with the very same `x`.
+
+    If `x` is another view of the same values, with gradients of its own, the module runs again, but running averages of
+    BatchNorm are updated by the first call only.
+    """
     results = _results.get()
     if results is None:
         return module(x)
     key = (id(module), id(x))
     if key not in results:
+        ran = any(one is module and x.is_set_to(other) for one, other, _ in results.values())
+        norms: list[Any] = [one for one in module.modules() if ran and getattr(one, "track_running_stats", False)]
+        for norm in norms:
+            norm.track_running_stats = False
         results[key] = (module, x, module(x))  # kept with both, so that no other object gets their ids
+        for norm in norms:
+            norm.track_running_stats = True
     return results[key][2]
 
 

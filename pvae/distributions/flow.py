@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -25,14 +25,24 @@ class Bijection(Protocol):
         ...
 
 
+class _Draw(NamedTuple):
+    """The last draw z = f(e) of a flow, log q(z), and whether both have the graph of their gradients."""
+
+    e: Tensor
+    z: Tensor
+    log_q: Tensor
+    has_graph: bool
+
+
 class Flow(TorchDistribution):
     """The distribution of z = f(e) with e from a base distribution: a normalising flow.
 
-        log q(z) = log base(e) - log |det df/de|,    e = f^-1(z)
+        log q(z) = log base(e) - log |det J|,    e = f^-1(z),    J = df/de
 
-    At the last draw, `log_prob` takes the e that z was drawn with, and does not invert f, which may take L passes. At
-    any other z, a detached copy of the draw among them, it inverts f; it also inverts f where gradients are enabled
-    now but were not when z was drawn. Do not change a draw in place: `log_prob` would return the density of the draw.
+    `log_prob` inverts f, which may take L passes and is inexact in float32 where f is steep. At the last draw, or a
+    detached copy that shares its memory, e is known and nothing is inverted: the derivative by z at fixed parameters is
+    J^-T d/de (log base(e) - log |det J|), which takes L backward passes through f. Do not change a draw in place:
+    `log_prob` would return the density of the draw.
 
     Args:
         base: a reparameterised distribution of vectors, event shape (L,), of the batch shape of the context of f.
@@ -48,7 +58,7 @@ class Flow(TorchDistribution):
 
     def __init__(self, base: TorchDistribution, bijection: Bijection) -> None:
         self.base, self.bijection = base, bijection
-        self._drawn: tuple[Tensor, Tensor, bool] | None = None  # the last draw, its log-density, whether by autograd
+        self._drawn: _Draw | None = None
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Flow:
@@ -59,17 +69,36 @@ class Flow(TorchDistribution):
         """Return reparameterised draws, sample_shape + (..., L)."""
         e = self.base.rsample(sample_shape)
         z, log_det = self.bijection.call_and_ladj(e)
-        self._drawn = z, self.base.log_prob(e) - log_det, torch.is_grad_enabled()
+        self._drawn = _Draw(e, z, self.base.log_prob(e) - log_det, torch.is_grad_enabled())
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log q(z) of vectors (..., L), in nats."""
-        if self._drawn is not None:
-            drawn, log_q, has_gradient = self._drawn
-            if value is drawn and (has_gradient or not torch.is_grad_enabled()):
-                return log_q
+        draw, has_grad = self._drawn, torch.is_grad_enabled()
+        if draw is not None and (draw.has_graph or not has_grad):
+            if value is draw.z:
+                return draw.log_q
+            if value.dtype == draw.z.dtype and value.is_set_to(draw.z):  # the same memory
+                # The added term is 0. It gives the derivative by `value`, and takes that by the draw from log q(z).
+                return draw.log_q + (self._derivative(draw.e) * (value - draw.z)).sum(-1) if has_grad else draw.log_q
         e, log_det = self.bijection.inv.call_and_ladj(value)
         return self.base.log_prob(e) + log_det
+
+    def _derivative(self, e: Tensor) -> Tensor:
+        """Return the derivative of log q(z) by z = f(e) at fixed parameters, (..., L).
+
+        For each transform h -> f_t(h) in turn, that by f_t(h) is J_t^-T (that by h - d/dh log |det J_t|).
+        """
+        with torch.enable_grad():
+            h = e.detach().requires_grad_()
+            (by_h,) = torch.autograd.grad(self.base.log_prob(h).sum(), h)
+            for transform in getattr(self.bijection, "transforms", [self.bijection]):
+                y, log_det = transform.call_and_ladj(h)
+                (by_h,) = torch.autograd.grad(((by_h * h).sum(-1) - log_det).sum(), h, retain_graph=True)
+                rows = [torch.autograd.grad(one.sum(), h, retain_graph=True)[0] for one in y.unbind(-1)]
+                by_h = torch.linalg.solve(torch.stack(rows, -1).double(), by_h.double()).to(e.dtype)
+                h = y.detach().requires_grad_()
+        return by_h
 
     @property
     def mean(self) -> Tensor:

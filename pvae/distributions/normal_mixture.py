@@ -12,6 +12,8 @@ from torch.nn.functional import linear
 
 __all__ = ["NormalMixture"]
 
+_EXACT = 8  # components
+
 
 class NormalMixture(dist.MixtureSameFamily):  # type: ignore[misc]
     """A mixture of M Normals, each over L independent dimensions.
@@ -21,6 +23,9 @@ class NormalMixture(dist.MixtureSameFamily):  # type: ignore[misc]
     The log-density of a single mixture at many z is a matrix product, in float64 because its terms cancel:
 
         sum_l (z_l - loc_ml)^2 / s_ml  =  sum_l z_l^2 / s_ml - 2 z_l loc_ml / s_ml + loc_ml^2 / s_ml,    s = scale^2
+
+    If a term may exceed 10^8, as for narrow components far from 0, the left side is computed for the 8 components that
+    contribute most to each z.
 
     Args:
         mixture_distribution: `Categorical`, batch shape (..., M).
@@ -50,6 +55,11 @@ class NormalMixture(dist.MixtureSameFamily):  # type: ignore[misc]
         by_component = by_component - 0.5 * math.log(2 * math.pi) * value.shape[-1]
         weight = torch.cat([loc * precision, -0.5 * precision], -1)
         log_terms = linear(torch.cat([z, z.square()], -1), weight, by_component)
+        nearest = log_terms.topk(min(_EXACT, len(loc))).indices
+        exact = dist.Normal(loc[nearest], scale[nearest]).log_prob(z.unsqueeze(-2)).sum(-1)
+        exact = exact + mixture.mixture_distribution.logits[nearest]
+        cancels = precision.amax() * torch.maximum(loc.abs().amax(), z.abs().amax()).square() > 1e8
+        log_terms = torch.where(cancels, log_terms.scatter(-1, nearest, exact), log_terms)
         log_density = log_terms.to(value.dtype).logsumexp(-1)
         return log_density.expand(torch.broadcast_shapes(value.shape[:-1], self.batch_shape))
 

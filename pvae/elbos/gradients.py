@@ -25,7 +25,7 @@ class _NoPathThroughDraws(Messenger):
     """Detach each draw of z from the parameters of its distribution."""
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and isinstance(msg["value"], Tensor):
+        if not msg["is_observed"] and isinstance(msg["value"], Tensor) and msg["value"].requires_grad:
             msg["value"] = msg["value"].detach()
 
 
@@ -175,7 +175,8 @@ class PIWAE(PathDerivativeELBO):
         prior, decoder     d/d theta  log (1/K) sum_k w_k
 
     The encoder's gradient is that of `MIWAE`, whose signal-to-noise ratio is higher. The value and the other gradients
-    are those of `IWAE`.
+    are those of `IWAE`. A parameter that q and p share, as in a ladder or with a VampPrior, gets the sum of two
+    gradients: through q and z that of `MIWAE`, through p that of `IWAE`.
 
     Args:
         num_particles: K, a multiple of M.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from pvae.core.terms import LossAndTerms, Terms
-from pvae.core.tracing import register
-from pvae.distributions.hierarchy import layers_of
+from pvae.core.tracing import register, shared_calls
 from pvae.elbos.base import PerDatumELBO, PyroFunction, refuse_dependent_dimensions, require_rsample
-from pvae.vae import VAE
+from pvae.vae import VAE, draw_layers
 
 __all__ = ["HandwrittenELBO"]
 
@@ -26,7 +27,7 @@ class HandwrittenELBO(PerDatumELBO):
     def loss_and_terms(
         self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | Tensor | None = None
     ) -> LossAndTerms:
-        """Return loss and terms of a batch x (B, C, H, W), from the distributions of the VAE of `model` and `guide`.
+        """Return loss and terms of a batch x (B, *D), from the distributions of the VAE of `model` and `guide`.
 
         Raises:
             TypeError: `model` and `guide` are not the methods of one `VAE`, which has the distributions.
@@ -37,16 +38,28 @@ class HandwrittenELBO(PerDatumELBO):
             raise TypeError("the handwritten ELBO takes vae.model and vae.guide of one VAE")
         for name in ("p_z", "q_z", "p_x"):  # SVI updates only parameters that are registered while the loss is computed
             register(name, getattr(vae, name))
-        prior, posterior = vae.prior(), vae.posterior(x)
-        require_rsample("z", posterior)
-        z = posterior.rsample((self.num_particles,))
-        distortion = -vae.likelihood(z).log_prob(x).mean(0)
-        rate = (posterior.log_prob(z) - prior.log_prob(z)).mean(0)
+        layers: dict[str, tuple[Any, Tensor]] = {}  # each layer's posterior and draw
+        priors: dict[str, Any] = {}
+
+        def draw(name: str, q: Any) -> Tensor:
+            require_rsample(name, q)
+            layers[name] = q, q.rsample(() if layers else (self.num_particles,))
+            return layers[name][1]
+
+        def replay(name: str, p: Any) -> Tensor:
+            priors[name] = p
+            return layers[name][1]
+
+        with shared_calls():
+            z = draw_layers(vae.posterior(x), draw)
+            draw_layers(vae.prior(), replay)
+        pairs = [(q, priors[name], z) for name, (q, z) in layers.items()]
+        distortion = -vae.log_likelihood(x, z).mean(0)
+        rate = sum((q.log_prob(z) - p.log_prob(z)).mean(0) for q, p, z in pairs)
         beta = self.beta if beta is None else beta
         if self.free_bits:
-            layers = [(q, p, layer) for (layer, q), (_, p) in zip(layers_of(posterior, z), layers_of(prior, z))]
-            refuse_dependent_dimensions(one for q, p, _ in layers for one in (q, p))
-            rates = [(q.base_dist.log_prob(z) - p.base_dist.log_prob(z)).mean((0, 1)) for q, p, z in layers]
+            refuse_dependent_dimensions(one for q, p, _ in pairs for one in (q, p))
+            rates = [(q.base_dist.log_prob(z) - p.base_dist.log_prob(z)).mean((0, 1)) for q, p, z in pairs]
             loss = distortion.mean() + beta * torch.cat(rates).clamp(min=self.free_bits).sum()
         else:
             loss = (distortion + beta * rate).mean()

@@ -104,7 +104,8 @@ class LadderPosterior(nn.Module):
 
     A deterministic way up gives loc_up(x) and scale_up(x) of each layer. The way down shares loc_p and scale_p, as
     functions of z_l+1, with the prior, so that the posterior corrects the prior by what x says. The top layer uses only
-    loc_up and scale_up. The ELBOs of this package compute the shared networks once for guide and model.
+    loc_up and scale_up. The ELBOs of this package compute the shared networks once for guide and model; stl, dreg and
+    piwae, which need separate gradients for the two, compute them twice, but update running averages once.
 
     Args:
         encoder: from (B, C, H, W) to (B, 2 L_1 + num_context): loc, log scale, context for the next layer.

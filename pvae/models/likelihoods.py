@@ -6,6 +6,7 @@ To add a likelihood, write a subclass of `Likelihood` here, add it to `LIKELIHOO
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -194,6 +195,9 @@ class LearnedNormalLikelihood(NormalLikelihood):
     learns_scale = True
 
 
+_LEAST_LOG_SCALE = -6  # as in github.com/orybkin/sigma-vae-pytorch
+
+
 class _ProfileNormal(dist.Normal):
     """A Normal whose `log_prob` uses the scale that maximises the likelihood of the batch, and gives it to `record`."""
 
@@ -205,7 +209,7 @@ class _ProfileNormal(dist.Normal):
         return _ProfileNormal(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.record)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        scale = (value - self.loc).square().mean().sqrt()
+        scale = (value - self.loc).square().mean().clamp(min=math.exp(2 * _LEAST_LOG_SCALE)).sqrt()
         self.record(scale.detach())
         return dist.Normal(self.loc, scale).log_prob(value)
 
@@ -213,7 +217,10 @@ class _ProfileNormal(dist.Normal):
 class OptimalNormalLikelihood(NormalLikelihood):
     """A Normal with the scale that maximises the likelihood of the data: sigma-VAE.
 
-        scale^2 = mean over batch and pixels of (x - loc)^2
+        scale^2 = mean over batch and pixels of (x - loc)^2,    at least exp(-12)
+
+    Without the bound, images that are reproduced exactly would drive the scale to 0 and the loss to NaN. The authors'
+    code bounds log scale at -6 too, by a softplus; here the bound changes no larger scale.
 
     In training, `log_prob` uses the optimal scale of each batch (a profile likelihood, not a bound). In eval mode the
     scale is a running average, updated and stored as BatchNorm's are; the likelihood is then an ordinary Normal and

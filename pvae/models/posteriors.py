@@ -137,7 +137,8 @@ class IAFPosterior(nn.Module):
 
     Each f_t is masked autoregressive, with affine functions or splines of each dimension (see `pvae.models.flows`), and
     taken in the direction in which a draw is one pass. The density of other points than a draw takes L passes through
-    each f_t, as with --elbo stl, dreg, score and score-loo, which evaluate log q at a detached draw.
+    each f_t. With --elbo stl, dreg, score and score-loo, which evaluate log q at a detached draw, a step takes L
+    backward passes through each f_t (see `Flow`).
 
     Args:
         encoder: a network from (B, C, H, W) to (B, 2 L + num_context): loc, log scale, h.

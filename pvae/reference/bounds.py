@@ -42,7 +42,7 @@ def log_weights(vae: VAE, x: Tensor, num_particles: int) -> Tensor:
     """
     posterior = vae.posterior(x)
     z = posterior.rsample((num_particles,))
-    return vae.likelihood(z).log_prob(x) + vae.prior().log_prob(z) - posterior.log_prob(z)
+    return vae.log_likelihood(x, z) + vae.prior().log_prob(z) - posterior.log_prob(z)
 
 
 def elbo(log_w: Tensor) -> Tensor:
@@ -121,9 +121,10 @@ def stl_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]:
     """
     posterior = vae.posterior(x)
     z = posterior.rsample((num_particles,))
-    # The gradient by z at fixed parameters of q; `_gradients` then applies the chain rule.
-    at = z.detach().requires_grad_()
-    loss = -(vae.likelihood(at).log_prob(x) + vae.prior().log_prob(at) - posterior.log_prob(at)).mean()
+    # The gradient by z at fixed parameters of q; `_gradients` then applies the chain rule. At this copy of the draw a
+    # flow is inverted.
+    at = z.detach().clone().requires_grad_()
+    loss = -(vae.log_likelihood(x, at) + vae.prior().log_prob(at) - posterior.log_prob(at)).mean()
     (by_z,) = torch.autograd.grad(loss, at, retain_graph=True)
     return _gradients(vae, z, by_z, -_log_joint(vae, x, z.detach()).mean())
 
@@ -144,8 +145,8 @@ def dreg_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]
     """
     posterior = vae.posterior(x)
     z = posterior.rsample((num_particles,))
-    at = z.detach().requires_grad_()
-    log_p_x = vae.likelihood(at).log_prob(x)
+    at = z.detach().clone().requires_grad_()
+    log_p_x = vae.log_likelihood(x, at)
     log_w = log_p_x + vae.prior().log_prob(at) - posterior.log_prob(at)
     weight = log_w.detach().softmax(0)
     (of_log_w,) = torch.autograd.grad(log_w.sum(), at, retain_graph=True)
@@ -162,7 +163,7 @@ def dreg_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]
         return loc + scale * ((drawn[name] - loc) / scale).detach()
 
     joint = prior.draw(moved) if isinstance(prior, Hierarchy) else moved("z", prior)
-    direct = weight * vae.likelihood(fixed).log_prob(x) + ((v * of_log_p_x - v**2 * of_log_w) * joint).sum(-1)
+    direct = weight * vae.log_likelihood(x, fixed) + ((v * of_log_p_x - v**2 * of_log_w) * joint).sum(-1)
     direct = direct + sum(weight * one.log_prob(layer) for layer, one in pairs if not _is_normal(one))
     return _gradients(vae, z, -(v**2) * of_log_w / len(x), -direct.sum(0).mean())
 
@@ -230,7 +231,7 @@ def _is_normal(distribution: Any) -> bool:
 
 
 def _log_joint(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
-    return vae.likelihood(z).log_prob(x) + vae.prior().log_prob(z)
+    return vae.log_likelihood(x, z) + vae.prior().log_prob(z)
 
 
 def _gradients(vae: VAE, z: Tensor, by_z: Tensor, loss: Tensor) -> dict[str, Tensor]:

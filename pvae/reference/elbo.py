@@ -112,7 +112,7 @@ def monte_carlo(vae: VAE, x: Tensor, num_particles: int = 1, by_dimension: bool 
     """
     posterior = vae.posterior(x)
     z = posterior.rsample((num_particles,))
-    log_p_x = vae.likelihood(z).log_prob(x)
+    log_p_x = vae.log_likelihood(x, z)
     log_p_z = vae.prior().log_prob(z)
     log_q_z = posterior.log_prob(z)
     rates = rate_by_dimension(posterior, vae.prior(), z) if by_dimension else None
@@ -144,7 +144,7 @@ def closed_form(vae: VAE, x: Tensor, num_particles: int = 1, by_dimension: bool 
     """
     posterior = vae.posterior(x)
     z = posterior.rsample((num_particles,))
-    distortion = -vae.likelihood(z).log_prob(x).mean(0)
+    distortion = -vae.log_likelihood(x, z).mean(0)
     prior = vae.prior()
     rate = exact_rate(posterior, prior)
     rates = rate_by_dimension(posterior, prior) if by_dimension else None
@@ -172,7 +172,7 @@ def three_parts(vae: VAE, x: Tensor, num_particles: int = 1) -> Parts:
     posterior = vae.posterior(x)
     z = posterior.rsample((num_particles,))
     return Parts(
-        reconstruction_error=-vae.likelihood(z).log_prob(x).mean(0),
+        reconstruction_error=-vae.log_likelihood(x, z).mean(0),
         posterior_entropy=posterior.entropy(),
         cross_entropy=-vae.prior().log_prob(z).mean(0),
     )
@@ -197,4 +197,4 @@ def posterior_mean_loss(vae: VAE, x: Tensor) -> Tensor:
     posterior = vae.posterior(x)
     rate = exact_rate(posterior, vae.prior())
     z = posterior.loc if isinstance(posterior, PowerSpherical) else posterior.mean
-    return -vae.likelihood(z).log_prob(x) + rate
+    return -vae.log_likelihood(x, z) + rate

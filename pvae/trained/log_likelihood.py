@@ -253,7 +253,7 @@ class _RecordedLogLikelihood:
         return self._unrecorded  # the caller did not ask for compilation: fall back silently
 
     def _unrecorded(self, z: Tensor, x: Tensor) -> list[Tensor]:
-        return [self._vae.likelihood(z).log_prob(x)]
+        return [self._vae.log_likelihood(x, z)]
 
 
 def _log_sums(vae: VAE, x: Tensor, num_particles: int, log_likelihood: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -299,7 +299,7 @@ def _terms(vae: VAE, prior: Any, x: Tensor) -> dict[str, Tensor]:
     """Return the terms of the ELBO of each image, (B,) each, without terms that have no closed form for this VAE."""
     posterior = vae.posterior(x)
     z = posterior.sample((_PARTICLES,))
-    distortion, cross_entropy = -vae.likelihood(z).log_prob(x).mean(0), -prior.log_prob(z).mean(0)
+    distortion, cross_entropy = -vae.log_likelihood(x, z).mean(0), -prior.log_prob(z).mean(0)
     terms = {"distortion": distortion, "cross_entropy": cross_entropy}
     try:
         terms["posterior_entropy"] = posterior.entropy()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +104,48 @@ def test_the_density_of_a_copy_has_the_gradient_of_the_inverse(kind):
         for shift in 1e-5 * torch.eye(3, dtype=torch.float64):
             difference = (q.log_prob(z + shift) - q.log_prob(z - shift)) / 2e-5
             assert torch.allclose((slope @ shift) / 1e-5, difference, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["iaf", "spline", "planar"])
+def test_a_detached_draw_is_not_inverted(kind, monkeypatch):
+    """Value and derivatives, by z and by every parameter, are those of a copy, at which the flow is inverted."""
+    vae, x = built(kind, 3), torch.rand(4, *SHAPE).double()
+    found = []
+    for copied in (lambda z: z.detach(), lambda z: z.detach().clone()):
+        torch.manual_seed(0)
+        q = vae.posterior(x)
+        at = copied(q.rsample((2,))).requires_grad_()
+        if not found:
+            monkeypatch.setattr(type(q.bijection), "inv", property(lambda self: pytest.fail("it was inverted")))
+        log_q = q.log_prob(at)
+        monkeypatch.undo()
+        found.append([log_q, *torch.autograd.grad(log_q.sum(), [at, *vae.q_z.parameters()])])
+    assert all(torch.allclose(*pair, rtol=1e-8, atol=1e-10) for pair in zip(*found))
+
+
+@pytest.mark.parametrize("kind", ["iaf", "spline"])
+def test_the_gradients_of_a_sharp_flow_are_right_in_float32(kind):
+    """The path derivative (of stl and dreg) and the score function by the encoder's parameters, against float64."""
+    single = built(kind, 6, length=4).float()
+    for module in single.q_z.transforms.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.kaiming_uniform_(module.weight, a=5**0.5, generator=torch.Generator().manual_seed(0))
+            module.weight.data *= 3
+    noise, x = torch.randn(50, 20, 6, generator=torch.Generator().manual_seed(1)), torch.rand(20, *SHAPE)
+    found = []
+    for vae in (single, copy.deepcopy(single).double()):
+        parameters, dtype = list(vae.q_z.parameters()), next(vae.parameters()).dtype
+        q = vae.posterior(x.to(dtype))
+        q.base.rsample = lambda _, base=q.base.base_dist, dtype=dtype: base.loc + base.scale * noise.to(dtype)
+        z = q.rsample((50,))
+        at = z.detach().requires_grad_()
+        log_q = q.log_prob(at)
+        (by_z,) = torch.autograd.grad(log_q.sum(), at, retain_graph=True)
+        path = torch.autograd.grad((z * by_z).sum(), parameters, retain_graph=True)
+        found.append([path, torch.autograd.grad(log_q.sum(), parameters)])
+    for ours, theirs in zip(*found):
+        ours, theirs = (torch.cat([gradient.flatten().double() for gradient in one]) for one in (ours, theirs))
+        assert (ours - theirs).norm() < 1e-3 * theirs.norm()
 
 
 def test_a_flow_is_normalised(kind):

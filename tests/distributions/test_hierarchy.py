@@ -11,6 +11,7 @@ import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from pvae.config.config import Config
+from pvae.config.options import ELBOS
 from pvae.core.errors import InputError
 from pvae.distributions.hierarchy import Hierarchy, layers_of
 from pvae.elbos.registry import build_elbo
@@ -121,14 +122,13 @@ def test_the_ladders_posterior_is_the_product_of_both_ways():
     assert math.isclose(product.sum().item() * 1e-3, 1.0)
 
 
-@pytest.mark.parametrize(("elbo", "num_calls"), [("analytic", 1), ("trace", 1), ("iwae", 1), ("stl", 2)])
+@pytest.mark.parametrize(
+    ("elbo", "num_calls"), [("analytic", 1), ("trace", 1), ("handwritten", 1), ("iwae", 1), ("score", 1), ("stl", 2)]
+)
 def test_a_step_computes_the_networks_that_model_and_guide_share_once(elbo, num_calls):
-    """The running averages of BatchNorm are then updated once; stl gives model and guide draws of their own."""
-    config = Config(hidden=(8,), latent_dim=2, upper_latent_dims=(2, 2), upper_hidden=(5,), inference="ladder")
+    """But stl gives model and guide draws of their own."""
     with torch.random.fork_rng(), pyro.get_param_store().scope():
-        torch.manual_seed(0)
-        vae = build_vae(config, (1, 5, 4))
-        calls = []
+        vae, calls = three_layers("ladder"), []
         for network in vae.p_z.networks:
             network.register_forward_hook(lambda *_: calls.append(1))
         x = torch.rand(3, 1, 5, 4)
@@ -137,6 +137,24 @@ def test_a_step_computes_the_networks_that_model_and_guide_share_once(elbo, num_
             assert len(calls) == 2 * num_calls * step
         vae.prior().log_prob(vae.posterior(x).rsample())
     assert len(calls) == 2 * 2 * num_calls + 2 * 2  # outside a step, each computes its own
+
+
+def three_layers(inference, network="mlp"):
+    torch.manual_seed(0)
+    config = Config(hidden=(8,), latent_dim=2, upper_latent_dims=(2, 2), upper_hidden=(5,))
+    return build_vae(config.replace(inference=inference, network=network), (1, 5, 4))
+
+
+@pytest.mark.parametrize("elbo", ELBOS)
+@pytest.mark.parametrize("inference", ["bottom-up", "ladder", "top-down"])
+def test_a_step_updates_each_running_average_once(inference, elbo):
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        vae = three_layers(inference, "mlp-batchnorm")
+        build_elbo(elbo, 2).loss_and_grads(vae.model, vae.guide, torch.rand(3, 1, 5, 4))
+    counts = {name: int(count) for name, count in vae.named_buffers() if name.endswith("num_batches_tracked")}
+    assert counts
+    assert set(counts.values()) == {1}, counts
+    assert all(norm.track_running_stats for norm in vae.modules() if isinstance(norm, torch.nn.BatchNorm1d))
 
 
 def test_free_bits_of_a_learned_top_prior_are_refused():

@@ -50,6 +50,22 @@ def test_the_density_of_a_single_mixture_is_exact_in_float32(size):
     assert torch.allclose(q.log_prob(z).double(), exact, rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("far", [1e2, 1e5, 1e8])
+def test_narrow_components_far_from_the_origin_do_not_cancel(far):
+    """In value and gradients, against the sum of Normals, near three components of which two are neighbours."""
+    logits, loc, log_scale = parameters(40, 3)
+    loc = far * loc
+    loc[1] = loc[0] + 1e-3
+    given = [one.requires_grad_() for one in (logits, loc, log_scale - 7)]
+    z = (loc[:3] + 5e-4).detach().requires_grad_()
+    by_normal = dist.Normal(given[1], given[2].exp()).log_prob(z.unsqueeze(-2)).sum(-1)
+    by_hand = (logits.log_softmax(-1) + by_normal).logsumexp(-1)
+    log_q = mixture(*given).log_prob(z)
+    assert torch.allclose(log_q, by_hand, rtol=1e-8)
+    gradients = [torch.autograd.grad(one.sum(), [z, *given], retain_graph=True) for one in (log_q, by_hand)]
+    assert all(torch.allclose(*pair, rtol=1e-6, atol=1e-8) for pair in zip(*gradients))
+
+
 def test_draws_follow_the_density():
     """Kolmogorov-Smirnov of two marginals of 40,000 draws: 8e-6 each by chance."""
     logits, loc, log_scale = parameters(3, 2)

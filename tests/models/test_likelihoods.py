@@ -79,6 +79,24 @@ def test_discretized_logistic_sums_to_one(logit, scale):
     assert distribution.mean.item() == pytest.approx((probability * LEVELS).sum().item(), rel=1e-10)
 
 
+def test_the_optimal_scale_of_images_that_are_reproduced_exactly_is_bounded():
+    """And unchanged above the bound, in value and gradient."""
+    likelihood = one_pixel("normal-optimal").train()
+    z = torch.tensor([[0.7]], dtype=torch.float64, requires_grad=True)
+    density = likelihood(z)
+    loc = density.mean.detach()
+    for offset in (0.0, 1e-4, 0.1):
+        x, likelihood.running_scale = loc + offset, torch.ones((), dtype=torch.float64)
+        log_p = likelihood(z).log_prob(x)
+        scale = max(offset, math.exp(-6))
+        assert likelihood.running_scale.item() == pytest.approx(0.9 + 0.1 * scale)
+        by_hand = -0.5 * (offset / scale) ** 2 - math.log(scale) - 0.5 * math.log(2 * math.pi)
+        assert log_p.item() == pytest.approx(by_hand, rel=1e-6)
+        (by_z,) = torch.autograd.grad(log_p, z)
+        assert by_z.isfinite().all()
+        assert offset == 0 or (by_z != 0).all()
+
+
 def test_discretized_logistic_equals_its_definition():
     """Equal to a difference of two sigmoids where that is exact, and finite where that would be zero."""
     loc, scale = torch.tensor(0.4, dtype=torch.float64), torch.tensor(0.05, dtype=torch.float64)
