@@ -57,8 +57,8 @@ class Config:
         "{choices}; auto is MNIST, or 5,000 of its digits where MNIST is not available; emnist is its split balanced, "
         "upright. folder:PATH is any tree of image files: they are turned as their EXIF orientation says, and "
         "transparent pixels are laid over white. PATH may also be an .npy or .npz file: an array of images "
-        "(N, H, W[, C]), or the arrays images and labels, or train, valid and test with train_labels and so on, of "
-        "bytes, booleans, uint16 or floats in [0, 1]",
+        "(N, H, W[, C]) of integers, floats or booleans; or the arrays images and labels; or train, valid and test "
+        "with train_labels and so on. Images have at most 16 channels, and their values become bytes",
         choices=DATASETS,
     )
     image_size: str = option(

@@ -21,6 +21,7 @@ _PIXELS = 5e8  # that a training processes, in five to ten minutes on two cores
 def images_config(data: Dataset, **options: Any) -> Config:
     """Return the system "images" with the options that suit a data set.
 
+    A Bernoulli, if all pixels are black or white, which `--binarize threshold` then leaves as they are.
     As many convolutions as leave at least 4 pixels of the shorter side of an image, at most 4, or an MLP if that side
     has one pixel; batches of 64, of 128 from 20,000 training images on, and never more than a tenth of the images; and
     as many epochs, between 10 and 200, as visit 5e8 pixels.
@@ -44,6 +45,8 @@ def images_config(data: Dataset, **options: Any) -> Config:
         "batch_size": max(2, min(128 if num_train >= 20_000 else 64, num_train // 10)),
         "epochs": min(200, max(10, round(_PIXELS / (num_train * height * width)))),
     }
+    if options.get("likelihood", "bernoulli") == "bernoulli" and data.is_binary:
+        chosen |= {"likelihood": "bernoulli", "binarize": "threshold"}
     while network.endswith("batchnorm") and num_train % chosen["batch_size"] == 1:
         chosen["batch_size"] += 1  # BatchNorm cannot normalise a last batch of one image
     return config.replace(**{name: value for name, value in chosen.items() if name not in options})
@@ -64,6 +67,7 @@ def describe_choices(data: Dataset, config: Config, given: Iterable[str]) -> str
     reasons = {
         "image_size": "their own size" if is_own_size else "scaled to it, and cropped equally from both ends",
         "likelihood": "each of the 256 levels of a pixel has a probability: the ELBO bounds log p(x)",
+        "binarize": "which leaves such pixels as they are",
         "network": f"{len(config.hidden)} convolutions halve the sides of an image" if is_conv else "no convolutions",
         "hidden": "channels or widths of the layers; larger ones learn finer detail, slower",
         "latent_dim": "values in the code of an image; --latent-dim 2 can be drawn as a map",
@@ -72,7 +76,13 @@ def describe_choices(data: Dataset, config: Config, given: Iterable[str]) -> str
         "batch_size": f"images in a step, {math.ceil(len(data.train) / config.batch_size):,} steps in an epoch",
         "epochs": "passes over the images, at most",
     }
-    reasons["image_size"] += ", grey" if channels == 1 else ", in colour; --grey trains on grey"
+    if config.likelihood == "bernoulli" and config.binarize != "none":
+        reasons["likelihood"] = "each pixel is black or white, with a probability: the ELBO bounds log p(x)"
+    else:
+        del reasons["binarize"]
+    reasons["image_size"] += {1: ", grey", 3: ", in colour; --grey trains on grey"}.get(
+        channels, f", {channels} channels"
+    )
     shown = [name for name in reasons if name not in given and OPTIONS[name].only_with[1](config)]
     options = {name: as_option(name, getattr(config, name)) for name in shown}
     options["image_size"] = f"--image-size {height}x{width}"

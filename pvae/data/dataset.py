@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
-from dataclasses import dataclass, replace
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pvae.core.errors import InputError, one_line
-from pvae.data.mapped import release
 
 __all__ = [
     "DataRecord",
@@ -19,7 +21,7 @@ __all__ = [
     "random_subset",
 ]
 
-_HASHED = 10_000  # images at a time
+_AT_ONCE = 10_000  # images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,8 @@ class DataRecord:
         image_shape: (C, H, W).
         sha256: SHA-256 of the splits, with their shapes.
         num_valid: number of validation images.
+        value_range: the values of the files that became the levels 0 and 255, as in `levels.to_bytes`; () for those of
+            their type, as in all runs of early versions.
     """
 
     name: str
@@ -45,6 +49,8 @@ class DataRecord:
     image_shape: tuple[int, ...]
     sha256: str
     num_valid: int = 0
+    value_range: tuple[float, ...] = ()
+    note: str = ""
 
     @property
     def title(self) -> str:
@@ -68,7 +74,9 @@ class Dataset:
         note: one line that is printed when a training starts, or empty.
         valid: validation images, to choose an epoch by, uint8, (V, C, H, W); None if none are held out.
         valid_labels: classes or attributes of the validation images.
-        found: number, size, colour and bits of image files, in words, or empty.
+        found: number, size, colour and bits of image files, for example "8 images of 28 x 20 pixels, grey"; or empty.
+        value_range: the values of the files that became 0 and 255, as in `DataRecord`.
+        names: a name for each image of a split, by the name of the split: the path in its folder; or {}.
 
     Raises:
         InputError: the tensors are not bytes, are empty, or their images differ in shape.
@@ -86,6 +94,8 @@ class Dataset:
     valid: Tensor | None = None
     valid_labels: Tensor | None = None
     found: str = ""
+    value_range: tuple[float, ...] = ()
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the type and shape of the images."""
@@ -113,6 +123,21 @@ class Dataset:
         """Name and numbers of images."""
         return _title(self.name, len(self.train), 0 if self.valid is None else len(self.valid), len(self.test))
 
+    @property
+    def is_binary(self) -> bool:
+        """Whether the values of the training images are 0 and 255, and no others."""
+        lowest, highest = 255, 0
+        for part in self.train.split(max(1, 2**24 // self.train[0].numel())):
+            if bool(((part != 0) & (part != 255)).any()):
+                return False
+            lowest, highest = min(lowest, int(part.min())), max(highest, int(part.max()))
+        return lowest < highest
+
+    @property
+    def test_names(self) -> Sequence[str]:
+        """A name for each test image: its path in its folder, or "test-" and its number from 0 on."""
+        return self.names.get("test") or [f"test-{number}" for number in range(len(self.test))]
+
     def __repr__(self) -> str:
         """Return name, numbers of images and their shape, and not their pixels."""
         return f"<Dataset {self.title}, shape {self.image_shape}>"
@@ -137,21 +162,34 @@ class Dataset:
         if num_train < 2:
             rest = f"{num_train} of {len(self.train)} images to train"
             raise InputError(f"--valid {share:g} leaves {rest}: give --valid 0, or more images")
-        rows: Tensor | slice = slice(None)  # the images of a folder were shuffled when they were decoded
-        if not self.dataset.startswith("folder:"):
-            rows = torch.from_numpy(np.random.RandomState(len(self.train)).permutation(len(self.train)))
-        train, valid = self.train[rows].tensor_split([num_train])
-        labels = (None, None) if self.train_labels is None else self.train_labels[rows].tensor_split([num_train])
-        return replace(self, train=train, valid=valid, train_labels=labels[0], valid_labels=labels[1])
+        rows = np.random.RandomState(len(self.train)).permutation(len(self.train))
+        train, labels = self.train, self.train_labels
+        if self.dataset.startswith("folder:"):  # whose images were shuffled when they were decoded
+            rows = np.arange(len(self.train))
+        else:
+            train, labels = train[rows], None if labels is None else labels[rows]
+        parts = [None, None] if labels is None else labels.tensor_split([num_train])
+        names = dict(self.names)
+        if names:
+            in_order = [names["train"][row] for row in rows]
+            names |= {"train": in_order[:num_train], "valid": in_order[num_train:]}
+        train, valid = train.tensor_split([num_train])
+        return replace(self, train=train, valid=valid, train_labels=parts[0], valid_labels=parts[1], names=names)
+
+    def split_csv(self) -> bytes:
+        """Return a table of the name and the split of each image, as CSV."""
+        text = io.StringIO()
+        rows = ((name, split) for split, names in self.names.items() for name in names)
+        csv.writer(text, lineterminator="\n").writerows([("name", "split"), *rows])
+        return text.getvalue().encode("utf-8", "surrogateescape")
 
     def record(self) -> DataRecord:
         """Return the record for a run folder; the checksum is computed from all pixels."""
         digest = hashlib.sha256()
         for split in self.splits.values():
             digest.update(f"{tuple(split.shape)}".encode())
-            for part in split.split(_HASHED):
+            for part in split.split(_AT_ONCE):
                 digest.update(part.contiguous().numpy().data)
-                release(split)
         return DataRecord(
             name=self.name,
             dataset=self.dataset,
@@ -161,6 +199,8 @@ class Dataset:
             image_shape=self.image_shape,
             sha256=digest.hexdigest(),
             num_valid=0 if self.valid is None else len(self.valid),
+            value_range=self.value_range,
+            note=self.note,
         )
 
 

@@ -5,20 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pvae.core.errors import InputError, brief
 from pvae.data.folders import is_file
+from pvae.data.levels import Levels
 
 __all__ = ["SPLITS", "ImageArrays", "is_array_file"]
 
 SPLITS = {"train": "train", "test": "test", "valid": "valid", "val": "valid"}  # by the name of an array or folder
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, by the number of channels
+_MAX_CHANNELS = 16
+
+# The names of the images and of their labels in an archive: of pvae and MedMNIST, of Keras, and of others.
+_NAMES_OF_SPLITS = (("{}", "{}_labels"), ("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("X_{}", "y_{}"))
+_NAMES = (("images", "labels"), ("imgs", "labels"), ("X", "y"))  # imgs is that of dSprites
+
 _READ = 2**24  # bytes at a time
 _MAX_VALUES = 4 * 10**8  # of an image
 
@@ -31,13 +38,14 @@ def is_array_file(path: Path) -> bool:
 class ImageArrays:
     """The images and labels of an .npy or .npz file, read without executing anything.
 
-    An array of images has the shape (N, H, W), (N, H, W, C) or, if its last side cannot be a number of channels,
-    (N, C, H, W). C is 1, 3 or 4; a fourth channel is the opacity. Its values are bytes; booleans; unsigned 16-bit
-    integers, which are reduced to 8 bits; or floats in [0, 1].
+    An array of images has the shape (N, H, W), (N, H, W, C) or (N, C, H, W), of at most 16 channels C. If the last
+    side is 1, 3 or 4, it is C; otherwise the second one is C if it is 1, 3 or 4; otherwise C is the one of them that
+    is at most 16. No channel is taken for opacity. The values are booleans, integers or floats; `Levels` describes how
+    they become bytes.
 
-    An .npz file holds one array; `images` and perhaps `labels`; or `train` and perhaps `test` and `valid` (or `val`),
-    with `train_labels` and so on. Other arrays are not read. An .npy file may be larger than the memory, an array of
-    an .npz file may not.
+    An .npz file holds one array; `images` or `imgs` and perhaps `labels`, or `X` and `y`; or `train` and perhaps `test`
+    and `valid` (or `val`), with `train_labels` and so on, which may also be named `train_images`, or `x_train` and
+    `y_train`. Other arrays are not read. An .npy file may be larger than the memory, an array of an .npz file may not.
 
     Args:
         path: the file.
@@ -47,7 +55,7 @@ class ImageArrays:
         names: a name for each image, such as "train-0" for the first one of the array `train`.
         splits: "train", "test" or "valid" for each image.
         labels: the class of each image, or None if they have none.
-        height, width, mode: those of the images, with Pillow's name of the mode.
+        shape: (H, W, C) of the images.
 
     Raises:
         InputError: the file cannot be read, or its images or labels have another shape or type.
@@ -59,62 +67,63 @@ class ImageArrays:
         self._rows: dict[str, NDArray[np.int64]] = {}  # of each array, in their new order
         shapes, labels = set(), []
         with self._explained():
-            loaded = self._array("")
-            for name in [""] if isinstance(loaded, np.ndarray) else self._names_of_images(set(loaded)):
-                array = loaded[name] if name else loaded
-                shapes.add(self._shape(array, name))
+            loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+            is_archive = not isinstance(loaded, np.ndarray)
+            for name, split, label_name in self._stored(set(loaded)) if is_archive else [("", "train", "")]:
+                array = loaded[name] if is_archive else loaded
+                shapes.add(self._channels_last(array, name).shape[1:])
                 count = len(array)
                 rows = np.random.RandomState(count).permutation(count) if is_shuffled else np.arange(count)
                 self._rows[name] = rows
                 self.names += [f"{name or path.stem}-{row}" for row in rows]
-                self.splits += [SPLITS.get(name, "train") if "train" in self._rows else "train"] * count
-                label_name = "labels" if name == "images" else f"{name}_labels"
-                if name and label_name in loaded:
+                self.splits += [split] * count
+                if label_name and label_name in loaded:
                     labels.append(self._checked_labels(loaded[label_name], label_name, count)[rows])
         if len(shapes) > 1:
             raise self._refused(f"its images have the shapes {' and '.join(map(str, sorted(shapes)))}: give one shape")
         if labels and len(labels) < len(self._rows):
             raise self._refused("some of its arrays of images have labels and others not: give labels for all or none")
-        self.height, self.width, channels = shapes.pop()
-        self.mode = _MODES[channels]
+        self.shape: tuple[int, int, int] = shapes.pop()
         self.labels = np.concatenate(labels) if labels else None
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.names)
 
-    def images(self) -> Iterator[Image.Image]:
-        """Yield the images.
+    def __str__(self) -> str:
+        """Return the path."""
+        return str(self.path)
+
+    def levels(self) -> Levels:
+        """Return the values that the images have.
 
         Raises:
-            InputError: the file is damaged, or its values are out of range.
+            InputError: the file is damaged, or it has a value that is NaN or infinite.
         """
         with self._explained():
-            for name, rows in self._rows.items():
-                array, greatest = self._array(name), 0
+            parts = []
+            for array in self._arrays():
                 at_once = max(1, _READ // array[0].nbytes)
-                for start in range(0, len(rows), at_once):
-                    values = self._read(array, rows[start : start + at_once])
-                    greatest = max(greatest, values.max())
-                    yield from map(Image.fromarray, self._as_bytes(values, name))
-                if array.dtype.kind == "u" and array.dtype.itemsize == 2 and greatest < 256:
-                    raise self._refused(f"{_described(array, name)}, with no value above 255: save it as bytes (uint8)")
+                for start in range(0, len(array), at_once):
+                    parts.append(Levels.of(array[start : start + at_once]))
+                    if array.dtype == np.uint8 and parts[-1].high > 1:
+                        return parts[-1]  # bytes stay as they are
+            return reduce(or_, parts)
 
-    def _array(self, name: str) -> Any:
-        """Return an array of an .npz file; without a name, that of an .npy file, or all of an .npz file by name."""
+    def values(self) -> Iterator[NDArray[Any]]:
+        """Yield the images, (H, W, C).
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        with self._explained():
+            for rows, array in zip(self._rows.values(), self._arrays()):
+                yield from (array[row] for row in rows)
+
+    def _arrays(self) -> Iterator[NDArray[Any]]:
         loaded = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        return loaded[name] if name else loaded
-
-    def _read(self, array: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Return rows of an array; of an .npy file without its mapping, whose pages would stay in memory."""
-        if not isinstance(array, np.memmap) or not array.flags.c_contiguous:
-            return array[rows]
-        values = np.empty((len(rows), *array.shape[1:]), array.dtype)
-        with self.path.open("rb") as file:
-            for value, row in zip(values, rows.tolist()):
-                file.seek(array.offset + row * value.nbytes)
-                file.readinto(value)
-        return values
+        for name in self._rows:
+            yield self._channels_last(loaded[name] if name else loaded, name)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -123,56 +132,48 @@ class ImageArrays:
         except (InputError, MemoryError):
             raise
         except Exception as error:  # for damaged files numpy and zipfile raise exceptions of many types
-            reason = f"it is damaged, or holds objects, which are never loaded ({brief(error)})"
-            raise self._refused(reason) from None
+            is_read = "has values" in str(error)  # by `Levels`, which says what is wrong
+            damaged = f"it is damaged, or holds objects, which are never loaded ({brief(error)})"
+            raise self._refused(str(error) if is_read else damaged) from None
 
     def _refused(self, reason: str) -> InputError:
         return InputError(f"{self.path} cannot be used: {reason}")
 
-    def _names_of_images(self, stored: set[str]) -> list[str]:
-        """Return the names of those of the stored arrays that hold images."""
-        if "train" in stored:
-            return [name for name in SPLITS if name in stored]
-        if "images" in stored or len(stored) == 1:
-            return ["images"] if "images" in stored else list(stored)
-        found = ", ".join(sorted(stored)) or "no array"
-        layout = "one array, images and labels, or train, valid and test with train_labels, valid_labels, test_labels"
-        raise self._refused(f"it holds {found}: name its arrays so that it holds {layout}")
+    def _stored(self, stored: set[str]) -> list[tuple[str, str, str]]:
+        """Return the name of each array of images that an archive holds, its split, and the name of its labels."""
+        for images, labels in _NAMES_OF_SPLITS:
+            if images.format("train") in stored:
+                found = [(images.format(name), split, labels.format(name)) for name, split in SPLITS.items()]
+                return [one for one in found if one[0] in stored]
+        for images, labels in _NAMES:
+            if images in stored:
+                return [(images, "train", labels)]
+        if len(stored) == 1:
+            return [(stored.pop(), "train", "")]
+        found_names = ", ".join(sorted(stored)) or "no array"
+        known = ", ".join([images for images, _ in _NAMES] + [name.format("train") for name, _ in _NAMES_OF_SPLITS])
+        raise self._refused(f"it holds {found_names}: name its images {known} (test, valid), or leave one array in it")
 
-    def _shape(self, array: NDArray[Any], name: str) -> tuple[int, int, int]:
-        """Return the shape (H, W, C) of the images of an array."""
-        described = _described(array, name)
-        if array.dtype.kind not in "fbu" or (array.dtype.kind == "u" and array.dtype.itemsize > 2):
-            types = "bytes (uint8), booleans, 16-bit integers (uint16) or floats in [0, 1]"
-            raise self._refused(f"{described}: give {types}")
-        _, *shape = array.shape if array.ndim != 3 else (*array.shape, 1)
-        if len(shape) != 3 or array.size == 0 or not {shape[0], shape[2]} & _MODES.keys():
-            raise self._refused(f"{described}: give (N, H, W), (N, H, W, C) or (N, C, H, W), with 1, 3 or 4 channels C")
-        if math.prod(shape) > _MAX_VALUES:
+    def _channels_last(self, array: NDArray[Any], name: str) -> NDArray[Any]:
+        """Return images as (N, H, W, C)."""
+        described = f"{name or 'it'} is {array.dtype} of shape {array.shape}"
+        if array.dtype.kind not in "fbui":
+            raise self._refused(f"{described}: give booleans, integers or floats")
+        array = array[..., None] if array.ndim == 3 else array
+        if array.ndim != 4 or array.size == 0:
+            raise self._refused(f"{described}: give (N, H, W), (N, H, W, C) or (N, C, H, W)")
+        _, second, _, last = array.shape
+        if math.prod(array.shape[1:]) > _MAX_VALUES:
             raise self._refused(f"{described}: its images are too large")
-        height, width, channels = shape if shape[2] in _MODES else (*shape[1:], shape[0])
-        return height, width, channels
-
-    def _as_bytes(self, values: NDArray[Any], name: str) -> NDArray[np.uint8]:
-        """Return images as Pillow takes them: (N, H, W) or (N, H, W, C)."""
-        if values.ndim == 4 and values.shape[3] not in _MODES:
-            values = np.moveaxis(values, 1, 3)
-        if values.dtype.kind == "u":
-            values = values // 257 if values.dtype.itemsize == 2 else values
-        elif 0 <= values.min() <= values.max() <= 1:
-            values = np.rint(values * np.float32(255))
-        else:
-            raise self._refused(
-                f"{_described(values, name)}, with NaN or values outside of [0, 1]: remove or rescale them"
-            )
-        return np.ascontiguousarray(values[..., 0] if values.shape[3:] == (1,) else values, np.uint8)
+        if last in (1, 3, 4) or (second not in (1, 3, 4) and last <= _MAX_CHANNELS < second):
+            return array
+        if second in (1, 3, 4) or second <= _MAX_CHANNELS < last:
+            return np.moveaxis(array, 1, 3)
+        wanted = f"give (N, H, W, C) or (N, C, H, W), where one side only is at most {_MAX_CHANNELS}, or C is 1, 3 or 4"
+        raise self._refused(f"{described}, where the channels cannot be told from the rows and columns: {wanted}")
 
     def _checked_labels(self, labels: NDArray[Any], name: str, count: int) -> NDArray[Any]:
-        if labels.shape != (count,) or labels.dtype.kind not in "iubU":
+        if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iubU":
             wanted = f"give {count} whole numbers or texts, one for each image"
-            raise self._refused(f"{_described(labels, name)}: {wanted}")
-        return labels
-
-
-def _described(array: NDArray[Any], name: str) -> str:
-    return f"{name or 'it'} is {array.dtype} of shape {array.shape}"
+            raise self._refused(f"{name} is {labels.dtype} of shape {labels.shape}: {wanted}")
+        return labels.reshape(count)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -16,11 +17,13 @@ import re
 import statistics
 import sys
 import warnings
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +35,11 @@ from pvae.core.records import to_json
 from pvae.core.terminal import progress_bar
 from pvae.data.folders import is_file, is_folder
 from pvae.data.image_arrays import ImageArrays
+from pvae.data.levels import Levels, to_bytes
 from pvae.data.mapped import map_images
+from pvae.data.tiff import band_pages, num_bands, tags_of_pages
 
-__all__ = ["SUFFIXES", "ImageTransform", "Images", "decode", "image_files", "load_images"]
+__all__ = ["COLOURS", "SUFFIXES", "ImageTransform", "Images", "decode", "image_files", "load_images"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -48,16 +53,17 @@ _LARGE = ThreadPoolExecutor(1)
 
 # Formats are recognised by content, not by suffix. Pillow would run an external program for PostScript.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_FORMATS_OF_PAGES = ("PNG", "GIF", "WEBP", "TIFF")  # a JPEG's further images are previews and depth maps
+
+COLOURS = {1: "grey", 3: "colour"}  # by the number of channels
 
 _LONGEST = 64  # pixels of the longer side to which larger images are reduced, unless a size is given
-
-_GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # of Pillow
 
 _AT_ONCE = 1000  # files that are decoded before the first of them is written
 
 _T = TypeVar("_T")
 
-_DECODING = 5  # version of `decode`, a part of the name of a cache file
+_DECODING = 6  # version of `decode`, a part of the name of a cache file
 
 
 class ImageTransform(NamedTuple):
@@ -70,9 +76,12 @@ class ImageTransform(NamedTuple):
         size: (height, width) of the result; None for the median size of the images, or, if that has a side of more
             than 64 pixels, for its reduction to a longer side of 64.
         crop: side of the square cut out of the middle; 0 for the whole image.
-        channels: 1 for grey images, 3 for colour, 0 for 1 if all images are grey and 3 otherwise.
+        channels: 1 for grey images, 3 for colour; 0 for 1 if all images are grey, and for those that they have
+            otherwise.
         skip_broken: leave out a file that cannot be decoded, in place of raising an error.
         keep_aspect: cut off what would be stretched, in equal parts of both ends, before resizing.
+        value_range: the values that become the levels 0 and 255; () for those of their type; None to choose it by the
+            values of all images, as in `Levels.value_range`.
     """
 
     size: tuple[int, int] | None = None
@@ -80,6 +89,7 @@ class ImageTransform(NamedTuple):
     channels: int = 0
     skip_broken: bool = False
     keep_aspect: bool = False
+    value_range: tuple[float, ...] | None = None
 
 
 class Images(NamedTuple):
@@ -88,16 +98,33 @@ class Images(NamedTuple):
     Args:
         pixels: bytes (N, C, H, W), mapped into memory.
         kept: the index of the file of each image, or of its place in `ImageArrays`.
-        found: number, size, colour and bits of the images, in words.
+        pages: the number of each image in its file, from 1 on; 0 in a file of one image.
+        found: number, size, colour and bits of the images, for example "8 images of 28 x 20 pixels, grey".
+        note: what was changed or lost, or "".
+        value_range: as in `ImageTransform`, never None.
+        copies: pairs of indices of files that are equal byte for byte, the first one and another one.
     """
 
     pixels: NDArray[np.uint8]
     kept: list[int]
+    pages: list[int]
     found: str
+    note: str
+    value_range: tuple[float, ...]
+    copies: list[list[int]]
+
+    def names(self, files: Sequence[Path], folder: Path) -> list[str]:
+        """Return the path of each image in a folder; of the third image of a file, for example "cells/a.tif#3"."""
+        return [
+            f"{files[index].relative_to(folder)}{f'#{page}' if page else ''}"
+            for index, page in zip(self.kept, self.pages)
+        ]
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Return the image files under a folder, sorted by path, without links to files outside of the folder.
+def image_files(folder: Path) -> tuple[list[Path], str]:
+    """Return the image files under a folder, sorted by path, and a note that counts the files that are left out.
+
+    Left out are hidden files and folders, `__MACOSX`, links to files outside of the folder, and files of other kinds.
 
     Raises:
         InputError: the folder does not exist, cannot be read, or contains no image file.
@@ -107,12 +134,23 @@ def image_files(folder: Path) -> list[Path]:
         raise InputError(other if is_file(folder) else f"there is no file or folder {folder}")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise InputError(f"the folder {folder} cannot be read: its permissions forbid it")
-    root = folder.resolve()
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    files = [path for path in files if path.resolve().is_relative_to(root)]
+    root, files, left_out = folder.resolve(), [], Counter[str]()
+    for path in folder.rglob("*"):
+        if not path.is_file():
+            continue
+        hidden = next((p for p in path.relative_to(folder).parts if p.startswith(".") or p == "__MACOSX"), None)
+        if hidden is not None:
+            left_out["hidden"] += 1
+        elif path.suffix.lower() not in SUFFIXES:
+            left_out[f"of type {path.suffix.lower() or path.name}"] += 1
+        elif not path.resolve().is_relative_to(root):
+            left_out["linked from another folder"] += 1
+        else:
+            files.append(path)
     if not files:
         raise InputError(f"the folder {folder} holds no image file ({', '.join(SUFFIXES)})")
-    return files
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in left_out.most_common(5))
+    return sorted(files), f"{left_out.total():,} files are left out: {counts}" if left_out else ""
 
 
 def load_images(files: Sequence[Path] | ImageArrays, transform: ImageTransform, cache: Path, least: int = 4) -> Images:
@@ -135,125 +173,129 @@ def load_images(files: Sequence[Path] | ImageArrays, transform: ImageTransform, 
             identity = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0"
             digest.update(identity.encode("utf-8", "surrogateescape"))
         target = cache / f"{digest.hexdigest()[:32]}.npy"
-        return _cached(target, transform) or _build(files, transform, target, least)
+        images = _cached(target)
+        if images is None:
+            _build(files, transform, target, least)
+            images = _cached(target)
     except OSError as error:
         raise InputError(f"the image cache {cache} cannot be used ({error.strerror or error})") from None
+    if images is None:
+        raise InputError(f"the image cache {cache} cannot be used: another program changes it")
+    return images
 
 
-def _cached(target: Path, transform: ImageTransform) -> Images | None:
+def _cached(target: Path) -> Images | None:
     """Return the images of a cache file; None if it is missing or damaged."""
     try:
         record = json.loads(read_bounded(target.with_suffix(".json"), _MAX_BYTES))
         with open_bounded(target, sys.maxsize):  # np.load would wait for a pipe
-            images = Images(map_images(target), list(record["kept"]), str(record["found"]))
-        count, channels, *size = images.pixels.shape
-    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError, EOFError):
+            pixels = map_images(target)
+        images = Images(pixels[:, : record.pop("channels")], value_range=tuple(record.pop("value_range")), **record)
+        is_whole = (
+            pixels.dtype == np.uint8 and pixels.ndim == 4 and len(pixels) == len(images.kept) == len(images.pages)
+        )
+        return images if is_whole else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, EOFError):
         return None
-    is_whole = images.pixels.dtype == np.uint8 and count == len(images.kept)
-    is_whole = is_whole and tuple(size) == (transform.size or tuple(size))
-    return images if is_whole and channels in ((transform.channels,) if transform.channels else (1, 3)) else None
 
 
-def _build(files: Sequence[Path] | ImageArrays, transform: ImageTransform, target: Path, least: int) -> Images:
-    """Decode the files into a cache file (the images as .npy, the indices of their files as .json) and return both."""
+class _Header(NamedTuple):
+    """Height, width and number of channels of an image, and whether its values may have more than 8 bits."""
+
+    height: int
+    width: int
+    channels: int
+    is_deep: bool
+
+
+class _Source(NamedTuple):
+    """An image of a file, not yet decoded.
+
+    Args:
+        image: as Pillow opens it, or the values (H, W, C) of an array or of a TIFF that Pillow cannot read.
+        low: the same image, of which Pillow reads the low bytes of 16-bit colours, and of `image` the high bytes.
+        is_only: the file has no other image.
+    """
+
+    image: Image.Image | NDArray[Any]
+    low: Image.Image | None = None
+    is_only: bool = True
+
+
+def _build(files: Sequence[Path] | ImageArrays, transform: ImageTransform, target: Path, least: int) -> None:
+    """Decode the files into a cache file: the images as .npy, and the other fields of `Images` as .json."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    kept: list[int] = []
     # Threads, because Pillow decodes without holding the interpreter's lock.
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.filterwarnings("ignore", module="PIL")  # a file that cannot be used raises an error
         if isinstance(files, ImageArrays):
-            headers = [_Header(files.height, files.width, files.mode)]
+            headers, copies = [_Header(*files.shape, False)], []
+            levels: Levels | None = files.levels()
         else:
-            headers = [header for header in _in_parts(pool, _header, files) if header is not None]
-        if transform.size is None:
-            transform = transform._replace(size=_common_size(headers, transform.crop))
-        are_grey = all(header.mode in _GREY_MODES for header in headers)
-        assert transform.size is not None
-        shape = (1 if transform.channels == 1 or (are_grey and not transform.channels) else 3, *transform.size)
-        chosen = transform._replace(channels=shape[0])
-        has_colour = transform.channels == 3
-        images: Iterator[NDArray[np.uint8] | None]
+            of_files = list(_in_parts(pool, _headers, files))
+            headers = list(itertools.chain.from_iterable(of_files))
+            levels, copies = _levels_of(pool, files, of_files), _copies(files)
+        channels = transform.channels or max((header.channels for header in headers), default=1)
+        chosen = transform._replace(
+            size=transform.size or _common_size(headers, transform.crop),
+            channels=channels,
+            value_range=levels.value_range(transform.value_range) if levels else (),
+        )
+        decoded: Iterator[list[NDArray[np.uint8]]]
         if isinstance(files, ImageArrays):
-            images = _decoded_arrays(files, chosen)
+            decoded = ([_pixels(_Source(values), chosen)] for values in files.values())
         else:
-            images = _in_parts(pool, partial(decode, transform=chosen), files)
+            decoded = _in_parts(pool, partial(decode, transform=chosen), files)
+        kept, pages, has_colour = list[int](), list[int](), transform.channels == 3
         try:
             with temporary.open("wb") as file, progress_bar("decoding", len(files), "image", in_logs=True) as bar:
-                _write_header(file, len(files), shape)
-                for index, image in enumerate(images):
+                _write_header(file, len(files), chosen)
+                for index, images in enumerate(decoded):
                     bar.update()
-                    if image is not None:
+                    for page, image in enumerate(images, start=1):
                         file.write(image.tobytes())
                         kept.append(index)
+                        pages.append(page if len(images) > 1 else 0)
                         has_colour = has_colour or bool((image != image[:1]).any())
                 if len(kept) < least:
                     raise InputError(f"only {len(kept)} of {len(files)} images can be used: give at least {least}")
-                _write_header(file, len(kept), shape)  # of the same length, because numpy pads it so that N can change
-            if shape[0] == 3 and not has_colour:
-                _keep_one_channel(temporary, (len(kept), 1, *transform.size))
+                _write_header(file, len(kept), chosen)  # of the same length, because numpy pads it so that N can change
             temporary.replace(target)
-            found = _description(headers, len(files), are_grey or not (has_colour or transform.channels))
-            write_whole(target.with_suffix(".json"), to_json({"kept": kept, "found": found}).encode())
-            return Images(map_images(target), kept, found)
+        except ValueError as error:  # of an array; `decode` explains those of files
+            raise error if isinstance(error, InputError) else InputError(f"{files} cannot be used: {error}") from None
         finally:
             pool.shutdown(cancel_futures=True)
             temporary.unlink(missing_ok=True)
+    if channels == 3 and not has_colour:
+        channels = 1
+    sizes = sorted({(header.height, header.width) for header in headers}, key=math.prod)
+    size = " to ".join(f"{height} x {width}" for height, width in dict.fromkeys((sizes[0], sizes[-1])))
+    most = 1 if channels == 1 and not transform.channels else max(header.channels for header in headers)
+    colours = COLOURS.get(most, f"{most} channels")
+    bits = ", some of more than 8 bits" if any(header.is_deep for header in headers) else ""
+    record = {
+        "channels": channels,
+        "kept": kept,
+        "pages": pages,
+        "found": f"{len(kept):,} images of {size} pixels, {colours}{bits}",
+        "note": levels.note(chosen.value_range or ()) if levels else "",
+        "value_range": chosen.value_range,
+        "copies": copies,
+    }
+    write_whole(target.with_suffix(".json"), to_json(record).encode())
 
 
-def _write_header(file: BinaryIO, count: int, shape: Sequence[int]) -> None:
+def _write_header(file: BinaryIO, count: int, transform: ImageTransform) -> None:
     file.seek(0)
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
-    np.lib.format.write_array_header_1_0(file, header)
-
-
-def _keep_one_channel(path: Path, shape: Sequence[int]) -> None:
-    """Replace a file of colour images, all of them grey, by one of their first channel."""
-    one_channel = path.with_suffix(".grey.tmp")
-    try:
-        with one_channel.open("wb") as file:
-            _write_header(file, shape[0], shape[1:])
-            for start in range(0, shape[0], _AT_ONCE):  # mapped anew, so that what was read leaves the memory
-                file.write(np.load(path, mmap_mode="r")[start : start + _AT_ONCE, :1].tobytes())
-        one_channel.replace(path)
-    finally:
-        one_channel.unlink(missing_ok=True)
+    shape = (count, transform.channels, *(transform.size or ()))
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
 def _in_parts(pool: ThreadPoolExecutor, function: Callable[[Path], _T], files: Sequence[Path]) -> Iterator[_T]:
     """Yield the results of `pool.map`, which would put all files and results into memory at once."""
     for start in range(0, len(files), _AT_ONCE):
         yield from pool.map(function, files[start : start + _AT_ONCE])
-
-
-def _decoded_arrays(arrays: ImageArrays, transform: ImageTransform) -> Iterator[NDArray[np.uint8]]:
-    """Yield the images of a file of arrays as `decode` returns them."""
-    for image in arrays.images():
-        try:
-            yield _channels_first(_pixels(image, transform))
-        except ValueError as error:
-            raise InputError(f"{arrays.path} cannot be used: {error}") from None
-
-
-class _Header(NamedTuple):
-    """Height, width and Pillow's mode of an image file."""
-
-    height: int
-    width: int
-    mode: str
-
-
-def _header(path: Path) -> _Header | None:
-    """Return the header of an image file, with its sides as a viewer shows it; None if it cannot be read."""
-    try:
-        with open_bounded(path, _MAX_BYTES, follow=True) as file, Image.open(file, formats=_FORMATS) as image:
-            (width, height), mode, is_turned = image.size, image.mode, False
-            with contextlib.suppress(Exception):  # damaged EXIF data are ignored, as in `_pixels`
-                has_exif = image.format != "PNG" or "exif" in image.info  # Pillow decodes a PNG to search it for them
-                is_turned = has_exif and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-            return _Header(width, height, mode) if is_turned else _Header(height, width, mode)
-    except Exception:  # `decode` raises the error, or leaves the file out
-        return None
 
 
 def _common_size(headers: Sequence[_Header], crop: int) -> tuple[int, int]:
@@ -264,62 +306,205 @@ def _common_size(headers: Sequence[_Header], crop: int) -> tuple[int, int]:
     return max(1, round(height * reduction)), max(1, round(width * reduction))
 
 
-def _description(headers: Sequence[_Header], num_files: int, are_grey: bool) -> str:
-    sizes = sorted({(header.height, header.width) for header in headers}, key=math.prod)
-    size = " to ".join(f"{height} x {width}" for height, width in dict.fromkeys((sizes[0], sizes[-1])))
-    bits = ", some of 16 bits" if any(header.mode.startswith("I") for header in headers) else ""
-    return f"{num_files:,} images of {size} pixels, {'grey' if are_grey else 'colour'}{bits}"
+def _copies(files: Sequence[Path]) -> list[list[int]]:
+    """Return pairs of indices of files that are equal byte for byte, as in `Images`."""
+    of_size, copies = defaultdict[int, list[int]](list), list[list[int]]()
+    for index, path in enumerate(files):
+        of_size[path.stat().st_size].append(index)
+    for indices in of_size.values():
+        first: dict[bytes, int] = {}
+        for index in indices if len(indices) > 1 else ():
+            earlier = first.setdefault(hashlib.sha256(files[index].read_bytes()).digest(), index)
+            copies += [[earlier, index]] if earlier != index else []
+    return copies
 
 
-def decode(path: Path, transform: ImageTransform) -> NDArray[np.uint8] | None:
-    """Return the image (C, H, W) of a file, or None if it cannot be decoded and `transform.skip_broken` is set.
+def _levels_of(pool: ThreadPoolExecutor, files: Sequence[Path], headers: Sequence[Sequence[_Header]]) -> Levels | None:
+    """Return the levels of files of more than 8 bits; if there are none, of grey files that hold 0 and 1 only."""
+    deep = [file for file, of_file in zip(files, headers) if any(header.is_deep for header in of_file)]
+    try:
+        if deep:
+            return reduce(or_, filter(None, _in_parts(pool, _file_levels, deep)))
+        found = None
+        if all(header.channels == 1 for of_file in headers for header in of_file):
+            for levels in itertools.chain(map(_file_levels, files[:8]), _in_parts(pool, _file_levels, files[8:])):
+                if levels is not None and (levels.nominal != (0, 255) or levels.high > 1):
+                    return None
+                found = found | levels if found and levels else found or levels
+        return found
+    except (TypeError, ValueError):  # there is no readable file, or their types differ
+        raise InputError(
+            f"{deep[0].parent}: the values of its files are of several types: convert all to one"
+        ) from None
+
+
+def _file_levels(path: Path) -> Levels | None:
+    """Return the levels of the images of a file; None if it cannot be read."""
+    try:
+        with _opened(path) as sources:
+            found = []
+            for source in sources:
+                pixels, opacity = _at_most_one_large(source, partial(_decoded, is_deep=True))
+                values = np.asarray(pixels)
+                found.append(Levels.of(values if opacity is None else values[np.asarray(opacity) > 0]))
+            return reduce(or_, found)
+    except Exception:  # `decode` raises the error, or leaves the file out
+        return None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Iterator[_Source]]:
+    """Open a file, and give an iterator over its images, each of which is decoded before the next is asked for."""
+    with open_bounded(path, _MAX_BYTES, follow=True) as file:
+        yield _sources(file)
+
+
+def _sources(file: BinaryIO) -> Iterator[_Source]:
+    tags = tags_of_pages(file)
+    if any(map(num_bands, tags)):
+        yield from map(_Source, band_pages(file, tags))
+        return
+    with Image.open(file, formats=_FORMATS) as image:
+        count = getattr(image, "n_frames", 1) if image.format in _FORMATS_OF_PAGES else 1
+        for page in range(count):
+            image.seek(page)
+            if count > 1 and page < len(tags) and tags[page].get(254, 0) & 5:
+                continue  # a reduced copy of another page, or its mask
+            low = None
+            if image.mode in ("RGB", "RGBA") and (swapped := _with_low_bytes(image.tile)):
+                low = Image.open(file, formats=_FORMATS)
+                low.seek(page)
+                low.tile = swapped
+            yield _Source(image, low, count == 1)
+
+
+def _with_low_bytes(tiles: list[Any]) -> list[Any]:
+    """Return Pillow's tiles of 16-bit colours changed so that it reads low bytes where it would read high ones."""
+    swapped = []
+    for tile in tiles:
+        name, *more = [tile[3]] if isinstance(tile[3], str) else tile[3]
+        if not re.fullmatch(r"RGBA?;16[BLN]", str(name)):
+            return []
+        name = name[:-1] + ("L" if name[-1] == "B" else "B")
+        swapped.append(tile._replace(args=(name, *more) if more else name))
+    return swapped
+
+
+def _headers(path: Path) -> list[_Header]:
+    """Return a header for each image of a file, with its sides as a viewer shows it; none if it cannot be read."""
+    try:
+        with _opened(path) as sources:
+            return [_header(source) for source in sources]
+    except Exception:  # `decode` raises the error, or leaves the file out
+        return []
+
+
+def _header(source: _Source) -> _Header:
+    image = source.image
+    if isinstance(image, np.ndarray):
+        height, width, channels = image.shape
+        return _Header(height, width, channels, image.dtype != np.uint8)
+    is_turned = False
+    with contextlib.suppress(Exception):  # damaged EXIF data are ignored, as in `_decoded`
+        has_exif = image.format != "PNG" or "exif" in image.info  # Pillow decodes a PNG to search it for them
+        is_turned = source.is_only and has_exif and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    (width, height), mode = image.size, image.mode
+    sides = (width, height) if is_turned else (height, width)
+    is_deep = mode[0] in "IF" or source.low is not None
+    return _Header(*sides, 1 if mode[0] in "IF" or mode in ("1", "L", "LA") else 3, is_deep)
+
+
+def decode(path: Path, transform: ImageTransform) -> list[NDArray[np.uint8]]:
+    """Return the images (C, H, W) of a file; none if it cannot be decoded and `transform.skip_broken` is set.
 
     Raises:
         InputError: the file cannot be decoded.
     """
     try:
-        with open_bounded(path, _MAX_BYTES, follow=True) as file, Image.open(file, formats=_FORMATS) as image:
-            is_large = image.width * image.height > _LARGE_PIXELS
-            pixels = _LARGE.submit(_pixels, image, transform).result() if is_large else _pixels(image, transform)
+        with _opened(path) as sources:
+            return [_at_most_one_large(source, partial(_pixels, transform=transform)) for source in sources]
     except Exception as error:  # Pillow raises struct.error, KeyError and others for broken files
         if transform.skip_broken:
-            return None
+            return []
         reason = re.sub(r" (<_io|'/).*", "", brief(error)).removeprefix(f"{path} ")
         raise InputError(f"{path} cannot be used ({reason}): remove it, or give --skip-broken") from None
-    return _channels_first(pixels)
 
 
-def _channels_first(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+def _at_most_one_large(source: _Source, function: Callable[[_Source], _T]) -> _T:
+    """Call a function that decodes an image, of large images one at a time."""
+    is_large = isinstance(source.image, Image.Image) and math.prod(source.image.size) > _LARGE_PIXELS
+    return _LARGE.submit(function, source).result() if is_large else function(source)
 
 
-def _pixels(image: Image.Image, transform: ImageTransform) -> NDArray[np.uint8]:
-    """Return the transformed image, (H, W) or (H, W, C)."""
+def _decoded(source: _Source, is_deep: bool) -> tuple[Image.Image | NDArray[Any], Image.Image | None]:
+    """Return an image upright, and its opacity or None.
+
+    Args:
+        source: the image.
+        is_deep: read all of the 16 bits of a colour, and not the upper 8.
+
+    Returns:
+        An array (H, W) or (H, W, C), if its values may have more than 8 bits, or it came as one; otherwise Pillow's.
+    """
+    image, low = source.image, source.low
+    if isinstance(image, np.ndarray):
+        return image, None
     if image.width * image.height > _MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels are too many")
-    image.load()  # raises an error if more than the EXIF data is damaged
     has_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-    try:
-        ImageOps.exif_transpose(image, in_place=True)
-    except MemoryError:
-        raise
-    except Exception:  # damaged EXIF data raise exceptions of many types; ignored, as by viewers
-        pass
+    for part in (image, low) if is_deep and low is not None else (image,):
+        part.load()  # raises an error if more than the EXIF data is damaged
+        if source.is_only:
+            try:
+                ImageOps.exif_transpose(part, in_place=True)
+            except MemoryError:
+                raise
+            except Exception:  # damaged EXIF data raise exceptions of many types; ignored, as by viewers
+                pass
+    if has_16_bits or image.mode in ("I", "F"):
+        values = np.asarray(image).astype(np.uint16) if has_16_bits else np.asarray(image)
+        hidden = image.info.get("transparency")
+        return values, None if hidden is None else Image.fromarray(np.uint8(255) * (values != hidden))
+    opacity = None
+    if image.has_transparency_data:
+        opacity = (image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A")
+    if is_deep and low is not None:
+        return np.asarray(image)[..., :3] * np.uint16(256) + np.asarray(low)[..., :3], opacity
+    return image, opacity
+
+
+def _pixels(source: _Source, transform: ImageTransform) -> NDArray[np.uint8]:
+    """Return the transformed image, (C, H, W)."""
+    value_range = transform.value_range or ()
+    pixels, opacity = _decoded(source, is_deep=value_range not in ((), (0, 65535)))
+    if isinstance(pixels, Image.Image) and pixels.mode == "L" and value_range == (0, 1):
+        values = np.asarray(pixels)
+        pixels = values if values.max() <= 1 else pixels  # there may be files of 8 bits beside files of floats
+    if isinstance(pixels, np.ndarray):
+        values = to_bytes(pixels, value_range)
+        is_picture = values.ndim == 2 or values.shape[2] in (1, 3)
+        bands = [values.squeeze(2) if values.shape[2:] == (1,) else values] if is_picture else np.moveaxis(values, 2, 0)
+        layers = [Image.fromarray(np.ascontiguousarray(band)) for band in bands]
+    else:
+        layers = [pixels]
+    if len(layers) == 1 and transform.channels in (0, 1, 3):
+        layers = [layers[0].convert("L" if transform.channels == 1 else "RGB")]
+    elif len(layers) not in (0, transform.channels):
+        number = len(layers) if len(layers) > 1 else len(layers[0].getbands())
+        raise ValueError(f"it has {number} channels, not {transform.channels} as the others or as asked for")
+    if opacity is not None:
+        layers[0].paste("white", mask=ImageChops.invert(opacity))
+    return np.concatenate([_fitted(layer, transform) for layer in layers])
+
+
+def _fitted(image: Image.Image, transform: ImageTransform) -> NDArray[np.uint8]:
+    """Return an image cropped and resized, (1, H, W) or (3, H, W)."""
     if transform.crop:
         left, top = (image.width - transform.crop) // 2, (image.height - transform.crop) // 2
         if left < 0 or top < 0:
             raise ValueError(f"{image.width} x {image.height} pixels, fewer than --crop {transform.crop} cuts out")
         image = image.crop((left, top, left + transform.crop, top + transform.crop))
-    if has_16_bits:
-        values = np.asarray(image).astype(np.uint32)  # Pillow's convert would clip 16 bits at 255
-        values[values == image.info.get("transparency")] = 2**16 - 1
-        image = Image.fromarray((values // 257).clip(0, 255).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError("its pixels have neither 8 nor 16 bits: convert it first")
-    shown = image.convert("L" if transform.channels == 1 else "RGB")
-    if image.has_transparency_data:
-        alpha = (image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A")
-        shown.paste("white", mask=ImageChops.invert(alpha))
     height, width = transform.size or (image.height, image.width)
     resize = ImageOps.fit if transform.keep_aspect else Image.Image.resize
-    return np.asarray(resize(shown, (width, height), Image.Resampling.BILINEAR))
+    pixels = np.asarray(resize(image, (width, height), Image.Resampling.BILINEAR))
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

@@ -1,4 +1,4 @@
-"""Images in a file that is mapped into memory: an order that reads neighbours together, and releasing what was read."""
+"""Images in a file that is mapped into memory, and the order in which an epoch visits them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["map_images", "release", "shuffled"]
+__all__ = ["map_images", "shuffled"]
 
 _LARGE = 2**30  # bytes of a file; smaller ones stay in memory, and an epoch visits their images in any order
 _BLOCK = 2**20  # bytes of neighbouring images that are visited in the same part of an epoch
@@ -24,7 +24,7 @@ _MAPPINGS: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictio
 def map_images(path: Path) -> NDArray[np.uint8]:
     """Return the images of an .npy file, mapped into memory.
 
-    Do not change them in place: the file stays as it is, and `release` undoes the changes.
+    Changes in place do not reach the file.
 
     Raises:
         ValueError: the file is damaged.
@@ -51,25 +51,8 @@ def shuffled(images: Tensor) -> Tensor:
         int64 (N,), on the CPU.
     """
     count = len(images)
-    if _mapping(images) is None:
+    if images.untyped_storage().data_ptr() not in _MAPPINGS:
         return torch.randperm(count)
     blocks = torch.arange(count).split(max(1, _BLOCK // images[0].numel()))
     order = torch.cat([blocks[index] for index in torch.randperm(len(blocks)).tolist()])
     return torch.cat([part[torch.randperm(len(part))] for part in order.split(_BLOCKS * len(blocks[0]))])
-
-
-def release(images: Tensor) -> None:
-    """Take the pages of a mapped file of more than 1 GiB out of this process's memory; other images stay.
-
-    The pages stay in the system's cache, and are mapped again when they are read.
-
-    Args:
-        images: those of the file, or a part of them that shares their memory.
-    """
-    mapping = _mapping(images)
-    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
-        mapping.madvise(mmap.MADV_DONTNEED)
-
-
-def _mapping(images: Tensor) -> mmap.mmap | None:
-    return _MAPPINGS.get(images.untyped_storage().data_ptr())

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pvae.config.config import Config
-from pvae.data.mapped import release
 
 __all__ = ["Pixels", "Preparation"]
 
@@ -44,7 +43,7 @@ class Preparation:
 
     @property
     def kind(self) -> str:
-        """The values of a pixel, in words."""
+        """The values of a pixel: "binary", "in [0, 1]" or "in [-1, 1]"."""
         if self.binarize != "none":
             return "binary"
         return "in [-1, 1]" if self.is_symmetric else "in [0, 1]"
@@ -130,6 +129,4 @@ class Pixels:
 
     def split(self, size: int) -> Iterator[Tensor]:
         """Yield the pixels of `size` images at a time, as `Tensor.split` does."""
-        for part in self.images.split(size):
-            yield self.preparation.x(part)
-            release(part)
+        yield from map(self.preparation.x, self.images.split(size))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import itertools
 import math
@@ -10,9 +9,7 @@ import shutil
 import socket
 import struct
 import tempfile
-import threading
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,18 +82,17 @@ def load_dataset(
     if name.startswith("folder:"):
         return from_folder(name.removeprefix("folder:") if data_dir is None else str(data_dir), transform)
     check_name("data set", name, DATASETS)
-    if name == "celeba":
-        return celeba(data_dir, transform)
-    if name == "mnist-5k":
-        return mnist_5k()
-    if name == "binarized-mnist":
-        return binarized_mnist(data_dir)
-    if name == "linear-gaussian":
-        return linear_gaussian()
-    if name == "omniglot":
-        return omniglot(data_dir, transform)
     if name in SETS:
         return torchvision_set(name, data_dir)
+    others: dict[str, Callable[[], Dataset]] = {
+        "celeba": lambda: celeba(data_dir, transform),
+        "omniglot": lambda: omniglot(data_dir, transform),
+        "binarized-mnist": lambda: binarized_mnist(data_dir),
+        "linear-gaussian": linear_gaussian,
+        "mnist-5k": mnist_5k,
+    }
+    if name in others:
+        return others[name]()
     try:
         return from_torchvision("mnist" if name == "auto" else name, data_dir, offline)
     except NotFoundError as error:
@@ -118,35 +114,48 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
     folder = expanded(path, "--dataset folder:PATH")
     if is_array_file(folder):
         arrays = ImageArrays(folder)
-        return _divided(folder, load_images(arrays, transform, cache_dir() / "images"), arrays.splits, arrays.labels)
-    files = image_files(folder)
+        images = load_images(arrays, transform, cache_dir() / "images")
+        return _divided(folder, images, arrays.names, arrays.splits, arrays.labels)
+    files, left_out = image_files(folder)
     # RandomState gives the same permutation in every version of numpy. The splits are views of one mapped file.
     files = [files[index] for index in np.random.RandomState(len(files)).permutation(len(files))]
     split_of = {file: SPLITS.get(file.relative_to(folder).parts[0].lower(), "") for file in files}
     has_splits = "train" in split_of.values()
     if not has_splits and any(split_of.values()):
         found = " and ".join(sorted({file.relative_to(folder).parts[0] for file, split in split_of.items() if split}))
-        raise InputError(f"{folder} has a sub-folder {found} and none of the name train: rename that of the others")
-    num_files = len(files)
+        raise InputError(f"{folder} has a sub-folder {found} but none named train: add train, or rename {found}")
+    outside = ""
     if has_splits:
-        files = [file for split in ("train", "test", "valid") for file in files if split_of[file] == split]
-    loaded = load_images(files, transform, cache_dir() / "images")
-    splits = [split_of[files[index]] if has_splits else "train" for index in loaded.kept]
-    below = [files[index].relative_to(folder).parts[has_splits:-1] for index in loaded.kept]
-    data = _divided(folder, loaded, splits, np.array([names[0] for names in below]) if all(below) else None)
-    notes = [_left_out(len(files), len(loaded.kept))]
-    if len(files) < num_files:
-        outside = f"{num_files - len(files):,} of {num_files:,} image files"
-        notes.insert(0, f"{outside} lie outside of the sub-folders train, valid and test, and are left out")
+        inside = [file for split in ("train", "test", "valid") for file in files if split_of[file] == split]
+        if len(inside) < len(files):
+            number = f"{len(files) - len(inside):,} of {len(files):,} image files"
+            outside = f"{number} lie outside of the sub-folders train, valid and test, and are left out"
+        files = inside
+    images = load_images(files, transform, cache_dir() / "images")
+    splits = [split_of[files[index]] if has_splits else "train" for index in images.kept]
+    below = [files[index].relative_to(folder).parts[has_splits:-1] for index in images.kept]
+    labels = np.array([names[0] for names in below]) if all(below) else None
+    data = _divided(folder, images, images.names(files, folder), splits, labels)
+    of_test = slice(len(data.train), len(data.train) + len(data.test))
+    first = {later: earlier for earlier, later in images.copies}
+    tested = {first.get(index, index) for index in images.kept[of_test]}
+    trained = [first.get(index, index) for index in images.kept[: of_test.start] + images.kept[of_test.stop :]]
+    copied = tested.intersection(trained)
+    copies = sum(first.get(index, index) in copied for index in images.kept[of_test])
+    repeated = f"{copies:,} of the test images are copies, byte for byte, of images to train on" if copies else ""
+    notes = (outside, left_out, _not_decoded(files, images), data.note, repeated)
     return replace(data, note="; ".join(filter(None, notes)))
 
 
-def _divided(path: Path, loaded: Images, splits: Sequence[str], labels: NDArray[Any] | None) -> Dataset:
+def _divided(
+    path: Path, images: Images, names: Sequence[str], splits: Sequence[str], labels: NDArray[Any] | None
+) -> Dataset:
     """Return images as a data set.
 
     Args:
         path: where they were found.
-        loaded: the images, in random order, but those of one split behind the other.
+        images: in random order, but all training images first, then all test images, then all validation images.
+        names: a name for each image.
         splits: "train", "test" or "valid" for each image.
         labels: the class of each image, if they have classes.
     """
@@ -155,10 +164,11 @@ def _divided(path: Path, loaded: Images, splits: Sequence[str], labels: NDArray[
         num_test = max(2, num_train // 10)
         num_train -= num_test
     ends = [num_train, num_train + num_test]
-    train, test, valid = torch.from_numpy(loaded.pixels).tensor_split(ends)
+    train, test, valid = torch.from_numpy(images.pixels).tensor_split(ends)
     data = Dataset(
         path.resolve().name, train, test, dataset=f"folder:{path.resolve()}", valid=valid if num_valid else None,
-        found=loaded.found,
+        found=images.found, note=images.note, value_range=images.value_range,
+        names=_names_by_split(names, ends),
     )  # fmt: skip
     classes, numbers = np.unique([] if labels is None else labels, return_inverse=True)
     if len(classes) < 2:
@@ -184,7 +194,7 @@ def celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
     )
     root = find("CelebA", "celeba/img_align_celeba", data_dir, advice)
     folder = root / "celeba"
-    present = {path.name: path for path in image_files(folder / "img_align_celeba")}
+    present = {path.name: path for path in image_files(folder / "img_align_celeba")[0]}
     partition_file, attribute_file = folder / "list_eval_partition.txt", folder / "list_attr_celeba.txt"
     try:
         split_of = dict(_rows(partition_file))
@@ -206,14 +216,17 @@ def celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
     if not label_names or min(len(train_names), len(test_names)) < 2:
         raise InputError(f"{folder} holds fewer than two training or test images that its lists name: {advice}")
     names = list(itertools.chain(*parts))
-    images, kept, found = load_images([present[name] for name in names], transform, cache_dir() / "images")
-    ends = np.searchsorted(kept, np.cumsum([len(train_names), len(test_names)])).tolist()
-    train, test, valid = torch.from_numpy(images).tensor_split(ends)
-    labels = torch.tensor([attributes[names[index]] for index in kept]).tensor_split(ends)
+    files = [present[name] for name in names]
+    images = load_images(files, transform, cache_dir() / "images")
+    ends = np.searchsorted(images.kept, np.cumsum([len(train_names), len(test_names)])).tolist()
+    train, test, valid = torch.from_numpy(images.pixels).tensor_split(ends)
+    labels = torch.tensor([attributes[names[index]] for index in images.kept]).tensor_split(ends)
+    has_valid = len(valid) > 1
     return Dataset(
-        "CelebA", train, test, labels[0], labels[1], label_names,
-        dataset="celeba", folder=str(root.absolute()), note=_left_out(len(names), len(kept)), found=found,
-        valid=valid if len(valid) > 1 else None, valid_labels=labels[2] if len(valid) > 1 else None,
+        "CelebA", train, test, labels[0], labels[1], label_names, "celeba", str(root.absolute()),
+        note=_not_decoded(files, images), found=images.found, value_range=images.value_range,
+        valid=valid if has_valid else None, valid_labels=labels[2] if has_valid else None,
+        names=_names_by_split(images.names(files, files[0].parent), ends),
     )  # fmt: skip
 
 
@@ -227,20 +240,29 @@ def omniglot(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
     """
     advice = "unpack images_background.zip and images_evaluation.zip into DIR/omniglot-py, and give --data-dir DIR"
     root = find("Omniglot", "omniglot-py/images_background", data_dir, advice)
-    train, test = (image_files(root / "omniglot-py" / f"images_{split}") for split in ("background", "evaluation"))
+    folder = root / "omniglot-py"
+    train, test = (image_files(folder / f"images_{split}")[0] for split in ("background", "evaluation"))
     files = train + test
-    images, kept, found = load_images(files, transform, cache_dir() / "images")
-    split = [sum(index < len(train) for index in kept)]
-    names, classes = np.unique([files[index].parts[-3] for index in kept], return_inverse=True)
-    (x_train, x_test), (y_train, y_test) = (torch.from_numpy(one).tensor_split(split) for one in (images, classes))
+    images = load_images(files, transform, cache_dir() / "images")
+    ends = [sum(index < len(train) for index in images.kept), len(images.kept)]
+    names, classes = np.unique([files[index].parts[-3] for index in images.kept], return_inverse=True)
+    (x_train, x_test), (y_train, y_test) = (
+        torch.from_numpy(one).tensor_split(ends[:1]) for one in (images.pixels, classes)
+    )
     return Dataset(
-        "Omniglot", x_train, x_test, y_train, y_test, tuple(map(str, names)),
-        dataset="omniglot", folder=str(root.absolute()), note=_left_out(len(files), len(kept)), found=found,
+        "Omniglot", x_train, x_test, y_train, y_test, tuple(map(str, names)), "omniglot", str(root.absolute()),
+        note=_not_decoded(files, images), found=images.found, value_range=images.value_range,
+        names=_names_by_split(images.names(files, folder), ends),
     )  # fmt: skip
 
 
-def _left_out(found: int, kept: int) -> str:
-    return f"{found - kept} of {found} image files cannot be decoded and are left out" if kept < found else ""
+def _names_by_split(names: Sequence[str], ends: Sequence[int]) -> dict[str, Sequence[str]]:
+    return {"train": names[: ends[0]], "test": names[ends[0] : ends[1]], "valid": names[ends[1] :]}
+
+
+def _not_decoded(files: Sequence[Path], images: Images) -> str:
+    count = len(files) - len(set(images.kept))
+    return f"{count} of {len(files)} image files cannot be decoded and are left out" if count else ""
 
 
 def _rows(path: Path) -> Iterator[list[str]]:
@@ -332,32 +354,17 @@ def _download(title: str, root: Path) -> None:
     """Download by torchvision, which checks MD5 sums, into a temporary folder in `root`, and then rename the folder.
 
     Raises:
-        OSError: no mirror answers within `_NETWORK_SECONDS`, or the download breaks off.
-        RuntimeError: raised by torchvision, for instance if an MD5 sum differs.
+        OSError, RuntimeError: no mirror answers within `_NETWORK_SECONDS`, the download breaks off, or an MD5 sum
+            differs.
     """
     from torchvision import datasets
 
-    kind: type[datasets.MNIST] = getattr(datasets, title)
-    answered = threading.Event()
-
-    def ask_mirrors() -> None:
-        for mirror in kind.mirrors:
-            request = urllib.request.Request(mirror + kind.resources[0][0], method="HEAD")
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                urllib.request.urlopen(request, timeout=_NETWORK_SECONDS / 2).close()
-                return answered.set()
-
-    thread = threading.Thread(target=ask_mirrors, daemon=True)  # a thread: looking up a host name has no timeout
-    thread.start()
-    thread.join(_NETWORK_SECONDS)
-    if not answered.is_set():
-        raise OSError("no network")
     root.mkdir(parents=True, exist_ok=True)
     timeout = socket.getdefaulttimeout()
     with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as folder:
         try:
             socket.setdefaulttimeout(_NETWORK_SECONDS)  # torchvision sets no timeout
-            kind(folder, download=True)
+            getattr(datasets, title)(folder, download=True)
         finally:
             socket.setdefaulttimeout(timeout)
         if not (root / title / "raw").exists():  # another process may have downloaded the files at the same time

@@ -13,7 +13,7 @@ from pvae.core.files import expanded
 from pvae.data.dataset import Dataset
 from pvae.data.folders import cache_dir, is_file, is_folder
 from pvae.data.image_arrays import ImageArrays, is_array_file
-from pvae.data.image_folder import ImageTransform, image_files, load_images
+from pvae.data.image_folder import COLOURS, ImageTransform, image_files, load_images
 from pvae.data.sources import load_dataset
 from pvae.runs.run import Run
 
@@ -84,7 +84,8 @@ def load_again(run: Run, data_dir: str | Path | None, offline: bool) -> Dataset:
         )
     if data_dir is None and run.data.folder and is_folder(Path(run.data.folder)):
         data_dir = run.data.folder
-    return load_dataset(run.data.dataset, data_dir, offline, _transform(run.config))
+    transform = _transform(run.config)._replace(value_range=run.data.value_range)
+    return load_dataset(run.data.dataset, data_dir, offline, transform)
 
 
 def _transform(config: Config) -> ImageTransform:
@@ -108,21 +109,26 @@ def images_for(run: Run, path: str | Path) -> tuple[list[str], Tensor, str]:
     Raises:
         InputError: there is no such file, or an image cannot be decoded.
     """
-    where = expanded(path, "IMAGES")
-    if is_array_file(where):
-        given: list[Path] | ImageArrays = ImageArrays(where, is_shuffled=False)
-    else:
-        given = [where] if is_file(where) else image_files(where)
+    where, left_out = expanded(path, "IMAGES"), ""
     channels, height, width = run.data.image_shape
-    transform = _transform(run.config)._replace(size=(height, width), channels=channels)
-    images, kept, found = load_images(given, transform, cache_dir() / "images", least=1)
+    transform = _transform(run.config)._replace(
+        size=(height, width), channels=channels, value_range=run.data.value_range or None
+    )
+    given: list[Path] | ImageArrays
+    if is_array_file(where):
+        given = ImageArrays(where, is_shuffled=False)
+    elif is_file(where):
+        given = [where]
+    else:
+        given, left_out = image_files(where)
+    loaded = load_images(given, transform, cache_dir() / "images", least=1)
     if isinstance(given, ImageArrays):
         names = given.names
     else:
-        names = [str(given[index].relative_to(where if is_folder(where) else where.parent)) for index in kept]
-    shape = f"{height} x {width} pixels, {'grey' if channels == 1 else 'colour'}"
-    note = "" if found.endswith(f" of {shape}") else f"{found}, are brought to {shape}, as in training"
-    return names, torch.from_numpy(images), note
+        names = loaded.names(given, where if is_folder(where) else where.parent)
+    shape = f"{height} x {width} pixels, {COLOURS.get(channels, f'{channels} channels')}"
+    changed = "" if f" of {shape}" in loaded.found else f"{loaded.found}, are brought to {shape}, as in training"
+    return names, torch.from_numpy(loaded.pixels), "; ".join(filter(None, (changed, loaded.note, left_out)))
 
 
 def _has_own_images(dataset: str) -> bool:

@@ -2,8 +2,9 @@
 
 A run folder contains config.json (options, data record, versions), metrics.jsonl (one JSON object per line, see
 `metrics.Metrics`), checkpoint.safetensors (weights, optimiser, random state, progress), the checkpoint before it, with
-validation images best.safetensors (the weights of the epoch with the best bound on them),
-figures/ and TensorBoard events. The checkpoint stores the length and SHA-256 of the valid part of metrics.jsonl.
+validation images best.safetensors (the weights of the epoch with the best bound on them), for images of files
+split.csv (the name and the split of each), figures/ and TensorBoard events. The checkpoint stores the length and
+SHA-256 of the valid part of metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -202,7 +203,7 @@ class Run:
     def discard(self) -> None:
         """Remove the folder of a new run whose training could not start."""
         with contextlib.suppress(OSError):
-            for name in ("config.json", "metrics.jsonl"):
+            for name in ("config.json", "metrics.jsonl", "split.csv"):
                 (self.path / name).unlink(missing_ok=True)
             self.path.rmdir()
 

@@ -76,8 +76,8 @@ class GivenImages:
             raise InputError(f"{path} was trained on images given from Python: name a file or folder of images")
         vae = run.vae(vae)
         if images is None:
-            test = data_of(run, None, data_dir, offline).test
-            return cls(run, vae, [f"test-{number}" for number in range(len(test))], test)
+            data = data_of(run, None, data_dir, offline)
+            return cls(run, vae, data.test_names, data.test)
         decoded_as = replace(run, config=run.config.replace(skip_broken=skip_broken))
         return cls(run, vae, *images_for(decoded_as, images))
 

@@ -17,7 +17,7 @@ from pvae.config.config import Config
 from pvae.config.options import ESTIMATORS, whole_number
 from pvae.config.presets import SYSTEMS
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError, is_out_of_memory
-from pvae.core.files import expanded, locked
+from pvae.core.files import expanded, locked, write_whole
 from pvae.core.random_state import restore_rng_state, rng_state, seeded
 from pvae.core.terminal import print_line
 from pvae.data.choices import images_config
@@ -355,6 +355,8 @@ class Session:
             # Each of several processes has its own GPU, and a resumption may have others: record no number.
             device = trainer.device.type if trainer.world.size > 1 else str(trainer.device)
             run.begin_session(checkpoint.counts, rows, device, trainer.world.size)
+            if trainer.data.names and trainer.step == 0:
+                write_whole(run.path / "split.csv", trainer.data.split_csv())
             run.keep_best(checkpoint)
             if trainer.epoch < run.config.epochs:
                 run.drop_figures()

@@ -30,7 +30,7 @@ from pvae.core.random_state import restore_rng_state, rng_state, seeded
 from pvae.core.terminal import progress_bar
 from pvae.core.terms import Terms
 from pvae.data.dataset import Dataset, random_subset
-from pvae.data.mapped import release, shuffled
+from pvae.data.mapped import shuffled
 from pvae.data.preparation import Preparation
 from pvae.elbos.base import PerDatumELBO
 from pvae.elbos.registry import build_elbo
@@ -93,7 +93,7 @@ class Trainer:
         if vae is None:
             check_memory(config, data.image_shape)
         self.config, self.device, self.world = config, device, world
-        self.preparation = Preparation.of(config)
+        self.data, self.preparation = data, Preparation.of(config)
         self.train_images = self.preparation.prepared(data.train, "train", is_redrawn=True).to(device)
         self.test_images = self.preparation.prepared(data.test, "test").to(device)
         self.valid_images: Tensor | None = None
@@ -150,7 +150,6 @@ class Trainer:
                 state = self._unfinished = state._replace(total=total, seen=seen, seconds=seconds)
                 bar.set_postfix_str(f"loss {state.total * self.world.size / state.seen:.2f}", refresh=False)
                 bar.update()
-                release(self.train_images)
                 between()
         whole = self._summed(state)
         taken = ~whole.distortion.isnan()  # NaN marks the images of skipped steps
@@ -528,7 +527,6 @@ def measure(
             if share.weight:
                 sums += torch.tensor([loss * share.total, at_mean], dtype=torch.float64)
                 terms[0, rows], terms[1, rows] = measured[:2]
-        release(images)
         between()
     world.sum_([sums])
     world.sum_([terms])

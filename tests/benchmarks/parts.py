@@ -121,7 +121,7 @@ def faces(arguments: argparse.Namespace) -> None:
     from pvae.data.image_folder import ImageTransform, image_files, load_images
 
     with _face_files(arguments.data_dir) as folder, tempfile.TemporaryDirectory() as cache:
-        files = image_files(folder)[:_FACES]
+        files = image_files(folder)[0][:_FACES]
         started = time.perf_counter()
         images = torch.from_numpy(load_images(files, ImageTransform((64, 64)), Path(cache))[0])
         decoding = time.perf_counter() - started

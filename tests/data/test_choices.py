@@ -20,7 +20,7 @@ RNG = np.random.default_rng(0)
 
 
 def noise(num_train, channels, height, width, **rest):
-    images = torch.zeros((), dtype=torch.uint8).expand(num_train, channels, height, width)
+    images = torch.full((), 7, dtype=torch.uint8).expand(num_train, channels, height, width)
     return Dataset("noise", images, images[:4], **rest)
 
 

@@ -1,9 +1,8 @@
-"""Images of a file that may be larger than memory: the order of an epoch, and what stays in memory."""
+"""Images of a file that may be larger than memory: the order of an epoch."""
 
 from __future__ import annotations
 
 import gc
-from pathlib import Path
 
 import numpy as np
 import pyro
@@ -14,8 +13,7 @@ import pvae
 from pvae.core.random_state import seeded
 from pvae.data import mapped
 from pvae.data.dataset import Dataset
-from pvae.data.mapped import map_images, release, shuffled
-from pvae.data.preparation import Pixels, Preparation
+from pvae.data.mapped import map_images, shuffled
 from pvae.training.trainer import Trainer
 
 COUNT, BYTES = 30_000, 3 * 16 * 16
@@ -29,19 +27,6 @@ def large(tmp_path, monkeypatch):
     monkeypatch.setattr(mapped, "_BLOCKS", 20)
     np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (COUNT, 3, 16, 16), dtype=np.uint8))
     return torch.from_numpy(map_images(tmp_path / "images.npy"))
-
-
-def resident(images):
-    """Return how many bytes of the file are in this process's memory."""
-    address, found = images.untyped_storage().data_ptr(), False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        words = line.split()
-        if "-" in words[0] and not words[0].endswith(":"):
-            start, stop = (int(word, 16) for word in words[0].split("-"))
-            found = start <= address < stop
-        elif found and words[0] == "Rss:":
-            return 1024 * int(words[1])
-    raise AssertionError("it is not mapped")
 
 
 def test_large_files_are_visited_in_shuffled_blocks(large):
@@ -67,44 +52,6 @@ def test_other_images_are_visited_in_any_order_as_before(large, tmp_path, monkey
             order = shuffled(images)
             torch.manual_seed(0)
             assert torch.equal(order, torch.randperm(len(images)))
-
-
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what is in memory")
-def test_what_was_read_leaves_the_memory(large):
-    copy = large.clone()
-    assert resident(large) > COUNT * BYTES / 2
-    release(large[7:9])
-    assert resident(large) == 0
-    assert torch.equal(large, copy), "it is read again"
-    data = Dataset("large", large[:29_000], large[29_000:])
-    digest = data.record().sha256
-    assert resident(large) == 0, "the checksum reads all"
-    assert digest == Dataset("copy", copy[:29_000], copy[29_000:]).record().sha256
-    for _ in Pixels(large).split(100):
-        assert resident(large) < COUNT * BYTES / 4
-    release(copy)
-    release(torch.zeros(3))
-    assert torch.equal(large, copy)
-
-
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what is in memory")
-def test_a_training_keeps_little_of_a_large_file_in_memory(large, tmp_path, no_pictures, monkeypatch):
-    seen = []
-
-    batch_of = Preparation.batch
-
-    def batch(preparation, images, index):
-        seen.append(resident(large))
-        return batch_of(preparation, images, index)
-
-    monkeypatch.setattr(Preparation, "batch", batch)
-    data = Dataset("large", large[:2500], large[2500:3000])
-    config = pvae.Config(epochs=1, hidden=(4,), batch_size=50, binarize="none")
-    run = pvae.fit(config, data=data, out=tmp_path / "run")
-    assert len(seen) == 50
-    assert set(seen[1:]) == {0}, "what a step has read is released"
-    assert resident(large) < COUNT * BYTES / 4, "a few images were drawn"
-    assert run.data.num_train == 2500
 
 
 def test_a_resumed_epoch_visits_a_large_file_in_the_same_order(large):
