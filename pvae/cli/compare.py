@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvae.cli.command import Parser, add_places, ctrl_c_exits_at_once, nonempty_path, result_folder, run_command
-from pvae.config.options import ELBOS, ESTIMATORS, whole_number
+from pvae.config.options import ELBOS, whole_number
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError, check_name
 from pvae.core.files import not_a_link, write_whole
@@ -67,6 +67,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     if arguments.run and arguments.stages:
         raise InputError("--stages go with --system: a RUN has one checkpoint")
     with ctrl_c_exits_at_once("pvae.compare"):
+        from pvae.elbos.registry import ELBO_CLASSES
         from pvae.evaluation import estimators
         from pvae.plotting import run_figures
         from pvae.runs.run import Run
@@ -75,7 +76,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     if config.posterior == "delta":
         raise InputError(f"{arguments.run or config.system} is an autoencoder: a point posterior has no bound")
     if particles == [1] and all(
-        ESTIMATORS[name].importance_weighted or ESTIMATORS[name].least_particles > 1 for name in names
+        ELBO_CLASSES[name].is_importance_weighted or ELBO_CLASSES[name].least_particles > 1 for name in names
     ):
         raise InputError("with one particle these bounds equal the ELBO or are not defined: give more --particles")
     groups = config.groups if config.groups > 1 else _GROUPS

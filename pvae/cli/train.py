@@ -248,7 +248,10 @@ def _with_images(config: Config, options: dict[str, Any]) -> tuple[Config, Datas
 
     Another system is returned unchanged, and without data.
     """
+    from pvae.elbos.registry import elbo_of
+
     if config.system != "images":
+        elbo_of(config)  # refuses what does not go together
         return config, None
     from pvae.data.choices import describe_choices, images_config
     from pvae.runs.data import load_for
@@ -256,6 +259,7 @@ def _with_images(config: Config, options: dict[str, Any]) -> tuple[Config, Datas
     chosen = {name: value for name, value in _chosen(options).items() if name != "system"}
     data = load_for(config, options["data_dir"], options["offline"])
     config = images_config(data, **{"dataset": config.dataset, **chosen})
+    elbo_of(config)
     if is_first_process() and not options["quiet"]:
         print_line(f"{data.title}{data.found and ': '}{data.found}; chosen for them, unless you give another value:")
         print_line(describe_choices(data, config, chosen))

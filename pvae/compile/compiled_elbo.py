@@ -29,7 +29,7 @@ from pvae.compile.recorded_step import Call, Prepare, RecordedStep, Step, run_st
 from pvae.core.errors import InputError
 from pvae.core.terms import LossAndTerms
 from pvae.core.torch_private import empty_transform_caches
-from pvae.elbos.base import PyroFunction
+from pvae.elbos.base import OnResult, PyroFunction
 
 __all__ = ["CompiledELBO"]
 
@@ -168,10 +168,17 @@ class CompiledELBO(ELBO):
             return recorded.play(self._beta(beta), inputs)[0]
 
     def loss_and_grads(
-        self, model: PyroFunction, guide: PyroFunction, *inputs: Tensor, beta: float | None = None
+        self,
+        model: PyroFunction,
+        guide: PyroFunction,
+        *inputs: Tensor,
+        beta: float | None = None,
+        on_result: OnResult = lambda result: None,
     ) -> Tensor:
-        """Return the loss after adding its gradients to the parameters (called by `SVI.step`)."""
-        return self.backward(model, guide, *inputs, beta=beta).loss
+        """Return the loss after adding its gradients to the parameters; see `PerDatumELBO.loss_and_grads`."""
+        result = self.backward(model, guide, *inputs, beta=beta)
+        on_result(result)
+        return result.loss
 
     def loss(self, model: PyroFunction, guide: PyroFunction, *inputs: Tensor, beta: float | None = None) -> float:
         """Return the loss as a number (called by `SVI.evaluate_loss`)."""

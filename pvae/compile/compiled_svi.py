@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+from pyro.infer import SVI
 from torch import Tensor
 
 from pvae.compile.adam import ElementwiseAdamUpdate, FusedAdamUpdate
 from pvae.compile.compiled_elbo import CompiledELBO
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.compile.recorded_step import Prepare
-from pvae.core.terms import Terms
-from pvae.elbos.base import PyroFunction
-from pvae.elbos.svi import SVIWithTerms, finite_loss
+from pvae.elbos.base import OnResult, PyroFunction
 
 __all__ = ["CompiledSVI"]
 
 
-class CompiledSVI(SVIWithTerms):
+class CompiledSVI(SVI):
     """SVI over a `CompiledELBO` that replays each step as one recorded function: loss, gradients, Adam's update.
 
     A replay runs none of SVI's Python and stores no gradient. The training equals that of `SVI`, to rounding, and uses
-    the optimiser's own state. The step is that of `SVIWithTerms` if the optimiser is not plain fused Adam, if its betas
+    the optimiser's own state. The step is that of `SVI` if the optimiser is not plain fused Adam, if its betas
     or epsilon have changed (with `engine="inductor"` they may change), or if parameters already hold gradients.
 
     Args:
@@ -39,18 +38,20 @@ class CompiledSVI(SVIWithTerms):
         loss: CompiledELBO,
         prepare: Prepare | None = None,
     ) -> None:
-        super().__init__(model, guide, optim, loss)
+        super().__init__(model, guide, optim, loss)  # type: ignore[no-untyped-call]
+        self.elbo = loss
         self.prepare = prepare
         optimizer = optim.optimizer
         kind = ElementwiseAdamUpdate if loss.engine == "inductor" else FusedAdamUpdate
         self._update = kind(optimizer, optim.name_of) if kind.supports(optimizer) else None  # type: ignore[arg-type]
 
-    def step(self, *inputs: Tensor, beta: float | None = None) -> float:
-        """Step the parameters by one batch, and return its loss; see `step_with_terms` for the errors."""
-        return self.step_with_terms(*inputs, beta=beta)[0]
+    def step(self, *inputs: Tensor, beta: float | None = None, on_result: OnResult = lambda result: None) -> float:
+        """Step the parameters by one batch, and return its loss.
 
-    def step_with_terms(self, *inputs: Tensor, beta: float | None = None) -> tuple[float, Terms]:
-        """Step the parameters by one batch, and return its loss and terms; beta is the weight of the rate.
+        Args:
+            inputs: of `prepare`, or of model and guide.
+            beta: weight of the rate in the loss.
+            on_result: called with loss and terms.
 
         Raises:
             InputError: the step cannot be recorded (see `CompiledELBO`), or pixels are outside the domain; weights and
@@ -63,5 +64,6 @@ class CompiledSVI(SVIWithTerms):
             result = self.elbo.update(self.model, self.guide, self._update, *inputs, prepare=self.prepare, beta=beta)
         if result is None:
             x = inputs if self.prepare is None else (self.prepare(*inputs),)
-            return super().step_with_terms(*x, beta=beta)
-        return finite_loss(result), result.terms
+            return super().step(*x, beta=beta, on_result=on_result)  # type: ignore[no-untyped-call]
+        on_result(result)
+        return result.loss.item()

@@ -1,4 +1,4 @@
-"""`Option`, the type, range and help text of one field of `Config`; and the options that each ELBO can be used with."""
+"""`Option`, one field of `Config`: its type, range and help text; and the names of data sets, ELBOs and likelihoods."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pvae.core.errors import InputError, check_name, shown
 
@@ -18,54 +18,28 @@ if TYPE_CHECKING:
 __all__ = [
     "DATASETS",
     "ELBOS",
-    "ESTIMATORS",
     "LIKELIHOODS",
-    "Estimator",
     "Option",
-    "check_elbo_options",
     "flag",
     "option",
     "whole_number",
 ]
 
 
-class Estimator(NamedTuple):
-    """The options and models that an ELBO can be used with.
-
-    Args:
-        beta: the loss contains the rate, so that --beta, --warm-up and --rate-reduction can change its weight.
-        free_bits: the rate of each latent dimension is known.
-        closed_form: the rate, or with several stochastic layers a part of it, is a KL divergence in closed form.
-        importance_weighted: it is a bound of importance weights, which equals the ELBO for one particle.
-        separate_draws: its gradient needs importance weights that each depend on one draw of z only.
-        groups: the draws are divided into groups.
-        least_particles: the smallest K.
-    """
-
-    beta: bool = False
-    free_bits: bool = False
-    closed_form: bool = False
-    importance_weighted: bool = False
-    separate_draws: bool = False
-    groups: bool = False
-    least_particles: int = 1
-
-
-ESTIMATORS = {
-    "trace": Estimator(beta=True, free_bits=True),
-    "analytic": Estimator(beta=True, free_bits=True, closed_form=True),
-    "handwritten": Estimator(beta=True, free_bits=True),
-    "stl": Estimator(beta=True),
-    "score": Estimator(beta=True, separate_draws=True),
-    "score-loo": Estimator(beta=True, separate_draws=True, least_particles=2),
-    "iwae": Estimator(importance_weighted=True),
-    "dreg": Estimator(importance_weighted=True, separate_draws=True),
-    "renyi": Estimator(importance_weighted=True),
-    "ciwae": Estimator(importance_weighted=True),
-    "miwae": Estimator(importance_weighted=True, groups=True),
-    "piwae": Estimator(importance_weighted=True, separate_draws=True, groups=True),
-}
-ELBOS = tuple(ESTIMATORS)
+ELBOS = (  # the names in `pvae.elbos.registry`, whose classes say what each takes
+    "trace",
+    "analytic",
+    "handwritten",
+    "stl",
+    "score",
+    "score-loo",
+    "iwae",
+    "dreg",
+    "renyi",
+    "ciwae",
+    "miwae",
+    "piwae",
+)
 DATASETS = (
     "auto",
     "mnist",
@@ -106,8 +80,8 @@ class Option:
         limits: the least and the greatest number; by default 0 and 10^9 for an int, 0 and 10^38 for a float.
         choices: the allowed values of a str; "folder:PATH" allows any text that begins with "folder:".
         pattern: for a str without choices, a regular expression and its description.
-        takes_numbers: for a str with a pattern: an int stands for its digits.
-        only_with: the options that make a training use this one, in words and as a function of a configuration.
+        takes_numbers: for a str with a pattern: accept an int too, and convert it to a str.
+        only_with: the options without which this one is not used, as a text and as a function of a configuration.
         may_stay: ignore a system's value where it is not used, as for the scale in `--system conv-2d --likelihood
             bernoulli`. Without it, such a value is an error unless it is the default.
     """
@@ -207,33 +181,3 @@ def _widths(name: str, value: Any, may_be_empty: bool) -> tuple[int, ...]:
 def flag(name: str) -> str:
     """Return the name of an option on the command line, for instance "--batch-size"."""
     return "--" + name.replace("_", "-")
-
-
-def check_elbo_options(name: str, num_particles: int, num_groups: int, *, weighs_rate: bool, free_bits: float) -> None:
-    """Check that an ELBO can be used with these options.
-
-    Args:
-        name: one of `ELBOS`.
-        num_particles: K.
-        num_groups: M.
-        weighs_rate: the rate has a weight other than 1 in the loss, by beta, a warm-up or a mean over dimensions.
-        free_bits: nats.
-
-    Raises:
-        InputError: the loss has no rate to weigh, the rate of each dimension is not known, there are too few
-            particles, or their number is not a multiple of the number of groups.
-    """
-    estimator = ESTIMATORS[name]
-    if weighs_rate and not estimator.beta:
-        others = ", ".join(other for other in ELBOS if ESTIMATORS[other].beta)
-        raise InputError(
-            f"--elbo {name} has no rate to weigh: give --beta 1, --warm-up 0 and --rate-reduction sum, or take one of "
-            f"{others}"
-        )
-    if free_bits and not estimator.free_bits:
-        others = ", ".join(other for other in ELBOS if ESTIMATORS[other].free_bits)
-        raise InputError(f"--elbo {name} has no free bits: give --free-bits 0, or take {others}")
-    if num_particles < estimator.least_particles:
-        raise InputError(f"--elbo {name} compares each particle with the others: give --particles 2 or more")
-    if estimator.groups and num_particles % num_groups:
-        raise InputError(f"--elbo {name}: --particles {num_particles} must be a multiple of --groups {num_groups}")

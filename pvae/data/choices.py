@@ -24,7 +24,7 @@ def images_config(data: Dataset, **options: Any) -> Config:
     A Bernoulli, if all pixels are black or white, which `--binarize threshold` then leaves as they are.
     As many convolutions as leave at least 4 pixels of the shorter side of an image, at most 4, or an MLP if that side
     has one pixel; batches of 64, of 128 from 20,000 training images on, and never more than a tenth of the images; and
-    as many epochs, between 10 and 200, as visit 5e8 pixels.
+    as many epochs, between 10 and 200, as visit 5e8 pixels. The ELBO is "trace" where the rate has no closed form.
 
     Args:
         data: the images.
@@ -44,6 +44,7 @@ def images_config(data: Dataset, **options: Any) -> Config:
         "hidden": _CHANNELS[:depth] if network.startswith("conv") else _WIDTHS,
         "batch_size": max(2, min(128 if num_train >= 20_000 else 64, num_train // 10)),
         "epochs": min(200, max(10, round(_PIXELS / (num_train * height * width)))),
+        "elbo": config.elbo if any(config.closed_forms) else "trace",
     }
     if options.get("likelihood", "bernoulli") == "bernoulli" and data.is_binary:
         chosen |= {"likelihood": "bernoulli", "binarize": "threshold"}
@@ -71,6 +72,7 @@ def describe_choices(data: Dataset, config: Config, given: Iterable[str]) -> str
         "network": f"{len(config.hidden)} convolutions halve the sides of an image" if is_conv else "no convolutions",
         "hidden": "channels or widths of the layers; larger ones learn finer detail, slower",
         "latent_dim": "values in the code of an image; --latent-dim 2 can be drawn as a map",
+        "elbo": f"the KL divergence of this posterior from --prior {config.prior} has no closed form",
         "valid": f"{num_valid:,} images, not trained on, by which the best epoch is chosen",
         "patience": "epochs without a better bound on those images, after which training stops",
         "batch_size": f"images in a step, {math.ceil(len(data.train) / config.batch_size):,} steps in an epoch",
@@ -83,6 +85,8 @@ def describe_choices(data: Dataset, config: Config, given: Iterable[str]) -> str
     reasons["image_size"] += {1: ", grey", 3: ", in colour; --grey trains on grey"}.get(
         channels, f", {channels} channels"
     )
+    if any(config.closed_forms):
+        del reasons["elbo"]
     shown = [name for name in reasons if name not in given and OPTIONS[name].only_with[1](config)]
     options = {name: as_option(name, getattr(config, name)) for name in shown}
     options["image_size"] = f"--image-size {height}x{width}"

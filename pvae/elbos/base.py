@@ -18,34 +18,51 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.util import check_if_enumerated, check_model_guide_match
 from torch import Tensor
 from torch.distributions import Distribution, Independent
+from torch.nn import Parameter
 
 from pvae.core.errors import InputError
 from pvae.core.terms import LossAndTerms, Terms
 from pvae.core.tracing import shared_calls
 from pvae.elbos.sites import Draws, Latent
 
-__all__ = ["PerDatumELBO", "PyroFunction", "refuse_dependent_dimensions", "require_rsample"]
+__all__ = ["OnResult", "PerDatumELBO", "PyroFunction", "refuse_dependent_dimensions", "require_rsample"]
 
 PyroFunction = Callable[[Tensor], Any]
+OnResult = Callable[[LossAndTerms], object]
 
 
 class PerDatumELBO(Trace_ELBO):
-    """Base class of the ELBOs: it traces guide and model by Pyro, and computes a loss and its terms from the draws.
+    """Base class of the ELBOs, whose loss is a mean over the batch, where that of Pyro's own ELBOs is a sum.
 
         loss = mean over the batch of (distortion + beta rate), in nats per datum
 
-    Pyro's own ELBOs sum over the batch; the source posts train on the mean. The particles are an additional batch
-    dimension, not a loop. With free bits, the rate of each latent dimension, averaged over the batch, counts at least
-    `free_bits` nats in the loss. `pyro.infer.SVI` accepts these ELBOs like its own.
+    The loss and its terms are computed from the draws in Pyro's traces of guide and model. The particles are an
+    additional batch dimension, not a loop. With free bits, the rate of each latent dimension, averaged over the batch,
+    counts at least `free_bits` nats in the loss. `pyro.infer.SVI` accepts these ELBOs like its own. The class
+    attributes say what a subclass takes; `pvae.elbos.registry` reads them.
 
     Args:
         num_particles: K, samples z ~ q(z | x) per datum.
         beta: weight of the rate in the loss; each method has an argument that overrides it for one call.
         free_bits: nats per latent dimension that cost nothing.
+
+    Attributes:
+        options: arguments of the constructor besides `num_particles`.
+        least_particles: the smallest K.
+        needs_closed_form: the rate, or with several stochastic layers a part of it, is a KL divergence in closed form.
+        is_importance_weighted: a bound of importance weights, which equals the ELBO for one particle.
+        needs_separate_draws: its gradient needs importance weights that each depend on one draw of z only.
+        reparameterised: z must be a differentiable function of the parameters of q.
+        messenger: a Pyro handler that is active while guide and model are traced.
     """
 
+    options: tuple[str, ...] = ("beta", "free_bits")
+    least_particles = 1
+    needs_closed_form = False
+    is_importance_weighted = False
+    needs_separate_draws = False
     reparameterised = True
-    messenger: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext  # while Pyro traces
+    messenger: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     def __init__(self, num_particles: int = 1, beta: float = 1.0, free_bits: float = 0.0) -> None:
         # The only plate, "data", is dimension -1; the particles are dimension -2.
@@ -118,8 +135,16 @@ class PerDatumELBO(Trace_ELBO):
         return self.loss_and_terms(model, guide, x, beta).loss
 
     def backward(self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | None = None) -> LossAndTerms:
-        """Add the gradients of the loss to the parameters, and return loss and terms without a gradient."""
+        """Add the gradients of the loss to the parameters, and return loss and terms without a gradient.
+
+        Raises:
+            InputError: no parameter is registered with Pyro.
+        """
+        store = pyro.get_param_store()
+        num_known = len(store)
         loss, terms = self.loss_and_terms(model, guide, x, beta)
+        if len(store) > num_known or not num_known:  # the first step registers the parameters
+            _check_registered(loss)
         loss.backward()
         return LossAndTerms(loss.detach(), terms)
 
@@ -133,9 +158,28 @@ class PerDatumELBO(Trace_ELBO):
         """Return the loss as a number (`SVI.evaluate_loss` calls it)."""
         return self.evaluate(model, guide, x, beta).loss.item()
 
-    def loss_and_grads(self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | None = None) -> Tensor:
-        """Return the loss after adding its gradients to the parameters (`SVI.step` calls it)."""
-        return self.backward(model, guide, x, beta).loss
+    def loss_and_grads(
+        self,
+        model: PyroFunction,
+        guide: PyroFunction,
+        x: Tensor,
+        beta: float | None = None,
+        on_result: OnResult = lambda result: None,
+    ) -> Tensor:
+        """Return the loss after adding its gradients to the parameters.
+
+        `SVI.step(x, beta=..., on_result=...)` calls it with the same arguments.
+
+        Args:
+            model: a Pyro function.
+            guide: its guide.
+            x: the batch.
+            beta: weight of the rate in this loss; the ELBO's own if left out.
+            on_result: called with loss and terms before SVI's optimiser steps; if it raises, no parameter is changed.
+        """
+        result = self.backward(model, guide, x, beta)
+        on_result(result)
+        return result.loss
 
     def _draws(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Draws:
         with shared_calls(), self.messenger():
@@ -164,6 +208,26 @@ class PerDatumELBO(Trace_ELBO):
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
             check_if_enumerated(guide_trace)
         return model_trace, guide_trace
+
+
+def _check_registered(loss: Tensor) -> None:
+    """Warn of parameters that the loss depends on and SVI would not train, or raise an error if it would train none."""
+    registered = [parameter for _, parameter in pyro.get_param_store().named_parameters()]
+    how = 'call pyro.module("encoder", encoder) in the guide and pyro.module("decoder", decoder) in the model'
+    if not registered:
+        raise InputError(f"model and guide register no parameters with Pyro, so SVI would train nothing: {how}")
+    nodes, known = [loss.grad_fn], {id(parameter) for parameter in registered}
+    seen, others = set[Any](), set[int]()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [following for following, _ in node.next_functions]
+            leaf = getattr(node, "variable", None)
+            if isinstance(leaf, Parameter) and id(leaf) not in known:
+                others.add(id(leaf))
+    if others:
+        warnings.warn(f"SVI will not train {len(others)} parameters, which are not registered: {how}", stacklevel=2)
 
 
 def require_rsample(name: str, posterior: Distribution) -> None:

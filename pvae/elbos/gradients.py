@@ -18,7 +18,7 @@ from pvae.elbos.base import PyroFunction
 from pvae.elbos.importance import ImportanceELBO, log_mean_exp
 from pvae.elbos.sites import Draws, Latent
 
-__all__ = ["PIWAE", "DReG", "ScoreELBO", "StickingTheLanding"]
+__all__ = ["PIWAE", "DReG", "LeaveOneOutScoreELBO", "ScoreELBO", "StickingTheLanding"]
 
 
 class _NoPathThroughDraws(Messenger):
@@ -88,6 +88,9 @@ class StickingTheLanding(PathDerivativeELBO):
         Roeder, Wu and Duvenaud, arXiv:1703.09194.
     """
 
+    options = ("beta",)
+    is_importance_weighted = False
+
     def __init__(self, num_particles: int = 1, beta: float = 1.0) -> None:
         super().__init__(num_particles)
         self.beta = beta
@@ -122,6 +125,8 @@ class DReG(PathDerivativeELBO):
         Tucker, Lawson, Gu and Maddison, arXiv:1810.04152; Bauer and Mnih, arXiv:2101.11046 (several layers
         and priors).
     """
+
+    needs_separate_draws = True
 
     def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
         """Return L_K of each datum, (B,)."""
@@ -186,6 +191,9 @@ class PIWAE(PathDerivativeELBO):
         Rainforth et al., arXiv:1802.04537.
     """
 
+    options = ("num_groups",)
+    needs_separate_draws = True
+
     def __init__(self, num_particles: int = 1, num_groups: int = 1) -> None:
         super().__init__(num_particles)
         self.num_groups = num_groups
@@ -214,33 +222,54 @@ class PIWAE(PathDerivativeELBO):
 class ScoreELBO(ImportanceELBO):
     """The ELBO with the score-function gradient of the encoder, which needs no derivative of the decoder by z.
 
-        d/d phi ELBO  =  E_q [ (log w - b) d/d phi log q(z | x) ]
+        d/d phi ELBO  =  E_q [ (log w - b) d/d phi log q(z | x) ],    b = 0
 
     Args:
         num_particles: K.
         beta: weight of the rate in the loss.
-        leave_one_out: use as baseline b_k the mean of log w over the other draws (K at least 2) instead of 0.
 
     Reference:
-        Post 002, first half; Ranganath, Gerrish and Blei, arXiv:1401.0118; Mnih and Rezende, arXiv:1602.06725.
+        Post 002, first half; Ranganath, Gerrish and Blei, arXiv:1401.0118.
     """
 
+    options = ("beta",)
+    is_importance_weighted = False
+    needs_separate_draws = True
     reparameterised = False
     messenger = _NoPathThroughDraws
 
-    def __init__(self, num_particles: int = 1, beta: float = 1.0, leave_one_out: bool = False) -> None:
-        if leave_one_out and num_particles < 2:
-            raise InputError("a leave-one-out baseline is the mean over the other draws: give num_particles 2 or more")
+    def __init__(self, num_particles: int = 1, beta: float = 1.0) -> None:
         super().__init__(num_particles)
-        self.beta, self.leave_one_out = beta, leave_one_out
+        self.beta = beta
 
     def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
         """Return the bound of each datum, (B,), with the score function's gradient."""
         log_p = draws.log_p_x + beta * draws.log_p_z
         value = (log_p - beta * draws.log_q_z).detach()
-        signal = value - (value.sum(0) - value) / (len(value) - 1) if self.leave_one_out else value
-        surrogate = log_p + signal * draws.log_q_z
+        surrogate = log_p + self.signal(value) * draws.log_q_z
         return (surrogate - surrogate.detach() + value).mean(0)
+
+    def signal(self, log_w: Tensor) -> Tensor:
+        """Return log w - b, (K, B), of log-weights in which the prior and q have the weight beta."""
+        return log_w
+
+
+class LeaveOneOutScoreELBO(ScoreELBO):
+    """`ScoreELBO` with a baseline: b_k is the mean of log w over the K - 1 other draws.
+
+    Args:
+        num_particles: K, at least 2.
+        beta: weight of the rate in the loss.
+
+    Reference:
+        Mnih and Rezende, arXiv:1602.06725.
+    """
+
+    least_particles = 2
+
+    def signal(self, log_w: Tensor) -> Tensor:
+        """Return log w - b, (K, B)."""
+        return log_w - (log_w.sum(0) - log_w) / (len(log_w) - 1)
 
 
 def _has_moving_support(distribution: Distribution) -> bool:

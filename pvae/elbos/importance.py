@@ -26,6 +26,9 @@ class ImportanceELBO(PerDatumELBO):
         num_particles: K.
     """
 
+    options: tuple[str, ...] = ()
+    is_importance_weighted = True
+
     def __init__(self, num_particles: int = 1) -> None:
         super().__init__(num_particles)
 
@@ -67,6 +70,8 @@ class RenyiELBO(ImportanceELBO):
         Li and Turner, arXiv:1602.02311, equation 5; they name VR-max.
     """
 
+    options = ("alpha",)
+
     def __init__(self, num_particles: int = 1, alpha: float = 0.5) -> None:
         super().__init__(num_particles)
         self.alpha = alpha
@@ -92,6 +97,8 @@ class CIWAE(ImportanceELBO):
         Rainforth et al., arXiv:1802.04537.
     """
 
+    options = ("mix",)
+
     def __init__(self, num_particles: int = 1, mix: float = 0.5) -> None:
         super().__init__(num_particles)
         self.mix = mix
@@ -113,6 +120,8 @@ class MIWAE(ImportanceELBO):
     Reference:
         Rainforth et al., arXiv:1802.04537.
     """
+
+    options = ("num_groups",)
 
     def __init__(self, num_particles: int = 1, num_groups: int = 1) -> None:
         super().__init__(num_particles)

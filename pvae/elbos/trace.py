@@ -19,7 +19,7 @@ __all__ = ["AnalyticELBO", "TraceELBO"]
 
 
 class TraceELBO(PerDatumELBO):
-    """Pyro's `Trace_ELBO`, per datum: the Monte Carlo bound, for a reparameterised q.
+    """The Monte Carlo bound, for a reparameterised q: Pyro's `Trace_ELBO` divided by the number of data.
 
         L(x) = E_q [ log p(x, z) - log q(z | x) ]
 
@@ -34,7 +34,7 @@ class TraceELBO(PerDatumELBO):
 
 
 class AnalyticELBO(PerDatumELBO, TraceMeanField_ELBO):
-    """The bound with the KL divergence in closed form, as Pyro's `TraceMeanField_ELBO` has it, in nats per datum.
+    """The bound with the KL divergence in closed form: Pyro's `TraceMeanField_ELBO` divided by the number of data.
 
         L(x) = E_q [ log p(x | z) ] - KL(q(z | x) || p(z))
 
@@ -52,6 +52,8 @@ class AnalyticELBO(PerDatumELBO, TraceMeanField_ELBO):
     Reference:
         Kingma and Welling, arXiv:1312.6114, equation 7.
     """
+
+    needs_closed_form = True
 
     def rate(self, draws: Draws) -> Tensor:
         """Return the rate of each datum, (B,): KL(q(z | x) || p(z)), or of several sites the sum of their rates.

@@ -13,12 +13,11 @@ import pyro
 import torch
 from torch import Tensor
 
-from pvae.config.options import ESTIMATORS
 from pvae.core.errors import InputError, check_finite
 from pvae.core.random_state import seeded
 from pvae.core.records import markdown_of
 from pvae.elbos.base import PerDatumELBO
-from pvae.elbos.registry import build_elbo
+from pvae.elbos.registry import ELBO_CLASSES, build_elbo
 from pvae.reference import linear_gaussian
 from pvae.trained.log_likelihood import Estimate, images_at_once, importance_sample
 from pvae.vae import VAE
@@ -139,7 +138,7 @@ class Measurement:
 
     Args:
         stage: the stage of training at which the weights were taken.
-        estimator: name of the estimator, one of `pvae.config.options.ELBOS`.
+        estimator: name of the estimator, one of `pvae.elbos.registry.ELBO_CLASSES`.
         particles: K.
         value: the bound, mean over repetitions, in nats per datum.
         bias: the bound minus log p(x).
@@ -179,19 +178,19 @@ def pairs_to_compare(
         has_closed_form = False
     for count in particles:
         for name in names:
-            reason = ""
-            if not has_closed_form and ESTIMATORS[name].closed_form:
+            kind, reason = ELBO_CLASSES[name], ""
+            if not has_closed_form and kind.needs_closed_form:
                 reason = "the KL divergence of this posterior from this prior has no closed form"
-            elif count < ESTIMATORS[name].least_particles:
+            elif count < kind.least_particles:
                 reason = "there is no other draw to compare with"
-            elif count == 1 and ESTIMATORS[name].importance_weighted:
+            elif count == 1 and kind.is_importance_weighted:
                 reason = "with one particle its bound equals the ELBO"
-            elif num_groups == 1 and name in ("miwae", "piwae"):
+            elif "num_groups" in kind.options and num_groups == 1:
                 reason = "with one group it is iwae"
-            elif name == "miwae" and (count % num_groups or count == num_groups):
-                reason = f"K must be a multiple of {num_groups}, and larger"
-            elif name == "piwae" and count % num_groups:
+            elif "num_groups" in kind.options and count % num_groups:
                 reason = f"K must be a multiple of {num_groups}"
+            elif name == "miwae" and count == num_groups:
+                reason = "with one draw in each group its bound equals the ELBO"
             if reason:
                 reasons.append(f"{name} is left out at K = {count}: {reason}")
             else:
@@ -214,7 +213,7 @@ def measure(
     Args:
         vae: in eval mode.
         x: images (B, C, H, W).
-        name: one of `pvae.config.options.ELBOS`.
+        name: one of `pvae.elbos.registry.ELBO_CLASSES`.
         num_particles: K.
         log_p: log p(x) of the batch, as `reference` returns it.
         stage: the stage of training at which the weights were taken.

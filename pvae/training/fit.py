@@ -14,7 +14,7 @@ import pyro
 import torch
 
 from pvae.config.config import Config
-from pvae.config.options import ESTIMATORS, whole_number
+from pvae.config.options import whole_number
 from pvae.config.presets import SYSTEMS
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError, is_out_of_memory
 from pvae.core.files import expanded, locked, write_whole
@@ -22,6 +22,7 @@ from pvae.core.random_state import restore_rng_state, rng_state, seeded
 from pvae.core.terminal import print_line
 from pvae.data.choices import images_config
 from pvae.data.dataset import Dataset
+from pvae.elbos.registry import ELBO_CLASSES, elbo_of
 from pvae.runs.checkpoint import NO_ROWS, Checkpoint, Rows
 from pvae.runs.data import data_of, load_for
 from pvae.runs.metrics import Metrics, is_out_of_patience
@@ -89,6 +90,7 @@ def fit(
         )
     if vae is not None and config.system in SYSTEMS:
         config = config.replace(system="own-vae", source="")
+    elbo_of(config)  # refuses what does not go together, before any data are read
     path = expanded(out, "--out") if out is not None else None
     with _one_at_a_time(), joined(device) as world:
         if path is not None:
@@ -102,7 +104,7 @@ def fit(
             run = Run(folder, config, data.record(), has_own_vae=vae is not None)
             with _locked(folder, world):
                 world.broadcast("empty", lambda: str(check_out(folder)))  # another training may have written to it
-                same = config.particles == 1 and ESTIMATORS[config.elbo].importance_weighted
+                same = config.particles == 1 and ELBO_CLASSES[config.elbo].is_importance_weighted
                 note = f"with --particles 1, --elbo {config.elbo} is the ELBO" if same else ""
                 Session(trainer, run, quiet, checkpoint_every, on_epoch).train(note=_joined(note, data.note))
     return run

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
+from pyro.infer import SVI
 from torch import Tensor
 
 from pvae.compile.compiled_elbo import CompiledELBO
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
-from pvae.config.options import ESTIMATORS
 from pvae.core.errors import (
     GradientError,
     InputError,
@@ -28,13 +28,12 @@ from pvae.core.errors import (
 )
 from pvae.core.random_state import restore_rng_state, rng_state, seeded
 from pvae.core.terminal import progress_bar
-from pvae.core.terms import Terms
+from pvae.core.terms import LossAndTerms, Terms
 from pvae.data.dataset import Dataset, random_subset
 from pvae.data.mapped import shuffled
 from pvae.data.preparation import Preparation
 from pvae.elbos.base import PerDatumELBO
-from pvae.elbos.registry import build_elbo
-from pvae.elbos.svi import SVIWithTerms
+from pvae.elbos.registry import elbo_of
 from pvae.models.build import build_vae, start_like_burda
 from pvae.reference.elbo import posterior_mean_loss
 from pvae.runs.checkpoint import Checkpoint, Counts, UnfinishedEpoch
@@ -337,21 +336,14 @@ class Stepper:
     """
 
     def __init__(self, config: Config, vae: VAE, images: Tensor, world: World) -> None:
-        _check_options(config, world)
+        _check_world(config, world)
         self.config, self.vae, self.world = config, vae, world
         self.optimizer = torch.optim.Adam(vae.parameters(), lr=config.lr, eps=config.adam_eps, fused=True)
-        self._elbo = build_elbo(
-            config.elbo,
-            config.particles,
-            free_bits=config.free_bits,
-            alpha=config.alpha,
-            mix=config.mix,
-            num_groups=config.groups,
-        )
+        self._elbo = elbo_of(config)
         self.preparation = Preparation.of(config)
         self._pixels_of = functools.partial(self.preparation.batch, images)
         self._images = images
-        self._svis: dict[Share | None, SVIWithTerms] = {}
+        self._svis: dict[Share | None, tuple[SVI, PerDatumELBO | CompiledELBO]] = {}
 
     def step(self, index: Tensor, beta: float, lr: float) -> tuple[float, Terms]:
         """Step on one batch of training images.
@@ -369,15 +361,18 @@ class Stepper:
         """
         self.optimizer.param_groups[0]["lr"] = lr
         share = self.world.share(len(index))
-        svi = self._svi(share)
+        svi, _ = self._svi(share)
         if isinstance(svi, CompiledSVI):  # the recording starts from the index
             batch = index
         elif self.preparation.is_dynamic:  # every process draws the pixels of the whole batch
             batch = self._pixels_of(index)[share.rows]
         else:
             batch = self._pixels_of(index[share.rows])
+        results: list[LossAndTerms] = []
         with self._undone_if_not_finite():
-            return svi.step_with_terms(batch, beta=beta)
+            # Checked before the optimiser steps, since gradients may be finite where the loss is not.
+            loss = svi.step(batch, beta=beta, on_result=lambda result: results.append(_finite(result)))
+        return loss, results[0].terms
 
     def evaluate(self, x: Tensor, share: Share, beta: float) -> tuple[float, Terms]:
         """Return this process's part in the loss of a batch, and the terms of its rows x, without a step.
@@ -386,14 +381,15 @@ class Stepper:
             NotFiniteError: the loss is not finite.
         """
         with naming_refused_parameters():
-            return self._svi(share).evaluate_with_terms(x, beta)
+            loss, terms = _finite(self._svi(share)[1].evaluate(self.vae.model, self.vae.guide, x, beta=beta))
+            return loss.item(), terms
 
     @contextlib.contextmanager
     def skip_guards(self) -> Iterator[None]:
         """Let recorded steps skip the check for edits of the model, inside a loop that makes none."""
         with contextlib.ExitStack() as stack:
             for rows in (self.config.batch_size, len(self._images) % self.config.batch_size):
-                elbo = self._svi(self.world.share(rows)).elbo if rows else None
+                elbo = self._svi(self.world.share(rows))[1] if rows else None
                 if isinstance(elbo, CompiledELBO):
                     stack.enter_context(elbo.skip_guards())
             yield
@@ -422,8 +418,8 @@ class Stepper:
             state.setdefault(int(index), {})[name] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
 
-    def _svi(self, share: Share) -> SVIWithTerms:
-        """Return the SVI over this process's rows of a batch; a single process has one for batches of any size."""
+    def _svi(self, share: Share) -> tuple[SVI, PerDatumELBO | CompiledELBO]:
+        """Return SVI and ELBO of this process's rows of a batch; a single process has one for batches of any size."""
         config, is_alone = self.config, self.world.size == 1
         key = None if is_alone else share
         if key not in self._svis:
@@ -435,9 +431,9 @@ class Stepper:
             optimizer = SingleOptimizer(self.optimizer, names, config.clip_norm, None if is_alone else self.world.sum_)
             functions = self.vae.model, self.vae.guide
             if is_alone and not config.clip_norm and isinstance(elbo, CompiledELBO):
-                self._svis[key] = CompiledSVI(*functions, optimizer, elbo, prepare=self._pixels_of)
+                self._svis[key] = CompiledSVI(*functions, optimizer, elbo, prepare=self._pixels_of), elbo
             else:
-                self._svis[key] = SVIWithTerms(*functions, optimizer, elbo)
+                self._svis[key] = SVI(*functions, optimizer, elbo), elbo
         return self._svis[key]
 
     @contextlib.contextmanager
@@ -460,24 +456,19 @@ class Stepper:
             raise NotFiniteError(f"{error}{already}") from error
 
 
-def _check_options(config: Config, world: World) -> None:
-    """Refuse options that do not work together, or not in several processes.
+def _finite(result: LossAndTerms) -> LossAndTerms:
+    """Return a result whose loss is finite, or raise a `NotFiniteError`."""
+    if not math.isfinite(result.loss.item()):
+        raise NotFiniteError(f"the loss is {result.loss.item()}")
+    return result
 
-    `Config` itself accepts them, so that runs of earlier versions can be read.
+
+def _check_world(config: Config, world: World) -> None:
+    """Refuse options that need the whole batch in one process.
 
     Raises:
-        InputError: they do not.
+        InputError: several processes share it.
     """
-    mixes_draws = {
-        "--likelihood normal-optimal fits one scale to": config.likelihood == "normal-optimal",
-        f"--network {config.network} normalises over": config.has_batch_norm,
-    }
-    for reason, is_given in mixes_draws.items():
-        if is_given and ESTIMATORS[config.elbo].separate_draws:
-            raise InputError(
-                f"--elbo {config.elbo} needs weights that each depend on their own draw only, and {reason} all of "
-                "them: take --elbo trace, analytic, stl or iwae"
-            )
     whole_batch = {
         f"--network {config.network}": config.has_batch_norm,
         "--likelihood normal-optimal": config.likelihood == "normal-optimal",

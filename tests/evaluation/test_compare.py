@@ -92,7 +92,7 @@ def test_only_distinct_estimators_are_compared(linear):
     assert ("miwae", 5) not in pairs, "one group of five, or five of one"
     assert {("iwae", 5), ("miwae", 50), ("score-loo", 5)} <= set(pairs)
     assert len(pairs) + len(reasons) == 3 * len(ELBOS)
-    assert "miwae is left out at K = 5: K must be a multiple of 5, and larger" in reasons
+    assert any(reason.startswith("miwae is left out at K = 5:") for reason in reasons)
 
 
 def test_a_vae_without_a_closed_form_is_not_compared_by_analytic():
