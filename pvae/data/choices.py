@@ -15,6 +15,9 @@ __all__ = ["describe_choices", "images_config"]
 _CHANNELS = (32, 64, 128, 256)
 _WIDTHS = (400, 400)  # of an MLP
 _LEAST_SIDE = 4  # pixels that the last convolution leaves of the shorter side
+# Inputs of the encoder's last layer, at 128 x 128 pixels by four convolutions. Each step of Adam moves its outputs in
+# proportion to their number, and at 65,536 the log scale of q runs away.
+_MOST_INPUTS = 16_384
 _PIXELS = 5e8  # that a training processes, in five to ten minutes on two cores
 
 
@@ -22,9 +25,10 @@ def images_config(data: Dataset, **options: Any) -> Config:
     """Return the system "images" with the options that suit a data set.
 
     A Bernoulli, if all pixels are black or white, which `--binarize threshold` then leaves as they are.
-    As many convolutions as leave at least 4 pixels of the shorter side of an image, at most 4, or an MLP if that side
-    has one pixel; batches of 64, of 128 from 20,000 training images on, and never more than a tenth of the images; and
-    as many epochs, between 10 and 200, as visit 5e8 pixels. The ELBO is "trace" where the rate has no closed form.
+    As many convolutions as leave at least 4 pixels of the shorter side of an image, at most 4 up to 128 x 128 pixels,
+    or an MLP if that side has one pixel; batches of 64, of 128 from 20,000 training images on, and never more than a
+    tenth of the images; and as many epochs, between 10 and 200, as visit 5e8 pixels. The ELBO is "trace" where the rate
+    has no closed form.
 
     Args:
         data: the images.
@@ -37,11 +41,10 @@ def images_config(data: Dataset, **options: Any) -> Config:
     num_train, (_, height, width) = len(data.train), data.image_shape
     if data.valid is None:
         num_train -= round(config.valid * num_train)
-    depth = int(math.log2(max(2, min(height, width) // _LEAST_SIDE)))
     network = options.get("network", "mlp" if min(height, width) == 1 else config.network)
     chosen = {
         "network": network,
-        "hidden": _CHANNELS[:depth] if network.startswith("conv") else _WIDTHS,
+        "hidden": _channels(height, width) if network.startswith("conv") else _WIDTHS,
         "batch_size": max(2, min(128 if num_train >= 20_000 else 64, num_train // 10)),
         "epochs": min(200, max(10, round(_PIXELS / (num_train * height * width)))),
         "elbo": config.elbo if any(config.closed_forms) else "trace",
@@ -51,6 +54,17 @@ def images_config(data: Dataset, **options: Any) -> Config:
     while network.endswith("batchnorm") and num_train % chosen["batch_size"] == 1:
         chosen["batch_size"] += 1  # BatchNorm cannot normalise a last batch of one image
     return config.replace(**{name: value for name, value in chosen.items() if name not in options})
+
+
+def _channels(height: int, width: int) -> tuple[int, ...]:
+    """Return the channels of the convolutions, each of which halves the image."""
+    depth = int(math.log2(max(2, min(height, width) // _LEAST_SIDE)))
+    channels = _CHANNELS[:depth]
+    if (height >> len(channels)) * (width >> len(channels)) * channels[-1] > _MOST_INPUTS:
+        channels += _CHANNELS[-1:] * (depth - len(channels))
+        last = _MOST_INPUTS // ((height >> depth) * (width >> depth))  # fewer channels, of a very long image
+        channels = (*channels[:-1], min(channels[-1], max(1, last)))
+    return channels
 
 
 def describe_choices(data: Dataset, config: Config, given: Iterable[str]) -> str:

@@ -93,7 +93,7 @@ def test_own_vae_must_be_given_again(tmp_path, few_digits, capsys):
     [
         ("none", (1, 28, 28), r'give pvae\.Config\(binarize="dynamic"\)'),
         ("static", (1, 14, 14), r"images of shape \(1, 14, 14\), .*shapes cannot be multiplied \(2x196 and 784x8\)"),
-        ("static", (1, 14, 56), r"images of shape \(1, 14, 56\), .*not broadcastable"),
+        ("static", (1, 14, 56), r"\(1, 28, 28\), and a datum \(1, 14, 56\)"),
     ],
 )
 def test_images_that_do_not_fit_an_own_vae_are_refused_in_one_line(tmp_path, digits, binarize, shape, says, compile):
@@ -232,23 +232,10 @@ def test_free_bits_need_independent_dimensions_of_the_posterior(few_digits):
         elbo.loss(vae.model, vae.guide, (few_digits.train[:4] / 255).round())
 
 
-class NotJoint(Posterior):
-    def forward(self, x):
-        return super().forward(x).base_dist
-
-
-class NotJointLikelihood(Likelihood):
-    def forward(self, z):
-        return super().forward(z).base_dist
-
-
-EVENTS = "; return q(z | x) and p(z) with .to_event(1), and p(x | z) with .to_event(3)"
 DECODER = nn.Linear(2, 784), nn.Unflatten(-1, (1, 28, 28))
 CAUSES = [
     ("q_z", Posterior(nn.Flatten(), nn.Linear(1024, 4)), "1024x4); check that its modules take images of this shape"),
     ("q_z", Posterior(nn.Flatten(), nn.Linear(784, 4).double()), "Double"),
-    ("q_z", NotJoint(nn.Flatten(), nn.Linear(784, 4)), f"1 vs 0{EVENTS}"),
-    ("p_x", NotJointLikelihood(*DECODER), f"at site x dim -1, 2 vs 28{EVENTS}"),
 ]
 
 
@@ -282,14 +269,17 @@ def test_distributions_of_torch_are_refused_by_name(few_digits, part):
     x = few_digits.test[:2].float() / 255
     given = {"prior": vae.prior(), "posterior": vae.posterior(x), "likelihood": vae.likelihood(torch.zeros(2, 2))}
     of_torch = torch.distributions.Independent(given[part].base_dist, len(given[part].event_shape))
-    setattr(vae, part, lambda *_: of_torch)
-    with pyro.get_param_store().scope(), pytest.raises(InputError, match=r"one returned a torch\.distributions\."):
+    getattr(vae, {"prior": "p_z", "posterior": "q_z", "likelihood": "p_x"}[part]).forward = lambda *_: of_torch
+    with (
+        pyro.get_param_store().scope(),
+        pytest.raises(InputError, match=r"torch\.distributions\..* pyro\.distributions"),
+    ):
         vae.guide(x) if part == "posterior" else vae.model(x)
 
 
 WRONG_PARTS = [
     ("q_z", BernoulliPosterior(nn.Flatten(), nn.Linear(784, 4)), "has no rsample.*: use --elbo score, or score-loo"),
-    ("q_z", nn.Sequential(nn.Flatten(), nn.Linear(784, 2)), r"must return distributions .* returned a torch\.Tensor"),
+    ("q_z", nn.Sequential(nn.Flatten(), nn.Linear(784, 2)), r"a torch\.Tensor"),
     ("q_z", PowerSphericalPosterior(nn.Sequential(nn.Flatten(), nn.Linear(784, 3))), "'z' is a density on the unit"),
     ("p_z", SpherePrior(2), "'z' is a density on the unit sphere"),
     ("p_z", FlatPrior(2), "p of 'z' is improper, so there is no bound"),
