@@ -17,7 +17,7 @@ import re
 import statistics
 import sys
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
@@ -102,7 +102,7 @@ class Images(NamedTuple):
         found: number, size, colour and bits of the images, for example "8 images of 28 x 20 pixels, grey".
         note: what was changed or lost, or "".
         value_range: as in `ImageTransform`, never None.
-        copies: pairs of indices of files that are equal byte for byte, the first one and another one.
+        copies: for each file that is equal, byte for byte, to an earlier one: its index and that of the first one.
     """
 
     pixels: NDArray[np.uint8]
@@ -111,7 +111,7 @@ class Images(NamedTuple):
     found: str
     note: str
     value_range: tuple[float, ...]
-    copies: list[list[int]]
+    copies: dict[int, int]
 
     def names(self, files: Sequence[Path], folder: Path) -> list[str]:
         """Return the path of each image in a folder; of the third image of a file, for example "cells/a.tif#3"."""
@@ -190,11 +190,11 @@ def _cached(target: Path) -> Images | None:
         record = json.loads(read_bounded(target.with_suffix(".json"), _MAX_BYTES))
         with open_bounded(target, sys.maxsize):  # np.load would wait for a pipe
             pixels = map_images(target)
-        images = Images(pixels[:, : record.pop("channels")], value_range=tuple(record.pop("value_range")), **record)
-        is_whole = (
-            pixels.dtype == np.uint8 and pixels.ndim == 4 and len(pixels) == len(images.kept) == len(images.pages)
-        )
-        return images if is_whole else None
+        is_whole = pixels.dtype == np.uint8 and len(pixels) == len(record["kept"]) == len(record["pages"])
+        record["pixels"] = pixels[:, : record.pop("channels")]
+        record["value_range"] = tuple(record["value_range"])
+        record["copies"] = {int(later): first for later, first in record["copies"].items()}
+        return Images(**record) if is_whole and pixels.ndim == 4 else None
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, EOFError):
         return None
 
@@ -230,8 +230,9 @@ def _build(files: Sequence[Path] | ImageArrays, transform: ImageTransform, targe
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.filterwarnings("ignore", module="PIL")  # a file that cannot be used raises an error
         if isinstance(files, ImageArrays):
-            headers, copies = [_Header(*files.shape, False)], []
+            headers = [_Header(*files.shape, False)]
             levels: Levels | None = files.levels()
+            copies: dict[int, int] = {}
         else:
             of_files = list(_in_parts(pool, _headers, files))
             headers = list(itertools.chain.from_iterable(of_files))
@@ -274,12 +275,14 @@ def _build(files: Sequence[Path] | ImageArrays, transform: ImageTransform, targe
     most = 1 if channels == 1 and not transform.channels else max(header.channels for header in headers)
     colours = COLOURS.get(most, f"{most} channels")
     bits = ", some of more than 8 bits" if any(header.is_deep for header in headers) else ""
+    left_out = len(files) - len(set(kept))
+    broken = f"{left_out} of {len(files)} image files cannot be decoded and are left out" if left_out else ""
     record = {
         "channels": channels,
         "kept": kept,
         "pages": pages,
         "found": f"{len(kept):,} images of {size} pixels, {colours}{bits}",
-        "note": levels.note(chosen.value_range or ()) if levels else "",
+        "note": "; ".join(filter(None, (broken, levels.note(chosen.value_range or ()) if levels else ""))),
         "value_range": chosen.value_range,
         "copies": copies,
     }
@@ -306,16 +309,15 @@ def _common_size(headers: Sequence[_Header], crop: int) -> tuple[int, int]:
     return max(1, round(height * reduction)), max(1, round(width * reduction))
 
 
-def _copies(files: Sequence[Path]) -> list[list[int]]:
-    """Return pairs of indices of files that are equal byte for byte, as in `Images`."""
-    of_size, copies = defaultdict[int, list[int]](list), list[list[int]]()
-    for index, path in enumerate(files):
-        of_size[path.stat().st_size].append(index)
-    for indices in of_size.values():
-        first: dict[bytes, int] = {}
-        for index in indices if len(indices) > 1 else ():
-            earlier = first.setdefault(hashlib.sha256(files[index].read_bytes()).digest(), index)
-            copies += [[earlier, index]] if earlier != index else []
+def _copies(files: Sequence[Path]) -> dict[int, int]:
+    """Return the index of the first equal file for each file that is a copy, as in `Images`."""
+    sizes = [path.stat().st_size for path in files]
+    counts, first, copies = Counter(sizes), dict[bytes, int](), dict[int, int]()
+    for index, (path, size) in enumerate(zip(files, sizes)):
+        if counts[size] > 1:
+            earlier = first.setdefault(hashlib.sha256(path.read_bytes()).digest(), index)
+            if earlier < index:
+                copies[index] = earlier
     return copies
 
 
@@ -341,41 +343,35 @@ def _levels_of(pool: ThreadPoolExecutor, files: Sequence[Path], headers: Sequenc
 def _file_levels(path: Path) -> Levels | None:
     """Return the levels of the images of a file; None if it cannot be read."""
     try:
-        with _opened(path) as sources:
-            found = []
-            for source in sources:
-                pixels, opacity = _at_most_one_large(source, partial(_decoded, is_deep=True))
-                values = np.asarray(pixels)
-                found.append(Levels.of(values if opacity is None else values[np.asarray(opacity) > 0]))
-            return reduce(or_, found)
+        found = []
+        for source in _sources(path):
+            pixels, opacity = _at_most_one_large(source, partial(_decoded, is_deep=True))
+            values = np.asarray(pixels)
+            found.append(Levels.of(values if opacity is None else values[np.asarray(opacity) > 0]))
+        return reduce(or_, found)
     except Exception:  # `decode` raises the error, or leaves the file out
         return None
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Iterator[_Source]]:
-    """Open a file, and give an iterator over its images, each of which is decoded before the next is asked for."""
+def _sources(path: Path) -> Iterator[_Source]:
+    """Yield the images of a file, each of which must be decoded before the next is asked for."""
     with open_bounded(path, _MAX_BYTES, follow=True) as file:
-        yield _sources(file)
-
-
-def _sources(file: BinaryIO) -> Iterator[_Source]:
-    tags = tags_of_pages(file)
-    if any(map(num_bands, tags)):
-        yield from map(_Source, band_pages(file, tags))
-        return
-    with Image.open(file, formats=_FORMATS) as image:
-        count = getattr(image, "n_frames", 1) if image.format in _FORMATS_OF_PAGES else 1
-        for page in range(count):
-            image.seek(page)
-            if count > 1 and page < len(tags) and tags[page].get(254, 0) & 5:
-                continue  # a reduced copy of another page, or its mask
-            low = None
-            if image.mode in ("RGB", "RGBA") and (swapped := _with_low_bytes(image.tile)):
-                low = Image.open(file, formats=_FORMATS)
-                low.seek(page)
-                low.tile = swapped
-            yield _Source(image, low, count == 1)
+        tags = tags_of_pages(file)
+        if any(map(num_bands, tags)):
+            yield from map(_Source, band_pages(file, tags))
+            return
+        with Image.open(file, formats=_FORMATS) as image:
+            count = getattr(image, "n_frames", 1) if image.format in _FORMATS_OF_PAGES else 1
+            for page in range(count):
+                image.seek(page)
+                if count > 1 and page < len(tags) and tags[page].get(254, 0) & 5:
+                    continue  # a reduced copy of another page, or its mask
+                low = None
+                if image.mode in ("RGB", "RGBA") and (swapped := _with_low_bytes(image.tile)):
+                    low = Image.open(file, formats=_FORMATS)
+                    low.seek(page)
+                    low.tile = swapped
+                yield _Source(image, low, count == 1)
 
 
 def _with_low_bytes(tiles: list[Any]) -> list[Any]:
@@ -393,8 +389,7 @@ def _with_low_bytes(tiles: list[Any]) -> list[Any]:
 def _headers(path: Path) -> list[_Header]:
     """Return a header for each image of a file, with its sides as a viewer shows it; none if it cannot be read."""
     try:
-        with _opened(path) as sources:
-            return [_header(source) for source in sources]
+        return list(map(_header, _sources(path)))
     except Exception:  # `decode` raises the error, or leaves the file out
         return []
 
@@ -421,8 +416,7 @@ def decode(path: Path, transform: ImageTransform) -> list[NDArray[np.uint8]]:
         InputError: the file cannot be decoded.
     """
     try:
-        with _opened(path) as sources:
-            return [_at_most_one_large(source, partial(_pixels, transform=transform)) for source in sources]
+        return [_at_most_one_large(source, partial(_pixels, transform=transform)) for source in _sources(path)]
     except Exception as error:  # Pillow raises struct.error, KeyError and others for broken files
         if transform.skip_broken:
             return []

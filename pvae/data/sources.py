@@ -126,57 +126,53 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
         raise InputError(f"{folder} has a sub-folder {found} but none named train: add train, or rename {found}")
     outside = ""
     if has_splits:
-        inside = [file for split in ("train", "test", "valid") for file in files if split_of[file] == split]
-        if len(inside) < len(files):
-            number = f"{len(files) - len(inside):,} of {len(files):,} image files"
-            outside = f"{number} lie outside of the sub-folders train, valid and test, and are left out"
-        files = inside
+        number = list(split_of.values()).count("")
+        if number:
+            where = "outside of the sub-folders train, valid and test"
+            outside = f"{number:,} of {len(files):,} image files lie {where}, and are left out"
+        files = [file for split in ("train", "test", "valid") for file in files if split_of[file] == split]
     images = load_images(files, transform, cache_dir() / "images")
-    splits = [split_of[files[index]] if has_splits else "train" for index in images.kept]
-    below = [files[index].relative_to(folder).parts[has_splits:-1] for index in images.kept]
-    labels = np.array([names[0] for names in below]) if all(below) else None
+    kept = [files[index].relative_to(folder).parts for index in images.kept]
+    splits = [SPLITS[parts[0].lower()] if has_splits else "train" for parts in kept]
+    labels = (
+        np.array([parts[has_splits] for parts in kept]) if all(len(parts) > 1 + has_splits for parts in kept) else None
+    )
     data = _divided(folder, images, images.names(files, folder), splits, labels)
     of_test = slice(len(data.train), len(data.train) + len(data.test))
-    first = {later: earlier for earlier, later in images.copies}
-    tested = {first.get(index, index) for index in images.kept[of_test]}
-    trained = [first.get(index, index) for index in images.kept[: of_test.start] + images.kept[of_test.stop :]]
-    copied = tested.intersection(trained)
-    copies = sum(first.get(index, index) in copied for index in images.kept[of_test])
-    repeated = f"{copies:,} of the test images are copies, byte for byte, of images to train on" if copies else ""
-    notes = (outside, left_out, _not_decoded(files, images), data.note, repeated)
-    return replace(data, note="; ".join(filter(None, notes)))
+    first = [images.copies.get(index, index) for index in images.kept]
+    copied = set(first[: of_test.start] + first[of_test.stop :])
+    num_copies = sum(index in copied for index in first[of_test])
+    copies = f"{num_copies:,} of the test images are copies, byte for byte, of images to train on" if num_copies else ""
+    return replace(data, note="; ".join(filter(None, (outside, left_out, data.note, copies))))
 
 
 def _divided(
     path: Path, images: Images, names: Sequence[str], splits: Sequence[str], labels: NDArray[Any] | None
 ) -> Dataset:
-    """Return images as a data set.
-
-    Args:
-        path: where they were found.
-        images: in random order, but all training images first, then all test images, then all validation images.
-        names: a name for each image.
-        splits: "train", "test" or "valid" for each image.
-        labels: the class of each image, if they have classes.
-    """
-    num_train, num_test, num_valid = (splits.count(split) for split in ("train", "test", "valid"))
+    """Return images, each with a name, a split and perhaps a label, as a data set; a tenth are to test if none are."""
+    num_train, num_test = splits.count("train"), splits.count("test")
     if num_test == 0:
         num_test = max(2, num_train // 10)
         num_train -= num_test
-    ends = [num_train, num_train + num_test]
-    train, test, valid = torch.from_numpy(images.pixels).tensor_split(ends)
-    data = Dataset(
-        path.resolve().name, train, test, dataset=f"folder:{path.resolve()}", valid=valid if num_valid else None,
-        found=images.found, note=images.note, value_range=images.value_range,
-        names=_names_by_split(names, ends),
-    )  # fmt: skip
     classes, numbers = np.unique([] if labels is None else labels, return_inverse=True)
-    if len(classes) < 2:
-        return data
-    train_labels, test_labels, valid_labels = torch.from_numpy(numbers).tensor_split(ends)
-    return replace(
-        data, train_labels=train_labels, test_labels=test_labels, label_names=tuple(map(str, classes)),
-        valid_labels=valid_labels if num_valid else None,
+    has_classes = len(classes) > 1
+    return _data_set(
+        path.resolve().name, images, [num_train, num_train + num_test], names, numbers if has_classes else None,
+        tuple(map(str, classes)) if has_classes else (), dataset=f"folder:{path.resolve()}",
+    )  # fmt: skip
+
+
+def _data_set(
+    name: str, images: Images, ends: Sequence[int], names: Sequence[str], labels: NDArray[Any] | None,
+    label_names: tuple[str, ...], dataset: str, folder: str = "",
+) -> Dataset:  # fmt: skip
+    """Return images of files: up to `ends[0]` to train, from there to `ends[1]` to test, and the others to validate."""
+    train, test, valid = torch.from_numpy(images.pixels).tensor_split(ends)
+    parts = (None, None, None) if labels is None else torch.from_numpy(labels).tensor_split(ends)
+    return Dataset(
+        name, train, test, parts[0], parts[1], label_names, dataset, folder, images.note,
+        valid if len(valid) else None, parts[2] if len(valid) else None, images.found, images.value_range,
+        {"train": names[: ends[0]], "test": names[ends[0] : ends[1]], "valid": names[ends[1] :]},
     )  # fmt: skip
 
 
@@ -195,21 +191,18 @@ def celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
     root = find("CelebA", "celeba/img_align_celeba", data_dir, advice)
     folder = root / "celeba"
     present = {path.name: path for path in image_files(folder / "img_align_celeba")[0]}
-    partition_file, attribute_file = folder / "list_eval_partition.txt", folder / "list_attr_celeba.txt"
+    attributes = {}
     try:
-        split_of = dict(_rows(partition_file))
-    except ValueError:
-        raise InputError(f"{partition_file} is damaged: each line must be a file name and 0, 1 or 2") from None
-    rows, attributes = _rows(attribute_file), {}
-    next(rows, [])  # the number of images
-    label_names = tuple(next(rows, []))
-    for name, *values in rows:
-        if name not in present:
-            continue
-        if len(values) != len(label_names) or not {"1", "-1"}.issuperset(values):
-            wanted = f"a file name and {len(label_names)} times 1 or -1"
-            raise InputError(f"{attribute_file} is damaged at {name}: each line must be {wanted}")
-        attributes[name] = [value == "1" for value in values]
+        split_of = dict(_rows(folder / "list_eval_partition.txt"))
+        _, label_names, *rows = _rows(folder / "list_attr_celeba.txt")  # the first line is the number of images
+        for name, *values in rows:
+            if name in present:
+                attributes[name] = [{"1": True, "-1": False}[value] for value in values]
+                if len(values) != len(label_names):
+                    raise ValueError(f"{name} has {len(values)} attributes")
+    except (OSError, ValueError, KeyError) as error:
+        what = "a list is missing or damaged: list_eval_partition.txt or list_attr_celeba.txt"
+        raise InputError(f"{folder}: {what} ({brief(error)}): {advice}") from None
     parts = [sorted(name for name in attributes if split_of.get(name) == split) for split in "021"]
     parts[2] = parts[2] if len(parts[2]) > 1 else []
     train_names, test_names, _ = parts
@@ -219,15 +212,9 @@ def celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
     files = [present[name] for name in names]
     images = load_images(files, transform, cache_dir() / "images")
     ends = np.searchsorted(images.kept, np.cumsum([len(train_names), len(test_names)])).tolist()
-    train, test, valid = torch.from_numpy(images.pixels).tensor_split(ends)
-    labels = torch.tensor([attributes[names[index]] for index in images.kept]).tensor_split(ends)
-    has_valid = len(valid) > 1
-    return Dataset(
-        "CelebA", train, test, labels[0], labels[1], label_names, "celeba", str(root.absolute()),
-        note=_not_decoded(files, images), found=images.found, value_range=images.value_range,
-        valid=valid if has_valid else None, valid_labels=labels[2] if has_valid else None,
-        names=_names_by_split(images.names(files, files[0].parent), ends),
-    )  # fmt: skip
+    labels = np.array([attributes[names[index]] for index in images.kept])
+    names = images.names(files, folder / "img_align_celeba")
+    return _data_set("CelebA", images, ends, names, labels, tuple(label_names), "celeba", str(root.absolute()))
 
 
 def omniglot(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
@@ -245,33 +232,14 @@ def omniglot(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
     files = train + test
     images = load_images(files, transform, cache_dir() / "images")
     ends = [sum(index < len(train) for index in images.kept), len(images.kept)]
-    names, classes = np.unique([files[index].parts[-3] for index in images.kept], return_inverse=True)
-    (x_train, x_test), (y_train, y_test) = (
-        torch.from_numpy(one).tensor_split(ends[:1]) for one in (images.pixels, classes)
-    )
-    return Dataset(
-        "Omniglot", x_train, x_test, y_train, y_test, tuple(map(str, names)), "omniglot", str(root.absolute()),
-        note=_not_decoded(files, images), found=images.found, value_range=images.value_range,
-        names=_names_by_split(images.names(files, folder), ends),
-    )  # fmt: skip
-
-
-def _names_by_split(names: Sequence[str], ends: Sequence[int]) -> dict[str, Sequence[str]]:
-    return {"train": names[: ends[0]], "test": names[ends[0] : ends[1]], "valid": names[ends[1] :]}
-
-
-def _not_decoded(files: Sequence[Path], images: Images) -> str:
-    count = len(files) - len(set(images.kept))
-    return f"{count} of {len(files)} image files cannot be decoded and are left out" if count else ""
+    classes, labels = np.unique([files[index].parts[-3] for index in images.kept], return_inverse=True)
+    names, label_names = images.names(files, folder), tuple(map(str, classes))
+    return _data_set("Omniglot", images, ends, names, labels, label_names, "omniglot", str(root.absolute()))
 
 
 def _rows(path: Path) -> Iterator[list[str]]:
     """Return the words of each line of one of CelebA's lists."""
-    try:
-        lines = read_bounded(path, _MAX_LIST_BYTES, follow=True).decode("utf-8").splitlines()
-    except (InputError, OSError, UnicodeDecodeError) as error:
-        reason = f"{error}" if isinstance(error, InputError) else f"{path} cannot be read"
-        raise InputError(f"{reason}: CelebA's images need this list") from None
+    lines = read_bounded(path, _MAX_LIST_BYTES, follow=True).decode("utf-8").splitlines()
     return (line.split() for line in lines if line.strip())
 
 
@@ -285,9 +253,9 @@ CLASSES = {  # copied from torchvision, which takes seconds to import and is use
     ),
 }  # fmt: skip
 _TITLES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
-_PUBLISHED = {  # by the SHA-256 of the images, as in `DataRecord`
-    "e0e68338ff1a7e4a594778e6b2d2e5e5869b86cf2f6a4339ef05fecc1ec50329": "mnist",
-    "827feeb66590f662ed3ef34b346b09c086dc70f1c7863cf37b8b7283e923815a": "fashion-mnist",
+_PUBLISHED = {  # the SHA-256 of the images, as in `DataRecord`
+    "mnist": "e0e68338ff1a7e4a594778e6b2d2e5e5869b86cf2f6a4339ef05fecc1ec50329",
+    "fashion-mnist": "827feeb66590f662ed3ef34b346b09c086dc70f1c7863cf37b8b7283e923815a",
 }
 _NETWORK_SECONDS = 8.0
 _MAX_IDX_BYTES = 2**26  # the largest file of MNIST has 47 million bytes
@@ -297,7 +265,7 @@ _MAX_AMAT_BYTES = 2**27  # the largest file of binarized MNIST has 78 million by
 def from_torchvision(name: str, data_dir: str | Path | None, offline: bool) -> Dataset:
     """Return "mnist" or "fashion-mnist" from the first folder that contains it, or download it into the cache.
 
-    A note says so if the images are not the published ones; those of the other data set get its name and classes.
+    A note says so if the images are not the published ones.
 
     Raises:
         NotFoundError: it is in no folder and cannot be downloaded.
@@ -323,13 +291,8 @@ def from_torchvision(name: str, data_dir: str | Path | None, offline: bool) -> D
         title, train[:, None], test[:, None], train_labels.long(), test_labels.long(), CLASSES[name],
         dataset=name, folder=str(root.absolute()),
     )  # fmt: skip
-    published = _PUBLISHED.get(data.record().sha256)
-    if published is None:
-        return replace(data, note=f"the images in {raw} are not the published ones of {title}")
-    if published != name:
-        note = f"the images in {raw} are those of {_TITLES[published]}, not of {title}"
-        return replace(data, name=_TITLES[published], label_names=CLASSES[published], note=note)
-    return data
+    is_published = data.record().sha256 == _PUBLISHED[name]
+    return data if is_published else replace(data, note=f"the images in {raw} are not the published ones of {title}")
 
 
 def _read_idx(path: Path, title: str, *shape: int) -> Tensor:

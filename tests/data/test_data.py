@@ -68,17 +68,6 @@ def test_folders_are_searched_in_order(tiny_mnist, tmp_path, monkeypatch):
     assert found.note.endswith("given/MNIST/raw are not the published ones of MNIST")
 
 
-def test_the_files_of_the_other_data_set_are_named(tiny_mnist, tmp_path, monkeypatch):
-    digest = load_dataset("mnist", lay(tmp_path / "given", tiny_mnist[1])).record().sha256
-    for published, note in (("mnist", ""), ("fashion-mnist", "MNIST/raw are those of FashionMNIST, not of MNIST")):
-        monkeypatch.setattr(sources, "_PUBLISHED", {digest: published})
-        found = load_dataset("mnist", tmp_path / "given")
-        assert (found.name, found.label_names) == (sources._TITLES[published], sources.CLASSES[published])
-        assert found.dataset == "mnist", "so that it is found again"
-        assert found.note.endswith(note)
-        assert bool(found.note) == bool(note)
-
-
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_the_published_images_have_no_note(data_dir, name):
     found = load_dataset(name, data_dir)
