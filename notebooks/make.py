@@ -30,13 +30,11 @@ from torch.distributions import MultivariateNormal
 from torchvision.utils import make_grid
 
 import pvae
-from pvae.cli.draw import main as draw
+from pvae.data.preparation import Preparation
 from pvae.plotting import pictures, run_figures
 from pvae.plotting.gallery import code_figures, entry_of
 from pvae.plotting.run_figures import PALETTE, write_figure
-from pvae.runs.data import data_of
-from pvae.trained import latent_space
-from pvae.trained.trained_run import TrainedRun
+from pvae.trained import codes, latent_space
 from pvae.training.fit import train_in_memory
 
 HERE = Path(__file__).resolve().parent
@@ -64,9 +62,9 @@ class Runs:
     """
 
     cache: Path
-    _known: dict[Path, TrainedRun] = field(default_factory=dict, init=False)
+    _known: dict[Path, pvae.Run] = field(default_factory=dict, init=False)
 
-    def __call__(self, name: str, epochs: int | None = None) -> TrainedRun:
+    def __call__(self, name: str, epochs: int | None = None) -> pvae.Run:
         """Return the run of a name after its last epoch, or after one of its stages."""
         epochs = epochs or RUNS[name].epochs
         path, config = self.cache / f"{name}-{epochs}", RUNS[name].replace(epochs=epochs)
@@ -80,7 +78,7 @@ class Runs:
             started = time.perf_counter()
             run = pvae.resume(path, epochs) if path.exists() else pvae.fit(config, out=path)
             print(f"{path.name}: {run.test_metrics()} nats  {time.perf_counter() - started:.0f} s", flush=True)
-            self._known[path] = TrainedRun(run, run.vae(), data_of(run))
+            self._known[path] = run
         return self._known[path]
 
 
@@ -89,29 +87,27 @@ class Picture:
     """What a picture is called, shows and needs.
 
     Args:
-        draw: returns the figure, or writes the file and returns None; and a caption for the page, if it stands there.
+        draw: returns the figure, and a caption for the page, if it stands there.
         names: names of the runs that it shows.
         title: its heading on the page; empty for a picture of another page.
-        suffix: of its file.
     """
 
-    draw: Callable[[Runs, Path], tuple[Figure | None, str]]
+    draw: Callable[[Runs, Path], tuple[Figure, str]]
     names: tuple[str, ...]
     title: str = ""
-    suffix: str = ".png"
 
 
 def strip(runs: Runs, _: Path) -> tuple[Figure, str]:
     trained, clothes = runs("deep-bayes"), runs("fashion-vae")
-    x = trained.examples(8)
+    x = codes.examples(trained, 8)
     with trained.seeded():
-        samples, decoded = latent_space.sample(trained.vae, 64), latent_space.reconstruct(trained.vae, x)
+        samples, decoded = latent_space.sample(trained.vae(), 64), latent_space.reconstruct(trained.vae(), x)
     figure = Figure(figsize=(13.4, 4.6), dpi=100, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     show(left, samples, 8, "samples: mean of p(x | z), z ~ p(z)")
     show(middle, torch.cat([x[:4], decoded[:4], x[4:], decoded[4:]]), 4, "test images above reconstructions")
-    codes, labels = clothes.test_codes, clothes.classes[1]
-    right.scatter(*codes.T, s=3, alpha=0.6, c=[PALETTE[label] for label in labels], linewidths=0, rasterized=True)
+    means, labels = codes.test_codes(clothes), codes.classes(clothes)[1]
+    right.scatter(*means.T, s=3, alpha=0.6, c=[PALETTE[label] for label in labels], linewidths=0, rasterized=True)
     right.set_aspect("equal", adjustable="datalim")
     right.set_title("codes of Fashion-MNIST in two dimensions", fontsize=11)
     return figure, ""
@@ -154,11 +150,11 @@ def mlp_2d_epochs(runs: Runs, _: Path) -> tuple[Figure, str]:
     rows, shown = {}, (*STAGES["mlp-2d"], RUNS["mlp-2d"].epochs)
     for epochs in shown:
         trained = runs("mlp-2d", epochs)
-        x = trained.examples(8)
+        x = codes.examples(trained, 8)
         with trained.seeded():
-            rows = {"test image": x} | rows | {f"epoch {epochs}": latent_space.reconstruct(trained.vae, x)}
+            rows = {"test image": x} | rows | {f"epoch {epochs}": latent_space.reconstruct(trained.vae(), x)}
     figure = rows_of(rows, f"mlp-2d on {trained.data.title}\nmean of p(x | z), z ~ q(z | x)")
-    bounds = {row.epoch: row for row in trained.run.metrics() if row.split == "test"}
+    bounds = {row.epoch: row for row in trained.metrics() if row.split == "test"}
     said = ", ".join(f"{bounds[epoch].elbo:.1f}" for epoch in shown)
     return figure, (
         "`--system mlp-2d` after 1, 24 and 50 epochs, as post 000 shows it at the epochs that it counts as 0, 23 and "
@@ -170,10 +166,10 @@ def pytorch_example_epochs(runs: Runs, _: Path) -> tuple[Figure, str]:
     bands, losses = {}, []
     for epochs in (*STAGES["pytorch-example"], RUNS["pytorch-example"].epochs):
         trained = runs("pytorch-example", epochs)
-        x = trained.examples(8)
+        x = codes.examples(trained, 8)
         with trained.seeded():
-            samples, decoded = latent_space.sample(trained.vae, 16), latent_space.reconstruct(trained.vae, x)
-        last = trained.run.test_metrics()
+            samples, decoded = latent_space.sample(trained.vae(), 16), latent_space.reconstruct(trained.vae(), x)
+        last = trained.test_metrics()
         bands[f"epoch {epochs}: {last}"] = torch.cat([x, decoded]), samples
         losses.append(last.posterior_mean_loss)
     title = "left: test images above the mean of p(x | z), z ~ q(z | x); right: the mean of p(x | z), z ~ p(z)"
@@ -186,18 +182,18 @@ def pytorch_example_epochs(runs: Runs, _: Path) -> tuple[Figure, str]:
 
 def fashion_ae_latents(runs: Runs, _: Path) -> tuple[Figure, str]:
     two, six = runs("fashion-ae"), runs("fashion-ae-6")
-    x = two.examples(10)
+    x = codes.examples(two, 10)
     rows = {"test image": x}
     for trained, name in ((two, "2 latents"), (six, "6 latents")):
-        rows[name] = latent_space.reconstruct(trained.vae, x)
-    distortions = [trained.run.test_metrics().distortion for trained in (two, six)]
+        rows[name] = latent_space.reconstruct(trained.vae(), x)
+    distortions = [trained.test_metrics().distortion for trained in (two, six)]
     return rows_of(rows, f"fashion-ae on {two.data.title}\nreconstructions"), (
         "The autoencoder of post 003, which tries 6 latents in place of 2 and finds sharper outlines. The test "
         f"distortion falls from {distortions[0]:.1f} to {distortions[1]:.1f} nats."
     )
 
 
-def decoded_figure(places: dict[str, tuple[TrainedRun, Tensor]], title: str) -> Figure:
+def decoded_figure(places: dict[str, tuple[pvae.Run, Tensor]], title: str) -> Figure:
     """Return for each model its codes with numbered points among them, above what the points decode to.
 
     Args:
@@ -208,9 +204,9 @@ def decoded_figure(places: dict[str, tuple[TrainedRun, Tensor]], title: str) -> 
     figure.suptitle(title, fontsize=10)
     grid = figure.subplots(2, len(places), height_ratios=(5, 1), squeeze=False)
     for (upper, lower), (name, (trained, z)) in zip(grid.T, places.items()):
-        labels = trained.classes[1]
+        labels = codes.classes(trained)[1]
         upper.scatter(
-            *trained.test_codes.T, s=3, alpha=0.4, c=[PALETTE[n] for n in labels], linewidths=0, rasterized=True
+            *codes.test_codes(trained).T, s=3, alpha=0.4, c=[PALETTE[n] for n in labels], linewidths=0, rasterized=True
         )
         upper.scatter(*z.T, s=0)  # so that the axes reach the points
         for number, point in enumerate(z.tolist(), 1):
@@ -218,7 +214,7 @@ def decoded_figure(places: dict[str, tuple[TrainedRun, Tensor]], title: str) -> 
             upper.annotate(str(number), point, fontsize=8, ha="center", va="center", bbox=box)
         upper.set_aspect("equal", adjustable="datalim")
         upper.set(title=name, xlabel="z_1", ylabel="z_2")
-        show(lower, latent_space.decode(trained.vae, z), len(z), "decoded at 1, 2, ...")
+        show(lower, latent_space.decode(trained.vae(), z), len(z), "decoded at 1, 2, ...")
     return figure
 
 
@@ -226,13 +222,15 @@ def holes(runs: Runs, _: Path) -> tuple[Figure, str]:
     places, farthest = {}, []
     for name in ("fashion-ae", "fashion-vae"):
         trained = runs(name)
-        codes = trained.train_codes
-        source = trained.vae.prior() if trained.vae.has_density else MultivariateNormal(codes.mean(0), codes.T.cov())
+        means = codes.train_codes(trained)
+        source = (
+            trained.vae().prior() if trained.vae().has_density else MultivariateNormal(means.mean(0), means.T.cov())
+        )
         with trained.seeded():
             draws = source.sample((1000,))
-        distances = torch.cdist(draws, codes).min(1).values / codes.std(0).mean()
+        distances = torch.cdist(draws, means).min(1).values / means.std(0).mean()
         points = draws[distances.argsort(descending=True)[:8]]
-        places[f"{name}: draws of {'its prior' if trained.vae.has_density else 'a Normal fitted to its codes'}"] = (
+        places[f"{name}: draws of {'its prior' if trained.vae().has_density else 'a Normal fitted to its codes'}"] = (
             trained,
             points,
         )
@@ -250,8 +248,8 @@ def between_classes(runs: Runs, _: Path) -> tuple[Figure, str]:
     places = {}
     for name in ("fashion-ae", "fashion-vae"):
         trained = runs(name)
-        codes, labels = trained.test_codes, trained.classes[1]
-        first, last = (codes[labels == label].median(0).values for label in (1, 9))
+        means, labels = codes.test_codes(trained), codes.classes(trained)[1]
+        first, last = (means[labels == label].median(0).values for label in (1, 9))
         places[name] = trained, torch.lerp(first, last, torch.linspace(0, 1, 9)[:, None])
     return decoded_figure(places, "from the median of the trousers' codes to that of the ankle boots'"), (
         "The region between classes, where post 003 asks what an autoencoder would draw: a straight line from the "
@@ -264,8 +262,8 @@ def beta_samples(runs: Runs, _: Path) -> tuple[Figure, str]:
     for beta in BETAS:
         trained = runs(f"beta-{beta}")
         with trained.seeded():  # the same draws of z for all
-            rows[f"beta = {beta:g}"] = latent_space.sample(trained.vae, 12)
-        last = trained.run.test_metrics()
+            rows[f"beta = {beta:g}"] = latent_space.sample(trained.vae(), 12)
+        last = trained.test_metrics()
         said.append(f"{beta:g}: {last.rate:.1f}")
     title = f"deep-bayes with 10 latents and --elbo analytic on {trained.data.title}, epoch {last.epoch}"
     return rows_of(rows, f"{title}\nmean of p(x | z) at the same 12 draws z ~ p(z)"), (
@@ -312,14 +310,19 @@ def graph(runs: Runs, _: Path) -> tuple[Figure, str]:
     )
 
 
-def mlp_2d_codes(runs: Runs, path: Path) -> tuple[None, str]:
-    run, folder = runs("mlp-2d").run, runs.cache / "animation"
-    epochs = ",".join(str(epoch) for epoch in (0, 1, 2, 4, 8, 16) if epoch <= run.config.epochs)
-    assert draw([str(run.path), "--animate", "scatter", "--epochs", epochs, "--out", str(folder)]) == 0
-    shutil.copyfile(folder / "scatter-epochs.gif", path)
-    return None, (
-        "`python -m pvae.draw RUN --animate scatter --epochs 0,1,2,4,8,16`, for a run of `--system mlp-2d`. It trains "
-        "again, since a run does not keep the weights of every epoch."
+def mlp_2d_codes(runs: Runs, _: Path) -> tuple[Figure, str]:
+    config, epochs = RUNS["mlp-2d"], [epoch for epoch in (0, 1, 2, 4, 8, 16) if epoch <= RUNS["mlp-2d"].epochs]
+    figure = Figure(figsize=(9.0, 6.2), dpi=80, layout="constrained")
+    for axes, (epoch, vae, data) in zip(figure.subplots(2, 3).flat, train_in_memory(config, epochs)):
+        means = latent_space.encode(vae, Preparation.of(config).pixels(data.test))
+        colours = [PALETTE[label] for label in data.test_labels]
+        axes.scatter(*means.T, s=2, alpha=0.4, c=colours, linewidths=0, rasterized=True)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_title(f"epoch {epoch}", fontsize=9)
+    figure.suptitle(f"mlp-2d on {data.title}: means of q(z | x) of the test images, coloured by class", fontsize=10)
+    return figure, (
+        "The codes of `--system mlp-2d` before training and after some of its epochs. A run does not keep the weights "
+        "of every epoch: `pvae.training.fit.train_in_memory` yields them."
     )
 
 
@@ -329,7 +332,7 @@ PICTURES = {
     "codes-mnist": Picture(codes_mnist, ("mlp-2d", "conv-2d", "conv-2d-ae")),
     "fashion-vae-scatter": Picture(fashion_vae_scatter, ("fashion-vae",)),
     "mlp-2d-epochs": Picture(mlp_2d_epochs, ("mlp-2d",), "Reconstructions as training goes on"),
-    "mlp-2d-codes": Picture(mlp_2d_codes, ("mlp-2d",), "Codes as training goes on", ".gif"),
+    "mlp-2d-codes": Picture(mlp_2d_codes, (), "Codes as training goes on"),
     "pytorch-example-epochs": Picture(pytorch_example_epochs, ("pytorch-example",), "After one epoch and after fifty"),
     "collapse": Picture(collapse, (), "Latents that collapse"),
     "beta-samples": Picture(beta_samples, tuple(f"beta-{beta}" for beta in BETAS), "Samples for several beta"),
@@ -350,11 +353,10 @@ NOTEBOOKS = {  # the runs that each takes from the cache; it trains others itsel
 def make_picture(name: str, runs: Runs, folder: Path) -> None:
     """Draw a picture, and put its caption on the page of pictures."""
     picture = PICTURES[name]
-    path = folder / "pictures" / f"{name}{picture.suffix}"
+    path = folder / "pictures" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure, caption = picture.draw(runs, path)
-    if figure is not None:
-        write_figure(path, figure)
+    write_figure(path, figure)
     print(f"{path}: {path.stat().st_size // 1000} kB", flush=True)
     if picture.title:
         write_section(

@@ -1,7 +1,7 @@
 """The command `python -m pvae.encode`."""
 
 from .cli.command import exit_process
-from .cli.encode import main
+from .cli.images import encode
 
 if __name__ == "__main__":
-    exit_process(main())
+    exit_process(encode())

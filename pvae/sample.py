@@ -1,7 +1,7 @@
 """The command `python -m pvae.sample`."""
 
 from .cli.command import exit_process
-from .cli.sample import main
+from .cli.images import sample
 
 if __name__ == "__main__":
-    exit_process(main())
+    exit_process(sample())

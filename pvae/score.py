@@ -1,7 +1,7 @@
 """The command `python -m pvae.score`."""
 
 from .cli.command import exit_process
-from .cli.score import main
+from .cli.images import score
 
 if __name__ == "__main__":
-    exit_process(main())
+    exit_process(score())

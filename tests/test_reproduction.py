@@ -26,7 +26,7 @@ from pvae.elbos.registry import build_elbo
 from pvae.evaluation.report import evaluate
 from pvae.models.build import build_vae
 from pvae.runs.run import Run
-from pvae.trained.trained_run import TrainedRun
+from pvae.trained.codes import latent_report
 from pvae.training.fit import fit
 
 pytestmark = pytest.mark.slow
@@ -88,9 +88,14 @@ def test_mlp_2d_trades_distortion_for_rate(trained):
     assert rows[0].rate < rows[9].rate < rows[-1].rate
 
 
+def opened(run, data_dir):
+    run.dataset(None, data_dir)
+    return run
+
+
 @pytest.mark.parametrize(("autoencoder", "vae"), [("conv-2d-ae", "conv-2d"), ("fashion-ae", "fashion-vae")])
 def test_a_vae_lies_nearer_to_the_prior_than_its_autoencoder(trained, data_dir, autoencoder, vae):
-    theirs, ours = (TrainedRun.of(trained(name).path, data_dir).report() for name in (autoencoder, vae))
+    theirs, ours = (latent_report(opened(trained(name), data_dir)) for name in (autoencoder, vae))
     assert max(ours.kolmogorov_smirnov) < min(theirs.kolmogorov_smirnov)
     assert max(abs(mean) for mean in ours.mean) < max(abs(mean) for mean in theirs.mean)
     assert max(abs(std - 1) for std in ours.std) < min(abs(std - 1) for std in theirs.std)
@@ -98,17 +103,12 @@ def test_a_vae_lies_nearer_to_the_prior_than_its_autoencoder(trained, data_dir, 
     assert theirs.accuracy > 0.6
 
 
-def test_celeba_vae_follows_the_prior_and_its_attributes_have_directions(trained, data_dir):
-    subject = TrainedRun.of(trained("celeba-vae").path, data_dir)
-    report = subject.report()
+def test_celeba_vae_follows_the_prior(trained, data_dir):
+    report = latent_report(opened(trained("celeba-vae"), data_dir))
     # 1,061 draws of N(0, 1) itself lie at a distance of 0.027 on average.
     assert statistics.median(report.kolmogorov_smirnov) < 0.04
     assert statistics.median(abs(mean) for mean in report.mean) < 0.05
     assert statistics.median(abs(std - 1) for std in report.std) < 0.05
-    assert [one.attribute for one in subject.responses] == ["Blond_Hair", "Smiling", "Male", "Eyeglasses"]
-    for one in subject.responses:
-        assert one.balanced_accuracy > 0.75, one
-        assert one.is_monotone, one
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def evaluated(trained, data_dir):
     @functools.cache
     def find(name, num_samples=5000, **options):
         run = trained(name, compile="graph", **options)
-        return evaluate(TrainedRun.of(run.path, data_dir), num_samples)
+        return evaluate(opened(run, data_dir), num_samples)
 
     return find
 

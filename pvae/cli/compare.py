@@ -12,7 +12,7 @@ from pvae.cli.command import Parser, add_places, ctrl_c_exits_at_once, nonempty_
 from pvae.config.options import ELBOS, whole_number
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError, check_name
-from pvae.core.files import not_a_link, write_whole
+from pvae.core.files import write_whole
 from pvae.core.records import csv_of
 from pvae.core.terminal import print_line, progress_bar
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from pvae.config.config import Config
     from pvae.evaluation.estimators import Measurement
+    from pvae.runs.run import Run
     from pvae.vae import VAE
 
 __all__ = ["main"]
@@ -72,7 +73,8 @@ def _compare(arguments: argparse.Namespace) -> None:
         from pvae.plotting import run_figures
         from pvae.runs.run import Run
         from pvae.trained.log_likelihood import MOST_UNTRUSTED
-    config = Run.open(arguments.run).config if arguments.run else get_system(arguments.system or "linear-gaussian")
+    run = Run.open(arguments.run) if arguments.run else None
+    config = run.config if run else get_system(arguments.system or "linear-gaussian")
     if config.posterior == "delta":
         raise InputError(f"{arguments.run or config.system} is an autoencoder: a point posterior has no bound")
     if particles == [1] and all(
@@ -80,13 +82,13 @@ def _compare(arguments: argparse.Namespace) -> None:
     ):
         raise InputError("with one particle these bounds equal the ELBO or are not defined: give more --particles")
     groups = config.groups if config.groups > 1 else _GROUPS
-    default = not_a_link(Run.open(arguments.run).place / "comparison") if arguments.run else None
+    default = run.place / "comparison" if run else None
     reports = [f"comparison.{suffix}" for suffix in ("csv", "md", "png")] if arguments.out else []
     out = arguments.out or default or Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare"
     rows: list[Measurement] = []
     warnings: list[str] = []
     with result_folder(out, reports) as folder:
-        for stage, vae, x, kind in _weights(arguments, config, stages):
+        for stage, vae, x, kind in _weights(arguments, run, config, stages):
             pairs, reasons = estimators.pairs_to_compare(vae, x[:1], names, particles, groups)
             if not pairs:
                 raise InputError("; ".join(reasons))
@@ -110,22 +112,23 @@ def _compare(arguments: argparse.Namespace) -> None:
         print_line(f"\n{table}\n")
         write_whole(folder / "comparison.md", (table + "\n").encode())
         write_whole(folder / "comparison.csv", csv_of(rows).encode())
-        title = arguments.run.resolve().name if arguments.run else config.system
+        title = run.path.resolve().name if run else config.system
         run_figures.write_figure(folder / "comparison.png", run_figures.comparison_figure(rows, title))
         print_line(f"{folder}: comparison.csv, comparison.md, comparison.png")
 
 
 def _weights(
-    arguments: argparse.Namespace, config: Config, stages: Sequence[int]
+    arguments: argparse.Namespace, run: Run | None, config: Config, stages: Sequence[int]
 ) -> Iterator[tuple[str, VAE, Tensor, str]]:
     """Yield for each stage of a training its name, the VAE, a batch of test images and the kind of their pixels."""
     from pvae.data.dataset import random_subset
-    from pvae.trained.trained_run import TrainedRun, with_normalised_likelihood
+    from pvae.trained.log_likelihood import with_normalised_likelihood
     from pvae.training.fit import train_in_memory
 
-    if arguments.run:
-        run = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline)
-        given = iter([(run.run.best_checkpoint().progress, run.vae, run.data)])
+    if run:
+        run.check_vae(None)
+        data = run.dataset(None, arguments.data_dir, arguments.offline)
+        given = iter([(run.best_checkpoint().progress, run.vae(), data)])
     else:
         in_memory = train_in_memory(config, stages, arguments.data_dir, arguments.offline)
         given = ((f"epoch {epoch}", vae, data) for epoch, vae, data in in_memory)

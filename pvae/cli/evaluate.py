@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,9 +18,10 @@ from pvae.core.records import to_json
 from pvae.core.terminal import print_line, progress_bar
 
 if TYPE_CHECKING:
+    from pvae.data.dataset import Dataset
     from pvae.evaluation.report import Report
+    from pvae.runs.run import Run
     from pvae.trained.log_likelihood import ImportanceSample
-    from pvae.trained.trained_run import TrainedRun
 
 __all__ = ["main"]
 
@@ -34,12 +36,18 @@ pixels by a Bernoulli is that of the binarized test images: grey ones have none.
 number of samples.
 
 Where a likelihood is sharp and the pixels are many, a few draws dominate the importance weights of an image, and its
-log p(x) is too low. The report then says which figures are reliable: the ELBO always is.
+log p(x) is too low. The report then warns, and says which figures are reliable: the ELBO always is. It cannot see
+everything: where q(z | x) misses a mode of p(z | x), the effective sample size may stay high, and log p(x) too low by
+many of its standard errors.
+
+Several runs of the same data give one table: log p(x) and the ELBO with their errors, and the differences from the run
+with the highest log p(x), image by image, with theirs. --latex prints it as a tabular, --out FILE writes it.
 
 examples:
   python -m pvae.evaluate runs/my-run
   python -m pvae.evaluate runs/my-run --importance-samples 500 --seconds 600
-  python -m pvae.evaluate runs/my-run --importance-samples 100 --images 1000"""
+  python -m pvae.evaluate runs/my-run --importance-samples 100 --images 1000
+  python -m pvae.evaluate runs/a runs/b runs/c --latex"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name; `sys.argv` if left out.
     """
-    return run_command("pvae.evaluate", lambda: _evaluate(_parser().parse_args(argv)))
+    return run_command("pvae.evaluate", lambda: _evaluate(_parser().parse_intermixed_args(argv)))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -63,26 +71,69 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     with ctrl_c_exits_at_once("pvae.evaluate"):
         from pvae.evaluation.report import to_text
         from pvae.runs.run import Run
-        from pvae.trained.trained_run import TrainedRun
-    path = arguments.out or Run.open(arguments.run).place / "evaluation.json"
+    runs = [Run.open(path) for path in arguments.runs]
+    if len(runs) > 1 or arguments.latex:
+        _evaluate_several(runs, arguments)
+        return
+    (run,) = runs
+    path = arguments.out or run.place / "evaluation.json"
     with result_folder(path.parent):
-        check_replaceable(path, "evaluation.json")
-        trained = TrainedRun.of(arguments.run, arguments.data_dir, arguments.offline)
-        report = _report_of(trained, arguments)
+        check_replaceable(path)
+        run.check_vae(None)
+        run.dataset(None, arguments.data_dir, arguments.offline)
+        report = _report_of(run, arguments)
         write_whole(path, (to_json(asdict(report), indent=2) + "\n").encode())
         print_line(f"{path}" if arguments.quiet else f"{to_text(report)}\n\n{path}")
 
 
-def _report_of(trained: TrainedRun, arguments: argparse.Namespace) -> Report:
+def _evaluate_several(runs: Sequence[Run], arguments: argparse.Namespace) -> None:
+    """Print one table of several runs, and write it to --out."""
+    from pvae.evaluation.several_runs import LEGEND, evaluate_runs, to_latex, to_markdown
+
+    if arguments.seconds:
+        raise InputError("--seconds goes with a single RUN, without --latex: give --importance-samples")
+    found: dict[str, Dataset] = {}
+    with contextlib.ExitStack() as stack:
+        if arguments.out:
+            stack.enter_context(result_folder(arguments.out.parent))
+            check_replaceable(arguments.out)
+        for run in runs:
+            run.check_vae(None)
+            data = run.dataset(found.get(run.data.sha256), arguments.data_dir, arguments.offline)
+            found[run.data.sha256] = data
+        sizes = [_sizes(run, arguments) for run in runs]
+        count, num_draws = sizes[0][0], max(draws for _, draws in sizes)
+        with progress_bar("importance sampling", count * len(runs), "image", arguments.quiet, in_logs=True) as bar:
+            results = evaluate_runs(
+                runs,
+                num_draws,
+                arguments.images,
+                arguments.seed,
+                bar.update,
+                engine=arguments.compile,
+                precision=arguments.precision,
+            )
+        table = to_latex(results) if arguments.latex else f"{to_markdown(results)}\n\n{LEGEND}"
+        if arguments.out:
+            write_whole(arguments.out, f"{table}\n".encode())
+        print_line(arguments.out if arguments.quiet and arguments.out else table)
+
+
+def _sizes(run: Run, arguments: argparse.Namespace) -> tuple[int, int]:
+    """Return the number of test images, and of importance samples for each of them."""
+    count = arguments.images or run.data.num_test
+    if count > run.data.num_test:
+        raise InputError(f"--images {count}: {run.data.name} has {run.data.num_test:,} test images")
+    is_large = math.prod(run.data.image_shape) > _LARGE
+    return count, arguments.importance_samples or (_FEW_DRAWS if is_large else _DRAWS)
+
+
+def _report_of(run: Run, arguments: argparse.Namespace) -> Report:
     """Return the report, with a progress bar."""
     from pvae.evaluation.report import evaluate
 
-    count = arguments.images or len(trained.data.test)
-    if count > len(trained.data.test):
-        raise InputError(f"--images {count}: {trained.data.name} has {len(trained.data.test):,} test images")
     is_quiet = arguments.quiet
-    is_large = math.prod(trained.data.image_shape) > _LARGE
-    num_draws = arguments.importance_samples or (_FEW_DRAWS if is_large else _DRAWS)
+    count, num_draws = _sizes(run, arguments)
 
     def report_draws(sample: ImportanceSample, taken: float) -> None:
         if arguments.seconds and not is_quiet:
@@ -92,7 +143,7 @@ def _report_of(trained: TrainedRun, arguments: argparse.Namespace) -> Report:
 
     with progress_bar("importance sampling", count, "image", is_quiet, in_logs=True) as bar:
         return evaluate(
-            trained,
+            run,
             num_draws,
             arguments.images,
             arguments.seed,
@@ -107,7 +158,7 @@ def _report_of(trained: TrainedRun, arguments: argparse.Namespace) -> Report:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("evaluate", "Evaluate a trained run on its test images.", _EPILOG)
     add = parser.add_argument
-    add("run", metavar="RUN", type=nonempty_path, help="a run folder")
+    add("runs", metavar="RUN", nargs="+", type=nonempty_path, help="a run folder; several give one table")
     default = f"{_DRAWS}, or {_FEW_DRAWS} where an image has more than {_LARGE:,} values"
     add("--importance-samples", metavar="S", type=int, help=f"draws of z for each image (default: {default})")
     add(
@@ -128,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
         "samples; auto: inductor there, if torch is 2.14 and there is a compiler, else graph (default: auto)",
     )
     add("--precision", metavar="P", default="fp32", help="fp32, or bf16 in the decoder's products (default: fp32)")
+    add("--latex", action="store_true", help="print the table of one or several runs as a LaTeX tabular")
     add("--quiet", action="store_true", help="print the file's name only")
     add_places(parser, "where to write (default: RUN/evaluation.json)", "FILE")
     return parser

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 
 from pvae.cli.command import Parser, ctrl_c_exits_at_once, nonempty_path, result_folder, run_command
-from pvae.core.files import not_a_link
 from pvae.core.terminal import print_line
 
 __all__ = ["main"]
@@ -39,9 +38,9 @@ def _export(arguments: argparse.Namespace) -> None:
         from pvae.runs.run import Run
         from pvae.trained.export import export
     run = Run.open(arguments.run)
-    vae = run.vae()
-    out = arguments.out or not_a_link(run.place / "onnx")
-    with result_folder(out, ("encoder.onnx", "decoder.onnx")) as folder:
+    names = ("encoder.onnx", "decoder.onnx") if arguments.out else ()
+    with result_folder(arguments.out or run.place / "onnx", names) as folder:
+        vae = run.vae()
         for exported in export(vae, run.config.padded(run.data.image_shape), folder):
             print_line(exported)
         if domain := getattr(vae.p_x, "domain", ""):

@@ -27,7 +27,7 @@ from pvae.core.records import csv_of
 from pvae.core.terminal import print_line
 from pvae.evaluation.table import row_of, to_markdown
 from pvae.runs.run import Run
-from pvae.trained.trained_run import TrainedRun
+from pvae.trained.codes import latent_report
 
 __all__ = ["check_seeds", "train_seeds"]
 
@@ -95,8 +95,10 @@ def train_seeds(
                     where = "--out" if is_new else "--resume"
                     commands[seed] = [*arguments, "--seed", str(seed), where, str(path)]
             failures = _train(commands, folder, len(seeds), jobs, quiet) if commands else {}
-            finished = (TrainedRun.of(path, *data) for seed, path in paths.items() if seed not in failures)
-            rows = [row_of(trained.run, trained.report()) for trained in finished]
+            rows = []
+            for run in (Run.open(path) for seed, path in paths.items() if seed not in failures):
+                run.dataset(None, *data)
+                rows.append(row_of(run, latent_report(run)))
             if rows:
                 write_whole(folder / "table.csv", csv_of(rows).encode())
                 write_whole(folder / "table.md", to_markdown(rows).encode())

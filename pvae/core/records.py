@@ -55,11 +55,11 @@ def to_json(record: object, indent: int | None = None) -> str:
 
 
 def csv_of(records: Sequence[Any]) -> str:
-    """Return dataclasses of one type (at least one) as CSV with a header; None becomes an empty field.
+    """Return dataclasses of one type, or mappings, at least one, as CSV with a header; None becomes an empty field.
 
     A field whose value is a dataclass becomes a column for each field of that dataclass, named `field_inner`.
     """
-    rows = [_flat(asdict(record)) for record in records]
+    rows = [_flat(record if isinstance(record, dict) else asdict(record)) for record in records]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

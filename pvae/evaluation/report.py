@@ -17,6 +17,8 @@ from pvae.data.dataset import random_subset
 from pvae.data.preparation import Pixels
 from pvae.distributions.hierarchy import Hierarchy
 from pvae.evaluation.rate_decomposition import active_units, split_rate
+from pvae.runs.run import Run
+from pvae.trained.codes import test_images
 from pvae.trained.log_likelihood import (
     LAYER_RATE,
     MOST_UNTRUSTED,
@@ -26,8 +28,8 @@ from pvae.trained.log_likelihood import (
     bits_per_dimension,
     elbo_terms,
     importance_sample,
+    with_normalised_likelihood,
 )
-from pvae.trained.trained_run import TrainedRun, with_normalised_likelihood
 from pvae.vae import VAE
 
 __all__ = ["ElboParts", "LogLikelihood", "RateDecomposition", "Report", "evaluate", "to_text"]
@@ -228,7 +230,7 @@ class Report:
 
 
 def evaluate(
-    trained: TrainedRun,
+    run: Run,
     num_particles: int = 5000,
     num_images: int | None = None,
     seed: int = 0,
@@ -245,7 +247,7 @@ def evaluate(
     long as all draws together take at most `seconds`.
 
     Args:
-        trained: the run with its VAE and data.
+        run: the run.
         num_particles: K, the number of importance weights for each image, at least 2, before any are added.
         num_images: number of test images, a random subset; all if None.
         seed: seed of the subset and of all draws.
@@ -259,11 +261,11 @@ def evaluate(
     Raises:
         InputError: the run is an autoencoder, which has no likelihood, or there are fewer than two images.
     """
-    run, vae = trained.run, trained.vae
+    vae, data = run.vae(), run.dataset()
     if not vae.has_density:
         raise InputError(f"{run.path} is an autoencoder: a point posterior has no bound and no log-likelihood")
-    seen = trained.preparation.pixels(trained.data.test)
-    binary, x, kind = with_normalised_likelihood(run.config, vae, run.data.image_shape, trained.data.test)
+    seen = test_images(run)
+    binary, x, kind = with_normalised_likelihood(run.config, vae, run.data.image_shape, data.test)
     if num_images is not None:
         subset = random_subset(len(seen), num_images, seed)  # some data sets are sorted by class
         seen, x = (replace(pixels, images=pixels.images[subset]) for pixels in (seen, x))
@@ -285,9 +287,9 @@ def evaluate(
         run=run.path.resolve().name,
         epoch=checkpoint.counts.epoch,
         progress=checkpoint.progress,
-        data=trained.data.title,
+        data=data.title,
         num_images=len(seen),
-        is_subset=len(seen) < len(trained.test),
+        is_subset=len(seen) < len(data.test),
         pixels=kind,
         pseudo=vae.is_pseudo,
         seed=seed,
@@ -313,7 +315,9 @@ def to_text(report: Report) -> str:
         ("", "", ""),
         *_log_likelihood_rows(report),
     ]
-    return "\n".join(f"{name:24}{value!s:22}{note}".rstrip() for name, value, note in rows if value is not None)
+    cells = [(name, str(value), note) for name, value, note in rows if value is not None]
+    width = max(22, *(2 + len(value) for _, value, note in cells if note))  # of the values, which end before the notes
+    return "\n".join(f"{name:24}{value:{width}}{note}".rstrip() for name, value, note in cells)
 
 
 def _elbo_rows(report: Report) -> list[_Row]:

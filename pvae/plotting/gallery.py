@@ -13,8 +13,9 @@ from pvae.config.presets import SYSTEMS
 from pvae.evaluation.table import Row, row_of
 from pvae.plotting import run_figures
 from pvae.plotting.run_figures import ScatterData
+from pvae.runs.run import Run
+from pvae.trained import codes
 from pvae.trained.latent_space import reconstruct, sample
-from pvae.trained.trained_run import TrainedRun
 
 __all__ = ["Entry", "code_figures", "entry_of", "in_order", "sheet_figure"]
 
@@ -44,29 +45,33 @@ class Entry:
     label_names: tuple[str, ...]
 
 
-def entry_of(trained: TrainedRun) -> Entry:
-    """Return the entry of a trained run.
+def entry_of(run: Run) -> Entry:
+    """Return the entry of a run.
 
     Raises:
         InputError: the run has not finished an epoch.
     """
-    row = row_of(trained.run, trained.report())
-    x = trained.examples(_SHOWN)
-    with trained.seeded():
-        samples = sample(trained.vae, 2 * _SHOWN) if trained.vae.has_density else x[:0]
-        reconstructions = reconstruct(trained.vae, x)
-    test = trained.run.test_metrics()
-    bits = trained.run.bits(test) if test is not None else ""
-    elbo = f" --elbo {row.estimator}" if trained.vae.has_density else ""
-    has_prior = trained.vae.has_density and trained.is_prior_normal
+    row, vae, shown = row_of(run, codes.latent_report(run)), run.vae(), run.preparation.shown
+    x = codes.examples(run, _SHOWN)
+    with run.seeded():
+        samples = sample(vae, 2 * _SHOWN) if vae.has_density else x[:0]
+        reconstructions = reconstruct(vae, x)
+    test = run.test_metrics()
+    bits = run.bits(test) if test is not None else ""
+    elbo = f" --elbo {row.estimator}" if vae.has_density else ""
+    plane = None
+    if codes.is_plane(run):
+        plane = ScatterData(
+            codes.test_codes(run), codes.classes(run)[1], vae.has_density and codes.has_normal_prior(run)
+        )
     return Entry(
         row=row,
         title=f"{row.system}{elbo} on {row.data}, epoch {row.progress}: {test}{bits}",
-        images=trained.shown(x),
-        reconstructions=trained.shown(reconstructions),
-        samples=trained.shown(samples),
-        codes=ScatterData(trained.test_codes, trained.classes[1], has_prior) if trained.is_plane else None,
-        label_names=trained.data.label_names,
+        images=shown(x),
+        reconstructions=shown(reconstructions),
+        samples=shown(samples),
+        codes=plane,
+        label_names=run.dataset().label_names,
     )
 
 

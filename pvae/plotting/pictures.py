@@ -1,10 +1,11 @@
-"""The pictures of a run. Each function takes a trained run and returns a figure.
+"""The pictures of a run. Each function takes a run and returns a figure.
 
 Each raises an `InputError` if the run lacks what the picture needs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from io import BytesIO
 from shutil import which
@@ -15,12 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from torch.distributions import Independent, Normal
 
-from pvae.core.errors import InputError
+from pvae.core.errors import InputError, check_name
 from pvae.distributions.power_spherical import PowerSpherical
 from pvae.plotting import run_figures
 from pvae.plotting.run_figures import ScatterData
-from pvae.trained import latent_space
-from pvae.trained.trained_run import ALPHAS, TrainedRun
+from pvae.runs.run import Run
+from pvae.trained import codes, latent_space
 
 __all__ = [
     "attributes",
@@ -37,150 +38,183 @@ __all__ = [
 ]
 
 _PRIOR_DRAWS = 2000
+_ALPHAS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # the steps alpha of z + alpha v along the direction of an attribute
+_SHOWN_ATTRIBUTES = ("Blond_Hair", "Smiling", "Male", "Eyeglasses")
 
 
-def reconstructions(trained: TrainedRun) -> Figure:
+def reconstructions(run: Run) -> Figure:
     """Return eight test images above the means of p(x | z), z ~ q(z | x)."""
-    images = trained.examples(8)
-    with trained.seeded():
-        reconstructions = latent_space.reconstruct(trained.vae, images)
-    return run_figures.reconstruction_figure(trained.shown(images), trained.shown(reconstructions), trained.title)
+    images = codes.examples(run, 8)
+    with run.seeded():
+        reconstructions = latent_space.reconstruct(run.vae(), images)
+    return run_figures.reconstruction_figure(
+        run.preparation.shown(images), run.preparation.shown(reconstructions), run.title
+    )
 
 
-def samples(trained: TrainedRun) -> Figure:
+def samples(run: Run) -> Figure:
     """Return 64 means of p(x | z), z ~ p(z); the run must have a prior."""
-    trained.require(trained.vae.has_density, "a prior to draw from")
-    with trained.seeded():
-        return run_figures.sample_figure(trained.shown(latent_space.sample(trained.vae, 64)), trained.title)
+    codes.require(run, run.vae().has_density, "a prior to draw from")
+    with run.seeded():
+        return run_figures.sample_figure(run.preparation.shown(latent_space.sample(run.vae(), 64)), run.title)
 
 
-def graph(trained: TrainedRun) -> Figure:
+def graph(run: Run) -> Figure:
     """Return the graphs of model and guide as `pyro.render_model` draws them; the run must have a prior."""
-    trained.require(trained.vae.has_density, "a prior to draw from")
+    codes.require(run, run.vae().has_density, "a prior to draw from")
     if find_spec("graphviz") is None or which("dot") is None:
         how = 'pip install -e ".[graph]", and the program dot, for instance by apt install graphviz'
         raise InputError(f"this picture needs Graphviz: {how}")
-    x, drawn = trained.examples(1), {}
-    for name, function in (("model", trained.vae.model), ("guide", trained.vae.guide)):
+    x, drawn = codes.examples(run, 1), {}
+    for name, function in (("model", run.vae().model), ("guide", run.vae().guide)):
         with pyro.get_param_store().scope():
             rendered = pyro.render_model(function, (x,), render_distributions=True)
         rendered.attr(dpi="200")
         drawn[name] = imread(BytesIO(rendered.pipe("png")))
-    return run_figures.side_by_side_figure(drawn, f"{trained.title}\ngraphs of the Pyro functions; grey: observed")
+    return run_figures.side_by_side_figure(drawn, f"{run.title}\ngraphs of the Pyro functions; grey: observed")
 
 
-def losses(trained: TrainedRun) -> Figure:
+def losses(run: Run) -> Figure:
     """Return loss, distortion and rate against the epoch, for training and test images."""
-    rows = trained.run.metrics()
-    trained.require(bool(rows), "a finished epoch")
-    return run_figures.loss_figure(rows, trained.title)
+    rows = run.metrics()
+    codes.require(run, bool(rows), "a finished epoch")
+    return run_figures.loss_figure(rows, run.title)
 
 
-def scatter(trained: TrainedRun, with_train: bool = True) -> Figure:
+def scatter(run: Run, with_train: bool = True) -> Figure:
     """Return the codes of training and test images side by side, coloured by class; the run must have two latents.
 
     Args:
-        trained: the run.
+        run: the run.
         with_train: whether to show the codes of training images beside those of the test images.
     """
-    trained.require(trained.is_plane, "two latent dimensions")
-    has_prior = trained.vae.has_density and trained.is_prior_normal
-    train_labels, test_labels = trained.classes
-    splits = {"test images": ScatterData(trained.test_codes, test_labels, has_prior)}
+    codes.require(run, codes.is_plane(run), "two latent dimensions", ": train with --latent-dim 2")
+    has_prior = run.vae().has_density and codes.has_normal_prior(run)
+    train_labels, test_labels = codes.classes(run)
+    splits = {"test images": ScatterData(codes.test_codes(run), test_labels, has_prior)}
     if with_train:
-        count = min(10_000, len(trained.train))
+        count = min(10_000, len(codes.train_images(run)))
         labels = None if train_labels is None else train_labels[:count]
-        train = ScatterData(trained.train_codes[:count], labels, has_prior)
+        train = ScatterData(codes.train_codes(run)[:count], labels, has_prior)
         splits = {f"training images (the first {count:,})": train, **splits}
-    title = f"{trained.title}\nmeans of q(z | x); a number stands at the median of its class"
-    return run_figures.scatter_figure(splits, trained.data.label_names, title)
+    has_classes = test_labels is not None and len(run.dataset().label_names) <= run_figures.MOST_CLASSES
+    title = f"{run.title}\nmeans of q(z | x){'; a number stands at the median of its class' * has_classes}"
+    return run_figures.scatter_figure(splits, run.dataset().label_names, title)
 
 
-def cdf(trained: TrainedRun) -> Figure:
+def cdf(run: Run) -> Figure:
     """Return draws from the aggregate posterior, and their CDF under N(0, 1); the run must have two latents.
 
     The prior must be N(0, 1), or missing as that of an autoencoder.
     """
-    trained.require(trained.is_plane, "two latent dimensions")
-    trained.require(trained.is_prior_normal, "the prior N(0, 1)")
-    labels, names = trained.classes[1], trained.data.label_names
+    codes.require(run, codes.is_plane(run), "two latent dimensions", ": train with --latent-dim 2")
+    codes.require(run, codes.has_normal_prior(run), "the prior N(0, 1)")
+    labels, names = codes.classes(run)[1], run.dataset().label_names
     splits = {
-        "z ~ q(z | x), test images": ScatterData(trained.test_draws, labels, trained.vae.has_density),
+        "z ~ q(z | x), test images": ScatterData(codes.test_draws(run), labels, run.vae().has_density),
         "F(z), F the distribution function of N(0, 1)": ScatterData(
-            Normal(0.0, 1.0).cdf(trained.test_draws), labels, quantity="F(z_{})"
+            Normal(0.0, 1.0).cdf(codes.test_draws(run)), labels, quantity="F(z_{})"
         ),
     }
-    return run_figures.scatter_figure(splits, names, trained.title)
+    figure = run_figures.scatter_figure(splits, names, run.title)
+    figure.axes[1].set_aspect("equal", adjustable="box")
+    figure.axes[1].set(xlim=(0, 1), ylim=(0, 1))
+    return figure
 
 
-def manifold(trained: TrainedRun) -> Figure:
+def manifold(run: Run) -> Figure:
     """Return means of p(x | z) on a grid of the prior's quantiles; the run must have two latents and prior N(0, 1)."""
-    trained.require(trained.is_plane, "two latent dimensions")
-    trained.require(trained.vae.has_density and trained.is_prior_normal, "the prior N(0, 1)")
-    title = f"{trained.title}\nmean of p(x | z) at the quantiles of p(z), z_1 to the right, z_2 upward"
+    codes.require(run, codes.is_plane(run), "two latent dimensions", ": train with --latent-dim 2")
+    codes.require(run, run.vae().has_density and codes.has_normal_prior(run), "the prior N(0, 1)")
+    title = f"{run.title}\nmean of p(x | z) at the quantiles of p(z), z_1 to the right, z_2 upward"
     values = [f"{value:+.1f}" for value in latent_space.prior_quantiles(20).tolist()]
-    return run_figures.image_figure(trained.shown(latent_space.manifold(trained.vae)), 20, title, values[::-1], values)
+    return run_figures.image_figure(
+        run.preparation.shown(latent_space.manifold(run.vae())), 20, title, values[::-1], values
+    )
 
 
-def traversal(trained: TrainedRun) -> Figure:
+def traversal(run: Run) -> Figure:
     """Return a row of images along each of the ten dimensions that vary most, from the code of the first test image."""
-    spread, config = trained.test_codes.std(0), trained.run.config
+    spread, config = codes.test_codes(run).std(0), run.config
     if config.upper_latent_dims and config.inference != "top-down":
         spread = spread[: config.latent_dim]  # of several stochastic layers the decoder reads only the first
     dimensions = spread.argsort(descending=True)[:10].tolist()
     steps = torch.linspace(-3, 3, 11)
-    title = f"{trained.title}\nmean of p(x | z), one dimension at a time from -3 to 3"
-    every = trained.latent_names
+    title = f"{run.title}\nmean of p(x | z), one dimension at a time from -3 to 3"
+    every = codes.latent_names(run)
+    which = "the dimension whose codes vary most comes first"
+    which += f"; {len(dimensions)} of {len(every)} dimensions are shown" * (len(dimensions) < len(every))
     names = [every[d] for d in dimensions]
     ways = steps.expand(len(dimensions), -1)
-    has_layers = trained.vae.prior().event_shape != trained.prior.event_shape
-    if has_layers or not (trained.vae.has_density and trained.is_prior_normal):  # the codes may lie anywhere
+    has_layers = run.vae().prior().event_shape != codes.prior(run).event_shape
+    if has_layers or not (run.vae().has_density and codes.has_normal_prior(run)):  # the codes may lie anywhere
         title += " standard deviations of the codes about their mean; on the left the values of z at the ends"
-        ways = trained.test_codes.mean(0)[dimensions, None] + steps * spread[dimensions, None]
-        if isinstance(trained.prior, PowerSpherical):
+        ways = codes.test_codes(run).mean(0)[dimensions, None] + steps * spread[dimensions, None]
+        if isinstance(codes.prior(run), PowerSpherical):
             title += ", before z is divided by its norm"
         names = [f"{name}\n{way[0]:+.1f} to {way[-1]:+.1f}" for name, way in zip(names, ways)]
-    rows = [latent_space.traverse(trained.vae, trained.test_codes[0], d, way) for d, way in zip(dimensions, ways)]
+    title += f"\n{which}"
+    rows = [latent_space.traverse(run.vae(), codes.test_codes(run)[0], d, way) for d, way in zip(dimensions, ways)]
     values = [f"{step:+.1f}" for step in (steps.round(decimals=1) + 0.0).tolist()]  # adding 0.0 turns -0.0 into +0.0
-    return run_figures.image_figure(trained.shown(torch.cat(rows)), len(steps), title, names, values)
+    return run_figures.image_figure(run.preparation.shown(torch.cat(rows)), len(steps), title, names, values)
 
 
-def interpolation(trained: TrainedRun) -> Figure:
+def interpolation(run: Run) -> Figure:
     """Return rows of images decoded along straight lines between the codes of two test images."""
-    images = trained.examples(10)
+    images = codes.examples(run, 10)
     half = len(images) // 2
     pairs = list(zip(images[:half], images[half:]))  # far apart, so of different classes if the images are sorted
-    rows = [torch.cat([a[None], latent_space.interpolate(trained.vae, a, b), b[None]]) for a, b in pairs]
-    title = f"{trained.title}\ntest images at the ends; the mean of p(x | z) on the line between their codes"
-    title += ", where z is divided by its norm" if isinstance(trained.prior, PowerSpherical) else ""
-    return run_figures.image_figure(trained.shown(torch.cat(rows)), 12, title)
+    rows = [torch.cat([a[None], latent_space.interpolate(run.vae(), a, b), b[None]]) for a, b in pairs]
+    title = f"{run.title}\ntest images at the ends; the mean of p(x | z) on the line between their codes"
+    title += ", where z is divided by its norm" if isinstance(codes.prior(run), PowerSpherical) else ""
+    return run_figures.image_figure(run.preparation.shown(torch.cat(rows)), 12, title)
 
 
-def histograms(trained: TrainedRun) -> Figure:
+def histograms(run: Run) -> Figure:
     """Return a histogram of each latent dimension of draws from the aggregate posterior, against the prior.
 
     The density of the prior is drawn if its dimensions are independent, and a histogram of draws otherwise. Of several
     stochastic layers the top one is shown. The codes of an autoencoder, which has no prior, are compared with N(0, 1).
     """
-    prior, density = trained.prior, None
-    with trained.seeded(), torch.no_grad():
+    prior, density = codes.prior(run), None
+    with run.seeded(), torch.no_grad():
         draws = prior.sample((_PRIOR_DRAWS,)).sort(0).values
         if isinstance(prior, Independent) and prior.base_dist.batch_shape == prior.event_shape:
             density = prior.base_dist.log_prob(draws).exp()
-    name = "N(0, 1)" if trained.is_prior_normal else "p(z)" if density is not None else "p(z), by draws"
-    name = f"the prior {name}" if trained.vae.has_density else f"{name} (an autoencoder has no prior)"
-    layer = trained.latent_names[-1].split("_")[0]
-    title = f"{trained.title}\nblue: each dimension of {layer} ~ q(z | x) over the test images; orange: {name}"
-    return run_figures.histogram_figure(trained.last_layer_draws, draws, density, title)
+    name = "N(0, 1)" if codes.has_normal_prior(run) else "p(z)" if density is not None else "p(z), by draws"
+    name = f"the prior {name}" if run.vae().has_density else f"{name} (an autoencoder has no prior)"
+    layer = codes.latent_names(run)[-1].split("_")[0]
+    title = f"{run.title}\nblue: each dimension of {layer} ~ q(z | x) over the test images; orange: {name}"
+    return run_figures.histogram_figure(codes.top_layer_draws(run), draws, density, title)
 
 
-def attributes(trained: TrainedRun) -> Figure:
-    """Return a row for each attribute: the first test image without it, moved along the attribute's direction."""
+def attributes(run: Run, names: Sequence[str] = ()) -> Figure:
+    """Return a row for each attribute: the first test image without it, moved along the attribute's direction.
+
+    The direction is the mean code of the training images with it minus the mean code of those without it.
+
+    Args:
+        run: the run; its data have attributes.
+        names: names of the attributes; by default a few of CelebA's.
+    """
+    data, shown = run.dataset(), run.preparation.shown
+    train, test = data.train_labels, data.test_labels
+    codes.require(run, train is not None and train.dim() == 2, "attributes of its images")
+    assert train is not None
+    assert test is not None
+    names = names or [name for name in _SHOWN_ATTRIBUTES if name in data.label_names]
+    codes.require(run, bool(names), "attributes to show: give --attribute")
     rows = []
-    for name, (_, has) in trained.attribute_labels.items():
-        start = int((~has).int().argmax())
-        image = trained.shown(trained.preparation.x(trained.test[start : start + 1]))
-        rows += [image, *trained.along(name, trained.test_codes[start : start + 1])]
-    title = f"{trained.title}\na test image, then the mean of p(x | z + alpha v), alpha from -3 to 3"
-    values = ["image", *(f"{alpha:+g}" for alpha in ALPHAS)]
-    return run_figures.image_figure(torch.cat(rows), len(ALPHAS) + 1, title, tuple(trained.attribute_labels), values)
+    for name in names:
+        check_name("attribute", name, data.label_names)
+        column = data.label_names.index(name)
+        in_train, in_test = train[:, column].bool(), test[:, column].bool()
+        for split, has in (("training", in_train), ("test", in_test)):
+            codes.require(run, bool(has.any() and not has.all()), f"{split} images with and without {name}")
+        start = int((~in_test).int().argmax())
+        vector = latent_space.attribute_vector(codes.train_codes(run), in_train)
+        z = codes.test_codes(run)[start] + torch.tensor(_ALPHAS)[:, None] * vector
+        rows += [run.preparation.x(codes.test_images(run).images[start : start + 1]), latent_space.decode(run.vae(), z)]
+    title = f"{run.title}\na test image, then the mean of p(x | z + alpha v), alpha from -3 to 3"
+    values = ["image", *(f"{alpha:+g}" for alpha in _ALPHAS)]
+    return run_figures.image_figure(shown(torch.cat(rows)), len(_ALPHAS) + 1, title, tuple(names), values)

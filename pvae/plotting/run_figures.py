@@ -21,9 +21,6 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
-from matplotlib.transforms import Bbox
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -32,17 +29,18 @@ from pvae.runs.metrics import Metrics
 from pvae.runs.run import Run
 
 if TYPE_CHECKING:
-    from pvae.evaluation.estimators import Measurement
+    from pvae.evaluation.estimators import Gradient, Measurement
 
 __all__ = [
+    "MOST_CLASSES",
     "PALETTE",
     "ScatterData",
-    "animation",
     "band_figure",
     "comparison_figure",
     "histogram_figure",
     "image_figure",
     "loss_figure",
+    "named_images_figure",
     "reconstruction_figure",
     "sample_figure",
     "save_figures",
@@ -57,7 +55,7 @@ PALETTE = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#802010", "#F0E442", "#332288", "#000000",
 )  # fmt: skip
 _TRAIN, _VALID, _TEST = PALETTE[0], PALETTE[2], PALETTE[3]
-_MOST_CLASSES = 50  # beyond which their names and numbers would cover a figure
+MOST_CLASSES = 50  # beyond which their names and numbers would cover a figure
 
 
 class ScatterData(NamedTuple):
@@ -86,6 +84,22 @@ def image_figure(
     return figure
 
 
+def named_images_figure(rows: Mapping[str, Sequence[tuple[str, Tensor]]], title: str) -> Figure:
+    """Return a row for each label: images (C, H, W) in [0, 1], each above the end of its name."""
+    num_columns = max(map(len, rows.values()))
+    figure = _figure(title, max(1.0 * num_columns + 1.2, 5.0), 1.3 * len(rows) + 0.6)
+    for places, (label, row) in zip(figure.subplots(len(rows), num_columns, squeeze=False), rows.items()):
+        places[0].set_ylabel(label, fontsize=8)
+        for axes in places[len(row) :]:
+            axes.set_axis_off()
+        for axes, (name, image) in zip(places, row):
+            _show_images(axes, image[None], 1)
+            end = "\n".join(textwrap.wrap(name[-45:], 16))
+            (text,), families = _plain_text([end if len(name) <= 45 else f"...{end}"])
+            axes.set_xlabel(text, fontsize=6, family=families)
+    return figure
+
+
 def reconstruction_figure(images: Tensor, reconstructions: Tensor, title: str) -> Figure:
     """Return images (B, C, H, W) in a row above their reconstructions."""
     labels = ("test image", "mean of p(x | z),\nz ~ q(z | x)")
@@ -98,11 +112,11 @@ def sample_figure(samples: Tensor, title: str) -> Figure:
 
 
 def band_figure(bands: Mapping[str, tuple[Tensor, Tensor]], num_columns: int, title: str) -> Figure:
-    """Return a band for each title: two sets of images side by side.
+    """Return a band for each title: two sets of images side by side, each in two rows or more.
 
     Args:
         bands: for each title the images on the left and on the right, (N, C, H, W) in [0, 1]; either may be empty.
-        num_columns: number of images in a row.
+        num_columns: the most images in a row.
         title: title of the figure.
     """
     figure = _figure(title, 1.1 * num_columns + 1.2, 1.6 * len(bands) + 0.6)
@@ -112,7 +126,7 @@ def band_figure(bands: Mapping[str, tuple[Tensor, Tensor]], num_columns: int, ti
         for axes, images in zip(band.subplots(1, 2), sides):
             axes.set_axis_off()
             if len(images):
-                _show_images(axes, images, num_columns)
+                _show_images(axes, images, min(num_columns, -(-len(images) // 2)))
             else:
                 axes.text(0.5, 0.5, "none: there is no prior to draw from", ha="center", fontsize=8)
     return figure
@@ -166,7 +180,7 @@ def scatter_figure(splits: Mapping[str, ScatterData], names: Sequence[str], titl
         names: names of the classes.
         title: title of the figure.
     """
-    is_coloured = len(names) <= _MOST_CLASSES and any(split.labels is not None for split in splits.values())
+    is_coloured = len(names) <= MOST_CLASSES and any(split.labels is not None for split in splits.values())
     if any(split.is_prior_normal for split in splits.values()):
         title += "\ncircles of radius 1, 2 and 3, which hold 39, 86 and 99 % of the prior N(0, I)"
     if is_coloured and len(names) > len(PALETTE):
@@ -241,27 +255,38 @@ def histogram_figure(codes: Tensor, draws: Tensor, density: Tensor | None, title
 def comparison_figure(measurements: Sequence[Measurement], title: str) -> Figure:
     """Return bias, encoder's and decoder's signal-to-noise of the last stage against the number of particles.
 
-    Both axes are logarithmic; values that are not positive and finite are left out.
+    Both axes are logarithmic; values that are not positive and finite are left out. Bars are standard errors.
     """
     last = [one for one in measurements if one.stage == measurements[-1].stage]
     figure = _figure(f"{title}, {last[0].stage}: the same weights, images and noise for all", 12.5, 4.4)
-    panels: dict[str, Callable[[Measurement], float]] = {
-        "log p(x) - bound, nats per datum": lambda one: max(-one.bias, 0.0),
-        "encoder's gradient, signal / noise": lambda one: one.encoder_gradient.signal_to_noise,
-        "decoder's gradient, signal / noise": lambda one: one.decoder_gradient.signal_to_noise,
+    panels: dict[str, Callable[[Measurement], tuple[float, float]]] = {
+        "log p(x) - bound, nats per datum": lambda one: (-one.bias, one.value.stderr),
+        "encoder's gradient, signal / noise": lambda one: _ratio(one.encoder_gradient),
+        "decoder's gradient, signal / noise": lambda one: _ratio(one.decoder_gradient),
     }
     names = list(dict.fromkeys(one.estimator for one in last))
     counts = sorted({one.particles for one in last})
     for axes, (label, value) in zip(figure.subplots(1, 3), panels.items()):
-        shown = [one for one in last if 0 < value(one) < float("inf")]
+        drawable = [one for one in last if 0 < value(one)[0] < float("inf")]
         for index, name in enumerate(names):
-            mine = [one for one in shown if one.estimator == name]
+            mine = [one for one in drawable if one.estimator == name]
             shift = 1.03 ** (index - len(names) / 2)  # so that markers of equal values do not overlap
-            x, y = [one.particles * shift for one in mine], [value(one) for one in mine]
-            style = ("-", "--", ":", "-.")[index % 4]  # so that lines of equal values can be told apart
-            axes.plot(x, y, style, label=name, color=PALETTE[index % len(PALETTE)], marker="osD^vPX*<>"[index % 10])
+            x, points = [one.particles * shift for one in mine], [value(one) for one in mine]
+            # A bar that reached 0 would have no lower end on a logarithmic axis.
+            errors = [[min(error, 0.9 * y) for y, error in points], [error for _, error in points]]
+            axes.errorbar(
+                x,
+                [y for y, _ in points],
+                errors if points else None,
+                linestyle=("-", "--", ":", "-.")[index % 4],  # so that lines of equal values can be told apart
+                label=name,
+                color=PALETTE[index % len(PALETTE)],
+                marker="osD^vPX*<>"[index % 10],
+                elinewidth=1,
+                capsize=2,
+            )
         axes.set_xscale("log")
-        if shown:
+        if drawable:
             axes.set_yscale("log")
             low, high = axes.get_ylim()
             axes.yaxis.set_major_formatter("{x:g}")
@@ -274,6 +299,12 @@ def comparison_figure(measurements: Sequence[Measurement], title: str) -> Figure
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
     return figure
+
+
+def _ratio(gradient: Gradient) -> tuple[float, float]:
+    """Return a signal-to-noise ratio and its standard error, 0 where there is no noise."""
+    error = gradient.signal_to_noise_stderr
+    return gradient.signal_to_noise, 0.0 if error != error else error
 
 
 def save_figures(
@@ -309,33 +340,6 @@ def write_figure(path: Path, figure: Figure) -> None:
     content = BytesIO()
     figure.savefig(content, format="png", metadata={"Software": "pvae"})
     write_whole(path, content.getvalue())
-
-
-def animation(figures: Sequence[Figure]) -> tuple[bytes, bytes]:
-    """Return figures of one size as an animated GIF, and as a PNG image with all of them side by side.
-
-    Axes at the same place in the figures get the same limits, so that points that lie still do not move.
-    """
-    for same in zip(*(figure.axes for figure in figures)):
-        extent = Bbox.union([axes.dataLim for axes in same])
-        for axes in same:
-            axes.update_datalim(extent.corners())
-            axes.autoscale_view()
-    frames = []
-    for figure in figures:
-        figure.savefig(content := BytesIO(), format="png", dpi=min(80.0, 800 / figure.get_figwidth()))
-        frames.append(Image.open(content).convert("RGB"))
-    (width, height), last, moving, still = frames[0].size, len(frames) - 1, BytesIO(), BytesIO()
-    durations = [800] * last + [2500]  # milliseconds
-    first, *rest = (frame.quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE) for frame in frames)
-    first.save(moving, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, comment=b"pvae")
-    num_columns = max(1, round((len(frames) * height / width) ** 0.5))  # about as wide as high
-    sheet = Image.new("RGB", (num_columns * width, -(-len(frames) // num_columns) * height), "white")
-    for index, frame in enumerate(frames):
-        sheet.paste(frame, (index % num_columns * width, index // num_columns * height))
-    (information := PngInfo()).add_text("Software", "pvae")
-    sheet.save(still, "PNG", pnginfo=information)
-    return moving.getvalue(), still.getvalue()
 
 
 def _figure(title: str, width: float, height: float) -> Figure:
@@ -384,10 +388,9 @@ def _plain_text(texts: Iterable[str]) -> tuple[list[str], list[str]]:
 def _fallback_fonts(characters: frozenset[str], default: tuple[str, ...]) -> tuple[tuple[str, ...], frozenset[str]]:
     """Return the font families that together have the characters, and the characters that no font has."""
     families, absent = default, characters
-    upright = (font for font in fontManager.ttflist if font.style == "normal" and font.weight == 400)
     fonts = [(name, str(findfont(FontProperties(family=[name])))) for name in default]
-    fonts += sorted((font.name, font.fname) for font in upright)
-    for family, path in fonts:
+    plain = sorted(fontManager.ttflist, key=lambda font: (font.style != "normal", font.weight != 400, font.name))
+    for family, path in fonts + [(font.name, font.fname) for font in plain]:
         # The font LastResort has a box for every character.
         if absent and not re.match(r"\.?last ?resort", family, re.IGNORECASE):
             font = FT2Font(path)

@@ -1,13 +1,13 @@
-"""Checkpoints as safetensors files: tensors and a JSON text, each with its SHA-256.
+"""Checkpoints as safetensors files: tensors and a JSON text, with one SHA-256 of both.
 
 The format contains no code and no compression: reading executes nothing and needs no more memory than the file's size.
+safetensors refuses a truncated file; the SHA-256 shows values that changed since, as in a copy with gaps.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +19,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pvae.core.errors import InputError
-from pvae.core.files import open_bounded
 from pvae.core.records import from_record, to_json
 
-__all__ = ["NO_ROWS", "Checkpoint", "Counts", "Rows", "UnfinishedEpoch", "read_checkpoint", "to_bytes"]
+__all__ = ["Checkpoint", "Counts", "UnfinishedEpoch", "read_checkpoint", "to_bytes"]
 
 _FORMAT = "pvae checkpoint 1"
 
@@ -62,16 +61,6 @@ class UnfinishedEpoch(NamedTuple):
     seconds: float
 
 
-class Rows(NamedTuple):
-    """Length and SHA-256 of the valid part of `metrics.jsonl`."""
-
-    num_bytes: int
-    sha256: str
-
-
-NO_ROWS = Rows(0, hashlib.sha256().hexdigest())
-
-
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """The complete state of a training between two steps.
@@ -82,7 +71,6 @@ class Checkpoint:
         moments: state of the optimiser, by "<index of the parameter>.<name>".
         rng: states of the random generators.
         unfinished: state of the unfinished epoch, if there is one.
-        rows: the part of `metrics.jsonl` that was written before this checkpoint.
         run: identity of the run, as in `config.json`.
     """
 
@@ -91,7 +79,6 @@ class Checkpoint:
     moments: dict[str, Tensor]
     rng: dict[str, Tensor]
     unfinished: UnfinishedEpoch | None = None
-    rows: Rows = NO_ROWS
     run: str = ""
 
     @property
@@ -114,74 +101,61 @@ def to_bytes(checkpoint: Checkpoint) -> bytes:
         for group, members in groups.items()
         for name, tensor in members.items()
     }
-    state = {
-        "counts": asdict(checkpoint.counts),
-        "pass": None if unfinished is None else list(unfinished[3:]),
-        "rows": list(checkpoint.rows),
-        "run": checkpoint.run,
-        "tensors": {name: _digest(tensor) for name, tensor in tensors.items()},
-    }
-    text = to_json(state)
-    sha256 = hashlib.sha256(text.encode()).hexdigest()
-    return safetensors.torch.save(tensors, {"format": _FORMAT, "state": text, "sha256": sha256})
+    text = to_json(
+        {
+            "counts": asdict(checkpoint.counts),
+            "pass": None if unfinished is None else list(unfinished[3:]),
+            "run": checkpoint.run,
+        }
+    )
+    return safetensors.torch.save(tensors, {"format": _FORMAT, "state": text, "sha256": _digest(text, tensors)})
 
 
-def read_checkpoint(path: Path, like: Mapping[str, Tensor] | None) -> Checkpoint:
+def read_checkpoint(path: Path) -> Checkpoint:
     """Return the checkpoint in a file whose content `to_bytes` returned.
 
-    Args:
-        path: the file.
-        like: tensors with the names, shapes and dtypes of the VAE's state_dict, for instance on the meta device; None
-            if they are not known.
-
     Raises:
-        InputError: the file is not such a file, was changed since it was written, or contains another VAE.
+        InputError: the file is not such a file, or was changed since it was written.
         OSError: the file is missing or cannot be read.
     """
-    with open_bounded(path, sys.maxsize):  # raises an error for a link or a pipe
-        pass
     try:
         with safe_open(path, "pt") as file:  # maps the file into memory
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except SafetensorError:
-        raise InputError("it is not a file in safetensors' format") from None
+        raise InputError("it is not a whole file in safetensors' format") from None
     text = metadata.get("state", "")
-    if metadata.get("format") != _FORMAT or metadata.get("sha256") != hashlib.sha256(text.encode()).hexdigest():
-        raise InputError("it was not written by this version of pvae, or was changed since")
 
-    def group(prefix: str) -> dict[str, Tensor]:  # clones, so that nothing depends on the mapped file
-        return {name.removeprefix(prefix): tensors[name].clone() for name in tensors if name.startswith(prefix)}
+    def group(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
 
-    # The runs that come with pvae store half-precision weights.
-    vae = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in group("vae.").items()}
-    if like is not None and _kinds(vae) != _kinds(like):
-        raise InputError("its weights do not fit the networks of config.json")
     try:
         state = json.loads(text)
-        if state["tensors"] != {name: _digest(tensor) for name, tensor in tensors.items()}:
-            raise InputError("its tensors are not those that were written")
+        has_other_sums = "tensors" in state  # written by an earlier version, with a sum of each tensor
+        if metadata.get("format") != _FORMAT or not (has_other_sums or metadata["sha256"] == _digest(text, tensors)):
+            raise InputError("its values are not those that were written")
         unfinished = None
         if state["pass"] is not None:
             total, seen, seconds = state["pass"]
             unfinished = UnfinishedEpoch(**group("pass."), total=total, seen=seen, seconds=seconds)
-        counts, rows = from_record(Counts, state["counts"]), Rows(*state["rows"])
-        moments, rng = group("adam."), group("rng.")
+        vae = group("vae.")
         return Checkpoint(
-            counts=counts, vae=vae, moments=moments, rng=rng, unfinished=unfinished, rows=rows, run=state["run"]
+            counts=from_record(Counts, state["counts"]),
+            # The runs that come with pvae store half-precision weights.
+            vae={name: vae[name].float() if vae[name].dtype == torch.float16 else vae[name] for name in vae},
+            moments=group("adam."),
+            rng=group("rng."),
+            unfinished=unfinished,
+            run=state["run"],
         )
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise InputError("its entries are not those of a checkpoint") from None
+    except (ValueError, KeyError, TypeError) as error:
+        why = error if isinstance(error, InputError) else "its entries are not those of a checkpoint"
+        raise InputError(str(why)) from None
 
 
-def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
-    return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-
-
-def _digest(tensor: Tensor) -> str:
-    """Return a SHA-256 of the dtype, shape and values of a tensor."""
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return a SHA-256 of a text and the values of tensors."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,7 +16,9 @@ from pvae.data.folders import cache_dir, is_file, is_folder
 from pvae.data.image_arrays import ImageArrays, is_array_file
 from pvae.data.image_folder import COLOURS, ImageTransform, image_files, load_images
 from pvae.data.sources import load_dataset
-from pvae.runs.run import Run
+
+if TYPE_CHECKING:
+    from pvae.runs.run import Run
 
 __all__ = ["data_of", "images_for", "load_again", "load_for"]
 

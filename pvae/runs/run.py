@@ -1,53 +1,48 @@
-"""`Run`, a run folder: configuration, data record, metrics of each epoch, and checkpoints.
+"""`Run`, an opened run folder: configuration, data, metrics of each epoch, and weights, each read once.
 
 A run folder contains config.json (options, data record, versions), metrics.jsonl (one JSON object per line, see
 `metrics.Metrics`), checkpoint.safetensors (weights, optimiser, random state, progress), the checkpoint before it, with
 validation images best.safetensors (the weights of the epoch with the best bound on them), for images of files
-split.csv (the name and the split of each), figures/ and TensorBoard events. The checkpoint stores the length and
-SHA-256 of the valid part of metrics.jsonl.
+split.csv (the name and the split of each), figures/ and TensorBoard events.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import errno
+import functools
 import json
 import math
 import os
 import platform
+import shlex
 import subprocess
+import sys
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from pvae.config.config import Config
 from pvae.config.presets import system_title
 from pvae.core.errors import InputError, brief
-from pvae.core.files import (
-    append,
-    expanded,
-    is_report,
-    is_temporary,
-    not_a_link,
-    open_bounded,
-    read_bounded,
-    write_whole,
-)
+from pvae.core.files import append, expanded, is_report, is_temporary, write_whole
+from pvae.core.random_state import seeded
 from pvae.core.records import from_record, to_json
-from pvae.data.dataset import DataRecord
-from pvae.models.build import build_vae, meta_state_dict
-from pvae.runs.checkpoint import NO_ROWS, Checkpoint, Counts, Rows, read_checkpoint, to_bytes
+from pvae.data.dataset import DataRecord, Dataset
+from pvae.data.preparation import Preparation
+from pvae.models.build import build_vae
+from pvae.runs.checkpoint import Checkpoint, Counts, read_checkpoint, to_bytes
+from pvae.runs.data import data_of
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience
 from pvae.vae import VAE
 
-__all__ = ["READY_MADE", "Run", "check_out", "load", "provenance"]
+__all__ = ["READY_MADE", "Run", "check_out", "kept", "load", "new_folder", "provenance"]
 
 READY_MADE = ("deep-bayes", "fashion-vae")  # names of the runs that come with pvae
 _READY_MADE = Path(__file__).parents[1] / "pretrained"
@@ -55,9 +50,10 @@ _FORMAT = 2
 _LINE = 72  # characters of a line of a title
 _CHECKPOINT, _PREVIOUS = "checkpoint.safetensors", "checkpoint-previous.safetensors"
 _BEST = "best.safetensors"
-_MAX_JSON_BYTES = 2**22  # of config.json: enough for some thousands of sessions
-_MAX_ROW_BYTES = 2**27  # of metrics.jsonl: enough for some 200,000 epochs
+_REPORTS = ("", "figures", "scores", "samples", "onnx", "comparison")  # folders of a run that hold reports
 _OWN_VAE = "built in Python: the options of config from network to scale do not describe it"
+
+T = TypeVar("T")
 
 
 def check_out(path: Path) -> Path:
@@ -109,7 +105,7 @@ def provenance() -> dict[str, object]:
         except PackageNotFoundError:  # a source tree that is not installed
             versions[name] = "unknown"
     file, commit = Path(__file__).resolve(), None
-    git = partial(subprocess.run, cwd=file.parent, capture_output=True, text=True, timeout=5, check=True)
+    git = functools.partial(subprocess.run, cwd=file.parent, capture_output=True, text=True, timeout=5, check=True)
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         git(["git", "ls-files", "--error-unmatch", file.name])  # fails in the repository of another project
         commit = git(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]).stdout.strip()
@@ -121,9 +117,22 @@ def provenance() -> dict[str, object]:
     }
 
 
+def kept(function: Callable[[Run], T]) -> Callable[[Run], T]:
+    """Decorate a function of a run: its value is computed once and kept with the run, until its weights change."""
+
+    @functools.wraps(function)
+    def once(run: Run) -> T:
+        return run.keep(function)
+
+    return once
+
+
 @dataclass(eq=False)
 class Run:
-    """A run folder. `fit` writes it, `Run.open` reads it.
+    """An opened run folder. `fit` writes it, `Run.open` reads it.
+
+    Metrics, weights, the VAE and the data set are read when they are first asked for, and kept. To see what another
+    process has written since, open the run again.
 
     Args:
         path: the folder.
@@ -140,8 +149,17 @@ class Run:
     sessions: list[dict[str, Any]] = field(default_factory=list)
     identity: str = field(default_factory=lambda: uuid.uuid4().hex)
     has_own_vae: bool = False
-    _rows: Rows = field(default=NO_ROWS, init=False, repr=False)
+    _dataset: Dataset | None = field(default=None, init=False, repr=False)
+    _history: list[Metrics] | None = field(default=None, init=False, repr=False)
+    _values: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # of `kept` functions, and the VAE
     _is_whole: bool = field(default=False, init=False, repr=False)  # the last checkpoint is known to be undamaged
+
+    @classmethod
+    def new(cls, path: Path, config: Config, data: Dataset, has_own_vae: bool = False) -> Run:
+        """Return a run that is not written yet; the other arguments are those of the class."""
+        run = cls(path, config, data.record(), has_own_vae=has_own_vae)
+        run._dataset = data
+        return run
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -159,9 +177,7 @@ class Run:
             path = _READY_MADE / path
         file = path / "config.json"
         try:
-            record = json.loads(read_bounded(file, _MAX_JSON_BYTES))
-        except InputError:
-            raise
+            record = json.loads(file.read_bytes())
         except OSError as error:
             why = f"{file} cannot be read ({error.strerror})"
             if isinstance(error, FileNotFoundError):
@@ -176,23 +192,19 @@ class Run:
         if not isinstance(record, dict) or record.get("format") != _FORMAT:
             raise InputError(f"{file} is not the record of a run of this version of pvae (format {_FORMAT})")
         try:
-            if record.pop("sha256", None) != _digest(record):
-                raise InputError("it is not what pvae wrote")
-            options = record["config"]
-            if isinstance(options, dict):
-                options = dict(options)
-                if isinstance(size := options.get("image_size"), int):  # of earlier versions, as second_latent_dim
-                    options["image_size"] = str(size)
-                if options.get("alpha") == "-inf":  # JSON has no infinity
-                    options["alpha"] = -math.inf
-                if options.get("second_latent_dim") == 0:
-                    del options["second_latent_dim"], options["second_hidden"]
+            options = dict(record["config"])
+            if isinstance(size := options.get("image_size"), int):  # of earlier versions, as second_latent_dim
+                options["image_size"] = str(size)
+            if options.get("alpha") == "-inf":  # JSON has no infinity
+                options["alpha"] = -math.inf
+            if options.get("second_latent_dim") == 0:
+                del options["second_latent_dim"], options["second_hidden"]
             config, data = from_record(Config, options), from_record(DataRecord, record["data"])
             return cls(path, config, data, record["sessions"], record["run"], "own_vae" in record)
-        except (InputError, KeyError, RecursionError) as error:
+        except (InputError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{file} is damaged or of another version of pvae ({error}): restore a copy of it, or use the version "
-                "that wrote it; to change an option, start a new run"
+                "that wrote it"
             ) from None
 
     @property
@@ -200,66 +212,92 @@ class Run:
         """Where pictures and reports of the run are written: its folder, or runs/NAME for a ready-made run."""
         return Path("runs") / self.path.name if self.path.parent == _READY_MADE else self.path
 
-    def discard(self) -> None:
-        """Remove the folder of a new run whose training could not start."""
-        with contextlib.suppress(OSError):
-            for name in ("config.json", "metrics.jsonl", "split.csv"):
-                (self.path / name).unlink(missing_ok=True)
-            self.path.rmdir()
+    # Reading: what was trained.
 
-    def begin_session(self, counts: Counts, rows: Rows, device: str, num_processes: int = 1) -> None:
-        """Record a new session in `config.json`, and remove the rows of `metrics.jsonl` after its checkpoint.
+    def keep(self, function: Callable[[Run], T]) -> T:
+        """Return function(self), which is computed at the first call and then kept; `kept` calls it."""
+        if function not in self._values:
+            self._values[function] = function(self)
+        return self._values[function]
+
+    def dataset(
+        self, data: Dataset | None = None, data_dir: str | Path | None = None, offline: bool = False
+    ) -> Dataset:
+        """Return the data set that the run was trained on, after comparing its SHA-256 with the run's record.
+
+        The arguments are used at the first call; later calls return the same data set.
 
         Args:
-            counts: progress at the start of the session.
-            rows: the valid part of `metrics.jsonl`.
-            device: the device that trains.
-            num_processes: number of processes that train together.
+            data: the images, if the run was trained on images given from Python.
+            data_dir: the folder to search first; by default the one in the run's record.
+            offline: do not download.
 
         Raises:
-            InputError: `metrics.jsonl` is damaged, or figures/ is not a folder.
-            OSError: the folder cannot be written.
+            InputError: the data set cannot be found, or its images differ from those in the run's record.
         """
-        not_a_link(self.path / "figures")
-        for temporary in filter(is_temporary, self.path.iterdir()):  # left by a process that was killed
-            if temporary.is_symlink() or not temporary.is_dir():
-                temporary.unlink(missing_ok=True)
-        valid, self._rows = self._row_bytes(rows), rows
-        session = {"from_epoch": counts.epoch, "from_step": counts.step, "device": device, "processes": num_processes}
-        self.sessions.append({**session, **provenance()})
-        record = {
-            "format": _FORMAT,
-            "run": self.identity,
-            **({"own_vae": _OWN_VAE} if self.has_own_vae else {}),
-            "config": asdict(self.config) | ({"alpha": "-inf"} if self.config.alpha == -math.inf else {}),
-            "data": asdict(self.data),
-            "sessions": self.sessions,
-        }
-        record = json.loads(to_json(record))  # lists in place of tuples, as `open` reads them
-        text = to_json({**record, "sha256": _digest(record)}, indent=2) + "\n"
-        write_whole(self.path / "config.json", text.encode())
-        write_whole(self.path / "metrics.jsonl", valid)
+        if self._dataset is None:
+            self._dataset = data_of(self, data, data_dir, offline)
+        return self._dataset
+
+    @property
+    def preparation(self) -> Preparation:
+        """How the bytes of images become the x of the VAE."""
+        return Preparation.of(self.config)
+
+    def seeded(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context manager that seeds torch's generator with the run's seed, and restores its state at exit."""
+        return seeded(self.config.seed, torch.device("cpu"))
+
+    def metrics(self, epoch: int | None = None) -> list[Metrics]:
+        """Return the metrics of the finished epochs.
+
+        Args:
+            epoch: the last of these epochs, at the first call; by default that of the last checkpoint.
+
+        Raises:
+            InputError: `metrics.jsonl` or the checkpoint is damaged.
+        """
+        if self._history is None:
+            self._history = self._read_metrics(self.last_checkpoint().counts.epoch if epoch is None else epoch)
+        return list(self._history)
+
+    def _read_metrics(self, epoch: int) -> list[Metrics]:
+        file, rows = self.path / "metrics.jsonl", list[Metrics]()
+        if not self.path.is_dir():
+            raise InputError(f"{self.path} does not exist any more: was it moved or removed?")
+        with contextlib.suppress(InputError, ValueError, RecursionError):  # a line that was not written to its end
+            for line in file.read_bytes().splitlines() if file.exists() else ():
+                row = from_record(Metrics, json.loads(line))
+                if row.epoch > epoch:  # the process was killed before it wrote the checkpoint of this epoch
+                    break
+                rows.append(row)
+        if [row.epoch for row in rows if row.split == "test"] != list(range(1, epoch + 1)):
+            raise InputError(
+                f"{file} is damaged: it lacks rows of the {epoch} finished epochs; restore a copy of it, or train anew"
+            )
+        return rows
+
+    def test_metrics(self) -> Metrics | None:
+        """Return the test metrics of the epoch whose weights `vae` returns, or None if no epoch is finished.
+
+        Raises:
+            InputError: `metrics.jsonl` or a checkpoint is damaged.
+        """
+        epoch = self.best_checkpoint().counts.epoch
+        return next((row for row in self.metrics() if (row.epoch, row.split) == (epoch, "test")), None)
 
     @property
     def title(self) -> str:
         """System, data set and progress of `best_checkpoint`, and its test bound, for titles of figures."""
         checkpoint = self.best_checkpoint()
-        if checkpoint.unfinished is not None:  # metrics.jsonl has no bound of these weights
-            return self._title(checkpoint.progress)
-        chosen = ", the best on the validation images" if self.config.valid and checkpoint.counts.epoch else ""
-        return self.title_at(checkpoint.counts.epoch, chosen)
-
-    def title_at(self, epoch: int, chosen: str = "") -> str:
-        """Return the title of figures at a finished epoch, or at 0; `chosen` says why it is this epoch."""
-        test = next((row for row in self.metrics() if (row.epoch, row.split) == (epoch, "test")), None)
-        end = "\n" if chosen else ": "
-        return self._title(f"epoch {epoch}{chosen}" + ("" if test is None else f"{end}{test} nats{self.bits(test)}"))
-
-    def _title(self, progress: str) -> str:
         elbo = "" if self.config.posterior == "delta" else f", --elbo {self.config.elbo}"
         first, data = f"{system_title(self.config)}{elbo},", f"on {self.data.title}"
-        space = " " if len(first) + len(data) < _LINE else "\n"
-        return f"{first}{space}{data}\n{progress}"
+        title = f"{first}{' ' if len(first) + len(data) < _LINE else chr(10)}{data}\n{checkpoint.progress}"
+        if checkpoint.unfinished is not None:  # metrics.jsonl has no bound of these weights
+            return title
+        test, is_best = self.test_metrics(), checkpoint.counts.epoch == best_epoch(self.metrics())
+        title += ", the best on the validation images" if is_best else ""
+        return title + ("" if test is None else f"{chr(10) if is_best else ': '}{test} nats{self.bits(test)}")
 
     def bits(self, row: Metrics) -> str:
         """Return ", 3.210 bits per dimension" for the bound of a row; "" if the likelihood has no levels of a pixel."""
@@ -268,96 +306,20 @@ class Run:
         num_values = math.prod(self.config.padded(self.data.image_shape))
         return f", {-row.elbo / (num_values * math.log(2)):.3f} bits per dimension"
 
-    def metrics(self, rows: Rows | None = None) -> list[Metrics]:
-        """Return the rows of `metrics.jsonl` that were written before a checkpoint.
-
-        Args:
-            rows: the valid part, as the checkpoint says; by default that of the last checkpoint.
-
-        Raises:
-            InputError: `metrics.jsonl` or the checkpoint is damaged.
-        """
-        content = self._row_bytes(self.read_checkpoint().rows if rows is None else rows)
-        return [from_record(Metrics, json.loads(line)) for line in content.splitlines()]
-
-    def test_metrics(self) -> Metrics | None:
-        """Return the test metrics of the epoch whose weights `vae` returns, or None if no epoch is finished.
-
-        Raises:
-            InputError: `metrics.jsonl` or the checkpoint is damaged.
-        """
-        rows = self.metrics()
-        best = best_epoch(rows)
-        tests = (row for row in reversed(rows) if row.split == "test" and best in (None, row.epoch))
-        return next(tests, None)
-
-    def record_epoch(self, rows: Iterable[Metrics], checkpoint: Checkpoint) -> None:
-        """Append the rows of an epoch, and then write the checkpoint, without which the rows are not valid.
-
-        Args:
-            rows: metrics of the epoch.
-            checkpoint: the state after the epoch.
-
-        Raises:
-            InputError: another process changed `metrics.jsonl`.
-            OSError: the folder cannot be written.
-        """
-        earlier, added = self._row_bytes(self._rows), "".join(to_json(asdict(row)) + "\n" for row in rows).encode()
-        append(self.path / "metrics.jsonl", added)
-        self._rows = _rows_of(earlier + added)
-        self.save_checkpoint(checkpoint)
-        self.keep_best(checkpoint)
-
-    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Write the checkpoint, and keep the previous one unless it is damaged."""
-        content = to_bytes(replace(checkpoint, rows=self._rows, run=self.identity))
-        previous = self.path / _PREVIOUS if self._is_whole else None
-        write_whole(self.path / _CHECKPOINT, content, previous=previous)
-        self._is_whole = True
-
-    def keep_best(self, checkpoint: Checkpoint) -> None:
-        """Write the weights of a checkpoint to best.safetensors if it is that of the best epoch of `metrics.jsonl`."""
-        counts = checkpoint.counts
-        if checkpoint.unfinished is None and best_epoch(self.metrics(self._rows)) == counts.epoch:
-            weights = Checkpoint(
-                counts=counts, vae=checkpoint.vae, moments={}, rng={}, rows=self._rows, run=self.identity
-            )
-            write_whole(self.path / _BEST, to_bytes(weights))
-
-    def best_checkpoint(self) -> Checkpoint:
-        """Return the checkpoint of the epoch with the best bound on the validation images; without these, the last one.
-
-        Raises:
-            InputError: as for `read_checkpoint`, or `metrics.jsonl` is damaged.
-        """
-        last, best = self.read_checkpoint(), best_epoch(self.metrics())
-        if best is None or (last.counts.epoch == best and last.unfinished is None):
-            return last
-        checkpoint = self._read(self.path / _BEST)
-        if checkpoint.counts.epoch != best:
-            raise InputError(
-                f"{self.path / _BEST} is of epoch {checkpoint.counts.epoch}, and metrics.jsonl names epoch {best} as "
-                "the best: restore the files of one run, or resume the run"
-            )
-        return checkpoint
-
     def read_checkpoint(self, previous: bool = False) -> Checkpoint:
-        """Return the last checkpoint, on the CPU, without executing anything in it.
-
-        Args:
-            previous: return the checkpoint before the last one.
+        """Read the last checkpoint, or the one before it, onto the CPU, without executing anything in it.
 
         Raises:
             InputError: the checkpoint is missing, damaged, or of another run.
         """
-        checkpoint = self._read(self.path / (_PREVIOUS if previous else _CHECKPOINT))
+        checkpoint = self._read(_PREVIOUS if previous else _CHECKPOINT)
         self._is_whole = self._is_whole or not previous
         return checkpoint
 
-    def _read(self, file: Path) -> Checkpoint:
-        like = None if self.has_own_vae else meta_state_dict(self.config, self.data.image_shape)
+    def _read(self, name: str) -> Checkpoint:
+        file = self.path / name
         try:
-            checkpoint = read_checkpoint(file, like)
+            checkpoint = read_checkpoint(file)
         except OSError as error:
             missing = f"{self.path} holds no {file.name}: restore a copy of it, or train anew"
             why = missing if isinstance(error, FileNotFoundError) else f"{file} cannot be read ({error.strerror})"
@@ -368,37 +330,62 @@ class Run:
             raise InputError(f"{file} and config.json are of two runs: restore the files of one run")
         return checkpoint
 
-    @property
-    def is_begun(self) -> bool:
-        """Whether a checkpoint was ever written; a run that was killed before that has no rows either."""
-        rows = self.path / "metrics.jsonl"
-        has_rows = rows.exists() and rows.stat().st_size > 0
-        return has_rows or any(os.path.lexists(self.path / name) for name in (_CHECKPOINT, _PREVIOUS))
-
-    def is_finished(self, checkpoint: Checkpoint | None) -> bool:
-        """Return whether the run has all its epochs at this checkpoint, or has run out of patience, and its figures.
+    @kept
+    def last_checkpoint(self) -> Checkpoint:
+        """Return the last checkpoint, from which a training is resumed.
 
         Raises:
-            InputError: `metrics.jsonl` is damaged.
+            InputError: it is missing, damaged, or of another run; the message says if the one before it is intact.
         """
-        if checkpoint is None or checkpoint.unfinished is not None:
-            return False
-        rows = self.metrics(checkpoint.rows)  # raises if damaged
-        if checkpoint.counts.epoch < self.config.epochs and not is_out_of_patience(rows, self.config.patience):
-            return False
-        return (self.path / "figures" / "losses.png").exists()  # the last one that training draws
+        try:
+            return self.read_checkpoint()
+        except InputError as error:
+            try:
+                self.read_checkpoint(previous=True)
+            except InputError:
+                raise error from None
+            how = f"python -m pvae.train --resume {shlex.quote(str(self.path))}"
+            raise InputError(f"{error}; {how} goes on from the one before it") from None
+
+    @kept
+    def best_checkpoint(self) -> Checkpoint:
+        """Return the checkpoint of the epoch with the best bound on the validation images; without these, the last one.
+
+        If best.safetensors is missing or damaged, it is the last one, and a note says so.
+
+        Raises:
+            InputError: as for `last_checkpoint`, or `metrics.jsonl` is damaged.
+        """
+        last, best = self.last_checkpoint(), best_epoch(self.metrics())
+        if best is None or (last.counts.epoch == best and last.unfinished is None):
+            return last
+        try:
+            checkpoint = self._read(_BEST)
+            if checkpoint.counts.epoch != best:
+                raise InputError(f"{self.path / _BEST} is not of epoch {best}, the best on the validation images")
+            return checkpoint
+        except InputError as error:
+            print(f"note: {error}; the weights are those of the last checkpoint, {last.progress}", file=sys.stderr)
+            return last
 
     def vae(self, vae: VAE | None = None) -> VAE:
         """Return the trained VAE with the weights of `best_checkpoint`, in eval mode, on the CPU.
 
+        Each call returns the same object.
+
         Args:
-            vae: a VAE of the same modules, if the run trained a VAE that was built in Python; it gets the weights.
+            vae: a VAE of the same modules, if the run trained a VAE that was built in Python; it gets the weights. It
+                may be left out of later calls.
 
         Raises:
             InputError: the checkpoint is missing, damaged, or of other networks than those of `config.json` or `vae`;
                 a weight is NaN, or so large that its square overflows; or `vae` is missing or given without need.
         """
+        if vae is None and "vae" in self._values:
+            return self._values["vae"]
         self.check_vae(vae)
+        if vae is not None:
+            self._values.clear()  # what was computed with another VAE
         weights = self.best_checkpoint().vae
         for name, tensor in weights.items():
             if not tensor.square().isfinite().all():
@@ -411,9 +398,10 @@ class Run:
             vae.load_state_dict(weights)
         except RuntimeError as error:
             _, _, what = str(error).partition("\n")  # torch names the class in the first line, then parameters
-            why = " ".join(what.split())[:150] or brief(error)
-            raise InputError(f"the weights of {self.path} do not fit the VAE given ({why})") from None
-        return vae.cpu().eval()
+            why, whose = " ".join(what.split())[:150] or brief(error), "given" if self.has_own_vae else "of config.json"
+            raise InputError(f"the weights of {self.path} do not fit the VAE {whose} ({why})") from None
+        self._values["vae"] = vae.cpu().eval()
+        return vae
 
     def check_vae(self, vae: VAE | None) -> None:
         """Check that a VAE is given if and only if the run trained one that was built in Python.
@@ -431,46 +419,114 @@ class Run:
 
     @property
     def in_python(self) -> str:
-        """What to do in Python with a run whose VAE or images no command can find, in words."""
-        path, own, is_own_data = repr(str(self.path)), self.has_own_vae, not self.data.dataset
-        data = "data" if is_own_data else "pvae.runs.data.data_of(run)"
+        """What to do in Python with a run whose VAE or images no command can find."""
+        path, given = repr(str(self.path)), ", vae=vae" * self.has_own_vae + ", data=data" * (not self.data.dataset)
+        calls = ["run.vae(vae)"] * self.has_own_vae + ["run.dataset(data)"] * (not self.data.dataset)
         return (
-            f"in Python, pvae.resume({path}{', vae=vae' * own}{', data=data' * is_own_data}) resumes it, and "
-            "pvae.plotting.pictures and pvae.evaluation.report.evaluate take "
-            f"pvae.trained.trained_run.TrainedRun(run, run.vae({'vae' * own}), {data}), "
-            f"with run = pvae.Run.open({path})"
+            f"in Python, pvae.resume({path}{given}) resumes it, and after run = pvae.Run.open({path}); "
+            f"{'; '.join(calls)}, pvae.plotting.pictures and pvae.evaluation.report.evaluate take run"
         )
 
-    def figures(self) -> Path:
-        """Return the folder of the run's figures, which is made if it is missing.
+    @property
+    def is_begun(self) -> bool:
+        """Whether a checkpoint was ever written; a run that was killed before that has no rows either."""
+        rows = self.path / "metrics.jsonl"
+        has_rows = rows.exists() and rows.stat().st_size > 0
+        return has_rows or any((self.path / name).exists() for name in (_CHECKPOINT, _PREVIOUS))
+
+    def is_finished(self, checkpoint: Checkpoint | None) -> bool:
+        """Return whether the run has all its epochs at this checkpoint, or has run out of patience, and its figures.
 
         Raises:
-            InputError: it is a link, or not a folder.
+            InputError: `metrics.jsonl` is damaged.
         """
-        folder = not_a_link(self.path / "figures")
+        if checkpoint is None or checkpoint.unfinished is not None:
+            return False
+        rows = self.metrics(checkpoint.counts.epoch)  # raises if damaged
+        if checkpoint.counts.epoch < self.config.epochs and not is_out_of_patience(rows, self.config.patience):
+            return False
+        return (self.path / "figures" / "losses.png").exists()  # the last one that training draws
+
+    # Writing: called by `training.fit` alone.
+
+    def begin_session(self, counts: Counts, device: str, num_processes: int = 1) -> None:
+        """Record a new session in `config.json`, and remove rows of `metrics.jsonl` after its checkpoint.
+
+        Args:
+            counts: progress at the start of the session.
+            device: the device that trains.
+            num_processes: number of processes that train together.
+
+        Raises:
+            InputError: `metrics.jsonl` is damaged.
+            OSError: the folder cannot be written.
+        """
+        for temporary in filter(is_temporary, self.path.iterdir()):  # left by a process that was killed
+            temporary.unlink(missing_ok=True)
+        rows = self.metrics(counts.epoch)
+        session = {"from_epoch": counts.epoch, "from_step": counts.step, "device": device, "processes": num_processes}
+        self.sessions.append({**session, **provenance()})
+        record = {
+            "format": _FORMAT,
+            "run": self.identity,
+            **({"own_vae": _OWN_VAE} if self.has_own_vae else {}),
+            "config": asdict(self.config) | ({"alpha": "-inf"} if self.config.alpha == -math.inf else {}),
+            "data": asdict(self.data),
+            "sessions": self.sessions,
+        }
+        write_whole(self.path / "config.json", f"{to_json(record, indent=2)}\n".encode())
+        write_whole(self.path / "metrics.jsonl", _lines(rows))
+
+    def record_epoch(self, rows: Iterable[Metrics], checkpoint: Checkpoint) -> None:
+        """Append the rows of an epoch, and then write the checkpoint, without which the rows are not valid.
+
+        Args:
+            rows: metrics of the epoch.
+            checkpoint: the state after the epoch.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        rows, file = list(rows), self.path / "metrics.jsonl"
+        if not file.is_file():  # the folder was emptied or replaced
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
+        self._history = [*self.metrics(checkpoint.counts.epoch - 1), *rows]
+        append(file, _lines(rows))
+        self.save_checkpoint(checkpoint)
+        self.keep_best(checkpoint)
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Write the checkpoint, and keep the previous one unless it is damaged."""
+        previous = self.path / _PREVIOUS if self._is_whole else None
+        write_whole(self.path / _CHECKPOINT, to_bytes(replace(checkpoint, run=self.identity)), previous=previous)
+        self._is_whole = True
+        self._values.clear()
+
+    def keep_best(self, checkpoint: Checkpoint) -> None:
+        """Write the weights of a checkpoint to best.safetensors if it is that of the best epoch of the metrics."""
+        counts = checkpoint.counts
+        if checkpoint.unfinished is None and best_epoch(self.metrics(counts.epoch)) == counts.epoch:
+            weights = Checkpoint(counts=counts, vae=checkpoint.vae, moments={}, rng={}, run=self.identity)
+            write_whole(self.path / _BEST, to_bytes(weights))
+
+    def discard(self) -> None:
+        """Remove the folder of a new run whose training could not start."""
+        with contextlib.suppress(OSError):
+            for name in ("config.json", "metrics.jsonl", "split.csv"):
+                (self.path / name).unlink(missing_ok=True)
+            self.path.rmdir()
+
+    def figures(self) -> Path:
+        """Return the folder of the run's figures, which is made if it is missing."""
+        folder = self.path / "figures"
         folder.mkdir(exist_ok=True)
         return folder
 
-    def drop_figures(self) -> None:
-        """Remove the figures that pvae drew; other files in the folder stay."""
-        folder = not_a_link(self.path / "figures")
-        for path in filter(is_report, folder.iterdir() if folder.is_dir() else ()):
-            path.unlink(missing_ok=True)
-
-    def _row_bytes(self, rows: Rows) -> bytes:
-        """Return the valid part of `metrics.jsonl`."""
-        file = self.path / "metrics.jsonl"
-        content = b""
-        if rows.num_bytes and file.exists():
-            with open_bounded(file, _MAX_ROW_BYTES) as opened:
-                content = opened.read(min(rows.num_bytes, _MAX_ROW_BYTES))
-        elif not self.path.is_dir():
-            raise InputError(f"{self.path} does not exist any more: was it moved or removed?")
-        if _rows_of(content) != rows:
-            raise InputError(
-                f"{file} is damaged: it is not what was recorded; restore a copy of it, or start a new run"
-            )
-        return content
+    def drop_reports(self) -> None:
+        """Remove the pictures and reports that pvae wrote of earlier weights; other files stay."""
+        for folder in (self.path / name for name in _REPORTS):
+            for path in filter(is_report, folder.iterdir() if folder.is_dir() else ()):
+                path.unlink(missing_ok=True)
 
 
 def load(path: str | Path, vae: VAE | None = None) -> VAE:
@@ -487,9 +543,5 @@ def load(path: str | Path, vae: VAE | None = None) -> VAE:
     return Run.open(path).vae(vae)
 
 
-def _rows_of(content: bytes) -> Rows:
-    return Rows(len(content), hashlib.sha256(content).hexdigest())
-
-
-def _digest(record: Any) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+def _lines(rows: Iterable[Metrics]) -> bytes:
+    return "".join(to_json(asdict(row)) + "\n" for row in rows).encode()

@@ -12,83 +12,71 @@ from torch import Tensor
 
 from pvae.core.errors import InputError
 from pvae.core.records import markdown_of
-from pvae.data.preparation import Pixels, Preparation
+from pvae.data.preparation import Pixels
 from pvae.distributions.hierarchy import Hierarchy
-from pvae.runs.data import data_of, images_for
+from pvae.runs.data import images_for
 from pvae.runs.run import Run
-from pvae.trained.log_likelihood import bits_per_dimension, elbo_terms, images_at_once, importance_sample
-from pvae.trained.trained_run import with_normalised_likelihood
+from pvae.trained.log_likelihood import (
+    bits_per_dimension,
+    elbo_terms,
+    images_at_once,
+    importance_sample,
+    with_normalised_likelihood,
+)
 from pvae.vae import VAE
 
-__all__ = ["Codes", "GivenImages", "Score", "draw_codes", "encode_images", "sample_images", "score_images", "to_text"]
+__all__ = [
+    "Codes",
+    "GivenImages",
+    "Score",
+    "draw_codes",
+    "encode_images",
+    "given_images",
+    "sample_images",
+    "score_images",
+    "to_text",
+    "with_likelihood",
+]
 
 _CHUNK = 100
 
 
-@dataclass(frozen=True)
-class GivenImages:
-    """Images that were given to a trained run, converted to the shape that it was trained on.
+class GivenImages(NamedTuple):
+    """Images to encode or score, in the shape that a run was trained on.
 
     Args:
-        run: the run.
-        vae: its VAE, in eval mode, on the CPU.
         names: the name of each image.
         images: bytes (N, C, H, W).
         note: how the images were changed, or "".
     """
 
-    run: Run
-    vae: VAE
     names: Sequence[str]
     images: Tensor
     note: str = ""
 
-    @classmethod
-    def of(
-        cls,
-        path: str | Path,
-        images: str | Path | None = None,
-        data_dir: str | Path | None = None,
-        offline: bool = False,
-        skip_broken: bool = False,
-        vae: VAE | None = None,
-    ) -> GivenImages:
-        """Return the run of a folder, with images.
 
-        Args:
-            path: the run folder.
-            images: an image file or a folder of image files; the run's test images if None.
-            data_dir: folder to search first for the run's own data.
-            offline: do not download the run's own data.
-            skip_broken: leave out a file of `images` that cannot be decoded.
-            vae: a VAE of the same modules, if the run trained a VAE that was built in Python.
+def given_images(run: Run, path: str | Path | None = None, skip_broken: bool = False) -> GivenImages:
+    """Return images converted to the shape that a run was trained on.
 
-        Raises:
-            InputError: the folder is not a run folder, there are no such images, or `vae` is missing.
-        """
-        run = Run.open(path)
-        if run.has_own_vae and vae is None:
-            raise InputError(
-                f"{path} trained a VAE that was built in Python: build it again there, and give it to "
-                f"pvae.trained.images.GivenImages.of({str(path)!r}, vae=vae)"
-            )
-        if images is None and not run.data.dataset:
-            raise InputError(f"{path} was trained on images given from Python: name a file or folder of images")
-        vae = run.vae(vae)
-        if images is None:
-            data = data_of(run, None, data_dir, offline)
-            return cls(run, vae, data.test_names, data.test)
-        decoded_as = replace(run, config=run.config.replace(skip_broken=skip_broken))
-        return cls(run, vae, *images_for(decoded_as, images))
+    Args:
+        run: the run.
+        path: an image file, a folder of image files, or an .npy or .npz file; None for the run's own test images.
+        skip_broken: leave out a file that cannot be decoded.
 
-    @property
-    def pixels(self) -> Pixels:
-        """The pixels that the VAE takes, as in training."""
-        return Preparation.of(self.run.config).pixels(self.images)
+    Raises:
+        InputError: there are no such images, or the run's own images cannot be found.
+    """
+    if path is None:
+        return GivenImages(run.dataset().test_names, run.dataset().test)
+    return GivenImages(*images_for(replace(run, config=run.config.replace(skip_broken=skip_broken)), path))
 
-    def with_likelihood(self) -> tuple[VAE, Pixels, str]:
-        """Return a VAE whose likelihood is a probability or a density, pixels in its domain, and their kind."""
-        return with_normalised_likelihood(self.run.config, self.vae, self.run.data.image_shape, self.images)
+
+def with_likelihood(run: Run, images: Tensor) -> tuple[VAE, Pixels, str]:
+    """Return a VAE whose likelihood is a probability or a density, pixels in its domain, and their kind.
+
+    They are those of `with_normalised_likelihood` for the bytes `images` (N, C, H, W).
+    """
+    return with_normalised_likelihood(run.config, run.vae(), run.data.image_shape, images)
 
 
 class Codes(NamedTuple):

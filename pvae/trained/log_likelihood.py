@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,13 @@ from torch.distributions import Independent, MixtureSameFamily
 
 from pvae.compile.graph import Function, check_engine, record
 from pvae.compile.inductor import missing
+from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
-from pvae.data.preparation import Pixels
+from pvae.data.preparation import Pixels, Preparation
 from pvae.distributions.hierarchy import Hierarchy
 from pvae.distributions.normal_mixture import NormalMixture
+from pvae.models.build import build_vae
 from pvae.reference import elbo as reference_elbo
 from pvae.vae import VAE
 
@@ -34,6 +36,7 @@ __all__ = [
     "elbo_terms",
     "images_at_once",
     "importance_sample",
+    "with_normalised_likelihood",
 ]
 
 TRUSTED = 10.0  # the effective sample size below which the importance weights of an image cannot be trusted
@@ -311,3 +314,36 @@ def _terms(vae: VAE, prior: Any, x: Tensor) -> dict[str, Tensor]:
         layers = zip(posterior.names, posterior.conditionals(z), prior.conditionals(z))
         terms |= {LAYER_RATE + name: (q.log_prob(one) - p.log_prob(one)).mean(0) for name, (one, q), (_, p) in layers}
     return {**terms, "elbo": -distortion - terms["rate"]}
+
+
+def with_normalised_likelihood(
+    config: Config, vae: VAE, image_shape: Sequence[int], images: Tensor
+) -> tuple[VAE, Pixels, str]:
+    """Return a VAE whose likelihood is a probability or a density, images in its domain, and the kind of their pixels.
+
+    A VAE with a pseudo-Bernoulli of grey pixels is replaced by one with a Bernoulli of binary pixels and the same
+    networks.
+
+    Args:
+        config: configuration of the VAE.
+        vae: in eval mode.
+        image_shape: shape of the images of the data, before padding.
+        images: test images of the data, as bytes.
+
+    Raises:
+        InputError: the VAE was built in Python, and its likelihood is a pseudo-likelihood.
+    """
+    preparation = Preparation.of(config)
+    if not vae.is_pseudo:
+        return vae, preparation.pixels(images), preparation.kind
+    config = config.replace(binarize="static")
+    with torch.random.fork_rng(devices=[]):
+        binary = build_vae(config, image_shape)
+    try:
+        binary.load_state_dict(vae.state_dict())
+    except RuntimeError:  # a VAE that was built in Python
+        raise InputError(
+            "p(x | z) is a pseudo-likelihood, and log p(x) needs a likelihood: give one to the VAE"
+        ) from None
+    kind = "binarized: each drawn once, with its grey value as probability"
+    return binary.eval(), Preparation.of(config).pixels(images), kind

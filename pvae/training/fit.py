@@ -23,8 +23,8 @@ from pvae.core.terminal import print_line
 from pvae.data.choices import images_config
 from pvae.data.dataset import Dataset
 from pvae.elbos.registry import ELBO_CLASSES, elbo_of
-from pvae.runs.checkpoint import NO_ROWS, Checkpoint, Rows
-from pvae.runs.data import data_of, load_for
+from pvae.runs.checkpoint import Checkpoint
+from pvae.runs.data import load_for
 from pvae.runs.metrics import Metrics, is_out_of_patience
 from pvae.runs.run import Run, check_out, new_folder
 from pvae.runs.tensorboard import Events
@@ -101,12 +101,12 @@ def fit(
             trainer = Trainer(config, data, where, world, vae)
             trainer.dry_run(has_own_vae=vae is not None)
             folder = Path(world.broadcast("folder", lambda: str(new_folder(path, config))))
-            run = Run(folder, config, data.record(), has_own_vae=vae is not None)
+            run = Run.new(folder, config, data, has_own_vae=vae is not None)
             with _locked(folder, world):
                 world.broadcast("empty", lambda: str(check_out(folder)))  # another training may have written to it
                 same = config.particles == 1 and ELBO_CLASSES[config.elbo].is_importance_weighted
                 note = f"with --particles 1, --elbo {config.elbo} is the ELBO" if same else ""
-                Session(trainer, run, quiet, checkpoint_every, on_epoch).train(note=_joined(note, data.note))
+                Session(trainer, run, quiet, checkpoint_every, on_epoch).train(_joined(note, data.note))
     return run
 
 
@@ -161,13 +161,12 @@ def resume(
                 print_line(f"{run.path} is finished, at epoch {last}{how}")
             return run
         where = resolve_device(device)
-        data = data_of(run, data, data_dir, offline)
+        data = run.dataset(data, data_dir, offline)
         with seeded(run.config.seed, where), pyro.get_param_store().scope():
             trainer = Trainer(run.config, data, where, world, vae)
             if checkpoint is not None:
                 trainer.restore(checkpoint)
-            rows = checkpoint.rows if checkpoint is not None else NO_ROWS
-            Session(trainer, run, quiet, checkpoint_every, on_epoch).train(rows, _joined(note, data.note))
+            Session(trainer, run, quiet, checkpoint_every, on_epoch).train(_joined(note, data.note))
     return run
 
 
@@ -201,7 +200,7 @@ def _reopened(path: str | Path, epochs: int | None) -> tuple[Run, Checkpoint | N
         except InputError:
             raise error from None
     done = checkpoint.counts.epoch
-    if run.config.epochs > planned and is_out_of_patience(run.metrics(checkpoint.rows), patience):
+    if run.config.epochs > planned and is_out_of_patience(run.metrics(checkpoint.counts.epoch), patience):
         raise InputError(
             f"{run.path} stopped at epoch {done} by --patience {patience}: start a new run with a larger --patience"
         )
@@ -303,11 +302,10 @@ class Session:
         self.interruptions = Interruptions()
         self.saved: Checkpoint | None = None  # the last checkpoint in the folder
 
-    def train(self, rows: Rows = NO_ROWS, note: str = "") -> None:
+    def train(self, note: str = "") -> None:
         """Train to the last epoch.
 
         Args:
-            rows: the valid part of `metrics.jsonl`.
             note: printed to standard error, even if quiet.
 
         Raises:
@@ -320,18 +318,15 @@ class Session:
             print(f"note: {note}", file=sys.stderr)
         trainer, run, epochs, patience = self.trainer, self.run, self.run.config.epochs, self.run.config.patience
         with self.interruptions, self._errors_explained():  # in this order: a signal must not interrupt an explanation
-            history = run.metrics(rows)
-            self._begin(rows)
+            history = run.metrics(trainer.epoch)
+            self._begin()
             events = Events(run.path, trainer.epoch) if self.is_first and trainer.epoch < epochs else None
             while trainer.epoch < epochs and not is_out_of_patience(history, patience):
                 metrics = trainer.run_epoch(self.console.quiet, self._between_steps)
                 history += metrics
                 checkpoint = trainer.checkpoint()
                 if self.is_first:
-                    try:
-                        run.record_epoch(metrics, checkpoint)
-                    except InputError as error:  # another program changed the rows of earlier epochs
-                        raise LostError(f"{error}; {self._place()}") from error
+                    run.record_epoch(metrics, checkpoint)
                 self.saved = checkpoint
                 if events is not None:
                     events.epoch(metrics, *trainer.pictures())
@@ -348,7 +343,7 @@ class Session:
                 save_figures(run, *trainer.pictures(), self.interruptions.stop_if_asked)
             self.interruptions.stop_if_asked()
 
-    def _begin(self, rows: Rows) -> None:
+    def _begin(self) -> None:
         """Record the session in `config.json`, and write a first checkpoint of a new run."""
         trainer, run = self.trainer, self.run
         checkpoint = trainer.checkpoint()
@@ -356,12 +351,12 @@ class Session:
         if self.is_first:
             # Each of several processes has its own GPU, and a resumption may have others: record no number.
             device = trainer.device.type if trainer.world.size > 1 else str(trainer.device)
-            run.begin_session(checkpoint.counts, rows, device, trainer.world.size)
+            run.begin_session(checkpoint.counts, device, trainer.world.size)
             if trainer.data.names and trainer.step == 0:
                 write_whole(run.path / "split.csv", trainer.data.split_csv())
             run.keep_best(checkpoint)
             if trainer.epoch < run.config.epochs:
-                run.drop_figures()
+                run.drop_reports()
         self.saved = checkpoint
         self.console.start(run, str(trainer.device), trainer.epoch)
         if trainer.step == 0:

@@ -260,7 +260,7 @@ class Trainer:
         An autoencoder has no prior to sample from: its samples are an empty batch.
         """
         self.vae.eval()
-        shown = random_subset(len(self.test_images), 8, seed=0)  # as `TrainedRun.examples` has them
+        shown = random_subset(len(self.test_images), 8, seed=0)  # as `trained.codes.examples` has them
         images = self.preparation.x(self.test_images[shown])
         with seeded(self.config.seed, self.device):
             samples = sample(self.vae, 64) if self.vae.has_density else images[:0]

@@ -10,11 +10,13 @@ perfect test, 0.5 a coin, and 0 one that always takes the wrong side.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 import torch
 
 from pvae.core.random_state import seeded
-from pvae.trained.images import GivenImages, score_images
+from pvae.runs.run import Run
+from pvae.trained.images import given_images, score_images, with_likelihood
 
 ODDNESS = {
     "-log p(x)": lambda score: -score.log_p,
@@ -37,18 +39,17 @@ def main():
     parser.add_argument("--count", type=int, default=100, help="number of images of OTHERS (default: 100)")
     parser.add_argument("--importance-samples", type=int, default=200, help="default: 200")
     arguments = parser.parse_args()
-    values = []
+    run, values = Run.open(arguments.run), []
     for path in (arguments.others, None):
-        given = GivenImages.of(arguments.run, path)
-        vae, pixels, _ = given.with_likelihood()
+        vae, pixels, _ = with_likelihood(run, given_images(run, path).images)
         with seeded(0, torch.device("cpu")):
             if path is not None:
                 chosen = torch.randperm(len(pixels))[: arguments.count]
-                pixels = type(pixels)(pixels.images[chosen], pixels.symmetric)
+                pixels = replace(pixels, images=pixels.images[chosen])
             scores = score_images(vae, pixels, [""] * len(pixels), arguments.importance_samples)
         values.append({name: [of(score) for score in scores] for name, of in ODDNESS.items()})
     odd, own = values
-    print(f"{len(odd['rate'])} odd images, {len(own['rate'])} test images of {given.run.path}")
+    print(f"{len(odd['rate'])} odd images, {len(own['rate'])} test images of {run.path}")
     for name in ODDNESS:
         print(f"area under the curve by {name:10} {area(odd[name], own[name]):.3f}")
 

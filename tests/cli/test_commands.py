@@ -18,13 +18,10 @@ import pvae
 from pvae.cli import seeds
 from pvae.cli.compare import main as compare
 from pvae.cli.draw import main as draw
-from pvae.cli.encode import main as encode
 from pvae.cli.evaluate import main as evaluate
 from pvae.cli.export import main as export
-from pvae.cli.sample import main as sample
-from pvae.cli.score import main as score
+from pvae.cli.images import encode, sample, score
 from pvae.cli.train import main as train
-from pvae.cli.train import train_parser
 from pvae.compile import cache
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
@@ -33,7 +30,6 @@ from pvae.data.dataset import Dataset
 from pvae.data.sources import load_dataset
 from pvae.runs import data as data_module
 from pvae.runs.run import Run
-from pvae.trained.trained_run import TrainedRun
 from pvae.training.fit import fit, resume
 
 SMALL = ["--importance-samples", "5"]
@@ -78,9 +74,7 @@ def plot(path):
     Figure().savefig(path, format="png")
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "metrics.jsonl", "checkpoint.safetensors", "figures/samples.png", "notes.txt", "own.json"]
-)
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "checkpoint.safetensors", "notes.txt", "own.json"])
 def test_a_report_replaces_no_other_file(run, tmp_path, capsys, monkeypatch, name):
     monkeypatch.setattr("pvae.evaluation.report.evaluate", lambda *_, **__: pytest.fail("it was evaluated for nothing"))
     (run / "notes.txt").write_text("mine")
@@ -150,7 +144,7 @@ def test_a_read_only_folder_is_refused_before_anything_is_computed(
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
-    monkeypatch.setattr(TrainedRun, "of", lambda *_: pytest.fail("it was loaded for nothing"))
+    monkeypatch.setattr(Run, "dataset", lambda *_: pytest.fail("it was loaded for nothing"))
     assert "read-only" in refuse(command, arguments, capsys, tmp_path)
 
 
@@ -220,23 +214,6 @@ def test_an_empty_path_is_refused(run, tmp_path, capsys, monkeypatch, command, o
     assert contents(tmp_path) == before
 
 
-def test_list_of_path_options_is_complete():
-    parsers = {
-        train: train_parser(),
-        **{
-            one: sys.modules[one.__module__]._parser()
-            for one in (draw, evaluate, compare, encode, score, sample, export)
-        },
-    }
-    found = [
-        (command, action.option_strings[0] if action.option_strings else action.metavar)
-        for command, parser in parsers.items()
-        for action in parser._actions
-        if action.metavar in ("DIR", "FILE", "RUN", "IMAGES")
-    ]
-    assert sorted(found, key=str) == sorted(PATHS, key=str)
-
-
 def test_an_empty_path_is_refused_in_python(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = get_system("mlp-2d").replace(hidden=(8,), epochs=1, batch_size=50)
@@ -253,7 +230,7 @@ def test_an_empty_path_is_refused_in_python(data, tmp_path, monkeypatch):
 
 def test_an_empty_path_is_not_the_run_in_the_working_folder(run, data, monkeypatch):
     monkeypatch.chdir(run)
-    for use in (Run.open, pvae.load, TrainedRun.of, lambda path: resume(path, 2, data=data)):
+    for use in (Run.open, pvae.load, lambda path: resume(path, 2, data=data)):
         with pytest.raises(InputError, match="the path is empty"):
             use("")
     monkeypatch.setenv("HOME", str(run.parent))

@@ -13,12 +13,9 @@ import torch
 from PIL import Image
 
 import pvae
-from pvae.cli.encode import main as encode
 from pvae.cli.evaluate import main as evaluate
 from pvae.cli.export import main as export
-from pvae.cli.sample import main as sample
-from pvae.cli.score import CAVEAT
-from pvae.cli.score import main as score
+from pvae.cli.images import CAVEAT, encode, sample, score
 from pvae.cli.train import main as train
 from pvae.config.presets import get_system
 from pvae.core.files import is_report
@@ -26,7 +23,7 @@ from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
 from pvae.runs.data import data_of
 from pvae.runs.run import Run
-from pvae.trained.images import GivenImages, encode_images, sample_images, score_images
+from pvae.trained.images import encode_images, given_images, sample_images, score_images, with_likelihood
 from pvae.training.fit import fit
 
 CPU = torch.device("cpu")
@@ -89,8 +86,9 @@ def test_codes_are_read_back(run, base, tmp_path, capsys):
     """From both formats: the means and scales of `encode_images`, by names relative to the folder."""
     for name in ("codes.csv", "codes.npz"):
         assert encode([str(run), str(base / "tree"), "--out", name]) == 0
-    given = GivenImages.of(run, base / "tree")
-    codes = encode_images(given.vae, given.pixels)
+    opened = Run.open(run)
+    given = given_images(opened, base / "tree")
+    codes = encode_images(opened.vae(), opened.preparation.pixels(given.images))
     assert len(given.names) == 40
     assert given.names[0] == os.path.join("even", "00.png")  # noqa: PTH118  as the system writes it
     with np.load("codes.npz") as arrays:
@@ -120,8 +118,8 @@ def test_draws_of_codes_depend_on_the_seed(run, tmp_path):
 
 def test_scores_are_read_back(run, base, capsys):
     assert score([str(run), str(base / "tree"), "--importance-samples", "5"]) == 0
-    given = GivenImages.of(run, base / "tree")
-    vae, pixels, _ = given.with_likelihood()
+    given = given_images(Run.open(run), base / "tree")
+    vae, pixels, _ = with_likelihood(Run.open(run), given.images)
     with seeded(0, CPU):
         scores = score_images(vae, pixels, given.names, 5)
     rows = rows_of(run / "scores" / "scores.csv")
@@ -218,33 +216,29 @@ def test_an_export_may_be_replaced_by_another(run, capsys):
     assert all(map(is_report, written))
 
 
-@pytest.mark.parametrize("out", [[], ["--out", "mine"]], ids=["default", "--out"])
 @pytest.mark.parametrize(
-    ("command", "folder", "name"),
+    ("command", "name"),
     [
-        ("encode", "", "codes.npz"),
-        ("score", "scores", "scores.csv"),
-        ("score", "scores", "oddest.png"),
-        ("sample", "samples", "sample-0002.png"),
-        ("sample", "samples", "samples.png"),
-        ("export", "onnx", "decoder.onnx"),
+        ("encode", "codes.npz"),
+        ("score", "scores.csv"),
+        ("score", "oddest.png"),
+        ("sample", "sample-0002.png"),
+        ("sample", "samples.png"),
+        ("export", "decoder.onnx"),
     ],
 )
-def test_no_other_file_is_replaced(run, tmp_path, capsys, monkeypatch, command, folder, name, out):
-    monkeypatch.setattr(Run, "vae", lambda *_: torch.nn.Identity())
-    monkeypatch.setattr("pvae.trained.images.images_for", lambda *_: pytest.fail("it was decoded for nothing"))
-    mine = (tmp_path / "mine" if out else run / folder) / name
-    mine.parent.mkdir(exist_ok=True)
-    mine.write_bytes(b"mine")
-    if command == "encode" and out:
-        out = ["--out", mine]
-    assert name in refuse(COMMANDS[command], [run, *out], capsys, tmp_path)
+def test_no_other_file_is_replaced(run, tmp_path, capsys, monkeypatch, command, name):
+    monkeypatch.setattr(Run, "vae", lambda *_: pytest.fail("it was loaded for nothing"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_bytes(b"mine")
+    out = tmp_path / "mine" / name if command == "encode" else "mine"
+    assert name in refuse(COMMANDS[command], [run, "--out", out], capsys, tmp_path)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_read_only_folder_is_refused_at_once(run, tmp_path, capsys, monkeypatch, command):
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
-    monkeypatch.setattr(GivenImages, "of", lambda *_: pytest.fail("it was loaded for nothing"))
+    monkeypatch.setattr(Run, "vae", lambda *_: pytest.fail("it was loaded for nothing"))
     assert "read-only" in refuse(COMMANDS[command], [run], capsys, tmp_path)
 
 
@@ -279,7 +273,6 @@ def test_export_without_its_packages_is_one_line(run, tmp_path, capsys, monkeypa
 def test_an_autoencoder_is_refused(tmp_path, few_digits, capsys, monkeypatch, no_pictures, command):
     config = get_system("conv-2d-ae").replace(epochs=1, batch_size=50, hidden=(4,))
     run = fit(config, data=few_digits, out=tmp_path / "run")
-    monkeypatch.setattr("pvae.trained.images.data_of", lambda *_: few_digits)
     monkeypatch.setattr(Run, "open", lambda _: run)
     run.data = type(run.data)(**{**asdict(run.data), "dataset": "mnist"})
     assert "autoencoder" in refuse(COMMANDS[command], [tmp_path / "run"], capsys, tmp_path)
@@ -296,7 +289,6 @@ def test_runs_of_python_say_what_to_do(tmp_path, few_digits, small_config, no_pi
     for command in (encode, score):
         assert "name a file or folder of images" in refuse(command, [tmp_path / "images"], capsys, tmp_path)
         line = refuse(command, [tmp_path / "own", tmp_path / "tree"], capsys, tmp_path)
-        assert "GivenImages.of(" in line
         assert "vae=vae" in line
     for command in (sample, export):
         assert "vae=vae" in refuse(command, [tmp_path / "own"], capsys, tmp_path)
@@ -310,7 +302,9 @@ def test_a_vae_of_python_scores_images(base, tmp_path, few_digits, small_config,
         again = pvae.build_vae(config, few_digits.image_shape)
     run = fit(config, vae=own, data=Dataset("mine", few_digits.train, few_digits.test), out=tmp_path / "own")
     draw_tree(tmp_path / "tree", 3, (28, 28))
-    given = GivenImages.of(run.path, tmp_path / "tree", vae=again)
-    vae, pixels, _ = given.with_likelihood()
+    opened = Run.open(run.path)
+    opened.vae(again)
+    given = given_images(opened, tmp_path / "tree")
+    vae, pixels, _ = with_likelihood(opened, given.images)
     assert [score.name for score in score_images(vae, pixels, given.names, 2)] != []
     assert torch.equal(next(iter(vae.parameters())), next(iter(own.parameters())))

@@ -25,10 +25,9 @@ from pvae.evaluation.report import evaluate, to_text
 from pvae.models.build import build_vae
 from pvae.reference import linear_gaussian
 from pvae.runs import data as data_module
-from pvae.trained import log_likelihood
+from pvae.trained import codes, log_likelihood
 from pvae.trained.latent_space import encode
 from pvae.trained.log_likelihood import Estimate, importance_sample
-from pvae.trained.trained_run import TrainedRun
 from pvae.training.fit import fit
 
 
@@ -307,15 +306,16 @@ def test_the_parts_of_the_rate_at_known_codes():
 def test_log_p_and_elbo_of_a_subset_are_of_the_same_pixels(tmp_path, few_digits, monkeypatch):
     """Each pixel is binarized by its place among all test images, before the subset is taken."""
     run = fit(Config(epochs=1, hidden=(8,), binarize="static"), data=few_digits, out=tmp_path / "run")
-    trained, given = TrainedRun(run, run.vae(), few_digits), []
+    given = []
 
     def spy(vae, x, *arguments, **options):
         given.append(x.images)
         return importance_sample(vae, x, *arguments, **options)
 
     monkeypatch.setattr("pvae.evaluation.report.importance_sample", spy)
-    report = evaluate(trained, 2, num_images=9, seed=3)
-    assert torch.equal(given[0], trained.test[random_subset(len(trained.test), 9, 3)])
+    report = evaluate(run, 2, num_images=9, seed=3)
+    test = codes.test_images(run).images
+    assert torch.equal(given[0], test[random_subset(len(test), 9, 3)])
     assert report.log_likelihood.elbo == report.elbo_parts.elbo
 
 
@@ -328,8 +328,7 @@ def test_the_rate_is_split_of_a_random_subset(tmp_path, digits):
     data = Dataset("blank first", digits.train[:1000], torch.cat([blank, digits.test]))
     config = Config(epochs=2, hidden=(50,), latent_dim=4, batch_size=50, binarize="static")
     run = fit(config, data=data, out=tmp_path / "run")
-    trained = TrainedRun(run, run.vae(), data)
-    report = evaluate(trained, 2, seed=3)
+    report = evaluate(run, 2, seed=3)
     whole, found = report.elbo_parts.rate, report.elbo_parts.rate_decomposition
     assert found.num_images == 2000
     parts = found.mutual_information.mean + found.total_correlation.mean + found.dimension_wise_kl.mean
@@ -339,16 +338,16 @@ def test_the_rate_is_split_of_a_random_subset(tmp_path, digits):
         assert abs(rate.mean - whole.mean) < 4.3 * rate.stderr < 0.25 * whole.mean
     lower, upper = found.mutual_information.mean, found.mutual_information_upper.mean
     with torch.random.fork_rng():
-        split = split_rate(run.vae(), trained.preparation.x(trained.test), seed=3)
+        split = split_rate(run.vae(), codes.test_images(run), seed=3)
     assert lower < upper <= found.rate.mean
     assert upper == pytest.approx(min(split.leave_one_out.mean().item(), found.rate.mean), abs=0.2)
-    part = evaluate(trained, 2, num_images=500, seed=3)
+    part = evaluate(run, 2, num_images=500, seed=3)
     assert abs(part.elbo_parts.rate.mean - whole.mean) < 4.3 * part.elbo_parts.rate.stderr < 0.5 * whole.mean
     assert "epoch 2, 500 random test images of" in to_text(part)
     said = to_text(report)
     assert "random" not in said.splitlines()[0]
     assert "2,000 random test images (seed 3)" in said
-    blank_ones = trained.examples(10).flatten(1).sum(1) == 0
+    blank_ones = codes.examples(run, 10).flatten(1).sum(1) == 0
     assert 0 < blank_ones.sum() < 10, "pictures show random images"
     assert f"{found.rate!s}" in said
     for name, bound in (("least", found.mutual_information), ("most", found.mutual_information_upper)):
@@ -497,8 +496,7 @@ def untrusted_run(tmp_path, data):
     """A run whose importance weights cannot be trusted at a few draws, but at some hundreds, and its data."""
     config = get_system("deep-bayes").replace(epochs=1, batch_size=50, latent_dim=2, binarize="static")
     small = Dataset("small digits", data.train[..., ::4, ::4], data.test[..., ::4, ::4])
-    run = fit(config, data=small, out=tmp_path / "run")
-    return TrainedRun(run, run.vae(), small)
+    return fit(config, data=small, out=tmp_path / "run")
 
 
 def test_draws_are_doubled_until_they_can_be_trusted(untrusted_run):
@@ -536,8 +534,8 @@ def test_draws_are_doubled_within_the_seconds(untrusted_run, monkeypatch, second
 
 
 def test_the_command_says_what_the_draws_took(untrusted_run, monkeypatch, capsys):
-    monkeypatch.setattr(data_module, "load_again", lambda *_: untrusted_run.data)
-    path = untrusted_run.run.path
+    monkeypatch.setattr(data_module, "load_again", lambda *_: untrusted_run.dataset())
+    path = untrusted_run.path
     assert main([str(path), "--importance-samples", "4", "--seconds", "1000"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "draws for each image took" in line]
     assert lines[0].startswith("4 draws for each image took 0 s; the weights of 100.0% of the images")

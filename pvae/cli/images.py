@@ -1,0 +1,273 @@
+"""The commands `python -m pvae.encode`, `pvae.score` and `pvae.sample`: codes, likelihoods and new images of a run."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from pvae.cli.command import (
+    Parser,
+    add_images,
+    ctrl_c_exits_at_once,
+    nonempty_path,
+    print_note,
+    result_folder,
+    run_command,
+)
+from pvae.config.options import whole_number
+from pvae.core.errors import InputError
+from pvae.core.files import check_replaceable, is_report, write_whole
+from pvae.core.records import csv_of
+from pvae.core.terminal import print_line, progress_bar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pvae.runs.run import Run
+    from pvae.trained.images import GivenImages
+
+__all__ = ["CAVEAT", "encode", "sample", "score"]
+
+_ENCODE = """\
+The code of an image is its posterior q(z | x): a mean and a standard deviation for each latent dimension, or with
+--draws one z drawn from it. The posteriors of flows and hierarchies have no mean in closed form, and need --draws.
+Images are resized, and converted to grey or colour, like the training images.
+
+An .npz file holds the arrays names (N,), loc and scale (N, L), or names and z; np.load reads it. A .csv file has a row
+for each image: name, loc_1, ..., loc_L, scale_1, ..., scale_L, or name, z_1, ..., z_L. With several stochastic layers,
+z is z1, z2 and so on: an array of each, or the columns z1_1, ..., z2_1, ....
+
+examples:
+  python -m pvae.encode runs/my-run photos --out codes.csv
+  python -m pvae.encode runs/my-run
+      the test images of the run, into RUN/codes.npz
+In Python, after import pvae.trained.images as images:
+  run = pvae.Run.open("runs/my-run")
+  given = images.given_images(run, "photos")
+  codes = images.encode_images(run.vae(), run.preparation.pixels(given.images))  # codes.loc and codes.scale, (N, L)"""
+
+CAVEAT = """\
+A low likelihood is weak evidence that an image is odd: models give some images of another kind higher likelihoods than
+their own (Nalisnick et al., arXiv:1810.09136). Look at distortion and rate too, and at the pictures."""
+
+_SCORE = f"""\
+It writes scores.csv, a row for each image: log p(x) by importance sampling with its standard error and effective sample
+size, the ELBO, distortion and rate, in nats; and oddest.png, the ten images of the lowest log p(x), of the highest
+distortion and of the highest rate, which is large where a code lies far from the prior. A log p(x) whose effective
+sample size is below 10 is too low, and its error too small; so it may be where the draws miss a mode of p(z | x), which
+no effective sample size shows. The ELBO needs no importance weights. 2,000 colour images of 64 x 52 pixels take about
+two minutes on two cores.
+
+{CAVEAT}
+
+examples:
+  python -m pvae.score runs/my-run photos --out scores
+  python -m pvae.score runs/my-run
+      the test images of the run, into RUN/scores
+In Python, after import pvae.trained.images as images:
+  run = pvae.Run.open("runs/my-run")
+  given = images.given_images(run, "photos")
+  vae, pixels, _ = images.with_likelihood(run, given.images)
+  scores = images.score_images(vae, pixels, given.names)  # the least likely first"""
+
+_SAMPLE = """\
+Each image is the mean of p(x | z) at a draw z ~ p(z); with --draws, every pixel is drawn from p(x | z) too, which shows
+the noise that the likelihood assumes. It writes sample-0001.png and so on, and the first 64 on a sheet, samples.png.
+
+examples:
+  python -m pvae.sample runs/my-run -n 16 --out samples
+  python -m pvae.sample runs/my-run --draws --seed 7
+In Python, after import pvae.trained.images:
+  images = pvae.trained.images.sample_images(pvae.load("runs/my-run"), 64)  # (64, C, H, W)"""
+
+_ODDEST = 10  # images in a row of oddest.png, and rows of the table
+_MOST = 10_000  # images at once in memory
+
+
+def encode(argv: Sequence[str] | None = None) -> int:
+    """Run the command `python -m pvae.encode` and return its exit status, which `run_command` explains.
+
+    Args:
+        argv: the arguments after the program's name; `sys.argv` if left out.
+    """
+    parser = Parser("encode", "Encode images by a trained run.", _ENCODE)
+    add_images(parser)
+    parser.add_argument("--draws", action="store_true", help="a draw z from q(z | x) in place of mean and scale")
+    _add_seed(parser)
+    out = "an .npz or a .csv file (default: RUN/codes.npz)"
+    parser.add_argument("--out", metavar="FILE", type=nonempty_path, help=out)
+    return run_command("pvae.encode", lambda: _encode(parser.parse_intermixed_args(argv)))
+
+
+def _encode(arguments: argparse.Namespace) -> None:
+    whole_number("seed", arguments.seed, 0, 2**63 - 1)
+    with ctrl_c_exits_at_once("pvae.encode"):
+        import torch
+
+        from pvae.core.random_state import seeded
+        from pvae.runs.run import Run
+        from pvae.trained.images import draw_codes, encode_images
+    run = Run.open(arguments.run)
+    out = arguments.out or run.place / "codes.npz"
+    if out.suffix not in (".npz", ".csv"):
+        raise InputError(f"--out {out} must end in .npz or .csv")
+    with result_folder(out.parent):
+        check_replaceable(out)
+        given = _given_images(run, arguments)
+        vae, pixels = run.vae(), run.preparation.pixels(given.images)
+        if arguments.draws:
+            with seeded(arguments.seed, torch.device("cpu")):
+                codes: Mapping[str, Tensor] = draw_codes(vae, pixels)
+            sizes = "+".join(str(values.shape[1]) for values in codes.values())
+        else:
+            codes = encode_images(vae, pixels)._asdict()
+            sizes = str(codes["loc"].shape[1])
+        write_whole(out, (_npz if out.suffix == ".npz" else _csv)(given.names, codes))
+    print_line(f"{out}: {' and '.join(codes)} of {len(given.names):,} images, {sizes} latent dimensions")
+
+
+def _npz(names: Sequence[str], codes: Mapping[str, Tensor]) -> bytes:
+    import numpy as np
+
+    content = io.BytesIO()
+    arrays: dict[str, Any] = {"names": np.array(names), **{name: values.numpy() for name, values in codes.items()}}
+    np.savez(content, **arrays)
+    return content.getvalue()
+
+
+def _csv(names: Sequence[str], codes: Mapping[str, Tensor]) -> bytes:
+    columns = {f"{name}_{1 + dim}": column for name, values in codes.items() for dim, column in enumerate(values.T)}
+    rows = zip(names, *(column.tolist() for column in columns.values()))
+    return csv_of([dict(zip(["name", *columns], row)) for row in rows]).encode("utf-8", "surrogateescape")
+
+
+def score(argv: Sequence[str] | None = None) -> int:
+    """Run the command `python -m pvae.score` and return its exit status, which `run_command` explains.
+
+    Args:
+        argv: the arguments after the program's name; `sys.argv` if left out.
+    """
+    parser = Parser("score", "Score images by their likelihood under a trained run.", _SCORE)
+    add_images(parser)
+    samples = "draws of z for each image (default: 200)"
+    parser.add_argument("--importance-samples", metavar="S", type=int, default=200, help=samples)
+    _add_seed(parser)
+    parser.add_argument("--out", metavar="DIR", type=nonempty_path, help="where to write (default: RUN/scores)")
+    return run_command("pvae.score", lambda: _score(parser.parse_intermixed_args(argv)))
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    whole_number("importance_samples", arguments.importance_samples, 2, 10**9)
+    whole_number("seed", arguments.seed, 0, 2**63 - 1)
+    with ctrl_c_exits_at_once("pvae.score"):
+        import torch
+
+        from pvae.core.random_state import seeded
+        from pvae.data.preparation import Preparation
+        from pvae.plotting.run_figures import named_images_figure, write_figure
+        from pvae.runs.run import Run
+        from pvae.trained.images import score_images, to_text, with_likelihood
+        from pvae.trained.log_likelihood import TRUSTED
+    run = Run.open(arguments.run)
+    names = ("scores.csv", "oddest.png") if arguments.out else ()
+    with result_folder(arguments.out or run.place / "scores", names) as folder:
+        given = _given_images(run, arguments)
+        vae, pixels, kind = with_likelihood(run, given.images)
+        bar = progress_bar("scoring", len(given.names), "image", in_logs=True)
+        with bar, seeded(arguments.seed, torch.device("cpu")):
+            scores = score_images(vae, pixels, given.names, arguments.importance_samples, bar.update)
+        write_whole(folder / "scores.csv", csv_of(scores).encode("utf-8", "surrogateescape"))
+        least_likely = scores[:_ODDEST]
+        rows = {"lowest log p(x)": least_likely}
+        for name in ("distortion", "rate"):
+            rows[f"highest {name}"] = sorted(scores, key=attrgetter(name), reverse=True)[:_ODDEST]
+        image_of = dict(zip(given.names, given.images))
+        bands = {row: [(one.name, Preparation().x(image_of[one.name])) for one in ones] for row, ones in rows.items()}
+        title = f"{run.title}\nthe oddest of {len(scores):,} images"
+        write_figure(folder / "oddest.png", named_images_figure(bands, title))
+        print_line(to_text(least_likely))
+        binarized = f"; pixels {kind}" if run.vae().is_pseudo else ""
+        print_line(f"the {len(least_likely)} least likely of {len(scores):,} images, in nats{binarized}")
+        print_line("+- is the standard error over the draws of z; ELBO, distortion and rate are means over ten draws")
+        if untrusted := sum(not score.effective >= TRUSTED for score in scores):
+            low = f"below {TRUSTED:.0f}: their log p(x) is underestimated; the ELBO is not affected"
+            print_line(f"the effective sample size of {untrusted:,} of them is {low}")
+        print_line(CAVEAT)
+        print_line(f"{folder}: scores.csv, oddest.png")
+
+
+def sample(argv: Sequence[str] | None = None) -> int:
+    """Run the command `python -m pvae.sample` and return its exit status, which `run_command` explains.
+
+    Args:
+        argv: the arguments after the program's name; `sys.argv` if left out.
+    """
+    parser = Parser("sample", "Draw new images from a trained run.", _SAMPLE)
+    add = parser.add_argument
+    add("run", metavar="RUN", type=nonempty_path, help="a run folder")
+    number = f"number of images, at most {_MOST:,} (default: 64)"
+    add("-n", "--num-samples", metavar="N", type=int, default=64, help=number)
+    add("--draws", action="store_true", help="draw every pixel from p(x | z) in place of taking its mean")
+    _add_seed(parser)
+    add("--out", metavar="DIR", type=nonempty_path, help="where to write (default: RUN/samples)")
+    return run_command("pvae.sample", lambda: _sample(parser.parse_args(argv)))
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    whole_number("num_samples", arguments.num_samples, 1, _MOST)
+    whole_number("seed", arguments.seed, 0, 2**63 - 1)
+    with ctrl_c_exits_at_once("pvae.sample"):
+        import torch
+        from PIL import Image
+        from PIL.PngImagePlugin import PngInfo
+
+        from pvae.core.random_state import seeded
+        from pvae.plotting.run_figures import image_figure, write_figure
+        from pvae.runs.run import Run
+        from pvae.trained.images import sample_images
+    run = Run.open(arguments.run)
+    if run.data.image_shape[0] not in (1, 3):
+        raise InputError(f"a PNG has 1 or 3 channels, and the images of {run.path} have {run.data.image_shape[0]}")
+    names = [f"sample-{number:04}.png" for number in range(1, arguments.num_samples + 1)]
+    reports = [*names, "samples.png"] if arguments.out else ()
+    with result_folder(arguments.out or run.place / "samples", reports) as folder:
+        vae = run.vae()
+        with seeded(arguments.seed, torch.device("cpu")):
+            images = sample_images(vae, arguments.num_samples, arguments.draws)
+        images = run.preparation.shown(images).clamp(0, 1)
+        written_by_pvae = PngInfo()
+        written_by_pvae.add_text("Software", "pvae")
+        for earlier in filter(is_report, folder.glob("sample-*.png")):
+            earlier.unlink()
+        for name, image in zip(names, images.mul(255).round().to(torch.uint8).numpy()):
+            content = io.BytesIO()
+            pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+            Image.fromarray(pixels).save(content, "PNG", pnginfo=written_by_pvae)
+            write_whole(folder / name, content.getvalue())
+        what = "draws from p(x | z)" if arguments.draws else "means of p(x | z)"
+        title = f"{run.title}\n{what}, z ~ p(z), seed {arguments.seed}"
+        write_figure(folder / "samples.png", image_figure(images[:64], min(8, len(names)), title))
+        last = f" to {names[-1]}" if len(names) > 1 else ""
+        sheet = "the first 64" if len(names) > 64 else "all of them"
+        print_line(f"{folder}: {names[0]}{last}, and {sheet} on samples.png")
+
+
+def _add_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", metavar="S", type=int, default=0, help="seed of the random draws (default: 0)")
+
+
+def _given_images(run: Run, arguments: argparse.Namespace) -> GivenImages:
+    """Return IMAGES, or the test images of the run, and print how they were changed."""
+    from pvae.trained.images import given_images
+
+    run.check_vae(None)
+    if arguments.images is None:
+        if not run.data.dataset:
+            raise InputError(f"{run.path} was trained on images given from Python: name a file or folder of images")
+        run.dataset(None, arguments.data_dir, arguments.offline)
+    given = given_images(run, arguments.images, arguments.skip_broken)
+    print_note(given.note)
+    return given

@@ -1,0 +1,129 @@
+"""The codes of a run's images, computed once and kept with the run; their prior, names and classes."""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import Independent, Normal
+
+from pvae.core.errors import InputError
+from pvae.data.dataset import random_subset
+from pvae.data.preparation import Pixels
+from pvae.distributions.hierarchy import Hierarchy
+from pvae.models.priors import StandardNormalPrior
+from pvae.runs.run import Run, kept
+from pvae.trained.latent_space import LatentReport, encode, nearest_neighbour_accuracy, report
+
+__all__ = [
+    "classes",
+    "examples",
+    "has_normal_prior",
+    "is_plane",
+    "latent_names",
+    "latent_report",
+    "prior",
+    "require",
+    "test_codes",
+    "test_draws",
+    "test_images",
+    "top_layer_draws",
+    "train_codes",
+    "train_images",
+]
+
+_CHUNK = 1000
+
+
+@kept
+def train_images(run: Run) -> Pixels:
+    """Return the training images as the VAE takes them."""
+    return run.preparation.pixels(run.dataset().train, "train")
+
+
+@kept
+def test_images(run: Run) -> Pixels:
+    """Return the test images as the VAE takes them."""
+    return run.preparation.pixels(run.dataset().test)
+
+
+def examples(run: Run, count: int) -> Tensor:
+    """Return random test images x (count, C, H, W), the same ones in every call."""
+    images = test_images(run).images
+    return run.preparation.x(images[random_subset(len(images), count, seed=0)])
+
+
+@kept
+def train_codes(run: Run) -> Tensor:
+    """Return the means of q(z | x) of the training images, (N, L)."""
+    return encode(run.vae(), train_images(run))
+
+
+@kept
+def test_codes(run: Run) -> Tensor:
+    """Return the means of q(z | x) of the test images, (M, L)."""
+    return encode(run.vae(), test_images(run))
+
+
+@kept
+def test_draws(run: Run) -> Tensor:
+    """Return draws from the aggregate posterior: one draw of q(z | x) for each test image, (M, L)."""
+    with run.seeded(), torch.no_grad():
+        return torch.cat([run.vae().posterior(part).sample() for part in test_images(run).split(_CHUNK)])
+
+
+def top_layer_draws(run: Run) -> Tensor:
+    """Return `test_draws` of the latents that `prior` is the prior of: all latents, or those of the top layer."""
+    return test_draws(run)[:, -prior(run).event_shape[0] :]
+
+
+def prior(run: Run) -> TorchDistribution:
+    """Return p(z); with several stochastic layers, the prior of the top layer.
+
+    An autoencoder has no prior: its codes are compared with N(0, 1).
+    """
+    p_z = run.vae().prior()
+    if not run.vae().has_density:
+        return StandardNormalPrior(p_z.event_shape[0])()
+    return p_z.first if isinstance(p_z, Hierarchy) else p_z
+
+
+def has_normal_prior(run: Run) -> bool:
+    """Return whether `prior` is N(0, 1) in each latent dimension."""
+    p_z = prior(run)
+    base = p_z.base_dist if isinstance(p_z, Independent) else None
+    return isinstance(base, Normal) and bool(((base.loc == 0) & (base.scale == 1)).all())
+
+
+def is_plane(run: Run) -> bool:
+    """Return whether the latent is two-dimensional, with one stochastic layer."""
+    p_z = run.vae().prior()
+    return p_z.event_shape == (2,) and not isinstance(p_z, Hierarchy)
+
+
+def latent_names(run: Run) -> list[str]:
+    """Return the names of the latent dimensions: z_1, z_2, ...; with several stochastic layers z1_1, ..., z2_1, ...."""
+    p_z = run.vae().prior()
+    layers = zip(p_z.names, p_z.sizes) if isinstance(p_z, Hierarchy) else [("z", p_z.event_shape[0])]
+    return [f"{layer}_{1 + d}" for layer, size in layers for d in range(size)]
+
+
+def classes(run: Run) -> tuple[Tensor | None, Tensor | None]:
+    """Return the classes of training and test images; None if the data have no labels, or attributes instead."""
+    labels = run.dataset().train_labels, run.dataset().test_labels
+    return labels if all(part is not None and part.dim() == 1 for part in labels) else (None, None)
+
+
+def latent_report(run: Run) -> LatentReport:
+    """Return statistics of `top_layer_draws`, and the accuracy of a classifier of the codes."""
+    accuracy = None
+    train_labels, test_labels = classes(run)
+    if train_labels is not None and test_labels is not None:
+        accuracy = nearest_neighbour_accuracy(train_codes(run), train_labels, test_codes(run), test_labels)
+    return report(top_layer_draws(run), accuracy, has_normal_prior(run))
+
+
+def require(run: Run, has: bool, what: str, advice: str = "") -> None:
+    """Raise an `InputError` that names what a picture needs, and ends with the advice, unless `has` is true."""
+    if not has:
+        raise InputError(f"this picture needs {what}, which {run.path} lacks{advice}")
