@@ -59,6 +59,8 @@ COLOURS = {1: "grey", 3: "colour"}  # by the number of channels
 
 _LONGEST = 64  # pixels of the longer side to which larger images are reduced, unless a size is given
 
+_FIRST = 8  # files that show nearly always that grey values are not 0 and 1 only
+
 _AT_ONCE = 1000  # files that are decoded before the first of them is written
 
 _T = TypeVar("_T")
@@ -324,20 +326,15 @@ def _copies(files: Sequence[Path]) -> dict[int, int]:
 def _levels_of(pool: ThreadPoolExecutor, files: Sequence[Path], headers: Sequence[Sequence[_Header]]) -> Levels | None:
     """Return the levels of files of more than 8 bits; if there are none, of grey files that hold 0 and 1 only."""
     deep = [file for file, of_file in zip(files, headers) if any(header.is_deep for header in of_file)]
+    if not deep:
+        first = [levels for levels in map(_file_levels, files[:_FIRST]) if levels is not None]
+        if not all(levels.nominal == (0, 255) and levels.high <= 1 for levels in first):
+            return None
+    found = [levels for levels in _in_parts(pool, _file_levels, deep or files) if levels is not None]
     try:
-        if deep:
-            return reduce(or_, filter(None, _in_parts(pool, _file_levels, deep)))
-        found = None
-        if all(header.channels == 1 for of_file in headers for header in of_file):
-            for levels in itertools.chain(map(_file_levels, files[:8]), _in_parts(pool, _file_levels, files[8:])):
-                if levels is not None and (levels.nominal != (0, 255) or levels.high > 1):
-                    return None
-                found = found | levels if found and levels else found or levels
-        return found
-    except (TypeError, ValueError):  # there is no readable file, or their types differ
-        raise InputError(
-            f"{deep[0].parent}: the values of its files are of several types: convert all to one"
-        ) from None
+        return reduce(or_, found) if found else None
+    except ValueError as error:
+        raise InputError(f"{files[0].parent}: {error}") from None
 
 
 def _file_levels(path: Path) -> Levels | None:
@@ -382,7 +379,8 @@ def _with_low_bytes(tiles: list[Any]) -> list[Any]:
         if not re.fullmatch(r"RGBA?;16[BLN]", str(name)):
             return []
         name = name[:-1] + ("L" if name[-1] == "B" else "B")
-        swapped.append(tile._replace(args=(name, *more) if more else name))
+        arguments = (name, *more) if more else name
+        swapped.append(tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments))
     return swapped
 
 
@@ -445,6 +443,9 @@ def _decoded(source: _Source, is_deep: bool) -> tuple[Image.Image | NDArray[Any]
         return image, None
     if image.width * image.height > _MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels are too many")
+    tiles = getattr(image, "tile", [])
+    # Files of which Pillow reads the upper 8 of 16 bits.
+    is_cut = bool(tiles) and ("LA;16" in str(tiles[0][3]) or tiles[0][0] in ("ppm", "ppm_plain"))
     has_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
     for part in (image, low) if is_deep and low is not None else (image,):
         part.load()  # raises an error if more than the EXIF data is damaged
@@ -455,6 +456,8 @@ def _decoded(source: _Source, is_deep: bool) -> tuple[Image.Image | NDArray[Any]
                 raise
             except Exception:  # damaged EXIF data raise exceptions of many types; ignored, as by viewers
                 pass
+    if is_cut and np.asarray(image.convert("RGB")).max() < 128:
+        raise ValueError("its 16-bit values use less than half of their range: save it as PNG or TIFF without opacity")
     if has_16_bits or image.mode in ("I", "F"):
         values = np.asarray(image).astype(np.uint16) if has_16_bits else np.asarray(image)
         hidden = image.info.get("transparency")

@@ -54,7 +54,7 @@ class Levels:
             ValueError: their types differ.
         """
         if (self.nominal, self.is_float) != (other.nominal, other.is_float):
-            raise ValueError("its values have another type than those of other files: convert all to one type")
+            raise ValueError("the values of its files are of several types: convert all to one")
         both = None
         if self.distinct is not None and other.distinct is not None:
             both = _at_most_256(np.union1d(self.distinct, other.distinct))
