@@ -55,7 +55,8 @@ class HandwrittenELBO(PerDatumELBO):
             draw_layers(vae.prior(), replay)
         pairs = [(q, priors[name], z) for name, (q, z) in layers.items()]
         distortion = -vae.log_likelihood(x, z).mean(0)
-        rate = sum((q.log_prob(z) - p.log_prob(z)).mean(0) for q, p, z in pairs)
+        log_q_z, log_p_z = sum(q.log_prob(z) for q, _, z in pairs), sum(p.log_prob(z) for _, p, z in pairs)
+        rate = (log_q_z - log_p_z).mean(0)
         beta = self.beta if beta is None else beta
         if self.free_bits:
             refuse_dependent_dimensions(one for q, p, _ in pairs for one in (q, p))

@@ -81,7 +81,7 @@ class Draws:
 
     @classmethod
     def of(cls, model_trace: Any, guide_trace: Any, batch_shape: tuple[int, ...]) -> Draws:
-        """Read the sample sites of two Pyro traces, where the model was replayed at the guide's draws.
+        """Read the sample sites of two Pyro traces; the model was replayed at the guide's draws.
 
         Args:
             model_trace: trace of the model.
@@ -91,8 +91,8 @@ class Draws:
         Raises:
             ValueError: a site is scaled, masked, outside the plate "data" or in only one of the traces, or there is no
                 latent or no observed site. The bounds are not defined for any of these.
-            InputError: (a ValueError) of q and p of a site only one is a density on the unit sphere, or p is improper
-                and q is no point.
+            InputError: (a ValueError) one of q and p of a site is a density on the unit sphere and the other is not, or
+                p is improper and q is not a point mass.
         """
         model, guide = _samples(model_trace), _samples(guide_trace)
         observed = {name: site for name, site in model.items() if site["is_observed"]}

@@ -78,7 +78,7 @@ class Likelihood(nn.Module):
 
     @property
     def domain(self) -> str:
-        """The allowed values of a pixel, in words."""
+        """A text that says which values of a pixel are allowed."""
         return "in [-1, 1]" if self.symmetric else "in [0, 1]"
 
     @property

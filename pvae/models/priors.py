@@ -106,7 +106,7 @@ class VampPrior(nn.Module):
     Args:
         posterior: returns q(z | x) of images (K, C, H, W): the VAE's posterior, or of a hierarchy a function that
             returns the distribution of its top layer. Its parameters are not registered here: they are trained and
-            saved once, as those of the posterior.
+            saved once, with the posterior.
         image_shape: (C, H, W) of an image, after padding.
         num_components: K.
         symmetric: pixels in [-1, 1] in place of [0, 1].

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -280,7 +279,7 @@ def test_free_bits_agree(small_vae, small_images, num_particles, beta):
 
 
 def test_convolutions_refuse_images_that_they_cannot_halve():
-    with pytest.raises(InputError, match="28 x 4 pixels cannot be halved so often: give --hidden with fewer"):
+    with pytest.raises(InputError, match=r"28 x 4 .*--hidden"):
         build_vae(Config(network="conv-groupnorm", hidden=(4, 4, 4)), (1, 28, 4))
 
 
@@ -327,7 +326,7 @@ def test_contradictions_are_refused(options):
 def test_a_system_may_have_another_network_than_one_of_its_activation():
     config = get_system("vampprior").replace(network="conv")
     assert system_title(config) == "vampprior with --network conv"
-    with pytest.raises(InputError, match="--activation goes with --network mlp"):
+    with pytest.raises(InputError, match=r"--activation .*--network mlp"):
         config.check_used(["activation"])
     config.replace(posterior="normal", prior="standard-normal", upper_latent_dims=(4,)).check_used(["activation"])
 
@@ -335,7 +334,7 @@ def test_a_system_may_have_another_network_than_one_of_its_activation():
 def test_hidden_is_also_the_width_of_the_context_that_a_linear_encoder_gives_to_a_flow():
     config = Config(network="linear", posterior="iaf", latent_dim=3, hidden=(7,))
     config.check_used(["hidden"])
-    with pytest.raises(InputError, match="--hidden goes with"):
+    with pytest.raises(InputError, match="--hidden"):
         config.replace(posterior="normal").check_used(["hidden"])
 
 
@@ -388,34 +387,3 @@ def test_colour_images_of_another_size(tmp_path):
     config = Config(network="conv-batchnorm", hidden=(4, 4), likelihood="normal", latent_dim=2, batch_size=10, epochs=1)
     run = fit(config, data=Dataset("colours", images, images[:3]), out=tmp_path / "run")
     assert pvae.load(run.path).p_x.image_shape == (3, 12, 16)
-
-
-def one_elbo_table():
-    """The table of README, with values from the configurations that the tests above compare with the posts."""
-    conv, fashion, celeba = (get_system(name) for name in ("conv-2d", "fashion-vae", "celeba-vae"))
-    mean_beta = fashion.beta / fashion.latent_dim
-    rows = {
-        "loss as printed": "is",
-        "---": "---",
-        "000, 002: sum of the cross-entropy + KL": "the pseudo-ELBO",
-        "001: mean over D = 784 of (x - y)^2 + w KL, w = 1e-3": "w times the ELBO of `Normal(y, scale^2 = w D / 2 = "
-        f"{conv.scale**2:.3f})` (were the mean a sum, scale^2 would be w / 2)",
-        "003, 3.1 and the autoencoder of 001": "the distortion alone: a point posterior and a flat prior, so no rate "
-        "and no bound",
-        "003, 3.2: 500 x mean of the cross-entropy + KL": "500 / D times the pseudo-ELBO with beta = "
-        f"{mean_beta}: D / 500 = {fashion.beta}, halved because the printed KL is a mean over the 2 latents "
-        f"(`--rate-reduction {fashion.rate_reduction}`), D = 1024",
-        "003, 3.3: 2000 x mean of (x - y)^2 + KL": "the ELBO of `Normal(y, scale^2 = D / 4000 = "
-        f"{celeba.scale**2:.3f})`, D = 12288",
-        "002, its test loss: z at the posterior mean": "no ELBO: `posterior_mean_loss` in `metrics.jsonl`, beside the "
-        "bound",
-    }
-    return "\n".join(
-        f"| {printed} | {bound} |".replace("| --- | --- |", "|---|---|") for printed, bound in rows.items()
-    )
-
-
-def test_the_readme_holds_the_table_of_one_elbo():
-    table = one_elbo_table()
-    print(table)
-    assert table in (Path(__file__).parent.parent.parent / "README.md").read_text()

