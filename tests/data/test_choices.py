@@ -1,31 +1,216 @@
-"""The options that are chosen for a user's own images."""
+"""The options chosen for a user's own images: from their number and shape, and how they are explained."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import pvae
+from pvae.cli.train import main
+from pvae.core.errors import InputError
 from pvae.data.choices import describe_choices, images_config
 from pvae.data.dataset import Dataset
+from pvae.models.build import build_vae
+from pvae.runs.data import load_for
+from pvae.runs.run import Run
+
+RNG = np.random.default_rng(0)
+
+
+def noise(num_train, channels, height, width, **rest):
+    images = torch.full((), 7, dtype=torch.uint8).expand(num_train, channels, height, width)
+    return Dataset("noise", images, images[:4], **rest)
+
+
+@pytest.mark.parametrize(
+    ("shape", "hidden", "batch_size", "epochs"),
+    [
+        ((900, 1, 28, 20), (32, 64), 64, 200),
+        ((4500, 3, 64, 52), (32, 64, 128), 64, 37),
+        ((23_000, 3, 64, 64), (32, 64, 128, 256), 128, 10),
+        ((200, 1, 1, 1), (400, 400), 18, 200),
+        ((8, 1, 7, 300), (32,), 2, 200),
+        ((100, 1, 512, 512), (32, 64, 128, *[256] * 4), 9, 21),
+    ],
+)
+def test_options_suit_the_number_and_shape_of_the_images(shape, hidden, batch_size, epochs):
+    config = images_config(noise(*shape))
+    assert (config.hidden, config.batch_size, config.epochs) == (hidden, batch_size, epochs)
+    assert config.likelihood == "discretized-logistic"
+    build_vae(config, shape[1:])
+
+
+def test_options_that_are_given_are_kept():
+    assert images_config(noise(4500, 1, 28, 28), network="mlp").hidden == (400, 400)
+    config = images_config(noise(4500, 1, 28, 28), epochs=3, hidden=(8,), valid=0.0, lr=1e-4)
+    assert (config.epochs, config.hidden, config.valid, config.lr) == (3, (8,), 0.0, 1e-4)
+    with pytest.raises(InputError, match="unknown option 'epoch'"):
+        images_config(noise(4500, 1, 28, 28), epoch=3)
+
+
+def test_no_batch_of_one_image_is_left_for_batch_norm():
+    data = noise(712, 1, 28, 28)  # 641 of them are trained on, with a batch of 64
+    assert images_config(data).batch_size == 64
+    assert images_config(data, network="mlp-batchnorm").batch_size == 65
+    assert images_config(data, network="mlp-batchnorm", batch_size=64).batch_size == 64
+    data = noise(4623, 1, 28, 28)  # 4161 are trained on: one is left by 64 and by 65
+    assert images_config(data, network="mlp-batchnorm").batch_size == 66
+
+
+@pytest.mark.parametrize("given", [(), ("epochs", "hidden"), ("valid",)])
+@pytest.mark.parametrize("shape", [(4500, 1, 28, 28), (10**6, 3, 1000, 1000)])
+def test_each_choice_is_a_line_with_its_flag(shape, given):
+    data = noise(*shape, dataset="folder:noise").with_valid(0.1)
+    lines = describe_choices(data, images_config(data, dataset="folder:noise"), given).splitlines()
+    names = ["image_size", "likelihood", "network", "hidden", "latent_dim", "valid", "patience", "batch_size", "epochs"]
+    shown = [name for name in names if name not in given]
+    assert [line.split()[0] for line in lines] == ["--" + name.replace("_", "-") for name in shown]
+    assert max(map(len, lines)) <= 120
+    assert len({len(line) - len(line[2:].split("  ", 1)[1].lstrip()) for line in lines}) == 1, "reasons are aligned"
+    assert lines[0].split()[1] == f"{shape[2]}x{shape[3]}"
+
+
+def save(folder, count, height, width, colour=True):
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        shape = (height, width, 3) if colour else (height, width)
+        Image.fromarray(RNG.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{index}.png")
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "images"
+
+
+@pytest.mark.parametrize(
+    ("size", "crop", "option", "shape"),
+    [
+        ((28, 20), 0, "auto", (28, 20)),
+        ((64, 64), 0, "auto", (64, 64)),
+        ((109, 89), 0, "auto", (64, 52)),
+        ((10, 300), 0, "auto", (2, 64)),
+        ((109, 89), 80, "auto", (64, 64)),
+        ((40, 30), 20, "auto", (20, 20)),
+        ((40, 30), 0, "28x20", (28, 20)),
+        ((40, 30), 0, "16", (16, 16)),
+    ],
+)
+def test_image_sizes(images, size, crop, option, shape):
+    save(images, 4, *size)
+    config = pvae.Config(dataset=f"folder:{images}", image_size=option, crop=crop)
+    assert load_for(config).image_shape == (3, *shape)
+
+
+def test_a_median_size_is_reached_without_stretching(images):
+    save(images, 3, 30, 20)
+    save(images / "more", 2, 60, 60)
+    white = np.zeros((60, 60, 3), np.uint8)
+    white[10:50, 10:50] = 255, 0, 0
+    Image.fromarray(white).save(images / "more" / "square.png")
+    save(images / "again", 1, 30, 20)
+    data = load_for(pvae.Config(dataset=f"folder:{images}"))
+    assert data.image_shape == (3, 30, 20)
+    assert data.found == "7 images of 30 x 20 to 60 x 60 pixels, colour"
+    both = torch.cat([data.train, data.test])
+    square = both[(both[:, 0] == 255).sum(dim=(1, 2)).argmax()]
+    red = square[0] > 128
+    assert red.sum(0).max() == 20, "40 of 60 rows become 20 of 30"
+    assert red.sum(1).max() == 20, "40 of 60 columns become 20 of 30, and 5 are cut off at both ends"
+
+
+@pytest.mark.parametrize(
+    ("modes", "grey", "channels", "says"),
+    [("LL1", False, 1, "grey"), ("LRL", False, 1, "grey"), ("LCL", False, 3, "colour"), ("CCC", True, 1, "colour")],
+)
+def test_one_channel_where_all_images_are_grey(images, modes, grey, channels, says):
+    images.mkdir()
+    for index, mode in enumerate(modes + modes):
+        pixels = Image.fromarray(RNG.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+        converted = {"L": "L", "1": "1", "R": "L", "C": "RGB"}[mode]
+        pixels.convert(converted).convert("RGB" if mode in "RC" else converted).save(images / f"{index}.png")
+    data = load_for(pvae.Config(dataset=f"folder:{images}", grey=grey))
+    assert data.image_shape == (channels, 9, 9)
+    assert data.found == f"6 images of 9 x 9 pixels, {says}"
+
+
+def test_folders_of_splits_and_classes(images):
+    for split, count in (("train", 5), ("val", 3), ("Test", 4)):
+        for number, name in enumerate(("shoe", "bag")):
+            save(images / split / name, count, 6, 5 + number)
+    save(images / "notes", 2, 6, 5)
+    data = load_for(pvae.Config(dataset=f"folder:{images}", valid=0.3))
+    assert data.title == "images (10 train / 6 valid / 8 test)"
+    assert data.label_names == ("bag", "shoe")
+    labels = (data.train_labels, data.valid_labels, data.test_labels)
+    assert [one.bincount().tolist() for one in labels] == [[5, 5], [3, 3], [4, 4]]
+    assert load_for(pvae.Config(dataset=f"folder:{images}")).valid is None, "--valid 0"
+
+
+def test_labels_stay_with_their_images(images):
+    for level, name in enumerate(("dark", "bright")):
+        (images / name / "deeper").mkdir(parents=True)
+        for index in range(15):
+            Image.new("L", (4, 4), 200 * level + index).save(
+                images / name / ("deeper" if index % 2 else "") / f"{index}.png"
+            )
+    data = load_for(pvae.Config(dataset=f"folder:{images}", valid=0.2))
+    assert data.title == "images (22 train / 5 valid / 3 test)"
+    assert data.label_names == ("bright", "dark")
+    for split, pixels in data.splits.items():
+        assert torch.equal(getattr(data, f"{split}_labels") == 0, pixels[:, 0, 0, 0] >= 200)
+    Image.new("L", (4, 4)).save(images / "loose.png")
+    assert load_for(pvae.Config(dataset=f"folder:{images}")).label_names == (), "one image has no class"
+
+
+def test_one_sub_folder_is_no_class(images):
+    save(images / "all", 6, 4, 4)
+    assert load_for(pvae.Config(dataset=f"folder:{images}")).train_labels is None
+
+
+def test_the_validation_split_is_a_fixed_share(few_digits):
+    first, second = few_digits.with_valid(0.1), few_digits.with_valid(0.1)
+    assert torch.equal(first.valid, second.valid)
+    assert (len(first.train), len(first.valid)) == (117, 13)
+    rows = [image.tobytes() for image in torch.cat([first.train, first.valid]).numpy()]
+    assert sorted(rows) == sorted(image.tobytes() for image in few_digits.train.numpy())
+    assert first.with_valid(0.5) is first, "it has a split of its own"
+    assert first.with_valid(0).valid is None
+    assert len(few_digits.with_valid(1e-3).valid) == 2
+    assert torch.equal(first.test, few_digits.test)
+
+
+@pytest.mark.parametrize("share", [0.85, 0.9])
+def test_a_share_that_leaves_nothing_to_train_is_refused(share):
+    with pytest.raises(InputError, match=rf"--valid {share} leaves 1 of"):
+        noise(7 if share == 0.85 else 10, 1, 4, 4).with_valid(share)
+
+
+def test_the_command_prints_its_choices_and_trains(images, no_pictures, capsys):
+    save(images / "a", 12, 8, 6, colour=False)
+    save(images / "b", 12, 8, 6, colour=False)
+    assert main(["--dataset", "folder:images", "--epochs", "1", "--hidden", "4", "--out", "run"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("images (20 train / 2 valid / 2 test): 24 images of 8 x 6 pixels, grey; chosen for them")
+    assert "  --image-size 8x6 " in shown
+    assert "--epochs 1 " not in shown.split("epoch 1/1")[0], "that was given"
+    assert Run.open("run").config.batch_size == 2
+    assert main(["--dataset", "folder:images", "--epochs", "1", "--valid", "0", "--hidden", "4", "--out", "no"]) == 0
+    assert "--patience" not in capsys.readouterr().out.split("epoch 1/1")[0], "nothing is held out to stop by"
+    for wrong in (["--valid", "0.999"], ["--valid", "0", "--patience", "3"], ["--image-size", "0x3"]):
+        assert main(["--dataset", "folder:images", *wrong, "--out", "refused"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert not (images.parent / "refused").exists()
 
 
 def smooth(count, height, width):
     coarse = torch.rand(count, 1, 5, 5, generator=torch.Generator().manual_seed(0))
     return (torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1) * 255).byte()
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "hidden"),
-    [(32, 32, (32, 64, 128)), (128, 128, (32, 64, 128, 256)), (512, 512, (32, 64, 128, *[256] * 4)), (64, 999, None)],
-)
-def test_the_encoders_last_layer_has_at_most_16384_inputs(height, width, hidden):
-    config = images_config(Dataset("x", smooth(20, height, width), smooth(4, height, width)))
-    assert hidden in (config.hidden, None)
-    depth = len(config.hidden)
-    assert 0 < (height >> depth) * (width >> depth) * config.hidden[-1] <= 2**14
 
 
 def test_large_images_train_from_the_first_epoch(tmp_path):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pvae.cli.sample import main as sample
 
 import pvae
+from pvae.cli.images import sample
 from pvae.cli.train import main
 from pvae.core.errors import InputError
 from pvae.data.image_folder import ImageTransform
