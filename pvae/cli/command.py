@@ -96,7 +96,7 @@ def add_places(
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments RUN, IMAGES, --data-dir, --offline and --skip-broken: a run, and the images that a command encodes or scores."""
+    """Add the arguments RUN, IMAGES, --data-dir, --offline and --skip-broken."""
     parser.add_argument("run", metavar="RUN", type=nonempty_path, help="a run folder")
     parser.add_argument(
         "images",

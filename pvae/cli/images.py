@@ -6,6 +6,7 @@ import argparse
 import io
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pvae.cli.command import (
@@ -172,8 +173,8 @@ def _score(arguments: argparse.Namespace) -> None:
         from pvae.trained.images import score_images, to_text, with_likelihood
         from pvae.trained.log_likelihood import TRUSTED
     run = Run.open(arguments.run)
-    names = ("scores.csv", "oddest.png") if arguments.out else ()
-    with result_folder(arguments.out or run.place / "scores", names) as folder:
+    _check_out(run, arguments.out)
+    with result_folder(arguments.out or run.place / "scores") as folder:
         given = _given_images(run, arguments)
         vae, pixels, kind = with_likelihood(run, given.images)
         bar = progress_bar("scoring", len(given.names), "image", in_logs=True)
@@ -232,8 +233,8 @@ def _sample(arguments: argparse.Namespace) -> None:
     if run.data.image_shape[0] not in (1, 3):
         raise InputError(f"a PNG has 1 or 3 channels, and the images of {run.path} have {run.data.image_shape[0]}")
     names = [f"sample-{number:04}.png" for number in range(1, arguments.num_samples + 1)]
-    reports = [*names, "samples.png"] if arguments.out else ()
-    with result_folder(arguments.out or run.place / "samples", reports) as folder:
+    _check_out(run, arguments.out)
+    with result_folder(arguments.out or run.place / "samples") as folder:
         vae = run.vae()
         with seeded(arguments.seed, torch.device("cpu")):
             images = sample_images(vae, arguments.num_samples, arguments.draws)
@@ -257,6 +258,18 @@ def _sample(arguments: argparse.Namespace) -> None:
 
 def _add_seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="seed of the random draws (default: 0)")
+
+
+def _check_out(run: Run, out: Path | None) -> None:
+    """Refuse a folder in which new pictures would become part of a data set, or be mistaken for one's images."""
+    if out is None:
+        return
+    source = Path(run.data.dataset.removeprefix("folder:")).expanduser()
+    if run.data.dataset.startswith("folder:") and out.resolve().is_relative_to(source.resolve()):
+        raise InputError(f"--out {out} lies among the images that {run.path} was trained on: name another folder")
+    for path in sorted(out.iterdir() if out.is_dir() else ()):
+        if not (path.name.startswith(".") or is_report(path)):
+            raise InputError(f"--out {out} holds {path.name}, which pvae did not write: name a new folder")
 
 
 def _given_images(run: Run, arguments: argparse.Namespace) -> GivenImages:

@@ -235,6 +235,52 @@ def test_no_other_file_is_replaced(run, tmp_path, capsys, monkeypatch, command, 
     assert name in refuse(COMMANDS[command], [run, "--out", out], capsys, tmp_path)
 
 
+@pytest.mark.parametrize("command", ["sample", "score"])
+def test_pictures_are_not_written_among_images(run, base, tmp_path, capsys, command):
+    """New files would become part of the data set: in the run's own folder, or beside any other images."""
+    draw_tree(tmp_path / "photos", 2)
+    before = contents(base / "tree")
+    for out in (base / "tree", base / "tree" / "new", tmp_path / "photos", tmp_path / "photos" / "odd"):
+        assert str(out) in refuse(COMMANDS[command], [run, "--out", out], capsys, tmp_path)
+    assert contents(base / "tree") == before
+
+
+@pytest.mark.parametrize("command", ["encode", "score"])
+def test_options_may_stand_before_images(run, base, tmp_path, command):
+    tree, out = str(base / "tree"), str(tmp_path / ("new.csv" if command == "encode" else "new"))
+    few = ["--importance-samples", "2"] * (command == "score")
+    assert COMMANDS[command]([str(run), "--out", out, *few, tree]) == 0
+    written = tmp_path / "new.csv" if command == "encode" else tmp_path / "new" / "scores.csv"
+    assert len(rows_of(written)) == 40
+
+
+def test_test_images_of_a_folder_have_the_names_of_their_files(run, base):
+    assert encode([str(run)]) == 0
+    with np.load(run / "codes.npz") as found:
+        assert all((base / "tree" / name).is_file() for name in found["names"])
+
+
+def test_reports_of_earlier_weights_are_removed_when_a_run_is_trained_further(run, no_pictures):
+    """Those that pvae wrote; other files in the same folders stay."""
+    assert encode([str(run)]) == 0
+    assert score([str(run), "--importance-samples", "2"]) == 0
+    assert sample([str(run), "-n", "2"]) == 0
+    assert evaluate([str(run), "--importance-samples", "2"]) == 0
+    mine = [run / "samples" / "mine.png", run / "scores" / "mine.csv", run / "mine.json"]
+    for path in mine:
+        path.write_bytes(b"mine")
+    train(["--resume", str(run), "--quiet"])
+    assert (run / "samples" / "samples.png").exists(), "nothing was trained"
+    assert train(["--resume", str(run), "--epochs", "2", "--quiet"]) == 0
+    left = {path.name for path in run.rglob("*") if path.is_file()}
+    assert not left & {"codes.npz", "scores.csv", "oddest.png", "sample-0001.png", "samples.png", "evaluation.json"} - {
+        "samples.png"  # of figures/, which the training drew
+    }
+    assert not (run / "samples" / "samples.png").exists()
+    assert all(path.read_bytes() == b"mine" for path in mine)
+    assert Run.open(run).metrics()[-1].epoch == 2
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_read_only_folder_is_refused_at_once(run, tmp_path, capsys, monkeypatch, command):
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere

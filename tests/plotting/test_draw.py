@@ -24,6 +24,7 @@ import torch
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import get_data_path
+from matplotlib.axes import Axes
 from matplotlib.cbook import is_math_text
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -251,8 +252,39 @@ def test_scatter_plots_have_equal_axes_and_the_circles_of_the_prior(runs, data):
             assert axes.get_aspect() == 1
             assert [patch.radius for patch in axes.patches if isinstance(patch, Circle)] == radii
     (_, unit) = pictures.cdf(runs["mlp-2d"]).axes
+    unit.figure.draw_without_rendering()
+    assert (unit.get_xlim(), unit.get_ylim()) == ((0, 1), (0, 1))
     assert not unit.patches
     assert unit.get_xlabel() == "F(z_1)"
+
+
+def test_pictures_say_what_they_show(runs, data):
+    """Numbers of classes only where there are classes, which dimensions are traversed, and how to get two latents."""
+    assert "class" in pictures.scatter(runs["mlp-2d"]).get_suptitle()
+    unlabelled = opened(runs["mlp-2d"], Dataset("few digits", data.train, data.test))
+    assert "class" not in pictures.scatter(unlabelled).get_suptitle()
+    assert "10 of 12 dimensions" in " ".join(pictures.traversal(runs["deep-bayes"]).get_suptitle().split())
+    with pytest.raises(InputError, match="--latent-dim 2"):
+        pictures.scatter(runs["deep-bayes"])
+
+
+def test_few_images_stand_above_their_reconstructions():
+    images, samples = torch.rand(3, 1, 4, 4), torch.rand(16, 1, 4, 4)
+    figure = run_figures.band_figure({"run": (torch.cat([images, images]), samples)}, 8, "title")
+    left, right = (axes.get_images()[0].get_array() for axes in figure.findobj(Axes))
+    assert left.shape == (11, 16), "two rows of three"
+    assert right.shape == (11, 41), "two rows of eight"
+    assert torch.equal(torch.tensor(left[1:5]), torch.tensor(left[6:10]))
+
+
+def test_named_images_have_the_end_of_their_name_below_them():
+    image = torch.rand(3, 4, 4)
+    rows = {"one": [("a.png", image), ("folder/" + "long-name-" * 9 + "b.png", image)], "two": [("貓_$.png", image)]}
+    first, second, third, _ = run_figures.named_images_figure(rows, "title").axes
+    assert [axes.get_ylabel() for axes in (first, third)] == ["one", "two"]
+    assert first.get_xlabel() == "a.png"
+    assert second.get_xlabel().replace("\n", "").endswith("name-b.png")
+    assert third.get_xlabel().endswith(r"_\$.png")
 
 
 @pytest.mark.parametrize("count", [3, 10, 12, 47, 60])
