@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import os
 import shutil
 import time
@@ -12,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from helpers.runs import assert_same as assert_same_tensors
+from helpers.runs import assert_same_rows, signal_in_step
 
 import pvae
 from pvae.config.config import Config
@@ -21,7 +22,6 @@ from pvae.runs.checkpoint import Counts
 from pvae.runs.metrics import Metrics
 from pvae.runs.run import Run
 from pvae.training.fit import fit, resume
-from pvae.training.trainer import Trainer
 
 EPOCHS = 3  # of the undisturbed run; the damaged ones are finished at 2, or stopped in the middle of the 2nd
 CONFIG = Config(hidden=(4,), latent_dim=2, batch_size=10, epochs=2)
@@ -46,18 +46,8 @@ def images():
 
 def stopped_in_an_epoch(path, images):
     """Leave a run as a process leaves it that is told to stop after 8 steps of 5 an epoch."""
-    take_step, taken = Trainer._step, []
-
-    def stop_at_the_eighth(self, index):
-        taken.append(index)
-        if len(taken) == 8:
-            os.kill(os.getpid(), 2)
-        return take_step(self, index)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_step", stop_at_the_eighth)
-        with pytest.raises(InterruptedTrainingError):
-            fit(CONFIG, data=images, out=path, checkpoint_every=2)
+    with signal_in_step(8), pytest.raises(InterruptedTrainingError):
+        fit(CONFIG, data=images, out=path)
     assert Run.open(path).read_checkpoint().unfinished.seen == 30
 
 
@@ -82,23 +72,11 @@ def assert_same(ours, theirs):
     assert_same_rows(ours.rows, theirs.rows)
 
 
-def assert_same_tensors(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def assert_same_rows(ours, theirs):
-    """But for the time that they took."""
-    assert [dataclasses.replace(row, seconds=0) for row in ours] == [
-        dataclasses.replace(row, seconds=0) for row in theirs
-    ]
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, images):
     """Two runs to damage, what loading and reading them gives, and what resuming both of them gives."""
     folder = tmp_path_factory.mktemp("whole")
-    fit(CONFIG, data=images, out=folder / "finished", checkpoint_every=2)
+    fit(CONFIG, data=images, out=folder / "finished")
     stopped_in_an_epoch(folder / "stopped", images)
     undisturbed = state_of(fit(CONFIG.replace(epochs=EPOCHS), data=images, out=folder / "undisturbed"))
     runs = {name: folder / name for name in ("finished", "stopped")}

@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,7 +25,7 @@ from pvae.core.errors import (
     one_line,
 )
 from pvae.core.files import check_replaceable
-from pvae.core.terminal import is_first_process
+from pvae.core.terminal import is_first_process, lost_output
 from pvae.training.signals import SIGNALS, Interruptions, handled_by
 
 __all__ = [
@@ -51,9 +51,13 @@ class Parser(argparse.ArgumentParser):
         command: name of the command after "python -m pvae.".
         description: what the command does.
         epilog: examples.
+        other_names: options that users of other programs try, with what to take here.
     """
 
-    def __init__(self, command: str, description: str = "", epilog: str = "") -> None:
+    def __init__(
+        self, command: str, description: str = "", epilog: str = "", other_names: Mapping[str, str] | None = None
+    ) -> None:
+        self.other_names = other_names or {}
         super().__init__(
             prog=f"python -m pvae.{command}",
             description=description,
@@ -71,6 +75,8 @@ class Parser(argparse.ArgumentParser):
             InputError: always; the message names the nearest option.
         """
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        if unknown and unknown[1] in self.other_names:
+            raise InputError(f"there is no {unknown[1]}: {self.other_names[unknown[1]]}")
         near = [name for name in self._option_string_actions if unknown and name.startswith(unknown[1])]
         near += difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
         raise InputError(f"{message} ({f'did you mean {near[0]}?' if near else '--help lists the options'})")
@@ -167,7 +173,7 @@ def _run(name: str, command: Callable[[], None]) -> int:
         line = f"{error}{advice if isinstance(error, NotFiniteError) else ''}"
         line, status = line if is_first_process() else "", 2  # all processes raise the same error
     except LostError as error:
-        line, status = str(error), 1
+        line, status = str(error) if is_first_process() else "", 1
     except (RuntimeError, MemoryError, ImportError) as error:
         if not is_out_of_memory(error):
             raise
@@ -256,7 +262,9 @@ def exit_process(status: int) -> NoReturn:
         except BrokenPipeError:  # the program that read the output has ended
             pass
         except OSError as error:
-            status = status or 1
-            with contextlib.suppress(OSError):
-                print(f"pvae: what was printed is lost: {error.strerror}", file=sys.stderr, flush=True)
+            lost_output.append(error)
+    if lost_output:
+        status = status or 1
+        with contextlib.suppress(OSError):
+            print(f"pvae: what was printed is lost: {lost_output[0].strerror}", file=sys.stderr, flush=True)
     os._exit(status)

@@ -11,12 +11,12 @@ import re
 import shlex
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
+from typing import TextIO
 
 from pvae.cli.command import result_folder
 from pvae.config.config import Config
@@ -79,7 +79,7 @@ def train_seeds(
         quiet: print the folder only.
 
     Raises:
-        InputError: the folder holds other files, or all seeds failed for the same reason.
+        InputError: the folder holds other files, or runs with other options.
         TrainingError: some seeds failed; the table has the others.
         InterruptedTrainingError: Ctrl-C or SIGTERM; the same command continues.
     """
@@ -92,9 +92,8 @@ def train_seeds(
             for seed, path in paths.items():
                 is_new = not (path / "config.json").exists()
                 if is_new or not _is_finished(path, config.replace(seed=seed)):
-                    where = "--out" if is_new else "--resume"
-                    commands[seed] = [*arguments, "--seed", str(seed), where, str(path)]
-            failures = _train(commands, folder, len(seeds), jobs, quiet) if commands else {}
+                    commands[seed] = [*arguments, "--seed", str(seed), "--out" if is_new else "--resume", str(path)]
+            failures = _train(commands, jobs, quiet)
             rows = []
             for run in (Run.open(path) for seed, path in paths.items() if seed not in failures):
                 run.dataset(None, *data)
@@ -120,104 +119,63 @@ def _is_finished(path: Path, config: Config) -> bool:
     run = Run.open(path)
     given, recorded = asdict(config.replace(source="")), asdict(run.config.replace(source=""))
     differing = [name for name in given if given[name] != recorded[name]]
-    if differing:
+    if set(differing) - {"epochs"}:
         ours, theirs = (", ".join(as_option(name, of[name]) for name in differing) for of in (given, recorded))
-        is_longer = differing == ["epochs"] and config.epochs > run.config.epochs and config.schedule == "constant"
-        longer = f", or train each seed on first: python -m pvae.train --resume {shlex.quote(str(path))} {ours}"
-        advice = f"name another --out{longer if is_longer else ''}"
-        raise InputError(f"{path} was trained with {theirs}, and {ours} is given: {advice}")
+        raise InputError(f"{path} was trained with {theirs}, and {ours} is given: name another --out")
     try:
-        return run.is_finished(run.read_checkpoint())
+        return not differing and run.is_finished(run.read_checkpoint())
     except InputError:  # the process that resumes it takes the checkpoint before, or prints the reason
         return False
 
 
-def _train(
-    commands: Mapping[int, Sequence[str]], folder: Path, num_seeds: int, jobs: int | None, quiet: bool
-) -> dict[int, str]:
-    """Run a process for each seed that is not finished, and return the reasons of those that failed.
-
-    Raises:
-        InputError: all seeds failed for the same reason.
-    """
+def _train(commands: Mapping[int, Sequence[str]], jobs: int | None, quiet: bool) -> dict[int, str]:
+    """Run a process for each seed, several at a time, and return the reasons of those that failed."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = min(jobs or cores, num_seeds)
-    threads = max(1, cores // jobs)  # also when resuming, since it decides the last digits
-    processes, pool, failures = _Processes(threads, quiet), ThreadPoolExecutor(jobs), dict[int, str]()
-    num_finished = num_seeds - len(commands)
-    seeds = f"{len(commands)} {'seed' if len(commands) == 1 else 'seeds'}"
-    processes.print(
-        f"{seeds}{f', beside {num_finished} that are finished,' if num_finished else ''} into {folder}: "
-        f"{jobs} at a time, {threads} {'threads' if threads > 1 else 'thread'} each"
-    )
+    jobs = min(jobs or cores, max(1, len(commands)))
+    threads = max(1, cores // jobs)
+    if commands and not quiet:
+        print_line(f"{len(commands)} seeds, {jobs} at a time, OMP_NUM_THREADS={threads} each")
+    waiting, failures = list(commands), dict[int, str]()
+    running: dict[int, tuple[subprocess.Popen[bytes], TextIO]] = {}
     try:
-        futures = {pool.submit(processes.train, seed, command): seed for seed, command in commands.items()}
-        for count, future in enumerate(as_completed(futures), 1):
-            seed, why = futures[future], future.result()
-            if why:
-                failures[seed] = why
-            processes.print(f"seed {seed} {'failed' if why else 'is finished'}; {len(commands) - count} to go")
-        reasons = {why.replace(f"{folder}/seed-{seed}", "") for seed, why in failures.items()}
-        if len(failures) == num_seeds and len(reasons) == 1:
-            raise InputError(f"{min(failures.items())[1]} (all of the {num_seeds} seeds)")
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running[waiting[0]] = _started(commands[waiting[0]], threads)
+                del waiting[0]
+            for seed, (process, output) in list(running.items()):
+                status = process.poll()  # asked before the last lines are read
+                for line in output.read().splitlines():
+                    if line.startswith("epoch ") and not quiet:
+                        print_line(f"seed {seed}  {line}")
+                    elif line.startswith("note: "):
+                        print(f"seed {seed}  {line}", file=sys.stderr, flush=True)
+                    elif line.startswith("pvae.train: "):
+                        failures[seed] = line.removeprefix("pvae.train: ")
+                if status is not None:
+                    del running[seed]
+                    failures |= {seed: failures.get(seed, f"exit status {status}")} if status else {}
+            time.sleep(0.1)
         return dict(sorted(failures.items()))
     finally:
-        processes.stop()
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-class _Processes:
-    """The processes of the seeds; a thread of the pool starts each of them and reads its output."""
-
-    def __init__(self, threads: int, quiet: bool) -> None:
-        self.threads, self.quiet = threads, quiet
-        self.started: list[subprocess.Popen[str]] = []
-        self.notes: set[str] = set()
-        self.is_stopping = False
-        self.lock = threading.Lock()  # so that no process starts after `stop` has ended the others
-
-    def print(self, line: str) -> None:
-        if not self.quiet:
-            print_line(line)
-
-    def train(self, seed: int, arguments: Sequence[str]) -> str:
-        """Run `python -m pvae.train`; return the error that it printed, or an empty text if it succeeded."""
-        with self.lock:
-            if self.is_stopping:
-                return "it was not started"
-            process = subprocess.Popen(
-                [sys.executable, "-m", "pvae.train", *arguments],
-                env={**os.environ, "OMP_NUM_THREADS": str(self.threads)},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="backslashreplace",
-                start_new_session=True,  # a terminal sends Ctrl-C to this process alone, and `stop` tells the others
-            )
-            self.started.append(process)
-        assert process.stdout is not None
-        last_error = ""
-        for line in map(str.rstrip, process.stdout):
-            if line.startswith("epoch "):
-                self.print(f"seed {seed}  {line}")
-            elif line.startswith("note: ") and line not in self.notes:
-                self.notes.add(line)
-                print(line, file=sys.stderr, flush=True)
-            elif line.startswith("pvae.train: "):
-                last_error = line.removeprefix("pvae.train: ")
-        status = process.wait()
-        ended = f"it was killed by signal {-status}" if status < 0 else f"it ended with exit status {status}"
-        return (last_error or ended) if status else ""
-
-    def stop(self) -> None:
-        """Ask all processes to save their states and end, and kill those that take longer."""
-        with self.lock:
-            self.is_stopping = True
-        for process in self.started:
+        for process, _ in running.values():  # left after Ctrl-C: they save their states
             process.terminate()
         deadline = time.monotonic() + _GRACE_SECONDS
-        for process in self.started:
+        for process, _ in running.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
             process.kill()
+
+
+def _started(arguments: Sequence[str], threads: int) -> tuple[subprocess.Popen[bytes], TextIO]:
+    """Return a process of `python -m pvae.train`, and a file from which its output can be read."""
+    with tempfile.NamedTemporaryFile() as file:
+        output = Path(file.name).open(encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pvae.train", *arguments],
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8"},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a terminal sends Ctrl-C to this process alone, which then tells the others
+        )
+    return process, output

@@ -15,12 +15,13 @@ from pvae.cli.command import Parser, add_places, ctrl_c_exits_at_once, nonempty_
 from pvae.config.config import OPTIONS, Config
 from pvae.config.options import flag, whole_number
 from pvae.config.presets import SYSTEMS, as_option, get_system, list_systems
-from pvae.core.errors import InputError, brief
+from pvae.core.errors import InputError, brief, check_name
 from pvae.core.files import read_bounded
 from pvae.core.terminal import is_first_process, is_torchrun, print_line
 
 if TYPE_CHECKING:
     from pvae.data.dataset import Dataset
+    from pvae.runs.run import Run
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,7 +30,7 @@ else:
 
 __all__ = ["main", "train_parser"]
 
-_WHERE = ("data_dir", "offline", "device", "checkpoint_every", "quiet")
+_WHERE = ("data_dir", "offline", "device", "quiet")
 _MOST_TOML = 2**18  # bytes
 
 _EXAMPLES = """\
@@ -41,12 +42,43 @@ examples:
   python -m pvae.train --binarize dynamic --elbo trace --particles 5 --latent-dim 20 --hidden 400
       another VAE on binary pixels, where the figure printed is a true lower bound on log p(x)
   torchrun --nproc-per-node=2 -m pvae.train --out RUN
-      the same training by two processes that share each batch; with --max-restarts 3, torchrun restarts it up to
-      three times if a process dies
+      the same training by two processes that share each batch: faster on GPUs and for batches of 1,000 images or
+      more, slower for small ones; with --max-restarts 3, torchrun resumes it if a process dies
 
 Figures are nats per datum (an image): elbo = -(distortion + rate), higher is better, where the distortion is the
 mean of -log p(x|z) and the rate the KL divergence of q(z|x) from p(z). The run folder holds config.json,
 metrics.jsonl, checkpoint.safetensors, figures/ and TensorBoard events; pvae.load("RUN") gives the VAE in Python."""
+
+
+_NETWORK = "give --network, and --hidden for its widths; the decoder is the encoder in reverse"
+_NO_LABELS = "conditional VAEs do not exist here yet; labels are used in evaluations and figures only"
+_REMOVED_SKIP = "it was removed, since a training stops at NaN and names the cause; --clip-norm 100 may prevent it"
+_OTHER_NAMES = {
+    **dict.fromkeys(("--encoder", "--decoder", "--arch", "--architecture", "--layers"), _NETWORK),
+    **dict.fromkeys(("--conditional", "--labels", "--label", "--num-classes", "--classes"), _NO_LABELS),
+    **dict.fromkeys(("--on-nan", "--max-skipped"), _REMOVED_SKIP),
+    **dict.fromkeys(("--checkpoint-every", "--save-every", "--save-interval"), "a checkpoint follows each epoch"),
+    **dict.fromkeys(("--model", "--preset"), "give --system, or --network, --posterior, --prior and --likelihood"),
+    **dict.fromkeys(("--gpu", "--gpus", "--cuda", "--use-cuda", "--no-cuda"), "give --device cuda, cuda:N or cpu"),
+    **dict.fromkeys(("--kl-weight", "--kld-weight", "--kl-coeff", "--beta-kl"), "give --beta"),
+    **dict.fromkeys(("--kl-annealing", "--kl-warmup", "--anneal", "--warmup", "--warmup-epochs"), "give --warm-up"),
+    **dict.fromkeys(("--learning-rate", "--learningrate"), "give --lr"),
+    **dict.fromkeys(("--lr-schedule", "--lr-scheduler", "--scheduler"), "give --schedule"),
+    **dict.fromkeys(("--epoch", "--num-epochs", "--n-epochs", "--max-epochs"), "give --epochs"),
+    **dict.fromkeys(("--batchsize", "--bs", "--train-batch-size"), "give --batch-size"),
+    **dict.fromkeys(("--latent", "--latent-size", "--latent-dims", "--z-dim", "--zdim", "--nz"), "give --latent-dim"),
+    **dict.fromkeys(("--hidden-dim", "--hidden-dims", "--hidden-size", "--h-dim", "--channels"), "give --hidden"),
+    **dict.fromkeys(("--num-samples", "--num-particles", "--iwae-samples", "--k"), "give --particles"),
+    **dict.fromkeys(("--grad-clip", "--clip-grad", "--max-grad-norm", "--gradient-clip"), "give --clip-norm"),
+    **dict.fromkeys(("--loss", "--objective"), "give --elbo and --likelihood"),
+    **dict.fromkeys(
+        ("--optimizer", "--optim", "--weight-decay", "--momentum"), "there is Adam alone: --lr, --adam-eps"
+    ),
+    **dict.fromkeys(("--data", "--data-path", "--data-root", "--root"), "give --dataset folder:PATH, or --data-dir"),
+    **dict.fromkeys(("--output", "--output-dir", "--save-dir", "--log-dir", "--logdir"), "give --out"),
+    **dict.fromkeys(("--checkpoint", "--load", "--restore", "--ckpt"), "give --resume RUN"),
+    **dict.fromkeys(("--workers", "--num-workers", "--threads"), "images are in memory; set OMP_NUM_THREADS"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,10 +106,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train_parser() -> argparse.ArgumentParser:
     """Return the parser of `python -m pvae.train`; its result has only those options of `Config` that were given."""
     description = "Train a variational autoencoder, written as Pyro functions, by stochastic variational inference."
-    parser = Parser("train", description, _EXAMPLES)
+    parser = Parser("train", description, _EXAMPLES, _OTHER_NAMES)
     parser.add_argument("--list-systems", action="store_true", help="list the published systems, and do nothing else")
     _add_config_options(parser)
-    group = parser.add_argument_group("where it runs and what it leaves")
+    group = parser.add_argument_group("device, folders and output")
     out = "run folder, new or empty (default: runs/<time>-<system>-<elbo>)"
     data_dir = (
         "folder that holds MNIST/raw, FashionMNIST/raw, binarized_mnist/ or celeba/ (also: $PVAE_DATA); for a run of "
@@ -87,13 +119,6 @@ def train_parser() -> argparse.ArgumentParser:
     add = group.add_argument
     add("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto; on --resume, as before)")
     add("--resume", metavar="RUN", type=nonempty_path, help="resume a run up to --epochs, with its own other options")
-    add(
-        "--checkpoint-every",
-        metavar="N",
-        type=int,
-        default=0,
-        help="write a checkpoint every N steps too (default: after each epoch, and on Ctrl-C or SIGTERM)",
-    )
     add(
         "--seeds",
         metavar="LIST",
@@ -175,11 +200,10 @@ def _train(options: dict[str, Any]) -> None:
 
     where = {name: options[name] for name in _WHERE}
     path, out = options["resume"], options["out"]
-    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and path is None and out is None:
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and path is None and out is None:
         raise InputError("torchrun --max-restarts needs --out DIR or --resume RUN, to find the run again")
-    is_restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # by torchrun, after a process died
-    if is_restarted and path is None and out is not None and (out / "config.json").exists():
-        path, out, options = out, None, {"config": None}
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and out is not None and (out / "config.json").exists():
+        path, out, options = out, None, {"config": None}  # torchrun has restarted the processes, since one died
     if path is None:
         config, data = _with_images(_configured(options), options)
         run = fit(config, data=data, out=out, **{**where, "device": where["device"] or "auto"})
@@ -195,11 +219,12 @@ def _train(options: dict[str, Any]) -> None:
                     "leave it out, or start a new run"
                 )
         run = resume(path, chosen.get("epochs"), **where)
-    if sys.stdout is None or not is_first_process():
-        return
-    if where["quiet"]:
-        print(run.path)
-        return
+    if is_first_process():
+        print_line(run.path if where["quiet"] else _what_is_next(run))
+
+
+def _what_is_next(run: Run) -> str:
+    """Return the lines that are printed after a training: where the run is, and commands that take it."""
     folder = shlex.quote(str(run.path))
     files = "config.json, metrics.jsonl, checkpoint.safetensors, figures/, TensorBoard events"
     following = [f"python -m pvae.draw {folder}"]
@@ -213,7 +238,7 @@ def _train(options: dict[str, Any]) -> None:
         following.append(f"python -m pvae.train --resume {folder} --epochs {2 * run.config.epochs}")
     if not run.data.dataset:  # no command can find images given from Python
         following = [run.in_python, f"tensorboard --logdir {folder}"]
-    print(f"done; the run is in {folder}: {files}\nnext:  " + "\n   or  ".join(following))
+    return f"done; the run is in {folder}: {files}\nnext:  " + "\n   or  ".join(following)
 
 
 def _chosen(options: dict[str, Any]) -> dict[str, Any]:
@@ -222,7 +247,8 @@ def _chosen(options: dict[str, Any]) -> dict[str, Any]:
     if path is not None:
         try:
             chosen = tomllib.loads(read_bounded(path, _MOST_TOML, follow=True).decode("utf-8"))
-            Config().replace(**chosen)
+            for name, value in chosen.items():
+                OPTIONS[check_name("option", name, OPTIONS)].check(name, value)
         except InputError as error:
             raise InputError(f"--config {path}: {error}") from None
         except OSError as error:

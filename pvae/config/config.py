@@ -318,14 +318,6 @@ class Config:
     adam_eps: float = option(1e-8, "Adam's epsilon", limits=_SCALE)
     seed: int = option(0, "seed of the initial weights, the order of the images and every draw", limits=(0, 2**63 - 1))
     clip_norm: float = option(0.0, "largest total norm of all gradients, which are scaled down to it; 0 for no limit")
-    on_nan: str = option(
-        "stop", "stop, or skip the step, at a loss or a gradient that is NaN or infinite", choices=("stop", "skip")
-    )
-    max_skipped: int = option(
-        10,
-        "number of steps that may be skipped in a training",
-        only_with=("--on-nan skip", lambda c: c.on_nan == "skip"),
-    )
     compile: str = option(
         "none",
         "none: model and guide run at every step; graph: record the operators of a step once and replay them, the same "

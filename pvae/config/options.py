@@ -23,6 +23,7 @@ __all__ = [
     "flag",
     "option",
     "whole_number",
+    "without_removed",
 ]
 
 
@@ -67,6 +68,7 @@ LIKELIHOODS = (
     "discretized-logistic",
 )
 _REMOVED = {"cuda-graph": "graph", "tf32": "fp32"}  # choices of earlier versions, and their replacements
+_REMOVED_FIELDS = {"on_nan": "stop", "max_skipped": 10}  # fields of earlier versions, and their defaults
 _MOST_LAYERS = 1000  # building a layer takes memory even where its width is 1
 
 
@@ -137,6 +139,18 @@ class Option:
 def option(default: Any, help: str, **rest: Any) -> Any:
     """Return a dataclass field of `Config`, whose metadata hold an `Option` with these arguments."""
     return field(default=default, metadata={"option": Option(default=default, help=help, **rest)})
+
+
+def without_removed(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of `Config` of a run of an earlier version, without those that were removed since.
+
+    Raises:
+        InputError: one of them has another value than its default.
+    """
+    for name, default in _REMOVED_FIELDS.items():
+        if options.get(name, default) != default:
+            raise InputError(f"it was trained with {flag(name)} {options[name]}, which was removed")
+    return {name: value for name, value in options.items() if name not in _REMOVED_FIELDS}
 
 
 def whole_number(name: str, value: Any, least: int = 1, most: int = 10**9) -> int:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["is_first_process", "is_torchrun", "print_line", "progress_bar"]
+__all__ = ["is_first_process", "is_torchrun", "lost_output", "print_line", "progress_bar"]
 
 
-def is_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
+lost_output: list[OSError] = []  # why lines could not be printed; `exit_process` then exits with status 1
+
+
+def is_torchrun() -> bool:
     """Return whether torchrun, or a program that sets the same variables, started this process and others beside it."""
-    is_started = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys()
-    return is_started and environment["WORLD_SIZE"] != "1"
+    is_started = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    return is_started and os.environ["WORLD_SIZE"] != "1"
 
 
 def is_first_process() -> bool:
@@ -29,8 +31,10 @@ def print_line(line: object) -> None:
         return
     try:
         print(f"{line}\n", end="", flush=True)  # one write, so that the lines of two threads do not mix
-    except OSError:
+    except OSError as error:
         sys.stdout = None  # Python would try again to flush it at its exit
+        if not isinstance(error, BrokenPipeError):  # the program that read the output has ended, as `head` does
+            lost_output.append(error)
 
 
 def progress_bar(title: str, total: int, unit: str, quiet: bool = False, done: int = 0, in_logs: bool = False) -> tqdm:

@@ -33,12 +33,10 @@ class Counts:
     Args:
         epoch: number of finished and recorded epochs.
         step: number of started steps, over all epochs.
-        skipped: number of steps that changed no parameter, because a gradient was not finite.
     """
 
     epoch: int
     step: int
-    skipped: int
 
 
 class UnfinishedEpoch(NamedTuple):
@@ -46,9 +44,9 @@ class UnfinishedEpoch(NamedTuple):
 
     Args:
         order: indices of the training images, int64 (N,).
-        distortion: distortion of the images in this order, (N,); undefined from `seen` on, NaN for skipped steps.
+        distortion: distortion of the images in this order, (N,); undefined from `seen` on.
         rate: rate of the images, as `distortion`.
-        total: sum of the losses of the images seen, without skipped steps.
+        total: sum of the losses of the images seen.
         seen: number of images seen.
         seconds: time spent.
     """
@@ -138,9 +136,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if state["pass"] is not None:
             total, seen, seconds = state["pass"]
             unfinished = UnfinishedEpoch(**group("pass."), total=total, seen=seen, seconds=seconds)
+        counts = {name: count for name, count in state["counts"].items() if name != "skipped"}  # of earlier versions
         vae = group("vae.")
         return Checkpoint(
-            counts=from_record(Counts, state["counts"]),
+            counts=from_record(Counts, counts),
             # The runs that come with pvae store half-precision weights.
             vae={name: vae[name].float() if vae[name].dtype == torch.float16 else vae[name] for name in vae},
             moments=group("adam."),
@@ -148,7 +147,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             unfinished=unfinished,
             run=state["run"],
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = error if isinstance(error, InputError) else "its entries are not those of a checkpoint"
         raise InputError(str(why)) from None
 

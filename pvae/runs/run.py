@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 import torch
 
 from pvae.config.config import Config
+from pvae.config.options import without_removed
 from pvae.config.presets import system_title
 from pvae.core.errors import InputError, brief
 from pvae.core.files import append, expanded, is_report, is_temporary, write_whole
@@ -192,7 +193,7 @@ class Run:
         if not isinstance(record, dict) or record.get("format") != _FORMAT:
             raise InputError(f"{file} is not the record of a run of this version of pvae (format {_FORMAT})")
         try:
-            options = dict(record["config"])
+            options = without_removed(record["config"])
             if isinstance(size := options.get("image_size"), int):  # of earlier versions, as second_latent_dim
                 options["image_size"] = str(size)
             if options.get("alpha") == "-inf":  # JSON has no infinity

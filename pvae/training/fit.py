@@ -14,9 +14,8 @@ import pyro
 import torch
 
 from pvae.config.config import Config
-from pvae.config.options import whole_number
 from pvae.config.presets import SYSTEMS
-from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError, is_out_of_memory
+from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
 from pvae.core.files import expanded, locked, write_whole
 from pvae.core.random_state import restore_rng_state, rng_state, seeded
 from pvae.core.terminal import print_line
@@ -37,6 +36,7 @@ from pvae.vae import VAE
 __all__ = ["Session", "fit", "resume", "train_in_memory"]
 
 _TRAINING = threading.Lock()  # held by the one training of this process
+OnEpoch = Callable[[Run, Metrics], object]
 _TYPES = {"config": Config, "vae": VAE, "data": Dataset}
 
 
@@ -49,9 +49,8 @@ def fit(
     offline: bool = False,
     device: str = "auto",
     out: str | Path | None = None,
-    checkpoint_every: int = 0,
     quiet: bool = True,
-    on_epoch: Callable[[Run, Metrics], object] = lambda run, row: None,
+    on_epoch: OnEpoch = lambda run, row: None,
 ) -> Run:
     """Train a system and write its run folder, as `python -m pvae.train` does.
 
@@ -66,7 +65,6 @@ def fit(
         offline: do not download.
         device: "auto", "cpu", "cuda" or "cuda:N".
         out: the run folder, new or empty; `runs/<time>-<system>-<elbo>` by default.
-        checkpoint_every: number of steps after which to write a checkpoint, besides those after epochs; 0 for none.
         quiet: print nothing.
         on_epoch: called as on_epoch(run, row) for each row of `run.metrics()` when it was written, to log it elsewhere:
             `lambda run, row: tracker.log({f"{row.split}/elbo": row.elbo}, step=row.epoch)`. Of several processes
@@ -81,7 +79,7 @@ def fit(
         LostError: (a RuntimeError) the folder can no longer be written, or another process has ended.
         InterruptedTrainingError: (a KeyboardInterrupt) Ctrl-C or SIGTERM; the state is saved.
     """
-    _check_arguments(checkpoint_every, config=config, vae=vae, data=data, out=out, data_dir=data_dir)
+    _check_arguments(config=config, vae=vae, data=data, out=out, data_dir=data_dir)
     if config is None:
         config = images_config(data) if data is not None and vae is None else Config()
     if vae is not None and config.rate_reduction != "sum":
@@ -94,19 +92,19 @@ def fit(
     path = expanded(out, "--out") if out is not None else None
     with _one_at_a_time(), joined(device) as world:
         if path is not None:
-            world.broadcast("out", lambda: str(check_out(path)))
+            world.broadcast(lambda: str(check_out(path)))
         where = resolve_device(device)
         data = data.with_valid(config.valid) if data is not None else load_for(config, data_dir, offline)
         with seeded(config.seed, where), pyro.get_param_store().scope():
             trainer = Trainer(config, data, where, world, vae)
-            trainer.dry_run(has_own_vae=vae is not None)
-            folder = Path(world.broadcast("folder", lambda: str(new_folder(path, config))))
+            trainer.dry_run()
+            folder = Path(world.broadcast(lambda: str(new_folder(path, config))))
             run = Run.new(folder, config, data, has_own_vae=vae is not None)
             with _locked(folder, world):
-                world.broadcast("empty", lambda: str(check_out(folder)))  # another training may have written to it
+                world.broadcast(lambda: str(check_out(folder)))  # another training may have written to it
                 same = config.particles == 1 and ELBO_CLASSES[config.elbo].is_importance_weighted
                 note = f"with --particles 1, --elbo {config.elbo} is the ELBO" if same else ""
-                Session(trainer, run, quiet, checkpoint_every, on_epoch).train(_joined(note, data.note))
+                Session(trainer, run, quiet, on_epoch).train(_joined(note, data.note))
     return run
 
 
@@ -119,9 +117,8 @@ def resume(
     data_dir: str | Path | None = None,
     offline: bool = False,
     device: str | None = None,
-    checkpoint_every: int = 0,
     quiet: bool = True,
-    on_epoch: Callable[[Run, Metrics], object] = lambda run, row: None,
+    on_epoch: OnEpoch = lambda run, row: None,
 ) -> Run:
     """Resume a run from its last checkpoint; on the CPU the result is, bit for bit, that of an uninterrupted run.
 
@@ -133,7 +130,6 @@ def resume(
         data_dir: as for `fit`, but by default the folder where the data set was found before.
         offline: as for `fit`.
         device: as for `fit`, but by default the device of the last session.
-        checkpoint_every: as for `fit`.
         quiet: as for `fit`.
         on_epoch: as for `fit`.
 
@@ -145,7 +141,7 @@ def resume(
             other epochs would change its schedule.
         TrainingError, LostError, InterruptedTrainingError: as for `fit`.
     """
-    _check_arguments(checkpoint_every, path=path, vae=vae, data=data, data_dir=data_dir)
+    _check_arguments(path=path, vae=vae, data=data, data_dir=data_dir)
     run = Run.open(path)
     if run.place != run.path:
         raise InputError(f"{path} comes with pvae and cannot be resumed: train it anew with --system {path}")
@@ -153,7 +149,7 @@ def resume(
     with _one_at_a_time(), joined(device) as world, _locked(path, world):
         run, checkpoint, note = _reopened(path, epochs)  # under the lock: another process may have trained it until now
         run.check_vae(vae)
-        if world.broadcast("finished", lambda: "yes" if run.is_finished(checkpoint) else ""):
+        if world.broadcast(lambda: "yes" if run.is_finished(checkpoint) else ""):
             if world.is_first and not quiet:
                 last = run.metrics()[-1].epoch
                 how = f"; to train it further, give --epochs above {last}"
@@ -166,7 +162,7 @@ def resume(
             trainer = Trainer(run.config, data, where, world, vae)
             if checkpoint is not None:
                 trainer.restore(checkpoint)
-            Session(trainer, run, quiet, checkpoint_every, on_epoch).train(_joined(note, data.note))
+            Session(trainer, run, quiet, on_epoch).train(_joined(note, data.note))
     return run
 
 
@@ -229,9 +225,8 @@ def _one_at_a_time() -> Iterator[None]:
         _TRAINING.release()
 
 
-def _check_arguments(checkpoint_every: object, **arguments: object) -> None:
+def _check_arguments(**arguments: object) -> None:
     """Refuse arguments of a wrong type; None is an argument that was left out."""
-    whole_number("checkpoint_every", checkpoint_every, 0)
     for name, value in arguments.items():
         kind = _TYPES.get(name)
         if value is not None and not isinstance(value, kind or (str, Path)):
@@ -275,6 +270,10 @@ def train_in_memory(
         yield epoch, copy.deepcopy(trainer.vae).eval(), data
 
 
+class _StopError(Exception):
+    """A signal came; raised between two steps, so that the state can be saved."""
+
+
 class Session:
     """Trains a run to its last epoch, writes its folder and draws its figures.
 
@@ -284,23 +283,17 @@ class Session:
         trainer: at the state from which to continue.
         run: the run folder.
         quiet: print nothing.
-        checkpoint_every: number of steps after which to write a checkpoint, besides those after epochs; 0 for none.
         on_epoch: called with the run and each row of metrics, after they are written, in the first process.
     """
 
     def __init__(
-        self,
-        trainer: Trainer,
-        run: Run,
-        quiet: bool = True,
-        checkpoint_every: int = 0,
-        on_epoch: Callable[[Run, Metrics], object] = lambda run, row: None,
+        self, trainer: Trainer, run: Run, quiet: bool = True, on_epoch: OnEpoch = lambda run, row: None
     ) -> None:
-        self.trainer, self.run, self.checkpoint_every, self.on_epoch = trainer, run, checkpoint_every, on_epoch
+        self.trainer, self.run, self.on_epoch = trainer, run, on_epoch
         self.is_first = trainer.world.is_first
         self.console = Console(quiet or not self.is_first)
         self.interruptions = Interruptions()
-        self.saved: Checkpoint | None = None  # the last checkpoint in the folder
+        self.progress = ""  # of the last checkpoint in the folder, for instance "epoch 3"
 
     def train(self, note: str = "") -> None:
         """Train to the last epoch.
@@ -316,38 +309,40 @@ class Session:
         """
         if note and self.is_first:
             print(f"note: {note}", file=sys.stderr)
-        trainer, run, epochs, patience = self.trainer, self.run, self.run.config.epochs, self.run.config.patience
+        trainer, run, config = self.trainer, self.run, self.run.config
         with self.interruptions, self._errors_explained():  # in this order: a signal must not interrupt an explanation
             history = run.metrics(trainer.epoch)
-            self._begin()
-            events = Events(run.path, trainer.epoch) if self.is_first and trainer.epoch < epochs else None
-            while trainer.epoch < epochs and not is_out_of_patience(history, patience):
-                metrics = trainer.run_epoch(self.console.quiet, self._between_steps)
+            is_unfinished = trainer.epoch < config.epochs
+            self._begin(is_unfinished)
+            events = Events(run.path, trainer.epoch) if self.is_first and is_unfinished else None
+            while trainer.epoch < config.epochs and not is_out_of_patience(history, config.patience):
+                try:
+                    metrics = trainer.run_epoch(self.console.quiet, self._stop_if_asked)
+                except _StopError:
+                    self._save(trainer.checkpoint())
+                    raise KeyboardInterrupt from None
                 history += metrics
-                checkpoint = trainer.checkpoint()
-                if self.is_first:
-                    run.record_epoch(metrics, checkpoint)
-                self.saved = checkpoint
+                self._save(trainer.checkpoint(), metrics)
                 if events is not None:
                     events.epoch(metrics, *trainer.pictures())
-                self.console.epoch(run, metrics, trainer.skipped)
+                self.console.epoch(run, metrics)
                 if self.is_first:
                     self._call_on_epoch(metrics)
-            self.console.end(history, epochs)
-            self.interruptions.stop_if_asked()
+            self.console.end(history, config.epochs)
+            self.interruptions.raise_if_received()
             if self.is_first:
                 from pvae.plotting.run_figures import save_figures  # imports matplotlib, which is slow
 
-                if run.config.valid:
+                if config.valid:
                     trainer.vae.load_state_dict(run.best_checkpoint().vae)
-                save_figures(run, *trainer.pictures(), self.interruptions.stop_if_asked)
-            self.interruptions.stop_if_asked()
+                save_figures(run, *trainer.pictures(), self.interruptions.raise_if_received)
+            self.interruptions.raise_if_received()
 
-    def _begin(self) -> None:
+    def _begin(self, is_unfinished: bool) -> None:
         """Record the session in `config.json`, and write a first checkpoint of a new run."""
         trainer, run = self.trainer, self.run
         checkpoint = trainer.checkpoint()
-        self.saved = checkpoint if run.sessions else None
+        self.progress = checkpoint.progress if run.sessions else ""
         if self.is_first:
             # Each of several processes has its own GPU, and a resumption may have others: record no number.
             device = trainer.device.type if trainer.world.size > 1 else str(trainer.device)
@@ -355,73 +350,69 @@ class Session:
             if trainer.data.names and trainer.step == 0:
                 write_whole(run.path / "split.csv", trainer.data.split_csv())
             run.keep_best(checkpoint)
-            if trainer.epoch < run.config.epochs:
+            if is_unfinished:
                 run.drop_reports()
-        self.saved = checkpoint
+        self.progress = checkpoint.progress
         self.console.start(run, str(trainer.device), trainer.epoch)
         if trainer.step == 0:
             self._save(checkpoint)
 
-    def _between_steps(self) -> None:
-        """Save the state if a checkpoint is due, and stop if a signal came."""
-        trainer = self.trainer
-        is_stopping = trainer.world.any(bool(self.interruptions.received))
-        is_new = self.saved is None or trainer.step != self.saved.counts.step
-        if is_stopping or (is_new and self.checkpoint_every and trainer.step % self.checkpoint_every == 0):
-            self._save(trainer.checkpoint())
-        if is_stopping:
-            raise KeyboardInterrupt
+    def _stop_if_asked(self) -> None:
+        """Raise `_StopError` in all processes after the same step, if a signal came to one of them."""
+        if self.trainer.world.any(bool(self.interruptions.received)):
+            raise _StopError
+
+    def _save(self, checkpoint: Checkpoint, metrics: Sequence[Metrics] = ()) -> None:
+        """Write a checkpoint, and before it the metrics of the epoch that it ends."""
+        if self.is_first and metrics:
+            self.run.record_epoch(metrics, checkpoint)
+        elif self.is_first:
+            self.run.save_checkpoint(checkpoint)
+        self.progress = checkpoint.progress
 
     def _call_on_epoch(self, rows: Sequence[Metrics]) -> None:
         try:
             for row in rows:
                 self.on_epoch(self.run, row)
         except OSError as error:  # which would be explained as one of the run folder
-            raise RuntimeError(f"on_epoch raised {type(error).__name__}: {error}; {self._place()}") from error
-
-    def _save(self, checkpoint: Checkpoint) -> None:
-        if self.is_first:
-            self.run.save_checkpoint(checkpoint)
-        self.saved = checkpoint
+            raise RuntimeError(f"on_epoch raised {type(error).__name__}: {error}; {self._kept()}") from error
 
     @contextlib.contextmanager
     def _errors_explained(self) -> Iterator[None]:
         """Add to each error what was saved and how to resume; remove the folder of a session that saved nothing."""
-        path, world = self.run.path, self.trainer.world
-        given = ", vae=..." * self.run.has_own_vae + ", data=..." * (not self.run.data.dataset)
-        in_shell = f"python -m pvae.train --resume {shlex.quote(str(path))}"
-        how = f"go on with: {f'pvae.resume({str(path)!r}{given})' if given else in_shell}"
+        path = self.run.path
         try:
             yield
         except TrainingError as error:
-            advice = (
-                "train anew, into another --out"
-                if is_out_of_memory(error)
-                else "a smaller --lr, into another --out, may help"
-            )
-            raise TrainingError(f"{error}; {self._place()}; {advice}") from error
+            raise TrainingError(f"{error}; {self._kept()}") from error
         except KeyboardInterrupt:
             self._discard_if_empty()
-            done = f"; {self._place()}; {how}" if self.saved is not None else " before anything was done"
+            done = f"; {self._kept(and_how=True)}" if self.progress else " before anything was done"
             raise InterruptedTrainingError(f"interrupted{done}", self.interruptions.status) from None
         except OSError as error:
             self._discard_if_empty()
             reason = error.strerror or error
-            if self.saved is None:
+            if not self.progress:
                 raise InputError(f"{path} cannot be written ({reason}): name another folder with --out") from None
-            raise LostError(f"{path} cannot be written any more ({reason}); {self._place()}; {how}") from error
+            raise LostError(f"{path} cannot be written any more ({reason}); {self._kept(and_how=True)}") from error
         except RuntimeError as error:
-            if world.size == 1 or not is_lost_process(error):
+            if self.trainer.world.size == 1 or not is_lost_process(error):
                 raise
-            why = f"another process of this training has ended, and so does this one; {self._place()}; {how}"
-            raise LostError(why if world.reports_first() else "") from error
+            lost = "another process of this training has ended, and so does this one"
+            raise LostError(f"{lost}; {self._kept(and_how=True)}") from error
 
     def _discard_if_empty(self) -> None:
-        if self.saved is None and self.is_first:
+        if not self.progress and self.is_first:
             self.run.discard()
 
-    def _place(self) -> str:
-        """Return a description of the last checkpoint."""
-        if self.saved is None:
-            return "nothing was saved"
-        return f"{self.run.path} contains the training up to {self.saved.progress}"
+    def _kept(self, and_how: bool = False) -> str:
+        """Return what the folder contains and, if asked, how to go on from there."""
+        path, run = self.run.path, self.run
+        if not (path / "config.json").exists():
+            return f"{path} was removed, and the training with it: start it again"
+        given = ", vae=..." * run.has_own_vae + ", data=..." * (not run.data.dataset)
+        how = (
+            f"pvae.resume({str(path)!r}{given})" if given else f"python -m pvae.train --resume {shlex.quote(str(path))}"
+        )
+        kept = f"{path} contains the training up to {self.progress}"
+        return f"{kept}; go on with: {how}" if and_how else kept

@@ -1,26 +1,27 @@
-"""Train in several processes: torch's process group, and the share of the work of each process."""
+"""Several processes that train one VAE through torch.distributed, each on its rows of every batch.
+
+All processes have the same random state. Each draws the noise of the whole batch and keeps its own rows, so that N
+processes compute the same as one process, to rounding.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
 from pvae.core.errors import InputError, LostError, brief, shown
 from pvae.core.terminal import is_torchrun
+from pvae.core.terms import LossAndTerms
+from pvae.core.torch_private import TorchDispatchMode
+from pvae.elbos.base import PerDatumELBO, PyroFunction
 
-__all__ = ["ALONE", "Share", "World", "is_lost_process", "joined", "resolve_device"]
-
-_TIMEOUT = timedelta(minutes=5)  # for the slowest process to join
+__all__ = ["ALONE", "Share", "SharedELBO", "WholeBatchNoise", "World", "is_lost_process", "joined", "resolve_device"]
 
 
 class Share(NamedTuple):
@@ -46,19 +47,16 @@ class Share(NamedTuple):
         return slice(self.start, self.stop)
 
 
-@dataclass(frozen=True)
-class World:
+class World(NamedTuple):
     """The processes of a training, and the rank of this process among them.
 
     Args:
         rank: the number of this process, from 0; only process 0 writes and prints.
         size: number of processes.
-        store: key-value store shared by all processes, which outlives each of them; None if there is one process.
     """
 
     rank: int = 0
     size: int = 1
-    store: Store | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -73,10 +71,6 @@ class World:
             return Share(start, start + 1, total, 0.0)
         return Share(start, stop, total, (stop - start) / total)
 
-    def takes(self, number: int) -> bool:
-        """Whether part `number` of a divided work belongs to this process."""
-        return number % self.size == self.rank
-
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Write into each tensor its sum over all processes, in one message for all tensors."""
         if self.size == 1:
@@ -88,83 +82,62 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is true in any process."""
-        if self.size == 1:
-            return flag
         count = torch.tensor([float(flag)])
         self.sum_([count])
         return bool(count.item())
 
-    def broadcast(self, name: str, compute: Callable[[], str]) -> str:
-        """Return in every process what `compute` returns in the first one, which alone calls it.
-
-        Args:
-            name: a name that is not used twice.
-            compute: returns a text.
+    def broadcast(self, compute: Callable[[], str]) -> str:
+        """Return in every process the text that `compute` returns in the first one, which alone calls it.
 
         Raises:
             InputError: `compute` raised it; every process raises it.
         """
-        if self.store is None:
+        if self.size == 1:
             return compute()
+        message: list[Any] = [None]
         if self.is_first:
             try:
-                message = "=" + compute()
+                message = [compute()]
             except InputError as error:
-                message = f"!{error}"
-            self.store.set(name, message)
-        message = self.store.get(name).decode()
-        if message.startswith("!"):
-            raise InputError(message[1:])
-        return message[1:]
-
-    def reports_first(self) -> bool:
-        """Return True in the first process that calls this, so that only one reports that another process has ended."""
-        try:
-            return self.store is None or self.store.add("reports", 1) == 1
-        except RuntimeError:  # the store has ended too
-            return True
+                message = [error]
+        dist.broadcast_object_list(message)
+        if isinstance(message[0], InputError):
+            raise message[0]
+        return str(message[0])
 
 
 ALONE = World()
 
 
 @contextmanager
-def joined(device: str | None = None, environment: Mapping[str, str] = os.environ) -> Iterator[World]:
+def joined(device: str | None = None) -> Iterator[World]:
     """Join the processes that torchrun started, if it did.
 
     Args:
         device: the name of a device; the processes use nccl if it is a GPU ("cuda...", or None or "auto" if there are
             GPUs), else gloo.
-        environment: the environment variables that torchrun sets.
 
     Raises:
         InputError: the processes do not find each other.
         LostError: another process ended early.
     """
-    if not is_torchrun(environment):
+    if not is_torchrun():
         yield ALONE
         return
     is_on_gpus = torch.cuda.is_available() and (device in (None, "auto") or str(device).startswith("cuda"))
-    # A restart by torchrun keeps the store and the addresses of ended processes in it; a prefix for each attempt hides
-    # them.
-    try:
-        store, rank, size = next(rendezvous("env://", timeout=_TIMEOUT))
-    except (RuntimeError, ValueError, OSError) as error:
-        raise InputError(f"the processes do not find each other ({brief(error)}): start them by torchrun") from None
-    fresh = PrefixStore(f"attempt {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     if is_on_gpus:
-        torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")))
-    # gloo too, since sums over images are on the CPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if is_on_gpus else "gloo", store=fresh, rank=rank, world_size=size)
-    world = World(rank, size, fresh)
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:  # gloo too, since sums over images are on the CPU
+        dist.init_process_group("cpu:gloo,cuda:nccl" if is_on_gpus else "gloo")
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"the processes do not find each other ({brief(error)}): start them by torchrun") from None
     try:
-        yield world
-        dist.barrier()  # a process that leaves early closes connections that the others still use
+        yield World(dist.get_rank(), dist.get_world_size())
+        dist.barrier()  # a process that ends early closes connections that the others still use
     except RuntimeError as error:
         if isinstance(error, LostError) or not is_lost_process(error):
             raise
-        why = "another process of this command has ended, and so does this one: start it again"
-        raise LostError(why if world.reports_first() else "") from error
+        raise LostError("another process of this command has ended, and so does this one: start it again") from error
     finally:
         dist.destroy_process_group()
 
@@ -194,3 +167,61 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs here; use --device cpu or auto")
     return device
+
+
+class SharedELBO(PerDatumELBO):
+    """An ELBO of one process's rows of a batch: its loss is their part in the mean over the whole batch.
+
+    The losses of all processes sum to the loss of the batch, and their gradients to its gradient. z is the same as if
+    one process drew it for the whole batch.
+
+    Args:
+        elbo: its loss is a mean over the batch of one term for each datum, so it has no free bits.
+        share: the rows of this process.
+    """
+
+    def __init__(self, elbo: PerDatumELBO, share: Share) -> None:
+        super().__init__(elbo.num_particles, elbo.beta)
+        self.elbo, self.share = elbo, share
+
+    def loss_and_terms(
+        self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | Tensor | None = None
+    ) -> LossAndTerms:
+        """Return the part in the loss of the rows x (B / N, *D), and their terms."""
+        with WholeBatchNoise(self.share):
+            loss, terms = self.elbo.loss_and_terms(model, guide, x, beta)
+        return LossAndTerms(self.share.weight * loss, terms)
+
+
+class WholeBatchNoise(TorchDispatchMode):
+    """Draw normal noise of shape (..., B / N, L) as the rows of noise of shape (..., B, L).
+
+    Args:
+        share: which rows.
+
+    Raises:
+        InputError: (inside the block) other random numbers are drawn, whose rows are not known.
+    """
+
+    lets_products_pass = True  # for `core.torch_private.is_observed`: this mode does not change matrix products
+
+    def __init__(self, share: Share) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.share = share
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.normal_.default and len(args) == 1 and not kwargs:
+            return args[0].copy_(self._rows_of_noise(args[0]))
+        if func is torch.ops.aten.normal.Tensor_Tensor and not kwargs:
+            mean, std = args
+            return self._rows_of_noise(mean) * std + mean
+        raise InputError(f"several processes cannot draw by {func}: train it in one process")
+
+    def _rows_of_noise(self, like: Tensor) -> Tensor:
+        share = self.share
+        if like.dim() < 2 or like.shape[-2] != share.stop - share.start:
+            raise InputError(f"several processes cannot share noise of shape {tuple(like.shape)}: train it in one")
+        whole = like.new_empty((*like.shape[:-2], share.total, like.shape[-1])).normal_()
+        return whole[..., share.rows, :]

@@ -47,7 +47,7 @@ class Console:
         if config.compile == "inductor":
             self.print("the first step is compiled, if it was not before: for some seconds, with flows a minute or so")
 
-    def epoch(self, run: Run, rows: Sequence[Metrics], skipped: int = 0) -> None:
+    def epoch(self, run: Run, rows: Sequence[Metrics]) -> None:
         """Print the metrics of one epoch.
 
         The loss is included where it differs from the negated bound (beta, importance weights).
@@ -55,7 +55,6 @@ class Console:
         Args:
             run: the run.
             rows: metrics of the training images, of the validation images if there are any, and of the test images.
-            skipped: number of steps skipped so far.
         """
         test = rows[-1]
         terms = f"distortion {test.distortion:.2f}, rate {test.rate:.2f}"
@@ -63,8 +62,8 @@ class Console:
             terms += f", loss {test.loss:.2f}"
         terms += run.bits(test)
         seconds, epochs = sum(row.seconds for row in rows), run.config.epochs
-        line = f"epoch {test.epoch:{len(str(epochs))}}/{epochs}  {'  '.join(map(str, rows))} ({terms})  {seconds:.1f} s"
-        self.print(f"{line}, {skipped} steps skipped so far" if skipped else line)
+        number = f"{test.epoch:{len(str(epochs))}}/{epochs}"
+        self.print(f"epoch {number}  {'  '.join(map(str, rows))} ({terms})  {seconds:.1f} s")
 
     def end(self, rows: Sequence[Metrics], epochs: int) -> None:
         """Print which epoch was the best on the validation images, if there are any, and why the training ended.

@@ -49,12 +49,10 @@ class Interruptions(contextlib.ExitStack):
 
     def __init__(self, at_once: bool = False) -> None:
         super().__init__()
-        self.received = 0
-        self.at_once = at_once
-        self._last = 0.0
+        self.at_once, self.received, self._last = at_once, 0, 0.0
 
     def __enter__(self) -> Interruptions:
-        self.enter_context(handled_by(self._note))
+        self.enter_context(handled_by(self._receive))
         return self
 
     @property
@@ -62,8 +60,8 @@ class Interruptions(contextlib.ExitStack):
         """The exit status after this signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
         return 128 + (self.received or signal.SIGINT)
 
-    def stop_if_asked(self) -> None:
-        """Raise the error of a signal that was received, if any; call it where everything is saved.
+    def raise_if_received(self) -> None:
+        """Raise the error of a signal that was received, if any; to be called where everything is saved.
 
         Raises:
             InterruptedTrainingError: a signal was received.
@@ -71,7 +69,7 @@ class Interruptions(contextlib.ExitStack):
         if self.received:
             raise InterruptedTrainingError("", self.status)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.received and now - self._last < _MIN_INTERVAL:
             return

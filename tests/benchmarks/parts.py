@@ -218,7 +218,7 @@ with seeded(0, torch.device("cpu")), pyro.get_param_store().scope():
     data = Dataset("a million", train, train[:10_000])
     data.record()
     training = Trainer(config, data, torch.device("cpu"))
-    training.train_epoch(), training.test()
+    training.train_epoch(), training.evaluate()
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
 """
 

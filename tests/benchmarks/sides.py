@@ -364,13 +364,13 @@ def ours(elbo: str, compile: str = "none", precision: str = "fp32") -> Callable[
         device = torch.device("cpu")
         with seeded(0, device), pyro.get_param_store().scope():
             training = Trainer(config, Dataset("benchmark", task.train, task.test), device)
-            training.stepper.step(torch.arange(task.batch_size), 1.0, config.lr)
+            training.train_step(torch.arange(task.batch_size))
             yield "step", None
             for _ in range(task.epochs):
                 training.train_epoch()
                 yield "epoch", None
                 if task.tests:
-                    yield "elbo", training.test().elbo
+                    yield "elbo", training.evaluate().elbo
                 training.end_epoch()
 
     return run

@@ -347,7 +347,7 @@ def _ours(name: str, engine: str) -> Callable[[Task], Events]:
         images = (task.train >= 128).to(torch.uint8) * 255
         with seeded(0, device), pyro.get_param_store().scope():
             training = Trainer(config, Dataset("benchmark", images, images[:2]), device)
-            training.stepper.step(torch.arange(config.batch_size), 1.0, config.lr)
+            training.train_step(torch.arange(config.batch_size))
             yield "step", None
             for _ in range(task.epochs):
                 loss = training.train_epoch().loss

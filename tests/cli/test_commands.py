@@ -15,7 +15,6 @@ from PIL import Image
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import pvae
-from pvae.cli import seeds
 from pvae.cli.compare import main as compare
 from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
@@ -160,7 +159,7 @@ def test_a_result_that_cannot_be_written_is_named(run, tmp_path, capsys, monkeyp
 
 @pytest.mark.parametrize("name", ["table.csv", "table.md"])
 def test_the_table_of_seeds_replaces_no_other_file(tmp_path, capsys, name, monkeypatch):
-    monkeypatch.setattr(seeds, "_train", lambda *_: pytest.fail("it was trained for nothing"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("it was trained for nothing"))
     (tmp_path / "many" / "seed-0").mkdir(parents=True)
     (tmp_path / "many" / name).write_text("mine")
     arguments = ["--seeds", "0:2", "--dataset", "mnist-5k", "--out", tmp_path / "many"]

@@ -7,11 +7,10 @@ import signal
 import time
 
 import pytest
-import torch
 from helpers.processes import Group
+from helpers.runs import assert_same
 
 import pvae
-from pvae.cli import seeds
 from pvae.cli.draw import main as draw
 from pvae.cli.seeds import check_seeds
 from pvae.cli.train import _without_seeds, main
@@ -62,26 +61,6 @@ def test_refusals(arguments, says, capsys, tmp_path, monkeypatch):
     assert [one.name for one in tmp_path.iterdir()] == ["full"]
 
 
-def test_the_other_seeds_go_on_and_a_reason_that_all_share_is_printed_once(capsys, tmp_path, monkeypatch):
-    """By processes that train nothing."""
-    monkeypatch.chdir(tmp_path)
-    started = []
-
-    def train(_, seed, arguments):
-        started.append(seed)
-        return "it failed" if seed != kept else ""
-
-    monkeypatch.setattr(seeds._Processes, "train", train)
-    for kept in (1, 2):
-        commands = {seed: [] for seed in (0, 1, 2)}
-        assert seeds._train(commands, tmp_path, 3, 1, True) == {seed: "it failed" for seed in (0, 1, 2) if seed != kept}
-    assert started == [0, 1, 2, 0, 1, 2]
-    kept = None
-    assert main(["--seeds", "0:2", "--out", "new/many", "--quiet"]) == 2
-    assert capsys.readouterr().err == "pvae.train: it failed (all of the 2 seeds)\n"
-    assert not list(tmp_path.iterdir())
-
-
 def test_seeds_are_runs_of_their_own_and_end_in_a_table(capsys, tmp_path, monkeypatch):
     """Interrupted, continued by the same command, then repeated: same weights as single runs, same table as draw."""
     monkeypatch.chdir(tmp_path)
@@ -96,12 +75,10 @@ def test_seeds_are_runs_of_their_own_and_end_in_a_table(capsys, tmp_path, monkey
     assert group.err.count("\n") == 1
     assert 0 < Run.open("many/seed-0").read_checkpoint().counts.epoch < 20
 
-    assert main(["--resume", "many/seed-0", "--quiet"]) == 0
-    capsys.readouterr()
     assert main(command) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    assert "1 seed, beside 1 that are finished," in printed.out
+    assert "seed 3  epoch 20/20" in printed.out
     assert "| 2 | 20 |" in printed.out
     before = [(tmp_path / "many" / f"seed-{seed}" / "config.json").read_bytes() for seed in (0, 3)]
     assert main([*command, "--quiet"]) == 0
@@ -112,18 +89,21 @@ def test_seeds_are_runs_of_their_own_and_end_in_a_table(capsys, tmp_path, monkey
     assert draw(["many"]) == 0
     assert (tmp_path / "many" / "table.md").read_text() == table
     assert main([*SMALL, "--epochs", "20", "--seed", "3", "--out", "alone", "--quiet"]) == 0
-    ours, theirs = (pvae.load(path).state_dict() for path in ("many/seed-3", "alone"))
     if os.cpu_count() <= 3:  # as many threads
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    capsys.readouterr()
-    assert main([*command, "--lr", "0.5"]) == 2
-    assert "many/seed-0 was trained with --lr 0.001, and --lr 0.5 is given: name another" in capsys.readouterr().err
-    assert main([*command, "--epochs", "40"]) == 2
-    error = capsys.readouterr().err
-    assert "or train each seed on first: python -m pvae.train --resume many/seed-0 --epochs 40" in error
+        assert_same(*(pvae.load(path).state_dict() for path in ("many/seed-3", "alone")))
+
+
+def test_runs_of_other_options_are_refused_and_more_epochs_resume(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = [*SMALL, "--seeds", "0", "--out", "many", "--quiet"]
+    assert main([*SMALL, "--epochs", "1", "--seed", "0", "--out", "many/seed-0", "--quiet"]) == 0
+    assert main([*command, "--epochs", "1", "--lr", "0.5"]) == 2
+    assert "seed-0 was trained with --lr 0.001, and --lr 0.5 is given" in capsys.readouterr().err
+    assert main([*command, "--epochs", "2"]) == 0
+    assert [session["from_epoch"] for session in Run.open("many/seed-0").sessions] == [0, 1]
     (tmp_path / "many" / "seed-0").rename(tmp_path / "many" / "seed-4")
-    assert main([*command, "--seeds", "3,4"]) == 2
-    assert "many/seed-4 was trained with --seed 0, and --seed 4 is given" in capsys.readouterr().err
+    assert main([*command, "--epochs", "2", "--seeds", "4"]) == 2
+    assert "--seed 0, and --seed 4 is given" in capsys.readouterr().err
 
 
 def test_a_seed_that_fails_is_named_and_the_table_has_the_others(capsys, tmp_path, monkeypatch):

@@ -6,11 +6,9 @@ import dataclasses
 import io
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -79,7 +77,17 @@ def refuse(capsys, tmp_path, *arguments):
         (["--device", "cuda:99"], "--device cpu"),
         (["--resume", "nowhere"], "nowhere is not a run folder"),
         (["--no-such-option"], "--help"),
-        (["--epoch", "1"], "did you mean --epochs?"),
+        (["--epochss", "1"], "did you mean --epochs?"),
+        (["--epoch", "1"], "give --epochs"),
+        (["--encoder", "conv"], "give --network"),
+        (["--conditional"], "conditional VAEs do not exist here yet"),
+        (["--labels", "y.csv"], "conditional VAEs do not exist here yet"),
+        (["--learning-rate", "1"], "give --lr"),
+        (["--lr-schedule=cosine"], "give --schedule"),
+        (["--batchsize", "8"], "give --batch-size"),
+        (["--kl-weight", "2"], "give --beta"),
+        (["--gpu"], "give --device"),
+        (["--on-nan", "skip"], "was removed"),
         (["--post", "iaf"], "did you mean --posterior?"),
         (["stray"], "--help"),
         (["--hidden", "1000000000"], "do not fit into memory"),
@@ -244,14 +252,13 @@ def test_binary_pixels_are_not_called_pseudo(few, capsys, tmp_path):
     assert "pseudo" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("shell", ["{} | head -n 1", "{} > /dev/full", "{} >&- 2>&-"])
-def test_training_survives_a_closed_standard_output(tmp_path, shell):
-    """A closed pipe, no standard output, a full device: the training still finishes."""
+@pytest.mark.parametrize(("shell", "status"), [("{} | head -n 1", 0), ("{} > /dev/full", 1), ("{} >&- 2>&-", 0)])
+def test_training_survives_a_closed_standard_output(tmp_path, shell, status):
+    """A closed pipe, a full device, no standard output: the training still finishes, and lost lines are reported."""
     options = "--dataset mnist-5k --epochs 1 --batch-size 1000 --out run"
     command = shell.format(f"{sys.executable} -m pvae.train {options}")
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+    assert (done.returncode, done.stderr.count("\n")) == (status, status), done.stderr
     assert (tmp_path / "run" / "figures" / "losses.png").exists()
 
 
@@ -286,35 +293,6 @@ def test_help_teaches():
     for option in ("--elbo", "--binarize", "--resume", "--particles", "--offline"):
         assert option in done.stdout
     assert " torch" not in done.stderr, "torch is imported before the arguments are read"
-
-
-def test_ctrl_c(tmp_path):
-    """A real Ctrl-C in a real process: within a second, exit status 130, a run that can be resumed."""
-    command = [sys.executable, "-m", "pvae.train", "--dataset", "mnist-5k", "--epochs", "100000", "--out", "run"]
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    for line in process.stdout:
-        if line.startswith("epoch "):
-            break
-    process.send_signal(signal.SIGINT)
-    started = time.monotonic()
-    _, errors = process.communicate(timeout=30)
-    seconds = time.monotonic() - started
-    assert process.returncode == 130
-    assert errors.count("\n") == 1
-    assert re.search(
-        r"run contains the training up to epoch \d+( and step \d+)?; go on with: python -m pvae.train --resume run",
-        errors,
-    )
-    assert pvae.load(tmp_path / "run") is not None
-    # The documentation promises one second; the bound is loose because the machine may be busy.
-    assert seconds < 10
 
 
 @pytest.mark.parametrize("given", [[], ["--seeds", "0:2", "--out", "runs"]])

@@ -17,8 +17,7 @@ from pvae.core import torch_private
 from pvae.models import onednn as onednn_module
 from pvae.models.networks import mlp
 from pvae.models.onednn import Linear
-from pvae.training.parallel import Share
-from pvae.training.shared_elbo import WholeBatchNoise
+from pvae.training.parallel import Share, WholeBatchNoise
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 

@@ -61,7 +61,6 @@ def configs(draw):
         "seed": draw(st.integers(0, 2**63 - 1)),
         "schedule": draw(st.sampled_from(OPTIONS["schedule"].choices)),
         "clip_norm": draw(st.sampled_from((0.0, 0.5, 100.0))),
-        "on_nan": draw(st.sampled_from(OPTIONS["on_nan"].choices)),
         "epochs": 1,
     }
     if given["likelihood"] == "normal-linear":
@@ -115,7 +114,6 @@ def any_configuration(accepted, given, channels, seed):
         assert again.config == config
         assert again.data == data.record()
         assert checkpoint.counts.step == math.ceil(NUM_TRAIN / config.batch_size)
-        assert checkpoint.counts.skipped == 0, "a step had gradients that were not finite"
         for name, tensor in pvae.load(run.path).state_dict().items():
             assert torch.equal(tensor, checkpoint.vae[name]), name
             assert tensor.isfinite().all(), name

@@ -34,11 +34,11 @@ from pvae.training.fit import fit, resume
 
 SMALL = Config(hidden=(16,), latent_dim=3, batch_size=50, epochs=4)
 VARIANTS = {
-    "trace": (SMALL, 0),
-    "analytic": (SMALL.replace(elbo="analytic", warm_up=2, binarize="dynamic"), 1),
-    "graph": (SMALL.replace(particles=3, binarize="dynamic", warm_up=3, compile="graph"), 2),
-    "handwritten-clipped": (SMALL.replace(elbo="handwritten", beta=0.5, clip_norm=5.0, schedule="cosine"), 1),
-    "dreg-graph": (SMALL.replace(elbo="dreg", particles=2, binarize="dynamic", compile="graph"), 1),
+    "trace": SMALL,
+    "analytic": SMALL.replace(elbo="analytic", warm_up=2, binarize="dynamic"),
+    "graph": SMALL.replace(particles=3, binarize="dynamic", warm_up=3, compile="graph"),
+    "handwritten-clipped": SMALL.replace(elbo="handwritten", beta=0.5, clip_norm=5.0, schedule="cosine"),
+    "dreg-graph": SMALL.replace(elbo="dreg", particles=2, binarize="dynamic", compile="graph"),
 }
 PHASES = ["start", "begin", "train", "test", "write", "append", "figures", "other"]
 FILE_EVENTS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir"}
@@ -61,7 +61,7 @@ def phased(phase, place, name, kind):
 def note_phases(phase):
     phased(phase, Run, "begin_session", "begin")
     phased(phase, pvae.training.trainer.Trainer, "train_epoch", "train")
-    phased(phase, pvae.training.trainer.Trainer, "test", "test")
+    phased(phase, pvae.training.trainer.Trainer, "evaluate", "test")
     phased(phase, pvae.runs.run, "write_whole", "write")
     phased(phase, pvae.runs.run, "append", "append")
     phased(phase, pvae.runs.tensorboard, "append", "append")
@@ -100,7 +100,6 @@ class Killer:
 
     def run(self, path, variant, delay=None, number=None):
         """Train, or go on, in a fork that dies after a delay or at a file event; return whether it came to its end."""
-        config, every = VARIANTS[variant]
         self.shared[:2] = bytes(2)
         child = os.fork()
         if child == 0:
@@ -109,9 +108,9 @@ class Killer:
                 if number is not None:
                     die_at_file_event(number, path)
                 if (path / "config.json").exists():
-                    resume(path, data=self.data, checkpoint_every=every)
+                    resume(path, data=self.data)
                 else:
-                    fit(config, data=self.data, out=path, checkpoint_every=every)
+                    fit(VARIANTS[variant], data=self.data, out=path)
                 os._exit(0)
             except BaseException:
                 traceback.print_exc()

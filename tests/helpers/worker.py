@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import json
 import math
 from dataclasses import asdict
@@ -12,19 +12,18 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer import SVI
-from torch import nn
 
 from pvae.compile.compiled_elbo import CompiledELBO
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
 from pvae.config.options import ELBOS
+from pvae.core.errors import TrainingError
 from pvae.core.random_state import seeded
 from pvae.data.preparation import Preparation
 from pvae.data.sources import load_dataset
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae
-from pvae.training.parallel import Share, World, joined
-from pvae.training.shared_elbo import SharedELBO
+from pvae.training.parallel import Share, SharedELBO, World, joined
 from pvae.training.trainer import Trainer
 
 CHAIN = Config(hidden=(8, 6), latent_dim=3, upper_latent_dims=(2,), upper_hidden=(5,))
@@ -58,29 +57,41 @@ def all_trained(world: World, steps: int) -> dict[str, torch.Tensor]:
     return {**found, "two layers": trained(world, "trace", "none", steps, CHAIN)}
 
 
-def skipping(world: World, spoiled_rank: int) -> dict[str, Any]:
-    """Train an epoch of which one process cannot compute a step, and one from a checkpoint in its middle."""
-    data, device, kept = load_dataset("mnist-5k"), torch.device("cpu"), []
-    config = Config(hidden=(16,), latent_dim=3, batch_size=500, on_nan="skip")
+class StopError(Exception):
+    """Raised by `on_step`."""
+
+
+def stopped_and_resumed(world: World) -> dict[str, Any]:
+    """Train an epoch, and once more from a checkpoint taken in its middle; then make one process fail."""
+    data, device = load_dataset("mnist-5k"), torch.device("cpu")
+    config = Config(hidden=(16,), latent_dim=3, batch_size=500)
+
+    def stop() -> None:
+        if training.step == 5:
+            raise StopError
+
     with seeded(0, device), pyro.get_param_store().scope():
         training = Trainer(config, data, device, world)
-
-        def spoil(_module: nn.Module, _given: Any, output: torch.Tensor) -> torch.Tensor | None:
-            is_now = training.vae.training and training.step == 3 and world.rank == spoiled_rank % world.size
-            return output * math.nan if is_now else None
-
-        def between() -> None:
-            if training.step == 5 and not kept:
-                kept.append(copy.deepcopy(training.checkpoint()))
-
-        training.vae.q_z.encoder[1].register_forward_hook(spoil)
-        whole = training.run_epoch(True, between)
-        after = {"skipped": training.skipped, "next": torch.randperm(5).tolist()}
+        whole = training.run_epoch()
+        after: dict[str, Any] = {"next": torch.randperm(5).tolist()}
         after["weights"] = sum(p.double().abs().sum() for p in training.vae.parameters()).item()
     with seeded(0, device), pyro.get_param_store().scope():
+        training = Trainer(config, data, device, world)
+        with contextlib.suppress(StopError):
+            training.run_epoch(on_step=stop)
+        kept = training.checkpoint()
+    with seeded(1, device), pyro.get_param_store().scope():
         again = Trainer(config, data, device, world)
-        again.restore(kept[0])
+        again.restore(kept)
         resumed = again.run_epoch()
+    with seeded(0, device), pyro.get_param_store().scope():
+        training = Trainer(config, data, device, world)
+        if world.rank == world.size - 1:
+            next(training.vae.q_z.parameters()).data.fill_(math.nan)
+        try:
+            training.run_epoch()
+        except TrainingError as error:
+            after["failed"] = str(error).partition(" (")[0]
     for name, rows in (("whole", whole), ("resumed", resumed)):
         after[name] = [{**asdict(row), "seconds": 0} for row in rows]
     return after
@@ -109,13 +120,7 @@ def main(what: str, path: Path, steps: int = 0) -> None:
             if world.is_first:
                 path.write_text(json.dumps(figures))
         else:
-            mine = skipping(world, 1)
-            others = [json.loads(text) for text in gathered(world, json.dumps(mine))]
+            texts = [""] * world.size
+            torch.distributed.all_gather_object(texts, json.dumps(stopped_and_resumed(world)))
             if world.is_first:
-                both = {name: [one[name] for one in others] for name in ("skipped", "next", "weights")}
-                path.write_text(json.dumps({**both, "whole": mine["whole"], "resumed": mine["resumed"]}))
-
-
-def gathered(world: World, text: str) -> list[str]:
-    world.store.set(f"text {world.rank}", text)
-    return [world.store.get(f"text {rank}").decode() for rank in range(world.size)]
+                path.write_text(f"[{', '.join(texts)}]")

@@ -23,7 +23,7 @@ from pvae.training.fit import fit, resume
 
 KILLING = Path(__file__).parent.parent / "helpers" / "killing.py"
 OPTIONS = "--dataset mnist-5k --epochs 3 --hidden 16 --latent-dim 3 --batch-size 250 --binarize dynamic --warm-up 2"
-COMMAND = [sys.executable, "-m", "pvae.train", *OPTIONS.split(), "--device", "cpu", "--checkpoint-every", "3"]
+COMMAND = [sys.executable, "-m", "pvae.train", *OPTIONS.split(), "--device", "cpu"]
 
 
 def killed(folder, kills, seed, *variants):
@@ -77,7 +77,7 @@ def started(folder, *more, command=COMMAND):
 def onward(folder, out):
     """Start the printed command or, if there is no config.json yet, the first command again."""
     if (folder / out / "config.json").exists():
-        return started(folder, "--resume", out, command=[*COMMAND[:3], *COMMAND[-2:]])
+        return started(folder, "--resume", out, command=COMMAND[:3])
     return started(folder, "--out", out)
 
 
@@ -150,8 +150,9 @@ def test_signals_at_random_times(tmp_path, whole, engine, monkeypatch):
     assert slowest < 2.2  # 2 s, and what a busy machine adds
 
 
-def test_a_signal_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
-    number = signal.SIGTERM
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_of_an_epoch(tmp_path, monkeypatch, number):
+    """A real signal to a real process: an exit status, one line, and a run that ends as an undisturbed one."""
     process = started(tmp_path, "--out", "run")
     while not process.stdout.readline().startswith("epoch "):
         pass

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: error messages, skipping, counting; and clipping of gradients."""
+"""Losses and gradients that are not finite: the training ends, and names the cause; and clipping of gradients."""
 
 from __future__ import annotations
 
@@ -7,182 +7,116 @@ import math
 import re
 import shutil
 import warnings
-from dataclasses import replace
 
 import pyro
 import pytest
 import torch
-from conftest import needs_inductor
+from helpers.own import NormalLikelihood, own_vae
 
+import pvae
 from pvae.cli.compare import main as compare
 from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
-from pvae.config.config import OPTIONS
 from pvae.core import records
-from pvae.core.errors import InputError, InterruptedTrainingError, NotFiniteError, TrainingError
+from pvae.core.errors import InputError, NotFiniteError, TrainingError
 from pvae.elbos.importance import IWAE
 from pvae.plotting.run_figures import histogram_figure
 from pvae.runs import data as data_module
-from pvae.runs import run as run_module
 from pvae.runs.checkpoint import to_bytes
 from pvae.runs.run import Run
-from pvae.training.fit import fit, resume
+from pvae.training.fit import fit
 from pvae.training.trainer import Trainer
 
 ENGINES = ["none", "graph"]
 
 
-def trained(config, data, spoil, epochs=1):
-    """Train in memory; `spoil` is given the training after its first epoch."""
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
+def trainer_of(config, data, vae=None):
+    with torch.random.fork_rng():
         torch.manual_seed(0)
-        training = Trainer(config.replace(epochs=epochs + 1), data, torch.device("cpu"))
-        training.run_epoch()
-        spoil(training)
-        for _ in range(epochs):
-            training.run_epoch()
-    return training
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_weight_of_nan_is_named_with_its_batch(few_digits, small_config, engine):
-    images = []
-
-    def spoil(training):
-        training.vae.p_x.decoder[2].weight.data[3, 1] = math.nan
-        step = training.stepper.step
-        training.stepper.step = lambda index, *given: images.extend(index[:3].tolist()) or step(index, *given)
-
-    with pytest.raises(TrainingError) as caught:
-        trained(small_config.replace(compile=engine), few_digits, spoil)
-    first = ", ".join(map(str, images))
-    assert f"at step 4 (batch 1 of epoch 2: training images {first}, ...)" in str(caught.value)
-    assert "p_x.decoder.2.weight is NaN or infinite already" in str(caught.value)
+        return Trainer(config, data, torch.device("cpu"), vae=vae)
 
 
 def state_of(training):
-    state = training.stepper.optimizer.state_dict()["state"]
+    state = training.optimizer.state_dict()["state"]
     return [p.detach().clone() for p in training.vae.parameters()] + [
         one[name].clone() for one in state.values() for name in ("step", "exp_avg", "exp_avg_sq")
     ]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("kind", ["gradient", "loss"])
-def test_error_names_the_tensor_and_changes_no_state(few_digits, small_config, engine, kind, monkeypatch):
-    """A gradient that is infinite while the loss is finite, and a loss of NaN whose gradients are all finite."""
-    held = []
-
-    def spoil(training):
-        held.extend([training, *state_of(training)])
-        if kind == "gradient":
-            spoil_gradient(training, monkeypatch)
-        else:
-            elbo = training.stepper._elbo
-            loss_of, nan = elbo.loss_of, torch.tensor(math.nan)
-            monkeypatch.setattr(elbo, "loss_of", lambda *given: loss_of(*given) + nan)
-
-    with warnings.catch_warnings():
+@pytest.mark.parametrize("kind", ["gradient", "loss", "weight"])
+def test_an_error_names_the_tensor_and_changes_no_state(few_digits, small_config, engine, kind):
+    """An infinite gradient of a finite loss, logits of NaN, and a weight of NaN."""
+    vae = own_vae()
+    layer, forward = vae.p_x[0], vae.p_x[0].forward
+    with torch.random.fork_rng(), pyro.get_param_store().scope(), warnings.catch_warnings():
         warnings.simplefilter("error")  # Pyro warns of a loss of NaN: a second message
+        training = trainer_of(small_config.replace(compile=engine, binarize="static"), few_digits, vae)
+        training.run_epoch()
+        if kind == "gradient":  # of the square root of 0
+            layer.forward = lambda z: forward(z) + (layer.bias - layer.bias.detach()).sqrt()
+        elif kind == "loss":
+            layer.forward = lambda z: forward(z) + math.nan
+        else:
+            layer.weight.data[0, 0] = math.nan
+        before = state_of(training)
         with pytest.raises(TrainingError) as caught:
-            trained(small_config.replace(compile=engine), few_digits, spoil)
-        if kind == "loss":
-            for measure in (held[0].test, held[0].dry_run):
-                with pyro.get_param_store().scope(), pytest.raises(TrainingError, match="the loss is nan"):
-                    measure()
-    training, *state = held
-    says = "the gradient of p_x.decoder.0.bias is NaN or infinite" if kind == "gradient" else "the loss is nan"
-    assert str(caught.value).startswith(f"{says}, at step 4 (batch 1 of epoch 2")
-    assert "already" not in str(caught.value)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(state, state_of(training)))
+            training.run_epoch()
+    says = {"gradient": "the gradient of p_x.0.bias is NaN", "loss": "NaN", "weight": "p_x.0.weight is NaN"}[kind]
+    assert says in str(caught.value)
+    assert "at step 4 (batch 1 of epoch 2): " in str(caught.value)
+    assert ("already" in str(caught.value)) == (kind == "weight")
+    after = state_of(training)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(before, after) if not ours.isnan().any())
     assert all(p.grad is None for p in training.vae.parameters())
 
 
-def spoil_gradient(training, monkeypatch):
-    """Add a 0 to the output of a layer whose derivative with respect to the bias is infinite."""
-    layer = training.vae.p_x.decoder[0]
-    forward = layer.forward
-    monkeypatch.setattr(layer, "forward", lambda z: forward(z) + (layer.bias - layer.bias.detach()).sqrt())
+class FailsForWhite(torch.nn.Flatten):
+    """Infinite for an image whose first pixel is white, as by a division by the distance from 1."""
+
+    def forward(self, x):
+        return super().forward(x) / (x[:, :, 0, 0] < 1)
 
 
-def calmly(training, monkeypatch):
-    """Return a tensor that makes the gradient of a bias infinite when it is set to 0, without an edit of the model."""
-    layer = training.vae.p_x.decoder[0]
-    calm = torch.ones((), device=layer.bias.device)
-    forward = layer.forward
-    monkeypatch.setattr(
-        layer, "forward", lambda z: forward(z) + (layer.bias - layer.bias.detach() + calm).sqrt() - calm
-    )
-    return calm
+def test_one_image_that_cannot_be_scored_is_named(few_digits, small_config):
+    images = few_digits.train.clone()
+    images[:, :, 0, 0] = 0
+    images[77, :, 0, 0] = 255
+    vae = own_vae()
+    vae.q_z[0] = FailsForWhite()
+    data = pvae.Dataset("one white", images, few_digits.test)
+    with pytest.raises(TrainingError, match=r": train image 77 alone of the (50|30) images of the batch"):
+        train_some(small_config.replace(binarize="static"), data, vae)
 
 
-@pytest.mark.parametrize("engine", [*ENGINES, pytest.param("inductor", marks=[needs_inductor, pytest.mark.slow])])
-def test_skipped_steps_are_counted_and_the_others_go_on(few_digits, small_config, engine, monkeypatch):
-    config = small_config.replace(on_nan="skip", max_skipped=3, compile=engine)
-
-    def spoil(training):
-        original, count, calm = training.stepper.step, iter(range(100)), calmly(training, monkeypatch)
-
-        def step(*given):
-            calm.fill_(float(next(count) != 1))
-            state = state_of(training)
-            try:
-                return original(*given)
-            finally:
-                is_as_before = [torch.equal(ours, theirs) for ours, theirs in zip(state, state_of(training))]
-                assert all(is_as_before) if calm == 0 else not any(is_as_before)
-
-        training.stepper.step = step
-
-    training = trained(config, few_digits, spoil)
-    assert (training.skipped, training.step) == (1, 6)
-    assert int(training.stepper.optimizer.state_dict()["state"][0]["step"]) == 5
-    assert all(p.isfinite().all() for p in training.vae.parameters())
+def train_some(config, data, vae):
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        trainer_of(config, data, vae).train_epoch()
 
 
-def test_training_ends_after_max_skipped_steps(few_digits, small_config, monkeypatch):
-    config = small_config.replace(on_nan="skip", max_skipped=4)
-    with pytest.raises(TrainingError, match=r"at step 10 \(batch 1 of epoch 4.*; 4 steps were skipped before"):
-        trained(config, few_digits, lambda training: spoil_some(training, monkeypatch), epochs=3)
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda vae: vae.p_x.log_scale.data.fill_(-50), r"scale of p\(x \| z\) is 1.9e-22, .*: give a fixed --scale"),
+        (lambda vae: vae.q_z[3].bias.data[2:].fill_(60), r"scale of q\(z \| x\) lies between .*: .*--lr.*--clip-norm"),
+        (lambda vae: vae.p_x[2].bias.data.fill_(1e25), "no single image is the cause: .*--lr.*--clip-norm"),
+    ],
+)
+def test_a_batch_that_diverged_is_explained_by_its_scales_or_its_steps(few_digits, small_config, spoil, says):
+    vae = own_vae(likelihood=NormalLikelihood)
+    spoil(vae)
+    with pytest.raises(TrainingError, match=says):
+        train_some(small_config, few_digits, vae)
 
 
-def spoil_some(training, monkeypatch):
-    """Spoil two of the three steps of each epoch."""
-    original = training.stepper.step
-
-    def step(*given):
-        with monkeypatch.context() as patch:
-            if training.step % 3 != 0:
-                spoil_gradient(training, patch)
-            return original(*given)
-
-    training.stepper.step = step
-
-
-def test_the_count_is_printed_and_survives_a_resumption(tmp_path, few_digits, small_config, monkeypatch, capsys):
-    """Interrupted in the second epoch and resumed: the same metrics as without the interruption."""
-    config = small_config.replace(on_nan="skip", max_skipped=9)
-    original = Trainer._step
-    interrupted_at = 4
-
-    def step(self, index):
-        if self.step == interrupted_at:
-            raise KeyboardInterrupt
-        with monkeypatch.context() as patch:
-            if self.step % 3 == 0:
-                spoil_gradient(self, patch)
-            return original(self, index)
-
-    monkeypatch.setattr(Trainer, "_step", step)
-    with pytest.raises(InterruptedTrainingError):
-        fit(config, data=few_digits, out=tmp_path / "run", checkpoint_every=1, quiet=False)
-    interrupted_at = -1
-    run = resume(tmp_path / "run", data=few_digits, quiet=False)
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
-    assert [line.rpartition(", ")[2] for line in lines] == ["1 steps skipped so far", "2 steps skipped so far"]
-    assert Run.open(run.path).read_checkpoint().counts.skipped == 2
-    whole = fit(config, data=few_digits, out=tmp_path / "whole")
-    assert [(row.elbo, row.loss) for row in run.metrics()] == [(row.elbo, row.loss) for row in whole.metrics()]
+def test_a_learning_rate_that_is_too_large_ends_in_advice(tmp_path, few_digits, small_config, recwarn):
+    with pytest.raises(
+        TrainingError, match=r"at step \d+ \(batch .*--lr.*contains the training up to epoch 0"
+    ) as caught:
+        fit(small_config.replace(lr=1e12), data=few_digits, out=tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert Run.open(tmp_path / "run").metrics() == []
+    assert not [w for w in recwarn if "NaN" in str(w.message)]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -190,14 +124,14 @@ def test_the_count_is_printed_and_survives_a_resumption(tmp_path, few_digits, sm
 def test_gradients_are_clipped_as_torch_clips_them(few_digits, small_config, engine, clip_norm):
     def one_step(config, by_torch):
         with torch.random.fork_rng(), pyro.get_param_store().scope():
+            training = trainer_of(config, few_digits)
             torch.manual_seed(0)
-            training = Trainer(config, few_digits, torch.device("cpu"))
             if by_torch:
-                training.stepper.optimizer.register_step_pre_hook(
+                training.optimizer.register_step_pre_hook(
                     lambda *_: norms.append(torch.nn.utils.clip_grad_norm_(training.vae.parameters(), clip_norm).item())
                 )
             for _ in range(2):
-                training.stepper.step(torch.arange(50), 1.0, config.lr)
+                training.train_step(torch.arange(50))
             return state_of(training)
 
     norms = []
@@ -209,84 +143,43 @@ def test_gradients_are_clipped_as_torch_clips_them(few_digits, small_config, eng
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs))
 
 
-def test_the_loss_of_an_epoch_is_the_mean_over_the_images_that_were_stepped_on(few_digits, small_config, monkeypatch):
-    config, losses = small_config.replace(on_nan="skip", max_skipped=3), []
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
-        torch.manual_seed(0)
-        training = Trainer(config, few_digits, torch.device("cpu"))
-        original = training.stepper.step
-
-        def step(index, *given):
-            if training.step == 2:
-                raise NotFiniteError("spoiled")
-            loss, terms = original(index, *given)
-            losses.append(loss * len(index))
-            return loss, terms
-
-        training.stepper.step = step
-        row = training.train_epoch()
-    assert training.skipped == 1
-    assert row.loss == pytest.approx(sum(losses) / (130 - 50), rel=1e-12)
-    assert row.loss == pytest.approx(row.distortion + row.rate, rel=1e-5)
-
-
 def strictly(text):
     """Read JSON without NaN and Infinity, as the standard says."""
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-@pytest.mark.parametrize("on_nan", OPTIONS["on_nan"].choices)
-@pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("value", [math.inf, math.nan])
-def test_a_figure_that_is_not_finite_ends_the_training(
-    tmp_path, few_digits, small_config, monkeypatch, no_pictures, on_nan, split, value
+def test_a_metric_that_is_not_finite_ends_the_training(
+    tmp_path, few_digits, small_config, monkeypatch, no_pictures, value
 ):
     """The importance-weighted loss is finite if one draw has weight 0, and the rate is not."""
-    epoch, is_test, rate, test = 0, False, IWAE.rate, Trainer.test
-
-    def spoiled(self, draws):
-        return rate(self, draws) + (value if epoch == 2 and is_test == (split == "test") else 0.0)
-
-    def tested(self, between):
-        nonlocal is_test
-        is_test = True
-        try:
-            return test(self, between)
-        finally:
-            is_test = False
-
-    def begun(self, *given):
-        nonlocal epoch
-        epoch += 1
-        return train_epoch(self, *given)
-
-    train_epoch = Trainer.train_epoch
-    monkeypatch.setattr(IWAE, "rate", spoiled)
-    monkeypatch.setattr(Trainer, "test", tested)
-    monkeypatch.setattr(Trainer, "train_epoch", begun)
-    config = small_config.replace(elbo="iwae", particles=2, epochs=3, on_nan=on_nan)
+    rate, rows = IWAE.rate, []
+    monkeypatch.setattr(IWAE, "rate", lambda self, draws: rate(self, draws) + (value if len(rows) == 2 else 0.0))
+    config = small_config.replace(elbo="iwae", particles=2, epochs=3)
     with pytest.raises(TrainingError, match=r"elbo is .*contains the training up to epoch 1"):
-        fit(config, data=few_digits, out=tmp_path / "run")
-    rows = [strictly(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["epoch"], row["split"]) for row in rows] == [(1, "train"), (1, "test")]
-    strictly((tmp_path / "run" / "config.json").read_text())
+        fit(config, data=few_digits, out=tmp_path / "run", on_epoch=lambda run, row: rows.append(row))
+    written = [strictly(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["epoch"], row["split"]) for row in written] == [(1, "train"), (1, "test")]
 
 
 def test_json_is_strict():
-    assert strictly(records.to_json({"a": [1.5, None, "NaN"], "b": {"c": True}})) == {
-        "a": [1.5, None, "NaN"],
-        "b": {"c": True},
-    }
+    assert strictly(records.to_json({"a": [1.5, None, "NaN"]})) == {"a": [1.5, None, "NaN"]}
     for value in (math.nan, math.inf, -math.inf):
         with pytest.raises(NotFiniteError, match=rf"b\.1\.c is {value}"):
             records.to_json({"a": 1.0, "b": [{"c": 0.0}, {"c": value}]})
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, few_digits):
+    config = pvae.Config(hidden=(16,), latent_dim=8, batch_size=50, epochs=1)
+    return fit(config, data=few_digits, out=tmp_path_factory.mktemp("trained") / "run").path
+
+
 @pytest.fixture
-def run(tmp_path, few_digits, small_config, monkeypatch, no_pictures):
+def run(tmp_path, trained, few_digits, monkeypatch):
     """A run whose data set can be loaded."""
     monkeypatch.setattr(data_module, "load_again", lambda *_: few_digits)
-    return fit(small_config.replace(epochs=1, latent_dim=8), data=few_digits, out=tmp_path / "run")
+    return Run.open(shutil.copytree(trained, tmp_path / "run"))
 
 
 COMMANDS = {
@@ -313,13 +206,12 @@ def refused(command, run, capsys):
     return line
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, 1e20])
-@pytest.mark.parametrize("name", ["q_z.encoder.1.weight", "p_x.decoder.2.bias"])
-def test_error_names_the_weights_that_are_not_finite(run, capsys, name, value):
-    spoil_weights(run, name, 0, value)
+@pytest.mark.parametrize("value", [math.nan, 1e20])
+def test_commands_name_the_weights_that_are_not_finite(run, capsys, value):
+    spoil_weights(run, "p_x.decoder.2.bias", 0, value)
     for command in COMMANDS:
-        assert f" {name} " in refused(command, run, capsys)
-    with pytest.raises(InputError, match=name):
+        assert " p_x.decoder.2.bias " in refused(command, run, capsys)
+    with pytest.raises(InputError, match=r"p_x\.decoder\.2\.bias"):
         run.vae()
 
 
@@ -343,13 +235,10 @@ def test_a_run_that_diverged_is_left_out_of_a_sheet(run, tmp_path, capsys):
 
 def test_a_run_with_an_infinite_metric_is_read(run, capsys, tmp_path):
     """Earlier versions recorded it."""
-    checkpoint, rows = run.read_checkpoint(), (run.path / "metrics.jsonl").read_text()
+    rows = (run.path / "metrics.jsonl").read_text()
     elbo = json.loads(rows.splitlines()[-1])["elbo"]
     rows = rows.replace(f'"elbo": {elbo}', '"elbo": -Infinity').encode()
-    assert b"-Infinity" in rows
     (run.path / "metrics.jsonl").write_bytes(rows)
-    checkpoint = replace(checkpoint, rows=run_module._rows_of(rows))
-    (run.path / "checkpoint.safetensors").write_bytes(to_bytes(checkpoint))
     for command, options in COMMANDS.items():
         assert command([str(run.path), *options, "--out", str(tmp_path / command.__module__)]) == 0
     assert capsys.readouterr().err == ""

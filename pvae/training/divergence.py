@@ -1,0 +1,77 @@
+"""Why a loss or a gradient is NaN or infinite, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pvae.core.errors import listed
+from pvae.vae import VAE
+
+__all__ = ["cause_of"]
+
+_SMALLER_STEPS = "train anew with a smaller --lr, or with --clip-norm 100"
+_LEAST_SCALE, _GREATEST_SCALE = 1e-4, 1e6  # pixels are in [0, 1], at distances of 1/255 = 0.004
+_OUTLIER = 1000.0  # an image whose loss is so many times the median of its batch
+
+
+@torch.no_grad()
+def cause_of(vae: VAE, x: Tensor, names: Sequence[str]) -> str:
+    """Return why the loss or the gradient of a batch is not finite, and what to do, as one clause.
+
+    The causes, in the order in which they are looked for: parameters that are not finite; a few images of the batch,
+    found by computing the loss of one image at a time in eval mode; a scale of p(x | z), q(z | x) or p(z) close to 0 or
+    very large; and otherwise steps that are too large.
+
+    Args:
+        vae: at the parameters before the step.
+        x: the batch, (B, *D).
+        names: of each image, for the message.
+    """
+    broken = [name for name, value in vae.named_parameters() if not value.isfinite().all()]
+    if broken:
+        return f"{listed(broken)} {'is' if len(broken) == 1 else 'are'} NaN or infinite already: {_SMALLER_STEPS}"
+    vae.eval()
+    with pyro.validation_enabled(False):  # a scale of 0 is a cause to name, and not an error
+        parts = [_loss_and_scales(vae, one) for one in x.split(1)]
+    losses = torch.tensor([abs(loss) for loss, _ in parts])
+    outliers = ~(losses <= _OUTLIER * losses[losses.isfinite()].median()) if losses.isfinite().any() else losses == 0
+    if 0 < outliers.sum() <= len(x) // 2:
+        found = [name for name, is_one in zip(names, outliers) if is_one]
+        return f"{listed(found)} alone of the {len(x)} images of the batch: look at it, and leave it out"
+    for name, role in (("p_x", "p(x | z)"), ("q_z", "q(z | x)"), ("p_z", "p(z)")):
+        scales = [scale for _, of in parts for scale in of.get(name, ())]
+        if scales and min(scales) < _LEAST_SCALE and name == "p_x":
+            return (
+                f"the scale of {role} is {min(scales):.1e}, since the images are reproduced almost exactly, and a "
+                "density then has no limit: give a fixed --scale, or --likelihood discretized-logistic"
+            )
+        if scales and not (min(scales) > 1e-30 and max(scales) < _GREATEST_SCALE):
+            return f"the scale of {role} lies between {min(scales):.1e} and {max(scales):.1e}: {_SMALLER_STEPS}"
+    return f"no single image is the cause: {_SMALLER_STEPS}"
+
+
+def _loss_and_scales(vae: VAE, x: Tensor) -> tuple[float, dict[str, tuple[float, float]]]:
+    """Return -ELBO of one image, or NaN, and the least and the greatest scale of each distribution that has one."""
+    scales: dict[str, tuple[float, float]] = {}
+
+    def noted(name: str, distribution: Any) -> Any:
+        base = distribution
+        while hasattr(base, "base_dist"):
+            base = base.base_dist
+        if isinstance(scale := getattr(base, "scale", None), Tensor):
+            scales[name] = scale.min().item(), scale.max().item()
+        return distribution
+
+    try:
+        prior, posterior = noted("p_z", vae.prior()), noted("q_z", vae.posterior(x))
+        z = posterior.sample()
+        log_p_x = noted("p_x", vae.likelihood(z)).log_prob(x)
+        rate = posterior.log_prob(z) - prior.log_prob(z) if vae.has_density else 0.0
+        return (rate - log_p_x).sum().item(), scales
+    except (ValueError, RuntimeError):  # a distribution refuses a parameter that is NaN
+        return float("nan"), scales
