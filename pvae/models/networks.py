@@ -114,7 +114,9 @@ def conv_encoder(
     layers: list[nn.Module] = [_ChannelsLast()]
     for before, after in pairwise((image_shape[0], *channels)):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), *_activation(batch_norm, nn.BatchNorm2d, after)]
-    return nn.Sequential(*layers, nn.Flatten(), Linear(math.prod(_sizes(image_shape, channels)[-1]), num_outputs))
+    return nn.Sequential(
+        *layers, nn.Flatten(), Linear(math.prod(_shapes(image_shape, channels, round_up=True)[-1]), num_outputs)
+    )
 
 
 def conv_decoder(
@@ -131,7 +133,7 @@ def conv_decoder(
     Returns:
         A module that maps (..., L) to (..., C, H, W).
     """
-    *sizes, bottom = _sizes(image_shape, channels)
+    *sizes, bottom = _shapes(image_shape, channels, round_up=True)
     layers: list[nn.Module] = [Linear(latent_dim, math.prod(bottom))]
     if batch_norm:
         layers += _activation(batch_norm, nn.BatchNorm1d, math.prod(bottom))
@@ -162,7 +164,7 @@ def groupnorm_encoder(image_shape: Sequence[int], channels: Sequence[int], num_o
     layers: list[nn.Module] = [_ChannelsLast()]
     for before, after in pairwise((image_shape[0], *channels)):
         layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), *_group_norm(after)]
-    bottom = _halves(image_shape, channels)[-1]
+    bottom = _shapes(image_shape, channels)[-1]
     return nn.Sequential(*layers, nn.Flatten(), Linear(math.prod(bottom), num_outputs))
 
 
@@ -180,7 +182,7 @@ def groupnorm_decoder(latent_dim: int, channels: Sequence[int], image_shape: Seq
     Raises:
         InputError: a side is too small.
     """
-    *shapes, bottom = _halves(image_shape, channels)
+    *shapes, bottom = _shapes(image_shape, channels)
     layers: list[nn.Module] = [Linear(latent_dim, math.prod(bottom)), nn.Unflatten(-1, bottom), _ChannelsLast()]
     for (before, *_), (after, height, width) in pairwise((bottom, *reversed(shapes))):
         rest = (height % 2, width % 2)
@@ -193,11 +195,17 @@ def _group_norm(channels: int) -> list[nn.Module]:
     return [nn.GroupNorm(max(1, math.gcd(channels, 32) // 4), channels), nn.SiLU()]
 
 
-def _halves(image_shape: Sequence[int], channels: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Return the shapes (C, H, W) of the image and after each layer, with halves rounded down."""
+def _shapes(
+    image_shape: Sequence[int], channels: Sequence[int], *, round_up: bool = False
+) -> list[tuple[int, int, int]]:
+    """Return the shapes (C, H, W) of the image and after each convolution, which halves the sides.
+
+    Raises:
+        InputError: a side becomes 0.
+    """
     shapes = [(image_shape[0], image_shape[1], image_shape[2])]
     for after in channels:
-        shapes.append((after, shapes[-1][1] // 2, shapes[-1][2] // 2))
+        shapes.append((after, (shapes[-1][1] + round_up) // 2, (shapes[-1][2] + round_up) // 2))
     if min(shapes[-1]) < 1:
         raise InputError(
             f"--hidden gives {len(channels)} convolutions, each of which halves the image, and {image_shape[1]} x "
@@ -226,14 +234,6 @@ class _FlatBatch(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         outputs = self.network(z.reshape(-1, z.shape[-1]))
         return outputs.reshape(*z.shape[:-1], *outputs.shape[1:])
-
-
-def _sizes(image_shape: Sequence[int], channels: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Return the shapes (C, H, W) of the image and after each convolution of the encoder."""
-    sizes = [(image_shape[0], image_shape[1], image_shape[2])]
-    for after in channels:
-        sizes.append((after, (sizes[-1][1] + 1) // 2, (sizes[-1][2] + 1) // 2))
-    return sizes
 
 
 def _activation(batch_norm: bool, norm: Callable[[int], nn.Module], width: int) -> list[nn.Module]:

@@ -208,6 +208,7 @@ def test_every_system_trains(tmp_path, few_digits, name):
         assert test.rate == 0
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_renyi_objective_above_the_elbo_is_not_reported_as_elbo(tmp_path, few_digits, small_config):
     """For alpha < 0 the objective is above the importance-weighted bound of the same draws, and so above the ELBO."""
     losses = {}
@@ -220,9 +221,9 @@ def test_a_renyi_objective_above_the_elbo_is_not_reported_as_elbo(tmp_path, few_
 
 
 @pytest.mark.parametrize("elbo", ["trace", "analytic", "handwritten"])
-@pytest.mark.parametrize(("warm_up", "free_bits"), [(2, 0.0), (0, 0.3), (2, 0.3)])
-def test_loss_options_do_not_change_the_reported_elbo(tmp_path, few_digits, small_config, elbo, warm_up, free_bits):
-    config = small_config.replace(elbo=elbo, warm_up=warm_up, free_bits=free_bits, epochs=3)
+@pytest.mark.usefixtures("no_pictures")
+def test_loss_options_do_not_change_the_reported_elbo(tmp_path, few_digits, small_config, elbo):
+    config = small_config.replace(elbo=elbo, warm_up=2, free_bits=0.3, epochs=3)
     run = fit(config, data=few_digits, out=tmp_path / "run")
     for row in run.metrics():
         assert row.elbo == pytest.approx(-row.distortion - row.rate, rel=1e-6)

@@ -256,6 +256,7 @@ def test_learned_scale_is_a_parameter():
 
 @pytest.mark.parametrize("name", OPTIONS["likelihood"].choices)
 @pytest.mark.parametrize("elbo", ["analytic", "handwritten", "iwae"])
+@pytest.mark.usefixtures("no_pictures")
 def test_every_likelihood_trains(tmp_path, few_digits, small_config, name, elbo):
     network = "linear" if name == "normal-linear" else "mlp"
     config = small_config.replace(likelihood=name, network=network, scale=0.3, elbo=elbo, particles=2)
