@@ -96,8 +96,8 @@ def _compare(arguments: argparse.Namespace) -> None:
                 for reason in reasons:
                     print_line(reason)
             log_p, untrusted = estimators.reference(vae, x)
-            shown = log_p if log_p.stderr else f"{log_p.mean:.2f} exactly"
-            print_line(f"{stage}: log p(x) = {shown}, mean of {len(x)} test images; pixels {kind}")
+            value = log_p if log_p.stderr else f"{log_p.mean:.2f} exactly"
+            print_line(f"{stage}: log p(x) = {value}, mean of {len(x)} test images; pixels {kind}")
             if untrusted > MOST_UNTRUSTED:
                 warnings.append(
                     f"{stage}: the importance weights of {untrusted:.1%} of the images cannot be trusted: log p(x) is "
@@ -106,7 +106,11 @@ def _compare(arguments: argparse.Namespace) -> None:
             with progress_bar(stage, len(pairs), "estimator") as bar:
                 for name, count in pairs:
                     options = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups}
-                    rows.append(estimators.measure(vae, x, name, count, log_p, stage, arguments.repetitions, **options))
+                    rows.append(
+                        estimators.measure_estimator(
+                            vae, x, name, count, log_p, stage, arguments.repetitions, **options
+                        )
+                    )
                     bar.update()
         table = "\n\n".join([estimators.to_markdown(rows), estimators.LEGEND, *warnings])
         print_line(f"\n{table}\n")

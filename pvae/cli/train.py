@@ -246,7 +246,7 @@ def _chosen(options: dict[str, Any]) -> dict[str, Any]:
     path, chosen = options["config"], {}
     if path is not None:
         try:
-            chosen = tomllib.loads(read_bounded(path, _MOST_TOML, follow=True).decode("utf-8"))
+            chosen = tomllib.loads(read_bounded(path, _MOST_TOML).decode("utf-8"))
             for name, value in chosen.items():
                 OPTIONS[check_name("option", name, OPTIONS)].check(name, value)
         except InputError as error:

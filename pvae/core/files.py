@@ -1,4 +1,4 @@
-"""Write files as a whole, read them up to a size limit and not through links, and lock folders."""
+"""Write files as a whole, read them up to a size limit, recognise reports, and lock folders."""
 
 from __future__ import annotations
 
@@ -122,31 +122,22 @@ def append(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def read_bounded(path: Path, most: int, *, follow: bool = False) -> bytes:
-    """Return the content of an ordinary file of at most `most` bytes.
-
-    Args:
-        path: the file.
-        most: number of bytes.
-        follow: follow a link: for files that the user named, not for those in a run folder.
-
-    Raises:
-        InputError: it is a link, not an ordinary file, or larger.
-        OSError: it is missing or cannot be read.
-    """
-    with open_bounded(path, most, follow=follow) as file:
-        return file.read(os.fstat(file.fileno()).st_size)
+def read_bounded(path: Path, most: int) -> bytes:
+    """Return the content of an ordinary file of at most `most` bytes; the errors are those of `open_bounded`."""
+    with open_bounded(path, most) as file:
+        return file.read()
 
 
 @contextlib.contextmanager
-def open_bounded(path: Path, most: int, *, follow: bool = False) -> Iterator[BinaryIO]:
-    """Open an ordinary file of at most `most` bytes for reading; the arguments are those of `read_bounded`.
+def open_bounded(path: Path, most: int) -> Iterator[BinaryIO]:
+    """Open an ordinary file of at most `most` bytes for reading.
 
     Raises:
-        InputError: it is a link, not an ordinary file, or larger.
+        InputError: it is larger, or a pipe, a device or a folder.
         OSError: it is missing or cannot be opened.
     """
-    _check_ordinary(path, follow)
+    if path.exists() and not path.is_file():  # opening a pipe would wait
+        raise InputError(f"{path} is not an ordinary file: put one there")
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
@@ -195,11 +186,3 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _check_ordinary(path: Path, follow: bool = False) -> None:
-    """Refuse a link, unless it may be followed, and a pipe, a device or a folder, before opening it."""
-    if path.is_symlink() and not follow:
-        raise InputError(f"{path} is a link, which may lead anywhere: put the file itself there")
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} is not an ordinary file: put one there")

@@ -352,7 +352,7 @@ def _file_levels(path: Path) -> Levels | None:
 
 def _sources(path: Path) -> Iterator[_Source]:
     """Yield the images of a file, each of which must be decoded before the next is asked for."""
-    with open_bounded(path, _MAX_BYTES, follow=True) as file:
+    with open_bounded(path, _MAX_BYTES) as file:
         tags = tags_of_pages(file)
         if any(map(num_bands, tags)):
             yield from map(_Source, band_pages(file, tags))

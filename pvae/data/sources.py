@@ -239,7 +239,7 @@ def omniglot(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
 
 def _rows(path: Path) -> Iterator[list[str]]:
     """Return the words of each line of one of CelebA's lists."""
-    lines = read_bounded(path, _MAX_LIST_BYTES, follow=True).decode("utf-8").splitlines()
+    lines = read_bounded(path, _MAX_LIST_BYTES).decode("utf-8").splitlines()
     return (line.split() for line in lines if line.strip())
 
 
@@ -298,7 +298,7 @@ def from_torchvision(name: str, data_dir: str | Path | None, offline: bool) -> D
 def _read_idx(path: Path, title: str, *shape: int) -> Tensor:
     """Return the bytes (N, *shape) of a file in IDX format, after checking its header and size."""
     try:
-        content = bytearray(read_bounded(path, _MAX_IDX_BYTES, follow=True))
+        content = bytearray(read_bounded(path, _MAX_IDX_BYTES))
     except InputError as error:
         raise InputError(f"{error}; put the published file of {title} there") from None
     except OSError as error:
@@ -370,7 +370,7 @@ def binarized_mnist(data_dir: str | Path | None) -> Dataset:
         is_text = file.exists() or not packed.exists()
         file = file if is_text else packed
         try:
-            with open_bounded(file, _MAX_AMAT_BYTES, follow=True) as opened:
+            with open_bounded(file, _MAX_AMAT_BYTES) as opened:
                 if is_text:
                     characters = np.frombuffer(opened.read(), np.uint8)
                     bits = characters[characters > ord(" ")] - np.uint8(ord("0"))

@@ -22,7 +22,16 @@ from pvae.reference import linear_gaussian
 from pvae.trained.log_likelihood import Estimate, images_at_once, importance_sample
 from pvae.vae import VAE
 
-__all__ = ["LEGEND", "Gradient", "Measurement", "Moments", "measure", "pairs_to_compare", "reference", "to_markdown"]
+__all__ = [
+    "LEGEND",
+    "Gradient",
+    "Measurement",
+    "Moments",
+    "measure_estimator",
+    "pairs_to_compare",
+    "reference",
+    "to_markdown",
+]
 
 _GROUPS = 20  # the jackknife divides the repetitions into this number of groups, and leaves out one at a time
 
@@ -198,7 +207,7 @@ def pairs_to_compare(
     return pairs, reasons
 
 
-def measure(
+def measure_estimator(
     vae: VAE,
     x: Tensor,
     name: str,

@@ -308,7 +308,7 @@ def _ratio(gradient: Gradient) -> tuple[float, float]:
 
 
 def save_figures(
-    run: Run, images: Tensor, reconstructions: Tensor, samples: Tensor, between: Callable[[], None] = lambda: None
+    run: Run, images: Tensor, reconstructions: Tensor, samples: Tensor, before_each: Callable[[], None] = lambda: None
 ) -> Path:
     """Draw the three figures of a run into its folder.
 
@@ -317,7 +317,7 @@ def save_figures(
         images: test images (B, C, H, W).
         reconstructions: reconstructions of `images`.
         samples: samples from the prior (S, C, H, W); empty for an autoencoder.
-        between: called before each figure; it may raise.
+        before_each: called before each figure; it may raise.
 
     Returns:
         The folder of the figures.
@@ -325,12 +325,12 @@ def save_figures(
     folder, title = run.figures(), run.title
     for leftover in filter(is_temporary, folder.iterdir()):  # of a process that was killed
         leftover.unlink(missing_ok=True)
-    between()
+    before_each()
     write_figure(folder / "reconstructions.png", reconstruction_figure(images, reconstructions, title))
     if len(samples):
-        between()
+        before_each()
         write_figure(folder / "samples.png", sample_figure(samples, title))
-    between()
+    before_each()
     write_figure(folder / "losses.png", loss_figure(run.metrics(), title))
     return folder
 

@@ -59,8 +59,8 @@ class Metrics:
 def best_epoch(rows: Iterable[Metrics]) -> int | None:
     """Return the epoch with the best bound on the validation images, or None if there are none.
 
-    It is the ELBO that counts, whatever the weight of the rate in the loss; where there is no bound, as for an
-    autoencoder, it is the loss. Of equal epochs it is the first.
+    The ELBO is compared, whatever the weight of the rate in the loss; where there is no bound, as for an autoencoder,
+    the loss is compared. Of equal epochs the first is returned.
     """
     valid = [row for row in rows if row.split == "valid"]
     best = max(valid, key=lambda row: -row.loss if row.elbo is None else row.elbo, default=None)
@@ -68,7 +68,7 @@ def best_epoch(rows: Iterable[Metrics]) -> int | None:
 
 
 def is_out_of_patience(rows: Iterable[Metrics], patience: int) -> bool:
-    """Return whether the last `patience` epochs all had no better bound than one before them; 0 is no limit."""
+    """Return whether the best bound on the validation images is `patience` epochs old, or older; 0 is no limit."""
     rows = list(rows)
     best = best_epoch(rows)
     return patience > 0 and best is not None and rows[-1].epoch - best >= patience

@@ -67,10 +67,10 @@ class Events:
             }
             summaries += [scalar(f"{name}/{row.split}", value) for name, value in values.items() if value is not None]
         pairs = torch.cat([images, reconstructions], dim=2)
-        for name, shown in (("test images above, reconstructions below", pairs), ("latent to image", samples)):
-            if len(shown):
-                shown = shown if shown.shape[1] in (1, 3) else shown.mean(1, keepdim=True)  # neither grey nor colour
-                summaries.append(image(name, shown, dataformats="NCHW"))
+        for name, batch in (("test images above, reconstructions below", pairs), ("latent to image", samples)):
+            if len(batch):
+                batch = batch if batch.shape[1] in (1, 3) else batch.mean(1, keepdim=True)  # neither grey nor colour
+                summaries.append(image(name, batch, dataformats="NCHW"))
         self._write([Event(step=rows[0].epoch, summary=summary) for summary in summaries])
 
     def _write(self, events: Iterable[Any]) -> None:

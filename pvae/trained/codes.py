@@ -13,7 +13,7 @@ from pvae.data.preparation import Pixels
 from pvae.distributions.hierarchy import Hierarchy
 from pvae.models.priors import StandardNormalPrior
 from pvae.runs.run import Run, kept
-from pvae.trained.latent_space import LatentReport, encode, nearest_neighbour_accuracy, report
+from pvae.trained.latent_space import LatentReport, encode, latent_statistics, nearest_neighbour_accuracy
 
 __all__ = [
     "classes",
@@ -120,7 +120,7 @@ def latent_report(run: Run) -> LatentReport:
     train_labels, test_labels = classes(run)
     if train_labels is not None and test_labels is not None:
         accuracy = nearest_neighbour_accuracy(train_codes(run), train_labels, test_codes(run), test_labels)
-    return report(top_layer_draws(run), accuracy, has_normal_prior(run))
+    return latent_statistics(top_layer_draws(run), accuracy, has_normal_prior(run))
 
 
 def require(run: Run, has: bool, what: str, advice: str = "") -> None:

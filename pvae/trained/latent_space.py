@@ -23,11 +23,11 @@ __all__ = [
     "decode",
     "encode",
     "interpolate",
+    "latent_statistics",
     "manifold",
     "nearest_neighbour_accuracy",
     "prior_quantiles",
     "reconstruct",
-    "report",
     "sample",
     "traverse",
 ]
@@ -202,7 +202,7 @@ class LatentReport:
         return "; ".join(parts)
 
 
-def report(codes: Tensor, accuracy: float | None = None, is_prior_normal: bool = True) -> LatentReport:
+def latent_statistics(codes: Tensor, accuracy: float | None = None, is_prior_normal: bool = True) -> LatentReport:
     """Return statistics of draws from the aggregate posterior.
 
     Args:

@@ -109,7 +109,9 @@ def test_a_comparison_replaces_no_other_file(run, tmp_path, capsys, name, monkey
     out.mkdir()
     (out / name).write_text("date,estimator\n")
     with monkeypatch.context() as patch:
-        patch.setattr("pvae.evaluation.estimators.measure", lambda *_, **__: pytest.fail("it was measured for nothing"))
+        patch.setattr(
+            "pvae.evaluation.estimators.measure_estimator", lambda *_, **__: pytest.fail("it was measured for nothing")
+        )
         assert name in refuse(compare, [run, *FEW, "--out", out], capsys, tmp_path)
     (out / name).unlink()
     for _ in range(2):

@@ -14,7 +14,7 @@ from pvae.config.config import Config
 from pvae.config.options import ELBOS
 from pvae.data.dataset import Dataset
 from pvae.evaluation import estimators
-from pvae.evaluation.estimators import Moments, measure, pairs_to_compare, reference
+from pvae.evaluation.estimators import Moments, measure_estimator, pairs_to_compare, reference
 from pvae.models.build import build_vae
 from pvae.reference import linear_gaussian
 from pvae.runs import data
@@ -122,7 +122,7 @@ def test_the_reference_of_a_linear_gaussian_vae_is_exact(linear, x):
     exact = linear_gaussian.log_evidence(vae, x).mean().item()
     assert reference(vae, x) == (Estimate(mean=exact, stderr=0.0), 0.0)
     log_p = Estimate(mean=exact, stderr=0.0)
-    found = {name: measure(vae, x, name, 5, log_p, repetitions=200) for name in ("trace", "iwae", "stl")}
+    found = {name: measure_estimator(vae, x, name, 5, log_p, repetitions=200) for name in ("trace", "iwae", "stl")}
     gap = (linear_gaussian.elbo(vae, x).mean() - linear_gaussian.log_evidence(vae, x).mean()).item()
     for name in ("trace", "stl"):
         assert found[name].bias == pytest.approx(gap, abs=4.3 * found[name].value.stderr)
@@ -138,7 +138,9 @@ def test_near_the_posterior_dregs_signal_grows_and_iwaes_falls(linear, x):
     vae = linear(0.05)
     log_p, many = reference(vae, x)[0], x.repeat(20, 1, 1, 1)
     ratio = {
-        (name, count): measure(vae, many, name, count, log_p, repetitions=100).encoder_gradient.signal_to_noise
+        (name, count): measure_estimator(
+            vae, many, name, count, log_p, repetitions=100
+        ).encoder_gradient.signal_to_noise
         for name in ("iwae", "dreg")
         for count in (2, 50)
     }
@@ -153,7 +155,7 @@ def test_the_reference_of_other_vaes_is_an_estimate(small_vae, small_images):
     assert untrusted == 0
     assert reference(vae, x, 5)[1] == 1.0, "five draws have an effective sample size of at most five"
     assert reference(vae, x, 2000)[0] == log_p, "a comparison that is repeated gives the same bias"
-    bound = measure(vae, x, "trace", 5, log_p, repetitions=50)
+    bound = measure_estimator(vae, x, "trace", 5, log_p, repetitions=50)
     assert bound.bias < -bound.value.stderr
 
 

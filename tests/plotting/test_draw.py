@@ -609,7 +609,7 @@ def test_nearest_neighbours():
 def test_the_report_compares_codes_with_the_prior():
     generator = torch.Generator().manual_seed(0)
     codes = torch.randn(20_000, 2, generator=generator) * torch.tensor([1.0, 2.0]) + torch.tensor([0.0, 1.0])
-    report = latent_space.report(codes)
+    report = latent_space.latent_statistics(codes)
     assert report.kolmogorov_smirnov[0] < 0.015
     assert report.kolmogorov_smirnov[1] > 0.2
     assert report.std[1] == pytest.approx(2, rel=0.03)
@@ -741,7 +741,7 @@ def test_own_systems_are_distinguished_by_their_configuration(tmp_path, data):
         fit(config.replace(**options), data=data, out=tmp_path / str(index))
         for index, options in enumerate([{}, {"latent_dim": 3}, {"seed": 1}])
     ]
-    codes = latent_space.report(torch.randn(50, 2, generator=torch.Generator().manual_seed(0)))
+    codes = latent_space.latent_statistics(torch.randn(50, 2, generator=torch.Generator().manual_seed(0)))
     rows = [row_of(run, codes) for run in runs]
     assert [[one.run for one in group] for group in groups(rows)] == [["0", "2"], ["1"]]
 
