@@ -193,7 +193,7 @@ class Run:
         if not isinstance(record, dict) or record.get("format") != _FORMAT:
             raise InputError(f"{file} is not the record of a run of this version of pvae (format {_FORMAT})")
         try:
-            options = without_removed(record["config"])
+            options = without_removed(dict(record["config"]))
             if isinstance(size := options.get("image_size"), int):  # of earlier versions, as second_latent_dim
                 options["image_size"] = str(size)
             if options.get("alpha") == "-inf":  # JSON has no infinity
