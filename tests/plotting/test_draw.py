@@ -550,7 +550,7 @@ def test_characters_that_no_font_has_are_left_out(fonts, name, rest):
         assert texts(figure) == texts(plain), place
 
 
-def font_of(characters, family, path):
+def font_of(characters, family, path, weight=400):
     """Write a font in which each of some characters is a black square, and return its entry for matplotlib."""
     pen = TTGlyphPen(None)
     for move, point in [(pen.moveTo, (0, 0)), *((pen.lineTo, at) for at in [(0, 900), (900, 900), (900, 0)])]:
@@ -567,13 +567,13 @@ def font_of(characters, family, path):
     font.setupOS2()
     font.setupPost()
     font.save(path)
-    return FontEntry(fname=str(path), name=family, weight=400)
+    return FontEntry(fname=str(path), name=family, weight=weight)
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_name_is_drawn_in_installed_fonts_that_have_it(fonts, tmp_path):
     without = {place: drawn(figure) for place, figure in pictures_with("a고貓").items()}
-    fonts += [font_of("고양", "Squares", tmp_path / "1.ttf"), font_of("貓", "Other Squares", tmp_path / "2.ttf")]
+    fonts += [font_of("고양", "Squares", tmp_path / "1.ttf"), font_of("貓", "Medium Squares", tmp_path / "2.ttf", 500)]
     for place, figure in pictures_with("a고貓").items():
         assert any("a고貓" in text for text in texts(figure)), place
         assert drawn(figure) != without[place]
