@@ -96,6 +96,7 @@ class Trainer:
         self.num_steps = math.ceil(len(data.train) / config.batch_size)
         self.epoch = self.step = 0
         self._batch_of = functools.partial(self.preparation.batch, self.images["train"])
+        self._elbo = elbo_of(config)
         self._svis: dict[Share | None, tuple[SVI, PerDatumELBO | CompiledELBO]] = {}
         self._unfinished: UnfinishedEpoch | None = None  # with this process's part of the sums alone
 
@@ -347,7 +348,7 @@ class Trainer:
         config, is_alone = self.config, self.world.size == 1
         key = None if is_alone else share
         if key not in self._svis:
-            elbo: PerDatumELBO | CompiledELBO = elbo_of(config) if is_alone else SharedELBO(elbo_of(config), share)
+            elbo: PerDatumELBO | CompiledELBO = self._elbo if is_alone else SharedELBO(self._elbo, share)
             if config.compile != "none":
                 usual = self.world.share(config.batch_size)
                 elbo = CompiledELBO(elbo, config.compile, config.precision, batch_size=usual.stop - usual.start)

@@ -297,12 +297,6 @@ def test_too_little_memory_to_load_torch_is_one_line(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_without_assertions_it_trains(tmp_path):
-    done = by("-O", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "test pseudo-ELBO" in done.stdout
-
-
 def test_python_without_docstrings_is_refused(tmp_path):
     """Pyro cannot be imported without docstrings."""
     done = by("-OO", cwd=tmp_path)
@@ -312,7 +306,7 @@ def test_python_without_docstrings_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", ["train", "draw", "evaluate", "compare", "encode", "score", "sample", "export"])
+@pytest.mark.parametrize("command", ["train", "draw"])
 def test_help_needs_no_docstrings(command):
     python = [sys.executable, "-OO", "-m", f"pvae.{command}", "--help"]
     done = subprocess.run(python, capture_output=True, text=True, check=True)

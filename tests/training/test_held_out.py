@@ -8,7 +8,7 @@ import math
 import pytest
 import safetensors.torch
 import torch
-from helpers.runs import assert_same
+from helpers.runs import assert_same, assert_same_rows
 
 import pvae
 from pvae.config.config import Config
@@ -45,7 +45,7 @@ def test_the_best_epoch_is_loaded_and_patience_ends_the_training(tmp_path, few_d
     best = 1 + max(range(len(bounds)), key=bounds.__getitem__)
     assert 1 < best < len(bounds) < 60
     assert len(bounds) == best + PATIENCE
-    ((_, vae, _),) = train_in_memory_of(few_digits, config, [best])
+    ((_, vae, _),) = train_in_memory(config, [best], data=few_digits.with_valid(config.valid))
     assert_same(pvae.load(run.path).state_dict(), vae.state_dict())
     assert run.test_metrics().epoch == best
     assert f"epoch {best}, the best on the validation images" in run.title
@@ -53,12 +53,6 @@ def test_the_best_epoch_is_loaded_and_patience_ends_the_training(tmp_path, few_d
     assert row.progress == f"{len(bounds)}, best {best}"
     assert row.elbo == run.test_metrics().elbo
     assert resume(run.path, data=few_digits).metrics() == rows  # it is finished
-
-
-def train_in_memory_of(data, config, epochs):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pvae.training.fit.load_for", lambda config, *_: data.with_valid(config.valid))
-        return list(train_in_memory(config, epochs))
 
 
 @pytest.mark.parametrize("where", ["epoch", "best"])
@@ -95,9 +89,7 @@ def test_a_training_interrupted_at_every_epoch_keeps_the_same_best_weights(
             break
         except InterruptedTrainingError:
             continue
-    assert [dataclasses.replace(row, seconds=0) for row in parts.metrics()] == [
-        dataclasses.replace(row, seconds=0) for row in whole.metrics()
-    ]
+    assert_same_rows(parts.metrics(), whole.metrics())
     assert_same(weights_of(parts.path / "best.safetensors"), weights_of(whole.path / "best.safetensors"))
     assert_same(pvae.load(parts.path).state_dict(), pvae.load(whole.path).state_dict())
 

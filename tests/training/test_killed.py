@@ -90,29 +90,6 @@ def whole(tmp_path_factory):
     return folder / "run", time.monotonic() - begun
 
 
-@pytest.mark.torture
-def test_kills_of_real_processes(tmp_path, whole):
-    seed = random.SystemRandom().randrange(10**6)
-    draw, kills = random.Random(seed), 0
-    while kills < 10:
-        out = f"run-{kills}"
-        process = started(tmp_path, "--out", out)
-        while True:
-            delay = draw.uniform(0, whole[1]) if kills < 10 else None  # a machine that got busy would kill for ever
-            try:
-                errors = process.communicate(timeout=delay)[1]
-                break
-            except subprocess.TimeoutExpired:
-                process.kill()
-                shown, errors = process.communicate()
-                files = sorted(str(one.relative_to(tmp_path)) for one in (tmp_path / out).rglob("*"))
-                print(f"seed {seed}: killed {process.args[2:]} after {delay:.3f} s\n{shown}{errors}{files}")
-                kills += 1
-                process = onward(tmp_path, out)
-        assert process.returncode == 0, f"{process.args[2:]}: {errors}"
-        assert same(tmp_path / out, whole[0])
-
-
 def signalled(folder, out, number, delay, process=None):
     """Send a signal after a delay; return exit status, seconds to the end and stderr."""
     process = process or started(folder, "--out", out)
