@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -43,7 +42,7 @@ examples:
       another VAE on binary pixels, where the figure printed is a true lower bound on log p(x)
   torchrun --nproc-per-node=2 -m pvae.train --out RUN
       the same training by two processes that share each batch: faster on GPUs and for batches of 1,000 images or
-      more, slower for small ones; with --max-restarts 3, torchrun resumes it if a process dies
+      more, slower for small ones; if a process dies, the others end: go on with --resume RUN
 
 Figures are nats per datum (an image): elbo = -(distortion + rate), higher is better, where the distortion is the
 mean of -log p(x|z) and the rate the KL divergence of q(z|x) from p(z). The run folder holds config.json,
@@ -200,10 +199,6 @@ def _train(options: dict[str, Any]) -> None:
 
     where = {name: options[name] for name in _WHERE}
     path, out = options["resume"], options["out"]
-    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and path is None and out is None:
-        raise InputError("torchrun --max-restarts needs --out DIR or --resume RUN, to find the run again")
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and out is not None and (out / "config.json").exists():
-        path, out, options = out, None, {"config": None}  # torchrun has restarted the processes, since one died
     if path is None:
         config, data = _with_images(_configured(options), options)
         run = fit(config, data=data, out=out, **{**where, "device": where["device"] or "auto"})

@@ -28,12 +28,12 @@ from pvae.runs.metrics import Metrics, is_out_of_patience
 from pvae.runs.run import Run, check_out, new_folder
 from pvae.runs.tensorboard import Events
 from pvae.training.parallel import World, is_lost_process, joined, resolve_device
-from pvae.training.progress import Console
+from pvae.training.progress import best_line, epoch_line, start_lines
 from pvae.training.signals import Interruptions
 from pvae.training.trainer import Trainer
 from pvae.vae import VAE
 
-__all__ = ["Session", "fit", "resume", "train_in_memory"]
+__all__ = ["fit", "resume", "train_in_memory"]
 
 _TRAINING = threading.Lock()  # held by the one training of this process
 OnEpoch = Callable[[Run, Metrics], object]
@@ -104,7 +104,7 @@ def fit(
                 world.broadcast(lambda: str(check_out(folder)))  # another training may have written to it
                 same = config.particles == 1 and ELBO_CLASSES[config.elbo].is_importance_weighted
                 note = f"with --particles 1, --elbo {config.elbo} is the ELBO" if same else ""
-                Session(trainer, run, quiet, on_epoch).train(_joined(note, data.note))
+                _train(trainer, run, (note, data.note), quiet, on_epoch)
     return run
 
 
@@ -162,7 +162,7 @@ def resume(
             trainer = Trainer(run.config, data, where, world, vae)
             if checkpoint is not None:
                 trainer.restore(checkpoint)
-            Session(trainer, run, quiet, on_epoch).train(_joined(note, data.note))
+            _train(trainer, run, (note, data.note), quiet, on_epoch)
     return run
 
 
@@ -189,24 +189,18 @@ def _reopened(path: str | Path, epochs: int | None) -> tuple[Run, Checkpoint | N
         checkpoint = run.read_checkpoint()
     except InputError as error:
         try:
-            checkpoint, note = (
-                run.read_checkpoint(previous=True),
-                f"going on from the checkpoint before the last one: {error}",
-            )
+            checkpoint = run.read_checkpoint(previous=True)
         except InputError:
             raise error from None
+        note = f"going on from the checkpoint before the last one: {error}"
     done = checkpoint.counts.epoch
-    if run.config.epochs > planned and is_out_of_patience(run.metrics(checkpoint.counts.epoch), patience):
+    if run.config.epochs > planned and is_out_of_patience(run.metrics(done), patience):
         raise InputError(
             f"{run.path} stopped at epoch {done} by --patience {patience}: start a new run with a larger --patience"
         )
     if (done, checkpoint.unfinished is not None) > (run.config.epochs, False):
         raise InputError(f"{run.path} is at {checkpoint.progress}: give --epochs above {done} to train it further")
     return run, checkpoint, note
-
-
-def _joined(*notes: str) -> str:
-    return "; ".join(filter(None, notes))
 
 
 def _locked(path: Path, world: World) -> contextlib.AbstractContextManager[None]:
@@ -274,145 +268,123 @@ class _StopError(Exception):
     """A signal came; raised between two steps, so that the state can be saved."""
 
 
-class Session:
-    """Trains a run to its last epoch, writes its folder and draws its figures.
+def _train(trainer: Trainer, run: Run, notes: Sequence[str], quiet: bool, on_epoch: OnEpoch) -> None:
+    """Train a run to its last epoch, write its folder and draw its figures.
 
     Of several processes only the first one, which holds the folder's lock, writes and prints.
 
     Args:
         trainer: at the state from which to continue.
         run: the run folder.
-        quiet: print nothing.
-        on_epoch: called with the run and each row of metrics, after they are written, in the first process.
+        notes: printed to standard error, even if quiet; empty ones are left out.
+        quiet: print nothing else.
+        on_epoch: as for `fit`.
     """
+    config, is_first = run.config, trainer.world.is_first
+    quiet = quiet or not is_first
+    if is_first and any(notes):
+        print(f"note: {'; '.join(filter(None, notes))}", file=sys.stderr)
+    progress = ""  # of the last checkpoint in the folder, for instance "epoch 3"
+    with Interruptions() as interruptions:  # outermost: a signal must not interrupt the explanation of an error
 
-    def __init__(
-        self, trainer: Trainer, run: Run, quiet: bool = True, on_epoch: OnEpoch = lambda run, row: None
-    ) -> None:
-        self.trainer, self.run, self.on_epoch = trainer, run, on_epoch
-        self.is_first = trainer.world.is_first
-        self.console = Console(quiet or not self.is_first)
-        self.interruptions = Interruptions()
-        self.progress = ""  # of the last checkpoint in the folder, for instance "epoch 3"
+        def stop_if_asked() -> None:  # in all processes after the same step, if a signal came to one of them
+            if trainer.world.any(bool(interruptions.received)):
+                raise _StopError
 
-    def train(self, note: str = "") -> None:
-        """Train to the last epoch.
-
-        Args:
-            note: printed to standard error, even if quiet.
-
-        Raises:
-            InputError: the folder cannot be written, or its `metrics.jsonl` is damaged.
-            TrainingError: a loss or a gradient was not finite; the last good checkpoint is in the folder.
-            LostError: the folder can no longer be written, or another process of the training has ended.
-            InterruptedTrainingError: Ctrl-C or SIGTERM; the state is saved.
-        """
-        if note and self.is_first:
-            print(f"note: {note}", file=sys.stderr)
-        trainer, run, config = self.trainer, self.run, self.run.config
-        with self.interruptions, self._errors_explained():  # in this order: a signal must not interrupt an explanation
-            history = run.metrics(trainer.epoch)
+        try:
+            history, checkpoint = run.metrics(trainer.epoch), trainer.checkpoint()
             is_unfinished = trainer.epoch < config.epochs
-            self._begin(is_unfinished)
-            events = Events(run.path, trainer.epoch) if self.is_first and is_unfinished else None
+            progress = checkpoint.progress if run.sessions else ""
+            if is_first:
+                _begin(trainer, run, checkpoint, is_unfinished)
+            progress = checkpoint.progress
+            if not quiet:
+                print_line(start_lines(run, str(trainer.device), trainer.epoch))
+            if is_first and trainer.step == 0:
+                run.save_checkpoint(checkpoint)
+            events = Events(run.path, trainer.epoch) if is_first and is_unfinished else None
             while trainer.epoch < config.epochs and not is_out_of_patience(history, config.patience):
                 try:
-                    metrics = trainer.run_epoch(self.console.quiet, self._stop_if_asked)
+                    rows = trainer.run_epoch(quiet or sys.stdout is None, stop_if_asked)  # None: nothing reads it
                 except _StopError:
-                    self._save(trainer.checkpoint())
+                    checkpoint = trainer.checkpoint()
+                    if is_first:
+                        run.save_checkpoint(checkpoint)
+                    progress = checkpoint.progress
                     raise KeyboardInterrupt from None
-                history += metrics
-                self._save(trainer.checkpoint(), metrics)
+                history, checkpoint = history + rows, trainer.checkpoint()
+                if is_first:
+                    run.record_epoch(rows, checkpoint)
+                progress = checkpoint.progress
                 if events is not None:
-                    events.epoch(metrics, *trainer.pictures())
-                self.console.epoch(run, metrics)
-                if self.is_first:
-                    self._call_on_epoch(metrics)
-            self.console.end(history, config.epochs)
-            self.interruptions.raise_if_received()
-            if self.is_first:
+                    events.epoch(rows, *trainer.pictures())
+                if not quiet:
+                    print_line(epoch_line(run, rows))
+                if is_first:
+                    _call(on_epoch, run, rows, progress)
+            if not quiet and (line := best_line(history, config.epochs)):
+                print_line(line)
+            interruptions.raise_if_received()
+            if is_first:
                 from pvae.plotting.run_figures import save_figures  # imports matplotlib, which is slow
 
                 if config.valid:
                     trainer.vae.load_state_dict(run.best_checkpoint().vae)
-                save_figures(run, *trainer.pictures(), self.interruptions.raise_if_received)
-            self.interruptions.raise_if_received()
-
-    def _begin(self, is_unfinished: bool) -> None:
-        """Record the session in `config.json`, and write a first checkpoint of a new run."""
-        trainer, run = self.trainer, self.run
-        checkpoint = trainer.checkpoint()
-        self.progress = checkpoint.progress if run.sessions else ""
-        if self.is_first:
-            # Each of several processes has its own GPU, and a resumption may have others: record no number.
-            device = trainer.device.type if trainer.world.size > 1 else str(trainer.device)
-            run.begin_session(checkpoint.counts, device, trainer.world.size)
-            if trainer.data.names and trainer.step == 0:
-                write_whole(run.path / "split.csv", trainer.data.split_csv())
-            run.keep_best(checkpoint)
-            if is_unfinished:
-                run.drop_reports()
-        self.progress = checkpoint.progress
-        self.console.start(run, str(trainer.device), trainer.epoch)
-        if trainer.step == 0:
-            self._save(checkpoint)
-
-    def _stop_if_asked(self) -> None:
-        """Raise `_StopError` in all processes after the same step, if a signal came to one of them."""
-        if self.trainer.world.any(bool(self.interruptions.received)):
-            raise _StopError
-
-    def _save(self, checkpoint: Checkpoint, metrics: Sequence[Metrics] = ()) -> None:
-        """Write a checkpoint, and before it the metrics of the epoch that it ends."""
-        if self.is_first and metrics:
-            self.run.record_epoch(metrics, checkpoint)
-        elif self.is_first:
-            self.run.save_checkpoint(checkpoint)
-        self.progress = checkpoint.progress
-
-    def _call_on_epoch(self, rows: Sequence[Metrics]) -> None:
-        try:
-            for row in rows:
-                self.on_epoch(self.run, row)
-        except OSError as error:  # which would be explained as one of the run folder
-            raise RuntimeError(f"on_epoch raised {type(error).__name__}: {error}; {self._kept()}") from error
-
-    @contextlib.contextmanager
-    def _errors_explained(self) -> Iterator[None]:
-        """Add to each error what was saved and how to resume; remove the folder of a session that saved nothing."""
-        path = self.run.path
-        try:
-            yield
-        except TrainingError as error:
-            raise TrainingError(f"{error}; {self._kept()}") from error
-        except KeyboardInterrupt:
-            self._discard_if_empty()
-            done = f"; {self._kept(and_how=True)}" if self.progress else " before anything was done"
-            raise InterruptedTrainingError(f"interrupted{done}", self.interruptions.status) from None
-        except OSError as error:
-            self._discard_if_empty()
-            reason = error.strerror or error
-            if not self.progress:
-                raise InputError(f"{path} cannot be written ({reason}): name another folder with --out") from None
-            raise LostError(f"{path} cannot be written any more ({reason}); {self._kept(and_how=True)}") from error
-        except RuntimeError as error:
-            if self.trainer.world.size == 1 or not is_lost_process(error):
+                save_figures(run, *trainer.pictures(), interruptions.raise_if_received)
+            interruptions.raise_if_received()
+        except (KeyboardInterrupt, OSError, RuntimeError) as error:
+            if not progress and is_first and not isinstance(error, RuntimeError):
+                run.discard()
+            explained = _explained(error, run, progress, interruptions.status, trainer.world)
+            if explained is None:
                 raise
-            lost = "another process of this training has ended, and so does this one"
-            raise LostError(f"{lost}; {self._kept(and_how=True)}") from error
+            raise explained from error
 
-    def _discard_if_empty(self) -> None:
-        if not self.progress and self.is_first:
-            self.run.discard()
 
-    def _kept(self, and_how: bool = False) -> str:
-        """Return what the folder contains and, if asked, how to go on from there."""
-        path, run = self.run.path, self.run
-        if not (path / "config.json").exists():
-            return f"{path} was removed, and the training with it: start it again"
-        given = ", vae=..." * run.has_own_vae + ", data=..." * (not run.data.dataset)
-        how = (
-            f"pvae.resume({str(path)!r}{given})" if given else f"python -m pvae.train --resume {shlex.quote(str(path))}"
-        )
-        kept = f"{path} contains the training up to {self.progress}"
-        return f"{kept}; go on with: {how}" if and_how else kept
+def _begin(trainer: Trainer, run: Run, checkpoint: Checkpoint, is_unfinished: bool) -> None:
+    """Record the session in `config.json`, and remove what a training of more epochs makes out of date."""
+    # Each of several processes has its own GPU, and a resumption may have others: record no number.
+    device = trainer.device.type if trainer.world.size > 1 else str(trainer.device)
+    run.begin_session(checkpoint.counts, device, trainer.world.size)
+    if trainer.data.names and trainer.step == 0:
+        write_whole(run.path / "split.csv", trainer.data.split_csv())
+    run.keep_best(checkpoint)
+    if is_unfinished:
+        run.drop_reports()
+
+
+def _call(on_epoch: OnEpoch, run: Run, rows: Sequence[Metrics], progress: str) -> None:
+    try:
+        for row in rows:
+            on_epoch(run, row)
+    except OSError as error:  # which would be explained as one of the run folder
+        raise RuntimeError(f"on_epoch raised {type(error).__name__}: {error}; {_kept(run, progress)}") from error
+
+
+def _explained(error: BaseException, run: Run, progress: str, status: int, world: World) -> BaseException | None:
+    """Return an error that says what was saved and how to resume, or None for an error of the program."""
+    how = _kept(run, progress, and_how=True)
+    if isinstance(error, TrainingError):
+        return TrainingError(f"{error}; {_kept(run, progress)}")
+    if isinstance(error, KeyboardInterrupt):
+        done = f"; {how}" if progress else " before anything was done"
+        return InterruptedTrainingError(f"interrupted{done}", status)
+    if isinstance(error, OSError):
+        reason = error.strerror or error
+        if not progress:
+            return InputError(f"{run.path} cannot be written ({reason}): name another folder with --out")
+        return LostError(f"{run.path} cannot be written any more ({reason}); {how}")
+    if world.size > 1 and is_lost_process(error):
+        return LostError(f"another process of this training has ended, and so does this one; {how}")
+    return None
+
+
+def _kept(run: Run, progress: str, and_how: bool = False) -> str:
+    """Return what the folder contains and, if asked, how to go on from there."""
+    path = run.path
+    if not (path / "config.json").exists():
+        return f"{path} was removed, and the training with it: start it again"
+    given = ", vae=..." * run.has_own_vae + ", data=..." * (not run.data.dataset)
+    how = f"pvae.resume({str(path)!r}{given})" if given else f"python -m pvae.train --resume {shlex.quote(str(path))}"
+    kept = f"{path} contains the training up to {progress}"
+    return f"{kept}; go on with: {how}" if and_how else kept

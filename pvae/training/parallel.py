@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 
 from pvae.core.errors import InputError, LostError, brief, shown
 from pvae.core.terminal import is_torchrun
@@ -130,16 +128,12 @@ def joined(device: str | None = None) -> Iterator[World]:
     if is_on_gpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
-        store, rank, size = next(rendezvous("env://"))
-        # A restart by torchrun keeps the store, with the addresses of processes that have ended: hide these.
-        store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         # gloo too, since sums over images are on the CPU
-        backend = "cpu:gloo,cuda:nccl" if is_on_gpus else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if is_on_gpus else "gloo")
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the processes do not find each other ({brief(error)}): start them by torchrun") from None
     try:
-        yield World(rank, size)
+        yield World(dist.get_rank(), dist.get_world_size())
         dist.barrier()  # a process that ends early closes connections that the others still use
     except RuntimeError as error:
         if isinstance(error, LostError) or not is_lost_process(error):

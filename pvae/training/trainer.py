@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
@@ -23,6 +24,7 @@ from pvae.core.errors import (
     NotFiniteError,
     TrainingError,
     brief,
+    is_out_of_memory,
     naming_refused_parameters,
     no_nan_warnings,
 )
@@ -34,13 +36,12 @@ from pvae.data.mapped import shuffled
 from pvae.data.preparation import Preparation
 from pvae.elbos.base import PerDatumELBO
 from pvae.elbos.registry import elbo_of
-from pvae.models.build import build_vae, start_like_burda
+from pvae.models.build import build_vae, meta_state_dict, sizes_of, start_like_burda
 from pvae.reference.elbo import posterior_mean_loss
 from pvae.runs.checkpoint import Checkpoint, Counts, UnfinishedEpoch
 from pvae.runs.metrics import Metrics, summarise
 from pvae.trained.latent_space import reconstruct, sample
 from pvae.training.divergence import cause_of
-from pvae.training.memory import check_memory, no_memory_for
 from pvae.training.parallel import ALONE, Share, SharedELBO, World
 from pvae.training.schedules import learning_rate, rate_weight
 from pvae.vae import VAE
@@ -82,7 +83,7 @@ class Trainer:
     ) -> None:
         _check_options(config, data, world, has_own_vae=vae is not None)
         if vae is None:
-            check_memory(config, data.image_shape)
+            _check_memory(config, data.image_shape)
         self.config, self.device, self.world = config, device, world
         self.data, self.preparation = data, Preparation.of(config)
         self.images = {
@@ -171,7 +172,7 @@ class Trainer:
             batch = self._batch_of(index[share.rows])
         results: list[LossAndTerms] = []
         try:
-            with no_memory_for(f"step {self.step}"), naming_refused_parameters():
+            with _advice_on_memory(f"step {self.step}"), naming_refused_parameters():
                 # Checked before the optimiser steps, since gradients may be finite where the loss is not.
                 loss = svi.step(batch, beta=beta, on_result=lambda result: results.append(_finite(result)))
                 return loss, results[0].terms
@@ -198,7 +199,7 @@ class Trainer:
         count, world = len(images), self.world
         batch_size = max(1, _PIXELS // max(784, images[0].numel() * self.config.particles))
         sums, terms = torch.zeros(2, dtype=torch.float64), torch.zeros(2, count, device=self.device)
-        with seeded(self.config.seed, self.device), no_nan_warnings(), no_memory_for(f"step {self.step}"):
+        with seeded(self.config.seed, self.device), no_nan_warnings(), _advice_on_memory(f"step {self.step}"):
             for start in range(0, count, batch_size):
                 share = world.share(min(batch_size, count - start))
                 rows = slice(start + share.start, start + share.stop)
@@ -254,7 +255,7 @@ class Trainer:
         self.vae.eval()
         images = self.images["test"][:2]
         try:
-            with seeded(self.config.seed, self.device), no_nan_warnings(), no_memory_for("the first loss"):
+            with seeded(self.config.seed, self.device), no_nan_warnings(), _advice_on_memory("the first loss"):
                 self._loss(images, Share(0, 2, 2, 1.0), "test", 0)
         except (InputError, TrainingError):
             raise
@@ -409,3 +410,23 @@ def _check_options(config: Config, data: Dataset, world: World, has_own_vae: boo
     for option, is_given in whole_batch.items():
         if is_given and world.size > 1:
             raise InputError(f"{option} needs the whole batch at once: train it in one process")
+
+
+def _check_memory(config: Config, image_shape: tuple[int, ...]) -> None:
+    """Refuse networks that do not fit into memory before they are built: the system could kill the process."""
+    needed = 4 * sum(tensor.nbytes for tensor in meta_state_dict(config, image_shape).values())  # gradients and moments
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    if needed > memory:
+        raise InputError(f"networks of {sizes_of(config)} do not fit into memory: give smaller ones")
+
+
+@contextlib.contextmanager
+def _advice_on_memory(what: str) -> Iterator[None]:
+    """Replace torch's exceptions for missing memory in the operation `what` by one that says what to do."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = "give a smaller --batch-size, fewer --particles or smaller networks"
+        raise TrainingError(f"out of memory at {what}: {advice}") from error

@@ -26,26 +26,19 @@ class Group:
         function: a function of a module; what it returns is the exit status.
         arguments: of the function.
         folder: the working folder of the processes.
-        restarts: a group that has ended, after which torchrun would start these processes.
     """
 
-    def __init__(
-        self, count: int, function: Callable[..., Any], *arguments: Any, folder: Path, restarts: Group | None = None
-    ) -> None:
+    def __init__(self, count: int, function: Callable[..., Any], *arguments: Any, folder: Path) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
-        # The store outlives each of the processes, and a restart too, as that of torchrun does.
-        self.store: torch.distributed.TCPStore = (
-            torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-            if restarts is None
-            else restarts.store
-        )
+        # The store outlives each of the processes, as that of torchrun does.
+        self.store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         place = {
             "WORLD_SIZE": str(count),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(self.store.port),
             "TORCHELASTIC_USE_AGENT_STORE": "True",
-            "TORCHELASTIC_RESTART_COUNT": "0" if restarts is None else "1",
+            "TORCHELASTIC_RESTART_COUNT": "0",
         }
         self.logs = [(folder / f"out-{rank}.txt", folder / f"err-{rank}.txt") for rank in range(count)]
         self.processes: list[Any] = []

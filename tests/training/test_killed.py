@@ -17,9 +17,6 @@ from conftest import needs_inductor
 from helpers.killing import same
 
 from pvae.cli.train import main as train
-from pvae.core.errors import InputError
-from pvae.training import memory
-from pvae.training.fit import fit, resume
 
 KILLING = Path(__file__).parent.parent / "helpers" / "killing.py"
 OPTIONS = "--dataset mnist-5k --epochs 3 --hidden 16 --latent-dim 3 --batch-size 250 --binarize dynamic --warm-up 2"
@@ -44,23 +41,6 @@ def test_a_few_kills(tmp_path):
 @pytest.mark.torture
 def test_a_hundred_kills(tmp_path):
     killed(tmp_path, 100, random.SystemRandom().randrange(10**6))
-
-
-@pytest.mark.parametrize(("active", "inactive", "is_refused"), [(2**27, 2**27, False), (0, 0, True)])
-def test_page_cache_of_a_container_counts_as_free_memory(
-    few_digits, small_config, no_pictures, tmp_path, monkeypatch, active, inactive, is_refused
-):
-    """The system frees it on demand; reading and writing files fills it up to the limit of the container."""
-    run = fit(small_config, data=few_digits, out=tmp_path / "run")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    stat = f"anon {2**29}\nfile {active + inactive}\nactive_file {active}\ninactive_file {inactive}\n"
-    for name, text in [("memory.max", f"{2**30}\n"), ("memory.current", f"{2**30 - 4096}\n"), ("memory.stat", stat)]:
-        (tmp_path / name).write_text(text)
-    if is_refused:
-        with pytest.raises(InputError, match="memory"):
-            resume(run.path, 3, data=few_digits)
-    else:
-        assert resume(run.path, 3, data=few_digits).metrics()[-1].epoch == 3
 
 
 def started(folder, *more, command=COMMAND):
