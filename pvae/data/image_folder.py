@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageChops, ImageOps
 
@@ -37,7 +38,6 @@ from pvae.data.folders import is_file, is_folder
 from pvae.data.image_arrays import ImageArrays
 from pvae.data.levels import Levels, to_bytes
 from pvae.data.mapped import map_images
-from pvae.data.tiff import band_pages, num_bands, tags_of_pages
 
 __all__ = ["COLOURS", "SUFFIXES", "ImageTransform", "Images", "decode", "image_files", "load_images"]
 
@@ -54,6 +54,10 @@ _LARGE = ThreadPoolExecutor(1)
 # Formats are recognised by content, not by suffix. Pillow would run an external program for PostScript.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _FORMATS_OF_PAGES = ("PNG", "GIF", "WEBP", "TIFF")  # a JPEG's further images are previews and depth maps
+
+_COLOURS_OF_16_BITS = re.compile("'(LA|RGBA?);16[BLN]'")  # in Pillow's description of how it will read an image
+_OPACITY = {1, 2, 999}  # of the tag ExtraSamples of a TIFF; 999 is written by old versions of Corel Draw
+_MAX_TIFF_BYTES = 2**29  # of a page
 
 COLOURS = {1: "grey", 3: "colour"}  # by the number of channels
 
@@ -215,12 +219,12 @@ class _Source(NamedTuple):
 
     Args:
         image: as Pillow opens it, or the values (H, W, C) of an array or of a TIFF that Pillow cannot read.
-        low: the same image, of which Pillow reads the low bytes of 16-bit colours, and of `image` the high bytes.
+        read_16_bits: returns the values (H, W, C) of 16-bit colours, of which Pillow reads the upper 8 bits.
         is_only: the file has no other image.
     """
 
     image: Image.Image | NDArray[Any]
-    low: Image.Image | None = None
+    read_16_bits: Callable[[], NDArray[Any]] | None = None
     is_only: bool = True
 
 
@@ -230,7 +234,7 @@ def _build(files: Sequence[Path] | ImageArrays, transform: ImageTransform, targe
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
     # Threads, because Pillow decodes without holding the interpreter's lock.
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        warnings.filterwarnings("ignore", module="PIL")  # a file that cannot be used raises an error
+        warnings.filterwarnings("ignore", module="PIL|torchvision")  # a file that cannot be used raises an error
         if isinstance(files, ImageArrays):
             headers = [_Header(*files.shape, False)]
             levels: Levels | None = files.levels()
@@ -342,7 +346,7 @@ def _file_levels(path: Path) -> Levels | None:
     try:
         found = []
         for source in _sources(path):
-            pixels, opacity = _at_most_one_large(source, partial(_decoded, is_deep=True))
+            pixels, opacity = _at_most_one_large(source, _decoded)
             values = np.asarray(pixels)
             found.append(Levels.of(values if opacity is None else values[np.asarray(opacity) > 0]))
         return reduce(or_, found)
@@ -353,35 +357,67 @@ def _file_levels(path: Path) -> Levels | None:
 def _sources(path: Path) -> Iterator[_Source]:
     """Yield the images of a file, each of which must be decoded before the next is asked for."""
     with open_bounded(path, _MAX_BYTES) as file:
-        tags = tags_of_pages(file)
-        if any(map(num_bands, tags)):
-            yield from map(_Source, band_pages(file, tags))
+        tiff_pages = _tiff_pages(file)
+        if any(map(_has_bands, tiff_pages)):
+            yield from (_Source(_tiff_values(page)) for page in tiff_pages)
             return
         with Image.open(file, formats=_FORMATS) as image:
             count = getattr(image, "n_frames", 1) if image.format in _FORMATS_OF_PAGES else 1
-            for page in range(count):
-                image.seek(page)
-                if count > 1 and page < len(tags) and tags[page].get(254, 0) & 5:
-                    continue  # a reduced copy of another page, or its mask
-                low = None
-                if image.mode in ("RGB", "RGBA") and (swapped := _with_low_bytes(image.tile)):
-                    low = Image.open(file, formats=_FORMATS)
-                    low.seek(page)
-                    low.tile = swapped
-                yield _Source(image, low, count == 1)
+            for number in range(count):
+                image.seek(number)
+                read = None
+                if _COLOURS_OF_16_BITS.search(str(image.tile)) and image.format == "PNG" and count == 1:
+                    read = partial(_png_values, path)
+                elif number < len(tiff_pages):
+                    page = tiff_pages[number]
+                    if count > 1 and page.subfiletype & 5:
+                        continue  # a reduced copy of another page, or its mask
+                    if _COLOURS_OF_16_BITS.search(str(image.tile)):
+                        read = partial(_tiff_values, page)
+                yield _Source(image, read, count == 1)
 
 
-def _with_low_bytes(tiles: list[Any]) -> list[Any]:
-    """Return Pillow's tiles of 16-bit colours changed so that it reads low bytes where it would read high ones."""
-    swapped = []
-    for tile in tiles:
-        name, *more = [tile[3]] if isinstance(tile[3], str) else tile[3]
-        if not re.fullmatch(r"RGBA?;16[BLN]", str(name)):
-            return []
-        name = name[:-1] + ("L" if name[-1] == "B" else "B")
-        arguments = (name, *more) if more else name
-        swapped.append(tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments))
-    return swapped
+def _tiff_pages(file: BinaryIO) -> list[Any]:
+    """Return the pages of a TIFF file as tifffile describes them; none for another file."""
+    is_tiff = file.read(4) in (b"II*\0", b"MM\0*")
+    file.seek(0)
+    if not is_tiff:
+        return []
+    from tifffile import TiffFile
+
+    pages = list(TiffFile(file).pages)
+    file.seek(0)
+    return pages
+
+
+def _has_bands(page: Any) -> bool:
+    """Return whether a page has channels beside grey or colour and opacity, so that Pillow cannot read it."""
+    usual = {0: 1, 1: 1, 2: 3}.get(page.photometric, page.samplesperpixel)
+    return page.samplesperpixel != usual + bool(_OPACITY & set(page.extrasamples))
+
+
+def _tiff_values(page: Any) -> NDArray[Any]:
+    """Return the values (H, W, C) of a page.
+
+    Raises:
+        ValueError: it is too large, or stored in a way that is not read.
+    """
+    if page.nbytes > _MAX_TIFF_BYTES:
+        raise ValueError(f"{page.imagewidth} x {page.imagelength} pixels are too many")
+    if _has_bands(page) and _OPACITY & set(page.extrasamples):
+        raise ValueError(f"it has {page.samplesperpixel} channels, one of which is opacity: remove that one")
+    values = page.asarray()
+    return np.moveaxis(values, 0, 2) if page.axes.startswith("S") else values.reshape(*values.shape[:2], -1)
+
+
+def _png_values(path: Path) -> NDArray[Any]:
+    """Return the 16-bit values (H, W, C) of a PNG."""
+    try:
+        from torchvision.io import ImageReadMode, decode_image  # which takes a second to import
+    except ImportError:  # deprecated since torchvision 0.29
+        raise ValueError("this torchvision reads no colours of 16 bits: save it as TIFF") from None
+    content = torch.frombuffer(bytearray(read_bounded(path, _MAX_BYTES)), dtype=torch.uint8)
+    return decode_image(content, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
 
 
 def _headers(path: Path) -> list[_Header]:
@@ -397,13 +433,9 @@ def _header(source: _Source) -> _Header:
     if isinstance(image, np.ndarray):
         height, width, channels = image.shape
         return _Header(height, width, channels, image.dtype != np.uint8)
-    is_turned = False
-    with contextlib.suppress(Exception):  # damaged EXIF data are ignored, as in `_decoded`
-        has_exif = image.format != "PNG" or "exif" in image.info  # Pillow decodes a PNG to search it for them
-        is_turned = source.is_only and has_exif and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     (width, height), mode = image.size, image.mode
-    sides = (width, height) if is_turned else (height, width)
-    is_deep = mode[0] in "IF" or source.low is not None
+    sides = (width, height) if _orientation(source) >= 5 else (height, width)
+    is_deep = mode[0] in "IF" or source.read_16_bits is not None
     return _Header(*sides, 1 if mode[0] in "IF" or mode in ("1", "L", "LA") else 3, is_deep)
 
 
@@ -419,7 +451,10 @@ def decode(path: Path, transform: ImageTransform) -> list[NDArray[np.uint8]]:
         if transform.skip_broken:
             return []
         reason = re.sub(r" (<_io|'/).*", "", brief(error)).removeprefix(f"{path} ")
-        raise InputError(f"{path} cannot be used ({reason}): remove it, or give --skip-broken") from None
+        advice = "remove it, or give --skip-broken"
+        if "imagecodecs" in str(error):
+            reason, advice = "tifffile reads its compression by another package", "pip install imagecodecs"
+        raise InputError(f"{path} cannot be used ({reason}): {advice}") from None
 
 
 def _at_most_one_large(source: _Source, function: Callable[[_Source], _T]) -> _T:
@@ -428,36 +463,27 @@ def _at_most_one_large(source: _Source, function: Callable[[_Source], _T]) -> _T
     return _LARGE.submit(function, source).result() if is_large else function(source)
 
 
-def _decoded(source: _Source, is_deep: bool) -> tuple[Image.Image | NDArray[Any], Image.Image | None]:
+def _decoded(source: _Source) -> tuple[Image.Image | NDArray[Any], Image.Image | None]:
     """Return an image upright, and its opacity or None.
-
-    Args:
-        source: the image.
-        is_deep: read all of the 16 bits of a colour, and not the upper 8.
 
     Returns:
         An array (H, W) or (H, W, C), if its values may have more than 8 bits, or it came as one; otherwise Pillow's.
     """
-    image, low = source.image, source.low
+    image = source.image
     if isinstance(image, np.ndarray):
         return image, None
     if image.width * image.height > _MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels are too many")
-    tiles = getattr(image, "tile", [])
-    # Files of which Pillow reads the upper 8 of 16 bits.
-    is_cut = bool(tiles) and ("LA;16" in str(tiles[0][3]) or tiles[0][0] in ("ppm", "ppm_plain"))
+    tile, orientation = str(getattr(image, "tile", "")), _orientation(source)
     has_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-    for part in (image, low) if is_deep and low is not None else (image,):
-        part.load()  # raises an error if more than the EXIF data is damaged
-        if source.is_only:
-            try:
-                ImageOps.exif_transpose(part, in_place=True)
-            except MemoryError:
-                raise
-            except Exception:  # damaged EXIF data raise exceptions of many types; ignored, as by viewers
-                pass
-    if is_cut and np.asarray(image.convert("RGB")).max() < 128:
-        raise ValueError("its 16-bit values use less than half of their range: save it as PNG or TIFF without opacity")
+    image.load()  # raises an error if more than the EXIF data is damaged
+    if source.is_only:
+        try:
+            ImageOps.exif_transpose(image, in_place=True)
+        except MemoryError:
+            raise
+        except Exception:  # damaged EXIF data raise exceptions of many types; ignored, as by viewers
+            pass
     if has_16_bits or image.mode in ("I", "F"):
         values = np.asarray(image).astype(np.uint16) if has_16_bits else np.asarray(image)
         hidden = image.info.get("transparency")
@@ -465,15 +491,37 @@ def _decoded(source: _Source, is_deep: bool) -> tuple[Image.Image | NDArray[Any]
     opacity = None
     if image.has_transparency_data:
         opacity = (image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A")
-    if is_deep and low is not None:
-        return np.asarray(image)[..., :3] * np.uint16(256) + np.asarray(low)[..., :3], opacity
+    if source.read_16_bits is not None:
+        values = source.read_16_bits()
+        values = values[..., :1] if values.shape[2] < 3 else values[..., :3]
+        return _upright(values, orientation), opacity
+    if re.search("(LA|RGB.?);16|'ppm", tile) and np.asarray(image.convert("RGB")).max() < 128:
+        raise ValueError("its 16-bit values use less than half of their range: save it as PNG or TIFF without opacity")
     return image, opacity
+
+
+def _orientation(source: _Source) -> int:
+    """Return the EXIF orientation of an image, from 1 (upright) to 8; 1 if its EXIF data are damaged."""
+    image = source.image
+    with contextlib.suppress(Exception):
+        # Pillow decodes a PNG to search it for EXIF data.
+        if source.is_only and isinstance(image, Image.Image) and (image.format != "PNG" or "exif" in image.info):
+            return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return 1
+
+
+def _upright(values: NDArray[Any], orientation: int) -> NDArray[Any]:
+    values = values.swapaxes(0, 1) if orientation >= 5 else values
+    values = values[:, ::-1] if orientation in (2, 3, 6, 7) else values
+    return values[::-1] if orientation in (3, 4, 7, 8) else values
 
 
 def _pixels(source: _Source, transform: ImageTransform) -> NDArray[np.uint8]:
     """Return the transformed image, (C, H, W)."""
     value_range = transform.value_range or ()
-    pixels, opacity = _decoded(source, is_deep=value_range not in ((), (0, 65535)))
+    pixels, opacity = _decoded(source)
+    if source.read_16_bits is not None and value_range in ((), (0, 65535)):
+        pixels = (np.asarray(pixels) >> 8).astype(np.uint8)  # as Pillow does
     if isinstance(pixels, Image.Image) and pixels.mode == "L" and value_range == (0, 1):
         values = np.asarray(pixels)
         pixels = values if values.max() <= 1 else pixels  # there may be files of 8 bits beside files of floats

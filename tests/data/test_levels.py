@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -33,7 +36,7 @@ def _own_cache(tmp_path, monkeypatch):
 def png(values, colour_type=None):
     """Return a PNG of 16 bits, as bytes; Pillow writes no colours of 16 bits."""
     height, width, *channels = values.shape
-    kind = {(): 0, (3,): 2, (4,): 6}[tuple(channels)]
+    kind = {(): 0, (2,): 4, (3,): 2, (4,): 6}[tuple(channels)]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     chunks = (b"IHDR" + struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0), b"IDAT" + zlib.compress(rows))
     parts = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (*chunks, b"IEND"))
@@ -53,39 +56,21 @@ def save(folder, arrays, kind):
             Image.fromarray(values).save(path)
 
 
-def tiff(pages, *, extra=0, planar=False, deflate=False):
+def tiff(pages, *, extra="unspecified", planar=False, deflate=False):
     """Return a TIFF of arrays (H, W, C), the channels beyond colour or grey of the kind `extra`, as bytes."""
-    content, links = bytearray(b"II*\0\0\0\0\0"), [4]
-    for values in pages:
-        height, width, bands = values.shape
-        usual = 3 if bands >= 3 else 1
-        data = (np.moveaxis(values, 2, 0) if planar else values).tobytes()
-        parts = (
-            [data[k * len(data) // bands : (k + 1) * len(data) // bands] for k in range(bands)] if planar else [data]
-        )
-        parts = [zlib.compress(part) if deflate else part for part in parts]
-        offsets = []
-        for part in parts:
-            offsets.append(len(content))
-            content += part + b"\0" * (len(part) % 2)
-        lists = {
-            258: [8 * values.itemsize] * bands, 273: offsets, 279: list(map(len, parts)),
-            338: [extra] * (bands - usual), 339: [{"u": 1, "i": 2, "f": 3}[values.dtype.kind]] * bands,
-        }  # fmt: skip
-        tags = {256: [width], 257: [height], 259: [8 if deflate else 1], 262: [2 if usual == 3 else 1], 277: [bands]}
-        tags |= {278: [height], 284: [2 if planar else 1], **lists}
-        entries = b""
-        for tag, numbers in sorted((tag, numbers) for tag, numbers in tags.items() if numbers):
-            packed = struct.pack(f"<{len(numbers)}I", *numbers)
-            if len(numbers) > 1:
-                packed, where = struct.pack("<I", len(content)), packed
-                content += where
-            entries += struct.pack("<HHI", tag, 4, len(numbers)) + packed
-        struct.pack_into("<I", content, links[-1], len(content))
-        content += struct.pack("<H", len(entries) // 12) + entries
-        links.append(len(content))
-        content += bytes(4)
-    return bytes(content)
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for values in pages:
+            bands = values.shape[2]
+            writer.write(
+                values[..., 0] if bands == 1 else np.moveaxis(values, 2, 0) if planar else values,
+                photometric="rgb" if bands >= 3 else "minisblack",
+                planarconfig=None if bands == 1 else "separate" if planar else "contig",
+                extrasamples=[extra] * (bands - (3 if bands >= 3 else 1)),
+                compression="zlib" if deflate else None,
+                metadata=None,
+            )
+    return file.getvalue()
 
 
 def both(data):
@@ -167,16 +152,34 @@ def test_values_of_every_type_and_range_keep_their_levels(tmp_path, values, low,
 
 
 @pytest.mark.parametrize("bits", [10, 16])
+@pytest.mark.parametrize("channels", [3, 4, 2])  # 4 and 2: the last one is opacity
 @pytest.mark.parametrize("kind", ["png", "tif", "deflate"])
-def test_colours_of_16_bits_keep_their_levels(tmp_path, bits, kind):
-    values = RNG.integers(0, 2**bits, (6, 8, 7, 3)).astype(np.uint16)
-    save(tmp_path / "images", values, "png")
-    if kind != "png":
-        for number, path in enumerate(sorted((tmp_path / "images").iterdir())):
-            path.with_suffix(".tif").write_bytes(tiff([values[number]], deflate=kind == "deflate"))
-            path.unlink()
-    data = load_dataset(f"folder:{tmp_path / 'images'}")
-    assert np.array_equal(both(data), ordered(values >> 8 if bits == 16 else scaled(values, 0, 1023)))
+def test_colours_of_16_bits_keep_their_levels(tmp_path, bits, channels, kind):
+    values = RNG.integers(0, 2**bits, (6, 8, 7, channels)).astype(np.uint16)
+    if channels != 3:
+        values[..., -1] = 2**16 - 1
+    if kind == "png":
+        for number, one in enumerate(values):
+            (tmp_path / f"{number}.png").write_bytes(png(one))
+    else:
+        for number, one in enumerate(values if channels > 2 else values[..., :1]):
+            content = tiff([one], deflate=kind == "deflate", extra="unassalpha")
+            (tmp_path / f"{number}.tif").write_bytes(content)
+    data = load_dataset(f"folder:{tmp_path}")
+    colours = values[..., : 1 if channels == 2 else 3]
+    whole = colours // 257 if kind != "png" and channels == 2 else colours >> 8
+    assert np.array_equal(both(data), ordered(whole if bits == 16 else scaled(colours, 0, 1023)))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("imagecodecs") is not None, reason="it reads them")
+def test_compressions_that_another_package_reads_name_it(tmp_path):
+    for number in range(4):
+        content = tiff([BANDS[number, ..., :5]]).replace(
+            struct.pack("<HHII", 259, 3, 1, 1), struct.pack("<HHII", 259, 3, 1, 5)
+        )
+        (tmp_path / f"{number}.tif").write_bytes(content)
+    with pytest.raises(InputError, match="pip install imagecodecs"):
+        load_dataset(f"folder:{tmp_path}")
 
 
 def test_16_bits_of_which_pillow_reads_eight_are_refused_if_these_are_dark(tmp_path):
@@ -327,7 +330,7 @@ def test_opacity_is_what_the_format_calls_opacity(tmp_path):
     values[..., 3] = 0
     np.save(tmp_path / "a.npy", values)
     assert load_dataset(f"folder:{tmp_path / 'a.npy'}").image_shape == (4, 20, 18)
-    for kind, extra in (("png", None), ("tif", 2)):
+    for kind, extra in (("png", None), ("tif", "unassalpha")):
         folder = tmp_path / kind
         folder.mkdir()
         for number, one in enumerate(values):
