@@ -27,16 +27,13 @@ __all__ = [
     "write_whole",
 ]
 
-_REPORTS = (  # what the reports of pvae begin with
-    b'{\n  "mean": ',
-    b"name,loc_1,",
-    b"name,z_1,",
-    b"name,z1_1,",
-    b"name,log_p,",
-    b"stage,estimator,particles,",
-    b"| stage ",
-    b"run,configuration,system,",
-    b"| system | --elbo ",
+# What latent.json, evaluation.json, codes.npz, and the CSV and Markdown tables of pvae begin with.
+_REPORT = re.compile(
+    rb"""
+    \{\n\ \ "mean":\  | \{.*"rate_decomposition":\  | P.*names\.npy
+    | name,(loc_1|z_1|z1_1|log_p), | stage,estimator,particles, | \|\ stage\  | run,configuration,system,
+    | \|\ system\ \|\ --elbo\ """,
+    re.VERBOSE | re.DOTALL,
 )
 
 
@@ -68,12 +65,8 @@ def write_whole(path: Path, content: bytes, previous: Path | None = None) -> Non
             except OSError:  # a disk without hard links
                 path.replace(previous)
         temporary.replace(path)
-        with contextlib.suppress(OSError):  # Windows cannot flush a folder
-            descriptor = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)  # so that the new name survives a loss of power
-            finally:
-                os.close(descriptor)
+        with contextlib.suppress(OSError), _opened_folder(path.parent) as descriptor:  # Windows cannot flush a folder
+            os.fsync(descriptor)  # so that the new name survives a loss of power
     except OSError as error:
         error.filename = str(path)  # not the temporary name
         raise
@@ -90,8 +83,7 @@ def is_report(path: Path) -> bool:
         return False
     if path.suffix in (".png", ".gif", ".onnx"):
         return b"pvae" in start
-    inner = {b"{": b'"rate_decomposition": ', b"P": b"names.npy"}.get(start[:1])  # of evaluation.json and codes.npz
-    return start.startswith(_REPORTS) or (inner is not None and inner in start)
+    return _REPORT.match(start) is not None
 
 
 def check_replaceable(path: Path) -> None:
@@ -175,8 +167,7 @@ def locked(folder: Path) -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    with _opened_folder(folder) as descriptor:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -184,5 +175,12 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError:  # a disk that does not support locks, for example a network disk
             pass
         yield
+
+
+@contextlib.contextmanager
+def _opened_folder(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)

@@ -83,11 +83,12 @@ class Gradient:
 
 
 class Moments:
-    """Running mean and scatter of gradients that are added one at a time, by Welford's algorithm.
+    """Sums of gradients that are added one at a time, for their mean, variance and signal-to-noise ratio.
 
-    The gradients of all repetitions may not fit into memory together, so only the mean and scatter of each of 20 groups
-    are kept; repetition r belongs to group r mod 20. The standard errors are by the jackknife, which leaves out one
-    group at a time, or one repetition if there are at most 20:
+    The gradients of all repetitions may not fit into memory together, so only the sums of each of 20 groups are kept;
+    repetition r belongs to group r mod 20. The first gradient is subtracted from each, against cancellation. The
+    standard errors are by the jackknife, which leaves out one group at a time, or one repetition if there are at most
+    20:
 
         stderr^2 = (G - 1) / G  sum_b (estimate without group b - their mean)^2
 
@@ -96,42 +97,33 @@ class Moments:
 
     def __init__(self) -> None:
         self.count = 0
-        self._counts = [0.0] * _GROUPS
-        self._means = [torch.zeros(1, dtype=torch.float64)] * _GROUPS
-        self._scatters = [0.0] * _GROUPS
 
     def add(self, gradient: Tensor) -> None:
         """Add a gradient (P,)."""
-        group = self.count % _GROUPS
+        if self.count == 0:
+            self._first, self._sums = gradient, gradient.new_zeros(_GROUPS, len(gradient), dtype=torch.float64)
+            self._counts, self._squares = torch.zeros(2, _GROUPS, dtype=torch.float64)
+        group, offset = self.count % _GROUPS, gradient - self._first
         self.count += 1
         self._counts[group] += 1
-        deviation = gradient - self._means[group]
-        self._means[group] = self._means[group] + deviation / self._counts[group]
-        self._scatters[group] += (deviation @ (gradient - self._means[group])).item()
+        self._sums[group] += offset
+        self._squares[group] += offset @ offset
 
     def gradient(self) -> Gradient:
         """Return the statistics of the gradients; at least three must have been added."""
-        used = min(self.count, _GROUPS)
-        counts, scatters = torch.tensor([self._counts[:used], self._scatters[:used]], dtype=torch.float64)
-        first = self._means[0]
-        # Only inner products of the means are needed. The columns of R in a QR decomposition have the same ones.
-        columns = torch.stack([first, *(mean - first for mean in self._means[1:used])], 1)
-        coordinates = torch.linalg.qr(columns, mode="r").R.T
-        origin, offsets = coordinates[0], coordinates.clone()
-        offsets[0] = 0
+        groups = [sums[: self.count] for sums in (self._counts, self._sums, self._squares)]
+        totals = [sums.sum(0) for sums in groups]
 
-        def variance_and_ratio(groups: Tensor) -> Tensor:
-            count = counts[groups].sum()
-            offset = counts[groups] @ offsets[groups] / count
-            between = counts[groups] @ (offsets[groups] - offset).square().sum(1)
-            variance = (scatters[groups].sum() + between) / (count - 1)
-            signal = ((origin + offset).square().sum() - variance / count).clamp(min=0).sqrt()
+        def variance_and_ratio(count: Tensor, sums: Tensor, squares: Tensor) -> Tensor:
+            variance = ((squares - sums @ sums / count) / (count - 1)).clamp(min=0)
+            signal = ((self._first + sums / count).square().sum() - variance / count).clamp(min=0).sqrt()
             return torch.stack([variance, torch.where(variance == 0, math.inf, signal / variance.sqrt())])
 
-        every = torch.arange(used)
-        without = torch.stack([variance_and_ratio(every[every != group]) for group in every])
-        variance_stderr, ratio_stderr = (without.std(0, correction=0) * math.sqrt(used - 1)).tolist()
-        variance, ratio = variance_and_ratio(every).tolist()
+        without = torch.stack(
+            [variance_and_ratio(*(total - one for total, one in zip(totals, group))) for group in zip(*groups)]
+        )
+        variance_stderr, ratio_stderr = (without.std(0, correction=0) * math.sqrt(len(without) - 1)).tolist()
+        variance, ratio = variance_and_ratio(*totals).tolist()
         return Gradient(
             variance=variance,
             variance_stderr=variance_stderr,

@@ -31,7 +31,7 @@ import torch
 from pvae.config.config import Config
 from pvae.config.options import without_removed
 from pvae.config.presets import system_title
-from pvae.core.errors import InputError, brief
+from pvae.core.errors import InputError
 from pvae.core.files import append, expanded, is_report, is_temporary, write_whole
 from pvae.core.random_state import seeded
 from pvae.core.records import from_record, to_json
@@ -178,21 +178,18 @@ class Run:
             path = _READY_MADE / path
         file = path / "config.json"
         try:
-            record = json.loads(file.read_bytes())
+            content = file.read_bytes()
         except OSError as error:
-            why = f"{file} cannot be read ({error.strerror})"
-            if isinstance(error, FileNotFoundError):
-                why = "it holds no config.json"
+            why = f"config.json cannot be read ({error.strerror})"
             if not os.path.lexists(path):  # also False for a name that is too long
                 why = "there is nothing of that name"
             elif runs := sorted(path.glob("*/config.json")):
                 why = f"it is a folder of run folders: give one of them, for instance {runs[0].parent}"
             raise InputError(f"{path} is not a run folder: {why}") from None
-        except (ValueError, RecursionError):
-            raise InputError(f"{file} is damaged: it is not JSON; restore a copy of it, or train anew") from None
-        if not isinstance(record, dict) or record.get("format") != _FORMAT:
-            raise InputError(f"{file} is not the record of a run of this version of pvae (format {_FORMAT})")
         try:
+            record = json.loads(content)
+            if record["format"] != _FORMAT:
+                raise InputError(f"its format is not {_FORMAT}")
             options = without_removed(dict(record["config"]))
             if isinstance(size := options.get("image_size"), int):  # of earlier versions, as second_latent_dim
                 options["image_size"] = str(size)
@@ -202,7 +199,7 @@ class Run:
                 del options["second_latent_dim"], options["second_hidden"]
             config, data = from_record(Config, options), from_record(DataRecord, record["data"])
             return cls(path, config, data, record["sessions"], record["run"], "own_vae" in record)
-        except (InputError, KeyError, TypeError, ValueError) as error:
+        except (InputError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise InputError(
                 f"{file} is damaged or of another version of pvae ({error}): restore a copy of it, or use the version "
                 "that wrote it"
@@ -322,9 +319,8 @@ class Run:
         try:
             checkpoint = read_checkpoint(file)
         except OSError as error:
-            missing = f"{self.path} holds no {file.name}: restore a copy of it, or train anew"
-            why = missing if isinstance(error, FileNotFoundError) else f"{file} cannot be read ({error.strerror})"
-            raise InputError(why) from None
+            why = f"{file} cannot be read ({error.strerror})"
+            raise InputError(f"{why}: restore a copy of it, or train anew") from None
         except InputError as error:
             raise InputError(f"{file} is damaged, or not a checkpoint of pvae: {error}") from None
         if checkpoint.run != self.identity:
@@ -398,9 +394,8 @@ class Run:
         try:
             vae.load_state_dict(weights)
         except RuntimeError as error:
-            _, _, what = str(error).partition("\n")  # torch names the class in the first line, then parameters
-            why, whose = " ".join(what.split())[:150] or brief(error), "given" if self.has_own_vae else "of config.json"
-            raise InputError(f"the weights of {self.path} do not fit the VAE {whose} ({why})") from None
+            why = " ".join(str(error).split())[:200]  # torch names the class, and then each parameter
+            raise InputError(f"the weights of {self.path} do not fit the VAE: {why}") from None
         self._values["vae"] = vae.cpu().eval()
         return vae
 

@@ -7,7 +7,7 @@ import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,23 +50,15 @@ class Exported:
         return f"{self.path}: {self.inputs} -> {self.outputs}, equal to torch's to {self.difference:.1e}"
 
 
-class _Encoder(nn.Module):
-    def __init__(self, vae: VAE) -> None:
+class _Part(nn.Module):
+    """A VAE's encoder or decoder, as a module of one input."""
+
+    def __init__(self, vae: VAE, outputs: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae, self.outputs = vae, outputs
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        q = self.vae.q_z(x)  # without the check of its pixels, which depends on their values
-        return q.mean, q.stddev
-
-
-class _Decoder(nn.Module):
-    def __init__(self, vae: VAE) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, z: Tensor) -> tuple[Tensor]:
-        return (self.vae.p_x(z).mean,)
+    def forward(self, batch: Tensor) -> tuple[Tensor, ...]:
+        return self.outputs(batch)
 
 
 def export(vae: VAE, image_shape: Sequence[int], folder: Path) -> list[Exported]:
@@ -90,16 +82,21 @@ def export(vae: VAE, image_shape: Sequence[int], folder: Path) -> list[Exported]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         x = torch.rand(_CHECKED, *image_shape)
+
+        def encode(x: Tensor) -> tuple[Tensor, ...]:
+            q = vae.q_z(x)  # without the check of its pixels, which depends on their values
+            return q.mean, q.stddev
+
         try:
-            z, _ = _Encoder(vae)(x)
+            z, _ = encode(x)
         except NotImplementedError:
             raise InputError(
                 "q(z | x) has no mean and standard deviation in closed form, as with a flow or several stochastic "
                 "layers, and cannot be exported"
             ) from None
         parts = [
-            _exported(_Encoder(vae).eval(), x, "x", ("loc", "scale"), folder / "encoder.onnx"),
-            _exported(_Decoder(vae).eval(), z, "z", ("mean",), folder / "decoder.onnx"),
+            _exported(_Part(vae, encode).eval(), x, "x", ("loc", "scale"), folder / "encoder.onnx"),
+            _exported(_Part(vae, lambda z: (vae.p_x(z).mean,)).eval(), z, "z", ("mean",), folder / "decoder.onnx"),
         ]
     for content, result in parts:
         write_whole(result.path, content)
@@ -114,7 +111,7 @@ def _exported(
 
     content = io.BytesIO()
     try:
-        with _quiet(), _unvalidated():
+        with _quiet():
             program: Any = torch.onnx.export(
                 module,
                 (batch[:_TRACED],),
@@ -150,26 +147,20 @@ def _difference(module: nn.Module, session: Any, batch: Tensor) -> float:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Drop what torch's exporter prints, warns of and logs."""
-    before = logging.root.manager.disable
+    """Drop what torch's exporter prints, warns of and logs, and let distributions accept any parameters.
+
+    ONNX has no operator for the checks of their values.
+    """
+    before, validates = logging.root.manager.disable, validates_arguments()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.ERROR)
+        Distribution.set_default_validate_args(False)
         try:
             yield
         finally:
             logging.disable(before)
-
-
-@contextlib.contextmanager
-def _unvalidated() -> Iterator[None]:
-    """Let distributions accept any parameters: ONNX has no operator for the checks of their values."""
-    before = validates_arguments()
-    Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        Distribution.set_default_validate_args(before)
+            Distribution.set_default_validate_args(validates)
 
 
 def _shape(batch: Tensor) -> str:

@@ -163,7 +163,7 @@ def importance_sample(
     Reference:
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 8.
     """
-    parts, log_likelihood = [], _RecordedLogLikelihood(vae, engine, precision, len(x) * num_particles)
+    parts, log_likelihood = [], _recorded_log_likelihood(vae, engine, precision, len(x) * num_particles)
     for part in x.split(min(100, images_at_once(vae, x))):
         parts.append(_log_sums(vae, part, num_particles, log_likelihood))
         on_images(len(part))
@@ -223,40 +223,37 @@ def _widest(vae: VAE, x: Tensor) -> int:
     return max(sizes)
 
 
-class _RecordedLogLikelihood:
-    """Computes log p(x | z). It records the decoder for each shape that recurs, which is faster than its modules."""
+def _recorded_log_likelihood(vae: VAE, engine: str, precision: str, decoded: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return log p(x | z) as a function of z and x that records the decoder for each shape of z that recurs.
 
-    def __init__(self, vae: VAE, engine: str, precision: str, decoded: int) -> None:
-        self._may_fail = engine == "auto" and precision == "fp32"
-        if engine == "auto":
-            engine = "inductor" if decoded >= _DECODED_TO_COMPILE and not missing() else "graph"
-        if (engine, precision) != ("none", "fp32"):
-            check_engine(engine, precision)
-        self._vae, self._engine, self._precision = vae, engine, precision
-        # In bfloat16 every shape is recorded, so that the estimate does not depend on how often a shape recurs.
-        self._record_at = _VISITS_TO_RECORD if precision == "fp32" else 1
-        self._visits: Counter[torch.Size] = Counter()
-        self._recorded: dict[torch.Size, Function] = {}
+    A recording is faster than the modules. The shape of z, (draws, images, L), determines that of x.
+    """
+    may_fail = engine == "auto" and precision == "fp32"  # the caller did not ask for compilation: fall back silently
+    if engine == "auto":
+        engine = "inductor" if decoded >= _DECODED_TO_COMPILE and not missing() else "graph"
+    if (engine, precision) != ("none", "fp32"):
+        check_engine(engine, precision)
+    # In bfloat16 every shape is recorded, so that the estimate does not depend on how often a shape recurs.
+    record_at = _VISITS_TO_RECORD if precision == "fp32" else 1
+    visits: Counter[torch.Size] = Counter()
+    recorded: dict[torch.Size, Function] = {}
 
-    def __call__(self, z: Tensor, x: Tensor) -> Tensor:
-        self._visits[z.shape] += 1  # (draws, images, L): the shape of x follows from it
-        if self._visits[z.shape] == self._record_at:
-            self._recorded[z.shape] = self._record(z, x)
-        return self._recorded.get(z.shape, self._unrecorded)(z, x)[0]
+    def unrecorded(z: Tensor, x: Tensor) -> list[Tensor]:
+        return [vae.log_likelihood(x, z)]
 
-    def _record(self, z: Tensor, x: Tensor) -> Function:
-        if self._engine == "none":
-            return self._unrecorded
-        for engine in dict.fromkeys([self._engine, "graph"]):
-            try:
-                return record(self._unrecorded, [z, x], engine, self._precision)
-            except InputError:
-                if not self._may_fail:
-                    raise
-        return self._unrecorded  # the caller did not ask for compilation: fall back silently
+    def log_likelihood(z: Tensor, x: Tensor) -> Tensor:
+        visits[z.shape] += 1
+        if engine != "none" and visits[z.shape] == record_at:
+            for how in dict.fromkeys([engine, "graph"]):
+                try:
+                    recorded[z.shape] = record(unrecorded, [z, x], how, precision)
+                    break
+                except InputError:
+                    if not may_fail:
+                        raise
+        return recorded.get(z.shape, unrecorded)(z, x)[0]
 
-    def _unrecorded(self, z: Tensor, x: Tensor) -> list[Tensor]:
-        return [self._vae.log_likelihood(x, z)]
+    return log_likelihood
 
 
 def _log_sums(vae: VAE, x: Tensor, num_particles: int, log_likelihood: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

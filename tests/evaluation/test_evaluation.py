@@ -583,7 +583,7 @@ def test_a_broken_checkpoint_is_one_line(tmp_path, data, found, capsys):
         path.unlink()
     assert main([str(run.path)]) == 2
     line = capsys.readouterr().err
-    assert "holds no checkpoint.safetensors" in line
+    assert "checkpoint.safetensors" in line
     assert "--resume" not in line
 
 

@@ -96,7 +96,7 @@ DAMAGES = [
     ([CONFIG_FILE], lambda _: b"[" * 10**5, "all", CONFIG_FILE),
     ([CONFIG_FILE], lambda _: b"[]", "all", CONFIG_FILE),
     ([CONFIG_FILE], lambda _: PICKLE, "all", CONFIG_FILE),
-    ([CONFIG_FILE], None, "all", "no config.json"),
+    ([CONFIG_FILE], None, "all", CONFIG_FILE),
     ([CONFIG_FILE], option("config", "lr", "fast"), "all", "lr"),
     ([CONFIG_FILE], option("config", "hidden", 3), "all", "hidden"),
     ([CONFIG_FILE], option("config", "more", 1), "all", "more"),
