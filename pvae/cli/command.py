@@ -147,9 +147,20 @@ def run_command(name: str, command: Callable[[], None], interrupted: str = _INTE
         0; 2 for a command that cannot be done as given or is not permitted, 1 for a disk or a process that failed, 130
         for Ctrl-C, 143 for SIGTERM.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show must not end a training
+        sys.stdout.reconfigure(errors="backslashreplace")
     with Interruptions(at_once=True):
         try:
-            return _run(name, command)
+            try:
+                _check_working_folder()
+                with naming_refused_parameters(), no_nan_warnings():
+                    command()
+                return 0
+            except Exception as error:
+                line, status = _line_and_status(error)
+                if line:
+                    print(f"{name}: {one_line(line)}", file=sys.stderr)
+                return status
         except KeyboardInterrupt as error:
             if is_first_process():  # torchrun ends the others too
                 with contextlib.suppress(KeyboardInterrupt):
@@ -157,39 +168,34 @@ def run_command(name: str, command: Callable[[], None], interrupted: str = _INTE
             return int(getattr(error, "status", 130))
 
 
-def _run(name: str, command: Callable[[], None]) -> int:
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show must not end a training
-        sys.stdout.reconfigure(errors="backslashreplace")
+def _check_working_folder() -> None:
     try:
-        try:
-            Path.cwd()  # without it, torch's libraries abort the process
-        except OSError:
-            raise InputError("the folder in which the command was started is gone: go to one that exists") from None
-        with naming_refused_parameters(), no_nan_warnings():
-            command()
-        return 0
-    except (InputError, TrainingError, NotFiniteError) as error:
-        advice = "; the weights have diverged: train anew, with a smaller --lr"
-        line = f"{error}{advice if isinstance(error, NotFiniteError) else ''}"
-        line, status = line if is_first_process() else "", 2  # all processes raise the same error
-    except LostError as error:
-        line, status = str(error) if is_first_process() else "", 1
-    except (RuntimeError, MemoryError, ImportError) as error:
-        if not is_out_of_memory(error):
-            raise
+        Path.cwd()  # without it, torch's libraries abort the process
+    except OSError:
+        raise InputError("the folder in which the command was started is gone: go to one that exists") from None
+
+
+def _line_and_status(error: Exception) -> tuple[str, int]:
+    """Return the line that explains an error, empty if another process prints it, and the exit status.
+
+    Raises:
+        Exception: the error itself, if it is one of the program.
+    """
+    if isinstance(error, (InputError, TrainingError, NotFiniteError, LostError)):
+        advice = "; the weights have diverged: train anew, with a smaller --lr" * isinstance(error, NotFiniteError)
+        line = f"{error}{advice}" if is_first_process() else ""  # all processes raise the same error
+        return line, 1 if isinstance(error, LostError) else 2
+    if is_out_of_memory(error):
         smaller = "stop other programs, or give smaller images, networks, batches or fewer particles"
         advice = "torch cannot be loaded: see ulimit -v" if isinstance(error, ImportError) else smaller
-        line, status = f"out of memory: {advice}", 2
-    except BrokenPipeError:  # the program that read standard output has ended
+        return f"out of memory: {advice}", 2
+    if isinstance(error, BrokenPipeError):  # the program that read standard output has ended
         sys.stdout = None
-        return 0
-    except OSError as error:
+        return "", 0
+    if isinstance(error, OSError):
         file = error.filename or "a file of the result"  # the error of a write has no file name
-        line = f"{file} cannot be written or read: {error.strerror}"
-        status = 2 if isinstance(error, PermissionError) else 1
-    if line:
-        print(f"{name}: {one_line(line)}", file=sys.stderr)
-    return status
+        return f"{file} cannot be written or read: {error.strerror}", 2 if isinstance(error, PermissionError) else 1
+    raise error
 
 
 @contextlib.contextmanager
@@ -255,10 +261,9 @@ def exit_process(status: int) -> NoReturn:
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
-            if stream is not None:
-                stream.flush()
+            stream.flush()
         except BrokenPipeError:  # the program that read the output has ended
             pass
         except OSError as error:

@@ -15,7 +15,7 @@ from pvae.config.options import whole_number
 from pvae.core.errors import InputError, check_name
 from pvae.core.files import check_replaceable, write_whole
 from pvae.core.records import to_json
-from pvae.core.terminal import print_line, progress_bar
+from pvae.core.terminal import is_torchrun, print_line, progress_bar
 
 if TYPE_CHECKING:
     from pvae.data.dataset import Dataset
@@ -68,6 +68,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     check_name("--precision", arguments.precision, OPTIONS["precision"].choices)
     if arguments.compile == "none" and arguments.precision != "fp32":
         raise InputError(f"--precision {arguments.precision} goes with --compile auto, graph or inductor only")
+    if is_torchrun():
+        raise InputError("one process evaluates: run it without torchrun")
     with ctrl_c_exits_at_once("pvae.evaluate"):
         from pvae.evaluation.report import to_text
         from pvae.runs.run import Run

@@ -5,18 +5,16 @@ Ctrl-C and SIGTERM also stop the processes of the seeds. After a SIGKILL of this
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shlex
 import subprocess
 import sys
-import tempfile
-import time
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO
 
 from pvae.cli.command import result_folder
 from pvae.config.config import Config
@@ -32,7 +30,6 @@ from pvae.trained.codes import latent_report
 __all__ = ["check_seeds", "train_seeds"]
 
 _MAX_SEEDS = 10_000
-_GRACE_SECONDS = 1.5  # for the processes to save their states after Ctrl-C
 
 
 def check_seeds(text: str) -> list[int]:
@@ -135,47 +132,41 @@ def _train(commands: Mapping[int, Sequence[str]], jobs: int | None, quiet: bool)
     threads = max(1, cores // jobs)
     if commands and not quiet:
         print_line(f"{len(commands)} seeds, {jobs} at a time, OMP_NUM_THREADS={threads} each")
-    waiting, failures = list(commands), dict[int, str]()
-    running: dict[int, tuple[subprocess.Popen[bytes], TextIO]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                running[waiting[0]] = _started(commands[waiting[0]], threads)
-                del waiting[0]
-            for seed, (process, output) in list(running.items()):
-                status = process.poll()  # asked before the last lines are read
-                for line in output.read().splitlines():
-                    if line.startswith("epoch ") and not quiet:
-                        print_line(f"seed {seed}  {line}")
-                    elif line.startswith("note: "):
-                        print(f"seed {seed}  {line}", file=sys.stderr, flush=True)
-                    elif line.startswith("pvae.train: "):
-                        failures[seed] = line.removeprefix("pvae.train: ")
-                if status is not None:
-                    del running[seed]
-                    failures |= {seed: failures.get(seed, f"exit status {status}")} if status else {}
-            time.sleep(0.1)
-        return dict(sorted(failures.items()))
-    finally:
-        for process, _ in running.values():  # left after Ctrl-C: they save their states
-            process.terminate()
-        deadline = time.monotonic() + _GRACE_SECONDS
-        for process, _ in running.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
-            process.kill()
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1"}
+    failures: dict[int, str] = {}
+    processes: list[subprocess.Popen[str]] = []
+    is_stopped = threading.Event()
 
-
-def _started(arguments: Sequence[str], threads: int) -> tuple[subprocess.Popen[bytes], TextIO]:
-    """Return a process of `python -m pvae.train`, and a file from which its output can be read."""
-    with tempfile.NamedTemporaryFile() as file:
-        output = Path(file.name).open(encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    def train(seed: int) -> None:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pvae.train", *arguments],
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONIOENCODING": "utf-8"},
+            [sys.executable, "-m", "pvae.train", *commands[seed]],
+            env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=file,
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="backslashreplace",
             start_new_session=True,  # a terminal sends Ctrl-C to this process alone, which then tells the others
         )
-    return process, output
+        processes.append(process)
+        if is_stopped.is_set():
+            process.terminate()
+        for line in map(str.rstrip, process.stdout or ()):
+            if line.startswith("epoch ") and not quiet:
+                print_line(f"seed {seed}  {line}")
+            elif line.startswith("note: "):
+                print(f"seed {seed}  {line}", file=sys.stderr, flush=True)
+            elif line.startswith("pvae.train: "):
+                failures[seed] = line.removeprefix("pvae.train: ")
+        if process.wait():
+            failures.setdefault(seed, f"exit status {process.returncode}")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            list(pool.map(train, commands))
+        finally:  # after Ctrl-C: the processes save their states, and this one waits for them
+            is_stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
+    return dict(sorted(failures.items()))

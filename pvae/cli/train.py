@@ -49,34 +49,33 @@ mean of -log p(x|z) and the rate the KL divergence of q(z|x) from p(z). The run 
 metrics.jsonl, checkpoint.safetensors, figures/ and TensorBoard events; pvae.load("RUN") gives the VAE in Python."""
 
 
-_NETWORK = "give --network, and --hidden for its widths; the decoder is the encoder in reverse"
-_NO_LABELS = "conditional VAEs do not exist here yet; labels are used in evaluations and figures only"
-_REMOVED_SKIP = "it was removed, since a training stops at NaN and names the cause; --clip-norm 100 may prevent it"
+# Options that other programs have, where no option here has a similar name, and what to give instead.
 _OTHER_NAMES = {
-    **dict.fromkeys(("--encoder", "--decoder", "--arch", "--architecture", "--layers"), _NETWORK),
-    **dict.fromkeys(("--conditional", "--labels", "--label", "--num-classes", "--classes"), _NO_LABELS),
-    **dict.fromkeys(("--on-nan", "--max-skipped"), _REMOVED_SKIP),
-    **dict.fromkeys(("--checkpoint-every", "--save-every", "--save-interval"), "a checkpoint follows each epoch"),
-    **dict.fromkeys(("--model", "--preset"), "give --system, or --network, --posterior, --prior and --likelihood"),
-    **dict.fromkeys(("--gpu", "--gpus", "--cuda", "--use-cuda", "--no-cuda"), "give --device cuda, cuda:N or cpu"),
-    **dict.fromkeys(("--kl-weight", "--kld-weight", "--kl-coeff", "--beta-kl"), "give --beta"),
-    **dict.fromkeys(("--kl-annealing", "--kl-warmup", "--anneal", "--warmup", "--warmup-epochs"), "give --warm-up"),
-    **dict.fromkeys(("--learning-rate", "--learningrate"), "give --lr"),
-    **dict.fromkeys(("--lr-schedule", "--lr-scheduler", "--scheduler"), "give --schedule"),
-    **dict.fromkeys(("--epoch", "--num-epochs", "--n-epochs", "--max-epochs"), "give --epochs"),
-    **dict.fromkeys(("--batchsize", "--bs", "--train-batch-size"), "give --batch-size"),
-    **dict.fromkeys(("--latent", "--latent-size", "--latent-dims", "--z-dim", "--zdim", "--nz"), "give --latent-dim"),
-    **dict.fromkeys(("--hidden-dim", "--hidden-dims", "--hidden-size", "--h-dim", "--channels"), "give --hidden"),
-    **dict.fromkeys(("--num-samples", "--num-particles", "--iwae-samples", "--k"), "give --particles"),
-    **dict.fromkeys(("--grad-clip", "--clip-grad", "--max-grad-norm", "--gradient-clip"), "give --clip-norm"),
-    **dict.fromkeys(("--loss", "--objective"), "give --elbo and --likelihood"),
-    **dict.fromkeys(
-        ("--optimizer", "--optim", "--weight-decay", "--momentum"), "there is Adam alone: --lr, --adam-eps"
-    ),
-    **dict.fromkeys(("--data", "--data-path", "--data-root", "--root"), "give --dataset folder:PATH, or --data-dir"),
-    **dict.fromkeys(("--output", "--output-dir", "--save-dir", "--log-dir", "--logdir"), "give --out"),
-    **dict.fromkeys(("--checkpoint", "--load", "--restore", "--ckpt"), "give --resume RUN"),
-    **dict.fromkeys(("--workers", "--num-workers", "--threads"), "images are in memory; set OMP_NUM_THREADS"),
+    name: advice
+    for names, advice in (
+        ("--encoder --decoder --layers", "give --network, and --hidden for its widths; the decoder is its reverse"),
+        (
+            "--conditional --labels",
+            "conditional VAEs do not exist here yet; labels are for evaluations and figures",
+        ),
+        ("--on-nan --max-skipped", "it was removed, since a training stops at NaN and names the cause"),
+        ("--model", "give --system, or --network, --posterior, --prior and --likelihood"),
+        ("--gpu --cuda --no-cuda", "give --device cuda, cuda:N or cpu"),
+        ("--kl-weight --kld-weight", "give --beta"),
+        ("--kl-annealing", "give --warm-up"),
+        ("--learning-rate", "give --lr"),
+        ("--lr-schedule --scheduler", "give --schedule"),
+        ("--z-dim", "give --latent-dim"),
+        ("--num-samples", "give --particles"),
+        ("--grad-clip --max-grad-norm", "give --clip-norm"),
+        ("--loss", "give --elbo and --likelihood"),
+        ("--optimizer", "there is Adam alone: --lr, --adam-eps"),
+        ("--data", "give --dataset folder:PATH, or --data-dir"),
+        ("--output --save-dir --log-dir", "give --out"),
+        ("--checkpoint --load", "give --resume RUN"),
+        ("--workers --num-workers", "images are in memory; set OMP_NUM_THREADS"),
+    )
+    for name in names.split()
 }
 
 
@@ -171,7 +170,7 @@ def _train_seeds(text: str, jobs: int | None, options: dict[str, Any], argv: Seq
     if jobs is not None:
         whole_number("jobs", jobs)
     seeds = check_seeds(text)
-    config, _ = _with_images(_configured(options), options)
+    config, _ = _configured(options)
     train_seeds(
         config,
         seeds,
@@ -200,7 +199,7 @@ def _train(options: dict[str, Any]) -> None:
     where = {name: options[name] for name in _WHERE}
     path, out = options["resume"], options["out"]
     if path is None:
-        config, data = _with_images(_configured(options), options)
+        config, data = _configured(options)
         run = fit(config, data=data, out=out, **{**where, "device": where["device"] or "auto"})
     else:
         if out is not None:
@@ -253,35 +252,28 @@ def _chosen(options: dict[str, Any]) -> dict[str, Any]:
     return {**chosen, **{name: options[name] for name in OPTIONS if name in options}}
 
 
-def _configured(options: dict[str, Any]) -> Config:
-    """Return the named system with the given options; a TOML file may name a system of its own."""
-    if "system" in options:
-        get_system(options["system"])
-    chosen = _chosen(options)
-    default = "images" if str(chosen.get("dataset", "")).startswith(("folder:", "svhn", "cifar10")) else "deep-bayes"
-    config = SYSTEMS.get(chosen.get("system", default), Config()).replace(**chosen)
-    config.check_used(chosen)
-    return config
+def _configured(options: dict[str, Any]) -> tuple[Config, Dataset | None]:
+    """Return the named system with the given options; a TOML file may name a system of its own.
 
-
-def _with_images(config: Config, options: dict[str, Any]) -> tuple[Config, Dataset | None]:
-    """Return the system "images" with the options that suit its images, and the images; print what was chosen.
-
-    Another system is returned unchanged, and without data.
+    The system "images" gets the options that suit its images; these are returned too, and what was chosen is printed.
     """
     from pvae.elbos.registry import elbo_of
 
-    if config.system != "images":
-        elbo_of(config)  # refuses what does not go together
-        return config, None
-    from pvae.data.choices import describe_choices, images_config
-    from pvae.runs.data import load_for
+    if "system" in options:
+        get_system(options["system"])
+    chosen, data = _chosen(options), None
+    default = "images" if str(chosen.get("dataset", "")).startswith(("folder:", "svhn", "cifar10")) else "deep-bayes"
+    config = SYSTEMS.get(chosen.get("system", default), Config()).replace(**chosen)
+    config.check_used(chosen)
+    if config.system == "images":
+        from pvae.data.choices import describe_choices, images_config
+        from pvae.runs.data import load_for
 
-    chosen = {name: value for name, value in _chosen(options).items() if name != "system"}
-    data = load_for(config, options["data_dir"], options["offline"])
-    config = images_config(data, **{"dataset": config.dataset, **chosen})
-    elbo_of(config)
-    if is_first_process() and not options["quiet"]:
+        chosen.pop("system", None)
+        data = load_for(config, options["data_dir"], options["offline"])
+        config = images_config(data, **{"dataset": config.dataset, **chosen})
+    elbo_of(config)  # refuses what does not go together
+    if data is not None and is_first_process() and not options["quiet"]:
         print_line(f"{data.title}{data.found and ': '}{data.found}; chosen for them, unless you give another value:")
         print_line(describe_choices(data, config, chosen))
     return config, data

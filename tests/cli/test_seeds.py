@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import threading
 import time
 
 import pytest
-from helpers.processes import Group
 from helpers.runs import assert_same
 
 import pvae
 from pvae.cli.draw import main as draw
+from pvae.cli.evaluate import main as evaluate
 from pvae.cli.seeds import check_seeds
 from pvae.cli.train import _without_seeds, main
 from pvae.core.errors import InputError
@@ -61,60 +63,63 @@ def test_refusals(arguments, says, capsys, tmp_path, monkeypatch):
     assert [one.name for one in tmp_path.iterdir()] == ["full"]
 
 
-def test_seeds_are_runs_of_their_own_and_end_in_a_table(capsys, tmp_path, monkeypatch):
-    """Interrupted, continued by the same command, then repeated: same weights as single runs, same table as draw."""
+def test_an_interrupted_command_stops_its_processes_and_names_how_to_go_on(capsys, tmp_path, monkeypatch):
+    def interrupt():
+        rows = tmp_path / "many" / "seed-0" / "metrics.jsonl"
+        while not (rows.exists() and rows.read_bytes()):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
     monkeypatch.chdir(tmp_path)
-    command = [*SMALL, "--epochs", "20", "--seeds", "0,3", "--jobs", "2", "--out", "many"]
-    group = Group(1, main, command, folder=tmp_path)
-    group.wait_for(tmp_path / "many" / "seed-0" / "metrics.jsonl")
-    group.kill(0, signal.SIGINT)
-    started = time.monotonic()
-    assert group.join(60) == [130]
-    assert time.monotonic() - started < 10  # the documentation promises 2 s; the machine may be busy
-    assert group.err.startswith("pvae.train: interrupted; the same command with --out many goes on")
-    assert group.err.count("\n") == 1
-    assert 0 < Run.open("many/seed-0").read_checkpoint().counts.epoch < 20
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert main([*SMALL, "--epochs", "1000", "--seeds", "0,3", "--jobs", "1", "--quiet", "--out", "many"]) == 130
+    line = capsys.readouterr().err
+    assert line.startswith("pvae.train: interrupted; the same command with --out many goes on")
+    assert line.count("\n") == 1
+    assert 0 < Run.open("many/seed-0").read_checkpoint().counts.epoch < 1000
+    assert not (tmp_path / "many" / "seed-3").exists()
 
-    assert main(command) == 0
+
+def test_seeds_are_runs_of_their_own_and_end_in_a_table(no_pictures, capsys, tmp_path, monkeypatch):
+    """Seed 0 has an epoch less and is resumed, seed 3 is new, and 4 cannot be trained; then the command is repeated."""
+    monkeypatch.chdir(tmp_path)
+    many, two = tmp_path / "many", [*SMALL, "--epochs", "2"]
+    assert main([*SMALL, "--epochs", "1", "--seed", "0", "--out", "many/seed-0", "--quiet"]) == 0
+    (many / "seed-4").mkdir()
+    (many / "seed-4" / "notes.txt").write_text("no run")
+    capsys.readouterr()
+    assert main([*two, "--seeds", "0,3,4", "--jobs", "3", "--out", "many"]) == 2
     printed = capsys.readouterr()
-    assert printed.err == ""
-    assert "seed 3  epoch 20/20" in printed.out
-    assert "| 2 | 20 |" in printed.out
-    before = [(tmp_path / "many" / f"seed-{seed}" / "config.json").read_bytes() for seed in (0, 3)]
-    assert main([*command, "--quiet"]) == 0
-    assert capsys.readouterr().out == "many\n"
-    assert before == [(tmp_path / "many" / f"seed-{seed}" / "config.json").read_bytes() for seed in (0, 3)]
+    first, second = printed.err.splitlines()
+    assert first.startswith("pvae.train: seed 4: --out many/seed-4 exists and is not an empty folder")
+    assert second == "pvae.train: 1 of 3 seeds failed: 4"
+    assert "seed 3  epoch 2/2" in printed.out
+    assert "| 2 | 2 |" in printed.out
+    assert [session["from_epoch"] for session in Run.open("many/seed-0").sessions] == [0, 1]
 
-    table = (tmp_path / "many" / "table.md").read_text()
-    assert draw(["many"]) == 0
-    assert (tmp_path / "many" / "table.md").read_text() == table
-    assert main([*SMALL, "--epochs", "20", "--seed", "3", "--out", "alone", "--quiet"]) == 0
+    shutil.rmtree(many / "seed-4")
+    again, before = [*two, "--seeds", "0,3", "--out", "many", "--quiet"], contents(many)
+    assert main(again) == 0
+    assert capsys.readouterr().out == "many\n"
+    assert contents(many) == before
+    assert main([*again, "--lr", "0.5"]) == 2
+    assert "seed-0 was trained with --lr 0.001, and --lr 0.5 is given" in capsys.readouterr().err
+    assert main([*two, "--seed", "3", "--out", "alone", "--quiet"]) == 0
     if os.cpu_count() <= 3:  # as many threads
         assert_same(*(pvae.load(path).state_dict() for path in ("many/seed-3", "alone")))
-
-
-def test_runs_of_other_options_are_refused_and_more_epochs_resume(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    command = [*SMALL, "--seeds", "0", "--out", "many", "--quiet"]
-    assert main([*SMALL, "--epochs", "1", "--seed", "0", "--out", "many/seed-0", "--quiet"]) == 0
-    assert main([*command, "--epochs", "1", "--lr", "0.5"]) == 2
-    assert "seed-0 was trained with --lr 0.001, and --lr 0.5 is given" in capsys.readouterr().err
-    assert main([*command, "--epochs", "2"]) == 0
-    assert [session["from_epoch"] for session in Run.open("many/seed-0").sessions] == [0, 1]
-    (tmp_path / "many" / "seed-0").rename(tmp_path / "many" / "seed-4")
-    assert main([*command, "--epochs", "2", "--seeds", "4"]) == 2
+    (many / "seed-0").rename(many / "seed-4")
+    assert main([*two, "--seeds", "4", "--out", "many"]) == 2
     assert "--seed 0, and --seed 4 is given" in capsys.readouterr().err
 
 
-def test_a_seed_that_fails_is_named_and_the_table_has_the_others(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main([*SMALL, "--epochs", "1", "--seed", "0", "--out", "many/seed-0"]) == 0
-    (tmp_path / "many" / "seed-1").mkdir(parents=True)
-    (tmp_path / "many" / "seed-1" / "notes.txt").write_text("no run")
-    capsys.readouterr()
-    assert main([*SMALL, "--epochs", "1", "--seeds", "0:2", "--out", "many"]) == 2
-    printed = capsys.readouterr()
-    first, second = printed.err.splitlines()
-    assert first.startswith("pvae.train: seed 1: --out many/seed-1 exists and is not an empty folder")
-    assert second == "pvae.train: 1 of 2 seeds failed: 1"
-    assert "| 1 | 1 |" in printed.out
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("command", "name"), [(draw, "draws"), (evaluate, "evaluates")])
+def test_commands_of_one_process_are_refused_by_torchrun(command, name, monkeypatch, capsys):
+    for variable in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(variable, "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert command(["run"]) == 2
+    assert f"one process {name}" in capsys.readouterr().err
