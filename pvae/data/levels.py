@@ -21,14 +21,14 @@ class Levels:
         nominal: the range of their type: (0, 255), (0, 65535), (0, 1) for floats; () for other integers.
         low: the lowest value.
         high: the highest value.
-        distinct: the different values, sorted; None if they are more than 256, which is more than a byte can hold.
+        distinct: the different values, sorted; 257 of them if they are more than the 256 that a byte can hold.
         is_float: they are floats.
     """
 
     nominal: tuple[float, ...]
     low: float
     high: float
-    distinct: NDArray[Any] | None
+    distinct: NDArray[Any]
     is_float: bool
 
     @classmethod
@@ -41,11 +41,11 @@ class Levels:
         low, high = float(values.min()), float(values.max())
         if not np.isfinite([low, high]).all():
             raise ValueError("it has values that are NaN or infinite: remove them")
-        distinct: NDArray[Any] | None = np.unique(values.reshape(-1)[:_SAMPLE])
-        distinct = np.unique(values) if distinct is not None and len(distinct) <= 256 else None
+        distinct = np.unique(values.reshape(-1)[:_SAMPLE])
+        distinct = np.unique(values) if len(distinct) <= 256 else distinct
         nominal = {"b1": (0.0, 1.0), "u1": (0.0, 255.0), "u2": (0.0, 65535.0)}.get(values.dtype.str[1:], ())
         is_float = values.dtype.kind == "f"
-        return cls((0.0, 1.0) if is_float else nominal, low, high, _at_most_256(distinct), is_float)
+        return cls((0.0, 1.0) if is_float else nominal, low, high, distinct[:257], is_float)
 
     def __or__(self, other: Levels) -> Levels:
         """Return the levels of both.
@@ -55,9 +55,7 @@ class Levels:
         """
         if (self.nominal, self.is_float) != (other.nominal, other.is_float):
             raise ValueError("the values of its files are of several types: convert all to one")
-        both = None
-        if self.distinct is not None and other.distinct is not None:
-            both = _at_most_256(np.union1d(self.distinct, other.distinct))
+        both = np.union1d(self.distinct, other.distinct)[:257]
         return Levels(self.nominal, min(self.low, other.low), max(self.high, other.high), both, self.is_float)
 
     def value_range(self, given: tuple[float, ...] | None = None) -> tuple[float, ...]:
@@ -87,14 +85,14 @@ class Levels:
         """Return whether the range holds all values, and more than half of their levels remain in it."""
         if self.low < low or self.high > high:
             return False
-        if self.distinct is None:
+        if len(self.distinct) > 256:
             return 2 * (255 * (self.high - self.low) / (high - low) + 1) > 256
         remaining = len(np.unique(np.floor((self.distinct.astype(np.float64) - low) * (255 / (high - low)) + 1e-6)))
         return 2 * remaining > len(self.distinct) or len(self.distinct) == 1
 
     def note(self, value_range: tuple[float, ...]) -> str:
         """Return what `to_bytes` changes or loses, or ""."""
-        if not value_range or (value_range == self.nominal and self.distinct is not None):
+        if not value_range or (value_range == self.nominal and len(self.distinct) <= 256):
             return ""
         low, high = value_range
         clipped = f"; those beyond {low:g} and {high:g} are set to these" if self.low < low or self.high > high else ""
@@ -133,7 +131,3 @@ def to_bytes(values: NDArray[Any], value_range: tuple[float, ...]) -> NDArray[np
         return np.rint(values * np.float32(255 // most)).astype(np.uint8)
     low, high = value_range
     return np.rint((values.astype(np.float64) - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
-
-
-def _at_most_256(distinct: NDArray[Any] | None) -> NDArray[Any] | None:
-    return distinct if distinct is not None and len(distinct) <= 256 else None

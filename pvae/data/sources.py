@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import itertools
 import math
 import shutil
 import socket
@@ -12,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,10 +111,11 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
         InputError: the folder does not exist, or a file cannot be used.
     """
     folder = expanded(path, "--dataset folder:PATH")
+    title, dataset = folder.resolve().name, f"folder:{folder.resolve()}"
     if is_array_file(folder):
         arrays = ImageArrays(folder)
         images = load_images(arrays, transform, cache_dir() / "images")
-        return _divided(folder, images, arrays.names, arrays.splits, arrays.labels)
+        return _data_set(title, images, arrays.names, arrays.splits, arrays.labels, dataset)
     files, left_out = image_files(folder)
     # RandomState gives the same permutation in every version of numpy. The splits are views of one mapped file.
     files = [files[index] for index in np.random.RandomState(len(files)).permutation(len(files))]
@@ -126,18 +126,15 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
         raise InputError(f"{folder} has a sub-folder {found} but none named train: add train, or rename {found}")
     outside = ""
     if has_splits:
-        number = list(split_of.values()).count("")
-        if number:
+        if number := list(split_of.values()).count(""):
             where = "outside of the sub-folders train, valid and test"
             outside = f"{number:,} of {len(files):,} image files lie {where}, and are left out"
         files = [file for split in ("train", "test", "valid") for file in files if split_of[file] == split]
     images = load_images(files, transform, cache_dir() / "images")
     kept = [files[index].relative_to(folder).parts for index in images.kept]
     splits = [SPLITS[parts[0].lower()] if has_splits else "train" for parts in kept]
-    labels = (
-        np.array([parts[has_splits] for parts in kept]) if all(len(parts) > 1 + has_splits for parts in kept) else None
-    )
-    data = _divided(folder, images, images.names(files, folder), splits, labels)
+    labels = [parts[has_splits] for parts in kept] if all(len(parts) > 1 + has_splits for parts in kept) else None
+    data = _data_set(title, images, images.names(files, folder), splits, labels, dataset)
     of_test = slice(len(data.train), len(data.train) + len(data.test))
     first = [images.copies.get(index, index) for index in images.kept]
     copied = set(first[: of_test.start] + first[of_test.stop :])
@@ -146,29 +143,25 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
     return replace(data, note="; ".join(filter(None, (outside, left_out, data.note, copies))))
 
 
-def _divided(
-    path: Path, images: Images, names: Sequence[str], splits: Sequence[str], labels: NDArray[Any] | None
-) -> Dataset:
-    """Return images, each with a name, a split and perhaps a label, as a data set; a tenth are to test if none are."""
+def _data_set(
+    name: str, images: Images, names: Sequence[str], splits: Sequence[str], labels: Sequence[Any] | NDArray[Any] | None,
+    dataset: str, folder: str = "", attributes: tuple[str, ...] = (),
+) -> Dataset:  # fmt: skip
+    """Return images, each with a name, a split and perhaps a class or attributes; a tenth are to test if none are.
+
+    Those of "train" come first, then those of "test".
+    """
     num_train, num_test = splits.count("train"), splits.count("test")
     if num_test == 0:
         num_test = max(2, num_train // 10)
         num_train -= num_test
-    classes, numbers = np.unique([] if labels is None else labels, return_inverse=True)
-    has_classes = len(classes) > 1
-    return _data_set(
-        path.resolve().name, images, [num_train, num_train + num_test], names, numbers if has_classes else None,
-        tuple(map(str, classes)) if has_classes else (), dataset=f"folder:{path.resolve()}",
-    )  # fmt: skip
-
-
-def _data_set(
-    name: str, images: Images, ends: Sequence[int], names: Sequence[str], labels: NDArray[Any] | None,
-    label_names: tuple[str, ...], dataset: str, folder: str = "",
-) -> Dataset:  # fmt: skip
-    """Return images of files: up to `ends[0]` to train, from there to `ends[1]` to test, and the others to validate."""
+    ends = [num_train, num_train + num_test]
+    values, label_names = np.array(labels), attributes
+    if labels is not None and not attributes:
+        classes, values = np.unique(values, return_inverse=True)
+        label_names = tuple(map(str, classes)) if len(classes) > 1 else ()
     train, test, valid = torch.from_numpy(images.pixels).tensor_split(ends)
-    parts = (None, None, None) if labels is None else torch.from_numpy(labels).tensor_split(ends)
+    parts = torch.from_numpy(values).tensor_split(ends) if label_names else (None, None, None)
     return Dataset(
         name, train, test, parts[0], parts[1], label_names, dataset, folder, images.note,
         valid if len(valid) else None, parts[2] if len(valid) else None, images.found, images.value_range,
@@ -203,18 +196,19 @@ def celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
     except (OSError, ValueError, KeyError) as error:
         what = "a list is missing or damaged: list_eval_partition.txt or list_attr_celeba.txt"
         raise InputError(f"{folder}: {what} ({brief(error)}): {advice}") from None
-    parts = [sorted(name for name in attributes if split_of.get(name) == split) for split in "021"]
-    parts[2] = parts[2] if len(parts[2]) > 1 else []
-    train_names, test_names, _ = parts
-    if not label_names or min(len(train_names), len(test_names)) < 2:
+    in_order = {"train": "0", "test": "2", "valid": "1"}
+    parts = {split: sorted(n for n in attributes if split_of.get(n) == code) for split, code in in_order.items()}
+    if len(parts["valid"]) < 2:
+        del parts["valid"]
+    if not label_names or min(map(len, parts.values())) < 2:
         raise InputError(f"{folder} holds fewer than two training or test images that its lists name: {advice}")
-    names = list(itertools.chain(*parts))
-    files = [present[name] for name in names]
+    pairs = [(name, split) for split, names in parts.items() for name in names]
+    files = [present[name] for name, _ in pairs]
     images = load_images(files, transform, cache_dir() / "images")
-    ends = np.searchsorted(images.kept, np.cumsum([len(train_names), len(test_names)])).tolist()
-    labels = np.array([attributes[names[index]] for index in images.kept])
+    splits = [pairs[index][1] for index in images.kept]
+    labels = [attributes[pairs[index][0]] for index in images.kept]
     names = images.names(files, folder / "img_align_celeba")
-    return _data_set("CelebA", images, ends, names, labels, tuple(label_names), "celeba", str(root.absolute()))
+    return _data_set("CelebA", images, names, splits, labels, "celeba", str(root.absolute()), tuple(label_names))
 
 
 def omniglot(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
@@ -231,10 +225,9 @@ def omniglot(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
     train, test = (image_files(folder / f"images_{split}")[0] for split in ("background", "evaluation"))
     files = train + test
     images = load_images(files, transform, cache_dir() / "images")
-    ends = [sum(index < len(train) for index in images.kept), len(images.kept)]
-    classes, labels = np.unique([files[index].parts[-3] for index in images.kept], return_inverse=True)
-    names, label_names = images.names(files, folder), tuple(map(str, classes))
-    return _data_set("Omniglot", images, ends, names, labels, label_names, "omniglot", str(root.absolute()))
+    splits = ["train" if index < len(train) else "test" for index in images.kept]
+    labels, names = [files[index].parts[-3] for index in images.kept], images.names(files, folder)
+    return _data_set("Omniglot", images, names, splits, labels, "omniglot", str(root.absolute()))
 
 
 def _rows(path: Path) -> Iterator[list[str]]:
@@ -243,7 +236,7 @@ def _rows(path: Path) -> Iterator[list[str]]:
     return (line.split() for line in lines if line.strip())
 
 
-CLASSES = {  # copied from torchvision, which takes seconds to import and is used for downloads only
+CLASSES = {  # copied from torchvision, which takes a second to import and is used for downloads only
     "mnist": (
         "0 - zero", "1 - one", "2 - two", "3 - three", "4 - four",
         "5 - five", "6 - six", "7 - seven", "8 - eight", "9 - nine",
@@ -387,36 +380,15 @@ def binarized_mnist(data_dir: str | Path | None) -> Dataset:
     return Dataset("binarized MNIST", train, test, dataset="binarized-mnist", folder=folder, valid=valid)
 
 
-class _Set(NamedTuple):
-    """A data set: the name of its class in torchvision, its files, and the arguments for its splits."""
-
-    title: str
-    files: tuple[str, ...]
-    train: dict[str, Any]
-    test: dict[str, Any]
-
-
-def _idx(folder: str, *splits: str, labels: str = "labels-idx1-ubyte") -> tuple[str, ...]:
-    return tuple(f"{folder}/raw/{split}-{kind}" for split in splits for kind in ("images-idx3-ubyte", labels))
-
-
-_TRAIN, _TEST = {"train": True}, {"train": False}
-_BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
-SETS = {
-    "kmnist": _Set("KMNIST", _idx("KMNIST", "train", "t10k"), _TRAIN, _TEST),
-    "emnist": _Set(
-        "EMNIST",
-        _idx("EMNIST", "emnist-balanced-train", "emnist-balanced-test"),
-        {"split": "balanced", **_TRAIN},
-        {"split": "balanced", **_TEST},
-    ),
-    "qmnist": _Set("QMNIST", _idx("QMNIST", "qmnist-train", "qmnist-test", labels="labels-idx2-int"), _TRAIN, _TEST),
-    "usps": _Set("USPS", ("usps.bz2", "usps.t.bz2"), _TRAIN, _TEST),
-    "svhn": _Set("SVHN", ("train_32x32.mat", "test_32x32.mat"), {"split": "train"}, {"split": "test"}),
+# The name of its class in torchvision, its first file, and the options of its class.
+SETS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "kmnist": ("KMNIST", "KMNIST/raw/train-images-idx3-ubyte", {}),
+    "emnist": ("EMNIST", "EMNIST/raw/emnist-balanced-train-images-idx3-ubyte", {"split": "balanced"}),
+    "qmnist": ("QMNIST", "QMNIST/raw/qmnist-train-images-idx3-ubyte", {}),
+    "usps": ("USPS", "usps.bz2", {}),
+    "svhn": ("SVHN", "train_32x32.mat", {}),
     # Its files are pickles, which may execute anything: torchvision loads those with the published MD5 sums only.
-    "cifar10": _Set(
-        "CIFAR10", tuple(f"cifar-10-batches-py/{name}" for name in (*_BATCHES, "batches.meta")), _TRAIN, _TEST
-    ),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py/data_batch_1", {}),
 }
 
 
@@ -428,20 +400,19 @@ def torchvision_set(name: str, data_dir: str | Path | None) -> Dataset:
     Raises:
         InputError: it is in no folder, or a file is missing or damaged.
     """
-    title, files, *arguments = SETS[name]
-    layout = f"DIR/{files[0]}{''.join(f', {Path(file).name}' for file in files[1:])}"
-    root = find(
-        title, files[0], data_dir, f"put its files there as torchvision does, and give --data-dir DIR: {layout}"
-    )
-    from torchvision import datasets  # which takes seconds to import
+    title, file, options = SETS[name]
+    advice = f"put its published files there as torchvision does, DIR/{file} and the others, and give --data-dir DIR"
+    root = find(title, file, data_dir, advice)
+    from torchvision import datasets  # which takes a second to import
 
+    splits: tuple[dict[str, Any], ...] = ({"train": True}, {"train": False})
+    if name == "svhn":
+        splits = {"split": "train"}, {"split": "test"}
     try:
-        train, test = (getattr(datasets, title)(root, **split) for split in arguments)
+        train, test = (getattr(datasets, title)(root, **options, **split) for split in splits)
         (x_train, y_train), (x_test, y_test) = _images_and_labels(train), _images_and_labels(test)
     except Exception as error:  # for damaged files torchvision, numpy and scipy raise exceptions of many types
-        raise InputError(
-            f"{title} in {root} cannot be read ({brief(error)}): put its published files there: {layout}"
-        ) from None
+        raise InputError(f"{title} in {root} cannot be read ({brief(error)}): {advice}") from None
     classes = tuple(getattr(train, "classes", map(str, range(10))))
     return Dataset(title, x_train, x_test, y_train, y_test, classes, dataset=name, folder=str(root.absolute()))
 
