@@ -254,12 +254,6 @@ def test_options_may_stand_before_images(run, base, tmp_path, command):
     assert len(rows_of(written)) == 40
 
 
-def test_test_images_of_a_folder_have_the_names_of_their_files(run, base):
-    assert encode([str(run)]) == 0
-    with np.load(run / "codes.npz") as found:
-        assert all((base / "tree" / name).is_file() for name in found["names"])
-
-
 def test_reports_of_earlier_weights_are_removed_when_a_run_is_trained_further(run, no_pictures):
     """Those that pvae wrote; other files in the same folders stay."""
     assert encode([str(run)]) == 0

@@ -27,11 +27,6 @@ KINDS = {
         (3, 9, 7),
     ),
     "batchnorm": (Config(network="conv-batchnorm", hidden=(4, 8), latent_dim=2), (1, 7, 5)),
-    "mlp-batchnorm": (Config(network="mlp-batchnorm", hidden=(16,), latent_dim=3, binarize="static"), (1, 6, 5)),
-    "symmetric": (
-        Config(network="conv", hidden=(4, 8), latent_dim=2, likelihood="normal", pixels="symmetric"),
-        (3, 7, 5),
-    ),
     "autoencoder": (Config(hidden=(16,), latent_dim=3, posterior="delta"), (1, 6, 5)),
 }
 
