@@ -7,20 +7,23 @@ import os
 import re
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image, ImageOps
 
 import pvae
-from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
 from pvae.cli.train import main
 from pvae.core.errors import InputError
 from pvae.data import image_folder
 from pvae.data.image_folder import ImageTransform, image_files, load_images
 from pvae.data.sources import load_dataset
+from pvae.runs.data import data_of, load_for
+from pvae.runs.run import Run
 
 
 @pytest.fixture
@@ -48,9 +51,34 @@ def test_a_tree_of_images_becomes_a_data_set(folder, tmp_path):
     again = load_dataset(f"folder:{folder}", transform=ImageTransform(size=(16, 16)))
     assert torch.equal(again.train, data.train)
     assert len(cached(tmp_path)) == 2
+    Image.new("RGB", (20, 20), "white").save(next(folder.rglob("*.png")))
+    changed = load_dataset(f"folder:{folder}", transform=ImageTransform(size=(16, 16)))
+    assert not torch.equal(torch.cat([data.train, data.test]), torch.cat([changed.train, changed.test]))
     grey = load_dataset(f"folder:{folder}", transform=ImageTransform((8, 8), crop=12, channels=1))
     assert grey.image_shape == (1, 8, 8)
-    assert len(cached(tmp_path)) == 4
+    assert len(cached(tmp_path)) == 6
+
+
+def test_the_folder_of_a_run_may_move(folder, no_pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["--image-size", "8", "--hidden", "4", "--batch-size", "8", "--epochs"]
+    assert main(["--dataset", "folder:images", *small, "1", "--out", "run"]) == 0
+    folder.rename(tmp_path / "moved")
+    capsys.readouterr()
+    for command, arguments in (
+        (main, ["--resume", "run", "--epochs", "2"]),
+        (evaluate, ["run", "--importance-samples", "5", "--compile", "none"]),
+    ):
+        assert command(arguments) == 2
+        assert re.fullmatch(".*no folder:.*images any more.*--data-dir\n", capsys.readouterr().err)
+        assert command([*arguments, "--data-dir", "moved"]) == 0
+        capsys.readouterr()
+    next((tmp_path / "moved").rglob("*.png")).unlink()
+    with pytest.raises(InputError, match=r"3 test\), not moved .* 2 test"):
+        data_of(Run.open("run"), data_dir="moved")
+    (tmp_path / "images").mkdir()
+    with pytest.raises(InputError, match="are two folders"):
+        load_for(pvae.Config(dataset="folder:images"), "moved")
 
 
 def test_a_split_without_training_images_is_refused(folder):
@@ -71,33 +99,6 @@ def test_files_outside_of_the_splits_are_left_out_and_counted(folder):
     assert data.note.startswith(f"{outside} of {outside + 8} image files lie outside of the sub-folders train, valid")
 
 
-def test_the_folder_of_a_run_may_move(folder, no_pictures, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    small = ["--image-size", "8", "--hidden", "4", "--batch-size", "8", "--epochs"]
-    assert main(["--dataset", "folder:images", *small, "1", "--out", "run"]) == 0
-    folder.rename(tmp_path / "moved")
-    for command, arguments in (
-        (main, ["--resume", "run", "--epochs", "2"]),
-        (evaluate, ["run", "--importance-samples", "5", "--compile", "none"]),
-        (draw, ["run", "--what", "samples"]),
-    ):
-        capsys.readouterr()
-        assert command(arguments) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        assert re.search("no folder:.*images any more.*--data-dir", error)
-        assert command([*arguments, "--data-dir", "moved"]) == 0
-    next((tmp_path / "moved").rglob("*.png")).unlink()
-    assert main(["--resume", "run", "--epochs", "3", "--data-dir", "moved"]) == 2
-    assert "images (24 train / 3 valid / 3 test), not moved (24 train / 3 valid / 2 test)" in capsys.readouterr().err
-    another = ["--dataset", "folder:images", *small, "1", "--data-dir", "moved", "--out"]
-    assert main([*another, "seed-1"]) == 0, "of a set of seeds, some may have been trained before it moved"
-    (tmp_path / "images").mkdir()
-    assert main([*another, "seed-2"]) == 2
-    assert "are two folders: leave one out" in capsys.readouterr().err
-    assert not (tmp_path / "seed-2").exists()
-
-
 def test_the_transform_is_crop_then_resize(tmp_path):
     image = np.zeros((40, 30, 3), dtype=np.uint8)
     image[15:25, 10:20] = 255
@@ -110,13 +111,8 @@ def test_the_transform_is_crop_then_resize(tmp_path):
     whole, *_ = load_images(files, ImageTransform(size=(5, 5)), tmp_path / "cache")
     assert whole.shape == (4, 1, 5, 5), "all images are grey"
     assert 0 < whole.mean() < 255
-
-
-def test_a_changed_file_is_decoded_again(folder):
-    before = load_dataset(f"folder:{folder}", transform=ImageTransform(size=(8, 8)))
-    Image.new("RGB", (20, 20), "white").save(next(folder.rglob("*.png")))
-    after = load_dataset(f"folder:{folder}", transform=ImageTransform(size=(8, 8)))
-    assert not torch.equal(torch.cat([before.train, before.test]), torch.cat([after.train, after.test]))
+    with pytest.raises(InputError, match="--crop 31"):
+        load_images(files, ImageTransform(size=(5, 5), crop=31), tmp_path / "cache")
 
 
 def test_broken_files_are_named_or_skipped(folder, tmp_path):
@@ -129,12 +125,6 @@ def test_broken_files_are_named_or_skipped(folder, tmp_path):
     data = load_dataset(f"folder:{folder}", transform=ImageTransform(size=(8, 8), skip_broken=True))
     assert len(data.train) + len(data.test) == 30
     assert data.note == "2 of 32 image files cannot be decoded and are left out"
-
-
-def test_an_image_of_too_many_pixels_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(image_folder, "_MAX_PIXELS", 300)
-    with pytest.raises(InputError, match="are too many"):
-        load_dataset(f"folder:{folder}", transform=ImageTransform(size=(8, 8)))
 
 
 def bomb(path):
@@ -167,6 +157,7 @@ def a_broken_name(folder):
     ("make", "says"),
     [
         (lambda folder: None, "holds no image file"),
+        (Path.rmdir, "there is no file or folder images"),
         (one_image, "only 1 of 1 images can be used: give at least 4"),
         (a_link_out, "holds no image file"),
         (lambda folder: bomb(folder / "bomb.png"), "40000 x 25000 pixels are too many|exceeds limit"),
@@ -221,7 +212,6 @@ def test_images_of_all_kinds_sizes_and_names_train_together(tmp_path, monkeypatc
     shown = capsys.readouterr().out
     assert "13 images of 9 x 7 to 20 x 300 pixels, colour, some of more than 8 bits" in shown
     assert pvae.load("run").p_x.image_shape == (3, 20, 16)
-    assert main(["--resume", "run", "--epochs", "2"]) == 0
 
 
 def _build(folder, cache, queue):
@@ -241,32 +231,6 @@ def test_two_processes_at_once_leave_a_whole_cache(folder, tmp_path):
     assert results[0] == results[1]
     assert results[0][1] == 30
     assert sorted(path.suffix for path in (tmp_path / "both").iterdir()) == [".json", ".npy"]
-
-
-def test_a_wrong_folder_is_an_error_of_one_line(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PVAE_DATA", raising=False)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "dot").mkdir()
-    for index in range(8):
-        Image.new("RGB", (1, 1)).save(tmp_path / "dot" / f"{index}.png")
-    (folder / "text.jpg").write_text("no image")
-    small = ["--hidden", "4", "--latent-dim", "2", "--batch-size", "2", "--epochs", "1"]
-    for arguments, says in [
-        (["--dataset", "folder:empty"], "holds no image file"),
-        (["--dataset", "folder:nowhere"], "there is no file or folder nowhere"),
-        (["--dataset", f"folder:{folder}"], "text.jpg cannot be used"),
-        (["--dataset", "folder:dot", "--crop", "2"], "fewer than --crop 2"),
-        (["--dataset", "folder:dot", "--image-size", "0"], "--image-size must be"),
-        (["--dataset", "celeba"], "CelebA is not in"),
-        (["--system", "celeba-vae"], "give --data-dir DIR"),
-    ]:
-        assert main([*arguments, *small, "--out", "run"]) == 2
-        line = capsys.readouterr().err.splitlines()[-1]
-        assert line.startswith("pvae.train: ")
-        assert says in line
-        assert not (tmp_path / "run").exists()
-    assert main(["--dataset", "folder:dot", *small, "--out", "run"]) == 0, "1x1 images are images"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
@@ -309,17 +273,6 @@ def test_celeba_in_part(celeba):
     assert data.with_valid(0).valid is None
 
 
-def test_celeba_vae_trains(celeba, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    small = ["--hidden", "4", "4", "--image-size", "16", "--batch-size", "10", "--epochs", "1", "--latent-dim", "3"]
-    assert main(["--system", "celeba-vae", *small, "--data-dir", str(celeba), "--out", "run"]) == 0
-    assert pvae.load("run").p_x.image_shape == (3, 16, 16)
-    assert main(["--resume", "run", "--epochs", "2"]) == 0
-    from pvae.cli.draw import main as draw
-
-    assert draw(["run"]) == 0
-
-
 def decoded(path, size, *, crop=0, grey=False):
     """Return (C, H, W) of one file."""
     return image_folder.decode(path, ImageTransform((size, size), crop, 1 if grey else 3))[0]
@@ -353,6 +306,17 @@ def test_a_photograph_is_turned_upright(tmp_path, orientation, kind):
     assert np.abs(decoded(file, 4, crop=4).astype(int) - middle).max() <= (3 if kind == "jpg" else 0)
 
 
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_colours_of_16_bits_are_turned_upright(tmp_path, orientation):
+    stored = np.random.default_rng(0).integers(0, 1024, (4, 6, 3)).astype(np.uint16)
+    tags = [(0x0112, 3, 1, orientation, True)]
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", extratags=tags)
+    shown = UPRIGHT[orientation](stored)
+    transform = ImageTransform(shown.shape[:2], channels=3, value_range=(0, 1023))
+    expected = np.rint(shown * (255 / 1023)).transpose(2, 0, 1)
+    assert np.array_equal(image_folder.decode(tmp_path / "a.tif", transform)[0], expected)
+
+
 @pytest.mark.parametrize("exif", [b"Exif\0\0MM", b"Exif\0\0no TIFF at all", b""])
 def test_damaged_exif_data_are_ignored(tmp_path, exif):
     Image.new("RGB", (4, 4), "red").save(tmp_path / "damaged.png", exif=exif)
@@ -375,38 +339,32 @@ RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 def hidden(mode):
     """Return an image whose left half is red (black for grey modes) and whose right half is transparent."""
-    if mode == "P":
-        image = Image.new("P", (8, 4), 1)
-        image.putpalette([0, 255, 0, *RED])
-        image.paste(0, (4, 0, 8, 4))
-        return image, {"transparency": 0}
-    if mode == "L":
-        image = Image.new(mode, (8, 4), 0)
-        image.paste(100, (4, 0, 8, 4))
-        return image, {"transparency": 100}
-    if mode == "RGB":
-        image = Image.new(mode, (8, 4), RED)
-        image.paste((0, 255, 0), (4, 0, 8, 4))
-        return image, {"transparency": (0, 255, 0)}
     if mode == "I;16":
-        pixels = np.zeros((4, 8), dtype=np.uint16)
-        pixels[:, 4:] = 30_000
-        return Image.fromarray(pixels), {"transparency": 30_000}
-    image = Image.new(mode, (8, 4), (*RED, 255) if mode == "RGBA" else (0, 255))
-    image.paste((0, 255, 0, 0) if mode == "RGBA" else (100, 0), (4, 0, 8, 4))
-    return image, {}
+        return Image.fromarray(np.repeat(np.uint16([[0, 30_000]] * 4), 4, axis=1)), {"transparency": 30_000}
+    left, right, options = {
+        "P": (1, 0, {"transparency": 0}),
+        "L": (0, 100, {"transparency": 100}),
+        "RGB": (RED, (0, 255, 0), {"transparency": (0, 255, 0)}),
+        "RGBA": ((*RED, 255), (0, 255, 0, 0), {}),
+        "LA": ((0, 255), (100, 0), {}),
+    }[mode]
+    image = Image.new(mode, (8, 4), left)
+    if mode == "P":
+        image.putpalette([0, 255, 0, *RED])
+    image.paste(right, (4, 0, 8, 4))
+    return image, options
 
 
-@pytest.mark.parametrize("grey", [False, True])
 @pytest.mark.parametrize("mode", ["P", "RGBA", "RGB", "LA", "L", "I;16"])
-def test_transparent_pixels_are_white(tmp_path, mode, grey):
+def test_transparent_pixels_are_white(tmp_path, mode):
     image, options = hidden(mode)
     image.save(tmp_path / "hidden.png", **options)
     assert Image.open(tmp_path / "hidden.png").mode == mode
-    left, right = decoded(tmp_path / "hidden.png", 4, grey=grey)[:, 0, [0, -1]].T.tolist()
     colour = RED if mode in ("P", "RGB", "RGBA") else (0, 0, 0)
-    assert left == ([76 if colour == RED else 0] if grey else list(colour))
-    assert right == ([255] if grey else list(WHITE))
+    for grey in (False, True):
+        left, right = decoded(tmp_path / "hidden.png", 4, grey=grey)[:, 0, [0, -1]].T.tolist()
+        assert left == ([76 if colour == RED else 0] if grey else list(colour))
+        assert right == ([255] if grey else list(WHITE))
 
 
 @pytest.mark.filterwarnings("ignore:Palette images")  # as where all files are decoded

@@ -127,22 +127,6 @@ def test_integers_of_few_bits_keep_their_levels(tmp_path, bits, kind, dtype):
         (DEEP.astype(np.int64) * 1000, 0, 2**26 - 1),
         (np.where(DEEP > 30_000, 200, 0).astype(np.uint16), 0, 255),  # two levels, both black if divided by 257
     ],
-    ids=[
-        "unit",
-        "dark",
-        "half",
-        "deep",
-        "symmetric",
-        "floats",
-        "tenth",
-        "middle",
-        "normal",
-        "int8",
-        "CT",
-        "offset",
-        "int64",
-        "two",
-    ],
 )
 def test_values_of_every_type_and_range_keep_their_levels(tmp_path, values, low, high):
     data = load(tmp_path, values, "npy")
