@@ -10,35 +10,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config.config import Config
-    from .config.presets import SYSTEMS, get_system
-    from .core.errors import InputError, TrainingError
-    from .data.choices import images_config
-    from .data.dataset import Dataset
-    from .data.sources import load_dataset
-    from .elbos.registry import build_elbo
-    from .models.build import build_vae
-    from .runs.run import Run, load
-    from .training.fit import fit, resume
-    from .vae import VAE
-
-__all__ = [
-    "SYSTEMS",
-    "VAE",
-    "Config",
-    "Dataset",
-    "InputError",
-    "Run",
-    "TrainingError",
-    "build_elbo",
-    "build_vae",
-    "fit",
-    "get_system",
-    "images_config",
-    "load",
-    "load_dataset",
-    "resume",
-]
+    from .config.config import Config as Config
+    from .config.presets import SYSTEMS as SYSTEMS
+    from .config.presets import get_system as get_system
+    from .core.errors import InputError as InputError
+    from .core.errors import TrainingError as TrainingError
+    from .data.choices import images_config as images_config
+    from .data.dataset import Dataset as Dataset
+    from .data.sources import load_dataset as load_dataset
+    from .elbos.registry import build_elbo as build_elbo
+    from .models.build import build_vae as build_vae
+    from .runs.run import Run as Run
+    from .runs.run import load as load
+    from .training.fit import fit as fit
+    from .training.fit import resume as resume
+    from .vae import VAE as VAE
 
 __version__ = "0.1.0"
 
@@ -59,6 +45,7 @@ _HOMES = {
     "load_dataset": "data.sources",
     "resume": "training.fit",
 }
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,6 @@ _READS_FILES = (
     "--dataset folder:PATH, celeba or omniglot",
     lambda c: c.dataset in ("celeba", "omniglot") or c.dataset.startswith("folder:"),
 )
-_FILES: dict[str, Any] = {"only_with": _READS_FILES, "may_stay": True}  # for the options of image files
 
 
 _HAS_FLOW_NETWORKS = (
@@ -29,35 +28,29 @@ _HAS_FLOW_NETWORKS = (
 _NORMALS = ("normal", "normal-log-variance")
 
 
-_HAS_NO_RATE = "--posterior delta has no rate: --beta, --warm-up and --free-bits must be the defaults"
 # Conditions that no configuration may meet, and their messages; the first one that is met is shown.
 _CONTRADICTIONS: tuple[tuple[Callable[[Config], Any], str], ...] = (
-    (lambda c: c.posterior == "delta" and (c.beta != 1 or c.warm_up or c.free_bits), _HAS_NO_RATE),
+    (
+        lambda c: c.posterior == "delta" and (c.beta != 1 or c.warm_up or c.free_bits),
+        "--posterior delta has no rate: --beta, --warm-up and --free-bits must be the defaults",
+    ),
     (
         lambda c: c.posterior == "delta" and c.prior != "standard-normal",
         "--posterior delta, of an autoencoder, takes no prior: leave --prior out, or give another --posterior",
     ),
     (
-        lambda c: c.posterior == "power-spherical" and c.prior != "sphere",
-        "--posterior {c.posterior} is a density on the unit sphere, and --prior {c.prior} is not: give --prior sphere, "
-        "or another --posterior",
-    ),
-    (
-        lambda c: c.prior == "sphere" and c.posterior != "power-spherical",
-        "--prior sphere is a density on the unit sphere, and --posterior {c.posterior} is not: give --posterior "
-        "power-spherical, or another --prior",
+        lambda c: (c.posterior == "power-spherical") != (c.prior == "sphere"),
+        "one of --posterior {c.posterior} and --prior {c.prior} is a density on the unit sphere, and the other is not: "
+        "give both --posterior power-spherical and --prior sphere, or neither",
     ),
     (
         lambda c: c.prior == "sphere" and c.latent_dim < 2,
         "--posterior power-spherical needs at least 2 dimensions: give --latent-dim 2 or more",
     ),
     (
-        lambda c: c.upper_latent_dims and c.inference != "bottom-up" and c.posterior != "normal",
-        "--inference {c.inference} goes with --posterior normal only, not {c.posterior}",
-    ),
-    (
-        lambda c: c.upper_latent_dims and c.posterior not in _NORMALS,
-        "--upper-latent-dims goes with --posterior normal or normal-log-variance, not {c.posterior}",
+        lambda c: c.upper_latent_dims and c.posterior not in (_NORMALS if c.inference == "bottom-up" else ("normal",)),
+        "--upper-latent-dims goes with --posterior normal or, with --inference bottom-up, normal-log-variance, not "
+        "{c.posterior}",
     ),
     (
         lambda c: c.upper_latent_dims and c.inference == "bottom-up" and c.prior == "vamp",
@@ -134,15 +127,20 @@ class Config:
         "to a longer side of 64 if it is larger; what does not fit its shape is cut off at both ends",
         pattern=(r"auto|[1-9]\d{0,3}(x[1-9]\d{0,3})?", "auto, a size such as 28x20 (height x width), or 64 for 64x64"),
         takes_numbers=True,
-        **_FILES,
+        only_with=_READS_FILES,
     )
     crop: int = option(
-        0, "side of the square cut out of the middle of image files first; 0 cuts nothing", limits=(0, 10**4), **_FILES
+        0,
+        "side of the square cut out of the middle of image files first; 0 cuts nothing",
+        limits=(0, 10**4),
+        only_with=_READS_FILES,
     )
     grey: bool = option(
-        False, "read colour images as grey ones; images that are all grey have one channel anyway", **_FILES
+        False,
+        "read colour images as grey ones; images that are all grey have one channel anyway",
+        only_with=_READS_FILES,
     )
-    skip_broken: bool = option(False, "leave out image files that cannot be decoded", **_FILES)
+    skip_broken: bool = option(False, "leave out image files that cannot be decoded", only_with=_READS_FILES)
     valid: float = option(
         0.0,
         "share of the training images, always the same ones, that are held out to choose the best epoch; if the data "
@@ -171,7 +169,6 @@ class Config:
             "a --network that has hidden layers",  # a linear encoder gives flows and top-down layers that many values
             lambda c: c.network != "linear" or c.posterior in ("iaf", "spline") or c.inference != "bottom-up",
         ),
-        may_stay=True,
     )
     activation: str = option(
         "relu",
@@ -181,7 +178,6 @@ class Config:
             "--network mlp or mlp-batchnorm, or --upper-latent-dims",
             lambda c: c.network.startswith("mlp") or bool(c.upper_latent_dims),
         ),
-        may_stay=True,
     )
     initialization: str = option(
         "torch",
@@ -200,7 +196,6 @@ class Config:
         (100, 100),
         "widths of the hidden layers between two stochastic layers",
         only_with=("--upper-latent-dims", lambda c: bool(c.upper_latent_dims)),
-        may_stay=True,
     )
     inference: str = option(
         "bottom-up",
@@ -210,7 +205,6 @@ class Config:
         "the one above, and the decoder takes all layers (the HVAE of Tomczak and Welling)",
         choices=("bottom-up", "ladder", "top-down"),
         only_with=("--upper-latent-dims", lambda c: bool(c.upper_latent_dims)),
-        may_stay=True,
     )
     posterior: str = option(
         "normal",
@@ -228,13 +222,11 @@ class Config:
             "--posterior planar, iaf or spline, or --prior flow,",
             lambda c: c.posterior == "planar" or _HAS_FLOW_NETWORKS[1](c),
         ),
-        may_stay=True,
     )
     flow_hidden: tuple[int, ...] = option(
         (100, 100),
         "widths of the hidden layers of each transform of an autoregressive flow",
         only_with=_HAS_FLOW_NETWORKS,
-        may_stay=True,
     )
     prior: str = option(
         "standard-normal",
@@ -248,7 +240,6 @@ class Config:
         "number of Normals of a prior that is a mixture, or of pseudo-inputs",
         limits=(1, 10**6),
         only_with=("--prior mixture or vamp", lambda c: c.prior in ("mixture", "vamp")),
-        may_stay=True,
     )
     likelihood: str = option("bernoulli", "{choices}", choices=LIKELIHOODS)
     scale: float = option(
@@ -256,7 +247,6 @@ class Config:
         "standard deviation of a normal likelihood or scale of a logistic one: fixed, or its initial value",
         limits=_SCALE,
         only_with=("a normal or logistic --likelihood", lambda c: "bernoulli" not in c.likelihood),
-        may_stay=True,
     )
     elbo: str = option(
         "trace",
@@ -274,18 +264,21 @@ class Config:
         "not a lower bound. The reported elbo is the ELBO",
         limits=(-math.inf, 1e38),
         only_with=("--elbo renyi", lambda c: c.elbo == "renyi"),
+        is_required=True,
     )
     mix: float = option(
         0.5,
         "share of the ELBO in the bound, the rest is iwae",
         limits=(0.0, 1.0),
         only_with=("--elbo ciwae", lambda c: c.elbo == "ciwae"),
+        is_required=True,
     )
     groups: int = option(
         1,
         "number of groups into which the K particles are divided",
         limits=(1, 10**6),
         only_with=("--elbo miwae or piwae", lambda c: c.elbo in ("miwae", "piwae")),
+        is_required=True,
     )
     beta: float = option(1.0, "weight of the rate in the loss, never in a reported ELBO")
     rate_reduction: str = option(
@@ -305,7 +298,6 @@ class Config:
         0,
         "stop after this number of epochs in a row without a better ELBO on the validation images; 0: never",
         only_with=("--valid", lambda c: c.valid > 0),
-        may_stay=True,
     )
     lr: float = option(1e-3, "Adam's learning rate, at the start", limits=_SCALE)
     schedule: str = option(
@@ -341,9 +333,7 @@ class Config:
         """
         for name, one in OPTIONS.items():
             object.__setattr__(self, name, one.check(name, getattr(self, name)))
-        self.check_used(
-            name for name, one in OPTIONS.items() if getattr(self, name) != one.default and not one.may_stay
-        )
+        self.check_used(name for name, one in OPTIONS.items() if getattr(self, name) != one.default and one.is_required)
         for is_broken, message in _CONTRADICTIONS:
             if is_broken(self):
                 raise InputError(message.format(c=self))

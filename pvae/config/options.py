@@ -84,8 +84,8 @@ class Option:
         pattern: for a str without choices, a regular expression and its description.
         takes_numbers: for a str with a pattern: accept an int too, and convert it to a str.
         only_with: the options without which this one is not used, as a text and as a function of a configuration.
-        may_stay: ignore a system's value where it is not used, as for the scale in `--system conv-2d --likelihood
-            bernoulli`. Without it, such a value is an error unless it is the default.
+        is_required: a value that is not the default is an error where it is not used. Other options of a system are
+            then ignored, as for the scale in `--system conv-2d --likelihood bernoulli`.
     """
 
     default: Any
@@ -95,7 +95,7 @@ class Option:
     pattern: tuple[str, str] = ("", "")
     takes_numbers: bool = False
     only_with: tuple[str, Callable[[Config], bool]] = ("", lambda _: True)
-    may_stay: bool = False
+    is_required: bool = False
 
     @property
     def text(self) -> str:
@@ -119,9 +119,16 @@ class Option:
         elif isinstance(self.default, int):
             return whole_number(name, value, *(self.limits or (0, 10**9)))
         elif isinstance(self.default, float):
-            return _real_number(name, value, *(self.limits or (0.0, 1e38)))
+            return _number(name, value, float, *(self.limits or (0.0, 1e38)))
         elif isinstance(self.default, tuple):
-            return _widths(name, value, may_be_empty=not self.default)
+            is_list = isinstance(value, Iterable) and not isinstance(value, (str, set))
+            widths = tuple(whole_number(name, width) for width in (value if is_list else ()))
+            if not is_list or len(widths) > _MOST_LAYERS or (self.default and not widths):
+                example = "such as 100 100 or in TOML [100, 100]"
+                raise InputError(
+                    f"{flag(name)} must be a list of up to {_MOST_LAYERS:,} sizes, {example}, not {shown(value)}"
+                )
+            return widths
         elif not self.choices:
             pattern, description = self.pattern
             value = str(value) if self.takes_numbers and type(value) is int else value
@@ -159,37 +166,22 @@ def whole_number(name: str, value: Any, least: int = 1, most: int = 10**9) -> in
     Raises:
         InputError: the value is not an integer or is out of range.
     """
-    try:
-        count = operator.index(value)
-    except TypeError:
-        count = least - 1
-    if isinstance(value, bool) or not least <= count <= most:
-        limits = f"at least {least:,} and at most {most:,}"
-        raise InputError(f"{flag(name)} must be a whole number of {limits}, not {shown(value)}")
-    return count
-
-
-def _real_number(name: str, value: Any, least: float, most: float) -> float:
-    try:
-        number = math.nan if isinstance(value, (bool, str)) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not least <= number <= most:
-        limits = f"at least {least:g} and at most {most:g}"
-        raise InputError(f"{flag(name)} must be a number of {limits}, not {shown(value)}")
+    number: int = _number(name, value, operator.index, least, most)
     return number
 
 
-def _widths(name: str, value: Any, may_be_empty: bool) -> tuple[int, ...]:
-    is_sequence = isinstance(value, Iterable) and not isinstance(value, (str, set))
-    widths = list(value) if is_sequence else []
-    if not widths and not (is_sequence and may_be_empty):
+def _number(name: str, value: Any, convert: Callable[[Any], Any], least: float, most: float) -> Any:
+    """Return a number of at least `least` and at most `most`, or raise an `InputError`."""
+    try:
+        number = math.nan if isinstance(value, (bool, str)) else convert(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not least <= number <= most:
+        kind = "number" if convert is float else "whole number"
         raise InputError(
-            f"{flag(name)} must be a list of sizes, such as 100 100 or in TOML [100, 100], not {shown(value)}"
+            f"{flag(name)} must be a {kind} of at least {least:,} and at most {most:,}, not {shown(value)}"
         )
-    if len(widths) > _MOST_LAYERS:
-        raise InputError(f"{flag(name)} names {len(widths):,} layers: give at most {_MOST_LAYERS}")
-    return tuple(whole_number(name, width) for width in widths)
+    return number
 
 
 def flag(name: str) -> str:

@@ -43,11 +43,12 @@ class PerDatumELBO(Trace_ELBO):
 
     Args:
         num_particles: K, samples z ~ q(z | x) per datum.
-        beta: weight of the rate in the loss; each method has an argument that overrides it for one call.
-        free_bits: nats per latent dimension that cost nothing.
+        options: those that the class attribute `options` names, by default `beta`, the weight of the rate in the loss,
+            which each method has an argument to override for one call; and `free_bits`, the nats per latent dimension
+            that cost nothing.
 
     Attributes:
-        options: arguments of the constructor besides `num_particles`.
+        options: keyword arguments of the constructor; the class attribute of each name is its default.
         least_particles: the smallest K.
         needs_closed_form: the rate, or with several stochastic layers a part of it, is a KL divergence in closed form.
         is_importance_weighted: a bound of importance weights, which equals the ELBO for one particle.
@@ -64,13 +65,18 @@ class PerDatumELBO(Trace_ELBO):
     reparameterised = True
     messenger: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
-    def __init__(self, num_particles: int = 1, beta: float = 1.0, free_bits: float = 0.0) -> None:
+    beta: float = 1.0
+    free_bits: float = 0.0
+
+    def __init__(self, num_particles: int = 1, **options: float) -> None:
         # The only plate, "data", is dimension -1; the particles are dimension -2.
         super().__init__(  # type: ignore[no-untyped-call]
             num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1
         )
-        self.beta = beta
-        self.free_bits = free_bits
+        for name, value in options.items():
+            if name not in self.options:
+                raise TypeError(f"{type(self).__name__} takes no {name}: its options are {', '.join(self.options)}")
+            setattr(self, name, value)
 
     def loss_and_terms(
         self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | Tensor | None = None

@@ -91,10 +91,6 @@ class StickingTheLanding(PathDerivativeELBO):
     options = ("beta",)
     is_importance_weighted = False
 
-    def __init__(self, num_particles: int = 1, beta: float = 1.0) -> None:
-        super().__init__(num_particles)
-        self.beta = beta
-
     def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
         """Return distortion + beta rate of each datum, negated: (B,)."""
         log_q_z = draws.log_q_z.detach() + _log_q_z_path(draws)
@@ -192,11 +188,8 @@ class PIWAE(PathDerivativeELBO):
     """
 
     options = ("num_groups",)
+    num_groups: int = 1
     needs_separate_draws = True
-
-    def __init__(self, num_particles: int = 1, num_groups: int = 1) -> None:
-        super().__init__(num_particles)
-        self.num_groups = num_groups
 
     def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
         """Return L_K of each datum, (B,)."""
@@ -237,10 +230,6 @@ class ScoreELBO(ImportanceELBO):
     needs_separate_draws = True
     reparameterised = False
     messenger = _NoPathThroughDraws
-
-    def __init__(self, num_particles: int = 1, beta: float = 1.0) -> None:
-        super().__init__(num_particles)
-        self.beta = beta
 
     def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
         """Return the bound of each datum, (B,), with the score function's gradient."""

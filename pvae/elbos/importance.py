@@ -29,9 +29,6 @@ class ImportanceELBO(PerDatumELBO):
     options: tuple[str, ...] = ()
     is_importance_weighted = True
 
-    def __init__(self, num_particles: int = 1) -> None:
-        super().__init__(num_particles)
-
     def loss_of(self, draws: Draws, distortion: Tensor, rate: Tensor, beta: float | Tensor) -> Tensor:
         """Return the loss, a scalar, of the draws."""
         return -self.bound(draws, beta).mean()
@@ -71,10 +68,7 @@ class RenyiELBO(ImportanceELBO):
     """
 
     options = ("alpha",)
-
-    def __init__(self, num_particles: int = 1, alpha: float = 0.5) -> None:
-        super().__init__(num_particles)
-        self.alpha = alpha
+    alpha: float = 0.5
 
     def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
         """Return the bound of each datum, (B,)."""
@@ -98,10 +92,7 @@ class CIWAE(ImportanceELBO):
     """
 
     options = ("mix",)
-
-    def __init__(self, num_particles: int = 1, mix: float = 0.5) -> None:
-        super().__init__(num_particles)
-        self.mix = mix
+    mix: float = 0.5
 
     def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
         """Return the bound of each datum, (B,)."""
@@ -122,10 +113,7 @@ class MIWAE(ImportanceELBO):
     """
 
     options = ("num_groups",)
-
-    def __init__(self, num_particles: int = 1, num_groups: int = 1) -> None:
-        super().__init__(num_particles)
-        self.num_groups = num_groups
+    num_groups: int = 1
 
     def bound(self, draws: Draws, beta: float | Tensor) -> Tensor:
         """Return the bound of each datum, (B,)."""

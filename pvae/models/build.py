@@ -18,7 +18,6 @@ from pvae.models.networks import (
     conv_decoder,
     conv_encoder,
     groupnorm_decoder,
-    groupnorm_encoder,
     mlp,
     mlp_decoder,
     mlp_encoder,
@@ -209,8 +208,9 @@ def _networks(config: Config, image_shape: tuple[int, ...]) -> tuple[nn.Module, 
         hidden = () if config.network == "linear" else config.hidden
         encoder = mlp_encoder(image_shape, hidden, num_outputs, config.activation, batch_norm)
         return encoder, mlp_decoder(latent_dim, hidden, image_shape, config.activation, batch_norm)
-    if config.network == "conv-groupnorm":
+    norm = {"conv": "none", "conv-batchnorm": "batch", "conv-groupnorm": "group"}[config.network]
+    if norm == "group":  # its decoder draws its weights first
         decoder = groupnorm_decoder(latent_dim, config.hidden, image_shape)
-        return groupnorm_encoder(image_shape, config.hidden, num_outputs), decoder
-    encoder = conv_encoder(image_shape, config.hidden, num_outputs, batch_norm)
-    return encoder, conv_decoder(latent_dim, config.hidden, image_shape, batch_norm)
+        return conv_encoder(image_shape, config.hidden, num_outputs, norm), decoder
+    encoder = conv_encoder(image_shape, config.hidden, num_outputs, norm)
+    return encoder, conv_decoder(latent_dim, config.hidden, image_shape, norm)

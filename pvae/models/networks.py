@@ -16,7 +16,6 @@ __all__ = [
     "conv_decoder",
     "conv_encoder",
     "groupnorm_decoder",
-    "groupnorm_encoder",
     "mlp",
     "mlp_decoder",
     "mlp_encoder",
@@ -98,78 +97,59 @@ def mlp_decoder(
 
 
 def conv_encoder(
-    image_shape: Sequence[int], channels: Sequence[int], num_outputs: int, batch_norm: bool = False
+    image_shape: Sequence[int], channels: Sequence[int], num_outputs: int, norm: str = "none"
 ) -> nn.Sequential:
-    """Return 3x3 convolutions of stride 2, each halving the image, and a linear layer.
+    """Return convolutions of stride 2, each halving the image, and a linear layer.
 
     Args:
-        image_shape: (C, H, W); half of an odd height or width is rounded up.
+        image_shape: (C, H, W); half of an odd height or width is rounded up, and with `norm` "group" down.
         channels: number of channels of each layer.
         num_outputs: P.
-        batch_norm: BatchNorm and LeakyReLU with slope 0.3 (the default of Keras) after each layer, in place of ReLU.
+        norm: what follows each convolution. "none": ReLU; "batch": BatchNorm and LeakyReLU with slope 0.3 (the default
+            of Keras); "group": GroupNorm and SiLU. The convolutions are 3x3, and with "group" 4x4.
 
     Returns:
         A module that maps (B, C, H, W) to (B, P).
+
+    Raises:
+        InputError: with `norm` "group", a side is less than 2 to the power of the number of layers.
     """
     layers: list[nn.Module] = [_ChannelsLast()]
     for before, after in pairwise((image_shape[0], *channels)):
-        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), *_activation(batch_norm, nn.BatchNorm2d, after)]
-    return nn.Sequential(
-        *layers, nn.Flatten(), Linear(math.prod(_shapes(image_shape, channels, round_up=True)[-1]), num_outputs)
-    )
+        size = 4 if norm == "group" else 3
+        layers += [nn.Conv2d(before, after, size, stride=2, padding=1), *_activation(norm, nn.BatchNorm2d, after)]
+    bottom = _shapes(image_shape, channels, round_up=norm != "group")[-1]
+    return nn.Sequential(*layers, nn.Flatten(), Linear(math.prod(bottom), num_outputs))
 
 
-def conv_decoder(
-    latent_dim: int, channels: Sequence[int], image_shape: Sequence[int], batch_norm: bool = False
-) -> nn.Module:
+def conv_decoder(latent_dim: int, channels: Sequence[int], image_shape: Sequence[int], norm: str = "none") -> nn.Module:
     """Return the mirror image of `conv_encoder`: a linear layer, transposed convolutions, a last 3x3 convolution.
 
     Args:
         latent_dim: L.
         channels: channels of the encoder's layers; the decoder's are in reverse order.
         image_shape: (C, H, W).
-        batch_norm: as in `conv_encoder`.
+        norm: "none" or "batch", as in `conv_encoder`.
 
     Returns:
         A module that maps (..., L) to (..., C, H, W).
     """
     *sizes, bottom = _shapes(image_shape, channels, round_up=True)
     layers: list[nn.Module] = [Linear(latent_dim, math.prod(bottom))]
-    if batch_norm:
-        layers += _activation(batch_norm, nn.BatchNorm1d, math.prod(bottom))
+    if norm == "batch":
+        layers += _activation(norm, nn.BatchNorm1d, math.prod(bottom))
     layers += [nn.Unflatten(-1, bottom), _ChannelsLast()]
     before = bottom[0]
     for (_, height, width), after in zip(reversed(sizes), reversed(channels)):
         more = (1 - height % 2, 1 - width % 2)  # a stride of 2 gives 2 n - 1 pixels; one more makes the size even
         layers.append(nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=more))
-        layers += _activation(batch_norm, nn.BatchNorm2d, after)
+        layers += _activation(norm, nn.BatchNorm2d, after)
         before = after
     return _FlatBatch(nn.Sequential(*layers, nn.Conv2d(channels[0], image_shape[0], 3, padding=1)))
 
 
-def groupnorm_encoder(image_shape: Sequence[int], channels: Sequence[int], num_outputs: int) -> nn.Sequential:
-    """Return 4x4 convolutions of stride 2, each halving the image, with GroupNorm and SiLU, and a linear layer.
-
-    Args:
-        image_shape: (C, H, W), each side at least 2 to the power of the number of layers; halves are rounded down.
-        channels: number of channels of each layer.
-        num_outputs: P.
-
-    Returns:
-        A module that maps (B, C, H, W) to (B, P).
-
-    Raises:
-        InputError: a side is too small.
-    """
-    layers: list[nn.Module] = [_ChannelsLast()]
-    for before, after in pairwise((image_shape[0], *channels)):
-        layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), *_group_norm(after)]
-    bottom = _shapes(image_shape, channels)[-1]
-    return nn.Sequential(*layers, nn.Flatten(), Linear(math.prod(bottom), num_outputs))
-
-
 def groupnorm_decoder(latent_dim: int, channels: Sequence[int], image_shape: Sequence[int]) -> nn.Module:
-    """Return the mirror image of `groupnorm_encoder`: a linear layer and 4x4 transposed convolutions.
+    """Return the mirror image of `conv_encoder` with `norm` "group": a linear layer and 4x4 transposed convolutions.
 
     Args:
         latent_dim: L.
@@ -185,14 +165,9 @@ def groupnorm_decoder(latent_dim: int, channels: Sequence[int], image_shape: Seq
     *shapes, bottom = _shapes(image_shape, channels)
     layers: list[nn.Module] = [Linear(latent_dim, math.prod(bottom)), nn.Unflatten(-1, bottom), _ChannelsLast()]
     for (before, *_), (after, height, width) in pairwise((bottom, *reversed(shapes))):
-        rest = (height % 2, width % 2)
-        layers += [*_group_norm(before), nn.ConvTranspose2d(before, after, 4, 2, 1, output_padding=rest)]
+        layers += _activation("group", nn.BatchNorm2d, before)
+        layers.append(nn.ConvTranspose2d(before, after, 4, 2, 1, output_padding=(height % 2, width % 2)))
     return _FlatBatch(nn.Sequential(*layers))
-
-
-def _group_norm(channels: int) -> list[nn.Module]:
-    # At least four channels in a group, because a group of one value has no variance.
-    return [nn.GroupNorm(max(1, math.gcd(channels, 32) // 4), channels), nn.SiLU()]
 
 
 def _shapes(
@@ -236,5 +211,7 @@ class _FlatBatch(nn.Module):
         return outputs.reshape(*z.shape[:-1], *outputs.shape[1:])
 
 
-def _activation(batch_norm: bool, norm: Callable[[int], nn.Module], width: int) -> list[nn.Module]:
-    return [norm(width), nn.LeakyReLU(0.3)] if batch_norm else [nn.ReLU()]
+def _activation(norm: str, batch_norm: Callable[[int], nn.Module], width: int) -> list[nn.Module]:
+    if norm == "group":  # at least four channels in a group, because a group of one value has no variance
+        return [nn.GroupNorm(max(1, math.gcd(width, 32) // 4), width), nn.SiLU()]
+    return [batch_norm(width), nn.LeakyReLU(0.3)] if norm == "batch" else [nn.ReLU()]

@@ -182,7 +182,7 @@ class SharedELBO(PerDatumELBO):
     """
 
     def __init__(self, elbo: PerDatumELBO, share: Share) -> None:
-        super().__init__(elbo.num_particles, elbo.beta)
+        super().__init__(elbo.num_particles, beta=elbo.beta)
         self.elbo, self.share = elbo, share
 
     def loss_and_terms(

@@ -99,7 +99,7 @@ def test_closed_form_kl_equals_elementary_operations(small_vae, small_images):
 def test_beta_weighs_the_rate_alone(small_vae, small_images, plain, ours, by_hand, beta):
     vae, x = small_vae(), small_images(6)
     witness = value_and_gradients(vae, lambda: reference_elbo.loss(by_hand(vae, x, 2), beta))
-    elbo = ours(2, beta)
+    elbo = ours(2, beta=beta)
     pyros = value_and_gradients(vae, lambda: elbo.differentiable_loss(vae.model, vae.guide, x))
     assert pyros[0] == pytest.approx(witness[0], rel=1e-10)
     for name, gradient in witness[1].items():

@@ -1,0 +1,90 @@
+"""One training by SVI, eager or compiled, and two trainings compared."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pyro
+import pytest
+import torch
+from pyro.infer import SVI
+from torch import nn
+from torch.optim import Adam
+
+from pvae.compile.compiled_elbo import CompiledELBO
+from pvae.compile.compiled_svi import CompiledSVI
+from pvae.compile.optimizers import SingleOptimizer
+from pvae.elbos.registry import build_elbo
+
+KINDS = {  # from an ELBO to how it trains
+    "elbo": lambda elbo, *given, **options: (SVI, CompiledELBO(elbo, *given, **options)),
+    "step": lambda elbo, *given, **options: (CompiledSVI, CompiledELBO(elbo, *given, **options)),
+}
+
+
+class Trained(NamedTuple):
+    """The losses, and the parameters, the optimiser's state and the random state at the end."""
+
+    losses: list[float]
+    parameters: dict[str, torch.Tensor]
+    state: list[torch.Tensor]
+    random_state: torch.Tensor
+
+
+def built(name, particles=4, **options):
+    return build_elbo(name, particles, num_groups=2 if name == "miwae" and particles > 1 else 1, **options)
+
+
+def adam(parameters, **options):
+    return Adam(parameters, **{"lr": 1e-2, "betas": (0.8, 0.99), "eps": 1e-3, "fused": True, **options})
+
+
+def trained(
+    subject, elbo, batches, svi=SVI, optimizer=adam, on_step=lambda *_: None, beta_of=None, evaluates=False, **options
+):
+    """Take a step on each batch.
+
+    Args:
+        subject: a VAE, or a function that makes model and guide.
+        elbo: the loss.
+        batches: for each step the batch, or the arguments of model and guide.
+        svi: `SVI` or `CompiledSVI`.
+        optimizer: makes a torch optimiser of parameters; or one of Pyro's, which needs none before the first step.
+        on_step: called before each step with its number, the VAE or the guide, and the optimiser.
+        beta_of: the weight of the rate at each step.
+        evaluates: compute the loss once more at the end.
+        options: of the constructor of `svi`.
+    """
+    of_cuda = {"devices": [0]} if isinstance(subject, nn.Module) and next(subject.parameters()).is_cuda else {}
+    with torch.random.fork_rng(**of_cuda), pyro.get_param_store().scope():
+        torch.manual_seed(11)
+        model, guide = (subject.model, subject.guide) if isinstance(subject, nn.Module) else subject()
+        if isinstance(optimizer, pyro.optim.PyroOptim):
+            own, stepped = None, optimizer
+        else:
+            own = optimizer(getattr(subject, "parameters", getattr(guide, "parameters", None))())
+            stepped = SingleOptimizer(own)
+        one, losses = svi(model, guide, stepped, elbo, **options), []
+        for step, batch in enumerate(batches):
+            on_step(step, subject if isinstance(subject, nn.Module) else guide, own)
+            given = batch if isinstance(batch, tuple) else (batch,)
+            losses.append(one.step(*given) if beta_of is None else one.step(*given, beta=beta_of(step)))
+        if evaluates:
+            losses.append(one.evaluate_loss(*given))
+        named = subject if isinstance(subject, nn.Module) else pyro.get_param_store()
+        parameters = {name: p.detach().clone() for name, p in named.named_parameters()}
+        state = (
+            []
+            if own is None
+            else [v.clone() for _, p in named.named_parameters() for v in own.state.get(p, {}).values()]
+        )
+        rng = torch.cuda.get_rng_state() if of_cuda else torch.get_rng_state()
+        return Trained(losses, parameters, state, rng)
+
+
+def assert_trained_alike(ours, theirs, rel=1e-9):
+    assert ours.losses == pytest.approx(theirs.losses, rel=max(rel, 1e-9))
+    assert ours.parameters.keys() == theirs.parameters.keys()
+    for mine, other in zip([*ours.parameters.values(), *ours.state], [*theirs.parameters.values(), *theirs.state]):
+        assert (mine - other).norm() <= rel * other.norm() + (1e-12 if rel else 0)
+    assert torch.equal(ours.random_state, theirs.random_state), "the random stream was read otherwise"
