@@ -240,7 +240,7 @@ def _build(files: Sequence[Path] | ImageArrays, transform: ImageTransform, targe
             levels: Levels | None = files.levels()
             copies: dict[int, int] = {}
         else:
-            of_files = list(_in_parts(pool, _headers, files))
+            of_files = list(_in_parts(pool, partial(_if_readable, _header), files))
             headers = list(itertools.chain.from_iterable(of_files))
             levels, copies = _levels_of(pool, files, of_files), _copies(files)
         channels = transform.channels or max((header.channels for header in headers), default=1)
@@ -330,28 +330,23 @@ def _copies(files: Sequence[Path]) -> dict[int, int]:
 def _levels_of(pool: ThreadPoolExecutor, files: Sequence[Path], headers: Sequence[Sequence[_Header]]) -> Levels | None:
     """Return the levels of files of more than 8 bits; if there are none, of grey files that hold 0 and 1 only."""
     deep = [file for file, of_file in zip(files, headers) if any(header.is_deep for header in of_file)]
+    read = partial(_if_readable, _levels)
     if not deep:
-        first = [levels for levels in map(_file_levels, files[:_FIRST]) if levels is not None]
+        first = itertools.chain.from_iterable(map(read, files[:_FIRST]))
         if not all(levels.nominal == (0, 255) and levels.high <= 1 for levels in first):
             return None
-    found = [levels for levels in _in_parts(pool, _file_levels, deep or files) if levels is not None]
+    found = list(itertools.chain.from_iterable(_in_parts(pool, read, deep or files)))
     try:
         return reduce(or_, found) if found else None
     except ValueError as error:
         raise InputError(f"{files[0].parent}: {error}") from None
 
 
-def _file_levels(path: Path) -> Levels | None:
-    """Return the levels of the images of a file; None if it cannot be read."""
-    try:
-        found = []
-        for source in _sources(path):
-            pixels, opacity = _at_most_one_large(source, _decoded)
-            values = np.asarray(pixels)
-            found.append(Levels.of(values if opacity is None else values[np.asarray(opacity) > 0]))
-        return reduce(or_, found)
-    except Exception:  # `decode` raises the error, or leaves the file out
-        return None
+def _levels(source: _Source) -> Levels:
+    """Return the levels of an image where it is not transparent."""
+    pixels, opacity = _decoded(source)
+    values = np.asarray(pixels)
+    return Levels.of(values if opacity is None else values[np.asarray(opacity) > 0])
 
 
 def _sources(path: Path) -> Iterator[_Source]:
@@ -420,15 +415,25 @@ def _png_values(path: Path) -> NDArray[Any]:
     return decode_image(content, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
 
 
-def _headers(path: Path) -> list[_Header]:
-    """Return a header for each image of a file, with its sides as a viewer shows it; none if it cannot be read."""
+def _of_images(function: Callable[[_Source], _T], path: Path) -> list[_T]:
+    """Return the results of a function for the images of a file, which decodes large images one at a time."""
+    results = []
+    for source in _sources(path):
+        is_large = isinstance(source.image, Image.Image) and math.prod(source.image.size) > _LARGE_PIXELS
+        results.append(_LARGE.submit(function, source).result() if is_large else function(source))
+    return results
+
+
+def _if_readable(function: Callable[[_Source], _T], path: Path) -> list[_T]:
+    """Return the results of a function for the images of a file; none if it cannot be read."""
     try:
-        return list(map(_header, _sources(path)))
+        return _of_images(function, path)
     except Exception:  # `decode` raises the error, or leaves the file out
         return []
 
 
 def _header(source: _Source) -> _Header:
+    """Return the header of an image, with its sides as a viewer shows it."""
     image = source.image
     if isinstance(image, np.ndarray):
         height, width, channels = image.shape
@@ -446,7 +451,7 @@ def decode(path: Path, transform: ImageTransform) -> list[NDArray[np.uint8]]:
         InputError: the file cannot be decoded.
     """
     try:
-        return [_at_most_one_large(source, partial(_pixels, transform=transform)) for source in _sources(path)]
+        return _of_images(partial(_pixels, transform=transform), path)
     except Exception as error:  # Pillow raises struct.error, KeyError and others for broken files
         if transform.skip_broken:
             return []
@@ -455,12 +460,6 @@ def decode(path: Path, transform: ImageTransform) -> list[NDArray[np.uint8]]:
         if "imagecodecs" in str(error):
             reason, advice = "tifffile reads its compression by another package", "pip install imagecodecs"
         raise InputError(f"{path} cannot be used ({reason}): {advice}") from None
-
-
-def _at_most_one_large(source: _Source, function: Callable[[_Source], _T]) -> _T:
-    """Call a function that decodes an image, of large images one at a time."""
-    is_large = isinstance(source.image, Image.Image) and math.prod(source.image.size) > _LARGE_PIXELS
-    return _LARGE.submit(function, source).result() if is_large else function(source)
 
 
 def _decoded(source: _Source) -> tuple[Image.Image | NDArray[Any], Image.Image | None]:
