@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,12 +83,11 @@ def _compare(arguments: argparse.Namespace) -> None:
     ):
         raise InputError("with one particle these bounds equal the ELBO or are not defined: give more --particles")
     groups = config.groups if config.groups > 1 else _GROUPS
-    default = run.place / "comparison" if run else None
     reports = [f"comparison.{suffix}" for suffix in ("csv", "md", "png")] if arguments.out else []
-    out = arguments.out or default or Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare"
+    default = run.place / "comparison" if run else Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare"
     rows: list[Measurement] = []
     warnings: list[str] = []
-    with result_folder(out, reports) as folder:
+    with result_folder(arguments.out or default, reports) as folder:
         for stage, vae, x, kind in _weights(arguments, run, config, stages):
             pairs, reasons = estimators.pairs_to_compare(vae, x[:1], names, particles, groups)
             if not pairs:
@@ -104,13 +104,10 @@ def _compare(arguments: argparse.Namespace) -> None:
                     "too low by an unknown amount, and the bias too near 0; the variances are not affected"
                 )
             with progress_bar(stage, len(pairs), "estimator") as bar:
+                options = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups}
                 for name, count in pairs:
-                    options = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups}
-                    rows.append(
-                        estimators.measure_estimator(
-                            vae, x, name, count, log_p, stage, arguments.repetitions, **options
-                        )
-                    )
+                    measure = partial(estimators.measure_estimator, vae, x, name, count, log_p, stage)
+                    rows.append(measure(arguments.repetitions, **options))
                     bar.update()
         table = "\n\n".join([estimators.to_markdown(rows), estimators.LEGEND, *warnings])
         print_line(f"\n{table}\n")

@@ -101,20 +101,13 @@ def _evaluate_several(runs: Sequence[Run], arguments: argparse.Namespace) -> Non
             check_replaceable(arguments.out)
         for run in runs:
             run.check_vae(None)
-            data = run.dataset(found.get(run.data.sha256), arguments.data_dir, arguments.offline)
-            found[run.data.sha256] = data
+            given = found.get(run.data.sha256)
+            found[run.data.sha256] = run.dataset(given, arguments.data_dir, arguments.offline)
         sizes = [_sizes(run, arguments) for run in runs]
         count, num_draws = sizes[0][0], max(draws for _, draws in sizes)
         with progress_bar("importance sampling", count * len(runs), "image", arguments.quiet, in_logs=True) as bar:
-            results = evaluate_runs(
-                runs,
-                num_draws,
-                arguments.images,
-                arguments.seed,
-                bar.update,
-                engine=arguments.compile,
-                precision=arguments.precision,
-            )
+            how = {"engine": arguments.compile, "precision": arguments.precision}
+            results = evaluate_runs(runs, num_draws, arguments.images, arguments.seed, bar.update, **how)
         table = to_latex(results) if arguments.latex else f"{to_markdown(results)}\n\n{LEGEND}"
         if arguments.out:
             write_whole(arguments.out, f"{table}\n".encode())
@@ -144,17 +137,9 @@ def _report_of(run: Run, arguments: argparse.Namespace) -> Report:
             print_line(f"{sample.num_particles:,} draws for each image took {taken:.0f} s; {untrusted}")
 
     with progress_bar("importance sampling", count, "image", is_quiet, in_logs=True) as bar:
-        return evaluate(
-            run,
-            num_draws,
-            arguments.images,
-            arguments.seed,
-            bar.update,
-            engine=arguments.compile,
-            precision=arguments.precision,
-            seconds=arguments.seconds,
-            on_sample=report_draws,
-        )
+        how = {"engine": arguments.compile, "precision": arguments.precision}
+        until = {"seconds": arguments.seconds, "on_sample": report_draws}
+        return evaluate(run, num_draws, arguments.images, arguments.seed, bar.update, **how, **until)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -88,10 +88,8 @@ def in_order(entries: Sequence[Entry]) -> list[Entry]:
 
 def _one_of_each(entries: Sequence[Entry]) -> list[Entry]:
     """Return the first entry of each configuration; its other entries differ only in their seed."""
-    firsts: dict[str, Entry] = {}
-    for entry in entries:
-        firsts.setdefault(entry.row.configuration, entry)
-    return list(firsts.values())
+    firsts = {entry.row.configuration: entry for entry in reversed(entries)}
+    return [entry for entry in entries if firsts[entry.row.configuration] is entry]
 
 
 def sheet_figure(entries: Sequence[Entry]) -> Figure:
