@@ -61,7 +61,7 @@ def test_no_batch_of_one_image_is_left_for_batch_norm():
     assert images_config(data, network="mlp-batchnorm").batch_size == 66
 
 
-@pytest.mark.parametrize("given", [(), ("epochs", "hidden"), ("valid",)])
+@pytest.mark.parametrize("given", [(), ("epochs", "valid")])
 @pytest.mark.parametrize("shape", [(4500, 1, 28, 28), (10**6, 3, 1000, 1000)])
 def test_each_choice_is_a_line_with_its_flag(shape, given):
     data = noise(*shape, dataset="folder:noise").with_valid(0.1)

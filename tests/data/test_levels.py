@@ -96,7 +96,7 @@ def scaled(values, low, high):
     return np.rint((values.astype(float) - low) * 255 / (high - low))
 
 
-@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("bits", [8, 10, 16])
 @pytest.mark.parametrize(("kind", "dtype"), [("npy", "u2"), ("npz", "i4"), ("png", "u2"), ("tif", "u2"), ("tif", "i4")])
 def test_integers_of_few_bits_keep_their_levels(tmp_path, bits, kind, dtype):
     values = DEEP >> (16 - bits)
@@ -292,7 +292,7 @@ def test_archives_of_known_names(tmp_path, images, labels, column):
 BANDS = RNG.integers(0, 256, (8, 20, 18, 16), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("bands", [1, 2, 3, 4, 5, 7, 16])
+@pytest.mark.parametrize("bands", [1, 2, 4, 16])
 @pytest.mark.parametrize("kind", ["last", "first", "tif", "planar", "deflate", "16 bits"])
 def test_any_number_of_channels_is_read(tmp_path, bands, kind):
     values = BANDS[..., :bands]
