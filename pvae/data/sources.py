@@ -139,7 +139,7 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
     first = [images.copies.get(index, index) for index in images.kept]
     copied = set(first[: of_test.start] + first[of_test.stop :])
     num_copies = sum(index in copied for index in first[of_test])
-    copies = f"{num_copies:,} of the test images are copies, byte for byte, of images to train on" if num_copies else ""
+    copies = f"test images that are copies, byte for byte, of training images: {num_copies:,}" if num_copies else ""
     return replace(data, note="; ".join(filter(None, (outside, left_out, data.note, copies))))
 
 

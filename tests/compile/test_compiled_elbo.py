@@ -368,6 +368,13 @@ def test_inductor_trains_as_eager(small_vae, small_images, monkeypatch, by_dynam
     assert_trained_alike(trained(small_vae(), CompiledELBO(built("analytic", 2), engine="inductor"), batches), theirs)
 
 
+@needs_inductor
+@pytest.mark.slow
+def test_inductor_calls_onednn_for_wide_layers():
+    vae, x = wide_vae()
+    assert_steps_alike(vae, CompiledELBO(build_elbo("trace"), engine="inductor"), x, rel=1e-4)
+
+
 def test_inductor_compiles_frequent_steps_only(monkeypatch, few_digits, small_config):
     """Steps on whole batches, but neither on the last batch of an epoch nor in the test."""
     met = []

@@ -388,7 +388,10 @@ def test_copies_in_training_and_test_are_counted(tmp_path, drawn):
     images = RNG.integers(0, 256, (10, 4, 4), dtype=np.uint8)
     save(tmp_path / "images" / ("a" if drawn else "train"), images, "bmp")
     save(tmp_path / "images" / ("b" if drawn else "test"), images[: 10 if drawn else 3], "bmp")
-    assert f"{2 if drawn else 3} of the test images are copies" in load_dataset(f"folder:{tmp_path / 'images'}").note
+    assert (
+        f"copies, byte for byte, of training images: {2 if drawn else 3}"
+        in load_dataset(f"folder:{tmp_path / 'images'}").note
+    )
 
 
 def test_names_of_files_and_classes_are_kept(tmp_path, monkeypatch, no_pictures):
