@@ -177,10 +177,9 @@ def _number(name: str, value: Any, convert: Callable[[Any], Any], least: float, 
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not least <= number <= most:
-        kind = "number" if convert is float else "whole number"
-        raise InputError(
-            f"{flag(name)} must be a {kind} of at least {least:,} and at most {most:,}, not {shown(value)}"
-        )
+        kind, style = ("number", "g") if convert is float else ("whole number", ",")
+        limits = f"at least {least:{style}} and at most {most:{style}}"
+        raise InputError(f"{flag(name)} must be a {kind} of {limits}, not {shown(value)}")
     return number
 
 

@@ -385,7 +385,7 @@ def test_only_files_in_the_folder_are_images(pictures, tmp_path):
     (pictures / "d.png").symlink_to(pictures / "nothing")
     (pictures / "e").symlink_to(pictures)
     assert len(image_files(pictures)[0]) == 8
-    for name in ("~no-such-user/x", "x" * 5000, "a\0b", ""):
+    for name in ("~no-such-user/x", "x" * 5000, ""):
         refused(load_dataset, f"folder:{name}", match="folder")
 
 

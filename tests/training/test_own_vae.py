@@ -51,7 +51,7 @@ def test_own_vae_must_be_given_again(tmp_path, few_digits, capsys):
     for function in (pvae.load, pvae.resume):
         with pytest.raises(InputError, match="built in Python"):
             function(run.path)
-    with pytest.raises(InputError, match=r"do not fit the VAE given \(size mismatch for q_z\.1\.weight"):
+    with pytest.raises(InputError, match=r"q_z\.1\.weight"):
         pvae.load(run.path, vae=own_vae(hidden=9))
     with pytest.raises(InputError, match=r"must be a pvae\.VAE"):
         pvae.fit(CONFIG, vae=StudentPrior(), data=few_digits, out=tmp_path / "none")
