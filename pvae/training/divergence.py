@@ -16,7 +16,7 @@ __all__ = ["cause_of"]
 
 _SMALLER_STEPS = "train anew with a smaller --lr, or with --clip-norm 100"
 _LEAST_SCALE, _GREATEST_SCALE = 1e-4, 1e6  # pixels are in [0, 1], at distances of 1/255 = 0.004
-_OUTLIER = 1000.0  # an image whose loss is so many times the median of its batch
+_OUTLIER = 1000.0  # an image is an outlier if its loss is more than this multiple of the median of its batch
 
 
 @torch.no_grad()
