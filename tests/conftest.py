@@ -21,7 +21,7 @@ import pyro
 import pytest
 import torch
 
-from pvae.compile import cache, inductor
+from pvae.compile import inductor
 from pvae.config.config import Config
 from pvae.data.dataset import Dataset
 from pvae.data.sources import load_dataset
@@ -62,7 +62,7 @@ def compiled_but_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.getbasetemp()
         folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache"
-        patch.setattr(cache, "cache_dir", lambda: folder)
+        patch.setattr(inductor, "cache_dir", lambda: folder)
         yield
 
 

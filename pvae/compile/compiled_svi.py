@@ -1,33 +1,35 @@
-"""Pyro's SVI with the whole step in one recording: loss, gradients and the optimiser's update."""
+"""Pyro's SVI over recorded steps: loss, gradients and, compiled by inductor, Adam's update."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from pyro.infer import SVI
 from torch import Tensor
 
-from pvae.compile.adam import ElementwiseAdamUpdate, FusedAdamUpdate
-from pvae.compile.compiled_elbo import CompiledELBO
+from pvae.compile.adam import AdamUpdate, in_layout_of
+from pvae.compile.compiled_elbo import Call, CompiledELBO, Recording
+from pvae.compile.graph import RecordingError
+from pvae.compile.inductor import MayCompile
 from pvae.compile.optimizers import SingleOptimizer
-from pvae.compile.recorded_step import Prepare
 from pvae.elbos.base import OnResult, PyroFunction
 
 __all__ = ["CompiledSVI"]
 
 
 class CompiledSVI(SVI):
-    """SVI over a `CompiledELBO` that replays each step as one recorded function: loss, gradients, Adam's update.
+    """SVI over a `CompiledELBO` that replays each step, without SVI's own Python.
 
-    A replay runs none of SVI's Python and stores no gradient. The training equals that of `SVI`, to rounding, and uses
-    the optimiser's own state. The step is that of `SVI` if the optimiser is not plain fused Adam, if its betas
-    or epsilon have changed (with `engine="inductor"` they may change), or if parameters already hold gradients.
+    The training equals that of `SVI`, to rounding, and uses the optimiser's own state. With the engine "inductor" and
+    plain fused Adam, the update is compiled with the gradients; otherwise the optimiser steps by itself.
 
     Args:
         model: a Pyro function.
         guide: its guide.
         optim: holds the torch optimiser over all their parameters.
         loss: the compiled ELBO.
-        prepare: converts the inputs of `step` (for example an index) to the one tensor that model and guide take, on
-            the same device; it is recorded too. `evaluate_loss` takes that tensor itself.
+        prepare: converts the batch that `step` is given (for example an index) to the x of model and guide, on the same
+            device; it is recorded too. `evaluate_loss` takes x itself.
     """
 
     def __init__(
@@ -36,20 +38,18 @@ class CompiledSVI(SVI):
         guide: PyroFunction,
         optim: SingleOptimizer,
         loss: CompiledELBO,
-        prepare: Prepare | None = None,
+        prepare: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        super().__init__(model, guide, optim, loss)  # type: ignore[no-untyped-call]
+        super().__init__(model, guide, optim, loss.elbo)  # type: ignore[no-untyped-call]
         self.elbo = loss
         self.prepare = prepare
-        optimizer = optim.optimizer
-        kind = ElementwiseAdamUpdate if loss.engine == "inductor" else FusedAdamUpdate
-        self._update = kind(optimizer, optim.name_of) if kind.supports(optimizer) else None  # type: ignore[arg-type]
+        self._update: AdamUpdate | None = None
 
-    def step(self, *inputs: Tensor, beta: float | None = None, on_result: OnResult = lambda result: None) -> float:
+    def step(self, batch: Tensor, beta: float | None = None, on_result: OnResult = lambda result: None) -> float:
         """Step the parameters by one batch, and return its loss.
 
         Args:
-            inputs: of `prepare`, or of model and guide.
+            batch: of `prepare`, or of model and guide.
             beta: weight of the rate in the loss.
             on_result: called with loss and terms.
 
@@ -59,11 +59,48 @@ class CompiledSVI(SVI):
             NotFiniteError: the loss or a gradient is not finite; weights and the optimiser's state are as before.
             RuntimeError: the parameters that model and guide register with Pyro are not the optimiser's.
         """
-        result = None
-        if self._update is not None:
-            result = self.elbo.update(self.model, self.guide, self._update, *inputs, prepare=self.prepare, beta=beta)
-        if result is None:
-            x = inputs if self.prepare is None else (self.prepare(*inputs),)
-            return super().step(*x, beta=beta, on_result=on_result)  # type: ignore[no-untyped-call]
-        on_result(result)
+        recording = self._find(batch)
+        if recording is None:
+            x = batch if self.prepare is None else self.prepare(batch)
+            return super().step(x, beta=beta, on_result=on_result)  # type: ignore[no-untyped-call]
+        update = recording.call.update
+        if update is not None:
+            update.set_values(recording.trained)
+        result, rest = recording.play(self.elbo.weight(beta), batch)
+        if update is not None:
+            is_taken, finite = rest
+            if not is_taken:
+                update.refuse(result.loss, recording.trained, finite)
+            on_result(result)
+        else:
+            on_result(result)
+            for parameter, gradient in zip(recording.trained, rest):
+                parameter.grad = in_layout_of(parameter, gradient)
+            self.optim(recording.params.values())
         return result.loss.item()
+
+    def use_inductor(self, batch: Tensor, may_compile: MayCompile) -> None:
+        """Compile steps on such batches from now on; there has been a step.
+
+        Args:
+            batch: of `step`.
+            may_compile: as for `graph.record`.
+
+        Raises:
+            RecordingError: (an InputError) the step cannot be compiled, or may not; steps are only recorded, as before.
+        """
+        self.elbo.engine = "inductor"
+        try:
+            self._find(batch, may_compile)
+        except RecordingError:
+            self.elbo.engine = "graph"
+            raise
+
+    def _find(self, batch: Tensor, may_compile: MayCompile = lambda num_operators: True) -> Recording | None:
+        """Return the recording of a step; None for the first one, before which Adam has no state."""
+        optim: SingleOptimizer = self.optim
+        is_begun, engine = bool(optim.optimizer.state), self.elbo.engine_for(batch)
+        if self._update is None and is_begun and engine == "inductor" and AdamUpdate.supports(optim):
+            self._update = AdamUpdate(optim)
+        update = self._update if engine == "inductor" else None
+        return self.elbo.find(Call(self.model, self.guide, engine, self.prepare, update), batch, is_begun, may_compile)

@@ -13,12 +13,7 @@ from torch.optim import Optimizer
 
 from pvae.core.errors import GradientError, listed
 
-__all__ = ["OTHER_PARAMETERS", "SingleOptimizer"]
-
-OTHER_PARAMETERS = (
-    "the parameters that the loss registers with Pyro are not those of the optimiser: "
-    "create it over all parameters of model and guide"
-)
+__all__ = ["SingleOptimizer"]
 
 
 class SingleOptimizer(PyroOptim):
@@ -48,6 +43,11 @@ class SingleOptimizer(PyroOptim):
         self._names = {id(tensor): name for name, tensor in (names or {}).items()}
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
+    @property
+    def changes_gradients(self) -> bool:
+        """Whether gradients are clipped or summed over processes before the step."""
+        return bool(self.clip_norm) or self.reduce is not None
+
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         """Step the optimiser.
 
@@ -63,7 +63,10 @@ class SingleOptimizer(PyroOptim):
             GradientError: a gradient is NaN or infinite; no parameter was stepped.
         """
         if {id(parameter) for parameter in params} != {id(parameter) for parameter in self._parameters}:
-            raise RuntimeError(OTHER_PARAMETERS)
+            raise RuntimeError(
+                "the parameters that the loss registers with Pyro are not those of the optimiser: create it over all "
+                "parameters of model and guide"
+            )
         try:
             self._prepare_gradients()
             self.optimizer.step(*args, **kwargs)

@@ -80,7 +80,7 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Config], Any], str], ...] = (
     ),
     (
         lambda c: c.precision != "fp32" and c.compile == "none",
-        "--precision {c.precision} goes with --compile graph or inductor only",
+        "--precision {c.precision} does not go with --compile none: leave --compile out",
     ),
     (
         lambda c: c.initialization == "burda" and not (c.network == "mlp" and "bernoulli" in c.likelihood),
@@ -311,11 +311,12 @@ class Config:
     seed: int = option(0, "seed of the initial weights, the order of the images and every draw", limits=(0, 2**63 - 1))
     clip_norm: float = option(0.0, "largest total norm of all gradients, which are scaled down to it; 0 for no limit")
     compile: str = option(
-        "none",
+        "auto",
         "none: model and guide run at every step; graph: record the operators of a step once and replay them, the same "
         "training in less time; inductor: compile them to C++ or Triton, the fastest after some seconds at the start, "
-        "with torch 2.14 and a C++ compiler only",
-        choices=("none", "graph", "inductor"),
+        "with torch 2.14 and a C++ compiler only; auto: graph, and inductor if its code is kept from an earlier run or "
+        "the epochs are expected to repay the compilation",
+        choices=("auto", "none", "graph", "inductor"),
     )
     precision: str = option(
         "fp32",

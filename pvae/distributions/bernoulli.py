@@ -11,8 +11,6 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pvae.core.torch_private import is_observed
-
 __all__ = ["JointBernoulli", "LogitBernoulli", "PseudoBernoulli"]
 
 _MOST_FACTORS = 64  # each at least 1/2: 2^-64 is far from the smallest float32
@@ -99,12 +97,3 @@ class PseudoBernoulli(LogitBernoulli):
     """
 
     support = constraints.unit_interval
-
-    def _validate_sample(self, value: Tensor) -> None:
-        """Accept values in [0, 1] after one fast pass; leave all others to torch's slower validation."""
-        # Under torch.vmap and torch.export the values cannot be read here.
-        if isinstance(value, Tensor) and value.numel() and not is_observed(value, self.logits):
-            is_broadcast = value.shape != self.batch_shape[len(self.batch_shape) - value.dim() :]
-            if not is_broadcast and _lies_within(0, value, 1):
-                return
-        super()._validate_sample(value)

@@ -22,7 +22,6 @@ from pvae.models.networks import (
     mlp_decoder,
     mlp_encoder,
 )
-from pvae.models.onednn import Linear
 from pvae.models.posteriors import (
     DeltaPosterior,
     FullNormalPosterior,
@@ -168,7 +167,7 @@ def start_like_burda(vae: VAE, images: Tensor) -> None:
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519, section 5, and the code released with it.
     """
     for layer in vae.modules():
-        if isinstance(layer, Linear):  # and not those of a flow, which starts near the identity
+        if type(layer) is nn.Linear:  # and not those of a flow, which starts near the identity
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
     last = [module for module in vae.p_x.modules() if isinstance(module, nn.Linear)][-1]

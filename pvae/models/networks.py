@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Linear
 
 from pvae.core.errors import InputError
-from pvae.models.onednn import Linear
 
 __all__ = [
     "conv_decoder",

@@ -15,7 +15,6 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Multivar
 
 from pvae.core.errors import InputError
 from pvae.models.likelihoods import LinearNormalLikelihood
-from pvae.models.onednn import Linear
 from pvae.models.priors import StandardNormalPrior
 from pvae.vae import VAE
 
@@ -28,7 +27,7 @@ def has_oracle(vae: VAE) -> bool:
         return False
     decoder = vae.p_x.decoder
     layers = [type(part) for part in decoder] if isinstance(decoder, nn.Sequential) else []
-    return layers in ([Linear, nn.Unflatten], [nn.Linear, nn.Unflatten]) and vae.has_density
+    return layers == [nn.Linear, nn.Unflatten] and vae.has_density
 
 
 def decoder_of(vae: VAE) -> tuple[Tensor, Tensor, Tensor]:

@@ -204,8 +204,6 @@ class WholeBatchNoise(TorchDispatchMode):
         InputError: (inside the block) other random numbers are drawn, whose rows are not known.
     """
 
-    lets_products_pass = True  # for `core.torch_private.is_observed`: this mode does not change matrix products
-
     def __init__(self, share: Share) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.share = share

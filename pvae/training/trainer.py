@@ -16,6 +16,8 @@ from torch import Tensor
 
 from pvae.compile.compiled_elbo import CompiledELBO
 from pvae.compile.compiled_svi import CompiledSVI
+from pvae.compile.graph import RecordingError, check_engine
+from pvae.compile.inductor import missing
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
 from pvae.core.errors import (
@@ -34,7 +36,7 @@ from pvae.core.terms import LossAndTerms, Terms
 from pvae.data.dataset import Dataset, random_subset
 from pvae.data.mapped import shuffled
 from pvae.data.preparation import Preparation
-from pvae.elbos.base import PerDatumELBO
+from pvae.elbos.base import OnResult, PerDatumELBO
 from pvae.elbos.registry import elbo_of
 from pvae.models.build import build_vae, meta_state_dict, sizes_of, start_like_burda
 from pvae.reference.elbo import posterior_mean_loss
@@ -42,6 +44,7 @@ from pvae.runs.checkpoint import Checkpoint, Counts, UnfinishedEpoch
 from pvae.runs.metrics import Metrics, summarise
 from pvae.trained.latent_space import reconstruct, sample
 from pvae.training.divergence import cause_of
+from pvae.training.first_steps import FirstSteps
 from pvae.training.parallel import ALONE, Share, SharedELBO, World
 from pvae.training.schedules import learning_rate, rate_weight
 from pvae.vae import VAE
@@ -66,8 +69,13 @@ class Trainer:
         device: where to train.
         world: the processes that train together, including this one.
         vae: the VAE to train, in place of the one that `config` describes.
+        engine: "none", "graph" or "inductor", in place of `config.compile`: what an earlier session has chosen.
+        threads: number of threads; by default it is chosen by the first steps.
+        note: called with a line on what is chosen.
 
     Attributes:
+        engine: how steps are computed now: "none", "graph" or "inductor".
+        threads: number of threads that was given or chosen, or None before the choice.
         optimizer: Adam over all parameters.
         num_steps: steps in an epoch.
         epoch: number of epochs finished, including their tests.
@@ -79,7 +87,15 @@ class Trainer:
     """
 
     def __init__(
-        self, config: Config, data: Dataset, device: torch.device, world: World = ALONE, vae: VAE | None = None
+        self,
+        config: Config,
+        data: Dataset,
+        device: torch.device,
+        world: World = ALONE,
+        vae: VAE | None = None,
+        engine: str | None = None,
+        threads: int | None = None,
+        note: Callable[[str], object] = lambda line: None,
     ) -> None:
         _check_options(config, data, world, has_own_vae=vae is not None)
         if vae is None:
@@ -98,7 +114,9 @@ class Trainer:
         self.epoch = self.step = 0
         self._batch_of = functools.partial(self.preparation.batch, self.images["train"])
         self._elbo = elbo_of(config)
-        self._svis: dict[Share | None, tuple[SVI, PerDatumELBO | CompiledELBO]] = {}
+        self._svis: dict[Share | None, tuple[SVI, PerDatumELBO]] = {}
+        self._wanted, self._note = engine or config.compile, note
+        self._start(threads)
         self._unfinished: UnfinishedEpoch | None = None  # with this process's part of the sums alone
 
     def run_epoch(self, quiet: bool = True, on_step: Callable[[], None] = lambda: None) -> list[Metrics]:
@@ -130,7 +148,7 @@ class Trainer:
             self._unfinished = UnfinishedEpoch(order, distortion, rate, total=0.0, seen=0, seconds=0.0)
         state = self._unfinished
         bar = progress_bar(title, self.num_steps, "step", quiet, state.seen // batch_size)
-        with bar, no_nan_warnings(), self._skip_guards():
+        with bar, no_nan_warnings():
             while state.seen < len(state.order):
                 started, index = time.perf_counter(), state.order[state.seen : state.seen + batch_size]
                 (loss, terms), share = self.train_step(index), self.world.share(len(index))
@@ -163,18 +181,11 @@ class Trainer:
         beta, share = self.rate_weight(), self.world.share(len(index))
         self.optimizer.param_groups[0]["lr"] = learning_rate(self.config, self.step, self.num_steps)
         self.step += 1
-        svi, _ = self._svi(share)
-        if isinstance(svi, CompiledSVI):  # the recording starts from the index
-            batch = index
-        elif self.preparation.is_dynamic:  # every process draws the pixels of the whole batch
-            batch = self._batch_of(index)[share.rows]
-        else:
-            batch = self._batch_of(index[share.rows])
         results: list[LossAndTerms] = []
         try:
             with _advice_on_memory(f"step {self.step}"), naming_refused_parameters():
                 # Checked before the optimiser steps, since gradients may be finite where the loss is not.
-                loss = svi.step(batch, beta=beta, on_result=lambda result: results.append(_finite(result)))
+                loss = self._step(index, share, beta, lambda result: results.append(_finite(result)))
                 return loss, results[0].terms
         except NotFiniteError as error:
             self.optimizer.zero_grad()
@@ -344,33 +355,94 @@ class Trainer:
         self.world.sum_([terms])
         return state._replace(distortion=terms[0], rate=terms[1], total=total.item())
 
-    def _svi(self, share: Share) -> tuple[SVI, PerDatumELBO | CompiledELBO]:
+    def _step(self, index: Tensor, share: Share, beta: float, on_result: OnResult) -> float:
+        """Take a step on this process's rows of a batch, and time it while threads and engine are chosen."""
+        svi, _ = self._svi(share)
+        if isinstance(svi, CompiledSVI) and svi.prepare is not None:  # the recording starts from the index
+            batch = index
+        elif self.preparation.is_dynamic:  # every process draws the pixels of the whole batch
+            batch = self._batch_of(index)[share.rows]
+        else:
+            batch = self._batch_of(index[share.rows])
+        first = self._first_steps if len(index) == self.config.batch_size else None
+        try:
+            if first is not None:
+                first.begin()
+            started = time.perf_counter()
+            loss: float = svi.step(batch, beta=beta, on_result=on_result)
+            if first is not None and first.end(time.perf_counter() - started):
+                self._choose(first, svi, batch)
+            return loss
+        except RecordingError as error:
+            if self._wanted != "auto" or self.config.precision != "fp32":
+                raise
+            self._note(f"steps are not recorded, and take longer: {error}")
+            self.engine = self._wanted = "none"
+            self._svis.clear()
+            return self._step(index, share, beta, on_result)
+
+    def _start(self, threads: int | None) -> None:
+        """Set the engine and the number of threads of the first steps, whose time decides on those of the others."""
+        wanted = self._wanted
+        if wanted == "inductor":
+            check_engine(wanted, self.config.precision)
+        is_fixed = threads is not None or self.world.size > 1 or self.device.type != "cpu"
+        candidates = [threads or torch.get_num_threads()]
+        while candidates[-1] > 1 and not is_fixed:
+            candidates.append(candidates[-1] // 2)
+        is_chosen = is_fixed and wanted != "auto"
+        torch.set_num_threads(candidates[0])
+        self._first_steps = None if is_chosen else FirstSteps(candidates)
+        self.threads = candidates[0] if is_fixed else None
+        # Compiled code has the number of threads in it.
+        self.engine = wanted if is_chosen or wanted == "none" else "graph"
+
+    def _choose(self, first: FirstSteps, svi: SVI, batch: Tensor) -> None:
+        """Keep the fastest number of threads, and compile the step if that was asked for or saves time."""
+        self.threads, self._first_steps = first.threads, None
+        if not isinstance(svi, CompiledSVI) or self._wanted == "graph":
+            return
+        is_asked, left = self._wanted == "inductor", self.config.epochs * self.num_steps - self.step
+        saved, costs = first.saved_by_inductor(left), list[float]()
+        if not is_asked and (saved < 1 or self.world.size > 1 or self.device.type != "cpu" or missing()):
+            return
+
+        def may_compile(num_operators: int) -> bool:
+            costs.append(first.seconds_to_compile(num_operators))
+            import os
+
+            os.environ.get("DBG") and print("ops", num_operators)
+            if is_asked or saved <= costs[0]:
+                return is_asked
+            self._note(f"compiling the step takes about {costs[0]:.0f} s, and saves about {saved:.0f} s")
+            return True
+
+        try:
+            svi.use_inductor(batch, may_compile)
+            self.engine = "inductor"
+        except RecordingError as error:
+            if is_asked:
+                raise
+            if saved > costs[0]:
+                self._note(f"the step is not compiled: {error}")
+
+    def _svi(self, share: Share) -> tuple[SVI, PerDatumELBO]:
         """Return SVI and ELBO of this process's rows of a batch; a single process has one for batches of any size."""
         config, is_alone = self.config, self.world.size == 1
         key = None if is_alone else share
         if key not in self._svis:
-            elbo: PerDatumELBO | CompiledELBO = self._elbo if is_alone else SharedELBO(self._elbo, share)
-            if config.compile != "none":
-                usual = self.world.share(config.batch_size)
-                elbo = CompiledELBO(elbo, config.compile, config.precision, batch_size=usual.stop - usual.start)
+            elbo: PerDatumELBO = self._elbo if is_alone else SharedELBO(self._elbo, share)
             names = dict(self.vae.named_parameters())
             optimizer = SingleOptimizer(self.optimizer, names, config.clip_norm, None if is_alone else self.world.sum_)
             functions = self.vae.model, self.vae.guide
-            if is_alone and not config.clip_norm and isinstance(elbo, CompiledELBO):
-                self._svis[key] = CompiledSVI(*functions, optimizer, elbo, prepare=self._batch_of), elbo
-            else:
+            if self.engine == "none":
                 self._svis[key] = SVI(*functions, optimizer, elbo), elbo
+            else:
+                usual = self.world.share(config.batch_size)
+                compiled = CompiledELBO(elbo, self.engine, config.precision, batch_size=usual.stop - usual.start)
+                prepare = self._batch_of if is_alone else None
+                self._svis[key] = CompiledSVI(*functions, optimizer, compiled, prepare), elbo
         return self._svis[key]
-
-    @contextlib.contextmanager
-    def _skip_guards(self) -> Iterator[None]:
-        """Let recorded steps skip the check for edits of the model, inside a loop that makes none."""
-        with contextlib.ExitStack() as stack:
-            for rows in {self.config.batch_size, len(self.images["train"]) % self.config.batch_size} - {0}:
-                _, elbo = self._svi(self.world.share(rows))
-                if isinstance(elbo, CompiledELBO):
-                    stack.enter_context(elbo.skip_guards())
-            yield
 
     def _end_training(self, what: str, x: Tensor, split: str, rows: Sequence[int], error: NotFiniteError) -> NoReturn:
         """Raise an error that names the cause of a loss or a gradient that is not finite, for x, rows of a split."""

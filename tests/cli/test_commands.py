@@ -21,7 +21,7 @@ from pvae.cli.evaluate import main as evaluate
 from pvae.cli.export import main as export
 from pvae.cli.images import encode, sample, score
 from pvae.cli.train import main as train
-from pvae.compile import cache
+from pvae.compile import inductor
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
 from pvae.data import folders
@@ -273,10 +273,11 @@ def test_without_a_home_folder_data_are_found_where_they_are_named(
 
 
 def test_without_a_home_folder_compiled_code_is_not_stored(no_home, monkeypatch):
-    monkeypatch.setattr(cache, "cache_dir", folders.cache_dir)
-    monkeypatch.setattr(cache, "compile_package", lambda program, package, options: package.write(b"package"))
-    monkeypatch.setattr(cache, "_unpacked", lambda package: package.getvalue())
-    assert cache.load_or_compile(make_fx(torch.sin)(torch.ones(2)), [torch.ones(2)], {}) == b"package"
+    monkeypatch.setattr(inductor, "cache_dir", folders.cache_dir)
+    monkeypatch.setattr(inductor, "compile_package", lambda program, package, options: package.write(b"package"))
+    monkeypatch.setattr(inductor, "_unpacked", lambda package: lambda inputs: package.getvalue())
+    x = torch.ones(2)
+    assert inductor.compile_graph(make_fx(torch.sin)(x), [x])(x) == b"package"
 
 
 def by(*options, **limits):

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pvae.runs.run import Run
 
@@ -33,14 +34,22 @@ def signal_in_step(number: int, is_training: bool = True, which: int = signal.SI
     """Send a signal to this process in the n-th training step of this block, or in the n-th call that evaluates."""
     calls = {True: 0, False: 0}
 
-    def hook(module, *_):
-        if type(module).__name__ == "Flatten" and (module.training or calls[True]):  # the first layer of an encoder
-            calls[module.training] += 1
-            if module.training == is_training and calls[is_training] == number:
-                signal.raise_signal(which)
+    def count(kind):
+        calls[kind] += 1
+        if kind == is_training and calls[kind] == number:
+            signal.raise_signal(which)
 
-    handle = torch.nn.modules.module.register_module_forward_hook(hook)
+    def on_forward(module, *_):
+        # The first layer of an encoder; before the first step, it is the trial of two images.
+        if type(module).__name__ == "Flatten" and not module.training and calls[True]:
+            count(False)
+
+    handles = [
+        torch.nn.modules.module.register_module_forward_hook(on_forward),
+        register_optimizer_step_post_hook(lambda *_: count(True)),
+    ]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

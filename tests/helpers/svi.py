@@ -47,7 +47,7 @@ def trained(
     Args:
         subject: a VAE, or a function that makes model and guide.
         elbo: the loss.
-        batches: for each step the batch, or the arguments of model and guide.
+        batches: the batch of each step.
         svi: `SVI` or `CompiledSVI`.
         optimizer: makes a torch optimiser of parameters; or one of Pyro's, which needs none before the first step.
         on_step: called before each step and the evaluation with its number, the VAE or the guide, and the optimiser.
@@ -67,11 +67,10 @@ def trained(
         one, losses = svi(model, guide, stepped, elbo, **options), []
         for step, batch in enumerate(batches):
             on_step(step, subject if isinstance(subject, nn.Module) else guide, own)
-            given = batch if isinstance(batch, tuple) else (batch,)
-            losses.append(one.step(*given) if beta_of is None else one.step(*given, beta=beta_of(step)))
+            losses.append(one.step(batch) if beta_of is None else one.step(batch, beta=beta_of(step)))
         if evaluates:
             on_step(len(batches), subject if isinstance(subject, nn.Module) else guide, own)
-            losses.append(one.evaluate_loss(*given))
+            losses.append(one.evaluate_loss(batch))
         named = subject if isinstance(subject, nn.Module) else pyro.get_param_store()
         parameters = {name: p.detach().clone() for name, p in named.named_parameters()}
         state = (

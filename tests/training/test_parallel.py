@@ -13,7 +13,6 @@ from helpers import worker
 from helpers.processes import Group, run_group
 
 from pvae.cli.train import main
-from pvae.compile.compiled_elbo import CompiledELBO
 from pvae.config.options import ELBOS
 from pvae.core.errors import InputError
 from pvae.elbos.registry import build_elbo
@@ -162,20 +161,6 @@ def test_alone_where_torchrun_started_no_others(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     with joined("cpu") as world:
         assert world == World(0, 1)
-
-
-def test_a_recording_is_of_one_share(small_vae, small_images):
-    """Two shares of one shape draw other rows: nothing stale is replayed."""
-    vae, losses = small_vae(), []
-    with pyro.get_param_store().scope(), torch.random.fork_rng():
-        for share in (Share(0, 4, 8, 0.5), Share(4, 8, 8, 0.5)):
-            shared = SharedELBO(build_elbo("trace"), share)
-            for one in (CompiledELBO(shared), shared):
-                torch.manual_seed(0)
-                losses.append(one.loss(vae.model, vae.guide, small_images(4)))
-    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
-    assert losses[2] == pytest.approx(losses[3], rel=1e-12)
-    assert losses[0] != losses[2]
 
 
 def test_stops_and_errors_of_several_processes(tmp_path):

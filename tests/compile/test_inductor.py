@@ -1,0 +1,152 @@
+"""Compiled code is loaded from the cache, never for another graph, and what is missing is said."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from conftest import needs_inductor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pvae.compile import graph as graph_module
+from pvae.compile import inductor
+from pvae.compile.compiled_elbo import CompiledELBO
+from pvae.compile.graph import RecordingError, record
+from pvae.compile.inductor import compile_graph
+from pvae.core.errors import InputError
+from pvae.elbos.registry import build_elbo
+from pvae.training.fit import fit
+
+
+def graph_of(number=2.0, shape=(3, 4)):
+    """Return the graph of x * number + r, which adds to r in place, and of x plus noise."""
+
+    def function(x, r):
+        r.add_(1.0)
+        return [x * number + r, x + torch.randn_like(x)]
+
+    inputs = [torch.linspace(-1, 1, shape[0] * shape[1]).view(shape), torch.zeros(shape)]
+    graph = make_fx(function)(*inputs)  # runs it
+    inputs[1].zero_()
+    return graph, inputs
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(inductor, "cache_dir", lambda: tmp_path)
+    return tmp_path / "compiled"
+
+
+@needs_inductor
+@pytest.mark.slow
+def test_a_graph_is_compiled_once_and_anew_if_the_package_is_damaged(cache):
+    asked = []
+
+    def run(may_compile=True):
+        graph, inputs = graph_of()
+        replay = compile_graph(graph, inputs, lambda num_operators: asked.append(num_operators) or may_compile)
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            given = replay(*inputs)
+            torch.manual_seed(1)
+            noise = torch.randn_like(inputs[0])
+        assert torch.equal(inputs[1], torch.ones_like(inputs[1])), "it writes in place"
+        assert torch.equal(given[0], inputs[0] * 2.0 + 1.0)
+        assert torch.equal(given[1], inputs[0] + noise), "noise comes from torch's own generator"
+
+    with pytest.raises(FileNotFoundError):
+        run(may_compile=False)
+    run()
+    run(may_compile=False)
+    assert len(asked) == 2
+    (path,) = cache.iterdir()
+    content = path.read_bytes()
+    middle = len(content) // 2
+    for damaged in (content[:1000], content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]):
+        path.write_bytes(damaged)
+        with pytest.raises(FileNotFoundError):
+            run(may_compile=False)
+
+
+def test_the_key_depends_on_everything_that_the_code_depends_on(monkeypatch):
+    graph, inputs = graph_of()
+    keys = [
+        inductor._key(graph, inputs),
+        inductor._key(graph_of(number=2.0000000000000004)[0], inputs),
+        inductor._key(*graph_of(shape=(4, 3))),
+        inductor._key(graph, [inputs[0].t().contiguous().t(), inputs[1]]),
+        inductor._key(graph, [inputs[0].double(), inputs[1]]),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_MAX_AUTOTUNE", "1")
+        keys.append(inductor._key(graph, inputs))
+    for owner, name, value in [
+        (torch, "__version__", "3"),
+        (torch, "get_num_threads", lambda: 64),
+        (torch.backends.mkldnn, "enabled", False),
+        (torch.cpu, "get_capabilities", lambda: {"avx": False}),
+    ]:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, value)
+            keys.append(inductor._key(graph, inputs))
+    assert len(set(keys)) == len(keys)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "each run of torchrun has its own")
+    assert inductor._key(*graph_of()) == keys[0]
+
+
+def test_tensors_that_share_memory_are_refused():
+    """A write into one would change the other, which compiled code does not expect."""
+    base = torch.zeros(2, 3)
+    held = list(base)
+    graph = make_fx(lambda x: x + held[0] * held[1])(torch.zeros(3))
+    with pytest.raises(ValueError, match="share memory"):
+        compile_graph(graph, [torch.zeros(3)])
+
+
+def test_the_least_recently_used_packages_are_removed(cache, monkeypatch):
+    monkeypatch.setattr(inductor, "_MAX_PACKAGES", 3)
+    monkeypatch.setattr(inductor, "compile_package", lambda _, package, options: package.write(b"package"))
+    monkeypatch.setattr(inductor, "_unpacked", lambda package: lambda inputs: package.getvalue())
+    cache.mkdir()
+    for age, name in enumerate("cebda"):
+        (cache / f"{name}.pt2").touch()
+        os.utime(cache / f"{name}.pt2", (1000 - age, 1000 - age))
+    graph, inputs = graph_of()
+    assert compile_graph(graph, inputs)(*inputs) == b"package"
+    assert {path.stem for path in cache.iterdir()} >= {"c", "e"}
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_a_package_that_cannot_be_stored_is_still_used(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(inductor, "cache_dir", lambda: tmp_path / "file")
+    monkeypatch.setattr(inductor, "compile_package", lambda _, package, options: package.write(b"package"))
+    monkeypatch.setattr(inductor, "_unpacked", lambda package: lambda inputs: package.getvalue())
+    graph, inputs = graph_of()
+    assert compile_graph(graph, inputs)(*inputs) == b"package"
+
+
+@pytest.mark.parametrize("lacks", ["a compiler", "a newer torch"])
+def test_missing_requirements_are_reported_before_a_file_is_written(
+    monkeypatch, few_digits, small_config, tmp_path, lacks
+):
+    monkeypatch.setattr(inductor, "OLDEST_FOR_INDUCTOR", "2.6" if lacks == "a compiler" else "99")
+    monkeypatch.setattr(inductor.shutil, "which", lambda name: None if lacks == "a compiler" else name)
+    named = r"C\+\+ compiler" if lacks == "a compiler" else "torch 99"
+    with pytest.raises(InputError, match=named):
+        CompiledELBO(build_elbo("trace"), engine="inductor")
+    with pytest.raises(InputError, match=named):
+        fit(small_config.replace(compile="inductor"), data=few_digits, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_failing_compiler_is_reported_in_one_line(monkeypatch):
+    monkeypatch.setattr(graph_module, "missing", str)  # nothing
+
+    def broken(*_):
+        raise RuntimeError("CppCompileError\nno Python.h")
+
+    monkeypatch.setattr(graph_module, "compile_graph", broken)
+    with pytest.raises(RecordingError, match="CppCompileError"):
+        record(lambda x: (x + 1,), [torch.zeros(2)], engine="inductor")
