@@ -29,7 +29,7 @@ else:
 
 __all__ = ["main", "train_parser"]
 
-_WHERE = ("data_dir", "offline", "device", "quiet")
+_WHERE = ("data_dir", "offline", "device", "threads", "quiet")
 _MOST_TOML = 2**18  # bytes
 
 _EXAMPLES = """\
@@ -73,7 +73,7 @@ _OTHER_NAMES = {
         ("--data", "give --dataset folder:PATH, or --data-dir"),
         ("--output --save-dir --log-dir", "give --out"),
         ("--checkpoint --load", "give --resume RUN"),
-        ("--workers --num-workers", "images are in memory; set OMP_NUM_THREADS"),
+        ("--workers --num-workers", "images are in memory; give --threads"),
     )
     for name in names.split()
 }
@@ -116,6 +116,13 @@ def train_parser() -> argparse.ArgumentParser:
     add_places(group, out, data_dir=data_dir)
     add = group.add_argument
     add("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto; on --resume, as before)")
+    add(
+        "--threads",
+        metavar="N",
+        type=int,
+        help="number of threads (default: the fastest in the first steps, which depends on what else the machine "
+        "computes; on --resume, as before); another number may change last digits",
+    )
     add("--resume", metavar="RUN", type=nonempty_path, help="resume a run up to --epochs, with its own other options")
     add(
         "--seeds",
@@ -197,6 +204,8 @@ def _train(options: dict[str, Any]) -> None:
         from pvae.training.fit import fit, resume  # imports torch, which is slow: after the arguments are read
 
     where = {name: options[name] for name in _WHERE}
+    if where["threads"] is not None:
+        whole_number("threads", where["threads"])
     path, out = options["resume"], options["out"]
     if path is None:
         config, data = _configured(options)

@@ -462,6 +462,16 @@ class Run:
         rows = self.metrics(counts.epoch)
         session = {"from_epoch": counts.epoch, "from_step": counts.step, "device": device, "processes": num_processes}
         self.sessions.append({**session, **provenance()})
+        self._write_config()
+        write_whole(self.path / "metrics.jsonl", _lines(rows))
+
+    def record_choice(self, chosen: dict[str, Any]) -> None:
+        """Record the engine and the number of threads that the first steps have chosen; nothing if it is empty."""
+        if {**self.sessions[-1], **chosen} != self.sessions[-1]:
+            self.sessions[-1].update(chosen)
+            self._write_config()
+
+    def _write_config(self) -> None:
         record = {
             "format": _FORMAT,
             "run": self.identity,
@@ -471,7 +481,6 @@ class Run:
             "sessions": self.sessions,
         }
         write_whole(self.path / "config.json", f"{to_json(record, indent=2)}\n".encode())
-        write_whole(self.path / "metrics.jsonl", _lines(rows))
 
     def record_epoch(self, rows: Iterable[Metrics], checkpoint: Checkpoint) -> None:
         """Append the rows of an epoch, and then write the checkpoint, without which the rows are not valid.

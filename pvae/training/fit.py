@@ -9,10 +9,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyro
 import torch
+from tqdm import tqdm
 
+from pvae.compile.inductor import missing
 from pvae.config.config import Config
 from pvae.config.presets import SYSTEMS
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
@@ -48,14 +51,16 @@ def fit(
     data_dir: str | Path | None = None,
     offline: bool = False,
     device: str = "auto",
+    threads: int | None = None,
     out: str | Path | None = None,
     quiet: bool = True,
     on_epoch: OnEpoch = lambda run, row: None,
 ) -> Run:
     """Train a system and write its run folder, as `python -m pvae.train` does.
 
-    Pyro's parameter store and torch's random state are restored at the end. Both belong to the whole process: a second
-    training in another thread is refused, and a thread that draws random numbers meanwhile changes the training.
+    Pyro's parameter store, torch's random state and its number of threads are restored at the end. They belong to the
+    whole process: a second training in another thread is refused, and a thread that draws random numbers meanwhile
+    changes the training.
 
     Args:
         config: options of the training; by default the Deep Bayes system, or `images_config(data)` for your own images.
@@ -64,6 +69,8 @@ def fit(
         data_dir: searched first for the data set; for "folder:PATH", where those images are now if PATH is gone.
         offline: do not download.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        threads: number of threads; by default the fastest in the first steps, which depends on what else the machine
+            computes, and which may change last digits.
         out: the run folder, new or empty; `runs/<time>-<system>-<elbo>` by default.
         quiet: print nothing.
         on_epoch: called as on_epoch(run, row) for each row of `run.metrics()` when it was written, to log it elsewhere:
@@ -96,7 +103,7 @@ def fit(
         where = resolve_device(device)
         data = data.with_valid(config.valid) if data is not None else load_for(config, data_dir, offline)
         with seeded(config.seed, where), pyro.get_param_store().scope():
-            trainer = Trainer(config, data, where, world, vae)
+            trainer = Trainer(config, data, where, world, vae, threads=threads, note=_note_of(quiet, world))
             trainer.dry_run()
             folder = Path(world.broadcast(lambda: str(new_folder(path, config))))
             run = Run.new(folder, config, data, has_own_vae=vae is not None)
@@ -117,6 +124,7 @@ def resume(
     data_dir: str | Path | None = None,
     offline: bool = False,
     device: str | None = None,
+    threads: int | None = None,
     quiet: bool = True,
     on_epoch: OnEpoch = lambda run, row: None,
 ) -> Run:
@@ -130,6 +138,7 @@ def resume(
         data_dir: as for `fit`, but by default the folder where the data set was found before.
         offline: as for `fit`.
         device: as for `fit`, but by default the device of the last session.
+        threads: as for `fit`, but by default the number of the last session; so is the engine of `compile` "auto".
         quiet: as for `fit`.
         on_epoch: as for `fit`.
 
@@ -159,7 +168,14 @@ def resume(
         where = resolve_device(device)
         data = run.dataset(data, data_dir, offline)
         with seeded(run.config.seed, where), pyro.get_param_store().scope():
-            trainer = Trainer(run.config, data, where, world, vae)
+            engine = None
+            for session in run.sessions:  # what was chosen by the first steps
+                engine = session.get("engine", engine) if run.config.compile == "auto" else None
+                threads = threads or (session["threads"] if "engine" in session else None)
+            if engine == "inductor" and missing():
+                engine = None
+            chosen: dict[str, Any] = {"engine": engine, "threads": threads}
+            trainer = Trainer(run.config, data, where, world, vae, **chosen, note=_note_of(quiet, world))
             if checkpoint is not None:
                 trainer.restore(checkpoint)
             _train(trainer, run, (note, data.note), quiet, on_epoch)
@@ -213,10 +229,19 @@ def _one_at_a_time() -> Iterator[None]:
     """Refuse a second training in this process, which has one parameter store and one random state."""
     if not _TRAINING.acquire(blocking=False):
         raise InputError("another training runs in this process: wait for its end, or train in a new process")
+    num_threads = torch.get_num_threads()
     try:
         yield
     finally:
+        torch.set_num_threads(num_threads)
         _TRAINING.release()
+
+
+def _note_of(quiet: bool, world: World) -> Callable[[str], object]:
+    """Return a function that prints a note on how steps are computed, beside a progress bar."""
+    if quiet or not world.is_first:
+        return lambda line: None
+    return lambda line: tqdm.write(f"note: {line}", file=sys.stderr)
 
 
 def _check_arguments(**arguments: object) -> None:
@@ -253,7 +278,7 @@ def train_in_memory(
     """
     data, device = data if data is not None else load_for(config, data_dir, offline), torch.device("cpu")
     with seeded(config.seed, device):
-        trainer = Trainer(config, data, device)
+        trainer = Trainer(config, data, device, threads=torch.get_num_threads())
         state = rng_state(device)
     for epoch in epochs:
         with seeded(config.seed, device), pyro.get_param_store().scope():
@@ -310,11 +335,13 @@ def _train(trainer: Trainer, run: Run, notes: Sequence[str], quiet: bool, on_epo
                     checkpoint = trainer.checkpoint()
                     if is_first:
                         run.save_checkpoint(checkpoint)
+                        run.record_choice(trainer.chosen)
                     progress = checkpoint.progress
                     raise KeyboardInterrupt from None
                 history, checkpoint = history + rows, trainer.checkpoint()
                 if is_first:
                     run.record_epoch(rows, checkpoint)
+                    run.record_choice(trainer.chosen)
                 progress = checkpoint.progress
                 if events is not None:
                     events.epoch(rows, *trainer.pictures())

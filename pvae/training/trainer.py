@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from pyro.infer import SVI
@@ -75,7 +75,6 @@ class Trainer:
 
     Attributes:
         engine: how steps are computed now: "none", "graph" or "inductor".
-        threads: number of threads that was given or chosen, or None before the choice.
         optimizer: Adam over all parameters.
         num_steps: steps in an epoch.
         epoch: number of epochs finished, including their tests.
@@ -118,6 +117,11 @@ class Trainer:
         self._wanted, self._note = engine or config.compile, note
         self._start(threads)
         self._unfinished: UnfinishedEpoch | None = None  # with this process's part of the sums alone
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The engine and the number of threads, once the first steps have chosen them; empty before."""
+        return {} if self._first_steps is not None else {"engine": self.engine, "threads": torch.get_num_threads()}
 
     def run_epoch(self, quiet: bool = True, on_step: Callable[[], None] = lambda: None) -> list[Metrics]:
         """Train for one epoch, or for the rest of the one that a checkpoint was taken in, and then evaluate.
@@ -393,13 +397,12 @@ class Trainer:
         is_chosen = is_fixed and wanted != "auto"
         torch.set_num_threads(candidates[0])
         self._first_steps = None if is_chosen else FirstSteps(candidates)
-        self.threads = candidates[0] if is_fixed else None
         # Compiled code has the number of threads in it.
         self.engine = wanted if is_chosen or wanted == "none" else "graph"
 
     def _choose(self, first: FirstSteps, svi: SVI, batch: Tensor) -> None:
         """Keep the fastest number of threads, and compile the step if that was asked for or saves time."""
-        self.threads, self._first_steps = first.threads, None
+        self._first_steps = None
         if not isinstance(svi, CompiledSVI) or self._wanted == "graph":
             return
         is_asked, left = self._wanted == "inductor", self.config.epochs * self.num_steps - self.step

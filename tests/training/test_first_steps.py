@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 
 import pyro
 import pytest
@@ -10,10 +11,13 @@ import torch
 from conftest import needs_inductor
 
 from pvae.compile import graph
+from pvae.core.errors import InterruptedTrainingError
 from pvae.core.random_state import seeded
 from pvae.models.build import build_vae
+from pvae.runs.run import Run
 from pvae.training import first_steps, trainer
 from pvae.training.first_steps import FirstSteps
+from pvae.training.fit import fit, resume
 from pvae.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -57,7 +61,7 @@ def test_auto_records_and_changes_nothing_beyond_rounding(few_digits, small_conf
     eager, _, _ = trained(config.replace(compile="none"), few_digits)
     recorded, training, notes = trained(config.replace(compile="auto"), few_digits)
     assert (training.engine, notes) == ("graph", [])
-    assert training.threads in (1, torch.get_num_threads(), 2, 4)
+    assert training.chosen == {"engine": "graph", "threads": torch.get_num_threads()}
     assert (eager - recorded).norm() < 1e-4 * eager.norm()
 
 
@@ -125,5 +129,27 @@ def test_compile_inductor_is_compiled_for_the_chosen_threads(few_digits, small_c
     ours, training, _ = trained(config, few_digits)
     assert training.engine == "inductor"
     theirs, other, _ = trained(config, few_digits, threads=1)
-    assert (other.engine, other.threads) == ("inductor", 1)
+    assert other.chosen == {"engine": "inductor", "threads": 1}
     assert (ours - theirs).norm() < 1e-3 * theirs.norm()
+
+
+@needs_inductor
+def test_a_resumed_run_keeps_engine_and_threads_bit_for_bit(monkeypatch, tmp_path, few_digits, small_config):
+    """Whatever the first steps of the second session would have chosen."""
+    monkeypatch.setattr(first_steps, "_SAVED_BY_INDUCTOR", 1e9)
+    config, before = small_config.replace(epochs=16), torch.get_num_threads()
+    whole = fit(config, data=few_digits, out=tmp_path / "whole", threads=1)
+    monkeypatch.setattr(first_steps, "_CLEARLY_FASTER", 0.0)
+
+    def interrupt(_, row):
+        if (row.epoch, row.split) == (14, "test"):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(InterruptedTrainingError):
+        fit(config, data=few_digits, out=tmp_path / "parts", threads=1, on_epoch=interrupt)
+    monkeypatch.setattr(first_steps, "_SAVED_BY_INDUCTOR", 0.0)
+    parts = resume(tmp_path / "parts", data=few_digits)
+    assert [(one["engine"], one["threads"]) for one in Run.open(parts.path).sessions] == [("inductor", 1)] * 2
+    assert torch.get_num_threads() == before
+    ours, theirs = (run.read_checkpoint().vae for run in (parts, whole))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
