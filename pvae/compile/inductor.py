@@ -29,7 +29,8 @@ __all__ = ["MayCompile", "compile_graph", "missing"]
 
 MayCompile = Callable[[int], bool]
 
-_OPTIONS: dict[str, Any] = {"fallback_random": True}  # draw the same numbers as the other engines
+# Draw the same numbers as the other engines; take as many threads as torch has when the code runs.
+_OPTIONS: dict[str, Any] = {"fallback_random": True, "cpp.dynamic_threads": True}
 _MAX_PACKAGES = 100  # of 2 MB each
 # Environment variables that may change the code. Not all of "TORCH": TORCHELASTIC_RUN_ID differs in each torchrun.
 _SETTINGS = ("TORCH_", "TORCHINDUCTOR", "AOT", "ATEN", "INDUCTOR", "CXX", "CPP", "CFLAGS")
@@ -69,8 +70,8 @@ def compile_graph(
 def _load_or_compile(graph: fx.GraphModule, inputs: list[Tensor], may_compile: MayCompile) -> Any:
     """Return the package of a graph that takes every tensor as an input: from the cache, or compiled and cached.
 
-    A package is loaded if it was compiled for the same graph, shapes, strides, torch, CPU, threads and settings of
-    torch. It is a function of a list of the inputs, which it empties. It checks no shapes.
+    A package is loaded if it was compiled for the same graph, shapes, strides, torch, CPU and settings of torch. It is
+    a function of a list of the inputs, which it empties. It checks no shapes.
     """
     file = None
     with contextlib.suppress(InputError):  # the user has no cache folder
@@ -106,7 +107,7 @@ def _key(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> str:
         [(one.dtype, tuple(one.shape), one.stride()) for one in inputs],
         torch.__version__,
         sorted(torch.cpu.get_capabilities().items()),
-        (torch.get_num_threads(), torch.backends.mkldnn.enabled, torch.get_float32_matmul_precision()),
+        (torch.backends.mkldnn.enabled, torch.get_float32_matmul_precision()),
         torch.are_deterministic_algorithms_enabled(),
         sorted(item for item in os.environ.items() if item[0].startswith(_SETTINGS) and not item[0].endswith("_DIR")),
     )

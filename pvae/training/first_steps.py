@@ -1,4 +1,4 @@
-"""The number of threads and the engine of a training, chosen by the time that its first steps take."""
+"""The number of threads of a training, and whether it is compiled, chosen by the time that its first steps take."""
 
 from __future__ import annotations
 
@@ -7,69 +7,87 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-__all__ = ["FirstSteps"]
+__all__ = ["FirstSteps", "saved_by_inductor", "seconds_to_compile"]
 
 _BLOCK, _BLOCKS = 6, 3  # steps in a row with one number of threads, the first of which is not counted; and how often
 _CLEARLY_FASTER = 0.9  # fewer threads than torch's own are taken if a step then takes at most this share of the time
+_SLOWER = 3.0  # the threads are chosen anew if the median of a window of steps takes this multiple of the time
+_WINDOW, _AGAIN = 50, 1000  # steps; and if other programs left fewer threads, they are chosen anew after so many more
+
 _SAVED_BY_INDUCTOR = 0.2  # of the time of a recorded step: a tenth for wide convolutions, half for small MLPs
 _SECONDS_TO_COMPILE = 0.03  # for each operator
 
 
 class FirstSteps:
-    """Tries numbers of threads in turns over the first steps, and keeps the fastest.
+    """Times steps with several numbers of threads in turns, and keeps the fastest.
 
     Other programs on the machine decide which one that is: threads wait for each other many times in a step, so that
-    fewer are faster where other programs use the cores.
+    fewer are faster where other programs use the cores. If steps become much slower, the number is chosen anew.
 
     Args:
         candidates: the numbers to try, the largest first, which is kept unless another one is clearly faster.
 
     Attributes:
-        threads: the number chosen, or None until then.
-        seconds: of a step with this number.
+        threads: the number for the next step.
+        is_chosen: whether it has been chosen.
+        seconds: of a step with the number that was chosen.
     """
 
     def __init__(self, candidates: Sequence[int]) -> None:
-        self.threads: int | None = None
-        self.seconds = 0.0
-        self._times: dict[int, list[float]] = {one: [] for one in candidates}
+        self.candidates = candidates
+        self._begin()
+
+    def _begin(self) -> None:
+        self.is_chosen, self.seconds = False, 0.0
+        self._times: dict[int, list[float]] = {one: [] for one in self.candidates}
+        self._since: list[float] = []
         self._turns = self._in_turns()
-        self._current = next(self._turns)
+        self.threads, self._counts = next(self._turns)
 
     def _in_turns(self) -> Iterator[tuple[int, bool]]:
         """Yield for each step the number of threads, and whether its time counts."""
         for _ in range(_BLOCKS):
-            for threads in self._times:
+            for threads in self.candidates:
                 for step in range(_BLOCK):
                     yield threads, step > 0
 
     def begin(self) -> None:
         """Set the number of threads for the next step."""
-        torch.set_num_threads(self._current[0])
+        torch.set_num_threads(self.threads)
 
     def end(self, seconds: float) -> bool:
         """Note the time of a step; return True if it was the last one that is needed, and the choice is made."""
-        threads, counts = self._current
-        if counts:
-            self._times[threads].append(seconds)
+        if self.is_chosen:
+            self._watch(seconds)
+            return False
+        if self._counts:
+            self._times[self.threads].append(seconds)
         following = next(self._turns, None)
         if following is not None:
-            self._current = following
+            self.threads, self._counts = following
             return False
         medians = {one: statistics.median(times) for one, times in self._times.items()}
         self.threads, *others = medians
         for fewer in others:
             if medians[fewer] < _CLEARLY_FASTER * medians[self.threads]:
                 self.threads = fewer
-        self.seconds = medians[self.threads]
-        torch.set_num_threads(self.threads)
+        self.is_chosen, self.seconds = True, medians[self.threads]
         return True
 
-    def saved_by_inductor(self, num_steps: int) -> float:
-        """Return the seconds that inductor is expected to save in this number of steps."""
-        return _SAVED_BY_INDUCTOR * self.seconds * num_steps
+    def _watch(self, seconds: float) -> None:
+        """Choose anew if steps have become much slower, or from time to time if other programs left fewer threads."""
+        self._since.append(seconds)
+        is_slow = len(self._since) % _WINDOW == 0 and statistics.median(self._since[-_WINDOW:]) > _SLOWER * self.seconds
+        has_fewer = self.threads < self.candidates[0] and len(self._since) >= _AGAIN
+        if len(self.candidates) > 1 and (is_slow or has_fewer):
+            self._begin()
 
-    @staticmethod
-    def seconds_to_compile(num_operators: int) -> float:
-        """Return the seconds that inductor is expected to take to compile a step of this number of operators."""
-        return _SECONDS_TO_COMPILE * num_operators
+
+def saved_by_inductor(seconds: float, num_steps: int) -> float:
+    """Return the seconds that inductor is expected to save in recorded steps that take `seconds` each."""
+    return _SAVED_BY_INDUCTOR * seconds * num_steps
+
+
+def seconds_to_compile(num_operators: int) -> float:
+    """Return the seconds that inductor is expected to take to compile a step of this number of operators."""
+    return _SECONDS_TO_COMPILE * num_operators

@@ -44,7 +44,7 @@ from pvae.runs.checkpoint import Checkpoint, Counts, UnfinishedEpoch
 from pvae.runs.metrics import Metrics, summarise
 from pvae.trained.latent_space import reconstruct, sample
 from pvae.training.divergence import cause_of
-from pvae.training.first_steps import FirstSteps
+from pvae.training.first_steps import FirstSteps, saved_by_inductor, seconds_to_compile
 from pvae.training.parallel import ALONE, Share, SharedELBO, World
 from pvae.training.schedules import learning_rate, rate_weight
 from pvae.vae import VAE
@@ -115,13 +115,21 @@ class Trainer:
         self._elbo = elbo_of(config)
         self._svis: dict[Share | None, tuple[SVI, PerDatumELBO]] = {}
         self._wanted, self._note = engine or config.compile, note
-        self._start(threads)
+        self.engine = "graph" if self._wanted == "auto" else self._wanted
+        if self.engine == "inductor":
+            check_engine(self.engine, config.precision)
+        candidates = [threads or torch.get_num_threads()]
+        while candidates[-1] > 1 and threads is None and world.size == 1 and device.type == "cpu":
+            candidates.append(candidates[-1] // 2)
+        self._first_steps = FirstSteps(candidates)
         self._unfinished: UnfinishedEpoch | None = None  # with this process's part of the sums alone
 
     @property
     def chosen(self) -> dict[str, Any]:
         """The engine and the number of threads, once the first steps have chosen them; empty before."""
-        return {} if self._first_steps is not None else {"engine": self.engine, "threads": torch.get_num_threads()}
+        first = self._first_steps
+        is_chosen = first.is_chosen or (self._wanted == self.engine and len(first.candidates) == 1)
+        return {"engine": self.engine, "threads": first.threads} if is_chosen else {}
 
     def run_epoch(self, quiet: bool = True, on_step: Callable[[], None] = lambda: None) -> list[Metrics]:
         """Train for one epoch, or for the rest of the one that a checkpoint was taken in, and then evaluate.
@@ -368,65 +376,43 @@ class Trainer:
             batch = self._batch_of(index)[share.rows]
         else:
             batch = self._batch_of(index[share.rows])
-        first = self._first_steps if len(index) == self.config.batch_size else None
+        first, is_usual = self._first_steps, len(index) == self.config.batch_size
+        first.begin()
+        started = time.perf_counter()
         try:
-            if first is not None:
-                first.begin()
-            started = time.perf_counter()
             loss: float = svi.step(batch, beta=beta, on_result=on_result)
-            if first is not None and first.end(time.perf_counter() - started):
-                self._choose(first, svi, batch)
-            return loss
         except RecordingError as error:
             if self._wanted != "auto" or self.config.precision != "fp32":
                 raise
             self._note(f"steps are not recorded, and take longer: {error}")
-            self.engine = self._wanted = "none"
+            self.engine = "none"
             self._svis.clear()
             return self._step(index, share, beta, on_result)
+        if is_usual and first.end(time.perf_counter() - started) and isinstance(svi, CompiledSVI):
+            self._choose_engine(svi, batch)
+        return loss
 
-    def _start(self, threads: int | None) -> None:
-        """Set the engine and the number of threads of the first steps, whose time decides on those of the others."""
-        wanted = self._wanted
-        if wanted == "inductor":
-            check_engine(wanted, self.config.precision)
-        is_fixed = threads is not None or self.world.size > 1 or self.device.type != "cpu"
-        candidates = [threads or torch.get_num_threads()]
-        while candidates[-1] > 1 and not is_fixed:
-            candidates.append(candidates[-1] // 2)
-        is_chosen = is_fixed and wanted != "auto"
-        torch.set_num_threads(candidates[0])
-        self._first_steps = None if is_chosen else FirstSteps(candidates)
-        # Compiled code has the number of threads in it.
-        self.engine = wanted if is_chosen or wanted == "none" else "graph"
-
-    def _choose(self, first: FirstSteps, svi: SVI, batch: Tensor) -> None:
-        """Keep the fastest number of threads, and compile the step if that was asked for or saves time."""
-        self._first_steps = None
-        if not isinstance(svi, CompiledSVI) or self._wanted == "graph":
+    def _choose_engine(self, svi: CompiledSVI, batch: Tensor) -> None:
+        """Compile recorded steps if their code is kept, or if the steps that are left are expected to repay it."""
+        left = self.config.epochs * self.num_steps - self.step
+        saved, is_alone = saved_by_inductor(self._first_steps.seconds, left), self.world.size == 1
+        if self._wanted != "auto" or self.engine != "graph" or saved < 1 or self.device.type != "cpu" or missing():
             return
-        is_asked, left = self._wanted == "inductor", self.config.epochs * self.num_steps - self.step
-        saved, costs = first.saved_by_inductor(left), list[float]()
-        if not is_asked and (saved < 1 or self.world.size > 1 or self.device.type != "cpu" or missing()):
-            return
+        is_tried = False
 
         def may_compile(num_operators: int) -> bool:
-            costs.append(first.seconds_to_compile(num_operators))
-            import os
-
-            os.environ.get("DBG") and print("ops", num_operators)
-            if is_asked or saved <= costs[0]:
-                return is_asked
-            self._note(f"compiling the step takes about {costs[0]:.0f} s, and saves about {saved:.0f} s")
-            return True
+            nonlocal is_tried
+            cost = seconds_to_compile(num_operators)
+            is_tried = is_alone and saved > cost
+            if is_tried:
+                self._note(f"compiling the step takes about {cost:.0f} s, and saves about {saved:.0f} s")
+            return is_tried
 
         try:
             svi.use_inductor(batch, may_compile)
             self.engine = "inductor"
         except RecordingError as error:
-            if is_asked:
-                raise
-            if saved > costs[0]:
+            if is_tried:
                 self._note(f"the step is not compiled: {error}")
 
     def _svi(self, share: Share) -> tuple[SVI, PerDatumELBO]:

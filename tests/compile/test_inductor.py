@@ -83,7 +83,6 @@ def test_the_key_depends_on_everything_that_the_code_depends_on(monkeypatch):
         keys.append(inductor._key(graph, inputs))
     for owner, name, value in [
         (torch, "__version__", "3"),
-        (torch, "get_num_threads", lambda: 64),
         (torch.backends.mkldnn, "enabled", False),
         (torch.cpu, "get_capabilities", lambda: {"avx": False}),
     ]:

@@ -37,13 +37,30 @@ def same_threads():
 def test_fewer_threads_are_taken_where_they_are_clearly_faster(seconds, chosen):
     """The first step with each number is not counted, and neither is a single slow one."""
     first, step, used = FirstSteps([*seconds]), 0, 0
-    while first.threads is None:
+    while not first.is_chosen:
         first.begin()
         is_new, used = torch.get_num_threads() != used, torch.get_num_threads()
         step += 1
         is_last = first.end(100.0 if is_new or step == 3 else seconds[used])
-        assert is_last == (first.threads is not None)
-    assert (first.threads, first.seconds, torch.get_num_threads()) == (chosen, seconds[chosen], chosen)
+        assert is_last == first.is_chosen
+    assert (first.threads, first.seconds) == (chosen, seconds[chosen])
+
+
+def test_threads_are_chosen_anew_when_steps_become_slow_and_when_they_may_be_fast_again():
+    first = FirstSteps([2, 1])
+
+    def steps(count, seconds):
+        for _ in range(count):
+            first.begin()
+            first.end(seconds[torch.get_num_threads()])
+
+    idle, busy = {2: 0.5, 1: 1.0}, {2: 20.0, 1: 1.5}
+    steps(2000, idle)
+    assert first.threads == 2
+    steps(140, busy)
+    assert (first.is_chosen, first.threads) == (True, 1)
+    steps(2000, idle)
+    assert (first.is_chosen, first.threads) == (True, 2)
 
 
 def trained(config, data, vae=None, **options):
