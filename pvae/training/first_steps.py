@@ -9,10 +9,11 @@ import torch
 
 __all__ = ["FirstSteps", "saved_by_inductor", "seconds_to_compile"]
 
-_BLOCK, _BLOCKS = 6, 3  # steps in a row with one number of threads, the first of which is not counted; and how often
+_BLOCK, _ROUNDS = 5, 3  # steps in a row with one number of threads, the first of which is not counted; and how often
 _CLEARLY_FASTER = 0.9  # fewer threads than torch's own are taken if a step then takes at most this share of the time
-_SLOWER = 3.0  # the threads are chosen anew if the median of a window of steps takes this multiple of the time
-_WINDOW, _AGAIN = 50, 1000  # steps; and if other programs left fewer threads, they are chosen anew after so many more
+_MUCH_SLOWER = 2.0  # a number of threads is not tried again, and the choice is made anew, at this multiple of the time
+_WINDOW = 50  # steps whose median is compared with the time at the choice
+_AGAIN = 500  # steps after which the choice is made anew if it was for fewer threads than torch's own
 
 _SAVED_BY_INDUCTOR = 0.2  # of the time of a recorded step: a tenth for wide convolutions, half for small MLPs
 _SECONDS_TO_COMPILE = 0.03  # for each operator
@@ -46,10 +47,17 @@ class FirstSteps:
 
     def _in_turns(self) -> Iterator[tuple[int, bool]]:
         """Yield for each step the number of threads, and whether its time counts."""
-        for _ in range(_BLOCKS):
-            for threads in self.candidates:
+        remaining = list(self.candidates)
+        for _ in range(_ROUNDS):
+            for threads in remaining:
                 for step in range(_BLOCK):
                     yield threads, step > 0
+            medians = self._medians()
+            remaining = [one for one in remaining if medians[one] <= _MUCH_SLOWER * min(medians.values())]
+
+    def _medians(self) -> dict[int, float]:
+        """Return the median time of a step with each number of threads."""
+        return {one: statistics.median(times) for one, times in self._times.items()}
 
     def begin(self) -> None:
         """Set the number of threads for the next step."""
@@ -66,7 +74,7 @@ class FirstSteps:
         if following is not None:
             self.threads, self._counts = following
             return False
-        medians = {one: statistics.median(times) for one, times in self._times.items()}
+        medians = self._medians()
         self.threads, *others = medians
         for fewer in others:
             if medians[fewer] < _CLEARLY_FASTER * medians[self.threads]:
@@ -77,7 +85,8 @@ class FirstSteps:
     def _watch(self, seconds: float) -> None:
         """Choose anew if steps have become much slower, or from time to time if other programs left fewer threads."""
         self._since.append(seconds)
-        is_slow = len(self._since) % _WINDOW == 0 and statistics.median(self._since[-_WINDOW:]) > _SLOWER * self.seconds
+        is_end = len(self._since) % _WINDOW == 0
+        is_slow = is_end and statistics.median(self._since[-_WINDOW:]) > _MUCH_SLOWER * self.seconds
         has_fewer = self.threads < self.candidates[0] and len(self._since) >= _AGAIN
         if len(self.candidates) > 1 and (is_slow or has_fewer):
             self._begin()

@@ -12,7 +12,8 @@ This package keeps what it compiled: with XDG_CACHE_HOME set to an empty folder,
     pip install -e ".[bench]"
     python tests/benchmarks/speed.py --data-dir DIR
 
-Six more parts: `--part scaling` varies batch, latent, hidden, images and particles, each alone; `--part evaluation`
+Seven more parts: `--part account` prints where the time of a step goes, and what each part of `pvae.compile` saves;
+`--part scaling` varies batch, latent, hidden, images and particles, each alone; `--part evaluation`
 times `pvae.evaluate` beside its bare matrix products; `--part faces` trains `celeba-vae` from image files beside a
 plain DataLoader loop with the same network; `--part memory` trains on 1,000,000 images; `--part processes` holds
 several processes of one thread against one process of several; `--part systems` trains the systems with flows, other
@@ -31,7 +32,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from turns import Result, counted, end_turn, give, heats, in_turns, since_start
+from turns import Result, busy, counted, end_turn, give, heats, in_turns, since_start
 
 from pvae.cli.command import exit_process, run_command
 from pvae.core.errors import InputError
@@ -45,7 +46,8 @@ def main() -> None:
         if arguments.side.startswith("pvae"):
             exit_process(0)  # as its commands end
     else:
-        sys.exit(run_command("speed.py", lambda: _run_part(arguments)))
+        with busy(arguments.busy):
+            sys.exit(run_command("speed.py", lambda: _run_part(arguments)))
 
 
 def _run_part(arguments: argparse.Namespace) -> None:
@@ -55,10 +57,9 @@ def _run_part(arguments: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
     if arguments.part == "sides":
         _run_all(arguments)
-    elif arguments.part == "systems":
-        import systems
-
-        systems.systems(arguments)
+    elif arguments.part in ("systems", "account"):
+        module = importlib.import_module(arguments.part)
+        getattr(module, arguments.part)(arguments)
     else:
         import parts
 
@@ -73,6 +74,10 @@ def _run_side(arguments: argparse.Namespace) -> Result:
         from systems import SYSTEM_SIDES
 
         run = SYSTEM_SIDES[arguments.side]
+    elif arguments.part == "account":
+        from account import ACCOUNT_SIDES
+
+        run = ACCOUNT_SIDES[arguments.side]
     else:
         run = SIDES[arguments.side][0]
     train, test, _ = _images(arguments)
@@ -86,7 +91,7 @@ def _run_side(arguments: argparse.Namespace) -> Result:
         latent_dim=arguments.latent_dim,
         particles=arguments.particles,
     )
-    seconds, elbo, first, takes_turns = [], None, None, True
+    seconds, elbo, first, takes_turns, account = [], None, None, True, None
     before = time.perf_counter()
     for kind, value in run(task):
         now = time.perf_counter()
@@ -95,12 +100,15 @@ def _run_side(arguments: argparse.Namespace) -> Result:
         elif kind == "epoch":
             seconds.append(now - before if value is None else value)
             takes_turns = takes_turns and value is None
+        elif kind == "account":
+            account = value
         else:
             elbo = value
         end_turn()
         before = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds, "elbo": elbo, "first_step": first, "peak": peak, "takes_turns": takes_turns}
+    found = {"seconds": seconds, "elbo": elbo, "first_step": first, "peak": peak}
+    return {**found, "takes_turns": takes_turns, "account": account}
 
 
 def _images(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
@@ -230,9 +238,10 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--part",
         default="sides",
-        choices=["sides", "scaling", "evaluation", "faces", "memory", "processes", "systems"],
+        choices=["sides", "account", "scaling", "evaluation", "faces", "memory", "processes", "systems"],
         help="(default: sides)",
     )
+    add("--busy", type=int, default=0, help="processes that multiply matrices meanwhile (default: none)")
     add("--figure", type=Path, help="where --part scaling draws its figure")
     add("--no-test", action="store_true", help="do not measure the test ELBO after each epoch")
     add("--side", help=argparse.SUPPRESS)

@@ -241,7 +241,7 @@ _SYSTEMS: dict[str, tuple[Callable[[], nn.Module], Config]] = {
     "hvae-vampprior": (_TwoLevels, get_system("hvae-vampprior")),
     "ladder": (_Ladder, get_system("ladder")),
 }
-_ENGINES = ("graph", "inductor")
+_ENGINES = ("none", "graph", "inductor")
 
 
 def systems(arguments: argparse.Namespace) -> None:
@@ -255,12 +255,13 @@ def systems(arguments: argparse.Namespace) -> None:
     count = arguments.images or 10_000
     options = ["--no-test", "--images", str(count), "--epochs", str(max(2, arguments.epochs))]
     columns = ["system", "loss, gradient differ by", "by hand, s / epoch", *_ENGINES]
-    columns += [*(f"{engine} / by hand" for engine in _ENGINES), "loss of the last epoch, one seed each"]
+    columns.insert(3, "torch.compile")
+    columns += [*(f"{engine} / by hand" for engine in columns[3:]), "loss of the last epoch, one seed each"]
     print(f"{count:,} binary images, constant learning rate, no warm-up; the first epoch is not counted")
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
     for name in names:
         differences = " ".join(f"{one:.0e}" for one in _check(name))
-        sides = [f"{name}: by hand", *(f"pvae {name}: {engine}" for engine in _ENGINES)]
+        sides = [f"{name}: by hand", f"{name}: torch.compile", *(f"pvae {name}: {engine}" for engine in _ENGINES)]
         results = list(in_turns(sides, "", *options).values())
         seconds = [f"{statistics.median(counted(one)):.2f}" for one in results]
         ratios = [_with_spread(one["ratios"]) for one in results[1:]]
@@ -309,11 +310,13 @@ def _check(name: str) -> tuple[float, float]:
     return differences[0].item(), differences[1].item()
 
 
-def _by_hand(name: str) -> Callable[[Task], Events]:
+def _by_hand(name: str, compiles: bool = False) -> Callable[[Task], Events]:
     def run(task: Task) -> Events:
         build, config = _SYSTEMS[name]
         torch.manual_seed(0)
         net, images = build(), (task.train >= 128).flatten(1).float()
+        if compiles:
+            net.compile()
         optimizer = torch.optim.Adam(net.parameters(), lr=config.lr, eps=config.adam_eps, fused=True)
         for epoch in range(task.epochs):
             total = 0.0
@@ -360,5 +363,6 @@ def _ours(name: str, engine: str) -> Callable[[Task], Events]:
 
 SYSTEM_SIDES: dict[str, Callable[[Task], Iterator[tuple[str, float | None]]]] = {
     **{f"{name}: by hand": _by_hand(name) for name in _SYSTEMS},
+    **{f"{name}: torch.compile": _by_hand(name, compiles=True) for name in _SYSTEMS},
     **{f"pvae {name}: {engine}": _ours(name, engine) for name in _SYSTEMS for engine in _ENGINES},
 }

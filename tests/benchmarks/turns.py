@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,19 @@ class Side:
             text=True,
             cwd=Path(__file__).parent,
         )
+
+
+@contextlib.contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Let this number of processes multiply matrices, each by one thread, until the block ends."""
+    code = "import torch; torch.set_num_threads(1); x = torch.randn(400, 400)\nwhile True: x @ x"
+    others = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def heats(names: list[str]) -> list[list[str]]:

@@ -69,6 +69,7 @@ def test_a_graph_is_compiled_once_and_anew_if_the_package_is_damaged(cache):
             run(may_compile=False)
 
 
+@needs_inductor
 def test_the_key_depends_on_everything_that_the_code_depends_on(monkeypatch):
     graph, inputs = graph_of()
     keys = [
@@ -103,6 +104,7 @@ def test_tensors_that_share_memory_are_refused():
         compile_graph(graph, [torch.zeros(3)])
 
 
+@needs_inductor
 def test_the_least_recently_used_packages_are_removed(cache, monkeypatch):
     monkeypatch.setattr(inductor, "_MAX_PACKAGES", 3)
     monkeypatch.setattr(inductor, "compile_package", lambda _, package, options: package.write(b"package"))
@@ -117,6 +119,7 @@ def test_the_least_recently_used_packages_are_removed(cache, monkeypatch):
     assert len(list(cache.iterdir())) == 3
 
 
+@needs_inductor
 def test_a_package_that_cannot_be_stored_is_still_used(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(inductor, "cache_dir", lambda: tmp_path / "file")

@@ -1,0 +1,140 @@
+"""Where the time of a step goes, and what each part of `pvae.compile` saves: `speed.py --part account`."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sides import Events, Net, Task, by_hand, numpyro, trace, trainer_of
+from torch.profiler import ProfilerActivity, profile
+from turns import counted, heats, in_turns
+
+_STEPS = 30  # that are profiled
+_KINDS = {  # by the names of torch's operators
+    "products": ("mm", "addmm", "_linear_pointwise", "product"),
+    "Adam": ("_fused_adam_", "_foreach_norm", "_foreach_mul_"),
+    "random": ("normal_", "randn", "bernoulli_", "randn_like"),
+    "rows": ("index", "_to_copy", "copy_", "div"),
+}
+
+
+def account(arguments: argparse.Namespace) -> None:
+    """Print a step by operator, and an epoch with each part of `pvae.compile` left out."""
+    options = ["--images", str(arguments.images or 20_000), "--no-test", "--epochs", str(max(3, arguments.epochs))]
+    found: dict[str, Any] = {}
+    for _ in range(arguments.repeats):
+        for names in heats(list(ACCOUNT_SIDES)):
+            for name, result in in_turns(names, "", *options).items():
+                found.setdefault(name, []).append(result)
+    kinds = [*_KINDS, "others", "Python, waits, fused loops"]
+    print(f"batches of {arguments.batch_size}, {torch.get_num_threads()} threads, {arguments.busy} busy processes")
+    print(f"| side | ratio | spread | first step, s | ms / step | {' | '.join(kinds)} | MB allocated |")
+    print("|---" * (6 + len(kinds)) + "|")
+    for name, results in found.items():
+        ratios = [ratio for one in results for ratio in one["ratios"]]
+        spread = f"{statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f}"
+        step = statistics.median(second for one in results for second in counted(one))
+        step *= 1e3 / -(-int(options[1]) // arguments.batch_size)
+        parts = results[-1]["account"] or {}
+        cells = [f"{parts[kind]:.2f}" if kind in parts else "-" for kind in [*kinds, "MB"]]
+        first = statistics.median(one["first_step"] for one in results)
+        print(f"| {name} | {spread} | {first:.1f} | {step:.2f} | {' | '.join(cells)} |")
+
+
+def measured(step: Callable[[], object]) -> dict[str, float]:
+    """Return the milliseconds of a step by kind of operator, and the megabytes that it allocates."""
+    started = time.perf_counter()
+    for _ in range(_STEPS):
+        step()
+    whole = (time.perf_counter() - started) / _STEPS * 1e3
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        for _ in range(_STEPS):
+            step()
+    times, allocated = Counter[str](), 0.0
+    for event in profiled.key_averages():
+        name = event.key.rpartition("::")[2]
+        kind = next((kind for kind, names in _KINDS.items() if name in names), "others")
+        if "::" in event.key:
+            times[kind] += event.self_cpu_time_total / _STEPS / 1e3
+        allocated += max(0, event.self_cpu_memory_usage) / _STEPS / 1e6
+    return {**times, "Python, waits, fused loops": max(0.0, whole - sum(times.values())), "MB": allocated}
+
+
+def _hand(task: Task) -> Events:
+    yield from by_hand(trace)(task)
+    net, images = Net(task), task.train.flatten(1).float() / 255
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss = trace(net, images[torch.randint(len(images), (task.batch_size,))])
+        loss.backward()
+        optimizer.step()
+        loss.item()
+
+    yield "account", measured(step)
+
+
+def _ours(engine: str, without: str = "") -> Callable[[Task], Events]:
+    def run(task: Task) -> Events:
+        import pyro
+
+        from pvae.core.random_state import seeded
+
+        _leave_out(without)
+        device = torch.device("cpu")
+        with seeded(0, device), pyro.get_param_store().scope():
+            training = trainer_of(task, "trace", engine)
+            if without == "batch gathered inside the step":
+                training._svi(training.world.share(task.batch_size))[0].prepare = None
+            for _ in range(2):
+                training.train_step(torch.arange(task.batch_size))
+            yield "step", None
+            for _ in range(task.epochs):
+                training.train_epoch()
+                yield "epoch", None
+                training.end_epoch()
+            index = torch.randint(len(task.train), (task.batch_size,))
+            yield "account", measured(functools.partial(training.train_step, index))
+
+    return run
+
+
+def _leave_out(part: str) -> None:
+    from pvae.compile import adam, compiled_elbo, decompositions, inductor
+
+    if part == "guards":
+        compiled_elbo.Recording.matches = lambda self, call, layout: (self.call, self.layout) == (call, layout)
+    elif part == "packages of its own":
+        inductor._load_or_compile = lambda graph, inputs, _: _called_with_list(torch.compile(graph))
+    elif part == "recorded Adam":
+        adam.AdamUpdate.supports = staticmethod(lambda optim: False)
+    elif part == "the other products":
+        is_faster = decompositions.onednn_is_faster()
+        decompositions.onednn_is_faster = lambda: not is_faster
+
+
+def _called_with_list(function: Any) -> Any:
+    return lambda inputs: function(*inputs)
+
+
+ACCOUNT_SIDES: dict[str, Callable[[Task], Events]] = {
+    "by hand": _hand,
+    "pvae, none": _ours("none"),
+    "pvae, graph": _ours("graph"),
+    "graph without guards": _ours("graph", "guards"),
+    "graph, batch gathered before the step": _ours("graph", "batch gathered inside the step"),
+    "graph, products by the other library": _ours("graph", "the other products"),
+    "pvae, inductor": _ours("inductor"),
+    "inductor, Adam after the step": _ours("inductor", "recorded Adam"),
+    "inductor by torch.compile, without packages": _ours("inductor", "packages of its own"),
+    "inductor, products by the other library": _ours("inductor", "the other products"),
+    "inductor, batch gathered before the step": _ours("inductor", "batch gathered inside the step"),
+    "NumPyro, jit + scan": numpyro,
+}
