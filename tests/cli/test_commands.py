@@ -18,8 +18,7 @@ import pvae
 from pvae.cli.compare import main as compare
 from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
-from pvae.cli.export import main as export
-from pvae.cli.images import encode, sample, score
+from pvae.cli.images import encode, export, sample, score
 from pvae.cli.train import main as train
 from pvae.compile import cache
 from pvae.config.presets import get_system
@@ -159,15 +158,6 @@ def test_a_result_that_cannot_be_written_is_named(run, tmp_path, capsys, monkeyp
     assert not (tmp_path / "result.json").exists()
 
 
-@pytest.mark.parametrize("name", ["table.csv", "table.md"])
-def test_the_table_of_seeds_replaces_no_other_file(tmp_path, capsys, name, monkeypatch):
-    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("it was trained for nothing"))
-    (tmp_path / "many" / "seed-0").mkdir(parents=True)
-    (tmp_path / "many" / name).write_text("mine")
-    arguments = ["--seeds", "0:2", "--dataset", "mnist-5k", "--out", tmp_path / "many"]
-    assert name in refuse(train, arguments, capsys, tmp_path)
-
-
 def test_a_resumed_training_drops_its_own_figures_alone(run, data):
     plot(run / "figures" / "mine.png")
     (run / "figures" / "notes.txt").write_text("mine")
@@ -304,11 +294,3 @@ def test_python_without_docstrings_is_refused(tmp_path):
     assert done.stderr.count("\n") == 1, done.stderr
     assert "PYTHONOPTIMIZE" in done.stderr
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("command", ["train", "draw"])
-def test_help_needs_no_docstrings(command):
-    python = [sys.executable, "-OO", "-m", f"pvae.{command}", "--help"]
-    done = subprocess.run(python, capture_output=True, text=True, check=True)
-    plain = subprocess.run([python[0], *python[2:]], capture_output=True, text=True, check=True)
-    assert done.stdout == plain.stdout != ""

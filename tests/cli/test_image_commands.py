@@ -14,8 +14,7 @@ from PIL import Image
 
 import pvae
 from pvae.cli.evaluate import main as evaluate
-from pvae.cli.export import main as export
-from pvae.cli.images import CAVEAT, encode, sample, score
+from pvae.cli.images import CAVEAT, encode, export, sample, score
 from pvae.cli.train import main as train
 from pvae.config.presets import get_system
 from pvae.core.files import is_report
@@ -99,7 +98,7 @@ def test_codes_are_read_back(run, base, tmp_path, capsys):
     assert list(rows[0]) == ["name", "loc_1", "loc_2", "scale_1", "scale_2"]
     assert [row["name"] for row in rows] == given.names
     assert [float(row["scale_2"]) for row in rows] == codes.scale[:, 1].tolist()
-    assert "40 images, 2 latent dimensions" in capsys.readouterr().out
+    assert "loc (40, 2), scale (40, 2)" in capsys.readouterr().out
 
 
 def test_draws_of_codes_depend_on_the_seed(run, tmp_path):
@@ -327,7 +326,7 @@ def test_runs_of_python_say_what_to_do(tmp_path, few_digits, small_config, no_pi
     fit(config, vae=own, data=few_digits, out=tmp_path / "own")
     draw_tree(tmp_path / "tree", 3, (28, 28))
     for command in (encode, score):
-        assert "name a file or folder of images" in refuse(command, [tmp_path / "images"], capsys, tmp_path)
+        assert "images given from Python" in refuse(command, [tmp_path / "images"], capsys, tmp_path)
         line = refuse(command, [tmp_path / "own", tmp_path / "tree"], capsys, tmp_path)
         assert "vae=vae" in line
     for command in (sample, export):
