@@ -118,27 +118,27 @@ def nonempty_path(text: str) -> Path:
 def whole_number(least: int, most: int = 10**9) -> Callable[[str], int]:
     """Return a type of `add_argument`: a whole number between two limits."""
 
-    def whole_number(text: str) -> int:
+    def number(text: str) -> int:
         if not least <= int(text) <= most:
             limits = f"at least {least:,} and at most {most:,}"
             raise argparse.ArgumentTypeError(f"must be a whole number of {limits}, not {text}")
         return int(text)
 
-    return whole_number
+    return number
 
 
 def whole_numbers(least: int, most: int) -> Callable[[str], Sequence[int]]:
     """Return a type of `add_argument`: whole numbers such as 1,5,50 or 0:8, which is 0 to 7; sorted."""
     number = whole_number(least, most)
 
-    def whole_numbers(text: str) -> Sequence[int]:
+    def numbers(text: str) -> Sequence[int]:
         first, _, end = text.partition(":")
-        numbers = range(number(first), number(end)) if end else sorted({number(part) for part in text.split(",")})
-        if not numbers:
+        given = range(number(first), number(end)) if end else sorted({number(part) for part in text.split(",")})
+        if not given:
             raise ValueError
-        return numbers
+        return given
 
-    return whole_numbers
+    return numbers
 
 
 def run_command(name: str, command: Callable[[], None]) -> int:
@@ -175,7 +175,8 @@ def _line_and_status(error: BaseException) -> tuple[str, int]:
         BaseException: the error itself, if it is one of the program.
     """
     if isinstance(error, KeyboardInterrupt):
-        return is_first_process() * (str(error) or _INTERRUPTED), getattr(error, "status", 130)
+        line = str(error) or _INTERRUPTED
+        return line if is_first_process() else "", getattr(error, "status", 130)  # torchrun ends the others too
     if isinstance(error, (InputError, TrainingError, NotFiniteError, LostError)):
         advice = "; the weights have diverged: train anew, with a smaller --lr" * isinstance(error, NotFiniteError)
         line = f"{error}{advice}" if is_first_process() else ""  # all processes raise the same error

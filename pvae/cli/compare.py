@@ -140,10 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     stages = f"epochs after which to compare (default: {','.join(map(str, _STAGES))})"
     add("--stages", metavar="N,N", type=whole_numbers(0, 10**6), help=stages)
     add("--elbo", metavar="NAME,NAME", default=_ALL, help=f"of {', '.join(ELBOS)} (default: all but handwritten)")
-    particles = "particles K (default: 1,5,50)"
-    add("--particles", metavar="K,K", type=whole_numbers(1, 10**6), default="1,5,50", help=particles)
-    repetitions = "of each estimator, with other draws (default: 100)"
-    add("--repetitions", metavar="R", type=whole_number(3), default=100, help=repetitions)
+    add("--particles", metavar="K,K", type=whole_numbers(1, 10**6), default="1,5,50", help="K (default: 1,5,50)")
+    add("--repetitions", metavar="R", type=whole_number(3), default=100, help="with other draws each (default: 100)")
     batch_size = "random test images, or all if there are fewer (default: 100)"
     add("--batch-size", metavar="B", type=whole_number(2), default=100, help=batch_size)
     add_places(parser, "where to write (default: RUN/comparison, or runs/<time>-compare)")

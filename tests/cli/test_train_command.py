@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+from helpers import commands
 
 import pvae
 from pvae.cli.train import main
@@ -28,39 +29,22 @@ def few(monkeypatch, no_pictures, few_digits, tmp_path):
 
 
 def refuse(capsys, tmp_path, *arguments):
-    """Run the command; return its one line on stderr after checking that it wrote nothing."""
-    before = sorted(tmp_path.rglob("*"))
-    assert main([str(a) for a in arguments]) == 2
-    printed = capsys.readouterr()
-    assert printed.err.startswith("pvae.train: ")
-    assert printed.err.count("\n") == 1, printed.err
-    assert sorted(tmp_path.rglob("*")) == before
-    return printed.err
+    return commands.refuse(main, arguments, capsys, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--system", "deep-bays"], "did you mean 'deep-bayes'"),
-        (["--elbo", "analitic"], "did you mean 'analytic'"),
         (["--dataset", "minst"], "did you mean 'mnist'"),
-        (["--binarize", "dinamic"], "did you mean 'dynamic'"),
         (["--hidden"], "--hidden"),
-        (["--hidden", "0"], "--hidden must be"),
-        (["--latent-dim", "0"], "--latent-dim must be"),
-        (["--particles", "0"], "--particles must be"),
-        (["--batch-size", "0"], "--batch-size must be"),
         (
             ["--network", "mlp-batchnorm", "--batch-size", "43"],
             "a batch of one image, the last of 130 by --batch-size 43",
         ),
         (["--epochs", "1.5"], "--epochs"),
-        (["--lr", "0"], "--lr must be"),
         (["--lr", "nan"], "--lr must be"),
-        (["--beta", "inf"], "--beta must be"),
-        (["--seed", "-1"], "--seed must be"),
         (["--scale", "2"], "--scale goes with a normal"),
-        (["--network", "linear", "--hidden", "4"], "--hidden goes with"),
         (
             ["--network", "conv", "--activation", "tanh"],
             "--activation goes with --network mlp or mlp-batchnorm, or --upper-latent-dims",
@@ -81,18 +65,12 @@ def refuse(capsys, tmp_path, *arguments):
             "--upper-latent-dims 1000000 --upper-hidden 1000000 do not fit into memory",
         ),
         (["--posterior", "normal-full", "--latent-dim", "100000"], "--posterior normal-full do not fit into memory"),
-        (["--hidden", "1000000000000"], "at most 1,000,000,000"),
-        (["--particles", "9223372036854775807"], "at most 1,000,000,"),
         (["--seed", "9223372036854775808"], "at most 9,223,372,036,854,775,807"),
-        (["--pad", "9223372036854775807"], "at most 1,000"),
-        (["--image-size", "9223372036854775807"], "--image-size must be auto, a size such as 28x20"),
         (["--particles", "-1"], "at least 1 and at most 1,000,000, not -1"),
         (["--batch-size", "131"], "give at least --batch-size 1 and at most 130"),
         (["--lr", "1e39"], "at most 1e+38, not 1e+39"),
-        (["--likelihood", "normal", "--scale", "1e-50"], "at least 1e-38"),
         (["--elbo", "renyi", "--alpha", "inf"], "at most 1e+38"),
         (["--compile", "cuda-graph"], "--compile cuda-graph was removed"),
-        (["--elbo", "ciwae", "--mix", "1.5"], "at least 0 and at most 1, not 1.5"),
     ],
 )
 def test_bad_options(few, capsys, tmp_path, arguments, says):
