@@ -1,7 +1,7 @@
 """The command `python -m pvae.export`."""
 
 from .cli.command import exit_process
-from .cli.export import main
+from .cli.images import export
 
 if __name__ == "__main__":
-    exit_process(main())
+    exit_process(export())

@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,18 +30,22 @@ from pvae.training.signals import SIGNALS, Interruptions, handled_by
 
 __all__ = [
     "Parser",
-    "add_images",
     "add_places",
-    "check_writable",
+    "add_seed",
     "ctrl_c_exits_at_once",
     "exit_process",
     "nonempty_path",
-    "print_note",
     "result_folder",
     "run_command",
+    "whole_number",
+    "whole_numbers",
 ]
 
 _INTERRUPTED = "interrupted; any file already written is complete"
+_DATA_DIR = (
+    "folder that holds MNIST/raw, FashionMNIST/raw, binarized_mnist/ or celeba/ (default: that of the run's training, "
+    "then $PVAE_DATA); for a run of folder:PATH, where those images are now"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,13 +55,11 @@ class Parser(argparse.ArgumentParser):
         command: name of the command after "python -m pvae.".
         description: what the command does.
         epilog: examples.
-        other_names: options that users of other programs try, with what to take here.
+        absent: options that a user may look for and that do not exist, with what to do instead.
     """
 
-    def __init__(
-        self, command: str, description: str = "", epilog: str = "", other_names: Mapping[str, str] | None = None
-    ) -> None:
-        self.other_names = other_names or {}
+    def __init__(self, command: str, description: str, epilog: str, absent: Mapping[str, str] | None = None) -> None:
+        self.absent = absent or {}
         super().__init__(
             prog=f"python -m pvae.{command}",
             description=description,
@@ -74,52 +76,32 @@ class Parser(argparse.ArgumentParser):
         Raises:
             InputError: always; the message names the nearest option.
         """
-        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
-        if unknown and unknown[1] in self.other_names:
-            raise InputError(f"there is no {unknown[1]}: {self.other_names[unknown[1]]}")
-        near = [name for name in self._option_string_actions if unknown and name.startswith(unknown[1])]
-        near += difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
-        raise InputError(f"{message} ({f'did you mean {near[0]}?' if near else '--help lists the options'})")
+        hint = "--help lists the options"
+        if unknown := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
+            if unknown[1] in self.absent:
+                raise InputError(f"there is no {unknown[1]}: {self.absent[unknown[1]]}")
+            if near := difflib.get_close_matches(unknown[1], self._option_string_actions, n=1):
+                hint = f"did you mean {near[0]}?"
+        raise InputError(f"{message} ({hint})")
 
 
-def add_places(
-    parser: argparse._ActionsContainer,
-    out: str,
-    metavar: str = "DIR",
-    data_dir: str = "where the run's data are now (default: where they were found)",
-) -> None:
+def add_places(parser: argparse._ActionsContainer, out: str, metavar: str = "DIR") -> None:
     """Add the arguments --data-dir, --offline and --out.
 
     Args:
         parser: a parser, or a group of its arguments.
         out: help text of --out.
         metavar: what --out names.
-        data_dir: help text of --data-dir.
     """
-    parser.add_argument("--data-dir", metavar="DIR", type=nonempty_path, help=data_dir)
+    parser.add_argument("--data-dir", metavar="DIR", type=nonempty_path, help=_DATA_DIR)
     parser.add_argument("--offline", action="store_true", help="do not download anything")
     parser.add_argument("--out", metavar=metavar, type=nonempty_path, help=out)
 
 
-def add_images(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments RUN, IMAGES, --data-dir, --offline and --skip-broken."""
-    parser.add_argument("run", metavar="RUN", type=nonempty_path, help="a run folder")
-    parser.add_argument(
-        "images",
-        metavar="IMAGES",
-        nargs="?",
-        type=nonempty_path,
-        help="an image file or a folder of image files (default: the test images of the run)",
-    )
-    parser.add_argument("--data-dir", metavar="DIR", type=nonempty_path, help="where the run's own data are now")
-    parser.add_argument("--offline", action="store_true", help="do not download the run's own data")
-    parser.add_argument("--skip-broken", action="store_true", help="leave out files of IMAGES that cannot be decoded")
-
-
-def print_note(note: str) -> None:
-    """Print a note to standard error, unless it is empty."""
-    if note:
-        print(f"note: {note}", file=sys.stderr)
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """Add the argument --seed, of random draws."""
+    kind = whole_number(0, 2**63 - 1)
+    parser.add_argument("--seed", metavar="S", type=kind, default=0, help="seed of the random draws (default: 0)")
 
 
 def nonempty_path(text: str) -> Path:
@@ -133,7 +115,33 @@ def nonempty_path(text: str) -> Path:
     return Path(text)
 
 
-def run_command(name: str, command: Callable[[], None], interrupted: str = _INTERRUPTED) -> int:
+def whole_number(least: int, most: int = 10**9) -> Callable[[str], int]:
+    """Return a type of `add_argument`: a whole number between two limits."""
+
+    def number(text: str) -> int:
+        if not least <= int(text) <= most:
+            limits = f"at least {least:,} and at most {most:,}"
+            raise argparse.ArgumentTypeError(f"must be a whole number of {limits}, not {text}")
+        return int(text)
+
+    return number
+
+
+def whole_numbers(least: int, most: int) -> Callable[[str], Sequence[int]]:
+    """Return a type of `add_argument`: whole numbers such as 1,5,50 or 0:8, which is 0 to 7; sorted."""
+    number = whole_number(least, most)
+
+    def numbers(text: str) -> Sequence[int]:
+        first, _, end = text.partition(":")
+        given = range(number(first), number(end)) if end else sorted({number(part) for part in text.split(",")})
+        if not given:
+            raise ValueError
+        return given
+
+    return numbers
+
+
+def run_command(name: str, command: Callable[[], None]) -> int:
     """Run a command and return its exit status; print an error as one line on standard error.
 
     Ctrl-C and SIGTERM raise an exception in the command, except during a training, which handles them itself.
@@ -141,7 +149,6 @@ def run_command(name: str, command: Callable[[], None], interrupted: str = _INTE
     Args:
         name: printed before the line.
         command: does the work.
-        interrupted: the line for Ctrl-C or SIGTERM, if the exception has no message.
 
     Returns:
         0; 2 for a command that cannot be done as given or is not permitted, 1 for a disk or a process that failed, 130
@@ -151,46 +158,33 @@ def run_command(name: str, command: Callable[[], None], interrupted: str = _INTE
         sys.stdout.reconfigure(errors="backslashreplace")
     with Interruptions(at_once=True):
         try:
-            try:
-                _check_working_folder()
-                with naming_refused_parameters(), no_nan_warnings():
-                    command()
-                return 0
-            except Exception as error:
-                line, status = _line_and_status(error)
-                if line:
-                    print(f"{name}: {one_line(line)}", file=sys.stderr)
-                return status
-        except KeyboardInterrupt as error:
-            if is_first_process():  # torchrun ends the others too
-                with contextlib.suppress(KeyboardInterrupt):
-                    print(f"{name}: {str(error) or interrupted}", file=sys.stderr)
-            return int(getattr(error, "status", 130))
+            with naming_refused_parameters(), no_nan_warnings():
+                command()
+            return 0
+        except (Exception, KeyboardInterrupt) as error:
+            line, status = _line_and_status(error)
+            if line:
+                print(f"{name}: {one_line(line)}", file=sys.stderr)
+            return status
 
 
-def _check_working_folder() -> None:
-    try:
-        Path.cwd()  # without it, torch's libraries abort the process
-    except OSError:
-        raise InputError("the folder in which the command was started is gone: go to one that exists") from None
-
-
-def _line_and_status(error: Exception) -> tuple[str, int]:
+def _line_and_status(error: BaseException) -> tuple[str, int]:
     """Return the line that explains an error, empty if another process prints it, and the exit status.
 
     Raises:
-        Exception: the error itself, if it is one of the program.
+        BaseException: the error itself, if it is one of the program.
     """
+    if isinstance(error, KeyboardInterrupt):
+        line = str(error) or _INTERRUPTED
+        return line if is_first_process() else "", getattr(error, "status", 130)  # torchrun ends the others too
     if isinstance(error, (InputError, TrainingError, NotFiniteError, LostError)):
         advice = "; the weights have diverged: train anew, with a smaller --lr" * isinstance(error, NotFiniteError)
         line = f"{error}{advice}" if is_first_process() else ""  # all processes raise the same error
         return line, 1 if isinstance(error, LostError) else 2
     if is_out_of_memory(error):
-        smaller = "stop other programs, or give smaller images, networks, batches or fewer particles"
-        advice = "torch cannot be loaded: see ulimit -v" if isinstance(error, ImportError) else smaller
-        return f"out of memory: {advice}", 2
+        smaller = "smaller images, networks, batches or fewer particles"
+        return f"out of memory: stop other programs, raise the limit of ulimit -v, or give {smaller}", 2
     if isinstance(error, BrokenPipeError):  # the program that read standard output has ended
-        sys.stdout = None
         return "", 0
     if isinstance(error, OSError):
         file = error.filename or "a file of the result"  # the error of a write has no file name
@@ -203,10 +197,14 @@ def ctrl_c_exits_at_once(name: str) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM end the process while it imports torch; many modules cannot handle an exception then.
 
     Raises:
-        InputError: Python runs without docstrings, and so cannot import Pyro.
+        InputError: Python runs without docstrings, and so cannot import Pyro; or the working folder is gone.
     """
     if sys.flags.optimize > 1:
         raise InputError("Pyro needs docstrings, which PYTHONOPTIMIZE=2 and -OO remove: set it to 1, or give -O")
+    try:
+        Path.cwd()  # without it, torch's libraries abort the process
+    except OSError:
+        raise InputError("the folder in which the command was started is gone: go to one that exists") from None
 
     def exit_at_once(number: int, _: object) -> None:
         if is_first_process():
@@ -215,16 +213,6 @@ def ctrl_c_exits_at_once(name: str) -> Iterator[None]:
 
     with handled_by(exit_at_once):
         yield
-
-
-def check_writable(folder: Path) -> None:
-    """Refuse a folder that results cannot be written to; call it before they are computed.
-
-    Raises:
-        InputError: it is read-only, or not a folder.
-    """
-    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        raise InputError(f"{folder} cannot be written, as it is read-only or no folder: name another place with --out")
 
 
 @contextlib.contextmanager
@@ -244,7 +232,8 @@ def result_folder(folder: Path, names: Iterable[str] = ()) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror}): name another folder with --out") from None
     try:
-        check_writable(folder)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise InputError(f"{folder} cannot be written, as it is read-only: name another place with --out")
         for name in names:
             check_replaceable(folder / name)
         yield folder

@@ -5,12 +5,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pvae.cli.command import Parser, add_places, ctrl_c_exits_at_once, nonempty_path, result_folder, run_command
-from pvae.config.options import ELBOS, whole_number
+from pvae.cli.command import (
+    Parser,
+    add_places,
+    ctrl_c_exits_at_once,
+    nonempty_path,
+    result_folder,
+    run_command,
+    whole_number,
+    whole_numbers,
+)
+from pvae.config.options import ELBOS
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError, check_name
 from pvae.core.files import write_whole
@@ -28,8 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _ALL = ",".join(name for name in ELBOS if name != "handwritten")
-_STAGES = "2,16"
-_BATCH_SIZE = 100
+_STAGES = (2, 16)
 _GROUPS = 5  # of miwae and piwae, if the configuration has only one
 
 _EPILOG = """\
@@ -59,17 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _compare(arguments: argparse.Namespace) -> None:
     names = [check_name("--elbo", name, ELBOS) for name in arguments.elbo.split(",")]
-    particles = _counts("--particles", arguments.particles, least=1)
-    stages = _counts("--stages", arguments.stages or _STAGES, least=0)
-    for option, least in (("repetitions", 3), ("batch_size", 2)):
-        if getattr(arguments, option) is not None:
-            whole_number(option, getattr(arguments, option), least, 10**6)
-    if arguments.run and arguments.system:
-        raise InputError("give a RUN or --system, not both: a run has its system")
-    if arguments.run and arguments.stages:
-        raise InputError("--stages go with --system: a RUN has one checkpoint")
+    if arguments.run and (arguments.system or arguments.stages):
+        raise InputError("--system and --stages train anew: leave them out, or leave out the RUN")
     with ctrl_c_exits_at_once("pvae.compare"):
-        from pvae.elbos.registry import ELBO_CLASSES
         from pvae.evaluation import estimators
         from pvae.plotting import run_figures
         from pvae.runs.run import Run
@@ -78,18 +77,15 @@ def _compare(arguments: argparse.Namespace) -> None:
     config = run.config if run else get_system(arguments.system or "linear-gaussian")
     if config.posterior == "delta":
         raise InputError(f"{arguments.run or config.system} is an autoencoder: a point posterior has no bound")
-    if particles == [1] and all(
-        ELBO_CLASSES[name].is_importance_weighted or ELBO_CLASSES[name].least_particles > 1 for name in names
-    ):
-        raise InputError("with one particle these bounds equal the ELBO or are not defined: give more --particles")
     groups = config.groups if config.groups > 1 else _GROUPS
+    options, repetitions = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups}, arguments.repetitions
     reports = [f"comparison.{suffix}" for suffix in ("csv", "md", "png")] if arguments.out else []
     default = run.place / "comparison" if run else Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare"
     rows: list[Measurement] = []
     warnings: list[str] = []
     with result_folder(arguments.out or default, reports) as folder:
-        for stage, vae, x, kind in _weights(arguments, run, config, stages):
-            pairs, reasons = estimators.pairs_to_compare(vae, x[:1], names, particles, groups)
+        for stage, vae, x, kind in _weights(arguments, run, config):
+            pairs, reasons = estimators.pairs_to_compare(vae, x[:1], names, arguments.particles, groups)
             if not pairs:
                 raise InputError("; ".join(reasons))
             if arguments.elbo != _ALL:
@@ -104,10 +100,8 @@ def _compare(arguments: argparse.Namespace) -> None:
                     "too low by an unknown amount, and the bias too near 0; the variances are not affected"
                 )
             with progress_bar(stage, len(pairs), "estimator") as bar:
-                options = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups}
                 for name, count in pairs:
-                    measure = partial(estimators.measure_estimator, vae, x, name, count, log_p, stage)
-                    rows.append(measure(arguments.repetitions, **options))
+                    rows.append(estimators.measure_estimator(vae, x, name, count, log_p, stage, repetitions, **options))
                     bar.update()
         table = "\n\n".join([estimators.to_markdown(rows), estimators.LEGEND, *warnings])
         print_line(f"\n{table}\n")
@@ -118,9 +112,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         print_line(f"{folder}: comparison.csv, comparison.md, comparison.png")
 
 
-def _weights(
-    arguments: argparse.Namespace, run: Run | None, config: Config, stages: Sequence[int]
-) -> Iterator[tuple[str, VAE, Tensor, str]]:
+def _weights(arguments: argparse.Namespace, run: Run | None, config: Config) -> Iterator[tuple[str, VAE, Tensor, str]]:
     """Yield for each stage of a training its name, the VAE, a batch of test images and the kind of their pixels."""
     from pvae.data.dataset import random_subset
     from pvae.trained.log_likelihood import with_normalised_likelihood
@@ -131,30 +123,13 @@ def _weights(
         data = run.dataset(None, arguments.data_dir, arguments.offline)
         given = iter([(run.best_checkpoint().progress, run.vae(), data)])
     else:
-        in_memory = train_in_memory(config, stages, arguments.data_dir, arguments.offline)
+        in_memory = train_in_memory(config, arguments.stages or _STAGES, arguments.data_dir, arguments.offline)
         given = ((f"epoch {epoch}", vae, data) for epoch, vae, data in in_memory)
     for progress, trained, data in given:
-        count = arguments.batch_size or min(_BATCH_SIZE, len(data.test))
-        if count > len(data.test):
-            raise InputError(
-                f"--batch-size {count:,} is more than the test images of {data.name}: give at least 2 and at most "
-                f"{len(data.test):,}"
-            )
+        count = min(arguments.batch_size, len(data.test))
         images = data.test[random_subset(len(data.test), count, seed=0)]
         vae, pixels, kind = with_normalised_likelihood(config, trained, data.image_shape, images)
         yield progress, vae, next(pixels.split(len(images))), kind
-
-
-def _counts(option: str, text: str, least: int) -> list[int]:
-    """Return the sorted whole numbers of a list such as 1,5,50."""
-    try:
-        counts = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        counts = []
-    if not counts or counts[0] < least or counts[-1] > 10**6:
-        limits = f"at least {least} and at most 1,000,000"
-        raise InputError(f"{option} takes whole numbers of {limits}, such as 1,5,50, not {text!r}")
-    return counts
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -162,11 +137,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("run", metavar="RUN", nargs="?", type=nonempty_path, help="a run folder; with --valid, its best epoch is used")
     add("--system", metavar="NAME", help="train this in place of a RUN (default: linear-gaussian)")
-    add("--stages", metavar="N,N", help=f"epochs after which to compare (default: {_STAGES})")
+    stages = f"epochs after which to compare (default: {','.join(map(str, _STAGES))})"
+    add("--stages", metavar="N,N", type=whole_numbers(0, 10**6), help=stages)
     add("--elbo", metavar="NAME,NAME", default=_ALL, help=f"of {', '.join(ELBOS)} (default: all but handwritten)")
-    add("--particles", metavar="K,K", default="1,5,50", help="particles K (default: 1,5,50)")
-    add("--repetitions", metavar="R", type=int, default=100, help="of each estimator, with other draws (default: 100)")
-    add("--batch-size", metavar="B", type=int, help=f"random test images (default: {_BATCH_SIZE})")
-    out = "where to write (default: RUN/comparison, or runs/<time>-compare)"
-    add_places(parser, out, data_dir="where the data are")
+    add("--particles", metavar="K,K", type=whole_numbers(1, 10**6), default="1,5,50", help="K (default: 1,5,50)")
+    add("--repetitions", metavar="R", type=whole_number(3), default=100, help="with other draws each (default: 100)")
+    batch_size = "random test images, or all if there are fewer (default: 100)"
+    add("--batch-size", metavar="B", type=whole_number(2), default=100, help=batch_size)
+    add_places(parser, "where to write (default: RUN/comparison, or runs/<time>-compare)")
     return parser

@@ -9,20 +9,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from pvae.cli.command import (
-    Parser,
-    add_places,
-    ctrl_c_exits_at_once,
-    nonempty_path,
-    result_folder,
-    run_command,
-)
+from pvae.cli.command import Parser, add_places, ctrl_c_exits_at_once, nonempty_path, result_folder, run_command
 from pvae.core.errors import InputError, NotFiniteError, check_name, naming_refused_parameters
 from pvae.core.files import check_replaceable, write_whole
 from pvae.core.records import csv_of, to_json
-from pvae.core.terminal import is_torchrun, print_line
+from pvae.core.terminal import print_line
 
-__all__ = ["PICTURES", "main"]
+__all__ = ["PICTURES", "draw_side_by_side", "main"]
 
 PICTURES = {
     "reconstructions": "test images above their reconstructions",
@@ -37,6 +30,18 @@ PICTURES = {
     "attributes": "test images along the direction of an attribute, z + alpha v, alpha from -3 to 3 (celeba)",
     "graph": "model and guide as graphs (needs Graphviz: the extra [graph] and its program dot)",
 }
+
+_DESCRIPTION = """\
+Draw the pictures of a trained run into its figures/; or a folder of runs side by side: a sheet of their pictures, the
+codes of those with two latents, and a table with a row for each system, over its seeds."""
+_PICTURES = "\n".join(f"  {name:16} {what}" for name, what in PICTURES.items())
+_EPILOG = f"""\
+pictures of a run:
+{_PICTURES}
+
+examples:
+  python -m pvae.draw runs/my-run --what scatter,manifold
+  python -m pvae.draw runs"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,12 +59,10 @@ def _draw(arguments: argparse.Namespace) -> None:
     runs = [] if is_run else sorted(file.parent for file in arguments.run.glob("*/config.json"))
     if runs and (wanted or arguments.attribute):
         raise InputError(f"{arguments.run} is a folder of runs: --what and --attribute are for a single run")
-    if is_torchrun():
-        raise InputError("one process draws: run it without torchrun")
     with ctrl_c_exits_at_once("pvae.draw"):
         import pvae.trained.codes  # noqa: F401  torch is slow to import
     if runs:
-        _draw_side_by_side(arguments, runs)
+        draw_side_by_side(runs, arguments.out or arguments.run, arguments.data_dir, arguments.offline)
     else:
         _draw_run(arguments, wanted)
 
@@ -74,18 +77,14 @@ def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> No
     names = [f"{name}.png" for name in wanted or PICTURES] + ["latent.json"] * (wanted is None)
     with result_folder(arguments.out or run.place / "figures", names if arguments.out else ()) as folder:
         run.check_vae(None)
-        data = run.dataset(None, arguments.data_dir, arguments.offline)
-        for name in arguments.attribute:
-            if data.train_labels is None or data.train_labels.dim() != 2:
-                raise InputError(f"the images of {data.name} have no attributes: leave --attribute out")
-            check_name("attribute", name, data.label_names)
+        run.dataset(None, arguments.data_dir, arguments.offline)
         figures = {}
         for name in wanted or PICTURES:
-            options = (arguments.attribute,) if name == "attributes" else ()
+            options = [arguments.attribute] if name == "attributes" and arguments.attribute else []
             try:
                 figures[name] = getattr(pictures, name)(run, *options)
             except InputError as error:
-                if wanted is not None:  # before any is written
+                if wanted or options:  # it was asked for; nothing is written yet
                     raise InputError(f"{name}: {error}") from None
         for name, figure in figures.items():
             write_figure(folder / f"{name}.png", figure)
@@ -98,22 +97,22 @@ def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> No
             print_line(f"codes: {summary}")
 
 
-def _draw_side_by_side(arguments: argparse.Namespace, runs: Sequence[Path]) -> None:
-    """Draw the pictures of all runs and write their table; print why a run is left out."""
+def draw_side_by_side(runs: Sequence[Path], out: Path, data_dir: Path | None, offline: bool) -> None:
+    """Draw the pictures of several runs and write their table; print why a run is left out."""
     from pvae.evaluation.table import to_markdown
     from pvae.plotting.gallery import Entry, code_figures, entry_of, in_order, sheet_figure
     from pvae.plotting.run_figures import write_figure
     from pvae.runs.run import Run
 
     names = ["table.csv", "table.md", "sheet.png"]
-    with result_folder(arguments.out or arguments.run, names) as folder:
+    with result_folder(out, names) as folder:
         read: dict[tuple[str, int], Entry] = {}  # by configuration and seed
         for path in runs:
             try:
                 with naming_refused_parameters():
                     run = Run.open(path)
                     run.check_vae(None)
-                    run.dataset(None, arguments.data_dir, arguments.offline)
+                    run.dataset(None, data_dir, offline)
                     entry = entry_of(run)
                 kept = read.setdefault((entry.row.configuration, entry.row.seed), entry)
                 if kept is not entry:
@@ -122,7 +121,7 @@ def _draw_side_by_side(arguments: argparse.Namespace, runs: Sequence[Path]) -> N
             except (InputError, NotFiniteError) as error:
                 print(f"pvae.draw: {path.name} is left out: {error}", file=sys.stderr)
         if not read:
-            raise InputError(f"none of the {len(runs)} runs in {arguments.run} can be shown")
+            raise InputError(f"none of the {len(runs)} runs can be shown: the lines above say why")
         entries = in_order(list(read.values()))
         rows = [entry.row for entry in entries]
         figures = {"sheet": sheet_figure(entries)}
@@ -139,24 +138,11 @@ def _draw_side_by_side(arguments: argparse.Namespace, runs: Sequence[Path]) -> N
 
 
 def _parser() -> argparse.ArgumentParser:
-    pictures = "\n".join(f"  {name:16} {what}" for name, what in PICTURES.items())
-    parser = Parser(
-        "draw",
-        "Draw the pictures of a trained run into its figures/; or a folder of runs side by side: a sheet of their "
-        "pictures, the codes of those with two latents, and a table with a row for each system, over its seeds.",
-        f"pictures of a run:\n{pictures}\n\n"
-        "examples:\n  python -m pvae.draw runs/my-run --what scatter,manifold"
-        "\n  python -m pvae.draw runs",
-    )
+    parser = Parser("draw", _DESCRIPTION, _EPILOG)
     add = parser.add_argument
     add("run", metavar="RUN", type=nonempty_path, help="a run folder, or a folder of run folders")
     add("--what", metavar="NAME[,NAME...]", help="the pictures to draw (default: all that apply, and latent.json)")
-    add(
-        "--attribute",
-        metavar="NAME",
-        nargs="+",
-        default=[],
-        help="of the data, for the picture attributes (default: Blond_Hair Smiling Male Eyeglasses)",
-    )
+    attribute = "of the data, for the picture attributes (default: Blond_Hair Smiling Male Eyeglasses)"
+    add("--attribute", metavar="NAME", nargs="+", help=attribute)
     add_places(parser, "where to draw (default: RUN/figures, or the folder of runs itself)")
     return parser

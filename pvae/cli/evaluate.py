@@ -9,18 +9,23 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pvae.cli.command import Parser, add_places, ctrl_c_exits_at_once, nonempty_path, result_folder, run_command
+from pvae.cli.command import (
+    Parser,
+    add_places,
+    add_seed,
+    ctrl_c_exits_at_once,
+    nonempty_path,
+    result_folder,
+    run_command,
+    whole_number,
+)
 from pvae.config.config import OPTIONS
-from pvae.config.options import whole_number
-from pvae.core.errors import InputError, check_name
-from pvae.core.files import check_replaceable, write_whole
+from pvae.core.errors import InputError
+from pvae.core.files import write_whole
 from pvae.core.records import to_json
-from pvae.core.terminal import is_torchrun, print_line, progress_bar
+from pvae.core.terminal import print_line, progress_bar
 
 if TYPE_CHECKING:
-    from pvae.data.dataset import Dataset
-    from pvae.evaluation.report import Report
-    from pvae.runs.run import Run
     from pvae.trained.log_likelihood import ImportanceSample
 
 __all__ = ["main"]
@@ -60,75 +65,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    limits = {"importance_samples": (2, 10**9), "seconds": (0, 10**9), "images": (2, 10**9), "seed": (0, 2**63 - 1)}
-    for name, (least, most) in limits.items():
-        if getattr(arguments, name) is not None:
-            whole_number(name, getattr(arguments, name), least, most)
-    check_name("--compile", arguments.compile, ["auto", *OPTIONS["compile"].choices])
-    check_name("--precision", arguments.precision, OPTIONS["precision"].choices)
     if arguments.compile == "none" and arguments.precision != "fp32":
         raise InputError(f"--precision {arguments.precision} goes with --compile auto, graph or inductor only")
-    if is_torchrun():
-        raise InputError("one process evaluates: run it without torchrun")
     with ctrl_c_exits_at_once("pvae.evaluate"):
-        from pvae.evaluation.report import to_text
+        from pvae.evaluation.report import evaluate, to_text
+        from pvae.evaluation.several_runs import LEGEND, evaluate_runs, to_latex, to_markdown
         from pvae.runs.run import Run
     runs = [Run.open(path) for path in arguments.runs]
-    if len(runs) > 1 or arguments.latex:
-        _evaluate_several(runs, arguments)
-        return
-    (run,) = runs
-    path = arguments.out or run.place / "evaluation.json"
-    with result_folder(path.parent):
-        check_replaceable(path)
-        run.check_vae(None)
-        run.dataset(None, arguments.data_dir, arguments.offline)
-        report = _report_of(run, arguments)
-        write_whole(path, (to_json(asdict(report), indent=2) + "\n").encode())
-        print_line(f"{path}" if arguments.quiet else f"{to_text(report)}\n\n{path}")
-
-
-def _evaluate_several(runs: Sequence[Run], arguments: argparse.Namespace) -> None:
-    """Print one table of several runs, and write it to --out."""
-    from pvae.evaluation.several_runs import LEGEND, evaluate_runs, to_latex, to_markdown
-
-    if arguments.seconds:
+    first, is_table, is_quiet = runs[0], len(runs) > 1 or arguments.latex, arguments.quiet
+    if is_table and arguments.seconds:
         raise InputError("--seconds goes with a single RUN, without --latex: give --importance-samples")
-    found: dict[str, Dataset] = {}
-    with contextlib.ExitStack() as stack:
-        if arguments.out:
-            stack.enter_context(result_folder(arguments.out.parent))
-            check_replaceable(arguments.out)
-        for run in runs:
-            run.check_vae(None)
-            given = found.get(run.data.sha256)
-            found[run.data.sha256] = run.dataset(given, arguments.data_dir, arguments.offline)
-        sizes = [_sizes(run, arguments) for run in runs]
-        count, num_draws = sizes[0][0], max(draws for _, draws in sizes)
-        with progress_bar("importance sampling", count * len(runs), "image", arguments.quiet, in_logs=True) as bar:
-            how = {"engine": arguments.compile, "precision": arguments.precision}
-            results = evaluate_runs(runs, num_draws, arguments.images, arguments.seed, bar.update, **how)
-        table = to_latex(results) if arguments.latex else f"{to_markdown(results)}\n\n{LEGEND}"
-        if arguments.out:
-            write_whole(arguments.out, f"{table}\n".encode())
-        print_line(arguments.out if arguments.quiet and arguments.out else table)
-
-
-def _sizes(run: Run, arguments: argparse.Namespace) -> tuple[int, int]:
-    """Return the number of test images, and of importance samples for each of them."""
-    count = arguments.images or run.data.num_test
-    if count > run.data.num_test:
-        raise InputError(f"--images {count}: {run.data.name} has {run.data.num_test:,} test images")
-    is_large = math.prod(run.data.image_shape) > _LARGE
-    return count, arguments.importance_samples or (_FEW_DRAWS if is_large else _DRAWS)
-
-
-def _report_of(run: Run, arguments: argparse.Namespace) -> Report:
-    """Return the report, with a progress bar."""
-    from pvae.evaluation.report import evaluate
-
-    is_quiet = arguments.quiet
-    count, num_draws = _sizes(run, arguments)
+    count = arguments.images or first.data.num_test
+    if count > first.data.num_test:
+        raise InputError(f"--images {count}: {first.data.name} has {first.data.num_test:,} test images")
+    is_large = math.prod(first.data.image_shape) > _LARGE
+    num_draws = arguments.importance_samples or (_FEW_DRAWS if is_large else _DRAWS)
+    out = arguments.out or (None if is_table else first.place / "evaluation.json")
 
     def report_draws(sample: ImportanceSample, taken: float) -> None:
         if arguments.seconds and not is_quiet:
@@ -136,10 +88,22 @@ def _report_of(run: Run, arguments: argparse.Namespace) -> Report:
             untrusted = f"the weights of {sample.untrusted:.1%} of the images cannot be trusted"
             print_line(f"{sample.num_particles:,} draws for each image took {taken:.0f} s; {untrusted}")
 
-    with progress_bar("importance sampling", count, "image", is_quiet, in_logs=True) as bar:
-        how = {"engine": arguments.compile, "precision": arguments.precision}
-        until = {"seconds": arguments.seconds, "on_sample": report_draws}
-        return evaluate(run, num_draws, arguments.images, arguments.seed, bar.update, **how, **until)
+    with result_folder(out.parent, [out.name]) if out else contextlib.nullcontext():
+        for run in runs:
+            run.check_vae(None)
+            run.dataset(None, arguments.data_dir, arguments.offline)
+        with progress_bar("importance sampling", count * len(runs), "image", is_quiet, in_logs=True) as bar:
+            what = (num_draws, arguments.images, arguments.seed, bar.update)
+            how = {"engine": arguments.compile, "precision": arguments.precision}
+            if is_table:
+                results = evaluate_runs(runs, *what, **how)
+                text = content = to_latex(results) if arguments.latex else f"{to_markdown(results)}\n\n{LEGEND}"
+            else:
+                report = evaluate(first, *what, **how, seconds=arguments.seconds, on_sample=report_draws)
+                content, text = to_json(asdict(report), indent=2), f"{to_text(report)}\n\n{out}"
+        if out:
+            write_whole(out, f"{content}\n".encode())
+        print_line(out if is_quiet and out else text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -147,25 +111,32 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", type=nonempty_path, help="a run folder; several give one table")
     default = f"{_DRAWS}, or {_FEW_DRAWS} where an image has more than {_LARGE:,} values"
-    add("--importance-samples", metavar="S", type=int, help=f"draws of z for each image (default: {default})")
+    add(
+        "--importance-samples",
+        metavar="S",
+        type=whole_number(2),
+        help=f"draws of z for each image (default: {default})",
+    )
     add(
         "--seconds",
         metavar="T",
-        type=int,
+        type=whole_number(0),
         default=0,
         help="while the importance weights of more than 1%% of the images cannot be trusted, double the draws, as long "
         "as all of them take at most T seconds (default: 0, never)",
     )
-    add("--images", metavar="N", type=int, help="a random subset of N test images (default: all)")
-    add("--seed", metavar="S", type=int, default=0, help="of every draw and subset (default: 0)")
+    add("--images", metavar="N", type=whole_number(2), help="a random subset of N test images (default: all)")
+    add_seed(parser)
     add(
         "--compile",
         metavar="HOW",
+        choices=["auto", *OPTIONS["compile"].choices],
         default="auto",
         help="none; graph: record the decoder's operators; inductor: compile them to C++, which is faster for many "
         "samples; auto: inductor there, if torch is 2.14 and there is a compiler, else graph (default: auto)",
     )
-    add("--precision", metavar="P", default="fp32", help="fp32, or bf16 in the decoder's products (default: fp32)")
+    precision = "fp32, or bf16 in the decoder's products (default: fp32)"
+    add("--precision", metavar="P", choices=OPTIONS["precision"].choices, default="fp32", help=precision)
     add("--latex", action="store_true", help="print the table of one or several runs as a LaTeX tabular")
     add("--quiet", action="store_true", help="print the file's name only")
     add_places(parser, "where to write (default: RUN/evaluation.json)", "FILE")

@@ -1,9 +1,10 @@
-"""The commands `python -m pvae.encode`, `pvae.score` and `pvae.sample`: codes, likelihoods and new images of a run."""
+"""The commands `python -m pvae.encode`, `score`, `sample` and `export`: codes, likelihoods and new images of a run."""
 
 from __future__ import annotations
 
 import argparse
 import io
+import sys
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -11,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from pvae.cli.command import (
     Parser,
-    add_images,
+    add_places,
+    add_seed,
     ctrl_c_exits_at_once,
     nonempty_path,
-    print_note,
     result_folder,
     run_command,
+    whole_number,
 )
-from pvae.config.options import whole_number
 from pvae.core.errors import InputError
-from pvae.core.files import check_replaceable, is_report, write_whole
+from pvae.core.files import is_report, write_whole
 from pvae.core.records import csv_of
 from pvae.core.terminal import print_line, progress_bar
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pvae.runs.run import Run
     from pvae.trained.images import GivenImages
 
-__all__ = ["CAVEAT", "encode", "sample", "score"]
+__all__ = ["CAVEAT", "encode", "export", "sample", "score"]
 
 _ENCODE = """\
 The code of an image is its posterior q(z | x): a mean and a standard deviation for each latent dimension, or with
@@ -84,6 +85,19 @@ examples:
 In Python, after import pvae.trained.images:
   images = pvae.trained.images.sample_images(pvae.load("runs/my-run"), 64)  # (64, C, H, W)"""
 
+_EXPORT = """\
+It writes two files, whose batch dimension N may have any size:
+  encoder.onnx  x (N, C, H, W), pixels as in training, to loc and scale (N, L), mean and standard deviation of q(z | x)
+  decoder.onnx  z (N, L) to mean (N, C, H, W), the mean of p(x | z)
+onnxruntime runs both first, and they are written only if their outputs equal those of torch to 1e-5. It needs the
+packages onnx, onnxscript and onnxruntime: pip install -e ".[export]". A VAE of several stochastic layers cannot
+be exported, and with torch 2.6 no network with BatchNorm.
+
+example:
+  python -m pvae.export runs/my-run --out onnx
+In Python, after import pvae.trained.export:
+  pvae.trained.export.export(pvae.load("runs/my-run"), (1, 28, 28), folder)"""
+
 _ODDEST = 10  # images in a row of oddest.png, and rows of the table
 _MOST = 10_000  # images at once in memory
 
@@ -95,16 +109,14 @@ def encode(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; `sys.argv` if left out.
     """
     parser = Parser("encode", "Encode images by a trained run.", _ENCODE)
-    add_images(parser)
+    _add_images(parser)
     parser.add_argument("--draws", action="store_true", help="a draw z from q(z | x) in place of mean and scale")
-    _add_seed(parser)
-    out = "an .npz or a .csv file (default: RUN/codes.npz)"
-    parser.add_argument("--out", metavar="FILE", type=nonempty_path, help=out)
+    add_seed(parser)
+    add_places(parser, "an .npz or a .csv file (default: RUN/codes.npz)", "FILE")
     return run_command("pvae.encode", lambda: _encode(parser.parse_intermixed_args(argv)))
 
 
 def _encode(arguments: argparse.Namespace) -> None:
-    whole_number("seed", arguments.seed, 0, 2**63 - 1)
     with ctrl_c_exits_at_once("pvae.encode"):
         import torch
 
@@ -115,19 +127,13 @@ def _encode(arguments: argparse.Namespace) -> None:
     out = arguments.out or run.place / "codes.npz"
     if out.suffix not in (".npz", ".csv"):
         raise InputError(f"--out {out} must end in .npz or .csv")
-    with result_folder(out.parent):
-        check_replaceable(out)
+    with result_folder(out.parent, [out.name]):
         given = _given_images(run, arguments)
         vae, pixels = run.vae(), run.preparation.pixels(given.images)
-        if arguments.draws:
-            with seeded(arguments.seed, torch.device("cpu")):
-                codes: Mapping[str, Tensor] = draw_codes(vae, pixels)
-            sizes = "+".join(str(values.shape[1]) for values in codes.values())
-        else:
-            codes = encode_images(vae, pixels)._asdict()
-            sizes = str(codes["loc"].shape[1])
+        with seeded(arguments.seed, torch.device("cpu")):
+            codes = draw_codes(vae, pixels) if arguments.draws else encode_images(vae, pixels)._asdict()
         write_whole(out, (_npz if out.suffix == ".npz" else _csv)(given.names, codes))
-    print_line(f"{out}: {' and '.join(codes)} of {len(given.names):,} images, {sizes} latent dimensions")
+    print_line(f"{out}: {', '.join(f'{name} {tuple(values.shape)}' for name, values in codes.items())}")
 
 
 def _npz(names: Sequence[str], codes: Mapping[str, Tensor]) -> bytes:
@@ -152,17 +158,15 @@ def score(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; `sys.argv` if left out.
     """
     parser = Parser("score", "Score images by their likelihood under a trained run.", _SCORE)
-    add_images(parser)
+    _add_images(parser)
     samples = "draws of z for each image (default: 200)"
-    parser.add_argument("--importance-samples", metavar="S", type=int, default=200, help=samples)
-    _add_seed(parser)
-    parser.add_argument("--out", metavar="DIR", type=nonempty_path, help="where to write (default: RUN/scores)")
+    parser.add_argument("--importance-samples", metavar="S", type=whole_number(2), default=200, help=samples)
+    add_seed(parser)
+    add_places(parser, "where to write (default: RUN/scores)")
     return run_command("pvae.score", lambda: _score(parser.parse_intermixed_args(argv)))
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    whole_number("importance_samples", arguments.importance_samples, 2, 10**9)
-    whole_number("seed", arguments.seed, 0, 2**63 - 1)
     with ctrl_c_exits_at_once("pvae.score"):
         import torch
 
@@ -190,8 +194,7 @@ def _score(arguments: argparse.Namespace) -> None:
         title = f"{run.title}\nthe oddest of {len(scores):,} images"
         write_figure(folder / "oddest.png", named_images_figure(bands, title))
         print_line(to_text(least_likely))
-        binarized = f"; pixels {kind}" if run.vae().is_pseudo else ""
-        print_line(f"the {len(least_likely)} least likely of {len(scores):,} images, in nats{binarized}")
+        print_line(f"the {len(least_likely)} least likely of {len(scores):,} images, in nats; pixels {kind}")
         print_line("+- is the standard error over the draws of z; ELBO, distortion and rate are means over ten draws")
         if untrusted := sum(not score.effective >= TRUSTED for score in scores):
             low = f"below {TRUSTED:.0f}: their log p(x) is underestimated; the ELBO is not affected"
@@ -210,16 +213,14 @@ def sample(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("run", metavar="RUN", type=nonempty_path, help="a run folder")
     number = f"number of images, at most {_MOST:,} (default: 64)"
-    add("-n", "--num-samples", metavar="N", type=int, default=64, help=number)
+    add("-n", "--num-samples", metavar="N", type=whole_number(1, _MOST), default=64, help=number)
     add("--draws", action="store_true", help="draw every pixel from p(x | z) in place of taking its mean")
-    _add_seed(parser)
+    add_seed(parser)
     add("--out", metavar="DIR", type=nonempty_path, help="where to write (default: RUN/samples)")
     return run_command("pvae.sample", lambda: _sample(parser.parse_args(argv)))
 
 
 def _sample(arguments: argparse.Namespace) -> None:
-    whole_number("num_samples", arguments.num_samples, 1, _MOST)
-    whole_number("seed", arguments.seed, 0, 2**63 - 1)
     with ctrl_c_exits_at_once("pvae.sample"):
         import torch
         from PIL import Image
@@ -235,9 +236,8 @@ def _sample(arguments: argparse.Namespace) -> None:
     names = [f"sample-{number:04}.png" for number in range(1, arguments.num_samples + 1)]
     _check_out(run, arguments.out)
     with result_folder(arguments.out or run.place / "samples") as folder:
-        vae = run.vae()
         with seeded(arguments.seed, torch.device("cpu")):
-            images = sample_images(vae, arguments.num_samples, arguments.draws)
+            images = sample_images(run.vae(), arguments.num_samples, arguments.draws)
         images = run.preparation.shown(images).clamp(0, 1)
         written_by_pvae = PngInfo()
         written_by_pvae.add_text("Software", "pvae")
@@ -251,13 +251,41 @@ def _sample(arguments: argparse.Namespace) -> None:
         what = "draws from p(x | z)" if arguments.draws else "means of p(x | z)"
         title = f"{run.title}\n{what}, z ~ p(z), seed {arguments.seed}"
         write_figure(folder / "samples.png", image_figure(images[:64], min(8, len(names)), title))
-        last = f" to {names[-1]}" if len(names) > 1 else ""
-        sheet = "the first 64" if len(names) > 64 else "all of them"
-        print_line(f"{folder}: {names[0]}{last}, and {sheet} on samples.png")
+        print_line(f"{folder}: {names[0]} to {names[-1]}, and the first 64 on samples.png")
 
 
-def _add_seed(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", metavar="S", type=int, default=0, help="seed of the random draws (default: 0)")
+def export(argv: Sequence[str] | None = None) -> int:
+    """Run the command `python -m pvae.export` and return its exit status, which `run_command` explains.
+
+    Args:
+        argv: the arguments after the program's name; `sys.argv` if left out.
+    """
+    parser = Parser("export", "Export encoder and decoder of a trained run as ONNX.", _EXPORT)
+    parser.add_argument("run", metavar="RUN", type=nonempty_path, help="a run folder")
+    parser.add_argument("--out", metavar="DIR", type=nonempty_path, help="where to write (default: RUN/onnx)")
+    return run_command("pvae.export", lambda: _export(parser.parse_args(argv)))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    with ctrl_c_exits_at_once("pvae.export"):
+        from pvae.runs.run import Run
+        from pvae.trained.export import export
+    run = Run.open(arguments.run)
+    names = ("encoder.onnx", "decoder.onnx") if arguments.out else ()
+    with result_folder(arguments.out or run.place / "onnx", names) as folder:
+        vae = run.vae()
+        for exported in export(vae, run.config.padded(run.data.image_shape), folder):
+            print_line(exported)
+        if domain := getattr(vae.p_x, "domain", ""):
+            print_line(f"N is any batch size; the pixels of x are {domain}")
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("run", metavar="RUN", type=nonempty_path, help="a run folder")
+    images = "an image file or a folder of image files (default: the test images of the run)"
+    add("images", metavar="IMAGES", nargs="?", type=nonempty_path, help=images)
+    add("--skip-broken", action="store_true", help="leave out files of IMAGES that cannot be decoded")
 
 
 def _check_out(run: Run, out: Path | None) -> None:
@@ -278,9 +306,8 @@ def _given_images(run: Run, arguments: argparse.Namespace) -> GivenImages:
 
     run.check_vae(None)
     if arguments.images is None:
-        if not run.data.dataset:
-            raise InputError(f"{run.path} was trained on images given from Python: name a file or folder of images")
         run.dataset(None, arguments.data_dir, arguments.offline)
     given = given_images(run, arguments.images, arguments.skip_broken)
-    print_note(given.note)
+    if given.note:
+        print(f"note: {given.note}", file=sys.stderr)
     return given

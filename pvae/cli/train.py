@@ -5,17 +5,25 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pvae.cli.command import Parser, add_places, ctrl_c_exits_at_once, nonempty_path, run_command
+from pvae.cli.command import (
+    Parser,
+    add_places,
+    ctrl_c_exits_at_once,
+    nonempty_path,
+    run_command,
+    whole_number,
+    whole_numbers,
+)
+from pvae.cli.draw import draw_side_by_side
 from pvae.config.config import OPTIONS, Config
-from pvae.config.options import flag, whole_number
+from pvae.config.options import flag
 from pvae.config.presets import SYSTEMS, as_option, get_system, list_systems
-from pvae.core.errors import InputError, brief, check_name
-from pvae.core.files import read_bounded
+from pvae.core.errors import InputError, check_name
 from pvae.core.terminal import is_first_process, is_torchrun, print_line
 
 if TYPE_CHECKING:
@@ -30,7 +38,6 @@ else:
 __all__ = ["main", "train_parser"]
 
 _WHERE = ("data_dir", "offline", "device", "threads", "quiet")
-_MOST_TOML = 2**18  # bytes
 
 _EXAMPLES = """\
 examples:
@@ -49,34 +56,11 @@ mean of -log p(x|z) and the rate the KL divergence of q(z|x) from p(z). The run 
 metrics.jsonl, checkpoint.safetensors, figures/ and TensorBoard events; pvae.load("RUN") gives the VAE in Python."""
 
 
-# Options that other programs have, where no option here has a similar name, and what to give instead.
-_OTHER_NAMES = {
-    name: advice
-    for names, advice in (
-        ("--encoder --decoder --layers", "give --network, and --hidden for its widths; the decoder is its reverse"),
-        (
-            "--conditional --labels",
-            "conditional VAEs do not exist here yet; labels are for evaluations and figures",
-        ),
-        ("--on-nan --max-skipped", "it was removed, since a training stops at NaN and names the cause"),
-        ("--model", "give --system, or --network, --posterior, --prior and --likelihood"),
-        ("--gpu --cuda --no-cuda", "give --device cuda, cuda:N or cpu"),
-        ("--kl-weight --kld-weight", "give --beta"),
-        ("--kl-annealing", "give --warm-up"),
-        ("--learning-rate", "give --lr"),
-        ("--lr-schedule --scheduler", "give --schedule"),
-        ("--z-dim", "give --latent-dim"),
-        ("--num-samples", "give --particles"),
-        ("--grad-clip --max-grad-norm", "give --clip-norm"),
-        ("--loss", "give --elbo and --likelihood"),
-        ("--optimizer", "there is Adam alone: --lr, --adam-eps"),
-        ("--data", "give --dataset folder:PATH, or --data-dir"),
-        ("--output --save-dir --log-dir", "give --out"),
-        ("--checkpoint --load", "give --resume RUN"),
-        ("--workers --num-workers", "images are in memory; give --threads"),
-    )
-    for name in names.split()
-}
+_NETWORK = "give --network, and --hidden for its widths; the decoder is its reverse"
+_CONDITIONAL = "conditional VAEs do not exist here yet; labels are for evaluations and figures"
+_ABSENT = dict.fromkeys(["--encoder", "--decoder"], _NETWORK) | dict.fromkeys(
+    ["--conditional", "--labels"], _CONDITIONAL
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,38 +72,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         options = vars(train_parser().parse_args(argv))
-        seeds, jobs = options.pop("seeds"), options.pop("jobs")
-        if options.pop("list_systems"):
-            print(list_systems())
-        elif seeds is not None:
-            _train_seeds(seeds, jobs, options, sys.argv[1:] if argv is None else argv)
-        elif jobs is not None:
-            raise InputError("--jobs goes with --seeds: leave it out")
-        else:
-            _train(options)
+        if options["list_systems"]:
+            print_line(list_systems())
+            return
+        with ctrl_c_exits_at_once("pvae.train"):
+            import pvae.training.fit  # noqa: F401  torch is slow to import
+        (_train if options["seeds"] is None else _train_seeds)(options)
 
-    return run_command("pvae.train", command, "interrupted before any step was taken")
+    return run_command("pvae.train", command)
 
 
 def train_parser() -> argparse.ArgumentParser:
     """Return the parser of `python -m pvae.train`; its result has only those options of `Config` that were given."""
     description = "Train a variational autoencoder, written as Pyro functions, by stochastic variational inference."
-    parser = Parser("train", description, _EXAMPLES, _OTHER_NAMES)
+    parser = Parser("train", description, _EXAMPLES, _ABSENT)
     parser.add_argument("--list-systems", action="store_true", help="list the published systems, and do nothing else")
     _add_config_options(parser)
     group = parser.add_argument_group("device, folders and output")
-    out = "run folder, new or empty (default: runs/<time>-<system>-<elbo>)"
-    data_dir = (
-        "folder that holds MNIST/raw, FashionMNIST/raw, binarized_mnist/ or celeba/ (also: $PVAE_DATA); for a run of "
-        "folder:PATH, where those images are now"
-    )
-    add_places(group, out, data_dir=data_dir)
+    add_places(group, "run folder, new or empty (default: runs/<time>-<system>-<elbo>)")
     add = group.add_argument
     add("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto; on --resume, as before)")
     add(
         "--threads",
         metavar="N",
-        type=int,
+        type=whole_number(1, 1000),
         help="number of threads (default: the fastest in the first steps, which depends on what else the machine "
         "computes; on --resume, as before); another number may change last digits",
     )
@@ -127,14 +103,9 @@ def train_parser() -> argparse.ArgumentParser:
     add(
         "--seeds",
         metavar="LIST",
-        help="0:8 (0 to 7) or 0,3,5: a run for each into --out DIR/seed-S, and a table of mean and spread; the number "
-        "of threads that each has may change last digits",
-    )
-    add(
-        "--jobs",
-        metavar="N",
-        type=int,
-        help="with --seeds: number of runs at a time, among which the cores are divided (default: one run per core)",
+        type=whole_numbers(0, 10**9),
+        help="0:8 (0 to 7) or 0,3,5: a run for each, one after the other, into --out DIR/seed-S (default: "
+        "runs/<system>-<elbo>-seeds), and a table of mean and spread; the same command again resumes them",
     )
     add("--quiet", action="store_true", help="print the run folder and no progress")
     return parser
@@ -142,9 +113,8 @@ def train_parser() -> argparse.ArgumentParser:
 
 def _add_config_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is trained (defaults: those of the system; here deep-bayes)")
-    group.add_argument(
-        "--config", metavar="FILE", type=nonempty_path, help="a system of your own: the options below, as TOML"
-    )
+    own = "a system of your own: the options below, as TOML"
+    group.add_argument("--config", metavar="FILE", type=nonempty_path, help=own)
     for name, option in OPTIONS.items():
         if name == "elbo":
             group = parser.add_argument_group("how it is trained")
@@ -164,66 +134,60 @@ def _add_config_options(parser: argparse.ArgumentParser) -> None:
             )
 
 
-def _train_seeds(text: str, jobs: int | None, options: dict[str, Any], argv: Sequence[str]) -> None:
-    """Train each seed by a process of this command."""
-    with ctrl_c_exits_at_once("pvae.train"):
-        from pvae.cli.seeds import check_seeds, train_seeds
-
-    if is_torchrun():
-        raise InputError("--seeds starts its own processes: run it without torchrun")
-    for name in ("seed", "resume"):
-        if options.get(name) is not None:
-            raise InputError(f"--seeds {text} names the seeds, and finds the runs to resume: leave --{name} out")
-    if jobs is not None:
-        whole_number("jobs", jobs)
-    seeds = check_seeds(text)
-    config, _ = _configured(options)
-    train_seeds(
-        config,
-        seeds,
-        options["out"] or Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-{config.system}-{config.elbo}-seeds",
-        _without_seeds(argv),
-        jobs=jobs,
-        data=(options["data_dir"], options["offline"]),
-        quiet=options["quiet"],
-    )
-
-
-def _without_seeds(argv: Sequence[str]) -> list[str]:
-    """Return the arguments of one seed's process: without --seeds, --jobs, --out and --quiet."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--seeds", "--jobs", "--out"):
-        parser.add_argument(name)
-    parser.add_argument("--quiet", action="store_true")
-    return parser.parse_known_args(argv)[1]
-
-
-def _train(options: dict[str, Any]) -> None:
-    with ctrl_c_exits_at_once("pvae.train"):
-        from pvae.runs.run import Run
-        from pvae.training.fit import fit, resume  # imports torch, which is slow: after the arguments are read
-
-    where = {name: options[name] for name in _WHERE}
-    if where["threads"] is not None:
-        whole_number("threads", where["threads"])
+def _train(options: Mapping[str, Any]) -> None:
     path, out = options["resume"], options["out"]
     if path is None:
         config, data = _configured(options)
-        run = fit(config, data=data, out=out, **{**where, "device": where["device"] or "auto"})
+        run = _fit(config, data, out, options)
+    elif out is None:
+        run = _resume(path, _chosen(options), options)
     else:
-        if out is not None:
-            raise InputError(f"--resume {path} writes into that folder: leave --out out")
-        chosen, recorded = _chosen(options), Run.open(path).config
-        for name, value in chosen.items():
-            ours, theirs = OPTIONS[name].check(name, value), getattr(recorded, name)
-            if name != "epochs" and ours != theirs:
-                raise InputError(
-                    f"{as_option(name, ours)} contradicts {path}/config.json, which says {as_option(name, theirs)}: "
-                    "leave it out, or start a new run"
-                )
-        run = resume(path, chosen.get("epochs"), **where)
+        raise InputError(f"--resume {path} writes into that folder: leave --out out")
     if is_first_process():
-        print_line(run.path if where["quiet"] else _what_is_next(run))
+        print_line(run.path if options["quiet"] else _what_is_next(run))
+
+
+def _train_seeds(options: Mapping[str, Any]) -> None:
+    """Train a run for each seed, one after the other, and draw these runs side by side, with their table."""
+    if is_torchrun():
+        raise InputError("--seeds trains in one process: run it without torchrun")
+    if options["resume"] or "seed" in options:
+        raise InputError("--seeds names the seeds and finds the runs to resume: leave --seed and --resume out")
+    config, data = _configured(options)
+    folder = options["out"] or Path("runs") / f"{config.system}-{config.elbo}-seeds"
+    runs = []
+    for seed in options["seeds"]:
+        one, path = config.replace(seed=seed), folder / f"seed-{seed}"
+        is_new = not (path / "config.json").exists()
+        run = _fit(one, data, path, options) if is_new else _resume(path, asdict(one), options)
+        runs.append(run.path)
+    if options["quiet"]:
+        print_line(folder)
+    else:
+        draw_side_by_side(runs, folder, options["data_dir"], options["offline"])
+
+
+def _fit(config: Config, data: Dataset | None, out: Path | None, options: Mapping[str, Any]) -> Run:
+    from pvae.training.fit import fit
+
+    where = {name: options[name] for name in _WHERE if options[name] is not None}
+    return fit(config, data=data, out=out, **where)
+
+
+def _resume(path: Path, chosen: Mapping[str, Any], options: Mapping[str, Any]) -> Run:
+    """Resume a run, whose configuration the chosen options must not contradict, except in the number of epochs."""
+    from pvae.runs.run import Run
+    from pvae.training.fit import resume
+
+    recorded = Run.open(path).config
+    for name, value in chosen.items():
+        ours, theirs = OPTIONS[name].check(name, value), getattr(recorded, name)
+        if name not in ("epochs", "source") and ours != theirs:
+            raise InputError(
+                f"{as_option(name, ours)} contradicts {path}/config.json, which says {as_option(name, theirs)}: "
+                "give the same, or start a new run"
+            )
+    return resume(path, chosen.get("epochs"), **{name: options[name] for name in _WHERE})
 
 
 def _what_is_next(run: Run) -> str:
@@ -239,29 +203,22 @@ def _what_is_next(run: Run) -> str:
     is_stopped = run.metrics()[-1].epoch < run.config.epochs  # by --patience
     if run.config.schedule == "constant" and not is_stopped:
         following.append(f"python -m pvae.train --resume {folder} --epochs {2 * run.config.epochs}")
-    if not run.data.dataset:  # no command can find images given from Python
-        following = [run.in_python, f"tensorboard --logdir {folder}"]
     return f"done; the run is in {folder}: {files}\nnext:  " + "\n   or  ".join(following)
 
 
-def _chosen(options: dict[str, Any]) -> dict[str, Any]:
+def _chosen(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of `Config` that are given by the command line or, failing that, by the TOML file."""
-    path, chosen = options["config"], {}
-    if path is not None:
-        try:
-            chosen = tomllib.loads(read_bounded(path, _MOST_TOML).decode("utf-8"))
-            for name, value in chosen.items():
-                OPTIONS[check_name("option", name, OPTIONS)].check(name, value)
-        except InputError as error:
-            raise InputError(f"--config {path}: {error}") from None
-        except OSError as error:
-            raise InputError(f"--config {path} cannot be read ({error.strerror})") from None
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"--config {path} is not TOML: {brief(error)}") from None
+    path = options["config"]
+    try:
+        chosen = tomllib.loads(path.read_text(encoding="utf-8")) if path else {}
+        for name, value in chosen.items():
+            OPTIONS[check_name("option", name, OPTIONS)].check(name, value)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"--config {path}: {error}") from None
     return {**chosen, **{name: options[name] for name in OPTIONS if name in options}}
 
 
-def _configured(options: dict[str, Any]) -> tuple[Config, Dataset | None]:
+def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
     """Return the named system with the given options; a TOML file may name a system of its own.
 
     The system "images" gets the options that suit its images; these are returned too, and what was chosen is printed.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import signal
@@ -12,11 +11,10 @@ import sys
 
 import pytest
 import torch
+from helpers import commands
 
 import pvae
-from pvae.cli import seeds
 from pvae.cli.train import main
-from pvae.core.errors import LostError
 from pvae.runs import data
 from pvae.training import fit
 
@@ -31,43 +29,22 @@ def few(monkeypatch, no_pictures, few_digits, tmp_path):
 
 
 def refuse(capsys, tmp_path, *arguments):
-    """Run the command; return its one line on stderr after checking that it wrote nothing."""
-    before = sorted(tmp_path.rglob("*"))
-    assert main([str(a) for a in arguments]) == 2
-    printed = capsys.readouterr()
-    assert printed.err.startswith("pvae.train: ")
-    assert printed.err.count("\n") == 1, printed.err
-    assert sorted(tmp_path.rglob("*")) == before
-    return printed.err
+    return commands.refuse(main, arguments, capsys, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--system", "deep-bays"], "did you mean 'deep-bayes'"),
-        (["--elbo", "analitic"], "did you mean 'analytic'"),
         (["--dataset", "minst"], "did you mean 'mnist'"),
-        (["--binarize", "dinamic"], "did you mean 'dynamic'"),
         (["--hidden"], "--hidden"),
-        (["--hidden", "0"], "--hidden must be"),
-        (["--latent-dim", "0"], "--latent-dim must be"),
-        (["--latent-dim", "-3"], "--latent-dim must be"),
-        (["--particles", "0"], "--particles must be"),
-        (["--batch-size", "0"], "--batch-size must be"),
-        (["--batch-size", "131"], "larger than the 130 training images"),
         (
             ["--network", "mlp-batchnorm", "--batch-size", "43"],
             "a batch of one image, the last of 130 by --batch-size 43",
         ),
-        (["--epochs", "-1"], "--epochs must be"),
         (["--epochs", "1.5"], "--epochs"),
-        (["--lr", "0"], "--lr must be"),
         (["--lr", "nan"], "--lr must be"),
-        (["--beta", "-1"], "--beta must be"),
-        (["--beta", "inf"], "--beta must be"),
-        (["--seed", "-1"], "--seed must be"),
         (["--scale", "2"], "--scale goes with a normal"),
-        (["--network", "linear", "--hidden", "4"], "--hidden goes with"),
         (
             ["--network", "conv", "--activation", "tanh"],
             "--activation goes with --network mlp or mlp-batchnorm, or --upper-latent-dims",
@@ -78,17 +55,9 @@ def refuse(capsys, tmp_path, *arguments):
         (["--resume", "nowhere"], "nowhere is not a run folder"),
         (["--no-such-option"], "--help"),
         (["--epochss", "1"], "did you mean --epochs?"),
-        (["--epoch", "1"], "--epochs"),
         (["--encoder", "conv"], "give --network"),
         (["--conditional"], "conditional VAEs do not exist here yet"),
         (["--labels", "y.csv"], "conditional VAEs do not exist here yet"),
-        (["--learning-rate", "1"], "give --lr"),
-        (["--lr-schedule=cosine"], "give --schedule"),
-        (["--batchsize", "8"], "--batch-size"),
-        (["--kl-weight", "2"], "give --beta"),
-        (["--gpu"], "give --device"),
-        (["--on-nan", "skip"], "was removed"),
-        (["--post", "iaf"], "did you mean --posterior?"),
         (["stray"], "--help"),
         (["--hidden", "1000000000"], "do not fit into memory"),
         (
@@ -96,22 +65,12 @@ def refuse(capsys, tmp_path, *arguments):
             "--upper-latent-dims 1000000 --upper-hidden 1000000 do not fit into memory",
         ),
         (["--posterior", "normal-full", "--latent-dim", "100000"], "--posterior normal-full do not fit into memory"),
-        (["--hidden", "1000000000000"], "at most 1,000,000,000"),
-        (["--latent-dim", "9223372036854775807"], "at most 1,000,000,000"),
-        (["--particles", "9223372036854775807"], "at most 1,000,000,"),
         (["--seed", "9223372036854775808"], "at most 9,223,372,036,854,775,807"),
-        (["--pad", "9223372036854775807"], "at most 1,000"),
-        (["--image-size", "9223372036854775807"], "--image-size must be auto, a size such as 28x20"),
-        (["--batch-size", "0"], "at least 1 and at most 1,000,000,000, not 0"),
         (["--particles", "-1"], "at least 1 and at most 1,000,000, not -1"),
         (["--batch-size", "131"], "give at least --batch-size 1 and at most 130"),
-        *((["--" + name, "1e39"], "at most 1e+38, not 1e+39") for name in ("lr", "adam-eps", "beta", "free-bits")),
-        (["--likelihood", "normal", "--scale", "1e39"], "at most 1e+38"),
-        (["--likelihood", "normal", "--scale", "1e-50"], "at least 1e-38"),
-        (["--clip-norm", "1e39"], "at most 1e+38"),
+        (["--lr", "1e39"], "at most 1e+38, not 1e+39"),
         (["--elbo", "renyi", "--alpha", "inf"], "at most 1e+38"),
         (["--compile", "cuda-graph"], "--compile cuda-graph was removed"),
-        (["--elbo", "ciwae", "--mix", "1.5"], "at least 0 and at most 1, not 1.5"),
     ],
 )
 def test_bad_options(few, capsys, tmp_path, arguments, says):
@@ -219,17 +178,6 @@ def test_what_a_run_prints(few, monkeypatch, few_digits, capsys, tmp_path):
     assert pvae.load("my run").p_z.loc.shape == (2,)
 
 
-def test_no_command_is_printed_that_would_refuse_the_run(few, capsys):
-    """No command can find images given from Python; a finished run does not need them."""
-    assert main([*SMALL, "--out", "run"]) == 0
-    capsys.readouterr()
-    assert main(["--resume", "run"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-2].startswith("next:  in Python, pvae.resume('run', data=data) resumes it, and")
-    assert lines[-1] == "   or  tensorboard --logdir run"
-    assert not any("python -m" in line for line in lines)
-
-
 def test_the_printed_command_resumes(tmp_path, capsys, monkeypatch, tiny_mnist, lay_mnist):
     """Nothing is replaced here: the data are found in --data-dir, and when resuming without it."""
     monkeypatch.chdir(tmp_path)
@@ -295,29 +243,8 @@ def test_help_teaches():
     assert " torch" not in done.stderr, "torch is imported before the arguments are read"
 
 
-@pytest.mark.parametrize("given", [[], ["--seeds", "0:2", "--out", "runs"]])
-def test_a_signal_before_a_training(few, monkeypatch, capsys, given):
+def test_a_signal_before_a_training(few, monkeypatch, capsys):
     """For instance while the data are loaded."""
-
-    def signalled(*_, **__):
-        signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(fit, "fit", signalled)
-    monkeypatch.setattr(seeds, "train_seeds", signalled)
-    assert main([*SMALL, *given]) == 143
-    assert capsys.readouterr().err == "pvae.train: interrupted before any step was taken\n"
-
-
-def test_a_signal_while_the_error_is_printed(few, monkeypatch):
-    class Signalling(io.StringIO):
-        def write(self, text):
-            if text.strip():
-                signal.raise_signal(signal.SIGTERM)
-            return super().write(text)
-
-    def lost(*_, **__):
-        raise LostError("the disk is full")
-
-    monkeypatch.setattr(fit, "fit", lost)
-    monkeypatch.setattr(sys, "stderr", Signalling())
-    assert main([*SMALL, "--out", "run"]) == 143
+    monkeypatch.setattr(fit, "fit", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    assert main(SMALL) == 143
+    assert capsys.readouterr().err == "pvae.train: interrupted; any file already written is complete\n"

@@ -118,7 +118,7 @@ def test_bad_input_is_one_line(runs, found, capsys, tmp_path):
         ([str(runs["mlp-2d"].path), "--what", "manifald"], "did you mean 'manifold'"),
         ([str(tmp_path)], "not a run folder"),
         ([str(tmp_path / "nowhere")], "there is nothing of that name"),
-        ([str(runs["mlp-2d"].path), "--attribute", "0"], "have no attributes"),
+        ([str(runs["mlp-2d"].path), "--attribute", "0"], "needs attributes"),
         ([str(runs["mlp-2d"].path), "--outt", "x"], "did you mean --out?"),
         ([], "RUN"),
         ([str(runs["mlp-2d"].path), "--out", "/proc/no/such"], "cannot be written"),
