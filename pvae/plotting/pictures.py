@@ -121,10 +121,7 @@ def manifold(run: Run) -> Figure:
     codes.require(run, codes.is_plane(run), "two latent dimensions", ": train with --latent-dim 2")
     codes.require(run, run.vae().has_density and codes.has_normal_prior(run), "the prior N(0, 1)")
     title = f"{run.title}\nmean of p(x | z) at the quantiles of p(z), z_1 to the right, z_2 upward"
-    values = [f"{value:+.1f}" for value in latent_space.prior_quantiles(20).tolist()]
-    return run_figures.image_figure(
-        run.preparation.shown(latent_space.manifold(run.vae())), 20, title, values[::-1], values
-    )
+    return run_figures.image_figure(run.preparation.shown(latent_space.manifold(run.vae())), 20, title)
 
 
 def traversal(run: Run) -> Figure:
@@ -205,6 +202,5 @@ def attributes(run: Run, names: Sequence[str] = ()) -> Figure:
         z = codes.test_codes(run)[start] + torch.tensor(_ALPHAS)[:, None] * vector
         rows += [run.preparation.x(codes.test_images(run).images[start : start + 1]), latent_space.decode(run.vae(), z)]
     title = f"{run.title}\na test image, then the mean of p(x | z + alpha v), alpha from -3 to 3"
-    values = ["image", *(f"{alpha:+g}" for alpha in _ALPHAS)]
     images = run.preparation.shown(torch.cat(rows))
-    return run_figures.image_figure(images, len(values), title, names, values)
+    return run_figures.image_figure(images, len(_ALPHAS) + 1, title, names)

@@ -18,7 +18,6 @@ from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
-from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
@@ -117,30 +116,25 @@ def titled_figure(title: str, width: float, height: float) -> Figure:
     return figure
 
 
-def image_figure(
-    images: Tensor, num_columns: int, title: str, row_labels: Sequence[str] = (), column_labels: Sequence[str] = ()
-) -> Figure:
-    """Return images (N, C, H, W) in [0, 1] in rows, with optional labels for each row and column."""
+def image_figure(images: Tensor, num_columns: int, title: str, row_labels: Sequence[str] = ()) -> Figure:
+    """Return images (N, C, H, W) in [0, 1] in rows, with an optional label for each row."""
     num_rows = -(-len(images) // num_columns)
     figure = titled_figure(title, max(0.75 * num_columns + 1.2, 5.0), 0.75 * num_rows + 0.6)
-    _show_images(figure.add_subplot(), images, num_columns, row_labels, column_labels)
+    _show_images(figure.add_subplot(), images, num_columns, row_labels)
     return figure
 
 
-def _show_images(
-    axes: Axes, images: Tensor, num_columns: int, row_labels: Sequence[str] = (), column_labels: Sequence[str] = ()
-) -> None:
+def _show_images(axes: Axes, images: Tensor, num_columns: int, row_labels: Sequence[str] = ()) -> None:
     """Show images (N, C, H, W) in [0, 1] row by row, with grey lines between them; unused places are white."""
-    height, width = images.shape[-2] + 1, images.shape[-1] + 1
     num_rows = -(-len(images) // num_columns)
     unused = images.new_ones(num_rows * num_columns - len(images), *images.shape[1:])
     places = pad(torch.cat([images, unused]).cpu(), (1, 0, 1, 0), value=0.5).unflatten(0, (num_rows, num_columns))
     grid = pad(places.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3), (0, 1, 0, 1), value=0.5)  # (C, rows, columns)
     shown = grid.permute(1, 2, 0) if len(grid) == 3 else grid.mean(0)  # neither grey nor colour: the mean over channels
     axes.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_xticks([(column + 0.5) * width for column in range(len(column_labels))], column_labels, fontsize=7)
+    axes.set_xticks([])
     labels = [_drawable(label)[0] for label in row_labels]  # an axis writes its labels anew while it is drawn
-    axes.set_yticks([(row + 0.5) * height for row in range(len(labels))], labels)
+    axes.set_yticks([(row + 0.5) * (images.shape[-2] + 1) for row in range(len(labels))], labels)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
@@ -237,7 +231,7 @@ def scatter_figure(splits: Mapping[str, ScatterData], names: Sequence[str], titl
         axes.set(title=split, xlabel=quantity.format(1), ylabel=quantity.format(2))
     if is_coloured:
         entries = [name if name.startswith(str(index)) else f"{index}: {name}" for index, name in enumerate(names)]
-        handles = [Line2D([], [], marker="o", linestyle="", color=PALETTE[i % len(PALETTE)]) for i in range(len(names))]
+        handles = [axes.scatter([], [], color=PALETTE[index % len(PALETTE)]) for index in range(len(names))]
         figure.legend(handles, entries, loc="outside right center", frameon=False, fontsize=8, ncols=num_columns)
     return figure
 
@@ -273,10 +267,14 @@ def comparison_figure(measurements: Sequence[Measurement], title: str) -> Figure
     """
     last = [one for one in measurements if one.stage == measurements[-1].stage]
     figure = titled_figure(f"{title}, {last[0].stage}: the same weights, images and noise for all", 12.5, 4.4)
+
+    def ratio(gradient: Gradient) -> tuple[float, float]:
+        return gradient.signal_to_noise, gradient.signal_to_noise_stderr
+
     panels: dict[str, Callable[[Measurement], tuple[float, float]]] = {
         "log p(x) - bound, nats per datum": lambda one: (-one.bias, one.value.stderr),
-        "encoder's gradient, signal / noise": lambda one: _ratio(one.encoder_gradient),
-        "decoder's gradient, signal / noise": lambda one: _ratio(one.decoder_gradient),
+        "encoder's gradient, signal / noise": lambda one: ratio(one.encoder_gradient),
+        "decoder's gradient, signal / noise": lambda one: ratio(one.decoder_gradient),
     }
     names = list(dict.fromkeys(one.estimator for one in last))
     counts = sorted({one.particles for one in last})
@@ -301,12 +299,6 @@ def comparison_figure(measurements: Sequence[Measurement], title: str) -> Figure
     return figure
 
 
-def _ratio(gradient: Gradient) -> tuple[float, float]:
-    """Return a signal-to-noise ratio and its standard error, 0 where there is no noise."""
-    error = gradient.signal_to_noise_stderr
-    return gradient.signal_to_noise, 0.0 if error != error else error
-
-
 def save_figures(
     run: Run, images: Tensor, reconstructions: Tensor, samples: Tensor, before_each: Callable[[], None] = lambda: None
 ) -> Path:
@@ -325,16 +317,13 @@ def save_figures(
     folder, title = run.figures(), run.title
     for leftover in filter(is_temporary, folder.iterdir()):  # of a process that was killed
         leftover.unlink(missing_ok=True)
-    figures: dict[str, Callable[[], Figure]] = {
-        "reconstructions": lambda: reconstruction_figure(images, reconstructions, title),
-        "samples": lambda: sample_figure(samples, title),
-        "losses": lambda: loss_figure(run.metrics(), title),
-    }
-    if not len(samples):
-        del figures["samples"]
-    for name, figure in figures.items():
+    before_each()
+    write_figure(folder / "reconstructions.png", reconstruction_figure(images, reconstructions, title))
+    if len(samples):
         before_each()
-        write_figure(folder / f"{name}.png", figure())
+        write_figure(folder / "samples.png", sample_figure(samples, title))
+    before_each()
+    write_figure(folder / "losses.png", loss_figure(run.metrics(), title))
     return folder
 
 

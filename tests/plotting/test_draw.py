@@ -427,7 +427,7 @@ def pictures_with(name):
     images, codes, classes = torch.zeros(2, 1, 4, 4), torch.arange(12.0).view(6, 2), torch.arange(6) % 2
     return {
         "title": run_figures.sample_figure(images, name),
-        "row": run_figures.image_figure(images, 2, "title", [name], ["image", "+1"]),
+        "row": run_figures.image_figure(images, 2, "title", [name]),
         "class": run_figures.scatter_figure({"test": ScatterData(codes, classes)}, [name, "other"], "title"),
         "codes": run_figures.scatter_figure({name: ScatterData(codes)}, [], "title"),
         "band": run_figures.band_figure({name: (images, images)}, 2, "title"),
