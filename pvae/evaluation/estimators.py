@@ -16,7 +16,6 @@ from torch import Tensor
 from pvae.core.errors import InputError, check_finite
 from pvae.core.random_state import seeded
 from pvae.core.records import markdown_of
-from pvae.elbos.base import PerDatumELBO
 from pvae.elbos.registry import ELBO_CLASSES, build_elbo
 from pvae.reference import linear_gaussian
 from pvae.trained.log_likelihood import Estimate, images_at_once, importance_sample
@@ -170,8 +169,7 @@ def pairs_to_compare(
         particles: values of K.
         num_groups: number of groups of "miwae" and "piwae".
     """
-    pairs, reasons = [], []
-    has_closed_form = True
+    pairs, reasons, has_closed_form = [], [], True
     try:
         with seeded(0, x.device), pyro.get_param_store().scope():
             build_elbo("analytic").loss(vae.model, vae.guide, x)
@@ -179,23 +177,21 @@ def pairs_to_compare(
         has_closed_form = False
     for count in particles:
         for name in names:
-            kind, reason = ELBO_CLASSES[name], ""
-            if not has_closed_form and kind.needs_closed_form:
-                reason = "the KL divergence of this posterior from this prior has no closed form"
-            elif count < kind.least_particles:
-                reason = "there is no other draw to compare with"
-            elif count == 1 and kind.is_importance_weighted:
-                reason = "with one particle its bound equals the ELBO"
-            elif "num_groups" in kind.options and num_groups == 1:
-                reason = "with one group it is iwae"
-            elif "num_groups" in kind.options and count % num_groups:
-                reason = f"K must be a multiple of {num_groups}"
-            elif name == "miwae" and count == num_groups:
-                reason = "with one draw in each group its bound equals the ELBO"
-            if reason:
-                reasons.append(f"{name} is left out at K = {count}: {reason}")
-            else:
+            kind = ELBO_CLASSES[name]
+            obstacles = {
+                "the KL divergence of this posterior from this prior has no closed form": (
+                    kind.needs_closed_form and not has_closed_form
+                ),
+                "there is no other draw to compare with": count < kind.least_particles,
+                "with one particle its bound equals the ELBO": count == 1 and kind.is_importance_weighted,
+                f"K must be a multiple of {num_groups}": "num_groups" in kind.options and count % num_groups != 0,
+                "with one draw in each group its bound equals the ELBO": name == "miwae" and count == num_groups,
+            }
+            reason = next((reason for reason, is_so in obstacles.items() if is_so), None)
+            if reason is None:
                 pairs.append((name, count))
+            else:
+                reasons.append(f"{name} is left out at K = {count}: {reason}")
     return pairs, reasons
 
 
@@ -226,48 +222,39 @@ def measure_estimator(
     """
     elbo = build_elbo(name, num_particles, **options)
     parts = x.split(images_at_once(vae, x, num_particles))
-    values, seconds, moments = [], [], (Moments(), Moments())
+    encoder, decoder = list(vae.q_z.parameters()), [*vae.p_x.parameters(), *vae.p_z.parameters()]
+    values, seconds, of_encoder, of_decoder = [], [], Moments(), Moments()
     for repetition in range(repetitions):
-        started = time.perf_counter()
-        value, gradients = _bound_and_gradients(vae, parts, elbo, repetition)
+        started, value = time.perf_counter(), 0.0
+        vae.zero_grad()
+        with seeded(repetition, x.device), pyro.get_param_store().scope():
+            for part in parts:
+                loss = elbo.differentiable_loss(vae.model, vae.guide, part) * (len(part) / len(x))
+                loss.backward()
+                value -= loss.item()
+        of_encoder.add(_gradient(encoder))
+        of_decoder.add(_gradient(decoder))
         seconds.append(time.perf_counter() - started)
         values.append(value)
-        for moment, gradient in zip(moments, gradients):
-            moment.add(gradient)
     vae.zero_grad()
-    estimate = Estimate.of(torch.tensor(values))
-    encoder, decoder = (moment.gradient() for moment in moments)
-    bias = estimate.mean - log_p.mean
-    check_finite({"bias": bias, "variance": [encoder.variance, decoder.variance]}, f"{name}, K = {num_particles}")
-    return Measurement(
+    bound = Estimate.of(torch.tensor(values))
+    measurement = Measurement(
         stage=stage,
         estimator=name,
         particles=num_particles,
-        value=estimate,
-        bias=bias,
-        encoder_gradient=encoder,
-        decoder_gradient=decoder,
+        value=bound,
+        bias=bound.mean - log_p.mean,
+        encoder_gradient=of_encoder.gradient(),
+        decoder_gradient=of_decoder.gradient(),
         milliseconds=1000 * statistics.median(seconds),
     )
+    variances = [measurement.encoder_gradient.variance, measurement.decoder_gradient.variance]
+    check_finite({"bias": measurement.bias, "variance": variances}, f"{name}, K = {num_particles}")
+    return measurement
 
 
-def _bound_and_gradients(
-    vae: VAE, parts: Sequence[Tensor], elbo: PerDatumELBO, seed: int
-) -> tuple[float, tuple[Tensor, Tensor]]:
-    """Return the bound of a batch given in parts, and its gradients with respect to encoder and decoder."""
-    vae.zero_grad()
-    count, value = sum(map(len, parts)), 0.0
-    with seeded(seed, parts[0].device), pyro.get_param_store().scope():
-        for part in parts:
-            loss = elbo.differentiable_loss(vae.model, vae.guide, part) * (len(part) / count)
-            loss.backward()
-            value -= loss.item()
-    encoder, rest = list(vae.q_z.parameters()), [*vae.p_x.parameters(), *vae.p_z.parameters()]
-    return value, (_flat(encoder), _flat(rest))
-
-
-def _flat(parameters: Sequence[Tensor]) -> Tensor:
-    gradients = (p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters)
+def _gradient(parameters: Sequence[Tensor]) -> Tensor:
+    gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
     return torch.cat([gradient.flatten() for gradient in gradients]).double()
 
 
@@ -294,11 +281,8 @@ K: draws of z for each image. bound: mean over repetitions with different draws,
 log p(x); the nearer to 0, the tighter the bound. decoder: its parameters and those of the prior. variance: trace of the
 covariance of the gradient over the same draws. signal/noise: |E g| / sqrt(E |g - E g|^2); a higher ratio is better for
 training. The errors of variance and ratio are by the jackknife over groups of repetitions. ms: time for loss and
-gradients of the batch.
-What to look for: more draws make iwae tighter but lower its encoder's signal/noise, which dreg partly restores. stl has
-less variance than trace near the posterior. score needs no derivative of the decoder but has a high variance, which
-score-loo reduces. Estimators that equal another one are left out: handwritten, which equals trace; with K = 1 all
-importance-weighted bounds; and miwae with one draw in each group. piwae has miwae's encoder and iwae's decoder."""
+gradients of the batch. Estimators that equal another one are left out: handwritten, which equals trace; with K = 1 all
+importance-weighted bounds; and miwae with one draw in each group."""
 
 
 def to_markdown(measurements: Sequence[Measurement]) -> str:

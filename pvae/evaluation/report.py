@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,6 @@ from pvae.trained.codes import test_images
 from pvae.trained.log_likelihood import (
     LAYER_RATE,
     MOST_UNTRUSTED,
-    TRUSTED,
     Estimate,
     ImportanceSample,
     bits_per_dimension,
@@ -34,7 +34,8 @@ from pvae.vae import VAE
 
 __all__ = ["ElboParts", "LogLikelihood", "RateDecomposition", "Report", "evaluate", "to_text"]
 
-_ACTIVE = "those whose posterior mean varies (variance above 0.01)"
+
+# The metadata of a field below are its label and its note in `to_text`; its name is its key in evaluation.json.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,41 +56,15 @@ class RateDecomposition:
         log_images: log N, where N is the number of images in q(z): all test images that are evaluated.
     """
 
-    num_images: int
-    rate: Estimate
-    rate_closed_form: Estimate
-    sampling_stderr: float
-    mutual_information: Estimate
-    mutual_information_upper: Estimate
-    total_correlation: Estimate
-    dimension_wise_kl: Estimate
-    log_images: float
-
-    @classmethod
-    def of(cls, vae: VAE, x: Pixels, seed: int, rates: Tensor) -> RateDecomposition | None:
-        """Return the parts of the rate of a random subset of images, or None if the VAE's rate cannot be split.
-
-        Args:
-            vae: in eval mode.
-            x: N images.
-            seed: selects the subset.
-            rates: `rate_closed_form` of each image, (N,).
-        """
-        try:
-            split = split_rate(vae, x, seed=seed)
-        except InputError:
-            return None
-        names = ("rate", "mutual_information", "total_correlation", "dimension_wise_kl")
-        estimates = {name: Estimate.of(getattr(split, name)) for name in names}
-        upper, closed_form = Estimate.of(split.leave_one_out), rates[split.images]
-        return cls(
-            num_images=len(split.images),
-            **estimates,
-            rate_closed_form=Estimate.of(closed_form),
-            sampling_stderr=Estimate.of(split.rate - closed_form).stderr,
-            mutual_information_upper=min(upper, estimates["rate"], key=lambda bound: bound.mean),
-            log_images=math.log(len(x)),
-        )
+    num_images: int = field(metadata={"test images": "a random subset, if there are more; one draw of z each"})
+    rate: Estimate = field(metadata={"rate": "log q(z | x) - log p(z), the sum of the three parts"})
+    rate_closed_form: Estimate = field(metadata={"  KL(q(z | x) || p(z))": "of the same images, computed as above"})
+    sampling_stderr: float = field(metadata={"  error from the draws": "of z, a part of the error of the rate"})
+    mutual_information: Estimate = field(metadata={"mutual information": "I(x; z) over all images is at least this"})
+    mutual_information_upper: Estimate = field(metadata={"  I(x; z) at most": "over all images, not only these"})
+    total_correlation: Estimate = field(metadata={"total correlation": "KL(q(z) || prod_l q(z_l))"})
+    dimension_wise_kl: Estimate = field(metadata={"dimension-wise KL": "sum_l KL(q(z_l) || p(z_l))"})
+    log_images: float = field(metadata={"log N": "the most that the mutual information of N images can be"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,40 +85,17 @@ class ElboParts:
         latent_dims: for each stochastic layer, the number of latent dimensions.
     """
 
-    elbo: Estimate
-    bits_per_dimension: Estimate | None
-    distortion: Estimate
-    rate: Estimate
-    layer_rates: tuple[Estimate, ...] = ()
-    posterior_entropy: Estimate | None = None
-    cross_entropy: Estimate
-    posterior_mean_loss: Estimate | None = None
+    elbo: Estimate = field(metadata={"ELBO": "of the pixels that it was trained on"})
+    bits_per_dimension: Estimate | None = field(metadata={"  bits per dimension": ""})
+    distortion: Estimate = field(metadata={"  distortion": "-E_q log p(x | z), the reconstruction error"})
+    rate: Estimate = field(metadata={"  rate": "KL(q(z | x) || p(z)), in closed form"})
+    layer_rates: tuple[Estimate, ...] = field(metadata={"    of z1, z2, ...": ""})
+    posterior_entropy: Estimate | None = field(metadata={"    posterior entropy": "H(q(z | x))"}, default=None)
+    cross_entropy: Estimate = field(metadata={"    cross entropy": "H(q(z | x), p(z))"})
+    posterior_mean_loss: Estimate | None = field(metadata={"posterior-mean loss": "not a bound"}, default=None)
     rate_decomposition: RateDecomposition | None
-    active_units: tuple[int, ...]
-    latent_dims: tuple[int, ...]
-
-    @classmethod
-    def of(cls, vae: VAE, x: Pixels, seed: int) -> ElboParts:
-        """Return the ELBO of images and its parts.
-
-        Args:
-            vae: in eval mode.
-            x: images, with the pixels that the VAE was trained on.
-            seed: selects the random subset of images whose rate is split.
-        """
-        terms = elbo_terms(vae, x)
-        active, prior = active_units(vae, x), vae.prior()
-        layer_rates = tuple(Estimate.of(terms.pop(name)) for name in [*terms] if name.startswith(LAYER_RATE))
-        bits = None if vae.is_pseudo else Estimate.of(bits_per_dimension(vae, terms["elbo"], x))
-        layers = active.split(prior.sizes if isinstance(prior, Hierarchy) else [len(active)])
-        return cls(
-            **{name: Estimate.of(values) for name, values in terms.items()},
-            layer_rates=layer_rates,
-            bits_per_dimension=bits,
-            rate_decomposition=RateDecomposition.of(vae, x, seed, terms["rate"].double()),
-            active_units=tuple(int(layer.sum()) for layer in layers),
-            latent_dims=tuple(map(len, layers)),
-        )
+    active_units: tuple[int, ...] = field(metadata={"active units": "means with a variance above 0.01"})
+    latent_dims: tuple[int, ...] = field(metadata={"  of latent dimensions": ""})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,38 +114,15 @@ class LogLikelihood:
         is_density: whether p(x) is a density.
     """
 
-    elbo: Estimate
-    estimate: Estimate
-    sampling_stderr: float
-    num_particles: int
-    effective_median: float
-    effective_least: float
-    untrusted: float
-    bits_per_dimension: Estimate
-    is_density: bool
-
-    @classmethod
-    def of(cls, vae: VAE, x: Pixels, sample: ImportanceSample, elbo: Estimate) -> LogLikelihood:
-        """Return the log-likelihood of images, with the ELBO of the same pixels.
-
-        Args:
-            vae: in eval mode.
-            x: images.
-            sample: the importance sample of the images.
-            elbo: the ELBO of the same pixels.
-        """
-        effective = sample.effective
-        return cls(
-            elbo=elbo,
-            estimate=Estimate.of(sample.log_p),
-            sampling_stderr=sample.mean_stderr,
-            num_particles=sample.num_particles,
-            effective_median=effective.median().item(),
-            effective_least=effective.min().item(),
-            untrusted=sample.untrusted,
-            bits_per_dimension=Estimate.of(bits_per_dimension(vae, sample.log_p, x)),
-            is_density=getattr(vae.p_x, "levels_per_unit", 1.0) != 1,
-        )
+    elbo: Estimate = field(metadata={"ELBO": "of the same pixels"})
+    estimate: Estimate = field(metadata={"log-likelihood": "log p(x) by importance sampling"})
+    sampling_stderr: float = field(metadata={"  error from the draws": "of z, a part of the error above"})
+    num_particles: int = field(metadata={"  importance samples": "for each image"})
+    effective_median: float = field(metadata={"  effective sample size": "the median over images"})
+    effective_least: float = field(metadata={"  the least": "of an image"})
+    untrusted: float = field(metadata={"  share of untrusted": "images, whose effective sample size is below 10"})
+    bits_per_dimension: Estimate = field(metadata={"  bits per dimension": ""})
+    is_density: bool = field(metadata={"  of a density": "bits are of density times distance of two levels"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,17 +201,11 @@ def evaluate(
     if len(seen) < 2 or num_particles < 2:
         raise InputError("an evaluation needs at least 2 test images and 2 importance samples")
     checkpoint = run.best_checkpoint()
+    draw = partial(importance_sample, binary, x, on_images=on_images, engine=engine, precision=precision)
     with seeded(seed, torch.device("cpu")):
-        parts = ElboParts.of(vae, seen, seed)
-        draw = partial(importance_sample, binary, x, on_images=on_images, engine=engine, precision=precision)
-        start = time.perf_counter()
-        sample, taken = draw(num_particles), time.perf_counter() - start
-        on_sample(sample, taken)
-        while sample.untrusted > MOST_UNTRUSTED and 2 * taken <= seconds:
-            sample, taken = sample.merged(draw(sample.num_particles)), time.perf_counter() - start
-            on_sample(sample, taken)
+        parts = _elbo_parts(vae, seen, seed)
+        sample = _trusted_sample(draw, num_particles, seconds, on_sample)
         elbo = Estimate.of(elbo_terms(binary, x)["elbo"]) if vae.is_pseudo else parts.elbo
-        log_likelihood = LogLikelihood.of(binary, x, sample, elbo)
     return Report(
         run=run.path.resolve().name,
         epoch=checkpoint.counts.epoch,
@@ -295,106 +218,116 @@ def evaluate(
         seed=seed,
         precision=precision,
         elbo_parts=parts,
-        log_likelihood=log_likelihood,
+        log_likelihood=_log_likelihood(binary, x, sample, elbo),
     )
 
 
-_Row = tuple[str, Estimate | str | None, str]  # name, value and note; a row without a value is left out
+def _elbo_parts(vae: VAE, x: Pixels, seed: int) -> ElboParts:
+    terms = elbo_terms(vae, x)
+    active, prior = active_units(vae, x), vae.prior()
+    layer_rates = tuple(Estimate.of(terms.pop(name)) for name in [*terms] if name.startswith(LAYER_RATE))
+    layers = active.split(prior.sizes if isinstance(prior, Hierarchy) else [len(active)])
+    return ElboParts(
+        **{name: Estimate.of(values) for name, values in terms.items()},
+        layer_rates=layer_rates,
+        bits_per_dimension=None if vae.is_pseudo else Estimate.of(bits_per_dimension(vae, terms["elbo"], x)),
+        rate_decomposition=_rate_decomposition(vae, x, seed, terms["rate"].double()),
+        active_units=tuple(int(layer.sum()) for layer in layers),
+        latent_dims=tuple(map(len, layers)),
+    )
+
+
+def _rate_decomposition(vae: VAE, x: Pixels, seed: int, rates: Tensor) -> RateDecomposition | None:
+    """Return the parts of the rate of a random subset of images, or None if the VAE's rate cannot be split."""
+    try:
+        split = split_rate(vae, x, seed=seed)
+    except InputError:
+        return None
+    names = ("rate", "mutual_information", "total_correlation", "dimension_wise_kl")
+    estimates = {name: Estimate.of(getattr(split, name)) for name in names}
+    closed_form = rates[split.images]
+    return RateDecomposition(
+        num_images=len(split.images),
+        **estimates,
+        rate_closed_form=Estimate.of(closed_form),
+        sampling_stderr=Estimate.of(split.rate - closed_form).stderr,
+        mutual_information_upper=min(Estimate.of(split.leave_one_out), estimates["rate"], key=lambda bound: bound.mean),
+        log_images=math.log(len(x)),
+    )
+
+
+def _trusted_sample(
+    draw: Callable[[int], ImportanceSample],
+    num_particles: int,
+    seconds: float,
+    on_sample: Callable[[ImportanceSample, float], object],
+) -> ImportanceSample:
+    """Return an importance sample, doubled until its weights can be trusted or a doubling would end too late."""
+    start = time.perf_counter()
+    sample, taken = draw(num_particles), time.perf_counter() - start
+    on_sample(sample, taken)
+    while sample.untrusted > MOST_UNTRUSTED and 2 * taken <= seconds:
+        sample, taken = sample.merged(draw(sample.num_particles)), time.perf_counter() - start
+        on_sample(sample, taken)
+    return sample
+
+
+def _log_likelihood(vae: VAE, x: Pixels, sample: ImportanceSample, elbo: Estimate) -> LogLikelihood:
+    return LogLikelihood(
+        elbo=elbo,
+        estimate=Estimate.of(sample.log_p),
+        sampling_stderr=sample.mean_stderr,
+        num_particles=sample.num_particles,
+        effective_median=sample.effective.median().item(),
+        effective_least=sample.effective.min().item(),
+        untrusted=sample.untrusted,
+        bits_per_dimension=Estimate.of(bits_per_dimension(vae, sample.log_p, x)),
+        is_density=getattr(vae.p_x, "levels_per_unit", 1.0) != 1,
+    )
+
+
+_WHAT_THEN = (
+    "unreliable: the log-likelihood and its bits per dimension, which are too low and too high by an unknown amount",
+    "reliable: the ELBO and its parts, which use no importance weights",
+    "what may help: more --importance-samples, or --seconds T, which doubles them within T seconds",
+)
 
 
 def to_text(report: Report) -> str:
     """Return the report as a table, with a note on the meaning of each value."""
+    parts, log_p = report.elbo_parts, report.log_likelihood
     images = f"{'random ' if report.is_subset else ''}test images"
-    rows: list[_Row] = [
-        (f"{report.run}, {report.progress}, {report.num_images:,} {images} of {report.data}", "", ""),
-        ("nats per datum, mean +- standard error over images and draws", "", ""),
-        ("", "", ""),
-        *_elbo_rows(report),
-        ("", "", ""),
-        *_decomposition_rows(report),
-        ("", "", ""),
-        *_log_likelihood_rows(report),
+    special = {}
+    if report.pseudo:
+        special["elbo"] = "pseudo-ELBO", "of the grey pixels that it was trained on"
+    if parts.posterior_mean_loss is None:  # which needs the closed form of the rate
+        special["rate"] = "  rate", "KL(q(z | x) || p(z)), from ten draws of z"
+    lines = [
+        f"{report.run}, {report.progress}, {report.num_images:,} {images} of {report.data}",
+        "nats per datum, mean +- standard error over images and draws",
+        "",
+        *_lines(parts, special),
+        "",
+        "parts of the rate",
     ]
-    cells = [(name, str(value), note) for name, value, note in rows if value is not None]
-    width = max(22, *(2 + len(value) for _, value, note in cells if note))  # of the values, which end before the notes
-    return "\n".join(f"{name:24}{value:{width}}{note}".rstrip() for name, value, note in cells)
-
-
-def _elbo_rows(report: Report) -> list[_Row]:
-    parts = report.elbo_parts
-    grey = ", which are grey" if report.pseudo else ""
-    of_rate = "KL(q(z | x) || p(z))" + ("" if _has_closed_form(parts) else ", from ten draws of z")
-    active, dims = ("+".join(map(str, counts)) for counts in (parts.active_units, parts.latent_dims))
-    return [
-        ("pseudo-ELBO" if report.pseudo else "ELBO", parts.elbo, f"of the pixels that it was trained on{grey}"),
-        ("  bits per dimension", parts.bits_per_dimension, _note_on_bits(report)),
-        ("  distortion", parts.distortion, "-E_q log p(x | z), the reconstruction error"),
-        ("  rate", parts.rate, of_rate),
-        *((f"    of z{number}", rate, "") for number, rate in enumerate(parts.layer_rates, 1)),
-        ("    posterior entropy", parts.posterior_entropy, "the rate is cross entropy less posterior entropy"),
-        ("    cross entropy", parts.cross_entropy if parts.posterior_entropy is not None else None, ""),
-        ("posterior-mean loss", parts.posterior_mean_loss, "not a bound"),
-        ("active units", f"{active} of {dims} latent dimensions, {_ACTIVE}", ""),
-    ]
-
-
-def _decomposition_rows(report: Report) -> list[_Row]:
-    split = report.elbo_parts.rate_decomposition
-    if split is None:
-        needs = "they need a Normal q(z | x) and p(z) whose dimensions are independent"
-        return [("parts of the rate", "not computed", needs)]
-    subset = f"random test images (seed {report.seed})" if split.num_images < report.num_images else "test images"
-    is_exact = _has_closed_form(report.elbo_parts)
-    draws = f"; {split.sampling_stderr:.2g} nats of the error are from the draws" if is_exact else ""
-    most = (
-        f"between the index of an image and its code; at most log N = {split.log_images:.2f}, N = {report.num_images:,}"
-    )
-    return [
-        (f"rate of {split.num_images:,} {subset}, one draw of z each, and its three parts", "", ""),
-        ("  rate", split.rate, f"log q(z | x) - log p(z){draws}"),
-        (
-            "  in closed form" if is_exact else "  from ten draws",
-            split.rate_closed_form,
-            "KL(q(z | x) || p(z)) of the same images",
-        ),
-        ("  mutual information", split.mutual_information, most),
-        ("    I(x; z) at least", split.mutual_information, "over all possible images, not only these"),
-        ("    I(x; z) at most", split.mutual_information_upper, ""),
-        ("  total correlation", split.total_correlation, "KL(q(z) || prod_l q(z_l))"),
-        ("  dimension-wise KL", split.dimension_wise_kl, "sum_l KL(q(z_l) || p(z_l))"),
-    ]
-
-
-def _log_likelihood_rows(report: Report) -> list[_Row]:
-    log_p = report.log_likelihood
+    if parts.rate_decomposition is None:
+        lines.append("not computed: they need a Normal q(z | x) and p(z) whose dimensions are independent")
+    else:
+        lines += _lines(parts.rate_decomposition, {})
     products = "; matrix products in bfloat16" if report.precision == "bf16" else ""
-    effective = (
-        f"{log_p.effective_median:.0f} of {log_p.num_particles:,} in the median, {log_p.effective_least:.1f} at least"
-    )
-    rows: list[_Row] = [
-        (f"log p(x), {log_p.num_particles:,} importance samples an image; pixels {report.pixels}{products}", "", ""),
-        ("  ELBO", log_p.elbo if report.pseudo else None, "of the same pixels"),
-        ("  log-likelihood", log_p.estimate, f"{log_p.sampling_stderr:.2g} nats of the error are from the draws"),
-        ("  bits per dimension", log_p.bits_per_dimension, _note_on_bits(report)),
-        ("  effective sample size", effective, ""),
-    ]
+    lines += ["", f"pixels {report.pixels}{products}", *_lines(log_p, {})]
     if log_p.untrusted > MOST_UNTRUSTED:
-        what = f"the importance weights of {log_p.untrusted:.1%} of the images cannot be trusted"
-        rows += [
-            ("", "", ""),
-            (f"warning: {what}: their effective sample size is below {TRUSTED:.0f}", "", ""),
-            ("reliable", "the ELBO, its parts and its bits per dimension: they use no importance weights", ""),
-            ("unreliable", "the log-likelihood, too low by an unknown amount, and its bits per dimension", ""),
-            ("what may help", "more --importance-samples, or --seconds T, which doubles them within T seconds", ""),
-        ]
-    return rows
+        lines += ["", f"warning: the importance weights of {log_p.untrusted:.1%} of the images cannot be trusted"]
+        lines += _WHAT_THEN
+    return "\n".join(lines)
 
 
-def _note_on_bits(report: Report) -> str:
-    is_density = report.log_likelihood.is_density
-    return "of the density times the distance between two levels, not of the bytes" if is_density else ""
-
-
-def _has_closed_form(parts: ElboParts) -> bool:
-    """Whether the rate is a closed form and not a mean over draws; only then there is a posterior-mean loss."""
-    return parts.posterior_mean_loss is not None
+def _lines(part: Any, special: dict[str, tuple[str, str]]) -> Iterator[str]:
+    """Yield a line for each field that has a label and a value; `special` has other labels and notes of fields."""
+    for one in fields(part):
+        value = getattr(part, one.name)
+        if one.metadata and value is not None and value is not False and value != ():
+            label, note = special.get(one.name, *one.metadata.items())
+            values = value if isinstance(value, tuple) else (value,)
+            shown = ", ".join(f"{one:.4g}" if isinstance(one, float) else str(one) for one in values)
+            yield f"{label:26}{shown:22}  {note}".rstrip()

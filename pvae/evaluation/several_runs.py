@@ -75,12 +75,11 @@ def evaluate_runs(
         vae, x, kind = with_likelihood(run, run.dataset().test)
         if num_images is not None:
             x = replace(x, images=x.images[random_subset(len(x), num_images, seed)])
-        levels = getattr(vae.p_x, "levels_per_unit", 1.0)
-        first = first or (x.images, kind, levels)
-        if not (torch.equal(x.images, first[0]) and kind == first[1]):
-            raise InputError(f"{run.path} and {runs[0].path} have other test images or pixels: evaluate them apart")
-        if levels != first[2]:
-            raise InputError(f"p(x) of {run.path} or of {runs[0].path} is a density, of the other a probability")
+        described = kind, getattr(vae.p_x, "levels_per_unit", 1.0)  # a probability or a density
+        first = first or (x.images, described)
+        if not torch.equal(x.images, first[0]) or described != first[1]:
+            difference = "other test images or pixels, or one a density and one a probability"
+            raise InputError(f"{run.path} and {runs[0].path} have {difference}: evaluate them apart")
         with seeded(seed, torch.device("cpu")):
             sample = importance_sample(vae, x, num_particles, on_images, engine=engine, precision=precision)
             measured.append((sample, elbo_terms(vae, x)["elbo"]))

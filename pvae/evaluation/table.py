@@ -105,6 +105,7 @@ def row_of(run: Run, codes: LatentReport) -> Row:
     planned = epochs if is_out_of_patience(rows, run.config.patience) else run.config.epochs
     same = [options, run.data.sha256, *[epochs] * (epochs < planned)]
     digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
+    log_p, stderr, num_particles = _evaluated(run, chosen.epoch)
     names = ("pseudo", "elbo", "elbo_stderr", "distortion", "rate", "posterior_mean_loss")
     return Row(
         run=run.path.resolve().name,
@@ -117,7 +118,9 @@ def row_of(run: Run, codes: LatentReport) -> Row:
         planned_epochs=planned,
         chosen_epoch=chosen.epoch,
         **{name: getattr(chosen, name) for name in names},
-        **_log_likelihood(run, chosen.epoch),
+        log_likelihood=log_p,
+        log_likelihood_stderr=stderr,
+        importance_samples=num_particles,
         accuracy=codes.accuracy,
         kolmogorov_smirnov=max(codes.kolmogorov_smirnov) if codes.kolmogorov_smirnov else None,
         mean_least=min(codes.mean),
@@ -128,15 +131,14 @@ def row_of(run: Run, codes: LatentReport) -> Row:
     )
 
 
-def _log_likelihood(run: Run, epoch: int) -> dict[str, Any]:
-    """Return the fields of the log-likelihood, each None unless evaluation.json has it for this epoch."""
-    values: tuple[Any, ...] = (None, None, None)
+def _evaluated(run: Run, epoch: int) -> tuple[Any, Any, Any]:
+    """Return log p(x), its error and K from evaluation.json; None each unless it is of this epoch and all images."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no such file, or without a log-likelihood
         report = json.loads((run.place / "evaluation.json").read_bytes())
         found = report["log_likelihood"]
         if (report["progress"], report["num_images"]) == (f"epoch {epoch}", run.data.num_test):
-            values = (found["estimate"]["mean"], found["estimate"]["stderr"], found["num_particles"])
-    return dict(zip(("log_likelihood", "log_likelihood_stderr", "importance_samples"), values))
+            return found["estimate"]["mean"], found["estimate"]["stderr"], found["num_particles"]
+    return None, None, None
 
 
 def groups(rows: Iterable[Row]) -> list[list[Row]]:
@@ -152,24 +154,14 @@ def to_markdown(rows: Sequence[Row]) -> str:
     return f"{markdown_of(_COLUMNS, groups(rows))}\n\n{_NOTE}\n"
 
 
-def _bound(group: Sequence[Row], name: str) -> str:
-    """Return mean and standard deviation over seeds; for a single run its value and standard error."""
-    stderr = getattr(group[0], f"{name}_stderr")
-    error = f" +- {stderr:.2f}" if len(group) == 1 and stderr is not None else ""
-    return _spread(group, name) + error
-
-
-def _elbo(group: Sequence[Row]) -> str:
-    return _bound(group, "elbo") + (" (pseudo)" if group[0].pseudo and group[0].elbo is not None else "")
-
-
 def _spread(group: Sequence[Row], name: str, digits: int = 2) -> str:
-    """Return mean and standard deviation over seeds; for a single run its value, and for None a dash."""
-    values = [value for row in group if (value := getattr(row, name)) is not None]
-    if not values:
+    """Return mean and standard deviation over seeds; of a single run its value and standard error; of none a dash."""
+    rows = [row for row in group if getattr(row, name) is not None]
+    if not rows:
         return "-"
-    error = f" +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{error}"
+    values = [getattr(row, name) for row in rows]
+    error = statistics.stdev(values) if len(values) > 1 else getattr(rows[0], f"{name}_stderr", None)
+    return f"{statistics.mean(values):.{digits}f}" + ("" if error is None else f" +- {error:.{digits}f}")
 
 
 def _range(group: Sequence[Row], name: str) -> str:
@@ -185,8 +177,10 @@ _COLUMNS: dict[str, Callable[[Sequence[Row]], str]] = {
     "data": lambda group: group[0].data,
     "seeds": lambda group: str(len(group)),
     "epochs": lambda group: group[0].progress,
-    "ELBO": _elbo,
-    "log p(x)": lambda group: _bound(group, "log_likelihood"),
+    "ELBO": lambda group: (
+        _spread(group, "elbo") + (" (pseudo)" if group[0].pseudo and group[0].elbo is not None else "")
+    ),
+    "log p(x)": lambda group: _spread(group, "log_likelihood"),
     "distortion": lambda group: _spread(group, "distortion"),
     "rate": lambda group: _spread(group, "rate"),
     "posterior-mean loss": lambda group: _spread(group, "posterior_mean_loss"),
@@ -198,12 +192,11 @@ _COLUMNS: dict[str, Callable[[Sequence[Row]], str]] = {
 }
 
 _NOTE = (
-    "Nats per datum, on the test images. Epochs such as 3 of 16 mark a run that is not finished. +- is the standard "
-    "deviation over seeds; for the ELBO and log p(x) of a single run it is the standard error over images. (pseudo): "
-    "the pixels are grey, so the value does not bound a log-likelihood. log p(x): importance sampling, if python -m "
-    "pvae.evaluate was run on all test images; too low where it warns of the weights; of grey pixels trained on by a "
-    "Bernoulli, that of the binarized ones. 10-NN: accuracy of a 10-nearest-neighbour classifier on the codes. KS: "
-    "the largest Kolmogorov-Smirnov distance of a latent dimension of z ~ q(z | x) from N(0, 1). mean and std: the "
-    "least and the greatest over dimensions and seeds. These three are of the top layer, if there are several. "
-    "Seconds: the median epoch, training and test, of the fastest run."
+    "Nats per datum, on the test images. +- is the standard deviation over seeds; for the ELBO and log p(x) of a "
+    "single run it is the standard error over images. (pseudo): the pixels are grey, so the value does not bound a "
+    "log-likelihood. log p(x): importance sampling by python -m pvae.evaluate of all test images, binarized if a "
+    "Bernoulli was trained on grey ones; too low where it warns of the weights. 10-NN: accuracy of a 10-nearest-"
+    "neighbour classifier on the codes. KS: the largest Kolmogorov-Smirnov distance of a latent dimension of z ~ "
+    "q(z | x) from N(0, 1). mean and std: the least and the greatest over dimensions and seeds. These three are of the "
+    "top layer, if there are several. Seconds: the median epoch, training and test, of the fastest run."
 )

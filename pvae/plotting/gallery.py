@@ -9,7 +9,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pvae.config.presets import SYSTEMS
 from pvae.evaluation.table import Row, row_of
 from pvae.plotting import run_figures
 from pvae.plotting.run_figures import ScatterData
@@ -57,16 +56,15 @@ def entry_of(run: Run) -> Entry:
         samples = sample(vae, 2 * _SHOWN) if vae.has_density else x[:0]
         reconstructions = reconstruct(vae, x)
     test = run.test_metrics()
-    bits = run.bits(test) if test is not None else ""
+    assert test is not None  # or `row_of` would have raised
     elbo = f" --elbo {row.estimator}" if vae.has_density else ""
     plane = None
     if codes.is_plane(run):
-        plane = ScatterData(
-            codes.test_codes(run), codes.classes(run)[1], vae.has_density and codes.has_normal_prior(run)
-        )
+        has_prior = vae.has_density and codes.has_normal_prior(run)
+        plane = ScatterData(codes.test_codes(run), codes.classes(run)[1], has_prior)
     return Entry(
         row=row,
-        title=f"{row.system}{elbo} on {row.data}, epoch {row.progress}: {test}{bits}",
+        title=f"{row.system}{elbo} on {row.data}, epoch {row.progress}: {test}{run.bits(test)}",
         images=shown(x),
         reconstructions=shown(reconstructions),
         samples=shown(samples),
@@ -76,30 +74,26 @@ def entry_of(run: Run) -> Entry:
 
 
 def in_order(entries: Sequence[Entry]) -> list[Entry]:
-    """Return the entries in the order of the published systems, then by seed; other systems come last."""
-    order = {name: place for place, name in enumerate(SYSTEMS)}
-
-    def place(entry: Entry) -> tuple[int, str, str, int]:
-        row = entry.row
-        return order.get(row.system.split()[0], len(order)), row.system, row.estimator, row.seed
-
-    return sorted(entries, key=place)
+    """Return the entries in the order of their systems and seeds."""
+    return sorted(entries, key=lambda entry: (entry.row.system, entry.row.estimator, entry.row.seed))
 
 
 def _one_of_each(entries: Sequence[Entry]) -> list[Entry]:
     """Return the first entry of each configuration; its other entries differ only in their seed."""
-    firsts = {entry.row.configuration: entry for entry in reversed(entries)}
-    return [entry for entry in entries if firsts[entry.row.configuration] is entry]
+    firsts: dict[str, Entry] = {}
+    for entry in entries:
+        firsts.setdefault(entry.row.configuration, entry)
+    return list(firsts.values())
 
 
 def sheet_figure(entries: Sequence[Entry]) -> Figure:
     """Return a row for each configuration: test images above their reconstructions, and samples from the prior."""
-    shown = _one_of_each(entries)
-    bands = {entry.title: (torch.cat([entry.images, entry.reconstructions]), entry.samples) for entry in shown}
+    bands = {
+        entry.title: (torch.cat([entry.images, entry.reconstructions]), entry.samples)
+        for entry in _one_of_each(entries)
+    }
     title = "left: test images above the mean of p(x | z), z ~ q(z | x); right: the mean of p(x | z), z ~ p(z)"
-    if len(bands) < len(entries):
-        title += "\nthe first of the runs that differ only in their seed"
-    return run_figures.band_figure(bands, _SHOWN, title)
+    return run_figures.band_figure(bands, _SHOWN, f"{title}\nof several seeds the first")
 
 
 def code_figures(entries: Sequence[Entry]) -> dict[str, Figure]:
@@ -111,5 +105,7 @@ def code_figures(entries: Sequence[Entry]) -> dict[str, Figure]:
             title = entry.title.replace(f" on {entry.row.data}, ", "\n")
             panels.setdefault(entry.row.data, {})[title] = entry.codes
             names[entry.row.data] = entry.label_names
-    title = "means of q(z | x) of the test images"
-    return {data: run_figures.scatter_figure(panels[data], names[data], f"{data}: {title}") for data in panels}
+    return {
+        data: run_figures.scatter_figure(splits, names[data], f"{data}: means of q(z | x) of the test images")
+        for data, splits in panels.items()
+    }

@@ -14,7 +14,7 @@ import pyro
 import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from torch.distributions import Independent, Normal
+from torch.distributions import Normal
 
 from pvae.core.errors import InputError, check_name
 from pvae.distributions.power_spherical import PowerSpherical
@@ -37,19 +37,17 @@ __all__ = [
     "traversal",
 ]
 
-_PRIOR_DRAWS = 2000
+_PRIOR_DRAWS = 20_000
 _ALPHAS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # the steps alpha of z + alpha v along the direction of an attribute
 _SHOWN_ATTRIBUTES = ("Blond_Hair", "Smiling", "Male", "Eyeglasses")
 
 
 def reconstructions(run: Run) -> Figure:
     """Return eight test images above the means of p(x | z), z ~ q(z | x)."""
-    images = codes.examples(run, 8)
+    images, shown = codes.examples(run, 8), run.preparation.shown
     with run.seeded():
         reconstructions = latent_space.reconstruct(run.vae(), images)
-    return run_figures.reconstruction_figure(
-        run.preparation.shown(images), run.preparation.shown(reconstructions), run.title
-    )
+    return run_figures.reconstruction_figure(shown(images), shown(reconstructions), run.title)
 
 
 def samples(run: Run) -> Figure:
@@ -65,13 +63,16 @@ def graph(run: Run) -> Figure:
     if find_spec("graphviz") is None or which("dot") is None:
         how = 'pip install -e ".[graph]", and the program dot, for instance by apt install graphviz'
         raise InputError(f"this picture needs Graphviz: {how}")
-    x, drawn = codes.examples(run, 1), {}
-    for name, function in (("model", run.vae().model), ("guide", run.vae().guide)):
+    figure = run_figures.titled_figure(f"{run.title}\ngraphs of the Pyro functions; grey: observed", 6.0, 3.4)
+    functions = {"model": run.vae().model, "guide": run.vae().guide}
+    for axes, (name, function) in zip(figure.subplots(1, 2), functions.items()):
         with pyro.get_param_store().scope():
-            rendered = pyro.render_model(function, (x,), render_distributions=True)
+            rendered = pyro.render_model(function, (codes.examples(run, 1),), render_distributions=True)
         rendered.attr(dpi="200")
-        drawn[name] = imread(BytesIO(rendered.pipe("png")))
-    return run_figures.side_by_side_figure(drawn, f"{run.title}\ngraphs of the Pyro functions; grey: observed")
+        axes.imshow(imread(BytesIO(rendered.pipe("png"))))
+        axes.set_title(name, fontsize=9)
+        axes.set_axis_off()
+    return figure
 
 
 def losses(run: Run) -> Figure:
@@ -81,25 +82,18 @@ def losses(run: Run) -> Figure:
     return run_figures.loss_figure(rows, run.title)
 
 
-def scatter(run: Run, with_train: bool = True) -> Figure:
-    """Return the codes of training and test images side by side, coloured by class; the run must have two latents.
-
-    Args:
-        run: the run.
-        with_train: whether to show the codes of training images beside those of the test images.
-    """
+def scatter(run: Run) -> Figure:
+    """Return the codes of training and test images side by side, coloured by class; the run must have two latents."""
     codes.require(run, codes.is_plane(run), "two latent dimensions", ": train with --latent-dim 2")
     has_prior = run.vae().has_density and codes.has_normal_prior(run)
     train_labels, test_labels = codes.classes(run)
-    splits = {"test images": ScatterData(codes.test_codes(run), test_labels, has_prior)}
-    if with_train:
-        count = min(10_000, len(codes.train_images(run)))
-        labels = None if train_labels is None else train_labels[:count]
-        train = ScatterData(codes.train_codes(run)[:count], labels, has_prior)
-        splits = {f"training images (the first {count:,})": train, **splits}
-    has_classes = test_labels is not None and len(run.dataset().label_names) <= run_figures.MOST_CLASSES
-    title = f"{run.title}\nmeans of q(z | x){'; a number stands at the median of its class' * has_classes}"
-    return run_figures.scatter_figure(splits, run.dataset().label_names, title)
+    shown = codes.train_codes(run)[:10_000]
+    train_labels = None if train_labels is None else train_labels[: len(shown)]
+    splits = {
+        f"training images (the first {len(shown):,})": ScatterData(shown, train_labels, has_prior),
+        "test images": ScatterData(codes.test_codes(run), test_labels, has_prior),
+    }
+    return run_figures.scatter_figure(splits, run.dataset().label_names, f"{run.title}\nmeans of q(z | x)")
 
 
 def cdf(run: Run) -> Figure:
@@ -109,14 +103,14 @@ def cdf(run: Run) -> Figure:
     """
     codes.require(run, codes.is_plane(run), "two latent dimensions", ": train with --latent-dim 2")
     codes.require(run, codes.has_normal_prior(run), "the prior N(0, 1)")
-    labels, names = codes.classes(run)[1], run.dataset().label_names
+    draws, labels = codes.test_draws(run), codes.classes(run)[1]
     splits = {
-        "z ~ q(z | x), test images": ScatterData(codes.test_draws(run), labels, run.vae().has_density),
+        "z ~ q(z | x), test images": ScatterData(draws, labels, run.vae().has_density),
         "F(z), F the distribution function of N(0, 1)": ScatterData(
-            Normal(0.0, 1.0).cdf(codes.test_draws(run)), labels, quantity="F(z_{})"
+            Normal(0.0, 1.0).cdf(draws), labels, quantity="F(z_{})"
         ),
     }
-    figure = run_figures.scatter_figure(splits, names, run.title)
+    figure = run_figures.scatter_figure(splits, run.dataset().label_names, run.title)
     figure.axes[1].set_aspect("equal", adjustable="box")
     figure.axes[1].set(xlim=(0, 1), ylim=(0, 1))
     return figure
@@ -127,36 +121,33 @@ def manifold(run: Run) -> Figure:
     codes.require(run, codes.is_plane(run), "two latent dimensions", ": train with --latent-dim 2")
     codes.require(run, run.vae().has_density and codes.has_normal_prior(run), "the prior N(0, 1)")
     title = f"{run.title}\nmean of p(x | z) at the quantiles of p(z), z_1 to the right, z_2 upward"
-    values = [f"{value:+.1f}" for value in latent_space.prior_quantiles(20).tolist()]
-    return run_figures.image_figure(
-        run.preparation.shown(latent_space.manifold(run.vae())), 20, title, values[::-1], values
-    )
+    return run_figures.image_figure(run.preparation.shown(latent_space.manifold(run.vae())), 20, title)
 
 
 def traversal(run: Run) -> Figure:
-    """Return a row of images along each of the ten dimensions that vary most, from the code of the first test image."""
-    spread, config = codes.test_codes(run).std(0), run.config
-    if config.upper_latent_dims and config.inference != "top-down":
-        spread = spread[: config.latent_dim]  # of several stochastic layers the decoder reads only the first
-    dimensions = spread.argsort(descending=True)[:10].tolist()
-    steps = torch.linspace(-3, 3, 11)
-    title = f"{run.title}\nmean of p(x | z), one dimension at a time from -3 to 3"
-    every = codes.latent_names(run)
-    which = "the dimension whose codes vary most comes first"
-    which += f"; {len(dimensions)} of {len(every)} dimensions are shown" * (len(dimensions) < len(every))
-    names = [every[d] for d in dimensions]
-    ways = steps.expand(len(dimensions), -1)
+    """Return a row of images along each of the ten dimensions that vary most, from the code of the first test image.
+
+    A dimension moves from -3 to 3 if its prior is N(0, 1), and else by 3 standard deviations about the mean of the
+    codes, which may lie anywhere.
+    """
+    means = codes.test_codes(run)
+    spread = means.std(0)
+    if run.config.upper_latent_dims and run.config.inference != "top-down":
+        spread = spread[: run.config.latent_dim]  # of several stochastic layers the decoder reads only the first
+    dimensions, every = spread.argsort(descending=True)[:10].tolist(), codes.latent_names(run)
+    ways = torch.linspace(-3, 3, 11).expand(len(dimensions), -1)
     has_layers = run.vae().prior().event_shape != codes.prior(run).event_shape
-    if has_layers or not (run.vae().has_density and codes.has_normal_prior(run)):  # the codes may lie anywhere
-        title += " standard deviations of the codes about their mean; on the left the values of z at the ends"
-        ways = codes.test_codes(run).mean(0)[dimensions, None] + steps * spread[dimensions, None]
-        if isinstance(codes.prior(run), PowerSpherical):
-            title += ", before z is divided by its norm"
-        names = [f"{name}\n{way[0]:+.1f} to {way[-1]:+.1f}" for name, way in zip(names, ways)]
-    title += f"\n{which}"
-    rows = [latent_space.traverse(run.vae(), codes.test_codes(run)[0], d, way) for d, way in zip(dimensions, ways)]
-    values = [f"{step:+.1f}" for step in (steps.round(decimals=1) + 0.0).tolist()]  # adding 0.0 turns -0.0 into +0.0
-    return run_figures.image_figure(run.preparation.shown(torch.cat(rows)), len(steps), title, names, values)
+    if has_layers or not (run.vae().has_density and codes.has_normal_prior(run)):
+        ways = means.mean(0)[dimensions, None] + ways * spread[dimensions, None]
+    rows = [latent_space.traverse(run.vae(), means[0], d, way) for d, way in zip(dimensions, ways)]
+    names = [f"{every[d]}\n{way[0]:+.1f} to {way[-1]:+.1f}" for d, way in zip(dimensions, ways)]
+    title = (
+        f"{run.title}\nmean of p(x | z), one dimension of z at a time, between the values on the left\n"
+        f"{len(dimensions)} of {len(every)} dimensions, the one whose codes vary most first"
+    )
+    if isinstance(codes.prior(run), PowerSpherical):
+        title += "; z is then divided by its norm"
+    return run_figures.image_figure(run.preparation.shown(torch.cat(rows)), 11, title, names)
 
 
 def interpolation(run: Run) -> Figure:
@@ -171,21 +162,18 @@ def interpolation(run: Run) -> Figure:
 
 
 def histograms(run: Run) -> Figure:
-    """Return a histogram of each latent dimension of draws from the aggregate posterior, against the prior.
+    """Return a histogram of each latent dimension of draws from the aggregate posterior, and of draws from the prior.
 
-    The density of the prior is drawn if its dimensions are independent, and a histogram of draws otherwise. Of several
-    stochastic layers the top one is shown. The codes of an autoencoder, which has no prior, are compared with N(0, 1).
+    Of several stochastic layers the top one is shown. The codes of an autoencoder, which has no prior, are compared
+    with N(0, 1).
     """
-    prior, density = codes.prior(run), None
     with run.seeded(), torch.no_grad():
-        draws = prior.sample((_PRIOR_DRAWS,)).sort(0).values
-        if isinstance(prior, Independent) and prior.base_dist.batch_shape == prior.event_shape:
-            density = prior.base_dist.log_prob(draws).exp()
-    name = "N(0, 1)" if codes.has_normal_prior(run) else "p(z)" if density is not None else "p(z), by draws"
+        draws = codes.prior(run).sample((_PRIOR_DRAWS,))
+    name = "N(0, 1)" if codes.has_normal_prior(run) else "p(z)"
     name = f"the prior {name}" if run.vae().has_density else f"{name} (an autoencoder has no prior)"
     layer = codes.latent_names(run)[-1].split("_")[0]
     title = f"{run.title}\nblue: each dimension of {layer} ~ q(z | x) over the test images; orange: {name}"
-    return run_figures.histogram_figure(codes.top_layer_draws(run), draws, density, title)
+    return run_figures.histogram_figure(codes.top_layer_draws(run), draws, title)
 
 
 def attributes(run: Run, names: Sequence[str] = ()) -> Figure:
@@ -197,24 +185,22 @@ def attributes(run: Run, names: Sequence[str] = ()) -> Figure:
         run: the run; its data have attributes.
         names: names of the attributes; by default a few of CelebA's.
     """
-    data, shown = run.dataset(), run.preparation.shown
+    data = run.dataset()
     train, test = data.train_labels, data.test_labels
-    codes.require(run, train is not None and train.dim() == 2, "attributes of its images")
-    assert train is not None
-    assert test is not None
+    if train is None or test is None or train.dim() != 2:
+        raise InputError(f"this picture needs attributes of its images, which {run.path} lacks")
     names = names or [name for name in _SHOWN_ATTRIBUTES if name in data.label_names]
     codes.require(run, bool(names), "attributes to show: give --attribute")
     rows = []
     for name in names:
-        check_name("attribute", name, data.label_names)
-        column = data.label_names.index(name)
+        column = data.label_names.index(check_name("attribute", name, data.label_names))
         in_train, in_test = train[:, column].bool(), test[:, column].bool()
-        for split, has in (("training", in_train), ("test", in_test)):
-            codes.require(run, bool(has.any() and not has.all()), f"{split} images with and without {name}")
+        has_both = all(has.any() and not has.all() for has in (in_train, in_test))
+        codes.require(run, has_both, f"training and test images with and without {name}")
         start = int((~in_test).int().argmax())
         vector = latent_space.attribute_vector(codes.train_codes(run), in_train)
         z = codes.test_codes(run)[start] + torch.tensor(_ALPHAS)[:, None] * vector
         rows += [run.preparation.x(codes.test_images(run).images[start : start + 1]), latent_space.decode(run.vae(), z)]
     title = f"{run.title}\na test image, then the mean of p(x | z + alpha v), alpha from -3 to 3"
-    values = ["image", *(f"{alpha:+g}" for alpha in _ALPHAS)]
-    return run_figures.image_figure(shown(torch.cat(rows)), len(_ALPHAS) + 1, title, tuple(names), values)
+    images = run.preparation.shown(torch.cat(rows))
+    return run_figures.image_figure(images, len(_ALPHAS) + 1, title, names)

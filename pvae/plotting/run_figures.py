@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import re
 import textwrap
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,11 +14,12 @@ import numpy as np
 import torch
 from matplotlib import rcParams
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
-from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 from torch import Tensor
 from torch.nn.functional import pad
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from pvae.evaluation.estimators import Gradient, Measurement
 
 __all__ = [
-    "MOST_CLASSES",
     "PALETTE",
     "ScatterData",
     "band_figure",
@@ -45,6 +44,7 @@ __all__ = [
     "sample_figure",
     "save_figures",
     "scatter_figure",
+    "titled_figure",
     "write_figure",
 ]
 
@@ -55,7 +55,7 @@ PALETTE = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#802010", "#F0E442", "#332288", "#000000",
 )  # fmt: skip
 _TRAIN, _VALID, _TEST = PALETTE[0], PALETTE[2], PALETTE[3]
-MOST_CLASSES = 50  # beyond which their names and numbers would cover a figure
+_MOST_CLASSES = 50  # beyond which their names and numbers would cover a figure
 
 
 class ScatterData(NamedTuple):
@@ -74,29 +74,80 @@ class ScatterData(NamedTuple):
     quantity: str = "z_{}"
 
 
-def image_figure(
-    images: Tensor, num_columns: int, title: str, row_labels: Sequence[str] = (), column_labels: Sequence[str] = ()
-) -> Figure:
-    """Return images (N, C, H, W) in [0, 1] in rows, with optional labels for each row and column."""
-    num_rows = -(-len(images) // num_columns)
-    figure = _figure(title, max(0.75 * num_columns + 1.2, 5.0), 0.75 * num_rows + 0.6)
-    _show_images(figure.add_subplot(), images, num_columns, row_labels, column_labels)
+class _PlainFigure(Figure):
+    """A figure that draws each text as it was given: "$" does not begin a formula, and any character may occur."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw the figure."""
+        for text in self.findobj(Text):
+            assert isinstance(text, Text)
+            written, families = _drawable(text.get_text())
+            text.set(text=written, family=families, parse_math=False)
+        super().draw(renderer)
+
+
+@functools.cache
+def _drawable(text: str) -> tuple[str, list[str]]:
+    """Return a text and the font families to draw it in: the default, and one font that has what the default lacks.
+
+    A character that neither of them has becomes "?".
+    """
+    text = unicodedata.normalize("NFC", text)  # file names on macOS have decomposed characters
+    families, known = list(rcParams["font.family"]), _characters(findfont(FontProperties())) | {"\n"}
+    if absent := set(text) - known:
+        # The font Last Resort has a box for every character.
+        fonts = {
+            font.name: _characters(font.fname) for font in fontManager.ttflist if "resort" not in font.name.lower()
+        }
+        best = max(fonts, key=lambda name: len(absent & fonts[name]))
+        families, known = [*families, best], known | fonts[best]
+    return "".join(one if one in known else "?" for one in text), families
+
+
+@functools.cache
+def _characters(path: str) -> set[str]:
+    return {chr(code) for code in FT2Font(path).get_charmap()}
+
+
+def titled_figure(title: str, width: float, height: float) -> Figure:
+    """Return an empty figure of a width and height in inches; each line of the title makes it higher."""
+    figure = _PlainFigure(figsize=(width, height + 0.15 * title.count("\n")), dpi=120, layout="constrained")
+    figure.suptitle(title, fontsize=9, wrap=True)
     return figure
+
+
+def image_figure(images: Tensor, num_columns: int, title: str, row_labels: Sequence[str] = ()) -> Figure:
+    """Return images (N, C, H, W) in [0, 1] in rows, with an optional label for each row."""
+    num_rows = -(-len(images) // num_columns)
+    figure = titled_figure(title, max(0.75 * num_columns + 1.2, 5.0), 0.75 * num_rows + 0.6)
+    _show_images(figure.add_subplot(), images, num_columns, row_labels)
+    return figure
+
+
+def _show_images(axes: Axes, images: Tensor, num_columns: int, row_labels: Sequence[str] = ()) -> None:
+    """Show images (N, C, H, W) in [0, 1] row by row, with grey lines between them; unused places are white."""
+    num_rows = -(-len(images) // num_columns)
+    unused = images.new_ones(num_rows * num_columns - len(images), *images.shape[1:])
+    places = pad(torch.cat([images, unused]).cpu(), (1, 0, 1, 0), value=0.5).unflatten(0, (num_rows, num_columns))
+    grid = pad(places.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3), (0, 1, 0, 1), value=0.5)  # (C, rows, columns)
+    shown = grid.permute(1, 2, 0) if len(grid) == 3 else grid.mean(0)  # neither grey nor colour: the mean over channels
+    axes.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xticks([])
+    labels = [_drawable(label)[0] for label in row_labels]  # an axis writes its labels anew while it is drawn
+    axes.set_yticks([(row + 0.5) * (images.shape[-2] + 1) for row in range(len(labels))], labels)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
 
 
 def named_images_figure(rows: Mapping[str, Sequence[tuple[str, Tensor]]], title: str) -> Figure:
     """Return a row for each label: images (C, H, W) in [0, 1], each above the end of its name."""
     num_columns = max(map(len, rows.values()))
-    figure = _figure(title, max(1.0 * num_columns + 1.2, 5.0), 1.3 * len(rows) + 0.6)
+    figure = titled_figure(title, max(1.0 * num_columns + 1.2, 5.0), 1.3 * len(rows) + 0.6)
     for places, (label, row) in zip(figure.subplots(len(rows), num_columns, squeeze=False), rows.items()):
         places[0].set_ylabel(label, fontsize=8)
-        for axes in places[len(row) :]:
-            axes.set_axis_off()
         for axes, (name, image) in zip(places, row):
             _show_images(axes, image[None], 1)
-            end = "\n".join(textwrap.wrap(name[-45:], 16))
-            (text,), families = _plain_text([end if len(name) <= 45 else f"...{end}"])
-            axes.set_xlabel(text, fontsize=6, family=families)
+            axes.set_xlabel(textwrap.fill(name[-45:], 16), fontsize=6)
     return figure
 
 
@@ -119,52 +170,28 @@ def band_figure(bands: Mapping[str, tuple[Tensor, Tensor]], num_columns: int, ti
         num_columns: the most images in a row.
         title: title of the figure.
     """
-    figure = _figure(title, 1.1 * num_columns + 1.2, 1.6 * len(bands) + 0.6)
+    figure = titled_figure(title, 1.1 * num_columns + 1.2, 1.6 * len(bands) + 0.6)
     for band, (name, sides) in zip(figure.subfigures(len(bands), squeeze=False)[:, 0], bands.items()):
-        (text,), families = _plain_text([name])
-        band.suptitle(text, fontsize=8, x=0.01, ha="left", family=families)
+        band.suptitle(name, fontsize=8, x=0.01, ha="left")
         for axes, images in zip(band.subplots(1, 2), sides):
             axes.set_axis_off()
             if len(images):
                 _show_images(axes, images, min(num_columns, -(-len(images) // 2)))
-            else:
-                axes.text(0.5, 0.5, "none: there is no prior to draw from", ha="center", fontsize=8)
-    return figure
-
-
-def side_by_side_figure(drawn: Mapping[str, np.ndarray], title: str) -> Figure:
-    """Return pictures (H, W, 4) of any sizes side by side on one scale, each under its name."""
-    figure = _figure(title, 3.0 * len(drawn), 3.4)
-    height, width = (max(sizes) for sizes in zip(*(picture.shape[:2] for picture in drawn.values())))
-    for axes, (name, picture) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items()):
-        axes.imshow(np.pad(picture, ((0, height - len(picture)), (0, width - len(picture[0])), (0, 0))))
-        axes.set_title(name, fontsize=9)
-        axes.set_axis_off()
     return figure
 
 
 def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
     """Return plots against the epoch: loss, distortion and, if there is one, rate, for training and test images."""
-    figure = _figure(title, 10.5, 3.4)
-    quantities = {
-        "loss": "loss, which is minimised",
-        "distortion": "distortion, -E_q log p(x | z)",
-        "rate": "rate, KL(q || p)",
-    }
-    if not any(row.rate for row in rows):  # an autoencoder has none
-        del quantities["rate"]
+    figure = titled_figure(title, 10.5, 3.4)
+    quantities = {"loss": "loss, which is minimised", "distortion": "distortion, -E_q log p(x | z)"}
+    if any(row.rate for row in rows):  # an autoencoder has none
+        quantities["rate"] = "rate, KL(q || p)"
     for axes, (name, label) in zip(figure.subplots(1, len(quantities)), quantities.items()):
         for split, style, colour in (("train", "--", _TRAIN), ("valid", ":", _VALID), ("test", "-", _TEST)):
-            mine = [row for row in rows if row.split == split]
-            if not mine:
-                continue
-            epochs, values = [row.epoch for row in mine], [getattr(row, name) for row in mine]
-            axes.plot(epochs, values, style, color=colour, marker="o", markersize=3, label=split)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("nats per datum")
-        axes.set_title(label, fontsize=10)
+            if points := [(row.epoch, getattr(row, name)) for row in rows if row.split == split]:
+                axes.plot(*zip(*points), style, color=colour, marker="o", markersize=3, label=split)
+        axes.set(xlabel="epoch", ylabel="nats per datum", title=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.set_xlim(0.5, max((row.epoch for row in rows), default=1) + 0.5)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     return figure
@@ -180,13 +207,13 @@ def scatter_figure(splits: Mapping[str, ScatterData], names: Sequence[str], titl
         names: names of the classes.
         title: title of the figure.
     """
-    is_coloured = len(names) <= MOST_CLASSES and any(split.labels is not None for split in splits.values())
+    is_coloured = len(names) <= _MOST_CLASSES and any(split.labels is not None for split in splits.values())
+    if is_coloured:
+        title += "\na number stands at the median of its class"
     if any(split.is_prior_normal for split in splits.values()):
         title += "\ncircles of radius 1, 2 and 3, which hold 39, 86 and 99 % of the prior N(0, I)"
-    if is_coloured and len(names) > len(PALETTE):
-        title += "\nclasses whose numbers end in the same digit share a colour"
     num_columns = -(-len(names) // 25) if is_coloured else 1
-    figure = _figure(title, 5.5 * len(splits) + 1.2 * num_columns, 5.6)
+    figure = titled_figure(title, 5.5 * len(splits) + 1.2 * num_columns, 5.6)
     for axes, (split, (codes, labels, is_prior_normal, quantity)) in zip(
         figure.subplots(1, len(splits), squeeze=False)[0], splits.items()
     ):
@@ -196,59 +223,40 @@ def scatter_figure(splits: Mapping[str, ScatterData], names: Sequence[str], titl
         axes.scatter(*points.T, s=4, alpha=0.6, c=colours, linewidths=0, rasterized=True)
         for radius in (1, 2, 3) if is_prior_normal else ():
             axes.add_patch(Circle((0, 0), radius, fill=False, linewidth=0.7, linestyle="--", edgecolor="#333333"))
-        for index in np.unique(classes) if labels is not None and is_coloured else ():
+        for index in np.unique(classes) if is_coloured else ():
             box = {"facecolor": "white", "edgecolor": PALETTE[index % len(PALETTE)], "boxstyle": "circle,pad=0.15"}
             middle = np.median(points[classes == index], axis=0)
             axes.annotate(str(index), tuple(middle), fontsize=7, ha="center", va="center", bbox=box)
         axes.set_aspect("equal", adjustable="datalim")
-        axes.set_xlabel(quantity.format(1))
-        axes.set_ylabel(quantity.format(2))
-        (text,), families = _plain_text([split])
-        axes.set_title(text, fontsize=10, family=families)
+        axes.set(title=split, xlabel=quantity.format(1), ylabel=quantity.format(2))
     if is_coloured:
-        entries, families = _plain_text(
-            name if name.startswith(str(index)) else f"{index}: {name}" for index, name in enumerate(names)
-        )
-        handles = [Line2D([], [], marker="o", linestyle="", color=PALETTE[i % len(PALETTE)]) for i in range(len(names))]
-        font = {"family": families, "size": 8}
-        figure.legend(handles, entries, loc="outside right center", frameon=False, prop=font, ncols=num_columns)
+        entries = [name if name.startswith(str(index)) else f"{index}: {name}" for index, name in enumerate(names)]
+        handles = [axes.scatter([], [], color=PALETTE[index % len(PALETTE)]) for index in range(len(names))]
+        figure.legend(handles, entries, loc="outside right center", frameon=False, fontsize=8, ncols=num_columns)
     return figure
 
 
-def histogram_figure(codes: Tensor, draws: Tensor, density: Tensor | None, title: str) -> Figure:
-    """Return a histogram of each of the first 100 latent dimensions of codes, against the prior, ten in a row.
+def histogram_figure(codes: Tensor, draws: Tensor, title: str) -> Figure:
+    """Return histograms of each of the first 100 latent dimensions, of codes (N, L) and of draws from the prior (S, L).
 
-    Args:
-        codes: (N, L).
-        draws: from the prior, sorted in each dimension, (S, L).
-        density: the prior's density of each dimension at the draws, (S, L); None to show a histogram of the draws.
-        title: title of the figure.
+    There are ten in a row.
     """
     columns, drawn = (tensor[:, :100].cpu().double().numpy().T for tensor in (codes, draws))
-    num_columns = min(len(columns), 10)
-    num_rows = -(-len(columns) // 10)
-    figure = _figure(title, max(1.2 * num_columns, 7.0), 1.0 * num_rows + 0.8)
+    num_columns, num_rows = min(len(columns), 10), -(-len(columns) // 10)
+    figure = titled_figure(title, max(1.2 * num_columns, 7.0), 1.0 * num_rows + 0.8)
     figure.supxlabel("z", fontsize=7)
     figure.supylabel("density", fontsize=7)
-    for index, axes in enumerate(figure.subplots(num_rows, num_columns, squeeze=False).flat):
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.yaxis.set_major_locator(MaxNLocator(2))
-        axes.tick_params(labelsize=5, length=2, pad=1)
-        axes.spines[["right", "top"]].set_visible(False)
-        axes.set_visible(index < len(columns))
-        if index < len(columns):
-            column = columns[index]
-            lows, highs = zip(*(np.percentile(values, [0.1, 99.9]) for values in (column, drawn[index])))
-            pad = 0.1 * (max(highs) - min(lows))
-            axes.set_xlim(min(lows) - pad, max(highs) + pad)
-            margin = 1e-6 * np.abs(column).max()  # without it, hist fails for large codes that are all equal
-            limits = column.min() - margin, column.max() + margin
-            axes.hist(column, bins=30, range=limits, density=True, color=_TRAIN, alpha=0.6)
-            if density is None:
-                axes.hist(drawn[index], bins=30, density=True, color=_TEST, histtype="step")
-            else:
-                axes.plot(drawn[index], density[:, index].cpu().double().numpy(), color=_TEST, linewidth=1)
-            axes.set_title(str(index + 1), fontsize=6, pad=1)
+    panels = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
+    for index, (axes, column, of_prior) in enumerate(zip(panels, columns, drawn), 1):
+        margin = 1e-6 * np.abs(column).max()  # without it, hist fails for large codes that are all equal
+        limits = column.min() - margin, column.max() + margin
+        axes.hist(column, bins=30, range=limits, density=True, color=_TRAIN, alpha=0.6)
+        axes.hist(of_prior, bins=30, density=True, color=_TEST, histtype="step")
+        axes.set_title(str(index), fontsize=6, pad=1)
+        axes.tick_params(labelsize=5)
+        axes.locator_params(nbins=4)
+    for axes in panels[len(columns) :]:
+        axes.set_axis_off()
     return figure
 
 
@@ -258,53 +266,37 @@ def comparison_figure(measurements: Sequence[Measurement], title: str) -> Figure
     Both axes are logarithmic; values that are not positive and finite are left out. Bars are standard errors.
     """
     last = [one for one in measurements if one.stage == measurements[-1].stage]
-    figure = _figure(f"{title}, {last[0].stage}: the same weights, images and noise for all", 12.5, 4.4)
+    figure = titled_figure(f"{title}, {last[0].stage}: the same weights, images and noise for all", 12.5, 4.4)
+
+    def ratio(gradient: Gradient) -> tuple[float, float]:
+        return gradient.signal_to_noise, gradient.signal_to_noise_stderr
+
     panels: dict[str, Callable[[Measurement], tuple[float, float]]] = {
         "log p(x) - bound, nats per datum": lambda one: (-one.bias, one.value.stderr),
-        "encoder's gradient, signal / noise": lambda one: _ratio(one.encoder_gradient),
-        "decoder's gradient, signal / noise": lambda one: _ratio(one.decoder_gradient),
+        "encoder's gradient, signal / noise": lambda one: ratio(one.encoder_gradient),
+        "decoder's gradient, signal / noise": lambda one: ratio(one.decoder_gradient),
     }
     names = list(dict.fromkeys(one.estimator for one in last))
     counts = sorted({one.particles for one in last})
     for axes, (label, value) in zip(figure.subplots(1, 3), panels.items()):
-        drawable = [one for one in last if 0 < value(one)[0] < float("inf")]
+        axes.set(xscale="log", yscale="log", xlabel="particles K", title=label)
         for index, name in enumerate(names):
-            mine = [one for one in drawable if one.estimator == name]
             shift = 1.03 ** (index - len(names) / 2)  # so that markers of equal values do not overlap
-            x, points = [one.particles * shift for one in mine], [value(one) for one in mine]
+            points = [(one.particles * shift, *value(one)) for one in last if one.estimator == name]
+            points = [(x, y, error) for x, y, error in points if 0 < y < float("inf")]
+            x, y, error = np.array(points).reshape(-1, 3).T
             # A bar that reached 0 would have no lower end on a logarithmic axis.
-            errors = [[min(error, 0.9 * y) for y, error in points], [error for _, error in points]]
-            axes.errorbar(
-                x,
-                [y for y, _ in points],
-                errors if points else None,
-                linestyle=("-", "--", ":", "-.")[index % 4],  # so that lines of equal values can be told apart
-                label=name,
-                color=PALETTE[index % len(PALETTE)],
-                marker="osD^vPX*<>"[index % 10],
-                elinewidth=1,
-                capsize=2,
-            )
-        axes.set_xscale("log")
-        if drawable:
-            axes.set_yscale("log")
-            low, high = axes.get_ylim()
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
+            bars = np.minimum(error, 0.9 * y), error
+            style = {"color": PALETTE[index % len(PALETTE)], "marker": "osD^vPX*<>"[index % 10]}
+            axes.errorbar(x, y, bars, label=name, elinewidth=1, capsize=2, **style)
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
         axes.set_xticks(counts, [str(count) for count in counts], minor=False)
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel("particles K")
-        axes.set_title(label, fontsize=9)
         axes.grid(alpha=0.3)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     return figure
-
-
-def _ratio(gradient: Gradient) -> tuple[float, float]:
-    """Return a signal-to-noise ratio and its standard error, 0 where there is no noise."""
-    error = gradient.signal_to_noise_stderr
-    return gradient.signal_to_noise, 0.0 if error != error else error
 
 
 def save_figures(
@@ -340,61 +332,3 @@ def write_figure(path: Path, figure: Figure) -> None:
     content = BytesIO()
     figure.savefig(content, format="png", metadata={"Software": "pvae"})
     write_whole(path, content.getvalue())
-
-
-def _figure(title: str, width: float, height: float) -> Figure:
-    """Return an empty figure of a width and height in inches, with its title wrapped to the width.
-
-    Each line of the title beyond the second makes the figure higher.
-    """
-    (text,), families = _plain_text([title])
-    wrap = functools.partial(textwrap.wrap, width=int(width * 12), break_on_hyphens=False)
-    lines = [wrapped for line in text.splitlines() for wrapped in wrap(line)]
-    figure = Figure(figsize=(width, height + 0.15 * max(0, len(lines) - 2)), dpi=120, layout="constrained")
-    figure.suptitle("\n".join(lines), fontsize=9, family=families)
-    return figure
-
-
-def _show_images(
-    axes: Axes, images: Tensor, num_columns: int, row_labels: Sequence[str] = (), column_labels: Sequence[str] = ()
-) -> None:
-    """Show images (N, C, H, W) in [0, 1] row by row, with grey lines between them; unused places are white."""
-    num_rows = -(-len(images) // num_columns)
-    unused = images.new_ones(num_rows * num_columns - len(images), *images.shape[1:])
-    places = pad(torch.cat([images, unused]).cpu(), (1, 0, 1, 0), value=0.5).unflatten(0, (num_rows, num_columns))
-    grid = pad(places.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3), (0, 1, 0, 1), value=0.5)  # (C, rows, columns)
-    shown = grid.permute(1, 2, 0) if len(grid) == 3 else grid.mean(0)  # neither grey nor colour: the mean over channels
-    axes.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    step_down, step_right = grid.shape[1] / num_rows, grid.shape[2] / num_columns
-    axes.set_xticks([(column + 0.5) * step_right for column in range(len(column_labels))], column_labels, fontsize=7)
-    labels, families = _plain_text(row_labels)
-    axes.set_yticks([(row + 0.5) * step_down for row in range(len(labels))], labels, family=families)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-
-
-def _plain_text(texts: Iterable[str]) -> tuple[list[str], list[str]]:
-    r"""Return user-given texts escaped for matplotlib, and the font families to write them in.
-
-    "$" does not begin a formula. A character that the default font lacks is written in an installed font that has it,
-    and left out if no font has it.
-    """
-    texts = [unicodedata.normalize("NFC", text) for text in texts]  # file names on macOS have decomposed characters
-    families, absent = _fallback_fonts(frozenset("".join(texts)) - {"\n"}, tuple(rcParams["font.family"]))
-    return ["".join(one for one in text if one not in absent).replace("$", r"\$") for text in texts], list(families)
-
-
-@functools.cache
-def _fallback_fonts(characters: frozenset[str], default: tuple[str, ...]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Return the font families that together have the characters, and the characters that no font has."""
-    families, absent = default, characters
-    fonts = [(name, str(findfont(FontProperties(family=[name])))) for name in default]
-    plain = sorted(fontManager.ttflist, key=lambda font: (font.style != "normal", font.weight != 400, font.name))
-    for family, path in fonts + [(font.name, font.fname) for font in plain]:
-        # The font LastResort has a box for every character.
-        if absent and not re.match(r"\.?last ?resort", family, re.IGNORECASE):
-            font = FT2Font(path)
-            found = {one for one in absent if one.isprintable() and font.get_char_index(ord(one))}
-            absent -= found
-            families += (family,) if found and family not in families else ()
-    return families, absent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,13 +189,10 @@ class LatentReport:
     accuracy: float | None
 
     def __str__(self) -> str:
-        """Return the greatest and the median distance from N(0, 1), and the accuracy, each if there is one."""
+        """Return the greatest distance from N(0, 1) and the accuracy, each if there is one."""
         parts = []
         if distances := self.kolmogorov_smirnov:
-            parts.append(
-                f"Kolmogorov-Smirnov distance of a dimension from N(0, 1) {max(distances):.3f} at most, "
-                f"{statistics.median(distances):.3f} in the median"
-            )
+            parts.append(f"Kolmogorov-Smirnov distance of a dimension from N(0, 1) {max(distances):.3f} at most")
         if self.accuracy is not None:
             parts.append(f"10-nearest-neighbour accuracy {self.accuracy:.3f}")
         return "; ".join(parts)

@@ -20,7 +20,6 @@ from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.data.preparation import Pixels, Preparation
 from pvae.distributions.hierarchy import Hierarchy
-from pvae.distributions.normal_mixture import NormalMixture
 from pvae.models.build import build_vae
 from pvae.reference import elbo as reference_elbo
 from pvae.vae import VAE
@@ -150,7 +149,7 @@ def importance_sample(
         on_images: called after each part with the number of images in it.
         engine: how to compute log p(x | z): "graph" or "inductor" as in `pvae.compile.graph.record`, or "none" for
             ordinary calls. "auto" is "inductor" if it is available and the work is large, else "graph"; it falls back
-            to "none" if the decoder cannot be recorded.
+            to "none" if the decoder cannot be recorded or compiled.
         precision: "fp32" or "bf16", as in `pvae.compile.graph.record`.
 
     Returns:
@@ -204,10 +203,7 @@ def _widest(vae: VAE, x: Tensor) -> int:
     sizes, prior = [x.numel()], vae.prior()
     mixture = prior.first if isinstance(prior, Hierarchy) else prior
     if isinstance(mixture, MixtureSameFamily):
-        components = mixture.component_distribution
-        # A log-density by each component, in float64; of other families than Normals also one of each dimension.
-        of_each = 2 if isinstance(mixture, NormalMixture) else components.event_shape.numel()
-        sizes.append(components.batch_shape.numel() * of_each)
+        sizes.append(2 * mixture.component_distribution.batch_shape.numel())  # a log-density by each, in float64
 
     def note(_module: nn.Module, _given: Any, output: Any) -> None:
         sizes.append(output.numel() if isinstance(output, Tensor) else 0)
@@ -244,13 +240,11 @@ def _recorded_log_likelihood(vae: VAE, engine: str, precision: str, decoded: int
     def log_likelihood(z: Tensor, x: Tensor) -> Tensor:
         visits[z.shape] += 1
         if engine != "none" and visits[z.shape] == record_at:
-            for how in dict.fromkeys([engine, "graph"]):
-                try:
-                    recorded[z.shape] = record(unrecorded, [z, x], how, precision)
-                    break
-                except InputError:
-                    if not may_fail:
-                        raise
+            try:
+                recorded[z.shape] = record(unrecorded, [z, x], engine, precision)
+            except InputError:
+                if not may_fail:
+                    raise
         return recorded.get(z.shape, unrecorded)(z, x)[0]
 
     return log_likelihood

@@ -102,12 +102,6 @@ def test_a_vae_without_a_closed_form_is_not_compared_by_analytic():
     assert sum("has no closed form" in reason for reason in reasons) == 1
 
 
-def test_with_one_group_miwae_and_piwae_are_iwae(linear):
-    pairs, reasons = pairs_to_compare(linear(), torch.zeros(1, 1, 3, 4).double(), ["iwae", "miwae", "piwae"], [5], 1)
-    assert pairs == [("iwae", 5)]
-    assert reasons == [f"{name} is left out at K = 5: with one group it is iwae" for name in ("miwae", "piwae")]
-
-
 def test_pairs_are_found_beside_another_vae_in_the_parameter_store(linear):
     vae, x = linear(), torch.zeros(1, 1, 3, 4).double()
     with pyro.get_param_store().scope():

@@ -151,23 +151,20 @@ def test_a_large_evaluation_is_compiled(small_vae, small_images, monkeypatch, co
     assert engines == ["graph", "inductor" if compiler else "graph"]
 
 
-def test_what_cannot_be_compiled_is_recorded(small_vae, small_images, monkeypatch):
-    """Unless it was asked for by name."""
-    vae, x, engines = small_vae(), small_images(7), []
-
-    def no_inductor(of, _inputs, engine, _precision):
-        engines.append(engine)
-        if engine == "inductor":
-            raise InputError("inductor cannot compile this")
-        return of
-
+def test_what_cannot_be_compiled_is_called_as_it_is(small_vae, small_images, monkeypatch):
+    """Unless compilation was asked for by name."""
+    vae, x = small_vae(), small_images(7)
     monkeypatch.setattr(log_likelihood, "CHUNK_VALUES", 9 * 7 * 20)
+    plain = sampled(vae, x, 50)
+
+    def no_inductor(*_):
+        raise InputError("inductor cannot compile this")
+
     for module in (log_likelihood, graph):
         monkeypatch.setattr(module, "missing", str)  # nothing
     monkeypatch.setattr(log_likelihood, "record", no_inductor)
     monkeypatch.setattr(log_likelihood, "_DECODED_TO_COMPILE", 1)
-    sampled(vae, x, 50)
-    assert engines == ["inductor", "graph"]
+    assert torch.allclose(sampled(vae, x, 50).log_p, plain.log_p)
     with pytest.raises(InputError, match="cannot compile"), torch.random.fork_rng():
         importance_sample(vae, x, 50, engine="inductor")
 
@@ -332,22 +329,20 @@ def test_the_rate_is_split_of_a_random_subset(tmp_path, digits):
     assert abs(found.rate.mean - found.rate_closed_form.mean) < 4.3 * found.sampling_stderr
     for rate in (found.rate, found.rate_closed_form):
         assert abs(rate.mean - whole.mean) < 4.3 * rate.stderr < 0.25 * whole.mean
-    lower, upper = found.mutual_information.mean, found.mutual_information_upper.mean
+    lower, upper = found.mutual_information, found.mutual_information_upper
     with torch.random.fork_rng():
         split = split_rate(run.vae(), codes.test_images(run), seed=3)
-    assert lower < upper <= found.rate.mean
-    assert upper == pytest.approx(min(split.leave_one_out.mean().item(), found.rate.mean), abs=0.2)
+    assert lower.mean < upper.mean <= found.rate.mean
+    assert upper.mean == pytest.approx(min(split.leave_one_out.mean().item(), found.rate.mean), abs=0.2)
     part = evaluate(run, 2, num_images=500, seed=3)
     assert abs(part.elbo_parts.rate.mean - whole.mean) < 4.3 * part.elbo_parts.rate.stderr < 0.5 * whole.mean
     assert "epoch 2, 500 random test images of" in to_text(part)
     said = to_text(report)
     assert "random" not in said.splitlines()[0]
-    assert "2,000 random test images (seed 3)" in said
     blank_ones = codes.examples(run, 10).flatten(1).sum(1) == 0
     assert 0 < blank_ones.sum() < 10, "pictures show random images"
-    assert f"{found.rate!s}" in said
-    for name, bound in (("least", found.mutual_information), ("most", found.mutual_information_upper)):
-        assert re.search(rf"I\(x; z\) at {name} +{re.escape(str(bound))}", said)
+    for name, bound in (("mutual information", found.mutual_information), ("I(x; z) at most", upper)):
+        assert re.search(rf"{re.escape(name)} +{re.escape(str(bound))}", said)
 
 
 def gaussian_codes(num_images, spread, scale):
@@ -476,6 +471,7 @@ def test_a_run_is_evaluated(tmp_path, data, found, capsys, kind):
     if kind == "grey":
         assert parts["bits_per_dimension"] is None
         assert said.count("\n  bits per dimension") == 1
+        assert "\npseudo-ELBO " in said
     else:
         bits = -parts["elbo"]["mean"] / 784 / math.log(2) + levels
         assert parts["bits_per_dimension"]["mean"] == pytest.approx(bits, rel=1e-6)
@@ -483,9 +479,10 @@ def test_a_run_is_evaluated(tmp_path, data, found, capsys, kind):
     bits = -likelihood["estimate"]["mean"] / 784 / math.log(2) + levels
     assert likelihood["bits_per_dimension"]["mean"] == pytest.approx(bits, rel=1e-6)
     assert "log-likelihood" in said
-    dims = "100+50" if kind == "two layers" else str(run.config.latent_dim)
-    assert f" of {dims} latent dimensions, those whose posterior mean varies" in said
-    assert ("parts of the rate       not computed" in said) == (parts["rate_decomposition"] is None)
+    dims = "100, 50" if kind == "two layers" else str(run.config.latent_dim)
+    assert re.search(rf"of latent dimensions +{dims}\n", said)
+    assert ("of a density" in said) == (kind == "density")
+    assert ("not computed" in said) == (parts["rate_decomposition"] is None)
 
 
 @pytest.fixture(scope="module")
@@ -511,7 +508,7 @@ def test_draws_are_doubled_until_they_can_be_trusted(untrusted_run):
     assert alone.log_likelihood.num_particles == 4
     assert alone.elbo_parts == report.elbo_parts
     said = to_text(alone)
-    assert "reliable                the ELBO" in said
+    assert "unreliable: the log-likelihood" in said
     assert "--seconds" in said
 
 
@@ -643,7 +640,6 @@ def test_memory_is_bounded_by_the_widest_layer(monkeypatch):
     ("options", "widest"),
     [
         ({"prior": "mixture", "components": 1000}, 2000),  # a log-density by each, in float64
-        ({"posterior": "planar", "flow_length": 1, "prior": "vamp", "components": 1000}, 3000),
         ({"upper_latent_dims": (2,), "upper_hidden": (900,)}, 900),
         ({"posterior": "iaf", "flow_hidden": (900,)}, 900),
         ({"prior": "flow", "flow_hidden": (900,)}, 900),

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,27 +24,22 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import get_data_path
 from matplotlib.axes import Axes
-from matplotlib.cbook import is_math_text
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontEntry, fontManager
 from matplotlib.patches import Circle, Polygon
 from matplotlib.text import Text
 from pyro.infer.inspect import get_model_relations
-from torch.distributions import Normal
 
-import pvae
 from pvae.cli.compare import main as compare
 from pvae.cli.draw import PICTURES, main
 from pvae.cli.evaluate import main as evaluate
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
-from pvae.core.records import csv_of
 from pvae.data.dataset import Dataset
-from pvae.evaluation.table import Row, groups, to_markdown
 from pvae.plotting import pictures, run_figures
 from pvae.plotting.gallery import entry_of
-from pvae.plotting.run_figures import ScatterData, histogram_figure
+from pvae.plotting.run_figures import ScatterData
 from pvae.runs import data as data_module
 from pvae.runs.run import Run
 from pvae.trained import codes, latent_space
@@ -145,8 +139,9 @@ def test_an_interrupted_picture_leaves_the_one_before_it(runs, found, tmp_path, 
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("command", [main, evaluate, compare])
+@pytest.mark.parametrize(
+    ("command", "number"), [(main, signal.SIGINT), (evaluate, signal.SIGTERM), (compare, signal.SIGINT)]
+)
 def test_a_signal_ends_a_command_with_a_line(runs, capsys, monkeypatch, command, number):
     def signalled(*_):
         os.kill(os.getpid(), number)
@@ -154,10 +149,8 @@ def test_a_signal_ends_a_command_with_a_line(runs, capsys, monkeypatch, command,
 
     monkeypatch.setattr(Run, "dataset", signalled)
     assert command([str(runs["mlp-2d"].path)]) == 128 + number
-    assert (
-        capsys.readouterr().err
-        == f"{command.__module__.replace('.cli', '')}: interrupted; any file already written is complete\n"
-    )
+    name = command.__module__.replace(".cli", "")
+    assert capsys.readouterr().err == f"{name}: interrupted; any file already written is complete\n"
 
 
 def test_a_signal_during_the_imports_ends_with_the_same_line():
@@ -185,21 +178,6 @@ def test_results_are_written_if_stdout_is_closed(runs, found, monkeypatch, tmp_p
             assert command([run, *options]) == 0
     assert json.loads((tmp_path / "result.json").read_text())
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"samples.png", "losses.png"}
-
-
-def test_histograms_show_where_the_codes_lie(tmp_path):
-    scales = torch.tensor([1.0, 0.1, 0.01])
-    codes, draws = torch.randn(500, 3) * scales + torch.tensor([0.0, 6.0, 0.0]), torch.randn(500, 3)
-    draws[:, 2] *= 0.01
-    figure = histogram_figure(codes, draws, None, "three")
-    (low, high), (_, wide), (_, narrow) = (axes.get_xlim() for axes in figure.axes[:3])
-    assert -5 < low < -2.5
-    assert 2.5 < high < 5
-    assert wide > 6.1
-    assert 0.02 < narrow < 0.05
-    for axes in figure.axes[:3]:
-        for ticks, (start, end) in ((axes.get_xticks(), axes.get_xlim()), (axes.get_yticks(), axes.get_ylim())):
-            assert sum(start <= tick <= end for tick in ticks) >= 2
 
 
 # What remains of linear RGB for full protanopia, deuteranopia and tritanopia: Machado, Oliveira and Fernandes, "A
@@ -268,22 +246,22 @@ def test_few_images_stand_above_their_reconstructions():
 def test_named_images_have_the_end_of_their_name_below_them():
     image = torch.rand(3, 4, 4)
     rows = {"one": [("a.png", image), ("folder/" + "long-name-" * 9 + "b.png", image)], "two": [("貓_$.png", image)]}
-    first, second, third, _ = run_figures.named_images_figure(rows, "title").axes
+    first, second, third, *_ = run_figures.named_images_figure(rows, "title").axes
     assert [axes.get_ylabel() for axes in (first, third)] == ["one", "two"]
     assert first.get_xlabel() == "a.png"
     assert second.get_xlabel().replace("\n", "").endswith("name-b.png")
-    assert third.get_xlabel().endswith(r"_\$.png")
+    assert third.get_xlabel() == "貓_$.png"
 
 
-@pytest.mark.parametrize("count", [3, 10, 12, 47, 60])
-def test_many_classes_share_colours_and_the_title_says_so(count):
+@pytest.mark.parametrize("count", [3, 47, 60])
+def test_many_classes_share_colours(count):
     codes, labels = torch.randn(count, 2), torch.arange(count)
     figure = run_figures.scatter_figure(
         {"test": ScatterData(codes, labels)}, [f"class {n}" for n in range(count)], "title"
     )
     points = figure.axes[0].collections[0].get_facecolor()
     assert len(np.unique(points, axis=0)) == (min(count, 10) if count <= 50 else 1)
-    assert ("share a colour" in figure.get_suptitle()) == (10 < count <= 50)
+    assert ("class" in figure.get_suptitle()) == (count <= 50)
     assert len(figure.axes[0].texts) == (count if count <= 50 else 0)
     figure.draw_without_rendering()
     for legend in figure.legends:
@@ -367,38 +345,30 @@ class Prior(torch.nn.Module):
 
 
 WIDE = dist.Normal(torch.tensor([0.0, 40.0]), torch.tensor([1.0, 3.0])).to_event(1)
-POSITIVE = dist.LogNormal(torch.zeros(2), torch.ones(2)).to_event(1)
-CORRELATED = dist.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 2.7], [2.7, 9.0]]))
+CORRELATED = dist.MultivariateNormal(torch.tensor([0.0, 40.0]), torch.tensor([[1.0, 2.7], [2.7, 9.0]]))
 
 
-@pytest.mark.parametrize("prior", [WIDE, POSITIVE, CORRELATED], ids=["Normal", "LogNormal", "MultivariateNormal"])
+@pytest.mark.parametrize("prior", [WIDE, CORRELATED], ids=["Normal", "MultivariateNormal"])
 def test_histograms_show_the_prior_of_the_vae(runs, data, prior):
     run = opened(runs["mlp-2d"], data)
     run.vae().p_z = Prior(prior)
     figure = pictures.histograms(run)
-    axes = figure.axes[1]
-    title = " ".join(figure.get_suptitle().split())
-    if prior is CORRELATED:
-        assert title.endswith("over the test images; orange: the prior p(z), by draws")
-        (outline,) = (patch for patch in axes.patches if isinstance(patch, Polygon))
-        assert abs(outline.get_xy()[:, 0]).max() > 6, "two standard deviations"
-    else:
-        assert title.endswith("over the test images; orange: the prior p(z)")
-        x, density = (torch.tensor(values) for values in axes.lines[0].get_data())
-        assert torch.allclose(density, prior.base_dist.log_prob(x[:, None].float()).exp()[:, 1].double(), atol=1e-6)
-        assert axes.get_xlim()[1] > x.median()
+    assert figure.get_suptitle().endswith("over the test images; orange: the prior p(z)")
+    (outline,) = (patch for patch in figure.axes[1].patches if isinstance(patch, Polygon))
+    assert 25 < outline.get_xy()[:, 0].min() < 35, "the prior lies at 40 +- 3"
+    assert 45 < outline.get_xy()[:, 0].max() < 55
     assert codes.latent_report(run).kolmogorov_smirnov is None
     for picture in (pictures.cdf, pictures.manifold):
         with pytest.raises(InputError, match=r"N\(0, 1\)"):
             picture(run)
 
 
-def test_histograms_of_an_autoencoder_are_beside_n_0_1(runs, data):
+def test_histograms_of_an_autoencoder_are_beside_n_0_1(runs):
     for name, ends in (("mlp-2d", "the prior N(0, 1)"), ("conv-2d-ae", "N(0, 1) (an autoencoder has no prior)")):
         figure = pictures.histograms(runs[name])
-        assert " ".join(figure.get_suptitle().split()).endswith(f"over the test images; orange: {ends}")
-        x, density = (torch.tensor(values) for values in figure.axes[0].lines[0].get_data())
-        assert torch.allclose(density, Normal(0.0, 1.0).log_prob(x).exp(), atol=1e-6)
+        assert figure.get_suptitle().endswith(f"over the test images; orange: {ends}")
+        (outline,) = (patch for patch in figure.axes[0].patches if isinstance(patch, Polygon))
+        assert outline.get_xy()[:, 1].max() == pytest.approx(0.4, abs=0.03), "the density of N(0, 1) at 0"
 
 
 def test_data_given_from_python_cannot_be_found(runs, capsys):
@@ -411,44 +381,6 @@ class Identity(torch.nn.Module):
 
     def forward(self, z):
         return z.view(*z.shape[:-1], 1, 1, 2)
-
-
-@pytest.fixture
-def transparent(runs):
-    vae = pvae.load(runs["mlp-2d"].path)
-    vae.p_x.decoder = Identity()
-    return vae
-
-
-def latents(pixels):
-    """Undo the sigmoid of the mean."""
-    return torch.logit(pixels).view(-1, 2)
-
-
-def test_the_manifold_is_drawn_at_the_quantiles(transparent):
-    z = latents(latent_space.manifold(transparent, 4)).view(4, 4, 2)
-    quantiles = Normal(0.0, 1.0).icdf(torch.tensor([0.125, 0.375, 0.625, 0.875]))
-    assert torch.allclose(z[:, :, 0], quantiles.expand(4, 4), atol=1e-4), "z_1 grows to the right"
-    assert torch.allclose(z[:, :, 1], quantiles.flip(0)[:, None].expand(4, 4), atol=1e-4), "z_2 grows upward"
-
-
-def test_traversal_moves_one_dimension(transparent):
-    values = torch.linspace(-3, 3, 5)
-    z = latents(latent_space.traverse(transparent, torch.tensor([0.5, -0.25]), 1, values))
-    assert torch.allclose(z, torch.stack([torch.full((5,), 0.5), values], dim=1), atol=1e-4)
-
-
-def test_interpolation_ends_at_the_codes(transparent, data):
-    x = data.test[:2].float() / 255
-    z = latents(latent_space.interpolate(transparent, x[0], x[1], 5))
-    codes = latent_space.encode(transparent, x)
-    assert torch.allclose(z[[0, -1]], codes, atol=1e-4)
-    assert torch.allclose(z[2], codes.mean(0), atol=1e-4)
-
-
-def test_attribute_vector_is_the_difference_of_means():
-    codes = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]])
-    assert latent_space.attribute_vector(codes, torch.tensor([True, True, False])).tolist() == [2.0, -5.0]
 
 
 @pytest.fixture
@@ -486,7 +418,7 @@ def fonts(monkeypatch):
     """Let matplotlib have its own fonts alone, and return the list of them."""
     own = [font for font in fontManager.ttflist if Path(font.fname).is_relative_to(get_data_path())]
     monkeypatch.setattr(fontManager, "ttflist", own)
-    monkeypatch.setattr(run_figures, "_fallback_fonts", run_figures._fallback_fonts.__wrapped__)
+    monkeypatch.setattr(run_figures, "_drawable", run_figures._drawable.__wrapped__)
     return own
 
 
@@ -495,50 +427,31 @@ def pictures_with(name):
     images, codes, classes = torch.zeros(2, 1, 4, 4), torch.arange(12.0).view(6, 2), torch.arange(6) % 2
     return {
         "title": run_figures.sample_figure(images, name),
-        "row": run_figures.image_figure(images, 2, "title", [name], ["image", "+1"]),
+        "row": run_figures.image_figure(images, 2, "title", [name]),
         "class": run_figures.scatter_figure({"test": ScatterData(codes, classes)}, [name, "other"], "title"),
         "codes": run_figures.scatter_figure({name: ScatterData(codes)}, [], "title"),
         "band": run_figures.band_figure({name: (images, images)}, 2, "title"),
+        "image": run_figures.named_images_figure({"row": [(name, images[0])]}, "title"),
     }
 
 
-def drawn(figure):
-    content = io.BytesIO()
-    figure.savefig(content)
-    return content.getvalue()
-
-
-FORMULAS = [r"$\frac{$", "$x$", r"\$", "$$", "a $1 and $2 b", "_", "_a", "%s", "{0}", "\t", "\x07", "\udcff", ""]
-
-
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", [*FORMULAS, "고양이", "貓", "Котёнок"])
-def test_any_name_is_drawn(fonts, name):
-    for figure in pictures_with(name).values():
-        drawn(figure)
-
-
-def texts(figure):
-    figure.draw_without_rendering()
-    written = [text.get_text() for text in figure.findobj(Text)]
-    assert not any(map(is_math_text, written))
-    return [text.replace(r"\$", "$") for text in written]
-
-
-@pytest.mark.parametrize("name", [r"$\frac{$", "$x$", r"a\$b", "_a", "Котёнок"])
-def test_a_name_is_drawn_as_it_is(fonts, name):
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        *((name, name) for name in (r"$\frac{$", "$x$", r"a\$b", "$$", "_a", "%s", "{0}", "Котёнок", "")),
+        *(("a고양이b", "a???b"), ("\udcffab", "?ab"), ("貓", "?"), ("a\x07", "a?")),  # no font has them
+    ],
+)
+def test_any_name_is_drawn_as_it_is(fonts, name, written):
     for place, figure in pictures_with(name).items():
-        assert any(name in text for text in texts(figure)), place
+        figure.savefig(io.BytesIO())
+        texts = figure.findobj(Text)
+        assert any(written in text.get_text() for text in texts), place
+        assert not any(text.get_parse_math() for text in texts), place
 
 
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(("name", "rest"), [("a고양이b", "ab"), ("\udcffab", "ab"), ("貓", "")])
-def test_characters_that_no_font_has_are_left_out(fonts, name, rest):
-    for (place, figure), plain in zip(pictures_with(name).items(), pictures_with(rest).values()):
-        assert texts(figure) == texts(plain), place
-
-
-def font_of(characters, family, path, weight=400):
+def font_of(characters, family, path):
     """Write a font in which each of some characters is a black square, and return its entry for matplotlib."""
     pen = TTGlyphPen(None)
     for move, point in [(pen.moveTo, (0, 0)), *((pen.lineTo, at) for at in [(0, 900), (900, 900), (900, 0)])]:
@@ -555,24 +468,21 @@ def font_of(characters, family, path, weight=400):
     font.setupOS2()
     font.setupPost()
     font.save(path)
-    return FontEntry(fname=str(path), name=family, weight=weight)
+    return FontEntry(fname=str(path), name=family, weight=400)
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_name_is_drawn_in_installed_fonts_that_have_it(fonts, tmp_path):
+def test_a_name_is_drawn_in_an_installed_font_that_has_it(fonts, tmp_path):
+    def drawn(figure):
+        content = io.BytesIO()
+        figure.savefig(content)
+        return content.getvalue()
+
     without = {place: drawn(figure) for place, figure in pictures_with("a고貓").items()}
-    fonts += [font_of("고양", "Squares", tmp_path / "1.ttf"), font_of("貓", "Medium Squares", tmp_path / "2.ttf", 500)]
+    fonts += [font_of("고", "One Square", tmp_path / "1.ttf"), font_of("고貓", "Two Squares", tmp_path / "2.ttf")]
     for place, figure in pictures_with("a고貓").items():
-        assert any("a고貓" in text for text in texts(figure)), place
         assert drawn(figure) != without[place]
-
-
-@pytest.mark.filterwarnings("error")
-def test_an_attribute_named_like_a_formula_is_drawn(runs, tmp_path, known, monkeypatch, capsys):
-    monkeypatch.setattr(data_module, "load_again", lambda *_: replace(known, label_names=("$\\frac{$", "고")))
-    arguments = ["--what", "attributes", "--attribute", "$\\frac{$", "고", "--out", str(tmp_path)]
-    assert main([str(runs["mlp-2d"].path), *arguments]) == 0
-    assert capsys.readouterr().err == ""
+        assert any("a고貓" in text.get_text() for text in figure.findobj(Text)), place
 
 
 def test_an_attribute_that_no_image_has_is_refused(runs, data):
@@ -581,27 +491,6 @@ def test_an_attribute_that_no_image_has_is_refused(runs, data):
     run = opened(runs["mlp-2d"], known)
     with pytest.raises(InputError, match="Bald"):
         pictures.attributes(run, ["Bald"])
-
-
-def test_nearest_neighbours():
-    train = torch.tensor([[0.0, 0.0], [0.1, 0.0], [5.0, 5.0], [5.1, 5.0]])
-    labels = torch.tensor([3, 3, 7, 7])
-    test = torch.tensor([[0.05, 0.0], [5.0, 5.1], [0.0, 0.1]])
-    assert latent_space.nearest_neighbour_accuracy(train, labels, test, torch.tensor([3, 7, 7]), 2) == pytest.approx(
-        2 / 3
-    )
-    one_class = torch.full((4,), 3)
-    assert latent_space.nearest_neighbour_accuracy(train, one_class, test, torch.tensor([3, 7, 3]), 10) == 2 / 3
-
-
-def test_the_report_compares_codes_with_the_prior():
-    generator = torch.Generator().manual_seed(0)
-    codes = torch.randn(20_000, 2, generator=generator) * torch.tensor([1.0, 2.0]) + torch.tensor([0.0, 1.0])
-    report = latent_space.latent_statistics(codes)
-    assert report.kolmogorov_smirnov[0] < 0.015
-    assert report.kolmogorov_smirnov[1] > 0.2
-    assert report.std[1] == pytest.approx(2, rel=0.03)
-    assert report.mean[1] == pytest.approx(1, abs=0.1)
 
 
 def test_an_autoencoder_has_no_samples(runs):
@@ -617,7 +506,7 @@ def test_a_folder_of_runs_is_a_sheet_and_a_table(runs, found, tmp_path, capsys):
     assert {path.name for path in out.iterdir()} == {"table.csv", "table.md", "sheet.png", "codes-few-digits.png"}
     rows = list(csv.DictReader((out / "table.csv").open()))
     assert len({row["configuration"] for row in rows}) == 4
-    assert [row["system"].split()[0] for row in rows] == ["deep-bayes", "mlp-2d", "conv-2d", "conv-2d-ae"]
+    assert [row["system"].split()[0] for row in rows] == ["conv-2d", "conv-2d-ae", "deep-bayes", "mlp-2d"]
     for row in rows:
         last = runs[row["run"]].metrics()[-1]
         assert (float(row["elbo"]) if row["elbo"] else None) == last.elbo
@@ -675,32 +564,6 @@ def test_a_run_that_cannot_be_read_is_left_out(runs, found, tmp_path, capsys):
     assert "single run" in capsys.readouterr().err
 
 
-ROW = Row(
-    run="a", configuration="1", system="mlp-2d", estimator="trace", data="MNIST", seed=0, epochs=3, planned_epochs=3,
-    chosen_epoch=3, pseudo=True, elbo=-100.0, elbo_stderr=0.25, distortion=1.0, rate=1.0, log_likelihood=None,
-    log_likelihood_stderr=None, importance_samples=None, posterior_mean_loss=1.0, accuracy=None, kolmogorov_smirnov=1.0,
-    mean_least=-0.5, mean_greatest=0.5, std_least=0.9, std_greatest=1.1, seconds_per_epoch=2.0,
-)  # fmt: skip
-
-
-def test_the_table_is_over_seeds():
-    rows = [ROW, replace(ROW, run="b", seed=1, elbo=-102.0, std_greatest=1.5), replace(ROW, run="c", configuration="2")]
-    assert [[one.run for one in group] for group in groups(rows)] == [["a", "b"], ["c"]]
-    lines = to_markdown(rows).splitlines()
-    assert "| 2 | 3 | -101.00 +- 1.41 (pseudo) |" in lines[2]
-    assert "| 0.90 to 1.50 |" in lines[2]
-    assert "| 1 | 3 | -100.00 +- 0.25 (pseudo) |" in lines[3]
-    assert len({line.count("|") for line in lines[:4]}) == 1
-    assert [line["run"] for line in csv.DictReader(csv_of(rows).splitlines())] == ["a", "b", "c"]
-    none = to_markdown([replace(ROW, elbo=None, elbo_stderr=None)]).splitlines()[2]
-    assert "| 1 | 3 | - | - | 1.00 |" in none
-    with_likelihood = [
-        replace(ROW, seed=seed, log_likelihood=-90.0 - seed, log_likelihood_stderr=0.3) for seed in (0, 1)
-    ]
-    assert "(pseudo) | -90.50 +- 0.71 |" in to_markdown(with_likelihood).splitlines()[2]
-    assert "(pseudo) | -91.00 +- 0.30 |" in to_markdown(with_likelihood[1:]).splitlines()[2]
-
-
 def test_two_stochastic_layers_are_not_drawn_as_a_plane(tmp_path, data, monkeypatch):
     config = get_system("iwae-2layer").replace(latent_dim=2, upper_latent_dims=(3,), epochs=1, schedule="constant")
     run = fit(config, data=data, out=tmp_path / "run")
@@ -710,8 +573,3 @@ def test_two_stochastic_layers_are_not_drawn_as_a_plane(tmp_path, data, monkeypa
     assert drawn == EVERY - {"scatter", "cdf", "manifold", "attributes"}
     report = json.loads((tmp_path / "pictures" / "latent.json").read_text())
     assert len(report["mean"]) == 3, "the second layer, whose prior is N(0, 1)"
-
-
-def test_a_long_title_makes_a_figure_higher():
-    short, long = (run_figures.histogram_figure(*[torch.rand(9, 2)] * 3, "a\n" * count) for count in (2, 5))
-    assert long.get_figheight() > short.get_figheight() + 0.4

@@ -248,6 +248,6 @@ def test_a_run_with_an_infinite_metric_is_read(run, capsys, tmp_path):
 def test_histograms_of_codes_far_from_zero():
     """All codes are equal in float32; a histogram of a narrow range would have no bins."""
     codes = torch.tensor([[1e8, -1e19, 0.0]]).expand(50, 3)
-    figure = histogram_figure(codes, torch.zeros(2, 3), torch.zeros(2, 3), "far")
-    heights = [max(patch.get_height() for patch in axes.patches) for axes in figure.axes[:3]]
+    figure = histogram_figure(codes, torch.zeros(2, 3), "far")
+    heights = [max(bar.get_height() for bar in axes.containers[0]) for axes in figure.axes[:3]]
     assert all(math.isfinite(height) and height > 0 for height in heights)
