@@ -50,15 +50,14 @@ def write_whole(path: Path, content: bytes, previous: Path | None = None) -> Non
         OSError: the file cannot be written; what was there before is unchanged. The error names the file.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    if os.path.lexists(path) and not (path.is_symlink() or path.is_file()):
+    if path.exists() and not path.is_file():
         raise InputError(f"{path} is not an ordinary file, and is not replaced: name another")
     try:
-        temporary.unlink(missing_ok=True)  # left by a killed process with the same id; mode "x" would fail
-        with temporary.open("xb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if previous is not None and os.path.lexists(path):
+        if previous is not None and path.exists():
             previous.unlink(missing_ok=True)
             try:
                 os.link(path, previous, follow_symlinks=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,18 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pvae.config.config import OPTIONS, Config
-from pvae.config.options import flag
-from pvae.core.errors import InputError, brief, shown
+from pvae.config.presets import as_option
+from pvae.core.errors import InputError, brief
 from pvae.models.hierarchy import BottomUpPosterior, FirstLayer, HierarchyPrior, LadderPosterior, TopDownPosterior
 from pvae.models.likelihoods import LIKELIHOOD_CLASSES, PseudoBernoulliLikelihood
-from pvae.models.networks import (
-    conv_decoder,
-    conv_encoder,
-    groupnorm_decoder,
-    mlp,
-    mlp_decoder,
-    mlp_encoder,
-)
+from pvae.models.networks import conv_decoder, conv_encoder, groupnorm_decoder, mlp, mlp_decoder, mlp_encoder
 from pvae.models.onednn import Linear
 from pvae.models.posteriors import (
     DeltaPosterior,
@@ -79,7 +72,7 @@ def _posterior(config: Config, encoder: nn.Module) -> nn.Module:
         return PlanarPosterior(encoder, config.latent_dim)
     if config.posterior in ("iaf", "spline"):
         length, hidden, bins = config.flow_length, config.flow_hidden, _BINS if config.posterior == "spline" else 0
-        return IAFPosterior(encoder, config.latent_dim, length, hidden, _context(config), bins)
+        return IAFPosterior(encoder, config.latent_dim, length, hidden, config.hidden[-1], bins)
     if config.posterior == "power-spherical":
         return PowerSphericalPosterior(encoder)
     return NormalPosterior(encoder, log_variance=config.posterior == "normal-log-variance")
@@ -87,7 +80,7 @@ def _posterior(config: Config, encoder: nn.Module) -> nn.Module:
 
 def _hierarchy(config: Config, encoder: nn.Module, image_shape: Sequence[int]) -> tuple[nn.Module, nn.Module]:
     """Return the prior and the posterior of several stochastic layers."""
-    sizes, context = (config.latent_dim, *config.upper_latent_dims), _context(config)
+    sizes, context = (config.latent_dim, *config.upper_latent_dims), config.hidden[-1]
 
     def network(width: int, num_outputs: int, hidden: Sequence[int] = config.upper_hidden) -> nn.Module:
         batch_norm = config.network == "mlp-batchnorm"
@@ -112,20 +105,14 @@ def _hierarchy(config: Config, encoder: nn.Module, image_shape: Sequence[int]) -
     return HierarchyPrior(top, down, sizes), posterior
 
 
-def _context(config: Config) -> int:
-    """Return the number of values that the encoder gives to a flow or to other stochastic layers."""
-    return config.hidden[-1]
-
-
-def _prior(config: Config, posterior: Callable[[Tensor], Any] | None, image_shape: Sequence[int]) -> nn.Module:
-    """Return the prior of the top layer, whose posterior is given."""
+def _prior(config: Config, posterior: Any, image_shape: Sequence[int]) -> nn.Module:
+    """Return the prior of the top layer; `posterior` is a function that returns its posterior."""
     length = (config.latent_dim, *config.upper_latent_dims)[-1]
     if config.posterior == "delta":
         return FlatPrior(length)
     if config.prior == "mixture":
         return MixturePrior(length, config.components)
     if config.prior == "vamp":
-        assert posterior is not None, "the configuration refuses --prior vamp without a posterior of the top layer"
         return VampPrior(posterior, image_shape, config.components, config.pixels == "symmetric")
     if config.prior == "flow":
         return FlowPrior(length, config.flow_length, config.flow_hidden)
@@ -179,29 +166,26 @@ def start_like_burda(vae: VAE, images: Tensor) -> None:
 
 def sizes_of(config: Config) -> str:
     """Return the options that set the sizes of the networks."""
-    names = ["hidden", "latent_dim"]
-    names += ["upper_latent_dims", "upper_hidden"] if config.upper_latent_dims else []
-    names += [] if config.posterior.startswith("normal") and config.posterior != "normal-full" else ["posterior"]
-    names += [name for name in ("flow_length", "flow_hidden", "components") if OPTIONS[name].only_with[1](config)]
-    given = {name: getattr(config, name) for name in names}
-    values = {name: " ".join(map(str, one if isinstance(one, tuple) else [one])) for name, one in given.items()}
-    return shown(" ".join(f"{flag(name)} {value}" for name, value in values.items()))[1:-1]
+    names = ("hidden", "latent_dim", "upper_latent_dims", "upper_hidden", "flow_length", "flow_hidden", "components")
+    sizes = {name: getattr(config, name) for name in names if OPTIONS[name].only_with[1](config)}
+    return " ".join(as_option(name, size) for name, size in sizes.items() if size)
 
 
 def _networks(config: Config, image_shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:
     """Return encoder and decoder."""
     length, latent_dim, inference = config.latent_dim, config.latent_dim, config.inference
+    context = config.hidden[-1]  # number of values that the encoder gives to a flow or to other stochastic layers
     num_outputs = {
         "delta": length,
         "normal-full": 2 * length + length * (length - 1) // 2,
         "planar": 2 * length + config.flow_length * (2 * length + 1),
-        "iaf": 2 * length + _context(config),
-        "spline": 2 * length + _context(config),
+        "iaf": 2 * length + context,
+        "spline": 2 * length + context,
         "power-spherical": length + 1,
     }.get(config.posterior, 2 * length)
     if config.upper_latent_dims and inference != "bottom-up":
         is_ladder = inference == "ladder"
-        num_outputs = 2 * (length if is_ladder else config.upper_latent_dims[-1]) + _context(config)
+        num_outputs = 2 * (length if is_ladder else config.upper_latent_dims[-1]) + context
         latent_dim += 0 if is_ladder else sum(config.upper_latent_dims)
     batch_norm = config.has_batch_norm
     if not config.network.startswith("conv"):
