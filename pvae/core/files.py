@@ -64,8 +64,6 @@ def write_whole(path: Path, content: bytes, previous: Path | None = None) -> Non
             except OSError:  # a disk without hard links
                 path.replace(previous)
         temporary.replace(path)
-        with contextlib.suppress(OSError), _opened_folder(path.parent) as descriptor:  # Windows cannot flush a folder
-            os.fsync(descriptor)  # so that the new name survives a loss of power
     except OSError as error:
         error.filename = str(path)  # not the temporary name
         raise
@@ -166,20 +164,15 @@ def locked(folder: Path) -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    with _opened_folder(folder) as descriptor:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder} is being trained by another process: wait for its end, or stop it") from None
-        except OSError:  # a disk that does not support locks, for example a network disk
-            pass
-        yield
-
-
-@contextlib.contextmanager
-def _opened_folder(folder: Path) -> Iterator[int]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        yield descriptor
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InputError(f"{folder} is being trained by another process: wait for its end, or stop it") from None
+    except OSError:  # a disk that does not support locks, for example a network disk
+        pass
+    try:
+        yield
     finally:
         os.close(descriptor)

@@ -156,12 +156,9 @@ def _check_site(name: str, site: Any, batch_shape: tuple[int, ...]) -> None:
     scale = site["scale"]
     if not (isinstance(scale, (int, float)) and scale == 1) or site["mask"] is not None:
         raise ValueError(f"site {name!r} is scaled or masked, so the loss is not a bound: weigh the rate by beta")
-    plates = {plate.dim: plate.size for plate in site["cond_indep_stack"] if plate.vectorized}
-    wanted = {-1 - place: size for place, size in enumerate(reversed(batch_shape))}
-    if plates != wanted or site["fn"].batch_shape != batch_shape:
-        found = f"batch shape is {tuple(site['fn'].batch_shape)}, and not {tuple(batch_shape)}"
-        why = f"plates are {plates}, and not {wanted}" if plates != wanted else found
+    if site["fn"].batch_shape != batch_shape:
         raise ValueError(
-            f"site {name!r} does not have one value per datum (its {why}): put it inside "
-            "pyro.plate('data', x.shape[0]) and no other plate, and declare its event dimensions by .to_event"
+            f"site {name!r} does not have one value per datum (its batch shape is {tuple(site['fn'].batch_shape)}, and "
+            f"not {batch_shape}): put it inside pyro.plate('data', x.shape[0]) and no other plate, and declare its "
+            "event dimensions by .to_event"
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -49,13 +50,14 @@ def build_vae(config: Config, image_shape: Sequence[int]) -> VAE:
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise InputError(f"image_shape must be (C, H, W), each at least 1, not {tuple(image_shape)}")
     image_shape = config.padded(tuple(image_shape))
-    encoder, decoder = _networks(config, image_shape)
+    num_outputs, posterior_of = _posterior(config)
+    encoder, decoder = _networks(config, image_shape, num_outputs)
     if config.upper_latent_dims:
         prior, posterior = _hierarchy(config, encoder, image_shape)
         if config.inference != "top-down":
             decoder = nn.Sequential(FirstLayer(config.latent_dim), decoder)
     else:
-        posterior = _posterior(config, encoder)
+        posterior = posterior_of(encoder)
         prior = _prior(config, posterior.forward, image_shape)
     is_pseudo = config.likelihood == "bernoulli" and config.binarize == "none"
     kind = PseudoBernoulliLikelihood if is_pseudo else LIKELIHOOD_CLASSES[config.likelihood]
@@ -63,19 +65,24 @@ def build_vae(config: Config, image_shape: Sequence[int]) -> VAE:
     return VAE(p_z=prior, q_z=posterior, p_x=likelihood).float()
 
 
-def _posterior(config: Config, encoder: nn.Module) -> nn.Module:
-    if config.posterior == "delta":
-        return DeltaPosterior(encoder)
-    if config.posterior == "normal-full":
-        return FullNormalPosterior(encoder, config.latent_dim)
-    if config.posterior == "planar":
-        return PlanarPosterior(encoder, config.latent_dim)
-    if config.posterior in ("iaf", "spline"):
-        length, hidden, bins = config.flow_length, config.flow_hidden, _BINS if config.posterior == "spline" else 0
-        return IAFPosterior(encoder, config.latent_dim, length, hidden, config.hidden[-1], bins)
-    if config.posterior == "power-spherical":
-        return PowerSphericalPosterior(encoder)
-    return NormalPosterior(encoder, log_variance=config.posterior == "normal-log-variance")
+def _posterior(config: Config) -> tuple[int, Callable[[nn.Module], Any]]:
+    """Return the number of outputs of the encoder, and the function from the encoder to the posterior."""
+    length, steps, context = config.latent_dim, config.flow_length, config.hidden[-1]
+
+    def flow(encoder: nn.Module, num_bins: int = 0) -> IAFPosterior:
+        return IAFPosterior(encoder, length, steps, config.flow_hidden, context, num_bins)
+
+    kinds: dict[str, tuple[int, Callable[[nn.Module], Any]]] = {
+        "normal": (2 * length, NormalPosterior),
+        "normal-log-variance": (2 * length, partial(NormalPosterior, log_variance=True)),
+        "normal-full": (2 * length + length * (length - 1) // 2, partial(FullNormalPosterior, latent_dim=length)),
+        "planar": (2 * length + steps * (2 * length + 1), partial(PlanarPosterior, latent_dim=length)),
+        "iaf": (2 * length + context, flow),
+        "spline": (2 * length + context, partial(flow, num_bins=_BINS)),
+        "power-spherical": (length + 1, PowerSphericalPosterior),
+        "delta": (length, DeltaPosterior),
+    }
+    return kinds[config.posterior]
 
 
 def _hierarchy(config: Config, encoder: nn.Module, image_shape: Sequence[int]) -> tuple[nn.Module, nn.Module]:
@@ -96,7 +103,7 @@ def _hierarchy(config: Config, encoder: nn.Module, image_shape: Sequence[int]) -
         up = [network(context + above, 2 * size, from_top) for size, above in pairs]
     down = [network(above, 2 * size, from_top) for size, above in pairs]
     if config.inference == "bottom-up":
-        posterior: Any = BottomUpPosterior(_posterior(config, encoder), up, sizes)
+        posterior: Any = BottomUpPosterior(_posterior(config)[1](encoder), up, sizes)
     elif config.inference == "ladder":
         posterior = LadderPosterior(encoder, up, down, sizes)
     else:
@@ -166,27 +173,19 @@ def start_like_burda(vae: VAE, images: Tensor) -> None:
 
 def sizes_of(config: Config) -> str:
     """Return the options that set the sizes of the networks."""
-    names = ("hidden", "latent_dim", "upper_latent_dims", "upper_hidden", "flow_length", "flow_hidden", "components")
-    sizes = {name: getattr(config, name) for name in names if OPTIONS[name].only_with[1](config)}
-    return " ".join(as_option(name, size) for name, size in sizes.items() if size)
+    sizes = ("hidden", "latent_dim", "upper_latent_dims", "upper_hidden", "flow_length", "flow_hidden", "components")
+    given = {name: getattr(config, name) for name in ("posterior", *sizes) if OPTIONS[name].only_with[1](config)}
+    return " ".join(as_option(name, value) for name, value in given.items() if value)
 
 
-def _networks(config: Config, image_shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:
-    """Return encoder and decoder."""
-    length, latent_dim, inference = config.latent_dim, config.latent_dim, config.inference
-    context = config.hidden[-1]  # number of values that the encoder gives to a flow or to other stochastic layers
-    num_outputs = {
-        "delta": length,
-        "normal-full": 2 * length + length * (length - 1) // 2,
-        "planar": 2 * length + config.flow_length * (2 * length + 1),
-        "iaf": 2 * length + context,
-        "spline": 2 * length + context,
-        "power-spherical": length + 1,
-    }.get(config.posterior, 2 * length)
-    if config.upper_latent_dims and inference != "bottom-up":
-        is_ladder = inference == "ladder"
-        num_outputs = 2 * (length if is_ladder else config.upper_latent_dims[-1]) + context
-        latent_dim += 0 if is_ladder else sum(config.upper_latent_dims)
+def _networks(config: Config, image_shape: tuple[int, ...], num_outputs: int) -> tuple[nn.Module, nn.Module]:
+    """Return encoder and decoder; `num_outputs` is what the posterior of one stochastic layer takes."""
+    latent_dim = config.latent_dim
+    if config.upper_latent_dims and config.inference == "ladder":
+        num_outputs = 2 * latent_dim + config.hidden[-1]
+    if config.upper_latent_dims and config.inference == "top-down":
+        num_outputs = 2 * config.upper_latent_dims[-1] + config.hidden[-1]
+        latent_dim += sum(config.upper_latent_dims)
     batch_norm = config.has_batch_norm
     if not config.network.startswith("conv"):
         hidden = () if config.network == "linear" else config.hidden
