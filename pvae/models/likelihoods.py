@@ -205,6 +205,9 @@ class _ProfileNormal(dist.Normal):
         super().__init__(loc, scale)
         self.record = record
 
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _ProfileNormal:
+        return _ProfileNormal(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.record)
+
     def log_prob(self, value: Tensor) -> Tensor:
         scale = (value - self.loc).square().mean().clamp(min=math.exp(2 * _LEAST_LOG_SCALE)).sqrt()
         self.record(scale.detach())
