@@ -13,7 +13,7 @@ from pvae.reference.elbo import closed_form, monte_carlo, three_parts
 
 GRID = torch.linspace(-12, 12, 20_001, dtype=torch.float64).unsqueeze(-1)
 
-DRAWS = 150_000
+DRAWS = 200_000
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,6 @@ def assert_means_are(exact, terms):
     """ELBO, distortion and rate of 8 images at 4.8 standard errors: fails for one seed in 26,000; it is fixed."""
     for wanted, values in [(exact.elbo, terms.elbo), (exact.distortion, terms.distortion), (exact.rate, terms.rate)]:
         draws = values.view(DRAWS, -1)
-        error = draws.std(0) / DRAWS**0.5 + 1e-9
+        error = draws.std(0) / DRAWS**0.5 + 1e-7
         assert (4.8 * error < 0.01 * exact.elbo.abs()).all(), "this sample could not have seen 1 % of the ELBO"
         assert ((draws.mean(0) - wanted).abs() < 4.8 * error).all()
