@@ -156,6 +156,8 @@ def run_command(name: str, command: Callable[[], None]) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show must not end a training
         sys.stdout.reconfigure(errors="backslashreplace")
+    # A thread that waits for another one spins 300,000 times before it sleeps, which blocks that one on a busy machine.
+    os.environ.setdefault("GOMP_SPINCOUNT", "100000")  # read when torch is imported
     with Interruptions(at_once=True):
         try:
             with naming_refused_parameters(), no_nan_warnings():

@@ -12,14 +12,7 @@ from torch.nn import Linear
 
 from pvae.core.errors import InputError
 
-__all__ = [
-    "conv_decoder",
-    "conv_encoder",
-    "groupnorm_decoder",
-    "mlp",
-    "mlp_decoder",
-    "mlp_encoder",
-]
+__all__ = ["conv_decoder", "conv_encoder", "groupnorm_decoder", "mlp", "mlp_decoder", "mlp_encoder"]
 
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gated": nn.GLU}
