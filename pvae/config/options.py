@@ -58,6 +58,7 @@ LIKELIHOODS = (
     "normal-linear",
     "discretized-logistic",
 )
+_MOST_LAYERS = 1000  # building a layer takes memory even where its width is 1
 _REMOVED_FIELDS = {"on_nan": "stop", "max_skipped": 10}  # fields of earlier versions, and their defaults
 
 
@@ -108,9 +109,9 @@ class Option:
         elif isinstance(self.default, tuple):
             is_list = isinstance(value, Iterable) and not isinstance(value, (str, set))
             widths = tuple(whole_number(name, width) for width in (value if is_list else ()))
-            if not is_list or (self.default and not widths):
-                example = "such as 100 100 or in TOML [100, 100]"
-                raise InputError(f"{flag(name)} must be a list of sizes, {example}, not {shown(value)}")
+            if not is_list or len(widths) > _MOST_LAYERS or (self.default and not widths):
+                what = f"a list of up to {_MOST_LAYERS:,} sizes, such as 100 100 or in TOML [100, 100]"
+                raise InputError(f"{flag(name)} must be {what}, not {shown(value)}")
             return widths
         elif not self.choices:
             pattern, description = self.pattern
