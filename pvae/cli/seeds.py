@@ -120,7 +120,7 @@ def _is_finished(path: Path, config: Config) -> bool:
         ours, theirs = (", ".join(as_option(name, of[name]) for name in differing) for of in (given, recorded))
         raise InputError(f"{path} was trained with {theirs}, and {ours} is given: name another --out")
     try:
-        return not differing and run.is_finished(run.read_checkpoint())
+        return not differing and run.is_finished()
     except InputError:  # the process that resumes it takes the checkpoint before, or prints the reason
         return False
 

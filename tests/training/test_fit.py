@@ -29,6 +29,8 @@ from pvae.data.dataset import Dataset
 from pvae.data.preparation import Preparation
 from pvae.data.sources import load_dataset
 from pvae.evaluation.report import evaluate
+from pvae.runs import writer
+from pvae.runs.checkpoint import to_bytes
 from pvae.runs.run import Run
 from pvae.training.fit import fit, resume
 from pvae.training.parallel import resolve_device
@@ -143,8 +145,8 @@ def test_stopped_before_the_first_record_nothing_is_left(tmp_path, few_digits, s
         assert (tmp_path / "run").exists()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "begin_session", stop)
-    with pytest.raises(InterruptedTrainingError, match="anything"):
+    monkeypatch.setattr(writer, "begin", stop)
+    with pytest.raises(InterruptedTrainingError, match="nothing was saved"):
         fit(small_config, data=few_digits, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -159,10 +161,11 @@ def test_figures_that_are_missing_are_drawn(tmp_path, few_digits, small_config, 
         patch.setattr("pvae.plotting.run_figures.save_figures", interrupted)
         with pytest.raises(InterruptedTrainingError, match="up to epoch 2"):
             fit(small_config, data=few_digits, out=tmp_path / "run")
-    before = (tmp_path / "run" / "checkpoint.safetensors").read_bytes()
-    resume(tmp_path / "run", data=few_digits)
+    before = Run.open(tmp_path / "run")
+    after = resume(tmp_path / "run", data=few_digits)
     assert (tmp_path / "run" / "figures" / "samples.png").exists()
-    assert (tmp_path / "run" / "checkpoint.safetensors").read_bytes() == before
+    assert_same(weights(after), weights(before))
+    assert after.metrics() == before.metrics()
 
 
 def test_a_removed_folder_is_said_to_be_gone(tmp_path, few_digits, small_config):
@@ -230,7 +233,7 @@ def test_rows_beyond_the_checkpoint_are_dropped(tmp_path, few_digits, small_conf
     run = fit(small_config, data=few_digits, out=tmp_path / "run")
     old = run.read_checkpoint()
     resume(run.path, 3, data=few_digits)
-    run.save_checkpoint(old)
+    (run.path / "checkpoint.safetensors").write_bytes(to_bytes(old))
     again = resume(run.path, 4, data=few_digits)
     assert [row.epoch for row in again.metrics()] == [1, 1, 2, 2, 3, 3, 4, 4]
 
@@ -418,13 +421,9 @@ def test_wrong_types_from_python_are_refused(tmp_path, few_digits, small_config)
     assert small_config.replace(seed=np.int64(3), lr=np.float32(0.5)) == small_config.replace(seed=3, lr=0.5)
 
 
-def test_wrong_data_and_paths_are_refused(tmp_path, few_digits, small_config):
-    for wrong in ({"data": few_digits.train}, {"out": 5}, {"data_dir": b"x"}):
-        with pytest.raises(InputError, match=next(iter(wrong))):
-            fit(small_config, **{"data": few_digits, "out": tmp_path / "run", **wrong})
-    for wrong in (5, None, b"x"):
-        with pytest.raises((InputError, TypeError)):
-            resume(wrong)
+def test_a_tensor_in_place_of_a_data_set_is_refused(tmp_path, few_digits, small_config):
+    with pytest.raises(InputError, match=r"data must be a pvae\.Dataset"):
+        fit(small_config, data=few_digits.train, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
