@@ -73,6 +73,7 @@ class Run:
         sessions: for each process that trained the run: first epoch, device, threads, versions, commit, time.
         identity: a unique name, stored in `config.json` and in the checkpoints.
         has_own_vae: the VAE was built in Python and given to `fit`; `config` does not describe its networks.
+        loaded: the data set, once it was read.
     """
 
     path: Path
@@ -81,15 +82,8 @@ class Run:
     sessions: list[dict[str, Any]] = field(default_factory=list)
     identity: str = field(default_factory=lambda: uuid.uuid4().hex)
     has_own_vae: bool = False
-    _dataset: Dataset | None = field(default=None, init=False, repr=False)
+    loaded: Dataset | None = field(default=None, repr=False)
     _values: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # of `kept` functions, and the VAE
-
-    @classmethod
-    def new(cls, path: Path, config: Config, data: Dataset, has_own_vae: bool = False) -> Run:
-        """Return a run that is not written yet; the other arguments are those of the class."""
-        run = cls(path, config, data.record(), has_own_vae=has_own_vae)
-        run._dataset = data
-        return run
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -160,9 +154,9 @@ class Run:
         Raises:
             InputError: the data set cannot be found, or its images differ from those in the run's record.
         """
-        if self._dataset is None:
-            self._dataset = data_of(self, data, data_dir, offline)
-        return self._dataset
+        if self.loaded is None:
+            self.loaded = data_of(self, data, data_dir, offline)
+        return self.loaded
 
     @property
     def preparation(self) -> Preparation:

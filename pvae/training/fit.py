@@ -19,7 +19,7 @@ from pvae.config.config import Config
 from pvae.config.presets import SYSTEMS
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
 from pvae.core.files import expanded, locked, write_whole
-from pvae.core.random_state import restore_rng_state, rng_state, seeded
+from pvae.core.random_state import seeded
 from pvae.core.terminal import print_line
 from pvae.data.choices import images_config
 from pvae.data.dataset import Dataset
@@ -39,6 +39,7 @@ from pvae.vae import VAE
 __all__ = ["fit", "resume", "train_in_memory"]
 
 _TRAINING = threading.Lock()  # held by the one training of this process
+_TYPES = {"config": Config, "vae": VAE, "data": Dataset}
 OnEpoch = Callable[[Run, Metrics], object]
 
 
@@ -85,7 +86,7 @@ def fit(
         LostError: (a RuntimeError) the folder can no longer be written, or another process has ended.
         InterruptedTrainingError: (a KeyboardInterrupt) Ctrl-C or SIGTERM; the state is saved.
     """
-    _check_types((Config, config), (VAE, vae), (Dataset, data))
+    _check_types(config=config, vae=vae, data=data)
     if config is None:
         config = images_config(data) if data is not None and vae is None else Config()
     if vae is not None and config.rate_reduction != "sum":
@@ -105,7 +106,7 @@ def fit(
             trainer = Trainer(config, data, where, world, vae, threads=threads, note=_note_of(quiet, world))
             trainer.dry_run()
             folder = Path(world.broadcast(lambda: str(writer.new_folder(path, config))))
-            run = Run.new(folder, config, data, has_own_vae=vae is not None)
+            run = Run(folder, config, data.record(), has_own_vae=vae is not None, loaded=data)
             with _locked(folder, world):
                 world.broadcast(lambda: str(writer.check_out(folder)))  # another training may have written to it
                 same = config.particles == 1 and ELBO_CLASSES[config.elbo].is_importance_weighted
@@ -149,7 +150,7 @@ def resume(
             other epochs would change its schedule.
         TrainingError, LostError, InterruptedTrainingError: as for `fit`.
     """
-    _check_types((VAE, vae), (Dataset, data))
+    _check_types(vae=vae, data=data)
     run = Run.open(path)
     if run.place != run.path:
         raise InputError(f"{path} comes with pvae and cannot be resumed: train it anew with --system {path}")
@@ -231,13 +232,12 @@ def _note_of(quiet: bool, world: World) -> Callable[[str], object]:
     return lambda line: tqdm.write(f"note: {line}", file=sys.stderr)
 
 
-def _check_types(*arguments: tuple[type, object]) -> None:
+def _check_types(**arguments: object) -> None:
     """Refuse arguments that are not of their type; None is an argument that was left out."""
-    for kind, value in arguments:
-        if not isinstance(value, (kind, type(None))):
-            raise InputError(
-                f"{kind.__name__.lower()} must be a pvae.{kind.__name__}, and is of type {type(value).__name__}"
-            )
+    for name, value in arguments.items():
+        if not isinstance(value, (_TYPES[name], type(None))):
+            wanted = f"pvae.{_TYPES[name].__name__}"
+            raise InputError(f"{name} must be a {wanted}, and is of type {type(value).__name__}")
 
 
 def train_in_memory(
@@ -246,8 +246,8 @@ def train_in_memory(
     data_dir: str | Path | None = None,
     offline: bool = False,
     data: Dataset | None = None,
-) -> Iterator[tuple[int, VAE, Dataset]]:
-    """Train a system in memory, without a run folder, and yield a copy of its VAE after each of the given epochs.
+) -> list[tuple[int, VAE, Dataset]]:
+    """Train a system in memory, without a run folder, and return a copy of its VAE after each of the given epochs.
 
     Args:
         config: options of the training.
@@ -256,24 +256,22 @@ def train_in_memory(
         offline: do not download.
         data: the data, in place of those that `config` names.
 
-    Yields:
-        The epoch, the VAE in eval mode on the CPU, and the data.
+    Returns:
+        For each of them the epoch, the VAE in eval mode on the CPU, and the data.
 
     Raises:
         InputError: the data set cannot be found, or cannot be trained on.
         TrainingError: the loss became NaN or infinite.
     """
     data, device = data if data is not None else load_for(config, data_dir, offline), torch.device("cpu")
-    with seeded(config.seed, device):
+    found = []
+    with seeded(config.seed, device), pyro.get_param_store().scope():
         trainer = Trainer(config, data, device, threads=torch.get_num_threads())
-        state = rng_state(device)
-    for epoch in epochs:
-        with seeded(config.seed, device), pyro.get_param_store().scope():
-            restore_rng_state(state, device)
+        for epoch in epochs:
             while trainer.epoch < epoch:
                 trainer.run_epoch()
-            state = rng_state(device)
-        yield epoch, copy.deepcopy(trainer.vae).eval(), data
+            found.append((epoch, copy.deepcopy(trainer.vae).eval(), data))
+    return found
 
 
 class _StopError(Exception):
