@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from pvae.core.errors import check_finite
+from pvae.core.errors import InputError, check_finite
+from pvae.core.records import from_record
 from pvae.core.terms import Terms
 from pvae.vae import VAE
 
-__all__ = ["Metrics", "best_epoch", "is_out_of_patience", "summarise"]
+__all__ = ["Metrics", "best_epoch", "is_out_of_patience", "read_metrics", "summarise"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,28 @@ class Metrics:
         if self.elbo is None:
             return f"{self.split} distortion {self.distortion:.2f}"
         return f"{self.split} {self.bound} {self.elbo:.2f} +- {self.elbo_stderr:.2f}"
+
+
+def read_metrics(file: Path, epoch: int) -> list[Metrics]:
+    """Return the rows of a `metrics.jsonl` up to an epoch.
+
+    Later rows are left out: the training was killed before it wrote the checkpoint of their epoch.
+
+    Raises:
+        InputError: a row up to that epoch is missing or damaged.
+    """
+    rows = list[Metrics]()
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # a line that was not written to its end
+        for line in file.read_bytes().splitlines():
+            row = from_record(Metrics, json.loads(line))
+            if row.epoch > epoch:
+                break
+            rows.append(row)
+    if [row.epoch for row in rows if row.split == "test"] != list(range(1, epoch + 1)):
+        raise InputError(
+            f"{file} is damaged: it lacks rows of the {epoch} finished epochs; restore a copy of it, or train anew"
+        )
+    return rows
 
 
 def best_epoch(rows: Iterable[Metrics]) -> int | None:

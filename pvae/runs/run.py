@@ -9,20 +9,15 @@ split.csv (the name and the split of each), figures/ and TensorBoard events.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import json
 import math
 import os
-import platform
 import shlex
-import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,90 +27,26 @@ from pvae.config.config import Config
 from pvae.config.options import without_removed
 from pvae.config.presets import system_title
 from pvae.core.errors import InputError
-from pvae.core.files import append, expanded, is_report, is_temporary, write_whole
+from pvae.core.files import expanded
 from pvae.core.random_state import seeded
-from pvae.core.records import from_record, to_json
+from pvae.core.records import from_record
 from pvae.data.dataset import DataRecord, Dataset
 from pvae.data.preparation import Preparation
 from pvae.models.build import build_vae
-from pvae.runs.checkpoint import Checkpoint, Counts, read_checkpoint, to_bytes
+from pvae.runs.checkpoint import Checkpoint, read_checkpoint
 from pvae.runs.data import data_of
-from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience
+from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience, read_metrics
 from pvae.vae import VAE
 
-__all__ = ["READY_MADE", "Run", "check_out", "kept", "load", "new_folder", "provenance"]
+__all__ = ["BEST", "CHECKPOINT", "FORMAT", "PREVIOUS", "READY_MADE", "Run", "kept", "load"]
 
 READY_MADE = ("deep-bayes", "fashion-vae")  # names of the runs that come with pvae
 _READY_MADE = Path(__file__).parents[1] / "pretrained"
-_FORMAT = 2
-_LINE = 72  # characters of a line of a title
-_CHECKPOINT, _PREVIOUS = "checkpoint.safetensors", "checkpoint-previous.safetensors"
-_BEST = "best.safetensors"
-_REPORTS = ("", "figures", "scores", "samples", "onnx", "comparison")  # folders of a run that hold reports
-_OWN_VAE = "built in Python: the options of config from network to scale do not describe it"
+FORMAT = 2  # of config.json
+CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint-previous.safetensors"
+BEST = "best.safetensors"
 
 T = TypeVar("T")
-
-
-def check_out(path: Path) -> Path:
-    """Return the path of a folder for a new run, which must be missing or empty.
-
-    Raises:
-        InputError: the folder exists and is not empty, is not a folder, or cannot be read.
-    """
-    try:
-        taken = path.exists() and (not path.is_dir() or any(not is_temporary(one) for one in path.iterdir()))
-    except OSError as error:
-        raise InputError(f"--out {path} cannot be read ({error.strerror}): name another folder") from None
-    if taken:
-        raise InputError(f"--out {path} exists and is not an empty folder: name another, or --resume it")
-    return path
-
-
-def new_folder(path: Path | None, config: Config) -> Path:
-    """Make the folder `path`, or `runs/<time>-<system>-<elbo>` if `path` is None, and return its path.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    name = f"{datetime.now():%Y-%m-%d-%H%M%S}-{config.system}-{config.elbo}"
-    folder = path or Path("runs") / name
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if path is not None:
-            folder.mkdir(exist_ok=True)
-            return folder
-        number = 1
-        while True:
-            with contextlib.suppress(FileExistsError):  # another training started in the same second
-                folder.mkdir()
-                return folder
-            number += 1
-            folder = Path("runs") / f"{name}-{number}"
-    except OSError as error:
-        option = f"--out {path}" if path else "./runs"
-        raise InputError(f"{option} cannot be written ({error.strerror}): name a folder with --out") from None
-
-
-def provenance() -> dict[str, object]:
-    """Return threads, package versions, the commit of pvae's checkout ("-dirty" if it was edited), and the time."""
-    versions = {"python": platform.python_version()}
-    for name in ("pvae", "torch", "pyro-ppl", "torchvision", "numpy"):
-        try:
-            versions[name] = version("pvae-pyro" if name == "pvae" else name)
-        except PackageNotFoundError:  # a source tree that is not installed
-            versions[name] = "unknown"
-    file, commit = Path(__file__).resolve(), None
-    git = functools.partial(subprocess.run, cwd=file.parent, capture_output=True, text=True, timeout=5, check=True)
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        git(["git", "ls-files", "--error-unmatch", file.name])  # fails in the repository of another project
-        commit = git(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]).stdout.strip()
-    return {
-        "threads": torch.get_num_threads(),
-        "versions": versions,
-        "commit": commit,
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
 
 
 def kept(function: Callable[[Run], T]) -> Callable[[Run], T]:
@@ -142,6 +73,7 @@ class Run:
         sessions: for each process that trained the run: first epoch, device, threads, versions, commit, time.
         identity: a unique name, stored in `config.json` and in the checkpoints.
         has_own_vae: the VAE was built in Python and given to `fit`; `config` does not describe its networks.
+        loaded: the data set, once it was read.
     """
 
     path: Path
@@ -150,17 +82,8 @@ class Run:
     sessions: list[dict[str, Any]] = field(default_factory=list)
     identity: str = field(default_factory=lambda: uuid.uuid4().hex)
     has_own_vae: bool = False
-    _dataset: Dataset | None = field(default=None, init=False, repr=False)
-    _history: list[Metrics] | None = field(default=None, init=False, repr=False)
+    loaded: Dataset | None = field(default=None, repr=False)
     _values: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # of `kept` functions, and the VAE
-    _is_whole: bool = field(default=False, init=False, repr=False)  # the last checkpoint is known to be undamaged
-
-    @classmethod
-    def new(cls, path: Path, config: Config, data: Dataset, has_own_vae: bool = False) -> Run:
-        """Return a run that is not written yet; the other arguments are those of the class."""
-        run = cls(path, config, data.record(), has_own_vae=has_own_vae)
-        run._dataset = data
-        return run
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -188,8 +111,8 @@ class Run:
             raise InputError(f"{path} is not a run folder: {why}") from None
         try:
             record = json.loads(content)
-            if record["format"] != _FORMAT:
-                raise InputError(f"its format is not {_FORMAT}")
+            if record["format"] != FORMAT:
+                raise InputError(f"its format is not {FORMAT}")
             options = without_removed(dict(record["config"]))
             if isinstance(size := options.get("image_size"), int):  # of earlier versions, as second_latent_dim
                 options["image_size"] = str(size)
@@ -209,8 +132,6 @@ class Run:
     def place(self) -> Path:
         """Where pictures and reports of the run are written: its folder, or runs/NAME for a ready-made run."""
         return Path("runs") / self.path.name if self.path.parent == _READY_MADE else self.path
-
-    # Reading: what was trained.
 
     def keep(self, function: Callable[[Run], T]) -> T:
         """Return function(self), which is computed at the first call and then kept; `kept` calls it."""
@@ -233,9 +154,9 @@ class Run:
         Raises:
             InputError: the data set cannot be found, or its images differ from those in the run's record.
         """
-        if self._dataset is None:
-            self._dataset = data_of(self, data, data_dir, offline)
-        return self._dataset
+        if self.loaded is None:
+            self.loaded = data_of(self, data, data_dir, offline)
+        return self.loaded
 
     @property
     def preparation(self) -> Preparation:
@@ -246,34 +167,14 @@ class Run:
         """Return a context manager that seeds torch's generator with the run's seed, and restores its state at exit."""
         return seeded(self.config.seed, torch.device("cpu"))
 
-    def metrics(self, epoch: int | None = None) -> list[Metrics]:
+    @kept
+    def metrics(self) -> list[Metrics]:
         """Return the metrics of the finished epochs.
-
-        Args:
-            epoch: the last of these epochs, at the first call; by default that of the last checkpoint.
 
         Raises:
             InputError: `metrics.jsonl` or the checkpoint is damaged.
         """
-        if self._history is None:
-            self._history = self._read_metrics(self.last_checkpoint().counts.epoch if epoch is None else epoch)
-        return list(self._history)
-
-    def _read_metrics(self, epoch: int) -> list[Metrics]:
-        file, rows = self.path / "metrics.jsonl", list[Metrics]()
-        if not self.path.is_dir():
-            raise InputError(f"{self.path} does not exist any more: was it moved or removed?")
-        with contextlib.suppress(InputError, ValueError, RecursionError):  # a line that was not written to its end
-            for line in file.read_bytes().splitlines() if file.exists() else ():
-                row = from_record(Metrics, json.loads(line))
-                if row.epoch > epoch:  # the process was killed before it wrote the checkpoint of this epoch
-                    break
-                rows.append(row)
-        if [row.epoch for row in rows if row.split == "test"] != list(range(1, epoch + 1)):
-            raise InputError(
-                f"{file} is damaged: it lacks rows of the {epoch} finished epochs; restore a copy of it, or train anew"
-            )
-        return rows
+        return read_metrics(self.path / "metrics.jsonl", self.read_checkpoint().counts.epoch)
 
     def test_metrics(self) -> Metrics | None:
         """Return the test metrics of the epoch whose weights `vae` returns, or None if no epoch is finished.
@@ -289,13 +190,12 @@ class Run:
         """System, data set and progress of `best_checkpoint`, and its test bound, for titles of figures."""
         checkpoint = self.best_checkpoint()
         elbo = "" if self.config.posterior == "delta" else f", --elbo {self.config.elbo}"
-        first, data = f"{system_title(self.config)}{elbo},", f"on {self.data.title}"
-        title = f"{first}{' ' if len(first) + len(data) < _LINE else chr(10)}{data}\n{checkpoint.progress}"
-        if checkpoint.unfinished is not None:  # metrics.jsonl has no bound of these weights
+        title = f"{system_title(self.config)}{elbo}, on {self.data.title}\n{checkpoint.progress}"
+        test = self.test_metrics()
+        if checkpoint.unfinished is not None or test is None:  # metrics.jsonl has no bound of these weights
             return title
-        test, is_best = self.test_metrics(), checkpoint.counts.epoch == best_epoch(self.metrics())
-        title += ", the best on the validation images" if is_best else ""
-        return title + ("" if test is None else f"{chr(10) if is_best else ': '}{test} nats{self.bits(test)}")
+        best = ", the best on the validation images\n" if test.epoch == best_epoch(self.metrics()) else ": "
+        return f"{title}{best}{test} nats{self.bits(test)}"
 
     def bits(self, row: Metrics) -> str:
         """Return ", 3.210 bits per dimension" for the bound of a row; "" if the likelihood has no levels of a pixel."""
@@ -304,45 +204,28 @@ class Run:
         num_values = math.prod(self.config.padded(self.data.image_shape))
         return f", {-row.elbo / (num_values * math.log(2)):.3f} bits per dimension"
 
-    def read_checkpoint(self, previous: bool = False) -> Checkpoint:
-        """Read the last checkpoint, or the one before it, onto the CPU, without executing anything in it.
+    @kept
+    def read_checkpoint(self) -> Checkpoint:
+        """Return the last checkpoint, from which a training is resumed, on the CPU, without executing anything in it.
 
         Raises:
-            InputError: the checkpoint is missing, damaged, or of another run.
+            InputError: it is missing, damaged, or of another run.
         """
-        checkpoint = self._read(_PREVIOUS if previous else _CHECKPOINT)
-        self._is_whole = self._is_whole or not previous
-        return checkpoint
+        try:
+            return self.read(CHECKPOINT)
+        except InputError as error:
+            raise InputError(f"{error}; {self.how_to_resume} goes on from {PREVIOUS} if that is whole") from None
 
-    def _read(self, name: str) -> Checkpoint:
+    def read(self, name: str) -> Checkpoint:
+        """Return the checkpoint in one of the run's files; it raises what `read_checkpoint` raises."""
         file = self.path / name
         try:
             checkpoint = read_checkpoint(file)
-        except OSError as error:
-            why = f"{file} cannot be read ({error.strerror})"
-            raise InputError(f"{why}: restore a copy of it, or train anew") from None
-        except InputError as error:
-            raise InputError(f"{file} is damaged, or not a checkpoint of pvae: {error}") from None
+        except (OSError, InputError) as error:
+            raise InputError(f"{file} is missing, damaged, or not a checkpoint of pvae: {error}") from None
         if checkpoint.run != self.identity:
             raise InputError(f"{file} and config.json are of two runs: restore the files of one run")
         return checkpoint
-
-    @kept
-    def last_checkpoint(self) -> Checkpoint:
-        """Return the last checkpoint, from which a training is resumed.
-
-        Raises:
-            InputError: it is missing, damaged, or of another run; the message says if the one before it is intact.
-        """
-        try:
-            return self.read_checkpoint()
-        except InputError as error:
-            try:
-                self.read_checkpoint(previous=True)
-            except InputError:
-                raise error from None
-            how = f"python -m pvae.train --resume {shlex.quote(str(self.path))}"
-            raise InputError(f"{error}; {how} goes on from the one before it") from None
 
     @kept
     def best_checkpoint(self) -> Checkpoint:
@@ -351,15 +234,15 @@ class Run:
         If best.safetensors is missing or damaged, it is the last one, and a note says so.
 
         Raises:
-            InputError: as for `last_checkpoint`, or `metrics.jsonl` is damaged.
+            InputError: as for `read_checkpoint`, or `metrics.jsonl` is damaged.
         """
-        last, best = self.last_checkpoint(), best_epoch(self.metrics())
+        last, best = self.read_checkpoint(), best_epoch(self.metrics())
         if best is None or (last.counts.epoch == best and last.unfinished is None):
             return last
         try:
-            checkpoint = self._read(_BEST)
+            checkpoint = self.read(BEST)
             if checkpoint.counts.epoch != best:
-                raise InputError(f"{self.path / _BEST} is not of epoch {best}, the best on the validation images")
+                raise InputError(f"{self.path / BEST} is not of epoch {best}, the best on the validation images")
             return checkpoint
         except InputError as error:
             print(f"note: {error}; the weights are those of the last checkpoint, {last.progress}", file=sys.stderr)
@@ -414,124 +297,41 @@ class Run:
             raise InputError(f"{self.path} trained the VAE that its config.json describes: leave vae out")
 
     @property
+    def how_to_resume(self) -> str:
+        """The command that resumes the run, or the call in Python if a command cannot find its VAE or images."""
+        given = ", vae=vae" * self.has_own_vae + ", data=data" * (not self.data.dataset)
+        path = str(self.path)
+        return f"pvae.resume({path!r}{given})" if given else f"python -m pvae.train --resume {shlex.quote(path)}"
+
+    @property
     def in_python(self) -> str:
         """What to do in Python with a run whose VAE or images no command can find."""
-        path, given = repr(str(self.path)), ", vae=vae" * self.has_own_vae + ", data=data" * (not self.data.dataset)
         calls = ["run.vae(vae)"] * self.has_own_vae + ["run.dataset(data)"] * (not self.data.dataset)
         return (
-            f"in Python, pvae.resume({path}{given}) resumes it, and after run = pvae.Run.open({path}); "
+            f"in Python, {self.how_to_resume} resumes it, and after run = pvae.Run.open({str(self.path)!r}); "
             f"{'; '.join(calls)}, pvae.plotting.pictures and pvae.evaluation.report.evaluate take run"
         )
 
-    @property
-    def is_begun(self) -> bool:
-        """Whether a checkpoint was ever written; a run that was killed before that has no rows either."""
-        rows = self.path / "metrics.jsonl"
-        has_rows = rows.exists() and rows.stat().st_size > 0
-        return has_rows or any((self.path / name).exists() for name in (_CHECKPOINT, _PREVIOUS))
-
-    def is_finished(self, checkpoint: Checkpoint | None) -> bool:
-        """Return whether the run has all its epochs at this checkpoint, or has run out of patience, and its figures.
+    def is_finished(self) -> bool:
+        """Return whether the run has all its epochs, or has run out of patience, and its figures.
 
         Raises:
-            InputError: `metrics.jsonl` is damaged.
+            InputError: `metrics.jsonl` or the checkpoint is damaged.
         """
-        if checkpoint is None or checkpoint.unfinished is not None:
-            return False
-        rows = self.metrics(checkpoint.counts.epoch)  # raises if damaged
-        if checkpoint.counts.epoch < self.config.epochs and not is_out_of_patience(rows, self.config.patience):
-            return False
-        return (self.path / "figures" / "losses.png").exists()  # the last one that training draws
+        checkpoint, rows = self.read_checkpoint(), self.metrics()
+        is_last = checkpoint.counts.epoch >= self.config.epochs or is_out_of_patience(rows, self.config.patience)
+        has_figures = (self.path / "figures" / "losses.png").exists()  # the last one that a training draws
+        return is_last and checkpoint.unfinished is None and has_figures
 
-    # Writing: called by `training.fit` alone.
-
-    def begin_session(self, counts: Counts, device: str, num_processes: int = 1) -> None:
-        """Record a new session in `config.json`, and remove rows of `metrics.jsonl` after its checkpoint.
-
-        Args:
-            counts: progress at the start of the session.
-            device: the device that trains.
-            num_processes: number of processes that train together.
-
-        Raises:
-            InputError: `metrics.jsonl` is damaged.
-            OSError: the folder cannot be written.
-        """
-        for temporary in filter(is_temporary, self.path.iterdir()):  # left by a process that was killed
-            temporary.unlink(missing_ok=True)
-        rows = self.metrics(counts.epoch)
-        session = {"from_epoch": counts.epoch, "from_step": counts.step, "device": device, "processes": num_processes}
-        self.sessions.append({**session, **provenance()})
-        self._write_config()
-        write_whole(self.path / "metrics.jsonl", _lines(rows))
-
-    def record_choice(self, chosen: dict[str, Any]) -> None:
-        """Record the engine and the number of threads that the first steps have chosen; nothing if it is empty."""
-        if {**self.sessions[-1], **chosen} != self.sessions[-1]:
-            self.sessions[-1].update(chosen)
-            self._write_config()
-
-    def _write_config(self) -> None:
-        record = {
-            "format": _FORMAT,
-            "run": self.identity,
-            **({"own_vae": _OWN_VAE} if self.has_own_vae else {}),
-            "config": asdict(self.config) | ({"alpha": "-inf"} if self.config.alpha == -math.inf else {}),
-            "data": asdict(self.data),
-            "sessions": self.sessions,
-        }
-        write_whole(self.path / "config.json", f"{to_json(record, indent=2)}\n".encode())
-
-    def record_epoch(self, rows: Iterable[Metrics], checkpoint: Checkpoint) -> None:
-        """Append the rows of an epoch, and then write the checkpoint, without which the rows are not valid.
-
-        Args:
-            rows: metrics of the epoch.
-            checkpoint: the state after the epoch.
-
-        Raises:
-            OSError: the folder cannot be written.
-        """
-        rows, file = list(rows), self.path / "metrics.jsonl"
-        if not file.is_file():  # the folder was emptied or replaced
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
-        self._history = [*self.metrics(checkpoint.counts.epoch - 1), *rows]
-        append(file, _lines(rows))
-        self.save_checkpoint(checkpoint)
-        self.keep_best(checkpoint)
-
-    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Write the checkpoint, and keep the previous one unless it is damaged."""
-        previous = self.path / _PREVIOUS if self._is_whole else None
-        write_whole(self.path / _CHECKPOINT, to_bytes(replace(checkpoint, run=self.identity)), previous=previous)
-        self._is_whole = True
+    def forget(self) -> None:
+        """Forget the metrics and checkpoints that were read, and what was computed from them."""
         self._values.clear()
-
-    def keep_best(self, checkpoint: Checkpoint) -> None:
-        """Write the weights of a checkpoint to best.safetensors if it is that of the best epoch of the metrics."""
-        counts = checkpoint.counts
-        if checkpoint.unfinished is None and best_epoch(self.metrics(counts.epoch)) == counts.epoch:
-            weights = Checkpoint(counts=counts, vae=checkpoint.vae, moments={}, rng={}, run=self.identity)
-            write_whole(self.path / _BEST, to_bytes(weights))
-
-    def discard(self) -> None:
-        """Remove the folder of a new run whose training could not start."""
-        with contextlib.suppress(OSError):
-            for name in ("config.json", "metrics.jsonl", "split.csv"):
-                (self.path / name).unlink(missing_ok=True)
-            self.path.rmdir()
 
     def figures(self) -> Path:
         """Return the folder of the run's figures, which is made if it is missing."""
         folder = self.path / "figures"
         folder.mkdir(exist_ok=True)
         return folder
-
-    def drop_reports(self) -> None:
-        """Remove the pictures and reports that pvae wrote of earlier weights; other files stay."""
-        for folder in (self.path / name for name in _REPORTS):
-            for path in filter(is_report, folder.iterdir() if folder.is_dir() else ()):
-                path.unlink(missing_ok=True)
 
 
 def load(path: str | Path, vae: VAE | None = None) -> VAE:
@@ -546,7 +346,3 @@ def load(path: str | Path, vae: VAE | None = None) -> VAE:
         InputError: the folder is not a run folder, its files are damaged, or `vae` is missing.
     """
     return Run.open(path).vae(vae)
-
-
-def _lines(rows: Iterable[Metrics]) -> bytes:
-    return "".join(to_json(asdict(row)) + "\n" for row in rows).encode()

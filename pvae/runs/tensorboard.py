@@ -7,8 +7,6 @@ traceback, and it creates a removed run folder again.
 from __future__ import annotations
 
 import io
-import itertools
-import os
 import socket
 import time
 from collections.abc import Iterable
@@ -26,8 +24,6 @@ from pvae.runs.metrics import Metrics
 
 __all__ = ["Events"]
 
-_COUNT = itertools.count()
-
 
 class Events:
     """The events file of one training session.
@@ -41,8 +37,7 @@ class Events:
     """
 
     def __init__(self, path: Path, epoch: int) -> None:
-        place = f"{socket.gethostname()}.{os.getpid()}.{next(_COUNT)}"
-        self._file = path / f"events.out.tfevents.{int(time.time()):010d}.{place}"
+        self._file = path / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
         start = SessionLog(status=SessionLog.START)
         self._write([Event(file_version="brain.Event:2"), Event(step=epoch + 1, session_log=start)])
 

@@ -15,7 +15,13 @@ from pvae.vae import VAE
 __all__ = ["cause_of"]
 
 _SMALLER_STEPS = "train anew with a smaller --lr, or with --clip-norm 100"
-_LEAST_SCALE, _GREATEST_SCALE = 1e-4, 1e6  # pixels are in [0, 1], at distances of 1/255 = 0.004
+_GREATEST_SCALE = 1e6
+_SCALES = {  # of each distribution: its name in messages, the least scale, and what to do
+    # Pixels are in [0, 1], at distances of 1/255 = 0.004. A density of images that are reproduced exactly has no limit.
+    "p_x": ("p(x | z)", 1e-4, f"give a fixed --scale, or --likelihood discretized-logistic; or {_SMALLER_STEPS}"),
+    "q_z": ("q(z | x)", 1e-30, _SMALLER_STEPS),
+    "p_z": ("p(z)", 1e-30, _SMALLER_STEPS),
+}
 _OUTLIER = 1000.0  # an image is an outlier if its loss is more than this multiple of the median of its batch
 
 
@@ -43,15 +49,10 @@ def cause_of(vae: VAE, x: Tensor, names: Sequence[str]) -> str:
     if 0 < outliers.sum() <= len(x) // 2:
         found = [name for name, is_one in zip(names, outliers) if is_one]
         return f"{listed(found)} alone of the {len(x)} images of the batch: look at it, and leave it out"
-    for name, role in (("p_x", "p(x | z)"), ("q_z", "q(z | x)"), ("p_z", "p(z)")):
+    for name, (role, least, advice) in _SCALES.items():
         scales = [scale for _, of in parts for scale in of.get(name, ())]
-        if scales and min(scales) < _LEAST_SCALE and name == "p_x":
-            return (
-                f"the scale of {role} is {min(scales):.1e}, since the images are reproduced almost exactly, and a "
-                "density then has no limit: give a fixed --scale, or --likelihood discretized-logistic"
-            )
-        if scales and not (min(scales) > 1e-30 and max(scales) < _GREATEST_SCALE):
-            return f"the scale of {role} lies between {min(scales):.1e} and {max(scales):.1e}: {_SMALLER_STEPS}"
+        if scales and not (min(scales) > least and max(scales) < _GREATEST_SCALE):
+            return f"the scale of {role} lies between {min(scales):.1e} and {max(scales):.1e}: {advice}"
     return f"no single image is the cause: {_SMALLER_STEPS}"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,15 +19,16 @@ from pvae.config.config import Config
 from pvae.config.presets import SYSTEMS
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
 from pvae.core.files import expanded, locked, write_whole
-from pvae.core.random_state import restore_rng_state, rng_state, seeded
+from pvae.core.random_state import seeded
 from pvae.core.terminal import print_line
 from pvae.data.choices import images_config
 from pvae.data.dataset import Dataset
 from pvae.elbos.registry import ELBO_CLASSES, elbo_of
+from pvae.runs import writer
 from pvae.runs.checkpoint import Checkpoint
 from pvae.runs.data import load_for
 from pvae.runs.metrics import Metrics, is_out_of_patience
-from pvae.runs.run import Run, check_out, new_folder
+from pvae.runs.run import Run
 from pvae.runs.tensorboard import Events
 from pvae.training.parallel import World, is_lost_process, joined, resolve_device
 from pvae.training.progress import best_line, epoch_line, start_lines
@@ -39,8 +39,8 @@ from pvae.vae import VAE
 __all__ = ["fit", "resume", "train_in_memory"]
 
 _TRAINING = threading.Lock()  # held by the one training of this process
-OnEpoch = Callable[[Run, Metrics], object]
 _TYPES = {"config": Config, "vae": VAE, "data": Dataset}
+OnEpoch = Callable[[Run, Metrics], object]
 
 
 def fit(
@@ -86,7 +86,7 @@ def fit(
         LostError: (a RuntimeError) the folder can no longer be written, or another process has ended.
         InterruptedTrainingError: (a KeyboardInterrupt) Ctrl-C or SIGTERM; the state is saved.
     """
-    _check_arguments(config=config, vae=vae, data=data, out=out, data_dir=data_dir)
+    _check_types(config=config, vae=vae, data=data)
     if config is None:
         config = images_config(data) if data is not None and vae is None else Config()
     if vae is not None and config.rate_reduction != "sum":
@@ -99,16 +99,16 @@ def fit(
     path = expanded(out, "--out") if out is not None else None
     with _one_at_a_time(), joined(device) as world:
         if path is not None:
-            world.broadcast(lambda: str(check_out(path)))
+            world.broadcast(lambda: str(writer.check_out(path)))
         where = resolve_device(device)
         data = data.with_valid(config.valid) if data is not None else load_for(config, data_dir, offline)
         with seeded(config.seed, where), pyro.get_param_store().scope():
             trainer = Trainer(config, data, where, world, vae, threads=threads, note=_note_of(quiet, world))
             trainer.dry_run()
-            folder = Path(world.broadcast(lambda: str(new_folder(path, config))))
-            run = Run.new(folder, config, data, has_own_vae=vae is not None)
+            folder = Path(world.broadcast(lambda: str(writer.new_folder(path, config))))
+            run = Run(folder, config, data.record(), has_own_vae=vae is not None, loaded=data)
             with _locked(folder, world):
-                world.broadcast(lambda: str(check_out(folder)))  # another training may have written to it
+                world.broadcast(lambda: str(writer.check_out(folder)))  # another training may have written to it
                 same = config.particles == 1 and ELBO_CLASSES[config.elbo].is_importance_weighted
                 note = f"with --particles 1, --elbo {config.elbo} is the ELBO" if same else ""
                 _train(trainer, run, (note, data.note), quiet, on_epoch)
@@ -150,20 +150,20 @@ def resume(
             other epochs would change its schedule.
         TrainingError, LostError, InterruptedTrainingError: as for `fit`.
     """
-    _check_arguments(path=path, vae=vae, data=data, data_dir=data_dir)
+    _check_types(vae=vae, data=data)
     run = Run.open(path)
     if run.place != run.path:
         raise InputError(f"{path} comes with pvae and cannot be resumed: train it anew with --system {path}")
     path, device = run.path, device or str(run.sessions[-1].get("device", "auto"))
     with _one_at_a_time(), joined(device) as world, _locked(path, world):
-        run, checkpoint, note = _reopened(path, epochs)  # under the lock: another process may have trained it until now
+        # Under the lock, since another process may have trained the run until now.
+        note = world.broadcast(lambda: writer.restore_previous(Run.open(path)))
+        run = _reopened(path, epochs)
         run.check_vae(vae)
-        if world.broadcast(lambda: "yes" if run.is_finished(checkpoint) else ""):
+        if world.broadcast(lambda: "yes" if run.is_finished() else ""):
             if world.is_first and not quiet:
-                last = run.metrics()[-1].epoch
-                how = f"; to train it further, give --epochs above {last}"
-                how = ", where it ran out of --patience" if last < run.config.epochs else how
-                print_line(f"{run.path} is finished, at epoch {last}{how}")
+                last = f"{run.path} is finished, at epoch {run.metrics()[-1].epoch}"
+                print_line(f"{last}; to train it further, give --epochs above {run.config.epochs}")
             return run
         where = resolve_device(device)
         data = run.dataset(data, data_dir, offline)
@@ -176,47 +176,35 @@ def resume(
                 engine = None
             chosen: dict[str, Any] = {"engine": engine, "threads": threads}
             trainer = Trainer(run.config, data, where, world, vae, **chosen, note=_note_of(quiet, world))
-            if checkpoint is not None:
-                trainer.restore(checkpoint)
+            trainer.restore(run.read_checkpoint())
             _train(trainer, run, (note, data.note), quiet, on_epoch)
     return run
 
 
-def _reopened(path: str | Path, epochs: int | None) -> tuple[Run, Checkpoint | None, str]:
-    """Return a run to be trained to that epoch, its last readable checkpoint, and a note for the user.
-
-    The checkpoint is None if the run was killed before it wrote one.
+def _reopened(path: Path, epochs: int | None) -> Run:
+    """Return a run that is to be trained to that epoch.
 
     Raises:
-        InputError: the run cannot be resumed.
+        InputError: the run cannot be trained to that epoch.
     """
     run = Run.open(path)
-    if epochs not in (None, run.config.epochs) and run.config.schedule != "constant":
-        raise InputError(
-            f"--epochs {epochs} would change the --schedule {run.config.schedule} of {path}, which runs over its "
-            f"{run.config.epochs} epochs: start a new run"
-        )
-    planned, patience = run.config.epochs, run.config.patience
-    run.config = run.config.replace(epochs=epochs if epochs is not None else planned)
-    if not run.is_begun:
-        return run, None, ""
-    note = ""
-    try:
-        checkpoint = run.read_checkpoint()
-    except InputError as error:
-        try:
-            checkpoint = run.read_checkpoint(previous=True)
-        except InputError:
-            raise error from None
-        note = f"going on from the checkpoint before the last one: {error}"
+    planned, checkpoint = run.config, run.read_checkpoint()
     done = checkpoint.counts.epoch
-    if run.config.epochs > planned and is_out_of_patience(run.metrics(done), patience):
+    if epochs is None or epochs == planned.epochs:
+        return run
+    if planned.schedule != "constant":
         raise InputError(
-            f"{run.path} stopped at epoch {done} by --patience {patience}: start a new run with a larger --patience"
+            f"--epochs {epochs} would change the --schedule {planned.schedule} of {path}, which runs over its "
+            f"{planned.epochs} epochs: start a new run"
         )
-    if (done, checkpoint.unfinished is not None) > (run.config.epochs, False):
-        raise InputError(f"{run.path} is at {checkpoint.progress}: give --epochs above {done} to train it further")
-    return run, checkpoint, note
+    run.config = planned.replace(epochs=epochs)
+    if epochs > planned.epochs and is_out_of_patience(run.metrics(), planned.patience):
+        raise InputError(
+            f"{path} stopped at epoch {done} by --patience {planned.patience}: start a new run with a larger --patience"
+        )
+    if (done, checkpoint.unfinished is not None) > (epochs, False):
+        raise InputError(f"{path} is at {checkpoint.progress}: give --epochs above {done} to train it further")
+    return run
 
 
 def _locked(path: Path, world: World) -> contextlib.AbstractContextManager[None]:
@@ -244,12 +232,11 @@ def _note_of(quiet: bool, world: World) -> Callable[[str], object]:
     return lambda line: tqdm.write(f"note: {line}", file=sys.stderr)
 
 
-def _check_arguments(**arguments: object) -> None:
-    """Refuse arguments of a wrong type; None is an argument that was left out."""
+def _check_types(**arguments: object) -> None:
+    """Refuse arguments that are not of their type; None is an argument that was left out."""
     for name, value in arguments.items():
-        kind = _TYPES.get(name)
-        if value is not None and not isinstance(value, kind or (str, Path)):
-            wanted = f"pvae.{kind.__name__}" if kind else "path"
+        if not isinstance(value, (_TYPES[name], type(None))):
+            wanted = f"pvae.{_TYPES[name].__name__}"
             raise InputError(f"{name} must be a {wanted}, and is of type {type(value).__name__}")
 
 
@@ -259,8 +246,8 @@ def train_in_memory(
     data_dir: str | Path | None = None,
     offline: bool = False,
     data: Dataset | None = None,
-) -> Iterator[tuple[int, VAE, Dataset]]:
-    """Train a system in memory, without a run folder, and yield a copy of its VAE after each of the given epochs.
+) -> list[tuple[int, VAE, Dataset]]:
+    """Train a system in memory, without a run folder, and return a copy of its VAE after each of the given epochs.
 
     Args:
         config: options of the training.
@@ -269,24 +256,22 @@ def train_in_memory(
         offline: do not download.
         data: the data, in place of those that `config` names.
 
-    Yields:
-        The epoch, the VAE in eval mode on the CPU, and the data.
+    Returns:
+        For each of them the epoch, the VAE in eval mode on the CPU, and the data.
 
     Raises:
         InputError: the data set cannot be found, or cannot be trained on.
         TrainingError: the loss became NaN or infinite.
     """
     data, device = data if data is not None else load_for(config, data_dir, offline), torch.device("cpu")
-    with seeded(config.seed, device):
+    found = []
+    with seeded(config.seed, device), pyro.get_param_store().scope():
         trainer = Trainer(config, data, device, threads=torch.get_num_threads())
-        state = rng_state(device)
-    for epoch in epochs:
-        with seeded(config.seed, device), pyro.get_param_store().scope():
-            restore_rng_state(state, device)
+        for epoch in epochs:
             while trainer.epoch < epoch:
                 trainer.run_epoch()
-            state = rng_state(device)
-        yield epoch, copy.deepcopy(trainer.vae).eval(), data
+            found.append((epoch, copy.deepcopy(trainer.vae).eval(), data))
+    return found
 
 
 class _StopError(Exception):
@@ -305,51 +290,54 @@ def _train(trainer: Trainer, run: Run, notes: Sequence[str], quiet: bool, on_epo
         quiet: print nothing else.
         on_epoch: as for `fit`.
     """
-    config, is_first = run.config, trainer.world.is_first
+    config, world, is_first = run.config, trainer.world, trainer.world.is_first
     quiet = quiet or not is_first
     if is_first and any(notes):
         print(f"note: {'; '.join(filter(None, notes))}", file=sys.stderr)
-    progress = ""  # of the last checkpoint in the folder, for instance "epoch 3"
+    rows = run.metrics() if run.sessions else []
+    start = trainer.checkpoint()
+    saved = start if run.sessions else None  # the last checkpoint in the folder
     with Interruptions() as interruptions:  # outermost: a signal must not interrupt the explanation of an error
 
         def stop_if_asked() -> None:  # in all processes after the same step, if a signal came to one of them
-            if trainer.world.any(bool(interruptions.received)):
+            if world.any(bool(interruptions.received)):
                 raise _StopError
 
-        try:
-            history, checkpoint = run.metrics(trainer.epoch), trainer.checkpoint()
-            is_unfinished = trainer.epoch < config.epochs
-            progress = checkpoint.progress if run.sessions else ""
+        def save() -> Checkpoint:
+            checkpoint = trainer.checkpoint()
             if is_first:
-                _begin(trainer, run, checkpoint, is_unfinished)
-            progress = checkpoint.progress
+                writer.save(run, rows, checkpoint)
+                writer.record_choice(run, trainer.chosen)
+            return checkpoint
+
+        try:
+            if is_first:
+                # Each of several processes has its own GPU, and a resumption may have others: record no number.
+                device = trainer.device.type if world.size > 1 else str(trainer.device)
+                writer.begin(run, rows, start, device, world.size)
+                if trainer.data.names:
+                    write_whole(run.path / "split.csv", trainer.data.split_csv())
+                if trainer.epoch < config.epochs:
+                    writer.drop_reports(run.path)
+            saved = start
             if not quiet:
                 print_line(start_lines(run, str(trainer.device), trainer.epoch))
-            if is_first and trainer.step == 0:
-                run.save_checkpoint(checkpoint)
-            events = Events(run.path, trainer.epoch) if is_first and is_unfinished else None
-            while trainer.epoch < config.epochs and not is_out_of_patience(history, config.patience):
+            events = Events(run.path, trainer.epoch) if is_first and trainer.epoch < config.epochs else None
+            while trainer.epoch < config.epochs and not is_out_of_patience(rows, config.patience):
                 try:
-                    rows = trainer.run_epoch(quiet or sys.stdout is None, stop_if_asked)  # None: nothing reads it
+                    new = trainer.run_epoch(quiet or sys.stdout is None, stop_if_asked)  # None: nothing reads it
                 except _StopError:
-                    checkpoint = trainer.checkpoint()
-                    if is_first:
-                        run.save_checkpoint(checkpoint)
-                        run.record_choice(trainer.chosen)
-                    progress = checkpoint.progress
+                    saved = save()
                     raise KeyboardInterrupt from None
-                history, checkpoint = history + rows, trainer.checkpoint()
-                if is_first:
-                    run.record_epoch(rows, checkpoint)
-                    run.record_choice(trainer.chosen)
-                progress = checkpoint.progress
+                rows = [*rows, *new]
+                saved = save()
                 if events is not None:
-                    events.epoch(rows, *trainer.pictures())
+                    events.epoch(new, *trainer.pictures())
                 if not quiet:
-                    print_line(epoch_line(run, rows))
+                    print_line(epoch_line(run, new))
                 if is_first:
-                    _call(on_epoch, run, rows, progress)
-            if not quiet and (line := best_line(history, config.epochs)):
+                    _call(on_epoch, run, new)
+            if not quiet and (line := best_line(rows, config.epochs)):
                 print_line(line)
             interruptions.raise_if_received()
             if is_first:
@@ -360,58 +348,42 @@ def _train(trainer: Trainer, run: Run, notes: Sequence[str], quiet: bool, on_epo
                 save_figures(run, *trainer.pictures(), interruptions.raise_if_received)
             interruptions.raise_if_received()
         except (KeyboardInterrupt, OSError, RuntimeError) as error:
-            if not progress and is_first and not isinstance(error, RuntimeError):
-                run.discard()
-            explained = _explained(error, run, progress, interruptions.status, trainer.world)
+            if saved is None and is_first:
+                writer.discard(run.path)
+            explained = _explained(error, run, saved, interruptions.status, world)
             if explained is None:
                 raise
             raise explained from error
 
 
-def _begin(trainer: Trainer, run: Run, checkpoint: Checkpoint, is_unfinished: bool) -> None:
-    """Record the session in `config.json`, and remove what a training of more epochs makes out of date."""
-    # Each of several processes has its own GPU, and a resumption may have others: record no number.
-    device = trainer.device.type if trainer.world.size > 1 else str(trainer.device)
-    run.begin_session(checkpoint.counts, device, trainer.world.size)
-    if trainer.data.names and trainer.step == 0:
-        write_whole(run.path / "split.csv", trainer.data.split_csv())
-    run.keep_best(checkpoint)
-    if is_unfinished:
-        run.drop_reports()
-
-
-def _call(on_epoch: OnEpoch, run: Run, rows: Sequence[Metrics], progress: str) -> None:
+def _call(on_epoch: OnEpoch, run: Run, rows: Sequence[Metrics]) -> None:
     try:
         for row in rows:
             on_epoch(run, row)
     except OSError as error:  # which would be explained as one of the run folder
-        raise RuntimeError(f"on_epoch raised {type(error).__name__}: {error}; {_kept(run, progress)}") from error
+        raise TrainingError(f"on_epoch raised {type(error).__name__}: {error}") from error
 
 
-def _explained(error: BaseException, run: Run, progress: str, status: int, world: World) -> BaseException | None:
+def _explained(
+    error: BaseException, run: Run, saved: Checkpoint | None, status: int, world: World
+) -> BaseException | None:
     """Return an error that says what was saved and how to resume, or None for an error of the program."""
-    how = _kept(run, progress, and_how=True)
+    if saved is None:
+        kept = advice = "nothing was saved: start it again"
+    elif not (run.path / "config.json").exists():
+        kept = advice = f"{run.path} was removed, and the training with it: start it again"
+    else:
+        kept = f"{run.path} contains the training up to {saved.progress}"
+        advice = f"{kept}; go on with: {run.how_to_resume}"
     if isinstance(error, TrainingError):
-        return TrainingError(f"{error}; {_kept(run, progress)}")
+        return TrainingError(f"{error}; {kept}")
     if isinstance(error, KeyboardInterrupt):
-        done = f"; {how}" if progress else " before anything was done"
-        return InterruptedTrainingError(f"interrupted{done}", status)
+        return InterruptedTrainingError(f"interrupted; {advice}", status)
     if isinstance(error, OSError):
         reason = error.strerror or error
-        if not progress:
+        if saved is None:
             return InputError(f"{run.path} cannot be written ({reason}): name another folder with --out")
-        return LostError(f"{run.path} cannot be written any more ({reason}); {how}")
+        return LostError(f"{run.path} cannot be written any more ({reason}); {advice}")
     if world.size > 1 and is_lost_process(error):
-        return LostError(f"another process of this training has ended, and so does this one; {how}")
+        return LostError(f"another process of this training has ended, and so does this one; {advice}")
     return None
-
-
-def _kept(run: Run, progress: str, and_how: bool = False) -> str:
-    """Return what the folder contains and, if asked, how to go on from there."""
-    path = run.path
-    if not (path / "config.json").exists():
-        return f"{path} was removed, and the training with it: start it again"
-    given = ", vae=..." * run.has_own_vae + ", data=..." * (not run.data.dataset)
-    how = f"pvae.resume({str(path)!r}{given})" if given else f"python -m pvae.train --resume {shlex.quote(str(path))}"
-    kept = f"{path} contains the training up to {progress}"
-    return f"{kept}; go on with: {how}" if and_how else kept

@@ -92,15 +92,14 @@ class World(NamedTuple):
         Raises:
             InputError: `compute` raised it; every process raises it.
         """
-        if self.size == 1:
-            return compute()
         message: list[Any] = [None]
         if self.is_first:
             try:
                 message = [compute()]
             except InputError as error:
                 message = [error]
-        dist.broadcast_object_list(message)
+        if self.size > 1:
+            dist.broadcast_object_list(message)
         if isinstance(message[0], InputError):
             raise message[0]
         return str(message[0])
@@ -149,16 +148,13 @@ def is_lost_process(error: BaseException) -> bool:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device of that name; "auto" is the GPU if there is one.
+    """Return the device of that name; "auto" is the GPU if there is one, and "cuda" the GPU that `joined` has set.
 
     Raises:
         InputError: the name is unknown, or this machine has no such device.
     """
-    local = os.environ.get("LOCAL_RANK", "")  # set by torchrun: the number of the process on this machine
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and local.isdigit():
-        name = f"cuda:{local}"
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -26,8 +26,6 @@ def start_lines(run: Run, device: str, epoch: int) -> str:
     if config.warm_up > config.epochs:
         share = f"{config.epochs / config.warm_up:.0%}"
         lines.append(f"the warm-up takes {config.warm_up} epochs: the weight of the rate rises to {share} of --beta")
-    if config.compile == "inductor":
-        lines.append("the first step is compiled, if it was not before: for some seconds, with flows a minute or so")
     return "\n".join(lines)
 
 
@@ -63,21 +61,12 @@ def best_line(rows: Sequence[Metrics], epochs: int) -> str:
     return f"{why}epoch {best} is the best on the validation images: load, evaluate and draw take its weights{more}"
 
 
-_BINARY = {
-    "threshold": "binary by a threshold at 0.5",
-    "static": "binary, drawn once",
-    "dynamic": "binary, drawn at every visit",
-}
-
-
 def _pixels(config: Config, has_own_vae: bool) -> str:
-    """Return a description of the pixels, and of the bound if a Bernoulli scores grey ones."""
+    """Return the values of the pixels, how they are binarized, and the bound if a Bernoulli scores grey ones."""
+    kind = Preparation.of(config).kind
     if config.binarize != "none":
-        return _BINARY[config.binarize]
-    domain = Preparation.of(config).kind
-    return (
-        f"{domain}, so the bound is a pseudo-ELBO" if config.likelihood == "bernoulli" and not has_own_vae else domain
-    )
+        return f"{kind} by --binarize {config.binarize}"
+    return f"{kind}, so the bound is a pseudo-ELBO" if config.likelihood == "bernoulli" and not has_own_vae else kind
 
 
 def _estimated_rate(config: Config) -> str:

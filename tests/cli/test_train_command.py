@@ -86,7 +86,9 @@ def test_note_that_iwae_with_one_particle_is_the_elbo(few, capsys, tmp_path):
     for particles, note in (("1", "note: with --particles 1, --elbo iwae is the ELBO\n"), ("2", "")):
         assert main([*SMALL, "--elbo", "iwae", "--particles", particles, "--out", particles]) == 0
         assert capsys.readouterr().err == note
-    assert "BatchNorm make them depend on all draws" in refuse(capsys, tmp_path, "--elbo", "dreg", "--network", "mlp-batchnorm")
+    assert "BatchNorm make them depend on all draws" in refuse(
+        capsys, tmp_path, "--elbo", "dreg", "--network", "mlp-batchnorm"
+    )
 
 
 def test_bad_out(few, capsys, tmp_path):

@@ -23,8 +23,8 @@ import torch._dynamo  # which torch imports when it creates its first optimiser:
 import torchvision.utils  # noqa: F401  for the same reason
 
 import pvae.plotting.run_figures
-import pvae.runs.run
 import pvae.runs.tensorboard
+import pvae.runs.writer
 import pvae.training.trainer
 from pvae.config.config import Config
 from pvae.data.dataset import Dataset
@@ -59,20 +59,19 @@ def phased(phase, place, name, kind):
 
 
 def note_phases(phase):
-    phased(phase, Run, "begin_session", "begin")
+    phased(phase, pvae.runs.writer, "begin", "begin")
     phased(phase, pvae.training.trainer.Trainer, "train_epoch", "train")
     phased(phase, pvae.training.trainer.Trainer, "evaluate", "test")
-    phased(phase, pvae.runs.run, "write_whole", "write")
-    phased(phase, pvae.runs.run, "append", "append")
+    phased(phase, pvae.runs.writer, "write_whole", "write")
     phased(phase, pvae.runs.tensorboard, "append", "append")
     phased(phase, pvae.plotting.run_figures, "save_figures", "figures")
-    record = Run.record_epoch
+    original = pvae.runs.writer.save
 
-    def record_epoch(self, rows, checkpoint):
-        record(self, rows, checkpoint)
+    def save(run, rows, checkpoint):
+        original(run, rows, checkpoint)
         phase[1] = checkpoint.counts.epoch
 
-    Run.record_epoch = record_epoch
+    pvae.runs.writer.save = save
 
 
 def die_at_file_event(number, folder):

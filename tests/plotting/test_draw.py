@@ -41,6 +41,7 @@ from pvae.plotting import pictures, run_figures
 from pvae.plotting.gallery import entry_of
 from pvae.plotting.run_figures import ScatterData
 from pvae.runs import data as data_module
+from pvae.runs import writer
 from pvae.runs.run import Run
 from pvae.trained import codes, latent_space
 from pvae.training.fit import fit, resume
@@ -539,7 +540,7 @@ def test_seeds_are_counted_once_and_an_unfinished_run_is_marked(data, found, tmp
     for name, options in {"a": {}, "b": {}, "c": {"seed": 1}, "e": {"latent_dim": 3}, "d": {"seed": 2}}.items():
         run = fit(config.replace(**options), data=data, out=tmp_path / name)
     run.config = run.config.replace(epochs=3)
-    run.begin_session(run.read_checkpoint().counts, "cpu")
+    writer.begin(run, run.metrics(), run.read_checkpoint(), "cpu", 1)
     assert main([str(tmp_path)]) == 0
     printed = capsys.readouterr()
     assert printed.err == "pvae.draw: b is left out: it has the same configuration and seed as a, which is kept\n"

@@ -93,11 +93,9 @@ WEIGHT = "vae.p_x.decoder.0.weight"
 # The files that are damaged, how, the commands that refuse them, and what their line names.
 DAMAGES = [
     ([CONFIG_FILE], cut, "all", CONFIG_FILE),
-    ([CONFIG_FILE], lambda _: b"[" * 10**5, "all", CONFIG_FILE),
     ([CONFIG_FILE], lambda _: PICKLE, "all", CONFIG_FILE),
     ([CONFIG_FILE], None, "all", CONFIG_FILE),
     ([CONFIG_FILE], option("config", "lr", "fast"), "all", "lr"),
-    ([CONFIG_FILE], option("config", "hidden", 3), "all", "hidden"),
     ([CONFIG_FILE], option("config", "latent_dim", 3), "all", "do"),
     ([CONFIG_FILE], option("data", "image_shape", "big"), "all", "image_shape"),
     ([CONFIG_FILE], option("data", "sha256", "0" * 64), "all", "other data"),
@@ -108,9 +106,7 @@ DAMAGES = [
     ([ROWS], None, "all", ROWS),
     ([ROWS], changed(b'"split": "test"', b'"split": 5'), "all", ROWS),
     ([LAST], cut, "read", "--resume"),
-    ([LAST], flipped, "read", "--resume"),
     ([LAST], None, "read", "--resume"),
-    ([LAST, PREVIOUS], cut, "all", LAST),
     ([LAST, PREVIOUS], flipped, "all", LAST),
     ([LAST, PREVIOUS], None, "all", LAST),
     ([LAST, PREVIOUS], lambda _: PICKLE, "all", LAST),
@@ -341,18 +337,12 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(
     ("name", "content"),
     [
         ("a.png", png(100_000, 100_000, rows=1)),
-        ("a.png", png(12_000, 9_000, rows=1)),
         ("a.png", png(50, 50)[:60]),
         ("a.jpg", POSTSCRIPT),
         ("a.png", bomb(size=2**24)),
         ("a.gif", b"GIF89a" + b"\xff" * 30),
-        ("a.tif", b"II*\0" + b"\xff" * 50),
         ("a.tif", b"II*\0\x08\0\0\0" + b"\xff\xff" + b"\x01" * 500),
         ("a.webp", b"RIFF\xff\xff\xff\x7fWEBPVP8X" + b"\xff" * 50),
-        ("a.bmp", b"BM" + b"\xff" * 60),
-        ("a.pgm", b"P5 100000 100000 255\n"),
-        ("a.pgm", b"P5 9 9 255\n"),
-        ("a.jpg", b"\xff\xd8\xff\xe0" + b"\0" * 20),
         ("a.png", b""),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -389,17 +379,17 @@ def test_only_files_in_the_folder_are_images(pictures, tmp_path):
         refused(load_dataset, f"folder:{name}", match="folder")
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "pickle", "shape", "list"])
+@pytest.mark.parametrize("damage", ["cut", "pickle", "list"])
 def test_a_damaged_cache_is_built_again(pictures, tmp_path, monkeypatch, damage):
     monkeypatch.chdir(tmp_path)
     before = [images.clone() for images in both(load_folder(pictures))]  # the file is mapped, and is going to be cut
     (array,), (record,) = ((tmp_path / "cache").rglob(f"*.{kind}") for kind in ("npy", "json"))
     content = array.read_bytes()
-    if damage in ("cut", "empty"):
-        array.write_bytes(content[: -5 if damage == "cut" else 0])
-    elif damage in ("pickle", "shape"):
+    if damage == "cut":
+        array.write_bytes(content[:-5])
+    elif damage == "pickle":
         array.unlink()
-        np.save(array, np.array([Hostile()]) if damage == "pickle" else np.zeros((2, 3), np.uint8))
+        np.save(array, np.array([Hostile()]))
     else:
         record.write_text(json.dumps(json.loads(record.read_text())["kept"]))
     assert all(map(torch.equal, both(load_folder(pictures)), before))
@@ -407,7 +397,7 @@ def test_a_damaged_cache_is_built_again(pictures, tmp_path, monkeypatch, damage)
     assert sorted(path.suffix for path in (tmp_path / "cache").rglob("*.*")) == [".json", ".npy"]
 
 
-LISTS = [b"", b"1\nA B\n", b"\xff\xfe", b"1.png\n", b"1\nA\n1.png 5\n", b"1.png 7\n", b"1.png 0 0 0 0\n"]
+LISTS = [b"", b"\xff\xfe", b"1.png\n", b"1\nA\n1.png 5\n"]
 
 
 @pytest.mark.parametrize("name", ["list_eval_partition.txt", "list_attr_celeba.txt"])
@@ -426,21 +416,15 @@ def test_damaged_lists_of_celeba_are_refused(pictures, tmp_path, name):
 
 
 TOMLS = [
-    b"latent_dim = 0x" + b"f" * 100_000,
     b"lr = nan",
     b"hidden = " + b"[" * 5000 + b"]" * 5000,
-    b"hidden.a = 1",
-    b"[[hidden]]\nx = 1",
-    b"lr = 1979-05-27",
     b"elbo = ['trace']",
     b"elbo = '" + b"x" * 100_000 + b"'",
     b"system = '../x'",
     b'"two\\nlines" = 1',
     b"self = 1",
-    b"free_bits = 1e39",
     b"latent_dim = 2\nlatent_dim = 3",
     b"\xff\xfe",
-    b"hidden = [" + b"4," * 100_000 + b"]",
 ]
 
 

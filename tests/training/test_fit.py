@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import math
 import random
-import shutil
 import signal
 import threading
 
@@ -24,11 +23,12 @@ from pyro.infer import SVI, Trace_ELBO
 import pvae
 import pvae.plotting.run_figures
 from pvae.config.config import Config
-from pvae.core.errors import InputError, InterruptedTrainingError, LostError
+from pvae.core.errors import InputError, InterruptedTrainingError
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Preparation
 from pvae.data.sources import load_dataset
 from pvae.evaluation.report import evaluate
+from pvae.runs import writer
 from pvae.runs.run import Run
 from pvae.training.fit import fit, resume
 from pvae.training.parallel import resolve_device
@@ -143,8 +143,8 @@ def test_stopped_before_the_first_record_nothing_is_left(tmp_path, few_digits, s
         assert (tmp_path / "run").exists()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "begin_session", stop)
-    with pytest.raises(InterruptedTrainingError, match="anything"):
+    monkeypatch.setattr(writer, "begin", stop)
+    with pytest.raises(InterruptedTrainingError, match="nothing was saved"):
         fit(small_config, data=few_digits, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -159,16 +159,11 @@ def test_figures_that_are_missing_are_drawn(tmp_path, few_digits, small_config, 
         patch.setattr("pvae.plotting.run_figures.save_figures", interrupted)
         with pytest.raises(InterruptedTrainingError, match="up to epoch 2"):
             fit(small_config, data=few_digits, out=tmp_path / "run")
-    before = (tmp_path / "run" / "checkpoint.safetensors").read_bytes()
-    resume(tmp_path / "run", data=few_digits)
+    before = Run.open(tmp_path / "run")
+    after = resume(tmp_path / "run", data=few_digits)
     assert (tmp_path / "run" / "figures" / "samples.png").exists()
-    assert (tmp_path / "run" / "checkpoint.safetensors").read_bytes() == before
-
-
-def test_a_removed_folder_is_said_to_be_gone(tmp_path, few_digits, small_config):
-    with pytest.raises(LostError, match="run was removed") as caught:
-        fit(small_config, data=few_digits, out=tmp_path / "run", on_epoch=lambda run, _: shutil.rmtree(run.path, True))
-    assert "contains" not in str(caught.value)
+    assert_same(weights(after), weights(before))
+    assert after.metrics() == before.metrics()
 
 
 def test_what_cannot_be_trained_leaves_no_folder(tmp_path, few_digits, small_config):
@@ -202,15 +197,7 @@ def test_a_second_training_in_another_thread_is_refused(tmp_path, few_digits, sm
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("record", ["{}", "[]", '{"format": 1}', "\xff"])
-def test_a_damaged_record_is_refused(tmp_path, record):
-    (tmp_path / "config.json").write_bytes(record.encode("latin-1"))
-    for use in (pvae.load, resume):
-        with pytest.raises(InputError, match=r"config\.json"):
-            use(tmp_path)
-
-
-@pytest.mark.parametrize(("field", "value"), [("on_nan", "stop"), ("on_nan", "skip"), ("max_skipped", 3)])
+@pytest.mark.parametrize(("field", "value"), [("on_nan", "stop"), ("max_skipped", 3)])
 def test_a_run_of_an_earlier_version_is_opened_unless_it_used_what_was_removed(
     tmp_path, few_digits, small_config, field, value
 ):
@@ -223,16 +210,6 @@ def test_a_run_of_an_earlier_version_is_opened_unless_it_used_what_was_removed(
     else:
         with pytest.raises(InputError, match=f"--{field.replace('_', '-')} {value}"):
             Run.open(run.path)
-
-
-def test_rows_beyond_the_checkpoint_are_dropped(tmp_path, few_digits, small_config):
-    """As after a kill between the two writes of an epoch."""
-    run = fit(small_config, data=few_digits, out=tmp_path / "run")
-    old = run.read_checkpoint()
-    resume(run.path, 3, data=few_digits)
-    run.save_checkpoint(old)
-    again = resume(run.path, 4, data=few_digits)
-    assert [row.epoch for row in again.metrics()] == [1, 1, 2, 2, 3, 3, 4, 4]
 
 
 @pytest.mark.parametrize("elbo", ELBOS)
@@ -274,13 +251,10 @@ def test_grey_pixels_are_called_pseudo(tmp_path, few_digits, small_config, binar
     [
         ({}, ""),
         ({"posterior": "delta"}, ""),
-        ({"posterior": "power-spherical", "prior": "sphere"}, ""),
         ({"posterior": "planar"}, "its rate"),
         ({"prior": "mixture", "components": 3}, "its rate"),
         ({"upper_latent_dims": (3, 2)}, "the rate of z1 and z2"),
-        ({"upper_latent_dims": (3, 2), "inference": "ladder"}, ""),
         ({"upper_latent_dims": (3, 2), "inference": "ladder", "prior": "mixture", "components": 3}, "the rate of z3"),
-        ({"upper_latent_dims": (2,), "prior": "mixture", "components": 3}, "the rate of z1 and z2"),
     ],
 )
 def test_a_training_says_where_the_rate_has_no_closed_form(tmp_path, few_digits, small_config, given, rate, capsys):
@@ -367,15 +341,6 @@ def test_bad_pixels_from_python_are_a_value_error(small_vae, small_images):
     assert vae.posterior(small_images(3)).event_shape == (3,)
 
 
-def test_a_torn_last_row_is_left_out(tmp_path, few_digits, small_config):
-    run = fit(small_config, data=few_digits, out=tmp_path / "run")
-    rows = run.metrics()
-    with (run.path / "metrics.jsonl").open("a") as file:
-        file.write('{"epoch": 3, "spl')
-    assert run.metrics() == rows
-    assert len(resume(run.path, 3, data=few_digits).metrics()) == 6
-
-
 def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path, few_digits, small_config, monkeypatch):
     monkeypatch.chdir(tmp_path)
     paths = {fit(small_config.replace(epochs=1), data=few_digits).path for _ in range(3)}
@@ -391,25 +356,12 @@ def test_note_on_other_data_is_printed_even_if_quiet(tmp_path, few_digits, small
     assert printed.err == "note: these are not the data you asked for\n"
 
 
-def test_a_record_of_the_wrong_types_is_refused(tmp_path, few_digits, small_config):
-    run = fit(small_config, data=few_digits, out=tmp_path / "run")
-    record = json.loads((run.path / "config.json").read_text())
-    for group, field, value in [
-        ("config", "epochs", "2"),
-        ("config", "hidden", [1.5]),
-        ("config", "lr", None),
-        ("data", "image_shape", "big"),
-        ("data", "sha256", 5),
-    ]:
-        spoiled = {**record, group: {**record[group], field: value}}
-        (run.path / "config.json").write_text(json.dumps(spoiled))
-        with pytest.raises(InputError, match=field):
-            pvae.load(run.path)
-
-
 def test_wrong_types_from_python_are_refused(tmp_path, few_digits, small_config):
     with pytest.raises(InputError, match=r"pvae\.Config"):
         fit({"epochs": 1}, data=few_digits, out=tmp_path / "run")
+    with pytest.raises(InputError, match=r"data must be a pvae\.Dataset"):
+        fit(small_config, data=few_digits.train, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     for wrong in ({"hidden": 100}, {"epochs": True}, {"lr": "fast"}, {"system": "../x"}, {"beta": None}):
         with pytest.raises(InputError, match="--" + next(iter(wrong))):
             small_config.replace(**wrong)
@@ -418,22 +370,11 @@ def test_wrong_types_from_python_are_refused(tmp_path, few_digits, small_config)
     assert small_config.replace(seed=np.int64(3), lr=np.float32(0.5)) == small_config.replace(seed=3, lr=0.5)
 
 
-def test_wrong_data_and_paths_are_refused(tmp_path, few_digits, small_config):
-    for wrong in ({"data": few_digits.train}, {"out": 5}, {"data_dir": b"x"}):
-        with pytest.raises(InputError, match=next(iter(wrong))):
-            fit(small_config, **{"data": few_digits, "out": tmp_path / "run", **wrong})
-    for wrong in (5, None, b"x"):
-        with pytest.raises((InputError, TypeError)):
-            resume(wrong)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("channels", [2, 4])
-def test_figures_of_any_images(tmp_path, small_config, channels, recwarn, monkeypatch):
+def test_figures_of_any_images(tmp_path, small_config, monkeypatch):
     """Two test images, any number of channels, a name with symbols that matplotlib reads as mathematics."""
     monkeypatch.undo()
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (60, channels, 4, 9), generator=generator, dtype=torch.uint8)
+    images = torch.randint(0, 256, (60, 4, 4, 9), generator=generator, dtype=torch.uint8)
     data = Dataset(r"costs $\frac and $5 " + 30 * "and much more ", images, images[:2])
     run = fit(small_config.replace(epochs=1), data=data, out=tmp_path / "run")
     assert len(list((run.path / "figures").iterdir())) == 3
@@ -486,15 +427,13 @@ def contents(folder):
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-@pytest.mark.parametrize("damage", ["cut", "missing", "other network"])
+@pytest.mark.parametrize("damage", ["cut", "other network"])
 def test_a_damaged_checkpoint_is_refused(tmp_path, few_digits, small_config, damage, capsys):
     """It is not loaded; `resume` takes the one before it, and ends with the weights of an uninterrupted run."""
     run = fit(small_config, data=few_digits, out=tmp_path / "run")
     file = run.path / "checkpoint.safetensors"
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:-200])
-    elif damage == "missing":
-        file.unlink()
     else:
         other = fit(small_config.replace(latent_dim=5), data=few_digits, out=tmp_path / "other")
         file.write_bytes((other.path / "checkpoint.safetensors").read_bytes())
@@ -510,20 +449,6 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, few_digits, small_config, dam
         (run.path / name).write_text("not a checkpoint")
     with pytest.raises(InputError, match=r"checkpoint\.safetensors"):
         resume(run.path, 5, data=few_digits)
-
-
-def test_a_checkpoint_executes_nothing(tmp_path, few_digits, small_config):
-    class Hostile:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "owned"), "w"))
-
-    run = fit(small_config, data=few_digits, out=tmp_path / "run")
-    for name in ("checkpoint.safetensors", "checkpoint-previous.safetensors"):
-        torch.save({"epoch": Hostile()}, run.path / name)
-    for use in (pvae.load, lambda path: resume(path, 4, data=few_digits)):
-        with pytest.raises(InputError, match="damaged, or not a checkpoint"):
-            use(run.path)
-    assert not (tmp_path / "owned").exists()
 
 
 def test_devices():
@@ -573,7 +498,8 @@ def test_the_users_own_hidden_files_are_not_taken_for_ours(tmp_path, few_digits,
     with pytest.raises(InputError, match="not an empty folder"):
         fit(small_config, data=few_digits, out=out)
     (out / ".notes.2024").unlink()
-    (out / ".config.json.4711").write_text("{")  # of a process that was killed
+    for name in (".config.json.4711", "metrics.jsonl", "checkpoint.safetensors"):
+        (out / name).write_text("{")  # of a process that was killed before it had written config.json
     fit(small_config, data=few_digits, out=out)
     assert not list(out.glob(".*"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 
 import pytest
 import safetensors.torch
@@ -16,6 +17,7 @@ from pvae.core.errors import InputError, InterruptedTrainingError
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
 from pvae.evaluation.table import row_of
+from pvae.runs import writer
 from pvae.runs.metrics import best_epoch, is_out_of_patience
 from pvae.runs.run import Run
 from pvae.trained import latent_space
@@ -61,7 +63,7 @@ def test_a_training_interrupted_at_every_epoch_keeps_the_same_best_weights(
 ):
     """Interrupted after each epoch, or between an epoch's checkpoint and its best weights."""
     whole = fit(config, data=few_digits, out=tmp_path / "whole")
-    keep_best, count = Run.keep_best, 0
+    write, count = writer.write_whole, 0
 
     def interrupted(*_):
         nonlocal count
@@ -72,13 +74,14 @@ def test_a_training_interrupted_at_every_epoch_keeps_the_same_best_weights(
     if where == "best":
         is_due = [False]
 
-        def keep(self, checkpoint):
-            is_due[0] = not is_due[0]
-            if is_due[0]:  # as it is called at the start of a session, and then after its first epoch
-                return keep_best(self, checkpoint)
-            raise KeyboardInterrupt
+        def write_or_stop(path, *given, **named):
+            if path.name == "best.safetensors":
+                is_due[0] = not is_due[0]
+                if is_due[0]:
+                    raise KeyboardInterrupt
+            write(path, *given, **named)
 
-        monkeypatch.setattr(Run, "keep_best", keep)
+        monkeypatch.setattr(writer, "write_whole", write_or_stop)
     options = {"data": few_digits, "on_epoch": interrupted}
     with pytest.raises(InterruptedTrainingError):
         fit(config, out=tmp_path / "parts", **options)
@@ -129,12 +132,8 @@ def test_test_images_choose_nothing(tmp_path, few_digits, config):
 
 def test_best_weights_of_another_epoch_are_not_used(tmp_path, few_digits, config, capsys):
     run = fit(config, data=few_digits, out=tmp_path / "run")
-    checkpoint, rows = run.read_checkpoint(), run.metrics()
-    best, last = best_epoch(rows), checkpoint.counts.epoch
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pvae.runs.run.best_epoch", lambda rows: last)
-        run.keep_best(checkpoint)
-    assert run.metrics() == rows
+    best, last = best_epoch(run.metrics()), run.read_checkpoint().counts.epoch
+    shutil.copy(run.path / "checkpoint.safetensors", run.path / "best.safetensors")
     pvae.load(run.path)
     note = capsys.readouterr().err
     assert f"is not of epoch {best}" in note
