@@ -17,7 +17,6 @@ from matplotlib.image import imread
 from torch.distributions import Normal
 
 from pvae.core.errors import InputError, check_name
-from pvae.distributions.power_spherical import PowerSpherical
 from pvae.plotting import run_figures
 from pvae.plotting.run_figures import ScatterData
 from pvae.runs.run import Run
@@ -145,8 +144,6 @@ def traversal(run: Run) -> Figure:
         f"{run.title}\nmean of p(x | z), one dimension of z at a time, between the values on the left\n"
         f"{len(dimensions)} of {len(every)} dimensions, the one whose codes vary most first"
     )
-    if isinstance(codes.prior(run), PowerSpherical):
-        title += "; z is then divided by its norm"
     return run_figures.image_figure(run.preparation.shown(torch.cat(rows)), 11, title, names)
 
 
@@ -157,7 +154,6 @@ def interpolation(run: Run) -> Figure:
     pairs = list(zip(images[:half], images[half:]))  # far apart, so of different classes if the images are sorted
     rows = [torch.cat([a[None], latent_space.interpolate(run.vae(), a, b), b[None]]) for a, b in pairs]
     title = f"{run.title}\ntest images at the ends; the mean of p(x | z) on the line between their codes"
-    title += ", where z is divided by its norm" if isinstance(codes.prior(run), PowerSpherical) else ""
     return run_figures.image_figure(run.preparation.shown(torch.cat(rows)), 12, title)
 
 

@@ -78,41 +78,20 @@ def test_samples_are_merged_by_their_weights(small_vae, small_images):
 
 
 def test_chunks_change_nothing(small_vae, small_images, monkeypatch):
-    """The size of the largest tensor is bounded; parts of the draws and of the images give the same result."""
+    """The size of the largest tensor is bounded: draws are decoded eight at a time, with the same result."""
     vae, x = small_vae(), small_images(6)
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        draws = vae.posterior(x).sample((50,))
-    taken = dict.fromkeys(range(6), 0)
-    posterior = vae.posterior
-
-    def with_known_draws(part):
-        (n,) = (n for n in range(6) if torch.equal(part[0], x[n]))
-        q = posterior(part)
-
-        def sample(shape):
-            taken[n] += shape[0]
-            return draws[taken[n] - shape[0] : taken[n], n : n + len(part)]
-
-        q.sample = sample
-        return q
-
-    monkeypatch.setattr(vae, "posterior", with_known_draws)
-    monkeypatch.setattr(log_likelihood, "_widest", lambda vae, x: x[0].numel())
-    whole, decoded, done = importance_sample(vae, x, 50), [], []
-    taken[0] = 0
-    monkeypatch.setattr(log_likelihood, "CHUNK_VALUES", 7 * x[0].numel())
+    whole, decoded, done = sampled(vae, x, 48), [], []
+    monkeypatch.setattr(log_likelihood, "CHUNK_VALUES", 8 * x.numel())
     monkeypatch.setattr(log_likelihood, "_VISITS_TO_RECORD", 1000)  # a recording would not call what counts here
     likelihood = vae.p_x.forward
-    monkeypatch.setattr(vae.p_x, "forward", lambda z: decoded.append(z[..., 0].numel()) or likelihood(z))
-    for n in range(6):
-        part = importance_sample(vae, x[n : n + 1], 50, done.append)
-        taken[n] = 0
-        assert torch.allclose(part.log_p, whole.log_p[n], rtol=1e-10)
-        assert torch.allclose(part.effective, whole.effective[n], rtol=1e-10)
-    assert max(decoded) <= 7
-    assert sum(decoded) == 6 * 50
-    assert sum(done) == 6
+    monkeypatch.setattr(vae.p_x, "forward", lambda z: decoded.append(len(z)) or likelihood(z))
+    parts = sampled(vae, x, 48, done.append)
+    assert torch.allclose(parts.log_p, whole.log_p, rtol=1e-10)
+    assert torch.allclose(parts.effective, whole.effective, rtol=1e-10)
+    assert decoded[-6:] == [8] * 6
+    monkeypatch.setattr(log_likelihood, "images_at_once", lambda *_: 4)
+    sampled(vae, x, 48, done.append)
+    assert done == [6, 4, 2]
 
 
 @pytest.mark.parametrize("two_layers", [False, True])
@@ -379,7 +358,7 @@ def test_the_parts_of_the_rate_are_exact_for_gaussian_codes():
     assert exact.sum().item() == pytest.approx(kl_divergence(vae.posterior(x), vae.prior()).mean().item(), rel=0.1)
 
 
-@pytest.mark.parametrize("scale", [0.5, 0.05, 0.005])
+@pytest.mark.parametrize("scale", [0.5, 0.005])
 def test_the_mutual_information_lies_between_its_bounds(scale):
     """Over many sets of 30 images, also where it is far above log 30 = 3.4; 4.3 standard errors."""
     with torch.random.fork_rng():
@@ -606,9 +585,7 @@ def test_an_unused_second_layer_is_not_active():
     [
         {"posterior": "planar"},
         {"posterior": "iaf"},
-        {"posterior": "spline"},
         {"upper_latent_dims": (2,), "inference": "bottom-up"},
-        {"upper_latent_dims": (2,), "inference": "ladder"},
         {"upper_latent_dims": (2,), "inference": "top-down"},
     ],
 )
