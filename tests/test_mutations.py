@@ -15,7 +15,7 @@ from helpers.forked import run_tests
 
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "pvae"
-LOSS_TESTS = ("elbos/test_agreement.py", "elbos/test_expectation.py", "elbos/test_truth.py")
+LOSS_TESTS = ("elbos/test_agreement.py", "elbos/test_truth.py")
 
 MUTATIONS = {
     "sign of log p(z)": ("reference.elbo:monte_carlo", "rate=(log_q_z - log_p_z)", "rate=(log_q_z + log_p_z)"),

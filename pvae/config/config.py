@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -28,67 +28,6 @@ _HAS_FLOW_NETWORKS = (
 _NORMALS = ("normal", "normal-log-variance")
 
 
-# Conditions that no configuration may meet, and their messages; the first one that is met is shown.
-_CONTRADICTIONS: tuple[tuple[Callable[[Config], Any], str], ...] = (
-    (
-        lambda c: c.posterior == "delta" and (c.beta != 1 or c.warm_up or c.free_bits),
-        "--posterior delta has no rate: --beta, --warm-up and --free-bits must be the defaults",
-    ),
-    (
-        lambda c: c.posterior == "delta" and c.prior != "standard-normal",
-        "--posterior delta, of an autoencoder, takes no prior: leave --prior out, or give another --posterior",
-    ),
-    (
-        lambda c: (c.posterior == "power-spherical") != (c.prior == "sphere"),
-        "one of --posterior {c.posterior} and --prior {c.prior} is a density on the unit sphere, and the other is not: "
-        "give both --posterior power-spherical and --prior sphere, or neither",
-    ),
-    (
-        lambda c: c.prior == "sphere" and c.latent_dim < 2,
-        "--posterior power-spherical needs at least 2 dimensions: give --latent-dim 2 or more",
-    ),
-    (
-        lambda c: c.upper_latent_dims and c.posterior not in (_NORMALS if c.inference == "bottom-up" else ("normal",)),
-        "--upper-latent-dims goes with --posterior normal or, with --inference bottom-up, normal-log-variance, not "
-        "{c.posterior}",
-    ),
-    (
-        lambda c: c.upper_latent_dims and c.inference == "bottom-up" and c.prior == "vamp",
-        "--inference bottom-up has no q(z | x) of the top layer alone, so --prior vamp goes with --inference ladder or "
-        "top-down only",
-    ),
-    (
-        lambda c: c.free_bits and (c.prior != "standard-normal" or c.posterior not in _NORMALS),
-        "--free-bits needs a rate of each latent dimension: give --prior standard-normal and --posterior normal",
-    ),
-    (
-        lambda c: c.likelihood == "normal-linear" and (c.network != "linear" or c.upper_latent_dims),
-        "--likelihood normal-linear goes with --network linear and one stochastic layer only",
-    ),
-    (
-        lambda c: c.upper_latent_dims and c.rate_reduction != "sum",
-        "--upper-latent-dims goes with --rate-reduction sum only",
-    ),
-    (
-        lambda c: c.prior == "vamp" and c.has_batch_norm,
-        "the pseudo-inputs of --prior vamp would enter the batch statistics of --network {c.network}: give --network "
-        "mlp, conv or conv-groupnorm",
-    ),
-    (
-        lambda c: c.pixels == "symmetric" and (c.binarize != "none" or not c.likelihood.startswith("normal")),
-        "--pixels symmetric goes with --binarize none and a --likelihood normal... only",
-    ),
-    (
-        lambda c: c.precision != "fp32" and c.compile == "none",
-        "--precision {c.precision} goes with --compile graph or inductor only",
-    ),
-    (
-        lambda c: c.initialization == "burda" and not (c.network == "mlp" and "bernoulli" in c.likelihood),
-        "--initialization burda goes with --network mlp and a Bernoulli likelihood only",
-    ),
-)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The options that decide what a training computes; the defaults are the Deep Bayes system (post 004).
@@ -101,7 +40,7 @@ class Config:
         FIELDS
 
     Raises:
-        InputError: a field has the wrong type, is out of range or is not used, or two fields contradict each other.
+        InputError: a field has the wrong type or is out of range, or two fields contradict each other.
 
     >>> Config(latent_dim=2).replace(beta=4.0).latent_dim
     2
@@ -126,7 +65,6 @@ class Config:
         "height and width to which image files are resized: 28x20, or 64 for 64x64. auto: their median size, reduced "
         "to a longer side of 64 if it is larger; what does not fit its shape is cut off at both ends",
         pattern=(r"auto|[1-9]\d{0,3}(x[1-9]\d{0,3})?", "auto, a size such as 28x20 (height x width), or 64 for 64x64"),
-        takes_numbers=True,
         only_with=_READS_FILES,
     )
     crop: int = option(
@@ -264,21 +202,18 @@ class Config:
         "not a lower bound. The reported elbo is the ELBO",
         limits=(-math.inf, 1e38),
         only_with=("--elbo renyi", lambda c: c.elbo == "renyi"),
-        is_required=True,
     )
     mix: float = option(
         0.5,
         "share of the ELBO in the bound, the rest is iwae",
         limits=(0.0, 1.0),
         only_with=("--elbo ciwae", lambda c: c.elbo == "ciwae"),
-        is_required=True,
     )
     groups: int = option(
         1,
         "number of groups into which the K particles are divided",
         limits=(1, 10**6),
         only_with=("--elbo miwae or piwae", lambda c: c.elbo in ("miwae", "piwae")),
-        is_required=True,
     )
     beta: float = option(1.0, "weight of the rate in the loss, never in a reported ELBO")
     rate_reduction: str = option(
@@ -327,16 +262,14 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        """Check each field, then that each is used, and then combinations of fields.
+        """Check each field, and then combinations of fields.
 
         What an ELBO takes is checked by `pvae.elbos.registry.elbo_of`, since this module does not import torch.
         """
         for name, one in OPTIONS.items():
             object.__setattr__(self, name, one.check(name, getattr(self, name)))
-        self.check_used(name for name, one in OPTIONS.items() if getattr(self, name) != one.default and one.is_required)
-        for is_broken, message in _CONTRADICTIONS:
-            if is_broken(self):
-                raise InputError(message.format(c=self))
+        for contradiction in _contradictions(self):
+            raise InputError(contradiction)
 
     @property
     def has_batch_norm(self) -> bool:
@@ -380,6 +313,49 @@ class Config:
         for name in overrides:
             check_name("option", name, OPTIONS)
         return replace(self, **overrides)
+
+
+def _contradictions(c: Config) -> Iterator[str]:
+    """Return what is wrong with combinations of fields that are each valid."""
+    if c.posterior == "delta" and (c.beta != 1 or c.warm_up or c.free_bits):
+        yield "--posterior delta has no rate: --beta, --warm-up and --free-bits must be the defaults"
+    if c.posterior == "delta" and c.prior != "standard-normal":
+        yield "--posterior delta, of an autoencoder, takes no prior: leave --prior out, or give another --posterior"
+    if (c.posterior == "power-spherical") != (c.prior == "sphere"):
+        yield (
+            f"one of --posterior {c.posterior} and --prior {c.prior} is a density on the unit sphere, and the other is "
+            "not: give both --posterior power-spherical and --prior sphere, or neither"
+        )
+    if c.prior == "sphere" and c.latent_dim < 2:
+        yield "--posterior power-spherical needs at least 2 dimensions: give --latent-dim 2 or more"
+    if c.upper_latent_dims:
+        if c.posterior not in (_NORMALS if c.inference == "bottom-up" else ("normal",)):
+            yield (
+                "--upper-latent-dims goes with --posterior normal or, with --inference bottom-up, normal-log-variance, "
+                f"not {c.posterior}"
+            )
+        if c.inference == "bottom-up" and c.prior == "vamp":
+            yield (
+                "--inference bottom-up has no q(z | x) of the top layer alone, so --prior vamp goes with --inference "
+                "ladder or top-down only"
+            )
+        if c.rate_reduction != "sum":
+            yield "--upper-latent-dims goes with --rate-reduction sum only"
+    if c.free_bits and (c.prior != "standard-normal" or c.posterior not in _NORMALS):
+        yield "--free-bits needs a rate of each latent dimension: give --prior standard-normal and --posterior normal"
+    if c.likelihood == "normal-linear" and (c.network != "linear" or c.upper_latent_dims):
+        yield "--likelihood normal-linear goes with --network linear and one stochastic layer only"
+    if c.prior == "vamp" and c.has_batch_norm:
+        yield (
+            f"the pseudo-inputs of --prior vamp would enter the batch statistics of --network {c.network}: give "
+            "--network mlp, conv or conv-groupnorm"
+        )
+    if c.pixels == "symmetric" and (c.binarize != "none" or not c.likelihood.startswith("normal")):
+        yield "--pixels symmetric goes with --binarize none and a --likelihood normal... only"
+    if c.precision != "fp32" and c.compile == "none":
+        yield f"--precision {c.precision} goes with --compile graph or inductor only"
+    if c.initialization == "burda" and not (c.network == "mlp" and "bernoulli" in c.likelihood):
+        yield "--initialization burda goes with --network mlp and a Bernoulli likelihood only"
 
 
 OPTIONS: dict[str, Option] = {one.name: one.metadata["option"] for one in fields(Config)}

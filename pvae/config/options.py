@@ -15,16 +15,7 @@ from pvae.core.errors import InputError, check_name, shown
 if TYPE_CHECKING:
     from pvae.config.config import Config
 
-__all__ = [
-    "DATASETS",
-    "ELBOS",
-    "LIKELIHOODS",
-    "Option",
-    "flag",
-    "option",
-    "whole_number",
-    "without_removed",
-]
+__all__ = ["DATASETS", "ELBOS", "LIKELIHOODS", "Option", "flag", "option", "whole_number", "without_removed"]
 
 
 ELBOS = (  # the names in `pvae.elbos.registry`, whose classes say what each takes
@@ -67,9 +58,8 @@ LIKELIHOODS = (
     "normal-linear",
     "discretized-logistic",
 )
-_REMOVED = {"cuda-graph": "graph", "tf32": "fp32"}  # choices of earlier versions, and their replacements
-_REMOVED_FIELDS = {"on_nan": "stop", "max_skipped": 10}  # fields of earlier versions, and their defaults
 _MOST_LAYERS = 1000  # building a layer takes memory even where its width is 1
+_REMOVED_FIELDS = {"on_nan": "stop", "max_skipped": 10}  # fields of earlier versions, and their defaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +72,8 @@ class Option:
         limits: the least and the greatest number; by default 0 and 10^9 for an int, 0 and 10^38 for a float.
         choices: the allowed values of a str; "folder:PATH" allows any text that begins with "folder:".
         pattern: for a str without choices, a regular expression and its description.
-        takes_numbers: for a str with a pattern: accept an int too, and convert it to a str.
-        only_with: the options without which this one is not used, as a text and as a function of a configuration.
-        is_required: a value that is not the default is an error where it is not used. Other options of a system are
-            then ignored, as for the scale in `--system conv-2d --likelihood bernoulli`.
+        only_with: the options without which this one is not used, as a text and as a function of a configuration. The
+            value that a system has is then ignored, as the scale in `--system conv-2d --likelihood bernoulli`.
     """
 
     default: Any
@@ -93,9 +81,7 @@ class Option:
     limits: tuple[Any, ...] = ()
     choices: tuple[str, ...] = ()
     pattern: tuple[str, str] = ("", "")
-    takes_numbers: bool = False
     only_with: tuple[str, Callable[[Config], bool]] = ("", lambda _: True)
-    is_required: bool = False
 
     @property
     def text(self) -> str:
@@ -124,18 +110,14 @@ class Option:
             is_list = isinstance(value, Iterable) and not isinstance(value, (str, set))
             widths = tuple(whole_number(name, width) for width in (value if is_list else ()))
             if not is_list or len(widths) > _MOST_LAYERS or (self.default and not widths):
-                example = "such as 100 100 or in TOML [100, 100]"
-                raise InputError(
-                    f"{flag(name)} must be a list of up to {_MOST_LAYERS:,} sizes, {example}, not {shown(value)}"
-                )
+                what = f"a list of up to {_MOST_LAYERS:,} sizes, such as 100 100 or in TOML [100, 100]"
+                raise InputError(f"{flag(name)} must be {what}, not {shown(value)}")
             return widths
         elif not self.choices:
             pattern, description = self.pattern
-            value = str(value) if self.takes_numbers and type(value) is int else value
+            value = str(value) if type(value) is int else value  # 64 for --image-size
             if not isinstance(value, str) or not re.fullmatch(pattern, value):
                 raise InputError(f"{flag(name)} must be {description}, not {shown(value)}")
-        elif isinstance(value, str) and value in _REMOVED:
-            raise InputError(f"{flag(name)} {value} was removed from pvae: take {flag(name)} {_REMOVED[value]}")
         elif not (isinstance(value, str) and value.startswith("folder:") and "folder:PATH" in self.choices):
             if "folder:PATH" in self.choices and value not in self.choices and os.path.lexists(str(value)):
                 raise InputError(f"unknown {flag(name)} {shown(value)}: for images of your own, give folder:{value}")

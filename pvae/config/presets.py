@@ -38,12 +38,12 @@ def get_system(name: str) -> Config:
 def list_systems() -> str:
     """Return for each system its name, where it was published, and its options that are not the defaults."""
     width = max(map(len, SYSTEMS)) + 2
+    indent = " " * width
     lines = ["Name, source, and the options that are not the defaults; any other option may follow --system NAME."]
     for name, config in SYSTEMS.items():
-        options = [option.replace(" ", "\xa0") for option in _changed(config, Config(), ("system", "source"))]
-        wrapped = textwrap.wrap(" ".join(options), 120 - width, break_on_hyphens=False)  # between options only
+        options = " ".join(_changed(config, Config(), ("system", "source")))
         lines.append(f"{name:{width}}{config.source}")
-        lines += [" " * width + line.replace("\xa0", " ") for line in wrapped]
+        lines += textwrap.wrap(options, 120, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
     return "\n".join(lines)
 
 

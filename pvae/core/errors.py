@@ -18,7 +18,6 @@ __all__ = [
     "NotFiniteError",
     "TrainingError",
     "brief",
-    "check_count",
     "check_finite",
     "check_name",
     "is_out_of_memory",
@@ -28,8 +27,6 @@ __all__ = [
     "one_line",
     "shown",
 ]
-
-_MOST_CHARACTERS = 4000  # of a message; the longest possible path fits
 
 
 class InputError(ValueError):
@@ -74,18 +71,13 @@ def one_line(text: str) -> str:
     >>> one_line("two" + chr(10) + "lines")
     'two\\nlines'
     """
-    if len(text) > _MOST_CHARACTERS:
-        text = f"{text[: _MOST_CHARACTERS // 2]} ... {text[-_MOST_CHARACTERS // 2 :]}"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def shown(value: object) -> str:
     """Return the representation of a value for a message, shortened if it is long."""
-    if isinstance(value, int) and abs(value) >= 10**30:
-        return "a whole number of more than 30 digits"  # Python raises an error for very long ones
     quoting = reprlib.Repr()
     quoting.maxstring = quoting.maxother = 200
-    quoting.maxlong = 40
     return quoting.repr(value)
 
 
@@ -94,16 +86,6 @@ def brief(error: BaseException) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", " ".join(str(error).split()))
     sentence = re.split(r"(?<=\w)[.:] ", text)[0]
     return sentence[:150] or type(error).__name__
-
-
-def check_count(name: str, count: int, least: int = 1) -> None:
-    """Check an argument that is a number of things.
-
-    Raises:
-        InputError: it is less than `least`.
-    """
-    if count < least:
-        raise InputError(f"{name} must be at least {least}, not {count}")
 
 
 def check_name(kind: str, name: str, names: Iterable[str]) -> str:

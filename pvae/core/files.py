@@ -50,23 +50,20 @@ def write_whole(path: Path, content: bytes, previous: Path | None = None) -> Non
         OSError: the file cannot be written; what was there before is unchanged. The error names the file.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    if os.path.lexists(path) and not (path.is_symlink() or path.is_file()):
+    if path.exists() and not path.is_file():
         raise InputError(f"{path} is not an ordinary file, and is not replaced: name another")
     try:
-        temporary.unlink(missing_ok=True)  # left by a killed process with the same id; mode "x" would fail
-        with temporary.open("xb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if previous is not None and os.path.lexists(path):
+        if previous is not None and path.exists():
             previous.unlink(missing_ok=True)
             try:
                 os.link(path, previous, follow_symlinks=False)
             except OSError:  # a disk without hard links
                 path.replace(previous)
         temporary.replace(path)
-        with contextlib.suppress(OSError), _opened_folder(path.parent) as descriptor:  # Windows cannot flush a folder
-            os.fsync(descriptor)  # so that the new name survives a loss of power
     except OSError as error:
         error.filename = str(path)  # not the temporary name
         raise
@@ -167,20 +164,15 @@ def locked(folder: Path) -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    with _opened_folder(folder) as descriptor:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder} is being trained by another process: wait for its end, or stop it") from None
-        except OSError:  # a disk that does not support locks, for example a network disk
-            pass
-        yield
-
-
-@contextlib.contextmanager
-def _opened_folder(folder: Path) -> Iterator[int]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        yield descriptor
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InputError(f"{folder} is being trained by another process: wait for its end, or stop it") from None
+    except OSError:  # a disk that does not support locks, for example a network disk
+        pass
+    try:
+        yield
     finally:
         os.close(descriptor)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from typing import ClassVar
-
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
-
-from pvae.core.torch_private import is_observed
 
 __all__ = ["JointBernoulli", "LogitBernoulli", "PseudoBernoulli"]
 
@@ -19,33 +14,8 @@ _MOST_FACTORS = 64  # each at least 1/2: 2^-64 is far from the smallest float32
 _LANES = 16  # values in a vector register
 
 
-def _lies_within(low: float, values: Tensor, high: float) -> Tensor:
-    """Return a boolean scalar: whether all values are in [low, high]. It reads the values once and makes no mask."""
-    least, greatest = torch.aminmax(values.detach())  # comparisons with NaN are false
-    return (least >= low) & (greatest <= high)
-
-
-class _Real(constraints.Constraint):
-    """`torch.distributions.constraints.real`, checked for a whole tensor at once."""
-
-    def check(self, value: Tensor) -> Tensor:
-        """Return a boolean scalar."""
-        if torch.compiler.is_compiling():
-            return torch.tensor(True)  # torch before 2.15 cannot export a branch on values
-        return _lies_within(-math.inf, value, math.inf) if value.numel() else value.new_ones((), dtype=torch.bool)
-
-
 class LogitBernoulli(dist.Bernoulli):  # type: ignore[misc]  # Pyro makes its classes at run time
-    """Pyro's Bernoulli of logits l, whose `to_event` returns a `JointBernoulli`: an image as one event.
-
-    Under torch.compile and torch.export arguments and values are not validated.
-    """
-
-    arg_constraints: ClassVar = {**dist.Bernoulli.arg_constraints, "logits": _Real()}
-
-    def _validate_sample(self, value: Tensor) -> None:
-        if not torch.compiler.is_compiling():  # as above
-            super()._validate_sample(value)
+    """Pyro's Bernoulli of logits l, whose `to_event` returns a `JointBernoulli`: an image as one event."""
 
     def to_event(self, reinterpreted_batch_ndims: int | None = None) -> TorchDistribution:
         """Return the distribution whose event is the last dimensions of the batch shape."""
@@ -99,12 +69,3 @@ class PseudoBernoulli(LogitBernoulli):
     """
 
     support = constraints.unit_interval
-
-    def _validate_sample(self, value: Tensor) -> None:
-        """Accept values in [0, 1] after one fast pass; leave all others to torch's slower validation."""
-        # Under torch.vmap and torch.export the values cannot be read here.
-        if isinstance(value, Tensor) and value.numel() and not is_observed(value, self.logits):
-            is_broadcast = value.shape != self.batch_shape[len(self.batch_shape) - value.dim() :]
-            if not is_broadcast and _lies_within(0, value, 1):
-                return
-        super()._validate_sample(value)

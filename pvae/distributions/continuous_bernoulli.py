@@ -77,16 +77,6 @@ class ContinuousBernoulli(TorchDistribution):
         distance = 1 / size - torch.exp(-size) / -torch.expm1(-size)
         return torch.where(is_near, 0.5 + slope * near / 2, torch.where(far > 0, 1 - distance, distance))
 
-    @property
-    def variance(self) -> Tensor:
-        """Var[x] = 1 / l^2 - 1 / (4 sinh(l/2)^2), and 1/12 at l = 0."""
-        is_near, near, far = self._parts()
-        square, curvature = (near / 2).square(), near * 0
-        for place in reversed(range(len(_SERIES))):
-            curvature = curvature * square + (2 * place + 1) * (place + 1) * _SERIES[place] / 2
-        size = far.abs()
-        return torch.where(is_near, curvature, 1 / size.square() - torch.exp(-size) / torch.expm1(-size).square())
-
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Return reparameterised draws, sample_shape + batch_shape."""
         shape = self._extended_shape(torch.Size(sample_shape))

@@ -25,9 +25,6 @@ class _EightBitLevel(constraints.Constraint):
         level = value * 255
         return (level >= 0) & (level <= 255) & ((level - level.round()).abs() < 1e-3)
 
-    def __repr__(self) -> str:
-        return "EightBitLevel()"
-
 
 eight_bit_level = _EightBitLevel()
 

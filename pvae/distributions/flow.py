@@ -100,14 +100,9 @@ class Flow(TorchDistribution):
                 h = y.detach().requires_grad_()
         return by_h
 
-    @property
-    def mean(self) -> Tensor:
-        """Raise a `NotImplementedError`: it has no closed form."""
-        raise NotImplementedError("the mean of a flow has no closed form: use estimate_mean(num_samples)")
-
     @torch.no_grad()
     def estimate_mean(self, num_samples: int) -> Tensor:
-        """Return an estimate of the mean from draws, since it has no closed form; the base must be Normal.
+        """Return an estimate of the mean from draws, since `mean` has no closed form; the base must be Normal.
 
         All elements of the batch share their noise, so that the means of equal distributions are equal.
         """

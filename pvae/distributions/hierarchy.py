@@ -83,15 +83,11 @@ class Hierarchy(TorchDistribution):
         """Return the joint log-density at vectors (..., L1 + ... + LL), in nats."""
         return torch.stack([one.log_prob(layer) for layer, one in self.conditionals(value)]).sum(0)
 
-    @property
-    def mean(self) -> Tensor:
-        """Raise a `NotImplementedError`: it has no closed form."""
-        raise NotImplementedError("the mean of several layers has no closed form: use estimate_mean(num_samples)")
-
     @torch.no_grad()
     def estimate_mean(self, num_samples: int) -> Tensor:
         """Return the mean of the layer drawn first, and estimates of the others' means; all layers must be Normal.
 
+        `mean` has no closed form.
         The mean of a layer given the one before it is averaged over draws of that one. All elements of the batch share
         their noise, so that the means of equal distributions are equal.
         """

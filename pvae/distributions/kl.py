@@ -46,12 +46,7 @@ def kl_power_spherical(q: PowerSpherical, p: SphereUniform) -> Tensor:
         q: on the sphere in R^L.
         p: the uniform distribution on the same sphere.
 
-    Raises:
-        NotImplementedError: p is on a sphere of another dimension.
-
     Reference:
         De Cao and Aziz, arXiv:2006.04437.
     """
-    if p.event_shape != q.event_shape:
-        raise NotImplementedError(f"KL on the spheres in R^{q.event_shape[0]} and R^{p.event_shape[0]}")
     return p.entropy() - q.entropy()

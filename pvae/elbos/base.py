@@ -18,7 +18,6 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.util import check_if_enumerated, check_model_guide_match
 from torch import Tensor
 from torch.distributions import Distribution, Independent
-from torch.nn import Parameter
 
 from pvae.core.errors import InputError
 from pvae.core.terms import LossAndTerms, Terms
@@ -146,11 +145,12 @@ class PerDatumELBO(Trace_ELBO):
         Raises:
             InputError: no parameter is registered with Pyro.
         """
-        store = pyro.get_param_store()
-        num_known = len(store)
         loss, terms = self.loss_and_terms(model, guide, x, beta)
-        if len(store) > num_known or not num_known:  # the first step registers the parameters
-            _check_registered(loss)
+        if not pyro.get_param_store().keys():
+            raise InputError(
+                "model and guide register no parameters with Pyro, so SVI would train nothing: call "
+                'pyro.module("encoder", encoder) in the guide and pyro.module("decoder", decoder) in the model'
+            )
         loss.backward()
         return LossAndTerms(loss.detach(), terms)
 
@@ -214,26 +214,6 @@ class PerDatumELBO(Trace_ELBO):
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
             check_if_enumerated(guide_trace)
         return model_trace, guide_trace
-
-
-def _check_registered(loss: Tensor) -> None:
-    """Warn of parameters that the loss depends on and SVI would not train, or raise an error if it would train none."""
-    registered = [parameter for _, parameter in pyro.get_param_store().named_parameters()]
-    how = 'call pyro.module("encoder", encoder) in the guide and pyro.module("decoder", decoder) in the model'
-    if not registered:
-        raise InputError(f"model and guide register no parameters with Pyro, so SVI would train nothing: {how}")
-    nodes, known = [loss.grad_fn], {id(parameter) for parameter in registered}
-    seen, others = set[Any](), set[int]()
-    while nodes:
-        node = nodes.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            nodes += [following for following, _ in node.next_functions]
-            leaf = getattr(node, "variable", None)
-            if isinstance(leaf, Parameter) and id(leaf) not in known:
-                others.add(id(leaf))
-    if others:
-        warnings.warn(f"SVI will not train {len(others)} parameters, which are not registered: {how}", stacklevel=2)
 
 
 def require_rsample(name: str, posterior: Distribution) -> None:

@@ -59,7 +59,7 @@ class PathDerivativeELBO(ImportanceELBO):
 
     Raises:
         InputError: (when used) the path derivative is not the gradient of the bound, because the support of q(z | x)
-            depends on parameters or log q(z | x) has no derivative by z.
+            depends on parameters.
     """
 
     messenger = _SeparateModelDraws
@@ -301,9 +301,6 @@ def _log_q_z_by_z(draws: Draws) -> tuple[list[Tensor], list[Tensor]]:
     drawn = [site["value"] for site in draws.posteriors.values()]  # in the guide's order
     at = [z.detach().requires_grad_() for z in drawn]
     densities = [site["fn"].log_prob(z).sum() for site, z in zip(draws.posteriors.values(), at)]
-    for name, density in zip(draws.posteriors, densities):
-        if not density.requires_grad:
-            raise InputError(f"log q at {name!r} has no derivative by z: use --elbo trace or score")
     by_z = list(torch.autograd.grad(densities, at, retain_graph=True, materialize_grads=True))
     if len(drawn) == 1:
         return drawn, by_z

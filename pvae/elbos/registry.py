@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pvae.config.config import Config
 from pvae.core.errors import InputError, check_name
 from pvae.elbos.base import PerDatumELBO
@@ -54,19 +52,17 @@ def build_elbo(
     Raises:
         InputError: the name is unknown, or an option is out of range or does not go with the ELBO.
     """
-    if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
-        raise InputError(f"num_particles must be a whole number of at least 1, not {num_particles!r}")
     kind = ELBO_CLASSES[check_name("ELBO", name, ELBO_CLASSES)]
-    if beta != 1 and "beta" not in kind.options:
-        raise InputError(
-            f"--elbo {name} has no rate to weigh: give --beta 1, --warm-up 0 and --rate-reduction sum, or take one of "
-            f"{_names(lambda one: 'beta' in one.options)}"
-        )
-    if free_bits and "free_bits" not in kind.options:
-        others = _names(lambda one: "free_bits" in one.options)
-        raise InputError(f"--elbo {name} has no free bits: give --free-bits 0, or take {others}")
+    needed = {
+        "beta": ("rate to weigh: give --beta 1, --warm-up 0 and --rate-reduction sum", beta != 1),
+        "free_bits": ("free bits: give --free-bits 0", free_bits != 0),
+    }
+    for option, (default, is_given) in needed.items():
+        if is_given and option not in kind.options:
+            others = ", ".join(other for other, one in ELBO_CLASSES.items() if option in one.options)
+            raise InputError(f"--elbo {name} has no {default}, or take one of {others}")
     if num_particles < kind.least_particles:
-        raise InputError(f"--elbo {name} compares each particle with the others: give --particles 2 or more")
+        raise InputError(f"--elbo {name} needs --particles {kind.least_particles} or more, not {num_particles}")
     if "num_groups" in kind.options and num_particles % num_groups:
         raise InputError(f"--elbo {name}: --particles {num_particles} must be a multiple of --groups {num_groups}")
     given = {"beta": beta, "free_bits": free_bits, "alpha": alpha, "mix": mix, "num_groups": num_groups}
@@ -87,20 +83,11 @@ def elbo_of(config: Config) -> PerDatumELBO:
     if kind.needs_closed_form and not any(config.closed_forms):
         pair = f"--posterior {config.posterior} and --prior {config.prior}"
         raise InputError(f"no closed-form KL is known for {pair}: give --elbo trace")
-    mixes_draws = {
-        "--likelihood normal-optimal fits one scale to": config.likelihood == "normal-optimal",
-        f"--network {config.network} normalises over": config.has_batch_norm,
-    }
-    for reason, is_given in mixes_draws.items():
-        if is_given and kind.needs_separate_draws:
-            raise InputError(
-                f"--elbo {name} needs weights that each depend on their own draw only, and {reason} all of them: take "
-                "--elbo trace, analytic, stl or iwae"
-            )
+    if kind.needs_separate_draws and (config.likelihood == "normal-optimal" or config.has_batch_norm):
+        raise InputError(
+            f"--elbo {name} needs weights that each depend on their own draw only, and --likelihood normal-optimal and "
+            "BatchNorm make them depend on all draws: take --elbo trace, analytic, stl or iwae"
+        )
     weight = 0.0 if config.warm_up or config.rate_reduction != "sum" else config.beta  # at some step
     bits, groups = config.free_bits, config.groups
     return build_elbo(name, config.particles, weight, bits, alpha=config.alpha, mix=config.mix, num_groups=groups)
-
-
-def _names(takes: Callable[[type[PerDatumELBO]], bool]) -> str:
-    return ", ".join(name for name, kind in ELBO_CLASSES.items() if takes(kind))

@@ -89,23 +89,21 @@ class Draws:
             batch_shape: the shape that the plates give each site.
 
         Raises:
-            ValueError: a site is scaled, masked, outside the plate "data" or in only one of the traces, or there is no
-                latent or no observed site. The bounds are not defined for any of these.
+            ValueError: a site is scaled, masked, outside the plate "data" or drawn in only one of the traces, or there
+                is no latent or no observed site. The bounds are not defined for any of these.
             InputError: (a ValueError) one of q and p of a site is a density on the unit sphere and the other is not, or
                 p is improper and q is not a point mass.
         """
         model, guide = _samples(model_trace), _samples(guide_trace)
         observed = {name: site for name, site in model.items() if site["is_observed"]}
         priors = {name: site for name, site in model.items() if name not in observed}
-        for name, site in guide.items():
-            if name not in model or (name in observed and not site["is_observed"]):
-                raise ValueError(f"site {name!r} is drawn in the guide and not in the model")
-        for name in priors:
-            if name not in guide:
-                raise ValueError(f"site {name!r} is drawn in the model and not in the guide")
-        if not priors or not observed:
-            raise ValueError("there must be a site that is drawn and one that is observed")
-        posteriors = {name: site for name, site in guide.items() if name in priors}
+        posteriors = {name: site for name, site in guide.items() if not (name in observed and site["is_observed"])}
+        if posteriors.keys() != priors.keys() or not priors or not observed:
+            of_model, of_guide, seen = (", ".join(sites) or "no site" for sites in (priors, posteriors, observed))
+            raise ValueError(
+                f"the model draws {of_model} and observes {seen}, and the guide draws {of_guide}: both must draw the "
+                "same sites, and the model must observe one"
+            )
         for name, site in posteriors.items():
             if _is_on_sphere(site["fn"]) != _is_on_sphere(priors[name]["fn"]):
                 raise InputError(
@@ -131,10 +129,7 @@ class Draws:
         return total if total.dim() == 2 else total[None]
 
     def _log_prob(self, name: str, site: Any) -> Tensor:
-        try:
-            log_prob: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-        except ValueError as error:
-            raise ValueError(f"{error}\nat site {name!r}") from error
+        log_prob: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
         if log_prob.shape != self.batch_shape:
             shapes = f"{tuple(log_prob.shape)} and not {tuple(self.batch_shape)}"
             raise ValueError(f"the log-probability of site {name!r} has shape {shapes}")
@@ -161,12 +156,9 @@ def _check_site(name: str, site: Any, batch_shape: tuple[int, ...]) -> None:
     scale = site["scale"]
     if not (isinstance(scale, (int, float)) and scale == 1) or site["mask"] is not None:
         raise ValueError(f"site {name!r} is scaled or masked, so the loss is not a bound: weigh the rate by beta")
-    plates = {plate.dim: plate.size for plate in site["cond_indep_stack"] if plate.vectorized}
-    wanted = {-1 - place: size for place, size in enumerate(reversed(batch_shape))}
-    if plates != wanted or site["fn"].batch_shape != batch_shape:
-        found = f"batch shape is {tuple(site['fn'].batch_shape)}, and not {tuple(batch_shape)}"
-        why = f"plates are {plates}, and not {wanted}" if plates != wanted else found
+    if site["fn"].batch_shape != batch_shape:
         raise ValueError(
-            f"site {name!r} does not have one value per datum (its {why}): put it inside "
-            "pyro.plate('data', x.shape[0]) and no other plate, and declare its event dimensions by .to_event"
+            f"site {name!r} does not have one value per datum (its batch shape is {tuple(site['fn'].batch_shape)}, and "
+            f"not {batch_shape}): put it inside pyro.plate('data', x.shape[0]) and no other plate, and declare its "
+            "event dimensions by .to_event"
         )

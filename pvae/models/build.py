@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -10,18 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from pvae.config.config import OPTIONS, Config
-from pvae.config.options import flag
-from pvae.core.errors import InputError, brief, shown
+from pvae.config.presets import as_option
+from pvae.core.errors import InputError, brief
 from pvae.models.hierarchy import BottomUpPosterior, FirstLayer, HierarchyPrior, LadderPosterior, TopDownPosterior
 from pvae.models.likelihoods import LIKELIHOOD_CLASSES, PseudoBernoulliLikelihood
-from pvae.models.networks import (
-    conv_decoder,
-    conv_encoder,
-    groupnorm_decoder,
-    mlp,
-    mlp_decoder,
-    mlp_encoder,
-)
+from pvae.models.networks import conv_decoder, conv_encoder, groupnorm_decoder, mlp, mlp_decoder, mlp_encoder
 from pvae.models.onednn import Linear
 from pvae.models.posteriors import (
     DeltaPosterior,
@@ -56,13 +50,14 @@ def build_vae(config: Config, image_shape: Sequence[int]) -> VAE:
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise InputError(f"image_shape must be (C, H, W), each at least 1, not {tuple(image_shape)}")
     image_shape = config.padded(tuple(image_shape))
-    encoder, decoder = _networks(config, image_shape)
+    num_outputs, posterior_of = _posterior(config)
+    encoder, decoder = _networks(config, image_shape, num_outputs)
     if config.upper_latent_dims:
         prior, posterior = _hierarchy(config, encoder, image_shape)
         if config.inference != "top-down":
             decoder = nn.Sequential(FirstLayer(config.latent_dim), decoder)
     else:
-        posterior = _posterior(config, encoder)
+        posterior = posterior_of(encoder)
         prior = _prior(config, posterior.forward, image_shape)
     is_pseudo = config.likelihood == "bernoulli" and config.binarize == "none"
     kind = PseudoBernoulliLikelihood if is_pseudo else LIKELIHOOD_CLASSES[config.likelihood]
@@ -70,24 +65,29 @@ def build_vae(config: Config, image_shape: Sequence[int]) -> VAE:
     return VAE(p_z=prior, q_z=posterior, p_x=likelihood).float()
 
 
-def _posterior(config: Config, encoder: nn.Module) -> nn.Module:
-    if config.posterior == "delta":
-        return DeltaPosterior(encoder)
-    if config.posterior == "normal-full":
-        return FullNormalPosterior(encoder, config.latent_dim)
-    if config.posterior == "planar":
-        return PlanarPosterior(encoder, config.latent_dim)
-    if config.posterior in ("iaf", "spline"):
-        length, hidden, bins = config.flow_length, config.flow_hidden, _BINS if config.posterior == "spline" else 0
-        return IAFPosterior(encoder, config.latent_dim, length, hidden, _context(config), bins)
-    if config.posterior == "power-spherical":
-        return PowerSphericalPosterior(encoder)
-    return NormalPosterior(encoder, log_variance=config.posterior == "normal-log-variance")
+def _posterior(config: Config) -> tuple[int, Callable[[nn.Module], Any]]:
+    """Return the number of outputs of the encoder, and the function from the encoder to the posterior."""
+    length, steps, context = config.latent_dim, config.flow_length, config.hidden[-1]
+
+    def flow(encoder: nn.Module, num_bins: int = 0) -> IAFPosterior:
+        return IAFPosterior(encoder, length, steps, config.flow_hidden, context, num_bins)
+
+    kinds: dict[str, tuple[int, Callable[[nn.Module], Any]]] = {
+        "normal": (2 * length, NormalPosterior),
+        "normal-log-variance": (2 * length, partial(NormalPosterior, log_variance=True)),
+        "normal-full": (2 * length + length * (length - 1) // 2, partial(FullNormalPosterior, latent_dim=length)),
+        "planar": (2 * length + steps * (2 * length + 1), partial(PlanarPosterior, latent_dim=length)),
+        "iaf": (2 * length + context, flow),
+        "spline": (2 * length + context, partial(flow, num_bins=_BINS)),
+        "power-spherical": (length + 1, PowerSphericalPosterior),
+        "delta": (length, DeltaPosterior),
+    }
+    return kinds[config.posterior]
 
 
 def _hierarchy(config: Config, encoder: nn.Module, image_shape: Sequence[int]) -> tuple[nn.Module, nn.Module]:
     """Return the prior and the posterior of several stochastic layers."""
-    sizes, context = (config.latent_dim, *config.upper_latent_dims), _context(config)
+    sizes, context = (config.latent_dim, *config.upper_latent_dims), config.hidden[-1]
 
     def network(width: int, num_outputs: int, hidden: Sequence[int] = config.upper_hidden) -> nn.Module:
         batch_norm = config.network == "mlp-batchnorm"
@@ -103,7 +103,7 @@ def _hierarchy(config: Config, encoder: nn.Module, image_shape: Sequence[int]) -
         up = [network(context + above, 2 * size, from_top) for size, above in pairs]
     down = [network(above, 2 * size, from_top) for size, above in pairs]
     if config.inference == "bottom-up":
-        posterior: Any = BottomUpPosterior(_posterior(config, encoder), up, sizes)
+        posterior: Any = BottomUpPosterior(_posterior(config)[1](encoder), up, sizes)
     elif config.inference == "ladder":
         posterior = LadderPosterior(encoder, up, down, sizes)
     else:
@@ -112,20 +112,14 @@ def _hierarchy(config: Config, encoder: nn.Module, image_shape: Sequence[int]) -
     return HierarchyPrior(top, down, sizes), posterior
 
 
-def _context(config: Config) -> int:
-    """Return the number of values that the encoder gives to a flow or to other stochastic layers."""
-    return config.hidden[-1]
-
-
-def _prior(config: Config, posterior: Callable[[Tensor], Any] | None, image_shape: Sequence[int]) -> nn.Module:
-    """Return the prior of the top layer, whose posterior is given."""
+def _prior(config: Config, posterior: Any, image_shape: Sequence[int]) -> nn.Module:
+    """Return the prior of the top layer; `posterior` is a function that returns its posterior."""
     length = (config.latent_dim, *config.upper_latent_dims)[-1]
     if config.posterior == "delta":
         return FlatPrior(length)
     if config.prior == "mixture":
         return MixturePrior(length, config.components)
     if config.prior == "vamp":
-        assert posterior is not None, "the configuration refuses --prior vamp without a posterior of the top layer"
         return VampPrior(posterior, image_shape, config.components, config.pixels == "symmetric")
     if config.prior == "flow":
         return FlowPrior(length, config.flow_length, config.flow_hidden)
@@ -179,30 +173,19 @@ def start_like_burda(vae: VAE, images: Tensor) -> None:
 
 def sizes_of(config: Config) -> str:
     """Return the options that set the sizes of the networks."""
-    names = ["hidden", "latent_dim"]
-    names += ["upper_latent_dims", "upper_hidden"] if config.upper_latent_dims else []
-    names += [] if config.posterior.startswith("normal") and config.posterior != "normal-full" else ["posterior"]
-    names += [name for name in ("flow_length", "flow_hidden", "components") if OPTIONS[name].only_with[1](config)]
-    given = {name: getattr(config, name) for name in names}
-    values = {name: " ".join(map(str, one if isinstance(one, tuple) else [one])) for name, one in given.items()}
-    return shown(" ".join(f"{flag(name)} {value}" for name, value in values.items()))[1:-1]
+    sizes = ("hidden", "latent_dim", "upper_latent_dims", "upper_hidden", "flow_length", "flow_hidden", "components")
+    given = {name: getattr(config, name) for name in ("posterior", *sizes) if OPTIONS[name].only_with[1](config)}
+    return " ".join(as_option(name, value) for name, value in given.items() if value)
 
 
-def _networks(config: Config, image_shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:
-    """Return encoder and decoder."""
-    length, latent_dim, inference = config.latent_dim, config.latent_dim, config.inference
-    num_outputs = {
-        "delta": length,
-        "normal-full": 2 * length + length * (length - 1) // 2,
-        "planar": 2 * length + config.flow_length * (2 * length + 1),
-        "iaf": 2 * length + _context(config),
-        "spline": 2 * length + _context(config),
-        "power-spherical": length + 1,
-    }.get(config.posterior, 2 * length)
-    if config.upper_latent_dims and inference != "bottom-up":
-        is_ladder = inference == "ladder"
-        num_outputs = 2 * (length if is_ladder else config.upper_latent_dims[-1]) + _context(config)
-        latent_dim += 0 if is_ladder else sum(config.upper_latent_dims)
+def _networks(config: Config, image_shape: tuple[int, ...], num_outputs: int) -> tuple[nn.Module, nn.Module]:
+    """Return encoder and decoder; `num_outputs` is what the posterior of one stochastic layer takes."""
+    latent_dim = config.latent_dim
+    if config.upper_latent_dims and config.inference == "ladder":
+        num_outputs = 2 * latent_dim + config.hidden[-1]
+    if config.upper_latent_dims and config.inference == "top-down":
+        num_outputs = 2 * config.upper_latent_dims[-1] + config.hidden[-1]
+        latent_dim += sum(config.upper_latent_dims)
     batch_norm = config.has_batch_norm
     if not config.network.startswith("conv"):
         hidden = () if config.network == "linear" else config.hidden

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pvae.core.errors import InputError, brief, check_count
+from pvae.core.errors import InputError, brief
 from pvae.core.torch_private import validates_arguments
 
 __all__ = ["autoregressive_transforms", "composed"]
@@ -34,12 +34,11 @@ def autoregressive_transforms(
         num_bins: of each spline; 0 for an affine g.
 
     Raises:
-        InputError: zuko is not installed, or T is less than 1.
+        InputError: zuko is not installed.
 
     Reference:
         Papamakarios et al., arXiv:1705.07057; Durkan et al., arXiv:1906.04032 (splines).
     """
-    check_count("num_transforms", num_transforms)
     forward, device, zuko = list(range(latent_dim)), torch.get_default_device(), _zuko()
     options: dict[str, Any] = {"hidden_features": hidden}
     if num_bins:

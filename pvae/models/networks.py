@@ -12,14 +12,7 @@ from torch import Tensor, nn
 from pvae.core.errors import InputError
 from pvae.models.onednn import Linear
 
-__all__ = [
-    "conv_decoder",
-    "conv_encoder",
-    "groupnorm_decoder",
-    "mlp",
-    "mlp_decoder",
-    "mlp_encoder",
-]
+__all__ = ["conv_decoder", "conv_encoder", "groupnorm_decoder", "mlp", "mlp_decoder", "mlp_encoder"]
 
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gated": nn.GLU}

@@ -83,18 +83,6 @@ def bounded_normal(parameters: Tensor, log_variance: bool = False) -> dist.Indep
     return dist.Normal(loc, log_scale.exp()).to_event(1)
 
 
-def _split(output: Tensor, *sizes: int) -> Sequence[Tensor]:
-    """Split what an encoder returns into parts.
-
-    Raises:
-        InputError: it has another number of values.
-    """
-    if output.shape[-1] != sum(sizes):
-        total = f"{' + '.join(map(str, sizes))} = {sum(sizes)}"
-        raise InputError(f"the encoder must return {total} values for each image, and returned {output.shape[-1]}")
-    return output.split(sizes, dim=-1)
-
-
 class FullNormalPosterior(nn.Module):
     """The approximate posterior q(z | x) = Normal(z; loc(x), T(x) T(x)^T), whose latent dimensions are correlated.
 
@@ -105,9 +93,6 @@ class FullNormalPosterior(nn.Module):
         encoder: a network from (B, C, H, W) to (B, 2 L + L (L - 1) / 2): loc, log of the diagonal, the other elements
             of T by rows.
         latent_dim: L.
-
-    Raises:
-        InputError: (when used) the encoder returns another number of values.
 
     Reference:
         Kingma and Welling, arXiv:1906.02691, section 2.5.1.
@@ -124,7 +109,7 @@ class FullNormalPosterior(nn.Module):
     def forward(self, x: Tensor) -> FullNormal:
         """Return q(z | x): batch shape (B,), event shape (L,)."""
         length = self.latent_dim
-        loc, log_diagonal, below = _split(self.encoder(x), length, length, self.rows.shape[1])
+        loc, log_diagonal, below = self.encoder(x).split([length, length, self.rows.shape[1]], dim=-1)
         scale_tril = torch.diag_embed(log_diagonal.clamp(-7, 7).exp())
         scale_tril[..., self.rows[0], self.rows[1]] = below / length
         return FullNormal(loc, scale_tril=scale_tril)
@@ -149,8 +134,7 @@ class IAFPosterior(nn.Module):
         num_bins: of each spline; 0 for affine functions.
 
     Raises:
-        InputError: zuko is not installed, or T is less than 1; (when used) the encoder returns another number of
-            values.
+        InputError: zuko is not installed.
 
     Reference:
         Kingma et al., arXiv:1606.04934; Durkan et al., arXiv:1906.04032 (splines).
@@ -173,7 +157,7 @@ class IAFPosterior(nn.Module):
 
     def forward(self, x: Tensor) -> Flow:
         """Return q(z | x): batch shape (B,), event shape (L,)."""
-        parameters, context = _split(self.encoder(x), 2 * self.latent_dim, self.num_context)
+        parameters, context = self.encoder(x).split([2 * self.latent_dim, self.num_context], dim=-1)
         return Flow(bounded_normal(parameters), composed(self.transforms, context))
 
 
@@ -189,9 +173,6 @@ class PlanarPosterior(nn.Module):
         encoder: a network from (B, C, H, W) to (B, 2 L + T (2 L + 1)): loc, log scale, and u, w and b of each f_t.
         latent_dim: L.
 
-    Raises:
-        InputError: (when used) the encoder returns another number of values.
-
     Reference:
         Rezende and Mohamed, arXiv:1505.05770, section 4.
     """
@@ -204,8 +185,7 @@ class PlanarPosterior(nn.Module):
     def forward(self, x: Tensor) -> Flow:
         """Return q(z | x): batch shape (B,), event shape (L,)."""
         length, output = self.latent_dim, self.encoder(x)
-        num_transforms = max(1, output.shape[-1] // (2 * length + 1))
-        parameters, transforms = _split(output, 2 * length, num_transforms * (2 * length + 1))
+        parameters, transforms = output.split([2 * length, output.shape[-1] - 2 * length], dim=-1)
         u, w, b = transforms.unflatten(-1, (-1, 2 * length + 1)).tensor_split([length, 2 * length], dim=-1)
         return Flow(bounded_normal(parameters), Planar(u / length, w, b.squeeze(-1)))
 

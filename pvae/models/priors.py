@@ -10,7 +10,6 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, constraints
 
-from pvae.core.errors import check_count
 from pvae.distributions.flow import Flow
 from pvae.distributions.normal_mixture import NormalMixture
 from pvae.distributions.power_spherical import SphereUniform
@@ -76,16 +75,12 @@ class MixturePrior(nn.Module):
         latent_dim: L.
         num_components: K.
 
-    Raises:
-        InputError: K is less than 1.
-
     Reference:
         Tomczak and Welling, arXiv:1705.07120, section 2, compare it with the VampPrior ("MoG").
     """
 
     def __init__(self, latent_dim: int, num_components: int) -> None:
         super().__init__()
-        check_count("num_components", num_components)
         self.loc = nn.Parameter(torch.randn(num_components, latent_dim))
         self.log_scale = nn.Parameter(torch.zeros(num_components, latent_dim))
         self.logits = nn.Parameter(torch.zeros(num_components))
@@ -111,9 +106,6 @@ class VampPrior(nn.Module):
         num_components: K.
         symmetric: pixels in [-1, 1] in place of [0, 1].
 
-    Raises:
-        InputError: K is less than 1.
-
     Reference:
         Tomczak and Welling, arXiv:1705.07120, equation 9. Pseudo-inputs start near black here, inside the range of the
         pixels; a pixel that leaves the range has no gradient and stays there, as in the authors' code, which by default
@@ -130,7 +122,6 @@ class VampPrior(nn.Module):
         symmetric: bool = False,
     ) -> None:
         super().__init__()
-        check_count("num_components", num_components)
         # A method, and not its module, which torch would register here too.
         self._posterior = posterior.forward if isinstance(posterior, nn.Module) else posterior
         self.lowest = -1.0 if symmetric else 0.0
@@ -164,7 +155,7 @@ class FlowPrior(nn.Module):
         hidden: widths of the hidden layers of each masked network.
 
     Raises:
-        InputError: zuko is not installed, or T is less than 1.
+        InputError: zuko is not installed.
 
     Reference:
         Papamakarios et al., arXiv:1705.07057, section 3.1; Chen et al., arXiv:1611.02731, as the prior of a VAE.
@@ -184,17 +175,13 @@ class SpherePrior(nn.Module):
     """The uniform prior on the unit sphere in R^L, for a `PowerSphericalPosterior`.
 
     Args:
-        latent_dim: L.
-
-    Raises:
-        InputError: L is less than 2.
+        latent_dim: L, at least 2.
     """
 
     loc: Tensor
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        check_count("latent_dim", latent_dim, 2)
         self.register_buffer("loc", torch.cat([torch.ones(1), torch.zeros(latent_dim - 1)]), persistent=False)
 
     def forward(self) -> SphereUniform:

@@ -131,7 +131,7 @@ NO_COUNT = st.one_of(
     st.lists(st.integers()),
 )
 NO_REAL = st.one_of(
-    st.sampled_from((math.nan, math.inf, -math.inf, -1e-9, 10**400, -(10**5000))),
+    st.sampled_from((math.nan, math.inf, -math.inf, -1e-9, 10**400)),
     st.floats(max_value=-1e-300),
     st.text(),
     st.booleans(),
@@ -156,8 +156,8 @@ NO_SWITCH = st.one_of(st.integers(), st.text(), st.none())
 WRONG = {"int": NO_COUNT, "float": NO_REAL, "bool": NO_SWITCH, "tuple[int, ...]": NO_WIDTHS, "str": NO_NAME}
 FREE_TEXTS = {
     "image_size": st.sampled_from(("", "0", "64x", "x64", "1e3", "64 x 64", "123456", 0, -5, 10**5, 6.4, None, True)),
-    "source": st.one_of(st.integers(), st.none(), st.just("x" * 2000)),
-    "system": st.sampled_from(("", "../up", "a/b", "a b", "a\n", "x" * 200, 5)),
+    "source": st.one_of(st.none(), st.just("x" * 2000)),
+    "system": st.sampled_from(("", "../up", "a/b", "a b", "a\n", "x" * 200)),
 }
 
 

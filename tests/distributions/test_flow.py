@@ -68,7 +68,7 @@ def test_the_density_of_a_draw_is_that_of_the_full_jacobian(kind, latent_dim):
     q = flow_of(kind, latent_dim, num_images=3)
     torch.manual_seed(0)
     z = q.rsample((4,))
-    with pytest.raises(NotImplementedError, match="use estimate_mean"):
+    with pytest.raises(NotImplementedError):
         _ = q.mean
     torch.manual_seed(0)
     e = q.base.rsample((4,))

@@ -43,16 +43,6 @@ def test_pyro_equals_handwritten(small_vae, small_images, plain, ours, by_hand, 
     assert_same_gradients(mine, witness)
 
 
-@pytest.mark.parametrize(("plain", "ours", "by_hand"), FORMS, ids=["trace", "analytic"])
-def test_pyro_particle_loop_equals_handwritten(small_vae, small_images, plain, ours, by_hand):
-    """Without vectorised particles, as most Pyro code runs it."""
-    vae, x = small_vae(), small_images(4)
-    witness = value_and_gradients(vae, lambda: reference_elbo.loss(by_hand(vae, x)))
-    assert_same_gradients(
-        value_and_gradients(vae, lambda: plain().differentiable_loss(vae.model, vae.guide, x) / 4), witness
-    )
-
-
 def literal_loss(vae, x):
     """Document 004's loss in elementary operations: no distribution object, no code of the package but the networks."""
     loc, log_scale = vae.q_z.encoder(x).chunk(2, dim=1)
@@ -156,15 +146,6 @@ def test_svi_steps_agree_over_a_training(small_vae, small_images):
     for start, pyros, by_hand in zip(small_vae().parameters(), *ends):
         assert not torch.equal(start, pyros), "a parameter was not trained"
         assert (pyros - by_hand).norm() / by_hand.norm() < 1e-10
-
-
-def test_pyros_own_elbo_trains_the_vae(small_vae, small_images):
-    """`vae.model` and `vae.guide` are plain Pyro functions: nothing of pvae's ELBOs or optimiser is needed."""
-    vae, x = small_vae(), small_images(8)
-    before = [p.detach().clone() for p in vae.parameters()]
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
-        SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), loss=Trace_ELBO()).step(x)
-    assert all(not torch.equal(old, new) for old, new in zip(before, vae.parameters()))
 
 
 def test_handwritten_elbo_refuses_functions_of_no_vae(small_vae, small_images):
@@ -271,103 +252,47 @@ def test_a_posterior_without_reparameterisation_needs_the_score_function(small_v
             build_elbo("handwritten").differentiable_loss(vae.model, vae.guide, x)
 
 
-def test_a_latent_that_the_guide_lacks_is_refused(small_vae, small_images):
-    vae = small_vae()
-    refused = pytest.raises(ValueError, match="guide")
-    with pyro.get_param_store().scope(), pytest.warns(UserWarning, match="not guide"), refused:
-        TraceELBO().differentiable_loss(vae.model, lambda x: None, small_images(4))
-
-
 def test_sites_that_are_not_of_each_datum_are_refused(small_images):
     """A global latent, whose rate the batch would share; a site of the guide alone, whose log q is not counted."""
-    normal = pyro.distributions.Normal
 
-    def model(x):
-        w = pyro.sample("w", normal(0.0, 1.0))
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", normal(w, 1.0), obs=x[:, 0, 0, 0])
+    def function(*inside, outside=()):
+        """Sites inside and outside the plate; "x" is observed."""
 
-    def guide(x):
-        pyro.sample("w", normal(0.3, 0.5))
+        def run(data):
+            for name in outside:
+                pyro.sample(name, pyro.distributions.Normal(0.0, 1.0))
+            with pyro.plate("data", len(data)):
+                for name in inside:
+                    observed = data[:, 0, 0, 0] if name == "x" else None
+                    pyro.sample(name, pyro.distributions.Normal(0.0, 1.0), obs=observed)
 
-    def auxiliary(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", normal(0.0, 1.0))
-            pyro.sample("extra", normal(0.0, 1.0), infer={"is_auxiliary": True})
+        return run
 
-    def local(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", normal(0.0, 1.0))
-            pyro.sample("x", normal(z, 1.0), obs=x[:, 0, 0, 0])
-
-    def nested(x):
-        with pyro.plate("more", 3, dim=-2), pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", normal(0.0, 1.0))
-
-    def nested_too(x):
-        nested(x)
-        with pyro.plate("data again", len(x)):
-            pyro.sample("x", normal(0.0, 1.0), obs=x[:, 0, 0, 0])
-
-    def wide(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", normal(0.0, 1.0))
-            pyro.sample("x", normal(z, 1.0), obs=x[:, 0, 0, 0].expand(7, -1))
-
-    def blind(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", normal(0.0, 1.0))
-
-    def sees(x):
-        blind(x)
-        with pyro.plate("data too", len(x)):
-            pyro.sample("x", normal(0.0, 1.0))
-
-    def spread(x):
-        pyro.sample("w", normal(torch.zeros(5), 1.0))
-
-    def spread_too(x):
-        pyro.sample("w", normal(torch.zeros(5), 1.0))
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", normal(0.0, 1.0), obs=x[:, 0, 0, 0])
-
-    def long(x):
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", normal(torch.zeros(4, 5), 1.0))
-
-    def long_too(x):
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", normal(torch.zeros(4, 5), 1.0))
-            pyro.sample("x", normal(0.0, 1.0), obs=x[:, 0, 0, 0])
+    def wide(data):
+        with pyro.plate("data", len(data)):
+            z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
+            pyro.sample("x", pyro.distributions.Normal(z, 1.0), obs=data[:, 0, 0, 0].expand(7, -1))
 
     refusals = [
-        (model, guide, *2 * ["'w' does not have one value per datum .its plates"]),
-        (spread_too, spread, *2 * ["'w' does not have one value per datum .its plates"]),
-        (local, auxiliary, *2 * ["'extra' is drawn in the guide"]),
-        (nested_too, nested, "'z' does not have one value per datum .its plates", "collide at dim=-2"),
-        (long_too, long, "'z' does not have one value per datum .its batch shape", "Shape mismatch"),
-        (wide, blind, r"of site 'x' has shape \(7, 5\)", r"not broadcastable(.|\s)*at site 'x'"),
-        (blind, blind, *2 * ["one that is observed"]),
-        (local, sees, *2 * ["'x' is drawn in the guide"]),
+        (function("x", outside="w"), function(outside="w"), "'w' does not have one value per datum"),
+        (function("z", "x"), function(), "draws z and observes x, and the guide draws no site"),
+        (function("z", "x"), function("z", "extra"), "the guide draws z, extra"),
+        (function("z"), function("z"), "observes no site"),
+        (wide, function("z"), r"of site 'x' has shape \(7, 5\)"),
     ]
-    x = small_images(5)
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pyro's own, which say as much
-        for of_model, of_guide, with_one, with_three in refusals:
-            for particles, words in ((1, with_one), (3, with_three)):
-                with pytest.raises(ValueError, match=words):
-                    TraceELBO(particles).loss(of_model, of_guide, x)
+        for model, guide, says in refusals:
+            with pytest.raises(ValueError, match=says):
+                TraceELBO().loss(model, guide, small_images(5))
+        for model, guide, _ in refusals:
+            with pytest.raises(ValueError):  # noqa: PT011  # some by Pyro itself
+                TraceELBO(3).loss(model, guide, small_images(5))
 
 
 @pytest.mark.filterwarnings("ignore:Found non-auxiliary vars")
 @pytest.mark.parametrize("num_particles", [1, 3])
-def test_what_pyro_scores_in_another_way_is_scored_so(small_images, num_particles):
-    """A deterministic site in both functions, and a distribution whose log-probability takes an argument."""
-
-    class Weighted(pyro.distributions.Normal):
-        def log_prob(self, value, weight=1.0):
-            return weight * super().log_prob(value)
-
+def test_a_deterministic_site_changes_nothing(small_images, num_particles):
     def guide(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", pyro.distributions.Normal(0.3, 0.7))
@@ -376,17 +301,19 @@ def test_what_pyro_scores_in_another_way_is_scored_so(small_images, num_particle
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
-            pyro.deterministic("twice", 2 * z)
-            pyro.sample("x", Weighted(z, 1.0), weight=100.0, obs=x[:, 0, 0, 0])
+            pyro.sample("x", pyro.distributions.Normal(pyro.deterministic("twice", 2 * z), 1.0), obs=x[:, 0, 0, 0])
 
-    losses, x = [], small_images(5)
+    assert_same_loss_as_pyros(model, guide, small_images(5), num_particles)
+
+
+def assert_same_loss_as_pyros(model, guide, x, num_particles):
+    losses = []
     plain = Trace_ELBO(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
-    for elbo, unit in ((plain, 5), (TraceELBO(num_particles), 1)):
-        with torch.random.fork_rng():
+    for elbo, unit in ((plain, len(x)), (TraceELBO(num_particles), 1)):
+        with torch.random.fork_rng(), pyro.get_param_store().scope():
             torch.manual_seed(3)
             losses.append(elbo.loss(model, guide, x) / unit)
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-    assert losses[0] > 50
 
 
 def test_whoever_steps_by_pyros_svi_alone_is_warned_of_nan(small_images):
@@ -440,34 +367,10 @@ def test_a_latent_whose_prior_depends_on_a_later_draw_has_no_closed_form(small_i
             kl_divergence(normal(z, 0.5), normal(0.0, 2.0)) + normal(0.3, 0.7).log_prob(z) - normal(w, 1.0).log_prob(z)
         )
         assert torch.allclose(terms.rate, rate.mean(0), rtol=1e-6, atol=1e-6)
-        with pytest.raises(InputError, match=r"z, w .* w, z"):
+        with pytest.raises(InputError, match=r"in the order z, w"):
             AnalyticELBO().loss(
                 functools.partial(model, of_w=functools.partial(pyro.distributions.StudentT, 3.0)), guide, x
             )
-
-
-@pytest.mark.filterwarnings("error")
-def test_plates_in_another_order_are_not_warned_of(small_images):
-    """A plate is no latent, though it stands in a trace as one."""
-    normal = pyro.distributions.Normal
-
-    def drawn(x, *names):
-        plates = {name: pyro.plate(name, len(x), dim=-1) for name in names}
-        with plates["first"]:
-            z = pyro.sample("z", normal(0.3, 0.7))
-        with plates["second"]:
-            return z, pyro.sample("w", normal(0.1, 0.5))
-
-    def guide(x):
-        drawn(x, "second", "first")
-
-    def model(x):
-        z, w = drawn(x, "first", "second")
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", normal(z + w, 1.0), obs=x[:, 0, 0, 0])
-
-    with torch.random.fork_rng():
-        assert AnalyticELBO().loss(model, guide, small_images(5)) > 0
 
 
 @pytest.mark.parametrize("num_particles", [1, 3])
@@ -479,13 +382,7 @@ def test_a_guide_that_is_a_handler_gives_pyros_loss(small_images, num_particles)
             z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
             pyro.sample("x", pyro.distributions.Normal(z, 1.0), obs=x[:, 0, 0, 0])
 
-    losses, x = [], small_images(5)
-    plain = Trace_ELBO(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
-    for elbo, unit in ((plain, 5), (TraceELBO(num_particles), 1)):
-        with torch.random.fork_rng(), pyro.get_param_store().scope():
-            torch.manual_seed(3)
-            losses.append(elbo.loss(model, AutoNormalMessenger(model), x) / unit)
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert_same_loss_as_pyros(model, AutoNormalMessenger(model), small_images(5), num_particles)
 
 
 def test_parameters_have_the_names_that_pyro_gives_to_a_module_s(small_vae):

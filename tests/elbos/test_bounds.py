@@ -39,23 +39,6 @@ def by_hand(vae, x, bound, num_particles):
     return value_and_gradients(vae, lambda: -bound(reference_bounds.log_weights(vae, x, num_particles)).mean())
 
 
-BOUNDS = {
-    "iwae": (reference_bounds.iwae, {}),
-    "renyi": (lambda w: reference_bounds.renyi(w, 0.3), {"alpha": 0.3}),
-    "ciwae": (lambda w: reference_bounds.ciwae(w, 0.2), {"mix": 0.2}),
-    "miwae": (lambda w: reference_bounds.miwae(w, 3), {"num_groups": 3}),
-}
-
-
-@pytest.mark.parametrize("binary", [False, True], ids=["grey", "binary"])
-@pytest.mark.parametrize("num_images", [10, 3], ids=["batch", "short batch"])
-@pytest.mark.parametrize("name", BOUNDS)
-def test_each_bound_equals_the_handwritten(small_vae, small_images, name, num_images, binary):
-    vae, x = small_vae("static" if binary else "none"), small_images(num_images, binary)
-    bound, options = BOUNDS[name]
-    assert_same_gradients(seeded_loss(vae, x, build_elbo(name, 6, **options)), by_hand(vae, x, bound, 6))
-
-
 @pytest.mark.parametrize("name", ["iwae", "renyi", "ciwae", "miwae", "dreg", "stl"])
 def test_with_one_particle_all_bounds_are_the_elbo(small_vae, small_images, name):
     vae, x = small_vae(), small_images(7)
@@ -196,14 +179,11 @@ def test_every_elbo_trains_in_svi(small_vae, small_images, name):
         ({"elbo": "iwae", "beta": 2.0}, "no rate to weigh"),
         ({"elbo": "dreg", "warm_up": 1}, "no rate to weigh"),
         ({"elbo": "stl", "free_bits": 0.1}, "no free bits"),
-        ({"elbo": "score-loo"}, "--particles 2"),
+        ({"elbo": "score-loo"}, "--particles 2 or more, not 1"),
         ({"elbo": "miwae", "particles": 5, "groups": 2}, "multiple"),
         ({"elbo": "ciwae", "mix": 1.5}, "at most 1"),
         ({"elbo": "iwae", "posterior": "delta"}, "no density"),
         ({"elbo": "iwea"}, "did you mean 'iwae'"),
-        ({"alpha": 0.1}, "--elbo renyi"),
-        ({"elbo": "iwae", "mix": 0.1}, "--elbo ciwae"),
-        ({"groups": 2}, "--elbo miwae"),
         ({"upper_latent_dims": (2,), "prior": "mixture", "elbo": "analytic"}, "no closed-form KL"),
         ({"upper_latent_dims": (2,), "prior": "vamp"}, "--inference bottom-up"),
         ({"upper_latent_dims": (2,), "posterior": "iaf"}, "--upper-latent-dims .*--posterior normal"),
@@ -213,7 +193,6 @@ def test_every_elbo_trains_in_svi(small_vae, small_images, name):
             "--posterior normal .*not normal-log-variance",
         ),
         ({"prior": "vamp", "network": "conv-batchnorm"}, "give --network mlp, conv"),
-        ({"prior": "vamp", "network": "mlp-batchnorm"}, "give --network mlp, conv"),
         ({"likelihood": "normal-linear"}, "--network linear"),
         ({"elbo": "renyi", "alpha": math.nan}, "--alpha"),
         *(

@@ -12,7 +12,7 @@ import torch
 
 from pvae.config.config import OPTIONS, Config
 from pvae.config.options import LIKELIHOODS
-from pvae.distributions.bernoulli import LogitBernoulli, PseudoBernoulli
+from pvae.distributions.bernoulli import PseudoBernoulli
 from pvae.distributions.discretized_logistic import DiscretizedLogistic
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae
@@ -48,14 +48,6 @@ def one_pixel(name, **options):
     likelihood = build_vae(config, (1, 1, 1)).double().eval().p_x
     likelihood.decoder = torch.nn.Unflatten(-1, (1, 1, 1))
     return likelihood
-
-
-@pytest.mark.parametrize("logit", [-150.0, -6.0, -1.0, 0.0, 0.01, 3.0, 50.0])
-def test_continuous_bernoulli_integrates_to_one(logit):
-    grid = torch.linspace(0, 1, 200_001, dtype=torch.float64)
-    density = one_pixel("continuous-bernoulli")(torch.tensor([logit], dtype=torch.float64))
-    integral = torch.trapezoid(density.log_prob(grid.view(-1, 1, 1, 1)).exp(), grid)
-    assert integral.item() == pytest.approx(1, rel=1e-6)
 
 
 @pytest.mark.parametrize("pixels", ["unit", "symmetric"])
@@ -161,70 +153,6 @@ def test_each_likelihood_refuses_what_is_outside_its_domain(name, options, good,
             likelihood.check(torch.tensor([good[0], value]).view(2, 1, 1, 1))
 
 
-class TorchsPseudoBernoulli(pyro.distributions.Bernoulli):
-    support = torch.distributions.constraints.unit_interval
-
-
-def refusals_of_both(logits, value=None):
-    """The errors of the package's class and of torch's class for these logits, or for the log_prob of a value."""
-    said = []
-    for family in (PseudoBernoulli, TorchsPseudoBernoulli):
-        try:
-            distribution = family(logits=logits)
-            if value is not None:
-                distribution.log_prob(value)
-            said.append(None)
-        except (ValueError, RuntimeError) as error:
-            said.append((type(error), str(error).split(" of distribution ")[0].split(" (Tensor of shape ")[0]))
-    return said
-
-
-SHAPES = [(), (1,), (4,), (3, 4), (2, 3, 4), (5, 2, 3, 4), (0, 4), (3, 1), (3, 5), (2, 1, 4)]
-
-
-@pytest.mark.parametrize("bad", [None, -0.1, 1.1, math.nan, math.inf, -math.inf])
-def test_pseudo_bernoulli_refuses_the_values_that_torch_refuses(bad):
-    """Values and logits of many shapes, with one wrong number or none: both classes raise the same errors."""
-    generator = torch.Generator().manual_seed(0)
-    for value_shape, shape in itertools.product(SHAPES, [(3, 4), (0, 4), (2, 3, 4)]):
-        value = torch.rand(value_shape, generator=generator)
-        logits = torch.randn(shape, generator=generator)
-        if bad is not None:
-            for tensor in filter(torch.numel, (value, logits)):
-                tensor.view(-1)[int(torch.randint(tensor.numel(), (), generator=generator))] = bad
-        made, fine = refusals_of_both(logits), logits.nan_to_num(0.0, 0.0, 0.0)
-        assert made[0] == made[1]
-        assert (made[0] is not None) == (logits.numel() > 0 and bad is not None and math.isnan(bad))
-        scored = refusals_of_both(fine, value)
-        assert scored[0] == scored[1], (value_shape, shape)
-
-
-def test_numbers_and_wrong_probabilities_are_refused():
-    for family in (PseudoBernoulli, TorchsPseudoBernoulli):
-        with pytest.raises(ValueError, match="Tensor"):
-            family(logits=torch.zeros(3)).log_prob(0.3)
-        with pytest.raises(ValueError, match="parameter probs"):
-            family(probs=torch.tensor([0.5, 1.5]))
-
-
-@pytest.mark.parametrize("kind", [PseudoBernoulli, LogitBernoulli])
-def test_log_prob_works_with_vmap_and_export(kind):
-    """A check of the values would be data-dependent control flow, which both refuse."""
-
-    class Scored(torch.nn.Module):
-        def forward(self, logits, value):
-            return kind(logits=logits).to_event(1).log_prob(value)
-
-    given = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)), torch.ones(2, 3)
-    wanted = Scored()(*given)
-    with pyro.validation_enabled():  # which torch 2.6 switches off where it exports
-        if torch.__version__ >= "2.8":  # before, torch's own validation could not be vectorised
-            one_by_one = torch.vmap(lambda one, x: kind(logits=one).log_prob(x).sum())(*given)
-            assert torch.allclose(one_by_one, wanted)
-        exported = torch.export.export(Scored(), given, strict=False)
-        assert torch.allclose(exported.module()(*given), wanted)
-
-
 def test_optimal_scale_is_optimal():
     """In training, the scale maximises the likelihood of the batch; in eval mode it is the running average."""
     likelihood = one_pixel("normal-optimal")
@@ -247,19 +175,11 @@ def test_optimal_scale_is_optimal():
     assert likelihood(z).stddev.flatten()[0].item() == pytest.approx(likelihood.running_scale.item())
 
 
-def test_learned_scale_is_a_parameter():
-    likelihood = one_pixel("normal-learned", scale=0.5)
-    value = likelihood(torch.zeros(1, 1, dtype=torch.float64)).log_prob(torch.zeros(1, 1, 1, 1, dtype=torch.float64))
-    (gradient,) = torch.autograd.grad(value.sum(), likelihood.log_scale)
-    assert gradient.item() == pytest.approx(0.5**2 / 0.5**2 - 1, abs=1e-6)
-
-
 @pytest.mark.parametrize("name", OPTIONS["likelihood"].choices)
-@pytest.mark.parametrize("elbo", ["analytic", "handwritten", "iwae"])
 @pytest.mark.usefixtures("no_pictures")
-def test_every_likelihood_trains(tmp_path, few_digits, small_config, name, elbo):
+def test_every_likelihood_trains(tmp_path, few_digits, small_config, name):
     network = "linear" if name == "normal-linear" else "mlp"
-    config = small_config.replace(likelihood=name, network=network, scale=0.3, elbo=elbo, particles=2)
+    config = small_config.replace(likelihood=name, network=network, scale=0.3, elbo="iwae", particles=2)
     run = fit(config, data=few_digits, out=tmp_path / "run")
     first, last = [row for row in run.metrics() if row.split == "test"]
     assert last.elbo > first.elbo
