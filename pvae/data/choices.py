@@ -75,13 +75,12 @@ def describe_choices(data: Dataset, config: Config, given: Iterable[str]) -> str
         config: the configuration that `images_config` returned.
         given: names of the options that the user gave.
     """
-    channels, height, width = data.image_shape
+    _, height, width = data.image_shape
     num_valid = 0 if data.valid is None else len(data.valid)
     is_conv = config.network.startswith("conv")
-    is_own_size = f"of {height} x {width} pixels" in data.found
     reasons = {
-        "image_size": "their own size" if is_own_size else "scaled to it, and cropped equally from both ends",
-        "likelihood": "each of the 256 levels of a pixel has a probability: the ELBO bounds log p(x)",
+        "image_size": "their median size, at most 64 pixels a side; --grey removes colours",
+        "likelihood": "each value of a pixel has a probability: the ELBO bounds log p(x)",
         "binarize": "which leaves such pixels as they are",
         "network": f"{len(config.hidden)} convolutions halve the sides of an image" if is_conv else "no convolutions",
         "hidden": "channels or widths of the layers; larger ones learn finer detail, slower",
@@ -92,13 +91,8 @@ def describe_choices(data: Dataset, config: Config, given: Iterable[str]) -> str
         "batch_size": f"images in a step, {math.ceil(len(data.train) / config.batch_size):,} steps in an epoch",
         "epochs": "passes over the images, at most",
     }
-    if config.likelihood == "bernoulli" and config.binarize != "none":
-        reasons["likelihood"] = "each pixel is black or white, with a probability: the ELBO bounds log p(x)"
-    else:
+    if config.binarize == "none":
         del reasons["binarize"]
-    reasons["image_size"] += {1: ", grey", 3: ", in colour; --grey trains on grey"}.get(
-        channels, f", {channels} channels"
-    )
     if any(config.closed_forms):
         del reasons["elbo"]
     shown = [name for name in reasons if name not in given and OPTIONS[name].only_with[1](config)]

@@ -126,12 +126,9 @@ class Dataset:
     @property
     def is_binary(self) -> bool:
         """Whether the values of the training images are 0 and 255, and no others."""
-        lowest, highest = 255, 0
-        for part in self.train.split(max(1, 2**24 // self.train[0].numel())):
-            if bool(((part != 0) & (part != 255)).any()):
-                return False
-            lowest, highest = min(lowest, int(part.min())), max(highest, int(part.max()))
-        return lowest < highest
+        parts = self.train.split(max(1, 2**24 // self.train[0].numel()))
+        is_of_two = all(bool(((part == 0) | (part == 255)).all()) for part in parts)
+        return is_of_two and bool(self.train.min() < self.train.max())
 
     @property
     def test_names(self) -> Sequence[str]:

@@ -48,10 +48,10 @@ def find(title: str, path: str, data_dir: str | Path | None, advice: str = "") -
     for root in roots:
         if is_folder(root / path) or is_file(root / path):
             return root
-    searched = ", ".join(str(root / path) for root in roots)
-    unset = "was not searched: there is no --data-dir, PVAE_DATA, XDG_CACHE_HOME or home folder"
-    why = f"is not in {searched}" if roots else unset
-    raise NotFoundError(f"{title} {why}{advice and ': '}{advice}")
+    searched = (
+        ", ".join(str(root / path) for root in roots) or "any folder (there is no home folder: set XDG_CACHE_HOME)"
+    )
+    raise NotFoundError(f"{title} is not in {searched}{advice and ': '}{advice}")
 
 
 def given_folder(path: str | Path, source: str) -> Path:

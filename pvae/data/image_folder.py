@@ -2,7 +2,8 @@
 
 The name of a cache file is a hash of the files (path, size, modification time) and of the transform. The file is
 written under a temporary name and then renamed, so it is always complete. If two processes build the same cache at
-once, both decode the images, and the second process replaces the file by an equal one.
+once, both decode the images, and the second process replaces the file by an equal one. A second file, .json, has the
+other fields of `Images`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import math
 import os
 import re
 import statistics
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -31,21 +31,16 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageChops, ImageOps
 
 from pvae.core.errors import InputError, brief
-from pvae.core.files import open_bounded, read_bounded, write_whole
+from pvae.core.files import write_whole
 from pvae.core.records import to_json
 from pvae.core.terminal import progress_bar
-from pvae.data.folders import is_file, is_folder
+from pvae.data.folders import is_folder
 from pvae.data.image_arrays import ImageArrays
 from pvae.data.levels import Levels, to_bytes
-from pvae.data.mapped import map_images
 
 __all__ = ["COLOURS", "SUFFIXES", "ImageTransform", "Images", "decode", "image_files", "load_images"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-
-# The header of a file is checked before it is decoded; photographs have some tens of millions of pixels.
-_MAX_PIXELS = 100_000_000
-_MAX_BYTES = 2**28  # of an image file, which Pillow may read into memory at once, or of the list of decoded files
 
 # Larger images are decoded one at a time, in one thread: each takes up to a gigabyte, and threads do not free it.
 _LARGE_PIXELS = 2**22
@@ -57,7 +52,6 @@ _FORMATS_OF_PAGES = ("PNG", "GIF", "WEBP", "TIFF")  # a JPEG's further images ar
 
 _COLOURS_OF_16_BITS = re.compile("'(LA|RGBA?);16[BLN]'")  # in Pillow's description of how it will read an image
 _OPACITY = {1, 2, 999}  # of the tag ExtraSamples of a TIFF; 999 is written by old versions of Corel Draw
-_MAX_TIFF_BYTES = 2**29  # of a page
 
 COLOURS = {1: "grey", 3: "colour"}  # by the number of channels
 
@@ -69,7 +63,7 @@ _AT_ONCE = 1000  # files that are decoded before the first of them is written
 
 _T = TypeVar("_T")
 
-_DECODING = 6  # version of `decode`, a part of the name of a cache file
+_DECODING = 7  # version of `decode`, a part of the name of a cache file
 
 
 class ImageTransform(NamedTuple):
@@ -108,7 +102,7 @@ class Images(NamedTuple):
         found: number, size, colour and bits of the images, for example "8 images of 28 x 20 pixels, grey".
         note: what was changed or lost, or "".
         value_range: as in `ImageTransform`, never None.
-        copies: for each file that is equal, byte for byte, to an earlier one: its index and that of the first one.
+        first: for each file, the index of the first file that is equal to it, byte for byte; [] for arrays.
     """
 
     pixels: NDArray[np.uint8]
@@ -117,7 +111,7 @@ class Images(NamedTuple):
     found: str
     note: str
     value_range: tuple[float, ...]
-    copies: dict[int, int]
+    first: list[int]
 
     def names(self, files: Sequence[Path], folder: Path) -> list[str]:
         """Return the path of each image in a folder; of the third image of a file, for example "cells/a.tif#3"."""
@@ -133,19 +127,13 @@ def image_files(folder: Path) -> tuple[list[Path], str]:
     Left out are hidden files and folders, `__MACOSX`, links to files outside of the folder, and files of other kinds.
 
     Raises:
-        InputError: the folder does not exist, cannot be read, or contains no image file.
+        InputError: the folder does not exist, or contains no image file that can be read.
     """
     if not is_folder(folder):
-        other = f"{folder} is a file: name a folder, or an .npy or .npz file"
-        raise InputError(other if is_file(folder) else f"there is no file or folder {folder}")
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise InputError(f"the folder {folder} cannot be read: its permissions forbid it")
+        raise InputError(f"there is no folder {folder}, and no .npy or .npz file of this name")
     root, files, left_out = folder.resolve(), [], Counter[str]()
-    for path in folder.rglob("*"):
-        if not path.is_file():
-            continue
-        hidden = next((p for p in path.relative_to(folder).parts if p.startswith(".") or p == "__MACOSX"), None)
-        if hidden is not None:
+    for path in filter(Path.is_file, folder.rglob("*")):
+        if any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts):
             left_out["hidden"] += 1
         elif path.suffix.lower() not in SUFFIXES:
             left_out[f"of type {path.suffix.lower() or path.name}"] += 1
@@ -154,7 +142,7 @@ def image_files(folder: Path) -> tuple[list[Path], str]:
         else:
             files.append(path)
     if not files:
-        raise InputError(f"the folder {folder} holds no image file ({', '.join(SUFFIXES)})")
+        raise InputError(f"the folder {folder} holds no image file that can be read ({', '.join(SUFFIXES)})")
     counts = ", ".join(f"{count:,} {kind}" for kind, count in left_out.most_common(5))
     return sorted(files), f"{left_out.total():,} files are left out: {counts}" if left_out else ""
 
@@ -178,31 +166,26 @@ def load_images(files: Sequence[Path] | ImageArrays, transform: ImageTransform, 
             status = path.stat()
             identity = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0"
             digest.update(identity.encode("utf-8", "surrogateescape"))
-        target = cache / f"{digest.hexdigest()[:32]}.npy"
-        images = _cached(target)
-        if images is None:
-            _build(files, transform, target, least)
-            images = _cached(target)
+        target = cache / f"{digest.hexdigest()[:32]}.bytes"
+        with contextlib.suppress(OSError, ValueError):  # it is missing or damaged
+            return _cached(target)
+        _build(files, transform, target, least)
+        return _cached(target)
     except OSError as error:
         raise InputError(f"the image cache {cache} cannot be used ({error.strerror or error})") from None
-    if images is None:
-        raise InputError(f"the image cache {cache} cannot be used: another program changes it")
-    return images
 
 
-def _cached(target: Path) -> Images | None:
-    """Return the images of a cache file; None if it is missing or damaged."""
-    try:
-        record = json.loads(read_bounded(target.with_suffix(".json"), _MAX_BYTES))
-        with open_bounded(target, sys.maxsize):  # np.load would wait for a pipe
-            pixels = map_images(target)
-        is_whole = pixels.dtype == np.uint8 and len(pixels) == len(record["kept"]) == len(record["pages"])
-        record["pixels"] = pixels[:, : record.pop("channels")]
-        record["value_range"] = tuple(record["value_range"])
-        record["copies"] = {int(later): first for later, first in record["copies"].items()}
-        return Images(**record) if is_whole and pixels.ndim == 4 else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, EOFError):
-        return None
+def _cached(target: Path) -> Images:
+    """Return the images of a cache file.
+
+    Raises:
+        OSError, ValueError: it is missing or damaged.
+    """
+    record = json.loads(target.with_suffix(".json").read_bytes())
+    # Copy on write, because torch warns of read-only memory.
+    pixels = np.memmap(target, np.uint8, "c", shape=tuple(record.pop("shape")))
+    record["value_range"] = tuple(record["value_range"])
+    return Images(pixels[:, : record.pop("channels")], **record)
 
 
 class _Header(NamedTuple):
@@ -229,76 +212,72 @@ class _Source(NamedTuple):
 
 
 def _build(files: Sequence[Path] | ImageArrays, transform: ImageTransform, target: Path, least: int) -> None:
-    """Decode the files into a cache file: the images as .npy, and the other fields of `Images` as .json."""
+    """Decode the files into a cache file."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(f".{os.getpid()}.tmp")
     # Threads, because Pillow decodes without holding the interpreter's lock.
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.filterwarnings("ignore", module="PIL|torchvision")  # a file that cannot be used raises an error
-        if isinstance(files, ImageArrays):
-            headers = [_Header(*files.shape, False)]
-            levels: Levels | None = files.levels()
-            copies: dict[int, int] = {}
-        else:
-            of_files = list(_in_parts(pool, partial(_if_readable, _header), files))
-            headers = list(itertools.chain.from_iterable(of_files))
-            levels, copies = _levels_of(pool, files, of_files), _copies(files)
-        channels = transform.channels or max((header.channels for header in headers), default=1)
-        chosen = transform._replace(
-            size=transform.size or _common_size(headers, transform.crop),
-            channels=channels,
-            value_range=levels.value_range(transform.value_range) if levels else (),
-        )
-        decoded: Iterator[list[NDArray[np.uint8]]]
-        if isinstance(files, ImageArrays):
-            decoded = ([_pixels(_Source(values), chosen)] for values in files.values())
-        else:
-            decoded = _in_parts(pool, partial(decode, transform=chosen), files)
-        kept, pages, has_colour = list[int](), list[int](), transform.channels == 3
         try:
-            with temporary.open("wb") as file, progress_bar("decoding", len(files), "image", in_logs=True) as bar:
-                _write_header(file, len(files), chosen)
-                for index, images in enumerate(decoded):
-                    bar.update()
-                    for page, image in enumerate(images, start=1):
-                        file.write(image.tobytes())
-                        kept.append(index)
-                        pages.append(page if len(images) > 1 else 0)
-                        has_colour = has_colour or bool((image != image[:1]).any())
-                if len(kept) < least:
-                    raise InputError(f"only {len(kept)} of {len(files)} images can be used: give at least {least}")
-                _write_header(file, len(kept), chosen)  # of the same length, because numpy pads it so that N can change
-            temporary.replace(target)
-        except ValueError as error:  # of an array; `decode` explains those of files
-            raise error if isinstance(error, InputError) else InputError(f"{files} cannot be used: {error}") from None
+            headers, levels, first = _looked_at(pool, files)
+            chosen = transform._replace(
+                size=transform.size or _common_size(headers, transform.crop),
+                channels=transform.channels or max((header.channels for header in headers), default=1),
+                value_range=levels.value_range(transform.value_range) if levels else (),
+            )
+            decoded: Iterator[list[NDArray[np.uint8]]]
+            if isinstance(files, ImageArrays):
+                decoded = ([_pixels(_Source(values), chosen)] for values in files.values())
+            else:
+                decoded = _in_parts(pool, partial(decode, transform=chosen), files)
+            kept, pages, has_colour = _written(decoded, target, len(files), least)
         finally:
             pool.shutdown(cancel_futures=True)
-            temporary.unlink(missing_ok=True)
-    if channels == 3 and not has_colour:
-        channels = 1
-    sizes = sorted({(header.height, header.width) for header in headers}, key=math.prod)
-    size = " to ".join(f"{height} x {width}" for height, width in dict.fromkeys((sizes[0], sizes[-1])))
-    most = 1 if channels == 1 and not transform.channels else max(header.channels for header in headers)
-    colours = COLOURS.get(most, f"{most} channels")
-    bits = ", some of more than 8 bits" if any(header.is_deep for header in headers) else ""
+    channels = 1 if chosen.channels == 3 and not (has_colour or transform.channels) else chosen.channels
     left_out = len(files) - len(set(kept))
     broken = f"{left_out} of {len(files)} image files cannot be decoded and are left out" if left_out else ""
     record = {
+        "shape": (len(kept), chosen.channels, *(chosen.size or ())),
         "channels": channels,
         "kept": kept,
         "pages": pages,
-        "found": f"{len(kept):,} images of {size} pixels, {colours}{bits}",
+        "found": f"{len(kept):,} images of {_described(headers, is_grey=channels == 1 and not transform.channels)}",
         "note": "; ".join(filter(None, (broken, levels.note(chosen.value_range or ()) if levels else ""))),
         "value_range": chosen.value_range,
-        "copies": copies,
+        "first": first,
     }
     write_whole(target.with_suffix(".json"), to_json(record).encode())
 
 
-def _write_header(file: BinaryIO, count: int, transform: ImageTransform) -> None:
-    file.seek(0)
-    shape = (count, transform.channels, *(transform.size or ()))
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+def _written(
+    decoded: Iterator[list[NDArray[np.uint8]]], target: Path, total: int, least: int
+) -> tuple[list[int], list[int], bool]:
+    """Write the images of each file; return `kept` and `pages` of `Images`, and whether an image has colours."""
+    temporary = target.with_suffix(f".{os.getpid()}.tmp")
+    kept, pages, has_colour = list[int](), list[int](), False
+    try:
+        with temporary.open("wb") as file, progress_bar("decoding", total, "image", in_logs=True) as bar:
+            for index, images in enumerate(decoded):
+                bar.update()
+                for page, image in enumerate(images, start=1):
+                    file.write(image.tobytes())
+                    kept.append(index)
+                    pages.append(page if len(images) > 1 else 0)
+                    has_colour = has_colour or bool((image != image[:1]).any())
+        if len(kept) < least:
+            raise InputError(f"only {len(kept)} of {total} images can be used: give at least {least}")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return kept, pages, has_colour
+
+
+def _described(headers: Sequence[_Header], is_grey: bool) -> str:
+    """Return the sizes, colours and bits of images, for example "28 x 20 to 64 x 64 pixels, grey"."""
+    sizes = sorted({(header.height, header.width) for header in headers}, key=math.prod)
+    size = " to ".join(f"{height} x {width}" for height, width in dict.fromkeys((sizes[0], sizes[-1])))
+    channels = 1 if is_grey else max(header.channels for header in headers)
+    bits = ", some of more than 8 bits" if any(header.is_deep for header in headers) else ""
+    return f"{size} pixels, {COLOURS.get(channels, f'{channels} channels')}{bits}"
 
 
 def _in_parts(pool: ThreadPoolExecutor, function: Callable[[Path], _T], files: Sequence[Path]) -> Iterator[_T]:
@@ -315,31 +294,69 @@ def _common_size(headers: Sequence[_Header], crop: int) -> tuple[int, int]:
     return max(1, round(height * reduction)), max(1, round(width * reduction))
 
 
-def _copies(files: Sequence[Path]) -> dict[int, int]:
-    """Return the index of the first equal file for each file that is a copy, as in `Images`."""
-    sizes = [path.stat().st_size for path in files]
-    counts, first, copies = Counter(sizes), dict[bytes, int](), dict[int, int]()
-    for index, (path, size) in enumerate(zip(files, sizes)):
-        if counts[size] > 1:
-            earlier = first.setdefault(hashlib.sha256(path.read_bytes()).digest(), index)
-            if earlier < index:
-                copies[index] = earlier
-    return copies
+def _digest(path: Path) -> bytes:
+    """Return the SHA-256 of a file, by which copies are found."""
+    with contextlib.suppress(OSError):
+        return hashlib.sha256(path.read_bytes()).digest()
+    return os.fsencode(path)  # it cannot be read, which `decode` says
 
 
-def _levels_of(pool: ThreadPoolExecutor, files: Sequence[Path], headers: Sequence[Sequence[_Header]]) -> Levels | None:
-    """Return the levels of files of more than 8 bits; if there are none, of grey files that hold 0 and 1 only."""
-    deep = [file for file, of_file in zip(files, headers) if any(header.is_deep for header in of_file)]
-    read = partial(_if_readable, _levels)
-    if not deep:
-        first = itertools.chain.from_iterable(map(read, files[:_FIRST]))
-        if not all(levels.nominal == (0, 255) and levels.high <= 1 for levels in first):
-            return None
+def _looked_at(
+    pool: ThreadPoolExecutor, files: Sequence[Path] | ImageArrays
+) -> tuple[list[_Header], Levels | None, list[int]]:
+    """Return the headers of all images, their levels, and `first` of `Images`.
+
+    The levels are those of files of more than 8 bits. If there are none, they are those of grey files that hold 0 and
+    1 only, or None.
+    """
+    if isinstance(files, ImageArrays):
+        return [_Header(*files.shape, False)], files.levels(), []
+    seen: dict[bytes, int] = {}
+    first = [seen.setdefault(digest, index) for index, digest in enumerate(_in_parts(pool, _digest, files))]
+    of_files = list(_in_parts(pool, partial(_of_images, _header), files))
+    headers = list(itertools.chain.from_iterable(of_files))
+    deep = [file for file, of_file in zip(files, of_files) if any(header.is_deep for header in of_file)]
+    read = partial(_of_images, _levels)
+    shallow = itertools.chain.from_iterable(map(read, files[:_FIRST]))
+    if not deep and not all(levels.nominal == (0, 255) and levels.high <= 1 for levels in shallow):
+        return headers, None, first
     found = list(itertools.chain.from_iterable(_in_parts(pool, read, deep or files)))
+    return headers, reduce(or_, found) if found else None, first
+
+
+def _of_images(function: Callable[[_Source], _T], path: Path, skip_broken: bool = True) -> list[_T]:
+    """Return the results of a function for the images of a file, which decodes large images one at a time.
+
+    Args:
+        function: of an image.
+        path: the file.
+        skip_broken: return no result if the file cannot be decoded, in place of raising an error.
+
+    Raises:
+        InputError: the file cannot be decoded.
+    """
+    results = []
     try:
-        return reduce(or_, found) if found else None
-    except ValueError as error:
-        raise InputError(f"{files[0].parent}: {error}") from None
+        for source in _sources(path):
+            is_large = isinstance(source.image, Image.Image) and math.prod(source.image.size) > _LARGE_PIXELS
+            results.append(_LARGE.submit(function, source).result() if is_large else function(source))
+    except Exception as error:  # Pillow raises struct.error, KeyError and others for broken files
+        if skip_broken:
+            return []
+        reason, advice = re.sub(r" (<_io|'/).*", "", brief(error)), "remove it, or give --skip-broken"
+        if "imagecodecs" in str(error):
+            reason, advice = "tifffile reads its compression by another package", "pip install imagecodecs"
+        raise InputError(f"{path} cannot be used ({reason}): {advice}") from None
+    return results
+
+
+def decode(path: Path, transform: ImageTransform) -> list[NDArray[np.uint8]]:
+    """Return the images (C, H, W) of a file; none if it cannot be decoded and `transform.skip_broken` is set.
+
+    Raises:
+        InputError: the file cannot be decoded.
+    """
+    return _of_images(partial(_pixels, transform=transform), path, transform.skip_broken)
 
 
 def _levels(source: _Source) -> Levels:
@@ -351,7 +368,7 @@ def _levels(source: _Source) -> Levels:
 
 def _sources(path: Path) -> Iterator[_Source]:
     """Yield the images of a file, each of which must be decoded before the next is asked for."""
-    with open_bounded(path, _MAX_BYTES) as file:
+    with path.open("rb") as file:
         tiff_pages = _tiff_pages(file)
         if any(map(_has_bands, tiff_pages)):
             yield from (_Source(_tiff_values(page)) for page in tiff_pages)
@@ -360,15 +377,12 @@ def _sources(path: Path) -> Iterator[_Source]:
             count = getattr(image, "n_frames", 1) if image.format in _FORMATS_OF_PAGES else 1
             for number in range(count):
                 image.seek(number)
+                page = tiff_pages[number] if number < len(tiff_pages) else None
+                if count > 1 and page is not None and page.subfiletype & 5:
+                    continue  # a reduced copy of another page, or its mask
                 read = None
-                if _COLOURS_OF_16_BITS.search(str(image.tile)) and image.format == "PNG" and count == 1:
-                    read = partial(_png_values, path)
-                elif number < len(tiff_pages):
-                    page = tiff_pages[number]
-                    if count > 1 and page.subfiletype & 5:
-                        continue  # a reduced copy of another page, or its mask
-                    if _COLOURS_OF_16_BITS.search(str(image.tile)):
-                        read = partial(_tiff_values, page)
+                if _COLOURS_OF_16_BITS.search(str(image.tile)) and (page is not None or count == 1):
+                    read = partial(_tiff_values, page) if page is not None else partial(_png_values, path)
                 yield _Source(image, read, count == 1)
 
 
@@ -395,10 +409,8 @@ def _tiff_values(page: Any) -> NDArray[Any]:
     """Return the values (H, W, C) of a page.
 
     Raises:
-        ValueError: it is too large, or stored in a way that is not read.
+        ValueError: it is stored in a way that is not read.
     """
-    if page.nbytes > _MAX_TIFF_BYTES:
-        raise ValueError(f"{page.imagewidth} x {page.imagelength} pixels are too many")
     if _has_bands(page) and _OPACITY & set(page.extrasamples):
         raise ValueError(f"it has {page.samplesperpixel} channels, one of which is opacity: remove that one")
     values = page.asarray()
@@ -407,29 +419,10 @@ def _tiff_values(page: Any) -> NDArray[Any]:
 
 def _png_values(path: Path) -> NDArray[Any]:
     """Return the 16-bit values (H, W, C) of a PNG."""
-    try:
-        from torchvision.io import ImageReadMode, decode_image  # which takes a second to import
-    except ImportError:  # deprecated since torchvision 0.29
-        raise ValueError("this torchvision reads no colours of 16 bits: save it as TIFF") from None
-    content = torch.frombuffer(bytearray(read_bounded(path, _MAX_BYTES)), dtype=torch.uint8)
+    from torchvision.io import ImageReadMode, decode_image  # which takes a second to import
+
+    content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
     return decode_image(content, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
-
-
-def _of_images(function: Callable[[_Source], _T], path: Path) -> list[_T]:
-    """Return the results of a function for the images of a file, which decodes large images one at a time."""
-    results = []
-    for source in _sources(path):
-        is_large = isinstance(source.image, Image.Image) and math.prod(source.image.size) > _LARGE_PIXELS
-        results.append(_LARGE.submit(function, source).result() if is_large else function(source))
-    return results
-
-
-def _if_readable(function: Callable[[_Source], _T], path: Path) -> list[_T]:
-    """Return the results of a function for the images of a file; none if it cannot be read."""
-    try:
-        return _of_images(function, path)
-    except Exception:  # `decode` raises the error, or leaves the file out
-        return []
 
 
 def _header(source: _Source) -> _Header:
@@ -444,24 +437,6 @@ def _header(source: _Source) -> _Header:
     return _Header(*sides, 1 if mode[0] in "IF" or mode in ("1", "L", "LA") else 3, is_deep)
 
 
-def decode(path: Path, transform: ImageTransform) -> list[NDArray[np.uint8]]:
-    """Return the images (C, H, W) of a file; none if it cannot be decoded and `transform.skip_broken` is set.
-
-    Raises:
-        InputError: the file cannot be decoded.
-    """
-    try:
-        return _of_images(partial(_pixels, transform=transform), path)
-    except Exception as error:  # Pillow raises struct.error, KeyError and others for broken files
-        if transform.skip_broken:
-            return []
-        reason = re.sub(r" (<_io|'/).*", "", brief(error)).removeprefix(f"{path} ")
-        advice = "remove it, or give --skip-broken"
-        if "imagecodecs" in str(error):
-            reason, advice = "tifffile reads its compression by another package", "pip install imagecodecs"
-        raise InputError(f"{path} cannot be used ({reason}): {advice}") from None
-
-
 def _decoded(source: _Source) -> tuple[Image.Image | NDArray[Any], Image.Image | None]:
     """Return an image upright, and its opacity or None.
 
@@ -471,18 +446,12 @@ def _decoded(source: _Source) -> tuple[Image.Image | NDArray[Any], Image.Image |
     image = source.image
     if isinstance(image, np.ndarray):
         return image, None
-    if image.width * image.height > _MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels are too many")
     tile, orientation = str(getattr(image, "tile", "")), _orientation(source)
     has_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
     image.load()  # raises an error if more than the EXIF data is damaged
     if source.is_only:
-        try:
+        with contextlib.suppress(Exception):  # damaged EXIF data are ignored, as by viewers
             ImageOps.exif_transpose(image, in_place=True)
-        except MemoryError:
-            raise
-        except Exception:  # damaged EXIF data raise exceptions of many types; ignored, as by viewers
-            pass
     if has_16_bits or image.mode in ("I", "F"):
         values = np.asarray(image).astype(np.uint16) if has_16_bits else np.asarray(image)
         hidden = image.info.get("transparency")
@@ -492,8 +461,7 @@ def _decoded(source: _Source) -> tuple[Image.Image | NDArray[Any], Image.Image |
         opacity = (image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A")
     if source.read_16_bits is not None:
         values = source.read_16_bits()
-        values = values[..., :1] if values.shape[2] < 3 else values[..., :3]
-        return _upright(values, orientation), opacity
+        return _upright(values[..., : 1 if values.shape[2] < 3 else 3], orientation), opacity
     if re.search("(LA|RGB.?);16|'ppm", tile) and np.asarray(image.convert("RGB")).max() < 128:
         raise ValueError("its 16-bit values use less than half of their range: save it as PNG or TIFF without opacity")
     return image, opacity
@@ -522,19 +490,17 @@ def _pixels(source: _Source, transform: ImageTransform) -> NDArray[np.uint8]:
     if source.read_16_bits is not None and value_range in ((), (0, 65535)):
         pixels = (np.asarray(pixels) >> 8).astype(np.uint8)  # as Pillow does
     if isinstance(pixels, Image.Image) and pixels.mode == "L" and value_range == (0, 1):
-        values = np.asarray(pixels)
-        pixels = values if values.max() <= 1 else pixels  # there may be files of 8 bits beside files of floats
+        pixels = np.asarray(pixels)
     if isinstance(pixels, np.ndarray):
-        values = to_bytes(pixels, value_range)
-        is_picture = values.ndim == 2 or values.shape[2] in (1, 3)
-        bands = [values.squeeze(2) if values.shape[2:] == (1,) else values] if is_picture else np.moveaxis(values, 2, 0)
+        values = np.atleast_3d(to_bytes(pixels, value_range))
+        bands = [values] if values.shape[2] == 3 else np.moveaxis(values, 2, 0)
         layers = [Image.fromarray(np.ascontiguousarray(band)) for band in bands]
     else:
         layers = [pixels]
-    if len(layers) == 1 and transform.channels in (0, 1, 3):
+    if len(layers) == 1 and transform.channels in (1, 3):
         layers = [layers[0].convert("L" if transform.channels == 1 else "RGB")]
-    elif len(layers) not in (0, transform.channels):
-        number = len(layers) if len(layers) > 1 else len(layers[0].getbands())
+    elif len(layers) != transform.channels:
+        number = sum(len(layer.getbands()) for layer in layers)
         raise ValueError(f"it has {number} channels, not {transform.channels} as the others or as asked for")
     if opacity is not None:
         layers[0].paste("white", mask=ImageChops.invert(opacity))

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pvae.core.errors import InputError
+
 __all__ = ["Levels", "to_bytes"]
 
 _SAMPLE = 10_000  # values that show cheaply whether there are more than 256 different ones
@@ -36,11 +38,11 @@ class Levels:
         """Return the levels of an array.
 
         Raises:
-            ValueError: a value is NaN or infinite.
+            InputError: a value is NaN or infinite.
         """
         low, high = float(values.min()), float(values.max())
         if not np.isfinite([low, high]).all():
-            raise ValueError("it has values that are NaN or infinite: remove them")
+            raise InputError("the images have values that are NaN or infinite: remove them")
         distinct = np.unique(values.reshape(-1)[:_SAMPLE])
         distinct = np.unique(values) if len(distinct) <= 256 else distinct
         nominal = {"b1": (0.0, 1.0), "u1": (0.0, 255.0), "u2": (0.0, 65535.0)}.get(values.dtype.str[1:], ())
@@ -51,10 +53,10 @@ class Levels:
         """Return the levels of both.
 
         Raises:
-            ValueError: their types differ.
+            InputError: their types differ.
         """
         if (self.nominal, self.is_float) != (other.nominal, other.is_float):
-            raise ValueError("the values of its files are of several types: convert all to one")
+            raise InputError("the values of the images are of several types: convert all to one")
         both = np.union1d(self.distinct, other.distinct)[:257]
         return Levels(self.nominal, min(self.low, other.low), max(self.high, other.high), both, self.is_float)
 
@@ -95,13 +97,10 @@ class Levels:
         if not value_range or (value_range == self.nominal and len(self.distinct) <= 256):
             return ""
         low, high = value_range
-        clipped = f"; those beyond {low:g} and {high:g} are set to these" if self.low < low or self.high > high else ""
-        if value_range == (0, 1) and not self.is_float:
-            return f"their values 0 and 1 are read as 0 and 255{clipped}"
-        if (low, high) == (0, 255) and not (clipped or self.is_float):
+        if (low, high) == (0, 255) and low <= self.low <= self.high <= high and not self.is_float:
             return ""
-        offset = f"(value - {low:g})" if low > 0 else f"(value + {-low:g})" if low else "value"
-        return f"their values are read as 256 levels: {offset} x {255 / (high - low):.6g}{clipped}"
+        clipped = "; those beyond are set to these" if self.low < low or self.high > high else ""
+        return f"values from {low:g} to {high:g} are read as 0 to 255 (x {255 / (high - low):.6g}){clipped}"
 
 
 def to_bytes(values: NDArray[Any], value_range: tuple[float, ...]) -> NDArray[np.uint8]:
@@ -127,7 +126,7 @@ def to_bytes(values: NDArray[Any], value_range: tuple[float, ...]) -> NDArray[np
     if not value_range or (value_range == (0, 1) and values.dtype.kind == "f"):
         most = 1 if values.dtype.kind == "f" else 255
         if not 0 <= values.min() <= values.max() <= most:
-            raise ValueError(f"it has values outside of [0, {most}], as the training images had: rescale them")
+            raise InputError(f"values are outside of [0, {most}], the range of the training images: rescale them")
         return np.rint(values * np.float32(255 // most)).astype(np.uint8)
     low, high = value_range
     return np.rint((values.astype(np.float64) - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)

@@ -259,8 +259,8 @@ def test_without_a_home_folder_data_are_found_where_they_are_named(
     assert train([*small, "--data-dir", "data", "--out", "run"]) == 0
     capsys.readouterr()
     for dataset, says in (
-        ("mnist", "MNIST was not searched"),
-        ("celeba", "CelebA was not searched"),
+        ("mnist", "MNIST is not in any folder"),
+        ("celeba", "CelebA is not in any folder"),
         ("folder:pictures", "XDG_CACHE"),
     ):
         (tmp_path / "pictures").mkdir(exist_ok=True)

@@ -93,13 +93,9 @@ def test_arrays_are_cropped_resized_and_made_grey_like_files(load):
     assert load(ImageTransform(), npy=RNG.integers(0, 256, (8, 300, 200, 3), dtype=np.uint8)).image_shape == (3, 64, 43)
 
 
-NAN = GREY / 255 + np.where(np.arange(5) == 2, np.nan, 0)
-
-
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
-        ({"npy": NAN}, "NaN"),
         ({"npy": GREY.astype(np.complex64)}, "complex64"),
         ({"npy": GREY[0]}, "of shape (7, 5): give (N, H, W)"),
         ({"npy": COLOUR[None]}, "of shape (1, 20, 7, 5, 3)"),
@@ -128,12 +124,6 @@ def test_other_arrays_are_an_error_of_one_line(tmp_path, arrays, says, capsys):
     assert says in error
     assert not (tmp_path / "run").exists()
     assert not [file for file in (tmp_path / "cache").rglob("*") if file.suffix == ".tmp"]
-
-
-def test_an_array_of_too_large_images_is_refused(tmp_path):
-    np.lib.format.open_memmap(tmp_path / "images.npy", "w+", np.bool_, (4, 10**5, 10**4))  # a file with holes
-    with pytest.raises(InputError, match="too large"):
-        load_dataset(f"folder:{tmp_path / 'images.npy'}")
 
 
 @pytest.mark.parametrize("suffix", ["npy", "npz"])

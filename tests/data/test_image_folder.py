@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 import pvae
 from pvae.cli.evaluate import main as evaluate
@@ -96,7 +96,7 @@ def test_files_outside_of_the_splits_are_left_out_and_counted(folder):
     outside = len(image_files(folder)[0]) - 8
     data = load_dataset(f"folder:{folder}")
     assert outside > 0
-    assert data.note.startswith(f"{outside} of {outside + 8} image files lie outside of the sub-folders train, valid")
+    assert data.note.startswith(f"{outside} image files outside of the sub-folders train, valid")
 
 
 def test_the_transform_is_crop_then_resize(tmp_path):
@@ -157,7 +157,7 @@ def a_broken_name(folder):
     ("make", "says"),
     [
         (lambda folder: None, "holds no image file"),
-        (Path.rmdir, "there is no file or folder images"),
+        (Path.rmdir, "there is no folder images"),
         (one_image, "only 1 of 1 images can be used: give at least 4"),
         (a_link_out, "holds no image file"),
         (lambda folder: bomb(folder / "bomb.png"), "40000 x 25000 pixels are too many|exceeds limit"),
@@ -230,17 +230,7 @@ def test_two_processes_at_once_leave_a_whole_cache(folder, tmp_path):
         builder.join()
     assert results[0] == results[1]
     assert results[0][1] == 30
-    assert sorted(path.suffix for path in (tmp_path / "both").iterdir()) == [".json", ".npy"]
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
-def test_a_folder_without_permission(folder):
-    folder.chmod(0o000)
-    try:
-        with pytest.raises(InputError, match="permissions"):
-            image_files(folder)[0]
-    finally:
-        folder.chmod(0o700)
+    assert sorted(path.suffix for path in (tmp_path / "both").iterdir()) == [".bytes", ".json"]
 
 
 @pytest.fixture
@@ -321,17 +311,6 @@ def test_colours_of_16_bits_are_turned_upright(tmp_path, orientation):
 def test_damaged_exif_data_are_ignored(tmp_path, exif):
     Image.new("RGB", (4, 4), "red").save(tmp_path / "damaged.png", exif=exif)
     assert decoded(tmp_path / "damaged.png", 4)[:, 0, 0].tolist() == [255, 0, 0]
-
-
-def test_an_image_is_turned_although_its_exif_data_cannot_be_written_again(tmp_path):
-    """The width in the EXIF data is a text, so Pillow fails to remove the orientation after turning the image."""
-    entries = struct.pack(">HHI4sHHIHH", 0x0100, 2, 4, b"abc\0", 0x0112, 3, 1, 3, 0)
-    exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 2) + entries + bytes(4)
-    stored = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    Image.fromarray(stored).save(tmp_path / "odd.png", exif=exif)
-    with pytest.raises(struct.error):
-        ImageOps.exif_transpose(Image.open(tmp_path / "odd.png"))
-    assert np.array_equal(decoded(tmp_path / "odd.png", 4), np.rot90(stored, 2).transpose(2, 0, 1))
 
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)

@@ -265,9 +265,10 @@ def test_damaged_idx_files_are_refused(lay_mnist, tmp_path):
     raw = lay_mnist(tmp_path / "data") / "MNIST" / "raw"
     assert len(load_dataset("mnist", tmp_path / "data").train) == 20
     promise = bytes([0, 0, 8, 3]) + struct.pack(">III", 2**31, 2**31, 2**31)
-    for name in FILES:
+    text, labels = b"<html>not found</html>", (raw / FILES[3]).read_bytes()
+    for name, other in zip(FILES, (labels, labels, text, text)):
         whole = (raw / name).read_bytes()
-        for content in (promise + whole[16:], whole + b"\0", whole[:-1], b"", PICKLE):
+        for content in (promise + whole[16:], whole + b"\0", whole[:-1], b"", PICKLE, other):
             (raw / name).write_bytes(content)
             refused(load_dataset, "mnist", tmp_path / "data", match="put")
         (raw / name).unlink()
@@ -287,15 +288,15 @@ def test_damaged_files_of_binarized_mnist_are_refused(tmp_path, monkeypatch):
     assert data.title == "binarized MNIST (3 train / 2 valid / 3 test)"
     assert torch.equal(data.with_valid(0.1).valid, data.train[:2])
     whole, hostile = packed.read_bytes(), np.array([Hostile()] * 3, dtype=object)
-    for wrong in (hostile, bits.astype(np.float64), np.uint8(3), bits[:, :5], bits[:1]):
+    for wrong in (hostile, bits.astype(np.float64), np.uint8(3), bits[:, :5]):
         np.savez_compressed(packed, train=wrong, test=bits, valid=bits)
-        refused(load_dataset, "binarized-mnist", tmp_path / "data", match="put the published file")
+        refused(load_dataset, "binarized-mnist", tmp_path / "data", match="put the published binarized")
     for content in (whole[:-30], b"PK", b"", PICKLE):
         packed.write_bytes(content)
-        refused(load_dataset, "binarized-mnist", tmp_path / "data", match="put the published file")
+        refused(load_dataset, "binarized-mnist", tmp_path / "data", match="put the published binarized")
     for content in (b"0 1 2\n" * 784, b"0 1\n", b"", b"\xff" * 784 * 3):
         text.write_bytes(content)
-        refused(load_dataset, "binarized-mnist", tmp_path / "data", match="put the published file")
+        refused(load_dataset, "binarized-mnist", tmp_path / "data", match="put the published binarized")
     assert not Path("owned").exists()
 
 
@@ -341,7 +342,6 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(
     ("name", "content"),
     [
         ("a.png", png(100_000, 100_000, rows=1)),
-        ("a.png", png(12_000, 9_000, rows=1)),
         ("a.png", png(50, 50)[:60]),
         ("a.jpg", POSTSCRIPT),
         ("a.png", bomb(size=2**24)),
@@ -389,22 +389,14 @@ def test_only_files_in_the_folder_are_images(pictures, tmp_path):
         refused(load_dataset, f"folder:{name}", match="folder")
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "pickle", "shape", "list"])
-def test_a_damaged_cache_is_built_again(pictures, tmp_path, monkeypatch, damage):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("name", ["bytes", "json"])
+def test_a_damaged_cache_is_built_again(pictures, tmp_path, name):
     before = [images.clone() for images in both(load_folder(pictures))]  # the file is mapped, and is going to be cut
-    (array,), (record,) = ((tmp_path / "cache").rglob(f"*.{kind}") for kind in ("npy", "json"))
-    content = array.read_bytes()
-    if damage in ("cut", "empty"):
-        array.write_bytes(content[: -5 if damage == "cut" else 0])
-    elif damage in ("pickle", "shape"):
-        array.unlink()
-        np.save(array, np.array([Hostile()]) if damage == "pickle" else np.zeros((2, 3), np.uint8))
-    else:
-        record.write_text(json.dumps(json.loads(record.read_text())["kept"]))
-    assert all(map(torch.equal, both(load_folder(pictures)), before))
-    assert not Path("owned").exists()
-    assert sorted(path.suffix for path in (tmp_path / "cache").rglob("*.*")) == [".json", ".npy"]
+    for keep in (-5, 0):
+        (file,) = (tmp_path / "cache").rglob(f"*.{name}")
+        file.write_bytes(file.read_bytes()[:keep])
+        assert all(map(torch.equal, both(load_folder(pictures)), before))
+    assert sorted(path.suffix for path in (tmp_path / "cache").rglob("*.*")) == [".bytes", ".json"]
 
 
 LISTS = [b"", b"1\nA B\n", b"\xff\xfe", b"1.png\n", b"1\nA\n1.png 5\n", b"1.png 7\n", b"1.png 0 0 0 0\n"]
