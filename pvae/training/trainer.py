@@ -34,7 +34,6 @@ from pvae.core.random_state import restore_rng_state, rng_state, seeded
 from pvae.core.terminal import progress_bar
 from pvae.core.terms import LossAndTerms, Terms
 from pvae.data.dataset import Dataset, random_subset
-from pvae.data.mapped import shuffled
 from pvae.data.preparation import Preparation
 from pvae.elbos.base import OnResult, PerDatumELBO
 from pvae.elbos.registry import elbo_of
@@ -155,7 +154,7 @@ class Trainer:
         self.vae.train()
         batch_size, title = self.config.batch_size, f"epoch {self.epoch + 1}/{self.config.epochs}"
         if self._unfinished is None:
-            order = shuffled(self.images["train"]).to(self.device)
+            order = torch.randperm(len(self.images["train"])).to(self.device)
             distortion, rate = torch.zeros(2, len(order), device=self.device)
             self._unfinished = UnfinishedEpoch(order, distortion, rate, total=0.0, seen=0, seconds=0.0)
         state = self._unfinished
