@@ -251,7 +251,8 @@ def binarized_mnist(data_dir: str | Path | None) -> Dataset:
                 characters = np.frombuffer(file.read_bytes(), np.uint8)
                 bits = characters[characters > ord(" ")] - np.uint8(ord("0"))
             else:
-                bits = np.unpackbits(np.load(folder / "binarized_mnist.npz")[split], axis=1)
+                with (folder / "binarized_mnist.npz").open("rb") as packed:
+                    bits = np.unpackbits(np.load(packed)[split], axis=1)
             if bits.max() > 1:
                 raise ValueError("a pixel is neither 0 nor 1")
             splits[split] = torch.from_numpy(bits.reshape(-1, 1, 28, 28) * np.uint8(255))
