@@ -79,7 +79,7 @@ def describe_choices(data: Dataset, config: Config, given: Iterable[str]) -> str
     num_valid = 0 if data.valid is None else len(data.valid)
     is_conv = config.network.startswith("conv")
     reasons = {
-        "image_size": "their median size, at most 64 pixels; others are scaled and cropped. --grey removes colours",
+        "image_size": "their median size, at most 64 pixels a side; --grey removes colours",
         "likelihood": "each value of a pixel has a probability: the ELBO bounds log p(x)",
         "binarize": "which leaves such pixels as they are",
         "network": f"{len(config.hidden)} convolutions halve the sides of an image" if is_conv else "no convolutions",

@@ -112,7 +112,9 @@ def _characters(path: str) -> set[str]:
 def titled_figure(title: str, width: float, height: float) -> Figure:
     """Return an empty figure of a width and height in inches; each line of the title makes it higher."""
     figure = _PlainFigure(figsize=(width, height + 0.15 * title.count("\n")), dpi=120, layout="constrained")
-    figure.suptitle(title, fontsize=9, wrap=True)
+    # Not by matplotlib, which measures the lines as formulas, whatever `parse_math` says.
+    width = int(15 * figure.get_figwidth())  # characters of this size
+    figure.suptitle("\n".join(textwrap.fill(line, width) for line in title.splitlines()), fontsize=9)
     return figure
 
 

@@ -186,7 +186,7 @@ def test_fewer_samples_replace_more(run, tmp_path):
 def test_a_refused_encoding_leaves_no_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert encode(["deep-bayes", "nowhere"]) == 2
-    assert "no file or folder nowhere" in capsys.readouterr().err
+    assert "no folder nowhere" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -272,7 +272,7 @@ def test_a_read_only_folder_is_refused_at_once(run, tmp_path, capsys, monkeypatc
     ("command", "arguments", "says"),
     [
         ("encode", ["run", "--out", "codes.txt"], ".npz or .csv"),
-        ("encode", ["run", "nowhere"], "no file or folder nowhere"),
+        ("encode", ["run", "nowhere"], "no folder nowhere"),
         ("encode", ["run", "empty"], "no image file"),
         ("encode", ["run", "--seed", "-1"], "--seed"),
         ("score", ["run", "--importance-samples", "1"], "at least 2"),

@@ -303,7 +303,7 @@ def test_decoders_take_any_leading_dimensions(network):
         {"posterior": "delta", "beta": 2.0},
         {"posterior": "delta", "free_bits": 0.1},
         {"posterior": "delta", "prior": "mixture"},
-        {"precision": "bf16"},
+        {"precision": "bf16", "compile": "none"},
         {"initialization": "burda", "network": "conv"},
     ],
 )
