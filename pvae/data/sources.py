@@ -223,9 +223,8 @@ def mnist_5k() -> Dataset:
     # The digits are sorted by label. RandomState gives the same permutation in every version of numpy.
     table = table[np.random.RandomState(5000).permutation(len(table))]
     images, labels = torch.from_numpy(table[:, :-1]).reshape(-1, 1, 28, 28), torch.from_numpy(table[:, -1]).long()
-    words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-    classes = tuple(f"{digit} - {word}" for digit, word in enumerate(words))  # as torchvision names them
-    return Dataset("MNIST-5k", images[:4000], images[4000:], labels[:4000], labels[4000:], classes, dataset="mnist-5k")
+    parts = images[:4000], images[4000:], labels[:4000], labels[4000:]
+    return Dataset("MNIST-5k", *parts, _CLASSES["mnist"], dataset="mnist-5k")
 
 
 def binarized_mnist(data_dir: str | Path | None) -> Dataset:
@@ -277,6 +276,14 @@ _PUBLISHED = {  # the sets that are downloaded, and the SHA-256 of their images,
     "mnist": "e0e68338ff1a7e4a594778e6b2d2e5e5869b86cf2f6a4339ef05fecc1ec50329",
     "fashion-mnist": "827feeb66590f662ed3ef34b346b09c086dc70f1c7863cf37b8b7283e923815a",
 }
+_CLASSES = {  # as torchvision names them
+    "mnist": tuple(f"{digit} - {word}" for digit, word in enumerate(
+        ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    )),
+    "fashion-mnist": (
+        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
+    ),
+}  # fmt: skip
 _NETWORK_SECONDS = 8.0
 
 
@@ -292,9 +299,6 @@ def torchvision_set(name: str, data_dir: str | Path | None, offline: bool = True
     """
     title, file, options = SETS[name]
     advice = f"put its published files there as torchvision does, DIR/{file} and the others, and give --data-dir DIR"
-    from torchvision import datasets  # which takes a second to import
-
-    kind = getattr(datasets, title)
     try:
         root = find(title, file, data_dir)
     except NotFoundError as error:
@@ -303,35 +307,63 @@ def torchvision_set(name: str, data_dir: str | Path | None, offline: bool = True
             raise NotFoundError(f"{error}, and is not downloaded: {advice}{way_out}") from None
         try:
             root = cache_dir()
-            _download(kind, root)
+            _download(title, root)
         except Exception as failure:  # of the network, of the disk, or of an MD5 sum
             why = f"cannot be downloaded ({brief(failure)})"
             raise NotFoundError(f"{error}, and {why}: {advice}, or connect to a network") from None
-    splits: tuple[dict[str, Any], ...] = ({"train": True}, {"train": False})
-    if name == "svhn":
-        splits = {"split": "train"}, {"split": "test"}
     with _reading(title, root, advice):
-        train, test = (kind(root, **options, **split) for split in splits)
-        (x_train, y_train), (x_test, y_test) = _images_and_labels(train), _images_and_labels(test)
-    classes = tuple(getattr(train, "classes", map(str, range(10))))
+        if name in _CLASSES:
+            classes = _CLASSES[name]
+            (x_train, y_train), (x_test, y_test) = (_mnist_split(root / title / "raw", s) for s in ("train", "t10k"))
+        else:
+            from torchvision import datasets
+
+            splits = ("split", ("train", "test")) if name == "svhn" else ("train", (True, False))
+            train, test = (getattr(datasets, title)(root, **options, **{splits[0]: value}) for value in splits[1])
+            classes = tuple(getattr(train, "classes", map(str, range(10))))
+            (x_train, y_train), (x_test, y_test) = _images_and_labels(train), _images_and_labels(test)
     data = Dataset(title, x_train, x_test, y_train, y_test, classes, dataset=name, folder=str(root.absolute()))
     if name in _PUBLISHED and data.record().sha256 != _PUBLISHED[name]:
         return replace(data, note=f"the images of {title} in {root} are not the published ones")
     return data
 
 
-def _download(kind: Any, root: Path) -> None:
+def _mnist_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
+    """Return the images and classes of MNIST or Fashion-MNIST, without torchvision, which takes a second to import.
+
+    A file of bytes begins with 0, 0, 8, the number of dimensions, and their sizes as big-endian integers of four bytes
+    (http://yann.lecun.com/exdb/mnist).
+
+    Raises:
+        OSError, ValueError: a file is missing or damaged.
+    """
+    arrays = []
+    for file, num_dims in (f"{split}-images-idx3-ubyte", 3), (f"{split}-labels-idx1-ubyte", 1):
+        content = (folder / file).read_bytes()
+        if content[:4] != bytes((0, 0, 8, num_dims)):
+            raise ValueError(f"{file} is not an IDX file of bytes in {num_dims} dimensions")
+        shape = np.frombuffer(content, ">i4", num_dims, offset=4)
+        arrays.append(torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * num_dims).reshape(shape).copy()))
+    images, classes = arrays
+    if len(images) != len(classes):
+        raise ValueError(f"{len(images)} images and {len(classes)} labels")
+    return images.unsqueeze(1), classes.long()
+
+
+def _download(title: str, root: Path) -> None:
     """Download by torchvision, which checks MD5 sums, into a temporary folder in `root`, and then rename the folder."""
+    from torchvision import datasets
+
     root.mkdir(parents=True, exist_ok=True)
     timeout = socket.getdefaulttimeout()
     with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as folder:
         try:
             socket.setdefaulttimeout(_NETWORK_SECONDS)  # torchvision sets no timeout
-            kind(folder, download=True)
+            getattr(datasets, title)(folder, download=True)
         finally:
             socket.setdefaulttimeout(timeout)
         with contextlib.suppress(OSError):  # another process has downloaded the files at the same time
-            (Path(folder) / kind.__name__).rename(root / kind.__name__)
+            (Path(folder) / title).rename(root / title)
 
 
 def _images_and_labels(split: Any) -> tuple[Tensor, Tensor]:
