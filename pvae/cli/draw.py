@@ -97,7 +97,9 @@ def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> No
             print_line(f"codes: {summary}")
 
 
-def draw_side_by_side(runs: Sequence[Path], out: Path, data_dir: Path | None, offline: bool) -> None:
+def draw_side_by_side(
+    runs: Sequence[Path], out: Path, data_dir: Path | None, offline: bool, quiet: bool = False
+) -> None:
     """Draw the pictures of several runs and write their table; print why a run is left out."""
     from pvae.evaluation.table import to_markdown
     from pvae.plotting.gallery import Entry, code_figures, entry_of, in_order, sheet_figure
@@ -117,7 +119,8 @@ def draw_side_by_side(runs: Sequence[Path], out: Path, data_dir: Path | None, of
                 kept = read.setdefault((entry.row.configuration, entry.row.seed), entry)
                 if kept is not entry:
                     raise InputError(f"it has the same configuration and seed as {kept.row.run}, which is kept")
-                print_line(f"{path.name}: {entry.title}")
+                if not quiet:
+                    print_line(f"{path.name}: {entry.title}")
             except (InputError, NotFiniteError) as error:
                 print(f"pvae.draw: {path.name} is left out: {error}", file=sys.stderr)
         if not read:
@@ -131,10 +134,15 @@ def draw_side_by_side(runs: Sequence[Path], out: Path, data_dir: Path | None, of
             figures[name] = figure
         write_whole(folder / "table.csv", csv_of(rows).encode())
         write_whole(folder / "table.md", to_markdown(rows).encode())
-        print_line(f"\n{to_markdown(rows)}\n{folder / 'table.csv'}\n{folder / 'table.md'}")
         for name, figure in figures.items():
             write_figure(folder / f"{name}.png", figure)
-            print_line(folder / f"{name}.png")
+        if quiet:
+            print_line(folder)
+        else:
+            files = "\n".join(
+                str(folder / name) for name in ("table.csv", "table.md", *(f"{one}.png" for one in figures))
+            )
+            print_line(f"\n{to_markdown(rows)}\n{files}")
 
 
 def _parser() -> argparse.ArgumentParser:

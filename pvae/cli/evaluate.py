@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--compile",
         metavar="HOW",
-        choices=["auto", *OPTIONS["compile"].choices],
+        choices=OPTIONS["compile"].choices,
         default="auto",
         help="none; graph: record the decoder's operators; inductor: compile them to C++, which is faster for many "
         "samples; auto: inductor there, if torch is 2.14 and there is a compiler, else graph (default: auto)",

@@ -283,7 +283,7 @@ def _export(arguments: argparse.Namespace) -> None:
 def _add_images(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run", metavar="RUN", type=nonempty_path, help="a run folder")
-    images = "an image file or a folder of image files (default: the test images of the run)"
+    images = "an image file, a folder of image files, or an .npy or .npz file (default: the test images of the run)"
     add("images", metavar="IMAGES", nargs="?", type=nonempty_path, help=images)
     add("--skip-broken", action="store_true", help="leave out files of IMAGES that cannot be decoded")
 

@@ -23,7 +23,7 @@ from pvae.cli.draw import draw_side_by_side
 from pvae.config.config import OPTIONS, Config
 from pvae.config.options import flag
 from pvae.config.presets import SYSTEMS, as_option, get_system, list_systems
-from pvae.core.errors import InputError, check_name
+from pvae.core.errors import InputError, TrainingError, check_name
 from pvae.core.terminal import is_first_process, is_torchrun, print_line
 
 if TYPE_CHECKING:
@@ -155,16 +155,20 @@ def _train_seeds(options: Mapping[str, Any]) -> None:
         raise InputError("--seeds names the seeds and finds the runs to resume: leave --seed and --resume out")
     config, data = _configured(options)
     folder = options["out"] or Path("runs") / f"{config.system}-{config.elbo}-seeds"
-    runs = []
+    runs, diverged = [], []
     for seed in options["seeds"]:
         one, path = config.replace(seed=seed), folder / f"seed-{seed}"
         is_new = not (path / "config.json").exists()
-        run = _fit(one, data, path, options) if is_new else _resume(path, asdict(one), options)
-        runs.append(run.path)
-    if options["quiet"]:
-        print_line(folder)
-    else:
-        draw_side_by_side(runs, folder, options["data_dir"], options["offline"])
+        try:
+            run = _fit(one, data, path, options) if is_new else _resume(path, asdict(one), options)
+            runs.append(run.path)
+        except TrainingError as error:
+            print(f"pvae.train: seed {seed}: {error}", file=sys.stderr)
+            diverged.append(str(seed))
+    if runs:
+        draw_side_by_side(runs, folder, options["data_dir"], options["offline"], options["quiet"])
+    if diverged:
+        raise TrainingError(f"not trained to the end, and not in the table: seed {', '.join(diverged)}")
 
 
 def _fit(config: Config, data: Dataset | None, out: Path | None, options: Mapping[str, Any]) -> Run:

@@ -227,22 +227,21 @@ class CompiledELBO(ELBO):
             return [loss.detach(), terms.distortion, terms.rate, *flags, *rest]
 
         beta = torch.ones((), dtype=torch.float64, device=batch.device)
-        with _undone(call.update.written() if call.update else []) as modules:
+        with _undone(call.update.written() if call.update else [], batch.device) as modules:
             replay = record(step, [beta, batch], call.engine, self.precision, may_compile)
         modes = [(module, module.training) for module in modules]
         return Recording(call=call, layout=layout, modes=modes, replay=replay, beta=beta, **found)
 
 
 @contextlib.contextmanager
-def _undone(tensors: Sequence[Tensor]) -> Iterator[list[nn.Module]]:
-    """Give these tensors, the buffers of modules that run in the block and the random state their values back.
+def _undone(tensors: Sequence[Tensor], device: torch.device) -> Iterator[list[nn.Module]]:
+    """Give these tensors, the buffers of modules that run in the block and the device's random state their values back.
 
     Yields:
         A list, to which each module that runs is added.
     """
     modules: list[nn.Module] = []
     before = [(tensor, tensor.detach().clone()) for tensor in tensors]
-    devices = {tensor.device for tensor in tensors if tensor.device.type == "cuda"}
 
     def collect(module: nn.Module, _: Any) -> None:
         if not any(module is known for known in modules):
@@ -251,7 +250,7 @@ def _undone(tensors: Sequence[Tensor]) -> Iterator[list[nn.Module]]:
 
     hook = nn.modules.module.register_module_forward_pre_hook(collect)
     try:
-        with torch.random.fork_rng(devices=list(devices)):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield modules
     finally:
         hook.remove()

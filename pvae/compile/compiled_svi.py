@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pvae.compile.adam import AdamUpdate, in_layout_of
 from pvae.compile.compiled_elbo import Call, CompiledELBO, Recording
-from pvae.compile.graph import RecordingError
 from pvae.compile.inductor import MayCompile
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.elbos.base import OnResult, PyroFunction
@@ -87,12 +86,14 @@ class CompiledSVI(SVI):
             may_compile: as for `graph.record`.
 
         Raises:
-            RecordingError: (an InputError) the step cannot be compiled, or may not; steps are only recorded, as before.
+            RecordingError: (an InputError) the step cannot be compiled, or may not.
+            RuntimeError: compiling took more memory than there is.
+                After either error steps are only recorded, as before.
         """
         self.elbo.engine = "inductor"
         try:
             self._find(batch, may_compile)
-        except RecordingError:
+        except Exception:
             self.elbo.engine = "graph"
             raise
 

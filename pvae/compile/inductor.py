@@ -61,7 +61,9 @@ def compile_graph(
     validates = pyro.infer.util.is_validation_enabled()  # which compiling switches off
     with torch.no_grad(), pyro.validation_enabled(validates), _no_warnings():
         if any(x.device.type == "cuda" for x in inputs):
-            return torch.compile(graph, options=_OPTIONS)
+            run = torch.compile(graph, options=_OPTIONS)
+            run(*inputs)  # compiles it now; the caller undoes what a run writes
+            return run
         lifted, attributes = _lifted(graph)
         run = _load_or_compile(lifted, [*inputs, *attributes], may_compile)
     return lambda *inputs: run([*inputs, *attributes])

@@ -1,4 +1,4 @@
-"""Write files as a whole, read them up to a size limit, recognise reports, and lock folders."""
+"""Write files as a whole, recognise reports, and lock folders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from pvae.core.errors import InputError
 
@@ -22,8 +21,6 @@ __all__ = [
     "is_report",
     "is_temporary",
     "locked",
-    "open_bounded",
-    "read_bounded",
     "write_whole",
 ]
 
@@ -109,29 +106,6 @@ def append(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def read_bounded(path: Path, most: int) -> bytes:
-    """Return the content of an ordinary file of at most `most` bytes; the errors are those of `open_bounded`."""
-    with open_bounded(path, most) as file:
-        return file.read()
-
-
-@contextlib.contextmanager
-def open_bounded(path: Path, most: int) -> Iterator[BinaryIO]:
-    """Open an ordinary file of at most `most` bytes for reading.
-
-    Raises:
-        InputError: it is larger, or a pipe, a device or a folder.
-        OSError: it is missing or cannot be opened.
-    """
-    if path.exists() and not path.is_file():  # opening a pipe would wait
-        raise InputError(f"{path} is not an ordinary file: put one there")
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > most:
-            raise InputError(f"{path} is damaged: its {size:,} bytes are more than the {most:,} that it may have")
-        yield file
 
 
 def expanded(path: str | Path, option: str) -> Path:

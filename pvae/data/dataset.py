@@ -39,6 +39,7 @@ class DataRecord:
         num_valid: number of validation images.
         value_range: the values of the files that became the levels 0 and 255, as in `levels.to_bytes`; () for those of
             their type, as in all runs of early versions.
+        note: what was printed of the data when the training started, such as what was left out.
     """
 
     name: str
@@ -150,8 +151,13 @@ class Dataset:
         Raises:
             InputError: fewer than two images would remain to train.
         """
+        if share == 0 and self.valid is not None:
+            names = {split: names for split, names in self.names.items() if split != "valid"}
+            unused = f"{len(self.valid):,} validation images are not used: --valid above 0 chooses the epoch by them"
+            note = "; ".join(filter(None, (self.note, unused)))
+            return replace(self, valid=None, valid_labels=None, names=names, note=note)
         if share == 0:
-            return replace(self, valid=None, valid_labels=None)
+            return self
         if self.valid is not None:
             return self
         num_valid = max(2, round(share * len(self.train)))
@@ -161,7 +167,7 @@ class Dataset:
             raise InputError(f"--valid {share:g} leaves {rest}: give --valid 0, or more images")
         rows = np.random.RandomState(len(self.train)).permutation(len(self.train))
         train, labels = self.train, self.train_labels
-        if self.dataset.startswith("folder:"):  # whose images were shuffled when they were decoded
+        if self.dataset.startswith("folder:"):  # whose files were shuffled, as far as their order is not given
             rows = np.arange(len(self.train))
         else:
             train, labels = train[rows], None if labels is None else labels[rows]

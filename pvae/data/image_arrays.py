@@ -60,6 +60,7 @@ class ImageArrays:
         names: a name for each image, such as "train-0" for the first one of the array `train`.
         splits: "train", "test" or "valid" for each image.
         labels: the class of each image, or None if they have none.
+        note: names the arrays that are not read, or is empty.
         shape: (H, W, C) of the images.
 
     Raises:
@@ -74,7 +75,9 @@ class ImageArrays:
         try:
             loaded = np.load(path, mmap_mode="r", allow_pickle=False)
             stored = {path.stem: loaded} if isinstance(loaded, np.ndarray) else loaded
-            for name, split, label_name in self._images_in(set(stored)):
+            unread, found = set(stored), self._images_in(set(stored))
+            for name, split, label_name in found:
+                unread -= {name, label_name}
                 array = self._channels_last(stored[name], name)
                 count = len(array)
                 order = np.random.RandomState(count).permutation(count) if is_shuffled else np.arange(count)
@@ -94,6 +97,7 @@ class ImageArrays:
         if labels and len(labels) < len(self._arrays):
             raise self._refused("some of its arrays of images have labels and others not: give labels for all or none")
         self.shape: tuple[int, int, int] = shapes[0]
+        self.note = f"arrays of {path.name} that are not read: {', '.join(sorted(unread))}" if unread else ""
         self.labels = np.concatenate(labels) if labels else None
 
     def __len__(self) -> int:

@@ -111,7 +111,8 @@ def to_bytes(values: NDArray[Any], value_range: tuple[float, ...]) -> NDArray[np
     Args:
         values: of any type and shape.
         value_range: low and high; () for the range of the type. Of this one, bytes stay, 16 bits are divided by 257 and
-            rounded down, booleans become 0 and 255, and floats are multiplied by 255.
+            rounded down (of colour files by 256, as Pillow does), booleans become 0 and 255, and floats are multiplied
+            by 255.
 
     Raises:
         ValueError: there is no range, and the values are floats beyond [0, 1] or integers beyond [0, 255].

@@ -88,8 +88,9 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
     """Return the images of all image files under a folder, or of an .npy or .npz file, as `ImageArrays` reads it.
 
     Sub-folders `train`, `valid` and `test` are the splits, and other files are then left out. Without a sub-folder
-    `test`, a tenth of the training images, at least two, are the test images. Where every image lies in a sub-folder
-    of the folder or of its split, the names of these sub-folders are the classes, as in torchvision's `ImageFolder`.
+    `test`, a tenth of the training images, at least two, are the test images: those of the last files in a random
+    order; of a file of many images, the last ones. Where every image lies in a sub-folder of the folder or of its
+    split, the names of these sub-folders are the classes, as in torchvision's `ImageFolder`.
 
     Raises:
         InputError: the folder does not exist, or a file cannot be used.
@@ -99,7 +100,8 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
     if is_array_file(folder):
         arrays = ImageArrays(folder)
         images = load_images(arrays, transform, cache_dir() / "images")
-        return _data_set(title, images, arrays.names, arrays.splits, arrays.labels, dataset)
+        data = _data_set(title, images, arrays.names, arrays.splits, arrays.labels, dataset)
+        return replace(data, note="; ".join(filter(None, (arrays.note, data.note))))
     files, left_out = image_files(folder)
     # RandomState gives the same permutation in every version of numpy. The splits are views of one mapped file.
     files = [files[index] for index in np.random.RandomState(len(files)).permutation(len(files))]
@@ -121,11 +123,12 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
     labels = [parts[has_splits] for parts in kept] if all(len(parts) > 1 + has_splits for parts in kept) else None
     data = _data_set(title, images, images.names(files, folder), splits, labels, dataset)
     of_test = slice(len(data.train), len(data.train) + len(data.test))
-    first = [images.first[index] for index in images.kept]
+    first = [(images.first[index], page) for index, page in zip(images.kept, images.pages)]
     others = set(first[: of_test.start] + first[of_test.stop :])
     number = sum(index in others for index in first[of_test])
     copies = f"test images that are copies, byte for byte, of training images: {number:,}" if number else ""
-    return replace(data, note="; ".join(filter(None, (outside, left_out, data.note, copies))))
+    order = "files of several images stay together: the last ones are held out" * (any(images.pages) and not has_splits)
+    return replace(data, note="; ".join(filter(None, (outside, left_out, data.note, copies, order))))
 
 
 def _data_set(

@@ -95,7 +95,8 @@ def to_bytes(checkpoint: Checkpoint) -> bytes:
         "pass": {} if unfinished is None else dict(zip(UnfinishedEpoch._fields, unfinished[:3])),
     }
     tensors = {
-        f"{group}.{name}": tensor.detach().cpu().contiguous()
+        # A copy, since safetensors refuses tensors that share memory, as tied weights do.
+        f"{group}.{name}": tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for group, members in groups.items()
         for name, tensor in members.items()
     }

@@ -70,7 +70,8 @@ class Run:
         path: the folder.
         config: configuration of the training.
         data: record of the data set.
-        sessions: for each process that trained the run: first epoch, device, threads, versions, commit, time.
+        sessions: for each session that trained the run: its first epoch and step, device, number of processes and of
+            threads, engine, versions, commit and time.
         identity: a unique name, stored in `config.json` and in the checkpoints.
         has_own_vae: the VAE was built in Python and given to `fit`; `config` does not describe its networks.
         loaded: the data set, once it was read.

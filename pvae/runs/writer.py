@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import platform
 import subprocess
@@ -61,16 +62,17 @@ def new_folder(path: Path | None, config: Config) -> Path:
         InputError: the folder cannot be written.
     """
     name = f"{datetime.now():%Y-%m-%d-%H%M%S}-{config.system}-{config.elbo}"
-    folder, number = path or Path("runs") / name, 1
-    while path is None and folder.exists():  # another training started in the same second
-        number += 1
-        folder = Path("runs") / f"{name}-{number}"
-    try:
-        folder.mkdir(parents=True, exist_ok=path is not None)
-    except OSError as error:
-        option = f"--out {path}" if path else "./runs"
-        raise InputError(f"{option} cannot be written ({error.strerror}): name a folder with --out") from None
-    return folder
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    for folder in [path] if path else map(Path("runs").joinpath, names):
+        try:
+            folder.mkdir(parents=True, exist_ok=path is not None)
+            return folder
+        except OSError as error:
+            if path is None and folder.is_dir():  # another training started in the same second
+                continue
+            option = f"--out {path}" if path else "./runs"
+            raise InputError(f"{option} cannot be written ({error.strerror}): name a folder with --out") from None
+    raise AssertionError("the names do not end")
 
 
 def restore_previous(run: Run) -> str:

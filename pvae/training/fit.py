@@ -128,7 +128,11 @@ def resume(
     quiet: bool = True,
     on_epoch: OnEpoch = lambda run, row: None,
 ) -> Run:
-    """Resume a run from its last checkpoint; on the CPU the result is, bit for bit, that of an uninterrupted run.
+    """Resume a run from its last checkpoint, as if it had not been interrupted.
+
+    On the CPU the result is, bit for bit, that of an uninterrupted run which has computed with the same engine and
+    number of threads: give `threads`, and a `compile` other than "auto", where that matters. Otherwise the first steps
+    choose them by the clock, and last digits may differ.
 
     Args:
         path: the run folder.
@@ -168,17 +172,27 @@ def resume(
         where = resolve_device(device)
         data = run.dataset(data, data_dir, offline)
         with seeded(run.config.seed, where), pyro.get_param_store().scope():
-            engine = None
-            for session in run.sessions:  # what was chosen by the first steps
-                engine = session.get("engine", engine) if run.config.compile == "auto" else None
-                threads = threads or (session["threads"] if "engine" in session else None)
-            if engine == "inductor" and missing():
-                engine = None
-            chosen: dict[str, Any] = {"engine": engine, "threads": threads}
+            chosen = _chosen_before(run, where, world)
+            chosen |= {"threads": threads} if threads else {}
             trainer = Trainer(run.config, data, where, world, vae, **chosen, note=_note_of(quiet, world))
             trainer.restore(run.read_checkpoint())
             _train(trainer, run, (note, data.note), quiet, on_epoch)
     return run
+
+
+def _chosen_before(run: Run, device: torch.device, world: World) -> dict[str, Any]:
+    """Return the engine and the number of threads that the first steps of an earlier session have chosen, if any."""
+    chosen: dict[str, Any] = {}
+    for session in run.sessions:
+        if "engine" not in session:  # it ended before its choice
+            continue
+        if run.config.compile == "auto" and (
+            session["engine"] != "inductor" or (device.type == "cpu" and not missing())
+        ):
+            chosen["engine"] = session["engine"]
+        if session["processes"] == world.size == 1 and session["threads"] <= torch.get_num_threads():
+            chosen["threads"] = session["threads"]
+    return chosen
 
 
 def _reopened(path: Path, epochs: int | None) -> Run:
@@ -265,7 +279,7 @@ def train_in_memory(
     """
     data, device = data if data is not None else load_for(config, data_dir, offline), torch.device("cpu")
     found = []
-    with seeded(config.seed, device), pyro.get_param_store().scope():
+    with _one_at_a_time(), seeded(config.seed, device), pyro.get_param_store().scope():
         trainer = Trainer(config, data, device, threads=torch.get_num_threads())
         for epoch in epochs:
             while trainer.epoch < epoch:

@@ -68,13 +68,14 @@ class Trainer:
         device: where to train.
         world: the processes that train together, including this one.
         vae: the VAE to train, in place of the one that `config` describes.
-        engine: "none", "graph" or "inductor", in place of `config.compile`: what an earlier session has chosen.
+        engine: "none", "graph" or "inductor": what an earlier session has chosen for `config.compile` "auto".
         threads: number of threads; by default it is chosen by the first steps.
         note: called with a line on what is chosen.
 
     Attributes:
         engine: how steps are computed now: "none", "graph" or "inductor".
-        optimizer: Adam over all parameters.
+        parameters: the parameters that are trained; those that need no gradient are not.
+        optimizer: Adam over them.
         num_steps: steps in an epoch.
         epoch: number of epochs finished, including their tests.
         step: number of steps begun.
@@ -107,14 +108,16 @@ class Trainer:
         self.vae = (build_vae(config, data.image_shape) if vae is None else vae).to(device)
         if config.initialization == "burda" and vae is None:
             start_like_burda(self.vae, self.images["train"])
-        self.optimizer = torch.optim.Adam(self.vae.parameters(), lr=config.lr, eps=config.adam_eps, fused=True)
+        self.parameters = [parameter for parameter in self.vae.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr, eps=config.adam_eps, fused=True)
         self.num_steps = math.ceil(len(data.train) / config.batch_size)
         self.epoch = self.step = 0
         self._batch_of = functools.partial(self.preparation.batch, self.images["train"])
         self._elbo = elbo_of(config)
         self._svis: dict[Share | None, tuple[SVI, PerDatumELBO]] = {}
-        self._wanted, self._note = engine or config.compile, note
-        self.engine = "graph" if self._wanted == "auto" else self._wanted
+        self._is_auto, self._note = config.compile == "auto", note
+        self._has_engine = engine is not None or not self._is_auto
+        self.engine = engine or ("graph" if self._is_auto else config.compile)
         if self.engine == "inductor":
             check_engine(self.engine, config.precision)
         candidates = [threads or torch.get_num_threads()]
@@ -127,7 +130,7 @@ class Trainer:
     def chosen(self) -> dict[str, Any]:
         """The engine and the number of threads, once the first steps have chosen them; empty before."""
         first = self._first_steps
-        is_chosen = first.is_chosen or (self._wanted == self.engine and len(first.candidates) == 1)
+        is_chosen = first.is_chosen or (self._has_engine and len(first.candidates) == 1)
         return {"engine": self.engine, "threads": first.threads} if is_chosen else {}
 
     def run_epoch(self, quiet: bool = True, on_step: Callable[[], None] = lambda: None) -> list[Metrics]:
@@ -152,6 +155,7 @@ class Trainer:
     def train_epoch(self, quiet: bool = True, on_step: Callable[[], None] = lambda: None) -> Metrics:
         """Do the training of `run_epoch`; `end_epoch` must follow."""
         self.vae.train()
+        self._first_steps.begin()
         batch_size, title = self.config.batch_size, f"epoch {self.epoch + 1}/{self.config.epochs}"
         if self._unfinished is None:
             order = torch.randperm(len(self.images["train"])).to(self.device)
@@ -202,7 +206,7 @@ class Trainer:
             self.optimizer.zero_grad()
             # If this process failed before the sum of gradients, the others wait for it: NaN makes them fail too.
             if self.world.size > 1 and not isinstance(error, GradientError):
-                self.world.sum_([torch.full_like(p, math.nan) for p in self.vae.parameters()])
+                self.world.sum_([torch.full_like(parameter, math.nan) for parameter in self.parameters])
             where = f"at step {self.step} (batch {(self.step - 1) % self.num_steps + 1} of epoch {self.epoch + 1})"
             self._end_training(f"{error}, {where}", self._batch_of(index), "train", index.tolist(), error)
 
@@ -348,7 +352,7 @@ class Trainer:
     def _restore_moments(self, moments: dict[str, Tensor]) -> None:
         shapes = {
             f"{index}.{name}": torch.Size() if name == "step" else parameter.shape
-            for index, parameter in enumerate(self.vae.parameters())
+            for index, parameter in enumerate(self.parameters)
             for name in ("step", "exp_avg", "exp_avg_sq")
         }
         if not {name: tensor.shape for name, tensor in moments.items()}.items() <= shapes.items():
@@ -381,10 +385,10 @@ class Trainer:
         try:
             loss: float = svi.step(batch, beta=beta, on_result=on_result)
         except RecordingError as error:
-            if self._wanted != "auto" or self.config.precision != "fp32":
+            if not self._is_auto or self.config.precision != "fp32":
                 raise
-            self._note(f"steps are not recorded, and take longer: {error}")
-            self.engine = "none"
+            self._note(f"steps are computed without --compile {self.engine}, and take longer: {error}")
+            self.engine = "graph" if self.engine == "inductor" else "none"
             self._svis.clear()
             return self._step(index, share, beta, on_result)
         if is_usual and first.end(time.perf_counter() - started) and isinstance(svi, CompiledSVI):
@@ -395,7 +399,7 @@ class Trainer:
         """Compile recorded steps if their code is kept, or if the steps that are left are expected to repay it."""
         left = self.config.epochs * self.num_steps - self.step
         saved, is_alone = saved_by_inductor(self._first_steps.seconds, left), self.world.size == 1
-        if self._wanted != "auto" or self.engine != "graph" or saved < 1 or self.device.type != "cpu" or missing():
+        if self._has_engine or self.engine != "graph" or saved < 1 or self.device.type != "cpu" or missing():
             return
         is_tried = False
 
@@ -410,9 +414,12 @@ class Trainer:
         try:
             svi.use_inductor(batch, may_compile)
             self.engine = "inductor"
-        except RecordingError as error:
+        except (RecordingError, RuntimeError, MemoryError) as error:
+            if not isinstance(error, RecordingError) and not is_out_of_memory(error):
+                raise
             if is_tried:
-                self._note(f"the step is not compiled: {error}")
+                why = str(error) if isinstance(error, RecordingError) else "out of memory"
+                self._note(f"the step is not compiled: {why}")
 
     def _svi(self, share: Share) -> tuple[SVI, PerDatumELBO]:
         """Return SVI and ELBO of this process's rows of a batch; a single process has one for batches of any size."""

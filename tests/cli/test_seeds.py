@@ -13,6 +13,7 @@ from helpers.runs import assert_same
 
 import pvae
 from pvae.cli.train import main
+from pvae.core.errors import TrainingError
 from pvae.runs.run import Run
 
 SMALL = ["--dataset", "mnist-5k", "--hidden", "16", "8", "--latent-dim", "2", "--batch-size", "500", "--device", "cpu"]
@@ -60,6 +61,24 @@ def test_an_interrupted_command_saves_its_seed_and_names_how_to_go_on(capsys, tm
     assert line.count("\n") == 1
     assert 0 < Run.open("many/seed-0").read_checkpoint().counts.epoch < 1000
     assert not (tmp_path / "many" / "seed-3").exists()
+
+
+def test_a_seed_that_diverges_is_named_and_the_others_are_trained(no_pictures, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    usual = pvae.fit
+
+    def fit(config, **options):
+        if config.seed == 1:
+            raise TrainingError("the loss is nan")
+        return usual(config, **options)
+
+    monkeypatch.setattr("pvae.training.fit.fit", fit)
+    assert main([*SMALL, "--epochs", "1", "--seeds", "0:3", "--out", "many", "--quiet"]) == 2
+    said = capsys.readouterr()
+    assert "seed 1: the loss is nan" in said.err
+    assert said.out == "many\n"
+    assert {"seed-0", "seed-2", "table.md"} < {path.name for path in (tmp_path / "many").iterdir()}
 
 
 def test_seeds_are_runs_of_their_own_and_end_in_a_table(no_pictures, capsys, tmp_path, monkeypatch):

@@ -155,3 +155,18 @@ def test_a_run_on_arrays_is_resumed_and_takes_arrays(tmp_path, no_pictures, monk
     names, images, note = images_for(Run.open("run"), "other.npz")
     assert (names[0], names[-1], images.shape) == ("train-0", "test-3", (24, 1, 7, 5))
     assert note == "24 images of 7 x 5 pixels, colour, are brought to 7 x 5 pixels, grey, as in training"
+
+
+def test_arrays_that_are_not_read_are_named(load):
+    data = load(images=GREY, labels=np.arange(20) % 2, test_images=GREY, fold=np.arange(20))
+    assert "fold, test_images" in data.note
+    assert load(train=GREY, test=GREY, val_labels=np.arange(3)).note.endswith("val_labels")
+    assert load(images=GREY).note == ""
+
+
+def test_validation_images_that_are_not_used_are_named(load):
+    data = load(train=GREY, valid=GREY[:5], test=GREY[:4])
+    unused = data.with_valid(0)
+    assert "5 validation images" in unused.note
+    assert set(unused.names) == {"train", "test"}
+    assert data.with_valid(0.1) is data

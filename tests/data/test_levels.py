@@ -379,6 +379,14 @@ def test_copies_in_training_and_test_are_counted(tmp_path, drawn):
     )
 
 
+def test_pages_of_a_file_are_no_copies_and_are_said_to_stay_together(tmp_path):
+    (tmp_path / "many.tif").write_bytes(tiff(list(BANDS[..., :5])))
+    data = load_dataset(f"folder:{tmp_path}")
+    assert data.names["test"] == ["many.tif#7", "many.tif#8"]
+    assert "copies" not in data.note
+    assert "stay together" in data.note
+
+
 def test_names_of_files_and_classes_are_kept(tmp_path, monkeypatch, no_pictures):
     monkeypatch.chdir(tmp_path)
     for name in ("猫", "собака"):

@@ -46,6 +46,23 @@ def test_own_vae_is_trained_resumed_and_loaded(tmp_path, few_digits, compile):
     )
 
 
+@pytest.mark.parametrize("compile", ["none", "graph"])
+def test_frozen_and_tied_weights_are_trained_saved_and_loaded(tmp_path, few_digits, compile):
+    def tied():
+        vae = own_vae()
+        vae.q_z[1].requires_grad_(False)
+        vae.q_z.second_name, vae.p_x.second_name = vae.q_z[1].weight, vae.p_x[2].weight
+        return vae
+
+    config, first = CONFIG.replace(compile=compile), tied()
+    before = {name: value.clone() for name, value in first.state_dict().items()}
+    pvae.fit(config.replace(epochs=1), vae=first, data=few_digits, out=tmp_path / "run", device="cpu")
+    pvae.resume(tmp_path / "run", 2, vae=tied(), data=few_digits)
+    after = pvae.load(tmp_path / "run", vae=tied()).state_dict()
+    frozen = {name for name in before if torch.equal(before[name], after[name])}
+    assert frozen == {name for name, one in tied().named_parameters(remove_duplicate=False) if not one.requires_grad}
+
+
 def test_own_vae_must_be_given_again(tmp_path, few_digits, capsys):
     run = pvae.fit(CONFIG.replace(epochs=1), vae=own_vae(), data=few_digits, out=tmp_path / "own", device="cpu")
     for function in (pvae.load, pvae.resume):
