@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 from turns import counted, in_turns
 
-_TRACE = ("torch.distributions, trace", "pvae trace, graph")
-_IWAE = ("torch.distributions, iwae K=5", "pvae iwae K=5, graph")
+_TRACE = ("torch.distributions, trace", "pvae trace")
+_IWAE = ("torch.distributions, iwae K=5", "pvae iwae K=5")
 # What varies, over what, on how many images, and which two sides do it.
 _AXES = {
     "batch-size": ((32, 128, 512, 2048, 8192), 16_384, _TRACE),

@@ -1,0 +1,261 @@
+"""A loss that somebody wrote for a VAE, as a function of random tensors: how it is called, and with which shapes."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pvae.core.errors import InputError, brief, listed
+from pvae.reference.loss_terms import Arguments
+
+__all__ = ["ROLES", "BlackBox", "Size", "ways_of_calling"]
+
+# The names of arguments by role; a name that fits several patterns has the first of these roles.
+_IMAGE = r"(x|recon|rec|dec|decoder|out|output|likelihood|p)"
+_LATENT = r"(z|q|latent|enc|encoder)"
+_SPREAD = r"(log_?|ln_?)?(var|sigma|scale|std|stddev|sd|variance|sigma_?sq|sigma_?2)"
+_NAMES = {
+    "x": r"x|[xy]_true|x_in|x_batch|targets?|data|inputs?|images?|imgs?|batch|orig\w*|labels|real|t|ground_truth|gt",
+    "t": rf"{_IMAGE}_{_SPREAD}\w*|{_SPREAD}_?{_IMAGE}|gamma",
+    "y": r"\w*(recon|decod|pred|generat)\w*|x_?(hat|rec|tilde|prime|logits?|mean|mu|out)|(mean|mu|loc)_x|logits?|out\w*"
+    r"|y\w*",
+    "z": r"z|zs|z_?samples?|samples?|latents?|codes?",
+    "m": rf"({_LATENT}_?)?(mu|means?|loc|m)(_?{_LATENT})?",
+    "s": rf"({_LATENT}_?)?({_SPREAD}|logv|s|v|lv|ls|rho)(_?{_LATENT})?",
+}
+ROLES = {"x": "x", "reconstruction": "y", "loc": "m", "spread": "s", "z": "z", "x_spread": "t"}  # for the user
+_SETS = ("xyms", "xymsz", "xymst", "xy", "ms", "msz", "xyt", "xymstz")  # of roles that a loss may have
+
+_LATENTS = (3, 2, 20, 10, 32, 16, 64, 128, 50, 100, 200, 256, 400)
+_IMAGES = ((1, 28, 28), (1, 32, 32), (3, 32, 32), (3, 64, 64), (1, 64, 64), (3, 28, 28), (3, 128, 128))
+_CLASSES = 5
+
+
+class Size(NamedTuple):
+    """The size of a batch, the shape of an image, and the number of latents."""
+
+    batch: int
+    image: tuple[int, ...]
+    latent: int
+
+    def symbols(self) -> dict[str, int]:
+        """Return B, D and L; of images (C, H, W), in place of D, C and the number of pixels P."""
+        first, *pixels = self.image
+        return {"B": self.batch, **({"C": first, "P": math.prod(pixels)} if pixels else {"D": first}), "L": self.latent}
+
+    def others(self) -> Iterator[tuple[str, Size]]:
+        """Yield each symbol with a size in which it alone is another, and at last one where all are."""
+        yield "B", self._replace(batch=self.batch + 2)
+        yield "L", self._replace(latent=self.latent + 2)
+        if len(self.image) == 1:
+            yield "D", self._replace(image=(self.image[0] + 4,))
+        else:
+            yield "C", self._replace(image=(self.image[0] + 1, *self.image[1:]))
+            yield "P", self._replace(image=(*self.image[:-1], self.image[-1] + 3))
+        yield "", Size(self.batch + 1, tuple(side + 1 for side in self.image), self.latent + 1)
+
+
+@dataclass
+class BlackBox:
+    """A loss with one way of calling it.
+
+    Args:
+        function: the loss.
+        names: the name of the argument of each role, in the order of the arguments.
+        constants: further arguments.
+        by_name: call it by keywords.
+        layout: "same" shapes of x and y, "flat" (y is (B, D)), or x of classes: "classes" (y is (B, K, D)) and "tokens"
+            (y is (B, T, K)).
+        size: the first size that it takes.
+        is_numpy: it takes numpy arrays.
+
+    Raises:
+        InputError: it changes an argument, or returns another shape.
+        Exception: any other error of the loss.
+    """
+
+    function: Callable[..., Any]
+    names: Mapping[str, str]
+    constants: Mapping[str, Any]
+    by_name: bool
+    layout: str
+    size: Size
+    is_numpy: bool
+
+    def __post_init__(self) -> None:
+        """Call it, and choose the total among what it returns: what depends on most arguments."""
+        a = self.point(self.size)
+        given = {role: tensor.clone() for role, tensor in a.items()}
+        parts = self.parts(a)
+        if changed := [self.names[role] for role in a if not torch.equal(given[role], a[role])]:
+            raise InputError(f"the loss changes its argument {listed(changed)} in place: give it a copy")
+        self.total = max(parts, key=lambda key: len(self.depends(key)))
+        value = parts[self.total]
+        self.is_vector = value.dim() == 1 and len(value) == self.size.batch
+        if value.numel() != 1 and not self.is_vector:
+            shape = tuple(value.shape)
+            raise InputError(f"the loss returns a tensor of shape {shape}: return a scalar, or a value for each image")
+        self.is_single = value.dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether x holds classes, and y a value for each of them."""
+        return self.layout in ("classes", "tokens")
+
+    def point(self, size: Size, spread: float = 1.0, positive: bool = True, unit: bool = True) -> dict[str, Tensor]:
+        """Return random arguments by role.
+
+        Args:
+            size: of batch, image and latent.
+            spread: factor of loc.
+            positive: spreads are positive, as scales are.
+            unit: the reconstruction lies in (0, 1), as probabilities do.
+        """
+
+        def positive_if(is_so: bool, *shape: int, scale: float = 1.6, low: float = 0.2) -> Tensor:
+            if is_so:
+                return torch.rand(shape, dtype=torch.float64) * scale + low
+            return torch.randn(shape, dtype=torch.float64)
+
+        batch, image, latent = size
+        shapes = {"flat": (math.prod(image),), "classes": (_CLASSES, *image), "tokens": (*image, _CLASSES)}
+        y_shape = (batch, *shapes.get(self.layout, image))
+        x = positive_if(True, batch, *image, scale=1.2, low=-0.1).clamp(0, 1).mul(255).round() / 255  # some 0, some 1
+        every = {
+            "x": torch.randint(_CLASSES, (batch, *image)) if self.has_classes else x,
+            "y": positive_if(unit, *y_shape, scale=0.9, low=0.05),
+            "t": positive_if(positive, *y_shape),
+            "m": spread * positive_if(False, batch, latent),
+            "s": positive_if(positive, batch, latent),
+            "z": positive_if(False, batch, latent),
+        }
+        return {role: every[role] for role in self.names}
+
+    def __call__(self, a: Arguments) -> Tensor:
+        """Return the total, a sum over images where it is one value for each."""
+        return self.parts(a)[self.total].sum().double()
+
+    def depends(self, key: Any) -> list[str]:
+        """Return the names of the arguments on which a part depends."""
+        a, found = self.point(self.size), []
+        value = self.parts(a)[key].double()
+        for role, name in self.names.items():
+            other = self.parts({**a, role: self.point(self.size)[role]})[key].double()
+            if not torch.equal(value, other) and not (value.isnan().all() and other.isnan().all()):
+                found.append(name)
+        return found
+
+    def parts(self, a: Arguments) -> dict[Any, Tensor]:
+        """Return the tensors in what the loss returns, by key or index; None is the key of a single one."""
+        values: list[Any] = [a[role].numpy() if self.is_numpy else a[role] for role in self.names]
+        if self.by_name:
+            output = self.function(**dict(zip(self.names.values(), values)), **self.constants)
+        else:
+            output = self.function(*values, **self.constants)
+        several = enumerate(output) if isinstance(output, (tuple, list)) else [(None, output)]
+        found = {}
+        for key, value in output.items() if isinstance(output, Mapping) else several:
+            is_number = isinstance(value, (int, float, np.number, np.ndarray)) and not isinstance(value, bool)
+            value = torch.as_tensor(value) if is_number else value
+            if isinstance(value, Tensor) and value.dim() < 2:
+                found[key] = value
+        if not found:
+            raise TypeError(f"it returns a {type(output).__name__} without a number")
+        return found
+
+    def shaped(self, a: Arguments) -> Arguments:
+        """Return the arguments with the reconstruction and its spread in the shape of x."""
+        if self.layout != "flat":
+            return a
+        return {role: a[role].reshape(a["x"].shape) if role in "yt" else a[role] for role in a}
+
+
+def ways_of_calling(
+    function: Any, arguments: Any, shape: tuple[int, ...] | None, constants: Mapping[str, Any]
+) -> Iterator[BlackBox]:
+    """Yield the ways of calling a loss that work: for each choice of roles one for numbers and one for classes.
+
+    Raises:
+        InputError: there is none, or the loss is no function of such arguments.
+    """
+    if not callable(function):
+        raise InputError(f"a loss is a function, not a {type(function).__name__}")
+    first: Exception | None = None
+    works = False
+    for names, by_name in _choices_of_roles(function, arguments, constants):
+        found: set[bool] = set()
+        for layout, image, latent, is_numpy in _shapes(shape):
+            is_of_classes = layout in ("classes", "tokens")
+            if is_of_classes in found or (found and is_numpy):
+                continue
+            try:
+                yield BlackBox(function, names, constants, by_name, layout, Size(4, image, latent), is_numpy)
+            except (InputError, GeneratorExit):
+                raise
+            except Exception as error:  # of any type, since it is the user's code
+                first = first or error
+            else:
+                works = True
+                found.add(is_of_classes)
+    if not works:
+        advice = "give shape= of one image, or arguments= with the roles"
+        what = f"{type(first).__name__}: {brief(first)}" if first else ""
+        raise InputError(f"the loss fails for every shape that was tried ({what}): {advice}")
+
+
+def _shapes(shape: tuple[int, ...] | None) -> Iterator[tuple[str, tuple[int, ...], int, bool]]:
+    """Yield layouts, shapes of an image and numbers of latents, and whether arguments are numpy arrays."""
+    free: tuple[tuple[int, ...], ...] = ((6,), (2, 3, 4))
+    fixed = [one for image in _IMAGES for one in ((math.prod(image),), image)]
+    for is_numpy in (False, True):
+        for latent in _LATENTS:
+            for image in [shape] if shape else [*free, *(fixed if latent == _LATENTS[0] else fixed[:2])]:
+                yield from ((layout, image, latent, is_numpy) for layout in ("same", "flat")[: len(image)])
+                if image == (6,):
+                    yield from ((layout, image, latent, is_numpy) for layout in ("classes", "tokens"))
+
+
+def _choices_of_roles(
+    function: Any, arguments: Any, constants: Mapping[str, Any]
+) -> Iterator[tuple[dict[str, str], bool]]:
+    """Yield the names of the arguments by role, and whether to call the loss by keywords; the likeliest first."""
+    if arguments is not None:
+        by_name = isinstance(arguments, Mapping)
+        roles = list(arguments.values()) if by_name else list(arguments)
+        if not {*roles} <= {*ROLES} or len({*roles}) < len(roles):
+            raise InputError(f"arguments={arguments!r}: the roles are {', '.join(ROLES)}, each at most once")
+        yield {ROLES[role]: name for role, name in zip(roles, arguments if by_name else roles)}, by_name
+        return
+    try:
+        every = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        raise InputError("the loss has no signature that Python can read: give arguments= with the roles") from None
+    named = [p for p in every if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    needed = [p.name for p in named if p.default is p.empty and p.name not in constants]
+    by_name = all(p.kind is not p.POSITIONAL_ONLY for p in named)
+    if not any(len(roles) == len(needed) for roles in _SETS):
+        wanted = "give arguments= with the roles of its tensors, and its other arguments by name"
+        raise InputError(f"the loss takes {len(needed)} arguments ({', '.join(needed) or 'without names'}): {wanted}")
+    guesses = [_guess(name) for name in needed]
+    yield from (({role: name for name, role in zip(needed, roles)}, by_name) for roles in _assignments(guesses))
+
+
+def _guess(name: str) -> str:
+    lowered = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().strip("_")
+    return next((role for role, pattern in _NAMES.items() if re.fullmatch(pattern, lowered)), "")
+
+
+def _assignments(guesses: list[str]) -> Iterable[tuple[str, ...]]:
+    """Return the orders of a set of roles that keep the most guesses."""
+    orders = [o for roles in _SETS if len(roles) == len(guesses) for o in itertools.permutations(roles)]
+    kept = [sum(map(str.__eq__, order, guesses)) for order in orders]
+    return [order for order, number in zip(orders, kept) if number == max(kept)]

@@ -1,0 +1,533 @@
+"""`identify`, which names a loss that somebody wrote for a VAE, and proves the name at random points.
+
+The loss is a black box of tensors. It is called where only x and its reconstruction change, and where only the latents
+change; each time its values are compared with weighted sums of the terms in `loss_terms`. The weights at several sizes
+of batch, image and latent show how the loss is reduced. Values and gradients at 200 further points are the proof.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pvae.config.config import Config
+from pvae.core.errors import InputError, listed
+from pvae.reference.black_box import BlackBox, Size, ways_of_calling
+from pvae.reference.loss_terms import Arguments, Term, likelihoods, rates, spreads
+
+__all__ = ["Identified", "Power", "Reading", "identify"]
+
+_POINTS = 30  # at which a term is fitted
+_PROOF = 200  # points at which the answer is checked
+_MOST_WAYS = 24  # of calling the loss that are tried where none is an ELBO
+
+
+@dataclass(frozen=True)
+class Power:
+    """A weight as a number times powers of the sizes: B of the batch, L latents, D values, or C channels and P pixels.
+
+    >>> print(Power(500.0, {"C": -1, "P": -1}))
+    500 / D
+    """
+
+    number: float
+    powers: Mapping[str, int] = field(default_factory=dict)
+
+    def __truediv__(self, other: Power) -> Power:
+        """Return the quotient."""
+        powers = {name: self.powers.get(name, 0) - other.powers.get(name, 0) for name in {*self.powers, *other.powers}}
+        return Power(self.number / other.number, powers)
+
+    def without(self, name: str) -> Power:
+        """Return the weight without the power of one size."""
+        return Power(self.number, {one: power for one, power in self.powers.items() if one != name})
+
+    def at(self, sizes: Mapping[str, int]) -> float:
+        """Return the weight as a number."""
+        return self.number * math.prod(float(sizes[name]) ** power for name, power in self.powers.items() if power)
+
+    def __str__(self) -> str:
+        """Return it as a fraction such as "500 / D"."""
+        powers = {name: power for name, power in sorted(self.powers.items()) if power}
+        if powers.get("C") == powers.get("P") is not None:
+            powers = {"D": powers["C"], **self.without("C").without("P").powers}
+        number = Fraction(self.number).limit_denominator(1000)
+        if _nearest(self.number) == float(number) != float(f"{self.number:.6g}"):
+            sides = [str(number.numerator)], [str(number.denominator)]
+        else:
+            sides = [f"{self.number:.6g}"], list[str]()
+        for name, power in powers.items():
+            sides[power < 0].extend([name] * abs(power))
+        above, below = (" ".join(side) for side in sides)
+        above = above.removeprefix("1 ")
+        return above + (f" / {below if len(sides[1]) == 1 else f'({below})'}" if below else "")
+
+
+def _nearest(value: float) -> float:
+    """Return the short number or fraction that is as near as a fit is exact, or the value itself."""
+    for digits, denominator, relative in (3, 100, 1e-7), (6, 1000, 1e-9):
+        for one in (float(f"{value:.{digits}g}"), float(Fraction(value).limit_denominator(denominator))):
+            if _is_near(one, value, relative):
+                return one
+    return value
+
+
+class Reading(NamedTuple):
+    """One way to read a loss: a factor times the negative beta-ELBO of a likelihood.
+
+    Args:
+        factor: of the sum over the images, or of their mean.
+        likelihood: with the names of the loss's arguments.
+        beta: weight of the rate.
+        variance: of a Normal likelihood with a fixed scale, else None.
+        option: the choice of --likelihood that trains it; empty if there is none.
+    """
+
+    factor: Power
+    likelihood: str
+    beta: Power
+    variance: Power | None = None
+    option: str = ""
+
+
+@dataclass(frozen=True)
+class Identified:
+    """What a loss is; `print` shows it.
+
+    Args:
+        is_elbo: it is an ELBO, or a beta-ELBO whose beta is the same for every batch size, times a positive factor.
+        text: the lines that are printed.
+        readings: if it is one, the ways to read it.
+        reason: if it is none, why.
+        residual: the largest difference of a value or a gradient from the loss, relative to the largest of its kind.
+        posterior: the choice of --posterior that trains it.
+    """
+
+    is_elbo: bool
+    text: str
+    readings: tuple[Reading, ...] = ()
+    reason: str = ""
+    residual: float = math.nan
+    posterior: str = "normal"
+
+    def __str__(self) -> str:
+        """Return the lines."""
+        return self.text
+
+    def config(self, reading: int = 0, **sizes: int) -> Config:
+        """Return the options that train the same objective, up to the factor.
+
+        Args:
+            reading: index of one of `readings`.
+            sizes: D, C, P and L, those on which scale or beta depend.
+
+        Raises:
+            InputError: the loss is no ELBO, pvae has no such likelihood, or a size is missing.
+        """
+        if not self.is_elbo:
+            raise InputError(f"no configuration trains a loss that is no ELBO: {self.reason}")
+        one = self.readings[reading]
+        if not one.option:
+            raise InputError(f"pvae has no --likelihood that is {one.likelihood}")
+        is_mean = one.beta.powers.get("L") == -1
+        options: dict[str, Any] = {"likelihood": one.option, "posterior": self.posterior}
+        try:
+            options["beta"] = (one.beta.without("L") if is_mean else one.beta).at(sizes)
+            if one.variance is not None:
+                options["scale"] = math.sqrt(one.variance.at(sizes))
+        except KeyError as error:
+            raise InputError(f"scale or beta depend on the size {error.args[0]}: give {error.args[0]}=...") from None
+        return Config(**options, rate_reduction="mean" if is_mean else "sum")
+
+
+def identify(
+    loss: Callable[..., Any],
+    arguments: Sequence[str] | Mapping[str, str] | None = None,
+    *,
+    shape: tuple[int, ...] | None = None,
+    **constants: Any,
+) -> Identified:
+    """Name a loss of a VAE: likelihood, posterior, beta and reductions, or say why it is no ELBO.
+
+        loss = factor ( distortion + beta rate ) + constant,    ELBO = -(distortion + rate)
+
+    It is called with random tensors in float64; if it takes none, with numpy arrays, and values alone are compared. A
+    weight is found as a number times powers of the sizes: B of the batch, L latents and D values of an image, or, for
+    images (C, H, W), C channels and P = H W pixels.
+
+    Args:
+        loss: a function of x, its reconstruction, the encoder's two outputs and perhaps a draw z or the likelihood's
+            spread; it returns a scalar, a value for each image, or a tuple or a dictionary with the total among them.
+        arguments: the roles of its arguments, in order, or by name: "x", "reconstruction", "loc", "spread", "z" and
+            "x_spread" (of the likelihood); by default found by their names and by trying.
+        shape: of one image, (C, H, W) or (D,); by default found by trying.
+        constants: further arguments of the loss, by name, such as a weight of the rate.
+
+    Returns:
+        What it is, and the largest relative difference at 200 random points.
+
+    Raises:
+        InputError: it raises an exception for every shape that was tried, takes other arguments, or changes them.
+    """
+    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
+        torch.manual_seed(0)
+        found: list[tuple[int, Identified]] = []
+        for box in itertools.islice(ways_of_calling(loss, arguments, shape, constants), _MOST_WAYS):
+            one = _Identification(box)
+            found.append((one.num_named, result := one.result()))
+            if result.is_elbo:
+                return result
+        return max(found, key=lambda pair: pair[0])[1]
+
+
+class _Fit(NamedTuple):
+    """A term with the weights of its columns, and the largest difference from the loss, relative to its values."""
+
+    term: Term
+    weights: NDArray[np.float64]
+    residual: float
+
+    @property
+    def weight(self) -> float:
+        """The one weight of the term; NaN if its columns have several."""
+        ratios = self.weights / np.array(self.term.exact)
+        return float(ratios.mean()) if np.ptp(ratios) <= 1e-5 * abs(ratios).max() else math.nan
+
+
+def _fitted(term: Term, points: Sequence[Arguments], values: NDArray[np.float64]) -> _Fit:
+    """Return the weights of a term, beside a constant, with which it is nearest to the values."""
+    columns = np.array([[*term.values(a).tolist(), 1.0] for a in points])
+    rounding, width = 64 * np.finfo(np.float64).eps * np.abs(values).max(), np.ptp(values)
+    if not np.isfinite(columns).all() or not width > 1e4 * rounding:
+        return _Fit(term, np.zeros(len(term.exact)), math.inf)
+    scales = np.abs(columns).max(0) + 1e-300
+    found = np.linalg.lstsq(columns / scales, values, rcond=None)[0] / scales
+    difference = np.abs(columns @ found - values).max()
+    return _Fit(term, found[:-1], max(0.0, float(difference - rounding) / float(width)))
+
+
+class _Claim(NamedTuple):
+    """What a loss is said to be: weights times a likelihood and a rate."""
+
+    likelihood: Term
+    rate: Term
+    of_x: Power
+    of_z: Power
+
+    def values(self, box: BlackBox, a: Arguments) -> Tensor:
+        """Return the value that it claims, up to a constant."""
+        symbols = Size(len(a["x"]), tuple(a["x"].shape[1:]), a["m"].shape[1]).symbols()
+        x_part, z_part = self.likelihood.exactly(box.shaped(a)), self.rate.exactly(a)
+        return self.of_x.at(symbols) * x_part + self.of_z.at(symbols) * z_part
+
+
+class _Identification:
+    """The steps from a black box to its name."""
+
+    def __init__(self, box: BlackBox) -> None:
+        self.box = box
+        self.base = box.point(box.size)
+        self.exact = 1e-4 if box.is_single else 1e-9  # relative
+        self.num_named = 0  # of likelihood and rate
+
+    def result(self) -> Identified:
+        """Return what the loss is."""
+        box, names = self.box, self.box.names
+        if reason := self._no_function():
+            return self._refused(reason)
+        likelihood = self._named(likelihoods(), "xyt", box.size) if "y" in names else None
+        rate = self._named(rates(), "msz", box.size) if "m" in names else None
+        kink = self._kink() if "m" in names and "z" not in names else ""
+        self.num_named = sum(map(bool, (likelihood, rate, kink)))
+        lines = [f"  likelihood  {self._text(likelihood.term.name)}"] if likelihood else []
+        lines += [f"  posterior   {self._text(rate.term.name)}, prior N(0, I)"] if rate else []
+        if "y" in names and (reason := self._wrong(likelihood, "likelihood", "{x} and {y}")):
+            return self._refused(reason, lines)
+        if kink or ("m" in names and (reason := self._wrong(rate, "rate", "{m} and {s}"))):
+            return self._refused(kink or reason, lines)
+        if likelihood is None or rate is None:
+            alone = "the distortion alone, without a rate, of an autoencoder" if likelihood else "the rate alone"
+            return self._refused(alone, lines)
+        return self._elbo(likelihood, rate, lines)
+
+    def _no_function(self) -> str:
+        """Return why the loss is no differentiable function of x and reconstruction, plus one of the latents; or ""."""
+        box, value = self.box, self.box(self.base)
+        if not torch.isfinite(value):
+            return f"it is {value.item()} at an ordinary point"
+        if box(self.base) != value:
+            return "it is not deterministic: two calls with the same arguments differ"
+        if ignored := [name for name in box.names.values() if name not in box.depends(box.total)]:
+            return f"it does not depend on {listed(ignored)}"
+        if not box.is_numpy:
+            try:
+                self._gradients(box, self.base)
+            except RuntimeError:
+                return "it is not differentiable: what it returns has no gradient of an argument"
+        x, z = self._moved("xyt"), self._moved("msz")
+        both = {role: (x if role in "xyt" else z)[role] for role in x}
+        one, other, *rest = (box(a).item() for a in (self.base, both, x, z))
+        if abs(one + other - sum(rest)) > 10 * self.exact * max(map(abs, (one, other, *rest))):
+            return "it is no sum of a function of x and its reconstruction and one of the latents"
+        return ""
+
+    def _gradients(self, function: Callable[[Arguments], Tensor], a: Arguments) -> tuple[Tensor, ...]:
+        """Return the gradients of a function in all arguments but x."""
+        moved = {role: a[role].clone().requires_grad_() for role in a if role != "x"}
+        return torch.autograd.grad(function({**a, **moved}), list(moved.values()))
+
+    def _moved(self, roles: str, **how: Any) -> Arguments:
+        """Return the base point with other values of these roles."""
+        new = self.box.point(self.box.size, **how)
+        return {role: new[role] if role in roles else one for role, one in self.base.items()}
+
+    def _named(self, terms: Iterable[Term], roles: str, size: Size, num_points: int = _POINTS) -> _Fit | None:
+        """Return the fit of the first term that equals the loss, where these roles change; at best with one weight."""
+        box, fixed = self.box, self.box.point(size)
+        points = [{**fixed, **{r: one for r, one in box.point(size).items() if r in roles}} for _ in range(num_points)]
+        values = np.array([box(a).item() for a in points])
+        if not np.isfinite(values).all():
+            return None
+        shaped, wrong = [box.shaped(a) for a in points], None
+        for term in terms:
+            if {*term.needs} != {*box.names} & {*roles} or (roles == "xyt" and box.has_classes != term.of_classes):
+                continue
+            fit = _fitted(term, shaped, values)
+            if fit.residual < self.exact and (not math.isnan(fit.weight) or not term.is_part):
+                return fit
+            wrong = wrong or (fit if fit.residual < self.exact else None)
+        return wrong
+
+    def _wrong(self, fit: _Fit | None, what: str, of: str) -> str:
+        """Return why a fit is none of a likelihood or a rate; or an empty string."""
+        if fit is None:
+            known = "in the list" if what == "likelihood" else "of a Normal q(z|x) to N(0, I)"
+            return f"its function of {self._text(of)} is no {what} {known}"
+        if not fit.term.is_part:
+            return fit.term.kind
+        if not math.isnan(fit.weight):
+            return f"the {what} has the wrong sign" if fit.weight < 0 else ""
+        weights = dict(zip(map(self._text, fit.term.column_names), fit.weights.tolist()))
+        shown = ", ".join(f"{Power(one)} of {name}" for name, one in weights.items())
+        reason = f"the terms of the {what} have different weights ({shown})"
+        if missing := [name for name, one in weights.items() if abs(one) < 1e-7 * max(map(abs, weights.values()))]:
+            return f"of the {what}, the term {listed(missing)} is missing"
+        if min(weights.values()) < 0 < max(weights.values()):
+            return f"{reason}: a sign is wrong"
+        *_, spread, logarithm = weights.values()
+        if what == "rate" and (_is_near(logarithm, 2 * spread) or _is_near(2 * logarithm, spread)):
+            return f"{reason}: {self._text('{s}')} is a log variance in one term, and a log scale in another"
+        return f"{reason}: perhaps without the factor 1/2 of one"
+
+    def _kink(self) -> str:
+        """Return what a rate is that has a kink, free bits or a capacity; or an empty string."""
+        for _, scale, log_scale in itertools.islice(spreads(), 6):
+            with contextlib.suppress(Exception):  # the user's code may refuse what is no scale
+                if found := self._kink_of(scale, log_scale):
+                    return found
+        return ""
+
+    def _kink_of(self, scale: Callable[[Tensor], Tensor], log_scale: Callable[[Tensor], Tensor]) -> str:
+        """Return what the rate is if the loss has two slopes in it, where all latents have the same one."""
+        box, size = self.box, self.box.size
+        one = next(s for s in (0.0, 1.0, math.log(math.e - 1)) if _is_near(scale(torch.tensor(s).double()).item(), 1))
+
+        def at(nats: float) -> float:
+            m = torch.full((size.batch, size.latent), math.sqrt(2 * nats), dtype=torch.float64)
+            return box({**self.base, "m": m, "s": torch.full_like(m, one)}).item()
+
+        low, high = 1e-4, 1e4
+        slopes = (at(2 * low) - at(low)) / low, at(high + 1) - at(high)
+        if abs(slopes[0] - slopes[1]) < 1e-6 * abs(slopes[1]):
+            return ""
+        limit = (at(low) - slopes[0] * low - at(high) + slopes[1] * high) / (slopes[1] - slopes[0])
+        is_capacity = _is_near(slopes[0], -slopes[1])
+        for of_batch, of_image in itertools.product((True, False), repeat=2):
+            nats = limit * (size.latent if of_image else 1)
+
+            def column(a: Arguments, nats: float = nats, mean: bool = of_batch, total: bool = of_image) -> Tensor:
+                k = 0.5 * (a["m"] ** 2 + scale(a["s"]) ** 2 - 1) - log_scale(a["s"])
+                k = k.mean(0) if mean else k
+                k = k.sum(-1) if total else k
+                return (k - nats).abs() if is_capacity else k.clamp(min=nats)
+
+            spread = 3 * math.sqrt(2 * max(limit, 0.1))
+            points = [self._moved("ms", spread=spread * torch.rand(()).item()) for _ in range(_POINTS)]
+            if _fitted(Term("", (column,), (1,)), points, np.array([box(a).item() for a in points])).residual < 1e-6:
+                latents, images = "all latents" if of_image else "each latent", "each image"
+                of = f"{latents} of {'the batch, a mean' if of_batch else images}"
+                if is_capacity:
+                    return f"|KL - C| in place of the rate, with a capacity C = {nats:.6g} nats of {of}"
+                return f"free bits: the rate of {of} counts as at least {nats:.6g} nats"
+        return ""
+
+    def _elbo(self, likelihood: _Fit, rate: _Fit, lines: list[str]) -> Identified:
+        """Return the reductions and the proof of a sum of a likelihood and a rate."""
+        box, fits, fixed = self.box, {self.box.size: (likelihood, rate)}, dict[str, int]()
+        for symbol, size in box.size.others():
+            with contextlib.suppress(Exception):  # the user's code may take no other size
+                pair = self._named([likelihood.term], "xyt", size, 12), self._named([rate.term], "msz", size, 12)
+                if pair[0] and pair[1]:
+                    fits[size] = pair[0], pair[1]
+            if size not in fits and symbol:
+                fixed[symbol] = box.size.symbols()[symbol]
+        of_x, of_z = (_power({size: pair[index].weight for size, pair in fits.items()}) for index in (0, 1))
+        if of_x is None or of_z is None:
+            return self._refused("its weights are no powers of the sizes of batch, image and latent", lines)
+        claim, beta, of_batch = _Claim(likelihood.term, rate.term, of_x, of_z), of_z / of_x, of_x.powers.get("B", 0)
+        if beta.powers.get("B"):
+            reason = f"beta = {beta} depends on the batch size B: one part is a sum over the batch, the other a mean"
+            return self._refused(reason, lines)
+        first, *others = self._readings(claim, beta)
+        reduction = {0: "a sum over its images", -1: "a mean over its images"}.get(
+            of_batch, f"B^{of_batch} times a sum"
+        )
+        head = f"{_times(first.factor)}the negative {'ELBO' if str(first.beta) == '1' else 'beta-ELBO'} of the batch, "
+        pseudo = ", a pseudo-likelihood if x is grey" if first.likelihood.startswith("Bernoulli") else ""
+        lines = [
+            head + ("one value for each image" if box.is_vector else reduction),
+            f"  likelihood  {first.likelihood}{pseudo}",
+            f"{lines[1]}, KL {'by one draw z' if 'z' in box.names else 'in closed form'}",
+            f"  beta        {first.beta}",
+            *(f"  or          {_times(o.factor)}the beta-ELBO of {o.likelihood}, beta = {o.beta}" for o in others),
+        ]
+        reason, line = self._constant(claim, list(fits))
+        lines += [*line, *self._notes(rate.term, fixed), *self._part_lines(claim)]
+        residual = self._proof(claim, list(fits))
+        if reason or residual > 10 * self.exact:
+            return self._refused(reason or f"its values and gradients differ from this by {residual:.0e}", lines[1:])
+        compared = "values (it gives no gradients)" if box.is_numpy else "value and gradients"
+        where = f"{_PROOF} random points in {'float32' if box.is_single else 'float64'}"
+        lines.append(f"checked at {where}: {compared} agree to {residual:.0e}")
+        return Identified(True, "\n".join(lines), (first, *others), "", residual, rate.term.option)
+
+    def _readings(self, claim: _Claim, beta: Power) -> Iterator[Reading]:
+        """Yield the readings; two for a likelihood with a fixed scale, which may be 1 or such that beta is 1."""
+        term = claim.likelihood
+        if "{v}" not in term.name:
+            yield Reading(claim.of_x.without("B"), self._text(term.name), beta, None, term.option)
+            return
+        for factor, scale, weight in (claim.of_z, beta, Power(1.0)), (claim.of_x, Power(1.0), beta):
+            variance = scale if term.option else None
+            yield Reading(factor.without("B"), self._text(term.name, v=str(scale)), weight, variance, term.option)
+            if str(beta) == "1":
+                return
+
+    def _constant(self, claim: _Claim, sizes: Sequence[Size]) -> tuple[str, list[str]]:
+        """Return why the constant of the rate is not its own, or "", and a line on the constant of the likelihood.
+
+        The constant of the loss is split into one for each value of x and one for each latent, by several sizes.
+        """
+        rows, constants, term = [], [], claim.likelihood
+        for size in sizes:
+            a, symbols = self.box.point(size), size.symbols()
+            constants.append((self.box(a) - claim.values(self.box, a)).item())
+            batch, elements = size.batch, math.prod(size.image)
+            rows.append([claim.of_x.at(symbols) * batch * elements, claim.of_z.at(symbols) * batch * size.latent])
+        table, wanted = np.array(rows), np.array(constants)
+        of_x, of_z = np.linalg.lstsq(table, wanted, rcond=None)[0]
+        if np.linalg.matrix_rank(table) < 2:  # they cannot be told apart
+            of_z = claim.rate.constant
+            of_x = (wanted[0] - table[0, 1] * of_z) / table[0, 0]
+        if np.abs(table @ [of_x, of_z] - wanted).max() > 1e-6 * max(1e-3, np.abs(wanted).max()):
+            return "", ["  constant    one that depends on the sizes in no simple way"]
+        if abs(of_z - claim.rate.constant) > 1e-5:
+            which = "is missing (- 1 in the sum)" if abs(of_z) < 1e-5 else f"is {of_z:.6g} for each latent"
+            return f"the constant of the rate {which}: its gradient is that of an ELBO, its value is not", []
+        scale = (claim.of_z / claim.of_x).at(self.box.size.symbols()) if "{v}" in term.name else 1.0
+        own = [term.constant + math.log(v) * (0.5 if term.name.startswith("Normal") else 1) for v in (scale, 1.0)]
+        if abs(of_x - own[0]) < 1e-5:
+            return "", ["  constant    that of the density"] if term.missing else []
+        if abs(of_x - own[1]) < 1e-5:
+            return "", ["  constant    that of the density with scale 1"]
+        given = "" if abs(of_x) < 1e-5 else f"{of_x:.6g} for each value of x"
+        left_out = f"{term.missing} is left out, for each value of x" if term.missing else ""
+        return "", [f"  constant    {'; '.join(filter(None, (given, left_out)))}"]
+
+    def _notes(self, rate: Term, fixed: Mapping[str, int]) -> Iterator[str]:
+        """Yield lines on a spread whose name says another reading, and on sizes that the code fixes."""
+        name = self.box.names["s"].lower()
+        says = {"exp({s} / 2)": r"log_?v|lv$", "exp({s})": r"log_?(s|std)"}
+        named = next((reading for reading, pattern in says.items() if re.search(pattern, name)), "")
+        if named and f"scale = {named}" not in rate.name:
+            what = "a log variance" if "/" in named else "a log scale"
+            yield f"  note        {self.box.names['s']} is named as {what}: z must be drawn with the scale above"
+        if fixed:
+            values = ", ".join(f"{symbol} = {value}" for symbol, value in fixed.items())
+            yield f"  sizes       the code takes {values} only: the weights above are numbers for these"
+
+    def _part_lines(self, claim: _Claim) -> Iterator[str]:
+        """Yield a line for each further value that the loss returns: the distortion, the rate, or another value."""
+        for key in self.box.parts(self.base):
+            of_x, of_z = (bool({*self.box.depends(key)} & {self.box.names.get(r) for r in rs}) for rs in ("xyt", "msz"))
+            what = "a value of both parts" if of_x and of_z else "a constant"
+            if of_x != of_z:
+                term, roles, what = (claim.likelihood, "xyt", "distortion") if of_x else (claim.rate, "msz", "rate")
+                points = [self._moved(roles) for _ in range(8)]
+                values = np.array([self.box.parts(a)[key].sum().item() for a in points])
+                fit = _fitted(term, [self.box.shaped(a) for a in points], values)
+                is_it = fit.residual < 1e-6 and not math.isnan(fit.weight)
+                what = f"{'minus ' * (fit.weight < 0)}the {what}, times a number" if is_it else f"a value of the {what}"
+            if key != self.box.total:
+                yield f"  part        {key!r}: {what}"
+
+    def _proof(self, claim: _Claim, sizes: Sequence[Size]) -> float:
+        """Return the largest relative difference of values, up to a constant, or gradients."""
+        box, residual, constants = self.box, 0.0, dict[Size, float]()
+        names = claim.likelihood.name + claim.rate.name
+        unit = any(part in names for part in ("probs", "rate = {y}", "rate = {y},", "Logistic"))
+        positive = any(part in names for part in ("= {s}", "sqrt({s})", "= {t}", "sqrt({t})", "Logistic"))
+
+        def claimed(a: Arguments) -> Tensor:
+            return claim.values(box, a)
+
+        for number in range(_PROOF):
+            size = sizes[number % len(sizes)]
+            a = box.point(size, unit=unit, positive=positive)
+            if not box.has_classes and number % 2:
+                a["x"] = (a["x"] > 0.5).double()
+            theirs, ours = [box(a)], [claimed(a)]
+            ours[0] = ours[0] + constants.setdefault(size, (theirs[0] - ours[0]).item())
+            if not box.is_numpy:
+                theirs, ours = [*theirs, *self._gradients(box, a)], [*ours, *self._gradients(claimed, a)]
+            for one, other in zip(theirs, ours):
+                residual = max(residual, float((one - other).abs().max() / (other.abs().max() + 1e-300)))
+        return residual
+
+    def _text(self, name: str, v: str = "") -> str:
+        return name.format(**{role: self.box.names.get(role, role) for role in "xytmsz"}, v=v)
+
+    def _refused(self, reason: str, lines: Sequence[str] = ()) -> Identified:
+        return Identified(is_elbo=False, text="\n".join([f"no ELBO: {reason}", *lines]), reason=reason)
+
+
+def _power(weights: Mapping[Size, float]) -> Power | None:
+    """Return a weight as powers of the sizes, which it has at all of these sizes; None if there are none."""
+    (base, first), *others = ((size.symbols(), weight) for size, weight in weights.items())
+    powers: dict[str, int] = {}
+    for symbols, weight in others:
+        changed = [name for name in base if symbols[name] != base[name]]
+        if len(changed) == 1 and weight / first > 0:
+            powers[changed[0]] = round(math.log(weight / first) / math.log(symbols[changed[0]] / base[changed[0]]))
+    found = Power(_nearest(first / Power(1.0, powers).at(base)), powers)
+    return found if all(_is_near(found.at(size.symbols()), one, 1e-5) for size, one in weights.items()) else None
+
+
+def _times(factor: Power) -> str:
+    return "" if str(factor) == "1" else f"{factor} times "
+
+
+def _is_near(one: float, other: float, relative: float = 1e-7) -> bool:
+    return abs(one - other) <= relative * max(abs(one), abs(other))

@@ -1,0 +1,54 @@
+"""`python -m pvae.identify FILE.py:FUNCTION`."""
+
+from __future__ import annotations
+
+import pytest
+
+from pvae.cli import identify
+from pvae.cli.identify import main
+
+GOOD = """
+import torch
+from torch.nn import functional as F
+print("imported")
+def loss(recon_x, x, mu, logvar, kld_weight):
+    print("called")
+    rate = -0.5 * (1 + logvar - mu**2 - logvar.exp()).sum()
+    return F.binary_cross_entropy(recon_x, x, reduction="sum") + kld_weight * rate
+"""
+
+
+def test_a_loss_in_a_file_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(GOOD)
+    assert main(["mine.py:loss", "--constant", "kld_weight=0.25"]) == 0
+    said = capsys.readouterr().out
+    assert "beta        0.25" in said
+    assert "imported" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "words"),
+    [
+        (GOOD, ["other.py:loss"], "no file other.py"),
+        (GOOD, ["mine.py"], "FILE.py:FUNCTION"),
+        (GOOD, ["mine.py:los"], "no function los; it has loss"),
+        ("import no_such_module", ["mine.py:loss"], "No module named"),
+        ("def loss(x:", ["mine.py:loss"], "SyntaxError"),
+        ("raise SystemExit(3)", ["mine.py:loss"], "SystemExit"),
+        ("def loss(a,b,c,d,e,f,g,h,i,j,k): pass", ["mine.py:loss"], "11 arguments"),
+        (GOOD, ["mine.py:loss", "--constant", "3=4"], "NAME=NUMBER"),
+        (GOOD, ["mine.py:loss", "--arguments", "x,y"], "the roles are"),
+        ("import time\ndef loss(x, recon, mu, logvar): time.sleep(60)", ["mine.py:loss"], "has not returned"),
+    ],
+)
+def test_what_cannot_be_named_is_one_line(tmp_path, capsys, monkeypatch, text, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(identify, "_SECONDS", 1)
+    (tmp_path / "mine.py").write_text(text)
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert words in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""

@@ -1,0 +1,190 @@
+"""`pvae.identify` names losses as they are written in public, refuses what is no ELBO, and is never wrong."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+from helpers.losses import NO_ELBO, PUBLIC, kl
+from torch.nn import functional as F
+
+import pvae
+from pvae.core.errors import InputError
+from pvae.reference.identify import Power, identify
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_losses_are_named(name):
+    loss, _, head, likelihood, beta, options = PUBLIC[name]
+    found = identify(loss, **options)
+    lines = str(found).splitlines()
+    assert found.is_elbo, lines
+    assert head in lines[0]
+    assert likelihood in str(found)
+    assert f"  beta        {beta}" in lines
+    assert found.residual < 1e-10
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NO_ELBO)
+def test_what_is_no_elbo_is_refused_for_its_own_reason(name):
+    loss, reason, options = NO_ELBO[name]
+    found = identify(loss, **options)
+    assert not found.is_elbo
+    assert reason in found.reason
+    with pytest.raises(InputError):
+        found.config()
+
+
+LIKELIHOODS = {
+    "Bernoulli(probs": lambda y, x: F.binary_cross_entropy(y, x, reduction="none"),
+    "Bernoulli(logits": lambda y, x: F.binary_cross_entropy_with_logits(y, x, reduction="none"),
+    "Normal(": lambda y, x: 0.5 * (y - x) ** 2,
+    "Laplace(": lambda y, x: (y - x).abs(),
+    "Poisson(rate = exp(": lambda y, x: F.poisson_nll_loss(y, x, reduction="none"),
+    "Poisson(rate = recon)": lambda y, x: y - x * y.log(),
+}
+SPREADS = {
+    "scale = exp(s / 2)": lambda s: (s / 2).exp(),
+    "scale = exp(s)": torch.exp,
+    "scale = s": lambda s: s,
+    "scale = sqrt(s)": torch.sqrt,
+    "scale = softplus(s)": F.softplus,
+}
+REDUCTIONS = {"sum": {}, "mean": {"B": -1}, "elements": {"B": -1, "D": -1}}
+
+
+def reduced(values, how):
+    return {"sum": values.sum, "mean": lambda: values.sum(1).mean(), "elements": values.mean}[how]()
+
+
+def combination(seed):
+    """Return a random loss, and what it is: likelihood, spread, the weights of both parts, and its flaw."""
+    draw = np.random.default_rng(seed)
+    (name, density), (spread, scale_of) = (list(one.items())[draw.integers(len(one))] for one in (LIKELIHOODS, SPREADS))
+    of_x, of_z = draw.choice(["sum", "mean", "elements"], 2)
+    weight, beta = (float(one) for one in draw.choice([1, 0.5, 2, 1.01, 0.99, 1e-3, 250, math.pi], 2))
+    is_drawn, flaw = bool(draw.integers(2)), draw.choice(["", "", "sign", "half", "constant"])
+
+    def loss(recon, x, mu, s, z):
+        scale = scale_of(s)
+        parts = (
+            (z**2, -(((z - mu) / scale) ** 2), -2 * scale.log())
+            if is_drawn
+            else (mu**2, scale**2 - 1, -2 * scale.log())
+        )
+        first = {"sign": -1, "half": 0.5}.get(flaw, 1)
+        rate = 0.5 * (first * parts[0] + parts[1] + parts[2]) + 0.25 * (flaw == "constant")
+        return weight * reduced(density(recon, x), of_x) + beta * reduced(rate, of_z)
+
+    w_x = Power(weight, REDUCTIONS[of_x])
+    w_z = Power(beta, {{"D": "L"}.get(key, key): power for key, power in REDUCTIONS[of_z].items()})
+    return (loss if is_drawn else lambda recon, x, mu, s: loss(recon, x, mu, s, 0)), name, spread, w_x, w_z, flaw
+
+
+def check(seed):
+    loss, name, spread, w_x, w_z, flaw = combination(seed)
+    found, ratio = identify(loss), w_z / w_x
+    if flaw == "constant" and ratio.powers.keys() >= {"D", "L"}:
+        return  # the constants of both parts have the same power of the sizes, and cannot be told apart
+    assert found.is_elbo == (not flaw and not ratio.powers.get("B")), (seed, str(found))
+    if found.is_elbo:
+        assert name in str(found), seed
+        assert spread in str(found), seed
+        one = found.readings[-1]
+        sizes = {"B": 7, "D": 30, "L": 4}
+        assert one.beta.at(sizes) == pytest.approx(ratio.at(sizes), rel=1e-9), seed
+        assert one.factor.at(sizes) == pytest.approx(w_x.without("B").at(sizes), rel=1e-9), seed
+
+
+@pytest.mark.parametrize("seeds", [range(start, start + 10) for start in range(0, 100, 10)], ids=str)
+def test_random_combinations_are_named_right(seeds):
+    for seed in seeds:
+        check(seed)
+
+
+@pytest.mark.slow
+def test_ten_thousand_random_combinations_are_named_right():
+    for seed in range(10_000):
+        check(seed)
+
+
+def test_a_loss_is_named_within_a_second():
+    identify(PUBLIC["post_002"][0])  # imports
+    started = time.process_time()
+    identify(PUBLIC["post_002"][0])
+    assert time.process_time() - started < 5, "five times what it takes on an idle core"
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("post_003_fashion", {"D": 1024, "L": 2}), ("post_001", {"D": 784})])
+def test_the_configuration_trains_the_same_gradient(name, sizes):
+    """For post 003 it is that of the published system."""
+    loss, *_, options = PUBLIC[name]
+    config = identify(loss, **options).config(**sizes)
+    published = pvae.get_system({"post_003_fashion": "fashion-vae", "post_001": "mlp-2d"}[name])
+    if name == "post_003_fashion":
+        assert config.beta == pytest.approx(published.beta)
+        assert config.rate_reduction == published.rate_reduction == "mean"
+    else:
+        assert (config.likelihood, config.scale) == ("normal", pytest.approx(math.sqrt(0.392)))
+
+
+def test_a_size_that_the_configuration_needs_is_asked_for():
+    loss, *_, options = PUBLIC["post_001"]
+    with pytest.raises(InputError, match="D"):
+        identify(loss, **options).config()
+
+
+def test_parts_of_a_dictionary_are_named():
+    loss, *_, options = PUBLIC["antixk_vanilla"]
+    text = str(identify(loss, **options))
+    assert "'Reconstruction_Loss': the distortion" in text
+    assert "'KLD': minus the rate" in text
+
+
+def test_arguments_without_names_are_found_by_trying():
+    def loss(a, b, c, d):
+        return F.binary_cross_entropy(c, a, reduction="sum") + kl(b, d).sum()
+
+    text = str(identify(loss))
+    assert "Bernoulli(probs = c)" in text
+    assert "Normal(loc = b, scale = exp(d / 2))" in text
+
+
+def eleven(a, b, c, d, e, f, g, h, i, j, k):
+    return 0
+
+
+def in_place(recon, x, mu, logvar):
+    mu.mul_(2)
+    return F.mse_loss(recon, x) + kl(mu, logvar).sum()
+
+
+def on_cuda(recon, x, mu, logvar):
+    return F.mse_loss(recon.to("cuda:7"), x) + kl(mu, logvar).sum()
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [(eleven, "11 arguments"), (in_place, "changes its argument mu in place"), (on_cuda, "fails"), (3, "a function"),
+     (lambda *args: args[0], "arguments="), (lambda: 0, "arguments="), (lambda x, recon: None, "without a number")],
+)  # fmt: skip
+def test_bad_losses_are_refused_in_one_line(loss, words):
+    with pytest.raises(InputError, match=words) as refused:
+        identify(loss)
+    assert "\n" not in str(refused.value)
+
+
+def test_nothing_is_printed_and_no_random_number_is_used(capsys):
+    def loud(recon, x, mu, logvar):
+        print("loss")
+        return F.mse_loss(recon, x, reduction="sum") + kl(mu, logvar).sum()
+
+    state = torch.random.get_rng_state()
+    assert identify(loud).is_elbo
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert capsys.readouterr().out == ""
