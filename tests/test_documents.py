@@ -62,6 +62,13 @@ def test_own_images_in_the_readme(run):
     assert names["run"].metrics()[-1].split == "test"
 
 
+def test_the_loss_in_the_readme_is_named_as_it_says(run, capsys):
+    run(README, "pvae.identify(")
+    (block,) = [block for block in blocks(README) if "pvae.identify(" in block]
+    said = [line.removeprefix("# ") for line in block.splitlines() if line.startswith("# ")]
+    assert capsys.readouterr().out.splitlines()[:-1] == said[:-1]
+
+
 def test_a_vae_of_the_packages_modules_is_trained_and_its_likelihood_estimated_as_its_page_says(run, capsys):
     names = run(ROOT / "notebooks/systems.md", "PlanarPosterior")
     assert names["run"].metrics()[-1].epoch == 1

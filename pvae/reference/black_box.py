@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pvae.core.errors import InputError, brief, listed
 from pvae.reference.loss_terms import Arguments
 
-__all__ = ["ROLES", "BlackBox", "Size", "ways_of_calling"]
+__all__ = ["ROLES", "BlackBox", "Size", "loss_of_module", "ways_of_calling"]
 
 # The names of arguments by role; a name that fits several patterns has the first of these roles.
 _IMAGE = r"(x|recon|rec|dec|decoder|out|output|likelihood|p)"
@@ -177,6 +177,52 @@ class BlackBox:
         if self.layout != "flat":
             return a
         return {role: a[role].reshape(a["x"].shape) if role in "yt" else a[role] for role in a}
+
+
+_METHODS = (
+    "loss_function",
+    "loss",
+    "loss_fn",
+    "compute_loss",
+    "calc_loss",
+    "get_loss",
+    "vae_loss",
+    "elbo",
+    "criterion",
+)
+
+
+def loss_of_module(module: nn.Module, x: Any) -> tuple[Callable[..., Any], tuple[str, ...] | None, tuple[int, ...]]:
+    """Return the loss of a module whose forward returns reconstruction, mean and log variance of a batch x.
+
+    Returns:
+        The method; the roles of its arguments, if it takes any number of them, in the order of what forward returns;
+        and the shape of an image.
+
+    Raises:
+        InputError: x is no batch, forward fails or returns something else, or there is no such method.
+    """
+    if not isinstance(x, Tensor) or x.dim() < 2:
+        raise InputError("a module is identified with a batch of its images: give identify(module, x), x a tensor")
+    method = next((getattr(module, name) for name in _METHODS if callable(getattr(module, name, None))), None)
+    if method is None:
+        raise InputError(f"the module has no loss ({', '.join(_METHODS)}): give identify the function that computes it")
+    try:
+        with torch.no_grad():
+            output = module(x)
+    except Exception as error:  # of any type, since it is the user's code
+        raise InputError(
+            f"forward of the module fails ({type(error).__name__}: {brief(error)}): give x in its shape"
+        ) from None
+    latent, roles = iter(("loc", "spread", "z")), []
+    for one in output if isinstance(output, (tuple, list)) else [output]:
+        is_image = isinstance(one, Tensor) and one.numel() == x.numel()
+        is_x = is_image and torch.equal(one.reshape(x.shape), x)
+        roles.append("x" if is_x else "reconstruction" if is_image else next(latent, ""))
+    takes_any = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(method).parameters.values())
+    if takes_any and not {"x", "reconstruction", "loc", "spread"} <= {*roles}:
+        raise InputError("forward of the module returns no reconstruction, x, mean and log variance: give the function")
+    return method, tuple(roles) if takes_any else None, tuple(x.shape[1:])
 
 
 def ways_of_calling(

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from pvae.config.config import Config
 from pvae.core.errors import InputError, listed
-from pvae.reference.black_box import BlackBox, Size, ways_of_calling
+from pvae.reference.black_box import BlackBox, Size, loss_of_module, ways_of_calling
 from pvae.reference.loss_terms import Arguments, Term, likelihoods, rates, spreads
 
 __all__ = ["Identified", "Power", "Reading", "identify"]
@@ -154,7 +154,7 @@ class Identified:
 
 def identify(
     loss: Callable[..., Any],
-    arguments: Sequence[str] | Mapping[str, str] | None = None,
+    arguments: Sequence[str] | Mapping[str, str] | Tensor | None = None,
     *,
     shape: tuple[int, ...] | None = None,
     **constants: Any,
@@ -170,8 +170,10 @@ def identify(
     Args:
         loss: a function of x, its reconstruction, the encoder's two outputs and perhaps a draw z or the likelihood's
             spread; it returns a scalar, a value for each image, or a tuple or a dictionary with the total among them.
+            Or a module with a method of such a name as `loss_function`, whose forward returns reconstruction, mean and
+            log variance.
         arguments: the roles of its arguments, in order, or by name: "x", "reconstruction", "loc", "spread", "z" and
-            "x_spread" (of the likelihood); by default found by their names and by trying.
+            "x_spread" (of the likelihood); by default found by their names and by trying. With a module, a batch x.
         shape: of one image, (C, H, W) or (D,); by default found by trying.
         constants: further arguments of the loss, by name, such as a weight of the rate.
 
@@ -181,6 +183,8 @@ def identify(
     Raises:
         InputError: it raises an exception for every shape that was tried, takes other arguments, or changes them.
     """
+    if isinstance(loss, nn.Module):
+        loss, arguments, shape = loss_of_module(loss, arguments)
     with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
         torch.manual_seed(0)
         found: list[tuple[int, Identified]] = []

@@ -36,7 +36,7 @@ _TURNS, _FEWEST_TURNS, _MANY = 7, 3, 20_000  # epochs that are counted: fewer of
 def scaling(arguments: argparse.Namespace) -> None:
     """Print the cost of an image as the work grows, by hand and by this package, in turns, and draw it."""
     rows = []
-    print("| what | of | images | by hand, us / image | pvae graph, us / image | ratio |\n|---|---|---|---|---|---|")
+    print("| what | of | images | by hand, us / image | pvae, us / image | ratio |\n|---|---|---|---|---|---|")
     for axis, (values, images, sides) in _AXES.items():
         for value in values:
             count = images or value
@@ -59,7 +59,7 @@ def _draw(rows: list[tuple[str, int, list[float]]], path: Path) -> None:
     figure = Figure(figsize=(12, 2.9), layout="constrained")
     for axes, axis in zip(figure.subplots(1, len(_AXES), sharey=True), _AXES):
         points = [(value, costs) for name, value, costs in rows if name == axis]
-        for side, label in enumerate(("written by hand", "pvae, graph")):
+        for side, label in enumerate(("written by hand", "pvae")):
             axes.loglog([value for value, _ in points], [costs[side] for _, costs in points], "o-", label=label)
         axes.set_xlabel(axis.replace("-", " "))
         axes.grid(alpha=0.3)

@@ -155,6 +155,29 @@ def test_arguments_without_names_are_found_by_trying():
     assert "Normal(loc = b, scale = exp(d / 2))" in text
 
 
+class Module(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = torch.nn.Linear(784, 40), torch.nn.Linear(20, 784)
+
+    def forward(self, x):
+        mu, logvar = self.encoder(x.flatten(1)).chunk(2, 1)
+        return self.decoder(mu).sigmoid().view(x.shape), x, mu, logvar
+
+    def loss_function(self, *args):
+        recon, x, mu, logvar = args
+        return {"loss": F.mse_loss(recon, x) + 0.01 * kl(mu, logvar).sum(1).mean()}
+
+
+def test_a_module_is_named_by_its_loss():
+    assert identify(Module(), torch.rand(5, 1, 28, 28)).readings[0].beta == Power(1.0)
+    for x, words in ((None, "a batch"), (torch.rand(5, 1, 28, 27), "forward")):
+        with pytest.raises(InputError, match=words):
+            identify(Module(), x)
+    with pytest.raises(InputError, match="no loss"):
+        identify(torch.nn.Linear(3, 3), torch.rand(5, 3))
+
+
 def eleven(a, b, c, d, e, f, g, h, i, j, k):
     return 0
 
