@@ -72,7 +72,7 @@ class Runs:
         if not path.exists() and earlier is not None:
             part = path.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)
-            shutil.copytree(self(name, earlier).run.path, part)
+            shutil.copytree(self(name, earlier).path, part)
             part.rename(path)
         if path not in self._known:
             started = time.perf_counter()
@@ -419,7 +419,7 @@ def main() -> None:
         else:
             make_notebook(name.removesuffix(".ipynb"), runs, arguments.out)
     if {"strip", "deep-bayes-samples"} & set(names):
-        said = str(runs("deep-bayes").run.test_metrics())
+        said = str(runs("deep-bayes").test_metrics())
         if said not in (HERE.parent / "README.md").read_text():
             print(f"README.md has other figures than its pictures, which are of a run with {said}")
 

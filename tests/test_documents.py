@@ -62,9 +62,10 @@ def test_own_images_in_the_readme(run):
     assert names["run"].metrics()[-1].split == "test"
 
 
-def test_the_loss_in_the_readme_is_named_as_it_says(run, capsys):
-    run(README, "pvae.identify(")
-    (block,) = [block for block in blocks(README) if "pvae.identify(" in block]
+@pytest.mark.parametrize("page", [README, ROOT / "notebooks/identify.md"], ids=["README", "identify"])
+def test_the_loss_of_a_page_is_named_as_it_says(run, capsys, page):
+    run(page, "pvae.identify(")
+    (block,) = [block for block in blocks(page) if "pvae.identify(" in block]
     said = [line.removeprefix("# ") for line in block.splitlines() if line.startswith("# ")]
     assert capsys.readouterr().out.splitlines()[:-1] == said[:-1]
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
+import functools
 import importlib.util
 import io
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pvae.cli.command import Parser, ctrl_c_exits_at_once, run_command, whole_number
-from pvae.core.errors import InputError, brief
+from pvae.cli.command import Parser, ctrl_c_exits_at_once, run_command
+from pvae.core.errors import InputError
 from pvae.core.terminal import print_line
 
 __all__ = ["main"]
@@ -41,11 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(argv)
         with ctrl_c_exits_at_once("pvae.identify"):
             from pvae.reference.identify import identify
-        roles = arguments.arguments.split(",") if arguments.arguments else None
-        shape = tuple(arguments.shape) if arguments.shape else None
         with _time_limit(arguments.loss):
             loss = _load(arguments.loss)
-            print_line(identify(loss, roles, shape=shape, **dict(arguments.constant)))
+            print_line(identify(loss, arguments.arguments, shape=arguments.shape, **dict(arguments.constant)))
 
     return run_command("pvae.identify", command)
 
@@ -58,17 +59,25 @@ def _parser() -> argparse.ArgumentParser:
         "the roles of its arguments, in order: x, reconstruction, loc, spread, z, x_spread (default: by their names)"
     )
     add("--arguments", metavar="LIST", help=roles)
-    add("--shape", metavar="N", type=whole_number(1), nargs="+", help="of one image, as 1 28 28 (default: by trying)")
-    constant = "another argument, a number, as kld_weight=0.005; may be given several times"
-    add("--constant", metavar="NAME=X", type=_constant, action="append", default=[], help=constant)
+    add("--shape", metavar="SHAPE", type=_shape, help="of one image, as 1x28x28 or 784 (default: by trying)")
+    constant = "another argument of the loss, as kld_weight=0.005; may be given several times"
+    add("--constant", metavar="NAME=VALUE", type=_constant, action="append", default=[], help=constant)
     return parser
 
 
-def _constant(text: str) -> tuple[str, float]:
-    name, _, value = text.partition("=")
-    if not name.isidentifier():
-        raise argparse.ArgumentTypeError(f"{text} is not NAME=NUMBER")
-    return name, float(value)
+def _shape(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5}){0,2}", text):
+        raise argparse.ArgumentTypeError(f"{text} is no shape such as 1x28x28")
+    return tuple(map(int, text.split("x")))
+
+
+def _constant(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not name.isidentifier() or not equals:
+        raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE")
+    with contextlib.suppress(ValueError, SyntaxError):
+        return name, ast.literal_eval(value)
+    return name, value
 
 
 def _load(place: str) -> Callable[..., Any]:
@@ -77,7 +86,7 @@ def _load(place: str) -> Callable[..., Any]:
     Raises:
         InputError: there is no such file or function, or importing it fails.
     """
-    file, _, name = place.rpartition(":")
+    file, _, name = place.rpartition(":") if not place.endswith(".py") else (place, "", "")
     path = Path(file)
     if path.suffix != ".py" or not path.is_file():
         raise InputError(f"{place}: there is no file {file or place}: give FILE.py:FUNCTION")
@@ -88,16 +97,23 @@ def _load(place: str) -> Callable[..., Any]:
     sys.path.insert(0, str(path.parent.resolve()))
     sys.modules[path.stem] = module
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             spec.loader.exec_module(module)
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # of any type: it is the user's file
-        raise InputError(f"{path} cannot be imported ({type(error).__name__}: {brief(error)}): mend it first") from None
-    if not callable(loss := getattr(module, name, None)):
+        advice = "put the loss into a file of its own, or the rest below: if __name__ == '__main__'"
+        raise InputError(f"{path} cannot be imported ({type(error).__name__}: {error}): {advice}") from None
+    loss: Any = module
+    for part in name.split("."):
+        owner, loss = loss, getattr(loss, part, None)
+    if not callable(loss):
         named = [one for one, value in vars(module).items() if callable(value) and one[0] != "_"]
-        raise InputError(f"{path} has no function {name}; it has {', '.join(named) or 'none'}")
-    return loss
+        wanted = f"no function {name}" if name else "to be named with a function"
+        raise InputError(f"{path} has {wanted}; it has {', '.join(named) or 'none'}: give FILE.py:FUNCTION")
+    if isinstance(loss, type):
+        raise InputError(f"{name} is a class: give FILE.py:{name}.METHOD, or the name of an object of it")
+    return functools.partial(loss, None) if isinstance(owner, type) else loss  # a method, without its object
 
 
 @contextlib.contextmanager

@@ -192,7 +192,7 @@ _METHODS = (
 )
 
 
-def loss_of_module(module: nn.Module, x: Any) -> tuple[Callable[..., Any], tuple[str, ...] | None, tuple[int, ...]]:
+def loss_of_module(module: nn.Module, x: Tensor) -> tuple[Callable[..., Any], tuple[str, ...] | None, tuple[int, ...]]:
     """Return the loss of a module whose forward returns reconstruction, mean and log variance of a batch x.
 
     Returns:
@@ -202,8 +202,10 @@ def loss_of_module(module: nn.Module, x: Any) -> tuple[Callable[..., Any], tuple
     Raises:
         InputError: x is no batch, forward fails or returns something else, or there is no such method.
     """
-    if not isinstance(x, Tensor) or x.dim() < 2:
-        raise InputError("a module is identified with a batch of its images: give identify(module, x), x a tensor")
+    if x.dim() < 2:
+        raise InputError(
+            f"a module is identified with a batch of its images, not with a tensor of shape {tuple(x.shape)}"
+        )
     method = next((getattr(module, name) for name in _METHODS if callable(getattr(module, name, None))), None)
     if method is None:
         raise InputError(f"the module has no loss ({', '.join(_METHODS)}): give identify the function that computes it")
@@ -233,29 +235,31 @@ def ways_of_calling(
     Raises:
         InputError: there is none, or the loss is no function of such arguments.
     """
-    if not callable(function):
-        raise InputError(f"a loss is a function, not a {type(function).__name__}")
-    first: Exception | None = None
+    if not callable(function) or isinstance(function, type):
+        what = f"the class {function.__name__}" if isinstance(function, type) else f"a {type(function).__name__}"
+        raise InputError(f"a loss is a function or a method of an object, not {what}")
+    errors: list[str] = []
     works = False
-    for names, by_name in _choices_of_roles(function, arguments, constants):
+    for names, by_name, others in _choices_of_roles(function, arguments, constants):
         found: set[bool] = set()
         for layout, image, latent, is_numpy in _shapes(shape):
             is_of_classes = layout in ("classes", "tokens")
             if is_of_classes in found or (found and is_numpy):
                 continue
             try:
-                yield BlackBox(function, names, constants, by_name, layout, Size(4, image, latent), is_numpy)
+                yield BlackBox(function, names, others, by_name, layout, Size(4, image, latent), is_numpy)
             except (InputError, GeneratorExit):
                 raise
             except Exception as error:  # of any type, since it is the user's code
-                first = first or error
+                errors.append(f"{type(error).__name__}: {brief(error)}")
             else:
                 works = True
                 found.add(is_of_classes)
+    if not works and len({*errors}) == 1:
+        raise InputError(f"the loss raises {errors[0]}")
     if not works:
-        advice = "give shape= of one image, or arguments= with the roles"
-        what = f"{type(first).__name__}: {brief(first)}" if first else ""
-        raise InputError(f"the loss fails for every shape that was tried ({what}): {advice}")
+        advice = "give the shape of an image (shape=, --shape), or the roles of the arguments (arguments=, --arguments)"
+        raise InputError(f"the loss fails for every shape that was tried ({errors[0]}): {advice}")
 
 
 def _shapes(shape: tuple[int, ...] | None) -> Iterator[tuple[str, tuple[int, ...], int, bool]]:
@@ -272,27 +276,54 @@ def _shapes(shape: tuple[int, ...] | None) -> Iterator[tuple[str, tuple[int, ...
 
 def _choices_of_roles(
     function: Any, arguments: Any, constants: Mapping[str, Any]
-) -> Iterator[tuple[dict[str, str], bool]]:
-    """Yield the names of the arguments by role, and whether to call the loss by keywords; the likeliest first."""
+) -> Iterator[tuple[dict[str, str], bool, dict[str, Any]]]:
+    """Yield the names of the arguments by role, whether to call the loss by keywords, and its other arguments.
+
+    Raises:
+        InputError: the arguments cannot be told apart, or one that is no tensor has no value.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        raise InputError("the loss has no signature that Python can read: wrap it in a function") from None
+    every = signature.parameters.values()
+    named = [p for p in every if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    numbers = {p.name: p.default for p in named if isinstance(p.default, (int, float)) and p.kind != p.POSITIONAL_ONLY}
+    others = {**numbers, **constants}
     if arguments is not None:
         by_name = isinstance(arguments, Mapping)
-        roles = list(arguments.values()) if by_name else list(arguments)
+        given = [one.strip() for one in arguments.split(",")] if isinstance(arguments, str) else arguments
+        roles = list(arguments.values()) if by_name else list(given)
         if not {*roles} <= {*ROLES} or len({*roles}) < len(roles):
-            raise InputError(f"arguments={arguments!r}: the roles are {', '.join(ROLES)}, each at most once")
-        yield {ROLES[role]: name for role, name in zip(roles, arguments if by_name else roles)}, by_name
+            raise InputError(f"arguments {arguments!r}: the roles are {', '.join(ROLES)}, each at most once")
+        names = dict(zip((ROLES[role] for role in roles), given if by_name else roles))
+        _check_bound(signature, () if by_name else roles, {**others, **dict.fromkeys(given if by_name else ())})
+        yield names, by_name, others
         return
-    try:
-        every = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        raise InputError("the loss has no signature that Python can read: give arguments= with the roles") from None
-    named = [p for p in every if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     needed = [p.name for p in named if p.default is p.empty and p.name not in constants]
-    by_name = all(p.kind is not p.POSITIONAL_ONLY for p in named)
-    if not any(len(roles) == len(needed) for roles in _SETS):
-        wanted = "give arguments= with the roles of its tensors, and its other arguments by name"
-        raise InputError(f"the loss takes {len(needed)} arguments ({', '.join(needed) or 'without names'}): {wanted}")
+    if unused := [name for name in constants if name not in signature.parameters and len(named) == len(every)]:
+        raise InputError(f"the loss has no argument {listed(unused)}; it has {', '.join(signature.parameters)}")
     guesses = [_guess(name) for name in needed]
-    yield from (({role: name for name, role in zip(needed, roles)}, by_name) for roles in _assignments(guesses))
+    unknown = [name for name, guess in zip(needed, guesses) if not guess]
+    if unknown and {*"xyms"} <= {*guesses}:
+        values = ", ".join(f"{name}=1" for name in unknown)
+        raise InputError(
+            f"what is {listed(unknown)}? if it is no tensor of a VAE, give it a value: {values} (--constant)"
+        )
+    if not any(len(roles) == len(needed) for roles in _SETS):
+        wanted = "give the roles of its tensors (arguments=, --arguments), and values for its other arguments"
+        raise InputError(f"the loss takes {len(needed)} arguments ({', '.join(needed) or 'without names'}): {wanted}")
+    _check_bound(signature, (), {**others, **dict.fromkeys(needed)})
+    by_name = all(p.kind is not p.POSITIONAL_ONLY for p in named)
+    yield from (({role: name for name, role in zip(needed, roles)}, by_name, others) for roles in _assignments(guesses))
+
+
+def _check_bound(signature: inspect.Signature, positional: Iterable[Any], by_name: Mapping[str, Any]) -> None:
+    """Refuse arguments that are missing, or that the loss does not have."""
+    try:
+        signature.bind(*positional, **{name: by_name[name] for name in by_name})
+    except TypeError as error:
+        raise InputError(f"the loss cannot be called so: {error}; it has {', '.join(signature.parameters)}") from None
 
 
 def _guess(name: str) -> str:

@@ -8,10 +8,12 @@ of batch, image and latent show how the loss is reduced. Values and gradients at
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import itertools
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -31,7 +33,16 @@ __all__ = ["Identified", "Power", "Reading", "identify"]
 
 _POINTS = 30  # at which a term is fitted
 _PROOF = 200  # points at which the answer is checked
+_KNOWN = "(Bernoulli, Normal, Laplace, Poisson, categorical, ...); are x and reconstruction given in this order?"
 _MOST_WAYS = 24  # of calling the loss that are tried where none is an ELBO
+
+
+_SAYS = {  # the reading that the name of a spread says
+    "exp({s} / 2)": r"(log|ln)_?(var|v)|lv$",
+    "exp({s})": r"(log|ln)_?(s|std)",
+    "sqrt({s})": r"var",
+    "{s}": r"sigma|std|scale|sd$",
+}
 
 
 @dataclass(frozen=True)
@@ -154,7 +165,7 @@ class Identified:
 
 def identify(
     loss: Callable[..., Any],
-    arguments: Sequence[str] | Mapping[str, str] | Tensor | None = None,
+    arguments: str | Sequence[str] | Mapping[str, str] | Tensor | None = None,
     *,
     shape: tuple[int, ...] | None = None,
     **constants: Any,
@@ -170,8 +181,8 @@ def identify(
     Args:
         loss: a function of x, its reconstruction, the encoder's two outputs and perhaps a draw z or the likelihood's
             spread; it returns a scalar, a value for each image, or a tuple or a dictionary with the total among them.
-            Or a module with a method of such a name as `loss_function`, whose forward returns reconstruction, mean and
-            log variance.
+            Or a module whose forward is the loss; or, with a batch x, a module with a method of such a name as
+            `loss_function`, whose forward returns reconstruction, mean and log variance.
         arguments: the roles of its arguments, in order, or by name: "x", "reconstruction", "loc", "spread", "z" and
             "x_spread" (of the likelihood); by default found by their names and by trying. With a module, a batch x.
         shape: of one image, (C, H, W) or (D,); by default found by trying.
@@ -183,9 +194,17 @@ def identify(
     Raises:
         InputError: it raises an exception for every shape that was tried, takes other arguments, or changes them.
     """
-    if isinstance(loss, nn.Module):
+    if isinstance(loss, nn.Module) and isinstance(arguments, Tensor):
         loss, arguments, shape = loss_of_module(loss, arguments)
-    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
+    elif isinstance(loss, nn.Module):
+        if len(inspect.signature(loss.forward).parameters) == 1:
+            raise InputError("a module is identified with a batch of its images: give identify(module, x), x a tensor")
+        loss = loss.forward
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # of shapes that are only tried
         torch.manual_seed(0)
         found: list[tuple[int, Identified]] = []
         for box in itertools.islice(ways_of_calling(loss, arguments, shape, constants), _MOST_WAYS):
@@ -317,7 +336,7 @@ class _Identification:
     def _wrong(self, fit: _Fit | None, what: str, of: str) -> str:
         """Return why a fit is none of a likelihood or a rate; or an empty string."""
         if fit is None:
-            known = "in the list" if what == "likelihood" else "of a Normal q(z|x) to N(0, I)"
+            known = _KNOWN if what == "likelihood" else "of a Normal q(z|x) to N(0, I)"
             return f"its function of {self._text(of)} is no {what} {known}"
         if not fit.term.is_part:
             return fit.term.kind
@@ -370,10 +389,10 @@ class _Identification:
             spread = 3 * math.sqrt(2 * max(limit, 0.1))
             points = [self._moved("ms", spread=spread * torch.rand(()).item()) for _ in range(_POINTS)]
             if _fitted(Term("", (column,), (1,)), points, np.array([box(a).item() for a in points])).residual < 1e-6:
-                latents, images = "all latents" if of_image else "each latent", "each image"
-                of = f"{latents} of {'the batch, a mean' if of_batch else images}"
+                latents, images = "all latents" if of_image else "each latent", " of each image"
+                of = f"{latents}{', a mean over the batch,' if of_batch else images}"
                 if is_capacity:
-                    return f"|KL - C| in place of the rate, with a capacity C = {nats:.6g} nats of {of}"
+                    return f"|KL - C| in place of the rate, of {of} with a capacity C = {nats:.6g} nats"
                 return f"free bits: the rate of {of} counts as at least {nats:.6g} nats"
         return ""
 
@@ -408,7 +427,7 @@ class _Identification:
             *(f"  or          {_times(o.factor)}the beta-ELBO of {o.likelihood}, beta = {o.beta}" for o in others),
         ]
         reason, line = self._constant(claim, list(fits))
-        lines += [*line, *self._notes(rate.term, fixed), *self._part_lines(claim)]
+        lines += [*line, *self._notes(rate.term, first.beta, fixed), *self._part_lines(claim)]
         residual = self._proof(claim, list(fits))
         if reason or residual > 10 * self.exact:
             return self._refused(reason or f"its values and gradients differ from this by {residual:.0e}", lines[1:])
@@ -460,17 +479,21 @@ class _Identification:
         left_out = f"{term.missing} is left out, for each value of x" if term.missing else ""
         return "", [f"  constant    {'; '.join(filter(None, (given, left_out)))}"]
 
-    def _notes(self, rate: Term, fixed: Mapping[str, int]) -> Iterator[str]:
-        """Yield lines on a spread whose name says another reading, and on sizes that the code fixes."""
-        name = self.box.names["s"].lower()
-        says = {"exp({s} / 2)": r"log_?v|lv$", "exp({s})": r"log_?(s|std)"}
-        named = next((reading for reading, pattern in says.items() if re.search(pattern, name)), "")
-        if named and f"scale = {named}" not in rate.name:
-            what = "a log variance" if "/" in named else "a log scale"
-            yield f"  note        {self.box.names['s']} is named as {what}: z must be drawn with the scale above"
+    def _notes(self, rate: Term, beta: Power, fixed: Mapping[str, int]) -> Iterator[str]:
+        """Yield lines on values that were taken, names that say another reading, and sizes."""
+        if values := [f"{name} = {value}" for name, value in self.box.constants.items() if not isinstance(value, bool)]:
+            yield f"  with        {', '.join(values)}"
+        name = self.box.names["s"]
+        named = next((reading for reading, pattern in _SAYS.items() if re.search(pattern, name.lower())), "")
+        if named and not rate.name.removesuffix(")").endswith(f"scale = {named}"):
+            yield f"  note        {name} is read by its formula, not by its name: z must be drawn with the scale above"
+        if str(beta) == "2":
+            yield "  note        beta is also 2 where a KL divergence is written without its factor 1/2"
+        if beta.powers.get("D"):
+            yield f"  note        for D = 784 and L = 20, beta = {beta.at({'D': 784, 'L': 20}):.6g}"
         if fixed:
-            values = ", ".join(f"{symbol} = {value}" for symbol, value in fixed.items())
-            yield f"  sizes       the code takes {values} only: the weights above are numbers for these"
+            values = [f"{symbol} = {value}" for symbol, value in fixed.items()]
+            yield f"  sizes       the code takes {', '.join(values)} only: the weights above are numbers for these"
 
     def _part_lines(self, claim: _Claim) -> Iterator[str]:
         """Yield a line for each further value that the loss returns: the distortion, the rate, or another value."""

@@ -125,8 +125,10 @@ def pyro_tutorial(x, decoded, z_loc, z_scale):
     return torch.distributions.kl_divergence(q_z, torch.distributions.Normal(0.0, 1.0)).sum() - p_x
 
 
-@public("lightning-bolts VAE", "the negative ELBO of the batch, a mean", "scale^2 = 1)")
-def lightning_bolts(x_hat, x, mu, std, z):
+@public(
+    "Falcon, Variational autoencoder demystified with PyTorch", "the negative ELBO of the batch, a mean", "scale^2 = 1)"
+)
+def falcon(x_hat, x, mu, std, z):
     log_p_x = torch.distributions.Normal(x_hat, 1.0).log_prob(x).sum(1)
     log_q, log_p = torch.distributions.Normal(mu, std).log_prob(z), torch.distributions.Normal(0.0, 1.0).log_prob(z)
     return ((log_q - log_p).sum(-1) - log_p_x).mean()
@@ -160,11 +162,10 @@ def disentangling_beta_h(data, recon_data, mean, logvar):
     return reconstruction + 4 * (0.5 * (-1 - logvar + mean.pow(2) + logvar.exp())).mean(dim=0).sum()
 
 
-@public("YannDubs/disentangling-vae, Laplace reconstruction", "3 times the negative ELBO of the batch, a mean",
-        "Laplace(recon_data, scale = 1)")  # fmt: skip
+@public("YannDubs/disentangling-vae, laplace", "the negative ELBO of the batch, a mean",
+        "Laplace(recon_data, scale = 1 / 3)")  # fmt: skip
 def disentangling_laplace(data, recon_data, mean, logvar):
-    loss = F.l1_loss(recon_data, data, reduction="sum") * 3
-    return loss / len(data) + 3 * kl(mean, logvar).mean(0).sum()
+    return 3 * F.l1_loss(recon_data, data, reduction="sum") / len(data) + kl(mean, logvar).mean(0).sum()
 
 
 @public("1Konny/Beta-VAE, gaussian", "20 times the negative ELBO of the batch, a mean", "scale^2 = 10")
@@ -174,14 +175,18 @@ def konny_beta(x, x_recon, mu, logvar):
     return reconstruction + 20 * klds.sum(1).mean(0, True)
 
 
-@public("orybkin/sigma-vae-pytorch, learned sigma", "the negative ELBO of the batch, a sum", "scale = exp(log_sigma_x)")
+@public(
+    "Rybkin et al., arXiv:2006.13202, learned sigma",
+    "the negative ELBO of the batch, a sum",
+    "scale = exp(log_sigma_x)",
+)
 def sigma_vae(x_hat, log_sigma_x, x, mu, logvar):
     nll = 0.5 * ((x - x_hat) / log_sigma_x.exp()) ** 2 + log_sigma_x + 0.5 * math.log(2 * math.pi)
     return nll.sum() - 0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
 
 
 @public(
-    "orybkin/sigma-vae-pytorch, optimal sigma",
+    "Rybkin et al., arXiv:2006.13202, optimal sigma",
     "the negative ELBO of the batch, a sum",
     "the mean squared error of the batch",
 )
@@ -201,13 +206,11 @@ def altosaar(x, logits, loc, scale, z):
     return -(log_p_x + log_p_z - log_q_z).squeeze(-1)
 
 
-@public("podgorskiy/VAE", "1 / L times the negative ELBO of the batch, a mean", "scale^2 = 0.5 D / L)")
+@public("podgorskiy/VAE, the sum of what its loss returns", "0.1 / L times the negative ELBO of the batch, a mean",
+        "scale^2 = 0.05 D / L)")  # fmt: skip
 def podgorskiy(recon_x, x, mu, logvar):
-    return (
-        torch.mean((recon_x - x) ** 2),
-        torch.mean(kl(mu, logvar)),
-        torch.mean((recon_x - x) ** 2) + torch.mean(kl(mu, logvar)),
-    )
+    reconstruction, rate = torch.mean((recon_x - x) ** 2), torch.mean(kl(mu, logvar)) * 0.1
+    return reconstruction, rate, reconstruction + rate
 
 
 @public("hwalsuklee/tensorflow-mnist-VAE", "the negative ELBO of the batch, a mean", BERNOULLI)
@@ -230,7 +233,7 @@ def wiseodd(logits, x, z_mu, z_logvar):
 
 
 @public(
-    "jmtomczak, Deep Generative Modeling",
+    "Tomczak, Deep Generative Modeling",
     "the negative ELBO of the batch, a mean",
     "Categorical(logits",
 )
@@ -262,7 +265,7 @@ def kingma_numpy(x, y, mu, logvar):
     return -(log_p + 0.5 * np.sum(1 + logvar - np.square(mu) - np.exp(logvar)))
 
 
-@public("lucidrains, timbmeyer and others: smooth mean of both", "a mean", BERNOULLI, "D / L")
+@public("means of both parts, in many", "a mean", BERNOULLI, "D / L")
 def mean_of_both(recon, img, mu, logvar):
     return F.binary_cross_entropy(recon, img) - 0.5 * torch.mean(1 + logvar - mu.pow(2) - logvar.exp())
 
@@ -292,9 +295,7 @@ def foster_bce(data, reconstruction, z_mean, z_log_var):
     return reconstruction_loss + torch.mean(torch.sum(kl(z_mean, z_log_var), 1))
 
 
-@public(
-    "Murphy, Probabilistic Machine Learning, with a Gaussian decoder", "a sum", "Normal(x_mean, scale = sqrt(x_var))"
-)
+@public("torch.nn.GaussianNLLLoss as reconstruction", "a sum", "Normal(x_mean, scale = sqrt(x_var))")
 def gaussian_decoder(x_mean, x, x_var, mu, logvar):
     return F.gaussian_nll_loss(x_mean, x, x_var, reduction="sum", full=True) + kl(mu, logvar).sum()
 
@@ -314,7 +315,7 @@ def continuous_bernoulli(x, lam, mu, logvar):
     return (nll.sum(1) + kl(mu, logvar).sum(1)).mean()
 
 
-@public("scVI without its size factors: Poisson counts", "a mean", "Poisson(rate = rate",
+@public("torch.nn.PoissonNLLLoss of rates, for counts", "a mean", "Poisson(rate = rate",
         arguments={"x": "x", "rate": "reconstruction", "qz_m": "loc", "qz_v": "spread"})  # fmt: skip
 def poisson_counts(x, rate, qz_m, qz_v):
     q = torch.distributions.Normal(qz_m, torch.sqrt(qz_v))
@@ -322,45 +323,45 @@ def poisson_counts(x, rate, qz_m, qz_v):
     return (nll.sum(-1) + torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(1)).mean()
 
 
-@public("count VAEs with log rates, as torch.nn.PoissonNLLLoss takes them", "a mean", "Poisson(rate = exp(")
+@public("torch.nn.PoissonNLLLoss of log rates, for counts", "a mean", "Poisson(rate = exp(")
 def poisson_log_rates(x, decoded, mu, logvar):
     return F.poisson_nll_loss(decoded, x, reduction="sum") / len(x) + kl(mu, logvar).sum() / len(x)
 
 
-@public("Bowman et al., text: cross-entropy of tokens", "beta-ELBO of the batch, a mean", "Categorical(logits",
+@public("Bowman et al., arXiv:1511.06349, a KL weight of 0.1", "beta-ELBO of the batch, a mean", "Categorical(logits",
         "0.1", arguments={"logp": "reconstruction", "target": "x", "mean": "loc", "logv": "spread"})  # fmt: skip
 def text_vae(logp, target, mean, logv):
     nll = F.cross_entropy(logp.flatten(0, 1), target.flatten(), reduction="sum")
     return (nll + 0.1 * (-0.5 * torch.sum(1 + logv - mean.pow(2) - logv.exp()))) / len(target)
 
 
-@public("UvA deep learning course, practical 3", "the negative ELBO of the batch, a mean", LOGITS)
-def uva_course(imgs, logits, mean, log_std):
+@public("log scale as the encoder's second output, in many", "the negative ELBO of the batch, a mean", LOGITS)
+def log_scale_output(imgs, logits, mean, log_std):
     reconstruction = F.binary_cross_entropy_with_logits(logits, imgs, reduction="sum") / len(imgs)
     divergence = (0.5 * ((2 * log_std).exp() + mean**2 - 1 - 2 * log_std)).sum(-1)
     return reconstruction + divergence.mean()
 
 
-@public("softplus scales, as in TensorFlow Probability's layers", "a sum", "scale^2 = 1)")
+@public("softplus of the encoder's second output, in many", "a sum", "scale^2 = 1)")
 def softplus_scales(x, x_hat, loc, rho):
     q = torch.distributions.Normal(loc, F.softplus(rho))
     p = torch.distributions.Normal(0.0, 1.0)
     return -torch.distributions.Normal(x_hat, 1.0).log_prob(x).sum() + torch.distributions.kl_divergence(q, p).sum()
 
 
-@public("epsilon in the logarithms, in many", "a mean", "1e-08 added in the logarithms")
+@public("1e-8 in the logarithms, in many", "a mean", "1e-08 added in the logarithms")
 def with_epsilon(x, x_hat, mu, logvar):
     cross_entropy = -(x * torch.log(x_hat + 1e-8) + (1 - x) * torch.log(1 - x_hat + 1e-8)).sum(1)
     return (cross_entropy + kl(mu, logvar).sum(1)).mean()
 
 
-@public("variance as the encoder's output", "a mean", LOGITS)
+@public("variance as the encoder's second output, in many", "a mean", LOGITS)
 def variance_output(x, logits, mu, var):
     divergence = 0.5 * (var + mu**2 - 1 - var.log()).sum(1)
     return (F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(1) + divergence).mean()
 
 
-@public("mean over channels, sum over pixels", "the negative ELBO of the batch, a mean", "scale^2 = 0.5 C)")
+@public("mean over channels and sum over pixels, in many", "the negative ELBO of the batch, a mean", "scale^2 = 0.5 C)")
 def channels_mean(x, recon, mu, logvar):
     return ((recon - x) ** 2).mean(1).sum((1, 2)).mean() + kl(mu, logvar).sum(1).mean()
 
@@ -510,7 +511,7 @@ def weighted_cross_entropy(logits, x, mu, logvar):
     return F.binary_cross_entropy_with_logits(logits, x, pos_weight=weight, reduction="sum") + kl(mu, logvar).sum()
 
 
-@no_elbo("no likelihood in the list")
+@no_elbo("is no likelihood (Bernoulli")
 def cosine(recon, x, mu, logvar):
     return -F.cosine_similarity(recon, x).sum() + kl(mu, logvar).sum()
 

@@ -171,11 +171,34 @@ class Module(torch.nn.Module):
 
 def test_a_module_is_named_by_its_loss():
     assert identify(Module(), torch.rand(5, 1, 28, 28)).readings[0].beta == Power(1.0)
-    for x, words in ((None, "a batch"), (torch.rand(5, 1, 28, 27), "forward")):
+    for x, words in ((None, "a batch"), (torch.rand(5), "a batch"), (torch.rand(5, 1, 28, 27), "forward")):
         with pytest.raises(InputError, match=words):
             identify(Module(), x)
     with pytest.raises(InputError, match="no loss"):
         identify(torch.nn.Linear(3, 3), torch.rand(5, 3))
+
+
+class Forward(torch.nn.Module):
+    def forward(self, recon, x, mu, logvar, beta=0.5):
+        return F.mse_loss(recon, x, reduction="sum") + beta * kl(mu, logvar).sum()
+
+
+def test_a_module_whose_forward_is_the_loss_is_named_with_its_defaults():
+    assert "with        beta = 0.5" in str(identify(Forward()))
+
+
+def as_variance(recon, x, mu, sigma):
+    return F.mse_loss(recon, x, reduction="sum") + 0.5 * (mu**2 + sigma - 1 - sigma.log()).sum()
+
+
+def as_log_scale(recon, x, mu, logvar):
+    return F.mse_loss(recon, x, reduction="sum") + 0.5 * (mu**2 + (2 * logvar).exp() - 1 - 2 * logvar).sum()
+
+
+@pytest.mark.parametrize("loss", [as_variance, as_log_scale])
+def test_a_spread_that_is_not_what_its_name_says_is_noted(loss):
+    assert "by its formula, not by its name" in str(identify(loss))
+    assert "by its name" not in str(identify(PUBLIC["falcon"][0]))
 
 
 def eleven(a, b, c, d, e, f, g, h, i, j, k):
@@ -194,6 +217,7 @@ def on_cuda(recon, x, mu, logvar):
 @pytest.mark.parametrize(
     ("loss", "words"),
     [(eleven, "11 arguments"), (in_place, "changes its argument mu in place"), (on_cuda, "fails"), (3, "a function"),
+     (Module, "the class Module"),
      (lambda *args: args[0], "arguments="), (lambda: 0, "arguments="), (lambda x, recon: None, "without a number")],
 )  # fmt: skip
 def test_bad_losses_are_refused_in_one_line(loss, words):
