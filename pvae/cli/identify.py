@@ -24,10 +24,9 @@ __all__ = ["main"]
 _SECONDS = 60  # that importing the file and calling the loss may take
 
 _EPILOG = """\
-The loss is a function of x, its reconstruction, the encoder's two outputs and perhaps a draw z. It is found to be a
-factor times the negative ELBO of a stated likelihood, posterior and beta, and checked in value and gradients at 200
-random points; or it is said why it is no ELBO. The file is imported, as by `python -c "import FILE"`: what it executes
-at its top level is executed.
+The loss is a function of x, its reconstruction, the encoder's two outputs and perhaps a draw z. The command says that
+it is a factor times the negative ELBO of a likelihood, a posterior and a beta, checked in value and gradients at 200
+random points, or why it is not an ELBO. The file is imported, so that the code at its top level runs.
 
 example:
   python -m pvae.identify my_vae.py:loss_function"""
@@ -90,12 +89,12 @@ def _load(place: str) -> Callable[..., Any]:
     path = Path(file)
     if path.suffix != ".py" or not path.is_file():
         raise InputError(f"{place}: there is no file {file or place}: give FILE.py:FUNCTION")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location("identified", path)  # a name that hides no other module
     assert spec is not None and spec.loader is not None  # noqa: PT018
     module = importlib.util.module_from_spec(spec)
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(path.parent.resolve()))
-    sys.modules[path.stem] = module
+    sys.modules["identified"] = module
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             spec.loader.exec_module(module)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pvae.core.errors import InputError, brief, listed
 from pvae.reference.loss_terms import Arguments
 
-__all__ = ["ROLES", "BlackBox", "Size", "loss_of_module", "ways_of_calling"]
+__all__ = ["ROLES", "BlackBox", "LossError", "Size", "loss_of_module", "ways_of_calling"]
 
 # The names of arguments by role; a name that fits several patterns has the first of these roles.
 _IMAGE = r"(x|recon|rec|dec|decoder|out|output|likelihood|p)"
@@ -38,6 +38,10 @@ _SETS = ("xyms", "xymsz", "xymst", "xy", "ms", "msz", "xyt", "xymstz")  # of rol
 _LATENTS = (3, 2, 20, 10, 32, 16, 64, 128, 50, 100, 200, 256, 400)
 _IMAGES = ((1, 28, 28), (1, 32, 32), (3, 32, 32), (3, 64, 64), (1, 64, 64), (3, 28, 28), (3, 128, 128))
 _CLASSES = 5
+
+
+class LossError(InputError):
+    """The loss itself raised an exception, or returned no number."""
 
 
 class Size(NamedTuple):
@@ -80,7 +84,7 @@ class BlackBox:
 
     Raises:
         InputError: it changes an argument, or returns another shape.
-        Exception: any other error of the loss.
+        LossError: it cannot be called so.
     """
 
     function: Callable[..., Any]
@@ -155,12 +159,19 @@ class BlackBox:
         return found
 
     def parts(self, a: Arguments) -> dict[Any, Tensor]:
-        """Return the tensors in what the loss returns, by key or index; None is the key of a single one."""
+        """Return the tensors in what the loss returns, by key or index; None is the key of a single one.
+
+        Raises:
+            LossError: the loss raises an exception, or returns no number.
+        """
         values: list[Any] = [a[role].numpy() if self.is_numpy else a[role] for role in self.names]
-        if self.by_name:
-            output = self.function(**dict(zip(self.names.values(), values)), **self.constants)
-        else:
-            output = self.function(*values, **self.constants)
+        positional, named = ([], dict(zip(self.names.values(), values))) if self.by_name else (values, {})
+        try:
+            output = self.function(*positional, **named, **self.constants)
+        except InputError:  # of a time limit
+            raise
+        except Exception as error:  # of any type, since it is the user's code
+            raise LossError(f"the loss raises {type(error).__name__}: {brief(error)}") from error
         several = enumerate(output) if isinstance(output, (tuple, list)) else [(None, output)]
         found = {}
         for key, value in output.items() if isinstance(output, Mapping) else several:
@@ -169,7 +180,7 @@ class BlackBox:
             if isinstance(value, Tensor) and value.dim() < 2:
                 found[key] = value
         if not found:
-            raise TypeError(f"it returns a {type(output).__name__} without a number")
+            raise LossError(f"the loss returns a {type(output).__name__} without a number")
         return found
 
     def shaped(self, a: Arguments) -> Arguments:
@@ -179,17 +190,7 @@ class BlackBox:
         return {role: a[role].reshape(a["x"].shape) if role in "yt" else a[role] for role in a}
 
 
-_METHODS = (
-    "loss_function",
-    "loss",
-    "loss_fn",
-    "compute_loss",
-    "calc_loss",
-    "get_loss",
-    "vae_loss",
-    "elbo",
-    "criterion",
-)
+_METHODS = "loss_function loss loss_fn compute_loss calc_loss get_loss vae_loss elbo criterion".split()
 
 
 def loss_of_module(module: nn.Module, x: Tensor) -> tuple[Callable[..., Any], tuple[str, ...] | None, tuple[int, ...]]:
@@ -247,19 +248,18 @@ def ways_of_calling(
             if is_of_classes in found or (found and is_numpy):
                 continue
             try:
-                yield BlackBox(function, names, others, by_name, layout, Size(4, image, latent), is_numpy)
-            except (InputError, GeneratorExit):
-                raise
-            except Exception as error:  # of any type, since it is the user's code
-                errors.append(f"{type(error).__name__}: {brief(error)}")
-            else:
-                works = True
-                found.add(is_of_classes)
+                box = BlackBox(function, names, others, by_name, layout, Size(4, image, latent), is_numpy)
+            except LossError as error:
+                errors.append(str(error))
+                continue
+            works = True
+            found.add(is_of_classes)
+            yield box
     if not works and len({*errors}) == 1:
-        raise InputError(f"the loss raises {errors[0]}")
+        raise InputError(errors[0])
     if not works:
         advice = "give the shape of an image (shape=, --shape), or the roles of the arguments (arguments=, --arguments)"
-        raise InputError(f"the loss fails for every shape that was tried ({errors[0]}): {advice}")
+        raise InputError(f"{errors[0]}, and fails for every other shape that was tried: {advice}")
 
 
 def _shapes(shape: tuple[int, ...] | None) -> Iterator[tuple[str, tuple[int, ...], int, bool]]:

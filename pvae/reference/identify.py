@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from pvae.config.config import Config
 from pvae.core.errors import InputError, listed
-from pvae.reference.black_box import BlackBox, Size, loss_of_module, ways_of_calling
+from pvae.reference.black_box import BlackBox, LossError, Size, loss_of_module, ways_of_calling
 from pvae.reference.loss_terms import Arguments, Term, likelihoods, rates, spreads
 
 __all__ = ["Identified", "Power", "Reading", "identify"]
@@ -145,10 +145,10 @@ class Identified:
             sizes: D, C, P and L, those on which scale or beta depend.
 
         Raises:
-            InputError: the loss is no ELBO, pvae has no such likelihood, or a size is missing.
+            InputError: the loss is not an ELBO, pvae has no such likelihood, or a size is missing.
         """
         if not self.is_elbo:
-            raise InputError(f"no configuration trains a loss that is no ELBO: {self.reason}")
+            raise InputError(f"no configuration trains a loss that is not an ELBO: {self.reason}")
         one = self.readings[reading]
         if not one.option:
             raise InputError(f"pvae has no --likelihood that is {one.likelihood}")
@@ -170,7 +170,7 @@ def identify(
     shape: tuple[int, ...] | None = None,
     **constants: Any,
 ) -> Identified:
-    """Name a loss of a VAE: likelihood, posterior, beta and reductions, or say why it is no ELBO.
+    """Name a loss of a VAE: likelihood, posterior, beta and reductions, or say why it is not an ELBO.
 
         loss = factor ( distortion + beta rate ) + constant,    ELBO = -(distortion + rate)
 
@@ -209,7 +209,8 @@ def identify(
         found: list[tuple[int, Identified]] = []
         for box in itertools.islice(ways_of_calling(loss, arguments, shape, constants), _MOST_WAYS):
             one = _Identification(box)
-            found.append((one.num_named, result := one.result()))
+            result = one.result()
+            found.append((one.num_named, result))
             if result.is_elbo:
                 return result
         return max(found, key=lambda pair: pair[0])[1]
@@ -357,7 +358,7 @@ class _Identification:
     def _kink(self) -> str:
         """Return what a rate is that has a kink, free bits or a capacity; or an empty string."""
         for _, scale, log_scale in itertools.islice(spreads(), 6):
-            with contextlib.suppress(Exception):  # the user's code may refuse what is no scale
+            with contextlib.suppress(LossError):  # it may refuse what cannot be a scale
                 if found := self._kink_of(scale, log_scale):
                     return found
         return ""
@@ -400,7 +401,7 @@ class _Identification:
         """Return the reductions and the proof of a sum of a likelihood and a rate."""
         box, fits, fixed = self.box, {self.box.size: (likelihood, rate)}, dict[str, int]()
         for symbol, size in box.size.others():
-            with contextlib.suppress(Exception):  # the user's code may take no other size
+            with contextlib.suppress(LossError):  # it may take no other size
                 pair = self._named([likelihood.term], "xyt", size, 12), self._named([rate.term], "msz", size, 12)
                 if pair[0] and pair[1]:
                     fits[size] = pair[0], pair[1]
@@ -514,7 +515,7 @@ class _Identification:
         """Return the largest relative difference of values, up to a constant, or gradients."""
         box, residual, constants = self.box, 0.0, dict[Size, float]()
         names = claim.likelihood.name + claim.rate.name
-        unit = any(part in names for part in ("probs", "rate = {y}", "rate = {y},", "Logistic"))
+        unit = any(part in names for part in ("probs", "rate = {y}", "Logistic"))
         positive = any(part in names for part in ("= {s}", "sqrt({s})", "= {t}", "sqrt({t})", "Logistic"))
 
         def claimed(a: Arguments) -> Tensor:
@@ -537,7 +538,7 @@ class _Identification:
         return name.format(**{role: self.box.names.get(role, role) for role in "xytmsz"}, v=v)
 
     def _refused(self, reason: str, lines: Sequence[str] = ()) -> Identified:
-        return Identified(is_elbo=False, text="\n".join([f"no ELBO: {reason}", *lines]), reason=reason)
+        return Identified(is_elbo=False, text="\n".join([f"not an ELBO: {reason}", *lines]), reason=reason)
 
 
 def _power(weights: Mapping[Size, float]) -> Power | None:

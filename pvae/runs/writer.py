@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import math
 import platform
 import subprocess
@@ -62,17 +61,17 @@ def new_folder(path: Path | None, config: Config) -> Path:
         InputError: the folder cannot be written.
     """
     name = f"{datetime.now():%Y-%m-%d-%H%M%S}-{config.system}-{config.elbo}"
-    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    for folder in [path] if path else map(Path("runs").joinpath, names):
+    folder, number = path or Path("runs") / name, 1
+    while True:
         try:
             folder.mkdir(parents=True, exist_ok=path is not None)
             return folder
         except OSError as error:
-            if path is None and folder.is_dir():  # another training started in the same second
-                continue
-            option = f"--out {path}" if path else "./runs"
-            raise InputError(f"{option} cannot be written ({error.strerror}): name a folder with --out") from None
-    raise AssertionError("the names do not end")
+            if path is not None or not folder.is_dir():
+                option = f"--out {path}" if path else "./runs"
+                raise InputError(f"{option} cannot be written ({error.strerror}): name a folder with --out") from None
+        number += 1  # another training started in the same second
+        folder = Path("runs") / f"{name}-{number}"
 
 
 def restore_previous(run: Run) -> str:

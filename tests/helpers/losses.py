@@ -86,11 +86,7 @@ def post_004(x, logits, mean, log_scale, z):
 @public("Keras code example vae", "the negative ELBO of the batch, a mean", BERNOULLI)
 def keras_example(data, reconstruction, z_mean, z_log_var):
     cross_entropy = F.binary_cross_entropy(reconstruction, data, reduction="none").mean(1)  # over channels
-    return (
-        cross_entropy.shape[0] * 0
-        + (cross_entropy * data.shape[1]).sum((1, 2)).mean()
-        + kl(z_mean, z_log_var).sum(1).mean()
-    )
+    return (cross_entropy * data.shape[1]).sum((1, 2)).mean() + kl(z_mean, z_log_var).sum(1).mean()
 
 
 @public("Keras blog, Building autoencoders, 2016", "the negative ELBO of the batch, a mean", BERNOULLI)
