@@ -190,7 +190,7 @@ class BlackBox:
         return {role: a[role].reshape(a["x"].shape) if role in "yt" else a[role] for role in a}
 
 
-_METHODS = "loss_function loss loss_fn compute_loss calc_loss get_loss vae_loss elbo criterion".split()
+_METHODS = ("loss_function", "loss", "loss_fn", "compute_loss", "calc_loss", "get_loss", "vae_loss", "elbo")
 
 
 def loss_of_module(module: nn.Module, x: Tensor) -> tuple[Callable[..., Any], tuple[str, ...] | None, tuple[int, ...]]:

@@ -123,6 +123,19 @@ def test_of_several_ways_of_calling_the_one_that_names_most_is_told():
     assert "Categorical" in str(found)
 
 
+def clamped(recon, x, mu, logvar):  # where no term is fitted, and the answer is checked
+    return F.mse_loss(recon, x, reduction="sum") + kl(mu, logvar.clamp(min=0)).sum()
+
+
+def test_a_loss_that_differs_at_other_points_is_refused():
+    assert "differ from this by" in identify(clamped).reason
+
+
+def test_a_constant_that_depends_on_the_sizes_is_told():
+    found = identify(lambda recon, x, mu, logvar: F.mse_loss(recon, x) + kl(mu, logvar).sum(1).mean() + len(x) ** 3)
+    assert "in no simple way" in str(found)
+
+
 def test_a_loss_that_raises_at_some_points_only_is_refused():
     def loss(recon, x, mu, logvar):
         assert mu.max() < 3, "too large"
