@@ -374,10 +374,10 @@ class _Identification:
 
         low, high = 1e-4, 1e4
         slopes = (at(2 * low) - at(low)) / low, at(high + 1) - at(high)
-        if abs(slopes[0] - slopes[1]) < 1e-6 * abs(slopes[1]):
+        is_capacity = _is_near(slopes[0], -slopes[1], 1e-3)
+        if not is_capacity and abs(slopes[0]) > 1e-3 * abs(slopes[1]):
             return ""
         limit = (at(low) - slopes[0] * low - at(high) + slopes[1] * high) / (slopes[1] - slopes[0])
-        is_capacity = _is_near(slopes[0], -slopes[1])
         for of_batch, of_image in itertools.product((True, False), repeat=2):
             nats = limit * (size.latent if of_image else 1)
 

@@ -100,7 +100,7 @@ def check(seed):
         assert one.factor.at(sizes) == pytest.approx(w_x.without("B").at(sizes), rel=1e-9), seed
 
 
-@pytest.mark.parametrize("seeds", [range(start, start + 10) for start in range(0, 100, 10)], ids=str)
+@pytest.mark.parametrize("seeds", [*(range(start, start + 10) for start in range(0, 100, 10)), (2847, 7178)], ids=str)
 def test_random_combinations_are_named_right(seeds):
     for seed in seeds:
         check(seed)
