@@ -100,8 +100,7 @@ def test_a_run_is_read_as_its_page_says(run, capsys):
 
 
 def test_a_run_of_an_own_vae_is_drawn_evaluated_and_resumed_as_its_page_says(run, capsys):
-    vae = run(README, "class Prior")["vae"]
-    names = run(ROOT / "notebooks/run-folder.md", "run.vae(vae)", vae=vae)
+    names = run(ROOT / "notebooks/run-folder.md", "run.vae(vae)")
     assert (names["run"].figures() / "mine.png").stat().st_size > 1000
     assert names["run"].metrics()[-1].epoch == 2
     assert "ELBO" in capsys.readouterr().out

@@ -119,10 +119,11 @@ def whole_number(least: int, most: int = 10**9) -> Callable[[str], int]:
     """Return a type of `add_argument`: a whole number between two limits."""
 
     def number(text: str) -> int:
-        if not least <= int(text) <= most:
-            limits = f"at least {least:,} and at most {most:,}"
-            raise argparse.ArgumentTypeError(f"must be a whole number of {limits}, not {text}")
-        return int(text)
+        with contextlib.suppress(ValueError):
+            if least <= int(text) <= most:
+                return int(text)
+        limits = f"at least {least:,} and at most {most:,}"
+        raise argparse.ArgumentTypeError(f"must be a whole number of {limits}, not {text}")
 
     return number
 
@@ -132,10 +133,13 @@ def whole_numbers(least: int, most: int) -> Callable[[str], Sequence[int]]:
     number = whole_number(least, most)
 
     def numbers(text: str) -> Sequence[int]:
-        first, _, end = text.partition(":")
-        given = range(number(first), number(end)) if end else sorted({number(part) for part in text.split(",")})
+        first, colon, end = text.partition(":")
+        try:
+            given = range(number(first), number(end)) if colon else sorted({number(part) for part in text.split(",")})
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"must be a list such as 0,3,5, or 0:8 for 0 to 7: {error}") from None
         if not given:
-            raise ValueError
+            raise argparse.ArgumentTypeError(f"{text} names no number: 0:8, for instance, names 0 to 7")
         return given
 
     return numbers

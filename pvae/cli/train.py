@@ -23,7 +23,7 @@ from pvae.cli.draw import draw_side_by_side
 from pvae.config.config import OPTIONS, Config
 from pvae.config.options import flag
 from pvae.config.presets import SYSTEMS, as_option, get_system, list_systems
-from pvae.core.errors import InputError, TrainingError, check_name
+from pvae.core.errors import InputError, TrainingError, check_name, listed
 from pvae.core.terminal import is_first_process, is_torchrun, print_line
 
 if TYPE_CHECKING:
@@ -217,7 +217,9 @@ def _chosen(options: Mapping[str, Any]) -> dict[str, Any]:
         chosen = tomllib.loads(path.read_text(encoding="utf-8")) if path else {}
         for name, value in chosen.items():
             OPTIONS[check_name("option", name, OPTIONS)].check(name, value)
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"--config {path} cannot be read ({error.strerror}): name a TOML file") from None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--config {path}: {error}") from None
     return {**chosen, **{name: options[name] for name in OPTIONS if name in options}}
 
@@ -245,5 +247,7 @@ def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
     elbo_of(config)  # refuses what does not go together
     if data is not None and is_first_process() and not options["quiet"]:
         print_line(f"{data.title}{data.found and ': '}{data.found}; chosen for them, unless you give another value:")
+        if data.label_names and data.train_labels is not None and data.train_labels.dim() == 1:
+            print_line(f"  classes, for pictures and measures only: {listed(data.label_names)}")
         print_line(describe_choices(data, config, chosen))
     return config, data

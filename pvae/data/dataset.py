@@ -103,9 +103,14 @@ class Dataset:
         for split, images in self.splits.items():
             wanted = f"{self.name}: {split} must be a torch.uint8 tensor of shape (N, C, H, W) with N at least 2"
             if not isinstance(images, Tensor):
-                raise InputError(f"{wanted}, not a {type(images).__name__}")
+                advice = ": give torch.from_numpy(images)" * isinstance(images, np.ndarray)
+                raise InputError(f"{wanted}, not a {type(images).__name__}{advice}")
             if images.dtype != torch.uint8 or images.dim() != 4 or len(images) < 2 or images.numel() == 0:
-                raise InputError(f"{wanted}, not {images.dtype} of shape {tuple(images.shape)}")
+                floats = images.is_floating_point() and bool(((images >= 0) & (images <= 1)).all())
+                advice = ": in [0, 1], give (255 * images).round().to(torch.uint8)" * floats
+                raise InputError(f"{wanted}, not {images.dtype} of shape {tuple(images.shape)}{advice}")
+            if images.shape[3] in (3, 4) and images.shape[1] > 4:
+                raise InputError(f"{wanted}, not {tuple(images.shape)}: give images.permute(0, 3, 1, 2)")
             if images.shape[1:] != self.train.shape[1:]:
                 raise InputError(f"{self.name}: training and {split} images differ in shape")
 

@@ -144,7 +144,8 @@ def image_files(folder: Path) -> tuple[list[Path], str]:
     if not files:
         raise InputError(f"the folder {folder} holds no image file that can be read ({', '.join(SUFFIXES)})")
     counts = ", ".join(f"{count:,} {kind}" for kind, count in left_out.most_common(5))
-    return sorted(files), f"{left_out.total():,} files are left out: {counts}" if left_out else ""
+    files_are = "1 file is" if left_out.total() == 1 else f"{left_out.total():,} files are"
+    return sorted(files), f"{files_are} left out: {counts}" if left_out else ""
 
 
 def load_images(files: Sequence[Path] | ImageArrays, transform: ImageTransform, cache: Path, least: int = 4) -> Images:
@@ -343,7 +344,7 @@ def _of_images(function: Callable[[_Source], _T], path: Path, skip_broken: bool 
     except Exception as error:  # Pillow raises struct.error, KeyError and others for broken files
         if skip_broken:
             return []
-        reason, advice = re.sub(r" (<_io|'/).*", "", brief(error)), "remove it, or give --skip-broken"
+        reason, advice = re.sub(r" (<_io|'/).*", "", brief(error)), "take it out of the images, or give --skip-broken"
         if "imagecodecs" in str(error):
             reason, advice = "tifffile reads its compression by another package", "pip install imagecodecs"
         raise InputError(f"{path} cannot be used ({reason}): {advice}") from None

@@ -122,16 +122,26 @@ def images_for(run: Run, path: str | Path) -> tuple[list[str], Tensor, str]:
         given = ImageArrays(where, is_shuffled=False)
     elif is_file(where):
         given = [where]
-    else:
+    elif is_folder(where):
         given, left_out = image_files(where)
+    else:
+        raise InputError(f"there is no file or folder {where}: name an image file, a folder of them, .npy or .npz")
     loaded = load_images(given, transform, cache_dir() / "images", least=1)
     if isinstance(given, ImageArrays):
         names = given.names
     else:
-        names = loaded.names(given, where if is_folder(where) else where.parent)
+        names = loaded.names([file.absolute() for file in given], _named_from(run, where.absolute()))
     shape = f"{height} x {width} pixels, {COLOURS.get(channels, f'{channels} channels')}"
     changed = "" if f" of {shape}" in loaded.found else f"{loaded.found}, are brought to {shape}, as in training"
     return names, torch.from_numpy(loaded.pixels), "; ".join(filter(None, (changed, loaded.note, left_out)))
+
+
+def _named_from(run: Run, path: Path) -> Path:
+    """Return the folder relative to which images are named: the run's own, if they lie in it."""
+    trained_on = Path(run.data.dataset.removeprefix("folder:")).expanduser().absolute()
+    if run.data.dataset.startswith("folder:") and path.is_relative_to(trained_on):
+        return trained_on
+    return path if is_folder(path) else path.parent
 
 
 def _has_own_images(dataset: str) -> bool:

@@ -9,6 +9,7 @@ split.csv (the name and the split of each), figures/ and TensorBoard events.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import json
 import math
@@ -106,7 +107,8 @@ class Run:
         except OSError as error:
             why = f"config.json cannot be read ({error.strerror})"
             if not os.path.lexists(path):  # also False for a name that is too long
-                why = "there is nothing of that name"
+                near = difflib.get_close_matches(str(path), READY_MADE, n=1)
+                why = "there is nothing of that name" + "".join(f"; did you mean {name}?" for name in near)
             elif runs := sorted(path.glob("*/config.json")):
                 why = f"it is a folder of run folders: give one of them, for instance {runs[0].parent}"
             raise InputError(f"{path} is not a run folder: {why}") from None

@@ -28,7 +28,7 @@ from pvae.runs.checkpoint import Checkpoint, to_bytes
 from pvae.runs.metrics import Metrics, best_epoch
 from pvae.runs.run import BEST, CHECKPOINT, FORMAT, PREVIOUS, Run
 
-__all__ = ["begin", "check_out", "discard", "drop_reports", "new_folder", "record_choice", "restore_previous", "save"]
+__all__ = ["begin", "check_out", "discard", "new_folder", "record_choice", "restore_previous", "save", "set_aside"]
 
 _FIRST = ("metrics.jsonl", CHECKPOINT, PREVIOUS)  # files that are written before config.json
 _REPORTS = ("", "figures", "scores", "samples", "onnx", "comparison")  # folders of a run that hold reports
@@ -45,8 +45,11 @@ def check_out(path: Path) -> Path:
         taken = path.exists() and not (path.is_dir() and all(map(_is_leftover, path.iterdir())))
     except OSError as error:
         raise InputError(f"--out {path} cannot be read ({error.strerror}): name another folder") from None
+    if taken and not path.is_dir():
+        raise InputError(f"--out {path} is a file: name a folder, new or empty")
     if taken:
-        raise InputError(f"--out {path} exists and is not an empty folder: name another, or --resume it")
+        resume = f", or go on with --resume {path}" if (path / "config.json").exists() else ""
+        raise InputError(f"--out {path} is a folder that is not empty: name a new one{resume}")
     return path
 
 
@@ -165,12 +168,25 @@ def discard(path: Path) -> None:
         path.rmdir()
 
 
-def drop_reports(path: Path) -> None:
-    """Remove the pictures and reports that pvae wrote of earlier weights from a run folder; other files stay."""
-    for name in _REPORTS:
-        for file in (path / name).glob("*"):
-            if is_report(file):
-                file.unlink(missing_ok=True)
+def set_aside(path: Path, epoch: int) -> str:
+    """Move the pictures and reports that pvae wrote of earlier weights into `of-epoch-<epoch>`; other files stay.
+
+    Args:
+        path: the run folder.
+        epoch: number of epochs of the earlier weights.
+
+    Returns:
+        A note for the user, or "" if there are none.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    reports = [file for name in _REPORTS for file in (path / name).glob("*") if is_report(file)]
+    for file in reports:
+        kept = path / f"of-epoch-{epoch}" / file.relative_to(path)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(kept)
+    return f"the pictures and reports of the earlier weights are now in {path}/of-epoch-{epoch}" if reports else ""
 
 
 def _provenance() -> dict[str, object]:

@@ -331,8 +331,8 @@ def _train(trainer: Trainer, run: Run, notes: Sequence[str], quiet: bool, on_epo
                 writer.begin(run, rows, start, device, world.size)
                 if trainer.data.names:
                     write_whole(run.path / "split.csv", trainer.data.split_csv())
-                if trainer.epoch < config.epochs:
-                    writer.drop_reports(run.path)
+                if trainer.epoch < config.epochs and (note := writer.set_aside(run.path, trainer.epoch)):
+                    print(f"note: {note}", file=sys.stderr)
             saved = start
             if not quiet:
                 print_line(start_lines(run, str(trainer.device), trainer.epoch))

@@ -131,18 +131,31 @@ def test_a_result_that_cannot_be_written_is_named(run, tmp_path, capsys, monkeyp
     assert not (tmp_path / "result.json").exists()
 
 
-def test_a_resumed_training_drops_its_own_figures_alone(run, data):
+def test_a_resumed_training_sets_its_own_figures_and_reports_aside(run, data, capsys):
     plot(run / "figures" / "mine.png")
     (run / "figures" / "notes.txt").write_text("mine")
     assert draw([str(run), "--what", "scatter"]) == 0
-    before = contents(run / "figures")
+    assert score([str(run), *SMALL]) == 0
+    assert encode([str(run), "--out", str(run / "codes.csv")]) == 0
+    with (run / "scores" / "scores.csv").open("a") as file:
+        file.write("a remark\n")
+    before = contents(run)
+    capsys.readouterr()
     resume(run, 2, data=data)
-    after = contents(run / "figures")
-    assert not (run / "figures" / "scatter.png").exists(), "of another epoch"
+    assert f"now in {run}/of-epoch-1" in capsys.readouterr().err
+    after = contents(run)
     for name in ("mine.png", "notes.txt"):
         assert after[run / "figures" / name] == before[run / "figures" / name]
-    for name in ("losses.png", "reconstructions.png"):
-        assert after[run / "figures" / name] != before[run / "figures" / name]
+    for name in ("figures/scatter.png", "figures/losses.png", "scores/scores.csv", "scores/oddest.png", "codes.csv"):
+        assert after[run / "of-epoch-1" / name] == before[run / name]
+        assert after.get(run / name) != before[run / name]
+    assert not (run / "scores" / "scores.csv").exists(), "of another epoch"
+
+
+def test_the_list_of_commands_names_each():
+    ended = subprocess.run([sys.executable, "-m", "pvae"], capture_output=True, text=True, check=True)
+    commands = {file.stem for file in Path(pvae.__file__).parent.glob("*.py")} - {"__init__", "__main__", "vae"}
+    assert commands == {line.split()[0] for line in ended.stdout.splitlines() if line.startswith("  ")}
 
 
 PATHS = [

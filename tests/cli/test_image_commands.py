@@ -123,9 +123,9 @@ def test_scores_are_read_back(run, base, capsys):
 
 
 def test_an_image_file_and_images_of_another_size(run, base, tmp_path, capsys):
-    """One file has its own name; images of another size are brought to the run's, and this is said once."""
+    """Images of the run's folder keep their names in it; those of another size are resized, which is said once."""
     assert score([str(run), str(base / "tree" / "odd" / "01.png"), "--importance-samples", "3", "--out", "one"]) == 0
-    assert [row["name"] for row in rows_of(tmp_path / "one" / "scores.csv")] == ["01.png"]
+    assert [row["name"] for row in rows_of(tmp_path / "one" / "scores.csv")] == ["odd/01.png"]
     assert capsys.readouterr().err == ""
     draw_tree(tmp_path / "large", 3, (20, 20))
     assert score([str(run), "large", "--importance-samples", "3", "--out", "large-scores"]) == 0
@@ -186,7 +186,7 @@ def test_fewer_samples_replace_more(run, tmp_path):
 def test_a_refused_encoding_leaves_no_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert encode(["deep-bayes", "nowhere"]) == 2
-    assert "no folder nowhere" in capsys.readouterr().err
+    assert "no file or folder nowhere" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -240,7 +240,7 @@ def test_options_may_stand_before_images(run, base, tmp_path, command):
     assert len(rows_of(written)) == 40
 
 
-def test_reports_of_earlier_weights_are_removed_when_a_run_is_trained_further(run, no_pictures):
+def test_reports_of_earlier_weights_are_set_aside_when_a_run_is_trained_further(run, no_pictures):
     """Those that pvae wrote; other files in the same folders stay."""
     assert encode([str(run)]) == 0
     assert score([str(run), "--importance-samples", "2"]) == 0
@@ -252,11 +252,10 @@ def test_reports_of_earlier_weights_are_removed_when_a_run_is_trained_further(ru
     train(["--resume", str(run), "--quiet"])
     assert (run / "samples" / "samples.png").exists(), "nothing was trained"
     assert train(["--resume", str(run), "--epochs", "2", "--quiet"]) == 0
-    left = {path.name for path in run.rglob("*") if path.is_file()}
-    assert not left & {"codes.npz", "scores.csv", "oddest.png", "sample-0001.png", "samples.png", "evaluation.json"} - {
-        "samples.png"  # of figures/, which the training drew
-    }
-    assert not (run / "samples" / "samples.png").exists()
+    reports = "codes.npz scores/scores.csv scores/oddest.png samples/sample-0001.png samples/samples.png evaluation.json"
+    for name in reports.split():
+        assert (run / "of-epoch-1" / name).is_file()
+        assert not (run / name).exists()
     assert all(path.read_bytes() == b"mine" for path in mine)
     assert Run.open(run).metrics()[-1].epoch == 2
 
@@ -272,7 +271,7 @@ def test_a_read_only_folder_is_refused_at_once(run, tmp_path, capsys, monkeypatc
     ("command", "arguments", "says"),
     [
         ("encode", ["run", "--out", "codes.txt"], ".npz or .csv"),
-        ("encode", ["run", "nowhere"], "no folder nowhere"),
+        ("encode", ["run", "nowhere"], "no file or folder nowhere"),
         ("encode", ["run", "empty"], "no image file"),
         ("encode", ["run", "--seed", "-1"], "--seed"),
         ("score", ["run", "--importance-samples", "1"], "at least 2"),

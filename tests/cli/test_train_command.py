@@ -94,8 +94,8 @@ def test_note_that_iwae_with_one_particle_is_the_elbo(few, capsys, tmp_path):
 def test_bad_out(few, capsys, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("precious")
-    assert "not an empty folder" in refuse(capsys, tmp_path, *SMALL, "--out", "full")
-    assert "not an empty folder" in refuse(capsys, tmp_path, *SMALL, "--out", "full/file")
+    assert "is a folder that is not empty" in refuse(capsys, tmp_path, *SMALL, "--out", "full")
+    assert "is a file" in refuse(capsys, tmp_path, *SMALL, "--out", "full/file")
     assert "cannot be written" in refuse(capsys, tmp_path, *SMALL, "--out", "full/file/below")
     assert "cannot be written" in refuse(capsys, tmp_path, *SMALL, "--out", "/proc/no/such")
     (tmp_path / "runs").symlink_to("missing")

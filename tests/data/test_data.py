@@ -51,6 +51,20 @@ def server(monkeypatch, tiny_mnist):
     server.shutdown()
 
 
+@pytest.mark.parametrize(
+    ("images", "advice"),
+    [
+        (np.zeros((4, 1, 8, 8), np.uint8), "give torch.from_numpy(images)"),
+        (torch.rand(4, 1, 8, 8), "give (255 * images).round()"),
+        (torch.zeros(4, 8, 8, 3, dtype=torch.uint8), "give images.permute(0, 3, 1, 2)"),
+    ],
+)
+def test_images_of_another_type_or_order_are_refused_with_the_corrected_call(images, advice):
+    with pytest.raises(InputError) as refused:
+        Dataset("mine", images, images)
+    assert advice in str(refused.value)
+
+
 def test_folders_are_searched_in_order(tiny_mnist, tmp_path, monkeypatch):
     images, files = tiny_mnist
     with pytest.raises(InputError, match="--offline"):

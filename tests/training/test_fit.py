@@ -495,7 +495,7 @@ def test_the_users_own_hidden_files_are_not_taken_for_ours(tmp_path, few_digits,
     out = tmp_path / "run"
     out.mkdir()
     (out / ".notes.2024").write_text("mine")
-    with pytest.raises(InputError, match="not an empty folder"):
+    with pytest.raises(InputError, match="not empty"):
         fit(small_config, data=few_digits, out=out)
     (out / ".notes.2024").unlink()
     for name in (".config.json.4711", "metrics.jsonl", "checkpoint.safetensors"):

@@ -154,7 +154,7 @@ def test_refusals_are_one_line_of_one_process(tmp_path):
     (tmp_path / "run" / "mine").touch()
     group = Group(2, main, [*SMALL, "--out", "run"], folder=tmp_path)
     assert group.join(60) == [2, 2]
-    assert group.err == "pvae.train: --out run exists and is not an empty folder: name another, or --resume it\n"
+    assert group.err == "pvae.train: --out run is a folder that is not empty: name a new one\n"
 
 
 def test_alone_where_torchrun_started_no_others(monkeypatch):
