@@ -14,6 +14,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 import pvae
+from pvae.cli.images import export
 from pvae.data.sources import load_dataset
 
 ROOT = Path(__file__).parent.parent
@@ -104,6 +105,14 @@ def test_a_run_of_an_own_vae_is_drawn_evaluated_and_resumed_as_its_page_says(run
     assert (names["run"].figures() / "mine.png").stat().st_size > 1000
     assert names["run"].metrics()[-1].epoch == 2
     assert "ELBO" in capsys.readouterr().out
+
+
+def test_the_file_of_plain_torch_is_what_its_page_shows(run, tmp_path, monkeypatch):
+    page = ROOT / "notebooks/plain-torch.md"
+    assert export(["deep-bayes", "--format", "torch", "--out", str(tmp_path / "vae")]) == 0
+    assert blocks(page)[0] in (tmp_path / "vae" / "model.py").read_text()
+    monkeypatch.syspath_prepend(tmp_path / "vae")
+    assert run(page, "model.load()")["bound"].shape == (16,)
 
 
 def test_the_forms_of_the_elbo_agree(run, capsys):

@@ -86,17 +86,22 @@ In Python, after import pvae.trained.images:
   images = pvae.trained.images.sample_images(pvae.load("runs/my-run"), 64)  # (64, C, H, W)"""
 
 _EXPORT = """\
-It writes two files, whose batch dimension N may have any size:
+--format torch writes model.py, the VAE as one class of plain torch that needs neither pvae nor Pyro, with elbo(x) and
+sample(n), and its weights beside it, model.safetensors; with a flow it needs zuko.
+
+--format onnx writes two files, whose batch dimension N may have any size:
   encoder.onnx  x (N, C, H, W), pixels as in training, to loc and scale (N, L), mean and standard deviation of q(z | x)
   decoder.onnx  z (N, L) to mean (N, C, H, W), the mean of p(x | z)
 onnxruntime runs both first, and they are written only if their outputs equal those of torch to 1e-5. It needs the
 packages onnx, onnxscript and onnxruntime: pip install -e ".[export]". A VAE of several stochastic layers cannot
 be exported, and with torch 2.6 no network with BatchNorm.
 
-example:
+examples:
+  python -m pvae.export runs/my-run --format torch
   python -m pvae.export runs/my-run --out onnx
-In Python, after import pvae.trained.export:
-  pvae.trained.export.export(pvae.load("runs/my-run"), (1, 28, 28), folder)"""
+In Python, after import pvae.trained.export, pvae.trained.plain_torch:
+  pvae.trained.export.export(pvae.load("runs/my-run"), (1, 28, 28), folder)
+  pvae.trained.plain_torch.export_torch(pvae.Run.open("runs/my-run"), folder)"""
 
 _ODDEST = 10  # images in a row of oddest.png, and rows of the table
 _MOST = 10_000  # images at once in memory
@@ -260,9 +265,11 @@ def export(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name; `sys.argv` if left out.
     """
-    parser = Parser("export", "Export encoder and decoder of a trained run as ONNX.", _EXPORT)
-    parser.add_argument("run", metavar="RUN", type=nonempty_path, help="a run folder")
-    parser.add_argument("--out", metavar="DIR", type=nonempty_path, help="where to write (default: RUN/onnx)")
+    parser = Parser("export", "Export the VAE of a trained run as ONNX or as plain torch.", _EXPORT)
+    add = parser.add_argument
+    add("run", metavar="RUN", type=nonempty_path, help="a run folder")
+    add("--format", choices=("onnx", "torch"), default="onnx", help="what to write (default: onnx)")
+    add("--out", metavar="DIR", type=nonempty_path, help="where to write (default: RUN/onnx or RUN/torch)")
     return run_command("pvae.export", lambda: _export(parser.parse_args(argv)))
 
 
@@ -270,7 +277,13 @@ def _export(arguments: argparse.Namespace) -> None:
     with ctrl_c_exits_at_once("pvae.export"):
         from pvae.runs.run import Run
         from pvae.trained.export import export
+        from pvae.trained.plain_torch import export_torch
     run = Run.open(arguments.run)
+    if arguments.format == "torch":
+        with result_folder(arguments.out or run.place / "torch") as folder:
+            code, weights = export_torch(run, folder)
+            print_line(f"{code}: VAE, with elbo(x) and sample(n), and load(), which reads {weights.name}")
+        return
     names = ("encoder.onnx", "decoder.onnx") if arguments.out else ()
     with result_folder(arguments.out or run.place / "onnx", names) as folder:
         vae = run.vae()

@@ -77,6 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return
         with ctrl_c_exits_at_once("pvae.train"):
             import pvae.training.fit  # noqa: F401  torch is slow to import
+            from pvae.trained.plain_torch import training_script
+        if options["print"]:
+            print(training_script(_configured({**options, "quiet": True})[0]), end="")
+            return
         (_train if options["seeds"] is None else _train_seeds)(options)
 
     return run_command("pvae.train", command)
@@ -87,6 +91,8 @@ def train_parser() -> argparse.ArgumentParser:
     description = "Train a variational autoencoder, written as Pyro functions, by stochastic variational inference."
     parser = Parser("train", description, _EXAMPLES, _ABSENT)
     parser.add_argument("--list-systems", action="store_true", help="list the published systems, and do nothing else")
+    printed = "print the system and a loop that trains it as one file of plain torch, and do nothing else"
+    parser.add_argument("--print", action="store_true", help=printed)
     _add_config_options(parser)
     group = parser.add_argument_group("device, folders and output")
     add_places(group, "run folder, new or empty (default: runs/<time>-<system>-<elbo>)")

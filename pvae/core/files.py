@@ -24,12 +24,14 @@ __all__ = [
     "write_whole",
 ]
 
-# What latent.json, evaluation.json, codes.npz, and the CSV and Markdown tables of pvae begin with.
+# What latent.json, evaluation.json, codes.npz, CSV and Markdown tables, model.py and model.safetensors begin with.
 _REPORT = re.compile(
     rb"""
     \{\n\ \ "mean":\  | \{.*"rate_decomposition":\  | P.*names\.npy
     | name,(loc_1|z_1|z1_1|log_p), | stage,estimator,particles, | \|\ stage\  | run,configuration,system,
-    | \|\ system\ \|\ --elbo\ """,
+    | \|\ system\ \|\ --elbo\  | \"\"\"[^\n]*in\ plain\ torch,\ written\ by\ pvae
+    | .{8}\{"__metadata__":\{"written\ by":"pvae\.export"
+    """,
     re.VERBOSE | re.DOTALL,
 )
 

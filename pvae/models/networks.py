@@ -12,7 +12,16 @@ from torch.nn import Linear
 
 from pvae.core.errors import InputError
 
-__all__ = ["conv_decoder", "conv_encoder", "groupnorm_decoder", "mlp", "mlp_decoder", "mlp_encoder"]
+__all__ = [
+    "ChannelsLast",
+    "FlatBatch",
+    "conv_decoder",
+    "conv_encoder",
+    "groupnorm_decoder",
+    "mlp",
+    "mlp_decoder",
+    "mlp_encoder",
+]
 
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gated": nn.GLU}
@@ -37,7 +46,7 @@ def mlp(*widths: int, activation: str = "relu", batch_norm: bool = False) -> nn.
     layers: list[nn.Module] = []
     for width_in, width_out in pairwise(widths[:-1]):
         width = width_out * (2 if activation == "gated" else 1)
-        norm = [_FlatBatch(nn.BatchNorm1d(width))] if batch_norm else []
+        norm = [FlatBatch(nn.BatchNorm1d(width))] if batch_norm else []
         layers += [Linear(width_in, width, bias=not batch_norm), *norm, _ACTIVATIONS[activation]()]
     return nn.Sequential(*layers, Linear(widths[-2], widths[-1]))
 
@@ -107,7 +116,7 @@ def conv_encoder(
     Raises:
         InputError: with `norm` "group", a side is less than 2 to the power of the number of layers.
     """
-    layers: list[nn.Module] = [_ChannelsLast()]
+    layers: list[nn.Module] = [ChannelsLast()]
     for before, after in pairwise((image_shape[0], *channels)):
         size = 4 if norm == "group" else 3
         layers += [nn.Conv2d(before, after, size, stride=2, padding=1), *_activation(norm, nn.BatchNorm2d, after)]
@@ -131,14 +140,14 @@ def conv_decoder(latent_dim: int, channels: Sequence[int], image_shape: Sequence
     layers: list[nn.Module] = [Linear(latent_dim, math.prod(bottom))]
     if norm == "batch":
         layers += _activation(norm, nn.BatchNorm1d, math.prod(bottom))
-    layers += [nn.Unflatten(-1, bottom), _ChannelsLast()]
+    layers += [nn.Unflatten(-1, bottom), ChannelsLast()]
     before = bottom[0]
     for (_, height, width), after in zip(reversed(sizes), reversed(channels)):
         more = (1 - height % 2, 1 - width % 2)  # a stride of 2 gives 2 n - 1 pixels; one more makes the size even
         layers.append(nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=more))
         layers += _activation(norm, nn.BatchNorm2d, after)
         before = after
-    return _FlatBatch(nn.Sequential(*layers, nn.Conv2d(channels[0], image_shape[0], 3, padding=1)))
+    return FlatBatch(nn.Sequential(*layers, nn.Conv2d(channels[0], image_shape[0], 3, padding=1)))
 
 
 def groupnorm_decoder(latent_dim: int, channels: Sequence[int], image_shape: Sequence[int]) -> nn.Module:
@@ -156,11 +165,11 @@ def groupnorm_decoder(latent_dim: int, channels: Sequence[int], image_shape: Seq
         InputError: a side is too small.
     """
     *shapes, bottom = _shapes(image_shape, channels)
-    layers: list[nn.Module] = [Linear(latent_dim, math.prod(bottom)), nn.Unflatten(-1, bottom), _ChannelsLast()]
+    layers: list[nn.Module] = [Linear(latent_dim, math.prod(bottom)), nn.Unflatten(-1, bottom), ChannelsLast()]
     for (before, *_), (after, height, width) in pairwise((bottom, *reversed(shapes))):
         layers += _activation("group", nn.BatchNorm2d, before)
         layers.append(nn.ConvTranspose2d(before, after, 4, 2, 1, output_padding=(height % 2, width % 2)))
-    return _FlatBatch(nn.Sequential(*layers))
+    return FlatBatch(nn.Sequential(*layers))
 
 
 def _shapes(
@@ -182,17 +191,18 @@ def _shapes(
     return shapes
 
 
-class _ChannelsLast(nn.Module):
+class ChannelsLast(nn.Module):
     """Convert images to the channels_last memory format, in which convolutions are fastest.
 
     The weights stay contiguous: Pyro's parameter store copies parameters that are not, and then trains the copies.
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x with the channels last in memory."""
         return x.contiguous(memory_format=torch.channels_last)
 
 
-class _FlatBatch(nn.Module):
+class FlatBatch(nn.Module):
     """Flatten the leading dimensions of (..., L) into one batch dimension, as convolutions and BatchNorm need it."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -200,6 +210,7 @@ class _FlatBatch(nn.Module):
         self.network = network
 
     def forward(self, z: Tensor) -> Tensor:
+        """Return the outputs of the network, with the leading dimensions of z."""
         outputs = self.network(z.reshape(-1, z.shape[-1]))
         return outputs.reshape(*z.shape[:-1], *outputs.shape[1:])
 

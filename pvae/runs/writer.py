@@ -31,7 +31,7 @@ from pvae.runs.run import BEST, CHECKPOINT, FORMAT, PREVIOUS, Run
 __all__ = ["begin", "check_out", "discard", "new_folder", "record_choice", "restore_previous", "save", "set_aside"]
 
 _FIRST = ("metrics.jsonl", CHECKPOINT, PREVIOUS)  # files that are written before config.json
-_REPORTS = ("", "figures", "scores", "samples", "onnx", "comparison")  # folders of a run that hold reports
+_REPORTS = ("", "figures", "scores", "samples", "onnx", "torch", "comparison")  # folders of a run that hold reports
 _OWN_VAE = "built in Python: the options of config from network to scale do not describe it"
 
 

@@ -252,7 +252,9 @@ def test_reports_of_earlier_weights_are_set_aside_when_a_run_is_trained_further(
     train(["--resume", str(run), "--quiet"])
     assert (run / "samples" / "samples.png").exists(), "nothing was trained"
     assert train(["--resume", str(run), "--epochs", "2", "--quiet"]) == 0
-    reports = "codes.npz scores/scores.csv scores/oddest.png samples/sample-0001.png samples/samples.png evaluation.json"
+    reports = (
+        "codes.npz scores/scores.csv scores/oddest.png samples/sample-0001.png samples/samples.png evaluation.json"
+    )
     for name in reports.split():
         assert (run / "of-epoch-1" / name).is_file()
         assert not (run / name).exists()

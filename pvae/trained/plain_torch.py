@@ -1,0 +1,277 @@
+"""`plain_torch`: a VAE as one file of plain torch, which needs neither pvae nor Pyro.
+
+The text is that of `plain_torch.py.jinja`, with the layers of the networks as torch prints them. Distributions that
+torch lacks are copied from `pvae.distributions`, without their docstrings.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import indent
+from typing import Any
+
+import torch
+from jinja2 import Environment
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from pvae.config.config import Config
+from pvae.config.presets import as_option, system_title
+from pvae.core.errors import InputError
+from pvae.core.files import write_whole
+from pvae.core.random_state import seeded
+from pvae.distributions import continuous_bernoulli, discretized_logistic, planar, power_spherical
+from pvae.models.build import build_vae
+from pvae.models.hierarchy import FirstLayer
+from pvae.models.networks import ChannelsLast, FlatBatch
+from pvae.runs.run import Run
+from pvae.vae import VAE
+
+__all__ = ["export_torch", "plain_torch", "training_script", "weights"]
+
+_TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}  # names in torchvision.datasets
+_SHAPES = dict.fromkeys((*_TORCHVISION, "binarized-mnist"), (1, 28, 28)) | {"linear-gaussian": (1, 8, 8)}
+_NETWORKS_OF_FLOWS = ("iaf", "spline")
+_DEFAULTS = (  # what torch prints of a layer and need not be written
+    r"(in|out)_features=|kernel_size=|, bias=True|, eps=1e-05|, momentum=0.1|, affine=True|, track_running_stats=True"
+)
+_IMPORTS = {  # by what shows that they are used
+    "import json": r"json\.",
+    "import math": r"math\.",
+    "import sys": r"sys\.",
+    "from pathlib import Path": r"Path\(",
+    "import numpy as np": r"np\.",
+    "import torch": "",
+    "import torchvision": r"torchvision\.",
+    "import zuko": r"zuko\.",
+    "from PIL import Image": r"Image\.",
+    "from torch import nn": "",
+    "from zuko.transforms import ComposedTransform": "ComposedTransform",
+}
+_DISTRIBUTIONS = (
+    "Bernoulli", "Categorical", "Independent", "MixtureSameFamily", "MultivariateNormal", "Normal", "kl_divergence",
+)  # fmt: skip
+
+
+def export_torch(run: Run, folder: Path) -> list[Path]:
+    """Write model.py, the VAE of a run in plain torch, and model.safetensors, its weights; return both paths.
+
+    Args:
+        run: the run.
+        folder: where to write; it must exist.
+
+    Raises:
+        InputError: torch has no distribution for the VAE, the VAE was built in Python, or model.py there was edited.
+    """
+    vae, shape = run.vae(), run.config.padded(run.data.image_shape)
+    sizes = ", ".join(map(str, shape))
+    title = f"""{" ".join(run.title.split())}, in plain torch, written by pvae.
+
+    vae = load()    # with the weights in model.safetensors
+    vae.elbo(x)     # (B,), of x (B, {sizes}) with pixels {vae.p_x.domain}
+    vae.sample(16)  # (16, {sizes})
+"""
+    text = plain_torch(vae, run.config, shape, title)
+    code, tensors = folder / "model.py", folder / "model.safetensors"
+    if code.exists() and code.read_text("utf-8").partition('"""\n')[2] != text.partition('"""\n')[2]:
+        raise InputError(f"{code} holds other code, as after an edit: move it away, or name another folder with --out")
+    write_whole(code, text.encode())
+    found = {name: tensor.contiguous() for name, tensor in weights(vae, run.config).items()}
+    write_whole(tensors, save(found, {"written by": "pvae.export"}))
+    return [code, tensors]
+
+
+def training_script(config: Config) -> str:
+    """Return the text of a Python file that trains a system: the VAE in plain torch, its data, and a loop.
+
+    At its first step the loss is that of `fit`: weights, images and draws are the same.
+
+    Raises:
+        InputError: the loop has no such option, or torch has no distribution for the VAE.
+    """
+    config = config.replace(dataset="mnist") if config.dataset == "auto" else config
+    shape = _SHAPES.get(config.dataset)
+    if config.dataset == "celeba" and config.image_size.isdecimal() and not (config.crop or config.grey):
+        shape = (3, int(config.image_size), int(config.image_size))
+    fitting = {
+        "dataset": shape is not None,
+        "elbo": config.elbo in ("trace", "analytic", "handwritten", "iwae"),
+        "particles": config.particles == 1,
+        "binarize": config.binarize != "static",
+        "likelihood": config.likelihood != "normal-optimal",
+        "schedule": config.schedule != "paper",
+        "free_bits": config.free_bits == 0,
+        "clip_norm": config.clip_norm == 0,
+    }
+    if missing := [as_option(name, getattr(config, name)) for name, fits in fitting.items() if not fits]:
+        instead = "leave it out, or train a run and give python -m pvae.export RUN --format torch"
+        raise InputError(f"--print writes a plain loop, without {missing[0]}: {instead}")
+    assert shape is not None
+    title = f"""{system_title(config)}, in plain torch, written by pvae.
+
+    python FILE [DIR]    # DIR holds the data (default: data), to which torchvision downloads
+"""
+    with seeded(config.seed, torch.device("cpu")):
+        vae = build_vae(config, shape)
+    return plain_torch(vae, config, config.padded(shape), title, config.dataset)
+
+
+def plain_torch(vae: VAE, config: Config, image_shape: Sequence[int], title: str, data: str = "") -> str:
+    """Return the text of a Python file that holds the VAE as a class of plain torch.
+
+    Its `elbo(x)` takes the KL divergence in closed form where --elbo analytic does, and one draw from q(z | x).
+
+    Args:
+        vae: as `build_vae` makes it.
+        config: its configuration.
+        image_shape: (C, H, W) of x.
+        title: the docstring of the file.
+        data: the data set that the file trains an untrained VAE on; "" for a file that loads weights from beside it.
+
+    Raises:
+        InputError: torch has no distribution for it: a VampPrior of flows.
+    """
+    has_flow = config.posterior in ("planar", *_NETWORKS_OF_FLOWS)
+    if config.prior == "vamp" and has_flow:
+        raise InputError("a VampPrior of flows cannot be written in plain torch, which has no mixture of them")
+    used = {
+        continuous_bernoulli: config.likelihood == "continuous-bernoulli",
+        discretized_logistic: config.likelihood == "discretized-logistic",
+        power_spherical: config.prior == "sphere",
+        planar: config.posterior == "planar",
+    }
+    copied = [_copied(module) for module, is_used in used.items() if is_used]
+    is_normal = config.posterior in ("normal", "planar", *_NETWORKS_OF_FLOWS) or config.prior == "mixture"
+    networks = {name: _printed(name, network, config) for name, network in _networks(vae, config).items()}
+    file = Path(__file__).with_suffix(".py.jinja")
+    template = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).from_string(
+        file.read_text()
+    )
+    text = template.render(
+        c=config,
+        layers=1 + len(config.upper_latent_dims),
+        top=_latent_dims(config)[-1],
+        closed_forms=config.closed_forms[:: 1 if config.inference == "bottom-up" else -1],
+        has_flow=has_flow,
+        has_normal=is_normal or bool(config.upper_latent_dims),
+        copied=[code for _, code in copied],
+        networks=networks,
+        parameters={name: start for name, (start, _) in _parameters(vae, config).items()},
+        bound=_bound(vae),
+        beta=config.beta / (config.latent_dim if config.rate_reduction == "mean" else 1),
+        data=data,
+        shape=image_shape,
+        torchvision=_TORCHVISION,
+    )
+    imports = {line for line, use in _IMPORTS.items() if re.search(use, text)}.union(*(lines for lines, _ in copied))
+    imports.add(
+        "from torch.distributions import " + ", ".join(n for n in _DISTRIBUTIONS if re.search(rf"\b{n}\(", text))
+    )
+    return f'"""{title}"""\n\nfrom __future__ import annotations\n\n' + "\n".join(sorted(imports)) + f"\n\n\n{text}"
+
+
+def weights(vae: VAE, config: Config) -> dict[str, Tensor]:
+    """Return the tensors of a VAE by their names in the class that `plain_torch` writes."""
+    found = {name: tensor for name, (_, tensor) in _parameters(vae, config).items()}
+    if config.likelihood == "normal-optimal":
+        found["running_scale"] = vae.get_buffer("p_x.running_scale")
+    for name, network in _networks(vae, config).items():
+        is_list = isinstance(network, nn.ModuleList)
+        for prefix, one in (
+            [(f"{name}.{place}", one) for place, one in enumerate(network)] if is_list else [(name, network)]
+        ):
+            layers = _layers(one)
+            names = [prefix] if layers == [one] else [f"{prefix}.{place}" for place in range(len(layers))]
+            for own, layer in zip(names, layers):
+                found |= {f"{own}.{key}": tensor for key, tensor in layer.state_dict().items()}
+    return found
+
+
+def _networks(vae: Any, config: Config) -> dict[str, Any]:
+    """Return the networks by their names in the class, in the order in which they draw their first weights."""
+    is_first_only = config.upper_latent_dims and config.inference == "bottom-up"
+    networks = {"encoder": (vae.q_z.first if is_first_only else vae.q_z).encoder, "decoder": vae.p_x.decoder}
+    if config.network == "conv-groupnorm":
+        networks = dict(reversed(networks.items()))
+    if config.upper_latent_dims:
+        networks |= {"up": vae.q_z.up if config.inference == "ladder" else vae.q_z.networks, "down": vae.p_z.networks}
+    if config.posterior in _NETWORKS_OF_FLOWS:
+        networks["flow"] = vae.q_z.transforms
+    if config.prior == "flow":
+        networks["prior_flow"] = _top(vae, config).transforms
+    return networks
+
+
+def _parameters(vae: Any, config: Config) -> dict[str, tuple[str, Tensor]]:
+    """Return the parameters that are in no network by their names in the class: first value and tensor."""
+    top, found = _top(vae, config), dict[str, tuple[str, Tensor]]()
+    if config.prior == "mixture":
+        shape = f"{config.components}, {_latent_dims(config)[-1]}"
+        found["loc"] = f"torch.randn({shape})", top.loc
+        found["log_scale_of_prior"] = f"torch.zeros({shape})", top.log_scale
+        found["logits"] = f"torch.zeros({config.components})", top.logits
+    if config.prior == "vamp":
+        found["pseudo_inputs"] = (
+            f"{'-1 + ' * (top.lowest < 0)}0.1 * torch.rand{tuple(top.unclipped.shape)}",
+            top.unclipped,
+        )
+    if vae.p_x.learns_scale:
+        found["log_scale"] = f"torch.tensor({config.scale}).log()", vae.p_x.log_scale
+    return found
+
+
+def _top(vae: Any, config: Config) -> Any:
+    return vae.p_z.top if config.upper_latent_dims else vae.p_z
+
+
+def _latent_dims(config: Config) -> tuple[int, ...]:
+    return (config.latent_dim, *config.upper_latent_dims)
+
+
+def _bound(vae: VAE) -> str:
+    if not vae.has_density:
+        return "negative distortion, which is no bound on log p(x),"
+    return "pseudo-ELBO, which is no bound on log p(x) of grey x," if vae.is_pseudo else "ELBO, a bound on log p(x),"
+
+
+def _layers(network: nn.Module) -> list[nn.Module]:
+    """Return the layers of a network in their order, without those that only rearrange its input."""
+    if type(network) in (nn.Sequential, FlatBatch):
+        return [layer for child in network.children() for layer in _layers(child)]
+    return [] if isinstance(network, ChannelsLast | FirstLayer) else [network]
+
+
+def _printed(name: str, network: Any, config: Config) -> str:
+    """Return the expression that builds a network, or a list of networks."""
+    if name in ("flow", "prior_flow"):
+        size, context = _latent_dims(config)[-1], config.hidden[-1] if name == "flow" else 0
+        splines = ", univariate=zuko.transforms.MonotonicRQSTransform, shapes=[(8,), (8,), (7,)]"
+        options = f"hidden_features={config.flow_hidden}" + splines * (name == "flow" and config.posterior == "spline")
+        return (
+            "nn.ModuleList(\n    zuko.flows.MaskedAutoregressiveTransform(\n"
+            f"        {size}, {context}, order=list(range({size}))[:: (-1) ** t], {options}\n"
+            f"    )\n    for t in range({config.flow_length})\n)"
+        )
+    if isinstance(network, nn.ModuleList):
+        return (
+            "nn.ModuleList([\n" + "".join(f"{indent(_printed('', one, config), '    ')},\n" for one in network) + "])"
+        )
+    layers = (re.sub(_DEFAULTS, "", repr(layer)) for layer in _layers(network))
+    return "nn.Sequential(\n" + "".join(f"    nn.{layer},\n" for layer in layers) + ")"
+
+
+def _copied(module: Any) -> tuple[set[str], str]:
+    """Return the imports and the other code of a module of `pvae.distributions`, with torch in place of Pyro."""
+    source = inspect.getsource(module).replace("pyro.distributions.torch_distribution", "torch.distributions")
+    source = source.replace("pyro.", "torch.").replace("TorchDistribution", "Distribution")
+    tree, imports = ast.parse(source.replace("constraints.sphere", "constraints.real_vector")), set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            lines = {one: ast.unparse(one) for one in node.body}
+            imports |= {line for line in lines.values() if re.match("import|from", line) and "__future__" not in line}
+            node.body = [one for one, line in lines.items() if not re.match("import|from|__all__|['\"]", line)]
+    return imports, ast.unparse(tree)

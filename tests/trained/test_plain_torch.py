@@ -1,0 +1,238 @@
+"""VAEs as plain torch: equal to the run's, in value, gradients and training, in a process without pvae and Pyro."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import runpy
+import subprocess
+import sys
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from conftest import FILES, idx_bytes, lay
+from PIL import Image
+from safetensors.torch import save_file
+
+from pvae.cli.images import export
+from pvae.cli.train import main as train
+from pvae.config.config import Config
+from pvae.config.presets import SYSTEMS
+from pvae.core.errors import InputError
+from pvae.core.files import is_report
+from pvae.core.random_state import seeded
+from pvae.data.preparation import Preparation
+from pvae.elbos.registry import elbo_of
+from pvae.models.build import build_vae
+from pvae.runs.data import load_for
+from pvae.trained.plain_torch import export_torch, plain_torch, training_script, weights
+from pvae.training.fit import fit, resume
+from pvae.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+SHAPES = {"celeba-vae": (3, 33, 40), "images": (3, 24, 20), "linear-gaussian": (1, 8, 8)}
+TWO = {"upper_latent_dims": (5, 3), "upper_hidden": (8,), "binarize": "threshold"}
+OPTIONS = {  # that no system has
+    "full": {"posterior": "normal-full", "latent_dim": 6},
+    "full-analytic": {"posterior": "normal-full", "latent_dim": 6, "elbo": "analytic"},
+    "spline": {"posterior": "spline", "latent_dim": 6},
+    "mixture": {"prior": "mixture", "components": 7, "latent_dim": 6},
+    "flow-and-flow": {"prior": "flow", "posterior": "iaf", "latent_dim": 6},
+    "continuous-bernoulli": {"likelihood": "continuous-bernoulli"},
+    "learned-scale": {"likelihood": "normal-learned", "scale": 0.3},
+    "optimal-scale": {"likelihood": "normal-optimal", "scale": 0.3},
+    "symmetric-vamp": {"pixels": "symmetric", "likelihood": "normal", "prior": "vamp", "components": 4},
+    "bottom-up-analytic": {**TWO, "elbo": "analytic"},
+    "top-down-mixture": {**TWO, "inference": "top-down", "prior": "mixture", "components": 4},
+    "ladder-vamp": {**TWO, "inference": "ladder", "prior": "vamp", "components": 4, "elbo": "analytic"},
+}
+CONFIGS = {**SYSTEMS, **{name: Config(hidden=(16,), flow_hidden=(8,)).replace(**one) for name, one in OPTIONS.items()}}
+
+# Run by a Python that can import neither pvae nor Pyro: the terms of ten images and all gradients, or samples.
+ALONE = """
+import importlib, sys, torch
+class Refuse:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in ("pvae", "pyro"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+for name in sys.argv[1:]:
+    sys.path.insert(0, name)
+    model = importlib.import_module("model")
+    x, vae = torch.load(f"{name}/x.pt"), model.load().double()
+    torch.manual_seed(1)
+    distortion, rate = vae.terms(x)
+    torch.manual_seed(1)
+    elbo = vae.elbo(x)
+    elbo.mean().backward()
+    gradients = {key: parameter.grad for key, parameter in vae.named_parameters() if parameter.grad is not None}
+    samples = vae.sample(3) if hasattr(vae, "sample") else None
+    as_float = model.load()
+    torch.manual_seed(1)
+    in_float = as_float.elbo(x.float())
+    values = [one.detach() for one in (distortion, rate, elbo, in_float)]
+    torch.save([*values, gradients, samples], f"{name}/out.pt")
+    sys.path.pop(0)
+    del sys.modules["model"]
+"""
+
+
+def images_for(config, shape):
+    """Ten images in the domain of the likelihood, and their preparation."""
+    images = torch.randint(256, (10, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    preparation = Preparation.of(config)
+    return preparation.x(preparation.prepared(images, "test"))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The folder of each configuration: model.py, its weights, images, and what a Python without pvae computes."""
+    folders, vaes = {}, {}
+    for name, config in CONFIGS.items():
+        shape, folder = SHAPES.get(name, (1, 28, 28)), tmp_path_factory.mktemp(name)
+        with seeded(0, CPU):
+            vae = build_vae(config, shape).eval()
+            for tensor in vae.state_dict().values():  # away from zero biases, unit scales and equal weights
+                if tensor.is_floating_point():
+                    tensor.add_(0.01 * torch.rand_like(tensor) - 0.005)
+        padded = config.padded(shape)
+        (folder / "model.py").write_text(plain_torch(vae, config, padded, name), "utf-8")
+        save_file({key: one.contiguous() for key, one in weights(vae, config).items()}, folder / "model.safetensors")
+        torch.save(images_for(config, shape).double(), folder / "x.pt")
+        folders[name], vaes[name] = folder, vae
+    subprocess.run([sys.executable, "-c", ALONE, *map(str, folders.values())], check=True)
+    return folders, vaes
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_is_equal_in_a_process_without_pvae(written, name):
+    """In float64, values to a relative 1e-12 and gradients to 1e-10; in float32 to rounding."""
+    folder, vae, config = written[0][name], written[1][name], CONFIGS[name]
+    distortion, rate, elbo, in_float, gradients, samples = torch.load(folder / "out.pt")
+    x, elbo_name = torch.load(folder / "x.pt"), "analytic" if config.elbo == "analytic" else "trace"
+    by = elbo_of(config.replace(elbo=elbo_name, beta=1.0, rate_reduction="sum", warm_up=0))
+    with pyro.get_param_store().scope(), seeded(1, CPU):
+        _, terms = by.loss_and_terms(vae.model, vae.guide, x.float())
+    torch.testing.assert_close(in_float, -(terms.distortion + terms.rate).detach(), rtol=1e-5, atol=1e-3)
+    vae = vae.double()
+    with pyro.get_param_store().scope(), seeded(1, CPU):
+        loss, terms = by.loss_and_terms(vae.model, vae.guide, x)
+    torch.testing.assert_close(distortion, terms.distortion.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(rate, terms.rate.detach(), rtol=1e-12, atol=1e-11)
+    torch.testing.assert_close(elbo, -(distortion + rate))
+    loss.backward()
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else -parameter.grad)
+    ours = {key: tensor.detach() for key, tensor in weights(vae, config).items()}
+    assert gradients
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(gradient, ours[key], rtol=1e-10, atol=1e-12 * float(ours[key].abs().max()) + 1e-14)
+    assert (samples is None) == (config.posterior == "delta")
+    if samples is not None:
+        assert samples.shape == (3, *x.shape[1:])
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Twenty-three images of each data set in torchvision's layout, and no other data."""
+    monkeypatch.delenv("PVAE_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rng, folder = np.random.default_rng(0), tmp_path / "data"
+    images = [rng.integers(0, 256, (count, 28, 28), dtype=np.uint8) for count in (23, 10)]
+    content = dict(zip(FILES, map(idx_bytes, [*images, np.zeros(23, np.uint8), np.zeros(10, np.uint8)])))
+    lay(folder, content)
+    (folder / "FashionMNIST").mkdir()
+    (folder / "MNIST" / "raw").rename(folder / "FashionMNIST" / "raw")
+    (folder / "MNIST").rmdir()
+    lay(folder, content)
+    binarized = folder / "binarized_mnist"
+    binarized.mkdir()
+    for split in ("train", "valid", "test"):
+        rows = rng.integers(0, 2, (23, 784))
+        np.savetxt(binarized / f"binarized_mnist_{split}.amat", rows, "%d")
+    faces = folder / "celeba" / "img_align_celeba"
+    faces.mkdir(parents=True)
+    names = [f"{number:06}.jpg" for number in range(1, 33)]
+    for face in names:
+        Image.fromarray(rng.integers(0, 256, (22, 18, 3), dtype=np.uint8)).save(faces / face)
+    splits = "".join(f"{face} {0 if place < 23 else 1 + place % 2}\n" for place, face in enumerate(names))
+    (folder / "celeba" / "list_eval_partition.txt").write_text(splits)
+    rows = "".join(f"{face} 1\n" for face in names)
+    (folder / "celeba" / "list_attr_celeba.txt").write_text(f"32\nSmiling\n{rows}")
+    return folder
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_printed_script_trains_as_the_system_does(data, tmp_path, monkeypatch, name):
+    """The loss of the first step and the mean of an epoch, to the digits that the script prints."""
+    config = SYSTEMS[name].replace(epochs=1, batch_size=10)
+    config = config.replace(batch_size=500) if name == "linear-gaussian" else config
+    config = config.replace(warm_up=1) if config.warm_up else config
+    script = tmp_path / "script.py"
+    script.write_text(training_script(config), "utf-8")
+    monkeypatch.setattr(sys, "argv", ["script.py", str(data)])
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), torch.random.fork_rng():
+        runpy.run_path(str(script), run_name="__main__")
+    first, epoch = (float(line.split()[-1]) for line in said.getvalue().splitlines())
+    losses = []
+    with pyro.get_param_store().scope(), seeded(config.seed, CPU):
+        trainer = Trainer(config.replace(compile="none"), load_for(config, data, offline=True), CPU)
+        step = trainer.train_step
+        trainer.train_step = lambda index: losses.append(step(index)) or losses[-1]
+        whole = trainer.train_epoch()
+    assert first == pytest.approx(losses[0][0], rel=1e-5)
+    assert epoch == pytest.approx(whole.loss, rel=1e-4, abs=0.006)
+
+
+def test_the_command_prints_the_script_of_what_is_asked_for(data, capsys):
+    options = ["--system", "pytorch-example", "--beta", "3", "--seed", "7", "--batch-size", "9", "--print"]
+    assert train(options) == 0
+    config = SYSTEMS["pytorch-example"].replace(beta=3.0, seed=7, batch_size=9)
+    assert capsys.readouterr().out == training_script(config)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"elbo": "dreg", "particles": 3},
+        {"elbo": "iwae", "particles": 3},
+        {"free_bits": 0.1},
+        {"clip_norm": 1.0},
+        {"schedule": "paper"},
+        {"binarize": "static"},
+        {"likelihood": "normal-optimal"},
+        {"dataset": "usps"},
+        {"dataset": "celeba"},
+        {"prior": "vamp", "posterior": "iaf"},
+    ],
+)
+def test_what_the_loop_does_not_do_is_refused(options):
+    with pytest.raises(InputError):
+        training_script(Config().replace(**options))
+
+
+def test_a_run_is_exported_and_edited_code_stays(few_digits, tmp_path, capsys):
+    """Weights of another epoch are written over the earlier ones, and code that somebody edited is not."""
+    run = fit(Config(hidden=(8,), latent_dim=2, epochs=1), data=few_digits, out=tmp_path / "run")
+    assert export([str(run.path), "--format", "torch"]) == 0
+    code, tensors = run.path / "torch" / "model.py", run.path / "torch" / "model.safetensors"
+    assert is_report(code)
+    assert is_report(tensors)
+    assert not is_report(run.path / "checkpoint.safetensors")
+    assert f"{run.test_metrics()}" in code.read_text("utf-8")
+    out = tmp_path / "out"
+    out.mkdir()
+    before = [path.read_bytes() for path in export_torch(run, out)]
+    further = resume(run.path, 2, data=few_digits)
+    assert not code.exists(), "it is of another epoch"
+    assert [path.read_bytes() for path in export_torch(further, out)] != before
+    with (out / "model.py").open("a") as file:
+        file.write("# mine\n")
+    capsys.readouterr()
+    assert export([str(run.path), "--format", "torch", "--out", str(out)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (out / "model.py").read_text().endswith("# mine\n")
