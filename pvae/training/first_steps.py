@@ -13,7 +13,7 @@ _BLOCK, _ROUNDS = 5, 3  # steps in a row with one number of threads, the first o
 _CLEARLY_FASTER = 0.9  # fewer threads than torch's own are taken if a step then takes at most this share of the time
 _MUCH_SLOWER = 2.0  # a number of threads is not tried again, and the choice is made anew, at this multiple of the time
 _WINDOW = 50  # steps whose median is compared with the time at the choice
-_AGAIN = 500  # steps after which the choice is made anew if it was for fewer threads than torch's own
+_AGAIN = 100, 800  # steps after which a choice of fewer threads than torch's own is made anew: twice as many each time
 
 _SAVED_BY_INDUCTOR = 0.2  # of the time of a recorded step: a tenth for wide convolutions, half for small MLPs
 _SECONDS_TO_COMPILE = 0.03  # for each operator
@@ -36,6 +36,7 @@ class FirstSteps:
 
     def __init__(self, candidates: Sequence[int]) -> None:
         self.candidates = candidates
+        self._again = _AGAIN[0]
         self._begin()
 
     def _begin(self) -> None:
@@ -87,8 +88,9 @@ class FirstSteps:
         self._since.append(seconds)
         is_end = len(self._since) % _WINDOW == 0
         is_slow = is_end and statistics.median(self._since[-_WINDOW:]) > _MUCH_SLOWER * self.seconds
-        has_fewer = self.threads < self.candidates[0] and len(self._since) >= _AGAIN
+        has_fewer = self.threads < self.candidates[0] and len(self._since) >= self._again
         if len(self.candidates) > 1 and (is_slow or has_fewer):
+            self._again = _AGAIN[0] if is_slow else min(2 * self._again, _AGAIN[1])
             self._begin()
 
 

@@ -48,19 +48,31 @@ def test_fewer_threads_are_taken_where_they_are_clearly_faster(seconds, chosen):
 
 def test_threads_are_chosen_anew_when_steps_become_slow_and_when_they_may_be_fast_again():
     first = FirstSteps([2, 1])
-
-    def steps(count, seconds):
-        for _ in range(count):
-            first.begin()
-            first.end(seconds[torch.get_num_threads()])
-
     idle, busy = {2: 0.5, 1: 1.0}, {2: 20.0, 1: 1.5}
-    steps(2000, idle)
+    steps(first, 2000, idle)
     assert first.threads == 2
-    steps(140, busy)
+    steps(first, 140, busy)
     assert (first.is_chosen, first.threads) == (True, 1)
-    steps(2000, idle)
+    steps(first, 2000, idle)
     assert (first.is_chosen, first.threads) == (True, 2)
+
+
+def steps(first, count, seconds):
+    """Take steps, and return with how many threads each was taken."""
+    used = []
+    for _ in range(count):
+        first.begin()
+        used.append(torch.get_num_threads())
+        first.end(seconds[used[-1]])
+    return used
+
+
+def test_a_burst_at_the_start_is_forgotten_soon_and_a_busy_machine_is_tried_ever_less_often():
+    first = FirstSteps([2, 1])
+    steps(first, 30, {2: 20.0, 1: 1.5})
+    assert steps(first, 150, {2: 0.5, 1: 1.0})[-1] == 2
+    first = FirstSteps([2, 1])
+    assert steps(first, 10_000, {2: 20.0, 1: 1.5}).count(2) < 100
 
 
 def trained(config, data, vae=None, **options):
