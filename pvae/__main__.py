@@ -12,7 +12,7 @@ python -m pvae.COMMAND --help explains each command, with examples:
   encode    codes of images
   score     the likelihood of each image, and the oddest images
   sample    new images
-  export    encoder and decoder as ONNX
+  export    a VAE as one file of plain torch, or encoder and decoder as ONNX
   identify  which ELBO a loss of your own is, or why it is none"""
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import ast
 import contextlib
 import functools
 import importlib.util
+import inspect
 import io
 import re
 import signal
@@ -88,7 +89,8 @@ def _load(place: str) -> Callable[..., Any]:
     file, _, name = place.rpartition(":") if not place.endswith(".py") else (place, "", "")
     path = Path(file)
     if path.suffix != ".py" or not path.is_file():
-        raise InputError(f"{place}: there is no file {file or place}: give FILE.py:FUNCTION")
+        what = "is no file of Python" if path.is_file() else "does not exist"
+        raise InputError(f"{place}: {file or place} {what}: give FILE.py:FUNCTION")
     spec = importlib.util.spec_from_file_location("identified", path)  # a name that hides no other module
     assert spec is not None and spec.loader is not None  # noqa: PT018
     module = importlib.util.module_from_spec(spec)
@@ -101,8 +103,9 @@ def _load(place: str) -> Callable[..., Any]:
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # of any type: it is the user's file
-        advice = "put the loss into a file of its own, or the rest below: if __name__ == '__main__'"
-        raise InputError(f"{path} cannot be imported ({type(error).__name__}: {error}): {advice}") from None
+        advice = "; put the loss into a file of its own, or the rest below: if __name__ == '__main__'"
+        advice *= not isinstance(error, (SyntaxError, ImportError))
+        raise InputError(f"{path} cannot be imported ({type(error).__name__}: {error}){advice}") from None
     loss: Any = module
     for part in name.split("."):
         owner, loss = loss, getattr(loss, part, None)
@@ -112,7 +115,22 @@ def _load(place: str) -> Callable[..., Any]:
         raise InputError(f"{path} has {wanted}; it has {', '.join(named) or 'none'}: give FILE.py:FUNCTION")
     if isinstance(loss, type):
         raise InputError(f"{name} is a class: give FILE.py:{name}.METHOD, or the name of an object of it")
-    return functools.partial(loss, None) if isinstance(owner, type) else loss  # a method, without its object
+    if not isinstance(owner, type) or isinstance(inspect.getattr_static(owner, part), staticmethod | classmethod):
+        return loss
+    return functools.partial(loss, _NoObject(place))
+
+
+class _NoObject:
+    """Stands for the object of a method that is named by its class."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def __getattr__(self, name: str) -> Any:
+        """Refuse the method, which uses its object."""
+        raise InputError(
+            f"{self.place} uses its object (.{name}): make an object at the end of the file, and name that"
+        )
 
 
 @contextlib.contextmanager

@@ -87,7 +87,7 @@ In Python, after import pvae.trained.images:
 
 _EXPORT = """\
 --format torch writes model.py, the VAE as one class of plain torch that needs neither pvae nor Pyro, with elbo(x) and
-sample(n), and its weights beside it, model.safetensors; with a flow it needs zuko.
+sample(n), and its weights beside it, model.safetensors; with an autoregressive flow it needs zuko.
 
 --format onnx writes two files, whose batch dimension N may have any size:
   encoder.onnx  x (N, C, H, W), pixels as in training, to loc and scale (N, L), mean and standard deviation of q(z | x)
@@ -282,7 +282,8 @@ def _export(arguments: argparse.Namespace) -> None:
     if arguments.format == "torch":
         with result_folder(arguments.out or run.place / "torch") as folder:
             code, weights = export_torch(run, folder)
-            print_line(f"{code}: VAE, with elbo(x) and sample(n), and load(), which reads {weights.name}")
+            methods = "elbo(x)" if run.config.posterior == "delta" else "elbo(x) and sample(n)"
+            print_line(f"{code}: VAE, with {methods}, and load(), which reads {weights.name}")
         return
     names = ("encoder.onnx", "decoder.onnx") if arguments.out else ()
     with result_folder(arguments.out or run.place / "onnx", names) as folder:

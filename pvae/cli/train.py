@@ -77,8 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return
         with ctrl_c_exits_at_once("pvae.train"):
             import pvae.training.fit  # noqa: F401  torch is slow to import
-            from pvae.trained.plain_torch import training_script
         if options["print"]:
+            from pvae.trained.plain_torch import training_script
+
+            if others := [
+                flag(name) for name in ("out", "seeds", "resume", "device", "threads") if options[name] is not None
+            ]:
+                raise InputError(f"--print prints a script and trains nothing: leave {others[0]} out")
             print(training_script(_configured({**options, "quiet": True})[0]), end="")
             return
         (_train if options["seeds"] is None else _train_seeds)(options)

@@ -95,7 +95,7 @@ def check_replaceable(path: Path) -> None:
 
 def is_temporary(path: Path) -> bool:
     """Return whether this is a temporary name of `write_whole`, left by a process that was killed."""
-    return re.fullmatch(r"\.[\w-]+\.(json|jsonl|safetensors|png|csv|md|npz)\.\d+", path.name) is not None
+    return re.fullmatch(r"\.[\w-]+\.(json|jsonl|safetensors|png|csv|md|npz|onnx|py)\.\d+", path.name) is not None
 
 
 def append(path: Path, content: bytes) -> None:

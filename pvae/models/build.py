@@ -27,9 +27,9 @@ from pvae.models.posteriors import (
 from pvae.models.priors import FlatPrior, FlowPrior, MixturePrior, SpherePrior, StandardNormalPrior, VampPrior
 from pvae.vae import VAE
 
-__all__ = ["build_vae", "meta_state_dict", "sizes_of", "start_like_burda"]
+__all__ = ["BINS", "build_vae", "meta_state_dict", "sizes_of", "start_like_burda"]
 
-_BINS = 8  # of a spline, as in zuko's neural spline flow
+BINS = 8  # of a spline, as in zuko's neural spline flow
 
 
 def build_vae(config: Config, image_shape: Sequence[int]) -> VAE:
@@ -77,7 +77,7 @@ def _posterior(config: Config) -> tuple[int, Callable[[nn.Module], Any]]:
         "normal-full": (2 * length + length * (length - 1) // 2, partial(FullNormalPosterior, latent_dim=length)),
         "planar": (2 * length + steps * (2 * length + 1), partial(PlanarPosterior, latent_dim=length)),
         "iaf": (2 * length + context, flow),
-        "spline": (2 * length + context, partial(flow, num_bins=_BINS)),
+        "spline": (2 * length + context, partial(flow, num_bins=BINS)),
         "power-spherical": (length + 1, PowerSphericalPosterior),
         "delta": (length, DeltaPosterior),
     }

@@ -39,7 +39,7 @@ def autoregressive_transforms(
     Reference:
         Papamakarios et al., arXiv:1705.07057; Durkan et al., arXiv:1906.04032 (splines).
     """
-    forward, device, zuko = list(range(latent_dim)), torch.get_default_device(), _zuko()
+    forward, device, zuko = list(range(latent_dim)), torch.empty(0).device, _zuko()
     options: dict[str, Any] = {"hidden_features": hidden}
     if num_bins:
         options["univariate"] = zuko.transforms.MonotonicRQSTransform

@@ -52,19 +52,17 @@ class Size(NamedTuple):
     latent: int
 
     def symbols(self) -> dict[str, int]:
-        """Return B, D and L; of images (C, H, W), in place of D, C and the number of pixels P."""
-        first, *pixels = self.image
-        return {"B": self.batch, **({"C": first, "P": math.prod(pixels)} if pixels else {"D": first}), "L": self.latent}
+        """Return B, D and L; of images (C, H, W), in place of D, C, H and W."""
+        names = {1: "D", 2: "HW", 3: "CHW"}[len(self.image)]
+        return {"B": self.batch, **dict(zip(names, self.image)), "L": self.latent}
 
     def others(self) -> Iterator[tuple[str, Size]]:
         """Yield each symbol with a size in which it alone is another, and at last one where all are."""
         yield "B", self._replace(batch=self.batch + 2)
         yield "L", self._replace(latent=self.latent + 2)
-        if len(self.image) == 1:
-            yield "D", self._replace(image=(self.image[0] + 4,))
-        else:
-            yield "C", self._replace(image=(self.image[0] + 1, *self.image[1:]))
-            yield "P", self._replace(image=(*self.image[:-1], self.image[-1] + 3))
+        for place, name in enumerate([*self.symbols()][1:-1]):
+            sides = (side + (2 + place) * (place == other) for other, side in enumerate(self.image))
+            yield name, self._replace(image=tuple(sides))
         yield "", Size(self.batch + 1, tuple(side + 1 for side in self.image), self.latent + 1)
 
 
@@ -170,7 +168,7 @@ class BlackBox:
             output = self.function(*positional, **named, **self.constants)
         except InputError:  # of a time limit
             raise
-        except Exception as error:  # of any type, since it is the user's code
+        except (Exception, SystemExit) as error:  # of any type, since it is the user's code
             raise LossError(f"the loss raises {type(error).__name__}: {brief(error)}") from error
         several = enumerate(output) if isinstance(output, (tuple, list)) else [(None, output)]
         found = {}
@@ -255,7 +253,7 @@ def ways_of_calling(
             works = True
             found.add(is_of_classes)
             yield box
-    if not works and len({*errors}) == 1:
+    if not works and (len({re.sub(r"\d+", "", error) for error in errors}) == 1 or shape):
         raise InputError(errors[0])
     if not works:
         advice = "give the shape of an image (shape=, --shape), or the roles of the arguments (arguments=, --arguments)"
@@ -295,7 +293,10 @@ def _choices_of_roles(
         given = [one.strip() for one in arguments.split(",")] if isinstance(arguments, str) else arguments
         roles = list(arguments.values()) if by_name else list(given)
         if not {*roles} <= {*ROLES} or len({*roles}) < len(roles):
-            raise InputError(f"arguments {arguments!r}: the roles are {', '.join(ROLES)}, each at most once")
+            wrong = (
+                f"{listed([one for one in roles if one not in ROLES])} is no role" if {*roles} - {*ROLES} else "twice"
+            )
+            raise InputError(f"arguments {arguments!r}: {wrong}; the roles are {', '.join(ROLES)}, each at most once")
         names = dict(zip((ROLES[role] for role in roles), given if by_name else roles))
         _check_bound(signature, () if by_name else roles, {**others, **dict.fromkeys(given if by_name else ())})
         yield names, by_name, others
@@ -321,7 +322,7 @@ def _choices_of_roles(
 def _check_bound(signature: inspect.Signature, positional: Iterable[Any], by_name: Mapping[str, Any]) -> None:
     """Refuse arguments that are missing, or that the loss does not have."""
     try:
-        signature.bind(*positional, **{name: by_name[name] for name in by_name})
+        signature.bind(*positional, **by_name)
     except TypeError as error:
         raise InputError(f"the loss cannot be called so: {error}; it has {', '.join(signature.parameters)}") from None
 

@@ -47,10 +47,10 @@ _SAYS = {  # the reading that the name of a spread says
 
 @dataclass(frozen=True)
 class Power:
-    """A weight as a number times powers of the sizes: B of the batch, L latents, D values, or C channels and P pixels.
+    """A weight as a number times powers of the sizes: B of the batch, L latents, D values, or C, H and W of an image.
 
-    >>> print(Power(500.0, {"C": -1, "P": -1}))
-    500 / D
+    >>> print(Power(500.0, {"C": -1, "H": -1, "W": -1}), Power(1.0, {"H": 1, "W": 1}))
+    500 / D P
     """
 
     number: float
@@ -66,14 +66,25 @@ class Power:
         return Power(self.number, {one: power for one, power in self.powers.items() if one != name})
 
     def at(self, sizes: Mapping[str, int]) -> float:
-        """Return the weight as a number."""
-        return self.number * math.prod(float(sizes[name]) ** power for name, power in self.powers.items() if power)
+        """Return the weight as a number.
+
+        Raises:
+            KeyError: a size is missing.
+        """
+        powers = self.powers if {*self.powers} <= {*sizes} else self.merged()
+        return self.number * math.prod(float(sizes[name]) ** power for name, power in powers.items() if power)
+
+    def merged(self) -> dict[str, int]:
+        """Return the powers, with P = H W or D = C H W in place of sizes that have the same."""
+        powers = {name: power for name, power in sorted(self.powers.items()) if power}
+        for whole, parts in ("D", "CHW"), ("P", "HW"):
+            if len({powers.get(part) for part in parts}) == 1 and parts[0] in powers:
+                powers = {whole: powers[parts[0]], **{one: p for one, p in powers.items() if one not in parts}}
+        return powers
 
     def __str__(self) -> str:
         """Return it as a fraction such as "500 / D"."""
-        powers = {name: power for name, power in sorted(self.powers.items()) if power}
-        if powers.get("C") == powers.get("P") is not None:
-            powers = {"D": powers["C"], **self.without("C").without("P").powers}
+        powers = self.merged()
         number = Fraction(self.number).limit_denominator(1000)
         if _nearest(self.number) == float(number) != float(f"{self.number:.6g}"):
             sides = [str(number.numerator)], [str(number.denominator)]
@@ -124,6 +135,7 @@ class Identified:
         reason: if it is none, why.
         residual: the largest difference of a value or a gradient from the loss, relative to the largest of its kind.
         posterior: the choice of --posterior that trains it.
+        is_closed_form: its KL divergence is in closed form, as that of --elbo analytic.
     """
 
     is_elbo: bool
@@ -132,6 +144,7 @@ class Identified:
     reason: str = ""
     residual: float = math.nan
     posterior: str = "normal"
+    is_closed_form: bool = False
 
     def __str__(self) -> str:
         """Return the lines."""
@@ -142,18 +155,22 @@ class Identified:
 
         Args:
             reading: index of one of `readings`.
-            sizes: D, C, P and L, those on which scale or beta depend.
+            sizes: D, C, P and L, those on which scale or beta depend; L is the number of latents of the configuration.
 
         Raises:
             InputError: the loss is not an ELBO, pvae has no such likelihood, or a size is missing.
         """
         if not self.is_elbo:
             raise InputError(f"no configuration trains a loss that is not an ELBO: {self.reason}")
+        if reading not in range(len(self.readings)):
+            raise InputError(f"there is no reading {reading}: give one below {len(self.readings)}")
         one = self.readings[reading]
         if not one.option:
             raise InputError(f"pvae has no --likelihood that is {one.likelihood}")
         is_mean = one.beta.powers.get("L") == -1
         options: dict[str, Any] = {"likelihood": one.option, "posterior": self.posterior}
+        options |= {"elbo": "analytic"} if self.is_closed_form else {}
+        options |= {"latent_dim": sizes["L"]} if "L" in sizes else {}
         try:
             options["beta"] = (one.beta.without("L") if is_mean else one.beta).at(sizes)
             if one.variance is not None:
@@ -176,7 +193,7 @@ def identify(
 
     It is called with random tensors in float64; if it takes none, with numpy arrays, and values alone are compared. A
     weight is found as a number times powers of the sizes: B of the batch, L latents and D values of an image, or, for
-    images (C, H, W), C channels and P = H W pixels.
+    images (C, H, W), C, H and W, or P = H W.
 
     Args:
         loss: a function of x, its reconstruction, the encoder's two outputs and perhaps a draw z or the likelihood's
@@ -200,10 +217,10 @@ def identify(
         if len(inspect.signature(loss.forward).parameters) == 1:
             raise InputError("a module is identified with a batch of its images: give identify(module, x), x a tensor")
         loss = loss.forward
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        stack.enter_context(warnings.catch_warnings())
+    is_shape = isinstance(shape, tuple) and shape and all(isinstance(side, int) and side > 0 for side in shape)
+    if shape is not None and not is_shape:
+        raise InputError(f"shape must be the shape of an image as a tuple, (C, H, W) or (D,), not {shape!r}")
+    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of shapes that are only tried
         torch.manual_seed(0)
         found: list[tuple[int, Identified]] = []
@@ -263,8 +280,15 @@ class _Identification:
     def __init__(self, box: BlackBox) -> None:
         self.box = box
         self.base = box.point(box.size)
-        self.exact = 1e-4 if box.is_single else 1e-9  # relative
+        self.is_single = box.is_single or self._casts()
+        self.exact = 1e-4 if self.is_single else 1e-9  # relative
         self.num_named = 0  # of likelihood and rate
+
+    def _casts(self) -> bool:
+        """Return whether the loss casts an argument to float32: a change in the twelfth digit then changes nothing."""
+        value = self.box(self.base)
+        moved = ({**self.base, role: one * (1 - 1e-11)} for role, one in self.base.items() if one.is_floating_point())
+        return bool(value.isfinite()) and any(torch.equal(self.box(a), value) for a in moved)
 
     def result(self) -> Identified:
         """Return what the loss is."""
@@ -292,9 +316,13 @@ class _Identification:
         if not torch.isfinite(value):
             return f"it is {value.item()} at an ordinary point"
         if box(self.base) != value:
-            return "it is not deterministic: two calls with the same arguments differ"
+            advice = "if it draws z, give z to it as an argument"
+            return f"it is not deterministic: two calls with the same arguments differ ({advice})"
         if ignored := [name for name in box.names.values() if name not in box.depends(box.total)]:
-            return f"it does not depend on {listed(ignored)}"
+            if any({*ignored} & {*box.depends(key)} for key in box.parts(self.base)):
+                return "it returns several values, and none depends on all arguments: return their sum too"
+            advice = f"if it is not needed, give it a value ({ignored[0]}=None, --constant)"
+            return f"it does not depend on {listed(ignored)} ({advice})"
         if not box.is_numpy:
             try:
                 self._gradients(box, self.base)
@@ -344,15 +372,21 @@ class _Identification:
         if not math.isnan(fit.weight):
             return f"the {what} has the wrong sign" if fit.weight < 0 else ""
         weights = dict(zip(map(self._text, fit.term.column_names), fit.weights.tolist()))
-        shown = ", ".join(f"{Power(one)} of {name}" for name, one in weights.items())
-        reason = f"the terms of the {what} have different weights ({shown})"
-        if missing := [name for name, one in weights.items() if abs(one) < 1e-7 * max(map(abs, weights.values()))]:
+        least = min(abs(one) for one in weights.values() if abs(one) > 1e-7 * max(map(abs, weights.values())))
+        shown = ", ".join(f"{Power(one / least)} of {name}" for name, one in weights.items())
+        reason = f"the terms of the {what} have weights in the ratio {shown}"
+        if missing := [name for name, one in weights.items() if abs(one) < 1e-7 * least]:
             return f"of the {what}, the term {listed(missing)} is missing"
         if min(weights.values()) < 0 < max(weights.values()):
             return f"{reason}: a sign is wrong"
-        *_, spread, logarithm = weights.values()
+        first, *_, spread, logarithm = weights.values()
         if what == "rate" and (_is_near(logarithm, 2 * spread) or _is_near(2 * logarithm, spread)):
-            return f"{reason}: {self._text('{s}')} is a log variance in one term, and a log scale in another"
+            if "exp(" in fit.term.name:
+                return f"{reason}: {self._text('{s}')} is a log variance in one term, and a log scale in another"
+            return f"{reason}: log scale and scale^2 do not belong together, as log s for log s^2"
+        if what == "rate" and _is_near(first, spread) and "z" not in self.box.names:
+            variance = f"c^2 = {Power(_nearest(logarithm / spread))}"
+            return f"{reason}: the rate to a prior N(0, c^2) with {variance}, and only N(0, 1) is known"
         return f"{reason}: perhaps without the factor 1/2 of one"
 
     def _kink(self) -> str:
@@ -375,7 +409,7 @@ class _Identification:
         low, high = 1e-4, 1e4
         slopes = (at(2 * low) - at(low)) / low, at(high + 1) - at(high)
         is_capacity = _is_near(slopes[0], -slopes[1], 1e-3)
-        if not is_capacity and abs(slopes[0]) > 1e-3 * abs(slopes[1]):
+        if slopes[0] == slopes[1] or (not is_capacity and abs(slopes[0]) > 1e-3 * abs(slopes[1])):
             return ""
         limit = (at(low) - slopes[0] * low - at(high) + slopes[1] * high) / (slopes[1] - slopes[0])
         for of_batch, of_image in itertools.product((True, False), repeat=2):
@@ -425,17 +459,21 @@ class _Identification:
             f"  likelihood  {first.likelihood}{pseudo}",
             f"{lines[1]}, KL {'by one draw z' if 'z' in box.names else 'in closed form'}",
             f"  beta        {first.beta}",
-            *(f"  or          {_times(o.factor)}the beta-ELBO of {o.likelihood}, beta = {o.beta}" for o in others),
+            *(
+                f"  or          {_times(o.factor)}the negative beta-ELBO of {o.likelihood}, beta = {o.beta}"
+                for o in others
+            ),
         ]
         reason, line = self._constant(claim, list(fits))
-        lines += [*line, *self._notes(rate.term, first.beta, fixed), *self._part_lines(claim)]
+        lines += [*line, *self._notes(rate.term, first.beta, fixed), *self._on_images(claim), *self._part_lines(claim)]
         residual = self._proof(claim, list(fits))
         if reason or residual > 10 * self.exact:
             return self._refused(reason or f"its values and gradients differ from this by {residual:.0e}", lines[1:])
         compared = "values (it gives no gradients)" if box.is_numpy else "value and gradients"
-        where = f"{_PROOF} random points in {'float32' if box.is_single else 'float64'}"
+        where = f"{_PROOF} random points in {'float32' if self.is_single else 'float64'}"
         lines.append(f"checked at {where}: {compared} agree to {residual:.0e}")
-        return Identified(True, "\n".join(lines), (first, *others), "", residual, rate.term.option)
+        text, is_closed_form = "\n".join(lines), "z" not in box.names
+        return Identified(True, text, (first, *others), "", residual, rate.term.option, is_closed_form)
 
     def _readings(self, claim: _Claim, beta: Power) -> Iterator[Reading]:
         """Yield the readings; two for a likelihood with a fixed scale, which may be 1 or such that beta is 1."""
@@ -471,12 +509,13 @@ class _Identification:
             which = "is missing (- 1 in the sum)" if abs(of_z) < 1e-5 else f"is {of_z:.6g} for each latent"
             return f"the constant of the rate {which}: its gradient is that of an ELBO, its value is not", []
         scale = (claim.of_z / claim.of_x).at(self.box.size.symbols()) if "{v}" in term.name else 1.0
-        own = [term.constant + math.log(v) * (0.5 if term.name.startswith("Normal") else 1) for v in (scale, 1.0)]
-        if abs(of_x - own[0]) < 1e-5:
+        power = 0.5 if term.name.startswith("Normal") else 1
+        own = [v * (term.constant + power * math.log(v)) for v in (scale, 1.0)]
+        if abs(of_x - own[0]) < 1e-5 * scale:
             return "", ["  constant    that of the density"] if term.missing else []
-        if abs(of_x - own[1]) < 1e-5:
+        if abs(of_x - own[1]) < 1e-5 * scale:
             return "", ["  constant    that of the density with scale 1"]
-        given = "" if abs(of_x) < 1e-5 else f"{of_x:.6g} for each value of x"
+        given = "" if abs(of_x) < 1e-5 * scale else f"{of_x / scale:.6g} for each value of x"
         left_out = f"{term.missing} is left out, for each value of x" if term.missing else ""
         return "", [f"  constant    {'; '.join(filter(None, (given, left_out)))}"]
 
@@ -495,6 +534,19 @@ class _Identification:
         if fixed:
             values = [f"{symbol} = {value}" for symbol, value in fixed.items()]
             yield f"  sizes       the code takes {', '.join(values)} only: the weights above are numbers for these"
+
+    def _on_images(self, claim: _Claim) -> Iterator[str]:
+        """Yield a line if the loss was identified for vectors (D,), and is another one for images (C, H, W)."""
+        box = self.box
+        if box.size.image != (6,) or box.has_classes or box.layout != "same":
+            return
+        with contextlib.suppress(LossError):  # it may take no images
+            points = [box.point(box.size._replace(image=(2, 3, 4))) for _ in range(2)]
+            theirs = [box(a).item() for a in points]
+            flat = [{role: one.flatten(1) if role in "xyt" else one for role, one in a.items()} for a in points]
+            ours = [claim.values(box, a).item() for a in flat]
+            if not _is_near(theirs[0] - theirs[1], ours[0] - ours[1], 10 * self.exact):
+                yield "  note        for vectors (B, D): for images (B, C, H, W) it is another loss, give their shape"
 
     def _part_lines(self, claim: _Claim) -> Iterator[str]:
         """Yield a line for each further value that the loss returns: the distortion, the rate, or another value."""
@@ -535,6 +587,7 @@ class _Identification:
         return residual
 
     def _text(self, name: str, v: str = "") -> str:
+        name = name if v else re.sub(r"scale(\^2)? = {v}", "a fixed scale", name)
         return name.format(**{role: self.box.names.get(role, role) for role in "xytmsz"}, v=v)
 
     def _refused(self, reason: str, lines: Sequence[str] = ()) -> Identified:

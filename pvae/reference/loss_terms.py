@@ -145,7 +145,7 @@ def _not_likelihoods() -> Iterator[Term]:
     kind = "it compares means over the batch, and no image with its own reconstruction"
     means: tuple[_Column, ...] = (lambda a: (a["x"].mean(0) - a["y"].mean(0)) ** 2,)
     yield Term("the squared error of the batch's means", means, (1,), kind=kind)
-    kind = "its target is a x + b, beyond [0, 1], for which the cross-entropy is no likelihood"
+    kind = "its target is x scaled or shifted, and not x: the cross-entropy is a likelihood of values in [0, 1] alone"
     yield Term("a cross-entropy of logits {y}", (_softplus, _minus_xy, lambda a: a["y"]), (1, 1, 1), kind=kind)
     logs: tuple[_Column, ...] = (lambda a: a["y"].log(), lambda a: (1 - a["y"]).log())
     with_x: tuple[_Column, ...] = (lambda a: a["x"] * a["y"].log(), lambda a: a["x"] * (1 - a["y"]).log())

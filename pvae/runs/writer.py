@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
+import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -169,7 +171,9 @@ def discard(path: Path) -> None:
 
 
 def set_aside(path: Path, epoch: int) -> str:
-    """Move the pictures and reports that pvae wrote of earlier weights into `of-epoch-<epoch>`; other files stay.
+    """Move the pictures and reports that pvae wrote of earlier weights into a new folder; other files stay.
+
+    The folder is `of-epoch-<epoch>`, or the first free one of `of-epoch-<epoch>-2` and so on.
 
     Args:
         path: the run folder.
@@ -182,11 +186,13 @@ def set_aside(path: Path, epoch: int) -> str:
         OSError: the folder cannot be written.
     """
     reports = [file for name in _REPORTS for file in (path / name).glob("*") if is_report(file)]
+    numbers = (f"-{number}" if number > 1 else "" for number in itertools.count(1))
+    folder = next(one for suffix in numbers if not os.path.lexists(one := path / f"of-epoch-{epoch}{suffix}"))
     for file in reports:
-        kept = path / f"of-epoch-{epoch}" / file.relative_to(path)
+        kept = folder / file.relative_to(path)
         kept.parent.mkdir(parents=True, exist_ok=True)
         file.replace(kept)
-    return f"the pictures and reports of the earlier weights are now in {path}/of-epoch-{epoch}" if reports else ""
+    return f"the pictures and reports of the earlier weights are now in {folder}" if reports else ""
 
 
 def _provenance() -> dict[str, object]:

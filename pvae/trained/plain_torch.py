@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from pvae.config.config import Config
 from pvae.config.presets import as_option, system_title
 from pvae.core.errors import InputError
-from pvae.core.files import write_whole
+from pvae.core.files import check_replaceable, write_whole
 from pvae.core.random_state import seeded
 from pvae.distributions import continuous_bernoulli, discretized_logistic, planar, power_spherical
-from pvae.models.build import build_vae
+from pvae.models.build import BINS, build_vae
 from pvae.models.hierarchy import FirstLayer
 from pvae.models.networks import ChannelsLast, FlatBatch
 from pvae.runs.run import Run
@@ -65,23 +65,26 @@ def export_torch(run: Run, folder: Path) -> list[Path]:
         folder: where to write; it must exist.
 
     Raises:
-        InputError: torch has no distribution for the VAE, the VAE was built in Python, or model.py there was edited.
+        InputError: torch has no distribution for the VAE, the VAE was built in Python, model.py there holds other code,
+            or model.safetensors there is not of pvae.
     """
     vae, shape = run.vae(), run.config.padded(run.data.image_shape)
     sizes = ", ".join(map(str, shape))
-    title = f"""{" ".join(run.title.split())}, in plain torch, written by pvae.
+    samples = "" if run.config.posterior == "delta" else f"\n    vae.sample(16)  # ({', '.join(('16', sizes))})"
+    title = f"""{run.title.replace(chr(10), ", ")}, in plain torch, written by pvae.
 
-    vae = load()    # with the weights in model.safetensors
-    vae.elbo(x)     # (B,), of x (B, {sizes}) with pixels {vae.p_x.domain}
-    vae.sample(16)  # (16, {sizes})
+    vae = load()    # with the weights in model.safetensors, in eval mode: vae.train() to train it further
+    vae.elbo(x)     # (B,), of x (B, {sizes}) with pixels {vae.p_x.domain}{samples}
 """
-    text = plain_torch(vae, run.config, shape, title)
     code, tensors = folder / "model.py", folder / "model.safetensors"
-    if code.exists() and code.read_text("utf-8").partition('"""\n')[2] != text.partition('"""\n')[2]:
+    check_replaceable(tensors)
+    text = plain_torch(vae, run.config, shape, title).encode()
+    # The first line says the epoch, which may be another one.
+    if code.exists() and code.stat().st_size and code.read_bytes().partition(b"\n")[2] != text.partition(b"\n")[2]:
         raise InputError(f"{code} holds other code, as after an edit: move it away, or name another folder with --out")
-    write_whole(code, text.encode())
     found = {name: tensor.contiguous() for name, tensor in weights(vae, run.config).items()}
     write_whole(tensors, save(found, {"written by": "pvae.export"}))
+    write_whole(code, text)
     return [code, tensors]
 
 
@@ -94,11 +97,13 @@ def training_script(config: Config) -> str:
         InputError: the loop has no such option, or torch has no distribution for the VAE.
     """
     config = config.replace(dataset="mnist") if config.dataset == "auto" else config
-    shape = _SHAPES.get(config.dataset)
-    if config.dataset == "celeba" and config.image_size.isdecimal() and not (config.crop or config.grey):
-        shape = (3, int(config.image_size), int(config.image_size))
+    size = int(config.image_size) if config.image_size.isdecimal() else 0
+    shape = _SHAPES.get(config.dataset, (3, size, size))
     fitting = {
-        "dataset": shape is not None,
+        "dataset": config.dataset in (*_SHAPES, "celeba"),
+        "image_size": bool(size) or config.dataset != "celeba",
+        "crop": config.crop == 0,
+        "grey": not config.grey,
         "elbo": config.elbo in ("trace", "analytic", "handwritten", "iwae"),
         "particles": config.particles == 1,
         "binarize": config.binarize != "static",
@@ -106,14 +111,15 @@ def training_script(config: Config) -> str:
         "schedule": config.schedule != "paper",
         "free_bits": config.free_bits == 0,
         "clip_norm": config.clip_norm == 0,
+        "patience": config.patience == 0 or config.system == "images",
+        "precision": config.precision == "fp32",
     }
     if missing := [as_option(name, getattr(config, name)) for name, fits in fitting.items() if not fits]:
-        instead = "leave it out, or train a run and give python -m pvae.export RUN --format torch"
-        raise InputError(f"--print writes a plain loop, without {missing[0]}: {instead}")
-    assert shape is not None
+        raise InputError(f"the loop that --print writes has no {missing[0]}: give another value, or train by pvae")
+    downloads = ", to which torchvision downloads them" * (config.dataset in _TORCHVISION)
     title = f"""{system_title(config)}, in plain torch, written by pvae.
 
-    python FILE [DIR]    # DIR holds the data (default: data), to which torchvision downloads
+    python FILE [DIR]    # DIR holds the data (default: data){downloads}
 """
     with seeded(config.seed, torch.device("cpu")):
         vae = build_vae(config, shape)
@@ -147,9 +153,10 @@ def plain_torch(vae: VAE, config: Config, image_shape: Sequence[int], title: str
     copied = [_copied(module) for module, is_used in used.items() if is_used]
     is_normal = config.posterior in ("normal", "planar", *_NETWORKS_OF_FLOWS) or config.prior == "mixture"
     networks = {name: _printed(name, network, config) for name, network in _networks(vae, config).items()}
+    title = title.replace(chr(92), "/").replace('"""', '"')  # the name of a data set may hold anything
     file = Path(__file__).with_suffix(".py.jinja")
     template = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).from_string(
-        file.read_text()
+        file.read_text("utf-8")
     )
     text = template.render(
         c=config,
@@ -249,7 +256,7 @@ def _printed(name: str, network: Any, config: Config) -> str:
     """Return the expression that builds a network, or a list of networks."""
     if name in ("flow", "prior_flow"):
         size, context = _latent_dims(config)[-1], config.hidden[-1] if name == "flow" else 0
-        splines = ", univariate=zuko.transforms.MonotonicRQSTransform, shapes=[(8,), (8,), (7,)]"
+        splines = f", univariate=zuko.transforms.MonotonicRQSTransform, shapes=[({BINS},), ({BINS},), ({BINS - 1},)]"
         options = f"hidden_features={config.flow_hidden}" + splines * (name == "flow" and config.posterior == "spline")
         return (
             "nn.ModuleList(\n    zuko.flows.MaskedAutoregressiveTransform(\n"
@@ -271,7 +278,13 @@ def _copied(module: Any) -> tuple[set[str], str]:
     tree, imports = ast.parse(source.replace("constraints.sphere", "constraints.real_vector")), set[str]()
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            lines = {one: ast.unparse(one) for one in node.body}
-            imports |= {line for line in lines.values() if re.match("import|from", line) and "__future__" not in line}
-            node.body = [one for one, line in lines.items() if not re.match("import|from|__all__|['\"]", line)]
+            lines = [one for one in node.body if isinstance(one, ast.Import | ast.ImportFrom)]
+            imports |= {ast.unparse(one) for one in lines} - {"from __future__ import annotations"}
+            node.body = [one for one in node.body if one not in lines and not _is_for_readers(one)]
     return imports, ast.unparse(tree)
+
+
+def _is_for_readers(node: ast.stmt) -> bool:
+    """Return whether a statement is a docstring, or the list of a module's public names."""
+    is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return is_text or ast.unparse(node).startswith("__all__")

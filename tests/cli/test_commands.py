@@ -28,6 +28,7 @@ from pvae.data import folders
 from pvae.data.dataset import Dataset
 from pvae.data.sources import load_dataset
 from pvae.runs import data as data_module
+from pvae.runs import writer
 from pvae.runs.run import Run
 from pvae.training.fit import fit, resume
 
@@ -150,6 +151,15 @@ def test_a_resumed_training_sets_its_own_figures_and_reports_aside(run, data, ca
         assert after[run / "of-epoch-1" / name] == before[run / name]
         assert after.get(run / name) != before[run / name]
     assert not (run / "scores" / "scores.csv").exists(), "of another epoch"
+
+
+def test_what_was_set_aside_is_not_replaced(run):
+    assert writer.set_aside(run, 1)
+    plot_by_pvae = run / "of-epoch-1" / "figures" / "losses.png"
+    shutil.copy(plot_by_pvae, run / "figures" / "losses.png")
+    assert str(run / "of-epoch-1-2") in writer.set_aside(run, 1)
+    assert plot_by_pvae.exists()
+    assert writer.set_aside(run, 1) == ""
 
 
 def test_the_list_of_commands_names_each():

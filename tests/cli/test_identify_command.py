@@ -28,10 +28,18 @@ def test_a_loss_in_a_file_is_named(tmp_path, capsys, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
 
 
+def test_a_static_method_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    body = GOOD.replace("def loss", "@staticmethod\ndef loss").partition("@")[2].replace("\n", "\n    ")
+    (tmp_path / "mine.py").write_text(f"{GOOD}\nclass A:\n    @{body}")
+    assert main(["mine.py:A.loss", "--constant", "kld_weight=1"]) == 0
+    assert "the negative ELBO" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("text", "arguments", "words"),
     [
-        (GOOD, ["other.py:loss"], "no file other.py"),
+        (GOOD, ["other.py:loss"], "other.py does not exist"),
         (GOOD, ["mine.py"], "it has loss"),
         (GOOD, ["mine.py:loss"], "what is kld_weight?"),
         (GOOD, ["mine.py:loss", "--constant", "kld_weigth=1"], "no argument kld_weigth"),
@@ -45,7 +53,13 @@ def test_a_loss_in_a_file_is_named(tmp_path, capsys, monkeypatch):
         ("raise SystemExit(3)", ["mine.py:loss"], "SystemExit"),
         ("def loss(a,b,c,d,e,f,g,h,i,j,k): pass", ["mine.py:loss"], "11 arguments"),
         (GOOD, ["mine.py:loss", "--constant", "3=4"], "NAME=VALUE"),
-        (GOOD, ["mine.py:loss", "--arguments", "x,y"], "the roles are"),
+        (GOOD, ["mine.py:loss", "--arguments", "x,y"], "y is no role"),
+        (
+            "class A:\n    def loss(self, x, recon, mu, logvar): return self.beta",
+            ["mine.py:A.loss"],
+            "uses its object (.beta)",
+        ),
+        ("def loss(x, recon, mu, logvar): raise SystemExit(3)", ["mine.py:loss"], "the loss raises SystemExit"),
         ("import time\ndef loss(x, recon, mu, logvar): time.sleep(60)", ["mine.py:loss"], "has not returned"),
     ],
 )

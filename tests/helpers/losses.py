@@ -424,7 +424,7 @@ def tanh_as_logits(recon, x, mu, logvar):
     return F.binary_cross_entropy_with_logits(torch.tanh(recon), x, reduction="sum") + kl(mu, logvar).sum()
 
 
-@no_elbo("beyond [0, 1]")
+@no_elbo("scaled or shifted")
 def pixels_of_both_signs(logits, x, mu, logvar):
     return F.binary_cross_entropy_with_logits(logits, 2 * x - 1, reduction="sum") + kl(mu, logvar).sum()
 

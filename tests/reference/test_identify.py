@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.losses import NO_ELBO, PUBLIC, kl
+from torch.distributions import Laplace, Normal, kl_divergence
 from torch.nn import functional as F
 
 import pvae
@@ -260,3 +261,75 @@ def test_nothing_is_printed_and_no_random_number_is_used(capsys):
     assert identify(loud).is_elbo
     assert torch.equal(state, torch.random.get_rng_state())
     assert capsys.readouterr().out == ""
+
+
+def complete_density(x_hat, x, mu, logvar):
+    kl = kl_divergence(Normal(mu, (logvar / 2).exp()), Normal(0.0, 1.0)).sum()
+    return -Normal(x_hat, 0.1).log_prob(x).sum() + kl
+
+
+def complete_laplace(x_hat, x, mu, logvar):
+    kl = kl_divergence(Normal(mu, (logvar / 2).exp()), Normal(0.0, 1.0)).sum()
+    return -Laplace(x_hat, 0.3).log_prob(x).sum() + kl
+
+
+@pytest.mark.parametrize("loss", [complete_density, complete_laplace])
+def test_the_constant_of_a_complete_density_is_its_own(loss):
+    assert "constant    that of the density" in identify(loss).text
+
+
+def sum_over_the_last_axis(recon, x, mu, logvar):
+    kl = -0.5 * (1 + logvar - mu**2 - logvar.exp()).sum(1)
+    return ((x - recon) ** 2).sum(-1).mean() + kl.mean()
+
+
+def test_a_reduction_over_one_side_of_an_image_is_told_and_not_taken_for_one_over_all():
+    of_vectors, of_images = identify(sum_over_the_last_axis), identify(sum_over_the_last_axis, shape=(1, 28, 28))
+    assert "of images (B, C, H, W) it is another loss" in of_vectors.text.replace("for images", "of images")
+    assert of_images.readings[0].variance.at({"C": 1, "H": 28, "W": 28}) == pytest.approx(14)
+    assert of_images.config(C=1, H=28, W=28).scale == pytest.approx(14**0.5)
+
+
+def casts_one(recon, x, mu, logvar):
+    kl = -0.5 * (1 + logvar - mu**2 - logvar.exp()).sum()
+    return ((x.float() - recon) ** 2).sum() + kl
+
+
+def test_a_cast_to_float32_inside_is_allowed_for():
+    found = identify(casts_one)
+    assert found.is_elbo
+    assert "in float32" in found.text
+
+
+def test_the_configuration_has_the_rate_in_closed_form_and_the_latents():
+    config = identify(sum_over_the_last_axis, shape=(1, 28, 28)).config(C=1, H=28, W=28, L=7)
+    assert (config.elbo, config.latent_dim) == ("analytic", 7)
+    with pytest.raises(InputError):
+        identify(casts_one).config(reading=2)
+
+
+def other_prior(recon, x, mu, logvar):
+    kl = kl_divergence(Normal(mu, (logvar / 2).exp()), Normal(0.0, 2.0)).sum()
+    return ((x - recon) ** 2).sum() + kl
+
+
+def two_values(recon, x, mu, logvar):
+    return ((x - recon) ** 2).sum(), -0.5 * (1 + logvar - mu**2 - logvar.exp()).sum()
+
+
+def of_the_spread_of_codes(recon, x, mu, logvar):
+    return ((x - recon) ** 2).sum() + mu.var() + logvar.exp().sum()
+
+
+@pytest.mark.parametrize(
+    ("loss", "reason"),
+    [(other_prior, "c^2 = 4"), (two_values, "their sum"), (of_the_spread_of_codes, "is no rate")],
+)
+def test_more_that_is_no_elbo(loss, reason):
+    assert reason in identify(loss).reason
+
+
+@pytest.mark.parametrize("shape", [784, "1x28x28", (), (0,), (28.0,)])
+def test_a_shape_is_a_tuple_of_sizes(shape):
+    with pytest.raises(InputError, match="shape"):
+        identify(casts_one, shape=shape)
