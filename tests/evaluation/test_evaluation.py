@@ -535,7 +535,7 @@ def test_bad_input_is_one_line(tmp_path, data, found, capsys):
         ([str(run.path), "--out", str(tmp_path)], "is not replaced"),
         ([str(run.path), "--images", "1"], "at least 2"),
         ([str(run.path), "--seconds", "-1"], "--seconds"),
-        ([str(run.path), "--importance-samples", "many"], "invalid"),
+        ([str(run.path), "--importance-samples", "many"], "must be a whole number"),
     ]:
         assert main(arguments) == 2
         line = capsys.readouterr().err
