@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .core.errors import InputError as InputError
     from .core.errors import TrainingError as TrainingError
     from .data.choices import images_config as images_config
+    from .data.choices import values_config as values_config
     from .data.dataset import Dataset as Dataset
     from .data.sources import load_dataset as load_dataset
     from .elbos.registry import build_elbo as build_elbo
@@ -46,6 +47,7 @@ _HOMES = {
     "load": "runs.run",
     "load_dataset": "data.sources",
     "resume": "training.fit",
+    "values_config": "data.choices",
 }
 __all__ = [*_HOMES]
 

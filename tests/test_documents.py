@@ -107,6 +107,14 @@ def test_a_run_of_an_own_vae_is_drawn_evaluated_and_resumed_as_its_page_says(run
     assert "ELBO" in capsys.readouterr().out
 
 
+def test_other_data_as_their_page_takes_them(run):
+    names = run(ROOT / "notebooks/values.md", "values_config")
+    assert names["run"].config.likelihood == "negative-binomial"
+    assert names["rows"].shape == (5, 20)
+    run(ROOT / "notebooks/values.md", "wine_data")
+    assert load_dataset("table:wine.csv").datum_shape == (13,)
+
+
 def test_the_file_of_plain_torch_is_what_its_page_shows(run, tmp_path, monkeypatch):
     page = ROOT / "notebooks/plain-torch.md"
     assert export(["deep-bayes", "--format", "torch", "--out", str(tmp_path / "vae")]) == 0

@@ -18,7 +18,16 @@ from pvae.elbos import base, registry
 
 
 def test_names_of_the_configuration_are_those_that_exist():
-    known = {"auto", "mnist-5k", "binarized-mnist", "linear-gaussian", "celeba", "folder:PATH"}
+    known = {
+        "auto",
+        "mnist-5k",
+        "binarized-mnist",
+        "linear-gaussian",
+        "celeba",
+        "folder:PATH",
+        "array:FILE",
+        "table:FILE",
+    }
     assert set(options.DATASETS) == known | set(sources.SETS) | {"omniglot"}
     for name in options.ELBOS:
         assert isinstance(registry.build_elbo(name, 2), base.PerDatumELBO)

@@ -44,7 +44,7 @@ def test_deep_bayes_reaches_its_figure(tmp_path, data_dir, elbo):
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_published_files_pass_their_checksums(data_dir, name):
     data = load_dataset(name, data_dir, offline=True)
-    assert (len(data.train), len(data.test), data.image_shape) == (60_000, 10_000, (1, 28, 28))
+    assert (len(data.train), len(data.test), data.datum_shape) == (60_000, 10_000, (1, 28, 28))
 
 
 @pytest.fixture(scope="module")

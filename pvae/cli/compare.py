@@ -128,7 +128,7 @@ def _weights(arguments: argparse.Namespace, run: Run | None, config: Config) -> 
     for progress, trained, data in given:
         count = min(arguments.batch_size, len(data.test))
         images = data.test[random_subset(len(data.test), count, seed=0)]
-        vae, pixels, kind = with_normalised_likelihood(config, trained, data.image_shape, images)
+        vae, pixels, kind = with_normalised_likelihood(config, trained, data.datum_shape, images)
         yield progress, vae, next(pixels.split(len(images))), kind
 
 

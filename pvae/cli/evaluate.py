@@ -78,7 +78,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     count = arguments.images or first.data.num_test
     if count > first.data.num_test:
         raise InputError(f"--images {count}: {first.data.name} has {first.data.num_test:,} test images")
-    is_large = math.prod(first.data.image_shape) > _LARGE
+    is_large = math.prod(first.data.datum_shape) > _LARGE
     num_draws = arguments.importance_samples or (_FEW_DRAWS if is_large else _DRAWS)
     out = arguments.out or (None if is_table else first.place / "evaluation.json")
 

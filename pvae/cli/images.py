@@ -36,7 +36,8 @@ __all__ = ["CAVEAT", "encode", "export", "sample", "score"]
 _ENCODE = """\
 The code of an image is its posterior q(z | x): a mean and a standard deviation for each latent dimension, or with
 --draws one z drawn from it. The posteriors of flows and hierarchies have no mean in closed form, and need --draws.
-Images are resized, and converted to grey or colour, like the training images.
+Images are resized, and converted to grey or colour, like the training images. For a run on other data, IMAGES is an
+.npy, .npz or .csv file of data of the same shape.
 
 An .npz file holds the arrays names (N,), loc and scale (N, L), or names and z; np.load reads it. A .csv file has a row
 for each image: name, loc_1, ..., loc_L, scale_1, ..., scale_L, or name, z_1, ..., z_L. With several stochastic layers,
@@ -78,6 +79,7 @@ In Python, after import pvae.trained.images as images:
 _SAMPLE = """\
 Each image is the mean of p(x | z) at a draw z ~ p(z); with --draws, every pixel is drawn from p(x | z) too, which shows
 the noise that the likelihood assumes. It writes sample-0001.png and so on, and the first 64 on a sheet, samples.png.
+For a run on data that are no images, it writes draws from p(x | z), samples.npy.
 
 examples:
   python -m pvae.sample runs/my-run -n 16 --out samples
@@ -194,18 +196,20 @@ def _score(arguments: argparse.Namespace) -> None:
         rows = {"lowest log p(x)": least_likely}
         for name in ("distortion", "rate"):
             rows[f"highest {name}"] = sorted(scores, key=attrgetter(name), reverse=True)[:_ODDEST]
-        image_of = dict(zip(given.names, given.images))
-        bands = {row: [(one.name, Preparation().x(image_of[one.name])) for one in ones] for row, ones in rows.items()}
-        title = f"{run.title}\nthe oddest of {len(scores):,} images"
-        write_figure(folder / "oddest.png", named_images_figure(bands, title))
+        if run.data.is_images:
+            x_of, shown = dict(zip(given.names, given.images)), Preparation().x
+            bands = {row: [(one.name, shown(x_of[one.name])) for one in ones] for row, ones in rows.items()}
+            title = f"{run.title}\nthe oddest of {len(scores):,} images"
+            write_figure(folder / "oddest.png", named_images_figure(bands, title))
         print_line(to_text(least_likely))
-        print_line(f"the {len(least_likely)} least likely of {len(scores):,} images, in nats; pixels {kind}")
+        what = f"images, in nats; pixels {kind}" if run.data.is_images else "data, in nats"
+        print_line(f"the {len(least_likely)} least likely of {len(scores):,} {what}")
         print_line("+- is the standard error over the draws of z; ELBO, distortion and rate are means over ten draws")
         if untrusted := sum(not score.effective >= TRUSTED for score in scores):
             low = f"below {TRUSTED:.0f}: their log p(x) is underestimated; the ELBO is not affected"
             print_line(f"the effective sample size of {untrusted:,} of them is {low}")
         print_line(CAVEAT)
-        print_line(f"{folder}: scores.csv, oddest.png")
+        print_line(f"{folder}: scores.csv{', oddest.png' * run.data.is_images}")
 
 
 def sample(argv: Sequence[str] | None = None) -> int:
@@ -227,6 +231,7 @@ def sample(argv: Sequence[str] | None = None) -> int:
 
 def _sample(arguments: argparse.Namespace) -> None:
     with ctrl_c_exits_at_once("pvae.sample"):
+        import numpy as np
         import torch
         from PIL import Image
         from PIL.PngImagePlugin import PngInfo
@@ -236,8 +241,18 @@ def _sample(arguments: argparse.Namespace) -> None:
         from pvae.runs.run import Run
         from pvae.trained.images import sample_images
     run = Run.open(arguments.run)
-    if run.data.image_shape[0] not in (1, 3):
-        raise InputError(f"a PNG has 1 or 3 channels, and the images of {run.path} have {run.data.image_shape[0]}")
+    if not run.data.is_images:
+        with (
+            result_folder(arguments.out or run.place / "samples", ["samples.npy"]) as folder,
+            seeded(arguments.seed, torch.device("cpu")),
+        ):
+            content = io.BytesIO()
+            np.save(content, sample_images(run.vae(), arguments.num_samples, draws=True).numpy())
+            write_whole(folder / "samples.npy", content.getvalue())
+        print_line(f"{folder / 'samples.npy'}: {arguments.num_samples} draws from p(x | z), z ~ p(z)")
+        return
+    if run.data.datum_shape[0] not in (1, 3):
+        raise InputError(f"a PNG has 1 or 3 channels, and the images of {run.path} have {run.data.datum_shape[0]}")
     names = [f"sample-{number:04}.png" for number in range(1, arguments.num_samples + 1)]
     _check_out(run, arguments.out)
     with result_folder(arguments.out or run.place / "samples") as folder:
@@ -288,7 +303,7 @@ def _export(arguments: argparse.Namespace) -> None:
     names = ("encoder.onnx", "decoder.onnx") if arguments.out else ()
     with result_folder(arguments.out or run.place / "onnx", names) as folder:
         vae = run.vae()
-        for exported in export(vae, run.config.padded(run.data.image_shape), folder):
+        for exported in export(vae, run.config.padded(run.data.datum_shape), folder):
             print_line(exported)
         if domain := getattr(vae.p_x, "domain", ""):
             print_line(f"N is any batch size; the pixels of x are {domain}")
@@ -297,7 +312,7 @@ def _export(arguments: argparse.Namespace) -> None:
 def _add_images(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run", metavar="RUN", type=nonempty_path, help="a run folder")
-    images = "an image file, a folder of image files, or an .npy or .npz file (default: the test images of the run)"
+    images = "an image file, a folder of them, or a file of arrays or of a table (default: the test data of the run)"
     add("images", metavar="IMAGES", nargs="?", type=nonempty_path, help=images)
     add("--skip-broken", action="store_true", help="leave out files of IMAGES that cannot be decoded")
 

@@ -21,7 +21,7 @@ from pvae.cli.command import (
 )
 from pvae.cli.draw import draw_side_by_side
 from pvae.config.config import OPTIONS, Config
-from pvae.config.options import flag
+from pvae.config.options import flag, own_path
 from pvae.config.presets import SYSTEMS, as_option, get_system, list_systems
 from pvae.core.errors import InputError, TrainingError, check_name, listed
 from pvae.core.terminal import is_first_process, is_torchrun, print_line
@@ -245,16 +245,19 @@ def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
     if "system" in options:
         get_system(options["system"])
     chosen, data = _chosen(options), None
-    default = "images" if str(chosen.get("dataset", "")).startswith(("folder:", "svhn", "cifar10")) else "deep-bayes"
+    dataset = str(chosen.get("dataset", ""))
+    of_own = "images" if dataset.startswith("folder:") or dataset in ("svhn", "cifar10") else "values"
+    default = of_own if own_path(dataset) or of_own == "images" else "deep-bayes"
     config = SYSTEMS.get(chosen.get("system", default), Config()).replace(**chosen)
     config.check_used(chosen)
-    if config.system == "images":
-        from pvae.data.choices import describe_choices, images_config
+    if config.system in ("images", "values"):
+        from pvae.data.choices import describe_choices, images_config, values_config
         from pvae.runs.data import load_for
 
         chosen.pop("system", None)
         data = load_for(config, options["data_dir"], options["offline"])
-        config = images_config(data, **{"dataset": config.dataset, **chosen})
+        configure = images_config if config.system == "images" else values_config
+        config = configure(data, **{"dataset": config.dataset, **chosen})
     elbo_of(config)  # refuses what does not go together
     if data is not None and is_first_process() and not options["quiet"]:
         print_line(f"{data.title}{data.found and ': '}{data.found}; chosen for them, unless you give another value:")

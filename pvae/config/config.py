@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from pvae.config.options import DATASETS, ELBOS, LIKELIHOODS, Option, flag, option
+from pvae.config.options import COUNTS, DATASETS, ELBOS, LIKELIHOODS, REALS, Option, flag, option
 from pvae.core.errors import InputError, check_name
 
 __all__ = ["OPTIONS", "Config"]
@@ -57,7 +57,8 @@ class Config:
         "upright. folder:PATH is any tree of image files: they are turned as their EXIF orientation says, and "
         "transparent pixels are laid over white. PATH may also be an .npy or .npz file: an array of images "
         "(N, H, W[, C]) of integers, floats or booleans; or the arrays images and labels; or train, valid and test "
-        "with train_labels and so on. Images have at most 16 channels, and their values become bytes",
+        "with train_labels and so on. Images have at most 16 channels, and their values become bytes. array:FILE is an "
+        ".npy or .npz file of any shape, table:FILE a CSV file of numbers, whose values are not changed",
         choices=DATASETS,
     )
     image_size: str = option(
@@ -179,12 +180,19 @@ class Config:
         limits=(1, 10**6),
         only_with=("--prior mixture or vamp", lambda c: c.prior in ("mixture", "vamp")),
     )
-    likelihood: str = option("bernoulli", "{choices}", choices=LIKELIHOODS)
+    likelihood: str = option(
+        "bernoulli",
+        "{choices}; the last four are of other data than images: real values, each with its own scale, and counts",
+        choices=LIKELIHOODS,
+    )
     scale: float = option(
         1.0,
         "standard deviation of a normal likelihood or scale of a logistic one: fixed, or its initial value",
         limits=_SCALE,
-        only_with=("a normal or logistic --likelihood", lambda c: "bernoulli" not in c.likelihood),
+        only_with=(
+            "a likelihood that has a scale",
+            lambda c: "bernoulli" not in c.likelihood and c.likelihood not in COUNTS,
+        ),
     )
     elbo: str = option(
         "trace",
@@ -286,9 +294,11 @@ class Config:
         # The other layers are Normal in posterior and prior, given the layer above; bottom-up draws that one later.
         return (*[self.inference != "bottom-up"] * len(self.upper_latent_dims), of_top)
 
-    def padded(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape (C, H, W) of images after padding."""
-        channels, *sides = image_shape
+    def padded(self, datum_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of a datum after padding, which images (C, H, W) alone may have."""
+        if not self.pad:
+            return datum_shape
+        channels, *sides = datum_shape
         return (channels, *(side + 2 * self.pad for side in sides))
 
     def check_used(self, names: Iterable[str]) -> None:
@@ -351,8 +361,12 @@ def _contradictions(c: Config) -> Iterator[str]:
             f"the pseudo-inputs of --prior vamp would enter the batch statistics of --network {c.network}: give "
             "--network mlp, conv or conv-groupnorm"
         )
-    if c.pixels == "symmetric" and (c.binarize != "none" or not c.likelihood.startswith("normal")):
-        yield "--pixels symmetric goes with --binarize none and a --likelihood normal... only"
+    is_of_values = c.likelihood in (*COUNTS, *REALS)
+    if c.pixels == "symmetric" and (c.binarize != "none" or not c.likelihood.startswith("normal") or is_of_values):
+        yield "--pixels symmetric goes with --binarize none and a --likelihood normal... of images only"
+    if is_of_values and (c.prior == "vamp" or c.pad or c.binarize != "none"):
+        given = "--pad" if c.pad else "--prior vamp" if c.prior == "vamp" else f"--binarize {c.binarize}"
+        yield f"{given} does not go with --likelihood {c.likelihood}: leave one out"
     if c.precision != "fp32" and c.compile == "none":
         yield f"--precision {c.precision} does not go with --compile none: leave --compile out"
     if c.initialization == "burda" and not (c.network == "mlp" and "bernoulli" in c.likelihood):

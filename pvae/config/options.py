@@ -15,7 +15,19 @@ from pvae.core.errors import InputError, check_name, shown
 if TYPE_CHECKING:
     from pvae.config.config import Config
 
-__all__ = ["DATASETS", "ELBOS", "LIKELIHOODS", "Option", "flag", "option", "whole_number", "without_removed"]
+__all__ = [
+    "COUNTS",
+    "DATASETS",
+    "ELBOS",
+    "LIKELIHOODS",
+    "REALS",
+    "Option",
+    "flag",
+    "option",
+    "own_path",
+    "whole_number",
+    "without_removed",
+]
 
 
 ELBOS = (  # the names in `pvae.elbos.registry`, whose classes say what each takes
@@ -48,6 +60,8 @@ DATASETS = (
     "celeba",
     "linear-gaussian",
     "folder:PATH",
+    "array:FILE",
+    "table:FILE",
 )
 LIKELIHOODS = (
     "bernoulli",
@@ -57,7 +71,15 @@ LIKELIHOODS = (
     "normal-optimal",
     "normal-linear",
     "discretized-logistic",
+    "normal-diagonal",
+    "student-t",
+    "poisson",
+    "negative-binomial",
 )
+COUNTS, REALS = (
+    ("poisson", "negative-binomial"),
+    ("normal-diagonal", "student-t"),
+)  # likelihoods of other data than images
 _MOST_LAYERS = 1000  # building a layer takes memory even where its width is 1
 _REMOVED_FIELDS = {"on_nan": "stop", "max_skipped": 10}  # fields of earlier versions, and their defaults
 
@@ -118,7 +140,7 @@ class Option:
             value = str(value) if type(value) is int else value  # 64 for --image-size
             if not isinstance(value, str) or not re.fullmatch(pattern, value):
                 raise InputError(f"{flag(name)} must be {description}, not {shown(value)}")
-        elif not (isinstance(value, str) and value.startswith("folder:") and "folder:PATH" in self.choices):
+        elif not (isinstance(value, str) and own_path(value) and "folder:PATH" in self.choices):
             if "folder:PATH" in self.choices and value not in self.choices and os.path.lexists(str(value)):
                 raise InputError(f"unknown {flag(name)} {shown(value)}: for images of your own, give folder:{value}")
             check_name(flag(name), value, self.choices)
@@ -128,6 +150,12 @@ class Option:
 def option(default: Any, help: str, **rest: Any) -> Any:
     """Return a dataclass field of `Config`, whose metadata hold an `Option` with these arguments."""
     return field(default=default, metadata={"option": Option(default=default, help=help, **rest)})
+
+
+def own_path(dataset: str) -> str:
+    """Return the path in "folder:PATH", "array:FILE" or "table:FILE"; "" for the name of a published data set."""
+    prefix, _, path = dataset.partition(":")
+    return path if prefix in ("folder", "array", "table") else ""
 
 
 def without_removed(options: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pvae.config.config import OPTIONS, Config
 from pvae.config.presets import as_option, get_system
 from pvae.data.dataset import Dataset
 
-__all__ = ["describe_choices", "images_config"]
+__all__ = ["describe_choices", "images_config", "values_config"]
 
 _CHANNELS = (32, 64, 128, 256)
 _WIDTHS = (400, 400)  # of an MLP
@@ -18,6 +18,7 @@ _LEAST_SIDE = 4  # pixels that the last convolution leaves of the shorter side
 # Inputs of the encoder's last layer, at 128 x 128 pixels by four convolutions. Each step of Adam moves its outputs in
 # proportion to their number, and at 65,536 the log scale of q runs away.
 _MOST_INPUTS = 16_384
+_STEPS = 10_000  # of a training of other data
 _PIXELS = 5e8  # that a training processes, in five to ten minutes on two cores
 
 
@@ -38,7 +39,7 @@ def images_config(data: Dataset, **options: Any) -> Config:
         InputError: an option is unknown or cannot be used.
     """
     config = get_system("images").replace(**options)
-    num_train, (_, height, width) = len(data.train), data.image_shape
+    num_train, (_, height, width) = len(data.train), data.datum_shape
     if data.valid is None:
         num_train -= round(config.valid * num_train)
     network = options.get("network", "mlp" if min(height, width) == 1 else config.network)
@@ -53,6 +54,36 @@ def images_config(data: Dataset, **options: Any) -> Config:
         chosen |= {"likelihood": "bernoulli", "binarize": "threshold"}
     while network.endswith("batchnorm") and num_train % chosen["batch_size"] == 1:
         chosen["batch_size"] += 1  # BatchNorm cannot normalise a last batch of one image
+    return config.replace(**{name: value for name, value in chosen.items() if name not in options})
+
+
+def values_config(data: Dataset, **options: Any) -> Config:
+    """Return the system "values" with the options that suit data that are no images.
+
+    The likelihood is a Bernoulli if all values are 0 or 1, a negative binomial if they are whole numbers from 0 on, and
+    else a Normal with a scale for each value of a datum, in the units of the data. There are at most half as many
+    latents as values of a datum, and 16 at most.
+
+    Args:
+        data: the data.
+        options: fields of `Config`, which are kept as given.
+
+    Raises:
+        InputError: an option is unknown or cannot be used.
+    """
+    config = get_system("values").replace(**options)
+    num_train = len(data.train) - (round(config.valid * len(data.train)) if data.valid is None else 0)
+    train = data.train.double()
+    chosen: dict[str, Any] = {
+        "latent_dim": max(1, min(config.latent_dim, data.train[0].numel() // 2)),
+        "batch_size": max(2, min(128 if num_train >= 20_000 else 64, num_train // 10)),
+        "epochs": min(200, max(20, round(_STEPS / max(1, num_train // 64)))),
+        "elbo": config.elbo if any(config.closed_forms) else "trace",
+    }
+    if "likelihood" not in options and data.is_binary:
+        chosen |= {"likelihood": "bernoulli", "binarize": "threshold"}
+    elif "likelihood" not in options and bool(((train >= 0) & (train == train.round())).all()):
+        chosen["likelihood"] = "negative-binomial"
     return config.replace(**{name: value for name, value in chosen.items() if name not in options})
 
 
@@ -75,9 +106,13 @@ def describe_choices(data: Dataset, config: Config, given: Iterable[str]) -> str
         config: the configuration that `images_config` returned.
         given: names of the options that the user gave.
     """
-    _, height, width = data.image_shape
     num_valid = 0 if data.valid is None else len(data.valid)
     is_conv = config.network.startswith("conv")
+    of_values = {
+        "bernoulli": "all values are 0 or 1: the ELBO bounds log p(x)",
+        "negative-binomial": "all values are counts: the ELBO bounds log p(x)",
+        "normal-diagonal": "real values, each with a scale of its own: the ELBO bounds the log-density in their units",
+    }
     reasons = {
         "image_size": "their median size, at most 64 pixels a side; --grey removes colours",
         "likelihood": "each value of a pixel has a probability: the ELBO bounds log p(x)",
@@ -91,12 +126,19 @@ def describe_choices(data: Dataset, config: Config, given: Iterable[str]) -> str
         "batch_size": f"images in a step, {math.ceil(len(data.train) / config.batch_size):,} steps in an epoch",
         "epochs": "passes over the images, at most",
     }
+    if not data.is_images:
+        reasons |= {"likelihood": of_values.get(config.likelihood, "as given"), "binarize": "which leaves 0 and 1"}
+        reasons = {
+            name: reason.replace("an image", "a datum").replace("images", "data") for name, reason in reasons.items()
+        }
+        del reasons["image_size"]
     if config.binarize == "none":
         del reasons["binarize"]
     if any(config.closed_forms):
         del reasons["elbo"]
     shown = [name for name in reasons if name not in given and OPTIONS[name].only_with[1](config)]
     options = {name: as_option(name, getattr(config, name)) for name in shown}
-    options["image_size"] = f"--image-size {height}x{width}"
+    if data.is_images:
+        options["image_size"] = f"--image-size {data.datum_shape[1]}x{data.datum_shape[2]}"
     indent = max((len(options[name]) for name in shown), default=0)
     return "\n".join(f"  {options[name]:{indent}}  {reasons[name]}" for name in shown)

@@ -1,4 +1,4 @@
-"""`Dataset`, images in memory as bytes."""
+"""`Dataset`, data in memory: images as bytes, or tensors of any other kind."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ class DataRecord:
         folder: the folder in which the data set was found; empty if it was not searched in folders.
         num_train: number of training images.
         num_test: number of test images.
-        image_shape: (C, H, W).
+        datum_shape: the shape of a datum: (C, H, W) of an image.
         sha256: SHA-256 of the splits, with their shapes.
         num_valid: number of validation images.
         value_range: the values of the files that became the levels 0 and 255, as in `levels.to_bytes`; () for those of
             their type, as in all runs of early versions.
         note: what was printed of the data when the training started, such as what was left out.
+        is_images: the data are images as bytes.
     """
 
     name: str
@@ -47,11 +48,12 @@ class DataRecord:
     folder: str
     num_train: int
     num_test: int
-    image_shape: tuple[int, ...]
+    datum_shape: tuple[int, ...]
     sha256: str
     num_valid: int = 0
     value_range: tuple[float, ...] = ()
     note: str = ""
+    is_images: bool = True
 
     @property
     def title(self) -> str:
@@ -61,26 +63,30 @@ class DataRecord:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """Images in memory as bytes.
+    """Data in memory: a tensor for each split, whose first dimension counts the data.
+
+    Bytes (N, C, H, W) are images, which `Preparation` scales, pads and binarizes. Any other tensor of booleans,
+    integers or floats, (N, *shape), such as rows (N, D), series (N, T, D) or volumes (N, C, D, H, W), goes to the VAE
+    as it is, in float32.
 
     Args:
         name: the name in titles, for instance "MNIST".
-        train: training images, uint8, (N, C, H, W).
-        test: test images, uint8, (M, C, H, W).
+        train: training data, (N, *shape).
+        test: test data, (M, *shape).
         train_labels: classes of the training images, int64 (N,), or attributes, bool (N, A); not used in training.
         test_labels: classes or attributes of the test images.
         label_names: the name of each class or attribute.
         dataset: the name for `sources.load_dataset`; empty for your own images.
         folder: the folder in which the data set was found.
         note: one line that is printed when a training starts, or empty.
-        valid: validation images, to choose an epoch by, uint8, (V, C, H, W); None if none are held out.
+        valid: validation data, to choose an epoch by, (V, *shape); None if none are held out.
         valid_labels: classes or attributes of the validation images.
         found: number, size, colour and bits of image files, for example "8 images of 28 x 20 pixels, grey"; or empty.
         value_range: the values of the files that became 0 and 255, as in `DataRecord`.
         names: a name for each image of a split, by the name of the split: the path in its folder; or {}.
 
     Raises:
-        InputError: the tensors are not bytes, are empty, or their images differ in shape.
+        InputError: the tensors hold complex or infinite values or NaN, are empty, or differ in shape or type.
     """
 
     name: str
@@ -99,24 +105,30 @@ class Dataset:
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check the type and shape of the images."""
-        for split, images in self.splits.items():
-            wanted = f"{self.name}: {split} must be a torch.uint8 tensor of shape (N, C, H, W) with N at least 2"
-            if not isinstance(images, Tensor):
-                advice = ": give torch.from_numpy(images)" * isinstance(images, np.ndarray)
-                raise InputError(f"{wanted}, not a {type(images).__name__}{advice}")
-            if images.dtype != torch.uint8 or images.dim() != 4 or len(images) < 2 or images.numel() == 0:
-                floats = images.is_floating_point() and bool(((images >= 0) & (images <= 1)).all())
-                advice = ": in [0, 1], give (255 * images).round().to(torch.uint8)" * floats
-                raise InputError(f"{wanted}, not {images.dtype} of shape {tuple(images.shape)}{advice}")
-            if images.shape[3] in (3, 4) and images.shape[1] > 4:
-                raise InputError(f"{wanted}, not {tuple(images.shape)}: give images.permute(0, 3, 1, 2)")
-            if images.shape[1:] != self.train.shape[1:]:
-                raise InputError(f"{self.name}: training and {split} images differ in shape")
+        """Check the types, shapes and values of the tensors."""
+        for split, data in self.splits.items():
+            wanted = f"{self.name}: {split} must be a tensor of shape (N, *shape) with N at least 2"
+            if not isinstance(data, Tensor):
+                advice = ": give torch.from_numpy(data)" * isinstance(data, np.ndarray)
+                raise InputError(f"{wanted}, not a {type(data).__name__}{advice}")
+            if data.is_complex() or data.dim() < 2 or len(data) < 2 or data.numel() == 0:
+                raise InputError(f"{wanted}, not {data.dtype} of shape {tuple(data.shape)}")
+            if (data.shape[1:], data.dtype) != (self.train.shape[1:], self.train.dtype):
+                raise InputError(f"{self.name}: training and {split} data differ in shape or type")
+            if self.is_images and data.shape[3] in (3, 4) and data.shape[1] > 4:
+                raise InputError(f"{self.name}: images are (N, C, H, W), not {tuple(data.shape)}: permute(0, 3, 1, 2)")
+            if data.is_floating_point() and not (finite := data.flatten(1).isfinite()).all():
+                row, place = (~finite).nonzero()[0].tolist()
+                raise InputError(f"{self.name}: {split}[{row}] holds {data[row].flatten()[place].item()}")
 
     @property
-    def image_shape(self) -> tuple[int, ...]:
-        """The shape (C, H, W) of one image."""
+    def is_images(self) -> bool:
+        """Whether the data are images as bytes."""
+        return self.train.dtype == torch.uint8 and self.train.dim() == 4
+
+    @property
+    def datum_shape(self) -> tuple[int, ...]:
+        """The shape of one datum."""
         return tuple(self.train.shape[1:])
 
     @property
@@ -131,9 +143,10 @@ class Dataset:
 
     @property
     def is_binary(self) -> bool:
-        """Whether the values of the training images are 0 and 255, and no others."""
+        """Whether the values of the training images are 0 and 255, and no others; of other data, 0 and 1."""
+        high = 255 if self.is_images else 1
         parts = self.train.split(max(1, 2**24 // self.train[0].numel()))
-        is_of_two = all(bool(((part == 0) | (part == 255)).all()) for part in parts)
+        is_of_two = all(bool(((part == 0) | (part == high)).all()) for part in parts)
         return is_of_two and bool(self.train.min() < self.train.max())
 
     @property
@@ -143,7 +156,7 @@ class Dataset:
 
     def __repr__(self) -> str:
         """Return name, numbers of images and their shape, and not their pixels."""
-        return f"<Dataset {self.title}, shape {self.image_shape}>"
+        return f"<Dataset {self.title}, shape {self.datum_shape}>"
 
     def with_valid(self, share: float) -> Dataset:
         """Return the data set with a validation split.
@@ -195,7 +208,7 @@ class Dataset:
         """Return the record for a run folder; the checksum is computed from all pixels."""
         digest = hashlib.sha256()
         for split in self.splits.values():
-            digest.update(f"{tuple(split.shape)}".encode())
+            digest.update(f"{tuple(split.shape)}{'' if self.is_images else split.dtype}".encode())
             for part in split.split(_AT_ONCE):
                 digest.update(part.contiguous().numpy().data)
         return DataRecord(
@@ -204,11 +217,12 @@ class Dataset:
             folder=self.folder,
             num_train=len(self.train),
             num_test=len(self.test),
-            image_shape=self.image_shape,
+            datum_shape=self.datum_shape,
             sha256=digest.hexdigest(),
             num_valid=0 if self.valid is None else len(self.valid),
             value_range=self.value_range,
             note=self.note,
+            is_images=self.is_images,
         )
 
 

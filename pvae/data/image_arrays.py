@@ -15,7 +15,7 @@ from pvae.core.errors import InputError, brief
 from pvae.data.folders import is_file
 from pvae.data.levels import Levels
 
-__all__ = ["SPLITS", "ImageArrays", "is_array_file"]
+__all__ = ["SPLITS", "ImageArrays", "arrays_in", "is_array_file"]
 
 SPLITS = {"train": "train", "test": "test", "valid": "valid", "val": "valid"}  # by the name of an array or folder
 _MAX_CHANNELS = 16
@@ -37,6 +37,28 @@ _READ = 2**24  # bytes at a time
 def is_array_file(path: Path) -> bool:
     """Return whether there is a file of this name, and its suffix is .npy or .npz."""
     return path.suffix.lower() in (".npy", ".npz") and is_file(path)
+
+
+def arrays_in(stored: set[str], what: str) -> list[tuple[str, str, str]]:
+    """Return the name of each array of data in an archive, its split, and the name that its labels would have.
+
+    Args:
+        stored: the names of all arrays.
+        what: they are, for messages: "images" or "data".
+
+    Raises:
+        InputError: none of the names is known, and there is more than one array.
+    """
+    for data, labels in _NAMES.items():
+        if data in stored and "train" in data:
+            names = [(data.replace("train", n), s, labels.replace("train", n)) for n, s in SPLITS.items()]
+            return [one for one in names if one[0] in stored]
+        if data in stored:
+            return [(data, "train", labels)]
+    if len(stored) == 1:
+        return [(next(iter(stored)), "train", "")]
+    found = ", ".join(sorted(stored)) or "no array"
+    raise InputError(f"it holds {found}: name its {what} {', '.join(_NAMES)} (test, valid), or leave one array in it")
 
 
 class ImageArrays:
@@ -75,7 +97,7 @@ class ImageArrays:
         try:
             loaded = np.load(path, mmap_mode="r", allow_pickle=False)
             stored = {path.stem: loaded} if isinstance(loaded, np.ndarray) else loaded
-            unread, found = set(stored), self._images_in(set(stored))
+            unread, found = set(stored), arrays_in(set(stored), "images")
             for name, split, label_name in found:
                 unread -= {name, label_name}
                 array = self._channels_last(stored[name], name)
@@ -86,8 +108,10 @@ class ImageArrays:
                 self.splits += [split] * count
                 if label_name in stored:
                     labels.append(self._checked_labels(stored[label_name], label_name, count)[order])
-        except (InputError, MemoryError):
+        except MemoryError:
             raise
+        except InputError as error:
+            raise error if str(error).startswith(str(path)) else self._refused(str(error)) from None
         except Exception as error:  # for damaged files numpy and zipfile raise exceptions of many types
             damaged = f"it is damaged, or holds objects, which are never loaded ({brief(error)})"
             raise self._refused(damaged) from None
@@ -126,20 +150,6 @@ class ImageArrays:
 
     def _refused(self, reason: str) -> InputError:
         return InputError(f"{self.path} cannot be used: {reason}")
-
-    def _images_in(self, stored: set[str]) -> list[tuple[str, str, str]]:
-        """Return the name of each array of images, its split, and the name that its labels would have."""
-        for images, labels in _NAMES.items():
-            if images in stored and "train" in images:
-                names = [(images.replace("train", n), s, labels.replace("train", n)) for n, s in SPLITS.items()]
-                return [one for one in names if one[0] in stored]
-            if images in stored:
-                return [(images, "train", labels)]
-        if len(stored) == 1:
-            return [(stored.pop(), "train", "")]
-        found = ", ".join(sorted(stored)) or "no array"
-        wanted = f"name its images {', '.join(_NAMES)} (test, valid), or leave one array in it"
-        raise self._refused(f"it holds {found}: {wanted}")
 
     def _channels_last(self, array: NDArray[Any], name: str) -> NDArray[Any]:
         """Return images as (N, H, W, C)."""

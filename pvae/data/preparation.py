@@ -1,4 +1,4 @@
-"""`Preparation`, the conversion of images from bytes to the x of a VAE, and back to images that can be drawn."""
+"""`Preparation`, the conversion of images from bytes to the x of a VAE and back; other data are x as they are."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from pvae.config.config import Config
+from pvae.config.options import COUNTS, REALS
+from pvae.core.errors import InputError
 
 __all__ = ["Pixels", "Preparation"]
 
@@ -20,6 +22,8 @@ _BINARIZATION_SEED = {"train": 20070501, "test": 20070502, "valid": 20070503}
 @dataclass(frozen=True)
 class Preparation:
     """How the bytes of images become the x of a VAE: binarized, padded, and scaled to [0, 1] or [-1, 1].
+
+    Other data become float32, binarized if asked for. `prepared` returns bytes of images or float32, and `x` float32.
 
     Args:
         binarize: "none", "threshold", "static" or "dynamic", as in `Config`.
@@ -40,6 +44,23 @@ class Preparation:
     def is_dynamic(self) -> bool:
         """Whether training images are binarized anew at every visit."""
         return self.binarize == "dynamic"
+
+    def check(self, is_images: bool, likelihood: str) -> None:
+        """Check that the options are of these data.
+
+        Raises:
+            InputError: images alone can be padded, drawn anew and have pixels in [-1, 1]; counts and real values are no
+                images.
+        """
+        if is_images and likelihood in (*COUNTS, *REALS):
+            raise InputError(f"--likelihood {likelihood} is for data that are no images: give another one")
+        of_images = {
+            "--pad": self.pad > 0,
+            "--pixels symmetric": self.is_symmetric,
+            f"--binarize {self.binarize}": self.binarize in ("static", "dynamic"),
+        }
+        if given := [] if is_images else [option for option, is_given in of_images.items() if is_given]:
+            raise InputError(f"{given[0]} is for images, and the data are tensors of values: leave it out")
 
     @property
     def kind(self) -> str:
@@ -64,6 +85,8 @@ class Preparation:
         """
         if self.binarize == "none":
             return images
+        if images.dtype != torch.uint8:  # by the threshold, as `check` sees to
+            return (images >= 0.5).to(images.dtype)
         if self.binarize == "threshold":
             return (images >= 128).to(torch.uint8) * 255
         # A byte u, uniform over 0..254, is below v with probability v / 255: an exact Bernoulli(v / 255). RandomState
@@ -73,19 +96,23 @@ class Preparation:
         return outcome.mul_(255).to(images.device)  # in place, to save memory
 
     def prepared(self, images: Tensor, split: str, is_redrawn: bool = False) -> Tensor:
-        """Return the images binarized and padded, as bytes.
+        """Return images binarized and padded, as bytes, or other data binarized, in float32.
 
         Args:
-            images: uint8 (N, C, H, W).
+            images: uint8 (N, C, H, W), or other data.
             split: "train", "valid" or "test".
             is_redrawn: leave the images of "dynamic" grey, since `batch` will draw them.
         """
+        if images.dtype != torch.uint8 or images.dim() != 4:
+            images = images.to(torch.float32)
         if not (is_redrawn and self.is_dynamic):
             images = self.binarized(images, split)
         return torch.nn.functional.pad(images, (self.pad,) * 4) if self.pad else images
 
     def x(self, prepared: Tensor) -> Tensor:
-        """Return prepared bytes as float32 pixels in [0, 1], or in [-1, 1] if symmetric."""
+        """Return prepared bytes as float32 pixels in [0, 1], or in [-1, 1] if symmetric; other data as they are."""
+        if prepared.dtype != torch.uint8:
+            return prepared
         pixels = prepared.to(torch.float32).div_(255)
         return pixels.mul_(2).sub_(1) if self.is_symmetric else pixels
 
@@ -126,6 +153,11 @@ class Pixels:
     def __len__(self) -> int:
         """Return N."""
         return len(self.images)
+
+    @property
+    def is_bytes(self) -> bool:
+        """Whether they are images as bytes, and not other data."""
+        return self.images.dtype == torch.uint8
 
     def split(self, size: int) -> Iterator[Tensor]:
         """Yield the pixels of `size` images at a time, as `Tensor.split` does."""

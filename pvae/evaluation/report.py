@@ -85,7 +85,7 @@ class ElboParts:
         latent_dims: for each stochastic layer, the number of latent dimensions.
     """
 
-    elbo: Estimate = field(metadata={"ELBO": "of the pixels that it was trained on"})
+    elbo: Estimate = field(metadata={"ELBO": "of data as it was trained on"})
     bits_per_dimension: Estimate | None = field(metadata={"  bits per dimension": ""})
     distortion: Estimate = field(metadata={"  distortion": "-E_q log p(x | z), the reconstruction error"})
     rate: Estimate = field(metadata={"  rate": "KL(q(z | x) || p(z)), in closed form"})
@@ -136,7 +136,7 @@ class Report:
         progress: "epoch 3", or "epoch 3 and step 60" of a training that was stopped in its fourth epoch.
         num_images: number of test images that were evaluated.
         is_subset: whether they are a random subset of the test images.
-        pixels: the kind of pixels that `log_likelihood` was computed on.
+        pixels: the kind of pixels that `log_likelihood` was computed on; "" for data that are no images.
         pseudo: whether the ELBO of `elbo_parts` is a pseudo-ELBO, because the VAE was trained on grey pixels.
         seed: the seed of all draws and of the random subsets of images.
         precision: precision of the matrix products in `log_likelihood`: "fp32" or "bf16".
@@ -194,7 +194,7 @@ def evaluate(
     if not vae.has_density:
         raise InputError(f"{run.path} is an autoencoder: a point posterior has no bound and no log-likelihood")
     seen = test_images(run)
-    binary, x, kind = with_normalised_likelihood(run.config, vae, run.data.image_shape, data.test)
+    binary, x, kind = with_normalised_likelihood(run.config, vae, run.data.datum_shape, data.test)
     if num_images is not None:
         subset = random_subset(len(seen), num_images, seed)  # some data sets are sorted by class
         seen, x = (replace(pixels, images=pixels.images[subset]) for pixels in (seen, x))
@@ -282,7 +282,7 @@ def _log_likelihood(vae: VAE, x: Pixels, sample: ImportanceSample, elbo: Estimat
         effective_least=sample.effective.min().item(),
         untrusted=sample.untrusted,
         bits_per_dimension=Estimate.of(bits_per_dimension(vae, sample.log_p, x)),
-        is_density=getattr(vae.p_x, "levels_per_unit", 1.0) != 1,
+        is_density=x.is_bytes and getattr(vae.p_x, "levels_per_unit", 1.0) != 1,
     )
 
 
@@ -315,7 +315,11 @@ def to_text(report: Report) -> str:
     else:
         lines += _lines(parts.rate_decomposition, {})
     products = "; matrix products in bfloat16" if report.precision == "bf16" else ""
-    lines += ["", f"pixels {report.pixels}{products}", *_lines(log_p, {})]
+    lines += [
+        "",
+        f"{report.pixels and 'pixels '}{report.pixels or 'the data as they are'}{products}",
+        *_lines(log_p, {}),
+    ]
     if log_p.untrusted > MOST_UNTRUSTED:
         lines += ["", f"warning: the importance weights of {log_p.untrusted:.1%} of the images cannot be trusted"]
         lines += _WHAT_THEN

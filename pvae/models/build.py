@@ -11,11 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from pvae.config.config import OPTIONS, Config
+from pvae.config.options import COUNTS, REALS
 from pvae.config.presets import as_option
 from pvae.core.errors import InputError, brief
 from pvae.models.hierarchy import BottomUpPosterior, FirstLayer, HierarchyPrior, LadderPosterior, TopDownPosterior
 from pvae.models.likelihoods import LIKELIHOOD_CLASSES, PseudoBernoulliLikelihood
-from pvae.models.networks import conv_decoder, conv_encoder, groupnorm_decoder, mlp, mlp_decoder, mlp_encoder
+from pvae.models.networks import (
+    Log1p,
+    Standardize,
+    conv_decoder,
+    conv_encoder,
+    groupnorm_decoder,
+    mlp,
+    mlp_decoder,
+    mlp_encoder,
+)
 from pvae.models.posteriors import (
     DeltaPosterior,
     FullNormalPosterior,
@@ -27,40 +37,46 @@ from pvae.models.posteriors import (
 from pvae.models.priors import FlatPrior, FlowPrior, MixturePrior, SpherePrior, StandardNormalPrior, VampPrior
 from pvae.vae import VAE
 
-__all__ = ["BINS", "build_vae", "meta_state_dict", "sizes_of", "start_like_burda"]
+__all__ = ["BINS", "build_vae", "fit_to", "meta_state_dict", "sizes_of", "start_like_burda"]
 
 BINS = 8  # of a spline, as in zuko's neural spline flow
 
 
-def build_vae(config: Config, image_shape: Sequence[int]) -> VAE:
+def build_vae(config: Config, datum_shape: Sequence[int]) -> VAE:
     """Return the untrained VAE that a configuration describes; its weights are drawn from torch's generator.
 
     Args:
         config: the system.
-        image_shape: (C, H, W) of the data; `config.pad` is added to it.
+        datum_shape: of the data, (C, H, W) of images; `config.pad` is added to it.
 
     Returns:
         The VAE, on the CPU, in float32 whatever torch's default dtype is. A Bernoulli likelihood is the
         pseudo-Bernoulli if `config.binarize` leaves the pixels grey.
 
     Raises:
-        InputError: `image_shape` is not (C, H, W), or the convolutions cannot halve images of this size.
+        InputError: a size is below 1, or the convolutions are given no images (C, H, W) or cannot halve them.
     """
-    if len(image_shape) != 3 or min(image_shape) < 1:
-        raise InputError(f"image_shape must be (C, H, W), each at least 1, not {tuple(image_shape)}")
-    image_shape = config.padded(tuple(image_shape))
+    is_conv = config.network.startswith("conv")
+    if not datum_shape or min(datum_shape) < 1 or (is_conv and len(datum_shape) != 3):
+        wanted = "(C, H, W) for convolutions" if is_conv else "at least one size"
+        raise InputError(f"datum_shape must be {wanted}, each at least 1, not {tuple(datum_shape)}")
+    datum_shape = config.padded(tuple(datum_shape))
     num_outputs, posterior_of = _posterior(config)
-    encoder, decoder = _networks(config, image_shape, num_outputs)
+    encoder, decoder = _networks(config, datum_shape, num_outputs)
+    if config.likelihood in COUNTS:
+        encoder = nn.Sequential(Log1p(), encoder)
+    elif config.likelihood in REALS:
+        encoder = nn.Sequential(Standardize(datum_shape), encoder)
     if config.upper_latent_dims:
-        prior, posterior = _hierarchy(config, encoder, image_shape)
+        prior, posterior = _hierarchy(config, encoder, datum_shape)
         if config.inference != "top-down":
             decoder = nn.Sequential(FirstLayer(config.latent_dim), decoder)
     else:
         posterior = posterior_of(encoder)
-        prior = _prior(config, posterior.forward, image_shape)
+        prior = _prior(config, posterior.forward, datum_shape)
     is_pseudo = config.likelihood == "bernoulli" and config.binarize == "none"
     kind = PseudoBernoulliLikelihood if is_pseudo else LIKELIHOOD_CLASSES[config.likelihood]
-    likelihood = kind(decoder, image_shape, config.scale, config.pixels == "symmetric")
+    likelihood = kind(decoder, datum_shape, config.scale, config.pixels == "symmetric")
     return VAE(p_z=prior, q_z=posterior, p_x=likelihood).float()
 
 
@@ -84,7 +100,7 @@ def _posterior(config: Config) -> tuple[int, Callable[[nn.Module], Any]]:
     return kinds[config.posterior]
 
 
-def _hierarchy(config: Config, encoder: nn.Module, image_shape: Sequence[int]) -> tuple[nn.Module, nn.Module]:
+def _hierarchy(config: Config, encoder: nn.Module, datum_shape: Sequence[int]) -> tuple[nn.Module, nn.Module]:
     """Return the prior and the posterior of several stochastic layers."""
     sizes, context = (config.latent_dim, *config.upper_latent_dims), config.hidden[-1]
 
@@ -107,11 +123,11 @@ def _hierarchy(config: Config, encoder: nn.Module, image_shape: Sequence[int]) -
         posterior = LadderPosterior(encoder, up, down, sizes)
     else:
         posterior = TopDownPosterior(encoder, up, sizes)
-    top = _prior(config, getattr(posterior, "top", None), image_shape)
+    top = _prior(config, getattr(posterior, "top", None), datum_shape)
     return HierarchyPrior(top, down, sizes), posterior
 
 
-def _prior(config: Config, posterior: Any, image_shape: Sequence[int]) -> nn.Module:
+def _prior(config: Config, posterior: Any, datum_shape: Sequence[int]) -> nn.Module:
     """Return the prior of the top layer; `posterior` is a function that returns its posterior."""
     length = (config.latent_dim, *config.upper_latent_dims)[-1]
     if config.posterior == "delta":
@@ -119,7 +135,7 @@ def _prior(config: Config, posterior: Any, image_shape: Sequence[int]) -> nn.Mod
     if config.prior == "mixture":
         return MixturePrior(length, config.components)
     if config.prior == "vamp":
-        return VampPrior(posterior, image_shape, config.components, config.pixels == "symmetric")
+        return VampPrior(posterior, datum_shape, config.components, config.pixels == "symmetric")
     if config.prior == "flow":
         return FlowPrior(length, config.flow_length, config.flow_hidden)
     if config.prior == "sphere":
@@ -127,23 +143,36 @@ def _prior(config: Config, posterior: Any, image_shape: Sequence[int]) -> nn.Mod
     return StandardNormalPrior(length)
 
 
-def meta_state_dict(config: Config, image_shape: Sequence[int]) -> dict[str, Tensor]:
+def meta_state_dict(config: Config, datum_shape: Sequence[int]) -> dict[str, Tensor]:
     """Return the state_dict of the VAE that `build_vae` returns, as tensors on the meta device, which hold no data.
 
     Args:
         config: the system.
-        image_shape: (C, H, W) of the data.
+        datum_shape: (C, H, W) of the data.
 
     Raises:
         InputError: the networks are too large for torch.
     """
     try:
         with torch.device("meta"):
-            return build_vae(config, image_shape).state_dict()
+            return build_vae(config, datum_shape).state_dict()
     except (RuntimeError, OverflowError, TypeError) as error:  # torch raises these for sizes that are too large
         raise InputError(
             f"networks of {sizes_of(config)} are too large for torch ({brief(error)}): give smaller ones"
         ) from None
+
+
+@torch.no_grad()
+def fit_to(vae: VAE, data: Tensor) -> None:
+    """Store what modules of a new VAE need to know of the training data, such as mean and standard deviation.
+
+    Args:
+        vae: changed in place.
+        data: x of the training data, (N, *datum_shape).
+    """
+    for module in vae.modules():
+        if isinstance(module, Standardize):
+            module.fit_to(data)
 
 
 def start_like_burda(vae: VAE, images: Tensor) -> None:
@@ -177,7 +206,7 @@ def sizes_of(config: Config) -> str:
     return " ".join(as_option(name, value) for name, value in given.items() if value)
 
 
-def _networks(config: Config, image_shape: tuple[int, ...], num_outputs: int) -> tuple[nn.Module, nn.Module]:
+def _networks(config: Config, datum_shape: tuple[int, ...], num_outputs: int) -> tuple[nn.Module, nn.Module]:
     """Return encoder and decoder; `num_outputs` is what the posterior of one stochastic layer takes."""
     latent_dim = config.latent_dim
     if config.upper_latent_dims and config.inference == "ladder":
@@ -188,11 +217,11 @@ def _networks(config: Config, image_shape: tuple[int, ...], num_outputs: int) ->
     batch_norm = config.has_batch_norm
     if not config.network.startswith("conv"):
         hidden = () if config.network == "linear" else config.hidden
-        encoder = mlp_encoder(image_shape, hidden, num_outputs, config.activation, batch_norm)
-        return encoder, mlp_decoder(latent_dim, hidden, image_shape, config.activation, batch_norm)
+        encoder = mlp_encoder(datum_shape, hidden, num_outputs, config.activation, batch_norm)
+        return encoder, mlp_decoder(latent_dim, hidden, datum_shape, config.activation, batch_norm)
     norm = {"conv": "none", "conv-batchnorm": "batch", "conv-groupnorm": "group"}[config.network]
     if norm == "group":  # its decoder draws its weights first
-        decoder = groupnorm_decoder(latent_dim, config.hidden, image_shape)
-        return conv_encoder(image_shape, config.hidden, num_outputs, norm), decoder
-    encoder = conv_encoder(image_shape, config.hidden, num_outputs, norm)
-    return encoder, conv_decoder(latent_dim, config.hidden, image_shape, norm)
+        decoder = groupnorm_decoder(latent_dim, config.hidden, datum_shape)
+        return conv_encoder(datum_shape, config.hidden, num_outputs, norm), decoder
+    encoder = conv_encoder(datum_shape, config.hidden, num_outputs, norm)
+    return encoder, conv_decoder(latent_dim, config.hidden, datum_shape, norm)

@@ -14,24 +14,30 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from pvae.core.errors import InputError
 from pvae.core.tracing import require
 from pvae.distributions.bernoulli import LogitBernoulli, PseudoBernoulli
 from pvae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pvae.distributions.discretized_logistic import DiscretizedLogistic, eight_bit_level
+from pvae.models.networks import Standardize
 
 __all__ = [
     "LIKELIHOOD_CLASSES",
     "BernoulliLikelihood",
     "ContinuousBernoulliLikelihood",
+    "DiagonalNormalLikelihood",
     "DiscretizedLogisticLikelihood",
     "LearnedNormalLikelihood",
     "Likelihood",
     "LinearNormalLikelihood",
+    "NegativeBinomialLikelihood",
     "NormalLikelihood",
     "OptimalNormalLikelihood",
+    "PoissonLikelihood",
     "PseudoBernoulliLikelihood",
+    "StudentTLikelihood",
 ]
 
 
@@ -43,7 +49,7 @@ class Likelihood(nn.Module):
 
     Args:
         decoder: a network from (..., L) to (..., C, H, W).
-        image_shape: (C, H, W), the event of the likelihood.
+        datum_shape: (C, H, W), the event of the likelihood.
         scale: the scale of each pixel's distribution, or its initial value where the scale is trained.
         symmetric: the pixels are in [-1, 1] in place of [0, 1].
 
@@ -58,11 +64,11 @@ class Likelihood(nn.Module):
     learns_scale = False
 
     def __init__(
-        self, decoder: nn.Module, image_shape: Sequence[int], scale: float = 1.0, symmetric: bool = False
+        self, decoder: nn.Module, datum_shape: Sequence[int], scale: float = 1.0, symmetric: bool = False
     ) -> None:
         super().__init__()
         self.decoder = decoder
-        self.image_shape = tuple(image_shape)
+        self.datum_shape = tuple(datum_shape)
         self.scale = scale
         self.symmetric = symmetric
         if self.learns_scale:
@@ -70,7 +76,7 @@ class Likelihood(nn.Module):
 
     def forward(self, z: Tensor) -> dist.Independent:
         """Return p(x | z): batch shape z.shape[:-1], event shape (C, H, W)."""
-        return self.pixels(self.decoder(z)).to_event(len(self.image_shape))
+        return self.pixels(self.decoder(z)).to_event(len(self.datum_shape))
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return the distribution of each pixel, given the decoder's output (..., C, H, W)."""
@@ -95,8 +101,8 @@ class Likelihood(nn.Module):
         Raises:
             InputError: (a ValueError) `x` has another shape or dtype, or a pixel is NaN or outside the domain.
         """
-        if x.shape[1:] != self.image_shape or x.dim() != len(self.image_shape) + 1:
-            wanted = ", ".join(str(size) for size in ("B", *self.image_shape))
+        if x.shape[1:] != self.datum_shape or x.dim() != len(self.datum_shape) + 1:
+            wanted = ", ".join(str(size) for size in ("B", *self.datum_shape))
             raise InputError(f"x has shape {tuple(x.shape)}, but this VAE takes images of shape ({wanted})")
         if not x.is_floating_point():
             raise InputError(f"x is {x.dtype}, but pixels must be floating-point: x.float() / 255 for uint8")
@@ -185,8 +191,13 @@ class LinearNormalLikelihood(NormalLikelihood):
     With a linear decoder the VAE is linear-Gaussian, and `pvae.reference.linear_gaussian` computes log p(x) exactly.
     """
 
+    domain = "finite"
+
     def _loc(self, output: Tensor) -> Tensor:
         return output
+
+    def _in_domain(self, x: Tensor) -> Tensor:
+        return x.isfinite().all()
 
 
 class LearnedNormalLikelihood(NormalLikelihood):
@@ -270,6 +281,102 @@ class DiscretizedLogisticLikelihood(Likelihood):
         return inside
 
 
+_LEAST_SHARE = 1e-3  # the least scale of a value, as a share of the standard deviation of the training data
+
+
+class DiagonalNormalLikelihood(Likelihood):
+    """A Normal with a trained scale for each value of a datum: real values of any location and scale.
+
+        p(x | z) = prod_d Normal(x_d; m_d + s_d output_d, (s_d exp(log_scale_d))^2)
+
+    m_d and s_d are mean and standard deviation of the training data, as `Standardize` stores them. So the outputs are
+    of order 1 whatever the units of x are, and the density is that of x in its own units. exp(log_scale_d) is at least
+    0.001: a value that can be predicted exactly would drive it to 0, and the bound to infinity.
+
+    Reference:
+        Kingma and Welling, arXiv:1312.6114, appendix C.2, with a scale that does not depend on z.
+    """
+
+    domain = "finite"
+    is_density = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.log_scale = nn.Parameter(torch.full(self.datum_shape, float(self.scale)).log())
+        self.units = Standardize(self.datum_shape)
+
+    def pixels(self, output: Tensor) -> TorchDistribution:
+        """Return Normal(m + s output, s exp(log_scale))."""
+        return dist.Normal(*self._loc_and_scale(output))
+
+    def _loc_and_scale(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = self.units.mean, self.units.std
+        return mean + std * output, std * self.log_scale.exp().clamp(min=_LEAST_SHARE)
+
+    def _in_domain(self, x: Tensor) -> Tensor:
+        return x.isfinite().all()
+
+
+class StudentTLikelihood(DiagonalNormalLikelihood):
+    """A Student t with trained scale and degrees of freedom for each value of a datum: real values with outliers.
+
+        p(x | z) = prod_d StudentT(x_d; df_d, m_d + s_d output_d, s_d exp(log_scale_d)),    df_d > 1
+
+    For large df it is the `DiagonalNormalLikelihood`. Its tails fall like |x|^-(df + 1), so that one outlier costs a
+    few nats, where under a Normal it costs half of its squared distance.
+
+    Reference:
+        Takahashi et al., "Student-t variational autoencoder for robust density estimation", IJCAI 2018.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.log_df = nn.Parameter(torch.full(self.datum_shape, 2.0))
+
+    def pixels(self, output: Tensor) -> TorchDistribution:
+        """Return StudentT(1 + exp(log_df), m + s output, s exp(log_scale))."""
+        return dist.StudentT(1 + self.log_df.exp(), *self._loc_and_scale(output))
+
+
+class PoissonLikelihood(Likelihood):
+    """Counts: p(x | z) = prod_d Poisson(x_d; softplus(output_d)).
+
+    softplus and not exp, so that an output of 20 is a rate of 20 and not of 5e8. The encoder of `build_vae` sees
+    log(1 + x).
+    """
+
+    domain = "whole numbers from 0 on"
+
+    def pixels(self, output: Tensor) -> TorchDistribution:
+        """Return Poisson(softplus(output) + 1e-6)."""
+        return dist.Poisson(softplus(output) + 1e-6)  # log(0) otherwise, at an output below -100
+
+    def _in_domain(self, x: Tensor) -> Tensor:
+        return ((x >= 0) & (x == x.round()) & x.isfinite()).all()
+
+
+class NegativeBinomialLikelihood(PoissonLikelihood):
+    """Counts that vary more than a Poisson's: a negative binomial of mean softplus(output_d), with a trained theta_d.
+
+        p(x | z) = prod_d NB(x_d; mean mu_d, variance mu_d + mu_d^2 / theta_d),    mu_d = softplus(output_d)
+
+    It is a Poisson whose rate is drawn from Gamma(theta, theta / mu), and approaches the Poisson for large theta.
+
+    Reference:
+        Lopez et al., scVI, Nature Methods 15, 2018, for cells x genes.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.log_theta = nn.Parameter(torch.zeros(self.datum_shape))
+
+    def pixels(self, output: Tensor) -> TorchDistribution:
+        """Return NegativeBinomial(theta, logits = log mu - log theta)."""
+        log_theta = self.log_theta.clamp(-10, 15)
+        logits = (softplus(output) + 1e-6).log() - log_theta
+        return dist.NegativeBinomial(log_theta.exp().expand_as(logits), logits=logits)
+
+
 LIKELIHOOD_CLASSES: dict[str, type[Likelihood]] = {  # by the choices of --likelihood
     "bernoulli": BernoulliLikelihood,  # or PseudoBernoulliLikelihood, of grey pixels
     "continuous-bernoulli": ContinuousBernoulliLikelihood,
@@ -278,4 +385,8 @@ LIKELIHOOD_CLASSES: dict[str, type[Likelihood]] = {  # by the choices of --likel
     "normal-optimal": OptimalNormalLikelihood,
     "normal-linear": LinearNormalLikelihood,
     "discretized-logistic": DiscretizedLogisticLikelihood,
+    "normal-diagonal": DiagonalNormalLikelihood,
+    "student-t": StudentTLikelihood,
+    "poisson": PoissonLikelihood,
+    "negative-binomial": NegativeBinomialLikelihood,
 }

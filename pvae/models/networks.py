@@ -15,6 +15,8 @@ from pvae.core.errors import InputError
 __all__ = [
     "ChannelsLast",
     "FlatBatch",
+    "Log1p",
+    "Standardize",
     "conv_decoder",
     "conv_encoder",
     "groupnorm_decoder",
@@ -52,7 +54,7 @@ def mlp(*widths: int, activation: str = "relu", batch_norm: bool = False) -> nn.
 
 
 def mlp_encoder(
-    image_shape: Sequence[int],
+    datum_shape: Sequence[int],
     hidden: Sequence[int],
     num_outputs: int,
     activation: str = "relu",
@@ -61,23 +63,23 @@ def mlp_encoder(
     """Return a network from images to the parameters of a posterior.
 
     Args:
-        image_shape: (C, H, W).
+        datum_shape: of x.
         hidden: widths of the hidden layers.
         num_outputs: P.
         activation: as in `mlp`.
         batch_norm: as in `mlp`.
 
     Returns:
-        A module that maps (..., C, H, W) to (..., P).
+        A module that maps (..., *datum_shape) to (..., P).
     """
-    layers = mlp(math.prod(image_shape), *hidden, num_outputs, activation=activation, batch_norm=batch_norm)
-    return nn.Sequential(nn.Flatten(-3), *layers)
+    layers = mlp(math.prod(datum_shape), *hidden, num_outputs, activation=activation, batch_norm=batch_norm)
+    return nn.Sequential(nn.Flatten(-len(datum_shape)), *layers)
 
 
 def mlp_decoder(
     latent_dim: int,
     hidden: Sequence[int],
-    image_shape: Sequence[int],
+    datum_shape: Sequence[int],
     activation: str = "relu",
     batch_norm: bool = False,
 ) -> nn.Sequential:
@@ -86,25 +88,25 @@ def mlp_decoder(
     Args:
         latent_dim: L.
         hidden: widths of the encoder's hidden layers; the decoder's are in reverse order.
-        image_shape: (C, H, W).
+        datum_shape: of x.
         activation: as in `mlp`.
         batch_norm: as in `mlp`.
 
     Returns:
-        A module that maps (..., L) to (..., C, H, W).
+        A module that maps (..., L) to (..., *datum_shape).
     """
-    widths = (latent_dim, *reversed(hidden), math.prod(image_shape))
+    widths = (latent_dim, *reversed(hidden), math.prod(datum_shape))
     layers = mlp(*widths, activation=activation, batch_norm=batch_norm)
-    return nn.Sequential(*layers, nn.Unflatten(-1, tuple(image_shape)))
+    return nn.Sequential(*layers, nn.Unflatten(-1, tuple(datum_shape)))
 
 
 def conv_encoder(
-    image_shape: Sequence[int], channels: Sequence[int], num_outputs: int, norm: str = "none"
+    datum_shape: Sequence[int], channels: Sequence[int], num_outputs: int, norm: str = "none"
 ) -> nn.Sequential:
     """Return convolutions of stride 2, each halving the image, and a linear layer.
 
     Args:
-        image_shape: (C, H, W); half of an odd height or width is rounded up, and with `norm` "group" down.
+        datum_shape: (C, H, W); half of an odd height or width is rounded up, and with `norm` "group" down.
         channels: number of channels of each layer.
         num_outputs: P.
         norm: what follows each convolution. "none": ReLU; "batch": BatchNorm and LeakyReLU with slope 0.3 (the default
@@ -117,26 +119,26 @@ def conv_encoder(
         InputError: with `norm` "group", a side is less than 2 to the power of the number of layers.
     """
     layers: list[nn.Module] = [ChannelsLast()]
-    for before, after in pairwise((image_shape[0], *channels)):
+    for before, after in pairwise((datum_shape[0], *channels)):
         size = 4 if norm == "group" else 3
         layers += [nn.Conv2d(before, after, size, stride=2, padding=1), *_activation(norm, nn.BatchNorm2d, after)]
-    bottom = _shapes(image_shape, channels, round_up=norm != "group")[-1]
+    bottom = _shapes(datum_shape, channels, round_up=norm != "group")[-1]
     return nn.Sequential(*layers, nn.Flatten(), Linear(math.prod(bottom), num_outputs))
 
 
-def conv_decoder(latent_dim: int, channels: Sequence[int], image_shape: Sequence[int], norm: str = "none") -> nn.Module:
+def conv_decoder(latent_dim: int, channels: Sequence[int], datum_shape: Sequence[int], norm: str = "none") -> nn.Module:
     """Return the mirror image of `conv_encoder`: a linear layer, transposed convolutions, a last 3x3 convolution.
 
     Args:
         latent_dim: L.
         channels: channels of the encoder's layers; the decoder's are in reverse order.
-        image_shape: (C, H, W).
+        datum_shape: (C, H, W).
         norm: "none" or "batch", as in `conv_encoder`.
 
     Returns:
         A module that maps (..., L) to (..., C, H, W).
     """
-    *sizes, bottom = _shapes(image_shape, channels, round_up=True)
+    *sizes, bottom = _shapes(datum_shape, channels, round_up=True)
     layers: list[nn.Module] = [Linear(latent_dim, math.prod(bottom))]
     if norm == "batch":
         layers += _activation(norm, nn.BatchNorm1d, math.prod(bottom))
@@ -147,16 +149,16 @@ def conv_decoder(latent_dim: int, channels: Sequence[int], image_shape: Sequence
         layers.append(nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=more))
         layers += _activation(norm, nn.BatchNorm2d, after)
         before = after
-    return FlatBatch(nn.Sequential(*layers, nn.Conv2d(channels[0], image_shape[0], 3, padding=1)))
+    return FlatBatch(nn.Sequential(*layers, nn.Conv2d(channels[0], datum_shape[0], 3, padding=1)))
 
 
-def groupnorm_decoder(latent_dim: int, channels: Sequence[int], image_shape: Sequence[int]) -> nn.Module:
+def groupnorm_decoder(latent_dim: int, channels: Sequence[int], datum_shape: Sequence[int]) -> nn.Module:
     """Return the mirror image of `conv_encoder` with `norm` "group": a linear layer and 4x4 transposed convolutions.
 
     Args:
         latent_dim: L.
         channels: channels of the encoder's layers; the decoder's are in reverse order.
-        image_shape: (C, H, W).
+        datum_shape: (C, H, W).
 
     Returns:
         A module that maps (..., L) to (..., C, H, W).
@@ -164,7 +166,7 @@ def groupnorm_decoder(latent_dim: int, channels: Sequence[int], image_shape: Seq
     Raises:
         InputError: a side is too small.
     """
-    *shapes, bottom = _shapes(image_shape, channels)
+    *shapes, bottom = _shapes(datum_shape, channels)
     layers: list[nn.Module] = [Linear(latent_dim, math.prod(bottom)), nn.Unflatten(-1, bottom), ChannelsLast()]
     for (before, *_), (after, height, width) in pairwise((bottom, *reversed(shapes))):
         layers += _activation("group", nn.BatchNorm2d, before)
@@ -173,22 +175,56 @@ def groupnorm_decoder(latent_dim: int, channels: Sequence[int], image_shape: Seq
 
 
 def _shapes(
-    image_shape: Sequence[int], channels: Sequence[int], *, round_up: bool = False
+    datum_shape: Sequence[int], channels: Sequence[int], *, round_up: bool = False
 ) -> list[tuple[int, int, int]]:
     """Return the shapes (C, H, W) of the image and after each convolution, which halves the sides.
 
     Raises:
         InputError: a side becomes 0.
     """
-    shapes = [(image_shape[0], image_shape[1], image_shape[2])]
+    shapes = [(datum_shape[0], datum_shape[1], datum_shape[2])]
     for after in channels:
         shapes.append((after, (shapes[-1][1] + round_up) // 2, (shapes[-1][2] + round_up) // 2))
     if min(shapes[-1]) < 1:
         raise InputError(
-            f"--hidden gives {len(channels)} convolutions, each of which halves the image, and {image_shape[1]} x "
-            f"{image_shape[2]} pixels cannot be halved so often: give --hidden with fewer, or --network mlp"
+            f"--hidden gives {len(channels)} convolutions, each of which halves the image, and {datum_shape[1]} x "
+            f"{datum_shape[2]} pixels cannot be halved so often: give --hidden with fewer, or --network mlp"
         )
     return shapes
+
+
+class Standardize(nn.Module):
+    """Subtract the mean of the training data and divide by their standard deviation, value by value.
+
+    Args:
+        datum_shape: of x.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, datum_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(*datum_shape))
+        self.register_buffer("std", torch.ones(*datum_shape))
+
+    def fit_to(self, data: Tensor) -> None:
+        """Store mean and standard deviation of the training data, (N, *datum_shape)."""
+        std = data.std(0)
+        self.mean.copy_(data.mean(0))
+        self.std.copy_(torch.where(std > 0, std, torch.ones_like(std)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (x - mean) / std."""
+        return (x - self.mean) / self.std
+
+
+class Log1p(nn.Module):
+    """Return log(1 + x) of counts, which may differ by orders of magnitude."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return log(1 + x)."""
+        return x.log1p()
 
 
 class ChannelsLast(nn.Module):

@@ -102,7 +102,7 @@ class VampPrior(nn.Module):
         posterior: returns q(z | x) of images (K, C, H, W): the VAE's posterior, or of a hierarchy a function that
             returns the distribution of its top layer. Its parameters are not registered here: they are trained and
             saved once, with the posterior.
-        image_shape: (C, H, W) of an image, after padding.
+        datum_shape: (C, H, W) of an image, after padding.
         num_components: K.
         symmetric: pixels in [-1, 1] in place of [0, 1].
 
@@ -117,7 +117,7 @@ class VampPrior(nn.Module):
     def __init__(
         self,
         posterior: Callable[[Tensor], TorchDistribution],
-        image_shape: Sequence[int],
+        datum_shape: Sequence[int],
         num_components: int,
         symmetric: bool = False,
     ) -> None:
@@ -125,7 +125,7 @@ class VampPrior(nn.Module):
         # A method, and not its module, which torch would register here too.
         self._posterior = posterior.forward if isinstance(posterior, nn.Module) else posterior
         self.lowest = -1.0 if symmetric else 0.0
-        self.unclipped = nn.Parameter(self.lowest + 0.1 * torch.rand(num_components, *image_shape))
+        self.unclipped = nn.Parameter(self.lowest + 0.1 * torch.rand(num_components, *datum_shape))
         self.register_buffer("logits", torch.zeros(num_components), persistent=False)
 
     @property

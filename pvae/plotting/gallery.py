@@ -50,6 +50,7 @@ def entry_of(run: Run) -> Entry:
     Raises:
         InputError: the run has not finished an epoch.
     """
+    codes.require(run, run.data.is_images, "images")
     row, vae, shown = row_of(run, codes.latent_report(run)), run.vae(), run.preparation.shown
     x = codes.examples(run, _SHOWN)
     with run.seeded():

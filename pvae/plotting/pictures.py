@@ -21,6 +21,7 @@ from pvae.plotting import run_figures
 from pvae.plotting.run_figures import ScatterData
 from pvae.runs.run import Run
 from pvae.trained import codes, latent_space
+from pvae.trained.images import sample_images
 
 __all__ = [
     "attributes",
@@ -42,18 +43,32 @@ _SHOWN_ATTRIBUTES = ("Blond_Hair", "Smiling", "Male", "Eyeglasses")
 
 
 def reconstructions(run: Run) -> Figure:
-    """Return eight test images above the means of p(x | z), z ~ q(z | x)."""
+    """Return eight test images above the means of p(x | z), z ~ q(z | x); or vectors as bars, series as lines."""
     images, shown = codes.examples(run, 8), run.preparation.shown
     with run.seeded():
         reconstructions = latent_space.reconstruct(run.vae(), images)
+    if not run.data.is_images:
+        return _drawn(
+            run, run_figures.reconstructed_values_figure(images, reconstructions, run.title, run.dataset().test)
+        )
     return run_figures.reconstruction_figure(shown(images), shown(reconstructions), run.title)
 
 
 def samples(run: Run) -> Figure:
-    """Return 64 means of p(x | z), z ~ p(z); the run must have a prior."""
+    """Return 64 means of p(x | z), z ~ p(z); of vectors the marginals of draws from it. The run must have a prior."""
     codes.require(run, run.vae().has_density, "a prior to draw from")
     with run.seeded():
+        if not run.data.is_images:
+            drawn = sample_images(run.vae(), 1000, draws=True)
+            return _drawn(run, run_figures.marginal_figure(codes.test_images(run).images[:1000], drawn, run.title))
         return run_figures.sample_figure(run.preparation.shown(latent_space.sample(run.vae(), 64)), run.title)
+
+
+def _drawn(run: Run, figure: Figure | None) -> Figure:
+    """Return a figure of data, or refuse the picture if their shape cannot be drawn."""
+    codes.require(run, figure is not None, f"images, vectors or series, and not data of shape {run.data.datum_shape}")
+    assert figure is not None
+    return figure
 
 
 def graph(run: Run) -> Figure:
@@ -117,6 +132,7 @@ def cdf(run: Run) -> Figure:
 
 def manifold(run: Run) -> Figure:
     """Return means of p(x | z) on a grid of the prior's quantiles; the run must have two latents and prior N(0, 1)."""
+    codes.require(run, run.data.is_images, "images")
     codes.require(run, codes.is_plane(run), "two latent dimensions", ": train with --latent-dim 2")
     codes.require(run, run.vae().has_density and codes.has_normal_prior(run), "the prior N(0, 1)")
     title = f"{run.title}\nmean of p(x | z) at the quantiles of p(z), z_1 to the right, z_2 upward"
@@ -129,6 +145,7 @@ def traversal(run: Run) -> Figure:
     A dimension moves from -3 to 3 if its prior is N(0, 1), and else by 3 standard deviations about the mean of the
     codes, which may lie anywhere.
     """
+    codes.require(run, run.data.is_images, "images")
     means = codes.test_codes(run)
     spread = means.std(0)
     if run.config.upper_latent_dims and run.config.inference != "top-down":
@@ -149,6 +166,7 @@ def traversal(run: Run) -> Figure:
 
 def interpolation(run: Run) -> Figure:
     """Return rows of images decoded along straight lines between the codes of two test images."""
+    codes.require(run, run.data.is_images, "images")
     images = codes.examples(run, 10)
     half = len(images) // 2
     pairs = list(zip(images[:half], images[half:]))  # far apart, so of different classes if the images are sorted
@@ -181,6 +199,7 @@ def attributes(run: Run, names: Sequence[str] = ()) -> Figure:
         run: the run; its data have attributes.
         names: names of the attributes; by default a few of CelebA's.
     """
+    codes.require(run, run.data.is_images, "images")
     data = run.dataset()
     train, test = data.train_labels, data.test_labels
     if train is None or test is None or train.dim() != 2:

@@ -39,7 +39,9 @@ __all__ = [
     "histogram_figure",
     "image_figure",
     "loss_figure",
+    "marginal_figure",
     "named_images_figure",
+    "reconstructed_values_figure",
     "reconstruction_figure",
     "sample_figure",
     "save_figures",
@@ -301,6 +303,77 @@ def comparison_figure(measurements: Sequence[Measurement], title: str) -> Figure
     return figure
 
 
+_DATA, _MODEL = PALETTE[0], PALETTE[1]
+_MOST = 8  # columns of a table, or values of a series at one time, that are drawn
+
+
+def reconstructed_values_figure(data: Tensor, reconstructions: Tensor, title: str, test: Tensor) -> Figure | None:
+    """Return a panel for each datum with its reconstruction: bars of a vector, lines of a series.
+
+    Where the columns of vectors have scales that differ by a factor of 20 or more, each is standardised.
+
+    Args:
+        data: vectors (B, D), or series (B, T, D), of which the first values at each time are drawn.
+        reconstructions: of the same shape.
+        title: of the figure.
+        test: all test data, by which columns are standardised.
+
+    Returns:
+        The figure; None for data of more dimensions.
+    """
+    if data.dim() not in (2, 3):
+        return None
+    std, units = test.float().std(0), "test data"
+    if data.dim() == 2 and std.max() > 20 * std.min():
+        std, units = torch.where(std > 0, std, torch.ones_like(std)), "test data, each column standardised"
+        data, reconstructions = ((one - test.float().mean(0)) / std for one in (data, reconstructions))
+    num_rows = -(-len(data) // 4)
+    figure = titled_figure(f"{title}\n{units}, and means of p(x | z), z ~ q(z | x)", 10.0, 1.8 * num_rows + 0.6)
+    for place, (axes, x, mean) in enumerate(
+        zip(figure.subplots(num_rows, 4, squeeze=False).flat, data, reconstructions)
+    ):
+        if data.dim() == 2:
+            axes.bar(range(len(x)), x.tolist(), color=_DATA, alpha=0.6, label="x")
+            axes.plot(range(len(x)), mean.tolist(), ".", color=_MODEL, label="reconstruction")
+        else:
+            for number, (one, other) in enumerate(zip(x.T[:_MOST], mean.T)):
+                colour = PALETTE[number % len(PALETTE)]
+                axes.plot(one.tolist(), color=colour, label="x" * (number == 0))
+                axes.plot(other.tolist(), "--", color=colour, label="reconstruction" * (number == 0))
+        axes.tick_params(labelsize=6)
+        if place == 0:
+            axes.legend(fontsize=6)
+    return figure
+
+
+def marginal_figure(data: Tensor, samples: Tensor, title: str) -> Figure | None:
+    """Return a histogram for each of the first columns of data, and of samples from p(x | z), z ~ p(z), beside it.
+
+    Args:
+        data: (N, D).
+        samples: (S, D).
+        title: of the figure.
+
+    Returns:
+        The figure; None for data of more dimensions.
+    """
+    if data.dim() != 2:
+        return None
+    num_columns = min(_MOST, data.shape[1])
+    num_rows = -(-num_columns // 4)
+    text = f"{title}\nmarginals of data and of samples from p(x | z), z ~ p(z)"
+    figure = titled_figure(text, 10.0, 1.8 * num_rows + 0.6)
+    for number, axes in zip(range(num_columns), figure.subplots(num_rows, 4, squeeze=False).flat):
+        both = [data[:, number].tolist(), samples[:, number].tolist()]
+        axes.hist(both, bins=20, density=True, color=[_DATA, _MODEL], label=["data", "samples"])
+        axes.set_title(f"x_{number + 1}", fontsize=7)
+        axes.tick_params(labelsize=6)
+    figure.axes[0].legend(fontsize=6)
+    for axes in figure.axes[num_columns:]:
+        axes.set_visible(False)
+    return figure
+
+
 def save_figures(
     run: Run, images: Tensor, reconstructions: Tensor, samples: Tensor, before_each: Callable[[], None] = lambda: None
 ) -> Path:
@@ -308,7 +381,7 @@ def save_figures(
 
     Args:
         run: the run, with its metrics.
-        images: test images (B, C, H, W).
+        images: test images (B, C, H, W), or other test data.
         reconstructions: reconstructions of `images`.
         samples: samples from the prior (S, C, H, W); empty for an autoencoder.
         before_each: called before each figure; it may raise.
@@ -319,13 +392,19 @@ def save_figures(
     folder, title = run.figures(), run.title
     for leftover in filter(is_temporary, folder.iterdir()):  # of a process that was killed
         leftover.unlink(missing_ok=True)
-    before_each()
-    write_figure(folder / "reconstructions.png", reconstruction_figure(images, reconstructions, title))
-    if len(samples):
+    figures: dict[str, Callable[[], Figure | None]] = {
+        "reconstructions": lambda: reconstruction_figure(images, reconstructions, title),
+        "samples": lambda: sample_figure(samples, title) if len(samples) else None,
+        "losses": lambda: loss_figure(run.metrics(), title),
+    }
+    if not run.data.is_images:
+        data = run.dataset().test[:1000]
+        figures["reconstructions"] = lambda: reconstructed_values_figure(images, reconstructions, title, data)
+        figures["samples"] = lambda: marginal_figure(data, samples, title) if len(samples) else None
+    for name, draw in figures.items():
         before_each()
-        write_figure(folder / "samples.png", sample_figure(samples, title))
-    before_each()
-    write_figure(folder / "losses.png", loss_figure(run.metrics(), title))
+        if (figure := draw()) is not None:
+            write_figure(folder / f"{name}.png", figure)
     return folder
 
 

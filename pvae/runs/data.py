@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pvae.config.config import Config
+from pvae.config.options import own_path
 from pvae.core.errors import InputError
 from pvae.core.files import expanded
 from pvae.data.dataset import Dataset
@@ -16,6 +18,7 @@ from pvae.data.folders import cache_dir, is_file, is_folder
 from pvae.data.image_arrays import ImageArrays, is_array_file
 from pvae.data.image_folder import COLOURS, ImageTransform, image_files, load_images
 from pvae.data.sources import load_dataset
+from pvae.data.value_files import read_values
 
 if TYPE_CHECKING:
     from pvae.runs.run import Run
@@ -34,7 +37,7 @@ def load_for(config: Config, data_dir: str | Path | None = None, offline: bool =
     Raises:
         InputError: the data cannot be found or read.
     """
-    if data_dir is not None and _has_own_images(config.dataset):
+    if data_dir is not None and _has_own_data(config.dataset):
         raise InputError(f"--dataset {config.dataset} and --data-dir {data_dir} are two folders: leave one out")
     return load_dataset(config.dataset, data_dir, offline, _transform(config)).with_valid(config.valid)
 
@@ -56,7 +59,7 @@ def data_of(
     found = (data if data is not None else load_again(run, data_dir, offline)).with_valid(run.config.valid)
     record = found.record()
     if record.sha256 != run.data.sha256:
-        both = [(one.title, f"shape {one.image_shape}", f"SHA-256 {one.sha256[:16]}...") for one in (run.data, record)]
+        both = [(one.title, f"shape {one.datum_shape}", f"SHA-256 {one.sha256[:16]}...") for one in (run.data, record)]
         differing = next(f"{recorded}, not {given}" for recorded, given in zip(*both) if recorded != given)
         advice = "name the folder that holds the same files with --data-dir" if data is None else "give the same images"
         raise InputError(f"{run.path} was trained on other data: {differing}: {advice}")
@@ -80,7 +83,7 @@ def load_again(run: Run, data_dir: str | Path | None, offline: bool) -> Dataset:
             f"{run.path} was trained on images given from Python, {run.data.name!r}, and a command cannot find them: "
             f"{run.in_python}"
         )
-    if data_dir is None and run.data.dataset.startswith("folder:") and not _has_own_images(run.data.dataset):
+    if data_dir is None and own_path(run.data.dataset) and not _has_own_data(run.data.dataset):
         raise InputError(
             f"there is no {run.data.dataset} any more, on which {run.path} was trained: name the folder where those "
             "images are now with --data-dir"
@@ -113,7 +116,9 @@ def images_for(run: Run, path: str | Path) -> tuple[list[str], Tensor, str]:
         InputError: there is no such file, or an image cannot be decoded.
     """
     where, left_out = expanded(path, "IMAGES"), ""
-    channels, height, width = run.data.image_shape
+    if not run.data.is_images:
+        return _values_for(run, where)
+    channels, height, width = run.data.datum_shape
     transform = _transform(run.config)._replace(
         size=(height, width), channels=channels, value_range=run.data.value_range or None
     )
@@ -136,6 +141,18 @@ def images_for(run: Run, path: str | Path) -> tuple[list[str], Tensor, str]:
     return names, torch.from_numpy(loaded.pixels), "; ".join(filter(None, (changed, loaded.note, left_out)))
 
 
+def _values_for(run: Run, file: Path) -> tuple[list[str], Tensor, str]:
+    """Return the data of all splits of a file, in its order, for a run on data that are no images."""
+    splits, _, names = read_values(file)
+    for split, part in splits.items():
+        if part.shape[1:] != run.data.datum_shape:
+            raise InputError(
+                f"{file}: {split} has shape {part.shape}, and {run.path} was trained on (N, *{run.data.datum_shape})"
+            )
+    together = np.concatenate([part.astype(np.float64) for part in splits.values()])
+    return [name for part in names.values() for name in part], torch.from_numpy(together), ""
+
+
 def _named_from(run: Run, path: Path) -> Path:
     """Return the folder relative to which images are named: the run's own, if they lie in it."""
     trained_on = Path(run.data.dataset.removeprefix("folder:")).expanduser().absolute()
@@ -144,9 +161,9 @@ def _named_from(run: Run, path: Path) -> Path:
     return path if is_folder(path) else path.parent
 
 
-def _has_own_images(dataset: str) -> bool:
-    """Return whether this is "folder:PATH" with a PATH that exists."""
-    if not dataset.startswith("folder:"):
+def _has_own_data(dataset: str) -> bool:
+    """Return whether this names a folder or file of one's own, such as "folder:PATH", that exists."""
+    if not own_path(dataset):
         return False
-    path = expanded(dataset.removeprefix("folder:"), "--dataset folder:PATH")
+    path = expanded(own_path(dataset), "--dataset folder:PATH")
     return is_folder(path) or is_file(path)

@@ -117,14 +117,21 @@ class Run:
             if record["format"] != FORMAT:
                 raise InputError(f"its format is not {FORMAT}")
             options = without_removed(dict(record["config"]))
+            data = {"datum_shape" if name == "image_shape" else name: one for name, one in dict(record["data"]).items()}
             if isinstance(size := options.get("image_size"), int):  # of earlier versions, as second_latent_dim
                 options["image_size"] = str(size)
             if options.get("alpha") == "-inf":  # JSON has no infinity
                 options["alpha"] = -math.inf
             if options.get("second_latent_dim") == 0:
                 del options["second_latent_dim"], options["second_hidden"]
-            config, data = from_record(Config, options), from_record(DataRecord, record["data"])
-            return cls(path, config, data, record["sessions"], record["run"], "own_vae" in record)
+            return cls(
+                path,
+                from_record(Config, options),
+                from_record(DataRecord, data),
+                record["sessions"],
+                record["run"],
+                "own_vae" in record,
+            )
         except (InputError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise InputError(
                 f"{file} is damaged or of another version of pvae ({error}): restore a copy of it, or use the version "
@@ -197,14 +204,14 @@ class Run:
         test = self.test_metrics()
         if checkpoint.unfinished is not None or test is None:  # metrics.jsonl has no bound of these weights
             return title
-        best = ", the best on the validation images\n" if test.epoch == best_epoch(self.metrics()) else ": "
+        best = ", the best on the validation data\n" if test.epoch == best_epoch(self.metrics()) else ": "
         return f"{title}{best}{test} nats{self.bits(test)}"
 
     def bits(self, row: Metrics) -> str:
         """Return ", 3.210 bits per dimension" for the bound of a row; "" if the likelihood has no levels of a pixel."""
         if self.config.likelihood != "discretized-logistic" or self.has_own_vae or row.elbo is None:
             return ""
-        num_values = math.prod(self.config.padded(self.data.image_shape))
+        num_values = math.prod(self.config.padded(self.data.datum_shape))
         return f", {-row.elbo / (num_values * math.log(2)):.3f} bits per dimension"
 
     @kept
@@ -245,7 +252,7 @@ class Run:
         try:
             checkpoint = self.read(BEST)
             if checkpoint.counts.epoch != best:
-                raise InputError(f"{self.path / BEST} is not of epoch {best}, the best on the validation images")
+                raise InputError(f"{self.path / BEST} is not of epoch {best}, the best on the validation data")
             return checkpoint
         except InputError as error:
             print(f"note: {error}; the weights are those of the last checkpoint, {last.progress}", file=sys.stderr)
@@ -276,7 +283,7 @@ class Run:
                 raise InputError(f"the weights of {self.path}: {name} has values that are {values}: train anew")
         if vae is None:
             with torch.random.fork_rng(devices=[]):  # the initial weights are replaced below
-                vae = build_vae(self.config, self.data.image_shape)
+                vae = build_vae(self.config, self.data.datum_shape)
         try:
             vae.load_state_dict(weights)
         except RuntimeError as error:

@@ -61,9 +61,9 @@ class Events:
                 "seconds": row.seconds,
             }
             summaries += [scalar(f"{name}/{row.split}", value) for name, value in values.items() if value is not None]
-        pairs = torch.cat([images, reconstructions], dim=2)
+        pairs = torch.cat([images, reconstructions], dim=images.dim() - 2)
         for name, batch in (("test images above, reconstructions below", pairs), ("latent to image", samples)):
-            if len(batch):
+            if len(batch) and batch.dim() == 4:
                 batch = batch if batch.shape[1] in (1, 3) else batch.mean(1, keepdim=True)  # neither grey nor colour
                 summaries.append(image(name, batch, dataformats="NCHW"))
         self._write([Event(step=rows[0].epoch, summary=summary) for summary in summaries])

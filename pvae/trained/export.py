@@ -49,7 +49,7 @@ class Exported:
         return f"{self.path}: {self.inputs} -> {self.outputs}, equal to torch's to {self.difference:.1e}"
 
 
-def export(vae: VAE, image_shape: Sequence[int], folder: Path) -> list[Exported]:
+def export(vae: VAE, datum_shape: Sequence[int], folder: Path) -> list[Exported]:
     """Write encoder.onnx, from images to mean and standard deviation of q(z | x), and decoder.onnx, from z to a mean.
 
     Both are compared with torch, on batches of other sizes than the one that they were traced with, before they are
@@ -57,7 +57,7 @@ def export(vae: VAE, image_shape: Sequence[int], folder: Path) -> list[Exported]
 
     Args:
         vae: in eval mode, on the CPU.
-        image_shape: (C, H, W) of the images that the VAE takes.
+        datum_shape: (C, H, W) of the images that the VAE takes.
         folder: where to write; it must exist.
 
     Raises:
@@ -76,7 +76,7 @@ def export(vae: VAE, image_shape: Sequence[int], folder: Path) -> list[Exported]
         return (vae.p_x(z).mean,)
 
     with seeded(0, torch.device("cpu")), torch.no_grad():
-        x = torch.rand(_CHECKED, *image_shape)
+        x = torch.rand(_CHECKED, *datum_shape)
         try:
             z, _ = encode(x)
         except NotImplementedError:

@@ -76,7 +76,7 @@ def with_likelihood(run: Run, images: Tensor) -> tuple[VAE, Pixels, str]:
 
     They are those of `with_normalised_likelihood` for the bytes `images` (N, C, H, W).
     """
-    return with_normalised_likelihood(run.config, run.vae(), run.data.image_shape, images)
+    return with_normalised_likelihood(run.config, run.vae(), run.data.datum_shape, images)
 
 
 class Codes(NamedTuple):

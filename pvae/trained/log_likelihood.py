@@ -175,8 +175,9 @@ def bits_per_dimension(vae: VAE, log_p: Tensor, x: Pixels) -> Tensor:
 
         -log_p / (D log 2) + log2(levels)
 
-    levels is 1 for a probability. A density is multiplied by the distance 1 / levels between two 8-bit levels: this is
-    not the probability of the bytes, and it is wrong for scales near that distance.
+    levels is 1 for a probability, and for a density of other data than images, in whose units it is. A density of
+    images is multiplied by the distance 1 / levels between two 8-bit levels: this is not the probability of the bytes,
+    and it is wrong for scales near that distance.
 
     Args:
         vae: whose likelihood says how many levels there are in an interval of length 1.
@@ -186,7 +187,7 @@ def bits_per_dimension(vae: VAE, log_p: Tensor, x: Pixels) -> Tensor:
     Returns:
         Bits, float64 (N,), lower is better.
     """
-    levels: float = getattr(vae.p_x, "levels_per_unit", 1.0)
+    levels: float = getattr(vae.p_x, "levels_per_unit", 1.0) if x.is_bytes else 1.0
     return (-log_p.double() / x.images[0].numel() + math.log(levels)) / math.log(2)
 
 
@@ -308,7 +309,7 @@ def _terms(vae: VAE, prior: Any, x: Tensor) -> dict[str, Tensor]:
 
 
 def with_normalised_likelihood(
-    config: Config, vae: VAE, image_shape: Sequence[int], images: Tensor
+    config: Config, vae: VAE, datum_shape: Sequence[int], images: Tensor
 ) -> tuple[VAE, Pixels, str]:
     """Return a VAE whose likelihood is a probability or a density, images in its domain, and the kind of their pixels.
 
@@ -318,7 +319,7 @@ def with_normalised_likelihood(
     Args:
         config: configuration of the VAE.
         vae: in eval mode.
-        image_shape: shape of the images of the data, before padding.
+        datum_shape: shape of the images of the data, before padding.
         images: test images of the data, as bytes.
 
     Raises:
@@ -326,10 +327,11 @@ def with_normalised_likelihood(
     """
     preparation = Preparation.of(config)
     if not vae.is_pseudo:
-        return vae, preparation.pixels(images), preparation.kind
+        pixels = preparation.pixels(images)
+        return vae, pixels, preparation.kind if pixels.is_bytes else ""
     config = config.replace(binarize="static")
     with torch.random.fork_rng(devices=[]):
-        binary = build_vae(config, image_shape)
+        binary = build_vae(config, datum_shape)
     try:
         binary.load_state_dict(vae.state_dict())
     except RuntimeError:  # a VAE that was built in Python

@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pvae.config.config import Config
+from pvae.config.options import COUNTS, REALS
 from pvae.config.presets import as_option, system_title
 from pvae.core.errors import InputError
 from pvae.core.files import check_replaceable, write_whole
@@ -27,7 +28,7 @@ from pvae.core.random_state import seeded
 from pvae.distributions import continuous_bernoulli, discretized_logistic, planar, power_spherical
 from pvae.models.build import BINS, build_vae
 from pvae.models.hierarchy import FirstLayer
-from pvae.models.networks import ChannelsLast, FlatBatch
+from pvae.models.networks import ChannelsLast, FlatBatch, Log1p, Standardize
 from pvae.runs.run import Run
 from pvae.vae import VAE
 
@@ -35,6 +36,7 @@ __all__ = ["export_torch", "plain_torch", "training_script", "weights"]
 
 _TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}  # names in torchvision.datasets
 _SHAPES = dict.fromkeys((*_TORCHVISION, "binarized-mnist"), (1, 28, 28)) | {"linear-gaussian": (1, 8, 8)}
+_SEEN = dict.fromkeys(COUNTS, "x.log1p()") | dict.fromkeys(REALS, "(x - self.mean) / self.std")  # by the encoder
 _NETWORKS_OF_FLOWS = ("iaf", "spline")
 _DEFAULTS = (  # what torch prints of a layer and need not be written
     r"(in|out)_features=|kernel_size=|, bias=True|, eps=1e-05|, momentum=0.1|, affine=True|, track_running_stats=True"
@@ -53,7 +55,8 @@ _IMPORTS = {  # by what shows that they are used
     "from zuko.transforms import ComposedTransform": "ComposedTransform",
 }
 _DISTRIBUTIONS = (
-    "Bernoulli", "Categorical", "Independent", "MixtureSameFamily", "MultivariateNormal", "Normal", "kl_divergence",
+    "Bernoulli", "Categorical", "Independent", "MixtureSameFamily", "MultivariateNormal", "NegativeBinomial", "Normal",
+    "Poisson", "StudentT", "kl_divergence",
 )  # fmt: skip
 
 
@@ -68,13 +71,13 @@ def export_torch(run: Run, folder: Path) -> list[Path]:
         InputError: torch has no distribution for the VAE, the VAE was built in Python, model.py there holds other code,
             or model.safetensors there is not of pvae.
     """
-    vae, shape = run.vae(), run.config.padded(run.data.image_shape)
+    vae, shape = run.vae(), run.config.padded(run.data.datum_shape)
     sizes = ", ".join(map(str, shape))
     samples = "" if run.config.posterior == "delta" else f"\n    vae.sample(16)  # ({', '.join(('16', sizes))})"
     title = f"""{run.title.replace(chr(10), ", ")}, in plain torch, written by pvae.
 
     vae = load()    # with the weights in model.safetensors, in eval mode: vae.train() to train it further
-    vae.elbo(x)     # (B,), of x (B, {sizes}) with pixels {vae.p_x.domain}{samples}
+    vae.elbo(x)     # (B,), of x (B, {sizes}) with values {vae.p_x.domain}{samples}
 """
     code, tensors = folder / "model.py", folder / "model.safetensors"
     check_replaceable(tensors)
@@ -107,7 +110,7 @@ def training_script(config: Config) -> str:
         "elbo": config.elbo in ("trace", "analytic", "handwritten", "iwae"),
         "particles": config.particles == 1,
         "binarize": config.binarize != "static",
-        "likelihood": config.likelihood != "normal-optimal",
+        "likelihood": config.likelihood not in ("normal-optimal", *REALS),
         "schedule": config.schedule != "paper",
         "free_bits": config.free_bits == 0,
         "clip_norm": config.clip_norm == 0,
@@ -126,7 +129,7 @@ def training_script(config: Config) -> str:
     return plain_torch(vae, config, config.padded(shape), title, config.dataset)
 
 
-def plain_torch(vae: VAE, config: Config, image_shape: Sequence[int], title: str, data: str = "") -> str:
+def plain_torch(vae: VAE, config: Config, datum_shape: Sequence[int], title: str, data: str = "") -> str:
     """Return the text of a Python file that holds the VAE as a class of plain torch.
 
     Its `elbo(x)` takes the KL divergence in closed form where --elbo analytic does, and one draw from q(z | x).
@@ -134,7 +137,7 @@ def plain_torch(vae: VAE, config: Config, image_shape: Sequence[int], title: str
     Args:
         vae: as `build_vae` makes it.
         config: its configuration.
-        image_shape: (C, H, W) of x.
+        datum_shape: (C, H, W) of x.
         title: the docstring of the file.
         data: the data set that the file trains an untrained VAE on; "" for a file that loads weights from beside it.
 
@@ -171,7 +174,8 @@ def plain_torch(vae: VAE, config: Config, image_shape: Sequence[int], title: str
         bound=_bound(vae),
         beta=config.beta / (config.latent_dim if config.rate_reduction == "mean" else 1),
         data=data,
-        shape=image_shape,
+        shape=tuple(datum_shape),
+        seen=_SEEN.get(config.likelihood, "x"),
         torchvision=_TORCHVISION,
     )
     imports = {line for line, use in _IMPORTS.items() if re.search(use, text)}.union(*(lines for lines, _ in copied))
@@ -186,6 +190,8 @@ def weights(vae: VAE, config: Config) -> dict[str, Tensor]:
     found = {name: tensor for name, (_, tensor) in _parameters(vae, config).items()}
     if config.likelihood == "normal-optimal":
         found["running_scale"] = vae.get_buffer("p_x.running_scale")
+    if config.likelihood in REALS:
+        found |= {name: vae.get_buffer(f"p_x.units.{name}") for name in ("mean", "std")}
     for name, network in _networks(vae, config).items():
         is_list = isinstance(network, nn.ModuleList)
         for prefix, one in (
@@ -217,15 +223,22 @@ def _parameters(vae: Any, config: Config) -> dict[str, tuple[str, Tensor]]:
     """Return the parameters that are in no network by their names in the class: first value and tensor."""
     top, found = _top(vae, config), dict[str, tuple[str, Tensor]]()
     if config.prior == "mixture":
-        shape = f"{config.components}, {_latent_dims(config)[-1]}"
-        found["loc"] = f"torch.randn({shape})", top.loc
-        found["log_scale_of_prior"] = f"torch.zeros({shape})", top.log_scale
+        size = f"{config.components}, {_latent_dims(config)[-1]}"
+        found["loc"] = f"torch.randn({size})", top.loc
+        found["log_scale_of_prior"] = f"torch.zeros({size})", top.log_scale
         found["logits"] = f"torch.zeros({config.components})", top.logits
     if config.prior == "vamp":
         found["pseudo_inputs"] = (
             f"{'-1 + ' * (top.lowest < 0)}0.1 * torch.rand{tuple(top.unclipped.shape)}",
             top.unclipped,
         )
+    shape = tuple(vae.p_x.datum_shape)
+    if config.likelihood in REALS:
+        found["log_scale"] = f"torch.full({shape}, {config.scale}).log()", vae.p_x.log_scale
+    if config.likelihood == "student-t":
+        found["log_df"] = f"torch.full({shape}, 2.0)", vae.p_x.log_df
+    if config.likelihood == "negative-binomial":
+        found["log_theta"] = f"torch.zeros{shape}", vae.p_x.log_theta
     if vae.p_x.learns_scale:
         found["log_scale"] = f"torch.tensor({config.scale}).log()", vae.p_x.log_scale
     return found
@@ -249,7 +262,7 @@ def _layers(network: nn.Module) -> list[nn.Module]:
     """Return the layers of a network in their order, without those that only rearrange its input."""
     if type(network) in (nn.Sequential, FlatBatch):
         return [layer for child in network.children() for layer in _layers(child)]
-    return [] if isinstance(network, ChannelsLast | FirstLayer) else [network]
+    return [] if isinstance(network, ChannelsLast | FirstLayer | Log1p | Standardize) else [network]
 
 
 def _printed(name: str, network: Any, config: Config) -> str:

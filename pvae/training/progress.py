@@ -19,7 +19,7 @@ def start_lines(run: Run, device: str, epoch: int) -> str:
     folder = f" (found in {data.folder})" if data.folder else ""
     rate = "" if run.has_own_vae else _estimated_rate(config)
     lines = [
-        f"data: {data.title}{folder}, pixels {_pixels(config, run.has_own_vae)}",
+        f"data: {data.title}{folder}, {_values(run)}",
         f"training {system_title(config)} by SVI with --elbo {config.elbo}{rate}, "
         f"epochs {epoch + 1} to {config.epochs}, on {device}, into {run.path}",
     ]
@@ -47,7 +47,7 @@ def epoch_line(run: Run, rows: Sequence[Metrics]) -> str:
 
 
 def best_line(rows: Sequence[Metrics], epochs: int) -> str:
-    """Return which epoch was the best on the validation images, and why the training ended; "" without such images.
+    """Return which epoch was the best on the validation data, and why the training ended; "" without such images.
 
     Args:
         rows: metrics of all epochs.
@@ -58,7 +58,16 @@ def best_line(rows: Sequence[Metrics], epochs: int) -> str:
         return ""
     why = f"stopped after epoch {last}, {last - best} epochs without a better bound; " if last < epochs else ""
     more = "; it is the last one: more epochs may give a better one" if best == last else ""
-    return f"{why}epoch {best} is the best on the validation images: load, evaluate and draw take its weights{more}"
+    return f"{why}epoch {best} is the best on the validation data: load, evaluate and draw take its weights{more}"
+
+
+def _values(run: Run) -> str:
+    """Return what the VAE sees of the data."""
+    if run.data.is_images:
+        return f"pixels {_pixels(run.config, run.has_own_vae)}"
+    shape = " x ".join(map(str, run.data.datum_shape))
+    binarized = "" if run.config.binarize == "none" else f", binary by --binarize {run.config.binarize}"
+    return f"each of {shape} values{binarized}"
 
 
 def _pixels(config: Config, has_own_vae: bool) -> str:

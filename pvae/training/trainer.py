@@ -7,7 +7,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -37,7 +37,7 @@ from pvae.data.dataset import Dataset, random_subset
 from pvae.data.preparation import Preparation
 from pvae.elbos.base import OnResult, PerDatumELBO
 from pvae.elbos.registry import elbo_of
-from pvae.models.build import build_vae, meta_state_dict, sizes_of, start_like_burda
+from pvae.models.build import build_vae, fit_to, meta_state_dict, sizes_of, start_like_burda
 from pvae.reference.elbo import posterior_mean_loss
 from pvae.runs.checkpoint import Checkpoint, Counts, UnfinishedEpoch
 from pvae.runs.metrics import Metrics, summarise
@@ -50,6 +50,7 @@ from pvae.vae import VAE
 
 __all__ = ["Trainer"]
 
+_ROWS = 1000  # that are checked at once
 _PIXELS = 784_000  # of a batch of an evaluation times particles; with one particle, 1,000 images of 28 x 28
 
 
@@ -98,16 +99,20 @@ class Trainer:
     ) -> None:
         _check_options(config, data, world, has_own_vae=vae is not None)
         if vae is None:
-            _check_memory(config, data.image_shape)
+            _check_memory(config, data.datum_shape)
         self.config, self.device, self.world = config, device, world
         self.data, self.preparation = data, Preparation.of(config)
         self.images = {
             split: self.preparation.prepared(images, split, is_redrawn=split == "train").to(device)
             for split, images in data.splits.items()
         }
-        self.vae = (build_vae(config, data.image_shape) if vae is None else vae).to(device)
+        self.vae = (build_vae(config, data.datum_shape) if vae is None else vae).to(device)
         if config.initialization == "burda" and vae is None:
             start_like_burda(self.vae, self.images["train"])
+        if vae is None:
+            fit_to(self.vae, self.preparation.x(self.images["train"]))
+        if not data.is_images:
+            _check_domain(self.vae, self.images, data.name)
         self.parameters = [parameter for parameter in self.vae.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr, eps=config.adam_eps, fused=True)
         self.num_steps = math.ceil(len(data.train) / config.batch_size)
@@ -303,6 +308,7 @@ class Trainer:
     def pictures(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return 8 test images, their reconstructions and 64 samples, in [0, 1], with the same noise in every call.
 
+        Of other data, the samples are 1,000 draws from p(x | z) and not means, to be compared with the data.
         An autoencoder has no prior to sample from: its samples are an empty batch.
         """
         self.vae.eval()
@@ -310,6 +316,8 @@ class Trainer:
         images = self.preparation.x(self.images["test"][chosen])
         with seeded(self.config.seed, self.device):
             samples = sample(self.vae, 64) if self.vae.has_density else images[:0]
+            if not self.data.is_images and self.vae.has_density:
+                samples = self.vae.likelihood(self.vae.prior().sample((1000,))).sample()
             drawn = [images, reconstruct(self.vae, images), samples]
         images, reconstructions, samples = (self.preparation.shown(part).cpu() for part in drawn)
         return images, reconstructions, samples
@@ -458,6 +466,7 @@ def _check_options(config: Config, data: Dataset, world: World, has_own_vae: boo
 
     `Config` itself accepts them, so that runs of earlier versions can be read.
     """
+    Preparation.of(config).check(data.is_images, config.likelihood)
     if config.batch_size > len(data.train):
         raise InputError(
             f"--batch-size {config.batch_size} is larger than the {len(data.train):,} training images of "
@@ -479,9 +488,26 @@ def _check_options(config: Config, data: Dataset, world: World, has_own_vae: boo
             raise InputError(f"{option} needs the whole batch at once: train it in one process")
 
 
-def _check_memory(config: Config, image_shape: tuple[int, ...]) -> None:
+def _check_domain(vae: VAE, data: Mapping[str, Tensor], name: str) -> None:
+    """Refuse data outside the domain of the likelihood, and name the first one."""
+    check: Callable[[Tensor], Tensor] = getattr(vae.p_x, "check", lambda x: x)
+    for split, values in data.items():
+        for start in range(0, len(values), _ROWS):
+            try:
+                check(values[start : start + _ROWS])
+            except InputError:
+                for row in range(start, start + _ROWS):
+                    try:
+                        check(values[row : row + 1])
+                    except InputError as error:
+                        raise InputError(
+                            f"{name}: {split}[{row}] cannot be a value of this likelihood: {error}"
+                        ) from None
+
+
+def _check_memory(config: Config, datum_shape: tuple[int, ...]) -> None:
     """Refuse networks that do not fit into memory before they are built: the system could kill the process."""
-    needed = 4 * sum(tensor.nbytes for tensor in meta_state_dict(config, image_shape).values())  # gradients and moments
+    needed = 4 * sum(tensor.nbytes for tensor in meta_state_dict(config, datum_shape).values())  # gradients and moments
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
     if needed > memory:
         raise InputError(f"networks of {sizes_of(config)} do not fit into memory: give smaller ones")

@@ -305,7 +305,7 @@ def test_runs_of_python_say_what_to_do(tmp_path, few_digits, small_config, no_pi
     """A VAE built in Python is built there again; images given from Python are no test images of a command."""
     config = small_config.replace(epochs=1)
     with seeded(0, CPU):
-        own = pvae.build_vae(config, few_digits.image_shape)
+        own = pvae.build_vae(config, few_digits.datum_shape)
     fit(config, data=few_digits, out=tmp_path / "images")
     fit(config, vae=own, data=few_digits, out=tmp_path / "own")
     draw_tree(tmp_path / "tree", 3, (28, 28))
@@ -321,8 +321,8 @@ def test_a_vae_of_python_scores_images(base, tmp_path, few_digits, small_config,
     monkeypatch.setenv("XDG_CACHE_HOME", str(base / "cache"))
     config = small_config.replace(epochs=1, binarize="dynamic")
     with seeded(0, CPU):
-        own = pvae.build_vae(config, few_digits.image_shape)
-        again = pvae.build_vae(config, few_digits.image_shape)
+        own = pvae.build_vae(config, few_digits.datum_shape)
+        again = pvae.build_vae(config, few_digits.datum_shape)
     run = fit(config, vae=own, data=Dataset("mine", few_digits.train, few_digits.test), out=tmp_path / "own")
     draw_tree(tmp_path / "tree", 3, (28, 28))
     opened = Run.open(run.path)

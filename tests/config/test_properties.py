@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import pvae
 from pvae.config.config import OPTIONS, Config
+from pvae.config.options import COUNTS, REALS
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
 from pvae.elbos.registry import ELBO_CLASSES, elbo_of
@@ -65,7 +66,7 @@ def configs(draw):
     }
     if given["likelihood"] == "normal-linear":
         given["network"] = "linear"
-    if "bernoulli" in given["likelihood"] or given["likelihood"] == "normal-optimal":
+    if "bernoulli" in given["likelihood"] or given["likelihood"] in ("normal-optimal", *COUNTS):
         given.pop("scale")
     if given["likelihood"] == "normal-optimal" and ELBO_CLASSES[given["elbo"]].needs_separate_draws:
         given["elbo"] = "iwae"
@@ -74,7 +75,7 @@ def configs(draw):
     elif "beta" in ELBO_CLASSES[given["elbo"]].options:
         given["beta"] = draw(st.floats(0.0, 4.0))
         given["warm_up"] = draw(st.integers(0, 2))
-    if given["likelihood"].startswith("normal") and given["binarize"] == "none":
+    if given["likelihood"].startswith("normal") and given["binarize"] == "none" and given["likelihood"] not in REALS:
         given["pixels"] = draw(st.sampled_from(OPTIONS["pixels"].choices))
     if given["posterior"] == "power-spherical":
         given["prior"], given["latent_dim"] = "sphere", 1 + given["latent_dim"]
@@ -108,6 +109,8 @@ def any_configuration(accepted, given, channels, seed):
         return
     accepted.append(config)
     data = images(channels, seed)
+    if config.likelihood in (*COUNTS, *REALS):
+        data = Dataset("integers", data.train.int(), data.test.int())
     with tempfile.TemporaryDirectory() as folder:
         run = fit(config, data=data, out=Path(folder) / "run")
         again, checkpoint = Run.open(run.path), run.read_checkpoint()

@@ -104,7 +104,7 @@ def images(tmp_path, monkeypatch):
 def test_image_sizes(images, size, crop, option, shape):
     save(images, 4, *size)
     config = pvae.Config(dataset=f"folder:{images}", image_size=option, crop=crop)
-    assert load_for(config).image_shape == (3, *shape)
+    assert load_for(config).datum_shape == (3, *shape)
 
 
 def test_a_median_size_is_reached_without_stretching(images):
@@ -115,7 +115,7 @@ def test_a_median_size_is_reached_without_stretching(images):
     Image.fromarray(white).save(images / "more" / "square.png")
     save(images / "again", 1, 30, 20)
     data = load_for(pvae.Config(dataset=f"folder:{images}"))
-    assert data.image_shape == (3, 30, 20)
+    assert data.datum_shape == (3, 30, 20)
     assert data.found == "7 images of 30 x 20 to 60 x 60 pixels, colour"
     both = torch.cat([data.train, data.test])
     square = both[(both[:, 0] == 255).sum(dim=(1, 2)).argmax()]
@@ -135,7 +135,7 @@ def test_one_channel_where_all_images_are_grey(images, modes, grey, channels, sa
         converted = {"L": "L", "1": "1", "R": "L", "C": "RGB"}[mode]
         pixels.convert(converted).convert("RGB" if mode in "RC" else converted).save(images / f"{index}.png")
     data = load_for(pvae.Config(dataset=f"folder:{images}", grey=grey))
-    assert data.image_shape == (channels, 9, 9)
+    assert data.datum_shape == (channels, 9, 9)
     assert data.found == f"6 images of 9 x 9 pixels, {says}"
 
 

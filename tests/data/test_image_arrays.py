@@ -89,8 +89,8 @@ def test_arrays_are_cropped_resized_and_made_grey_like_files(load):
     white = np.zeros((8, 30, 40, 3), np.uint8)
     white[:, 10:20, 15:25] = 255
     assert (pixels_of(load(ImageTransform((5, 5), crop=10, channels=1), npy=white)) == 255).all()
-    assert load(ImageTransform((5, 4)), npy=white).image_shape == (1, 5, 4), "all of them are grey"
-    assert load(ImageTransform(), npy=RNG.integers(0, 256, (8, 300, 200, 3), dtype=np.uint8)).image_shape == (3, 64, 43)
+    assert load(ImageTransform((5, 4)), npy=white).datum_shape == (1, 5, 4), "all of them are grey"
+    assert load(ImageTransform(), npy=RNG.integers(0, 256, (8, 300, 200, 3), dtype=np.uint8)).datum_shape == (3, 64, 43)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def cached(tmp_path):
 def test_a_tree_of_images_becomes_a_data_set(folder, tmp_path):
     data = load_dataset(f"folder:{folder}", transform=ImageTransform(size=(16, 16)))
     assert data.title == "images (27 train / 3 test)"
-    assert data.image_shape == (3, 16, 16)
+    assert data.datum_shape == (3, 16, 16)
     assert data.train.dtype == torch.uint8
     again = load_dataset(f"folder:{folder}", transform=ImageTransform(size=(16, 16)))
     assert torch.equal(again.train, data.train)
@@ -55,7 +55,7 @@ def test_a_tree_of_images_becomes_a_data_set(folder, tmp_path):
     changed = load_dataset(f"folder:{folder}", transform=ImageTransform(size=(16, 16)))
     assert not torch.equal(torch.cat([data.train, data.test]), torch.cat([changed.train, changed.test]))
     grey = load_dataset(f"folder:{folder}", transform=ImageTransform((8, 8), crop=12, channels=1))
-    assert grey.image_shape == (1, 8, 8)
+    assert grey.datum_shape == (1, 8, 8)
     assert len(cached(tmp_path)) == 6
 
 
@@ -211,7 +211,7 @@ def test_images_of_all_kinds_sizes_and_names_train_together(tmp_path, monkeypatc
     assert main(["--dataset", "folder:images", "--hidden", "4", "--epochs", "1", "--out", "run"]) == 0
     shown = capsys.readouterr().out
     assert "13 images of 9 x 7 to 20 x 300 pixels, colour, some of more than 8 bits" in shown
-    assert pvae.load("run").p_x.image_shape == (3, 20, 16)
+    assert pvae.load("run").p_x.datum_shape == (3, 20, 16)
 
 
 def _build(folder, cache, queue):

@@ -290,7 +290,7 @@ def test_any_number_of_channels_is_read(tmp_path, bands, kind):
             content = tiff([one], planar=kind == "planar", deflate=kind == "deflate")
             (tmp_path / f"{number}.tif").write_bytes(content)
         data = load_dataset(f"folder:{tmp_path}")
-    assert data.image_shape == (bands, 20, 18)
+    assert data.datum_shape == (bands, 20, 18)
     assert np.array_equal(both(data), ordered(values))
 
 
@@ -298,7 +298,7 @@ def test_opacity_is_what_the_format_calls_opacity(tmp_path):
     values = BANDS[..., :4].copy()
     values[..., 3] = 0
     np.save(tmp_path / "a.npy", values)
-    assert load_dataset(f"folder:{tmp_path / 'a.npy'}").image_shape == (4, 20, 18)
+    assert load_dataset(f"folder:{tmp_path / 'a.npy'}").datum_shape == (4, 20, 18)
     for kind, extra in (("png", None), ("tif", "unassalpha")):
         folder = tmp_path / kind
         folder.mkdir()
@@ -326,7 +326,7 @@ def test_four_channels_are_trained_drawn_and_sampled(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("a.npy", np.concatenate([BANDS[..., :4]] * 3))
     assert main(["--dataset", "folder:a.npy", "--hidden", "4", "--epochs", "1", "--out", "run"]) == 0
-    assert pvae.load("run").p_x.image_shape == (4, 20, 18)
+    assert pvae.load("run").p_x.datum_shape == (4, 20, 18)
     assert sample(["run", "-n", "2"]) == 2, "a PNG has no four channels without opacity"
 
 

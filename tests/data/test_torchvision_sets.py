@@ -173,7 +173,7 @@ def test_omniglot_trains_on_some_alphabets_and_is_tested_on_others(tmp_path):
                     Image.new("1", (105, 105), len(alphabet) % 2).save(folder / f"{number}.png")
     data = load_dataset("omniglot", tmp_path / "data", transform=ImageTransform(size=(28, 28)))
     assert data.title == "Omniglot (8 train / 4 test)"
-    assert data.image_shape == (1, 28, 28)
+    assert data.datum_shape == (1, 28, 28)
     assert data.label_names == ("Greek", "Latin", "Tengwar")
     assert data.train_labels.tolist() == [0] * 4 + [1] * 4
     assert data.test_labels.tolist() == [2] * 4

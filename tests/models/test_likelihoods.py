@@ -6,18 +6,23 @@ import copy
 import itertools
 import math
 
+import numpy as np
 import pyro
 import pytest
+import scipy.stats
 import torch
 
-from pvae.config.config import OPTIONS, Config
-from pvae.config.options import LIKELIHOODS
+from pvae.config.config import Config
+from pvae.config.options import COUNTS, LIKELIHOODS, REALS
 from pvae.distributions.bernoulli import PseudoBernoulli
 from pvae.distributions.discretized_logistic import DiscretizedLogistic
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae
 from pvae.models.likelihoods import LIKELIHOOD_CLASSES
+from pvae.models.networks import Standardize
 from pvae.training.fit import fit
+
+OF_IMAGES = [name for name in LIKELIHOODS if name not in (*COUNTS, *REALS)]
 
 
 def binary_images(shape):
@@ -175,7 +180,7 @@ def test_optimal_scale_is_optimal():
     assert likelihood(z).stddev.flatten()[0].item() == pytest.approx(likelihood.running_scale.item())
 
 
-@pytest.mark.parametrize("name", OPTIONS["likelihood"].choices)
+@pytest.mark.parametrize("name", OF_IMAGES)
 @pytest.mark.usefixtures("no_pictures")
 def test_every_likelihood_trains(tmp_path, few_digits, small_config, name):
     network = "linear" if name == "normal-linear" else "mlp"
@@ -188,7 +193,7 @@ def test_every_likelihood_trains(tmp_path, few_digits, small_config, name):
 
 
 @pytest.mark.parametrize("pixels", ["unit", "symmetric"])
-@pytest.mark.parametrize("name", OPTIONS["likelihood"].choices)
+@pytest.mark.parametrize("name", OF_IMAGES)
 def test_single_precision_is_exact_where_trained_decoders_are(name, pixels):
     """Value, gradient and mean against float64, at outputs beyond those of decoders trained on MNIST for 25 epochs.
 
@@ -283,3 +288,84 @@ def test_the_gradient_at_the_optimal_scale_is_that_of_the_loss(small_images, elb
     size = 1e-5
     difference = (loss(size) - loss(-2 * size)).item() / (2 * size)
     assert slope == pytest.approx(difference, rel=1e-6)
+
+
+def of_values(name, datum_shape=(3,)):
+    """A likelihood of values whose decoder gives z itself, in float64, with parameters away from their start."""
+    likelihood = build_vae(Config(likelihood=name, scale=0.4), datum_shape).double().p_x
+    likelihood.decoder = torch.nn.Identity()
+    with torch.no_grad():
+        for number, parameter in enumerate(likelihood.parameters()):
+            parameter.add_(torch.linspace(-0.5, 0.5, 3, dtype=torch.float64) + 0.1 * number)
+    if name in REALS:
+        likelihood.units.fit_to(torch.tensor([[1.0, -200.0, 0.01], [3.0, 500.0, 0.05]], dtype=torch.float64))
+    return likelihood
+
+
+@pytest.mark.parametrize("name", [*REALS, *COUNTS])
+def test_likelihoods_of_values_are_those_of_scipy(name):
+    """log p of each value by scipy's formulas, and means, to a relative 1e-10."""
+    likelihood, z = of_values(name), torch.tensor([-1.3, 0.2, 2.5], dtype=torch.float64)
+    mean = np.log1p(np.exp(z.numpy())) + 1e-6
+    if name in REALS:
+        units = likelihood.units
+        loc, std = (units.mean + units.std * z).numpy(), units.std.numpy()
+        scale = std * np.maximum(np.exp(likelihood.log_scale.detach().numpy()), 1e-3)
+        x, mean = loc + scale * np.array([-2.0, 0.3, 30.0]), loc
+    else:
+        x = np.array([0.0, 1.0, 40.0])
+    if name == "normal-diagonal":
+        expected = scipy.stats.norm(loc, scale).logpdf(x)
+    elif name == "student-t":
+        expected = scipy.stats.t(1 + np.exp(likelihood.log_df.detach().numpy()), loc, scale).logpdf(x)
+    elif name == "poisson":
+        expected = scipy.stats.poisson(mean).logpmf(x)
+    else:
+        theta = np.exp(likelihood.log_theta.detach().numpy())
+        expected = scipy.stats.nbinom(theta, theta / (theta + mean)).logpmf(x)
+    found = likelihood(z)
+    assert found.log_prob(torch.from_numpy(x)).item() == pytest.approx(expected.sum(), rel=1e-10)
+    assert np.allclose(found.mean.detach().numpy(), mean, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts_sum_to_one(name):
+    likelihood = of_values(name)
+    x = torch.arange(20_000, dtype=torch.float64)[:, None].expand(-1, 3)
+    each = likelihood(torch.tensor([-1.3, 0.2, 4.5], dtype=torch.float64)).base_dist.log_prob(x).exp().sum(0)
+    assert torch.allclose(each, torch.ones(3, dtype=torch.float64), rtol=1e-10)
+
+
+@pytest.mark.parametrize("output", [-1e4, -100.0, 100.0, 1e4])
+@pytest.mark.parametrize("name", [*REALS, *COUNTS])
+def test_outputs_of_any_size_give_finite_values_and_gradients(name, output):
+    likelihood = of_values(name).float()
+    z = torch.full((3,), output, requires_grad=True)
+    value = likelihood(z).log_prob(torch.tensor([0.0, 3.0, 1000.0]))
+    value.backward()
+    assert value.isfinite()
+    assert z.grad.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in likelihood.parameters() if parameter.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        *((name, [0.0, 7.0], [-1.0, 0.5, math.nan, math.inf]) for name in COUNTS),
+        *((name, [-1e9, 0.5], [math.nan, math.inf]) for name in REALS),
+    ],
+)
+def test_likelihoods_of_values_refuse_what_is_outside_their_domain(name, good, bad):
+    likelihood = of_values(name)
+    likelihood.check(torch.tensor(good)[:, None].expand(-1, 3))
+    for value in bad:
+        with pytest.raises(ValueError, match="domain"):
+            likelihood.check(torch.tensor([[good[0]] * 3, [value] * 3]))
+
+
+def test_a_value_that_never_changes_is_left_as_it_is():
+    """Its standard deviation is 0, and 1 stands for it."""
+    units = Standardize((2,))
+    units.fit_to(torch.tensor([[5.0, 1.0], [5.0, 3.0]]))
+    assert torch.equal(units(torch.tensor([[5.0, 2.0]])), torch.zeros(1, 2))
+    assert units.std[0] == 1

@@ -97,7 +97,7 @@ DAMAGES = [
     ([CONFIG_FILE], None, "all", CONFIG_FILE),
     ([CONFIG_FILE], option("config", "lr", "fast"), "all", "lr"),
     ([CONFIG_FILE], option("config", "latent_dim", 3), "all", "do"),
-    ([CONFIG_FILE], option("data", "image_shape", "big"), "all", "image_shape"),
+    ([CONFIG_FILE], option("data", "datum_shape", "big"), "all", "datum_shape"),
     ([CONFIG_FILE], option("data", "sha256", "0" * 64), "all", "other data"),
     ([CONFIG_FILE], option(None, "format", 99), "all", "format"),
     ([CONFIG_FILE], option(None, "run", "another"), "all", "two runs"),

@@ -26,7 +26,7 @@ def test_ready_made_runs_are_small_and_name_no_place():
 def test_a_ready_made_run_is_loaded_by_its_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     vae = pvae.load(name)
-    assert vae.likelihood(vae.prior().sample((3,))).mean.shape == (3, *vae.p_x.image_shape)
+    assert vae.likelihood(vae.prior().sample((3,))).mean.shape == (3, *vae.p_x.datum_shape)
     assert Run.open(name).place == Path("runs") / name
     (tmp_path / name).mkdir()
     assert pvae.load(name)  # a folder of that name that is no run folder is not meant

@@ -26,7 +26,7 @@ from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Preparation
 from pvae.elbos.registry import elbo_of
-from pvae.models.build import build_vae
+from pvae.models.build import build_vae, fit_to
 from pvae.runs.data import load_for
 from pvae.trained.latent_space import sample
 from pvae.trained.plain_torch import export_torch, plain_torch, training_script, weights
@@ -34,7 +34,8 @@ from pvae.training.fit import fit, resume
 from pvae.training.trainer import Trainer
 
 CPU = torch.device("cpu")
-SHAPES = {"celeba-vae": (3, 33, 40), "images": (3, 24, 20), "linear-gaussian": (1, 8, 8)}
+VALUES = {"real": (5,), "series": (6, 2), "counts": (7,), "overdispersed": (7,), "ladder-of-real": (2, 3, 2, 2)}
+SHAPES = {**VALUES, "celeba-vae": (3, 33, 40), "images": (3, 24, 20), "linear-gaussian": (1, 8, 8)}
 TWO = {"upper_latent_dims": (5, 3), "upper_hidden": (8,), "binarize": "threshold"}
 OPTIONS = {  # that no system has
     "full": {"posterior": "normal-full", "latent_dim": 6},
@@ -45,6 +46,11 @@ OPTIONS = {  # that no system has
     "continuous-bernoulli": {"likelihood": "continuous-bernoulli"},
     "learned-scale": {"likelihood": "normal-learned", "scale": 0.3},
     "optimal-scale": {"likelihood": "normal-optimal", "scale": 0.3},
+    "real": {"likelihood": "normal-diagonal", "elbo": "analytic"},
+    "series": {"likelihood": "student-t", "scale": 0.5},
+    "counts": {"likelihood": "poisson"},
+    "overdispersed": {"likelihood": "negative-binomial", "posterior": "planar"},
+    "ladder-of-real": {**TWO, "binarize": "none", "inference": "ladder", "likelihood": "normal-diagonal"},
     "symmetric-vamp": {"pixels": "symmetric", "likelihood": "normal", "prior": "vamp", "components": 4},
     "bottom-up-analytic": {**TWO, "elbo": "analytic"},
     "top-down-mixture": {**TWO, "inference": "top-down", "prior": "mixture", "components": 4},
@@ -87,6 +93,10 @@ for name in sys.argv[1:]:
 def images_for(config, shape):
     """Ten images in the domain of the likelihood, and their preparation."""
     images = torch.randint(256, (10, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    if config.likelihood in ("normal-diagonal", "student-t"):
+        return images.float() - 100.5
+    if config.likelihood in ("poisson", "negative-binomial"):
+        return images.float()
     preparation = Preparation.of(config)
     return preparation.x(preparation.prepared(images, "test"))
 
@@ -102,6 +112,7 @@ def written(tmp_path_factory):
             for tensor in vae.state_dict().values():  # away from zero biases, unit scales and equal weights
                 if tensor.is_floating_point():
                     tensor.add_(0.01 * torch.rand_like(tensor) - 0.005)
+            fit_to(vae, images_for(config, shape))
         padded = config.padded(shape)
         (folder / "model.py").write_text(plain_torch(vae, config, padded, name), "utf-8")
         save_file({key: one.contiguous() for key, one in weights(vae, config).items()}, folder / "model.safetensors")
@@ -177,7 +188,7 @@ def data(tmp_path, monkeypatch):
 
 
 VARIANTS = {
-    **{name: config.replace(warm_up=2 if config.warm_up else 0) for name, config in SYSTEMS.items()},
+    **{name: one.replace(warm_up=2 if one.warm_up else 0) for name, one in SYSTEMS.items() if name != "values"},
     "padded-faces": SYSTEMS["celeba-vae"].replace(pad=2, hidden=(8, 8), image_size="16"),
     "one-latent": Config(prior="flow", latent_dim=1, flow_hidden=(8,)),
     "few-valid": Config(valid=0.01, lr=1e-2, schedule="steps"),

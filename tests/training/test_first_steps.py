@@ -110,7 +110,7 @@ def test_what_cannot_be_recorded_is_trained_eagerly_only_by_auto(few_digits, sma
     def reading():
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            vae = build_vae(small_config, few_digits.image_shape)
+            vae = build_vae(small_config, few_digits.datum_shape)
         vae.p_x.decoder = Reads(vae.p_x.decoder)
         return vae
 

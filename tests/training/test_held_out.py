@@ -50,7 +50,7 @@ def test_the_best_epoch_is_loaded_and_patience_ends_the_training(tmp_path, few_d
     ((_, vae, _),) = train_in_memory(config, [best], data=few_digits.with_valid(config.valid))
     assert_same(pvae.load(run.path).state_dict(), vae.state_dict())
     assert run.test_metrics().epoch == best
-    assert f"epoch {best}, the best on the validation images" in run.title
+    assert f"epoch {best}, the best on the validation data" in run.title
     row = row_of(run, latent_report(run))
     assert row.progress == f"{len(bounds)}, best {best}"
     assert row.elbo == run.test_metrics().elbo
