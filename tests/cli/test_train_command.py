@@ -44,7 +44,7 @@ def refuse(capsys, tmp_path, *arguments):
         ),
         (["--epochs", "1.5"], "--epochs"),
         (["--lr", "nan"], "--lr must be"),
-        (["--scale", "2"], "--scale goes with a normal"),
+        (["--scale", "2"], "--scale goes with"),
         (
             ["--network", "conv", "--activation", "tanh"],
             "--activation goes with --network mlp or mlp-batchnorm, or --upper-latent-dims",
