@@ -224,6 +224,8 @@ def sample(argv: Sequence[str] | None = None) -> int:
     number = f"number of images, at most {_MOST:,} (default: 64)"
     add("-n", "--num-samples", metavar="N", type=whole_number(1, _MOST), default=64, help=number)
     add("--draws", action="store_true", help="draw every pixel from p(x | z) in place of taking its mean")
+    impute = "fill in what is missing in a file of data, with standard errors, into imputed.npz; trained with --missing"
+    add("--impute", metavar="FILE", type=nonempty_path, help=impute)
     add_seed(parser)
     add("--out", metavar="DIR", type=nonempty_path, help="where to write (default: RUN/samples)")
     return run_command("pvae.sample", lambda: _sample(parser.parse_args(argv)))
@@ -239,8 +241,21 @@ def _sample(arguments: argparse.Namespace) -> None:
         from pvae.core.random_state import seeded
         from pvae.plotting.run_figures import image_figure, write_figure
         from pvae.runs.run import Run
-        from pvae.trained.images import sample_images
+        from pvae.trained.images import given_images, impute, sample_images
     run = Run.open(arguments.run)
+    if arguments.impute is not None:
+        if not run.config.missing:
+            raise InputError(f"{run.path} was trained without --missing, and knows of no values that are missing")
+        given = given_images(run, arguments.impute)
+        with result_folder(arguments.out or run.place / "samples", ["imputed.npz"]) as folder:
+            with seeded(arguments.seed, torch.device("cpu")):
+                imputed = impute(run.vae(), run.preparation.pixels(given.images))
+            write_whole(folder / "imputed.npz", _npz(given.names, imputed._asdict()))
+        number = int(given.images.isnan().sum())
+        print_line(
+            f"{folder / 'imputed.npz'}: {number:,} missing values of {len(given.names):,} rows, filled and stderr"
+        )
+        return
     if not run.data.is_images:
         with (
             result_folder(arguments.out or run.place / "samples", ["samples.npy"]) as folder,

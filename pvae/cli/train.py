@@ -110,6 +110,8 @@ def train_parser() -> argparse.ArgumentParser:
         help="number of threads (default: the fastest in the first steps, which depends on what else the machine "
         "computes; on --resume, as before); another number may change last digits",
     )
+    start = "start from the weights of a run where names and shapes fit, with any options and data, into a new run"
+    add("--from", metavar="RUN", type=nonempty_path, help=start)
     add("--resume", metavar="RUN", type=nonempty_path, help="resume a run up to --epochs, with its own other options")
     add(
         "--seeds",
@@ -151,6 +153,8 @@ def _train(options: Mapping[str, Any]) -> None:
         config, data = _configured(options)
         run = _fit(config, data, out, options)
     elif out is None:
+        if options["from"] is not None:
+            raise InputError("--resume goes on with a run, and --from begins a new one: leave one of them out")
         run = _resume(path, _chosen(options), options)
     else:
         raise InputError(f"--resume {path} writes into that folder: leave --out out")
@@ -186,7 +190,7 @@ def _fit(config: Config, data: Dataset | None, out: Path | None, options: Mappin
     from pvae.training.fit import fit
 
     where = {name: options[name] for name in _WHERE if options[name] is not None}
-    return fit(config, data=data, out=out, **where)
+    return fit(config, data=data, out=out, start=options["from"], **where)
 
 
 def _resume(path: Path, chosen: Mapping[str, Any], options: Mapping[str, Any]) -> Run:
@@ -216,7 +220,7 @@ def _what_is_next(run: Run) -> str:
         following += [f"python -m pvae.sample {folder}", f"python -m pvae.score {folder} IMAGES"]
     following.append(f"tensorboard --logdir {folder}")
     is_stopped = run.metrics()[-1].epoch < run.config.epochs  # by --patience
-    if run.config.schedule == "constant" and not is_stopped:
+    if run.config.schedule == "constant" and run.config.warm_up_cycles == 1 and not is_stopped:
         following.append(f"python -m pvae.train --resume {folder} --epochs {2 * run.config.epochs}")
     return f"done; the run is in {folder}: {files}\nnext:  " + "\n   or  ".join(following)
 

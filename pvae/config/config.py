@@ -92,6 +92,12 @@ class Config:
         "once with its grey value as probability; dynamic: drawn anew at every visit",
         choices=("none", "threshold", "static", "dynamic"),
     )
+    missing: bool = option(
+        False,
+        "NaN, in a table an empty field, is a value that is missing: the bound is one on log p of the others, and the "
+        "encoder sees which they are",
+        only_with=("a --network of linear layers", lambda c: not c.network.startswith("conv")),
+    )
     pad: int = option(0, "black pixels added on each side of the images", limits=(0, 10**3))
     pixels: str = option("unit", "unit: [0, 1]; symmetric: [-1, 1]", choices=("unit", "symmetric"))
     network: str = option(
@@ -230,6 +236,13 @@ class Config:
         choices=("sum", "mean"),
     )
     warm_up: int = option(0, "epochs over which the weight of the rate rises linearly, at each step, from 0 to beta")
+    warm_up_cycles: int = option(
+        1,
+        "number of cycles of equal length in which the training is divided; in each the weight of the rate rises anew "
+        "over --warm-up epochs (cyclical annealing)",
+        limits=(1, 10**6),
+        only_with=("--warm-up", lambda c: c.warm_up > 0),
+    )
     free_bits: float = option(
         0.0,
         "the rate of each latent dimension, a mean over the batch, counts as at least this number of nats; requires "
@@ -367,6 +380,10 @@ def _contradictions(c: Config) -> Iterator[str]:
     if is_of_values and (c.prior == "vamp" or c.pad or c.binarize != "none"):
         given = "--pad" if c.pad else "--prior vamp" if c.prior == "vamp" else f"--binarize {c.binarize}"
         yield f"{given} does not go with --likelihood {c.likelihood}: leave one out"
+    if c.missing and c.network.startswith("conv"):
+        yield f"--missing goes with --network mlp or linear, not {c.network}"
+    if c.missing and c.likelihood == "normal-optimal":
+        yield "--likelihood normal-optimal needs all values of a batch: leave --missing out"
     if c.precision != "fp32" and c.compile == "none":
         yield f"--precision {c.precision} does not go with --compile none: leave --compile out"
     if c.initialization == "burda" and not (c.network == "mlp" and "bernoulli" in c.likelihood):

@@ -79,7 +79,9 @@ def values_config(data: Dataset, **options: Any) -> Config:
         "batch_size": max(2, min(128 if num_train >= 20_000 else 64, num_train // 10)),
         "epochs": min(200, max(20, round(_STEPS / max(1, num_train // 64)))),
         "elbo": config.elbo if any(config.closed_forms) else "trace",
+        "missing": data.has_missing,
     }
+    train = train[~train.isnan()]
     if "likelihood" not in options and data.is_binary:
         chosen |= {"likelihood": "bernoulli", "binarize": "threshold"}
     elif "likelihood" not in options and bool(((train >= 0) & (train == train.round())).all()):
@@ -123,9 +125,12 @@ def describe_choices(data: Dataset, config: Config, given: Iterable[str]) -> str
         "elbo": f"the KL divergence of this posterior from --prior {config.prior} has no closed form",
         "valid": f"{num_valid:,} images, not trained on, by which the best epoch is chosen",
         "patience": "epochs without a better bound on those images, after which training stops",
+        "missing": "values that are NaN, on which nothing depends: the ELBO bounds log p of the others",
         "batch_size": f"images in a step, {math.ceil(len(data.train) / config.batch_size):,} steps in an epoch",
         "epochs": "passes over the images, at most",
     }
+    if not config.missing:
+        del reasons["missing"]
     if not data.is_images:
         reasons |= {"likelihood": of_values.get(config.likelihood, "as given"), "binarize": "which leaves 0 and 1"}
         reasons = {

@@ -67,7 +67,7 @@ class Dataset:
 
     Bytes (N, C, H, W) are images, which `Preparation` scales, pads and binarizes. Any other tensor of booleans,
     integers or floats, (N, *shape), such as rows (N, D), series (N, T, D) or volumes (N, C, D, H, W), goes to the VAE
-    as it is, in float32.
+    as it is, in float32. NaN is a value that is missing, which a VAE with `Config.missing` takes.
 
     Args:
         name: the name in titles, for instance "MNIST".
@@ -86,7 +86,8 @@ class Dataset:
         names: a name for each image of a split, by the name of the split: the path in its folder; or {}.
 
     Raises:
-        InputError: the tensors hold complex or infinite values or NaN, are empty, or differ in shape or type.
+        InputError: the tensors hold complex or infinite values, are empty, or differ in shape or type; or a value of a
+            datum is NaN in all training data.
     """
 
     name: str
@@ -117,14 +118,22 @@ class Dataset:
                 raise InputError(f"{self.name}: training and {split} data differ in shape or type")
             if self.is_images and data.shape[3] in (3, 4) and data.shape[1] > 4:
                 raise InputError(f"{self.name}: images are (N, C, H, W), not {tuple(data.shape)}: permute(0, 3, 1, 2)")
-            if data.is_floating_point() and not (finite := data.flatten(1).isfinite()).all():
-                row, place = (~finite).nonzero()[0].tolist()
+            if data.is_floating_point() and (infinite := data.flatten(1).isinf()).any():
+                row, place = infinite.nonzero()[0].tolist()
                 raise InputError(f"{self.name}: {split}[{row}] holds {data[row].flatten()[place].item()}")
+        if self.has_missing and (never := self.train.isnan().all(0).flatten()).any():
+            place = int(never.nonzero()[0])
+            raise InputError(f"{self.name}: value {place + 1} of a datum is missing in all training data: leave it out")
 
     @property
     def is_images(self) -> bool:
         """Whether the data are images as bytes."""
         return self.train.dtype == torch.uint8 and self.train.dim() == 4
+
+    @property
+    def has_missing(self) -> bool:
+        """Whether a value is NaN, that is, missing."""
+        return self.train.is_floating_point() and any(bool(split.isnan().any()) for split in self.splits.values())
 
     @property
     def datum_shape(self) -> tuple[int, ...]:
@@ -146,8 +155,8 @@ class Dataset:
         """Whether the values of the training images are 0 and 255, and no others; of other data, 0 and 1."""
         high = 255 if self.is_images else 1
         parts = self.train.split(max(1, 2**24 // self.train[0].numel()))
-        is_of_two = all(bool(((part == 0) | (part == high)).all()) for part in parts)
-        return is_of_two and bool(self.train.min() < self.train.max())
+        is_of_two = all(bool(((part == 0) | (part == high) | part.isnan()).all()) for part in parts)
+        return is_of_two and bool((self.train == 0).any() and (self.train == high).any())
 
     @property
     def test_names(self) -> Sequence[str]:

@@ -86,7 +86,7 @@ class Preparation:
         if self.binarize == "none":
             return images
         if images.dtype != torch.uint8:  # by the threshold, as `check` sees to
-            return (images >= 0.5).to(images.dtype)
+            return torch.where(images.isnan(), images, (images >= 0.5).to(images.dtype))
         if self.binarize == "threshold":
             return (images >= 128).to(torch.uint8) * 255
         # A byte u, uniform over 0..254, is below v with probability v / 255: an exact Bernoulli(v / 255). RandomState

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def _of_arrays(file: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[A
 
 
 def _of_csv(file: Path) -> NDArray[np.float64]:
-    """Return the numbers of a CSV file whose first line names the columns."""
+    """Return the numbers of a CSV file whose first line names the columns; an empty field is NaN."""
     with file.open(newline="", encoding="utf-8") as lines:
         header, *rows = list(csv.reader(lines)) or [[]]
     if not rows or not header:
@@ -114,8 +115,8 @@ def _of_csv(file: Path) -> NDArray[np.float64]:
             raise InputError(f"{file}, line {number} has {len(row)} fields, and the first line {len(header)}")
         for column, (name, text) in enumerate(zip(header, row)):
             try:
-                values[number - 2, column] = float(text)
+                values[number - 2, column] = float(text) if text.strip() else math.nan
             except ValueError:
-                what = "is empty" if not text.strip() else f"is the text {text!r}"
-                raise InputError(f"{file}, line {number}: {name} {what}, where every field must be a number") from None
+                what = f"{name} is the text {text!r}, and not a number or empty"
+                raise InputError(f"{file}, line {number}: {what}") from None
     return values

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 from pvae.config.config import OPTIONS, Config
 from pvae.config.options import COUNTS, REALS
 from pvae.config.presets import as_option
-from pvae.core.errors import InputError, brief
+from pvae.core.errors import InputError, brief, listed
 from pvae.models.hierarchy import BottomUpPosterior, FirstLayer, HierarchyPrior, LadderPosterior, TopDownPosterior
 from pvae.models.likelihoods import LIKELIHOOD_CLASSES, PseudoBernoulliLikelihood
 from pvae.models.networks import (
     Log1p,
     Standardize,
+    WithMask,
     conv_decoder,
     conv_encoder,
     groupnorm_decoder,
@@ -37,7 +39,7 @@ from pvae.models.posteriors import (
 from pvae.models.priors import FlatPrior, FlowPrior, MixturePrior, SpherePrior, StandardNormalPrior, VampPrior
 from pvae.vae import VAE
 
-__all__ = ["BINS", "build_vae", "fit_to", "meta_state_dict", "sizes_of", "start_like_burda"]
+__all__ = ["BINS", "build_vae", "fit_to", "meta_state_dict", "sizes_of", "start_from", "start_like_burda"]
 
 BINS = 8  # of a spline, as in zuko's neural spline flow
 
@@ -63,6 +65,8 @@ def build_vae(config: Config, datum_shape: Sequence[int]) -> VAE:
     datum_shape = config.padded(tuple(datum_shape))
     num_outputs, posterior_of = _posterior(config)
     encoder, decoder = _networks(config, datum_shape, num_outputs)
+    if config.missing:
+        encoder = nn.Sequential(WithMask(datum_shape), encoder)
     if config.likelihood in COUNTS:
         encoder = nn.Sequential(Log1p(), encoder)
     elif config.likelihood in REALS:
@@ -77,6 +81,7 @@ def build_vae(config: Config, datum_shape: Sequence[int]) -> VAE:
     is_pseudo = config.likelihood == "bernoulli" and config.binarize == "none"
     kind = PseudoBernoulliLikelihood if is_pseudo else LIKELIHOOD_CLASSES[config.likelihood]
     likelihood = kind(decoder, datum_shape, config.scale, config.pixels == "symmetric")
+    likelihood.has_missing = config.missing
     return VAE(p_z=prior, q_z=posterior, p_x=likelihood).float()
 
 
@@ -175,6 +180,30 @@ def fit_to(vae: VAE, data: Tensor) -> None:
             module.fit_to(data)
 
 
+def start_from(vae: VAE, weights: Mapping[str, Tensor], source: object) -> str:
+    """Take the weights and buffers that have the names and shapes of others.
+
+    Args:
+        vae: changed in place.
+        weights: a state_dict.
+        source: where it is from, for messages.
+
+    Returns:
+        A note that says how many were taken, and names the others.
+
+    Raises:
+        InputError: none of them fits.
+    """
+    own = vae.state_dict()
+    fitting = {name: one for name, one in weights.items() if name in own and own[name].shape == one.shape}
+    if not fitting:
+        raise InputError(f"no weight of {source} has a name and a shape of this VAE: give the options of that run")
+    vae.load_state_dict(fitting, strict=False)
+    new = [name for name in own if name not in fitting]
+    rest = f"; {listed(new)} are new" if new else ""
+    return f"{len(fitting)} of {len(own)} weights and buffers are those of {source}{rest}"
+
+
 def start_like_burda(vae: VAE, images: Tensor) -> None:
     """Initialise as Burda et al.: Glorot-uniform weights, zero biases, the logit of the mean image as the last bias.
 
@@ -217,7 +246,8 @@ def _networks(config: Config, datum_shape: tuple[int, ...], num_outputs: int) ->
     batch_norm = config.has_batch_norm
     if not config.network.startswith("conv"):
         hidden = () if config.network == "linear" else config.hidden
-        encoder = mlp_encoder(datum_shape, hidden, num_outputs, config.activation, batch_norm)
+        seen = (2 * math.prod(datum_shape),) if config.missing else datum_shape  # the values and their mask
+        encoder = mlp_encoder(seen, hidden, num_outputs, config.activation, batch_norm)
         return encoder, mlp_decoder(latent_dim, hidden, datum_shape, config.activation, batch_norm)
     norm = {"conv": "none", "conv-batchnorm": "batch", "conv-groupnorm": "group"}[config.network]
     if norm == "group":  # its decoder draws its weights first

@@ -21,6 +21,7 @@ from pvae.core.tracing import require
 from pvae.distributions.bernoulli import LogitBernoulli, PseudoBernoulli
 from pvae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pvae.distributions.discretized_logistic import DiscretizedLogistic, eight_bit_level
+from pvae.distributions.observed import Observed
 from pvae.models.networks import Standardize
 
 __all__ = [
@@ -57,11 +58,13 @@ class Likelihood(nn.Module):
         pseudo: whether it is a pseudo-likelihood: `log_prob` is not the logarithm of a density of the pixels.
         is_density: whether it is a density over pixels and not a probability.
         learns_scale: whether the scale is trained, as the parameter `log_scale`.
+        has_missing: whether NaN is a value that is missing, as in `Observed`.
     """
 
     pseudo = False
     is_density = False
     learns_scale = False
+    has_missing = False
 
     def __init__(
         self, decoder: nn.Module, datum_shape: Sequence[int], scale: float = 1.0, symmetric: bool = False
@@ -76,7 +79,8 @@ class Likelihood(nn.Module):
 
     def forward(self, z: Tensor) -> dist.Independent:
         """Return p(x | z): batch shape z.shape[:-1], event shape (C, H, W)."""
-        return self.pixels(self.decoder(z)).to_event(len(self.datum_shape))
+        pixels, num_dims = self.pixels(self.decoder(z)), len(self.datum_shape)
+        return Observed(pixels, num_dims) if self.has_missing else pixels.to_event(num_dims)
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return the distribution of each pixel, given the decoder's output (..., C, H, W)."""
@@ -107,8 +111,10 @@ class Likelihood(nn.Module):
         if not x.is_floating_point():
             raise InputError(f"x is {x.dtype}, but pixels must be floating-point: x.float() / 255 for uint8")
         if x.numel():
-            outside = f"x has pixels outside this likelihood's domain: they must be {self.domain}, none NaN"
-            require(self._in_domain, x, lambda: InputError(outside))
+            outside = f"x has values outside this likelihood's domain: they must be {self.domain}"
+            outside += "" if self.has_missing else ", none NaN (or give --missing)"
+            seen = torch.where(x.isnan(), torch.zeros_like(x), x) if self.has_missing else x
+            require(self._in_domain, seen, lambda: InputError(outside))
         return x
 
     def _in_domain(self, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ __all__ = [
     "FlatBatch",
     "Log1p",
     "Standardize",
+    "WithMask",
     "conv_decoder",
     "conv_encoder",
     "groupnorm_decoder",
@@ -209,14 +210,33 @@ class Standardize(nn.Module):
         self.register_buffer("std", torch.ones(*datum_shape))
 
     def fit_to(self, data: Tensor) -> None:
-        """Store mean and standard deviation of the training data, (N, *datum_shape)."""
-        std = data.std(0)
-        self.mean.copy_(data.mean(0))
+        """Store mean and standard deviation of the training data, (N, *datum_shape), without those that are NaN."""
+        mean = data.nanmean(0)
+        std = (data - mean).square().nanmean(0).sqrt()
+        self.mean.copy_(mean)
         self.std.copy_(torch.where(std > 0, std, torch.ones_like(std)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (x - mean) / std."""
         return (x - self.mean) / self.std
+
+
+class WithMask(nn.Module):
+    """Return x with 0 for NaN, and beside it 1 for each value that is not NaN: (..., 2 D) of (..., *datum_shape).
+
+    Args:
+        datum_shape: of x.
+    """
+
+    def __init__(self, datum_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.num_dims = len(datum_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the values and the mask."""
+        is_missing = x.isnan()
+        values = torch.where(is_missing, torch.zeros_like(x), x)
+        return torch.cat([values.flatten(-self.num_dims), (~is_missing).to(x.dtype).flatten(-self.num_dims)], dim=-1)
 
 
 class Log1p(nn.Module):

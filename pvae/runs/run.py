@@ -75,6 +75,7 @@ class Run:
             threads, engine, versions, commit and time.
         identity: a unique name, stored in `config.json` and in the checkpoints.
         has_own_vae: the VAE was built in Python and given to `fit`; `config` does not describe its networks.
+        start: of a training that started from another run: its identity, its folder, and its progress then; else {}.
         loaded: the data set, once it was read.
     """
 
@@ -84,6 +85,7 @@ class Run:
     sessions: list[dict[str, Any]] = field(default_factory=list)
     identity: str = field(default_factory=lambda: uuid.uuid4().hex)
     has_own_vae: bool = False
+    start: dict[str, str] = field(default_factory=dict)
     loaded: Dataset | None = field(default=None, repr=False)
     _values: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # of `kept` functions, and the VAE
 
@@ -131,6 +133,7 @@ class Run:
                 record["sessions"],
                 record["run"],
                 "own_vae" in record,
+                record.get("start", {}),
             )
         except (InputError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise InputError(

@@ -155,6 +155,7 @@ def _write_config(run: Run) -> None:
         "format": FORMAT,
         "run": run.identity,
         **({"own_vae": _OWN_VAE} if run.has_own_vae else {}),
+        **({"start": run.start} if run.start else {}),
         "config": asdict(run.config) | ({"alpha": "-inf"} if run.config.alpha == -math.inf else {}),
         "data": asdict(run.data),
         "sessions": run.sessions,

@@ -113,6 +113,7 @@ def training_script(config: Config) -> str:
         "likelihood": config.likelihood not in ("normal-optimal", *REALS),
         "schedule": config.schedule != "paper",
         "free_bits": config.free_bits == 0,
+        "warm_up_cycles": config.warm_up_cycles == 1,
         "clip_norm": config.clip_norm == 0,
         "patience": config.patience == 0 or config.system == "images",
         "precision": config.precision == "fp32",
@@ -145,6 +146,8 @@ def plain_torch(vae: VAE, config: Config, datum_shape: Sequence[int], title: str
         InputError: torch has no distribution for it: a VampPrior of flows.
     """
     has_flow = config.posterior in ("planar", *_NETWORKS_OF_FLOWS)
+    if config.missing:
+        raise InputError("a VAE of missing values cannot be written in plain torch yet: use pvae.load")
     if config.prior == "vamp" and has_flow:
         raise InputError("a VampPrior of flows cannot be written in plain torch, which has no mixture of them")
     used = {

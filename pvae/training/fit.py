@@ -21,9 +21,10 @@ from pvae.core.errors import InputError, InterruptedTrainingError, LostError, Tr
 from pvae.core.files import expanded, locked, write_whole
 from pvae.core.random_state import seeded
 from pvae.core.terminal import print_line
-from pvae.data.choices import images_config
+from pvae.data.choices import images_config, values_config
 from pvae.data.dataset import Dataset
 from pvae.elbos.registry import ELBO_CLASSES, elbo_of
+from pvae.models.build import start_from
 from pvae.runs import writer
 from pvae.runs.checkpoint import Checkpoint
 from pvae.runs.data import load_for
@@ -55,6 +56,7 @@ def fit(
     out: str | Path | None = None,
     quiet: bool = True,
     on_epoch: OnEpoch = lambda run, row: None,
+    start: str | Path | Run | None = None,
 ) -> Run:
     """Train a system and write its run folder, as `python -m pvae.train` does.
 
@@ -63,9 +65,10 @@ def fit(
     changes the training.
 
     Args:
-        config: options of the training; by default the Deep Bayes system, or `images_config(data)` for your own images.
+        config: options of the training; by default the Deep Bayes system, or `images_config(data)` or
+            `values_config(data)` for your own data.
         vae: your own VAE, which is trained in place; the options of `config` that describe a VAE are then not used.
-        data: your own images; `config.dataset` is then not used.
+        data: your own data; `config.dataset` is then not used.
         data_dir: searched first for the data set; for "folder:PATH", where those images are now if PATH is gone.
         offline: do not download.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -76,6 +79,8 @@ def fit(
         on_epoch: called as on_epoch(run, row) for each row of `run.metrics()` when it was written, to log it elsewhere:
             `lambda run, row: tracker.log({f"{row.split}/elbo": row.elbo}, step=row.epoch)`. Of several processes
             only the first calls it.
+        start: a run. Weights and buffers that have its names and shapes start from its own; the others, which a note
+            names, start as in any training.
 
     Returns:
         The run; `run.vae()` is the trained VAE, or `run.vae(vae)` if you gave your own.
@@ -88,7 +93,8 @@ def fit(
     """
     _check_types(config=config, vae=vae, data=data)
     if config is None:
-        config = images_config(data) if data is not None and vae is None else Config()
+        configure = values_config if data is not None and not data.is_images else images_config
+        config = configure(data) if data is not None and vae is None else Config()
     if vae is not None and config.rate_reduction != "sum":
         raise InputError(
             "rate_reduction divides by the latent_dim of config, not by that of your VAE: set beta instead"
@@ -97,6 +103,7 @@ def fit(
         config = config.replace(system="own-vae", source="")
     elbo_of(config)  # refuses what does not go together, before any data are read
     path = expanded(out, "--out") if out is not None else None
+    parent = start if start is None or isinstance(start, Run) else Run.open(start)
     with _one_at_a_time(), joined(device) as world:
         if path is not None:
             world.broadcast(lambda: str(writer.check_out(path)))
@@ -104,14 +111,17 @@ def fit(
         data = data.with_valid(config.valid) if data is not None else load_for(config, data_dir, offline)
         with seeded(config.seed, where), pyro.get_param_store().scope():
             trainer = Trainer(config, data, where, world, vae, threads=threads, note=_note_of(quiet, world))
+            taken = "" if parent is None else start_from(trainer.vae, parent.best_checkpoint().vae, parent.path)
             trainer.dry_run()
             folder = Path(world.broadcast(lambda: str(writer.new_folder(path, config))))
             run = Run(folder, config, data.record(), has_own_vae=vae is not None, loaded=data)
+            if parent is not None:
+                run.start = {"run": parent.identity, "path": str(parent.path), "at": parent.best_checkpoint().progress}
             with _locked(folder, world):
                 world.broadcast(lambda: str(writer.check_out(folder)))  # another training may have written to it
                 same = config.particles == 1 and ELBO_CLASSES[config.elbo].is_importance_weighted
                 note = f"with --particles 1, --elbo {config.elbo} is the ELBO" if same else ""
-                _train(trainer, run, (note, data.note), quiet, on_epoch)
+                _train(trainer, run, (note, taken, data.note), quiet, on_epoch)
     return run
 
 
@@ -206,10 +216,11 @@ def _reopened(path: Path, epochs: int | None) -> Run:
     done = checkpoint.counts.epoch
     if epochs is None or epochs == planned.epochs:
         return run
-    if planned.schedule != "constant":
+    if planned.schedule != "constant" or planned.warm_up_cycles > 1:
+        what = f"schedule {planned.schedule}" if planned.schedule != "constant" else "warm-up-cycles"
         raise InputError(
-            f"--epochs {epochs} would change the --schedule {planned.schedule} of {path}, which runs over its "
-            f"{planned.epochs} epochs: start a new run"
+            f"--epochs {epochs} would change the --{what} of {path}, which run over its {planned.epochs} epochs: start "
+            "a new run"
         )
     run.config = planned.replace(epochs=epochs)
     if epochs > planned.epochs and is_out_of_patience(run.metrics(), planned.patience):

@@ -250,3 +250,13 @@ def test_a_signal_before_a_training(few, monkeypatch, capsys):
     monkeypatch.setattr(fit, "fit", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     assert main(SMALL) == 143
     assert capsys.readouterr().err == "pvae.train: interrupted; any file already written is complete\n"
+
+
+def test_a_training_from_another_run(few, capsys, tmp_path):
+    assert main([*SMALL, "--epochs", "1", "--out", "first"]) == 0
+    assert main([*SMALL, "--epochs", "1", "--out", "second", "--from", "first", "--elbo", "trace", "--quiet"]) == 0
+    assert "weights and buffers are those of first" in capsys.readouterr().err
+    assert pvae.Run.open("second").start["path"] == "first"
+    for options in (["--resume", "second", "--from", "first"], [*SMALL, "--from", "nowhere", "--out", "third"]):
+        assert main(options) == 2
+    assert not (tmp_path / "third").exists()

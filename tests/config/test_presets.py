@@ -18,6 +18,7 @@ from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae
 from pvae.reference import elbo as reference_elbo
 from pvae.training.fit import fit
+from pvae.training.schedules import rate_weight
 from pvae.training.trainer import Trainer
 
 
@@ -240,6 +241,15 @@ def test_warm_up_starts_at_exactly_zero_and_ends_at_beta(few_digits, small_confi
     with torch.random.fork_rng():
         training = Trainer(config.replace(rate_reduction="mean", warm_up=0), few_digits, torch.device("cpu"))
     assert training.rate_weight() == 1.0
+
+
+def test_cycles_of_the_warm_up_begin_anew(few_digits, small_config):
+    """Two cycles of two epochs of three steps each: beta rises in the first epoch of each."""
+    config = small_config.replace(warm_up=1, warm_up_cycles=2, epochs=4, beta=3.0)
+    weights = [rate_weight(config, step, 3) for step in range(12)]
+    assert weights == pytest.approx([0, 1, 2, 3, 3, 3] * 2)
+    with pytest.raises(InputError, match="--warm-up"):
+        small_config.replace(warm_up_cycles=2).check_used(["warm_up_cycles"])
 
 
 @pytest.mark.parametrize("num_particles", [1, 4])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -27,13 +29,11 @@ def test_values_become_float32_and_nothing_else(dtype, shape):
     assert found.record().sha256 != Dataset("mine", data[:4].double() + 1, data[4:].double() + 1).record().sha256
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_the_first_value_that_is_not_finite_is_named(value):
+def test_the_first_value_that_is_infinite_is_named():
     data = torch.rand(6, 3)
-    data[4, 1] = value
-    with pytest.raises(InputError) as refused:
+    data[4, 1] = -math.inf
+    with pytest.raises(InputError, match=r"test\[1\] holds -inf"):
         Dataset("mine", data[:3], data[3:])
-    assert f"test[1] holds {value}" in str(refused.value)
 
 
 def test_binarized_values():
@@ -83,10 +83,10 @@ def test_a_table_of_numbers(tmp_path):
     [
         ("a,b\n1,2\n3\n", ["line 3", "1 fields"]),
         ("a,b\n1,2\n3,x\n", ["line 3", "b is the text 'x'"]),
-        ("a,b\n1,\n", ["line 2", "b is empty"]),
         ("a,b\n", ["no rows"]),
         ("", ["no rows"]),
-        ("a,b\n" + "1,2\n" * 9 + "3,nan\n", ["holds nan"]),
+        ("a,b\n" + "1,2\n" * 9 + "3,inf\n", ["holds inf"]),
+        ("a,b\n" + "1,\n" * 9, ["value 2", "missing in all"]),
     ],
 )
 def test_bad_tables_are_refused_by_line_and_column(tmp_path, content, words):

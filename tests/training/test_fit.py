@@ -515,3 +515,28 @@ def test_files_of_two_runs_are_refused_together(tmp_path, few_digits, small_conf
         with pytest.raises(InputError, match="of two runs"):
             pvae.load(tmp_path / "run")
         (tmp_path / "run" / file).write_bytes(content)
+
+
+def test_a_training_starts_from_the_weights_of_a_run(tmp_path, few_digits, small_config, capsys):
+    """All weights with the same sizes, and those that fit with others; the run says whose child it is."""
+    first = fit(small_config, data=few_digits, out=tmp_path / "first")
+    same = fit(small_config.replace(seed=7, lr=1e-12), data=few_digits, out=tmp_path / "same", start=first.path)
+    assert "all" not in capsys.readouterr().err
+    for name, tensor in first.vae().state_dict().items():
+        assert torch.allclose(tensor, same.vae().state_dict()[name], atol=1e-6), name
+    assert Run.open(same.path).start["run"] == first.identity
+    wider = small_config.replace(latent_dim=small_config.latent_dim + 1, lr=1e-12)
+    run = fit(wider, data=few_digits, out=tmp_path / "wider", start=first)
+    said = capsys.readouterr().err
+    assert "are new" in said
+    taken = [n for n, t in run.vae().state_dict().items() if t.shape == first.vae().state_dict()[n].shape]
+    assert 0 < len(taken) < len(run.vae().state_dict())
+    for name in taken:
+        assert torch.allclose(first.vae().state_dict()[name], run.vae().state_dict()[name], atol=1e-6), name
+    assert not first.start
+    other = Dataset("values", torch.randn(40, 3), torch.randn(9, 3))
+    counts = Dataset("counts", torch.ones(200, 2), torch.ones(9, 2))
+    config = Config(likelihood="poisson", network="linear", latent_dim=1)
+    with pytest.raises(InputError, match="no weight of"):
+        fit(config, data=counts, out=tmp_path / "none", start=first)
+    assert fit(data=other, out=tmp_path / "chosen").config.system == "values"
