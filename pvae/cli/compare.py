@@ -18,6 +18,7 @@ from pvae.cli.command import (
     whole_number,
     whole_numbers,
 )
+from pvae.cli.own_code import add_vae, open_run
 from pvae.config.options import ELBOS
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError, check_name
@@ -71,9 +72,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     with ctrl_c_exits_at_once("pvae.compare"):
         from pvae.evaluation import estimators
         from pvae.plotting import run_figures
-        from pvae.runs.run import Run
         from pvae.trained.log_likelihood import MOST_UNTRUSTED
-    run = Run.open(arguments.run) if arguments.run else None
+    run = open_run(arguments.run, arguments.vae) if arguments.run else None
     config = run.config if run else get_system(arguments.system or "linear-gaussian")
     if config.posterior == "delta":
         raise InputError(f"{arguments.run or config.system} is an autoencoder: a point posterior has no bound")
@@ -144,5 +144,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--repetitions", metavar="R", type=whole_number(3), default=100, help="with other draws each (default: 100)")
     batch_size = "random test images, or all if there are fewer (default: 100)"
     add("--batch-size", metavar="B", type=whole_number(2), default=100, help=batch_size)
+    add_vae(parser, "for a run of a VAE of your own")
     add_places(parser, "where to write (default: RUN/comparison, or runs/<time>-compare)")
     return parser

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pvae.cli.command import Parser, add_places, ctrl_c_exits_at_once, nonempty_path, result_folder, run_command
+from pvae.cli.own_code import add_vae, open_run
 from pvae.core.errors import InputError, NotFiniteError, check_name, naming_refused_parameters
 from pvae.core.files import check_replaceable, write_whole
 from pvae.core.records import csv_of, to_json
@@ -70,10 +71,9 @@ def _draw(arguments: argparse.Namespace) -> None:
 def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> None:
     from pvae.plotting import pictures
     from pvae.plotting.run_figures import write_figure
-    from pvae.runs.run import Run
     from pvae.trained.codes import latent_report
 
-    run = Run.open(arguments.run)
+    run = open_run(arguments.run, arguments.vae)
     names = [f"{name}.png" for name in wanted or PICTURES] + ["latent.json"] * (wanted is None)
     with result_folder(arguments.out or run.place / "figures", names if arguments.out else ()) as folder:
         run.check_vae(None)
@@ -152,5 +152,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--what", metavar="NAME[,NAME...]", help="the pictures to draw (default: all that apply, and latent.json)")
     attribute = "of the data, for the picture attributes (default: Blond_Hair Smiling Male Eyeglasses)"
     add("--attribute", metavar="NAME", nargs="+", help=attribute)
+    add_vae(parser, "for a run of a VAE of your own")
     add_places(parser, "where to draw (default: RUN/figures, or the folder of runs itself)")
     return parser

@@ -19,6 +19,7 @@ from pvae.cli.command import (
     run_command,
     whole_number,
 )
+from pvae.cli.own_code import add_vae, open_run
 from pvae.config.config import OPTIONS
 from pvae.core.errors import InputError
 from pvae.core.files import write_whole
@@ -70,8 +71,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     with ctrl_c_exits_at_once("pvae.evaluate"):
         from pvae.evaluation.report import evaluate, to_text
         from pvae.evaluation.several_runs import LEGEND, evaluate_runs, to_latex, to_markdown
-        from pvae.runs.run import Run
-    runs = [Run.open(path) for path in arguments.runs]
+    runs = [open_run(path, arguments.vae, len(arguments.runs) == 1) for path in arguments.runs]
     first, is_table, is_quiet = runs[0], len(runs) > 1 or arguments.latex, arguments.quiet
     if is_table and arguments.seconds:
         raise InputError("--seconds goes with a single RUN, without --latex: give --importance-samples")
@@ -139,5 +139,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--precision", metavar="P", choices=OPTIONS["precision"].choices, default="fp32", help=precision)
     add("--latex", action="store_true", help="print the table of one or several runs as a LaTeX tabular")
     add("--quiet", action="store_true", help="print the file's name only")
+    add_vae(parser, "for a run of a VAE of your own")
     add_places(parser, "where to write (default: RUN/evaluation.json)", "FILE")
     return parser

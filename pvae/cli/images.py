@@ -20,6 +20,7 @@ from pvae.cli.command import (
     run_command,
     whole_number,
 )
+from pvae.cli.own_code import add_vae, open_run
 from pvae.core.errors import InputError
 from pvae.core.files import is_report, write_whole
 from pvae.core.records import csv_of
@@ -79,7 +80,7 @@ In Python, after import pvae.trained.images as images:
 _SAMPLE = """\
 Each image is the mean of p(x | z) at a draw z ~ p(z); with --draws, every pixel is drawn from p(x | z) too, which shows
 the noise that the likelihood assumes. It writes sample-0001.png and so on, and the first 64 on a sheet, samples.png.
-For a run on data that are no images, it writes draws from p(x | z), samples.npy.
+For a run on data that are no images, it writes draws from p(x | z), the arrays names and x of samples.npz.
 
 examples:
   python -m pvae.sample runs/my-run -n 16 --out samples
@@ -119,6 +120,7 @@ def encode(argv: Sequence[str] | None = None) -> int:
     _add_images(parser)
     parser.add_argument("--draws", action="store_true", help="a draw z from q(z | x) in place of mean and scale")
     add_seed(parser)
+    add_vae(parser, "for a run of a VAE of your own")
     add_places(parser, "an .npz or a .csv file (default: RUN/codes.npz)", "FILE")
     return run_command("pvae.encode", lambda: _encode(parser.parse_intermixed_args(argv)))
 
@@ -128,9 +130,8 @@ def _encode(arguments: argparse.Namespace) -> None:
         import torch
 
         from pvae.core.random_state import seeded
-        from pvae.runs.run import Run
         from pvae.trained.images import draw_codes, encode_images
-    run = Run.open(arguments.run)
+    run = open_run(arguments.run, arguments.vae)
     out = arguments.out or run.place / "codes.npz"
     if out.suffix not in (".npz", ".csv"):
         raise InputError(f"--out {out} must end in .npz or .csv")
@@ -169,6 +170,7 @@ def score(argv: Sequence[str] | None = None) -> int:
     samples = "draws of z for each image (default: 200)"
     parser.add_argument("--importance-samples", metavar="S", type=whole_number(2), default=200, help=samples)
     add_seed(parser)
+    add_vae(parser, "for a run of a VAE of your own")
     add_places(parser, "where to write (default: RUN/scores)")
     return run_command("pvae.score", lambda: _score(parser.parse_intermixed_args(argv)))
 
@@ -180,10 +182,9 @@ def _score(arguments: argparse.Namespace) -> None:
         from pvae.core.random_state import seeded
         from pvae.data.preparation import Preparation
         from pvae.plotting.run_figures import named_images_figure, write_figure
-        from pvae.runs.run import Run
         from pvae.trained.images import score_images, to_text, with_likelihood
         from pvae.trained.log_likelihood import TRUSTED
-    run = Run.open(arguments.run)
+    run = open_run(arguments.run, arguments.vae)
     _check_out(run, arguments.out)
     with result_folder(arguments.out or run.place / "scores") as folder:
         given = _given_images(run, arguments)
@@ -227,44 +228,23 @@ def sample(argv: Sequence[str] | None = None) -> int:
     impute = "fill in what is missing in a file of data, with standard errors, into imputed.npz; trained with --missing"
     add("--impute", metavar="FILE", type=nonempty_path, help=impute)
     add_seed(parser)
+    add_vae(parser, "for a run of a VAE of your own")
     add("--out", metavar="DIR", type=nonempty_path, help="where to write (default: RUN/samples)")
     return run_command("pvae.sample", lambda: _sample(parser.parse_args(argv)))
 
 
 def _sample(arguments: argparse.Namespace) -> None:
     with ctrl_c_exits_at_once("pvae.sample"):
-        import numpy as np
         import torch
         from PIL import Image
         from PIL.PngImagePlugin import PngInfo
 
         from pvae.core.random_state import seeded
         from pvae.plotting.run_figures import image_figure, write_figure
-        from pvae.runs.run import Run
-        from pvae.trained.images import given_images, impute, sample_images
-    run = Run.open(arguments.run)
-    if arguments.impute is not None:
-        if not run.config.missing:
-            raise InputError(f"{run.path} was trained without --missing, and knows of no values that are missing")
-        given = given_images(run, arguments.impute)
-        with result_folder(arguments.out or run.place / "samples", ["imputed.npz"]) as folder:
-            with seeded(arguments.seed, torch.device("cpu")):
-                imputed = impute(run.vae(), run.preparation.pixels(given.images))
-            write_whole(folder / "imputed.npz", _npz(given.names, imputed._asdict()))
-        number = int(given.images.isnan().sum())
-        print_line(
-            f"{folder / 'imputed.npz'}: {number:,} missing values of {len(given.names):,} rows, filled and stderr"
-        )
-        return
-    if not run.data.is_images:
-        with (
-            result_folder(arguments.out or run.place / "samples", ["samples.npy"]) as folder,
-            seeded(arguments.seed, torch.device("cpu")),
-        ):
-            content = io.BytesIO()
-            np.save(content, sample_images(run.vae(), arguments.num_samples, draws=True).numpy())
-            write_whole(folder / "samples.npy", content.getvalue())
-        print_line(f"{folder / 'samples.npy'}: {arguments.num_samples} draws from p(x | z), z ~ p(z)")
+        from pvae.trained.images import sample_images
+    run = open_run(arguments.run, arguments.vae)
+    if arguments.impute is not None or not run.data.is_images:
+        _sample_values(run, arguments)
         return
     if run.data.datum_shape[0] not in (1, 3):
         raise InputError(f"a PNG has 1 or 3 channels, and the images of {run.path} have {run.data.datum_shape[0]}")
@@ -289,6 +269,33 @@ def _sample(arguments: argparse.Namespace) -> None:
         print_line(f"{folder}: {names[0]} to {names[-1]}, and the first 64 on samples.png")
 
 
+def _sample_values(run: Run, arguments: argparse.Namespace) -> None:
+    """Write draws of data that are no images, or data whose missing values are filled in."""
+    import torch
+
+    from pvae.core.random_state import seeded
+    from pvae.trained.images import given_images, impute, sample_images
+
+    name = "samples.npz" if arguments.impute is None else "imputed.npz"
+    if arguments.impute is not None and not run.config.missing:
+        raise InputError(f"{run.path} was trained without --missing, and knows of no values that are missing")
+    with (
+        result_folder(arguments.out or run.place / "samples", [name]) as folder,
+        seeded(arguments.seed, torch.device("cpu")),
+    ):
+        if arguments.impute is None:
+            names: Sequence[str] = [f"sample-{number}" for number in range(1, arguments.num_samples + 1)]
+            arrays = {"x": sample_images(run.vae(), arguments.num_samples, draws=True)}
+            what = f"x {tuple(arrays['x'].shape)}, draws from p(x | z), z ~ p(z)"
+        else:
+            given = given_images(run, arguments.impute)
+            names, arrays = given.names, impute(run.vae(), run.preparation.pixels(given.images))._asdict()
+            number = int(given.images.isnan().sum())
+            what = f"{number:,} missing values of {len(names):,} rows, filled and stderr"
+        write_whole(folder / name, _npz(names, arrays))
+    print_line(f"{folder / name}: {what}")
+
+
 def export(argv: Sequence[str] | None = None) -> int:
     """Run the command `python -m pvae.export` and return its exit status, which `run_command` explains.
 
@@ -299,16 +306,16 @@ def export(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("run", metavar="RUN", type=nonempty_path, help="a run folder")
     add("--format", choices=("onnx", "torch"), default="onnx", help="what to write (default: onnx)")
+    add_vae(parser, "for a run of a VAE of your own")
     add("--out", metavar="DIR", type=nonempty_path, help="where to write (default: RUN/onnx or RUN/torch)")
     return run_command("pvae.export", lambda: _export(parser.parse_args(argv)))
 
 
 def _export(arguments: argparse.Namespace) -> None:
     with ctrl_c_exits_at_once("pvae.export"):
-        from pvae.runs.run import Run
         from pvae.trained.export import export
         from pvae.trained.plain_torch import export_torch
-    run = Run.open(arguments.run)
+    run = open_run(arguments.run, arguments.vae)
     if arguments.format == "torch":
         with result_folder(arguments.out or run.place / "torch") as folder:
             code, weights = export_torch(run, folder)

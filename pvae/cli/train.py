@@ -20,6 +20,7 @@ from pvae.cli.command import (
     whole_numbers,
 )
 from pvae.cli.draw import draw_side_by_side
+from pvae.cli.own_code import add_vae, own_vae
 from pvae.config.config import OPTIONS, Config
 from pvae.config.options import flag, own_path
 from pvae.config.presets import SYSTEMS, as_option, get_system, list_systems
@@ -81,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             from pvae.trained.plain_torch import training_script
 
             if others := [
-                flag(name) for name in ("out", "seeds", "resume", "device", "threads") if options[name] is not None
+                flag(name)
+                for name in ("out", "seeds", "resume", "device", "threads", "vae", "from")
+                if options[name] is not None
             ]:
                 raise InputError(f"--print prints a script and trains nothing: leave {others[0]} out")
             print(training_script(_configured({**options, "quiet": True})[0]), end="")
@@ -112,6 +115,7 @@ def train_parser() -> argparse.ArgumentParser:
     )
     start = "start from the weights of a run where names and shapes fit, with any options and data, into a new run"
     add("--from", metavar="RUN", type=nonempty_path, help=start)
+    add_vae(group, "a VAE of your own")
     add("--resume", metavar="RUN", type=nonempty_path, help="resume a run up to --epochs, with its own other options")
     add(
         "--seeds",
@@ -190,7 +194,13 @@ def _fit(config: Config, data: Dataset | None, out: Path | None, options: Mappin
     from pvae.training.fit import fit
 
     where = {name: options[name] for name in _WHERE if options[name] is not None}
-    return fit(config, data=data, out=out, start=options["from"], **where)
+    if (place := options["vae"]) is None:
+        return fit(config, data=data, out=out, start=options["from"], **where)
+    from pvae.runs.data import load_for
+
+    data = data or load_for(config, options["data_dir"], options["offline"])
+    vae, code = own_vae(place, config, data.datum_shape), Path(place.rpartition(":")[0]).read_text("utf-8")
+    return fit(config, vae=vae, code=code, data=data, out=out, start=options["from"], **where)
 
 
 def _resume(path: Path, chosen: Mapping[str, Any], options: Mapping[str, Any]) -> Run:
@@ -206,7 +216,9 @@ def _resume(path: Path, chosen: Mapping[str, Any], options: Mapping[str, Any]) -
                 f"{as_option(name, ours)} contradicts {path}/config.json, which says {as_option(name, theirs)}: "
                 "give the same, or start a new run"
             )
-    return resume(path, chosen.get("epochs"), **{name: options[name] for name in _WHERE})
+    run = Run.open(path)
+    vae = None if options["vae"] is None else own_vae(options["vae"], run.config, run.data.datum_shape)
+    return resume(path, chosen.get("epochs"), vae=vae, **{name: options[name] for name in _WHERE})
 
 
 def _what_is_next(run: Run) -> str:

@@ -7,12 +7,14 @@ import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pvae.core.errors import InputError, one_line
+from pvae.data.torch_data import held_out, read_torch
 
 __all__ = [
     "DataRecord",
@@ -124,6 +126,27 @@ class Dataset:
         if self.has_missing and (never := self.train.isnan().all(0).flatten()).any():
             place = int(never.nonzero()[0])
             raise InputError(f"{self.name}: value {place + 1} of a datum is missing in all training data: leave it out")
+
+    @classmethod
+    def from_torch(cls, name: str, train: Any, test: Any = None) -> Dataset:
+        """Return the data of `torch.utils.data` sets or loaders, read into memory once.
+
+        Args:
+            name: the name in titles.
+            train: a map-style dataset of x or (x, label), or a `DataLoader` of batches of them.
+            test: the same; None to hold out a tenth of `train`, always the same one if its order is.
+
+        Raises:
+            InputError: as for `Dataset`, or a source cannot be read or yields something else.
+        """
+        x, y, note = read_torch(train, "train")
+        if test is None:
+            x, x_test, y, y_test = held_out(x, y)
+        else:
+            x_test, y_test, of_test = read_torch(test, "test")
+            note = "; ".join(filter(None, (note, of_test)))
+        classes = tuple(map(str, range(int(y.max()) + 1))) if y is not None and y_test is not None else ()
+        return cls(name, x, x_test, *((y, y_test) if classes else (None, None)), classes, note=note)
 
     @property
     def is_images(self) -> bool:

@@ -39,13 +39,14 @@ from pvae.runs.data import data_of
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience, read_metrics
 from pvae.vae import VAE
 
-__all__ = ["BEST", "CHECKPOINT", "FORMAT", "PREVIOUS", "READY_MADE", "Run", "kept", "load"]
+__all__ = ["BEST", "CHECKPOINT", "FORMAT", "OWN_CODE", "PREVIOUS", "READY_MADE", "Run", "kept", "load"]
 
 READY_MADE = ("deep-bayes", "fashion-vae")  # names of the runs that come with pvae
 _READY_MADE = Path(__file__).parents[1] / "pretrained"
 FORMAT = 2  # of config.json
 CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint-previous.safetensors"
 BEST = "best.safetensors"
+OWN_CODE = "vae.py"  # the text of the file that --vae named; it is never run from here
 
 T = TypeVar("T")
 
@@ -76,6 +77,7 @@ class Run:
         identity: a unique name, stored in `config.json` and in the checkpoints.
         has_own_vae: the VAE was built in Python and given to `fit`; `config` does not describe its networks.
         start: of a training that started from another run: its identity, its folder, and its progress then; else {}.
+        code: the text of the file of your own VAE, which is kept in the run folder as vae.py; "" if it has none.
         loaded: the data set, once it was read.
     """
 
@@ -86,6 +88,7 @@ class Run:
     identity: str = field(default_factory=lambda: uuid.uuid4().hex)
     has_own_vae: bool = False
     start: dict[str, str] = field(default_factory=dict)
+    code: str = field(default="", repr=False)
     loaded: Dataset | None = field(default=None, repr=False)
     _values: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # of `kept` functions, and the VAE
 
@@ -301,10 +304,10 @@ class Run:
         Raises:
             InputError: `vae` is missing, or given without need.
         """
-        if self.has_own_vae and vae is None:
+        if self.has_own_vae and vae is None and "vae" not in self._values:
             raise InputError(
-                f"{self.path} trained a VAE that was built in Python: build it again, and give it as "
-                f"pvae.load({str(self.path)!r}, vae=vae); {self.in_python}"
+                f"{self.path} trained a VAE of your own: name it by --vae FILE.py:FUNCTION, or build it in Python, and "
+                f"give it as pvae.load({str(self.path)!r}, vae=vae); {self.in_python}"
             )
         if vae is not None and not self.has_own_vae:
             raise InputError(f"{self.path} trained the VAE that its config.json describes: leave vae out")

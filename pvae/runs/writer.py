@@ -28,7 +28,7 @@ from pvae.core.files import is_report, is_temporary, write_whole
 from pvae.core.records import to_json
 from pvae.runs.checkpoint import Checkpoint, to_bytes
 from pvae.runs.metrics import Metrics, best_epoch
-from pvae.runs.run import BEST, CHECKPOINT, FORMAT, PREVIOUS, Run
+from pvae.runs.run import BEST, CHECKPOINT, FORMAT, OWN_CODE, PREVIOUS, Run
 
 __all__ = ["begin", "check_out", "discard", "new_folder", "record_choice", "restore_previous", "save", "set_aside"]
 
@@ -112,6 +112,8 @@ def begin(run: Run, rows: Sequence[Metrics], start: Checkpoint, device: str, num
     for temporary in filter(is_temporary, run.path.iterdir()):  # left by a process that was killed
         temporary.unlink(missing_ok=True)
     save(run, rows, start)
+    if run.code:
+        write_whole(run.path / OWN_CODE, run.code.encode())
     counts = start.counts
     session = {"from_epoch": counts.epoch, "from_step": counts.step, "device": device, "processes": num_processes}
     run.sessions.append({**session, **_provenance()})

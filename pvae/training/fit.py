@@ -57,6 +57,7 @@ def fit(
     quiet: bool = True,
     on_epoch: OnEpoch = lambda run, row: None,
     start: str | Path | Run | None = None,
+    code: str = "",
 ) -> Run:
     """Train a system and write its run folder, as `python -m pvae.train` does.
 
@@ -81,6 +82,7 @@ def fit(
             only the first calls it.
         start: a run. Weights and buffers that have its names and shapes start from its own; the others, which a note
             names, start as in any training.
+        code: the text of the file that builds your own VAE, to be kept in the run folder.
 
     Returns:
         The run; `run.vae()` is the trained VAE, or `run.vae(vae)` if you gave your own.
@@ -114,7 +116,7 @@ def fit(
             taken = "" if parent is None else start_from(trainer.vae, parent.best_checkpoint().vae, parent.path)
             trainer.dry_run()
             folder = Path(world.broadcast(lambda: str(writer.new_folder(path, config))))
-            run = Run(folder, config, data.record(), has_own_vae=vae is not None, loaded=data)
+            run = Run(folder, config, data.record(), has_own_vae=vae is not None, code=code, loaded=data)
             if parent is not None:
                 run.start = {"run": parent.identity, "path": str(parent.path), "at": parent.best_checkpoint().progress}
             with _locked(folder, world):

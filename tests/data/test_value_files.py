@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from pvae.core.errors import InputError
 from pvae.data.choices import values_config
@@ -116,3 +117,52 @@ def test_what_is_chosen_for_values():
         assert (config.likelihood, config.latent_dim) == (likelihood, 3)
         assert (config.binarize == "threshold") == (likelihood == "bernoulli"), "a true bound"
     assert values_config(Dataset("mine", counts[:150], counts[150:]), likelihood="poisson").likelihood == "poisson"
+
+
+def test_datasets_and_loaders_of_torch():
+    x, y = torch.randn(40, 3), torch.arange(40) % 4
+    one = Dataset.from_torch("mine", TensorDataset(x, y))
+    assert (len(one.train), len(one.test), one.label_names) == (36, 4, ("0", "1", "2", "3"))
+    together = torch.cat([one.train, one.test])
+    rows = [int((x == row).all(1).nonzero()) for row in together]
+    assert sorted(rows) == list(range(40))
+    assert torch.equal(torch.cat([one.train_labels, one.test_labels]), y[rows])
+    loader = DataLoader(TensorDataset(x), batch_size=7, drop_last=True)
+    two = Dataset.from_torch("mine", loader, TensorDataset(x[:9]))
+    assert torch.equal(two.train, x[:35])
+    assert torch.equal(two.test, x[:9])
+    assert "5 train data are left out" in two.note
+
+
+class Texts(torch.utils.data.Dataset):
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        return "text"
+
+
+class Ragged(Texts):
+    def __getitem__(self, index):
+        return torch.zeros(index + 1)
+
+
+class Fails(Texts):
+    def __getitem__(self, index):
+        raise KeyError("no such row")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (TensorDataset(torch.zeros(5, 2), torch.zeros(5), torch.zeros(5)), "yields 3 tensors"),
+        (Texts(), "yields a str"),
+        (Ragged(), "cannot be read"),
+        (Fails(), "no such row"),
+        (TensorDataset(torch.zeros(0, 2)), "holds no data"),
+    ],
+)
+def test_sources_of_something_else_are_refused(source, words):
+    with pytest.raises(InputError) as refused:
+        Dataset.from_torch("mine", source)
+    assert words in str(refused.value)

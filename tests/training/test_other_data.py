@@ -158,15 +158,17 @@ def test_every_command_takes_them(folder, capsys, dataset):
     assert encode(["run", file, "--out", "codes.npz"]) == 0
     with np.load("codes.npz") as codes:
         assert codes["loc"].shape == (130, 3)
-    assert sample(["run", "-n", "5"]) == 0
-    drawn = np.load("run/samples/samples.npy")
-    assert drawn.shape == (5, *pvae.Run.open("run").data.datum_shape)
+    for number in (4, 5):  # the second time it replaces its own file
+        assert sample(["run", "-n", str(number)]) == 0
+    with np.load("run/samples/samples.npz") as drawn:
+        assert drawn["x"].shape == (5, *pvae.Run.open("run").data.datum_shape)
     assert export(["run", "--format", "torch"]) == 0
     assert draw(["run"]) == 0
     names = {path.stem for path in (folder / "run" / "figures").glob("*.png")}
     assert {*FILES[dataset]} <= names
     assert not names & {"manifold", "traversal", "interpolation"}
     assert train(["--resume", "run", "--epochs", "3", "--quiet"]) == 0
+    assert (folder / "run" / "of-epoch-2" / "samples" / "samples.npz").exists()
 
 
 def test_a_file_of_another_shape_is_refused(folder, capsys):
