@@ -41,7 +41,7 @@ class DataRecord:
         num_valid: number of validation images.
         value_range: the values of the files that became the levels 0 and 255, as in `levels.to_bytes`; () for those of
             their type, as in all runs of early versions.
-        note: what was printed of the data when the training started, such as what was left out.
+        note: the note on the data that the training printed, such as the files that were left out.
         is_images: the data are images as bytes.
     """
 

@@ -162,7 +162,7 @@ def _named_from(run: Run, path: Path) -> Path:
 
 
 def _has_own_data(dataset: str) -> bool:
-    """Return whether this names a folder or file of one's own, such as "folder:PATH", that exists."""
+    """Return whether this names the user's own folder or file, such as "folder:PATH", that exists."""
     if not own_path(dataset):
         return False
     path = expanded(own_path(dataset), "--dataset folder:PATH")

@@ -58,14 +58,14 @@ def onward(folder, out):
     """Start the printed command or, if there is no config.json yet, the first command again."""
     if (folder / out / "config.json").exists():
         return started(folder, "--resume", out, command=COMMAND[:3])
-    return started(folder, "--out", out)
+    return started(folder, "--out", out, "--compile", "none")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An undisturbed run, and how many seconds its process took."""
     folder, begun = tmp_path_factory.mktemp("whole"), time.monotonic()
-    _, errors = started(folder, "--out", "run").communicate()
+    _, errors = started(folder, "--out", "run", "--compile", "none").communicate()
     assert errors == ""
     return folder / "run", time.monotonic() - begun
 
