@@ -66,7 +66,7 @@ def test_frozen_and_tied_weights_are_trained_saved_and_loaded(tmp_path, few_digi
 def test_own_vae_must_be_given_again(tmp_path, few_digits, capsys):
     run = pvae.fit(CONFIG.replace(epochs=1), vae=own_vae(), data=few_digits, out=tmp_path / "own", device="cpu")
     for function in (pvae.load, pvae.resume):
-        with pytest.raises(InputError, match="built in Python"):
+        with pytest.raises(InputError, match="build it in Python"):
             function(run.path)
     with pytest.raises(InputError, match=r"q_z\.1\.weight"):
         pvae.load(run.path, vae=own_vae(hidden=9))
