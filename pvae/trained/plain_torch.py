@@ -110,12 +110,12 @@ def training_script(config: Config) -> str:
         "elbo": config.elbo in ("trace", "analytic", "handwritten", "iwae"),
         "particles": config.particles == 1,
         "binarize": config.binarize != "static",
-        "likelihood": config.likelihood not in ("normal-optimal", *REALS),
+        "likelihood": config.likelihood not in ("normal-optimal", *COUNTS, *REALS),
         "schedule": config.schedule != "paper",
         "free_bits": config.free_bits == 0,
         "warm_up_cycles": config.warm_up_cycles == 1,
         "clip_norm": config.clip_norm == 0,
-        "patience": config.patience == 0 or config.system == "images",
+        "patience": config.patience == 0 or config.system in ("images", "values"),
         "precision": config.precision == "fp32",
     }
     if missing := [as_option(name, getattr(config, name)) for name, fits in fitting.items() if not fits]:
