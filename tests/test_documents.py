@@ -111,8 +111,9 @@ def test_other_data_as_their_page_takes_them(run):
     names = run(ROOT / "notebooks/values.md", "values_config")
     assert names["run"].config.likelihood == "negative-binomial"
     assert names["rows"].shape == (5, 20)
-    run(ROOT / "notebooks/values.md", "wine_data")
-    assert load_dataset("table:wine.csv").datum_shape == (13,)
+    run(ROOT / "notebooks/values.md", "patients.csv")
+    config = pvae.values_config(load_dataset("table:patients.csv"))
+    assert f"--likelihood columns --columns {config.columns}\n" in (ROOT / "notebooks/values.md").read_text()
 
 
 def test_the_file_of_plain_torch_is_what_its_page_shows(run, tmp_path, monkeypatch):

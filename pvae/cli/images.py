@@ -80,7 +80,8 @@ In Python, after import pvae.trained.images as images:
 _SAMPLE = """\
 Each image is the mean of p(x | z) at a draw z ~ p(z); with --draws, every pixel is drawn from p(x | z) too, which shows
 the noise that the likelihood assumes. It writes sample-0001.png and so on, and the first 64 on a sheet, samples.png.
-For a run on data that are no images, it writes draws from p(x | z), the arrays names and x of samples.npz.
+For a run on data that are no images, it writes draws from p(x | z): of a table samples.csv, of others the arrays names
+and x of samples.npz.
 
 examples:
   python -m pvae.sample runs/my-run -n 16 --out samples
@@ -225,7 +226,7 @@ def sample(argv: Sequence[str] | None = None) -> int:
     number = f"number of images, at most {_MOST:,} (default: 64)"
     add("-n", "--num-samples", metavar="N", type=whole_number(1, _MOST), default=64, help=number)
     add("--draws", action="store_true", help="draw every pixel from p(x | z) in place of taking its mean")
-    impute = "fill in what is missing in a file of data, with standard errors, into imputed.npz; trained with --missing"
+    impute = "fill in what is missing in a file of data, into imputed.npz, or of a table imputed.csv; needs --missing"
     add("--impute", metavar="FILE", type=nonempty_path, help=impute)
     add_seed(parser)
     add_vae(parser, "for a run of a VAE of your own")
@@ -274,26 +275,34 @@ def _sample_values(run: Run, arguments: argparse.Namespace) -> None:
     import torch
 
     from pvae.core.random_state import seeded
+    from pvae.data.dataset import Column
+    from pvae.data.value_files import table_text
     from pvae.trained.images import given_images, impute, sample_images
 
-    name = "samples.npz" if arguments.impute is None else "imputed.npz"
-    if arguments.impute is not None and not run.config.missing:
+    columns, is_imputed = run.data.columns, arguments.impute is not None
+    files = ["imputed", "imputed-stderr"] if is_imputed and columns else ["imputed"] if is_imputed else ["samples"]
+    names = [f"{file}.{'csv' if columns else 'npz'}" for file in files]
+    if is_imputed and not run.config.missing:
         raise InputError(f"{run.path} was trained without --missing, and knows of no values that are missing")
     with (
-        result_folder(arguments.out or run.place / "samples", [name]) as folder,
+        result_folder(arguments.out or run.place / "samples", names) as folder,
         seeded(arguments.seed, torch.device("cpu")),
     ):
-        if arguments.impute is None:
-            names: Sequence[str] = [f"sample-{number}" for number in range(1, arguments.num_samples + 1)]
+        if not is_imputed:
+            rows: Sequence[str] = [f"sample-{number}" for number in range(1, arguments.num_samples + 1)]
             arrays = {"x": sample_images(run.vae(), arguments.num_samples, draws=True)}
+            tables: list[Any] = [(columns, arrays["x"])]
             what = f"x {tuple(arrays['x'].shape)}, draws from p(x | z), z ~ p(z)"
         else:
             given = given_images(run, arguments.impute)
-            names, arrays = given.names, impute(run.vae(), run.preparation.pixels(given.images))._asdict()
-            number = int(given.images.isnan().sum())
-            what = f"{number:,} missing values of {len(names):,} rows, filled and stderr"
-        write_whole(folder / name, _npz(names, arrays))
-    print_line(f"{folder / name}: {what}")
+            rows, arrays = given.names, impute(run.vae(), run.preparation.pixels(given.images))._asdict()
+            numbers = tuple(Column(column.name) for column in columns)
+            tables = [(columns, arrays["filled"], given.images), (numbers, arrays["stderr"])]
+            what = f"{int(given.images.isnan().sum()):,} missing values of {len(rows):,} rows, filled and stderr"
+        contents = [table_text(*table).encode() for table in tables] if columns else [_npz(rows, arrays)]
+        for name, content in zip(names, contents):
+            write_whole(folder / name, content)
+    print_line(f"{folder / ', '.join(names)}: {what}")
 
 
 def export(argv: Sequence[str] | None = None) -> int:

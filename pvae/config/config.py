@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from pvae.config.options import COUNTS, DATASETS, ELBOS, LIKELIHOODS, REALS, Option, flag, option
+from pvae.config.options import COLUMNS, COUNTS, DATASETS, ELBOS, LIKELIHOODS, OF_VALUES, Option, flag, option
 from pvae.core.errors import InputError, check_name
 
 __all__ = ["OPTIONS", "Config"]
@@ -58,7 +58,7 @@ class Config:
         "transparent pixels are laid over white. PATH may also be an .npy or .npz file: an array of images "
         "(N, H, W[, C]) of integers, floats or booleans; or the arrays images and labels; or train, valid and test "
         "with train_labels and so on. Images have at most 16 channels, and their values become bytes. array:FILE is an "
-        ".npy or .npz file of any shape, table:FILE a CSV file of numbers, whose values are not changed",
+        ".npy, .npz or .h5 file of any shape, table:FILE a CSV or Parquet file of numbers and texts",
         choices=DATASETS,
     )
     image_size: str = option(
@@ -188,8 +188,16 @@ class Config:
     )
     likelihood: str = option(
         "bernoulli",
-        "{choices}; the last four are of other data than images: real values, each with its own scale, and counts",
+        "{choices}; the last five are of other data than images: real values, each with its own scale, counts, and "
+        "columns of different kinds",
         choices=LIKELIHOODS,
+    )
+    columns: str = option(
+        "",
+        "the kind of each column of a row, in order: real, count (a negative binomial), binary, categorical:K or "
+        "ordinal:K, of codes 0 to K - 1; *N repeats one, as in real*10,count,categorical:5",
+        pattern=COLUMNS,
+        only_with=("--likelihood columns", lambda c: c.likelihood == "columns"),
     )
     scale: float = option(
         1.0,
@@ -374,7 +382,9 @@ def _contradictions(c: Config) -> Iterator[str]:
             f"the pseudo-inputs of --prior vamp would enter the batch statistics of --network {c.network}: give "
             "--network mlp, conv or conv-groupnorm"
         )
-    is_of_values = c.likelihood in (*COUNTS, *REALS)
+    if c.likelihood == "columns" and not c.columns:
+        yield "--likelihood columns needs a kind of each column: give --columns real*3,categorical:5 or the like"
+    is_of_values = c.likelihood in OF_VALUES
     if c.pixels == "symmetric" and (c.binarize != "none" or not c.likelihood.startswith("normal") or is_of_values):
         yield "--pixels symmetric goes with --binarize none and a --likelihood normal... of images only"
     if is_of_values and (c.prior == "vamp" or c.pad or c.binarize != "none"):

@@ -16,14 +16,19 @@ if TYPE_CHECKING:
     from pvae.config.config import Config
 
 __all__ = [
+    "COLUMNS",
     "COUNTS",
     "DATASETS",
     "ELBOS",
     "LIKELIHOODS",
+    "OF_VALUES",
     "REALS",
     "Option",
+    "column_kinds",
     "flag",
+    "num_categories",
     "option",
+    "outputs_of",
     "own_path",
     "whole_number",
     "without_removed",
@@ -75,11 +80,18 @@ LIKELIHOODS = (
     "student-t",
     "poisson",
     "negative-binomial",
+    "columns",
 )
 COUNTS, REALS = (
     ("poisson", "negative-binomial"),
     ("normal-diagonal", "student-t"),
-)  # likelihoods of other data than images
+)
+OF_VALUES = (*COUNTS, *REALS, "columns")  # likelihoods of other data than images
+_COLUMN = r"(real|count|binary|categorical:[1-9]\d{0,4}|ordinal:([2-9]|[1-9]\d{1,2}))(\*[1-9]\d{0,4})?"
+COLUMNS = (
+    rf"({_COLUMN}(,{_COLUMN})*)?",
+    "a comma-separated list of real, count, binary, categorical:K and ordinal:K, each perhaps with *N to repeat it",
+)
 _MOST_LAYERS = 1000  # building a layer takes memory even where its width is 1
 _REMOVED_FIELDS = {"on_nan": "stop", "max_skipped": 10}  # fields of earlier versions, and their defaults
 
@@ -168,6 +180,26 @@ def without_removed(options: dict[str, Any]) -> dict[str, Any]:
         if options.get(name, default) != default:
             raise InputError(f"it was trained with {flag(name)} {options[name]}, which was removed")
     return {name: value for name, value in options.items() if name not in _REMOVED_FIELDS}
+
+
+def column_kinds(columns: str) -> tuple[str, ...]:
+    """Return the kind of each column.
+
+    >>> column_kinds("real*2,categorical:5")
+    ('real', 'real', 'categorical:5')
+    """
+    items = (item.partition("*") for item in columns.split(",") if item)
+    return tuple(kind for kind, _, times in items for _ in range(int(times or 1)))
+
+
+def num_categories(kind: str) -> int:
+    """Return K of "categorical:K" or "ordinal:K", and 0 of another kind of column."""
+    return int(kind.partition(":")[2] or 0)
+
+
+def outputs_of(kind: str) -> int:
+    """Return how many outputs of the decoder a column of this kind needs: K of "categorical:K", and 1 of another."""
+    return num_categories(kind) if kind.startswith("categorical") else 1
 
 
 def whole_number(name: str, value: Any, least: int = 1, most: int = 10**9) -> int:

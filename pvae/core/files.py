@@ -24,6 +24,7 @@ __all__ = [
     "write_whole",
 ]
 
+_SAMPLES = ("samples.csv", "imputed.csv", "imputed-stderr.csv")
 # What latent.json, evaluation.json, codes.npz, CSV and Markdown tables, model.py and model.safetensors begin with.
 _REPORT = re.compile(
     rb"""
@@ -71,7 +72,12 @@ def write_whole(path: Path, content: bytes, previous: Path | None = None) -> Non
 
 
 def is_report(path: Path) -> bool:
-    """Return whether pvae wrote this file: a picture, an ONNX file or a report, which its first bytes show."""
+    """Return whether pvae wrote this file: a picture, an ONNX file or a report, which its first bytes show.
+
+    A table of samples has the columns of the user's own tables: its place shows it, the folder samples of a run.
+    """
+    if path.name in _SAMPLES:
+        return path.parent.name == "samples" and (path.parent.parent / "config.json").exists()
     try:
         with path.open("rb") as file:
             start = file.read(4096)

@@ -7,7 +7,7 @@ import io
 import json
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pvae.core.errors import InputError, check_finite, shown
@@ -21,7 +21,8 @@ def from_record(kind: type[T], record: Any) -> T:
     """Return the dataclass whose `asdict` is `record`.
 
     Args:
-        kind: a dataclass with fields of type str, bool, int, float, tuple[int, ...], or one of these or None.
+        kind: a dataclass with fields of type str, bool, int, float, tuple[int, ...], or one of these or None; or a
+            tuple of such dataclasses.
         record: a value that `json.loads` returned.
 
     Raises:
@@ -38,6 +39,10 @@ def from_record(kind: type[T], record: Any) -> T:
         raise InputError(f"{kind.__name__} is not of this version of pvae: it {' and '.join(parts)}")
     hints = get_type_hints(kind)
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+    for name, hint in hints.items():
+        inner: Any = get_args(hint)[0] if get_origin(hint) is tuple else None
+        if is_dataclass(inner) and isinstance(values.get(name), tuple):
+            values[name] = tuple(from_record(inner, item) for item in values[name])  # type: ignore[arg-type]
     for name, value in values.items():
         if not _fits(value, hints[name]):
             raise InputError(f"{name} of {kind.__name__} has the wrong type: {shown(value)}")

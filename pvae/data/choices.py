@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
 from pvae.config.config import OPTIONS, Config
+from pvae.config.options import column_kinds
 from pvae.config.presets import as_option, get_system
+from pvae.core.errors import listed, one_line
 from pvae.data.dataset import Dataset
 
 __all__ = ["describe_choices", "images_config", "values_config"]
@@ -18,6 +21,7 @@ _LEAST_SIDE = 4  # pixels that the last convolution leaves of the shorter side
 # Inputs of the encoder's last layer, at 128 x 128 pixels by four convolutions. Each step of Adam moves its outputs in
 # proportion to their number, and at 65,536 the log scale of q runs away.
 _MOST_INPUTS = 16_384
+_MOST_LINES = 20  # columns of a table that are described
 _STEPS = 10_000  # of a training of other data
 _PIXELS = 5e8  # that a training processes, in five to ten minutes on two cores
 
@@ -64,6 +68,10 @@ def values_config(data: Dataset, **options: Any) -> Config:
     else a Normal with a scale for each value of a datum, in the units of the data. There are at most half as many
     latents as values of a datum, and 16 at most.
 
+    The columns of a table have kinds: texts are a category; 0 and 1 are binary; whole numbers from 0 on are counts, if
+    their variance is at least their mean, since no negative binomial has less; others are real. If the kinds differ, or
+    there is a category, the likelihood is "columns".
+
     Args:
         data: the data.
         options: fields of `Config`, which are kept as given.
@@ -81,12 +89,29 @@ def values_config(data: Dataset, **options: Any) -> Config:
         "elbo": config.elbo if any(config.closed_forms) else "trace",
         "missing": data.has_missing,
     }
-    train = train[~train.isnan()]
-    if "likelihood" not in options and data.is_binary:
+    kinds, train = _column_kinds(data), train[~train.isnan()]
+    is_mixed = len({*kinds}) > 1 or any(column.categories for column in data.columns)
+    if "likelihood" not in options and is_mixed:
+        runs = [(kind, len([*run])) for kind, run in groupby(kinds)]
+        columns = ",".join(f"{kind}*{count}" if count > 1 else kind for kind, count in runs)
+        chosen |= {"likelihood": "columns", "columns": columns}
+    elif "likelihood" not in options and data.is_binary:
         chosen |= {"likelihood": "bernoulli", "binarize": "threshold"}
     elif "likelihood" not in options and bool(((train >= 0) & (train == train.round())).all()):
         chosen["likelihood"] = "negative-binomial"
     return config.replace(**{name: value for name, value in chosen.items() if name not in options})
+
+
+def _column_kinds(data: Dataset) -> list[str]:
+    """Return the kind of each column of a table; [] of other data."""
+    kinds = []
+    for column, values in zip(data.columns, data.train.double().T if data.columns else ()):
+        x = values[~values.isnan()]
+        is_count = bool(((x >= 0) & (x == x.round())).all()) and bool(x.var(correction=0) >= x.mean())
+        is_binary = bool(((x == 0) | (x == 1)).all())
+        of_numbers = "binary" if is_binary else "count" if is_count else "real"
+        kinds.append(f"categorical:{len(column.categories)}" if column.categories else of_numbers)
+    return kinds
 
 
 def _channels(height: int, width: int) -> tuple[int, ...]:
@@ -113,6 +138,7 @@ def describe_choices(data: Dataset, config: Config, given: Iterable[str]) -> str
     of_values = {
         "bernoulli": "all values are 0 or 1: the ELBO bounds log p(x)",
         "negative-binomial": "all values are counts: the ELBO bounds log p(x)",
+        "columns": "each column has a kind of its own: the ELBO bounds log p(x), a density in the units of real ones",
         "normal-diagonal": "real values, each with a scale of its own: the ELBO bounds the log-density in their units",
     }
     reasons = {
@@ -146,4 +172,26 @@ def describe_choices(data: Dataset, config: Config, given: Iterable[str]) -> str
     if data.is_images:
         options["image_size"] = f"--image-size {data.datum_shape[1]}x{data.datum_shape[2]}"
     indent = max((len(options[name]) for name in shown), default=0)
-    return "\n".join(f"  {options[name]:{indent}}  {reasons[name]}" for name in shown)
+    lines = [f"  {options[name]:{indent}}  {reasons[name]}" for name in shown]
+    return "\n".join(lines + (_column_lines(data, config) if config.likelihood == "columns" and data.columns else []))
+
+
+def _column_lines(data: Dataset, config: Config) -> list[str]:
+    """Return a line for each of the first columns of a table, its name, kind and why, and how to change them."""
+    why = {
+        "real": "numbers: a Normal, with a scale of its own",
+        "count": "whole numbers from 0 on, whose variance is at least their mean: a negative binomial",
+        "binary": "0 and 1",
+        "categorical": "codes without an order",
+        "ordinal": "codes in an order",
+    }
+    rows = []
+    for column, kind in [*zip(data.columns, column_kinds(config.columns))][:_MOST_LINES]:
+        texts = f"texts: {one_line(listed(column.categories))}"
+        rows.append((one_line(column.name), kind, texts if column.categories else why[kind.partition(":")[0]]))
+    widths = [max(len(row[place]) for row in rows) for place in (0, 1)]
+    lines = [f"    {name:{widths[0]}}  {kind:{widths[1]}}  {text}" for name, kind, text in rows]
+    if (more := len(data.columns) - _MOST_LINES) > 0:
+        lines.append(f"    and {more} more")
+    other = f"--likelihood columns --columns {config.columns}"
+    return [*lines, f"  for other kinds, such as ordinal:K of numbers 0 to K - 1 in an order, change {other}"]

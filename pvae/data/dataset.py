@@ -17,6 +17,7 @@ from pvae.core.errors import InputError, one_line
 from pvae.data.torch_data import held_out, read_torch
 
 __all__ = [
+    "Column",
     "DataRecord",
     "Dataset",
     "linear_gaussian",
@@ -24,6 +25,19 @@ __all__ = [
 ]
 
 _AT_ONCE = 10_000  # images
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Args:
+        name: its name.
+        categories: the texts whose codes 0, 1, ... are the values; () for a column of numbers.
+    """
+
+    name: str
+    categories: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +57,7 @@ class DataRecord:
             their type, as in all runs of early versions.
         note: the note on the data that the training printed, such as the files that were left out.
         is_images: the data are images as bytes.
+        columns: of a table.
     """
 
     name: str
@@ -56,6 +71,7 @@ class DataRecord:
     value_range: tuple[float, ...] = ()
     note: str = ""
     is_images: bool = True
+    columns: tuple[Column, ...] = ()
 
     @property
     def title(self) -> str:
@@ -86,10 +102,11 @@ class Dataset:
         found: number, size, colour and bits of image files, for example "8 images of 28 x 20 pixels, grey"; or empty.
         value_range: the values of the files that became 0 and 255, as in `DataRecord`.
         names: a name for each image of a split, by the name of the split: the path in its folder; or {}.
+        columns: the columns of a table (N, D).
 
     Raises:
-        InputError: the tensors hold complex or infinite values, are empty, or differ in shape or type; or a value of a
-            datum is NaN in all training data.
+        InputError: the tensors hold complex or infinite values, are empty, or differ in shape or type; a value of a
+            datum is NaN in all training data; or there are not D columns.
     """
 
     name: str
@@ -106,6 +123,7 @@ class Dataset:
     found: str = ""
     value_range: tuple[float, ...] = ()
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    columns: tuple[Column, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the types, shapes and values of the tensors."""
@@ -123,9 +141,12 @@ class Dataset:
             if data.is_floating_point() and (infinite := data.flatten(1).isinf()).any():
                 row, place = infinite.nonzero()[0].tolist()
                 raise InputError(f"{self.name}: {split}[{row}] holds {data[row].flatten()[place].item()}")
+        if self.columns and self.datum_shape != (len(self.columns),):
+            raise InputError(f"{self.name}: {len(self.columns)} columns are named, of data {self.datum_shape}")
         if self.has_missing and (never := self.train.isnan().all(0).flatten()).any():
             place = int(never.nonzero()[0])
-            raise InputError(f"{self.name}: value {place + 1} of a datum is missing in all training data: leave it out")
+            what = f"column {self.columns[place].name}" if self.columns else f"value {place + 1} of a datum"
+            raise InputError(f"{self.name}: {what} is missing in all training data: leave it out")
 
     @classmethod
     def from_torch(cls, name: str, train: Any, test: Any = None) -> Dataset:
@@ -239,6 +260,8 @@ class Dataset:
     def record(self) -> DataRecord:
         """Return the record for a run folder; the checksum is computed from all pixels."""
         digest = hashlib.sha256()
+        if any(column.categories for column in self.columns):
+            digest.update(repr(self.columns).encode("utf-8", "surrogateescape"))
         for split in self.splits.values():
             digest.update(f"{tuple(split.shape)}{'' if self.is_images else split.dtype}".encode())
             for part in split.split(_AT_ONCE):
@@ -255,6 +278,7 @@ class Dataset:
             value_range=self.value_range,
             note=self.note,
             is_images=self.is_images,
+            columns=self.columns,
         )
 
 

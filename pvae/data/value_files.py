@@ -1,24 +1,30 @@
-"""Data of any shape from files: an .npy or .npz file of arrays, or a CSV file of numbers."""
+"""Data of any shape from files of arrays, .npy, .npz or .h5, and tables of numbers and texts, .csv or .parquet."""
 
 from __future__ import annotations
 
 import csv
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from pvae.core.errors import InputError, brief
+from pvae.core.errors import InputError, brief, listed, shown
 from pvae.core.files import expanded
-from pvae.data.dataset import Dataset
+from pvae.data.dataset import Column, Dataset
 from pvae.data.folders import is_file
 from pvae.data.image_arrays import arrays_in, is_array_file
 
-__all__ = ["from_values", "read_values"]
+__all__ = ["from_values", "read_values", "table_text"]
+
+_MOST_TEXTS = 50  # beyond which a column of which most rows have a text of their own holds no categories
+_ARRAYS, _TABLES = (".h5", ".hdf5"), (".csv", ".parquet")
 
 
 def from_values(dataset: str, path: str) -> Dataset:
@@ -32,10 +38,10 @@ def from_values(dataset: str, path: str) -> Dataset:
         path: the file.
 
     Raises:
-        InputError: the file cannot be read, or holds no numbers.
+        InputError: the file cannot be read, or holds no data.
     """
     file = expanded(path, "--dataset FILE").absolute()
-    splits, labels, names = read_values(file)
+    splits, labels, names, columns = read_values(file)
     prefix = dataset.partition(":")[0]
     if "test" not in splits:
         count = len(splits["train"])
@@ -55,32 +61,71 @@ def from_values(dataset: str, path: str) -> Dataset:
     return Dataset(
         file.name, tensors["train"], tensors["test"], of_label.get("train"), of_label.get("test"),
         tuple(map(str, classes)), f"{prefix}:{file}", valid=tensors.get("valid"), valid_labels=of_label.get("valid"),
-        names=names,
+        names=names, columns=columns,
     )  # fmt: skip
 
 
-def read_values(file: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]], dict[str, Sequence[str]]]:
-    """Return the arrays of a file by split, in the order of the file, their labels, and a name for each row.
+def read_values(
+    file: Path, columns: Sequence[Column] = ()
+) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]], dict[str, Sequence[str]], tuple[Column, ...]]:
+    """Return the arrays of a file by split, in its order, their labels, a name for each row, and a table's columns.
+
+    Args:
+        file: the file.
+        columns: those of the table that a run was trained on, which a table must have; its texts get their codes.
 
     Raises:
-        InputError: the file cannot be read, or holds no numbers.
+        InputError: the file cannot be read, or holds no data, or another table.
     """
     if not is_file(file):
-        raise InputError(f"there is no file {file}: name an .npy, .npz or .csv file")
-    if is_array_file(file):
-        splits, labels = _of_arrays(file)
-    elif file.suffix.lower() == ".csv":
-        splits, labels = {"train": _of_csv(file)}, {}
-    else:
-        raise InputError(f"{file} is no .npy, .npz or .csv file")
-    if file.suffix.lower() == ".csv":
-        return splits, labels, {"train": [f"line-{row}" for row in range(2, len(splits["train"]) + 2)]}
-    return splits, labels, {split: [f"{split}-{row}" for row in range(len(part))] for split, part in splits.items()}
+        raise InputError(f"there is no file {file}: name an .npy, .npz, .h5, .csv or .parquet file")
+    suffix = file.suffix.lower()
+    if suffix in _TABLES:
+        values, found = _of_table(file, columns)
+        row = _row(file)
+        return {"train": values}, {}, {"train": [row(number).replace(" ", "-") for number in range(len(values))]}, found
+    if not is_array_file(file) and suffix not in _ARRAYS:
+        raise InputError(f"{file} is no .npy, .npz, .h5, .csv or .parquet file")
+    splits, labels = _of_arrays(file)
+    return splits, labels, {split: [f"{split}-{row}" for row in range(len(part))] for split, part in splits.items()}, ()
+
+
+def table_text(columns: Sequence[Column], values: Tensor, given: Tensor | None = None) -> str:
+    """Return rows of a table as CSV, with the texts of categories; NaN is an empty field.
+
+    Args:
+        columns: the columns.
+        values: (N, D), written with 6 digits.
+        given: values (N, D) that stand in their place, with 15 digits, where they are not NaN.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([column.name for column in columns])
+    for row, known in zip(values.tolist(), (torch.full_like(values, math.nan) if given is None else given).tolist()):
+        fields = [(one, 6) if math.isnan(exact) else (exact, 15) for one, exact in zip(row, known)]
+        writer.writerow([_field(column, *field) for column, field in zip(columns, fields)])
+    return text.getvalue()
+
+
+def _field(column: Column, value: float, digits: int) -> str:
+    if math.isnan(value):
+        return ""
+    return column.categories[int(value)] if column.categories else f"{value:.{digits}g}"
 
 
 def _of_arrays(file: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    if file.suffix.lower() in _ARRAYS and find_spec("h5py") is None:
+        raise InputError(f"{file} needs h5py: pip install h5py")
     try:
-        loaded = np.load(file, allow_pickle=False)
+        if file.suffix.lower() in _ARRAYS:
+            import h5py
+
+            with h5py.File(file) as content:
+                found = {name: one for name, one in content.items() if isinstance(one, h5py.Dataset)}
+                texts = {name for name, one in found.items() if h5py.check_string_dtype(one.dtype)}
+                loaded: Any = {name: (one.asstr() if name in texts else one)[()] for name, one in found.items()}
+        else:
+            loaded = np.load(file, allow_pickle=False)
         stored = {file.stem: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
         splits, labels = {}, {}
         for name, split, label_name in arrays_in({*stored}, "data"):
@@ -103,20 +148,80 @@ def _of_arrays(file: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[A
     return splits, labels
 
 
-def _of_csv(file: Path) -> NDArray[np.float64]:
-    """Return the numbers of a CSV file whose first line names the columns; an empty field is NaN."""
-    with file.open(newline="", encoding="utf-8") as lines:
-        header, *rows = list(csv.reader(lines)) or [[]]
+def _row(file: Path) -> Callable[[int], str]:
+    """Return the function that names a row of a table, counted from 0."""
+    word, first = ("line", 2) if file.suffix.lower() == ".csv" else ("row", 1)
+    return lambda number: f"{word} {first + number}"
+
+
+def _of_table(file: Path, known: Sequence[Column]) -> tuple[NDArray[np.float64], tuple[Column, ...]]:
+    """Return the values of a table whose first line names the columns, and the columns; an empty field is NaN."""
+    header, rows = _fields(file)
+    if known and header != [column.name for column in known]:
+        wanted = [column.name for column in known]
+        other = next((f"{ours} for {theirs}" for ours, theirs in zip(header, wanted) if ours != theirs), "")
+        what = f"{len(header)} columns for {len(wanted)}" if len(header) != len(wanted) else f"the column {other}"
+        raise InputError(f"{file} has {what} of the table that the run was trained on: give the same columns")
+    values, columns, row = np.empty((len(rows), len(header))), list[Column](), _row(file)
+    for number, fields in enumerate(rows):
+        if len(fields) != len(header):
+            raise InputError(f"{file}, {row(number)} has {len(fields)} fields, and the first line {len(header)}")
+    for place, name in enumerate(header):
+        texts = [fields[place].strip() for fields in rows]
+        numbers = [_number(text) for text in texts]
+        others = [number for number, one in enumerate(numbers) if one is None]
+        num_fields = sum(text != "" for text in texts)
+        if known[place].categories if known else 2 * len(others) > num_fields:
+            columns.append(known[place] if known else Column(name, _categories(file, name, texts)))
+            codes = {text: float(code) for code, text in enumerate(columns[-1].categories)} | {"": math.nan}
+            if unseen := [number for number, text in enumerate(texts) if text not in codes]:
+                what = f"{name} is {shown(texts[unseen[0]])}, which the training never saw"
+                raise InputError(f"{file}, {row(unseen[0])}: {what} (known: {listed(columns[-1].categories)})")
+            values[:, place] = [codes[text] for text in texts]
+        elif others:
+            what = f"{name} is the text {shown(texts[others[0]])}, and not a number or empty"
+            raise InputError(f"{file}, {row(others[0])}: {what}")
+        else:
+            columns.append(Column(name))
+            values[:, place] = numbers
+    return values, tuple(columns)
+
+
+def _fields(file: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the names of the columns of a table, and the fields of its rows."""
+    try:
+        if file.suffix.lower() == ".csv":
+            content = file.read_text("utf-8-sig")
+        elif missing := [name for name in ("pandas", "pyarrow") if find_spec(name) is None]:
+            raise InputError(f'{file} needs {" and ".join(missing)}: pip install -e ".[tables]"')
+        else:
+            import pandas
+
+            frame = pandas.read_parquet(file, dtype_backend="numpy_nullable")
+            truths = [name for name, kind in frame.dtypes.items() if str(kind) == "boolean"]
+            content = frame.astype(dict.fromkeys(truths, "Int64")).to_csv(index=False)
+        header, *rows = list(csv.reader(io.StringIO(content, newline=""))) or [[]]
+    except InputError:
+        raise
+    except Exception as error:  # pandas and pyarrow raise exceptions of many types
+        raise InputError(f"{file} cannot be read ({brief(error)}): give a CSV file in UTF-8, or Parquet") from None
     if not rows or not header:
         raise InputError(f"{file} holds no rows below a line of column names")
-    values = np.empty((len(rows), len(header)))
-    for number, row in enumerate(rows, start=2):
-        if len(row) != len(header):
-            raise InputError(f"{file}, line {number} has {len(row)} fields, and the first line {len(header)}")
-        for column, (name, text) in enumerate(zip(header, row)):
-            try:
-                values[number - 2, column] = float(text) if text.strip() else math.nan
-            except ValueError:
-                what = f"{name} is the text {text!r}, and not a number or empty"
-                raise InputError(f"{file}, line {number}: {what}") from None
-    return values
+    return header, rows
+
+
+def _number(text: str) -> float | None:
+    """Return the number that a text is, NaN of an empty one, or None."""
+    try:
+        return float(text or math.nan)
+    except ValueError:
+        return None
+
+
+def _categories(file: Path, name: str, texts: Sequence[str]) -> tuple[str, ...]:
+    """Return the different texts of a column in their order, or refuse a column whose rows have each its own."""
+    categories = sorted({*texts} - {""})
+    if len(categories) > _MOST_TEXTS and 2 * len(categories) > len(texts):
+        found = f"{len(categories):,} different texts in {len(texts):,} rows"
+        raise InputError(f"{file}: column {name} has {found}, which are no categories: leave it out of the file")
+    return tuple(categories)

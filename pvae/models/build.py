@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from pvae.config.config import OPTIONS, Config
-from pvae.config.options import COUNTS, REALS
+from pvae.config.options import COUNTS, REALS, column_kinds, outputs_of
 from pvae.config.presets import as_option
 from pvae.core.errors import InputError, brief, listed
 from pvae.models.hierarchy import BottomUpPosterior, FirstLayer, HierarchyPrior, LadderPosterior, TopDownPosterior
 from pvae.models.likelihoods import LIKELIHOOD_CLASSES, PseudoBernoulliLikelihood
 from pvae.models.networks import (
+    ColumnFeatures,
     Log1p,
     Standardize,
     WithMask,
@@ -63,9 +64,12 @@ def build_vae(config: Config, datum_shape: Sequence[int]) -> VAE:
         wanted = "(C, H, W) for convolutions" if is_conv else "at least one size"
         raise InputError(f"datum_shape must be {wanted}, each at least 1, not {tuple(datum_shape)}")
     datum_shape = config.padded(tuple(datum_shape))
+    kinds = _kinds(config)
+    if kinds and datum_shape != (len(kinds),):
+        raise InputError(f"--columns names {len(kinds)} columns, and a datum has shape {datum_shape}: name them all")
     num_outputs, posterior_of = _posterior(config)
     encoder, decoder = _networks(config, datum_shape, num_outputs)
-    if config.missing:
+    if config.missing and not kinds:
         encoder = nn.Sequential(WithMask(datum_shape), encoder)
     if config.likelihood in COUNTS:
         encoder = nn.Sequential(Log1p(), encoder)
@@ -80,7 +84,7 @@ def build_vae(config: Config, datum_shape: Sequence[int]) -> VAE:
         prior = _prior(config, posterior.forward, datum_shape)
     is_pseudo = config.likelihood == "bernoulli" and config.binarize == "none"
     kind = PseudoBernoulliLikelihood if is_pseudo else LIKELIHOOD_CLASSES[config.likelihood]
-    likelihood = kind(decoder, datum_shape, config.scale, config.pixels == "symmetric")
+    likelihood = kind(decoder, datum_shape, config.scale, config.pixels == "symmetric", *([kinds] if kinds else []))
     likelihood.has_missing = config.missing
     return VAE(p_z=prior, q_z=posterior, p_x=likelihood).float()
 
@@ -235,6 +239,11 @@ def sizes_of(config: Config) -> str:
     return " ".join(as_option(name, value) for name, value in given.items() if value)
 
 
+def _kinds(config: Config) -> tuple[str, ...]:
+    """Return the kinds of the columns of --likelihood columns; () for another likelihood."""
+    return column_kinds(config.columns) if config.likelihood == "columns" else ()
+
+
 def _networks(config: Config, datum_shape: tuple[int, ...], num_outputs: int) -> tuple[nn.Module, nn.Module]:
     """Return encoder and decoder; `num_outputs` is what the posterior of one stochastic layer takes."""
     latent_dim = config.latent_dim
@@ -246,6 +255,11 @@ def _networks(config: Config, datum_shape: tuple[int, ...], num_outputs: int) ->
     batch_norm = config.has_batch_norm
     if not config.network.startswith("conv"):
         hidden = () if config.network == "linear" else config.hidden
+        if kinds := _kinds(config):
+            first = ColumnFeatures(kinds, config.missing)
+            layers = mlp_encoder((first.num_features,), hidden, num_outputs, config.activation, batch_norm)
+            shape = (sum(map(outputs_of, kinds)),)
+            return nn.Sequential(first, layers), mlp_decoder(latent_dim, hidden, shape, config.activation, batch_norm)
         seen = (2 * math.prod(datum_shape),) if config.missing else datum_shape  # the values and their mask
         encoder = mlp_encoder(seen, hidden, num_outputs, config.activation, batch_norm)
         return encoder, mlp_decoder(latent_dim, hidden, datum_shape, config.activation, batch_norm)

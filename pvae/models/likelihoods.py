@@ -16,9 +16,11 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from pvae.config.options import num_categories, outputs_of
 from pvae.core.errors import InputError
 from pvae.core.tracing import require
 from pvae.distributions.bernoulli import LogitBernoulli, PseudoBernoulli
+from pvae.distributions.columns import Columns, ordered_logits
 from pvae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pvae.distributions.discretized_logistic import DiscretizedLogistic, eight_bit_level
 from pvae.distributions.observed import Observed
@@ -27,6 +29,8 @@ from pvae.models.networks import Standardize
 __all__ = [
     "LIKELIHOOD_CLASSES",
     "BernoulliLikelihood",
+    "CategoricalLikelihood",
+    "ColumnsLikelihood",
     "ContinuousBernoulliLikelihood",
     "DiagonalNormalLikelihood",
     "DiscretizedLogisticLikelihood",
@@ -36,6 +40,7 @@ __all__ = [
     "NegativeBinomialLikelihood",
     "NormalLikelihood",
     "OptimalNormalLikelihood",
+    "OrdinalLikelihood",
     "PoissonLikelihood",
     "PseudoBernoulliLikelihood",
     "StudentTLikelihood",
@@ -77,9 +82,11 @@ class Likelihood(nn.Module):
         if self.learns_scale:
             self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())
 
-    def forward(self, z: Tensor) -> dist.Independent:
+    def forward(self, z: Tensor) -> TorchDistribution:
         """Return p(x | z): batch shape z.shape[:-1], event shape (C, H, W)."""
         pixels, num_dims = self.pixels(self.decoder(z)), len(self.datum_shape)
+        if pixels.event_shape:  # a joint distribution of the whole datum
+            return pixels
         return Observed(pixels, num_dims) if self.has_missing else pixels.to_event(num_dims)
 
     def pixels(self, output: Tensor) -> TorchDistribution:
@@ -383,6 +390,110 @@ class NegativeBinomialLikelihood(PoissonLikelihood):
         return dist.NegativeBinomial(log_theta.exp().expand_as(logits), logits=logits)
 
 
+class CategoricalLikelihood(Likelihood):
+    """Categories, as their codes: p(x | z) = prod_d Categorical(x_d; softmax(output_d)), with K outputs for each value.
+
+    Args:
+        decoder: a network from (..., L) to (..., D K).
+        datum_shape: (D,).
+        num_categories: K.
+    """
+
+    def __init__(self, decoder: nn.Module, datum_shape: Sequence[int], num_categories: int) -> None:
+        super().__init__(decoder, datum_shape)
+        self.num_categories = num_categories
+
+    @property
+    def domain(self) -> str:
+        """A text that says which values are allowed."""
+        return f"whole numbers from 0 to {self.num_categories - 1}"
+
+    def pixels(self, output: Tensor) -> TorchDistribution:
+        """Return Categorical(logits=output)."""
+        return dist.Categorical(logits=output.unflatten(-1, (-1, self.num_categories)))
+
+    def _in_domain(self, x: Tensor) -> Tensor:
+        return ((x >= 0) & (x < self.num_categories) & (x == x.round())).all()
+
+
+class OrdinalLikelihood(CategoricalLikelihood):
+    """Levels 0, ..., K - 1 in an order: `ordered_logits` of one output and K - 1 trained cut points for each value.
+
+    The cut points start where each level has probability 1 / K at an output of 0, and stay at least 0.001 apart.
+    """
+
+    def __init__(self, decoder: nn.Module, datum_shape: Sequence[int], num_categories: int) -> None:
+        super().__init__(decoder, datum_shape, num_categories)
+        start = torch.logit(torch.arange(1, num_categories) / num_categories)
+        self.first_cut = nn.Parameter(start[:1].repeat(*datum_shape, 1))
+        self.log_gaps = nn.Parameter(start.diff().log().repeat(*datum_shape, 1))
+
+    def pixels(self, output: Tensor) -> TorchDistribution:
+        """Return Categorical(logits=ordered_logits(output, cut points))."""
+        cutpoints = torch.cat([self.first_cut, 1e-3 + self.log_gaps.exp()], -1).cumsum(-1)
+        return dist.Categorical(logits=ordered_logits(output, cutpoints))
+
+
+class ColumnsLikelihood(Likelihood):
+    """Rows of columns of different kinds, independent given z: p(x | z) = prod_d p_d(x_d | z), as `Columns`.
+
+    real is a `DiagonalNormalLikelihood`, count a `NegativeBinomialLikelihood`, binary a `BernoulliLikelihood`,
+    categorical:K a `CategoricalLikelihood` and ordinal:K an `OrdinalLikelihood`. Columns of one kind are computed
+    together. NaN is a value that is missing, as in `Observed`.
+
+    Args:
+        decoder: a network from (..., L) to the outputs of all columns: K of each categorical:K, 1 of each other.
+        datum_shape: (D,).
+        scale: initial scale of the real columns, as a share of their standard deviations.
+        symmetric: not used.
+        kinds: the kind of each column, as `pvae.config.options.column_kinds` returns them.
+
+    Reference:
+        Nazabal et al., arXiv:1807.03653, where counts are Poisson.
+    """
+
+    domain = "finite in a real column, 0, 1, 2, ... in a count, 0 or 1 in a binary one, and codes below K"
+    order: Tensor
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        datum_shape: Sequence[int],
+        scale: float = 1.0,
+        symmetric: bool = False,
+        kinds: Sequence[str] = (),
+    ) -> None:
+        super().__init__(decoder, datum_shape, scale, symmetric)
+        places = {kind: [place for place, one in enumerate(kinds) if one == kind] for kind in dict.fromkeys(kinds)}
+        self.register_buffer("order", torch.tensor([p for group in places.values() for p in group]), persistent=False)
+        self.parts = nn.ModuleList(_part(kind, group, scale) for kind, group in places.items())
+        self.sizes = [len(group) for group in places.values()]
+        self.num_outputs = [len(group) * outputs_of(kind) for kind, group in places.items()]
+
+    def pixels(self, output: Tensor) -> TorchDistribution:
+        """Return the joint distribution of a row, given the decoder's output (..., F)."""
+        outputs = output.split(self.num_outputs, -1)
+        parts: Any = zip(self.parts, outputs)
+        return Columns([part.pixels(one) for part, one in parts], self.order)
+
+    def _in_domain(self, x: Tensor) -> Tensor:
+        values = x[..., self.order].split(self.sizes, -1)
+        parts: Any = zip(self.parts, values)
+        return torch.stack([part._in_domain(one) for part, one in parts]).all()  # noqa: SLF001
+
+
+def _part(kind: str, columns: Sequence[int], scale: float) -> Likelihood:
+    """Return the likelihood of columns of one kind, whose decoder is not used."""
+    shape, decoder = (len(columns),), nn.Identity()
+    if kind == "real":
+        real = DiagonalNormalLikelihood(decoder, shape, scale)
+        real.units = Standardize(shape, columns)
+        return real
+    if size := num_categories(kind):
+        return (OrdinalLikelihood if kind.startswith("ordinal") else CategoricalLikelihood)(decoder, shape, size)
+    return (NegativeBinomialLikelihood if kind == "count" else BernoulliLikelihood)(decoder, shape)
+
+
 LIKELIHOOD_CLASSES: dict[str, type[Likelihood]] = {  # by the choices of --likelihood
     "bernoulli": BernoulliLikelihood,  # or PseudoBernoulliLikelihood, of grey pixels
     "continuous-bernoulli": ContinuousBernoulliLikelihood,
@@ -395,4 +506,5 @@ LIKELIHOOD_CLASSES: dict[str, type[Likelihood]] = {  # by the choices of --likel
     "student-t": StudentTLikelihood,
     "poisson": PoissonLikelihood,
     "negative-binomial": NegativeBinomialLikelihood,
+    "columns": ColumnsLikelihood,
 }

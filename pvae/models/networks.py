@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Linear
 
+from pvae.config.options import num_categories
 from pvae.core.errors import InputError
 
 __all__ = [
     "ChannelsLast",
+    "ColumnFeatures",
     "FlatBatch",
     "Log1p",
     "Standardize",
@@ -199,18 +201,21 @@ class Standardize(nn.Module):
 
     Args:
         datum_shape: of x.
+        columns: where x is a part of a datum, the columns of the datum that it is.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, datum_shape: Sequence[int]) -> None:
+    def __init__(self, datum_shape: Sequence[int], columns: Sequence[int] | None = None) -> None:
         super().__init__()
+        self.columns = None if columns is None else list(columns)
         self.register_buffer("mean", torch.zeros(*datum_shape))
         self.register_buffer("std", torch.ones(*datum_shape))
 
     def fit_to(self, data: Tensor) -> None:
         """Store mean and standard deviation of the training data, (N, *datum_shape), without those that are NaN."""
+        data = data if self.columns is None else data[..., self.columns]
         mean = data.nanmean(0)
         std = (data - mean).square().nanmean(0).sqrt()
         self.mean.copy_(mean)
@@ -245,6 +250,53 @@ class Log1p(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return log(1 + x)."""
         return x.log1p()
+
+
+class ColumnFeatures(Standardize):
+    """Return what an encoder sees of rows (..., D) of columns of different kinds: (..., F), and with a mask F + D.
+
+    A real value and log(1 + count) are standardised, a binary value is as it is, and a category is one-hot. What is
+    missing, NaN, is 0 in all of these.
+
+    Args:
+        kinds: the kind of each column, as `column_kinds` returns them.
+        has_mask: add 1 for each value that is not NaN.
+    """
+
+    is_count: Tensor
+    order: Tensor
+
+    def __init__(self, kinds: Sequence[str], has_mask: bool) -> None:
+        super().__init__((len(kinds),))
+        self.kinds, self.has_mask = tuple(kinds), has_mask
+        sizes = [num_categories(kind) for kind in kinds]  # K, or 0 of a number
+        self.counts = {size: sizes.count(size) for size in sorted({*sizes})}
+        order = sorted(range(len(kinds)), key=sizes.__getitem__)
+        self.register_buffer("order", torch.tensor(order), persistent=False)
+        self.register_buffer("is_count", torch.tensor([kind == "count" for kind in kinds]), persistent=False)
+
+    @property
+    def num_features(self) -> int:
+        """F, or F + D with a mask."""
+        return sum(max(1, size) * count for size, count in self.counts.items()) + self.has_mask * len(self.kinds)
+
+    def fit_to(self, data: Tensor) -> None:
+        """Store mean and standard deviation of log(1 + count) and of real values, and leave others as they are."""
+        super().fit_to(self._logs(data))
+        others = [place for place, kind in enumerate(self.kinds) if kind not in ("real", "count")]
+        self.mean[others], self.std[others] = 0.0, 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features."""
+        values, parts = super().forward(self._logs(x))[..., self.order], list[Tensor]()
+        for size, part in zip(self.counts, values.split([*self.counts.values()], -1)):
+            if size:  # NaN equals no code
+                part = (part[..., None] == torch.arange(size, device=x.device)).to(x.dtype).flatten(-2)
+            parts.append(torch.where(part.isnan(), torch.zeros_like(part), part))
+        return torch.cat([*parts, *[(~x.isnan()).to(x.dtype)] * self.has_mask], -1)
+
+    def _logs(self, x: Tensor) -> Tensor:
+        return torch.where(self.is_count, x.clamp(min=0).log1p(), x)
 
 
 class ChannelsLast(nn.Module):

@@ -48,9 +48,8 @@ def reconstructions(run: Run) -> Figure:
     with run.seeded():
         reconstructions = latent_space.reconstruct(run.vae(), images)
     if not run.data.is_images:
-        return _drawn(
-            run, run_figures.reconstructed_values_figure(images, reconstructions, run.title, run.dataset().test)
-        )
+        shown_values = run_figures.reconstructed_values_figure
+        return _drawn(run, shown_values(images, reconstructions, run.title, run.dataset().test, run.data.columns))
     return run_figures.reconstruction_figure(shown(images), shown(reconstructions), run.title)
 
 
@@ -60,7 +59,8 @@ def samples(run: Run) -> Figure:
     with run.seeded():
         if not run.data.is_images:
             drawn = sample_images(run.vae(), 1000, draws=True)
-            return _drawn(run, run_figures.marginal_figure(codes.test_images(run).images[:1000], drawn, run.title))
+            data = codes.test_images(run).images[:1000]
+            return _drawn(run, run_figures.marginal_figure(data, drawn, run.title, run.data.columns))
         return run_figures.sample_figure(run.preparation.shown(latent_space.sample(run.vae(), 64)), run.title)
 
 

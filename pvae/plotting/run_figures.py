@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,9 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pvae.core.errors import one_line
 from pvae.core.files import is_temporary, write_whole
+from pvae.data.dataset import Column
 from pvae.runs.metrics import Metrics
 from pvae.runs.run import Run
 
@@ -307,7 +309,9 @@ _DATA, _MODEL = PALETTE[0], PALETTE[1]
 _MOST = 8  # columns of a table, or values of a series at one time, that are drawn
 
 
-def reconstructed_values_figure(data: Tensor, reconstructions: Tensor, title: str, test: Tensor) -> Figure | None:
+def reconstructed_values_figure(
+    data: Tensor, reconstructions: Tensor, title: str, test: Tensor, columns: Sequence[Column] = ()
+) -> Figure | None:
     """Return a panel for each datum with its reconstruction: bars of a vector, lines of a series.
 
     Where the columns of vectors have scales that differ by a factor of 20 or more, each is standardised.
@@ -317,16 +321,18 @@ def reconstructed_values_figure(data: Tensor, reconstructions: Tensor, title: st
         reconstructions: of the same shape.
         title: of the figure.
         test: all test data, by which columns are standardised.
+        columns: of a table, whose names are shown if they are few.
 
     Returns:
         The figure; None for data of more dimensions.
     """
     if data.dim() not in (2, 3):
         return None
-    std, units = test.float().std(0), "test data"
+    mean, units = test.float().nanmean(0), "test data"
+    std = (test - mean).square().nanmean(0).sqrt()
     if data.dim() == 2 and std.max() > 20 * std.min():
         std, units = torch.where(std > 0, std, torch.ones_like(std)), "test data, each column standardised"
-        data, reconstructions = ((one - test.float().mean(0)) / std for one in (data, reconstructions))
+        data, reconstructions = ((one - mean) / std for one in (data, reconstructions))
     num_rows = -(-len(data) // 4)
     figure = titled_figure(f"{title}\n{units}, and means of p(x | z), z ~ q(z | x)", 10.0, 1.8 * num_rows + 0.6)
     for place, (axes, x, mean) in enumerate(
@@ -335,6 +341,8 @@ def reconstructed_values_figure(data: Tensor, reconstructions: Tensor, title: st
         if data.dim() == 2:
             axes.bar(range(len(x)), x.tolist(), color=_DATA, alpha=0.6, label="x")
             axes.plot(range(len(x)), mean.tolist(), ".", color=_MODEL, label="reconstruction")
+            if 0 < len(columns) <= 2 * _MOST:
+                axes.set_xticks(range(len(x)), [_label(column.name) for column in columns], rotation=90)
         else:
             for number, (one, other) in enumerate(zip(x.T[:_MOST], mean.T)):
                 colour = PALETTE[number % len(PALETTE)]
@@ -346,13 +354,16 @@ def reconstructed_values_figure(data: Tensor, reconstructions: Tensor, title: st
     return figure
 
 
-def marginal_figure(data: Tensor, samples: Tensor, title: str) -> Figure | None:
+def marginal_figure(data: Tensor, samples: Tensor, title: str, columns: Sequence[Column] = ()) -> Figure | None:
     """Return a histogram for each of the first columns of data, and of samples from p(x | z), z ~ p(z), beside it.
+
+    Of a column of categories, bars are the shares of the first ones.
 
     Args:
         data: (N, D).
         samples: (S, D).
         title: of the figure.
+        columns: of a table.
 
     Returns:
         The figure; None for data of more dimensions.
@@ -364,14 +375,28 @@ def marginal_figure(data: Tensor, samples: Tensor, title: str) -> Figure | None:
     text = f"{title}\nmarginals of data and of samples from p(x | z), z ~ p(z)"
     figure = titled_figure(text, 10.0, 1.8 * num_rows + 0.6)
     for number, axes in zip(range(num_columns), figure.subplots(num_rows, 4, squeeze=False).flat):
-        both = [data[:, number].tolist(), samples[:, number].tolist()]
-        axes.hist(both, bins=20, density=True, color=[_DATA, _MODEL], label=["data", "samples"])
-        axes.set_title(f"x_{number + 1}", fontsize=7)
+        both = [one[:, number][~one[:, number].isnan()] for one in (data, samples)]
+        categories = columns[number].categories[: 2 * _MOST] if columns else ()
+        if categories:
+            for side, (one, label, colour) in enumerate(zip(both, ("data", "samples"), (_DATA, _MODEL))):
+                shares = [(one == code).double().mean().item() for code in range(len(categories))]
+                places = np.arange(len(shares)) + 0.4 * side - 0.2
+                axes.bar(places, shares, 0.4, color=colour, label=label)
+            axes.set_xticks(range(len(categories)), [_label(text) for text in categories], rotation=90)
+        else:
+            style: Any = {"bins": 20, "density": True, "color": [_DATA, _MODEL], "label": ["data", "samples"]}
+            axes.hist([one.tolist() for one in both], **style)
+        axes.set_title(_label(columns[number].name) if columns else f"x_{number + 1}", fontsize=7)
         axes.tick_params(labelsize=6)
     figure.axes[0].legend(fontsize=6)
     for axes in figure.axes[num_columns:]:
         axes.set_visible(False)
     return figure
+
+
+def _label(text: str) -> str:
+    """Return the name of a column or a category for an axis: an axis writes its labels anew while it is drawn."""
+    return _drawable(one_line(text if len(text) <= 20 else f"{text[:17]}..."))[0]
 
 
 def save_figures(
@@ -398,9 +423,9 @@ def save_figures(
         "losses": lambda: loss_figure(run.metrics(), title),
     }
     if not run.data.is_images:
-        data = run.dataset().test[:1000]
-        figures["reconstructions"] = lambda: reconstructed_values_figure(images, reconstructions, title, data)
-        figures["samples"] = lambda: marginal_figure(data, samples, title) if len(samples) else None
+        data, columns = run.dataset().test[:1000], run.data.columns
+        figures["reconstructions"] = lambda: reconstructed_values_figure(images, reconstructions, title, data, columns)
+        figures["samples"] = lambda: marginal_figure(data, samples, title, columns) if len(samples) else None
     for name, draw in figures.items():
         before_each()
         if (figure := draw()) is not None:

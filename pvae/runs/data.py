@@ -143,7 +143,9 @@ def images_for(run: Run, path: str | Path) -> tuple[list[str], Tensor, str]:
 
 def _values_for(run: Run, file: Path) -> tuple[list[str], Tensor, str]:
     """Return the data of all splits of a file, in its order, for a run on data that are no images."""
-    splits, _, names = read_values(file)
+    splits, _, names, columns = read_values(file, run.data.columns)
+    if texts := [column.name for column in columns if column.categories and not run.data.columns]:
+        raise InputError(f"{file}: column {texts[0]} holds texts, and {run.path} was trained on numbers")
     for split, part in splits.items():
         if part.shape[1:] != run.data.datum_shape:
             raise InputError(

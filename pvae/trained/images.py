@@ -13,6 +13,7 @@ from torch import Tensor
 from pvae.core.errors import InputError
 from pvae.core.records import markdown_of
 from pvae.data.preparation import Pixels
+from pvae.distributions.columns import Columns
 from pvae.distributions.hierarchy import Hierarchy
 from pvae.runs.data import images_for
 from pvae.runs.run import Run
@@ -206,7 +207,10 @@ _COLUMNS: dict[str, Callable[[Score], str]] = {
 
 
 class Imputed(NamedTuple):
-    """Data whose missing values are filled in, (N, *shape), and the standard error of each from the draws of z."""
+    """Data whose missing values are filled in, (N, *shape), and the standard error of each from the draws of z.
+
+    Of a category or a binary column of `Columns` the most likely code is filled in, whose error is NaN.
+    """
 
     filled: Tensor
     stderr: Tensor
@@ -217,6 +221,8 @@ def impute(vae: VAE, x: Pixels, num_particles: int = 200) -> Imputed:
     """Fill in what is missing: the mean of p(x missing | x observed), by self-normalised importance sampling.
 
         E[x missing | x observed] ~ sum_k w_k E[x | z_k] / sum_k w_k,    w_k = p(x observed, z_k) / q(z_k | x observed)
+
+    Of a category its probabilities are averaged, and the most likely one is taken.
 
     Args:
         vae: in eval mode, with `Config.missing`.
@@ -235,9 +241,13 @@ def impute(vae: VAE, x: Pixels, num_particles: int = 200) -> Imputed:
         z = q.sample((num_particles,))
         log_w = vae.log_likelihood(part, z) + vae.prior().log_prob(z) - q.log_prob(z)
         weight = log_w.softmax(0).reshape(*log_w.shape, *[1] * (part.dim() - 1))
-        means = vae.likelihood(z).mean
+        p_x = vae.likelihood(z)
+        means = p_x.features if isinstance(p_x, Columns) else p_x.mean
         mean, is_missing = (weight * means).sum(0), part.isnan()
         error = (weight * (means - mean)).square().sum(0).sqrt()
+        if isinstance(p_x, Columns):
+            nan = torch.full_like(part, torch.nan)
+            mean, error = p_x.from_features(mean), torch.where(p_x.has_mean, p_x.from_features(error), nan)
         filled.append(torch.where(is_missing, mean, part))
         stderr.append(torch.where(is_missing, error, torch.zeros_like(error)))
     return Imputed(torch.cat(filled), torch.cat(stderr))

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pvae.config.config import Config
-from pvae.config.options import COUNTS, REALS
+from pvae.config.options import COUNTS, OF_VALUES, REALS
 from pvae.config.presets import as_option, system_title
 from pvae.core.errors import InputError
 from pvae.core.files import check_replaceable, write_whole
@@ -110,7 +110,7 @@ def training_script(config: Config) -> str:
         "elbo": config.elbo in ("trace", "analytic", "handwritten", "iwae"),
         "particles": config.particles == 1,
         "binarize": config.binarize != "static",
-        "likelihood": config.likelihood not in ("normal-optimal", *COUNTS, *REALS),
+        "likelihood": config.likelihood not in ("normal-optimal", *OF_VALUES),
         "schedule": config.schedule != "paper",
         "free_bits": config.free_bits == 0,
         "warm_up_cycles": config.warm_up_cycles == 1,
@@ -148,6 +148,8 @@ def plain_torch(vae: VAE, config: Config, datum_shape: Sequence[int], title: str
     has_flow = config.posterior in ("planar", *_NETWORKS_OF_FLOWS)
     if config.missing:
         raise InputError("a VAE of missing values cannot be written in plain torch yet: use pvae.load")
+    if config.likelihood == "columns":
+        raise InputError("--likelihood columns cannot be written in plain torch: use pvae.load")
     if config.prior == "vamp" and has_flow:
         raise InputError("a VampPrior of flows cannot be written in plain torch, which has no mixture of them")
     used = {

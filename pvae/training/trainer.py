@@ -467,6 +467,9 @@ def _check_options(config: Config, data: Dataset, world: World, has_own_vae: boo
     `Config` itself accepts them, so that runs of earlier versions can be read.
     """
     Preparation.of(config).check(data.is_images, config.likelihood)
+    texts = [column.name for column in data.columns if column.categories]
+    if texts and config.likelihood != "columns" and not has_own_vae:
+        raise InputError(f"column {texts[0]} of {data.name} holds texts: give --likelihood columns, or leave it out")
     if config.batch_size > len(data.train):
         raise InputError(
             f"--batch-size {config.batch_size} is larger than the {len(data.train):,} training images of "

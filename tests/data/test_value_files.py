@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from pvae.core.errors import InputError
-from pvae.data.choices import values_config
-from pvae.data.dataset import Dataset
+from pvae.data.choices import describe_choices, values_config
+from pvae.data.dataset import Column, Dataset
 from pvae.data.preparation import Preparation
 from pvae.data.sources import load_dataset
+from pvae.data.value_files import read_values, table_text
 
 RNG = np.random.default_rng(0)
 
@@ -84,10 +86,12 @@ def test_a_table_of_numbers(tmp_path):
     [
         ("a,b\n1,2\n3\n", ["line 3", "1 fields"]),
         ("a,b\n1,2\n3,x\n", ["line 3", "b is the text 'x'"]),
+        ("a,b\n" + "1,NA\n" * 4 + "1,2\n" * 5, ["line 2", "b is the text 'NA'"]),
+        ("a,id\n" + "".join(f"1,p{row}\n" for row in range(90)), ["column id", "90 different texts"]),
         ("a,b\n", ["no rows"]),
         ("", ["no rows"]),
         ("a,b\n" + "1,2\n" * 9 + "3,inf\n", ["holds inf"]),
-        ("a,b\n" + "1,\n" * 9, ["value 2", "missing in all"]),
+        ("a,b\n" + "1,\n" * 9, ["column b", "missing in all"]),
     ],
 )
 def test_bad_tables_are_refused_by_line_and_column(tmp_path, content, words):
@@ -95,6 +99,128 @@ def test_bad_tables_are_refused_by_line_and_column(tmp_path, content, words):
     with pytest.raises(InputError) as refused:
         load_dataset(f"table:{tmp_path / 't.csv'}")
     assert all(word in str(refused.value) for word in words), refused.value
+
+
+def mixed(path, count=60):
+    cities = ["Rome", "", "Oslo", " Oslo", "7"]
+    rows = [f"{i / 4},{i % 2},{cities[i % 5]},{'' if i % 9 == 4 else i % 30 // 29 * 90}" for i in range(count)]
+    path.write_text("\ufeffage,is_new,city,visits\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def test_a_table_of_numbers_and_texts(tmp_path):
+    data = load_dataset(f"table:{mixed(tmp_path / 't.csv')}")
+    assert data.columns == (Column("age"), Column("is_new"), Column("city", ("7", "Oslo", "Rome")), Column("visits"))
+    for split in ("train", "test"):
+        for name, (age, _, city, visits) in zip(data.names[split], data.splits[split].tolist()):
+            row = int(name.removeprefix("line-")) - 2
+            assert age == row / 4
+            assert math.isnan(visits) == (row % 9 == 4)
+            assert city == [2, math.nan, 1, 1, 0][row % 5] or (row % 5 == 1 and math.isnan(city))
+    renamed = dataclasses.replace(
+        data, columns=(*data.columns[:2], Column("city", ("7", "Oslo", "Rom")), *data.columns[3:])
+    )
+    assert renamed.record().sha256 != data.record().sha256, "other texts are other data"
+    with pytest.raises(InputError, match="3 columns"):
+        dataclasses.replace(data, columns=data.columns[:3])
+
+
+def test_what_is_chosen_for_a_table(tmp_path):
+    data = load_dataset(f"table:{mixed(tmp_path / 't.csv')}")
+    config = values_config(data)
+    assert (config.likelihood, config.columns, config.missing) == ("columns", "real,binary,categorical:3,count", True)
+    given = "real*2,categorical:3,count"
+    assert values_config(data, likelihood="columns", columns=given).columns == given
+    lines = [line.split() for line in describe_choices(data, config, ()).splitlines()]
+    assert {("age", "real"), ("is_new", "binary"), ("city", "categorical:3"), ("visits", "count")} <= {
+        tuple(line[:2]) for line in lines
+    }
+    draw = np.random.default_rng(1)
+    for values, likelihood in (
+        (draw.normal(size=(90, 3)), "normal-diagonal"),
+        (draw.geometric(0.2, (90, 3)), "negative-binomial"),
+        (draw.integers(0, 2, (90, 3)), "bernoulli"),
+    ):
+        table = Dataset("t", torch.tensor(values[:80]), torch.tensor(values[80:]), columns=tuple(map(Column, "abc")))
+        assert values_config(table).likelihood == likelihood
+    even = np.stack([draw.integers(20, 23, 90), draw.geometric(0.2, 90)], 1)  # a count varies more than a Poisson
+    table = Dataset("t", torch.tensor(even[:80]), torch.tensor(even[80:]), columns=tuple(map(Column, "ab")))
+    assert values_config(table).columns == "real,count"
+
+
+def test_many_columns_are_described_by_the_first():
+    x = torch.cat([torch.randn(60, 29), torch.arange(60)[:, None] % 2], 1)
+    data = Dataset("wide", x[:50], x[50:], columns=tuple(Column(f"c{place}") for place in range(30)))
+    said = describe_choices(data, values_config(data), ())
+    assert "c19" in said
+    assert "c20" not in said
+    assert "and 10 more" in said
+
+
+def test_the_columns_of_a_run_are_those_of_other_files_too(tmp_path):
+    _, _, _, columns = read_values(mixed(tmp_path / "t.csv"))
+    few = tmp_path / "few.csv"
+    few.write_text("age,is_new,city,visits\n,1,Rome,3\n2,0,,\n")
+    values, _, names, _ = read_values(few, columns)
+    assert np.array_equal(values["train"], [[np.nan, 1, 2, 3], [2, 0, np.nan, np.nan]], equal_nan=True)
+    assert names == {"train": ["line-2", "line-3"]}
+    for content, words in (
+        ("age,is_new,city,visits\n1,1,Rome,1\n1,1,Paris,1\n", ["line 3", "city is 'Paris'", "7, Oslo, Rome"]),
+        ("age,is_new,city,visits\n1,1,Rome,1\n1,1,Oslo,many\n", ["line 3", "visits is the text 'many'"]),
+        ("age,is_new,city\n1,1,Rome\n", ["3 columns for 4"]),
+        ("age,new,city,visits\n1,1,Rome,1\n", ["new for is_new"]),
+        ("age,city,is_new,visits\n1,Rome,1,1\n", ["city for is_new"]),
+    ):
+        few.write_text(content)
+        with pytest.raises(InputError) as refused:
+            read_values(few, columns)
+        assert all(word in str(refused.value) for word in words), refused.value
+
+
+def test_a_table_is_written_as_it_was_read(tmp_path):
+    _, _, _, columns = read_values(mixed(tmp_path / "t.csv"))
+    values = torch.tensor([[1 / 3, 1, 2, math.nan], [2.0, 0, math.nan, 1e6]]).double()
+    assert table_text(columns, values) == "age,is_new,city,visits\n0.333333,1,Rome,\n2,0,,1e+06\n"
+    given = torch.tensor([[math.nan, 0, 1, 12.25], [math.nan, 1, math.nan, 1234567.5]]).double()
+    assert table_text(columns, values, given) == "age,is_new,city,visits\n0.333333,0,Oslo,12.25\n2,1,,1234567.5\n"
+
+
+def test_a_table_in_a_parquet_file(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = pandas.DataFrame(
+        {"a": [1.5, None, 0.1 + 0.2] * 7, "b": [True, False, None] * 7, "c": ["x", "y, z", None] * 7, "d": range(21)}
+    )
+    frame.to_parquet(tmp_path / "t.parquet")
+    values, _, names, columns = read_values(tmp_path / "t.parquet")
+    assert columns == (Column("a"), Column("b"), Column("c", ("x", "y, z")), Column("d"))
+    assert names["train"][:2] == ["row-1", "row-2"]
+    assert np.array_equal(values["train"][1], [np.nan, 0, 1, 1], equal_nan=True)
+    assert values["train"][2, 0] == 0.1 + 0.2
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_values(tmp_path / "t.parquet")
+
+
+def test_arrays_in_an_hdf5_file(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    rows = RNG.random((40, 5))
+    with h5py.File(tmp_path / "t.h5", "w") as file:
+        file["X"], file["y"] = rows, ["a", "b", "c", "a"] * 10
+    data = load_dataset(f"array:{tmp_path / 't.h5'}")
+    assert data.datum_shape == (5,)
+    assert data.label_names == ("a", "b", "c")
+    (tmp_path / "t.h5").write_bytes(b"no HDF5")
+    with pytest.raises(InputError, match="damaged"):
+        load_dataset(f"array:{tmp_path / 't.h5'}")
+
+
+@pytest.mark.parametrize(("name", "package"), [("t.parquet", "pandas"), ("t.h5", "h5py")])
+def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, name, package):
+    monkeypatch.setattr("pvae.data.value_files.find_spec", lambda name: None)
+    (tmp_path / name).write_bytes(b"any")
+    with pytest.raises(InputError, match=f"{package}.*pip install"):
+        read_values(tmp_path / name)
 
 
 def test_bad_arrays_are_refused(tmp_path):

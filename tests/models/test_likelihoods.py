@@ -13,7 +13,7 @@ import scipy.stats
 import torch
 
 from pvae.config.config import Config
-from pvae.config.options import COUNTS, LIKELIHOODS, REALS
+from pvae.config.options import COUNTS, LIKELIHOODS, OF_VALUES, REALS
 from pvae.distributions.bernoulli import PseudoBernoulli
 from pvae.distributions.discretized_logistic import DiscretizedLogistic
 from pvae.elbos.registry import build_elbo
@@ -22,7 +22,7 @@ from pvae.models.likelihoods import LIKELIHOOD_CLASSES
 from pvae.models.networks import Standardize
 from pvae.training.fit import fit
 
-OF_IMAGES = [name for name in LIKELIHOODS if name not in (*COUNTS, *REALS)]
+OF_IMAGES = [name for name in LIKELIHOODS if name not in OF_VALUES]
 
 
 def binary_images(shape):

@@ -1,0 +1,121 @@
+"""`Columns`, a row whose columns have distributions of different kinds, as one event; and an ordered logistic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Size, Tensor
+from torch.nn.functional import logsigmoid
+
+__all__ = ["Columns", "ordered_logits"]
+
+
+class Columns(TorchDistribution):
+    """A row of D columns, each with its own distribution, as one event of shape (D,).
+
+        log_prob(x) = sum over d with x_d observed of log p_d(x_d)
+
+    A category is its code 0, ..., K - 1. A value that is NaN is not observed, as in `Observed`.
+
+    Args:
+        parts: distributions of batch shape (..., n) and event shape (), each of n columns of one kind: any with a mean,
+            or a `Categorical`. The sum of the n is D. 0 must be in the support of each.
+        order: the columns of x that the parts describe, part by part; int64 (D,), a permutation.
+
+    Reference:
+        Nazabal et al., arXiv:1807.03653, for the likelihoods of columns of different kinds.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # each part checks its own
+
+    def __init__(self, parts: Sequence[TorchDistribution], order: Tensor, validate_args: bool | None = None) -> None:
+        self.parts, self.order = tuple(parts), order
+        self._sizes = [part.batch_shape[-1] for part in parts]
+        super().__init__(parts[0].batch_shape[:-1], Size([sum(self._sizes)]), validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Columns:
+        """Return the same distribution over a larger batch shape."""
+        parts = [part.expand(Size((*batch_shape, size))) for part, size in zip(self.parts, self._sizes)]
+        return Columns(parts, self.order, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-probability of the values (..., D) that are observed, of the batch shape, in nats."""
+        value = value[..., self.order]
+        is_missing = value.isnan()
+        values = torch.where(is_missing, torch.zeros_like(value), value).split(self._sizes, -1)
+        each = torch.cat([part.log_prob(one) for part, one in zip(self.parts, values)], -1)
+        return torch.where(is_missing, torch.zeros_like(each), each).sum(-1)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+        """Return draws, sample_shape + (..., D), which have no gradient."""
+        draws = torch.cat([part.sample(Size(sample_shape)) for part in self.parts], -1)
+        return self._in_order(draws.to(self.features.dtype))
+
+    @property
+    def features(self) -> Tensor:
+        """The K probabilities of each category, and the means of the other columns, part by part: (..., F).
+
+        Unlike codes, they can be averaged, over draws of z for instance; `from_features` returns to columns.
+        """
+        return torch.cat([part.probs.flatten(-2) if _is_coded(part) else part.mean for part in self.parts], -1)
+
+    def from_features(self, features: Tensor) -> Tensor:
+        """Return the most likely code of each category and binary column, and the means of the others, (..., D).
+
+        Args:
+            features: as `features`, or an average of such, (..., F).
+        """
+        widths = [part.param_shape[-2:].numel() if _is_coded(part) else n for part, n in zip(self.parts, self._sizes)]
+        columns = []
+        for part, size, one in zip(self.parts, self._sizes, features.split(widths, -1)):
+            if _is_coded(part):
+                one = one.unflatten(-1, (size, -1)).argmax(-1).to(features.dtype)
+            elif isinstance(part, dist.Bernoulli):
+                one = (one > 0.5).to(features.dtype)
+            columns.append(one)
+        return self._in_order(torch.cat(columns, -1))
+
+    @property
+    def mean(self) -> Tensor:
+        """The means, and of a category or a binary column, whose mean is no value of it, the most likely code."""
+        return self.from_features(self.features)
+
+    @property
+    def has_mean(self) -> Tensor:
+        """Whether `from_features` gives the mean of a column, and not its most likely code; bool (D,)."""
+        kinds = [not (_is_coded(part) or isinstance(part, dist.Bernoulli)) for part in self.parts]
+        of_part = [torch.full((size,), kind) for size, kind in zip(self._sizes, kinds)]
+        return self._in_order(torch.cat(of_part).to(self.order.device))
+
+    def _in_order(self, values: Tensor) -> Tensor:
+        return values[..., self.order.argsort()]
+
+
+def _is_coded(part: TorchDistribution) -> bool:
+    return isinstance(part, dist.Categorical)
+
+
+def ordered_logits(location: Tensor, cutpoints: Tensor) -> Tensor:
+    """Return the log-probabilities of K levels that are in an order: an ordered logistic.
+
+        log P(k) = log [ sigmoid(c_k - l) - sigmoid(c_{k-1} - l) ]
+                 = log sigmoid(c_k - l) + log sigmoid(l - c_{k-1}) + log(1 - exp(c_{k-1} - c_k)),    0 < k < K - 1
+
+    with c_{-1} = -inf and c_{K-1} = inf. The second line is exact where the difference of the first would be 0;
+    `pyro.distributions.OrderedLogistic` takes the first.
+
+    Args:
+        location: l, of the batch shape (...).
+        cutpoints: increasing, (..., K - 1).
+
+    Returns:
+        (..., K) nats.
+    """
+    below, above = logsigmoid(cutpoints - location[..., None]), logsigmoid(location[..., None] - cutpoints)
+    between = (-torch.expm1(cutpoints[..., :-1] - cutpoints[..., 1:])).log()
+    return torch.cat([below[..., :1], below[..., 1:] + above[..., :-1] + between, above[..., -1:]], -1)

@@ -1,0 +1,270 @@
+"""A table of numbers and texts with empty fields: trained on, and read, drawn and filled in by every command."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import pvae
+from pvae.cli.draw import main as draw
+from pvae.cli.evaluate import main as evaluate
+from pvae.cli.images import encode, export, sample, score
+from pvae.cli.train import main as train
+from pvae.config.config import Config
+from pvae.core.random_state import seeded
+from pvae.data.dataset import Column, Dataset
+from pvae.data.preparation import Pixels
+from pvae.distributions.columns import Columns
+from pvae.elbos.registry import build_elbo
+from pvae.models.build import build_vae, fit_to
+from pvae.plotting.run_figures import marginal_figure, reconstructed_values_figure
+from pvae.reference import elbo as reference
+from pvae.trained.images import impute
+from pvae.training.fit import fit
+from pvae.vae import VAE
+
+CPU = torch.device("cpu")
+NAMES = ["age", "visits", "smoker", "city, town", "pain"]
+CITIES = ["Aarhus", "Bergen", "Cadiz"]
+
+
+def rows(count=400, seed=0):
+    """Columns that all depend on one latent, of which a tenth of the fields are empty."""
+    draws = np.random.default_rng(seed)
+    z = draws.normal(size=count)
+    columns = [
+        (40 + 10 * z + draws.normal(size=count)).round(1),
+        draws.poisson(draws.gamma(2, np.exp(0.5 + z) / 2)),
+        (draws.logistic(size=count) < 3 * z).astype(int),
+        np.array(CITIES)[(draws.gumbel(size=(count, 3)) + np.outer(z, [-4, 0, 4])).argmax(1)],
+        np.digitize(3 * z + draws.logistic(size=count), [-2, 2]),
+    ]
+    missing = draws.random((count, 5)) < 0.1
+    missing[:, 1] &= ~missing[:, 0]
+    return [["" if gone else str(one) for one, gone in zip(row, out)] for row, out in zip(zip(*columns), missing)]
+
+
+def write(path, table):
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([NAMES, *table])
+    return path
+
+
+def read(path):
+    with Path(path).open(newline="") as file:
+        return list(csv.reader(file))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write(tmp_path / "t.csv", rows())
+    return tmp_path
+
+
+def test_every_command_takes_a_table_of_numbers_and_texts(folder, capsys):
+    kinds = ["--likelihood", "columns", "--columns", "real,count,binary,categorical:3,ordinal:3"]
+    options = [
+        "--hidden",
+        "32",
+        "--latent-dim",
+        "2",
+        "--epochs",
+        "40",
+        "--lr",
+        "0.01",
+        "--batch-size",
+        "32",
+        "--patience",
+        "0",
+    ]
+    assert train(["--dataset", "table:t.csv", *kinds, *options, "--out", "run"]) == 0
+    capsys.readouterr()
+    run = pvae.Run.open("run")
+    assert run.data.columns == tuple(Column(name, tuple(CITIES) * (name == "city, town")) for name in NAMES)
+    assert evaluate(["run", "--importance-samples", "3"]) == 0
+    assert encode(["run", "t.csv", "--out", "codes.csv"]) == 0
+    assert len(read("codes.csv")) == 401
+    assert draw(["run"]) == 0
+    assert {"reconstructions", "samples"} <= {path.stem for path in (folder / "run" / "figures").glob("*.png")}
+
+    for number in (3, 50):  # the second time it replaces its own file
+        assert sample(["run", "-n", str(number)]) == 0
+    header, *drawn = read("run/samples/samples.csv")
+    assert (header, len(drawn)) == (NAMES, 50)
+    assert {row[3] for row in drawn} <= {*CITIES}
+    assert {row[4] for row in drawn} <= {"0", "1", "2"}
+
+    given = rows()
+    hidden = [row.copy() for row in given]
+    for number, row in enumerate(hidden):
+        row[(3, 4, 0)[number % 3]] = ""
+    write(folder / "hidden.csv", hidden)
+    assert sample(["run", "--impute", "hidden.csv"]) == 0
+    _, *filled = read("run/samples/imputed.csv")
+    _, *errors = read("run/samples/imputed-stderr.csv")
+    right = []
+    for truth, known, row, error in zip(given, hidden, filled, errors):
+        for place, (one, shown) in enumerate(zip(known, row)):
+            assert one in ("", shown) or float(one) == float(shown)  # 37.0 becomes 37
+            is_code = place in (2, 3, 4)
+            assert error[place] == ("" if one == "" and is_code else "0") or (one == "" and not is_code)
+            if one == "" and not is_code:
+                assert float(error[place]) > 0
+        right += [row[place] == truth[place] for place in (3, 4) if known[place] == "" and truth[place]]
+    assert np.mean(right) > 0.65, "more than by the most frequent text"
+    (folder / "out").mkdir()
+    (folder / "out" / "imputed.csv").write_text("of the user")
+    assert sample(["run", "--impute", "hidden.csv", "--out", "out"]) == 2
+    assert (folder / "out" / "imputed.csv").read_text() == "of the user"
+
+    capsys.readouterr()
+    for table, words in (
+        ([["1", "1", "1", "Paris", "1"]], ["line 2", "city, town is 'Paris'"]),
+        ([["1", "1", "1", "Cadiz", "1"], ["old", "1", "1", "Cadiz", "1"]], ["line 3", "age is the text 'old'"]),
+        ([["1", "1.5", "1", "Cadiz", "1"]], ["domain"]),
+    ):
+        write(folder / "other.csv", table)
+        for command in (encode, score):
+            assert command(["run", "other.csv", "--out", "new.csv"]) == 2
+            said = capsys.readouterr().err
+            assert all(word in said for word in words), said
+    assert export(["run", "--format", "torch"]) == 2
+    assert train(["--resume", "run", "--epochs", "41", "--quiet"]) == 0
+    assert not (folder / "run" / "samples" / "samples.csv").exists()
+    assert (folder / "run" / "of-epoch-40" / "samples" / "imputed.csv").exists()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_texts_need_a_likelihood_of_columns(folder, capsys):
+    assert train(["--dataset", "table:t.csv", "--likelihood", "normal-diagonal", "--out", "run"]) == 2
+    assert "city, town" in capsys.readouterr().err
+    assert train(["--dataset", "table:t.csv", "--columns", "real*5", "--out", "run"]) == 2
+    for columns in ("real*4", "real,count,binary,categorical:2,real"):
+        options = ["--dataset", "table:t.csv", "--likelihood", "columns", "--columns", columns]
+        assert train([*options, "--out", "run"]) == 2
+    assert not (folder / "run").exists()
+    numbers = "a,b,c,d,e\n" + "".join(f"{i},{i / 2},1.5,{-i},0.5\n" for i in range(40))
+    (folder / "numbers.csv").write_text(numbers)
+    assert train(["--dataset", "table:numbers.csv", "--epochs", "1", "--out", "run", "--quiet"]) == 0
+    config = json.loads((folder / "run" / "config.json").read_text())
+    del config["data"]["columns"]  # a run of an earlier version
+    (folder / "run" / "config.json").write_text(json.dumps(config))
+    assert encode(["run", "numbers.csv", "--out", "codes.csv"]) == 0
+    capsys.readouterr()
+    assert encode(["run", "t.csv", "--out", "codes.csv"]) == 2
+    assert "was trained on numbers" in capsys.readouterr().err
+
+
+def system(**options):
+    kinds = "real,count,binary,categorical:3,ordinal:4"
+    return Config(likelihood="columns", columns=kinds, hidden=(8,), latent_dim=2, missing=True).replace(**options)
+
+
+def values(count=60):
+    generator = torch.Generator().manual_seed(0)
+    u = torch.rand(count, 5, generator=generator)
+    x = (u * torch.tensor([90.0, 9, 2, 3, 4])).floor()
+    return torch.where(torch.rand(count, 5, generator=generator) < 0.2, torch.nan, x)
+
+
+@pytest.mark.parametrize("name", ["trace", "analytic", "iwae"])
+def test_the_bounds_are_those_written_by_hand(name):
+    """Value and gradients in float64, with vectorised particles, to a relative 1e-10."""
+    x = values(9).double()
+    with seeded(0, CPU):
+        vae = build_vae(system(), (5,))
+        fit_to(vae, values())
+    vae = vae.double()
+    by_hand = {
+        "trace": reference.monte_carlo,
+        "analytic": reference.closed_form,
+    }
+
+    def importance_weighted():
+        with seeded(1, CPU):
+            q = vae.posterior(x)
+            z = q.rsample((3,))
+        log_w = vae.likelihood(z).log_prob(x) + vae.prior().log_prob(z) - q.log_prob(z)
+        return -(log_w.logsumexp(0) - math.log(3)).mean()
+
+    losses = []
+    with pyro.get_param_store().scope(), seeded(1, CPU):
+        losses.append(build_elbo(name, 3 if name == "iwae" else 1).loss_and_terms(vae.model, vae.guide, x)[0])
+    with seeded(1, CPU):
+        losses.append(importance_weighted() if name == "iwae" else reference.loss(by_hand[name](vae, x)))
+    gradients = [torch.autograd.grad(loss, list(vae.parameters())) for loss in losses]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-10, atol=1e-12)
+    for ours, theirs in zip(*gradients):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("elbo", ["analytic", "dreg", "score-loo"])
+def test_recorded_steps_train_as_eager_ones(tmp_path, elbo):
+    x, bounds = values(), []
+    particles = 1 if elbo == "analytic" else 3
+    for engine in ("none", "graph"):
+        config = system(compile=engine, elbo=elbo, particles=particles, epochs=3, batch_size=10)
+        run = fit(config, data=Dataset("mine", x[:40], x[40:]), out=tmp_path / engine)
+        bounds.append(run.metrics()[-1].elbo)
+    assert bounds[0] == pytest.approx(bounds[1], rel=1e-5)
+
+
+def test_what_is_missing_is_imputed_by_probabilities_and_not_by_codes():
+    """One latent, and integrals over it on a grid: the likeliest category, and the mean at 4.5 errors."""
+
+    class Prior(nn.Module):
+        def forward(self):
+            return dist.Normal(torch.zeros(1).double(), 1.0).to_event(1)
+
+    class Posterior(nn.Module):
+        def forward(self, x):
+            return dist.Normal(torch.zeros(len(x), 1).double(), 1.2).to_event(1)
+
+    class Likelihood(nn.Module):
+        def forward(self, z):
+            first = torch.where(z > 0, 0.2, -3.0)  # a little likelier than the last for z > 0, and else much less so
+            logits = torch.cat([first, 0 * z - 6, 0 * z], -1)[..., None, :]
+            return Columns([dist.Categorical(logits=logits), dist.Normal(z, 0.8)], torch.tensor([1, 0]))
+
+    vae = VAE(Prior(), Posterior(), Likelihood())
+    x = torch.tensor([[math.nan, 0], [math.nan, 2], [3, math.nan], [0.4, math.nan], [0.2, math.nan]]).double()
+    z = torch.linspace(-8, 8, 4001, dtype=torch.float64)[:, None, None]
+    weight = (vae.log_likelihood(x, z.expand(-1, len(x), 1)) + vae.prior().log_prob(z)).softmax(0)
+    with seeded(0, CPU):
+        found = impute(vae, Pixels(x), 4000)
+    means = (weight[:, :2] * z[:, 0]).sum(0)
+    errors = (found.filled[:2, 0] - means) / found.stderr[:2, 0]
+    assert errors.abs().max() < 4.5
+    assert found.stderr[:2, 0].max() < 0.05
+    shares = (weight[:, 2:, None] * vae.likelihood(z).parts[0].probs[:, :, 0]).sum(0)
+    assert found.filled[2:, 1].tolist() == shares.argmax(-1).tolist() == [0, 2, 2]
+    votes = (weight[:, 2:] * (z[:, 0] > 0)).sum(0)
+    assert (votes > 0.55).all(), "of most draws the likeliest category is 0"
+    codes = (shares * torch.arange(3)).sum(-1).round()
+    assert codes.tolist() == [1, 1, 1], "their mean is a category that hardly occurs"
+    assert found.stderr[2:, 1].isnan().all()
+    assert not found.stderr[:2, 1].any()
+
+
+def test_pictures_name_columns_and_show_the_shares_of_categories():
+    columns = (Column("age"), Column("city", ("Rome", "Oslo", "$" + 40 * "x")))
+    data = torch.tensor([[1.0, 0], [2, 0], [3, 1], [4, math.nan], [math.nan, 2]])
+    figure = marginal_figure(data, torch.tensor([[2.0, 2], [3, 2]]), "title", columns)
+    ages, cities = figure.axes[:2]
+    assert [ages.get_title(), cities.get_title()] == ["age", "city"]
+    assert [text.get_text() for text in cities.get_xticklabels()] == ["Rome", "Oslo", "$" + 16 * "x" + "..."]
+    assert [bar.get_height() for bar in cities.patches] == [0.5, 0.25, 0.25, 0, 0, 1]
+    figure = reconstructed_values_figure(data, data, "title", data, columns)
+    assert next(text.get_text() for text in figure.axes[0].get_xticklabels()) == "age"
