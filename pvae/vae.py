@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import pyro
@@ -16,7 +19,7 @@ __all__ = ["VAE", "LikelihoodModule", "PosteriorModule", "PriorModule", "draw_la
 
 
 class PriorModule(Protocol):
-    """A module that returns the prior p(z).
+    """A module that returns the prior p(z), or p(z | y) if `forward` has a parameter y.
 
     It may be a `pvae.distributions.hierarchy.Hierarchy`, if q(z | x) is one too. Each of its layers is then a sample
     site of its own in model and guide: "z1", "z2" and so on in place of "z".
@@ -30,8 +33,8 @@ class PriorModule(Protocol):
 class PosteriorModule(Protocol):
     """A module that returns the approximate posterior q(z | x).
 
-    If it has an attribute `has_density` that is False, q(z | x) is a point, as in an autoencoder, and there is no bound
-    on log p(x).
+    If `forward` has a second parameter y, it returns q(z | x, y) given labels. If it has an attribute `has_density`
+    that is False, q(z | x) is a point, as in an autoencoder, and there is no bound on log p(x).
     """
 
     def forward(self, x: Tensor, /) -> TorchDistribution:
@@ -40,7 +43,7 @@ class PosteriorModule(Protocol):
 
 
 class LikelihoodModule(Protocol):
-    """A module that returns the likelihood p(x | z).
+    """A module that returns the likelihood p(x | z), or p(x | z, y) if `forward` has a second parameter y.
 
     It may also have `check(x)`, which returns images in its domain and raises an `InputError` for others; `pseudo`,
     True for a pseudo-likelihood; `is_bounding`, False for a distribution that is fitted to the batch; and
@@ -56,6 +59,9 @@ class VAE(nn.Module):
     """A variational autoencoder: p(z), q(z | x) and p(x | z), each any module that returns a distribution.
 
         model:  z ~ p(z),  x ~ p(x | z)          guide:  z ~ q(z | x)
+
+    Any of the three may depend on labels y too: its module's `forward` then has a parameter of that name, and the
+    methods take y, or `given(y)` is the VAE of these labels. Its bounds are on log p(x | y).
 
     Example: a VAE of binary images of 4 x 4, trained by SVI, and its loss written by hand:
 
@@ -93,8 +99,11 @@ class VAE(nn.Module):
         q_z: returns the approximate posterior of a batch.
         p_x: returns the likelihood of a latent.
 
+    Attributes:
+        y: the labels of `given`, (B, ...); None otherwise.
+
     Reference:
-        Kingma and Welling, arXiv:1312.6114, section 2.
+        Kingma and Welling, arXiv:1312.6114, section 2; Sohn, Lee and Yan, NeurIPS 2015, given labels.
     """
 
     def __init__(self, p_z: PriorModule, q_z: PosteriorModule, p_x: LikelihoodModule) -> None:
@@ -102,27 +111,77 @@ class VAE(nn.Module):
         self.p_z = _module("p_z", p_z)
         self.q_z = _module("q_z", q_z)
         self.p_x = _module("p_x", p_x)
+        self.y: Tensor | None = None
+
+    def given(self, y: Tensor | None = None) -> VAE:
+        """Return the VAE of the same modules at labels y, one for each datum (B, ...), or one for all (1, ...).
+
+        Its prior, posterior and likelihood are p(z | y), q(z | x, y) and p(x | z, y), so that whatever takes a VAE
+        computes what it computes given y. None leaves it as it is.
+
+        Raises:
+            InputError: (a ValueError) no module of the VAE takes labels.
+        """
+        if y is None:
+            return self
+        if not self.takes_labels:
+            raise InputError("no module of this VAE takes labels: give one a parameter y, as in forward(z, y)")
+        vae = copy.copy(self)
+        vae.y = y
+        return vae
+
+    def split(self, x: Any, size: int) -> Iterator[tuple[VAE, Tensor]]:
+        """Yield data x (N, *D) in parts of `size`, each with this VAE given their labels if it has labels (N, ...).
+
+        Args:
+            x: a tensor, or `Pixels`.
+            size: data in a part.
+        """
+        start = 0
+        for part in x.split(size):
+            is_of_all = self.y is None or len(self.y) == 1
+            yield self if is_of_all else self.given(self.y[start : start + len(part)]), part  # type: ignore[index]
+            start += len(part)
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether prior, posterior or likelihood depends on labels y."""
+        return any(map(_takes_labels, (self.p_z, self.q_z, self.p_x)))
 
     def prior(self) -> TorchDistribution:
-        """Return p(z): batch shape (), event shape (L,).
+        """Return p(z): batch shape (), or given labels perhaps (B,); event shape (L,).
 
         Raises:
-            InputError: (a ValueError; so do the two methods below) the module returned another batch shape.
+            InputError: (a ValueError; so do the two methods below) the module returned another batch shape, or it needs
+                labels, and there are none.
         """
-        return _checked("p(z)", self.p_z(), ())
+        p_z = self._call(self.p_z)
+        is_of_batch = bool(getattr(p_z, "batch_shape", None))
+        return _checked("p(z)", p_z, self.y.shape[:1] if self.y is not None and is_of_batch else ())
 
     def posterior(self, x: Tensor) -> TorchDistribution:
-        """Return q(z | x) for images x (B, C, H, W): batch shape (B,), event shape (L,).
+        """Return q(z | x) for data x (B, *D): batch shape (B,), event shape (L,).
 
         Raises:
-            InputError: (a ValueError) x is not a batch of images in the likelihood's domain.
+            InputError: (a ValueError) x is not a batch of data in the likelihood's domain.
         """
         check: Callable[[Tensor], Tensor] | None = getattr(self.p_x, "check", None)
-        return _checked("q(z | x)", self.q_z(x if check is None else check(x)), x.shape[:1])
+        return _checked("q(z | x)", self._call(self.q_z, x if check is None else check(x)), x.shape[:1])
 
     def likelihood(self, z: Tensor) -> TorchDistribution:
-        """Return p(x | z) for latents z (..., L): batch shape z.shape[:-1], event shape (C, H, W)."""
-        return _checked("p(x | z)", self.p_x(z), z.shape[:-1])
+        """Return p(x | z) for latents z (..., L): batch shape z.shape[:-1], event shape D.
+
+        Given labels (B, ...), z is (..., B, L).
+        """
+        return _checked("p(x | z)", self._call(self.p_x, z), z.shape[:-1])
+
+    def _call(self, module: nn.Module, *given: Tensor) -> Any:
+        """Return the module's distribution, given labels too if it takes them."""
+        if self.y is not None and _takes_labels(module):
+            return module(*given, self.y)
+        if self.y is None and _takes_labels(module, required=True):
+            raise InputError("this VAE is one given labels y: call it as vae.given(y)")
+        return module(*given)
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """Return log p(x | z) of x (B, *D) and latents z (..., B, L): (..., B) nats.
@@ -139,16 +198,24 @@ class VAE(nn.Module):
             raise InputError(f"the event of p(x | z) has shape {shapes}: return a distribution of the datum's shape")
         return p_x
 
-    def model(self, x: Tensor) -> None:
-        """Pyro's generative function over images x (B, C, H, W): sites "z" and "x", or "z1", "z2", ... and "x"."""
+    def model(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Pyro's generative function over data x (B, *D), perhaps given labels y (B, ...).
+
+        Its sites are "z" and "x"; of several layers, "z1", "z2" and so on in place of "z"; and "y", a label that is a
+        latent.
+        """
+        if y is not None:
+            return self.given(y).model(x)
         register("p_z", self.p_z)
         register("p_x", self.p_x)
         with pyro.plate("data", x.shape[0]):
             z = draw_layers(self.prior(), pyro.sample)
             pyro.sample("x", self._likelihood_of(x, z), obs=x)
 
-    def guide(self, x: Tensor) -> None:
-        """Pyro's variational function over images x (B, C, H, W): site "z", or "z1", "z2", ..."""
+    def guide(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Pyro's variational function over data x (B, *D), perhaps given labels y (B, ...): the latent sites."""
+        if y is not None:
+            return self.given(y).guide(x)
         register("q_z", self.q_z)
         with pyro.plate("data", x.shape[0]):
             draw_layers(self.posterior(x), pyro.sample)
@@ -172,6 +239,17 @@ class VAE(nn.Module):
 def draw_layers(latent: Any, draw: Callable[[str, Any], Tensor]) -> Tensor:
     """Return z = draw("z", latent), or draw each layer of a hierarchy: "z1", "z2" and so on."""
     return latent.draw(draw) if hasattr(latent, "draw") else draw("z", latent)
+
+
+@functools.cache
+def _parameter_y(forward: Any) -> inspect.Parameter | None:
+    return inspect.signature(forward).parameters.get("y")
+
+
+def _takes_labels(module: nn.Module, required: bool = False) -> bool:
+    """Whether the module's `forward` has a parameter y, or one that has no default."""
+    y = _parameter_y(type(module).forward)
+    return y is not None and not (required and y.default is not y.empty)
 
 
 def _checked(name: str, one: TorchDistribution, batch_shape: tuple[int, ...]) -> TorchDistribution:

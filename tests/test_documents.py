@@ -107,6 +107,12 @@ def test_a_run_of_an_own_vae_is_drawn_evaluated_and_resumed_as_its_page_says(run
     assert "ELBO" in capsys.readouterr().out
 
 
+def test_labels_of_any_kind(run):
+    names = run(ROOT / "notebooks/labels.md", "pvae.VAE(Prior()")
+    assert names["losses"][-1] < names["losses"][0]
+    assert names["prediction"].shape == (10, 5)
+
+
 def test_other_data_as_their_page_takes_them(run):
     names = run(ROOT / "notebooks/values.md", "values_config")
     assert names["run"].config.likelihood == "negative-binomial"

@@ -319,7 +319,7 @@ LATER_MUTATIONS = {
     ),
     "importance weights without the prior": (
         "trained.log_likelihood:_log_sums",
-        "log_likelihood(part, x) + prior.log_prob(part)",
+        "log_likelihood(part, *batch) + prior.log_prob(part)",
         "log_likelihood(part, x)",
         "evaluation/test_evaluation.py::test_the_estimate_is_the_mean_of_the_weights",
     ),

@@ -67,12 +67,12 @@ def trained(data_dir, tmp_path_factory):
     return find
 
 
-def tests_of(run):
+def rows_of_test(run):
     return [row for row in run.metrics() if row.split == "test"]
 
 
 def test_pytorch_example_reaches_its_figures(trained):
-    rows = tests_of(trained("pytorch-example"))
+    rows = rows_of_test(trained("pytorch-example"))
     assert rows[0].elbo == pytest.approx(-127.5, abs=1.5)
     assert rows[0].posterior_mean_loss == pytest.approx(119.4, abs=1.5)
     assert rows[-1].epoch == 50
@@ -81,7 +81,7 @@ def test_pytorch_example_reaches_its_figures(trained):
 
 
 def test_mlp_2d_trades_distortion_for_rate(trained):
-    rows = tests_of(trained("mlp-2d"))
+    rows = rows_of_test(trained("mlp-2d"))
     assert rows[-1].epoch == 50
     assert rows[-1].elbo == pytest.approx(-138.3, abs=2.5)
     assert rows[0].distortion > rows[9].distortion > rows[-1].distortion

@@ -8,11 +8,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.svi import ELBOS
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 import pvae
-from pvae.config.options import ELBOS
 from pvae.core.errors import InputError
 from pvae.elbos.registry import build_elbo
 from pvae.reference import elbo as reference_elbo

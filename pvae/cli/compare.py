@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_ALL = ",".join(name for name in ELBOS if name != "handwritten")
+_ALL = ",".join(name for name in ELBOS if name not in ("handwritten", "enumerate"))
 _STAGES = (2, 16)
 _GROUPS = 5  # of miwae and piwae, if the configuration has only one
 
@@ -127,9 +127,12 @@ def _weights(arguments: argparse.Namespace, run: Run | None, config: Config) -> 
         given = ((f"epoch {epoch}", vae, data) for epoch, vae, data in in_memory)
     for progress, trained, data in given:
         count = min(arguments.batch_size, len(data.test))
-        images = data.test[random_subset(len(data.test), count, seed=0)]
-        vae, pixels, kind = with_normalised_likelihood(config, trained, data.datum_shape, images)
-        yield progress, vae, next(pixels.split(len(images))), kind
+        subset = random_subset(len(data.test), count, seed=0)
+        if trained.takes_labels and not config.labels:
+            trained = trained.given(data.labels["test"][subset])
+        num_labels = len(data.label_names)
+        vae, pixels, kind = with_normalised_likelihood(config, trained, data.datum_shape, data.test[subset], num_labels)
+        yield progress, vae, next(pixels.split(count)), kind
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -139,7 +142,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--system", metavar="NAME", help="train this in place of a RUN (default: linear-gaussian)")
     stages = f"epochs after which to compare (default: {','.join(map(str, _STAGES))})"
     add("--stages", metavar="N,N", type=whole_numbers(0, 10**6), help=stages)
-    add("--elbo", metavar="NAME,NAME", default=_ALL, help=f"of {', '.join(ELBOS)} (default: all but handwritten)")
+    add(
+        "--elbo",
+        metavar="NAME,NAME",
+        default=_ALL,
+        help=f"of {', '.join(ELBOS)} (default: most)",
+    )
     add("--particles", metavar="K,K", type=whole_numbers(1, 10**6), default="1,5,50", help="K (default: 1,5,50)")
     add("--repetitions", metavar="R", type=whole_number(3), default=100, help="with other draws each (default: 100)")
     batch_size = "random test images, or all if there are fewer (default: 100)"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pvae.runs.run import Run
     from pvae.trained.images import GivenImages
 
-__all__ = ["CAVEAT", "encode", "export", "sample", "score"]
+__all__ = ["CAVEAT", "encode", "export", "reconstruct", "sample", "score"]
 
 _ENCODE = """\
 The code of an image is its posterior q(z | x): a mean and a standard deviation for each latent dimension, or with
@@ -74,7 +74,7 @@ examples:
 In Python, after import pvae.trained.images as images:
   run = pvae.Run.open("runs/my-run")
   given = images.given_images(run, "photos")
-  vae, pixels, _ = images.with_likelihood(run, given.images)
+  vae, pixels, _ = images.with_likelihood(run, given.images, given.y)
   scores = images.score_images(vae, pixels, given.names)  # the least likely first"""
 
 _SAMPLE = """\
@@ -86,6 +86,7 @@ and x of samples.npz.
 examples:
   python -m pvae.sample runs/my-run -n 16 --out samples
   python -m pvae.sample runs/my-run --draws --seed 7
+  python -m pvae.sample runs/my-run --codes codes.npz
 In Python, after import pvae.trained.images:
   images = pvae.trained.images.sample_images(pvae.load("runs/my-run"), 64)  # (64, C, H, W)"""
 
@@ -107,6 +108,20 @@ In Python, after import pvae.trained.export, pvae.trained.plain_torch:
   pvae.trained.export.export(pvae.load("runs/my-run"), (1, 28, 28), folder)
   pvae.trained.plain_torch.export_torch(pvae.Run.open("runs/my-run"), folder)"""
 
+_RECONSTRUCT = """\
+Each image is encoded, and decoded from the mean of its q(z | x) to the mean of p(x | z). It writes
+reconstruction-0001.png and so on in the order of the images, names.csv with the name of each, and the first eight above
+their reconstructions on reconstructions.png; of data that are no images, the arrays names and x of reconstructions.npz.
+
+examples:
+  python -m pvae.reconstruct runs/my-run photos --out reconstructions
+  python -m pvae.reconstruct runs/my-run
+      the test images of the run, into RUN/reconstructions
+In Python, after import pvae.trained.images as images:
+  given = images.given_images(run, "photos")
+  x = images.reconstruct_images(run.vae(), run.preparation.pixels(given.images))  # (N, C, H, W)"""
+
+_SHOWN = 8  # images on reconstructions.png
 _ODDEST = 10  # images in a row of oddest.png, and rows of the table
 _MOST = 10_000  # images at once in memory
 
@@ -138,7 +153,7 @@ def _encode(arguments: argparse.Namespace) -> None:
         raise InputError(f"--out {out} must end in .npz or .csv")
     with result_folder(out.parent, [out.name]):
         given = _given_images(run, arguments)
-        vae, pixels = run.vae(), run.preparation.pixels(given.images)
+        vae, pixels = run.vae().given(given.y), run.preparation.pixels(given.images)
         with seeded(arguments.seed, torch.device("cpu")):
             codes = draw_codes(vae, pixels) if arguments.draws else encode_images(vae, pixels)._asdict()
         write_whole(out, (_npz if out.suffix == ".npz" else _csv)(given.names, codes))
@@ -189,7 +204,7 @@ def _score(arguments: argparse.Namespace) -> None:
     _check_out(run, arguments.out)
     with result_folder(arguments.out or run.place / "scores") as folder:
         given = _given_images(run, arguments)
-        vae, pixels, kind = with_likelihood(run, given.images)
+        vae, pixels, kind = with_likelihood(run, given.images, given.y)
         bar = progress_bar("scoring", len(given.names), "image", in_logs=True)
         with bar, seeded(arguments.seed, torch.device("cpu")):
             scores = score_images(vae, pixels, given.names, arguments.importance_samples, bar.update)
@@ -226,6 +241,10 @@ def sample(argv: Sequence[str] | None = None) -> int:
     number = f"number of images, at most {_MOST:,} (default: 64)"
     add("-n", "--num-samples", metavar="N", type=whole_number(1, _MOST), default=64, help=number)
     add("--draws", action="store_true", help="draw every pixel from p(x | z) in place of taking its mean")
+    label = "draw images of this class, for a run that was trained given labels (default: of each class in turn)"
+    add("--label", metavar="NAME", help=label)
+    codes = "decode the codes of an .npz or .csv file that encode has written, in place of draws from p(z)"
+    add("--codes", metavar="FILE", type=nonempty_path, help=codes)
     impute = "fill in what is missing in a file of data, into imputed.npz, or of a table imputed.csv; needs --missing"
     add("--impute", metavar="FILE", type=nonempty_path, help=impute)
     add_seed(parser)
@@ -236,38 +255,56 @@ def sample(argv: Sequence[str] | None = None) -> int:
 
 def _sample(arguments: argparse.Namespace) -> None:
     with ctrl_c_exits_at_once("pvae.sample"):
-        import torch
-        from PIL import Image
-        from PIL.PngImagePlugin import PngInfo
-
-        from pvae.core.random_state import seeded
         from pvae.plotting.run_figures import image_figure, write_figure
-        from pvae.trained.images import sample_images
     run = open_run(arguments.run, arguments.vae)
     if arguments.impute is not None or not run.data.is_images:
         _sample_values(run, arguments)
         return
-    if run.data.datum_shape[0] not in (1, 3):
-        raise InputError(f"a PNG has 1 or 3 channels, and the images of {run.path} have {run.data.datum_shape[0]}")
-    names = [f"sample-{number:04}.png" for number in range(1, arguments.num_samples + 1)]
+    _check_channels(run)
     _check_out(run, arguments.out)
     with result_folder(arguments.out or run.place / "samples") as folder:
-        with seeded(arguments.seed, torch.device("cpu")):
-            images = sample_images(run.vae(), arguments.num_samples, arguments.draws)
-        images = run.preparation.shown(images).clamp(0, 1)
-        written_by_pvae = PngInfo()
-        written_by_pvae.add_text("Software", "pvae")
-        for earlier in filter(is_report, folder.glob("sample-*.png")):
-            earlier.unlink()
-        for name, image in zip(names, images.mul(255).round().to(torch.uint8).numpy()):
-            content = io.BytesIO()
-            pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
-            Image.fromarray(pixels).save(content, "PNG", pnginfo=written_by_pvae)
-            write_whole(folder / name, content.getvalue())
+        images = run.preparation.shown(_drawn(run, arguments)).clamp(0, 1)
+        names = _write_images(folder, "sample", images)
         what = "draws from p(x | z)" if arguments.draws else "means of p(x | z)"
-        title = f"{run.title}\n{what}, z ~ p(z), seed {arguments.seed}"
+        where = f"z of {arguments.codes.name}" if arguments.codes else f"z ~ p(z), seed {arguments.seed}"
+        title = f"{run.title}\n{what}, {where}"
         write_figure(folder / "samples.png", image_figure(images[:64], min(8, len(names)), title))
         print_line(f"{folder}: {names[0]} to {names[-1]}, and the first 64 on samples.png")
+
+
+def _drawn(run: Run, arguments: argparse.Namespace) -> Tensor:
+    """Return means of p(x | z), or with --draws and of other data than images draws, at z ~ p(z) or the given codes."""
+    import torch
+
+    from pvae.core.random_state import seeded
+    from pvae.trained.images import decode_codes, labels_to_sample, read_codes, sample_images
+
+    is_drawn, y = arguments.draws or not run.data.is_images, labels_to_sample(run, arguments.label)
+    with seeded(arguments.seed, torch.device("cpu")):
+        if arguments.codes is None:
+            return sample_images(run.vae(), arguments.num_samples, is_drawn, y)
+        if y is not None and arguments.label is None:
+            raise InputError(f"{run.path} was trained given labels: give --label NAME beside --codes")
+        return decode_codes(run.vae().given(y), read_codes(run, arguments.codes), is_drawn)
+
+
+def _write_images(folder: Path, prefix: str, images: Tensor) -> list[str]:
+    """Write images (N, C, H, W) in [0, 1] as PNG files, in place of earlier ones, and return their names."""
+    import torch
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    written_by_pvae = PngInfo()
+    written_by_pvae.add_text("Software", "pvae")
+    for earlier in filter(is_report, folder.glob(f"{prefix}-*.png")):
+        earlier.unlink()
+    names = [f"{prefix}-{number:04}.png" for number in range(1, len(images) + 1)]
+    for name, image in zip(names, images.mul(255).round().to(torch.uint8).numpy()):
+        content = io.BytesIO()
+        pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+        Image.fromarray(pixels).save(content, "PNG", pnginfo=written_by_pvae)
+        write_whole(folder / name, content.getvalue())
+    return names
 
 
 def _sample_values(run: Run, arguments: argparse.Namespace) -> None:
@@ -277,7 +314,7 @@ def _sample_values(run: Run, arguments: argparse.Namespace) -> None:
     from pvae.core.random_state import seeded
     from pvae.data.dataset import Column
     from pvae.data.value_files import table_text
-    from pvae.trained.images import given_images, impute, sample_images
+    from pvae.trained.images import given_images, impute
 
     columns, is_imputed = run.data.columns, arguments.impute is not None
     files = ["imputed", "imputed-stderr"] if is_imputed and columns else ["imputed"] if is_imputed else ["samples"]
@@ -289,10 +326,10 @@ def _sample_values(run: Run, arguments: argparse.Namespace) -> None:
         seeded(arguments.seed, torch.device("cpu")),
     ):
         if not is_imputed:
-            rows: Sequence[str] = [f"sample-{number}" for number in range(1, arguments.num_samples + 1)]
-            arrays = {"x": sample_images(run.vae(), arguments.num_samples, draws=True)}
+            arrays = {"x": _drawn(run, arguments)}
+            rows: Sequence[str] = [f"sample-{number}" for number in range(1, len(arrays["x"]) + 1)]
             tables: list[Any] = [(columns, arrays["x"])]
-            what = f"x {tuple(arrays['x'].shape)}, draws from p(x | z), z ~ p(z)"
+            what = f"x {tuple(arrays['x'].shape)}, draws from p(x | z)"
         else:
             given = given_images(run, arguments.impute)
             rows, arrays = given.names, impute(run.vae(), run.preparation.pixels(given.images))._asdict()
@@ -303,6 +340,52 @@ def _sample_values(run: Run, arguments: argparse.Namespace) -> None:
         for name, content in zip(names, contents):
             write_whole(folder / name, content)
     print_line(f"{folder / ', '.join(names)}: {what}")
+
+
+def reconstruct(argv: Sequence[str] | None = None) -> int:
+    """Run the command `python -m pvae.reconstruct` and return its exit status, which `run_command` explains.
+
+    Args:
+        argv: the arguments after the program's name; `sys.argv` if left out.
+    """
+    parser = Parser("reconstruct", "Encode and decode images by a trained run.", _RECONSTRUCT)
+    _add_images(parser)
+    add_vae(parser, "for a run of a VAE of your own")
+    add_places(parser, "where to write (default: RUN/reconstructions)")
+    return run_command("pvae.reconstruct", lambda: _reconstruct(parser.parse_intermixed_args(argv)))
+
+
+def _reconstruct(arguments: argparse.Namespace) -> None:
+    with ctrl_c_exits_at_once("pvae.reconstruct"):
+        from pvae.plotting.run_figures import reconstruction_figure, write_figure
+        from pvae.trained.images import reconstruct_images
+    run = open_run(arguments.run, arguments.vae)
+    if run.data.is_images:
+        _check_channels(run)
+    _check_out(run, arguments.out)
+    with result_folder(arguments.out or run.place / "reconstructions") as folder:
+        given = _given_images(run, arguments)
+        x, shown = run.preparation.pixels(given.images), run.preparation.shown
+        means = reconstruct_images(run.vae().given(given.y), x)
+        if not run.data.is_images:
+            write_whole(folder / "reconstructions.npz", _npz(given.names, {"x": means}))
+            print_line(f"{folder / 'reconstructions.npz'}: names, and x {tuple(means.shape)}, means of p(x | z)")
+            return
+        names = _write_images(folder, "reconstruction", shown(means).clamp(0, 1))
+        write_whole(folder / "names.csv", csv_of([*map(_named, names, given.names)]).encode("utf-8", "surrogateescape"))
+        originals = shown(next(x.split(_SHOWN)))
+        title = f"{run.title}\nmeans of p(x | z) at the means of q(z | x)"
+        write_figure(folder / "reconstructions.png", reconstruction_figure(originals, shown(means[:_SHOWN]), title))
+        print_line(f"{folder}: {names[0]} to {names[-1]}, names.csv, and the first {_SHOWN} on reconstructions.png")
+
+
+def _named(file: str, name: str) -> dict[str, str]:
+    return {"file": file, "name": name}
+
+
+def _check_channels(run: Run) -> None:
+    if run.data.datum_shape[0] not in (1, 3):
+        raise InputError(f"a PNG has 1 or 3 channels, and the images of {run.path} have {run.data.datum_shape[0]}")
 
 
 def export(argv: Sequence[str] | None = None) -> int:
@@ -345,6 +428,7 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     add("run", metavar="RUN", type=nonempty_path, help="a run folder")
     images = "an image file, a folder of them, or a file of arrays or of a table (default: the test data of the run)"
     add("images", metavar="IMAGES", nargs="?", type=nonempty_path, help=images)
+    add("--label", metavar="NAME", help="of all IMAGES, for a run that was trained given labels: their class")
     add("--skip-broken", action="store_true", help="leave out files of IMAGES that cannot be decoded")
 
 
@@ -367,7 +451,7 @@ def _given_images(run: Run, arguments: argparse.Namespace) -> GivenImages:
     run.check_vae(None)
     if arguments.images is None:
         run.dataset(None, arguments.data_dir, arguments.offline)
-    given = given_images(run, arguments.images, arguments.skip_broken)
+    given = given_images(run, arguments.images, arguments.skip_broken, arguments.label)
     if given.note:
         print(f"note: {given.note}", file=sys.stderr)
     return given

@@ -58,10 +58,8 @@ metrics.jsonl, checkpoint.safetensors, figures/ and TensorBoard events; pvae.loa
 
 
 _NETWORK = "give --network, and --hidden for its widths; the decoder is its reverse"
-_CONDITIONAL = "conditional VAEs do not exist here yet; labels are for evaluations and figures"
-_ABSENT = dict.fromkeys(["--encoder", "--decoder"], _NETWORK) | dict.fromkeys(
-    ["--conditional", "--labels"], _CONDITIONAL
-)
+_CONDITIONAL = "give --condition, for p(x | z, y) given the labels of the data"
+_ABSENT = dict.fromkeys(["--encoder", "--decoder"], _NETWORK) | {"--conditional": _CONDITIONAL}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -261,6 +259,8 @@ def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
     if "system" in options:
         get_system(options["system"])
     chosen, data = _chosen(options), None
+    if chosen.get("labels") and "elbo" not in chosen:
+        chosen["elbo"] = "enumerate"
     dataset = str(chosen.get("dataset", ""))
     of_own = "images" if dataset.startswith("folder:") or dataset in ("svhn", "cifar10") else "values"
     default = of_own if own_path(dataset) or of_own == "images" else "deep-bayes"
@@ -278,6 +278,7 @@ def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
     if data is not None and is_first_process() and not options["quiet"]:
         print_line(f"{data.title}{data.found and ': '}{data.found}; chosen for them, unless you give another value:")
         if data.label_names and data.train_labels is not None and data.train_labels.dim() == 1:
-            print_line(f"  classes, for pictures and measures only: {listed(data.label_names)}")
+            use = "" if config.condition or config.labels else ", for pictures and measures only"
+            print_line(f"  classes{use}: {listed(data.label_names)}")
         print_line(describe_choices(data, config, chosen))
     return config, data

@@ -22,7 +22,9 @@ from pvae.core.terms import LossAndTerms, Terms
 from pvae.core.tracing import deferred
 from pvae.elbos.base import OnResult, PerDatumELBO, PyroFunction
 
-__all__ = ["Call", "CompiledELBO", "Recording"]
+__all__ = ["Batch", "Call", "CompiledELBO", "Recording"]
+
+Batch = tuple[Tensor, ...]  # the tensors that a step is given
 
 _MAX_RECORDINGS = 32  # one for each batch shape and mode of the modules
 
@@ -34,14 +36,14 @@ class Call(NamedTuple):
         model: a Pyro function.
         guide: its guide.
         engine: "graph" or "inductor".
-        prepare: converts the batch to the x of model and guide, for instance an index to the images.
+        prepare: converts the batch to what model and guide take, x or (x, y), for instance an index to the images.
         update: steps the parameters; without one, the gradients are returned.
     """
 
     model: PyroFunction
     guide: PyroFunction
     engine: str
-    prepare: Callable[[Tensor], Tensor] | None = None
+    prepare: Callable[[Tensor], Tensor | Batch] | None = None
     update: AdamUpdate | None = None
 
 
@@ -51,7 +53,7 @@ class Recording:
 
     Attributes:
         call: what is recorded.
-        layout: shape, strides, dtype and device of the batch.
+        layout: shape, strides, dtype and device of each tensor of the batch.
         params: the parameters, by their names in Pyro's store.
         modes: the modules that ran, each with its mode: True in training.
         replay: the recorded function of beta and the batch.
@@ -80,7 +82,7 @@ class Recording:
             module.training is mode for module, mode in self.modes
         )
 
-    def play(self, beta: float, batch: Tensor) -> tuple[LossAndTerms, Sequence[Tensor]]:
+    def play(self, beta: float, batch: Batch) -> tuple[LossAndTerms, Sequence[Tensor]]:
         """Replay the step, and return loss and terms, and its further results.
 
         Raises:
@@ -88,7 +90,7 @@ class Recording:
         """
         self.beta.fill_(beta)
         with torch.no_grad():
-            loss, distortion, rate, *rest = self.replay(self.beta, batch)
+            loss, distortion, rate, *rest = self.replay(self.beta, *batch)
         for flag, error in zip(rest, self.errors):
             if not flag:
                 raise error()
@@ -135,7 +137,7 @@ class CompiledELBO(ELBO):
     def find(
         self,
         call: Call,
-        batch: Tensor,
+        batch: Batch,
         is_begun: bool = False,
         may_compile: MayCompile = lambda num_operators: True,
     ) -> Recording | None:
@@ -150,7 +152,7 @@ class CompiledELBO(ELBO):
         Raises:
             RecordingError: (an InputError) the step cannot be recorded or compiled.
         """
-        layout = (batch.shape, batch.stride(), batch.dtype, batch.device)
+        layout = tuple((one.shape, one.stride(), one.dtype, one.device) for one in batch)
         for one in self._recordings:
             if one.matches(call, layout):
                 return one
@@ -169,14 +171,16 @@ class CompiledELBO(ELBO):
         model: PyroFunction,
         guide: PyroFunction,
         x: Tensor,
+        y: Tensor | None = None,
         beta: float | None = None,
         on_result: OnResult = lambda result: None,
     ) -> Tensor:
         """Return the loss after adding its gradients to the parameters; see `PerDatumELBO.loss_and_grads`."""
-        recording = self.find(Call(model, guide, self.engine_for(x)), x)
+        batch = (x,) if y is None else (x, y)
+        recording = self.find(Call(model, guide, self.engine_for(x)), batch)
         if recording is None:
-            return self.elbo.loss_and_grads(model, guide, x, beta, on_result)
-        result, gradients = recording.play(self.weight(beta), x)
+            return self.elbo.loss_and_grads(model, guide, x, y, beta, on_result)
+        result, gradients = recording.play(self.weight(beta), batch)
         for parameter, gradient in zip(recording.trained, gradients):
             before = parameter.grad
             parameter.grad = in_layout_of(parameter, gradient) if before is None else before + gradient
@@ -187,13 +191,17 @@ class CompiledELBO(ELBO):
         on_result(result)
         return result.loss
 
-    def evaluate(self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | None = None) -> LossAndTerms:
+    def evaluate(
+        self, model: PyroFunction, guide: PyroFunction, x: Tensor, y: Tensor | None = None, beta: float | None = None
+    ) -> LossAndTerms:
         """Return loss and terms, as `PerDatumELBO.evaluate` does."""
-        return self.elbo.evaluate(model, guide, x, beta)
+        return self.elbo.evaluate(model, guide, x, y, beta)
 
-    def loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | None = None) -> float:
+    def loss(
+        self, model: PyroFunction, guide: PyroFunction, x: Tensor, y: Tensor | None = None, beta: float | None = None
+    ) -> float:
         """Return the loss as a number (called by `SVI.evaluate_loss`)."""
-        return self.evaluate(model, guide, x, beta).loss.item()
+        return self.evaluate(model, guide, x, y, beta).loss.item()
 
     def _get_trace(self, *arguments: Any) -> Any:  # required by Pyro's base class
         return self.elbo._get_trace(*arguments)
@@ -206,14 +214,15 @@ class CompiledELBO(ELBO):
         """Return beta, or the ELBO's own if it is None."""
         return float(self.elbo.beta if beta is None else beta)
 
-    def _record(self, call: Call, layout: tuple[object, ...], batch: Tensor, may_compile: MayCompile) -> Recording:
+    def _record(self, call: Call, layout: tuple[object, ...], batch: Batch, may_compile: MayCompile) -> Recording:
         """Run the step once, undo what it wrote, and return its recording."""
         found: dict[str, Any] = {}  # fields of the recording
 
-        def step(beta: Tensor, batch: Tensor) -> list[Tensor]:
+        def step(beta: Tensor, *batch: Tensor) -> list[Tensor]:
             with deferred() as checks, poutine.block(), poutine.trace(param_only=True) as capture:
-                x = batch if call.prepare is None else call.prepare(batch)
-                loss, terms = self.elbo.loss_and_terms(call.model, call.guide, x, beta)
+                given = batch if call.prepare is None else call.prepare(*batch)
+                x, *y = given if isinstance(given, tuple) else (given,)
+                loss, terms = self.elbo.loss_and_terms(call.model, call.guide, x, y[0] if y else None, beta)
             sites: list[Any] = [site for site in capture.trace.nodes.values() if site["type"] == "param"]
             params: dict[str, Tensor] = {site["name"]: site["value"].unconstrained() for site in sites}
             # Unique by identity, since one tensor may have two names.
@@ -226,9 +235,9 @@ class CompiledELBO(ELBO):
             rest = gradients if call.update is None else call.update.apply(loss, trained, gradients, flags)
             return [loss.detach(), terms.distortion, terms.rate, *flags, *rest]
 
-        beta = torch.ones((), dtype=torch.float64, device=batch.device)
-        with _undone(call.update.written() if call.update else [], batch.device) as modules:
-            replay = record(step, [beta, batch], call.engine, self.precision, may_compile)
+        beta = torch.ones((), dtype=torch.float64, device=batch[0].device)
+        with _undone(call.update.written() if call.update else [], batch[0].device) as modules:
+            replay = record(step, [beta, *batch], call.engine, self.precision, may_compile)
         modes = [(module, module.training) for module in modules]
         return Recording(call=call, layout=layout, modes=modes, replay=replay, beta=beta, **found)
 

@@ -8,7 +8,7 @@ from pyro.infer import SVI
 from torch import Tensor
 
 from pvae.compile.adam import AdamUpdate, in_layout_of
-from pvae.compile.compiled_elbo import Call, CompiledELBO, Recording
+from pvae.compile.compiled_elbo import Batch, Call, CompiledELBO, Recording
 from pvae.compile.inductor import MayCompile
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.elbos.base import OnResult, PyroFunction
@@ -27,8 +27,8 @@ class CompiledSVI(SVI):
         guide: its guide.
         optim: holds the torch optimiser over all their parameters.
         loss: the compiled ELBO.
-        prepare: converts the batch that `step` is given (for example an index) to the x of model and guide, on the same
-            device; it is recorded too. `evaluate_loss` takes x itself.
+        prepare: converts the batch that `step` is given (for example an index) to x, or (x, y), of model and guide, on
+            the same device; it is recorded too. `evaluate_loss` takes x itself.
     """
 
     def __init__(
@@ -37,18 +37,18 @@ class CompiledSVI(SVI):
         guide: PyroFunction,
         optim: SingleOptimizer,
         loss: CompiledELBO,
-        prepare: Callable[[Tensor], Tensor] | None = None,
+        prepare: Callable[[Tensor], Tensor | Batch] | None = None,
     ) -> None:
         super().__init__(model, guide, optim, loss.elbo)  # type: ignore[no-untyped-call]
         self.elbo = loss
         self.prepare = prepare
         self._update: AdamUpdate | None = None
 
-    def step(self, batch: Tensor, beta: float | None = None, on_result: OnResult = lambda result: None) -> float:
+    def step(self, *batch: Tensor, beta: float | None = None, on_result: OnResult = lambda result: None) -> float:
         """Step the parameters by one batch, and return its loss.
 
         Args:
-            batch: of `prepare`, or of model and guide.
+            batch: what `prepare` takes, or x, or (x, y), of model and guide.
             beta: weight of the rate in the loss.
             on_result: called with loss and terms.
 
@@ -60,8 +60,9 @@ class CompiledSVI(SVI):
         """
         recording = self._find(batch)
         if recording is None:
-            x = batch if self.prepare is None else self.prepare(batch)
-            return super().step(x, beta=beta, on_result=on_result)  # type: ignore[no-untyped-call]
+            given = batch if self.prepare is None else self.prepare(*batch)
+            given = given if isinstance(given, tuple) else (given,)
+            return super().step(*given, beta=beta, on_result=on_result)  # type: ignore[no-untyped-call]
         update = recording.call.update
         if update is not None:
             update.set_values(recording.trained)
@@ -78,7 +79,7 @@ class CompiledSVI(SVI):
             self.optim(recording.params.values())
         return result.loss.item()
 
-    def use_inductor(self, batch: Tensor, may_compile: MayCompile) -> None:
+    def use_inductor(self, batch: Batch, may_compile: MayCompile) -> None:
         """Compile steps on such batches from now on; there has been a step.
 
         Args:
@@ -97,10 +98,10 @@ class CompiledSVI(SVI):
             self.elbo.engine = "graph"
             raise
 
-    def _find(self, batch: Tensor, may_compile: MayCompile = lambda num_operators: True) -> Recording | None:
+    def _find(self, batch: Batch, may_compile: MayCompile = lambda num_operators: True) -> Recording | None:
         """Return the recording of a step; None for the first one, before which Adam has no state."""
         optim: SingleOptimizer = self.optim
-        is_begun, engine = bool(optim.optimizer.state), self.elbo.engine_for(batch)
+        is_begun, engine = bool(optim.optimizer.state), self.elbo.engine_for(batch[0])
         if self._update is None and is_begun and engine == "inductor" and AdamUpdate.supports(optim):
             self._update = AdamUpdate(optim)
         update = self._update if engine == "inductor" else None

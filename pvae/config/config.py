@@ -98,6 +98,21 @@ class Config:
         "encoder sees which they are",
         only_with=("a --network of linear layers", lambda c: not c.network.startswith("conv")),
     )
+    condition: bool = option(
+        False,
+        "train p(x | z, y) given the labels y of the data, their classes or attributes: posterior and decoder see y, "
+        "and the bound is one on log p(x | y)",
+    )
+    labels: int = option(
+        0,
+        "number of training data whose classes are used, as many of each class; those of the others are a latent, "
+        "which --elbo enumerate sums over (semi-supervised, M2 of Kingma et al.). 0: none",
+    )
+    label_weight: float = option(
+        0.1,
+        "weight of the classifier q(y | x) in the loss, times its cross-entropy, a mean over the known labels",
+        only_with=("--labels above 0", lambda c: c.labels > 0),
+    )
     pad: int = option(0, "black pixels added on each side of the images", limits=(0, 10**3))
     pixels: str = option("unit", "unit: [0, 1]; symmetric: [-1, 1]", choices=("unit", "symmetric"))
     network: str = option(
@@ -214,7 +229,8 @@ class Config:
         "and TraceMeanField_ELBO divided by the batch size; handwritten (log p(x|z) + log p(z) - log q(z|x) without "
         "Pyro's inference); the ELBO with another gradient: stl (sticking the landing), score (score function), "
         "score-loo (with a leave-one-out baseline); bounds of importance weights: iwae, dreg (doubly reparameterised), "
-        "renyi, ciwae, miwae, piwae (miwae for the encoder)",
+        "renyi, ciwae, miwae, piwae (miwae for the encoder); enumerate: the ELBO "
+        "summed over the labels that are not known, with --labels",
         choices=ELBOS,
     )
     particles: int = option(1, "number K of samples z ~ q(z | x) per image in the bound", limits=(1, 10**6))
@@ -394,6 +410,13 @@ def _contradictions(c: Config) -> Iterator[str]:
         yield f"--missing goes with --network mlp or linear, not {c.network}"
     if c.missing and c.likelihood == "normal-optimal":
         yield "--likelihood normal-optimal needs all values of a batch: leave --missing out"
+    if c.labels and c.condition:
+        yield "--condition uses all labels, and --labels some of them: leave one out"
+    if (c.labels or c.condition) and (c.prior == "vamp" or c.upper_latent_dims):
+        given = "--prior vamp" if c.prior == "vamp" else "--upper-latent-dims"
+        yield f"{given} does not go with --{'labels' if c.labels else 'condition'}: leave one out"
+    if c.labels and c.posterior == "delta":
+        yield "--posterior delta has no density: leave --labels out, or give another --posterior"
     if c.precision != "fp32" and c.compile == "none":
         yield f"--precision {c.precision} does not go with --compile none: leave --compile out"
     if c.initialization == "burda" and not (c.network == "mlp" and "bernoulli" in c.likelihood):

@@ -48,6 +48,7 @@ ELBOS = (  # the names in `pvae.elbos.registry`, whose classes say what each tak
     "ciwae",
     "miwae",
     "piwae",
+    "enumerate",
 )
 DATASETS = (
     "auto",
@@ -215,7 +216,7 @@ def whole_number(name: str, value: Any, least: int = 1, most: int = 10**9) -> in
 def _number(name: str, value: Any, convert: Callable[[Any], Any], least: float, most: float) -> Any:
     """Return a number of at least `least` and at most `most`, or raise an `InputError`."""
     try:
-        number = math.nan if isinstance(value, (bool, str)) else convert(value)
+        number = math.nan if isinstance(value, (bool, str, bytes)) else convert(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not least <= number <= most:

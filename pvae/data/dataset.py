@@ -57,6 +57,8 @@ class DataRecord:
             their type, as in all runs of early versions.
         note: the note on the data that the training printed, such as the files that were left out.
         is_images: the data are images as bytes.
+        label_names: the names of the classes or attributes.
+        has_attributes: they are attributes, of which a datum may have several.
         columns: of a table.
     """
 
@@ -71,6 +73,8 @@ class DataRecord:
     value_range: tuple[float, ...] = ()
     note: str = ""
     is_images: bool = True
+    label_names: tuple[str, ...] = ()
+    has_attributes: bool = False
     columns: tuple[Column, ...] = ()
 
     @property
@@ -91,7 +95,8 @@ class Dataset:
         name: the name in titles, for instance "MNIST".
         train: training data, (N, *shape).
         test: test data, (M, *shape).
-        train_labels: classes of the training images, int64 (N,), or attributes, bool (N, A); not used in training.
+        train_labels: classes of the training data, int64 (N,), -1 where one is not known; or attributes, bool (N, A);
+            or for a VAE of your own any tensor (N, ...). `Config.condition` or `Config.labels` trains with them.
         test_labels: classes or attributes of the test images.
         label_names: the name of each class or attribute.
         dataset: the name for `sources.load_dataset`; empty for your own images.
@@ -141,6 +146,10 @@ class Dataset:
             if data.is_floating_point() and (infinite := data.flatten(1).isinf()).any():
                 row, place = infinite.nonzero()[0].tolist()
                 raise InputError(f"{self.name}: {split}[{row}] holds {data[row].flatten()[place].item()}")
+        for split, labels in self.labels.items():
+            if len(labels) != len(self.splits[split]):
+                counts = f"{len(labels):,} labels, and {len(self.splits[split]):,} data"
+                raise InputError(f"{self.name}: {split} has {counts}: give a label for each")
         if self.columns and self.datum_shape != (len(self.columns),):
             raise InputError(f"{self.name}: {len(self.columns)} columns are named, of data {self.datum_shape}")
         if self.has_missing and (never := self.train.isnan().all(0).flatten()).any():
@@ -188,6 +197,52 @@ class Dataset:
     def splits(self) -> dict[str, Tensor]:
         """The images of each split, by its name: "train", "test" and, if images are held out, "valid"."""
         return {"train": self.train, "test": self.test, **({} if self.valid is None else {"valid": self.valid})}
+
+    @property
+    def labels(self) -> dict[str, Tensor]:
+        """The labels of each split that has some, by its name."""
+        labels = {"train": self.train_labels, "test": self.test_labels, "valid": self.valid_labels}
+        return {split: labels[split] for split in self.splits if labels[split] is not None}  # type: ignore[misc]
+
+    @property
+    def has_attributes(self) -> bool:
+        """Whether the labels are attributes (N, A), of which a datum may have several, and not classes (N,)."""
+        return self.train_labels is not None and self.train_labels.dim() > 1 and bool(self.label_names)
+
+    @property
+    def shown_labels(self) -> Tensor | None:
+        """Labels (R, ...) for pictures, R at most 10: every class, or the labels of the first test data."""
+        if self.label_names and not self.has_attributes:
+            return torch.arange(min(10, len(self.label_names)))
+        return None if self.test_labels is None else self.test_labels[:8]
+
+    def few_labels(self, count: int, seed: int) -> Tensor:
+        """Return the classes of `count` training data, as many of each class, and -1 for all others, int64 (N,).
+
+        Args:
+            count: how many.
+            seed: which ones, at random.
+
+        Raises:
+            InputError: the data have no classes, or a class has fewer data than its part.
+        """
+        labels = self.train_labels
+        if labels is None or labels.dim() != 1 or labels.dtype != torch.int64:
+            raise InputError(f"--labels needs the classes of data, which {self.name} has not: leave --labels out")
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+        few, num_classes = torch.full_like(labels, -1), len(self.label_names)
+        for number, name in enumerate(self.label_names):
+            wanted = count // num_classes + (number < count % num_classes)
+            chosen = order[labels[order] == number][:wanted]
+            if len(chosen) < max(1, wanted):
+                why = (
+                    f"class {name} has {len(chosen):,} labelled data" if wanted else f"there are {num_classes} classes"
+                )
+                raise InputError(
+                    f"--labels {count} takes {max(1, wanted):,} of each class, and {why}: give another number"
+                )
+            few[chosen] = number
+        return few
 
     @property
     def title(self) -> str:
@@ -278,6 +333,8 @@ class Dataset:
             value_range=self.value_range,
             note=self.note,
             is_images=self.is_images,
+            label_names=self.label_names,
+            has_attributes=self.has_attributes,
             columns=self.columns,
         )
 

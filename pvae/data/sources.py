@@ -151,6 +151,10 @@ def _data_set(
     values, label_names = np.array(labels), attributes
     if labels is not None and not attributes:
         classes, values = np.unique(values, return_inverse=True)
+        if "unlabelled" in classes and len(classes) > 1:  # a folder beside those of the classes
+            at = int(np.searchsorted(classes, "unlabelled"))
+            values = np.where(values == at, -1, values - (values > at))
+            classes = np.delete(classes, at)
         label_names = tuple(map(str, classes)) if len(classes) > 1 else ()
     train, test, valid = torch.from_numpy(images.pixels).tensor_split(ends)
     parts = torch.from_numpy(values).tensor_split(ends) if label_names else (None, None, None)

@@ -27,7 +27,7 @@ from pvae.elbos.sites import Draws, Latent
 
 __all__ = ["OnResult", "PerDatumELBO", "PyroFunction", "refuse_dependent_dimensions", "require_rsample"]
 
-PyroFunction = Callable[[Tensor], Any]
+PyroFunction = Callable[..., Any]  # of data x, and perhaps of labels y
 OnResult = Callable[[LossAndTerms], object]
 
 
@@ -54,6 +54,7 @@ class PerDatumELBO(Trace_ELBO):
         is_importance_weighted: a bound of importance weights, which equals the ELBO for one particle.
         needs_separate_draws: its gradient needs importance weights that each depend on one draw of z only.
         reparameterised: z must be a differentiable function of the parameters of q.
+        sums_over_labels: a label is a latent that is summed over.
         messenger: a Pyro handler that is active while guide and model are traced.
     """
 
@@ -63,6 +64,7 @@ class PerDatumELBO(Trace_ELBO):
     is_importance_weighted = False
     needs_separate_draws = False
     reparameterised = True
+    sums_over_labels = False
     messenger: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     beta: float = 1.0
@@ -79,21 +81,27 @@ class PerDatumELBO(Trace_ELBO):
             setattr(self, name, value)
 
     def loss_and_terms(
-        self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | Tensor | None = None
+        self,
+        model: PyroFunction,
+        guide: PyroFunction,
+        x: Tensor,
+        y: Tensor | None = None,
+        beta: float | Tensor | None = None,
     ) -> LossAndTerms:
         """Return the differentiable loss of a batch, a scalar in nats per datum, and its terms.
 
         Args:
             model: a Pyro function with observed and latent sites.
             guide: its guide.
-            x: images (B, C, H, W).
+            x: data (B, *D).
+            y: labels (B, ...), which model and guide then take too.
             beta: weight of the rate in this loss; the ELBO's own if left out. It does not change the terms.
 
         Raises:
             ValueError: `Draws.of` refuses the sites.
             InputError: (a ValueError) z is not reparameterised, and the gradient needs it to be.
         """
-        draws = self._draws(model, guide, x)
+        draws = self._draws(model, guide, x, y)
         distortion, rate = -_mean(draws.log_p_x), self.rate(draws)
         loss = self.loss_of(draws, distortion, rate, self.beta if beta is None else beta)
         if is_validation_enabled() and not math.isfinite(loss.item()):  # as Pyro's own ELBOs do
@@ -135,12 +143,19 @@ class PerDatumELBO(Trace_ELBO):
         return ratio
 
     def differentiable_loss(
-        self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | Tensor | None = None
+        self,
+        model: PyroFunction,
+        guide: PyroFunction,
+        x: Tensor,
+        y: Tensor | None = None,
+        beta: float | Tensor | None = None,
     ) -> Tensor:
         """Return the loss of `loss_and_terms`."""
-        return self.loss_and_terms(model, guide, x, beta).loss
+        return self.loss_and_terms(model, guide, x, y, beta).loss
 
-    def backward(self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | None = None) -> LossAndTerms:
+    def backward(
+        self, model: PyroFunction, guide: PyroFunction, x: Tensor, y: Tensor | None = None, beta: float | None = None
+    ) -> LossAndTerms:
         """Add the gradients of the loss to the parameters, and return loss and terms without a gradient.
 
         Raises:
@@ -148,48 +163,55 @@ class PerDatumELBO(Trace_ELBO):
         """
         store = pyro.get_param_store()
         num_known = len(store)
-        loss, terms = self.loss_and_terms(model, guide, x, beta)
+        loss, terms = self.loss_and_terms(model, guide, x, y, beta)
         if len(store) > num_known or not num_known:  # the first step registers the parameters
             _check_registered(loss)
         loss.backward()
         return LossAndTerms(loss.detach(), terms)
 
-    def evaluate(self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | None = None) -> LossAndTerms:
+    def evaluate(
+        self, model: PyroFunction, guide: PyroFunction, x: Tensor, y: Tensor | None = None, beta: float | None = None
+    ) -> LossAndTerms:
         """Return loss and terms without a gradient; Pyro's parameter store stays as it was."""
         store = pyro.get_param_store()
         with torch.no_grad(), store.scope(store.get_state()):
-            return self.loss_and_terms(model, guide, x, beta)
+            return self.loss_and_terms(model, guide, x, y, beta)
 
-    def loss(self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | None = None) -> float:
+    def loss(
+        self, model: PyroFunction, guide: PyroFunction, x: Tensor, y: Tensor | None = None, beta: float | None = None
+    ) -> float:
         """Return the loss as a number (`SVI.evaluate_loss` calls it)."""
-        return self.evaluate(model, guide, x, beta).loss.item()
+        return self.evaluate(model, guide, x, y, beta).loss.item()
 
     def loss_and_grads(
         self,
         model: PyroFunction,
         guide: PyroFunction,
         x: Tensor,
+        y: Tensor | None = None,
         beta: float | None = None,
         on_result: OnResult = lambda result: None,
     ) -> Tensor:
         """Return the loss after adding its gradients to the parameters.
 
-        `SVI.step(x, beta=..., on_result=...)` calls it with the same arguments.
+        `SVI.step(x, beta=..., on_result=...)`, or `SVI.step(x, y, ...)` given labels, calls it with the same arguments.
 
         Args:
             model: a Pyro function.
             guide: its guide.
             x: the batch.
+            y: its labels, if model and guide take them.
             beta: weight of the rate in this loss; the ELBO's own if left out.
             on_result: called with loss and terms before SVI's optimiser steps; if it raises, no parameter is changed.
         """
-        result = self.backward(model, guide, x, beta)
+        result = self.backward(model, guide, x, y, beta)
         on_result(result)
         return result.loss
 
-    def _draws(self, model: PyroFunction, guide: PyroFunction, x: Tensor) -> Draws:
+    def _draws(self, model: PyroFunction, guide: PyroFunction, x: Tensor, y: Tensor | None) -> Draws:
+        batch = (x,) if y is None else (x, y)
         with shared_calls(), self.messenger():
-            ((model_trace, guide_trace),) = self._get_traces(model, guide, (x,), {})  # type: ignore[no-untyped-call]
+            ((model_trace, guide_trace),) = self._get_traces(model, guide, batch, {})  # type: ignore[no-untyped-call]
         batch_shape = (len(x),) if self.num_particles == 1 else (self.num_particles, len(x))
         draws = Draws.of(model_trace, guide_trace, batch_shape)
         for name, site in draws.posteriors.items():
@@ -212,7 +234,8 @@ class PerDatumELBO(Trace_ELBO):
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         if is_validation_enabled():
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
-            check_if_enumerated(guide_trace)
+            if not self.sums_over_labels:
+                check_if_enumerated(guide_trace)
         return model_trace, guide_trace
 
 

@@ -25,7 +25,12 @@ class HandwrittenELBO(PerDatumELBO):
     """
 
     def loss_and_terms(
-        self, model: PyroFunction, guide: PyroFunction, x: Tensor, beta: float | Tensor | None = None
+        self,
+        model: PyroFunction,
+        guide: PyroFunction,
+        x: Tensor,
+        y: Tensor | None = None,
+        beta: float | Tensor | None = None,
     ) -> LossAndTerms:
         """Return loss and terms of a batch x (B, *D), from the distributions of the VAE of `model` and `guide`.
 
@@ -38,6 +43,7 @@ class HandwrittenELBO(PerDatumELBO):
             raise TypeError("the handwritten ELBO takes vae.model and vae.guide of one VAE")
         for name in ("p_z", "q_z", "p_x"):  # SVI updates only parameters that are registered while the loss is computed
             register(name, getattr(vae, name))
+        vae = vae.given(y)
         layers: dict[str, tuple[Any, Tensor]] = {}  # each layer's posterior and draw
         priors: dict[str, Any] = {}
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pvae.config.config import Config
 from pvae.core.errors import InputError, check_name
 from pvae.elbos.base import PerDatumELBO
+from pvae.elbos.enumerated import EnumeratedELBO
 from pvae.elbos.gradients import PIWAE, DReG, LeaveOneOutScoreELBO, ScoreELBO, StickingTheLanding
 from pvae.elbos.handwritten import HandwrittenELBO
 from pvae.elbos.importance import CIWAE, IWAE, MIWAE, RenyiELBO
@@ -25,6 +28,7 @@ ELBO_CLASSES: dict[str, type[PerDatumELBO]] = {  # by the choices of --elbo
     "ciwae": CIWAE,
     "miwae": MIWAE,
     "piwae": PIWAE,
+    "enumerate": EnumeratedELBO,
 }
 
 
@@ -37,6 +41,7 @@ def build_elbo(
     alpha: float = 0.5,
     mix: float = 0.5,
     num_groups: int = 1,
+    label_weight: float = 0.0,
 ) -> PerDatumELBO:
     """Return the ELBO of that name, whose loss is a mean over the batch, where that of Pyro's own ELBOs is a sum.
 
@@ -48,6 +53,7 @@ def build_elbo(
         alpha: order of "renyi"; below 0 the objective is not a lower bound on log p(x), -inf is VR-max.
         mix: share of the ELBO in "ciwae".
         num_groups: number of groups M of "miwae" and "piwae".
+        label_weight: weight of the classifier's loss at known labels in "enumerate".
 
     Raises:
         InputError: the name is unknown, or an option is out of range or does not go with the ELBO.
@@ -66,18 +72,25 @@ def build_elbo(
     if "num_groups" in kind.options and num_particles % num_groups:
         raise InputError(f"--elbo {name}: --particles {num_particles} must be a multiple of --groups {num_groups}")
     given = {"beta": beta, "free_bits": free_bits, "alpha": alpha, "mix": mix, "num_groups": num_groups}
+    given["label_weight"] = label_weight
     return kind(num_particles, **{option: given[option] for option in kind.options})
 
 
-def elbo_of(config: Config) -> PerDatumELBO:
+def elbo_of(config: Config, labelled: float = 1.0) -> PerDatumELBO:
     """Return the ELBO of a configuration.
 
     `Config` itself accepts what is refused here, so that runs of earlier versions can be read.
+
+    Args:
+        config: the configuration.
+        labelled: the share of the training data whose labels are known, with `config.labels`.
 
     Raises:
         InputError: an option, or the VAE that the configuration describes, does not go with the ELBO.
     """
     name, kind = config.elbo, ELBO_CLASSES[config.elbo]
+    if kind.sums_over_labels != (config.labels > 0):
+        raise InputError(f"--elbo {name} and --labels {config.labels}: --elbo enumerate goes with --labels above 0")
     if config.posterior == "delta" and "free_bits" not in kind.options:
         raise InputError(f"--posterior delta has no density: train it by --elbo trace, not {name}")
     if kind.needs_closed_form and not any(config.closed_forms):
@@ -90,4 +103,5 @@ def elbo_of(config: Config) -> PerDatumELBO:
         )
     weight = 0.0 if config.warm_up or config.rate_reduction != "sum" else config.beta  # at some step
     bits, groups = config.free_bits, config.groups
-    return build_elbo(name, config.particles, weight, bits, alpha=config.alpha, mix=config.mix, num_groups=groups)
+    options: dict[str, Any] = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups}
+    return build_elbo(name, config.particles, weight, bits, **options, label_weight=config.label_weight / labelled)

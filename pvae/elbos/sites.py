@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 
 from pvae.core.errors import InputError
 
-__all__ = ["Draws", "Latent"]
+__all__ = ["Draws", "Latent", "samples"]
 
 _Sites = Mapping[str, Any]
 
@@ -94,7 +94,7 @@ class Draws:
             InputError: (a ValueError) one of q and p of a site is a density on the unit sphere and the other is not, or
                 p is improper and q is not a point mass.
         """
-        model, guide = _samples(model_trace), _samples(guide_trace)
+        model, guide = samples(model_trace), samples(guide_trace)
         observed = {name: site for name, site in model.items() if site["is_observed"]}
         priors = {name: site for name, site in model.items() if name not in observed}
         posteriors = {name: site for name, site in guide.items() if not (name in observed and site["is_observed"])}
@@ -146,7 +146,8 @@ def _is_on_sphere(distribution: Any) -> bool:
     return constraint is constraints.sphere
 
 
-def _samples(trace: Any) -> dict[str, Any]:
+def samples(trace: Any) -> dict[str, Any]:
+    """Return the sample sites of a Pyro trace by name, without those of its plates."""
     nodes = trace.nodes.items()
     return {name: site for name, site in nodes if site["type"] == "sample" and not site_is_subsample(site)}
 

@@ -182,6 +182,7 @@ def pairs_to_compare(
                 "the KL divergence of this posterior from this prior has no closed form": (
                     kind.needs_closed_form and not has_closed_form
                 ),
+                "there is no label to sum over": kind.sums_over_labels,
                 "there is no other draw to compare with": count < kind.least_particles,
                 "with one particle its bound equals the ELBO": count == 1 and kind.is_importance_weighted,
                 f"K must be a multiple of {num_groups}": "num_groups" in kind.options and count % num_groups != 0,
@@ -221,15 +222,15 @@ def measure_estimator(
         NotFiniteError: a bound or a gradient is NaN or infinite.
     """
     elbo = build_elbo(name, num_particles, **options)
-    parts = x.split(images_at_once(vae, x, num_particles))
+    parts = [*vae.split(x, images_at_once(vae, x, num_particles))]
     encoder, decoder = list(vae.q_z.parameters()), [*vae.p_x.parameters(), *vae.p_z.parameters()]
     values, seconds, of_encoder, of_decoder = [], [], Moments(), Moments()
     for repetition in range(repetitions):
         started, value = time.perf_counter(), 0.0
         vae.zero_grad()
         with seeded(repetition, x.device), pyro.get_param_store().scope():
-            for part in parts:
-                loss = elbo.differentiable_loss(vae.model, vae.guide, part) * (len(part) / len(x))
+            for one, part in parts:
+                loss = elbo.differentiable_loss(one.model, one.guide, part) * (len(part) / len(x))
                 loss.backward()
                 value -= loss.item()
         of_encoder.add(_gradient(encoder))

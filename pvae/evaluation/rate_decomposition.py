@@ -74,12 +74,12 @@ def split_rate(vae: VAE, x: Tensor | Pixels, num_images: int = 2000, seed: int =
     Raises:
         InputError: q(z | x) is not Normal, or q(z | x) or p(z) is not independent over dimensions.
     """
-    first = next(iter(x.split(1)))
-    posterior = vae.posterior(first)
+    one, first = next(vae.split(x, 1))
+    posterior = one.posterior(first)
     is_normal = isinstance(posterior, Independent) and isinstance(posterior.base_dist, Normal)
     if not (is_normal and isinstance(vae.prior(), Independent)):
         raise InputError("the rate can be split only for a Normal q(z | x) and a p(z) of independent latent dimensions")
-    parts = [vae.posterior(part).base_dist for part in x.split(images_at_once(vae, x))]
+    parts = [one.posterior(part).base_dist for one, part in vae.split(x, images_at_once(vae, x))]
     loc, scale = (torch.cat([getattr(part, name) for part in parts]).double() for name in ("loc", "scale"))
     images = random_subset(len(x), num_images, seed).to(loc.device)
     q = Normal(loc, scale)

@@ -19,7 +19,8 @@ from pvae.data.preparation import Pixels
 from pvae.distributions.hierarchy import Hierarchy
 from pvae.evaluation.rate_decomposition import active_units, split_rate
 from pvae.runs.run import Run
-from pvae.trained.codes import test_images
+from pvae.trained.codes import given_labels, test_images
+from pvae.trained.images import with_likelihood
 from pvae.trained.log_likelihood import (
     LAYER_RATE,
     MOST_UNTRUSTED,
@@ -28,7 +29,6 @@ from pvae.trained.log_likelihood import (
     bits_per_dimension,
     elbo_terms,
     importance_sample,
-    with_normalised_likelihood,
 )
 from pvae.vae import VAE
 
@@ -190,14 +190,15 @@ def evaluate(
     Raises:
         InputError: the run is an autoencoder, which has no likelihood, or there are fewer than two images.
     """
-    vae, data = run.vae(), run.dataset()
+    vae, data = given_labels(run), run.dataset()
     if not vae.has_density:
         raise InputError(f"{run.path} is an autoencoder: a point posterior has no bound and no log-likelihood")
     seen = test_images(run)
-    binary, x, kind = with_normalised_likelihood(run.config, vae, run.data.datum_shape, data.test)
+    binary, x, kind = with_likelihood(run, data.test, vae.y)
     if num_images is not None:
         subset = random_subset(len(seen), num_images, seed)  # some data sets are sorted by class
         seen, x = (replace(pixels, images=pixels.images[subset]) for pixels in (seen, x))
+        vae, binary = (one.given(None if one.y is None else one.y[subset]) for one in (vae, binary))
     if len(seen) < 2 or num_particles < 2:
         raise InputError("an evaluation needs at least 2 test images and 2 importance samples")
     checkpoint = run.best_checkpoint()
@@ -213,7 +214,9 @@ def evaluate(
         data=data.title,
         num_images=len(seen),
         is_subset=len(seen) < len(data.test),
-        pixels=kind,
+        pixels=kind
+        if vae.y is None
+        else f"{kind}; given their labels y, so that log p(x) is log p(x | y)".lstrip("; "),
         pseudo=vae.is_pseudo,
         seed=seed,
         precision=precision,

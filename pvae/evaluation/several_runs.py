@@ -13,6 +13,7 @@ from pvae.core.random_state import seeded
 from pvae.core.records import markdown_of
 from pvae.data.dataset import random_subset
 from pvae.runs.run import Run
+from pvae.trained.codes import given_labels
 from pvae.trained.images import with_likelihood
 from pvae.trained.log_likelihood import MOST_UNTRUSTED, Estimate, elbo_terms, importance_sample
 
@@ -72,9 +73,10 @@ def evaluate_runs(
     for run in runs:
         if not run.vae().has_density:
             raise InputError(f"{run.path} is an autoencoder: a point posterior has no bound and no log-likelihood")
-        vae, x, kind = with_likelihood(run, run.dataset().test)
+        vae, x, kind = with_likelihood(run, run.dataset().test, given_labels(run).y)
         if num_images is not None:
-            x = replace(x, images=x.images[random_subset(len(x), num_images, seed)])
+            subset = random_subset(len(x), num_images, seed)
+            x, vae = replace(x, images=x.images[subset]), vae.given(None if vae.y is None else vae.y[subset])
         described = kind, getattr(vae.p_x, "levels_per_unit", 1.0)  # a probability or a density
         first = first or (x.images, described)
         if not torch.equal(x.images, first[0]) or described != first[1]:

@@ -16,9 +16,11 @@ from pvae.config.options import COUNTS, REALS, column_kinds, outputs_of
 from pvae.config.presets import as_option
 from pvae.core.errors import InputError, brief, listed
 from pvae.models.hierarchy import BottomUpPosterior, FirstLayer, HierarchyPrior, LadderPosterior, TopDownPosterior
+from pvae.models.labels import EncoderJoin, LabelPosterior, LabelPrior, LikelihoodGivenLabels, PosteriorGivenLabels
 from pvae.models.likelihoods import LIKELIHOOD_CLASSES, PseudoBernoulliLikelihood
 from pvae.models.networks import (
     ColumnFeatures,
+    FlatBatch,
     Log1p,
     Standardize,
     WithMask,
@@ -45,12 +47,13 @@ __all__ = ["BINS", "build_vae", "fit_to", "meta_state_dict", "sizes_of", "start_
 BINS = 8  # of a spline, as in zuko's neural spline flow
 
 
-def build_vae(config: Config, datum_shape: Sequence[int]) -> VAE:
+def build_vae(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -> VAE:
     """Return the untrained VAE that a configuration describes; its weights are drawn from torch's generator.
 
     Args:
         config: the system.
         datum_shape: of the data, (C, H, W) of images; `config.pad` is added to it.
+        num_labels: number of classes or attributes of the data, for `config.condition` and `config.labels`.
 
     Returns:
         The VAE, on the CPU, in float32 whatever torch's default dtype is. A Bernoulli likelihood is the
@@ -68,13 +71,27 @@ def build_vae(config: Config, datum_shape: Sequence[int]) -> VAE:
     if kinds and datum_shape != (len(kinds),):
         raise InputError(f"--columns names {len(kinds)} columns, and a datum has shape {datum_shape}: name them all")
     num_outputs, posterior_of = _posterior(config)
-    encoder, decoder = _networks(config, datum_shape, num_outputs)
-    if config.missing and not kinds:
-        encoder = nn.Sequential(WithMask(datum_shape), encoder)
+    takes_labels = config.condition or config.labels > 0
+    if takes_labels and not num_labels:
+        raise InputError(f"--{'condition' if config.condition else 'labels'} needs data with labels, such as classes")
+    num_labels *= takes_labels
+    seen: list[nn.Module] = []  # what is done to x before the encoder, which then takes data of another shape
+    shape = datum_shape
     if config.likelihood in COUNTS:
-        encoder = nn.Sequential(Log1p(), encoder)
+        seen.append(Log1p())
     elif config.likelihood in REALS:
-        encoder = nn.Sequential(Standardize(datum_shape), encoder)
+        seen.append(Standardize(datum_shape))
+    elif kinds:
+        features = ColumnFeatures(kinds, config.missing)
+        seen, shape = [features], (features.num_features,)
+    if config.missing and not kinds:
+        seen.append(WithMask(datum_shape))
+        shape = (2 * math.prod(datum_shape),)  # the values and their mask
+    decoded = (sum(map(outputs_of, kinds)),) if kinds else datum_shape
+    encoder, decoder = _networks(config, shape, decoded, num_outputs, num_labels)
+    if not num_labels:
+        for module in reversed(seen):
+            encoder = nn.Sequential(module, encoder)
     if config.upper_latent_dims:
         prior, posterior = _hierarchy(config, encoder, datum_shape)
         if config.inference != "top-down":
@@ -84,8 +101,18 @@ def build_vae(config: Config, datum_shape: Sequence[int]) -> VAE:
         prior = _prior(config, posterior.forward, datum_shape)
     is_pseudo = config.likelihood == "bernoulli" and config.binarize == "none"
     kind = PseudoBernoulliLikelihood if is_pseudo else LIKELIHOOD_CLASSES[config.likelihood]
-    likelihood = kind(decoder, datum_shape, config.scale, config.pixels == "symmetric", *([kinds] if kinds else []))
+    likelihood: Any = kind(
+        decoder, datum_shape, config.scale, config.pixels == "symmetric", *([kinds] if kinds else [])
+    )
     likelihood.has_missing = config.missing
+    if num_labels:
+        posterior = PosteriorGivenLabels(nn.Sequential(*seen), EncoderJoin(shape, num_labels, is_conv), posterior)
+    if config.condition:
+        likelihood = LikelihoodGivenLabels(likelihood, num_labels)
+    elif config.labels:
+        classifier = nn.Sequential(*seen, _networks(config, shape, decoded, num_labels)[0])
+        posterior = LabelPosterior(classifier, posterior, config.latent_dim)
+        prior = LabelPrior(num_labels, prior, config.latent_dim)
     return VAE(p_z=prior, q_z=posterior, p_x=likelihood).float()
 
 
@@ -152,19 +179,20 @@ def _prior(config: Config, posterior: Any, datum_shape: Sequence[int]) -> nn.Mod
     return StandardNormalPrior(length)
 
 
-def meta_state_dict(config: Config, datum_shape: Sequence[int]) -> dict[str, Tensor]:
+def meta_state_dict(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -> dict[str, Tensor]:
     """Return the state_dict of the VAE that `build_vae` returns, as tensors on the meta device, which hold no data.
 
     Args:
         config: the system.
         datum_shape: (C, H, W) of the data.
+        num_labels: number of classes or attributes.
 
     Raises:
         InputError: the networks are too large for torch.
     """
     try:
         with torch.device("meta"):
-            return build_vae(config, datum_shape).state_dict()
+            return build_vae(config, datum_shape, num_labels).state_dict()
     except (RuntimeError, OverflowError, TypeError) as error:  # torch raises these for sizes that are too large
         raise InputError(
             f"networks of {sizes_of(config)} are too large for torch ({brief(error)}): give smaller ones"
@@ -244,28 +272,36 @@ def _kinds(config: Config) -> tuple[str, ...]:
     return column_kinds(config.columns) if config.likelihood == "columns" else ()
 
 
-def _networks(config: Config, datum_shape: tuple[int, ...], num_outputs: int) -> tuple[nn.Module, nn.Module]:
-    """Return encoder and decoder; `num_outputs` is what the posterior of one stochastic layer takes."""
+def _networks(
+    config: Config, shape: tuple[int, ...], decoded: tuple[int, ...], num_outputs: int, num_labels: int = 0
+) -> tuple[nn.Module, nn.Module]:
+    """Return encoder and decoder.
+
+    Args:
+        config: the system.
+        shape: of what the encoder takes; given labels, `EncoderJoin` adds them to it.
+        decoded: the shape of what the decoder returns; given labels, it takes them beside z.
+        num_outputs: of the encoder; what the posterior of one stochastic layer takes.
+        num_labels: number of classes or attributes; 0 without labels.
+    """
     latent_dim = config.latent_dim
     if config.upper_latent_dims and config.inference == "ladder":
         num_outputs = 2 * latent_dim + config.hidden[-1]
     if config.upper_latent_dims and config.inference == "top-down":
         num_outputs = 2 * config.upper_latent_dims[-1] + config.hidden[-1]
         latent_dim += sum(config.upper_latent_dims)
+    latent_dim += num_labels
     batch_norm = config.has_batch_norm
     if not config.network.startswith("conv"):
         hidden = () if config.network == "linear" else config.hidden
-        if kinds := _kinds(config):
-            first = ColumnFeatures(kinds, config.missing)
-            layers = mlp_encoder((first.num_features,), hidden, num_outputs, config.activation, batch_norm)
-            shape = (sum(map(outputs_of, kinds)),)
-            return nn.Sequential(first, layers), mlp_decoder(latent_dim, hidden, shape, config.activation, batch_norm)
-        seen = (2 * math.prod(datum_shape),) if config.missing else datum_shape  # the values and their mask
-        encoder = mlp_encoder(seen, hidden, num_outputs, config.activation, batch_norm)
-        return encoder, mlp_decoder(latent_dim, hidden, datum_shape, config.activation, batch_norm)
+        shape = (math.prod(shape) + num_labels,) if num_labels else shape
+        encoder: nn.Module = mlp_encoder(shape, hidden, num_outputs, config.activation, batch_norm)
+        return encoder, mlp_decoder(latent_dim, hidden, decoded, config.activation, batch_norm)
+    shape = (shape[0] + (num_labels > 0), *shape[1:])
     norm = {"conv": "none", "conv-batchnorm": "batch", "conv-groupnorm": "group"}[config.network]
     if norm == "group":  # its decoder draws its weights first
-        decoder = groupnorm_decoder(latent_dim, config.hidden, datum_shape)
-        return conv_encoder(datum_shape, config.hidden, num_outputs, norm), decoder
-    encoder = conv_encoder(datum_shape, config.hidden, num_outputs, norm)
-    return encoder, conv_decoder(latent_dim, config.hidden, datum_shape, norm)
+        decoder = groupnorm_decoder(latent_dim, config.hidden, decoded)
+    encoder = conv_encoder(shape, config.hidden, num_outputs, norm)
+    if norm != "group":
+        decoder = conv_decoder(latent_dim, config.hidden, decoded, norm)
+    return FlatBatch(encoder, 3) if num_labels else encoder, decoder

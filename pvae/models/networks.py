@@ -311,16 +311,22 @@ class ChannelsLast(nn.Module):
 
 
 class FlatBatch(nn.Module):
-    """Flatten the leading dimensions of (..., L) into one batch dimension, as convolutions and BatchNorm need it."""
+    """Flatten the leading dimensions of (..., L) into one batch dimension, as convolutions and BatchNorm need it.
 
-    def __init__(self, network: nn.Module) -> None:
+    Args:
+        network: takes one batch dimension.
+        num_dims: number of dimensions that are not flattened.
+    """
+
+    def __init__(self, network: nn.Module, num_dims: int = 1) -> None:
         super().__init__()
         self.network = network
+        self.num_dims = num_dims
 
     def forward(self, z: Tensor) -> Tensor:
         """Return the outputs of the network, with the leading dimensions of z."""
-        outputs = self.network(z.reshape(-1, z.shape[-1]))
-        return outputs.reshape(*z.shape[:-1], *outputs.shape[1:])
+        outputs = self.network(z.reshape(-1, *z.shape[-self.num_dims :]))
+        return outputs.reshape(*z.shape[: -self.num_dims], *outputs.shape[1:])
 
 
 def _activation(norm: str, batch_norm: Callable[[int], nn.Module], width: int) -> list[nn.Module]:

@@ -44,9 +44,9 @@ _SHOWN_ATTRIBUTES = ("Blond_Hair", "Smiling", "Male", "Eyeglasses")
 
 def reconstructions(run: Run) -> Figure:
     """Return eight test images above the means of p(x | z), z ~ q(z | x); or vectors as bars, series as lines."""
-    images, shown = codes.examples(run, 8), run.preparation.shown
+    (vae, images), shown = codes.examples(run, 8), run.preparation.shown
     with run.seeded():
-        reconstructions = latent_space.reconstruct(run.vae(), images)
+        reconstructions = latent_space.reconstruct(vae, images)
     if not run.data.is_images:
         shown_values = run_figures.reconstructed_values_figure
         return _drawn(run, shown_values(images, reconstructions, run.title, run.dataset().test, run.data.columns))
@@ -54,14 +54,25 @@ def reconstructions(run: Run) -> Figure:
 
 
 def samples(run: Run) -> Figure:
-    """Return 64 means of p(x | z), z ~ p(z); of vectors the marginals of draws from it. The run must have a prior."""
+    """Return 64 means of p(x | z), z ~ p(z); of vectors the marginals of draws from it. The run must have a prior.
+
+    With labels there is a row for each class, or for the labels of the first test images, and one z in a column.
+    """
     codes.require(run, run.vae().has_density, "a prior to draw from")
     with run.seeded():
         if not run.data.is_images:
-            drawn = sample_images(run.vae(), 1000, draws=True)
-            data = codes.test_images(run).images[:1000]
-            return _drawn(run, run_figures.marginal_figure(data, drawn, run.title, run.data.columns))
-        return run_figures.sample_figure(run.preparation.shown(latent_space.sample(run.vae(), 64)), run.title)
+            drawn = sample_images(run.vae(), 1000, draws=True, y=codes.given_labels(run).y)
+            shown = codes.test_images(run).images[:1000]
+            return _drawn(run, run_figures.marginal_figure(shown, drawn, run.title, run.data.columns))
+        if not run.vae().takes_labels:
+            return run_figures.sample_figure(run.preparation.shown(latent_space.sample(run.vae(), 64)), run.title)
+        data = run.dataset()
+        labels = data.shown_labels
+        assert labels is not None  # or it could not have been trained
+        images = run.preparation.shown(latent_space.sample_given(run.vae(), labels))
+        names = () if data.has_attributes else data.label_names[:10]
+        title = f"{run.title}\nmeans of p(x | z, y): a label in a row, a z in a column"
+        return run_figures.image_figure(images, 8, title, names)
 
 
 def _drawn(run: Run, figure: Figure | None) -> Figure:
@@ -81,7 +92,9 @@ def graph(run: Run) -> Figure:
     functions = {"model": run.vae().model, "guide": run.vae().guide}
     for axes, (name, function) in zip(figure.subplots(1, 2), functions.items()):
         with pyro.get_param_store().scope():
-            rendered = pyro.render_model(function, (codes.examples(run, 1),), render_distributions=True)
+            vae, x = codes.examples(run, 1)
+            batch = (x,) if vae.y is None else (x, vae.y)
+            rendered = pyro.render_model(function, batch, render_distributions=True)
         rendered.attr(dpi="200")
         axes.imshow(imread(BytesIO(rendered.pipe("png"))))
         axes.set_title(name, fontsize=9)
@@ -136,7 +149,7 @@ def manifold(run: Run) -> Figure:
     codes.require(run, codes.is_plane(run), "two latent dimensions", ": train with --latent-dim 2")
     codes.require(run, run.vae().has_density and codes.has_normal_prior(run), "the prior N(0, 1)")
     title = f"{run.title}\nmean of p(x | z) at the quantiles of p(z), z_1 to the right, z_2 upward"
-    return run_figures.image_figure(run.preparation.shown(latent_space.manifold(run.vae())), 20, title)
+    return run_figures.image_figure(run.preparation.shown(latent_space.manifold(codes.given_one(run))), 20, title)
 
 
 def traversal(run: Run) -> Figure:
@@ -155,7 +168,7 @@ def traversal(run: Run) -> Figure:
     has_layers = run.vae().prior().event_shape != codes.prior(run).event_shape
     if has_layers or not (run.vae().has_density and codes.has_normal_prior(run)):
         ways = means.mean(0)[dimensions, None] + ways * spread[dimensions, None]
-    rows = [latent_space.traverse(run.vae(), means[0], d, way) for d, way in zip(dimensions, ways)]
+    rows = [latent_space.traverse(codes.given_one(run), means[0], d, way) for d, way in zip(dimensions, ways)]
     names = [f"{every[d]}\n{way[0]:+.1f} to {way[-1]:+.1f}" for d, way in zip(dimensions, ways)]
     title = (
         f"{run.title}\nmean of p(x | z), one dimension of z at a time, between the values on the left\n"
@@ -167,10 +180,13 @@ def traversal(run: Run) -> Figure:
 def interpolation(run: Run) -> Figure:
     """Return rows of images decoded along straight lines between the codes of two test images."""
     codes.require(run, run.data.is_images, "images")
-    images = codes.examples(run, 10)
+    vae, images = codes.examples(run, 10)
     half = len(images) // 2
-    pairs = list(zip(images[:half], images[half:]))  # far apart, so of different classes if the images are sorted
-    rows = [torch.cat([a[None], latent_space.interpolate(run.vae(), a, b), b[None]]) for a, b in pairs]
+    rows = []
+    for one in range(half):  # of images far apart, so of different classes if they are sorted
+        first, second = images[one], images[one + half]
+        pair = vae.given(None if vae.y is None else vae.y[[one, one + half]])
+        rows.append(torch.cat([first[None], latent_space.interpolate(pair, first, second), second[None]]))
     title = f"{run.title}\ntest images at the ends; the mean of p(x | z) on the line between their codes"
     return run_figures.image_figure(run.preparation.shown(torch.cat(rows)), 12, title)
 
@@ -215,7 +231,10 @@ def attributes(run: Run, names: Sequence[str] = ()) -> Figure:
         start = int((~in_test).int().argmax())
         vector = latent_space.attribute_vector(codes.train_codes(run), in_train)
         z = codes.test_codes(run)[start] + torch.tensor(_ALPHAS)[:, None] * vector
-        rows += [run.preparation.x(codes.test_images(run).images[start : start + 1]), latent_space.decode(run.vae(), z)]
+        rows += [
+            run.preparation.x(codes.test_images(run).images[start : start + 1]),
+            latent_space.decode(codes.given_one(run, start), z),
+        ]
     title = f"{run.title}\na test image, then the mean of p(x | z + alpha v), alpha from -3 to 3"
     images = run.preparation.shown(torch.cat(rows))
     return run_figures.image_figure(images, len(_ALPHAS) + 1, title, names)

@@ -15,10 +15,20 @@ from torch.distributions import kl_divergence
 
 from pvae.core.terms import Terms
 from pvae.distributions.hierarchy import layers_of
+from pvae.distributions.labels import LabelAndLatent
 from pvae.distributions.power_spherical import PowerSpherical
 from pvae.vae import VAE
 
-__all__ = ["Parts", "closed_form", "loss", "monte_carlo", "posterior_mean_loss", "rate_by_dimension", "three_parts"]
+__all__ = [
+    "Parts",
+    "closed_form",
+    "enumerated",
+    "loss",
+    "monte_carlo",
+    "posterior_mean_loss",
+    "rate_by_dimension",
+    "three_parts",
+]
 
 
 def loss(terms: Terms, beta: float = 1.0, free_bits: float = 0.0) -> Tensor:
@@ -117,6 +127,37 @@ def monte_carlo(vae: VAE, x: Tensor, num_particles: int = 1, by_dimension: bool 
     log_q_z = posterior.log_prob(z)
     rates = rate_by_dimension(posterior, vae.prior(), z) if by_dimension else None
     return Terms(distortion=-log_p_x.mean(0), rate=(log_q_z - log_p_z).mean(0), rates=rates)
+
+
+def enumerated(vae: VAE, x: Tensor, num_particles: int = 1) -> Terms:
+    """Return the form of a VAE with a label y as a latent, where the expectation over y is a sum.
+
+        sum_y q(y | x) [ (1/K) sum_k log p(x, z_yk | y) - log q(z_yk | x, y) + log p(y) - log q(y | x) ]
+
+    Args:
+        vae: whose prior and posterior are `LabelAndLatent`; given labels, q(y | x) is a point mass where one is known.
+        x: data (B, *D).
+        num_particles: K draws z_yk ~ q(z | x, y) for each class.
+
+    Returns:
+        Distortion and rate, (B,) each.
+
+    Reference:
+        Kingma et al., arXiv:1406.5298, equations 6 and 7.
+    """
+    posterior, prior = vae.posterior(x), vae.prior()
+    if not (isinstance(posterior, LabelAndLatent) and isinstance(prior, LabelAndLatent)):
+        raise TypeError("prior and posterior must be those of a label and a latent")
+    num_classes = posterior.sizes[0]
+    classes = torch.eye(num_classes, dtype=x.dtype, device=x.device)
+    y = classes[:, None, None].expand(num_classes, num_particles, len(x), num_classes)
+    q_z = posterior.rest[0](y)
+    z = q_z.rsample()
+    log_q_y = posterior.first.logits.log_softmax(-1).T  # (classes, B)
+    log_p_y = prior.first.logits.log_softmax(-1)[:, None]
+    log_p_x = vae.log_likelihood(x, torch.cat([y, z], dim=-1)).mean(1)
+    rate = (q_z.log_prob(z) - prior.rest[0](y).log_prob(z)).mean(1) + log_q_y - log_p_y
+    return Terms(distortion=-(log_q_y.exp() * log_p_x).sum(0), rate=(log_q_y.exp() * rate).sum(0))
 
 
 def closed_form(vae: VAE, x: Tensor, num_particles: int = 1, by_dimension: bool = False) -> Terms:

@@ -34,6 +34,7 @@ class Metrics:
         posterior_mean_loss: distortion at the mean of q(z | x) + KL(q, p), not for "train". It is not a bound and
             usually lower than -elbo; post 002 prints it.
         seconds: duration; for "train" without the test.
+        accuracy: with `Config.labels`, the share of the known labels that q(y | x) finds, not for "train".
         pseudo: the pixels were grey, so `elbo` is a pseudo-ELBO, which does not bound log p(x).
     """
 
@@ -47,6 +48,7 @@ class Metrics:
     seconds: float
     pseudo: bool
     posterior_mean_loss: float | None = None
+    accuracy: float | None = None
 
     @property
     def bound(self) -> str:

@@ -289,7 +289,7 @@ class Run:
                 raise InputError(f"the weights of {self.path}: {name} has values that are {values}: train anew")
         if vae is None:
             with torch.random.fork_rng(devices=[]):  # the initial weights are replaced below
-                vae = build_vae(self.config, self.data.datum_shape)
+                vae = build_vae(self.config, self.data.datum_shape, len(self.data.label_names))
         try:
             vae.load_state_dict(weights)
         except RuntimeError as error:

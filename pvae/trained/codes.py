@@ -14,10 +14,13 @@ from pvae.distributions.hierarchy import Hierarchy
 from pvae.models.priors import StandardNormalPrior
 from pvae.runs.run import Run, kept
 from pvae.trained.latent_space import LatentReport, encode, latent_statistics, nearest_neighbour_accuracy
+from pvae.vae import VAE
 
 __all__ = [
     "classes",
     "examples",
+    "given_labels",
+    "given_one",
     "has_normal_prior",
     "is_plane",
     "latent_names",
@@ -47,29 +50,42 @@ def test_images(run: Run) -> Pixels:
     return run.preparation.pixels(run.dataset().test)
 
 
-def examples(run: Run, count: int) -> Tensor:
-    """Return random test images x (count, C, H, W), the same ones in every call."""
-    images = test_images(run).images
-    return run.preparation.x(images[random_subset(len(images), count, seed=0)])
+def given_labels(run: Run, split: str = "test") -> VAE:
+    """Return the VAE given the labels of a split, if it was trained given labels."""
+    return run.vae().given(run.dataset().labels[split] if run.vae().takes_labels and not run.config.labels else None)
+
+
+def given_one(run: Run, row: int = 0) -> VAE:
+    """Return the VAE given the label of one test image, for whatever is decoded, if it was trained given labels."""
+    vae = given_labels(run)
+    return vae.given(None if vae.y is None else vae.y[row : row + 1])
+
+
+def examples(run: Run, count: int) -> tuple[VAE, Tensor]:
+    """Return random test images x (count, C, H, W), the same ones in every call, and the VAE given their labels."""
+    images, vae = test_images(run).images, given_labels(run)
+    chosen = random_subset(len(images), count, seed=0)
+    return vae.given(None if vae.y is None else vae.y[chosen]), run.preparation.x(images[chosen])
 
 
 @kept
 def train_codes(run: Run) -> Tensor:
     """Return the means of q(z | x) of the training images, (N, L)."""
-    return encode(run.vae(), train_images(run))
+    return encode(given_labels(run, "train"), train_images(run))
 
 
 @kept
 def test_codes(run: Run) -> Tensor:
     """Return the means of q(z | x) of the test images, (M, L)."""
-    return encode(run.vae(), test_images(run))
+    return encode(given_labels(run), test_images(run))
 
 
 @kept
 def test_draws(run: Run) -> Tensor:
     """Return draws from the aggregate posterior: one draw of q(z | x) for each test image, (M, L)."""
     with run.seeded(), torch.no_grad():
-        return torch.cat([run.vae().posterior(part).sample() for part in test_images(run).split(_CHUNK)])
+        parts = given_labels(run).split(test_images(run), _CHUNK)
+        return torch.cat([vae.posterior(part).sample() for vae, part in parts])
 
 
 def top_layer_draws(run: Run) -> Tensor:

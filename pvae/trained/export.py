@@ -64,6 +64,8 @@ def export(vae: VAE, datum_shape: Sequence[int], folder: Path) -> list[Exported]
         InputError: a package is missing, q(z | x) has no mean or standard deviation in closed form, torch cannot
             export the VAE, or the outputs differ by more than 1e-5.
     """
+    if vae.takes_labels:
+        raise InputError("a VAE with labels cannot be exported as ONNX yet: use pvae.load")
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f'the export needs {", ".join(missing)}: pip install -e ".[export]"')

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import csv
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pvae.core.errors import InputError
+from pvae.core.errors import InputError, brief, check_name
 from pvae.core.records import markdown_of
 from pvae.data.preparation import Pixels
 from pvae.distributions.columns import Columns
 from pvae.distributions.hierarchy import Hierarchy
+from pvae.distributions.labels import LabelAndLatent
 from pvae.runs.data import images_for
 from pvae.runs.run import Run
+from pvae.trained.latent_space import decode, encode
 from pvae.trained.log_likelihood import (
     bits_per_dimension,
     elbo_terms,
@@ -31,10 +36,15 @@ __all__ = [
     "GivenImages",
     "Imputed",
     "Score",
+    "decode_codes",
     "draw_codes",
     "encode_images",
     "given_images",
     "impute",
+    "label_of",
+    "labels_to_sample",
+    "read_codes",
+    "reconstruct_images",
     "sample_images",
     "score_images",
     "to_text",
@@ -51,35 +61,85 @@ class GivenImages(NamedTuple):
         names: the name of each image.
         images: bytes (N, C, H, W).
         note: how the images were changed, or "".
+        y: their labels, (N, ...), or one for all, (1, ...), if the run was trained given labels.
     """
 
     names: Sequence[str]
     images: Tensor
     note: str = ""
+    y: Tensor | None = None
 
 
-def given_images(run: Run, path: str | Path | None = None, skip_broken: bool = False) -> GivenImages:
+def given_images(
+    run: Run, path: str | Path | None = None, skip_broken: bool = False, label: str | None = None
+) -> GivenImages:
     """Return images converted to the shape that a run was trained on.
 
     Args:
         run: the run.
         path: an image file, a folder of image files, or an .npy or .npz file; None for the run's own test images.
         skip_broken: leave out a file that cannot be decoded.
+        label: of all of them, as for `label_of`; by default the run's own test images have their own.
 
     Raises:
-        InputError: there are no such images, or the run's own images cannot be found.
+        InputError: there are no such images, or the run's own images cannot be found; or a run that was trained given
+            labels is given none.
     """
+    y = None if label is None else label_of(run, label)
     if path is None:
-        return GivenImages(run.dataset().test_names, run.dataset().test)
-    return GivenImages(*images_for(replace(run, config=run.config.replace(skip_broken=skip_broken)), path))
+        data = run.dataset()
+        is_given = run.config.condition or (run.has_own_vae and run.vae().takes_labels)
+        return GivenImages(data.test_names, data.test, y=data.labels["test"] if y is None and is_given else y)
+    if run.config.condition and y is None:
+        raise InputError(f"{run.path} was trained given labels, and these images have none: give --label NAME")
+    return GivenImages(*images_for(replace(run, config=run.config.replace(skip_broken=skip_broken)), path), y=y)
 
 
-def with_likelihood(run: Run, images: Tensor) -> tuple[VAE, Pixels, str]:
+def labels_to_sample(run: Run, label: str | None = None) -> Tensor | None:
+    """Return the labels (R, ...) of which images are drawn in turn: one, or every class, or those of the test data.
+
+    Args:
+        run: the run; None is returned if it takes no labels.
+        label: as for `label_of`.
+
+    Raises:
+        InputError: as for `label_of`, or the run's data cannot be found.
+    """
+    if label is not None:
+        return label_of(run, label)
+    if run.config.condition and not run.data.has_attributes and not run.has_own_vae:
+        return torch.arange(len(run.data.label_names))
+    return run.dataset().labels["test"] if run.vae().takes_labels and not run.config.labels else None
+
+
+def label_of(run: Run, text: str) -> Tensor:
+    """Return the label of that name, (1, ...), for a run that was trained given labels.
+
+    Args:
+        run: the run.
+        text: the name of a class, or as much of it as no other has; or the names of attributes, with commas in between.
+
+    Raises:
+        InputError: the run takes no labels, or the name is unknown.
+    """
+    names = run.data.label_names
+    if not names or not (run.config.condition or run.config.labels):
+        raise InputError(f"{run.path} was not trained with labels: leave --label out")
+    if run.data.has_attributes:
+        has = {check_name("--label", name, names) for name in text.split(",")}
+        return torch.tensor([[name in has for name in names]])
+    found = [name for name in names if name == text] or [name for name in names if name.startswith(text)]
+    return torch.tensor([names.index(found[0] if len(found) == 1 else check_name("--label", text, names))])
+
+
+def with_likelihood(run: Run, images: Tensor, y: Tensor | None = None) -> tuple[VAE, Pixels, str]:
     """Return a VAE whose likelihood is a probability or a density, pixels in its domain, and their kind.
 
-    They are those of `with_normalised_likelihood` for the bytes `images` (N, C, H, W).
+    They are those of `with_normalised_likelihood` for bytes `images` (N, C, H, W), given labels y if there are some.
     """
-    return with_normalised_likelihood(run.config, run.vae(), run.data.datum_shape, images)
+    return with_normalised_likelihood(
+        run.config, run.vae().given(y), run.data.datum_shape, images, len(run.data.label_names)
+    )
 
 
 class Codes(NamedTuple):
@@ -100,7 +160,7 @@ def encode_images(vae: VAE, x: Pixels) -> Codes:
     Raises:
         InputError: they have no closed form, as with several stochastic layers.
     """
-    posteriors = [vae.posterior(part) for part in x.split(images_at_once(vae, x))]
+    posteriors = [one.posterior(part) for one, part in vae.split(x, images_at_once(vae, x))]
     try:
         loc, scale = (torch.cat([getattr(q, name) for q in posteriors]) for name in ("mean", "stddev"))
     except NotImplementedError:
@@ -117,7 +177,7 @@ def draw_codes(vae: VAE, x: Pixels) -> dict[str, Tensor]:
 
     The draw is "z", (N, L), or with several stochastic layers "z1", (N, L_1), "z2", (N, L_2), and so on.
     """
-    z = torch.cat([vae.posterior(part).sample() for part in x.split(images_at_once(vae, x))])
+    z = torch.cat([one.posterior(part).sample() for one, part in vae.split(x, images_at_once(vae, x))])
     prior = vae.prior()
     return dict(zip(prior.names, z.split(prior.sizes, dim=-1))) if isinstance(prior, Hierarchy) else {"z": z}
 
@@ -236,12 +296,12 @@ def impute(vae: VAE, x: Pixels, num_particles: int = 200) -> Imputed:
         Mattei and Frellsen, arXiv:1812.02633, "single imputation".
     """
     filled, stderr = list[Tensor](), list[Tensor]()
-    for part in x.split(images_at_once(vae, x, num_particles)):
-        q = vae.posterior(part)
+    for one, part in vae.split(x, images_at_once(vae, x, num_particles)):
+        q = one.posterior(part)
         z = q.sample((num_particles,))
-        log_w = vae.log_likelihood(part, z) + vae.prior().log_prob(z) - q.log_prob(z)
+        log_w = one.log_likelihood(part, z) + one.prior().log_prob(z) - q.log_prob(z)
         weight = log_w.softmax(0).reshape(*log_w.shape, *[1] * (part.dim() - 1))
-        p_x = vae.likelihood(z)
+        p_x = one.likelihood(z)
         means = p_x.features if isinstance(p_x, Columns) else p_x.mean
         mean, is_missing = (weight * means).sum(0), part.isnan()
         error = (weight * (means - mean)).square().sum(0).sqrt()
@@ -254,13 +314,25 @@ def impute(vae: VAE, x: Pixels, num_particles: int = 200) -> Imputed:
 
 
 @torch.no_grad()
-def sample_images(vae: VAE, num_samples: int, draws: bool = False) -> Tensor:
+def reconstruct_images(vae: VAE, x: Pixels) -> Tensor:
+    """Return the mean of p(x | z) at the mean of q(z | x) for each image, (N, C, H, W).
+
+    Args:
+        vae: in eval mode.
+        x: N images.
+    """
+    return decode(vae, encode(vae, x))
+
+
+@torch.no_grad()
+def sample_images(vae: VAE, num_samples: int, draws: bool = False, y: Tensor | None = None) -> Tensor:
     """Return new images: means of p(x | z), or draws from it, at draws z ~ p(z).
 
     Args:
         vae: in eval mode.
         num_samples: S.
         draws: draw every pixel too, in place of taking its mean.
+        y: labels (R, ...) for a VAE given labels: one after the other, and again from the first one.
 
     Returns:
         (S, C, H, W), in the range of the VAE's pixels: [0, 1], or [-1, 1] if they are symmetric.
@@ -270,6 +342,44 @@ def sample_images(vae: VAE, num_samples: int, draws: bool = False) -> Tensor:
     """
     if not vae.has_density:
         raise InputError("an autoencoder has no prior to draw from: train with --posterior normal")
-    z = vae.prior().sample((num_samples,))
-    likelihoods = (vae.likelihood(part) for part in z.split(_CHUNK))
+    labels = None if y is None else y[torch.arange(num_samples) % len(y)]
+    vae = vae.given(labels)
+    prior: Any = vae.prior()
+    z = prior.sample() if prior.batch_shape else prior.sample((num_samples,))
+    if labels is not None and isinstance(prior, LabelAndLatent):
+        z = prior.with_label(z, labels)
+    return decode_codes(vae, z, draws)
+
+
+@torch.no_grad()
+def decode_codes(vae: VAE, z: Tensor, draws: bool = False) -> Tensor:
+    """Return means of p(x | z), or draws from it, at codes z (N, L): (N, C, H, W)."""
+    likelihoods = (one.likelihood(part) for one, part in vae.split(z, _CHUNK))
     return torch.cat([p_x.sample() if draws else p_x.mean for p_x in likelihoods])
+
+
+def read_codes(run: Run, file: Path) -> Tensor:
+    """Return the codes z (N, L) of a file of `python -m pvae.encode`: z, z1 and so on, or else the means loc.
+
+    Raises:
+        InputError: the file cannot be read, or holds no codes of this run's length.
+    """
+    width = run.vae().prior().event_shape[0]
+    try:
+        if file.suffix == ".csv":
+            with file.open(newline="", encoding="utf-8") as lines:
+                rows = [*csv.DictReader(lines)]
+            columns = [name for name in rows[0] if re.fullmatch(r"(loc|z\d*)_\d+", name)]
+            z = torch.tensor([[float(row[name]) for name in columns] for row in rows])
+        else:
+            stored = np.load(file, allow_pickle=False)
+            arrays = {"z": stored} if isinstance(stored, np.ndarray) else stored
+            names = [name for name in arrays if re.fullmatch(r"loc|z\d*", name)]
+            z = torch.cat([torch.from_numpy(arrays[name]).float() for name in names], dim=1)
+    except Exception as error:  # of damaged files numpy and zipfile raise many types
+        raise InputError(f"{file} cannot be read as codes ({brief(error)}): give what pvae.encode wrote") from None
+    if z.dim() != 2 or z.shape[1] != width or not len(z):
+        raise InputError(
+            f"{file} holds codes of shape {tuple(z.shape)}, and {run.path} has latents of shape ({width},)"
+        )
+    return z

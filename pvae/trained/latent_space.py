@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from pvae.core.random_state import seeded
 from pvae.data.preparation import Pixels
+from pvae.distributions.labels import LabelAndLatent
 from pvae.distributions.power_spherical import PowerSpherical
 from pvae.trained.log_likelihood import images_at_once
 from pvae.vae import VAE
@@ -28,6 +29,7 @@ __all__ = [
     "prior_quantiles",
     "reconstruct",
     "sample",
+    "sample_given",
     "traverse",
 ]
 
@@ -42,7 +44,7 @@ def encode(vae: VAE, x: Tensor | Pixels) -> Tensor:
     same noise for all images, so that it varies over images only as q(z | x) does. For a distribution of your own that
     has no mean, the estimate is from 1,000 draws, whose noise differs from image to image.
     """
-    return torch.cat([_mean(vae.posterior(part)) for part in x.split(images_at_once(vae, x))])
+    return torch.cat([_mean(one.posterior(part)) for one, part in vae.split(x, images_at_once(vae, x))])
 
 
 def _mean(posterior: Any) -> Tensor:
@@ -63,7 +65,7 @@ def decode(vae: VAE, z: Tensor) -> Tensor:
     """
     if isinstance(vae.prior(), PowerSpherical):
         z = normalize(z, dim=-1)  # the mean of several points on a sphere is not on it
-    return torch.cat([vae.likelihood(part).mean for part in z.split(_CHUNK)])
+    return torch.cat([one.likelihood(part).mean for one, part in vae.split(z, _CHUNK)])
 
 
 @torch.no_grad()
@@ -88,6 +90,26 @@ def sample(vae: VAE, num_samples: int) -> Tensor:
         NotImplementedError: the VAE is an autoencoder, which has no prior to sample from.
     """
     return decode(vae, vae.prior().sample((num_samples,)))
+
+
+@torch.no_grad()
+def sample_given(vae: VAE, y: Tensor, num_columns: int = 8) -> Tensor:
+    """Return a row of samples for each label: means of p(x | z, y), with the same z in a column if p(z) is free of y.
+
+    Args:
+        vae: takes labels, or has a label as a latent.
+        y: labels (R, ...).
+        num_columns: n.
+
+    Returns:
+        (R n, *D).
+    """
+    rows = y.repeat_interleave(num_columns, 0)
+    prior: Any = vae.given(rows).prior()
+    z = prior.sample() if prior.batch_shape else prior.sample((num_columns,)).repeat(len(y), 1)
+    if isinstance(prior, LabelAndLatent):
+        z = prior.with_label(z, rows)
+    return decode(vae.given(rows), z)
 
 
 def prior_quantiles(num_steps: int) -> Tensor:
@@ -126,7 +148,7 @@ def interpolate(vae: VAE, first: Tensor, second: Tensor, num_steps: int = 10) ->
     """Return images decoded along the straight line between the codes of two images, z = (1 - a) z_1 + a z_2.
 
     Args:
-        vae: the VAE.
+        vae: the VAE; given labels of the two images, all are decoded given that of the first one.
         first: the image (C, H, W) at a = 0.
         second: the image (C, H, W) at a = 1.
         num_steps: n, including both ends.
@@ -136,7 +158,7 @@ def interpolate(vae: VAE, first: Tensor, second: Tensor, num_steps: int = 10) ->
     """
     start, end = encode(vae, torch.stack([first, second]))
     alpha = torch.linspace(0, 1, num_steps).unsqueeze(1)
-    return decode(vae, (1 - alpha) * start + alpha * end)
+    return decode(vae.given(None if vae.y is None else vae.y[:1]), (1 - alpha) * start + alpha * end)
 
 
 def attribute_vector(codes: Tensor, has: Tensor) -> Tensor:

@@ -163,8 +163,8 @@ def importance_sample(
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 8.
     """
     parts, log_likelihood = [], _recorded_log_likelihood(vae, engine, precision, len(x) * num_particles)
-    for part in x.split(min(100, images_at_once(vae, x))):
-        parts.append(_log_sums(vae, part, num_particles, log_likelihood))
+    for one, part in vae.split(x, min(100, images_at_once(vae, x))):
+        parts.append(_log_sums(one, part, num_particles, log_likelihood))
         on_images(len(part))
     log_sum, log_sum_squares = torch.cat(parts, dim=1)
     return _from_log_sums(log_sum, log_sum_squares, num_particles)
@@ -193,7 +193,7 @@ def bits_per_dimension(vae: VAE, log_p: Tensor, x: Pixels) -> Tensor:
 
 def images_at_once(vae: VAE, x: Tensor | Pixels, num_particles: int = 1) -> int:
     """Return how many images, with K draws of z each, keep every layer's output within `CHUNK_VALUES` values."""
-    return max(1, min(1000, CHUNK_VALUES // _widest(vae, next(iter(x.split(1))))) // num_particles)
+    return max(1, min(1000, CHUNK_VALUES // _widest(*next(vae.split(x, 1)))) // num_particles)
 
 
 def _widest(vae: VAE, x: Tensor) -> int:
@@ -220,8 +220,8 @@ def _widest(vae: VAE, x: Tensor) -> int:
     return max(sizes)
 
 
-def _recorded_log_likelihood(vae: VAE, engine: str, precision: str, decoded: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return log p(x | z) as a function of z and x that records the decoder for each shape of z that recurs.
+def _recorded_log_likelihood(vae: VAE, engine: str, precision: str, decoded: int) -> Callable[..., Tensor]:
+    """Return log p(x | z) as a function of z, x and perhaps y that records the decoder for each shape of z that recurs.
 
     A recording is faster than the modules. The shape of z, (draws, images, L), determines that of x.
     """
@@ -235,27 +235,28 @@ def _recorded_log_likelihood(vae: VAE, engine: str, precision: str, decoded: int
     visits: Counter[torch.Size] = Counter()
     recorded: dict[torch.Size, Function] = {}
 
-    def unrecorded(z: Tensor, x: Tensor) -> list[Tensor]:
-        return [vae.log_likelihood(x, z)]
+    def unrecorded(z: Tensor, x: Tensor, *y: Tensor) -> list[Tensor]:
+        return [vae.given(*y).log_likelihood(x, z)]
 
-    def log_likelihood(z: Tensor, x: Tensor) -> Tensor:
+    def log_likelihood(z: Tensor, *batch: Tensor) -> Tensor:
         visits[z.shape] += 1
         if engine != "none" and visits[z.shape] == record_at:
             try:
-                recorded[z.shape] = record(unrecorded, [z, x], engine, precision)
+                recorded[z.shape] = record(unrecorded, [z, *batch], engine, precision)
             except InputError:
                 if not may_fail:
                     raise
-        return recorded.get(z.shape, unrecorded)(z, x)[0]
+        return recorded.get(z.shape, unrecorded)(z, *batch)[0]
 
     return log_likelihood
 
 
-def _log_sums(vae: VAE, x: Tensor, num_particles: int, log_likelihood: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def _log_sums(vae: VAE, x: Tensor, num_particles: int, log_likelihood: Callable[..., Tensor]) -> Tensor:
     """Return log sum_k w_k and log sum_k w_k^2 of a few images, (2, B) in float64."""
     posterior, prior = vae.posterior(x), vae.prior()
+    batch = (x,) if vae.y is None else (x, vae.y)
     sums = torch.full((2, len(x)), -math.inf, dtype=torch.float64)
-    size = max(1, CHUNK_VALUES // (len(x) * _widest(vae, x[:1])))
+    size = max(1, CHUNK_VALUES // (len(x) * _widest(*next(vae.split(x, 1)))))
     # Latents are small compared with images, so several chunks are drawn together and decoded one after another. Other
     # posteriors than independent ones are drawn chunk by chunk, because networks may compute them, which may be wide.
     together = size
@@ -263,7 +264,7 @@ def _log_sums(vae: VAE, x: Tensor, num_particles: int, log_likelihood: Callable[
         together *= max(1, CHUNK_VALUES // (size * math.prod(posterior.batch_shape + posterior.event_shape)))
     for start in range(0, num_particles, together):
         z = posterior.sample((min(together, num_particles - start),))
-        log_p = torch.cat([log_likelihood(part, x) + prior.log_prob(part) for part in z.split(size)])
+        log_p = torch.cat([log_likelihood(part, *batch) + prior.log_prob(part) for part in z.split(size)])
         log_w = (log_p - posterior.log_prob(z)).double()  # of all z, since a flow knows the density of its draw
         sums = torch.logaddexp(sums, torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0)]))
     return sums
@@ -285,14 +286,14 @@ def elbo_terms(vae: VAE, x: Pixels) -> dict[str, Tensor]:
         Nats, (N,) each: elbo, distortion, rate, cross_entropy and, in closed form, posterior_entropy and
         posterior_mean_loss. With several stochastic layers also rate of z1, rate of z2 and so on.
     """
-    prior = vae.prior()
-    parts = [_terms(vae, prior, part) for part in x.split(images_at_once(vae, x, _PARTICLES))]
+    parts = [_terms(one, part) for one, part in vae.split(x, images_at_once(vae, x, _PARTICLES))]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _terms(vae: VAE, prior: Any, x: Tensor) -> dict[str, Tensor]:
+def _terms(vae: VAE, x: Tensor) -> dict[str, Tensor]:
     """Return the terms of the ELBO of each image, (B,) each, without terms that have no closed form for this VAE."""
-    posterior = vae.posterior(x)
+    posterior: Any = vae.posterior(x)
+    prior: Any = vae.prior()
     z = posterior.sample((_PARTICLES,))
     distortion, cross_entropy = -vae.log_likelihood(x, z).mean(0), -prior.log_prob(z).mean(0)
     terms = {"distortion": distortion, "cross_entropy": cross_entropy}
@@ -309,7 +310,7 @@ def _terms(vae: VAE, prior: Any, x: Tensor) -> dict[str, Tensor]:
 
 
 def with_normalised_likelihood(
-    config: Config, vae: VAE, datum_shape: Sequence[int], images: Tensor
+    config: Config, vae: VAE, datum_shape: Sequence[int], images: Tensor, num_labels: int = 0
 ) -> tuple[VAE, Pixels, str]:
     """Return a VAE whose likelihood is a probability or a density, images in its domain, and the kind of their pixels.
 
@@ -321,6 +322,7 @@ def with_normalised_likelihood(
         vae: in eval mode.
         datum_shape: shape of the images of the data, before padding.
         images: test images of the data, as bytes.
+        num_labels: number of classes or attributes of the data.
 
     Raises:
         InputError: the VAE was built in Python, and its likelihood is a pseudo-likelihood.
@@ -331,7 +333,7 @@ def with_normalised_likelihood(
         return vae, pixels, preparation.kind if pixels.is_bytes else ""
     config = config.replace(binarize="static")
     with torch.random.fork_rng(devices=[]):
-        binary = build_vae(config, datum_shape)
+        binary = build_vae(config, datum_shape, num_labels)
     try:
         binary.load_state_dict(vae.state_dict())
     except RuntimeError:  # a VAE that was built in Python
@@ -339,4 +341,4 @@ def with_normalised_likelihood(
             "p(x | z) is a pseudo-likelihood, and log p(x) needs a likelihood: give one to the VAE"
         ) from None
     kind = "binarized: each drawn once, with its grey value as probability"
-    return binary.eval(), Preparation.of(config).pixels(images), kind
+    return binary.eval().given(vae.y), Preparation.of(config).pixels(images), kind

@@ -117,6 +117,7 @@ def training_script(config: Config) -> str:
         "clip_norm": config.clip_norm == 0,
         "patience": config.patience == 0 or config.system in ("images", "values"),
         "precision": config.precision == "fp32",
+        "condition": not config.condition,
     }
     if missing := [as_option(name, getattr(config, name)) for name, fits in fitting.items() if not fits]:
         raise InputError(f"the loop that --print writes has no {missing[0]}: give another value, or train by pvae")
@@ -146,6 +147,8 @@ def plain_torch(vae: VAE, config: Config, datum_shape: Sequence[int], title: str
         InputError: torch has no distribution for it: a VampPrior of flows.
     """
     has_flow = config.posterior in ("planar", *_NETWORKS_OF_FLOWS)
+    if config.condition or config.labels:
+        raise InputError("a VAE with labels cannot be written in plain torch yet: use pvae.load")
     if config.missing:
         raise InputError("a VAE of missing values cannot be written in plain torch yet: use pvae.load")
     if config.likelihood == "columns":

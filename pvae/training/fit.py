@@ -58,6 +58,7 @@ def fit(
     on_epoch: OnEpoch = lambda run, row: None,
     start: str | Path | Run | None = None,
     code: str = "",
+    beta: Callable[[int], float] | None = None,
 ) -> Run:
     """Train a system and write its run folder, as `python -m pvae.train` does.
 
@@ -83,6 +84,8 @@ def fit(
         start: a run. Weights and buffers that have its names and shapes start from its own; the others, which a note
             names, start as in any training.
         code: the text of the file that builds your own VAE, to be kept in the run folder.
+        beta: the weight of the rate in the loss as a function of the number of the step, from 0 on, in place of those
+            options of `config`. It is not kept in the run: give it to `resume` again.
 
     Returns:
         The run; `run.vae()` is the trained VAE, or `run.vae(vae)` if you gave your own.
@@ -112,7 +115,7 @@ def fit(
         where = resolve_device(device)
         data = data.with_valid(config.valid) if data is not None else load_for(config, data_dir, offline)
         with seeded(config.seed, where), pyro.get_param_store().scope():
-            trainer = Trainer(config, data, where, world, vae, threads=threads, note=_note_of(quiet, world))
+            trainer = Trainer(config, data, where, world, vae, threads=threads, note=_note_of(quiet, world), beta=beta)
             taken = "" if parent is None else start_from(trainer.vae, parent.best_checkpoint().vae, parent.path)
             trainer.dry_run()
             folder = Path(world.broadcast(lambda: str(writer.new_folder(path, config))))
@@ -139,6 +142,7 @@ def resume(
     threads: int | None = None,
     quiet: bool = True,
     on_epoch: OnEpoch = lambda run, row: None,
+    beta: Callable[[int], float] | None = None,
 ) -> Run:
     """Resume a run from its last checkpoint, as if it had not been interrupted.
 
@@ -157,6 +161,7 @@ def resume(
         threads: as for `fit`, but by default the number of the last session; so is the engine of `compile` "auto".
         quiet: as for `fit`.
         on_epoch: as for `fit`.
+        beta: as for `fit`, the same as before.
 
     Returns:
         The run. A finished run is not changed, except that missing figures are drawn.
@@ -186,7 +191,7 @@ def resume(
         with seeded(run.config.seed, where), pyro.get_param_store().scope():
             chosen = _chosen_before(run, where, world)
             chosen |= {"threads": threads} if threads else {}
-            trainer = Trainer(run.config, data, where, world, vae, **chosen, note=_note_of(quiet, world))
+            trainer = Trainer(run.config, data, where, world, vae, **chosen, note=_note_of(quiet, world), beta=beta)
             trainer.restore(run.read_checkpoint())
             _train(trainer, run, (note, data.note), quiet, on_epoch)
     return run

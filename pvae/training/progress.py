@@ -42,6 +42,8 @@ def epoch_line(run: Run, rows: Sequence[Metrics]) -> str:
     terms = f"distortion {test.distortion:.2f}, rate {test.rate:.2f}"
     if abs(test.loss - test.distortion - test.rate) > max(0.005, 1e-6 * abs(test.loss)):  # beyond rounding
         terms += f", loss {test.loss:.2f}"
+    if test.accuracy is not None:
+        terms += f", {test.accuracy:.2%} of the labels found"
     seconds, number = sum(row.seconds for row in rows), f"{test.epoch:{len(str(epochs))}}/{epochs}"
     return f"epoch {number}  {'  '.join(map(str, rows))} ({terms}{run.bits(test)})  {seconds:.1f} s"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import dataclasses
 import math
 import os
 import time
@@ -14,7 +14,7 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor
 
-from pvae.compile.compiled_elbo import CompiledELBO
+from pvae.compile.compiled_elbo import Batch, CompiledELBO
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.graph import RecordingError, check_engine
 from pvae.compile.inductor import missing
@@ -27,6 +27,7 @@ from pvae.core.errors import (
     TrainingError,
     brief,
     is_out_of_memory,
+    listed,
     naming_refused_parameters,
     no_nan_warnings,
 )
@@ -41,7 +42,8 @@ from pvae.models.build import build_vae, fit_to, meta_state_dict, sizes_of, star
 from pvae.reference.elbo import posterior_mean_loss
 from pvae.runs.checkpoint import Checkpoint, Counts, UnfinishedEpoch
 from pvae.runs.metrics import Metrics, summarise
-from pvae.trained.latent_space import reconstruct, sample
+from pvae.trained.images import sample_images
+from pvae.trained.latent_space import reconstruct, sample, sample_given
 from pvae.training.divergence import cause_of
 from pvae.training.first_steps import FirstSteps, saved_by_inductor, seconds_to_compile
 from pvae.training.parallel import ALONE, Share, SharedELBO, World
@@ -72,6 +74,7 @@ class Trainer:
         engine: "none", "graph" or "inductor": what an earlier session has chosen for `config.compile` "auto".
         threads: number of threads; by default it is chosen by the first steps.
         note: called with a line on what is chosen.
+        beta: the weight of the rate as a function of the number of the step, in place of those options of `config`.
 
     Attributes:
         engine: how steps are computed now: "none", "graph" or "inductor".
@@ -96,17 +99,19 @@ class Trainer:
         engine: str | None = None,
         threads: int | None = None,
         note: Callable[[str], object] = lambda line: None,
+        beta: Callable[[int], float] | None = None,
     ) -> None:
         _check_options(config, data, world, has_own_vae=vae is not None)
         if vae is None:
-            _check_memory(config, data.datum_shape)
+            _check_memory(config, data.datum_shape, len(data.label_names))
         self.config, self.device, self.world = config, device, world
         self.data, self.preparation = data, Preparation.of(config)
         self.images = {
             split: self.preparation.prepared(images, split, is_redrawn=split == "train").to(device)
             for split, images in data.splits.items()
         }
-        self.vae = (build_vae(config, data.datum_shape) if vae is None else vae).to(device)
+        self.vae = (build_vae(config, data.datum_shape, len(data.label_names)) if vae is None else vae).to(device)
+        self.labels = _labels_of(config, data, self.vae, device)
         if config.initialization == "burda" and vae is None:
             start_like_burda(self.vae, self.images["train"])
         if vae is None:
@@ -117,8 +122,10 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr, eps=config.adam_eps, fused=True)
         self.num_steps = math.ceil(len(data.train) / config.batch_size)
         self.epoch = self.step = 0
-        self._batch_of = functools.partial(self.preparation.batch, self.images["train"])
-        self._elbo = elbo_of(config)
+        known = (self.labels["train"] >= 0).float().mean().item() if config.labels else 1.0
+        self._elbo, self._beta = elbo_of(config, known), beta
+        if beta is not None and "beta" not in self._elbo.options:
+            raise InputError(f"--elbo {config.elbo} has no rate to weigh: leave beta out, or take trace or analytic")
         self._svis: dict[Share | None, tuple[SVI, PerDatumELBO]] = {}
         self._is_auto, self._note = config.compile == "auto", note
         self._has_engine = engine is not None or not self._is_auto
@@ -242,7 +249,20 @@ class Trainer:
             world.sum_([sums])
             world.sum_([terms])
         loss, at_mean = (sums / count).tolist()
-        return self._metrics(split, Terms(*terms), loss, time.perf_counter() - started, at_mean)
+        row = self._metrics(split, Terms(*terms), loss, time.perf_counter() - started, at_mean)
+        return dataclasses.replace(row, accuracy=self._accuracy(split, batch_size)) if self.config.labels else row
+
+    @torch.no_grad()
+    def _accuracy(self, split: str, batch_size: int) -> float | None:
+        """Return the share of the known labels of a split that q(y | x) finds, or None if it has none."""
+        labels = self.data.labels.get(split)
+        if labels is None:
+            return None
+        posteriors: Any = (
+            self.vae.posterior(self.preparation.x(part)) for part in self.images[split].split(batch_size)
+        )
+        found = torch.cat([posterior.first.probs.argmax(-1) for posterior in posteriors]).cpu()
+        return (found == labels)[labels >= 0].double().mean().item()
 
     def _metrics(self, split: str, terms: Terms, loss: float, seconds: float, at_mean: float = math.nan) -> Metrics:
         try:
@@ -260,19 +280,20 @@ class Trainer:
 
     def _loss(self, images: Tensor, share: Share, split: str, first: int) -> tuple[float, Terms, float]:
         """Return loss, terms and posterior-mean loss of a part of a batch, without a gradient."""
-        x = self.preparation.x(images)
+        x, y = self.preparation.x(images), self.labels.get(split)
+        y = None if y is None else y[first : first + len(x)]
         try:
             with naming_refused_parameters():
                 _, elbo = self._svi(share)
-                result, terms = _finite(elbo.evaluate(self.vae.model, self.vae.guide, x, beta=self.rate_weight()))
+                result, terms = _finite(elbo.evaluate(self.vae.model, self.vae.guide, x, y, self.rate_weight()))
         except NotFiniteError as error:
             if self.world.size > 1:  # all processes raise the error together, after their sum
                 return math.nan, Terms(*x.new_zeros(2, len(x))), math.nan
             what = f"the {split} loss could not be computed at step {self.step}: {error}"
-            self._end_training(what, x, split, range(first, first + len(x)), error)
+            self._end_training(what, (x, y), split, range(first, first + len(x)), error)
         try:
             with torch.no_grad():
-                return result.item(), terms, posterior_mean_loss(self.vae, x).sum().item()
+                return result.item(), terms, posterior_mean_loss(self.vae.given(y), x).sum().item()
         except NotImplementedError:  # q and p have no closed-form KL
             return result.item(), terms, math.nan
 
@@ -303,6 +324,8 @@ class Trainer:
 
     def rate_weight(self) -> float:
         """Return the weight of the rate in the loss of the next step."""
+        if self._beta is not None:
+            return float(self._beta(self.step))
         return rate_weight(self.config, self.step, self.num_steps)
 
     def pictures(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -315,10 +338,17 @@ class Trainer:
         chosen = random_subset(len(self.images["test"]), 8, seed=0)  # as `trained.codes.examples` has them
         images = self.preparation.x(self.images["test"][chosen])
         with seeded(self.config.seed, self.device):
-            samples = sample(self.vae, 64) if self.vae.has_density else images[:0]
-            if not self.data.is_images and self.vae.has_density:
-                samples = self.vae.likelihood(self.vae.prior().sample((1000,))).sample()
-            drawn = [images, reconstruct(self.vae, images), samples]
+            vae, y = self.vae, self.labels.get("test")
+            samples = images[:0]
+            if not self.data.is_images and vae.has_density:
+                samples = sample_images(vae, 1000, draws=True, y=y)
+            elif vae.takes_labels and vae.has_density:
+                labels: Any = self.data.shown_labels
+                samples = sample_given(vae, labels.to(self.device))
+            elif vae.has_density:
+                samples = sample(vae, 64)
+            given = vae.given(None if y is None else y[chosen])
+            drawn = [images, reconstruct(given, images), samples]
         images, reconstructions, samples = (self.preparation.shown(part).cpu() for part in drawn)
         return images, reconstructions, samples
 
@@ -378,20 +408,25 @@ class Trainer:
         self.world.sum_([terms])
         return state._replace(distortion=terms[0], rate=terms[1], total=total.item())
 
+    def _batch_of(self, index: Tensor) -> Batch:
+        """Return the training data of an index as model and guide take them: x, or (x, y)."""
+        x = self.preparation.batch(self.images["train"], index)
+        return (x, self.labels["train"][index]) if self.labels else (x,)
+
     def _step(self, index: Tensor, share: Share, beta: float, on_result: OnResult) -> float:
         """Take a step on this process's rows of a batch, and time it while threads and engine are chosen."""
         svi, _ = self._svi(share)
         if isinstance(svi, CompiledSVI) and svi.prepare is not None:  # the recording starts from the index
-            batch = index
+            batch: Batch = (index,)
         elif self.preparation.is_dynamic:  # every process draws the pixels of the whole batch
-            batch = self._batch_of(index)[share.rows]
+            batch = tuple(part[share.rows] for part in self._batch_of(index))
         else:
             batch = self._batch_of(index[share.rows])
         first, is_usual = self._first_steps, len(index) == self.config.batch_size
         first.begin()
         started = time.perf_counter()
         try:
-            loss: float = svi.step(batch, beta=beta, on_result=on_result)
+            loss: float = svi.step(*batch, beta=beta, on_result=on_result)
         except RecordingError as error:
             if not self._is_auto or self.config.precision != "fp32":
                 raise
@@ -403,7 +438,7 @@ class Trainer:
             self._choose_engine(svi, batch)
         return loss
 
-    def _choose_engine(self, svi: CompiledSVI, batch: Tensor) -> None:
+    def _choose_engine(self, svi: CompiledSVI, batch: Batch) -> None:
         """Compile recorded steps if their code is kept, or if the steps that are left are expected to repay it."""
         left = self.config.epochs * self.num_steps - self.step
         saved, is_alone = saved_by_inductor(self._first_steps.seconds, left), self.world.size == 1
@@ -447,11 +482,11 @@ class Trainer:
                 self._svis[key] = CompiledSVI(*functions, optimizer, compiled, prepare), elbo
         return self._svis[key]
 
-    def _end_training(self, what: str, x: Tensor, split: str, rows: Sequence[int], error: NotFiniteError) -> NoReturn:
-        """Raise an error that names the cause of a loss or a gradient that is not finite, for x, rows of a split."""
+    def _end_training(self, what: str, batch: Any, split: str, rows: Sequence[int], error: NotFiniteError) -> NoReturn:
+        """Raise an error that names the cause of a loss or a gradient of a batch that is not finite."""
         files = self.data.names.get(split)
         names = [files[row] if files else f"{split} image {row}" for row in rows]
-        raise TrainingError(f"{what}: {cause_of(self.vae, x, names)}") from error
+        raise TrainingError(f"{what}: {cause_of(self.vae.given(*batch[1:]), batch[0], names)}") from error
 
 
 def _finite(result: LossAndTerms) -> LossAndTerms:
@@ -491,6 +526,21 @@ def _check_options(config: Config, data: Dataset, world: World, has_own_vae: boo
             raise InputError(f"{option} needs the whole batch at once: train it in one process")
 
 
+def _labels_of(config: Config, data: Dataset, vae: VAE, device: torch.device) -> dict[str, Tensor]:
+    """Return the labels that model and guide take, by split; {} if they take none."""
+    if not vae.takes_labels:
+        return {}
+    if config.labels:
+        return {"train": data.few_labels(config.labels, config.seed).to(device)}
+    if lacking := data.splits.keys() - data.labels.keys():
+        raise InputError(
+            f"the VAE is one given labels, and the {listed(sorted(lacking))} data of {data.name} have none"
+        )
+    if any(bool((labels < 0).any()) for labels in data.labels.values() if labels.dtype == torch.int64):
+        raise InputError(f"some labels of {data.name} are not known, and --condition needs all: give --labels N")
+    return {split: labels.to(device) for split, labels in data.labels.items()}
+
+
 def _check_domain(vae: VAE, data: Mapping[str, Tensor], name: str) -> None:
     """Refuse data outside the domain of the likelihood, and name the first one."""
     check: Callable[[Tensor], Tensor] = getattr(vae.p_x, "check", lambda x: x)
@@ -508,9 +558,11 @@ def _check_domain(vae: VAE, data: Mapping[str, Tensor], name: str) -> None:
                         ) from None
 
 
-def _check_memory(config: Config, datum_shape: tuple[int, ...]) -> None:
+def _check_memory(config: Config, datum_shape: tuple[int, ...], num_labels: int) -> None:
     """Refuse networks that do not fit into memory before they are built: the system could kill the process."""
-    needed = 4 * sum(tensor.nbytes for tensor in meta_state_dict(config, datum_shape).values())  # gradients and moments
+    needed = 4 * sum(
+        tensor.nbytes for tensor in meta_state_dict(config, datum_shape, num_labels).values()
+    )  # gradients and moments
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
     if needed > memory:
         raise InputError(f"networks of {sizes_of(config)} do not fit into memory: give smaller ones")

@@ -56,8 +56,6 @@ def refuse(capsys, tmp_path, *arguments):
         (["--no-such-option"], "--help"),
         (["--epochss", "1"], "did you mean --epochs?"),
         (["--encoder", "conv"], "give --network"),
-        (["--conditional"], "conditional VAEs do not exist here yet"),
-        (["--labels", "y.csv"], "conditional VAEs do not exist here yet"),
         (["stray"], "--help"),
         (["--hidden", "1000000000"], "do not fit into memory"),
         (

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import needs_inductor
-from helpers.svi import KINDS, adam, assert_trained_alike, built, trained
+from helpers.svi import ELBOS, KINDS, adam, assert_trained_alike, built, trained
 from pyro.contrib.zuko import ZukoToPyro
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
@@ -24,7 +24,6 @@ from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.graph import RecordingError
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
-from pvae.config.options import ELBOS
 from pvae.core.errors import GradientError, InputError, NotFiniteError
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae

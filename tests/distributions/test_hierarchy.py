@@ -8,10 +8,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.svi import ELBOS
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from pvae.config.config import Config
-from pvae.config.options import ELBOS
 from pvae.distributions.hierarchy import Hierarchy
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae

@@ -9,11 +9,11 @@ import pyro
 import pytest
 import torch
 from helpers.gradients import assert_same_gradients, value_and_gradients
+from helpers.svi import ELBOS
 from pyro.distributions.testing.fakes import NonreparameterizedNormal
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 
 from pvae.config.config import Config
-from pvae.config.options import ELBOS
 from pvae.core.errors import InputError
 from pvae.core.terms import Terms
 from pvae.core.tracing import register

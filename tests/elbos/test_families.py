@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 from helpers.gradients import assert_same_gradients, value_and_gradients
+from helpers.svi import ELBOS
 from torch import nn
 from torch.distributions import kl_divergence
 
 from pvae.config.config import OPTIONS, Config
-from pvae.config.options import ELBOS
 from pvae.core.errors import InputError
 from pvae.core.terms import Terms
 from pvae.elbos.registry import ELBO_CLASSES, build_elbo, elbo_of

@@ -14,8 +14,9 @@ from torch.optim import Adam
 from pvae.compile.compiled_elbo import CompiledELBO
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.optimizers import SingleOptimizer
-from pvae.elbos.registry import build_elbo
+from pvae.elbos.registry import ELBO_CLASSES, build_elbo
 
+ELBOS = tuple(name for name, one in ELBO_CLASSES.items() if not one.sums_over_labels)  # of VAEs without labels
 KINDS = {  # from an ELBO to how it trains
     "elbo": lambda elbo, *given, **options: (SVI, CompiledELBO(elbo, *given, **options)),
     "step": lambda elbo, *given, **options: (CompiledSVI, CompiledELBO(elbo, *given, **options)),
@@ -67,10 +68,11 @@ def trained(
         one, losses = svi(model, guide, stepped, elbo, **options), []
         for step, batch in enumerate(batches):
             on_step(step, subject if isinstance(subject, nn.Module) else guide, own)
-            losses.append(one.step(batch) if beta_of is None else one.step(batch, beta=beta_of(step)))
+            batch = batch if isinstance(batch, tuple) else (batch,)
+            losses.append(one.step(*batch) if beta_of is None else one.step(*batch, beta=beta_of(step)))
         if evaluates:
             on_step(len(batches), subject if isinstance(subject, nn.Module) else guide, own)
-            losses.append(one.evaluate_loss(batch))
+            losses.append(one.evaluate_loss(*batch))
         named = subject if isinstance(subject, nn.Module) else pyro.get_param_store()
         parameters = {name: p.detach().clone() for name, p in named.named_parameters()}
         state = (

@@ -13,10 +13,10 @@ import pyro
 import torch
 from pyro.infer import SVI
 
+from helpers.svi import ELBOS
 from pvae.compile.compiled_elbo import CompiledELBO
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
-from pvae.config.options import ELBOS
 from pvae.core.errors import TrainingError
 from pvae.core.random_state import seeded
 from pvae.data.preparation import Preparation

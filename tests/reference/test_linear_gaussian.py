@@ -12,9 +12,9 @@ import pyro
 import pytest
 import torch
 from conftest import LINEAR_SHAPE
+from helpers.svi import ELBOS
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from pvae.config.options import ELBOS
 from pvae.core.errors import InputError
 from pvae.elbos.registry import build_elbo
 from pvae.reference import bounds as reference_bounds

@@ -287,6 +287,7 @@ def test_content_of_the_run_folder(tmp_path, few_digits, small_config, monkeypat
     assert set(rows[0]) == {
         "epoch", "split", "elbo", "elbo_stderr", "distortion", "rate", "loss", "seconds", "pseudo",
         "posterior_mean_loss",
+        "accuracy",
     }  # fmt: skip
     assert sorted(p.name for p in (run.path / "figures").iterdir()) == [
         "losses.png", "reconstructions.png", "samples.png",

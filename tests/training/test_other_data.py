@@ -22,6 +22,7 @@ from pvae.data.dataset import Dataset
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae, fit_to
 from pvae.reference import elbo as reference
+from pvae.trained.log_likelihood import importance_sample
 from pvae.training.fit import fit, resume
 
 CPU = torch.device("cpu")
@@ -183,3 +184,19 @@ def test_a_file_of_another_shape_is_refused(folder, capsys):
         assert "(5, 9)" in capsys.readouterr().err
     assert train(["--dataset", "table:none.csv"]) == 2
     assert "there is no file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("likelihood", ["poisson", "negative-binomial"])
+def test_log_p_of_counts_is_that_of_quadrature(likelihood):
+    """One latent, so that the integral over z is a sum over a fine grid."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = build_vae(Config(likelihood=likelihood, network="linear", latent_dim=1), (6,)).double().eval()
+    x = torch.poisson(torch.full((20, 6), 2.0).double(), generator=torch.Generator().manual_seed(1))
+    z = torch.linspace(-9, 9, 4001).double()[:, None]
+    joint = vae.likelihood(z[:, None]).log_prob(x) + vae.prior().log_prob(z)[:, None]
+    log_p = joint.logsumexp(0) + math.log(18 / 4000)
+    with seeded(0, CPU):
+        found = importance_sample(vae, x, 20_000)
+    assert ((found.log_p - log_p).abs() < 5 * found.stderr).all()  # fails once in 10^5
+    assert found.stderr.median() < 0.01  # so that it could see an error of 0.05

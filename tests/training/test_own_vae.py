@@ -102,7 +102,7 @@ def test_the_record_says_which_options_do_not_describe_an_own_vae(tmp_path, few_
     assert options[options.index(first) : options.index(last) + 1] == [
         "network", "hidden", "activation", "initialization", "latent_dim", "upper_latent_dims", "upper_hidden",
         "inference", "posterior", "flow_length", "flow_hidden", "prior", "components",
-        "likelihood", "scale",
+        "likelihood", "columns", "scale",
     ]  # fmt: skip
     file.write_text(json.dumps({**record, "own_vae": True}))  # as earlier versions wrote it
     assert Run.open(run.path).has_own_vae

@@ -11,9 +11,9 @@ import torch
 import torch.distributed
 from helpers import worker
 from helpers.processes import Group, run_group
+from helpers.svi import ELBOS
 
 from pvae.cli.train import main
-from pvae.config.options import ELBOS
 from pvae.core.errors import InputError
 from pvae.elbos.registry import build_elbo
 from pvae.runs.run import Run

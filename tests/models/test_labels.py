@@ -1,0 +1,464 @@
+"""Labels: distributions given them, and a label as a latent that is known for some data."""
+
+from __future__ import annotations
+
+import csv
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from helpers.svi import assert_trained_alike, trained
+from PIL import Image
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
+from torch import nn
+
+from pvae.cli.images import encode, export, reconstruct, sample, score
+from pvae.cli.train import main as train
+from pvae.compile.compiled_elbo import CompiledELBO
+from pvae.compile.compiled_svi import CompiledSVI
+from pvae.config.config import Config
+from pvae.core.errors import InputError
+from pvae.core.random_state import seeded
+from pvae.data.dataset import Dataset
+from pvae.data.preparation import Pixels
+from pvae.distributions.labels import LabelAndLatent
+from pvae.elbos.enumerated import EnumeratedELBO
+from pvae.elbos.registry import ELBO_CLASSES, build_elbo, elbo_of
+from pvae.models.build import build_vae
+from pvae.reference import elbo as reference
+from pvae.runs.run import Run
+from pvae.trained.images import sample_images
+from pvae.trained.latent_space import sample_given
+from pvae.trained.log_likelihood import elbo_terms, importance_sample
+from pvae.training.fit import fit, resume
+from pvae.vae import VAE
+
+CPU = torch.device("cpu")
+SHAPE, K, L = (1, 4, 4), 3, 2
+SMALL = {"hidden": (6,), "latent_dim": L, "binarize": "threshold"}
+X = torch.bernoulli(torch.full((6, *SHAPE), 0.4), generator=torch.Generator().manual_seed(0)).double()
+Y = torch.tensor([0, 1, 2, 2, 1, 0])
+SOME = torch.tensor([0, -1, 2, -1, -1, 1])
+NETWORKS = ("mlp", "mlp-batchnorm", "conv", "conv-batchnorm", "conv-groupnorm", "linear")
+
+
+def vae_of(**options):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return build_vae(Config(**{**SMALL, **options}), SHAPE, K).double()
+
+
+def semi_supervised(**options):
+    return vae_of(labels=K, elbo="enumerate", **options)
+
+
+def drawn(function, seed=3):
+    with seeded(seed, CPU), pyro.get_param_store().scope():
+        return function()
+
+
+def images(count=90, seed=0):
+    """Images of 8 x 8 pixels whose class is the bright third of them, mostly."""
+    draw = np.random.RandomState(seed)
+    labels = draw.randint(K, size=count)
+    probs = np.full((count, 1, 8, 9), 0.1)
+    for third in range(K):
+        probs[labels == third, :, :, 3 * third : 3 * third + 3] = 0.9
+    pixels = (draw.rand(*probs.shape) < probs).astype(np.uint8) * 255
+    return torch.from_numpy(pixels), torch.from_numpy(labels)
+
+
+def dataset(**options):
+    x, y = images()
+    return Dataset("thirds", x[:70], x[70:], y[:70], y[70:], ("left", "middle", "right"), **options)
+
+
+# --- given labels -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in ELBO_CLASSES if name != "enumerate"])
+def test_given_labels_every_elbo_is_that_of_the_vae_at_these_labels(name):
+    vae, elbo = vae_of(condition=True), build_elbo(name, 4, num_groups=2 if name in ("miwae", "piwae") else 1)
+    given = vae.given(Y)
+    ours = drawn(lambda: elbo.loss_and_terms(vae.model, vae.guide, X, Y))
+    theirs = drawn(lambda: elbo.loss_and_terms(given.model, given.guide, X))
+    assert ours.loss.item() == theirs.loss.item()
+    other = drawn(lambda: elbo.loss(vae.model, vae.guide, X, Y.flip(0) * 0))
+    assert abs(other - ours.loss.item()) > 1e-3
+
+
+@pytest.mark.parametrize(("name", "theirs"), [("trace", Trace_ELBO), ("analytic", TraceMeanField_ELBO)])
+def test_given_labels_the_elbo_is_pyros_and_the_handwritten_one(name, theirs):
+    vae = vae_of(condition=True)
+    ours = drawn(lambda: build_elbo(name).loss(vae.model, vae.guide, X, Y))
+    assert ours == pytest.approx(drawn(lambda: theirs().loss(vae.model, vae.guide, X, Y)) / len(X), rel=1e-12)
+    form = reference.monte_carlo if name == "trace" else reference.closed_form
+    assert ours == pytest.approx(-drawn(lambda: form(vae.given(Y), X)).elbo.mean().item(), rel=1e-12)
+
+
+class _LinearGivenLabels:
+    """x = b_y + W z + noise: log p(x | y) is known."""
+
+    def __init__(self):
+        draw = torch.Generator().manual_seed(0)
+        self.w = torch.randn(5, L, generator=draw, dtype=torch.float64)
+        self.b = torch.randn(K, 5, generator=draw, dtype=torch.float64)
+        self.y = torch.arange(30) % K
+        z = torch.randn(30, L, generator=draw, dtype=torch.float64)
+        self.x = self.b[self.y] + z @ self.w.T + 0.4 * torch.randn(30, 5, generator=draw, dtype=torch.float64)
+
+    def log_p(self):
+        covariance = self.w @ self.w.T + 0.16 * torch.eye(5, dtype=torch.float64)
+        return dist.MultivariateNormal(self.b[self.y], covariance).log_prob(self.x)
+
+    def vae(self):
+        truth = self
+
+        class Prior(nn.Module):
+            def forward(self):
+                return dist.Normal(torch.zeros(L).double(), 1.0).to_event(1)
+
+        class Posterior(nn.Module):
+            def forward(self, x, y):
+                covariance = torch.linalg.inv(torch.eye(L).double() + truth.w.T @ truth.w / 0.16)
+                return dist.MultivariateNormal((x - truth.b[y]) @ truth.w @ covariance / 0.16, covariance)
+
+        class Likelihood(nn.Module):
+            def forward(self, z, y):
+                return dist.Normal(truth.b[y] + z @ truth.w.T, 0.4).to_event(1)
+
+        return VAE(Prior(), Posterior(), Likelihood())
+
+
+@pytest.mark.parametrize("name", ["trace", "iwae", "dreg", "miwae"])
+def test_at_the_true_posterior_the_bound_is_log_p_of_x_given_y(name):
+    truth = _LinearGivenLabels()
+    vae, log_p = truth.vae(), truth.log_p()
+    loss = drawn(lambda: build_elbo(name, 4, num_groups=2 if name == "miwae" else 1).loss(
+        vae.model, vae.guide, truth.x, truth.y
+    ))  # fmt: skip
+    assert loss == pytest.approx(-log_p.mean().item(), abs=1e-10)
+    found = drawn(lambda: importance_sample(vae.given(truth.y), truth.x, 3, engine="none"))
+    assert torch.allclose(found.log_p, log_p, atol=1e-10)  # each datum at its own label, in parts too
+    terms = drawn(lambda: elbo_terms(vae.given(truth.y[:1]), Pixels(truth.x[:1])))
+    assert terms["elbo"].item() == pytest.approx(log_p[0].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("kind", ["condition", "labels"])
+def test_every_network_takes_labels_and_every_parameter_gets_a_gradient(network, kind):
+    is_conv = network.startswith("conv")
+    options = {"network": network, "hidden": (4, 4) if is_conv else (6,)}
+    vae = vae_of(condition=True, **options) if kind == "condition" else semi_supervised(**options)
+    elbo = build_elbo("trace") if kind == "condition" else EnumeratedELBO(label_weight=1.0)
+    drawn(lambda: elbo.differentiable_loss(vae.model, vae.guide, X, Y if kind == "condition" else SOME).backward())
+    assert [name for name, one in vae.named_parameters() if one.grad is None or not one.grad.abs().sum()] == []
+    if "batch" not in network:  # a batch of other data changes nothing
+        vae.eval()
+        alone = vae.given(Y[:1]).posterior(X[:1]).mean
+        assert torch.allclose(alone, vae.given(Y).posterior(X).mean[:1], atol=1e-12)
+
+
+def test_without_labels_a_vae_that_needs_them_says_so_and_with_labels_one_that_takes_none():
+    with pytest.raises(InputError, match=r"given\(y\)"):
+        vae_of(condition=True).posterior(X)
+    with pytest.raises(InputError, match="parameter y"):
+        vae_of().given(Y)
+    with pytest.raises(InputError, match="--condition"):
+        build_vae(Config(condition=True), SHAPE)
+
+
+# --- a label as a latent ----------------------------------------------------------------------------------------------
+
+
+def gradients(vae, loss):
+    vae.zero_grad()
+    loss.backward()
+    return torch.cat([one.grad.flatten() for one in vae.parameters()])
+
+
+@pytest.mark.parametrize("particles", [1, 3])
+@pytest.mark.parametrize("y", [None, SOME, Y], ids=["none known", "some known", "all known"])
+def test_the_enumerated_elbo_is_pyros_and_the_handwritten_one(particles, y):
+    vae = semi_supervised()
+    batch = (X,) if y is None else (X, y)
+    ours = drawn(lambda: EnumeratedELBO(particles).loss_and_terms(vae.model, vae.guide, *batch))
+    pyros = TraceEnum_ELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=1)
+    theirs = drawn(lambda: pyros.differentiable_loss(vae.model, config_enumerate(vae.guide), *batch)) / len(X)
+    by_hand = drawn(lambda: reference.enumerated(vae.given(y), X, particles))
+    assert ours.loss.item() == pytest.approx(theirs.item(), rel=1e-12)
+    assert torch.allclose(ours.terms.distortion, by_hand.distortion, rtol=1e-10)
+    assert torch.allclose(ours.terms.rate, by_hand.rate, rtol=1e-10)
+    mine = gradients(vae, ours.loss)
+    assert torch.allclose(mine, gradients(vae, theirs), rtol=1e-9, atol=1e-12)
+    assert torch.allclose(mine, gradients(vae, -by_hand.elbo.mean()), rtol=1e-9, atol=1e-12)
+
+
+def test_where_the_label_is_known_the_bound_is_that_of_the_vae_given_it_less_log_k():
+    vae = semi_supervised()
+    both = drawn(lambda: reference.enumerated(vae.given(Y), X, 4000)).elbo
+    posterior = vae.given(Y).posterior(X)
+    classes = torch.eye(K).double()[Y]
+    q, p = posterior.rest[0](classes), vae.prior().rest[0](classes)
+    z = drawn(lambda: q.rsample((4000,)))
+    log_p_x = vae.log_likelihood(X, torch.cat([classes.expand(4000, -1, -1), z], -1))
+    given = (log_p_x + p.log_prob(z) - q.log_prob(z)).mean(0) - math.log(K)
+    assert torch.allclose(both, given, atol=0.2)  # 4,000 draws each; a forgotten log K is 1.1
+
+
+def test_the_classifiers_loss_is_the_mean_cross_entropy_of_the_known_labels():
+    vae = semi_supervised()
+    with_it, without = (
+        drawn(lambda w=w: EnumeratedELBO(label_weight=w).loss(vae.model, vae.guide, X, SOME)) for w in (2.0, 0.0)
+    )
+    logits, known = vae.q_z.classifier(X), SOME >= 0
+    wanted = nn.functional.cross_entropy(logits[known], SOME[known], reduction="sum") / len(X)
+    assert with_it - without == pytest.approx(2 * wanted.item(), rel=1e-10)
+
+
+def test_the_share_of_the_known_labels_sets_the_weight():
+    config = Config(labels=10, elbo="enumerate", label_weight=0.1)
+    assert elbo_of(config, 0.02).label_weight == pytest.approx(5.0)
+
+
+def test_the_joint_distribution_of_label_and_latent():
+    vae = semi_supervised()
+    q = vae.given(SOME).posterior(X)
+    value = drawn(lambda: q.sample((50,)))
+    y, z = value.split([K, L], -1)
+    assert torch.equal(y.sum(-1), torch.ones(50, 6).double())
+    assert torch.equal(y[:, 0], torch.tensor([1.0, 0, 0]).double().expand(50, 3))  # a label that is known
+    joint = q.first.log_prob(y) + q.rest[0](y).log_prob(z)
+    assert torch.allclose(q.log_prob(value), joint)
+    assert q.expand((2, 6)).log_prob(value[:2]).shape == (2, 6)
+
+
+def test_mean_and_variance_of_label_and_latent():
+    """z given y is Normal(4 y_1 - y_2, 0.5^2): its moments over y = 0.2, 0.3, 0.5 by hand."""
+    probs = torch.tensor([0.2, 0.3, 0.5]).double()
+    q = LabelAndLatent(
+        dist.OneHotCategorical(probs), lambda y: dist.Normal(4 * y[..., :1] - y[..., 1:2], 0.5).to_event(1), 1
+    )
+    assert torch.allclose(q.mean, torch.tensor([0.2, 0.3, 0.5, 0.8 - 0.3]).double())
+    of_z = 0.25 + (0.2 * 16 + 0.3 - 0.25)
+    assert torch.allclose(q.variance, torch.tensor([0.16, 0.21, 0.25, of_z]).double())
+
+
+def test_data_in_parts_keep_their_labels():
+    vae = vae_of(condition=True).given(Y)
+    whole = vae.posterior(X).mean
+    assert torch.allclose(torch.cat([one.posterior(x).mean for one, x in vae.split(X, 4)]), whole, atol=1e-12)
+    for_all = vae.given(Y[:1]).split(X, 4)
+    assert torch.allclose(torch.cat([one.posterior(x).mean for one, x in for_all])[:1], whole[:1], atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["condition", "labels"])
+def test_samples_of_a_label_are_of_this_label(kind):
+    vae = vae_of(condition=True) if kind == "condition" else semi_supervised()
+    of_two = drawn(lambda: sample_images(vae, 4, y=torch.tensor([2])))
+    of_all = drawn(lambda: sample_images(vae, 4, y=torch.tensor([2, 0])))
+    assert torch.equal(of_two[::2], of_all[::2])
+    assert not torch.equal(of_two[1::2], of_all[1::2])
+    sheet = drawn(lambda: sample_given(vae, torch.tensor([2, 0]), 4))
+    assert torch.allclose(sheet[:4], drawn(lambda: sample_given(vae, torch.tensor([2]), 4)), atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["condition", "labels"])
+def test_recorded_steps_given_labels_equal_those_of_svi(kind):
+    def one():
+        return vae_of(condition=True) if kind == "condition" else semi_supervised()
+
+    elbo = build_elbo("trace") if kind == "condition" else EnumeratedELBO(label_weight=2.0)
+    labels = Y if kind == "condition" else SOME
+    batches = [(X, labels), (X.flip(0), labels.flip(0)), (X[:4], labels[:4]), (X, labels.flip(0))] * 2
+    eager = trained(one(), elbo, batches)
+    assert_trained_alike(trained(one(), CompiledELBO(elbo), batches), eager)
+    assert_trained_alike(trained(one(), CompiledELBO(elbo), batches, CompiledSVI), eager)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+FAST = Config(binarize="threshold", epochs=2, batch_size=10, hidden=(16,), latent_dim=2, lr=0.01, valid=0.2)
+
+
+def test_a_training_given_labels_learns_what_each_looks_like(tmp_path):
+    data = dataset()
+    run = fit(FAST.replace(condition=True, epochs=30), data=data, out=tmp_path / "run")
+    means = sample_given(run.vae(), torch.arange(K), 5).unflatten(0, (K, 5)).mean((1, 2, 3))
+    assert [int(row.unflatten(0, (3, 3)).mean(1).argmax()) for row in means] == [0, 1, 2]
+    again = Run.open(run.path)
+    assert again.data.label_names == ("left", "middle", "right")
+    assert sample_images(again.vae(), 7, y=torch.tensor([1])).shape == (7, 1, 8, 9)
+
+
+@pytest.mark.parametrize("options", [{"condition": True}, {"labels": 9, "elbo": "enumerate"}])
+def test_a_training_with_labels_resumes_and_records_as_it_goes_on(tmp_path, options):
+    config, data = FAST.replace(epochs=4, **options), dataset()
+    whole = fit(config, data=data, out=tmp_path / "whole")
+    fit(config.replace(epochs=2), data=data, out=tmp_path / "part")
+    part = resume(tmp_path / "part", 4, data=data)
+    eager = fit(config.replace(compile="none"), data=data, out=tmp_path / "eager")
+    for one in (part, eager):
+        for name, tensor in whole.vae().state_dict().items():
+            assert torch.allclose(tensor, one.vae().state_dict()[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_semi_supervised_training_finds_the_labels_that_it_was_not_given(tmp_path):
+    x, y = images(1200)
+    data = Dataset("thirds", x[:1000], x[1000:], y[:1000], y[1000:], ("left", "middle", "right"))
+    config = FAST.replace(labels=6, elbo="enumerate", epochs=15, batch_size=50, valid=0.0)
+    run = fit(config, data=data, out=tmp_path / "run")
+    assert run.metrics()[-1].accuracy > 0.95
+    assert run.metrics()[0].accuracy is None
+
+
+def test_few_labels_are_balanced_and_depend_on_the_seed():
+    data = dataset()
+    few = data.few_labels(7, 0)
+    assert few[few >= 0].bincount().tolist() == [3, 2, 2]
+    assert torch.equal(few[few >= 0], data.train_labels[few >= 0])
+    assert torch.equal(few, data.few_labels(7, 0))
+    assert not torch.equal(few, data.few_labels(7, 1))
+    for count in (2, 69):
+        with pytest.raises(InputError, match=f"--labels {count}"):
+            data.few_labels(count, 0)
+
+
+def folder_of(path, classes=("left", "middle", "right"), count=20):
+    x, y = images(count * 4)
+    for number, (image, label) in enumerate(zip(x, y)):
+        name = classes[label] if label < len(classes) else "left"
+        (path / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(path / name / f"{number}.png")
+    return path
+
+
+def test_a_folder_of_classes_and_of_unlabelled_images(tmp_path, capsys):
+    folder = folder_of(tmp_path / "images")
+    folder_of(tmp_path / "more", ("unlabelled",) * 3)
+    (tmp_path / "more" / "unlabelled").rename(folder / "unlabelled")
+    given = ["--dataset", f"folder:{folder}", "--epochs", "1", "--data-dir", str(tmp_path)]
+    assert train([*given[:4], "--labels", "6", "--out", str(tmp_path / "run")]) == 0
+    assert Run.open(tmp_path / "run").data.label_names == ("left", "middle", "right")
+    assert train([*given[:4], "--condition", "--out", str(tmp_path / "other")]) == 2
+    assert "--labels N" in capsys.readouterr().err
+
+
+def test_commands_given_labels(tmp_path, capsys):
+    folder = folder_of(tmp_path / "images")
+    run = str(tmp_path / "run")
+    assert train(["--dataset", f"folder:{folder}", "--condition", "--epochs", "1", "--out", run]) == 0
+    assert sample([run, "-n", "4", "--label", "mid"]) == 0
+    assert sample([run, "-n", "4"]) == 0
+    assert score([run, "--importance-samples", "3"]) == 0
+    assert encode([run, "--out", str(tmp_path / "codes.csv")]) == 0
+    assert sample([run, "--codes", str(tmp_path / "codes.csv"), "--label", "left"]) == 0
+    assert reconstruct([run, str(folder / "left"), "--label", "left"]) == 0
+    with (tmp_path / "run" / "reconstructions" / "names.csv").open() as lines:
+        assert len(list(csv.DictReader(lines))) == len(list((folder / "left").iterdir()))
+    capsys.readouterr()
+    for command, arguments, wanted in [
+        (export, [run, "--format", "torch"], "labels"),
+        (export, [run], "labels"),
+        (sample, [run, "--label", "up"], "middle"),
+        (sample, [run, "--codes", str(tmp_path / "codes.csv")], "--label"),
+        (score, [run, str(folder / "left")], "--label"),
+    ]:
+        assert command(arguments) == 2
+        error = capsys.readouterr().err
+        assert wanted in error
+        assert error.count("\n") == 1
+
+
+def test_codes_of_a_file_are_decoded_and_others_refused(tmp_path, capsys):
+    run = fit(FAST, data=dataset(dataset="linear-gaussian"), out=tmp_path / "run")
+    z = torch.randn(5, 2)
+    np.savez(tmp_path / "codes.npz", loc=z.numpy())
+    assert sample([str(run.path), "--codes", str(tmp_path / "codes.npz"), "--out", str(tmp_path / "out")]) == 0
+    pixels = np.asarray(Image.open(tmp_path / "out" / "sample-0003.png"))
+    assert np.array_equal(pixels, run.vae().likelihood(z[2:3]).mean[0, 0].detach().mul(255).round().byte().numpy())
+    np.save(tmp_path / "wide.npy", torch.randn(5, 3).numpy())
+    (tmp_path / "codes.csv").write_text("name,loc_1,loc_2\na,1,x\n")
+    for name in ("wide.npy", "codes.csv", "none.npz"):
+        assert sample([str(run.path), "--codes", str(tmp_path / name), "--out", str(tmp_path / "bad")]) == 2
+        assert name in capsys.readouterr().err
+        assert not (tmp_path / "bad").exists()
+
+
+def test_the_weight_of_the_rate_is_a_function_of_the_step(tmp_path):
+    data, config = dataset(), FAST.replace(warm_up=2, beta=0.5, epochs=2)
+    steps = -(-len(data.with_valid(0.2).train) // 10)
+    by_config = fit(config, data=data, out=tmp_path / "one")
+    by_function = fit(
+        config.replace(warm_up=0, beta=1.0), data=data, out=tmp_path / "two", beta=lambda step: 0.5 * step / (2 * steps)
+    )
+    for name, tensor in by_config.vae().state_dict().items():
+        assert torch.equal(tensor, by_function.vae().state_dict()[name])
+    with pytest.raises(InputError, match="--elbo iwae"):
+        fit(FAST.replace(elbo="iwae"), data=data, out=tmp_path / "three", beta=lambda step: 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--labels", "100", "--elbo", "trace"], "--elbo enumerate"),
+        (["--elbo", "enumerate"], "--labels"),
+        (["--labels", "100", "--condition"], "--condition"),
+        (["--dataset", "linear-gaussian", "--condition"], "--condition"),
+        (["--dataset", "linear-gaussian", "--labels", "5"], "--labels"),
+        (["--condition", "--prior", "vamp"], "--prior vamp"),
+        (["--conditional"], "--condition"),
+    ],
+)
+def test_labels_that_do_not_go_together_are_refused(tmp_path, capsys, arguments, wanted):
+    assert train([*arguments, "--out", str(tmp_path / "run")]) == 2
+    assert wanted in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_of_another_length_are_refused():
+    x, y = images()
+    with pytest.raises(InputError, match="69 labels"):
+        Dataset("thirds", x[:70], x[70:], y[:69], y[70:], ("left", "middle", "right"))
+
+
+def test_a_vae_of_your_own_that_takes_labels_of_any_kind(tmp_path):
+    """y is a tensor of the user's: here half of the image, of which the other half is to be drawn."""
+
+    class Prior(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(36, 4)
+
+        def forward(self, y):
+            loc, log_scale = self.net(y.flatten(1)).chunk(2, -1)
+            return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+    class Posterior(Prior):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(72, 4)
+
+        def forward(self, x, y):
+            return super().forward(torch.cat([x, y], 2))
+
+    class Likelihood(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(38, 36)
+
+        def forward(self, z, y):
+            y = y.flatten(1).expand(*z.shape[:-1], -1)
+            return dist.Bernoulli(logits=self.net(torch.cat([z, y], -1)).unflatten(-1, (1, 4, 9))).to_event(3)
+
+    x, _ = images()
+    top, below = x[:, :, :4], x[:, :, 4:].float() / 255
+    data = Dataset("halves", top[:70], top[70:], below[:70], below[70:])
+    vae = VAE(Prior(), Posterior(), Likelihood())
+    run = fit(FAST.replace(valid=0.0), vae=vae, data=data, out=tmp_path / "run")
+    assert run.metrics()[-1].elbo < 0
+    assert sample_given(run.vae(vae), data.test_labels[:3], 2).shape == (6, 1, 4, 9)
