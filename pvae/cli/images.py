@@ -42,7 +42,8 @@ Images are resized, and converted to grey or colour, like the training images. F
 
 An .npz file holds the arrays names (N,), loc and scale (N, L), or names and z; np.load reads it. A .csv file has a row
 for each image: name, loc_1, ..., loc_L, scale_1, ..., scale_L, or name, z_1, ..., z_L. With several stochastic layers,
-z is z1, z2 and so on: an array of each, or the columns z1_1, ..., z2_1, ....
+z is z1, z2 and so on: an array of each, or the columns z1_1, ..., z2_1, .... Test images of the run that have classes
+have an array labels too, or a column label.
 
 examples:
   python -m pvae.encode runs/my-run photos --out codes.csv
@@ -156,23 +157,27 @@ def _encode(arguments: argparse.Namespace) -> None:
         vae, pixels = run.vae().given(given.y), run.preparation.pixels(given.images)
         with seeded(arguments.seed, torch.device("cpu")):
             codes = draw_codes(vae, pixels) if arguments.draws else encode_images(vae, pixels)._asdict()
-        write_whole(out, (_npz if out.suffix == ".npz" else _csv)(given.names, codes))
-    print_line(f"{out}: {', '.join(f'{name} {tuple(values.shape)}' for name, values in codes.items())}")
+        labels = given.labels
+        write_whole(out, (_npz if out.suffix == ".npz" else _csv)(given.names, codes, labels))
+    shapes = [f"{name} {tuple(values.shape)}" for name, values in codes.items()]
+    print_line(f"{out}: {', '.join([*shapes, *['labels'] * bool(labels)])}")
 
 
-def _npz(names: Sequence[str], codes: Mapping[str, Tensor]) -> bytes:
+def _npz(names: Sequence[str], codes: Mapping[str, Tensor], labels: Sequence[str] = ()) -> bytes:
     import numpy as np
 
     content = io.BytesIO()
     arrays: dict[str, Any] = {"names": np.array(names), **{name: values.numpy() for name, values in codes.items()}}
+    arrays |= {"labels": np.array(labels)} if labels else {}
     np.savez(content, **arrays)
     return content.getvalue()
 
 
-def _csv(names: Sequence[str], codes: Mapping[str, Tensor]) -> bytes:
+def _csv(names: Sequence[str], codes: Mapping[str, Tensor], labels: Sequence[str] = ()) -> bytes:
     columns = {f"{name}_{1 + dim}": column for name, values in codes.items() for dim, column in enumerate(values.T)}
-    rows = zip(names, *(column.tolist() for column in columns.values()))
-    return csv_of([dict(zip(["name", *columns], row)) for row in rows]).encode("utf-8", "surrogateescape")
+    of_label = {"label": labels} if labels else {}
+    rows = zip(names, *of_label.values(), *(column.tolist() for column in columns.values()))
+    return csv_of([dict(zip(["name", *of_label, *columns], row)) for row in rows]).encode("utf-8", "surrogateescape")
 
 
 def score(argv: Sequence[str] | None = None) -> int:

@@ -98,6 +98,12 @@ class Config:
         "encoder sees which they are",
         only_with=("a --network of linear layers", lambda c: not c.network.startswith("conv")),
     )
+    label_column: str = option(
+        "",
+        "the column of a table that holds the labels, and is no part of x; an empty field is a label that is not known",
+        pattern=(r"[^\n]{0,200}", "the name of a column"),
+        only_with=("--dataset table:FILE", lambda c: c.dataset.startswith("table:")),
+    )
     condition: bool = option(
         False,
         "train p(x | z, y) given the labels y of the data, their classes or attributes: posterior and decoder see y, "

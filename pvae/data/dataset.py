@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pvae.core.errors import InputError, one_line
+from pvae.core.errors import InputError, check_name, one_line
 from pvae.data.torch_data import held_out, read_torch
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 _AT_ONCE = 10_000  # images
+_MOST_CLASSES = 100  # of a column of numbers
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,43 @@ class Dataset:
         if self.label_names and not self.has_attributes:
             return torch.arange(min(10, len(self.label_names)))
         return None if self.test_labels is None else self.test_labels[:8]
+
+    def with_label_column(self, name: str) -> Dataset:
+        """Return the data of a table without a column, whose texts or whole numbers are their labels; NaN is -1.
+
+        Raises:
+            InputError: there is no such column, or it holds other numbers, or too many.
+        """
+        place = [column.name for column in self.columns].index(
+            check_name("--label-column", name, [column.name for column in self.columns])
+        )
+        every = torch.cat([split[:, place] for split in self.splits.values()])
+        found = every[~every.isnan()].unique()
+        if self.columns[place].categories:
+            found, names = torch.arange(len(self.columns[place].categories)), self.columns[place].categories
+        else:
+            names = tuple(f"{one:g}" for one in found.tolist())
+            if len(found) > _MOST_CLASSES or bool((found != found.round()).any()):
+                raise InputError(f"--label-column {name} holds {len(found):,} numbers, which are no classes")
+        others = [one for one in range(len(self.columns)) if one != place]
+
+        def labels(split: Tensor | None) -> Tensor | None:
+            if split is None:
+                return None
+            codes = torch.searchsorted(found.to(split.dtype), split[:, place].nan_to_num().contiguous())
+            return torch.where(split[:, place].isnan(), torch.full_like(codes, -1), codes)
+
+        return replace(
+            self,
+            train=self.train[:, others],
+            test=self.test[:, others],
+            valid=None if self.valid is None else self.valid[:, others],
+            columns=tuple(self.columns[one] for one in others),
+            label_names=names,
+            train_labels=labels(self.train),
+            test_labels=labels(self.test),
+            valid_labels=labels(self.valid),
+        )
 
     def few_labels(self, count: int, seed: int) -> Tensor:
         """Return the classes of `count` training data, as many of each class, and -1 for all others, int64 (N,).

@@ -66,13 +66,14 @@ def from_values(dataset: str, path: str) -> Dataset:
 
 
 def read_values(
-    file: Path, columns: Sequence[Column] = ()
+    file: Path, columns: Sequence[Column] = (), without: str = ""
 ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]], dict[str, Sequence[str]], tuple[Column, ...]]:
     """Return the arrays of a file by split, in its order, their labels, a name for each row, and a table's columns.
 
     Args:
         file: the file.
         columns: those of the table that a run was trained on, which a table must have; its texts get their codes.
+        without: the name of a column that is left out.
 
     Raises:
         InputError: the file cannot be read, or holds no data, or another table.
@@ -81,7 +82,7 @@ def read_values(
         raise InputError(f"there is no file {file}: name an .npy, .npz, .h5, .csv or .parquet file")
     suffix = file.suffix.lower()
     if suffix in _TABLES:
-        values, found = _of_table(file, columns)
+        values, found = _of_table(file, columns, without)
         row = _row(file)
         return {"train": values}, {}, {"train": [row(number).replace(" ", "-") for number in range(len(values))]}, found
     if not is_array_file(file) and suffix not in _ARRAYS:
@@ -154,9 +155,12 @@ def _row(file: Path) -> Callable[[int], str]:
     return lambda number: f"{word} {first + number}"
 
 
-def _of_table(file: Path, known: Sequence[Column]) -> tuple[NDArray[np.float64], tuple[Column, ...]]:
+def _of_table(file: Path, known: Sequence[Column], without: str) -> tuple[NDArray[np.float64], tuple[Column, ...]]:
     """Return the values of a table whose first line names the columns, and the columns; an empty field is NaN."""
     header, rows = _fields(file)
+    kept = [place for place, name in enumerate(header) if name != without]
+    if len(kept) < len(header) and all(len(fields) == len(header) for fields in rows):
+        header, rows = [header[place] for place in kept], [[fields[place] for place in kept] for fields in rows]
     if known and header != [column.name for column in known]:
         wanted = [column.name for column in known]
         other = next((f"{ours} for {theirs}" for ours, theirs in zip(header, wanted) if ours != theirs), "")

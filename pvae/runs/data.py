@@ -39,7 +39,13 @@ def load_for(config: Config, data_dir: str | Path | None = None, offline: bool =
     """
     if data_dir is not None and _has_own_data(config.dataset):
         raise InputError(f"--dataset {config.dataset} and --data-dir {data_dir} are two folders: leave one out")
-    return load_dataset(config.dataset, data_dir, offline, _transform(config)).with_valid(config.valid)
+    data = load_dataset(config.dataset, data_dir, offline, _transform(config))
+    return _labelled(data, config).with_valid(config.valid)
+
+
+def _labelled(data: Dataset, config: Config) -> Dataset:
+    """Return the data with the column of their labels taken out of x, if the configuration names one."""
+    return data.with_label_column(config.label_column) if config.label_column and data.columns else data
 
 
 def data_of(
@@ -91,7 +97,7 @@ def load_again(run: Run, data_dir: str | Path | None, offline: bool) -> Dataset:
     if data_dir is None and run.data.folder and is_folder(Path(run.data.folder)):
         data_dir = run.data.folder
     transform = _transform(run.config)._replace(value_range=run.data.value_range)
-    return load_dataset(run.data.dataset, data_dir, offline, transform)
+    return _labelled(load_dataset(run.data.dataset, data_dir, offline, transform), run.config)
 
 
 def _transform(config: Config) -> ImageTransform:
@@ -143,7 +149,7 @@ def images_for(run: Run, path: str | Path) -> tuple[list[str], Tensor, str]:
 
 def _values_for(run: Run, file: Path) -> tuple[list[str], Tensor, str]:
     """Return the data of all splits of a file, in its order, for a run on data that are no images."""
-    splits, _, names, columns = read_values(file, run.data.columns)
+    splits, _, names, columns = read_values(file, run.data.columns, run.config.label_column)
     if texts := [column.name for column in columns if column.categories and not run.data.columns]:
         raise InputError(f"{file}: column {texts[0]} holds texts, and {run.path} was trained on numbers")
     for split, part in splits.items():

@@ -62,12 +62,14 @@ class GivenImages(NamedTuple):
         images: bytes (N, C, H, W).
         note: how the images were changed, or "".
         y: their labels, (N, ...), or one for all, (1, ...), if the run was trained given labels.
+        labels: the name of the class of each, "" where it is not known; empty if they have no classes.
     """
 
     names: Sequence[str]
     images: Tensor
     note: str = ""
     y: Tensor | None = None
+    labels: Sequence[str] = ()
 
 
 def given_images(
@@ -89,7 +91,10 @@ def given_images(
     if path is None:
         data = run.dataset()
         is_given = run.config.condition or (run.has_own_vae and run.vae().takes_labels)
-        return GivenImages(data.test_names, data.test, y=data.labels["test"] if y is None and is_given else y)
+        names = ("", *data.label_names)  # of the classes from -1 on
+        labels = [] if data.has_attributes or not data.label_names else data.labels["test"].tolist()
+        y = data.labels["test"] if y is None and is_given else y
+        return GivenImages(data.test_names, data.test, "", y, [names[label + 1] for label in labels])
     if run.config.condition and y is None:
         raise InputError(f"{run.path} was trained given labels, and these images have none: give --label NAME")
     return GivenImages(*images_for(replace(run, config=run.config.replace(skip_broken=skip_broken)), path), y=y)

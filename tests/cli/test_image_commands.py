@@ -93,7 +93,7 @@ def test_draws_of_codes_depend_on_the_seed(run, tmp_path):
     for seed in (1, 1, 2):
         assert encode([str(run), "--draws", "--seed", str(seed)]) == 0
         with np.load(run / "codes.npz") as found:
-            assert sorted(found) == ["names", "z"]
+            assert sorted(found) == ["labels", "names", "z"]
             assert found["names"].tolist() == list(data_of(Run.open(run)).test_names), "paths of the files"
             arrays.append(found["z"])
     assert np.array_equal(arrays[0], arrays[1])

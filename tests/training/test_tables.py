@@ -28,6 +28,7 @@ from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae, fit_to
 from pvae.plotting.run_figures import marginal_figure, reconstructed_values_figure
 from pvae.reference import elbo as reference
+from pvae.runs.run import Run
 from pvae.trained.images import impute
 from pvae.training.fit import fit
 from pvae.vae import VAE
@@ -268,3 +269,28 @@ def test_pictures_name_columns_and_show_the_shares_of_categories():
     assert [bar.get_height() for bar in cities.patches] == [0.5, 0.25, 0.25, 0, 0, 1]
     figure = reconstructed_values_figure(data, data, "title", data, columns)
     assert next(text.get_text() for text in figure.axes[0].get_xticklabels()) == "age"
+
+
+@pytest.mark.parametrize("labels", [["a", "b", ""], ["2", "5", ""]], ids=["texts", "numbers"])
+def test_a_column_of_labels_is_no_part_of_x(tmp_path, capsys, labels):
+    """Half of the rows have the second class, which moves the values, and every third label is missing."""
+    draw = np.random.RandomState(0)
+    is_second = draw.rand(300) < 0.5
+    kinds = [labels[2] if row % 3 == 0 else labels[int(second)] for row, second in enumerate(is_second)]
+    rows = [f"{draw.randn() + 4 * second:.3f},{kind},{draw.randn():.3f}" for kind, second in zip(kinds, is_second)]
+    file, run = tmp_path / "labelled.csv", tmp_path / "run"
+    file.write_text("\n".join(["u,kind,v", *rows]) + "\n")
+    given = ["--dataset", f"table:{file}", "--label-column", "kind", "--epochs", "30"]
+    assert train([*given, "--labels", "60", "--out", str(run)]) == 0
+    opened = Run.open(run)
+    assert opened.data.label_names == tuple(labels[:2])
+    assert opened.data.datum_shape == (2,)
+    assert opened.metrics()[-1].accuracy > 0.9
+    assert encode([str(run), "--out", str(tmp_path / "codes.csv")]) == 0
+    with (tmp_path / "codes.csv").open() as lines:
+        assert {row["label"] for row in csv.DictReader(lines)} == set(labels)
+    assert score([str(run), str(file), "--importance-samples", "5"]) == 0  # the column of labels may be there
+    capsys.readouterr()
+    for column, wanted in (("knd", "kind"), ("u", "classes")):
+        assert train([*given[:3], column, "--out", str(tmp_path / "other")]) == 2
+        assert wanted in capsys.readouterr().err
