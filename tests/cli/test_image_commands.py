@@ -99,7 +99,7 @@ def test_draws_of_codes_depend_on_the_seed(run, tmp_path):
     assert np.array_equal(arrays[0], arrays[1])
     assert not np.array_equal(arrays[0], arrays[2])
     assert encode([str(run), "--draws", "--out", "codes.csv"]) == 0
-    assert list(rows_of(tmp_path / "codes.csv")[0]) == ["name", "z_1", "z_2"]
+    assert list(rows_of(tmp_path / "codes.csv")[0]) == ["name", "label", "z_1", "z_2"]
 
 
 def test_scores_are_read_back(run, base, capsys):
