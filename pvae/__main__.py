@@ -8,6 +8,7 @@ python -m pvae.COMMAND --help explains each command, with examples:
   train        train a VAE, on digits or on images of your own: into a run folder
   evaluate     the ELBO, log p(x), rate and codes of one run or of several
   draw         pictures of a run, or of several runs side by side
+  explore      a run as one page that decodes under the pointer, in any browser
   compare      estimators of the bound and of its gradient, at the weights of a run
   encode       codes of images
   score        the likelihood of each image, and the oddest images

@@ -25,13 +25,14 @@ __all__ = [
 ]
 
 _SAMPLES = ("samples.csv", "imputed.csv", "imputed-stderr.csv")
-# What latent.json, evaluation.json, codes.npz, CSV and Markdown tables, model.py and model.safetensors begin with.
+# What latent.json, evaluation.json, codes.npz, CSV and Markdown tables, model.py, model.safetensors and explore.html
+# begin with.
 _REPORT = re.compile(
     rb"""
     \{\n\ \ "mean":\  | \{.*"rate_decomposition":\  | P.*names\.npy
-    | name,(loc_1|z_1|z1_1|log_p), | stage,estimator,particles, | \|\ stage\  | run,configuration,system,
+    | name,(label,)?(loc_1|z_1|z1_1|log_p), | file,name\nreconstruction- | stage,estimator,particles, | \|\ stage\  | run,configuration,system,
     | \|\ system\ \|\ --elbo\  | \"\"\"[^\n]*in\ plain\ torch,\ written\ by\ pvae
-    | .{8}\{"__metadata__":\{"written\ by":"pvae\.export"
+    | .{8}\{"__metadata__":\{"written\ by":"pvae\.export" | <!doctype\ html>\n<!--\ written\ by\ pvae\.explore
     """,
     re.VERBOSE | re.DOTALL,
 )
@@ -101,7 +102,7 @@ def check_replaceable(path: Path) -> None:
 
 def is_temporary(path: Path) -> bool:
     """Return whether this is a temporary name of `write_whole`, left by a process that was killed."""
-    return re.fullmatch(r"\.[\w-]+\.(json|jsonl|safetensors|png|csv|md|npz|onnx|py)\.\d+", path.name) is not None
+    return re.fullmatch(r"\.[\w-]+\.(json|jsonl|safetensors|png|csv|md|npz|onnx|py|html)\.\d+", path.name) is not None
 
 
 def append(path: Path, content: bytes) -> None:

@@ -355,10 +355,13 @@ def test_commands_given_labels(tmp_path, capsys):
     assert sample([run, "-n", "4", "--label", "mid"]) == 0
     assert sample([run, "-n", "4"]) == 0
     assert score([run, "--importance-samples", "3"]) == 0
-    assert encode([run, "--out", str(tmp_path / "codes.csv")]) == 0
+    for _ in range(2):  # the second time over its own file
+        assert encode([run, "--out", str(tmp_path / "codes.csv")]) == 0
     assert sample([run, "--codes", str(tmp_path / "codes.csv"), "--label", "left"]) == 0
-    assert reconstruct([run, str(folder / "left"), "--label", "left"]) == 0
-    with (tmp_path / "run" / "reconstructions" / "names.csv").open() as lines:
+    for _ in range(2):
+        out = str(tmp_path / "out")
+        assert reconstruct([run, str(folder / "left"), "--label", "left", "--out", out]) == 0
+    with (tmp_path / "out" / "names.csv").open() as lines:
         assert len(list(csv.DictReader(lines))) == len(list((folder / "left").iterdir()))
     capsys.readouterr()
     for command, arguments, wanted in [

@@ -1,0 +1,328 @@
+// What a run computes, from the numbers in the page: networks, q(z | x), p(z), p(x | z) and the ELBO.
+// An image or a vector is {shape: [C, H, W], data: Float32Array}; a vector of L values has the shape [L, 1, 1].
+"use strict";
+
+const list = (count, f) => Array.from({length: count}, (_, i) => f(i));
+const sum = (values) => values.reduce((total, value) => total + value, 0), mean = (values) => sum(values) / values.length;
+const dot = (one, other) => one.reduce((total, value, i) => total + value * other[i], 0);
+const unit = (z, norm = Math.hypot(...z) || 1) => Array.from(z, (one) => one / norm);
+const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
+const sigmoid = (l) => (l >= 0 ? 1 / (1 + Math.exp(-l)) : Math.exp(l) / (1 + Math.exp(l)));
+const softplus = (l) => Math.max(l, 0) + Math.log1p(Math.exp(-Math.abs(l)));
+const logSumExp = (values, most = Math.max(...values)) => most + Math.log(sum(values.map((one) => Math.exp(one - most))));
+const vector = (data) => ({shape: [data.length, 1, 1], data: Float32Array.from(data)});
+
+// Return the content of the page: zlib(length of the JSON, JSON, tensors), in base64.
+async function unpack(base64) {
+  const packed = Uint8Array.from(atob(base64.trim()), (one) => one.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const buffer = await new Response(stream).arrayBuffer(), end = 4 + new DataView(buffer).getUint32(0, true);
+  const kinds = {f4: (b) => new Float32Array(b), f2: (b) => fromHalf(new Uint16Array(b)), u1: (b) => new Uint8Array(b)};
+  const read = ([kind, start, stop, shape]) => ({shape, data: kinds[kind](buffer.slice(end + start, end + stop))});
+  const text = new TextDecoder().decode(new Uint8Array(buffer, 4, end - 4));
+  return JSON.parse(text, (_, value) => (value && value.tensor ? read(value.tensor) : value));
+}
+const fromHalf = (halves) => Float32Array.from(halves, (half) => {
+  const sign = half & 0x8000 ? -1 : 1, exponent = (half >> 10) & 31, fraction = (half & 1023) / 1024;
+  return sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction) : 2 ** -14 * fraction);
+});
+
+// out (M, N) += a (M, K) b (K, N), by two rows of out and four of b at a time, so that each is read less often.
+function addProduct(out, a, b, M, K, N) {
+  const of = (m, k) => (m < M && k < K ? a[m * K + k] : 0), end = (K - 1) * N, spare = new Float32Array(N);
+  for (let m = 0; m < M; m += 2) {
+    const row = out.subarray(m * N, m * N + N), next = m + 1 < M ? out.subarray(m * N + N, m * N + 2 * N) : spare;
+    for (let k = 0; k < K; k += 4) {
+      const a0 = of(m, k), a1 = of(m, k + 1), a2 = of(m, k + 2), a3 = of(m, k + 3), start = k * N;
+      const c0 = of(m + 1, k), c1 = of(m + 1, k + 1), c2 = of(m + 1, k + 2), c3 = of(m + 1, k + 3);
+      const s1 = Math.min(start + N, end), s2 = Math.min(start + 2 * N, end), s3 = Math.min(start + 3 * N, end);
+      for (let n = 0; n < N; n++) {
+        const b0 = b[start + n], b1 = b[s1 + n], b2 = b[s2 + n], b3 = b[s3 + n];
+        row[n] += a0 * b0 + a1 * b1 + a2 * b2 + a3 * b3;
+        next[n] += c0 * b0 + c1 * b1 + c2 * b2 + c3 * b3;
+      }
+    }
+  }
+}
+// Call visit(place in columns, place in the image, first, last) for each row of pixels that a tap of a kernel meets.
+function eachTap({kernel, stride, padding}, [C, H, W], height, width, visit) {
+  for (let row = 0; row < C * kernel * kernel; row++) {
+    const kx = row % kernel, ky = Math.floor(row / kernel) % kernel, c = Math.floor(row / kernel ** 2);
+    const first = Math.max(0, Math.ceil((padding - kx) / stride));
+    const last = Math.min(width - 1, Math.floor((W - 1 + padding - kx) / stride));
+    for (let y = 0, iy = ky - padding; y < height; y++, iy += stride)
+      if (iy >= 0 && iy < H) visit((row * height + y) * width, (c * H + iy) * W + kx - padding, first, last);
+  }
+}
+const filled = (bias, channels, area) => // with the bias of each channel
+  new Float32Array(channels * area).map((_, i) => (bias ? bias.data[(i / area) | 0] : 0));
+const elementwise = (f) => (x) => ({shape: x.shape, data: x.data.map(f)});
+
+const OPERATIONS = {
+  linear(x, {weight, bias}) {
+    const [size, inputs] = weight.shape, w = weight.data, data = x.data, out = filled(bias, size, 1);
+    for (let o = 0; o < size; o++) {
+      let even = 0, odd = 0;
+      for (let i = 0, at = o * inputs; i < inputs; i += 2, at += 2) {
+        even += w[at] * data[i];
+        if (i + 1 < inputs) odd += w[at + 1] * data[i + 1];
+      }
+      out[o] += even + odd;
+    }
+    return {shape: [size, 1, 1], data: out};
+  },
+  conv(x, op) {
+    const [channels, taps] = op.weight.shape, size = (side) => Math.floor((side + 2 * op.padding - op.kernel) / op.stride) + 1;
+    const height = size(x.shape[1]), width = size(x.shape[2]), columns = new Float32Array(taps * height * width);
+    eachTap(op, x.shape, height, width, (start, pixel, first, last) => {
+      for (let i = first; i <= last; i++) columns[start + i] = x.data[pixel + i * op.stride];
+    });
+    const out = filled(op.bias, channels, height * width);
+    addProduct(out, op.weight.data, columns, channels, taps, height * width);
+    return {shape: [channels, height, width], data: out};
+  },
+  "conv-transpose"(x, op) {
+    const [taps, inputs] = op.weight.shape, [, H, W] = x.shape, columns = new Float32Array(taps * H * W);
+    const size = (side, more) => (side - 1) * op.stride - 2 * op.padding + op.kernel + more;
+    const shape = [taps / op.kernel ** 2, size(H, op.more[0]), size(W, op.more[1])];
+    const out = filled(op.bias, shape[0], shape[1] * shape[2]);
+    addProduct(columns, op.weight.data, x.data, taps, inputs, H * W);
+    eachTap(op, shape, H, W, (start, pixel, first, last) => {
+      for (let i = first; i <= last; i++) out[pixel + i * op.stride] += columns[start + i];
+    });
+    return {shape, data: out};
+  },
+  affine({shape, data}, {scale, shift}) {
+    const area = shape[1] * shape[2];
+    return {shape, data: data.map((one, i) => one * scale.data[(i / area) | 0] + shift.data[(i / area) | 0])};
+  },
+  "group-norm"({shape, data}, {groups, eps, scale, shift}) {
+    const size = data.length / groups, out = new Float32Array(data.length);
+    for (let start = 0; start < data.length; start += size) {
+      const part = data.subarray(start, start + size), center = mean(part);
+      const deviation = Math.sqrt(part.reduce((total, one) => total + (one - center) ** 2, 0) / size + eps);
+      out.set(part.map((one) => (one - center) / deviation), start);
+    }
+    return OPERATIONS.affine({shape, data: out}, {scale, shift});
+  },
+  relu: elementwise((one) => (one > 0 ? one : 0)), tanh: elementwise(Math.tanh), silu: elementwise((l) => l * sigmoid(l)),
+  "leaky-relu": (x, {slope}) => elementwise((one) => (one > 0 ? one : slope * one))(x),
+  glu: ({data}) => vector(data.subarray(0, data.length / 2).map((one, i) => one * sigmoid(data[data.length / 2 + i]))),
+  reshape: (x, {shape}) => ({shape, data: x.data}), first: (x, {size}) => vector(x.data.subarray(0, size)),
+};
+const forward = (operations, x) => operations.reduce((value, op) => OPERATIONS[op.op](value, op), x);
+const outputs = (operations, values) => Array.from(forward(operations, vector(values)).data);
+
+// Random numbers and special functions.
+const gauss = () => Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
+const gaussians = (count) => list(count, gauss);
+function stirling(a) { // log Gamma(a) and its derivative, by Stirling's series at a number above 8
+  let log = 0, slope = 0;
+  for (; a < 8; a++) [log, slope] = [log - Math.log(a), slope - 1 / a];
+  const s = 1 / (a * a), half = 0.5 * Math.log(2 * Math.PI);
+  log += (a - 0.5) * Math.log(a) - a + half + (1 / 12 - s * (1 / 360 - s * (1 / 1260 - s * (1 / 1680 - s / 1188)))) / a;
+  return [log, slope + Math.log(a) - 0.5 / a - s * (1 / 12 - s * (1 / 120 - s * (1 / 252 - s * (1 / 240 - s / 132))))];
+}
+const logGamma = (a) => stirling(a)[0], digamma = (a) => stirling(a)[1];
+function gamma(shape) { // Marsaglia and Tsang
+  if (shape < 1) return gamma(shape + 1) * Math.random() ** (1 / shape);
+  for (const d = shape - 1 / 3; ; ) {
+    const n = gauss(), v = (1 + n / Math.sqrt(9 * d)) ** 3;
+    if (v > 0 && Math.log(1 - Math.random()) < 0.5 * n * n + d - d * v + d * Math.log(v)) return d * v;
+  }
+}
+
+// Normals over independent dimensions, {loc, scale}.
+const bounded = (output, logVariance = false) => ({
+  loc: output.slice(0, output.length / 2),
+  scale: output.slice(output.length / 2).map((one) => Math.exp(clamp(logVariance ? one / 2 : one, -7, 7))),
+});
+const standard = (size) => ({loc: Array(size).fill(0), scale: Array(size).fill(1)});
+const drawNormal = ({loc, scale}) => loc.map((one, i) => one + scale[i] * gauss());
+const logNormal = ({loc, scale}, z) =>
+  loc.map((one, i) => -0.5 * ((z[i] - one) / scale[i]) ** 2 - Math.log(scale[i]) - 0.5 * Math.log(2 * Math.PI));
+
+// Masked autoregressive transforms, y_i = x_i exp(a_i) + b_i with a and b of x before i and of a context; and planar ones.
+function affineOf(network, x, context) {
+  const output = outputs(network, [...x, ...context]), scales = output.filter((_, i) => i % 2);
+  return {shift: output.filter((_, i) => i % 2 === 0), logScale: scales.map((one) => one / (1 + Math.abs(one / Math.log(1e-3))))};
+}
+const flowed = (transforms, z, context = []) => transforms.reduce(({y, logDet}, network) => {
+  const {shift, logScale} = affineOf(network, y, context);
+  return {y: Array.from(y, (one, i) => one * Math.exp(logScale[i]) + shift[i]), logDet: logDet + sum(logScale)};
+}, {y: z, logDet: 0});
+const unflowed = (transforms, z) => transforms.reduceRight((y, network) => list(y.length, (pass) => pass).reduce((x) => {
+  const {shift, logScale} = affineOf(network, x, []);
+  return y.map((one, i) => (one - shift[i]) * Math.exp(-logScale[i]));
+}, y.map(() => 0)), z);
+function planar(parameters, size, y) {
+  let logDet = 0;
+  for (let at = 0; at < parameters.length; at += 2 * size + 1) {
+    const u = parameters.slice(at, at + size).map((one) => one / size), w = parameters.slice(at + size, at + 2 * size);
+    const product = clamp(dot(w, u), -7, 1e5), slope = product > 0 ? product : Math.expm1(product);
+    const t = Math.tanh(dot(w, y) + parameters[at + 2 * size]), along = (slope - dot(w, u)) / Math.max(dot(w, w), 1e-38);
+    y = y.map((one, i) => one + (u[i] + along * w[i]) * t);
+    logDet += Math.log1p(slope * (1 - t * t));
+  }
+  return {y, logDet};
+}
+// The power spherical distribution: the log of its constant, and its entropy, at the concentration k.
+const logSphere = (size, k, b = (size - 1) / 2) => logGamma(2 * b + k) - logGamma(b + k) - b * Math.log(4 * Math.PI);
+const entropySphere = (size, k, b = (size - 1) / 2) => -k * (digamma(b + k) - digamma(2 * b + k)) - logSphere(size, k);
+
+// p(z) of the top layer: draw(), and logProb(z), a list of terms; {} for one that is flat or that the page does not compute.
+const PRIORS = {
+  normal: ({size}) => ({draw: () => gaussians(size), logProb: (z) => logNormal(standard(size), z), isNormal: true}),
+  sphere: ({size}) => ({draw: () => unit(gaussians(size)), logProb: () => [logSphere(size, 0)]}),
+  flow({size, transforms}) {
+    const log = ({y, logDet}) => [sum(logNormal(standard(size), y)) + logDet];
+    return {draw: () => unflowed(transforms, gaussians(size)), logProb: (z) => log(flowed(transforms, z))};
+  },
+  mixture({size, loc, scale, logits}) {
+    const row = (one, k) => Array.from(one.data.subarray(k * size, (k + 1) * size)), total = logSumExp(logits.data);
+    const normals = list(loc.shape[0], (k) => ({loc: row(loc, k), scale: row(scale, k), log: logits.data[k] - total}));
+    const draw = (left = Math.random()) => drawNormal(normals.find(({log}) => (left -= Math.exp(log)) <= 0) || normals[0]);
+    return {draw: () => draw(), logProb: (z) => [logSumExp(normals.map((one) => one.log + sum(logNormal(one, z))))]};
+  },
+  flat: () => ({}), unknown: () => ({}),
+};
+
+// q(z | x): at(given) is {z, logQ, a list of terms}; draw() is what `at` takes, z, or of a flow a draw of its base.
+const ofNormal = (normal) => ({...normal, draw: () => drawNormal(normal), at: (z) => ({z, logQ: logNormal(normal, z)})});
+const ofFlow = (output, size, transform, base = bounded(output.slice(0, 2 * size))) => ({
+  draw: () => drawNormal(base),
+  at: (e, {y, logDet} = transform(e, output.slice(2 * size))) => ({z: y, logQ: [sum(logNormal(base, e)) - logDet]}),
+});
+const POSTERIORS = {
+  normal: ({log_variance: isVariance}, output) => ofNormal(bounded(output, isVariance)),
+  delta: (_, loc) => ({loc, draw: () => loc, at: (z) => ({z, logQ: [0]})}),
+  flow: ({size, transforms}, output) => ofFlow(output, size, (e, rest) => flowed(transforms, e, rest)),
+  planar: ({size}, output) => ofFlow(output, size, (e, rest) => planar(rest, size, e)),
+  "normal-full"({size}, output) { // scale_tril has rows i, of which below the diagonal are i values
+    const loc = output.slice(0, size), below = (i, j) => output[2 * size + (i * (i - 1)) / 2 + j] / size;
+    const diagonal = output.slice(size, 2 * size).map((one) => Math.exp(clamp(one, -7, 7)));
+    const tril = list(size, (i) => list(size, (j) => (j < i ? below(i, j) : j > i ? 0 : diagonal[i])));
+    const noise = (z) => loc.reduce((found, one, i) => [...found, (z[i] - one - dot(found, tril[i])) / diagonal[i]], []);
+    const log = (e) => logNormal(standard(size), e).map((one, i) => one - Math.log(diagonal[i]));
+    const draw = (e = gaussians(size)) => loc.map((one, i) => one + dot(e, tril[i]));
+    return {loc, tril, draw: () => draw(), at: (z) => ({z, logQ: log(noise(z))})};
+  },
+  "power-spherical"({size}, output) {
+    const loc = unit(output.slice(0, size).map((one) => one + 1e-6)), k = Math.exp(clamp(output[size], -7, 11));
+    const quarter = (z) => Math.min(Math.hypot(...loc.map((one, i) => z[i] - one)) ** 2 / 4, 1 - 2 ** -23);
+    const log = (z) => k * Math.log1p(-quarter(z)) + logSphere(size, k);
+    const draw = (noise = gaussians(size), one = gamma((size - 1) / 2 + k), other = gamma((size - 1) / 2)) => {
+      const along = one / (one + other), part = dot(noise, loc), across = unit(noise.map((n, i) => n - part * loc[i]));
+      return unit(loc.map((l, i) => (2 * along - 1) * l + 2 * Math.sqrt(along * (1 - along)) * across[i]));
+    };
+    return {loc, draw: () => draw(), at: (z) => ({z, logQ: [log(z)]}), sphereRate: entropySphere(size, 0) - entropySphere(size, k)};
+  },
+  "bottom-up": ({sizes, first, networks}, _, x) =>
+    ofLayers(sizes, list(sizes.length, (l) => l), posteriorOf(first, x), (l, below) => bounded(outputs(networks[l - 1], below))),
+  "top-down"({sizes, networks}, output) {
+    const top = bounded(output.slice(0, 2 * sizes.at(-1))), context = output.slice(2 * sizes.at(-1));
+    return {...ofLayers(sizes, fromTop(sizes), top, (l, above) => bounded(outputs(networks[l], [...context, ...above]))), top};
+  },
+  ladder({sizes, up}, output, _, down) { // each layer the product of its Normal on the way up and that of the prior
+    const normals = [];
+    for (let l = 0; l < sizes.length; output = l < up.length ? outputs(up[l], output.slice(2 * sizes[l])) : output, l++)
+      normals.push(bounded(output.slice(0, 2 * sizes[l])));
+    const product = (l, above, q = normals[l], p = bounded(outputs(down[l], above))) => {
+      const scale = q.scale.map((one, i) => (one ** -2 + p.scale[i] ** -2) ** -0.5);
+      return {scale, loc: scale.map((one, i) => one ** 2 * (q.loc[i] / q.scale[i] ** 2 + p.loc[i] / p.scale[i] ** 2))};
+    };
+    return {...ofLayers(sizes, fromTop(sizes), normals.at(-1), product), top: normals.at(-1)};
+  },
+};
+const posteriorOf = (posterior, x, down) =>
+  POSTERIORS[posterior.kind](posterior, posterior.encoder && Array.from(forward(posterior.encoder, x).data), x, down);
+
+// Layers of Normals, each given the one drawn before it; order is that of the draws.
+const fromTop = (sizes) => list(sizes.length, (l) => sizes.length - 1 - l);
+const split = (sizes, z) => sizes.map((size, l) => Array.from(z.slice(sum(sizes.slice(0, l)), sum(sizes.slice(0, l)) + size)));
+function ofLayers(sizes, order, start, next) {
+  const layered = (choose) => {
+    const parts = [], logQ = [];
+    order.forEach((l, place) => {
+      const q = place ? next(l, parts[order[place - 1]]) : start;
+      parts[l] = choose(q, l);
+      logQ[l] = logNormal(q, parts[l]);
+    });
+    return {z: parts.flat(), logQ: logQ.flat()};
+  };
+  const at = (z) => layered((_, l) => split(sizes, z)[l]);
+  return {draw: () => layered(drawNormal).z, central: () => layered((q) => q.loc).z, at};
+}
+
+// p(x | z) of a pixel given the decoder's output l: mean, and the logarithm of the density or probability of x.
+const SERIES = [1 / 6, -1 / 180, 1 / 2835, -1 / 37800, 1 / 467775, -691 / 3831077250]; // of log(sinh(h) / h) in h^2
+const LIKELIHOODS = {
+  bernoulli: () => ({mean: sigmoid, logProb: (x, l) => x * l - softplus(l)}),
+  normal: (scale, loc) => ({mean: loc, logProb: (x, l) => logNormal({loc: [loc(l)], scale: [scale]}, [x])[0]}),
+  "continuous-bernoulli": () => ({
+    mean(l, size = Math.abs(l), distance = 1 / size - Math.exp(-size) / -Math.expm1(-size)) {
+      if (size >= 0.5) return l > 0 ? 1 - distance : distance;
+      return 0.5 + (SERIES.reduceRight((total, c, i) => (total * l * l) / 4 + (i + 1) * c, 0) * l) / 2;
+    },
+    logProb(x, l, size = Math.abs(l)) {
+      if (size < 0.5) return (x - 0.5) * l - SERIES.reduceRight((total, c) => ((total + c) * l * l) / 4, 0);
+      return Math.log(size) - Math.log1p(-Math.exp(-size)) - size * (l > 0 ? 1 - x : x);
+    },
+  }),
+  "discretized-logistic": (scale) => ({
+    mean(l, loc = sigmoid(l)) { // of levels so far from loc that their sigmoid is 1 or 0, no sigmoid is computed
+      const first = clamp(Math.round(255 * (loc - 30 * scale)), 0, 255), end = Math.min(255, 255 * (loc + 30 * scale));
+      let total = first;
+      for (let k = first + 1; k <= end; k++) total += sigmoid((loc - (k - 0.5) / 255) / scale);
+      return total / 255;
+    },
+    logProb(x, l, lower = (x - 0.5 / 255 - sigmoid(l)) / scale, upper = lower + 1 / 255 / scale) {
+      if (x > 1 - 0.5 / 255 || x < 0.5 / 255) return x > 0.5 ? -softplus(lower) : -softplus(-upper);
+      return Math.log(-Math.expm1(-1 / 255 / scale)) - softplus(-upper) - softplus(lower);
+    },
+  }),
+};
+
+// The VAE of the page. With several layers, z is z1, z2, ... one after another.
+function vaeOf({prior, posterior, likelihood, decoder, shape}) {
+  const {sizes, networks} = prior, last = sizes.length - 1, top = PRIORS[prior.top.kind](prior.top);
+  const pixels = LIKELIHOODS[likelihood.kind](likelihood.scale, {identity: (l) => l, sigmoid, tanh: Math.tanh}[likelihood.mean]);
+  const given = (l, above) => bounded(outputs(networks[l], above)); // p(z_l | z_l+1)
+  const below = (zTop, choose) => fromTop(sizes).slice(1).reduce((parts, l) => [choose(given(l, parts[0]), l), ...parts], [zTop]);
+  const decode = (z) => forward(decoder, vector(z)).data;
+  const exactRates = (q) => { // KL(q || p) of each latent where it has a closed form, as in `pvae.reference.elbo.exact_rate`
+    if (q.sphereRate !== undefined && prior.top.kind === "sphere") return [q.sphereRate];
+    if (!top.isNormal || last > 0 || !(q.scale || q.tril)) return null;
+    const variance = (i) => (q.tril ? dot(q.tril[i], q.tril[i]) : q.scale[i] ** 2);
+    return q.loc.map((loc, i) => 0.5 * (variance(i) + loc * loc - 1) - Math.log(q.tril ? q.tril[i][i] : q.scale[i]));
+  };
+  const vae = {
+    sizes, hasPrior: top.draw !== undefined, canEncode: posterior !== null,
+    hasDensity: prior.top.kind !== "flat", isSphere: prior.top.kind === "sphere",
+    mean: (z) => decode(z).map((l) => pixels.mean(l)),
+    posterior: (x) => posteriorOf(posterior, {shape, data: x}, networks),
+    drawPrior: () => below(top.draw(), drawNormal).flat(),
+    logLikelihood: (x, z) => decode(z).reduce((total, l, i) => total + pixels.logProb(x[i], l), 0),
+    logPrior: (z) => split(sizes, z).flatMap((part, l, parts) =>
+      l === last ? top.logProb(part) : logNormal(given(l, parts[l + 1]), part)),
+    // z of all layers from that of the top one, and each other layer's distance from its prior mean in standard deviations
+    join: (zTop, offsets) => below(zTop, (p, l) => p.loc.map((one, i) => one + p.scale[i] * offsets[l][i])).flat(),
+    offsets: (z) => split(sizes, z).slice(0, last).map((part, l) => {
+      const p = given(l, split(sizes, z)[l + 1]);
+      return part.map((one, i) => (one - p.loc[i]) / p.scale[i]);
+    }),
+    // The ELBO of x and its parts in nats, as `pvae.score` computes them, from draws: z, or of a flow draws of its base.
+    score(x, draws, q = vae.posterior(x)) {
+      const points = draws.map((draw) => q.at(draw)), distortions = points.map(({z}) => -vae.logLikelihood(x, z));
+      const result = {q, points, distortions, distortion: mean(distortions)}, exact = vae.hasDensity ? exactRates(q) : null;
+      if (!vae.hasPrior && !exact) return result;
+      const terms = exact ? [exact] : points.map(({z, logQ}) => {
+        const logP = vae.logPrior(z);
+        return logQ.length === logP.length ? logQ.map((one, i) => one - logP[i]) : [sum(logQ) - sum(logP)];
+      });
+      const rates = terms[0].map((_, i) => mean(terms.map((one) => one[i]))), rate = sum(rates);
+      return {...result, rates, rate, isExact: exact !== null, elbo: -result.distortion - rate};
+    },
+  };
+  return vae;
+}

@@ -1,0 +1,419 @@
+// What the page shows: the map, an image and its ELBO, a walk, samples, sliders, and the equation of the bound.
+"use strict";
+
+const MOST_PIXELS = 40e6, DRAWS = 10; // of a file; of z for a bound, as in `pvae.score`
+const COLOURS = { // of Okabe and Ito, the yellow darker on white; circles, squares and triangles for more than seven
+  light: ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#A89500"],
+  dark: ["#3FA0DA", "#E69F00", "#1DC79A", "#DE9AC2", "#8FD0F5", "#F0753A", "#F0E442"],
+};
+const find = (id) => document.getElementById(id);
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const press = (buttons, chosen) => [...buttons].forEach((one, i) => one.setAttribute("aria-pressed", i === chosen));
+const element = (tag, properties, ...children) => {
+  const one = Object.assign(document.createElement(tag), properties);
+  one.append(...children);
+  return one;
+};
+
+async function show() {
+  const content = await unpack(find("content").textContent), vae = vaeOf(content), size = vae.sizes.at(-1);
+  const [channels, height, width] = content.shape, area = height * width, names = content.names.slice(-size);
+  const [numImages] = content.images.shape, [numPoints, columns] = content.points.shape, {labels, inner} = content;
+  const isDark = matchMedia("(prefers-color-scheme: dark)"), isLayered = vae.sizes.length > 1;
+  const origin = () => ({
+    top: list(size, (i) => (vae.isSphere && i === 0 ? 1 : 0)),
+    offsets: vae.sizes.slice(0, -1).map((one) => Array(one).fill(0)),
+  });
+  const state = {...origin(), plane: 0, tiles: false, focus: null, x: null, scored: null, cloud: [], walk: null};
+  const later = (id, text, wait) => (clearTimeout(later[id]), (later[id] = setTimeout(() => (find(id).textContent = text), wait)));
+  const say = (text) => ((find("message").textContent = text), later("message", "", 9000));
+
+  // Pixels
+  const toX = (bytes) => Float32Array.from(bytes, (byte) => (content.symmetric ? (2 * byte) / 255 - 1 : byte / 255));
+  const imageX = (i) => toX(content.images.data.subarray(i * channels * area, (i + 1) * channels * area));
+  const labelOf = (i) => (labels ? content.label_names[labels.data[i]] : "");
+  const nameOf = (i) => [content.image_names[i], labelOf(i)].filter(Boolean).join(": ");
+  function paint(canvas, x) {
+    const image = new ImageData(width, height);
+    for (let i = 0; i < 4 * area; i++) {
+      const value = x[(channels === 1 ? 0 : i % 4) * area + (i >> 2)];
+      image.data[i] = i % 4 === 3 ? 255 : Math.round(255 * (content.symmetric ? (value + 1) / 2 : value));
+    }
+    Object.assign(canvas, {width, height}).getContext("2d").putImageData(image, 0, 0);
+    return canvas;
+  }
+  const pixels = (x) => paint(element("canvas", {className: "pixels"}), x);
+  const thumb = (label, x, onclick) => element("button", {className: "thumb", ariaLabel: label, title: label, onclick}, pixels(x));
+
+  // Where we are: z of the top layer, and the distance of the other layers from their prior means
+  const axes = () => content.planes[state.plane].axes, onPlane = (z) => axes().map((axis) => dot(axis, z));
+  const whole = ({top, offsets} = state) => vae.join(vae.isSphere ? unit(top) : top, offsets);
+  const parts = (z) => ({top: Array.from(z.slice(-size)), offsets: isLayered ? vae.offsets(z) : []});
+  function at(u, v) { // the z of a place on the map: on a sphere, the other coordinates shrink or grow
+    const [a, b] = axes(), [u0, v0] = onPlane(state.top), flat = a.map((one, i) => u * one + v * b[i]);
+    const rest = state.top.map((one, i) => one - u0 * a[i] - v0 * b[i]), left = Math.sqrt(Math.max(0, 1 - u * u - v * v));
+    return vae.isSphere ? unit(unit(rest).map((one, i) => flat[i] + left * one)) : rest.map((one, i) => flat[i] + one);
+  }
+  const move = (to) => (Object.assign(state, to).frame ||= requestAnimationFrame(drawHere));
+  function drawHere() {
+    state.frame = 0;
+    paint(find("decoded"), vae.mean(whole()));
+    drawOverlay();
+    const place = onPlane(state.top), {dims} = content.planes[state.plane], label = labelOf(nearest(place, numPoints));
+    find("position").textContent = place.slice(0, size)
+      .map((one, i) => `${dims.length ? names[dims[i]] : `direction ${i + 1}`} = ${one.toFixed(2)}`).join(", ");
+    find("near").textContent = label && `nearest code: ${label}`;
+    later("spoken", find("place").innerText, 500); // a screen reader hears where the pointer rests
+    find("sliders").querySelectorAll("input").forEach((one) => one.follow());
+  }
+
+  // The map
+  const map = find("map"), still = element("canvas"), tileSheet = element("canvas");
+  const point = (i) => [0, 1].map((d) => content.points.data[i * columns + 2 * state.plane + d]);
+  const distance = (i, [u, v], [x, y] = point(i)) => Math.hypot(x - u, y - v);
+  const nearest = (place, count) =>
+    list(count, (i) => i).reduce((best, i) => (distance(i, place) < distance(best, place) ? i : best));
+  const toMap = ([u, v]) => [u, -v].map((one) => ((one / state.range + 1) / 2) * map.width);
+  function fromMap({clientX, clientY}) {
+    const box = map.getBoundingClientRect(), half = box.width / 2;
+    return [clientX - box.left - half, box.top + half - clientY].map((one) => (one * state.range) / half);
+  }
+  const colour = (k) => COLOURS[isDark.matches ? "dark" : "light"][k % 7], shape = (k) => Math.floor(k / 7) % 3;
+  function mark(context, k, [x, y], r) {
+    context.beginPath();
+    if (shape(k) === 0) context.arc(x, y, r, 0, 7);
+    else if (shape(k) === 1) context.rect(x - r, y - r, 2 * r, 2 * r);
+    else [[0, -1.3], [1.2, 0.9], [-1.2, 0.9]].forEach(([dx, dy]) => context.lineTo(x + r * dx, y + r * dy));
+    context.closePath();
+  }
+  function path(context, points) {
+    context.beginPath();
+    points.forEach((one) => context.lineTo(...toMap(one)));
+    context.stroke();
+  }
+  const circle = (radius) => list(91, (i) => [Math.cos, Math.sin].map((f) => radius * f((i * Math.PI) / 45)));
+  function drawMap() {
+    const scale = (state.scale = devicePixelRatio || 1), context = still.getContext("2d"), paper = css("--map");
+    map.width = map.height = still.width = still.height = Math.round(map.clientWidth * scale);
+    const far = list(numPoints, (i) => Math.max(...point(i).map(Math.abs))).sort((a, b) => a - b);
+    state.range = vae.isSphere ? 1.12 : 1.06 * Math.max(2.2, far[Math.floor(0.995 * (numPoints - 1))]);
+    Object.assign(context, {fillStyle: paper}).fillRect(0, 0, map.width, map.width);
+    if (state.tiles) context.drawImage(tileSheet, 0, 0, map.width, map.width);
+    for (let i = numPoints - 1; i >= 0; i--) { // those with an image come last
+      const k = labels ? labels.data[i] : 0, hasImage = i < numImages && vae.canEncode, isFaint = ![null, k].includes(state.focus);
+      Object.assign(context, {globalAlpha: isFaint ? 0.07 : hasImage ? 0.75 : 0.5, fillStyle: colour(k), strokeStyle: paper});
+      mark(context, k, toMap(point(i)), (hasImage ? 3.6 : 2.1) * scale);
+      context.fill();
+      if (hasImage) context.stroke();
+    }
+    const line = state.tiles ? "#fff" : css("--soft");
+    Object.assign(context, {globalAlpha: 1, strokeStyle: line, fillStyle: line, lineWidth: scale, textAlign: "center"});
+    context.font = `${11 * scale}px system-ui, sans-serif`;
+    for (const radius of vae.isSphere ? [1] : [1, 2, 3].filter((one) => one < state.range)) {
+      context.setLineDash([4 * scale, 4 * scale]);
+      path(context, circle(radius));
+      const [x, y] = toMap([0, radius]), of = vae.hasPrior ? "prior: " : "N(0, I): ";
+      context.fillText(vae.isSphere ? "the sphere" : radius === 1 ? `${of}1 sd` : `${radius}`, x, y - 5 * scale);
+    }
+    context.setLineDash([]);
+    if (labels) drawNames(context, scale, paper);
+    drawOverlay();
+  }
+  function drawNames(context, scale, paper) { // each at the median of its class, moved down where another one is
+    const median = (values) => values.sort((a, b) => a - b)[values.length >> 1], placed = [];
+    Object.assign(context, {font: `600 ${12.5 * scale}px system-ui, sans-serif`, lineJoin: "round", lineWidth: 4 * scale});
+    content.label_names.forEach((name, k) => {
+      const own = list(numPoints, (i) => i).filter((i) => labels.data[i] === k).map(point);
+      const middle = [0, 1].map((d) => median(own.map((one) => one[d])));
+      if (own.length && [null, k].includes(state.focus)) placed.push([name.split(" - ")[0], ...toMap(middle)]);
+    });
+    placed.sort((one, other) => one[2] - other[2]).forEach((one, i) => {
+      const half = ([name]) => context.measureText(name).width / 2;
+      for (const other of placed.slice(0, i))
+        if (Math.abs(one[1] - other[1]) < half(one) + half(other)) one[2] = Math.max(one[2], other[2] + 15 * scale);
+      Object.assign(context, {strokeStyle: paper, fillStyle: css("--ink")});
+      context.strokeText(...one);
+      context.fillText(...one);
+    });
+  }
+  function drawOverlay() {
+    const context = map.getContext("2d"), scale = state.scale, warm = css("--warm"), topOf = (z) => onPlane(z.slice(-size));
+    context.drawImage(still, 0, 0);
+    Object.assign(context, {lineWidth: 2 * scale, strokeStyle: warm, fillStyle: warm});
+    if (state.walk && !find("walk").hidden) path(context, list(41, (i) => onPlane(between(i / 40).top)));
+    if (state.scored && !find("image").hidden) {
+      [1, 2].forEach((radius) => drawEllipse(context, state.scored.q, radius));
+      for (const z of state.cloud) {
+        mark(context, 0, toMap(topOf(z)), 1.8 * scale);
+        context.fill();
+      }
+      mark(context, 7, toMap(topOf(state.scored.points[0].z)), 4 * scale);
+      context.stroke();
+    }
+    for (const [strokeStyle, lineWidth] of [[css("--map"), 5 * scale], [css("--ink"), 2 * scale]]) {
+      mark(Object.assign(context, {strokeStyle, lineWidth}), 0, toMap(onPlane(state.top)), 8 * scale);
+      context.stroke();
+    }
+  }
+  function drawEllipse(context, q, radius) { // of a Normal, projected on the plane; by the Cholesky factor of its covariance
+    const {loc, scale, tril} = q.top || q;
+    if (!scale && !tril) return;
+    const [a, b] = axes().map((axis) => loc.map((_, j) => (tril ? dot(axis, tril.map((row) => row[j])) : axis[j] * scale[j])));
+    const first = Math.hypot(...a) || 1e-12, other = dot(a, b) / first, rest = Math.sqrt(Math.max(0, dot(b, b) - other ** 2));
+    const [u, v] = onPlane(loc);
+    path(context, circle(radius).map(([c, s]) => [u + first * c, v + other * c + rest * s]));
+  }
+  async function drawTiles() {
+    const count = clamp(Math.floor(map.clientWidth / 36), 9, 15), token = (state.token = {}), step = (2 * state.range) / count;
+    Object.assign(tileSheet, {width: count * width, height: count * height});
+    for (let i = 0, start = 0; i < count ** 2 && state.token === token && state.tiles; i++) {
+      const column = i % count, row = Math.floor(i / count), [u, v] = [column, row].map((one) => (one + 0.5) * step - state.range);
+      const image = pixels(vae.mean(whole({top: at(u, -v), offsets: state.offsets})));
+      tileSheet.getContext("2d").drawImage(image, column * width, row * height);
+      if (performance.now() - start < 40 && i + 1 < count ** 2) continue;
+      drawMap();
+      await new Promise((done) => setTimeout(done, 0));
+      start = performance.now();
+    }
+  }
+  function toggleTiles() {
+    find("tiles").ariaPressed = state.tiles = !state.tiles;
+    (state.tiles ? drawTiles : drawMap)();
+  }
+  map.onpointermove = (event) => move({top: at(...fromMap(event))});
+  map.onpointerdown = (event) => {
+    const place = fromMap(event), i = nearest(place, numImages);
+    if (vae.canEncode && distance(i, place) < (18 / map.clientWidth) * state.range) pick(i);
+    else move({top: at(...place)});
+  };
+  map.onkeydown = (event) => {
+    const step = (event.shiftKey ? 0.1 : 0.02) * state.range, [u, v] = onPlane(state.top);
+    const by = {ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, step], ArrowDown: [0, -step]}[event.key];
+    if (by) move({top: at(u + by[0], v + by[1])});
+    else if (event.key === "Enter" && vae.canEncode) pick(nearest([u, v], numImages));
+    if (by || event.key === "Enter") event.preventDefault();
+  };
+  addEventListener("keydown", ({key, ctrlKey, metaKey, target}) => {
+    if (key === "t" && !ctrlKey && !metaKey && !/INPUT|SELECT/.test(target.tagName)) toggleTiles();
+  });
+
+  // An image, q(z | x), and its bookkeeping
+  const centre = (q) => (q.central ? q.central() : q.loc || q.at(q.draw()).z), codeOf = (x) => parts(centre(vae.posterior(x)));
+  function take(x, name) {
+    const q = vae.posterior(x);
+    state.x = x;
+    state.cloud = q.scale || q.tril || q.top || !vae.hasDensity ? [] : list(40, () => q.at(q.draw()).z);
+    paint(find("x"), x);
+    find("x-name").textContent = name;
+    score(q);
+    move(parts(centre(q)));
+  }
+  const pick = (i) => (press(find("strip").children, i), take(imageX(i), nameOf(i)));
+  function score(q) {
+    const found = (state.scored = vae.score(state.x, list(vae.hasDensity ? DRAWS : 1, () => q.draw()), q));
+    const {distortions, distortion, rate, rates, elbo, points} = found, deviation = vae.hasDensity
+      ? Math.sqrt(sum(distortions.map((one) => (one - distortion) ** 2)) / (DRAWS - 1)) : undefined;
+    const numbers = {distortion, rate, elbo, one: deviation && distortions[0], error: deviation};
+    for (const [id, value] of Object.entries(numbers)) {
+      const stderr = id === "distortion" && deviation ? ` \u00b1 ${(deviation / Math.sqrt(DRAWS)).toFixed(2)}` : "";
+      find(id).hidden = value === undefined;
+      find(id).querySelector("td").textContent = value === undefined ? "" : value.toFixed(2).replace("-", "\u2212") + stderr;
+    }
+    paint(find("reconstruction"), vae.mean(points[0].z));
+    find("rates").hidden = !rates || rates.length < 2;
+    if (rates) drawBars(rates.map((one, i) => [one, content.names[i]]));
+    drawOverlay();
+  }
+  function drawBars(all) {
+    const sorted = [...all].sort((one, other) => other[0] - one[0]), [most, name] = sorted[0];
+    find("bars").replaceChildren(...(all.length > 64 ? sorted.slice(0, 64) : all).map(([rate, of]) => {
+      const style = `height: ${(100 * Math.max(0, rate)) / most}%`;
+      return Object.assign(element("i", {title: `${of}: ${rate.toFixed(2)} nats`}), {style});
+    }));
+    const what = `Rate of ${all.length > 64 ? "the 64 largest of " : "each of "}${all.length} latents: `;
+    const active = all.filter(([rate]) => rate > 0.1).length, text = find("bars-text");
+    find("bars").ariaLabel = text.textContent = `${what}${active} above 0.1 nats, at most ${most.toFixed(2)} in ${name}.`;
+  }
+
+  // A file or a drawing
+  async function takeFile(file) {
+    const image = new Image(), url = URL.createObjectURL(file);
+    await new Promise((done) => Object.assign(image, {onload: done, onerror: done, src: url}));
+    const {naturalWidth: w, naturalHeight: h} = image, [tall, wide] = inner, millions = (number) => Math.round(number / 1e6);
+    if (!w) say(`${file.name} is no image that this browser can read.`);
+    else if (w * h > MOST_PIXELS)
+      say(`${file.name} has ${millions(w * h)} megapixels, and the page takes at most ${millions(MOST_PIXELS)}.`);
+    else {
+      const canvas = element("canvas", {width: wide, height: tall}), context = canvas.getContext("2d");
+      const size = [w, h].map((one) => Math.min(one, content.crop || one)), share = Math.min(size[0] / wide, size[1] / tall);
+      const cut = content.keep_aspect ? [share * wide, share * tall] : size, isSame = w === wide && h === tall;
+      Object.assign(context, {fillStyle: "#fff", imageSmoothingQuality: "high"}); // white behind transparent pixels
+      context.fillRect(0, 0, wide, tall);
+      context.drawImage(image, (w - cut[0]) / 2, (h - cut[1]) / 2, ...cut, 0, 0, wide, tall);
+      takeCanvas(canvas, file.name, isSame ? [] : [`resized from ${w} x ${h} to ${wide} x ${tall} pixels`]);
+    }
+    URL.revokeObjectURL(url);
+  }
+  function takeCanvas(canvas, name, changes) {
+    const {data} = canvas.getContext("2d").getImageData(0, 0, inner[1], inner[0]), bytes = new Uint8Array(channels * area);
+    for (let i = 0, pad = (height - inner[0]) / 2; i < inner[0] * inner[1]; i++) {
+      const rgb = data.subarray(4 * i, 4 * i + 3), place = (Math.floor(i / inner[1]) + pad) * width + (i % inner[1]) + pad;
+      for (let c = 0; c < channels; c++) {
+        const value = channels === 3 ? rgb[c] : Math.round(dot([0.299, 0.587, 0.114], rgb));
+        const isSet = content.binarize === "threshold" ? value >= 128 : Math.random() * 255 < value;
+        bytes[c * area + place] = content.binarize === "none" ? value : 255 * isSet;
+      }
+    }
+    if (channels === 1 && data.some((one, i) => i % 4 < 2 && one !== data[i + 1])) changes.push("made grey");
+    if (content.binarize !== "none") changes.push("made black and white");
+    if (changes.length && canvas !== pad) say(`${name}: ${changes.join(", ")}, as in training.`);
+    take(toX(bytes), name);
+  }
+  const pad = find("pad"), brush = pad.getContext("2d", {willReadFrequently: true});
+  const [paper, ink] = mean(content.images.data.subarray(0, width)) > 127 ? ["#fff", "#000"] : ["#000", "#fff"];
+  function clearPad() {
+    Object.assign(pad, {width: inner[1], height: inner[0]});
+    Object.assign(brush, {fillStyle: paper, strokeStyle: ink, lineCap: "round", lineWidth: inner[1] / 13});
+    brush.fillRect(0, 0, ...inner.toReversed());
+  }
+  pad.onpointerdown = pad.onpointermove = (event) => {
+    if (!event.buttons) return;
+    const to = [event.offsetX / pad.clientWidth * inner[1], event.offsetY / pad.clientHeight * inner[0]];
+    if (event.type === "pointerdown") pad.setPointerCapture(event.pointerId);
+    brush.beginPath();
+    brush.moveTo(...(event.type === "pointerdown" ? to : pad.from));
+    brush.lineTo(...(pad.from = to));
+    brush.stroke();
+  };
+  pad.onpointerup = () => takeCanvas(pad, "your drawing", []);
+  find("clear").onclick = clearPad;
+  const unfold = (button, part) => (button.ariaExpanded = !(part.hidden = !part.hidden));
+  find("draw").onclick = () => (unfold(find("draw"), find("drawing")), clearPad());
+  find("redraw").onclick = () => (score(state.scored.q), move(parts(state.scored.points[0].z)));
+  find("file").onchange = ({target}) => target.files[0] && takeFile(target.files[0]);
+  window.ondragover = window.ondragleave = window.ondrop = (event) => {
+    event.preventDefault();
+    document.body.classList.toggle("dropping", event.type === "dragover");
+    const [file] = event.type === "drop" && vae.canEncode ? event.dataTransfer.files : [];
+    if (file) (openTab("image"), takeFile(file));
+  };
+
+  // A walk
+  function between(share) {
+    const {from, to} = state.walk, mix = (one, other, a, b) => one.map((value, i) => a * value + b * other[i]);
+    const angle = vae.isSphere ? Math.acos(clamp(dot(from.top, to.top), -1, 1)) : 0; // of a great circle
+    const weights = [1 - share, share].map((one) => (angle > 1e-6 ? Math.sin(one * angle) / Math.sin(angle) : one));
+    const offsets = from.offsets.map((one, l) => mix(one, to.offsets[l], 1 - share, share));
+    return {top: mix(from.top, to.top, ...weights), offsets};
+  }
+  function setWalk(walk) {
+    state.walk = walk;
+    find("frames").replaceChildren(...list(9, (i) => pixels(vae.mean(whole(between(i / 8))))));
+    find("step").value = 0;
+    find("step").oninput();
+  }
+  find("step").oninput = () => {
+    find("step").nextElementSibling.textContent = `${find("step").value} %`;
+    move(between(find("step").value / 100));
+  };
+  find("from").onclick = () => setWalk({...state.walk, from: codeOf(state.x)});
+  find("to").onclick = () => setWalk({...state.walk, to: codeOf(state.x)});
+  find("pair").onclick = () => { // of different classes, if there are any
+    const first = Math.floor(Math.random() * numImages), others = list(numImages, (i) => i).filter((i) => i !== first);
+    const unlike = others.filter((i) => labels && labels.data[i] !== labels.data[first]), choice = unlike.length ? unlike : others;
+    const second = choice[Math.floor(Math.random() * choice.length)];
+    setWalk({from: codeOf(imageX(first)), to: codeOf(imageX(second))});
+  };
+  function slider(label, most, value, change) {
+    const input = element("input", {type: "range", min: -most, max: most, step: most / 100, value: value(), ariaLabel: label});
+    const output = element("output", {textContent: value().toFixed(2)});
+    input.follow = () => (output.textContent = (input.value = value(), Number(input.value).toFixed(2)));
+    input.oninput = () => (output.textContent = Number(input.value).toFixed(2), change(Number(input.value)));
+    return element("div", {className: "slider"}, element("span", {textContent: label, title: label}), input, output);
+  }
+  find("attributes").hidden = !content.attributes.length;
+  find("attributes").querySelector("div").append(...content.attributes.map(([name, {data}], k, {length}, before = 0) =>
+    slider(name.replaceAll("_", " "), 3, () => 0, (value) => {
+      move({top: state.top.map((one, i) => one + (value - before) * data[i])});
+      before = value;
+    })));
+
+  // Samples, and sliders of latents
+  find("again").onclick = () => find("sheet").replaceChildren(...list(36, (i) => {
+    const z = vae.drawPrior(), choose = () => (press(find("sheet").children, i), move(parts(z)));
+    return thumb(`sample ${i + 1}`, vae.mean(z), choose);
+  }));
+  function drawSliders() {
+    const {dims} = content.planes[state.plane], shown = [...dims, ...content.active.filter((d) => !dims.includes(d)).slice(0, 8)];
+    const most = vae.isSphere ? 1 : Math.ceil(Math.max(3, state.range)), set = (values, d, value) => values.with(d, value);
+    const group = (title, sliders) => element("fieldset", {}, element("legend", {textContent: title}), ...sliders);
+    const top = (d) => slider(names[d], most, () => state.top[d], (value) =>
+      move({top: vae.isSphere ? unit(set(state.top, d, value)) : set(state.top, d, value)}));
+    const lower = (l, d) => slider(`z${l + 1}_${d + 1}`, 3, () => state.offsets[l][d], (value) =>
+      move({offsets: set(state.offsets, l, set(state.offsets[l], d, value))}));
+    const others = content.lower.map((some, l) =>
+      group(`z${l + 1}, in standard deviations from its prior mean`, some.map((d) => lower(l, d))));
+    const title = isLayered ? `z${vae.sizes.length}, the top layer` : "the most active latents";
+    find("sliders").replaceChildren(group(title, shown.map(top)), ...others.reverse());
+  }
+  find("origin").onclick = () => move(origin());
+
+  // The rest of the page: tabs, the plane, classes, the equation, notes
+  const tabs = [...document.querySelectorAll("[role=tab]")];
+  function openTab(name) {
+    for (const one of tabs) {
+      const isOpen = (one.ariaSelected = one.id === `tab-${name}`);
+      one.tabIndex = isOpen ? 0 : -1;
+      find(one.id.slice(4)).hidden = !isOpen;
+    }
+    if (name === "walk" && !state.walk) find("pair").onclick();
+    if (name === "samples" && !find("sheet").children.length) find("again").onclick();
+    drawOverlay();
+  }
+  find("tab-samples").hidden = !vae.hasPrior;
+  find("tab-image").hidden = find("tab-walk").hidden = !vae.canEncode;
+  tabs.filter((one) => !one.hidden).forEach((one, i, usable) => {
+    one.onclick = () => openTab(one.id.slice(4));
+    one.onkeydown = ({key}) => {
+      const step = {ArrowRight: 1, ArrowLeft: -1}[key], next = usable[(i + step + usable.length) % usable.length];
+      if (step) (next.focus(), next.click());
+    };
+  });
+  find("plane").append(...content.planes.map(({name}, value) => element("option", {value, textContent: name})));
+  find("plane").hidden = content.planes.length < 2;
+  find("plane").onchange = ({target}) => {
+    state.plane = Number(target.value);
+    (drawMap(), drawSliders(), move({}));
+    if (state.tiles) drawTiles();
+  };
+  find("tiles").onclick = toggleTiles;
+  if (labels) find("legend").append(...content.label_names.map((name, k) => element("button", {ariaPressed: false, onclick() {
+    press(find("legend").children, (state.focus = state.focus === k ? null : k));
+    drawMap();
+  }}, element("span", {textContent: "\u25cf\u25a0\u25b2"[shape(k)], ariaHidden: true}), name)));
+  find("ask").onclick = () => unfold(find("ask"), find("why"));
+  document.querySelectorAll("#why a").forEach((one) => (one.onclick = () => openTab("image")));
+  document.querySelectorAll(".bound").forEach((one) => (one.textContent = content.pseudo ? "pseudo-ELBO" : "ELBO"));
+  document.body.classList.add(vae.hasDensity ? "is-vae" : "is-autoencoder", content.pseudo ? "is-pseudo" : "is-bound");
+  find("title").textContent = content.title[0];
+  find("subtitle").textContent = content.title.slice(1).join(" \u00b7 ");
+  find("picking").hidden = !vae.canEncode;
+  find("notes").querySelector("ul").append(...content.notes.map((textContent) => element("li", {textContent})));
+  const recolour = () => [...find("legend").children].forEach((one, k) => (one.firstChild.style.color = colour(k)));
+  isDark.onchange = () => (recolour(), drawMap());
+  new ResizeObserver(() => Math.abs(map.width - map.clientWidth * devicePixelRatio) > 1 && drawMap()).observe(map);
+  (recolour(), drawMap(), drawSliders());
+  if (vae.canEncode) {
+    find("strip").append(...list(numImages, (i) => thumb(nameOf(i), imageX(i), () => pick(i))));
+    pick(0);
+  } else openTab(vae.hasPrior ? "samples" : "latents");
+  move({});
+  find("how").textContent = state.scored && state.scored.isExact ? "here in closed form" : "here a mean over ten draws";
+  window.pvae = {content, vae, state, imageX, at, drawHere};
+}
+
+show().catch((error) => {
+  const why = typeof DecompressionStream === "undefined" ? "this browser is too old for it" : error.message;
+  find("message").textContent = `The page cannot be shown: ${why}.`;
+  throw error;
+});

@@ -1,0 +1,313 @@
+"""`explorer_page`: what the page of a run holds, and its text.
+
+The page holds the networks as lists of simple operations, the distributions by their names and parameters, codes of
+test images, and some of these images. `network.js` computes from them what torch computes here.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import html
+import inspect
+import json
+import re
+import zlib
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributions import Independent, MixtureSameFamily, Normal
+from torch.nn.functional import normalize
+
+from pvae.config.config import Config
+from pvae.core.errors import InputError
+from pvae.data.dataset import random_subset
+from pvae.data.preparation import Pixels
+from pvae.distributions.hierarchy import Hierarchy
+from pvae.models.hierarchy import FirstLayer
+from pvae.models.networks import ChannelsLast, FlatBatch
+from pvae.runs.run import Run
+from pvae.trained.codes import latent_names, test_images
+from pvae.trained.latent_space import attribute_vector, decode, encode
+from pvae.vae import VAE
+
+__all__ = ["MOST_BYTES", "check_run", "explorer_page"]
+
+MOST_BYTES = 3_000_000
+_NUM_CODES = 2000
+_SIZES = ((32, 200), (32, 100), (32, 24), (16, 200), (16, 100), (16, 24))  # bits of a weight, and images; best first
+_TYPES = {"f4": np.float32, "f2": np.float16, "u1": np.uint8}
+
+
+def check_run(run: Run) -> None:
+    """Check that a run can be shown as a page.
+
+    Raises:
+        InputError: its data are no images of one or three channels, or its VAE was built in Python or takes labels.
+    """
+    if run.has_own_vae:
+        raise InputError(f"{run.path} trained a VAE of your own, whose modules the page cannot compute in a browser")
+    if run.config.condition or run.config.labels:
+        raise InputError(f"{run.path} trained a VAE with labels, which the page cannot compute in a browser yet")
+    if not run.data.is_images:
+        raise InputError(f"{run.path} was trained on data that are no images, and the page shows images only")
+    if run.data.datum_shape[0] not in (1, 3):
+        raise InputError(f"the page shows 1 or 3 channels, and the images of {run.path} have {run.data.datum_shape[0]}")
+
+
+def explorer_page(run: Run) -> str:
+    """Return the text of an HTML file that decodes, encodes and scores images by the VAE of a run.
+
+    The page is at most 3 MB where that is possible. If the weights do not fit as float32, they are rounded to float16,
+    and the page says by how much its decoded means differ from those of the run.
+
+    Args:
+        run: on images, of a VAE that a configuration describes.
+
+    Raises:
+        InputError: as for `check_run`; or the data or the weights cannot be read.
+    """
+    check_run(run)
+    folder = Path(__file__).parent
+    page = (folder / "page.html").read_text("utf-8")
+    for name in ("network.js", "page.js"):
+        page = page.replace(f"/* {name} */", (folder / name).read_text("utf-8"))
+    for name in ("guide", "log_likelihood", "model", "posterior", "prior"):
+        line = inspect.getsourcelines(getattr(VAE, name))[1]
+        page = page.replace(f"{{{{ {name} }}}}", f"pvae/vae.py:{line} VAE.{name}")
+    weight = f"{run.config.beta:g} x rate" + " / number of latents" * (run.config.rate_reduction == "mean")
+    page = page.replace("{{ loss }}", weight)
+    for bits, num_images in _SIZES:
+        content = base64.b64encode(_packed(run, bits, num_images)).decode()
+        if len(page) + len(content) <= MOST_BYTES:
+            break
+    title = html.escape(run.title.partition("\n")[0])
+    return page.replace("{{ content }}", content).replace("{{ title }}", title)
+
+
+class _Tensors:
+    """Tensors one after another in bytes; in JSON, each is its type, place and shape."""
+
+    def __init__(self, bits: int) -> None:
+        self.bytes, self.weight_type = bytearray(), "f2" if bits == 16 else "f4"
+
+    def add(self, tensor: Tensor, kind: str = "f4") -> dict[str, Any]:
+        content = tensor.detach().numpy().astype(_TYPES[kind]).tobytes()
+        place = len(self.bytes)
+        self.bytes += content
+        return {"tensor": [kind, place, place + len(content), list(tensor.shape)]}
+
+    def weight(self, tensor: Tensor) -> dict[str, Any]:
+        return self.add(tensor, self.weight_type)
+
+
+def _packed(run: Run, bits: int, num_images: int) -> bytes:
+    """Return zlib(length of the JSON, JSON, tensors)."""
+    tensors = _Tensors(bits)
+    with torch.no_grad():
+        text = json.dumps(_content(run, tensors, num_images)).encode()
+    return zlib.compress(len(text).to_bytes(4, "little") + text + bytes(tensors.bytes), 9)
+
+
+def _content(run: Run, tensors: _Tensors, num_images: int) -> dict[str, Any]:
+    vae: Any = run.vae()
+    notes, data, config = list[str](), run.dataset(), run.config
+    chosen = random_subset(len(data.test), _NUM_CODES, seed=0)
+    chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))]
+    images = Pixels(test_images(run).images[chosen], run.preparation)
+    codes = encode(vae, images)
+    if config.prior == "sphere":
+        codes = normalize(codes, dim=-1)  # a mean is inside the sphere
+    if tensors.weight_type == "f2":
+        rounded = _in_half_precision(vae)
+        error = (decode(vae, codes[:num_images]) - decode(rounded, codes[:num_images])).abs().max().item()
+        vae = rounded
+        notes.append(
+            f"To keep the page small, weights are rounded to 16 bits: decoded pixels differ by at most {error:.1g}."
+        )
+    posterior, prior = _posterior(config, vae.q_z, tensors), _prior(config, vae, tensors)
+    notes += _notes(vae, posterior, prior)
+    sizes = prior["sizes"]
+    top = codes[:, -sizes[-1] :]
+    planes, active = _planes(top, latent_names(run)[-sizes[-1] :])
+    spread = codes.std(0).split(sizes)
+    labels = None if data.test_labels is None else data.test_labels[chosen]
+    is_class = labels is not None and labels.dim() == 1
+    attributes = []
+    if labels is not None and not is_class:
+        seen = [a for a in range(labels.shape[1]) if 0 < labels[:, a].sum() < len(labels)]
+        attributes = [(data.label_names[a], tensors.add(attribute_vector(top, labels[:, a]))) for a in seen]
+    height, width = images.images.shape[2:]
+    return {
+        "title": [*filter(None, re.split(r"(?:, (?=on )|, (?=--elbo )| (?=with --)|\n)", run.title))],
+        "notes": notes,
+        "shape": [*images.images.shape[1:]],
+        "inner": [height - 2 * config.pad, width - 2 * config.pad],
+        "crop": config.crop,
+        "keep_aspect": config.image_size == "auto",
+        "symmetric": run.preparation.is_symmetric,
+        "binarize": config.binarize,
+        "posterior": posterior,
+        "prior": prior,
+        "decoder": _operations(vae.p_x.decoder, tensors),
+        "likelihood": _likelihood(config, vae.p_x),
+        "pseudo": vae.is_pseudo,
+        "names": latent_names(run),
+        "planes": planes,
+        "active": active,
+        "lower": [one.argsort(descending=True)[:8].tolist() for one in spread[:-1]],
+        "points": tensors.add(torch.cat([top @ torch.tensor(plane["axes"]).T for plane in planes], 1), "f2"),
+        "images": tensors.add(images.images[:num_images], "u1"),
+        "image_names": [data.test_names[i] for i in chosen[:num_images].tolist()],
+        "labels": tensors.add(labels) if labels is not None and is_class else None,
+        "label_names": list(data.label_names),
+        "attributes": attributes,
+    }
+
+
+def _in_half_precision(vae: VAE) -> VAE:
+    """Return a copy of the VAE with its matrices and kernels rounded to float16."""
+    vae = copy.deepcopy(vae)
+    for parameter in vae.parameters():
+        if parameter.dim() > 1:
+            parameter.copy_(parameter.half())
+    return vae
+
+
+def _planes(codes: Tensor, names: list[str]) -> tuple[list[dict[str, Any]], list[int]]:
+    """Return the planes of the map, each with its two axes, and the dimensions in order of their spread."""
+    size, unit = codes.shape[1], torch.eye(codes.shape[1])
+    active = codes.std(0).argsort(descending=True).tolist()
+    first = [0, 1][:size] if size <= 2 else active[:2]
+    axes = torch.cat([unit[first], torch.zeros(2 - len(first), size)])
+    planes = [{"name": ", ".join(names[d] for d in first), "axes": axes.tolist(), "dims": first}]
+    if size > 2:
+        directions = torch.linalg.svd(codes - codes.mean(0), full_matrices=False)[2][:2]
+        planes.append({"name": "principal directions", "axes": directions.tolist(), "dims": []})
+    return planes, active
+
+
+def _operations(network: nn.Module, tensors: _Tensors) -> list[dict[str, Any]]:
+    """Return what a network does, as operations of network.js."""
+    layer: Any = network
+    match network:
+        case nn.Sequential() | FlatBatch():
+            return [operation for child in layer.children() for operation in _operations(child, tensors)]
+        case nn.Linear():
+            weight = layer.weight * layer.mask if hasattr(layer, "mask") else layer.weight  # zuko's are masked
+            return [{"op": "linear", "weight": tensors.weight(weight), "bias": _bias(layer, tensors)}]
+        case nn.Conv2d() | nn.ConvTranspose2d():
+            is_transpose = isinstance(layer, nn.ConvTranspose2d)
+            weight = layer.weight.permute(1, 2, 3, 0).flatten(0, 2) if is_transpose else layer.weight.flatten(1)
+            sizes = {"kernel": layer.kernel_size[0], "stride": layer.stride[0], "padding": layer.padding[0]}
+            more = {"more": list(layer.output_padding)} if is_transpose else {}
+            kind = "conv-transpose" if is_transpose else "conv"
+            bias = _bias(layer, tensors)
+            return [{"op": kind, "weight": tensors.weight(weight.contiguous()), "bias": bias, **sizes, **more}]
+        case nn.BatchNorm1d() | nn.BatchNorm2d():  # in eval mode
+            scale = layer.weight / (layer.running_var + layer.eps).sqrt()
+            shift = layer.bias - layer.running_mean * scale
+            return [{"op": "affine", "scale": tensors.add(scale), "shift": tensors.add(shift)}]
+        case nn.GroupNorm():
+            affine = {"scale": tensors.add(layer.weight), "shift": tensors.add(layer.bias)}
+            return [{"op": "group-norm", "groups": layer.num_groups, "eps": layer.eps, **affine}]
+        case nn.LeakyReLU():
+            return [{"op": "leaky-relu", "slope": layer.negative_slope}]
+        case nn.Unflatten() if len(layer.unflattened_size) == 3:
+            return [{"op": "reshape", "shape": list(layer.unflattened_size)}]
+        case FirstLayer():
+            return [{"op": "first", "size": layer.size}]
+        case nn.ReLU() | nn.Tanh() | nn.SiLU() | nn.GLU():
+            return [{"op": type(layer).__name__.lower()}]
+        case nn.Flatten() | nn.Unflatten() | ChannelsLast():
+            return []
+    raise InputError(f"the page cannot compute a layer {type(layer).__name__}")
+
+
+def _bias(layer: Any, tensors: _Tensors) -> dict[str, Any] | None:
+    return None if layer.bias is None else tensors.add(layer.bias)
+
+
+def _transforms(transforms: nn.ModuleList, tensors: _Tensors) -> list[Any] | None:
+    """Return the networks of affine autoregressive transforms; None for splines and for a single dimension."""
+    if not all(hasattr(one, "hyper") and one.total == 2 for one in transforms):
+        return None
+    return [_operations(cast(nn.Module, one.hyper), tensors) for one in transforms]
+
+
+def _posterior(config: Config, module: Any, tensors: _Tensors) -> dict[str, Any] | None:
+    """Return q(z | x) for network.js, or None if that cannot compute it."""
+    kind, size = config.posterior, config.latent_dim
+    if config.upper_latent_dims and hasattr(module, "sizes"):
+        lists = [name for name in ("networks", "up") if hasattr(module, name)]
+        networks = {name: [_operations(one, tensors) for one in getattr(module, name)] for name in lists}
+        of_layers = {"kind": config.inference, "sizes": module.sizes, **networks}
+        if config.inference == "bottom-up":
+            return {**of_layers, "first": _posterior(config, module.first, tensors)}
+        return {**of_layers, "encoder": _operations(module.encoder, tensors)}
+    found: dict[str, Any] = {"kind": kind, "size": size, "encoder": _operations(module.encoder, tensors)}
+    if kind in ("iaf", "spline"):
+        transforms = _transforms(module.transforms, tensors)
+        return None if transforms is None else {**found, "kind": "flow", "transforms": transforms}
+    return {**found, "kind": kind.removesuffix("-log-variance"), "log_variance": kind.endswith("-log-variance")}
+
+
+def _prior(config: Config, vae: Any, tensors: _Tensors) -> dict[str, Any]:
+    """Return p(z) for network.js: that of the top layer, and the networks of the others."""
+    module, prior, sizes = vae.p_z, vae.prior(), [config.latent_dim, *config.upper_latent_dims]
+    networks = [_operations(one, tensors) for one in getattr(module, "networks", ())]
+    if isinstance(prior, Hierarchy):
+        module, prior = module.top, prior.first
+    kind = "flat" if config.posterior == "delta" else {"standard-normal": "normal"}.get(config.prior, config.prior)
+    top: dict[str, Any] = {"kind": kind, "size": sizes[-1]}
+    if kind == "flow":
+        transforms = _transforms(module.transforms, tensors)
+        top |= {"kind": "unknown"} if transforms is None else {"transforms": transforms}
+    if isinstance(prior, MixtureSameFamily):
+        parts = prior.component_distribution
+        is_normal = isinstance(parts, Independent) and isinstance(parts.base_dist, Normal)
+        top["kind"] = "mixture" if is_normal else "unknown"
+        if is_normal:
+            values = {"loc": parts.mean, "scale": parts.stddev, "logits": prior.mixture_distribution.logits}
+            top |= {name: tensors.add(value) for name, value in values.items()}
+    return {"top": top, "networks": networks, "sizes": sizes}
+
+
+def _likelihood(config: Config, p_x: Any) -> dict[str, Any]:
+    """Return p(x | z) for network.js."""
+    kind = config.likelihood
+    scale = p_x.log_scale.exp().item() if p_x.learns_scale else float(getattr(p_x, "running_scale", p_x.scale))
+    loc = "identity" if kind == "normal-linear" else "tanh" if p_x.symmetric else "sigmoid"
+    return {"kind": "normal" if kind.startswith("normal") else kind, "scale": scale, "mean": loc}
+
+
+def _notes(vae: VAE, posterior: Any, prior: Any) -> list[str]:
+    """Return a sentence on each thing that the page cannot show, or shows otherwise."""
+    notes = []
+    if not vae.has_density:
+        notes.append(
+            "This is an autoencoder: q(z | x) is a point, so there is no rate, no ELBO and no prior to draw from; the "
+            "circles are those of N(0, I), to compare the codes with."
+        )
+    if vae.is_pseudo:
+        notes.append(
+            "The Bernoulli is scored on grey pixels, so the ELBO is a pseudo-ELBO and no bound on log p(x); pvae.score "
+            "binarizes such images first."
+        )
+    if posterior is None:
+        notes.append(
+            "q(z | x) is a flow that this page does not compute: it decodes, and shows the codes that pvae computed, "
+            "but encodes and scores no image."
+        )
+    elif posterior["kind"] in ("flow", "planar"):
+        notes.append("q(z | x) is a flow without a mean in closed form: the map shows draws in place of an ellipse.")
+    elif posterior["kind"] == "bottom-up":
+        notes.append("q of the top layer depends on a draw of the others: the map shows draws in place of an ellipse.")
+    if prior["top"]["kind"] == "unknown":
+        notes.append("p(z) is one that this page does not compute: it shows no samples, no rate and no ELBO.")
+    if len(prior["sizes"]) > 1:
+        notes.append("The map is of the top layer; the other layers follow at the means of their priors, or as set.")
+    return notes

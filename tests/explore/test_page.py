@@ -1,0 +1,130 @@
+"""What the page of a run holds, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from helpers.commands import refuse
+from helpers.own import own_vae
+
+from pvae.cli.explore import main
+from pvae.config.config import Config
+from pvae.config.presets import get_system
+from pvae.core.errors import InputError
+from pvae.data.dataset import DataRecord, Dataset
+from pvae.data.sources import load_dataset
+from pvae.explore import page
+from pvae.models.build import build_vae
+from pvae.runs.run import Run
+from pvae.training.fit import fit
+
+
+def content_of(text):
+    packed = base64.b64decode(re.search('id="content">([^<]*)<', text)[1])
+    content = zlib.decompress(packed)
+    return json.loads(content[4 : 4 + int.from_bytes(content[:4], "little")])
+
+
+@pytest.fixture
+def untrained(tmp_path, monkeypatch):
+    """Return a run of a system with its first weights."""
+
+    def build(config, shape, name="few"):
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (300, *shape), dtype=torch.uint8, generator=generator)
+        data = Dataset(name, images, images)
+        record = DataRecord(name=name, dataset="", folder="", num_train=300, num_test=300, datum_shape=shape, sha256="")
+        vae = build_vae(config, shape).eval()
+        run = Run(tmp_path, config, record, loaded=data)
+        monkeypatch.setattr(Run, "vae", lambda self: vae)
+        monkeypatch.setattr(Run, "title", f"untrained, on {name}\nepoch 0")
+        return run
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("system", "shape", "is_rounded"),
+    [
+        ("deep-bayes", (1, 28, 28), False),
+        ("pytorch-example", (1, 28, 28), True),
+        ("mlp-2d", (1, 28, 28), True),
+        ("conv-2d", (1, 28, 28), False),
+        ("fashion-vae", (1, 28, 28), False),
+        ("celeba-vae", (3, 64, 64), False),
+    ],
+)
+def test_the_page_of_a_published_system_has_at_most_three_megabytes(untrained, system, shape, is_rounded):
+    """Of noise, which no compression makes smaller; rounded weights are named with the error that they make."""
+    text = page.explorer_page(untrained(get_system(system), shape))
+    assert 100_000 < len(text) <= page.MOST_BYTES
+    content = content_of(text)
+    assert content["images"]["tensor"][3][0] >= 24
+    assert is_rounded == any("16 bits" in note for note in content["notes"])
+
+
+def test_rounding_changes_the_decoded_means_by_as_much_as_the_page_says(untrained):
+    run = untrained(Config(hidden=(8,), latent_dim=2), (1, 5, 4))
+    tensors = page._Tensors(16)
+    with torch.no_grad():
+        content = page._content(run, tensors, 24)
+    _, start, stop, shape = content["decoder"][0]["weight"]["tensor"]
+    stored = np.frombuffer(tensors.bytes[start:stop], np.float16).reshape(shape)
+    weight = run.vae().p_x.decoder[0].weight.detach()
+    assert np.array_equal(stored, weight.half().numpy())
+    assert float(re.search(r"at most (\S+)\.$", content["notes"][0])[1]) < 1e-3
+    assert not torch.equal(weight, weight.half().float()), "the run keeps its weights"
+
+
+def test_what_the_page_cannot_show_is_refused(untrained, tmp_path):
+    config = Config(hidden=(4,), latent_dim=2)
+    with pytest.raises(InputError, match="1 or 3 channels"):
+        page.explorer_page(untrained(config, (2, 5, 4)))
+    run = untrained(config, (1, 5, 4))
+    run.config = config.replace(condition=True)
+    with pytest.raises(InputError, match="labels"):
+        page.explorer_page(run)
+    run.has_own_vae = True
+    with pytest.raises(InputError, match="own"):
+        page.explorer_page(run)
+
+
+def test_the_command_refuses_in_one_line(tmp_path, capsys, no_pictures, few_digits):
+    rows = Dataset("rows", torch.rand(40, 5), torch.rand(10, 5))
+    options = {"hidden": (4,), "latent_dim": 2, "epochs": 1, "batch_size": 20}
+    fit(Config(likelihood="normal-diagonal", **options), data=rows, out=tmp_path / "rows")
+    fit(Config(binarize="threshold", **options), vae=own_vae(), data=few_digits, out=tmp_path / "own")
+    assert "no images" in refuse(main, [tmp_path / "rows"], capsys, tmp_path)
+    assert "of your own" in refuse(main, [tmp_path / "own"], capsys, tmp_path)
+    assert "nothing of that name" in refuse(main, [tmp_path / "none"], capsys, tmp_path)
+
+
+def test_the_command_writes_the_page_and_replaces_nothing_else(tmp_path, capsys, monkeypatch, no_pictures):
+    shown = []
+    monkeypatch.setattr("webbrowser.open", shown.append)
+    run = tmp_path / "run"
+    config = Config(dataset="mnist-5k", hidden=(4,), latent_dim=2, epochs=1, batch_size=1000)
+    fit(config, data=load_dataset("mnist-5k"), out=run)
+    for _ in range(2):  # the second replaces the first
+        assert main([str(run), "--open"]) == 0
+    text = (run / "explore.html").read_text("utf-8")
+    assert str(run / "explore.html") in capsys.readouterr().out
+    assert shown == [(run / "explore.html").as_uri()] * 2
+    content = content_of(text)
+    assert len(content["image_names"]) == 200
+    assert content["points"]["tensor"][3] == [1000, 2]
+    (tmp_path / "other.html").write_text("<!doctype html>\n<p>mine")
+    refuse(main, [run, "--out", tmp_path / "other.html"], capsys, tmp_path)
+
+
+def test_names_are_never_markup(untrained):
+    text = page.explorer_page(untrained(Config(hidden=(4,), latent_dim=2), (1, 5, 4), "</title><script>{{ content }}"))
+    assert text.count("<script") == 2, "the content and the code"
+    assert "&lt;/title&gt;&lt;script&gt;{{ content }}" in text
+    assert "http" not in re.sub("http-equiv|https?://www.w3.org", "", text.lower())

@@ -1,0 +1,353 @@
+"""The page in Debian's chromium: it decodes, encodes and scores as torch does, and asks the network for nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.distributions import Independent, Normal
+
+from pvae.config.config import Config
+from pvae.core.random_state import seeded
+from pvae.data.dataset import Dataset
+from pvae.data.preparation import Pixels
+from pvae.distributions.flow import Flow
+from pvae.distributions.full_normal import FullNormal
+from pvae.distributions.power_spherical import PowerSpherical, SphereUniform
+from pvae.explore.page import explorer_page
+from pvae.trained.codes import test_images as images_of
+from pvae.trained.latent_space import attribute_vector, encode
+from pvae.trained.log_likelihood import elbo_terms
+from pvae.training.fit import fit
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver")
+
+OPTIONS = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+           "disable-component-update", "disable-sync", "window-size=1280,1100"]  # fmt: skip
+CPU = torch.device("cpu")
+BINARY = {"binarize": "threshold"}
+SYSTEMS = {
+    "mlp": {},
+    "mlp of gated layers, q of full covariance": {"activation": "gated", "posterior": "normal-full"},
+    "mlp of tanh, log variance": {"activation": "tanh", "posterior": "normal-log-variance", "binarize": "static"},
+    "mlp-batchnorm": {"network": "mlp-batchnorm", "likelihood": "continuous-bernoulli"},
+    "conv": {"network": "conv", "hidden": (4, 6), "likelihood": "normal", "pixels": "symmetric", "scale": 0.5},
+    "conv-batchnorm": {"network": "conv-batchnorm", "hidden": (4, 6), "likelihood": "normal-learned"},
+    "conv-groupnorm": {"network": "conv-groupnorm", "hidden": (8, 16), "likelihood": "discretized-logistic"},
+    "linear": {"network": "linear", "likelihood": "normal-linear", "scale": 0.2, "pad": 1},
+    "normal-optimal, mixture": {"likelihood": "normal-optimal", "prior": "mixture", "components": 4},
+    "vamp": {"prior": "vamp", "components": 5, **BINARY},
+    "flow as prior": {"prior": "flow", **BINARY},
+    "sphere": {"posterior": "power-spherical", "prior": "sphere", **BINARY},
+    "autoencoder": {"posterior": "delta"},
+    "one latent": {"latent_dim": 1},
+    "vamp of flows": {"posterior": "planar", "prior": "vamp", "components": 3, **BINARY},
+    "planar": {"posterior": "planar", "flow_length": 3, **BINARY},
+    "iaf": {"posterior": "iaf", "flow_length": 2, **BINARY},
+    "spline": {"posterior": "spline", "flow_length": 2, **BINARY},
+    "ladder": {"network": "mlp-batchnorm", "upper_latent_dims": (3, 2), "inference": "ladder", **BINARY},
+    "top-down": {"upper_latent_dims": (3, 2), "inference": "top-down", **BINARY},
+    "bottom-up": {"upper_latent_dims": (3, 2), "inference": "bottom-up", **BINARY},
+}
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for option in (*OPTIONS, f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(f"--{option}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def train(tmp_path, no_pictures):
+    """Train a small system on colour images of odd sides, for a second, at a rate that moves all weights."""
+
+    def trained(options, classes=("one", "other")):
+        config = Config(**{"hidden": (12,), "latent_dim": 4, "upper_hidden": (6,), "flow_hidden": (8,), **options})
+        generator = torch.Generator().manual_seed(0)
+        factors, patterns = torch.randn(70, 3, generator=generator), torch.randn(3, 390, generator=generator)
+        images = (255 * (factors @ patterns).sigmoid()).to(torch.uint8).view(70, 3, 13, 10)
+        labels = torch.arange(70) % max(1, len(classes))
+        of_classes = (labels[:50], labels[50:], tuple(classes)) if classes else ()
+        data = Dataset("noise", images[:50], images[50:], *of_classes)
+        config = config.replace(epochs=3, batch_size=25, lr=0.01)
+        return fit(config, data=data, out=tmp_path / "run", device="cpu", threads=1)
+
+    return trained
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Open the page of a run; at the end, nothing was written to the console, nor asked of the network."""
+
+    def open_page(run):
+        file = tmp_path / "page.html"
+        file.write_text(explorer_page(run), "utf-8")
+        browser.get(file.as_uri())
+        browser.set_script_timeout(30)
+        wait(browser, "return window.pvae !== undefined || document.getElementById('message').textContent")
+        return browser
+
+    browser.get("about:blank")
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)
+    yield open_page
+    assert browser.get_log("browser") == []
+    asked = [entry["message"] for entry in browser.get_log("performance") if "requestWillBeSent" in entry["message"]]
+    assert [one for one in asked if '"url":"http' in one or '"url":"ws' in one] == []
+    resources = "return performance.getEntriesByType('resource').map(one => one.name)"
+    assert [one for one in browser.execute_script(resources) if not one.startswith(("blob:", "data:"))] == []
+
+
+def wait(browser, condition):
+    browser.execute_async_script(
+        "const [test, done] = [new Function(arguments[0]), arguments[1]];"
+        "(function again() { test() ? done() : setTimeout(again, 20); })();",
+        condition,
+    )
+
+
+def close(found, expected, tolerance=1e-5):
+    expected = torch.as_tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_page_computes_what_torch_computes(train, opened, system):
+    run = train(SYSTEMS[system])
+    with torch.no_grad():
+        _compare(system, run, opened(run))
+
+
+def _compare(system, run, page):
+    vae = run.vae()
+    assert encode(vae, images_of(run)).std(0).max() > 0.01, "or the encoder is hardly tested"
+    p_z = vae.prior()
+    z = torch.randn(20, *p_z.event_shape, generator=torch.Generator().manual_seed(0))
+    z = torch.nn.functional.normalize(z, dim=-1) if isinstance(p_z, SphereUniform) else z
+    means = page.execute_script("return arguments[0].map(z => Array.from(pvae.vae.mean(z)))", z.tolist())
+    close(means, vae.likelihood(z).mean.flatten(1))
+    if page.execute_script("return pvae.vae.hasPrior"):
+        with seeded(0, CPU):
+            expected = p_z.sample((4000,))
+        drawn = torch.tensor(page.execute_script("return list(1000, () => pvae.vae.drawPrior())"))
+        error = expected.std(0) / 1000**0.5  # six of them fail once in 10^8
+        assert ((drawn.mean(0) - expected.mean(0)).abs() < 6 * 1.2 * error + 1e-6).all()
+        assert ((drawn.std(0) / expected.std(0)).log().abs() < 0.25).all()
+    if system == "spline":
+        assert page.execute_script("return pvae.vae.canEncode") is False
+        return
+
+    place = run.dataset().test_names.index(page.execute_script("return pvae.content.image_names[3]"))
+    image = Pixels(images_of(run).images[[place]], run.preparation)
+    (x,) = image.split(1)
+    close(page.execute_script("return Array.from(pvae.imageX(3))"), x.flatten(), 1e-7)
+    q = vae.posterior(x)
+    if isinstance(q, FullNormal | PowerSpherical) or isinstance(getattr(q, "base_dist", None), Normal):
+        found = page.execute_script("const q = pvae.vae.posterior(pvae.imageX(3)); return [q.loc, q.scale, q.tril]")
+        close(found[0], (q.loc if isinstance(q, PowerSpherical) else q.mean)[0])
+        if isinstance(q, Independent):
+            close(found[1], q.stddev[0])
+        elif isinstance(q, FullNormal):
+            close(found[2], q.scale_tril[0])
+
+    with seeded(7, CPU):
+        draws = q.sample((10,))
+    with seeded(7, CPU):
+        terms = elbo_terms(vae, image)  # of `pvae.score`, which takes the same draws
+    given = q._drawn.e if isinstance(q, Flow) else draws
+    found = page.execute_script(
+        "const found = pvae.vae.score(pvae.imageX(3), arguments[0]); return [found.distortion, found.rate, found.elbo]",
+        given[:, 0].tolist(),
+    )
+    close(found[0], terms["distortion"][0], 2e-5)
+    if system == "vamp of flows":
+        assert found[1:] == [None, None]
+        assert "no rate" in page.find_element("id", "notes").text
+    elif vae.has_density:
+        close(found[1:], [terms["rate"][0], terms["elbo"][0]], 5e-5)
+
+
+def test_draws_of_the_page_have_the_distribution_of_torch(train, opened):
+    """By the means of z and of log q, whose negative is the entropy, at 10,000 draws; they fail once in 10^8 runs."""
+    run = train(SYSTEMS["sphere"])
+    page, vae = opened(run), run.vae()
+    z, log_q = page.execute_script(
+        "const q = pvae.vae.posterior(pvae.imageX(0)), draws = list(10000, () => q.at(q.draw()));"
+        "return [draws.map(one => one.z), draws.map(one => one.logQ[0])]"
+    )
+    place = run.dataset().test_names.index(page.execute_script("return pvae.content.image_names[0]"))
+    (x,) = Pixels(images_of(run).images[[place]], run.preparation).split(1)
+    with torch.no_grad():
+        q = vae.posterior(x)
+    for drawn, expected in ((torch.tensor(z), q.mean[0]), (torch.tensor(log_q)[:, None], -q.entropy())):
+        error = drawn.std(0) / 100
+        assert ((drawn.mean(0) - expected).abs() < 6 * error).all()
+        assert error.max() < 0.02
+
+
+def test_the_numbers_on_the_page_are_those_of_its_score(train, opened):
+    page = opened(train({}))
+    for _ in range(2):
+        shown = [page.find_element("css selector", f"#{one} td").text for one in ("distortion", "rate", "elbo")]
+        found = page.execute_script("const s = pvae.state.scored; return [s.distortion, s.rate, s.elbo]")
+        assert [one.split()[0].replace("\u2212", "-") for one in shown] == [f"{value:.2f}" for value in found]
+        page.find_element("id", "redraw").click()
+
+
+def test_everything_can_be_done_by_keys_and_clicks(train, opened):
+    page = opened(train({"upper_latent_dims": (3,), "inference": "ladder", **BINARY}))
+    state = "return JSON.stringify([pvae.state.top, pvae.state.offsets, pvae.state.tiles, !pvae.state.walk])"
+    decoded = "return document.getElementById('decoded').toDataURL()"
+    before, image, keys = page.execute_script(state), page.execute_script(decoded), webdriver.Keys
+
+    def element(selector, place=0):
+        return page.find_elements("css selector", selector)[place]
+
+    for number, act in enumerate(
+        (
+            lambda: element("#map").send_keys(keys.ARROW_LEFT, keys.ARROW_UP),
+            lambda: element("#map").send_keys("t"),
+            lambda: element("#strip button", 4).click(),
+            lambda: element("#tab-image").send_keys(keys.ARROW_RIGHT),
+            lambda: element("#step").send_keys(keys.ARROW_RIGHT),
+            lambda: element("#tab-walk").send_keys(keys.ARROW_RIGHT) or element("#sheet button", 2).click(),
+            lambda: (
+                element("#tab-samples").send_keys(keys.ARROW_RIGHT),
+                element("#sliders input").send_keys(keys.ARROW_RIGHT),
+            ),
+            lambda: element("#sliders input", -1).send_keys(keys.ARROW_RIGHT),
+        )
+    ):
+        act()
+        after = page.execute_script(state)
+        assert after != before, number
+        before = after
+    page.find_element("id", "ask").click()
+    assert "KL" in page.find_element("id", "why").text
+    wait(page, "return !pvae.state.frame")
+    assert page.execute_script(decoded) != image
+
+
+@pytest.mark.parametrize("system", ["sphere", "mlp"])
+def test_a_walk_leads_from_one_code_to_the_other(train, opened, system):
+    """Along a line, or on the sphere along a great circle."""
+    page = opened(train(SYSTEMS[system]))
+    page.find_element("id", "tab-walk").click()
+    for button, image in (("from", 2), ("to", 5)):
+        page.find_element("id", "tab-image").click()
+        page.find_elements("css selector", "#strip button")[image].click()
+        page.find_element("id", "tab-walk").click()
+        page.find_element("id", button).click()
+    ends = torch.tensor(page.execute_script("return [2, 5].map(i => pvae.vae.posterior(pvae.imageX(i)).loc)"))
+    middle = ends.mean(0) / (ends.mean(0).norm() if system == "sphere" else 1)
+    for percent, expected in ((0, ends[0]), (100, ends[1]), (50, middle)):
+        script = "const step = document.getElementById('step'); step.value = arguments[0]; step.oninput();"
+        close(page.execute_script(f"{script} return pvae.state.top", percent), expected)
+    assert page.find_element("css selector", "#step + output").text == "50 %"
+
+
+def test_the_image_under_the_pointer_is_decoded(train, opened):
+    page = opened(train({"latent_dim": 2}))
+    chain = webdriver.ActionChains(page)
+    for offset in ((40, 30), (-60, 10)):
+        chain.move_to_element_with_offset(page.find_element("id", "map"), *offset).perform()
+        wait(page, "return !pvae.state.frame")
+        mean, shown = page.execute_script(
+            "const copy = document.createElement('canvas').getContext('2d');"
+            "copy.drawImage(document.getElementById('decoded'), 0, 0);"
+            "return [Array.from(pvae.vae.mean(pvae.state.top)), Array.from(copy.getImageData(0, 0, 10, 13).data)]"
+        )
+        step = page.execute_script("return 2 * pvae.state.range / document.getElementById('map').clientWidth")
+        close(page.execute_script("return pvae.state.top"), [step * offset[0], -step * offset[1]], 0.05)
+        pixels = np.array(shown).reshape(13, 10, 4)[..., :3].transpose(2, 0, 1)
+        assert np.abs(np.array(mean).reshape(3, 13, 10) * 255 - pixels).max() <= 0.51
+
+
+def test_data_without_classes_have_a_map(train, opened):
+    page = opened(train({"latent_dim": 2}, ()))
+    assert page.find_elements("css selector", "#legend button") == []
+    colours = "return new Set(document.getElementById('map').getContext('2d').getImageData(0, 0, 500, 500).data).size"
+    assert page.execute_script(colours) > 10, "codes are drawn"
+
+
+def test_attributes_have_directions(train, opened, tmp_path):
+    """The slider of an attribute moves z by as much as `attribute_vector` says."""
+    run = train({"latent_dim": 2})
+    has = torch.arange(20)[:, None] % torch.tensor([2, 3]) == 0
+    run.loaded = dataclasses.replace(
+        run.loaded, train_labels=has.repeat(3, 1)[:50], test_labels=has, label_names=("a", "<b>")
+    )
+    page = opened(run)
+    expected = attribute_vector(encode(run.vae(), images_of(run)), has[:, 1])
+    page.find_element("id", "tab-walk").click()
+    before = torch.tensor(page.execute_script("return pvae.state.top"))
+    script = "const [, one] = document.querySelectorAll('#attributes input'); one.value = 1.5; one.oninput();"
+    close(page.execute_script(f"{script} return pvae.state.top"), before + 1.5 * expected)
+    assert [one.text for one in page.find_elements("css selector", "#attributes span")] == ["a", "<b>"]
+
+
+def test_a_drawing_is_an_image(train, opened):
+    page = opened(train({"latent_dim": 2, "pad": 1}))
+    page.find_element("id", "draw").click()
+    pad = page.find_element("id", "pad")
+    height, width = pad.size["height"], pad.size["width"]
+    assert height / width == pytest.approx(13 / 10, abs=0.05)
+    # Along the middle of the lower half
+    start = webdriver.ActionChains(page).move_to_element_with_offset(pad, round(-0.3 * width), round(height / 4))
+    start.click_and_hold().move_by_offset(round(0.6 * width), 0).release().perform()
+    x = np.array(page.execute_script("return Array.from(pvae.state.x)")).reshape(3, 15, 12)
+    paper = x[:, 1:-1, 1:-1]
+    drawn = np.abs(paper - paper[:, :1, :1]).max(0)
+    assert page.find_element("id", "x-name").text == "your drawing"
+    assert drawn[9:11].max(0)[2:8].min() > 0.2, "the stroke"
+    assert drawn[:8].max() == 0, "and nothing above it"
+
+
+def test_a_file_is_taken_or_refused_with_a_sentence(train, opened, tmp_path):
+    page = opened(train({"latent_dim": 2, "pad": 1}))
+    files = {name: tmp_path / name for name in ("<b>no</b> image.png", "other.png", "same.png", "huge.png")}
+    files["<b>no</b> image.png"] = tmp_path / "no<b>image.png"
+    files["<b>no</b> image.png"].write_text("text")
+    rng = np.random.default_rng(0)
+    same = rng.integers(0, 256, (13, 10, 3), dtype=np.uint8)
+    Image.fromarray(same).save(files["same.png"])
+    Image.fromarray(rng.integers(0, 256, (40, 60), dtype=np.uint8)).save(files["other.png"])
+    Image.new("1", (10_000, 10_000)).save(files["huge.png"])
+
+    def give(file):
+        ids = ("message", "x-name")
+        for one in ids:
+            page.execute_script("document.getElementById(arguments[0]).textContent = ''", one)
+        page.find_element("id", "file").send_keys(str(file))
+        wait(page, "return ['message', 'x-name'].some(one => document.getElementById(one).textContent)")
+        return tuple(page.find_element("id", one).text for one in ids)
+
+    assert give(files["same.png"]) == ("", "same.png")
+    expected = np.pad(same.transpose(2, 0, 1) / 255, ((0, 0), (1, 1), (1, 1))).ravel()
+    close(page.execute_script("return Array.from(pvae.state.x)"), expected, 1e-6)
+    message, name = give(files["other.png"])
+    assert "60 x 40" in message and name == "other.png"  # noqa: PT018
+    message, name = give(files["<b>no</b> image.png"])
+    assert "no<b>image.png is no image" in message and name == ""  # noqa: PT018
+    message, name = give(files["huge.png"])
+    assert "100 megapixels" in message and name == ""  # noqa: PT018
+    assert give(files["same.png"]) == ("", "same.png"), "it goes on"
+
+
+def test_names_are_text(train, opened):
+    names = ("</script><script>throw 1</script>", "<img src=x onerror='throw 2'>", "{{ title }}")
+    page = opened(train({"latent_dim": 2}, names))
+    shown = [one.text for one in page.find_elements("css selector", "#legend button")]
+    assert [one.partition("\n")[2] for one in shown] == list(names)
