@@ -32,12 +32,13 @@ class Prior(nn.Module):
 
     def __init__(self, unseen: Tensor, baseline: nn.Module) -> None:
         super().__init__()
-        self.unseen, self.baseline = unseen, [baseline]  # in a list, since it is not trained
+        self.register_buffer("unseen", unseen)
+        self.baseline = baseline.requires_grad_(False)
         self.net = mlp(784, *HIDDEN, 2 * LATENT)
 
     def forward(self, y: Tensor) -> dist.Independent:
         with torch.no_grad():
-            x = self.baseline[0](y).sigmoid()
+            x = self.baseline(y).sigmoid()
         return bounded_normal(self.net(filled(y, x, self.unseen)))
 
 
@@ -46,7 +47,7 @@ class Posterior(nn.Module):
 
     def __init__(self, unseen: Tensor) -> None:
         super().__init__()
-        self.unseen = unseen
+        self.register_buffer("unseen", unseen)
         self.net = mlp(784, *HIDDEN, 2 * LATENT)
 
     def forward(self, x: Tensor, y: Tensor) -> dist.Independent:

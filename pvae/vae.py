@@ -117,7 +117,8 @@ class VAE(nn.Module):
         """Return the VAE of the same modules at labels y, one for each datum (B, ...), or one for all (1, ...).
 
         Its prior, posterior and likelihood are p(z | y), q(z | x, y) and p(x | z, y), so that whatever takes a VAE
-        computes what it computes given y. None leaves it as it is.
+        computes what it computes given y. None leaves it as it is. Call `train` and `eval`
+        before, and not on the result.
 
         Raises:
             InputError: (a ValueError) no module of the VAE takes labels.
@@ -136,11 +137,15 @@ class VAE(nn.Module):
         Args:
             x: a tensor, or `Pixels`.
             size: data in a part.
+
+        Raises:
+            InputError: (a ValueError) there is another number of labels.
         """
-        start = 0
+        y, start = self.y, 0
+        if y is not None and len(y) not in (1, len(x)):
+            raise InputError(f"there are {len(y)} labels for {len(x)} data: give one for each, or one for all")
         for part in x.split(size):
-            is_of_all = self.y is None or len(self.y) == 1
-            yield self if is_of_all else self.given(self.y[start : start + len(part)]), part  # type: ignore[index]
+            yield self if y is None or len(y) == 1 else self.given(y[start : start + len(part)]), part
             start += len(part)
 
     @property

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_ALL = ",".join(name for name in ELBOS if name not in ("handwritten", "enumerate"))
+_ALL = ",".join(name for name in ELBOS if name != "handwritten")
 _STAGES = (2, 16)
 _GROUPS = 5  # of miwae and piwae, if the configuration has only one
 
@@ -128,8 +128,8 @@ def _weights(arguments: argparse.Namespace, run: Run | None, config: Config) -> 
     for progress, trained, data in given:
         count = min(arguments.batch_size, len(data.test))
         subset = random_subset(len(data.test), count, seed=0)
-        if trained.takes_labels and not config.labels:
-            trained = trained.given(data.labels["test"][subset])
+        is_given = run.is_given_labels if run else config.condition
+        trained = trained.given(data.labels["test"][subset] if is_given else None)
         num_labels = len(data.label_names)
         vae, pixels, kind = with_normalised_likelihood(config, trained, data.datum_shape, data.test[subset], num_labels)
         yield progress, vae, next(pixels.split(count)), kind
@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         "--elbo",
         metavar="NAME,NAME",
         default=_ALL,
-        help=f"of {', '.join(ELBOS)} (default: most)",
+        help=f"of {', '.join(ELBOS)} (default: those that apply)",
     )
     add("--particles", metavar="K,K", type=whole_numbers(1, 10**6), default="1,5,50", help="K (default: 1,5,50)")
     add("--repetitions", metavar="R", type=whole_number(3), default=100, help="with other draws each (default: 100)")

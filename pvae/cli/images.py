@@ -112,7 +112,8 @@ In Python, after import pvae.trained.export, pvae.trained.plain_torch:
 _RECONSTRUCT = """\
 Each image is encoded, and decoded from the mean of its q(z | x) to the mean of p(x | z). It writes
 reconstruction-0001.png and so on in the order of the images, names.csv with the name of each, and the first eight above
-their reconstructions on reconstructions.png; of data that are no images, the arrays names and x of reconstructions.npz.
+their reconstructions on reconstructions.png; of other data, the arrays names and x of reconstructions.npz, or of a
+table reconstructions.csv.
 
 examples:
   python -m pvae.reconstruct runs/my-run photos --out reconstructions
@@ -225,6 +226,9 @@ def _score(arguments: argparse.Namespace) -> None:
             write_figure(folder / "oddest.png", named_images_figure(bands, title))
         print_line(to_text(least_likely))
         what = f"images, in nats; pixels {kind}" if run.data.is_images else "data, in nats"
+        what += "; log p(x) is log p(x | y)" * run.is_given_labels + "; log p(x) is log p(x, y)" * bool(
+            arguments.label and run.config.labels
+        )
         print_line(f"the {len(least_likely)} least likely of {len(scores):,} {what}")
         print_line("+- is the standard error over the draws of z; ELBO, distortion and rate are means over ten draws")
         if untrusted := sum(not score.effective >= TRUSTED for score in scores):
@@ -282,7 +286,9 @@ def _drawn(run: Run, arguments: argparse.Namespace) -> Tensor:
     import torch
 
     from pvae.core.random_state import seeded
-    from pvae.trained.images import decode_codes, labels_to_sample, read_codes, sample_images
+    from pvae.distributions.labels import LabelAndLatent
+    from pvae.trained.images import labels_to_sample, read_codes, sample_images
+    from pvae.trained.latent_space import decode
 
     is_drawn, y = arguments.draws or not run.data.is_images, labels_to_sample(run, arguments.label)
     with seeded(arguments.seed, torch.device("cpu")):
@@ -290,7 +296,10 @@ def _drawn(run: Run, arguments: argparse.Namespace) -> Tensor:
             return sample_images(run.vae(), arguments.num_samples, is_drawn, y)
         if y is not None and arguments.label is None:
             raise InputError(f"{run.path} was trained given labels: give --label NAME beside --codes")
-        return decode_codes(run.vae().given(y), read_codes(run, arguments.codes), is_drawn)
+        z, prior = read_codes(run, arguments.codes), run.vae().prior()
+        if y is not None and isinstance(prior, LabelAndLatent):
+            z = prior.with_label(z, y)
+        return decode(run.vae().given(y), z, is_drawn)
 
 
 def _write_images(folder: Path, prefix: str, images: Tensor) -> list[str]:
@@ -325,7 +334,7 @@ def _sample_values(run: Run, arguments: argparse.Namespace) -> None:
     files = ["imputed", "imputed-stderr"] if is_imputed and columns else ["imputed"] if is_imputed else ["samples"]
     names = [f"{file}.{'csv' if columns else 'npz'}" for file in files]
     if is_imputed and not run.config.missing:
-        raise InputError(f"{run.path} was trained without --missing, and knows of no values that are missing")
+        raise InputError(f"{run.path} was trained without --missing: train again with it to fill in missing values")
     with (
         result_folder(arguments.out or run.place / "samples", names) as folder,
         seeded(arguments.seed, torch.device("cpu")),
@@ -336,8 +345,8 @@ def _sample_values(run: Run, arguments: argparse.Namespace) -> None:
             tables: list[Any] = [(columns, arrays["x"])]
             what = f"x {tuple(arrays['x'].shape)}, draws from p(x | z)"
         else:
-            given = given_images(run, arguments.impute)
-            rows, arrays = given.names, impute(run.vae(), run.preparation.pixels(given.images))._asdict()
+            given = given_images(run, arguments.impute, label=arguments.label)
+            rows, arrays = given.names, impute(run.vae().given(given.y), run.preparation.pixels(given.images))._asdict()
             numbers = tuple(Column(column.name) for column in columns)
             tables = [(columns, arrays["filled"], given.images), (numbers, arrays["stderr"])]
             what = f"{int(given.images.isnan().sum()):,} missing values of {len(rows):,} rows, filled and stderr"
@@ -362,6 +371,7 @@ def reconstruct(argv: Sequence[str] | None = None) -> int:
 
 def _reconstruct(arguments: argparse.Namespace) -> None:
     with ctrl_c_exits_at_once("pvae.reconstruct"):
+        from pvae.data.value_files import table_text
         from pvae.plotting.run_figures import reconstruction_figure, write_figure
         from pvae.trained.images import reconstruct_images
     run = open_run(arguments.run, arguments.vae)
@@ -373,8 +383,11 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
         x, shown = run.preparation.pixels(given.images), run.preparation.shown
         means = reconstruct_images(run.vae().given(given.y), x)
         if not run.data.is_images:
-            write_whole(folder / "reconstructions.npz", _npz(given.names, {"x": means}))
-            print_line(f"{folder / 'reconstructions.npz'}: names, and x {tuple(means.shape)}, means of p(x | z)")
+            columns = run.data.columns
+            name = f"reconstructions.{'csv' if columns else 'npz'}"
+            content = table_text(columns, means).encode() if columns else _npz(given.names, {"x": means})
+            write_whole(folder / name, content)
+            print_line(f"{folder / name}: {len(means):,} means of p(x | z), in the order of the data")
             return
         names = _write_images(folder, "reconstruction", shown(means).clamp(0, 1))
         write_whole(folder / "names.csv", csv_of([*map(_named, names, given.names)]).encode("utf-8", "surrogateescape"))

@@ -259,8 +259,8 @@ def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
     if "system" in options:
         get_system(options["system"])
     chosen, data = _chosen(options), None
-    if chosen.get("labels") and "elbo" not in chosen:
-        chosen["elbo"] = "enumerate"
+    if chosen.get("labels"):
+        chosen = {"elbo": "enumerate", **chosen}
     dataset = str(chosen.get("dataset", ""))
     of_own = "images" if dataset.startswith("folder:") or dataset in ("svhn", "cifar10") else "values"
     default = of_own if own_path(dataset) or of_own == "images" else "deep-bayes"

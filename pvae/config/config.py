@@ -111,8 +111,8 @@ class Config:
     )
     labels: int = option(
         0,
-        "number of training data whose classes are used, as many of each class; those of the others are a latent, "
-        "which --elbo enumerate sums over (semi-supervised, M2 of Kingma et al.). 0: none",
+        "use the classes of this number of training data, equally many of each class, or all that are known; all other "
+        "labels are latent, and --elbo enumerate sums over them (semi-supervised, M2 of Kingma et al.). 0: none",
     )
     label_weight: float = option(
         0.1,
@@ -421,6 +421,8 @@ def _contradictions(c: Config) -> Iterator[str]:
     if (c.labels or c.condition) and (c.prior == "vamp" or c.upper_latent_dims):
         given = "--prior vamp" if c.prior == "vamp" else "--upper-latent-dims"
         yield f"{given} does not go with --{'labels' if c.labels else 'condition'}: leave one out"
+    if c.labels and c.has_batch_norm:
+        yield f"--labels sums over all classes, which would enter the batch statistics of --network {c.network}"
     if c.labels and c.posterior == "delta":
         yield "--posterior delta has no density: leave --labels out, or give another --posterior"
     if c.precision != "fp32" and c.compile == "none":

@@ -24,13 +24,14 @@ __all__ = [
     "write_whole",
 ]
 
-_SAMPLES = ("samples.csv", "imputed.csv", "imputed-stderr.csv")
+_SAMPLES = ("samples.csv", "reconstructions.csv", "imputed.csv", "imputed-stderr.csv")
 # What latent.json, evaluation.json, codes.npz, CSV and Markdown tables, model.py, model.safetensors and explore.html
 # begin with.
 _REPORT = re.compile(
     rb"""
     \{\n\ \ "mean":\  | \{.*"rate_decomposition":\  | P.*names\.npy
-    | name,(label,)?(loc_1|z_1|z1_1|log_p), | file,name\nreconstruction- | stage,estimator,particles, | \|\ stage\  | run,configuration,system,
+    | name,(label,)?(loc_1|y_1|z_1|z1_1|log_p), | file,name\nreconstruction-
+    | stage,estimator,particles, | \|\ stage\  | run,configuration,system,
     | \|\ system\ \|\ --elbo\  | \"\"\"[^\n]*in\ plain\ torch,\ written\ by\ pvae
     | .{8}\{"__metadata__":\{"written\ by":"pvae\.export" | <!doctype\ html>\n<!--\ written\ by\ pvae\.explore
     """,

@@ -10,7 +10,7 @@ from typing import Any
 from pvae.config.config import OPTIONS, Config
 from pvae.config.options import column_kinds
 from pvae.config.presets import as_option, get_system
-from pvae.core.errors import listed, one_line
+from pvae.core.errors import InputError, listed, one_line
 from pvae.data.dataset import Dataset
 
 __all__ = ["describe_choices", "images_config", "values_config"]
@@ -42,7 +42,9 @@ def images_config(data: Dataset, **options: Any) -> Config:
     Raises:
         InputError: an option is unknown or cannot be used.
     """
-    config = get_system("images").replace(**options)
+    if not data.is_images:
+        raise InputError(f"{data.name} holds no images, (N, C, H, W) bytes: call values_config for other data")
+    config = get_system("images").replace(**_with_elbo(options))
     num_train, (_, height, width) = len(data.train), data.datum_shape
     if data.valid is None:
         num_train -= round(config.valid * num_train)
@@ -52,7 +54,7 @@ def images_config(data: Dataset, **options: Any) -> Config:
         "hidden": _channels(height, width) if network.startswith("conv") else _WIDTHS,
         "batch_size": max(2, min(128 if num_train >= 20_000 else 64, num_train // 10)),
         "epochs": min(200, max(10, round(_PIXELS / (num_train * height * width)))),
-        "elbo": config.elbo if any(config.closed_forms) else "trace",
+        "elbo": config.elbo if any(config.closed_forms) or config.labels else "trace",
     }
     if options.get("likelihood", "bernoulli") == "bernoulli" and data.is_binary:
         chosen |= {"likelihood": "bernoulli", "binarize": "threshold"}
@@ -79,14 +81,14 @@ def values_config(data: Dataset, **options: Any) -> Config:
     Raises:
         InputError: an option is unknown or cannot be used.
     """
-    config = get_system("values").replace(**options)
+    config = get_system("values").replace(**_with_elbo(options))
     num_train = len(data.train) - (round(config.valid * len(data.train)) if data.valid is None else 0)
     train = data.train.double()
     chosen: dict[str, Any] = {
         "latent_dim": max(1, min(config.latent_dim, data.train[0].numel() // 2)),
         "batch_size": max(2, min(128 if num_train >= 20_000 else 64, num_train // 10)),
         "epochs": min(200, max(20, round(_STEPS / max(1, num_train // 64)))),
-        "elbo": config.elbo if any(config.closed_forms) else "trace",
+        "elbo": config.elbo if any(config.closed_forms) or config.labels else "trace",
         "missing": data.has_missing,
     }
     kinds, train = _column_kinds(data), train[~train.isnan()]
@@ -112,6 +114,11 @@ def _column_kinds(data: Dataset) -> list[str]:
         of_numbers = "binary" if is_binary else "count" if is_count else "real"
         kinds.append(f"categorical:{len(column.categories)}" if column.categories else of_numbers)
     return kinds
+
+
+def _with_elbo(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with the ELBO that some labels need."""
+    return {"elbo": "enumerate", **options} if options.get("labels") else options
 
 
 def _channels(height: int, width: int) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pvae.core.errors import InputError, check_name, one_line
@@ -20,6 +21,7 @@ __all__ = [
     "Column",
     "DataRecord",
     "Dataset",
+    "coded_labels",
     "linear_gaussian",
     "random_subset",
 ]
@@ -60,6 +62,7 @@ class DataRecord:
         is_images: the data are images as bytes.
         label_names: the names of the classes or attributes.
         has_attributes: they are attributes, of which a datum may have several.
+        labels_sha256: SHA-256 of the labels and their names; "" if there are none, as in runs of early versions.
         columns: of a table.
     """
 
@@ -76,6 +79,7 @@ class DataRecord:
     is_images: bool = True
     label_names: tuple[str, ...] = ()
     has_attributes: bool = False
+    labels_sha256: str = ""
     columns: tuple[Column, ...] = ()
 
     @property
@@ -99,7 +103,7 @@ class Dataset:
         train_labels: classes of the training data, int64 (N,), -1 where one is not known; or attributes, bool (N, A);
             or for a VAE of your own any tensor (N, ...). `Config.condition` or `Config.labels` trains with them.
         test_labels: classes or attributes of the test images.
-        label_names: the name of each class or attribute.
+        label_names: the name of each class or attribute; by default their numbers.
         dataset: the name for `sources.load_dataset`; empty for your own images.
         folder: the folder in which the data set was found.
         note: one line that is printed when a training starts, or empty.
@@ -138,7 +142,9 @@ class Dataset:
             if not isinstance(data, Tensor):
                 advice = ": give torch.from_numpy(data)" * isinstance(data, np.ndarray)
                 raise InputError(f"{wanted}, not a {type(data).__name__}{advice}")
-            if data.is_complex() or data.dim() < 2 or len(data) < 2 or data.numel() == 0:
+            if not data.is_complex() and data.dim() > 1 and len(data) < 2:
+                raise InputError(f"{self.name} has {len(data)} {split} data: give at least 2 in each split")
+            if data.is_complex() or data.dim() < 2 or data.numel() == 0:
                 raise InputError(f"{wanted}, not {data.dtype} of shape {tuple(data.shape)}")
             if (data.shape[1:], data.dtype) != (self.train.shape[1:], self.train.dtype):
                 raise InputError(f"{self.name}: training and {split} data differ in shape or type")
@@ -147,10 +153,16 @@ class Dataset:
             if data.is_floating_point() and (infinite := data.flatten(1).isinf()).any():
                 row, place = infinite.nonzero()[0].tolist()
                 raise InputError(f"{self.name}: {split}[{row}] holds {data[row].flatten()[place].item()}")
+        if not self.label_names and self.train_labels is not None and _is_classes(self.train_labels):
+            most = max(int(labels.max()) for labels in self.labels.values())
+            object.__setattr__(self, "label_names", tuple(map(str, range(most + 1))))
         for split, labels in self.labels.items():
             if len(labels) != len(self.splits[split]):
                 counts = f"{len(labels):,} labels, and {len(self.splits[split]):,} data"
                 raise InputError(f"{self.name}: {split} has {counts}: give a label for each")
+            if _is_classes(labels) and not bool(((labels >= -1) & (labels < len(self.label_names))).all()):
+                allowed = f"from 0 to {len(self.label_names) - 1}, or -1 where one is not known"
+                raise InputError(f"{self.name}: labels of {split} must be {allowed}, as there are names of classes")
         if self.columns and self.datum_shape != (len(self.columns),):
             raise InputError(f"{self.name}: {len(self.columns)} columns are named, of data {self.datum_shape}")
         if self.has_missing and (never := self.train.isnan().all(0).flatten()).any():
@@ -255,30 +267,28 @@ class Dataset:
         )
 
     def few_labels(self, count: int, seed: int) -> Tensor:
-        """Return the classes of `count` training data, as many of each class, and -1 for all others, int64 (N,).
+        """Return the classes of about `count` training data, equally many of each class, and -1 for the others, (N,).
+
+        A class that has fewer gives all that are known.
 
         Args:
             count: how many.
             seed: which ones, at random.
 
         Raises:
-            InputError: the data have no classes, or a class has fewer data than its part.
+            InputError: the data have no classes, or a class gets none.
         """
-        labels = self.train_labels
-        if labels is None or labels.dim() != 1 or labels.dtype != torch.int64:
+        labels, num_classes = self.train_labels, len(self.label_names)
+        if labels is None or labels.dim() != 1 or labels.dtype != torch.int64 or not num_classes:
             raise InputError(f"--labels needs the classes of data, which {self.name} has not: leave --labels out")
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-        few, num_classes = torch.full_like(labels, -1), len(self.label_names)
+        few = torch.full_like(labels, -1)
         for number, name in enumerate(self.label_names):
             wanted = count // num_classes + (number < count % num_classes)
             chosen = order[labels[order] == number][:wanted]
-            if len(chosen) < max(1, wanted):
-                why = (
-                    f"class {name} has {len(chosen):,} labelled data" if wanted else f"there are {num_classes} classes"
-                )
-                raise InputError(
-                    f"--labels {count} takes {max(1, wanted):,} of each class, and {why}: give another number"
-                )
+            if not len(chosen):
+                why = f"class {name} has none" if wanted else f"there are {num_classes} classes"
+                raise InputError(f"--labels {count} takes labels of each class, and {why}: give another number")
             few[chosen] = number
         return few
 
@@ -350,6 +360,15 @@ class Dataset:
         csv.writer(text, lineterminator="\n").writerows([("name", "split"), *rows])
         return text.getvalue().encode("utf-8", "surrogateescape")
 
+    def _labels_sha256(self) -> str:
+        if not self.labels:
+            return ""
+        digest = hashlib.sha256("\n".join(self.label_names).encode("utf-8", "surrogateescape"))
+        for split, labels in self.labels.items():
+            digest.update(f"{split} {tuple(labels.shape)} {labels.dtype}".encode())
+            digest.update(labels.contiguous().numpy().data)
+        return digest.hexdigest()
+
     def record(self) -> DataRecord:
         """Return the record for a run folder; the checksum is computed from all pixels."""
         digest = hashlib.sha256()
@@ -373,8 +392,25 @@ class Dataset:
             is_images=self.is_images,
             label_names=self.label_names,
             has_attributes=self.has_attributes,
+            labels_sha256=self._labels_sha256(),
             columns=self.columns,
         )
+
+
+def _is_classes(labels: Tensor) -> bool:
+    return labels.dtype == torch.int64 and labels.dim() == 1 and len(labels) > 0
+
+
+def coded_labels(labels: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Return classes as numbers from 0 on, in the order of their names, and the names.
+
+    The number -1 and the text "unlabelled", beside others, stand for a label that is not known, and become -1.
+    """
+    unknown = labels.astype(str) == ("-1" if labels.dtype.kind in "iu" else "unlabelled")
+    classes, codes = np.unique(labels[~unknown], return_inverse=True)
+    values = np.full(len(labels), -1)
+    values[~unknown] = codes
+    return values, tuple(map(str, classes))
 
 
 def random_subset(total: int, count: int, seed: int) -> Tensor:

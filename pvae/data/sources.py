@@ -18,7 +18,7 @@ from torch import Tensor
 from pvae.config.options import DATASETS, own_path
 from pvae.core.errors import InputError, brief, check_name
 from pvae.core.files import expanded
-from pvae.data.dataset import Dataset, linear_gaussian
+from pvae.data.dataset import Dataset, coded_labels, linear_gaussian
 from pvae.data.folders import NotFoundError, cache_dir, find
 from pvae.data.image_arrays import SPLITS, ImageArrays, is_array_file
 from pvae.data.image_folder import Images, ImageTransform, image_files, load_images
@@ -150,12 +150,8 @@ def _data_set(
     ends = [num_train, num_train + num_test]
     values, label_names = np.array(labels), attributes
     if labels is not None and not attributes:
-        classes, values = np.unique(values, return_inverse=True)
-        if "unlabelled" in classes and len(classes) > 1:  # a folder beside those of the classes
-            at = int(np.searchsorted(classes, "unlabelled"))
-            values = np.where(values == at, -1, values - (values > at))
-            classes = np.delete(classes, at)
-        label_names = tuple(map(str, classes)) if len(classes) > 1 else ()
+        values, classes = coded_labels(values)
+        label_names = classes if len(classes) > 1 else ()
     train, test, valid = torch.from_numpy(images.pixels).tensor_split(ends)
     parts = torch.from_numpy(values).tensor_split(ends) if label_names else (None, None, None)
     return Dataset(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pvae.core.errors import InputError, brief, listed, shown
 from pvae.core.files import expanded
-from pvae.data.dataset import Column, Dataset
+from pvae.data.dataset import Column, Dataset, coded_labels
 from pvae.data.folders import is_file
 from pvae.data.image_arrays import arrays_in, is_array_file
 
@@ -53,14 +53,14 @@ def from_values(dataset: str, path: str) -> Dataset:
                 parts |= {"train": train[: count - num_test], "test": train[count - num_test :]}
         rows = [names["train"][row] for row in order]
         names |= {"train": rows[: count - num_test], "test": rows[count - num_test :]}
-    classes, coded = np.unique(np.concatenate([*labels.values()]), return_inverse=True) if labels else ((), None)
+    coded, classes = coded_labels(np.concatenate([*labels.values()])) if labels else (None, ())
     sizes = np.cumsum([len(part) for part in labels.values()])
     codes = dict(zip(labels, np.split(coded, sizes[:-1]))) if coded is not None else {}
     tensors = {split: torch.from_numpy(np.ascontiguousarray(part)) for split, part in splits.items()}
     of_label = {split: torch.from_numpy(part) for split, part in codes.items()}
     return Dataset(
         file.name, tensors["train"], tensors["test"], of_label.get("train"), of_label.get("test"),
-        tuple(map(str, classes)), f"{prefix}:{file}", valid=tensors.get("valid"), valid_labels=of_label.get("valid"),
+        classes, f"{prefix}:{file}", valid=tensors.get("valid"), valid_labels=of_label.get("valid"),
         names=names, columns=columns,
     )  # fmt: skip
 
@@ -138,10 +138,11 @@ def _of_arrays(file: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[A
     except Exception as error:  # for damaged files numpy and zipfile raise exceptions of many types
         raise InputError(f"{file} is damaged, or holds objects, which are never loaded ({brief(error)})") from None
     for split, part in splits.items():
-        if part.dtype.kind not in "fbui" or part.ndim < 1 or (split in labels and len(labels[split]) != len(part)):
-            raise InputError(
-                f"{file}: {split} is {part.dtype} of shape {part.shape}: give numbers, a row for each label"
-            )
+        if part.dtype.kind not in "fbui" or part.ndim < 1:
+            raise InputError(f"{file}: the {split} data are {part.dtype} of shape {part.shape}: give numbers")
+        if split in labels and len(labels[split]) != len(part):
+            counts = f"{len(labels[split]):,} labels for {len(part):,} {split} data"
+            raise InputError(f"{file} has {counts}: give one for each")
         if part.ndim == 1:
             splits[split] = part[:, None]
         if part.dtype.kind == "u" and part.dtype != np.uint8:
@@ -161,15 +162,23 @@ def _of_table(file: Path, known: Sequence[Column], without: str) -> tuple[NDArra
     kept = [place for place, name in enumerate(header) if name != without]
     if len(kept) < len(header) and all(len(fields) == len(header) for fields in rows):
         header, rows = [header[place] for place in kept], [[fields[place] for place in kept] for fields in rows]
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise InputError(f"{file} has {header.count(twice[0])} columns named {twice[0]}: give each a name of its own")
     if known and header != [column.name for column in known]:
         wanted = [column.name for column in known]
-        other = next((f"{ours} for {theirs}" for ours, theirs in zip(header, wanted) if ours != theirs), "")
-        what = f"{len(header)} columns for {len(wanted)}" if len(header) != len(wanted) else f"the column {other}"
-        raise InputError(f"{file} has {what} of the table that the run was trained on: give the same columns")
+        if absent := [name for name in wanted if name not in header]:
+            raise InputError(f"{file} has no column {listed(absent)}, which the run was trained on")
+        if more := [name for name in header if name not in wanted]:
+            raise InputError(f"{file} has the column {listed(more)}, which the run was not trained on: leave it out")
+        rows = [
+            [fields[header.index(name)] for name in wanted] if len(fields) == len(header) else fields for fields in rows
+        ]
+        header = wanted
     values, columns, row = np.empty((len(rows), len(header))), list[Column](), _row(file)
     for number, fields in enumerate(rows):
         if len(fields) != len(header):
-            raise InputError(f"{file}, {row(number)} has {len(fields)} fields, and the first line {len(header)}")
+            hint = "; its fields must be separated by commas" if len(header) == 1 and ";" in header[0] else ""
+            raise InputError(f"{file}, {row(number)} has {len(fields)} fields, and the first line {len(header)}{hint}")
     for place, name in enumerate(header):
         texts = [fields[place].strip() for fields in rows]
         numbers = [_number(text) for text in texts]

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from pyro.infer import TraceEnum_ELBO, config_enumerate
-from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
 from pvae.core.errors import InputError
@@ -57,7 +56,7 @@ class EnumeratedELBO(PerDatumELBO, TraceEnum_ELBO):
         """Return loss and terms of a batch x (B, *D), whose labels y are int64 (B,), -1 where one is not known."""
         batch = (x,) if y is None else (x, y)
         with shared_calls():
-            ((of_model, of_guide),) = self._get_traces(model, guide, batch, {})  # type: ignore[no-untyped-call]
+            ((of_model, of_guide),) = self._get_traces(model, guide, batch, {})
         q, p = samples(of_guide), samples(of_model)
         if "_enumerate_dim" not in q.get("y", {}).get("infer", {}):
             raise InputError("the guide has no label y to be summed over: train it by --elbo trace")
@@ -72,10 +71,9 @@ class EnumeratedELBO(PerDatumELBO, TraceEnum_ELBO):
             loss = loss + self.label_weight * label.cross_entropy.mean()
         return LossAndTerms(loss, Terms(distortion.detach(), rate.detach()))
 
-    def _get_trace(self, model: PyroFunction, guide: PyroFunction, args: Any, kwargs: Any) -> Any:
+    def _get_traces(self, model: PyroFunction, guide: PyroFunction, args: Any, kwargs: Any) -> Any:
         """Trace guide and model with all values of y along a new dimension, left of those of the particles."""
-        with EnumMessenger(first_available_dim=-1 - self.max_plate_nesting):
-            return super()._get_trace(model, config_enumerate(guide), args, kwargs)
+        return super()._get_traces(model, config_enumerate(guide), args, kwargs)  # type: ignore[no-untyped-call]
 
 
 def _log_prob(site: Any) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from pvae.core.errors import InputError, check_finite
 from pvae.core.random_state import seeded
 from pvae.core.records import markdown_of
+from pvae.distributions.labels import LabelAndLatent
 from pvae.elbos.registry import ELBO_CLASSES, build_elbo
 from pvae.reference import linear_gaussian
 from pvae.trained.log_likelihood import Estimate, images_at_once, importance_sample
@@ -169,7 +170,7 @@ def pairs_to_compare(
         particles: values of K.
         num_groups: number of groups of "miwae" and "piwae".
     """
-    pairs, reasons, has_closed_form = [], [], True
+    pairs, reasons, has_closed_form, has_label = [], [], True, isinstance(vae.prior(), LabelAndLatent)
     try:
         with seeded(0, x.device), pyro.get_param_store().scope():
             build_elbo("analytic").loss(vae.model, vae.guide, x)
@@ -182,7 +183,8 @@ def pairs_to_compare(
                 "the KL divergence of this posterior from this prior has no closed form": (
                     kind.needs_closed_form and not has_closed_form
                 ),
-                "there is no label to sum over": kind.sums_over_labels,
+                "there is no label to sum over": kind.sums_over_labels and not has_label,
+                "a draw of the label has no gradient": has_label and kind.reparameterised and not kind.sums_over_labels,
                 "there is no other draw to compare with": count < kind.least_particles,
                 "with one particle its bound equals the ELBO": count == 1 and kind.is_importance_weighted,
                 f"K must be a multiple of {num_groups}": "num_groups" in kind.options and count % num_groups != 0,

@@ -89,7 +89,7 @@ class ElboParts:
     bits_per_dimension: Estimate | None = field(metadata={"  bits per dimension": ""})
     distortion: Estimate = field(metadata={"  distortion": "-E_q log p(x | z), the reconstruction error"})
     rate: Estimate = field(metadata={"  rate": "KL(q(z | x) || p(z)), in closed form"})
-    layer_rates: tuple[Estimate, ...] = field(metadata={"    of z1, z2, ...": ""})
+    layer_rates: tuple[Estimate, ...] = field(metadata={"    of each layer": ""})
     posterior_entropy: Estimate | None = field(metadata={"    posterior entropy": "H(q(z | x))"}, default=None)
     cross_entropy: Estimate = field(metadata={"    cross entropy": "H(q(z | x), p(z))"})
     posterior_mean_loss: Estimate | None = field(metadata={"posterior-mean loss": "not a bound"}, default=None)

@@ -77,10 +77,11 @@ def evaluate_runs(
         if num_images is not None:
             subset = random_subset(len(x), num_images, seed)
             x, vae = replace(x, images=x.images[subset]), vae.given(None if vae.y is None else vae.y[subset])
-        described = kind, getattr(vae.p_x, "levels_per_unit", 1.0)  # a probability or a density
+        # A probability or a density, of x or given y.
+        described = kind, getattr(vae.p_x, "levels_per_unit", 1.0), vae.y is None
         first = first or (x.images, described)
         if not torch.equal(x.images, first[0]) or described != first[1]:
-            difference = "other test images or pixels, or one a density and one a probability"
+            difference = "other test images or pixels, or one a density and one a probability, or one is given labels"
             raise InputError(f"{run.path} and {runs[0].path} have {difference}: evaluate them apart")
         with seeded(seed, torch.device("cpu")):
             sample = importance_sample(vae, x, num_particles, on_images, engine=engine, precision=precision)

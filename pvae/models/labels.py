@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -11,6 +11,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from pvae.core.errors import InputError
+from pvae.core.tracing import require
 from pvae.distributions.labels import LabelAndLatent, PartlyKnownLabel
 
 __all__ = ["EncoderJoin", "LabelPosterior", "LabelPrior", "LikelihoodGivenLabels", "PosteriorGivenLabels"]
@@ -19,8 +21,13 @@ __all__ = ["EncoderJoin", "LabelPosterior", "LabelPrior", "LikelihoodGivenLabels
 def _values(y: Tensor, num_labels: int, dtype: torch.dtype) -> Tensor:
     """Return labels as floats (..., K): classes (...) as zeros and a one, attributes (..., K) as they are."""
     if y.dtype == torch.int64:  # torch's one_hot reads values, and could not be recorded
+        require(lambda y: ((y >= 0) & (y < num_labels)).all(), y, _unknown_class(num_labels))
         y = y[..., None] == torch.arange(num_labels, device=y.device)
     return y.to(dtype)
+
+
+def _unknown_class(num_labels: int) -> Callable[[], Exception]:
+    return lambda: InputError(f"labels y must be classes from 0 to {num_labels - 1}")
 
 
 class EncoderJoin(nn.Module):

@@ -119,7 +119,7 @@ class Likelihood(nn.Module):
             raise InputError(f"x is {x.dtype}, but pixels must be floating-point: x.float() / 255 for uint8")
         if x.numel():
             outside = f"x has values outside this likelihood's domain: they must be {self.domain}"
-            outside += "" if self.has_missing else ", none NaN (or give --missing)"
+            outside += "" if self.has_missing else ", none NaN, which a VAE trained with --missing takes"
             seen = torch.where(x.isnan(), torch.zeros_like(x), x) if self.has_missing else x
             require(self._in_domain, seen, lambda: InputError(outside))
         return x

@@ -69,6 +69,10 @@ def data_of(
         differing = next(f"{recorded}, not {given}" for recorded, given in zip(*both) if recorded != given)
         advice = "name the folder that holds the same files with --data-dir" if data is None else "give the same images"
         raise InputError(f"{run.path} was trained on other data: {differing}: {advice}")
+    if run.config.condition or run.config.labels or run.has_own_vae:
+        recorded = run.data.labels_sha256
+        if recorded and record.labels_sha256 != recorded:
+            raise InputError(f"{run.path} was trained on data with other labels: give the same ones")
     return found
 
 
@@ -107,7 +111,7 @@ def _transform(config: Config) -> ImageTransform:
     return ImageTransform(size, config.crop, 1 if config.grey else 0, config.skip_broken, keep_aspect=size is None)
 
 
-def images_for(run: Run, path: str | Path) -> tuple[list[str], Tensor, str]:
+def images_for(run: Run, path: str | Path) -> tuple[list[str], Tensor, str, list[str]]:
     """Return other images, converted to the shape that a run was trained on as its own images were.
 
     Args:
@@ -116,7 +120,8 @@ def images_for(run: Run, path: str | Path) -> tuple[list[str], Tensor, str]:
 
     Returns:
         The names of the files, relative to the folder, or of arrays with the numbers of their images; the images as
-        bytes (N, C, H, W); and a sentence on what was changed, or "".
+        bytes (N, C, H, W); a sentence on what was changed, or ""; and their classes by name, if the path has some: the
+        labels of arrays, or the names of the folders in a folder.
 
     Raises:
         InputError: there is no such file, or an image cannot be decoded.
@@ -138,18 +143,23 @@ def images_for(run: Run, path: str | Path) -> tuple[list[str], Tensor, str]:
     else:
         raise InputError(f"there is no file or folder {where}: name an image file, a folder of them, .npy or .npz")
     loaded = load_images(given, transform, cache_dir() / "images", least=1)
+    labels: list[str] = []
     if isinstance(given, ImageArrays):
         names = given.names
+        labels = [] if given.labels is None else [*map(str, given.labels.tolist())]
     else:
+        if is_folder(where):
+            parts = [given[index].relative_to(where).parts for index in loaded.kept]
+            labels = [part[-2] for part in parts] if all(len(part) > 1 for part in parts) else []
         names = loaded.names([file.absolute() for file in given], _named_from(run, where.absolute()))
     shape = f"{height} x {width} pixels, {COLOURS.get(channels, f'{channels} channels')}"
     changed = "" if f" of {shape}" in loaded.found else f"{loaded.found}, are brought to {shape}, as in training"
-    return names, torch.from_numpy(loaded.pixels), "; ".join(filter(None, (changed, loaded.note, left_out)))
+    return names, torch.from_numpy(loaded.pixels), "; ".join(filter(None, (changed, loaded.note, left_out))), labels
 
 
-def _values_for(run: Run, file: Path) -> tuple[list[str], Tensor, str]:
+def _values_for(run: Run, file: Path) -> tuple[list[str], Tensor, str, list[str]]:
     """Return the data of all splits of a file, in its order, for a run on data that are no images."""
-    splits, _, names, columns = read_values(file, run.data.columns, run.config.label_column)
+    splits, labels, names, columns = read_values(file, run.data.columns, run.config.label_column)
     if texts := [column.name for column in columns if column.categories and not run.data.columns]:
         raise InputError(f"{file}: column {texts[0]} holds texts, and {run.path} was trained on numbers")
     for split, part in splits.items():
@@ -158,7 +168,8 @@ def _values_for(run: Run, file: Path) -> tuple[list[str], Tensor, str]:
                 f"{file}: {split} has shape {part.shape}, and {run.path} was trained on (N, *{run.data.datum_shape})"
             )
     together = np.concatenate([part.astype(np.float64) for part in splits.values()])
-    return [name for part in names.values() for name in part], torch.from_numpy(together), ""
+    classes = [str(label) for part in labels.values() for label in part.tolist()]
+    return [name for part in names.values() for name in part], torch.from_numpy(together), "", classes
 
 
 def _named_from(run: Run, path: Path) -> Path:

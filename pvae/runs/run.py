@@ -79,6 +79,7 @@ class Run:
         start: of a training that started from another run: its identity, its folder, and its progress then; else {}.
         code: the text of the file of your own VAE, which is kept in the run folder as vae.py; "" if it has none.
         loaded: the data set, once it was read.
+        has_own_beta: the weight of the rate was a function that was given to `fit`.
     """
 
     path: Path
@@ -90,6 +91,7 @@ class Run:
     start: dict[str, str] = field(default_factory=dict)
     code: str = field(default="", repr=False)
     loaded: Dataset | None = field(default=None, repr=False)
+    has_own_beta: bool = False
     _values: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # of `kept` functions, and the VAE
 
     @classmethod
@@ -137,6 +139,7 @@ class Run:
                 record["run"],
                 "own_vae" in record,
                 record.get("start", {}),
+                has_own_beta="own_beta" in record,
             )
         except (InputError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise InputError(
@@ -311,6 +314,11 @@ class Run:
             )
         if vae is not None and not self.has_own_vae:
             raise InputError(f"{self.path} trained the VAE that its config.json describes: leave vae out")
+
+    @property
+    def is_given_labels(self) -> bool:
+        """Whether its VAE is one given the labels of the data: each datum needs its own."""
+        return self.config.condition or (self.has_own_vae and self.vae().takes_labels and not self.config.labels)
 
     @property
     def how_to_resume(self) -> str:

@@ -157,6 +157,7 @@ def _write_config(run: Run) -> None:
         "format": FORMAT,
         "run": run.identity,
         **({"own_vae": _OWN_VAE} if run.has_own_vae else {}),
+        **({"own_beta": "a function of the step, given to fit"} if run.has_own_beta else {}),
         **({"start": run.start} if run.start else {}),
         "config": asdict(run.config) | ({"alpha": "-inf"} if run.config.alpha == -math.inf else {}),
         "data": asdict(run.data),

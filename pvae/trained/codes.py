@@ -11,6 +11,7 @@ from pvae.core.errors import InputError
 from pvae.data.dataset import random_subset
 from pvae.data.preparation import Pixels
 from pvae.distributions.hierarchy import Hierarchy
+from pvae.distributions.labels import LabelAndLatent
 from pvae.models.priors import StandardNormalPrior
 from pvae.runs.run import Run, kept
 from pvae.trained.latent_space import LatentReport, encode, latent_statistics, nearest_neighbour_accuracy
@@ -52,7 +53,7 @@ def test_images(run: Run) -> Pixels:
 
 def given_labels(run: Run, split: str = "test") -> VAE:
     """Return the VAE given the labels of a split, if it was trained given labels."""
-    return run.vae().given(run.dataset().labels[split] if run.vae().takes_labels and not run.config.labels else None)
+    return run.vae().given(run.dataset().labels[split] if run.is_given_labels else None)
 
 
 def given_one(run: Run, row: int = 0) -> VAE:
@@ -94,13 +95,15 @@ def top_layer_draws(run: Run) -> Tensor:
 
 
 def prior(run: Run) -> TorchDistribution:
-    """Return p(z); with several stochastic layers, the prior of the top layer.
+    """Return p(z); with several stochastic layers, the prior of the top layer; of a label and a latent, of the latent.
 
     An autoencoder has no prior: its codes are compared with N(0, 1).
     """
     p_z = run.vae().prior()
     if not run.vae().has_density:
         return StandardNormalPrior(p_z.event_shape[0])()
+    if isinstance(p_z, LabelAndLatent):
+        return p_z.rest[0](p_z.first.mean)
     return p_z.first if isinstance(p_z, Hierarchy) else p_z
 
 
@@ -131,11 +134,16 @@ def classes(run: Run) -> tuple[Tensor | None, Tensor | None]:
 
 
 def latent_report(run: Run) -> LatentReport:
-    """Return statistics of `top_layer_draws`, and the accuracy of a classifier of the codes."""
+    """Return statistics of `top_layer_draws`, and the accuracy of a classifier of the codes.
+
+    There is none for a VAE given labels, whose codes depend on them.
+    """
     accuracy = None
     train_labels, test_labels = classes(run)
-    if train_labels is not None and test_labels is not None:
-        accuracy = nearest_neighbour_accuracy(train_codes(run), train_labels, test_codes(run), test_labels)
+    if train_labels is not None and test_labels is not None and not run.is_given_labels:
+        train, test = train_labels >= 0, test_labels >= 0
+        parts = train_codes(run)[train], train_labels[train], test_codes(run)[test], test_labels[test]
+        accuracy = nearest_neighbour_accuracy(*parts) if train.any() and test.any() else None
     return latent_statistics(top_layer_draws(run), accuracy, has_normal_prior(run))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -36,7 +37,7 @@ __all__ = [
     "GivenImages",
     "Imputed",
     "Score",
-    "decode_codes",
+    "check_domain",
     "draw_codes",
     "encode_images",
     "given_images",
@@ -51,7 +52,8 @@ __all__ = [
     "with_likelihood",
 ]
 
-_CHUNK = 100
+
+_ROWS = 1000  # that are checked at once
 
 
 class GivenImages(NamedTuple):
@@ -90,14 +92,21 @@ def given_images(
     y = None if label is None else label_of(run, label)
     if path is None:
         data = run.dataset()
-        is_given = run.config.condition or (run.has_own_vae and run.vae().takes_labels)
-        names = ("", *data.label_names)  # of the classes from -1 on
-        labels = [] if data.has_attributes or not data.label_names else data.labels["test"].tolist()
-        y = data.labels["test"] if y is None and is_given else y
-        return GivenImages(data.test_names, data.test, "", y, [names[label + 1] for label in labels])
-    if run.config.condition and y is None:
-        raise InputError(f"{run.path} was trained given labels, and these images have none: give --label NAME")
-    return GivenImages(*images_for(replace(run, config=run.config.replace(skip_broken=skip_broken)), path), y=y)
+        classes = ("", *data.label_names)  # from -1 on
+        is_named = bool(data.label_names) and not data.has_attributes and "test" in data.labels
+        numbers = data.labels["test"].tolist() if is_named else []
+        y = data.labels["test"] if y is None and run.is_given_labels else y
+        return GivenImages(data.test_names, data.test, "", y, [classes[label + 1] for label in numbers])
+    found = images_for(replace(run, config=run.config.replace(skip_broken=skip_broken)), path)
+    names, images, note, labels = found
+    if run.is_given_labels and y is None:
+        if unknown := sorted({*labels} - {*run.data.label_names}) or ([] if labels else [""]):
+            what = f"the label {unknown[0]}, which the training has not" if labels else "no labels"
+            raise InputError(f"{run.path} was trained given labels, and {path} has {what}: give --label NAME")
+        y = torch.tensor([run.data.label_names.index(label) for label in labels])
+    if not run.data.is_images:
+        check_domain(run.vae(), run.preparation.prepared(images, "test"), str(path), names)
+    return GivenImages(names, images, note, y, labels)
 
 
 def labels_to_sample(run: Run, label: str | None = None) -> Tensor | None:
@@ -114,7 +123,7 @@ def labels_to_sample(run: Run, label: str | None = None) -> Tensor | None:
         return label_of(run, label)
     if run.config.condition and not run.data.has_attributes and not run.has_own_vae:
         return torch.arange(len(run.data.label_names))
-    return run.dataset().labels["test"] if run.vae().takes_labels and not run.config.labels else None
+    return run.dataset().labels["test"] if run.is_given_labels else None
 
 
 def label_of(run: Run, text: str) -> Tensor:
@@ -122,7 +131,7 @@ def label_of(run: Run, text: str) -> Tensor:
 
     Args:
         run: the run.
-        text: the name of a class, or as much of it as no other has; or the names of attributes, with commas in between.
+        text: the name of a class, or a prefix that no other class has; or names of attributes, with commas in between.
 
     Raises:
         InputError: the run takes no labels, or the name is unknown.
@@ -145,6 +154,31 @@ def with_likelihood(run: Run, images: Tensor, y: Tensor | None = None) -> tuple[
     return with_normalised_likelihood(
         run.config, run.vae().given(y), run.data.datum_shape, images, len(run.data.label_names)
     )
+
+
+def check_domain(vae: VAE, values: Tensor, source: str, names: str | Sequence[str]) -> None:
+    """Check that data can be values of a VAE's likelihood.
+
+    Args:
+        vae: its likelihood may have a method `check`.
+        values: x, (N, *shape).
+        source: where they are from, for the message.
+        names: the name of each datum, or of their split.
+
+    Raises:
+        InputError: one is outside the domain; the message names the first one.
+    """
+    check: Callable[[Tensor], Tensor] = getattr(vae.p_x, "check", lambda x: x)
+    for start in range(0, len(values), _ROWS):
+        with contextlib.suppress(InputError):
+            check(values[start : start + _ROWS])
+            continue
+        for row in range(start, start + _ROWS):
+            try:
+                check(values[row : row + 1])
+            except InputError as error:
+                name = f"{names}[{row}]" if isinstance(names, str) else names[row]
+                raise InputError(f"{source}: {name} cannot be a value of this likelihood: {error}") from None
 
 
 class Codes(NamedTuple):
@@ -353,14 +387,7 @@ def sample_images(vae: VAE, num_samples: int, draws: bool = False, y: Tensor | N
     z = prior.sample() if prior.batch_shape else prior.sample((num_samples,))
     if labels is not None and isinstance(prior, LabelAndLatent):
         z = prior.with_label(z, labels)
-    return decode_codes(vae, z, draws)
-
-
-@torch.no_grad()
-def decode_codes(vae: VAE, z: Tensor, draws: bool = False) -> Tensor:
-    """Return means of p(x | z), or draws from it, at codes z (N, L): (N, C, H, W)."""
-    likelihoods = (one.likelihood(part) for one, part in vae.split(z, _CHUNK))
-    return torch.cat([p_x.sample() if draws else p_x.mean for p_x in likelihoods])
+    return decode(vae, z, draws)
 
 
 def read_codes(run: Run, file: Path) -> Tensor:
@@ -374,12 +401,13 @@ def read_codes(run: Run, file: Path) -> Tensor:
         if file.suffix == ".csv":
             with file.open(newline="", encoding="utf-8") as lines:
                 rows = [*csv.DictReader(lines)]
-            columns = [name for name in rows[0] if re.fullmatch(r"(loc|z\d*)_\d+", name)]
+            columns = [name for name in rows[0] if re.fullmatch(r"(loc|y|z\d*)_\d+", name)]
+            columns.sort(key=lambda name: (name.partition("_")[0], int(name.partition("_")[2])))
             z = torch.tensor([[float(row[name]) for name in columns] for row in rows])
         else:
             stored = np.load(file, allow_pickle=False)
             arrays = {"z": stored} if isinstance(stored, np.ndarray) else stored
-            names = [name for name in arrays if re.fullmatch(r"loc|z\d*", name)]
+            names = sorted(name for name in arrays if re.fullmatch(r"loc|y|z\d*", name))
             z = torch.cat([torch.from_numpy(arrays[name]).float() for name in names], dim=1)
     except Exception as error:  # of damaged files numpy and zipfile raise many types
         raise InputError(f"{file} cannot be read as codes ({brief(error)}): give what pvae.encode wrote") from None

@@ -58,14 +58,15 @@ def _mean(posterior: Any) -> Tensor:
 
 
 @torch.no_grad()
-def decode(vae: VAE, z: Tensor) -> Tensor:
-    """Return the mean image of p(x | z) for each latent z (N, L): (N, C, H, W).
+def decode(vae: VAE, z: Tensor, draws: bool = False) -> Tensor:
+    """Return the mean image of p(x | z), or a draw from it, for each latent z (N, L): (N, C, H, W).
 
     Where the prior is on the unit sphere, z is divided by its norm first.
     """
     if isinstance(vae.prior(), PowerSpherical):
         z = normalize(z, dim=-1)  # the mean of several points on a sphere is not on it
-    return torch.cat([one.likelihood(part).mean for one, part in vae.split(z, _CHUNK)])
+    likelihoods = [one.likelihood(part) for one, part in vae.split(z, _CHUNK)]
+    return torch.cat([p_x.sample() if draws else p_x.mean for p_x in likelihoods])
 
 
 @torch.no_grad()

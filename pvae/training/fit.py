@@ -85,7 +85,7 @@ def fit(
             names, start as in any training.
         code: the text of the file that builds your own VAE, to be kept in the run folder.
         beta: the weight of the rate in the loss as a function of the number of the step, from 0 on, in place of those
-            options of `config`. It is not kept in the run: give it to `resume` again.
+            options of `config`. The run notes that there is one, but cannot keep it: give it to `resume` again.
 
     Returns:
         The run; `run.vae()` is the trained VAE, or `run.vae(vae)` if you gave your own.
@@ -120,6 +120,7 @@ def fit(
             trainer.dry_run()
             folder = Path(world.broadcast(lambda: str(writer.new_folder(path, config))))
             run = Run(folder, config, data.record(), has_own_vae=vae is not None, code=code, loaded=data)
+            run.has_own_beta = beta is not None
             if parent is not None:
                 run.start = {"run": parent.identity, "path": str(parent.path), "at": parent.best_checkpoint().progress}
             with _locked(folder, world):
@@ -181,6 +182,8 @@ def resume(
         note = world.broadcast(lambda: writer.restore_previous(Run.open(path)))
         run = _reopened(path, epochs)
         run.check_vae(vae)
+        if run.has_own_beta and beta is None:
+            raise InputError(f"{path} was trained with beta as a function in Python: give it again, as beta=")
         if world.broadcast(lambda: "yes" if run.is_finished() else ""):
             if world.is_first and not quiet:
                 last = f"{run.path} is finished, at epoch {run.metrics()[-1].epoch}"

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -42,7 +42,7 @@ from pvae.models.build import build_vae, fit_to, meta_state_dict, sizes_of, star
 from pvae.reference.elbo import posterior_mean_loss
 from pvae.runs.checkpoint import Checkpoint, Counts, UnfinishedEpoch
 from pvae.runs.metrics import Metrics, summarise
-from pvae.trained.images import sample_images
+from pvae.trained.images import check_domain, sample_images
 from pvae.trained.latent_space import reconstruct, sample, sample_given
 from pvae.training.divergence import cause_of
 from pvae.training.first_steps import FirstSteps, saved_by_inductor, seconds_to_compile
@@ -52,7 +52,6 @@ from pvae.vae import VAE
 
 __all__ = ["Trainer"]
 
-_ROWS = 1000  # that are checked at once
 _PIXELS = 784_000  # of a batch of an evaluation times particles; with one particle, 1,000 images of 28 x 28
 
 
@@ -111,13 +110,14 @@ class Trainer:
             for split, images in data.splits.items()
         }
         self.vae = (build_vae(config, data.datum_shape, len(data.label_names)) if vae is None else vae).to(device)
-        self.labels = _labels_of(config, data, self.vae, device)
+        self.labels = _labels_of(config, data, self.vae, device, note)
         if config.initialization == "burda" and vae is None:
             start_like_burda(self.vae, self.images["train"])
         if vae is None:
             fit_to(self.vae, self.preparation.x(self.images["train"]))
         if not data.is_images:
-            _check_domain(self.vae, self.images, data.name)
+            for split, values in self.images.items():
+                check_domain(self.vae, values, data.name, data.names.get(split, split))
         self.parameters = [parameter for parameter in self.vae.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr, eps=config.adam_eps, fused=True)
         self.num_steps = math.ceil(len(data.train) / config.batch_size)
@@ -256,7 +256,7 @@ class Trainer:
     def _accuracy(self, split: str, batch_size: int) -> float | None:
         """Return the share of the known labels of a split that q(y | x) finds, or None if it has none."""
         labels = self.data.labels.get(split)
-        if labels is None:
+        if labels is None or not (labels >= 0).any():
             return None
         posteriors: Any = (
             self.vae.posterior(self.preparation.x(part)) for part in self.images[split].split(batch_size)
@@ -526,36 +526,25 @@ def _check_options(config: Config, data: Dataset, world: World, has_own_vae: boo
             raise InputError(f"{option} needs the whole batch at once: train it in one process")
 
 
-def _labels_of(config: Config, data: Dataset, vae: VAE, device: torch.device) -> dict[str, Tensor]:
+def _labels_of(
+    config: Config, data: Dataset, vae: VAE, device: torch.device, note: Callable[[str], object]
+) -> dict[str, Tensor]:
     """Return the labels that model and guide take, by split; {} if they take none."""
     if not vae.takes_labels:
         return {}
     if config.labels:
-        return {"train": data.few_labels(config.labels, config.seed).to(device)}
+        few = data.few_labels(config.labels, config.seed)
+        if (number := int((few >= 0).sum())) < config.labels:
+            note(f"labels of {number:,} training data are known and used")
+        return {"train": few.to(device)}
     if lacking := data.splits.keys() - data.labels.keys():
         raise InputError(
             f"the VAE is one given labels, and the {listed(sorted(lacking))} data of {data.name} have none"
         )
     if any(bool((labels < 0).any()) for labels in data.labels.values() if labels.dtype == torch.int64):
-        raise InputError(f"some labels of {data.name} are not known, and --condition needs all: give --labels N")
+        advice = "take such data away, as the folder unlabelled/, or give --labels N"
+        raise InputError(f"some labels of {data.name} are not known, and --condition needs all: {advice}")
     return {split: labels.to(device) for split, labels in data.labels.items()}
-
-
-def _check_domain(vae: VAE, data: Mapping[str, Tensor], name: str) -> None:
-    """Refuse data outside the domain of the likelihood, and name the first one."""
-    check: Callable[[Tensor], Tensor] = getattr(vae.p_x, "check", lambda x: x)
-    for split, values in data.items():
-        for start in range(0, len(values), _ROWS):
-            try:
-                check(values[start : start + _ROWS])
-            except InputError:
-                for row in range(start, start + _ROWS):
-                    try:
-                        check(values[row : row + 1])
-                    except InputError as error:
-                        raise InputError(
-                            f"{name}: {split}[{row}] cannot be a value of this likelihood: {error}"
-                        ) from None
 
 
 def _check_memory(config: Config, datum_shape: tuple[int, ...], num_labels: int) -> None:

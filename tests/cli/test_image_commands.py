@@ -82,7 +82,7 @@ def test_codes_are_read_back(run, base, tmp_path, capsys):
         assert np.array_equal(arrays["loc"], codes.loc.numpy())
         assert np.array_equal(arrays["scale"], codes.scale.numpy())
     rows = rows_of(tmp_path / "codes.csv")
-    assert list(rows[0]) == ["name", "loc_1", "loc_2", "scale_1", "scale_2"]
+    assert list(rows[0]) == ["name", "label", "loc_1", "loc_2", "scale_1", "scale_2"]
     assert [row["name"] for row in rows] == given.names
     assert [float(row["scale_2"]) for row in rows] == codes.scale[:, 1].tolist()
     assert "loc (40, 2), scale (40, 2)" in capsys.readouterr().out

@@ -109,7 +109,7 @@ def test_arrays_are_cropped_resized_and_made_grey_like_files(load):
         ({"images": GREY, "labels": np.zeros((20, 2))}, "give 20 whole numbers"),
         ({"train": GREY, "test": GREY, "train_labels": np.arange(20)}, "give labels for all or none"),
         ({"train": GREY, "test": COLOUR}, "the shapes (7, 5, 1) and (7, 5, 3)"),
-        ({"train": GREY, "test": GREY[:1]}, "N at least 2"),
+        ({"train": GREY, "test": GREY[:1]}, "at least 2 in each split"),
         ({"x": GREY, "y": GREY}, "it holds x, y: name its images"),
         ({}, "it holds no array"),
     ],
@@ -148,11 +148,11 @@ def test_a_run_on_arrays_is_resumed_and_takes_arrays(tmp_path, no_pictures, monk
     assert main(["--resume", "run", "--epochs", "2"]) == 2
     assert "name the folder where those images are now" in capsys.readouterr().err
     assert main(["--resume", "run", "--epochs", "2", "--data-dir", "moved.npy"]) == 0
-    names, images, note = images_for(Run.open("run"), "moved.npy")
+    names, images, note, _ = images_for(Run.open("run"), "moved.npy")
     assert (names[3], note) == ("moved-3", "")
     assert np.array_equal(images[:, 0].numpy(), GREY)
     np.savez("other.npz", train=COLOUR, test=COLOUR[:4])
-    names, images, note = images_for(Run.open("run"), "other.npz")
+    names, images, note, _ = images_for(Run.open("run"), "other.npz")
     assert (names[0], names[-1], images.shape) == ("train-0", "test-3", (24, 1, 7, 5))
     assert note == "24 images of 7 x 5 pixels, colour, are brought to 7 x 5 pixels, grey, as in training"
 

@@ -197,13 +197,13 @@ def test_the_factor_of_a_run_is_used_again(tmp_path, monkeypatch, no_pictures, c
     assert run.data.value_range == (0, 4095)
     assert main(["--resume", "run", "--epochs", "2"]) == 0
     np.save("dark.npy", DEEP[:3] >> 8)
-    _, images, note = images_for(run, "dark.npy")
+    _, images, note, _ = images_for(run, "dark.npy")
     assert np.array_equal(images[:, 0], scaled(DEEP[:3] >> 8, 0, 4095)), "as dark as the training images show it"
     assert "x 0.0622711" in note
     np.save("bright.npy", DEEP[:3] >> 3)
     assert "beyond are set to these" in images_for(run, "bright.npy")[2]
     np.save("bytes.npy", BYTES[:3])
-    _, images, note = images_for(run, "bytes.npy")
+    _, images, note, _ = images_for(run, "bytes.npy")
     assert np.array_equal(images[:, 0], BYTES[:3])
     assert not note
 

@@ -164,12 +164,15 @@ def test_the_columns_of_a_run_are_those_of_other_files_too(tmp_path):
     values, _, names, _ = read_values(few, columns)
     assert np.array_equal(values["train"], [[np.nan, 1, 2, 3], [2, 0, np.nan, np.nan]], equal_nan=True)
     assert names == {"train": ["line-2", "line-3"]}
+    few.write_text("city,visits,age,is_new\n,3,4,1\n")  # in another order
+    assert np.array_equal(read_values(few, columns)[0]["train"], [[4, 1, np.nan, 3]], equal_nan=True)
     for content, words in (
         ("age,is_new,city,visits\n1,1,Rome,1\n1,1,Paris,1\n", ["line 3", "city is 'Paris'", "7, Oslo, Rome"]),
         ("age,is_new,city,visits\n1,1,Rome,1\n1,1,Oslo,many\n", ["line 3", "visits is the text 'many'"]),
-        ("age,is_new,city\n1,1,Rome\n", ["3 columns for 4"]),
-        ("age,new,city,visits\n1,1,Rome,1\n", ["new for is_new"]),
-        ("age,city,is_new,visits\n1,Rome,1,1\n", ["city for is_new"]),
+        ("age,is_new,city\n1,1,Rome\n", ["no column visits"]),
+        ("age,new,city,visits\n1,1,Rome,1\n", ["no column is_new"]),
+        ("age,is_new,city,visits,more\n1,1,Rome,1,1\n", ["the column more"]),
+        ("age,age,city,visits\n1,1,Rome,1\n", ["2 columns named age"]),
     ):
         few.write_text(content)
         with pytest.raises(InputError) as refused:
