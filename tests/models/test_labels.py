@@ -427,9 +427,9 @@ def test_each_command_takes_each_image_at_its_own_label(conditional, tmp_path, c
     chosen = random_subset(len(y), 4, seed=0)
     assert torch.equal(given.y, y[chosen])
     assert torch.equal(examples_of, x.images[chosen].float() / 255)
-    with seeded(0, CPU), pyro.get_param_store().scope():  # two images at a time
-        trainer = Trainer(run.config.replace(particles=400), run.dataset(), CPU, vae=copy.deepcopy(run.vae()))
-        assert trainer.evaluate("test").elbo == pytest.approx(elbo.mean().item(), abs=0.5)
+    with seeded(0, CPU), pyro.get_param_store().scope():  # one image at a time
+        trainer = Trainer(run.config.replace(particles=10_000), run.dataset(), CPU, vae=copy.deepcopy(run.vae()))
+        assert trainer.evaluate("test").elbo == pytest.approx(elbo.mean().item(), abs=0.3)
     # A folder of classes has labels of its own, by the names of the training's.
     of_folder = given_images(run, folder)
     assert [run.data.label_names[one] for one in of_folder.y] == [Path(name).parts[-2] for name in of_folder.names]
