@@ -111,6 +111,8 @@ def test_labels_of_any_kind(run):
     names = run(ROOT / "notebooks/labels.md", "pvae.VAE(Prior()")
     assert names["losses"][-1] < names["losses"][0]
     assert names["prediction"].shape == (10, 5)
+    probs = run(ROOT / "notebooks/labels.md", "label_names")["probs"]
+    assert torch.allclose(probs.sum(-1), torch.ones(4))
 
 
 def test_other_data_as_their_page_takes_them(run):
