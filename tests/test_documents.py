@@ -131,7 +131,7 @@ def test_the_file_of_plain_torch_is_what_its_page_shows(run, tmp_path, monkeypat
 
 
 def test_the_forms_of_the_elbo_agree(run, capsys):
-    run(ROOT / "notebooks/estimators.md", "three_parts")
+    run(ROOT / "notebooks/bounds.md", "three_parts")
     values = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
     assert len(values) == 5
     assert max(values) - min(values) < 0.3, values
