@@ -170,9 +170,14 @@ def to_rst(_: Any, what: str, name: str, obj: Any, options: Any, lines: list[str
     lines[:] = text
 
 
+def is_skipped(_: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out fields of named tuples, which the class describes, and what a class has from torch."""
+    of_torch = str(getattr(obj, "__module__", "")).startswith("torch")
+    return True if of_torch or (obj.__doc__ or "").startswith("Alias for field number") else None
+
+
 def setup(app: Any) -> None:
     """Connect what is made to the build."""
     app.connect("source-read", fill)
     app.connect("autodoc-process-docstring", to_rst, priority=100)
-    skipped = "Alias for field number"
-    app.connect("autodoc-skip-member", lambda *args: True if (args[3].__doc__ or "").startswith(skipped) else None)
+    app.connect("autodoc-skip-member", is_skipped)
