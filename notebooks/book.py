@@ -19,29 +19,21 @@ from typing import Any
 from unittest.mock import patch
 
 import pvae
-from pvae.cli import command, compare, draw, evaluate, identify, images, train
+from pvae import __main__ as pvae_main
+from pvae.cli.command import Parser
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+ROOT = Path(__file__).resolve().parent.parent
 MADE = "*What follows is made from the code when the book is built.*"
-CHOICES = tomllib.loads(Path(__file__).with_name("choices.toml").read_text(encoding="utf-8"))
+CHOICES = tomllib.loads((ROOT / "notebooks" / "choices.toml").read_text(encoding="utf-8"))
 SYMBOLS = CHOICES.pop("symbols")
-COMMANDS = {
-    "train": train.main,
-    "evaluate": evaluate.main,
-    "draw": draw.main,
-    "compare": compare.main,
-    "encode": images.encode,
-    "reconstruct": images.reconstruct,
-    "score": images.score,
-    "sample": images.sample,
-    "export": images.export,
-    "identify": identify.main,
-}
-ROOMS = "config data distributions models elbos reference compile runs trained evaluation plotting training core"
+LAYERS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"][1]
+ROOMS = [room for layer in reversed(LAYERS["layers"][2:]) for room in layer.split(" | ")]  # without the commands
+COMMANDS = re.findall(r"^  (\w+) ", pvae_main._COMMANDS, re.MULTILINE)
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Reference):$", re.MULTILINE)
 
 
@@ -82,8 +74,9 @@ def choices(kind: str) -> Iterator[str]:
 
 def commands() -> Iterator[str]:
     """Yield a section for each command, from its parser."""
-    for name, main in COMMANDS.items():
-        parser = parser_of(main)
+    for name in COMMANDS:
+        module = importlib.import_module(f"pvae.{name}")
+        parser = parser_of(getattr(module, "main", None) or getattr(module, name))
         usage = re.sub(r"\s+", " ", parser.format_usage()).removeprefix("usage: ") if name != "train" else ""
         yield f"## {name}"
         yield parser.description
@@ -92,7 +85,7 @@ def commands() -> Iterator[str]:
             actions = [one for one in group._group_actions if one.help and one.dest != "help"]
             rows = [[f"`{shown(one)}`", one.help.replace("%%", "%")] for one in actions]
             if rows:
-                yield f"{group.title}:"
+                yield f"{group.title[0].upper()}{group.title[1:]}:"
                 yield table(["name", "meaning"], rows)
         yield f"```\n{parser.epilog}\n```"
 
@@ -106,8 +99,8 @@ def parser_of(main: Any) -> argparse.ArgumentParser:
         raise SystemExit
 
     with (
-        patch.object(command.Parser, "parse_args", keep),
-        patch.object(command.Parser, "parse_intermixed_args", keep),
+        patch.object(Parser, "parse_args", keep),
+        patch.object(Parser, "parse_intermixed_args", keep),
         contextlib.suppress(SystemExit),
     ):
         main([])
@@ -125,7 +118,7 @@ def api() -> Iterator[str]:
     yield "## pvae"
     yield from (described("pvae", name) for name in sorted(pvae.__all__, key=str.lower))
     known = [getattr(pvae, name) for name in pvae.__all__]
-    for room in ["vae", *ROOMS.split()]:
+    for room in ROOMS:
         package = importlib.import_module(f"pvae.{room}")
         yield f"## pvae.{room}"
         yield package.__doc__
@@ -166,7 +159,7 @@ def to_rst(_: Any, what: str, name: str, obj: Any, options: Any, lines: list[str
         is_code = (line.startswith("    ") and not section) or line.startswith((">>>", "..."))
         parts = [line] if is_code else line.split("`")
         parts[::2] = [one if is_code else re.sub(r"([*|\\]|_(?!\w))", r"\\\1", one) for one in parts[::2]]
-        text.append("`".join(parts))
+        text.append(re.sub(r"^( *\w+: )([A-Z]\.)", r"\1\\\2", "`".join(parts)))  # K. would begin a list
     lines[:] = text
 
 

@@ -17,6 +17,7 @@ exclude_patterns = ["**/.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = f"pvae {release}"
 highlight_language = "text"
+smartquotes = False  # --option
 default_role = "py:obj"  # `VAE` in a docstring
 python_use_unqualified_type_names = True
 autodoc_typehints_format = "short"
