@@ -76,6 +76,8 @@ def commands() -> Iterator[str]:
     """Yield a section for each command, from its parser."""
     for name in COMMANDS:
         module = importlib.import_module(f"pvae.{name}")
+        if hasattr(module, "__path__"):  # a room that is a command too
+            module = importlib.import_module(f"pvae.{name}.__main__")
         parser = parser_of(getattr(module, "main", None) or getattr(module, name))
         usage = re.sub(r"\s+", " ", parser.format_usage()).removeprefix("usage: ") if name != "train" else ""
         yield f"## {name}"
@@ -122,7 +124,8 @@ def api() -> Iterator[str]:
         package = importlib.import_module(f"pvae.{room}")
         yield f"## pvae.{room}"
         yield package.__doc__
-        names = [one.name for one in pkgutil.iter_modules(getattr(package, "__path__", []))]
+        modules = pkgutil.iter_modules(getattr(package, "__path__", []))
+        names = [one.name for one in modules if not one.name.startswith("_")]
         for path in [f"pvae.{room}.{name}" for name in names] or [f"pvae.{room}"]:
             module = importlib.import_module(path)
             if path != f"pvae.{room}":
