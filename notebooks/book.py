@@ -43,6 +43,11 @@ def sections(docstring: str) -> dict[str, str]:
     return {"": first.strip(), **{name: inspect.cleandoc(text) for name, text in zip(rest[::2], rest[1::2])}}
 
 
+def arguments_of(one: Any) -> str:
+    """Return the arguments that the docstring of a class or function of pvae describes."""
+    return sections(one.__doc__ or "").get("Args", "") if one.__module__.startswith("pvae") else ""
+
+
 def table(titles: list[str], rows: list[list[str]]) -> str:
     """Return a table in Markdown."""
     lines = [[cell.replace("|", r"\|").replace("$", r"\$") for cell in row] for row in rows]
@@ -53,11 +58,13 @@ def choices(kind: str) -> Iterator[str]:
     """Yield a section for each class or function of posteriors, priors, likelihoods, elbos or networks."""
     for name, said in CHOICES[kind].items():
         of_module = importlib.import_module(f"pvae.{said['module']}")
-        parts = sections(getattr(of_module, name).__doc__)
+        one = getattr(of_module, name)
+        parts = sections(one.__doc__)
+        arguments = next((text for base in (one, *getattr(one, "__mro__", [])) if (text := arguments_of(base))), "")
         yield f"## {name}"
         yield f"`{said['option']}`, in Python `pvae.{said['module']}.{name}`"
         yield parts[""]
-        entries = re.findall(r"^(\w+): (.*(?:\n .*)*)", parts.get("Args", ""), re.MULTILINE)
+        entries = re.findall(r"^(\w+): (.*(?:\n .*)*)", arguments, re.MULTILINE)
         rows = []
         for argument, text in entries:
             symbol, meaning = re.fullmatch(r"(?:([A-Z])\b[.,;]? ?)?(.*)", " ".join(text.split())).groups()
@@ -174,6 +181,7 @@ def is_skipped(_: Any, what: str, name: str, obj: Any, skip: bool, options: Any)
 
 def setup(app: Any) -> None:
     """Connect what is made to the build."""
+    app.connect("env-get-outdated", lambda *_: [*CHOICES, "api", "commands"])  # the code may have changed
     app.connect("source-read", fill)
     app.connect("autodoc-process-docstring", to_rst, priority=100)
     app.connect("autodoc-skip-member", is_skipped)
