@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -16,6 +17,14 @@ from PIL import Image
 import pvae
 from pvae.cli.images import export
 from pvae.data.sources import load_dataset
+from pvae.elbos.registry import ELBO_CLASSES
+from pvae.models import hierarchy, likelihoods, networks, posteriors, priors
+from pvae.models.likelihoods import LIKELIHOOD_CLASSES
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -133,10 +142,22 @@ def test_the_file_of_plain_torch_is_what_its_page_shows(run, tmp_path, monkeypat
 
 
 def test_the_forms_of_the_elbo_agree(run, capsys):
-    run(ROOT / "notebooks/estimators.md", "three_parts")
+    run(ROOT / "notebooks/bounds.md", "three_parts")
     values = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
     assert len(values) == 5
     assert max(values) - min(values) < 0.3, values
+
+
+def test_a_likelihood_of_ones_own_as_its_page_adds_it(run, capsys):
+    names = run(ROOT / "notebooks/contributing.md", "LaplaceLikelihood")
+    first, last = [row for row in names["run"].metrics() if row.split == "test"]
+    assert last.elbo > first.elbo
+    assert float(capsys.readouterr().out.splitlines()[-1]) == pytest.approx(1, abs=1e-4)
+
+
+def test_digits_are_written_as_the_start_page_writes_them(run, tmp_path):
+    run(ROOT / "notebooks/start.md", "mnist-5k")
+    assert len([*tmp_path.glob("digits/*/*.png")]) == 4000
 
 
 def test_compiled_steps_as_their_page_takes_them(run, capsys):
@@ -148,7 +169,11 @@ def test_compiled_steps_as_their_page_takes_them(run, capsys):
 
 def headings(path):
     """The anchors that a Markdown viewer gives to a document's headings."""
-    titles = re.findall(r"^#+ (.*)", re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL), flags=re.MULTILINE)
+    text = path.read_text()
+    if path.suffix == ".ipynb":
+        cells = nbformat.reads(text, as_version=4).cells
+        text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    titles = re.findall(r"^#+ (.*)", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
@@ -162,10 +187,25 @@ def test_every_link_leads_somewhere(path):
             assert not anchor or anchor in headings(target), link
 
 
-def test_every_page_and_notebook_is_linked_from_the_readme():
-    links = set(re.findall(r"\]\(([^)#\s]+)", README.read_text()))
-    for path in [*PAGES, *ROOT.glob("notebooks/*.ipynb")]:
-        assert path.relative_to(ROOT).as_posix() in links
+def test_every_page_and_notebook_is_linked_from_the_books_index():
+    index = ROOT / "notebooks" / "index.md"
+    links = set(re.findall(r"\]\(([^)#\s]+)", index.read_text()))
+    assert links == {path.name for path in [*PAGES, *ROOT.glob("notebooks/*.ipynb")]} - {index.name}
+    assert "](notebooks/index.md)" in README.read_text()
+
+
+def test_every_choice_has_a_section_in_the_book():
+    choices = tomllib.loads((ROOT / "notebooks" / "choices.toml").read_text())
+    posterior = {name for name in (*posteriors.__all__, *hierarchy.__all__) if name.endswith("Posterior")}
+    prior = {name for name in (*priors.__all__, *hierarchy.__all__) if name.endswith("Prior")}
+    assert set(choices["posteriors"]) == posterior
+    assert set(choices["priors"]) == prior
+    assert set(choices["likelihoods"]) == {*likelihoods.__all__} - {"LIKELIHOOD_CLASSES", "Likelihood"}
+    assert {kind.__name__ for kind in LIKELIHOOD_CLASSES.values()} <= set(choices["likelihoods"])
+    assert set(choices["elbos"]) == {kind.__name__ for kind in ELBO_CLASSES.values()}
+    assert set(choices["networks"]) == {name for name in networks.__all__ if name.endswith(("_encoder", "_decoder"))}
+    tests = {test for kind in choices if kind != "symbols" for one in choices[kind].values() for test in one["tests"]}
+    assert [test for test in tests if not (ROOT / test).exists()] == []
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)

@@ -1,0 +1,187 @@
+"""The pages of the book that are made from the code: a Sphinx extension, which conf.py loads.
+
+A page that has the line MADE gets in its place what stands in docstrings, in the parsers of the commands and in
+choices.toml, so that nothing is said twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import inspect
+import pkgutil
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pvae
+from pvae import __main__ as pvae_main
+from pvae.cli.command import Parser
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+MADE = "*What follows is made from the code when the book is built.*"
+CHOICES = tomllib.loads((ROOT / "notebooks" / "choices.toml").read_text(encoding="utf-8"))
+SYMBOLS = CHOICES.pop("symbols")
+LAYERS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"][1]
+ROOMS = [room for layer in reversed(LAYERS["layers"][2:]) for room in layer.split(" | ")]  # without the commands
+COMMANDS = re.findall(r"^  (\w+) ", pvae_main._COMMANDS, re.MULTILINE)
+_SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Reference):$", re.MULTILINE)
+
+
+def sections(docstring: str) -> dict[str, str]:
+    """Return the parts of a docstring in Google style; that before the first section is named ""."""
+    first, *rest = _SECTION.split(re.sub(r"^>>>.*", "", inspect.cleandoc(docstring), flags=re.MULTILINE | re.DOTALL))
+    return {"": first.strip(), **{name: inspect.cleandoc(text) for name, text in zip(rest[::2], rest[1::2])}}
+
+
+def arguments_of(one: Any) -> str:
+    """Return the arguments that the docstring of a class or function of pvae describes."""
+    return sections(one.__doc__ or "").get("Args", "") if one.__module__.startswith("pvae") else ""
+
+
+def table(titles: list[str], rows: list[list[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [[cell.replace("|", r"\|").replace("$", r"\$") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [titles, ["---"] * len(titles), *lines])
+
+
+def choices(kind: str) -> Iterator[str]:
+    """Yield a section for each class or function of posteriors, priors, likelihoods, elbos or networks."""
+    for name, said in CHOICES[kind].items():
+        of_module = importlib.import_module(f"pvae.{said['module']}")
+        one = getattr(of_module, name)
+        parts = sections(one.__doc__)
+        arguments = next((text for base in (one, *getattr(one, "__mro__", [])) if (text := arguments_of(base))), "")
+        yield f"## {name}"
+        yield f"`{said['option']}`, in Python `pvae.{said['module']}.{name}`"
+        yield parts[""]
+        entries = re.findall(r"^(\w+): (.*(?:\n .*)*)", arguments, re.MULTILINE)
+        rows = []
+        for argument, text in entries:
+            symbol, meaning = re.fullmatch(r"(?:([A-Z])\b[.,;]? ?)?(.*)", " ".join(text.split())).groups()
+            rows.append([symbol or "", meaning or SYMBOLS[symbol], f"`{argument}`"])
+        rows += [[symbol, meaning, where] for symbol, meaning, where in said.get("rows", [])]
+        yield table(["symbol", "meaning", "name in the code"], rows)
+        yield f"**When to take it.** {said['take']}"
+        yield f"**What it cannot do.** {said['cannot']}"
+        yield f"**Figures:** {said['figures']}"
+        yield f"**Tests:** {', '.join(f'`{test}`' for test in said['tests'])}"
+        if "Reference" in parts:
+            yield f"**Reference:** {' '.join(parts['Reference'].split())}"
+
+
+def commands() -> Iterator[str]:
+    """Yield a section for each command, from its parser."""
+    for name in COMMANDS:
+        module = importlib.import_module(f"pvae.{name}")
+        if hasattr(module, "__path__"):  # a room that is a command too
+            module = importlib.import_module(f"pvae.{name}.__main__")
+        parser = parser_of(getattr(module, "main", None) or getattr(module, name))
+        usage = re.sub(r"\s+", " ", parser.format_usage()).removeprefix("usage: ") if name != "train" else ""
+        yield f"## {name}"
+        yield parser.description
+        yield f"```\n{usage or 'python -m pvae.train [options]'}\n```"
+        for group in parser._action_groups:
+            actions = [one for one in group._group_actions if one.help and one.dest != "help"]
+            rows = [[f"`{shown(one)}`", one.help.replace("%%", "%")] for one in actions]
+            if rows:
+                yield f"{group.title[0].upper()}{group.title[1:]}:"
+                yield table(["name", "meaning"], rows)
+        yield f"```\n{parser.epilog}\n```"
+
+
+def parser_of(main: Any) -> argparse.ArgumentParser:
+    """Return the parser of a command, which is asked for its arguments and gets none."""
+    found = []
+
+    def keep(parser: argparse.ArgumentParser, _: object = None) -> None:
+        found.append(parser)
+        raise SystemExit
+
+    with (
+        patch.object(Parser, "parse_args", keep),
+        patch.object(Parser, "parse_intermixed_args", keep),
+        contextlib.suppress(SystemExit),
+    ):
+        main([])
+    return found[0]
+
+
+def shown(action: argparse.Action) -> str:
+    """Return an argument as a user types it."""
+    value = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"
+    return f"{action.option_strings[0]}{value}" if action.option_strings else value.strip()
+
+
+def api() -> Iterator[str]:
+    """Yield the public names of `pvae`, and then those of each room that are not among them."""
+    yield "## pvae"
+    yield from (described("pvae", name) for name in sorted(pvae.__all__, key=str.lower))
+    known = [getattr(pvae, name) for name in pvae.__all__]
+    for room in ROOMS:
+        package = importlib.import_module(f"pvae.{room}")
+        yield f"## pvae.{room}"
+        yield package.__doc__
+        modules = pkgutil.iter_modules(getattr(package, "__path__", []))
+        names = [one.name for one in modules if not one.name.startswith("_")]
+        for path in [f"pvae.{room}.{name}" for name in names] or [f"pvae.{room}"]:
+            module = importlib.import_module(path)
+            if path != f"pvae.{room}":
+                yield f"### {path.removeprefix('pvae.')}"
+                yield module.__doc__
+            public = [name for name in module.__all__ if not any(getattr(module, name) is one for one in known)]
+            yield from (described(path, name) for name in public)
+
+
+def described(module: str, name: str) -> str:
+    """Return the directive that describes a name of a module."""
+    one = getattr(importlib.import_module(module), name)
+    kind = "autoclass" if inspect.isclass(one) else "autofunction" if inspect.isfunction(one) else "autodata"
+    members = "\n   :members:" if kind == "autoclass" else "\n   :no-value:" if kind == "autodata" else ""
+    return f"```{{eval-rst}}\n.. {kind}:: {module}.{name}{members}\n```"
+
+
+def fill(_: Any, page: str, source: list[str]) -> None:
+    """Write into a page what is made for it."""
+    if MADE in source[0]:
+        made = {"api": api, "commands": commands}.get(page, lambda: choices(page))
+        source[0] = source[0].replace(MADE, "\n\n".join(made()))
+
+
+def to_rst(_: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Let the equations of a docstring, which are indented, be literal, and characters of its text no markup."""
+    if what == "data":  # the docstring of its class
+        lines.clear()
+    text, section = [], False
+    for before, line in zip(["", *lines], lines):
+        section = bool(_SECTION.match(line)) or (section and (not line or line.startswith(" ")))
+        if line.startswith("    ") and not section and not before:
+            text += ["::", ""]
+        is_code = (line.startswith("    ") and not section) or line.startswith((">>>", "..."))
+        parts = [line] if is_code else line.split("`")
+        parts[::2] = [one if is_code else re.sub(r"([*|\\]|_(?!\w))", r"\\\1", one) for one in parts[::2]]
+        text.append(re.sub(r"^( *\w+: )([A-Z]\.)", r"\1\\\2", "`".join(parts)))  # K. would begin a list
+    lines[:] = text
+
+
+def is_skipped(_: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out fields of named tuples, which the class describes, and what a class has from torch."""
+    of_torch = str(getattr(obj, "__module__", "")).startswith("torch")
+    return True if of_torch or (obj.__doc__ or "").startswith("Alias for field number") else None
+
+
+def setup(app: Any) -> None:
+    """Connect what is made to the build."""
+    app.connect("env-get-outdated", lambda *_: [*CHOICES, "api", "commands"])  # the code may have changed
+    app.connect("source-read", fill)
+    app.connect("autodoc-process-docstring", to_rst, priority=100)
+    app.connect("autodoc-skip-member", is_skipped)

@@ -1,0 +1,27 @@
+"""Settings of the book: `sphinx-build -W notebooks build/book`."""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+
+import pvae  # noqa: E402
+
+project = "pvae"
+version = release = pvae.__version__
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "book"]
+nb_execution_mode = "off"  # the notebooks are stored executed
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 4
+exclude_patterns = ["**/.ipynb_checkpoints"]
+html_theme = "furo"
+html_title = f"pvae {release}"
+highlight_language = "text"
+smartquotes = False  # --option
+default_role = "py:obj"  # `VAE` in a docstring
+python_use_unqualified_type_names = True
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False
+napoleon_custom_sections = ["Reference"]
+napoleon_use_ivar = True
