@@ -70,7 +70,9 @@ def choices(kind: str) -> Iterator[str]:
             symbol, meaning = re.fullmatch(r"(?:([A-Z])\b[.,;]? ?)?(.*)", " ".join(text.split())).groups()
             rows.append([symbol or "", meaning or SYMBOLS[symbol], f"`{argument}`"])
         rows += [[symbol, meaning, where] for symbol, meaning, where in said.get("rows", [])]
-        yield table(["symbol", "meaning", "name in the code"], rows)
+        has_symbols = any(symbol for symbol, *_ in rows)
+        columns = ["symbol", "meaning", "name in the code"][not has_symbols :]
+        yield table(columns, [row[not has_symbols :] for row in rows])
         yield f"**When to take it.** {said['take']}"
         yield f"**What it cannot do.** {said['cannot']}"
         yield f"**Figures:** {said['figures']}"

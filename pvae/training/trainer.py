@@ -170,7 +170,7 @@ class Trainer:
         self._first_steps.begin()
         batch_size, title = self.config.batch_size, f"epoch {self.epoch + 1}/{self.config.epochs}"
         if self._unfinished is None:
-            order = self._order().to(self.device)
+            order = torch.randperm(len(self.images["train"])).to(self.device)
             distortion, rate = torch.zeros(2, len(order), device=self.device)
             self._unfinished = UnfinishedEpoch(order, distortion, rate, total=0.0, seen=0, seconds=0.0)
         state = self._unfinished
@@ -191,18 +191,6 @@ class Trainer:
         whole = self._summed(state)
         terms, loss = Terms(whole.distortion, whole.rate), whole.total / len(whole.order)
         return self._metrics("train", terms, loss, whole.seconds)
-
-    def _order(self) -> Tensor:
-        """Return a random order of the training data; those with known labels, of few, come together in batches.
-
-        The classifier's gradient is then a mean over many of them, and not noise of single ones in some of the batches.
-        """
-        order = torch.randperm(len(self.images["train"]))
-        if not self.config.labels:
-            return order
-        known = (self.labels["train"] >= 0).cpu()[order]
-        *batches, last = torch.cat([order[known], order[~known]]).split(self.config.batch_size)
-        return torch.cat([*(batches[one] for one in torch.randperm(len(batches)).tolist()), last])
 
     def train_step(self, index: Tensor) -> tuple[float, Terms]:
         """Step on one batch of training images.

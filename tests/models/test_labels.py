@@ -469,7 +469,7 @@ def test_the_weight_of_the_classifier_is_that_of_the_share_of_labels():
     data, config = dataset(), FAST.replace(labels=7, elbo="enumerate", valid=0.0)
     with seeded(0, CPU), pyro.get_param_store().scope():
         trainer = Trainer(config, data, CPU)
-        assert trainer._elbo.label_weight == pytest.approx(0.1 * 70 / 7)
+        assert trainer._elbo.label_weight == pytest.approx(5.0 * 70 / 7)
         row = trainer.evaluate("test")
     found = trainer.vae.posterior(trainer.preparation.x(trainer.images["test"])).first.probs.argmax(-1)
     assert row.accuracy == pytest.approx((found == data.test_labels).double().mean().item())
