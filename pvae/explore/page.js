@@ -335,7 +335,7 @@ async function show() {
   }
   find("attributes").hidden = !content.attributes.length;
   find("attributes").querySelector("div").append(...content.attributes.map(([name, {data}], k) =>
-    slider(name.replaceAll("_", " "), 3, () => state.moved[k] || 0, (value) => {
+    slider(name.replaceAll("_", " "), 3, () => state.moved?.[k] || 0, (value) => {
       const top = state.top.map((one, i) => one + (value - (state.moved[k] || 0)) * data[i]);
       state.moved[k] = value;
       jump({top: vae.isSphere ? unit(top) : top});
