@@ -321,7 +321,8 @@ function vaeOf({prior, posterior, likelihood, decoder, shape}) {
         return logQ.length === logP.length ? logQ.map((one, i) => one - logP[i]) : [sum(logQ) - sum(logP)];
       });
       const rates = terms[0].map((_, i) => mean(terms.map((one) => one[i]))), rate = sum(rates);
-      return {...result, rates, rate, isExact: exact !== null, elbo: -result.distortion - rate};
+      const totals = points.map((_, s) => sum(terms[exact ? 0 : s])); // the rate of each draw
+      return {...result, rates, rate, totals, isExact: exact !== null, elbo: -result.distortion - rate};
     },
   };
   return vae;

@@ -49,12 +49,19 @@ async function show() {
   const axes = () => content.planes[state.plane].axes, onPlane = (z) => axes().map((axis) => dot(axis, z));
   const whole = ({top, offsets} = state) => vae.join(vae.isSphere ? unit(top) : top, offsets);
   const parts = (z) => ({top: Array.from(z.slice(-size)), offsets: isLayered ? vae.offsets(z) : []});
-  function at(u, v) { // the z of a place on the map: on a sphere, the other coordinates shrink or grow
-    const [a, b] = axes(), [u0, v0] = onPlane(state.top), flat = a.map((one, i) => u * one + v * b[i]);
-    const rest = state.top.map((one, i) => one - u0 * a[i] - v0 * b[i]), left = Math.sqrt(Math.max(0, 1 - u * u - v * v));
-    return vae.isSphere ? unit(unit(rest).map((one, i) => flat[i] + left * one)) : rest.map((one, i) => flat[i] + one);
+  const offPlane = (z, [u, v] = onPlane(z), [a, b] = axes()) => z.map((one, i) => one - u * a[i] - v * b[i]);
+  function across(top) { // their direction on a sphere; where they are 0, the direction before, or any
+    const choices = [top, state.across || top, ...top.map((_, d) => top.map((_, i) => Number(i === d)))].map((z) => offPlane(z));
+    return (state.across = unit(choices.find((one) => Math.hypot(...one) > 1e-6) || top.map(() => 0)));
+  }
+  function at(u, v, top = state.top) { // the z of a place on the map: on a sphere, the other coordinates shrink or grow
+    const [a, b] = axes(), flat = a.map((one, i) => u * one + v * b[i]), left = Math.sqrt(Math.max(0, 1 - u * u - v * v));
+    const others = vae.isSphere ? across(top).map((one) => left * one) : offPlane(top), z = flat.map((one, i) => one + others[i]);
+    return !vae.isSphere ? z : Math.hypot(...z) > 1e-6 ? unit(z) : top;
   }
   const move = (to) => (Object.assign(state, to).frame ||= requestAnimationFrame(drawHere));
+  const retile = () => state.tiles && (size > 2 || isLayered) && drawTiles(); // of the other coordinates, after a jump
+  const jump = (to) => (move(to), clearTimeout(jump.timer), (jump.timer = setTimeout(retile, 200)));
   function drawHere() {
     state.frame = 0;
     paint(find("decoded"), vae.mean(whole()));
@@ -78,7 +85,8 @@ async function show() {
     const box = map.getBoundingClientRect(), half = box.width / 2;
     return [clientX - box.left - half, box.top + half - clientY].map((one) => (one * state.range) / half);
   }
-  const colour = (k) => COLOURS[isDark.matches ? "dark" : "light"][k % 7], shape = (k) => Math.floor(k / 7) % 3;
+  const shape = (k) => Math.floor(Math.max(0, k) / 7) % 3; // k is -1 where the class is not known
+  const colour = (k) => (k < 0 ? css("--soft") : COLOURS[isDark.matches ? "dark" : "light"][k % 7]);
   function mark(context, k, [x, y], r) {
     context.beginPath();
     if (shape(k) === 0) context.arc(x, y, r, 0, 7);
@@ -103,20 +111,20 @@ async function show() {
       const k = labels ? labels.data[i] : 0, hasImage = i < numImages && vae.canEncode, isFaint = ![null, k].includes(state.focus);
       Object.assign(context, {globalAlpha: isFaint ? 0.07 : hasImage ? 0.75 : 0.5, fillStyle: colour(k), strokeStyle: paper});
       mark(context, k, toMap(point(i)), (hasImage ? 3.6 : 2.1) * scale);
-      context.fill();
-      if (hasImage) context.stroke();
+      (context.fill(), hasImage && context.stroke());
     }
     const line = state.tiles ? "#fff" : css("--soft");
-    Object.assign(context, {globalAlpha: 1, strokeStyle: line, fillStyle: line, lineWidth: scale, textAlign: "center"});
-    context.font = `${11 * scale}px system-ui, sans-serif`;
-    for (const radius of vae.isSphere ? [1] : [1, 2, 3].filter((one) => one < state.range)) {
-      context.setLineDash([4 * scale, 4 * scale]);
-      path(context, circle(radius));
-      const [x, y] = toMap([0, radius]), of = vae.hasPrior ? "prior: " : "N(0, I): ";
-      context.fillText(vae.isSphere ? "the sphere" : radius === 1 ? `${of}1 sd` : `${radius}`, x, y - 5 * scale);
-    }
+    const radii = vae.isSphere ? [1] : [1, 2, 3].filter((one) => one < state.range);
+    Object.assign(context, {globalAlpha: 1, strokeStyle: line, lineWidth: scale, textAlign: "center"});
+    context.setLineDash([4 * scale, 4 * scale]);
+    radii.forEach((radius) => path(context, circle(radius)));
     context.setLineDash([]);
     if (labels) drawNames(context, scale, paper);
+    Object.assign(context, {fillStyle: line, font: `${11 * scale}px system-ui, sans-serif`});
+    for (const radius of radii) {
+      const [x, y] = toMap([0, radius]), of = content.prior.top.kind === "normal" ? "prior" : "N(0, I)";
+      context.fillText(vae.isSphere ? "the sphere" : radius === 1 ? `${of}: 1 sd` : `${radius}`, x, y - 5 * scale);
+    }
     drawOverlay();
   }
   function drawNames(context, scale, paper) { // each at the median of its class, moved down where another one is
@@ -132,8 +140,7 @@ async function show() {
       for (const other of placed.slice(0, i))
         if (Math.abs(one[1] - other[1]) < half(one) + half(other)) one[2] = Math.max(one[2], other[2] + 15 * scale);
       Object.assign(context, {strokeStyle: paper, fillStyle: css("--ink")});
-      context.strokeText(...one);
-      context.fillText(...one);
+      (context.strokeText(...one), context.fillText(...one));
     });
   }
   function drawOverlay() {
@@ -143,12 +150,8 @@ async function show() {
     if (state.walk && !find("walk").hidden) path(context, list(41, (i) => onPlane(between(i / 40).top)));
     if (state.scored && !find("image").hidden) {
       [1, 2].forEach((radius) => drawEllipse(context, state.scored.q, radius));
-      for (const z of state.cloud) {
-        mark(context, 0, toMap(topOf(z)), 1.8 * scale);
-        context.fill();
-      }
-      mark(context, 7, toMap(topOf(state.scored.points[0].z)), 4 * scale);
-      context.stroke();
+      state.cloud.forEach((z) => (mark(context, 0, toMap(topOf(z)), 1.8 * scale), context.fill()));
+      (mark(context, 7, toMap(topOf(state.scored.points[0].z)), 4 * scale), context.stroke());
     }
     for (const [strokeStyle, lineWidth] of [[css("--map"), 5 * scale], [css("--ink"), 2 * scale]]) {
       mark(Object.assign(context, {strokeStyle, lineWidth}), 0, toMap(onPlane(state.top)), 8 * scale);
@@ -164,11 +167,12 @@ async function show() {
     path(context, circle(radius).map(([c, s]) => [u + first * c, v + other * c + rest * s]));
   }
   async function drawTiles() {
-    const count = clamp(Math.floor(map.clientWidth / 36), 9, 15), token = (state.token = {}), step = (2 * state.range) / count;
+    const count = clamp(Math.floor(map.clientWidth / 36), 9, 15), token = (state.token = {});
+    const {top, offsets} = state, step = (2 * state.range) / count;
     Object.assign(tileSheet, {width: count * width, height: count * height});
     for (let i = 0, start = 0; i < count ** 2 && state.token === token && state.tiles; i++) {
       const column = i % count, row = Math.floor(i / count), [u, v] = [column, row].map((one) => (one + 0.5) * step - state.range);
-      const image = pixels(vae.mean(whole({top: at(u, -v), offsets: state.offsets})));
+      const image = pixels(vae.mean(whole({top: at(u, -v, top), offsets})));
       tileSheet.getContext("2d").drawImage(image, column * width, row * height);
       if (performance.now() - start < 40 && i + 1 < count ** 2) continue;
       drawMap();
@@ -176,10 +180,7 @@ async function show() {
       start = performance.now();
     }
   }
-  function toggleTiles() {
-    find("tiles").ariaPressed = state.tiles = !state.tiles;
-    (state.tiles ? drawTiles : drawMap)();
-  }
+  const toggleTiles = () => ((find("tiles").ariaPressed = state.tiles = !state.tiles), (state.tiles ? drawTiles : drawMap)());
   map.onpointermove = (event) => move({top: at(...fromMap(event))});
   map.onpointerdown = (event) => {
     const place = fromMap(event), i = nearest(place, numImages);
@@ -189,33 +190,36 @@ async function show() {
   map.onkeydown = (event) => {
     const step = (event.shiftKey ? 0.1 : 0.02) * state.range, [u, v] = onPlane(state.top);
     const by = {ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, step], ArrowDown: [0, -step]}[event.key];
-    if (by) move({top: at(u + by[0], v + by[1])});
+    if (by) move({top: at(...[u, v].map((one, d) => clamp(one + by[d], -state.range, state.range)))});
     else if (event.key === "Enter" && vae.canEncode) pick(nearest([u, v], numImages));
     if (by || event.key === "Enter") event.preventDefault();
   };
-  addEventListener("keydown", ({key, ctrlKey, metaKey, target}) => {
-    if (key === "t" && !ctrlKey && !metaKey && !/INPUT|SELECT/.test(target.tagName)) toggleTiles();
-  });
+  addEventListener("keydown", ({key, ctrlKey, metaKey, target}) =>
+    key === "t" && !ctrlKey && !metaKey && !/INPUT|SELECT/.test(target.tagName) && toggleTiles());
 
   // An image, q(z | x), and its bookkeeping
   const centre = (q) => (q.central ? q.central() : q.loc || q.at(q.draw()).z), codeOf = (x) => parts(centre(vae.posterior(x)));
   function take(x, name) {
     const q = vae.posterior(x);
-    state.x = x;
+    [state.x, state.moved] = [x, []];
     state.cloud = q.scale || q.tril || q.top || !vae.hasDensity ? [] : list(40, () => q.at(q.draw()).z);
     paint(find("x"), x);
     find("x-name").textContent = name;
+    find("attributes").querySelectorAll("input").forEach((one) => one.follow());
     score(q);
-    move(parts(centre(q)));
+    jump(parts(centre(q)));
   }
   const pick = (i) => (press(find("strip").children, i), take(imageX(i), nameOf(i)));
   function score(q) {
     const found = (state.scored = vae.score(state.x, list(vae.hasDensity ? DRAWS : 1, () => q.draw()), q));
-    const {distortions, distortion, rate, rates, elbo, points} = found, deviation = vae.hasDensity
-      ? Math.sqrt(sum(distortions.map((one) => (one - distortion) ** 2)) / (DRAWS - 1)) : undefined;
-    const numbers = {distortion, rate, elbo, one: deviation && distortions[0], error: deviation};
+    const {distortions, distortion, rate, rates, totals, elbo, points} = found;
+    const spread = (values, middle = mean(values)) => Math.sqrt(sum(values.map((one) => (one - middle) ** 2)) / (DRAWS - 1));
+    const deviation = vae.hasDensity ? spread(distortions) : undefined; // over the draws
+    const numbers = {distortion, rate, elbo, one: deviation === undefined ? undefined : distortions[0], error: deviation};
+    const elbos = totals && distortions.map((one, s) => -one - totals[s]);
+    const perDraw = vae.hasDensity ? {distortion: distortions, rate: !found.isExact && totals, elbo: elbos} : {};
     for (const [id, value] of Object.entries(numbers)) {
-      const stderr = id === "distortion" && deviation ? ` \u00b1 ${(deviation / Math.sqrt(DRAWS)).toFixed(2)}` : "";
+      const stderr = perDraw[id] ? ` \u00b1 ${(spread(perDraw[id]) / Math.sqrt(DRAWS)).toFixed(2)}` : "";
       find(id).hidden = value === undefined;
       find(id).querySelector("td").textContent = value === undefined ? "" : value.toFixed(2).replace("-", "\u2212") + stderr;
     }
@@ -236,23 +240,22 @@ async function show() {
   }
 
   // A file or a drawing
-  async function takeFile(file) {
-    const image = new Image(), url = URL.createObjectURL(file);
-    await new Promise((done) => Object.assign(image, {onload: done, onerror: done, src: url}));
+  const takeFile = (file, url = URL.createObjectURL(file)) => readFile(file, url)
+    .catch(() => say(`This browser cannot read ${file.name} as an image.`)).finally(() => URL.revokeObjectURL(url));
+  async function readFile(file, url, image = new Image()) {
+    await new Promise((done, fail) => Object.assign(image, {onload: done, onerror: fail, src: url}));
     const {naturalWidth: w, naturalHeight: h} = image, [tall, wide] = inner, millions = (number) => Math.round(number / 1e6);
-    if (!w) say(`${file.name} is no image that this browser can read.`);
-    else if (w * h > MOST_PIXELS)
-      say(`${file.name} has ${millions(w * h)} megapixels, and the page takes at most ${millions(MOST_PIXELS)}.`);
-    else {
-      const canvas = element("canvas", {width: wide, height: tall}), context = canvas.getContext("2d");
-      const size = [w, h].map((one) => Math.min(one, content.crop || one)), share = Math.min(size[0] / wide, size[1] / tall);
-      const cut = content.keep_aspect ? [share * wide, share * tall] : size, isSame = w === wide && h === tall;
-      Object.assign(context, {fillStyle: "#fff", imageSmoothingQuality: "high"}); // white behind transparent pixels
-      context.fillRect(0, 0, wide, tall);
-      context.drawImage(image, (w - cut[0]) / 2, (h - cut[1]) / 2, ...cut, 0, 0, wide, tall);
-      takeCanvas(canvas, file.name, isSame ? [] : [`resized from ${w} x ${h} to ${wide} x ${tall} pixels`]);
-    }
-    URL.revokeObjectURL(url);
+    if (w * h > MOST_PIXELS)
+      return say(`${file.name} has ${millions(w * h)} megapixels, and the page takes at most ${millions(MOST_PIXELS)}.`);
+    const bitmap = await createImageBitmap(file); // which, unlike an <img>, fails where a part of the file is missing
+    const canvas = element("canvas", {width: wide, height: tall}), context = canvas.getContext("2d");
+    const size = [w, h].map((one) => Math.min(one, content.crop || one)), share = Math.min(size[0] / wide, size[1] / tall);
+    const cut = content.keep_aspect ? [share * wide, share * tall] : size, isSame = w === wide && h === tall;
+    Object.assign(context, {fillStyle: "#fff", imageSmoothingQuality: "high"}); // white behind transparent pixels
+    context.fillRect(0, 0, wide, tall);
+    context.drawImage(bitmap, (w - cut[0]) / 2, (h - cut[1]) / 2, ...cut, 0, 0, wide, tall);
+    takeCanvas(canvas, file.name, isSame ? [] : [`resized from ${w} x ${h} to ${wide} x ${tall} pixels`]);
+    find("draw").ariaExpanded = !(find("drawing").hidden = true);
   }
   function takeCanvas(canvas, name, changes) {
     const {data} = canvas.getContext("2d").getImageData(0, 0, inner[1], inner[0]), bytes = new Uint8Array(channels * area);
@@ -267,12 +270,13 @@ async function show() {
     if (channels === 1 && data.some((one, i) => i % 4 < 2 && one !== data[i + 1])) changes.push("made grey");
     if (content.binarize !== "none") changes.push("made black and white");
     if (changes.length && canvas !== pad) say(`${name}: ${changes.join(", ")}, as in training.`);
+    press(find("strip").children, -1);
     take(toX(bytes), name);
   }
   const pad = find("pad"), brush = pad.getContext("2d", {willReadFrequently: true});
   const [paper, ink] = mean(content.images.data.subarray(0, width)) > 127 ? ["#fff", "#000"] : ["#000", "#fff"];
   function clearPad() {
-    Object.assign(pad, {width: inner[1], height: inner[0]});
+    Object.assign(pad, {width: inner[1], height: inner[0]}).style.width = `min(168px, ${(30 * inner[1]) / inner[0]}vh)`;
     Object.assign(brush, {fillStyle: paper, strokeStyle: ink, lineCap: "round", lineWidth: inner[1] / 13});
     brush.fillRect(0, 0, ...inner.toReversed());
   }
@@ -289,8 +293,9 @@ async function show() {
   find("clear").onclick = clearPad;
   const unfold = (button, part) => (button.ariaExpanded = !(part.hidden = !part.hidden));
   find("draw").onclick = () => (unfold(find("draw"), find("drawing")), clearPad());
-  find("redraw").onclick = () => (score(state.scored.q), move(parts(state.scored.points[0].z)));
-  find("file").onchange = ({target}) => target.files[0] && takeFile(target.files[0]);
+  find("redraw").onclick = () => (score(state.scored.q), jump(parts(state.scored.points[0].z)));
+  find("file").onchange = ({target, target: {files: [file]}}) => // the same file can be chosen again
+    ((target.value = ""), file && takeFile(file));
   window.ondragover = window.ondragleave = window.ondrop = (event) => {
     event.preventDefault();
     document.body.classList.toggle("dropping", event.type === "dragover");
@@ -309,13 +314,10 @@ async function show() {
   function setWalk(walk) {
     state.walk = walk;
     find("frames").replaceChildren(...list(9, (i) => pixels(vae.mean(whole(between(i / 8))))));
-    find("step").value = 0;
-    find("step").oninput();
+    ((find("step").value = 0), find("step").oninput());
   }
-  find("step").oninput = () => {
-    find("step").nextElementSibling.textContent = `${find("step").value} %`;
-    move(between(find("step").value / 100));
-  };
+  find("step").oninput = ({target: {value, nextElementSibling: output}} = {target: find("step")}) =>
+    ((output.textContent = `${value} %`), jump(between(value / 100)));
   find("from").onclick = () => setWalk({...state.walk, from: codeOf(state.x)});
   find("to").onclick = () => setWalk({...state.walk, to: codeOf(state.x)});
   find("pair").onclick = () => { // of different classes, if there are any
@@ -327,20 +329,21 @@ async function show() {
   function slider(label, most, value, change) {
     const input = element("input", {type: "range", min: -most, max: most, step: most / 100, value: value(), ariaLabel: label});
     const output = element("output", {textContent: value().toFixed(2)});
-    input.follow = () => (output.textContent = (input.value = value(), Number(input.value).toFixed(2)));
+    input.follow = () => (input.value = value(), (output.textContent = value().toFixed(2)));
     input.oninput = () => (output.textContent = Number(input.value).toFixed(2), change(Number(input.value)));
     return element("div", {className: "slider"}, element("span", {textContent: label, title: label}), input, output);
   }
   find("attributes").hidden = !content.attributes.length;
-  find("attributes").querySelector("div").append(...content.attributes.map(([name, {data}], k, {length}, before = 0) =>
-    slider(name.replaceAll("_", " "), 3, () => 0, (value) => {
-      move({top: state.top.map((one, i) => one + (value - before) * data[i])});
-      before = value;
+  find("attributes").querySelector("div").append(...content.attributes.map(([name, {data}], k) =>
+    slider(name.replaceAll("_", " "), 3, () => state.moved?.[k] || 0, (value) => {
+      const top = state.top.map((one, i) => one + (value - (state.moved[k] || 0)) * data[i]);
+      state.moved[k] = value;
+      jump({top: vae.isSphere ? unit(top) : top});
     })));
 
   // Samples, and sliders of latents
   find("again").onclick = () => find("sheet").replaceChildren(...list(36, (i) => {
-    const z = vae.drawPrior(), choose = () => (press(find("sheet").children, i), move(parts(z)));
+    const z = vae.drawPrior(), choose = () => (press(find("sheet").children, i), jump(parts(z)));
     return thumb(`sample ${i + 1}`, vae.mean(z), choose);
   }));
   function drawSliders() {
@@ -348,15 +351,15 @@ async function show() {
     const most = vae.isSphere ? 1 : Math.ceil(Math.max(3, state.range)), set = (values, d, value) => values.with(d, value);
     const group = (title, sliders) => element("fieldset", {}, element("legend", {textContent: title}), ...sliders);
     const top = (d) => slider(names[d], most, () => state.top[d], (value) =>
-      move({top: vae.isSphere ? unit(set(state.top, d, value)) : set(state.top, d, value)}));
+      jump({top: vae.isSphere ? unit(set(state.top, d, value)) : set(state.top, d, value)}));
     const lower = (l, d) => slider(`z${l + 1}_${d + 1}`, 3, () => state.offsets[l][d], (value) =>
-      move({offsets: set(state.offsets, l, set(state.offsets[l], d, value))}));
+      jump({offsets: set(state.offsets, l, set(state.offsets[l], d, value))}));
     const others = content.lower.map((some, l) =>
       group(`z${l + 1}, in standard deviations from its prior mean`, some.map((d) => lower(l, d))));
     const title = isLayered ? `z${vae.sizes.length}, the top layer` : "the most active latents";
     find("sliders").replaceChildren(group(title, shown.map(top)), ...others.reverse());
   }
-  find("origin").onclick = () => move(origin());
+  find("origin").onclick = () => jump(origin());
 
   // The rest of the page: tabs, the plane, classes, the equation, notes
   const tabs = [...document.querySelectorAll("[role=tab]")];
@@ -381,11 +384,8 @@ async function show() {
   });
   find("plane").append(...content.planes.map(({name}, value) => element("option", {value, textContent: name})));
   find("plane").hidden = content.planes.length < 2;
-  find("plane").onchange = ({target}) => {
-    state.plane = Number(target.value);
-    (drawMap(), drawSliders(), move({}));
-    if (state.tiles) drawTiles();
-  };
+  find("plane").onchange = ({target}) =>
+    ((state.plane = Number(target.value)), drawMap(), drawSliders(), move({}), state.tiles && drawTiles());
   find("tiles").onclick = toggleTiles;
   if (labels) find("legend").append(...content.label_names.map((name, k) => element("button", {ariaPressed: false, onclick() {
     press(find("legend").children, (state.focus = state.focus === k ? null : k));

@@ -27,6 +27,7 @@ from pvae.core.errors import InputError
 from pvae.data.dataset import random_subset
 from pvae.data.preparation import Pixels
 from pvae.distributions.hierarchy import Hierarchy
+from pvae.elbos.registry import loss_in_words
 from pvae.models.hierarchy import FirstLayer
 from pvae.models.networks import ChannelsLast, FlatBatch
 from pvae.runs.run import Run
@@ -78,8 +79,7 @@ def explorer_page(run: Run) -> str:
     for name in ("guide", "log_likelihood", "model", "posterior", "prior"):
         line = inspect.getsourcelines(getattr(VAE, name))[1]
         page = page.replace(f"{{{{ {name} }}}}", f"pvae/vae.py:{line} VAE.{name}")
-    weight = f"{run.config.beta:g} x rate" + " / number of latents" * (run.config.rate_reduction == "mean")
-    page = page.replace("{{ loss }}", weight)
+    page = page.replace("{{ loss }}", loss_in_words(run.config))
     for bits, num_images in _SIZES:
         content = base64.b64encode(_packed(run, bits, num_images)).decode()
         if len(page) + len(content) <= MOST_BYTES:

@@ -123,6 +123,20 @@ def test_the_command_writes_the_page_and_replaces_nothing_else(tmp_path, capsys,
     refuse(main, [run, "--out", tmp_path / "other.html"], capsys, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("options", "loss"),
+    [
+        ({"beta": 2.0, "warm_up": 3}, "distortion + 2 x rate (--elbo trace), with a warm-up"),
+        ({"free_bits": 0.5}, "the first 0.5 nats of the rate of each latent"),
+        ({"elbo": "iwae", "particles": 5}, "minimised the loss of --elbo iwae with 5 draws"),
+        ({"posterior": "delta"}, "minimised the distortion."),
+    ],
+)
+def test_the_page_says_what_the_training_minimised(untrained, options, loss):
+    config = Config(**{"elbo": "trace", "hidden": (4,), "latent_dim": 2, **options})
+    assert loss in page.explorer_page(untrained(config, (1, 5, 4)))
+
+
 def test_names_are_never_markup(untrained):
     text = page.explorer_page(untrained(Config(hidden=(4,), latent_dim=2), (1, 5, 4), "</title><script>{{ content }}"))
     assert text.count("<script") == 2, "the content and the code"

@@ -258,6 +258,16 @@ def test_a_walk_leads_from_one_code_to_the_other(train, opened, system):
     assert page.find_element("css selector", "#step + output").text == "50 %"
 
 
+def test_on_a_sphere_a_place_outside_the_disc_keeps_the_direction_of_the_others(train, opened):
+    page = opened(train(SYSTEMS["sphere"]))
+    inside, again, origin = page.execute_script(
+        "const {state, at} = pvae, inside = at(0.3, 0.2); state.top = at(1, 0.9); const again = at(0.3, 0.2);"
+        "document.getElementById('origin').click(); return [inside, again, at(0, 0)]"
+    )
+    close(again, inside)
+    assert np.linalg.norm(origin) == pytest.approx(1)
+
+
 def test_the_image_under_the_pointer_is_decoded(train, opened):
     page = opened(train({"latent_dim": 2}))
     chain = webdriver.ActionChains(page)
@@ -278,8 +288,15 @@ def test_the_image_under_the_pointer_is_decoded(train, opened):
 def test_data_without_classes_have_a_map(train, opened):
     page = opened(train({"latent_dim": 2}, ()))
     assert page.find_elements("css selector", "#legend button") == []
-    colours = "return new Set(document.getElementById('map').getContext('2d').getImageData(0, 0, 500, 500).data).size"
-    assert page.execute_script(colours) > 10, "codes are drawn"
+    page.find_element("id", "tab-latents").click()  # so that no ellipse hides a code
+    blue = page.execute_script(
+        "const map = document.getElementById('map'), {content, state} = pvae, {width} = map;"
+        "const all = map.getContext('2d').getImageData(0, 0, width, width).data;"
+        "const place = (one) => ((one / state.range + 1) / 2) * (width - 1), {data} = content.points;"
+        "return list(20, i => 4 * (Math.round(place(-data[2 * i + 1])) * width + Math.round(place(data[2 * i]))))"
+        ".filter(at => all[at + 2] - all[at] > 40).length"
+    )
+    assert blue >= 15, "of 20 codes, most are seen in the colour of the first class"
 
 
 def test_attributes_have_directions(train, opened, tmp_path):
@@ -340,7 +357,7 @@ def test_a_file_is_taken_or_refused_with_a_sentence(train, opened, tmp_path):
     message, name = give(files["other.png"])
     assert "60 x 40" in message and name == "other.png"  # noqa: PT018
     message, name = give(files["<b>no</b> image.png"])
-    assert "no<b>image.png is no image" in message and name == ""  # noqa: PT018
+    assert "cannot read no<b>image.png" in message and name == ""  # noqa: PT018
     message, name = give(files["huge.png"])
     assert "100 megapixels" in message and name == ""  # noqa: PT018
     assert give(files["same.png"]) == ("", "same.png"), "it goes on"
