@@ -164,7 +164,9 @@ def test_what_was_set_aside_is_not_replaced(run):
 
 def test_the_list_of_commands_names_each():
     ended = subprocess.run([sys.executable, "-m", "pvae"], capture_output=True, text=True, check=True)
-    commands = {file.stem for file in Path(pvae.__file__).parent.glob("*.py")} - {"__init__", "__main__", "vae"}
+    package = Path(pvae.__file__).parent
+    commands = {file.stem for file in package.glob("*.py")} - {"__init__", "__main__", "vae"}
+    commands |= {file.parent.name for file in package.glob("*/__main__.py")}
     assert commands == {line.split()[0] for line in ended.stdout.splitlines() if line.startswith("  ")}
 
 
