@@ -117,7 +117,7 @@ class Config:
     label_weight: float = option(
         5.0,
         "weight of the classifier q(y | x) in the loss, times its cross-entropy, a mean over the known labels; 0.1 is "
-        "that of Kingma et al., who train for 3,000 epochs",
+        "that of Kingma et al., who train for 3,000 passes",
         only_with=("--labels above 0", lambda c: c.labels > 0),
     )
     pad: int = option(0, "black pixels added on each side of the images", limits=(0, 10**3))

@@ -38,7 +38,7 @@ class EnumeratedELBO(PerDatumELBO, TraceEnum_ELBO):
         InputError: (when used) the guide has no site "y" that can be enumerated, or z is not reparameterised.
 
     Reference:
-        Kingma et al., arXiv:1406.5298, equations 6 to 9.
+        Kingma et al., arXiv:1406.5298 (the model M2).
     """
 
     options = ("beta", "label_weight")

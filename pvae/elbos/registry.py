@@ -13,7 +13,7 @@ from pvae.elbos.handwritten import HandwrittenELBO
 from pvae.elbos.importance import CIWAE, IWAE, MIWAE, RenyiELBO
 from pvae.elbos.trace import AnalyticELBO, TraceELBO
 
-__all__ = ["ELBO_CLASSES", "build_elbo", "elbo_of", "loss_in_words"]
+__all__ = ["ELBO_CLASSES", "build_elbo", "elbo_of"]
 
 ELBO_CLASSES: dict[str, type[PerDatumELBO]] = {  # by the choices of --elbo
     "trace": TraceELBO,
@@ -105,18 +105,3 @@ def elbo_of(config: Config, labelled: float = 1.0) -> PerDatumELBO:
     bits, groups = config.free_bits, config.groups
     options: dict[str, Any] = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups}
     return build_elbo(name, config.particles, weight, bits, **options, label_weight=config.label_weight / labelled)
-
-
-def loss_in_words(config: Config) -> str:
-    """Return what the training of a configuration minimises, in words."""
-    if config.posterior == "delta":
-        return "the distortion"
-    if "beta" not in ELBO_CLASSES[config.elbo].options:
-        return f"the loss of --elbo {config.elbo} with {config.particles} draws of z for each image"
-    text = f"distortion + {config.beta:g} x rate" + " / number of latents" * (config.rate_reduction == "mean")
-    text += f" (--elbo {config.elbo})"
-    if config.warm_up:
-        text += f", with a warm-up of the weight of the rate from 0 over {config.warm_up} epochs"
-    if config.free_bits:
-        text += f", where the first {config.free_bits:g} nats of the rate of each latent cost nothing"
-    return text

@@ -27,7 +27,7 @@ from pvae.core.errors import InputError
 from pvae.data.dataset import random_subset
 from pvae.data.preparation import Pixels
 from pvae.distributions.hierarchy import Hierarchy
-from pvae.elbos.registry import loss_in_words
+from pvae.elbos.registry import ELBO_CLASSES
 from pvae.models.hierarchy import FirstLayer
 from pvae.models.networks import ChannelsLast, FlatBatch
 from pvae.runs.run import Run
@@ -79,13 +79,28 @@ def explorer_page(run: Run) -> str:
     for name in ("guide", "log_likelihood", "model", "posterior", "prior"):
         line = inspect.getsourcelines(getattr(VAE, name))[1]
         page = page.replace(f"{{{{ {name} }}}}", f"pvae/vae.py:{line} VAE.{name}")
-    page = page.replace("{{ loss }}", loss_in_words(run.config))
+    page = page.replace("{{ loss }}", _loss_in_words(run.config))
     for bits, num_images in _SIZES:
         content = base64.b64encode(_packed(run, bits, num_images)).decode()
         if len(page) + len(content) <= MOST_BYTES:
             break
     title = html.escape(run.title.partition("\n")[0])
     return page.replace("{{ content }}", content).replace("{{ title }}", title)
+
+
+def _loss_in_words(config: Config) -> str:
+    """Return what the training of a configuration minimises, in words."""
+    if config.posterior == "delta":
+        return "the distortion"
+    if "beta" not in ELBO_CLASSES[config.elbo].options:
+        return f"the loss of --elbo {config.elbo} with {config.particles} draws of z for each image"
+    text = f"distortion + {config.beta:g} x rate" + " / number of latents" * (config.rate_reduction == "mean")
+    text += f" (--elbo {config.elbo})"
+    if config.warm_up:
+        text += f", with a warm-up of the weight of the rate from 0 over {config.warm_up} epochs"
+    if config.free_bits:
+        text += f", where the rate of each latent counts as at least {config.free_bits:g} nats"
+    return text
 
 
 class _Tensors:

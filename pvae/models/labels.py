@@ -68,7 +68,7 @@ class PosteriorGivenLabels(nn.Module):
         posterior: returns q(z | x, y) of this input.
 
     Reference:
-        Sohn, Lee and Yan, NeurIPS 2015; Kingma et al., arXiv:1406.5298, equation 4.
+        Sohn, Lee and Yan, NeurIPS 2015; Kingma et al., arXiv:1406.5298 (the model M2).
     """
 
     def __init__(self, seen: nn.Module, join: EncoderJoin, posterior: nn.Module) -> None:
@@ -125,7 +125,7 @@ class LabelPrior(nn.Module):
         latent_dim: L.
 
     Reference:
-        Kingma et al., arXiv:1406.5298, equation 2 (model M2).
+        Kingma et al., arXiv:1406.5298 (the model M2).
     """
 
     logits: Tensor
@@ -155,7 +155,7 @@ class LabelPosterior(nn.Module):
         latent_dim: L.
 
     Reference:
-        Kingma et al., arXiv:1406.5298, equation 4.
+        Kingma et al., arXiv:1406.5298 (the model M2).
     """
 
     def __init__(self, classifier: nn.Module, posterior: nn.Module, latent_dim: int) -> None:

@@ -143,7 +143,7 @@ def enumerated(vae: VAE, x: Tensor, num_particles: int = 1) -> Terms:
         Distortion and rate, (B,) each.
 
     Reference:
-        Kingma et al., arXiv:1406.5298, equations 6 and 7.
+        Kingma et al., arXiv:1406.5298 (the model M2).
     """
     posterior, prior = vae.posterior(x), vae.prior()
     if not (isinstance(posterior, LabelAndLatent) and isinstance(prior, LabelAndLatent)):

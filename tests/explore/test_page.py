@@ -127,7 +127,7 @@ def test_the_command_writes_the_page_and_replaces_nothing_else(tmp_path, capsys,
     ("options", "loss"),
     [
         ({"beta": 2.0, "warm_up": 3}, "distortion + 2 x rate (--elbo trace), with a warm-up"),
-        ({"free_bits": 0.5}, "the first 0.5 nats of the rate of each latent"),
+        ({"free_bits": 0.5}, "the rate of each latent counts as at least 0.5 nats"),
         ({"elbo": "iwae", "particles": 5}, "minimised the loss of --elbo iwae with 5 draws"),
         ({"posterior": "delta"}, "minimised the distortion."),
     ],
