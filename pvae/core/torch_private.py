@@ -15,6 +15,7 @@ __all__ = [
     "OLDEST_FOR_INDUCTOR",
     "TorchDispatchMode",
     "compile_package",
+    "has_bfloat16",
     "linear_by_onednn",
     "load_package",
     "make_fx",
@@ -32,6 +33,11 @@ linear_by_onednn: Any = getattr(getattr(torch.ops.mkldnn, "_linear_pointwise", N
 def validates_arguments() -> bool:
     """Return whether distributions check their arguments."""
     return bool(Distribution._validate_args)
+
+
+def has_bfloat16() -> bool:
+    """Return whether torch multiplies bfloat16 matrices on this CPU by the CPU's own instructions."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def compile_package(program: torch.export.ExportedProgram, package: Any, options: dict[str, Any]) -> None:

@@ -34,6 +34,7 @@ from pvae.core.errors import (
 from pvae.core.random_state import restore_rng_state, rng_state, seeded
 from pvae.core.terminal import progress_bar
 from pvae.core.terms import LossAndTerms, Terms
+from pvae.core.torch_private import has_bfloat16
 from pvae.data.dataset import Dataset, random_subset
 from pvae.data.preparation import Preparation
 from pvae.elbos.base import OnResult, PerDatumELBO
@@ -132,6 +133,8 @@ class Trainer:
         self.engine = engine or ("graph" if self._is_auto else config.compile)
         if self.engine == "inductor":
             check_engine(self.engine, config.precision)
+        if config.precision == "bf16" and device.type == "cpu" and not has_bfloat16():
+            note("this CPU has no instructions for bfloat16: --precision fp32 is several times as fast here")
         candidates = [threads or torch.get_num_threads()]
         while candidates[-1] > 1 and threads is None and world.size == 1 and device.type == "cpu":
             candidates.append(candidates[-1] // 2)

@@ -207,3 +207,11 @@ def test_a_resumed_run_keeps_engine_and_threads_bit_for_bit(monkeypatch, tmp_pat
     resume(parts.path, 17, data=few_digits, threads=2)
     resume(parts.path, 18, data=few_digits)
     assert [one["threads"] for one in Run.open(parts.path).sessions[2:]] == [2, 2]
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_bfloat16_on_a_cpu_without_it_is_noted(few_digits, small_config, monkeypatch, has):
+    monkeypatch.setattr(trainer, "has_bfloat16", lambda: has)
+    config = small_config.replace(compile="graph", precision="bf16", epochs=1)
+    _, _, notes = trained(config, few_digits)
+    assert ["bfloat16" in note for note in notes] == ([] if has else [True])
