@@ -21,6 +21,9 @@ from unittest.mock import patch
 import pvae
 from pvae import __main__ as pvae_main
 from pvae.cli.command import Parser
+from pvae.core.errors import InputError
+from pvae.explore.page import explorer_page
+from pvae.runs.run import Run
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -125,23 +128,42 @@ def shown(action: argparse.Action) -> str:
 
 
 def api() -> Iterator[str]:
-    """Yield the public names of `pvae`, and then those of each room that are not among them."""
-    yield "## pvae"
+    """Yield the public names of `pvae`."""
     yield from (described("pvae", name) for name in sorted(pvae.__all__, key=str.lower))
-    known = [getattr(pvae, name) for name in pvae.__all__]
-    for room in ROOMS:
-        package = importlib.import_module(f"pvae.{room}")
-        yield f"## pvae.{room}"
-        yield package.__doc__
-        modules = pkgutil.iter_modules(getattr(package, "__path__", []))
-        names = [one.name for one in modules if not one.name.startswith("_")]
-        for path in [f"pvae.{room}.{name}" for name in names] or [f"pvae.{room}"]:
-            module = importlib.import_module(path)
-            if path != f"pvae.{room}":
-                yield f"### {path.removeprefix('pvae.')}"
-                yield module.__doc__
-            public = [name for name in module.__all__ if not any(getattr(module, name) is one for one in known)]
-            yield from (described(path, name) for name in public)
+
+
+def room(name: str) -> Iterator[str]:
+    """Yield a page of the public names of a room's modules that are not among those of `pvae`."""
+    package = importlib.import_module(f"pvae.{name}")
+    yield f"# pvae.{name}"
+    yield package.__doc__
+    known = [getattr(pvae, one) for one in pvae.__all__]
+    modules = pkgutil.iter_modules(getattr(package, "__path__", []))
+    names = [one.name for one in modules if not one.name.startswith("_")]
+    for path in [f"pvae.{name}.{one}" for one in names] or [f"pvae.{name}"]:
+        module = importlib.import_module(path)
+        if path != f"pvae.{name}":
+            yield f"## {path.removeprefix('pvae.')}"
+            yield module.__doc__
+        public = [one for one in module.__all__ if not any(getattr(module, one) is other for other in known)]
+        yield from (described(path, one) for one in public)
+
+
+def write_rooms(_: Any) -> None:
+    """Write the pages of the rooms, before Sphinx looks for pages."""
+    folder = ROOT / "notebooks" / "rooms"
+    folder.mkdir(exist_ok=True)
+    for name in ROOMS:
+        (folder / f"{name}.md").write_text("\n\n".join(room(name)), encoding="utf-8")
+
+
+def write_explorer(app: Any, error: Exception | None) -> None:
+    """Write the page of a trained run that `start` shows; the images of the second one need no network."""
+    for name in ("fashion-vae", "deep-bayes"):
+        with contextlib.suppress(InputError):
+            page = explorer_page(Run.open(name))
+            (Path(app.outdir) / "_static" / "explore.html").write_text(page, encoding="utf-8")
+            return
 
 
 def described(module: str, name: str) -> str:
@@ -183,6 +205,8 @@ def is_skipped(_: Any, what: str, name: str, obj: Any, skip: bool, options: Any)
 
 def setup(app: Any) -> None:
     """Connect what is made to the build."""
+    app.connect("builder-inited", write_rooms)
+    app.connect("build-finished", write_explorer)
     app.connect("env-get-outdated", lambda *_: [*CHOICES, "api", "commands"])  # the code may have changed
     app.connect("source-read", fill)
     app.connect("autodoc-process-docstring", to_rst, priority=100)

@@ -55,7 +55,7 @@ def system_title(config: Config) -> str:
     """
     if config.system not in SYSTEMS:
         return config.system
-    shown_elsewhere = ("system", "dataset", "columns", "elbo", "epochs", "seed", "source")
+    shown_elsewhere = ("system", "dataset", "columns", "elbo", "epochs", "seed", "source", "compile")
     changed = _changed(config, SYSTEMS[config.system], shown_elsewhere)
     return " ".join([config.system, "with", *changed]) if changed else config.system
 
