@@ -18,6 +18,7 @@ from pvae.data.dataset import random_subset
 from pvae.data.preparation import Pixels
 from pvae.distributions.hierarchy import Hierarchy
 from pvae.evaluation.rate_decomposition import active_units, split_rate
+from pvae.models.labels import found_labels
 from pvae.runs.run import Run
 from pvae.trained.codes import given_labels, test_images
 from pvae.trained.images import with_likelihood
@@ -34,6 +35,7 @@ from pvae.vae import VAE
 
 __all__ = ["ElboParts", "LogLikelihood", "RateDecomposition", "Report", "evaluate", "to_text"]
 
+_AT_ONCE = 1000  # images
 
 # The metadata of a field below are its label and its note in `to_text`; its name is its key in evaluation.json.
 
@@ -83,6 +85,7 @@ class ElboParts:
         rate_decomposition: the parts of the rate; None if q(z | x) is not Normal with independent dimensions.
         active_units: for each stochastic layer, the number of latent dimensions whose mean varies over images.
         latent_dims: for each stochastic layer, the number of latent dimensions.
+        accuracy: the share of the known labels that are the likeliest by q(y | x); None without `Config.labels`.
     """
 
     elbo: Estimate = field(metadata={"ELBO": "of data as it was trained on"})
@@ -96,6 +99,7 @@ class ElboParts:
     rate_decomposition: RateDecomposition | None
     active_units: tuple[int, ...] = field(metadata={"active units": "means with a variance above 0.01"})
     latent_dims: tuple[int, ...] = field(metadata={"  of latent dimensions": ""})
+    accuracy: Estimate | None = field(metadata={"accuracy": "share of the labels that q(y | x) finds"}, default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,16 +199,20 @@ def evaluate(
         raise InputError(f"{run.path} is an autoencoder: a point posterior has no bound and no log-likelihood")
     seen = test_images(run)
     binary, x, kind = with_likelihood(run, data.test, vae.y)
+    labels = data.test_labels if run.config.labels else None
     if num_images is not None:
         subset = random_subset(len(seen), num_images, seed)  # some data sets are sorted by class
         seen, x = (replace(pixels, images=pixels.images[subset]) for pixels in (seen, x))
         vae, binary = (one.given(None if one.y is None else one.y[subset]) for one in (vae, binary))
+        labels = None if labels is None else labels[subset]
     if len(seen) < 2 or num_particles < 2:
         raise InputError("an evaluation needs at least 2 test images and 2 importance samples")
     checkpoint = run.best_checkpoint()
+    found = found_labels(vae.q_z, seen.split(_AT_ONCE), labels)
+    accuracy = None if found is None else Estimate.of(found)
     draw = partial(importance_sample, binary, x, on_images=on_images, engine=engine, precision=precision)
     with seeded(seed, torch.device("cpu")):
-        parts = _elbo_parts(vae, seen, seed)
+        parts = replace(_elbo_parts(vae, seen, seed), accuracy=accuracy)
         sample = _trusted_sample(draw, num_particles, seconds, on_sample)
         elbo = Estimate.of(elbo_terms(binary, x)["elbo"]) if vae.is_pseudo else parts.elbo
     return Report(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -15,7 +15,14 @@ from pvae.core.errors import InputError
 from pvae.core.tracing import require
 from pvae.distributions.labels import LabelAndLatent, PartlyKnownLabel
 
-__all__ = ["EncoderJoin", "LabelPosterior", "LabelPrior", "LikelihoodGivenLabels", "PosteriorGivenLabels"]
+__all__ = [
+    "EncoderJoin",
+    "LabelPosterior",
+    "LabelPrior",
+    "LikelihoodGivenLabels",
+    "PosteriorGivenLabels",
+    "found_labels",
+]
 
 
 def _values(y: Tensor, num_labels: int, dtype: torch.dtype) -> Tensor:
@@ -173,3 +180,18 @@ class LabelPosterior(nn.Module):
         logits = self.classifier(x)
         label = dist.OneHotCategorical(logits=logits) if y is None else PartlyKnownLabel(logits, y)
         return LabelAndLatent(label, lambda one: self.posterior(x, one), self.latent_dim)
+
+
+@torch.no_grad()
+def found_labels(posterior: nn.Module, parts: Iterable[Tensor], labels: Tensor | None) -> Tensor | None:
+    """Return for each known label whether it is the likeliest by q(y | x), bool (M,); None if there are none.
+
+    Args:
+        posterior: returns q(y, z | x).
+        parts: the data x, in parts.
+        labels: int64 (N,), -1 where one is not known.
+    """
+    if labels is None or not (labels >= 0).any():
+        return None
+    likeliest = torch.cat([posterior(x).first.probs.argmax(-1) for x in parts]).cpu()
+    return (likeliest == labels)[labels >= 0]

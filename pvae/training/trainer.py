@@ -40,6 +40,7 @@ from pvae.data.preparation import Preparation
 from pvae.elbos.base import OnResult, PerDatumELBO
 from pvae.elbos.registry import elbo_of
 from pvae.models.build import build_vae, fit_to, meta_state_dict, sizes_of, start_like_burda
+from pvae.models.labels import found_labels
 from pvae.reference.elbo import posterior_mean_loss
 from pvae.runs.checkpoint import Checkpoint, Counts, UnfinishedEpoch
 from pvae.runs.metrics import Metrics, summarise
@@ -258,14 +259,9 @@ class Trainer:
     @torch.no_grad()
     def _accuracy(self, split: str, batch_size: int) -> float | None:
         """Return the share of the known labels of a split that q(y | x) finds, or None if it has none."""
-        labels = self.data.labels.get(split)
-        if labels is None or not (labels >= 0).any():
-            return None
-        posteriors: Any = (
-            self.vae.posterior(self.preparation.x(part)) for part in self.images[split].split(batch_size)
-        )
-        found = torch.cat([posterior.first.probs.argmax(-1) for posterior in posteriors]).cpu()
-        return (found == labels)[labels >= 0].double().mean().item()
+        parts = map(self.preparation.x, self.images[split].split(batch_size))
+        found = found_labels(self.vae.q_z, parts, self.data.labels.get(split))
+        return None if found is None else found.double().mean().item()
 
     def _metrics(self, split: str, terms: Terms, loss: float, seconds: float, at_mean: float = math.nan) -> Metrics:
         try:
