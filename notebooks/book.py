@@ -12,6 +12,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MADE = "*What follows is made from the code when the book is built.*"
 CHOICES = tomllib.loads((ROOT / "notebooks" / "choices.toml").read_text(encoding="utf-8"))
 SYMBOLS = CHOICES.pop("symbols")
+MADE_PAGES = ROOT / "notebooks" / "made"
 LAYERS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"][1]
 ROOMS = [room for layer in reversed(LAYERS["layers"][2:]) for room in layer.split(" | ")]  # without the commands
 COMMANDS = re.findall(r"^  (\w+) ", pvae_main._COMMANDS, re.MULTILINE)
@@ -58,30 +60,38 @@ def table(titles: list[str], rows: list[list[str]]) -> str:
 
 
 def choices(kind: str) -> Iterator[str]:
-    """Yield a section for each class or function of posteriors, priors, likelihoods, elbos or networks."""
-    for name, said in CHOICES[kind].items():
-        of_module = importlib.import_module(f"pvae.{said['module']}")
-        one = getattr(of_module, name)
-        parts = sections(one.__doc__)
-        arguments = next((text for base in (one, *getattr(one, "__mro__", [])) if (text := arguments_of(base))), "")
-        yield f"## {name}"
-        yield f"`{said['option']}`, in Python `pvae.{said['module']}.{name}`"
-        yield parts[""]
-        entries = re.findall(r"^(\w+): (.*(?:\n .*)*)", arguments, re.MULTILINE)
-        rows = []
-        for argument, text in entries:
-            symbol, meaning = re.fullmatch(r"(?:([A-Z])\b[.,;]? ?)?(.*)", " ".join(text.split())).groups()
-            rows.append([symbol or "", meaning or SYMBOLS[symbol], f"`{argument}`"])
-        rows += [[symbol, meaning, where] for symbol, meaning, where in said.get("rows", [])]
-        has_symbols = any(symbol for symbol, *_ in rows)
-        columns = ["symbol", "meaning", "name in the code"][not has_symbols :]
-        yield table(columns, [row[not has_symbols :] for row in rows])
-        yield f"**When to take it.** {said['take']}"
-        yield f"**What it cannot do.** {said['cannot']}"
-        yield f"**Figures:** {said['figures']}"
-        yield f"**Tests:** {', '.join(f'`{test}`' for test in said['tests'])}"
-        if "Reference" in parts:
-            yield f"**Reference:** {' '.join(parts['Reference'].split())}"
+    """Yield a table of the posteriors, priors, likelihoods, elbos or networks, and the list of their pages."""
+    names = CHOICES[kind]
+    rows = [[f"[{name}](made/{kind}/{name}.md)", f"`{said['option']}`", said["take"]] for name, said in names.items()]
+    yield table(["name", "option", "when to take it"], rows)
+    pages = "\n".join(f"made/{kind}/{name}" for name in names)
+    yield f"```{{toctree}}\n:hidden:\n\n{pages}\n```"
+
+
+def choice(kind: str, name: str) -> Iterator[str]:
+    """Yield the page of one of them."""
+    said = CHOICES[kind][name]
+    one = getattr(importlib.import_module(f"pvae.{said['module']}"), name)
+    parts = sections(one.__doc__)
+    arguments = next((text for base in (one, *getattr(one, "__mro__", [])) if (text := arguments_of(base))), "")
+    yield f"# {name}"
+    yield f"`{said['option']}`, in Python `pvae.{said['module']}.{name}`"
+    yield parts[""]
+    entries = re.findall(r"^(\w+): (.*(?:\n .*)*)", arguments, re.MULTILINE)
+    rows = []
+    for argument, text in entries:
+        symbol, meaning = re.fullmatch(r"(?:([A-Z])\b[.,;]? ?)?(.*)", " ".join(text.split())).groups()
+        rows.append([symbol or "", meaning or SYMBOLS[symbol], f"`{argument}`"])
+    rows += [[symbol, meaning, where] for symbol, meaning, where in said.get("rows", [])]
+    has_symbols = any(symbol for symbol, *_ in rows)
+    columns = ["symbol", "meaning", "name in the code"][not has_symbols :]
+    yield table(columns, [row[not has_symbols :] for row in rows])
+    yield f"**When to take it.** {said['take']}"
+    yield f"**What it cannot do.** {said['cannot']}"
+    yield f"**Figures:** {said['figures']}"
+    yield f"**Tests:** {', '.join(f'`{test}`' for test in said['tests'])}"
+    if "Reference" in parts:
+        yield f"**Reference:** {' '.join(parts['Reference'].split())}"
 
 
 def commands() -> Iterator[str]:
@@ -149,12 +159,16 @@ def room(name: str) -> Iterator[str]:
         yield from (described(path, one) for one in public)
 
 
-def write_rooms(_: Any) -> None:
-    """Write the pages of the rooms, before Sphinx looks for pages."""
-    folder = ROOT / "notebooks" / "rooms"
-    folder.mkdir(exist_ok=True)
-    for name in ROOMS:
-        (folder / f"{name}.md").write_text("\n\n".join(room(name)), encoding="utf-8")
+def write_pages(_: Any) -> None:
+    """Write a page for each room and for each posterior, prior, ..., before Sphinx looks for pages."""
+    pages = {f"rooms/{name}": room(name) for name in ROOMS}
+    pages |= {f"{kind}/{name}": choice(kind, name) for kind, names in CHOICES.items() for name in names}
+    shutil.rmtree(MADE_PAGES, ignore_errors=True)
+    for path, parts in pages.items():
+        file = MADE_PAGES / f"{path}.md"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = re.sub(r"\]\((?!http)", "](../../", "\n\n".join(parts))  # links of choices.toml, from notebooks/
+        file.write_text(text, encoding="utf-8")
 
 
 def write_explorer(app: Any, error: Exception | None) -> None:
@@ -205,7 +219,7 @@ def is_skipped(_: Any, what: str, name: str, obj: Any, skip: bool, options: Any)
 
 def setup(app: Any) -> None:
     """Connect what is made to the build."""
-    app.connect("builder-inited", write_rooms)
+    app.connect("builder-inited", write_pages)
     app.connect("build-finished", write_explorer)
     app.connect("env-get-outdated", lambda *_: [*CHOICES, "api", "commands"])  # the code may have changed
     app.connect("source-read", fill)
