@@ -128,6 +128,10 @@ def test_other_data_as_their_page_takes_them(run):
     names = run(ROOT / "notebooks/values.md", "values_config")
     assert names["run"].config.likelihood == "negative-binomial"
     assert names["rows"].shape == (5, 20)
+    bounds = [
+        row.elbo for row in run(ROOT / "notebooks/values.md", "Poisson(y *")["run"].metrics() if row.split == "test"
+    ]
+    assert bounds[-1] > bounds[0]
     run(ROOT / "notebooks/values.md", "patients.csv")
     config = pvae.values_config(load_dataset("table:patients.csv"))
     assert f"--likelihood columns --columns {config.columns}\n" in (ROOT / "notebooks/values.md").read_text()

@@ -96,7 +96,6 @@ class Config:
         False,
         "NaN, in a table an empty field, is a value that is missing: the bound is one on log p of the others, and the "
         "encoder sees which they are",
-        only_with=("a --network of linear layers", lambda c: not c.network.startswith("conv")),
     )
     label_column: str = option(
         "",
@@ -413,8 +412,6 @@ def _contradictions(c: Config) -> Iterator[str]:
     if is_of_values and (c.prior == "vamp" or c.pad or c.binarize != "none"):
         given = "--pad" if c.pad else "--prior vamp" if c.prior == "vamp" else f"--binarize {c.binarize}"
         yield f"{given} does not go with --likelihood {c.likelihood}: leave one out"
-    if c.missing and c.network.startswith("conv"):
-        yield f"--missing goes with --network mlp or linear, not {c.network}"
     if c.missing and c.likelihood == "normal-optimal":
         yield "--likelihood normal-optimal needs all values of a batch: leave --missing out"
     if c.labels and c.condition:

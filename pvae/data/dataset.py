@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pvae.core.errors import InputError, check_name, one_line
-from pvae.data.torch_data import held_out, read_torch
+from pvae.data.torch_data import read_torch
 
 __all__ = [
     "Column",
@@ -150,9 +150,10 @@ class Dataset:
                 raise InputError(f"{self.name}: training and {split} data differ in shape or type")
             if self.is_images and data.shape[3] in (3, 4) and data.shape[1] > 4:
                 raise InputError(f"{self.name}: images are (N, C, H, W), not {tuple(data.shape)}: permute(0, 3, 1, 2)")
-            if data.is_floating_point() and (infinite := data.flatten(1).isinf()).any():
-                row, place = infinite.nonzero()[0].tolist()
-                raise InputError(f"{self.name}: {split}[{row}] holds {data[row].flatten()[place].item()}")
+            for start, part in _in_parts(data) if data.is_floating_point() else ():
+                if (infinite := part.flatten(1).isinf()).any():
+                    row, place = infinite.nonzero()[0].tolist()
+                    raise InputError(f"{self.name}: {split}[{start + row}] holds {part[row].flatten()[place].item()}")
         if not self.label_names and self.train_labels is not None and _is_classes(self.train_labels):
             most = max(int(labels.max()) for labels in self.labels.values())
             object.__setattr__(self, "label_names", tuple(map(str, range(most + 1))))
@@ -172,7 +173,10 @@ class Dataset:
 
     @classmethod
     def from_torch(cls, name: str, train: Any, test: Any = None) -> Dataset:
-        """Return the data of `torch.utils.data` sets or loaders, read into memory once.
+        """Return the data of `torch.utils.data` sets or loaders, read once.
+
+        Data of more than half of the memory are kept in a temporary file that disappears with them, images as bytes and
+        others in float32, in a random order that is always the same. `TMPDIR` names the folder of the file.
 
         Args:
             name: the name in titles.
@@ -182,9 +186,11 @@ class Dataset:
         Raises:
             InputError: as for `Dataset`, or a source cannot be read or yields something else.
         """
-        x, y, note = read_torch(train, "train")
+        x, y, note = read_torch(train, "train", is_shuffled=test is None)
         if test is None:
-            x, x_test, y, y_test = held_out(x, y)
+            num_train = len(x) - max(2, len(x) // 10)
+            x, x_test = x.tensor_split([num_train])
+            y, y_test = (None, None) if y is None else y.tensor_split([num_train])
         else:
             x_test, y_test, of_test = read_torch(test, "test")
             note = "; ".join(filter(None, (note, of_test)))
@@ -199,7 +205,9 @@ class Dataset:
     @property
     def has_missing(self) -> bool:
         """Whether a value is NaN, that is, missing."""
-        return self.train.is_floating_point() and any(bool(split.isnan().any()) for split in self.splits.values())
+        return self.train.is_floating_point() and any(
+            bool(part.isnan().any()) for split in self.splits.values() for _, part in _in_parts(split)
+        )
 
     @property
     def datum_shape(self) -> tuple[int, ...]:
@@ -301,9 +309,13 @@ class Dataset:
     def is_binary(self) -> bool:
         """Whether the values of the training images are 0 and 255, and no others; of other data, 0 and 1."""
         high = 255 if self.is_images else 1
-        parts = self.train.split(max(1, 2**24 // self.train[0].numel()))
-        is_of_two = all(bool(((part == 0) | (part == high) | part.isnan()).all()) for part in parts)
-        return is_of_two and bool((self.train == 0).any() and (self.train == high).any())
+        found = set[bool]()  # whether it is the high one, of the values that are there
+        for _, part in _in_parts(self.train):
+            is_low, is_high = part == 0, part == high
+            if not bool((is_low | is_high | part.isnan()).all()):
+                return False
+            found |= {value for value, is_there in ((False, is_low), (True, is_high)) if bool(is_there.any())}
+        return len(found) == 2
 
     @property
     def test_names(self) -> Sequence[str]:
@@ -341,7 +353,8 @@ class Dataset:
             raise InputError(f"--valid {share:g} leaves {rest}: give --valid 0, or more images")
         rows = np.random.RandomState(len(self.train)).permutation(len(self.train))
         train, labels = self.train, self.train_labels
-        if self.dataset.startswith("folder:"):  # whose files were shuffled, as far as their order is not given
+        # Files of a folder were shuffled, as far as their order is not given, and so were data in a temporary file.
+        if self.dataset.startswith("folder:") or train.untyped_storage().filename is not None:
             rows = np.arange(len(self.train))
         else:
             train, labels = train[rows], None if labels is None else labels[rows]
@@ -395,6 +408,12 @@ class Dataset:
             labels_sha256=self._labels_sha256(),
             columns=self.columns,
         )
+
+
+def _in_parts(data: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield data in parts, each with the number of its first row."""
+    size = max(1, 2**24 // data[0].numel())
+    yield from ((start, data[start : start + size]) for start in range(0, len(data), size))
 
 
 def _is_classes(labels: Tensor) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -11,24 +13,31 @@ from torch.utils.data import DataLoader
 
 from pvae.core.errors import InputError, brief
 
-__all__ = ["held_out", "read_torch"]
+__all__ = ["read_torch"]
 
 _AT_ONCE = 1000  # data in a batch
 
 
-def read_torch(source: Any, split: str) -> tuple[Tensor, Tensor | None, str]:
+def read_torch(source: Any, split: str, is_shuffled: bool = False) -> tuple[Tensor, Tensor | None, str]:
     """Return the data of a source, their labels if it has any, and a note on what it leaves out.
 
     Args:
         source: a map-style dataset of x or (x, label), which is read in batches, or a `DataLoader`, whose workers and
             order are its own.
         split: its name, for messages.
+        is_shuffled: return them in a random order, always the same one; so are data that do not fit into memory.
 
     Raises:
-        InputError: it raises an exception, holds nothing, or yields something else.
+        InputError: it raises an exception, holds nothing, yields something else, or has so many data that they need a
+            file, and leaves some out.
     """
     loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=_AT_ONCE)
-    data, labels = list[Tensor](), list[Tensor]()
+    try:
+        count = len(loader.dataset)  # type: ignore[arg-type]
+    except TypeError:  # an iterable dataset has no length
+        count = 0
+    data, labels, in_file, places = list[Tensor](), list[Tensor](), None, torch.empty(0)
+    read = 0
     try:
         for batch in loader:
             items = batch if isinstance(batch, (list, tuple)) else [batch]
@@ -36,26 +45,44 @@ def read_torch(source: Any, split: str) -> tuple[Tensor, Tensor | None, str]:
             if len(items) not in (1, 2) or others:
                 what = f"a {others[0]}" if others else f"{len(items)} tensors"
                 raise InputError(f"{split} yields {what}: yield a tensor x, or x and a label")
-            data.append(items[0])
+            x = items[0]
+            if not read and count * x[0].nbytes > _large():
+                kind = x.dtype if x.dtype == torch.uint8 and x.dim() == 4 else torch.float32
+                in_file, places = _in_temporary_file((count, *x.shape[1:]), kind), _order(count).argsort()
+            if in_file is None:
+                data.append(x)
+            else:
+                in_file[places[read : read + len(x)]] = x
+            read += len(x)
             labels += items[1:]
-        if not data:
+        if not read:
             raise InputError(f"{split} holds no data")
-        x, y = torch.cat(data), torch.cat(labels) if labels else None
+        if in_file is not None and read != count:
+            raise InputError(f"{split} yields {read:,} of {count:,} data: of data larger than memory all are needed")
+        x, y = torch.cat(data) if in_file is None else in_file, torch.cat(labels) if labels else None
     except InputError:
         raise
     except Exception as error:  # of any type: it is the user's code
         raise InputError(f"{split} cannot be read ({type(error).__name__}: {brief(error)})") from None
-    try:
-        missing = len(loader.dataset) - len(x)  # type: ignore[arg-type]
-    except TypeError:  # an iterable dataset has no length
-        missing = 0
-    return x, y, f"{missing:,} {split} data are left out by drop_last or a sampler" if missing > 0 else ""
+    if is_shuffled or in_file is not None:
+        order = _order(read)
+        x, y = x[order] if in_file is None else x, None if y is None else y[order]
+    return x, y, f"{count - read:,} {split} data are left out by drop_last or a sampler" if count > read else ""
 
 
-def held_out(data: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Return nine tenths and a tenth of data, in a random order that is always the same, and of their labels."""
-    order = torch.from_numpy(np.random.RandomState(len(data)).permutation(len(data)))  # in every version of numpy
-    num_test = max(2, len(data) // 10)
-    parts = data[order].tensor_split([len(data) - num_test])
-    of_labels = (None, None) if labels is None else labels[order].tensor_split([len(data) - num_test])
-    return parts[0], parts[1], of_labels[0], of_labels[1]
+def _order(count: int) -> Tensor:
+    """Return a permutation of `count` data, the same in every version of numpy."""
+    return torch.from_numpy(np.random.RandomState(count).permutation(count))
+
+
+def _large() -> float:
+    """Return half of the memory, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 if hasattr(os, "sysconf") else float("inf")
+
+
+def _in_temporary_file(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return a tensor of zeros whose memory is a file; the system removes the file when the tensor is gone."""
+    size = torch.Size(shape).numel()
+    with tempfile.NamedTemporaryFile(prefix="pvae-") as file:
+        file.truncate(size * dtype.itemsize)
+        return torch.from_file(file.name, shared=True, size=size, dtype=dtype).view(shape)

@@ -86,7 +86,7 @@ def build_vae(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -
         seen, shape = [features], (features.num_features,)
     if config.missing and not kinds:
         seen.append(WithMask(datum_shape))
-        shape = (2 * math.prod(datum_shape),)  # the values and their mask
+        shape = (2 * datum_shape[0], *datum_shape[1:])  # the values and their mask
     decoded = (sum(map(outputs_of, kinds)),) if kinds else datum_shape
     encoder, decoder = _networks(config, shape, decoded, num_outputs, num_labels)
     if not num_labels:

@@ -28,6 +28,8 @@ __all__ = [
     "mlp_encoder",
 ]
 
+_ROWS = 10_000  # in a part of the data
+
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gated": nn.GLU}
 
@@ -215,9 +217,16 @@ class Standardize(nn.Module):
 
     def fit_to(self, data: Tensor) -> None:
         """Store mean and standard deviation of the training data, (N, *datum_shape), without those that are NaN."""
-        data = data if self.columns is None else data[..., self.columns]
-        mean = data.nanmean(0)
-        std = (data - mean).square().nanmean(0).sqrt()
+
+        def mean_of(function: Callable[[Tensor], Tensor]) -> Tensor:
+            total = count = torch.zeros((), dtype=torch.float64)
+            for part in data.split(_ROWS):  # the data may be larger than memory
+                values = function(part if self.columns is None else part[..., self.columns]).double()
+                total, count = total + values.nansum(0), count + (~values.isnan()).sum(0)
+            return total / count
+
+        mean = mean_of(lambda x: x)
+        std = mean_of(lambda x: (x - mean).square()).sqrt()
         self.mean.copy_(mean)
         self.std.copy_(torch.where(std > 0, std, torch.ones_like(std)))
 
@@ -227,7 +236,7 @@ class Standardize(nn.Module):
 
 
 class WithMask(nn.Module):
-    """Return x with 0 for NaN, and beside it 1 for each value that is not NaN: (..., 2 D) of (..., *datum_shape).
+    """Return x with 0 for NaN, and beside it 1 for each value that is not NaN: (..., 2 C, H, W) of (..., C, H, W).
 
     Args:
         datum_shape: of x.
@@ -238,10 +247,10 @@ class WithMask(nn.Module):
         self.num_dims = len(datum_shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the values and the mask."""
+        """Return the values and the mask, one behind the other along the first dimension of a datum."""
         is_missing = x.isnan()
         values = torch.where(is_missing, torch.zeros_like(x), x)
-        return torch.cat([values.flatten(-self.num_dims), (~is_missing).to(x.dtype).flatten(-self.num_dims)], dim=-1)
+        return torch.cat([values, (~is_missing).to(x.dtype)], dim=-self.num_dims)
 
 
 class Log1p(nn.Module):

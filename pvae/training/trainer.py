@@ -115,8 +115,8 @@ class Trainer:
         self.labels = _labels_of(config, data, self.vae, device, note)
         if config.initialization == "burda" and vae is None:
             start_like_burda(self.vae, self.images["train"])
-        if vae is None:
-            fit_to(self.vae, self.preparation.x(self.images["train"]))
+        if vae is None and not data.is_images:
+            fit_to(self.vae, self.images["train"])
         if not data.is_images:
             for split, values in self.images.items():
                 check_domain(self.vae, values, data.name, data.names.get(split, split))

@@ -230,6 +230,30 @@ class _Ladder(nn.Module):
         return (_distortion(self.decoder(z), x) + rate).mean()
 
 
+class _Values(nn.Module):
+    """Real values x (N, 49), standardised, and a Normal with a trained scale of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = _mlp(49, 400, 40)
+        self.log_scale = nn.Parameter(torch.zeros(49))
+        self.decoder = _mlp(20, 400, 49)
+
+    def forward(self, x: Tensor) -> Tensor:
+        loc, log_scale = _normal(self.encoder(x))
+        z = _draw(loc, log_scale)
+        rate = _kl_normal(loc, log_scale, torch.zeros_like(loc), torch.zeros_like(loc))
+        return (rate - _log_normal(x, self.decoder(z), self.log_scale)).mean()
+
+
+def _data(config: Config, images: Tensor) -> Tensor:
+    """Return images as bytes of two levels, or for real values the means of 4 x 4 pixels, standardised."""
+    if config.likelihood != "normal-diagonal":
+        return (images >= 128).to(torch.uint8) * 255
+    x = functional.avg_pool2d(images.float(), 4).flatten(1)
+    return (x - x.mean(0)) / x.std(0).clamp(min=1e-3)
+
+
 _SYSTEMS: dict[str, tuple[Callable[[], nn.Module], Config]] = {
     "iaf": (_IAF, get_system("iaf")),
     "iaf, --posterior normal": (lambda: _IAF(0), get_system("iaf").replace(posterior="normal")),
@@ -240,6 +264,7 @@ _SYSTEMS: dict[str, tuple[Callable[[], nn.Module], Config]] = {
     "vampprior, --prior standard-normal": (lambda: _Vamp(0), get_system("vampprior").replace(prior="standard-normal")),
     "hvae-vampprior": (_TwoLevels, get_system("hvae-vampprior")),
     "ladder": (_Ladder, get_system("ladder")),
+    "real values": (_Values, Config(likelihood="normal-diagonal", hidden=(400,), latent_dim=20, batch_size=128)),
 }
 _ENGINES = ("none", "graph", "inductor")
 
@@ -286,17 +311,18 @@ def _check(name: str) -> tuple[float, float]:
 
     torch.manual_seed(0)
     build, config = _SYSTEMS[name]
-    net, vae = build(), build_vae(config, (1, 28, 28))
+    x = _data(config, 255 * torch.bernoulli(torch.full((64, 1, 28, 28), 0.2)))
+    net, vae = build(), build_vae(config, x.shape[1:])
     pairs = list(zip(net.parameters(), vae.parameters()))
     sizes = [sum(one.numel() for one in side.parameters()) for side in (net, vae)]
     if sizes[0] != sizes[1] or any(mine.numel() != theirs.numel() for mine, theirs in pairs):
         raise SystemExit(f"{name}: {sizes[0]:,} parameters by hand, and {sizes[1]:,} in this package")
     with torch.no_grad():
         # The two reflections of `spherical` take the same noise to the same z where loc is in this half of the sphere.
-        next(layer for layer in reversed(vae.q_z.encoder) if isinstance(layer, nn.Linear)).bias[0] -= 5
+        [layer for layer in vae.q_z.encoder.modules() if isinstance(layer, nn.Linear)][-1].bias[0] -= 5
         for mine, theirs in pairs:
             mine.copy_(theirs.view_as(mine))
-    x = torch.bernoulli(torch.full((64, 1, 28, 28), 0.2))
+    x = x / 255 if x.dtype == torch.uint8 else x
     torch.manual_seed(1)
     loss = net(x.flatten(1))
     loss.backward()
@@ -314,7 +340,8 @@ def _by_hand(name: str, compiles: bool = False) -> Callable[[Task], Events]:
     def run(task: Task) -> Events:
         build, config = _SYSTEMS[name]
         torch.manual_seed(0)
-        net, images = build(), (task.train >= 128).flatten(1).float()
+        net, images = build(), _data(config, task.train)
+        images = images.flatten(1) / 255 if images.dtype == torch.uint8 else images
         if compiles:
             net.compile()
         optimizer = torch.optim.Adam(net.parameters(), lr=config.lr, eps=config.adam_eps, fused=True)
@@ -347,7 +374,7 @@ def _ours(name: str, engine: str) -> Callable[[Task], Events]:
 
         config, device = _SYSTEMS[name][1], torch.device("cpu")
         config = config.replace(compile=engine, epochs=task.epochs, schedule="constant", warm_up=0)
-        images = (task.train >= 128).to(torch.uint8) * 255
+        images = _data(config, task.train)
         with seeded(0, device), pyro.get_param_store().scope():
             training = Trainer(config, Dataset("benchmark", images, images[:2]), device)
             training.train_step(torch.arange(config.batch_size))

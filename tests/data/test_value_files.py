@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from pvae.core.errors import InputError
+from pvae.data import torch_data
 from pvae.data.choices import describe_choices, values_config
 from pvae.data.dataset import Column, Dataset
 from pvae.data.preparation import Preparation
 from pvae.data.sources import load_dataset
 from pvae.data.value_files import read_values, table_text
+from pvae.training.fit import fit
 
 RNG = np.random.default_rng(0)
 
@@ -261,6 +264,31 @@ def test_datasets_and_loaders_of_torch():
     assert torch.equal(two.train, x[:35])
     assert torch.equal(two.test, x[:9])
     assert "5 train data are left out" in two.note
+
+
+def test_data_larger_than_memory_lie_in_a_file_and_are_the_same(tmp_path, monkeypatch):
+    x, y = torch.arange(60 * 16, dtype=torch.float32).view(60, 16) / 960, torch.arange(60) % 4
+    images = (255 * x).to(torch.uint8).view(60, 1, 4, 4)
+    sources = {"values": TensorDataset(x, y), "images": TensorDataset(images)}
+    in_memory = {name: Dataset.from_torch(name, source) for name, source in sources.items()}
+    monkeypatch.setattr(torch_data, "_large", lambda: 0)
+    for name, source in sources.items():
+        one, other = in_memory[name], Dataset.from_torch(name, source)
+        assert torch.equal(torch.cat([one.train, one.test]), torch.cat([other.train, other.test]))
+        assert one.record() == other.record()
+        file = other.train.untyped_storage().filename
+        assert file is not None
+        assert not Path(file).exists(), "the system keeps it as long as the tensor"
+        held = other.with_valid(0.2)
+        assert held.train.untyped_storage().filename == held.valid.untyped_storage().filename == file
+    config = values_config(other := Dataset.from_torch("mine", sources["values"]), epochs=1, batch_size=10)
+    assert fit(config, data=other, out=tmp_path / "run").metrics()[-1].elbo is not None
+    given = Dataset.from_torch("mine", sources["values"], TensorDataset(x[:9], y[:9]))
+    assert not torch.equal(given.train, x), "in a random order, since a validation split may be taken from its end"
+    assert sorted(given.train[:, 0].tolist()) == x[:, 0].tolist()
+    assert torch.equal(given.train_labels, (given.train[:, 0] * 60).round().long() % 4)
+    with pytest.raises(InputError, match="35 of 60"):
+        Dataset.from_torch("mine", DataLoader(TensorDataset(x[:60]), batch_size=35, drop_last=True))
 
 
 class Texts(torch.utils.data.Dataset):

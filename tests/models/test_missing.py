@@ -139,13 +139,17 @@ def data_of(likelihood, shape=(5,), count=40):
     return with_missing((x >= 0.5).float() if likelihood == "bernoulli" else x)
 
 
-@pytest.mark.parametrize("likelihood", KINDS)
-def test_nothing_depends_on_what_is_missing(likelihood):
+@pytest.mark.parametrize(
+    ("likelihood", "network"),
+    [*((one, "mlp") for one in KINDS), ("normal", "conv"), ("normal-diagonal", "conv-groupnorm")],
+)
+def test_nothing_depends_on_what_is_missing(likelihood, network):
     """The ELBO is that of the observed values alone, written by hand, and every gradient is finite."""
-    x = data_of(likelihood).double()
-    config = Config(likelihood=likelihood, hidden=(8,), latent_dim=2, missing=True, **KINDS[likelihood])
+    shape = (5,) if network == "mlp" else (3, 8, 8)
+    x = data_of(likelihood, shape).double()
+    config = Config(likelihood=likelihood, network=network, latent_dim=2, missing=True, **KINDS[likelihood])
     with seeded(0, CPU):
-        vae = build_vae(config, (5,))
+        vae = build_vae(config.replace(hidden=(8,)), shape)
         fit_to(vae, x.float())
     vae = vae.double()
     with pyro.get_param_store().scope(), seeded(1, CPU):
@@ -160,11 +164,13 @@ def test_nothing_depends_on_what_is_missing(likelihood):
     assert all(one is None or one.isfinite().all() for one in gradients)
 
 
-def test_the_encoder_sees_which_values_are_missing():
+@pytest.mark.parametrize(("network", "shape"), [("mlp", (5,)), ("conv", (3, 8, 8))])
+def test_the_encoder_sees_which_values_are_missing(network, shape):
+    config = Config(likelihood="normal-diagonal", network=network, hidden=(8,), latent_dim=2, missing=True)
     with seeded(0, CPU):
-        vae = build_vae(Config(likelihood="normal-diagonal", hidden=(8,), latent_dim=2, missing=True), (5,))
-    x = torch.zeros(2, 5)
-    x[1, 3] = math.nan
+        vae = build_vae(config, shape)
+    x = torch.zeros(2, *shape)
+    x[1, 1] = math.nan  # of images, a channel
     one, other = vae.posterior(x).mean
     assert not torch.allclose(one, other)
 
@@ -215,8 +221,7 @@ def test_what_does_not_go_with_missing_values_is_refused(tmp_path):
     data = Dataset("mine", x[:30], x[30:])
     with pytest.raises(InputError, match=r"--missing"):
         fit(Config(likelihood="normal-diagonal", epochs=1, batch_size=10), data=data, out=tmp_path / "run")
-    for options in ({"network": "conv"}, {"likelihood": "normal-optimal"}):
-        with pytest.raises(InputError, match="--missing"):
-            Config(missing=True).replace(**options)
+    with pytest.raises(InputError, match="--missing"):
+        Config(missing=True, likelihood="normal-optimal")
     assert pvae.values_config(data).missing
     assert not pvae.values_config(Dataset("mine", x[:30].nan_to_num(), x[30:].nan_to_num())).missing
