@@ -175,7 +175,7 @@ def check(number_of_cases, whole, images, tmp_path, monkeypatch, capsys):
 
 
 def test_some_damaged_runs(whole, images, tmp_path, monkeypatch, capsys):
-    check(120, whole, images, tmp_path, monkeypatch, capsys)
+    check(40, whole, images, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.torture

@@ -236,14 +236,14 @@ class _Values(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = _mlp(49, 400, 40)
-        self.log_scale = nn.Parameter(torch.zeros(49))
+        self.log_scale = nn.ParameterList([torch.zeros(49)])
         self.decoder = _mlp(20, 400, 49)
 
     def forward(self, x: Tensor) -> Tensor:
         loc, log_scale = _normal(self.encoder(x))
         z = _draw(loc, log_scale)
         rate = _kl_normal(loc, log_scale, torch.zeros_like(loc), torch.zeros_like(loc))
-        return (rate - _log_normal(x, self.decoder(z), self.log_scale)).mean()
+        return (rate - _log_normal(x, self.decoder(z), self.log_scale[0])).mean()
 
 
 def _data(config: Config, images: Tensor) -> Tensor:
@@ -264,7 +264,10 @@ _SYSTEMS: dict[str, tuple[Callable[[], nn.Module], Config]] = {
     "vampprior, --prior standard-normal": (lambda: _Vamp(0), get_system("vampprior").replace(prior="standard-normal")),
     "hvae-vampprior": (_TwoLevels, get_system("hvae-vampprior")),
     "ladder": (_Ladder, get_system("ladder")),
-    "real values": (_Values, Config(likelihood="normal-diagonal", hidden=(400,), latent_dim=20, batch_size=128)),
+    "real values": (
+        _Values,
+        Config(likelihood="normal-diagonal", elbo="analytic", hidden=(400,), latent_dim=20, batch_size=128),
+    ),
 }
 _ENGINES = ("none", "graph", "inductor")
 

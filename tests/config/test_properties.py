@@ -98,7 +98,7 @@ def test_every_valid_configuration_trains_and_is_read_back():
     assert len(accepted) >= 40
 
 
-@settings(SAME_EVERY_TIME, max_examples=60)
+@settings(SAME_EVERY_TIME, max_examples=30)
 @given(given=configs(), channels=st.sampled_from((1, 3)), seed=st.integers(0, 100))
 def any_configuration(accepted, given, channels, seed):
     try:
