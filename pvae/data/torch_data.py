@@ -28,8 +28,8 @@ def read_torch(source: Any, split: str, is_shuffled: bool = False) -> tuple[Tens
         is_shuffled: return them in a random order, always the same one; so are data that do not fit into memory.
 
     Raises:
-        InputError: it raises an exception, holds nothing, yields something else, or has so many data that they need a
-            file, and leaves some out.
+        InputError: it raises an exception, holds nothing, yields something else, or is larger than memory and leaves
+            some data out.
     """
     loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=_AT_ONCE)
     try:
