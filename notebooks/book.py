@@ -107,11 +107,16 @@ def commands() -> Iterator[str]:
         yield f"```\n{usage or 'python -m pvae.train [options]'}\n```"
         for group in parser._action_groups:
             actions = [one for one in group._group_actions if one.help and one.dest != "help"]
-            rows = [[f"`{shown(one)}`", one.help.replace("%%", "%")] for one in actions]
+            rows = [[f"`{shown(one)}`", _literal(one.help.replace("%%", "%"))] for one in actions]
             if rows:
                 yield f"{group.title[0].upper()}{group.title[1:]}:"
                 yield table(["name", "meaning"], rows)
         yield f"```\n{parser.epilog}\n```"
+
+
+def _literal(text: str) -> str:
+    """Return a text whose characters are no markup."""
+    return text.replace("<", "&lt;").replace("*", r"\*")
 
 
 def parser_of(main: Any) -> argparse.ArgumentParser:
@@ -178,6 +183,8 @@ def write_explorer(app: Any, error: Exception | None) -> None:
             page = explorer_page(Run.open(name))
             (Path(app.outdir) / "_static" / "explore.html").write_text(page, encoding="utf-8")
             return
+    text = "<p>The images of the trained runs could not be found or downloaded when this book was built.</p>"
+    (Path(app.outdir) / "_static" / "explore.html").write_text(text, encoding="utf-8")
 
 
 def described(module: str, name: str) -> str:
