@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pvae.core.errors import InputError, check_name, one_line
-from pvae.data.torch_data import read_torch
+from pvae.data.torch_data import is_in_file, read_torch
 
 __all__ = [
     "Column",
@@ -354,7 +354,7 @@ class Dataset:
         rows = np.random.RandomState(len(self.train)).permutation(len(self.train))
         train, labels = self.train, self.train_labels
         # Files of a folder were shuffled, as far as their order is not given, and so were data in a temporary file.
-        if self.dataset.startswith("folder:") or train.untyped_storage().filename is not None:
+        if self.dataset.startswith("folder:") or is_in_file(train):
             rows = np.arange(len(self.train))
         else:
             train, labels = train[rows], None if labels is None else labels[rows]

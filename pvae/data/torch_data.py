@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 
 from pvae.core.errors import InputError, brief
 
-__all__ = ["read_torch"]
+__all__ = ["in_random_order", "is_in_file", "read_torch"]
 
-_AT_ONCE = 1000  # data in a batch
+_AT_ONCE = 1000  # data in a batch, and data of a file that are read together
+_PARTS = 16  # of _AT_ONCE data each, that are shuffled together
 
 
 def read_torch(source: Any, split: str, is_shuffled: bool = False) -> tuple[Tensor, Tensor | None, str]:
@@ -68,6 +69,24 @@ def read_torch(source: Any, split: str, is_shuffled: bool = False) -> tuple[Tens
         order = _order(read)
         x, y = x[order] if in_file is None else x, None if y is None else y[order]
     return x, y, f"{count - read:,} {split} data are left out by drop_last or a sampler" if count > read else ""
+
+
+def is_in_file(data: Tensor) -> bool:
+    """Return whether the memory of a tensor is a file, as that of data larger than memory."""
+    return data.untyped_storage().filename is not None
+
+
+def in_random_order(data: Tensor) -> Tensor:
+    """Return the indices of data in a random order for an epoch, int64 (N,).
+
+    Data in a file, whose order is random once and for all, are visited in parts that lie together, which a disk reads
+    in one piece: the parts in a random order, and the data of every few parts in a random order.
+    """
+    if not is_in_file(data):
+        return torch.randperm(len(data))
+    parts = torch.arange(len(data)).split(_AT_ONCE)
+    order = torch.cat([parts[number] for number in torch.randperm(len(parts)).tolist()])
+    return torch.cat([part[torch.randperm(len(part))] for part in order.split(_PARTS * _AT_ONCE)])
 
 
 def _order(count: int) -> Tensor:

@@ -37,6 +37,7 @@ from pvae.core.terms import LossAndTerms, Terms
 from pvae.core.torch_private import has_bfloat16
 from pvae.data.dataset import Dataset, random_subset
 from pvae.data.preparation import Preparation
+from pvae.data.torch_data import in_random_order
 from pvae.elbos.base import OnResult, PerDatumELBO
 from pvae.elbos.registry import elbo_of
 from pvae.models.build import build_vae, fit_to, meta_state_dict, sizes_of, start_like_burda
@@ -174,7 +175,7 @@ class Trainer:
         self._first_steps.begin()
         batch_size, title = self.config.batch_size, f"epoch {self.epoch + 1}/{self.config.epochs}"
         if self._unfinished is None:
-            order = torch.randperm(len(self.images["train"])).to(self.device)
+            order = in_random_order(self.images["train"]).to(self.device)
             distortion, rate = torch.zeros(2, len(order), device=self.device)
             self._unfinished = UnfinishedEpoch(order, distortion, rate, total=0.0, seen=0, seconds=0.0)
         state = self._unfinished

@@ -279,6 +279,10 @@ def test_data_larger_than_memory_lie_in_a_file_and_are_the_same(tmp_path, monkey
         file = other.train.untyped_storage().filename
         assert file is not None
         assert not Path(file).exists(), "the system keeps it as long as the tensor"
+        monkeypatch.setattr(torch_data, "_AT_ONCE", 4)
+        order = torch_data.in_random_order(other.train)
+        assert sorted(order.tolist()) == list(range(54))
+        assert order.tolist() != torch_data.in_random_order(other.train).tolist() != list(range(54))
         held = other.with_valid(0.2)
         assert held.train.untyped_storage().filename == held.valid.untyped_storage().filename == file
     config = values_config(other := Dataset.from_torch("mine", sources["values"]), epochs=1, batch_size=10)
