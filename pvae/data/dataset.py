@@ -175,7 +175,7 @@ class Dataset:
     def from_torch(cls, name: str, train: Any, test: Any = None) -> Dataset:
         """Return the data of `torch.utils.data` sets or loaders, read once.
 
-        Data of more than half of the memory are kept in a temporary file that disappears with them, images as bytes and
+        Data larger than half of the memory are kept in a temporary file that disappears with them, images as bytes and
         others in float32, in a random order that is always the same. `TMPDIR` names the folder of the file.
 
         Args:
@@ -309,13 +309,13 @@ class Dataset:
     def is_binary(self) -> bool:
         """Whether the values of the training images are 0 and 255, and no others; of other data, 0 and 1."""
         high = 255 if self.is_images else 1
-        found = set[bool]()  # whether it is the high one, of the values that are there
+        has_low = has_high = False
         for _, part in _in_parts(self.train):
             is_low, is_high = part == 0, part == high
             if not bool((is_low | is_high | part.isnan()).all()):
                 return False
-            found |= {value for value, is_there in ((False, is_low), (True, is_high)) if bool(is_there.any())}
-        return len(found) == 2
+            has_low, has_high = has_low or bool(is_low.any()), has_high or bool(is_high.any())
+        return has_low and has_high
 
     @property
     def test_names(self) -> Sequence[str]:

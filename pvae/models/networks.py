@@ -247,7 +247,7 @@ class WithMask(nn.Module):
         self.num_dims = len(datum_shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the values and the mask, one behind the other along the first dimension of a datum."""
+        """Return the values and then the mask, along the first dimension of a datum."""
         is_missing = x.isnan()
         values = torch.where(is_missing, torch.zeros_like(x), x)
         return torch.cat([values, (~is_missing).to(x.dtype)], dim=-self.num_dims)

@@ -257,7 +257,6 @@ class Trainer:
         row = self._metrics(split, Terms(*terms), loss, time.perf_counter() - started, at_mean)
         return dataclasses.replace(row, accuracy=self._accuracy(split, batch_size)) if self.config.labels else row
 
-    @torch.no_grad()
     def _accuracy(self, split: str, batch_size: int) -> float | None:
         """Return the share of the known labels of a split that q(y | x) finds, or None if it has none."""
         parts = map(self.preparation.x, self.images[split].split(batch_size))
