@@ -285,9 +285,7 @@ def systems(arguments: argparse.Namespace) -> None:
     columns = ["system", "loss, gradient differ by", "by hand, s / epoch", *_ENGINES]
     columns.insert(3, "torch.compile")
     columns += [*(f"{engine} / by hand" for engine in columns[3:]), "loss of the last epoch, one seed each"]
-    print(
-        f"{count:,} images, binary but for real values, constant learning rate, no warm-up; the first epoch is not counted"
-    )
+    print(f"{count:,} data, constant learning rate, no warm-up; the first epoch is not counted")
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
     for name in names:
         differences = " ".join(f"{one:.0e}" for one in _check(name))
