@@ -17,6 +17,7 @@ from pvae.config.options import COUNTS, LIKELIHOODS, OF_VALUES, REALS
 from pvae.distributions.bernoulli import PseudoBernoulli
 from pvae.distributions.discretized_logistic import DiscretizedLogistic
 from pvae.elbos.registry import build_elbo
+from pvae.models import networks
 from pvae.models.build import build_vae
 from pvae.models.likelihoods import LIKELIHOOD_CLASSES
 from pvae.models.networks import Standardize
@@ -363,9 +364,12 @@ def test_likelihoods_of_values_refuse_what_is_outside_their_domain(name, good, b
             likelihood.check(torch.tensor([[good[0]] * 3, [value] * 3]))
 
 
-def test_a_value_that_never_changes_is_left_as_it_is():
-    """Its standard deviation is 0, and 1 stands for it."""
+@pytest.mark.parametrize("rows", [10_000, 2])
+def test_values_are_standardised_in_parts_and_one_that_never_changes_is_left_as_it_is(monkeypatch, rows):
+    """Its standard deviation is 0, and 1 stands for it; NaN counts nowhere."""
+    monkeypatch.setattr(networks, "_ROWS", rows)
     units = Standardize((2,))
-    units.fit_to(torch.tensor([[5.0, 1.0], [5.0, 3.0]]))
-    assert torch.equal(units(torch.tensor([[5.0, 2.0]])), torch.zeros(1, 2))
-    assert units.std[0] == 1
+    units.fit_to(torch.tensor([[5.0, 1.0], [5.0, 5.0], [5.0, math.nan]]))
+    assert torch.equal(units.mean, torch.tensor([5.0, 3.0]))
+    assert torch.equal(units.std, torch.tensor([1.0, 2.0]))
+    assert torch.equal(units(torch.tensor([[5.0, 7.0]])), torch.tensor([[0.0, 2.0]]))
