@@ -32,6 +32,7 @@ class Task:
         hidden: width of the one hidden layer of encoder and decoder.
         latent_dim: L.
         particles: K of those sides that have several.
+        device: where the loops by hand and this package train.
     """
 
     train: Tensor
@@ -42,6 +43,7 @@ class Task:
     hidden: int = 400
     latent_dim: int = 20
     particles: int = 5
+    device: str = "cpu"
 
 
 class Net(nn.Module):
@@ -116,7 +118,7 @@ def dreg(net: Net, x: Tensor) -> Tensor:
 def _tested(net: Net, task: Task) -> Events:
     if task.tests:
         with torch.no_grad():
-            parts = [part.flatten(1).float() / 255 for part in task.test.split(1000)]
+            parts = [part.to(net.zeros.device).flatten(1).float() / 255 for part in task.test.split(1000)]
             loss = sum(closed_form(net, part).item() * len(part) for part in parts) / len(task.test)
         yield "elbo", -loss
 
@@ -125,13 +127,13 @@ def by_hand(loss_of: Callable[[Net, Tensor], Tensor], autocast: bool = False) ->
     """A loop written by hand, images as floats in memory, one fused Adam."""
 
     def run(task: Task) -> Events:
-        net, images = Net(task), task.train.flatten(1).float() / 255
+        net, images = Net(task).to(task.device), task.train.to(task.device).flatten(1).float() / 255
         optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
         total = 0.0
         for epoch in range(task.epochs):
             for step, index in enumerate(torch.randperm(len(images)).split(task.batch_size)):
                 optimizer.zero_grad()
-                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                with torch.autocast(task.device, torch.bfloat16, enabled=autocast):
                     loss = loss_of(net, images[index])
                 loss.backward()
                 optimizer.step()
@@ -356,7 +358,7 @@ def trainer_of(task: Task, elbo: str, compile: str, precision: str = "fp32") -> 
         compile=compile,
         precision=precision,
     )
-    return Trainer(config, Dataset("benchmark", task.train, task.test), torch.device("cpu"))
+    return Trainer(config, Dataset("benchmark", task.train, task.test), torch.device(task.device))
 
 
 def ours(elbo: str, compile: str = "auto", precision: str = "fp32") -> Callable[[Task], Events]:
@@ -367,7 +369,7 @@ def ours(elbo: str, compile: str = "auto", precision: str = "fp32") -> Callable[
 
         from pvae.core.random_state import seeded
 
-        with seeded(0, torch.device("cpu")), pyro.get_param_store().scope():
+        with seeded(0, torch.device(task.device)), pyro.get_param_store().scope():
             training = trainer_of(task, elbo, compile, precision)
             training.train_step(torch.arange(task.batch_size))
             yield "step", None

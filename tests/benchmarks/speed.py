@@ -90,6 +90,7 @@ def _run_side(arguments: argparse.Namespace) -> Result:
         hidden=arguments.hidden,
         latent_dim=arguments.latent_dim,
         particles=arguments.particles,
+        device=arguments.device,
     )
     seconds, elbo, first, takes_turns, account = [], None, None, True, None
     before = time.perf_counter()
@@ -243,6 +244,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--busy", type=int, default=0, help="processes that multiply matrices meanwhile (default: none)")
     add("--figure", type=Path, help="where --part scaling draws its figure")
+    add("--device", default="cpu", help="of the loops by hand and of this package: cpu or cuda (default: cpu)")
     add("--no-test", action="store_true", help="do not measure the test ELBO after each epoch")
     add("--side", help=argparse.SUPPRESS)
     return parser
