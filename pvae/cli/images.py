@@ -88,8 +88,8 @@ examples:
   python -m pvae.sample runs/my-run -n 16 --out samples
   python -m pvae.sample runs/my-run --draws --seed 7
   python -m pvae.sample runs/my-run --codes codes.npz
-In Python, after import pvae.trained.images:
-  images = pvae.trained.images.sample_images(pvae.load("runs/my-run"), 64)  # (64, C, H, W)"""
+In Python, after import pvae.trained.latent_space:
+  images = pvae.trained.latent_space.sample(pvae.load("runs/my-run"), 64)  # (64, C, H, W)"""
 
 _EXPORT = """\
 --format torch writes model.py, the VAE as one class of plain torch that needs neither pvae nor Pyro, with elbo(x) and
@@ -287,19 +287,19 @@ def _drawn(run: Run, arguments: argparse.Namespace) -> Tensor:
 
     from pvae.core.random_state import seeded
     from pvae.distributions.labels import LabelAndLatent
-    from pvae.trained.images import labels_to_sample, read_codes, sample_images
-    from pvae.trained.latent_space import decode
+    from pvae.trained.images import labels_to_sample, read_codes
+    from pvae.trained import latent_space
 
     is_drawn, y = arguments.draws or not run.data.is_images, labels_to_sample(run, arguments.label)
     with seeded(arguments.seed, torch.device("cpu")):
         if arguments.codes is None:
-            return sample_images(run.vae(), arguments.num_samples, is_drawn, y)
+            return latent_space.sample(run.vae(), arguments.num_samples, is_drawn, y)
         if y is not None and arguments.label is None:
             raise InputError(f"{run.path} was trained given labels: give --label NAME beside --codes")
         z, prior = read_codes(run, arguments.codes), run.vae().prior()
         if y is not None and isinstance(prior, LabelAndLatent):
             z = prior.with_label(z, y)
-        return decode(run.vae().given(y), z, is_drawn)
+        return latent_space.decode(run.vae().given(y), z, is_drawn)
 
 
 def _write_images(folder: Path, prefix: str, images: Tensor) -> list[str]:

@@ -14,8 +14,8 @@ from pvae.plotting import run_figures
 from pvae.plotting.run_figures import ScatterData
 from pvae.runs.run import Run
 from pvae.trained import codes
-from pvae.trained.images import labels_to_sample, sample_images
-from pvae.trained.latent_space import reconstruct
+from pvae.trained.images import labels_to_sample
+from pvae.trained.latent_space import reconstruct, sample
 
 __all__ = ["Entry", "code_figures", "entry_of", "in_order", "sheet_figure"]
 
@@ -55,7 +55,7 @@ def entry_of(run: Run) -> Entry:
     row, vae, shown = row_of(run, codes.latent_report(run)), run.vae(), run.preparation.shown
     given, x = codes.examples(run, _SHOWN)
     with run.seeded():
-        samples = sample_images(vae, 2 * _SHOWN, y=labels_to_sample(run)) if vae.has_density else x[:0]
+        samples = sample(vae, 2 * _SHOWN, y=labels_to_sample(run)) if vae.has_density else x[:0]
         reconstructions = reconstruct(given, x)
     test = run.test_metrics()
     assert test is not None  # or `row_of` would have raised

@@ -21,7 +21,6 @@ from pvae.plotting import run_figures
 from pvae.plotting.run_figures import ScatterData
 from pvae.runs.run import Run
 from pvae.trained import codes, latent_space
-from pvae.trained.images import sample_images
 
 __all__ = [
     "attributes",
@@ -61,7 +60,7 @@ def samples(run: Run) -> Figure:
     codes.require(run, run.vae().has_density, "a prior to draw from")
     with run.seeded():
         if not run.data.is_images:
-            drawn = sample_images(run.vae(), 1000, draws=True, y=codes.given_labels(run).y)
+            drawn = latent_space.sample(run.vae(), 1000, draws=True, y=codes.given_labels(run).y)
             shown = codes.test_images(run).images[:1000]
             return _drawn(run, run_figures.marginal_figure(shown, drawn, run.title, run.data.columns))
         if not run.vae().takes_labels:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from pvae.core.records import markdown_of
 from pvae.data.preparation import Pixels
 from pvae.distributions.columns import Columns
 from pvae.distributions.hierarchy import Hierarchy
-from pvae.distributions.labels import LabelAndLatent
 from pvae.runs.data import images_for
 from pvae.runs.run import Run
 from pvae.trained.latent_space import decode, encode
@@ -46,7 +45,6 @@ __all__ = [
     "labels_to_sample",
     "read_codes",
     "reconstruct_images",
-    "sample_images",
     "score_images",
     "to_text",
     "with_likelihood",
@@ -361,33 +359,6 @@ def reconstruct_images(vae: VAE, x: Pixels) -> Tensor:
         x: N images.
     """
     return decode(vae, encode(vae, x))
-
-
-@torch.no_grad()
-def sample_images(vae: VAE, num_samples: int, draws: bool = False, y: Tensor | None = None) -> Tensor:
-    """Return new images: means of p(x | z), or draws from it, at draws z ~ p(z).
-
-    Args:
-        vae: in eval mode.
-        num_samples: S.
-        draws: draw every pixel too, in place of taking its mean.
-        y: labels (R, ...) for a VAE given labels: one after the other, and again from the first one.
-
-    Returns:
-        (S, C, H, W), in the range of the VAE's pixels: [0, 1], or [-1, 1] if they are symmetric.
-
-    Raises:
-        InputError: the VAE has no prior, as an autoencoder.
-    """
-    if not vae.has_density:
-        raise InputError("an autoencoder has no prior to draw from: train with --posterior normal")
-    labels = None if y is None else y[torch.arange(num_samples) % len(y)]
-    vae = vae.given(labels)
-    prior: Any = vae.prior()
-    z = prior.sample() if prior.batch_shape else prior.sample((num_samples,))
-    if labels is not None and isinstance(prior, LabelAndLatent):
-        z = prior.with_label(z, labels)
-    return decode(vae, z, draws)
 
 
 def read_codes(run: Run, file: Path) -> Tensor:

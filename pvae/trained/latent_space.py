@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Normal
 from torch.nn.functional import normalize
 
+from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.data.preparation import Pixels
 from pvae.distributions.labels import LabelAndLatent
@@ -84,13 +85,30 @@ def reconstruct(vae: VAE, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sample(vae: VAE, num_samples: int) -> Tensor:
-    """Return the mean image of p(x | z) at draws z ~ p(z): (S, C, H, W).
+def sample(vae: VAE, num_samples: int, draws: bool = False, y: Tensor | None = None) -> Tensor:
+    """Return new data: means of p(x | z), or draws from it, at draws z ~ p(z).
+
+    Args:
+        vae: in eval mode.
+        num_samples: S.
+        draws: draw every value of x too, in place of taking its mean.
+        y: labels (R, ...) for a VAE given labels: one after the other, and again from the first one.
+
+    Returns:
+        (S, *D); of images in the range of the VAE's pixels, [0, 1], or [-1, 1] if they are symmetric.
 
     Raises:
-        NotImplementedError: the VAE is an autoencoder, which has no prior to sample from.
+        InputError: the VAE has no prior, as an autoencoder.
     """
-    return decode(vae, vae.prior().sample((num_samples,)))
+    if not vae.has_density:
+        raise InputError("an autoencoder has no prior to draw from: train with --posterior normal")
+    labels = None if y is None else y[torch.arange(num_samples) % len(y)]
+    vae = vae.given(labels)
+    prior: Any = vae.prior()
+    z = prior.sample() if prior.batch_shape else prior.sample((num_samples,))
+    if labels is not None and isinstance(prior, LabelAndLatent):
+        z = prior.with_label(z, labels)
+    return decode(vae, z, draws)
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ from pvae.models.labels import found_labels
 from pvae.reference.elbo import posterior_mean_loss
 from pvae.runs.checkpoint import Checkpoint, Counts, UnfinishedEpoch
 from pvae.runs.metrics import Metrics, summarise
-from pvae.trained.images import check_domain, sample_images
+from pvae.trained.images import check_domain
 from pvae.trained.latent_space import reconstruct, sample, sample_given
 from pvae.training.divergence import cause_of
 from pvae.training.first_steps import FirstSteps, saved_by_inductor, seconds_to_compile
@@ -340,7 +340,7 @@ class Trainer:
             vae, y = self.vae, self.labels.get("test")
             samples = images[:0]
             if not self.data.is_images and vae.has_density:
-                samples = sample_images(vae, 1000, draws=True, y=y)
+                samples = sample(vae, 1000, draws=True, y=y)
             elif vae.takes_labels and vae.has_density:
                 labels: Any = self.data.shown_labels
                 samples = sample_given(vae, labels.to(self.device))

@@ -23,7 +23,8 @@ from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
 from pvae.runs.data import data_of
 from pvae.runs.run import Run
-from pvae.trained.images import encode_images, given_images, sample_images, score_images, with_likelihood
+from pvae.trained import latent_space
+from pvae.trained.images import encode_images, given_images, score_images, with_likelihood
 from pvae.training.fit import fit
 
 CPU = torch.device("cpu")
@@ -163,7 +164,7 @@ def test_samples_are_images_of_the_vae(run, tmp_path):
     assert pixels["means"] != pixels["draws"]
     assert pixels["means"] != pixels["other"]
     with seeded(0, CPU):
-        images = sample_images(pvae.load(run), 3)
+        images = latent_space.sample(pvae.load(run), 3)
     assert pixels["means"] == images.mul(255).round().to(torch.uint8)[:, 0].tolist()
 
 

@@ -37,8 +37,9 @@ from pvae.models.build import build_vae
 from pvae.reference import elbo as reference
 from pvae.runs.run import Run
 from pvae.trained import codes as codes_of
+from pvae.trained import latent_space
 from pvae.trained.codes import examples, latent_report
-from pvae.trained.images import encode_images, given_images, read_codes, sample_images
+from pvae.trained.images import encode_images, given_images, read_codes
 from pvae.trained.latent_space import sample_given
 from pvae.trained.log_likelihood import elbo_terms, importance_sample
 from pvae.training.fit import fit, resume
@@ -269,8 +270,8 @@ def test_data_in_parts_keep_their_labels():
 @pytest.mark.parametrize("kind", ["condition", "labels"])
 def test_samples_of_a_label_are_of_this_label(kind):
     vae = vae_of(condition=True) if kind == "condition" else semi_supervised()
-    of_two = drawn(lambda: sample_images(vae, 4, y=torch.tensor([2])))
-    of_all = drawn(lambda: sample_images(vae, 4, y=torch.tensor([2, 0])))
+    of_two = drawn(lambda: latent_space.sample(vae, 4, y=torch.tensor([2])))
+    of_all = drawn(lambda: latent_space.sample(vae, 4, y=torch.tensor([2, 0])))
     assert torch.equal(of_two[::2], of_all[::2])
     assert not torch.equal(of_two[1::2], of_all[1::2])
     sheet = drawn(lambda: sample_given(vae, torch.tensor([2, 0]), 4))
@@ -303,7 +304,7 @@ def test_a_training_given_labels_learns_what_each_looks_like(tmp_path):
     assert [int(row.unflatten(0, (3, 3)).mean(1).argmax()) for row in means] == [0, 1, 2]
     again = Run.open(run.path)
     assert again.data.label_names == ("left", "middle", "right")
-    assert sample_images(again.vae(), 7, y=torch.tensor([1])).shape == (7, 1, 8, 9)
+    assert latent_space.sample(again.vae(), 7, y=torch.tensor([1])).shape == (7, 1, 8, 9)
 
 
 @pytest.mark.parametrize("options", [{"condition": True}, {"labels": 9, "elbo": "enumerate"}])

@@ -494,11 +494,6 @@ def test_an_attribute_that_no_image_has_is_refused(runs, data):
         pictures.attributes(run, ["Bald"])
 
 
-def test_an_autoencoder_has_no_samples(runs):
-    with pytest.raises(NotImplementedError):
-        latent_space.sample(runs["conv-2d-ae"].vae(), 3)
-
-
 def test_a_folder_of_runs_is_a_sheet_and_a_table(runs, found, tmp_path, capsys):
     out = tmp_path / "sheets"
     folder = runs["mlp-2d"].path.parent

@@ -14,7 +14,8 @@ from pvae.data.preparation import Pixels, Preparation
 from pvae.evaluation.report import elbo_terms
 from pvae.models.build import build_vae
 from pvae.trained import images as images_module
-from pvae.trained.images import draw_codes, encode_images, sample_images, score_images, to_text
+from pvae.trained.images import draw_codes, encode_images, score_images, to_text
+from pvae.trained.latent_space import sample
 from pvae.trained.log_likelihood import importance_sample
 
 CPU = torch.device("cpu")
@@ -103,7 +104,7 @@ def test_samples_are_means_or_draws_of_the_likelihood(given, kind):
     vae, _ = given(kind)
     for draws in (False, True):
         with seeded(2, CPU):
-            images = sample_images(vae, 9, draws)
+            images = sample(vae, 9, draws)
         with seeded(2, CPU), torch.no_grad():
             p_x = vae.likelihood(vae.prior().sample((9,)))
             assert torch.equal(images, p_x.sample() if draws else p_x.mean)
@@ -116,4 +117,4 @@ def test_an_autoencoder_has_no_scores_and_no_samples(given):
     with pytest.raises(InputError, match="no likelihood"):
         score_images(vae, x, [""] * 7)
     with pytest.raises(InputError, match="no prior"):
-        sample_images(vae, 2)
+        sample(vae, 2)
