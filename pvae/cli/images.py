@@ -287,8 +287,8 @@ def _drawn(run: Run, arguments: argparse.Namespace) -> Tensor:
 
     from pvae.core.random_state import seeded
     from pvae.distributions.labels import LabelAndLatent
-    from pvae.trained.images import labels_to_sample, read_codes
     from pvae.trained import latent_space
+    from pvae.trained.images import labels_to_sample, read_codes
 
     is_drawn, y = arguments.draws or not run.data.is_images, labels_to_sample(run, arguments.label)
     with seeded(arguments.seed, torch.device("cpu")):
