@@ -49,6 +49,8 @@ examples:
   python -m pvae.encode runs/my-run photos --out codes.csv
   python -m pvae.encode runs/my-run
       the test images of the run, into RUN/codes.npz
+  python -m pvae.encode runs/my-run --splits --out all-codes.npz
+      training and test data, for python -m pvae.train --dataset array:all-codes.npz --labels 100
 In Python, after import pvae.trained.images as images:
   run = pvae.Run.open("runs/my-run")
   given = images.given_images(run, "photos")
@@ -137,6 +139,8 @@ def encode(argv: Sequence[str] | None = None) -> int:
     parser = Parser("encode", "Encode images by a trained run.", _ENCODE)
     _add_images(parser)
     parser.add_argument("--draws", action="store_true", help="a draw z from q(z | x) in place of mean and scale")
+    splits = "the means of all data of the run, as --dataset array:FILE reads them, in place of those of IMAGES"
+    parser.add_argument("--splits", action="store_true", help=splits)
     add_seed(parser)
     add_vae(parser, "for a run of a VAE of your own")
     add_places(parser, "an .npz or a .csv file (default: RUN/codes.npz)", "FILE")
@@ -153,7 +157,12 @@ def _encode(arguments: argparse.Namespace) -> None:
     out = arguments.out or run.place / "codes.npz"
     if out.suffix not in (".npz", ".csv"):
         raise InputError(f"--out {out} must end in .npz or .csv")
+    if arguments.splits and (arguments.images or arguments.label or arguments.draws or out.suffix == ".csv"):
+        raise InputError("--splits writes means of the run's own data: leave out IMAGES, --label, --draws and .csv")
     with result_folder(out.parent, [out.name]):
+        if arguments.splits:
+            print_line(_write_splits(run, arguments, out))
+            return
         given = _given_images(run, arguments)
         vae, pixels = run.vae().given(given.y), run.preparation.pixels(given.images)
         with seeded(arguments.seed, torch.device("cpu")):
@@ -164,12 +173,31 @@ def _encode(arguments: argparse.Namespace) -> None:
     print_line(f"{out}: {', '.join([*shapes, *['labels'] * bool(labels)])}")
 
 
+def _write_splits(run: Run, arguments: argparse.Namespace, out: Path) -> str:
+    """Write the codes of all data of a run, and the names of their classes, and return what was written."""
+    import numpy as np
+
+    from pvae.trained.codes import codes_as_data
+
+    run.check_vae(None)
+    run.dataset(None, arguments.data_dir, arguments.offline)
+    data = codes_as_data(run)
+    arrays = {split: codes.numpy() for split, codes in data.splits.items()}
+    if data.label_names and not data.has_attributes:
+        names = np.array([*data.label_names, "unlabelled"])  # the last one is that of -1
+        arrays |= {f"{split}_labels": names[labels.numpy()] for split, labels in data.labels.items()}
+    write_whole(out, _archive(arrays))
+    return f"{out}: {', '.join(f'{name} {array.shape}' for name, array in arrays.items())}"
+
+
 def _npz(names: Sequence[str], codes: Mapping[str, Tensor], labels: Sequence[str] = ()) -> bytes:
+    return _archive({"names": names, **codes, **({"labels": labels} if labels else {})})
+
+
+def _archive(arrays: Mapping[str, Any]) -> bytes:
     import numpy as np
 
     content = io.BytesIO()
-    arrays: dict[str, Any] = {"names": np.array(names), **{name: values.numpy() for name, values in codes.items()}}
-    arrays |= {"labels": np.array(labels)} if labels else {}
     np.savez(content, **arrays)
     return content.getvalue()
 

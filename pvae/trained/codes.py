@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from pvae.core.errors import InputError
-from pvae.data.dataset import random_subset
+from pvae.data.dataset import Dataset, random_subset
 from pvae.data.preparation import Pixels
 from pvae.distributions.hierarchy import Hierarchy
 from pvae.distributions.labels import LabelAndLatent
@@ -19,6 +19,7 @@ from pvae.vae import VAE
 
 __all__ = [
     "classes",
+    "codes_as_data",
     "examples",
     "given_labels",
     "given_one",
@@ -79,6 +80,25 @@ def train_codes(run: Run) -> Tensor:
 def test_codes(run: Run) -> Tensor:
     """Return the means of q(z | x) of the test images, (M, L)."""
     return encode(given_labels(run), test_images(run))
+
+
+def codes_as_data(run: Run) -> Dataset:
+    """Return the codes of all data of a run as data with the same labels, of which a second VAE may be trained.
+
+    The codes are the means of q(z | x), (N, L). With `Config.labels` the second VAE is the model M2 of the stack M1+M2
+    (Kingma et al., arXiv:1406.5298), whose M1 is the run.
+
+    Raises:
+        InputError: the run's data cannot be found.
+    """
+    data = run.dataset()
+    means = {
+        split: encode(given_labels(run, split), run.preparation.pixels(x, split)) for split, x in data.splits.items()
+    }
+    return Dataset(
+        f"codes of {data.name}", means["train"], means["test"], data.train_labels, data.test_labels, data.label_names,
+        valid=means.get("valid"), valid_labels=data.valid_labels,
+    )  # fmt: skip
 
 
 @kept

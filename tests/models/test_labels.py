@@ -359,6 +359,16 @@ def test_a_folder_of_classes_and_of_unlabelled_images(tmp_path, capsys):
     assert Run.open(tmp_path / "run").data.label_names == ("left", "middle", "right")
     assert train([*given[:4], "--condition", "--out", str(tmp_path / "other")]) == 2
     assert "--labels N" in capsys.readouterr().err
+    labels, read = Run.open(tmp_path / "run").dataset().labels, all_codes(tmp_path / "run", tmp_path / "all.npz").labels
+    assert labels.keys() == read.keys() == {"train", "test", "valid"}
+    assert all(torch.equal(read[split], labels[split]) for split in labels)
+    assert (read["train"] == -1).any()
+
+
+def all_codes(run, file):
+    """The data that `encode --splits` writes, read back."""
+    assert encode([str(run), "--splits", "--out", str(file)]) == 0
+    return load_dataset(f"array:{file}")
 
 
 def test_commands_given_labels(tmp_path, capsys):
@@ -383,6 +393,8 @@ def test_commands_given_labels(tmp_path, capsys):
         (sample, [run, "--label", "up"], "middle"),
         (sample, [run, "--codes", str(tmp_path / "codes.csv")], "--label"),
         (score, [run, str(folder / "left")], "--label"),
+        (encode, [run, str(folder / "left"), "--splits"], "leave out IMAGES"),
+        (encode, [run, "--splits", "--out", str(tmp_path / "all.csv")], ".csv"),
     ]:
         assert command(arguments) == 2
         error = capsys.readouterr().err
@@ -404,6 +416,18 @@ def by_hand(run):
     """The test images of a run, their labels and the VAE at these."""
     data = run.dataset()
     return run.preparation.pixels(data.test), data.labels["test"], run.vae().given(data.labels["test"])
+
+
+def test_codes_of_all_data_are_data(conditional, tmp_path):
+    """Those of each image at its own label, with the names of the classes."""
+    run = Run.open(conditional[1])
+    data, read = run.dataset(), all_codes(conditional[1], tmp_path / "all.npz")
+    assert read.label_names == data.label_names == ("left", "middle", "right")
+    assert read.splits.keys() == data.splits.keys()
+    for split, x in data.splits.items():
+        codes = encode_images(run.vae().given(data.labels[split]), run.preparation.pixels(x, split))
+        assert torch.allclose(read.splits[split], codes.loc, atol=1e-6)
+        assert torch.equal(read.labels[split], data.labels[split])
 
 
 def test_each_command_takes_each_image_at_its_own_label(conditional, tmp_path, capsys):
