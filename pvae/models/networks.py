@@ -31,7 +31,12 @@ __all__ = [
 _ROWS = 10_000  # in a part of the data
 
 
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gated": nn.GLU}
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "softplus": nn.Softplus,
+    "gated": nn.GLU,
+}
 
 
 def mlp(*widths: int, activation: str = "relu", batch_norm: bool = False) -> nn.Sequential:
@@ -41,7 +46,7 @@ def mlp(*widths: int, activation: str = "relu", batch_norm: bool = False) -> nn.
 
     Args:
         widths: input width, hidden widths, output width.
-        activation: "relu", "tanh" or "gated".
+        activation: "relu", "tanh", "softplus" or "gated".
         batch_norm: BatchNorm before each activation, over all leading dimensions.
 
     Returns:

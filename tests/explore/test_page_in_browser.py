@@ -46,7 +46,7 @@ SYSTEMS = {
     "flow as prior": {"prior": "flow", **BINARY},
     "sphere": {"posterior": "power-spherical", "prior": "sphere", **BINARY},
     "autoencoder": {"posterior": "delta"},
-    "one latent": {"latent_dim": 1},
+    "one latent, softplus": {"latent_dim": 1, "activation": "softplus"},
     "vamp of flows": {"posterior": "planar", "prior": "vamp", "components": 3, **BINARY},
     "planar": {"posterior": "planar", "flow_length": 3, **BINARY},
     "iaf": {"posterior": "iaf", "flow_length": 2, **BINARY},
