@@ -93,10 +93,11 @@ def _compare(arguments: argparse.Namespace) -> None:
                     print_line(reason)
             log_p, untrusted = estimators.reference(vae, x)
             value = log_p if log_p.stderr else f"{log_p.mean:.2f} exactly"
-            print_line(f"{stage}: log p(x) = {value}, mean of {len(x)} test images; pixels {kind}")
+            pixels = f"; pixels {kind}" if kind else ""
+            print_line(f"{stage}: log p(x) = {value}, mean of {len(x)} test data{pixels}")
             if untrusted > MOST_UNTRUSTED:
                 warnings.append(
-                    f"{stage}: the importance weights of {untrusted:.1%} of the images cannot be trusted: log p(x) is "
+                    f"{stage}: the importance weights of {untrusted:.1%} of the data cannot be trusted: log p(x) is "
                     "too low by an unknown amount, and the bias too near 0; the variances are not affected"
                 )
             with progress_bar(stage, len(pairs), "estimator") as bar:
@@ -113,7 +114,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _weights(arguments: argparse.Namespace, run: Run | None, config: Config) -> Iterator[tuple[str, VAE, Tensor, str]]:
-    """Yield for each stage of a training its name, the VAE, a batch of test images and the kind of their pixels."""
+    """Yield for each stage of a training its name, the VAE, a batch of test data and the kind of their pixels."""
     from pvae.data.dataset import random_subset
     from pvae.trained.log_likelihood import with_normalised_likelihood
     from pvae.training.fit import train_in_memory
@@ -150,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--particles", metavar="K,K", type=whole_numbers(1, 10**6), default="1,5,50", help="K (default: 1,5,50)")
     add("--repetitions", metavar="R", type=whole_number(3), default=100, help="with other draws each (default: 100)")
-    batch_size = "random test images, or all if there are fewer (default: 100)"
+    batch_size = "random test data, or all if there are fewer (default: 100)"
     add("--batch-size", metavar="B", type=whole_number(2), default=100, help=batch_size)
     add_vae(parser, "for a run of a VAE of your own")
     add_places(parser, "where to write (default: RUN/comparison, or runs/<time>-compare)")

@@ -19,10 +19,10 @@ from pvae.core.terminal import print_line
 __all__ = ["PICTURES", "draw_side_by_side", "main"]
 
 PICTURES = {
-    "reconstructions": "test images above their reconstructions",
-    "samples": "64 images of the prior",
+    "reconstructions": "test data beside their reconstructions",
+    "samples": "64 images of the prior; of a table, histograms of data and samples",
     "losses": "loss, distortion and rate against the epoch",
-    "scatter": "2-dimensional codes of training and test images, coloured by class",
+    "scatter": "2-dimensional codes of training and test data, coloured by class",
     "cdf": "the codes mapped by the CDF of N(0, 1), which makes the prior uniform",
     "manifold": "the decoded grid of a 2-dimensional latent at the quantiles of the prior",
     "traversal": "one latent dimension after the other, from -3 to 3 standard deviations",

@@ -31,23 +31,23 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_DRAWS, _FEW_DRAWS = 5000, 200  # for each image
-_LARGE = 2000  # values of an image, beyond which many draws take long and help little
+_DRAWS, _FEW_DRAWS = 5000, 200  # for each datum
+_LARGE = 2000  # values of a datum, beyond which many draws take long and help little
 
 _EPILOG = """\
 It prints the ELBO and its parts (distortion and rate; the three parts of post 004), the posterior-mean loss, active
-units, the rate of a random subset of the images with its parts (mutual information, total correlation, dimension-wise
+units, the rate of a random subset of the data with its parts (mutual information, total correlation, dimension-wise
 KL), and log p(x) by importance sampling, and writes RUN/evaluation.json. The log-likelihood of a model trained on grey
 pixels by a Bernoulli is that of the binarized test images: grey ones have none. The memory does not depend on the
 number of samples.
 
-Where a likelihood is sharp and the pixels are many, a few draws dominate the importance weights of an image, and its
-log p(x) is too low. The report then warns, and says which figures are reliable: the ELBO always is. It cannot see
+Where a likelihood is sharp and the values of x are many, a few draws dominate the importance weights of a datum, and
+its log p(x) is too low. The report then warns, and says which figures are reliable: the ELBO always is. It cannot see
 everything: where q(z | x) misses a mode of p(z | x), the effective sample size may stay high, and log p(x) too low by
 many of its standard errors.
 
 Several runs of the same data give one table: log p(x) and the ELBO with their errors, and the differences from the run
-with the highest log p(x), image by image, with theirs. --latex prints it as a tabular, --out FILE writes it.
+with the highest log p(x), datum by datum, with theirs. --latex prints it as a tabular, --out FILE writes it.
 
 examples:
   python -m pvae.evaluate runs/my-run
@@ -77,7 +77,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise InputError("--seconds goes with a single RUN, without --latex: give --importance-samples")
     count = arguments.images or first.data.num_test
     if count > first.data.num_test:
-        raise InputError(f"--images {count}: {first.data.name} has {first.data.num_test:,} test images")
+        raise InputError(f"--images {count}: {first.data.name} has {first.data.num_test:,} test data")
     is_large = math.prod(first.data.datum_shape) > _LARGE
     num_draws = arguments.importance_samples or (_FEW_DRAWS if is_large else _DRAWS)
     out = arguments.out or (None if is_table else first.place / "evaluation.json")
@@ -85,14 +85,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     def report_draws(sample: ImportanceSample, taken: float) -> None:
         if arguments.seconds and not is_quiet:
             bar.reset(count)  # for the next draws
-            untrusted = f"the weights of {sample.untrusted:.1%} of the images cannot be trusted"
-            print_line(f"{sample.num_particles:,} draws for each image took {taken:.0f} s; {untrusted}")
+            untrusted = f"the weights of {sample.untrusted:.1%} of the data cannot be trusted"
+            print_line(f"{sample.num_particles:,} draws for each datum took {taken:.0f} s; {untrusted}")
 
     with result_folder(out.parent, [out.name]) if out else contextlib.nullcontext():
         for run in runs:
             run.check_vae(None)
             run.dataset(None, arguments.data_dir, arguments.offline)
-        with progress_bar("importance sampling", count * len(runs), "image", is_quiet, in_logs=True) as bar:
+        with progress_bar("importance sampling", count * len(runs), "datum", is_quiet, in_logs=True) as bar:
             what = (num_draws, arguments.images, arguments.seed, bar.update)
             how = {"engine": arguments.compile, "precision": arguments.precision}
             if is_table:
@@ -107,25 +107,25 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser("evaluate", "Evaluate a trained run on its test images.", _EPILOG)
+    parser = Parser("evaluate", "Evaluate a trained run on its test data.", _EPILOG)
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", type=nonempty_path, help="a run folder; several give one table")
-    default = f"{_DRAWS}, or {_FEW_DRAWS} where an image has more than {_LARGE:,} values"
+    default = f"{_DRAWS}, or {_FEW_DRAWS} where a datum has more than {_LARGE:,} values"
     add(
         "--importance-samples",
         metavar="S",
         type=whole_number(2),
-        help=f"draws of z for each image (default: {default})",
+        help=f"draws of z for each datum (default: {default})",
     )
     add(
         "--seconds",
         metavar="T",
         type=whole_number(0),
         default=0,
-        help="while the importance weights of more than 1%% of the images cannot be trusted, double the draws, as long "
+        help="while the importance weights of more than 1%% of the data cannot be trusted, double the draws, as long "
         "as all of them take at most T seconds (default: 0, never)",
     )
-    add("--images", metavar="N", type=whole_number(2), help="a random subset of N test images (default: all)")
+    add("--images", metavar="N", type=whole_number(2), help="a random subset of N test data (default: all)")
     add_seed(parser)
     add(
         "--compile",

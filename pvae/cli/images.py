@@ -35,20 +35,20 @@ if TYPE_CHECKING:
 __all__ = ["CAVEAT", "encode", "export", "reconstruct", "sample", "score"]
 
 _ENCODE = """\
-The code of an image is its posterior q(z | x): a mean and a standard deviation for each latent dimension, or with
+The code of a datum is its posterior q(z | x): a mean and a standard deviation for each latent dimension, or with
 --draws one z drawn from it. The posteriors of flows and hierarchies have no mean in closed form, and need --draws.
-Images are resized, and converted to grey or colour, like the training images. For a run on other data, IMAGES is an
+Images are resized, and converted to grey or colour, like the training images. For a run on other data, DATA is an
 .npy, .npz or .csv file of data of the same shape.
 
 An .npz file holds the arrays names (N,), loc and scale (N, L), or names and z; np.load reads it. A .csv file has a row
-for each image: name, loc_1, ..., loc_L, scale_1, ..., scale_L, or name, z_1, ..., z_L. With several stochastic layers,
-z is z1, z2 and so on: an array of each, or the columns z1_1, ..., z2_1, .... Test images of the run that have classes
+for each datum: name, loc_1, ..., loc_L, scale_1, ..., scale_L, or name, z_1, ..., z_L. With several stochastic layers,
+z is z1, z2 and so on: an array of each, or the columns z1_1, ..., z2_1, .... Test data of the run that have classes
 have an array labels too, or a column label.
 
 examples:
   python -m pvae.encode runs/my-run photos --out codes.csv
   python -m pvae.encode runs/my-run
-      the test images of the run, into RUN/codes.npz
+      the test data of the run, into RUN/codes.npz
   python -m pvae.encode runs/my-run --splits --out all-codes.npz
       training and test data, for python -m pvae.train --dataset array:all-codes.npz --labels 100
 In Python, after import pvae.trained.images as images:
@@ -57,23 +57,23 @@ In Python, after import pvae.trained.images as images:
   codes = images.encode_images(run.vae(), run.preparation.pixels(given.images))  # codes.loc and codes.scale, (N, L)"""
 
 CAVEAT = """\
-A low likelihood is weak evidence that an image is odd: models give some images of another kind higher likelihoods than
-their own (Nalisnick et al., arXiv:1810.09136). Look at distortion and rate too, and at the pictures."""
+A low likelihood is weak evidence that a datum is odd: models of images give some images of another kind higher
+likelihoods than their own (Nalisnick et al., arXiv:1810.09136). Look at distortion and rate too."""
 
 _SCORE = f"""\
-It writes scores.csv, a row for each image: log p(x) by importance sampling with its standard error and effective sample
-size, the ELBO, distortion and rate, in nats; and oddest.png, the ten images of the lowest log p(x), of the highest
-distortion and of the highest rate, which is large where a code lies far from the prior. A log p(x) whose effective
-sample size is below 10 is too low, and its error too small; so it may be where the draws miss a mode of p(z | x), which
-no effective sample size shows. The ELBO needs no importance weights. 2,000 colour images of 64 x 52 pixels take about
-two minutes on two cores.
+It writes scores.csv, a row for each datum: log p(x) by importance sampling with its standard error and effective sample
+size, the ELBO, distortion and rate, in nats. For images it writes oddest.png too, the ten of the lowest log p(x), of
+the highest distortion and of the highest rate, which is large where a code lies far from the prior. A log p(x) whose
+effective sample size is below 10 is too low, and its error too small; so it may be where the draws miss a mode of
+p(z | x), which no effective sample size shows. The ELBO needs no importance weights. 2,000 colour images of 64 x 52
+pixels take about two minutes on two cores.
 
 {CAVEAT}
 
 examples:
   python -m pvae.score runs/my-run photos --out scores
   python -m pvae.score runs/my-run
-      the test images of the run, into RUN/scores
+      the test data of the run, into RUN/scores
 In Python, after import pvae.trained.images as images:
   run = pvae.Run.open("runs/my-run")
   given = images.given_images(run, "photos")
@@ -112,7 +112,7 @@ In Python, after import pvae.trained.export, pvae.trained.plain_torch:
   pvae.trained.plain_torch.export_torch(pvae.Run.open("runs/my-run"), folder)"""
 
 _RECONSTRUCT = """\
-Each image is encoded, and decoded from the mean of its q(z | x) to the mean of p(x | z). It writes
+Each datum is encoded, and decoded from the mean of its q(z | x) to the mean of p(x | z). Of images it writes
 reconstruction-0001.png and so on in the order of the images, names.csv with the name of each, and the first eight above
 their reconstructions on reconstructions.png; of other data, the arrays names and x of reconstructions.npz, or of a
 table reconstructions.csv.
@@ -120,7 +120,7 @@ table reconstructions.csv.
 examples:
   python -m pvae.reconstruct runs/my-run photos --out reconstructions
   python -m pvae.reconstruct runs/my-run
-      the test images of the run, into RUN/reconstructions
+      the test data of the run, into RUN/reconstructions
 In Python, after import pvae.trained.images as images:
   given = images.given_images(run, "photos")
   x = images.reconstruct_images(run.vae(), run.preparation.pixels(given.images))  # (N, C, H, W)"""
@@ -136,10 +136,10 @@ def encode(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name; `sys.argv` if left out.
     """
-    parser = Parser("encode", "Encode images by a trained run.", _ENCODE)
+    parser = Parser("encode", "Encode data by a trained run.", _ENCODE)
     _add_images(parser)
     parser.add_argument("--draws", action="store_true", help="a draw z from q(z | x) in place of mean and scale")
-    splits = "the means of all data of the run, as --dataset array:FILE reads them, in place of those of IMAGES"
+    splits = "the means of all data of the run, as --dataset array:FILE reads them, in place of those of DATA"
     parser.add_argument("--splits", action="store_true", help=splits)
     add_seed(parser)
     add_vae(parser, "for a run of a VAE of your own")
@@ -158,7 +158,7 @@ def _encode(arguments: argparse.Namespace) -> None:
     if out.suffix not in (".npz", ".csv"):
         raise InputError(f"--out {out} must end in .npz or .csv")
     if arguments.splits and (arguments.images or arguments.label or arguments.draws or out.suffix == ".csv"):
-        raise InputError("--splits writes means of the run's own data: leave out IMAGES, --label, --draws and .csv")
+        raise InputError("--splits writes means of the run's own data: leave out DATA, --label, --draws and .csv")
     with result_folder(out.parent, [out.name]):
         if arguments.splits:
             print_line(_write_splits(run, arguments, out))
@@ -215,9 +215,9 @@ def score(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name; `sys.argv` if left out.
     """
-    parser = Parser("score", "Score images by their likelihood under a trained run.", _SCORE)
+    parser = Parser("score", "Score data by their likelihood under a trained run.", _SCORE)
     _add_images(parser)
-    samples = "draws of z for each image (default: 200)"
+    samples = "draws of z for each datum (default: 200)"
     parser.add_argument("--importance-samples", metavar="S", type=whole_number(2), default=200, help=samples)
     add_seed(parser)
     add_vae(parser, "for a run of a VAE of your own")
@@ -239,7 +239,7 @@ def _score(arguments: argparse.Namespace) -> None:
     with result_folder(arguments.out or run.place / "scores") as folder:
         given = _given_images(run, arguments)
         vae, pixels, kind = with_likelihood(run, given.images, given.y)
-        bar = progress_bar("scoring", len(given.names), "image", in_logs=True)
+        bar = progress_bar("scoring", len(given.names), "datum", in_logs=True)
         with bar, seeded(arguments.seed, torch.device("cpu")):
             scores = score_images(vae, pixels, given.names, arguments.importance_samples, bar.update)
         write_whole(folder / "scores.csv", csv_of(scores).encode("utf-8", "surrogateescape"))
@@ -272,13 +272,13 @@ def sample(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name; `sys.argv` if left out.
     """
-    parser = Parser("sample", "Draw new images from a trained run.", _SAMPLE)
+    parser = Parser("sample", "Draw new data from a trained run.", _SAMPLE)
     add = parser.add_argument
     add("run", metavar="RUN", type=nonempty_path, help="a run folder")
-    number = f"number of images, at most {_MOST:,} (default: 64)"
+    number = f"how many, at most {_MOST:,} (default: 64)"
     add("-n", "--num-samples", metavar="N", type=whole_number(1, _MOST), default=64, help=number)
     add("--draws", action="store_true", help="draw every pixel from p(x | z) in place of taking its mean")
-    label = "draw images of this class, for a run that was trained given labels (default: of each class in turn)"
+    label = "draw data of this class, for a run that was trained given labels (default: of each class in turn)"
     add("--label", metavar="NAME", help=label)
     codes = "decode the codes of an .npz or .csv file that encode has written, in place of draws from p(z)"
     add("--codes", metavar="FILE", type=nonempty_path, help=codes)
@@ -390,7 +390,7 @@ def reconstruct(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name; `sys.argv` if left out.
     """
-    parser = Parser("reconstruct", "Encode and decode images by a trained run.", _RECONSTRUCT)
+    parser = Parser("reconstruct", "Encode and decode data by a trained run.", _RECONSTRUCT)
     _add_images(parser)
     add_vae(parser, "for a run of a VAE of your own")
     add_places(parser, "where to write (default: RUN/reconstructions)")
@@ -473,9 +473,9 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run", metavar="RUN", type=nonempty_path, help="a run folder")
     images = "an image file, a folder of them, or a file of arrays or of a table (default: the test data of the run)"
-    add("images", metavar="IMAGES", nargs="?", type=nonempty_path, help=images)
-    add("--label", metavar="NAME", help="of all IMAGES, for a run that was trained given labels: their class")
-    add("--skip-broken", action="store_true", help="leave out files of IMAGES that cannot be decoded")
+    add("images", metavar="DATA", nargs="?", type=nonempty_path, help=images)
+    add("--label", metavar="NAME", help="of all DATA, for a run that was trained given labels: their class")
+    add("--skip-broken", action="store_true", help="leave out image files of DATA that cannot be decoded")
 
 
 def _check_out(run: Run, out: Path | None) -> None:
@@ -491,7 +491,7 @@ def _check_out(run: Run, out: Path | None) -> None:
 
 
 def _given_images(run: Run, arguments: argparse.Namespace) -> GivenImages:
-    """Return IMAGES, or the test images of the run, and print how they were changed."""
+    """Return DATA, or the test data of the run, and print how they were changed."""
     from pvae.trained.images import given_images
 
     run.check_vae(None)

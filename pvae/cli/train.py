@@ -227,7 +227,7 @@ def _what_is_next(run: Run) -> str:
     if run.config.posterior != "delta":  # an autoencoder has no likelihood
         following.append(f"python -m pvae.evaluate {folder}")
     if run.config.system == "images":
-        following += [f"python -m pvae.sample {folder}", f"python -m pvae.score {folder} IMAGES"]
+        following += [f"python -m pvae.sample {folder}", f"python -m pvae.score {folder} DATA"]
     following.append(f"tensorboard --logdir {folder}")
     is_stopped = run.metrics()[-1].epoch < run.config.epochs  # by --patience
     if run.config.schedule == "constant" and run.config.warm_up_cycles == 1 and not is_stopped:

@@ -153,7 +153,9 @@ class Dataset:
             for start, part in _in_parts(data) if data.is_floating_point() else ():
                 if (infinite := part.flatten(1).isinf()).any():
                     row, place = infinite.nonzero()[0].tolist()
-                    raise InputError(f"{self.name}: {split}[{start + row}] holds {part[row].flatten()[place].item()}")
+                    datum = self.names[split][start + row] if split in self.names else f"{split}[{start + row}]"
+                    where = value_name(place, self.datum_shape, self.columns)
+                    raise InputError(f"{self.name}: {where} of {datum} is {part[row].flatten()[place].item()}")
         if not self.label_names and self.train_labels is not None and _is_classes(self.train_labels):
             most = max(int(labels.max()) for labels in self.labels.values())
             object.__setattr__(self, "label_names", tuple(map(str, range(most + 1))))
@@ -168,8 +170,8 @@ class Dataset:
             raise InputError(f"{self.name}: {len(self.columns)} columns are named, of data {self.datum_shape}")
         if self.has_missing and (never := self.train.isnan().all(0).flatten()).any():
             place = int(never.nonzero()[0])
-            what = f"column {self.columns[place].name}" if self.columns else f"value {place + 1} of a datum"
-            raise InputError(f"{self.name}: {what} is missing in all training data: leave it out")
+            where = value_name(place, self.datum_shape, self.columns)
+            raise InputError(f"{self.name}: {where} is missing in all training data: leave it out")
 
     @classmethod
     def from_torch(cls, name: str, train: Any, test: Any = None) -> Dataset:
@@ -414,6 +416,12 @@ def _in_parts(data: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Yield data in parts, each with the number of its first row."""
     size = max(1, 2**24 // data[0].numel())
     yield from ((start, data[start : start + size]) for start in range(0, len(data), size))
+
+
+def value_name(place: int, datum_shape: Sequence[int], columns: Sequence[Column]) -> str:
+    """Return how a message names the value at a flat index of a datum: by its column, or as x[1, 2]."""
+    index = ", ".join(map(str, np.unravel_index(place, datum_shape)))
+    return f"column {columns[place].name}" if columns else f"x[{index}]"
 
 
 def _is_classes(labels: Tensor) -> bool:

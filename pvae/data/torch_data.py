@@ -29,16 +29,16 @@ def read_torch(source: Any, split: str, is_shuffled: bool = False) -> tuple[Tens
         is_shuffled: return them in a random order, always the same one; so are data that do not fit into memory.
 
     Raises:
-        InputError: it raises an exception, holds nothing, yields something else, or is larger than memory and leaves
-            some data out.
+        InputError: it raises an exception, holds nothing, yields something else, ends before its last batch, or is
+            larger than memory and leaves some data out.
     """
     loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=_AT_ONCE)
     try:
-        count = len(loader.dataset)  # type: ignore[arg-type]
+        count, num_batches = len(loader.dataset), len(loader)  # type: ignore[arg-type]
     except TypeError:  # an iterable dataset has no length
-        count = 0
+        count = num_batches = 0
     data, labels, in_file, places = list[Tensor](), list[Tensor](), None, torch.empty(0)
-    read = 0
+    read = batches_read = 0
     try:
         for batch in loader:
             items = batch if isinstance(batch, (list, tuple)) else [batch]
@@ -54,10 +54,12 @@ def read_torch(source: Any, split: str, is_shuffled: bool = False) -> tuple[Tens
                 data.append(x)
             else:
                 in_file[places[read : read + len(x)]] = x
-            read += len(x)
+            read, batches_read = read + len(x), batches_read + 1
             labels += items[1:]
         if not read:
             raise InputError(f"{split} holds no data")
+        if batches_read < num_batches:
+            raise InputError(f"{split} ends after {batches_read:,} of its {num_batches:,} batches")
         if in_file is not None and read != count:
             raise InputError(f"{split} yields {read:,} of {count:,} data: of data larger than memory all are needed")
         x, y = torch.cat(data) if in_file is None else in_file, torch.cat(labels) if labels else None

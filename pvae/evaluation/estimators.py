@@ -280,7 +280,7 @@ _COLUMNS: dict[str, Callable[[Measurement], str]] = {
 
 
 LEGEND = """\
-K: draws of z for each image. bound: mean over repetitions with different draws, with its standard error. bias: bound -
+K: draws of z for each datum. bound: mean over repetitions with different draws, with its standard error. bias: bound -
 log p(x); the nearer to 0, the tighter the bound. decoder: its parameters and those of the prior. variance: trace of the
 covariance of the gradient over the same draws. signal/noise: |E g| / sqrt(E |g - E g|^2); a higher ratio is better for
 training. The errors of variance and ratio are by the jackknife over groups of repetitions. ms: time for loss and

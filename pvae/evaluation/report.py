@@ -58,15 +58,15 @@ class RateDecomposition:
         log_images: log N, where N is the number of images in q(z): all test images that are evaluated.
     """
 
-    num_images: int = field(metadata={"test images": "a random subset, if there are more; one draw of z each"})
+    num_images: int = field(metadata={"test data": "a random subset, if there are more; one draw of z each"})
     rate: Estimate = field(metadata={"rate": "log q(z | x) - log p(z), the sum of the three parts"})
-    rate_closed_form: Estimate = field(metadata={"  KL(q(z | x) || p(z))": "of the same images, computed as above"})
+    rate_closed_form: Estimate = field(metadata={"  KL(q(z | x) || p(z))": "of the same data, computed as above"})
     sampling_stderr: float = field(metadata={"  error from the draws": "of z, a part of the error of the rate"})
-    mutual_information: Estimate = field(metadata={"mutual information": "I(x; z) over all images is at least this"})
-    mutual_information_upper: Estimate = field(metadata={"  I(x; z) at most": "over all images, not only these"})
+    mutual_information: Estimate = field(metadata={"mutual information": "I(x; z) over all data is at least this"})
+    mutual_information_upper: Estimate = field(metadata={"  I(x; z) at most": "over all data, not only these"})
     total_correlation: Estimate = field(metadata={"total correlation": "KL(q(z) || prod_l q(z_l))"})
     dimension_wise_kl: Estimate = field(metadata={"dimension-wise KL": "sum_l KL(q(z_l) || p(z_l))"})
-    log_images: float = field(metadata={"log N": "the most that the mutual information of N images can be"})
+    log_images: float = field(metadata={"log N": "the most that the mutual information of N data can be"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,13 +118,13 @@ class LogLikelihood:
         is_density: whether p(x) is a density.
     """
 
-    elbo: Estimate = field(metadata={"ELBO": "of the same pixels"})
+    elbo: Estimate = field(metadata={"ELBO": "of these data"})
     estimate: Estimate = field(metadata={"log-likelihood": "log p(x) by importance sampling"})
     sampling_stderr: float = field(metadata={"  error from the draws": "of z, a part of the error above"})
-    num_particles: int = field(metadata={"  importance samples": "for each image"})
-    effective_median: float = field(metadata={"  effective sample size": "the median over images"})
-    effective_least: float = field(metadata={"  the least": "of an image"})
-    untrusted: float = field(metadata={"  share of untrusted": "images, whose effective sample size is below 10"})
+    num_particles: int = field(metadata={"  importance samples": "for each datum"})
+    effective_median: float = field(metadata={"  effective sample size": "the median over the data"})
+    effective_least: float = field(metadata={"  the least": "of a datum"})
+    untrusted: float = field(metadata={"  share of untrusted": "data whose effective sample size is below 10"})
     bits_per_dimension: Estimate = field(metadata={"  bits per dimension": ""})
     is_density: bool = field(metadata={"  of a density": "bits are of density times distance of two levels"})
 
@@ -307,15 +307,15 @@ _WHAT_THEN = (
 def to_text(report: Report) -> str:
     """Return the report as a table, with a note on the meaning of each value."""
     parts, log_p = report.elbo_parts, report.log_likelihood
-    images = f"{'random ' if report.is_subset else ''}test images"
+    tested = f"{'random ' if report.is_subset else ''}test data"
     special = {}
     if report.pseudo:
         special["elbo"] = "pseudo-ELBO", "of the grey pixels that it was trained on"
     if parts.posterior_mean_loss is None:  # which needs the closed form of the rate
         special["rate"] = "  rate", "KL(q(z | x) || p(z)), from ten draws of z"
     lines = [
-        f"{report.run}, {report.progress}, {report.num_images:,} {images} of {report.data}",
-        "nats per datum, mean +- standard error over images and draws",
+        f"{report.run}, {report.progress}, {report.num_images:,} {tested} of {report.data}",
+        "nats per datum, mean +- standard error over data and draws",
         "",
         *_lines(parts, special),
         "",
@@ -332,7 +332,7 @@ def to_text(report: Report) -> str:
         *_lines(log_p, {}),
     ]
     if log_p.untrusted > MOST_UNTRUSTED:
-        lines += ["", f"warning: the importance weights of {log_p.untrusted:.1%} of the images cannot be trusted"]
+        lines += ["", f"warning: the importance weights of {log_p.untrusted:.1%} of the data cannot be trusted"]
         lines += _WHAT_THEN
     return "\n".join(lines)
 

@@ -20,8 +20,8 @@ from pvae.trained.log_likelihood import MOST_UNTRUSTED, Estimate, elbo_terms, im
 __all__ = ["LEGEND", "RunResult", "evaluate_runs", "to_latex", "to_markdown"]
 
 LEGEND = """\
-Nats per datum, on the same test images; +- is the standard error over images and draws. Differences are taken image by
-image, from the run with the highest log p(x), so that their errors leave out what all runs find hard."""
+Nats per datum, on the same test data; +- is the standard error over data and draws. Differences are taken datum by
+datum, from the run with the highest log p(x), so that their errors leave out what all runs find hard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def evaluate_runs(
         described = kind, getattr(vae.p_x, "levels_per_unit", 1.0), vae.y is None
         first = first or (x.images, described)
         if not torch.equal(x.images, first[0]) or described != first[1]:
-            difference = "other test images or pixels, or one a density and one a probability, or one is given labels"
+            difference = "other test data or pixels, or one a density and one a probability, or one is given labels"
             raise InputError(f"{run.path} and {runs[0].path} have {difference}: evaluate them apart")
         with seeded(seed, torch.device("cpu")):
             sample = importance_sample(vae, x, num_particles, on_images, engine=engine, precision=precision)

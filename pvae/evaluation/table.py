@@ -192,9 +192,9 @@ _COLUMNS: dict[str, Callable[[Sequence[Row]], str]] = {
 }
 
 _NOTE = (
-    "Nats per datum, on the test images. +- is the standard deviation over seeds; for the ELBO and log p(x) of a "
-    "single run it is the standard error over images. (pseudo): the pixels are grey, so the value does not bound a "
-    "log-likelihood. log p(x): importance sampling by python -m pvae.evaluate of all test images, binarized if a "
+    "Nats per datum, on the test data. +- is the standard deviation over seeds; for the ELBO and log p(x) of a "
+    "single run it is the standard error over them. (pseudo): the pixels are grey, so the value does not bound a "
+    "log-likelihood. log p(x): importance sampling by python -m pvae.evaluate of all test data, binarized if a "
     "Bernoulli was trained on grey ones; too low where it warns of the weights. 10-NN: accuracy of a 10-nearest-"
     "neighbour classifier on the codes. KS: the largest Kolmogorov-Smirnov distance of a latent dimension of z ~ "
     "q(z | x) from N(0, 1). mean and std: the least and the greatest over dimensions and seeds. These three are of the "

@@ -53,7 +53,7 @@ def reconstructions(run: Run) -> Figure:
 
 
 def samples(run: Run) -> Figure:
-    """Return 64 means of p(x | z), z ~ p(z); of vectors the marginals of draws from it. The run must have a prior.
+    """Return 64 means of p(x | z), z ~ p(z), or draws from it: marginals of vectors, and series. The run needs a prior.
 
     With labels there is a row for each class, or for the labels of the first test images, and one z in a column.
     """
@@ -62,7 +62,7 @@ def samples(run: Run) -> Figure:
         if not run.data.is_images:
             drawn = latent_space.sample(run.vae(), 1000, draws=True, y=codes.given_labels(run).y)
             shown = codes.test_images(run).images[:1000]
-            return _drawn(run, run_figures.marginal_figure(shown, drawn, run.title, run.data.columns))
+            return _drawn(run, run_figures.sampled_values_figure(shown, drawn, run.title, run.data.columns))
         if not run.vae().takes_labels:
             return run_figures.sample_figure(run.preparation.shown(latent_space.sample(run.vae(), 64)), run.title)
         data = run.dataset()
@@ -76,8 +76,11 @@ def samples(run: Run) -> Figure:
 
 def _drawn(run: Run, figure: Figure | None) -> Figure:
     """Return a figure of data, or refuse the picture if their shape cannot be drawn."""
-    codes.require(run, figure is not None, f"images, vectors or series, and not data of shape {run.data.datum_shape}")
-    assert figure is not None
+    if figure is None:
+        shape = run.data.datum_shape
+        raise InputError(
+            f"this picture shows images, vectors or series, and not data of the shape {shape} of {run.path}"
+        )
     return figure
 
 
@@ -116,8 +119,8 @@ def scatter(run: Run) -> Figure:
     shown = codes.train_codes(run)[:10_000]
     train_labels = None if train_labels is None else train_labels[: len(shown)]
     splits = {
-        f"training images (the first {len(shown):,})": ScatterData(shown, train_labels, has_prior),
-        "test images": ScatterData(codes.test_codes(run), test_labels, has_prior),
+        f"training data (the first {len(shown):,})": ScatterData(shown, train_labels, has_prior),
+        "test data": ScatterData(codes.test_codes(run), test_labels, has_prior),
     }
     return run_figures.scatter_figure(splits, run.dataset().label_names, f"{run.title}\nmeans of q(z | x)")
 
@@ -131,7 +134,7 @@ def cdf(run: Run) -> Figure:
     codes.require(run, codes.has_normal_prior(run), "the prior N(0, 1)")
     draws, labels = codes.test_draws(run), codes.classes(run)[1]
     splits = {
-        "z ~ q(z | x), test images": ScatterData(draws, labels, run.vae().has_density),
+        "z ~ q(z | x), test data": ScatterData(draws, labels, run.vae().has_density),
         "F(z), F the distribution function of N(0, 1)": ScatterData(
             Normal(0.0, 1.0).cdf(draws), labels, quantity="F(z_{})"
         ),
@@ -201,7 +204,7 @@ def histograms(run: Run) -> Figure:
     name = "N(0, 1)" if codes.has_normal_prior(run) else "p(z)"
     name = f"the prior {name}" if run.vae().has_density else f"{name} (an autoencoder has no prior)"
     layer = codes.latent_names(run)[-1].split("_")[0]
-    title = f"{run.title}\nblue: each dimension of {layer} ~ q(z | x) over the test images; orange: {name}"
+    title = f"{run.title}\nblue: each dimension of {layer} ~ q(z | x) over the test data; orange: {name}"
     return run_figures.histogram_figure(codes.top_layer_draws(run), draws, title)
 
 

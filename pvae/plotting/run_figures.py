@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import textwrap
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -41,11 +42,11 @@ __all__ = [
     "histogram_figure",
     "image_figure",
     "loss_figure",
-    "marginal_figure",
     "named_images_figure",
     "reconstructed_values_figure",
     "reconstruction_figure",
     "sample_figure",
+    "sampled_values_figure",
     "save_figures",
     "scatter_figure",
     "titled_figure",
@@ -344,30 +345,42 @@ def reconstructed_values_figure(
             if 0 < len(columns) <= 2 * _MOST:
                 axes.set_xticks(range(len(x)), [_label(column.name) for column in columns], rotation=90)
         else:
-            for number, (one, other) in enumerate(zip(x.T[:_MOST], mean.T)):
-                colour = PALETTE[number % len(PALETTE)]
-                axes.plot(one.tolist(), color=colour, label="x" * (number == 0))
-                axes.plot(other.tolist(), "--", color=colour, label="reconstruction" * (number == 0))
+            _draw_series(axes, x, "-", "x")
+            _draw_series(axes, mean, "--", "reconstruction")
         axes.tick_params(labelsize=6)
         if place == 0:
             axes.legend(fontsize=6)
     return figure
 
 
-def marginal_figure(data: Tensor, samples: Tensor, title: str, columns: Sequence[Column] = ()) -> Figure | None:
-    """Return a histogram for each of the first columns of data, and of samples from p(x | z), z ~ p(z), beside it.
+def _draw_series(axes: Axes, x: Tensor, style: str, label: str) -> None:
+    """Draw the first values at each time of a series (T, D)."""
+    for number, values in enumerate(x.T[:_MOST]):
+        axes.plot(values.tolist(), style, color=PALETTE[number % len(PALETTE)], label=label * (number == 0))
 
-    Of a column of categories, bars are the shares of the first ones.
+
+def sampled_values_figure(data: Tensor, samples: Tensor, title: str, columns: Sequence[Column] = ()) -> Figure | None:
+    """Return the marginals of vectors and of samples from p(x | z), z ~ p(z), or four series above four samples.
+
+    There is a histogram for each of the first columns: of whole numbers their shares, of others the density. Of a
+    column of categories, bars are the shares of the first ones.
 
     Args:
-        data: (N, D).
-        samples: (S, D).
+        data: vectors (N, D), or series (N, T, D), of which the first values at each time are drawn.
+        samples: (S, D) or (S, T, D).
         title: of the figure.
         columns: of a table.
 
     Returns:
         The figure; None for data of more dimensions.
     """
+    if data.dim() == 3:
+        figure = titled_figure(f"{title}\ntest data above samples from p(x | z), z ~ p(z)", 10.0, 4.2)
+        rows = figure.subplots(2, 4, sharey=True, squeeze=False)
+        for axes, x in [*zip(rows[0], data), *zip(rows[1], samples)]:
+            _draw_series(axes, x, "-", "")
+            axes.tick_params(labelsize=6)
+        return figure
     if data.dim() != 2:
         return None
     num_columns = min(_MOST, data.shape[1])
@@ -384,8 +397,16 @@ def marginal_figure(data: Tensor, samples: Tensor, title: str, columns: Sequence
                 axes.bar(places, shares, 0.4, color=colour, label=label)
             axes.set_xticks(range(len(categories)), [_label(text) for text in categories], rotation=90)
         else:
-            style: Any = {"bins": 20, "density": True, "color": [_DATA, _MODEL], "label": ["data", "samples"]}
-            axes.hist([one.tolist() for one in both], **style)
+            values = torch.cat(both)
+            bins: Any = 20
+            if is_whole := len(values) > 0 and bool((values == values.round()).all()):
+                low, high = values.min().item(), values.max().item()
+                width = math.ceil((high - low + 1) / 20)
+                bins = np.arange(low - 0.5, high + 0.5 + width, width)
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            weights = [torch.full_like(one, 1 / max(1, len(one))).tolist() for one in both] if is_whole else None
+            style: Any = {"color": [_DATA, _MODEL], "label": ["data", "samples"], "density": not is_whole}
+            axes.hist([one.tolist() for one in both], bins, weights=weights, **style)
         axes.set_title(_label(columns[number].name) if columns else f"x_{number + 1}", fontsize=7)
         axes.tick_params(labelsize=6)
     figure.axes[0].legend(fontsize=6)
@@ -425,7 +446,7 @@ def save_figures(
     if not run.data.is_images:
         data, columns = run.dataset().test[:1000], run.data.columns
         figures["reconstructions"] = lambda: reconstructed_values_figure(images, reconstructions, title, data, columns)
-        figures["samples"] = lambda: marginal_figure(data, samples, title, columns) if len(samples) else None
+        figures["samples"] = lambda: sampled_values_figure(data, samples, title, columns) if len(samples) else None
     for name, draw in figures.items():
         before_each()
         if (figure := draw()) is not None:

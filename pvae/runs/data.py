@@ -126,7 +126,7 @@ def images_for(run: Run, path: str | Path) -> tuple[list[str], Tensor, str, list
     Raises:
         InputError: there is no such file, or an image cannot be decoded.
     """
-    where, left_out = expanded(path, "IMAGES"), ""
+    where, left_out = expanded(path, "DATA"), ""
     if not run.data.is_images:
         return _values_for(run, where)
     channels, height, width = run.data.datum_shape

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pvae.core.errors import InputError, brief, check_name
 from pvae.core.records import markdown_of
+from pvae.data.dataset import Column, value_name
 from pvae.data.preparation import Pixels
 from pvae.distributions.columns import Columns
 from pvae.distributions.hierarchy import Hierarchy
@@ -103,7 +104,7 @@ def given_images(
             raise InputError(f"{run.path} was trained given labels, and {path} has {what}: give --label NAME")
         y = torch.tensor([run.data.label_names.index(label) for label in labels])
     if not run.data.is_images:
-        check_domain(run.vae(), run.preparation.prepared(images, "test"), str(path), names)
+        check_domain(run.vae(), run.preparation.prepared(images, "test"), str(path), names, run.data.columns)
     return GivenImages(names, images, note, y, labels)
 
 
@@ -154,7 +155,9 @@ def with_likelihood(run: Run, images: Tensor, y: Tensor | None = None) -> tuple[
     )
 
 
-def check_domain(vae: VAE, values: Tensor, source: str, names: str | Sequence[str]) -> None:
+def check_domain(
+    vae: VAE, values: Tensor, source: str, names: str | Sequence[str], columns: Sequence[Column] = ()
+) -> None:
     """Check that data can be values of a VAE's likelihood.
 
     Args:
@@ -162,9 +165,10 @@ def check_domain(vae: VAE, values: Tensor, source: str, names: str | Sequence[st
         values: x, (N, *shape).
         source: where they are from, for the message.
         names: the name of each datum, or of their split.
+        columns: of a table.
 
     Raises:
-        InputError: one is outside the domain; the message names the first one.
+        InputError: one is outside the domain; the message names the first one, and its value.
     """
     check: Callable[[Tensor], Tensor] = getattr(vae.p_x, "check", lambda x: x)
     for start in range(0, len(values), _ROWS):
@@ -176,7 +180,23 @@ def check_domain(vae: VAE, values: Tensor, source: str, names: str | Sequence[st
                 check(values[row : row + 1])
             except InputError as error:
                 name = f"{names}[{row}]" if isinstance(names, str) else names[row]
-                raise InputError(f"{source}: {name} cannot be a value of this likelihood: {error}") from None
+                place = _first_outside(check, values[row])
+                where = f"{value_name(place, values.shape[1:], columns)} of {name} is {values[row].flatten()[place]:g}"
+                raise InputError(f"{source}: {where}, and {error}") from None
+
+
+def _first_outside(check: Callable[[Tensor], Tensor], datum: Tensor) -> int:
+    """Return the flat index of the first value that is outside the domain, of which 0 is part, by bisection."""
+    low, high = 0, datum.numel()  # with the first `high` values, and 0 for the others, the check fails
+    while low + 1 < high:
+        middle = (low + high) // 2
+        part = torch.where(torch.arange(datum.numel(), device=datum.device).view(datum.shape) < middle, datum, 0)
+        try:
+            check(part[None])
+            low = middle
+        except InputError:
+            high = middle
+    return low
 
 
 class Codes(NamedTuple):

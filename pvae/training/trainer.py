@@ -120,7 +120,7 @@ class Trainer:
             fit_to(self.vae, self.images["train"])
         if not data.is_images:
             for split, values in self.images.items():
-                check_domain(self.vae, values, data.name, data.names.get(split, split))
+                check_domain(self.vae, values, data.name, data.names.get(split, split), data.columns)
         self.parameters = [parameter for parameter in self.vae.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr, eps=config.adam_eps, fused=True)
         self.num_steps = math.ceil(len(data.train) / config.batch_size)
@@ -541,7 +541,7 @@ def _labels_of(
             f"the VAE is one given labels, and the {listed(sorted(lacking))} data of {data.name} have none"
         )
     if any(bool((labels < 0).any()) for labels in data.labels.values() if labels.dtype == torch.int64):
-        advice = "take such data away, as the folder unlabelled/, or give --labels N"
+        advice = "leave these data out, or give --labels N, which uses all x and N labels"
         raise InputError(f"some labels of {data.name} are not known, and --condition needs all: {advice}")
     return {split: labels.to(device) for split, labels in data.labels.items()}
 

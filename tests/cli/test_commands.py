@@ -173,7 +173,7 @@ def test_the_list_of_commands_names_each():
 PATHS = [
     *((train, option) for option in ("--config", "--data-dir", "--out", "--resume")),
     *((command, option) for command in (draw, evaluate, compare) for option in ("RUN", "--out")),
-    *((encode, option) for option in ("RUN", "IMAGES", "--data-dir", "--out")),
+    *((encode, option) for option in ("RUN", "DATA", "--data-dir", "--out")),
     *((command, "--out") for command in (score, sample, export)),
 ]
 

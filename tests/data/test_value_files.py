@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def test_values_become_float32_and_nothing_else(dtype, shape):
 def test_the_first_value_that_is_infinite_is_named():
     data = torch.rand(6, 3)
     data[4, 1] = -math.inf
-    with pytest.raises(InputError, match=r"test\[1\] holds -inf"):
+    with pytest.raises(InputError, match=r"x\[1\] of test\[1\] is -inf"):
         Dataset("mine", data[:3], data[3:])
 
 
@@ -93,7 +94,7 @@ def test_a_table_of_numbers(tmp_path):
         ("a,id\n" + "".join(f"1,p{row}\n" for row in range(90)), ["column id", "90 different texts"]),
         ("a,b\n", ["no rows"]),
         ("", ["no rows"]),
-        ("a,b\n" + "1,2\n" * 9 + "3,inf\n", ["holds inf"]),
+        ("a,b\n" + "1,2\n" * 9 + "3,inf\n", ["column b of line-11 is inf"]),
         ("a,b\n" + "1,\n" * 9, ["column b", "missing in all"]),
     ],
 )
@@ -313,6 +314,11 @@ class Fails(Texts):
         raise KeyError("no such row")
 
 
+class EndsEarly(DataLoader):
+    def __iter__(self):
+        yield from itertools.islice(super().__iter__(), 2)
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
@@ -321,6 +327,7 @@ class Fails(Texts):
         (Ragged(), "cannot be read"),
         (Fails(), "no such row"),
         (TensorDataset(torch.zeros(0, 2)), "holds no data"),
+        (EndsEarly(TensorDataset(torch.zeros(50, 2)), batch_size=10), "ends after 2 of its 5 batches"),
     ],
 )
 def test_sources_of_something_else_are_refused(source, words):

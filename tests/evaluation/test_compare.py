@@ -236,6 +236,6 @@ def test_weights_that_cannot_be_trusted_are_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(estimators, "reference", lambda vae, x: (Estimate(mean=-200.0, stderr=0.5), 0.3))
     options = ["--system", "mlp-2d", "--stages", "0", "--elbo", "trace", "--particles", "1", "--repetitions", "3"]
     assert main([*options, "--out", str(tmp_path / "out")]) == 0
-    warning = "epoch 0: the importance weights of 30.0% of the images cannot be trusted"
+    warning = "epoch 0: the importance weights of 30.0% of the data cannot be trusted"
     assert warning in capsys.readouterr().out
     assert warning in (tmp_path / "out" / "comparison.md").read_text()

@@ -315,7 +315,7 @@ def test_the_rate_is_split_of_a_random_subset(tmp_path, digits):
     assert upper.mean == pytest.approx(min(split.leave_one_out.mean().item(), found.rate.mean), abs=0.2)
     part = evaluate(run, 2, num_images=500, seed=3)
     assert abs(part.elbo_parts.rate.mean - whole.mean) < 4.3 * part.elbo_parts.rate.stderr < 0.5 * whole.mean
-    assert "epoch 2, 500 random test images of" in to_text(part)
+    assert "epoch 2, 500 random test data of" in to_text(part)
     said = to_text(report)
     assert "random" not in said.splitlines()[0]
     blank_ones = codes.examples(run, 10)[1].flatten(1).sum(1) == 0
@@ -510,8 +510,8 @@ def test_the_command_says_what_the_draws_took(untrusted_run, monkeypatch, capsys
     monkeypatch.setattr(data_module, "load_again", lambda *_: untrusted_run.dataset())
     path = untrusted_run.path
     assert main([str(path), "--importance-samples", "4", "--seconds", "1000"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "draws for each image took" in line]
-    assert lines[0].startswith("4 draws for each image took 0 s; the weights of 100.0% of the images")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "draws for each datum took" in line]
+    assert lines[0].startswith("4 draws for each datum took 0 s; the weights of 100.0% of the data")
     written = json.loads((path / "evaluation.json").read_text())["log_likelihood"]
     assert written["num_particles"] == 4 * 2 ** (len(lines) - 1)
     assert written["untrusted"] <= 0.01

@@ -393,7 +393,7 @@ def test_commands_given_labels(tmp_path, capsys):
         (sample, [run, "--label", "up"], "middle"),
         (sample, [run, "--codes", str(tmp_path / "codes.csv")], "--label"),
         (score, [run, str(folder / "left")], "--label"),
-        (encode, [run, str(folder / "left"), "--splits"], "leave out IMAGES"),
+        (encode, [run, str(folder / "left"), "--splits"], "leave out DATA"),
         (encode, [run, "--splits", "--out", str(tmp_path / "all.csv")], ".csv"),
     ]:
         assert command(arguments) == 2

@@ -354,7 +354,7 @@ def test_histograms_show_the_prior_of_the_vae(runs, data, prior):
     run = opened(runs["mlp-2d"], data)
     run.vae().p_z = Prior(prior)
     figure = pictures.histograms(run)
-    assert figure.get_suptitle().endswith("over the test images; orange: the prior p(z)")
+    assert figure.get_suptitle().endswith("over the test data; orange: the prior p(z)")
     (outline,) = (patch for patch in figure.axes[1].patches if isinstance(patch, Polygon))
     assert 25 < outline.get_xy()[:, 0].min() < 35, "the prior lies at 40 +- 3"
     assert 45 < outline.get_xy()[:, 0].max() < 55
@@ -367,7 +367,7 @@ def test_histograms_show_the_prior_of_the_vae(runs, data, prior):
 def test_histograms_of_an_autoencoder_are_beside_n_0_1(runs):
     for name, ends in (("mlp-2d", "the prior N(0, 1)"), ("conv-2d-ae", "N(0, 1) (an autoencoder has no prior)")):
         figure = pictures.histograms(runs[name])
-        assert figure.get_suptitle().endswith(f"over the test images; orange: {ends}")
+        assert figure.get_suptitle().endswith(f"over the test data; orange: {ends}")
         (outline,) = (patch for patch in figure.axes[0].patches if isinstance(patch, Polygon))
         assert outline.get_xy()[:, 1].max() == pytest.approx(0.4, abs=0.03), "the density of N(0, 1) at 0"
 

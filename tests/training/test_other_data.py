@@ -107,7 +107,7 @@ def test_the_units_of_the_data_change_the_density_and_nothing_else(tmp_path, lik
 def test_bad_values_are_named(tmp_path):
     counts = values("poisson")
     counts[104, 0, 0, 1, 1] = 1.5
-    with pytest.raises(InputError, match=r"test\[4\]"):
+    with pytest.raises(InputError, match=r"x\[0, 0, 1, 1\] of test\[4\] is 1.5, and"):
         fit(small("poisson"), data=Dataset("mine", counts[:100], counts[100:]), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     images = Dataset("images", torch.zeros(30, 1, 8, 8, dtype=torch.uint8), torch.zeros(8, 1, 8, 8, dtype=torch.uint8))
@@ -136,7 +136,7 @@ def folder(tmp_path, monkeypatch):
 FILES = {
     "table:rows.csv": ["reconstructions", "samples", "losses", "histograms"],
     "array:counts.npz": ["reconstructions", "samples", "losses", "histograms"],
-    "array:series.npy": ["reconstructions", "losses", "histograms"],
+    "array:series.npy": ["reconstructions", "samples", "losses", "histograms"],
     "array:volumes.npy": ["losses", "histograms"],
 }
 

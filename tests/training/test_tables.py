@@ -26,7 +26,7 @@ from pvae.data.preparation import Pixels
 from pvae.distributions.columns import Columns
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae, fit_to
-from pvae.plotting.run_figures import marginal_figure, reconstructed_values_figure
+from pvae.plotting.run_figures import reconstructed_values_figure, sampled_values_figure
 from pvae.reference import elbo as reference
 from pvae.runs.run import Run
 from pvae.trained.images import impute
@@ -262,11 +262,13 @@ def test_what_is_missing_is_imputed_by_probabilities_and_not_by_codes():
 def test_pictures_name_columns_and_show_the_shares_of_categories():
     columns = (Column("age"), Column("city", ("Rome", "Oslo", "$" + 40 * "x")))
     data = torch.tensor([[1.0, 0], [2, 0], [3, 1], [4, math.nan], [math.nan, 2]])
-    figure = marginal_figure(data, torch.tensor([[2.0, 2], [3, 2]]), "title", columns)
+    figure = sampled_values_figure(data, torch.tensor([[2.0, 2], [3, 2]]), "title", columns)
     ages, cities = figure.axes[:2]
     assert [ages.get_title(), cities.get_title()] == ["age", "city"]
     assert [text.get_text() for text in cities.get_xticklabels()] == ["Rome", "Oslo", "$" + 16 * "x" + "..."]
     assert [bar.get_height() for bar in cities.patches] == [0.5, 0.25, 0.25, 0, 0, 1]
+    heights = [bar.get_height() for bar in ages.patches]
+    assert heights == [0.25] * 4 + [0, 0.5, 0.5, 0], "whole numbers have shares"
     figure = reconstructed_values_figure(data, data, "title", data, columns)
     assert next(text.get_text() for text in figure.axes[0].get_xticklabels()) == "age"
 
