@@ -1,4 +1,4 @@
-"""The command `python -m pvae.compare`: the estimators side by side, with the same weights, images and noise."""
+"""The command `python -m pvae.compare`: the estimators side by side, with the same weights, data and noise."""
 
 from __future__ import annotations
 

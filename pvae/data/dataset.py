@@ -156,6 +156,10 @@ class Dataset:
                     datum = self.names[split][start + row] if split in self.names else f"{split}[{start + row}]"
                     where = value_name(place, self.datum_shape, self.columns)
                     raise InputError(f"{self.name}: {where} of {datum} is {part[row].flatten()[place].item()}")
+        for split, labels in self.labels.items():
+            if not isinstance(labels, Tensor):
+                kind = type(labels).__name__
+                raise InputError(f"{self.name}: the labels of {split} are a {kind}: give torch.as_tensor(labels)")
         if not self.label_names and self.train_labels is not None and _is_classes(self.train_labels):
             most = max(int(labels.max()) for labels in self.labels.values())
             object.__setattr__(self, "label_names", tuple(map(str, range(most + 1))))

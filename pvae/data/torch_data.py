@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 from typing import Any
@@ -37,7 +38,7 @@ def read_torch(source: Any, split: str, is_shuffled: bool = False) -> tuple[Tens
         count, num_batches = len(loader.dataset), len(loader)  # type: ignore[arg-type]
     except TypeError:  # an iterable dataset has no length
         count = num_batches = 0
-    data, labels, in_file, places = list[Tensor](), list[Tensor](), None, torch.empty(0)
+    data, labels, in_file, rows, places = list[Tensor](), list[Tensor](), None, torch.empty(0), torch.empty(0)
     read = batches_read = 0
     try:
         for batch in loader:
@@ -49,11 +50,12 @@ def read_torch(source: Any, split: str, is_shuffled: bool = False) -> tuple[Tens
             x = items[0]
             if not read and count * x[0].nbytes > _large():
                 kind = x.dtype if x.dtype == torch.uint8 and x.dim() == 4 else torch.float32
-                in_file, places = _in_temporary_file((count, *x.shape[1:]), kind), _order(count).argsort()
+                in_file, rows = _in_temporary_file((count, *x.shape[1:]), kind)
+                places = _order(count).argsort()
             if in_file is None:
                 data.append(x)
             else:
-                in_file[places[read : read + len(x)]] = x
+                rows[places[read : read + len(x)]] = x.to(rows.dtype)
             read, batches_read = read + len(x), batches_read + 1
             labels += items[1:]
         if not read:
@@ -101,9 +103,17 @@ def _large() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 if hasattr(os, "sysconf") else float("inf")
 
 
-def _in_temporary_file(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return a tensor of zeros whose memory is a file; the system removes the file when the tensor is gone."""
+def _in_temporary_file(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return a tensor of zeros whose memory is a file, and the same file as another tensor, for writing rows anywhere.
+
+    The system removes the file when both are gone. Of the second it does not read ahead: around each row that is
+    written it would read a hundred others.
+    """
     size = torch.Size(shape).numel()
     with tempfile.NamedTemporaryFile(prefix="pvae-") as file:
         file.truncate(size * dtype.itemsize)
-        return torch.from_file(file.name, shared=True, size=size, dtype=dtype).view(shape)
+        memory = mmap.mmap(file.fileno(), 0)
+        if hasattr(memory, "madvise"):
+            memory.madvise(mmap.MADV_RANDOM)
+        rows = torch.frombuffer(memory, dtype=dtype)
+        return torch.from_file(file.name, shared=True, size=size, dtype=dtype).view(shape), rows.view(shape)

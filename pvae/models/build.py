@@ -73,7 +73,8 @@ def build_vae(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -
     num_outputs, posterior_of = _posterior(config)
     takes_labels = config.condition or config.labels > 0
     if takes_labels and not num_labels:
-        raise InputError(f"--{'condition' if config.condition else 'labels'} needs data with labels, such as classes")
+        wanted = "data with labels: classes, int64 (N,), or attributes, bool (N, A)"
+        raise InputError(f"--{'condition' if config.condition else 'labels'} needs {wanted}")
     num_labels *= takes_labels
     seen: list[nn.Module] = []  # what is done to x before the encoder, which then takes data of another shape
     shape = datum_shape

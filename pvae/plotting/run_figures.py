@@ -273,7 +273,7 @@ def comparison_figure(measurements: Sequence[Measurement], title: str) -> Figure
     Both axes are logarithmic; values that are not positive and finite are left out. Bars are standard errors.
     """
     last = [one for one in measurements if one.stage == measurements[-1].stage]
-    figure = titled_figure(f"{title}, {last[0].stage}: the same weights, images and noise for all", 12.5, 4.4)
+    figure = titled_figure(f"{title}, {last[0].stage}: the same weights, data and noise for all", 12.5, 4.4)
 
     def ratio(gradient: Gradient) -> tuple[float, float]:
         return gradient.signal_to_noise, gradient.signal_to_noise_stderr

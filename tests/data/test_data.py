@@ -214,6 +214,12 @@ def test_wrong_tensors_are_refused():
         Dataset("mine", images.numpy(), images)
 
 
+@pytest.mark.parametrize("labels", [np.zeros(6, int), [0] * 6, {}], ids=["array", "list", "dictionary"])
+def test_labels_that_are_no_tensor_are_refused_with_the_corrected_call(labels):
+    with pytest.raises(InputError, match="as_tensor"):
+        Dataset("mine", torch.rand(6, 3), torch.rand(4, 3), labels)
+
+
 def test_the_checksum_depends_on_shapes_and_splits(few_digits):
     train, test = few_digits.train, few_digits.test
     moved = Dataset("few digits", torch.cat([train, test[:5]]), test[5:])
