@@ -73,7 +73,7 @@ def read_values(
     Args:
         file: the file.
         columns: those of the table that a run was trained on, which a table must have; its texts get their codes.
-        without: the name of a column that is left out.
+        without: the name of a column that is left out, and whose fields are the labels.
 
     Raises:
         InputError: the file cannot be read, or holds no data, or another table.
@@ -82,9 +82,10 @@ def read_values(
         raise InputError(f"there is no file {file}: name an .npy, .npz, .h5, .csv or .parquet file")
     suffix = file.suffix.lower()
     if suffix in _TABLES:
-        values, found = _of_table(file, columns, without)
-        row = _row(file)
-        return {"train": values}, {}, {"train": [row(number).replace(" ", "-") for number in range(len(values))]}, found
+        values, found, texts = _of_table(file, columns, without)
+        names, row = range(len(values)), _row(file)
+        labels = {"train": np.array(texts)} if texts else {}
+        return {"train": values}, labels, {"train": [row(number).replace(" ", "-") for number in names]}, found
     if not is_array_file(file) and suffix not in _ARRAYS:
         raise InputError(f"{file} is no .npy, .npz, .h5, .csv or .parquet file")
     splits, labels = _of_arrays(file)
@@ -156,11 +157,18 @@ def _row(file: Path) -> Callable[[int], str]:
     return lambda number: f"{word} {first + number}"
 
 
-def _of_table(file: Path, known: Sequence[Column], without: str) -> tuple[NDArray[np.float64], tuple[Column, ...]]:
-    """Return the values of a table whose first line names the columns, and the columns; an empty field is NaN."""
+def _of_table(
+    file: Path, known: Sequence[Column], without: str
+) -> tuple[NDArray[np.float64], tuple[Column, ...], list[str]]:
+    """Return the values of a table whose first line names the columns, the columns, and the fields of another one.
+
+    An empty field is NaN.
+    """
     header, rows = _fields(file)
+    labels = list[str]()
     kept = [place for place, name in enumerate(header) if name != without]
     if len(kept) < len(header) and all(len(fields) == len(header) for fields in rows):
+        labels = [fields[header.index(without)].strip() for fields in rows] if without else []
         header, rows = [header[place] for place in kept], [[fields[place] for place in kept] for fields in rows]
     if twice := [name for name in header if header.count(name) > 1]:
         raise InputError(f"{file} has {header.count(twice[0])} columns named {twice[0]}: give each a name of its own")
@@ -197,7 +205,7 @@ def _of_table(file: Path, known: Sequence[Column], without: str) -> tuple[NDArra
         else:
             columns.append(Column(name))
             values[:, place] = numbers
-    return values, tuple(columns)
+    return values, tuple(columns), labels
 
 
 def _fields(file: Path) -> tuple[list[str], list[list[str]]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -168,8 +170,15 @@ def _values_for(run: Run, file: Path) -> tuple[list[str], Tensor, str, list[str]
                 f"{file}: {split} has shape {part.shape}, and {run.path} was trained on (N, *{run.data.datum_shape})"
             )
     together = np.concatenate([part.astype(np.float64) for part in splits.values()])
-    classes = [str(label) for part in labels.values() for label in part.tolist()]
+    classes = [_class_name(str(label), run.data.label_names) for part in labels.values() for label in part.tolist()]
     return [name for part in names.values() for name in part], torch.from_numpy(together), "", classes
+
+
+def _class_name(label: str, names: Sequence[str]) -> str:
+    """Return the name of a class, which of a number has no more digits than needed: 2 for 2.0."""
+    with contextlib.suppress(ValueError):
+        return label if label in names else f"{float(label):g}"
+    return label
 
 
 def _named_from(run: Run, path: Path) -> Path:

@@ -99,8 +99,10 @@ def given_images(
     found = images_for(replace(run, config=run.config.replace(skip_broken=skip_broken)), path)
     names, images, note, labels = found
     if run.is_given_labels and y is None:
-        if unknown := sorted({*labels} - {*run.data.label_names}) or ([] if labels else [""]):
-            what = f"the label {unknown[0]}, which the training has not" if labels else "no labels"
+        unknown = [place for place, label in enumerate(labels) if label not in run.data.label_names]
+        if unknown or not labels:
+            named = f"the label {labels[unknown[0]]!r} ({names[unknown[0]]})" if labels else ""
+            what = f"{named}, which the training has not" if labels else "no labels"
             raise InputError(f"{run.path} was trained given labels, and {path} has {what}: give --label NAME")
         y = torch.tensor([run.data.label_names.index(label) for label in labels])
     if not run.data.is_images:
