@@ -20,7 +20,7 @@ __all__ = ["PICTURES", "draw_side_by_side", "main"]
 
 PICTURES = {
     "reconstructions": "test data beside their reconstructions",
-    "samples": "64 images of the prior; of a table, histograms of data and samples",
+    "samples": "64 images of the prior; of a table histograms, of series lines",
     "losses": "loss, distortion and rate against the epoch",
     "scatter": "2-dimensional codes of training and test data, coloured by class",
     "cdf": "the codes mapped by the CDF of N(0, 1), which makes the prior uniform",

@@ -399,12 +399,13 @@ def sampled_values_figure(data: Tensor, samples: Tensor, title: str, columns: Se
         else:
             values = torch.cat(both)
             bins: Any = 20
-            if is_whole := len(values) > 0 and bool((values == values.round()).all()):
+            # Of larger numbers float32 holds no fractions.
+            if is_whole := len(values) > 0 and bool(((values == values.round()) & (values.abs() < 2**24)).all()):
                 low, high = values.min().item(), values.max().item()
                 width = math.ceil((high - low + 1) / 20)
                 bins = np.arange(low - 0.5, high + 0.5 + width, width)
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            weights = [torch.full_like(one, 1 / max(1, len(one))).tolist() for one in both] if is_whole else None
+            weights = [[1 / len(one)] * len(one) for one in both] if is_whole else None
             style: Any = {"color": [_DATA, _MODEL], "label": ["data", "samples"], "density": not is_whole}
             axes.hist([one.tolist() for one in both], bins, weights=weights, **style)
         axes.set_title(_label(columns[number].name) if columns else f"x_{number + 1}", fontsize=7)

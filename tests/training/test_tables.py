@@ -269,6 +269,8 @@ def test_pictures_name_columns_and_show_the_shares_of_categories():
     assert [bar.get_height() for bar in cities.patches] == [0.5, 0.25, 0.25, 0, 0, 1]
     heights = [bar.get_height() for bar in ages.patches]
     assert heights == [0.25] * 4 + [0, 0.5, 0.5, 0], "whole numbers have shares"
+    counts = sampled_values_figure(torch.tensor([[0], [0], [1]]), torch.tensor([[0.0]]), "title").axes[0].patches
+    assert [bar.get_height() for bar in counts] == pytest.approx([2 / 3, 1 / 3, 1, 0]), "data of integers"
     figure = reconstructed_values_figure(data, data, "title", data, columns)
     assert next(text.get_text() for text in figure.axes[0].get_xticklabels()) == "age"
 
