@@ -35,6 +35,13 @@ LINEAR_SHAPE = (1, 3, 4)
 needs_inductor = pytest.mark.skipif(bool(inductor.missing()), reason=f"inductor needs {inductor.missing()}")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave out the tests marked `workflow` from `pytest` alone: where a file or folder is named, all of it runs."""
+    is_worker = hasattr(config, "workerinput")  # of xdist, which is told the expression
+    if config.args_source is config.ArgsSource.ARGS and not is_worker:
+        config.option.markexpr = config.option.markexpr.replace(" and not workflow", "")
+
+
 @pytest.fixture(autouse=True)
 def no_global_state_changes() -> Iterator[None]:
     """Fail a test that leaves a global flag, the default dtype or Pyro's parameter store changed."""

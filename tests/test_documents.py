@@ -66,12 +66,14 @@ def test_the_vae_by_hand_trains_and_its_loss_is_the_definition():
         assert eval(compile(last, "README.md", "eval"), names) == (True, True)
 
 
+@pytest.mark.workflow
 def test_own_images_in_the_readme(run):
     names = run(README, "pvae.Dataset")
     assert names["samples"].shape == (64, 1, 16, 16)
     assert names["run"].metrics()[-1].split == "test"
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("page", [README, ROOT / "notebooks/identify.md"], ids=["README", "identify"])
 def test_the_loss_of_a_page_is_named_as_it_says(run, capsys, page):
     run(page, "pvae.identify(")
@@ -80,6 +82,7 @@ def test_the_loss_of_a_page_is_named_as_it_says(run, capsys, page):
     assert capsys.readouterr().out.splitlines()[:-1] == said[:-1]
 
 
+@pytest.mark.workflow
 def test_a_vae_of_the_packages_modules_is_trained_and_its_likelihood_estimated_as_its_page_says(run, capsys):
     names = run(ROOT / "notebooks/systems.md", "PlanarPosterior")
     assert names["run"].metrics()[-1].epoch == 1
@@ -88,6 +91,7 @@ def test_a_vae_of_the_packages_modules_is_trained_and_its_likelihood_estimated_a
     assert capsys.readouterr().out.startswith("tensor(-")
 
 
+@pytest.mark.workflow
 def test_images_are_encoded_scored_and_sampled_as_their_page_says(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     images = torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -102,6 +106,7 @@ def test_images_are_encoded_scored_and_sampled_as_their_page_says(run, tmp_path,
     assert re.match(r"\d\.png -\d+\.\d+ \d+\.\d+ \d+\.\d+\n", capsys.readouterr().out)
 
 
+@pytest.mark.workflow
 def test_a_run_is_read_as_its_page_says(run, capsys):
     names = run(ROOT / "notebooks/run-folder.md", "pvae.load(")
     assert capsys.readouterr().out.startswith("test ELBO -")
@@ -109,6 +114,7 @@ def test_a_run_is_read_as_its_page_says(run, capsys):
     assert names["codes"].shape == (1000, 2)
 
 
+@pytest.mark.workflow
 def test_a_run_of_an_own_vae_is_drawn_evaluated_and_resumed_as_its_page_says(run, capsys):
     names = run(ROOT / "notebooks/run-folder.md", "run.vae(vae)")
     assert (names["run"].figures() / "mine.png").stat().st_size > 1000
@@ -116,6 +122,7 @@ def test_a_run_of_an_own_vae_is_drawn_evaluated_and_resumed_as_its_page_says(run
     assert "ELBO" in capsys.readouterr().out
 
 
+@pytest.mark.workflow
 def test_labels_of_any_kind(run):
     names = run(ROOT / "notebooks/labels.md", "pvae.VAE(Prior()")
     assert names["losses"][-1] < names["losses"][0]
@@ -124,6 +131,7 @@ def test_labels_of_any_kind(run):
     assert torch.allclose(probs.sum(-1), torch.ones(4))
 
 
+@pytest.mark.workflow
 def test_other_data_as_their_page_takes_them(run):
     names = run(ROOT / "notebooks/values.md", "values_config")
     assert names["run"].config.likelihood == "negative-binomial"
@@ -137,6 +145,7 @@ def test_other_data_as_their_page_takes_them(run):
     assert f"--likelihood columns --columns {config.columns}\n" in (ROOT / "notebooks/values.md").read_text()
 
 
+@pytest.mark.workflow
 def test_the_file_of_plain_torch_is_what_its_page_shows(run, tmp_path, monkeypatch):
     page = ROOT / "notebooks/plain-torch.md"
     assert export(["deep-bayes", "--format", "torch", "--out", str(tmp_path / "vae")]) == 0
@@ -145,6 +154,7 @@ def test_the_file_of_plain_torch_is_what_its_page_shows(run, tmp_path, monkeypat
     assert run(page, "model.load()")["bound"].shape == (16,)
 
 
+@pytest.mark.workflow
 def test_the_forms_of_the_elbo_agree(run, capsys):
     run(ROOT / "notebooks/bounds.md", "three_parts")
     values = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
@@ -152,6 +162,7 @@ def test_the_forms_of_the_elbo_agree(run, capsys):
     assert max(values) - min(values) < 0.3, values
 
 
+@pytest.mark.workflow
 def test_a_likelihood_of_ones_own_as_its_page_adds_it(run, capsys):
     names = run(ROOT / "notebooks/contributing.md", "LaplaceLikelihood")
     first, last = [row for row in names["run"].metrics() if row.split == "test"]
@@ -159,11 +170,13 @@ def test_a_likelihood_of_ones_own_as_its_page_adds_it(run, capsys):
     assert float(capsys.readouterr().out.splitlines()[-1]) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.workflow
 def test_digits_are_written_as_the_start_page_writes_them(run, tmp_path):
     run(ROOT / "notebooks/start.md", "mnist-5k")
     assert len([*tmp_path.glob("digits/*/*.png")]) == 4000
 
 
+@pytest.mark.workflow
 def test_compiled_steps_as_their_page_takes_them(run, capsys):
     run(ROOT / "notebooks/compiled-steps.md", "CompiledELBO")
     losses = ast.literal_eval(capsys.readouterr().out)
@@ -212,6 +225,7 @@ def test_every_choice_has_a_section_in_the_book():
     assert [test for test in tests if not (ROOT / test).exists()] == []
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
 def test_notebooks_run(path, monkeypatch):
     monkeypatch.setenv("PVAE_QUICK", "1")

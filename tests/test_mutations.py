@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from helpers.forked import run_tests
 
+pytestmark = pytest.mark.workflow
+
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "pvae"
 LOSS_TESTS = ("elbos/test_agreement.py", "elbos/test_truth.py")

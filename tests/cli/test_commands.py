@@ -32,6 +32,8 @@ from pvae.runs import writer
 from pvae.runs.run import Run
 from pvae.training.fit import fit, resume
 
+pytestmark = pytest.mark.workflow
+
 SMALL = ["--importance-samples", "5"]
 FEW = ["--particles", "2", "--repetitions", "3", "--elbo", "trace,iwae"]
 

@@ -7,6 +7,8 @@ import pytest
 from pvae.cli import identify
 from pvae.cli.identify import main
 
+pytestmark = pytest.mark.workflow
+
 GOOD = """
 import torch
 from torch.nn import functional as F

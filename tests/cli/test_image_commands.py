@@ -27,6 +27,8 @@ from pvae.trained import latent_space
 from pvae.trained.images import encode_images, given_images, score_images, with_likelihood
 from pvae.training.fit import fit
 
+pytestmark = pytest.mark.workflow
+
 CPU = torch.device("cpu")
 COMMANDS = {"encode": encode, "score": score, "sample": sample, "export": export}
 HEIGHT, WIDTH = 9, 7

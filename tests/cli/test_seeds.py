@@ -16,6 +16,8 @@ from pvae.cli.train import main
 from pvae.core.errors import TrainingError
 from pvae.runs.run import Run
 
+pytestmark = pytest.mark.workflow
+
 SMALL = ["--dataset", "mnist-5k", "--hidden", "16", "8", "--latent-dim", "2", "--batch-size", "500", "--device", "cpu"]
 
 

@@ -18,6 +18,8 @@ from pvae.cli.train import main
 from pvae.runs import data
 from pvae.training import fit
 
+pytestmark = pytest.mark.workflow
+
 SMALL = ["--hidden", "8", "--latent-dim", "2", "--batch-size", "50", "--epochs", "2", "--device", "cpu"]
 
 

@@ -14,6 +14,8 @@ from pvae.cli.evaluate import main as evaluate
 from pvae.cli.images import encode, sample, score
 from pvae.cli.train import main as train
 
+pytestmark = pytest.mark.workflow
+
 FILE = """
 import torch, pyro.distributions as dist
 from torch import nn

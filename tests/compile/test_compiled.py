@@ -29,7 +29,14 @@ from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae
 
 WEIGHS_RATE = ("trace", "analytic", "handwritten", "stl", "score", "score-loo")
-CASES = [(name, particles) for name in ELBOS for particles in (1, 4) if not (name == "score-loo" and particles == 1)]
+CASES = [(name, 4, "step") for name in ELBOS]
+CASES += [
+    pytest.param(name, particles, kind, marks=pytest.mark.workflow)
+    for name in ELBOS
+    for particles in (1, 4)
+    for kind in KINDS
+    if (particles, kind) != (4, "step") and not (name == "score-loo" and particles == 1)
+]
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 ENGINES = [
     ("graph", "cpu"),
@@ -39,8 +46,7 @@ ENGINES = [
 
 
 @pytest.mark.parametrize(("engine", "device"), ENGINES)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("name", "particles"), CASES)
+@pytest.mark.parametrize(("name", "particles", "kind"), CASES)
 def test_compiled_trains_as_eager(small_vae, small_images, name, particles, kind, engine, device):
     """Twenty steps with a short batch in the middle, another learning rate at each, and a warm-up of beta."""
     batches = [small_images(3 if step == 10 else 8, seed=step).to(device) for step in range(20)]
@@ -82,7 +88,7 @@ SYSTEMS = {
     "sphere": {"posterior": "power-spherical", "prior": "sphere", "elbo": "analytic"},
     "sphere, stl": {"posterior": "power-spherical", "prior": "sphere", "elbo": "stl"},
 }
-WAYS = [(kind, "step", "graph") for kind in SYSTEMS]
+WAYS = [pytest.param(kind, "step", "graph", marks=[pytest.mark.workflow] if "flow" in kind else []) for kind in SYSTEMS]
 WAYS += [
     pytest.param(kind, "step", "inductor", marks=[needs_inductor, pytest.mark.slow])
     for kind in ("planar", "splines, flow", "mixture", "sphere")
@@ -483,6 +489,7 @@ def test_convolutions_train_as_eager_under_the_fused_optimiser(network, precisio
 
 
 @needs_inductor
+@pytest.mark.workflow
 def test_inductor_trains_as_svi(small_vae, small_images):
     """With another beta and rate at each step; a step that is not finite changes nothing."""
     batches = [small_images(5 if step == 4 else 8, seed=step) for step in range(8)]

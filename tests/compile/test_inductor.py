@@ -18,6 +18,8 @@ from pvae.core.errors import InputError
 from pvae.elbos.registry import build_elbo
 from pvae.training.fit import fit
 
+pytestmark = pytest.mark.workflow
+
 
 def graph_of(number=2.0, shape=(3, 4)):
     """Return the graph of x * number + r, which adds to r in place, and of x plus noise."""

@@ -25,6 +25,8 @@ from pvae.elbos.registry import ELBO_CLASSES, elbo_of
 from pvae.runs.run import Run
 from pvae.training.fit import fit
 
+pytestmark = pytest.mark.workflow
+
 SAME_EVERY_TIME = settings(
     derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -191,6 +191,7 @@ def test_a_share_that_leaves_nothing_to_train_is_refused(share):
         noise(7 if share == 0.85 else 10, 1, 4, 4).with_valid(share)
 
 
+@pytest.mark.workflow
 def test_the_command_prints_its_choices_and_trains(images, no_pictures, capsys):
     save(images / "a", 12, 8, 6, colour=False)
     save(images / "b", 12, 8, 6, colour=False)
@@ -213,6 +214,7 @@ def smooth(count, height, width):
     return (torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1) * 255).byte()
 
 
+@pytest.mark.workflow
 def test_large_images_train_from_the_first_epoch(tmp_path):
     """By four convolutions the log scale of q runs away, to a rate of 18 million nats."""
     config = images_config(Dataset("x", smooth(32, 256, 256), smooth(4, 256, 256)), valid=0.0, batch_size=4, epochs=1)

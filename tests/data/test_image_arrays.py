@@ -138,6 +138,7 @@ def test_a_damaged_file_is_named(tmp_path, suffix):
                 load_dataset(f"folder:{path}")
 
 
+@pytest.mark.workflow
 def test_a_run_on_arrays_is_resumed_and_takes_arrays(tmp_path, no_pictures, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     np.save("faces.npy", GREY)

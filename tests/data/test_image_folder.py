@@ -59,6 +59,7 @@ def test_a_tree_of_images_becomes_a_data_set(folder, tmp_path):
     assert len(cached(tmp_path)) == 6
 
 
+@pytest.mark.workflow
 def test_the_folder_of_a_run_may_move(folder, no_pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = ["--image-size", "8", "--hidden", "4", "--batch-size", "8", "--epochs"]
@@ -180,6 +181,7 @@ def test_a_folder_that_cannot_be_trained_on_is_an_error_of_one_line(tmp_path, mo
     assert not [path for path in tmp_path.glob("cache/**/*") if path.is_file()]
 
 
+@pytest.mark.workflow
 def test_images_of_all_kinds_sizes_and_names_train_together(tmp_path, monkeypatch, no_pictures, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

@@ -187,6 +187,7 @@ def test_nan_and_files_of_several_types_are_refused(tmp_path):
         load_dataset(f"folder:{tmp_path / 'images'}")
 
 
+@pytest.mark.workflow
 def test_the_factor_of_a_run_is_used_again(tmp_path, monkeypatch, no_pictures, capsys):
     monkeypatch.chdir(tmp_path)
     np.save("a.npy", DEEP >> 4)
@@ -208,6 +209,7 @@ def test_the_factor_of_a_run_is_used_again(tmp_path, monkeypatch, no_pictures, c
     assert not note
 
 
+@pytest.mark.workflow
 def test_a_run_of_an_earlier_version_is_read_as_it_was(tmp_path):
     np.save(tmp_path / "a.npy", DEEP >> 4)
     run = pvae.fit(
@@ -322,6 +324,7 @@ def test_channels_that_differ_or_cannot_be_told_are_refused(tmp_path):
         load_dataset(f"folder:{tmp_path / 'a.npy'}")
 
 
+@pytest.mark.workflow
 def test_four_channels_are_trained_drawn_and_sampled(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("a.npy", np.concatenate([BANDS[..., :4]] * 3))
@@ -387,6 +390,7 @@ def test_pages_of_a_file_are_no_copies_and_are_said_to_stay_together(tmp_path):
     assert "stay together" in data.note
 
 
+@pytest.mark.workflow
 def test_names_of_files_and_classes_are_kept(tmp_path, monkeypatch, no_pictures):
     monkeypatch.chdir(tmp_path)
     for name in ("猫", "собака"):

@@ -179,6 +179,7 @@ def test_omniglot_trains_on_some_alphabets_and_is_tested_on_others(tmp_path):
     assert data.test_labels.tolist() == [2] * 4
 
 
+@pytest.mark.workflow
 def test_colour_sets_train_by_the_system_images(tmp_path, monkeypatch, no_pictures, capsys):
     monkeypatch.setitem(COUNTS, "train", 12)
     folder = tmp_path / "data"

@@ -267,6 +267,7 @@ def test_datasets_and_loaders_of_torch():
     assert "5 train data are left out" in two.note
 
 
+@pytest.mark.workflow
 def test_data_larger_than_memory_lie_in_a_file_and_are_the_same(tmp_path, monkeypatch):
     x, y = torch.arange(60 * 16, dtype=torch.float32).view(60, 16) / 960, torch.arange(60) % 4
     images = (255 * x).to(torch.uint8).view(60, 1, 4, 4)

@@ -20,6 +20,8 @@ from pvae.reference import linear_gaussian
 from pvae.runs import data
 from pvae.trained.log_likelihood import Estimate
 
+pytestmark = pytest.mark.workflow
+
 
 def gradient_of(rows):
     moments = Moments()

@@ -169,6 +169,7 @@ def test_an_unknown_engine_or_precision_is_refused(small_vae, small_images, how)
         importance_sample(small_vae(), small_images(2), 5000, **how)
 
 
+@pytest.mark.workflow
 def test_products_in_bfloat16_are_reported(tmp_path, data, found, capsys):
     run = fit(Config(epochs=1, hidden=(20,), latent_dim=2, binarize="static"), data=data, out=tmp_path / "run")
     estimates = {}
@@ -275,6 +276,7 @@ def test_the_parts_of_the_rate_at_known_codes():
         assert split.total_correlation.mean().item() == pytest.approx(exact, abs=0.15)
 
 
+@pytest.mark.workflow
 def test_log_p_and_elbo_of_a_subset_are_of_the_same_pixels(tmp_path, few_digits, monkeypatch):
     """Each pixel is binarized by its place among all test images, before the subset is taken."""
     run = fit(Config(epochs=1, hidden=(8,), binarize="static"), data=few_digits, out=tmp_path / "run")
@@ -291,6 +293,7 @@ def test_log_p_and_elbo_of_a_subset_are_of_the_same_pixels(tmp_path, few_digits,
     assert report.log_likelihood.elbo == report.elbo_parts.elbo
 
 
+@pytest.mark.workflow
 def test_the_rate_is_split_of_a_random_subset(tmp_path, digits):
     """If the first images differ from the others, the parts still sum to the rate of the whole test set.
 
@@ -419,6 +422,7 @@ SYSTEMS = {
 }
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("kind", SYSTEMS)
 def test_a_run_is_evaluated(tmp_path, data, found, capsys, kind):
     name, options = SYSTEMS[kind]
@@ -472,6 +476,7 @@ def untrusted_run(tmp_path_factory, digits):
     return fit(config, data=small, out=tmp_path_factory.mktemp("untrusted") / "run")
 
 
+@pytest.mark.workflow
 def test_draws_are_doubled_until_they_can_be_trusted(untrusted_run):
     seen = []
     report = evaluate(untrusted_run, 4, seconds=10**6, on_sample=lambda sample, _: seen.append(sample))
@@ -491,6 +496,7 @@ def test_draws_are_doubled_until_they_can_be_trusted(untrusted_run):
     assert "--seconds" in said
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize(("seconds", "num_particles"), [(0, 2), (3, 2), (4, 4), (20, 16), (32, 32)])
 def test_draws_are_doubled_within_the_seconds(untrusted_run, monkeypatch, seconds, num_particles):
     """With a clock on which each draw takes a second: no addition begins that would end too late."""
@@ -506,6 +512,7 @@ def test_draws_are_doubled_within_the_seconds(untrusted_run, monkeypatch, second
     assert evaluate(untrusted_run, 2, seconds=seconds).log_likelihood.num_particles == num_particles
 
 
+@pytest.mark.workflow
 def test_the_command_says_what_the_draws_took(untrusted_run, monkeypatch, capsys):
     monkeypatch.setattr(data_module, "load_again", lambda *_: untrusted_run.dataset())
     path = untrusted_run.path
@@ -517,6 +524,7 @@ def test_the_command_says_what_the_draws_took(untrusted_run, monkeypatch, capsys
     assert written["untrusted"] <= 0.01
 
 
+@pytest.mark.workflow
 def test_evaluating_twice_gives_the_same(tmp_path, data, found):
     run = fit(get_system("mlp-2d").replace(epochs=1, batch_size=50), data=data, out=tmp_path / "run")
     for name in ("a", "b"):
@@ -524,6 +532,7 @@ def test_evaluating_twice_gives_the_same(tmp_path, data, found):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+@pytest.mark.workflow
 def test_bad_input_is_one_line(tmp_path, data, found, capsys):
     run = fit(get_system("conv-2d-ae").replace(epochs=1, batch_size=50, hidden=(4,)), data=data, out=tmp_path / "run")
     for arguments, says in [

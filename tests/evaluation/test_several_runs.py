@@ -17,6 +17,8 @@ from pvae.trained.images import with_likelihood
 from pvae.trained.log_likelihood import importance_sample
 from pvae.training.fit import fit
 
+pytestmark = pytest.mark.workflow
+
 CONFIG = Config(hidden=(16,), latent_dim=3, batch_size=50, epochs=1, binarize="static")
 
 

@@ -24,6 +24,8 @@ from pvae.models.build import build_vae
 from pvae.runs.run import Run
 from pvae.training.fit import fit
 
+pytestmark = pytest.mark.workflow
+
 
 def content_of(text):
     packed = base64.b64decode(re.search('id="content">([^<]*)<', text)[1])

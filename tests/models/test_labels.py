@@ -297,6 +297,7 @@ def test_recorded_steps_given_labels_equal_those_of_svi(kind):
 FAST = Config(binarize="threshold", epochs=2, batch_size=10, hidden=(16,), latent_dim=2, lr=0.01, valid=0.2)
 
 
+@pytest.mark.workflow
 def test_a_training_given_labels_learns_what_each_looks_like(tmp_path):
     data = dataset()
     run = fit(FAST.replace(condition=True, epochs=30), data=data, out=tmp_path / "run")
@@ -307,6 +308,7 @@ def test_a_training_given_labels_learns_what_each_looks_like(tmp_path):
     assert latent_space.sample(again.vae(), 7, y=torch.tensor([1])).shape == (7, 1, 8, 9)
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("options", [{"condition": True}, {"labels": 9, "elbo": "enumerate"}])
 def test_a_training_with_labels_resumes_and_records_as_it_goes_on(tmp_path, options):
     config, data = FAST.replace(epochs=4, **options), dataset()
@@ -319,6 +321,7 @@ def test_a_training_with_labels_resumes_and_records_as_it_goes_on(tmp_path, opti
             assert torch.allclose(tensor, one.vae().state_dict()[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.workflow
 def test_a_semi_supervised_training_finds_the_labels_that_it_was_not_given(tmp_path):
     x, y = images(1200)
     data = Dataset("thirds", x[:1000], x[1000:], y[:1000], y[1000:], ("left", "middle", "right"))
@@ -350,6 +353,7 @@ def folder_of(path, classes=("left", "middle", "right"), count=20):
     return path
 
 
+@pytest.mark.workflow
 def test_a_folder_of_classes_and_of_unlabelled_images(tmp_path, capsys):
     folder = folder_of(tmp_path / "images")
     folder_of(tmp_path / "more", ("unlabelled",) * 3)
@@ -371,6 +375,7 @@ def all_codes(run, file):
     return load_dataset(f"array:{file}")
 
 
+@pytest.mark.workflow
 def test_commands_given_labels(tmp_path, capsys):
     folder = folder_of(tmp_path / "images")
     run = str(tmp_path / "run")
@@ -418,6 +423,7 @@ def by_hand(run):
     return run.preparation.pixels(data.test), data.labels["test"], run.vae().given(data.labels["test"])
 
 
+@pytest.mark.workflow
 def test_codes_of_all_data_are_data(conditional, tmp_path):
     """Those of each image at its own label, with the names of the classes."""
     run = Run.open(conditional[1])
@@ -430,6 +436,7 @@ def test_codes_of_all_data_are_data(conditional, tmp_path):
         assert torch.equal(read.labels[split], data.labels[split])
 
 
+@pytest.mark.workflow
 def test_each_command_takes_each_image_at_its_own_label(conditional, tmp_path, capsys):
     folder, path = conditional
     run = Run.open(path)
@@ -463,6 +470,7 @@ def test_each_command_takes_each_image_at_its_own_label(conditional, tmp_path, c
     assert "p(x | y)" in capsys.readouterr().out
 
 
+@pytest.mark.workflow
 def test_a_run_given_labels_is_not_ranked_beside_one_without(conditional, tmp_path):
     folder, path = conditional
     other = str(tmp_path / "other")
@@ -472,6 +480,7 @@ def test_a_run_given_labels_is_not_ranked_beside_one_without(conditional, tmp_pa
         evaluate_runs([Run.open(path), Run.open(other)], 2)
 
 
+@pytest.mark.workflow
 def test_other_labels_are_not_those_of_the_run(conditional):
     run = Run.open(conditional[1])
     data = run.dataset()
@@ -520,6 +529,7 @@ def dataset_with(label):
     return Dataset("thirds", x[:70], x[70:], y[:70], y[70:], ("left", "middle", "right"))
 
 
+@pytest.mark.workflow
 def test_codes_are_read_by_the_names_of_their_columns(tmp_path):
     run = fit(FAST, data=dataset(dataset="linear-gaussian"), out=tmp_path / "run")
     z = torch.randn(3, 2)
@@ -528,6 +538,7 @@ def test_codes_are_read_by_the_names_of_their_columns(tmp_path):
     assert torch.allclose(read_codes(run, tmp_path / "codes.csv"), z)
 
 
+@pytest.mark.workflow
 def test_codes_of_a_file_are_decoded_and_others_refused(tmp_path, capsys):
     run = fit(FAST, data=dataset(dataset="linear-gaussian"), out=tmp_path / "run")
     z = torch.randn(5, 2)
@@ -543,6 +554,7 @@ def test_codes_of_a_file_are_decoded_and_others_refused(tmp_path, capsys):
         assert not (tmp_path / "bad").exists()
 
 
+@pytest.mark.workflow
 def test_the_weight_of_the_rate_is_a_function_of_the_step(tmp_path):
     data, config = dataset(), FAST.replace(warm_up=2, beta=0.5, epochs=2)
     steps = -(-len(data.with_valid(0.2).train) // 10)
@@ -581,6 +593,7 @@ def test_labels_of_another_length_are_refused():
         Dataset("thirds", x[:70], x[70:], y[:69], y[70:], ("left", "middle", "right"))
 
 
+@pytest.mark.workflow
 def test_a_vae_of_your_own_that_takes_labels_of_any_kind(tmp_path):
     """y is a tensor of the user's: here half of the image, of which the other half is to be drawn."""
 

@@ -181,6 +181,7 @@ def test_optimal_scale_is_optimal():
     assert likelihood(z).stddev.flatten()[0].item() == pytest.approx(likelihood.running_scale.item())
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("name", OF_IMAGES)
 @pytest.mark.usefixtures("no_pictures")
 def test_every_likelihood_trains(tmp_path, few_digits, small_config, name):

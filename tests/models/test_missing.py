@@ -175,6 +175,7 @@ def test_the_encoder_sees_which_values_are_missing(network, shape):
     assert not torch.allclose(one, other)
 
 
+@pytest.mark.workflow
 @pytest.mark.usefixtures("no_pictures")
 def test_recorded_steps_train_as_eager_ones(tmp_path):
     x = data_of("normal-diagonal", count=60)
@@ -186,6 +187,7 @@ def test_recorded_steps_train_as_eager_ones(tmp_path):
     assert bounds[0] == pytest.approx(bounds[1], rel=1e-5)
 
 
+@pytest.mark.workflow
 @pytest.mark.usefixtures("no_pictures")
 def test_a_table_with_empty_fields(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

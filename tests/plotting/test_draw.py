@@ -46,6 +46,8 @@ from pvae.runs.run import Run
 from pvae.trained import codes, latent_space
 from pvae.training.fit import fit, resume
 
+pytestmark = pytest.mark.workflow
+
 
 @pytest.fixture(scope="module")
 def data(digits):

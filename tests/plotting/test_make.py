@@ -12,6 +12,8 @@ from PIL import Image
 from pvae.data.dataset import Dataset
 from pvae.training.fit import fit
 
+pytestmark = pytest.mark.workflow
+
 ROOT = Path(__file__).parents[2]
 HAS_GRAPHVIZ = shutil.which("dot") and importlib.util.find_spec("graphviz")
 

@@ -33,6 +33,8 @@ from pvae.runs import data as data_module
 from pvae.runs.run import Run
 from pvae.training.fit import fit, resume
 
+pytestmark = pytest.mark.workflow
+
 CONFIG = Config(hidden=(4,), latent_dim=2, batch_size=8, epochs=2, valid=0.25)
 CONFIG_FILE, ROWS, BEST = "config.json", "metrics.jsonl", "best.safetensors"
 LAST, PREVIOUS = "checkpoint.safetensors", "checkpoint-previous.safetensors"

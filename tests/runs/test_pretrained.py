@@ -13,6 +13,8 @@ from pvae.runs.run import READY_MADE, Run
 from pvae.training.fit import resume
 from pvae.training.trainer import Trainer
 
+pytestmark = pytest.mark.workflow
+
 
 def test_ready_made_runs_are_small_and_name_no_place():
     folder = Path(pvae.__file__).parent / "pretrained"

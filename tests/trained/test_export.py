@@ -15,6 +15,8 @@ from pvae.models.build import build_vae
 from pvae.trained import export as export_module
 from pvae.trained.export import export
 
+pytestmark = pytest.mark.workflow
+
 needs_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
     reason="needs onnx, onnxscript and onnxruntime, the extra [export]",

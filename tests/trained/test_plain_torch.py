@@ -33,6 +33,8 @@ from pvae.trained.plain_torch import export_torch, plain_torch, training_script,
 from pvae.training.fit import fit, resume
 from pvae.training.trainer import Trainer
 
+pytestmark = pytest.mark.workflow
+
 CPU = torch.device("cpu")
 VALUES = {"real": (5,), "series": (6, 2), "counts": (7,), "overdispersed": (7,), "ladder-of-real": (2, 3, 2, 2)}
 SHAPES = {**VALUES, "celeba-vae": (3, 33, 40), "images": (3, 24, 20), "linear-gaussian": (1, 8, 8)}

@@ -18,7 +18,7 @@ from pvae.runs import writer
 from pvae.runs.run import Run
 from pvae.training.fit import fit, resume
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = [pytest.mark.workflow, pytest.mark.usefixtures("no_pictures")]
 
 
 def after_epoch(number, do):

@@ -20,6 +20,8 @@ from pvae.training.first_steps import FirstSteps
 from pvae.training.fit import fit, resume
 from pvae.training.trainer import Trainer
 
+pytestmark = pytest.mark.workflow
+
 CPU = torch.device("cpu")
 
 

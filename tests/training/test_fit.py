@@ -34,7 +34,7 @@ from pvae.training.fit import fit, resume
 from pvae.training.parallel import resolve_device
 from pvae.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = [pytest.mark.workflow, pytest.mark.usefixtures("no_pictures")]
 
 ELBOS = ("trace", "analytic", "handwritten")
 

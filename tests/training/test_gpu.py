@@ -11,7 +11,7 @@ from pvae.data.dataset import Dataset
 from pvae.elbos.registry import ELBO_CLASSES
 from pvae.training.fit import fit, resume
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+pytestmark = [pytest.mark.workflow, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
 CASES = {name: config for name, config in SYSTEMS.items() if name not in ("celeba-vae", "linear-gaussian", "values")}
 for elbo in ELBO_CLASSES:

@@ -24,7 +24,7 @@ from pvae.trained import latent_space
 from pvae.trained.codes import latent_report
 from pvae.training.fit import fit, resume, train_in_memory
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = [pytest.mark.workflow, pytest.mark.usefixtures("no_pictures")]
 
 PATIENCE = 3
 

@@ -18,6 +18,8 @@ from helpers.killing import same
 
 from pvae.cli.train import main as train
 
+pytestmark = pytest.mark.workflow
+
 KILLING = Path(__file__).parent.parent / "helpers" / "killing.py"
 OPTIONS = "--dataset mnist-5k --epochs 3 --hidden 16 --latent-dim 3 --batch-size 250 --binarize dynamic --warm-up 2"
 COMMAND = [sys.executable, "-m", "pvae.train", *OPTIONS.split(), "--device", "cpu"]

@@ -27,6 +27,8 @@ from pvae.runs.run import Run
 from pvae.training.fit import fit
 from pvae.training.trainer import Trainer
 
+pytestmark = pytest.mark.workflow
+
 ENGINES = ["none", "graph"]
 
 

@@ -25,6 +25,8 @@ from pvae.reference import elbo as reference
 from pvae.trained.log_likelihood import importance_sample
 from pvae.training.fit import fit, resume
 
+pytestmark = pytest.mark.workflow
+
 CPU = torch.device("cpu")
 SHAPES = {"normal-diagonal": (6,), "student-t": (5, 2), "poisson": (2, 3, 2, 2), "negative-binomial": (6,)}
 

@@ -24,6 +24,8 @@ from pvae.models.priors import FlatPrior, SpherePrior, StandardNormalPrior, Vamp
 from pvae.runs.run import Run
 from pvae.trained.latent_space import encode
 
+pytestmark = pytest.mark.workflow
+
 CONFIG = Config(epochs=2, batch_size=50, binarize="static")
 
 

@@ -20,6 +20,8 @@ from pvae.runs.run import Run
 from pvae.training.parallel import Share, SharedELBO, WholeBatchNoise, World, joined
 from pvae.training.trainer import Trainer
 
+pytestmark = pytest.mark.workflow
+
 if not torch.distributed.is_available():
     pytest.skip("torch was built without torch.distributed", allow_module_level=True)
 

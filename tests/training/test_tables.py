@@ -33,6 +33,8 @@ from pvae.trained.images import given_images, impute
 from pvae.training.fit import fit
 from pvae.vae import VAE
 
+pytestmark = pytest.mark.workflow
+
 CPU = torch.device("cpu")
 NAMES = ["age", "visits", "smoker", "city, town", "pain"]
 CITIES = ["Aarhus", "Bergen", "Cadiz"]
