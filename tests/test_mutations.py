@@ -55,7 +55,7 @@ MUTATIONS = {
         "0 * posterior.entropy()",
     ),
     "KL the wrong way round": (
-        "reference.elbo:exact_rate",
+        "reference.elbo:closed_form",
         "kl_divergence(posterior, prior.expand(posterior.batch_shape))",
         "kl_divergence(prior.expand(posterior.batch_shape), posterior)",
     ),

@@ -16,7 +16,6 @@ from torch.distributions import kl_divergence
 from pvae.core.terms import Terms
 from pvae.distributions.hierarchy import layers_of
 from pvae.distributions.labels import LabelAndLatent
-from pvae.distributions.power_spherical import PowerSpherical
 from pvae.vae import VAE
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
     "enumerated",
     "loss",
     "monte_carlo",
-    "posterior_mean_loss",
     "rate_by_dimension",
     "three_parts",
 ]
@@ -56,19 +54,6 @@ def loss(terms: Terms, beta: float = 1.0, free_bits: float = 0.0) -> Tensor:
     if terms.rates is None:
         raise ValueError("free bits need the rate of each dimension: ask for by_dimension=True")
     return terms.distortion.mean() + beta * terms.rates.mean(0).clamp(min=free_bits).sum()
-
-
-def exact_rate(posterior: Any, prior: Any) -> Tensor:
-    """Return the rate of each datum in closed form, KL(q(z | x) || p(z)), (B,) nats.
-
-    Args:
-        posterior: q(z | x), batch shape (B,).
-        prior: p(z).
-
-    Raises:
-        NotImplementedError: the pair (q, p) has no closed form in torch.distributions.
-    """
-    return kl_divergence(posterior, prior.expand(posterior.batch_shape))  # torch's for Bernoulli needs one shape
 
 
 def rate_by_dimension(posterior: Any, prior: Any, z: Tensor | None = None) -> Tensor:
@@ -187,7 +172,7 @@ def closed_form(vae: VAE, x: Tensor, num_particles: int = 1, by_dimension: bool 
     z = posterior.rsample((num_particles,))
     distortion = -vae.log_likelihood(x, z).mean(0)
     prior = vae.prior()
-    rate = exact_rate(posterior, prior)
+    rate = kl_divergence(posterior, prior.expand(posterior.batch_shape))  # torch's for Bernoulli needs one shape
     rates = rate_by_dimension(posterior, prior) if by_dimension else None
     return Terms(distortion=distortion, rate=rate, rates=rates)
 
@@ -217,25 +202,3 @@ def three_parts(vae: VAE, x: Tensor, num_particles: int = 1) -> Parts:
         posterior_entropy=posterior.entropy(),
         cross_entropy=-vae.prior().log_prob(z).mean(0),
     )
-
-
-def posterior_mean_loss(vae: VAE, x: Tensor) -> Tensor:
-    """Return the loss at the mean of q(z | x) instead of a draw from it: (B,) nats; it is not a bound.
-
-        -log p(x | E_q[z]) + KL(q(z | x) || p(z))
-
-    This is the test loss that post 002 prints, since its network returns the mean in eval mode. It ignores the
-    spread of q, and is therefore usually below the losses of the forms above. On a sphere it is the loss at the mode of
-    q(z | x), because the mean is not on the sphere.
-
-    Args:
-        vae: the three distributions.
-        x: images (B, C, H, W).
-
-    Raises:
-        NotImplementedError: the pair (q, p) has no closed form in torch.distributions.
-    """
-    posterior = vae.posterior(x)
-    rate = exact_rate(posterior, vae.prior())
-    z = posterior.loc if isinstance(posterior, PowerSpherical) else posterior.mean
-    return -vae.log_likelihood(x, z) + rate

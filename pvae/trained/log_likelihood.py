@@ -20,8 +20,8 @@ from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.data.preparation import Pixels, Preparation
 from pvae.distributions.hierarchy import Hierarchy
+from pvae.elbos.terms import exact_rate, posterior_mean_loss
 from pvae.models.build import build_vae
-from pvae.reference import elbo as reference_elbo
 from pvae.vae import VAE
 
 __all__ = [
@@ -299,8 +299,8 @@ def _terms(vae: VAE, x: Tensor) -> dict[str, Tensor]:
     terms = {"distortion": distortion, "cross_entropy": cross_entropy}
     try:
         terms["posterior_entropy"] = posterior.entropy()
-        terms["rate"] = reference_elbo.exact_rate(posterior, prior)
-        terms["posterior_mean_loss"] = reference_elbo.posterior_mean_loss(vae, x)
+        terms["rate"] = exact_rate(posterior, prior)
+        terms["posterior_mean_loss"] = posterior_mean_loss(vae, x)
     except NotImplementedError:
         terms["rate"] = (posterior.log_prob(z) - prior.log_prob(z)).mean(0)
     if isinstance(posterior, Hierarchy):

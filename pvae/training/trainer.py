@@ -40,9 +40,9 @@ from pvae.data.preparation import Preparation
 from pvae.data.torch_data import in_random_order
 from pvae.elbos.base import OnResult, PerDatumELBO
 from pvae.elbos.registry import elbo_of
+from pvae.elbos.terms import posterior_mean_loss
 from pvae.models.build import build_vae, fit_to, meta_state_dict, sizes_of, start_like_burda
 from pvae.models.labels import found_labels
-from pvae.reference.elbo import posterior_mean_loss
 from pvae.runs.checkpoint import Checkpoint, Counts, UnfinishedEpoch
 from pvae.runs.metrics import Metrics, summarise
 from pvae.trained.images import check_domain
