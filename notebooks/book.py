@@ -17,11 +17,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pvae
-from pvae import __main__ as pvae_main
-from pvae.cli.command import Parser
+from pvae.cli.commands import COMMANDS, command_of
 from pvae.core.errors import InputError
 from pvae.explore.page import explorer_page
 from pvae.runs.run import Run
@@ -38,7 +36,6 @@ SYMBOLS = CHOICES.pop("symbols")
 MADE_PAGES = ROOT / "notebooks" / "made"
 LAYERS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"][1]
 ROOMS = [room for layer in reversed(LAYERS["layers"][2:]) for room in layer.split(" | ")]  # without the commands
-COMMANDS = re.findall(r"^  (\w+) ", pvae_main._COMMANDS, re.MULTILINE)
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Reference):$", re.MULTILINE)
 
 
@@ -97,10 +94,7 @@ def choice(kind: str, name: str) -> Iterator[str]:
 def commands() -> Iterator[str]:
     """Yield a section for each command, from its parser."""
     for name in COMMANDS:
-        module = importlib.import_module(f"pvae.{name}")
-        if hasattr(module, "__path__"):  # a room that is a command too
-            module = importlib.import_module(f"pvae.{name}.__main__")
-        parser = parser_of(getattr(module, "main", None) or getattr(module, name))
+        parser = command_of(name).parser()
         usage = re.sub(r"\s+", " ", parser.format_usage()).removeprefix("usage: ") if name != "train" else ""
         yield f"## {name}"
         yield parser.description
@@ -117,23 +111,6 @@ def commands() -> Iterator[str]:
 def _literal(text: str) -> str:
     """Return a text whose characters are no markup."""
     return text.replace("<", "&lt;").replace("*", r"\*")
-
-
-def parser_of(main: Any) -> argparse.ArgumentParser:
-    """Return the parser of a command, which is asked for its arguments and gets none."""
-    found = []
-
-    def keep(parser: argparse.ArgumentParser, _: object = None) -> None:
-        found.append(parser)
-        raise SystemExit
-
-    with (
-        patch.object(Parser, "parse_args", keep),
-        patch.object(Parser, "parse_intermixed_args", keep),
-        contextlib.suppress(SystemExit),
-    ):
-        main([])
-    return found[0]
 
 
 def shown(action: argparse.Action) -> str:

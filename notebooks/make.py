@@ -305,7 +305,7 @@ def collapse(runs: Runs, _: Path) -> tuple[Figure, str]:
 
 def graph(runs: Runs, _: Path) -> tuple[Figure, str]:
     return smaller(pictures.graph(runs("deep-bayes")), 80), (
-        "Model and guide as Pyro sees them, by `pyro.render_model`: `python -m pvae.draw RUN --what graph`. It needs "
+        "Model and guide as Pyro sees them, by `pyro.render_model`: `pvae draw RUN --what graph`. It needs "
         'Graphviz and `pip install -e ".[graph]"`.'
     )
 

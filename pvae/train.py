@@ -1,4 +1,4 @@
-"""The command `python -m pvae.train`."""
+"""The main job, `python -m pvae.train`; `pvae train` is the same."""
 
 from .cli.command import exit_process
 from .cli.train import main

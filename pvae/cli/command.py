@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,6 +30,7 @@ from pvae.core.terminal import is_first_process, lost_output
 from pvae.training.signals import SIGNALS, Interruptions, handled_by
 
 __all__ = [
+    "Command",
     "Parser",
     "add_places",
     "add_seed",
@@ -48,20 +50,58 @@ _DATA_DIR = (
 )
 
 
+@dataclass(frozen=True)
+class Command:
+    """A sub-command of `pvae`: a function of the arguments after its name, which returns the exit status.
+
+    Args:
+        parser: returns the parser of its arguments.
+        work: does the work of the parsed arguments, and raises an `InputError` where they cannot be used. Torch is
+            imported by then.
+    """
+
+    parser: Callable[[], Parser]
+    work: Callable[[argparse.Namespace], None]
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Run the command, and return its exit status as `run_command` does.
+
+        Args:
+            argv: the arguments after the command's name; those of the program if left out.
+        """
+        parser = self.parser()
+
+        def parse_and_work() -> None:
+            arguments = parser.parse_intermixed_args(argv)
+            with ctrl_c_exits_at_once(parser.command):
+                import pvae.training.fit  # noqa: F401  imports torch and matplotlib, which takes two seconds
+            self.work(arguments)
+
+        return run_command(parser.command, parse_and_work)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that reports an error as one line.
 
     Args:
-        command: name of the command after "python -m pvae.".
+        command: "pvae" and the name of the sub-command, as in an error message.
         description: what the command does.
         epilog: examples.
         absent: options that a user may look for and that do not exist, with what to do instead.
+        prog: the command as a user types it, if it is another than `command`.
     """
 
-    def __init__(self, command: str, description: str, epilog: str, absent: Mapping[str, str] | None = None) -> None:
-        self.absent = absent or {}
+    def __init__(
+        self,
+        command: str,
+        description: str,
+        epilog: str,
+        absent: Mapping[str, str] | None = None,
+        prog: str | None = None,
+    ) -> None:
+        self.command, self.absent = command, absent or {}
         super().__init__(
-            prog=f"python -m pvae.{command}",
+            prog=prog or command,
             description=description,
             epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -167,6 +207,8 @@ def run_command(name: str, command: Callable[[], None]) -> int:
             with naming_refused_parameters(), no_nan_warnings():
                 command()
             return 0
+        except SystemExit as done:  # of --help
+            return 0 if done.code is None else int(done.code)
         except (Exception, KeyboardInterrupt) as error:
             line, status = _line_and_status(error)
             if line:

@@ -1,20 +1,19 @@
-"""The command `python -m pvae.compare`: the estimators side by side, with the same weights, data and noise."""
+"""The command `pvae compare`: the estimators side by side, with the same weights, data and noise."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvae.cli.command import (
+    Command,
     Parser,
     add_places,
-    ctrl_c_exits_at_once,
     nonempty_path,
     result_folder,
-    run_command,
     whole_number,
     whole_numbers,
 )
@@ -51,28 +50,19 @@ ones, which have a log p(x). beta is 1. --alpha, --mix and --groups are the syst
 it has 1.
 
 examples:
-  python -m pvae.compare
-  python -m pvae.compare runs/my-run --elbo trace,iwae,dreg --particles 1,10,100
-  python -m pvae.compare --system deep-bayes --stages 0,4"""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status, which `run_command` explains.
-
-    Args:
-        argv: the arguments after the program's name; `sys.argv` if left out.
-    """
-    return run_command("pvae.compare", lambda: _compare(_parser().parse_args(argv)))
+  pvae compare
+  pvae compare runs/my-run --elbo trace,iwae,dreg --particles 1,10,100
+  pvae compare --system deep-bayes --stages 0,4"""
 
 
 def _compare(arguments: argparse.Namespace) -> None:
     names = [check_name("--elbo", name, ELBOS) for name in arguments.elbo.split(",")]
     if arguments.run and (arguments.system or arguments.stages):
         raise InputError("--system and --stages train anew: leave them out, or leave out the RUN")
-    with ctrl_c_exits_at_once("pvae.compare"):
-        from pvae.evaluation import estimators
-        from pvae.plotting import run_figures
-        from pvae.trained.log_likelihood import MOST_UNTRUSTED
+    from pvae.evaluation import estimators
+    from pvae.plotting import run_figures
+    from pvae.trained.log_likelihood import MOST_UNTRUSTED
+
     run = open_run(arguments.run, arguments.vae) if arguments.run else None
     config = run.config if run else get_system(arguments.system or "linear-gaussian")
     if config.posterior == "delta":
@@ -137,7 +127,9 @@ def _weights(arguments: argparse.Namespace, run: Run | None, config: Config) -> 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser("compare", "Compare estimators of the bound and of its gradient, at one set of weights.", _EPILOG)
+    parser = Parser(
+        "pvae compare", "Compare estimators of the bound and of its gradient, at one set of weights.", _EPILOG
+    )
     add = parser.add_argument
     add("run", metavar="RUN", nargs="?", type=nonempty_path, help="a run folder; with --valid, its best epoch is used")
     add("--system", metavar="NAME", help="train this in place of a RUN (default: linear-gaussian)")
@@ -156,3 +148,6 @@ def _parser() -> argparse.ArgumentParser:
     add_vae(parser, "for a run of a VAE of your own")
     add_places(parser, "where to write (default: RUN/comparison, or runs/<time>-compare)")
     return parser
+
+
+main = Command(_parser, _compare)

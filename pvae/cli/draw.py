@@ -1,4 +1,4 @@
-"""The command `python -m pvae.draw`: the pictures of a run, and runs side by side."""
+"""The command `pvae draw`: the pictures of a run, and runs side by side."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from pvae.cli.command import Parser, add_places, ctrl_c_exits_at_once, nonempty_path, result_folder, run_command
+from pvae.cli.command import Command, Parser, add_places, nonempty_path, result_folder
 from pvae.cli.own_code import add_vae, open_run
 from pvae.core.errors import InputError, NotFiniteError, check_name, naming_refused_parameters
 from pvae.core.files import check_replaceable, write_whole
@@ -41,17 +41,8 @@ pictures of a run:
 {_PICTURES}
 
 examples:
-  python -m pvae.draw runs/my-run --what scatter,manifold
-  python -m pvae.draw runs"""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status, which `run_command` explains.
-
-    Args:
-        argv: the arguments after the program's name; `sys.argv` if left out.
-    """
-    return run_command("pvae.draw", lambda: _draw(_parser().parse_args(argv)))
+  pvae draw runs/my-run --what scatter,manifold
+  pvae draw runs"""
 
 
 def _draw(arguments: argparse.Namespace) -> None:
@@ -60,8 +51,6 @@ def _draw(arguments: argparse.Namespace) -> None:
     runs = [] if is_run else sorted(file.parent for file in arguments.run.glob("*/config.json"))
     if runs and (wanted or arguments.attribute):
         raise InputError(f"{arguments.run} is a folder of runs: --what and --attribute are for a single run")
-    with ctrl_c_exits_at_once("pvae.draw"):
-        import pvae.trained.codes  # noqa: F401  torch is slow to import
     if runs:
         draw_side_by_side(runs, arguments.out or arguments.run, arguments.data_dir, arguments.offline)
     else:
@@ -122,7 +111,7 @@ def draw_side_by_side(
                 if not quiet:
                     print_line(f"{path.name}: {entry.title}")
             except (InputError, NotFiniteError) as error:
-                print(f"pvae.draw: {path.name} is left out: {error}", file=sys.stderr)
+                print(f"pvae draw: {path.name} is left out: {error}", file=sys.stderr)
         if not read:
             raise InputError(f"none of the {len(runs)} runs can be shown: the lines above say why")
         entries = in_order(list(read.values()))
@@ -146,7 +135,7 @@ def draw_side_by_side(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser("draw", _DESCRIPTION, _EPILOG)
+    parser = Parser("pvae draw", _DESCRIPTION, _EPILOG)
     add = parser.add_argument
     add("run", metavar="RUN", type=nonempty_path, help="a run folder, or a folder of run folders")
     add("--what", metavar="NAME[,NAME...]", help="the pictures to draw (default: all that apply, and latent.json)")
@@ -155,3 +144,6 @@ def _parser() -> argparse.ArgumentParser:
     add_vae(parser, "for a run of a VAE of your own")
     add_places(parser, "where to draw (default: RUN/figures, or the folder of runs itself)")
     return parser
+
+
+main = Command(_parser, _draw)

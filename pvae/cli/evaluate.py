@@ -1,22 +1,20 @@
-"""The command `python -m pvae.evaluate`: measures of a trained run, each with its standard error."""
+"""The command `pvae evaluate`: measures of a trained run, each with its standard error."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pvae.cli.command import (
+    Command,
     Parser,
     add_places,
     add_seed,
-    ctrl_c_exits_at_once,
     nonempty_path,
     result_folder,
-    run_command,
     whole_number,
 )
 from pvae.cli.own_code import add_vae, open_run
@@ -50,27 +48,18 @@ Several runs of the same data give one table: log p(x) and the ELBO with their e
 with the highest log p(x), datum by datum, with theirs. --latex prints it as a tabular, --out FILE writes it.
 
 examples:
-  python -m pvae.evaluate runs/my-run
-  python -m pvae.evaluate runs/my-run --importance-samples 500 --seconds 600
-  python -m pvae.evaluate runs/my-run --importance-samples 100 --images 1000
-  python -m pvae.evaluate runs/a runs/b runs/c --latex"""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status, which `run_command` explains.
-
-    Args:
-        argv: the arguments after the program's name; `sys.argv` if left out.
-    """
-    return run_command("pvae.evaluate", lambda: _evaluate(_parser().parse_intermixed_args(argv)))
+  pvae evaluate runs/my-run
+  pvae evaluate runs/my-run --importance-samples 500 --seconds 600
+  pvae evaluate runs/my-run --importance-samples 100 --images 1000
+  pvae evaluate runs/a runs/b runs/c --latex"""
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.compile == "none" and arguments.precision != "fp32":
         raise InputError(f"--precision {arguments.precision} goes with --compile auto, graph or inductor only")
-    with ctrl_c_exits_at_once("pvae.evaluate"):
-        from pvae.evaluation.report import evaluate, to_text
-        from pvae.evaluation.several_runs import LEGEND, evaluate_runs, to_latex, to_markdown
+    from pvae.evaluation.report import evaluate, to_text
+    from pvae.evaluation.several_runs import LEGEND, evaluate_runs, to_latex, to_markdown
+
     runs = [open_run(path, arguments.vae, len(arguments.runs) == 1) for path in arguments.runs]
     first, is_table, is_quiet = runs[0], len(runs) > 1 or arguments.latex, arguments.quiet
     if is_table and arguments.seconds:
@@ -107,7 +96,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser("evaluate", "Evaluate a trained run on its test data.", _EPILOG)
+    parser = Parser("pvae evaluate", "Evaluate a trained run on its test data.", _EPILOG)
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", type=nonempty_path, help="a run folder; several give one table")
     default = f"{_DRAWS}, or {_FEW_DRAWS} where a datum has more than {_LARGE:,} values"
@@ -142,3 +131,6 @@ def _parser() -> argparse.ArgumentParser:
     add_vae(parser, "for a run of a VAE of your own")
     add_places(parser, "where to write (default: RUN/evaluation.json)", "FILE")
     return parser
+
+
+main = Command(_parser, _evaluate)

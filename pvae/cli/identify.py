@@ -1,4 +1,4 @@
-"""The command `python -m pvae.identify`: name a loss that stands in a file of Python."""
+"""The command `pvae identify`: name a loss that stands in a file of Python."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import ast
 import contextlib
 import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from pvae.cli.command import Parser, ctrl_c_exits_at_once, run_command
+from pvae.cli.command import Command, Parser
 from pvae.cli.own_code import load_function
 from pvae.core.errors import InputError
 from pvae.core.terminal import print_line
@@ -25,29 +25,19 @@ it is a factor times the negative ELBO of a likelihood, a posterior and a beta, 
 random points, or why it is not an ELBO. The file is imported, so that the code at its top level runs.
 
 example:
-  python -m pvae.identify my_vae.py:loss_function"""
+  pvae identify my_vae.py:loss_function"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status, which `run_command` explains.
+def _identify(arguments: argparse.Namespace) -> None:
+    from pvae.reference.identify import identify
 
-    Args:
-        argv: the arguments after the program's name; `sys.argv` if left out.
-    """
-
-    def command() -> None:
-        arguments = _parser().parse_args(argv)
-        with ctrl_c_exits_at_once("pvae.identify"):
-            from pvae.reference.identify import identify
-        with _time_limit(arguments.loss):
-            loss = load_function(arguments.loss)
-            print_line(identify(loss, arguments.arguments, shape=arguments.shape, **dict(arguments.constant)))
-
-    return run_command("pvae.identify", command)
+    with _time_limit(arguments.loss):
+        loss = load_function(arguments.loss)
+        print_line(identify(loss, arguments.arguments, shape=arguments.shape, **dict(arguments.constant)))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser("identify", "Name the loss of a VAE: likelihood, posterior, beta and reductions.", _EPILOG)
+def _parser() -> Parser:
+    parser = Parser("pvae identify", "Name the loss of a VAE: likelihood, posterior, beta and reductions.", _EPILOG)
     add = parser.add_argument
     add("loss", metavar="FILE.py:FUNCTION", help="where the loss stands")
     roles = (
@@ -90,3 +80,6 @@ def _time_limit(place: str) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+main = Command(_parser, _identify)

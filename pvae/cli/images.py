@@ -1,4 +1,4 @@
-"""The commands `python -m pvae.encode`, `score`, `sample` and `export`: codes, likelihoods and new images of a run."""
+"""The commands `pvae encode`, `score`, `sample`, `reconstruct` and `export`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pvae.cli.command import (
+    Command,
     Parser,
     add_places,
     add_seed,
-    ctrl_c_exits_at_once,
     nonempty_path,
     result_folder,
-    run_command,
     whole_number,
 )
 from pvae.cli.own_code import add_vae, open_run
@@ -46,10 +45,10 @@ z is z1, z2 and so on: an array of each, or the columns z1_1, ..., z2_1, .... Te
 have an array labels too, or a column label.
 
 examples:
-  python -m pvae.encode runs/my-run photos --out codes.csv
-  python -m pvae.encode runs/my-run
+  pvae encode runs/my-run photos --out codes.csv
+  pvae encode runs/my-run
       the test data of the run, into RUN/codes.npz
-  python -m pvae.encode runs/my-run --splits --out all-codes.npz
+  pvae encode runs/my-run --splits --out all-codes.npz
       training and test data, for python -m pvae.train --dataset array:all-codes.npz --labels 100
 In Python, after import pvae.trained.images as images:
   run = pvae.Run.open("runs/my-run")
@@ -71,8 +70,8 @@ pixels take about two minutes on two cores.
 {CAVEAT}
 
 examples:
-  python -m pvae.score runs/my-run photos --out scores
-  python -m pvae.score runs/my-run
+  pvae score runs/my-run photos --out scores
+  pvae score runs/my-run
       the test data of the run, into RUN/scores
 In Python, after import pvae.trained.images as images:
   run = pvae.Run.open("runs/my-run")
@@ -87,9 +86,9 @@ For a run on data that are no images, it writes draws from p(x | z): of a table 
 and x of samples.npz.
 
 examples:
-  python -m pvae.sample runs/my-run -n 16 --out samples
-  python -m pvae.sample runs/my-run --draws --seed 7
-  python -m pvae.sample runs/my-run --codes codes.npz
+  pvae sample runs/my-run -n 16 --out samples
+  pvae sample runs/my-run --draws --seed 7
+  pvae sample runs/my-run --codes codes.npz
 In Python, after import pvae.trained.latent_space:
   images = pvae.trained.latent_space.sample(pvae.load("runs/my-run"), 64)  # (64, C, H, W)"""
 
@@ -105,8 +104,8 @@ packages onnx, onnxscript and onnxruntime: pip install -e ".[export]". A VAE of 
 be exported, and with torch 2.6 no network with BatchNorm.
 
 examples:
-  python -m pvae.export runs/my-run --format torch
-  python -m pvae.export runs/my-run --out onnx
+  pvae export runs/my-run --format torch
+  pvae export runs/my-run --out onnx
 In Python, after import pvae.trained.export, pvae.trained.plain_torch:
   pvae.trained.export.export(pvae.load("runs/my-run"), (1, 28, 28), folder)
   pvae.trained.plain_torch.export_torch(pvae.Run.open("runs/my-run"), folder)"""
@@ -118,8 +117,8 @@ their reconstructions on reconstructions.png; of other data, the arrays names an
 table reconstructions.csv.
 
 examples:
-  python -m pvae.reconstruct runs/my-run photos --out reconstructions
-  python -m pvae.reconstruct runs/my-run
+  pvae reconstruct runs/my-run photos --out reconstructions
+  pvae reconstruct runs/my-run
       the test data of the run, into RUN/reconstructions
 In Python, after import pvae.trained.images as images:
   given = images.given_images(run, "photos")
@@ -130,13 +129,8 @@ _ODDEST = 10  # images in a row of oddest.png, and rows of the table
 _MOST = 10_000  # images at once in memory
 
 
-def encode(argv: Sequence[str] | None = None) -> int:
-    """Run the command `python -m pvae.encode` and return its exit status, which `run_command` explains.
-
-    Args:
-        argv: the arguments after the program's name; `sys.argv` if left out.
-    """
-    parser = Parser("encode", "Encode data by a trained run.", _ENCODE)
+def _encode_parser() -> Parser:
+    parser = Parser("pvae encode", "Encode data by a trained run.", _ENCODE)
     _add_images(parser)
     parser.add_argument("--draws", action="store_true", help="a draw z from q(z | x) in place of mean and scale")
     splits = "the means of all data of the run, as --dataset array:FILE reads them, in place of those of DATA"
@@ -144,15 +138,15 @@ def encode(argv: Sequence[str] | None = None) -> int:
     add_seed(parser)
     add_vae(parser, "for a run of a VAE of your own")
     add_places(parser, "an .npz or a .csv file (default: RUN/codes.npz)", "FILE")
-    return run_command("pvae.encode", lambda: _encode(parser.parse_intermixed_args(argv)))
+    return parser
 
 
 def _encode(arguments: argparse.Namespace) -> None:
-    with ctrl_c_exits_at_once("pvae.encode"):
-        import torch
+    import torch
 
-        from pvae.core.random_state import seeded
-        from pvae.trained.images import draw_codes, encode_images
+    from pvae.core.random_state import seeded
+    from pvae.trained.images import draw_codes, encode_images
+
     run = open_run(arguments.run, arguments.vae)
     out = arguments.out or run.place / "codes.npz"
     if out.suffix not in (".npz", ".csv"):
@@ -209,31 +203,26 @@ def _csv(names: Sequence[str], codes: Mapping[str, Tensor], labels: Sequence[str
     return csv_of([dict(zip(["name", *of_label, *columns], row)) for row in rows]).encode("utf-8", "surrogateescape")
 
 
-def score(argv: Sequence[str] | None = None) -> int:
-    """Run the command `python -m pvae.score` and return its exit status, which `run_command` explains.
-
-    Args:
-        argv: the arguments after the program's name; `sys.argv` if left out.
-    """
-    parser = Parser("score", "Score data by their likelihood under a trained run.", _SCORE)
+def _score_parser() -> Parser:
+    parser = Parser("pvae score", "Score data by their likelihood under a trained run.", _SCORE)
     _add_images(parser)
     samples = "draws of z for each datum (default: 200)"
     parser.add_argument("--importance-samples", metavar="S", type=whole_number(2), default=200, help=samples)
     add_seed(parser)
     add_vae(parser, "for a run of a VAE of your own")
     add_places(parser, "where to write (default: RUN/scores)")
-    return run_command("pvae.score", lambda: _score(parser.parse_intermixed_args(argv)))
+    return parser
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    with ctrl_c_exits_at_once("pvae.score"):
-        import torch
+    import torch
 
-        from pvae.core.random_state import seeded
-        from pvae.data.preparation import Preparation
-        from pvae.plotting.run_figures import named_images_figure, write_figure
-        from pvae.trained.images import score_images, to_text, with_likelihood
-        from pvae.trained.log_likelihood import TRUSTED
+    from pvae.core.random_state import seeded
+    from pvae.data.preparation import Preparation
+    from pvae.plotting.run_figures import named_images_figure, write_figure
+    from pvae.trained.images import score_images, to_text, with_likelihood
+    from pvae.trained.log_likelihood import TRUSTED
+
     run = open_run(arguments.run, arguments.vae)
     _check_out(run, arguments.out)
     with result_folder(arguments.out or run.place / "scores") as folder:
@@ -266,13 +255,8 @@ def _score(arguments: argparse.Namespace) -> None:
         print_line(f"{folder}: scores.csv{', oddest.png' * run.data.is_images}")
 
 
-def sample(argv: Sequence[str] | None = None) -> int:
-    """Run the command `python -m pvae.sample` and return its exit status, which `run_command` explains.
-
-    Args:
-        argv: the arguments after the program's name; `sys.argv` if left out.
-    """
-    parser = Parser("sample", "Draw new data from a trained run.", _SAMPLE)
+def _sample_parser() -> Parser:
+    parser = Parser("pvae sample", "Draw new data from a trained run.", _SAMPLE)
     add = parser.add_argument
     add("run", metavar="RUN", type=nonempty_path, help="a run folder")
     number = f"how many, at most {_MOST:,} (default: 64)"
@@ -287,12 +271,12 @@ def sample(argv: Sequence[str] | None = None) -> int:
     add_seed(parser)
     add_vae(parser, "for a run of a VAE of your own")
     add("--out", metavar="DIR", type=nonempty_path, help="where to write (default: RUN/samples)")
-    return run_command("pvae.sample", lambda: _sample(parser.parse_args(argv)))
+    return parser
 
 
 def _sample(arguments: argparse.Namespace) -> None:
-    with ctrl_c_exits_at_once("pvae.sample"):
-        from pvae.plotting.run_figures import image_figure, write_figure
+    from pvae.plotting.run_figures import image_figure, write_figure
+
     run = open_run(arguments.run, arguments.vae)
     if arguments.impute is not None or not run.data.is_images:
         _sample_values(run, arguments)
@@ -384,24 +368,19 @@ def _sample_values(run: Run, arguments: argparse.Namespace) -> None:
     print_line(f"{folder / ', '.join(names)}: {what}")
 
 
-def reconstruct(argv: Sequence[str] | None = None) -> int:
-    """Run the command `python -m pvae.reconstruct` and return its exit status, which `run_command` explains.
-
-    Args:
-        argv: the arguments after the program's name; `sys.argv` if left out.
-    """
-    parser = Parser("reconstruct", "Encode and decode data by a trained run.", _RECONSTRUCT)
+def _reconstruct_parser() -> Parser:
+    parser = Parser("pvae reconstruct", "Encode and decode data by a trained run.", _RECONSTRUCT)
     _add_images(parser)
     add_vae(parser, "for a run of a VAE of your own")
     add_places(parser, "where to write (default: RUN/reconstructions)")
-    return run_command("pvae.reconstruct", lambda: _reconstruct(parser.parse_intermixed_args(argv)))
+    return parser
 
 
 def _reconstruct(arguments: argparse.Namespace) -> None:
-    with ctrl_c_exits_at_once("pvae.reconstruct"):
-        from pvae.data.value_files import table_text
-        from pvae.plotting.run_figures import reconstruction_figure, write_figure
-        from pvae.trained.images import reconstruct_images
+    from pvae.data.value_files import table_text
+    from pvae.plotting.run_figures import reconstruction_figure, write_figure
+    from pvae.trained.images import reconstruct_images
+
     run = open_run(arguments.run, arguments.vae)
     if run.data.is_images:
         _check_channels(run)
@@ -434,25 +413,20 @@ def _check_channels(run: Run) -> None:
         raise InputError(f"a PNG has 1 or 3 channels, and the images of {run.path} have {run.data.datum_shape[0]}")
 
 
-def export(argv: Sequence[str] | None = None) -> int:
-    """Run the command `python -m pvae.export` and return its exit status, which `run_command` explains.
-
-    Args:
-        argv: the arguments after the program's name; `sys.argv` if left out.
-    """
-    parser = Parser("export", "Export the VAE of a trained run as ONNX or as plain torch.", _EXPORT)
+def _export_parser() -> Parser:
+    parser = Parser("pvae export", "Export the VAE of a trained run as ONNX or as plain torch.", _EXPORT)
     add = parser.add_argument
     add("run", metavar="RUN", type=nonempty_path, help="a run folder")
     add("--format", choices=("onnx", "torch"), default="onnx", help="what to write (default: onnx)")
     add_vae(parser, "for a run of a VAE of your own")
     add("--out", metavar="DIR", type=nonempty_path, help="where to write (default: RUN/onnx or RUN/torch)")
-    return run_command("pvae.export", lambda: _export(parser.parse_args(argv)))
+    return parser
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    with ctrl_c_exits_at_once("pvae.export"):
-        from pvae.trained.export import export
-        from pvae.trained.plain_torch import export_torch
+    from pvae.trained.export import export
+    from pvae.trained.plain_torch import export_torch
+
     run = open_run(arguments.run, arguments.vae)
     if arguments.format == "torch":
         with result_folder(arguments.out or run.place / "torch") as folder:
@@ -501,3 +475,10 @@ def _given_images(run: Run, arguments: argparse.Namespace) -> GivenImages:
     if given.note:
         print(f"note: {given.note}", file=sys.stderr)
     return given
+
+
+encode = Command(_encode_parser, _encode)
+score = Command(_score_parser, _score)
+sample = Command(_sample_parser, _sample)
+reconstruct = Command(_reconstruct_parser, _reconstruct)
+export = Command(_export_parser, _export)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pvae.cli.command import (
+    Command,
     Parser,
     add_places,
-    ctrl_c_exits_at_once,
     nonempty_path,
-    run_command,
     whole_number,
     whole_numbers,
 )
@@ -62,41 +61,29 @@ _CONDITIONAL = "give --condition, for p(x | z, y) given the labels of the data"
 _ABSENT = dict.fromkeys(["--encoder", "--decoder"], _NETWORK) | {"--conditional": _CONDITIONAL}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status, which `run_command` explains.
-
-    Args:
-        argv: the arguments after the program's name; `sys.argv` if left out.
-    """
-
-    def command() -> None:
-        options = vars(train_parser().parse_args(argv))
-        if options["list_systems"]:
-            print_line(list_systems())
-            return
-        with ctrl_c_exits_at_once("pvae.train"):
-            import pvae.training.fit  # noqa: F401  torch is slow to import
-        if options["print"]:
-            from pvae.trained.plain_torch import training_script
-
-            if others := [
-                flag(name)
-                for name in ("out", "seeds", "resume", "device", "threads", "vae", "from")
-                if options[name] is not None
-            ]:
-                raise InputError(f"--print prints a script and trains nothing: leave {others[0]} out")
-            print(training_script(_configured({**options, "quiet": True})[0]), end="")
-            return
-        (_train if options["seeds"] is None else _train_seeds)(options)
-
-    return run_command("pvae.train", command)
+def _work(arguments: argparse.Namespace) -> None:
+    options = vars(arguments)
+    if options["print"]:
+        _print_script(options)
+    elif options["seeds"] is None:
+        _train(options)
+    else:
+        _train_seeds(options)
 
 
-def train_parser() -> argparse.ArgumentParser:
+class _ListSystems(argparse.Action):
+    """The argument --list-systems, which like --help prints and exits."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print_line(list_systems())
+        parser.exit()
+
+
+def train_parser() -> Parser:
     """Return the parser of `python -m pvae.train`; its result has only those options of `Config` that were given."""
     description = "Train a variational autoencoder, written as Pyro functions, by stochastic variational inference."
-    parser = Parser("train", description, _EXAMPLES, _ABSENT)
-    parser.add_argument("--list-systems", action="store_true", help="list the published systems, and do nothing else")
+    parser = Parser("pvae train", description, _EXAMPLES, _ABSENT, prog="python -m pvae.train")
+    parser.add_argument("--list-systems", nargs=0, action=_ListSystems, help="list the published systems and exit")
     printed = "print the system and a loop that trains it as one file of plain torch, and do nothing else"
     parser.add_argument("--print", action="store_true", help=printed)
     _add_config_options(parser)
@@ -149,6 +136,16 @@ def _add_config_options(parser: argparse.ArgumentParser) -> None:
             )
 
 
+def _print_script(options: Mapping[str, Any]) -> None:
+    """Print the file of plain torch that trains a system."""
+    from pvae.trained.plain_torch import training_script
+
+    unused = ("out", "seeds", "resume", "device", "threads", "vae", "from")
+    if given := [flag(name) for name in unused if options[name] is not None]:
+        raise InputError(f"--print prints a script and trains nothing: leave {given[0]} out")
+    print_line(training_script(_configured({**options, "quiet": True})[0]).rstrip("\n"))
+
+
 def _train(options: Mapping[str, Any]) -> None:
     path, out = options["resume"], options["out"]
     if path is None:
@@ -180,7 +177,7 @@ def _train_seeds(options: Mapping[str, Any]) -> None:
             run = _fit(one, data, path, options) if is_new else _resume(path, asdict(one), options)
             runs.append(run.path)
         except TrainingError as error:
-            print(f"pvae.train: seed {seed}: {error}", file=sys.stderr)
+            print(f"pvae train: seed {seed}: {error}", file=sys.stderr)
             diverged.append(str(seed))
     if runs:
         draw_side_by_side(runs, folder, options["data_dir"], options["offline"], options["quiet"])
@@ -223,11 +220,11 @@ def _what_is_next(run: Run) -> str:
     """Return the lines that are printed after a training: where the run is, and commands that take it."""
     folder = shlex.quote(str(run.path))
     files = "config.json, metrics.jsonl, checkpoint.safetensors, figures/, TensorBoard events"
-    following = [f"python -m pvae.draw {folder}"]
+    following = [f"pvae draw {folder}"]
     if run.config.posterior != "delta":  # an autoencoder has no likelihood
-        following.append(f"python -m pvae.evaluate {folder}")
+        following.append(f"pvae evaluate {folder}")
     if run.config.system == "images":
-        following += [f"python -m pvae.sample {folder}", f"python -m pvae.score {folder} DATA"]
+        following += [f"pvae sample {folder}", f"pvae score {folder} DATA"]
     following.append(f"tensorboard --logdir {folder}")
     is_stopped = run.metrics()[-1].epoch < run.config.epochs  # by --patience
     if run.config.schedule == "constant" and run.config.warm_up_cycles == 1 and not is_stopped:
@@ -282,3 +279,6 @@ def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
             print_line(f"  classes{use}: {listed(data.label_names)}")
         print_line(describe_choices(data, config, chosen))
     return config, data
+
+
+main = Command(train_parser, _work)

@@ -131,7 +131,7 @@ class LogLikelihood:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The content of the file that `python -m pvae.evaluate` writes.
+    """The content of the file that `pvae evaluate` writes.
 
     Args:
         run: name of the run folder.

@@ -39,7 +39,7 @@ class Row:
         elbo_stderr: standard error of `elbo` over images and draws of z.
         distortion: -E_q log p(x | z).
         rate: KL(q, p).
-        log_likelihood: log p(x) that `python -m pvae.evaluate` wrote, of the same epoch and all test images, or None.
+        log_likelihood: log p(x) that `pvae evaluate` wrote, of the same epoch and all test images, or None.
         log_likelihood_stderr: standard error of `log_likelihood`.
         importance_samples: draws of z for each image.
         posterior_mean_loss: the loss at the mean of q(z | x).
@@ -194,7 +194,7 @@ _COLUMNS: dict[str, Callable[[Sequence[Row]], str]] = {
 _NOTE = (
     "Nats per datum, on the test data. +- is the standard deviation over seeds; for the ELBO and log p(x) of a "
     "single run it is the standard error over them. (pseudo): the pixels are grey, so the value does not bound a "
-    "log-likelihood. log p(x): importance sampling by python -m pvae.evaluate of all test data, binarized if a "
+    "log-likelihood. log p(x): importance sampling by pvae evaluate of all test data, binarized if a "
     "Bernoulli was trained on grey ones; too low where it warns of the weights. 10-NN: accuracy of a 10-nearest-"
     "neighbour classifier on the codes. KS: the largest Kolmogorov-Smirnov distance of a latent dimension of z ~ "
     "q(z | x) from N(0, 1). mean and std: the least and the greatest over dimensions and seeds. These three are of the "

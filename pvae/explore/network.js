@@ -312,7 +312,7 @@ function vaeOf({prior, posterior, likelihood, decoder, shape}) {
       const p = given(l, split(sizes, z)[l + 1]);
       return part.map((one, i) => (one - p.loc[i]) / p.scale[i]);
     }),
-    // The ELBO of x and its parts in nats, as `pvae.score` computes them, from draws: z, or of a flow draws of its base.
+    // The ELBO of x and its parts in nats, as `pvae score` computes them, from draws: z, or of a flow draws of its base.
     score(x, draws, q = vae.posterior(x)) {
       const points = draws.map((draw) => q.at(draw)), distortions = points.map(({z}) => -vae.logLikelihood(x, z));
       const result = {q, points, distortions, distortion: mean(distortions)}, exact = vae.hasDensity ? exactRates(q) : null;

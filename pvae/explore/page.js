@@ -1,7 +1,7 @@
 // What the page shows: the map, an image and its ELBO, a walk, samples, sliders, and the equation of the bound.
 "use strict";
 
-const MOST_PIXELS = 40e6, DRAWS = 10; // of a file; of z for a bound, as in `pvae.score`
+const MOST_PIXELS = 40e6, DRAWS = 10; // of a file; of z for a bound, as in `pvae score`
 const COLOURS = { // of Okabe and Ito, the yellow darker on white; circles, squares and triangles for more than seven
   light: ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#A89500"],
   dark: ["#3FA0DA", "#E69F00", "#1DC79A", "#DE9AC2", "#8FD0F5", "#F0753A", "#F0E442"],

@@ -309,7 +309,7 @@ def _notes(vae: VAE, posterior: Any, prior: Any) -> list[str]:
         )
     if vae.is_pseudo:
         notes.append(
-            "The Bernoulli is scored on grey pixels, so the ELBO is a pseudo-ELBO and no bound on log p(x); pvae.score "
+            "The Bernoulli is scored on grey pixels, so the ELBO is a pseudo-ELBO and no bound on log p(x); pvae score "
             "binarizes such images first."
         )
     if posterior is None:

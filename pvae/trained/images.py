@@ -384,7 +384,7 @@ def reconstruct_images(vae: VAE, x: Pixels) -> Tensor:
 
 
 def read_codes(run: Run, file: Path) -> Tensor:
-    """Return the codes z (N, L) of a file of `python -m pvae.encode`: z, z1 and so on, or else the means loc.
+    """Return the codes z (N, L) of a file of `pvae encode`: z, z1 and so on, or else the means loc.
 
     Raises:
         InputError: the file cannot be read, or holds no codes of this run's length.
@@ -403,7 +403,7 @@ def read_codes(run: Run, file: Path) -> Tensor:
             names = sorted(name for name in arrays if re.fullmatch(r"loc|y|z\d*", name))
             z = torch.cat([torch.from_numpy(arrays[name]).float() for name in names], dim=1)
     except Exception as error:  # of damaged files numpy and zipfile raise many types
-        raise InputError(f"{file} cannot be read as codes ({brief(error)}): give what pvae.encode wrote") from None
+        raise InputError(f"{file} cannot be read as codes ({brief(error)}): give what pvae encode wrote") from None
     if z.dim() != 2 or z.shape[1] != width or not len(z):
         raise InputError(
             f"{file} holds codes of shape {tuple(z.shape)}, and {run.path} has latents of shape ({width},)"

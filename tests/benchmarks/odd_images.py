@@ -1,4 +1,4 @@
-"""How well the scores of `python -m pvae.score` tell images of another kind from those of a run.
+"""How well the scores of `pvae score` tell images of another kind from those of a run.
 
     python tests/benchmarks/odd_images.py RUN OTHERS
 

@@ -69,7 +69,7 @@ def _draw(rows: list[tuple[str, int, list[float]]], path: Path) -> None:
 
 
 def evaluation(arguments: argparse.Namespace) -> None:
-    """Time `pvae.evaluate` on a run of 784-400-20 beside the decoder's products of the same count."""
+    """Time `pvae evaluate` on a run of 784-400-20 beside the decoder's products of the same count."""
     count, samples = arguments.images or 10_000, 5000
     with tempfile.TemporaryDirectory() as folder:
         run = str(Path(folder) / "run")
@@ -80,10 +80,10 @@ def evaluation(arguments: argparse.Namespace) -> None:
         for how in ("graph", "auto"):
             options = ["--images", str(count), "--importance-samples", str(samples), "--compile", how, "--quiet"]
             started = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "pvae.evaluate", run, *options], check=True, capture_output=True)
+            subprocess.run([sys.executable, "-m", "pvae", "evaluate", run, *options], check=True, capture_output=True)
             seconds[how] = time.perf_counter() - started
     floors = _decoder_floors(count * samples)
-    print(f"pvae.evaluate, {count:,} images, {samples:,} importance samples, 784-400-20, the whole process")
+    print(f"pvae evaluate, {count:,} images, {samples:,} importance samples, 784-400-20, the whole process")
     print("| --compile | s | of torch's matrix products | of the faster library's |\n|---|---|---|---|")
     for how, took in seconds.items():
         print(f"| {how} | {took:.1f} | {took / floors[0]:.2f} | {took / floors[1]:.2f} |")

@@ -14,7 +14,7 @@ This package keeps what it compiled: with XDG_CACHE_HOME set to an empty folder,
 
 Seven more parts: `--part account` prints where the time of a step goes, and what each part of `pvae.compile` saves;
 `--part scaling` varies batch, latent, hidden, images and particles, each alone; `--part evaluation`
-times `pvae.evaluate` beside its bare matrix products; `--part faces` trains `celeba-vae` from image files beside a
+times `pvae evaluate` beside its bare matrix products; `--part faces` trains `celeba-vae` from image files beside a
 plain DataLoader loop with the same network; `--part memory` trains on 1,000,000 images; `--part processes` holds
 several processes of one thread against one process of several; `--part systems` trains the systems with flows, other
 priors or several layers, each beside a loop with the same model written by hand (`systems.py`).

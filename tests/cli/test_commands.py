@@ -16,6 +16,8 @@ from PIL import Image
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import pvae
+from pvae.cli.command import Command
+from pvae.cli.commands import COMMANDS, main
 from pvae.cli.compare import main as compare
 from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
@@ -164,12 +166,30 @@ def test_what_was_set_aside_is_not_replaced(run):
     assert writer.set_aside(run, 1) == ""
 
 
-def test_the_list_of_commands_names_each():
-    ended = subprocess.run([sys.executable, "-m", "pvae"], capture_output=True, text=True, check=True)
-    package = Path(pvae.__file__).parent
-    commands = {file.stem for file in package.glob("*.py")} - {"__init__", "__main__", "vae"}
-    commands |= {file.parent.name for file in package.glob("*/__main__.py")}
-    assert commands == {line.split()[0] for line in ended.stdout.splitlines() if line.startswith("  ")}
+def test_help_lists_every_command_and_each_explains_itself_without_torch(capsys):
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    for name, (sentence, _) in COMMANDS.items():
+        assert sentence in listed
+        assert main([name, "--help"]) == 0
+        assert f"{name} " in capsys.readouterr().out
+    program = (
+        "import sys; from pvae.cli.commands import main; main(['draw', '--help']); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_a_command_by_its_name(run, tmp_path, capsys):
+    assert main(["draw", str(run), "--what", "samples", "--out", str(tmp_path / "out")]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["samples.png"]
+    assert "did you mean 'draw'" in refuse(main, ["drew", run], capsys, tmp_path)
+
+
+@pytest.mark.parametrize(("shell", "status"), [("{} | true", 0), ("{}", 0), ("{} nothing", 2)])
+def test_the_program(shell, status):
+    command = shell.format(f"{sys.executable} -m pvae")
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (status, status // 2)
 
 
 PATHS = [
@@ -180,7 +200,9 @@ PATHS = [
 ]
 
 
-@pytest.mark.parametrize(("command", "option"), PATHS, ids=lambda value: getattr(value, "__module__", value))
+@pytest.mark.parametrize(
+    ("command", "option"), PATHS, ids=lambda value: value.parser().command if isinstance(value, Command) else value
+)
 def test_an_empty_path_is_refused(run, tmp_path, capsys, monkeypatch, command, option):
     """As from an unset variable of a shell: not taken as the working folder, even if that is a run."""
     monkeypatch.chdir(run)

@@ -1,4 +1,4 @@
-"""`python -m pvae.identify FILE.py:FUNCTION`."""
+"""`pvae identify FILE.py:FUNCTION`."""
 
 from __future__ import annotations
 

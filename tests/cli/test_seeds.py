@@ -60,7 +60,7 @@ def test_an_interrupted_command_saves_its_seed_and_names_how_to_go_on(capsys, tm
     threading.Thread(target=interrupt, daemon=True).start()
     assert main([*SMALL, "--epochs", "1000", "--seeds", "0,3", "--quiet", "--out", "many"]) == 130
     line = capsys.readouterr().err
-    assert line.startswith("pvae.train: interrupted")
+    assert line.startswith("pvae train: interrupted")
     assert "--resume many/seed-0" in line
     assert line.count("\n") == 1
     assert 0 < Run.open("many/seed-0").read_checkpoint().counts.epoch < 1000

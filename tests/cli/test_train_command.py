@@ -169,8 +169,8 @@ def test_what_a_run_prints(few, monkeypatch, few_digits, capsys, tmp_path):
     assert lines[3].startswith("epoch 2/2  train pseudo-ELBO")
     assert "'my run'" in lines[-5]
     assert lines[-4:-1] == [
-        "next:  python -m pvae.draw 'my run'",
-        "   or  python -m pvae.evaluate 'my run'",
+        "next:  pvae draw 'my run'",
+        "   or  pvae evaluate 'my run'",
         "   or  tensorboard --logdir 'my run'",
     ]
     assert lines[-1].endswith("--resume 'my run' --epochs 4")
@@ -249,7 +249,7 @@ def test_a_signal_before_a_training(few, monkeypatch, capsys):
     """For instance while the data are loaded."""
     monkeypatch.setattr(fit, "fit", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     assert main(SMALL) == 143
-    assert capsys.readouterr().err == "pvae.train: interrupted; any file already written is complete\n"
+    assert capsys.readouterr().err == "pvae train: interrupted; any file already written is complete\n"
 
 
 def test_a_training_from_another_run(few, capsys, tmp_path):

@@ -168,7 +168,7 @@ def _compare(system, run, page):
     with seeded(7, CPU):
         draws = q.sample((10,))
     with seeded(7, CPU):
-        terms = elbo_terms(vae, image)  # of `pvae.score`, which takes the same draws
+        terms = elbo_terms(vae, image)  # of `pvae score`, which takes the same draws
     given = q._drawn.e if isinstance(q, Flow) else draws
     found = page.execute_script(
         "const found = pvae.vae.score(pvae.imageX(3), arguments[0]); return [found.distortion, found.rate, found.elbo]",

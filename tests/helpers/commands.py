@@ -13,7 +13,7 @@ def refuse(command, arguments, capsys, folder):
     before = contents(folder)
     assert command([str(argument) for argument in arguments]) == 2
     printed = capsys.readouterr().err
-    assert printed.startswith("pvae.")
+    assert printed.startswith("pvae")
     assert printed.count("\n") == 1, printed
     assert contents(folder) == before
     return printed

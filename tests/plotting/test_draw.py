@@ -152,8 +152,7 @@ def test_a_signal_ends_a_command_with_a_line(runs, capsys, monkeypatch, command,
 
     monkeypatch.setattr(Run, "dataset", signalled)
     assert command([str(runs["mlp-2d"].path)]) == 128 + number
-    name = command.__module__.replace(".cli", "")
-    assert capsys.readouterr().err == f"{name}: interrupted; any file already written is complete\n"
+    assert capsys.readouterr().err == f"{command.parser().command}: interrupted; any file already written is complete\n"
 
 
 def test_a_signal_during_the_imports_ends_with_the_same_line():
@@ -540,7 +539,7 @@ def test_seeds_are_counted_once_and_an_unfinished_run_is_marked(data, found, tmp
     writer.begin(run, run.metrics(), run.read_checkpoint(), "cpu", 1)
     assert main([str(tmp_path)]) == 0
     printed = capsys.readouterr()
-    assert printed.err == "pvae.draw: b is left out: it has the same configuration and seed as a, which is kept\n"
+    assert printed.err == "pvae draw: b is left out: it has the same configuration and seed as a, which is kept\n"
     assert "on few digits, epoch 1 of 3: test" in printed.out
     lines = [line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("| mine")]
     assert sorted(line.split(" few digits ")[1][:9] for line in lines) == ["| 1 | 1 o", "| 1 | 1 |", "| 2 | 1 |"]
@@ -552,7 +551,7 @@ def test_a_run_that_cannot_be_read_is_left_out(runs, found, tmp_path, capsys):
     (tmp_path / "damaged" / "checkpoint.safetensors").write_bytes(b"no checkpoint")
     assert main([str(tmp_path)]) == 0
     captured = capsys.readouterr()
-    assert captured.err.startswith("pvae.draw: damaged is left out: ")
+    assert captured.err.startswith("pvae draw: damaged is left out: ")
     assert captured.err.count("\n") == 1
     assert (tmp_path / "table.csv").read_text().count("\n") == 2
     shutil.rmtree(tmp_path / "whole")

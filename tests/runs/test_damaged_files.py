@@ -427,7 +427,7 @@ def test_damaged_toml_is_refused(tmp_path, content, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a.toml").write_bytes(content)
     assert train(["--config", "a.toml", "--dataset", "mnist-5k"]) == 2
-    assert one_line(capsys).startswith("pvae.train: --config a.toml")
+    assert one_line(capsys).startswith("pvae train: --config a.toml")
     assert [path.name for path in tmp_path.iterdir()] == ["a.toml"]
 
 

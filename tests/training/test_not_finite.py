@@ -232,7 +232,7 @@ def test_a_run_that_diverged_is_left_out_of_a_sheet(run, tmp_path, capsys):
     spoil_weights(Run.open(tmp_path / "sheet" / "diverged"), "q_z.encoder.3.bias", slice(8, None), math.nan)
     assert draw([str(tmp_path / "sheet")]) == 0
     line = capsys.readouterr().err
-    assert line.startswith("pvae.draw: diverged is left out: ")
+    assert line.startswith("pvae draw: diverged is left out: ")
     assert line.count("\n") == 1
 
 

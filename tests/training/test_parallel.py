@@ -131,7 +131,7 @@ def test_where_one_process_is_killed_the_other_ends_and_says_how_to_resume(tmp_p
     group.wait_for(tmp_path / "run" / "metrics.jsonl")
     group.kill(1)
     assert group.join(60) == [1, -signal.SIGKILL]
-    assert group.err.startswith("pvae.train: another process of this training has ended"), group.err
+    assert group.err.startswith("pvae train: another process of this training has ended"), group.err
     assert "go on with: python -m pvae.train --resume run" in group.err
     assert group.err.count("\n") == 1
     assert 0 < Run.open(tmp_path / "run").read_checkpoint().counts.epoch < 100
@@ -156,7 +156,7 @@ def test_refusals_are_one_line_of_one_process(tmp_path):
     (tmp_path / "run" / "mine").touch()
     group = Group(2, main, [*SMALL, "--out", "run"], folder=tmp_path)
     assert group.join(60) == [2, 2]
-    assert group.err == "pvae.train: --out run is a folder that is not empty: name a new one\n"
+    assert group.err == "pvae train: --out run is a folder that is not empty: name a new one\n"
 
 
 def test_alone_where_torchrun_started_no_others(monkeypatch):

@@ -1,0 +1,67 @@
+"""The sub-commands of `pvae`: the one table of their names, and the function that runs them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from pvae.cli.command import Command
+from pvae.core.errors import InputError, check_name
+from pvae.core.terminal import print_line
+
+__all__ = ["COMMANDS", "command_of", "main"]
+
+# The sentence that `pvae --help` prints, and where in pvae.cli the command is; imported when it is run.
+COMMANDS = {
+    "train": ("train a VAE on digits, or on images and tables of your own, into a run folder", "train:main"),
+    "evaluate": ("print the ELBO, log p(x), rate and active units of a run, or of several", "evaluate:main"),
+    "draw": ("draw the pictures of a run, or of a folder of runs side by side", "draw:main"),
+    "explore": ("write a run of images as one page that decodes under the pointer, in any browser", "explore:main"),
+    "compare": ("compare estimators of the bound and of its gradient, at the weights of a run", "compare:main"),
+    "encode": ("write the codes of data", "images:encode"),
+    "score": ("write the likelihood of each datum, and show the oddest", "images:score"),
+    "sample": ("draw new data, or fill in missing values", "images:sample"),
+    "reconstruct": ("encode data and decode the codes", "images:reconstruct"),
+    "export": ("write a VAE as one file of plain torch, or encoder and decoder as ONNX", "images:export"),
+    "identify": ("name the loss in a file of Python: which ELBO it is, or why it is none", "identify:main"),
+}
+
+_LIST = "\n".join(f"  {name:13}{sentence}" for name, (sentence, _) in COMMANDS.items())
+_HELP = f"""\
+usage: pvae COMMAND ...     (or python -m pvae COMMAND ...)
+
+{_LIST}
+
+pvae COMMAND --help explains a command, with examples. RUN is a run folder, or deep-bayes or fashion-vae, two trained
+runs that come with pvae:
+  pvae sample deep-bayes
+  python -m pvae.train --elbo analytic        the same as pvae train --elbo analytic"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the sub-command that the first argument names, and return its exit status, which `run_command` explains.
+
+    Args:
+        argv: the arguments after the program's name; `sys.argv` if left out.
+    """
+    name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    if name in ("-h", "--help"):
+        print_line(_HELP)
+        return 0
+    try:
+        return command_of(name)(rest)
+    except InputError as error:
+        print(f"pvae: {error}", file=sys.stderr)
+        return 2
+
+
+def command_of(name: str) -> Command:
+    """Return a sub-command.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    module, _, function = COMMANDS[check_name("command", name, COMMANDS)][1].partition(":")
+    command: Command = getattr(importlib.import_module(f"pvae.cli.{module}"), function)
+    return command
