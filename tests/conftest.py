@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 
 # Before torch counts the cores: tests, their children and whatever else runs share them, and threads wait for threads.
@@ -20,6 +21,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from filelock import FileLock  # torch brings it
 
 from pvae.compile import inductor
 from pvae.config.config import Config
@@ -63,14 +65,42 @@ def no_global_state_changes() -> Iterator[None]:
     assert after == before
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The temporary folder that all workers of xdist share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def compiled_but_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def compiled_but_once(shared_folder: Path) -> Iterator[None]:
     """Keep what is compiled out of the user's cache, for all tests together."""
     with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.getbasetemp()
-        folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache"
-        patch.setattr(inductor, "cache_dir", lambda: folder)
+        patch.setattr(inductor, "cache_dir", lambda: shared_folder / "cache")
         yield
+
+
+@pytest.fixture(scope="session")
+def made_once(shared_folder: Path) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Return a folder that a function filled once for all tests and workers, such as a trained run.
+
+        path = made_once("mlp-2d", lambda out: fit(config, data=data, out=out))
+
+    The name stands for the configuration and the data. A test that writes into the folder takes a copy.
+    """
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        path = shared_folder / "made" / name
+        path.parent.mkdir(exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            done = Path(f"{path}.done")
+            if not done.exists():
+                shutil.rmtree(path, ignore_errors=True)  # of a worker that failed
+                make(path)
+                done.touch()
+        return path
+
+    return folder
 
 
 @pytest.fixture(scope="session")
