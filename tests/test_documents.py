@@ -16,10 +16,10 @@ from PIL import Image
 
 import pvae
 from pvae.cli.images import export
+from pvae.config.families import LIKELIHOODS, POSTERIORS, PRIORS
 from pvae.data.sources import load_dataset
 from pvae.elbos.registry import ELBO_CLASSES
 from pvae.models import hierarchy, likelihoods, networks, posteriors, priors
-from pvae.models.likelihoods import LIKELIHOOD_CLASSES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -217,8 +217,10 @@ def test_every_choice_has_a_section_in_the_book():
     prior = {name for name in (*priors.__all__, *hierarchy.__all__) if name.endswith("Prior")}
     assert set(choices["posteriors"]) == posterior
     assert set(choices["priors"]) == prior
-    assert set(choices["likelihoods"]) == {*likelihoods.__all__} - {"LIKELIHOOD_CLASSES", "Likelihood"}
-    assert {kind.__name__ for kind in LIKELIHOOD_CLASSES.values()} <= set(choices["likelihoods"])
+    assert set(choices["likelihoods"]) == {*likelihoods.__all__} - {"Likelihood"}
+    rows = {"posteriors": POSTERIORS, "priors": PRIORS, "likelihoods": LIKELIHOODS}
+    for kind, families in rows.items():
+        assert {row.module.partition(":")[2] for row in families.values()} <= set(choices[kind])
     assert set(choices["elbos"]) == {kind.__name__ for kind in ELBO_CLASSES.values()}
     assert set(choices["networks"]) == {name for name in networks.__all__ if name.endswith(("_encoder", "_decoder"))}
     tests = {test for kind in choices if kind != "symbols" for one in choices[kind].values() for test in one["tests"]}

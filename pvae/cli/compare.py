@@ -65,7 +65,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 
     run = open_run(arguments.run, arguments.vae) if arguments.run else None
     config = run.config if run else get_system(arguments.system or "linear-gaussian")
-    if config.posterior == "delta":
+    if config.is_autoencoder:
         raise InputError(f"{arguments.run or config.system} is an autoencoder: a point posterior has no bound")
     groups = config.groups if config.groups > 1 else _GROUPS
     options, repetitions = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups}, arguments.repetitions

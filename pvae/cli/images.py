@@ -431,7 +431,7 @@ def _export(arguments: argparse.Namespace) -> None:
     if arguments.format == "torch":
         with result_folder(arguments.out or run.place / "torch") as folder:
             code, weights = export_torch(run, folder)
-            methods = "elbo(x)" if run.config.posterior == "delta" else "elbo(x) and sample(n)"
+            methods = "elbo(x)" if run.config.is_autoencoder else "elbo(x) and sample(n)"
             print_line(f"{code}: VAE, with {methods}, and load(), which reads {weights.name}")
         return
     names = ("encoder.onnx", "decoder.onnx") if arguments.out else ()

@@ -221,7 +221,7 @@ def _what_is_next(run: Run) -> str:
     folder = shlex.quote(str(run.path))
     files = "config.json, metrics.jsonl, checkpoint.safetensors, figures/, TensorBoard events"
     following = [f"pvae draw {folder}"]
-    if run.config.posterior != "delta":  # an autoencoder has no likelihood
+    if not run.config.is_autoencoder:  # an autoencoder has no likelihood
         following.append(f"pvae evaluate {folder}")
     if run.config.system == "images":
         following += [f"pvae sample {folder}", f"pvae score {folder} DATA"]

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from pvae.config.options import COLUMNS, COUNTS, DATASETS, ELBOS, LIKELIHOODS, OF_VALUES, Option, flag, option
+from pvae.config.families import (
+    FLAT,
+    LIKELIHOODS,
+    POSTERIORS,
+    PRIORS,
+    Likelihood,
+    Posterior,
+    Prior,
+    help_of,
+    names_of,
+)
+from pvae.config.options import COLUMNS, DATASETS, ELBOS, Option, column_kinds, flag, option
+from pvae.config.refusals import Case, refuse
 from pvae.core.errors import InputError, check_name
 
 __all__ = ["OPTIONS", "Config"]
@@ -21,11 +33,14 @@ _READS_FILES = (
 )
 
 
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
 _HAS_FLOW_NETWORKS = (
-    "--posterior iaf or spline, or --prior flow,",
-    lambda c: c.posterior in ("iaf", "spline") or c.prior == "flow",
+    f"--posterior {_either(names_of(POSTERIORS, lambda row: row.has_flow_networks))}, or --prior flow,",
+    lambda c: c.posterior_family.has_flow_networks or c.prior_family.is_flow,
 )
-_NORMALS = ("normal", "normal-log-variance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +148,7 @@ class Config:
         "widths of the encoder's hidden layers, or channels of its convolutions; the decoder takes them in reverse",
         only_with=(
             "a --network that has hidden layers",  # a linear encoder gives flows and top-down layers that many values
-            lambda c: c.network != "linear" or c.posterior in ("iaf", "spline") or c.inference != "bottom-up",
+            lambda c: c.network != "linear" or c.posterior_family.has_flow_networks or c.inference != "bottom-up",
         ),
     )
     activation: str = option(
@@ -174,19 +189,16 @@ class Config:
     )
     posterior: str = option(
         "normal",
-        "normal: the encoder's output is (loc, log scale); normal-log-variance: (loc, log variance); normal-full: with "
-        "a full covariance matrix; planar: planar flow; iaf: inverse autoregressive flow; spline: "
-        "the same with splines, both need zuko; power-spherical: on the unit sphere, with --prior sphere; delta: a "
-        "point, without a prior, which makes an autoencoder",
-        choices=(*_NORMALS, "normal-full", "planar", "iaf", "spline", "power-spherical", "delta"),
+        help_of(POSTERIORS),
+        choices=tuple(POSTERIORS),
     )
     flow_length: int = option(
         2,
         "number of transforms of a flow, of the posterior's and of the prior's",
         limits=(1, 1000),
         only_with=(
-            "--posterior planar, iaf or spline, or --prior flow,",
-            lambda c: c.posterior == "planar" or _HAS_FLOW_NETWORKS[1](c),
+            f"--posterior {_either(names_of(POSTERIORS, lambda row: row.is_flow))}, or --prior flow,",
+            lambda c: c.posterior_family.is_flow or c.prior_family.is_flow,
         ),
     )
     flow_hidden: tuple[int, ...] = option(
@@ -196,38 +208,36 @@ class Config:
     )
     prior: str = option(
         "standard-normal",
-        "standard-normal: N(0, I); mixture: a learned mixture of Normals; vamp: a mixture of the posteriors at learned "
-        "pseudo-inputs; flow: learned, by masked autoregressive flow, which needs zuko; sphere: uniform on the unit "
-        "sphere, with --posterior power-spherical",
-        choices=("standard-normal", "mixture", "vamp", "flow", "sphere"),
+        help_of(PRIORS),
+        choices=tuple(PRIORS),
     )
     components: int = option(
         500,
         "number of Normals of a prior that is a mixture, or of pseudo-inputs",
         limits=(1, 10**6),
-        only_with=("--prior mixture or vamp", lambda c: c.prior in ("mixture", "vamp")),
+        only_with=(
+            f"--prior {_either(names_of(PRIORS, lambda row: row.is_mixture))}",
+            lambda c: c.prior_family.is_mixture,
+        ),
     )
     likelihood: str = option(
         "bernoulli",
-        "{choices}; the last five are of other data than images: real values, each with its own scale, counts, and "
-        "columns of different kinds",
-        choices=LIKELIHOODS,
+        f"{help_of(LIKELIHOODS)}; {', '.join(names_of(LIKELIHOODS, lambda row: not row.is_of_images))} are for data "
+        "other than images",
+        choices=tuple(LIKELIHOODS),
     )
     columns: str = option(
         "",
         "the kind of each column of a row, in order: real, count (a negative binomial), binary, categorical:K or "
         "ordinal:K, of codes 0 to K - 1; *N repeats one, as in real*10,count,categorical:5",
         pattern=COLUMNS,
-        only_with=("--likelihood columns", lambda c: c.likelihood == "columns"),
+        only_with=("--likelihood columns", lambda c: c.likelihood_family.is_of_columns),
     )
     scale: float = option(
         1.0,
         "standard deviation of a normal likelihood or scale of a logistic one: fixed, or its initial value",
         limits=_SCALE,
-        only_with=(
-            "a likelihood that has a scale",
-            lambda c: "bernoulli" not in c.likelihood and c.likelihood not in COUNTS,
-        ),
+        only_with=("a likelihood that has a scale", lambda c: c.likelihood_family.has_scale),
     )
     elbo: str = option(
         "trace",
@@ -314,14 +324,60 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        """Check each field, and then combinations of fields.
-
-        What an ELBO takes is checked by `pvae.elbos.registry.elbo_of`, since this module does not import torch.
-        """
+        """Check each field, and then combinations of fields."""
         for name, one in OPTIONS.items():
             object.__setattr__(self, name, one.check(name, getattr(self, name)))
-        for contradiction in _contradictions(self):
-            raise InputError(contradiction)
+        refuse(Case(config=self))
+
+    @property
+    def posterior_family(self) -> Posterior:
+        """The row of the posterior."""
+        return POSTERIORS[self.posterior]
+
+    @property
+    def prior_family(self) -> Prior:
+        """The row of the prior; `FLAT` of an autoencoder."""
+        return FLAT if self.is_autoencoder else PRIORS[self.prior]
+
+    @property
+    def likelihood_family(self) -> Likelihood:
+        """The row of the likelihood."""
+        return LIKELIHOODS[self.likelihood]
+
+    @property
+    def is_autoencoder(self) -> bool:
+        """Whether the posterior is a point."""
+        return not self.posterior_family.has_density
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether the VAE uses labels: of all data as a condition, or of some as a latent."""
+        return self.condition or self.labels > 0
+
+    @property
+    def latent_dims(self) -> tuple[int, ...]:
+        """The number of dimensions of each stochastic layer, z1 first."""
+        return (self.latent_dim, *self.upper_latent_dims)
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether pixels are in [-1, 1]."""
+        return self.pixels == "symmetric"
+
+    @property
+    def is_binarized(self) -> bool:
+        """Whether pixels are made black or white."""
+        return self.binarize != "none"
+
+    @property
+    def is_pseudo(self) -> bool:
+        """Whether the likelihood has another class for grey pixels, and these are grey: its bound is a pseudo-ELBO."""
+        return bool(self.likelihood_family.grey) and not self.is_binarized
+
+    @property
+    def is_conv(self) -> bool:
+        """Whether encoder and decoder are convolutions."""
+        return self.network.startswith("conv")
 
     @property
     def has_batch_norm(self) -> bool:
@@ -329,11 +385,14 @@ class Config:
         return self.network.endswith("batchnorm")
 
     @property
+    def column_kinds(self) -> tuple[str, ...]:
+        """The kind of each column of a row of data; () if the likelihood is not of columns."""
+        return column_kinds(self.columns) if self.likelihood_family.is_of_columns else ()
+
+    @property
     def closed_forms(self) -> tuple[bool, ...]:
         """Whether the rate KL(q || p) of each stochastic layer has a closed form, z1 first."""
-        of_top = self.prior == "sphere"
-        if self.prior == "standard-normal":
-            of_top = self.posterior in (*_NORMALS, "normal-full", "delta")
+        of_top = self.prior_family.name in self.posterior_family.closed_forms
         # The other layers are Normal in posterior and prior, given the layer above; bottom-up draws that one later.
         return (*[self.inference != "bottom-up"] * len(self.upper_latent_dims), of_top)
 
@@ -367,66 +426,6 @@ class Config:
         for name in overrides:
             check_name("option", name, OPTIONS)
         return replace(self, **overrides)
-
-
-def _contradictions(c: Config) -> Iterator[str]:
-    """Return what is wrong with combinations of fields that are each valid."""
-    if c.posterior == "delta" and (c.beta != 1 or c.warm_up or c.free_bits):
-        yield "--posterior delta has no rate: --beta, --warm-up and --free-bits must be the defaults"
-    if c.posterior == "delta" and c.prior != "standard-normal":
-        yield "--posterior delta, of an autoencoder, takes no prior: leave --prior out, or give another --posterior"
-    if (c.posterior == "power-spherical") != (c.prior == "sphere"):
-        yield (
-            f"one of --posterior {c.posterior} and --prior {c.prior} is a density on the unit sphere, and the other is "
-            "not: give both --posterior power-spherical and --prior sphere, or neither"
-        )
-    if c.prior == "sphere" and c.latent_dim < 2:
-        yield "--posterior power-spherical needs at least 2 dimensions: give --latent-dim 2 or more"
-    if c.upper_latent_dims:
-        if c.posterior not in (_NORMALS if c.inference == "bottom-up" else ("normal",)):
-            yield (
-                "--upper-latent-dims goes with --posterior normal or, with --inference bottom-up, normal-log-variance, "
-                f"not {c.posterior}"
-            )
-        if c.inference == "bottom-up" and c.prior == "vamp":
-            yield (
-                "--inference bottom-up has no q(z | x) of the top layer alone, so --prior vamp goes with --inference "
-                "ladder or top-down only"
-            )
-        if c.rate_reduction != "sum":
-            yield "--upper-latent-dims goes with --rate-reduction sum only"
-    if c.free_bits and (c.prior != "standard-normal" or c.posterior not in _NORMALS):
-        yield "--free-bits needs a rate of each latent dimension: give --prior standard-normal and --posterior normal"
-    if c.likelihood == "normal-linear" and (c.network != "linear" or c.upper_latent_dims):
-        yield "--likelihood normal-linear goes with --network linear and one stochastic layer only"
-    if c.prior == "vamp" and c.has_batch_norm:
-        yield (
-            f"the pseudo-inputs of --prior vamp would enter the batch statistics of --network {c.network}: give "
-            "--network mlp, conv or conv-groupnorm"
-        )
-    if c.likelihood == "columns" and not c.columns:
-        yield "--likelihood columns needs a kind of each column: give --columns real*3,categorical:5 or the like"
-    is_of_values = c.likelihood in OF_VALUES
-    if c.pixels == "symmetric" and (c.binarize != "none" or not c.likelihood.startswith("normal") or is_of_values):
-        yield "--pixels symmetric goes with --binarize none and a --likelihood normal... of images only"
-    if is_of_values and (c.prior == "vamp" or c.pad or c.binarize != "none"):
-        given = "--pad" if c.pad else "--prior vamp" if c.prior == "vamp" else f"--binarize {c.binarize}"
-        yield f"{given} does not go with --likelihood {c.likelihood}: leave one out"
-    if c.missing and c.likelihood == "normal-optimal":
-        yield "--likelihood normal-optimal needs all values of a batch: leave --missing out"
-    if c.labels and c.condition:
-        yield "--condition uses all labels, and --labels some of them: leave one out"
-    if (c.labels or c.condition) and (c.prior == "vamp" or c.upper_latent_dims):
-        given = "--prior vamp" if c.prior == "vamp" else "--upper-latent-dims"
-        yield f"{given} does not go with --{'labels' if c.labels else 'condition'}: leave one out"
-    if c.labels and c.has_batch_norm:
-        yield f"--labels sums over all classes, which would enter the batch statistics of --network {c.network}"
-    if c.labels and c.posterior == "delta":
-        yield "--posterior delta has no density: leave --labels out, or give another --posterior"
-    if c.precision != "fp32" and c.compile == "none":
-        yield f"--precision {c.precision} does not go with --compile none: leave --compile out"
-    if c.initialization == "burda" and not (c.network == "mlp" and "bernoulli" in c.likelihood):
-        yield "--initialization burda goes with --network mlp and a Bernoulli likelihood only"
 
 
 OPTIONS: dict[str, Option] = {one.name: one.metadata["option"] for one in fields(Config)}

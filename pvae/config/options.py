@@ -1,4 +1,4 @@
-"""`Option`, one field of `Config`: its type, range and help text; and the names of data sets, ELBOs and likelihoods."""
+"""`Option`, one field of `Config`: its type, range and help text; and the names of data sets and ELBOs."""
 
 from __future__ import annotations
 
@@ -8,21 +8,14 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pvae.core.errors import InputError, check_name, shown
 
-if TYPE_CHECKING:
-    from pvae.config.config import Config
-
 __all__ = [
     "COLUMNS",
-    "COUNTS",
     "DATASETS",
     "ELBOS",
-    "LIKELIHOODS",
-    "OF_VALUES",
-    "REALS",
     "Option",
     "column_kinds",
     "flag",
@@ -69,25 +62,6 @@ DATASETS = (
     "array:FILE",
     "table:FILE",
 )
-LIKELIHOODS = (
-    "bernoulli",
-    "continuous-bernoulli",
-    "normal",
-    "normal-learned",
-    "normal-optimal",
-    "normal-linear",
-    "discretized-logistic",
-    "normal-diagonal",
-    "student-t",
-    "poisson",
-    "negative-binomial",
-    "columns",
-)
-COUNTS, REALS = (
-    ("poisson", "negative-binomial"),
-    ("normal-diagonal", "student-t"),
-)
-OF_VALUES = (*COUNTS, *REALS, "columns")  # likelihoods of other data than images
 _COLUMN = r"(real|count|binary|categorical:[1-9]\d{0,4}|ordinal:([2-9]|[1-9]\d{1,2}))(\*[1-9]\d{0,4})?"
 COLUMNS = (
     rf"({_COLUMN}(,{_COLUMN})*)?",
@@ -116,7 +90,7 @@ class Option:
     limits: tuple[Any, ...] = ()
     choices: tuple[str, ...] = ()
     pattern: tuple[str, str] = ("", "")
-    only_with: tuple[str, Callable[[Config], bool]] = ("", lambda _: True)
+    only_with: tuple[str, Callable[[Any], bool]] = ("", lambda _: True)
 
     @property
     def text(self) -> str:

@@ -180,7 +180,9 @@ def describe_choices(data: Dataset, config: Config, given: Iterable[str]) -> str
         options["image_size"] = f"--image-size {data.datum_shape[1]}x{data.datum_shape[2]}"
     indent = max((len(options[name]) for name in shown), default=0)
     lines = [f"  {options[name]:{indent}}  {reasons[name]}" for name in shown]
-    return "\n".join(lines + (_column_lines(data, config) if config.likelihood == "columns" and data.columns else []))
+    return "\n".join(
+        lines + (_column_lines(data, config) if config.likelihood_family.is_of_columns and data.columns else [])
+    )
 
 
 def _column_lines(data: Dataset, config: Config) -> list[str]:

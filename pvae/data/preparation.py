@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pvae.config.config import Config
-from pvae.config.options import OF_VALUES
+from pvae.config.families import LIKELIHOODS
 from pvae.core.errors import InputError
 
 __all__ = ["Pixels", "Preparation"]
@@ -52,7 +52,7 @@ class Preparation:
             InputError: images alone can be padded, drawn anew and have pixels in [-1, 1]; counts and real values are no
                 images.
         """
-        if is_images and likelihood in OF_VALUES:
+        if is_images and not LIKELIHOODS[likelihood].is_of_images:
             raise InputError(f"--likelihood {likelihood} is for data that are no images: give another one")
         of_images = {
             "--pad": self.pad > 0,

@@ -91,12 +91,12 @@ def elbo_of(config: Config, labelled: float = 1.0) -> PerDatumELBO:
     name, kind = config.elbo, ELBO_CLASSES[config.elbo]
     if kind.sums_over_labels != (config.labels > 0):
         raise InputError(f"--elbo {name} and --labels {config.labels}: --elbo enumerate goes with --labels above 0")
-    if config.posterior == "delta" and "free_bits" not in kind.options:
+    if config.is_autoencoder and "free_bits" not in kind.options:
         raise InputError(f"--posterior delta has no density: train it by --elbo trace, not {name}")
     if kind.needs_closed_form and not any(config.closed_forms):
         pair = f"--posterior {config.posterior} and --prior {config.prior}"
         raise InputError(f"no closed-form KL is known for {pair}: give --elbo trace")
-    if kind.needs_separate_draws and (config.likelihood == "normal-optimal" or config.has_batch_norm):
+    if kind.needs_separate_draws and (config.likelihood_family.needs_batch or config.has_batch_norm):
         raise InputError(
             f"--elbo {name} needs weights that each depend on their own draw only, and --likelihood normal-optimal and "
             "BatchNorm make them depend on all draws: take --elbo trace, analytic, stl or iwae"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,46 +12,30 @@ import torch
 from torch import Tensor, nn
 
 from pvae.config.config import OPTIONS, Config
-from pvae.config.options import COUNTS, REALS, column_kinds, outputs_of
+from pvae.config.options import outputs_of
 from pvae.config.presets import as_option
+from pvae.config.refusals import Case, refuse
 from pvae.core.errors import InputError, brief, listed
+from pvae.models.features import Standardize, encoder_input
 from pvae.models.hierarchy import BottomUpPosterior, FirstLayer, HierarchyPrior, LadderPosterior, TopDownPosterior
 from pvae.models.labels import EncoderJoin, LabelPosterior, LabelPrior, LikelihoodGivenLabels, PosteriorGivenLabels
-from pvae.models.likelihoods import LIKELIHOOD_CLASSES, PseudoBernoulliLikelihood
-from pvae.models.networks import (
-    ColumnFeatures,
-    FlatBatch,
-    Log1p,
-    Standardize,
-    WithMask,
-    conv_decoder,
-    conv_encoder,
-    groupnorm_decoder,
-    mlp,
-    mlp_decoder,
-    mlp_encoder,
-)
-from pvae.models.posteriors import (
-    DeltaPosterior,
-    FullNormalPosterior,
-    IAFPosterior,
-    NormalPosterior,
-    PlanarPosterior,
-    PowerSphericalPosterior,
-)
-from pvae.models.priors import FlatPrior, FlowPrior, MixturePrior, SpherePrior, StandardNormalPrior, VampPrior
+from pvae.models.networks import FlatBatch, conv_decoder, conv_encoder, groupnorm_decoder, mlp, mlp_decoder, mlp_encoder
 from pvae.vae import VAE
 
-__all__ = ["BINS", "build_vae", "fit_to", "meta_state_dict", "sizes_of", "start_from", "start_like_burda"]
+__all__ = ["build_vae", "class_of", "fit_to", "meta_state_dict", "sizes_of", "start_from", "start_like_burda"]
 
-BINS = 8  # of a spline, as in zuko's neural spline flow
+
+def class_of(module: str) -> Any:
+    """Return the class that a row of `pvae.config.families` names as "pvae.models.priors:FlowPrior"."""
+    path, _, name = module.partition(":")
+    return getattr(importlib.import_module(path), name)
 
 
 def build_vae(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -> VAE:
     """Return the untrained VAE that a configuration describes; its weights are drawn from torch's generator.
 
     Args:
-        config: the system.
+        config: the system; the rows of its families in `pvae.config.families` name the classes.
         datum_shape: of the data, (C, H, W) of images; `config.pad` is added to it.
         num_labels: number of classes or attributes of the data, for `config.condition` and `config.labels`.
 
@@ -62,84 +46,63 @@ def build_vae(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -
     Raises:
         InputError: a size is below 1, or the convolutions are given no images (C, H, W) or cannot halve them.
     """
-    is_conv = config.network.startswith("conv")
-    if not datum_shape or min(datum_shape) < 1 or (is_conv and len(datum_shape) != 3):
-        wanted = "(C, H, W) for convolutions" if is_conv else "at least one size"
-        raise InputError(f"datum_shape must be {wanted}, each at least 1, not {tuple(datum_shape)}")
+    refuse(Case(config=config, datum_shape=tuple(datum_shape), num_labels=num_labels))
     datum_shape = config.padded(tuple(datum_shape))
-    kinds = _kinds(config)
-    if kinds and datum_shape != (len(kinds),):
-        raise InputError(f"--columns names {len(kinds)} columns, and a datum has shape {datum_shape}: name them all")
-    num_outputs, posterior_of = _posterior(config)
-    takes_labels = config.condition or config.labels > 0
-    if takes_labels and not num_labels:
-        wanted = "data with labels: classes, int64 (N,), or attributes, bool (N, A)"
-        raise InputError(f"--{'condition' if config.condition else 'labels'} needs {wanted}")
-    num_labels *= takes_labels
-    seen: list[nn.Module] = []  # what is done to x before the encoder, which then takes data of another shape
-    shape = datum_shape
-    if config.likelihood in COUNTS:
-        seen.append(Log1p())
-    elif config.likelihood in REALS:
-        seen.append(Standardize(datum_shape))
-    elif kinds:
-        features = ColumnFeatures(kinds, config.missing)
-        seen, shape = [features], (features.num_features,)
-    if config.missing and not kinds:
-        seen.append(WithMask(datum_shape))
-        shape = (2 * datum_shape[0], *datum_shape[1:])  # the values and their mask
-    decoded = (sum(map(outputs_of, kinds)),) if kinds else datum_shape
-    encoder, decoder = _networks(config, shape, decoded, num_outputs, num_labels)
+    num_labels *= config.takes_labels
+    seen, shape = encoder_input(config, datum_shape)
+    encoder, decoder = _networks(config, shape, datum_shape, _num_outputs(config), num_labels)
     if not num_labels:
         for module in reversed(seen):
             encoder = nn.Sequential(module, encoder)
-    if config.upper_latent_dims:
-        prior, posterior = _hierarchy(config, encoder, datum_shape)
-        if config.inference != "top-down":
-            decoder = nn.Sequential(FirstLayer(config.latent_dim), decoder)
-    else:
-        posterior = posterior_of(encoder)
-        prior = _prior(config, posterior.forward, datum_shape)
-    is_pseudo = config.likelihood == "bernoulli" and config.binarize == "none"
-    kind = PseudoBernoulliLikelihood if is_pseudo else LIKELIHOOD_CLASSES[config.likelihood]
-    likelihood: Any = kind(
-        decoder, datum_shape, config.scale, config.pixels == "symmetric", *([kinds] if kinds else [])
+    prior, posterior = (_hierarchy if config.upper_latent_dims else _one_layer)(config, encoder, datum_shape)
+    if config.upper_latent_dims and config.inference != "top-down":
+        decoder = nn.Sequential(FirstLayer(config.latent_dim), decoder)
+    family = config.likelihood_family
+    likelihood: nn.Module = class_of(family.grey if config.is_pseudo else family.module)(
+        decoder, datum_shape, has_missing=config.missing, **family.arguments(config)
     )
-    likelihood.has_missing = config.missing
     if num_labels:
-        posterior = PosteriorGivenLabels(nn.Sequential(*seen), EncoderJoin(shape, num_labels, is_conv), posterior)
+        join = EncoderJoin(shape, num_labels, config.is_conv)
+        posterior = PosteriorGivenLabels(nn.Sequential(*seen), join, posterior)
     if config.condition:
         likelihood = LikelihoodGivenLabels(likelihood, num_labels)
     elif config.labels:
-        classifier = nn.Sequential(*seen, _networks(config, shape, decoded, num_labels)[0])
+        classifier = nn.Sequential(*seen, _networks(config, shape, datum_shape, num_labels)[0])
         posterior = LabelPosterior(classifier, posterior, config.latent_dim)
         prior = LabelPrior(num_labels, prior, config.latent_dim)
     return VAE(p_z=prior, q_z=posterior, p_x=likelihood).float()
 
 
-def _posterior(config: Config) -> tuple[int, Callable[[nn.Module], Any]]:
-    """Return the number of outputs of the encoder, and the function from the encoder to the posterior."""
-    length, steps, context = config.latent_dim, config.flow_length, config.hidden[-1]
+def _num_outputs(config: Config) -> int:
+    """Return the number of outputs of the encoder: parameters of q, and the context of the layers drawn after it."""
+    if not config.upper_latent_dims or config.inference == "bottom-up":
+        return config.posterior_family.num_outputs(config)
+    first = config.latent_dim if config.inference == "ladder" else config.latent_dims[-1]
+    return 2 * first + config.hidden[-1]
 
-    def flow(encoder: nn.Module, num_bins: int = 0) -> IAFPosterior:
-        return IAFPosterior(encoder, length, steps, config.flow_hidden, context, num_bins)
 
-    kinds: dict[str, tuple[int, Callable[[nn.Module], Any]]] = {
-        "normal": (2 * length, NormalPosterior),
-        "normal-log-variance": (2 * length, partial(NormalPosterior, log_variance=True)),
-        "normal-full": (2 * length + length * (length - 1) // 2, partial(FullNormalPosterior, latent_dim=length)),
-        "planar": (2 * length + steps * (2 * length + 1), partial(PlanarPosterior, latent_dim=length)),
-        "iaf": (2 * length + context, flow),
-        "spline": (2 * length + context, partial(flow, num_bins=BINS)),
-        "power-spherical": (length + 1, PowerSphericalPosterior),
-        "delta": (length, DeltaPosterior),
-    }
-    return kinds[config.posterior]
+def _posterior(config: Config, encoder: nn.Module) -> Any:
+    family = config.posterior_family
+    return class_of(family.module)(encoder, **family.arguments(config))
+
+
+def _prior(config: Config, posterior: Any, datum_shape: Sequence[int]) -> nn.Module:
+    """Return the prior of the top layer; `posterior` is a function that returns its posterior."""
+    family = config.prior_family
+    first = (posterior, datum_shape) if family.is_of_posterior else (config.latent_dims[-1],)
+    prior: nn.Module = class_of(family.module)(*first, **family.arguments(config))
+    return prior
+
+
+def _one_layer(config: Config, encoder: nn.Module, datum_shape: Sequence[int]) -> tuple[nn.Module, nn.Module]:
+    """Return the prior and the posterior of one stochastic layer."""
+    posterior = _posterior(config, encoder)
+    return _prior(config, posterior.forward, datum_shape), posterior
 
 
 def _hierarchy(config: Config, encoder: nn.Module, datum_shape: Sequence[int]) -> tuple[nn.Module, nn.Module]:
     """Return the prior and the posterior of several stochastic layers."""
-    sizes, context = (config.latent_dim, *config.upper_latent_dims), config.hidden[-1]
+    sizes, context = config.latent_dims, config.hidden[-1]
 
     def network(width: int, num_outputs: int, hidden: Sequence[int] = config.upper_hidden) -> nn.Module:
         batch_norm = config.network == "mlp-batchnorm"
@@ -155,7 +118,7 @@ def _hierarchy(config: Config, encoder: nn.Module, datum_shape: Sequence[int]) -
         up = [network(context + above, 2 * size, from_top) for size, above in pairs]
     down = [network(above, 2 * size, from_top) for size, above in pairs]
     if config.inference == "bottom-up":
-        posterior: Any = BottomUpPosterior(_posterior(config)[1](encoder), up, sizes)
+        posterior: Any = BottomUpPosterior(_posterior(config, encoder), up, sizes)
     elif config.inference == "ladder":
         posterior = LadderPosterior(encoder, up, down, sizes)
     else:
@@ -164,20 +127,36 @@ def _hierarchy(config: Config, encoder: nn.Module, datum_shape: Sequence[int]) -
     return HierarchyPrior(top, down, sizes), posterior
 
 
-def _prior(config: Config, posterior: Any, datum_shape: Sequence[int]) -> nn.Module:
-    """Return the prior of the top layer; `posterior` is a function that returns its posterior."""
-    length = (config.latent_dim, *config.upper_latent_dims)[-1]
-    if config.posterior == "delta":
-        return FlatPrior(length)
-    if config.prior == "mixture":
-        return MixturePrior(length, config.components)
-    if config.prior == "vamp":
-        return VampPrior(posterior, datum_shape, config.components, config.pixels == "symmetric")
-    if config.prior == "flow":
-        return FlowPrior(length, config.flow_length, config.flow_hidden)
-    if config.prior == "sphere":
-        return SpherePrior(length)
-    return StandardNormalPrior(length)
+def _networks(
+    config: Config, shape: tuple[int, ...], datum_shape: tuple[int, ...], num_outputs: int, num_labels: int = 0
+) -> tuple[nn.Module, nn.Module]:
+    """Return encoder and decoder.
+
+    Args:
+        config: the system.
+        shape: of what the encoder takes; given labels, `EncoderJoin` adds them to it.
+        datum_shape: the shape of x; the decoder returns one value for each of its values, or for a row of columns as
+            many as their kinds need. Given labels, the decoder takes them beside z.
+        num_outputs: of the encoder.
+        num_labels: number of classes or attributes; 0 without labels.
+    """
+    kinds = config.column_kinds
+    decoded = (sum(map(outputs_of, kinds)),) if kinds else datum_shape
+    latent_dim = num_labels + (sum(config.latent_dims) if config.inference == "top-down" else config.latent_dim)
+    batch_norm = config.has_batch_norm
+    if not config.is_conv:
+        hidden = () if config.network == "linear" else config.hidden
+        shape = (math.prod(shape) + num_labels,) if num_labels else shape
+        encoder: nn.Module = mlp_encoder(shape, hidden, num_outputs, config.activation, batch_norm)
+        return encoder, mlp_decoder(latent_dim, hidden, decoded, config.activation, batch_norm)
+    shape = (shape[0] + (num_labels > 0), *shape[1:])
+    norm = {"conv": "none", "conv-batchnorm": "batch", "conv-groupnorm": "group"}[config.network]
+    if norm == "group":  # its decoder draws its weights first
+        decoder = groupnorm_decoder(latent_dim, config.hidden, decoded)
+    encoder = conv_encoder(shape, config.hidden, num_outputs, norm)
+    if norm != "group":
+        decoder = conv_decoder(latent_dim, config.hidden, decoded, norm)
+    return FlatBatch(encoder, 3) if num_labels else encoder, decoder
 
 
 def meta_state_dict(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -> dict[str, Tensor]:
@@ -266,43 +245,3 @@ def sizes_of(config: Config) -> str:
     sizes = ("hidden", "latent_dim", "upper_latent_dims", "upper_hidden", "flow_length", "flow_hidden", "components")
     given = {name: getattr(config, name) for name in ("posterior", *sizes) if OPTIONS[name].only_with[1](config)}
     return " ".join(as_option(name, value) for name, value in given.items() if value)
-
-
-def _kinds(config: Config) -> tuple[str, ...]:
-    """Return the kinds of the columns of --likelihood columns; () for another likelihood."""
-    return column_kinds(config.columns) if config.likelihood == "columns" else ()
-
-
-def _networks(
-    config: Config, shape: tuple[int, ...], decoded: tuple[int, ...], num_outputs: int, num_labels: int = 0
-) -> tuple[nn.Module, nn.Module]:
-    """Return encoder and decoder.
-
-    Args:
-        config: the system.
-        shape: of what the encoder takes; given labels, `EncoderJoin` adds them to it.
-        decoded: the shape of what the decoder returns; given labels, it takes them beside z.
-        num_outputs: of the encoder; what the posterior of one stochastic layer takes.
-        num_labels: number of classes or attributes; 0 without labels.
-    """
-    latent_dim = config.latent_dim
-    if config.upper_latent_dims and config.inference == "ladder":
-        num_outputs = 2 * latent_dim + config.hidden[-1]
-    if config.upper_latent_dims and config.inference == "top-down":
-        num_outputs = 2 * config.upper_latent_dims[-1] + config.hidden[-1]
-        latent_dim += sum(config.upper_latent_dims)
-    latent_dim += num_labels
-    batch_norm = config.has_batch_norm
-    if not config.network.startswith("conv"):
-        hidden = () if config.network == "linear" else config.hidden
-        shape = (math.prod(shape) + num_labels,) if num_labels else shape
-        encoder: nn.Module = mlp_encoder(shape, hidden, num_outputs, config.activation, batch_norm)
-        return encoder, mlp_decoder(latent_dim, hidden, decoded, config.activation, batch_norm)
-    shape = (shape[0] + (num_labels > 0), *shape[1:])
-    norm = {"conv": "none", "conv-batchnorm": "batch", "conv-groupnorm": "group"}[config.network]
-    if norm == "group":  # its decoder draws its weights first
-        decoder = groupnorm_decoder(latent_dim, config.hidden, decoded)
-    encoder = conv_encoder(shape, config.hidden, num_outputs, norm)
-    if norm != "group":
-        decoder = conv_decoder(latent_dim, config.hidden, decoded, norm)
-    return FlatBatch(encoder, 3) if num_labels else encoder, decoder

@@ -1,7 +1,6 @@
 """Modules that return the likelihood p(x | z) of a latent.
 
-To add a likelihood, write a subclass of `Likelihood` here, add it to `LIKELIHOOD_CLASSES`, and add its name to
-`LIKELIHOODS` in `pvae.config.options`.
+To add a likelihood, write a subclass of `Likelihood` here and its row in `pvae.config.families`.
 """
 
 from __future__ import annotations
@@ -24,10 +23,9 @@ from pvae.distributions.columns import Columns, ordered_logits
 from pvae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pvae.distributions.discretized_logistic import DiscretizedLogistic, eight_bit_level
 from pvae.distributions.observed import Observed
-from pvae.models.networks import Standardize
+from pvae.models.features import Standardize
 
 __all__ = [
-    "LIKELIHOOD_CLASSES",
     "BernoulliLikelihood",
     "CategoricalLikelihood",
     "ColumnsLikelihood",
@@ -58,27 +56,32 @@ class Likelihood(nn.Module):
         datum_shape: (C, H, W), the event of the likelihood.
         scale: the scale of each pixel's distribution, or its initial value where the scale is trained.
         symmetric: the pixels are in [-1, 1] in place of [0, 1].
+        has_missing: NaN is a value that is missing, as in `Observed`.
 
     Attributes:
         pseudo: whether it is a pseudo-likelihood: `log_prob` is not the logarithm of a density of the pixels.
         is_density: whether it is a density over pixels and not a probability.
         learns_scale: whether the scale is trained, as the parameter `log_scale`.
-        has_missing: whether NaN is a value that is missing, as in `Observed`.
     """
 
     pseudo = False
     is_density = False
     learns_scale = False
-    has_missing = False
 
     def __init__(
-        self, decoder: nn.Module, datum_shape: Sequence[int], scale: float = 1.0, symmetric: bool = False
+        self,
+        decoder: nn.Module,
+        datum_shape: Sequence[int],
+        scale: float = 1.0,
+        symmetric: bool = False,
+        has_missing: bool = False,
     ) -> None:
         super().__init__()
         self.decoder = decoder
         self.datum_shape = tuple(datum_shape)
         self.scale = scale
         self.symmetric = symmetric
+        self.has_missing = has_missing
         if self.learns_scale:
             self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())
 
@@ -444,9 +447,9 @@ class ColumnsLikelihood(Likelihood):
     Args:
         decoder: a network from (..., L) to the outputs of all columns: K of each categorical:K, 1 of each other.
         datum_shape: (D,).
-        scale: initial scale of the real columns, as a share of their standard deviations.
-        symmetric: not used.
         kinds: the kind of each column, as `pvae.config.options.column_kinds` returns them.
+        scale: initial scale of the real columns, as a share of their standard deviations.
+        has_missing: NaN is a value that is missing, as in `Observed`.
 
     Reference:
         Nazabal et al., arXiv:1807.03653, where counts are Poisson.
@@ -459,11 +462,11 @@ class ColumnsLikelihood(Likelihood):
         self,
         decoder: nn.Module,
         datum_shape: Sequence[int],
+        kinds: Sequence[str],
         scale: float = 1.0,
-        symmetric: bool = False,
-        kinds: Sequence[str] = (),
+        has_missing: bool = False,
     ) -> None:
-        super().__init__(decoder, datum_shape, scale, symmetric)
+        super().__init__(decoder, datum_shape, scale, has_missing=has_missing)
         places = {kind: [place for place, one in enumerate(kinds) if one == kind] for kind in dict.fromkeys(kinds)}
         self.register_buffer("order", torch.tensor([p for group in places.values() for p in group]), persistent=False)
         self.parts = nn.ModuleList(_part(kind, group, scale) for kind, group in places.items())
@@ -492,19 +495,3 @@ def _part(kind: str, columns: Sequence[int], scale: float) -> Likelihood:
     if size := num_categories(kind):
         return (OrdinalLikelihood if kind.startswith("ordinal") else CategoricalLikelihood)(decoder, shape, size)
     return (NegativeBinomialLikelihood if kind == "count" else BernoulliLikelihood)(decoder, shape)
-
-
-LIKELIHOOD_CLASSES: dict[str, type[Likelihood]] = {  # by the choices of --likelihood
-    "bernoulli": BernoulliLikelihood,  # or PseudoBernoulliLikelihood, of grey pixels
-    "continuous-bernoulli": ContinuousBernoulliLikelihood,
-    "normal": NormalLikelihood,
-    "normal-learned": LearnedNormalLikelihood,
-    "normal-optimal": OptimalNormalLikelihood,
-    "normal-linear": LinearNormalLikelihood,
-    "discretized-logistic": DiscretizedLogisticLikelihood,
-    "normal-diagonal": DiagonalNormalLikelihood,
-    "student-t": StudentTLikelihood,
-    "poisson": PoissonLikelihood,
-    "negative-binomial": NegativeBinomialLikelihood,
-    "columns": ColumnsLikelihood,
-}

@@ -10,16 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Linear
 
-from pvae.config.options import num_categories
 from pvae.core.errors import InputError
 
 __all__ = [
     "ChannelsLast",
-    "ColumnFeatures",
     "FlatBatch",
-    "Log1p",
-    "Standardize",
-    "WithMask",
     "conv_decoder",
     "conv_encoder",
     "groupnorm_decoder",
@@ -27,9 +22,6 @@ __all__ = [
     "mlp_decoder",
     "mlp_encoder",
 ]
-
-_ROWS = 10_000  # in a part of the data
-
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -201,116 +193,6 @@ def _shapes(
             f"{datum_shape[2]} pixels cannot be halved so often: give --hidden with fewer, or --network mlp"
         )
     return shapes
-
-
-class Standardize(nn.Module):
-    """Subtract the mean of the training data and divide by their standard deviation, value by value.
-
-    Args:
-        datum_shape: of x.
-        columns: where x is a part of a datum, the columns of the datum that it is.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, datum_shape: Sequence[int], columns: Sequence[int] | None = None) -> None:
-        super().__init__()
-        self.columns = None if columns is None else list(columns)
-        self.register_buffer("mean", torch.zeros(*datum_shape))
-        self.register_buffer("std", torch.ones(*datum_shape))
-
-    def fit_to(self, data: Tensor) -> None:
-        """Store mean and standard deviation of the training data, (N, *datum_shape), without those that are NaN."""
-
-        def mean_of(function: Callable[[Tensor], Tensor]) -> Tensor:
-            total = count = torch.zeros((), dtype=torch.float64)
-            for part in data.split(_ROWS):  # the data may be larger than memory
-                values = function(part if self.columns is None else part[..., self.columns]).double()
-                total, count = total + values.nansum(0), count + (~values.isnan()).sum(0)
-            return total / count
-
-        mean = mean_of(lambda x: x)
-        std = mean_of(lambda x: (x - mean).square()).sqrt()
-        self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > 0, std, torch.ones_like(std)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (x - mean) / std."""
-        return (x - self.mean) / self.std
-
-
-class WithMask(nn.Module):
-    """Return x with 0 for NaN, and beside it 1 for each value that is not NaN: (..., 2 C, H, W) of (..., C, H, W).
-
-    Args:
-        datum_shape: of x.
-    """
-
-    def __init__(self, datum_shape: Sequence[int]) -> None:
-        super().__init__()
-        self.num_dims = len(datum_shape)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the values and then the mask, along the first dimension of a datum."""
-        is_missing = x.isnan()
-        values = torch.where(is_missing, torch.zeros_like(x), x)
-        return torch.cat([values, (~is_missing).to(x.dtype)], dim=-self.num_dims)
-
-
-class Log1p(nn.Module):
-    """Return log(1 + x) of counts, which may differ by orders of magnitude."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return log(1 + x)."""
-        return x.log1p()
-
-
-class ColumnFeatures(Standardize):
-    """Return what an encoder sees of rows (..., D) of columns of different kinds: (..., F), and with a mask F + D.
-
-    A real value and log(1 + count) are standardised, a binary value is as it is, and a category is one-hot. What is
-    missing, NaN, is 0 in all of these.
-
-    Args:
-        kinds: the kind of each column, as `column_kinds` returns them.
-        has_mask: add 1 for each value that is not NaN.
-    """
-
-    is_count: Tensor
-    order: Tensor
-
-    def __init__(self, kinds: Sequence[str], has_mask: bool) -> None:
-        super().__init__((len(kinds),))
-        self.kinds, self.has_mask = tuple(kinds), has_mask
-        sizes = [num_categories(kind) for kind in kinds]  # K, or 0 of a number
-        self.counts = {size: sizes.count(size) for size in sorted({*sizes})}
-        order = sorted(range(len(kinds)), key=sizes.__getitem__)
-        self.register_buffer("order", torch.tensor(order), persistent=False)
-        self.register_buffer("is_count", torch.tensor([kind == "count" for kind in kinds]), persistent=False)
-
-    @property
-    def num_features(self) -> int:
-        """F, or F + D with a mask."""
-        return sum(max(1, size) * count for size, count in self.counts.items()) + self.has_mask * len(self.kinds)
-
-    def fit_to(self, data: Tensor) -> None:
-        """Store mean and standard deviation of log(1 + count) and of real values, and leave others as they are."""
-        super().fit_to(self._logs(data))
-        others = [place for place, kind in enumerate(self.kinds) if kind not in ("real", "count")]
-        self.mean[others], self.std[others] = 0.0, 1.0
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the features."""
-        values, parts = super().forward(self._logs(x))[..., self.order], list[Tensor]()
-        for size, part in zip(self.counts, values.split([*self.counts.values()], -1)):
-            if size:  # NaN equals no code
-                part = (part[..., None] == torch.arange(size, device=x.device)).to(x.dtype).flatten(-2)
-            parts.append(torch.where(part.isnan(), torch.zeros_like(part), part))
-        return torch.cat([*parts, *[(~x.isnan()).to(x.dtype)] * self.has_mask], -1)
-
-    def _logs(self, x: Tensor) -> Tensor:
-        return torch.where(self.is_count, x.clamp(min=0).log1p(), x)
 
 
 class ChannelsLast(nn.Module):

@@ -208,7 +208,7 @@ class Run:
     def title(self) -> str:
         """System, data set and progress of `best_checkpoint`, and its test bound, for titles of figures."""
         checkpoint = self.best_checkpoint()
-        elbo = "" if self.config.posterior == "delta" else f", --elbo {self.config.elbo}"
+        elbo = "" if self.config.is_autoencoder else f", --elbo {self.config.elbo}"
         title = f"{system_title(self.config)}{elbo}, on {self.data.title}\n{checkpoint.progress}"
         test = self.test_metrics()
         if checkpoint.unfinished is not None or test is None:  # metrics.jsonl has no bound of these weights
@@ -218,7 +218,7 @@ class Run:
 
     def bits(self, row: Metrics) -> str:
         """Return ", 3.210 bits per dimension" for the bound of a row; "" if the likelihood has no levels of a pixel."""
-        if self.config.likelihood != "discretized-logistic" or self.has_own_vae or row.elbo is None:
+        if not self.config.likelihood_family.has_levels or self.has_own_vae or row.elbo is None:
             return ""
         num_values = math.prod(self.config.padded(self.data.datum_shape))
         return f", {-row.elbo / (num_values * math.log(2)):.3f} bits per dimension"

@@ -20,15 +20,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pvae.config.config import Config
-from pvae.config.options import COUNTS, OF_VALUES, REALS
 from pvae.config.presets import as_option, system_title
 from pvae.core.errors import InputError
 from pvae.core.files import check_replaceable, write_whole
 from pvae.core.random_state import seeded
 from pvae.distributions import continuous_bernoulli, discretized_logistic, planar, power_spherical
-from pvae.models.build import BINS, build_vae
+from pvae.models.build import build_vae
+from pvae.models.features import Log1p, Standardize
 from pvae.models.hierarchy import FirstLayer
-from pvae.models.networks import ChannelsLast, FlatBatch, Log1p, Standardize
+from pvae.models.networks import ChannelsLast, FlatBatch
 from pvae.runs.run import Run
 from pvae.vae import VAE
 
@@ -36,7 +36,7 @@ __all__ = ["export_torch", "plain_torch", "training_script", "weights"]
 
 _TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}  # names in torchvision.datasets
 _SHAPES = dict.fromkeys((*_TORCHVISION, "binarized-mnist"), (1, 28, 28)) | {"linear-gaussian": (1, 8, 8)}
-_SEEN = dict.fromkeys(COUNTS, "x.log1p()") | dict.fromkeys(REALS, "(x - self.mean) / self.std")  # by the encoder
+_SEEN = {"log1p": "x.log1p()", "standardized": "(x - self.mean) / self.std"}  # by the encoder
 _NETWORKS_OF_FLOWS = ("iaf", "spline")
 _DEFAULTS = (  # what torch prints of a layer and need not be written
     r"(in|out)_features=|kernel_size=|, bias=True|, eps=1e-05|, momentum=0.1|, affine=True|, track_running_stats=True"
@@ -110,7 +110,7 @@ def training_script(config: Config) -> str:
         "elbo": config.elbo in ("trace", "analytic", "handwritten", "iwae"),
         "particles": config.particles == 1,
         "binarize": config.binarize != "static",
-        "likelihood": config.likelihood not in ("normal-optimal", *OF_VALUES),
+        "likelihood": config.likelihood_family.is_of_images and not config.likelihood_family.needs_batch,
         "schedule": config.schedule != "paper",
         "free_bits": config.free_bits == 0,
         "warm_up_cycles": config.warm_up_cycles == 1,
@@ -183,7 +183,7 @@ def plain_torch(vae: VAE, config: Config, datum_shape: Sequence[int], title: str
         beta=config.beta / (config.latent_dim if config.rate_reduction == "mean" else 1),
         data=data,
         shape=tuple(datum_shape),
-        seen=_SEEN.get(config.likelihood, "x"),
+        seen=_SEEN.get(config.likelihood_family.sees, "x"),
         torchvision=_TORCHVISION,
     )
     imports = {line for line, use in _IMPORTS.items() if re.search(use, text)}.union(*(lines for lines, _ in copied))
@@ -198,7 +198,7 @@ def weights(vae: VAE, config: Config) -> dict[str, Tensor]:
     found = {name: tensor for name, (_, tensor) in _parameters(vae, config).items()}
     if config.likelihood == "normal-optimal":
         found["running_scale"] = vae.get_buffer("p_x.running_scale")
-    if config.likelihood in REALS:
+    if config.likelihood_family.is_real:
         found |= {name: vae.get_buffer(f"p_x.units.{name}") for name in ("mean", "std")}
     for name, network in _networks(vae, config).items():
         is_list = isinstance(network, nn.ModuleList)
@@ -241,7 +241,7 @@ def _parameters(vae: Any, config: Config) -> dict[str, tuple[str, Tensor]]:
             top.unclipped,
         )
     shape = tuple(vae.p_x.datum_shape)
-    if config.likelihood in REALS:
+    if config.likelihood_family.is_real:
         found["log_scale"] = f"torch.full({shape}, {config.scale}).log()", vae.p_x.log_scale
     if config.likelihood == "student-t":
         found["log_df"] = f"torch.full({shape}, 2.0)", vae.p_x.log_df
@@ -277,8 +277,9 @@ def _printed(name: str, network: Any, config: Config) -> str:
     """Return the expression that builds a network, or a list of networks."""
     if name in ("flow", "prior_flow"):
         size, context = _latent_dims(config)[-1], config.hidden[-1] if name == "flow" else 0
-        splines = f", univariate=zuko.transforms.MonotonicRQSTransform, shapes=[({BINS},), ({BINS},), ({BINS - 1},)]"
-        options = f"hidden_features={config.flow_hidden}" + splines * (name == "flow" and config.posterior == "spline")
+        bins = config.posterior_family.arguments(config).get("num_bins", 0) if name == "flow" else 0
+        splines = f", univariate=zuko.transforms.MonotonicRQSTransform, shapes=[({bins},), ({bins},), ({bins - 1},)]"
+        options = f"hidden_features={config.flow_hidden}" + splines * (bins > 0)
         return (
             "nn.ModuleList(\n    zuko.flows.MaskedAutoregressiveTransform(\n"
             f"        {size}, {context}, order=list(range({size}))[:: (-1) ** t], {options}\n"

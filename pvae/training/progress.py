@@ -77,7 +77,7 @@ def _pixels(config: Config, has_own_vae: bool) -> str:
     kind = Preparation.of(config).kind
     if config.binarize != "none":
         return f"{kind} by --binarize {config.binarize}"
-    return f"{kind}, so the bound is a pseudo-ELBO" if config.likelihood == "bernoulli" and not has_own_vae else kind
+    return f"{kind}, so the bound is a pseudo-ELBO" if config.is_pseudo and not has_own_vae else kind
 
 
 def _estimated_rate(config: Config) -> str:

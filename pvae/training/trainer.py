@@ -502,7 +502,7 @@ def _check_options(config: Config, data: Dataset, world: World, has_own_vae: boo
     """
     Preparation.of(config).check(data.is_images, config.likelihood)
     texts = [column.name for column in data.columns if column.categories]
-    if texts and config.likelihood != "columns" and not has_own_vae:
+    if texts and not config.likelihood_family.is_of_columns and not has_own_vae:
         raise InputError(f"column {texts[0]} of {data.name} holds texts: give --likelihood columns, or leave it out")
     if config.batch_size > len(data.train):
         raise InputError(
@@ -517,7 +517,7 @@ def _check_options(config: Config, data: Dataset, world: World, has_own_vae: boo
         )
     whole_batch = {
         f"--network {config.network}": config.has_batch_norm,
-        "--likelihood normal-optimal": config.likelihood == "normal-optimal",
+        f"--likelihood {config.likelihood}": config.likelihood_family.needs_batch,
         "--free-bits": config.free_bits > 0,
     }
     for option, is_given in whole_batch.items():

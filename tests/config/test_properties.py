@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import pvae
 from pvae.config.config import OPTIONS, Config
-from pvae.config.options import COUNTS, REALS
+from pvae.config.families import LIKELIHOODS
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
 from pvae.elbos.registry import ELBO_CLASSES, elbo_of
@@ -69,16 +69,17 @@ def configs(draw):
     }
     if given["likelihood"] == "normal-linear":
         given["network"] = "linear"
-    if "bernoulli" in given["likelihood"] or given["likelihood"] in ("normal-optimal", *COUNTS):
+    family = LIKELIHOODS[given["likelihood"]]
+    if not family.has_scale:
         given.pop("scale")
-    if given["likelihood"] == "normal-optimal" and ELBO_CLASSES[given["elbo"]].needs_separate_draws:
+    if family.needs_batch and ELBO_CLASSES[given["elbo"]].needs_separate_draws:
         given["elbo"] = "iwae"
     if given["posterior"] == "delta":
         given["elbo"] = draw(st.sampled_from(("trace", "analytic", "handwritten")))
     elif "beta" in ELBO_CLASSES[given["elbo"]].options:
         given["beta"] = draw(st.floats(0.0, 4.0))
         given["warm_up"] = draw(st.integers(0, 2))
-    if given["likelihood"].startswith("normal") and given["binarize"] == "none" and given["likelihood"] not in REALS:
+    if family.is_symmetric and given["binarize"] == "none":
         given["pixels"] = draw(st.sampled_from(OPTIONS["pixels"].choices))
     if given["posterior"] == "power-spherical":
         given["prior"], given["latent_dim"] = "sphere", 1 + given["latent_dim"]
@@ -112,7 +113,7 @@ def any_configuration(accepted, given, channels, seed):
         return
     accepted.append(config)
     data = images(channels, seed)
-    if config.likelihood in (*COUNTS, *REALS):
+    if config.likelihood_family.is_count or config.likelihood_family.is_real:
         data = Dataset("integers", data.train.int(), data.test.int())
     with tempfile.TemporaryDirectory() as folder:
         run = fit(config, data=data, out=Path(folder) / "run")

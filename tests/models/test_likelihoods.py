@@ -13,26 +13,22 @@ import scipy.stats
 import torch
 
 from pvae.config.config import Config
-from pvae.config.options import COUNTS, LIKELIHOODS, OF_VALUES, REALS
+from pvae.config.families import LIKELIHOODS, names_of
 from pvae.distributions.bernoulli import PseudoBernoulli
 from pvae.distributions.discretized_logistic import DiscretizedLogistic
 from pvae.elbos.registry import build_elbo
-from pvae.models import networks
+from pvae.models import features
 from pvae.models.build import build_vae
-from pvae.models.likelihoods import LIKELIHOOD_CLASSES
-from pvae.models.networks import Standardize
+from pvae.models.features import Standardize
 from pvae.training.fit import fit
 
-OF_IMAGES = [name for name in LIKELIHOODS if name not in OF_VALUES]
+OF_IMAGES = names_of(LIKELIHOODS, lambda row: row.is_of_images)
+COUNTS, REALS = (names_of(LIKELIHOODS, lambda row, kind=kind: row.sees == kind) for kind in ("log1p", "standardized"))
 
 
 def binary_images(shape):
     pixels = torch.tensor(list(itertools.product([0.0, 1.0], repeat=shape.numel())), dtype=torch.float64)
     return pixels.view(-1, 1, *shape)
-
-
-def test_every_choice_has_a_class():
-    assert tuple(LIKELIHOOD_CLASSES) == LIKELIHOODS
 
 
 def test_bernoulli_sums_to_one():
@@ -368,7 +364,7 @@ def test_likelihoods_of_values_refuse_what_is_outside_their_domain(name, good, b
 @pytest.mark.parametrize("rows", [10_000, 2])
 def test_values_are_standardised_in_parts_and_one_that_never_changes_is_left_as_it_is(monkeypatch, rows):
     """Its standard deviation is 0, and 1 stands for it; NaN counts nowhere."""
-    monkeypatch.setattr(networks, "_ROWS", rows)
+    monkeypatch.setattr(features, "_ROWS", rows)
     units = Standardize((2,))
     units.fit_to(torch.tensor([[5.0, 1.0], [5.0, 5.0], [5.0, math.nan]]))
     assert torch.equal(units.mean, torch.tensor([5.0, 3.0]))

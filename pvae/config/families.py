@@ -1,0 +1,545 @@
+"""The families: one row for each posterior, prior and likelihood.
+
+To add a family, write its class in `pvae.models`, a row here, and a test of its density. The choices and the help of
+`Config`, the refusals, `build_vae`, `export --format torch`, the explorer page and the tests over all families read the
+rows. `config.posterior_family`, `config.prior_family` and `config.likelihood_family` are the rows of a configuration.
+
+In a row, `c` is a `Config`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+__all__ = [
+    "FLAT",
+    "LIKELIHOODS",
+    "POSTERIORS",
+    "PRIORS",
+    "Family",
+    "Likelihood",
+    "PlainTorch",
+    "Posterior",
+    "Prior",
+    "help_of",
+    "names_of",
+]
+
+_BINS = 8  # of a spline, as in zuko's neural spline flow
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainTorch:
+    """How a family is written in plain torch: templates that `pvae/trained/plain_torch.py.jinja` includes.
+
+    In a template, `shape` is the shape of x, `num_dims` its length, `size` the number of latent dimensions (of the top
+    layer), and `seen` is x as the encoder sees it.
+
+    Args:
+        body: the body of the method `prior`, `posterior` or `likelihood`.
+        setup: lines of `__init__` beside those of the networks: parameters and buffers.
+        tensors: for each name that `setup` sets, where the module of pvae has that tensor.
+        copied: a module of `pvae.distributions` that is copied into the file.
+    """
+
+    body: str
+    setup: str = ""
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    copied: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What the posteriors, the priors and the likelihoods have in common.
+
+    Args:
+        name: the value of the option.
+        module: where its class is, as "pvae.models.priors:FlowPrior".
+        help: one sentence, after the name, in the help of the option; "" for none.
+        arguments: the arguments of its class beside those that all of its kind take.
+        plain_torch: how it is written in plain torch; None if it cannot be.
+    """
+
+    name: str
+    module: str
+    help: str = ""
+    arguments: Callable[[Any], dict[str, Any]] = lambda c: {}
+    plain_torch: PlainTorch | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posterior(Family):
+    """A row of `POSTERIORS`; its class takes the encoder.
+
+    Args:
+        num_outputs: the number of outputs of the encoder.
+        closed_forms: the priors from which its KL divergence has a closed form.
+        is_normal: a Normal of independent dimensions: each has a rate of its own.
+        inference: the orders of `--inference` in which it may be the posterior of several layers.
+        is_flow: it has `--flow-length` transforms; it draws z and log q(z) together.
+        has_flow_networks: each transform is a masked network, by zuko.
+        is_on_sphere: it is a density on the unit sphere.
+        has_density: it is a density; False for a point.
+        page: its name in `POSTERIORS` of `explore/network.js`, and further entries.
+    """
+
+    num_outputs: Callable[[Any], int]
+    closed_forms: tuple[str, ...] = ()
+    is_normal: bool = False
+    inference: tuple[str, ...] = ()
+    is_flow: bool = False
+    has_flow_networks: bool = False
+    is_on_sphere: bool = False
+    has_density: bool = True
+    page: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prior(Family):
+    """A row of `PRIORS`; its class takes the number of latent dimensions.
+
+    Args:
+        is_of_posterior: it is made of posteriors; its class takes the posterior and the shape of x first instead.
+        is_mixture: a mixture of `--components` distributions.
+        is_flow: it has `--flow-length` transforms, each a masked network.
+        is_on_sphere: it is a density on the unit sphere.
+        page: its name in `PRIORS` of `explore/network.js`.
+    """
+
+    is_of_posterior: bool = False
+    is_mixture: bool = False
+    is_flow: bool = False
+    is_on_sphere: bool = False
+    page: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likelihood(Family):
+    """A row of `LIKELIHOODS`; its class takes the decoder and the shape of x.
+
+    Args:
+        grey: the class for pixels that are not binarized; "" if it is the same.
+        is_of_images: its data are images or other values of their range; False: data other than images alone.
+        sees: what the encoder sees of x: "x", "log1p" of counts, "standardized" values, or features of "columns".
+        has_scale: `--scale` is its scale, or its first one.
+        is_symmetric: it may be of pixels in [-1, 1].
+        is_of_logits: outputs of the decoder are logits, so that `--initialization burda` goes with it.
+        is_linear: with a linear network its log p(x) is known exactly; it takes no other one.
+        needs_batch: in training its log p(x | z) of a datum depends on the other data of the batch.
+        has_levels: a probability of 8-bit levels, reported in bits per dimension too.
+        page: its name in `LIKELIHOODS` of `explore/network.js`; "" if the page does not compute it.
+        page_mean: for the page, how the output of the decoder becomes the location; "" for the range of the pixels.
+    """
+
+    arguments: Callable[[Any], dict[str, Any]] = lambda c: {"scale": c.scale, "symmetric": c.is_symmetric}
+    grey: str = ""
+    is_of_images: bool = True
+    sees: str = "x"
+    has_scale: bool = True
+    is_symmetric: bool = False
+    is_of_logits: bool = False
+    is_linear: bool = False
+    needs_batch: bool = False
+    has_levels: bool = False
+    page: str = ""
+    page_mean: str = ""
+
+    @property
+    def is_count(self) -> bool:
+        """Whether its data are counts."""
+        return self.sees == "log1p"
+
+    @property
+    def is_real(self) -> bool:
+        """Whether its data are real values of any location and scale."""
+        return self.sees == "standardized"
+
+    @property
+    def is_of_columns(self) -> bool:
+        """Whether its data are rows of `--columns`."""
+        return self.sees == "columns"
+
+
+F = TypeVar("F", bound=Family)
+
+
+def _table(*rows: F) -> dict[str, F]:
+    return {row.name: row for row in rows}
+
+
+def names_of(rows: Mapping[str, F], is_one: Callable[[F], object]) -> tuple[str, ...]:
+    """Return the names of the rows for which a function is true."""
+    return tuple(name for name, row in rows.items() if is_one(row))
+
+
+def help_of(rows: Mapping[str, Any]) -> str:
+    """Return the names of the rows, each with its sentence."""
+    return "; ".join(f"{row.name}: {row.help}" if row.help else row.name for row in rows.values())
+
+
+def _of_flow(c: Any) -> dict[str, Any]:
+    sizes = {"latent_dim": c.latent_dim, "num_transforms": c.flow_length, "num_context": c.hidden[-1]}
+    return {**sizes, "hidden": c.flow_hidden}
+
+
+_NETWORK_FLOW = PlainTorch(
+    body="""\
+parameters, context = self.encoder({{ seen }}).tensor_split([{{ 2 * size }}], dim=-1)
+return Flow(normal(parameters), ComposedTransform(*(transform(context) for transform in self.flow)))"""
+)
+
+POSTERIORS = _table(
+    Posterior(
+        name="normal",
+        module="pvae.models.posteriors:NormalPosterior",
+        help="the encoder's output is (loc, log scale)",
+        num_outputs=lambda c: 2 * c.latent_dim,
+        closed_forms=("standard-normal",),
+        is_normal=True,
+        inference=("bottom-up", "ladder", "top-down"),
+        plain_torch=PlainTorch(body="return normal(self.encoder({{ seen }}))"),
+        page={"kind": "normal", "log_variance": False},
+    ),
+    Posterior(
+        name="normal-log-variance",
+        module="pvae.models.posteriors:NormalPosterior",
+        help="(loc, log variance)",
+        arguments=lambda c: {"log_variance": True},
+        num_outputs=lambda c: 2 * c.latent_dim,
+        closed_forms=("standard-normal",),
+        is_normal=True,
+        inference=("bottom-up",),
+        plain_torch=PlainTorch(
+            body="""\
+loc, log_variance = self.encoder({{ seen }}).chunk(2, dim=-1)
+return Independent(Normal(loc, (0.5 * log_variance).clamp(-7, 7).exp()), 1)"""
+        ),
+        page={"kind": "normal", "log_variance": True},
+    ),
+    Posterior(
+        name="normal-full",
+        module="pvae.models.posteriors:FullNormalPosterior",
+        help="with a full covariance matrix",
+        arguments=lambda c: {"latent_dim": c.latent_dim},
+        num_outputs=lambda c: 2 * c.latent_dim + c.latent_dim * (c.latent_dim - 1) // 2,
+        closed_forms=("standard-normal",),
+        plain_torch=PlainTorch(
+            body="""\
+loc, log_diagonal, below = self.encoder({{ seen }}).tensor_split([{{ size }}, {{ 2 * size }}], dim=-1)
+scale_tril = torch.diag_embed(log_diagonal.clamp(-7, 7).exp())
+rows, columns = torch.tril_indices({{ size }}, {{ size }}, -1)
+scale_tril[..., rows, columns] = below / {{ size }}
+return MultivariateNormal(loc, scale_tril=scale_tril)"""
+        ),
+        page={"kind": "normal-full", "log_variance": False},
+    ),
+    Posterior(
+        name="planar",
+        module="pvae.models.posteriors:PlanarPosterior",
+        help="planar flow",
+        arguments=lambda c: {"latent_dim": c.latent_dim},
+        num_outputs=lambda c: 2 * c.latent_dim + c.flow_length * (2 * c.latent_dim + 1),
+        is_flow=True,
+        plain_torch=PlainTorch(
+            body="""\
+parameters, transforms = self.encoder({{ seen }}).tensor_split([{{ 2 * size }}], dim=-1)
+{% set parts = "[%d, %d]" % (size, 2 * size) %}
+u, w, b = transforms.unflatten(-1, ({{ c.flow_length }}, {{ 2 * size + 1 }})).tensor_split({{ parts }}, dim=-1)
+return Flow(normal(parameters), Planar(u / {{ size }}, w, b.squeeze(-1)))""",
+            copied="planar",
+        ),
+        page={"kind": "planar", "log_variance": False},
+    ),
+    Posterior(
+        name="iaf",
+        module="pvae.models.posteriors:IAFPosterior",
+        help="inverse autoregressive flow, which needs zuko",
+        arguments=_of_flow,
+        num_outputs=lambda c: 2 * c.latent_dim + c.hidden[-1],
+        is_flow=True,
+        has_flow_networks=True,
+        plain_torch=_NETWORK_FLOW,
+        page={"kind": "flow"},
+    ),
+    Posterior(
+        name="spline",
+        module="pvae.models.posteriors:IAFPosterior",
+        help="the same with splines",
+        arguments=lambda c: {**_of_flow(c), "num_bins": _BINS},
+        num_outputs=lambda c: 2 * c.latent_dim + c.hidden[-1],
+        is_flow=True,
+        has_flow_networks=True,
+        plain_torch=_NETWORK_FLOW,
+        page={"kind": "flow"},
+    ),
+    Posterior(
+        name="power-spherical",
+        module="pvae.models.posteriors:PowerSphericalPosterior",
+        help="on the unit sphere, with --prior sphere",
+        num_outputs=lambda c: c.latent_dim + 1,
+        closed_forms=("sphere",),
+        is_on_sphere=True,
+        plain_torch=PlainTorch(
+            body="""\
+loc, log_concentration = self.encoder({{ seen }}).tensor_split([-1], dim=-1)
+loc = nn.functional.normalize(loc + 1e-6, dim=-1)
+return PowerSpherical(loc, log_concentration.squeeze(-1).clamp(-7, 11).exp())"""
+        ),
+        page={"kind": "power-spherical", "log_variance": False},
+    ),
+    Posterior(
+        name="delta",
+        module="pvae.models.posteriors:DeltaPosterior",
+        help="a point, without a prior, which makes an autoencoder",
+        num_outputs=lambda c: c.latent_dim,
+        closed_forms=("flat",),
+        has_density=False,
+        plain_torch=PlainTorch(body="return self.encoder({{ seen }})  # a point: this is an autoencoder"),
+        page={"kind": "delta", "log_variance": False},
+    ),
+)
+
+PRIORS = _table(
+    Prior(
+        name="standard-normal",
+        module="pvae.models.priors:StandardNormalPrior",
+        help="N(0, I)",
+        plain_torch=PlainTorch(
+            body="""\
+zero = next(self.parameters()).new_zeros({{ size }})
+return Independent(Normal(zero, zero + 1), 1)"""
+        ),
+        page="normal",
+    ),
+    Prior(
+        name="mixture",
+        module="pvae.models.priors:MixturePrior",
+        help="a learned mixture of Normals",
+        arguments=lambda c: {"num_components": c.components},
+        is_mixture=True,
+        plain_torch=PlainTorch(
+            body="""\
+components = normal(torch.cat([self.loc, self.log_scale_of_prior], dim=-1))
+return MixtureSameFamily(Categorical(logits=self.logits), components)""",
+            setup="""\
+self.loc = nn.Parameter(torch.randn({{ c.components }}, {{ size }}))
+self.log_scale_of_prior = nn.Parameter(torch.zeros({{ c.components }}, {{ size }}))
+self.logits = nn.Parameter(torch.zeros({{ c.components }}))""",
+            tensors={"loc": "loc", "log_scale_of_prior": "log_scale", "logits": "logits"},
+        ),
+        page="mixture",
+    ),
+    Prior(
+        name="vamp",
+        module="pvae.models.priors:VampPrior",
+        help="a mixture of the posteriors at learned pseudo-inputs",
+        arguments=lambda c: {"num_components": c.components, "symmetric": c.is_symmetric},
+        is_of_posterior=True,
+        is_mixture=True,
+        plain_torch=PlainTorch(
+            body="""\
+inputs = self.pseudo_inputs.clamp({{ -1 if c.is_symmetric else 0 }}, 1)
+{% if layers == 1 %}
+components = self.posterior(inputs)
+{% elif c.inference == "ladder" %}
+components = self.from_below(inputs)[0]
+{% else %}
+components = normal(self.encoder(inputs)[:, :{{ 2 * size }}])
+{% endif %}
+return MixtureSameFamily(Categorical(logits=components.mean.new_zeros({{ c.components }})), components)""",
+            setup="""\
+self.pseudo_inputs = nn.Parameter({{ "-1 + " if c.is_symmetric }}0.1 * torch.rand{{ (c.components,) + shape }})""",
+            tensors={"pseudo_inputs": "unclipped"},
+        ),
+        page="mixture",
+    ),
+    Prior(
+        name="flow",
+        module="pvae.models.priors:FlowPrior",
+        help="learned, by masked autoregressive flow, which needs zuko",
+        arguments=lambda c: {"num_transforms": c.flow_length, "hidden": c.flow_hidden},
+        is_flow=True,
+        plain_torch=PlainTorch(
+            body="""\
+zero = next(self.parameters()).new_zeros({{ size }})
+f = ComposedTransform(*(transform() for transform in self.prior_flow))
+return Flow(Independent(Normal(zero, zero + 1), 1), f.inv)"""
+        ),
+        page="flow",
+    ),
+    Prior(
+        name="sphere",
+        module="pvae.models.priors:SpherePrior",
+        help="uniform on the unit sphere, with --posterior power-spherical",
+        is_on_sphere=True,
+        plain_torch=PlainTorch(
+            body="""\
+first = next(self.parameters()).new_zeros({{ size }})
+first[0] = 1
+return SphereUniform(first)""",
+            copied="power_spherical",
+        ),
+        page="sphere",
+    ),
+)
+FLAT = Prior(name="flat", module="pvae.models.priors:FlatPrior", page="flat")  # of an autoencoder, without --prior
+
+_IN_UNITS = """\
+loc, scale = self.mean + self.std * self.decoder(z), self.std * self.log_scale.exp().clamp(min=0.001)
+return Independent(%s, {{ num_dims }})"""
+_LOC = 'self.decoder(z).{{ "tanh" if c.is_symmetric else "sigmoid" }}()'
+_SETUP_UNITS = """\
+self.register_buffer("mean", torch.zeros{{ shape }})  # of the training data
+self.register_buffer("std", torch.ones{{ shape }})"""
+_SETUP_SCALES = "self.log_scale = nn.Parameter(torch.full({{ shape }}, {{ c.scale }}).log())\n"
+_TENSORS_OF_UNITS = {"log_scale": "log_scale", "mean": "units.mean", "std": "units.std"}
+_ONE_SCALE = {
+    "setup": "self.log_scale = nn.Parameter(torch.tensor({{ c.scale }}).log())",
+    "tensors": {"log_scale": "log_scale"},
+}
+
+LIKELIHOODS = _table(
+    Likelihood(
+        name="bernoulli",
+        module="pvae.models.likelihoods:BernoulliLikelihood",
+        help="of binary pixels, or the cross-entropy of grey ones",
+        grey="pvae.models.likelihoods:PseudoBernoulliLikelihood",
+        has_scale=False,
+        is_of_logits=True,
+        plain_torch=PlainTorch(
+            body="""\
+{% if not c.is_binarized %}
+return Independent(Bernoulli(logits=self.decoder(z), validate_args=False), {{ num_dims }})  # also of grey pixels
+{% else %}
+return Independent(Bernoulli(logits=self.decoder(z)), {{ num_dims }})
+{% endif %}"""
+        ),
+        page="bernoulli",
+    ),
+    Likelihood(
+        name="continuous-bernoulli",
+        module="pvae.models.likelihoods:ContinuousBernoulliLikelihood",
+        help="a density of grey pixels of the same shape",
+        has_scale=False,
+        is_of_logits=True,
+        plain_torch=PlainTorch(
+            body="return Independent(ContinuousBernoulli(logits=self.decoder(z)), {{ num_dims }})",
+            copied="continuous_bernoulli",
+        ),
+        page="continuous-bernoulli",
+    ),
+    Likelihood(
+        name="normal",
+        module="pvae.models.likelihoods:NormalLikelihood",
+        help="of a fixed scale: a squared error",
+        is_symmetric=True,
+        plain_torch=PlainTorch(body=f"return Independent(Normal({_LOC}, {{{{ c.scale }}}}), {{{{ num_dims }}}})"),
+        page="normal",
+    ),
+    Likelihood(
+        name="normal-learned",
+        module="pvae.models.likelihoods:LearnedNormalLikelihood",
+        help="with one trained scale",
+        is_symmetric=True,
+        plain_torch=PlainTorch(
+            body=f"return Independent(Normal({_LOC}, self.log_scale.exp()), {{{{ num_dims }}}})", **_ONE_SCALE
+        ),
+        page="normal",
+    ),
+    Likelihood(
+        name="normal-optimal",
+        module="pvae.models.likelihoods:OptimalNormalLikelihood",
+        help="with the scale that is best for each batch (sigma-VAE)",
+        is_symmetric=True,
+        needs_batch=True,
+        plain_torch=PlainTorch(
+            body=f"return Independent(Normal({_LOC}, self.running_scale), {{{{ num_dims }}}})",
+            setup='self.register_buffer("running_scale", torch.tensor({{ c.scale }}))',
+            tensors={"running_scale": "running_scale"},
+        ),
+        page="normal",
+    ),
+    Likelihood(
+        name="normal-linear",
+        module="pvae.models.likelihoods:LinearNormalLikelihood",
+        help="around the decoder's output itself, with --network linear",
+        is_symmetric=True,
+        is_linear=True,
+        plain_torch=PlainTorch(body="return Independent(Normal(self.decoder(z), {{ c.scale }}), {{ num_dims }})"),
+        page="normal",
+        page_mean="identity",
+    ),
+    Likelihood(
+        name="discretized-logistic",
+        module="pvae.models.likelihoods:DiscretizedLogisticLikelihood",
+        help="a probability of the 256 levels of each pixel",
+        has_levels=True,
+        plain_torch=PlainTorch(
+            body="""\
+loc = self.decoder(z).sigmoid()
+return Independent(DiscretizedLogistic(loc, self.log_scale.exp()), {{ num_dims }})""",
+            copied="discretized_logistic",
+            **_ONE_SCALE,
+        ),
+        page="discretized-logistic",
+    ),
+    Likelihood(
+        name="normal-diagonal",
+        module="pvae.models.likelihoods:DiagonalNormalLikelihood",
+        help="of real values, each with a trained scale",
+        is_of_images=False,
+        sees="standardized",
+        plain_torch=PlainTorch(
+            body=_IN_UNITS % "Normal(loc, scale)", setup=_SETUP_SCALES + _SETUP_UNITS, tensors=_TENSORS_OF_UNITS
+        ),
+    ),
+    Likelihood(
+        name="student-t",
+        module="pvae.models.likelihoods:StudentTLikelihood",
+        help="of real values with outliers",
+        is_of_images=False,
+        sees="standardized",
+        plain_torch=PlainTorch(
+            body=_IN_UNITS % "StudentT(1 + self.log_df.exp(), loc, scale)",
+            setup=_SETUP_SCALES + "self.log_df = nn.Parameter(torch.full({{ shape }}, 2.0))\n" + _SETUP_UNITS,
+            tensors={**_TENSORS_OF_UNITS, "log_df": "log_df"},
+        ),
+    ),
+    Likelihood(
+        name="poisson",
+        module="pvae.models.likelihoods:PoissonLikelihood",
+        help="of counts",
+        is_of_images=False,
+        sees="log1p",
+        has_scale=False,
+        plain_torch=PlainTorch(
+            body="return Independent(Poisson(nn.functional.softplus(self.decoder(z)) + 1e-6), {{ num_dims }})"
+        ),
+    ),
+    Likelihood(
+        name="negative-binomial",
+        module="pvae.models.likelihoods:NegativeBinomialLikelihood",
+        help="of counts that vary more than a Poisson's",
+        is_of_images=False,
+        sees="log1p",
+        has_scale=False,
+        plain_torch=PlainTorch(
+            body="""\
+log_theta = self.log_theta.clamp(-10, 15)
+logits = (nn.functional.softplus(self.decoder(z)) + 1e-6).log() - log_theta
+return Independent(NegativeBinomial(log_theta.exp(), logits=logits), {{ num_dims }})""",
+            setup="self.log_theta = nn.Parameter(torch.zeros{{ shape }})",
+            tensors={"log_theta": "log_theta"},
+        ),
+    ),
+    Likelihood(
+        name="columns",
+        module="pvae.models.likelihoods:ColumnsLikelihood",
+        help="of rows whose columns are of different kinds",
+        arguments=lambda c: {"scale": c.scale, "kinds": c.column_kinds},
+        is_of_images=False,
+        sees="columns",
+    ),
+)
