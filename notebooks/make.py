@@ -31,9 +31,9 @@ from torchvision.utils import make_grid
 
 import pvae
 from pvae.data.preparation import Preparation
-from pvae.plotting import pictures, run_figures
+from pvae.plotting import figures, pictures
+from pvae.plotting.figures import PALETTE, write_figure
 from pvae.plotting.gallery import code_figures, entry_of
-from pvae.plotting.run_figures import PALETTE, write_figure
 from pvae.trained import codes, latent_space
 from pvae.training.fit import train_in_memory
 
@@ -143,7 +143,7 @@ def fashion_vae_scatter(runs: Runs, _: Path) -> tuple[Figure, str]:
 def rows_of(named: dict[str, Tensor], title: str) -> Figure:
     """Return a row of images for each name."""
     num_columns = len(next(iter(named.values())))
-    return run_figures.image_figure(torch.cat(list(named.values())), num_columns, title, list(named))
+    return figures.image_figure(torch.cat(list(named.values())), num_columns, title, list(named))
 
 
 def mlp_2d_epochs(runs: Runs, _: Path) -> tuple[Figure, str]:
@@ -173,7 +173,7 @@ def pytorch_example_epochs(runs: Runs, _: Path) -> tuple[Figure, str]:
         bands[f"epoch {epochs}: {last}"] = torch.cat([x, decoded]), samples
         losses.append(last.posterior_mean_loss)
     title = "left: test images above the mean of p(x | z), z ~ q(z | x); right: the mean of p(x | z), z ~ p(z)"
-    figure = run_figures.band_figure(bands, 8, f"pytorch-example on {trained.data.title}\n{title}")
+    figure = figures.band_figure(bands, 8, f"pytorch-example on {trained.data.title}\n{title}")
     return figure, (
         "`--system pytorch-example`, the pictures of post 002. The post prints a test loss of 119.41 after 1 epoch and "
         f"93.35 after 50, at the mean of q(z given x); here it is {losses[0]:.2f} and {losses[1]:.2f}."

@@ -60,7 +60,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     if arguments.run and (arguments.system or arguments.stages):
         raise InputError("--system and --stages train anew: leave them out, or leave out the RUN")
     from pvae.evaluation import estimators
-    from pvae.plotting import run_figures
+    from pvae.plotting import figures
     from pvae.trained.log_likelihood import MOST_UNTRUSTED
 
     run = open_run(arguments.run, arguments.vae) if arguments.run else None
@@ -99,7 +99,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         write_whole(folder / "comparison.md", (table + "\n").encode())
         write_whole(folder / "comparison.csv", csv_of(rows).encode())
         title = run.path.resolve().name if run else config.system
-        run_figures.write_figure(folder / "comparison.png", run_figures.comparison_figure(rows, title))
+        figures.write_figure(folder / "comparison.png", figures.comparison_figure(rows, title))
         print_line(f"{folder}: comparison.csv, comparison.md, comparison.png")
 
 

@@ -59,7 +59,7 @@ def _draw(arguments: argparse.Namespace) -> None:
 
 def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> None:
     from pvae.plotting import pictures
-    from pvae.plotting.run_figures import write_figure
+    from pvae.plotting.figures import write_figure
     from pvae.trained.codes import latent_report
 
     run = open_run(arguments.run, arguments.vae)
@@ -91,8 +91,8 @@ def draw_side_by_side(
 ) -> None:
     """Draw the pictures of several runs and write their table; print why a run is left out."""
     from pvae.evaluation.table import to_markdown
+    from pvae.plotting.figures import write_figure
     from pvae.plotting.gallery import Entry, code_figures, entry_of, in_order, sheet_figure
-    from pvae.plotting.run_figures import write_figure
     from pvae.runs.run import Run
 
     names = ["table.csv", "table.md", "sheet.png"]

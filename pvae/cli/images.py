@@ -219,7 +219,7 @@ def _score(arguments: argparse.Namespace) -> None:
 
     from pvae.core.random_state import seeded
     from pvae.data.preparation import Preparation
-    from pvae.plotting.run_figures import named_images_figure, write_figure
+    from pvae.plotting.figures import named_images_figure, write_figure
     from pvae.trained.images import score_images, to_text, with_likelihood
     from pvae.trained.log_likelihood import TRUSTED
 
@@ -275,7 +275,7 @@ def _sample_parser() -> Parser:
 
 
 def _sample(arguments: argparse.Namespace) -> None:
-    from pvae.plotting.run_figures import image_figure, write_figure
+    from pvae.plotting.figures import image_figure, write_figure
 
     run = open_run(arguments.run, arguments.vae)
     if arguments.impute is not None or not run.data.is_images:
@@ -378,7 +378,7 @@ def _reconstruct_parser() -> Parser:
 
 def _reconstruct(arguments: argparse.Namespace) -> None:
     from pvae.data.value_files import table_text
-    from pvae.plotting.run_figures import reconstruction_figure, write_figure
+    from pvae.plotting.figures import reconstruction_figure, write_figure
     from pvae.trained.images import reconstruct_images
 
     run = open_run(arguments.run, arguments.vae)

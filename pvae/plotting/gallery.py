@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pvae.evaluation.table import Row, row_of
-from pvae.plotting import run_figures
-from pvae.plotting.run_figures import ScatterData
+from pvae.plotting import figures
+from pvae.plotting.figures import ScatterData
 from pvae.runs.run import Run
 from pvae.trained import codes
 from pvae.trained.images import labels_to_sample
@@ -95,7 +95,7 @@ def sheet_figure(entries: Sequence[Entry]) -> Figure:
         for entry in _one_of_each(entries)
     }
     title = "left: test images above the mean of p(x | z), z ~ q(z | x); right: the mean of p(x | z), z ~ p(z)"
-    return run_figures.band_figure(bands, _SHOWN, f"{title}\nof several seeds the first")
+    return figures.band_figure(bands, _SHOWN, f"{title}\nof several seeds the first")
 
 
 def code_figures(entries: Sequence[Entry]) -> dict[str, Figure]:
@@ -108,6 +108,6 @@ def code_figures(entries: Sequence[Entry]) -> dict[str, Figure]:
             panels.setdefault(entry.row.data, {})[title] = entry.codes
             names[entry.row.data] = entry.label_names
     return {
-        data: run_figures.scatter_figure(splits, names[data], f"{data}: means of q(z | x) of the test images")
+        data: figures.scatter_figure(splits, names[data], f"{data}: means of q(z | x) of the test images")
         for data, splits in panels.items()
     }

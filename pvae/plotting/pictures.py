@@ -17,8 +17,8 @@ from matplotlib.image import imread
 from torch.distributions import Normal
 
 from pvae.core.errors import InputError, check_name
-from pvae.plotting import run_figures
-from pvae.plotting.run_figures import ScatterData
+from pvae.plotting import figures, value_figures
+from pvae.plotting.figures import ScatterData
 from pvae.runs.run import Run
 from pvae.trained import codes, latent_space
 
@@ -47,9 +47,9 @@ def reconstructions(run: Run) -> Figure:
     with run.seeded():
         reconstructions = latent_space.reconstruct(vae, images)
     if not run.data.is_images:
-        shown_values = run_figures.reconstructed_values_figure
+        shown_values = value_figures.reconstructed_values_figure
         return _drawn(run, shown_values(images, reconstructions, run.title, run.dataset().test, run.data.columns))
-    return run_figures.reconstruction_figure(shown(images), shown(reconstructions), run.title)
+    return figures.reconstruction_figure(shown(images), shown(reconstructions), run.title)
 
 
 def samples(run: Run) -> Figure:
@@ -62,16 +62,16 @@ def samples(run: Run) -> Figure:
         if not run.data.is_images:
             drawn = latent_space.sample(run.vae(), 1000, draws=True, y=codes.given_labels(run).y)
             shown = codes.test_images(run).images[:1000]
-            return _drawn(run, run_figures.sampled_values_figure(shown, drawn, run.title, run.data.columns))
+            return _drawn(run, value_figures.sampled_values_figure(shown, drawn, run.title, run.data.columns))
         if not run.vae().takes_labels:
-            return run_figures.sample_figure(run.preparation.shown(latent_space.sample(run.vae(), 64)), run.title)
+            return figures.sample_figure(run.preparation.shown(latent_space.sample(run.vae(), 64)), run.title)
         data = run.dataset()
         labels = data.shown_labels
         assert labels is not None  # or it could not have been trained
         images = run.preparation.shown(latent_space.sample_given(run.vae(), labels))
         names = () if data.has_attributes else data.label_names[:10]
         title = f"{run.title}\nmeans of p(x | z, y): a label in a row, a z in a column"
-        return run_figures.image_figure(images, 8, title, names)
+        return figures.image_figure(images, 8, title, names)
 
 
 def _drawn(run: Run, figure: Figure | None) -> Figure:
@@ -90,7 +90,7 @@ def graph(run: Run) -> Figure:
     if find_spec("graphviz") is None or which("dot") is None:
         how = 'pip install -e ".[graph]", and the program dot, for instance by apt install graphviz'
         raise InputError(f"this picture needs Graphviz: {how}")
-    figure = run_figures.titled_figure(f"{run.title}\ngraphs of the Pyro functions; grey: observed", 6.0, 3.4)
+    figure = figures.titled_figure(f"{run.title}\ngraphs of the Pyro functions; grey: observed", 6.0, 3.4)
     functions = {"model": run.vae().model, "guide": run.vae().guide}
     for axes, (name, function) in zip(figure.subplots(1, 2), functions.items()):
         with pyro.get_param_store().scope():
@@ -108,7 +108,7 @@ def losses(run: Run) -> Figure:
     """Return loss, distortion and rate against the epoch, for training and test images."""
     rows = run.metrics()
     codes.require(run, bool(rows), "a finished epoch")
-    return run_figures.loss_figure(rows, run.title)
+    return figures.loss_figure(rows, run.title)
 
 
 def scatter(run: Run) -> Figure:
@@ -122,7 +122,7 @@ def scatter(run: Run) -> Figure:
         f"training data (the first {len(shown):,})": ScatterData(shown, train_labels, has_prior),
         "test data": ScatterData(codes.test_codes(run), test_labels, has_prior),
     }
-    return run_figures.scatter_figure(splits, run.dataset().label_names, f"{run.title}\nmeans of q(z | x)")
+    return figures.scatter_figure(splits, run.dataset().label_names, f"{run.title}\nmeans of q(z | x)")
 
 
 def cdf(run: Run) -> Figure:
@@ -139,7 +139,7 @@ def cdf(run: Run) -> Figure:
             Normal(0.0, 1.0).cdf(draws), labels, quantity="F(z_{})"
         ),
     }
-    figure = run_figures.scatter_figure(splits, run.dataset().label_names, run.title)
+    figure = figures.scatter_figure(splits, run.dataset().label_names, run.title)
     figure.axes[1].set_aspect("equal", adjustable="box")
     figure.axes[1].set(xlim=(0, 1), ylim=(0, 1))
     return figure
@@ -151,7 +151,7 @@ def manifold(run: Run) -> Figure:
     codes.require(run, codes.is_plane(run), "two latent dimensions", ": train with --latent-dim 2")
     codes.require(run, run.vae().has_density and codes.has_normal_prior(run), "the prior N(0, 1)")
     title = f"{run.title}\nmean of p(x | z) at the quantiles of p(z), z_1 to the right, z_2 upward"
-    return run_figures.image_figure(run.preparation.shown(latent_space.manifold(codes.given_one(run))), 20, title)
+    return figures.image_figure(run.preparation.shown(latent_space.manifold(codes.given_one(run))), 20, title)
 
 
 def traversal(run: Run) -> Figure:
@@ -176,7 +176,7 @@ def traversal(run: Run) -> Figure:
         f"{run.title}\nmean of p(x | z), one dimension of z at a time, between the values on the left\n"
         f"{len(dimensions)} of {len(every)} dimensions, the one whose codes vary most first"
     )
-    return run_figures.image_figure(run.preparation.shown(torch.cat(rows)), 11, title, names)
+    return figures.image_figure(run.preparation.shown(torch.cat(rows)), 11, title, names)
 
 
 def interpolation(run: Run) -> Figure:
@@ -190,7 +190,7 @@ def interpolation(run: Run) -> Figure:
         pair = vae.given(None if vae.y is None else vae.y[[one, one + half]])
         rows.append(torch.cat([first[None], latent_space.interpolate(pair, first, second), second[None]]))
     title = f"{run.title}\ntest images at the ends; the mean of p(x | z) on the line between their codes"
-    return run_figures.image_figure(run.preparation.shown(torch.cat(rows)), 12, title)
+    return figures.image_figure(run.preparation.shown(torch.cat(rows)), 12, title)
 
 
 def histograms(run: Run) -> Figure:
@@ -205,7 +205,7 @@ def histograms(run: Run) -> Figure:
     name = f"the prior {name}" if run.vae().has_density else f"{name} (an autoencoder has no prior)"
     layer = codes.latent_names(run)[-1].split("_")[0]
     title = f"{run.title}\nblue: each dimension of {layer} ~ q(z | x) over the test data; orange: {name}"
-    return run_figures.histogram_figure(codes.top_layer_draws(run), draws, title)
+    return figures.histogram_figure(codes.top_layer_draws(run), draws, title)
 
 
 def attributes(run: Run, names: Sequence[str] = ()) -> Figure:
@@ -239,4 +239,4 @@ def attributes(run: Run, names: Sequence[str] = ()) -> Figure:
         ]
     title = f"{run.title}\na test image, then the mean of p(x | z + alpha v), alpha from -3 to 3"
     images = run.preparation.shown(torch.cat(rows))
-    return run_figures.image_figure(images, len(_ALPHAS) + 1, title, names)
+    return figures.image_figure(images, len(_ALPHAS) + 1, title, names)

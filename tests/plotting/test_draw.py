@@ -13,20 +13,15 @@ import subprocess
 import sys
 import time
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from fontTools.fontBuilder import FontBuilder
-from fontTools.pens.ttGlyphPen import TTGlyphPen
-from matplotlib import get_data_path
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontEntry, fontManager
 from matplotlib.patches import Circle, Polygon
 from matplotlib.text import Text
 from pyro.infer.inspect import get_model_relations
@@ -37,9 +32,9 @@ from pvae.cli.evaluate import main as evaluate
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
-from pvae.plotting import pictures, run_figures
+from pvae.plotting import figures, pictures
+from pvae.plotting.figures import ScatterData
 from pvae.plotting.gallery import entry_of
-from pvae.plotting.run_figures import ScatterData
 from pvae.runs import data as data_module
 from pvae.runs import writer
 from pvae.runs.run import Run
@@ -205,7 +200,7 @@ def oklab(linear):
 
 
 def test_the_colours_of_classes_can_be_told_apart():
-    colours = np.array([to_rgb(colour) for colour in run_figures.PALETTE])
+    colours = np.array([to_rgb(colour) for colour in figures.PALETTE])
     assert len(colours) == 10
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     for deficiency in DEFICIENCIES:
@@ -238,7 +233,7 @@ def test_pictures_say_what_they_show(runs, data):
 
 def test_few_images_stand_above_their_reconstructions():
     images, samples = torch.rand(3, 1, 4, 4), torch.rand(16, 1, 4, 4)
-    figure = run_figures.band_figure({"run": (torch.cat([images, images]), samples)}, 8, "title")
+    figure = figures.band_figure({"run": (torch.cat([images, images]), samples)}, 8, "title")
     left, right = (axes.get_images()[0].get_array() for axes in figure.findobj(Axes))
     assert left.shape == (11, 16), "two rows of three"
     assert right.shape == (11, 41), "two rows of eight"
@@ -248,7 +243,7 @@ def test_few_images_stand_above_their_reconstructions():
 def test_named_images_have_the_end_of_their_name_below_them():
     image = torch.rand(3, 4, 4)
     rows = {"one": [("a.png", image), ("folder/" + "long-name-" * 9 + "b.png", image)], "two": [("貓_$.png", image)]}
-    first, second, third, *_ = run_figures.named_images_figure(rows, "title").axes
+    first, second, third, *_ = figures.named_images_figure(rows, "title").axes
     assert [axes.get_ylabel() for axes in (first, third)] == ["one", "two"]
     assert first.get_xlabel() == "a.png"
     assert second.get_xlabel().replace("\n", "").endswith("name-b.png")
@@ -258,9 +253,7 @@ def test_named_images_have_the_end_of_their_name_below_them():
 @pytest.mark.parametrize("count", [3, 47, 60])
 def test_many_classes_share_colours(count):
     codes, labels = torch.randn(count, 2), torch.arange(count)
-    figure = run_figures.scatter_figure(
-        {"test": ScatterData(codes, labels)}, [f"class {n}" for n in range(count)], "title"
-    )
+    figure = figures.scatter_figure({"test": ScatterData(codes, labels)}, [f"class {n}" for n in range(count)], "title")
     points = figure.axes[0].collections[0].get_facecolor()
     assert len(np.unique(points, axis=0)) == (min(count, 10) if count <= 50 else 1)
     assert ("class" in figure.get_suptitle()) == (count <= 50)
@@ -415,25 +408,16 @@ def test_images_along_an_attribute_are_decoded_at_z_plus_alpha_v(runs, known, mo
     assert torch.allclose(shown[0], start + torch.arange(-3.0, 4.0)[:, None] * vector)
 
 
-@pytest.fixture
-def fonts(monkeypatch):
-    """Let matplotlib have its own fonts alone, and return the list of them."""
-    own = [font for font in fontManager.ttflist if Path(font.fname).is_relative_to(get_data_path())]
-    monkeypatch.setattr(fontManager, "ttflist", own)
-    monkeypatch.setattr(run_figures, "_drawable", run_figures._drawable.__wrapped__)
-    return own
-
-
 def pictures_with(name):
     """Return figures that show a user-given name, by the place where they show it."""
     images, codes, classes = torch.zeros(2, 1, 4, 4), torch.arange(12.0).view(6, 2), torch.arange(6) % 2
     return {
-        "title": run_figures.sample_figure(images, name),
-        "row": run_figures.image_figure(images, 2, "title", [name]),
-        "class": run_figures.scatter_figure({"test": ScatterData(codes, classes)}, [name, "other"], "title"),
-        "codes": run_figures.scatter_figure({name: ScatterData(codes)}, [], "title"),
-        "band": run_figures.band_figure({name: (images, images)}, 2, "title"),
-        "image": run_figures.named_images_figure({"row": [(name, images[0])]}, "title"),
+        "title": figures.sample_figure(images, name),
+        "row": figures.image_figure(images, 2, "title", [name]),
+        "class": figures.scatter_figure({"test": ScatterData(codes, classes)}, [name, "other"], "title"),
+        "codes": figures.scatter_figure({name: ScatterData(codes)}, [], "title"),
+        "band": figures.band_figure({name: (images, images)}, 2, "title"),
+        "image": figures.named_images_figure({"row": [(name, images[0])]}, "title"),
     }
 
 
@@ -442,49 +426,16 @@ def pictures_with(name):
     ("name", "written"),
     [
         *((name, name) for name in (r"$\frac{$", "$x$", r"a\$b", "$$", "_a", "%s", "{0}", "Котёнок", "")),
-        *(("a고양이b", "a???b"), ("\udcffab", "?ab"), ("貓", "?"), ("a\x07", "a?")),  # no font has them
+        *(("a고양이b", "a???b"), ("\udcffab", "?ab"), ("貓", "?"), ("a\x07", "a?")),  # the font lacks them
     ],
 )
-def test_any_name_is_drawn_as_it_is(fonts, name, written):
+def test_any_name_is_drawn_as_it_is(name, written):
+    """Characters that the font of the figures lacks are question marks."""
     for place, figure in pictures_with(name).items():
         figure.savefig(io.BytesIO())
         texts = figure.findobj(Text)
         assert any(written in text.get_text() for text in texts), place
         assert not any(text.get_parse_math() for text in texts), place
-
-
-def font_of(characters, family, path):
-    """Write a font in which each of some characters is a black square, and return its entry for matplotlib."""
-    pen = TTGlyphPen(None)
-    for move, point in [(pen.moveTo, (0, 0)), *((pen.lineTo, at) for at in [(0, 900), (900, 900), (900, 0)])]:
-        move(point)
-    pen.closePath()
-    names = [".notdef", *(f"uni{ord(one):04X}" for one in characters)]
-    font = FontBuilder(1000, isTTF=True)
-    font.setupGlyphOrder(names)
-    font.setupCharacterMap({ord(one): name for one, name in zip(characters, names[1:])})
-    font.setupGlyf(dict.fromkeys(names, pen.glyph()))
-    font.setupHorizontalMetrics(dict.fromkeys(names, (1000, 0)))
-    font.setupHorizontalHeader(ascent=900, descent=-100)
-    font.setupNameTable({"familyName": family, "styleName": "Regular"})
-    font.setupOS2()
-    font.setupPost()
-    font.save(path)
-    return FontEntry(fname=str(path), name=family, weight=400)
-
-
-@pytest.mark.filterwarnings("error")
-def test_a_name_is_drawn_in_an_installed_font_that_has_it(fonts, tmp_path):
-    def drawn(figure):
-        content = io.BytesIO()
-        figure.savefig(content)
-        return content.getvalue()
-
-    without = {place: drawn(figure) for place, figure in pictures_with("a고貓").items()}
-    fonts += [font_of("고", "One Square", tmp_path / "1.ttf"), font_of("고貓", "Two Squares", tmp_path / "2.ttf")]
-    for place, figure in pictures_with("a고貓").items():
-        assert drawn(figure) != without[place]
-        assert any("a고貓" in text.get_text() for text in figure.findobj(Text)), place
 
 
 def test_an_attribute_that_no_image_has_is_refused(runs, data):

@@ -20,7 +20,7 @@ from pvae.cli.evaluate import main as evaluate
 from pvae.core import records
 from pvae.core.errors import InputError, NotFiniteError, TrainingError
 from pvae.elbos.importance import IWAE
-from pvae.plotting.run_figures import histogram_figure
+from pvae.plotting.figures import histogram_figure
 from pvae.runs import data as data_module
 from pvae.runs.checkpoint import to_bytes
 from pvae.runs.run import Run

@@ -26,7 +26,7 @@ from pvae.data.preparation import Pixels
 from pvae.distributions.columns import Columns
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae, fit_to
-from pvae.plotting.run_figures import reconstructed_values_figure, sampled_values_figure
+from pvae.plotting.value_figures import reconstructed_values_figure, sampled_values_figure
 from pvae.reference import elbo as reference
 from pvae.runs.run import Run
 from pvae.trained.images import given_images, impute

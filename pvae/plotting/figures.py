@@ -1,0 +1,294 @@
+"""Matplotlib figures of images, codes, losses and estimators. Neither models nor pyplot are used."""
+
+from __future__ import annotations
+
+import functools
+import textwrap
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont
+from matplotlib.ft2font import FT2Font
+from matplotlib.patches import Circle
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+from torch import Tensor
+from torch.nn.functional import pad
+
+from pvae.core.files import write_whole
+from pvae.runs.metrics import Metrics
+
+if TYPE_CHECKING:
+    from pvae.evaluation.estimators import Gradient, Measurement
+
+__all__ = [
+    "PALETTE",
+    "ScatterData",
+    "band_figure",
+    "comparison_figure",
+    "drawable",
+    "histogram_figure",
+    "image_figure",
+    "loss_figure",
+    "named_images_figure",
+    "reconstruction_figure",
+    "sample_figure",
+    "scatter_figure",
+    "titled_figure",
+    "write_figure",
+]
+
+# Ten colours that can be told apart with any kind of colour vision: the eight of Okabe and Ito, "Color Universal
+# Design", 2008, https://jfly.uni-koeln.de/color/, and a brown and an indigo, which are farther from them than any two
+# of the eight are from each other.
+PALETTE = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#802010", "#F0E442", "#332288", "#000000",
+)  # fmt: skip
+_TRAIN, _VALID, _TEST = PALETTE[0], PALETTE[2], PALETTE[3]
+_MOST_CLASSES = 50  # beyond which their names and numbers would cover a figure
+
+
+class ScatterData(NamedTuple):
+    """Codes to be shown in a scatter plot.
+
+    Args:
+        codes: (N, 2).
+        labels: classes (N,), or None.
+        is_prior_normal: whether the prior is N(0, I), which is then drawn as circles.
+        quantity: of which the axes show the two components.
+    """
+
+    codes: Tensor
+    labels: Tensor | None = None
+    is_prior_normal: bool = False
+    quantity: str = "z_{}"
+
+
+class _PlainFigure(Figure):
+    """A figure that draws each text as it was given: "$" does not begin a formula, and any character may occur."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw the figure."""
+        for text in self.findobj(Text):
+            assert isinstance(text, Text)
+            text.set(text=drawable(text.get_text()), parse_math=False)
+        super().draw(renderer)
+
+
+def drawable(text: str) -> str:
+    """Return a text with "?" in place of each character that the font of the figures lacks, such as a Chinese one."""
+    known = _characters(findfont(FontProperties()))
+    # File names on macOS have decomposed characters.
+    return "".join(one if one in known else "?" for one in unicodedata.normalize("NFC", text))
+
+
+@functools.cache
+def _characters(path: str) -> set[str]:
+    return {"\n", *(chr(code) for code in FT2Font(path).get_charmap())}
+
+
+def titled_figure(title: str, width: float, height: float) -> Figure:
+    """Return an empty figure of a width and height in inches; each line of the title makes it higher."""
+    figure = _PlainFigure(figsize=(width, height + 0.15 * title.count("\n")), dpi=120, layout="constrained")
+    # Not by matplotlib, which measures the lines as formulas, whatever `parse_math` says.
+    width = int(15 * figure.get_figwidth())  # characters of this size
+    figure.suptitle("\n".join(textwrap.fill(line, width) for line in title.splitlines()), fontsize=9)
+    return figure
+
+
+def image_figure(images: Tensor, num_columns: int, title: str, row_labels: Sequence[str] = ()) -> Figure:
+    """Return images (N, C, H, W) in [0, 1] in rows, with an optional label for each row."""
+    num_rows = -(-len(images) // num_columns)
+    figure = titled_figure(title, max(0.75 * num_columns + 1.2, 5.0), 0.75 * num_rows + 0.6)
+    _show_images(figure.add_subplot(), images, num_columns, row_labels)
+    return figure
+
+
+def _show_images(axes: Axes, images: Tensor, num_columns: int, row_labels: Sequence[str] = ()) -> None:
+    """Show images (N, C, H, W) in [0, 1] row by row, with grey lines between them; unused places are white."""
+    num_rows = -(-len(images) // num_columns)
+    unused = images.new_ones(num_rows * num_columns - len(images), *images.shape[1:])
+    places = pad(torch.cat([images, unused]).cpu(), (1, 0, 1, 0), value=0.5).unflatten(0, (num_rows, num_columns))
+    grid = pad(places.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3), (0, 1, 0, 1), value=0.5)  # (C, rows, columns)
+    shown = grid.permute(1, 2, 0) if len(grid) == 3 else grid.mean(0)  # neither grey nor colour: the mean over channels
+    axes.imshow(shown.clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xticks([])
+    labels = [*map(drawable, row_labels)]  # an axis writes its labels anew while it is drawn
+    axes.set_yticks([(row + 0.5) * (images.shape[-2] + 1) for row in range(len(labels))], labels)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def named_images_figure(rows: Mapping[str, Sequence[tuple[str, Tensor]]], title: str) -> Figure:
+    """Return a row for each label: images (C, H, W) in [0, 1], each above the end of its name."""
+    num_columns = max(map(len, rows.values()))
+    figure = titled_figure(title, max(1.0 * num_columns + 1.2, 5.0), 1.3 * len(rows) + 0.6)
+    for places, (label, row) in zip(figure.subplots(len(rows), num_columns, squeeze=False), rows.items()):
+        places[0].set_ylabel(label, fontsize=8)
+        for axes, (name, image) in zip(places, row):
+            _show_images(axes, image[None], 1)
+            axes.set_xlabel(textwrap.fill(name[-45:], 16), fontsize=6)
+    return figure
+
+
+def reconstruction_figure(images: Tensor, reconstructions: Tensor, title: str) -> Figure:
+    """Return images (B, C, H, W) in a row above their reconstructions."""
+    labels = ("test image", "mean of p(x | z),\nz ~ q(z | x)")
+    return image_figure(torch.cat([images, reconstructions]), len(images), title, labels)
+
+
+def sample_figure(samples: Tensor, title: str) -> Figure:
+    """Return samples from the prior (S, C, H, W), eight in a row."""
+    return image_figure(samples, 8, f"{title}\nmean of p(x | z), z ~ p(z)")
+
+
+def band_figure(bands: Mapping[str, tuple[Tensor, Tensor]], num_columns: int, title: str) -> Figure:
+    """Return a band for each title: two sets of images side by side, each in two rows or more.
+
+    Args:
+        bands: for each title the images on the left and on the right, (N, C, H, W) in [0, 1]; either may be empty.
+        num_columns: the most images in a row.
+        title: title of the figure.
+    """
+    figure = titled_figure(title, 1.1 * num_columns + 1.2, 1.6 * len(bands) + 0.6)
+    for band, (name, sides) in zip(figure.subfigures(len(bands), squeeze=False)[:, 0], bands.items()):
+        band.suptitle(name, fontsize=8, x=0.01, ha="left")
+        for axes, images in zip(band.subplots(1, 2), sides):
+            axes.set_axis_off()
+            if len(images):
+                _show_images(axes, images, min(num_columns, -(-len(images) // 2)))
+    return figure
+
+
+def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
+    """Return plots against the epoch: loss, distortion and, if there is one, rate, for training and test images."""
+    figure = titled_figure(title, 10.5, 3.4)
+    quantities = {"loss": "loss, which is minimised", "distortion": "distortion, -E_q log p(x | z)"}
+    if any(row.rate for row in rows):  # an autoencoder has none
+        quantities["rate"] = "rate, KL(q || p)"
+    for axes, (name, label) in zip(figure.subplots(1, len(quantities)), quantities.items()):
+        for split, style, colour in (("train", "--", _TRAIN), ("valid", ":", _VALID), ("test", "-", _TEST)):
+            if points := [(row.epoch, getattr(row, name)) for row in rows if row.split == split]:
+                axes.plot(*zip(*points), style, color=colour, marker="o", markersize=3, label=split)
+        axes.set(xlabel="epoch", ylabel="nats per datum", title=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    return figure
+
+
+def scatter_figure(splits: Mapping[str, ScatterData], names: Sequence[str], title: str) -> Figure:
+    """Return scatter plots of codes side by side, coloured by class, with each class's number at its median.
+
+    Of more than ten classes, those whose numbers end in the same digit share a colour; more than fifty have one colour.
+
+    Args:
+        splits: for the title of each plot, the codes; without classes they have one colour.
+        names: names of the classes.
+        title: title of the figure.
+    """
+    is_coloured = len(names) <= _MOST_CLASSES and any(split.labels is not None for split in splits.values())
+    if is_coloured:
+        title += "\na number stands at the median of its class"
+    if any(split.is_prior_normal for split in splits.values()):
+        title += "\ncircles of radius 1, 2 and 3, which hold 39, 86 and 99 % of the prior N(0, I)"
+    num_columns = -(-len(names) // 25) if is_coloured else 1
+    figure = titled_figure(title, 5.5 * len(splits) + 1.2 * num_columns, 5.6)
+    for axes, (split, (codes, labels, is_prior_normal, quantity)) in zip(
+        figure.subplots(1, len(splits), squeeze=False)[0], splits.items()
+    ):
+        points = codes.cpu().numpy()
+        classes = labels.cpu().numpy() if labels is not None and is_coloured else np.zeros(len(points), dtype=int)
+        colours = np.asarray(PALETTE)[classes % len(PALETTE)]  # in the order of the images, so that no class is on top
+        axes.scatter(*points.T, s=4, alpha=0.6, c=colours, linewidths=0, rasterized=True)
+        for radius in (1, 2, 3) if is_prior_normal else ():
+            axes.add_patch(Circle((0, 0), radius, fill=False, linewidth=0.7, linestyle="--", edgecolor="#333333"))
+        for index in np.unique(classes) if is_coloured else ():
+            box = {"facecolor": "white", "edgecolor": PALETTE[index % len(PALETTE)], "boxstyle": "circle,pad=0.15"}
+            middle = np.median(points[classes == index], axis=0)
+            axes.annotate(str(index), tuple(middle), fontsize=7, ha="center", va="center", bbox=box)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set(title=split, xlabel=quantity.format(1), ylabel=quantity.format(2))
+    if is_coloured:
+        entries = [name if name.startswith(str(index)) else f"{index}: {name}" for index, name in enumerate(names)]
+        handles = [axes.scatter([], [], color=PALETTE[index % len(PALETTE)]) for index in range(len(names))]
+        figure.legend(handles, entries, loc="outside right center", frameon=False, fontsize=8, ncols=num_columns)
+    return figure
+
+
+def histogram_figure(codes: Tensor, draws: Tensor, title: str) -> Figure:
+    """Return histograms of each of the first 100 latent dimensions, of codes (N, L) and of draws from the prior (S, L).
+
+    There are ten in a row.
+    """
+    columns, drawn = (tensor[:, :100].cpu().double().numpy().T for tensor in (codes, draws))
+    num_columns, num_rows = min(len(columns), 10), -(-len(columns) // 10)
+    figure = titled_figure(title, max(1.2 * num_columns, 7.0), 1.0 * num_rows + 0.8)
+    figure.supxlabel("z", fontsize=7)
+    figure.supylabel("density", fontsize=7)
+    panels = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
+    for index, (axes, column, of_prior) in enumerate(zip(panels, columns, drawn), 1):
+        margin = 1e-6 * np.abs(column).max()  # without it, hist fails for large codes that are all equal
+        limits = column.min() - margin, column.max() + margin
+        axes.hist(column, bins=30, range=limits, density=True, color=_TRAIN, alpha=0.6)
+        axes.hist(of_prior, bins=30, density=True, color=_TEST, histtype="step")
+        axes.set_title(str(index), fontsize=6, pad=1)
+        axes.tick_params(labelsize=5)
+        axes.locator_params(nbins=4)
+    for axes in panels[len(columns) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def comparison_figure(measurements: Sequence[Measurement], title: str) -> Figure:
+    """Return bias, encoder's and decoder's signal-to-noise of the last stage against the number of particles.
+
+    Both axes are logarithmic; values that are not positive and finite are left out. Bars are standard errors.
+    """
+    last = [one for one in measurements if one.stage == measurements[-1].stage]
+    figure = titled_figure(f"{title}, {last[0].stage}: the same weights, data and noise for all", 12.5, 4.4)
+
+    def ratio(gradient: Gradient) -> tuple[float, float]:
+        return gradient.signal_to_noise, gradient.signal_to_noise_stderr
+
+    panels: dict[str, Callable[[Measurement], tuple[float, float]]] = {
+        "log p(x) - bound, nats per datum": lambda one: (-one.bias, one.value.stderr),
+        "encoder's gradient, signal / noise": lambda one: ratio(one.encoder_gradient),
+        "decoder's gradient, signal / noise": lambda one: ratio(one.decoder_gradient),
+    }
+    names = list(dict.fromkeys(one.estimator for one in last))
+    counts = sorted({one.particles for one in last})
+    for axes, (label, value) in zip(figure.subplots(1, 3), panels.items()):
+        axes.set(xscale="log", yscale="log", xlabel="particles K", title=label)
+        for index, name in enumerate(names):
+            shift = 1.03 ** (index - len(names) / 2)  # so that markers of equal values do not overlap
+            points = [(one.particles * shift, *value(one)) for one in last if one.estimator == name]
+            points = [(x, y, error) for x, y, error in points if 0 < y < float("inf")]
+            x, y, error = np.array(points).reshape(-1, 3).T
+            # A bar that reached 0 would have no lower end on a logarithmic axis.
+            bars = np.minimum(error, 0.9 * y), error
+            style = {"color": PALETTE[index % len(PALETTE)], "marker": "osD^vPX*<>"[index % 10]}
+            axes.errorbar(x, y, bars, label=name, elinewidth=1, capsize=2, **style)
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
+        axes.set_xticks(counts, [str(count) for count in counts], minor=False)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
+    return figure
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as a PNG file, completely or not at all; a link of that name is replaced."""
+    content = BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": "pvae"})
+    write_whole(path, content.getvalue())
