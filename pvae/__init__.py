@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from .data.dataset import Dataset as Dataset
     from .data.sources import load_dataset as load_dataset
     from .elbos.registry import build_elbo as build_elbo
+    from .identification.identify import identify as identify
     from .models.build import build_vae as build_vae
-    from .reference.identify import identify as identify
     from .runs.run import Run as Run
     from .runs.run import load as load
     from .training.fit import fit as fit
@@ -42,7 +42,7 @@ _HOMES = {
     "build_vae": "models.build",
     "fit": "training.fit",
     "get_system": "config.presets",
-    "identify": "reference.identify",
+    "identify": "identification.identify",
     "images_config": "data.choices",
     "load": "runs.run",
     "load_dataset": "data.sources",

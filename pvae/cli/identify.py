@@ -29,7 +29,7 @@ example:
 
 
 def _identify(arguments: argparse.Namespace) -> None:
-    from pvae.reference.identify import identify
+    from pvae.identification.identify import identify
 
     with _time_limit(arguments.loss):
         loss = load_function(arguments.loss)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -253,12 +252,6 @@ def latent_diffusion(inputs, reconstructions, x_logvar, mean, logvar):
     nll = torch.abs(inputs - reconstructions) / torch.exp(x_logvar) + x_logvar
     divergence = 0.5 * torch.sum(mean.pow(2) + logvar.exp() - 1.0 - logvar)
     return nll.sum() / len(inputs) + 1e-6 * divergence / len(inputs)
-
-
-@public("dpkingma, Auto-Encoding Variational Bayes, in numpy", "the negative ELBO of the batch, a sum", BERNOULLI)
-def kingma_numpy(x, y, mu, logvar):
-    log_p = np.sum(x * np.log(y) + (1 - x) * np.log(1 - y))
-    return -(log_p + 0.5 * np.sum(1 + logvar - np.square(mu) - np.exp(logvar)))
 
 
 @public("means of both parts, in many", "a mean", BERNOULLI, "D / L")

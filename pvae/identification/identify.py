@@ -8,7 +8,6 @@ of batch, image and latent show how the loss is reduced. Values and gradients at
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import itertools
 import math
@@ -26,18 +25,18 @@ from torch import Tensor, nn
 
 from pvae.config.config import Config
 from pvae.core.errors import InputError, listed
-from pvae.reference.black_box import BlackBox, LossError, Size, loss_of_module, ways_of_calling
-from pvae.reference.loss_terms import Arguments, Term, likelihoods, rates, spreads
+from pvae.identification.black_box import BlackBox, LossError, Size, ways_of_calling
+from pvae.identification.loss_terms import Arguments, Term, likelihoods, rates, spreads
 
 __all__ = ["Identified", "Power", "Reading", "identify"]
 
 _POINTS = 30  # at which a term is fitted
-_PROOF = 200  # points at which the answer is checked
+_PROOF = 200  # further points, at which the answer is checked
 _KNOWN = "(Bernoulli, Normal, Laplace, Poisson, categorical, ...); are x and reconstruction given in this order?"
-_MOST_WAYS = 24  # of calling the loss that are tried where none is an ELBO
+_MOST_WAYS = 24  # ways of calling the loss that are tried until one of them gives an ELBO
 
 
-_SAYS = {  # the reading that the name of a spread says
+_SAYS = {  # the scale that the name of an argument promises
     "exp({s} / 2)": r"(log|ln)_?(var|v)|lv$",
     "exp({s})": r"(log|ln)_?(s|std)",
     "sqrt({s})": r"var",
@@ -155,7 +154,7 @@ class Identified:
 
         Args:
             reading: index of one of `readings`.
-            sizes: D, C, P and L, those on which scale or beta depend; L is the number of latents of the configuration.
+            sizes: D, C, H, W and L, those on which scale or beta depend; L becomes the `latent_dim`.
 
         Raises:
             InputError: the loss is not an ELBO, pvae has no such likelihood, or a size is missing.
@@ -167,22 +166,21 @@ class Identified:
         one = self.readings[reading]
         if not one.option:
             raise InputError(f"pvae has no --likelihood that is {one.likelihood}")
-        is_mean = one.beta.powers.get("L") == -1
         options: dict[str, Any] = {"likelihood": one.option, "posterior": self.posterior}
         options |= {"elbo": "analytic"} if self.is_closed_form else {}
         options |= {"latent_dim": sizes["L"]} if "L" in sizes else {}
         try:
-            options["beta"] = (one.beta.without("L") if is_mean else one.beta).at(sizes)
+            options["beta"] = one.beta.at(sizes)
             if one.variance is not None:
                 options["scale"] = math.sqrt(one.variance.at(sizes))
         except KeyError as error:
             raise InputError(f"scale or beta depend on the size {error.args[0]}: give {error.args[0]}=...") from None
-        return Config(**options, rate_reduction="mean" if is_mean else "sum")
+        return Config(**options)
 
 
 def identify(
     loss: Callable[..., Any],
-    arguments: str | Sequence[str] | Mapping[str, str] | Tensor | None = None,
+    arguments: str | Sequence[str] | Mapping[str, str] | None = None,
     *,
     shape: tuple[int, ...] | None = None,
     **constants: Any,
@@ -191,17 +189,15 @@ def identify(
 
         loss = factor ( distortion + beta rate ) + constant,    ELBO = -(distortion + rate)
 
-    It is called with random tensors in float64; if it takes none, with numpy arrays, and values alone are compared. A
-    weight is found as a number times powers of the sizes: B of the batch, L latents and D values of an image, or, for
-    images (C, H, W), C, H and W, or P = H W.
+    It is called with random tensors in float64. A weight is found as a number times powers of the sizes: B of the
+    batch, L latents and D values of an image, or, for images (C, H, W), C, H and W, or P = H W.
 
     Args:
         loss: a function of x, its reconstruction, the encoder's two outputs and perhaps a draw z or the likelihood's
             spread; it returns a scalar, a value for each image, or a tuple or a dictionary with the total among them.
-            Or a module whose forward is the loss; or, with a batch x, a module with a method of such a name as
-            `loss_function`, whose forward returns reconstruction, mean and log variance.
+            Or a module whose forward is the loss.
         arguments: the roles of its arguments, in order, or by name: "x", "reconstruction", "loc", "spread", "z" and
-            "x_spread" (of the likelihood); by default found by their names and by trying. With a module, a batch x.
+            "x_spread" (of the likelihood); by default found by their names and by trying.
         shape: of one image, (C, H, W) or (D,); by default found by trying.
         constants: further arguments of the loss, by name, such as a weight of the rate.
 
@@ -211,12 +207,8 @@ def identify(
     Raises:
         InputError: it raises an exception for every shape that was tried, takes other arguments, or changes them.
     """
-    if isinstance(loss, nn.Module) and isinstance(arguments, Tensor):
-        loss, arguments, shape = loss_of_module(loss, arguments)
-    elif isinstance(loss, nn.Module):
-        if len(inspect.signature(loss.forward).parameters) == 1:
-            raise InputError("a module is identified with a batch of its images: give identify(module, x), x a tensor")
-        loss = loss.forward
+    if isinstance(loss, nn.Module):
+        loss = loss.forward  # whose signature says what it takes
     is_shape = isinstance(shape, tuple) and shape and all(isinstance(side, int) and side > 0 for side in shape)
     if shape is not None and not is_shape:
         raise InputError(f"shape must be the shape of an image as a tuple, (C, H, W) or (D,), not {shape!r}")
@@ -323,11 +315,10 @@ class _Identification:
                 return "it returns several values, and none depends on all arguments: return their sum too"
             advice = f"if it is not needed, give it a value ({ignored[0]}=None, --constant)"
             return f"it does not depend on {listed(ignored)} ({advice})"
-        if not box.is_numpy:
-            try:
-                self._gradients(box, self.base)
-            except RuntimeError:
-                return "it is not differentiable: what it returns has no gradient of an argument"
+        try:
+            _gradients(box, self.base)
+        except RuntimeError:
+            return "it is not differentiable: what it returns has no gradient of an argument"
         x, z = self._moved("xyt"), self._moved("msz")
         both = {role: (x if role in "xyt" else z)[role] for role in x}
         one, other, *rest = (box(a).item() for a in (self.base, both, x, z))
@@ -335,18 +326,13 @@ class _Identification:
             return "it is no sum of a function of x and its reconstruction and one of the latents"
         return ""
 
-    def _gradients(self, function: Callable[[Arguments], Tensor], a: Arguments) -> tuple[Tensor, ...]:
-        """Return the gradients of a function in all arguments but x."""
-        moved = {role: a[role].clone().requires_grad_() for role in a if role != "x"}
-        return torch.autograd.grad(function({**a, **moved}), list(moved.values()))
-
     def _moved(self, roles: str, **how: Any) -> Arguments:
         """Return the base point with other values of these roles."""
         new = self.box.point(self.box.size, **how)
         return {role: new[role] if role in roles else one for role, one in self.base.items()}
 
     def _named(self, terms: Iterable[Term], roles: str, size: Size, num_points: int = _POINTS) -> _Fit | None:
-        """Return the fit of the first term that equals the loss, where these roles change; at best with one weight."""
+        """Return the fit of the first term that equals the loss while these roles change; with one weight, if any."""
         box, fixed = self.box, self.box.point(size)
         points = [{**fixed, **{r: one for r, one in box.point(size).items() if r in roles}} for _ in range(num_points)]
         values = np.array([box(a).item() for a in points])
@@ -363,7 +349,7 @@ class _Identification:
         return wrong
 
     def _wrong(self, fit: _Fit | None, what: str, of: str) -> str:
-        """Return why a fit is none of a likelihood or a rate; or an empty string."""
+        """Return why a fit is no likelihood or no rate; an empty string if it is one."""
         if fit is None:
             known = _KNOWN if what == "likelihood" else "of a Normal q(z|x) to N(0, I)"
             return f"its function of {self._text(of)} is no {what} {known}"
@@ -390,7 +376,7 @@ class _Identification:
         return f"{reason}: perhaps without the factor 1/2 of one"
 
     def _kink(self) -> str:
-        """Return what a rate is that has a kink, free bits or a capacity; or an empty string."""
+        """Describe a rate with a kink, which free bits or a capacity give it; an empty string if it has none."""
         for _, scale, log_scale in itertools.islice(spreads(), 6):
             with contextlib.suppress(LossError):  # it may refuse what cannot be a scale
                 if found := self._kink_of(scale, log_scale):
@@ -398,7 +384,7 @@ class _Identification:
         return ""
 
     def _kink_of(self, scale: Callable[[Tensor], Tensor], log_scale: Callable[[Tensor], Tensor]) -> str:
-        """Return what the rate is if the loss has two slopes in it, where all latents have the same one."""
+        """Describe the rate if the loss has two slopes along equal latents; an empty string if it has one."""
         box, size = self.box, self.box.size
         one = next(s for s in (0.0, 1.0, math.log(math.e - 1)) if _is_near(scale(torch.tensor(s).double()).item(), 1))
 
@@ -469,9 +455,8 @@ class _Identification:
         residual = self._proof(claim, list(fits))
         if reason or residual > 10 * self.exact:
             return self._refused(reason or f"its values and gradients differ from this by {residual:.0e}", lines[1:])
-        compared = "values (it gives no gradients)" if box.is_numpy else "value and gradients"
         where = f"{_PROOF} random points in {'float32' if self.is_single else 'float64'}"
-        lines.append(f"checked at {where}: {compared} agree to {residual:.0e}")
+        lines.append(f"checked at {where}: value and gradients agree to {residual:.0e}")
         text, is_closed_form = "\n".join(lines), "z" not in box.names
         return Identified(True, text, (first, *others), "", residual, rate.term.option, is_closed_form)
 
@@ -520,7 +505,7 @@ class _Identification:
         return "", [f"  constant    {'; '.join(filter(None, (given, left_out)))}"]
 
     def _notes(self, rate: Term, beta: Power, fixed: Mapping[str, int]) -> Iterator[str]:
-        """Yield lines on values that were taken, names that say another reading, and sizes."""
+        """Yield lines on default values, on a spread whose name says another reading, and on fixed sizes."""
         if values := [f"{name} = {value}" for name, value in self.box.constants.items() if not isinstance(value, bool)]:
             yield f"  with        {', '.join(values)}"
         name = self.box.names["s"]
@@ -536,7 +521,7 @@ class _Identification:
             yield f"  sizes       the code takes {', '.join(values)} only: the weights above are numbers for these"
 
     def _on_images(self, claim: _Claim) -> Iterator[str]:
-        """Yield a line if the loss was identified for vectors (D,), and is another one for images (C, H, W)."""
+        """Yield a line if the loss of images (C, H, W) differs from the one identified for vectors (D,)."""
         box = self.box
         if box.size.image != (6,) or box.has_classes or box.layout != "same":
             return
@@ -578,10 +563,8 @@ class _Identification:
             a = box.point(size, unit=unit, positive=positive)
             if not box.has_classes and number % 2:
                 a["x"] = (a["x"] > 0.5).double()
-            theirs, ours = [box(a)], [claimed(a)]
+            theirs, ours = [box(a), *_gradients(box, a)], [claimed(a), *_gradients(claimed, a)]
             ours[0] = ours[0] + constants.setdefault(size, (theirs[0] - ours[0]).item())
-            if not box.is_numpy:
-                theirs, ours = [*theirs, *self._gradients(box, a)], [*ours, *self._gradients(claimed, a)]
             for one, other in zip(theirs, ours):
                 residual = max(residual, float((one - other).abs().max() / (other.abs().max() + 1e-300)))
         return residual
@@ -594,8 +577,14 @@ class _Identification:
         return Identified(is_elbo=False, text="\n".join([f"not an ELBO: {reason}", *lines]), reason=reason)
 
 
+def _gradients(function: Callable[[Arguments], Tensor], a: Arguments) -> tuple[Tensor, ...]:
+    """Return the gradients of a function in all arguments but x."""
+    moved = {role: a[role].clone().requires_grad_() for role in a if role != "x"}
+    return torch.autograd.grad(function({**a, **moved}), list(moved.values()))
+
+
 def _power(weights: Mapping[Size, float]) -> Power | None:
-    """Return a weight as powers of the sizes, which it has at all of these sizes; None if there are none."""
+    """Return a weight as a number times powers of the sizes; None if no powers give it at all of these sizes."""
     (base, first), *others = ((size.symbols(), weight) for size, weight in weights.items())
     powers: dict[str, int] = {}
     for symbols, weight in others:

@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pvae.core.errors import InputError, brief, listed
-from pvae.reference.loss_terms import Arguments
+from pvae.identification.loss_terms import Arguments
 
-__all__ = ["ROLES", "BlackBox", "LossError", "Size", "loss_of_module", "ways_of_calling"]
+__all__ = ["ROLES", "BlackBox", "LossError", "Size", "ways_of_calling"]
 
 # The names of arguments by role; a name that fits several patterns has the first of these roles.
 _IMAGE = r"(x|recon|rec|dec|decoder|out|output|likelihood|p)"
@@ -33,7 +32,7 @@ _NAMES = {
     "s": rf"({_LATENT}_?)?({_SPREAD}|logv|s|v|lv|ls|rho)(_?{_LATENT})?",
 }
 ROLES = {"x": "x", "reconstruction": "y", "loc": "m", "spread": "s", "z": "z", "x_spread": "t"}  # for the user
-_SETS = ("xyms", "xymsz", "xymst", "xy", "ms", "msz", "xyt", "xymstz")  # of roles that a loss may have
+_SETS = ("xyms", "xymsz", "xymst", "xy", "ms", "msz", "xyt", "xymstz")  # the sets of roles that a loss may have
 
 _LATENTS = (3, 2, 20, 10, 32, 16, 64, 128, 50, 100, 200, 256, 400)
 _IMAGES = ((1, 28, 28), (1, 32, 32), (3, 32, 32), (3, 64, 64), (1, 64, 64), (3, 28, 28), (3, 128, 128))
@@ -57,7 +56,7 @@ class Size(NamedTuple):
         return {"B": self.batch, **dict(zip(names, self.image)), "L": self.latent}
 
     def others(self) -> Iterator[tuple[str, Size]]:
-        """Yield each symbol with a size in which it alone is another, and at last one where all are."""
+        """Yield, for each symbol, a size that differs in it alone, and last a size that differs in all of them."""
         yield "B", self._replace(batch=self.batch + 2)
         yield "L", self._replace(latent=self.latent + 2)
         for place, name in enumerate([*self.symbols()][1:-1]):
@@ -78,7 +77,6 @@ class BlackBox:
         layout: "same" shapes of x and y, "flat" (y is (B, D)), or x of classes: "classes" (y is (B, K, D)) and "tokens"
             (y is (B, T, K)).
         size: the first size that it takes.
-        is_numpy: it takes numpy arrays.
 
     Raises:
         InputError: it changes an argument, or returns another shape.
@@ -91,7 +89,6 @@ class BlackBox:
     by_name: bool
     layout: str
     size: Size
-    is_numpy: bool
 
     def __post_init__(self) -> None:
         """Call it, and choose the total among what it returns: what depends on most arguments."""
@@ -162,7 +159,7 @@ class BlackBox:
         Raises:
             LossError: the loss raises an exception, or returns no number.
         """
-        values: list[Any] = [a[role].numpy() if self.is_numpy else a[role] for role in self.names]
+        values = [a[role] for role in self.names]
         positional, named = ([], dict(zip(self.names.values(), values))) if self.by_name else (values, {})
         try:
             output = self.function(*positional, **named, **self.constants)
@@ -173,7 +170,7 @@ class BlackBox:
         several = enumerate(output) if isinstance(output, (tuple, list)) else [(None, output)]
         found = {}
         for key, value in output.items() if isinstance(output, Mapping) else several:
-            is_number = isinstance(value, (int, float, np.number, np.ndarray)) and not isinstance(value, bool)
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             value = torch.as_tensor(value) if is_number else value
             if isinstance(value, Tensor) and value.dim() < 2:
                 found[key] = value
@@ -188,48 +185,10 @@ class BlackBox:
         return {role: a[role].reshape(a["x"].shape) if role in "yt" else a[role] for role in a}
 
 
-_METHODS = ("loss_function", "loss", "loss_fn", "compute_loss", "calc_loss", "get_loss", "vae_loss", "elbo")
-
-
-def loss_of_module(module: nn.Module, x: Tensor) -> tuple[Callable[..., Any], tuple[str, ...] | None, tuple[int, ...]]:
-    """Return the loss of a module whose forward returns reconstruction, mean and log variance of a batch x.
-
-    Returns:
-        The method; the roles of its arguments, if it takes any number of them, in the order of what forward returns;
-        and the shape of an image.
-
-    Raises:
-        InputError: x is no batch, forward fails or returns something else, or there is no such method.
-    """
-    if x.dim() < 2:
-        raise InputError(
-            f"a module is identified with a batch of its images, not with a tensor of shape {tuple(x.shape)}"
-        )
-    method = next((getattr(module, name) for name in _METHODS if callable(getattr(module, name, None))), None)
-    if method is None:
-        raise InputError(f"the module has no loss ({', '.join(_METHODS)}): give identify the function that computes it")
-    try:
-        with torch.no_grad():
-            output = module(x)
-    except Exception as error:  # of any type, since it is the user's code
-        raise InputError(
-            f"forward of the module fails ({type(error).__name__}: {brief(error)}): give x in its shape"
-        ) from None
-    latent, roles = iter(("loc", "spread", "z")), []
-    for one in output if isinstance(output, (tuple, list)) else [output]:
-        is_image = isinstance(one, Tensor) and one.numel() == x.numel()
-        is_x = is_image and torch.equal(one.reshape(x.shape), x)
-        roles.append("x" if is_x else "reconstruction" if is_image else next(latent, ""))
-    takes_any = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(method).parameters.values())
-    if takes_any and not {"x", "reconstruction", "loc", "spread"} <= {*roles}:
-        raise InputError("forward of the module returns no reconstruction, x, mean and log variance: give the function")
-    return method, tuple(roles) if takes_any else None, tuple(x.shape[1:])
-
-
 def ways_of_calling(
     function: Any, arguments: Any, shape: tuple[int, ...] | None, constants: Mapping[str, Any]
 ) -> Iterator[BlackBox]:
-    """Yield the ways of calling a loss that work: for each choice of roles one for numbers and one for classes.
+    """Yield the ways of calling a loss that work: for each choice of roles one for real x and one for classes.
 
     Raises:
         InputError: there is none, or the loss is no function of such arguments.
@@ -241,12 +200,12 @@ def ways_of_calling(
     works = False
     for names, by_name, others in _choices_of_roles(function, arguments, constants):
         found: set[bool] = set()
-        for layout, image, latent, is_numpy in _shapes(shape):
+        for layout, image, latent in _shapes(shape):
             is_of_classes = layout in ("classes", "tokens")
-            if is_of_classes in found or (found and is_numpy):
+            if is_of_classes in found:
                 continue
             try:
-                box = BlackBox(function, names, others, by_name, layout, Size(4, image, latent), is_numpy)
+                box = BlackBox(function, names, others, by_name, layout, Size(4, image, latent))
             except LossError as error:
                 errors.append(str(error))
                 continue
@@ -260,16 +219,15 @@ def ways_of_calling(
         raise InputError(f"{errors[0]}, and fails for every other shape that was tried: {advice}")
 
 
-def _shapes(shape: tuple[int, ...] | None) -> Iterator[tuple[str, tuple[int, ...], int, bool]]:
-    """Yield layouts, shapes of an image and numbers of latents, and whether arguments are numpy arrays."""
+def _shapes(shape: tuple[int, ...] | None) -> Iterator[tuple[str, tuple[int, ...], int]]:
+    """Yield layouts, shapes of an image and numbers of latents."""
     free: tuple[tuple[int, ...], ...] = ((6,), (2, 3, 4))
     fixed = [one for image in _IMAGES for one in ((math.prod(image),), image)]
-    for is_numpy in (False, True):
-        for latent in _LATENTS:
-            for image in [shape] if shape else [*free, *(fixed if latent == _LATENTS[0] else fixed[:2])]:
-                yield from ((layout, image, latent, is_numpy) for layout in ("same", "flat")[: len(image)])
-                if image == (6,):
-                    yield from ((layout, image, latent, is_numpy) for layout in ("classes", "tokens"))
+    for latent in _LATENTS:
+        for image in [shape] if shape else [*free, *(fixed if latent == _LATENTS[0] else fixed[:2])]:
+            yield from ((layout, image, latent) for layout in ("same", "flat")[: len(image)])
+            if image == (6,):
+                yield from ((layout, image, latent) for layout in ("classes", "tokens"))
 
 
 def _choices_of_roles(
