@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pvae.core import __version__ as __version__
+
 if TYPE_CHECKING:
     from .config.config import Config as Config
     from .config.presets import SYSTEMS as SYSTEMS
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from .training.fit import fit as fit
     from .training.fit import resume as resume
     from .vae import VAE as VAE
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Config": "config.config",

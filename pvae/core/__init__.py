@@ -1,1 +1,3 @@
-"""Errors, random state, devices, processes and files, used by all other packages of pvae."""
+"""What every room uses: errors, records, random state, files, and the version of the package."""
+
+__version__ = "0.1.0"

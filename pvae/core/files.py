@@ -15,7 +15,6 @@ if sys.platform != "win32":
     import fcntl
 
 __all__ = [
-    "append",
     "check_replaceable",
     "expanded",
     "is_report",
@@ -39,13 +38,12 @@ _REPORT = re.compile(
 )
 
 
-def write_whole(path: Path, content: bytes, previous: Path | None = None) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write a file as a whole or not at all: under a temporary name, flushed to the disk, then renamed.
 
     Args:
         path: the file; a link of that name is replaced, not followed.
         content: all of its bytes.
-        previous: where to keep the file that is replaced; one of the two files is whole at any time.
 
     Raises:
         InputError: `path` is a folder, a pipe or a device.
@@ -59,12 +57,6 @@ def write_whole(path: Path, content: bytes, previous: Path | None = None) -> Non
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if previous is not None and path.exists():
-            previous.unlink(missing_ok=True)
-            try:
-                os.link(path, previous, follow_symlinks=False)
-            except OSError:  # a disk without hard links
-                path.replace(previous)
         temporary.replace(path)
     except OSError as error:
         error.filename = str(path)  # not the temporary name
@@ -104,18 +96,6 @@ def check_replaceable(path: Path) -> None:
 def is_temporary(path: Path) -> bool:
     """Return whether this is a temporary name of `write_whole`, left by a process that was killed."""
     return re.fullmatch(r"\.[\w-]+\.(json|jsonl|safetensors|png|csv|md|npz|onnx|py|html)\.\d+", path.name) is not None
-
-
-def append(path: Path, content: bytes) -> None:
-    """Append to a file, which is created if missing, and flush it to the disk.
-
-    Raises:
-        OSError: it cannot be written; a part of `content` may have been written.
-    """
-    with path.open("ab") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def expanded(path: str | Path, option: str) -> Path:

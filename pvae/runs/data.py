@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,9 +20,7 @@ from pvae.data.image_arrays import ImageArrays, is_array_file
 from pvae.data.image_folder import COLOURS, ImageTransform, image_files, load_images
 from pvae.data.sources import load_dataset
 from pvae.data.value_files import read_values
-
-if TYPE_CHECKING:
-    from pvae.runs.run import Run
+from pvae.runs.record import RunRecord
 
 __all__ = ["data_of", "images_for", "load_again", "load_for"]
 
@@ -51,7 +48,7 @@ def _labelled(data: Dataset, config: Config) -> Dataset:
 
 
 def data_of(
-    run: Run, data: Dataset | None = None, data_dir: str | Path | None = None, offline: bool = False
+    run: RunRecord, data: Dataset | None = None, data_dir: str | Path | None = None, offline: bool = False
 ) -> Dataset:
     """Return the data set that a run was trained on, after comparing its SHA-256 with the run's record.
 
@@ -78,7 +75,7 @@ def data_of(
     return found
 
 
-def load_again(run: Run, data_dir: str | Path | None, offline: bool) -> Dataset:
+def load_again(run: RunRecord, data_dir: str | Path | None, offline: bool) -> Dataset:
     """Return the data set with the name in a run's record; for "auto" that is the data set found at the training.
 
     Args:
@@ -113,7 +110,7 @@ def _transform(config: Config) -> ImageTransform:
     return ImageTransform(size, config.crop, 1 if config.grey else 0, config.skip_broken, keep_aspect=size is None)
 
 
-def images_for(run: Run, path: str | Path) -> tuple[list[str], Tensor, str, list[str]]:
+def images_for(run: RunRecord, path: str | Path) -> tuple[list[str], Tensor, str, list[str]]:
     """Return other images, converted to the shape that a run was trained on as its own images were.
 
     Args:
@@ -159,7 +156,7 @@ def images_for(run: Run, path: str | Path) -> tuple[list[str], Tensor, str, list
     return names, torch.from_numpy(loaded.pixels), "; ".join(filter(None, (changed, loaded.note, left_out))), labels
 
 
-def _values_for(run: Run, file: Path) -> tuple[list[str], Tensor, str, list[str]]:
+def _values_for(run: RunRecord, file: Path) -> tuple[list[str], Tensor, str, list[str]]:
     """Return the data of all splits of a file, in its order, for a run on data that are no images."""
     splits, labels, names, columns = read_values(file, run.data.columns, run.config.label_column)
     if texts := [column.name for column in columns if column.categories and not run.data.columns]:
@@ -181,7 +178,7 @@ def _class_name(label: str, names: Sequence[str]) -> str:
     return label
 
 
-def _named_from(run: Run, path: Path) -> Path:
+def _named_from(run: RunRecord, path: Path) -> Path:
     """Return the folder relative to which images are named: the run's own, if they lie in it."""
     trained_on = Path(run.data.dataset.removeprefix("folder:")).expanduser().absolute()
     if run.data.dataset.startswith("folder:") and path.is_relative_to(trained_on):

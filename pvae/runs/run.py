@@ -1,22 +1,17 @@
 """`Run`, an opened run folder: configuration, data, metrics of each epoch, and weights, each read once.
 
 A run folder contains config.json (options, data record, versions), metrics.jsonl (one JSON object per line, see
-`metrics.Metrics`), checkpoint.safetensors (weights, optimiser, random state, progress), the checkpoint before it, with
-validation images best.safetensors (the weights of the epoch with the best bound on them), for images of files
-split.csv (the name and the split of each), figures/ and TensorBoard events.
+`metrics.Metrics`), checkpoint.safetensors (weights, optimiser, random state, progress), with validation images
+best.safetensors (the weights of the epoch with the best bound on them), for images of files split.csv (the name and the
+split of each), figures/ and TensorBoard events.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
-import json
 import math
-import os
-import shlex
 import sys
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,27 +19,21 @@ from typing import Any, TypeVar
 
 import torch
 
-from pvae.config.config import Config
-from pvae.config.options import without_removed
 from pvae.config.presets import system_title
 from pvae.core.errors import InputError
-from pvae.core.files import expanded
 from pvae.core.random_state import seeded
-from pvae.core.records import from_record
-from pvae.data.dataset import DataRecord, Dataset
+from pvae.data.dataset import Dataset
 from pvae.data.preparation import Preparation
 from pvae.models.build import build_vae
 from pvae.runs.checkpoint import Checkpoint, read_checkpoint
 from pvae.runs.data import data_of
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience, read_metrics
+from pvae.runs.record import READY_MADE, RunRecord
 from pvae.vae import VAE
 
-__all__ = ["BEST", "CHECKPOINT", "FORMAT", "OWN_CODE", "PREVIOUS", "READY_MADE", "Run", "kept", "load"]
+__all__ = ["BEST", "CHECKPOINT", "METRICS", "OWN_CODE", "READY_MADE", "Run", "kept", "load"]
 
-READY_MADE = ("deep-bayes", "fashion-vae")  # names of the runs that come with pvae
-_READY_MADE = Path(__file__).parents[1] / "pretrained"
-FORMAT = 2  # of config.json
-CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint-previous.safetensors"
+CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
 BEST = "best.safetensors"
 OWN_CODE = "vae.py"  # the text of the file that --vae named; it is never run from here
 
@@ -62,95 +51,20 @@ def kept(function: Callable[[Run], T]) -> Callable[[Run], T]:
 
 
 @dataclass(eq=False)
-class Run:
+class Run(RunRecord):
     """An opened run folder. `fit` writes it, `Run.open` reads it.
 
     Metrics, weights, the VAE and the data set are read when they are first asked for, and kept. To see what another
     process has written since, open the run again.
 
     Args:
-        path: the folder.
-        config: configuration of the training.
-        data: record of the data set.
-        sessions: for each session that trained the run: its first epoch and step, device, number of processes and of
-            threads, engine, versions, commit and time.
-        identity: a unique name, stored in `config.json` and in the checkpoints.
-        has_own_vae: the VAE was built in Python and given to `fit`; `config` does not describe its networks.
-        start: of a training that started from another run: its identity, its folder, and its progress then; else {}.
         code: the text of the file of your own VAE, which is kept in the run folder as vae.py; "" if it has none.
         loaded: the data set, once it was read.
-        has_own_beta: the weight of the rate was a function that was given to `fit`.
     """
 
-    path: Path
-    config: Config
-    data: DataRecord
-    sessions: list[dict[str, Any]] = field(default_factory=list)
-    identity: str = field(default_factory=lambda: uuid.uuid4().hex)
-    has_own_vae: bool = False
-    start: dict[str, str] = field(default_factory=dict)
     code: str = field(default="", repr=False)
     loaded: Dataset | None = field(default=None, repr=False)
-    has_own_beta: bool = False
     _values: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # of `kept` functions, and the VAE
-
-    @classmethod
-    def open(cls, path: str | Path) -> Run:
-        """Return the run in a folder.
-
-        Args:
-            path: the folder; or the name of a run that comes with pvae, "deep-bayes" or "fashion-vae", if there is no
-                run folder of that name.
-
-        Raises:
-            InputError: the path is empty, the folder is not a run folder, or its `config.json` is damaged.
-        """
-        path = expanded(path, "the run folder")
-        if str(path) in READY_MADE and not (path / "config.json").exists():
-            path = _READY_MADE / path
-        file = path / "config.json"
-        try:
-            content = file.read_bytes()
-        except OSError as error:
-            why = f"config.json cannot be read ({error.strerror})"
-            if not os.path.lexists(path):  # also False for a name that is too long
-                near = difflib.get_close_matches(str(path), READY_MADE, n=1)
-                why = "there is nothing of that name" + "".join(f"; did you mean {name}?" for name in near)
-            elif runs := sorted(path.glob("*/config.json")):
-                why = f"it is a folder of run folders: give one of them, for instance {runs[0].parent}"
-            raise InputError(f"{path} is not a run folder: {why}") from None
-        try:
-            record = json.loads(content)
-            if record["format"] != FORMAT:
-                raise InputError(f"its format is not {FORMAT}")
-            options = without_removed(dict(record["config"]))
-            data = {"datum_shape" if name == "image_shape" else name: one for name, one in dict(record["data"]).items()}
-            if isinstance(size := options.get("image_size"), int):  # of earlier versions, as second_latent_dim
-                options["image_size"] = str(size)
-            if options.get("alpha") == "-inf":  # JSON has no infinity
-                options["alpha"] = -math.inf
-            if options.get("second_latent_dim") == 0:
-                del options["second_latent_dim"], options["second_hidden"]
-            return cls(
-                path,
-                from_record(Config, options),
-                from_record(DataRecord, data),
-                record["sessions"],
-                record["run"],
-                "own_vae" in record,
-                record.get("start", {}),
-                has_own_beta="own_beta" in record,
-            )
-        except (InputError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise InputError(
-                f"{file} is damaged or of another version of pvae ({error}): restore a copy of it, or use the version "
-                "that wrote it"
-            ) from None
-
-    @property
-    def place(self) -> Path:
-        """Where pictures and reports of the run are written: its folder, or runs/NAME for a ready-made run."""
-        return Path("runs") / self.path.name if self.path.parent == _READY_MADE else self.path
 
     def keep(self, function: Callable[[Run], T]) -> T:
         """Return function(self), which is computed at the first call and then kept; `kept` calls it."""
@@ -193,7 +107,7 @@ class Run:
         Raises:
             InputError: `metrics.jsonl` or the checkpoint is damaged.
         """
-        return read_metrics(self.path / "metrics.jsonl", self.read_checkpoint().counts.epoch)
+        return read_metrics(self.path / METRICS, self.read_checkpoint().counts.epoch)
 
     def test_metrics(self) -> Metrics | None:
         """Return the test metrics of the epoch whose weights `vae` returns, or None if no epoch is finished.
@@ -211,7 +125,7 @@ class Run:
         elbo = "" if self.config.is_autoencoder else f", --elbo {self.config.elbo}"
         title = f"{system_title(self.config)}{elbo}, on {self.data.title}\n{checkpoint.progress}"
         test = self.test_metrics()
-        if checkpoint.unfinished is not None or test is None:  # metrics.jsonl has no bound of these weights
+        if test is None:  # no epoch is finished
             return title
         best = ", the best on the validation data\n" if test.epoch == best_epoch(self.metrics()) else ": "
         return f"{title}{best}{test} nats{self.bits(test)}"
@@ -230,10 +144,7 @@ class Run:
         Raises:
             InputError: it is missing, damaged, or of another run.
         """
-        try:
-            return self.read(CHECKPOINT)
-        except InputError as error:
-            raise InputError(f"{error}; {self.how_to_resume} goes on from {PREVIOUS} if that is whole") from None
+        return self.read(CHECKPOINT)
 
     def read(self, name: str) -> Checkpoint:
         """Return the checkpoint in one of the run's files; it raises what `read_checkpoint` raises."""
@@ -256,7 +167,7 @@ class Run:
             InputError: as for `read_checkpoint`, or `metrics.jsonl` is damaged.
         """
         last, best = self.read_checkpoint(), best_epoch(self.metrics())
-        if best is None or (last.counts.epoch == best and last.unfinished is None):
+        if best in (None, last.counts.epoch):
             return last
         try:
             checkpoint = self.read(BEST)
@@ -320,21 +231,9 @@ class Run:
         """Whether its VAE is one given the labels of the data: each datum needs its own."""
         return self.config.condition or (self.has_own_vae and self.vae().takes_labels and not self.config.labels)
 
-    @property
-    def how_to_resume(self) -> str:
-        """The command that resumes the run, or the call in Python if a command cannot find its VAE or images."""
-        given = ", vae=vae" * self.has_own_vae + ", data=data" * (not self.data.dataset)
-        path = str(self.path)
-        return f"pvae.resume({path!r}{given})" if given else f"python -m pvae.train --resume {shlex.quote(path)}"
-
-    @property
-    def in_python(self) -> str:
-        """What to do in Python with a run whose VAE or images no command can find."""
-        calls = ["run.vae(vae)"] * self.has_own_vae + ["run.dataset(data)"] * (not self.data.dataset)
-        return (
-            f"in Python, {self.how_to_resume} resumes it, and after run = pvae.Run.open({str(self.path)!r}); "
-            f"{'; '.join(calls)}, pvae.plotting.pictures and pvae.evaluation.report.evaluate take run"
-        )
+    def as_start(self) -> dict[str, str]:
+        """Return what a training that starts from the weights of `best_checkpoint` records of this run."""
+        return {"run": self.identity, "path": str(self.path), "at": self.best_checkpoint().progress}
 
     def is_finished(self) -> bool:
         """Return whether the run has all its epochs, or has run out of patience, and its figures.
@@ -342,10 +241,10 @@ class Run:
         Raises:
             InputError: `metrics.jsonl` or the checkpoint is damaged.
         """
-        checkpoint, rows = self.read_checkpoint(), self.metrics()
-        is_last = checkpoint.counts.epoch >= self.config.epochs or is_out_of_patience(rows, self.config.patience)
+        epoch, rows = self.read_checkpoint().counts.epoch, self.metrics()
+        is_last = epoch >= self.config.epochs or is_out_of_patience(rows, self.config.patience)
         has_figures = (self.path / "figures" / "losses.png").exists()  # the last one that a training draws
-        return is_last and checkpoint.unfinished is None and has_figures
+        return is_last and has_figures
 
     def forget(self) -> None:
         """Forget the metrics and checkpoints that were read, and what was computed from them."""

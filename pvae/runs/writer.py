@@ -1,4 +1,4 @@
-"""Write a run folder: called by `training.fit` alone.
+"""Write a run folder: called by `training` alone.
 
 config.json is written last: a folder that has one has a checkpoint, from which the training can be resumed.
 """
@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
-import math
-import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -21,20 +18,19 @@ from typing import Any
 
 import torch
 
-from pvae import __version__
 from pvae.config.config import Config
+from pvae.core import __version__
 from pvae.core.errors import InputError
-from pvae.core.files import is_report, is_temporary, write_whole
+from pvae.core.files import is_temporary, write_whole
 from pvae.core.records import to_json
 from pvae.runs.checkpoint import Checkpoint, to_bytes
 from pvae.runs.metrics import Metrics, best_epoch
-from pvae.runs.run import BEST, CHECKPOINT, FORMAT, OWN_CODE, PREVIOUS, Run
+from pvae.runs.record import CONFIG
+from pvae.runs.run import BEST, CHECKPOINT, METRICS, OWN_CODE, Run
 
-__all__ = ["begin", "check_out", "discard", "new_folder", "record_choice", "restore_previous", "save", "set_aside"]
+__all__ = ["begin", "check_out", "discard", "new_folder", "record_choice", "save"]
 
-_FIRST = ("metrics.jsonl", CHECKPOINT, PREVIOUS)  # files that are written before config.json
-_REPORTS = ("", "figures", "scores", "samples", "onnx", "torch", "comparison")  # folders of a run that hold reports
-_OWN_VAE = "built in Python: the options of config from network to scale do not describe it"
+_FIRST = (METRICS, CHECKPOINT)  # files that are written before config.json
 
 
 def check_out(path: Path) -> Path:
@@ -50,7 +46,7 @@ def check_out(path: Path) -> Path:
     if taken and not path.is_dir():
         raise InputError(f"--out {path} is a file: name a folder, new or empty")
     if taken:
-        resume = f", or go on with --resume {path}" if (path / "config.json").exists() else ""
+        resume = f", or go on with --resume {path}" if (path / CONFIG).exists() else ""
         raise InputError(f"--out {path} is a folder that is not empty: name a new one{resume}")
     return path
 
@@ -79,23 +75,6 @@ def new_folder(path: Path | None, config: Config) -> Path:
         folder = Path("runs") / f"{name}-{number}"
 
 
-def restore_previous(run: Run) -> str:
-    """Replace the last checkpoint, if it is damaged, by the one before it; return a note for the user, or "".
-
-    Raises:
-        InputError: both are damaged or missing.
-    """
-    try:
-        run.read_checkpoint()
-        return ""
-    except InputError as error:
-        with contextlib.suppress(InputError):
-            run.read(PREVIOUS)
-            (run.path / PREVIOUS).replace(run.path / CHECKPOINT)
-            return f"going on from the checkpoint before the last one: {error}"
-        raise
-
-
 def begin(run: Run, rows: Sequence[Metrics], start: Checkpoint, device: str, num_processes: int) -> None:
     """Save the state at the start of a session, and record the session in `config.json`.
 
@@ -117,7 +96,7 @@ def begin(run: Run, rows: Sequence[Metrics], start: Checkpoint, device: str, num
     counts = start.counts
     session = {"from_epoch": counts.epoch, "from_step": counts.step, "device": device, "processes": num_processes}
     run.sessions.append({**session, **_provenance()})
-    _write_config(run)
+    run.write()
 
 
 def save(run: Run, rows: Sequence[Metrics], checkpoint: Checkpoint) -> None:
@@ -134,12 +113,12 @@ def save(run: Run, rows: Sequence[Metrics], checkpoint: Checkpoint) -> None:
         OSError: the folder cannot be written, or was removed, emptied or replaced.
     """
     if run.sessions:
-        (run.path / "config.json").stat()  # raises an OSError if the folder is not the run's any more
+        (run.path / CONFIG).stat()  # raises an OSError if the folder is not the run's any more
     checkpoint = replace(checkpoint, run=run.identity)
     lines = "".join(to_json(asdict(row)) + "\n" for row in rows)
-    write_whole(run.path / "metrics.jsonl", lines.encode())
-    write_whole(run.path / CHECKPOINT, to_bytes(checkpoint), previous=run.path / PREVIOUS)
-    if checkpoint.unfinished is None and best_epoch(rows) == checkpoint.counts.epoch:
+    write_whole(run.path / METRICS, lines.encode())
+    write_whole(run.path / CHECKPOINT, to_bytes(checkpoint))
+    if best_epoch(rows) == checkpoint.counts.epoch:
         write_whole(run.path / BEST, to_bytes(replace(checkpoint, moments={}, rng={})))
     run.forget()
 
@@ -149,54 +128,15 @@ def record_choice(run: Run, chosen: Mapping[str, Any]) -> None:
     session = run.sessions[-1]
     if {**session, **chosen} != session:
         session.update(chosen)
-        _write_config(run)
-
-
-def _write_config(run: Run) -> None:
-    record = {
-        "format": FORMAT,
-        "run": run.identity,
-        **({"own_vae": _OWN_VAE} if run.has_own_vae else {}),
-        **({"own_beta": "a function of the step, given to fit"} if run.has_own_beta else {}),
-        **({"start": run.start} if run.start else {}),
-        "config": asdict(run.config) | ({"alpha": "-inf"} if run.config.alpha == -math.inf else {}),
-        "data": asdict(run.data),
-        "sessions": run.sessions,
-    }
-    write_whole(run.path / "config.json", f"{to_json(record, indent=2)}\n".encode())
+        run.write()
 
 
 def discard(path: Path) -> None:
     """Remove the folder of a new run whose training could not start."""
     with contextlib.suppress(OSError):
-        for name in (*_FIRST, "config.json", "split.csv"):
+        for name in (*_FIRST, CONFIG, "split.csv"):
             (path / name).unlink(missing_ok=True)
         path.rmdir()
-
-
-def set_aside(path: Path, epoch: int) -> str:
-    """Move the pictures and reports that pvae wrote of earlier weights into a new folder; other files stay.
-
-    The folder is `of-epoch-<epoch>`, or the first free one of `of-epoch-<epoch>-2` and so on.
-
-    Args:
-        path: the run folder.
-        epoch: number of epochs of the earlier weights.
-
-    Returns:
-        A note for the user, or "" if there are none.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    reports = [file for name in _REPORTS for file in (path / name).glob("*") if is_report(file)]
-    numbers = (f"-{number}" if number > 1 else "" for number in itertools.count(1))
-    folder = next(one for suffix in numbers if not os.path.lexists(one := path / f"of-epoch-{epoch}{suffix}"))
-    for file in reports:
-        kept = folder / file.relative_to(path)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        file.replace(kept)
-    return f"the pictures and reports of the earlier weights are now in {folder}" if reports else ""
 
 
 def _provenance() -> dict[str, object]:

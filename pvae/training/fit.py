@@ -119,10 +119,16 @@ def fit(
             taken = "" if parent is None else start_from(trainer.vae, parent.best_checkpoint().vae, parent.path)
             trainer.dry_run()
             folder = Path(world.broadcast(lambda: str(writer.new_folder(path, config))))
-            run = Run(folder, config, data.record(), has_own_vae=vae is not None, code=code, loaded=data)
-            run.has_own_beta = beta is not None
-            if parent is not None:
-                run.start = {"run": parent.identity, "path": str(parent.path), "at": parent.best_checkpoint().progress}
+            run = Run(
+                folder,
+                config,
+                data.record(),
+                has_own_vae=vae is not None,
+                has_own_beta=beta is not None,
+                start={} if parent is None else parent.as_start(),
+                code=code,
+                loaded=data,
+            )
             with _locked(folder, world):
                 world.broadcast(lambda: str(writer.check_out(folder)))  # another training may have written to it
                 same = config.particles == 1 and ELBO_CLASSES[config.elbo].is_importance_weighted
@@ -179,7 +185,6 @@ def resume(
     path, device = run.path, device or str(run.sessions[-1].get("device", "auto"))
     with _one_at_a_time(), joined(device) as world, _locked(path, world):
         # Under the lock, since another process may have trained the run until now.
-        note = world.broadcast(lambda: writer.restore_previous(Run.open(path)))
         run = _reopened(path, epochs)
         run.check_vae(vae)
         if run.has_own_beta and beta is None:
@@ -196,7 +201,7 @@ def resume(
             chosen |= {"threads": threads} if threads else {}
             trainer = Trainer(run.config, data, where, world, vae, **chosen, note=_note_of(quiet, world), beta=beta)
             trainer.restore(run.read_checkpoint())
-            _train(trainer, run, (note, data.note), quiet, on_epoch)
+            _train(trainer, run, (data.note,), quiet, on_epoch)
     return run
 
 
@@ -237,7 +242,7 @@ def _reopened(path: Path, epochs: int | None) -> Run:
         raise InputError(
             f"{path} stopped at epoch {done} by --patience {planned.patience}: start a new run with a larger --patience"
         )
-    if (done, checkpoint.unfinished is not None) > (epochs, False):
+    if done > epochs:
         raise InputError(f"{path} is at {checkpoint.progress}: give --epochs above {done} to train it further")
     return run
 
@@ -310,7 +315,7 @@ def train_in_memory(
 
 
 class _StopError(Exception):
-    """A signal came; raised between two steps, so that the state can be saved."""
+    """A signal came; raised between two steps."""
 
 
 def _train(trainer: Trainer, run: Run, notes: Sequence[str], quiet: bool, on_epoch: OnEpoch) -> None:
@@ -352,8 +357,6 @@ def _train(trainer: Trainer, run: Run, notes: Sequence[str], quiet: bool, on_epo
                 writer.begin(run, rows, start, device, world.size)
                 if trainer.data.names:
                     write_whole(run.path / "split.csv", trainer.data.split_csv())
-                if trainer.epoch < config.epochs and (note := writer.set_aside(run.path, trainer.epoch)):
-                    print(f"note: {note}", file=sys.stderr)
             saved = start
             if not quiet:
                 print_line(start_lines(run, str(trainer.device), trainer.epoch))
@@ -362,12 +365,11 @@ def _train(trainer: Trainer, run: Run, notes: Sequence[str], quiet: bool, on_epo
                 try:
                     new = trainer.run_epoch(quiet or sys.stdout is None, stop_if_asked)  # None: nothing reads it
                 except _StopError:
-                    saved = save()
                     raise KeyboardInterrupt from None
                 rows = [*rows, *new]
                 saved = save()
                 if events is not None:
-                    events.epoch(new, *trainer.pictures())
+                    events.write(new, *trainer.pictures())
                 if not quiet:
                     print_line(epoch_line(run, new))
                 if is_first:

@@ -43,7 +43,7 @@ from pvae.elbos.registry import elbo_of
 from pvae.elbos.terms import posterior_mean_loss
 from pvae.models.build import build_vae, fit_to, meta_state_dict, sizes_of, start_like_burda
 from pvae.models.labels import found_labels
-from pvae.runs.checkpoint import Checkpoint, Counts, UnfinishedEpoch
+from pvae.runs.checkpoint import Checkpoint, Counts
 from pvae.runs.metrics import Metrics, summarise
 from pvae.trained.images import check_domain
 from pvae.trained.latent_space import reconstruct, sample, sample_given
@@ -141,7 +141,6 @@ class Trainer:
         while candidates[-1] > 1 and threads is None and world.size == 1 and device.type == "cpu":
             candidates.append(candidates[-1] // 2)
         self._first_steps = FirstSteps(candidates)
-        self._unfinished: UnfinishedEpoch | None = None  # with this process's part of the sums alone
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -151,12 +150,12 @@ class Trainer:
         return {"engine": self.engine, "threads": first.threads} if is_chosen else {}
 
     def run_epoch(self, quiet: bool = True, on_step: Callable[[], None] = lambda: None) -> list[Metrics]:
-        """Train for one epoch, or for the rest of the one that a checkpoint was taken in, and then evaluate.
+        """Train for one epoch, and then evaluate.
 
         Args:
             quiet: draw no progress bar.
-            on_step: called after each step and each batch of an evaluation. If it raises, `checkpoint` returns the
-                state after that step. It must not edit the model: a compiled epoch would not notice.
+            on_step: called after each step and each batch of an evaluation. It must not edit the model: a compiled
+                epoch would not notice.
 
         Returns:
             The metrics of the training images, of the validation images if there are any, and of the test images.
@@ -174,28 +173,24 @@ class Trainer:
         self.vae.train()
         self._first_steps.begin()
         batch_size, title = self.config.batch_size, f"epoch {self.epoch + 1}/{self.config.epochs}"
-        if self._unfinished is None:
-            order = in_random_order(self.images["train"]).to(self.device)
-            distortion, rate = torch.zeros(2, len(order), device=self.device)
-            self._unfinished = UnfinishedEpoch(order, distortion, rate, total=0.0, seen=0, seconds=0.0)
-        state = self._unfinished
-        bar = progress_bar(title, self.num_steps, "step", quiet, state.seen // batch_size)
+        order = in_random_order(self.images["train"]).to(self.device)
+        distortion, rate = torch.zeros(2, len(order), device=self.device)
+        total, seen, began = 0.0, 0, time.perf_counter()
+        bar = progress_bar(title, self.num_steps, "step", quiet)
         with bar, no_nan_warnings():
-            while state.seen < len(state.order):
-                started, index = time.perf_counter(), state.order[state.seen : state.seen + batch_size]
+            for index in order.split(batch_size):
                 (loss, terms), share = self.train_step(index), self.world.share(len(index))
                 if share.weight:
-                    rows = slice(state.seen + share.start, state.seen + share.stop)
-                    state.distortion[rows], state.rate[rows] = terms[:2]
-                total, seen = state.total + loss * share.total, state.seen + share.total
-                seconds = state.seconds + time.perf_counter() - started
-                state = self._unfinished = state._replace(total=total, seen=seen, seconds=seconds)
-                bar.set_postfix_str(f"loss {state.total * self.world.size / state.seen:.2f}", refresh=False)
+                    rows = slice(seen + share.start, seen + share.stop)
+                    distortion[rows], rate[rows] = terms[:2]
+                total, seen = total + loss * share.total, seen + share.total
+                bar.set_postfix_str(f"loss {total * self.world.size / seen:.2f}", refresh=False)
                 bar.update()
                 on_step()
-        whole = self._summed(state)
-        terms, loss = Terms(whole.distortion, whole.rate), whole.total / len(whole.order)
-        return self._metrics("train", terms, loss, whole.seconds)
+        whole, both = torch.tensor([total], dtype=torch.float64), torch.stack([distortion, rate])
+        self.world.sum_([whole])
+        self.world.sum_([both])
+        return self._metrics("train", Terms(*both), whole.item() / len(order), time.perf_counter() - began)
 
     def train_step(self, index: Tensor) -> tuple[float, Terms]:
         """Step on one batch of training images.
@@ -319,7 +314,7 @@ class Trainer:
 
     def end_epoch(self) -> None:
         """Count the epoch as finished; the next `train_epoch` starts a new one."""
-        self.epoch, self._unfinished = self.epoch + 1, None
+        self.epoch += 1
 
     def rate_weight(self) -> float:
         """Return the weight of the rate in the loss of the next step."""
@@ -359,7 +354,6 @@ class Trainer:
             vae=self.vae.state_dict(),
             moments={f"{index}.{name}": tensor for index, one in moments.items() for name, tensor in one.items()},
             rng=rng_state(self.device),
-            unfinished=None if self._unfinished is None else self._summed(self._unfinished),
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -377,14 +371,6 @@ class Trainer:
                 f"the checkpoint does not fit config.json or the VAE ({brief(error)}): restore the files of one run"
             ) from None
         self.epoch, self.step = checkpoint.counts.epoch, checkpoint.counts.step
-        state = checkpoint.unfinished
-        if state is not None:
-            mine = float(self.world.is_first)  # the first process alone keeps the sums of all processes
-            order, distortion, rate = (tensor.to(self.device) for tensor in state[:3])
-            state = UnfinishedEpoch(
-                order, mine * distortion, mine * rate, mine * state.total, state.seen, state.seconds
-            )
-        self._unfinished = state
 
     def _restore_moments(self, moments: dict[str, Tensor]) -> None:
         shapes = {
@@ -399,13 +385,6 @@ class Trainer:
             index, name = key.split(".")
             state.setdefault(int(index), {})[name] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-
-    def _summed(self, state: UnfinishedEpoch) -> UnfinishedEpoch:
-        """Return the state of an epoch summed over all processes."""
-        total, terms = torch.tensor([state.total], dtype=torch.float64), torch.stack([state.distortion, state.rate])
-        self.world.sum_([total])
-        self.world.sum_([terms])
-        return state._replace(distortion=terms[0], rate=terms[1], total=total.item())
 
     def _batch_of(self, index: Tensor) -> Batch:
         """Return the training data of an index as model and guide take them: x, or (x, y)."""

@@ -30,7 +30,6 @@ from pvae.data import folders
 from pvae.data.dataset import Dataset
 from pvae.data.sources import load_dataset
 from pvae.runs import data as data_module
-from pvae.runs import writer
 from pvae.runs.run import Run
 from pvae.training.fit import fit, resume
 
@@ -134,36 +133,6 @@ def test_a_result_that_cannot_be_written_is_named(run, tmp_path, capsys, monkeyp
     assert evaluate([str(run), *SMALL, "--out", str(tmp_path / "result.json")]) == 1
     assert f"{tmp_path / 'result.json'} cannot be written" in capsys.readouterr().err
     assert not (tmp_path / "result.json").exists()
-
-
-def test_a_resumed_training_sets_its_own_figures_and_reports_aside(run, data, capsys):
-    plot(run / "figures" / "mine.png")
-    (run / "figures" / "notes.txt").write_text("mine")
-    assert draw([str(run), "--what", "scatter"]) == 0
-    assert score([str(run), *SMALL]) == 0
-    assert encode([str(run), "--out", str(run / "codes.csv")]) == 0
-    with (run / "scores" / "scores.csv").open("a") as file:
-        file.write("a remark\n")
-    before = contents(run)
-    capsys.readouterr()
-    resume(run, 2, data=data)
-    assert f"now in {run}/of-epoch-1" in capsys.readouterr().err
-    after = contents(run)
-    for name in ("mine.png", "notes.txt"):
-        assert after[run / "figures" / name] == before[run / "figures" / name]
-    for name in ("figures/scatter.png", "figures/losses.png", "scores/scores.csv", "scores/oddest.png", "codes.csv"):
-        assert after[run / "of-epoch-1" / name] == before[run / name]
-        assert after.get(run / name) != before[run / name]
-    assert not (run / "scores" / "scores.csv").exists(), "of another epoch"
-
-
-def test_what_was_set_aside_is_not_replaced(run):
-    assert writer.set_aside(run, 1)
-    plot_by_pvae = run / "of-epoch-1" / "figures" / "losses.png"
-    shutil.copy(plot_by_pvae, run / "figures" / "losses.png")
-    assert str(run / "of-epoch-1-2") in writer.set_aside(run, 1)
-    assert plot_by_pvae.exists()
-    assert writer.set_aside(run, 1) == ""
 
 
 def test_help_lists_every_command_and_each_explains_itself_without_torch(capsys):

@@ -243,28 +243,6 @@ def test_options_may_stand_before_images(run, base, tmp_path, command):
     assert len(rows_of(written)) == 40
 
 
-def test_reports_of_earlier_weights_are_set_aside_when_a_run_is_trained_further(run, no_pictures):
-    """Those that pvae wrote; other files in the same folders stay."""
-    assert encode([str(run)]) == 0
-    assert score([str(run), "--importance-samples", "2"]) == 0
-    assert sample([str(run), "-n", "2"]) == 0
-    assert evaluate([str(run), "--importance-samples", "2"]) == 0
-    mine = [run / "samples" / "mine.png", run / "scores" / "mine.csv", run / "mine.json"]
-    for path in mine:
-        path.write_bytes(b"mine")
-    train(["--resume", str(run), "--quiet"])
-    assert (run / "samples" / "samples.png").exists(), "nothing was trained"
-    assert train(["--resume", str(run), "--epochs", "2", "--quiet"]) == 0
-    reports = (
-        "codes.npz scores/scores.csv scores/oddest.png samples/sample-0001.png samples/samples.png evaluation.json"
-    )
-    for name in reports.split():
-        assert (run / "of-epoch-1" / name).is_file()
-        assert not (run / name).exists()
-    assert all(path.read_bytes() == b"mine" for path in mine)
-    assert Run.open(run).metrics()[-1].epoch == 2
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_read_only_folder_is_refused_at_once(run, tmp_path, capsys, monkeypatch, command):
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere

@@ -40,7 +40,7 @@ VARIANTS = {
     "handwritten-clipped": SMALL.replace(elbo="handwritten", beta=0.5, clip_norm=5.0, schedule="cosine"),
     "dreg-graph": SMALL.replace(elbo="dreg", particles=2, binarize="dynamic", compile="graph"),
 }
-PHASES = ["start", "begin", "train", "test", "write", "append", "figures", "other"]
+PHASES = ["start", "begin", "train", "test", "write", "events", "figures", "other"]
 FILE_EVENTS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir"}
 
 
@@ -63,7 +63,7 @@ def note_phases(phase):
     phased(phase, pvae.training.trainer.Trainer, "train_epoch", "train")
     phased(phase, pvae.training.trainer.Trainer, "evaluate", "test")
     phased(phase, pvae.runs.writer, "write_whole", "write")
-    phased(phase, pvae.runs.tensorboard, "append", "append")
+    phased(phase, pvae.runs.tensorboard.Events, "write", "events")
     phased(phase, pvae.plotting.run_figures, "save_figures", "figures")
     original = pvae.runs.writer.save
 

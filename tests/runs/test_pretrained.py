@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,18 @@ def test_a_ready_made_run_has_its_published_figure(name, published, data_dir):
     assert elbo == pytest.approx(recorded.elbo, abs=0.05)
     if published is not None:
         assert elbo == pytest.approx(published, abs=1.0)
+
+
+@pytest.mark.parametrize("name", READY_MADE)
+def test_a_flipped_bit_in_a_ready_made_run_is_refused(name, tmp_path):
+    run = shutil.copytree(Run.open(name).path, tmp_path / "run")
+    file = run / "checkpoint.safetensors"
+    content = bytearray(file.read_bytes())
+    pvae.load(run)
+    content[-1000] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="checkpoint"):
+        pvae.load(run)
 
 
 def test_a_ready_made_run_cannot_be_resumed():

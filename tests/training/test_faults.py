@@ -14,7 +14,6 @@ from helpers.runs import assert_same, weights
 
 from pvae.core.errors import InputError, LostError
 from pvae.core.files import locked
-from pvae.runs import writer
 from pvae.runs.run import Run
 from pvae.training.fit import fit, resume
 
@@ -31,9 +30,9 @@ def config(small_config):
     return small_config.replace(epochs=3)
 
 
-@pytest.mark.parametrize("failing", [1, 3, 4, 5, 6, 7, 13])
+@pytest.mark.parametrize("failing", [1, 3, 4, 5, 6, 9])
 def test_a_full_disk(few_digits, config, tmp_path, monkeypatch, failing):
-    """Fail at each write in turn: metrics.jsonl, checkpoint, config.json, events, three per epoch."""
+    """Fail at each write in turn: metrics.jsonl, checkpoint, config.json, two per epoch."""
     count, real = iter(range(1, 1000)), os.fsync
 
     def fsync(descriptor):
@@ -49,7 +48,7 @@ def test_a_full_disk(few_digits, config, tmp_path, monkeypatch, failing):
     if failing <= 3:
         assert not (tmp_path / "run").exists()
         return
-    assert f"up to epoch {min(3, (failing - 4) // 3)}; go on with" in str(caught.value)
+    assert f"up to epoch {(failing - 4) // 2}; go on with" in str(caught.value)
     run = resume(tmp_path / "run", data=few_digits)
     assert not list(run.path.rglob(".*"))
     assert_same(weights(run), weights(fit(config, data=few_digits, out=tmp_path / "whole")))
@@ -110,18 +109,3 @@ def test_resume_reads_the_checkpoint_under_the_lock(few_digits, config, tmp_path
     with monkeypatch.context() as patch:
         patch.setattr(Run, "read_checkpoint", read_checkpoint)
         resume(tmp_path / "run", 4, data=few_digits)
-
-
-def test_a_run_killed_as_it_goes_on_from_the_checkpoint_before_the_last_one_is_resumed(
-    few_digits, config, tmp_path, monkeypatch
-):
-    """The one that is read takes the place of the damaged one before anything else is written."""
-    run = fit(config, data=few_digits, out=tmp_path / "run")
-    before = weights(run)
-    (run.path / "checkpoint.safetensors").write_bytes(b"damaged")
-    with monkeypatch.context() as patch:
-        patch.setattr(writer, "begin", lambda *_: sys.exit())
-        with pytest.raises(SystemExit):
-            resume(run.path, data=few_digits)
-    assert Run.open(run.path).metrics()[-1].epoch == 2
-    assert_same(weights(resume(run.path, data=few_digits)), before)

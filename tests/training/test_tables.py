@@ -144,8 +144,6 @@ def test_every_command_takes_a_table_of_numbers_and_texts(folder, capsys):
             assert all(word in said for word in words), said
     assert export(["run", "--format", "torch"]) == 2
     assert train(["--resume", "run", "--epochs", "41", "--quiet"]) == 0
-    assert not (folder / "run" / "samples" / "samples.csv").exists()
-    assert (folder / "run" / "of-epoch-40" / "samples" / "imputed.csv").exists()
 
 
 @pytest.mark.usefixtures("no_pictures")
