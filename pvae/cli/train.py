@@ -59,6 +59,11 @@ metrics.jsonl, checkpoint.safetensors, figures/ and TensorBoard events; pvae.loa
 _NETWORK = "give --network, and --hidden for its widths; the decoder is its reverse"
 _CONDITIONAL = "give --condition, for p(x | z, y) given the labels of the data"
 _ABSENT = dict.fromkeys(["--encoder", "--decoder"], _NETWORK) | {"--conditional": _CONDITIONAL}
+_ABSENT |= {
+    flag(name): f"set {name} in a TOML file, and give it by --config"
+    for name, option in OPTIONS.items()
+    if not option.has_flag
+}
 
 
 def _work(arguments: argparse.Namespace) -> None:
@@ -120,11 +125,13 @@ def _add_config_options(parser: argparse.ArgumentParser) -> None:
     for name, option in OPTIONS.items():
         if name == "elbo":
             group = parser.add_argument_group("how it is trained")
+        if not option.has_flag:
+            continue
         text = f"published system to start from: {', '.join(SYSTEMS)}" if name == "system" else option.text
         text, default = text.replace("%", "%%"), option.default
         if isinstance(default, bool):
             group.add_argument(flag(name), action="store_true", default=argparse.SUPPRESS, help=text)
-        elif name != "source":
+        else:
             kind = int if isinstance(default, tuple) else type(default)
             group.add_argument(
                 flag(name),
@@ -227,7 +234,7 @@ def _what_is_next(run: Run) -> str:
         following += [f"pvae sample {folder}", f"pvae score {folder} DATA"]
     following.append(f"tensorboard --logdir {folder}")
     is_stopped = run.metrics()[-1].epoch < run.config.epochs  # by --patience
-    if run.config.schedule == "constant" and run.config.warm_up_cycles == 1 and not is_stopped:
+    if run.config.schedule == "constant" and not is_stopped:
         following.append(f"python -m pvae.train --resume {folder} --epochs {2 * run.config.epochs}")
     return f"done; the run is in {folder}: {files}\nnext:  " + "\n   or  ".join(following)
 

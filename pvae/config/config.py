@@ -49,7 +49,8 @@ class Config:
 
     A published system is a `Config`, and so is a user's own. The device, the folders and the amount of output are not
     part of it. `OPTIONS` holds the type, range and help text of each field. The options of `python -m pvae.train`, the
-    keys of its TOML files and the list below are generated from it.
+    keys of its TOML files and the list below are generated from it; `adam_eps`, `initialization` and `source` are set
+    in TOML and Python only.
 
     Args:
         FIELDS
@@ -81,12 +82,6 @@ class Config:
         "height and width to which image files are resized: 28x20, or 64 for 64x64. auto: their median size, reduced "
         "to a longer side of 64 if it is larger; what does not fit its shape is cut off at both ends",
         pattern=(r"auto|[1-9]\d{0,3}(x[1-9]\d{0,3})?", "auto, a size such as 28x20 (height x width), or 64 for 64x64"),
-        only_with=_READS_FILES,
-    )
-    crop: int = option(
-        0,
-        "side of the square cut out of the middle of image files first; 0 cuts nothing",
-        limits=(0, 10**4),
         only_with=_READS_FILES,
     )
     grey: bool = option(
@@ -165,6 +160,7 @@ class Config:
         "torch: as torch draws the weights; burda: Glorot-uniform with zero biases, and the decoder's last bias is the "
         "logit of the mean training image",
         choices=("torch", "burda"),
+        has_flag=False,
     )
     latent_dim: int = option(32, "number of latent dimensions", limits=_SIZE)
     upper_latent_dims: tuple[int, ...] = option(
@@ -270,19 +266,7 @@ class Config:
         only_with=("--elbo miwae or piwae", lambda c: c.elbo in ("miwae", "piwae")),
     )
     beta: float = option(1.0, "weight of the rate in the loss, never in a reported ELBO")
-    rate_reduction: str = option(
-        "sum",
-        "in the loss, sum the rate over latent dimensions (the KL divergence), or take their mean (post 003)",
-        choices=("sum", "mean"),
-    )
     warm_up: int = option(0, "epochs over which the weight of the rate rises linearly, at each step, from 0 to beta")
-    warm_up_cycles: int = option(
-        1,
-        "number of cycles of equal length in which the training is divided; in each the weight of the rate rises anew "
-        "over --warm-up epochs (cyclical annealing)",
-        limits=(1, 10**6),
-        only_with=("--warm-up", lambda c: c.warm_up > 0),
-    )
     free_bits: float = option(
         0.0,
         "the rate of each latent dimension, a mean over the batch, counts as at least this number of nats; requires "
@@ -303,7 +287,7 @@ class Config:
         "theirs are --epochs 3280 --batch-size 20 --lr 0.001",
         choices=("constant", "cosine", "steps", "paper"),
     )
-    adam_eps: float = option(1e-8, "Adam's epsilon", limits=_SCALE)
+    adam_eps: float = option(1e-8, "Adam's epsilon", limits=_SCALE, has_flag=False)
     seed: int = option(0, "seed of the initial weights, the order of the images and every draw", limits=(0, 2**63 - 1))
     clip_norm: float = option(0.0, "largest total norm of all gradients, which are scaled down to it; 0 for no limit")
     compile: str = option(
@@ -320,7 +304,10 @@ class Config:
         choices=("fp32", "bf16"),
     )
     source: str = option(
-        "", "where the system was published", pattern=(r"(?s).{0,1000}", "a text of at most 1,000 characters")
+        "",
+        "where the system was published",
+        pattern=(r"(?s).{0,1000}", "a text of at most 1,000 characters"),
+        has_flag=False,
     )
 
     def __post_init__(self) -> None:

@@ -68,7 +68,8 @@ COLUMNS = (
     "a comma-separated list of real, count, binary, categorical:K and ordinal:K, each perhaps with *N to repeat it",
 )
 _MOST_LAYERS = 1000  # building a layer takes memory even where its width is 1
-_REMOVED_FIELDS = {"on_nan": "stop", "max_skipped": 10}  # fields of earlier versions, and their defaults
+_REMOVED_FIELDS = {"crop": 0, "rate_reduction": "sum", "warm_up_cycles": 1}  # of the version before: their defaults
+_REMOVED_FIELDS |= {"on_nan": "stop", "max_skipped": 10}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,7 @@ class Option:
         pattern: for a str without choices, a regular expression and its description.
         only_with: the options without which this one is not used, as a text and as a function of a configuration. The
             value that a system has is then ignored, as the scale in `--system conv-2d --likelihood bernoulli`.
+        has_flag: it is an option of the command line too, and not of TOML files and Python alone.
     """
 
     default: Any
@@ -91,6 +93,7 @@ class Option:
     choices: tuple[str, ...] = ()
     pattern: tuple[str, str] = ("", "")
     only_with: tuple[str, Callable[[Any], bool]] = ("", lambda _: True)
+    has_flag: bool = True
 
     @property
     def text(self) -> str:
@@ -146,11 +149,15 @@ def own_path(dataset: str) -> str:
 
 
 def without_removed(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of `Config` of a run of an earlier version, without those that were removed since.
+    """Return the fields of `Config` of a run of the version before, without those that were removed since.
+
+    A rate_reduction "mean", of the rate over latent dimensions, becomes beta / latent_dim.
 
     Raises:
-        InputError: one of them has another value than its default.
+        InputError: a removed field has another value than its default.
     """
+    if options.get("rate_reduction") == "mean":
+        options = {**options, "rate_reduction": "sum", "beta": options["beta"] / options["latent_dim"]}
     for name, default in _REMOVED_FIELDS.items():
         if options.get(name, default) != default:
             raise InputError(f"it was trained with {flag(name)} {options[name]}, which was removed")

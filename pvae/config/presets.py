@@ -71,7 +71,12 @@ def _changed(config: Config, other: Config, without: Sequence[str]) -> list[str]
 
 
 def as_option(name: str, value: object) -> str:
-    """Return an option as it is written on the command line; a switch that is off is "no" and its name."""
+    """Return an option as it is written on the command line, or in TOML if it stands there alone.
+
+    A switch that is off is "no" and its name.
+    """
+    if not OPTIONS[name].has_flag:
+        return f"{name} = {value!r}"
     if isinstance(value, bool):
         return f"{'' if value else 'no '}{flag(name)}"
     return f"{flag(name)} {' '.join(map(str, value)) if isinstance(value, tuple) else value}".rstrip()

@@ -70,12 +70,11 @@ class ImageTransform(NamedTuple):
     """How an image file is converted to an image.
 
     As in a viewer, an image is turned as its EXIF orientation says, and transparent pixels are laid over white. It is
-    then cropped and resized.
+    then resized.
 
     Args:
         size: (height, width) of the result; None for the median size of the images, or, if that has a side of more
             than 64 pixels, for its reduction to a longer side of 64.
-        crop: side of the square cut out of the middle; 0 for the whole image.
         channels: 1 for grey images, 3 for colour; 0 for 1 if all images are grey, and for those that they have
             otherwise.
         skip_broken: leave out a file that cannot be decoded, in place of raising an error.
@@ -85,7 +84,6 @@ class ImageTransform(NamedTuple):
     """
 
     size: tuple[int, int] | None = None
-    crop: int = 0
     channels: int = 0
     skip_broken: bool = False
     keep_aspect: bool = False
@@ -221,7 +219,7 @@ def _build(files: Sequence[Path] | ImageArrays, transform: ImageTransform, targe
         try:
             headers, levels, first = _looked_at(pool, files)
             chosen = transform._replace(
-                size=transform.size or _common_size(headers, transform.crop),
+                size=transform.size or _common_size(headers),
                 channels=transform.channels or max((header.channels for header in headers), default=1),
                 value_range=levels.value_range(transform.value_range) if levels else (),
             )
@@ -287,9 +285,9 @@ def _in_parts(pool: ThreadPoolExecutor, function: Callable[[Path], _T], files: S
         yield from pool.map(function, files[start : start + _AT_ONCE])
 
 
-def _common_size(headers: Sequence[_Header], crop: int) -> tuple[int, int]:
-    """Return the size of images that are given none, as `ImageTransform` describes it."""
-    sides = [(crop, crop)] if crop else [(header.height, header.width) for header in headers] or [(1, 1)]
+def _common_size(headers: Sequence[_Header]) -> tuple[int, int]:
+    """Return the default size of images, as `ImageTransform` describes it."""
+    sides = [(header.height, header.width) for header in headers] or [(1, 1)]
     height, width = (statistics.median_low(side) for side in zip(*sides))
     reduction = min(1.0, _LONGEST / max(height, width))
     return max(1, round(height * reduction)), max(1, round(width * reduction))
@@ -509,12 +507,7 @@ def _pixels(source: _Source, transform: ImageTransform) -> NDArray[np.uint8]:
 
 
 def _fitted(image: Image.Image, transform: ImageTransform) -> NDArray[np.uint8]:
-    """Return an image cropped and resized, (1, H, W) or (3, H, W)."""
-    if transform.crop:
-        left, top = (image.width - transform.crop) // 2, (image.height - transform.crop) // 2
-        if left < 0 or top < 0:
-            raise ValueError(f"{image.width} x {image.height} pixels, fewer than --crop {transform.crop} cuts out")
-        image = image.crop((left, top, left + transform.crop, top + transform.crop))
+    """Return a resized image, (1, H, W) or (3, H, W)."""
     height, width = transform.size or (image.height, image.width)
     resize = ImageOps.fit if transform.keep_aspect else Image.Image.resize
     pixels = np.asarray(resize(image, (width, height), Image.Resampling.BILINEAR))

@@ -60,7 +60,7 @@ def build_elbo(
     """
     kind = ELBO_CLASSES[check_name("ELBO", name, ELBO_CLASSES)]
     needed = {
-        "beta": ("rate to weigh: give --beta 1, --warm-up 0 and --rate-reduction sum", beta != 1),
+        "beta": ("rate to weigh: give --beta 1 and --warm-up 0", beta != 1),
         "free_bits": ("free bits: give --free-bits 0", free_bits != 0),
     }
     for option, (default, is_given) in needed.items():
@@ -101,7 +101,7 @@ def elbo_of(config: Config, labelled: float = 1.0) -> PerDatumELBO:
             f"--elbo {name} needs weights that each depend on their own draw only, and --likelihood normal-optimal and "
             "BatchNorm make them depend on all draws: take --elbo trace, analytic, stl or iwae"
         )
-    weight = 0.0 if config.warm_up or config.rate_reduction != "sum" else config.beta  # at some step
+    weight = 0.0 if config.warm_up else config.beta  # at some step
     bits, groups = config.free_bits, config.groups
     options: dict[str, Any] = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups}
     return build_elbo(name, config.particles, weight, bits, **options, label_weight=config.label_weight / labelled)

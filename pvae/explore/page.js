@@ -249,8 +249,8 @@ async function show() {
       return say(`${file.name} has ${millions(w * h)} megapixels, and the page takes at most ${millions(MOST_PIXELS)}.`);
     const bitmap = await createImageBitmap(file); // which, unlike an <img>, fails where a part of the file is missing
     const canvas = element("canvas", {width: wide, height: tall}), context = canvas.getContext("2d");
-    const size = [w, h].map((one) => Math.min(one, content.crop || one)), share = Math.min(size[0] / wide, size[1] / tall);
-    const cut = content.keep_aspect ? [share * wide, share * tall] : size, isSame = w === wide && h === tall;
+    const share = Math.min(w / wide, h / tall);
+    const cut = content.keep_aspect ? [share * wide, share * tall] : [w, h], isSame = w === wide && h === tall;
     Object.assign(context, {fillStyle: "#fff", imageSmoothingQuality: "high"}); // white behind transparent pixels
     context.fillRect(0, 0, wide, tall);
     context.drawImage(bitmap, (w - cut[0]) / 2, (h - cut[1]) / 2, ...cut, 0, 0, wide, tall);

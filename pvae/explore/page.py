@@ -94,8 +94,7 @@ def _loss_in_words(config: Config) -> str:
         return "the distortion"
     if "beta" not in ELBO_CLASSES[config.elbo].options:
         return f"the loss of --elbo {config.elbo} with {config.particles} draws of z for each image"
-    text = f"distortion + {config.beta:g} x rate" + " / number of latents" * (config.rate_reduction == "mean")
-    text += f" (--elbo {config.elbo})"
+    text = f"distortion + {config.beta:g} x rate (--elbo {config.elbo})"
     if config.warm_up:
         text += f", with a warm-up of the weight of the rate from 0 over {config.warm_up} epochs"
     if config.free_bits:
@@ -161,7 +160,6 @@ def _content(run: Run, tensors: _Tensors, num_images: int) -> dict[str, Any]:
         "notes": notes,
         "shape": [*images.images.shape[1:]],
         "inner": [height - 2 * config.pad, width - 2 * config.pad],
-        "crop": config.crop,
         "keep_aspect": config.image_size == "auto",
         "symmetric": run.preparation.is_symmetric,
         "binarize": config.binarize,

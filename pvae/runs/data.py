@@ -107,7 +107,7 @@ def _transform(config: Config) -> ImageTransform:
     """Return the conversion of image files to images."""
     height, _, width = config.image_size.partition("x")
     size = None if height == "auto" else (int(height), int(width or height))
-    return ImageTransform(size, config.crop, 1 if config.grey else 0, config.skip_broken, keep_aspect=size is None)
+    return ImageTransform(size, 1 if config.grey else 0, config.skip_broken, keep_aspect=size is None)
 
 
 def images_for(run: RunRecord, path: str | Path) -> tuple[list[str], Tensor, str, list[str]]:

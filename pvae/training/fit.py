@@ -100,10 +100,6 @@ def fit(
     if config is None:
         configure = values_config if data is not None and not data.is_images else images_config
         config = configure(data) if data is not None and vae is None else Config()
-    if vae is not None and config.rate_reduction != "sum":
-        raise InputError(
-            "rate_reduction divides by the latent_dim of config, not by that of your VAE: set beta instead"
-        )
     if vae is not None and config.system in SYSTEMS:
         config = config.replace(system="own-vae", source="")
     elbo_of(config)  # refuses what does not go together, before any data are read
@@ -231,11 +227,10 @@ def _reopened(path: Path, epochs: int | None) -> Run:
     done = checkpoint.counts.epoch
     if epochs is None or epochs == planned.epochs:
         return run
-    if planned.schedule != "constant" or planned.warm_up_cycles > 1:
-        what = f"schedule {planned.schedule}" if planned.schedule != "constant" else "warm-up-cycles"
+    if planned.schedule != "constant":
         raise InputError(
-            f"--epochs {epochs} would change the --{what} of {path}, which run over its {planned.epochs} epochs: start "
-            "a new run"
+            f"--epochs {epochs} would change the --schedule {planned.schedule} of {path}, which runs over its "
+            f"{planned.epochs} epochs: start a new run"
         )
     run.config = planned.replace(epochs=epochs)
     if epochs > planned.epochs and is_out_of_patience(run.metrics(), planned.patience):

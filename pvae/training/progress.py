@@ -23,8 +23,8 @@ def start_lines(run: Run, device: str, epoch: int) -> str:
         f"training {system_title(config)} by SVI with --elbo {config.elbo}{rate}, "
         f"epochs {epoch + 1} to {config.epochs}, on {device}, into {run.path}",
     ]
-    if config.warm_up * config.warm_up_cycles > config.epochs:
-        share = f"{config.epochs / config.warm_up_cycles / config.warm_up:.0%}"
+    if config.warm_up > config.epochs:
+        share = f"{config.epochs / config.warm_up:.0%}"
         lines.append(f"the warm-up takes {config.warm_up} epochs: the weight of the rate rises to {share} of --beta")
     return "\n".join(lines)
 

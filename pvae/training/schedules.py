@@ -43,16 +43,7 @@ def rate_weight(config: Config, step: int, steps_per_epoch: int) -> float:
 
         beta min(1, step / steps of the warm-up)
 
-    With several cycles of the warm-up, the step is counted from the start of its cycle. The weight is divided by the
-    latent size L where the rate is a mean over latent dimensions. In the first step of a warm-up it is exactly 0.
-
-    Reference:
-        Fu et al., arXiv:1903.10145, for several cycles.
+    In the first step of a warm-up it is exactly 0.
     """
-    weight = config.beta
-    if config.rate_reduction == "mean":
-        weight /= config.latent_dim
     warm_up = config.warm_up * steps_per_epoch
-    if config.warm_up_cycles > 1:
-        step = step % math.ceil(config.epochs * steps_per_epoch / config.warm_up_cycles)
-    return weight * min(1.0, step / warm_up) if warm_up else weight
+    return config.beta * min(1.0, step / warm_up) if warm_up else config.beta

@@ -11,6 +11,7 @@ from torch.nn.functional import binary_cross_entropy, mse_loss
 
 import pvae
 from pvae.config.config import OPTIONS, Config
+from pvae.config.options import without_removed
 from pvae.config.presets import SYSTEMS, get_system, system_title
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
@@ -19,7 +20,6 @@ from pvae.elbos.terms import posterior_mean_loss
 from pvae.models.build import build_vae
 from pvae.reference import elbo as reference_elbo
 from pvae.training.fit import fit
-from pvae.training.schedules import rate_weight
 from pvae.training.trainer import Trainer
 
 
@@ -51,8 +51,7 @@ def loss_and_gradients(vae, loss_of):
 
 def elbo_loss(config, vae, x):
     """The loss of a system in training: `reference_elbo.closed_form`, with the weight of the rate."""
-    weight = config.beta / (config.latent_dim if config.rate_reduction == "mean" else 1)
-    return reference_elbo.loss(reference_elbo.closed_form(vae, x), weight)
+    return reference_elbo.loss(reference_elbo.closed_form(vae, x), config.beta)
 
 
 def assert_is_an_elbo(vae, printed, elbo, factor, constant):
@@ -96,8 +95,7 @@ def test_003_2_is_an_elbo_with_a_beta(off):
     """500 mean over D of the cross-entropy + mean over L of the KL is 500 / D times the loss of beta = D / 500 / L."""
     config, vae = small("fashion-vae", (1, 28, 28))
     weight, dim = 500 * off, 1024
-    assert config.beta == pytest.approx(dim / 500)
-    assert config.rate_reduction == "mean"
+    assert config.beta == pytest.approx(dim / 500 / config.latent_dim)
     x = torch.nn.functional.pad(torch.rand(6, 1, 28, 28, dtype=torch.float64), (2,) * 4)
 
     def printed():
@@ -251,18 +249,6 @@ def test_warm_up_starts_at_exactly_zero_and_ends_at_beta(few_digits, small_confi
         weights.append(training.rate_weight())
     assert weights == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5, 3, 3, 3])
     assert weights[0] == 0
-    with torch.random.fork_rng():
-        training = Trainer(config.replace(rate_reduction="mean", warm_up=0), few_digits, torch.device("cpu"))
-    assert training.rate_weight() == 1.0
-
-
-def test_cycles_of_the_warm_up_begin_anew(few_digits, small_config):
-    """Two cycles of two epochs of three steps each: beta rises in the first epoch of each."""
-    config = small_config.replace(warm_up=1, warm_up_cycles=2, epochs=4, beta=3.0)
-    weights = [rate_weight(config, step, 3) for step in range(12)]
-    assert weights == pytest.approx([0, 1, 2, 3, 3, 3] * 2)
-    with pytest.raises(InputError, match="--warm-up"):
-        small_config.replace(warm_up_cycles=2).check_used(["warm_up_cycles"])
 
 
 @pytest.mark.parametrize("num_particles", [1, 4])
@@ -400,3 +386,11 @@ def test_colour_images_of_another_size(tmp_path):
     config = Config(network="conv-batchnorm", hidden=(4, 4), likelihood="normal", latent_dim=2, batch_size=10, epochs=1)
     run = fit(config, data=Dataset("colours", images, images[:3]), out=tmp_path / "run")
     assert pvae.load(run.path).p_x.datum_shape == (3, 12, 16)
+
+
+def test_what_was_removed_is_read_at_its_default_and_a_mean_of_the_rate_as_a_beta():
+    options = {"beta": 2.048, "latent_dim": 2, "crop": 0, "warm_up_cycles": 1, "rate_reduction": "mean"}
+    assert without_removed(options) == {"beta": 1.024, "latent_dim": 2}
+    for name, value in {"crop": 8, "warm_up_cycles": 3}.items():
+        with pytest.raises(InputError):
+            without_removed({**options, name: value})

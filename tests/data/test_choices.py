@@ -89,21 +89,19 @@ def images(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("size", "crop", "option", "shape"),
+    ("size", "option", "shape"),
     [
-        ((28, 20), 0, "auto", (28, 20)),
-        ((64, 64), 0, "auto", (64, 64)),
-        ((109, 89), 0, "auto", (64, 52)),
-        ((10, 300), 0, "auto", (2, 64)),
-        ((109, 89), 80, "auto", (64, 64)),
-        ((40, 30), 20, "auto", (20, 20)),
-        ((40, 30), 0, "28x20", (28, 20)),
-        ((40, 30), 0, "16", (16, 16)),
+        ((28, 20), "auto", (28, 20)),
+        ((64, 64), "auto", (64, 64)),
+        ((109, 89), "auto", (64, 52)),
+        ((10, 300), "auto", (2, 64)),
+        ((40, 30), "28x20", (28, 20)),
+        ((40, 30), "16", (16, 16)),
     ],
 )
-def test_image_sizes(images, size, crop, option, shape):
+def test_image_sizes(images, size, option, shape):
     save(images, 4, *size)
-    config = pvae.Config(dataset=f"folder:{images}", image_size=option, crop=crop)
+    config = pvae.Config(dataset=f"folder:{images}", image_size=option)
     assert load_for(config).datum_shape == (3, *shape)
 
 

@@ -54,7 +54,7 @@ def test_a_tree_of_images_becomes_a_data_set(folder, tmp_path):
     Image.new("RGB", (20, 20), "white").save(next(folder.rglob("*.png")))
     changed = load_dataset(f"folder:{folder}", transform=ImageTransform(size=(16, 16)))
     assert not torch.equal(torch.cat([data.train, data.test]), torch.cat([changed.train, changed.test]))
-    grey = load_dataset(f"folder:{folder}", transform=ImageTransform((8, 8), crop=12, channels=1))
+    grey = load_dataset(f"folder:{folder}", transform=ImageTransform((8, 8), channels=1))
     assert grey.datum_shape == (1, 8, 8)
     assert len(cached(tmp_path)) == 6
 
@@ -100,20 +100,16 @@ def test_files_outside_of_the_splits_are_left_out_and_counted(folder):
     assert data.note.startswith(f"{outside} image files outside of the sub-folders train, valid")
 
 
-def test_the_transform_is_crop_then_resize(tmp_path):
+def test_the_transform_resizes(tmp_path):
     image = np.zeros((40, 30, 3), dtype=np.uint8)
     image[15:25, 10:20] = 255
     for index in range(4):
         Image.fromarray(image).save(tmp_path / f"{index}.png")
     files = image_files(tmp_path)[0]
-    images, kept, *_ = load_images(files, ImageTransform(size=(5, 5), crop=10), tmp_path / "cache")
-    assert (images == 255).all()
-    assert kept == [0, 1, 2, 3]
-    whole, *_ = load_images(files, ImageTransform(size=(5, 5)), tmp_path / "cache")
+    whole, kept, *_ = load_images(files, ImageTransform(size=(5, 5)), tmp_path / "cache")
     assert whole.shape == (4, 1, 5, 5), "all images are grey"
     assert 0 < whole.mean() < 255
-    with pytest.raises(InputError, match="--crop 31"):
-        load_images(files, ImageTransform(size=(5, 5), crop=31), tmp_path / "cache")
+    assert kept == [0, 1, 2, 3]
 
 
 def test_broken_files_are_named_or_skipped(folder, tmp_path):
@@ -265,9 +261,10 @@ def test_celeba_in_part(celeba):
     assert data.with_valid(0).valid is None
 
 
-def decoded(path, size, *, crop=0, grey=False):
+def decoded(path, size, *, grey=False):
     """Return (C, H, W) of one file."""
-    return image_folder.decode(path, ImageTransform((size, size), crop, 1 if grey else 3))[0]
+    size = size if isinstance(size, tuple) else (size, size)
+    return image_folder.decode(path, ImageTransform(size, 1 if grey else 3))[0]
 
 
 # How a viewer turns a stored image, for each EXIF orientation.
@@ -293,9 +290,8 @@ def test_a_photograph_is_turned_upright(tmp_path, orientation, kind):
     file, whole = tmp_path / f"photograph.{kind}", {"jpg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": 1}}
     Image.fromarray(stored).save(file, exif=exif, **whole.get(kind, {}))
     shown = UPRIGHT[orientation](stored)
-    top, left = (shown.shape[0] - 4) // 2, (shown.shape[1] - 4) // 2
-    middle = shown[top : top + 4, left : left + 4].transpose(2, 0, 1)
-    assert np.abs(decoded(file, 4, crop=4).astype(int) - middle).max() <= (3 if kind == "jpg" else 0)
+    found = decoded(file, shown.shape[:2]).astype(int)
+    assert np.abs(found - shown.transpose(2, 0, 1)).max() <= (3 if kind == "jpg" else 0)
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)

@@ -187,7 +187,6 @@ def test_every_elbo_trains_in_svi(small_vae, small_images, name):
         ({"upper_latent_dims": (2,), "prior": "mixture", "elbo": "analytic"}, "no closed-form KL"),
         ({"upper_latent_dims": (2,), "prior": "vamp"}, "--inference bottom-up"),
         ({"upper_latent_dims": (2,), "posterior": "iaf"}, "--upper-latent-dims .*--posterior normal"),
-        ({"upper_latent_dims": (2,), "rate_reduction": "mean"}, "--rate-reduction"),
         (
             {"upper_latent_dims": (2,), "inference": "ladder", "posterior": "normal-log-variance"},
             "--posterior normal .*not normal-log-variance",

@@ -130,7 +130,7 @@ def test_it_is_equal_in_a_process_without_pvae(written, name):
     folder, vae, config = written[0][name], written[1][name], CONFIGS[name]
     distortion, rate, elbo, in_float, gradients, samples = torch.load(folder / "out.pt")
     x, elbo_name = torch.load(folder / "x.pt"), "analytic" if config.elbo == "analytic" else "trace"
-    by = elbo_of(config.replace(elbo=elbo_name, beta=1.0, rate_reduction="sum", warm_up=0))
+    by = elbo_of(config.replace(elbo=elbo_name, beta=1.0, warm_up=0))
     with pyro.get_param_store().scope(), seeded(1, CPU):
         _, terms = by.loss_and_terms(vae.model, vae.guide, x.float())
     torch.testing.assert_close(in_float, -(terms.distortion + terms.rate).detach(), rtol=1e-5, atol=1e-3)

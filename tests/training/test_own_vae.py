@@ -188,12 +188,6 @@ def test_posteriors_without_a_mean_or_rsample_are_evaluated(tmp_path, few_digits
     assert elbo < log_p.estimate.mean
 
 
-def test_a_mean_over_latent_dimensions_needs_a_system(tmp_path, few_digits):
-    with pytest.raises(InputError, match="set beta instead"):
-        pvae.fit(CONFIG.replace(rate_reduction="mean"), vae=own_vae(), data=few_digits, out=tmp_path / "run")
-    assert not list(tmp_path.iterdir())
-
-
 def test_free_bits_need_independent_dimensions_of_the_posterior(few_digits):
     class Dependent(Posterior):
         def forward(self, x):
