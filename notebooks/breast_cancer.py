@@ -20,7 +20,7 @@ from sklearn.impute import IterativeImputer
 
 import pvae
 from pvae.data.preparation import Pixels
-from pvae.trained.images import impute
+from pvae.trained.imputation import impute
 
 
 def main() -> None:

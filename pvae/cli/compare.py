@@ -106,7 +106,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 def _weights(arguments: argparse.Namespace, run: Run | None, config: Config) -> Iterator[tuple[str, VAE, Tensor, str]]:
     """Yield for each stage of a training its name, the VAE, a batch of test data and the kind of their pixels."""
     from pvae.data.dataset import random_subset
-    from pvae.trained.log_likelihood import with_normalised_likelihood
+    from pvae.trained.normalised import with_normalised_likelihood
     from pvae.training.fit import train_in_memory
 
     if run:

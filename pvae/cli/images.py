@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pvae.runs.run import Run
-    from pvae.trained.images import GivenImages
+    from pvae.trained.given import GivenData
 
 __all__ = ["CAVEAT", "encode", "export", "reconstruct", "sample", "score"]
 
@@ -50,10 +50,10 @@ examples:
       the test data of the run, into RUN/codes.npz
   pvae encode runs/my-run --splits --out all-codes.npz
       training and test data, for python -m pvae.train --dataset array:all-codes.npz --labels 100
-In Python, after import pvae.trained.images as images:
+In Python, after from pvae.trained import given, latent_space:
   run = pvae.Run.open("runs/my-run")
-  given = images.given_images(run, "photos")
-  codes = images.encode_images(run.vae(), run.preparation.pixels(given.images))  # codes.loc and codes.scale, (N, L)"""
+  photos = given.given_data(run, "photos")
+  codes = latent_space.encode_images(run.vae(), run.preparation.pixels(photos.x))  # loc and scale, (N, L)"""
 
 CAVEAT = """\
 A low likelihood is weak evidence that a datum is odd: models of images give some images of another kind higher
@@ -73,11 +73,11 @@ examples:
   pvae score runs/my-run photos --out scores
   pvae score runs/my-run
       the test data of the run, into RUN/scores
-In Python, after import pvae.trained.images as images:
+In Python, after from pvae.trained import given, normalised, scores:
   run = pvae.Run.open("runs/my-run")
-  given = images.given_images(run, "photos")
-  vae, pixels, _ = images.with_likelihood(run, given.images, given.y)
-  scores = images.score_images(vae, pixels, given.names)  # the least likely first"""
+  photos = given.given_data(run, "photos")
+  vae, pixels, _ = normalised.with_likelihood(run, photos.x, photos.y)
+  found = scores.score_images(vae, pixels, photos.names)  # the least likely first"""
 
 _SAMPLE = """\
 Each image is the mean of p(x | z) at a draw z ~ p(z); with --draws, every pixel is drawn from p(x | z) too, which shows
@@ -120,9 +120,9 @@ examples:
   pvae reconstruct runs/my-run photos --out reconstructions
   pvae reconstruct runs/my-run
       the test data of the run, into RUN/reconstructions
-In Python, after import pvae.trained.images as images:
-  given = images.given_images(run, "photos")
-  x = images.reconstruct_images(run.vae(), run.preparation.pixels(given.images))  # (N, C, H, W)"""
+In Python, after from pvae.trained import given, latent_space:
+  photos = given.given_data(run, "photos")
+  x = latent_space.reconstruct_images(run.vae(), run.preparation.pixels(photos.x))  # (N, C, H, W)"""
 
 _SHOWN = 8  # images on reconstructions.png
 _ODDEST = 10  # images in a row of oddest.png, and rows of the table
@@ -145,7 +145,7 @@ def _encode(arguments: argparse.Namespace) -> None:
     import torch
 
     from pvae.core.random_state import seeded
-    from pvae.trained.images import draw_codes, encode_images
+    from pvae.trained.latent_space import draw_codes, encode_images
 
     run = open_run(arguments.run, arguments.vae)
     out = arguments.out or run.place / "codes.npz"
@@ -158,7 +158,7 @@ def _encode(arguments: argparse.Namespace) -> None:
             print_line(_write_splits(run, arguments, out))
             return
         given = _given_images(run, arguments)
-        vae, pixels = run.vae().given(given.y), run.preparation.pixels(given.images)
+        vae, pixels = run.vae().given(given.y), run.preparation.pixels(given.x)
         with seeded(arguments.seed, torch.device("cpu")):
             codes = draw_codes(vae, pixels) if arguments.draws else encode_images(vae, pixels)._asdict()
         labels = given.labels
@@ -220,14 +220,15 @@ def _score(arguments: argparse.Namespace) -> None:
     from pvae.core.random_state import seeded
     from pvae.data.preparation import Preparation
     from pvae.plotting.figures import named_images_figure, write_figure
-    from pvae.trained.images import score_images, to_text, with_likelihood
     from pvae.trained.log_likelihood import TRUSTED
+    from pvae.trained.normalised import with_likelihood
+    from pvae.trained.scores import score_images, to_text
 
     run = open_run(arguments.run, arguments.vae)
     _check_out(run, arguments.out)
     with result_folder(arguments.out or run.place / "scores") as folder:
         given = _given_images(run, arguments)
-        vae, pixels, kind = with_likelihood(run, given.images, given.y)
+        vae, pixels, kind = with_likelihood(run, given.x, given.y)
         bar = progress_bar("scoring", len(given.names), "datum", in_logs=True)
         with bar, seeded(arguments.seed, torch.device("cpu")):
             scores = score_images(vae, pixels, given.names, arguments.importance_samples, bar.update)
@@ -237,7 +238,7 @@ def _score(arguments: argparse.Namespace) -> None:
         for name in ("distortion", "rate"):
             rows[f"highest {name}"] = sorted(scores, key=attrgetter(name), reverse=True)[:_ODDEST]
         if run.data.is_images:
-            x_of, shown = dict(zip(given.names, given.images)), Preparation().x
+            x_of, shown = dict(zip(given.names, given.x)), Preparation().x
             bands = {row: [(one.name, shown(x_of[one.name])) for one in ones] for row, ones in rows.items()}
             title = f"{run.title}\nthe oddest of {len(scores):,} images"
             write_figure(folder / "oddest.png", named_images_figure(bands, title))
@@ -300,7 +301,7 @@ def _drawn(run: Run, arguments: argparse.Namespace) -> Tensor:
     from pvae.core.random_state import seeded
     from pvae.distributions.labels import LabelAndLatent
     from pvae.trained import latent_space
-    from pvae.trained.images import labels_to_sample, read_codes
+    from pvae.trained.given import labels_to_sample, read_codes
 
     is_drawn, y = arguments.draws or not run.data.is_images, labels_to_sample(run, arguments.label)
     with seeded(arguments.seed, torch.device("cpu")):
@@ -340,7 +341,8 @@ def _sample_values(run: Run, arguments: argparse.Namespace) -> None:
     from pvae.core.random_state import seeded
     from pvae.data.dataset import Column
     from pvae.data.value_files import table_text
-    from pvae.trained.images import given_images, impute
+    from pvae.trained.given import given_data
+    from pvae.trained.imputation import impute
 
     columns, is_imputed = run.data.columns, arguments.impute is not None
     files = ["imputed", "imputed-stderr"] if is_imputed and columns else ["imputed"] if is_imputed else ["samples"]
@@ -357,11 +359,11 @@ def _sample_values(run: Run, arguments: argparse.Namespace) -> None:
             tables: list[Any] = [(columns, arrays["x"])]
             what = f"x {tuple(arrays['x'].shape)}, draws from p(x | z)"
         else:
-            given = given_images(run, arguments.impute, label=arguments.label)
-            rows, arrays = given.names, impute(run.vae().given(given.y), run.preparation.pixels(given.images))._asdict()
+            given = given_data(run, arguments.impute, label=arguments.label)
+            rows, arrays = given.names, impute(run.vae().given(given.y), run.preparation.pixels(given.x))._asdict()
             numbers = tuple(Column(column.name) for column in columns)
-            tables = [(columns, arrays["filled"], given.images), (numbers, arrays["stderr"])]
-            what = f"{int(given.images.isnan().sum()):,} missing values of {len(rows):,} rows, filled and stderr"
+            tables = [(columns, arrays["filled"], given.x), (numbers, arrays["stderr"])]
+            what = f"{int(given.x.isnan().sum()):,} missing values of {len(rows):,} rows, filled and stderr"
         contents = [table_text(*table).encode() for table in tables] if columns else [_npz(rows, arrays)]
         for name, content in zip(names, contents):
             write_whole(folder / name, content)
@@ -379,7 +381,7 @@ def _reconstruct_parser() -> Parser:
 def _reconstruct(arguments: argparse.Namespace) -> None:
     from pvae.data.value_files import table_text
     from pvae.plotting.figures import reconstruction_figure, write_figure
-    from pvae.trained.images import reconstruct_images
+    from pvae.trained.latent_space import reconstruct_images
 
     run = open_run(arguments.run, arguments.vae)
     if run.data.is_images:
@@ -387,7 +389,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     _check_out(run, arguments.out)
     with result_folder(arguments.out or run.place / "reconstructions") as folder:
         given = _given_images(run, arguments)
-        x, shown = run.preparation.pixels(given.images), run.preparation.shown
+        x, shown = run.preparation.pixels(given.x), run.preparation.shown
         means = reconstruct_images(run.vae().given(given.y), x)
         if not run.data.is_images:
             columns = run.data.columns
@@ -464,14 +466,14 @@ def _check_out(run: Run, out: Path | None) -> None:
             raise InputError(f"--out {out} holds {path.name}, which pvae did not write: name a new folder")
 
 
-def _given_images(run: Run, arguments: argparse.Namespace) -> GivenImages:
+def _given_images(run: Run, arguments: argparse.Namespace) -> GivenData:
     """Return DATA, or the test data of the run, and print how they were changed."""
-    from pvae.trained.images import given_images
+    from pvae.trained.given import given_data
 
     run.check_vae(None)
     if arguments.images is None:
         run.dataset(None, arguments.data_dir, arguments.offline)
-    given = given_images(run, arguments.images, arguments.skip_broken, arguments.label)
+    given = given_data(run, arguments.images, arguments.skip_broken, arguments.label)
     if given.note:
         print(f"note: {given.note}", file=sys.stderr)
     return given

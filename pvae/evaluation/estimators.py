@@ -19,7 +19,9 @@ from pvae.core.records import markdown_of
 from pvae.distributions.labels import LabelAndLatent
 from pvae.elbos.registry import ELBO_CLASSES, build_elbo
 from pvae.reference import linear_gaussian
-from pvae.trained.log_likelihood import Estimate, images_at_once, importance_sample
+from pvae.trained.chunks import images_at_once
+from pvae.trained.estimate import Estimate
+from pvae.trained.log_likelihood import importance_sample
 from pvae.vae import VAE
 
 __all__ = [

@@ -12,8 +12,8 @@ from torch.distributions import Independent, Normal
 from pvae.core.errors import InputError
 from pvae.data.dataset import random_subset
 from pvae.data.preparation import Pixels
+from pvae.trained.chunks import CHUNK_VALUES, images_at_once
 from pvae.trained.latent_space import encode
-from pvae.trained.log_likelihood import CHUNK_VALUES, images_at_once
 from pvae.vae import VAE
 
 __all__ = ["RateSplit", "active_units", "split_rate"]

@@ -21,16 +21,10 @@ from pvae.evaluation.rate_decomposition import active_units, split_rate
 from pvae.models.labels import found_labels
 from pvae.runs.run import Run
 from pvae.trained.codes import given_labels, test_images
-from pvae.trained.images import with_likelihood
-from pvae.trained.log_likelihood import (
-    LAYER_RATE,
-    MOST_UNTRUSTED,
-    Estimate,
-    ImportanceSample,
-    bits_per_dimension,
-    elbo_terms,
-    importance_sample,
-)
+from pvae.trained.elbo_terms import LAYER_RATE, elbo_terms
+from pvae.trained.estimate import Estimate
+from pvae.trained.log_likelihood import MOST_UNTRUSTED, ImportanceSample, importance_sample
+from pvae.trained.normalised import bits_per_dimension, with_likelihood
 from pvae.vae import VAE
 
 __all__ = ["ElboParts", "LogLikelihood", "RateDecomposition", "Report", "evaluate", "to_text"]
@@ -75,7 +69,7 @@ class ElboParts:
 
     Args:
         elbo: the ELBO or pseudo-ELBO.
-        bits_per_dimension: of the ELBO, as in `log_likelihood.bits_per_dimension`; None of a pseudo-ELBO.
+        bits_per_dimension: of the ELBO, as in `normalised.bits_per_dimension`; None of a pseudo-ELBO.
         distortion: -E_q log p(x | z).
         rate: KL(q(z | x) || p(z)); without a closed form, its mean over the draws of z.
         layer_rates: the rate of each stochastic layer z1, z2, ..., means over the draws of z; empty for one layer.
@@ -114,7 +108,7 @@ class LogLikelihood:
         effective_median: the median over images of the effective sample size.
         effective_least: the least effective sample size of an image.
         untrusted: the fraction of images whose effective sample size is below 10: a few draws dominate their estimates.
-        bits_per_dimension: of `estimate`, as in `log_likelihood.bits_per_dimension`.
+        bits_per_dimension: of `estimate`, as in `normalised.bits_per_dimension`.
         is_density: whether p(x) is a density.
     """
 

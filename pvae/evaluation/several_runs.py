@@ -14,8 +14,10 @@ from pvae.core.records import markdown_of
 from pvae.data.dataset import random_subset
 from pvae.runs.run import Run
 from pvae.trained.codes import given_labels
-from pvae.trained.images import with_likelihood
-from pvae.trained.log_likelihood import MOST_UNTRUSTED, Estimate, elbo_terms, importance_sample
+from pvae.trained.elbo_terms import elbo_terms
+from pvae.trained.estimate import Estimate
+from pvae.trained.log_likelihood import MOST_UNTRUSTED, importance_sample
+from pvae.trained.normalised import with_likelihood
 
 __all__ = ["LEGEND", "RunResult", "evaluate_runs", "to_latex", "to_markdown"]
 

@@ -14,7 +14,7 @@ from pvae.plotting import figures
 from pvae.plotting.figures import ScatterData
 from pvae.runs.run import Run
 from pvae.trained import codes
-from pvae.trained.images import labels_to_sample
+from pvae.trained.given import labels_to_sample
 from pvae.trained.latent_space import reconstruct, sample
 
 __all__ = ["Entry", "code_figures", "entry_of", "in_order", "sheet_figure"]

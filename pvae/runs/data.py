@@ -110,12 +110,13 @@ def _transform(config: Config) -> ImageTransform:
     return ImageTransform(size, 1 if config.grey else 0, config.skip_broken, keep_aspect=size is None)
 
 
-def images_for(run: RunRecord, path: str | Path) -> tuple[list[str], Tensor, str, list[str]]:
+def images_for(run: RunRecord, path: str | Path, skip_broken: bool = False) -> tuple[list[str], Tensor, str, list[str]]:
     """Return other images, converted to the shape that a run was trained on as its own images were.
 
     Args:
         run: the run.
         path: an image file, a folder of image files, or an .npy or .npz file, as `ImageArrays` reads it.
+        skip_broken: leave out image files that cannot be decoded.
 
     Returns:
         The names of the files, relative to the folder, or of arrays with the numbers of their images; the images as
@@ -130,7 +131,7 @@ def images_for(run: RunRecord, path: str | Path) -> tuple[list[str], Tensor, str
         return _values_for(run, where)
     channels, height, width = run.data.datum_shape
     transform = _transform(run.config)._replace(
-        size=(height, width), channels=channels, value_range=run.data.value_range or None
+        size=(height, width), channels=channels, value_range=run.data.value_range or None, skip_broken=skip_broken
     )
     given: list[Path] | ImageArrays
     if is_array_file(where):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,22 +13,27 @@ from torch.nn.functional import normalize
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.data.preparation import Pixels
+from pvae.distributions.hierarchy import Hierarchy
 from pvae.distributions.labels import LabelAndLatent
 from pvae.distributions.power_spherical import PowerSpherical
-from pvae.trained.log_likelihood import images_at_once
+from pvae.trained.chunks import images_at_once
 from pvae.vae import VAE
 
 __all__ = [
+    "Codes",
     "LatentReport",
     "attribute_vector",
     "decode",
+    "draw_codes",
     "encode",
+    "encode_images",
     "interpolate",
     "latent_statistics",
     "manifold",
     "nearest_neighbour_accuracy",
     "prior_quantiles",
     "reconstruct",
+    "reconstruct_images",
     "sample",
     "sample_given",
     "traverse",
@@ -70,6 +75,46 @@ def decode(vae: VAE, z: Tensor, draws: bool = False) -> Tensor:
     return torch.cat([p_x.sample() if draws else p_x.mean for p_x in likelihoods])
 
 
+class Codes(NamedTuple):
+    """Means and standard deviations of q(z | x) for each image, (N, L)."""
+
+    loc: Tensor
+    scale: Tensor
+
+
+@torch.no_grad()
+def encode_images(vae: VAE, x: Pixels) -> Codes:
+    """Return the mean and the standard deviation of q(z | x) for each image.
+
+    Args:
+        vae: in eval mode.
+        x: N images.
+
+    Raises:
+        InputError: they have no closed form, as with several stochastic layers.
+    """
+    posteriors = [one.posterior(part) for one, part in vae.split(x, images_at_once(vae, x))]
+    try:
+        loc, scale = (torch.cat([getattr(q, name) for q in posteriors]) for name in ("mean", "stddev"))
+    except NotImplementedError:
+        raise InputError(
+            "q(z | x) has no mean and standard deviation in closed form, as with a flow or several stochastic layers: "
+            "draw from it, with --draws or pvae.trained.latent_space.draw_codes"
+        ) from None
+    return Codes(loc, scale)
+
+
+@torch.no_grad()
+def draw_codes(vae: VAE, x: Pixels) -> dict[str, Tensor]:
+    """Return a draw from q(z | x) for each image; the arguments are those of `encode_images`.
+
+    The draw is "z", (N, L), or with several stochastic layers "z1", (N, L_1), "z2", (N, L_2), and so on.
+    """
+    z = torch.cat([one.posterior(part).sample() for one, part in vae.split(x, images_at_once(vae, x))])
+    prior = vae.prior()
+    return dict(zip(prior.names, z.split(prior.sizes, dim=-1))) if isinstance(prior, Hierarchy) else {"z": z}
+
+
 @torch.no_grad()
 def reconstruct(vae: VAE, x: Tensor) -> Tensor:
     """Return the mean image of p(x | z) at one draw z ~ q(z | x) for each image, as posts 000 and 004 do.
@@ -82,6 +127,17 @@ def reconstruct(vae: VAE, x: Tensor) -> Tensor:
         (B, C, H, W).
     """
     return decode(vae, vae.posterior(x).sample())
+
+
+@torch.no_grad()
+def reconstruct_images(vae: VAE, x: Pixels) -> Tensor:
+    """Return the mean of p(x | z) at the mean of q(z | x) for each image, (N, C, H, W).
+
+    Args:
+        vae: in eval mode.
+        x: N images.
+    """
+    return decode(vae, encode(vae, x))
 
 
 @torch.no_grad()

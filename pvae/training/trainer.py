@@ -36,6 +36,7 @@ from pvae.core.terminal import progress_bar
 from pvae.core.terms import LossAndTerms, Terms
 from pvae.core.torch_private import has_bfloat16
 from pvae.data.dataset import Dataset, random_subset
+from pvae.data.domain import check_domain
 from pvae.data.preparation import Preparation
 from pvae.data.torch_data import in_random_order
 from pvae.elbos.base import OnResult, PerDatumELBO
@@ -45,7 +46,6 @@ from pvae.models.build import build_vae, fit_to, meta_state_dict, sizes_of, star
 from pvae.models.labels import found_labels
 from pvae.runs.checkpoint import Checkpoint, Counts
 from pvae.runs.metrics import Metrics, summarise
-from pvae.trained.images import check_domain
 from pvae.trained.latent_space import reconstruct, sample, sample_given
 from pvae.training.divergence import cause_of
 from pvae.training.first_steps import FirstSteps, saved_by_inductor, seconds_to_compile
@@ -119,8 +119,9 @@ class Trainer:
         if vae is None and not data.is_images:
             fit_to(self.vae, self.images["train"])
         if not data.is_images:
+            check = getattr(self.vae.p_x, "check", None)
             for split, values in self.images.items():
-                check_domain(self.vae, values, data.name, data.names.get(split, split), data.columns)
+                check_domain(check, values, data.name, data.names.get(split, split), data.columns)
         self.parameters = [parameter for parameter in self.vae.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr, eps=config.adam_eps, fused=True)
         self.num_steps = math.ceil(len(data.train) / config.batch_size)

@@ -16,7 +16,9 @@ import torch
 
 from pvae.core.random_state import seeded
 from pvae.runs.run import Run
-from pvae.trained.images import given_images, score_images, with_likelihood
+from pvae.trained.given import given_data
+from pvae.trained.normalised import with_likelihood
+from pvae.trained.scores import score_images
 
 ODDNESS = {
     "-log p(x)": lambda score: -score.log_p,
@@ -41,7 +43,7 @@ def main():
     arguments = parser.parse_args()
     run, values = Run.open(arguments.run), []
     for path in (arguments.others, None):
-        vae, pixels, _ = with_likelihood(run, given_images(run, path).images)
+        vae, pixels, _ = with_likelihood(run, given_data(run, path).x)
         with seeded(0, torch.device("cpu")):
             if path is not None:
                 chosen = torch.randperm(len(pixels))[: arguments.count]

@@ -24,7 +24,10 @@ from pvae.data.dataset import Dataset
 from pvae.runs.data import data_of
 from pvae.runs.run import Run
 from pvae.trained import latent_space
-from pvae.trained.images import encode_images, given_images, score_images, with_likelihood
+from pvae.trained.given import given_data
+from pvae.trained.latent_space import encode_images
+from pvae.trained.normalised import with_likelihood
+from pvae.trained.scores import score_images
 from pvae.training.fit import fit
 
 pytestmark = pytest.mark.workflow
@@ -76,8 +79,8 @@ def test_codes_are_read_back(run, base, tmp_path, capsys):
     for name in ("codes.csv", "codes.npz"):
         assert encode([str(run), str(base / "tree"), "--out", name]) == 0
     opened = Run.open(run)
-    given = given_images(opened, base / "tree")
-    codes = encode_images(opened.vae(), opened.preparation.pixels(given.images))
+    given = given_data(opened, base / "tree")
+    codes = encode_images(opened.vae(), opened.preparation.pixels(given.x))
     assert len(given.names) == 40
     assert given.names[0] == os.path.join("even", "00.png")  # noqa: PTH118  as the system writes it
     with np.load("codes.npz") as arrays:
@@ -107,8 +110,8 @@ def test_draws_of_codes_depend_on_the_seed(run, tmp_path):
 
 def test_scores_are_read_back(run, base, capsys):
     assert score([str(run), str(base / "tree"), "--importance-samples", "5"]) == 0
-    given = given_images(Run.open(run), base / "tree")
-    vae, pixels, _ = with_likelihood(Run.open(run), given.images)
+    given = given_data(Run.open(run), base / "tree")
+    vae, pixels, _ = with_likelihood(Run.open(run), given.x)
     with seeded(0, CPU):
         scores = score_images(vae, pixels, given.names, 5)
     rows = rows_of(run / "scores" / "scores.csv")
@@ -308,7 +311,7 @@ def test_a_vae_of_python_scores_images(base, tmp_path, few_digits, small_config,
     draw_tree(tmp_path / "tree", 3, (28, 28))
     opened = Run.open(run.path)
     opened.vae(again)
-    given = given_images(opened, tmp_path / "tree")
-    vae, pixels, _ = with_likelihood(opened, given.images)
+    given = given_data(opened, tmp_path / "tree")
+    vae, pixels, _ = with_likelihood(opened, given.x)
     assert [score.name for score in score_images(vae, pixels, given.names, 2)] != []
     assert torch.equal(next(iter(vae.parameters())), next(iter(own.parameters())))

@@ -23,9 +23,10 @@ from pvae.evaluation.report import evaluate, to_text
 from pvae.models.build import build_vae
 from pvae.reference import linear_gaussian
 from pvae.runs import data as data_module
-from pvae.trained import codes, log_likelihood
+from pvae.trained import chunks, codes, log_likelihood
+from pvae.trained.estimate import Estimate
 from pvae.trained.latent_space import encode
-from pvae.trained.log_likelihood import Estimate, importance_sample
+from pvae.trained.log_likelihood import importance_sample
 from pvae.training.fit import fit
 
 
@@ -81,7 +82,7 @@ def test_chunks_change_nothing(small_vae, small_images, monkeypatch):
     """The size of the largest tensor is bounded: draws are decoded eight at a time, with the same result."""
     vae, x = small_vae(), small_images(6)
     whole, decoded, done = sampled(vae, x, 48), [], []
-    monkeypatch.setattr(log_likelihood, "CHUNK_VALUES", 8 * x.numel())
+    monkeypatch.setattr(chunks, "CHUNK_VALUES", 8 * x.numel())
     monkeypatch.setattr(log_likelihood, "_VISITS_TO_RECORD", 1000)  # a recording would not call what counts here
     likelihood = vae.p_x.forward
     monkeypatch.setattr(vae.p_x, "forward", lambda z: decoded.append(len(z)) or likelihood(z))
@@ -102,7 +103,7 @@ def test_recording_changes_nothing(small_vae, small_images, monkeypatch, two_lay
         config = Config(upper_latent_dims=(2,), upper_hidden=(4,), hidden=(6,), latent_dim=3, elbo="iwae")
         with torch.random.fork_rng():
             vae = build_vae(config, (1, 5, 4)).double()
-    monkeypatch.setattr(log_likelihood, "CHUNK_VALUES", 9 * 7 * 20)
+    monkeypatch.setattr(chunks, "CHUNK_VALUES", 9 * 7 * 20)
     shapes, record = [], log_likelihood.record
     monkeypatch.setattr(
         log_likelihood, "record", lambda of, inputs, *how: shapes.append(inputs[0].shape) or record(of, inputs, *how)
@@ -120,7 +121,7 @@ def test_recording_changes_nothing(small_vae, small_images, monkeypatch, two_lay
 def test_a_large_evaluation_is_compiled(small_vae, small_images, monkeypatch, compiler):
     """From a number of decoded images, if there is a compiler; the results are the same."""
     vae, x, engines = small_vae(), small_images(7), []
-    monkeypatch.setattr(log_likelihood, "CHUNK_VALUES", 9 * 7 * 20)
+    monkeypatch.setattr(chunks, "CHUNK_VALUES", 9 * 7 * 20)
     monkeypatch.setattr(log_likelihood, "missing", lambda: "" if compiler else "a compiler")
     monkeypatch.setattr(graph, "missing", str)  # nothing
     monkeypatch.setattr(log_likelihood, "record", lambda of, _inputs, engine, _precision: engines.append(engine) or of)
@@ -133,7 +134,7 @@ def test_a_large_evaluation_is_compiled(small_vae, small_images, monkeypatch, co
 def test_what_cannot_be_compiled_is_called_as_it_is(small_vae, small_images, monkeypatch):
     """Unless compilation was asked for by name."""
     vae, x = small_vae(), small_images(7)
-    monkeypatch.setattr(log_likelihood, "CHUNK_VALUES", 9 * 7 * 20)
+    monkeypatch.setattr(chunks, "CHUNK_VALUES", 9 * 7 * 20)
     plain = sampled(vae, x, 50)
 
     def no_inductor(*_):
@@ -155,7 +156,7 @@ def test_a_decoder_that_reads_values_is_not_recorded(small_vae, small_images, mo
             return z
 
     vae, x = small_vae(), small_images(7)
-    monkeypatch.setattr(log_likelihood, "CHUNK_VALUES", 9 * 7 * 20)
+    monkeypatch.setattr(chunks, "CHUNK_VALUES", 9 * 7 * 20)
     plain = sampled(vae, x, 50)
     vae.p_x.decoder.insert(0, Looks())
     assert torch.allclose(sampled(vae, x, 50).log_p, plain.log_p)
@@ -617,9 +618,9 @@ def test_memory_is_bounded_by_the_widest_layer(monkeypatch):
     convolutions = Config(network="conv", hidden=(16, 32), latent_dim=2)
     vae = build_vae(convolutions, (1, 32, 32))
     x = torch.rand(2, 1, 32, 32)
-    assert log_likelihood._widest(vae, x[:1]) == 16 * 32 * 32, "the decoder's last hidden layer, not the image"
-    monkeypatch.setattr(log_likelihood, "CHUNK_VALUES", 10 * 16 * 32 * 32)
-    assert log_likelihood.images_at_once(vae, x) == 10
+    assert chunks.widest(vae, x[:1]) == 16 * 32 * 32, "the decoder's last hidden layer, not the image"
+    monkeypatch.setattr(chunks, "CHUNK_VALUES", 10 * 16 * 32 * 32)
+    assert chunks.images_at_once(vae, x) == 10
 
 
 @pytest.mark.parametrize(
@@ -633,14 +634,14 @@ def test_memory_is_bounded_by_the_widest_layer(monkeypatch):
 )
 def test_memory_is_bounded_by_mixtures_flows_and_hierarchies(options, widest):
     vae, before = build_vae(Config(hidden=(8,), latent_dim=3, **options), (1, 5, 4)), torch.get_rng_state()
-    assert log_likelihood._widest(vae, torch.rand(1, 1, 5, 4, generator=torch.Generator().manual_seed(0))) == widest
+    assert chunks.widest(vae, torch.rand(1, 1, 5, 4, generator=torch.Generator().manual_seed(0))) == widest
     assert torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("prior", ["mixture", "flow"])
 def test_a_priors_density_is_computed_for_as_many_draws_at_once_as_are_decoded(prior, monkeypatch):
     vae, counts = build_vae(Config(hidden=(8,), latent_dim=3, prior=prior), (1, 5, 4)), []
-    monkeypatch.setattr(log_likelihood, "CHUNK_VALUES", 7 * log_likelihood._widest(vae, torch.rand(1, 1, 5, 4)))
+    monkeypatch.setattr(chunks, "CHUNK_VALUES", 7 * chunks.widest(vae, torch.rand(1, 1, 5, 4)))
     made = vae.prior
 
     def noted():

@@ -13,8 +13,8 @@ from pvae.data.dataset import Dataset
 from pvae.evaluation.report import evaluate
 from pvae.evaluation.several_runs import evaluate_runs, to_latex
 from pvae.runs import data as data_module
-from pvae.trained.images import with_likelihood
 from pvae.trained.log_likelihood import importance_sample
+from pvae.trained.normalised import with_likelihood
 from pvae.training.fit import fit
 
 pytestmark = pytest.mark.workflow

@@ -20,8 +20,8 @@ from pvae.distributions.full_normal import FullNormal
 from pvae.distributions.power_spherical import PowerSpherical, SphereUniform
 from pvae.explore.page import explorer_page
 from pvae.trained.codes import test_images as images_of
+from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.latent_space import attribute_vector, encode
-from pvae.trained.log_likelihood import elbo_terms
 from pvae.training.fit import fit
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")

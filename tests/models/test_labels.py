@@ -39,9 +39,10 @@ from pvae.runs.run import Run
 from pvae.trained import codes as codes_of
 from pvae.trained import latent_space
 from pvae.trained.codes import examples, latent_report
-from pvae.trained.images import encode_images, given_images, read_codes
-from pvae.trained.latent_space import sample_given
-from pvae.trained.log_likelihood import elbo_terms, importance_sample
+from pvae.trained.elbo_terms import elbo_terms
+from pvae.trained.given import given_data, read_codes
+from pvae.trained.latent_space import encode_images, sample_given
+from pvae.trained.log_likelihood import importance_sample
 from pvae.training.fit import fit, resume
 from pvae.training.trainer import Trainer
 from pvae.vae import VAE
@@ -464,7 +465,7 @@ def test_each_command_takes_each_image_at_its_own_label(conditional, tmp_path, c
         trainer = Trainer(run.config.replace(particles=10_000), run.dataset(), CPU, vae=copy.deepcopy(run.vae()))
         assert trainer.evaluate("test").elbo == pytest.approx(elbo.mean().item(), abs=0.3)
     # A folder of classes has labels of its own, by the names of the training's.
-    of_folder = given_images(run, folder)
+    of_folder = given_data(run, folder)
     assert [run.data.label_names[one] for one in of_folder.y] == [Path(name).parts[-2] for name in of_folder.names]
     assert score([str(path), str(folder), "--importance-samples", "3"]) == 0
     assert "p(x | y)" in capsys.readouterr().out

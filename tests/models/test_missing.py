@@ -24,7 +24,7 @@ from pvae.distributions.observed import Observed
 from pvae.elbos.registry import build_elbo, elbo_of
 from pvae.models.build import build_vae, fit_to
 from pvae.reference import elbo as reference
-from pvae.trained.images import impute
+from pvae.trained.imputation import impute
 from pvae.training.fit import fit
 from pvae.vae import VAE
 

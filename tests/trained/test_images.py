@@ -11,12 +11,12 @@ from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.data.preparation import Pixels, Preparation
-from pvae.evaluation.report import elbo_terms
 from pvae.models.build import build_vae
-from pvae.trained import images as images_module
-from pvae.trained.images import draw_codes, encode_images, score_images, to_text
-from pvae.trained.latent_space import sample
+from pvae.trained import latent_space
+from pvae.trained.elbo_terms import elbo_terms
+from pvae.trained.latent_space import draw_codes, encode_images, sample
 from pvae.trained.log_likelihood import importance_sample
+from pvae.trained.scores import score_images, to_text
 
 CPU = torch.device("cpu")
 SYSTEMS = {
@@ -51,7 +51,7 @@ def test_codes_are_the_posterior(given, monkeypatch, kind):
     vae, x = given(kind)
     (whole,) = x.split(7)
     for at_once in (7, 2):
-        monkeypatch.setattr(images_module, "images_at_once", lambda *_, size=at_once: size)
+        monkeypatch.setattr(latent_space, "images_at_once", lambda *_, size=at_once: size)
         loc, scale = encode_images(vae, x)
         with torch.no_grad():
             q = vae.posterior(whole)

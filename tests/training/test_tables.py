@@ -29,7 +29,8 @@ from pvae.models.build import build_vae, fit_to
 from pvae.plotting.value_figures import reconstructed_values_figure, sampled_values_figure
 from pvae.reference import elbo as reference
 from pvae.runs.run import Run
-from pvae.trained.images import given_images, impute
+from pvae.trained.given import given_data
+from pvae.trained.imputation import impute
 from pvae.training.fit import fit
 from pvae.vae import VAE
 
@@ -299,7 +300,7 @@ def test_a_column_of_labels_is_no_part_of_x(tmp_path, capsys, labels):
     file.write_text("\n".join(["u,kind,v", *(row for row, _ in known)]) + "\n")
     assert train([*given[:-1], "1", "--condition", "--out", str(tmp_path / "given")]) == 0
     file.write_text(file.read_text().replace(",2,", ",2.0,"))
-    found = given_images(Run.open(tmp_path / "given"), file)
+    found = given_data(Run.open(tmp_path / "given"), file)
     assert [labels[number] for number in found.y] == [kind for _, kind in known]
     assert score([str(tmp_path / "given"), str(file), "--importance-samples", "5"]) == 0
     file.write_text("\n".join(["u,kind,v", *rows]) + "\n")

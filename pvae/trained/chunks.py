@@ -1,0 +1,50 @@
+"""How many data are encoded and decoded at once, so that the memory is bounded."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import MixtureSameFamily
+
+from pvae.core.random_state import seeded
+from pvae.data.preparation import Pixels
+from pvae.distributions.hierarchy import Hierarchy
+from pvae.vae import VAE
+
+__all__ = ["CHUNK_VALUES", "images_at_once", "widest"]
+
+# The largest number of values in a tensor. It bounds the memory for any number of data and draws and for any network.
+# Larger tensors are slower too.
+CHUNK_VALUES = 2**19
+
+
+def images_at_once(vae: VAE, x: Tensor | Pixels, num_particles: int = 1) -> int:
+    """Return how many images, with K draws of z each, keep every layer's output within `CHUNK_VALUES` values."""
+    return max(1, min(1000, CHUNK_VALUES // widest(*next(vae.split(x, 1)))) // num_particles)
+
+
+def widest(vae: VAE, x: Tensor) -> int:
+    """Return the number of values in the largest output of any layer, or of a mixture, for one image x (1, C, H, W).
+
+    The layers are those of the encoder, the decoder, and the networks of priors, flows and hierarchies at a draw of z.
+    """
+    sizes, prior = [x.numel()], vae.prior()
+    mixture = prior.first if isinstance(prior, Hierarchy) else prior
+    if isinstance(mixture, MixtureSameFamily):
+        sizes.append(2 * mixture.component_distribution.batch_shape.numel())  # a log-density by each, in float64
+
+    def note(_module: nn.Module, _given: Any, output: Any) -> None:
+        sizes.append(output.numel() if isinstance(output, Tensor) else 0)
+
+    hooks = [module.register_forward_hook(note) for module in vae.modules()]
+    with torch.no_grad(), seeded(0, x.device):
+        z = vae.posterior(x).sample()
+        with contextlib.suppress(ValueError):  # of a prior whose support does not include z
+            prior.log_prob(z)
+        vae.likelihood(z)
+    for hook in hooks:
+        hook.remove()
+    return max(sizes)

@@ -1,0 +1,58 @@
+"""The ELBO of each datum and its parts, in nats."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pvae.data.preparation import Pixels
+from pvae.distributions.hierarchy import Hierarchy
+from pvae.elbos.terms import exact_rate, posterior_mean_loss
+from pvae.trained.chunks import images_at_once
+from pvae.vae import VAE
+
+__all__ = ["LAYER_RATE", "elbo_terms"]
+
+LAYER_RATE = "rate of "  # and the name of a stochastic layer
+_PARTICLES = 10
+
+
+@torch.no_grad()
+def elbo_terms(vae: VAE, x: Pixels) -> dict[str, Tensor]:
+    """Return the ELBO of each image and its parts, from ten draws of z.
+
+        elbo = -distortion - rate,    distortion = -E_q log p(x | z),    rate = KL(q(z | x) || p(z))
+
+    Terms without a closed form are left out, except the rate, which is then a mean over the draws.
+
+    Args:
+        vae: in eval mode.
+        x: N images.
+
+    Returns:
+        Nats, (N,) each: elbo, distortion, rate, cross_entropy and, in closed form, posterior_entropy and
+        posterior_mean_loss. With several stochastic layers also rate of z1, rate of z2 and so on.
+    """
+    parts = [_terms(one, part) for one, part in vae.split(x, images_at_once(vae, x, _PARTICLES))]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _terms(vae: VAE, x: Tensor) -> dict[str, Tensor]:
+    """Return the terms of the ELBO of each image, (B,) each, without terms that have no closed form for this VAE."""
+    posterior: Any = vae.posterior(x)
+    prior: Any = vae.prior()
+    z = posterior.sample((_PARTICLES,))
+    distortion, cross_entropy = -vae.log_likelihood(x, z).mean(0), -prior.log_prob(z).mean(0)
+    terms = {"distortion": distortion, "cross_entropy": cross_entropy}
+    try:
+        terms["posterior_entropy"] = posterior.entropy()
+        terms["rate"] = exact_rate(posterior, prior)
+        terms["posterior_mean_loss"] = posterior_mean_loss(vae, x)
+    except NotImplementedError:
+        terms["rate"] = (posterior.log_prob(z) - prior.log_prob(z)).mean(0)
+    if isinstance(posterior, Hierarchy):
+        layers = zip(posterior.names, posterior.conditionals(z), prior.conditionals(z))
+        terms |= {LAYER_RATE + name: (q.log_prob(one) - p.log_prob(one)).mean(0) for name, (one, q), (_, p) in layers}
+    return {**terms, "elbo": -distortion - terms["rate"]}

@@ -1,0 +1,141 @@
+"""What a user gives for a trained run: data, brought to the shape of the run's own; names of labels; files of codes."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pvae.core.errors import InputError, brief, check_name
+from pvae.data.domain import check_domain
+from pvae.runs.data import images_for
+from pvae.runs.run import Run
+
+__all__ = ["GivenData", "given_data", "label_of", "labels_to_sample", "read_codes"]
+
+
+class GivenData(NamedTuple):
+    """Data to encode or score, in the shape that a run was trained on.
+
+    Args:
+        names: the name of each datum.
+        x: images as bytes (N, C, H, W), or other data (N, *D).
+        note: how images were changed, or "".
+        y: their labels, (N, ...), or one for all, (1, ...), if the run was trained given labels.
+        labels: the name of the class of each, "" where it is not known; empty if they have no classes.
+    """
+
+    names: Sequence[str]
+    x: Tensor
+    note: str = ""
+    y: Tensor | None = None
+    labels: Sequence[str] = ()
+
+
+def given_data(
+    run: Run, path: str | Path | None = None, skip_broken: bool = False, label: str | None = None
+) -> GivenData:
+    """Return data in the shape that a run was trained on; images are converted to it.
+
+    Args:
+        run: the run.
+        path: an image file, a folder of image files, or an .npy or .npz file, or of a table a .csv file; None for the
+            run's own test data.
+        skip_broken: leave out image files that cannot be decoded.
+        label: the label of all data, as for `label_of`; by default the run's own test data have their own labels.
+
+    Raises:
+        InputError: there are no such data, or the run's own data cannot be found; or the run was trained given labels,
+            and the data have none.
+    """
+    y = None if label is None else label_of(run, label)
+    if path is None:
+        data = run.dataset()
+        classes = ("", *data.label_names)  # from -1 on
+        is_named = bool(data.label_names) and not data.has_attributes and "test" in data.labels
+        numbers = data.labels["test"].tolist() if is_named else []
+        y = data.labels["test"] if y is None and run.is_given_labels else y
+        return GivenData(data.test_names, data.test, "", y, [classes[label + 1] for label in numbers])
+    names, x, note, labels = images_for(run, path, skip_broken)
+    if run.is_given_labels and y is None:
+        unknown = [place for place, label in enumerate(labels) if label not in run.data.label_names]
+        if unknown or not labels:
+            named = f"the label {labels[unknown[0]]!r} ({names[unknown[0]]})" if labels else ""
+            what = f"{named}, which is no class of the training data" if labels else "no labels"
+            raise InputError(f"{run.path} was trained given labels, and {path} has {what}: give --label NAME")
+        y = torch.tensor([run.data.label_names.index(label) for label in labels])
+    if not run.data.is_images:
+        check = getattr(run.vae().p_x, "check", None)
+        check_domain(check, run.preparation.prepared(x, "test"), str(path), names, run.data.columns)
+    return GivenData(names, x, note, y, labels)
+
+
+def labels_to_sample(run: Run, label: str | None = None) -> Tensor | None:
+    """Return the labels (R, ...) of which images are drawn in turn: one, or every class, or those of the test data.
+
+    Args:
+        run: the run; None is returned if it takes no labels.
+        label: as for `label_of`.
+
+    Raises:
+        InputError: as for `label_of`, or the run's data cannot be found.
+    """
+    if label is not None:
+        return label_of(run, label)
+    if run.config.condition and not run.data.has_attributes and not run.has_own_vae:
+        return torch.arange(len(run.data.label_names))
+    return run.dataset().labels["test"] if run.is_given_labels else None
+
+
+def label_of(run: Run, text: str) -> Tensor:
+    """Return the label of that name, (1, ...), for a run that was trained given labels.
+
+    Args:
+        run: the run.
+        text: the name of a class, or a prefix that no other class has; or names of attributes, with commas in between.
+
+    Raises:
+        InputError: the run takes no labels, or the name is unknown.
+    """
+    names = run.data.label_names
+    if not names or not (run.config.condition or run.config.labels):
+        raise InputError(f"{run.path} was not trained with labels: leave --label out")
+    if run.data.has_attributes:
+        has = {check_name("--label", name, names) for name in text.split(",")}
+        return torch.tensor([[name in has for name in names]])
+    found = [name for name in names if name == text] or [name for name in names if name.startswith(text)]
+    return torch.tensor([names.index(found[0] if len(found) == 1 else check_name("--label", text, names))])
+
+
+def read_codes(run: Run, file: Path) -> Tensor:
+    """Return the codes z (N, L) of a file of `pvae encode`: z, z1 and so on, or else the means loc.
+
+    Raises:
+        InputError: the file cannot be read, or holds no codes of this run's length.
+    """
+    width = run.vae().prior().event_shape[0]
+    try:
+        if file.suffix == ".csv":
+            with file.open(newline="", encoding="utf-8") as lines:
+                rows = [*csv.DictReader(lines)]
+            columns = [name for name in rows[0] if re.fullmatch(r"(loc|y|z\d*)_\d+", name)]
+            columns.sort(key=lambda name: (name.partition("_")[0], int(name.partition("_")[2])))
+            z = torch.tensor([[float(row[name]) for name in columns] for row in rows])
+        else:
+            stored = np.load(file, allow_pickle=False)
+            arrays = {"z": stored} if isinstance(stored, np.ndarray) else stored
+            names = sorted(name for name in arrays if re.fullmatch(r"loc|y|z\d*", name))
+            z = torch.cat([torch.from_numpy(arrays[name]).float() for name in names], dim=1)
+    except Exception as error:  # of damaged files numpy and zipfile raise many types
+        raise InputError(f"{file} cannot be read as codes ({brief(error)}): give what pvae encode wrote") from None
+    if z.dim() != 2 or z.shape[1] != width or not len(z):
+        raise InputError(
+            f"{file} holds codes of shape {tuple(z.shape)}, and {run.path} has latents of shape ({width},)"
+        )
+    return z
