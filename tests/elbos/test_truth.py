@@ -56,7 +56,7 @@ def test_the_forms_have_the_exact_distortion_and_rate_as_means(truth, form):
     if form is three_parts:
         found = Terms(found.reconstruction_error, found.cross_entropy - found.posterior_entropy)
     assert_mean_is(exact.distortion, found.distortion)
-    assert_mean_is(exact.rate, found.rate, seen=0.06)
+    assert_mean_is(exact.rate, found.rate, seen=0.1)
     assert (found.elbo.view(DRAWS, len(x)).mean(0) < log_p_x).all()
 
 
