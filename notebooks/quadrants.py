@@ -30,6 +30,8 @@ LATENT, HIDDEN, BATCH, PATIENCE = 200, (500, 500), 128, 3
 class Prior(nn.Module):
     """p(z | y) of the observed pixels y, in which those that are not observed are -1, and of their prediction."""
 
+    takes_labels = True
+
     def __init__(self, unseen: Tensor, baseline: nn.Module) -> None:
         super().__init__()
         self.register_buffer("unseen", unseen)
@@ -44,6 +46,8 @@ class Prior(nn.Module):
 
 class Posterior(nn.Module):
     """q(z | x, y), of the whole image."""
+
+    takes_labels = True
 
     def __init__(self, unseen: Tensor) -> None:
         super().__init__()

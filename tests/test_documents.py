@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import doctest
 import re
 import sys
 from pathlib import Path
@@ -50,11 +49,6 @@ def run(tmp_path, monkeypatch):
         return names
 
     return run_block
-
-
-def test_the_vae_by_hand_is_the_one_of_the_docstring():
-    examples = doctest.DocTestParser().get_examples(pvae.VAE.__doc__)
-    assert "".join(example.source for example in examples) == blocks(README)[0]
 
 
 def test_the_vae_by_hand_trains_and_its_loss_is_the_definition():

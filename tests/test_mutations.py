@@ -102,7 +102,7 @@ LATER_MUTATIONS = {
         "distributions/test_hierarchy.py::test_the_ladders_posterior_is_the_product_of_both_ways",
     ),
     "layers in the wrong order": (
-        "distributions.hierarchy:Hierarchy._in_order",
+        "distributions.joint:Joint._in_order",
         "if self.top_down",
         "if not self.top_down",
         "distributions/test_hierarchy.py::test_the_density_is_that_of_the_joint_normal",

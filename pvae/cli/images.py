@@ -299,7 +299,6 @@ def _drawn(run: Run, arguments: argparse.Namespace) -> Tensor:
     import torch
 
     from pvae.core.random_state import seeded
-    from pvae.distributions.labels import LabelAndLatent
     from pvae.trained import latent_space
     from pvae.trained.given import labels_to_sample, read_codes
 
@@ -310,9 +309,7 @@ def _drawn(run: Run, arguments: argparse.Namespace) -> Tensor:
         if y is not None and arguments.label is None:
             raise InputError(f"{run.path} was trained given labels: give --label NAME beside --codes")
         z, prior = read_codes(run, arguments.codes), run.vae().prior()
-        if y is not None and isinstance(prior, LabelAndLatent):
-            z = prior.with_label(z, y)
-        return latent_space.decode(run.vae().given(y), z, is_drawn)
+        return latent_space.decode(run.vae().given(y), latent_space.with_labels(prior, z, y), is_drawn)
 
 
 def _write_images(folder: Path, prefix: str, images: Tensor) -> list[str]:

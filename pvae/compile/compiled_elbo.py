@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,11 +20,12 @@ from pvae.compile.inductor import MayCompile
 from pvae.core.errors import InputError
 from pvae.core.terms import LossAndTerms, Terms
 from pvae.core.tracing import deferred
-from pvae.elbos.base import OnResult, PerDatumELBO, PyroFunction
+from pvae.elbos.base import PerDatumELBO, PyroFunction
 
-__all__ = ["Batch", "Call", "CompiledELBO", "Recording"]
+__all__ = ["Call", "CompiledELBO", "Prepare", "Recording", "Tensors"]
 
-Batch = tuple[Tensor, ...]  # the tensors that a step is given
+Tensors = tuple[Tensor, ...]  # that a step is given
+Prepare = Callable[[Tensor], Iterable[Tensor]]
 
 _MAX_RECORDINGS = 32  # one for each batch shape and mode of the modules
 
@@ -36,14 +37,14 @@ class Call(NamedTuple):
         model: a Pyro function.
         guide: its guide.
         engine: "graph" or "inductor".
-        prepare: converts the batch to what model and guide take, x or (x, y), for instance an index to the images.
+        prepare: converts the batch to the tensors that model and guide take, for instance an index to x and y.
         update: steps the parameters; without one, the gradients are returned.
     """
 
     model: PyroFunction
     guide: PyroFunction
     engine: str
-    prepare: Callable[[Tensor], Tensor | Batch] | None = None
+    prepare: Prepare | None = None
     update: AdamUpdate | None = None
 
 
@@ -82,7 +83,7 @@ class Recording:
             module.training is mode for module, mode in self.modes
         )
 
-    def play(self, beta: float, batch: Batch) -> tuple[LossAndTerms, Sequence[Tensor]]:
+    def play(self, beta: float, batch: Tensors) -> tuple[LossAndTerms, Sequence[Tensor]]:
         """Replay the step, and return loss and terms, and its further results.
 
         Raises:
@@ -137,7 +138,7 @@ class CompiledELBO(ELBO):
     def find(
         self,
         call: Call,
-        batch: Batch,
+        batch: Tensors,
         is_begun: bool = False,
         may_compile: MayCompile = lambda num_operators: True,
     ) -> Recording | None:
@@ -166,20 +167,13 @@ class CompiledELBO(ELBO):
         self._recordings = [*self._recordings[1 - _MAX_RECORDINGS :], recording]
         return recording
 
-    def loss_and_grads(
-        self,
-        model: PyroFunction,
-        guide: PyroFunction,
-        x: Tensor,
-        y: Tensor | None = None,
-        beta: float | None = None,
-        on_result: OnResult = lambda result: None,
-    ) -> Tensor:
-        """Return the loss after adding its gradients to the parameters; see `PerDatumELBO.loss_and_grads`."""
-        batch = (x,) if y is None else (x, y)
-        recording = self.find(Call(model, guide, self.engine_for(x)), batch)
+    def backward(
+        self, model: PyroFunction, guide: PyroFunction, *batch: Tensor, beta: float | None = None
+    ) -> LossAndTerms:
+        """Add the gradients of the loss to the parameters, and return loss and terms, as `PerDatumELBO.backward`."""
+        recording = self.find(Call(model, guide, self.engine_for(batch[0])), batch)
         if recording is None:
-            return self.elbo.loss_and_grads(model, guide, x, y, beta, on_result)
+            return self.elbo.backward(model, guide, *batch, beta=beta)
         result, gradients = recording.play(self.weight(beta), batch)
         for parameter, gradient in zip(recording.trained, gradients):
             before = parameter.grad
@@ -188,20 +182,19 @@ class CompiledELBO(ELBO):
         for site in recording.sites:  # SVI steps the parameters whose sites it sees
             site = {**site, "value": store[site["name"]], "stop": False, "continuation": None}
             apply_stack(site)  # type: ignore[arg-type]
-        on_result(result)
-        return result.loss
+        return result
 
-    def evaluate(
-        self, model: PyroFunction, guide: PyroFunction, x: Tensor, y: Tensor | None = None, beta: float | None = None
-    ) -> LossAndTerms:
+    def loss_and_grads(self, *arguments: Any, **options: Any) -> Tensor:
+        """Return the loss after adding its gradients to the parameters; `SVI.step(*batch, beta=...)` calls it."""
+        return self.backward(*arguments, **options).loss
+
+    def evaluate(self, *arguments: Any, **options: Any) -> LossAndTerms:
         """Return loss and terms, as `PerDatumELBO.evaluate` does."""
-        return self.elbo.evaluate(model, guide, x, y, beta)
+        return self.elbo.evaluate(*arguments, **options)
 
-    def loss(
-        self, model: PyroFunction, guide: PyroFunction, x: Tensor, y: Tensor | None = None, beta: float | None = None
-    ) -> float:
-        """Return the loss as a number (called by `SVI.evaluate_loss`)."""
-        return self.evaluate(model, guide, x, y, beta).loss.item()
+    def loss(self, *arguments: Any, **options: Any) -> float:
+        """Return the loss as a number; `SVI.evaluate_loss` calls it."""
+        return self.elbo.loss(*arguments, **options)
 
     def _get_trace(self, *arguments: Any) -> Any:  # required by Pyro's base class
         return self.elbo._get_trace(*arguments)
@@ -214,15 +207,14 @@ class CompiledELBO(ELBO):
         """Return beta, or the ELBO's own if it is None."""
         return float(self.elbo.beta if beta is None else beta)
 
-    def _record(self, call: Call, layout: tuple[object, ...], batch: Batch, may_compile: MayCompile) -> Recording:
+    def _record(self, call: Call, layout: tuple[object, ...], batch: Tensors, may_compile: MayCompile) -> Recording:
         """Run the step once, undo what it wrote, and return its recording."""
         found: dict[str, Any] = {}  # fields of the recording
 
         def step(beta: Tensor, *batch: Tensor) -> list[Tensor]:
             with deferred() as checks, poutine.block(), poutine.trace(param_only=True) as capture:
                 given = batch if call.prepare is None else call.prepare(*batch)
-                x, *y = given if isinstance(given, tuple) else (given,)
-                loss, terms = self.elbo.loss_and_terms(call.model, call.guide, x, y[0] if y else None, beta)
+                loss, terms = self.elbo.loss_and_terms(call.model, call.guide, *given, beta=beta)
             sites: list[Any] = [site for site in capture.trace.nodes.values() if site["type"] == "param"]
             params: dict[str, Tensor] = {site["name"]: site["value"].unconstrained() for site in sites}
             # Unique by identity, since one tensor may have two names.

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from pyro import poutine
 from pyro.infer import SVI
 from torch import Tensor
 
 from pvae.compile.adam import AdamUpdate, in_layout_of
-from pvae.compile.compiled_elbo import Batch, Call, CompiledELBO, Recording
+from pvae.compile.compiled_elbo import Call, CompiledELBO, Prepare, Recording, Tensors
 from pvae.compile.inductor import MayCompile
 from pvae.compile.optimizers import SingleOptimizer
-from pvae.elbos.base import OnResult, PyroFunction
+from pvae.core.errors import NotFiniteError
+from pvae.core.terms import LossAndTerms
+from pvae.elbos.base import PerDatumELBO, PyroFunction
 
 __all__ = ["CompiledSVI"]
 
 
 class CompiledSVI(SVI):
-    """SVI over a `CompiledELBO` that replays each step, without SVI's own Python.
+    """SVI whose steps return loss and terms, over an ELBO or over a `CompiledELBO`, whose steps it replays.
 
     The training equals that of `SVI`, to rounding, and uses the optimiser's own state. With the engine "inductor" and
     plain fused Adam, the update is compiled with the gradients; otherwise the optimiser steps by itself.
@@ -26,9 +27,9 @@ class CompiledSVI(SVI):
         model: a Pyro function.
         guide: its guide.
         optim: holds the torch optimiser over all their parameters.
-        loss: the compiled ELBO.
-        prepare: converts the batch that `step` is given (for example an index) to x, or (x, y), of model and guide, on
-            the same device; it is recorded too. `evaluate_loss` takes x itself.
+        loss: one of `pvae.build_elbo`, or a compiled one.
+        prepare: converts what `step` is given (for example an index) to the tensors that model and guide take, on the
+            same device; it is recorded too. `evaluate_loss` takes these tensors themselves.
     """
 
     def __init__(
@@ -36,50 +37,62 @@ class CompiledSVI(SVI):
         model: PyroFunction,
         guide: PyroFunction,
         optim: SingleOptimizer,
-        loss: CompiledELBO,
-        prepare: Callable[[Tensor], Tensor | Batch] | None = None,
+        loss: PerDatumELBO | CompiledELBO,
+        prepare: Prepare | None = None,
     ) -> None:
-        super().__init__(model, guide, optim, loss.elbo)  # type: ignore[no-untyped-call]
+        super().__init__(model, guide, optim, loss)  # type: ignore[no-untyped-call]
         self.elbo = loss
         self.prepare = prepare
         self._update: AdamUpdate | None = None
 
-    def step(self, *batch: Tensor, beta: float | None = None, on_result: OnResult = lambda result: None) -> float:
-        """Step the parameters by one batch, and return its loss.
+    def step(self, *batch: Tensor, beta: float | None = None) -> LossAndTerms:
+        """Step the parameters by one batch, and return its loss and terms.
 
         Args:
-            batch: what `prepare` takes, or x, or (x, y), of model and guide.
-            beta: weight of the rate in the loss.
-            on_result: called with loss and terms.
+            batch: what `prepare` takes, or what model and guide take.
+            beta: weight of the rate in the loss; the ELBO's own if left out.
 
         Raises:
-            InputError: the step cannot be recorded (see `CompiledELBO`), or pixels are outside the domain; weights and
-                the optimiser's state are as before.
-            NotFiniteError: the loss or a gradient is not finite; weights and the optimiser's state are as before.
+            InputError: the step cannot be recorded (see `CompiledELBO`), or pixels are outside the domain.
+            NotFiniteError: the loss or a gradient is not finite.
             RuntimeError: the parameters that model and guide register with Pyro are not the optimiser's.
+                After any of these weights and the optimiser's state are as before.
         """
         recording = self._find(batch)
         if recording is None:
-            given = batch if self.prepare is None else self.prepare(*batch)
-            given = given if isinstance(given, tuple) else (given,)
-            return super().step(*given, beta=beta, on_result=on_result)  # type: ignore[no-untyped-call]
+            return self._eager_step(batch, beta)
         update = recording.call.update
         if update is not None:
             update.set_values(recording.trained)
         result, rest = recording.play(self.elbo.weight(beta), batch)
-        if update is not None:
-            is_taken, finite = rest
-            if not is_taken:
-                update.refuse(result.loss, recording.trained, finite)
-            on_result(result)
-        else:
-            on_result(result)
+        if update is None:
+            result.check_finite()  # before the optimiser steps, since gradients may be finite where the loss is not
             for parameter, gradient in zip(recording.trained, rest):
                 parameter.grad = in_layout_of(parameter, gradient)
             self.optim(recording.params.values())
-        return result.loss.item()
+        else:
+            is_taken, finite = rest
+            if not is_taken:
+                update.refuse(result.loss, recording.trained, finite)
+        return result
 
-    def use_inductor(self, batch: Batch, may_compile: MayCompile) -> None:
+    def _eager_step(self, batch: Tensors, beta: float | None) -> LossAndTerms:
+        """Step as `SVI.step` does."""
+        elbo = self.elbo.elbo if isinstance(self.elbo, CompiledELBO) else self.elbo
+        given = batch if self.prepare is None else self.prepare(*batch)
+        with poutine.trace(param_only=True) as capture:
+            result = elbo.backward(self.model, self.guide, *given, beta=beta)
+        parameters = {site["value"].unconstrained() for site in capture.trace.nodes.values()}
+        try:
+            result.check_finite()
+        except NotFiniteError:
+            for parameter in parameters:
+                parameter.grad = None
+            raise
+        self.optim(parameters)
+        return result
+
+    def use_inductor(self, batch: Tensors, may_compile: MayCompile) -> None:
         """Compile steps on such batches from now on; there has been a step.
 
         Args:
@@ -98,8 +111,10 @@ class CompiledSVI(SVI):
             self.elbo.engine = "graph"
             raise
 
-    def _find(self, batch: Batch, may_compile: MayCompile = lambda num_operators: True) -> Recording | None:
+    def _find(self, batch: Tensors, may_compile: MayCompile = lambda num_operators: True) -> Recording | None:
         """Return the recording of a step; None for the first one, before which Adam has no state."""
+        if not isinstance(self.elbo, CompiledELBO):
+            return None
         optim: SingleOptimizer = self.optim
         is_begun, engine = bool(optim.optimizer.state), self.elbo.engine_for(batch[0])
         if self._update is None and is_begun and engine == "inductor" and AdamUpdate.supports(optim):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor
+
+from pvae.core.errors import NotFiniteError
 
 __all__ = ["LossAndTerms", "Terms"]
 
@@ -33,3 +36,8 @@ class LossAndTerms(NamedTuple):
 
     loss: Tensor
     terms: Terms
+
+    def check_finite(self) -> None:
+        """Raise a `NotFiniteError` if the loss is NaN or infinite."""
+        if not math.isfinite(self.loss.item()):
+            raise NotFiniteError(f"the loss is {self.loss.item()}")

@@ -154,6 +154,10 @@ class Pixels:
         """Return N."""
         return len(self.images)
 
+    def __getitem__(self, index: Tensor | slice) -> Pixels:
+        """Return the images of an index, int64 (M,), or of a slice."""
+        return Pixels(self.images[index], self.preparation)
+
     @property
     def is_bytes(self) -> bool:
         """Whether they are images as bytes, and not other data."""

@@ -25,10 +25,9 @@ from pvae.core.terms import LossAndTerms, Terms
 from pvae.core.tracing import shared_calls
 from pvae.elbos.sites import Draws, Latent
 
-__all__ = ["OnResult", "PerDatumELBO", "PyroFunction", "refuse_dependent_dimensions", "require_rsample"]
+__all__ = ["PerDatumELBO", "PyroFunction", "refuse_dependent_dimensions", "require_rsample"]
 
-PyroFunction = Callable[..., Any]  # of data x, and perhaps of labels y
-OnResult = Callable[[LossAndTerms], object]
+PyroFunction = Callable[..., Any]  # of *batch: data x, and perhaps labels y
 
 
 class PerDatumELBO(Trace_ELBO):
@@ -81,27 +80,21 @@ class PerDatumELBO(Trace_ELBO):
             setattr(self, name, value)
 
     def loss_and_terms(
-        self,
-        model: PyroFunction,
-        guide: PyroFunction,
-        x: Tensor,
-        y: Tensor | None = None,
-        beta: float | Tensor | None = None,
+        self, model: PyroFunction, guide: PyroFunction, *batch: Tensor, beta: float | Tensor | None = None
     ) -> LossAndTerms:
         """Return the differentiable loss of a batch, a scalar in nats per datum, and its terms.
 
         Args:
             model: a Pyro function with observed and latent sites.
             guide: its guide.
-            x: data (B, *D).
-            y: labels (B, ...), which model and guide then take too.
+            batch: data x (B, *D), and then labels y (B, ...) if model and guide take them.
             beta: weight of the rate in this loss; the ELBO's own if left out. It does not change the terms.
 
         Raises:
             ValueError: `Draws.of` refuses the sites.
             InputError: (a ValueError) z is not reparameterised, and the gradient needs it to be.
         """
-        draws = self._draws(model, guide, x, y)
+        draws = self._draws(model, guide, batch)
         distortion, rate = -_mean(draws.log_p_x), self.rate(draws)
         loss = self.loss_of(draws, distortion, rate, self.beta if beta is None else beta)
         if is_validation_enabled() and not math.isfinite(loss.item()):  # as Pyro's own ELBOs do
@@ -142,78 +135,45 @@ class PerDatumELBO(Trace_ELBO):
         ratio: Tensor = q.log_prob(latent.z) - p.log_prob(latent.z)
         return ratio
 
-    def differentiable_loss(
-        self,
-        model: PyroFunction,
-        guide: PyroFunction,
-        x: Tensor,
-        y: Tensor | None = None,
-        beta: float | Tensor | None = None,
-    ) -> Tensor:
-        """Return the loss of `loss_and_terms`."""
-        return self.loss_and_terms(model, guide, x, y, beta).loss
+    def differentiable_loss(self, *arguments: Any, **options: Any) -> Tensor:
+        """Return the loss of `loss_and_terms`, which has the same arguments."""
+        return self.loss_and_terms(*arguments, **options).loss
 
-    def backward(
-        self, model: PyroFunction, guide: PyroFunction, x: Tensor, y: Tensor | None = None, beta: float | None = None
-    ) -> LossAndTerms:
+    def backward(self, *arguments: Any, **options: Any) -> LossAndTerms:
         """Add the gradients of the loss to the parameters, and return loss and terms without a gradient.
+
+        The arguments are those of `loss_and_terms`.
 
         Raises:
             InputError: no parameter is registered with Pyro.
         """
         store = pyro.get_param_store()
         num_known = len(store)
-        loss, terms = self.loss_and_terms(model, guide, x, y, beta)
+        loss, terms = self.loss_and_terms(*arguments, **options)
         if len(store) > num_known or not num_known:  # the first step registers the parameters
             _check_registered(loss)
         loss.backward()
         return LossAndTerms(loss.detach(), terms)
 
-    def evaluate(
-        self, model: PyroFunction, guide: PyroFunction, x: Tensor, y: Tensor | None = None, beta: float | None = None
-    ) -> LossAndTerms:
-        """Return loss and terms without a gradient; Pyro's parameter store stays as it was."""
+    def evaluate(self, *arguments: Any, **options: Any) -> LossAndTerms:
+        """Return what `loss_and_terms` returns, without a gradient; Pyro's parameter store stays as it was."""
         store = pyro.get_param_store()
         with torch.no_grad(), store.scope(store.get_state()):
-            return self.loss_and_terms(model, guide, x, y, beta)
+            return self.loss_and_terms(*arguments, **options)
 
-    def loss(
-        self, model: PyroFunction, guide: PyroFunction, x: Tensor, y: Tensor | None = None, beta: float | None = None
-    ) -> float:
-        """Return the loss as a number (`SVI.evaluate_loss` calls it)."""
-        return self.evaluate(model, guide, x, y, beta).loss.item()
+    def loss(self, *arguments: Any, **options: Any) -> float:
+        """Return the loss as a number; `SVI.evaluate_loss` calls it."""
+        return self.evaluate(*arguments, **options).loss.item()
 
-    def loss_and_grads(
-        self,
-        model: PyroFunction,
-        guide: PyroFunction,
-        x: Tensor,
-        y: Tensor | None = None,
-        beta: float | None = None,
-        on_result: OnResult = lambda result: None,
-    ) -> Tensor:
-        """Return the loss after adding its gradients to the parameters.
+    def loss_and_grads(self, *arguments: Any, **options: Any) -> Tensor:
+        """Return the loss after adding its gradients to the parameters; `SVI.step(*batch, beta=...)` calls it."""
+        return self.backward(*arguments, **options).loss
 
-        `SVI.step(x, beta=..., on_result=...)`, or `SVI.step(x, y, ...)` given labels, calls it with the same arguments.
-
-        Args:
-            model: a Pyro function.
-            guide: its guide.
-            x: the batch.
-            y: its labels, if model and guide take them.
-            beta: weight of the rate in this loss; the ELBO's own if left out.
-            on_result: called with loss and terms before SVI's optimiser steps; if it raises, no parameter is changed.
-        """
-        result = self.backward(model, guide, x, y, beta)
-        on_result(result)
-        return result.loss
-
-    def _draws(self, model: PyroFunction, guide: PyroFunction, x: Tensor, y: Tensor | None) -> Draws:
-        batch = (x,) if y is None else (x, y)
+    def _draws(self, model: PyroFunction, guide: PyroFunction, batch: tuple[Tensor, ...]) -> Draws:
         with shared_calls(), self.messenger():
             ((model_trace, guide_trace),) = self._get_traces(model, guide, batch, {})  # type: ignore[no-untyped-call]
-        batch_shape = (len(x),) if self.num_particles == 1 else (self.num_particles, len(x))
-        draws = Draws.of(model_trace, guide_trace, batch_shape)
+        particles = () if self.num_particles == 1 else (self.num_particles,)
+        draws = Draws.of(model_trace, guide_trace, (*particles, len(batch[0])))
         for name, site in draws.posteriors.items():
             if self.reparameterised:
                 require_rsample(name, site["fn"])

@@ -46,15 +46,9 @@ class EnumeratedELBO(PerDatumELBO, TraceEnum_ELBO):
     label_weight: float = 0.0
 
     def loss_and_terms(
-        self,
-        model: PyroFunction,
-        guide: PyroFunction,
-        x: Tensor,
-        y: Tensor | None = None,
-        beta: float | Tensor | None = None,
+        self, model: PyroFunction, guide: PyroFunction, *batch: Tensor, beta: float | Tensor | None = None
     ) -> LossAndTerms:
-        """Return loss and terms of a batch x (B, *D), whose labels y are int64 (B,), -1 where one is not known."""
-        batch = (x,) if y is None else (x, y)
+        """Return loss and terms of data x (B, *D), whose labels y are int64 (B,), -1 where one is not known."""
         with shared_calls():
             ((of_model, of_guide),) = self._get_traces(model, guide, batch, {})
         q, p = samples(of_guide), samples(of_model)

@@ -64,8 +64,8 @@ class PathDerivativeELBO(ImportanceELBO):
 
     messenger = _SeparateModelDraws
 
-    def _draws(self, model: PyroFunction, guide: PyroFunction, x: Tensor, y: Tensor | None) -> Draws:
-        draws = super()._draws(model, guide, x, y)
+    def _draws(self, model: PyroFunction, guide: PyroFunction, batch: tuple[Tensor, ...]) -> Draws:
+        draws = super()._draws(model, guide, batch)
         for name, site in draws.priors.items():
             if site["value"] is draws.posteriors[name]["value"]:
                 raise ValueError(f"guide and model share the draw of {name!r}: give a guide that is its own function")

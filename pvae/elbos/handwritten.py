@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pvae.core import protocol
+from pvae.core.given import Given
 from pvae.core.terms import LossAndTerms, Terms
 from pvae.core.tracing import register, shared_calls
 from pvae.elbos.base import PerDatumELBO, PyroFunction, refuse_dependent_dimensions, require_rsample
-from pvae.vae import VAE, draw_layers
+from pvae.vae import VAE
 
 __all__ = ["HandwrittenELBO"]
 
@@ -25,25 +27,21 @@ class HandwrittenELBO(PerDatumELBO):
     """
 
     def loss_and_terms(
-        self,
-        model: PyroFunction,
-        guide: PyroFunction,
-        x: Tensor,
-        y: Tensor | None = None,
-        beta: float | Tensor | None = None,
+        self, model: PyroFunction, guide: PyroFunction, *batch: Tensor, beta: float | Tensor | None = None
     ) -> LossAndTerms:
-        """Return loss and terms of a batch x (B, *D), from the distributions of the VAE of `model` and `guide`.
+        """Return loss and terms of data x (B, *D), from the distributions of the VAE of `model` and `guide`.
 
         Raises:
             TypeError: `model` and `guide` are not the methods of one `VAE`, which has the distributions.
             InputError: z is not reparameterised, or with free bits the latent dimensions are not independent.
         """
         vae = getattr(model, "__self__", None)
-        if not isinstance(vae, VAE) or (model, guide) != (vae.model, vae.guide):
+        if not isinstance(vae, VAE | Given) or (model, guide) != (vae.model, vae.guide):
             raise TypeError("the handwritten ELBO takes vae.model and vae.guide of one VAE")
         for name in ("p_z", "q_z", "p_x"):  # SVI updates only parameters that are registered while the loss is computed
             register(name, getattr(vae, name))
-        vae = vae.given(y)
+        x, *labels = batch
+        vae = vae.given(*labels) if labels else vae
         layers: dict[str, tuple[Any, Tensor]] = {}  # each layer's posterior and draw
         priors: dict[str, Any] = {}
 
@@ -57,8 +55,8 @@ class HandwrittenELBO(PerDatumELBO):
             return layers[name][1]
 
         with shared_calls():
-            z = draw_layers(vae.posterior(x), draw)
-            draw_layers(vae.prior(), replay)
+            z = protocol.draw(vae.posterior(x), draw)
+            protocol.draw(vae.prior(), replay)
         pairs = [(q, priors[name], z) for name, (q, z) in layers.items()]
         distortion = -vae.log_likelihood(x, z).mean(0)
         log_q_z, log_p_z = sum(q.log_prob(z) for q, _, z in pairs), sum(p.log_prob(z) for _, p, z in pairs)

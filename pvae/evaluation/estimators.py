@@ -16,7 +16,8 @@ from torch import Tensor
 from pvae.core.errors import InputError, check_finite
 from pvae.core.random_state import seeded
 from pvae.core.records import markdown_of
-from pvae.distributions.labels import LabelAndLatent
+from pvae.data.batch import given_parts
+from pvae.distributions.joint import Joint
 from pvae.elbos.registry import ELBO_CLASSES, build_elbo
 from pvae.reference import linear_gaussian
 from pvae.trained.chunks import images_at_once
@@ -172,7 +173,8 @@ def pairs_to_compare(
         particles: values of K.
         num_groups: number of groups of "miwae" and "piwae".
     """
-    pairs, reasons, has_closed_form, has_label = [], [], True, isinstance(vae.prior(), LabelAndLatent)
+    pairs, reasons, has_closed_form, prior = [], [], True, vae.prior()
+    has_label = isinstance(prior, Joint) and prior.is_enumerable
     try:
         with seeded(0, x.device), pyro.get_param_store().scope():
             build_elbo("analytic").loss(vae.model, vae.guide, x)
@@ -226,7 +228,7 @@ def measure_estimator(
         NotFiniteError: a bound or a gradient is NaN or infinite.
     """
     elbo = build_elbo(name, num_particles, **options)
-    parts = [*vae.split(x, images_at_once(vae, x, num_particles))]
+    parts = [*given_parts(vae, x, images_at_once(vae, x, num_particles))]
     encoder, decoder = list(vae.q_z.parameters()), [*vae.p_x.parameters(), *vae.p_z.parameters()]
     values, seconds, of_encoder, of_decoder = [], [], Moments(), Moments()
     for repetition in range(repetitions):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from pvae.core.errors import InputError
+from pvae.data.batch import given_parts
 from pvae.data.dataset import random_subset
 from pvae.data.preparation import Pixels
 from pvae.trained.chunks import CHUNK_VALUES, images_at_once
@@ -74,12 +75,12 @@ def split_rate(vae: VAE, x: Tensor | Pixels, num_images: int = 2000, seed: int =
     Raises:
         InputError: q(z | x) is not Normal, or q(z | x) or p(z) is not independent over dimensions.
     """
-    one, first = next(vae.split(x, 1))
+    one, first = next(given_parts(vae, x, 1))
     posterior = one.posterior(first)
     is_normal = isinstance(posterior, Independent) and isinstance(posterior.base_dist, Normal)
     if not (is_normal and isinstance(vae.prior(), Independent)):
         raise InputError("the rate can be split only for a Normal q(z | x) and a p(z) of independent latent dimensions")
-    parts = [one.posterior(part).base_dist for one, part in vae.split(x, images_at_once(vae, x))]
+    parts = [one.posterior(part).base_dist for one, part in given_parts(vae, x, images_at_once(vae, x))]
     loc, scale = (torch.cat([getattr(part, name) for part in parts]).double() for name in ("loc", "scale"))
     images = random_subset(len(x), num_images, seed).to(loc.device)
     q = Normal(loc, scale)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
+from pvae.data.batch import given_rows
 from pvae.data.dataset import random_subset
 from pvae.data.preparation import Pixels
-from pvae.distributions.hierarchy import Hierarchy
+from pvae.distributions.joint import Joint
 from pvae.evaluation.rate_decomposition import active_units, split_rate
 from pvae.models.labels import found_labels
 from pvae.runs.run import Run
@@ -192,12 +193,12 @@ def evaluate(
     if not vae.has_density:
         raise InputError(f"{run.path} is an autoencoder: a point posterior has no bound and no log-likelihood")
     seen = test_images(run)
-    binary, x, kind = with_likelihood(run, data.test, vae.y)
+    binary, x, kind = with_likelihood(run, data.test, getattr(vae, "y", None))
     labels = data.test_labels if run.config.labels else None
     if num_images is not None:
         subset = random_subset(len(seen), num_images, seed)  # some data sets are sorted by class
         seen, x = (replace(pixels, images=pixels.images[subset]) for pixels in (seen, x))
-        vae, binary = (one.given(None if one.y is None else one.y[subset]) for one in (vae, binary))
+        vae, binary = (given_rows(one, subset) for one in (vae, binary))
         labels = None if labels is None else labels[subset]
     if len(seen) < 2 or num_particles < 2:
         raise InputError("an evaluation needs at least 2 test images and 2 importance samples")
@@ -217,7 +218,7 @@ def evaluate(
         num_images=len(seen),
         is_subset=len(seen) < len(data.test),
         pixels=kind
-        if vae.y is None
+        if getattr(vae, "y", None) is None
         else f"{kind}; given their labels y, so that log p(x) is log p(x | y)".lstrip("; "),
         pseudo=vae.is_pseudo,
         seed=seed,
@@ -231,7 +232,7 @@ def _elbo_parts(vae: VAE, x: Pixels, seed: int) -> ElboParts:
     terms = elbo_terms(vae, x)
     active, prior = active_units(vae, x), vae.prior()
     layer_rates = tuple(Estimate.of(terms.pop(name)) for name in [*terms] if name.startswith(LAYER_RATE))
-    layers = active.split(prior.sizes if isinstance(prior, Hierarchy) else [len(active)])
+    layers = active.split(prior.sizes if isinstance(prior, Joint) else [len(active)])
     return ElboParts(
         **{name: Estimate.of(values) for name, values in terms.items()},
         layer_rates=layer_rates,

@@ -11,9 +11,10 @@ import torch
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.core.records import markdown_of
+from pvae.data.batch import given_rows
 from pvae.data.dataset import random_subset
 from pvae.runs.run import Run
-from pvae.trained.codes import given_labels
+from pvae.trained.codes import given_y
 from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.estimate import Estimate
 from pvae.trained.log_likelihood import MOST_UNTRUSTED, importance_sample
@@ -75,12 +76,12 @@ def evaluate_runs(
     for run in runs:
         if not run.vae().has_density:
             raise InputError(f"{run.path} is an autoencoder: a point posterior has no bound and no log-likelihood")
-        vae, x, kind = with_likelihood(run, run.dataset().test, given_labels(run).y)
+        vae, x, kind = with_likelihood(run, run.dataset().test, given_y(run))
         if num_images is not None:
             subset = random_subset(len(x), num_images, seed)
-            x, vae = replace(x, images=x.images[subset]), vae.given(None if vae.y is None else vae.y[subset])
+            x, vae = replace(x, images=x.images[subset]), given_rows(vae, subset)
         # A probability or a density, of x or given y.
-        described = kind, getattr(vae.p_x, "levels_per_unit", 1.0), vae.y is None
+        described = kind, getattr(vae.p_x, "levels_per_unit", 1.0), getattr(vae, "y", None) is None
         first = first or (x.images, described)
         if not torch.equal(x.images, first[0]) or described != first[1]:
             difference = "other test data or pixels, or one a density and one a probability, or one is given labels"

@@ -26,7 +26,7 @@ from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.data.dataset import random_subset
 from pvae.data.preparation import Pixels
-from pvae.distributions.hierarchy import Hierarchy
+from pvae.distributions.joint import Joint
 from pvae.elbos.registry import ELBO_CLASSES
 from pvae.models.hierarchy import FirstLayer
 from pvae.models.networks import ChannelsLast, FlatBatch
@@ -272,7 +272,7 @@ def _prior(config: Config, vae: Any, tensors: _Tensors) -> dict[str, Any]:
     """Return p(z) for network.js: that of the top layer, and the networks of the others."""
     module, prior, sizes = vae.p_z, vae.prior(), [config.latent_dim, *config.upper_latent_dims]
     networks = [_operations(one, tensors) for one in getattr(module, "networks", ())]
-    if isinstance(prior, Hierarchy):
+    if isinstance(prior, Joint):
         module, prior = module.top, prior.first
     kind = "flat" if config.posterior == "delta" else {"standard-normal": "normal"}.get(config.prior, config.prior)
     top: dict[str, Any] = {"kind": kind, "size": sizes[-1]}

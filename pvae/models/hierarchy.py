@@ -9,10 +9,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pvae.core.protocol import PriorModule
 from pvae.core.tracing import call_once
-from pvae.distributions.hierarchy import Hierarchy
+from pvae.distributions.joint import Joint
 from pvae.models.posteriors import bounded_normal
-from pvae.vae import PriorModule
 
 __all__ = ["BottomUpPosterior", "FirstLayer", "HierarchyPrior", "LadderPosterior", "TopDownPosterior"]
 
@@ -35,9 +35,9 @@ class HierarchyPrior(nn.Module):
         self.networks = nn.ModuleList(networks)
         self.sizes = sizes
 
-    def forward(self) -> Hierarchy:
+    def forward(self) -> Joint:
         """Return p(z1, ..., zL): batch shape (), event shape (L_1 + ... + L_L,)."""
-        return Hierarchy(self.top.forward(), _normals(reversed(self.networks)), self.sizes, top_down=True)
+        return Joint(self.top.forward(), _normals(reversed(self.networks)), self.sizes, top_down=True)
 
 
 class BottomUpPosterior(nn.Module):
@@ -58,9 +58,9 @@ class BottomUpPosterior(nn.Module):
         self.networks = nn.ModuleList(networks)
         self.sizes = sizes
 
-    def forward(self, x: Tensor) -> Hierarchy:
+    def forward(self, x: Tensor) -> Joint:
         """Return q(z1, ..., zL | x): batch shape (B,), event shape (L_1 + ... + L_L,)."""
-        return Hierarchy(self.first(x), _normals(self.networks), self.sizes, top_down=False)
+        return Joint(self.first(x), _normals(self.networks), self.sizes)
 
 
 class TopDownPosterior(nn.Module):
@@ -87,11 +87,11 @@ class TopDownPosterior(nn.Module):
         """Return q(zL | x): batch shape (B,), event shape (L_L,)."""
         return bounded_normal(self._encoded(x)[0])
 
-    def forward(self, x: Tensor) -> Hierarchy:
+    def forward(self, x: Tensor) -> Joint:
         """Return q(z1, ..., zL | x): batch shape (B,), event shape (L_1 + ... + L_L,)."""
         parameters, context = self._encoded(x)
         rest = [lambda above, net=net: bounded_normal(net(_beside(context, above))) for net in reversed(self.networks)]
-        return Hierarchy(bounded_normal(parameters), rest, self.sizes, top_down=True)
+        return Joint(bounded_normal(parameters), rest, self.sizes, top_down=True)
 
     def _encoded(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.encoder(x).tensor_split([2 * self.sizes[-1]], dim=-1)
@@ -130,12 +130,12 @@ class LadderPosterior(nn.Module):
         """Return q(zL | x): batch shape (B,), event shape (L_L,)."""
         return self._from_below(x)[-1]
 
-    def forward(self, x: Tensor) -> Hierarchy:
+    def forward(self, x: Tensor) -> Joint:
         """Return q(z1, ..., zL | x): batch shape (B,), event shape (L_1 + ... + L_L,)."""
         *below, top = self._from_below(x)
         layers = reversed([*zip(below, _normals(self._down))])
         rest = [lambda above, up=up, prior=prior: _product(up, prior(above)) for up, prior in layers]
-        return Hierarchy(top, rest, self.sizes, top_down=True)
+        return Joint(top, rest, self.sizes, top_down=True)
 
     def _from_below(self, x: Tensor) -> list[dist.Independent]:
         """Return Normal(loc_up, scale_up^2) of each layer."""

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from pvae.core.errors import InputError
 from pvae.core.tracing import require
-from pvae.distributions.labels import LabelAndLatent, PartlyKnownLabel
+from pvae.distributions.joint import Joint
+from pvae.distributions.labels import PartlyKnownLabel, one_hot
 
 __all__ = [
     "EncoderJoin",
@@ -25,11 +26,13 @@ __all__ = [
 ]
 
 
-def _values(y: Tensor, num_labels: int, dtype: torch.dtype) -> Tensor:
+def _values(y: Tensor | None, num_labels: int, dtype: torch.dtype) -> Tensor:
     """Return labels as floats (..., K): classes (...) as zeros and a one, attributes (..., K) as they are."""
-    if y.dtype == torch.int64:  # torch's one_hot reads values, and could not be recorded
+    if y is None:
+        raise InputError("this VAE needs labels y: call vae.given(y), or give y to its methods")
+    if y.dtype == torch.int64:
         require(lambda y: ((y >= 0) & (y < num_labels)).all(), y, _unknown_class(num_labels))
-        y = y[..., None] == torch.arange(num_labels, device=y.device)
+        y = one_hot(y, num_labels)
     return y.to(dtype)
 
 
@@ -54,7 +57,7 @@ class EncoderJoin(nn.Module):
         self.num_labels = num_labels
         self.plane = nn.Linear(num_labels, math.prod(self.datum_shape[1:])) if is_conv else None
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor | None) -> Tensor:
         """Return x (..., *D) and labels y, whose leading dimensions are broadcast, as one tensor."""
         y = _values(y, self.num_labels, x.dtype)
         num_dims = len(self.datum_shape)
@@ -78,6 +81,8 @@ class PosteriorGivenLabels(nn.Module):
         Sohn, Lee and Yan, NeurIPS 2015; Kingma et al., arXiv:1406.5298 (the model M2).
     """
 
+    takes_labels = True
+
     def __init__(self, seen: nn.Module, join: EncoderJoin, posterior: nn.Module) -> None:
         super().__init__()
         self.seen, self.join, self.posterior = seen, join, posterior
@@ -87,7 +92,7 @@ class PosteriorGivenLabels(nn.Module):
         """Whether q(z | x, y) is a density, as in `PosteriorModule`."""
         return getattr(self.posterior, "has_density", True)
 
-    def forward(self, x: Tensor, y: Tensor) -> TorchDistribution:
+    def forward(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """Return q(z | x, y): batch shape (B,), event shape (L,)."""
         return self.posterior(self.join(self.seen(x), y))
 
@@ -105,6 +110,8 @@ class LikelihoodGivenLabels(nn.Module):
         Sohn, Lee and Yan, NeurIPS 2015.
     """
 
+    takes_labels = True
+
     def __init__(self, likelihood: nn.Module, num_labels: int) -> None:
         super().__init__()
         self.likelihood = likelihood
@@ -117,7 +124,7 @@ class LikelihoodGivenLabels(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("likelihood"), name)
 
-    def forward(self, z: Tensor, y: Tensor) -> TorchDistribution:
+    def forward(self, z: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """Return p(x | z, y) of latents z (..., B, L) and labels y of the batch: batch shape (..., B)."""
         y = _values(y, self.num_labels, z.dtype)
         return self.likelihood(torch.cat([z, y.expand(*z.shape[:-1], -1)], dim=-1))
@@ -143,12 +150,11 @@ class LabelPrior(nn.Module):
         self.latent_dim = latent_dim
         self.register_buffer("logits", torch.zeros(num_labels), persistent=False)
 
-    def forward(self) -> LabelAndLatent:
+    def forward(self) -> Joint:
         """Return p(y, z): batch shape (), event shape (K + L,)."""
         p_z = self.prior()
-        return LabelAndLatent(
-            dist.OneHotCategorical(logits=self.logits), lambda y: p_z.expand(y.shape[:-1]), self.latent_dim
-        )
+        label = dist.OneHotCategorical(logits=self.logits)
+        return Joint(label, [lambda y: p_z.expand(y.shape[:-1])], (len(self.logits), self.latent_dim), ("y", "z"))
 
 
 class LabelPosterior(nn.Module):
@@ -165,12 +171,14 @@ class LabelPosterior(nn.Module):
         Kingma et al., arXiv:1406.5298 (the model M2).
     """
 
+    takes_labels = True
+
     def __init__(self, classifier: nn.Module, posterior: nn.Module, latent_dim: int) -> None:
         super().__init__()
         self.classifier, self.posterior = classifier, posterior
         self.latent_dim = latent_dim
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> LabelAndLatent:
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Joint:
         """Return q(y, z | x): batch shape (B,), event shape (K + L,).
 
         Args:
@@ -179,7 +187,8 @@ class LabelPosterior(nn.Module):
         """
         logits = self.classifier(x)
         label = dist.OneHotCategorical(logits=logits) if y is None else PartlyKnownLabel(logits, y)
-        return LabelAndLatent(label, lambda one: self.posterior(x, one), self.latent_dim)
+        sizes = (label.event_shape[0], self.latent_dim)
+        return Joint(label, [lambda one: self.posterior(x, one)], sizes, ("y", "z"))
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from matplotlib.image import imread
 from torch.distributions import Normal
 
 from pvae.core.errors import InputError, check_name
+from pvae.data.batch import Batch, given_rows
 from pvae.plotting import figures, value_figures
 from pvae.plotting.figures import ScatterData
 from pvae.runs.run import Run
@@ -60,7 +61,7 @@ def samples(run: Run) -> Figure:
     codes.require(run, run.vae().has_density, "a prior to draw from")
     with run.seeded():
         if not run.data.is_images:
-            drawn = latent_space.sample(run.vae(), 1000, draws=True, y=codes.given_labels(run).y)
+            drawn = latent_space.sample(run.vae(), 1000, draws=True, y=codes.given_y(run))
             shown = codes.test_images(run).images[:1000]
             return _drawn(run, value_figures.sampled_values_figure(shown, drawn, run.title, run.data.columns))
         if not run.vae().takes_labels:
@@ -95,7 +96,7 @@ def graph(run: Run) -> Figure:
     for axes, (name, function) in zip(figure.subplots(1, 2), functions.items()):
         with pyro.get_param_store().scope():
             vae, x = codes.examples(run, 1)
-            batch = (x,) if vae.y is None else (x, vae.y)
+            batch = tuple(Batch(x, getattr(vae, "y", None)))
             rendered = pyro.render_model(function, batch, render_distributions=True)
         rendered.attr(dpi="200")
         axes.imshow(imread(BytesIO(rendered.pipe("png"))))
@@ -187,7 +188,7 @@ def interpolation(run: Run) -> Figure:
     rows = []
     for one in range(half):  # of images far apart, so of different classes if they are sorted
         first, second = images[one], images[one + half]
-        pair = vae.given(None if vae.y is None else vae.y[[one, one + half]])
+        pair = given_rows(vae, [one, one + half])
         rows.append(torch.cat([first[None], latent_space.interpolate(pair, first, second), second[None]]))
     title = f"{run.title}\ntest images at the ends; the mean of p(x | z) on the line between their codes"
     return figures.image_figure(run.preparation.shown(torch.cat(rows)), 12, title)

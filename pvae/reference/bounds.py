@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from pvae.distributions.hierarchy import Hierarchy, layers_of
+from pvae.distributions.joint import Joint, sites_of
 from pvae.vae import VAE
 
 __all__ = [
@@ -152,7 +152,7 @@ def dreg_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]
     (of_log_w,) = torch.autograd.grad(log_w.sum(), at, retain_graph=True)
     (of_log_p_x,) = torch.autograd.grad(log_p_x.sum(), at)
     v, prior, fixed = weight[..., None], vae.prior(), z.detach()
-    pairs = layers_of(prior, fixed)
+    pairs = sites_of(prior, fixed)
     drawn = dict(zip(getattr(prior, "names", ["z"]), (layer for layer, _ in pairs)))
 
     def moved(name: str, one: Any) -> Tensor:
@@ -162,7 +162,7 @@ def dreg_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]
         loc, scale = one.base_dist.loc, one.base_dist.scale
         return loc + scale * ((drawn[name] - loc) / scale).detach()
 
-    joint = prior.draw(moved) if isinstance(prior, Hierarchy) else moved("z", prior)
+    joint = prior.draw(moved) if isinstance(prior, Joint) else moved("z", prior)
     direct = weight * vae.log_likelihood(x, fixed) + ((v * of_log_p_x - v**2 * of_log_w) * joint).sum(-1)
     direct = direct + sum(weight * one.log_prob(layer) for layer, one in pairs if not _is_normal(one))
     return _gradients(vae, z, -(v**2) * of_log_w / len(x), -direct.sum(0).mean())

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pvae.core.terms import Terms
-from pvae.distributions.hierarchy import layers_of
-from pvae.distributions.labels import LabelAndLatent
+from pvae.distributions.joint import Joint, sites_of
 from pvae.vae import VAE
 
 __all__ = [
@@ -62,13 +61,13 @@ def rate_by_dimension(posterior: Any, prior: Any, z: Tensor | None = None) -> Te
         mean_k [ log q(z_kl | x) - log p(z_kl) ],    or without draws    KL(q(z_l | x) || p(z_l))
 
     Args:
-        posterior: q(z | x), independent over dimensions, or a `Hierarchy` of layers that are, given another layer.
+        posterior: q(z | x), independent over dimensions, or a `Joint` of sites that are, given another layer.
         prior: p(z), as q.
-        z: draws (K, B, L), or None for the closed form, which a `Hierarchy` does not have.
+        z: draws (K, B, L), or None for the closed form, which a `Joint` does not have.
     """
     if z is None:
         return kl_divergence(posterior.base_dist, prior.base_dist)
-    pairs = zip(layers_of(posterior, z), layers_of(prior, z))
+    pairs = zip(sites_of(posterior, z), sites_of(prior, z))
     rates = [(q.base_dist.log_prob(layer) - p.base_dist.log_prob(layer)).mean(0) for (layer, q), (_, p) in pairs]
     return torch.cat(rates, dim=-1)
 
@@ -120,7 +119,8 @@ def enumerated(vae: VAE, x: Tensor, num_particles: int = 1) -> Terms:
         sum_y q(y | x) [ (1/K) sum_k log p(x, z_yk | y) - log q(z_yk | x, y) + log p(y) - log q(y | x) ]
 
     Args:
-        vae: whose prior and posterior are `LabelAndLatent`; given labels, q(y | x) is a point mass where one is known.
+        vae: whose prior and posterior are a `Joint` of a label and a latent; given labels, q(y | x) is a point mass
+            where a label is known.
         x: data (B, *D).
         num_particles: K draws z_yk ~ q(z | x, y) for each class.
 
@@ -131,7 +131,7 @@ def enumerated(vae: VAE, x: Tensor, num_particles: int = 1) -> Terms:
         Kingma et al., arXiv:1406.5298 (the model M2).
     """
     posterior, prior = vae.posterior(x), vae.prior()
-    if not (isinstance(posterior, LabelAndLatent) and isinstance(prior, LabelAndLatent)):
+    if not (isinstance(posterior, Joint) and isinstance(prior, Joint) and prior.is_enumerable):
         raise TypeError("prior and posterior must be those of a label and a latent")
     num_classes = posterior.sizes[0]
     classes = torch.eye(num_classes, dtype=x.dtype, device=x.device)

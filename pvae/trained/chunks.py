@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.distributions import MixtureSameFamily
 
 from pvae.core.random_state import seeded
+from pvae.data.batch import given_parts
 from pvae.data.preparation import Pixels
-from pvae.distributions.hierarchy import Hierarchy
+from pvae.distributions.joint import Joint
 from pvae.vae import VAE
 
 __all__ = ["CHUNK_VALUES", "images_at_once", "widest"]
@@ -23,7 +24,7 @@ CHUNK_VALUES = 2**19
 
 def images_at_once(vae: VAE, x: Tensor | Pixels, num_particles: int = 1) -> int:
     """Return how many images, with K draws of z each, keep every layer's output within `CHUNK_VALUES` values."""
-    return max(1, min(1000, CHUNK_VALUES // widest(*next(vae.split(x, 1)))) // num_particles)
+    return max(1, min(1000, CHUNK_VALUES // widest(*next(given_parts(vae, x, 1)))) // num_particles)
 
 
 def widest(vae: VAE, x: Tensor) -> int:
@@ -32,7 +33,7 @@ def widest(vae: VAE, x: Tensor) -> int:
     The layers are those of the encoder, the decoder, and the networks of priors, flows and hierarchies at a draw of z.
     """
     sizes, prior = [x.numel()], vae.prior()
-    mixture = prior.first if isinstance(prior, Hierarchy) else prior
+    mixture = prior.first if isinstance(prior, Joint) else prior
     if isinstance(mixture, MixtureSameFamily):
         sizes.append(2 * mixture.component_distribution.batch_shape.numel())  # a log-density by each, in float64
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from pvae.core.errors import InputError
+from pvae.data.batch import given_parts, given_rows
 from pvae.data.dataset import Dataset, random_subset
 from pvae.data.preparation import Pixels
-from pvae.distributions.hierarchy import Hierarchy
-from pvae.distributions.labels import LabelAndLatent
+from pvae.distributions.joint import Joint
 from pvae.models.priors import StandardNormalPrior
 from pvae.runs.run import Run, kept
 from pvae.trained.latent_space import LatentReport, encode, latent_statistics, nearest_neighbour_accuracy
@@ -23,6 +23,7 @@ __all__ = [
     "examples",
     "given_labels",
     "given_one",
+    "given_y",
     "has_normal_prior",
     "is_plane",
     "latent_names",
@@ -52,22 +53,27 @@ def test_images(run: Run) -> Pixels:
     return run.preparation.pixels(run.dataset().test)
 
 
+def given_y(run: Run, split: str = "test") -> Tensor | None:
+    """Return the labels of a split, if the run was trained given labels."""
+    return run.dataset().labels[split] if run.is_given_labels else None
+
+
 def given_labels(run: Run, split: str = "test") -> VAE:
     """Return the VAE given the labels of a split, if it was trained given labels."""
-    return run.vae().given(run.dataset().labels[split] if run.is_given_labels else None)
+    return run.vae().given(given_y(run, split))
 
 
 def given_one(run: Run, row: int = 0) -> VAE:
     """Return the VAE given the label of one test image, for whatever is decoded, if it was trained given labels."""
     vae = given_labels(run)
-    return vae.given(None if vae.y is None else vae.y[row : row + 1])
+    return given_rows(vae, slice(row, row + 1))
 
 
 def examples(run: Run, count: int) -> tuple[VAE, Tensor]:
     """Return random test images x (count, C, H, W), the same ones in every call, and the VAE given their labels."""
     images, vae = test_images(run).images, given_labels(run)
     chosen = random_subset(len(images), count, seed=0)
-    return vae.given(None if vae.y is None else vae.y[chosen]), run.preparation.x(images[chosen])
+    return given_rows(vae, chosen), run.preparation.x(images[chosen])
 
 
 @kept
@@ -105,7 +111,7 @@ def codes_as_data(run: Run) -> Dataset:
 def test_draws(run: Run) -> Tensor:
     """Return draws from the aggregate posterior: one draw of q(z | x) for each test image, (M, L)."""
     with run.seeded(), torch.no_grad():
-        parts = given_labels(run).split(test_images(run), _CHUNK)
+        parts = given_parts(given_labels(run), test_images(run), _CHUNK)
         return torch.cat([vae.posterior(part).sample() for vae, part in parts])
 
 
@@ -122,9 +128,7 @@ def prior(run: Run) -> TorchDistribution:
     p_z = run.vae().prior()
     if not run.vae().has_density:
         return StandardNormalPrior(p_z.event_shape[0])()
-    if isinstance(p_z, LabelAndLatent):
-        return p_z.rest[0](p_z.first.mean)
-    return p_z.first if isinstance(p_z, Hierarchy) else p_z
+    return p_z.top if isinstance(p_z, Joint) else p_z
 
 
 def has_normal_prior(run: Run) -> bool:
@@ -137,13 +141,13 @@ def has_normal_prior(run: Run) -> bool:
 def is_plane(run: Run) -> bool:
     """Return whether the latent is two-dimensional, with one stochastic layer."""
     p_z = run.vae().prior()
-    return p_z.event_shape == (2,) and not isinstance(p_z, Hierarchy)
+    return p_z.event_shape == (2,) and not isinstance(p_z, Joint)
 
 
 def latent_names(run: Run) -> list[str]:
     """Return the names of the latent dimensions: z_1, z_2, ...; with several stochastic layers z1_1, ..., z2_1, ...."""
     p_z = run.vae().prior()
-    layers = zip(p_z.names, p_z.sizes) if isinstance(p_z, Hierarchy) else [("z", p_z.event_shape[0])]
+    layers = zip(p_z.names, p_z.sizes) if isinstance(p_z, Joint) else [("z", p_z.event_shape[0])]
     return [f"{layer}_{1 + d}" for layer, size in layers for d in range(size)]
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pvae.data.batch import given_parts
 from pvae.data.preparation import Pixels
-from pvae.distributions.hierarchy import Hierarchy
+from pvae.distributions.joint import Joint
 from pvae.elbos.terms import exact_rate, posterior_mean_loss
 from pvae.trained.chunks import images_at_once
 from pvae.vae import VAE
@@ -35,7 +36,7 @@ def elbo_terms(vae: VAE, x: Pixels) -> dict[str, Tensor]:
         Nats, (N,) each: elbo, distortion, rate, cross_entropy and, in closed form, posterior_entropy and
         posterior_mean_loss. With several stochastic layers also rate of z1, rate of z2 and so on.
     """
-    parts = [_terms(one, part) for one, part in vae.split(x, images_at_once(vae, x, _PARTICLES))]
+    parts = [_terms(one, part) for one, part in given_parts(vae, x, images_at_once(vae, x, _PARTICLES))]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -52,7 +53,7 @@ def _terms(vae: VAE, x: Tensor) -> dict[str, Tensor]:
         terms["posterior_mean_loss"] = posterior_mean_loss(vae, x)
     except NotImplementedError:
         terms["rate"] = (posterior.log_prob(z) - prior.log_prob(z)).mean(0)
-    if isinstance(posterior, Hierarchy):
+    if isinstance(posterior, Joint):
         layers = zip(posterior.names, posterior.conditionals(z), prior.conditionals(z))
         terms |= {LAYER_RATE + name: (q.log_prob(one) - p.log_prob(one)).mean(0) for name, (one, q), (_, p) in layers}
     return {**terms, "elbo": -distortion - terms["rate"]}

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pvae.data.batch import given_parts
 from pvae.data.preparation import Pixels
 from pvae.distributions.columns import Columns
 from pvae.trained.chunks import images_at_once
@@ -45,7 +46,7 @@ def impute(vae: VAE, x: Pixels, num_particles: int = 200) -> Imputed:
         Mattei and Frellsen, arXiv:1812.02633, "single imputation".
     """
     filled, stderr = list[Tensor](), list[Tensor]()
-    for one, part in vae.split(x, images_at_once(vae, x, num_particles)):
+    for one, part in given_parts(vae, x, images_at_once(vae, x, num_particles)):
         q = one.posterior(part)
         z = q.sample((num_particles,))
         log_w = one.log_likelihood(part, z) + one.prior().log_prob(z) - q.log_prob(z)

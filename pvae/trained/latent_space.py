@@ -12,9 +12,10 @@ from torch.nn.functional import normalize
 
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
+from pvae.data.batch import given_parts, given_rows
 from pvae.data.preparation import Pixels
-from pvae.distributions.hierarchy import Hierarchy
-from pvae.distributions.labels import LabelAndLatent
+from pvae.distributions.joint import Joint
+from pvae.distributions.labels import one_hot
 from pvae.distributions.power_spherical import PowerSpherical
 from pvae.trained.chunks import images_at_once
 from pvae.vae import VAE
@@ -37,6 +38,7 @@ __all__ = [
     "sample",
     "sample_given",
     "traverse",
+    "with_labels",
 ]
 
 _CHUNK = 1000
@@ -50,7 +52,7 @@ def encode(vae: VAE, x: Tensor | Pixels) -> Tensor:
     same noise for all images, so that it varies over images only as q(z | x) does. For a distribution of your own that
     has no mean, the estimate is from 1,000 draws, whose noise differs from image to image.
     """
-    return torch.cat([_mean(one.posterior(part)) for one, part in vae.split(x, images_at_once(vae, x))])
+    return torch.cat([_mean(one.posterior(part)) for one, part in given_parts(vae, x, images_at_once(vae, x))])
 
 
 def _mean(posterior: Any) -> Tensor:
@@ -71,7 +73,7 @@ def decode(vae: VAE, z: Tensor, draws: bool = False) -> Tensor:
     """
     if isinstance(vae.prior(), PowerSpherical):
         z = normalize(z, dim=-1)  # the mean of several points on a sphere is not on it
-    likelihoods = [one.likelihood(part) for one, part in vae.split(z, _CHUNK)]
+    likelihoods = [one.likelihood(part) for one, part in given_parts(vae, z, _CHUNK)]
     return torch.cat([p_x.sample() if draws else p_x.mean for p_x in likelihoods])
 
 
@@ -93,7 +95,7 @@ def encode_images(vae: VAE, x: Pixels) -> Codes:
     Raises:
         InputError: they have no closed form, as with several stochastic layers.
     """
-    posteriors = [one.posterior(part) for one, part in vae.split(x, images_at_once(vae, x))]
+    posteriors = [one.posterior(part) for one, part in given_parts(vae, x, images_at_once(vae, x))]
     try:
         loc, scale = (torch.cat([getattr(q, name) for q in posteriors]) for name in ("mean", "stddev"))
     except NotImplementedError:
@@ -110,9 +112,9 @@ def draw_codes(vae: VAE, x: Pixels) -> dict[str, Tensor]:
 
     The draw is "z", (N, L), or with several stochastic layers "z1", (N, L_1), "z2", (N, L_2), and so on.
     """
-    z = torch.cat([one.posterior(part).sample() for one, part in vae.split(x, images_at_once(vae, x))])
+    z = torch.cat([one.posterior(part).sample() for one, part in given_parts(vae, x, images_at_once(vae, x))])
     prior = vae.prior()
-    return dict(zip(prior.names, z.split(prior.sizes, dim=-1))) if isinstance(prior, Hierarchy) else {"z": z}
+    return dict(zip(prior.names, z.split(prior.sizes, dim=-1))) if isinstance(prior, Joint) else {"z": z}
 
 
 @torch.no_grad()
@@ -162,9 +164,13 @@ def sample(vae: VAE, num_samples: int, draws: bool = False, y: Tensor | None = N
     vae = vae.given(labels)
     prior: Any = vae.prior()
     z = prior.sample() if prior.batch_shape else prior.sample((num_samples,))
-    if labels is not None and isinstance(prior, LabelAndLatent):
-        z = prior.with_label(z, labels)
-    return decode(vae, z, draws)
+    return decode(vae, with_labels(prior, z, labels), draws)
+
+
+def with_labels(prior: Any, z: Tensor, y: Tensor | None) -> Tensor:
+    """Return latents whose label is replaced by classes y, int64 (...), if p(z) has a label, and z itself otherwise."""
+    is_label = y is not None and isinstance(prior, Joint) and prior.is_enumerable
+    return prior.replaced(z, prior.names[0], one_hot(y, prior.sizes[0])) if is_label else z
 
 
 @torch.no_grad()
@@ -182,9 +188,7 @@ def sample_given(vae: VAE, y: Tensor, num_columns: int = 8) -> Tensor:
     rows = y.repeat_interleave(num_columns, 0)
     prior: Any = vae.given(rows).prior()
     z = prior.sample() if prior.batch_shape else prior.sample((num_columns,)).repeat(len(y), 1)
-    if isinstance(prior, LabelAndLatent):
-        z = prior.with_label(z, rows)
-    return decode(vae.given(rows), z)
+    return decode(vae.given(rows), with_labels(prior, z, rows))
 
 
 def prior_quantiles(num_steps: int) -> Tensor:
@@ -233,7 +237,7 @@ def interpolate(vae: VAE, first: Tensor, second: Tensor, num_steps: int = 10) ->
     """
     start, end = encode(vae, torch.stack([first, second]))
     alpha = torch.linspace(0, 1, num_steps).unsqueeze(1)
-    return decode(vae.given(None if vae.y is None else vae.y[:1]), (1 - alpha) * start + alpha * end)
+    return decode(given_rows(vae, slice(1)), (1 - alpha) * start + alpha * end)
 
 
 def attribute_vector(codes: Tensor, has: Tensor) -> Tensor:

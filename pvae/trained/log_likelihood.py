@@ -14,6 +14,7 @@ from torch.distributions import Independent
 from pvae.compile.graph import Function, check_engine, record
 from pvae.compile.inductor import missing
 from pvae.core.errors import InputError
+from pvae.data.batch import Batch, given_parts
 from pvae.data.preparation import Pixels
 from pvae.trained import chunks
 from pvae.trained.chunks import images_at_once, widest
@@ -118,7 +119,7 @@ def importance_sample(
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 8.
     """
     parts, log_likelihood = [], _recorded_log_likelihood(vae, engine, precision, len(x) * num_particles)
-    for one, part in vae.split(x, min(100, images_at_once(vae, x))):
+    for one, part in given_parts(vae, x, min(100, images_at_once(vae, x))):
         parts.append(_log_sums(one, part, num_particles, log_likelihood))
         on_images(len(part))
     log_sum, log_sum_squares = torch.cat(parts, dim=1)
@@ -141,7 +142,7 @@ def _recorded_log_likelihood(vae: VAE, engine: str, precision: str, decoded: int
     recorded: dict[torch.Size, Function] = {}
 
     def unrecorded(z: Tensor, x: Tensor, *y: Tensor) -> list[Tensor]:
-        return [vae.given(*y).log_likelihood(x, z)]
+        return [(vae.given(*y) if y else vae).log_likelihood(x, z)]
 
     def log_likelihood(z: Tensor, *batch: Tensor) -> Tensor:
         visits[z.shape] += 1
@@ -159,9 +160,9 @@ def _recorded_log_likelihood(vae: VAE, engine: str, precision: str, decoded: int
 def _log_sums(vae: VAE, x: Tensor, num_particles: int, log_likelihood: Callable[..., Tensor]) -> Tensor:
     """Return log sum_k w_k and log sum_k w_k^2 of a few images, (2, B) in float64."""
     posterior, prior = vae.posterior(x), vae.prior()
-    batch = (x,) if vae.y is None else (x, vae.y)
+    batch = tuple(Batch(x, getattr(vae, "y", None)))
     sums = torch.full((2, len(x)), -math.inf, dtype=torch.float64)
-    size = max(1, chunks.CHUNK_VALUES // (len(x) * widest(*next(vae.split(x, 1)))))
+    size = max(1, chunks.CHUNK_VALUES // (len(x) * widest(*next(given_parts(vae, x, 1)))))
     # Latents are small compared with images, so several chunks are drawn together and decoded one after another. Other
     # posteriors than independent ones are drawn chunk by chunk, because networks may compute them, which may be wide.
     together = size

@@ -60,7 +60,7 @@ def with_normalised_likelihood(
             "p(x | z) is a pseudo-likelihood, and log p(x) needs a likelihood: give one to the VAE"
         ) from None
     kind = "binarized: each drawn once, with its grey value as probability"
-    return binary.eval().given(vae.y), Preparation.of(config).pixels(images), kind
+    return binary.eval().given(getattr(vae, "y", None)), Preparation.of(config).pixels(images), kind
 
 
 def bits_per_dimension(vae: VAE, log_p: Tensor, x: Pixels) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pvae.core.errors import listed
+from pvae.data.batch import given_parts
 from pvae.vae import VAE
 
 __all__ = ["cause_of"]
@@ -43,7 +44,7 @@ def cause_of(vae: VAE, x: Tensor, names: Sequence[str]) -> str:
         return f"{listed(broken)} {'is' if len(broken) == 1 else 'are'} NaN or infinite already: {_SMALLER_STEPS}"
     vae.eval()
     with pyro.validation_enabled(False):  # a scale of 0 is a cause to name, and not an error
-        parts = [_loss_and_scales(*one) for one in vae.split(x, 1)]
+        parts = [_loss_and_scales(*one) for one in given_parts(vae, x, 1)]
     losses = torch.tensor([abs(loss) for loss, _ in parts])
     outliers = ~(losses <= _OUTLIER * losses[losses.isfinite()].median()) if losses.isfinite().any() else losses == 0
     if 0 < outliers.sum() <= len(x) // 2:

@@ -182,16 +182,11 @@ class SharedELBO(PerDatumELBO):
         self.elbo, self.share = elbo, share
 
     def loss_and_terms(
-        self,
-        model: PyroFunction,
-        guide: PyroFunction,
-        x: Tensor,
-        y: Tensor | None = None,
-        beta: float | Tensor | None = None,
+        self, model: PyroFunction, guide: PyroFunction, *batch: Tensor, beta: float | Tensor | None = None
     ) -> LossAndTerms:
         """Return the part in the loss of the rows x (B / N, *D), and their terms."""
         with WholeBatchNoise(self.share):
-            loss, terms = self.elbo.loss_and_terms(model, guide, x, y, beta)
+            loss, terms = self.elbo.loss_and_terms(model, guide, *batch, beta=beta)
         return LossAndTerms(self.share.weight * loss, terms)
 
 

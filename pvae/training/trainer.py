@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
-from pyro.infer import SVI
 from torch import Tensor
 
-from pvae.compile.compiled_elbo import Batch, CompiledELBO
+from pvae.compile.compiled_elbo import CompiledELBO, Tensors
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.graph import RecordingError, check_engine
 from pvae.compile.inductor import missing
@@ -39,7 +38,7 @@ from pvae.data.dataset import Dataset, random_subset
 from pvae.data.domain import check_domain
 from pvae.data.preparation import Preparation
 from pvae.data.torch_data import in_random_order
-from pvae.elbos.base import OnResult, PerDatumELBO
+from pvae.elbos.base import PerDatumELBO
 from pvae.elbos.registry import elbo_of
 from pvae.elbos.terms import posterior_mean_loss
 from pvae.models.build import build_vae, fit_to, meta_state_dict, sizes_of, start_like_burda
@@ -130,7 +129,7 @@ class Trainer:
         self._elbo, self._beta = elbo_of(config, known), beta
         if beta is not None and "beta" not in self._elbo.options:
             raise InputError(f"--elbo {config.elbo} has no rate to weigh: leave beta out, or take trace or analytic")
-        self._svis: dict[Share | None, tuple[SVI, PerDatumELBO]] = {}
+        self._svis: dict[Share | None, tuple[CompiledSVI, PerDatumELBO]] = {}
         self._is_auto, self._note = config.compile == "auto", note
         self._has_engine = engine is not None or not self._is_auto
         self.engine = engine or ("graph" if self._is_auto else config.compile)
@@ -209,12 +208,10 @@ class Trainer:
         beta, share = self.rate_weight(), self.world.share(len(index))
         self.optimizer.param_groups[0]["lr"] = learning_rate(self.config, self.step, self.num_steps)
         self.step += 1
-        results: list[LossAndTerms] = []
         try:
             with _advice_on_memory(f"step {self.step}"), naming_refused_parameters():
-                # Checked before the optimiser steps, since gradients may be finite where the loss is not.
-                loss = self._step(index, share, beta, lambda result: results.append(_finite(result)))
-                return loss, results[0].terms
+                loss, terms = self._step(index, share, beta)
+                return loss.item(), terms
         except NotFiniteError as error:
             self.optimizer.zero_grad()
             # If this process failed before the sum of gradients, the others wait for it: NaN makes them fail too.
@@ -280,12 +277,14 @@ class Trainer:
         try:
             with naming_refused_parameters():
                 _, elbo = self._svi(share)
-                result, terms = _finite(elbo.evaluate(self.vae.model, self.vae.guide, x, y, self.rate_weight()))
+                batch, beta = (x,) if y is None else (x, y), self.rate_weight()
+                result, terms = elbo.evaluate(self.vae.model, self.vae.guide, *batch, beta=beta)
+                LossAndTerms(result, terms).check_finite()
         except NotFiniteError as error:
             if self.world.size > 1:  # all processes raise the error together, after their sum
                 return math.nan, Terms(*x.new_zeros(2, len(x))), math.nan
             what = f"the {split} loss could not be computed at step {self.step}: {error}"
-            self._end_training(what, (x, y), split, range(first, first + len(x)), error)
+            self._end_training(what, batch, split, range(first, first + len(x)), error)
         try:
             with torch.no_grad():
                 return result.item(), terms, posterior_mean_loss(self.vae.given(y), x).sum().item()
@@ -306,7 +305,7 @@ class Trainer:
                 self._loss(images, Share(0, 2, 2, 1.0), "test", 0)
         except (InputError, TrainingError):
             raise
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, TypeError) as error:
             first_line, _, _ = str(error).partition("\n")
             raise InputError(
                 f"the VAE cannot be evaluated on images of shape {tuple(images.shape[1:])} with pixels "
@@ -387,16 +386,16 @@ class Trainer:
             state.setdefault(int(index), {})[name] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
 
-    def _batch_of(self, index: Tensor) -> Batch:
+    def _batch_of(self, index: Tensor) -> Tensors:
         """Return the training data of an index as model and guide take them: x, or (x, y)."""
         x = self.preparation.batch(self.images["train"], index)
         return (x, self.labels["train"][index]) if self.labels else (x,)
 
-    def _step(self, index: Tensor, share: Share, beta: float, on_result: OnResult) -> float:
+    def _step(self, index: Tensor, share: Share, beta: float) -> LossAndTerms:
         """Take a step on this process's rows of a batch, and time it while threads and engine are chosen."""
         svi, _ = self._svi(share)
-        if isinstance(svi, CompiledSVI) and svi.prepare is not None:  # the recording starts from the index
-            batch: Batch = (index,)
+        if svi.prepare is not None:  # the recording starts from the index
+            batch: Tensors = (index,)
         elif self.preparation.is_dynamic:  # every process draws the pixels of the whole batch
             batch = tuple(part[share.rows] for part in self._batch_of(index))
         else:
@@ -405,19 +404,19 @@ class Trainer:
         first.begin()
         started = time.perf_counter()
         try:
-            loss: float = svi.step(*batch, beta=beta, on_result=on_result)
+            result = svi.step(*batch, beta=beta)
         except RecordingError as error:
             if not self._is_auto or self.config.precision != "fp32":
                 raise
             self._note(f"steps are computed without --compile {self.engine}, and take longer: {error}")
             self.engine = "graph" if self.engine == "inductor" else "none"
             self._svis.clear()
-            return self._step(index, share, beta, on_result)
-        if is_usual and first.end(time.perf_counter() - started) and isinstance(svi, CompiledSVI):
+            return self._step(index, share, beta)
+        if is_usual and first.end(time.perf_counter() - started):
             self._choose_engine(svi, batch)
-        return loss
+        return result
 
-    def _choose_engine(self, svi: CompiledSVI, batch: Batch) -> None:
+    def _choose_engine(self, svi: CompiledSVI, batch: Tensors) -> None:
         """Compile recorded steps if their code is kept, or if the steps that are left are expected to repay it."""
         left = self.config.epochs * self.num_steps - self.step
         saved, is_alone = saved_by_inductor(self._first_steps.seconds, left), self.world.size == 1
@@ -443,7 +442,7 @@ class Trainer:
                 why = str(error) if isinstance(error, RecordingError) else "out of memory"
                 self._note(f"the step is not compiled: {why}")
 
-    def _svi(self, share: Share) -> tuple[SVI, PerDatumELBO]:
+    def _svi(self, share: Share) -> tuple[CompiledSVI, PerDatumELBO]:
         """Return SVI and ELBO of this process's rows of a batch; a single process has one for batches of any size."""
         config, is_alone = self.config, self.world.size == 1
         key = None if is_alone else share
@@ -453,7 +452,7 @@ class Trainer:
             optimizer = SingleOptimizer(self.optimizer, names, config.clip_norm, None if is_alone else self.world.sum_)
             functions = self.vae.model, self.vae.guide
             if self.engine == "none":
-                self._svis[key] = SVI(*functions, optimizer, elbo), elbo
+                self._svis[key] = CompiledSVI(*functions, optimizer, elbo), elbo
             else:
                 usual = self.world.share(config.batch_size)
                 compiled = CompiledELBO(elbo, self.engine, config.precision, batch_size=usual.stop - usual.start)
@@ -465,14 +464,8 @@ class Trainer:
         """Raise an error that names the cause of a loss or a gradient of a batch that is not finite."""
         files = self.data.names.get(split)
         names = [files[row] if files else f"{split} image {row}" for row in rows]
-        raise TrainingError(f"{what}: {cause_of(self.vae.given(*batch[1:]), batch[0], names)}") from error
-
-
-def _finite(result: LossAndTerms) -> LossAndTerms:
-    """Return a result whose loss is finite, or raise a `NotFiniteError`."""
-    if not math.isfinite(result.loss.item()):
-        raise NotFiniteError(f"the loss is {result.loss.item()}")
-    return result
+        vae = self.vae.given(batch[1]) if len(batch) > 1 else self.vae
+        raise TrainingError(f"{what}: {cause_of(vae, batch[0], names)}") from error
 
 
 def _check_options(config: Config, data: Dataset, world: World, has_own_vae: bool) -> None:

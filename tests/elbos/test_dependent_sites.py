@@ -11,7 +11,7 @@ from torch import nn
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.tracing import register
-from pvae.distributions.hierarchy import Hierarchy
+from pvae.distributions.joint import Joint
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae
 from pvae.reference import bounds as reference_bounds
@@ -149,7 +149,7 @@ def test_two_layers_as_one_site_equal_the_handwritten(name, num_particles):
         torch.manual_seed(0)
         vae = build_vae(config, (1, 5, 4)).double()
     x = torch.rand(7, 1, 5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    assert isinstance(vae.posterior(x), Hierarchy)
+    assert isinstance(vae.posterior(x), Joint)
     functions = OneSite(vae)
     with torch.random.fork_rng(), pyro.get_param_store().scope():
         torch.manual_seed(3)

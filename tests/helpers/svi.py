@@ -14,6 +14,7 @@ from torch.optim import Adam
 from pvae.compile.compiled_elbo import CompiledELBO
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.optimizers import SingleOptimizer
+from pvae.core.terms import LossAndTerms
 from pvae.elbos.registry import ELBO_CLASSES, build_elbo
 
 ELBOS = tuple(name for name, one in ELBO_CLASSES.items() if not one.sums_over_labels)  # of VAEs without labels
@@ -69,7 +70,8 @@ def trained(
         for step, batch in enumerate(batches):
             on_step(step, subject if isinstance(subject, nn.Module) else guide, own)
             batch = batch if isinstance(batch, tuple) else (batch,)
-            losses.append(one.step(*batch) if beta_of is None else one.step(*batch, beta=beta_of(step)))
+            taken = one.step(*batch) if beta_of is None else one.step(*batch, beta=beta_of(step))
+            losses.append(taken.loss.item() if isinstance(taken, LossAndTerms) else taken)
         if evaluates:
             on_step(len(batches), subject if isinstance(subject, nn.Module) else guide, own)
             losses.append(one.evaluate_loss(*batch))

@@ -25,10 +25,11 @@ from pvae.compile.compiled_svi import CompiledSVI
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
+from pvae.data.batch import Batch
 from pvae.data.dataset import Dataset, random_subset
 from pvae.data.preparation import Pixels
 from pvae.data.sources import load_dataset
-from pvae.distributions.labels import LabelAndLatent
+from pvae.distributions.joint import Joint
 from pvae.elbos.enumerated import EnumeratedELBO
 from pvae.elbos.registry import ELBO_CLASSES, build_elbo, elbo_of
 from pvae.evaluation.report import evaluate
@@ -133,11 +134,15 @@ class _LinearGivenLabels:
                 return dist.Normal(torch.zeros(L).double(), 1.0).to_event(1)
 
         class Posterior(nn.Module):
+            takes_labels = True
+
             def forward(self, x, y):
                 covariance = torch.linalg.inv(torch.eye(L).double() + truth.w.T @ truth.w / 0.16)
                 return dist.MultivariateNormal((x - truth.b[y]) @ truth.w @ covariance / 0.16, covariance)
 
         class Likelihood(nn.Module):
+            takes_labels = True
+
             def forward(self, z, y):
                 return dist.Normal(truth.b[y] + z @ truth.w.T, 0.4).to_event(1)
 
@@ -178,7 +183,7 @@ def test_every_network_takes_labels_and_every_parameter_gets_a_gradient(network,
 def test_without_labels_a_vae_that_needs_them_says_so_and_with_labels_one_that_takes_none():
     with pytest.raises(InputError, match=r"given\(y\)"):
         vae_of(condition=True).posterior(X)
-    with pytest.raises(InputError, match="parameter y"):
+    with pytest.raises(InputError, match="takes_labels"):
         vae_of().given(Y)
     with pytest.raises(InputError, match="--condition"):
         build_vae(Config(condition=True), SHAPE)
@@ -252,20 +257,23 @@ def test_the_joint_distribution_of_label_and_latent():
 def test_mean_and_variance_of_label_and_latent():
     """z given y is Normal(4 y_1 - y_2, 0.5^2): its moments over y = 0.2, 0.3, 0.5 by hand."""
     probs = torch.tensor([0.2, 0.3, 0.5]).double()
-    q = LabelAndLatent(
-        dist.OneHotCategorical(probs), lambda y: dist.Normal(4 * y[..., :1] - y[..., 1:2], 0.5).to_event(1), 1
-    )
+    given_y = lambda y: dist.Normal(4 * y[..., :1] - y[..., 1:2], 0.5).to_event(1)  # noqa: E731
+    q = Joint(dist.OneHotCategorical(probs), [given_y], (3, 1), ("y", "z"))
     assert torch.allclose(q.mean, torch.tensor([0.2, 0.3, 0.5, 0.8 - 0.3]).double())
     of_z = 0.25 + (0.2 * 16 + 0.3 - 0.25)
     assert torch.allclose(q.variance, torch.tensor([0.16, 0.21, 0.25, of_z]).double())
 
 
 def test_data_in_parts_keep_their_labels():
-    vae = vae_of(condition=True).given(Y)
-    whole = vae.posterior(X).mean
-    assert torch.allclose(torch.cat([one.posterior(x).mean for one, x in vae.split(X, 4)]), whole, atol=1e-12)
-    for_all = vae.given(Y[:1]).split(X, 4)
-    assert torch.allclose(torch.cat([one.posterior(x).mean for one, x in for_all])[:1], whole[:1], atol=1e-12)
+    vae = vae_of(condition=True)
+    whole = vae.posterior(X, Y).mean
+    assert torch.allclose(torch.cat([vae.posterior(*part).mean for part in Batch(X, Y).split(4)]), whole, atol=1e-12)
+    for_all = torch.cat([vae.posterior(*part).mean for part in Batch(X, Y[:1]).split(4)])
+    assert torch.allclose(for_all[:1], whole[:1], atol=1e-12)
+    rows = torch.tensor([2, 0])
+    assert torch.equal(vae.posterior(*Batch(X, Y).rows(rows)).mean, vae.posterior(X[rows], Y[rows]).mean)
+    with pytest.raises(InputError):
+        Batch(X, Y[:3])
 
 
 @pytest.mark.parametrize("kind", ["condition", "labels"])
@@ -519,7 +527,7 @@ def test_a_label_that_no_class_has_is_refused():
     with pytest.raises(InputError, match="0 to 2"):
         vae.given(torch.tensor([3] * 6)).posterior(X)
     with pytest.raises(InputError, match="5 labels for 6"):
-        list(vae.given(Y[:5]).split(X, 4))
+        list(Batch(X, Y[:5]).split(4))
     with pytest.raises(InputError, match="from 0 to 2"):
         dataset_with(4)
 
@@ -599,6 +607,8 @@ def test_a_vae_of_your_own_that_takes_labels_of_any_kind(tmp_path):
     """y is a tensor of the user's: here half of the image, of which the other half is to be drawn."""
 
     class Prior(nn.Module):
+        takes_labels = True
+
         def __init__(self):
             super().__init__()
             self.net = nn.Linear(36, 4)
@@ -616,6 +626,8 @@ def test_a_vae_of_your_own_that_takes_labels_of_any_kind(tmp_path):
             return super().forward(torch.cat([x, y], 2))
 
     class Likelihood(nn.Module):
+        takes_labels = True
+
         def __init__(self):
             super().__init__()
             self.net = nn.Linear(38, 36)

@@ -12,7 +12,7 @@ from helpers.svi import ELBOS
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from pvae.config.config import Config
-from pvae.distributions.hierarchy import Hierarchy
+from pvae.distributions.joint import Joint
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae
 from pvae.reference import elbo as reference_elbo
@@ -26,7 +26,7 @@ def normal(loc, scale=0.5):
 def linear(request):
     """Three layers of one dimension, a random walk with steps of 0.5 whose first position is N(1, 4)."""
     first = dist.Normal(torch.ones(1, dtype=torch.float64), 2.0).to_event(1)
-    return Hierarchy(first, [lambda z: normal(2 * z), lambda z: normal(z - 3)], [1, 1, 1], top_down=request.param)
+    return Joint(first, [lambda z: normal(2 * z), lambda z: normal(z - 3)], [1, 1, 1], top_down=request.param)
 
 
 def test_the_density_is_that_of_the_joint_normal(linear):

@@ -1,0 +1,147 @@
+"""What the three modules of a VAE return: the protocols, and the checks of the shapes and domains of what they return.
+
+The convention for labels: a module whose attribute `takes_labels` is true is called with the labels y as its last
+argument, where there are labels. Every other module is called without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+
+from pvae.core.errors import InputError
+
+__all__ = [
+    "LikelihoodModule",
+    "PosteriorModule",
+    "PriorModule",
+    "call",
+    "check_takes_labels",
+    "checked_module",
+    "draw",
+    "in_domain",
+    "of_event",
+    "of_shape",
+    "takes_labels",
+]
+
+
+class PriorModule(Protocol):
+    """A module that returns the prior p(z), or p(z | y) if it takes labels.
+
+    It may return a `pvae.distributions.joint.Joint`, if q(z | x) is one too. Each of its sites is then a sample site of
+    its own in model and guide: "z1", "z2" and so on in place of "z".
+    """
+
+    def forward(self) -> TorchDistribution:
+        """Return p(z): batch shape (), event shape (L,)."""
+        ...
+
+
+class PosteriorModule(Protocol):
+    """A module that returns the approximate posterior q(z | x), or q(z | x, y) if it takes labels.
+
+    If it has an attribute `has_density` that is false, q(z | x) is a point, as in an autoencoder, and there is no bound
+    on log p(x).
+    """
+
+    def forward(self, x: Tensor, /) -> TorchDistribution:
+        """Return q(z | x) of data x (B, *D): batch shape (B,), event shape (L,)."""
+        ...
+
+
+class LikelihoodModule(Protocol):
+    """A module that returns the likelihood p(x | z), or p(x | z, y) if it takes labels.
+
+    It may also have `check(x)`, which returns data in its domain and raises an `InputError` for others; `pseudo`, true
+    for a pseudo-likelihood; `is_bounding`, false for a distribution that is fitted to the batch; and `levels_per_unit`,
+    the number of 8-bit levels per unit of a density's argument. See `pvae.models.likelihoods`.
+    """
+
+    def forward(self, z: Tensor, /) -> TorchDistribution:
+        """Return p(x | z) of latents z (..., L): batch shape z.shape[:-1], event shape D."""
+        ...
+
+
+def checked_module(name: str, module: object) -> nn.Module:
+    """Return the module.
+
+    Raises:
+        TypeError: it is not a torch module.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{name} must be a torch.nn.Module that returns a distribution, not {type(module).__name__}")
+    return module
+
+
+def takes_labels(module: nn.Module) -> bool:
+    """Return whether a module takes labels y as its last argument."""
+    return bool(getattr(module, "takes_labels", False))
+
+
+def call(vae: Any, module: nn.Module, *given: Tensor, y: Tensor | None) -> Any:
+    """Return module(*given), or module(*given, y) if the module takes labels and there are some.
+
+    Raises:
+        InputError: there are labels, and no module of the VAE takes them.
+    """
+    if y is None:
+        return module(*given)
+    check_takes_labels(vae)
+    return module(*given, y) if takes_labels(module) else module(*given)
+
+
+def check_takes_labels(vae: Any) -> None:
+    """Raise an `InputError` if no module of the VAE takes labels."""
+    if not vae.takes_labels:
+        raise InputError(
+            "no module of this VAE takes labels: give one the attribute takes_labels = True, and a forward whose last "
+            "argument is y"
+        )
+
+
+def draw(p: Any, sample: Callable[[str, Any], Tensor]) -> Tensor:
+    """Return z = sample("z", p), or sample each site of a joint distribution by its name."""
+    return p.draw(sample) if hasattr(p, "draw") else sample("z", p)
+
+
+def in_domain(p_x: nn.Module, x: Tensor) -> Tensor:
+    """Return x if it is in the domain of the likelihood, or if that does not say what its domain is."""
+    check: Callable[[Tensor], Tensor] | None = getattr(p_x, "check", None)
+    return x if check is None else check(x)
+
+
+def of_shape(name: str, distribution: TorchDistribution, batch_shape: tuple[int, ...]) -> TorchDistribution:
+    """Return a distribution of Pyro's that has this batch shape.
+
+    Raises:
+        InputError: it is another object, or has another batch shape; the message says what to return.
+    """
+    if not callable(distribution):  # pyro.sample calls a distribution to draw from it
+        kind = f"{type(distribution).__module__}.{type(distribution).__name__}"
+        example = "such as Normal(loc, scale).to_event(1)"
+        raise InputError(f"{name} is a {kind}: return a distribution of pyro.distributions, {example}")
+    if distribution.batch_shape != batch_shape:
+        base: Any = distribution
+        while hasattr(base, "reinterpreted_batch_ndims"):
+            base = base.base_dist
+        shapes = f"batch shape {tuple(distribution.batch_shape)} and event shape {tuple(distribution.event_shape)}"
+        num_event_dims = len(base.batch_shape) - len(batch_shape)
+        how = f": return it with .to_event({num_event_dims})" if num_event_dims >= 0 else ""
+        raise InputError(f"{name} has {shapes}, where its batch shape must be {tuple(batch_shape)}{how}")
+    return distribution
+
+
+def of_event(p_x: TorchDistribution, x: Tensor) -> TorchDistribution:
+    """Return the likelihood of data x (B, *D).
+
+    Raises:
+        InputError: its event has another shape than a datum.
+    """
+    if p_x.event_shape != x.shape[1:]:
+        shapes = f"{tuple(p_x.event_shape)}, and a datum {tuple(x.shape[1:])}"
+        raise InputError(f"the event of p(x | z) has shape {shapes}: return a distribution of the datum's shape")
+    return p_x

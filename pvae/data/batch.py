@@ -1,0 +1,78 @@
+"""`Batch`, data x with their labels y: what model, guide and ELBOs take as `*batch`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from pvae.core.errors import InputError
+from pvae.data.preparation import Pixels
+from pvae.vae import VAE
+
+__all__ = ["Batch", "given_parts", "given_rows"]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """N data with their labels, if there are some. A missing value is NaN in x.
+
+    `*batch` is x, or x and y, so that `vae.posterior(*batch)` and `elbo.loss(vae.model, vae.guide, *batch)` take both.
+
+    Args:
+        x: data (N, *D), a tensor or `Pixels`.
+        y: labels, one for each datum (N, ...), or one for all (1, ...); None without labels.
+
+    Raises:
+        InputError: there is another number of labels.
+    """
+
+    x: Tensor | Pixels
+    y: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check the number of labels."""
+        if self.y is not None and len(self.y) not in (1, len(self.x)):
+            raise InputError(
+                f"there are {len(self.y)} labels for {len(self.x)} data: give one for each, or one for all"
+            )
+
+    @classmethod
+    def of(cls, data: Batch | Tensor | Pixels) -> Batch:
+        """Return data without labels as a batch, and a batch as it is."""
+        return data if isinstance(data, Batch) else cls(data)
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.x)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield x, and then y if there are labels."""
+        yield self.x
+        if self.y is not None:
+            yield self.y
+
+    def rows(self, index: Tensor | slice) -> Batch:
+        """Return the data of an index, int64 (M,), or of a slice."""
+        return Batch(self.x[index], self.y if self.y is None or len(self.y) == 1 else self.y[index])
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Yield batches of at most `size` data, whose x is a tensor."""
+        start = 0
+        for x in self.x.split(size):
+            yield Batch(x, self.rows(slice(start, start + len(x))).y)
+            start += len(x)
+
+
+def given_parts(vae: VAE, x: Any, size: int) -> Iterator[tuple[VAE, Tensor]]:
+    """Yield data x in parts of at most `size`, each with the VAE at their labels, if it is at labels y."""
+    for part in Batch(x, getattr(vae, "y", None)).split(size):
+        yield vae.given(part.y), part.x
+
+
+def given_rows(vae: VAE, index: Tensor | slice) -> VAE:
+    """Return the VAE at the labels of some rows, if it is at labels y of all."""
+    y = getattr(vae, "y", None)
+    return vae.given(None if y is None else y[index])

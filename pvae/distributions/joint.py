@@ -1,0 +1,162 @@
+"""`Joint`, the joint distribution of several latent sites: layers z1, z2, ..., or a label y and a latent z."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import constraints
+
+__all__ = ["Joint", "sites_of"]
+
+
+class Joint(TorchDistribution):
+    """The joint distribution of several sites, each drawn given the site drawn before it.
+
+        bottom-up   log q(z) = log q(z1) + sum_l log q(z_l | z_l-1)
+        top-down    log p(z) = log p(zL) + sum_l log p(z_l | z_l+1)
+
+    A value is one vector, the sites one after another, in the order of `names`. In model and guide, each is a sample
+    site of its own. The KL divergence of two joint distributions has no closed form.
+
+    A label y, one of K classes, and a latent z are two sites: y is a vector of K zeros and a one. Where `draw`
+    enumerates y, it returns all K values along a new dimension, to which y is then expanded.
+
+    Args:
+        first: the distribution of the site that is drawn first, event shape (L_l,).
+        rest: for each further site, in the order in which they are drawn, a function from the value drawn before it,
+            (..., L_before), to its distribution, batch shape (...), which has `rsample` if `first` has it.
+        sizes: the lengths of the sites, in the order of `names`.
+        names: the names of the sites; by default "z1", "z2" and so on.
+        top_down: the last site is drawn first; otherwise the first one.
+
+    Reference:
+        Burda, Grosse and Salakhutdinov, arXiv:1509.00519 (several layers); Kingma et al., arXiv:1406.5298 (a label).
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.real_vector
+
+    def __init__(
+        self,
+        first: TorchDistribution,
+        rest: Sequence[Callable[[Tensor], TorchDistribution]],
+        sizes: Sequence[int],
+        names: Sequence[str] = (),
+        *,
+        top_down: bool = False,
+    ) -> None:
+        self.has_rsample = first.has_rsample
+        self.first, self.rest, self.sizes, self.top_down = first, tuple(rest), tuple(sizes), top_down
+        self.names = tuple(names) or tuple(f"z{number + 1}" for number in range(len(sizes)))
+        super().__init__(first.batch_shape, Size([sum(sizes)]), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Joint:
+        """Return this distribution expanded to another batch shape."""
+        return Joint(self.first.expand(batch_shape), self.rest, self.sizes, self.names, top_down=self.top_down)
+
+    @property
+    def top(self) -> TorchDistribution:
+        """The distribution of the last site: of the layer drawn first, or of z at the mean of a label y."""
+        return self.first if self.top_down else self.rest[-1](self.first.mean)
+
+    @property
+    def is_enumerable(self) -> bool:
+        """Whether the site drawn first is a class, so that `mean` and `variance` are sums over all classes."""
+        return bool(self.first.has_enumerate_support)
+
+    def draw(self, draw: Callable[[str, TorchDistribution], Tensor]) -> Tensor:
+        """Return the vector of all sites, each obtained by `draw(name, distribution)`, such as `pyro.sample`.
+
+        Args:
+            draw: is given the site's name, and its distribution given the value drawn before it.
+        """
+        drawn: list[Tensor] = []
+        for name, one in zip(self._in_order(self.names), (lambda _: self.first, *self.rest)):
+            drawn.append(draw(name, one(drawn[-1] if drawn else None)))
+        shape = torch.broadcast_shapes(*(one.shape[:-1] for one in drawn))
+        drawn = [one if one.shape[:-1] == shape else one.expand(*shape, -1) for one in drawn]
+        return torch.cat(self._in_order(drawn), dim=-1)
+
+    def conditionals(self, value: Tensor) -> list[tuple[Tensor, TorchDistribution]]:
+        """Return for each site of a vector its value, and its distribution given the value drawn before it."""
+        values = self._in_order(value.split(self.sizes, dim=-1))
+        given = [self.first, *(one(before) for one, before in zip(self.rest, values))]
+        return self._in_order(list(zip(values, given)))
+
+    def replaced(self, value: Tensor, name: str, part: Tensor) -> Tensor:
+        """Return vectors (..., L1 + ... + LL) in which the site of that name has other values (..., L_l)."""
+        parts = dict(zip(self.names, value.split(self.sizes, dim=-1))) | {name: part.to(value.dtype)}
+        return torch.cat([parts[one] for one in self.names], dim=-1)
+
+    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+        """Return reparameterised draws, sample_shape + (..., L1 + ... + LL)."""
+        return self.draw(lambda _, one: one.rsample(sample_shape if one is self.first else Size()))
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
+        """Return draws, sample_shape + (..., L1 + ... + LL), which need no reparameterisation."""
+        return self.draw(lambda _, one: one.sample(sample_shape if one is self.first else Size()))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the joint log-density at vectors (..., L1 + ... + LL), in nats."""
+        return torch.stack([one.log_prob(part) for part, one in self.conditionals(value)]).sum(0)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, (..., K + L): the probabilities of the classes, and E[z] = sum_y q(y) E[z | y].
+
+        Raises:
+            NotImplementedError: the first site is no class, so that the mean has no closed form.
+        """
+        return torch.cat([self._classes().probs, self._expected(lambda q: q.mean)], dim=-1)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance, (..., K + L): of each element of y, and Var[z] = E[Var[z | y]] + Var[E[z | y]].
+
+        Raises:
+            NotImplementedError: as for `mean`.
+        """
+        variance = self._classes().variance
+        mean_square = self._expected(lambda q: q.variance + q.mean.square())
+        return torch.cat([variance, mean_square - self._expected(lambda q: q.mean).square()], dim=-1)
+
+    @torch.no_grad()
+    def estimate_mean(self, num_samples: int) -> Tensor:
+        """Return the mean of the site drawn first, and estimates of the others' means; all sites must be Normal.
+
+        The mean of a site given the one before it is averaged over draws of that one. All elements of the batch share
+        their noise, so that the means of equal distributions are equal.
+        """
+        noise_shape = (num_samples, *[1] * len(self.batch_shape))
+        draws = self.draw(
+            lambda _, one: one.mean + one.stddev * torch.randn(*noise_shape, *one.event_shape).to(one.mean)
+        )
+        return torch.cat(
+            [one.mean if one is self.first else one.mean.mean(0) for _, one in self.conditionals(draws)], -1
+        )
+
+    def _classes(self) -> Any:
+        if not self.is_enumerable:
+            raise NotImplementedError("the mean of several layers has no closed form: `estimate_mean` estimates it")
+        return self.first
+
+    def _expected(self, of: Callable[[Any], Tensor]) -> Tensor:
+        """Return sum_y q(y) of(q(z | y))."""
+        probs = self.first.probs
+        classes = torch.eye(self.sizes[0], dtype=probs.dtype, device=probs.device)
+        every = classes.reshape(-1, *[1] * (probs.dim() - 1), self.sizes[0]).expand(-1, *probs.shape)
+        return (probs.movedim(-1, 0).unsqueeze(-1) * of(self.rest[0](every))).sum(0)
+
+    def _in_order(self, sites: Sequence[Any]) -> list[Any]:
+        """Return sites in the order of `names` in the order in which they are drawn, or the other way round."""
+        return list(reversed(sites)) if self.top_down else list(sites)
+
+
+def sites_of(distribution: Any, value: Tensor) -> list[tuple[Tensor, Any]]:
+    """Return `Joint.conditionals(value)`, or for any other distribution the one pair of value and distribution."""
+    return distribution.conditionals(value) if isinstance(distribution, Joint) else [(value, distribution)]
