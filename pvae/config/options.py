@@ -69,7 +69,6 @@ COLUMNS = (
 )
 _MOST_LAYERS = 1000  # building a layer takes memory even where its width is 1
 _REMOVED_FIELDS = {"crop": 0, "rate_reduction": "sum", "warm_up_cycles": 1}  # of the version before: their defaults
-_REMOVED_FIELDS |= {"on_nan": "stop", "max_skipped": 10}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ class Case:
     Args:
         config: the configuration.
         elbo: the class of the ELBO.
+        has_own_beta: the weight of the rate is a function that was given in Python.
         datum_shape: the shape of a datum, before padding.
         num_labels: the number of classes or attributes of the data.
         data: the data set.
@@ -31,6 +32,7 @@ class Case:
 
     config: Any
     elbo: Any = None
+    has_own_beta: bool | None = None
     datum_shape: tuple[int, ...] | None = None
     num_labels: int | None = None
     data: Any = None
@@ -49,6 +51,11 @@ def refuse(case: Case) -> None:
         if not any(part is None for part in parts) and is_refused(*parts):
             text = message(*parts) if callable(message) else message.format(c=case.config)
             raise InputError(text)
+
+
+def _texts(data: Any) -> list[str]:
+    """Return the names of the columns that hold texts."""
+    return [column.name for column in data.columns if column.categories]
 
 
 # What a row needs to know, when it refuses, and what it says; in a message `c` is the configuration.
@@ -172,7 +179,113 @@ _TABLE: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...] 
         lambda c: c.initialization == "burda" and not (c.network == "mlp" and c.likelihood_family.is_of_logits),
         'initialization = "burda" goes with --network mlp and a Bernoulli likelihood only',
     ),
-    # The data, for which a VAE is built.
+    # The ELBO.
+    (
+        "config elbo",
+        lambda c, elbo: elbo.sums_over_labels != (c.labels > 0),
+        "--elbo {c.elbo} and --labels {c.labels}: --elbo enumerate goes with --labels above 0",
+    ),
+    (
+        "config elbo",
+        lambda c, elbo: c.is_autoencoder and "free_bits" not in elbo.options,
+        "--posterior {c.posterior} has no density: train it by --elbo trace, not {c.elbo}",
+    ),
+    (
+        "config elbo",
+        lambda c, elbo: elbo.needs_closed_form and not any(c.closed_forms),
+        "no closed-form KL is known for --posterior {c.posterior} and --prior {c.prior}: give --elbo trace",
+    ),
+    (
+        "config elbo",
+        lambda c, elbo: elbo.needs_separate_draws and (c.likelihood_family.needs_batch or c.has_batch_norm),
+        "--elbo {c.elbo} needs weights that each depend on their own draw only, and --likelihood normal-optimal and "
+        "BatchNorm make them depend on all draws: take --elbo trace, analytic, stl or iwae",
+    ),
+    (
+        "config elbo",
+        lambda c, elbo: "beta" not in elbo.options and (c.beta != 1 or c.warm_up),
+        "--elbo {c.elbo} has no rate to weigh: give --beta 1 and --warm-up 0, or take --elbo trace or analytic",
+    ),
+    (
+        "config elbo has_own_beta",
+        lambda c, elbo, has_own_beta: "beta" not in elbo.options and has_own_beta,
+        "--elbo {c.elbo} has no rate to weigh: leave beta out, or take --elbo trace or analytic",
+    ),
+    (
+        "config elbo",
+        lambda c, elbo: "free_bits" not in elbo.options and c.free_bits,
+        "--elbo {c.elbo} has no free bits: give --free-bits 0, or take --elbo trace or analytic",
+    ),
+    (
+        "config elbo",
+        lambda c, elbo: c.particles < elbo.least_particles,
+        lambda c, elbo: f"--elbo {c.elbo} needs --particles {elbo.least_particles} or more, not {c.particles}",
+    ),
+    (
+        "config elbo",
+        lambda c, elbo: "num_groups" in elbo.options and c.particles % c.groups,
+        "--elbo {c.elbo}: --particles {c.particles} must be a multiple of --groups {c.groups}",
+    ),
+    # The data.
+    (
+        "config data",
+        lambda c, data: data.is_images and not c.likelihood_family.is_of_images,
+        "--likelihood {c.likelihood} is for data that are no images: give another one",
+    ),
+    (
+        "config data",
+        lambda c, data: not data.is_images and c.pad,
+        "--pad is for images, and the data are tensors of values: leave it out",
+    ),
+    (
+        "config data",
+        lambda c, data: not data.is_images and c.is_symmetric,
+        "--pixels symmetric is for images, and the data are tensors of values: leave it out",
+    ),
+    (
+        "config data",
+        lambda c, data: not data.is_images and c.binarize in ("static", "dynamic"),
+        "--binarize {c.binarize} is for images, and the data are tensors of values: leave it out",
+    ),
+    (
+        "config data has_own_vae",
+        lambda c, data, is_own: _texts(data) and not c.likelihood_family.is_of_columns and not is_own,
+        lambda c, data, _: (
+            f"column {_texts(data)[0]} of {data.name} holds texts: give --likelihood columns, or leave it out"
+        ),
+    ),
+    (
+        "config data",
+        lambda c, data: c.batch_size > len(data.train),
+        lambda c, data: (
+            f"--batch-size {c.batch_size} is larger than the {len(data.train):,} training images of {data.name}: give "
+            f"at least --batch-size 1 and at most {len(data.train)}"
+        ),
+    ),
+    (
+        "config data has_own_vae",
+        lambda c, data, is_own: (len(data.train) - 1) % c.batch_size == 0 and c.has_batch_norm and not is_own,
+        lambda c, data, _: (
+            f"--network {c.network} cannot normalise a batch of one image, the last of {len(data.train):,} by "
+            f"--batch-size {c.batch_size}: give another --batch-size"
+        ),
+    ),
+    (
+        "config has_own_vae num_processes",
+        lambda c, is_own, number: number > 1 and c.has_batch_norm and not is_own,
+        "--network {c.network} needs the whole batch at once: train it in one process",
+    ),
+    (
+        "config has_own_vae num_processes",
+        lambda c, is_own, number: number > 1 and c.likelihood_family.needs_batch and not is_own,
+        "--likelihood {c.likelihood} needs the whole batch at once: train it in one process",
+    ),
+    (
+        "config num_processes",
+        lambda c, number: number > 1 and c.free_bits,
+        "--free-bits needs the whole batch at once: train it in one process",
+    ),
+    # The shape of a datum and its labels, for which a VAE is built.
     (
         "config datum_shape",
         lambda c, shape: not shape or min(shape) < 1 or (c.is_conv and len(shape) != 3),

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from pvae.config.config import Config
-from pvae.config.families import LIKELIHOODS
-from pvae.core.errors import InputError
 
 __all__ = ["Pixels", "Preparation"]
 
@@ -45,23 +43,6 @@ class Preparation:
         """Whether training images are binarized anew at every visit."""
         return self.binarize == "dynamic"
 
-    def check(self, is_images: bool, likelihood: str) -> None:
-        """Check that the options are of these data.
-
-        Raises:
-            InputError: images alone can be padded, drawn anew and have pixels in [-1, 1]; counts and real values are no
-                images.
-        """
-        if is_images and not LIKELIHOODS[likelihood].is_of_images:
-            raise InputError(f"--likelihood {likelihood} is for data that are no images: give another one")
-        of_images = {
-            "--pad": self.pad > 0,
-            "--pixels symmetric": self.is_symmetric,
-            f"--binarize {self.binarize}": self.binarize in ("static", "dynamic"),
-        }
-        if given := [] if is_images else [option for option, is_given in of_images.items() if is_given]:
-            raise InputError(f"{given[0]} is for images, and the data are tensors of values: leave it out")
-
     @property
     def kind(self) -> str:
         """The values of a pixel: "binary", "in [0, 1]" or "in [-1, 1]"."""
@@ -85,7 +66,7 @@ class Preparation:
         """
         if self.binarize == "none":
             return images
-        if images.dtype != torch.uint8:  # by the threshold, as `check` sees to
+        if images.dtype != torch.uint8:  # by the threshold alone
             return torch.where(images.isnan(), images, (images >= 0.5).to(images.dtype))
         if self.binarize == "threshold":
             return (images >= 128).to(torch.uint8) * 255

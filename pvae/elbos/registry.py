@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pvae.config.config import Config
-from pvae.core.errors import InputError, check_name
+from pvae.config.refusals import Case, refuse
 from pvae.elbos.base import PerDatumELBO
 from pvae.elbos.enumerated import EnumeratedELBO
 from pvae.elbos.gradients import PIWAE, DReG, LeaveOneOutScoreELBO, ScoreELBO, StickingTheLanding
@@ -58,28 +56,22 @@ def build_elbo(
     Raises:
         InputError: the name is unknown, or an option is out of range or does not go with the ELBO.
     """
-    kind = ELBO_CLASSES[check_name("ELBO", name, ELBO_CLASSES)]
-    needed = {
-        "beta": ("rate to weigh: give --beta 1 and --warm-up 0", beta != 1),
-        "free_bits": ("free bits: give --free-bits 0", free_bits != 0),
-    }
-    for option, (default, is_given) in needed.items():
-        if is_given and option not in kind.options:
-            others = ", ".join(other for other, one in ELBO_CLASSES.items() if option in one.options)
-            raise InputError(f"--elbo {name} has no {default}, or take one of {others}")
-    if num_particles < kind.least_particles:
-        raise InputError(f"--elbo {name} needs --particles {kind.least_particles} or more, not {num_particles}")
-    if "num_groups" in kind.options and num_particles % num_groups:
-        raise InputError(f"--elbo {name}: --particles {num_particles} must be a multiple of --groups {num_groups}")
-    given = {"beta": beta, "free_bits": free_bits, "alpha": alpha, "mix": mix, "num_groups": num_groups}
-    given["label_weight"] = label_weight
-    return kind(num_particles, **{option: given[option] for option in kind.options})
+    config = Config(
+        elbo=name,
+        particles=num_particles,
+        beta=beta,
+        free_bits=free_bits,
+        alpha=alpha,
+        mix=mix,
+        groups=num_groups,
+        label_weight=label_weight,
+        labels=int(name == "enumerate"),
+    )
+    return elbo_of(config)
 
 
 def elbo_of(config: Config, labelled: float = 1.0) -> PerDatumELBO:
     """Return the ELBO of a configuration.
-
-    `Config` itself accepts what is refused here, so that runs of earlier versions can be read.
 
     Args:
         config: the configuration.
@@ -88,20 +80,14 @@ def elbo_of(config: Config, labelled: float = 1.0) -> PerDatumELBO:
     Raises:
         InputError: an option, or the VAE that the configuration describes, does not go with the ELBO.
     """
-    name, kind = config.elbo, ELBO_CLASSES[config.elbo]
-    if kind.sums_over_labels != (config.labels > 0):
-        raise InputError(f"--elbo {name} and --labels {config.labels}: --elbo enumerate goes with --labels above 0")
-    if config.is_autoencoder and "free_bits" not in kind.options:
-        raise InputError(f"--posterior delta has no density: train it by --elbo trace, not {name}")
-    if kind.needs_closed_form and not any(config.closed_forms):
-        pair = f"--posterior {config.posterior} and --prior {config.prior}"
-        raise InputError(f"no closed-form KL is known for {pair}: give --elbo trace")
-    if kind.needs_separate_draws and (config.likelihood_family.needs_batch or config.has_batch_norm):
-        raise InputError(
-            f"--elbo {name} needs weights that each depend on their own draw only, and --likelihood normal-optimal and "
-            "BatchNorm make them depend on all draws: take --elbo trace, analytic, stl or iwae"
-        )
-    weight = 0.0 if config.warm_up else config.beta  # at some step
-    bits, groups = config.free_bits, config.groups
-    options: dict[str, Any] = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups}
-    return build_elbo(name, config.particles, weight, bits, **options, label_weight=config.label_weight / labelled)
+    kind = ELBO_CLASSES[config.elbo]
+    refuse(Case(config=config, elbo=kind))
+    given: dict[str, float] = {
+        "beta": 0.0 if config.warm_up else config.beta,  # of the first step
+        "free_bits": config.free_bits,
+        "alpha": config.alpha,
+        "mix": config.mix,
+        "num_groups": config.groups,
+        "label_weight": config.label_weight / labelled,
+    }
+    return kind(config.particles, **{option: given[option] for option in kind.options})

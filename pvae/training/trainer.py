@@ -19,6 +19,7 @@ from pvae.compile.graph import RecordingError, check_engine
 from pvae.compile.inductor import missing
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
+from pvae.config.refusals import Case, refuse
 from pvae.core.errors import (
     GradientError,
     InputError,
@@ -39,7 +40,7 @@ from pvae.data.domain import check_domain
 from pvae.data.preparation import Preparation
 from pvae.data.torch_data import in_random_order
 from pvae.elbos.base import PerDatumELBO
-from pvae.elbos.registry import elbo_of
+from pvae.elbos.registry import ELBO_CLASSES, elbo_of
 from pvae.elbos.terms import posterior_mean_loss
 from pvae.models.build import build_vae, fit_to, meta_state_dict, sizes_of, start_like_burda
 from pvae.models.labels import found_labels
@@ -102,7 +103,16 @@ class Trainer:
         note: Callable[[str], object] = lambda line: None,
         beta: Callable[[int], float] | None = None,
     ) -> None:
-        _check_options(config, data, world, has_own_vae=vae is not None)
+        refuse(
+            Case(
+                config=config,
+                elbo=ELBO_CLASSES[config.elbo],
+                has_own_beta=beta is not None,
+                data=data,
+                has_own_vae=vae is not None,
+                num_processes=world.size,
+            )
+        )
         if vae is None:
             _check_memory(config, data.datum_shape, len(data.label_names))
         self.config, self.device, self.world = config, device, world
@@ -127,8 +137,6 @@ class Trainer:
         self.epoch = self.step = 0
         known = (self.labels["train"] >= 0).float().mean().item() if config.labels else 1.0
         self._elbo, self._beta = elbo_of(config, known), beta
-        if beta is not None and "beta" not in self._elbo.options:
-            raise InputError(f"--elbo {config.elbo} has no rate to weigh: leave beta out, or take trace or analytic")
         self._svis: dict[Share | None, tuple[CompiledSVI, PerDatumELBO]] = {}
         self._is_auto, self._note = config.compile == "auto", note
         self._has_engine = engine is not None or not self._is_auto
@@ -466,36 +474,6 @@ class Trainer:
         names = [files[row] if files else f"{split} image {row}" for row in rows]
         vae = self.vae.given(batch[1]) if len(batch) > 1 else self.vae
         raise TrainingError(f"{what}: {cause_of(vae, batch[0], names)}") from error
-
-
-def _check_options(config: Config, data: Dataset, world: World, has_own_vae: bool) -> None:
-    """Refuse options that do not work together, or not with these images, or not in several processes.
-
-    `Config` itself accepts them, so that runs of earlier versions can be read.
-    """
-    Preparation.of(config).check(data.is_images, config.likelihood)
-    texts = [column.name for column in data.columns if column.categories]
-    if texts and not config.likelihood_family.is_of_columns and not has_own_vae:
-        raise InputError(f"column {texts[0]} of {data.name} holds texts: give --likelihood columns, or leave it out")
-    if config.batch_size > len(data.train):
-        raise InputError(
-            f"--batch-size {config.batch_size} is larger than the {len(data.train):,} training images of "
-            f"{data.name}: give at least --batch-size 1 and at most {len(data.train)}"
-        )
-    last = len(data.train) % config.batch_size or config.batch_size
-    if last == 1 and config.has_batch_norm and not has_own_vae:
-        raise InputError(
-            f"--network {config.network} cannot normalise a batch of one image, the last of {len(data.train):,} by "
-            f"--batch-size {config.batch_size}: give another --batch-size"
-        )
-    whole_batch = {
-        f"--network {config.network}": config.has_batch_norm,
-        f"--likelihood {config.likelihood}": config.likelihood_family.needs_batch,
-        "--free-bits": config.free_bits > 0,
-    }
-    for option, is_given in whole_batch.items():
-        if is_given and world.size > 1:
-            raise InputError(f"{option} needs the whole batch at once: train it in one process")
 
 
 def _labels_of(

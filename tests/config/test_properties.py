@@ -33,13 +33,6 @@ SAME_EVERY_TIME = settings(
 SIDE, NUM_TRAIN = 8, 12
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Draw no figures, which take a second each and have their own tests."""
-    monkeypatch.setattr("pvae.plotting.run_figures.save_figures", lambda *_: None)
-    monkeypatch.setattr("pvae.runs.tensorboard.Events.epoch", lambda *_: None)
-
-
 def images(channels, seed):
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (NUM_TRAIN + 4, channels, SIDE, SIDE), generator=generator, dtype=torch.uint8)
@@ -95,6 +88,7 @@ def configs(draw):
     return given
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_every_valid_configuration_trains_and_is_read_back():
     accepted = []
     any_configuration(accepted)

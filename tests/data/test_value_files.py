@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from pvae.config.config import Config
+from pvae.config.refusals import Case, refuse
 from pvae.core.errors import InputError
 from pvae.data import torch_data
 from pvae.data.choices import describe_choices, values_config
@@ -46,9 +48,10 @@ def test_the_first_value_that_is_infinite_is_named():
 def test_binarized_values():
     x = torch.tensor([[0.2, 0.5, 0.9]])
     assert torch.equal(Preparation("threshold").prepared(x, "test"), torch.tensor([[0.0, 1, 1]]))
+    data = Dataset("mine", x.repeat(20, 1), x.repeat(5, 1))
     for binarize in ("static", "dynamic"):
         with pytest.raises(InputError, match=binarize):
-            Preparation(binarize).check(is_images=False, likelihood="bernoulli")
+            refuse(Case(config=Config(binarize=binarize, batch_size=10), data=data))
 
 
 def save(path, **arrays):
