@@ -15,14 +15,12 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 
 from pvae.config.config import Config
 from pvae.core.errors import InputError
-from pvae.core.terms import Terms
 from pvae.core.tracing import register
 from pvae.elbos.importance import RenyiELBO as RenyiBound
 from pvae.elbos.registry import build_elbo, elbo_of
 from pvae.models.build import build_vae
 from pvae.models.posteriors import bounded_normal
 from pvae.reference import bounds as reference_bounds
-from pvae.reference import elbo as reference_elbo
 
 
 def gradients_of(vae):
@@ -98,11 +96,9 @@ WITNESSES = {
 }
 
 
-@pytest.mark.parametrize("num_particles", [1, 2, 5])
-@pytest.mark.parametrize("name", WITNESSES)
-def test_the_other_gradients_equal_the_handwritten(small_vae, small_images, name, num_particles):
-    if name == "score-loo" and num_particles == 1:
-        return
+@pytest.mark.parametrize(("name", "num_particles"), [("stl", 1), ("dreg", 1), ("score", 1), ("score-loo", 2)])
+def test_with_the_fewest_particles_the_gradients_equal_the_handwritten(small_vae, small_images, name, num_particles):
+    """`test_families` compares them with four particles."""
     vae, x = small_vae(), small_images(6)
     value, gradients = seeded_loss(vae, x, build_elbo(name, num_particles))
     with torch.random.fork_rng():
@@ -147,17 +143,6 @@ def test_near_the_elbo_renyi_does_not_cancel(alpha):
     assert torch.allclose(reference_bounds.renyi(log_w, alpha), reference_bounds.elbo(log_w), atol=1e-3)
     found = RenyiBound(5, alpha=alpha).bound(SimpleNamespace(log_w=log_w), 1.0)
     assert torch.allclose(found, reference_bounds.elbo(log_w), atol=1e-3)
-
-
-@pytest.mark.parametrize("beta", [0.0, 3.0])
-@pytest.mark.parametrize("name", ["stl", "score", "score-loo"])
-def test_beta_weighs_the_rate(small_vae, small_images, name, beta):
-    vae, x = small_vae(), small_images(6)
-    ours = seeded_loss(vae, x, build_elbo(name, 4, beta))
-    plain = seeded_loss(vae, x, build_elbo("trace", 4, beta))
-    assert ours[0] == pytest.approx(plain[0], rel=1e-10)
-    for parameter in dict(vae.p_x.named_parameters(prefix="p_x")):
-        assert torch.allclose(ours[1][parameter], plain[1][parameter], rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ELBOS)
@@ -281,8 +266,3 @@ def test_free_bits_of_a_matrix_are_those_of_its_entries_as_a_vector(name, num_pa
         elbo = build_elbo(name, num_particles, free_bits=0.5)
         losses.append(elbo.loss(model, guide, torch.zeros(4, dtype=torch.float64)))
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
-
-
-def test_terms_without_rates_have_no_free_bits():
-    with pytest.raises(ValueError, match="by_dimension"):
-        reference_elbo.loss(Terms(torch.ones(2), torch.ones(2)), free_bits=0.1)
