@@ -337,7 +337,7 @@ def _sample_values(run: Run, arguments: argparse.Namespace) -> None:
 
     from pvae.core.random_state import seeded
     from pvae.data.dataset import Column
-    from pvae.data.value_files import table_text
+    from pvae.data.tables import table_text
     from pvae.trained.given import given_data
     from pvae.trained.imputation import impute
 
@@ -376,7 +376,7 @@ def _reconstruct_parser() -> Parser:
 
 
 def _reconstruct(arguments: argparse.Namespace) -> None:
-    from pvae.data.value_files import table_text
+    from pvae.data.tables import table_text
     from pvae.plotting.figures import reconstruction_figure, write_figure
     from pvae.trained.latent_space import reconstruct_images
 

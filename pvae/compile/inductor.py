@@ -21,9 +21,8 @@ import torch
 from torch import Tensor, fx
 
 from pvae.core.errors import InputError
-from pvae.core.files import write_whole
+from pvae.core.files import cache_dir, write_whole
 from pvae.core.torch_private import OLDEST_FOR_INDUCTOR, compile_package, load_package
-from pvae.data.folders import cache_dir
 
 __all__ = ["MayCompile", "compile_graph", "missing"]
 

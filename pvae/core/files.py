@@ -15,6 +15,7 @@ if sys.platform != "win32":
     import fcntl
 
 __all__ = [
+    "cache_dir",
     "check_replaceable",
     "expanded",
     "is_report",
@@ -114,6 +115,18 @@ def expanded(path: str | Path, option: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise InputError(f"{option} {path}: there is no such user: write the path in full") from None
+
+
+def cache_dir() -> Path:
+    """Return pvae's folder in the user's cache, without creating it.
+
+    Raises:
+        InputError: XDG_CACHE_HOME is not set and the user has no home folder, as in some containers.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pvae"
+    except RuntimeError:
+        raise InputError("there is no home folder for a cache: set XDG_CACHE_HOME to a folder") from None
 
 
 @contextlib.contextmanager

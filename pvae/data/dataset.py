@@ -7,27 +7,17 @@ import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pvae.core.errors import InputError, check_name, one_line
+from pvae.core.errors import InputError, one_line
 from pvae.data.torch_data import is_in_file, read_torch
 
-__all__ = [
-    "Column",
-    "DataRecord",
-    "Dataset",
-    "coded_labels",
-    "linear_gaussian",
-    "random_subset",
-]
-
-_AT_ONCE = 10_000  # images
-_MOST_CLASSES = 100  # of a column of numbers
+__all__ = ["Column", "DataRecord", "Dataset", "is_classes", "random_subset", "value_name"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +26,7 @@ class Column:
 
     Args:
         name: its name.
-        categories: the texts whose codes 0, 1, ... are the values; () for a column of numbers.
+        categories: the texts whose codes 0, 1, ... are the values of x; () for a column of numbers.
     """
 
     name: str
@@ -56,14 +46,14 @@ class DataRecord:
         datum_shape: the shape of a datum: (C, H, W) of an image.
         sha256: SHA-256 of the splits, with their shapes.
         num_valid: number of validation images.
-        value_range: the values of the files that became the levels 0 and 255, as in `levels.to_bytes`; () for those of
-            their type, as in all runs of early versions.
+        value_range: the values of the files that became the levels 0 and 255, as in `levels.to_bytes`; () for the range
+            of their type.
         note: the note on the data that the training printed, such as the files that were left out.
         is_images: the data are images as bytes.
         label_names: the names of the classes or attributes.
         has_attributes: they are attributes, of which a datum may have several.
-        labels_sha256: SHA-256 of the labels and their names; "" if there are none, as in runs of early versions.
-        columns: of a table.
+        labels_sha256: SHA-256 of the labels and their names; "" if there are none.
+        columns: the columns, if the data are a table.
     """
 
     name: str
@@ -84,7 +74,7 @@ class DataRecord:
 
     @property
     def title(self) -> str:
-        """Name and numbers of images, for the terminal and for titles of figures."""
+        """The name and the number of data in each split, for the terminal and for titles of figures."""
         return _title(self.name, self.num_train, self.num_valid, self.num_test)
 
 
@@ -100,18 +90,18 @@ class Dataset:
         name: the name in titles, for instance "MNIST".
         train: training data, (N, *shape).
         test: test data, (M, *shape).
-        train_labels: classes of the training data, int64 (N,), -1 where one is not known; or attributes, bool (N, A);
-            or for a VAE of your own any tensor (N, ...). `Config.condition` or `Config.labels` trains with them.
-        test_labels: classes or attributes of the test images.
+        train_labels: classes of the training data, int64 (N,), -1 where a class is not known; or attributes, bool
+            (N, A); or for a VAE of your own any tensor (N, ...). `Config.condition` and `Config.labels` use them.
+        test_labels: classes or attributes of the test data.
         label_names: the name of each class or attribute; by default their numbers.
-        dataset: the name for `sources.load_dataset`; empty for your own images.
+        dataset: the name for `sources.load_dataset`; empty for data given from Python.
         folder: the folder in which the data set was found.
         note: one line that is printed when a training starts, or empty.
-        valid: validation data, to choose an epoch by, (V, *shape); None if none are held out.
-        valid_labels: classes or attributes of the validation images.
+        valid: validation data, to choose an epoch by, (V, *shape), or None.
+        valid_labels: classes or attributes of the validation data.
         found: number, size, colour and bits of image files, for example "8 images of 28 x 20 pixels, grey"; or empty.
         value_range: the values of the files that became 0 and 255, as in `DataRecord`.
-        names: a name for each image of a split, by the name of the split: the path in its folder; or {}.
+        names: a name for each datum of a split, by the name of the split, such as the path of an image; or {}.
         columns: the columns of a table (N, D).
 
     Raises:
@@ -136,46 +126,14 @@ class Dataset:
     columns: tuple[Column, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the types, shapes and values of the tensors."""
-        for split, data in self.splits.items():
-            wanted = f"{self.name}: {split} must be a tensor of shape (N, *shape) with N at least 2"
-            if not isinstance(data, Tensor):
-                advice = ": give torch.from_numpy(data)" * isinstance(data, np.ndarray)
-                raise InputError(f"{wanted}, not a {type(data).__name__}{advice}")
-            if not data.is_complex() and data.dim() > 1 and len(data) < 2:
-                raise InputError(f"{self.name} has {len(data)} {split} data: give at least 2 in each split")
-            if data.is_complex() or data.dim() < 2 or data.numel() == 0:
-                raise InputError(f"{wanted}, not {data.dtype} of shape {tuple(data.shape)}")
-            if (data.shape[1:], data.dtype) != (self.train.shape[1:], self.train.dtype):
-                raise InputError(f"{self.name}: training and {split} data differ in shape or type")
-            if self.is_images and data.shape[3] in (3, 4) and data.shape[1] > 4:
-                raise InputError(f"{self.name}: images are (N, C, H, W), not {tuple(data.shape)}: permute(0, 3, 1, 2)")
-            for start, part in _in_parts(data) if data.is_floating_point() else ():
-                if (infinite := part.flatten(1).isinf()).any():
-                    row, place = infinite.nonzero()[0].tolist()
-                    datum = self.names[split][start + row] if split in self.names else f"{split}[{start + row}]"
-                    where = value_name(place, self.datum_shape, self.columns)
-                    raise InputError(f"{self.name}: {where} of {datum} is {part[row].flatten()[place].item()}")
-        for split, labels in self.labels.items():
-            if not isinstance(labels, Tensor):
-                kind = type(labels).__name__
-                raise InputError(f"{self.name}: the labels of {split} are a {kind}: give torch.as_tensor(labels)")
-        if not self.label_names and self.train_labels is not None and _is_classes(self.train_labels):
-            most = max(int(labels.max()) for labels in self.labels.values())
+        """Check the tensors, and name the classes by their numbers if no names are given."""
+        y = self.train_labels
+        if not self.label_names and isinstance(y, Tensor) and is_classes(y):
+            tensors = [labels for labels in self.labels.values() if isinstance(labels, Tensor) and len(labels)]
+            most = max(int(labels.max()) for labels in tensors)
             object.__setattr__(self, "label_names", tuple(map(str, range(most + 1))))
-        for split, labels in self.labels.items():
-            if len(labels) != len(self.splits[split]):
-                counts = f"{len(labels):,} labels, and {len(self.splits[split]):,} data"
-                raise InputError(f"{self.name}: {split} has {counts}: give a label for each")
-            if _is_classes(labels) and not bool(((labels >= -1) & (labels < len(self.label_names))).all()):
-                allowed = f"from 0 to {len(self.label_names) - 1}, or -1 where one is not known"
-                raise InputError(f"{self.name}: labels of {split} must be {allowed}, as there are names of classes")
-        if self.columns and self.datum_shape != (len(self.columns),):
-            raise InputError(f"{self.name}: {len(self.columns)} columns are named, of data {self.datum_shape}")
-        if self.has_missing and (never := self.train.isnan().all(0).flatten()).any():
-            place = int(never.nonzero()[0])
-            where = value_name(place, self.datum_shape, self.columns)
-            raise InputError(f"{self.name}: {where} is missing in all training data: leave it out")
+        if fault := next(_faults(self), ""):
+            raise InputError(f"{self.name}: {fault}")
 
     @classmethod
     def from_torch(cls, name: str, train: Any, test: Any = None) -> Dataset:
@@ -208,7 +166,7 @@ class Dataset:
         """Whether the data are images as bytes."""
         return self.train.dtype == torch.uint8 and self.train.dim() == 4
 
-    @property
+    @cached_property
     def has_missing(self) -> bool:
         """Whether a value is NaN, that is, missing."""
         return self.train.is_floating_point() and any(
@@ -222,7 +180,7 @@ class Dataset:
 
     @property
     def splits(self) -> dict[str, Tensor]:
-        """The images of each split, by its name: "train", "test" and, if images are held out, "valid"."""
+        """The data of each split, by its name: "train", "test" and, if there are validation data, "valid"."""
         return {"train": self.train, "test": self.test, **({} if self.valid is None else {"valid": self.valid})}
 
     @property
@@ -243,77 +201,14 @@ class Dataset:
             return torch.arange(min(10, len(self.label_names)))
         return None if self.test_labels is None else self.test_labels[:8]
 
-    def with_label_column(self, name: str) -> Dataset:
-        """Return the data of a table without a column, whose texts or whole numbers are their labels; NaN is -1.
-
-        Raises:
-            InputError: there is no such column, or it holds other numbers, or too many.
-        """
-        place = [column.name for column in self.columns].index(
-            check_name("--label-column", name, [column.name for column in self.columns])
-        )
-        every = torch.cat([split[:, place] for split in self.splits.values()])
-        found = every[~every.isnan()].unique()
-        if self.columns[place].categories:
-            found, names = torch.arange(len(self.columns[place].categories)), self.columns[place].categories
-        else:
-            names = tuple(f"{one:g}" for one in found.tolist())
-            if len(found) > _MOST_CLASSES or bool((found != found.round()).any()):
-                raise InputError(f"--label-column {name} holds {len(found):,} numbers, which are no classes")
-        others = [one for one in range(len(self.columns)) if one != place]
-
-        def labels(split: Tensor | None) -> Tensor | None:
-            if split is None:
-                return None
-            codes = torch.searchsorted(found.to(split.dtype), split[:, place].nan_to_num().contiguous())
-            return torch.where(split[:, place].isnan(), torch.full_like(codes, -1), codes)
-
-        return replace(
-            self,
-            train=self.train[:, others],
-            test=self.test[:, others],
-            valid=None if self.valid is None else self.valid[:, others],
-            columns=tuple(self.columns[one] for one in others),
-            label_names=names,
-            train_labels=labels(self.train),
-            test_labels=labels(self.test),
-            valid_labels=labels(self.valid),
-        )
-
-    def few_labels(self, count: int, seed: int) -> Tensor:
-        """Return the classes of about `count` training data, equally many of each class, and -1 for the others, (N,).
-
-        A class that has fewer gives all that are known.
-
-        Args:
-            count: how many.
-            seed: which ones, at random.
-
-        Raises:
-            InputError: the data have no classes, or a class gets none.
-        """
-        labels, num_classes = self.train_labels, len(self.label_names)
-        if labels is None or labels.dim() != 1 or labels.dtype != torch.int64 or not num_classes:
-            raise InputError(f"--labels needs the classes of data, which {self.name} has not: leave --labels out")
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-        few = torch.full_like(labels, -1)
-        for number, name in enumerate(self.label_names):
-            wanted = count // num_classes + (number < count % num_classes)
-            chosen = order[labels[order] == number][:wanted]
-            if not len(chosen):
-                why = f"class {name} has none" if wanted else f"there are {num_classes} classes"
-                raise InputError(f"--labels {count} takes labels of each class, and {why}: give another number")
-            few[chosen] = number
-        return few
-
     @property
     def title(self) -> str:
-        """Name and numbers of images."""
+        """The name and the number of data in each split."""
         return _title(self.name, len(self.train), 0 if self.valid is None else len(self.valid), len(self.test))
 
     @property
     def is_binary(self) -> bool:
-        """Whether the values of the training images are 0 and 255, and no others; of other data, 0 and 1."""
+        """Whether the pixels of the training images are all 0 or 255, and both occur; for other data, 0 or 1."""
         high = 255 if self.is_images else 1
         has_low = has_high = False
         for _, part in _in_parts(self.train):
@@ -325,61 +220,71 @@ class Dataset:
 
     @property
     def test_names(self) -> Sequence[str]:
-        """A name for each test image: its path in its folder, or "test-" and its number from 0 on."""
+        """A name for each test datum, such as the path of an image, or "test-" and its number from 0 on."""
         return self.names.get("test") or [f"test-{number}" for number in range(len(self.test))]
 
     def __repr__(self) -> str:
-        """Return name, numbers of images and their shape, and not their pixels."""
+        """Return the name, the number of data in each split and their shape, without the data."""
         return f"<Dataset {self.title}, shape {self.datum_shape}>"
 
     def with_valid(self, share: float) -> Dataset:
         """Return the data set with a validation split.
 
-        It is the data set's own, or, where it has none, a fixed share of the training images, at least two.
+        If the data set has no validation split of its own, a fixed share of the training data, at least two, becomes
+        one. The same data are chosen at every call.
 
         Args:
-            share: 0 for no validation split, even where the data set has its own.
+            share: the share, between 0 and 1; 0 for no validation split, even if the data set has its own.
 
         Raises:
-            InputError: fewer than two images would remain to train.
+            InputError: fewer than two data would remain to train.
         """
         if share == 0 and self.valid is not None:
             names = {split: names for split, names in self.names.items() if split != "valid"}
-            unused = f"{len(self.valid):,} validation images are not used: --valid above 0 chooses the epoch by them"
+            unused = f"{len(self.valid):,} validation data are not used: --valid above 0 chooses the epoch by them"
             note = "; ".join(filter(None, (self.note, unused)))
             return replace(self, valid=None, valid_labels=None, names=names, note=note)
-        if share == 0:
+        if share == 0 or self.valid is not None:
             return self
-        if self.valid is not None:
-            return self
-        num_valid = max(2, round(share * len(self.train)))
-        num_train = len(self.train) - num_valid
+        count = len(self.train)
+        num_train = count - max(2, round(share * count))
         if num_train < 2:
-            rest = f"{num_train} of {len(self.train)} images to train"
-            raise InputError(f"--valid {share:g} leaves {rest}: give --valid 0, or more images")
-        rows = np.random.RandomState(len(self.train)).permutation(len(self.train))
-        train, labels = self.train, self.train_labels
-        # Files of a folder were shuffled, as far as their order is not given, and so were data in a temporary file.
-        if self.dataset.startswith("folder:") or is_in_file(train):
-            rows = np.arange(len(self.train))
-        else:
-            train, labels = train[rows], None if labels is None else labels[rows]
-        parts = [None, None] if labels is None else labels.tensor_split([num_train])
+            raise InputError(f"--valid {share:g} leaves {num_train} of {count} data to train: give --valid 0")
+        # The files of a folder were shuffled when they were read, and so were data in a temporary file.
+        is_shuffled = self.dataset.startswith("folder:") or is_in_file(self.train)
+        order = np.arange(count) if is_shuffled else np.random.RandomState(count).permutation(count)
+        changed: dict[str, Any] = {}
+        for train, valid, part in ("train", "valid", self.train), ("train_labels", "valid_labels", self.train_labels):
+            if part is not None:
+                changed[train], changed[valid] = (part if is_shuffled else part[order]).tensor_split([num_train])
         names = dict(self.names)
         if names:
-            in_order = [names["train"][row] for row in rows]
+            in_order = [names["train"][row] for row in order]
             names |= {"train": in_order[:num_train], "valid": in_order[num_train:]}
-        train, valid = train.tensor_split([num_train])
-        return replace(self, train=train, valid=valid, train_labels=parts[0], valid_labels=parts[1], names=names)
+        return replace(self, names=names, **changed)
 
     def split_csv(self) -> bytes:
-        """Return a table of the name and the split of each image, as CSV."""
+        """Return a table of the name and the split of each datum, as CSV."""
         text = io.StringIO()
         rows = ((name, split) for split, names in self.names.items() for name in names)
         csv.writer(text, lineterminator="\n").writerows([("name", "split"), *rows])
         return text.getvalue().encode("utf-8", "surrogateescape")
 
-    def _labels_sha256(self) -> str:
+    @cached_property
+    def sha256(self) -> str:
+        """The SHA-256 of all data, as in `DataRecord`."""
+        digest = hashlib.sha256()
+        if any(column.categories for column in self.columns):
+            digest.update(repr(self.columns).encode("utf-8", "surrogateescape"))
+        for split in self.splits.values():
+            digest.update(f"{tuple(split.shape)}{'' if self.is_images else split.dtype}".encode())
+            for _, part in _in_parts(split):
+                digest.update(part.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    @cached_property
+    def labels_sha256(self) -> str:
+        """The SHA-256 of the labels and their names; "" if there are no labels."""
         if not self.labels:
             return ""
         digest = hashlib.sha256("\n".join(self.label_names).encode("utf-8", "surrogateescape"))
@@ -389,14 +294,7 @@ class Dataset:
         return digest.hexdigest()
 
     def record(self) -> DataRecord:
-        """Return the record for a run folder; the checksum is computed from all pixels."""
-        digest = hashlib.sha256()
-        if any(column.categories for column in self.columns):
-            digest.update(repr(self.columns).encode("utf-8", "surrogateescape"))
-        for split in self.splits.values():
-            digest.update(f"{tuple(split.shape)}{'' if self.is_images else split.dtype}".encode())
-            for part in split.split(_AT_ONCE):
-                digest.update(part.contiguous().numpy().data)
+        """Return the record for a run folder."""
         return DataRecord(
             name=self.name,
             dataset=self.dataset,
@@ -404,14 +302,14 @@ class Dataset:
             num_train=len(self.train),
             num_test=len(self.test),
             datum_shape=self.datum_shape,
-            sha256=digest.hexdigest(),
+            sha256=self.sha256,
             num_valid=0 if self.valid is None else len(self.valid),
             value_range=self.value_range,
             note=self.note,
             is_images=self.is_images,
             label_names=self.label_names,
             has_attributes=self.has_attributes,
-            labels_sha256=self._labels_sha256(),
+            labels_sha256=self.labels_sha256,
             columns=self.columns,
         )
 
@@ -428,49 +326,52 @@ def value_name(place: int, datum_shape: Sequence[int], columns: Sequence[Column]
     return f"column {columns[place].name}" if columns else f"x[{index}]"
 
 
-def _is_classes(labels: Tensor) -> bool:
+def is_classes(labels: Tensor) -> bool:
+    """Return whether labels are classes, int64 (N,), and not attributes or values of another kind."""
     return labels.dtype == torch.int64 and labels.dim() == 1 and len(labels) > 0
 
 
-def coded_labels(labels: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Return classes as numbers from 0 on, in the order of their names, and the names.
-
-    The number -1 and the text "unlabelled", beside others, stand for a label that is not known, and become -1.
-    """
-    unknown = labels.astype(str) == ("-1" if labels.dtype.kind in "iu" else "unlabelled")
-    classes, codes = np.unique(labels[~unknown], return_inverse=True)
-    values = np.full(len(labels), -1)
-    values[~unknown] = codes
-    return values, tuple(map(str, classes))
+def _faults(data: Dataset) -> Iterator[str]:
+    """Yield what is wrong with a data set; each check takes for granted that the ones before it found nothing."""
+    for split, x in data.splits.items():
+        wanted = f"{split} must be a tensor of shape (N, *shape) with N at least 2"
+        if not isinstance(x, Tensor):
+            yield f"{wanted}, not a {type(x).__name__}" + ": give torch.from_numpy(data)" * isinstance(x, np.ndarray)
+        if x.dim() > 1 and len(x) < 2:
+            yield f"there are {len(x)} {split} data: give at least 2 in each split"
+        if x.is_complex() or x.dim() < 2 or x.numel() == 0:
+            yield f"{wanted}, not {x.dtype} of shape {tuple(x.shape)}"
+        if (x.shape[1:], x.dtype) != (data.train.shape[1:], data.train.dtype):
+            yield f"training and {split} data differ in shape or type"
+    if data.is_images and data.train.shape[3] in (3, 4) and data.train.shape[1] > 4:
+        yield f"images are (N, C, H, W), not {tuple(data.train.shape)}: permute(0, 3, 1, 2)"
+    if data.columns and data.datum_shape != (len(data.columns),):
+        yield f"{len(data.columns)} columns are named, of data {data.datum_shape}"
+    for split, labels in data.labels.items():
+        if not isinstance(labels, Tensor):
+            yield f"the labels of {split} are a {type(labels).__name__}: give torch.as_tensor(labels)"
+        if len(labels) != len(data.splits[split]):
+            yield f"{split} has {len(labels):,} labels, and {len(data.splits[split]):,} data: give a label for each"
+        if is_classes(labels) and not bool(((labels >= -1) & (labels < len(data.label_names))).all()):
+            allowed = f"from 0 to {len(data.label_names) - 1}, or -1 where one is not known"
+            yield f"labels of {split} must be {allowed}, as there are names of classes"
+    for split, x in data.splits.items():
+        for start, part in _in_parts(x) if x.is_floating_point() else ():
+            for row, place in part.flatten(1).isinf().nonzero()[:1].tolist():
+                datum = data.names[split][start + row] if split in data.names else f"{split}[{start + row}]"
+                value = part[row].flatten()[place].item()
+                yield f"{value_name(place, data.datum_shape, data.columns)} of {datum} is {value}"
+    if data.has_missing and (is_absent := data.train.isnan().all(0).flatten()).any():
+        where = value_name(int(is_absent.nonzero()[0]), data.datum_shape, data.columns)
+        yield f"{where} is missing in all training data: leave it out"
 
 
 def random_subset(total: int, count: int, seed: int) -> Tensor:
-    """Return the indices, in order, of `count` of `total` images drawn without replacement; of all if there are fewer.
+    """Return the sorted indices of `count` of `total` data drawn without replacement, or of all data if fewer exist.
 
-    Unlike the first images, they represent data that are sorted, as the test images of binarized-mnist are by digit.
+    Unlike the first data, they represent a data set that is sorted, as the test images of binarized-mnist are by digit.
     """
     return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].sort().values
-
-
-def linear_gaussian(num_train: int = 4000, num_test: int = 1000) -> Dataset:
-    """Return images of 8 x 8 pixels drawn from a linear-Gaussian model and rounded to bytes.
-
-        x = 1/2 + W z + 0.05 noise,    z ~ Normal(0, I) of 5 dimensions,    W with orthogonal columns
-
-    Each call returns the same images. Up to the rounding, a linear-Gaussian VAE can learn the model that they were
-    drawn from, and `reference.linear_gaussian` computes its log p(x) exactly.
-
-    Args:
-        num_train: number of training images.
-        num_test: number of test images.
-    """
-    draw = np.random.RandomState(8)
-    columns, _ = np.linalg.qr(draw.standard_normal((64, 5)))
-    loadings = columns * np.sqrt([0.26, 0.16, 0.11, 0.07, 0.04])
-    z, noise = draw.standard_normal((num_train + num_test, 5)), draw.standard_normal((num_train + num_test, 64))
-    pixels = np.clip(0.5 + z @ loadings.T + 0.05 * noise, 0, 1)
-    images = torch.from_numpy(np.rint(pixels * 255).astype(np.uint8)).view(-1, 1, 8, 8)
-    return Dataset("linear-Gaussian", images[:num_train], images[num_train:], dataset="linear-gaussian")
 
 
 def _title(name: str, num_train: int, num_valid: int, num_test: int) -> str:

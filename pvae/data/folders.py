@@ -7,25 +7,13 @@ import os
 from pathlib import Path
 
 from pvae.core.errors import InputError
-from pvae.core.files import expanded
+from pvae.core.files import cache_dir, expanded
 
-__all__ = ["NotFoundError", "cache_dir", "find", "given_folder", "is_file", "is_folder"]
+__all__ = ["NotFoundError", "find", "given_folder", "is_file", "is_folder"]
 
 
 class NotFoundError(InputError):
     """A data set is in none of the searched folders, and it cannot be downloaded."""
-
-
-def cache_dir() -> Path:
-    """Return pvae's folder in the user's cache, without creating it.
-
-    Raises:
-        InputError: XDG_CACHE_HOME is not set and the user has no home folder, as in some containers.
-    """
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pvae"
-    except RuntimeError:
-        raise InputError("there is no home folder for a cache: set XDG_CACHE_HOME to a folder") from None
 
 
 def find(title: str, path: str, data_dir: str | Path | None, advice: str = "") -> Path:

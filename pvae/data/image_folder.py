@@ -1,22 +1,13 @@
-"""Images of files as one memory-mapped array of bytes: decoded once, in parallel, into the cache folder.
-
-The name of a cache file is a hash of the files (path, size, modification time) and of the transform. The file is
-written under a temporary name and then renamed, so it is always complete. If two processes build the same cache at
-once, both decode the images, and the second process replaces the file by an equal one. A second file, .json, has the
-other fields of `Images`.
-"""
+"""`ImageFiles`, the images of the image files in a folder, decoded in parallel."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import itertools
-import json
 import math
 import os
 import re
-import statistics
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,92 +22,47 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageChops, ImageOps
 
 from pvae.core.errors import InputError, brief
-from pvae.core.files import write_whole
-from pvae.core.records import to_json
-from pvae.core.terminal import progress_bar
 from pvae.data.folders import is_folder
-from pvae.data.image_arrays import ImageArrays
+from pvae.data.image_cache import Images, ImageTransform, Survey
 from pvae.data.levels import Levels, to_bytes
 
-__all__ = ["COLOURS", "SUFFIXES", "ImageTransform", "Images", "decode", "image_files", "load_images"]
+__all__ = ["SUFFIXES", "ImageFiles", "converted", "decode", "image_files"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-
-# Larger images are decoded one at a time, in one thread: each takes up to a gigabyte, and threads do not free it.
-_LARGE_PIXELS = 2**22
-_LARGE = ThreadPoolExecutor(1)
 
 # Formats are recognised by content, not by suffix. Pillow would run an external program for PostScript.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _FORMATS_OF_PAGES = ("PNG", "GIF", "WEBP", "TIFF")  # a JPEG's further images are previews and depth maps
 
+# The channels of Pillow's modes, and the type of the values that it returns for those of more than 8 bits. The other
+# modes have three channels of 8 bits. A PNG or PPM of mode I has 16 bits.
+_MODES: dict[str, tuple[int, Any]] = {
+    "1": (1, None),
+    "L": (1, None),
+    "LA": (1, None),
+    "I;16": (1, np.uint16),
+    "I;16L": (1, np.uint16),
+    "I;16B": (1, np.uint16),
+    "I;16N": (1, np.uint16),
+    "I": (1, np.int32),
+    "F": (1, np.float32),
+}
 _COLOURS_OF_16_BITS = re.compile("'(LA|RGBA?);16[BLN]'")  # in Pillow's description of how it will read an image
-_OPACITY = {1, 2, 999}  # of the tag ExtraSamples of a TIFF; 999 is written by old versions of Corel Draw
+_MAYBE_16_BITS = re.compile("(LA|RGB.?);16|'ppm")
 
-COLOURS = {1: "grey", 3: "colour"}  # by the number of channels
+# The channels beside opacity of a TIFF by its tag PhotometricInterpretation: white or black is zero, and RGB. Pillow
+# reads no others, but for those of rarer kinds, which it knows.
+_PHOTOMETRIC = {0: 1, 1: 1, 2: 3}
+_OPACITY = {1, 2, 999}  # in the tag ExtraSamples of a TIFF; 999 is written by old versions of Corel Draw
 
-_LONGEST = 64  # pixels of the longer side to which larger images are reduced, unless a size is given
+# Larger images are decoded one at a time, in one thread: each takes up to a gigabyte, and threads do not free it.
+_LARGE_PIXELS = 2**22
+_LARGE = ThreadPoolExecutor(1)
 
 _FIRST = 8  # files that show nearly always that grey values are not 0 and 1 only
-
-_AT_ONCE = 1000  # files that are decoded before the first of them is written
+_AT_ONCE = 1000  # files that are read before the result of the first of them is used
 
 _T = TypeVar("_T")
-
-_DECODING = 7  # version of `decode`, a part of the name of a cache file
-
-
-class ImageTransform(NamedTuple):
-    """How an image file is converted to an image.
-
-    As in a viewer, an image is turned as its EXIF orientation says, and transparent pixels are laid over white. It is
-    then resized.
-
-    Args:
-        size: (height, width) of the result; None for the median size of the images, or, if that has a side of more
-            than 64 pixels, for its reduction to a longer side of 64.
-        channels: 1 for grey images, 3 for colour; 0 for 1 if all images are grey, and for those that they have
-            otherwise.
-        skip_broken: leave out a file that cannot be decoded, in place of raising an error.
-        keep_aspect: cut off what would be stretched, in equal parts of both ends, before resizing.
-        value_range: the values that become the levels 0 and 255; () for those of their type; None to choose it by the
-            values of all images, as in `Levels.value_range`.
-    """
-
-    size: tuple[int, int] | None = None
-    channels: int = 0
-    skip_broken: bool = False
-    keep_aspect: bool = False
-    value_range: tuple[float, ...] | None = None
-
-
-class Images(NamedTuple):
-    """Decoded images.
-
-    Args:
-        pixels: bytes (N, C, H, W), mapped into memory.
-        kept: the index of the file of each image, or of its place in `ImageArrays`.
-        pages: the number of each image in its file, from 1 on; 0 in a file of one image.
-        found: number, size, colour and bits of the images, for example "8 images of 28 x 20 pixels, grey".
-        note: what was changed or lost, or "".
-        value_range: as in `ImageTransform`, never None.
-        first: for each file, the index of the first file that is equal to it, byte for byte; [] for arrays.
-    """
-
-    pixels: NDArray[np.uint8]
-    kept: list[int]
-    pages: list[int]
-    found: str
-    note: str
-    value_range: tuple[float, ...]
-    first: list[int]
-
-    def names(self, files: Sequence[Path], folder: Path) -> list[str]:
-        """Return the path of each image in a folder; of the third image of a file, for example "cells/a.tif#3"."""
-        return [
-            f"{files[index].relative_to(folder)}{f'#{page}' if page else ''}"
-            for index, page in zip(self.kept, self.pages)
-        ]
 
 
 def image_files(folder: Path) -> tuple[list[Path], str]:
@@ -146,151 +92,54 @@ def image_files(folder: Path) -> tuple[list[Path], str]:
     return sorted(files), f"{files_are} left out: {counts}" if left_out else ""
 
 
-def load_images(files: Sequence[Path] | ImageArrays, transform: ImageTransform, cache: Path, least: int = 4) -> Images:
-    """Return the images as a memory-mapped array, decoded now if they are not in the cache.
+class ImageFiles:
+    """Image files, as an `ImageSource`.
 
     Args:
-        files: image files, or a file of arrays.
-        transform: applied to each image.
-        cache: the folder of cache files, created if missing.
-        least: number of images that must be left; four are needed to train.
-
-    Raises:
-        InputError: a file cannot be decoded (unless `skip_broken`), or the cache cannot be written.
-    """
-    order = f" shuffled {files.is_shuffled}" if isinstance(files, ImageArrays) else ""
-    digest = hashlib.sha256(f"{_DECODING} {transform!r}{order}".encode())
-    try:
-        for path in [files.path] if isinstance(files, ImageArrays) else files:
-            status = path.stat()
-            identity = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0"
-            digest.update(identity.encode("utf-8", "surrogateescape"))
-        target = cache / f"{digest.hexdigest()[:32]}.bytes"
-        with contextlib.suppress(OSError, ValueError):  # it is missing or damaged
-            return _cached(target)
-        _build(files, transform, target, least)
-        return _cached(target)
-    except OSError as error:
-        raise InputError(f"the image cache {cache} cannot be used ({error.strerror or error})") from None
-
-
-def _cached(target: Path) -> Images:
-    """Return the images of a cache file.
-
-    Raises:
-        OSError, ValueError: it is missing or damaged.
-    """
-    record = json.loads(target.with_suffix(".json").read_bytes())
-    # Copy on write, because torch warns of read-only memory.
-    pixels = np.memmap(target, np.uint8, "c", shape=tuple(record.pop("shape")))
-    record["value_range"] = tuple(record["value_range"])
-    return Images(pixels[:, : record.pop("channels")], **record)
-
-
-class _Header(NamedTuple):
-    """Height, width and number of channels of an image, and whether its values may have more than 8 bits."""
-
-    height: int
-    width: int
-    channels: int
-    is_deep: bool
-
-
-class _Source(NamedTuple):
-    """An image of a file, not yet decoded.
-
-    Args:
-        image: as Pillow opens it, or the values (H, W, C) of an array or of a TIFF that Pillow cannot read.
-        read_16_bits: returns the values (H, W, C) of 16-bit colours, of which Pillow reads the upper 8 bits.
-        is_only: the file has no other image.
+        paths: the files.
     """
 
-    image: Image.Image | NDArray[Any]
-    read_16_bits: Callable[[], NDArray[Any]] | None = None
-    is_only: bool = True
+    key = ""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        """Return the number of files."""
+        return len(self.paths)
+
+    def names(self, images: Images, folder: Path) -> list[str]:
+        """Return the path of each image in a folder; of the third image of a file, for example "cells/a.tif#3"."""
+        pages = [f"#{page}" if page else "" for page in images.pages]
+        return [f"{self.paths[index].relative_to(folder)}{page}" for index, page in zip(images.kept, pages)]
+
+    def survey(self) -> Survey:
+        """Return the shapes of the images, and their levels if some have more than 8 bits, or if all are 0 or 1."""
+        first_of: dict[bytes, int] = {}
+        first = [first_of.setdefault(digest, index) for index, digest in enumerate(_in_parallel(_digest, self.paths))]
+        headers = [*_in_parallel(partial(_of_images, _header), self.paths)]
+        deep = [path for path, of_file in zip(self.paths, headers) if any(is_deep for _, is_deep in of_file)]
+        read = partial(_of_images, _levels)
+        shallow = [] if deep else itertools.chain.from_iterable(map(read, self.paths[:_FIRST]))
+        levels = None
+        if deep or all(one.nominal == (0, 255) and one.high <= 1 for one in shallow):
+            found = [*itertools.chain.from_iterable(_in_parallel(read, deep or self.paths))]
+            levels = reduce(or_, found) if found else None
+        return Survey([shape for of_file in headers for shape, _ in of_file], bool(deep), levels, first)
+
+    def decoded(self, transform: ImageTransform) -> Iterator[list[NDArray[np.uint8]]]:
+        """Yield the images (C, H, W) of each file in turn."""
+        return _in_parallel(partial(decode, transform=transform), self.paths)
 
 
-def _build(files: Sequence[Path] | ImageArrays, transform: ImageTransform, target: Path, least: int) -> None:
-    """Decode the files into a cache file."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Threads, because Pillow decodes without holding the interpreter's lock.
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        warnings.filterwarnings("ignore", module="PIL|torchvision")  # a file that cannot be used raises an error
+def _in_parallel(function: Callable[[Path], _T], files: Sequence[Path]) -> Iterator[_T]:
+    """Yield function(file) for each file, by threads: Pillow decodes without holding the interpreter's lock."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
-            headers, levels, first = _looked_at(pool, files)
-            chosen = transform._replace(
-                size=transform.size or _common_size(headers),
-                channels=transform.channels or max((header.channels for header in headers), default=1),
-                value_range=levels.value_range(transform.value_range) if levels else (),
-            )
-            decoded: Iterator[list[NDArray[np.uint8]]]
-            if isinstance(files, ImageArrays):
-                decoded = ([_pixels(_Source(values), chosen)] for values in files.values())
-            else:
-                decoded = _in_parts(pool, partial(decode, transform=chosen), files)
-            kept, pages, has_colour = _written(decoded, target, len(files), least)
+            for start in range(0, len(files), _AT_ONCE):
+                yield from pool.map(function, files[start : start + _AT_ONCE])
         finally:
             pool.shutdown(cancel_futures=True)
-    channels = 1 if chosen.channels == 3 and not (has_colour or transform.channels) else chosen.channels
-    left_out = len(files) - len(set(kept))
-    broken = f"{left_out} of {len(files)} image files cannot be decoded and are left out" if left_out else ""
-    record = {
-        "shape": (len(kept), chosen.channels, *(chosen.size or ())),
-        "channels": channels,
-        "kept": kept,
-        "pages": pages,
-        "found": f"{len(kept):,} images of {_described(headers, is_grey=channels == 1 and not transform.channels)}",
-        "note": "; ".join(filter(None, (broken, levels.note(chosen.value_range or ()) if levels else ""))),
-        "value_range": chosen.value_range,
-        "first": first,
-    }
-    write_whole(target.with_suffix(".json"), to_json(record).encode())
-
-
-def _written(
-    decoded: Iterator[list[NDArray[np.uint8]]], target: Path, total: int, least: int
-) -> tuple[list[int], list[int], bool]:
-    """Write the images of each file; return `kept` and `pages` of `Images`, and whether an image has colours."""
-    temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    kept, pages, has_colour = list[int](), list[int](), False
-    try:
-        with temporary.open("wb") as file, progress_bar("decoding", total, "image", in_logs=True) as bar:
-            for index, images in enumerate(decoded):
-                bar.update()
-                for page, image in enumerate(images, start=1):
-                    file.write(image.tobytes())
-                    kept.append(index)
-                    pages.append(page if len(images) > 1 else 0)
-                    has_colour = has_colour or bool((image != image[:1]).any())
-        if len(kept) < least:
-            raise InputError(f"only {len(kept)} of {total} images can be used: give at least {least}")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return kept, pages, has_colour
-
-
-def _described(headers: Sequence[_Header], is_grey: bool) -> str:
-    """Return the sizes, colours and bits of images, for example "28 x 20 to 64 x 64 pixels, grey"."""
-    sizes = sorted({(header.height, header.width) for header in headers}, key=math.prod)
-    size = " to ".join(f"{height} x {width}" for height, width in dict.fromkeys((sizes[0], sizes[-1])))
-    channels = 1 if is_grey else max(header.channels for header in headers)
-    bits = ", some of more than 8 bits" if any(header.is_deep for header in headers) else ""
-    return f"{size} pixels, {COLOURS.get(channels, f'{channels} channels')}{bits}"
-
-
-def _in_parts(pool: ThreadPoolExecutor, function: Callable[[Path], _T], files: Sequence[Path]) -> Iterator[_T]:
-    """Yield the results of `pool.map`, which would put all files and results into memory at once."""
-    for start in range(0, len(files), _AT_ONCE):
-        yield from pool.map(function, files[start : start + _AT_ONCE])
-
-
-def _common_size(headers: Sequence[_Header]) -> tuple[int, int]:
-    """Return the default size of images, as `ImageTransform` describes it."""
-    sides = [(header.height, header.width) for header in headers] or [(1, 1)]
-    height, width = (statistics.median_low(side) for side in zip(*sides))
-    reduction = min(1.0, _LONGEST / max(height, width))
-    return max(1, round(height * reduction)), max(1, round(width * reduction))
 
 
 def _digest(path: Path) -> bytes:
@@ -300,27 +149,27 @@ def _digest(path: Path) -> bytes:
     return os.fsencode(path)  # it cannot be read, which `decode` says
 
 
-def _looked_at(
-    pool: ThreadPoolExecutor, files: Sequence[Path] | ImageArrays
-) -> tuple[list[_Header], Levels | None, list[int]]:
-    """Return the headers of all images, their levels, and `first` of `Images`.
+def decode(path: Path, transform: ImageTransform) -> list[NDArray[np.uint8]]:
+    """Return the images (C, H, W) of a file; none if it cannot be decoded and `transform.skip_broken` is set.
 
-    The levels are those of files of more than 8 bits. If there are none, they are those of grey files that hold 0 and
-    1 only, or None.
+    Raises:
+        InputError: the file cannot be decoded.
     """
-    if isinstance(files, ImageArrays):
-        return [_Header(*files.shape, False)], files.levels(), []
-    seen: dict[bytes, int] = {}
-    first = [seen.setdefault(digest, index) for index, digest in enumerate(_in_parts(pool, _digest, files))]
-    of_files = list(_in_parts(pool, partial(_of_images, _header), files))
-    headers = list(itertools.chain.from_iterable(of_files))
-    deep = [file for file, of_file in zip(files, of_files) if any(header.is_deep for header in of_file)]
-    read = partial(_of_images, _levels)
-    shallow = itertools.chain.from_iterable(map(read, files[:_FIRST]))
-    if not deep and not all(levels.nominal == (0, 255) and levels.high <= 1 for levels in shallow):
-        return headers, None, first
-    found = list(itertools.chain.from_iterable(_in_parts(pool, read, deep or files)))
-    return headers, reduce(or_, found) if found else None, first
+    return _of_images(partial(_pixels, transform=transform), path, transform.skip_broken)
+
+
+class _Source(NamedTuple):
+    """An image of a file, not yet decoded.
+
+    Args:
+        image: as Pillow opens it, or the values (H, W, C) of a TIFF that Pillow cannot read.
+        read_16_bits: returns the values (H, W, C) of 16-bit colours, of which Pillow reads the upper 8 bits.
+        is_only: the file has no other image.
+    """
+
+    image: Image.Image | NDArray[Any]
+    read_16_bits: Callable[[], NDArray[Any]] | None = None
+    is_only: bool = True
 
 
 def _of_images(function: Callable[[_Source], _T], path: Path, skip_broken: bool = True) -> list[_T]:
@@ -347,22 +196,6 @@ def _of_images(function: Callable[[_Source], _T], path: Path, skip_broken: bool 
             reason, advice = "tifffile reads its compression by another package", "pip install imagecodecs"
         raise InputError(f"{path} cannot be used ({reason}): {advice}") from None
     return results
-
-
-def decode(path: Path, transform: ImageTransform) -> list[NDArray[np.uint8]]:
-    """Return the images (C, H, W) of a file; none if it cannot be decoded and `transform.skip_broken` is set.
-
-    Raises:
-        InputError: the file cannot be decoded.
-    """
-    return _of_images(partial(_pixels, transform=transform), path, transform.skip_broken)
-
-
-def _levels(source: _Source) -> Levels:
-    """Return the levels of an image where it is not transparent."""
-    pixels, opacity = _decoded(source)
-    values = np.asarray(pixels)
-    return Levels.of(values if opacity is None else values[np.asarray(opacity) > 0])
 
 
 def _sources(path: Path) -> Iterator[_Source]:
@@ -400,7 +233,7 @@ def _tiff_pages(file: BinaryIO) -> list[Any]:
 
 def _has_bands(page: Any) -> bool:
     """Return whether a page has channels beside grey or colour and opacity, so that Pillow cannot read it."""
-    usual = {0: 1, 1: 1, 2: 3}.get(page.photometric, page.samplesperpixel)
+    usual = _PHOTOMETRIC.get(page.photometric, page.samplesperpixel)
     return page.samplesperpixel != usual + bool(_OPACITY & set(page.extrasamples))
 
 
@@ -424,16 +257,22 @@ def _png_values(path: Path) -> NDArray[Any]:
     return decode_image(content, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
 
 
-def _header(source: _Source) -> _Header:
-    """Return the header of an image, with its sides as a viewer shows it."""
+def _header(source: _Source) -> tuple[tuple[int, int, int], bool]:
+    """Return (height, width, channels) of an image as a viewer shows it, and whether it has more than 8 bits."""
     image = source.image
     if isinstance(image, np.ndarray):
         height, width, channels = image.shape
-        return _Header(height, width, channels, image.dtype != np.uint8)
-    (width, height), mode = image.size, image.mode
-    sides = (width, height) if _orientation(source) >= 5 else (height, width)
-    is_deep = mode[0] in "IF" or source.read_16_bits is not None
-    return _Header(*sides, 1 if mode[0] in "IF" or mode in ("1", "L", "LA") else 3, is_deep)
+        return (height, width, channels), image.dtype != np.uint8
+    channels, dtype = _MODES.get(image.mode, (3, None))
+    width, height = image.size[::-1] if _orientation(source) >= 5 else image.size
+    return (height, width, channels), dtype is not None or source.read_16_bits is not None
+
+
+def _levels(source: _Source) -> Levels:
+    """Return the levels of an image where it is not transparent."""
+    pixels, opacity = _decoded(source)
+    values = np.asarray(pixels)
+    return Levels.of(values if opacity is None else values[np.asarray(opacity) > 0])
 
 
 def _decoded(source: _Source) -> tuple[Image.Image | NDArray[Any], Image.Image | None]:
@@ -446,13 +285,14 @@ def _decoded(source: _Source) -> tuple[Image.Image | NDArray[Any], Image.Image |
     if isinstance(image, np.ndarray):
         return image, None
     tile, orientation = str(getattr(image, "tile", "")), _orientation(source)
-    has_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    _, dtype = _MODES.get(image.mode, (3, None))
+    dtype = np.uint16 if image.mode == "I" and image.format in ("PNG", "PPM") else dtype
     image.load()  # raises an error if more than the EXIF data is damaged
     if source.is_only:
         with contextlib.suppress(Exception):  # damaged EXIF data are ignored, as by viewers
             ImageOps.exif_transpose(image, in_place=True)
-    if has_16_bits or image.mode in ("I", "F"):
-        values = np.asarray(image).astype(np.uint16) if has_16_bits else np.asarray(image)
+    if dtype is not None:
+        values = np.asarray(image).astype(dtype)
         hidden = image.info.get("transparency")
         return values, None if hidden is None else Image.fromarray(np.uint8(255) * (values != hidden))
     opacity = None
@@ -461,7 +301,7 @@ def _decoded(source: _Source) -> tuple[Image.Image | NDArray[Any], Image.Image |
     if source.read_16_bits is not None:
         values = source.read_16_bits()
         return _upright(values[..., : 1 if values.shape[2] < 3 else 3], orientation), opacity
-    if re.search("(LA|RGB.?);16|'ppm", tile) and np.asarray(image.convert("RGB")).max() < 128:
+    if _MAYBE_16_BITS.search(tile) and np.asarray(image.convert("RGB")).max() < 128:
         raise ValueError("its 16-bit values use less than half of their range: save it as PNG or TIFF without opacity")
     return image, opacity
 
@@ -483,11 +323,27 @@ def _upright(values: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def _pixels(source: _Source, transform: ImageTransform) -> NDArray[np.uint8]:
-    """Return the transformed image, (C, H, W)."""
-    value_range = transform.value_range or ()
+    """Return the converted image, (C, H, W)."""
     pixels, opacity = _decoded(source)
-    if source.read_16_bits is not None and value_range in ((), (0, 65535)):
+    if source.read_16_bits is not None and transform.value_range in (None, (), (0, 65535)):
         pixels = (np.asarray(pixels) >> 8).astype(np.uint8)  # as Pillow does
+    return converted(pixels, transform, opacity)
+
+
+def converted(
+    pixels: Image.Image | NDArray[Any], transform: ImageTransform, opacity: Image.Image | None = None
+) -> NDArray[np.uint8]:
+    """Return an image as bytes of the wanted number of channels and size, (C, H, W).
+
+    Args:
+        pixels: as Pillow decoded it, or values (H, W) or (H, W, C) of any type.
+        transform: the number of channels, the range of values and the size.
+        opacity: laid over white where it is not 255; None for an image that is nowhere transparent.
+
+    Raises:
+        ValueError: the image has another number of channels.
+    """
+    value_range = transform.value_range or ()
     if isinstance(pixels, Image.Image) and pixels.mode == "L" and value_range == (0, 1):
         pixels = np.asarray(pixels)
     if isinstance(pixels, np.ndarray):
@@ -503,12 +359,7 @@ def _pixels(source: _Source, transform: ImageTransform) -> NDArray[np.uint8]:
         raise ValueError(f"it has {number} channels, not {transform.channels} as the others or as asked for")
     if opacity is not None:
         layers[0].paste("white", mask=ImageChops.invert(opacity))
-    return np.concatenate([_fitted(layer, transform) for layer in layers])
-
-
-def _fitted(image: Image.Image, transform: ImageTransform) -> NDArray[np.uint8]:
-    """Return a resized image, (1, H, W) or (3, H, W)."""
-    height, width = transform.size or (image.height, image.width)
+    size = (transform.size or layers[0].size[::-1])[::-1]  # Pillow's is (width, height)
     resize = ImageOps.fit if transform.keep_aspect else Image.Image.resize
-    pixels = np.asarray(resize(image, (width, height), Image.Resampling.BILINEAR))
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    resized = [np.atleast_3d(np.asarray(resize(layer, size, Image.Resampling.BILINEAR))) for layer in layers]
+    return np.concatenate(resized, axis=2).transpose(2, 0, 1)

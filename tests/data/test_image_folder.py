@@ -20,7 +20,8 @@ from pvae.cli.evaluate import main as evaluate
 from pvae.cli.train import main
 from pvae.core.errors import InputError
 from pvae.data import image_folder
-from pvae.data.image_folder import ImageTransform, image_files, load_images
+from pvae.data.image_cache import ImageTransform, load_images
+from pvae.data.image_folder import ImageFiles, image_files
 from pvae.data.sources import load_dataset
 from pvae.runs.data import data_of, load_for
 from pvae.runs.run import Run
@@ -98,18 +99,6 @@ def test_files_outside_of_the_splits_are_left_out_and_counted(folder):
     data = load_dataset(f"folder:{folder}")
     assert outside > 0
     assert data.note.startswith(f"{outside} image files outside of the sub-folders train, valid")
-
-
-def test_the_transform_resizes(tmp_path):
-    image = np.zeros((40, 30, 3), dtype=np.uint8)
-    image[15:25, 10:20] = 255
-    for index in range(4):
-        Image.fromarray(image).save(tmp_path / f"{index}.png")
-    files = image_files(tmp_path)[0]
-    whole, kept, *_ = load_images(files, ImageTransform(size=(5, 5)), tmp_path / "cache")
-    assert whole.shape == (4, 1, 5, 5), "all images are grey"
-    assert 0 < whole.mean() < 255
-    assert kept == [0, 1, 2, 3]
 
 
 def test_broken_files_are_named_or_skipped(folder, tmp_path):
@@ -212,15 +201,15 @@ def test_images_of_all_kinds_sizes_and_names_train_together(tmp_path, monkeypatc
     assert pvae.load("run").p_x.datum_shape == (3, 20, 16)
 
 
-def _build(folder, cache, queue):
-    images, kept, *_ = load_images(image_files(folder)[0], ImageTransform(size=(32, 32)), cache)
+def _build(folder, queue):
+    images, kept, *_ = load_images(ImageFiles(image_files(folder)[0]), ImageTransform(size=(32, 32)))
     queue.put((images.sum(dtype=np.int64), len(kept)))
 
 
 def test_two_processes_at_once_leave_a_whole_cache(folder, tmp_path):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    builders = [context.Process(target=_build, args=(folder, tmp_path / "both", queue)) for _ in range(2)]
+    builders = [context.Process(target=_build, args=(folder, queue)) for _ in range(2)]
     for builder in builders:
         builder.start()
     results = [queue.get(timeout=60) for _ in builders]
@@ -228,7 +217,7 @@ def test_two_processes_at_once_leave_a_whole_cache(folder, tmp_path):
         builder.join()
     assert results[0] == results[1]
     assert results[0][1] == 30
-    assert sorted(path.suffix for path in (tmp_path / "both").iterdir()) == [".bytes", ".json"]
+    assert sorted(path.suffix for path in cached(tmp_path)) == [".bytes", ".json"]
 
 
 @pytest.fixture
@@ -261,9 +250,8 @@ def test_celeba_in_part(celeba):
     assert data.with_valid(0).valid is None
 
 
-def decoded(path, size, *, grey=False):
+def decoded(path, *size, grey=False):
     """Return (C, H, W) of one file."""
-    size = size if isinstance(size, tuple) else (size, size)
     return image_folder.decode(path, ImageTransform(size, 1 if grey else 3))[0]
 
 
@@ -290,7 +278,7 @@ def test_a_photograph_is_turned_upright(tmp_path, orientation, kind):
     file, whole = tmp_path / f"photograph.{kind}", {"jpg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": 1}}
     Image.fromarray(stored).save(file, exif=exif, **whole.get(kind, {}))
     shown = UPRIGHT[orientation](stored)
-    found = decoded(file, shown.shape[:2]).astype(int)
+    found = decoded(file, *shown.shape[:2]).astype(int)
     assert np.abs(found - shown.transpose(2, 0, 1)).max() <= (3 if kind == "jpg" else 0)
 
 
@@ -308,7 +296,7 @@ def test_colours_of_16_bits_are_turned_upright(tmp_path, orientation):
 @pytest.mark.parametrize("exif", [b"Exif\0\0MM", b"Exif\0\0no TIFF at all", b""])
 def test_damaged_exif_data_are_ignored(tmp_path, exif):
     Image.new("RGB", (4, 4), "red").save(tmp_path / "damaged.png", exif=exif)
-    assert decoded(tmp_path / "damaged.png", 4)[:, 0, 0].tolist() == [255, 0, 0]
+    assert decoded(tmp_path / "damaged.png", 4, 4)[:, 0, 0].tolist() == [255, 0, 0]
 
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -339,7 +327,7 @@ def test_transparent_pixels_are_white(tmp_path, mode):
     assert Image.open(tmp_path / "hidden.png").mode == mode
     colour = RED if mode in ("P", "RGB", "RGBA") else (0, 0, 0)
     for grey in (False, True):
-        left, right = decoded(tmp_path / "hidden.png", 4, grey=grey)[:, 0, [0, -1]].T.tolist()
+        left, right = decoded(tmp_path / "hidden.png", 4, 4, grey=grey)[:, 0, [0, -1]].T.tolist()
         assert left == ([76 if colour == RED else 0] if grey else list(colour))
         assert right == ([255] if grey else list(WHITE))
 
@@ -352,16 +340,16 @@ def test_a_fifth_of_a_colour_is_four_fifths_white(tmp_path):
     palette.save(tmp_path / "palette.png", transparency=bytes([255, 51]))
     assert Image.open(tmp_path / "palette.png").mode == "P"
     for name in ("band", "palette"):
-        assert decoded(tmp_path / f"{name}.png", 4)[:, 0, 0].tolist() == [255, 204, 204]
+        assert decoded(tmp_path / f"{name}.png", 4, 4)[:, 0, 0].tolist() == [255, 204, 204]
 
 
 def test_cmyk_is_converted_to_rgb(tmp_path):
     for name, inks, colour in [("paper", (0, 0, 0, 0), WHITE), ("red", (0, 255, 255, 0), RED)]:
         Image.new("CMYK", (8, 8), inks).save(tmp_path / f"{name}.jpg", quality=100)
-        assert np.abs(decoded(tmp_path / f"{name}.jpg", 4)[:, 0, 0].astype(int) - colour).max() <= 2
+        assert np.abs(decoded(tmp_path / f"{name}.jpg", 4, 4)[:, 0, 0].astype(int) - colour).max() <= 2
 
 
 def test_a_16_bit_pgm_is_not_refused(tmp_path):
     """65535 is white, and 30,000 of 65,535 the same grey as in a PNG."""
     (tmp_path / "deep.pgm").write_bytes(b"P5 2 1 65535\n" + np.array([30_000, 65_535], dtype=">u2").tobytes())
-    assert decoded(tmp_path / "deep.pgm", 2, grey=True)[0, 0].tolist() == [30_000 // 257, 255]
+    assert decoded(tmp_path / "deep.pgm", 2, 2, grey=True)[0, 0].tolist() == [30_000 // 257, 255]

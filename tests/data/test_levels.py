@@ -17,7 +17,7 @@ import pvae
 from pvae.cli.images import sample
 from pvae.cli.train import main
 from pvae.core.errors import InputError
-from pvae.data.image_folder import ImageTransform
+from pvae.data.image_cache import ImageTransform
 from pvae.data.sources import load_dataset
 from pvae.runs.data import data_of, images_for, load_for
 from pvae.runs.run import Run

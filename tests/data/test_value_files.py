@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -20,7 +21,8 @@ from pvae.data.choices import describe_choices, values_config
 from pvae.data.dataset import Column, Dataset
 from pvae.data.preparation import Preparation
 from pvae.data.sources import load_dataset
-from pvae.data.value_files import read_values, table_text
+from pvae.data.tables import table_text
+from pvae.data.value_files import read_values
 from pvae.training.fit import fit
 
 RNG = np.random.default_rng(0)
@@ -165,21 +167,21 @@ def test_many_columns_are_described_by_the_first():
 
 
 def test_the_columns_of_a_run_are_those_of_other_files_too(tmp_path):
-    _, _, _, columns = read_values(mixed(tmp_path / "t.csv"))
+    columns = read_values(mixed(tmp_path / "t.csv")).columns
     few = tmp_path / "few.csv"
     few.write_text("age,is_new,city,visits\n,1,Rome,3\n2,0,,\n")
-    values, _, names, _ = read_values(few, columns)
-    assert np.array_equal(values["train"], [[np.nan, 1, 2, 3], [2, 0, np.nan, np.nan]], equal_nan=True)
-    assert names == {"train": ["line-2", "line-3"]}
+    values = read_values(few, columns)
+    assert np.array_equal(values.x["train"], [[np.nan, 1, 2, 3], [2, 0, np.nan, np.nan]], equal_nan=True)
+    assert values.names == {"train": ["line-2", "line-3"]}
     few.write_text("city,visits,age,is_new\n,3,4,1\n")  # in another order
-    assert np.array_equal(read_values(few, columns)[0]["train"], [[4, 1, np.nan, 3]], equal_nan=True)
+    assert np.array_equal(read_values(few, columns).x["train"], [[4, 1, np.nan, 3]], equal_nan=True)
     for content, words in (
         ("age,is_new,city,visits\n1,1,Rome,1\n1,1,Paris,1\n", ["line 3", "city is 'Paris'", "7, Oslo, Rome"]),
         ("age,is_new,city,visits\n1,1,Rome,1\n1,1,Oslo,many\n", ["line 3", "visits is the text 'many'"]),
         ("age,is_new,city\n1,1,Rome\n", ["no column visits"]),
         ("age,new,city,visits\n1,1,Rome,1\n", ["no column is_new"]),
         ("age,is_new,city,visits,more\n1,1,Rome,1,1\n", ["the column more"]),
-        ("age,age,city,visits\n1,1,Rome,1\n", ["2 columns named age"]),
+        ("age,age,city,visits\n1,1,Rome,1\n", ["columns named age"]),
     ):
         few.write_text(content)
         with pytest.raises(InputError) as refused:
@@ -188,7 +190,7 @@ def test_the_columns_of_a_run_are_those_of_other_files_too(tmp_path):
 
 
 def test_a_table_is_written_as_it_was_read(tmp_path):
-    _, _, _, columns = read_values(mixed(tmp_path / "t.csv"))
+    columns = read_values(mixed(tmp_path / "t.csv")).columns
     values = torch.tensor([[1 / 3, 1, 2, math.nan], [2.0, 0, math.nan, 1e6]]).double()
     assert table_text(columns, values) == "age,is_new,city,visits\n0.333333,1,Rome,\n2,0,,1e+06\n"
     given = torch.tensor([[math.nan, 0, 1, 12.25], [math.nan, 1, math.nan, 1234567.5]]).double()
@@ -196,13 +198,12 @@ def test_a_table_is_written_as_it_was_read(tmp_path):
 
 
 def test_a_table_in_a_parquet_file(tmp_path):
-    pandas = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")
     frame = pandas.DataFrame(
         {"a": [1.5, None, 0.1 + 0.2] * 7, "b": [True, False, None] * 7, "c": ["x", "y, z", None] * 7, "d": range(21)}
     )
     frame.to_parquet(tmp_path / "t.parquet")
-    values, _, names, columns = read_values(tmp_path / "t.parquet")
+    values, _, names, columns, _ = read_values(tmp_path / "t.parquet")
     assert columns == (Column("a"), Column("b"), Column("c", ("x", "y, z")), Column("d"))
     assert names["train"][:2] == ["row-1", "row-2"]
     assert np.array_equal(values["train"][1], [np.nan, 0, 1, 1], equal_nan=True)
@@ -225,9 +226,10 @@ def test_arrays_in_an_hdf5_file(tmp_path):
         load_dataset(f"array:{tmp_path / 't.h5'}")
 
 
-@pytest.mark.parametrize(("name", "package"), [("t.parquet", "pandas"), ("t.h5", "h5py")])
+@pytest.mark.parametrize(("name", "package"), [("t.parquet", "pyarrow"), ("t.h5", "h5py")])
 def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, name, package):
-    monkeypatch.setattr("pvae.data.value_files.find_spec", lambda name: None)
+    for module in ("arrays", "tables"):
+        monkeypatch.setattr(f"pvae.data.{module}.find_spec", lambda name: None)
     (tmp_path / name).write_bytes(b"any")
     with pytest.raises(InputError, match=f"{package}.*pip install"):
         read_values(tmp_path / name)

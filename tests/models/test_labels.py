@@ -27,6 +27,7 @@ from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.data.batch import Batch
 from pvae.data.dataset import Dataset, random_subset
+from pvae.data.labels import few_labels
 from pvae.data.preparation import Pixels
 from pvae.data.sources import load_dataset
 from pvae.distributions.joint import Joint
@@ -343,14 +344,14 @@ def test_a_semi_supervised_training_finds_the_labels_that_it_was_not_given(tmp_p
 
 def test_few_labels_are_balanced_and_depend_on_the_seed():
     data = dataset()
-    few = data.few_labels(7, 0)
+    few = few_labels(data, 7, 0)
     assert few[few >= 0].bincount().tolist() == [3, 2, 2]
     assert torch.equal(few[few >= 0], data.train_labels[few >= 0])
-    assert torch.equal(few, data.few_labels(7, 0))
-    assert not torch.equal(few, data.few_labels(7, 1))
-    assert torch.equal(data.few_labels(1000, 0), data.train_labels)  # all that are known
+    assert torch.equal(few, few_labels(data, 7, 0))
+    assert not torch.equal(few, few_labels(data, 7, 1))
+    assert torch.equal(few_labels(data, 1000, 0), data.train_labels)  # all that are known
     with pytest.raises(InputError, match="--labels 2"):
-        data.few_labels(2, 0)
+        few_labels(data, 2, 0)
 
 
 def folder_of(path, classes=("left", "middle", "right"), count=20):

@@ -29,7 +29,8 @@ from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.files import write_whole
 from pvae.data.dataset import Dataset
-from pvae.data.image_folder import ImageTransform, image_files
+from pvae.data.image_cache import ImageTransform
+from pvae.data.image_folder import image_files
 from pvae.data.sources import load_dataset
 from pvae.runs import data as data_module
 from pvae.runs.run import Run

@@ -1,0 +1,146 @@
+"""Tables of numbers and texts: a CSV or Parquet file becomes a DataFrame, and a DataFrame becomes columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pvae.core.errors import InputError, brief, listed, shown
+from pvae.data.dataset import Column
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["read_columns", "read_frame", "row_name", "table_text", "texts_of"]
+
+_MOST_TEXTS = 50  # beyond which a column of which most rows have a text of their own holds no categories
+
+
+def read_frame(file: Path) -> pandas.DataFrame:
+    """Return the rows of a table, with its names of columns; the index counts them from 0, blank lines included.
+
+    The fields of a CSV file are texts, "" where a field is empty. The columns of a Parquet file have their types.
+
+    Raises:
+        InputError: the file cannot be read, holds no rows, or names two columns alike.
+    """
+    import pandas
+
+    is_csv = file.suffix.lower() == ".csv"
+    if not is_csv and find_spec("pyarrow") is None:
+        raise InputError(f'{file} needs pyarrow: pip install -e ".[tables]"')
+    try:
+        if is_csv:  # by pandas' Python engine, which tells a row that is too short from one whose fields are empty
+            lines = pandas.read_csv(
+                file, header=None, dtype=str, keep_default_na=False, skip_blank_lines=False, engine="python",
+                encoding="utf-8-sig",
+            )  # fmt: skip
+            frame = lines[1:].set_axis(lines.iloc[0], axis=1).reset_index(drop=True).dropna(how="all")
+        else:
+            frame = pandas.read_parquet(file, dtype_backend="numpy_nullable")
+    except pandas.errors.EmptyDataError:
+        frame = pandas.DataFrame()
+    except Exception as error:  # pandas and pyarrow raise exceptions of many types
+        raise InputError(f"{file} cannot be read ({brief(error)}): give a CSV file in UTF-8, or Parquet") from None
+    if frame.empty:
+        raise InputError(f"{file} holds no rows below a line of column names")
+    if twice := frame.columns[frame.columns.duplicated()].tolist():
+        raise InputError(f"{file} has several columns named {twice[0]}: give each a name of its own")
+    if is_csv and (is_short := frame.isna().any(axis=1)).any():
+        row = is_short.idxmax()
+        fields = f"{frame.loc[row].count()} fields, and the first line {len(frame.columns)}"
+        raise InputError(f"{file}, {row_name(file, row)} has {fields}: separate them by commas")
+    return frame
+
+
+def row_name(file: Path, row: int) -> str:
+    """Return the name of a row of a table, counted from 0: its line in a CSV file, or its number from 1 on."""
+    return f"line {row + 2}" if file.suffix.lower() == ".csv" else f"row {row + 1}"
+
+
+def read_columns(
+    frame: pandas.DataFrame, file: Path, known: Sequence[Column] = ()
+) -> tuple[NDArray[np.float64], tuple[Column, ...]]:
+    """Return the values (N, D) of a table, NaN where a field is empty, and its columns.
+
+    A column of which more fields are texts than numbers is a category: its values are the codes of its texts, in
+    alphabetical order.
+
+    Args:
+        frame: the rows, as `read_frame` returns them.
+        file: where they are from, for messages.
+        known: the columns of the table that a run was trained on, in whose order the values are returned.
+
+    Raises:
+        InputError: a column of numbers has a text, or one of texts a text that the run does not know, or one of its
+            own in most rows; or the columns are not those of the run.
+    """
+    import pandas
+
+    names = [column.name for column in known] or [*frame]
+    if absent := [name for name in names if name not in frame]:
+        raise InputError(f"{file} has no column {listed(absent)}, which the run was trained on")
+    if more := [name for name in frame if name not in names]:
+        raise InputError(f"{file} has the column {listed(more)}, which the run was not trained on: leave it out")
+    values, columns = [], []
+    for name, column in zip(names, known or [None] * len(names)):
+        texts, numbers = texts_of(frame[name]), pandas.to_numeric(frame[name], errors="coerce")
+        is_given = texts != ""
+        is_text = is_given & numbers.isna() & (texts.str.lower() != "nan")
+        is_category = bool(column.categories) if column else 2 * is_text.sum() > is_given.sum()
+        if is_category:
+            column = column or Column(name, _categories(file, name, texts))
+            numbers = texts.map({text: code for code, text in enumerate(column.categories)})
+            is_text = is_given & numbers.isna()
+        if is_text.any():
+            row = is_text.idxmax()
+            known_texts = f"which the training never saw (known: {listed(column.categories)})" if column else ""
+            what = "" if is_category else "the text "
+            why = known_texts if is_category else "and not a number or empty"
+            raise InputError(f"{file}, {row_name(file, row)}: {name} is {what}{shown(texts[row])}, {why}")
+        columns.append(column or Column(name))
+        values.append(numbers.to_numpy(float, na_value=math.nan))
+    return np.stack(values, axis=1), tuple(columns)
+
+
+def texts_of(column: pandas.Series[Any]) -> pandas.Series[str]:
+    """Return the fields of a column as texts without spaces around them, "" where one is missing."""
+    return column.astype(object).where(column.notna(), "").astype(str).str.strip()
+
+
+def _categories(file: Path, name: str, texts: pandas.Series[str]) -> tuple[str, ...]:
+    """Return the different texts of a column in their order, or refuse a column whose rows have each its own."""
+    categories = sorted({*texts} - {""})
+    if len(categories) > _MOST_TEXTS and 2 * len(categories) > len(texts):
+        found = f"{len(categories):,} different texts in {len(texts):,} rows"
+        raise InputError(f"{file}: column {name} has {found}, which are no categories: leave it out of the file")
+    return tuple(categories)
+
+
+def table_text(columns: Sequence[Column], values: Tensor, given: Tensor | None = None) -> str:
+    """Return rows of a table as CSV, with the texts of categories; NaN is an empty field.
+
+    Args:
+        columns: the columns.
+        values: (N, D), written with 6 digits.
+        given: values (N, D) that stand in their place, with 15 digits, where they are not NaN.
+    """
+    import pandas
+
+    fields = {}
+    for place, column in enumerate(columns):
+        texts = dict(enumerate(column.categories)).get if column.categories else "{:.6g}".format
+        exact_texts = texts if column.categories else "{:.15g}".format
+        field = pandas.Series(values[:, place].tolist(), dtype=object).map(texts, na_action="ignore")
+        if given is not None:
+            exact = pandas.Series(given[:, place].tolist(), dtype=object).map(exact_texts, na_action="ignore")
+            field = exact.where(exact.notna(), field)
+        fields[column.name] = field
+    return pandas.DataFrame(fields).to_csv(index=False, lineterminator="\n")
