@@ -13,7 +13,7 @@ from pvae.cli.command import Command, Parser, add_places, nonempty_path, result_
 from pvae.cli.own_code import add_vae, open_run
 from pvae.core.errors import InputError, NotFiniteError, check_name, naming_refused_parameters
 from pvae.core.files import check_replaceable, write_whole
-from pvae.core.records import csv_of, to_json
+from pvae.core.records import to_json
 from pvae.core.terminal import print_line
 
 __all__ = ["PICTURES", "draw_side_by_side", "main"]
@@ -90,9 +90,9 @@ def draw_side_by_side(
     runs: Sequence[Path], out: Path, data_dir: Path | None, offline: bool, quiet: bool = False
 ) -> None:
     """Draw the pictures of several runs and write their table; print why a run is left out."""
-    from pvae.evaluation.table import to_markdown
+    from pvae.evaluation.runs_table import runs_table, to_markdown
     from pvae.plotting.figures import write_figure
-    from pvae.plotting.gallery import Entry, code_figures, entry_of, in_order, sheet_figure
+    from pvae.plotting.gallery import Entry, code_figures, entry_of, sheet_figure
     from pvae.runs.run import Run
 
     names = ["table.csv", "table.md", "sheet.png"]
@@ -105,24 +105,24 @@ def draw_side_by_side(
                     run.check_vae(None)
                     run.dataset(None, data_dir, offline)
                     entry = entry_of(run)
-                kept = read.setdefault((entry.row.configuration, entry.row.seed), entry)
+                kept = read.setdefault((entry.row["configuration"], entry.row["seed"]), entry)
                 if kept is not entry:
-                    raise InputError(f"it has the same configuration and seed as {kept.row.run}, which is kept")
+                    raise InputError(f"it has the same configuration and seed as {kept.row['run']}, which is kept")
                 if not quiet:
                     print_line(f"{path.name}: {entry.title}")
             except (InputError, NotFiniteError) as error:
                 print(f"pvae draw: {path.name} is left out: {error}", file=sys.stderr)
         if not read:
             raise InputError(f"none of the {len(runs)} runs can be shown: the lines above say why")
-        entries = in_order(list(read.values()))
-        rows = [entry.row for entry in entries]
+        table = runs_table([entry.row for entry in read.values()])
+        entries = [read[one] for one in zip(table["configuration"], table["seed"])]
         figures = {"sheet": sheet_figure(entries)}
         for data, figure in code_figures(entries).items():
             name = f"codes-{re.sub('[^a-z0-9]+', '-', data.lower())}"
             check_replaceable(folder / f"{name}.png")
             figures[name] = figure
-        write_whole(folder / "table.csv", csv_of(rows).encode())
-        write_whole(folder / "table.md", to_markdown(rows).encode())
+        write_whole(folder / "table.csv", table.to_csv(index=False, lineterminator="\n").encode())
+        write_whole(folder / "table.md", to_markdown(table).encode())
         for name, figure in figures.items():
             write_figure(folder / f"{name}.png", figure)
         if quiet:
@@ -131,7 +131,7 @@ def draw_side_by_side(
             files = "\n".join(
                 str(folder / name) for name in ("table.csv", "table.md", *(f"{one}.png" for one in figures))
             )
-            print_line(f"\n{to_markdown(rows)}\n{files}")
+            print_line(f"\n{to_markdown(table)}\n{files}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -58,7 +58,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.compile == "none" and arguments.precision != "fp32":
         raise InputError(f"--precision {arguments.precision} goes with --compile auto, graph or inductor only")
     from pvae.evaluation.report import evaluate, to_text
-    from pvae.evaluation.several_runs import LEGEND, evaluate_runs, to_latex, to_markdown
 
     runs = [open_run(path, arguments.vae, len(arguments.runs) == 1) for path in arguments.runs]
     first, is_table, is_quiet = runs[0], len(runs) > 1 or arguments.latex, arguments.quiet
@@ -85,8 +84,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             what = (num_draws, arguments.images, arguments.seed, bar.update)
             how = {"engine": arguments.compile, "precision": arguments.precision}
             if is_table:
-                results = evaluate_runs(runs, *what, **how)
-                text = content = to_latex(results) if arguments.latex else f"{to_markdown(results)}\n\n{LEGEND}"
+                from pvae.evaluation import runs_table  # imports pandas
+
+                compared = runs_table.compare_runs(runs, *what, **how)
+                text = f"{runs_table.comparison_to_markdown(compared)}\n\n{runs_table.LEGEND}"
+                text = content = runs_table.comparison_to_latex(compared).rstrip() if arguments.latex else text
             else:
                 report = evaluate(first, *what, **how, seconds=arguments.seconds, on_sample=report_draws)
                 content, text = to_json(asdict(report), indent=2), f"{to_text(report)}\n\n{out}"

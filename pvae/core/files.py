@@ -32,7 +32,7 @@ _REPORT = re.compile(
     \{\n\ \ "mean":\  | \{.*"rate_decomposition":\  | P.*names\.npy
     | name,(label,)?(loc_1|y_1|z_1|z1_1|log_p), | file,name\nreconstruction-
     | stage,estimator,particles, | \|\ stage\  | run,configuration,system,
-    | \|\ system\ \|\ --elbo\  | \"\"\"[^\n]*in\ plain\ torch,\ written\ by\ pvae
+    | \|\ system\ +\|\ --elbo\  | \"\"\"[^\n]*in\ plain\ torch,\ written\ by\ pvae
     | .{8}\{"__metadata__":\{"written\ by":"pvae\.export" | <!doctype\ html>\n<!--\ written\ by\ pvae\.explore
     """,
     re.VERBOSE | re.DOTALL,

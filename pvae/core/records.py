@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -72,19 +72,12 @@ def csv_of(records: Sequence[Any]) -> str:
     return text.getvalue()
 
 
-def markdown_of(columns: Mapping[str, Callable[[T], str]], items: Iterable[T], aligned: bool = False) -> str:
-    """Return a table in Markdown.
-
-    Args:
-        columns: the name of each column, and the function that returns the text of its cell for an item.
-        items: one for each row.
-        aligned: pad the cells, so that the columns are aligned in a terminal.
-    """
-    rows = [list(columns), *([cell(item).strip() for cell in columns.values()] for item in items)]
-    widths = [max(map(len, column)) if aligned else 1 for column in zip(*rows)]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
-    ruler = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([lines[0], ruler, *lines[1:]])
+def markdown_of(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return rows of texts with the same columns, at least one, as a table in Markdown whose columns are aligned."""
+    cells = [[*rows[0]], *([*row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:

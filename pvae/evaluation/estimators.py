@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -265,24 +265,6 @@ def _gradient(parameters: Sequence[Tensor]) -> Tensor:
     return torch.cat([gradient.flatten() for gradient in gradients]).double()
 
 
-def _variance(gradient: Gradient) -> str:
-    return f"{gradient.variance:.2g} +- {gradient.variance_stderr:.1g}"
-
-
-_COLUMNS: dict[str, Callable[[Measurement], str]] = {
-    "stage": lambda one: one.stage,
-    "estimator": lambda one: one.estimator,
-    "K": lambda one: str(one.particles),
-    "bound, nats": lambda one: str(one.value),
-    "bias": lambda one: f"{one.bias:+.2f}",
-    "encoder variance": lambda one: _variance(one.encoder_gradient),
-    "encoder signal/noise": lambda one: str(one.encoder_gradient),
-    "decoder variance": lambda one: _variance(one.decoder_gradient),
-    "decoder signal/noise": lambda one: str(one.decoder_gradient),
-    "ms": lambda one: f"{one.milliseconds:.1f}",
-}
-
-
 LEGEND = """\
 K: draws of z for each datum. bound: mean over repetitions with different draws, with its standard error. bias: bound -
 log p(x); the nearer to 0, the tighter the bound. decoder: its parameters and those of the prior. variance: trace of the
@@ -294,4 +276,24 @@ importance-weighted bounds; and miwae with one draw in each group."""
 
 def to_markdown(measurements: Sequence[Measurement]) -> str:
     """Return a Markdown table with aligned columns, which is readable in a terminal too."""
-    return markdown_of(_COLUMNS, measurements, aligned=True)
+
+    def variance(gradient: Gradient) -> str:
+        return f"{gradient.variance:.2g} +- {gradient.variance_stderr:.1g}"
+
+    return markdown_of(
+        [
+            {
+                "stage": one.stage,
+                "estimator": one.estimator,
+                "K": str(one.particles),
+                "bound, nats": str(one.value),
+                "bias": f"{one.bias:+.2f}",
+                "encoder variance": variance(one.encoder_gradient),
+                "encoder signal/noise": str(one.encoder_gradient),
+                "decoder variance": variance(one.decoder_gradient),
+                "decoder signal/noise": str(one.decoder_gradient),
+                "ms": f"{one.milliseconds:.1f}",
+            }
+            for one in measurements
+        ]
+    )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pvae.evaluation.table import Row, row_of
+from pvae.evaluation.runs_table import progress_of, row_of
 from pvae.plotting import figures
 from pvae.plotting.figures import ScatterData
 from pvae.runs.run import Run
@@ -17,7 +18,7 @@ from pvae.trained import codes
 from pvae.trained.given import labels_to_sample
 from pvae.trained.latent_space import reconstruct, sample
 
-__all__ = ["Entry", "code_figures", "entry_of", "in_order", "sheet_figure"]
+__all__ = ["Entry", "code_figures", "entry_of", "sheet_figure"]
 
 _SHOWN = 8
 
@@ -36,7 +37,7 @@ class Entry:
         label_names: names of the classes.
     """
 
-    row: Row
+    row: dict[str, Any]
     title: str
     images: Tensor
     reconstructions: Tensor
@@ -59,14 +60,14 @@ def entry_of(run: Run) -> Entry:
         reconstructions = reconstruct(given, x)
     test = run.test_metrics()
     assert test is not None  # or `row_of` would have raised
-    elbo = f" --elbo {row.estimator}" if vae.has_density else ""
+    elbo = f" --elbo {row['estimator']}" if vae.has_density else ""
     plane = None
     if codes.is_plane(run):
         has_prior = vae.has_density and codes.has_normal_prior(run)
         plane = ScatterData(codes.test_codes(run), codes.classes(run)[1], has_prior)
     return Entry(
         row=row,
-        title=f"{row.system}{elbo} on {row.data}, epoch {row.progress}: {test}{run.bits(test)}",
+        title=f"{row['system']}{elbo} on {row['data']}, epoch {progress_of(row)}: {test}{run.bits(test)}",
         images=shown(x),
         reconstructions=shown(reconstructions),
         samples=shown(samples),
@@ -75,16 +76,11 @@ def entry_of(run: Run) -> Entry:
     )
 
 
-def in_order(entries: Sequence[Entry]) -> list[Entry]:
-    """Return the entries in the order of their systems and seeds."""
-    return sorted(entries, key=lambda entry: (entry.row.system, entry.row.estimator, entry.row.seed))
-
-
 def _one_of_each(entries: Sequence[Entry]) -> list[Entry]:
     """Return the first entry of each configuration; its other entries differ only in their seed."""
     firsts: dict[str, Entry] = {}
     for entry in entries:
-        firsts.setdefault(entry.row.configuration, entry)
+        firsts.setdefault(entry.row["configuration"], entry)
     return list(firsts.values())
 
 
@@ -104,9 +100,10 @@ def code_figures(entries: Sequence[Entry]) -> dict[str, Figure]:
     names = {}
     for entry in _one_of_each(entries):
         if entry.codes is not None:
-            title = entry.title.replace(f" on {entry.row.data}, ", "\n")
-            panels.setdefault(entry.row.data, {})[title] = entry.codes
-            names[entry.row.data] = entry.label_names
+            data = entry.row["data"]
+            title = entry.title.replace(f" on {data}, ", "\n")
+            panels.setdefault(data, {})[title] = entry.codes
+            names[data] = entry.label_names
     return {
         data: figures.scatter_figure(splits, names[data], f"{data}: means of q(z | x) of the test images")
         for data, splits in panels.items()

@@ -88,15 +88,17 @@ def score_images(
 
 def to_text(scores: Iterable[Score]) -> str:
     """Return the scores as a table."""
-    return markdown_of(_COLUMNS, scores, aligned=True)
-
-
-_COLUMNS: dict[str, Callable[[Score], str]] = {
-    "name": lambda score: score.name,
-    "log p(x)": lambda score: f"{score.log_p:.2f} +- {score.stderr:.2f}",
-    "effective sample": lambda score: f"{score.effective:.1f}",
-    "bits per dimension": lambda score: f"{score.bits_per_dimension:.3f}",
-    "ELBO": lambda score: f"{score.elbo:.2f}",
-    "distortion": lambda score: f"{score.distortion:.2f}",
-    "rate": lambda score: f"{score.rate:.2f}",
-}
+    return markdown_of(
+        [
+            {
+                "name": score.name,
+                "log p(x)": f"{score.log_p:.2f} +- {score.stderr:.2f}",
+                "effective sample": f"{score.effective:.1f}",
+                "bits per dimension": f"{score.bits_per_dimension:.3f}",
+                "ELBO": f"{score.elbo:.2f}",
+                "distortion": f"{score.distortion:.2f}",
+                "rate": f"{score.rate:.2f}",
+            }
+            for score in scores
+        ]
+    )

@@ -34,7 +34,7 @@ from pvae.distributions.joint import Joint
 from pvae.elbos.enumerated import EnumeratedELBO
 from pvae.elbos.registry import ELBO_CLASSES, build_elbo, elbo_of
 from pvae.evaluation.report import evaluate
-from pvae.evaluation.several_runs import evaluate_runs
+from pvae.evaluation.runs_table import compare_runs
 from pvae.models.build import build_vae
 from pvae.reference import elbo as reference
 from pvae.runs.run import Run
@@ -463,9 +463,9 @@ def test_each_command_takes_each_image_at_its_own_label(conditional, tmp_path, c
     wrong = elbo_terms(vae.given((y + 1) % K), x)["elbo"]
     assert abs(report.elbo_parts.elbo.mean - elbo.mean().item()) < 0.5 < abs(elbo.mean() - wrong.mean())
     assert codes_of.test_codes(run).sub(codes.loc).abs().max() < 1e-5
-    several = evaluate_runs([run], 4, num_images=5, seed=0)
+    several = compare_runs([run], 4, num_images=5, seed=0)
     chosen = random_subset(len(y), 5, 0)
-    assert several[0].elbo.mean == pytest.approx(elbo[chosen].mean().item(), abs=0.5)
+    assert several["elbo"][0] == pytest.approx(elbo[chosen].mean().item(), abs=0.5)
     given, examples_of = examples(run, 4)
     chosen = random_subset(len(y), 4, seed=0)
     assert torch.equal(given.y, y[chosen])
@@ -487,7 +487,7 @@ def test_a_run_given_labels_is_not_ranked_beside_one_without(conditional, tmp_pa
     options = ["--epochs", "1", "--network", "mlp", "--hidden", "8", "--latent-dim", "2", "--out", other]
     assert train(["--dataset", f"folder:{folder}", *options]) == 0
     with pytest.raises(InputError, match="given labels"):
-        evaluate_runs([Run.open(path), Run.open(other)], 2)
+        compare_runs([Run.open(path), Run.open(other)], 2)
 
 
 @pytest.mark.workflow

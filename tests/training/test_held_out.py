@@ -16,7 +16,7 @@ from pvae.config.config import Config
 from pvae.core.errors import InputError, InterruptedTrainingError
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
-from pvae.evaluation.table import row_of
+from pvae.evaluation.runs_table import progress_of, row_of
 from pvae.runs import writer
 from pvae.runs.metrics import best_epoch, is_out_of_patience
 from pvae.runs.run import Run
@@ -52,8 +52,8 @@ def test_the_best_epoch_is_loaded_and_patience_ends_the_training(tmp_path, few_d
     assert run.test_metrics().epoch == best
     assert f"epoch {best}, the best on the validation data" in run.title
     row = row_of(run, latent_report(run))
-    assert row.progress == f"{len(bounds)}, best {best}"
-    assert row.elbo == run.test_metrics().elbo
+    assert progress_of(row) == f"{len(bounds)}, best {best}"
+    assert row["elbo"] == run.test_metrics().elbo
     assert resume(run.path, data=few_digits).metrics() == rows  # it is finished
 
 

@@ -1,4 +1,4 @@
-"""Several runs evaluated on the same test images, by `evaluate_runs` and by the command."""
+"""The table of runs over their seeds, and several runs compared on the same test images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
 from pvae.evaluation.report import evaluate
-from pvae.evaluation.several_runs import evaluate_runs, to_latex
+from pvae.evaluation.runs_table import compare_runs, comparison_to_latex, runs_table, to_markdown
 from pvae.runs import data as data_module
 from pvae.trained.log_likelihood import importance_sample
 from pvae.trained.normalised import with_likelihood
@@ -40,27 +40,28 @@ def runs(tmp_path_factory, digits):
 
 def test_differences_are_paired(runs):
     short, longer = runs["short"], runs["longer_1"]
-    results = evaluate_runs([short, longer], 20, num_images=30, seed=1)
+    results = compare_runs([short, longer], 20, num_images=30, seed=1)
     log_p = []
-    for run, result in zip((short, longer), results):
+    for run, result in zip((short, longer), results.itertuples()):
         vae, x, _ = with_likelihood(run, run.dataset().test)
         report = evaluate(run, 20, 30, seed=1)
-        assert result.elbo.mean == pytest.approx(report.log_likelihood.elbo.mean, abs=3 * result.elbo.stderr)
+        assert result.elbo == pytest.approx(report.log_likelihood.elbo.mean, abs=3 * result.elbo_stderr)
         images = x.images[torch.randperm(40, generator=torch.Generator().manual_seed(1))[:30].sort().values]
         with seeded(1, torch.device("cpu")):
             log_p.append(importance_sample(vae, type(x)(images, x.preparation), 20).log_p)
-        assert result.log_p.mean == pytest.approx(log_p[-1].mean().item())
+        assert result.log_p == pytest.approx(log_p[-1].mean().item())
     difference = log_p[0] - log_p[1]
-    assert results[0].difference.mean == pytest.approx(difference.mean().item())
-    assert results[0].difference.stderr == pytest.approx(difference.std().item() / 30**0.5)
-    assert results[0].difference.stderr < (log_p[0].var() + log_p[1].var()).sqrt() / 30**0.5
-    assert (results[1].difference.mean, results[1].difference.stderr) == (0, 0)
+    first, best = results.itertuples()
+    assert first.log_p_difference == pytest.approx(difference.mean().item())
+    assert first.log_p_difference_stderr == pytest.approx(difference.std().item() / 30**0.5)
+    assert first.log_p_difference_stderr < (log_p[0].var() + log_p[1].var()).sqrt() / 30**0.5
+    assert (best.log_p_difference, best.log_p_difference_stderr) == (0, 0)
 
 
 @pytest.mark.parametrize("name", ["grey", "other", "autoencoder"])
 def test_runs_that_cannot_be_compared_are_refused(runs, name):
     with pytest.raises(InputError, match=name):
-        evaluate_runs([runs["short"], runs[name]], 2)
+        compare_runs([runs["short"], runs[name]], 2)
 
 
 def test_the_command_prints_one_table(runs, monkeypatch, capsys, tmp_path):
@@ -76,8 +77,8 @@ def test_the_command_prints_one_table(runs, monkeypatch, capsys, tmp_path):
     assert (tmp_path / "table.md").read_text() == table
     assert main([*paths, *few, "--latex"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert r"longer\_1 & $" in lines[4]
-    assert lines[4].count(r"\pm") == 2, "no errors of the run that the others are compared with"
+    assert r"longer\_1 & $" in lines[5]
+    assert lines[5].count(r"\pm") == 2, "no errors of the run that the others are compared with"
     assert not list(runs["short"].path.glob("evaluation.json"))
     assert main([*paths, *few, "--seconds", "5"]) == 2
     assert "--seconds" in capsys.readouterr().err
@@ -86,5 +87,44 @@ def test_the_command_prints_one_table(runs, monkeypatch, capsys, tmp_path):
 
 
 def test_names_are_escaped_for_latex(runs):
-    (result,) = evaluate_runs([runs["longer_1"]], 2)
-    assert to_latex([result]).count(r"\_") == 1
+    assert comparison_to_latex(compare_runs([runs["longer_1"]], 2)).count(r"\_") == 1
+
+
+ROW = {
+    "run": "a", "configuration": "1", "system": "mlp-2d", "estimator": "trace", "data": "MNIST", "seed": 0, "epochs": 3,
+    "planned_epochs": 3, "chosen_epoch": 3, "pseudo": True, "elbo": -100.0, "elbo_stderr": 0.25, "distortion": 1.0,
+    "rate": 1.0, "log_likelihood": None, "log_likelihood_stderr": None, "importance_samples": None,
+    "posterior_mean_loss": 1.0, "accuracy": None, "kolmogorov_smirnov": 1.0, "mean_least": -0.5, "mean_greatest": 0.5,
+    "std_least": 0.9, "std_greatest": 1.1, "seconds_per_epoch": 2.0,
+}  # fmt: skip
+
+
+def cells_of(rows):
+    lines = to_markdown(runs_table(rows)).split("\n\n")[0].splitlines()
+    header, _, *body = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return [dict(zip(header, row, strict=True)) for row in body]
+
+
+def test_the_table_is_over_seeds():
+    rows = [
+        ROW,
+        ROW | {"run": "b", "seed": 1, "elbo": -102.0, "std_greatest": 1.5},
+        ROW | {"run": "c", "configuration": "2"},
+    ]
+    both, alone = cells_of(rows)
+    assert (both["seeds"], both["epochs"], both["ELBO"]) == ("2", "3", "-101.00 +- 1.41 (pseudo)")
+    assert both["std"] == "0.90 to 1.50"
+    assert (alone["seeds"], alone["ELBO"]) == ("1", "-100.00 +- 0.25 (pseudo)")
+    (none,) = cells_of([ROW | {"elbo": None, "elbo_stderr": None}])
+    assert (none["ELBO"], none["log p(x)"], none["distortion"]) == ("-", "-", "1.00")
+    evaluated = [ROW | {"seed": seed, "log_likelihood": -90.0 - seed, "log_likelihood_stderr": 0.3} for seed in (0, 1)]
+    assert [row["log p(x)"] for row in cells_of(evaluated)] == ["-90.50 +- 0.71"]
+    assert [row["log p(x)"] for row in cells_of(evaluated[1:])] == ["-91.00 +- 0.30"]
+
+
+def test_the_table_is_sorted_and_counts_are_integers():
+    evaluated = ROW | {"run": "c", "seed": 1, "importance_samples": 7}
+    table = runs_table([evaluated, ROW | {"run": "b", "system": "z"}, ROW])
+    assert list(table["run"]) == ["a", "c", "b"]
+    place = table.columns.get_loc("importance_samples")
+    assert [line.split(",")[place] for line in table.to_csv(index=False).split()[1:]] == ["", "7", ""]

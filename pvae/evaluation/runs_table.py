@@ -1,0 +1,272 @@
+"""The table of runs, a row for each run: its configuration and metrics; or log p(x) and its paired differences."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import pandas as pd
+import torch
+
+from pvae.config.presets import system_title
+from pvae.core.errors import InputError
+from pvae.core.random_state import seeded
+from pvae.core.records import markdown_of
+from pvae.data.batch import given_rows
+from pvae.data.dataset import random_subset
+from pvae.runs.metrics import is_out_of_patience
+from pvae.runs.run import Run
+from pvae.trained.codes import given_y
+from pvae.trained.elbo_terms import elbo_terms
+from pvae.trained.estimate import Estimate
+from pvae.trained.latent_space import LatentReport
+from pvae.trained.log_likelihood import MOST_UNTRUSTED, importance_sample
+from pvae.trained.normalised import with_likelihood
+
+__all__ = [
+    "LEGEND",
+    "compare_runs",
+    "comparison_to_latex",
+    "comparison_to_markdown",
+    "progress_of",
+    "row_of",
+    "runs_table",
+    "to_markdown",
+]
+
+_NOTE = (
+    "Nats per datum, on the test data. +- is the standard deviation over seeds; for the ELBO and log p(x) of a "
+    "single run it is the standard error over them. (pseudo): the pixels are grey, so the value does not bound a "
+    "log-likelihood. log p(x): importance sampling by pvae evaluate of all test data, binarized if a "
+    "Bernoulli was trained on grey ones; too low where it warns of the weights. 10-NN: accuracy of a 10-nearest-"
+    "neighbour classifier on the codes. KS: the largest Kolmogorov-Smirnov distance of a latent dimension of z ~ "
+    "q(z | x) from N(0, 1). mean and std: the least and the greatest over dimensions and seeds. These three are of the "
+    "top layer, if there are several. Seconds: the median epoch, training and test, of the fastest run."
+)
+
+LEGEND = """\
+Nats per datum, on the same test data; +- is the standard error over data and draws. Differences are taken datum by
+datum, from the run with the highest log p(x), so that their errors leave out what all runs find hard."""
+
+
+def row_of(run: Run, codes: LatentReport) -> dict[str, Any]:
+    """Return the row of a run in the table, with its results on the test data in nats per datum.
+
+    Its columns are, in this order:
+
+        run                     name of the run folder
+        configuration           digest of options, data and finished epochs, equal for runs that differ only in the seed
+        system, estimator       name of the system with the options that differ from the published ones; `--elbo`
+        data, seed              name of the data; the seed
+        epochs, planned_epochs  finished epochs; those of the configuration, or until patience ended
+        chosen_epoch            the epoch of the results: the best on the validation data, if there are any, or the last
+        pseudo                  whether `elbo` is a pseudo-ELBO
+        elbo, elbo_stderr       the ELBO, None for an autoencoder; its standard error over data and draws of z
+        distortion, rate        -E_q log p(x | z); KL(q, p)
+        posterior_mean_loss     the loss at the mean of q(z | x)
+        log_likelihood          log p(x) that `pvae evaluate` wrote, of the same epoch and all test data, or None;
+          log_likelihood_stderr, importance_samples    its standard error, and the draws of z for each datum
+        accuracy                of a 10-nearest-neighbour classifier on the codes; None without classes
+        kolmogorov_smirnov      the largest distance of a latent dimension from N(0, 1); None for another prior
+        mean_least, mean_greatest, std_least, std_greatest    of the draws of each latent dimension
+        seconds_per_epoch       median over epochs of the time for training and test
+
+    Args:
+        run: the run.
+        codes: statistics of the codes of the run.
+
+    Raises:
+        InputError: the run has not finished an epoch.
+    """
+    rows, chosen = run.metrics(), run.test_metrics()
+    if chosen is None:
+        raise InputError(f"{run.path} has not finished an epoch")
+    seconds = [sum(row.seconds for row in rows if row.epoch == epoch) for epoch in {row.epoch for row in rows}]
+    options, epochs = asdict(run.config.replace(seed=0, source="")), rows[-1].epoch
+    planned = epochs if is_out_of_patience(rows, run.config.patience) else run.config.epochs
+    same = [options, run.data.sha256, *[epochs] * (epochs < planned)]
+    return {
+        "run": run.path.resolve().name,
+        "configuration": hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12],
+        "system": system_title(run.config),
+        "estimator": run.config.elbo,
+        "data": run.data.name,
+        "seed": run.config.seed,
+        "epochs": epochs,
+        "planned_epochs": planned,
+        "chosen_epoch": chosen.epoch,
+        "pseudo": chosen.pseudo,
+        "elbo": chosen.elbo,
+        "elbo_stderr": chosen.elbo_stderr,
+        "distortion": chosen.distortion,
+        "rate": chosen.rate,
+        **_evaluated(run, chosen.epoch),
+        "posterior_mean_loss": chosen.posterior_mean_loss,
+        "accuracy": codes.accuracy,
+        "kolmogorov_smirnov": max(codes.kolmogorov_smirnov) if codes.kolmogorov_smirnov else None,
+        "mean_least": min(codes.mean),
+        "mean_greatest": max(codes.mean),
+        "std_least": min(codes.std),
+        "std_greatest": max(codes.std),
+        "seconds_per_epoch": statistics.median(seconds),
+    }
+
+
+def _evaluated(run: Run, epoch: int) -> dict[str, Any]:
+    """Return log p(x), its error and K from evaluation.json; None each unless it is of this epoch and all test data."""
+    values = [None, None, None]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no such file, or without a log-likelihood
+        report = json.loads((run.place / "evaluation.json").read_bytes())
+        found = report["log_likelihood"]
+        if (report["progress"], report["num_images"]) == (f"epoch {epoch}", run.data.num_test):
+            values = [found["estimate"]["mean"], found["estimate"]["stderr"], found["num_particles"]]
+    return dict(zip(("log_likelihood", "log_likelihood_stderr", "importance_samples"), values))
+
+
+def runs_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return the rows of `row_of` in the order of their systems, estimators and seeds; its `to_csv` writes them."""
+    table = pd.DataFrame(rows).astype({"importance_samples": "Int64"})  # an integer where another run has none
+    return table.sort_values(["system", "estimator", "seed"], kind="stable", ignore_index=True)
+
+
+def progress_of(row: Any) -> str:
+    """Return the finished epochs of a row: "16", "3 of 16" for an unfinished run, "16, best 12" if one was chosen."""
+    planned = f" of {row['planned_epochs']}" if row["epochs"] < row["planned_epochs"] else ""
+    best = f", best {row['chosen_epoch']}" if row["epochs"] != row["chosen_epoch"] else ""
+    return f"{row['epochs']}{planned}{best}"
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """Return a row for each configuration of a table, with means and sample standard deviations over its seeds."""
+    cells = [_over_seeds(group) for _, group in table.groupby("configuration", sort=False)]
+    return f"{markdown_of(cells)}\n\n{_NOTE}\n"
+
+
+def _over_seeds(runs: pd.DataFrame) -> dict[str, str]:
+    """Return the cells of the runs of a configuration, which differ only in their seed."""
+    first = runs.iloc[0]
+
+    def spread(name: str, digits: int = 2) -> str:
+        """Return mean and standard deviation over seeds; of one run its value and standard error; of none a dash."""
+        values = runs[name].dropna().astype(float)
+        if values.empty:
+            return "-"
+        error = values.std() if len(values) > 1 else runs.get(f"{name}_stderr", pd.Series()).dropna().mean()
+        return f"{values.mean():.{digits}f}" + ("" if pd.isna(error) else f" +- {error:.{digits}f}")
+
+    def extent(name: str) -> str:
+        return f"{runs[f'{name}_least'].min():.2f} to {runs[f'{name}_greatest'].max():.2f}"
+
+    return {
+        "system": first["system"],
+        "--elbo": first["estimator"],
+        "data": first["data"],
+        "seeds": str(len(runs)),
+        "epochs": progress_of(first),
+        "ELBO": spread("elbo") + " (pseudo)" * bool(first["pseudo"] and not pd.isna(first["elbo"])),
+        "log p(x)": spread("log_likelihood"),
+        "distortion": spread("distortion"),
+        "rate": spread("rate"),
+        "posterior-mean loss": spread("posterior_mean_loss"),
+        "10-NN": spread("accuracy", 3),
+        "KS": spread("kolmogorov_smirnov", 3),
+        "mean": extent("mean"),
+        "std": extent("std"),
+        "s an epoch": f"{runs['seconds_per_epoch'].min():.1f}",
+    }
+
+
+def compare_runs(
+    runs: Sequence[Run],
+    num_particles: int,
+    num_images: int | None = None,
+    seed: int = 0,
+    on_images: Callable[[int], object] = lambda count: None,
+    *,
+    engine: str = "auto",
+    precision: str = "fp32",
+) -> pd.DataFrame:
+    """Return log p(x) and ELBO of several runs on the same test data, with paired differences, in nats per datum.
+
+    The columns are run, log_p, log_p_difference, elbo, elbo_difference, each with its standard error over data and
+    draws (log_p_stderr, ...), and untrusted, the fraction of data whose effective sample size is below 10. A difference
+    is the mean over data of the value minus that of the run with the highest mean log p(x).
+
+    Args:
+        runs: the runs, in the order of the rows.
+        num_particles: K, the number of importance weights for each datum.
+        num_images: number of test data, a random subset; all if None.
+        seed: seed of the subset and of the draws of each run.
+        on_images: called after each part of the importance sampling with the number of data in it.
+        engine: as in `importance_sample`.
+        precision: as in `importance_sample`.
+
+    Raises:
+        InputError: a run is an autoencoder, or their pixels or the kinds of their p(x) differ.
+    """
+    samples, elbos, first = [], [], None
+    for run in runs:
+        if not run.vae().has_density:
+            raise InputError(f"{run.path} is an autoencoder: a point posterior has no bound and no log-likelihood")
+        vae, x, kind = with_likelihood(run, run.dataset().test, given_y(run))
+        if num_images is not None:
+            subset = random_subset(len(x), num_images, seed)
+            x, vae = replace(x, images=x.images[subset]), given_rows(vae, subset)
+        # A probability or a density, of x or given y.
+        described = kind, getattr(vae.p_x, "levels_per_unit", 1.0), getattr(vae, "y", None) is None
+        first = first or (x.images, described)
+        if not torch.equal(x.images, first[0]) or described != first[1]:
+            difference = "other test data or pixels, or one a density and one a probability, or one is given labels"
+            raise InputError(f"{run.path} and {runs[0].path} have {difference}: evaluate them apart")
+        with seeded(seed, torch.device("cpu")):
+            samples.append(importance_sample(vae, x, num_particles, on_images, engine=engine, precision=precision))
+            elbos.append(elbo_terms(vae, x)["elbo"])
+    best = max(range(len(runs)), key=lambda place: samples[place].log_p.mean().item())
+    rows = []
+    for run, sample, elbo in zip(runs, samples, elbos):
+        values = {
+            "log_p": sample.log_p,
+            "log_p_difference": sample.log_p - samples[best].log_p,
+            "elbo": elbo,
+            "elbo_difference": elbo - elbos[best],
+        }
+        row: dict[str, Any] = {"run": run.path.resolve().name}
+        for name, estimate in ((name, Estimate.of(one)) for name, one in values.items()):
+            row |= {name: estimate.mean, f"{name}_stderr": estimate.stderr}
+        rows.append({**row, "untrusted": sample.untrusted})
+    return pd.DataFrame(rows)
+
+
+def _compared(comparison: pd.DataFrame) -> list[dict[str, str]]:
+    """Return the cells of a comparison of runs as text."""
+
+    def estimate(row: Mapping[str, Any], name: str) -> str:
+        return str(Estimate(mean=row[name], stderr=row[f"{name}_stderr"]))
+
+    return [
+        {
+            "run": row["run"],
+            "log p(x)": estimate(row, "log_p") + " (too low)" * (row["untrusted"] > MOST_UNTRUSTED),
+            "difference": estimate(row, "log_p_difference") if row["log_p_difference_stderr"] else "best",
+            "ELBO": estimate(row, "elbo"),
+            "difference of ELBO": estimate(row, "elbo_difference") if row["elbo_difference_stderr"] else "-",
+        }
+        for row in comparison.to_dict("records")
+    ]
+
+
+def comparison_to_markdown(comparison: pd.DataFrame) -> str:
+    """Return the table of `compare_runs` in Markdown."""
+    return markdown_of(_compared(comparison))
+
+
+def comparison_to_latex(comparison: pd.DataFrame) -> str:
+    """Return the table of `compare_runs` as a LaTeX tabular, which needs the package booktabs."""
+    cells = pd.DataFrame(_compared(comparison)).rename(columns={"log p(x)": r"$\log p(x)$"})
+    cells["run"] = cells["run"].str.replace(r"([&%$#_{}])", r"\\\1", regex=True)
+    return cells.replace(r"(\S+) \+- (\S+)", r"$\1 \\pm \2$", regex=True).to_latex(index=False, column_format="lrrrr")
