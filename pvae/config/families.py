@@ -39,12 +39,14 @@ class PlainTorch:
 
     Args:
         body: the body of the method `prior`, `posterior` or `likelihood`.
+        rate: of a posterior, how the KL divergence of q from p is computed in closed form.
         setup: lines of `__init__` beside those of the networks: parameters and buffers.
         tensors: for each name that `setup` sets, where the module of pvae has that tensor.
         copied: a module of `pvae.distributions` that is copied into the file.
     """
 
     body: str
+    rate: str = "rate = kl_divergence(q, p)"
     setup: str = ""
     tensors: Mapping[str, str] = field(default_factory=dict)
     copied: str = ""
@@ -82,7 +84,8 @@ class Posterior(Family):
         has_flow_networks: each transform is a masked network, by zuko.
         is_on_sphere: it is a density on the unit sphere.
         has_density: it is a density; False for a point.
-        page: its name in `POSTERIORS` of `explore/network.js`, and further entries.
+        page: its kind in `POSTERIORS` of `explore/network.js`, and what else that takes; empty if the page does not
+            compute it.
     """
 
     num_outputs: Callable[[Any], int]
@@ -200,7 +203,7 @@ POSTERIORS = _table(
         is_normal=True,
         inference=("bottom-up", "ladder", "top-down"),
         plain_torch=PlainTorch(body="return normal(self.encoder({{ seen }}))"),
-        page={"kind": "normal", "log_variance": False},
+        page={"kind": "normal"},
     ),
     Posterior(
         name="normal-log-variance",
@@ -231,9 +234,12 @@ loc, log_diagonal, below = self.encoder({{ seen }}).tensor_split([{{ size }}, {{
 scale_tril = torch.diag_embed(log_diagonal.clamp(-7, 7).exp())
 rows, columns = torch.tril_indices({{ size }}, {{ size }}, -1)
 scale_tril[..., rows, columns] = below / {{ size }}
-return MultivariateNormal(loc, scale_tril=scale_tril)"""
+return MultivariateNormal(loc, scale_tril=scale_tril)""",
+            rate="""\
+square = q.scale_tril.square().sum((-2, -1)) + q.loc.square().sum(-1)
+rate = (square - {{ size }}) / 2 - q.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # KL(q, p)""",
         ),
-        page={"kind": "normal-full", "log_variance": False},
+        page={"kind": "normal-full"},
     ),
     Posterior(
         name="planar",
@@ -250,7 +256,7 @@ u, w, b = transforms.unflatten(-1, ({{ c.flow_length }}, {{ 2 * size + 1 }})).te
 return Flow(normal(parameters), Planar(u / {{ size }}, w, b.squeeze(-1)))""",
             copied="planar",
         ),
-        page={"kind": "planar", "log_variance": False},
+        page={"kind": "planar"},
     ),
     Posterior(
         name="iaf",
@@ -285,9 +291,10 @@ return Flow(normal(parameters), Planar(u / {{ size }}, w, b.squeeze(-1)))""",
             body="""\
 loc, log_concentration = self.encoder({{ seen }}).tensor_split([-1], dim=-1)
 loc = nn.functional.normalize(loc + 1e-6, dim=-1)
-return PowerSpherical(loc, log_concentration.squeeze(-1).clamp(-7, 11).exp())"""
+return PowerSpherical(loc, log_concentration.squeeze(-1).clamp(-7, 11).exp())""",
+            rate="rate = p.entropy() - q.entropy()  # KL(q, p)",
         ),
-        page={"kind": "power-spherical", "log_variance": False},
+        page={"kind": "power-spherical"},
     ),
     Posterior(
         name="delta",
@@ -297,7 +304,7 @@ return PowerSpherical(loc, log_concentration.squeeze(-1).clamp(-7, 11).exp())"""
         closed_forms=("flat",),
         has_density=False,
         plain_torch=PlainTorch(body="return self.encoder({{ seen }})  # a point: this is an autoencoder"),
-        page={"kind": "delta", "log_variance": False},
+        page={"kind": "delta"},
     ),
 )
 
@@ -384,7 +391,9 @@ return SphereUniform(first)""",
         page="sphere",
     ),
 )
-FLAT = Prior(name="flat", module="pvae.models.priors:FlatPrior", page="flat")  # of an autoencoder, without --prior
+FLAT = Prior(  # of an autoencoder, without --prior
+    name="flat", module="pvae.models.priors:FlatPrior", plain_torch=PlainTorch(body=""), page="flat"
+)
 
 _IN_UNITS = """\
 loc, scale = self.mean + self.std * self.decoder(z), self.std * self.log_scale.exp().clamp(min=0.001)
@@ -477,9 +486,8 @@ return Independent(Bernoulli(logits=self.decoder(z)), {{ num_dims }})
         help="a probability of the 256 levels of each pixel",
         has_levels=True,
         plain_torch=PlainTorch(
-            body="""\
-loc = self.decoder(z).sigmoid()
-return Independent(DiscretizedLogistic(loc, self.log_scale.exp()), {{ num_dims }})""",
+            body="return Independent("
+            "DiscretizedLogistic(self.decoder(z).sigmoid(), self.log_scale.exp()), {{ num_dims }})",
             copied="discretized_logistic",
             **_ONE_SCALE,
         ),

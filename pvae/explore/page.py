@@ -51,10 +51,12 @@ def check_run(run: Run) -> None:
     """
     if run.has_own_vae:
         raise InputError(f"{run.path} trained a VAE of your own, whose modules the page cannot compute in a browser")
-    if run.config.condition or run.config.labels:
+    if run.config.takes_labels:
         raise InputError(f"{run.path} trained a VAE with labels, which the page cannot compute in a browser yet")
     if not run.data.is_images:
         raise InputError(f"{run.path} was trained on data that are no images, and the page shows images only")
+    if not run.config.likelihood_family.page:
+        raise InputError(f"{run.path} has --likelihood {run.config.likelihood}, which the page does not compute")
     if run.data.datum_shape[0] not in (1, 3):
         raise InputError(f"the page shows 1 or 3 channels, and the images of {run.path} have {run.data.datum_shape[0]}")
 
@@ -90,7 +92,7 @@ def explorer_page(run: Run) -> str:
 
 def _loss_in_words(config: Config) -> str:
     """Return what the training of a configuration minimises, in words."""
-    if config.posterior == "delta":
+    if config.is_autoencoder:
         return "the distortion"
     if "beta" not in ELBO_CLASSES[config.elbo].options:
         return f"the loss of --elbo {config.elbo} with {config.particles} draws of z for each image"
@@ -133,7 +135,7 @@ def _content(run: Run, tensors: _Tensors, num_images: int) -> dict[str, Any]:
     chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))]
     images = Pixels(test_images(run).images[chosen], run.preparation)
     codes = encode(vae, images)
-    if config.prior == "sphere":
+    if config.prior_family.is_on_sphere:
         codes = normalize(codes, dim=-1)  # a mean is inside the sphere
     if tensors.weight_type == "f2":
         rounded = _in_half_precision(vae)
@@ -253,7 +255,7 @@ def _transforms(transforms: nn.ModuleList, tensors: _Tensors) -> list[Any] | Non
 
 def _posterior(config: Config, module: Any, tensors: _Tensors) -> dict[str, Any] | None:
     """Return q(z | x) for network.js, or None if that cannot compute it."""
-    kind, size = config.posterior, config.latent_dim
+    family = config.posterior_family
     if config.upper_latent_dims and hasattr(module, "sizes"):
         lists = [name for name in ("networks", "up") if hasattr(module, name)]
         networks = {name: [_operations(one, tensors) for one in getattr(module, name)] for name in lists}
@@ -261,22 +263,24 @@ def _posterior(config: Config, module: Any, tensors: _Tensors) -> dict[str, Any]
         if config.inference == "bottom-up":
             return {**of_layers, "first": _posterior(config, module.first, tensors)}
         return {**of_layers, "encoder": _operations(module.encoder, tensors)}
-    found: dict[str, Any] = {"kind": kind, "size": size, "encoder": _operations(module.encoder, tensors)}
-    if kind in ("iaf", "spline"):
+    if not family.page:
+        return None
+    found = {**family.page, "size": config.latent_dim, "encoder": _operations(module.encoder, tensors)}
+    if family.has_flow_networks:
         transforms = _transforms(module.transforms, tensors)
-        return None if transforms is None else {**found, "kind": "flow", "transforms": transforms}
-    return {**found, "kind": kind.removesuffix("-log-variance"), "log_variance": kind.endswith("-log-variance")}
+        return None if transforms is None else {**found, "transforms": transforms}
+    return found
 
 
 def _prior(config: Config, vae: Any, tensors: _Tensors) -> dict[str, Any]:
     """Return p(z) for network.js: that of the top layer, and the networks of the others."""
-    module, prior, sizes = vae.p_z, vae.prior(), [config.latent_dim, *config.upper_latent_dims]
+    module, prior, sizes = vae.p_z, vae.prior(), list(config.latent_dims)
     networks = [_operations(one, tensors) for one in getattr(module, "networks", ())]
     if isinstance(prior, Joint):
         module, prior = module.top, prior.first
-    kind = "flat" if config.posterior == "delta" else {"standard-normal": "normal"}.get(config.prior, config.prior)
-    top: dict[str, Any] = {"kind": kind, "size": sizes[-1]}
-    if kind == "flow":
+    family = config.prior_family
+    top: dict[str, Any] = {"kind": family.page or "unknown", "size": sizes[-1]}
+    if family.is_flow:
         transforms = _transforms(module.transforms, tensors)
         top |= {"kind": "unknown"} if transforms is None else {"transforms": transforms}
     if isinstance(prior, MixtureSameFamily):
@@ -291,10 +295,10 @@ def _prior(config: Config, vae: Any, tensors: _Tensors) -> dict[str, Any]:
 
 def _likelihood(config: Config, p_x: Any) -> dict[str, Any]:
     """Return p(x | z) for network.js."""
-    kind = config.likelihood
+    family = config.likelihood_family
     scale = p_x.log_scale.exp().item() if p_x.learns_scale else float(getattr(p_x, "running_scale", p_x.scale))
-    loc = "identity" if kind == "normal-linear" else "tanh" if p_x.symmetric else "sigmoid"
-    return {"kind": "normal" if kind.startswith("normal") else kind, "scale": scale, "mean": loc}
+    mean = family.page_mean or ("tanh" if p_x.symmetric else "sigmoid")
+    return {"kind": family.page, "scale": scale, "mean": mean}
 
 
 def _notes(vae: VAE, posterior: Any, prior: Any) -> list[str]:

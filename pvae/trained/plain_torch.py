@@ -7,9 +7,11 @@ torch lacks are copied from `pvae.distributions`, without their docstrings.
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import re
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -20,11 +22,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pvae.config.config import Config
+from pvae.config.families import PlainTorch
 from pvae.config.presets import as_option, system_title
 from pvae.core.errors import InputError
 from pvae.core.files import check_replaceable, write_whole
 from pvae.core.random_state import seeded
-from pvae.distributions import continuous_bernoulli, discretized_logistic, planar, power_spherical
 from pvae.models.build import build_vae
 from pvae.models.features import Log1p, Standardize
 from pvae.models.hierarchy import FirstLayer
@@ -37,7 +39,6 @@ __all__ = ["export_torch", "plain_torch", "training_script", "weights"]
 _TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}  # names in torchvision.datasets
 _SHAPES = dict.fromkeys((*_TORCHVISION, "binarized-mnist"), (1, 28, 28)) | {"linear-gaussian": (1, 8, 8)}
 _SEEN = {"log1p": "x.log1p()", "standardized": "(x - self.mean) / self.std"}  # by the encoder
-_NETWORKS_OF_FLOWS = ("iaf", "spline")
 _DEFAULTS = (  # what torch prints of a layer and need not be written
     r"(in|out)_features=|kernel_size=|, bias=True|, eps=1e-05|, momentum=0.1|, affine=True|, track_running_stats=True"
 )
@@ -73,7 +74,7 @@ def export_torch(run: Run, folder: Path) -> list[Path]:
     """
     vae, shape = run.vae(), run.config.padded(run.data.datum_shape)
     sizes = ", ".join(map(str, shape))
-    samples = "" if run.config.posterior == "delta" else f"\n    vae.sample(16)  # ({', '.join(('16', sizes))})"
+    samples = "" if run.config.is_autoencoder else f"\n    vae.sample(16)  # ({', '.join(('16', sizes))})"
     title = f"""{run.title.replace(chr(10), ", ")}, in plain torch, written by pvae.
 
     vae = load()    # with the weights in model.safetensors, in eval mode: vae.train() to train it further
@@ -142,48 +143,51 @@ def plain_torch(vae: VAE, config: Config, datum_shape: Sequence[int], title: str
         data: the data set that the file trains an untrained VAE on; "" for a file that loads weights from beside it.
 
     Raises:
-        InputError: torch has no distribution for it: a VampPrior of flows.
+        InputError: a family has no template, the VAE takes labels or missing values, or it has a VampPrior of flows.
     """
-    has_flow = config.posterior in ("planar", *_NETWORKS_OF_FLOWS)
-    if config.condition or config.labels:
+    if config.takes_labels:
         raise InputError("a VAE with labels cannot be written in plain torch yet: use pvae.load")
     if config.missing:
         raise InputError("a VAE of missing values cannot be written in plain torch yet: use pvae.load")
-    if config.likelihood == "columns":
-        raise InputError("--likelihood columns cannot be written in plain torch: use pvae.load")
-    if config.prior == "vamp" and has_flow:
+    if config.prior_family.is_of_posterior and config.posterior_family.is_flow:
         raise InputError("a VampPrior of flows cannot be written in plain torch, which has no mixture of them")
-    used = {
-        continuous_bernoulli: config.likelihood == "continuous-bernoulli",
-        discretized_logistic: config.likelihood == "discretized-logistic",
-        power_spherical: config.prior == "sphere",
-        planar: config.posterior == "planar",
-    }
-    copied = [_copied(module) for module, is_used in used.items() if is_used]
-    is_normal = config.posterior in ("normal", "planar", *_NETWORKS_OF_FLOWS) or config.prior == "mixture"
+    plain = list[PlainTorch]()
+    for family in (config.likelihood_family, config.prior_family, config.posterior_family):
+        if family.plain_torch is None:
+            raise InputError(f"{family.name} cannot be written in plain torch: use pvae.load")
+        plain.append(family.plain_torch)
+    likelihood, prior, posterior = plain
+    copied = [_copied(one.copied) for one in plain if one.copied]
     networks = {name: _printed(name, network, config) for name, network in _networks(vae, config).items()}
     title = title.replace(chr(92), "/").replace('"""', '"')  # the name of a data set may hold anything
-    file = Path(__file__).with_suffix(".py.jinja")
-    template = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).from_string(
-        file.read_text("utf-8")
-    )
-    text = template.render(
-        c=config,
-        layers=1 + len(config.upper_latent_dims),
-        top=_latent_dims(config)[-1],
-        closed_forms=config.closed_forms[:: 1 if config.inference == "bottom-up" else -1],
-        has_flow=has_flow,
-        has_normal=is_normal or bool(config.upper_latent_dims),
-        copied=[code for _, code in copied],
-        networks=networks,
-        parameters={name: start for name, (start, _) in _parameters(vae, config).items()},
-        bound=_bound(vae),
-        beta=config.beta,
-        data=data,
-        shape=tuple(datum_shape),
-        seen=_SEEN.get(config.likelihood_family.sees, "x"),
-        torchvision=_TORCHVISION,
-    )
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    values: dict[str, Any] = {
+        "c": config,
+        "q": config.posterior_family,
+        "layers": len(config.latent_dims),
+        "size": config.latent_dims[-1],
+        "shape": tuple(datum_shape),
+        "num_dims": len(datum_shape),
+        "seen": _SEEN.get(config.likelihood_family.sees, "x"),
+    }
+
+    def rendered(template: str) -> str:
+        return environment.from_string(template).render(values)
+
+    bodies = {"likelihood": likelihood.body, "prior": prior.body, "posterior": posterior.body, "rate": posterior.rate}
+    values |= {name: rendered(body).rstrip() for name, body in bodies.items()}
+    values["setup"] = rendered(prior.setup).splitlines() + rendered(likelihood.setup).splitlines()
+    is_normal = any(re.search(r"\bnormal\(", values[name]) for name in ("posterior", "prior"))
+    values |= {
+        "closed_forms": config.closed_forms[:: 1 if config.inference == "bottom-up" else -1],
+        "has_normal": is_normal or bool(config.upper_latent_dims),
+        "copied": [code for _, code in copied],
+        "networks": networks,
+        "bound": _bound(vae),
+        "data": data,
+        "torchvision": _TORCHVISION,
+    }
+    text = rendered(Path(__file__).with_suffix(".py.jinja").read_text("utf-8"))
     imports = {line for line, use in _IMPORTS.items() if re.search(use, text)}.union(*(lines for lines, _ in copied))
     imports.add(
         "from torch.distributions import " + ", ".join(n for n in _DISTRIBUTIONS if re.search(rf"\b{n}\(", text))
@@ -193,11 +197,10 @@ def plain_torch(vae: VAE, config: Config, datum_shape: Sequence[int], title: str
 
 def weights(vae: VAE, config: Config) -> dict[str, Tensor]:
     """Return the tensors of a VAE by their names in the class that `plain_torch` writes."""
-    found = {name: tensor for name, (_, tensor) in _parameters(vae, config).items()}
-    if config.likelihood == "normal-optimal":
-        found["running_scale"] = vae.get_buffer("p_x.running_scale")
-    if config.likelihood_family.is_real:
-        found |= {name: vae.get_buffer(f"p_x.units.{name}") for name in ("mean", "std")}
+    found = {}
+    for module, family in ((_top(vae, config), config.prior_family), (vae.p_x, config.likelihood_family)):
+        if family.plain_torch is not None:
+            found |= {name: attrgetter(where)(module) for name, where in family.plain_torch.tensors.items()}
     for name, network in _networks(vae, config).items():
         is_list = isinstance(network, nn.ModuleList)
         for prefix, one in (
@@ -218,44 +221,15 @@ def _networks(vae: Any, config: Config) -> dict[str, Any]:
         networks = dict(reversed(networks.items()))
     if config.upper_latent_dims:
         networks |= {"up": vae.q_z.up if config.inference == "ladder" else vae.q_z.networks, "down": vae.p_z.networks}
-    if config.posterior in _NETWORKS_OF_FLOWS:
+    if config.posterior_family.has_flow_networks:
         networks["flow"] = vae.q_z.transforms
-    if config.prior == "flow":
+    if config.prior_family.is_flow:
         networks["prior_flow"] = _top(vae, config).transforms
     return networks
 
 
-def _parameters(vae: Any, config: Config) -> dict[str, tuple[str, Tensor]]:
-    """Return the parameters that are in no network by their names in the class: first value and tensor."""
-    top, found = _top(vae, config), dict[str, tuple[str, Tensor]]()
-    if config.prior == "mixture":
-        size = f"{config.components}, {_latent_dims(config)[-1]}"
-        found["loc"] = f"torch.randn({size})", top.loc
-        found["log_scale_of_prior"] = f"torch.zeros({size})", top.log_scale
-        found["logits"] = f"torch.zeros({config.components})", top.logits
-    if config.prior == "vamp":
-        found["pseudo_inputs"] = (
-            f"{'-1 + ' * (top.lowest < 0)}0.1 * torch.rand{tuple(top.unclipped.shape)}",
-            top.unclipped,
-        )
-    shape = tuple(vae.p_x.datum_shape)
-    if config.likelihood_family.is_real:
-        found["log_scale"] = f"torch.full({shape}, {config.scale}).log()", vae.p_x.log_scale
-    if config.likelihood == "student-t":
-        found["log_df"] = f"torch.full({shape}, 2.0)", vae.p_x.log_df
-    if config.likelihood == "negative-binomial":
-        found["log_theta"] = f"torch.zeros{shape}", vae.p_x.log_theta
-    if vae.p_x.learns_scale:
-        found["log_scale"] = f"torch.tensor({config.scale}).log()", vae.p_x.log_scale
-    return found
-
-
 def _top(vae: Any, config: Config) -> Any:
     return vae.p_z.top if config.upper_latent_dims else vae.p_z
-
-
-def _latent_dims(config: Config) -> tuple[int, ...]:
-    return (config.latent_dim, *config.upper_latent_dims)
 
 
 def _bound(vae: VAE) -> str:
@@ -274,7 +248,7 @@ def _layers(network: nn.Module) -> list[nn.Module]:
 def _printed(name: str, network: Any, config: Config) -> str:
     """Return the expression that builds a network, or a list of networks."""
     if name in ("flow", "prior_flow"):
-        size, context = _latent_dims(config)[-1], config.hidden[-1] if name == "flow" else 0
+        size, context = config.latent_dims[-1], config.hidden[-1] if name == "flow" else 0
         bins = config.posterior_family.arguments(config).get("num_bins", 0) if name == "flow" else 0
         splines = f", univariate=zuko.transforms.MonotonicRQSTransform, shapes=[({bins},), ({bins},), ({bins - 1},)]"
         options = f"hidden_features={config.flow_hidden}" + splines * (bins > 0)
@@ -291,9 +265,10 @@ def _printed(name: str, network: Any, config: Config) -> str:
     return "nn.Sequential(\n" + "".join(f"    nn.{layer},\n" for layer in layers) + ")"
 
 
-def _copied(module: Any) -> tuple[set[str], str]:
+def _copied(name: str) -> tuple[set[str], str]:
     """Return the imports and the other code of a module of `pvae.distributions`, with torch in place of Pyro."""
-    source = inspect.getsource(module).replace("pyro.distributions.torch_distribution", "torch.distributions")
+    source = inspect.getsource(importlib.import_module(f"pvae.distributions.{name}"))
+    source = source.replace("pyro.distributions.torch_distribution", "torch.distributions")
     source = source.replace("pyro.", "torch.").replace("TorchDistribution", "Distribution")
     tree, imports = ast.parse(source.replace("constraints.sphere", "constraints.real_vector")), set[str]()
     for node in ast.walk(tree):
