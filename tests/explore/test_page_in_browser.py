@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 
 import numpy as np
@@ -203,8 +204,11 @@ def test_draws_of_the_page_have_the_distribution_of_torch(train, opened):
 def test_the_numbers_on_the_page_are_those_of_its_score(train, opened):
     page = opened(train({}))
     for _ in range(2):
-        shown = [page.find_element("css selector", f"#{one} td").text for one in ("distortion", "rate", "elbo")]
-        found = page.execute_script("const s = pvae.state.scored; return [s.distortion, s.rate, s.elbo]")
+        wait(page, "return !pvae.state.frame")
+        shown, found = page.execute_script(  # in one call, so that nothing is drawn between
+            "const names = ['distortion', 'rate', 'elbo'], s = pvae.state.scored;"
+            "return [names.map(one => document.querySelector(`#${one} td`).innerText), names.map(one => s[one])]"
+        )
         assert [one.split()[0].replace("\u2212", "-") for one in shown] == [f"{value:.2f}" for value in found]
         page.find_element("id", "redraw").click()
 
@@ -218,29 +222,25 @@ def test_everything_can_be_done_by_keys_and_clicks(train, opened):
     def element(selector, place=0):
         return page.find_elements("css selector", selector)[place]
 
-    for number, act in enumerate(
-        (
-            lambda: element("#map").send_keys(keys.ARROW_LEFT, keys.ARROW_UP),
-            lambda: element("#map").send_keys("t"),
-            lambda: element("#strip button", 4).click(),
-            lambda: element("#tab-image").send_keys(keys.ARROW_RIGHT),
-            lambda: element("#step").send_keys(keys.ARROW_RIGHT),
-            lambda: element("#tab-walk").send_keys(keys.ARROW_RIGHT) or element("#sheet button", 2).click(),
-            lambda: (
-                element("#tab-samples").send_keys(keys.ARROW_RIGHT),
-                element("#sliders input").send_keys(keys.ARROW_RIGHT),
-            ),
-            lambda: element("#sliders input", -1).send_keys(keys.ARROW_RIGHT),
-        )
+    for act in (
+        lambda: element("#map").send_keys(keys.ARROW_LEFT, keys.ARROW_UP),
+        lambda: element("#map").send_keys("t"),
+        lambda: element("#strip button", 4).click(),
+        lambda: element("#tab-image").send_keys(keys.ARROW_RIGHT),
+        lambda: element("#step").send_keys(keys.ARROW_RIGHT),
+        lambda: element("#tab-walk").send_keys(keys.ARROW_RIGHT) or element("#sheet button", 2).click(),
+        lambda: (
+            element("#tab-samples").send_keys(keys.ARROW_RIGHT),
+            element("#sliders input").send_keys(keys.ARROW_RIGHT),
+        ),
+        lambda: element("#sliders input", -1).send_keys(keys.ARROW_RIGHT),
     ):
         act()
-        after = page.execute_script(state)
-        assert after != before, number
-        before = after
+        wait(page, f"{state} !== {json.dumps(before)}")  # a page may answer late, or never: then its time is up
+        before = page.execute_script(state)
     page.find_element("id", "ask").click()
-    assert "KL" in page.find_element("id", "why").text
-    wait(page, "return !pvae.state.frame")
-    assert page.execute_script(decoded) != image
+    wait(page, "return document.getElementById('why').textContent.includes('KL')")
+    wait(page, f"{decoded} !== {json.dumps(image)}")
 
 
 @pytest.mark.parametrize("system", ["sphere", "mlp"])
