@@ -45,8 +45,8 @@ class VAE(nn.Module):
     def prior(self, y: Tensor | None = None) -> TorchDistribution:
         """Return p(z): batch shape (), or given labels perhaps (B,); event shape (L,)."""
         p_z = protocol.call(self, self.p_z, y=y)
-        is_of_batch = y is not None and getattr(p_z, "batch_shape", ()) != ()
-        return protocol.of_shape("p(z)", p_z, y.shape[:1] if is_of_batch else ())
+        batch_shape = () if y is None or getattr(p_z, "batch_shape", ()) == () else y.shape[:1]
+        return protocol.of_shape("p(z)", p_z, batch_shape)
 
     def posterior(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """Return q(z | x) for data x (B, *D): batch shape (B,), event shape (L,)."""

@@ -97,5 +97,5 @@ class AdamUpdate:
 
 
 def in_layout_of(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """Return the gradient in the parameter's layout, since a fused optimiser reads memory in order."""
+    """Return the gradient with the strides of the parameter, since a fused optimiser reads memory in order."""
     return gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)

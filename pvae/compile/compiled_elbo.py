@@ -110,7 +110,7 @@ class CompiledELBO(ELBO):
 
     Args:
         elbo: one of `pvae.build_elbo`.
-        engine: "graph" or "inductor", see `graph.record`.
+        engine: "graph" or "inductor", see `graph.record`; or "none": steps run as usual, and nothing is recorded.
         precision: "fp32" or "bf16", see `graph.record`.
         batch_size: inductor compiles steps on batches of this size only; others, such as the short last batch of an
             epoch, are only recorded. By default all are compiled.
@@ -128,7 +128,8 @@ class CompiledELBO(ELBO):
     ) -> None:
         if not hasattr(elbo, "loss_and_terms"):
             raise InputError(f"a {type(elbo).__name__} cannot be recorded: take one of pvae.build_elbo")
-        check_engine(engine, precision)
+        if engine != "none":
+            check_engine(engine, precision)
         super().__init__(num_particles=elbo.num_particles)  # type: ignore[no-untyped-call]
         self.elbo, self.engine, self.precision, self.batch_size = elbo, engine, precision, batch_size
         self.num_recordings = 0
@@ -153,6 +154,8 @@ class CompiledELBO(ELBO):
         Raises:
             RecordingError: (an InputError) the step cannot be recorded or compiled.
         """
+        if call.engine == "none":
+            return None
         layout = tuple((one.shape, one.stride(), one.dtype, one.device) for one in batch)
         for one in self._recordings:
             if one.matches(call, layout):
@@ -200,8 +203,8 @@ class CompiledELBO(ELBO):
         return self.elbo._get_trace(*arguments)
 
     def engine_for(self, batch: Tensor) -> str:
-        """Return the engine of steps on such a batch: "graph" if it has another size than `batch_size`."""
-        return self.engine if self.batch_size in (None, len(batch)) else "graph"
+        """Return the engine of steps on such a batch: not "inductor" if it has another size than `batch_size`."""
+        return self.engine if self.engine == "none" or self.batch_size in (None, len(batch)) else "graph"
 
     def weight(self, beta: float | None) -> float:
         """Return beta, or the ELBO's own if it is None."""
@@ -236,7 +239,7 @@ class CompiledELBO(ELBO):
 
 @contextlib.contextmanager
 def _undone(tensors: Sequence[Tensor], device: torch.device) -> Iterator[list[nn.Module]]:
-    """Give these tensors, the buffers of modules that run in the block and the device's random state their values back.
+    """Restore these tensors, the buffers of modules that run in the block, and the device's random state at its end.
 
     Yields:
         A list, to which each module that runs is added.

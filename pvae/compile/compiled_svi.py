@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pyro import poutine
 from pyro.infer import SVI
 from torch import Tensor
@@ -12,13 +14,13 @@ from pvae.compile.inductor import MayCompile
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.core.errors import NotFiniteError
 from pvae.core.terms import LossAndTerms
-from pvae.elbos.base import PerDatumELBO, PyroFunction
+from pvae.elbos.base import PyroFunction
 
 __all__ = ["CompiledSVI"]
 
 
 class CompiledSVI(SVI):
-    """SVI whose steps return loss and terms, over an ELBO or over a `CompiledELBO`, whose steps it replays.
+    """SVI over a `CompiledELBO`, whose steps it replays without SVI's own Python; a step returns loss and terms.
 
     The training equals that of `SVI`, to rounding, and uses the optimiser's own state. With the engine "inductor" and
     plain fused Adam, the update is compiled with the gradients; otherwise the optimiser steps by itself.
@@ -27,7 +29,7 @@ class CompiledSVI(SVI):
         model: a Pyro function.
         guide: its guide.
         optim: holds the torch optimiser over all their parameters.
-        loss: one of `pvae.build_elbo`, or a compiled one.
+        loss: the compiled ELBO.
         prepare: converts what `step` is given (for example an index) to the tensors that model and guide take, on the
             same device; it is recorded too. `evaluate_loss` takes these tensors themselves.
     """
@@ -37,7 +39,7 @@ class CompiledSVI(SVI):
         model: PyroFunction,
         guide: PyroFunction,
         optim: SingleOptimizer,
-        loss: PerDatumELBO | CompiledELBO,
+        loss: CompiledELBO,
         prepare: Prepare | None = None,
     ) -> None:
         super().__init__(model, guide, optim, loss)  # type: ignore[no-untyped-call]
@@ -78,11 +80,11 @@ class CompiledSVI(SVI):
 
     def _eager_step(self, batch: Tensors, beta: float | None) -> LossAndTerms:
         """Step as `SVI.step` does."""
-        elbo = self.elbo.elbo if isinstance(self.elbo, CompiledELBO) else self.elbo
         given = batch if self.prepare is None else self.prepare(*batch)
         with poutine.trace(param_only=True) as capture:
-            result = elbo.backward(self.model, self.guide, *given, beta=beta)
-        parameters = {site["value"].unconstrained() for site in capture.trace.nodes.values()}
+            result = self.elbo.elbo.backward(self.model, self.guide, *given, beta=beta)
+        sites: Any = capture.trace.nodes.values()
+        parameters = {site["value"].unconstrained() for site in sites}
         try:
             result.check_finite()
         except NotFiniteError:
@@ -113,8 +115,6 @@ class CompiledSVI(SVI):
 
     def _find(self, batch: Tensors, may_compile: MayCompile = lambda num_operators: True) -> Recording | None:
         """Return the recording of a step; None for the first one, before which Adam has no state."""
-        if not isinstance(self.elbo, CompiledELBO):
-            return None
         optim: SingleOptimizer = self.optim
         is_begun, engine = bool(optim.optimizer.state), self.elbo.engine_for(batch[0])
         if self._update is None and is_begun and engine == "inductor" and AdamUpdate.supports(optim):

@@ -71,8 +71,8 @@ def compile_graph(
 def _load_or_compile(graph: fx.GraphModule, inputs: list[Tensor], may_compile: MayCompile) -> Any:
     """Return the package of a graph that takes every tensor as an input: from the cache, or compiled and cached.
 
-    A package is loaded if it was compiled for the same graph, shapes, strides, torch, CPU and settings of torch. It is
-    a function of a list of the inputs, which it empties. It checks no shapes.
+    A package is loaded if it was compiled for the same graph, shapes, strides, torch, CPU and settings of torch. It
+    takes the inputs as a list, and clears that list. It does not check shapes.
     """
     file = None
     with contextlib.suppress(InputError):  # the user has no cache folder

@@ -66,13 +66,13 @@ class Batch:
             start += len(x)
 
 
-def given_parts(vae: VAE, x: Any, size: int) -> Iterator[tuple[VAE, Tensor]]:
+def given_parts(vae: VAE, x: Any, size: int) -> Iterator[tuple[VAE, Any]]:
     """Yield data x in parts of at most `size`, each with the VAE at their labels, if it is at labels y."""
     for part in Batch(x, getattr(vae, "y", None)).split(size):
         yield vae.given(part.y), part.x
 
 
-def given_rows(vae: VAE, index: Tensor | slice) -> VAE:
+def given_rows(vae: VAE, index: Any) -> VAE:
     """Return the VAE at the labels of some rows, if it is at labels y of all."""
     y = getattr(vae, "y", None)
     return vae.given(None if y is None else y[index])

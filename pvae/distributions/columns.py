@@ -82,7 +82,7 @@ class Columns(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The means, and of a category or a binary column, whose mean is no value of it, the most likely code."""
+        """The means; of a category or a binary column the most likely code, since its mean is none of its values."""
         return self.from_features(self.features)
 
     @property

@@ -23,8 +23,8 @@ _Sites = Mapping[str, Any]
 class Latent(NamedTuple):
     """A latent site: its draw z, (K, B, L) or with one particle (B, L), its prior and its posterior.
 
-    `is_prior_known` says that the guide draws all sites first that the model draws before this one. Otherwise the prior
-    may depend on draws that themselves depend on z, and KL(q, p) is not the rate.
+    `is_prior_known` is true if the guide draws, before this site, every site that the model draws before it. Otherwise
+    the prior may depend on draws that themselves depend on z, and KL(q, p) is not the rate.
     """
 
     z: Tensor

@@ -169,8 +169,9 @@ def sample(vae: VAE, num_samples: int, draws: bool = False, y: Tensor | None = N
 
 def with_labels(prior: Any, z: Tensor, y: Tensor | None) -> Tensor:
     """Return latents whose label is replaced by classes y, int64 (...), if p(z) has a label, and z itself otherwise."""
-    is_label = y is not None and isinstance(prior, Joint) and prior.is_enumerable
-    return prior.replaced(z, prior.names[0], one_hot(y, prior.sizes[0])) if is_label else z
+    if y is None or not (isinstance(prior, Joint) and prior.is_enumerable):
+        return z
+    return prior.replaced(z, prior.names[0], one_hot(y, prior.sizes[0]))
 
 
 @torch.no_grad()

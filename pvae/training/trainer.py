@@ -460,13 +460,10 @@ class Trainer:
             names = dict(self.vae.named_parameters())
             optimizer = SingleOptimizer(self.optimizer, names, config.clip_norm, None if is_alone else self.world.sum_)
             functions = self.vae.model, self.vae.guide
-            if self.engine == "none":
-                self._svis[key] = CompiledSVI(*functions, optimizer, elbo), elbo
-            else:
-                usual = self.world.share(config.batch_size)
-                compiled = CompiledELBO(elbo, self.engine, config.precision, batch_size=usual.stop - usual.start)
-                prepare = self._batch_of if is_alone else None
-                self._svis[key] = CompiledSVI(*functions, optimizer, compiled, prepare), elbo
+            usual = self.world.share(config.batch_size)
+            compiled = CompiledELBO(elbo, self.engine, config.precision, batch_size=usual.stop - usual.start)
+            prepare = self._batch_of if is_alone else None
+            self._svis[key] = CompiledSVI(*functions, optimizer, compiled, prepare), elbo
         return self._svis[key]
 
     def _end_training(self, what: str, batch: Any, split: str, rows: Sequence[int], error: NotFiniteError) -> NoReturn:
