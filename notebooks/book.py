@@ -34,8 +34,9 @@ MADE = "*What follows is made from the code when the book is built.*"
 CHOICES = tomllib.loads((ROOT / "notebooks" / "choices.toml").read_text(encoding="utf-8"))
 SYMBOLS = CHOICES.pop("symbols")
 MADE_PAGES = ROOT / "notebooks" / "made"
-LAYERS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"][1]
-ROOMS = [room for layer in reversed(LAYERS["layers"][2:]) for room in layer.split(" | ")]  # without the commands
+CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+(LAYERS,) = [contract["layers"] for contract in CONTRACTS if contract["type"] == "layers"]
+ROOMS = [room for layer in reversed(LAYERS[2:]) for room in layer.split(" | ")]  # without the commands
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Reference):$", re.MULTILINE)
 
 

@@ -2,8 +2,8 @@
 
 from typing import NoReturn
 
-from pvae.cli.command import exit_process
-from pvae.cli.commands import main as run
+from .cli.command import exit_process
+from .cli.commands import main as run
 
 
 def main() -> NoReturn:

@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 import pvae
-from pvae.cli.images import export
+from pvae.cli.export import main as export
 from pvae.config.families import LIKELIHOODS, POSTERIORS, PRIORS
 from pvae.data.sources import load_dataset
 from pvae.elbos.registry import ELBO_CLASSES
@@ -142,7 +142,7 @@ def test_other_data_as_their_page_takes_them(run):
 @pytest.mark.workflow
 def test_the_file_of_plain_torch_is_what_its_page_shows(run, tmp_path, monkeypatch):
     page = ROOT / "notebooks/plain-torch.md"
-    assert export(["deep-bayes", "--format", "torch", "--out", str(tmp_path / "vae")]) == 0
+    assert export(["deep-bayes", "--out", str(tmp_path / "vae")]) == 0
     assert blocks(page)[0] in (tmp_path / "vae" / "model.py").read_text()
     monkeypatch.syspath_prepend(tmp_path / "vae")
     assert run(page, "model.load()")["bound"].shape == (16,)

@@ -1,4 +1,4 @@
-"""Used by every command: the parser, errors as one line, signals, exit statuses, and the folder of results."""
+"""Used by every command: the parser, errors as one line, signals and exit statuses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -25,8 +25,7 @@ from pvae.core.errors import (
     no_nan_warnings,
     one_line,
 )
-from pvae.core.files import check_replaceable
-from pvae.core.terminal import is_first_process, lost_output
+from pvae.core.terminal import is_first_process
 from pvae.training.signals import SIGNALS, Interruptions, handled_by
 
 __all__ = [
@@ -37,7 +36,6 @@ __all__ = [
     "ctrl_c_exits_at_once",
     "exit_process",
     "nonempty_path",
-    "result_folder",
     "run_command",
     "whole_number",
     "whole_numbers",
@@ -263,50 +261,14 @@ def ctrl_c_exits_at_once(name: str) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def result_folder(folder: Path, names: Iterable[str] = ()) -> Iterator[Path]:
-    """Make the folder that a command writes to, and its parents; at the end, remove those that are still empty.
-
-    Args:
-        folder: the folder.
-        names: names of the reports that will be written there; none for a part of a run folder.
-
-    Raises:
-        InputError: it cannot be made or written to, or another file has one of the names.
-    """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}): name another folder with --out") from None
-    try:
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise InputError(f"{folder} cannot be written, as it is read-only: name another place with --out")
-        for name in names:
-            check_replaceable(folder / name)
-        yield folder
-    finally:
-        with contextlib.suppress(OSError):  # raised at the first folder that is not empty
-            for path in made:
-                path.rmdir()
-
-
 def exit_process(status: int) -> NoReturn:
-    """Exit without the usual cleanup of Python, with status 1 in place of 0 if printed lines were lost.
+    """Exit without the usual cleanup of Python, which takes a second or two, and in which torch's threads may abort.
 
-    All files are written by then. The cleanup takes a second or two, and threads of torch.distributed may abort in it.
+    All files are written by then. Lines that standard output does not take, as after `head`, are dropped.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     for stream in filter(None, (sys.stdout, sys.stderr)):
-        try:
-            stream.flush()
-        except BrokenPipeError:  # the program that read the output has ended
-            pass
-        except OSError as error:
-            lost_output.append(error)
-    if lost_output:
-        status = status or 1
         with contextlib.suppress(OSError):
-            print(f"pvae: what was printed is lost: {lost_output[0].strerror}", file=sys.stderr, flush=True)
+            stream.flush()
     os._exit(status)

@@ -19,11 +19,11 @@ COMMANDS = {
     "draw": ("draw the pictures of a run, or of a folder of runs side by side", "draw:main"),
     "explore": ("write a run of images as one page that decodes under the pointer, in any browser", "explore:main"),
     "compare": ("compare estimators of the bound and of its gradient, at the weights of a run", "compare:main"),
-    "encode": ("write the codes of data", "images:encode"),
-    "score": ("write the likelihood of each datum, and show the oddest", "images:score"),
-    "sample": ("draw new data, or fill in missing values", "images:sample"),
-    "reconstruct": ("encode data and decode the codes", "images:reconstruct"),
-    "export": ("write a VAE as one file of plain torch, or encoder and decoder as ONNX", "images:export"),
+    "encode": ("write the codes of data", "data:encode"),
+    "score": ("write the likelihood of each datum, and show the oddest", "data:score"),
+    "sample": ("draw new data, or fill in missing values", "data:sample"),
+    "reconstruct": ("encode data and decode the codes", "data:reconstruct"),
+    "export": ("write a VAE as one file of plain torch", "export:main"),
     "identify": ("name the loss in a file of Python: which ELBO it is, or why it is none", "identify:main"),
 }
 

@@ -13,15 +13,14 @@ from pvae.cli.command import (
     Parser,
     add_places,
     nonempty_path,
-    result_folder,
     whole_number,
     whole_numbers,
 )
 from pvae.cli.own_code import add_vae, open_run
+from pvae.cli.results import place_of, write
 from pvae.config.options import ELBOS
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError, check_name
-from pvae.core.files import write_whole
 from pvae.core.records import csv_of
 from pvae.core.terminal import print_line, progress_bar
 
@@ -40,14 +39,9 @@ _STAGES = (2, 16)
 _GROUPS = 5  # of miwae and piwae, if the configuration has only one
 
 _EPILOG = """\
-Without a RUN it trains a system and compares at each of --stages. log p(x) is known exactly for the default,
-linear-gaussian; for other systems it is an importance-weighted estimate with 5,000 samples. For each estimator it
-prints the bound and its distance from log p(x), the variance (the trace of the covariance) and the signal-to-noise
-ratio, |E g| / sqrt(E |g - E g|^2), of the gradients with respect to encoder and decoder with their errors over
-repetitions, and the time of loss and gradients. All estimators are given the same images, weights and noise. It writes
-comparison.csv, comparison.md and comparison.png. A Bernoulli that was trained on grey pixels is compared on binarized
-ones, which have a log p(x). beta is 1. --alpha, --mix and --groups are the system's; miwae and piwae take 5 groups if
-it has 1.
+Without a RUN it trains a system, and compares after each of --stages. For each estimator it prints the bound and its
+distance from log p(x), variance and signal-to-noise ratio of the gradients of encoder and decoder, and the time, with
+their errors; and writes them as comparison.csv, comparison.md and comparison.png. notebooks/bounds.md explains them.
 
 examples:
   pvae compare
@@ -69,38 +63,38 @@ def _compare(arguments: argparse.Namespace) -> None:
         raise InputError(f"{arguments.run or config.system} is an autoencoder: a point posterior has no bound")
     groups = config.groups if config.groups > 1 else _GROUPS
     options, repetitions = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups}, arguments.repetitions
-    reports = [f"comparison.{suffix}" for suffix in ("csv", "md", "png")] if arguments.out else []
-    default = run.place / "comparison" if run else Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare"
+    folder = place_of(
+        arguments.out, run.place / "comparison" if run else Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare"
+    )
     rows: list[Measurement] = []
     warnings: list[str] = []
-    with result_folder(arguments.out or default, reports) as folder:
-        for stage, vae, x, kind in _weights(arguments, run, config):
-            pairs, reasons = estimators.pairs_to_compare(vae, x[:1], names, arguments.particles, groups)
-            if not pairs:
-                raise InputError("; ".join(reasons))
-            if arguments.elbo != _ALL:
-                for reason in reasons:
-                    print_line(reason)
-            log_p, untrusted = estimators.reference(vae, x)
-            value = log_p if log_p.stderr else f"{log_p.mean:.2f} exactly"
-            pixels = f"; pixels {kind}" if kind else ""
-            print_line(f"{stage}: log p(x) = {value}, mean of {len(x)} test data{pixels}")
-            if untrusted > MOST_UNTRUSTED:
-                warnings.append(
-                    f"{stage}: the importance weights of {untrusted:.1%} of the data cannot be trusted: log p(x) is "
-                    "too low by an unknown amount, and the bias too near 0; the variances are not affected"
-                )
-            with progress_bar(stage, len(pairs), "estimator") as bar:
-                for name, count in pairs:
-                    rows.append(estimators.measure_estimator(vae, x, name, count, log_p, stage, repetitions, **options))
-                    bar.update()
-        table = "\n\n".join([estimators.to_markdown(rows), estimators.LEGEND, *warnings])
-        print_line(f"\n{table}\n")
-        write_whole(folder / "comparison.md", (table + "\n").encode())
-        write_whole(folder / "comparison.csv", csv_of(rows).encode())
-        title = run.path.resolve().name if run else config.system
-        figures.write_figure(folder / "comparison.png", figures.comparison_figure(rows, title))
-        print_line(f"{folder}: comparison.csv, comparison.md, comparison.png")
+    for stage, vae, x, kind in _weights(arguments, run, config):
+        pairs, reasons = estimators.pairs_to_compare(vae, x[:1], names, arguments.particles, groups)
+        if not pairs:
+            raise InputError("; ".join(reasons))
+        if arguments.elbo != _ALL:
+            for reason in reasons:
+                print_line(reason)
+        log_p, untrusted = estimators.reference(vae, x)
+        value = log_p if log_p.stderr else f"{log_p.mean:.2f} exactly"
+        pixels = f"; pixels {kind}" if kind else ""
+        print_line(f"{stage}: log p(x) = {value}, mean of {len(x)} test data{pixels}")
+        if untrusted > MOST_UNTRUSTED:
+            warnings.append(
+                f"{stage}: the importance weights of {untrusted:.1%} of the data cannot be trusted: log p(x) is "
+                "too low by an unknown amount, and the bias too near 0; the variances are not affected"
+            )
+        with progress_bar(stage, len(pairs), "estimator") as bar:
+            for name, count in pairs:
+                rows.append(estimators.measure_estimator(vae, x, name, count, log_p, stage, repetitions, **options))
+                bar.update()
+    table = "\n\n".join([estimators.to_markdown(rows), estimators.LEGEND, *warnings])
+    print_line(f"\n{table}\n")
+    title = run.path.resolve().name if run else config.system
+    write(folder / "comparison.md", table + "\n")
+    write(folder / "comparison.csv", csv_of(rows))
+    write(folder / "comparison.png", figures.comparison_figure(rows, title))
+    print_line(f"{folder}: comparison.csv, comparison.md, comparison.png")
 
 
 def _weights(arguments: argparse.Namespace, run: Run | None, config: Config) -> Iterator[tuple[str, VAE, Tensor, str]]:
@@ -110,7 +104,6 @@ def _weights(arguments: argparse.Namespace, run: Run | None, config: Config) -> 
     from pvae.training.fit import train_in_memory
 
     if run:
-        run.check_vae(None)
         data = run.dataset(None, arguments.data_dir, arguments.offline)
         given = iter([(run.best_checkpoint().progress, run.vae(), data)])
     else:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from pvae.cli.command import Command, Parser, add_places, nonempty_path, result_folder
+from pvae.cli.command import Command, Parser, add_places, nonempty_path
 from pvae.cli.own_code import add_vae, open_run
+from pvae.cli.results import place_of, write
 from pvae.core.errors import InputError, NotFiniteError, check_name, naming_refused_parameters
-from pvae.core.files import check_replaceable, write_whole
 from pvae.core.records import to_json
 from pvae.core.terminal import print_line
 
@@ -49,89 +50,80 @@ def _draw(arguments: argparse.Namespace) -> None:
     wanted = [check_name("picture", name, PICTURES) for name in arguments.what.split(",")] if arguments.what else None
     is_run = (arguments.run / "config.json").exists()
     runs = [] if is_run else sorted(file.parent for file in arguments.run.glob("*/config.json"))
-    if runs and (wanted or arguments.attribute):
-        raise InputError(f"{arguments.run} is a folder of runs: --what and --attribute are for a single run")
-    if runs:
-        draw_side_by_side(runs, arguments.out or arguments.run, arguments.data_dir, arguments.offline)
-    else:
+    if not runs:
         _draw_run(arguments, wanted)
+    elif wanted or arguments.attribute:
+        raise InputError(f"{arguments.run} is a folder of runs: --what and --attribute are for a single run")
+    else:
+        draw_side_by_side(runs, place_of(arguments.out, arguments.run / "figures"), vars(arguments))
 
 
 def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> None:
     from pvae.plotting import pictures
-    from pvae.plotting.figures import write_figure
     from pvae.trained.codes import latent_report
 
     run = open_run(arguments.run, arguments.vae)
-    names = [f"{name}.png" for name in wanted or PICTURES] + ["latent.json"] * (wanted is None)
-    with result_folder(arguments.out or run.place / "figures", names if arguments.out else ()) as folder:
-        run.check_vae(None)
-        run.dataset(None, arguments.data_dir, arguments.offline)
-        figures = {}
-        for name in wanted or PICTURES:
-            options = [arguments.attribute] if name == "attributes" and arguments.attribute else []
-            try:
-                figures[name] = getattr(pictures, name)(run, *options)
-            except InputError as error:
-                if wanted or options:  # it was asked for; nothing is written yet
-                    raise InputError(f"{name}: {error}") from None
-        for name, figure in figures.items():
-            write_figure(folder / f"{name}.png", figure)
-            print_line(folder / f"{name}.png")
-        if wanted is not None:  # the report encodes all images, which takes longer than a picture
-            return
-        report = latent_report(run)
-        write_whole(folder / "latent.json", f"{to_json(asdict(report), indent=2)}\n".encode())
-        if summary := str(report):
-            print_line(f"codes: {summary}")
+    folder = place_of(arguments.out, run.place / "figures")
+    run.dataset(None, arguments.data_dir, arguments.offline)
+    figures = {}
+    for name in wanted or PICTURES:
+        options = [arguments.attribute] if name == "attributes" and arguments.attribute else []
+        try:
+            figures[name] = getattr(pictures, name)(run, *options)
+        except InputError as error:
+            if wanted or options:  # it was asked for; nothing is written yet
+                raise InputError(f"{name}: {error}") from None
+    for name, figure in figures.items():
+        write(folder / f"{name}.png", figure)
+        print_line(folder / f"{name}.png")
+    if wanted is not None:  # the report encodes all images, which takes longer than a picture
+        return
+    report = latent_report(run)
+    write(folder / "latent.json", f"{to_json(asdict(report), indent=2)}\n")
+    if summary := str(report):
+        print_line(f"codes: {summary}")
 
 
-def draw_side_by_side(
-    runs: Sequence[Path], out: Path, data_dir: Path | None, offline: bool, quiet: bool = False
-) -> None:
-    """Draw the pictures of several runs and write their table; print why a run is left out."""
+def draw_side_by_side(runs: Sequence[Path], folder: Path, options: Mapping[str, Any]) -> None:
+    """Draw the pictures of several runs and write their table; print why a run is left out.
+
+    Args:
+        runs: their folders.
+        folder: where to write.
+        options: of the command line: vae, data_dir and offline, and perhaps quiet.
+    """
     from pvae.evaluation.runs_table import runs_table, to_markdown
-    from pvae.plotting.figures import write_figure
     from pvae.plotting.gallery import Entry, code_figures, entry_of, sheet_figure
-    from pvae.runs.run import Run
 
-    names = ["table.csv", "table.md", "sheet.png"]
-    with result_folder(out, names) as folder:
-        read: dict[tuple[str, int], Entry] = {}  # by configuration and seed
-        for path in runs:
-            try:
-                with naming_refused_parameters():
-                    run = Run.open(path)
-                    run.check_vae(None)
-                    run.dataset(None, data_dir, offline)
-                    entry = entry_of(run)
-                kept = read.setdefault((entry.row["configuration"], entry.row["seed"]), entry)
-                if kept is not entry:
-                    raise InputError(f"it has the same configuration and seed as {kept.row['run']}, which is kept")
-                if not quiet:
-                    print_line(f"{path.name}: {entry.title}")
-            except (InputError, NotFiniteError) as error:
-                print(f"pvae draw: {path.name} is left out: {error}", file=sys.stderr)
-        if not read:
-            raise InputError(f"none of the {len(runs)} runs can be shown: the lines above say why")
-        table = runs_table([entry.row for entry in read.values()])
-        entries = [read[one] for one in zip(table["configuration"], table["seed"])]
-        figures = {"sheet": sheet_figure(entries)}
-        for data, figure in code_figures(entries).items():
-            name = f"codes-{re.sub('[^a-z0-9]+', '-', data.lower())}"
-            check_replaceable(folder / f"{name}.png")
-            figures[name] = figure
-        write_whole(folder / "table.csv", table.to_csv(index=False, lineterminator="\n").encode())
-        write_whole(folder / "table.md", to_markdown(table).encode())
-        for name, figure in figures.items():
-            write_figure(folder / f"{name}.png", figure)
-        if quiet:
-            print_line(folder)
-        else:
-            files = "\n".join(
-                str(folder / name) for name in ("table.csv", "table.md", *(f"{one}.png" for one in figures))
-            )
-            print_line(f"\n{to_markdown(table)}\n{files}")
+    read: dict[tuple[str, int], Entry] = {}  # by configuration and seed
+    for path in runs:
+        try:
+            with naming_refused_parameters():
+                run = open_run(path, options["vae"], is_only=False)
+                run.dataset(None, options["data_dir"], options["offline"])
+                entry = entry_of(run)
+            kept = read.setdefault((entry.row["configuration"], entry.row["seed"]), entry)
+            if kept is not entry:
+                raise InputError(f"it has the same configuration and seed as {kept.row['run']}, which is kept")
+            if not options.get("quiet"):
+                print_line(f"{path.name}: {entry.title}")
+        except (InputError, NotFiniteError) as error:
+            print(f"pvae draw: {path.name} is left out: {error}", file=sys.stderr)
+    if not read:
+        raise InputError(f"none of the {len(runs)} runs can be shown: the lines above say why")
+    table = runs_table([entry.row for entry in read.values()])
+    entries = [read[key] for key in zip(table["configuration"], table["seed"])]
+    text = to_markdown(table)
+    files: dict[str, Any] = {"table.csv": table.to_csv(index=False, lineterminator="\n"), "table.md": text}
+    files["sheet.png"] = sheet_figure(entries)
+    for data, figure in code_figures(entries).items():
+        files[f"codes-{re.sub('[^a-z0-9]+', '-', data.lower())}.png"] = figure
+    for name, content in files.items():
+        write(folder / name, content)
+    if options.get("quiet"):
+        print_line(folder)
+    else:
+        print_line("\n".join(["", text, *(str(folder / name) for name in files)]))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -142,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     attribute = "of the data, for the picture attributes (default: Blond_Hair Smiling Male Eyeglasses)"
     add("--attribute", metavar="NAME", nargs="+", help=attribute)
     add_vae(parser, "for a run of a VAE of your own")
-    add_places(parser, "where to draw (default: RUN/figures, or the folder of runs itself)")
+    add_places(parser, "a new folder (default: RUN/figures)")
     return parser
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -14,13 +13,12 @@ from pvae.cli.command import (
     add_places,
     add_seed,
     nonempty_path,
-    result_folder,
     whole_number,
 )
 from pvae.cli.own_code import add_vae, open_run
+from pvae.cli.results import place_of, write
 from pvae.config.config import OPTIONS
 from pvae.core.errors import InputError
-from pvae.core.files import write_whole
 from pvae.core.records import to_json
 from pvae.core.terminal import print_line, progress_bar
 
@@ -33,23 +31,12 @@ _DRAWS, _FEW_DRAWS = 5000, 200  # for each datum
 _LARGE = 2000  # values of a datum, beyond which many draws take long and help little
 
 _EPILOG = """\
-It prints the ELBO and its parts (distortion and rate; the three parts of post 004), the posterior-mean loss, active
-units, the rate of a random subset of the data with its parts (mutual information, total correlation, dimension-wise
-KL), and log p(x) by importance sampling, and writes RUN/evaluation.json. The log-likelihood of a model trained on grey
-pixels by a Bernoulli is that of the binarized test images: grey ones have none. The memory does not depend on the
-number of samples.
-
-Where a likelihood is sharp and the values of x are many, a few draws dominate the importance weights of a datum, and
-its log p(x) is too low. The report then warns, and says which figures are reliable: the ELBO always is. It cannot see
-everything: where q(z | x) misses a mode of p(z | x), the effective sample size may stay high, and log p(x) too low by
-many of its standard errors.
-
-Several runs of the same data give one table: log p(x) and the ELBO with their errors, and the differences from the run
-with the highest log p(x), datum by datum, with theirs. --latex prints it as a tabular, --out FILE writes it.
+It prints the ELBO and its parts, active units, the parts of the rate, and log p(x) by importance sampling, each with
+its standard error, and warns where a log p(x) is not reliable; it writes RUN/evaluation.json. Several runs of the same
+data give one table, with the differences from the run with the highest log p(x). notebooks/bounds.md explains both.
 
 examples:
   pvae evaluate runs/my-run
-  pvae evaluate runs/my-run --importance-samples 500 --seconds 600
   pvae evaluate runs/my-run --importance-samples 100 --images 1000
   pvae evaluate runs/a runs/b runs/c --latex"""
 
@@ -68,7 +55,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise InputError(f"--images {count}: {first.data.name} has {first.data.num_test:,} test data")
     is_large = math.prod(first.data.datum_shape) > _LARGE
     num_draws = arguments.importance_samples or (_FEW_DRAWS if is_large else _DRAWS)
-    out = arguments.out or (None if is_table else first.place / "evaluation.json")
+    out = arguments.out
+    if out is not None or not is_table:
+        out = place_of(out, first.place / "evaluation.json")
 
     def report_draws(sample: ImportanceSample, taken: float) -> None:
         if arguments.seconds and not is_quiet:
@@ -76,25 +65,23 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             untrusted = f"the weights of {sample.untrusted:.1%} of the data cannot be trusted"
             print_line(f"{sample.num_particles:,} draws for each datum took {taken:.0f} s; {untrusted}")
 
-    with result_folder(out.parent, [out.name]) if out else contextlib.nullcontext():
-        for run in runs:
-            run.check_vae(None)
-            run.dataset(None, arguments.data_dir, arguments.offline)
-        with progress_bar("importance sampling", count * len(runs), "datum", is_quiet, in_logs=True) as bar:
-            what = (num_draws, arguments.images, arguments.seed, bar.update)
-            how = {"engine": arguments.compile, "precision": arguments.precision}
-            if is_table:
-                from pvae.evaluation import runs_table  # imports pandas
+    for run in runs:
+        run.dataset(None, arguments.data_dir, arguments.offline)
+    with progress_bar("importance sampling", count * len(runs), "datum", is_quiet, in_logs=True) as bar:
+        what = (num_draws, arguments.images, arguments.seed, bar.update)
+        how = {"engine": arguments.compile, "precision": arguments.precision}
+        if is_table:
+            from pvae.evaluation import runs_table  # imports pandas
 
-                compared = runs_table.compare_runs(runs, *what, **how)
-                text = f"{runs_table.comparison_to_markdown(compared)}\n\n{runs_table.LEGEND}"
-                text = content = runs_table.comparison_to_latex(compared).rstrip() if arguments.latex else text
-            else:
-                report = evaluate(first, *what, **how, seconds=arguments.seconds, on_sample=report_draws)
-                content, text = to_json(asdict(report), indent=2), f"{to_text(report)}\n\n{out}"
-        if out:
-            write_whole(out, f"{content}\n".encode())
-        print_line(out if is_quiet and out else text)
+            compared = runs_table.compare_runs(runs, *what, **how)
+            text = f"{runs_table.comparison_to_markdown(compared)}\n\n{runs_table.LEGEND}"
+            text = content = runs_table.comparison_to_latex(compared).rstrip() if arguments.latex else text
+        else:
+            report = evaluate(first, *what, **how, seconds=arguments.seconds, on_sample=report_draws)
+            content, text = to_json(asdict(report), indent=2), f"{to_text(report)}\n\n{out}"
+    if out:
+        write(out, f"{content}\n")
+    print_line(out if is_quiet and out else text)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import webbrowser
 
-from pvae.cli.command import Command, Parser, add_places, nonempty_path, result_folder
-from pvae.core.files import write_whole
+from pvae.cli.command import Command, Parser, add_places, nonempty_path
+from pvae.cli.results import place_of, write
 from pvae.core.terminal import print_line
 
 __all__ = ["main"]
@@ -38,11 +38,10 @@ def _explore(arguments: argparse.Namespace) -> None:
 
     run = Run.open(arguments.run)
     check_run(run)
-    out = arguments.out or run.place / "explore.html"
-    with result_folder(out.parent, [out.name]):
-        run.dataset(None, arguments.data_dir, arguments.offline)
-        page = explorer_page(run).encode()
-        write_whole(out, page)
+    out = place_of(arguments.out, run.place / "explore.html")
+    run.dataset(None, arguments.data_dir, arguments.offline)
+    page = explorer_page(run)
+    write(out, page)
     print_line(f"{out}: {len(page) / 1e6:.2f} MB")
     if arguments.open:
         webbrowser.open(out.resolve().as_uri())

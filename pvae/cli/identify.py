@@ -6,18 +6,13 @@ import argparse
 import ast
 import contextlib
 import re
-import signal
-from collections.abc import Iterator
 from typing import Any
 
 from pvae.cli.command import Command, Parser
 from pvae.cli.own_code import load_function
-from pvae.core.errors import InputError
 from pvae.core.terminal import print_line
 
 __all__ = ["main"]
-
-_SECONDS = 60  # that importing the file and calling the loss may take
 
 _EPILOG = """\
 The loss is a function of x, its reconstruction, the encoder's two outputs and perhaps a draw z. The command says that
@@ -31,9 +26,8 @@ example:
 def _identify(arguments: argparse.Namespace) -> None:
     from pvae.identification.identify import identify
 
-    with _time_limit(arguments.loss):
-        loss = load_function(arguments.loss)
-        print_line(identify(loss, arguments.arguments, shape=arguments.shape, **dict(arguments.constant)))
+    loss = load_function(arguments.loss)
+    print_line(identify(loss, arguments.arguments, shape=arguments.shape, **dict(arguments.constant)))
 
 
 def _parser() -> Parser:
@@ -63,23 +57,6 @@ def _constant(text: str) -> tuple[str, Any]:
     with contextlib.suppress(ValueError, SyntaxError):
         return name, ast.literal_eval(value)
     return name, value
-
-
-@contextlib.contextmanager
-def _time_limit(place: str) -> Iterator[None]:
-    def stop(*_: object) -> None:
-        raise InputError(f"{place} has not returned within {_SECONDS} s: give a loss that neither sleeps nor trains")
-
-    if not hasattr(signal, "setitimer"):  # Windows
-        yield
-        return
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, _SECONDS, 1.0)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 main = Command(_parser, _identify)

@@ -187,7 +187,7 @@ def _train_seeds(options: Mapping[str, Any]) -> None:
             print(f"pvae train: seed {seed}: {error}", file=sys.stderr)
             diverged.append(str(seed))
     if runs:
-        draw_side_by_side(runs, folder, options["data_dir"], options["offline"], options["quiet"])
+        draw_side_by_side(runs, folder / "figures", options)
     if diverged:
         raise TrainingError(f"not trained to the end, and not in the table: seed {', '.join(diverged)}")
 

@@ -16,7 +16,6 @@ if sys.platform != "win32":
 
 __all__ = [
     "cache_dir",
-    "check_replaceable",
     "expanded",
     "is_report",
     "is_temporary",
@@ -83,20 +82,9 @@ def is_report(path: Path) -> bool:
     return _REPORT.match(start) is not None
 
 
-def check_replaceable(path: Path) -> None:
-    """Refuse to replace a file that is neither a report of pvae nor empty.
-
-    Raises:
-        InputError: another file has that name.
-    """
-    is_free = not path.exists() or (path.is_file() and path.stat().st_size == 0)
-    if not is_free and not is_report(path):
-        raise InputError(f"{path} is another file and is not replaced: move it away, or name another with --out")
-
-
 def is_temporary(path: Path) -> bool:
     """Return whether this is a temporary name of `write_whole`, left by a process that was killed."""
-    return re.fullmatch(r"\.[\w-]+\.(json|jsonl|safetensors|png|csv|md|npz|onnx|py|html)\.\d+", path.name) is not None
+    return re.fullmatch(r"\.[\w-]+\.(json|jsonl|safetensors|png|csv|md|npz|py|html)\.\d+", path.name) is not None
 
 
 def expanded(path: str | Path, option: str) -> Path:

@@ -8,10 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["is_first_process", "is_torchrun", "lost_output", "print_line", "progress_bar"]
-
-
-lost_output: list[OSError] = []  # why lines could not be printed; `exit_process` then exits with status 1
+__all__ = ["is_first_process", "is_torchrun", "print_line", "progress_bar"]
 
 
 def is_torchrun() -> bool:
@@ -27,14 +24,10 @@ def is_first_process() -> bool:
 
 def print_line(line: object) -> None:
     """Print a line; if standard output is a closed pipe or a full device, print nothing from then on."""
-    if sys.stdout is None:
-        return
     try:
         print(f"{line}\n", end="", flush=True)  # one write, so that the lines of two threads do not mix
-    except OSError as error:
+    except OSError:
         sys.stdout = None  # Python would try again to flush it at its exit
-        if not isinstance(error, BrokenPipeError):  # the program that read the output has ended, as `head` does
-            lost_output.append(error)
 
 
 def progress_bar(title: str, total: int, unit: str, quiet: bool = False, done: int = 0, in_logs: bool = False) -> tqdm:

@@ -25,7 +25,7 @@ from pvae.config.config import Config
 from pvae.config.families import PlainTorch
 from pvae.config.presets import as_option, system_title
 from pvae.core.errors import InputError
-from pvae.core.files import check_replaceable, write_whole
+from pvae.core.files import write_whole
 from pvae.core.random_state import seeded
 from pvae.models.build import build_vae
 from pvae.models.features import Log1p, Standardize
@@ -66,11 +66,10 @@ def export_torch(run: Run, folder: Path) -> list[Path]:
 
     Args:
         run: the run.
-        folder: where to write; it must exist.
+        folder: where to write; it is made if it is missing, and the two files there are replaced.
 
     Raises:
-        InputError: torch has no distribution for the VAE, the VAE was built in Python, model.py there holds other code,
-            or model.safetensors there is not of pvae.
+        InputError: torch has no distribution for the VAE, or the VAE was built in Python.
     """
     vae, shape = run.vae(), run.config.padded(run.data.datum_shape)
     sizes = ", ".join(map(str, shape))
@@ -81,12 +80,9 @@ def export_torch(run: Run, folder: Path) -> list[Path]:
     vae.elbo(x)     # (B,), of x (B, {sizes}) with values {vae.p_x.domain}{samples}
 """
     code, tensors = folder / "model.py", folder / "model.safetensors"
-    check_replaceable(tensors)
     text = plain_torch(vae, run.config, shape, title).encode()
-    # The first line says the epoch, which may be another one.
-    if code.exists() and code.stat().st_size and code.read_bytes().partition(b"\n")[2] != text.partition(b"\n")[2]:
-        raise InputError(f"{code} holds other code, as after an edit: move it away, or name another folder with --out")
     found = {name: tensor.contiguous() for name, tensor in weights(vae, run.config).items()}
+    folder.mkdir(parents=True, exist_ok=True)
     write_whole(tensors, save(found, {"written by": "pvae.export"}))
     write_whole(code, text)
     return [code, tensors]

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.commands import contents, refuse
-from matplotlib.figure import Figure
 from PIL import Image
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -19,9 +18,10 @@ import pvae
 from pvae.cli.command import Command
 from pvae.cli.commands import COMMANDS, main
 from pvae.cli.compare import main as compare
+from pvae.cli.data import encode, reconstruct, sample, score
 from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
-from pvae.cli.images import encode, export, sample, score
+from pvae.cli.export import main as export
 from pvae.cli.train import main as train
 from pvae.compile import inductor
 from pvae.config.presets import get_system
@@ -58,57 +58,55 @@ def run(trained, tmp_path, data, monkeypatch):
     return shutil.copytree(trained, tmp_path / "run")
 
 
-def plot(path):
-    """Save a picture that pvae did not draw, by matplotlib."""
-    Figure().savefig(path, format="png")
+WRITING = {
+    "draw": (draw, []),
+    "evaluate": (evaluate, SMALL),
+    "compare": (compare, FEW),
+    "encode": (encode, []),
+    "score": (score, SMALL),
+    "sample": (sample, ["-n", "2"]),
+    "reconstruct": (reconstruct, []),
+    "export": (export, []),
+}
 
 
-@pytest.mark.parametrize("name", ["config.json", "checkpoint.safetensors", "own.json"])
-def test_a_report_replaces_no_other_file(run, tmp_path, capsys, monkeypatch, name):
-    monkeypatch.setattr("pvae.evaluation.report.evaluate", lambda *_, **__: pytest.fail("it was evaluated for nothing"))
-    (run / "own.json").write_text('{\n  "run": "mine"\n}\n')
-    line = refuse(evaluate, [run, *SMALL, "--out", run / name], capsys, tmp_path)
-    assert name in line
-    assert "--out" in line
+@pytest.mark.parametrize("name", WRITING)
+def test_out_replaces_nothing(run, tmp_path, capsys, monkeypatch, name):
+    """Neither files of the user nor files of the run, and it is refused before anything is computed."""
+    monkeypatch.setattr(Run, "vae", lambda *_: pytest.fail("it was loaded for nothing"))
+    monkeypatch.setattr(Run, "dataset", lambda *_: pytest.fail("it was loaded for nothing"))
+    command, options = WRITING[name]
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "file.csv").write_text("mine")
+    (tmp_path / "link.npz").symlink_to("nowhere")
+    for out in (
+        mine,
+        mine / "file.csv",
+        tmp_path / "link.npz",
+        run,
+        run / "config.json",
+        run / "checkpoint.safetensors",
+    ):
+        assert "--out" in refuse(command, [run, *options, "--out", out], capsys, tmp_path)
 
 
-def test_a_report_replaces_one_of_its_kind_and_what_is_empty(run, tmp_path):
-    (tmp_path / "empty").touch()
-    assert evaluate([str(run), *SMALL, "--out", str(tmp_path / "empty")]) == 0
-    first = (tmp_path / "empty").read_bytes()
-    assert evaluate([str(run), "--importance-samples", "7", "--out", str(tmp_path / "empty")]) == 0
-    assert first != (tmp_path / "empty").read_bytes() != b""
-
-
-@pytest.mark.parametrize("name", ["losses.png", "latent.json"])
-def test_pictures_replace_no_others(run, tmp_path, capsys, name):
-    out = tmp_path / "mine"
-    out.mkdir()
-    plot(out / name)
-    assert name in refuse(draw, [run, "--out", out], capsys, tmp_path)
-    assert draw([str(run), "--what", "samples", "--out", str(out)]) == 0, "which replaces nothing"
-    (out / name).unlink()
+@pytest.mark.parametrize("name", WRITING)
+def test_the_place_in_the_run_is_written_again(run, name):
+    command, options = WRITING[name]
+    before = contents(run)
     for _ in range(2):
-        assert draw([str(run), "--out", str(out)]) == 0
+        assert command([str(run), *options]) == 0
+    after = contents(run)
+    assert before.items() <= after.items() or name == "draw"
+    assert len(after) > len(before) or name == "draw"
 
 
-def test_a_comparison_replaces_no_other_file(run, tmp_path, capsys):
-    out = tmp_path / "mine"
-    out.mkdir()
-    (out / "comparison.csv").write_text("date,estimator\n")
-    assert "comparison.csv" in refuse(compare, [run, *FEW, "--out", out], capsys, tmp_path)
-    (out / "comparison.csv").unlink()
-    for _ in range(2):
-        assert compare([str(run), *FEW, "--out", str(out)]) == 0
-
-
-@pytest.mark.parametrize("name", ["table.csv", "codes-few-digits.png"])
-def test_runs_side_by_side_replace_no_other_file(run, tmp_path, capsys, name):
-    for _ in range(2):
-        assert draw([str(tmp_path)]) == 0
-    capsys.readouterr()
-    plot(tmp_path / name)
-    assert name in refuse(draw, [tmp_path], capsys, tmp_path)
+def test_a_new_or_an_empty_folder_is_written_to(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "empty", tmp_path / "new" / "folder"):
+        assert sample([str(run), "-n", "2", "--out", str(out)]) == 0
+        assert {path.name for path in out.iterdir()} == {"sample-0001.png", "sample-0002.png", "samples.png"}
 
 
 @pytest.mark.parametrize(

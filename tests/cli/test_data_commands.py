@@ -14,11 +14,11 @@ from helpers.commands import contents, refuse
 from PIL import Image
 
 import pvae
+from pvae.cli.data import CAVEAT, encode, sample, score
 from pvae.cli.evaluate import main as evaluate
-from pvae.cli.images import CAVEAT, encode, export, sample, score
+from pvae.cli.export import main as export
 from pvae.cli.train import main as train
 from pvae.config.presets import get_system
-from pvae.core.files import is_report
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
 from pvae.runs.data import data_of
@@ -182,10 +182,10 @@ def test_large_images_are_evaluated_by_fewer_draws(tmp_path, monkeypatch, capsys
     assert "importance samples      200" in capsys.readouterr().out
 
 
-def test_fewer_samples_replace_more(run, tmp_path):
+def test_fewer_samples_replace_more(run):
     for count in (3, 2):
-        assert sample([str(run), "-n", str(count), "--out", str(tmp_path / "out")]) == 0
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+        assert sample([str(run), "-n", str(count)]) == 0
+    names = sorted(path.name for path in (run / "samples").iterdir())
     assert names == ["sample-0001.png", "sample-0002.png", "samples.png"]
 
 
@@ -194,47 +194,6 @@ def test_a_refused_encoding_leaves_no_folder(tmp_path, monkeypatch, capsys):
     assert encode(["deep-bayes", "nowhere"]) == 2
     assert "no file or folder nowhere" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
-
-
-def test_an_export_may_be_replaced_by_another(run, capsys):
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package)
-    assert export([str(run)]) == 0
-    said = capsys.readouterr().out
-    assert f"x (N, 1, {HEIGHT}, {WIDTH}) -> loc (N, 2), scale (N, 2)" in said
-    assert "the pixels of x are k / 255" in said
-    written = sorted((run / "onnx").iterdir())
-    assert [path.name for path in written] == ["decoder.onnx", "encoder.onnx"]
-    assert all(map(is_report, written))
-
-
-@pytest.mark.parametrize(
-    ("command", "name"),
-    [
-        ("encode", "codes.npz"),
-        ("score", "scores.csv"),
-        ("score", "oddest.png"),
-        ("sample", "sample-0002.png"),
-        ("sample", "samples.png"),
-        ("export", "decoder.onnx"),
-    ],
-)
-def test_no_other_file_is_replaced(run, tmp_path, capsys, monkeypatch, command, name):
-    monkeypatch.setattr(Run, "vae", lambda *_: pytest.fail("it was loaded for nothing"))
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / name).write_bytes(b"mine")
-    out = tmp_path / "mine" / name if command == "encode" else "mine"
-    assert name in refuse(COMMANDS[command], [run, "--out", out], capsys, tmp_path)
-
-
-@pytest.mark.parametrize("command", ["sample", "score"])
-def test_pictures_are_not_written_among_images(run, base, tmp_path, capsys, command):
-    """New files would become part of the data set: in the run's own folder, or beside any other images."""
-    draw_tree(tmp_path / "photos", 2)
-    before = contents(base / "tree")
-    for out in (base / "tree", base / "tree" / "new", tmp_path / "photos", tmp_path / "photos" / "odd"):
-        assert str(out) in refuse(COMMANDS[command], [run, "--out", out], capsys, tmp_path)
-    assert contents(base / "tree") == before
 
 
 @pytest.mark.parametrize("command", ["encode", "score"])
@@ -269,11 +228,6 @@ def test_a_read_only_folder_is_refused_at_once(run, tmp_path, capsys, monkeypatc
 def test_bad_input_is_one_line(run, tmp_path, capsys, command, arguments, says):
     (tmp_path / "empty").mkdir()
     assert says in refuse(COMMANDS[command], arguments, capsys, tmp_path)
-
-
-def test_export_without_its_packages_is_one_line(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("pvae.trained.export._PACKAGES", ("no_such_package",))
-    assert "no_such_package" in refuse(export, [run], capsys, tmp_path)
 
 
 @pytest.mark.parametrize("command", ["score", "sample"])
