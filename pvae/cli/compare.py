@@ -119,7 +119,7 @@ def _weights(arguments: argparse.Namespace, run: Run | None, config: Config) -> 
         yield progress, vae, next(pixels.split(count)), kind
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
         "pvae compare", "Compare estimators of the bound and of its gradient, at one set of weights.", _EPILOG
     )

@@ -126,7 +126,7 @@ def draw_side_by_side(runs: Sequence[Path], folder: Path, options: Mapping[str, 
         print_line("\n".join(["", text, *(str(folder / name) for name in files)]))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser("pvae draw", _DESCRIPTION, _EPILOG)
     add = parser.add_argument
     add("run", metavar="RUN", type=nonempty_path, help="a run folder, or a folder of run folders")

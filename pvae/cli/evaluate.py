@@ -84,7 +84,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print_line(out if is_quiet and out else text)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser("pvae evaluate", "Evaluate a trained run on its test data.", _EPILOG)
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", type=nonempty_path, help="a run folder; several give one table")
