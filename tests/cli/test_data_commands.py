@@ -248,7 +248,7 @@ def test_runs_of_python_say_what_to_do(tmp_path, few_digits, small_config, no_pi
     fit(config, vae=own, data=few_digits, out=tmp_path / "own")
     draw_tree(tmp_path / "tree", 3, (28, 28))
     for command in (encode, score):
-        assert "images given from Python" in refuse(command, [tmp_path / "images"], capsys, tmp_path)
+        assert "given from Python" in refuse(command, [tmp_path / "images"], capsys, tmp_path)
         line = refuse(command, [tmp_path / "own", tmp_path / "tree"], capsys, tmp_path)
         assert "vae=vae" in line
     for command in (sample, export):

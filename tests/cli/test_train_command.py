@@ -150,7 +150,7 @@ def test_resume_with_options_that_contradict(few, few_digits, monkeypatch, capsy
     (tmp_path / "run" / "config.json").write_bytes(b"{broken")
     assert "is damaged" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
     (tmp_path / "run" / "config.json").write_bytes(content)
-    assert "images given from Python" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
+    assert "given from Python" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
     monkeypatch.setattr(data, "load_again", lambda *_: few_digits)
     (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
     assert "metrics.jsonl is damaged" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")

@@ -367,7 +367,7 @@ def test_histograms_of_an_autoencoder_are_beside_n_0_1(runs):
 
 def test_data_given_from_python_cannot_be_found(runs, capsys):
     assert main([str(runs["mlp-2d"].path)]) == 2
-    assert "images given from Python" in capsys.readouterr().err
+    assert "given from Python" in capsys.readouterr().err
 
 
 class Identity(torch.nn.Module):

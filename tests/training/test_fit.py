@@ -364,7 +364,7 @@ def test_resume_refuses(tmp_path, few_digits, digits, small_config):
     ):
         with pytest.raises(InputError, match=f"trained on other data: .*{says}.*: give the same images"):
             resume(run.path, 3, data=Dataset("few digits", train, test))
-    with pytest.raises(InputError, match="images given from Python"):
+    with pytest.raises(InputError, match="given from Python"):
         resume(run.path, 3)
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(InputError, match="not a run folder"):
