@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from pvae.config.columns import COLUMNS, ColumnKind, column_kinds
 from pvae.config.families import (
     FLAT,
     LIKELIHOODS,
@@ -19,7 +20,7 @@ from pvae.config.families import (
     help_of,
     names_of,
 )
-from pvae.config.options import COLUMNS, DATASETS, ELBOS, Option, column_kinds, flag, option
+from pvae.config.options import DATASETS, ELBOS, Option, flag, option
 from pvae.config.refusals import Case, refuse
 from pvae.core.errors import InputError, check_name
 
@@ -372,7 +373,7 @@ class Config:
         return self.network.endswith("batchnorm")
 
     @property
-    def column_kinds(self) -> tuple[str, ...]:
+    def column_kinds(self) -> tuple[ColumnKind, ...]:
         """The kind of each column of a row of data; () if the likelihood is not of columns."""
         return column_kinds(self.columns) if self.likelihood_family.is_of_columns else ()
 

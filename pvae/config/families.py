@@ -9,6 +9,7 @@ In a row, `c` is a `Config`.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ __all__ = [
     "PlainTorch",
     "Posterior",
     "Prior",
+    "class_of",
     "help_of",
     "names_of",
 ]
@@ -170,6 +172,12 @@ F = TypeVar("F", bound=Family)
 
 def _table(*rows: F) -> dict[str, F]:
     return {row.name: row for row in rows}
+
+
+def class_of(module: str) -> Any:
+    """Return the class that a row names as "pvae.models.priors:FlowPrior"."""
+    path, _, name = module.partition(":")
+    return getattr(importlib.import_module(path), name)
 
 
 def names_of(rows: Mapping[str, F], is_one: Callable[[F], object]) -> tuple[str, ...]:

@@ -13,15 +13,11 @@ from typing import Any
 from pvae.core.errors import InputError, check_name, shown
 
 __all__ = [
-    "COLUMNS",
     "DATASETS",
     "ELBOS",
     "Option",
-    "column_kinds",
     "flag",
-    "num_categories",
     "option",
-    "outputs_of",
     "own_path",
     "whole_number",
     "without_removed",
@@ -61,11 +57,6 @@ DATASETS = (
     "folder:PATH",
     "array:FILE",
     "table:FILE",
-)
-_COLUMN = r"(real|count|binary|categorical:[1-9]\d{0,4}|ordinal:([2-9]|[1-9]\d{1,2}))(\*[1-9]\d{0,4})?"
-COLUMNS = (
-    rf"({_COLUMN}(,{_COLUMN})*)?",
-    "a comma-separated list of real, count, binary, categorical:K and ordinal:K, each perhaps with *N to repeat it",
 )
 _MOST_LAYERS = 1000  # building a layer takes memory even where its width is 1
 _REMOVED_FIELDS = {"crop": 0, "rate_reduction": "sum", "warm_up_cycles": 1}  # of the version before: their defaults
@@ -161,26 +152,6 @@ def without_removed(options: dict[str, Any]) -> dict[str, Any]:
         if options.get(name, default) != default:
             raise InputError(f"it was trained with {flag(name)} {options[name]}, which was removed")
     return {name: value for name, value in options.items() if name not in _REMOVED_FIELDS}
-
-
-def column_kinds(columns: str) -> tuple[str, ...]:
-    """Return the kind of each column.
-
-    >>> column_kinds("real*2,categorical:5")
-    ('real', 'real', 'categorical:5')
-    """
-    items = (item.partition("*") for item in columns.split(",") if item)
-    return tuple(kind for kind, _, times in items for _ in range(int(times or 1)))
-
-
-def num_categories(kind: str) -> int:
-    """Return K of "categorical:K" or "ordinal:K", and 0 of another kind of column."""
-    return int(kind.partition(":")[2] or 0)
-
-
-def outputs_of(kind: str) -> int:
-    """Return how many outputs of the decoder a column of this kind needs: K of "categorical:K", and 1 of another."""
-    return num_categories(kind) if kind.startswith("categorical") else 1
 
 
 def whole_number(name: str, value: Any, least: int = 1, most: int = 10**9) -> int:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from itertools import groupby
 from typing import Any
 
+from pvae.config.columns import ColumnKind, columns_text
 from pvae.config.config import OPTIONS, Config
-from pvae.config.options import column_kinds
 from pvae.config.presets import as_option, get_system
 from pvae.core.errors import InputError, listed, one_line
 from pvae.data.dataset import Dataset
@@ -94,9 +93,7 @@ def values_config(data: Dataset, **options: Any) -> Config:
     kinds, train = _column_kinds(data), train[~train.isnan()]
     is_mixed = len({*kinds}) > 1 or any(column.categories for column in data.columns)
     if "likelihood" not in options and is_mixed:
-        runs = [(kind, len([*run])) for kind, run in groupby(kinds)]
-        columns = ",".join(f"{kind}*{count}" if count > 1 else kind for kind, count in runs)
-        chosen |= {"likelihood": "columns", "columns": columns}
+        chosen |= {"likelihood": "columns", "columns": columns_text(kinds)}
     elif "likelihood" not in options and data.is_binary:
         chosen |= {"likelihood": "bernoulli", "binarize": "threshold"}
     elif "likelihood" not in options and bool(((train >= 0) & (train == train.round())).all()):
@@ -104,7 +101,7 @@ def values_config(data: Dataset, **options: Any) -> Config:
     return config.replace(**{name: value for name, value in chosen.items() if name not in options})
 
 
-def _column_kinds(data: Dataset) -> list[str]:
+def _column_kinds(data: Dataset) -> list[ColumnKind]:
     """Return the kind of each column of a table; [] of other data."""
     kinds = []
     for column, values in zip(data.columns, data.train.double().T if data.columns else ()):
@@ -112,7 +109,8 @@ def _column_kinds(data: Dataset) -> list[str]:
         is_count = bool(((x >= 0) & (x == x.round())).all()) and bool(x.var(correction=0) >= x.mean())
         is_binary = bool(((x == 0) | (x == 1)).all())
         of_numbers = "binary" if is_binary else "count" if is_count else "real"
-        kinds.append(f"categorical:{len(column.categories)}" if column.categories else of_numbers)
+        number = len(column.categories)
+        kinds.append(ColumnKind("categorical", number) if number else ColumnKind(of_numbers))
     return kinds
 
 
@@ -187,17 +185,10 @@ def describe_choices(data: Dataset, config: Config, given: Iterable[str]) -> str
 
 def _column_lines(data: Dataset, config: Config) -> list[str]:
     """Return a line for each of the first columns of a table, its name, kind and why, and how to change them."""
-    why = {
-        "real": "numbers: a Normal, with a scale of its own",
-        "count": "whole numbers from 0 on, whose variance is at least their mean: a negative binomial",
-        "binary": "0 and 1",
-        "categorical": "codes without an order",
-        "ordinal": "codes in an order",
-    }
     rows = []
-    for column, kind in [*zip(data.columns, column_kinds(config.columns))][:_MOST_LINES]:
+    for column, kind in [*zip(data.columns, config.column_kinds)][:_MOST_LINES]:
         texts = f"texts: {one_line(listed(column.categories))}"
-        rows.append((one_line(column.name), kind, texts if column.categories else why[kind.partition(":")[0]]))
+        rows.append((one_line(column.name), str(kind), texts if column.categories else kind.meaning))
     widths = [max(len(row[place]) for row in rows) for place in (0, 1)]
     lines = [f"    {name:{widths[0]}}  {kind:{widths[1]}}  {text}" for name, kind, text in rows]
     if (more := len(data.columns) - _MOST_LINES) > 0:

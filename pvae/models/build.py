@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pvae.config.config import OPTIONS, Config
-from pvae.config.options import outputs_of
+from pvae.config.families import class_of
 from pvae.config.presets import as_option
 from pvae.config.refusals import Case, refuse
 from pvae.core.errors import InputError, brief, listed
@@ -22,13 +21,7 @@ from pvae.models.labels import EncoderJoin, LabelPosterior, LabelPrior, Likeliho
 from pvae.models.networks import FlatBatch, conv_decoder, conv_encoder, groupnorm_decoder, mlp, mlp_decoder, mlp_encoder
 from pvae.vae import VAE
 
-__all__ = ["build_vae", "class_of", "fit_to", "meta_state_dict", "sizes_of", "start_from", "start_like_burda"]
-
-
-def class_of(module: str) -> Any:
-    """Return the class that a row of `pvae.config.families` names as "pvae.models.priors:FlowPrior"."""
-    path, _, name = module.partition(":")
-    return getattr(importlib.import_module(path), name)
+__all__ = ["build_vae", "fit_to", "meta_state_dict", "sizes_of", "start_from", "start_like_burda"]
 
 
 def build_vae(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -> VAE:
@@ -141,7 +134,7 @@ def _networks(
         num_labels: number of classes or attributes; 0 without labels.
     """
     kinds = config.column_kinds
-    decoded = (sum(map(outputs_of, kinds)),) if kinds else datum_shape
+    decoded = (sum(kind.num_outputs for kind in kinds),) if kinds else datum_shape
     latent_dim = num_labels + (sum(config.latent_dims) if config.inference == "top-down" else config.latent_dim)
     batch_norm = config.has_batch_norm
     if not config.is_conv:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from pvae.config.columns import ColumnKind
 from pvae.config.config import Config
-from pvae.config.options import num_categories
 
 __all__ = ["ColumnFeatures", "Log1p", "Standardize", "WithMask", "encoder_input"]
 
@@ -106,31 +106,31 @@ class ColumnFeatures(Standardize):
     missing, NaN, is 0 in all of these.
 
     Args:
-        kinds: the kind of each column, as `column_kinds` returns them.
+        kinds: the kind of each column.
         has_mask: add 1 for each value that is not NaN.
     """
 
     is_count: Tensor
     order: Tensor
 
-    def __init__(self, kinds: Sequence[str], has_mask: bool) -> None:
+    def __init__(self, kinds: Sequence[ColumnKind], has_mask: bool) -> None:
         super().__init__((len(kinds),))
         self.kinds, self.has_mask = tuple(kinds), has_mask
-        sizes = [num_categories(kind) for kind in kinds]  # K, or 0 of a number
+        sizes = [kind.num_categories for kind in kinds]  # K, or 0 of a number
         self.counts = {size: sizes.count(size) for size in sorted({*sizes})}
         order = sorted(range(len(kinds)), key=sizes.__getitem__)
         self.register_buffer("order", torch.tensor(order), persistent=False)
-        self.register_buffer("is_count", torch.tensor([kind == "count" for kind in kinds]), persistent=False)
+        self.register_buffer("is_count", torch.tensor([kind.is_count for kind in kinds]), persistent=False)
 
     @property
     def num_features(self) -> int:
         """F, or F + D with a mask."""
-        return sum(max(1, size) * count for size, count in self.counts.items()) + self.has_mask * len(self.kinds)
+        return sum(kind.num_features for kind in self.kinds) + self.has_mask * len(self.kinds)
 
     def fit_to(self, data: Tensor) -> None:
         """Store mean and standard deviation of log(1 + count) and of real values, and leave others as they are."""
         super().fit_to(self._logs(data))
-        others = [place for place, kind in enumerate(self.kinds) if kind not in ("real", "count")]
+        others = [place for place, kind in enumerate(self.kinds) if not kind.is_standardized]
         self.mean[others], self.std[others] = 0.0, 1.0
 
     def forward(self, x: Tensor) -> Tensor:

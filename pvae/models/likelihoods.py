@@ -15,7 +15,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pvae.config.options import num_categories, outputs_of
+from pvae.config.columns import ColumnKind
+from pvae.config.families import class_of
 from pvae.core.errors import InputError
 from pvae.core.tracing import require
 from pvae.distributions.bernoulli import LogitBernoulli, PseudoBernoulli
@@ -447,7 +448,7 @@ class ColumnsLikelihood(Likelihood):
     Args:
         decoder: a network from (..., L) to the outputs of all columns: K of each categorical:K, 1 of each other.
         datum_shape: (D,).
-        kinds: the kind of each column, as `pvae.config.options.column_kinds` returns them.
+        kinds: the kind of each column.
         scale: initial scale of the real columns, as a share of their standard deviations.
         has_missing: NaN is a value that is missing, as in `Observed`.
 
@@ -462,7 +463,7 @@ class ColumnsLikelihood(Likelihood):
         self,
         decoder: nn.Module,
         datum_shape: Sequence[int],
-        kinds: Sequence[str],
+        kinds: Sequence[ColumnKind],
         scale: float = 1.0,
         has_missing: bool = False,
     ) -> None:
@@ -471,7 +472,7 @@ class ColumnsLikelihood(Likelihood):
         self.register_buffer("order", torch.tensor([p for group in places.values() for p in group]), persistent=False)
         self.parts = nn.ModuleList(_part(kind, group, scale) for kind, group in places.items())
         self.sizes = [len(group) for group in places.values()]
-        self.num_outputs = [len(group) * outputs_of(kind) for kind, group in places.items()]
+        self.num_outputs = [len(group) * kind.num_outputs for kind, group in places.items()]
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return the joint distribution of a row, given the decoder's output (..., F)."""
@@ -485,13 +486,10 @@ class ColumnsLikelihood(Likelihood):
         return torch.stack([part._in_domain(one) for part, one in parts]).all()  # noqa: SLF001
 
 
-def _part(kind: str, columns: Sequence[int], scale: float) -> Likelihood:
+def _part(kind: ColumnKind, columns: Sequence[int], scale: float) -> Likelihood:
     """Return the likelihood of columns of one kind, whose decoder is not used."""
-    shape, decoder = (len(columns),), nn.Identity()
-    if kind == "real":
-        real = DiagonalNormalLikelihood(decoder, shape, scale)
-        real.units = Standardize(shape, columns)
-        return real
-    if size := num_categories(kind):
-        return (OrdinalLikelihood if kind.startswith("ordinal") else CategoricalLikelihood)(decoder, shape, size)
-    return (NegativeBinomialLikelihood if kind == "count" else BernoulliLikelihood)(decoder, shape)
+    arguments = {"num_categories": kind.num_categories} if kind.num_categories else {"scale": scale}
+    part: Likelihood = class_of(kind.likelihood)(nn.Identity(), (len(columns),), **arguments)
+    if isinstance(part, DiagonalNormalLikelihood):
+        part.units = Standardize((len(columns),), columns)
+    return part

@@ -9,8 +9,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from pvae.config.columns import column_kinds
 from pvae.config.config import Config
-from pvae.config.options import column_kinds
 from pvae.core.errors import InputError
 from pvae.distributions.columns import Columns, ordered_logits
 from pvae.models.build import build_vae, fit_to
@@ -43,7 +43,8 @@ def outputs(found, *batch):
 def by_hand(found, output):
     """A distribution of pyro.distributions for each column, in the order of the columns of x."""
     real, count, three = (
-        found.parts[[*dict.fromkeys(column_kinds(KINDS))].index(kind)] for kind in ("real", "count", "ordinal:3")
+        found.parts[[*dict.fromkeys(map(str, column_kinds(KINDS)))].index(kind)]
+        for kind in ("real", "count", "ordinal:3")
     )
     mean, std = ROWS.mean(0), ROWS.std(0, correction=0)
     # grouped by kind: counts 0:2, reals 2:4, categories of four 4:12, levels 12:14, binary 14, categories of two 15:17
@@ -137,8 +138,8 @@ def test_draws_have_the_probabilities_of_their_kind():
     separate = by_hand(found, outputs(found))
     for place, kind in enumerate(column_kinds(KINDS)):
         values = x[:, place, None]
-        if ":" in kind:
-            values, mean = (values == torch.arange(int(kind[-1]))).double(), separate[place].probs
+        if kind.num_categories:
+            values, mean = (values == torch.arange(kind.num_categories)).double(), separate[place].probs
         else:
             mean = separate[place].mean
         error = values.mean(0) - mean
@@ -162,7 +163,9 @@ def test_the_most_likely_codes_and_the_means_stand_in_their_columns():
     mean = found(output).mean
     for place, one in enumerate(by_hand(found, output)):
         kind = column_kinds(KINDS)[place]
-        expected = one.probs.argmax(-1) if ":" in kind else (one.mean > 0.5) if kind == "binary" else one.mean
+        expected = (
+            one.probs.argmax(-1) if kind.num_categories else (one.mean > 0.5) if kind.name == "binary" else one.mean
+        )
         torch.testing.assert_close(mean[..., place], expected.double().detach(), rtol=1e-12, atol=1e-12)
 
 

@@ -1,0 +1,99 @@
+"""`ColumnKind`, the kind of a column of a table; and the text of `--columns`, which lists a kind for each column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+
+__all__ = ["COLUMNS", "ColumnKind", "column_kinds", "columns_text"]
+
+_KIND = r"(real|count|binary|categorical:[1-9]\d{0,4}|ordinal:([2-9]|[1-9]\d{1,2}))(\*[1-9]\d{0,4})?"
+COLUMNS = (
+    rf"({_KIND}(,{_KIND})*)?",
+    "a comma-separated list of real, count, binary, categorical:K and ordinal:K, each perhaps with *N to repeat it",
+)
+_LIKELIHOODS = {  # of `pvae.models.likelihoods`, and what the values of such a column are
+    "real": ("DiagonalNormalLikelihood", "numbers: a Normal, with a scale of its own"),
+    "count": (
+        "NegativeBinomialLikelihood",
+        "whole numbers from 0 on, whose variance is at least their mean: a negative binomial",
+    ),
+    "binary": ("BernoulliLikelihood", "0 and 1"),
+    "categorical": ("CategoricalLikelihood", "codes without an order"),
+    "ordinal": ("OrdinalLikelihood", "codes in an order"),
+}
+
+
+@dataclass(frozen=True)
+class ColumnKind:
+    """The kind of a column.
+
+    Args:
+        name: "real", "count", "binary", "categorical" or "ordinal".
+        num_categories: K of "categorical:K" and "ordinal:K", whose codes are 0 to K - 1; 0 of the others.
+
+    >>> str(ColumnKind("categorical", 5))
+    'categorical:5'
+    """
+
+    name: str
+    num_categories: int = 0
+
+    def __str__(self) -> str:
+        """Return the kind as `--columns` names it."""
+        return f"{self.name}:{self.num_categories}" if self.num_categories else self.name
+
+    @property
+    def likelihood(self) -> str:
+        """The class of its likelihood, as in `pvae.config.families.Family.module`."""
+        return f"pvae.models.likelihoods:{_LIKELIHOODS[self.name][0]}"
+
+    @property
+    def meaning(self) -> str:
+        """What its values are, in a few words."""
+        return _LIKELIHOODS[self.name][1]
+
+    @property
+    def num_outputs(self) -> int:
+        """The number of outputs of the decoder: K for a "categorical", and 1 for any other kind."""
+        return self.num_categories if self.name == "categorical" else 1
+
+    @property
+    def num_features(self) -> int:
+        """The number of features that an encoder sees: one for each category, or the value."""
+        return self.num_categories or 1
+
+    @property
+    def is_count(self) -> bool:
+        """Whether an encoder sees log(1 + x) of it."""
+        return self.name == "count"
+
+    @property
+    def is_standardized(self) -> bool:
+        """Whether an encoder sees it less its mean, divided by its standard deviation."""
+        return self.name in ("real", "count")
+
+
+def column_kinds(text: str) -> tuple[ColumnKind, ...]:
+    """Return the kind of each column that the text of `--columns` lists.
+
+    >>> [str(kind) for kind in column_kinds("real*2,categorical:5")]
+    ['real', 'real', 'categorical:5']
+    """
+    kinds = list[ColumnKind]()
+    for item in filter(None, text.split(",")):
+        kind, _, times = item.partition("*")
+        name, _, number = kind.partition(":")
+        kinds += [ColumnKind(name, int(number or 0))] * int(times or 1)
+    return tuple(kinds)
+
+
+def columns_text(kinds: Iterable[ColumnKind]) -> str:
+    """Return the text of `--columns` that lists these kinds.
+
+    >>> columns_text(column_kinds("real,real,binary"))
+    'real*2,binary'
+    """
+    runs = [(str(kind), len([*run])) for kind, run in groupby(kinds)]
+    return ",".join(f"{kind}*{count}" if count > 1 else kind for kind, count in runs)
