@@ -32,12 +32,12 @@ __all__ = [
 _BINS = 8  # of a spline, as in zuko's neural spline flow
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class PlainTorch:
     """How a family is written in plain torch: templates that `pvae/trained/plain_torch.py.jinja` includes.
 
     In a template, `shape` is the shape of x, `num_dims` its length, `size` the number of latent dimensions (of the top
-    layer), and `seen` is x as the encoder sees it.
+    layer), `seen` is x as the encoder sees it, and `squash` the function to the range of the pixels.
 
     Args:
         body: the body of the method `prior`, `posterior` or `likelihood`.
@@ -195,166 +195,108 @@ def _of_flow(c: Any) -> dict[str, Any]:
     return {**sizes, "hidden": c.flow_hidden}
 
 
-_NETWORK_FLOW = PlainTorch(
-    body="""\
+_NETWORK_FLOW = PlainTorch("""\
 parameters, context = self.encoder({{ seen }}).tensor_split([{{ 2 * size }}], dim=-1)
-return Flow(normal(parameters), ComposedTransform(*(transform(context) for transform in self.flow)))"""
-)
+return Flow(normal(parameters), ComposedTransform(*(transform(context) for transform in self.flow)))""")
 
+# fmt: off
 POSTERIORS = _table(
     Posterior(
-        name="normal",
-        module="pvae.models.posteriors:NormalPosterior",
-        help="the encoder's output is (loc, log scale)",
-        num_outputs=lambda c: 2 * c.latent_dim,
-        closed_forms=("standard-normal",),
-        is_normal=True,
+        name="normal", module="pvae.models.posteriors:NormalPosterior", help="the encoder's output is (loc, log scale)",
+        num_outputs=lambda c: 2 * c.latent_dim, closed_forms=("standard-normal",), is_normal=True,
         inference=("bottom-up", "ladder", "top-down"),
-        plain_torch=PlainTorch(body="return normal(self.encoder({{ seen }}))"),
-        page={"kind": "normal"},
+        plain_torch=PlainTorch("return normal(self.encoder({{ seen }}))"), page={"kind": "normal"},
     ),
     Posterior(
-        name="normal-log-variance",
-        module="pvae.models.posteriors:NormalPosterior",
-        help="(loc, log variance)",
-        arguments=lambda c: {"log_variance": True},
-        num_outputs=lambda c: 2 * c.latent_dim,
-        closed_forms=("standard-normal",),
-        is_normal=True,
-        inference=("bottom-up",),
-        plain_torch=PlainTorch(
-            body="""\
+        name="normal-log-variance", module="pvae.models.posteriors:NormalPosterior", help="(loc, log variance)",
+        arguments=lambda c: {"log_variance": True}, num_outputs=lambda c: 2 * c.latent_dim,
+        closed_forms=("standard-normal",), is_normal=True, inference=("bottom-up",),
+        plain_torch=PlainTorch("""\
 loc, log_variance = self.encoder({{ seen }}).chunk(2, dim=-1)
-return Independent(Normal(loc, (0.5 * log_variance).clamp(-7, 7).exp()), 1)"""
-        ),
+return Independent(Normal(loc, (0.5 * log_variance).clamp(-7, 7).exp()), 1)"""),
         page={"kind": "normal", "log_variance": True},
     ),
     Posterior(
-        name="normal-full",
-        module="pvae.models.posteriors:FullNormalPosterior",
-        help="with a full covariance matrix",
+        name="normal-full", module="pvae.models.posteriors:FullNormalPosterior", help="with a full covariance matrix",
         arguments=lambda c: {"latent_dim": c.latent_dim},
         num_outputs=lambda c: 2 * c.latent_dim + c.latent_dim * (c.latent_dim - 1) // 2,
         closed_forms=("standard-normal",),
-        plain_torch=PlainTorch(
-            body="""\
+        plain_torch=PlainTorch("""\
 loc, log_diagonal, below = self.encoder({{ seen }}).tensor_split([{{ size }}, {{ 2 * size }}], dim=-1)
 scale_tril = torch.diag_embed(log_diagonal.clamp(-7, 7).exp())
 rows, columns = torch.tril_indices({{ size }}, {{ size }}, -1)
 scale_tril[..., rows, columns] = below / {{ size }}
-return MultivariateNormal(loc, scale_tril=scale_tril)""",
-            rate="""\
+return MultivariateNormal(loc, scale_tril=scale_tril)""", rate="""\
 square = q.scale_tril.square().sum((-2, -1)) + q.loc.square().sum(-1)
-rate = (square - {{ size }}) / 2 - q.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # KL(q, p)""",
-        ),
+rate = (square - {{ size }}) / 2 - q.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # KL(q, p)"""),
         page={"kind": "normal-full"},
     ),
     Posterior(
-        name="planar",
-        module="pvae.models.posteriors:PlanarPosterior",
-        help="planar flow",
+        name="planar", module="pvae.models.posteriors:PlanarPosterior", help="planar flow",
         arguments=lambda c: {"latent_dim": c.latent_dim},
-        num_outputs=lambda c: 2 * c.latent_dim + c.flow_length * (2 * c.latent_dim + 1),
-        is_flow=True,
-        plain_torch=PlainTorch(
-            body="""\
+        num_outputs=lambda c: 2 * c.latent_dim + c.flow_length * (2 * c.latent_dim + 1), is_flow=True,
+        plain_torch=PlainTorch("""\
 parameters, transforms = self.encoder({{ seen }}).tensor_split([{{ 2 * size }}], dim=-1)
 {% set parts = "[%d, %d]" % (size, 2 * size) %}
 u, w, b = transforms.unflatten(-1, ({{ c.flow_length }}, {{ 2 * size + 1 }})).tensor_split({{ parts }}, dim=-1)
-return Flow(normal(parameters), Planar(u / {{ size }}, w, b.squeeze(-1)))""",
-            copied="planar",
-        ),
+return Flow(normal(parameters), Planar(u / {{ size }}, w, b.squeeze(-1)))""", copied="planar"),
         page={"kind": "planar"},
     ),
     Posterior(
-        name="iaf",
-        module="pvae.models.posteriors:IAFPosterior",
-        help="inverse autoregressive flow, which needs zuko",
-        arguments=_of_flow,
-        num_outputs=lambda c: 2 * c.latent_dim + c.hidden[-1],
-        is_flow=True,
-        has_flow_networks=True,
-        plain_torch=_NETWORK_FLOW,
-        page={"kind": "flow"},
+        name="iaf", module="pvae.models.posteriors:IAFPosterior", help="inverse autoregressive flow, which needs zuko",
+        arguments=_of_flow, num_outputs=lambda c: 2 * c.latent_dim + c.hidden[-1], is_flow=True, has_flow_networks=True,
+        plain_torch=_NETWORK_FLOW, page={"kind": "flow"},
     ),
     Posterior(
-        name="spline",
-        module="pvae.models.posteriors:IAFPosterior",
-        help="the same with splines",
-        arguments=lambda c: {**_of_flow(c), "num_bins": _BINS},
-        num_outputs=lambda c: 2 * c.latent_dim + c.hidden[-1],
-        is_flow=True,
-        has_flow_networks=True,
-        plain_torch=_NETWORK_FLOW,
-        page={"kind": "flow"},
+        name="spline", module="pvae.models.posteriors:IAFPosterior", help="the same with splines",
+        arguments=lambda c: {**_of_flow(c), "num_bins": _BINS}, num_outputs=lambda c: 2 * c.latent_dim + c.hidden[-1],
+        is_flow=True, has_flow_networks=True, plain_torch=_NETWORK_FLOW, page={"kind": "flow"},
     ),
     Posterior(
-        name="power-spherical",
-        module="pvae.models.posteriors:PowerSphericalPosterior",
-        help="on the unit sphere, with --prior sphere",
-        num_outputs=lambda c: c.latent_dim + 1,
-        closed_forms=("sphere",),
-        is_on_sphere=True,
-        plain_torch=PlainTorch(
-            body="""\
+        name="power-spherical", module="pvae.models.posteriors:PowerSphericalPosterior",
+        help="on the unit sphere, with --prior sphere", num_outputs=lambda c: c.latent_dim + 1,
+        closed_forms=("sphere",), is_on_sphere=True,
+        plain_torch=PlainTorch("""\
 loc, log_concentration = self.encoder({{ seen }}).tensor_split([-1], dim=-1)
 loc = nn.functional.normalize(loc + 1e-6, dim=-1)
 return PowerSpherical(loc, log_concentration.squeeze(-1).clamp(-7, 11).exp())""",
-            rate="rate = p.entropy() - q.entropy()  # KL(q, p)",
-        ),
+            rate="rate = p.entropy() - q.entropy()  # KL(q, p)"),
         page={"kind": "power-spherical"},
     ),
     Posterior(
-        name="delta",
-        module="pvae.models.posteriors:DeltaPosterior",
-        help="a point, without a prior, which makes an autoencoder",
-        num_outputs=lambda c: c.latent_dim,
-        closed_forms=("flat",),
-        has_density=False,
-        plain_torch=PlainTorch(body="return self.encoder({{ seen }})  # a point: this is an autoencoder"),
+        name="delta", module="pvae.models.posteriors:DeltaPosterior",
+        help="a point, without a prior, which makes an autoencoder", num_outputs=lambda c: c.latent_dim,
+        closed_forms=("flat",), has_density=False,
+        plain_torch=PlainTorch("return self.encoder({{ seen }})  # a point: this is an autoencoder"),
         page={"kind": "delta"},
     ),
 )
 
 PRIORS = _table(
     Prior(
-        name="standard-normal",
-        module="pvae.models.priors:StandardNormalPrior",
-        help="N(0, I)",
-        plain_torch=PlainTorch(
-            body="""\
+        name="standard-normal", module="pvae.models.priors:StandardNormalPrior", help="N(0, I)",
+        plain_torch=PlainTorch("""\
 zero = next(self.parameters()).new_zeros({{ size }})
-return Independent(Normal(zero, zero + 1), 1)"""
-        ),
+return Independent(Normal(zero, zero + 1), 1)"""),
         page="normal",
     ),
     Prior(
-        name="mixture",
-        module="pvae.models.priors:MixturePrior",
-        help="a learned mixture of Normals",
-        arguments=lambda c: {"num_components": c.components},
-        is_mixture=True,
-        plain_torch=PlainTorch(
-            body="""\
+        name="mixture", module="pvae.models.priors:MixturePrior", help="a learned mixture of Normals",
+        arguments=lambda c: {"num_components": c.components}, is_mixture=True,
+        plain_torch=PlainTorch("""\
 components = normal(torch.cat([self.loc, self.log_scale_of_prior], dim=-1))
-return MixtureSameFamily(Categorical(logits=self.logits), components)""",
-            setup="""\
+return MixtureSameFamily(Categorical(logits=self.logits), components)""", setup="""\
 self.loc = nn.Parameter(torch.randn({{ c.components }}, {{ size }}))
 self.log_scale_of_prior = nn.Parameter(torch.zeros({{ c.components }}, {{ size }}))
 self.logits = nn.Parameter(torch.zeros({{ c.components }}))""",
-            tensors={"loc": "loc", "log_scale_of_prior": "log_scale", "logits": "logits"},
-        ),
+            tensors={"loc": "loc", "log_scale_of_prior": "log_scale", "logits": "logits"}),
         page="mixture",
     ),
     Prior(
-        name="vamp",
-        module="pvae.models.priors:VampPrior",
-        help="a mixture of the posteriors at learned pseudo-inputs",
-        arguments=lambda c: {"num_components": c.components, "symmetric": c.is_symmetric},
-        is_of_posterior=True,
+        name="vamp", module="pvae.models.priors:VampPrior", help="a mixture of the posteriors at learned pseudo-inputs",
+        arguments=lambda c: {"num_components": c.components, "symmetric": c.is_symmetric}, is_of_posterior=True,
         is_mixture=True,
-        plain_torch=PlainTorch(
-            body="""\
+        plain_torch=PlainTorch("""\
 inputs = self.pseudo_inputs.clamp({{ -1 if c.is_symmetric else 0 }}, 1)
 {% if layers == 1 %}
 components = self.posterior(inputs)
@@ -363,50 +305,39 @@ components = self.from_below(inputs)[0]
 {% else %}
 components = normal(self.encoder(inputs)[:, :{{ 2 * size }}])
 {% endif %}
-return MixtureSameFamily(Categorical(logits=components.mean.new_zeros({{ c.components }})), components)""",
-            setup="""\
+return MixtureSameFamily(Categorical(logits=components.mean.new_zeros({{ c.components }})), components)""", setup="""\
 self.pseudo_inputs = nn.Parameter({{ "-1 + " if c.is_symmetric }}0.1 * torch.rand{{ (c.components,) + shape }})""",
-            tensors={"pseudo_inputs": "unclipped"},
-        ),
+            tensors={"pseudo_inputs": "unclipped"}),
         page="mixture",
     ),
     Prior(
-        name="flow",
-        module="pvae.models.priors:FlowPrior",
+        name="flow", module="pvae.models.priors:FlowPrior",
         help="learned, by masked autoregressive flow, which needs zuko",
-        arguments=lambda c: {"num_transforms": c.flow_length, "hidden": c.flow_hidden},
-        is_flow=True,
-        plain_torch=PlainTorch(
-            body="""\
+        arguments=lambda c: {"num_transforms": c.flow_length, "hidden": c.flow_hidden}, is_flow=True,
+        plain_torch=PlainTorch("""\
 zero = next(self.parameters()).new_zeros({{ size }})
 f = ComposedTransform(*(transform() for transform in self.prior_flow))
-return Flow(Independent(Normal(zero, zero + 1), 1), f.inv)"""
-        ),
+return Flow(Independent(Normal(zero, zero + 1), 1), f.inv)"""),
         page="flow",
     ),
     Prior(
-        name="sphere",
-        module="pvae.models.priors:SpherePrior",
-        help="uniform on the unit sphere, with --posterior power-spherical",
-        is_on_sphere=True,
-        plain_torch=PlainTorch(
-            body="""\
+        name="sphere", module="pvae.models.priors:SpherePrior",
+        help="uniform on the unit sphere, with --posterior power-spherical", is_on_sphere=True,
+        plain_torch=PlainTorch("""\
 first = next(self.parameters()).new_zeros({{ size }})
 first[0] = 1
-return SphereUniform(first)""",
-            copied="power_spherical",
-        ),
+return SphereUniform(first)""", copied="power_spherical"),
         page="sphere",
     ),
 )
+# fmt: on
 FLAT = Prior(  # of an autoencoder, without --prior
-    name="flat", module="pvae.models.priors:FlatPrior", plain_torch=PlainTorch(body=""), page="flat"
+    name="flat", module="pvae.models.priors:FlatPrior", plain_torch=PlainTorch(""), page="flat"
 )
 
 _IN_UNITS = """\
 loc, scale = self.mean + self.std * self.decoder(z), self.std * self.log_scale.exp().clamp(min=0.001)
 return Independent(%s, {{ num_dims }})"""
-_LOC = 'self.decoder(z).{{ "tanh" if c.is_symmetric else "sigmoid" }}()'
 _SETUP_UNITS = """\
 self.register_buffer("mean", torch.zeros{{ shape }})  # of the training data
 self.register_buffer("std", torch.ones{{ shape }})"""
@@ -417,145 +348,100 @@ _ONE_SCALE = {
     "tensors": {"log_scale": "log_scale"},
 }
 
+# fmt: off
 LIKELIHOODS = _table(
     Likelihood(
-        name="bernoulli",
-        module="pvae.models.likelihoods:BernoulliLikelihood",
+        name="bernoulli", module="pvae.models.likelihoods:BernoulliLikelihood",
         help="of binary pixels, or the cross-entropy of grey ones",
-        grey="pvae.models.likelihoods:PseudoBernoulliLikelihood",
-        has_scale=False,
-        is_of_logits=True,
-        plain_torch=PlainTorch(
-            body="""\
+        grey="pvae.models.likelihoods:PseudoBernoulliLikelihood", has_scale=False, is_of_logits=True,
+        plain_torch=PlainTorch("""\
 {% if not c.is_binarized %}
 return Independent(Bernoulli(logits=self.decoder(z), validate_args=False), {{ num_dims }})  # also of grey pixels
 {% else %}
 return Independent(Bernoulli(logits=self.decoder(z)), {{ num_dims }})
-{% endif %}"""
-        ),
+{% endif %}"""),
         page="bernoulli",
     ),
     Likelihood(
-        name="continuous-bernoulli",
-        module="pvae.models.likelihoods:ContinuousBernoulliLikelihood",
-        help="a density of grey pixels of the same shape",
-        has_scale=False,
-        is_of_logits=True,
+        name="continuous-bernoulli", module="pvae.models.likelihoods:ContinuousBernoulliLikelihood",
+        help="a density of grey pixels of the same shape", has_scale=False, is_of_logits=True,
         plain_torch=PlainTorch(
-            body="return Independent(ContinuousBernoulli(logits=self.decoder(z)), {{ num_dims }})",
-            copied="continuous_bernoulli",
-        ),
+            "return Independent(ContinuousBernoulli(logits=self.decoder(z)), {{ num_dims }})",
+            copied="continuous_bernoulli"),
         page="continuous-bernoulli",
     ),
     Likelihood(
-        name="normal",
-        module="pvae.models.likelihoods:NormalLikelihood",
-        help="of a fixed scale: a squared error",
+        name="normal", module="pvae.models.likelihoods:NormalLikelihood", help="of a fixed scale: a squared error",
         is_symmetric=True,
-        plain_torch=PlainTorch(body=f"return Independent(Normal({_LOC}, {{{{ c.scale }}}}), {{{{ num_dims }}}})"),
+        plain_torch=PlainTorch(
+            "return Independent(Normal(self.decoder(z).{{ squash }}(), {{ c.scale }}), {{ num_dims }})"),
         page="normal",
     ),
     Likelihood(
-        name="normal-learned",
-        module="pvae.models.likelihoods:LearnedNormalLikelihood",
-        help="with one trained scale",
+        name="normal-learned", module="pvae.models.likelihoods:LearnedNormalLikelihood", help="with one trained scale",
         is_symmetric=True,
         plain_torch=PlainTorch(
-            body=f"return Independent(Normal({_LOC}, self.log_scale.exp()), {{{{ num_dims }}}})", **_ONE_SCALE
-        ),
+            "return Independent(Normal(self.decoder(z).{{ squash }}(), self.log_scale.exp()), {{ num_dims }})",
+            **_ONE_SCALE),
         page="normal",
     ),
     Likelihood(
-        name="normal-optimal",
-        module="pvae.models.likelihoods:OptimalNormalLikelihood",
-        help="with the scale that is best for each batch (sigma-VAE)",
-        is_symmetric=True,
-        needs_batch=True,
+        name="normal-optimal", module="pvae.models.likelihoods:OptimalNormalLikelihood",
+        help="with the scale that is best for each batch (sigma-VAE)", is_symmetric=True, needs_batch=True,
         plain_torch=PlainTorch(
-            body=f"return Independent(Normal({_LOC}, self.running_scale), {{{{ num_dims }}}})",
+            "return Independent(Normal(self.decoder(z).{{ squash }}(), self.running_scale), {{ num_dims }})",
             setup='self.register_buffer("running_scale", torch.tensor({{ c.scale }}))',
-            tensors={"running_scale": "running_scale"},
-        ),
+            tensors={"running_scale": "running_scale"}),
         page="normal",
     ),
     Likelihood(
-        name="normal-linear",
-        module="pvae.models.likelihoods:LinearNormalLikelihood",
-        help="around the decoder's output itself, with --network linear",
-        is_symmetric=True,
-        is_linear=True,
-        plain_torch=PlainTorch(body="return Independent(Normal(self.decoder(z), {{ c.scale }}), {{ num_dims }})"),
-        page="normal",
-        page_mean="identity",
+        name="normal-linear", module="pvae.models.likelihoods:LinearNormalLikelihood",
+        help="around the decoder's output itself, with --network linear", is_symmetric=True, is_linear=True,
+        plain_torch=PlainTorch("return Independent(Normal(self.decoder(z), {{ c.scale }}), {{ num_dims }})"),
+        page="normal", page_mean="identity",
     ),
     Likelihood(
-        name="discretized-logistic",
-        module="pvae.models.likelihoods:DiscretizedLogisticLikelihood",
-        help="a probability of the 256 levels of each pixel",
-        has_levels=True,
+        name="discretized-logistic", module="pvae.models.likelihoods:DiscretizedLogisticLikelihood",
+        help="a probability of the 256 levels of each pixel", has_levels=True,
         plain_torch=PlainTorch(
-            body="return Independent("
+            "return Independent("
             "DiscretizedLogistic(self.decoder(z).sigmoid(), self.log_scale.exp()), {{ num_dims }})",
-            copied="discretized_logistic",
-            **_ONE_SCALE,
-        ),
+            copied="discretized_logistic", **_ONE_SCALE),
         page="discretized-logistic",
     ),
     Likelihood(
-        name="normal-diagonal",
-        module="pvae.models.likelihoods:DiagonalNormalLikelihood",
-        help="of real values, each with a trained scale",
-        is_of_images=False,
-        sees="standardized",
+        name="normal-diagonal", module="pvae.models.likelihoods:DiagonalNormalLikelihood",
+        help="of real values, each with a trained scale", is_of_images=False, sees="standardized",
         plain_torch=PlainTorch(
-            body=_IN_UNITS % "Normal(loc, scale)", setup=_SETUP_SCALES + _SETUP_UNITS, tensors=_TENSORS_OF_UNITS
-        ),
+            _IN_UNITS % "Normal(loc, scale)", setup=_SETUP_SCALES + _SETUP_UNITS, tensors=_TENSORS_OF_UNITS),
     ),
     Likelihood(
-        name="student-t",
-        module="pvae.models.likelihoods:StudentTLikelihood",
-        help="of real values with outliers",
-        is_of_images=False,
-        sees="standardized",
+        name="student-t", module="pvae.models.likelihoods:StudentTLikelihood", help="of real values with outliers",
+        is_of_images=False, sees="standardized",
         plain_torch=PlainTorch(
-            body=_IN_UNITS % "StudentT(1 + self.log_df.exp(), loc, scale)",
+            _IN_UNITS % "StudentT(1 + self.log_df.exp(), loc, scale)",
             setup=_SETUP_SCALES + "self.log_df = nn.Parameter(torch.full({{ shape }}, 2.0))\n" + _SETUP_UNITS,
-            tensors={**_TENSORS_OF_UNITS, "log_df": "log_df"},
-        ),
+            tensors={**_TENSORS_OF_UNITS, "log_df": "log_df"}),
     ),
     Likelihood(
-        name="poisson",
-        module="pvae.models.likelihoods:PoissonLikelihood",
-        help="of counts",
-        is_of_images=False,
-        sees="log1p",
-        has_scale=False,
+        name="poisson", module="pvae.models.likelihoods:PoissonLikelihood", help="of counts", is_of_images=False,
+        sees="log1p", has_scale=False,
         plain_torch=PlainTorch(
-            body="return Independent(Poisson(nn.functional.softplus(self.decoder(z)) + 1e-6), {{ num_dims }})"
-        ),
+            "return Independent(Poisson(nn.functional.softplus(self.decoder(z)) + 1e-6), {{ num_dims }})"),
     ),
     Likelihood(
-        name="negative-binomial",
-        module="pvae.models.likelihoods:NegativeBinomialLikelihood",
-        help="of counts that vary more than a Poisson's",
-        is_of_images=False,
-        sees="log1p",
-        has_scale=False,
-        plain_torch=PlainTorch(
-            body="""\
+        name="negative-binomial", module="pvae.models.likelihoods:NegativeBinomialLikelihood",
+        help="of counts that vary more than a Poisson's", is_of_images=False, sees="log1p", has_scale=False,
+        plain_torch=PlainTorch("""\
 log_theta = self.log_theta.clamp(-10, 15)
 logits = (nn.functional.softplus(self.decoder(z)) + 1e-6).log() - log_theta
 return Independent(NegativeBinomial(log_theta.exp(), logits=logits), {{ num_dims }})""",
-            setup="self.log_theta = nn.Parameter(torch.zeros{{ shape }})",
-            tensors={"log_theta": "log_theta"},
-        ),
+            setup="self.log_theta = nn.Parameter(torch.zeros{{ shape }})", tensors={"log_theta": "log_theta"}),
     ),
     Likelihood(
-        name="columns",
-        module="pvae.models.likelihoods:ColumnsLikelihood",
+        name="columns", module="pvae.models.likelihoods:ColumnsLikelihood",
         help="of rows whose columns are of different kinds",
-        arguments=lambda c: {"scale": c.scale, "kinds": c.column_kinds},
-        is_of_images=False,
-        sees="columns",
+        arguments=lambda c: {"scale": c.scale, "kinds": c.column_kinds}, is_of_images=False, sees="columns",
     ),
 )
+# fmt: on

@@ -59,254 +59,127 @@ def _texts(data: Any) -> list[str]:
 
 
 # What a row needs to know, when it refuses, and what it says; in a message `c` is the configuration.
+# fmt: off
 _TABLE: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...] = (
     # Posterior and prior.
-    (
-        "config",
-        lambda c: c.is_autoencoder and (c.beta != 1 or c.warm_up or c.free_bits),
-        "--posterior {c.posterior} has no rate: --beta, --warm-up and --free-bits must be the defaults",
-    ),
-    (
-        "config",
-        lambda c: c.is_autoencoder and c.prior != "standard-normal",
-        "--posterior {c.posterior}, of an autoencoder, takes no prior: leave --prior out, or give another --posterior",
-    ),
-    (
-        "config",
-        lambda c: c.posterior_family.is_on_sphere != c.prior_family.is_on_sphere,
-        "one of --posterior {c.posterior} and --prior {c.prior} is a density on the unit sphere, and the other is not: "
-        "give both --posterior power-spherical and --prior sphere, or neither",
-    ),
-    (
-        "config",
-        lambda c: c.prior_family.is_on_sphere and c.latent_dim < 2,
-        "--posterior {c.posterior} needs at least 2 dimensions: give --latent-dim 2 or more",
-    ),
-    (
-        "config",
-        lambda c: c.upper_latent_dims and c.inference not in c.posterior_family.inference,
-        "--upper-latent-dims goes with --posterior normal or, with --inference bottom-up, normal-log-variance, not "
-        "{c.posterior}",
-    ),
-    (
-        "config",
-        lambda c: c.upper_latent_dims and c.inference == "bottom-up" and c.prior_family.is_of_posterior,
-        "--inference bottom-up has no q(z | x) of the top layer alone, so --prior {c.prior} goes with --inference "
-        "ladder or top-down only",
-    ),
-    (
-        "config",
-        lambda c: c.free_bits and not (c.posterior_family.is_normal and c.prior == "standard-normal"),
-        "--free-bits needs a rate of each latent dimension: give --prior standard-normal and --posterior normal",
-    ),
-    (
-        "config",
-        lambda c: c.prior_family.is_of_posterior and c.has_batch_norm,
-        "the pseudo-inputs of --prior {c.prior} would enter the batch statistics of --network {c.network}: give "
-        "--network mlp, conv or conv-groupnorm",
-    ),
+    ("config", lambda c: c.is_autoencoder and (c.beta != 1 or c.warm_up or c.free_bits),
+     "--posterior {c.posterior} has no rate: --beta, --warm-up and --free-bits must be the defaults"),
+    ("config", lambda c: c.is_autoencoder and c.prior != "standard-normal",
+     "--posterior {c.posterior}, of an autoencoder, takes no prior: leave --prior out, or give another --posterior"),
+    ("config", lambda c: c.posterior_family.is_on_sphere != c.prior_family.is_on_sphere,
+     "one of --posterior {c.posterior} and --prior {c.prior} is a density on the unit sphere, and the other is not: "
+     "give both --posterior power-spherical and --prior sphere, or neither"),
+    ("config", lambda c: c.prior_family.is_on_sphere and c.latent_dim < 2,
+     "--posterior {c.posterior} needs at least 2 dimensions: give --latent-dim 2 or more"),
+    ("config", lambda c: c.upper_latent_dims and c.inference not in c.posterior_family.inference,
+     "--upper-latent-dims goes with --posterior normal or, with --inference bottom-up, normal-log-variance, not "
+     "{c.posterior}"),
+    ("config", lambda c: c.upper_latent_dims and c.inference == "bottom-up" and c.prior_family.is_of_posterior,
+     "--inference bottom-up has no q(z | x) of the top layer alone, so --prior {c.prior} goes with --inference ladder "
+     "or top-down only"),
+    ("config", lambda c: c.free_bits and not (c.posterior_family.is_normal and c.prior == "standard-normal"),
+     "--free-bits needs a rate of each latent dimension: give --prior standard-normal and --posterior normal"),
+    ("config", lambda c: c.prior_family.is_of_posterior and c.has_batch_norm,
+     "the pseudo-inputs of --prior {c.prior} would enter the batch statistics of --network {c.network}: give --network"
+     " mlp, conv or conv-groupnorm"),
     # The likelihood.
-    (
-        "config",
-        lambda c: c.likelihood_family.is_linear and (c.network != "linear" or c.upper_latent_dims),
-        "--likelihood {c.likelihood} goes with --network linear and one stochastic layer only",
-    ),
-    (
-        "config",
-        lambda c: c.likelihood_family.is_of_columns and not c.columns,
-        "--likelihood {c.likelihood} needs a kind of each column: give --columns real*3,categorical:5 or the like",
-    ),
-    (
-        "config",
-        lambda c: c.is_symmetric and (c.is_binarized or not c.likelihood_family.is_symmetric),
-        "--pixels symmetric goes with --binarize none and a --likelihood normal... of images only",
-    ),
-    (
-        "config",
-        lambda c: not c.likelihood_family.is_of_images and c.pad,
-        "--pad does not go with --likelihood {c.likelihood}: leave one out",
-    ),
-    (
-        "config",
-        lambda c: not c.likelihood_family.is_of_images and c.prior_family.is_of_posterior,
-        "--prior {c.prior} does not go with --likelihood {c.likelihood}: leave one out",
-    ),
-    (
-        "config",
-        lambda c: not c.likelihood_family.is_of_images and c.is_binarized,
-        "--binarize {c.binarize} does not go with --likelihood {c.likelihood}: leave one out",
-    ),
-    (
-        "config",
-        lambda c: c.likelihood_family.needs_batch and c.missing,
-        "--likelihood {c.likelihood} needs all values of a batch: leave --missing out",
-    ),
+    ("config", lambda c: c.likelihood_family.is_linear and (c.network != "linear" or c.upper_latent_dims),
+     "--likelihood {c.likelihood} goes with --network linear and one stochastic layer only"),
+    ("config", lambda c: c.likelihood_family.is_of_columns and not c.columns,
+     "--likelihood {c.likelihood} needs a kind of each column: give --columns real*3,categorical:5 or the like"),
+    ("config", lambda c: c.is_symmetric and (c.is_binarized or not c.likelihood_family.is_symmetric),
+     "--pixels symmetric goes with --binarize none and a --likelihood normal... of images only"),
+    ("config", lambda c: not c.likelihood_family.is_of_images and c.pad,
+     "--pad does not go with --likelihood {c.likelihood}: leave one out"),
+    ("config", lambda c: not c.likelihood_family.is_of_images and c.prior_family.is_of_posterior,
+     "--prior {c.prior} does not go with --likelihood {c.likelihood}: leave one out"),
+    ("config", lambda c: not c.likelihood_family.is_of_images and c.is_binarized,
+     "--binarize {c.binarize} does not go with --likelihood {c.likelihood}: leave one out"),
+    ("config", lambda c: c.likelihood_family.needs_batch and c.missing,
+     "--likelihood {c.likelihood} needs all values of a batch: leave --missing out"),
     # Labels.
-    (
-        "config",
-        lambda c: c.labels and c.condition,
-        "--condition uses all labels, and --labels some of them: leave one out",
-    ),
-    (
-        "config",
-        lambda c: c.takes_labels and c.prior_family.is_of_posterior,
-        "--prior {c.prior} does not go with --labels or --condition: leave one out",
-    ),
-    (
-        "config",
-        lambda c: c.takes_labels and c.upper_latent_dims,
-        "--upper-latent-dims does not go with --labels or --condition: leave one out",
-    ),
-    (
-        "config",
-        lambda c: c.labels and c.has_batch_norm,
-        "--labels sums over all classes, which would enter the batch statistics of --network {c.network}: give another "
-        "--network",
-    ),
-    (
-        "config",
-        lambda c: c.labels and c.is_autoencoder,
-        "--posterior {c.posterior} has no density: leave --labels out, or give another --posterior",
-    ),
+    ("config", lambda c: c.labels and c.condition,
+     "--condition uses all labels, and --labels some of them: leave one out"),
+    ("config", lambda c: c.takes_labels and c.prior_family.is_of_posterior,
+     "--prior {c.prior} does not go with --labels or --condition: leave one out"),
+    ("config", lambda c: c.takes_labels and c.upper_latent_dims,
+     "--upper-latent-dims does not go with --labels or --condition: leave one out"),
+    ("config", lambda c: c.labels and c.has_batch_norm,
+     "--labels sums over all classes, which would enter the batch statistics of --network {c.network}: give another "
+     "--network"),
+    ("config", lambda c: c.labels and c.is_autoencoder,
+     "--posterior {c.posterior} has no density: leave --labels out, or give another --posterior"),
     # How it is trained.
-    (
-        "config",
-        lambda c: c.precision != "fp32" and c.compile == "none",
-        "--precision {c.precision} does not go with --compile none: leave --compile out",
-    ),
-    (
-        "config",
-        lambda c: c.initialization == "burda" and not (c.network == "mlp" and c.likelihood_family.is_of_logits),
-        'initialization = "burda" goes with --network mlp and a Bernoulli likelihood only',
-    ),
+    ("config", lambda c: c.precision != "fp32" and c.compile == "none",
+     "--precision {c.precision} does not go with --compile none: leave --compile out"),
+    ("config", lambda c: c.initialization == "burda" and not (c.network == "mlp" and c.likelihood_family.is_of_logits),
+     'initialization = "burda" goes with --network mlp and a Bernoulli likelihood only'),
     # The ELBO.
-    (
-        "config elbo",
-        lambda c, elbo: elbo.sums_over_labels != (c.labels > 0),
-        "--elbo {c.elbo} and --labels {c.labels}: --elbo enumerate goes with --labels above 0",
-    ),
-    (
-        "config elbo",
-        lambda c, elbo: c.is_autoencoder and "free_bits" not in elbo.options,
-        "--posterior {c.posterior} has no density: train it by --elbo trace, not {c.elbo}",
-    ),
-    (
-        "config elbo",
-        lambda c, elbo: elbo.needs_closed_form and not any(c.closed_forms),
-        "no closed-form KL is known for --posterior {c.posterior} and --prior {c.prior}: give --elbo trace",
-    ),
-    (
-        "config elbo",
-        lambda c, elbo: elbo.needs_separate_draws and (c.likelihood_family.needs_batch or c.has_batch_norm),
-        "--elbo {c.elbo} needs weights that each depend on their own draw only, and --likelihood normal-optimal and "
-        "BatchNorm make them depend on all draws: take --elbo trace, analytic, stl or iwae",
-    ),
-    (
-        "config elbo",
-        lambda c, elbo: "beta" not in elbo.options and (c.beta != 1 or c.warm_up),
-        "--elbo {c.elbo} has no rate to weigh: give --beta 1 and --warm-up 0, or take --elbo trace or analytic",
-    ),
-    (
-        "config elbo has_own_beta",
-        lambda c, elbo, has_own_beta: "beta" not in elbo.options and has_own_beta,
-        "--elbo {c.elbo} has no rate to weigh: leave beta out, or take --elbo trace or analytic",
-    ),
-    (
-        "config elbo",
-        lambda c, elbo: "free_bits" not in elbo.options and c.free_bits,
-        "--elbo {c.elbo} has no free bits: give --free-bits 0, or take --elbo trace or analytic",
-    ),
-    (
-        "config elbo",
-        lambda c, elbo: c.particles < elbo.least_particles,
-        lambda c, elbo: f"--elbo {c.elbo} needs --particles {elbo.least_particles} or more, not {c.particles}",
-    ),
-    (
-        "config elbo",
-        lambda c, elbo: "num_groups" in elbo.options and c.particles % c.groups,
-        "--elbo {c.elbo}: --particles {c.particles} must be a multiple of --groups {c.groups}",
-    ),
+    ("config elbo", lambda c, elbo: elbo.sums_over_labels != (c.labels > 0),
+     "--elbo {c.elbo} and --labels {c.labels}: --elbo enumerate goes with --labels above 0"),
+    ("config elbo", lambda c, elbo: c.is_autoencoder and "free_bits" not in elbo.options,
+     "--posterior {c.posterior} has no density: train it by --elbo trace, not {c.elbo}"),
+    ("config elbo", lambda c, elbo: elbo.needs_closed_form and not any(c.closed_forms),
+     "no closed-form KL is known for --posterior {c.posterior} and --prior {c.prior}: give --elbo trace"),
+    ("config elbo", lambda c, elbo: elbo.needs_separate_draws and (c.likelihood_family.needs_batch or c.has_batch_norm),
+     "--elbo {c.elbo} needs weights that each depend on their own draw only, and --likelihood normal-optimal and "
+     "BatchNorm make them depend on all draws: take --elbo trace, analytic, stl or iwae"),
+    ("config elbo", lambda c, elbo: "beta" not in elbo.options and (c.beta != 1 or c.warm_up),
+     "--elbo {c.elbo} has no rate to weigh: give --beta 1 and --warm-up 0, or take --elbo trace or analytic"),
+    ("config elbo has_own_beta", lambda c, elbo, has_own_beta: "beta" not in elbo.options and has_own_beta,
+     "--elbo {c.elbo} has no rate to weigh: leave beta out, or take --elbo trace or analytic"),
+    ("config elbo", lambda c, elbo: "free_bits" not in elbo.options and c.free_bits,
+     "--elbo {c.elbo} has no free bits: give --free-bits 0, or take --elbo trace or analytic"),
+    ("config elbo", lambda c, elbo: c.particles < elbo.least_particles,
+     lambda c, elbo: f"--elbo {c.elbo} needs --particles {elbo.least_particles} or more, not {c.particles}"),
+    ("config elbo", lambda c, elbo: "num_groups" in elbo.options and c.particles % c.groups,
+     "--elbo {c.elbo}: --particles {c.particles} must be a multiple of --groups {c.groups}"),
     # The data.
-    (
-        "config data",
-        lambda c, data: data.is_images and not c.likelihood_family.is_of_images,
-        "--likelihood {c.likelihood} is for data that are no images: give another one",
-    ),
-    (
-        "config data",
-        lambda c, data: not data.is_images and c.pad,
-        "--pad is for images, and the data are tensors of values: leave it out",
-    ),
-    (
-        "config data",
-        lambda c, data: not data.is_images and c.is_symmetric,
-        "--pixels symmetric is for images, and the data are tensors of values: leave it out",
-    ),
-    (
-        "config data",
-        lambda c, data: not data.is_images and c.binarize in ("static", "dynamic"),
-        "--binarize {c.binarize} is for images, and the data are tensors of values: leave it out",
-    ),
-    (
-        "config data has_own_vae",
-        lambda c, data, is_own: _texts(data) and not c.likelihood_family.is_of_columns and not is_own,
-        lambda c, data, _: (
-            f"column {_texts(data)[0]} of {data.name} holds texts: give --likelihood columns, or leave it out"
-        ),
-    ),
-    (
-        "config data",
-        lambda c, data: c.batch_size > len(data.train),
-        lambda c, data: (
-            f"--batch-size {c.batch_size} is larger than the {len(data.train):,} training images of {data.name}: give "
-            f"at least --batch-size 1 and at most {len(data.train)}"
-        ),
-    ),
-    (
-        "config data has_own_vae",
-        lambda c, data, is_own: (len(data.train) - 1) % c.batch_size == 0 and c.has_batch_norm and not is_own,
-        lambda c, data, _: (
-            f"--network {c.network} cannot normalise a batch of one image, the last of {len(data.train):,} by "
-            f"--batch-size {c.batch_size}: give another --batch-size"
-        ),
-    ),
-    (
-        "config has_own_vae num_processes",
-        lambda c, is_own, number: number > 1 and c.has_batch_norm and not is_own,
-        "--network {c.network} needs the whole batch at once: train it in one process",
-    ),
-    (
-        "config has_own_vae num_processes",
-        lambda c, is_own, number: number > 1 and c.likelihood_family.needs_batch and not is_own,
-        "--likelihood {c.likelihood} needs the whole batch at once: train it in one process",
-    ),
-    (
-        "config num_processes",
-        lambda c, number: number > 1 and c.free_bits,
-        "--free-bits needs the whole batch at once: train it in one process",
-    ),
+    ("config data", lambda c, data: data.is_images and not c.likelihood_family.is_of_images,
+     "--likelihood {c.likelihood} is for data that are no images: give another one"),
+    ("config data", lambda c, data: not data.is_images and c.pad,
+     "--pad is for images, and the data are tensors of values: leave it out"),
+    ("config data", lambda c, data: not data.is_images and c.is_symmetric,
+     "--pixels symmetric is for images, and the data are tensors of values: leave it out"),
+    ("config data", lambda c, data: not data.is_images and c.binarize in ("static", "dynamic"),
+     "--binarize {c.binarize} is for images, and the data are tensors of values: leave it out"),
+    ("config data has_own_vae",
+     lambda c, data, is_own: _texts(data) and not c.likelihood_family.is_of_columns and not is_own,
+     lambda c, data, _: (
+         f"column {_texts(data)[0]} of {data.name} holds texts: give --likelihood columns, or leave it out"
+     )),
+    ("config data", lambda c, data: c.batch_size > len(data.train),
+     lambda c, data: (
+         f"--batch-size {c.batch_size} is larger than the {len(data.train):,} training images of {data.name}: give "
+         f"at least --batch-size 1 and at most {len(data.train)}"
+     )),
+    ("config data has_own_vae",
+     lambda c, data, is_own: (len(data.train) - 1) % c.batch_size == 0 and c.has_batch_norm and not is_own,
+     lambda c, data, _: (
+         f"--network {c.network} cannot normalise a batch of one image, the last of {len(data.train):,} by "
+         f"--batch-size {c.batch_size}: give another --batch-size"
+     )),
+    ("config has_own_vae num_processes", lambda c, is_own, number: number > 1 and c.has_batch_norm and not is_own,
+     "--network {c.network} needs the whole batch at once: train it in one process"),
+    ("config has_own_vae num_processes",
+     lambda c, is_own, number: number > 1 and c.likelihood_family.needs_batch and not is_own,
+     "--likelihood {c.likelihood} needs the whole batch at once: train it in one process"),
+    ("config num_processes", lambda c, number: number > 1 and c.free_bits,
+     "--free-bits needs the whole batch at once: train it in one process"),
     # The shape of a datum and its labels, for which a VAE is built.
-    (
-        "config datum_shape",
-        lambda c, shape: not shape or min(shape) < 1 or (c.is_conv and len(shape) != 3),
-        lambda c, shape: (
-            f"datum_shape must be {'(C, H, W) for convolutions' if c.is_conv else 'at least one size'}, each at least "
-            f"1, not {shape}"
-        ),
-    ),
-    (
-        "config datum_shape",
-        lambda c, shape: c.column_kinds and shape != (len(c.column_kinds),),
-        lambda c, shape: (
-            f"--columns names {len(c.column_kinds)} columns, and a datum has shape {shape}: name each of its columns"
-        ),
-    ),
-    (
-        "config num_labels",
-        lambda c, num_labels: c.takes_labels and not num_labels,
-        lambda c, _: (
-            f"--{'condition' if c.condition else 'labels'} needs data with labels: classes, int64 (N,), or attributes, "
-            "bool (N, A)"
-        ),
-    ),
+    ("config datum_shape", lambda c, shape: not shape or min(shape) < 1 or (c.is_conv and len(shape) != 3),
+     lambda c, shape: (
+         f"datum_shape must be {'(C, H, W) for convolutions' if c.is_conv else 'at least one size'}, each at least "
+         f"1, not {shape}"
+     )),
+    ("config datum_shape", lambda c, shape: c.column_kinds and shape != (len(c.column_kinds),),
+     lambda c, shape: (
+         f"--columns names {len(c.column_kinds)} columns, and a datum has shape {shape}: name each of its columns"
+     )),
+    ("config num_labels", lambda c, num_labels: c.takes_labels and not num_labels,
+     lambda c, _: (
+         f"--{'condition' if c.condition else 'labels'} needs data with labels: classes, int64 (N,), or attributes, "
+         "bool (N, A)"
+     )),
 )
+# fmt: on

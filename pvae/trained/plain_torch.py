@@ -164,6 +164,7 @@ def plain_torch(vae: VAE, config: Config, datum_shape: Sequence[int], title: str
         "size": config.latent_dims[-1],
         "shape": tuple(datum_shape),
         "num_dims": len(datum_shape),
+        "squash": "tanh" if config.is_symmetric else "sigmoid",
         "seen": _SEEN.get(config.likelihood_family.sees, "x"),
     }
 
