@@ -21,6 +21,7 @@ __all__ = [
     "check_finite",
     "check_name",
     "is_out_of_memory",
+    "joined",
     "listed",
     "naming_refused_parameters",
     "no_nan_warnings",
@@ -86,6 +87,11 @@ def brief(error: BaseException) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", " ".join(str(error).split()))
     sentence = re.split(r"(?<=\w)[.:] ", text)[0]
     return sentence[:150] or type(error).__name__
+
+
+def joined(*notes: str) -> str:
+    """Return notes on one line, without those that are empty."""
+    return "; ".join(filter(None, notes))
 
 
 def check_name(kind: str, name: str, names: Iterable[str]) -> str:

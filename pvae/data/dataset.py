@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pvae.core.errors import InputError, one_line
+from pvae.core.errors import InputError, joined, one_line
 from pvae.data.torch_data import is_in_file, read_torch
 
 __all__ = ["Column", "DataRecord", "Dataset", "is_classes", "random_subset", "value_name"]
@@ -157,7 +157,7 @@ class Dataset:
             y, y_test = (None, None) if y is None else y.tensor_split([num_train])
         else:
             x_test, y_test, of_test = read_torch(test, "test")
-            note = "; ".join(filter(None, (note, of_test)))
+            note = joined(note, of_test)
         classes = tuple(map(str, range(int(y.max()) + 1))) if y is not None and y_test is not None else ()
         return cls(name, x, x_test, *((y, y_test) if classes else (None, None)), classes, note=note)
 
@@ -242,8 +242,7 @@ class Dataset:
         if share == 0 and self.valid is not None:
             names = {split: names for split, names in self.names.items() if split != "valid"}
             unused = f"{len(self.valid):,} validation data are not used: --valid above 0 chooses the epoch by them"
-            note = "; ".join(filter(None, (self.note, unused)))
-            return replace(self, valid=None, valid_labels=None, names=names, note=note)
+            return replace(self, valid=None, valid_labels=None, names=names, note=joined(self.note, unused))
         if share == 0 or self.valid is not None:
             return self
         count = len(self.train)
@@ -295,23 +294,9 @@ class Dataset:
 
     def record(self) -> DataRecord:
         """Return the record for a run folder."""
-        return DataRecord(
-            name=self.name,
-            dataset=self.dataset,
-            folder=self.folder,
-            num_train=len(self.train),
-            num_test=len(self.test),
-            datum_shape=self.datum_shape,
-            sha256=self.sha256,
-            num_valid=0 if self.valid is None else len(self.valid),
-            value_range=self.value_range,
-            note=self.note,
-            is_images=self.is_images,
-            label_names=self.label_names,
-            has_attributes=self.has_attributes,
-            labels_sha256=self.labels_sha256,
-            columns=self.columns,
-        )
+        sizes = {f"num_{split}": len(x) for split, x in self.splits.items()}
+        same = [entry.name for entry in fields(DataRecord) if not entry.name.startswith("num_")]
+        return DataRecord(**sizes, **{name: getattr(self, name) for name in same})
 
 
 def _in_parts(data: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from pvae.core.errors import InputError
 from pvae.core.files import cache_dir, expanded
 
-__all__ = ["NotFoundError", "find", "given_folder", "is_file", "is_folder"]
+__all__ = ["NotFoundError", "find", "is_file", "is_folder"]
 
 
 class NotFoundError(InputError):
@@ -29,29 +29,17 @@ def find(title: str, path: str, data_dir: str | Path | None, advice: str = "") -
         NotFoundError: none of the three contains it.
         InputError: `data_dir` or `$PVAE_DATA` is given and does not exist.
     """
-    given = ("--data-dir", data_dir), ("PVAE_DATA", os.environ.get("PVAE_DATA") or None)
-    roots = [given_folder(root, source) for source, root in given if root is not None]
+    given = {"--data-dir": data_dir, "PVAE_DATA": os.environ.get("PVAE_DATA") or None}
+    roots = [expanded(root, source) for source, root in given.items() if root is not None]
+    if missing := [root for root in roots if not is_folder(root)]:
+        raise InputError(f"there is no folder {missing[0]}: change --data-dir or PVAE_DATA")
     with contextlib.suppress(InputError):
         roots.append(cache_dir())
     for root in roots:
         if is_folder(root / path) or is_file(root / path):
             return root
-    searched = (
-        ", ".join(str(root / path) for root in roots) or "any folder (there is no home folder: set XDG_CACHE_HOME)"
-    )
+    searched = ", ".join(str(root / path) for root in roots) or "any folder (set XDG_CACHE_HOME, or give --data-dir)"
     raise NotFoundError(f"{title} is not in {searched}{advice and ': '}{advice}")
-
-
-def given_folder(path: str | Path, source: str) -> Path:
-    """Return a folder that the user named by the option or variable `source`.
-
-    Raises:
-        InputError: it does not exist.
-    """
-    folder = expanded(path, source)
-    if not is_folder(folder):
-        raise InputError(f"{source}: there is no folder {folder}")
-    return folder
 
 
 def is_folder(path: Path) -> bool:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pvae.core.errors import InputError
 from pvae.data.arrays import read_arrays
-from pvae.data.image_cache import ImageTransform, Survey
+from pvae.data.image_cache import Images, ImageTransform, Survey
 from pvae.data.image_folder import converted
 from pvae.data.levels import Levels
 
@@ -36,11 +36,7 @@ class ImageArrays:
         is_shuffled: put the images of each array into a random order, always the same one.
 
     Attributes:
-        names: a name for each image, such as "train-0" for the first one of the array `train`.
-        splits: "train", "test" or "valid" for each image.
-        labels: the class of each image, or None if they have none.
         note: names the arrays that are not read, or is empty.
-        shape: (H, W, C) of the images.
 
     Raises:
         InputError: the file cannot be read, or its images or labels have another shape or type.
@@ -48,26 +44,24 @@ class ImageArrays:
 
     def __init__(self, path: Path, is_shuffled: bool = True) -> None:
         self.paths, self.key = [path], f" shuffled {is_shuffled}"
-        self.names, self.splits = list[str](), list[str]()
+        self.names, self.splits, self.labels = list[str](), list[str](), list[Any]()
         self._arrays: list[tuple[NDArray[Any], NDArray[np.int64]]] = []  # with the new order of their images
         arrays, self.note = read_arrays(path)
-        labels = []
         for name, split, x, classes in arrays:
             images, count = _channels_last(x, f"{path} cannot be used: {name}"), len(x)
             order = np.random.RandomState(count).permutation(count) if is_shuffled else np.arange(count)
             self._arrays.append((images, order))
             self.names += [f"{name}-{row}" for row in order]
             self.splits += [split] * count
-            labels += [] if classes is None else [classes[order]]
+            self.labels += [] if classes is None else [*classes[order]]
         shapes = sorted({images.shape[1:] for images, _ in self._arrays})
         if len(shapes) > 1:
             found = " and ".join(map(str, shapes))
             raise InputError(f"{path} cannot be used: its images have the shapes {found}: give one shape")
-        if 0 < len(labels) < len(arrays):
+        if 0 < len(self.labels) < len(self.names):
             which = "some of its arrays of images have labels, and some have not"
             raise InputError(f"{path} cannot be used: {which}: give labels for all or none")
         self.shape: tuple[int, int, int] = shapes[0]
-        self.labels = np.concatenate(labels) if labels else None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -90,6 +84,10 @@ class ImageArrays:
                 if array.dtype == np.uint8 and parts[-1].high > 1:
                     return parts[-1]  # bytes stay as they are
         return reduce(or_, parts)
+
+    def described(self, images: Images) -> tuple[list[str], list[str], list[Any]]:
+        """Return a name for each image, such as "train-0" for the first one of the array `train`, split and label."""
+        return self.names, self.splits, self.labels
 
     def decoded(self, transform: ImageTransform) -> Iterator[list[NDArray[np.uint8]]]:
         """Yield each image (C, H, W) in turn, as the only one of its file."""

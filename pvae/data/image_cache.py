@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pvae.core.errors import InputError
+from pvae.core.errors import InputError, joined
 from pvae.core.files import cache_dir, write_whole
 from pvae.core.records import to_json
 from pvae.core.terminal import progress_bar
@@ -66,7 +66,7 @@ class Images(NamedTuple):
 
     Args:
         pixels: bytes (N, C, H, W), mapped into memory.
-        kept: the index of the file of each image, or of its place in `ImageArrays`.
+        kept: for each image the index of its file, or of the image in `ImageArrays`.
         pages: the number of each image in its file, from 1 on; 0 in a file of one image.
         found: number, size, colour and bits of the images, for example "8 images of 28 x 20 pixels, grey".
         note: what was changed or lost, or "".
@@ -104,11 +104,15 @@ class ImageSource(Protocol):
 
     Attributes:
         paths: the files, on which the name of the cache file depends.
-        key: what else its name depends on.
+        key: what else the name of the cache file depends on.
+        note: what is left out, or "".
     """
 
-    paths: Sequence[Path]
+    @property
+    def paths(self) -> Sequence[Path]: ...  # noqa: D102
+
     key: str
+    note: str
 
     def __len__(self) -> int:
         """Return the number of files, or of the images in arrays."""
@@ -118,6 +122,9 @@ class ImageSource(Protocol):
 
     def decoded(self, transform: ImageTransform) -> Iterator[list[NDArray[np.uint8]]]:
         """Yield the images (C, H, W) of each file in turn."""
+
+    def described(self, images: Images) -> tuple[list[str], list[str], list[Any]]:
+        """Return the name of each decoded image, its split, and its label; [] if there are no splits or labels."""
 
 
 def load_images(source: ImageSource, transform: ImageTransform, least: int = 4) -> Images:
@@ -181,7 +188,7 @@ def _build(source: ImageSource, transform: ImageTransform, target: Path, least: 
         "kept": kept,
         "pages": pages,
         "found": f"{len(kept):,} images of {_described(shapes, 1 if is_grey else channels, is_deep)}",
-        "note": "; ".join(filter(None, (broken, levels.note(value_range) if levels else ""))),
+        "note": joined(broken, levels.note(value_range) if levels else ""),
         "value_range": value_range,
         "first": first,
     }

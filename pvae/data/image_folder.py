@@ -97,21 +97,30 @@ class ImageFiles:
 
     Args:
         paths: the files.
+        folder: images are named by their paths in this folder.
+        splits: the split of each file, or [].
+        labels: the label of each file; [] or None if they have none.
+        note: what is left out, or "".
     """
 
     key = ""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
+    def __init__(
+        self, paths: list[Path], folder: Path, splits: Sequence[str] = (), labels: Sequence[Any] | None = None,
+        note: str = "",
+    ) -> None:  # fmt: skip
+        self.paths, self.folder, self.splits, self.labels, self.note = paths, folder, splits, labels or [], note
 
     def __len__(self) -> int:
         """Return the number of files."""
         return len(self.paths)
 
-    def names(self, images: Images, folder: Path) -> list[str]:
-        """Return the path of each image in a folder; of the third image of a file, for example "cells/a.tif#3"."""
+    def described(self, images: Images) -> tuple[list[str], list[str], list[Any]]:
+        """Return the name of each image, its split, and its label; the third image of a.tif is named "a.tif#3"."""
         pages = [f"#{page}" if page else "" for page in images.pages]
-        return [f"{self.paths[index].relative_to(folder)}{page}" for index, page in zip(images.kept, pages)]
+        names = [f"{self.paths[index].relative_to(self.folder)}{page}" for index, page in zip(images.kept, pages)]
+        splits = [self.splits[index] for index in images.kept if self.splits]
+        return names, splits, [self.labels[index] for index in images.kept if self.labels]
 
     def survey(self) -> Survey:
         """Return the shapes of the images, and their levels if some have more than 8 bits, or if all are 0 or 1."""

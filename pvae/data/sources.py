@@ -5,24 +5,24 @@ from __future__ import annotations
 import contextlib
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pvae.config.options import DATASETS, own_path
-from pvae.core.errors import InputError, brief, check_name
+from pvae.core.errors import InputError, brief, check_name, joined
 from pvae.core.files import cache_dir, expanded
 from pvae.data.arrays import SPLITS, is_array_file
 from pvae.data.dataset import Dataset
 from pvae.data.folders import NotFoundError, find
 from pvae.data.image_arrays import ImageArrays
-from pvae.data.image_cache import Images, ImageTransform, load_images
+from pvae.data.image_cache import Images, ImageSource, ImageTransform, load_images
 from pvae.data.image_folder import ImageFiles, image_files
 from pvae.data.labels import coded_labels
 from pvae.data.value_files import from_values
@@ -64,16 +64,15 @@ def load_dataset(
     check_name("data set", name, DATASETS)
     if name in SETS:
         return torchvision_set(name, data_dir, offline)
-    if name == "celeba":
-        return celeba(data_dir, transform)
-    if name == "omniglot":
-        return omniglot(data_dir, transform)
-    if name == "binarized-mnist":
-        return binarized_mnist(data_dir)
-    if name == "linear-gaussian":
-        return linear_gaussian()
-    if name == "mnist-5k":
-        return mnist_5k()
+    readers: dict[str, Callable[[], Dataset]] = {
+        "celeba": partial(celeba, data_dir, transform),
+        "omniglot": partial(omniglot, data_dir, transform),
+        "binarized-mnist": partial(binarized_mnist, data_dir),
+        "linear-gaussian": linear_gaussian,
+        "mnist-5k": mnist_5k,
+    }
+    if name in readers:
+        return readers[name]()
     try:
         return torchvision_set("mnist", data_dir, offline)  # the name is "auto"
     except NotFoundError as error:
@@ -97,60 +96,54 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
     title, dataset = folder.resolve().name, f"folder:{folder.resolve()}"
     if is_array_file(folder):
         arrays = ImageArrays(folder)
-        images = load_images(arrays, transform)
-        data = _data_set(title, images, arrays.names, arrays.splits, arrays.labels, dataset)
-        return replace(data, note="; ".join(filter(None, (arrays.note, data.note))))
+        return _data_set(title, arrays, load_images(arrays, transform), dataset)
     files, left_out = image_files(folder)
     # RandomState gives the same permutation in every version of numpy. The splits are views of one mapped file.
     files = [files[index] for index in np.random.RandomState(len(files)).permutation(len(files))]
-    of_split: dict[str, list[Path]] = {"train": [], "test": [], "valid": [], "": []}
-    for file in files:
-        of_split[SPLITS.get(file.relative_to(folder).parts[0].lower(), "")].append(file)
-    has_splits, outside = bool(of_split["train"]), ""
-    if not has_splits and (of_split["test"] or of_split["valid"]):
-        raise InputError(
-            f"{folder} has a sub-folder test or valid but none named train: add train, or rename the other"
-        )
+    split_of = {file: SPLITS.get(file.relative_to(folder).parts[0].lower(), "") for file in files}
+    has_splits, num_outside = "train" in split_of.values(), 0
+    if not has_splits and any(split_of.values()):
+        raise InputError(f"{folder} has a sub-folder test or valid, and none named train: add it, or rename the other")
     if has_splits:
-        files = of_split["train"] + of_split["test"] + of_split["valid"]
-        if number := len(of_split[""]):
-            outside = f"{number:,} image files outside of the sub-folders train, valid and test are left out"
-    source = ImageFiles(files)
+        num_outside = [*split_of.values()].count("")
+        files = [file for split in ("train", "test", "valid") for file in files if split_of[file] == split]
+    outside = f"{num_outside:,} image files outside of the sub-folders train, valid and test are left out"
+    parts = [file.relative_to(folder).parts[has_splits:] for file in files]
+    labels = [path[0] for path in parts] if all(len(path) > 1 for path in parts) else None
+    splits = [split_of[file] or "train" for file in files]
+    source = ImageFiles(files, folder, splits, labels, joined(outside * (num_outside > 0), left_out))
     images = load_images(source, transform)
-    kept = [files[index].relative_to(folder).parts for index in images.kept]
-    splits = [SPLITS[parts[0].lower()] if has_splits else "train" for parts in kept]
-    labels = [parts[has_splits] for parts in kept] if all(len(parts) > 1 + has_splits for parts in kept) else None
-    data = _data_set(title, images, source.names(images, folder), splits, labels, dataset)
+    data = _data_set(title, source, images, dataset)
     of_test = slice(len(data.train), len(data.train) + len(data.test))
     first = [(images.first[index], page) for index, page in zip(images.kept, images.pages)]
     others = set(first[: of_test.start] + first[of_test.stop :])
-    number = sum(index in others for index in first[of_test])
-    copies = f"test images that are copies, byte for byte, of training images: {number:,}" if number else ""
+    num_copies = sum(index in others for index in first[of_test])
+    copies = f"test images that are copies, byte for byte, of training images: {num_copies:,}" * (num_copies > 0)
     order = "files of several images stay together: the last ones are held out" * (any(images.pages) and not has_splits)
-    return replace(data, note="; ".join(filter(None, (outside, left_out, data.note, copies, order))))
+    return replace(data, note=joined(data.note, copies, order))
 
 
 def _data_set(
-    name: str, images: Images, names: Sequence[str], splits: Sequence[str], labels: Sequence[Any] | NDArray[Any] | None,
-    dataset: str, folder: str = "", attributes: tuple[str, ...] = (),
-) -> Dataset:  # fmt: skip
-    """Return images, each with a name, a split and perhaps a class or attributes.
+    name: str, source: ImageSource, images: Images, dataset: str, folder: str = "", attributes: tuple[str, ...] = ()
+) -> Dataset:
+    """Return the images of a source, those of "train" first, then those of "test".
 
-    The images of "train" come first, then those of "test". Without a test split, the last tenth is held out.
+    Without a test split, the last tenth is held out.
     """
+    names, splits, labels = source.described(images)
     num_train, num_test = splits.count("train"), splits.count("test")
     if num_test == 0:
         num_test = max(2, num_train // 10)
         num_train -= num_test
     ends = [num_train, num_train + num_test]
     values, label_names = np.array(labels), attributes
-    if labels is not None and not attributes:
+    if labels and not attributes:
         values, classes = coded_labels(values)
         label_names = classes if len(classes) > 1 else ()
     train, test, valid = torch.from_numpy(images.pixels).tensor_split(ends)
     parts = torch.from_numpy(values).tensor_split(ends) if label_names else (None, None, None)
     return Dataset(
-        name, train, test, parts[0], parts[1], label_names, dataset, folder, images.note,
+        name, train, test, parts[0], parts[1], label_names, dataset, folder, joined(source.note, images.note),
         valid if len(valid) else None, parts[2] if len(valid) else None, images.found, images.value_range,
         {"train": names[: ends[0]], "test": names[ends[0] : ends[1]], "valid": names[ends[1] :]},
     )  # fmt: skip
@@ -185,12 +178,10 @@ def celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
     if len(in_order["train"]) < 2 or len(in_order["test"]) < 2:
         raise InputError(f"{folder} holds fewer than two training or test images that its lists name: {advice}")
     names = [name for split in in_order.values() for name in split]
-    source = ImageFiles([present[name] for name in names])
+    splits, labels = [split_of[name] for name in names], [attributes[name] for name in names]
+    source = ImageFiles([present[name] for name in names], folder / "img_align_celeba", splits, labels)
     images = load_images(source, transform)
-    kept = [names[index] for index in images.kept]
-    splits, labels = [split_of[name] for name in kept], [attributes[name] for name in kept]
-    shown = source.names(images, folder / "img_align_celeba")
-    return _data_set("CelebA", images, shown, splits, labels, "celeba", str(root.absolute()), tuple(label_names))
+    return _data_set("CelebA", source, images, "celeba", str(root.absolute()), tuple(label_names))
 
 
 def _rows(folder: Path, name: str) -> list[list[str]]:
@@ -210,11 +201,9 @@ def omniglot(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
     root = find("Omniglot", "omniglot-py/images_background", data_dir, advice)
     folder = root / "omniglot-py"
     train, test = (image_files(folder / f"images_{split}")[0] for split in ("background", "evaluation"))
-    source = ImageFiles(train + test)
-    images = load_images(source, transform)
-    splits = ["train" if index < len(train) else "test" for index in images.kept]
-    labels, names = [source.paths[index].parts[-3] for index in images.kept], source.names(images, folder)
-    return _data_set("Omniglot", images, names, splits, labels, "omniglot", str(root.absolute()))
+    splits, alphabets = ["train"] * len(train) + ["test"] * len(test), [file.parts[-3] for file in train + test]
+    source = ImageFiles(train + test, folder, splits, alphabets)
+    return _data_set("Omniglot", source, load_images(source, transform), "omniglot", str(root.absolute()))
 
 
 def mnist_5k() -> Dataset:

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from pvae.config.config import Config
 from pvae.config.options import own_path
-from pvae.core.errors import InputError
+from pvae.core.errors import InputError, joined
 from pvae.core.files import expanded
 from pvae.data.arrays import is_array_file
 from pvae.data.dataset import Dataset
 from pvae.data.folders import is_file, is_folder
 from pvae.data.image_arrays import ImageArrays
-from pvae.data.image_cache import COLOURS, ImageTransform, load_images
+from pvae.data.image_cache import COLOURS, ImageSource, ImageTransform, load_images
 from pvae.data.image_folder import ImageFiles, image_files
 from pvae.data.labels import with_label_column
 from pvae.data.sources import load_dataset
@@ -139,35 +139,31 @@ def images_for(run: RunRecord, path: str | Path, skip_broken: bool = False) -> O
     Raises:
         InputError: there is no such file, or it cannot be read.
     """
-    where, left_out = expanded(path, "DATA"), ""
+    where = expanded(path, "DATA")
     if not run.data.is_images:
         return _values_for(run, where)
     channels, height, width = run.data.datum_shape
     transform = _transform(run.config)._replace(
         size=(height, width), channels=channels, value_range=run.data.value_range or None, skip_broken=skip_broken
     )
-    labels = list[str]()
+    source: ImageSource
     if is_array_file(where):
-        arrays = ImageArrays(where, is_shuffled=False)
-        images, names, left_out = load_images(arrays, transform, least=1), arrays.names, arrays.note
-        labels = [] if arrays.labels is None else [*map(str, arrays.labels.tolist())]
+        source = ImageArrays(where, is_shuffled=False)
+    elif is_folder(where):
+        files, left_out = image_files(where.absolute())
+        parts = [file.relative_to(where.absolute()).parts for file in files]
+        classes = [part[-2] for part in parts] if all(len(part) > 1 for part in parts) else []
+        source = ImageFiles(files, _named_from(run, where.absolute()), labels=classes, note=left_out)
+    elif is_file(where):
+        source = ImageFiles([where.absolute()], _named_from(run, where.absolute().parent))
     else:
-        where = where.absolute()
-        if is_folder(where):
-            files, left_out = image_files(where)
-        elif is_file(where):
-            files = [where]
-        else:
-            raise InputError(f"there is no file or folder {where}: name an image file, a folder of them, .npy or .npz")
-        source = ImageFiles(files)
-        images = load_images(source, transform, least=1)
-        names = source.names(images, _named_from(run, where))
-        parts = [files[index].relative_to(where).parts for index in images.kept]
-        labels = [part[-2] for part in parts] if all(len(part) > 1 for part in parts) else []
+        raise InputError(f"there is no file or folder {where}: name an image file, a folder of them, .npy or .npz")
+    images = load_images(source, transform, least=1)
+    names, _, labels = source.described(images)
     shape = f"{height} x {width} pixels, {COLOURS.get(channels, f'{channels} channels')}"
     changed = "" if f" of {shape}" in images.found else f"{images.found}, are brought to {shape}, as in training"
-    note = "; ".join(filter(None, (changed, images.note, left_out)))
-    return OtherData(names, torch.from_numpy(images.pixels), note, labels)
+    note = joined(changed, images.note, source.note)
+    return OtherData(names, torch.from_numpy(images.pixels), note, [*map(str, labels)])
 
 
 def _values_for(run: RunRecord, file: Path) -> OtherData:
@@ -192,17 +188,14 @@ def _class_name(label: str, names: Sequence[str]) -> str:
     return label
 
 
-def _named_from(run: RunRecord, path: Path) -> Path:
-    """Return the folder relative to which images are named: the run's own, if they lie in it."""
+def _named_from(run: RunRecord, folder: Path) -> Path:
+    """Return the folder relative to which the images of a folder are named: the run's own, if they lie in it."""
     trained_on = Path(run.data.dataset.removeprefix("folder:")).expanduser().absolute()
-    if run.data.dataset.startswith("folder:") and path.is_relative_to(trained_on):
-        return trained_on
-    return path if is_folder(path) else path.parent
+    is_inside = run.data.dataset.startswith("folder:") and folder.is_relative_to(trained_on)
+    return trained_on if is_inside else folder
 
 
 def _has_own_data(dataset: str) -> bool:
     """Return whether this names the user's own folder or file, such as "folder:PATH", that exists."""
-    if not own_path(dataset):
-        return False
-    path = expanded(own_path(dataset), "--dataset folder:PATH")
-    return is_folder(path) or is_file(path)
+    path = own_path(dataset) and expanded(own_path(dataset), "--dataset folder:PATH")
+    return bool(path) and (is_folder(Path(path)) or is_file(Path(path)))

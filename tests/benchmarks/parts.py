@@ -125,7 +125,7 @@ def faces(arguments: argparse.Namespace) -> None:
         os.environ["XDG_CACHE_HOME"] = cache
         files = image_files(folder)[0][:_FACES]
         started = time.perf_counter()
-        images = torch.from_numpy(load_images(ImageFiles(files), ImageTransform((64, 64)))[0])
+        images = torch.from_numpy(load_images(ImageFiles(files, folder), ImageTransform((64, 64)))[0])
         decoding = time.perf_counter() - started
         plain = _plain_faces(files)
         print(f"celeba-vae, {len(files)} files, batches of 128, two passes, the second is counted")

@@ -202,7 +202,7 @@ def test_images_of_all_kinds_sizes_and_names_train_together(tmp_path, monkeypatc
 
 
 def _build(folder, queue):
-    images, kept, *_ = load_images(ImageFiles(image_files(folder)[0]), ImageTransform(size=(32, 32)))
+    images, kept, *_ = load_images(ImageFiles(image_files(folder)[0], folder), ImageTransform(size=(32, 32)))
     queue.put((images.sum(dtype=np.int64), len(kept)))
 
 
