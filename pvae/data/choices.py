@@ -1,4 +1,4 @@
-"""The options that suit a user's own images, chosen from their number and shape."""
+"""The options that suit a user's own data, chosen by their number, shape and values."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from torch import Tensor
+
 from pvae.config.columns import ColumnKind, columns_text
 from pvae.config.config import OPTIONS, Config
 from pvae.config.presets import as_option, get_system
 from pvae.core.errors import InputError, listed, one_line
-from pvae.data.dataset import Dataset
+from pvae.data.dataset import Column, Dataset
 
 __all__ = ["describe_choices", "images_config", "values_config"]
 
@@ -43,23 +45,19 @@ def images_config(data: Dataset, **options: Any) -> Config:
     """
     if not data.is_images:
         raise InputError(f"{data.name} holds no images, (N, C, H, W) bytes: call values_config for other data")
-    config = get_system("images").replace(**_with_elbo(options))
-    num_train, (_, height, width) = len(data.train), data.datum_shape
-    if data.valid is None:
-        num_train -= round(config.valid * num_train)
+    config, num_train, chosen = _common(get_system("images"), data, options)
+    _, height, width = data.datum_shape
     network = options.get("network", "mlp" if min(height, width) == 1 else config.network)
-    chosen = {
+    chosen |= {
         "network": network,
         "hidden": _channels(height, width) if network.startswith("conv") else _WIDTHS,
-        "batch_size": max(2, min(128 if num_train >= 20_000 else 64, num_train // 10)),
         "epochs": min(200, max(10, round(_PIXELS / (num_train * height * width)))),
-        "elbo": config.elbo if any(config.closed_forms) or config.labels else "trace",
     }
     if options.get("likelihood", "bernoulli") == "bernoulli" and data.is_binary:
         chosen |= {"likelihood": "bernoulli", "binarize": "threshold"}
     while network.endswith("batchnorm") and num_train % chosen["batch_size"] == 1:
         chosen["batch_size"] += 1  # BatchNorm cannot normalise a last batch of one image
-    return config.replace(**{name: value for name, value in chosen.items() if name not in options})
+    return config.replace(**(chosen | options))
 
 
 def values_config(data: Dataset, **options: Any) -> Config:
@@ -80,43 +78,47 @@ def values_config(data: Dataset, **options: Any) -> Config:
     Raises:
         InputError: an option is unknown or cannot be used.
     """
-    config = get_system("values").replace(**_with_elbo(options))
-    num_train = len(data.train) - (round(config.valid * len(data.train)) if data.valid is None else 0)
-    train = data.train.double()
-    chosen: dict[str, Any] = {
+    config, num_train, chosen = _common(get_system("values"), data, options)
+    chosen |= {
         "latent_dim": max(1, min(config.latent_dim, data.train[0].numel() // 2)),
-        "batch_size": max(2, min(128 if num_train >= 20_000 else 64, num_train // 10)),
         "epochs": min(200, max(20, round(_STEPS / max(1, num_train // 64)))),
-        "elbo": config.elbo if any(config.closed_forms) or config.labels else "trace",
         "missing": data.has_missing,
     }
-    kinds, train = _column_kinds(data), train[~train.isnan()]
-    is_mixed = len({*kinds}) > 1 or any(column.categories for column in data.columns)
-    if "likelihood" not in options and is_mixed:
+    kinds = [_kind(column, data.train[:, place]) for place, column in enumerate(data.columns)]
+    if "likelihood" in options:
+        pass
+    elif len({*kinds}) > 1 or any(column.categories for column in data.columns):
         chosen |= {"likelihood": "columns", "columns": columns_text(kinds)}
-    elif "likelihood" not in options and data.is_binary:
+    elif data.is_binary:
         chosen |= {"likelihood": "bernoulli", "binarize": "threshold"}
-    elif "likelihood" not in options and bool(((train >= 0) & (train == train.round())).all()):
+    elif _are_whole(data.train):
         chosen["likelihood"] = "negative-binomial"
-    return config.replace(**{name: value for name, value in chosen.items() if name not in options})
+    return config.replace(**(chosen | options))
 
 
-def _column_kinds(data: Dataset) -> list[ColumnKind]:
-    """Return the kind of each column of a table; [] of other data."""
-    kinds = []
-    for column, values in zip(data.columns, data.train.double().T if data.columns else ()):
-        x = values[~values.isnan()]
-        is_count = bool(((x >= 0) & (x == x.round())).all()) and bool(x.var(correction=0) >= x.mean())
-        is_binary = bool(((x == 0) | (x == 1)).all())
-        of_numbers = "binary" if is_binary else "count" if is_count else "real"
-        number = len(column.categories)
-        kinds.append(ColumnKind("categorical", number) if number else ColumnKind(of_numbers))
-    return kinds
+def _common(system: Config, data: Dataset, options: dict[str, Any]) -> tuple[Config, int, dict[str, Any]]:
+    """Return a system with the given options, the number of data to train on, and what is chosen for any data."""
+    config = system.replace(**({"elbo": "enumerate"} if options.get("labels") else {}) | options)
+    num_train = len(data.train) - (round(config.valid * len(data.train)) if data.valid is None else 0)
+    elbo = config.elbo if any(config.closed_forms) or config.labels else "trace"
+    batch_size = max(2, min(128 if num_train >= 20_000 else 64, num_train // 10))
+    return config, num_train, {"elbo": elbo, "batch_size": batch_size}
 
 
-def _with_elbo(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options with the ELBO that some labels need."""
-    return {"elbo": "enumerate", **options} if options.get("labels") else options
+def _kind(column: Column, values: Tensor) -> ColumnKind:
+    """Return the kind of a column of a table."""
+    if column.categories:
+        return ColumnKind("categorical", len(column.categories))
+    x = values[~values.isnan()].double()
+    if bool(((x == 0) | (x == 1)).all()):
+        return ColumnKind("binary")
+    return ColumnKind("count" if _are_whole(x) and bool(x.var(correction=0) >= x.mean()) else "real")
+
+
+def _are_whole(x: Tensor) -> bool:
+    """Return whether all values that are not missing are whole numbers from 0 on."""
+    x = x if x.is_floating_point() else x.double()
+    return bool((((x >= 0) & (x == x.round())) | x.isnan()).all())
 
 
 def _channels(height: int, width: int) -> tuple[int, ...]:
@@ -131,56 +133,44 @@ def _channels(height: int, width: int) -> tuple[int, ...]:
 
 
 def describe_choices(data: Dataset, config: Config, given: Iterable[str]) -> str:
-    """Return a line for each option that was chosen for the images: what it is, and what it does.
+    """Return a line for each option that was chosen for the data: what it is, and what it does.
 
     Args:
-        data: the images.
-        config: the configuration that `images_config` returned.
+        data: the data.
+        config: the configuration that `images_config` or `values_config` returned.
         given: names of the options that the user gave.
     """
     num_valid = 0 if data.valid is None else len(data.valid)
     is_conv = config.network.startswith("conv")
-    of_values = {
-        "bernoulli": "all values are 0 or 1: the ELBO bounds log p(x)",
-        "negative-binomial": "all values are counts: the ELBO bounds log p(x)",
-        "columns": "each column has a kind of its own: the ELBO bounds log p(x), a density in the units of real ones",
-        "normal-diagonal": "real values, each with a scale of its own: the ELBO bounds the log-density in their units",
-    }
+    datum, many = ("an image", "images") if data.is_images else ("a datum", "data")
     reasons = {
         "image_size": "their median size, at most 64 pixels a side; --grey removes colours",
-        "likelihood": "each value of a pixel has a probability: the ELBO bounds log p(x)",
-        "binarize": "which leaves such pixels as they are",
-        "network": f"{len(config.hidden)} convolutions halve the sides of an image" if is_conv else "no convolutions",
+        "likelihood": config.likelihood_family.help,
+        "binarize": "which leaves data of two values as they are",
+        "network": f"{len(config.hidden)} convolutions halve the sides of {datum}" if is_conv else "no convolutions",
         "hidden": "channels or widths of the layers; larger ones learn finer detail, slower",
-        "latent_dim": "values in the code of an image; --latent-dim 2 can be drawn as a map",
+        "latent_dim": f"values in the code of {datum}; --latent-dim 2 can be drawn as a map",
         "elbo": f"the KL divergence of this posterior from --prior {config.prior} has no closed form",
-        "valid": f"{num_valid:,} images, not trained on, by which the best epoch is chosen",
-        "patience": "epochs without a better bound on those images, after which training stops",
+        "valid": f"{num_valid:,} {many}, not trained on, by which the best epoch is chosen",
+        "patience": f"epochs without a better bound on those {many}, after which training stops",
         "missing": "values that are NaN, on which nothing depends: the ELBO bounds log p of the others",
-        "batch_size": f"images in a step, {math.ceil(len(data.train) / config.batch_size):,} steps in an epoch",
-        "epochs": "passes over the images, at most",
+        "batch_size": f"{many} in a step, {math.ceil(len(data.train) / config.batch_size):,} steps in an epoch",
+        "epochs": f"passes over the {many}, at most",
     }
-    if not config.missing:
-        del reasons["missing"]
-    if not data.is_images:
-        reasons |= {"likelihood": of_values.get(config.likelihood, "as given"), "binarize": "which leaves 0 and 1"}
-        reasons = {
-            name: reason.replace("an image", "a datum").replace("images", "data") for name, reason in reasons.items()
-        }
-        del reasons["image_size"]
-    if config.binarize == "none":
-        del reasons["binarize"]
-    if any(config.closed_forms):
-        del reasons["elbo"]
-    shown = [name for name in reasons if name not in given and OPTIONS[name].only_with[1](config)]
+    is_shown = {
+        "image_size": data.is_images,
+        "binarize": config.binarize != "none",
+        "elbo": not any(config.closed_forms),
+        "missing": config.missing,
+    }
+    shown = [n for n in reasons if is_shown.get(n, True) and n not in given and OPTIONS[n].only_with[1](config)]
     options = {name: as_option(name, getattr(config, name)) for name in shown}
-    if data.is_images:
+    if "image_size" in options:
         options["image_size"] = f"--image-size {data.datum_shape[1]}x{data.datum_shape[2]}"
-    indent = max((len(options[name]) for name in shown), default=0)
-    lines = [f"  {options[name]:{indent}}  {reasons[name]}" for name in shown]
-    return "\n".join(
-        lines + (_column_lines(data, config) if config.likelihood_family.is_of_columns and data.columns else [])
-    )
+    indent = max((len(option) for option in options.values()), default=0)
+    lines = [f"  {option:{indent}}  {reasons[name]}" for name, option in options.items()]
+    is_table = config.likelihood_family.is_of_columns and data.columns
+    return "\n".join(lines + (_column_lines(data, config) if is_table else []))
 
 
 def _column_lines(data: Dataset, config: Config) -> list[str]:
