@@ -46,6 +46,7 @@ def _run(folder: str, names: tuple[str, ...], log: str) -> None:
             import pvae
 
             if Path(pvae.__file__).is_relative_to(folder):  # and not another copy of it
-                status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in names)])
+                how = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not workflow"]
+                status = pytest.main([*how, *(f"tests/{name}" for name in names)])
     finally:
         os._exit(status)
