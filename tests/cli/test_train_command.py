@@ -37,41 +37,32 @@ def refuse(capsys, tmp_path, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--system", "deep-bays"], "did you mean 'deep-bayes'"),
-        (["--dataset", "minst"], "did you mean 'mnist'"),
+        (["--system", "deep-bays"], "'deep-bayes'"),
+        (["--dataset", "minst"], "'mnist'"),
         (["--hidden"], "--hidden"),
-        (
-            ["--network", "mlp-batchnorm", "--batch-size", "43"],
-            "a batch of one image, the last of 130 by --batch-size 43",
-        ),
+        (["--network", "mlp-batchnorm", "--batch-size", "43"], "--batch-size 43"),
         (["--epochs", "1.5"], "--epochs"),
-        (["--lr", "nan"], "--lr must be"),
-        (["--scale", "2"], "--scale goes with"),
-        (
-            ["--network", "conv", "--activation", "tanh"],
-            "--activation goes with --network mlp or mlp-batchnorm, or --upper-latent-dims",
-        ),
-        (["--grey"], "--grey goes with --dataset folder:PATH, celeba"),
+        (["--lr", "nan"], "--lr"),
+        (["--scale", "2"], "--scale"),
+        (["--network", "conv", "--activation", "tanh"], "--activation"),
+        (["--grey"], "--grey"),
         (["--adam-eps", "1e-4"], "--config"),
-        (["--device", "gpu"], "--device takes"),
+        (["--device", "gpu"], "--device"),
         (["--device", "cuda:99"], "--device cpu"),
-        (["--resume", "nowhere"], "nowhere is not a run folder"),
+        (["--resume", "nowhere"], "nowhere"),
         (["--no-such-option"], "--help"),
-        (["--epochss", "1"], "did you mean --epochs?"),
-        (["--encoder", "conv"], "give --network"),
+        (["--epochss", "1"], "--epochs?"),
+        (["--encoder", "conv"], "--network"),
         (["stray"], "--help"),
-        (["--hidden", "1000000000"], "do not fit into memory"),
-        (
-            ["--upper-latent-dims", "1000000", "--upper-hidden", "1000000"],
-            "--upper-latent-dims 1000000 --upper-hidden 1000000 do not fit into memory",
-        ),
-        (["--posterior", "normal-full", "--latent-dim", "100000"], "--latent-dim 100000 do not fit into memory"),
-        (["--seed", "9223372036854775808"], "at most 9,223,372,036,854,775,807"),
-        (["--particles", "-1"], "at least 1 and at most 1,000,000, not -1"),
-        (["--batch-size", "131"], "give at least --batch-size 1 and at most 130"),
-        (["--lr", "1e39"], "at most 1e+38, not 1e+39"),
-        (["--elbo", "renyi", "--alpha", "inf"], "at most 1e+38"),
-        (["--compile", "cuda-graph"], "did you mean 'graph'"),
+        (["--hidden", "1000000000"], "memory"),
+        (["--upper-latent-dims", "1000000", "--upper-hidden", "1000000"], "--upper-hidden 1000000"),
+        (["--posterior", "normal-full", "--latent-dim", "100000"], "--latent-dim 100000"),
+        (["--seed", "9223372036854775808"], "9,223,372,036,854,775,807"),
+        (["--particles", "-1"], "1,000,000"),
+        (["--batch-size", "131"], "130"),
+        (["--lr", "1e39"], "1e+38"),
+        (["--elbo", "renyi", "--alpha", "inf"], "1e+38"),
+        (["--compile", "cuda-graph"], "'graph'"),
     ],
 )
 def test_bad_options(few, capsys, tmp_path, arguments, says):
@@ -87,26 +78,22 @@ def test_note_that_iwae_with_one_particle_is_the_elbo(few, capsys, tmp_path):
     for particles, note in (("1", "note: with --particles 1, --elbo iwae is the ELBO\n"), ("2", "")):
         assert main([*SMALL, "--elbo", "iwae", "--particles", particles, "--out", particles]) == 0
         assert capsys.readouterr().err == note
-    assert "BatchNorm make them depend on all draws" in refuse(
-        capsys, tmp_path, "--elbo", "dreg", "--network", "mlp-batchnorm"
-    )
+    assert "BatchNorm" in refuse(capsys, tmp_path, "--elbo", "dreg", "--network", "mlp-batchnorm")
 
 
 def test_bad_out(few, capsys, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("precious")
-    assert "is a folder that is not empty" in refuse(capsys, tmp_path, *SMALL, "--out", "full")
-    assert "is a file" in refuse(capsys, tmp_path, *SMALL, "--out", "full/file")
-    assert "cannot be written" in refuse(capsys, tmp_path, *SMALL, "--out", "full/file/below")
-    assert "cannot be written" in refuse(capsys, tmp_path, *SMALL, "--out", "/proc/no/such")
+    for out in ("full", "full/file", "full/file/below", "/proc/no/such"):
+        assert out in refuse(capsys, tmp_path, *SMALL, "--out", out)
     (tmp_path / "runs").symlink_to("missing")
-    assert "./runs cannot be written" in refuse(capsys, tmp_path, *SMALL)
+    assert "runs" in refuse(capsys, tmp_path, *SMALL)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_out_without_permission(few, capsys, tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)
-    assert "cannot be written" in refuse(capsys, tmp_path, *SMALL, "--out", "closed/run")
+    assert "closed" in refuse(capsys, tmp_path, *SMALL, "--out", "closed/run")
 
 
 def test_bad_data(capsys, tmp_path, monkeypatch):
@@ -116,44 +103,43 @@ def test_bad_data(capsys, tmp_path, monkeypatch):
     raw = tmp_path / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)
     (raw / "train-images-idx3-ubyte").write_bytes(b"no images")
-    line = refuse(capsys, tmp_path, "--data-dir", "data")
-    assert "MNIST in data cannot be read" in line
+    assert "MNIST" in refuse(capsys, tmp_path, "--data-dir", "data")
     (tmp_path / "faces").mkdir()
-    assert "give folder:faces" in refuse(capsys, tmp_path, "--dataset", "faces")
-    assert "there is no folder nowhere" in refuse(capsys, tmp_path, "--data-dir", "nowhere")
-    assert "leave --offline out" in refuse(capsys, tmp_path, "--dataset", "fashion-mnist", "--offline")
+    assert "folder:faces" in refuse(capsys, tmp_path, "--dataset", "faces")
+    assert "nowhere" in refuse(capsys, tmp_path, "--data-dir", "nowhere")
+    assert "--offline" in refuse(capsys, tmp_path, "--dataset", "fashion-mnist", "--offline")
 
 
 def test_a_loss_that_is_not_finite(few, capsys, tmp_path):
     assert main([*SMALL, "--lr", "1e12", "--out", "run"]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
-    assert "at step" in line
-    assert "run contains the training up to epoch 0" in line
+    assert "step" in line
+    assert "epoch 0" in line
 
 
 def test_resume_with_options_that_contradict(few, few_digits, monkeypatch, capsys, tmp_path):
     assert main([*SMALL, "--out", "run"]) == 0
     capsys.readouterr()
     for arguments, says in [
-        (["--lr", "0.1"], "--lr 0.1 contradicts run/config.json, which says --lr 0.001"),
-        (["--elbo", "analytic"], "--elbo analytic contradicts"),
+        (["--lr", "0.1"], "--lr 0.001"),
+        (["--elbo", "analytic"], "--elbo analytic"),
         (["--hidden", "9"], "--hidden"),
-        (["--out", "other"], "leave --out out"),
-        (["--epochs", "1"], "is at epoch 2: give --epochs above 2"),
-        (["--epochs", "0"], "--epochs must be"),
-        (["--system", "other"], "--system other contradicts"),
-        (["--prior", "sphere"], "--prior sphere contradicts run/config.json, which says --prior standard-normal"),
+        (["--out", "other"], "--out"),
+        (["--epochs", "1"], "--epochs"),
+        (["--epochs", "0"], "--epochs"),
+        (["--system", "other"], "--system other"),
+        (["--prior", "sphere"], "--prior standard-normal"),
     ]:
         assert says in refuse(capsys, tmp_path, "--resume", "run", *arguments)
     content = (tmp_path / "run" / "config.json").read_bytes()
     (tmp_path / "run" / "config.json").write_bytes(b"{broken")
-    assert "is damaged" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
+    assert "damaged" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
     (tmp_path / "run" / "config.json").write_bytes(content)
-    assert "given from Python" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
+    assert "Python" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
     monkeypatch.setattr(data, "load_again", lambda *_: few_digits)
     (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
-    assert "metrics.jsonl is damaged" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
+    assert "metrics.jsonl" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
 
 
 def test_what_a_run_prints(few, monkeypatch, few_digits, capsys, tmp_path):
@@ -162,18 +148,14 @@ def test_what_a_run_prints(few, monkeypatch, few_digits, capsys, tmp_path):
     monkeypatch.setattr(data, "load_again", lambda *_: found)
     assert main([*SMALL, "--elbo", "analytic", "--out", "my run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("data: few digits (130 train / 40 test), pixels in [0, 1]")
-    assert "deep-bayes with --hidden 8 --latent-dim 2 --batch-size 50" in lines[1]
+    assert "few digits" in lines[0]
+    assert "--hidden 8 --latent-dim 2 --batch-size 50" in lines[1]
     last = json.loads((tmp_path / "my run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert f"test pseudo-ELBO {last['elbo']:.2f} +- {last['elbo_stderr']:.2f}" in lines[3]
     assert f"(distortion {last['distortion']:.2f}, rate {last['rate']:.2f})" in lines[3]
-    assert lines[3].startswith("epoch 2/2  train pseudo-ELBO")
     assert "'my run'" in lines[-5]
-    assert lines[-4:-1] == [
-        "next:  pvae draw 'my run'",
-        "   or  pvae evaluate 'my run'",
-        "   or  tensorboard --logdir 'my run'",
-    ]
+    for line, command in zip(lines[-4:-1], ("pvae draw", "pvae evaluate", "tensorboard --logdir")):
+        assert line.endswith(f"{command} 'my run'")
     assert lines[-1].endswith("--resume 'my run' --epochs 4")
 
     assert main(["--resume", "my run", "--epochs", "3"]) == 0
