@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 from pvae.core.errors import (
     InputError,
@@ -33,10 +34,12 @@ __all__ = [
     "Parser",
     "add_places",
     "add_seed",
+    "add_vae",
     "ctrl_c_exits_at_once",
     "exit_process",
     "nonempty_path",
     "run_command",
+    "run_parser",
     "whole_number",
     "whole_numbers",
 ]
@@ -56,10 +59,12 @@ class Command:
         parser: returns the parser of its arguments.
         work: does the work of the parsed arguments, and raises an `InputError` where they cannot be used. Torch is
             imported by then.
+        exclusive: pairs of arguments that have no meaning together, such as ("RUN", "system").
     """
 
     parser: Callable[[], Parser]
     work: Callable[[argparse.Namespace], None]
+    exclusive: Sequence[tuple[str, str]] = ()
 
     def __call__(self, argv: Sequence[str] | None = None) -> int:
         """Run the command, and return its exit status as `run_command` does.
@@ -71,6 +76,11 @@ class Command:
 
         def parse_and_work() -> None:
             arguments = parser.parse_intermixed_args(argv)
+            for pair in self.exclusive:
+                values = [getattr(arguments, name.lower(), None) for name in pair]
+                if not any(value is None or value is False for value in values):
+                    first, second = (name if name.isupper() else f"--{name}" for name in pair)
+                    raise InputError(f"{first} and {second} exclude each other: leave one of them out")
             with ctrl_c_exits_at_once(parser.command):
                 import pvae.training.fit  # noqa: F401  imports torch and matplotlib, which takes two seconds
             self.work(arguments)
@@ -86,25 +96,14 @@ class Parser(argparse.ArgumentParser):
         description: what the command does.
         epilog: examples.
         absent: options that a user may look for and that do not exist, with what to do instead.
-        prog: the command as a user types it, if it is another than `command`.
     """
 
     def __init__(
-        self,
-        command: str,
-        description: str,
-        epilog: str,
-        absent: Mapping[str, str] | None = None,
-        prog: str | None = None,
+        self, command: str, description: str, epilog: str, absent: Mapping[str, str] = MappingProxyType({})
     ) -> None:
-        self.command, self.absent = command, absent or {}
-        super().__init__(
-            prog=prog or command,
-            description=description,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        self.command, self.absent = command, absent
+        how = argparse.RawDescriptionHelpFormatter
+        super().__init__(command, None, description, epilog, formatter_class=how, allow_abbrev=False)
         # argparse takes -1e-1 for an option, and has no public way to say otherwise.
         self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf$", re.IGNORECASE)
 
@@ -123,14 +122,32 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} ({hint})")
 
 
-def add_places(parser: argparse._ActionsContainer, out: str, metavar: str = "DIR") -> None:
-    """Add the arguments --data-dir, --offline and --out.
+def run_parser(command: str, description: str, epilog: str, out: str, metavar: str = "DIR", **run: Any) -> Parser:
+    """Return a parser with the arguments of every command for a run: RUN, --vae, --data-dir, --offline and --out.
 
     Args:
-        parser: a parser, or a group of its arguments.
+        command: as for `Parser`, as are `description` and `epilog`.
+        description: what it does.
+        epilog: examples.
         out: help text of --out.
         metavar: what --out names.
+        run: arguments of `add_argument` for RUN, in place of the usual ones.
     """
+    parser = Parser(command, description, epilog)
+    parser.add_argument("run", **{"metavar": "RUN", "type": nonempty_path, "help": "a run folder", **run})
+    add_vae(parser, "for a run of a VAE of your own")
+    add_places(parser, out, metavar)
+    return parser
+
+
+def add_vae(parser: argparse._ActionsContainer, what: str) -> None:
+    """Add the argument --vae."""
+    text = f"{what}: a function of the configuration and the shape of a datum that returns a pvae.VAE"
+    parser.add_argument("--vae", metavar="FILE.py:FUNCTION", help=text)
+
+
+def add_places(parser: argparse._ActionsContainer, out: str, metavar: str = "DIR") -> None:
+    """Add the arguments --data-dir, --offline and --out to a parser or a group of its arguments."""
     parser.add_argument("--data-dir", metavar="DIR", type=nonempty_path, help=_DATA_DIR)
     parser.add_argument("--offline", action="store_true", help="do not download anything")
     parser.add_argument("--out", metavar=metavar, type=nonempty_path, help=out)
@@ -240,17 +257,7 @@ def _line_and_status(error: BaseException) -> tuple[str, int]:
 
 @contextlib.contextmanager
 def ctrl_c_exits_at_once(name: str) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the process while it imports torch; many modules cannot handle an exception then.
-
-    Raises:
-        InputError: Python runs without docstrings, and so cannot import Pyro; or the working folder is gone.
-    """
-    if sys.flags.optimize > 1:
-        raise InputError("Pyro needs docstrings, which PYTHONOPTIMIZE=2 and -OO remove: set it to 1, or give -O")
-    try:
-        Path.cwd()  # without it, torch's libraries abort the process
-    except OSError:
-        raise InputError("the folder in which the command was started is gone: go to one that exists") from None
+    """Let Ctrl-C and SIGTERM end the process while it imports torch; many modules cannot handle an exception then."""
 
     def exit_at_once(number: int, _: object) -> None:
         if is_first_process():

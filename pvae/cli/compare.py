@@ -8,15 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pvae.cli.command import (
-    Command,
-    Parser,
-    add_places,
-    nonempty_path,
-    whole_number,
-    whole_numbers,
-)
-from pvae.cli.own_code import add_vae, open_run
+from pvae.cli.command import Command, Parser, run_parser, whole_number, whole_numbers
+from pvae.cli.own_code import open_run
 from pvae.cli.results import place_of, write
 from pvae.config.options import ELBOS
 from pvae.config.presets import get_system
@@ -51,8 +44,6 @@ examples:
 
 def _compare(arguments: argparse.Namespace) -> None:
     names = [check_name("--elbo", name, ELBOS) for name in arguments.elbo.split(",")]
-    if arguments.run and (arguments.system or arguments.stages):
-        raise InputError("--system and --stages train anew: leave them out, or leave out the RUN")
     from pvae.evaluation import estimators
     from pvae.plotting import figures
     from pvae.trained.log_likelihood import MOST_UNTRUSTED
@@ -120,27 +111,21 @@ def _weights(arguments: argparse.Namespace, run: Run | None, config: Config) -> 
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        "pvae compare", "Compare estimators of the bound and of its gradient, at one set of weights.", _EPILOG
-    )
+    description = "Compare estimators of the bound and of its gradient, at one set of weights."
+    out = "a new folder (default: RUN/comparison, or runs/<time>-compare)"
+    run = "a run folder; with --valid, its best epoch is used"
+    parser = run_parser("pvae compare", description, _EPILOG, out, nargs="?", help=run)
     add = parser.add_argument
-    add("run", metavar="RUN", nargs="?", type=nonempty_path, help="a run folder; with --valid, its best epoch is used")
     add("--system", metavar="NAME", help="train this in place of a RUN (default: linear-gaussian)")
     stages = f"epochs after which to compare (default: {','.join(map(str, _STAGES))})"
     add("--stages", metavar="N,N", type=whole_numbers(0, 10**6), help=stages)
-    add(
-        "--elbo",
-        metavar="NAME,NAME",
-        default=_ALL,
-        help=f"of {', '.join(ELBOS)} (default: those that apply)",
-    )
+    names = f"of {', '.join(ELBOS)} (default: those that apply)"
+    add("--elbo", metavar="NAME,NAME", default=_ALL, help=names)
     add("--particles", metavar="K,K", type=whole_numbers(1, 10**6), default="1,5,50", help="K (default: 1,5,50)")
     add("--repetitions", metavar="R", type=whole_number(3), default=100, help="with other draws each (default: 100)")
     batch_size = "random test data, or all if there are fewer (default: 100)"
     add("--batch-size", metavar="B", type=whole_number(2), default=100, help=batch_size)
-    add_vae(parser, "for a run of a VAE of your own")
-    add_places(parser, "where to write (default: RUN/comparison, or runs/<time>-compare)")
     return parser
 
 
-main = Command(_parser, _compare)
+main = Command(_parser, _compare, exclusive=[("RUN", "system"), ("RUN", "stages")])

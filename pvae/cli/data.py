@@ -13,8 +13,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pvae.cli.command import Command, Parser, add_places, add_seed, nonempty_path, whole_number
-from pvae.cli.own_code import add_vae, open_run
+from pvae.cli.command import Command, Parser, add_seed, nonempty_path, run_parser, whole_number
+from pvae.cli.own_code import open_run
 from pvae.cli.results import place_of, write
 from pvae.core.errors import InputError
 from pvae.core.files import write_whole
@@ -81,34 +81,30 @@ _MOST = 10_000  # images at once in memory
 
 
 def _encode_parser() -> Parser:
-    parser = Parser("pvae encode", "Encode data by a trained run.", _ENCODE)
-    _add_run_and_data(parser)
+    out = "a new .npz or .csv file (default: RUN/codes.npz)"
+    parser = run_parser("pvae encode", "Encode data by a trained run.", _ENCODE, out, "FILE")
+    _add_data(parser)
     parser.add_argument("--draws", action="store_true", help="a draw z from q(z | x) in place of mean and scale")
     splits = "the means of all data of the run, as --dataset array:FILE reads them, in place of those of DATA"
     parser.add_argument("--splits", action="store_true", help=splits)
     add_seed(parser)
-    add_places(parser, "a new .npz or .csv file (default: RUN/codes.npz)", "FILE")
     return parser
 
 
 def _encode(arguments: argparse.Namespace) -> None:
-    import torch
-
     from pvae.core.random_state import seeded
     from pvae.trained.latent_space import draw_codes, encode_images
 
     run = open_run(arguments.run, arguments.vae)
     out = place_of(arguments.out, run.place / "codes.npz")
-    if out.suffix not in (".npz", ".csv"):
-        raise InputError(f"--out {out} must end in .npz or .csv")
+    if out.suffix not in (".npz", ".npz" if arguments.splits else ".csv"):
+        raise InputError(f"--out {out} must end in .npz, or without --splits in .csv")
     if arguments.splits:
-        if arguments.data or arguments.label or arguments.draws or out.suffix == ".csv":
-            raise InputError("--splits writes means of the run's own data: leave out DATA, --label, --draws and .csv")
         arrays = _codes_of_splits(run, arguments)
     else:
         given = _given_data(run, arguments)
         vae, x = run.vae().given(given.y), run.preparation.pixels(given.x)
-        with seeded(arguments.seed, torch.device("cpu")):
+        with seeded(arguments.seed):
             codes = draw_codes(vae, x) if arguments.draws else encode_images(vae, x)._asdict()
         arrays = {"names": given.names, **codes, **({"labels": given.labels} if given.labels else {})}
     write(out, _as_csv(arrays) if out.suffix == ".csv" else arrays)
@@ -141,18 +137,16 @@ def _as_csv(arrays: Mapping[str, Any]) -> str:
 
 
 def _score_parser() -> Parser:
-    parser = Parser("pvae score", "Score data by their likelihood under a trained run.", _SCORE)
-    _add_run_and_data(parser)
+    description, out = "Score data by their likelihood under a trained run.", "a new folder (default: RUN/scores)"
+    parser = run_parser("pvae score", description, _SCORE, out)
+    _add_data(parser)
     samples = "draws of z for each datum (default: 200)"
     parser.add_argument("--importance-samples", metavar="S", type=whole_number(2), default=200, help=samples)
     add_seed(parser)
-    add_places(parser, "a new folder (default: RUN/scores)")
     return parser
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    import torch
-
     from pvae.core.random_state import seeded
     from pvae.data.preparation import Preparation
     from pvae.plotting.figures import named_images_figure
@@ -165,7 +159,7 @@ def _score(arguments: argparse.Namespace) -> None:
     given = _given_data(run, arguments)
     vae, x, kind = with_likelihood(run, given.x, given.y)
     bar = progress_bar("scoring", len(given.names), "datum", in_logs=True)
-    with bar, seeded(arguments.seed, torch.device("cpu")):
+    with bar, seeded(arguments.seed):
         scores = score_images(vae, x, given.names, arguments.importance_samples, bar.update)
     write(folder / "scores.csv", csv_of(scores))
     least_likely = scores[:_ODDEST]
@@ -193,9 +187,9 @@ def _score(arguments: argparse.Namespace) -> None:
 
 
 def _sample_parser() -> Parser:
-    parser = Parser("pvae sample", "Draw new data from a trained run, or fill in missing values.", _SAMPLE)
+    description = "Draw new data from a trained run, or fill in missing values."
+    parser = run_parser("pvae sample", description, _SAMPLE, "a new folder (default: RUN/samples)")
     add = parser.add_argument
-    add("run", metavar="RUN", type=nonempty_path, help="a run folder")
     number = f"how many, at most {_MOST:,} (default: 64)"
     add("-n", "--num-samples", metavar="N", type=whole_number(1, _MOST), default=64, help=number)
     add("--draws", action="store_true", help="draw every pixel from p(x | z) in place of taking its mean")
@@ -206,20 +200,16 @@ def _sample_parser() -> Parser:
     impute = "fill in what is missing in a file of data, into imputed.npz, or of a table imputed.csv; needs --missing"
     add("--impute", metavar="FILE", type=nonempty_path, help=impute)
     add_seed(parser)
-    add_vae(parser, "for a run of a VAE of your own")
-    add("--out", metavar="DIR", type=nonempty_path, help="a new folder (default: RUN/samples)")
     return parser
 
 
 def _sample(arguments: argparse.Namespace) -> None:
-    import torch
-
     from pvae.core.random_state import seeded
     from pvae.plotting.figures import image_figure
 
     run = open_run(arguments.run, arguments.vae)
     folder = place_of(arguments.out, run.place / "samples")
-    with seeded(arguments.seed, torch.device("cpu")):
+    with seeded(arguments.seed):
         if arguments.impute is not None:
             print_line(_write_imputed(run, folder, arguments))
             return
@@ -260,8 +250,6 @@ def _write_imputed(run: Run, folder: Path, arguments: argparse.Namespace) -> str
 
     if not run.config.missing:
         raise InputError(f"{run.path} was trained without --missing: train again with it to fill in missing values")
-    if arguments.codes:
-        raise InputError("--impute and --codes exclude each other: leave one of them out")
     given = given_data(run, arguments.impute, label=arguments.label)
     imputed = impute(run.vae().given(given.y), run.preparation.pixels(given.x))
     what = f"{int(given.x.isnan().sum()):,} missing values of {len(given.names):,} rows, filled and stderr"
@@ -275,9 +263,9 @@ def _write_imputed(run: Run, folder: Path, arguments: argparse.Namespace) -> str
 
 
 def _reconstruct_parser() -> Parser:
-    parser = Parser("pvae reconstruct", "Encode and decode data by a trained run.", _RECONSTRUCT)
-    _add_run_and_data(parser)
-    add_places(parser, "a new folder (default: RUN/reconstructions)")
+    description, out = "Encode and decode data by a trained run.", "a new folder (default: RUN/reconstructions)"
+    parser = run_parser("pvae reconstruct", description, _RECONSTRUCT, out)
+    _add_data(parser)
     return parser
 
 
@@ -334,14 +322,12 @@ def _write_images(folder: Path, prefix: str, images: Tensor) -> list[str]:
     return names
 
 
-def _add_run_and_data(parser: Parser) -> None:
+def _add_data(parser: Parser) -> None:
     add = parser.add_argument
-    add("run", metavar="RUN", type=nonempty_path, help="a run folder")
     data = "an image file, a folder of them, or a file of arrays or of a table (default: the test data of the run)"
     add("data", metavar="DATA", nargs="?", type=nonempty_path, help=data)
     add("--label", metavar="NAME", help="the class of all DATA, if the run was trained with labels")
     add("--skip-broken", action="store_true", help="leave out image files of DATA that cannot be decoded")
-    add_vae(parser, "for a run of a VAE of your own")
 
 
 def _given_data(run: Run, arguments: argparse.Namespace) -> GivenData:
@@ -356,7 +342,7 @@ def _given_data(run: Run, arguments: argparse.Namespace) -> GivenData:
     return given
 
 
-encode = Command(_encode_parser, _encode)
+encode = Command(_encode_parser, _encode, exclusive=[("splits", name) for name in ("DATA", "label", "draws")])
 score = Command(_score_parser, _score)
-sample = Command(_sample_parser, _sample)
+sample = Command(_sample_parser, _sample, exclusive=[("impute", "codes"), ("impute", "draws")])
 reconstruct = Command(_reconstruct_parser, _reconstruct)

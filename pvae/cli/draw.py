@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pvae.cli.command import Command, Parser, add_places, nonempty_path
-from pvae.cli.own_code import add_vae, open_run
+from pvae.cli.command import Command, Parser, run_parser
+from pvae.cli.own_code import open_run
 from pvae.cli.results import place_of, write
 from pvae.core.errors import InputError, NotFiniteError, check_name, naming_refused_parameters
 from pvae.core.records import to_json
@@ -127,14 +127,12 @@ def draw_side_by_side(runs: Sequence[Path], folder: Path, options: Mapping[str, 
 
 
 def _parser() -> Parser:
-    parser = Parser("pvae draw", _DESCRIPTION, _EPILOG)
-    add = parser.add_argument
-    add("run", metavar="RUN", type=nonempty_path, help="a run folder, or a folder of run folders")
-    add("--what", metavar="NAME[,NAME...]", help="the pictures to draw (default: all that apply, and latent.json)")
+    run = "a run folder, or a folder of run folders"
+    parser = run_parser("pvae draw", _DESCRIPTION, _EPILOG, "a new folder (default: RUN/figures)", help=run)
+    what = "the pictures to draw (default: all that apply, and latent.json)"
+    parser.add_argument("--what", metavar="NAME[,NAME...]", help=what)
     attribute = "of the data, for the picture attributes (default: Blond_Hair Smiling Male Eyeglasses)"
-    add("--attribute", metavar="NAME", nargs="+", help=attribute)
-    add_vae(parser, "for a run of a VAE of your own")
-    add_places(parser, "a new folder (default: RUN/figures)")
+    parser.add_argument("--attribute", metavar="NAME", nargs="+", help=attribute)
     return parser
 
 

@@ -7,15 +7,8 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pvae.cli.command import (
-    Command,
-    Parser,
-    add_places,
-    add_seed,
-    nonempty_path,
-    whole_number,
-)
-from pvae.cli.own_code import add_vae, open_run
+from pvae.cli.command import Command, Parser, add_seed, run_parser, whole_number
+from pvae.cli.own_code import open_run
 from pvae.cli.results import place_of, write
 from pvae.config.config import OPTIONS
 from pvae.core.errors import InputError
@@ -46,7 +39,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise InputError(f"--precision {arguments.precision} goes with --compile auto, graph or inductor only")
     from pvae.evaluation.report import evaluate, to_text
 
-    runs = [open_run(path, arguments.vae, len(arguments.runs) == 1) for path in arguments.runs]
+    runs = [open_run(path, arguments.vae, len(arguments.run) == 1) for path in arguments.run]
     first, is_table, is_quiet = runs[0], len(runs) > 1 or arguments.latex, arguments.quiet
     if is_table and arguments.seconds:
         raise InputError("--seconds goes with a single RUN, without --latex: give --importance-samples")
@@ -85,40 +78,29 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser("pvae evaluate", "Evaluate a trained run on its test data.", _EPILOG)
+    description, out = "Evaluate a trained run on its test data.", "a new file (default: RUN/evaluation.json)"
+    run = "a run folder; several give one table"
+    parser = run_parser("pvae evaluate", description, _EPILOG, out, "FILE", nargs="+", help=run)
     add = parser.add_argument
-    add("runs", metavar="RUN", nargs="+", type=nonempty_path, help="a run folder; several give one table")
     default = f"{_DRAWS}, or {_FEW_DRAWS} where a datum has more than {_LARGE:,} values"
-    add(
-        "--importance-samples",
-        metavar="S",
-        type=whole_number(2),
-        help=f"draws of z for each datum (default: {default})",
+    samples = f"draws of z for each datum (default: {default})"
+    add("--importance-samples", metavar="S", type=whole_number(2), help=samples)
+    seconds = (
+        "while the importance weights of more than 1%% of the data cannot be trusted, double the draws, as long "
+        "as all of them take at most T seconds (default: 0, never)"
     )
-    add(
-        "--seconds",
-        metavar="T",
-        type=whole_number(0),
-        default=0,
-        help="while the importance weights of more than 1%% of the data cannot be trusted, double the draws, as long "
-        "as all of them take at most T seconds (default: 0, never)",
-    )
+    add("--seconds", metavar="T", type=whole_number(0), default=0, help=seconds)
     add("--images", metavar="N", type=whole_number(2), help="a random subset of N test data (default: all)")
     add_seed(parser)
-    add(
-        "--compile",
-        metavar="HOW",
-        choices=OPTIONS["compile"].choices,
-        default="auto",
-        help="none; graph: record the decoder's operators; inductor: compile them to C++, which is faster for many "
-        "samples; auto: inductor there, if torch is 2.14 and there is a compiler, else graph (default: auto)",
+    engine = (
+        "none; graph: record the decoder's operators; inductor: compile them to C++, which is faster for many "
+        "samples; auto: inductor there, if torch is 2.14 and there is a compiler, else graph (default: auto)"
     )
+    add("--compile", metavar="HOW", choices=OPTIONS["compile"].choices, default="auto", help=engine)
     precision = "fp32, or bf16 in the decoder's products (default: fp32)"
     add("--precision", metavar="P", choices=OPTIONS["precision"].choices, default="fp32", help=precision)
     add("--latex", action="store_true", help="print the table of one or several runs as a LaTeX tabular")
     add("--quiet", action="store_true", help="print the file's name only")
-    add_vae(parser, "for a run of a VAE of your own")
-    add_places(parser, "where to write (default: RUN/evaluation.json)", "FILE")
     return parser
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import webbrowser
 
-from pvae.cli.command import Command, Parser, add_places, nonempty_path
+from pvae.cli.command import Command, Parser, run_parser
+from pvae.cli.own_code import open_run
 from pvae.cli.results import place_of, write
 from pvae.core.terminal import print_line
 
@@ -24,19 +25,16 @@ In Python, after import pvae.explore.page:
 
 
 def _parser() -> Parser:
-    parser = Parser("pvae explore", _DESCRIPTION, _EPILOG)
     run = "a run folder, or deep-bayes or fashion-vae, runs that come with pvae"
-    parser.add_argument("run", metavar="RUN", type=nonempty_path, help=run)
+    parser = run_parser("pvae explore", _DESCRIPTION, _EPILOG, "the page (default: RUN/explore.html)", "FILE", help=run)
     parser.add_argument("--open", action="store_true", help="show the page in the browser")
-    add_places(parser, "the page (default: RUN/explore.html)", "FILE")
     return parser
 
 
 def _explore(arguments: argparse.Namespace) -> None:
     from pvae.explore.page import check_run, explorer_page
-    from pvae.runs.run import Run
 
-    run = Run.open(arguments.run)
+    run = open_run(arguments.run, arguments.vae)
     check_run(run)
     out = place_of(arguments.out, run.place / "explore.html")
     run.dataset(None, arguments.data_dir, arguments.offline)

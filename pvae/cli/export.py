@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from pvae.cli.command import Command, Parser, nonempty_path
-from pvae.cli.own_code import add_vae, open_run
+from pvae.cli.command import Command, Parser, run_parser
+from pvae.cli.own_code import open_run
 from pvae.cli.results import place_of
 from pvae.core.terminal import print_line
 
@@ -26,11 +26,7 @@ notebooks/plain-torch.md shows the file, and exports encoder and decoder as ONNX
 
 
 def _parser() -> Parser:
-    parser = Parser("pvae export", _DESCRIPTION, _EPILOG)
-    parser.add_argument("run", metavar="RUN", type=nonempty_path, help="a run folder")
-    add_vae(parser, "for a run of a VAE of your own")
-    parser.add_argument("--out", metavar="DIR", type=nonempty_path, help="a new folder (default: RUN/torch)")
-    return parser
+    return run_parser("pvae export", _DESCRIPTION, _EPILOG, "a new folder (default: RUN/torch)")
 
 
 def _export(arguments: argparse.Namespace) -> None:

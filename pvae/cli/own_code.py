@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import inspect
@@ -21,13 +20,7 @@ if TYPE_CHECKING:
     from pvae.runs.run import Run
     from pvae.vae import VAE
 
-__all__ = ["add_vae", "load_function", "open_run", "own_vae"]
-
-
-def add_vae(parser: argparse.ArgumentParser | argparse._ArgumentGroup, what: str) -> None:
-    """Add the argument --vae."""
-    text = f"{what}: a function of the configuration and the shape of a datum that returns a pvae.VAE"
-    parser.add_argument("--vae", metavar="FILE.py:FUNCTION", help=text)
+__all__ = ["load_function", "open_run", "own_vae"]
 
 
 def own_vae(place: str, config: Config, datum_shape: tuple[int, ...]) -> VAE:
@@ -41,9 +34,7 @@ def own_vae(place: str, config: Config, datum_shape: tuple[int, ...]) -> VAE:
 
     function = load_function(place)
     try:
-        import torch
-
-        with seeded(config.seed, torch.device("cpu")):
+        with seeded(config.seed):
             vae = function(config, config.padded(datum_shape))
     except InputError:
         raise

@@ -10,16 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pvae.cli.command import (
-    Command,
-    Parser,
-    add_places,
-    nonempty_path,
-    whole_number,
-    whole_numbers,
-)
+from pvae.cli.command import Command, Parser, add_places, add_vae, nonempty_path, whole_number, whole_numbers
 from pvae.cli.draw import draw_side_by_side
-from pvae.cli.own_code import add_vae, own_vae
+from pvae.cli.own_code import own_vae
 from pvae.config.config import OPTIONS, Config
 from pvae.config.options import flag, own_path
 from pvae.config.presets import SYSTEMS, as_option, get_system, list_systems
@@ -43,17 +36,13 @@ _EXAMPLES = """\
 examples:
   python -m pvae.train --elbo analytic
       the Deep Bayes VAE on MNIST with the closed-form KL; on 5,000 digits if MNIST is not available
-  python -m pvae.train --seeds 0:8 --out many
-      the same for the seeds 0 to 7, and a table of mean and spread; interrupted, the same command goes on
-  python -m pvae.train --binarize dynamic --elbo trace --particles 5 --latent-dim 20 --hidden 400
+  python -m pvae.train --binarize dynamic --particles 5 --latent-dim 20 --hidden 400
       another VAE on binary pixels, where the figure printed is a true lower bound on log p(x)
-  torchrun --nproc-per-node=2 -m pvae.train --out RUN
-      the same training by two processes that share each batch: faster on GPUs and for batches of 1,000 images or
-      more, slower for small ones; if a process dies, the others end: go on with --resume RUN
+  python -m pvae.train --seeds 0:8 --out many
+      the seeds 0 to 7, and a table of mean and spread; if it is interrupted, the same command resumes it
 
-Figures are nats per datum (an image): elbo = -(distortion + rate), higher is better, where the distortion is the
-mean of -log p(x|z) and the rate the KL divergence of q(z|x) from p(z). The run folder holds config.json,
-metrics.jsonl, checkpoint.safetensors, figures/ and TensorBoard events; pvae.load("RUN") gives the VAE in Python."""
+Figures are nats per datum: elbo = -(distortion + rate), higher is better. pvae.load("RUN") gives the VAE in Python.
+notebooks/run-folder.md describes the run folder, processes.md several seeds and processes, values.md other data."""
 
 
 _NETWORK = "give --network, and --hidden for its widths; the decoder is its reverse"
@@ -87,7 +76,8 @@ class _ListSystems(argparse.Action):
 def train_parser() -> Parser:
     """Return the parser of `python -m pvae.train`; its result has only those options of `Config` that were given."""
     description = "Train a variational autoencoder, written as Pyro functions, by stochastic variational inference."
-    parser = Parser("pvae train", description, _EXAMPLES, _ABSENT, prog="python -m pvae.train")
+    parser = Parser("pvae train", description, _EXAMPLES, _ABSENT)
+    parser.prog = "python -m pvae.train"
     parser.add_argument("--list-systems", nargs=0, action=_ListSystems, help="list the published systems and exit")
     printed = "print the system and a loop that trains it as one file of plain torch, and do nothing else"
     parser.add_argument("--print", action="store_true", help=printed)
@@ -147,23 +137,14 @@ def _print_script(options: Mapping[str, Any]) -> None:
     """Print the file of plain torch that trains a system."""
     from pvae.trained.plain_torch import training_script
 
-    unused = ("out", "seeds", "resume", "device", "threads", "vae", "from")
-    if given := [flag(name) for name in unused if options[name] is not None]:
-        raise InputError(f"--print prints a script and trains nothing: leave {given[0]} out")
     print_line(training_script(_configured({**options, "quiet": True})[0]).rstrip("\n"))
 
 
 def _train(options: Mapping[str, Any]) -> None:
-    path, out = options["resume"], options["out"]
-    if path is None:
-        config, data = _configured(options)
-        run = _fit(config, data, out, options)
-    elif out is None:
-        if options["from"] is not None:
-            raise InputError("--resume goes on with a run, and --from begins a new one: leave one of them out")
-        run = _resume(path, _chosen(options), options)
+    if options["resume"] is None:
+        run = _fit(*_configured(options), options["out"], options)
     else:
-        raise InputError(f"--resume {path} writes into that folder: leave --out out")
+        run = _resume(options["resume"], _chosen(options), options)
     if is_first_process():
         print_line(run.path if options["quiet"] else _what_is_next(run))
 
@@ -172,16 +153,14 @@ def _train_seeds(options: Mapping[str, Any]) -> None:
     """Train a run for each seed, one after the other, and draw these runs side by side, with their table."""
     if is_torchrun():
         raise InputError("--seeds trains in one process: run it without torchrun")
-    if options["resume"] or "seed" in options:
-        raise InputError("--seeds names the seeds and finds the runs to resume: leave --seed and --resume out")
     config, data = _configured(options)
     folder = options["out"] or Path("runs") / f"{config.system}-{config.elbo}-seeds"
     runs, diverged = [], []
     for seed in options["seeds"]:
-        one, path = config.replace(seed=seed), folder / f"seed-{seed}"
+        of_seed, path = config.replace(seed=seed), folder / f"seed-{seed}"
         is_new = not (path / "config.json").exists()
         try:
-            run = _fit(one, data, path, options) if is_new else _resume(path, asdict(one), options)
+            run = _fit(of_seed, data, path, options) if is_new else _resume(path, asdict(of_seed), options)
             runs.append(run.path)
         except TrainingError as error:
             print(f"pvae train: seed {seed}: {error}", file=sys.stderr)
@@ -210,15 +189,14 @@ def _resume(path: Path, chosen: Mapping[str, Any], options: Mapping[str, Any]) -
     from pvae.runs.run import Run
     from pvae.training.fit import resume
 
-    recorded = Run.open(path).config
+    run = Run.open(path)
     for name, value in chosen.items():
-        ours, theirs = OPTIONS[name].check(name, value), getattr(recorded, name)
+        ours, theirs = OPTIONS[name].check(name, value), getattr(run.config, name)
         if name not in ("epochs", "source") and ours != theirs:
             raise InputError(
                 f"{as_option(name, ours)} contradicts {path}/config.json, which says {as_option(name, theirs)}: "
                 "give the same, or start a new run"
             )
-    run = Run.open(path)
     vae = None if options["vae"] is None else own_vae(options["vae"], run.config, run.data.datum_shape)
     return resume(path, chosen.get("epochs"), vae=vae, **{name: options[name] for name in _WHERE})
 
@@ -288,4 +266,10 @@ def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
     return config, data
 
 
-main = Command(train_parser, _work)
+_EXCLUSIVE = {
+    "print": ("out", "seeds", "resume", "device", "threads", "vae", "from"),
+    "resume": ("out", "from", "seeds"),
+    "seeds": ("seed",),
+}
+
+main = Command(train_parser, _work, [(name, other) for name, others in _EXCLUSIVE.items() for other in others])

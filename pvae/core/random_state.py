@@ -12,14 +12,14 @@ __all__ = ["restore_rng_state", "rng_state", "seeded"]
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Run a block with a seed, and restore the state of torch's generators afterwards.
 
     Args:
         seed: for the generator of the CPU and, if `device` is a GPU, for its generator.
-        device: the device on which the block draws random numbers.
+        device: the device on which the block draws random numbers; the CPU by default.
     """
-    devices = [device] if device.type == "cuda" else []
+    devices = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         # Not torch.manual_seed, which also seeds all other devices; fork_rng would not restore these.
         torch.default_generator.manual_seed(seed)

@@ -264,12 +264,3 @@ def test_too_little_memory_to_load_torch_is_one_line(tmp_path):
     assert done.stderr.count("\n") == 1, done.stderr
     assert "memory" in done.stderr
     assert not list(tmp_path.iterdir())
-
-
-def test_python_without_docstrings_is_refused(tmp_path):
-    """Pyro cannot be imported without docstrings."""
-    done = by("-OO", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert "PYTHONOPTIMIZE" in done.stderr
-    assert not list(tmp_path.iterdir())
