@@ -145,7 +145,7 @@ def describe_choices(data: Dataset, config: Config, given: Iterable[str]) -> str
     datum, many = ("an image", "images") if data.is_images else ("a datum", "data")
     reasons = {
         "image_size": "their median size, at most 64 pixels a side; --grey removes colours",
-        "likelihood": config.likelihood_family.help,
+        "likelihood": f"{config.likelihood_family.help}: the ELBO bounds log p(x)",
         "binarize": "which leaves data of two values as they are",
         "network": f"{len(config.hidden)} convolutions halve the sides of {datum}" if is_conv else "no convolutions",
         "hidden": "channels or widths of the layers; larger ones learn finer detail, slower",

@@ -294,9 +294,9 @@ class Dataset:
 
     def record(self) -> DataRecord:
         """Return the record for a run folder."""
-        sizes = {f"num_{split}": len(x) for split, x in self.splits.items()}
+        content: dict[str, Any] = {f"num_{split}": len(x) for split, x in self.splits.items()}
         same = [entry.name for entry in fields(DataRecord) if not entry.name.startswith("num_")]
-        return DataRecord(**sizes, **{name: getattr(self, name) for name in same})
+        return DataRecord(**content, **{name: getattr(self, name) for name in same})
 
 
 def _in_parts(data: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -36,7 +36,9 @@ def check_domain(
     Raises:
         InputError: a datum is outside the domain; the message names the first such datum, and its value.
     """
-    for start in range(0, len(values) if check else 0, _ROWS):
+    if check is None:
+        return
+    for start in range(0, len(values), _ROWS):
         with contextlib.suppress(InputError):
             check(values[start : start + _ROWS])
             continue

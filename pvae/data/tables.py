@@ -84,13 +84,15 @@ def read_columns(
     """
     import pandas
 
-    names = [column.name for column in known] or [*frame]
+    column_of = {column.name: column for column in known}
+    names = [*(column_of or frame)]
     if absent := [name for name in names if name not in frame]:
         raise InputError(f"{file} has no column {listed(absent)}, which the run was trained on")
     if more := [name for name in frame if name not in names]:
         raise InputError(f"{file} has the column {listed(more)}, which the run was not trained on: leave it out")
     values, columns = [], []
-    for name, column in zip(names, known or [None] * len(names)):
+    for name in names:
+        column = column_of.get(name)
         texts, numbers = texts_of(frame[name]), pandas.to_numeric(frame[name], errors="coerce")
         is_given = texts != ""
         is_text = is_given & numbers.isna() & (texts.str.lower() != "nan")

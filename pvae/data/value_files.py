@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ class Values(NamedTuple):
 
     x: dict[str, NDArray[Any]]
     labels: dict[str, NDArray[Any]]
-    names: dict[str, Sequence[str]]
+    names: Mapping[str, Sequence[str]]
     columns: tuple[Column, ...] = ()
     note: str = ""
 
@@ -93,8 +93,8 @@ def read_values(file: Path, known: Sequence[Column] = (), label_column: str = ""
         has_labels = label_column in frame
         labels = {"train": texts_of(frame.pop(label_column)).to_numpy(str)} if has_labels else {}
         x, columns = read_columns(frame, file, known)
-        names = [row_name(file, row).replace(" ", "-") for row in frame.index]
-        return Values({"train": x}, labels, {"train": names}, columns, note)
+        lines = [row_name(file, row).replace(" ", "-") for row in frame.index]
+        return Values({"train": x}, labels, {"train": lines}, columns, note)
     if not is_array_file(file) and file.suffix.lower() not in HDF5:
         raise InputError(f"{file} is no .npy, .npz, .h5, .csv or .parquet file")
     arrays, note = read_arrays(file)
