@@ -88,12 +88,6 @@ def keras_example(data, reconstruction, z_mean, z_log_var):
     return (cross_entropy * data.shape[1]).sum((1, 2)).mean() + kl(z_mean, z_log_var).sum(1).mean()
 
 
-@public("Keras blog, Building autoencoders, 2016", "the negative ELBO of the batch, a mean", BERNOULLI)
-def keras_blog(inputs, outputs, z_mean, z_log_sigma):
-    reconstruction = 784 * F.binary_cross_entropy(outputs, inputs, reduction="none").view(-1, 784).mean(-1)
-    return (reconstruction + kl(z_mean, z_log_sigma).sum(-1)).mean()
-
-
 @public(
     "Keras examples, variational_autoencoder.py with --mse", "the negative ELBO of the batch, a mean", "scale^2 = 0.5)"
 )
@@ -142,15 +136,6 @@ def antixk_vanilla(*args, **kwargs):
     return {"loss": total, "Reconstruction_Loss": recons_loss.detach(), "KLD": -kld_loss.detach()}
 
 
-@public(
-    "AntixK/PyTorch-VAE, BetaVAE with loss_type H",
-    "0.02 times the negative ELBO of the batch, a mean",
-    "scale^2 = 0.01",
-)
-def antixk_beta(recons, inputs, mu, log_var, beta=4, kld_weight=0.005):
-    return F.mse_loss(recons, inputs) + beta * kld_weight * kl(mu, log_var).sum(1).mean(0)
-
-
 @public("YannDubs/disentangling-vae, betaH", "the negative beta-ELBO of the batch, a mean", BERNOULLI, "4")
 def disentangling_beta_h(data, recon_data, mean, logvar):
     reconstruction = F.binary_cross_entropy(recon_data, data, reduction="sum") / len(data)
@@ -161,13 +146,6 @@ def disentangling_beta_h(data, recon_data, mean, logvar):
         "Laplace(recon_data, scale = 1 / 3)")  # fmt: skip
 def disentangling_laplace(data, recon_data, mean, logvar):
     return 3 * F.l1_loss(recon_data, data, reduction="sum") / len(data) + kl(mean, logvar).mean(0).sum()
-
-
-@public("1Konny/Beta-VAE, gaussian", "20 times the negative ELBO of the batch, a mean", "scale^2 = 10")
-def konny_beta(x, x_recon, mu, logvar):
-    reconstruction = F.mse_loss(x_recon, x, reduction="sum").div(len(x))
-    klds = -0.5 * (1 + logvar - mu.pow(2) - logvar.exp())
-    return reconstruction + 20 * klds.sum(1).mean(0, True)
 
 
 @public(
@@ -221,12 +199,6 @@ def ethanluoyc(x, dec, z_mean, z_stddev):
     return F.mse_loss(dec, x) + latent
 
 
-@public("wiseodd/generative-models, vae_tensorflow.py", "the negative ELBO of the batch, a mean", LOGITS)
-def wiseodd(logits, x, z_mu, z_logvar):
-    reconstruction = F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(1)
-    return (reconstruction + 0.5 * torch.sum(torch.exp(z_logvar) + z_mu**2 - 1.0 - z_logvar, 1)).mean()
-
-
 @public(
     "Tomczak, Deep Generative Modeling",
     "the negative ELBO of the batch, a mean",
@@ -257,13 +229,6 @@ def latent_diffusion(inputs, reconstructions, x_logvar, mean, logvar):
 @public("means of both parts, in many", "a mean", BERNOULLI, "D / L")
 def mean_of_both(recon, img, mu, logvar):
     return F.binary_cross_entropy(recon, img) - 0.5 * torch.mean(1 + logvar - mu.pow(2) - logvar.exp())
-
-
-@public("bhpfelix/Variational-Autoencoder-PyTorch", "a sum", BERNOULLI)
-def bhpfelix(recon_x, x, mu, logvar):
-    bce = F.binary_cross_entropy(recon_x, x, reduction="sum")
-    element = mu.pow(2).add_(logvar.exp()).mul_(-1).add_(1).add_(logvar)
-    return bce + torch.sum(element).mul_(-0.5)
 
 
 @public("Geron, Hands-On Machine Learning", "a mean", BERNOULLI, "D / 784")
@@ -322,13 +287,6 @@ def poisson_log_rates(x, decoded, mu, logvar):
 def text_vae(logp, target, mean, logv):
     nll = F.cross_entropy(logp.flatten(0, 1), target.flatten(), reduction="sum")
     return (nll + 0.1 * (-0.5 * torch.sum(1 + logv - mean.pow(2) - logv.exp()))) / len(target)
-
-
-@public("log scale as the encoder's second output, in many", "the negative ELBO of the batch, a mean", LOGITS)
-def log_scale_output(imgs, logits, mean, log_std):
-    reconstruction = F.binary_cross_entropy_with_logits(logits, imgs, reduction="sum") / len(imgs)
-    divergence = (0.5 * ((2 * log_std).exp() + mean**2 - 1 - 2 * log_std)).sum(-1)
-    return reconstruction + divergence.mean()
 
 
 @public("softplus of the encoder's second output, in many", "a sum", "scale^2 = 1)")
