@@ -135,8 +135,9 @@ def run_parser(command: str, description: str, epilog: str, out: str, metavar: s
     """
     parser = Parser(command, description, epilog)
     parser.add_argument("run", **{"metavar": "RUN", "type": nonempty_path, "help": "a run folder", **run})
-    add_vae(parser, "for a run of a VAE of your own")
-    add_places(parser, out, metavar)
+    group = parser.add_argument_group("the run, its data and the results")
+    add_vae(group, "for a run of a VAE of your own")
+    add_places(group, out, metavar)
     return parser
 
 

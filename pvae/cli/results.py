@@ -51,5 +51,5 @@ def write(path: Path, content: str | Mapping[str, Any] | Figure) -> None:
 
         np.savez(raw, **content)
     else:
-        content.savefig(raw, format="png", metadata={"Software": "pvae"})
+        content.savefig(raw, format="png")
     write_whole(path, raw.getvalue())

@@ -1,4 +1,4 @@
-"""Write files as a whole, recognise reports, and lock folders."""
+"""Write files as a whole, name folders, and lock them."""
 
 from __future__ import annotations
 
@@ -17,25 +17,10 @@ if sys.platform != "win32":
 __all__ = [
     "cache_dir",
     "expanded",
-    "is_report",
     "is_temporary",
     "locked",
     "write_whole",
 ]
-
-_SAMPLES = ("samples.csv", "reconstructions.csv", "imputed.csv", "imputed-stderr.csv")
-# What latent.json, evaluation.json, codes.npz, CSV and Markdown tables, model.py, model.safetensors and explore.html
-# begin with.
-_REPORT = re.compile(
-    rb"""
-    \{\n\ \ "mean":\  | \{.*"rate_decomposition":\  | P.*names\.npy
-    | name,(label,)?(loc_1|y_1|z_1|z1_1|log_p), | file,name\nreconstruction-
-    | stage,estimator,particles, | \|\ stage\  | run,configuration,system,
-    | \|\ system\ +\|\ --elbo\  | \"\"\"[^\n]*in\ plain\ torch,\ written\ by\ pvae
-    | .{8}\{"__metadata__":\{"written\ by":"pvae\.export" | <!doctype\ html>\n<!--\ written\ by\ pvae\.explore
-    """,
-    re.VERBOSE | re.DOTALL,
-)
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -63,23 +48,6 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def is_report(path: Path) -> bool:
-    """Return whether pvae wrote this file: a picture, an ONNX file or a report, which its first bytes show.
-
-    A table of samples has the columns of the user's own tables: its place shows it, the folder samples of a run.
-    """
-    if path.name in _SAMPLES:
-        return path.parent.name == "samples" and (path.parent.parent / "config.json").exists()
-    try:
-        with path.open("rb") as file:
-            start = file.read(4096)
-    except OSError:
-        return False
-    if path.suffix in (".png", ".gif", ".onnx"):
-        return b"pvae" in start
-    return _REPORT.match(start) is not None
 
 
 def is_temporary(path: Path) -> bool:
