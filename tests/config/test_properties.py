@@ -1,31 +1,33 @@
-"""Every valid configuration trains and is read back; every other one is refused before a file is written.
+"""Every configuration is built and read back, or refused in one line before a file is written.
 
 The cases are drawn by hypothesis and are the same in every run.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
+import pyro
 import pytest
 import torch
+from helpers.families import shape_for, x_for
 from helpers.svi import ELBOS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import pvae
 from pvae.config.config import OPTIONS, Config
 from pvae.config.families import LIKELIHOODS
 from pvae.core.errors import InputError
+from pvae.core.random_state import seeded
+from pvae.core.records import from_record
 from pvae.data.dataset import Dataset
 from pvae.elbos.registry import ELBO_CLASSES, elbo_of
-from pvae.runs.run import Run
+from pvae.models.build import build_vae, fit_to
 from pvae.training.fit import fit
-
-pytestmark = pytest.mark.workflow
 
 SAME_EVERY_TIME = settings(
     derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -88,38 +90,32 @@ def configs(draw):
     return given
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_every_valid_configuration_trains_and_is_read_back():
+def test_every_configuration_is_built_and_read_back_or_refused_in_one_line():
     accepted = []
     any_configuration(accepted)
-    assert len(accepted) >= 15
+    assert len(accepted) >= 30
 
 
-@settings(SAME_EVERY_TIME, max_examples=30)
-@given(given=configs(), channels=st.sampled_from((1, 3)), seed=st.integers(0, 100))
-def any_configuration(accepted, given, channels, seed):
+@settings(SAME_EVERY_TIME, max_examples=100)
+@given(given=configs(), channels=st.sampled_from((1, 3)))
+def any_configuration(accepted, given, channels):
     try:
         config = Config(**given)
-        elbo_of(config)
+        elbo = elbo_of(config)
     except InputError as error:  # its fields contradict each other
         refused = str(error)
         assert refused.isprintable()
         return
     accepted.append(config)
-    data = images(channels, seed)
-    if config.likelihood_family.is_count or config.likelihood_family.is_real:
-        data = Dataset("integers", data.train.int(), data.test.int())
-    with tempfile.TemporaryDirectory() as folder:
-        run = fit(config, data=data, out=Path(folder) / "run")
-        again, checkpoint = Run.open(run.path), run.read_checkpoint()
-        assert again.config == config
-        assert again.data == data.record()
-        assert checkpoint.counts.step == math.ceil(NUM_TRAIN / config.batch_size)
-        for name, tensor in pvae.load(run.path).state_dict().items():
-            assert torch.equal(tensor, checkpoint.vae[name]), name
-            assert tensor.isfinite().all(), name
-        assert [row.split for row in again.metrics()] == ["train", "test"]
-        assert all(math.isfinite(row.loss) for row in again.metrics())
+    assert from_record(Config, json.loads(json.dumps(asdict(config)))) == config
+    shape = (channels, SIDE, SIDE) if config.likelihood_family.is_of_images else shape_for(config)
+    x = x_for(config, 6, shape)
+    x = x.round() if config.binarize == "dynamic" else x
+    with seeded(0, torch.device("cpu")), pyro.get_param_store().scope():
+        vae = build_vae(config, shape)
+        fit_to(vae, x)
+        loss = elbo.loss_and_terms(vae.model, vae.guide, x).loss
+    assert loss.isfinite()
 
 
 NO_COUNT = st.one_of(
@@ -202,14 +198,4 @@ def test_a_configuration_that_does_not_fit_the_images_writes_no_file(given):
         with pytest.raises(InputError) as caught:
             fit(Config(**{"batch_size": 4, **given}), data=images(1, 0), out=Path(folder) / "run")
         assert str(caught.value).isprintable()
-        assert not list(Path(folder).iterdir())
-
-
-@settings(SAME_EVERY_TIME, max_examples=30)
-@given(configs(), st.sampled_from(("latent_dim", "particles", "lr", "elbo", "hidden")), st.data())
-def test_an_invalid_field_leaves_no_folder(given, name, data):
-    wrong = data.draw({"lr": NO_REAL, "elbo": st.just("no such"), "hidden": st.just(())}.get(name, NO_COUNT))
-    with tempfile.TemporaryDirectory() as folder:
-        with pytest.raises(InputError):
-            fit(Config(**{**given, name: wrong}), data=images(1, 0), out=Path(folder) / "run")
         assert not list(Path(folder).iterdir())

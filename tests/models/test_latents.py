@@ -9,6 +9,7 @@ import torch
 from torch.distributions import Independent, Laplace, MultivariateNormal, Normal, kl_divergence
 
 from pvae.config.config import Config
+from pvae.config.families import POSTERIORS, PRIORS, names_of
 from pvae.distributions.full_normal import FullNormal
 from pvae.models.build import build_vae
 from pvae.models.posteriors import FullNormalPosterior
@@ -30,7 +31,7 @@ def grid(dim, reach=9.0, count=361):
 
 
 @pytest.mark.parametrize("dim", [1, 2])
-@pytest.mark.parametrize("prior", ["mixture", "vamp"])
+@pytest.mark.parametrize("prior", names_of(PRIORS, lambda row: not row.is_on_sphere))
 def test_priors_are_normalised(prior, dim):
     vae = built(dim, prior=prior)
     z, cell = grid(dim)
@@ -39,10 +40,13 @@ def test_priors_are_normalised(prior, dim):
 
 
 @pytest.mark.parametrize("dim", [1, 2])
-def test_full_normals_are_normalised(dim):
+@pytest.mark.parametrize(
+    "posterior", names_of(POSTERIORS, lambda row: row.has_density and not (row.is_flow or row.is_on_sphere))
+)
+def test_posteriors_are_normalised(posterior, dim):
     z, cell = grid(dim)
     with torch.no_grad():
-        q = built(dim, posterior="normal-full").posterior(torch.full((1, *SHAPE), 0.5).double())
+        q = built(dim, posterior=posterior).posterior(torch.full((1, *SHAPE), 0.5).double())
         assert q.log_prob(z).exp().sum().item() * cell == pytest.approx(1.0, abs=1e-9)
 
 

@@ -20,7 +20,6 @@ from pvae.elbos.registry import build_elbo
 from pvae.models import features
 from pvae.models.build import build_vae
 from pvae.models.features import Standardize
-from pvae.training.fit import fit
 
 OF_IMAGES = names_of(LIKELIHOODS, lambda row: row.is_of_images)
 COUNTS, REALS = (names_of(LIKELIHOODS, lambda row, kind=kind: row.sees == kind) for kind in ("log1p", "standardized"))
@@ -52,20 +51,17 @@ def one_pixel(name, **options):
     return likelihood
 
 
-@pytest.mark.parametrize("pixels", ["unit", "symmetric"])
 @pytest.mark.parametrize("name", ["normal", "normal-learned", "normal-optimal"])
-def test_normals_integrate_to_one(name, pixels):
-    grid = torch.linspace(-9, 9, 200_001, dtype=torch.float64)
-    likelihood = one_pixel(name, pixels=pixels)
-    density = likelihood(torch.tensor([0.7], dtype=torch.float64))
-    assert torch.trapezoid(density.log_prob(grid.view(-1, 1, 1, 1)).exp(), grid).item() == pytest.approx(1, rel=1e-9)
-    loc = torch.tensor(0.7, dtype=torch.float64)
-    assert density.mean.item() == pytest.approx((loc.tanh() if pixels == "symmetric" else loc.sigmoid()).item())
-    assert density.stddev.item() == pytest.approx(0.2)
+def test_the_location_of_a_normal_is_in_the_range_of_the_pixels(name):
+    z = torch.tensor([0.7], dtype=torch.float64)
+    for pixels, loc in {"unit": z.sigmoid(), "symmetric": z.tanh()}.items():
+        density = one_pixel(name, pixels=pixels)(z)
+        assert density.mean.item() == pytest.approx(loc.item())
+        assert density.stddev.item() == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("scale", [1e-4, 0.01, 0.1, 3.0])
-@pytest.mark.parametrize("logit", [-160.0, -9.0, -0.3, 0.0, 2.0, 9.0, 160.0])
+@pytest.mark.parametrize("scale", [1e-4, 0.1, 3.0])
+@pytest.mark.parametrize("logit", [-160.0, -0.3, 9.0])
 def test_discretized_logistic_sums_to_one(logit, scale):
     distribution = one_pixel("discretized-logistic", scale=scale)(torch.tensor([logit], dtype=torch.float64))
     probability = distribution.log_prob(LEVELS.view(-1, 1, 1, 1)).exp()
@@ -175,19 +171,6 @@ def test_optimal_scale_is_optimal():
     assert likelihood.running_scale.item() == pytest.approx(0.2 + 0.1 * (best - 0.2))
     assert likelihood.eval().is_bounding
     assert likelihood(z).stddev.flatten()[0].item() == pytest.approx(likelihood.running_scale.item())
-
-
-@pytest.mark.workflow
-@pytest.mark.parametrize("name", OF_IMAGES)
-@pytest.mark.usefixtures("no_pictures")
-def test_every_likelihood_trains(tmp_path, few_digits, small_config, name):
-    network = "linear" if name == "normal-linear" else "mlp"
-    config = small_config.replace(likelihood=name, network=network, scale=0.3, elbo="iwae", particles=2)
-    run = fit(config, data=few_digits, out=tmp_path / "run")
-    first, last = [row for row in run.metrics() if row.split == "test"]
-    assert last.elbo > first.elbo
-    assert (run.metrics()[0].elbo is None) == (name == "normal-optimal")
-    assert last.pseudo == (name == "bernoulli")
 
 
 @pytest.mark.parametrize("pixels", ["unit", "symmetric"])
@@ -324,14 +307,6 @@ def test_likelihoods_of_values_are_those_of_scipy(name):
     found = likelihood(z)
     assert found.log_prob(torch.from_numpy(x)).item() == pytest.approx(expected.sum(), rel=1e-10)
     assert np.allclose(found.mean.detach().numpy(), mean, rtol=1e-10)
-
-
-@pytest.mark.parametrize("name", COUNTS)
-def test_counts_sum_to_one(name):
-    likelihood = of_values(name)
-    x = torch.arange(20_000, dtype=torch.float64)[:, None].expand(-1, 3)
-    each = likelihood(torch.tensor([-1.3, 0.2, 4.5], dtype=torch.float64)).base_dist.log_prob(x).exp().sum(0)
-    assert torch.allclose(each, torch.ones(3, dtype=torch.float64), rtol=1e-10)
 
 
 @pytest.mark.parametrize("output", [-1e4, -100.0, 100.0, 1e4])
