@@ -73,7 +73,7 @@ class ImageArrays:
         Raises:
             InputError: a value is NaN or infinite, or the arrays have several types.
         """
-        return Survey([self.shape], False, self._levels(), [])
+        return Survey([self.shape], False, self._levels())
 
     def _levels(self) -> Levels:
         parts = []

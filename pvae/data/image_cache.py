@@ -34,7 +34,7 @@ COLOURS = {1: "grey", 3: "colour"}  # by the number of channels
 
 _LONGEST = 64  # pixels of the longer side to which larger images are reduced, unless a size is given
 
-_DECODING = 8  # the version of the decoding, a part of the name of a cache file
+_DECODING = 9  # the version of the decoding, a part of the name of a cache file
 
 
 class ImageTransform(NamedTuple):
@@ -71,7 +71,6 @@ class Images(NamedTuple):
         found: number, size, colour and bits of the images, for example "8 images of 28 x 20 pixels, grey".
         note: what was changed or lost, or "".
         value_range: as in `ImageTransform`, never None.
-        first: for each file, the index of the first file that is equal to it, byte for byte; [] for arrays.
     """
 
     pixels: NDArray[np.uint8]
@@ -80,7 +79,6 @@ class Images(NamedTuple):
     found: str
     note: str
     value_range: tuple[float, ...]
-    first: list[int]
 
 
 class Survey(NamedTuple):
@@ -90,13 +88,11 @@ class Survey(NamedTuple):
         shapes: the different (height, width, channels) of all images, or that of each image.
         is_deep: some images may have values of more than 8 bits.
         levels: the values of the images; None if they are bytes that stay as they are.
-        first: as in `Images`.
     """
 
     shapes: Sequence[tuple[int, int, int]]
     is_deep: bool
     levels: Levels | None
-    first: list[int]
 
 
 class ImageSource(Protocol):
@@ -172,7 +168,7 @@ def _cached(target: Path) -> Images:
 
 def _build(source: ImageSource, transform: ImageTransform, target: Path, least: int) -> None:
     """Decode the images into a cache file."""
-    shapes, is_deep, levels, first = source.survey()
+    shapes, is_deep, levels = source.survey()
     channels = max((shape[2] for shape in shapes), default=1)
     value_range = levels.value_range(transform.value_range) if levels else ()
     chosen = transform._replace(
@@ -190,7 +186,6 @@ def _build(source: ImageSource, transform: ImageTransform, target: Path, least: 
         "found": f"{len(kept):,} images of {_described(shapes, 1 if is_grey else channels, is_deep)}",
         "note": joined(broken, levels.note(value_range) if levels else ""),
         "value_range": value_range,
-        "first": first,
     }
     write_whole(target.with_suffix(".json"), to_json(record).encode())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import math
 import os
@@ -124,8 +123,6 @@ class ImageFiles:
 
     def survey(self) -> Survey:
         """Return the shapes of the images, and their levels if some have more than 8 bits, or if all are 0 or 1."""
-        first_of: dict[bytes, int] = {}
-        first = [first_of.setdefault(digest, index) for index, digest in enumerate(_in_parallel(_digest, self.paths))]
         headers = [*_in_parallel(partial(_of_images, _header), self.paths)]
         deep = [path for path, of_file in zip(self.paths, headers) if any(is_deep for _, is_deep in of_file)]
         read = partial(_of_images, _levels)
@@ -134,7 +131,7 @@ class ImageFiles:
         if deep or all(one.nominal == (0, 255) and one.high <= 1 for one in shallow):
             found = [*itertools.chain.from_iterable(_in_parallel(read, deep or self.paths))]
             levels = reduce(or_, found) if found else None
-        return Survey([shape for of_file in headers for shape, _ in of_file], bool(deep), levels, first)
+        return Survey([shape for of_file in headers for shape, _ in of_file], bool(deep), levels)
 
     def decoded(self, transform: ImageTransform) -> Iterator[list[NDArray[np.uint8]]]:
         """Yield the images (C, H, W) of each file in turn."""
@@ -149,13 +146,6 @@ def _in_parallel(function: Callable[[Path], _T], files: Sequence[Path]) -> Itera
                 yield from pool.map(function, files[start : start + _AT_ONCE])
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _digest(path: Path) -> bytes:
-    """Return the SHA-256 of a file, by which copies are found."""
-    with contextlib.suppress(OSError):
-        return hashlib.sha256(path.read_bytes()).digest()
-    return os.fsencode(path)  # it cannot be read, which `decode` says
 
 
 def decode(path: Path, transform: ImageTransform) -> list[NDArray[np.uint8]]:

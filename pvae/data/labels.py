@@ -1,8 +1,7 @@
-"""Labels of data: classes coded as numbers, a few of them at random, and a column of a table that holds them."""
+"""Labels of data: classes coded as numbers, and a few of them at random."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,24 +9,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pvae.core.errors import InputError, check_name
+from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset, is_classes
 
-__all__ = ["coded_labels", "few_labels", "with_label_column"]
+__all__ = ["coded_labels", "few_labels", "names_of"]
 
-_MOST_CLASSES = 100  # of a column of numbers
+_UNKNOWN = "unlabelled"
 
 
 def coded_labels(labels: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Return classes as numbers from 0 on, in the order of their names, and the names.
 
-    The number -1, and the text "unlabelled", stand for a label that is not known, and become -1.
+    The number -1 among integers, NaN and the text "unlabelled" stand for a label that is not known, and become -1.
     """
-    unknown = labels.astype(str) == ("-1" if labels.dtype.kind in "iu" else "unlabelled")
+    is_float = labels.dtype.kind == "f"
+    unknown = np.isnan(labels) if is_float else labels.astype(str) == ("-1" if labels.dtype.kind in "iu" else _UNKNOWN)
     classes, codes = np.unique(labels[~unknown], return_inverse=True)
     values = np.full(len(labels), -1)
     values[~unknown] = codes
-    return values, tuple(map(str, classes))
+    return values, tuple(f"{label:g}" if is_float else str(label) for label in classes)
+
+
+def names_of(labels: NDArray[Any]) -> list[str]:
+    """Return the class of each label by its name, "" where it is not known."""
+    codes, classes = coded_labels(labels)
+    return [("", *classes)[code + 1] for code in codes.tolist()]
 
 
 def few_labels(data: Dataset, count: int, seed: int) -> Tensor:
@@ -56,30 +62,3 @@ def few_labels(data: Dataset, count: int, seed: int) -> Tensor:
             raise InputError(f"--labels {count} takes labels of each class, and {why}: give another number")
         few[chosen] = code
     return few
-
-
-def with_label_column(data: Dataset, name: str) -> Dataset:
-    """Return the data of a table whose labels are one of its columns, which is then no part of x.
-
-    The texts or whole numbers of the column are the classes; a missing one is the label -1, which is not known.
-
-    Raises:
-        InputError: there is no such column, or it holds values that are not whole, or too many different ones.
-    """
-    place = [column.name for column in data.columns].index(
-        check_name("--label-column", name, [column.name for column in data.columns])
-    )
-    names = data.columns[place].categories
-    found = torch.arange(len(names), dtype=data.train.dtype)
-    if not names:
-        found = torch.cat([split[:, place] for split in data.splits.values()]).unique()
-        found = found[~found.isnan()]
-        names = tuple(f"{value:g}" for value in found.tolist())
-        if len(found) > _MOST_CLASSES or bool((found != found.round()).any()):
-            raise InputError(f"--label-column {name} holds {len(found):,} different numbers, which are no classes")
-    kept = [other for other in range(len(data.columns)) if other != place]
-    changed: dict[str, Any] = {"columns": tuple(data.columns[other] for other in kept), "label_names": names}
-    for split, x in data.splits.items():
-        codes = torch.searchsorted(found, x[:, place].nan_to_num().contiguous())
-        changed |= {split: x[:, kept], f"{split}_labels": codes.masked_fill(x[:, place].isnan(), -1)}
-    return replace(data, **changed)

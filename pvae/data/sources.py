@@ -35,6 +35,7 @@ def load_dataset(
     data_dir: str | Path | None = None,
     offline: bool = False,
     transform: ImageTransform = ImageTransform(),  # noqa: B008  # a tuple, which cannot be changed
+    label_column: str = "",
 ) -> Dataset:
     """Return a data set by its name.
 
@@ -53,6 +54,7 @@ def load_dataset(
             torchvision leaves there; for "folder:PATH", where those images are now.
         offline: do not download.
         transform: applied to the images of "folder:PATH", "celeba" and "omniglot".
+        label_column: the column of "table:FILE" that holds the labels.
 
     Raises:
         InputError: the name is unknown, a folder does not exist, a file is damaged, or the data cannot be found.
@@ -60,7 +62,7 @@ def load_dataset(
     if name.startswith("folder:"):
         return from_folder(name.removeprefix("folder:") if data_dir is None else str(data_dir), transform)
     if path := own_path(name):
-        return from_values(name, path if data_dir is None else str(data_dir))
+        return from_values(name, path if data_dir is None else str(data_dir), label_column)
     check_name("data set", name, DATASETS)
     if name in SETS:
         return torchvision_set(name, data_dir, offline)
@@ -114,11 +116,9 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
     source = ImageFiles(files, folder, splits, labels, joined(outside * (num_outside > 0), left_out))
     images = load_images(source, transform)
     data = _data_set(title, source, images, dataset)
-    of_test = slice(len(data.train), len(data.train) + len(data.test))
-    first = [(images.first[index], page) for index, page in zip(images.kept, images.pages)]
-    others = set(first[: of_test.start] + first[of_test.stop :])
-    num_copies = sum(index in others for index in first[of_test])
-    copies = f"test images that are copies, byte for byte, of training images: {num_copies:,}" * (num_copies > 0)
+    trained_on = {hash(image.tobytes()) for image in data.train.numpy()}
+    num_copies = sum(hash(image.tobytes()) in trained_on for image in data.test.numpy())
+    copies = f"test images that are equal to training images: {num_copies:,}" * (num_copies > 0)
     order = "files of several images stay together: the last ones are held out" * (any(images.pages) and not has_splits)
     return replace(data, note=joined(data.note, copies, order))
 

@@ -18,8 +18,9 @@ from pvae.data.dataset import Column
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["read_columns", "read_frame", "row_name", "table_text", "texts_of"]
+__all__ = ["labels_of", "read_columns", "read_frame", "row_name", "table_text"]
 
+_MOST_CLASSES = 100  # of a column of labels that are numbers
 _MOST_TEXTS = 50  # beyond which a column of which most rows have a text of their own holds no categories
 
 
@@ -90,10 +91,12 @@ def read_columns(
         raise InputError(f"{file} has no column {listed(absent)}, which the run was trained on")
     if more := [name for name in frame if name not in names]:
         raise InputError(f"{file} has the column {listed(more)}, which the run was not trained on: leave it out")
+    if not names:
+        raise InputError(f"{file} has no column beside that of the labels: add columns of values")
     values, columns = [], []
     for name in names:
         column = column_of.get(name)
-        texts, numbers = texts_of(frame[name]), pandas.to_numeric(frame[name], errors="coerce")
+        texts, numbers = _texts_of(frame[name]), pandas.to_numeric(frame[name], errors="coerce")
         is_given = texts != ""
         is_text = is_given & numbers.isna() & (texts.str.lower() != "nan")
         is_category = bool(column.categories) if column else 2 * is_text.sum() > is_given.sum()
@@ -112,7 +115,24 @@ def read_columns(
     return np.stack(values, axis=1), tuple(columns)
 
 
-def texts_of(column: pandas.Series[Any]) -> pandas.Series[str]:
+def labels_of(column: pandas.Series[Any]) -> NDArray[Any]:
+    """Return the labels in a column: numbers, NaN where one is missing, or texts, where it is "unlabelled".
+
+    Raises:
+        InputError: they are numbers that are not whole, or too many different ones.
+    """
+    import pandas
+
+    texts, numbers = _texts_of(column), pandas.to_numeric(column, errors="coerce")
+    if ((texts == "") | numbers.notna()).all():
+        found = numbers.dropna().unique()
+        if len(found) > _MOST_CLASSES or (found != found.round()).any():
+            raise InputError(f"--label-column {column.name} holds {len(found):,} numbers, which are no classes")
+        return numbers.to_numpy(float, na_value=math.nan)
+    return texts.where(texts != "", "unlabelled").to_numpy(str)
+
+
+def _texts_of(column: pandas.Series[Any]) -> pandas.Series[str]:
     """Return the fields of a column as texts without spaces around them, "" where one is missing."""
     return column.astype(object).where(column.notna(), "").astype(str).str.strip()
 

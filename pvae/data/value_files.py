@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pvae.core.errors import InputError
+from pvae.core.errors import InputError, check_name
 from pvae.core.files import expanded
 from pvae.data.arrays import HDF5, is_array_file, read_arrays
 from pvae.data.dataset import Column, Dataset
 from pvae.data.folders import is_file
 from pvae.data.labels import coded_labels
-from pvae.data.tables import read_columns, read_frame, row_name, texts_of
+from pvae.data.tables import labels_of, read_columns, read_frame, row_name
 
 __all__ = ["Values", "from_values", "read_values"]
 
@@ -39,7 +39,7 @@ class Values(NamedTuple):
     note: str = ""
 
 
-def from_values(dataset: str, path: str) -> Dataset:
+def from_values(dataset: str, path: str, label_column: str = "") -> Dataset:
     """Return the data of "array:FILE" or "table:FILE".
 
     If the file names no test split, its rows are put into a random order, always the same one, and the last tenth are
@@ -48,12 +48,15 @@ def from_values(dataset: str, path: str) -> Dataset:
     Args:
         dataset: the name, whose prefix says what the file is.
         path: the file.
+        label_column: the column of a table that holds the labels, which is then no part of x; "" for none.
 
     Raises:
-        InputError: the file cannot be read, or holds no data.
+        InputError: the file cannot be read, holds no data, or has no such column.
     """
     file = expanded(path, "--dataset FILE").absolute()
-    values = read_values(file)
+    values = read_values(file, label_column=label_column)
+    if values.columns and label_column and not values.labels:
+        check_name("--label-column", label_column, [column.name for column in values.columns])
     x, labels, names = values.x, values.labels, values.names
     if "test" not in x:
         count = len(x["train"])
@@ -90,8 +93,7 @@ def read_values(file: Path, known: Sequence[Column] = (), label_column: str = ""
         frame = read_frame(file)
         note = "the column without a name, as of row numbers, is left out" if "" in frame else ""
         frame = frame.drop(columns="", errors="ignore")
-        has_labels = label_column in frame
-        labels = {"train": texts_of(frame.pop(label_column)).to_numpy(str)} if has_labels else {}
+        labels = {"train": labels_of(frame.pop(label_column))} if label_column in frame else {}
         x, columns = read_columns(frame, file, known)
         lines = [row_name(file, row).replace(" ", "-") for row in frame.index]
         return Values({"train": x}, labels, {"train": lines}, columns, note)

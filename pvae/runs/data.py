@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from pvae.data.folders import is_file, is_folder
 from pvae.data.image_arrays import ImageArrays
 from pvae.data.image_cache import COLOURS, ImageSource, ImageTransform, load_images
 from pvae.data.image_folder import ImageFiles, image_files
-from pvae.data.labels import with_label_column
+from pvae.data.labels import names_of
 from pvae.data.sources import load_dataset
 from pvae.data.value_files import read_values
 from pvae.runs.record import RunRecord
@@ -42,13 +41,8 @@ def load_for(config: Config, data_dir: str | Path | None = None, offline: bool =
     """
     if data_dir is not None and _has_own_data(config.dataset):
         raise InputError(f"--dataset {config.dataset} and --data-dir {data_dir} are two folders: leave one out")
-    data = load_dataset(config.dataset, data_dir, offline, _transform(config))
-    return _labelled(data, config).with_valid(config.valid)
-
-
-def _labelled(data: Dataset, config: Config) -> Dataset:
-    """Return the data with the column of their labels taken out of x, if the configuration names one."""
-    return with_label_column(data, config.label_column) if config.label_column and data.columns else data
+    data = load_dataset(config.dataset, data_dir, offline, _transform(config), config.label_column)
+    return data.with_valid(config.valid)
 
 
 def data_of(
@@ -100,7 +94,7 @@ def load_again(run: RunRecord, data_dir: str | Path | None, offline: bool) -> Da
     if data_dir is None and run.data.folder and is_folder(Path(run.data.folder)):
         data_dir = run.data.folder
     transform = _transform(run.config)._replace(value_range=run.data.value_range)
-    return _labelled(load_dataset(name, data_dir, offline, transform), run.config)
+    return load_dataset(name, data_dir, offline, transform, run.config.label_column)
 
 
 def _transform(config: Config) -> ImageTransform:
@@ -163,7 +157,7 @@ def images_for(run: RunRecord, path: str | Path, skip_broken: bool = False) -> O
     shape = f"{height} x {width} pixels, {COLOURS.get(channels, f'{channels} channels')}"
     changed = "" if f" of {shape}" in images.found else f"{images.found}, are brought to {shape}, as in training"
     note = joined(changed, images.note, source.note)
-    return OtherData(names, torch.from_numpy(images.pixels), note, [*map(str, labels)])
+    return OtherData(names, torch.from_numpy(images.pixels), note, names_of(np.array(labels)) if labels else [])
 
 
 def _values_for(run: RunRecord, file: Path) -> OtherData:
@@ -177,15 +171,8 @@ def _values_for(run: RunRecord, file: Path) -> OtherData:
             raise InputError(f"{file}: {split} has shape {x.shape}, and {wanted}")
     together = np.concatenate([x.astype(np.float64) for x in values.x.values()])
     names = [name for part in values.names.values() for name in part]
-    labels = [_class_name(str(label), run.data.label_names) for part in values.labels.values() for label in part]
+    labels = names_of(np.concatenate([*values.labels.values()])) if values.labels else []
     return OtherData(names, torch.from_numpy(together), values.note, labels)
-
-
-def _class_name(label: str, names: Sequence[str]) -> str:
-    """Return the name of a class, which of a number has no more digits than needed: 2 for 2.0."""
-    with contextlib.suppress(ValueError):
-        return label if label in names else f"{float(label):g}"
-    return label
 
 
 def _named_from(run: RunRecord, folder: Path) -> Path:
