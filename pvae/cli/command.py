@@ -23,11 +23,10 @@ from pvae.core.errors import (
     TrainingError,
     is_out_of_memory,
     naming_refused_parameters,
-    no_nan_warnings,
     one_line,
 )
+from pvae.core.signals import SIGNALS, Interruptions, handled_by
 from pvae.core.terminal import is_first_process
-from pvae.training.signals import SIGNALS, Interruptions, handled_by
 
 __all__ = [
     "Command",
@@ -220,7 +219,7 @@ def run_command(name: str, command: Callable[[], None]) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "100000")  # read when torch is imported
     with Interruptions(at_once=True):
         try:
-            with naming_refused_parameters(), no_nan_warnings():
+            with naming_refused_parameters():
                 command()
             return 0
         except SystemExit as done:  # of --help

@@ -7,7 +7,6 @@ import difflib
 import math
 import re
 import reprlib
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 __all__ = [
@@ -24,7 +23,6 @@ __all__ = [
     "joined",
     "listed",
     "naming_refused_parameters",
-    "no_nan_warnings",
     "one_line",
     "shown",
 ]
@@ -127,14 +125,6 @@ class NotFiniteError(ArithmeticError):
 
 class GradientError(NotFiniteError):
     """A gradient is NaN or infinite; of several processes, which sum their gradients, each raises this error."""
-
-
-@contextlib.contextmanager
-def no_nan_warnings() -> Iterator[None]:
-    """Silence Pyro's warning of a NaN in a loss, since the step raises `NotFiniteError` anyway."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Encountered ")
-        yield
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Run a block with a seed, and save and restore the state of torch's generators."""
+"""Devices, blocks with a seed, and the state of torch's generators."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ["restore_rng_state", "rng_state", "seeded"]
+from pvae.core.errors import InputError, shown
+
+__all__ = ["resolve_device", "restore_rng_state", "rng_state", "seeded"]
 
 
 @contextmanager
@@ -42,3 +44,22 @@ def restore_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of that name; "auto" is the GPU if there is one, and "cuda" the current GPU.
+
+    Raises:
+        InputError: the name is unknown, or this machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"unknown device {shown(name)}: --device takes auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs here; use --device cpu or auto")
+    return device

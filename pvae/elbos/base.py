@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,7 +14,7 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
-from pyro.util import check_if_enumerated, check_model_guide_match
+from pyro.util import check_if_enumerated, check_model_guide_match, warn_if_nan
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 from torch.nn import Parameter
@@ -97,8 +96,6 @@ class PerDatumELBO(Trace_ELBO):
         draws = self._draws(model, guide, batch)
         distortion, rate = -_mean(draws.log_p_x), self.rate(draws)
         loss = self.loss_of(draws, distortion, rate, self.beta if beta is None else beta)
-        if is_validation_enabled() and not math.isfinite(loss.item()):  # as Pyro's own ELBOs do
-            warnings.warn(f"Encountered {loss.item()}: the loss", stacklevel=2)
         return LossAndTerms(loss, Terms(distortion.detach(), rate.detach()))
 
     def loss_of(self, draws: Draws, distortion: Tensor, rate: Tensor, beta: float | Tensor) -> Tensor:
@@ -163,11 +160,15 @@ class PerDatumELBO(Trace_ELBO):
 
     def loss(self, *arguments: Any, **options: Any) -> float:
         """Return the loss as a number; `SVI.evaluate_loss` calls it."""
-        return self.evaluate(*arguments, **options).loss.item()
+        loss = self.evaluate(*arguments, **options).loss.item()
+        warn_if_nan(loss, "loss")
+        return loss
 
     def loss_and_grads(self, *arguments: Any, **options: Any) -> Tensor:
         """Return the loss after adding its gradients to the parameters; `SVI.step(*batch, beta=...)` calls it."""
-        return self.backward(*arguments, **options).loss
+        loss = self.backward(*arguments, **options).loss
+        warn_if_nan(loss, "loss")
+        return loss
 
     def _draws(self, model: PyroFunction, guide: PyroFunction, batch: tuple[Tensor, ...]) -> Draws:
         with shared_calls(), self.messenger():

@@ -26,7 +26,7 @@ def exact_rate(posterior: Any, prior: Any) -> Tensor:
     return kl_divergence(posterior, prior.expand(posterior.batch_shape))  # torch's for Bernoulli needs one shape
 
 
-def posterior_mean_loss(vae: VAE, x: Tensor) -> Tensor:
+def posterior_mean_loss(vae: VAE, x: Tensor, posterior: Any = None) -> Tensor:
     """Return the loss at the mean of q(z | x) instead of a draw from it: (B,) nats; it is not a bound.
 
         -log p(x | E_q[z]) + KL(q(z | x) || p(z))
@@ -38,11 +38,12 @@ def posterior_mean_loss(vae: VAE, x: Tensor) -> Tensor:
     Args:
         vae: the three distributions.
         x: data (B, *D).
+        posterior: q(z | x), if it was computed before.
 
     Raises:
         NotImplementedError: the pair (q, p) has no closed form in torch.distributions.
     """
-    posterior = vae.posterior(x)
+    posterior = vae.posterior(x) if posterior is None else posterior
     rate = exact_rate(posterior, vae.prior())
     z = posterior.loc if isinstance(posterior, PowerSpherical) else posterior.mean
     return -vae.log_likelihood(x, z) + rate

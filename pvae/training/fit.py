@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,30 +19,40 @@ from pvae.compile.inductor import missing
 from pvae.config.config import Config
 from pvae.config.presets import SYSTEMS
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
-from pvae.core.files import expanded, locked, write_whole
-from pvae.core.random_state import seeded
+from pvae.core.files import expanded, locked
+from pvae.core.random_state import resolve_device, seeded
+from pvae.core.signals import Interruptions
 from pvae.core.terminal import print_line
 from pvae.data.choices import images_config, values_config
 from pvae.data.dataset import Dataset
+from pvae.data.preparation import Preparation
 from pvae.elbos.registry import ELBO_CLASSES, elbo_of
 from pvae.models.build import start_from
 from pvae.runs import writer
-from pvae.runs.checkpoint import Checkpoint
 from pvae.runs.data import load_for
-from pvae.runs.metrics import Metrics, is_out_of_patience
+from pvae.runs.metrics import is_out_of_patience
+from pvae.runs.record import CONFIG
 from pvae.runs.run import Run
-from pvae.runs.tensorboard import Events
-from pvae.training.parallel import World, is_lost_process, joined, resolve_device
-from pvae.training.progress import best_line, epoch_line, start_lines
-from pvae.training.signals import Interruptions
-from pvae.training.trainer import Trainer
+from pvae.training.callbacks import (
+    Figures,
+    Interrupt,
+    OnEachRow,
+    OnEpoch,
+    Patience,
+    Printed,
+    ProgressBar,
+    Saved,
+    TensorBoard,
+)
+from pvae.training.parallel import World, is_lost_process, joined
+from pvae.training.setup import build_trainer, check_first_loss
+from pvae.training.trainer import Callback, Trainer
 from pvae.vae import VAE
 
 __all__ = ["fit", "resume", "train_in_memory"]
 
 _TRAINING = threading.Lock()  # held by the one training of this process
 _TYPES = {"config": Config, "vae": VAE, "data": Dataset}
-OnEpoch = Callable[[Run, Metrics], object]
 
 
 def fit(
@@ -111,9 +122,10 @@ def fit(
         where = resolve_device(device)
         data = data.with_valid(config.valid) if data is not None else load_for(config, data_dir, offline)
         with seeded(config.seed, where), pyro.get_param_store().scope():
-            trainer = Trainer(config, data, where, world, vae, threads=threads, note=_note_of(quiet, world), beta=beta)
+            note = _note_of(quiet, world)
+            trainer = build_trainer(config, data, where, world, vae, threads=threads, note=note, beta=beta)
             taken = "" if parent is None else start_from(trainer.vae, parent.best_checkpoint().vae, parent.path)
-            trainer.dry_run()
+            check_first_loss(trainer, Preparation.of(config).kind)
             folder = Path(world.broadcast(lambda: str(writer.new_folder(path, config))))
             run = Run(
                 folder,
@@ -134,7 +146,7 @@ def fit(
 
 
 def resume(
-    path: str | Path,
+    path: str | Path | Run,
     epochs: int | None = None,
     *,
     vae: VAE | None = None,
@@ -154,7 +166,7 @@ def resume(
     choose them by the clock, and last digits may differ.
 
     Args:
-        path: the run folder.
+        path: the run folder, or the opened run.
         epochs: the last epoch; that of `config.json` by default. A `schedule` other than "constant" allows no other.
         vae: a VAE of the same modules, if the run trains one that was built in Python.
         data: the same images, if the run was trained on images given from Python.
@@ -175,16 +187,17 @@ def resume(
         TrainingError, LostError, InterruptedTrainingError: as for `fit`.
     """
     _check_types(vae=vae, data=data)
-    run = Run.open(path)
+    run = path if isinstance(path, Run) else Run.open(path)
     if run.place != run.path:
         raise InputError(f"{path} comes with pvae and cannot be resumed: train it anew with --system {path}")
-    path, device = run.path, device or str(run.sessions[-1].get("device", "auto"))
-    with _one_at_a_time(), joined(device) as world, _locked(path, world):
-        # Under the lock, since another process may have trained the run until now.
-        run = _reopened(path, epochs)
+    device = device or str(run.sessions[-1].get("device", "auto"))
+    with _one_at_a_time(), joined(device) as world, _locked(run.path, world):
+        if not run.is_current():
+            raise InputError(f"{run.path} was trained by another process since it was opened: give the command again")
+        run = run if epochs is None else _to_epoch(run, epochs)
         run.check_vae(vae)
         if run.has_own_beta and beta is None:
-            raise InputError(f"{path} was trained with beta as a function in Python: give it again, as beta=")
+            raise InputError(f"{run.path} was trained with beta as a function in Python: give it again, as beta=")
         if world.broadcast(lambda: "yes" if run.is_finished() else ""):
             if world.is_first and not quiet:
                 last = f"{run.path} is finished, at epoch {run.metrics()[-1].epoch}"
@@ -193,10 +206,11 @@ def resume(
         where = resolve_device(device)
         data = run.dataset(data, data_dir, offline)
         with seeded(run.config.seed, where), pyro.get_param_store().scope():
-            chosen = _chosen_before(run, where, world)
-            chosen |= {"threads": threads} if threads else {}
-            trainer = Trainer(run.config, data, where, world, vae, **chosen, note=_note_of(quiet, world), beta=beta)
-            trainer.restore(run.read_checkpoint())
+            checkpoint, options = run.read_checkpoint(), _chosen_before(run, where, world)
+            options |= {"threads": threads} if threads else {}
+            options |= {"note": _note_of(quiet, world), "beta": beta, "steps_done": checkpoint.counts.step}
+            trainer = build_trainer(run.config, data, where, world, vae, **options)
+            trainer.restore(checkpoint, run.metrics())
             _train(trainer, run, (data.note,), quiet, on_epoch)
     return run
 
@@ -216,29 +230,28 @@ def _chosen_before(run: Run, device: torch.device, world: World) -> dict[str, An
     return chosen
 
 
-def _reopened(path: Path, epochs: int | None) -> Run:
-    """Return a run that is to be trained to that epoch.
+def _to_epoch(run: Run, epochs: int) -> Run:
+    """Return the run, which is to be trained to another epoch than was planned.
 
     Raises:
         InputError: the run cannot be trained to that epoch.
     """
-    run = Run.open(path)
-    planned, checkpoint = run.config, run.read_checkpoint()
-    done = checkpoint.counts.epoch
-    if epochs is None or epochs == planned.epochs:
+    planned, path = run.config, run.path
+    if epochs == planned.epochs:
         return run
     if planned.schedule != "constant":
         raise InputError(
             f"--epochs {epochs} would change the --schedule {planned.schedule} of {path}, which runs over its "
             f"{planned.epochs} epochs: start a new run"
         )
-    run.config = planned.replace(epochs=epochs)
+    run = dataclasses.replace(run, config=planned.replace(epochs=epochs))
+    done = run.read_checkpoint().counts.epoch
     if epochs > planned.epochs and is_out_of_patience(run.metrics(), planned.patience):
         raise InputError(
             f"{path} stopped at epoch {done} by --patience {planned.patience}: start a new run with a larger --patience"
         )
     if done > epochs:
-        raise InputError(f"{path} is at {checkpoint.progress}: give --epochs above {done} to train it further")
+        raise InputError(f"{path} is at epoch {done}: give --epochs above {done} to train it further")
     return run
 
 
@@ -301,16 +314,12 @@ def train_in_memory(
     data, device = data if data is not None else load_for(config, data_dir, offline), torch.device("cpu")
     found = []
     with _one_at_a_time(), seeded(config.seed, device), pyro.get_param_store().scope():
-        trainer = Trainer(config, data, device, threads=torch.get_num_threads())
+        trainer = build_trainer(config, data, device, threads=torch.get_num_threads())
         for epoch in epochs:
             while trainer.epoch < epoch:
                 trainer.run_epoch()
             found.append((epoch, copy.deepcopy(trainer.vae).eval(), data))
     return found
-
-
-class _StopError(Exception):
-    """A signal came; raised between two steps."""
 
 
 def _train(trainer: Trainer, run: Run, notes: Sequence[str], quiet: bool, on_epoch: OnEpoch) -> None:
@@ -325,97 +334,63 @@ def _train(trainer: Trainer, run: Run, notes: Sequence[str], quiet: bool, on_epo
         quiet: print nothing else.
         on_epoch: as for `fit`.
     """
-    config, world, is_first = run.config, trainer.world, trainer.world.is_first
-    quiet = quiet or not is_first
-    if is_first and any(notes):
+    config, world = run.config, trainer.world
+    if world.is_first and any(notes):
         print(f"note: {'; '.join(filter(None, notes))}", file=sys.stderr)
-    rows = run.metrics() if run.sessions else []
-    start = trainer.checkpoint()
-    saved = start if run.sessions else None  # the last checkpoint in the folder
+    saved = Saved(run, trainer.engine, world.size, world.is_first)
+    bar, board = ProgressBar(config.epochs, world.size), TensorBoard(run)
     with Interruptions() as interruptions:  # outermost: a signal must not interrupt the explanation of an error
-
-        def stop_if_asked() -> None:  # in all processes after the same step, if a signal came to one of them
-            if world.any(bool(interruptions.received)):
-                raise _StopError
-
-        def save() -> Checkpoint:
-            checkpoint = trainer.checkpoint()
-            if is_first:
-                writer.save(run, rows, checkpoint)
-                writer.record_choice(run, trainer.chosen)
-            return checkpoint
-
+        callbacks: list[Callback] = [saved, Patience(config.patience)]
+        if world.is_first:
+            callbacks += [board]
+        if world.is_first and not quiet:
+            callbacks += [Printed(run)] + [bar] * (sys.stdout is not None)  # None: nothing reads it
+        if world.is_first:
+            callbacks += [OnEachRow(run, on_epoch), Figures(run, interruptions)]
         try:
-            if is_first:
-                # Each of several processes has its own GPU, and a resumption may have others: record no number.
-                device = trainer.device.type if world.size > 1 else str(trainer.device)
-                writer.begin(run, rows, start, device, world.size)
-                if trainer.data.names:
-                    write_whole(run.path / "split.csv", trainer.data.split_csv())
-            saved = start
-            if not quiet:
-                print_line(start_lines(run, str(trainer.device), trainer.epoch))
-            events = Events(run.path, trainer.epoch) if is_first and trainer.epoch < config.epochs else None
-            while trainer.epoch < config.epochs and not is_out_of_patience(rows, config.patience):
-                try:
-                    new = trainer.run_epoch(quiet or sys.stdout is None, stop_if_asked)  # None: nothing reads it
-                except _StopError:
-                    raise KeyboardInterrupt from None
-                rows = [*rows, *new]
-                saved = save()
-                if events is not None:
-                    events.write(new, *trainer.pictures())
-                if not quiet:
-                    print_line(epoch_line(run, new))
-                if is_first:
-                    _call(on_epoch, run, new)
-            if not quiet and (line := best_line(rows, config.epochs)):
-                print_line(line)
-            interruptions.raise_if_received()
-            if is_first:
-                from pvae.plotting.run_figures import save_figures  # imports matplotlib, which is slow
-
-                if config.valid:
-                    trainer.vae.load_state_dict(run.best_checkpoint().vae)
-                save_figures(run, *trainer.pictures(), interruptions.raise_if_received)
-            interruptions.raise_if_received()
+            trainer.train(config.epochs, [*callbacks, Interrupt(interruptions, world)])
         except (KeyboardInterrupt, OSError, RuntimeError) as error:
-            if saved is None and is_first:
+            if saved.epoch is None and world.is_first:
                 writer.discard(run.path)
-            explained = _explained(error, run, saved, interruptions.status, world)
+            explained = _explained(error, trainer, run, saved.epoch, interruptions.status)
             if explained is None:
                 raise
             raise explained from error
-
-
-def _call(on_epoch: OnEpoch, run: Run, rows: Sequence[Metrics]) -> None:
-    try:
-        for row in rows:
-            on_epoch(run, row)
-    except OSError as error:  # which would be explained as one of the run folder
-        raise TrainingError(f"on_epoch raised {type(error).__name__}: {error}") from error
+        finally:
+            bar.close()
+            board.close()
 
 
 def _explained(
-    error: BaseException, run: Run, saved: Checkpoint | None, status: int, world: World
+    error: BaseException, trainer: Trainer, run: Run, saved: int | None, status: int
 ) -> BaseException | None:
-    """Return an error that says what was saved and how to resume, or None for an error of the program."""
+    """Return an error that says what was saved and how to resume, or None for an error of the program.
+
+    Args:
+        error: ended the training.
+        trainer: at the state of that moment.
+        run: the run folder.
+        saved: the epoch of the last checkpoint in it; None if there is none.
+        status: the exit status of an interrupted training.
+    """
     if saved is None:
         kept = advice = "nothing was saved: start it again"
-    elif not (run.path / "config.json").exists():
+    elif not (run.path / CONFIG).exists():
         kept = advice = f"{run.path} was removed, and the training with it: start it again"
     else:
-        kept = f"{run.path} contains the training up to {saved.progress}"
+        kept = f"{run.path} contains the training up to epoch {saved}"
         advice = f"{kept}; go on with: {run.how_to_resume}"
     if isinstance(error, TrainingError):
         return TrainingError(f"{error}; {kept}")
     if isinstance(error, KeyboardInterrupt):
-        return InterruptedTrainingError(f"interrupted; {advice}", status)
+        is_within = trainer.step > trainer.epoch * trainer.num_steps
+        where = f" in epoch {trainer.epoch + 1}, which is lost" if is_within and saved is not None else ""
+        return InterruptedTrainingError(f"interrupted{where}; {advice}", status)
     if isinstance(error, OSError):
         reason = error.strerror or error
         if saved is None:
             return InputError(f"{run.path} cannot be written ({reason}): name another folder with --out")
         return LostError(f"{run.path} cannot be written any more ({reason}); {advice}")
-    if world.size > 1 and is_lost_process(error):
+    if trainer.world.size > 1 and is_lost_process(error):
         return LostError(f"another process of this training has ended, and so does this one; {advice}")
     return None

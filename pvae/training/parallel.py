@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import pad
 
-from pvae.core.errors import InputError, LostError, brief, shown
+from pvae.core.errors import InputError, LostError, brief
 from pvae.core.terminal import is_torchrun
-from pvae.core.terms import LossAndTerms
+from pvae.core.terms import LossAndTerms, Terms
 from pvae.core.torch_private import TorchDispatchMode
 from pvae.elbos.base import PerDatumELBO, PyroFunction
 
-__all__ = ["ALONE", "Share", "SharedELBO", "WholeBatchNoise", "World", "is_lost_process", "joined", "resolve_device"]
+__all__ = ["ALONE", "Share", "SharedELBO", "WholeBatchNoise", "World", "is_lost_process", "joined"]
 
 
 class Share(NamedTuple):
@@ -147,47 +148,33 @@ def is_lost_process(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
 
 
-def resolve_device(name: str) -> torch.device:
-    """Return the device of that name; "auto" is the GPU if there is one, and "cuda" the GPU that `joined` has set.
-
-    Raises:
-        InputError: the name is unknown, or this machine has no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise InputError(f"unknown device {shown(name)}: --device takes auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs here; use --device cpu or auto")
-    return device
-
-
 class SharedELBO(PerDatumELBO):
-    """An ELBO of one process's rows of a batch: its loss is their part in the mean over the whole batch.
+    """An ELBO of which each process computes its rows of the batch that all are given.
 
-    The losses of all processes sum to the loss of the batch, and their gradients to its gradient. z is the same as if
-    one process drew it for the whole batch.
+    The losses and the terms of all processes sum to those of the batch, and their gradients to its gradient. z is the
+    same as if one process drew it for the whole batch.
 
     Args:
         elbo: its loss is a mean over the batch of one term for each datum, so it has no free bits.
-        share: the rows of this process.
+        world: the processes.
     """
 
-    def __init__(self, elbo: PerDatumELBO, share: Share) -> None:
+    def __init__(self, elbo: PerDatumELBO, world: World) -> None:
         super().__init__(elbo.num_particles, beta=elbo.beta)
-        self.elbo, self.share = elbo, share
+        self.elbo, self.world = elbo, world
 
     def loss_and_terms(
         self, model: PyroFunction, guide: PyroFunction, *batch: Tensor, beta: float | Tensor | None = None
     ) -> LossAndTerms:
-        """Return the part in the loss of the rows x (B / N, *D), and their terms."""
-        with WholeBatchNoise(self.share):
-            loss, terms = self.elbo.loss_and_terms(model, guide, *batch, beta=beta)
-        return LossAndTerms(self.share.weight * loss, terms)
+        """Return this process's part in the loss of x (B, *D), and in the terms (B,), which are 0 for other rows."""
+        share = self.world.share(len(batch[0]))
+        own = (part if len(part) == 1 else part[share.rows] for part in batch)  # one label is that of all
+        with WholeBatchNoise(share):
+            loss, (distortion, rate, *_) = self.elbo.loss_and_terms(model, guide, *own, beta=beta)
+        if not share.weight:
+            distortion, rate = torch.zeros_like(distortion), torch.zeros_like(rate)
+        around = share.start, share.total - share.stop
+        return LossAndTerms(share.weight * loss, Terms(pad(distortion, around), pad(rate, around)))
 
 
 class WholeBatchNoise(TorchDispatchMode):

@@ -5,14 +5,41 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 from pvae.config.config import Config
 
-__all__ = ["learning_rate", "rate_weight"]
+__all__ = ["StepValues", "learning_rate", "rate_weight", "schedule"]
 
 _LAST = 0.02  # the last learning rate of "cosine", as a fraction of the first
 _STEPS = (0.4, 0.7)  # fractions of all steps after which "steps" lowers the learning rate
 _STAGE_ENDS = list(itertools.accumulate(3**stage for stage in range(8)))  # passes: 1, 4, 13, ..., 3280
+
+
+class StepValues(NamedTuple):
+    """What differs from step to step: the learning rate, and the weight of the rate in the loss."""
+
+    lr: float
+    beta: float
+
+
+def schedule(
+    config: Config, steps_per_epoch: int, beta: Callable[[int], float] | None = None
+) -> Callable[[int], StepValues]:
+    """Return the function from the number of a step, counted from 0, to its values.
+
+    Args:
+        config: options of the training.
+        steps_per_epoch: number of steps in an epoch.
+        beta: the weight of the rate, in place of those options of `config`.
+    """
+
+    def values(step: int) -> StepValues:
+        weight = rate_weight(config, step, steps_per_epoch) if beta is None else float(beta(step))
+        return StepValues(learning_rate(config, step, steps_per_epoch), weight)
+
+    return values
 
 
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:

@@ -196,13 +196,13 @@ def _our_faces(images: Tensor, compile: str) -> float:
     from pvae.config.presets import get_system
     from pvae.core.random_state import seeded
     from pvae.data.dataset import Dataset
-    from pvae.training.trainer import Trainer
+    from pvae.training.setup import build_trainer
 
     config = get_system("celeba-vae").replace(compile=compile)
     with seeded(0, torch.device("cpu")), pyro.get_param_store().scope():
-        training = Trainer(config, Dataset("faces", images, images[:2]), torch.device("cpu"))
+        training = build_trainer(config, Dataset("faces", images, images[:2]), torch.device("cpu"))
         training.train_epoch()
-        training.end_epoch()
+        training.epoch += 1
         return training.train_epoch().seconds
 
 
@@ -211,7 +211,7 @@ import json, resource, sys, torch, pyro
 from pvae.config.config import Config
 from pvae.data.dataset import Dataset
 from pvae.core.random_state import seeded
-from pvae.training.trainer import Trainer
+from pvae.training.setup import build_trainer
 train = torch.empty(1_000_000, 1, 28, 28, dtype=torch.uint8)
 for part in train.split(50_000):
     part.random_(0, 256)
@@ -219,7 +219,7 @@ config = Config(hidden=(400,), latent_dim=20, batch_size=1024, compile=sys.argv[
 with seeded(0, torch.device("cpu")), pyro.get_param_store().scope():
     data = Dataset("a million", train, train[:10_000])
     data.record()
-    training = Trainer(config, data, torch.device("cpu"))
+    training = build_trainer(config, data, torch.device("cpu"))
     training.train_epoch(), training.evaluate()
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
 """

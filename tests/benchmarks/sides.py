@@ -345,7 +345,7 @@ def trainer_of(task: Task, elbo: str, compile: str, precision: str = "fp32") -> 
     """Return this package's trainer of the system."""
     from pvae.config.config import Config
     from pvae.data.dataset import Dataset
-    from pvae.training.trainer import Trainer
+    from pvae.training.setup import build_trainer
 
     config = Config(
         hidden=(task.hidden,),
@@ -358,7 +358,7 @@ def trainer_of(task: Task, elbo: str, compile: str, precision: str = "fp32") -> 
         compile=compile,
         precision=precision,
     )
-    return Trainer(config, Dataset("benchmark", task.train, task.test), torch.device(task.device))
+    return build_trainer(config, Dataset("benchmark", task.train, task.test), torch.device(task.device))
 
 
 def ours(elbo: str, compile: str = "auto", precision: str = "fp32") -> Callable[[Task], Events]:
@@ -378,7 +378,7 @@ def ours(elbo: str, compile: str = "auto", precision: str = "fp32") -> Callable[
                 yield "epoch", None
                 if task.tests:
                     yield "elbo", training.evaluate().elbo
-                training.end_epoch()
+                training.epoch += 1
 
     return run
 

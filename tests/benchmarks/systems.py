@@ -373,19 +373,19 @@ def _ours(name: str, engine: str) -> Callable[[Task], Events]:
 
         from pvae.core.random_state import seeded
         from pvae.data.dataset import Dataset
-        from pvae.training.trainer import Trainer
+        from pvae.training.setup import build_trainer
 
         config, device = _SYSTEMS[name][1], torch.device("cpu")
         config = config.replace(compile=engine, epochs=task.epochs, schedule="constant", warm_up=0)
         images = _data(config, task.train)
         with seeded(0, device), pyro.get_param_store().scope():
-            training = Trainer(config, Dataset("benchmark", images, images[:2]), device)
+            training = build_trainer(config, Dataset("benchmark", images, images[:2]), device)
             training.train_step(torch.arange(config.batch_size))
             yield "step", None
             for _ in range(task.epochs):
                 loss = training.train_epoch().loss
                 yield "epoch", None
-                training.end_epoch()
+                training.epoch += 1
             yield "elbo", -loss
 
     return run

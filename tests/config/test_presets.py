@@ -20,7 +20,7 @@ from pvae.elbos.terms import posterior_mean_loss
 from pvae.models.build import build_vae
 from pvae.reference import elbo as reference_elbo
 from pvae.training.fit import fit
-from pvae.training.trainer import Trainer
+from pvae.training.setup import build_trainer
 
 
 def small(name, datum_shape):
@@ -242,11 +242,11 @@ def test_loss_options_do_not_change_the_reported_elbo(tmp_path, few_digits, smal
 def test_warm_up_starts_at_exactly_zero_and_ends_at_beta(few_digits, small_config):
     config = small_config.replace(warm_up=2, beta=3.0)
     with torch.random.fork_rng():
-        training = Trainer(config, few_digits, torch.device("cpu"))
+        training = build_trainer(config, few_digits, torch.device("cpu"))
     weights = []
     for step in range(9):
         training.step = step
-        weights.append(training.rate_weight())
+        weights.append(training.schedule(training.step).beta)
     assert weights == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5, 3, 3, 3])
     assert weights[0] == 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import json
 import math
 from dataclasses import asdict
@@ -23,8 +23,8 @@ from pvae.data.preparation import Preparation
 from pvae.data.sources import load_dataset
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae
-from pvae.training.parallel import Share, SharedELBO, World, joined
-from pvae.training.trainer import Trainer
+from pvae.training.parallel import SharedELBO, World, joined
+from pvae.training.setup import build_trainer
 
 CHAIN = Config(hidden=(8, 6), latent_dim=3, upper_latent_dims=(2,), upper_hidden=(5,))
 
@@ -36,17 +36,14 @@ def trained(world: World, name: str, engine: str, steps: int, config: Config) ->
     adam = torch.optim.Adam(vae.parameters(), lr=1e-2, fused=True)
     optimizer = SingleOptimizer(adam, dict(vae.named_parameters()), reduce=world.sum_)
     with pyro.get_param_store().scope():
-        elbos: dict[Share, Any] = {}  # a recording is of one share
+        elbo: Any = build_elbo(name, 2)
+        elbo = elbo if world.size == 1 else SharedELBO(elbo, world)
+        elbo = elbo if engine == "none" else CompiledELBO(elbo, engine)
+        svi = SVI(vae.model, vae.guide, optimizer, loss=elbo)
         for step in range(steps):
             index = torch.randperm(37)[: 1 if step % 10 == 9 else 10 if step % 3 else 7]
-            share = world.share(len(index))
-            if share not in elbos:
-                elbo: Any = build_elbo(name, 2)
-                elbo = elbo if world.size == 1 else SharedELBO(elbo, share)
-                elbos[share] = elbo if engine == "none" else CompiledELBO(elbo, engine)
-            svi = SVI(vae.model, vae.guide, optimizer, loss=elbos[share])
             beta = min(1.0, step / steps * 2) if name in ("trace", "analytic") else None
-            svi.step(x[index][share.rows], beta=beta)
+            svi.step(x[index], beta=beta)
     return torch.cat([parameter.detach().reshape(-1) for parameter in vae.parameters()])
 
 
@@ -57,35 +54,23 @@ def all_trained(world: World, steps: int) -> dict[str, torch.Tensor]:
     return {**found, "two layers": trained(world, "trace", "none", steps, CHAIN)}
 
 
-class StopError(Exception):
-    """Raised by `on_step`."""
-
-
-def stopped_and_resumed(world: World) -> dict[str, Any]:
-    """Train an epoch, and once more from a checkpoint taken in its middle; then make one process fail."""
+def resumed_and_failed(world: World) -> dict[str, Any]:
+    """Train two epochs, and the second again from the first one's checkpoint; then make one process fail."""
     data, device = load_dataset("mnist-5k"), torch.device("cpu")
     config = Config(hidden=(16,), latent_dim=3, batch_size=500)
-
-    def stop() -> None:
-        if training.step == 5:
-            raise StopError
-
     with seeded(0, device), pyro.get_param_store().scope():
-        training = Trainer(config, data, device, world)
+        training = build_trainer(config, data, device, world)
+        first = training.run_epoch()
+        kept = copy.deepcopy(training.checkpoint())
         whole = training.run_epoch()
         after: dict[str, Any] = {"next": torch.randperm(5).tolist()}
         after["weights"] = sum(p.double().abs().sum() for p in training.vae.parameters()).item()
-    with seeded(0, device), pyro.get_param_store().scope():
-        training = Trainer(config, data, device, world)
-        with contextlib.suppress(StopError):
-            training.run_epoch(on_step=stop)
-        kept = training.checkpoint()
     with seeded(1, device), pyro.get_param_store().scope():
-        again = Trainer(config, data, device, world)
-        again.restore(kept)
+        again = build_trainer(config, data, device, world)
+        again.restore(kept, first)
         resumed = again.run_epoch()
     with seeded(0, device), pyro.get_param_store().scope():
-        training = Trainer(config, data, device, world)
+        training = build_trainer(config, data, device, world)
         if world.rank == world.size - 1:
             next(training.vae.q_z.parameters()).data.fill_(math.nan)
         try:
@@ -103,7 +88,7 @@ def deep_bayes(world: World) -> list[float]:
     Preparation.x = lambda *given: as_float32(*given).double()
     device = torch.device("cpu")
     with seeded(0, device), pyro.get_param_store().scope():
-        training = Trainer(Config(dataset="mnist"), load_dataset("mnist"), device, world)
+        training = build_trainer(Config(dataset="mnist"), load_dataset("mnist"), device, world)
         training.vae.double()
         return [training.run_epoch()[1].elbo for _ in range(3)]
 
@@ -121,6 +106,6 @@ def main(what: str, path: Path, steps: int = 0) -> None:
                 path.write_text(json.dumps(figures))
         else:
             texts = [""] * world.size
-            torch.distributed.all_gather_object(texts, json.dumps(stopped_and_resumed(world)))
+            torch.distributed.all_gather_object(texts, json.dumps(resumed_and_failed(world)))
             if world.is_first:
                 path.write_text(f"[{', '.join(texts)}]")

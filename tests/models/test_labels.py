@@ -47,7 +47,7 @@ from pvae.trained.given import given_data, read_codes
 from pvae.trained.latent_space import encode_images, sample_given
 from pvae.trained.log_likelihood import importance_sample
 from pvae.training.fit import fit, resume
-from pvae.training.trainer import Trainer
+from pvae.training.setup import build_trainer
 from pvae.vae import VAE
 
 CPU = torch.device("cpu")
@@ -469,7 +469,7 @@ def test_each_command_takes_each_image_at_its_own_label(conditional, tmp_path, c
     assert torch.equal(given.y, y[chosen])
     assert torch.equal(examples_of, x.images[chosen].float() / 255)
     with seeded(0, CPU), pyro.get_param_store().scope():  # one image at a time
-        trainer = Trainer(run.config.replace(particles=10_000), run.dataset(), CPU, vae=copy.deepcopy(run.vae()))
+        trainer = build_trainer(run.config.replace(particles=10_000), run.dataset(), CPU, vae=copy.deepcopy(run.vae()))
         assert trainer.evaluate("test").elbo == pytest.approx(elbo.mean().item(), abs=0.3)
     # A folder of classes has labels of its own, by the names of the training's.
     of_folder = given_data(run, folder)
@@ -511,14 +511,14 @@ def test_minus_one_is_a_label_that_is_not_known(tmp_path, suffix):
 def test_the_weight_of_the_classifier_is_that_of_the_share_of_labels():
     data, config = dataset(), FAST.replace(labels=7, elbo="enumerate", valid=0.0)
     with seeded(0, CPU), pyro.get_param_store().scope():
-        trainer = Trainer(config, data, CPU)
+        trainer = build_trainer(config, data, CPU)
         assert trainer._elbo.label_weight == pytest.approx(5.0 * 70 / 7)
         row = trainer.evaluate("test")
-    found = trainer.vae.posterior(trainer.preparation.x(trainer.images["test"])).first.probs.argmax(-1)
+    found = trainer.vae.posterior(next(trainer.splits["test"].split(10**6)).x).first.probs.argmax(-1)
     assert row.accuracy == pytest.approx((found == data.test_labels).double().mean().item())
     unknown = replace(data, test_labels=torch.full_like(data.test_labels, -1))
     with seeded(0, CPU), pyro.get_param_store().scope():
-        assert Trainer(config, unknown, CPU).evaluate("test").accuracy is None
+        assert build_trainer(config, unknown, CPU).evaluate("test").accuracy is None
 
 
 def test_a_label_that_no_class_has_is_refused():

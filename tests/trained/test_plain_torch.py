@@ -30,7 +30,7 @@ from pvae.runs.data import load_for
 from pvae.trained.latent_space import sample
 from pvae.trained.plain_torch import export_torch, plain_torch, training_script, weights
 from pvae.training.fit import fit, resume
-from pvae.training.trainer import Trainer
+from pvae.training.setup import build_trainer
 
 pytestmark = pytest.mark.workflow
 
@@ -210,12 +210,12 @@ def test_a_printed_script_trains_as_the_system_does(data, tmp_path, monkeypatch,
     first, *epochs = (float(line.split()[-1]) for line in said.getvalue().splitlines())
     losses, means = [], []
     with pyro.get_param_store().scope(), seeded(config.seed, CPU):
-        trainer = Trainer(config.replace(compile="none"), load_for(config, data, offline=True), CPU)
+        trainer = build_trainer(config.replace(compile="none"), load_for(config, data, offline=True), CPU)
         step = trainer.train_step
         trainer.train_step = lambda index: losses.append(step(index)) or losses[-1]
         for _ in range(2):
             means.append(trainer.train_epoch().loss)
-            trainer.end_epoch()
+            trainer.epoch += 1
     assert first == pytest.approx(losses[0][0], rel=1e-5)
     assert epochs == pytest.approx(means, rel=1e-3)
 

@@ -24,18 +24,18 @@ import pvae
 import pvae.plotting.run_figures
 from pvae.config.config import Config
 from pvae.core.errors import InputError, InterruptedTrainingError
+from pvae.core.random_state import resolve_device, seeded
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Preparation
 from pvae.data.sources import load_dataset
 from pvae.runs import writer
 from pvae.runs.run import Run
 from pvae.training.fit import fit, resume
-from pvae.training.parallel import resolve_device
-from pvae.training.trainer import Trainer
+from pvae.training.progress import start_lines
+from pvae.training.setup import build_trainer
+from pvae.training.trainer import Callback
 
 pytestmark = [pytest.mark.workflow, pytest.mark.usefixtures("no_pictures")]
-
-ELBOS = ("trace", "analytic", "handwritten")
 
 
 def few_digits_trained(config, out):
@@ -77,42 +77,65 @@ def test_a_second_vae_in_one_store_is_refused_not_ignored(small_vae, small_image
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "moment", "epoch"),
     [
-        {"elbo": "trace", "schedule": "cosine"},
-        {"elbo": "analytic", "binarize": "dynamic", "particles": 2, "beta": 0.5},
-        {"elbo": "handwritten", "warm_up": 3},
+        ({"elbo": "trace", "schedule": "cosine"}, None, 2),
+        ({"elbo": "analytic", "binarize": "dynamic", "particles": 2, "beta": 0.5}, (5, True), 1),
+        ({"elbo": "handwritten", "warm_up": 3}, (1, False), 0),
     ],
-    ids=str,
+    ids=["between epochs", "in a step", "in a test"],
 )
-@pytest.mark.parametrize("where", ["between epochs", "in a step", "in a test"])
-def test_interrupted_and_resumed_equals_undisturbed(tmp_path, few_digits, small_config, options, where):
-    """At Ctrl-C the state is saved between two steps; the checkpoint holds the random state of the training."""
+def test_interrupted_and_resumed_equals_undisturbed(tmp_path, few_digits, small_config, options, moment, epoch):
+    """The checkpoint of the last epoch holds the random state; a Ctrl-C within an epoch costs that epoch."""
     config = small_config.replace(epochs=4, **options)
     whole = fit(config, data=few_digits, out=tmp_path / "whole")
-    moment = {"in a step": (5, True), "in a test": (1, False)}
 
     def interrupt(_, row):
-        if where == "between epochs" and (row.epoch, row.split) == (2, "test"):
+        if moment is None and (row.epoch, row.split) == (2, "test"):
             signal.raise_signal(signal.SIGINT)
 
-    with signal_in_step(*moment.get(where, (0,))), pytest.raises(InterruptedTrainingError, match="resume") as caught:
+    with signal_in_step(*(moment or (0,))), pytest.raises(InterruptedTrainingError) as caught:
         fit(config, data=few_digits, out=tmp_path / "run", on_epoch=interrupt)
-    ends = {
-        "in a step": "epoch 1",
-        "in a test": "epoch 0",
-        "between epochs": "epoch 2",
-    }
-    progress = ends[where]
-    assert f"up to {progress}; " in str(caught.value)
-    assert Run.open(tmp_path / "run").read_checkpoint().progress == progress
+    assert f"up to epoch {epoch}; " in str(caught.value)
+    assert (f"in epoch {epoch + 1}, which is lost" in str(caught.value)) == (moment is not None)
     resumed = resume(tmp_path / "run", data=few_digits)
     assert_same(weights(whole), weights(resumed))
     assert_same(*(run.read_checkpoint().moments for run in (whole, resumed)))
     assert_same_rows(whole.metrics(), resumed.metrics())
     if "schedule" in options:
-        with pytest.raises(InputError, match="--schedule cosine"):
+        with pytest.raises(InputError, match="--schedule"):
             resume(whole.path, 8, data=few_digits)
+
+
+class Counted(Callback):
+    """Notes what it is told, and ends the training after two epochs."""
+
+    def __init__(self):
+        self.seen = []
+
+    def ends(self, trainer):
+        return trainer.epoch == 2
+
+    def on_step_end(self, trainer, loss):
+        self.seen.append(loss.item())
+
+    def on_epoch_end(self, trainer, rows):
+        self.seen.append([row.split for row in rows])
+
+
+def test_callbacks_are_told_of_steps_and_epochs_and_may_end_the_training(few_digits, small_config):
+    counted = Counted()
+    with seeded(0, torch.device("cpu")), pyro.get_param_store().scope():
+        trainer = build_trainer(small_config, few_digits, torch.device("cpu"))
+        encoded = []
+        trainer.vae.q_z.register_forward_hook(lambda q_z, *_: None if q_z.training else encoded.append(1))
+        trainer.train(5, [counted])
+    assert trainer.epoch == 2
+    assert [one for one in counted.seen if isinstance(one, list)] == [["train", "test"]] * 2
+    assert len(counted.seen) == 2 * (trainer.num_steps + 1)
+    losses = counted.seen[: trainer.num_steps]
+    assert trainer.rows[0].loss == pytest.approx(sum(losses[:-1]) * 50 / 130 + losses[-1] * 30 / 130, rel=1e-12)
+    assert len(encoded) == 2, "an evaluation encodes its data once"
 
 
 def test_more_epochs_are_trained_as_if_they_had_been_planned(tmp_path, few_digits, small_config):
@@ -184,9 +207,8 @@ def test_a_second_training_in_another_thread_is_refused(tmp_path, few_digits, sm
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("elbo", ELBOS)
-def test_beta_changes_the_loss_and_never_the_elbo(tmp_path, few_digits, small_config, elbo):
-    run = fit(small_config.replace(elbo=elbo, beta=3.0), data=few_digits, out=tmp_path / "run")
+def test_beta_changes_the_loss_and_never_the_elbo(tmp_path, few_digits, small_config):
+    run = fit(small_config.replace(beta=3.0), data=few_digits, out=tmp_path / "run")
     for row in run.metrics():
         assert row.elbo == pytest.approx(-row.distortion - row.rate, rel=1e-6)
         assert row.loss == pytest.approx(row.distortion + 3 * row.rate, rel=1e-5)
@@ -219,28 +241,22 @@ def test_grey_pixels_are_called_pseudo(tmp_path, few_digits, small_config, binar
 
 
 @pytest.mark.parametrize(
-    ("given", "rate"),
+    ("given", "says"),
     [
         ({}, ""),
-        ({"posterior": "delta"}, ""),
-        ({"posterior": "planar"}, "its rate"),
-        ({"prior": "mixture", "components": 3}, "its rate"),
-        ({"upper_latent_dims": (3, 2)}, "the rate of z1 and z2"),
-        ({"upper_latent_dims": (3, 2), "inference": "ladder", "prior": "mixture", "components": 3}, "the rate of z3"),
+        ({"posterior": "planar"}, "its rate is"),
+        (
+            {"upper_latent_dims": (3, 2), "inference": "ladder", "prior": "mixture", "components": 3},
+            "the rate of z3 is",
+        ),
+        ({"epochs": 2, "warm_up": 8}, "25%"),
     ],
 )
-def test_a_training_says_where_the_rate_has_no_closed_form(tmp_path, few_digits, small_config, given, rate, capsys):
-    fit(small_config.replace(epochs=1, **given), data=few_digits, out=tmp_path / "run", quiet=False)
-    said = capsys.readouterr().out
-    assert (f"({rate} is a mean over the draws: it has no closed form)" in said) == bool(rate)
-    assert ("no closed form" in said) == bool(rate)
-
-
-def test_a_training_says_that_it_ends_before_its_warm_up(tmp_path, few_digits, small_config, capsys):
-    fit(small_config.replace(epochs=1, warm_up=4), data=few_digits, out=tmp_path / "short", quiet=False)
-    assert "the warm-up takes 4 epochs: the weight of the rate rises to 25% of --beta\n" in capsys.readouterr().out
-    fit(small_config.replace(epochs=1, warm_up=1), data=few_digits, out=tmp_path / "whole", quiet=False)
-    assert "the warm-up takes" not in capsys.readouterr().out
+def test_a_training_says_what_its_rate_is(tmp_path, few_digits, small_config, given, says):
+    """Where it has no closed form, and where the warm-up ends too late."""
+    said = start_lines(Run(tmp_path, small_config.replace(**given), few_digits.record()), "cpu", 0)
+    assert says in said
+    assert ("closed form" in said, "warm-up" in said) == ("rate" in says, "%" in says)
 
 
 def test_content_of_the_run_folder(tmp_path, few_digits, small_config, monkeypatch):
@@ -293,27 +309,6 @@ def test_loaded_vae_is_the_trained_one(tmp_path, few_digits, small_config):
     assert vae.posterior(Preparation().x(few_digits.test)).batch_shape == (40,)
 
 
-def test_bad_pixels_from_python_are_a_value_error(small_vae, small_images):
-    vae, binary = small_vae(), small_vae("static")
-    for spoil in (-0.1, 1.1, math.nan, math.inf):
-        x = small_images(3)
-        x[1, 0, 2, 2] = spoil
-        for use in (vae.posterior, vae.guide):
-            with pytest.raises(ValueError, match="domain"), pyro.get_param_store().scope():
-                use(x)
-        with pytest.raises(ValueError, match="support"):
-            vae.likelihood(torch.zeros(3, 3, dtype=torch.float64)).log_prob(x)
-    with pytest.raises(ValueError, match="0 or 1"):
-        binary.posterior(small_images(3))
-    with pytest.raises(ValueError, match="support"):
-        binary.likelihood(torch.zeros(3, 3, dtype=torch.float64)).log_prob(small_images(3))
-    with pytest.raises(ValueError, match=r"\(B, 1, 5, 4\)"):
-        vae.posterior(torch.zeros(3, 20, dtype=torch.float64))
-    with pytest.raises(ValueError, match="floating-point"):
-        vae.posterior(torch.zeros(3, 1, 5, 4, dtype=torch.uint8))
-    assert vae.posterior(small_images(3)).event_shape == (3,)
-
-
 def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path, few_digits, small_config, monkeypatch):
     monkeypatch.chdir(tmp_path)
     paths = {fit(small_config.replace(epochs=1), data=few_digits).path for _ in range(3)}
@@ -326,13 +321,13 @@ def test_note_on_other_data_is_printed_even_if_quiet(tmp_path, few_digits, small
     fit(small_config, data=data, out=tmp_path / "run")
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err == "note: these are not the data you asked for\n"
+    assert data.note in printed.err
 
 
 def test_wrong_types_from_python_are_refused(tmp_path, few_digits, small_config):
     with pytest.raises(InputError, match=r"pvae\.Config"):
         fit({"epochs": 1}, data=few_digits, out=tmp_path / "run")
-    with pytest.raises(InputError, match=r"data must be a pvae\.Dataset"):
+    with pytest.raises(InputError, match="Dataset"):
         fit(small_config, data=few_digits.train, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     for wrong in ({"hidden": 100}, {"epochs": True}, {"lr": "fast"}, {"system": "../x"}, {"beta": None}):
@@ -358,14 +353,18 @@ def test_resume_refuses(tmp_path, few_digits, digits, small_config):
     with pytest.raises(InputError, match="is at epoch 2"):
         resume(run.path, 1, data=few_digits)
     for train, test, says in (
-        (digits.train[1:131], digits.test[:40], r"SHA-256 \w{16}\.\.\., not SHA-256 \w{16}"),
-        (digits.train[:129], digits.test[:40], r"\(130 train / 40 test\), not few digits \(129 train / 40 test\)"),
-        (few_digits.train[..., 1:], few_digits.test[..., 1:], r"shape \(1, 28, 28\), not shape \(1, 28, 27\)"),
+        (digits.train[1:131], digits.test[:40], "SHA-256"),
+        (digits.train[:129], digits.test[:40], "129 train"),
+        (few_digits.train[..., 1:], few_digits.test[..., 1:], r"\(1, 28, 27\)"),
     ):
-        with pytest.raises(InputError, match=f"trained on other data: .*{says}.*: give the same images"):
+        with pytest.raises(InputError, match=says):
             resume(run.path, 3, data=Dataset("few digits", train, test))
-    with pytest.raises(InputError, match="given from Python"):
+    with pytest.raises(InputError, match="Python"):
         resume(run.path, 3)
+    opened = Run.open(run.path)
+    resume(run.path, 3, data=few_digits)
+    with pytest.raises(InputError, match="since it was opened"):
+        resume(opened, 4, data=few_digits)
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(InputError, match="not a run folder"):
             resume(path, 3)
@@ -387,33 +386,12 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, few_digits, small_config, cap
     run = fit(small_config, data=few_digits, out=tmp_path / "run")
     before = contents(run.path)
     assert resume(run.path, quiet=False).path == run.path  # nor are the data asked for
-    assert capsys.readouterr().out == (
-        f"{run.path} is finished, at epoch 2; to train it further, give --epochs above 2\n"
-    )
+    assert "is finished, at epoch 2" in capsys.readouterr().out
     assert contents(run.path) == before
-    (run.path / "metrics.jsonl").write_bytes(before["metrics.jsonl"].replace(b"1", b"2"))
-    with pytest.raises(InputError, match="is damaged"):
-        resume(run.path)
 
 
 def contents(folder):
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-@pytest.mark.parametrize("damage", ["cut", "other network"])
-def test_a_damaged_checkpoint_is_refused(tmp_path, few_digits, small_config, damage):
-    run = fit(small_config, data=few_digits, out=tmp_path / "run")
-    file = run.path / "checkpoint.safetensors"
-    if damage == "cut":
-        file.write_bytes(file.read_bytes()[:-200])
-    else:
-        other = fit(small_config.replace(latent_dim=5), data=few_digits, out=tmp_path / "other")
-        file.write_bytes((other.path / "checkpoint.safetensors").read_bytes())
-    with pytest.raises(InputError, match=r"checkpoint\.safetensors") as caught:
-        pvae.load(run.path)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match=r"checkpoint\.safetensors"):
-        resume(run.path, 4, data=few_digits)
 
 
 def test_devices():
@@ -446,7 +424,7 @@ def test_burdas_start(few_digits):
     """Glorot-uniform weights, zero biases, and a decoder that gives the mean image at z = 0."""
     config = Config(initialization="burda", hidden=(16, 8), activation="tanh", binarize="dynamic", latent_dim=3)
     with torch.random.fork_rng():
-        vae = Trainer(config.replace(batch_size=50), few_digits, torch.device("cpu")).vae
+        vae = build_trainer(config.replace(batch_size=50), few_digits, torch.device("cpu")).vae
     first = vae.q_z.encoder[1]
     limit = (6 / (784 + 16)) ** 0.5
     assert first.weight.abs().max() <= limit
@@ -469,17 +447,15 @@ def test_the_users_own_hidden_files_are_not_taken_for_ours(tmp_path, few_digits,
     assert not list(out.glob(".*"))
 
 
-@pytest.mark.parametrize("file", ["config.json", "checkpoint.safetensors"])
-def test_files_of_two_runs_are_refused_together(tmp_path, few_digits, small_config, file):
+def test_files_of_two_runs_are_refused_together(tmp_path, few_digits, small_config):
     """Their networks have equal shapes, so the weights of one run would load into the other."""
-    for name, option in (("run", {}), ("other", {"binarize": "threshold"}), ("twin", {})):
-        fit(small_config.replace(**option), data=few_digits, out=tmp_path / name)
-    for other in ("other", "twin"):
-        content = (tmp_path / "run" / file).read_bytes()
-        (tmp_path / "run" / file).write_bytes((tmp_path / other / file).read_bytes())
-        with pytest.raises(InputError, match="of two runs"):
-            pvae.load(tmp_path / "run")
-        (tmp_path / "run" / file).write_bytes(content)
+    run, twin = (fit(small_config, data=few_digits, out=tmp_path / name) for name in ("run", "twin"))
+    for file in ("config.json", "checkpoint.safetensors"):
+        content = (run.path / file).read_bytes()
+        (run.path / file).write_bytes((twin.path / file).read_bytes())
+        with pytest.raises(InputError, match="two runs"):
+            pvae.load(run.path)
+        (run.path / file).write_bytes(content)
 
 
 def test_a_training_starts_from_the_weights_of_a_run(tmp_path, few_digits, small_config, capsys):

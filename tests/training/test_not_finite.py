@@ -25,7 +25,7 @@ from pvae.runs import data as data_module
 from pvae.runs.checkpoint import to_bytes
 from pvae.runs.run import Run
 from pvae.training.fit import fit
-from pvae.training.trainer import Trainer
+from pvae.training.setup import build_trainer
 
 pytestmark = pytest.mark.workflow
 
@@ -35,7 +35,7 @@ ENGINES = ["none", "graph"]
 def trainer_of(config, data, vae=None):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Trainer(config, data, torch.device("cpu"), vae=vae)
+        return build_trainer(config, data, torch.device("cpu"), vae=vae)
 
 
 def state_of(training):
@@ -234,17 +234,6 @@ def test_a_run_that_diverged_is_left_out_of_a_sheet(run, tmp_path, capsys):
     line = capsys.readouterr().err
     assert line.startswith("pvae draw: diverged is left out: ")
     assert line.count("\n") == 1
-
-
-def test_a_run_with_an_infinite_metric_is_read(run, capsys, tmp_path):
-    """Earlier versions recorded it."""
-    rows = (run.path / "metrics.jsonl").read_text()
-    elbo = json.loads(rows.splitlines()[-1])["elbo"]
-    rows = rows.replace(f'"elbo": {elbo}', '"elbo": -Infinity').encode()
-    (run.path / "metrics.jsonl").write_bytes(rows)
-    for command, options in COMMANDS.items():
-        assert command([str(run.path), *options, "--out", str(tmp_path / command.parser().command)]) == 0
-    assert capsys.readouterr().err == ""
 
 
 def test_histograms_of_codes_far_from_zero():

@@ -18,7 +18,7 @@ from pvae.core.errors import InputError
 from pvae.elbos.registry import build_elbo
 from pvae.runs.run import Run
 from pvae.training.parallel import Share, SharedELBO, WholeBatchNoise, World, joined
-from pvae.training.trainer import Trainer
+from pvae.training.setup import build_trainer
 
 pytestmark = pytest.mark.workflow
 
@@ -78,8 +78,7 @@ def test_losses_and_gradients_of_the_shares_sum_to_those_of_the_batch(small_vae,
         elbo = build_elbo(name, 2)
         parts = []
         for rank in range(3):
-            shared = SharedELBO(build_elbo(name, 2), World(rank, 3).share(7))
-            parts.append(loss_and_gradients(shared, x[shared.share.rows]))
+            parts.append(loss_and_gradients(SharedELBO(build_elbo(name, 2), World(rank, 3)), x))
         for whole, *part in zip(loss_and_gradients(elbo, x), *parts):
             torch.testing.assert_close(sum(part), whole, rtol=1e-10, atol=1e-14)
 
@@ -141,14 +140,14 @@ def test_what_looks_at_a_whole_batch_is_refused(few_digits, small_config):
     networks = ({"network": name, "hidden": (4,)} for name in ("conv-batchnorm", "mlp-batchnorm"))
     for option in (*networks, {"likelihood": "normal-optimal"}, {"free_bits": 0.1}):
         with pytest.raises(InputError, match="in one process"), torch.random.fork_rng():
-            Trainer(small_config.replace(**option), few_digits, torch.device("cpu"), World(0, 2))
+            build_trainer(small_config.replace(**option), few_digits, torch.device("cpu"), World(0, 2))
 
 
 @pytest.mark.parametrize("elbo", ["dreg", "score"])
 def test_batch_norm_is_refused_where_weights_must_depend_on_one_draw(few_digits, small_config, elbo):
     config = small_config.replace(network="mlp-batchnorm", elbo=elbo, particles=2)
     with pytest.raises(InputError, match="BatchNorm make them depend on all draws"), torch.random.fork_rng():
-        Trainer(config, few_digits, torch.device("cpu"))
+        build_trainer(config, few_digits, torch.device("cpu"))
 
 
 def test_refusals_are_one_line_of_one_process(tmp_path):
@@ -165,14 +164,14 @@ def test_alone_where_torchrun_started_no_others(monkeypatch):
         assert world == World(0, 1)
 
 
-def test_stops_and_errors_of_several_processes(tmp_path):
-    """A checkpoint within an epoch goes on alike; if one process cannot compute a step, all end at that step."""
-    run_group(2, worker.main, "stop", tmp_path / "two.json", folder=tmp_path)
+def test_resuming_and_errors_of_several_processes(tmp_path):
+    """A resumed training is the same; if one process cannot compute a step, all end at that step."""
+    run_group(2, worker.main, "resume", tmp_path / "two.json", folder=tmp_path)
     first, second = json.loads((tmp_path / "two.json").read_text())
     assert {**first, "failed": ""} == {**second, "failed": ""}
     assert "Normal" in second["failed"]
     with torch.random.fork_rng():
-        one = worker.stopped_and_resumed(World())
+        one = worker.resumed_and_failed(World())
     assert first["next"] == one["next"]
     assert first["weights"] == pytest.approx(one["weights"], rel=1e-5)
     assert first["resumed"] == first["whole"]
@@ -180,12 +179,10 @@ def test_stops_and_errors_of_several_processes(tmp_path):
 
 
 def test_a_signal_to_one_process_stops_all(tmp_path):
-    """They stop after the same step, the state is saved, and one of them prints a line."""
+    """They stop after the same step, and one of them prints a line."""
     group = Group(2, main, [*SMALL, "--epochs", "1000", "--quiet", "--out", "run"], folder=tmp_path)
     group.wait_for(tmp_path / "run" / "metrics.jsonl")
     group.kill(1, signal.SIGTERM)
     assert all(group.join(60))
     assert group.err.count("\n") == 1
-    assert "interrupted; run contains the training up to epoch" in group.err
-    checkpoint = Run.open(tmp_path / "run").read_checkpoint()
-    assert f"step {checkpoint.counts.step}" in group.err
+    assert f"up to {Run.open(tmp_path / 'run').read_checkpoint().progress}; " in group.err

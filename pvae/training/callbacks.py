@@ -1,0 +1,244 @@
+"""What `fit` lets a `Trainer` call: progress, interruptions, the run folder, TensorBoard, pictures, patience."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from pvae.core.errors import TrainingError
+from pvae.core.files import write_whole
+from pvae.core.random_state import seeded
+from pvae.core.signals import Interruptions
+from pvae.core.terminal import print_line, progress_bar
+from pvae.data.dataset import random_subset
+from pvae.runs import writer
+from pvae.runs.metrics import Metrics, is_out_of_patience
+from pvae.runs.run import Run
+from pvae.runs.tensorboard import Events
+from pvae.trained.latent_space import reconstruct, sample, sample_given
+from pvae.training.engine import Engine
+from pvae.training.parallel import World
+from pvae.training.progress import best_line, epoch_line, start_lines
+from pvae.training.trainer import Callback, Trainer
+
+__all__ = [
+    "Figures",
+    "Interrupt",
+    "OnEachRow",
+    "OnEpoch",
+    "Patience",
+    "Printed",
+    "ProgressBar",
+    "Saved",
+    "TensorBoard",
+    "pictures",
+]
+
+OnEpoch = Callable[[Run, Metrics], object]
+
+
+@dataclass
+class Interrupt(Callback):
+    """Ends the training after the step in which a signal came to one of its processes."""
+
+    interruptions: Interruptions
+    world: World
+
+    def on_step_end(self, trainer: Trainer, loss: Tensor) -> None:
+        """End the training if a signal came."""
+        self._end_if_received()
+
+    def on_evaluation_step_end(self, trainer: Trainer) -> None:
+        """End the training if a signal came."""
+        self._end_if_received()
+
+    def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
+        """End the training if a signal came."""
+        self._end_if_received()
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """End the training if a signal came."""
+        self._end_if_received()
+
+    def _end_if_received(self) -> None:
+        if self.world.any(bool(self.interruptions.received)):  # in all processes after the same step
+            raise KeyboardInterrupt
+
+
+@dataclass
+class Saved(Callback):
+    """Writes metrics and checkpoint into the run folder after each epoch.
+
+    Args:
+        run: the run.
+        engine: takes the steps.
+        num_processes: number of processes that train.
+        is_first: whether this process writes; the others only count.
+
+    Attributes:
+        epoch: the epoch of the last checkpoint in the folder, or None.
+    """
+
+    run: Run
+    engine: Engine
+    num_processes: int
+    is_first: bool
+    epoch: int | None = None
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Write a folder that can be resumed."""
+        if self.is_first:
+            # Each of several processes has its own GPU, and a resumption may have others: record no number.
+            device = trainer.device.type if self.num_processes > 1 else str(trainer.device)
+            writer.begin(self.run, trainer.rows, trainer.checkpoint(), device, self.num_processes)
+            if (data := self.run.dataset()).names:
+                write_whole(self.run.path / "split.csv", data.split_csv())
+        self.epoch = trainer.epoch
+
+    def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
+        """Write metrics, checkpoint, and what the first steps have chosen."""
+        if self.is_first:
+            writer.save(self.run, trainer.rows, trainer.checkpoint())
+            writer.record_choice(self.run, self.engine.chosen)
+        self.epoch = trainer.epoch
+
+
+@dataclass
+class ProgressBar(Callback):
+    """Draws the steps of each epoch, with the mean of their losses, if standard error is a terminal.
+
+    Args:
+        epochs: the last epoch.
+        num_processes: number of processes, whose parts in a loss are about equal.
+    """
+
+    epochs: int
+    num_processes: int = 1
+    bar: Any = None
+    total: float = 0.0
+
+    def on_step_end(self, trainer: Trainer, loss: Tensor) -> None:
+        """Draw a step, and remove the bar after the last one."""
+        if self.bar is None:
+            title = f"epoch {trainer.epoch + 1}/{self.epochs}"
+            self.bar, self.total = progress_bar(title, trainer.num_steps, "step"), 0.0
+        self.total += loss.item() * self.num_processes
+        self.bar.set_postfix_str(f"loss {self.total / (self.bar.n + 1):.2f}", refresh=False)
+        self.bar.update()
+        if self.bar.n == trainer.num_steps:
+            self.close()
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+@dataclass
+class Printed(Callback):
+    """Prints what is trained, a line for each epoch, and which epoch was the best."""
+
+    run: Run
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Print what is trained on what data."""
+        print_line(start_lines(self.run, str(trainer.device), trainer.epoch))
+
+    def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
+        """Print the metrics of the epoch."""
+        print_line(epoch_line(self.run, rows))
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """Print which epoch was the best on the validation data."""
+        if line := best_line(trainer.rows, self.run.config.epochs):
+            print_line(line)
+
+
+@dataclass
+class TensorBoard(Callback):
+    """Writes scalars and pictures of each epoch as TensorBoard events."""
+
+    run: Run
+    events: Events | None = None
+
+    def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
+        """Write the events of the epoch."""
+        if self.events is None:
+            self.events = Events(self.run.path, trainer.epoch - 1)
+        self.events.write(rows, *pictures(trainer, self.run))
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.events is not None:
+            self.events.close()
+
+
+@dataclass
+class OnEachRow(Callback):
+    """Calls a function of the user for each row of metrics."""
+
+    run: Run
+    function: OnEpoch
+
+    def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
+        """Call the function for each split."""
+        try:
+            for row in rows:
+                self.function(self.run, row)
+        except OSError as error:  # otherwise reported as an error of the run folder
+            raise TrainingError(f"on_epoch raised {type(error).__name__}: {error}") from error
+
+
+@dataclass
+class Patience(Callback):
+    """Ends the training after a number of epochs without a better bound on the validation data."""
+
+    epochs: int
+
+    def ends(self, trainer: Trainer) -> bool:
+        """Return whether the best epoch is that old."""
+        return is_out_of_patience(trainer.rows, self.epochs)
+
+
+@dataclass
+class Figures(Callback):
+    """Draws the figures of a run at its end, of the weights of its best epoch."""
+
+    run: Run
+    interruptions: Interruptions
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """Draw the figures, unless a signal came."""
+        self.interruptions.raise_if_received()
+        from pvae.plotting.run_figures import save_figures  # imports matplotlib, which is slow
+
+        if self.run.config.valid:
+            trainer.vae.load_state_dict(self.run.best_checkpoint().vae)
+        save_figures(self.run, *pictures(trainer, self.run), self.interruptions.raise_if_received)
+
+
+def pictures(trainer: Trainer, run: Run) -> tuple[Tensor, Tensor, Tensor]:
+    """Return 8 test images, their reconstructions and 64 samples, in [0, 1], with the same noise in every call.
+
+    Of other data, the samples are 1,000 draws from p(x | z) and not means, to be compared with the data. An autoencoder
+    has no prior to sample from: its samples are an empty batch.
+    """
+    vae, test, data = trainer.vae.eval(), trainer.splits["test"], run.dataset()
+    chosen = random_subset(len(test), 8, seed=0)  # as `trained.codes.examples` has them
+    (few,) = test.rows(chosen).split(8)
+    with seeded(trainer.seed, trainer.device):
+        samples = few.x[:0]
+        if not data.is_images and vae.has_density:
+            samples = sample(vae, 1000, draws=True, y=test.y)
+        elif vae.takes_labels and vae.has_density:
+            labels: Any = data.shown_labels
+            samples = sample_given(vae, labels.to(trainer.device))
+        elif vae.has_density:
+            samples = sample(vae, 64)
+        parts = few.x, reconstruct(vae.given(few.y), few.x), samples
+    images, reconstructions, samples = (run.preparation.shown(part).cpu() for part in parts)
+    return images, reconstructions, samples

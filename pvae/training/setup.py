@@ -1,0 +1,235 @@
+"""From a configuration and its data to a `Trainer`."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pvae.compile.compiled_elbo import CompiledELBO
+from pvae.compile.compiled_svi import CompiledSVI
+from pvae.compile.graph import check_engine
+from pvae.compile.optimizers import SingleOptimizer
+from pvae.config.config import Config
+from pvae.config.refusals import Case, refuse
+from pvae.core.errors import InputError, TrainingError, listed
+from pvae.core.torch_private import has_bfloat16
+from pvae.data.batch import Batch
+from pvae.data.dataset import Dataset
+from pvae.data.domain import check_domain
+from pvae.data.labels import few_labels
+from pvae.data.preparation import Pixels, Preparation
+from pvae.data.torch_data import in_random_order
+from pvae.elbos.registry import ELBO_CLASSES, elbo_of
+from pvae.models.build import build_vae, fit_to, meta_state_dict, sizes_of, start_like_burda
+from pvae.models.labels import found_labels
+from pvae.training.engine import Engine
+from pvae.training.parallel import ALONE, SharedELBO, World
+from pvae.training.schedules import schedule
+from pvae.training.trainer import Trainer
+from pvae.vae import VAE
+
+__all__ = ["build_trainer", "check_first_loss"]
+
+_PIXELS = 784_000  # of a batch of an evaluation times particles; with one particle, 1,000 images of 28 x 28
+
+
+@dataclass(frozen=True, eq=False)
+class Visits:
+    """Training data in memory, visited in a random order; the pixels of "dynamic" are drawn at each visit."""
+
+    prepared: Tensor
+    preparation: Preparation
+    y: Tensor | None
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.prepared)
+
+    def order(self) -> Tensor:
+        """Return the indices in a random order, int64 (N,)."""
+        return in_random_order(self.prepared)
+
+    def batch(self, index: Tensor) -> Batch:
+        """Return the data of an index, int64 (B,), on the device of the data."""
+        return Batch(self.preparation.batch(self.prepared, index), None if self.y is None else self.y[index])
+
+
+def build_trainer(
+    config: Config,
+    data: Dataset,
+    device: torch.device,
+    world: World = ALONE,
+    vae: VAE | None = None,
+    *,
+    engine: str | None = None,
+    threads: int | None = None,
+    note: Callable[[str], object] = lambda line: None,
+    beta: Callable[[int], float] | None = None,
+    steps_done: int = 0,
+) -> Trainer:
+    """Return a trainer of the VAE that a configuration describes, at its start.
+
+    Args:
+        config: options of the training.
+        data: training and test data.
+        device: where to train.
+        world: the processes that train together, including this one.
+        vae: the VAE to train, in place of the one that `config` describes.
+        engine: "none", "graph" or "inductor": what an earlier session has chosen for `config.compile` "auto".
+        threads: number of threads; by default it is chosen by the first steps.
+        note: called with a line on what is chosen.
+        beta: the weight of the rate as a function of the number of the step, in place of those options of `config`.
+        steps_done: number of steps that earlier sessions took.
+
+    Raises:
+        InputError: the batch is larger than the training set, the networks do not fit into memory, BatchNorm would be
+            given a batch of one image, or options do not work together or not in several processes.
+    """
+    refuse(
+        Case(
+            config=config,
+            elbo=ELBO_CLASSES[config.elbo],
+            has_own_beta=beta is not None,
+            data=data,
+            has_own_vae=vae is not None,
+            num_processes=world.size,
+        )
+    )
+    preparation = Preparation.of(config)
+    prepared = {
+        split: preparation.prepared(x, split, is_redrawn=split == "train").to(device)
+        for split, x in data.splits.items()
+    }
+    if vae is None:
+        _check_memory(config, data)
+        vae = build_vae(config, data.datum_shape, len(data.label_names)).to(device)
+        if config.initialization == "burda":
+            start_like_burda(vae, prepared["train"])
+        if not data.is_images:
+            fit_to(vae, prepared["train"])
+    vae = vae.to(device)
+    if not data.is_images:
+        for split, values in prepared.items():
+            check = getattr(vae.p_x, "check", None)
+            check_domain(check, values, data.name, data.names.get(split, split), data.columns)
+    labels = {split: y.to(device) for split, y in _labels_of(config, data, vae, note).items()}
+    visits = Visits(prepared.pop("train"), preparation, labels.get("train"))
+    splits = {split: Batch(Pixels(x, preparation), labels.get(split)) for split, x in prepared.items()}
+
+    known = (labels["train"] >= 0).float().mean().item() if config.labels else 1.0
+    elbo = elbo_of(config, known)
+    if world.size > 1:
+        elbo = SharedELBO(elbo, world)
+    parameters = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+    adam = torch.optim.Adam(parameters, lr=config.lr, eps=config.adam_eps, fused=True)
+
+    def svi(name: str) -> CompiledSVI:
+        reduce = world.sum_ if world.size > 1 else None
+        optimizer = SingleOptimizer(adam, dict(vae.named_parameters()), config.clip_norm, reduce)
+        loss = CompiledELBO(elbo, name, config.precision, batch_size=config.batch_size)
+        return CompiledSVI(vae.model, vae.guide, optimizer, loss, prepare=visits.batch)
+
+    num_steps = math.ceil(len(visits) / config.batch_size)
+    is_auto = config.compile == "auto"
+    if engine == "inductor" or config.compile == "inductor":
+        check_engine("inductor", config.precision)
+    if config.precision == "bf16" and device.type == "cpu" and not has_bfloat16():
+        note("this CPU has no instructions for bfloat16: --precision fp32 is several times as fast here")
+    evaluation_size = max(1, _PIXELS // max(784, prepared["test"][0].numel() * config.particles))
+    measures = functools.partial(_accuracy, vae, data, splits, evaluation_size) if config.labels else lambda split: {}
+    return Trainer(
+        vae=vae,
+        elbo=elbo,
+        engine=Engine(
+            svi,
+            engine or ("graph" if is_auto else config.compile),
+            is_chosen=engine is not None or not is_auto,
+            may_fall_back=is_auto and config.precision == "fp32",
+            may_compile=world.size == 1,
+            threads=_candidates(threads, is_single=world.size == 1 and device.type == "cpu"),
+            batch_size=config.batch_size,
+            steps_left=config.epochs * num_steps - steps_done,
+            note=note,
+        ),
+        optimizer=adam,
+        data=visits,
+        splits=splits,
+        batch_size=config.batch_size,
+        evaluation_size=evaluation_size,
+        schedule=schedule(config, num_steps, beta),
+        seed=config.seed,
+        device=device,
+        names=data.names,
+        measures=measures,
+        world=world,
+    )
+
+
+def check_first_loss(trainer: Trainer, pixels: str) -> None:
+    """Compute the loss of two data, to find out before any file is written whether training is possible.
+
+    Args:
+        trainer: at its start.
+        pixels: what the values of the data are, for messages.
+
+    Raises:
+        InputError: the ELBO cannot be computed for these distributions, or not for these data.
+        TrainingError: the loss is not finite.
+    """
+    try:
+        trainer.check_first_loss()
+    except (InputError, TrainingError):
+        raise
+    except (ValueError, RuntimeError, TypeError) as error:
+        shape = tuple(trainer.splits["test"].x.images.shape[1:])
+        first_line, _, _ = str(error).partition("\n")
+        raise InputError(
+            f"the VAE cannot be evaluated on images of shape {shape} with pixels {pixels}, on the device "
+            f"{trainer.device}: {first_line}"
+        ) from error
+
+
+def _candidates(threads: int | None, is_single: bool) -> list[int]:
+    """Return the numbers of threads to try: the given one, or torch's own and its halves."""
+    candidates = [threads or torch.get_num_threads()]
+    while candidates[-1] > 1 and threads is None and is_single:
+        candidates.append(candidates[-1] // 2)
+    return candidates
+
+
+def _accuracy(vae: VAE, data: Dataset, splits: Mapping[str, Batch], size: int, split: str) -> dict[str, float | None]:
+    """Return the share of the known labels of a split that q(y | x) finds, which is None if it has none."""
+    found = found_labels(vae.q_z, (batch.x for batch in splits[split].split(size)), data.labels.get(split))
+    return {"accuracy": None if found is None else found.double().mean().item()}
+
+
+def _labels_of(config: Config, data: Dataset, vae: VAE, note: Callable[[str], object]) -> dict[str, Tensor]:
+    """Return the labels that model and guide take, by split; {} if they take none."""
+    if not vae.takes_labels:
+        return {}
+    if config.labels:
+        few = few_labels(data, config.labels, config.seed)
+        if (number := int((few >= 0).sum())) < config.labels:
+            note(f"labels of {number:,} training data are known and used")
+        return {"train": few}
+    if lacking := data.splits.keys() - data.labels.keys():
+        raise InputError(f"the VAE needs labels, and the {listed(sorted(lacking))} data of {data.name} have none")
+    if any(bool((labels < 0).any()) for labels in data.labels.values() if labels.dtype == torch.int64):
+        advice = "leave these data out, or give --labels N, which uses all x and N labels"
+        raise InputError(f"some labels of {data.name} are not known, and --condition needs all: {advice}")
+    return dict(data.labels)
+
+
+def _check_memory(config: Config, data: Dataset) -> None:
+    """Refuse networks that do not fit into memory before they are built: the system could kill the process."""
+    state = meta_state_dict(config, data.datum_shape, len(data.label_names))
+    needed = 4 * sum(tensor.nbytes for tensor in state.values())  # with gradients and moments
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    if needed > memory:
+        raise InputError(f"networks of {sizes_of(config)} do not fit into memory: give smaller ones")

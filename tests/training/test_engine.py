@@ -1,0 +1,226 @@
+"""Threads and engine are chosen by the time of the first steps, and change the training by rounding alone."""
+
+from __future__ import annotations
+
+import math
+import signal
+
+import pyro
+import pytest
+import torch
+from conftest import needs_inductor
+
+from pvae.compile import graph
+from pvae.core.errors import InterruptedTrainingError
+from pvae.core.random_state import seeded
+from pvae.models.build import build_vae
+from pvae.runs.run import Run
+from pvae.training import engine as engine_module
+from pvae.training import setup
+from pvae.training.engine import Engine, FirstSteps
+from pvae.training.fit import fit, resume
+from pvae.training.setup import build_trainer
+
+pytestmark = pytest.mark.workflow
+
+CPU = torch.device("cpu")
+LONG = 10**9  # epochs, which repay any compilation
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [({4: 1.0, 2: 0.95, 1: 0.91}, 4), ({4: 1.0, 2: 0.8, 1: 0.75}, 2), ({4: 1.0, 2: 0.8, 1: 0.5}, 1), ({1: 1.0}, 1)],
+)
+def test_fewer_threads_are_taken_where_they_are_clearly_faster(seconds, chosen):
+    """The first step with each number is not counted, and neither is a single slow one."""
+    first, step, used = FirstSteps([*seconds]), 0, 0
+    while not first.is_chosen:
+        is_new, used = first.threads != used, first.threads
+        step += 1
+        is_last = first.end(100.0 if is_new or step == 3 else seconds[used])
+        assert is_last == first.is_chosen
+    assert (first.threads, first.seconds) == (chosen, seconds[chosen])
+
+
+def steps(first, count, seconds):
+    """Take steps, and return with how many threads each was taken."""
+    used = []
+    for _ in range(count):
+        used.append(first.threads)
+        first.end(seconds[used[-1]])
+    return used
+
+
+def test_threads_are_chosen_anew_when_steps_become_slow_and_when_they_may_be_fast_again():
+    first = FirstSteps([2, 1])
+    idle, busy = {2: 0.5, 1: 1.0}, {2: 20.0, 1: 1.5}
+    for seconds, count, chosen in ((idle, 2000, 2), (busy, 140, 1), (idle, 2000, 2)):
+        steps(first, count, seconds)
+        assert (first.is_chosen, first.threads) == (True, chosen)
+
+
+def test_a_burst_at_the_start_is_forgotten_soon_and_a_busy_machine_is_tried_ever_less_often():
+    first = FirstSteps([2, 1])
+    steps(first, 30, {2: 20.0, 1: 1.5})
+    assert steps(first, 150, {2: 0.5, 1: 1.0})[-1] == 2
+    first = FirstSteps([2, 1])
+    assert steps(first, 10_000, {2: 20.0, 1: 1.5}).count(2) < 100
+
+
+class Fake:
+    """Steps that take no time, and a compiler that has kept its code or asks whether it may compile."""
+
+    def __init__(self, is_kept):
+        self.is_kept = is_kept
+
+    def step(self, index, beta):
+        torch.arange(10_000).sum()
+
+    def use_inductor(self, batch, may_compile):
+        if not self.is_kept and not may_compile(200):
+            raise graph.RecordingError("may not be compiled")
+
+
+@pytest.mark.parametrize(
+    ("steps_left", "is_kept", "chosen"),
+    [(10**12, False, "inductor"), (10**12, True, "inductor"), (100, True, "graph"), (10**6, False, "graph")],
+)
+def test_steps_are_compiled_where_that_is_repaid(monkeypatch, steps_left, is_kept, chosen):
+    monkeypatch.setattr(engine_module, "missing", str)
+    notes = []
+    engine = Engine(
+        lambda name: Fake(is_kept),
+        "graph",
+        is_chosen=False,
+        may_fall_back=True,
+        may_compile=True,
+        threads=[1],
+        batch_size=3,
+        steps_left=steps_left,
+        note=notes.append,
+    )
+    for _ in range(20):
+        engine.step(torch.arange(3), 1.0)
+    assert engine.chosen == {"engine": chosen, "threads": 1}
+    assert len(notes) == (chosen == "inductor" and not is_kept)
+
+
+def trained(config, data, epochs, vae=None, **options):
+    """Return the weights after training, the engine, and its notes."""
+    notes = []
+    with seeded(0, CPU), pyro.get_param_store().scope():
+        trainer = build_trainer(config, data, CPU, vae=vae, note=notes.append, **options)
+        trainer.train(epochs)
+        return torch.nn.utils.parameters_to_vector(trainer.vae.parameters()).detach(), trainer.engine, notes
+
+
+def test_auto_records_and_changes_nothing_beyond_rounding(few_digits, small_config):
+    eager, _, _ = trained(small_config.replace(compile="none"), few_digits, 12)
+    recorded, engine, notes = trained(small_config.replace(compile="auto"), few_digits, 12)
+    assert engine.chosen == {"engine": "graph", "threads": torch.get_num_threads()}
+    assert notes == []
+    assert (eager - recorded).norm() < 1e-4 * eager.norm()
+
+
+class Reads(torch.nn.Module):
+    """A decoder that reads a value."""
+
+    def __init__(self, decoder):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, z):
+        return self.decoder(z) * (2.0 if z.sum().item() > math.inf else 1.0)
+
+
+@pytest.mark.parametrize("compile", ["auto", "graph"])
+def test_what_cannot_be_recorded_is_trained_eagerly_only_by_auto(few_digits, small_config, compile):
+    def reading():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            vae = build_vae(small_config, few_digits.datum_shape)
+        vae.p_x.decoder = Reads(vae.p_x.decoder)
+        return vae
+
+    config = small_config.replace(compile=compile)
+    if compile == "graph":
+        with pytest.raises(graph.RecordingError):
+            trained(config, few_digits, 2, vae=reading())
+        return
+    ours, engine, notes = trained(config, few_digits, 2, vae=reading())
+    theirs, _, _ = trained(config.replace(compile="none"), few_digits, 2, vae=reading())
+    assert torch.equal(ours, theirs)
+    assert engine.name == "none"
+    assert len(notes) == 1
+
+
+@pytest.mark.parametrize("error", ["c++ failed", "out of memory"])
+def test_auto_goes_on_recorded_where_compiling_fails(monkeypatch, few_digits, small_config, error):
+    """Also on resuming a run whose earlier session has compiled."""
+
+    def fails(graph, inputs, may_compile):
+        assert may_compile(200)
+        raise RuntimeError(error)
+
+    monkeypatch.setattr(graph, "compile_graph", fails)
+    for module in (graph, engine_module):
+        monkeypatch.setattr(module, "missing", str)
+    config = small_config.replace(epochs=LONG)
+    theirs, _, _ = trained(config.replace(compile="none"), few_digits, 14)
+    for options in ({}, {"engine": "inductor"} if error == "c++ failed" else {}):
+        ours, engine, notes = trained(config, few_digits, 14, **options)
+        assert engine.name == "graph"
+        assert error in notes[-1]
+        assert (ours - theirs).norm() < 1e-3 * theirs.norm()
+
+
+@needs_inductor
+def test_compile_inductor_is_compiled_for_the_chosen_threads(few_digits, small_config):
+    config = small_config.replace(compile="inductor")
+    ours, engine, _ = trained(config, few_digits, 14)
+    assert engine.name == "inductor"
+    theirs, engine, _ = trained(config, few_digits, 14, threads=1)
+    assert engine.chosen == {"engine": "inductor", "threads": 1}
+    assert (ours - theirs).norm() < 1e-3 * theirs.norm()
+
+
+@needs_inductor
+def test_a_resumed_run_keeps_engine_and_threads_bit_for_bit(tmp_path, few_digits, small_config):
+    torch.set_num_threads(2)
+    config = small_config.replace(epochs=LONG)
+
+    def until(epoch):
+        def interrupt(_, row):
+            if (row.epoch, row.split) == (epoch, "test"):
+                signal.raise_signal(signal.SIGINT)
+
+        return {"data": few_digits, "on_epoch": interrupt}
+
+    def sessions():
+        return [(one["engine"], one["threads"]) for one in Run.open(tmp_path / "parts").sessions]
+
+    for train, name, epoch in ((fit, "whole", 16), (fit, "parts", 14), (resume, "parts", 16)):
+        where = {"config": config, "threads": 1, "out": tmp_path / name} if train is fit else {"path": tmp_path / name}
+        with pytest.raises(InterruptedTrainingError):
+            train(**where, **until(epoch))
+        assert torch.get_num_threads() == 2
+    assert sessions() == [("inductor", 1)] * 2
+    ours, theirs = (Run.open(tmp_path / name).read_checkpoint().vae for name in ("parts", "whole"))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    for threads, epoch in ((2, 17), (None, 18)):
+        resume(tmp_path / "parts", epoch, data=few_digits, threads=threads)
+    assert [threads for _, threads in sessions()[2:]] == [2, 2]
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_bfloat16_on_a_cpu_without_it_is_noted(few_digits, small_config, monkeypatch, has):
+    monkeypatch.setattr(setup, "has_bfloat16", lambda: has)
+    _, _, notes = trained(small_config.replace(compile="graph", precision="bf16"), few_digits, 1)
+    assert ["bfloat16" in note for note in notes] == ([] if has else [True])
