@@ -198,7 +198,7 @@ def _resume(path: Path, chosen: Mapping[str, Any], options: Mapping[str, Any]) -
                 "give the same, or start a new run"
             )
     vae = None if options["vae"] is None else own_vae(options["vae"], run.config, run.data.datum_shape)
-    return resume(path, chosen.get("epochs"), vae=vae, **{name: options[name] for name in _WHERE})
+    return resume(run, chosen.get("epochs"), vae=vae, **{name: options[name] for name in _WHERE})
 
 
 def _what_is_next(run: Run) -> str:

@@ -92,7 +92,8 @@ def _ours(engine: str, without: str = "") -> Callable[[Task], Events]:
         with seeded(0, device), pyro.get_param_store().scope():
             training = trainer_of(task, "trace", engine)
             if without == "batch gathered inside the step":
-                training._svi(training.world.share(task.batch_size))[0].prepare = None
+                svi, step = training.engine._svi, training.engine._svi.step
+                svi.prepare, svi.step = None, lambda index, beta: step(*training.data.batch(index), beta=beta)
             for _ in range(2):
                 training.train_step(torch.arange(task.batch_size))
             yield "step", None

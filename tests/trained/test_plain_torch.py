@@ -216,7 +216,7 @@ def test_a_printed_script_trains_as_the_system_does(data, tmp_path, monkeypatch,
         for _ in range(2):
             means.append(trainer.train_epoch().loss)
             trainer.epoch += 1
-    assert first == pytest.approx(losses[0][0], rel=1e-5)
+    assert first == pytest.approx(losses[0].loss.item(), rel=1e-5)
     assert epochs == pytest.approx(means, rel=1e-3)
 
 

@@ -195,6 +195,6 @@ def test_options_that_hold_nothing_out_are_refused(options, message):
 def test_a_share_that_leaves_nothing_to_train_is_refused(tmp_path):
     images = torch.zeros(8, 1, 4, 4, dtype=torch.uint8)
     data = Dataset("eight", images, images[:2])
-    with pytest.raises(InputError, match="--valid 0.9"):
+    with pytest.raises(InputError, match=r"--valid 0\.9"):
         fit(Config(valid=0.9, batch_size=1), data=data, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
