@@ -13,17 +13,18 @@ import pyro
 import pytest
 import torch
 from conftest import FILES, idx_bytes, lay
+from helpers.families import ROWS, config_with, shape_for, x_for
 from PIL import Image
 from safetensors.torch import save_file
 
 from pvae.cli.export import main as export
 from pvae.cli.train import main as train
 from pvae.config.config import Config
+from pvae.config.families import LIKELIHOODS, POSTERIORS, PRIORS
 from pvae.config.presets import SYSTEMS
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
-from pvae.data.preparation import Preparation
 from pvae.elbos.registry import elbo_of
 from pvae.models.build import build_vae, fit_to
 from pvae.runs.data import load_for
@@ -35,31 +36,27 @@ from pvae.training.setup import build_trainer
 pytestmark = pytest.mark.workflow
 
 CPU = torch.device("cpu")
-VALUES = {"real": (5,), "series": (6, 2), "counts": (7,), "overdispersed": (7,), "ladder-of-real": (2, 3, 2, 2)}
-SHAPES = {**VALUES, "celeba-vae": (3, 33, 40), "images": (3, 24, 20), "linear-gaussian": (1, 8, 8)}
 TWO = {"upper_latent_dims": (5, 3), "upper_hidden": (8,), "binarize": "threshold"}
-OPTIONS = {  # that no system has
-    "full": {"posterior": "normal-full", "latent_dim": 6},
-    "full-analytic": {"posterior": "normal-full", "latent_dim": 6, "elbo": "analytic"},
-    "spline": {"posterior": "spline", "latent_dim": 6},
-    "mixture": {"prior": "mixture", "components": 7, "latent_dim": 6},
-    "flow-and-flow": {"prior": "flow", "posterior": "iaf", "latent_dim": 6},
-    "continuous-bernoulli": {"likelihood": "continuous-bernoulli"},
-    "learned-scale": {"likelihood": "normal-learned", "scale": 0.3},
-    "optimal-scale": {"likelihood": "normal-optimal", "scale": 0.3},
-    "real": {"likelihood": "normal-diagonal", "elbo": "analytic"},
-    "series": {"likelihood": "student-t", "scale": 0.5},
-    "counts": {"likelihood": "poisson"},
-    "overdispersed": {"likelihood": "negative-binomial", "posterior": "planar"},
-    "ladder-of-real": {**TWO, "binarize": "none", "inference": "ladder", "likelihood": "normal-diagonal"},
-    "symmetric-vamp": {"pixels": "symmetric", "likelihood": "normal", "prior": "vamp", "components": 4},
-    "bottom-up-analytic": {**TWO, "elbo": "analytic"},
-    "top-down-mixture": {**TWO, "inference": "top-down", "prior": "mixture", "components": 4},
-    "one-latent-flow-prior": {"prior": "flow", "latent_dim": 1},
-    "three-transforms": {"posterior": "planar", "flow_length": 3, "latent_dim": 5},
-    "ladder-vamp": {**TWO, "inference": "ladder", "prior": "vamp", "components": 4, "elbo": "analytic"},
+NORMAL, FLOW, VAMP = POSTERIORS["normal"], PRIORS["flow"], PRIORS["vamp"]
+CONFIGS = {
+    **SYSTEMS,
+    **{name: config_with(row) for name, row in ROWS.items() if row.plain_torch},
+    **{f"{name}, analytic": config_with(row, elbo="analytic") for name, row in POSTERIORS.items() if row.closed_forms},
+    "ladder of real": config_with(LIKELIHOODS["normal-diagonal"], **{**TWO, "binarize": "none"}, inference="ladder"),
+    "overdispersed, planar": config_with(LIKELIHOODS["negative-binomial"], posterior="planar", flow_length=3),
+    "flow and flow": config_with(FLOW, posterior="iaf"),
+    "one latent, flow prior": config_with(FLOW, latent_dim=1),
+    "symmetric vamp": config_with(VAMP, pixels="symmetric", likelihood="normal"),
+    "bottom-up, analytic": config_with(NORMAL, **TWO, elbo="analytic"),
+    "top-down mixture": config_with(PRIORS["mixture"], **TWO, inference="top-down"),
+    "ladder vamp": config_with(VAMP, **TWO, inference="ladder", elbo="analytic"),
 }
-CONFIGS = {**SYSTEMS, **{name: Config(hidden=(16,), flow_hidden=(8,)).replace(**one) for name, one in OPTIONS.items()}}
+SHAPES = {"celeba-vae": (3, 33, 40), "images": (3, 24, 20), "linear-gaussian": (1, 8, 8)}
+
+
+def shape_of(name):
+    return SHAPES.get(name) or ((1, 28, 28) if name in SYSTEMS else shape_for(CONFIGS[name]))
+
 
 # Run by a Python that can import neither pvae nor Pyro: the terms of ten images and all gradients, or samples.
 ALONE = """
@@ -91,33 +88,22 @@ for name in sys.argv[1:]:
 """
 
 
-def images_for(config, shape):
-    """Ten images in the domain of the likelihood, and their preparation."""
-    images = torch.randint(256, (10, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    if config.likelihood in ("normal-diagonal", "student-t"):
-        return images.float() - 100.5
-    if config.likelihood in ("poisson", "negative-binomial"):
-        return images.float()
-    preparation = Preparation.of(config)
-    return preparation.x(preparation.prepared(images, "test"))
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """The folder of each configuration: model.py, its weights, images, and what a Python without pvae computes."""
     folders, vaes = {}, {}
     for name, config in CONFIGS.items():
-        shape, folder = SHAPES.get(name, (1, 28, 28)), tmp_path_factory.mktemp(name)
+        shape, folder = shape_of(name), tmp_path_factory.mktemp("case")
         with seeded(0, CPU):
             vae = build_vae(config, shape).eval()
             for tensor in vae.state_dict().values():  # away from zero biases, unit scales and equal weights
                 if tensor.is_floating_point():
                     tensor.add_(0.01 * torch.rand_like(tensor) - 0.005)
-            fit_to(vae, images_for(config, shape))
+            fit_to(vae, x_for(config, 10, shape))
         padded = config.padded(shape)
         (folder / "model.py").write_text(plain_torch(vae, config, padded, name), "utf-8")
         save_file({key: one.contiguous() for key, one in weights(vae, config).items()}, folder / "model.safetensors")
-        torch.save(images_for(config, shape).double(), folder / "x.pt")
+        torch.save(x_for(config, 10, shape).double(), folder / "x.pt")
         folders[name], vaes[name] = folder, vae
     subprocess.run([sys.executable, "-c", ALONE, *map(str, folders.values())], check=True)
     return folders, vaes
@@ -151,8 +137,8 @@ def test_it_is_equal_in_a_process_without_pvae(written, name):
     assert {key for key, one in gradients.items() if one.any()} == {key for key, one in ours.items() if one.any()}
     for key, gradient in gradients.items():
         torch.testing.assert_close(gradient, ours[key], rtol=1e-10, atol=1e-12 * float(ours[key].abs().max()) + 1e-14)
-    assert (samples is None) == (config.posterior == "delta")
-    if samples is not None and config.prior in ("mixture", "vamp"):  # whose draws are in another order
+    assert (samples is None) == config.is_autoencoder
+    if samples is not None and config.prior_family.is_mixture:  # whose draws are in another order
         assert samples.shape == expected.shape
     elif samples is not None:
         torch.testing.assert_close(samples, expected, rtol=1e-10, atol=1e-12)
