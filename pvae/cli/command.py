@@ -36,11 +36,11 @@ __all__ = [
     "add_vae",
     "ctrl_c_exits_at_once",
     "exit_process",
+    "integer",
+    "integers",
     "nonempty_path",
     "run_command",
     "run_parser",
-    "whole_number",
-    "whole_numbers",
 ]
 
 _INTERRUPTED = "interrupted; any file already written is complete"
@@ -155,7 +155,7 @@ def add_places(parser: argparse._ActionsContainer, out: str, metavar: str = "DIR
 
 def add_seed(parser: argparse.ArgumentParser) -> None:
     """Add the argument --seed, of random draws."""
-    kind = whole_number(0, 2**63 - 1)
+    kind = integer(0, 2**63 - 1)
     parser.add_argument("--seed", metavar="S", type=kind, default=0, help="seed of the random draws (default: 0)")
 
 
@@ -170,7 +170,7 @@ def nonempty_path(text: str) -> Path:
     return Path(text)
 
 
-def whole_number(least: int, most: int = 10**9) -> Callable[[str], int]:
+def integer(least: int, most: int = 10**9) -> Callable[[str], int]:
     """Return a type of `add_argument`: a whole number between two limits."""
 
     def number(text: str) -> int:
@@ -183,9 +183,9 @@ def whole_number(least: int, most: int = 10**9) -> Callable[[str], int]:
     return number
 
 
-def whole_numbers(least: int, most: int) -> Callable[[str], Sequence[int]]:
+def integers(least: int, most: int) -> Callable[[str], Sequence[int]]:
     """Return a type of `add_argument`: whole numbers such as 1,5,50 or 0:8, which is 0 to 7; sorted."""
-    number = whole_number(least, most)
+    number = integer(least, most)
 
     def numbers(text: str) -> Sequence[int]:
         first, colon, end = text.partition(":")

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pvae.cli.command import Command, Parser, run_parser, whole_number, whole_numbers
+from pvae.cli.command import Command, Parser, integer, integers, run_parser
 from pvae.cli.own_code import open_run
 from pvae.cli.results import place_of, write
 from pvae.config.options import ELBOS
@@ -43,20 +43,19 @@ examples:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    names = [check_name("--elbo", name, ELBOS) for name in arguments.elbo.split(",")]
     from pvae.evaluation import estimators
     from pvae.plotting import figures
     from pvae.trained.log_likelihood import MOST_UNTRUSTED
 
+    names = [check_name("--elbo", name, ELBOS) for name in arguments.elbo.split(",")]
     run = open_run(arguments.run, arguments.vae) if arguments.run else None
     config = run.config if run else get_system(arguments.system or "linear-gaussian")
     if config.is_autoencoder:
         raise InputError(f"{arguments.run or config.system} is an autoencoder: a point posterior has no bound")
     groups = config.groups if config.groups > 1 else _GROUPS
     options, repetitions = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups}, arguments.repetitions
-    folder = place_of(
-        arguments.out, run.place / "comparison" if run else Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare"
-    )
+    default = run.place / "comparison" if run else Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare"
+    folder = place_of(arguments.out, default)
     rows: list[Measurement] = []
     warnings: list[str] = []
     for stage, vae, x, kind in _weights(arguments, run, config):
@@ -118,13 +117,13 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--system", metavar="NAME", help="train this in place of a RUN (default: linear-gaussian)")
     stages = f"epochs after which to compare (default: {','.join(map(str, _STAGES))})"
-    add("--stages", metavar="N,N", type=whole_numbers(0, 10**6), help=stages)
+    add("--stages", metavar="N,N", type=integers(0, 10**6), help=stages)
     names = f"of {', '.join(ELBOS)} (default: those that apply)"
     add("--elbo", metavar="NAME,NAME", default=_ALL, help=names)
-    add("--particles", metavar="K,K", type=whole_numbers(1, 10**6), default="1,5,50", help="K (default: 1,5,50)")
-    add("--repetitions", metavar="R", type=whole_number(3), default=100, help="with other draws each (default: 100)")
+    add("--particles", metavar="K,K", type=integers(1, 10**6), default="1,5,50", help="K (default: 1,5,50)")
+    add("--repetitions", metavar="R", type=integer(3), default=100, help="with other draws each (default: 100)")
     batch_size = "random test data, or all if there are fewer (default: 100)"
-    add("--batch-size", metavar="B", type=whole_number(2), default=100, help=batch_size)
+    add("--batch-size", metavar="B", type=integer(2), default=100, help=batch_size)
     return parser
 
 

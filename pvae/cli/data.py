@@ -13,7 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pvae.cli.command import Command, Parser, add_seed, nonempty_path, run_parser, whole_number
+from pvae.cli.command import Command, Parser, add_seed, integer, nonempty_path, run_parser
 from pvae.cli.own_code import open_run
 from pvae.cli.results import place_of, write
 from pvae.core.errors import InputError
@@ -141,7 +141,7 @@ def _score_parser() -> Parser:
     parser = run_parser("pvae score", description, _SCORE, out)
     _add_data(parser)
     samples = "draws of z for each datum (default: 200)"
-    parser.add_argument("--importance-samples", metavar="S", type=whole_number(2), default=200, help=samples)
+    parser.add_argument("--importance-samples", metavar="S", type=integer(2), default=200, help=samples)
     add_seed(parser)
     return parser
 
@@ -191,7 +191,7 @@ def _sample_parser() -> Parser:
     parser = run_parser("pvae sample", description, _SAMPLE, "a new folder (default: RUN/samples)")
     add = parser.add_argument
     number = f"how many, at most {_MOST:,} (default: 64)"
-    add("-n", "--num-samples", metavar="N", type=whole_number(1, _MOST), default=64, help=number)
+    add("-n", "--num-samples", metavar="N", type=integer(1, _MOST), default=64, help=number)
     add("--draws", action="store_true", help="draw every pixel from p(x | z) in place of taking its mean")
     label = "draw data of this class, if the run was trained with labels (default: of each class in turn)"
     add("--label", metavar="NAME", help=label)

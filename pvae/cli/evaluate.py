@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pvae.cli.command import Command, Parser, add_seed, run_parser, whole_number
+from pvae.cli.command import Command, Parser, add_seed, integer, run_parser
 from pvae.cli.own_code import open_run
 from pvae.cli.results import place_of, write
 from pvae.config.config import OPTIONS
@@ -35,10 +35,10 @@ examples:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    if arguments.compile == "none" and arguments.precision != "fp32":
-        raise InputError(f"--precision {arguments.precision} goes with --compile auto, graph or inductor only")
     from pvae.evaluation.report import evaluate, to_text
 
+    if arguments.compile == "none" and arguments.precision != "fp32":
+        raise InputError(f"--precision {arguments.precision} goes with --compile auto, graph or inductor only")
     runs = [open_run(path, arguments.vae, len(arguments.run) == 1) for path in arguments.run]
     first, is_table, is_quiet = runs[0], len(runs) > 1 or arguments.latex, arguments.quiet
     if is_table and arguments.seconds:
@@ -84,13 +84,13 @@ def _parser() -> Parser:
     add = parser.add_argument
     default = f"{_DRAWS}, or {_FEW_DRAWS} where a datum has more than {_LARGE:,} values"
     samples = f"draws of z for each datum (default: {default})"
-    add("--importance-samples", metavar="S", type=whole_number(2), help=samples)
+    add("--importance-samples", metavar="S", type=integer(2), help=samples)
     seconds = (
         "while the importance weights of more than 1%% of the data cannot be trusted, double the draws, as long "
         "as all of them take at most T seconds (default: 0, never)"
     )
-    add("--seconds", metavar="T", type=whole_number(0), default=0, help=seconds)
-    add("--images", metavar="N", type=whole_number(2), help="a random subset of N test data (default: all)")
+    add("--seconds", metavar="T", type=integer(0), default=0, help=seconds)
+    add("--images", metavar="N", type=integer(2), help="a random subset of N test data (default: all)")
     add_seed(parser)
     engine = (
         "none; graph: record the decoder's operators; inductor: compile them to C++, which is faster for many "

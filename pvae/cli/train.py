@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pvae.cli.command import Command, Parser, add_places, add_vae, nonempty_path, whole_number, whole_numbers
+from pvae.cli.command import Command, Parser, add_places, add_vae, integer, integers, nonempty_path
 from pvae.cli.draw import draw_side_by_side
 from pvae.cli.own_code import own_vae
 from pvae.config.config import OPTIONS, Config
@@ -56,13 +56,18 @@ _ABSENT |= {
 
 
 def _work(arguments: argparse.Namespace) -> None:
+    from pvae.trained.plain_torch import training_script
+
     options = vars(arguments)
     if options["print"]:
-        _print_script(options)
-    elif options["seeds"] is None:
-        _train(options)
-    else:
+        print_line(training_script(_configured({**options, "quiet": True})[0]).rstrip("\n"))
+    elif options["seeds"] is not None:
         _train_seeds(options)
+    else:
+        path = options["resume"]
+        run = _resume(path, _chosen(options), options) if path else _fit(*_configured(options), options["out"], options)
+        if is_first_process():
+            print_line(run.path if options["quiet"] else _what_is_next(run))
 
 
 class _ListSystems(argparse.Action):
@@ -86,24 +91,20 @@ def train_parser() -> Parser:
     add_places(group, "run folder, new or empty (default: runs/<time>-<system>-<elbo>)")
     add = group.add_argument
     add("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto; on --resume, as before)")
-    add(
-        "--threads",
-        metavar="N",
-        type=whole_number(1, 1000),
-        help="number of threads (default: the fastest in the first steps, which depends on what else the machine "
-        "computes; on --resume, as before); another number may change last digits",
+    threads = (
+        "number of threads (default: the fastest in the first steps, which depends on what else the machine computes; "
+        "on --resume, as before); another number may change last digits"
     )
+    add("--threads", metavar="N", type=integer(1, 1000), help=threads)
     start = "start from the weights of a run where names and shapes fit, with any options and data, into a new run"
     add("--from", metavar="RUN", type=nonempty_path, help=start)
     add_vae(group, "a VAE of your own")
     add("--resume", metavar="RUN", type=nonempty_path, help="resume a run up to --epochs, with its own other options")
-    add(
-        "--seeds",
-        metavar="LIST",
-        type=whole_numbers(0, 10**9),
-        help="0:8 (0 to 7) or 0,3,5: a run for each, one after the other, into --out DIR/seed-S (default: "
-        "runs/<system>-<elbo>-seeds), and a table of mean and spread; the same command again resumes them",
+    seeds = (
+        "0:8 (0 to 7) or 0,3,5: a run for each, one after the other, into --out DIR/seed-S (default: "
+        "runs/<system>-<elbo>-seeds), and a table of mean and spread; the same command again resumes them"
     )
+    add("--seeds", metavar="LIST", type=integers(0, 10**9), help=seeds)
     add("--quiet", action="store_true", help="print the run folder and no progress")
     return parser
 
@@ -118,35 +119,15 @@ def _add_config_options(parser: argparse.ArgumentParser) -> None:
         if not option.has_flag:
             continue
         text = f"published system to start from: {', '.join(SYSTEMS)}" if name == "system" else option.text
-        text, default = text.replace("%", "%%"), option.default
-        if isinstance(default, bool):
-            group.add_argument(flag(name), action="store_true", default=argparse.SUPPRESS, help=text)
+        how: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
+        if isinstance(option.default, bool):
+            how["action"] = "store_true"
         else:
-            kind = int if isinstance(default, tuple) else type(default)
-            group.add_argument(
-                flag(name),
-                metavar={int: "N", float: "X"}.get(kind, "NAME"),
-                type=kind,
-                nargs=("+" if default else "*") if isinstance(default, tuple) else None,
-                default=argparse.SUPPRESS,
-                help=text,
-            )
-
-
-def _print_script(options: Mapping[str, Any]) -> None:
-    """Print the file of plain torch that trains a system."""
-    from pvae.trained.plain_torch import training_script
-
-    print_line(training_script(_configured({**options, "quiet": True})[0]).rstrip("\n"))
-
-
-def _train(options: Mapping[str, Any]) -> None:
-    if options["resume"] is None:
-        run = _fit(*_configured(options), options["out"], options)
-    else:
-        run = _resume(options["resume"], _chosen(options), options)
-    if is_first_process():
-        print_line(run.path if options["quiet"] else _what_is_next(run))
+            how["type"] = int if isinstance(option.default, tuple) else type(option.default)
+            how["metavar"] = {int: "N", float: "X"}.get(how["type"], "NAME")
+            if isinstance(option.default, tuple):
+                how["nargs"] = "+" if option.default else "*"
+        group.add_argument(flag(name), **how)
 
 
 def _train_seeds(options: Mapping[str, Any]) -> None:

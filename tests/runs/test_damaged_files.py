@@ -434,11 +434,3 @@ def test_errors_are_printed_although_rank_is_set(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     assert train(["--epochs", "0"]) == 2
     assert "--epochs must be" in capsys.readouterr().err
-
-
-def test_a_removed_working_folder_is_an_error(tmp_path, monkeypatch, capsys):
-    (tmp_path / "gone").mkdir()
-    monkeypatch.chdir(tmp_path / "gone")
-    (tmp_path / "gone").rmdir()
-    assert train(["--dataset", "mnist-5k"]) == 2
-    assert capsys.readouterr().err.endswith("is gone: go to one that exists\n")
