@@ -99,14 +99,16 @@ class Picture:
 
 def strip(runs: Runs, _: Path) -> tuple[Figure, str]:
     trained, clothes = runs("deep-bayes"), runs("fashion-vae")
-    x = codes.examples(trained, 8)
+    batch = codes.examples(trained, 8)
     with trained.seeded():
-        samples, decoded = latent_space.sample(trained.vae(), 64), latent_space.reconstruct(trained.vae(), x)
+        samples, decoded = latent_space.sample(trained.vae(), 64), latent_space.reconstruct(trained.vae(), batch)
     figure = Figure(figsize=(13.4, 4.6), dpi=100, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     show(left, samples, 8, "samples: mean of p(x | z), z ~ p(z)")
-    show(middle, torch.cat([x[:4], decoded[:4], x[4:], decoded[4:]]), 4, "test images above reconstructions")
-    means, labels = codes.test_codes(clothes), codes.classes(clothes)[1]
+    show(
+        middle, torch.cat([batch.x[:4], decoded[:4], batch.x[4:], decoded[4:]]), 4, "test images above reconstructions"
+    )
+    means, labels = codes.codes_of(clothes, "test"), codes.classes(clothes)[1]
     right.scatter(*means.T, s=3, alpha=0.6, c=[PALETTE[label] for label in labels], linewidths=0, rasterized=True)
     right.set_aspect("equal", adjustable="datalim")
     right.set_title("codes of Fashion-MNIST in two dimensions", fontsize=11)
@@ -150,9 +152,9 @@ def mlp_2d_epochs(runs: Runs, _: Path) -> tuple[Figure, str]:
     rows, shown = {}, (*STAGES["mlp-2d"], RUNS["mlp-2d"].epochs)
     for epochs in shown:
         trained = runs("mlp-2d", epochs)
-        x = codes.examples(trained, 8)
+        batch = codes.examples(trained, 8)
         with trained.seeded():
-            rows = {"test image": x} | rows | {f"epoch {epochs}": latent_space.reconstruct(trained.vae(), x)}
+            rows = {"test image": batch.x} | rows | {f"epoch {epochs}": latent_space.reconstruct(trained.vae(), batch)}
     figure = rows_of(rows, f"mlp-2d on {trained.data.title}\nmean of p(x | z), z ~ q(z | x)")
     bounds = {row.epoch: row for row in trained.metrics() if row.split == "test"}
     said = ", ".join(f"{bounds[epoch].elbo:.1f}" for epoch in shown)
@@ -166,11 +168,11 @@ def pytorch_example_epochs(runs: Runs, _: Path) -> tuple[Figure, str]:
     bands, losses = {}, []
     for epochs in (*STAGES["pytorch-example"], RUNS["pytorch-example"].epochs):
         trained = runs("pytorch-example", epochs)
-        x = codes.examples(trained, 8)
+        batch = codes.examples(trained, 8)
         with trained.seeded():
-            samples, decoded = latent_space.sample(trained.vae(), 16), latent_space.reconstruct(trained.vae(), x)
+            samples, decoded = latent_space.sample(trained.vae(), 16), latent_space.reconstruct(trained.vae(), batch)
         last = trained.test_metrics()
-        bands[f"epoch {epochs}: {last}"] = torch.cat([x, decoded]), samples
+        bands[f"epoch {epochs}: {last}"] = torch.cat([batch.x, decoded]), samples
         losses.append(last.posterior_mean_loss)
     title = "left: test images above the mean of p(x | z), z ~ q(z | x); right: the mean of p(x | z), z ~ p(z)"
     figure = figures.band_figure(bands, 8, f"pytorch-example on {trained.data.title}\n{title}")
@@ -182,10 +184,10 @@ def pytorch_example_epochs(runs: Runs, _: Path) -> tuple[Figure, str]:
 
 def fashion_ae_latents(runs: Runs, _: Path) -> tuple[Figure, str]:
     two, six = runs("fashion-ae"), runs("fashion-ae-6")
-    x = codes.examples(two, 10)
-    rows = {"test image": x}
+    batch = codes.examples(two, 10)
+    rows = {"test image": batch.x}
     for trained, name in ((two, "2 latents"), (six, "6 latents")):
-        rows[name] = latent_space.reconstruct(trained.vae(), x)
+        rows[name] = latent_space.reconstruct(trained.vae(), batch)
     distortions = [trained.test_metrics().distortion for trained in (two, six)]
     return rows_of(rows, f"fashion-ae on {two.data.title}\nreconstructions"), (
         "The autoencoder of post 003, which tries 6 latents in place of 2 and finds sharper outlines. The test "
@@ -206,7 +208,12 @@ def decoded_figure(places: dict[str, tuple[pvae.Run, Tensor]], title: str) -> Fi
     for (upper, lower), (name, (trained, z)) in zip(grid.T, places.items()):
         labels = codes.classes(trained)[1]
         upper.scatter(
-            *codes.test_codes(trained).T, s=3, alpha=0.4, c=[PALETTE[n] for n in labels], linewidths=0, rasterized=True
+            *codes.codes_of(trained, "test").T,
+            s=3,
+            alpha=0.4,
+            c=[PALETTE[n] for n in labels],
+            linewidths=0,
+            rasterized=True,
         )
         upper.scatter(*z.T, s=0)  # so that the axes reach the points
         for number, point in enumerate(z.tolist(), 1):
@@ -222,7 +229,7 @@ def holes(runs: Runs, _: Path) -> tuple[Figure, str]:
     places, farthest = {}, []
     for name in ("fashion-ae", "fashion-vae"):
         trained = runs(name)
-        means = codes.train_codes(trained)
+        means = codes.codes_of(trained, "train")
         source = (
             trained.vae().prior() if trained.vae().has_density else MultivariateNormal(means.mean(0), means.T.cov())
         )
@@ -248,7 +255,7 @@ def between_classes(runs: Runs, _: Path) -> tuple[Figure, str]:
     places = {}
     for name in ("fashion-ae", "fashion-vae"):
         trained = runs(name)
-        means, labels = codes.test_codes(trained), codes.classes(trained)[1]
+        means, labels = codes.codes_of(trained, "test"), codes.classes(trained)[1]
         first, last = (means[labels == label].median(0).values for label in (1, 9))
         places[name] = trained, torch.lerp(first, last, torch.linspace(0, 1, 9)[:, None])
     return decoded_figure(places, "from the median of the trousers' codes to that of the ankle boots'"), (

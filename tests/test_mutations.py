@@ -76,6 +76,7 @@ models/test_latents.py
 evaluation/test_evaluation.py
     trained.log_likelihood | log_likelihood(part, *batch) + prior.log_prob(part) | log_likelihood(part, *batch)
     evaluation.rate_decomposition | (log_q.logsumexp(1) - math.log | (log_q.logsumexp(2) - math.log
+    trained.latent_space | return posterior.mean | return posterior.sample()
     trained.latent_space | posterior.estimate_mean(100) | posterior.sample((100,)).mean(0)
 config/test_presets.py
     elbos.base | q.log_prob(latent.z) - p.log_prob(latent.z) | q.log_prob(latent.z)

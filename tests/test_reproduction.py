@@ -129,7 +129,7 @@ def test_iwae_reaches_its_table(evaluated):
     likelihoods = [-report.log_likelihood.estimate.mean for report in (one, five)]
     assert likelihoods[0] == pytest.approx(86.76, abs=0.5)
     assert 0.6 < likelihoods[0] - likelihoods[1] < 1.3
-    assert one.anatomy.active_units[0] < five.anatomy.active_units[0]
+    assert one.elbo_parts.active_units[0] < five.elbo_parts.active_units[0]
     assert -evaluated("iwae-2layer").log_likelihood.estimate.mean < likelihoods[0]
 
 

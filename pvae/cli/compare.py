@@ -18,9 +18,8 @@ from pvae.core.records import csv_of
 from pvae.core.terminal import print_line, progress_bar
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from pvae.config.config import Config
+    from pvae.data.batch import Batch
     from pvae.evaluation.estimators import Measurement
     from pvae.runs.run import Run
     from pvae.vae import VAE
@@ -58,17 +57,17 @@ def _compare(arguments: argparse.Namespace) -> None:
     folder = place_of(arguments.out, default)
     rows: list[Measurement] = []
     warnings: list[str] = []
-    for stage, vae, x, kind in _weights(arguments, run, config):
-        pairs, reasons = estimators.pairs_to_compare(vae, x[:1], names, arguments.particles, groups)
+    for stage, vae, batch, kind in _weights(arguments, run, config):
+        pairs, reasons = estimators.pairs_to_compare(vae, batch.rows(slice(1)), names, arguments.particles, groups)
         if not pairs:
             raise InputError("; ".join(reasons))
         if arguments.elbo != _ALL:
             for reason in reasons:
                 print_line(reason)
-        log_p, untrusted = estimators.reference(vae, x)
+        log_p, untrusted = estimators.reference(vae, batch)
         value = log_p if log_p.stderr else f"{log_p.mean:.2f} exactly"
         pixels = f"; pixels {kind}" if kind else ""
-        print_line(f"{stage}: log p(x) = {value}, mean of {len(x)} test data{pixels}")
+        print_line(f"{stage}: log p(x) = {value}, mean of {len(batch)} test data{pixels}")
         if untrusted > MOST_UNTRUSTED:
             warnings.append(
                 f"{stage}: the importance weights of {untrusted:.1%} of the data cannot be trusted: log p(x) is "
@@ -76,7 +75,8 @@ def _compare(arguments: argparse.Namespace) -> None:
             )
         with progress_bar(stage, len(pairs), "estimator") as bar:
             for name, count in pairs:
-                rows.append(estimators.measure_estimator(vae, x, name, count, log_p, stage, repetitions, **options))
+                what = (name, count, log_p, stage, repetitions)
+                rows.append(estimators.measure_estimator(vae, batch, *what, **options))
                 bar.update()
     table = "\n\n".join([estimators.to_markdown(rows), estimators.LEGEND, *warnings])
     print_line(f"\n{table}\n")
@@ -87,7 +87,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     print_line(f"{folder}: comparison.csv, comparison.md, comparison.png")
 
 
-def _weights(arguments: argparse.Namespace, run: Run | None, config: Config) -> Iterator[tuple[str, VAE, Tensor, str]]:
+def _weights(arguments: argparse.Namespace, run: Run | None, config: Config) -> Iterator[tuple[str, VAE, Batch, str]]:
     """Yield for each stage of a training its name, the VAE, a batch of test data and the kind of their pixels."""
     from pvae.data.dataset import random_subset
     from pvae.trained.normalised import with_normalised_likelihood
@@ -103,10 +103,10 @@ def _weights(arguments: argparse.Namespace, run: Run | None, config: Config) -> 
         count = min(arguments.batch_size, len(data.test))
         subset = random_subset(len(data.test), count, seed=0)
         is_given = run.is_given_labels if run else config.condition
-        trained = trained.given(data.labels["test"][subset] if is_given else None)
-        num_labels = len(data.label_names)
-        vae, pixels, kind = with_normalised_likelihood(config, trained, data.datum_shape, data.test[subset], num_labels)
-        yield progress, vae, next(pixels.split(count)), kind
+        y, num_labels = data.labels["test"][subset] if is_given else None, len(data.label_names)
+        shape, x = data.datum_shape, data.test[subset]
+        vae, batch, kind = with_normalised_likelihood(config, trained, shape, x, y, num_labels=num_labels)
+        yield progress, vae, next(batch.split(count)), kind
 
 
 def _parser() -> Parser:

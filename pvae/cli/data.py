@@ -103,9 +103,9 @@ def _encode(arguments: argparse.Namespace) -> None:
         arrays = _codes_of_splits(run, arguments)
     else:
         given = _given_data(run, arguments)
-        vae, x = run.vae().given(given.y), run.preparation.pixels(given.x)
+        vae, batch = run.vae(), given.batch(run)
         with seeded(arguments.seed):
-            codes = draw_codes(vae, x) if arguments.draws else encode_images(vae, x)._asdict()
+            codes = draw_codes(vae, batch) if arguments.draws else encode_images(vae, batch)._asdict()
         arrays = {"names": given.names, **codes, **({"labels": given.labels} if given.labels else {})}
     write(out, _as_csv(arrays) if out.suffix == ".csv" else arrays)
     shapes = (f"{name} {tuple(array.shape)}" if hasattr(array, "shape") else name for name, array in arrays.items())
@@ -157,10 +157,10 @@ def _score(arguments: argparse.Namespace) -> None:
     run = open_run(arguments.run, arguments.vae)
     folder = place_of(arguments.out, run.place / "scores")
     given = _given_data(run, arguments)
-    vae, x, kind = with_likelihood(run, given.x, given.y)
+    vae, batch, kind = with_likelihood(run, given.x, given.y)
     bar = progress_bar("scoring", len(given.names), "datum", in_logs=True)
     with bar, seeded(arguments.seed):
-        scores = score_images(vae, x, given.names, arguments.importance_samples, bar.update)
+        scores = score_images(vae, batch, given.names, arguments.importance_samples, bar.update)
     write(folder / "scores.csv", csv_of(scores))
     least_likely = scores[:_ODDEST]
     if run.data.is_images:
@@ -238,7 +238,7 @@ def _drawn(run: Run, arguments: argparse.Namespace) -> Tensor:
     if y is not None and arguments.label is None:
         raise InputError(f"{run.path} was trained with labels: give --label NAME beside --codes")
     z = latent_space.with_labels(run.vae().prior(), read_codes(run, arguments.codes), y)
-    return latent_space.decode(run.vae().given(y), z, is_drawn)
+    return latent_space.decode(run.vae(), z, y, draws=is_drawn)
 
 
 def _write_imputed(run: Run, folder: Path, arguments: argparse.Namespace) -> str:
@@ -251,7 +251,7 @@ def _write_imputed(run: Run, folder: Path, arguments: argparse.Namespace) -> str
     if not run.config.missing:
         raise InputError(f"{run.path} was trained without --missing: train again with it to fill in missing values")
     given = given_data(run, arguments.impute, label=arguments.label)
-    imputed = impute(run.vae().given(given.y), run.preparation.pixels(given.x))
+    imputed = impute(run.vae(), given.batch(run))
     what = f"{int(given.x.isnan().sum()):,} missing values of {len(given.names):,} rows, filled and stderr"
     if not run.data.columns:
         write(folder / "imputed.npz", {"names": given.names, **imputed._asdict()})
@@ -276,8 +276,8 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     run = open_run(arguments.run, arguments.vae)
     folder = place_of(arguments.out, run.place / "reconstructions")
     given = _given_data(run, arguments)
-    x, shown = run.preparation.pixels(given.x), run.preparation.shown
-    means = reconstruct_images(run.vae().given(given.y), x)
+    batch, shown = given.batch(run), run.preparation.shown
+    means = reconstruct_images(run.vae(), batch)
     if not run.data.is_images:
         file = _write_values(run, folder / "reconstructions", given.names, means)
         print_line(f"{file}: {len(means):,} means of p(x | z), in the order of the data")
@@ -286,7 +286,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     files = [{"file": file, "name": name} for file, name in zip(names, given.names)]
     write(folder / "names.csv", csv_of(files))
     title = f"{run.title}\nmeans of p(x | z) at the means of q(z | x)"
-    figure = reconstruction_figure(shown(next(x.split(_SHOWN))), shown(means[:_SHOWN]), title)
+    figure = reconstruction_figure(shown(next(batch.split(_SHOWN)).x), shown(means[:_SHOWN]), title)
     write(folder / "reconstructions.png", figure)
     print_line(f"{folder}: {names[0]} to {names[-1]}, names.csv, and the first {_SHOWN} on reconstructions.png")
 

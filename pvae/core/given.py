@@ -33,6 +33,10 @@ class Given:
         """Return an attribute of the VAE."""
         return getattr(self.vae, name)
 
+    def given(self, y: Tensor | None) -> Any:
+        """Return the VAE at other labels y; for None this view itself."""
+        return self if y is None else self.vae.given(y)
+
     def prior(self) -> TorchDistribution:
         """Return p(z | y)."""
         return self.vae.prior(self.y)

@@ -12,7 +12,7 @@ from pvae.core.errors import InputError
 from pvae.data.preparation import Pixels
 from pvae.vae import VAE
 
-__all__ = ["Batch", "given_parts", "given_rows"]
+__all__ = ["Batch", "Data", "given_parts"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +66,10 @@ class Batch:
             start += len(x)
 
 
+Data = Batch | Tensor | Pixels  # data of which `Batch.of` is a batch
+
+
 def given_parts(vae: VAE, x: Any, size: int) -> Iterator[tuple[VAE, Any]]:
     """Yield data x in parts of at most `size`, each with the VAE at their labels, if it is at labels y."""
     for part in Batch(x, getattr(vae, "y", None)).split(size):
         yield vae.given(part.y), part.x
-
-
-def given_rows(vae: VAE, index: Any) -> VAE:
-    """Return the VAE at the labels of some rows, if it is at labels y of all."""
-    y = getattr(vae, "y", None)
-    return vae.given(None if y is None else y[index])

@@ -110,9 +110,11 @@ class Preparation:
         pixels = self.x(prepared[index])
         return torch.bernoulli(pixels) if self.is_dynamic else pixels
 
-    def pixels(self, images: Tensor, split: str = "test") -> Pixels:
-        """Return the images as x, converted in parts."""
-        return Pixels(self.prepared(images, split), self)
+    def pixels(self, images: Tensor, split: str = "test", rows: Tensor | None = None) -> Pixels:
+        """Return the images, or those of the rows int64 (M,), as x, converted in parts."""
+        if rows is not None and self.binarize in ("static", "dynamic"):  # drawn by the place of each among all images
+            return Pixels(self.prepared(images, split)[rows], self)
+        return Pixels(self.prepared(images if rows is None else images[rows], split), self)
 
     def shown(self, x: Tensor) -> Tensor:
         """Return x, or a mean of p(x | z), as pixels in [0, 1]."""

@@ -16,11 +16,11 @@ from torch import Tensor
 from pvae.core.errors import InputError, check_finite
 from pvae.core.random_state import seeded
 from pvae.core.records import markdown_of
-from pvae.data.batch import given_parts
+from pvae.data.batch import Batch, Data
 from pvae.distributions.joint import Joint
 from pvae.elbos.registry import ELBO_CLASSES, build_elbo
 from pvae.reference import linear_gaussian
-from pvae.trained.chunks import images_at_once
+from pvae.trained.chunks import data_at_once
 from pvae.trained.estimate import Estimate
 from pvae.trained.log_likelihood import importance_sample
 from pvae.vae import VAE
@@ -39,24 +39,24 @@ __all__ = [
 _GROUPS = 20  # the jackknife divides the repetitions into this number of groups, and leaves out one at a time
 
 
-def reference(vae: VAE, x: Tensor, num_particles: int = 5000) -> tuple[Estimate, float]:
+def reference(vae: VAE, data: Data, num_particles: int = 5000) -> tuple[Estimate, float]:
     """Return the mean log p(x) of a batch, in nats per datum, for comparison with the bounds.
 
     The first value is exact for a linear-Gaussian VAE, with a standard error of 0. For other VAEs it is an
     importance-weighted estimate, with its standard error over the draws. The draws are the same in every call. The
     estimate is biased downward, but less than any bound with fewer particles. The second value is the share of the
-    images whose importance weights cannot be trusted.
+    data whose importance weights cannot be trusted.
 
     Args:
         vae: the VAE.
-        x: images (B, C, H, W).
+        data: x (B, *D), or a `Batch` of them with their labels.
         num_particles: K of the estimate.
     """
     if linear_gaussian.has_oracle(vae):
         with torch.no_grad():
-            return Estimate(mean=linear_gaussian.log_evidence(vae, x).mean().item(), stderr=0.0), 0.0
-    with seeded(0, x.device):
-        sample = importance_sample(vae, x, num_particles)
+            return Estimate(mean=linear_gaussian.log_evidence(vae, *Batch.of(data)).mean().item(), stderr=0.0), 0.0
+    with seeded(0, next(vae.parameters()).device):
+        sample = importance_sample(vae, data, num_particles)
     return Estimate(mean=sample.log_p.mean().item(), stderr=sample.mean_stderr), sample.untrusted
 
 
@@ -162,22 +162,22 @@ class Measurement:
 
 
 def pairs_to_compare(
-    vae: VAE, x: Tensor, names: Iterable[str], particles: Iterable[int], num_groups: int
+    vae: VAE, data: Data, names: Iterable[str], particles: Iterable[int], num_groups: int
 ) -> tuple[list[tuple[str, int]], list[str]]:
     """Return the pairs of estimator and K that are defined and distinct, and for each other pair why it is left out.
 
     Args:
         vae: where no part of its rate has a closed form, as with a flow, estimators that need one are left out.
-        x: images (B, C, H, W).
+        data: x (B, *D), or a `Batch` of them with their labels.
         names: names of the estimators.
         particles: values of K.
         num_groups: number of groups of "miwae" and "piwae".
     """
-    pairs, reasons, has_closed_form, prior = [], [], True, vae.prior()
+    pairs, reasons, has_closed_form, prior = [], [], True, vae.given(Batch.of(data).y).prior()
     has_label = isinstance(prior, Joint) and prior.is_enumerable
     try:
-        with seeded(0, x.device), pyro.get_param_store().scope():
-            build_elbo("analytic").loss(vae.model, vae.guide, x)
+        with seeded(0, next(vae.parameters()).device), pyro.get_param_store().scope():
+            build_elbo("analytic").loss(vae.model, vae.guide, *Batch.of(data))
     except InputError:
         has_closed_form = False
     for count in particles:
@@ -204,7 +204,7 @@ def pairs_to_compare(
 
 def measure_estimator(
     vae: VAE,
-    x: Tensor,
+    data: Data,
     name: str,
     num_particles: int,
     log_p: Estimate,
@@ -216,7 +216,7 @@ def measure_estimator(
 
     Args:
         vae: in eval mode.
-        x: images (B, C, H, W).
+        data: x (B, *D), or a `Batch` of them with their labels.
         name: one of `pvae.elbos.registry.ELBO_CLASSES`.
         num_particles: K.
         log_p: log p(x) of the batch, as `reference` returns it.
@@ -228,15 +228,16 @@ def measure_estimator(
         NotFiniteError: a bound or a gradient is NaN or infinite.
     """
     elbo = build_elbo(name, num_particles, **options)
-    parts = [*given_parts(vae, x, images_at_once(vae, x, num_particles))]
+    batch = Batch.of(data)
+    parts = [*batch.split(data_at_once(vae, batch, num_particles))]
     encoder, decoder = list(vae.q_z.parameters()), [*vae.p_x.parameters(), *vae.p_z.parameters()]
     values, seconds, of_encoder, of_decoder = [], [], Moments(), Moments()
     for repetition in range(repetitions):
         started, value = time.perf_counter(), 0.0
         vae.zero_grad()
-        with seeded(repetition, x.device), pyro.get_param_store().scope():
-            for one, part in parts:
-                loss = elbo.differentiable_loss(one.model, one.guide, part) * (len(part) / len(x))
+        with seeded(repetition, next(vae.parameters()).device), pyro.get_param_store().scope():
+            for part in parts:
+                loss = elbo.differentiable_loss(vae.model, vae.guide, *part) * (len(part) / len(batch))
                 loss.backward()
                 value -= loss.item()
         of_encoder.add(_gradient(encoder))

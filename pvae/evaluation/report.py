@@ -14,16 +14,17 @@ from torch import Tensor
 
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
-from pvae.data.batch import given_rows
+from pvae.data.batch import Batch
 from pvae.data.dataset import random_subset
 from pvae.data.preparation import Pixels
 from pvae.distributions.joint import Joint
-from pvae.evaluation.rate_decomposition import active_units, split_rate
+from pvae.evaluation.rate_decomposition import RateSplit, active_units, split_rate
 from pvae.models.labels import found_labels
 from pvae.runs.run import Run
-from pvae.trained.codes import given_labels, test_images
+from pvae.trained.codes import given_y
 from pvae.trained.elbo_terms import LAYER_RATE, elbo_terms
 from pvae.trained.estimate import Estimate
+from pvae.trained.latent_space import mean_of, posteriors
 from pvae.trained.log_likelihood import MOST_UNTRUSTED, ImportanceSample, importance_sample
 from pvae.trained.normalised import bits_per_dimension, with_likelihood
 from pvae.vae import VAE
@@ -99,7 +100,7 @@ class ElboParts:
 
 @dataclass(frozen=True, kw_only=True)
 class LogLikelihood:
-    """The log-likelihood log p(x) by importance sampling, in nats per datum.
+    """The log-likelihood log p(x), in nats per datum.
 
     Args:
         elbo: the ELBO of the same pixels.
@@ -109,16 +110,18 @@ class LogLikelihood:
         effective_median: the median over images of the effective sample size.
         effective_least: the least effective sample size of an image.
         untrusted: the fraction of images whose effective sample size is below 10: a few draws dominate their estimates.
+        method: by which `estimate` was made.
         bits_per_dimension: of `estimate`, as in `normalised.bits_per_dimension`.
         is_density: whether p(x) is a density.
     """
 
     elbo: Estimate = field(metadata={"ELBO": "of these data"})
-    estimate: Estimate = field(metadata={"log-likelihood": "log p(x) by importance sampling"})
+    estimate: Estimate = field(metadata={"log-likelihood": "log p(x)"})
     sampling_stderr: float = field(metadata={"  error from the draws": "of z, a part of the error above"})
     num_particles: int = field(metadata={"  importance samples": "for each datum"})
     effective_median: float = field(metadata={"  effective sample size": "the median over the data"})
     effective_least: float = field(metadata={"  the least": "of a datum"})
+    method: str
     untrusted: float = field(metadata={"  share of untrusted": "data whose effective sample size is below 10"})
     bits_per_dimension: Estimate = field(metadata={"  bits per dimension": ""})
     is_density: bool = field(metadata={"  of a density": "bits are of density times distance of two levels"})
@@ -189,27 +192,22 @@ def evaluate(
     Raises:
         InputError: the run is an autoencoder, which has no likelihood, or there are fewer than two images.
     """
-    vae, data = given_labels(run), run.dataset()
+    vae, data = run.vae(), run.dataset()
     if not vae.has_density:
         raise InputError(f"{run.path} is an autoencoder: a point posterior has no bound and no log-likelihood")
-    seen = test_images(run)
-    binary, x, kind = with_likelihood(run, data.test, getattr(vae, "y", None))
-    labels = data.test_labels if run.config.labels else None
-    if num_images is not None:
-        subset = random_subset(len(seen), num_images, seed)  # some data sets are sorted by class
-        seen, x = (replace(pixels, images=pixels.images[subset]) for pixels in (seen, x))
-        vae, binary = (given_rows(one, subset) for one in (vae, binary))
-        labels = None if labels is None else labels[subset]
+    # A random subset, because some data sets are sorted by class.
+    rows = None if num_images is None else random_subset(len(data.test), num_images, seed)
+    normalised, batch, kind = with_likelihood(run, data.test, given_y(run, "test"), rows)
+    seen = Batch(run.preparation.pixels(data.test, rows=rows), batch.y) if vae.is_pseudo else batch
     if len(seen) < 2 or num_particles < 2:
         raise InputError("an evaluation needs at least 2 test images and 2 importance samples")
     checkpoint = run.best_checkpoint()
-    found = found_labels(vae.q_z, seen.split(_AT_ONCE), labels)
-    accuracy = None if found is None else Estimate.of(found)
-    draw = partial(importance_sample, binary, x, on_images=on_images, engine=engine, precision=precision)
+    draw = partial(importance_sample, normalised, batch, on_images=on_images, engine=engine, precision=precision)
     with seeded(seed, torch.device("cpu")):
-        parts = replace(_elbo_parts(vae, seen, seed), accuracy=accuracy)
+        parts = replace(_elbo_parts(vae, seen, seed), accuracy=_accuracy(run, seen, rows))
         sample = _trusted_sample(draw, num_particles, seconds, on_sample)
-        elbo = Estimate.of(elbo_terms(binary, x)["elbo"]) if vae.is_pseudo else parts.elbo
+        elbo = Estimate.of(elbo_terms(normalised, batch)["elbo"]) if vae.is_pseudo else parts.elbo
+    given = "" if batch.y is None else "; given their labels y, so that log p(x) is log p(x | y)"
     return Report(
         run=run.path.resolve().name,
         epoch=checkpoint.counts.epoch,
@@ -217,48 +215,54 @@ def evaluate(
         data=data.title,
         num_images=len(seen),
         is_subset=len(seen) < len(data.test),
-        pixels=kind
-        if getattr(vae, "y", None) is None
-        else f"{kind}; given their labels y, so that log p(x) is log p(x | y)".lstrip("; "),
+        pixels=f"{kind}{given}".lstrip("; "),
         pseudo=vae.is_pseudo,
         seed=seed,
         precision=precision,
         elbo_parts=parts,
-        log_likelihood=_log_likelihood(binary, x, sample, elbo),
+        log_likelihood=_log_likelihood(normalised, batch.x, sample, elbo),
     )
 
 
-def _elbo_parts(vae: VAE, x: Pixels, seed: int) -> ElboParts:
-    terms = elbo_terms(vae, x)
-    active, prior = active_units(vae, x), vae.prior()
+def _accuracy(run: Run, batch: Batch, rows: Tensor | None) -> Estimate | None:
+    """Return the share of the known labels that q(y | x) finds; None if no label is a latent."""
+    labels = run.dataset().test_labels if run.config.labels else None
+    labels = labels if labels is None or rows is None else labels[rows]
+    found = found_labels(run.vae().q_z, (part.x for part in batch.split(_AT_ONCE)), labels)
+    return None if found is None else Estimate.of(found)
+
+
+def _elbo_parts(vae: VAE, batch: Batch, seed: int) -> ElboParts:
+    terms, parts = elbo_terms(vae, batch), posteriors(vae, batch)
     layer_rates = tuple(Estimate.of(terms.pop(name)) for name in [*terms] if name.startswith(LAYER_RATE))
-    layers = active.split(prior.sizes if isinstance(prior, Joint) else [len(active)])
+    active, first = active_units(torch.cat([mean_of(part) for part in parts])), parts[0]
+    layers = active.split(first.sizes if isinstance(first, Joint) else [len(active)])
+    try:
+        split = split_rate(parts, vae.given(batch.y).prior(), seed=seed)
+    except InputError:
+        split = None
     return ElboParts(
         **{name: Estimate.of(values) for name, values in terms.items()},
         layer_rates=layer_rates,
-        bits_per_dimension=None if vae.is_pseudo else Estimate.of(bits_per_dimension(vae, terms["elbo"], x)),
-        rate_decomposition=_rate_decomposition(vae, x, seed, terms["rate"].double()),
+        bits_per_dimension=None if vae.is_pseudo else Estimate.of(bits_per_dimension(vae, terms["elbo"], batch.x)),
+        rate_decomposition=None if split is None else _rate_decomposition(split, terms["rate"].double()),
         active_units=tuple(int(layer.sum()) for layer in layers),
         latent_dims=tuple(map(len, layers)),
     )
 
 
-def _rate_decomposition(vae: VAE, x: Pixels, seed: int, rates: Tensor) -> RateDecomposition | None:
-    """Return the parts of the rate of a random subset of images, or None if the VAE's rate cannot be split."""
-    try:
-        split = split_rate(vae, x, seed=seed)
-    except InputError:
-        return None
+def _rate_decomposition(split: RateSplit, rates: Tensor) -> RateDecomposition:
+    """Return the means of the parts of the rate, beside those of the rates (N,) of all data that were evaluated."""
     names = ("rate", "mutual_information", "total_correlation", "dimension_wise_kl")
     estimates = {name: Estimate.of(getattr(split, name)) for name in names}
-    closed_form = rates[split.images]
+    closed_form = rates[split.rows]
     return RateDecomposition(
-        num_images=len(split.images),
+        num_images=len(split.rows),
         **estimates,
         rate_closed_form=Estimate.of(closed_form),
         sampling_stderr=Estimate.of(split.rate - closed_form).stderr,
         mutual_information_upper=min(Estimate.of(split.leave_one_out), estimates["rate"], key=lambda bound: bound.mean),
-        log_images=math.log(len(x)),
+        log_images=math.log(len(rates)),
     )
 
 
@@ -286,6 +290,7 @@ def _log_likelihood(vae: VAE, x: Pixels, sample: ImportanceSample, elbo: Estimat
         num_particles=sample.num_particles,
         effective_median=sample.effective.median().item(),
         effective_least=sample.effective.min().item(),
+        method=sample.method,
         untrusted=sample.untrusted,
         bits_per_dimension=Estimate.of(bits_per_dimension(vae, sample.log_p, x)),
         is_density=x.is_bytes and getattr(vae.p_x, "levels_per_unit", 1.0) != 1,
@@ -324,7 +329,7 @@ def to_text(report: Report) -> str:
     lines += [
         "",
         f"{report.pixels and 'pixels '}{report.pixels or 'the data as they are'}{products}",
-        *_lines(log_p, {}),
+        *_lines(log_p, {"estimate": ("log-likelihood", f"log p(x) by {log_p.method}")}),
     ]
     if log_p.untrusted > MOST_UNTRUSTED:
         lines += ["", f"warning: the importance weights of {log_p.untrusted:.1%} of the data cannot be trusted"]

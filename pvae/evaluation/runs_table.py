@@ -7,7 +7,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -17,14 +17,13 @@ from pvae.config.presets import system_title
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.core.records import markdown_of
-from pvae.data.batch import given_rows
 from pvae.data.dataset import random_subset
 from pvae.runs.metrics import is_out_of_patience
 from pvae.runs.run import Run
 from pvae.trained.codes import given_y
 from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.estimate import Estimate
-from pvae.trained.latent_space import LatentReport
+from pvae.trained.latent_statistics import LatentReport
 from pvae.trained.log_likelihood import MOST_UNTRUSTED, importance_sample
 from pvae.trained.normalised import with_likelihood
 
@@ -213,21 +212,20 @@ def compare_runs(
     for run in runs:
         if not run.vae().has_density:
             raise InputError(f"{run.path} is an autoencoder: a point posterior has no bound and no log-likelihood")
-        vae, x, kind = with_likelihood(run, run.dataset().test, given_y(run))
-        if num_images is not None:
-            subset = random_subset(len(x), num_images, seed)
-            x, vae = replace(x, images=x.images[subset]), given_rows(vae, subset)
+        test = run.dataset().test
+        rows = None if num_images is None else random_subset(len(test), num_images, seed)
+        vae, batch, kind = with_likelihood(run, test, given_y(run, "test"), rows)
         # A probability or a density, of x or given y.
-        described = kind, getattr(vae.p_x, "levels_per_unit", 1.0), getattr(vae, "y", None) is None
-        first = first or (x.images, described)
-        if not torch.equal(x.images, first[0]) or described != first[1]:
+        described = kind, getattr(vae.p_x, "levels_per_unit", 1.0), batch.y is None
+        first = first or (batch.x.images, described)
+        if not torch.equal(batch.x.images, first[0]) or described != first[1]:
             difference = "other test data or pixels, or one a density and one a probability, or one is given labels"
             raise InputError(f"{run.path} and {runs[0].path} have {difference}: evaluate them apart")
         with seeded(seed, torch.device("cpu")):
-            samples.append(importance_sample(vae, x, num_particles, on_images, engine=engine, precision=precision))
-            elbos.append(elbo_terms(vae, x)["elbo"])
+            samples.append(importance_sample(vae, batch, num_particles, on_images, engine=engine, precision=precision))
+            elbos.append(elbo_terms(vae, batch)["elbo"])
     best = max(range(len(runs)), key=lambda place: samples[place].log_p.mean().item())
-    rows = []
+    compared = []
     for run, sample, elbo in zip(runs, samples, elbos):
         values = {
             "log_p": sample.log_p,
@@ -238,8 +236,8 @@ def compare_runs(
         row: dict[str, Any] = {"run": run.path.resolve().name}
         for name, estimate in ((name, Estimate.of(one)) for name, one in values.items()):
             row |= {name: estimate.mean, f"{name}_stderr": estimate.stderr}
-        rows.append({**row, "untrusted": sample.untrusted})
-    return pd.DataFrame(rows)
+        compared.append({**row, "untrusted": sample.untrusted})
+    return pd.DataFrame(compared)
 
 
 def _compared(comparison: pd.DataFrame) -> list[dict[str, str]]:

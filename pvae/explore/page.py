@@ -25,13 +25,12 @@ from torch.nn.functional import normalize
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.data.dataset import random_subset
-from pvae.data.preparation import Pixels
 from pvae.distributions.joint import Joint
 from pvae.elbos.registry import ELBO_CLASSES
 from pvae.models.hierarchy import FirstLayer
 from pvae.models.networks import ChannelsLast, FlatBatch
 from pvae.runs.run import Run
-from pvae.trained.codes import latent_names, test_images
+from pvae.trained.codes import latent_names, run_batch
 from pvae.trained.latent_space import attribute_vector, decode, encode
 from pvae.vae import VAE
 
@@ -133,7 +132,7 @@ def _content(run: Run, tensors: _Tensors, num_images: int) -> dict[str, Any]:
     notes, data, config = list[str](), run.dataset(), run.config
     chosen = random_subset(len(data.test), _NUM_CODES, seed=0)
     chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))]
-    images = Pixels(test_images(run).images[chosen], run.preparation)
+    images = run_batch(run, "test").x[chosen]
     codes = encode(vae, images)
     if config.prior_family.is_on_sphere:
         codes = normalize(codes, dim=-1)  # a mean is inside the sphere

@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from pvae.core.errors import InputError
 from pvae.evaluation.runs_table import progress_of, row_of
 from pvae.plotting import figures
 from pvae.plotting.figures import ScatterData
@@ -52,23 +53,24 @@ def entry_of(run: Run) -> Entry:
     Raises:
         InputError: the run has not finished an epoch.
     """
-    codes.require(run, run.data.is_images, "images")
+    if not run.data.is_images:
+        raise InputError(f"this picture needs images, which {run.path} lacks")
     row, vae, shown = row_of(run, codes.latent_report(run)), run.vae(), run.preparation.shown
-    given, x = codes.examples(run, _SHOWN)
+    batch = codes.examples(run, _SHOWN)
     with run.seeded():
-        samples = sample(vae, 2 * _SHOWN, y=labels_to_sample(run)) if vae.has_density else x[:0]
-        reconstructions = reconstruct(given, x)
+        samples = sample(vae, 2 * _SHOWN, y=labels_to_sample(run)) if vae.has_density else batch.x[:0]
+        reconstructions = reconstruct(vae, batch)
     test = run.test_metrics()
     assert test is not None  # or `row_of` would have raised
     elbo = f" --elbo {row['estimator']}" if vae.has_density else ""
     plane = None
     if codes.is_plane(run):
         has_prior = vae.has_density and codes.has_normal_prior(run)
-        plane = ScatterData(codes.test_codes(run), codes.classes(run)[1], has_prior)
+        plane = ScatterData(codes.codes_of(run, "test"), codes.classes(run)[1], has_prior)
     return Entry(
         row=row,
         title=f"{row['system']}{elbo} on {row['data']}, epoch {progress_of(row)}: {test}{run.bits(test)}",
-        images=shown(x),
+        images=shown(batch.x),
         reconstructions=shown(reconstructions),
         samples=shown(samples),
         codes=plane,

@@ -14,10 +14,10 @@ import pyro
 import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from torch import Tensor
 from torch.distributions import Normal
 
 from pvae.core.errors import InputError, check_name
-from pvae.data.batch import Batch, given_rows
 from pvae.plotting import figures, value_figures
 from pvae.plotting.figures import ScatterData
 from pvae.runs.run import Run
@@ -44,13 +44,13 @@ _SHOWN_ATTRIBUTES = ("Blond_Hair", "Smiling", "Male", "Eyeglasses")
 
 def reconstructions(run: Run) -> Figure:
     """Return eight test images above the means of p(x | z), z ~ q(z | x); or vectors as bars, series as lines."""
-    (vae, images), shown = codes.examples(run, 8), run.preparation.shown
+    batch, shown = codes.examples(run, 8), run.preparation.shown
     with run.seeded():
-        reconstructions = latent_space.reconstruct(vae, images)
+        reconstructions = latent_space.reconstruct(run.vae(), batch)
     if not run.data.is_images:
         shown_values = value_figures.reconstructed_values_figure
-        return _drawn(run, shown_values(images, reconstructions, run.title, run.dataset().test, run.data.columns))
-    return figures.reconstruction_figure(shown(images), shown(reconstructions), run.title)
+        return _drawn(run, shown_values(batch.x, reconstructions, run.title, run.dataset().test, run.data.columns))
+    return figures.reconstruction_figure(shown(batch.x), shown(reconstructions), run.title)
 
 
 def samples(run: Run) -> Figure:
@@ -58,11 +58,11 @@ def samples(run: Run) -> Figure:
 
     With labels there is a row for each class, or for the labels of the first test images, and one z in a column.
     """
-    codes.require(run, run.vae().has_density, "a prior to draw from")
+    _require(run, run.vae().has_density, "a prior to draw from")
     with run.seeded():
         if not run.data.is_images:
-            drawn = latent_space.sample(run.vae(), 1000, draws=True, y=codes.given_y(run))
-            shown = codes.test_images(run).images[:1000]
+            drawn = latent_space.sample(run.vae(), 1000, draws=True, y=codes.given_y(run, "test"))
+            shown = codes.run_batch(run, "test").x.images[:1000]
             return _drawn(run, value_figures.sampled_values_figure(shown, drawn, run.title, run.data.columns))
         if not run.vae().takes_labels:
             return figures.sample_figure(run.preparation.shown(latent_space.sample(run.vae(), 64)), run.title)
@@ -73,6 +73,17 @@ def samples(run: Run) -> Figure:
         names = () if data.has_attributes else data.label_names[:10]
         title = f"{run.title}\nmeans of p(x | z, y): a label in a row, a z in a column"
         return figures.image_figure(images, 8, title, names)
+
+
+def _require(run: Run, has: bool, what: str, advice: str = "") -> None:
+    """Raise an `InputError` that names what a picture needs, and ends with the advice, unless `has` is true."""
+    if not has:
+        raise InputError(f"this picture needs {what}, which {run.path} lacks{advice}")
+
+
+def _label_of(run: Run, row: int) -> Tensor | None:
+    """Return the label of one test datum, (1, ...), for whatever is decoded, if the run was trained given labels."""
+    return codes.run_batch(run, "test").rows(slice(row, row + 1)).y
 
 
 def _drawn(run: Run, figure: Figure | None) -> Figure:
@@ -87,7 +98,7 @@ def _drawn(run: Run, figure: Figure | None) -> Figure:
 
 def graph(run: Run) -> Figure:
     """Return the graphs of model and guide as `pyro.render_model` draws them; the run must have a prior."""
-    codes.require(run, run.vae().has_density, "a prior to draw from")
+    _require(run, run.vae().has_density, "a prior to draw from")
     if find_spec("graphviz") is None or which("dot") is None:
         how = 'pip install -e ".[graph]", and the program dot, for instance by apt install graphviz'
         raise InputError(f"this picture needs Graphviz: {how}")
@@ -95,9 +106,7 @@ def graph(run: Run) -> Figure:
     functions = {"model": run.vae().model, "guide": run.vae().guide}
     for axes, (name, function) in zip(figure.subplots(1, 2), functions.items()):
         with pyro.get_param_store().scope():
-            vae, x = codes.examples(run, 1)
-            batch = tuple(Batch(x, getattr(vae, "y", None)))
-            rendered = pyro.render_model(function, batch, render_distributions=True)
+            rendered = pyro.render_model(function, tuple(codes.examples(run, 1)), render_distributions=True)
         rendered.attr(dpi="200")
         axes.imshow(imread(BytesIO(rendered.pipe("png"))))
         axes.set_title(name, fontsize=9)
@@ -108,20 +117,20 @@ def graph(run: Run) -> Figure:
 def losses(run: Run) -> Figure:
     """Return loss, distortion and rate against the epoch, for training and test images."""
     rows = run.metrics()
-    codes.require(run, bool(rows), "a finished epoch")
+    _require(run, bool(rows), "a finished epoch")
     return figures.loss_figure(rows, run.title)
 
 
 def scatter(run: Run) -> Figure:
     """Return the codes of training and test images side by side, coloured by class; the run must have two latents."""
-    codes.require(run, codes.is_plane(run), "two latent dimensions", ": train with --latent-dim 2")
+    _require(run, codes.is_plane(run), "two latent dimensions", ": train with --latent-dim 2")
     has_prior = run.vae().has_density and codes.has_normal_prior(run)
     train_labels, test_labels = codes.classes(run)
-    shown = codes.train_codes(run)[:10_000]
+    shown = codes.codes_of(run, "train")[:10_000]
     train_labels = None if train_labels is None else train_labels[: len(shown)]
     splits = {
         f"training data (the first {len(shown):,})": ScatterData(shown, train_labels, has_prior),
-        "test data": ScatterData(codes.test_codes(run), test_labels, has_prior),
+        "test data": ScatterData(codes.codes_of(run, "test"), test_labels, has_prior),
     }
     return figures.scatter_figure(splits, run.dataset().label_names, f"{run.title}\nmeans of q(z | x)")
 
@@ -129,10 +138,10 @@ def scatter(run: Run) -> Figure:
 def cdf(run: Run) -> Figure:
     """Return draws from the aggregate posterior, and their CDF under N(0, 1); the run must have two latents.
 
-    The prior must be N(0, 1), or missing as that of an autoencoder.
+    The prior must be N(0, 1), or the VAE an autoencoder, which has no prior.
     """
-    codes.require(run, codes.is_plane(run), "two latent dimensions", ": train with --latent-dim 2")
-    codes.require(run, codes.has_normal_prior(run), "the prior N(0, 1)")
+    _require(run, codes.is_plane(run), "two latent dimensions", ": train with --latent-dim 2")
+    _require(run, codes.has_normal_prior(run), "the prior N(0, 1)")
     draws, labels = codes.test_draws(run), codes.classes(run)[1]
     splits = {
         "z ~ q(z | x), test data": ScatterData(draws, labels, run.vae().has_density),
@@ -148,11 +157,12 @@ def cdf(run: Run) -> Figure:
 
 def manifold(run: Run) -> Figure:
     """Return means of p(x | z) on a grid of the prior's quantiles; the run must have two latents and prior N(0, 1)."""
-    codes.require(run, run.data.is_images, "images")
-    codes.require(run, codes.is_plane(run), "two latent dimensions", ": train with --latent-dim 2")
-    codes.require(run, run.vae().has_density and codes.has_normal_prior(run), "the prior N(0, 1)")
+    _require(run, run.data.is_images, "images")
+    _require(run, codes.is_plane(run), "two latent dimensions", ": train with --latent-dim 2")
+    _require(run, run.vae().has_density and codes.has_normal_prior(run), "the prior N(0, 1)")
     title = f"{run.title}\nmean of p(x | z) at the quantiles of p(z), z_1 to the right, z_2 upward"
-    return figures.image_figure(run.preparation.shown(latent_space.manifold(codes.given_one(run))), 20, title)
+    images = latent_space.manifold(run.vae(), 20, _label_of(run, 0))
+    return figures.image_figure(run.preparation.shown(images), 20, title)
 
 
 def traversal(run: Run) -> Figure:
@@ -161,17 +171,18 @@ def traversal(run: Run) -> Figure:
     A dimension moves from -3 to 3 if its prior is N(0, 1), and else by 3 standard deviations about the mean of the
     codes, which may lie anywhere.
     """
-    codes.require(run, run.data.is_images, "images")
-    means = codes.test_codes(run)
+    _require(run, run.data.is_images, "images")
+    means = codes.codes_of(run, "test")
     spread = means.std(0)
     if run.config.upper_latent_dims and run.config.inference != "top-down":
-        spread = spread[: run.config.latent_dim]  # of several stochastic layers the decoder reads only the first
+        spread = spread[: run.config.latent_dim]  # of several stochastic layers, the decoder reads the first alone
     dimensions, every = spread.argsort(descending=True)[:10].tolist(), codes.latent_names(run)
     ways = torch.linspace(-3, 3, 11).expand(len(dimensions), -1)
     has_layers = run.vae().prior().event_shape != codes.prior(run).event_shape
     if has_layers or not (run.vae().has_density and codes.has_normal_prior(run)):
         ways = means.mean(0)[dimensions, None] + ways * spread[dimensions, None]
-    rows = [latent_space.traverse(codes.given_one(run), means[0], d, way) for d, way in zip(dimensions, ways)]
+    vae, y = run.vae(), _label_of(run, 0)
+    rows = [latent_space.traverse(vae, means[0], d, way, y) for d, way in zip(dimensions, ways)]
     names = [f"{every[d]}\n{way[0]:+.1f} to {way[-1]:+.1f}" for d, way in zip(dimensions, ways)]
     title = (
         f"{run.title}\nmean of p(x | z), one dimension of z at a time, between the values on the left\n"
@@ -182,14 +193,13 @@ def traversal(run: Run) -> Figure:
 
 def interpolation(run: Run) -> Figure:
     """Return rows of images decoded along straight lines between the codes of two test images."""
-    codes.require(run, run.data.is_images, "images")
-    vae, images = codes.examples(run, 10)
-    half = len(images) // 2
+    _require(run, run.data.is_images, "images")
+    batch = codes.examples(run, 10)
+    half = len(batch) // 2
     rows = []
     for one in range(half):  # of images far apart, so of different classes if they are sorted
-        first, second = images[one], images[one + half]
-        pair = given_rows(vae, [one, one + half])
-        rows.append(torch.cat([first[None], latent_space.interpolate(pair, first, second), second[None]]))
+        pair = batch.rows(torch.tensor([one, one + half]))
+        rows.append(torch.cat([pair.x[:1], latent_space.interpolate(run.vae(), pair), pair.x[1:]]))
     title = f"{run.title}\ntest images at the ends; the mean of p(x | z) on the line between their codes"
     return figures.image_figure(run.preparation.shown(torch.cat(rows)), 12, title)
 
@@ -218,25 +228,25 @@ def attributes(run: Run, names: Sequence[str] = ()) -> Figure:
         run: the run; its data have attributes.
         names: names of the attributes; by default a few of CelebA's.
     """
-    codes.require(run, run.data.is_images, "images")
+    _require(run, run.data.is_images, "images")
     data = run.dataset()
     train, test = data.train_labels, data.test_labels
     if train is None or test is None or train.dim() != 2:
         raise InputError(f"this picture needs attributes of its images, which {run.path} lacks")
     names = names or [name for name in _SHOWN_ATTRIBUTES if name in data.label_names]
-    codes.require(run, bool(names), "attributes to show: give --attribute")
+    _require(run, bool(names), "attributes to show: give --attribute")
     rows = []
     for name in names:
         column = data.label_names.index(check_name("attribute", name, data.label_names))
         in_train, in_test = train[:, column].bool(), test[:, column].bool()
         has_both = all(has.any() and not has.all() for has in (in_train, in_test))
-        codes.require(run, has_both, f"training and test images with and without {name}")
+        _require(run, has_both, f"training and test images with and without {name}")
         start = int((~in_test).int().argmax())
-        vector = latent_space.attribute_vector(codes.train_codes(run), in_train)
-        z = codes.test_codes(run)[start] + torch.tensor(_ALPHAS)[:, None] * vector
+        vector = latent_space.attribute_vector(codes.codes_of(run, "train"), in_train)
+        z = codes.codes_of(run, "test")[start] + torch.tensor(_ALPHAS)[:, None] * vector
         rows += [
-            run.preparation.x(codes.test_images(run).images[start : start + 1]),
-            latent_space.decode(codes.given_one(run, start), z),
+            *(part.x for part in codes.run_batch(run, "test").rows(slice(start, start + 1)).split(1)),
+            latent_space.decode(run.vae(), z, _label_of(run, start)),
         ]
     title = f"{run.title}\na test image, then the mean of p(x | z + alpha v), alpha from -3 to 3"
     images = run.preparation.shown(torch.cat(rows))

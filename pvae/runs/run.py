@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
@@ -38,14 +38,15 @@ BEST = "best.safetensors"
 OWN_CODE = "vae.py"  # the text of the file that --vae named; it is never run from here
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
-def kept(function: Callable[[Run], T]) -> Callable[[Run], T]:
+def kept(function: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:
     """Decorate a function of a run: its value is computed once and kept with the run, until its weights change."""
 
     @functools.wraps(function)
-    def once(run: Run) -> T:
-        return run.keep(function)
+    def once(run: Run, *arguments: P.args, **named: P.kwargs) -> T:
+        return run.keep(function, *arguments, **named)
 
     return once
 
@@ -66,11 +67,12 @@ class Run(RunRecord):
     loaded: Dataset | None = field(default=None, repr=False)
     _values: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # of `kept` functions, and the VAE
 
-    def keep(self, function: Callable[[Run], T]) -> T:
-        """Return function(self), which is computed at the first call and then kept; `kept` calls it."""
-        if function not in self._values:
-            self._values[function] = function(self)
-        return self._values[function]
+    def keep(self, function: Callable[Concatenate[Run, P], T], *arguments: P.args, **named: P.kwargs) -> T:
+        """Return function(self, *arguments), which is computed at the first call and then kept; `kept` calls it."""
+        key = (function, *arguments, *named.items())
+        if key not in self._values:
+            self._values[key] = function(self, *arguments, **named)
+        return self._values[key]
 
     def dataset(
         self, data: Dataset | None = None, data_dir: str | Path | None = None, offline: bool = False

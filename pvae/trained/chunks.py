@@ -10,28 +10,29 @@ from torch import Tensor, nn
 from torch.distributions import MixtureSameFamily
 
 from pvae.core.random_state import seeded
-from pvae.data.batch import given_parts
-from pvae.data.preparation import Pixels
+from pvae.data.batch import Batch, Data
 from pvae.distributions.joint import Joint
 from pvae.vae import VAE
 
-__all__ = ["CHUNK_VALUES", "images_at_once", "widest"]
+__all__ = ["CHUNK_VALUES", "data_at_once", "widest"]
 
 # The largest number of values in a tensor. It bounds the memory for any number of data and draws and for any network.
 # Larger tensors are slower too.
 CHUNK_VALUES = 2**19
 
 
-def images_at_once(vae: VAE, x: Tensor | Pixels, num_particles: int = 1) -> int:
-    """Return how many images, with K draws of z each, keep every layer's output within `CHUNK_VALUES` values."""
-    return max(1, min(1000, CHUNK_VALUES // widest(*next(given_parts(vae, x, 1)))) // num_particles)
+def data_at_once(vae: VAE, data: Data, num_particles: int = 1) -> int:
+    """Return how many data, with K draws of z each, keep every layer's output within `CHUNK_VALUES` values."""
+    return max(1, min(1000, CHUNK_VALUES // widest(vae, data)) // num_particles)
 
 
-def widest(vae: VAE, x: Tensor) -> int:
-    """Return the number of values in the largest output of any layer, or of a mixture, for one image x (1, C, H, W).
+def widest(vae: VAE, data: Data) -> int:
+    """Return the number of values in the largest output of any layer, or of a mixture, for one datum.
 
     The layers are those of the encoder, the decoder, and the networks of priors, flows and hierarchies at a draw of z.
     """
+    first = next(Batch.of(data).split(1))
+    x, vae = first.x, vae.given(first.y)
     sizes, prior = [x.numel()], vae.prior()
     mixture = prior.first if isinstance(prior, Joint) else prior
     if isinstance(mixture, MixtureSameFamily):

@@ -1,4 +1,4 @@
-"""The codes of a run's images, computed once and kept with the run; their prior, names and classes."""
+"""The data of a run as its VAE takes them, and their codes, both kept with the run; what codes are compared with."""
 
 from __future__ import annotations
 
@@ -7,85 +7,54 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from pvae.core.errors import InputError
-from pvae.data.batch import given_parts, given_rows
+from pvae.data.batch import Batch
 from pvae.data.dataset import Dataset, random_subset
-from pvae.data.preparation import Pixels
 from pvae.distributions.joint import Joint
 from pvae.models.priors import StandardNormalPrior
 from pvae.runs.run import Run, kept
-from pvae.trained.latent_space import LatentReport, encode, latent_statistics, nearest_neighbour_accuracy
-from pvae.vae import VAE
+from pvae.trained.latent_space import encode
+from pvae.trained.latent_statistics import LatentReport, latent_statistics, nearest_neighbour_accuracy
 
 __all__ = [
     "classes",
     "codes_as_data",
+    "codes_of",
     "examples",
-    "given_labels",
-    "given_one",
     "given_y",
     "has_normal_prior",
     "is_plane",
     "latent_names",
     "latent_report",
     "prior",
-    "require",
-    "test_codes",
+    "run_batch",
     "test_draws",
-    "test_images",
     "top_layer_draws",
-    "train_codes",
-    "train_images",
 ]
 
 _CHUNK = 1000
 
 
 @kept
-def train_images(run: Run) -> Pixels:
-    """Return the training images as the VAE takes them."""
-    return run.preparation.pixels(run.dataset().train, "train")
+def run_batch(run: Run, split: str) -> Batch:
+    """Return the data of a split as the VAE takes them, with their labels if it was trained given labels."""
+    return Batch(run.preparation.pixels(run.dataset().splits[split], split), given_y(run, split))
 
 
-@kept
-def test_images(run: Run) -> Pixels:
-    """Return the test images as the VAE takes them."""
-    return run.preparation.pixels(run.dataset().test)
-
-
-def given_y(run: Run, split: str = "test") -> Tensor | None:
+def given_y(run: Run, split: str) -> Tensor | None:
     """Return the labels of a split, if the run was trained given labels."""
     return run.dataset().labels[split] if run.is_given_labels else None
 
 
-def given_labels(run: Run, split: str = "test") -> VAE:
-    """Return the VAE given the labels of a split, if it was trained given labels."""
-    return run.vae().given(given_y(run, split))
-
-
-def given_one(run: Run, row: int = 0) -> VAE:
-    """Return the VAE given the label of one test image, for whatever is decoded, if it was trained given labels."""
-    vae = given_labels(run)
-    return given_rows(vae, slice(row, row + 1))
-
-
-def examples(run: Run, count: int) -> tuple[VAE, Tensor]:
-    """Return random test images x (count, C, H, W), the same ones in every call, and the VAE given their labels."""
-    images, vae = test_images(run).images, given_labels(run)
-    chosen = random_subset(len(images), count, seed=0)
-    return given_rows(vae, chosen), run.preparation.x(images[chosen])
+def examples(run: Run, count: int) -> Batch:
+    """Return random test data, x (count, *D), the same in every call, with their labels as in `run_batch`."""
+    batch = run_batch(run, "test")
+    return next(batch.rows(random_subset(len(batch), count, seed=0)).split(count))
 
 
 @kept
-def train_codes(run: Run) -> Tensor:
-    """Return the means of q(z | x) of the training images, (N, L)."""
-    return encode(given_labels(run, "train"), train_images(run))
-
-
-@kept
-def test_codes(run: Run) -> Tensor:
-    """Return the means of q(z | x) of the test images, (M, L)."""
-    return encode(given_labels(run), test_images(run))
+def codes_of(run: Run, split: str) -> Tensor:
+    """Return the means of q(z | x) of the data of a split, (N, L)."""
+    return encode(run.vae(), run_batch(run, split))
 
 
 def codes_as_data(run: Run) -> Dataset:
@@ -98,9 +67,7 @@ def codes_as_data(run: Run) -> Dataset:
         InputError: the run's data cannot be found.
     """
     data = run.dataset()
-    means = {
-        split: encode(given_labels(run, split), run.preparation.pixels(x, split)) for split, x in data.splits.items()
-    }
+    means = {split: codes_of(run, split) for split in data.splits}
     return Dataset(
         f"codes of {data.name}", means["train"], means["test"], data.train_labels, data.test_labels, data.label_names,
         valid=means.get("valid"), valid_labels=data.valid_labels,
@@ -109,14 +76,13 @@ def codes_as_data(run: Run) -> Dataset:
 
 @kept
 def test_draws(run: Run) -> Tensor:
-    """Return draws from the aggregate posterior: one draw of q(z | x) for each test image, (M, L)."""
+    """Return draws from the aggregate posterior: one draw of q(z | x) for each test datum, (M, L)."""
     with run.seeded(), torch.no_grad():
-        parts = given_parts(given_labels(run), test_images(run), _CHUNK)
-        return torch.cat([vae.posterior(part).sample() for vae, part in parts])
+        return torch.cat([run.vae().posterior(*part).sample() for part in run_batch(run, "test").split(_CHUNK)])
 
 
 def top_layer_draws(run: Run) -> Tensor:
-    """Return `test_draws` of the latents that `prior` is the prior of: all latents, or those of the top layer."""
+    """Return `test_draws` of the latents that `prior` describes: all latents, or those of the top layer."""
     return test_draws(run)[:, -prior(run).event_shape[0] :]
 
 
@@ -152,7 +118,7 @@ def latent_names(run: Run) -> list[str]:
 
 
 def classes(run: Run) -> tuple[Tensor | None, Tensor | None]:
-    """Return the classes of training and test images; None if the data have no labels, or attributes instead."""
+    """Return the classes of training and test data; None if the data have no labels, or attributes instead."""
     labels = run.dataset().train_labels, run.dataset().test_labels
     return labels if all(part is not None and part.dim() == 1 for part in labels) else (None, None)
 
@@ -166,12 +132,6 @@ def latent_report(run: Run) -> LatentReport:
     train_labels, test_labels = classes(run)
     if train_labels is not None and test_labels is not None and not run.is_given_labels:
         train, test = train_labels >= 0, test_labels >= 0
-        parts = train_codes(run)[train], train_labels[train], test_codes(run)[test], test_labels[test]
+        parts = codes_of(run, "train")[train], train_labels[train], codes_of(run, "test")[test], test_labels[test]
         accuracy = nearest_neighbour_accuracy(*parts) if train.any() and test.any() else None
     return latent_statistics(top_layer_draws(run), accuracy, has_normal_prior(run))
-
-
-def require(run: Run, has: bool, what: str, advice: str = "") -> None:
-    """Raise an `InputError` that names what a picture needs, and ends with the advice, unless `has` is true."""
-    if not has:
-        raise InputError(f"this picture needs {what}, which {run.path} lacks{advice}")

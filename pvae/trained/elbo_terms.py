@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvae.data.batch import given_parts
-from pvae.data.preparation import Pixels
+from pvae.data.batch import Batch, Data
 from pvae.distributions.joint import Joint
 from pvae.elbos.terms import exact_rate, posterior_mean_loss
-from pvae.trained.chunks import images_at_once
+from pvae.trained.chunks import data_at_once
 from pvae.vae import VAE
 
 __all__ = ["LAYER_RATE", "elbo_terms"]
@@ -21,8 +20,8 @@ _PARTICLES = 10
 
 
 @torch.no_grad()
-def elbo_terms(vae: VAE, x: Pixels) -> dict[str, Tensor]:
-    """Return the ELBO of each image and its parts, from ten draws of z.
+def elbo_terms(vae: VAE, data: Data) -> dict[str, Tensor]:
+    """Return the ELBO of each datum and its parts, from ten draws of z.
 
         elbo = -distortion - rate,    distortion = -E_q log p(x | z),    rate = KL(q(z | x) || p(z))
 
@@ -30,18 +29,19 @@ def elbo_terms(vae: VAE, x: Pixels) -> dict[str, Tensor]:
 
     Args:
         vae: in eval mode.
-        x: N images.
+        data: N data x, or a `Batch` of them with their labels.
 
     Returns:
         Nats, (N,) each: elbo, distortion, rate, cross_entropy and, in closed form, posterior_entropy and
         posterior_mean_loss. With several stochastic layers also rate of z1, rate of z2 and so on.
     """
-    parts = [_terms(one, part) for one, part in given_parts(vae, x, images_at_once(vae, x, _PARTICLES))]
+    batch = Batch.of(data)
+    parts = [_terms(vae.given(part.y), part.x) for part in batch.split(data_at_once(vae, batch, _PARTICLES))]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _terms(vae: VAE, x: Tensor) -> dict[str, Tensor]:
-    """Return the terms of the ELBO of each image, (B,) each, without terms that have no closed form for this VAE."""
+    """Return the terms of the ELBO of each datum, (B,) each, without terms that have no closed form for this VAE."""
     posterior: Any = vae.posterior(x)
     prior: Any = vae.prior()
     z = posterior.sample((_PARTICLES,))
@@ -50,7 +50,7 @@ def _terms(vae: VAE, x: Tensor) -> dict[str, Tensor]:
     try:
         terms["posterior_entropy"] = posterior.entropy()
         terms["rate"] = exact_rate(posterior, prior)
-        terms["posterior_mean_loss"] = posterior_mean_loss(vae, x)
+        terms["posterior_mean_loss"] = posterior_mean_loss(vae, x, posterior)
     except NotImplementedError:
         terms["rate"] = (posterior.log_prob(z) - prior.log_prob(z)).mean(0)
     if isinstance(posterior, Joint):

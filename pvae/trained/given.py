@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pvae.core.errors import InputError, brief, check_name
+from pvae.data.batch import Batch
 from pvae.data.domain import check_domain
 from pvae.runs.data import images_for
 from pvae.runs.run import Run
@@ -36,6 +37,10 @@ class GivenData(NamedTuple):
     note: str = ""
     y: Tensor | None = None
     labels: Sequence[str] = ()
+
+    def batch(self, run: Run) -> Batch:
+        """Return the data as the VAE of the run takes them."""
+        return Batch(run.preparation.pixels(self.x), self.y)
 
 
 def given_data(

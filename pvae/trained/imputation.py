@@ -7,10 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pvae.data.batch import given_parts
-from pvae.data.preparation import Pixels
+from pvae.data.batch import Batch, Data
 from pvae.distributions.columns import Columns
-from pvae.trained.chunks import images_at_once
+from pvae.trained.chunks import data_at_once
 from pvae.vae import VAE
 
 __all__ = ["Imputed", "impute"]
@@ -27,7 +26,7 @@ class Imputed(NamedTuple):
 
 
 @torch.no_grad()
-def impute(vae: VAE, x: Pixels, num_particles: int = 200) -> Imputed:
+def impute(vae: VAE, data: Data, num_particles: int = 200) -> Imputed:
     """Fill in what is missing: the mean of p(x missing | x observed), by self-normalised importance sampling.
 
         E[x missing | x observed] ~ sum_k w_k E[x | z_k] / sum_k w_k,    w_k = p(x observed, z_k) / q(z_k | x observed)
@@ -36,7 +35,7 @@ def impute(vae: VAE, x: Pixels, num_particles: int = 200) -> Imputed:
 
     Args:
         vae: in eval mode, with `Config.missing`.
-        x: N data; NaN is missing.
+        data: N data x, or a `Batch` of them with their labels; NaN is missing.
         num_particles: K.
 
     Returns:
@@ -45,19 +44,20 @@ def impute(vae: VAE, x: Pixels, num_particles: int = 200) -> Imputed:
     Reference:
         Mattei and Frellsen, arXiv:1812.02633, "single imputation".
     """
-    filled, stderr = list[Tensor](), list[Tensor]()
-    for one, part in given_parts(vae, x, images_at_once(vae, x, num_particles)):
-        q = one.posterior(part)
+    batch, filled, stderr = Batch.of(data), list[Tensor](), list[Tensor]()
+    for part in batch.split(data_at_once(vae, batch, num_particles)):
+        x, given = part.x, vae.given(part.y)
+        q = given.posterior(x)
         z = q.sample((num_particles,))
-        log_w = one.log_likelihood(part, z) + one.prior().log_prob(z) - q.log_prob(z)
-        weight = log_w.softmax(0).reshape(*log_w.shape, *[1] * (part.dim() - 1))
-        p_x = one.likelihood(z)
+        log_w = given.log_likelihood(x, z) + given.prior().log_prob(z) - q.log_prob(z)
+        weight = log_w.softmax(0).reshape(*log_w.shape, *[1] * (x.dim() - 1))
+        p_x = given.likelihood(z)
         means = p_x.features if isinstance(p_x, Columns) else p_x.mean
-        mean, is_missing = (weight * means).sum(0), part.isnan()
+        mean, is_missing = (weight * means).sum(0), x.isnan()
         error = (weight * (means - mean)).square().sum(0).sqrt()
         if isinstance(p_x, Columns):
-            nan = torch.full_like(part, torch.nan)
+            nan = torch.full_like(x, torch.nan)
             mean, error = p_x.from_features(mean), torch.where(p_x.has_mean, p_x.from_features(error), nan)
-        filled.append(torch.where(is_missing, mean, part))
+        filled.append(torch.where(is_missing, mean, x))
         stderr.append(torch.where(is_missing, error, torch.zeros_like(error)))
     return Imputed(torch.cat(filled), torch.cat(stderr))

@@ -1,37 +1,35 @@
-"""Codes, reconstructions, samples and interpolations of a trained VAE, and statistics of codes."""
+"""Codes, reconstructions, samples and interpolations of a trained VAE."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import Normal
 from torch.nn.functional import normalize
 
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
-from pvae.data.batch import given_parts, given_rows
-from pvae.data.preparation import Pixels
+from pvae.data.batch import Batch, Data
 from pvae.distributions.joint import Joint
 from pvae.distributions.labels import one_hot
 from pvae.distributions.power_spherical import PowerSpherical
-from pvae.trained.chunks import images_at_once
+from pvae.trained.chunks import data_at_once
 from pvae.vae import VAE
 
 __all__ = [
     "Codes",
-    "LatentReport",
     "attribute_vector",
     "decode",
     "draw_codes",
     "encode",
     "encode_images",
     "interpolate",
-    "latent_statistics",
     "manifold",
-    "nearest_neighbour_accuracy",
+    "mean_of",
+    "posteriors",
     "prior_quantiles",
     "reconstruct",
     "reconstruct_images",
@@ -45,17 +43,25 @@ _CHUNK = 1000
 
 
 @torch.no_grad()
-def encode(vae: VAE, x: Tensor | Pixels) -> Tensor:
-    """Return the codes of images x (N, C, H, W): the mean of q(z | x) for each image, (N, L).
+def posteriors(vae: VAE, data: Data) -> list[TorchDistribution]:
+    """Return q(z | x) of data (N, *D), or of a `Batch` with labels, in parts that fit into memory."""
+    batch = Batch.of(data)
+    return [vae.posterior(*part) for part in batch.split(data_at_once(vae, batch))]
+
+
+def encode(vae: VAE, data: Data) -> Tensor:
+    """Return the codes of data (N, *D), or of a `Batch` with labels: the mean of q(z | x) for each datum, (N, L)."""
+    return torch.cat([mean_of(posterior) for posterior in posteriors(vae, data)])
+
+
+@torch.no_grad()
+def mean_of(posterior: Any) -> Tensor:
+    """Return the mean of q(z | x), (B, L).
 
     The mean of a flow or of several stochastic layers has no closed form. It is then estimated from 100 draws, with the
-    same noise for all images, so that it varies over images only as q(z | x) does. For a distribution of your own that
-    has no mean, the estimate is from 1,000 draws, whose noise differs from image to image.
+    same noise for all data, so that it varies over data only as q(z | x) does. For a distribution of your own that has
+    no mean, the estimate is from 1,000 draws, whose noise differs from datum to datum.
     """
-    return torch.cat([_mean(one.posterior(part)) for one, part in given_parts(vae, x, images_at_once(vae, x))])
-
-
-def _mean(posterior: Any) -> Tensor:
     try:
         return posterior.mean
     except NotImplementedError:
@@ -66,38 +72,44 @@ def _mean(posterior: Any) -> Tensor:
 
 
 @torch.no_grad()
-def decode(vae: VAE, z: Tensor, draws: bool = False) -> Tensor:
-    """Return the mean image of p(x | z), or a draw from it, for each latent z (N, L): (N, C, H, W).
+def decode(vae: VAE, z: Tensor, y: Tensor | None = None, *, draws: bool = False) -> Tensor:
+    """Return the mean of p(x | z), or a draw from it, for each latent z (N, L): (N, *D).
 
     Where the prior is on the unit sphere, z is divided by its norm first.
+
+    Args:
+        vae: in eval mode.
+        z: latents (N, L).
+        y: labels (N, ...), or one for all (1, ...), if the VAE takes labels.
+        draws: draw every value of x too, in place of taking its mean.
     """
-    if isinstance(vae.prior(), PowerSpherical):
+    if isinstance(vae.given(y).prior(), PowerSpherical):
         z = normalize(z, dim=-1)  # the mean of several points on a sphere is not on it
-    likelihoods = [one.likelihood(part) for one, part in given_parts(vae, z, _CHUNK)]
+    likelihoods = [vae.likelihood(*part) for part in Batch(z, y).split(_CHUNK)]
     return torch.cat([p_x.sample() if draws else p_x.mean for p_x in likelihoods])
 
 
 class Codes(NamedTuple):
-    """Means and standard deviations of q(z | x) for each image, (N, L)."""
+    """Means and standard deviations of q(z | x) for each datum, (N, L)."""
 
     loc: Tensor
     scale: Tensor
 
 
 @torch.no_grad()
-def encode_images(vae: VAE, x: Pixels) -> Codes:
-    """Return the mean and the standard deviation of q(z | x) for each image.
+def encode_images(vae: VAE, data: Data) -> Codes:
+    """Return the mean and the standard deviation of q(z | x) for each datum.
 
     Args:
         vae: in eval mode.
-        x: N images.
+        data: N data x, or a `Batch` of them with their labels.
 
     Raises:
         InputError: they have no closed form, as with several stochastic layers.
     """
-    posteriors = [one.posterior(part) for one, part in given_parts(vae, x, images_at_once(vae, x))]
+    parts = posteriors(vae, data)
     try:
-        loc, scale = (torch.cat([getattr(q, name) for q in posteriors]) for name in ("mean", "stddev"))
+        loc, scale = (torch.cat([getattr(q, name) for q in parts]) for name in ("mean", "stddev"))
     except NotImplementedError:
         raise InputError(
             "q(z | x) has no mean and standard deviation in closed form, as with a flow or several stochastic layers: "
@@ -107,39 +119,33 @@ def encode_images(vae: VAE, x: Pixels) -> Codes:
 
 
 @torch.no_grad()
-def draw_codes(vae: VAE, x: Pixels) -> dict[str, Tensor]:
-    """Return a draw from q(z | x) for each image; the arguments are those of `encode_images`.
+def draw_codes(vae: VAE, data: Data) -> dict[str, Tensor]:
+    """Return a draw from q(z | x) for each datum; the arguments are those of `encode_images`.
 
     The draw is "z", (N, L), or with several stochastic layers "z1", (N, L_1), "z2", (N, L_2), and so on.
     """
-    z = torch.cat([one.posterior(part).sample() for one, part in given_parts(vae, x, images_at_once(vae, x))])
-    prior = vae.prior()
-    return dict(zip(prior.names, z.split(prior.sizes, dim=-1))) if isinstance(prior, Joint) else {"z": z}
+    parts = posteriors(vae, data)
+    z, first = torch.cat([q.sample() for q in parts]), parts[0]
+    return dict(zip(first.names, z.split(first.sizes, dim=-1))) if isinstance(first, Joint) else {"z": z}
 
 
 @torch.no_grad()
-def reconstruct(vae: VAE, x: Tensor) -> Tensor:
-    """Return the mean image of p(x | z) at one draw z ~ q(z | x) for each image, as posts 000 and 004 do.
-
-    Args:
-        vae: the VAE.
-        x: images (B, C, H, W).
-
-    Returns:
-        (B, C, H, W).
-    """
-    return decode(vae, vae.posterior(x).sample())
-
-
-@torch.no_grad()
-def reconstruct_images(vae: VAE, x: Pixels) -> Tensor:
-    """Return the mean of p(x | z) at the mean of q(z | x) for each image, (N, C, H, W).
+def reconstruct(vae: VAE, data: Data) -> Tensor:
+    """Return the mean of p(x | z) at one draw z ~ q(z | x) for each of a few data, (B, *D), as posts 000 and 004 do.
 
     Args:
         vae: in eval mode.
-        x: N images.
+        data: x (B, *D), or a `Batch` of them with their labels.
     """
-    return decode(vae, encode(vae, x))
+    batch = Batch.of(data)
+    return decode(vae, vae.posterior(*batch).sample(), batch.y)
+
+
+@torch.no_grad()
+def reconstruct_images(vae: VAE, data: Data) -> Tensor:
+    """Return the mean of p(x | z) at the mean of q(z | x) for each datum, (N, *D); arguments as of `encode_images`."""
+    batch = Batch.of(data)
+    return decode(vae, encode(vae, batch), batch.y)
 
 
 @torch.no_grad()
@@ -161,10 +167,9 @@ def sample(vae: VAE, num_samples: int, draws: bool = False, y: Tensor | None = N
     if not vae.has_density:
         raise InputError("an autoencoder has no prior to draw from: train with --posterior normal")
     labels = None if y is None else y[torch.arange(num_samples) % len(y)]
-    vae = vae.given(labels)
-    prior: Any = vae.prior()
+    prior: Any = vae.given(labels).prior()
     z = prior.sample() if prior.batch_shape else prior.sample((num_samples,))
-    return decode(vae, with_labels(prior, z, labels), draws)
+    return decode(vae, with_labels(prior, z, labels), labels, draws=draws)
 
 
 def with_labels(prior: Any, z: Tensor, y: Tensor | None) -> Tensor:
@@ -189,7 +194,7 @@ def sample_given(vae: VAE, y: Tensor, num_columns: int = 8) -> Tensor:
     rows = y.repeat_interleave(num_columns, 0)
     prior: Any = vae.given(rows).prior()
     z = prior.sample() if prior.batch_shape else prior.sample((num_columns,)).repeat(len(y), 1)
-    return decode(vae.given(rows), with_labels(prior, z, rows))
+    return decode(vae, with_labels(prior, z, rows), rows)
 
 
 def prior_quantiles(num_steps: int) -> Tensor:
@@ -197,7 +202,7 @@ def prior_quantiles(num_steps: int) -> Tensor:
     return Normal(0.0, 1.0).icdf((torch.arange(num_steps) + 0.5) / num_steps)
 
 
-def manifold(vae: VAE, num_steps: int = 20) -> Tensor:
+def manifold(vae: VAE, num_steps: int = 20, y: Tensor | None = None) -> Tensor:
     """Return images decoded on a grid over a 2-dimensional latent space.
 
     The grid has equal steps in probability: z = (F^-1(u), F^-1(v)), where F is the CDF of N(0, 1).
@@ -205,6 +210,7 @@ def manifold(vae: VAE, num_steps: int = 20) -> Tensor:
     Args:
         vae: with two latent dimensions.
         num_steps: n, the number of rows and of columns.
+        y: a label (1, ...), if the VAE takes labels.
 
     Returns:
         (n n, C, H, W), row by row; z_1 grows to the right and z_2 upward.
@@ -214,31 +220,35 @@ def manifold(vae: VAE, num_steps: int = 20) -> Tensor:
     """
     z = prior_quantiles(num_steps)
     up, right = torch.meshgrid(z.flip(0), z, indexing="ij")
-    return decode(vae, torch.stack([right.flatten(), up.flatten()], dim=1))
+    return decode(vae, torch.stack([right.flatten(), up.flatten()], dim=1), y)
 
 
-def traverse(vae: VAE, z: Tensor, dimension: int, values: Tensor) -> Tensor:
-    """Return images decoded from a latent z (L,) whose `dimension` is set to each of the values (V,): (V, C, H, W)."""
+def traverse(vae: VAE, z: Tensor, dimension: int, values: Tensor, y: Tensor | None = None) -> Tensor:
+    """Return images decoded from a latent z (L,) whose `dimension` is set to each of the values (V,): (V, C, H, W).
+
+    The VAE is given the label y (1, ...), if it takes labels.
+    """
     codes = z.repeat(len(values), 1)
     codes[:, dimension] = values
-    return decode(vae, codes)
+    return decode(vae, codes, y)
 
 
-def interpolate(vae: VAE, first: Tensor, second: Tensor, num_steps: int = 10) -> Tensor:
+def interpolate(vae: VAE, data: Data, num_steps: int = 10) -> Tensor:
     """Return images decoded along the straight line between the codes of two images, z = (1 - a) z_1 + a z_2.
 
     Args:
-        vae: the VAE; given labels of the two images, all are decoded given that of the first one.
-        first: the image (C, H, W) at a = 0.
-        second: the image (C, H, W) at a = 1.
+        vae: in eval mode.
+        data: the images at a = 0 and at a = 1, (2, C, H, W), or a `Batch` of them with their labels; all images are
+            decoded given the label of the first.
         num_steps: n, including both ends.
 
     Returns:
         (n, C, H, W).
     """
-    start, end = encode(vae, torch.stack([first, second]))
+    batch = Batch.of(data)
+    start, end = encode(vae, batch)
     alpha = torch.linspace(0, 1, num_steps).unsqueeze(1)
-    return decode(given_rows(vae, slice(1)), (1 - alpha) * start + alpha * end)
+    return decode(vae, (1 - alpha) * start + alpha * end, batch.rows(slice(1)).y)
 
 
 def attribute_vector(codes: Tensor, has: Tensor) -> Tensor:
@@ -252,68 +262,3 @@ def attribute_vector(codes: Tensor, has: Tensor) -> Tensor:
         v (L,); post 003 draws images of z + alpha v.
     """
     return codes[has].mean(0) - codes[~has].mean(0)
-
-
-def nearest_neighbour_accuracy(
-    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, num_neighbours: int = 10
-) -> float:
-    """Return the accuracy of a k-nearest-neighbour classifier, from training codes to test codes.
-
-    Args:
-        train: training codes (N, L).
-        train_labels: classes of the training codes (N,).
-        test: test codes (M, L).
-        test_labels: classes of the test codes (M,).
-        num_neighbours: k; all N training codes where there are fewer.
-    """
-    hits = 0
-    for part, labels in zip(test.split(_CHUNK), test_labels.split(_CHUNK)):
-        nearest = torch.cdist(part, train).topk(min(num_neighbours, len(train)), largest=False).indices
-        hits += int((train_labels[nearest].mode(dim=1).values == labels).sum())
-    return hits / len(test)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentReport:
-    """Statistics of codes, to compare each latent dimension with N(0, 1) and the codes with classes.
-
-    Args:
-        mean: the mean of each latent dimension.
-        std: the standard deviation of each latent dimension.
-        kolmogorov_smirnov: the largest distance between the CDF of each dimension and that of N(0, 1); None if the
-            prior is another one.
-        accuracy: accuracy of a 10-nearest-neighbour classifier from training to test codes; None without classes.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    kolmogorov_smirnov: tuple[float, ...] | None
-    accuracy: float | None
-
-    def __str__(self) -> str:
-        """Return the greatest distance from N(0, 1) and the accuracy, each if there is one."""
-        parts = []
-        if distances := self.kolmogorov_smirnov:
-            parts.append(f"Kolmogorov-Smirnov distance of a dimension from N(0, 1) {max(distances):.3f} at most")
-        if self.accuracy is not None:
-            parts.append(f"10-nearest-neighbour accuracy {self.accuracy:.3f}")
-        return "; ".join(parts)
-
-
-def latent_statistics(codes: Tensor, accuracy: float | None = None, is_prior_normal: bool = True) -> LatentReport:
-    """Return statistics of draws from the aggregate posterior.
-
-    Args:
-        codes: the draws, (N, L).
-        accuracy: a classifier's accuracy, for the report.
-        is_prior_normal: whether the prior is N(0, 1), so that the draws are compared with it.
-    """
-    from scipy.stats import kstest  # slow to import, and needed only here
-
-    distances = (float(kstest(column.numpy(), "norm").statistic) for column in codes.T)
-    return LatentReport(
-        mean=tuple(codes.mean(0).tolist()),
-        std=tuple(codes.std(0).tolist()),
-        kolmogorov_smirnov=tuple(distances) if is_prior_normal else None,
-        accuracy=accuracy,
-    )

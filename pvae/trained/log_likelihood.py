@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,10 +15,9 @@ from torch.distributions import Independent
 from pvae.compile.graph import Function, check_engine, record
 from pvae.compile.inductor import missing
 from pvae.core.errors import InputError
-from pvae.data.batch import Batch, given_parts
-from pvae.data.preparation import Pixels
+from pvae.data.batch import Batch, Data
 from pvae.trained import chunks
-from pvae.trained.chunks import images_at_once, widest
+from pvae.trained.chunks import data_at_once, widest
 from pvae.vae import VAE
 
 __all__ = ["MOST_UNTRUSTED", "TRUSTED", "ImportanceSample", "importance_sample"]
@@ -36,11 +36,13 @@ class ImportanceSample:
         log_p: log (1/K) sum_k w_k, (N,) nats; in the mean a lower bound on log p(x).
         effective: effective sample sizes (sum_k w_k)^2 / sum_k w_k^2, (N,), between 1 and K.
         num_particles: K.
+        method: the method of the estimates, for reports.
     """
 
     log_p: Tensor
     effective: Tensor
     num_particles: int
+    method: ClassVar[str] = "importance sampling"
 
     @property
     def stderr(self) -> Tensor:
@@ -83,7 +85,7 @@ def _from_log_sums(log_sum: Tensor, log_sum_squares: Tensor, num_particles: int)
 @torch.no_grad()
 def importance_sample(
     vae: VAE,
-    x: Tensor | Pixels,
+    data: Data,
     num_particles: int,
     on_images: Callable[[int], object] = lambda count: None,
     *,
@@ -95,14 +97,14 @@ def importance_sample(
         log p(x)  ~  log (1/K) sum_k p(x | z_k) p(z_k) / q(z_k | x),     z_k ~ q(z | x)
 
     The expectation of the estimate is the lower bound L_K of `pvae.reference.bounds.iwae`, which to first order is
-    Var[w / p(x)] / (2 K) below log p(x). The encoder runs once for each image. The sums are kept in log space, and the
-    memory for images and draws depends on neither N nor K.
+    Var[w / p(x)] / (2 K) below log p(x). The encoder runs once for each datum. The sums are kept in log space, and the
+    memory for data and draws depends on neither N nor K.
 
     Args:
         vae: in eval mode.
-        x: images (N, C, H, W).
+        data: N data x, or a `Batch` of them with their labels.
         num_particles: K.
-        on_images: called after each part with the number of images in it.
+        on_images: called after each part with the number of data in it.
         engine: how to compute log p(x | z): "graph" or "inductor" as in `pvae.compile.graph.record`, or "none" for
             ordinary calls. "auto" is "inductor" if it is available and the work is large, else "graph"; it falls back
             to "none" if the decoder cannot be recorded or compiled.
@@ -110,7 +112,7 @@ def importance_sample(
 
     Returns:
         The estimates `log_p`, (N,), with their standard errors `stderr` from the draws, and `untrusted`, the share of
-        images whose importance weights cannot be trusted.
+        data whose importance weights cannot be trusted.
 
     Raises:
         InputError: log p(x | z) cannot be recorded with the given engine and precision.
@@ -118,9 +120,11 @@ def importance_sample(
     Reference:
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 8.
     """
-    parts, log_likelihood = [], _recorded_log_likelihood(vae, engine, precision, len(x) * num_particles)
-    for one, part in given_parts(vae, x, min(100, images_at_once(vae, x))):
-        parts.append(_log_sums(one, part, num_particles, log_likelihood))
+    batch, parts = Batch.of(data), []
+    log_likelihood = _recorded_log_likelihood(vae, engine, precision, len(batch) * num_particles)
+    width = widest(vae, batch)
+    for part in batch.split(min(100, data_at_once(vae, batch))):
+        parts.append(_log_sums(vae, part, num_particles, log_likelihood, width))
         on_images(len(part))
     log_sum, log_sum_squares = torch.cat(parts, dim=1)
     return _from_log_sums(log_sum, log_sum_squares, num_particles)
@@ -129,7 +133,7 @@ def importance_sample(
 def _recorded_log_likelihood(vae: VAE, engine: str, precision: str, decoded: int) -> Callable[..., Tensor]:
     """Return log p(x | z) as a function of z, x and perhaps y that records the decoder for each shape of z that recurs.
 
-    A recording is faster than the modules. The shape of z, (draws, images, L), determines that of x.
+    A recording is faster than the modules. The shape of z, (draws, B, L), determines that of x.
     """
     may_fail = engine == "auto" and precision == "fp32"  # the caller did not ask for compilation: fall back silently
     if engine == "auto":
@@ -142,7 +146,7 @@ def _recorded_log_likelihood(vae: VAE, engine: str, precision: str, decoded: int
     recorded: dict[torch.Size, Function] = {}
 
     def unrecorded(z: Tensor, x: Tensor, *y: Tensor) -> list[Tensor]:
-        return [(vae.given(*y) if y else vae).log_likelihood(x, z)]
+        return [vae.log_likelihood(x, z, *y)]
 
     def log_likelihood(z: Tensor, *batch: Tensor) -> Tensor:
         visits[z.shape] += 1
@@ -157,12 +161,19 @@ def _recorded_log_likelihood(vae: VAE, engine: str, precision: str, decoded: int
     return log_likelihood
 
 
-def _log_sums(vae: VAE, x: Tensor, num_particles: int, log_likelihood: Callable[..., Tensor]) -> Tensor:
-    """Return log sum_k w_k and log sum_k w_k^2 of a few images, (2, B) in float64."""
-    posterior, prior = vae.posterior(x), vae.prior()
-    batch = tuple(Batch(x, getattr(vae, "y", None)))
-    sums = torch.full((2, len(x)), -math.inf, dtype=torch.float64)
-    size = max(1, chunks.CHUNK_VALUES // (len(x) * widest(*next(given_parts(vae, x, 1)))))
+def _log_sums(vae: VAE, batch: Batch, num_particles: int, log_likelihood: Callable[..., Tensor], width: int) -> Tensor:
+    """Return log sum_k w_k and log sum_k w_k^2 of a few data, (2, B) in float64.
+
+    Args:
+        vae: in eval mode.
+        batch: the data.
+        num_particles: K.
+        log_likelihood: returns log p(x | z) of z, x and perhaps y.
+        width: the number of values in the largest output of a layer, for one datum.
+    """
+    posterior, prior = vae.posterior(*batch), vae.given(batch.y).prior()
+    sums = torch.full((2, len(batch)), -math.inf, dtype=torch.float64)
+    size = max(1, chunks.CHUNK_VALUES // (len(batch) * width))
     # Latents are small compared with images, so several chunks are drawn together and decoded one after another. Other
     # posteriors than independent ones are drawn chunk by chunk, because networks may compute them, which may be wide.
     together = size

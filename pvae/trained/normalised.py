@@ -1,4 +1,4 @@
-"""The VAE and the data of which there is a log p(x): a likelihood that is a probability or a density, in bits too."""
+"""The VAE and the data of which there is a log p(x): a likelihood that is a probability or a density; bits of it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pvae.config.config import Config
 from pvae.core.errors import InputError
+from pvae.data.batch import Batch
 from pvae.data.preparation import Pixels, Preparation
 from pvae.models.build import build_vae
 from pvae.runs.run import Run
@@ -18,20 +19,22 @@ from pvae.vae import VAE
 __all__ = ["bits_per_dimension", "with_likelihood", "with_normalised_likelihood"]
 
 
-def with_likelihood(run: Run, images: Tensor, y: Tensor | None = None) -> tuple[VAE, Pixels, str]:
-    """Return a VAE whose likelihood is a probability or a density, pixels in its domain, and their kind.
-
-    They are those of `with_normalised_likelihood` for bytes `images` (N, C, H, W), given labels y if there are some.
-    """
-    return with_normalised_likelihood(
-        run.config, run.vae().given(y), run.data.datum_shape, images, len(run.data.label_names)
-    )
+def with_likelihood(run: Run, x: Tensor, y: Tensor | None = None, rows: Tensor | None = None) -> tuple[VAE, Batch, str]:
+    """Return `with_normalised_likelihood` for the VAE of a run."""
+    num_labels = len(run.data.label_names)
+    return with_normalised_likelihood(run.config, run.vae(), run.data.datum_shape, x, y, rows, num_labels)
 
 
 def with_normalised_likelihood(
-    config: Config, vae: VAE, datum_shape: Sequence[int], images: Tensor, num_labels: int = 0
-) -> tuple[VAE, Pixels, str]:
-    """Return a VAE whose likelihood is a probability or a density, images in its domain, and the kind of their pixels.
+    config: Config,
+    vae: VAE,
+    datum_shape: Sequence[int],
+    x: Tensor,
+    y: Tensor | None = None,
+    rows: Tensor | None = None,
+    num_labels: int = 0,
+) -> tuple[VAE, Batch, str]:
+    """Return a VAE whose likelihood is a probability or a density, data in its domain, and the kind of their pixels.
 
     A VAE with a pseudo-Bernoulli of grey pixels is replaced by one with a Bernoulli of binary pixels and the same
     networks.
@@ -40,31 +43,34 @@ def with_normalised_likelihood(
         config: configuration of the VAE.
         vae: in eval mode.
         datum_shape: shape of the images of the data, before padding.
-        images: test images of the data, as bytes.
+        x: test data: images as bytes, or other data.
+        y: their labels, if the VAE takes labels.
+        rows: the data to take, int64 (M,); all by default. A pixel is binarized by its place among all.
         num_labels: number of classes or attributes of the data.
 
     Raises:
         InputError: the VAE was built in Python, and its likelihood is a pseudo-likelihood.
     """
+    kind = ""
+    if vae.is_pseudo:
+        config = config.replace(binarize="static")
+        with torch.random.fork_rng(devices=[]):
+            binary = build_vae(config, datum_shape, num_labels).eval()
+        try:
+            binary.load_state_dict(vae.state_dict())
+        except RuntimeError:  # a VAE that was built in Python
+            raise InputError(
+                "p(x | z) is a pseudo-likelihood, and log p(x) needs a likelihood: give one to the VAE"
+            ) from None
+        vae, kind = binary, "binarized: each drawn once, with its grey value as probability"
     preparation = Preparation.of(config)
-    if not vae.is_pseudo:
-        pixels = preparation.pixels(images)
-        return vae, pixels, preparation.kind if pixels.is_bytes else ""
-    config = config.replace(binarize="static")
-    with torch.random.fork_rng(devices=[]):
-        binary = build_vae(config, datum_shape, num_labels)
-    try:
-        binary.load_state_dict(vae.state_dict())
-    except RuntimeError:  # a VAE that was built in Python
-        raise InputError(
-            "p(x | z) is a pseudo-likelihood, and log p(x) needs a likelihood: give one to the VAE"
-        ) from None
-    kind = "binarized: each drawn once, with its grey value as probability"
-    return binary.eval().given(getattr(vae, "y", None)), Preparation.of(config).pixels(images), kind
+    pixels = preparation.pixels(x, rows=rows)
+    batch = Batch(pixels, y if y is None or rows is None or len(y) == 1 else y[rows])
+    return vae, batch, kind or (preparation.kind if pixels.is_bytes else "")
 
 
 def bits_per_dimension(vae: VAE, log_p: Tensor, x: Pixels) -> Tensor:
-    """Return a log-likelihood, or a bound on it, in bits for each of the D values of an image.
+    """Return a log-likelihood, or a bound on it, in bits for each of the D values of a datum.
 
         -log_p / (D log 2) + log2(levels)
 
@@ -75,7 +81,7 @@ def bits_per_dimension(vae: VAE, log_p: Tensor, x: Pixels) -> Tensor:
     Args:
         vae: whose likelihood says how many levels there are in an interval of length 1.
         log_p: nats, (N,).
-        x: the N images.
+        x: the N data.
 
     Returns:
         Bits, float64 (N,), lower is better.

@@ -9,7 +9,7 @@ import torch
 
 from pvae.core.errors import InputError
 from pvae.core.records import markdown_of
-from pvae.data.preparation import Pixels
+from pvae.data.batch import Batch
 from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.log_likelihood import importance_sample
 from pvae.trained.normalised import bits_per_dimension
@@ -20,10 +20,10 @@ __all__ = ["Score", "score_images", "to_text"]
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How likely an image is, in nats.
+    """How likely a datum is, in nats.
 
     Args:
-        name: name of the image.
+        name: name of the datum.
         log_p: the estimate of log p(x) from K importance weights, in the mean a lower bound.
         stderr: standard error of `log_p` from the draws of z; too small where the effective sample size is small.
         effective: effective sample size of the importance weights, between 1 and K.
@@ -46,12 +46,12 @@ class Score:
 @torch.no_grad()
 def score_images(
     vae: VAE,
-    x: Pixels,
+    batch: Batch,
     names: Sequence[str],
     num_particles: int = 200,
     on_images: Callable[[int], object] = lambda count: None,
 ) -> list[Score]:
-    """Return a score for each image, the least likely first.
+    """Return a score for each datum, the least likely first.
 
     The likelihood of a deep generative model is a poor test of whether an image is odd: models give some images of
     another kind higher likelihoods than the images that they were trained on. Of images of many pixels, nearly all of
@@ -59,10 +59,10 @@ def score_images(
 
     Args:
         vae: in eval mode.
-        x: N images.
+        batch: N data, with their labels if the VAE takes labels.
         names: the name of each.
         num_particles: K, the draws of z for each image.
-        on_images: called after each part with the number of images in it.
+        on_images: called after each part with the number of data in it.
 
     Raises:
         InputError: the VAE has no density, as an autoencoder.
@@ -72,13 +72,13 @@ def score_images(
     """
     if not vae.has_density:
         raise InputError("an autoencoder has no likelihood to score images by: train with --posterior normal")
-    sample = importance_sample(vae, x, num_particles, on_images)
-    terms = elbo_terms(vae, x)
+    sample = importance_sample(vae, batch, num_particles, on_images)
+    terms = elbo_terms(vae, batch)
     columns = {
         "log_p": sample.log_p,
         "stderr": sample.stderr,
         "effective": sample.effective,
-        "bits_per_dimension": bits_per_dimension(vae, sample.log_p, x),
+        "bits_per_dimension": bits_per_dimension(vae, sample.log_p, batch.x),
         **{name: terms[name] for name in ("elbo", "distortion", "rate")},
     }
     rows = zip(names, zip(*(column.tolist() for column in columns.values())))

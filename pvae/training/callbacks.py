@@ -239,6 +239,6 @@ def pictures(trainer: Trainer, run: Run) -> tuple[Tensor, Tensor, Tensor]:
             samples = sample_given(vae, labels.to(trainer.device))
         elif vae.has_density:
             samples = sample(vae, 64)
-        parts = few.x, reconstruct(vae.given(few.y), few.x), samples
+        parts = few.x, reconstruct(vae, few), samples
     images, reconstructions, samples = (run.preparation.shown(part).cpu() for part in parts)
     return images, reconstructions, samples

@@ -10,7 +10,6 @@ perfect test, 0.5 a coin, and 0 one that always takes the wrong side.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 
 import torch
 
@@ -43,12 +42,11 @@ def main():
     arguments = parser.parse_args()
     run, values = Run.open(arguments.run), []
     for path in (arguments.others, None):
-        vae, pixels, _ = with_likelihood(run, given_data(run, path).x)
+        vae, batch, _ = with_likelihood(run, given_data(run, path).x)
         with seeded(0, torch.device("cpu")):
             if path is not None:
-                chosen = torch.randperm(len(pixels))[: arguments.count]
-                pixels = replace(pixels, images=pixels.images[chosen])
-            scores = score_images(vae, pixels, [""] * len(pixels), arguments.importance_samples)
+                batch = batch.rows(torch.randperm(len(batch))[: arguments.count])
+            scores = score_images(vae, batch, [""] * len(batch), arguments.importance_samples)
         values.append({name: [of(score) for score in scores] for name, of in ODDNESS.items()})
     odd, own = values
     print(f"{len(odd['rate'])} odd images, {len(own['rate'])} test images of {run.path}")

@@ -196,9 +196,9 @@ def test_it_compares_on_random_test_images(tmp_path, digits, monkeypatch):
     monkeypatch.setattr(data, "load_dataset", lambda *_, **__: images)
     seen = []
 
-    def reference_of(vae, x):
-        seen.append(x)
-        return reference(vae, x)
+    def reference_of(vae, batch):
+        seen.append(batch.x)
+        return reference(vae, batch)
 
     monkeypatch.setattr(estimators, "reference", reference_of)
     options = ["--system", "mlp-2d", "--stages", "0", "--elbo", "trace", "--particles", "1", "--repetitions", "3"]
@@ -221,8 +221,8 @@ def test_it_compares_on_random_test_images(tmp_path, digits, monkeypatch):
         (["--elbo", "iwae", "--particles", "1", "--stages", "0"], "with one particle its bound equals the ELBO"),
         (["no-such-run"], "not a run folder"),
         (["--system", "conv-2d-ae"], "autoencoder"),
-        (["run", "--system", "deep-bayes"], "leave out the RUN"),
-        (["run", "--stages", "1"], "leave out the RUN"),
+        (["run", "--system", "deep-bayes"], "RUN"),
+        (["run", "--stages", "1"], "RUN"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch, arguments, says):

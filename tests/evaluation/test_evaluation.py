@@ -25,7 +25,7 @@ from pvae.reference import linear_gaussian
 from pvae.runs import data as data_module
 from pvae.trained import chunks, codes, log_likelihood
 from pvae.trained.estimate import Estimate
-from pvae.trained.latent_space import encode
+from pvae.trained.latent_space import encode, posteriors
 from pvae.trained.log_likelihood import importance_sample
 from pvae.training.fit import fit
 
@@ -90,7 +90,7 @@ def test_chunks_change_nothing(small_vae, small_images, monkeypatch):
     assert torch.allclose(parts.log_p, whole.log_p, rtol=1e-10)
     assert torch.allclose(parts.effective, whole.effective, rtol=1e-10)
     assert decoded[-6:] == [8] * 6
-    monkeypatch.setattr(log_likelihood, "images_at_once", lambda *_: 4)
+    monkeypatch.setattr(log_likelihood, "data_at_once", lambda *_: 4)
     sampled(vae, x, 48, done.append)
     assert done == [6, 4, 2]
 
@@ -211,6 +211,10 @@ def test_the_estimate_covers_log_p_of_the_oracle(linear, x):
     assert 0.9 < (means / stderrs).std() < 1.1
 
 
+def split_of(vae, x, *options, **named):
+    return split_rate([vae.posterior(x)], vae.prior(), *options, **named)
+
+
 def parts_of(split):
     return torch.stack([split.mutual_information, split.total_correlation, split.dimension_wise_kl])
 
@@ -236,14 +240,14 @@ def test_the_rate_is_split_by_its_definition(small_vae, small_images, monkeypatc
         for numbers in (2**24, 1):
             monkeypatch.setattr(rate_decomposition, "CHUNK_VALUES", numbers)
             torch.manual_seed(4)
-            split = split_rate(vae, x, num_images, seed=1)
+            split = split_of(vae, x, num_images, seed=1)
             parts = torch.cat([parts_of(split), split.leave_one_out[None]])
-            wanted = brute_force_split(vae, x, split.images, z[split.images])
+            wanted = brute_force_split(vae, x, split.rows, z[split.rows])
             assert torch.allclose(parts, wanted, rtol=1e-9, atol=1e-12)
-    q, images = vae.posterior(x), split.images
-    assert len(images.unique()) == len(images) == min(num_images, 9)
-    assert (num_images == 6) == (images.tolist() != list(range(len(images)))), "not the first"
-    assert torch.allclose(split.rate, (q.log_prob(z) - vae.prior().log_prob(z))[images], rtol=1e-10)
+    q, rows = vae.posterior(x), split.rows
+    assert len(rows.unique()) == len(rows) == min(num_images, 9)
+    assert (num_images == 6) == (rows.tolist() != list(range(len(rows)))), "not the first"
+    assert torch.allclose(split.rate, (q.log_prob(z) - vae.prior().log_prob(z))[rows], rtol=1e-10)
 
 
 class Codes(torch.nn.Module):
@@ -266,13 +270,13 @@ def test_the_parts_of_the_rate_at_known_codes():
         torch.manual_seed(0)
         loc = torch.randn(400, 2, dtype=torch.float64)
         narrow = torch.full_like(loc, 1e-3)
-        split = split_rate(*known_codes(1000 * loc, narrow))
+        split = split_of(*known_codes(1000 * loc, narrow))
         assert torch.allclose(split.mutual_information.mean(), torch.tensor(math.log(400.0)).double(), rtol=1e-6)
-        split = split_rate(*known_codes(torch.zeros_like(loc), torch.ones_like(loc)))
+        split = split_of(*known_codes(torch.zeros_like(loc), torch.ones_like(loc)))
         for part in (split.mutual_information, split.total_correlation, split.dimension_wise_kl):
             assert part.abs().max() < 1e-10
         same = loc[:, :1].expand(400, 2) * 0.9
-        split = split_rate(*known_codes(same, torch.full_like(same, 0.436)))
+        split = split_of(*known_codes(same, torch.full_like(same, 0.436)))
         exact = -0.5 * math.log(1 - 0.81**2)  # of a Normal with correlation 0.81
         assert split.total_correlation.mean().item() == pytest.approx(exact, abs=0.15)
 
@@ -283,13 +287,13 @@ def test_log_p_and_elbo_of_a_subset_are_of_the_same_pixels(tmp_path, few_digits,
     run = fit(Config(epochs=1, hidden=(8,), binarize="static"), data=few_digits, out=tmp_path / "run")
     given = []
 
-    def spy(vae, x, *arguments, **options):
-        given.append(x.images)
-        return importance_sample(vae, x, *arguments, **options)
+    def spy(vae, batch, *arguments, **options):
+        given.append(batch.x.images)
+        return importance_sample(vae, batch, *arguments, **options)
 
     monkeypatch.setattr("pvae.evaluation.report.importance_sample", spy)
     report = evaluate(run, 2, num_images=9, seed=3)
-    test = codes.test_images(run).images
+    test = codes.run_batch(run, "test").x.images
     assert torch.equal(given[0], test[random_subset(len(test), 9, 3)])
     assert report.log_likelihood.elbo == report.elbo_parts.elbo
 
@@ -314,7 +318,7 @@ def test_the_rate_is_split_of_a_random_subset(tmp_path, digits):
         assert abs(rate.mean - whole.mean) < 4.3 * rate.stderr < 0.25 * whole.mean
     lower, upper = found.mutual_information, found.mutual_information_upper
     with torch.random.fork_rng():
-        split = split_rate(run.vae(), codes.test_images(run), seed=3)
+        split = split_rate(posteriors(run.vae(), codes.run_batch(run, "test")), run.vae().prior(), seed=3)
     assert lower.mean < upper.mean <= found.rate.mean
     assert upper.mean == pytest.approx(min(split.leave_one_out.mean().item(), found.rate.mean), abs=0.2)
     part = evaluate(run, 2, num_images=500, seed=3)
@@ -322,7 +326,7 @@ def test_the_rate_is_split_of_a_random_subset(tmp_path, digits):
     assert "epoch 2, 500 random test data of" in to_text(part)
     said = to_text(report)
     assert "random" not in said.splitlines()[0]
-    blank_ones = codes.examples(run, 10)[1].flatten(1).sum(1) == 0
+    blank_ones = codes.examples(run, 10).x.flatten(1).sum(1) == 0
     assert 0 < blank_ones.sum() < 10, "pictures show random images"
     for name, bound in (("mutual information", found.mutual_information), ("I(x; z) at most", upper)):
         assert re.search(rf"{re.escape(name)} +{re.escape(str(bound))}", said)
@@ -353,7 +357,7 @@ def test_the_parts_of_the_rate_are_exact_for_gaussian_codes():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vae, x, exact = gaussian_codes(5000, *CORRELATED)
-        split = split_rate(vae, x, 5000)
+        split = split_of(vae, x, 5000)
     parts = parts_of(split)
     bias = (split.leave_one_out - split.mutual_information).mean()
     allowed = 4.3 * parts.std(1) / math.sqrt(5000) + bias
@@ -370,7 +374,7 @@ def test_the_mutual_information_lies_between_its_bounds(scale):
         splits = []
         for _ in range(200):
             vae, x, exact = gaussian_codes(30, [[0.9, 0.3], [0.6, 0.7]], [scale, scale])
-            splits.append(split_rate(vae, x))
+            splits.append(split_of(vae, x))
     lower, upper, rate = (
         torch.stack([getattr(split, name).mean() for split in splits])
         for name in ("mutual_information", "leave_one_out", "rate")
@@ -391,7 +395,7 @@ def test_the_errors_of_the_parts_cover_images_and_draws():
         torch.manual_seed(0)
         for seed in range(1000):
             vae, x, _ = gaussian_codes(300, *CORRELATED)
-            parts = parts_of(split_rate(vae, x, 100, seed))
+            parts = parts_of(split_of(vae, x, 100, seed))
             means.append(parts.mean(1))
             variances.append(parts.var(1) / 100)
     ratio = torch.stack(means).var(0) / torch.stack(variances).mean(0)
@@ -402,9 +406,9 @@ def test_active_units_are_those_whose_mean_varies():
     """Draws of an unused dimension vary like the prior, but its mean does not vary."""
     loc = torch.stack([torch.linspace(-1, 1, 50), torch.full((50,), 0.3)], dim=1).double()
     vae, x = known_codes(loc, torch.ones_like(loc))
-    assert active_units(vae, x).tolist() == [True, False]
+    assert active_units(encode(vae, x)).tolist() == [True, False]
     assert torch.allclose(encode(vae, x), loc)
-    assert active_units(vae, x, threshold=10.0).tolist() == [False, False]
+    assert active_units(encode(vae, x), threshold=10.0).tolist() == [False, False]
 
 
 def test_an_estimate_shows_as_many_digits_as_its_error():
@@ -585,7 +589,7 @@ def test_an_unused_second_layer_is_not_active():
         for part in vae.q_z.networks[0][-1].parameters():
             part.data.zero_()
         vae.q_z.first.encoder[-1].weight.data *= 10
-        active = active_units(vae, x)
+        active = active_units(encode(vae, x))
     assert active[:3].all()
     assert not active[3:].any()
 
@@ -611,7 +615,7 @@ def test_equal_posteriors_have_equal_means(options):
         x = torch.rand(1100, 1, 5, 4, dtype=torch.float64)
         codes = encode(vae, x)
         assert codes.std(0).max() < 1e-12
-        assert not active_units(vae, x).any()
+        assert not active_units(encode(vae, x)).any()
 
 
 def test_memory_is_bounded_by_the_widest_layer(monkeypatch):
@@ -620,7 +624,7 @@ def test_memory_is_bounded_by_the_widest_layer(monkeypatch):
     x = torch.rand(2, 1, 32, 32)
     assert chunks.widest(vae, x[:1]) == 16 * 32 * 32, "the decoder's last hidden layer, not the image"
     monkeypatch.setattr(chunks, "CHUNK_VALUES", 10 * 16 * 32 * 32)
-    assert chunks.images_at_once(vae, x) == 10
+    assert chunks.data_at_once(vae, x) == 10
 
 
 @pytest.mark.parametrize(

@@ -43,12 +43,12 @@ def test_differences_are_paired(runs):
     results = compare_runs([short, longer], 20, num_images=30, seed=1)
     log_p = []
     for run, result in zip((short, longer), results.itertuples()):
-        vae, x, _ = with_likelihood(run, run.dataset().test)
+        vae, batch, _ = with_likelihood(run, run.dataset().test)
         report = evaluate(run, 20, 30, seed=1)
         assert result.elbo == pytest.approx(report.log_likelihood.elbo.mean, abs=3 * result.elbo_stderr)
-        images = x.images[torch.randperm(40, generator=torch.Generator().manual_seed(1))[:30].sort().values]
+        rows = torch.randperm(40, generator=torch.Generator().manual_seed(1))[:30].sort().values
         with seeded(1, torch.device("cpu")):
-            log_p.append(importance_sample(vae, type(x)(images, x.preparation), 20).log_p)
+            log_p.append(importance_sample(vae, batch.rows(rows), 20).log_p)
         assert result.log_p == pytest.approx(log_p[-1].mean().item())
     difference = log_p[0] - log_p[1]
     first, best = results.itertuples()

@@ -20,7 +20,7 @@ from pvae.distributions.flow import Flow
 from pvae.distributions.full_normal import FullNormal
 from pvae.distributions.power_spherical import PowerSpherical, SphereUniform
 from pvae.explore.page import explorer_page
-from pvae.trained.codes import test_images as images_of
+from pvae.trained.codes import run_batch
 from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.latent_space import attribute_vector, encode
 from pvae.training.fit import fit
@@ -136,7 +136,7 @@ def test_the_page_computes_what_torch_computes(train, opened, system):
 
 def _compare(system, run, page):
     vae = run.vae()
-    assert encode(vae, images_of(run)).std(0).max() > 0.01, "or the encoder is hardly tested"
+    assert encode(vae, run_batch(run, "test")).std(0).max() > 0.01, "or the encoder is hardly tested"
     p_z = vae.prior()
     z = torch.randn(20, *p_z.event_shape, generator=torch.Generator().manual_seed(0))
     z = torch.nn.functional.normalize(z, dim=-1) if isinstance(p_z, SphereUniform) else z
@@ -154,7 +154,7 @@ def _compare(system, run, page):
         return
 
     place = run.dataset().test_names.index(page.execute_script("return pvae.content.image_names[3]"))
-    image = Pixels(images_of(run).images[[place]], run.preparation)
+    image = Pixels(run_batch(run, "test").x.images[[place]], run.preparation)
     (x,) = image.split(1)
     close(page.execute_script("return Array.from(pvae.imageX(3))"), x.flatten(), 1e-7)
     q = vae.posterior(x)
@@ -192,7 +192,7 @@ def test_draws_of_the_page_have_the_distribution_of_torch(train, opened):
         "return [draws.map(one => one.z), draws.map(one => one.logQ[0])]"
     )
     place = run.dataset().test_names.index(page.execute_script("return pvae.content.image_names[0]"))
-    (x,) = Pixels(images_of(run).images[[place]], run.preparation).split(1)
+    (x,) = Pixels(run_batch(run, "test").x.images[[place]], run.preparation).split(1)
     with torch.no_grad():
         q = vae.posterior(x)
     for drawn, expected in ((torch.tensor(z), q.mean[0]), (torch.tensor(log_q)[:, None], -q.entropy())):
@@ -310,7 +310,7 @@ def test_attributes_have_directions(train, opened, tmp_path):
         run.loaded, train_labels=has.repeat(3, 1)[:50], test_labels=has, label_names=("a", "<b>")
     )
     page = opened(run)
-    expected = attribute_vector(encode(run.vae(), images_of(run)), has[:, 1])
+    expected = attribute_vector(encode(run.vae(), run_batch(run, "test")), has[:, 1])
     page.find_element("id", "tab-walk").click()
     before = torch.tensor(page.execute_script("return pvae.state.top"))
     script = "const [, one] = document.querySelectorAll('#attributes input'); one.value = 1.5; one.oninput();"

@@ -159,9 +159,9 @@ def test_at_the_true_posterior_the_bound_is_log_p_of_x_given_y(name):
         vae.model, vae.guide, truth.x, truth.y
     ))  # fmt: skip
     assert loss == pytest.approx(-log_p.mean().item(), abs=1e-10)
-    found = drawn(lambda: importance_sample(vae.given(truth.y), truth.x, 3, engine="none"))
+    found = drawn(lambda: importance_sample(vae, Batch(truth.x, truth.y), 3, engine="none"))
     assert torch.allclose(found.log_p, log_p, atol=1e-10)  # each datum at its own label, in parts too
-    terms = drawn(lambda: elbo_terms(vae.given(truth.y[:1]), Pixels(truth.x[:1])))
+    terms = drawn(lambda: elbo_terms(vae, Batch(Pixels(truth.x[:1]), truth.y[:1])))
     assert terms["elbo"].item() == pytest.approx(log_p[0].item(), abs=1e-5)
 
 
@@ -406,7 +406,7 @@ def test_commands_given_labels(tmp_path, capsys):
         (sample, [run, "--label", "up"], "middle"),
         (sample, [run, "--codes", str(tmp_path / "codes.csv")], "--label"),
         (score, [run, str(folder / "left")], "--label"),
-        (encode, [run, str(folder / "left"), "--splits"], "leave out DATA"),
+        (encode, [run, str(folder / "left"), "--splits"], "DATA"),
         (encode, [run, "--splits", "--out", str(tmp_path / "all.csv")], ".csv"),
     ]:
         assert command(arguments) == 2
@@ -426,9 +426,9 @@ def conditional(tmp_path_factory):
 
 
 def by_hand(run):
-    """The test images of a run, their labels and the VAE at these."""
+    """The test images of a run, their labels and its VAE."""
     data = run.dataset()
-    return run.preparation.pixels(data.test), data.labels["test"], run.vae().given(data.labels["test"])
+    return run.preparation.pixels(data.test), data.labels["test"], run.vae()
 
 
 @pytest.mark.workflow
@@ -439,7 +439,7 @@ def test_codes_of_all_data_are_data(conditional, tmp_path):
     assert read.label_names == data.label_names == ("left", "middle", "right")
     assert read.splits.keys() == data.splits.keys()
     for split, x in data.splits.items():
-        codes = encode_images(run.vae().given(data.labels[split]), run.preparation.pixels(x, split))
+        codes = encode_images(run.vae(), Batch(run.preparation.pixels(x, split), data.labels[split]))
         assert torch.allclose(read.splits[split], codes.loc, atol=1e-6)
         assert torch.equal(read.labels[split], data.labels[split])
 
@@ -450,24 +450,24 @@ def test_each_command_takes_each_image_at_its_own_label(conditional, tmp_path, c
     run = Run.open(path)
     x, y, vae = by_hand(run)
     assert len(set(y.tolist())) > 1
-    codes = encode_images(vae, x)
+    codes = encode_images(vae, Batch(x, y))
     assert encode([str(path), "--out", str(tmp_path / "codes.npz")]) == 0
     with np.load(tmp_path / "codes.npz") as arrays:
         assert np.allclose(arrays["loc"], codes.loc, atol=1e-6)
         assert arrays["labels"].tolist() == [run.data.label_names[one] for one in y]
     with run.seeded():
         report = evaluate(run, num_particles=4)
-    elbo = elbo_terms(vae, x)["elbo"]
-    wrong = elbo_terms(vae.given((y + 1) % K), x)["elbo"]
+    elbo = elbo_terms(vae, Batch(x, y))["elbo"]
+    wrong = elbo_terms(vae, Batch(x, (y + 1) % K))["elbo"]
     assert abs(report.elbo_parts.elbo.mean - elbo.mean().item()) < 0.5 < abs(elbo.mean() - wrong.mean())
-    assert codes_of.test_codes(run).sub(codes.loc).abs().max() < 1e-5
+    assert codes_of.codes_of(run, "test").sub(codes.loc).abs().max() < 1e-5
     several = compare_runs([run], 4, num_images=5, seed=0)
     chosen = random_subset(len(y), 5, 0)
     assert several["elbo"][0] == pytest.approx(elbo[chosen].mean().item(), abs=0.5)
-    given, examples_of = examples(run, 4)
+    shown = examples(run, 4)
     chosen = random_subset(len(y), 4, seed=0)
-    assert torch.equal(given.y, y[chosen])
-    assert torch.equal(examples_of, x.images[chosen].float() / 255)
+    assert torch.equal(shown.y, y[chosen])
+    assert torch.equal(shown.x, x.images[chosen].float() / 255)
     with seeded(0, CPU), pyro.get_param_store().scope():  # one image at a time
         trainer = build_trainer(run.config.replace(particles=10_000), run.dataset(), CPU, vae=copy.deepcopy(run.vae()))
         assert trainer.evaluate("test").elbo == pytest.approx(elbo.mean().item(), abs=0.3)

@@ -291,7 +291,7 @@ def test_pictures_of_several_layers_name_them_and_move_where_codes_lie(data, tmp
     (axes,) = pictures.traversal(run).axes
     names, ends = zip(*(label.get_text().splitlines() for label in axes.get_yticklabels()))
     assert sorted(names) == ["z1_1", "z1_2", "z1_3", "z2_1", "z2_2"]
-    mean, spread = codes.test_codes(run).mean(0), codes.test_codes(run).std(0)
+    mean, spread = codes.codes_of(run, "test").mean(0), codes.codes_of(run, "test").std(0)
     for name, text in zip(names, ends):
         d = sorted(names).index(name)
         expected = [f"{mean[d] + steps * spread[d]:+.1f}" for steps in (-3, 3)]
@@ -400,10 +400,10 @@ def test_images_along_an_attribute_are_decoded_at_z_plus_alpha_v(runs, known, mo
     run, shown = opened(runs["mlp-2d"], known), []
     vae = run.vae()
     vae.p_x.decoder = Identity()
-    monkeypatch.setattr(latent_space, "decode", lambda _, z: shown.append(z) or torch.zeros(len(z), 1, 28, 28))
+    monkeypatch.setattr(latent_space, "decode", lambda _, z, *y: shown.append(z) or torch.zeros(len(z), 1, 28, 28))
     pictures.attributes(run, ["Large"])
-    vector = latent_space.attribute_vector(codes.train_codes(run), known.train_labels[:, 1])
-    start = codes.test_codes(run)[(~known.test_labels[:, 1]).nonzero()[0, 0]]
+    vector = latent_space.attribute_vector(codes.codes_of(run, "train"), known.train_labels[:, 1])
+    start = codes.codes_of(run, "test")[(~known.test_labels[:, 1]).nonzero()[0, 0]]
     assert torch.allclose(shown[0], start + torch.arange(-3.0, 4.0)[:, None] * vector)
 
 

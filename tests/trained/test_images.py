@@ -10,6 +10,7 @@ import torch
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
+from pvae.data.batch import Batch
 from pvae.data.preparation import Pixels, Preparation
 from pvae.models.build import build_vae
 from pvae.trained import latent_space
@@ -51,7 +52,7 @@ def test_codes_are_the_posterior(given, monkeypatch, kind):
     vae, x = given(kind)
     (whole,) = x.split(7)
     for at_once in (7, 2):
-        monkeypatch.setattr(latent_space, "images_at_once", lambda *_, size=at_once: size)
+        monkeypatch.setattr(latent_space, "data_at_once", lambda *_, size=at_once: size)
         loc, scale = encode_images(vae, x)
         with torch.no_grad():
             q = vae.posterior(whole)
@@ -80,7 +81,7 @@ def test_scores_are_the_importance_sample_and_the_elbo(given, kind):
     vae, x = given(kind)
     names, done = [f"image-{n}" for n in range(7)], []
     with seeded(5, CPU):
-        scores = score_images(vae, x, names, 20, done.append)
+        scores = score_images(vae, Batch(x), names, 20, done.append)
     with seeded(5, CPU):
         sample, terms = importance_sample(vae, x, 20), elbo_terms(vae, x)
     assert sum(done) == 7
@@ -115,6 +116,6 @@ def test_samples_are_means_or_draws_of_the_likelihood(given, kind):
 def test_an_autoencoder_has_no_scores_and_no_samples(given):
     vae, x = given("autoencoder")
     with pytest.raises(InputError, match="no likelihood"):
-        score_images(vae, x, [""] * 7)
+        score_images(vae, Batch(x), [""] * 7)
     with pytest.raises(InputError, match="no prior"):
         sample(vae, 2)
