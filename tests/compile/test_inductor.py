@@ -71,30 +71,41 @@ def test_a_graph_is_compiled_once_and_anew_if_the_package_is_damaged(cache):
             run(may_compile=False)
 
 
+@pytest.fixture
+def packages(cache, monkeypatch):
+    """Compile nothing: a package is a text, which stands in the cache as a compiled one does, and returns itself."""
+    monkeypatch.setattr(inductor, "compile_package", lambda _, package, options: package.write(b"package"))
+    monkeypatch.setattr(inductor, "_unpacked", lambda package: lambda inputs: package.getvalue())
+    cache.mkdir()
+    return cache
+
+
 @needs_inductor
-def test_the_key_depends_on_everything_that_the_code_depends_on(monkeypatch):
+def test_a_package_is_used_again_for_the_same_graph_inputs_and_settings_alone(packages, monkeypatch):
     graph, inputs = graph_of()
-    keys = [
-        inductor._key(graph, inputs),
-        inductor._key(graph_of(number=2.0000000000000004)[0], inputs),
-        inductor._key(*graph_of(shape=(4, 3))),
-        inductor._key(graph, [inputs[0].t().contiguous().t(), inputs[1]]),
-        inductor._key(graph, [inputs[0].double(), inputs[1]]),
-    ]
-    with monkeypatch.context() as patch:
-        patch.setenv("TORCHINDUCTOR_MAX_AUTOTUNE", "1")
-        keys.append(inductor._key(graph, inputs))
-    for owner, name, value in [
+    changes = [
         (torch, "__version__", "3"),
         (torch.backends.mkldnn, "enabled", False),
         (torch.cpu, "get_capabilities", lambda: {"avx": False}),
-    ]:
+    ]
+    calls = [
+        lambda: compile_graph(graph, inputs),
+        lambda: compile_graph(graph_of(number=2.0000000000000004)[0], inputs),
+        lambda: compile_graph(*graph_of(shape=(4, 3))),
+        lambda: compile_graph(graph, [inputs[0].t().contiguous().t(), inputs[1]]),
+        lambda: compile_graph(graph, [inputs[0].double(), inputs[1]]),
+    ]
+    for number, call in enumerate(calls, start=1):
+        call()
+        assert len([*packages.iterdir()]) == number
+    for number, change in enumerate(changes, start=len(calls) + 1):
         with monkeypatch.context() as patch:
-            patch.setattr(owner, name, value)
-            keys.append(inductor._key(graph, inputs))
-    assert len(set(keys)) == len(keys)
+            patch.setattr(*change)
+            calls[0]()
+        assert len([*packages.iterdir()]) == number
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "each run of torchrun has its own")
-    assert inductor._key(*graph_of()) == keys[0]
+    calls[0]()
+    assert len([*packages.iterdir()]) == number
 
 
 def test_tensors_that_share_memory_are_refused():
@@ -102,33 +113,28 @@ def test_tensors_that_share_memory_are_refused():
     base = torch.zeros(2, 3)
     held = list(base)
     graph = make_fx(lambda x: x + held[0] * held[1])(torch.zeros(3))
-    with pytest.raises(ValueError, match="share memory"):
+    with pytest.raises(ValueError, match="share"):
         compile_graph(graph, [torch.zeros(3)])
 
 
 @needs_inductor
-def test_the_least_recently_used_packages_are_removed(cache, monkeypatch):
-    monkeypatch.setattr(inductor, "_MAX_PACKAGES", 3)
-    monkeypatch.setattr(inductor, "compile_package", lambda _, package, options: package.write(b"package"))
-    monkeypatch.setattr(inductor, "_unpacked", lambda package: lambda inputs: package.getvalue())
-    cache.mkdir()
-    for age, name in enumerate("cebda"):
-        (cache / f"{name}.pt2").touch()
-        os.utime(cache / f"{name}.pt2", (1000 - age, 1000 - age))
-    graph, inputs = graph_of()
-    assert compile_graph(graph, inputs)(*inputs) == b"package"
-    assert {path.stem for path in cache.iterdir()} >= {"c", "e"}
-    assert len(list(cache.iterdir())) == 3
+def test_the_least_recently_used_packages_are_removed(packages):
+    for age in range(200):
+        path = packages / f"{age}.pt2"
+        path.touch()
+        os.utime(path, (1000 - age, 1000 - age))
+    assert compile_graph(*graph_of())(torch.zeros(()), torch.zeros(())) == b"package"
+    names = {path.stem for path in packages.iterdir()}
+    assert len(names) < 200
+    assert "0" in names
+    assert "199" not in names
 
 
 @needs_inductor
-def test_a_package_that_cannot_be_stored_is_still_used(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(inductor, "cache_dir", lambda: tmp_path / "file")
-    monkeypatch.setattr(inductor, "compile_package", lambda _, package, options: package.write(b"package"))
-    monkeypatch.setattr(inductor, "_unpacked", lambda package: lambda inputs: package.getvalue())
-    graph, inputs = graph_of()
-    assert compile_graph(graph, inputs)(*inputs) == b"package"
+def test_a_package_that_cannot_be_stored_is_still_used(packages, monkeypatch):
+    (packages / "file").touch()
+    monkeypatch.setattr(inductor, "cache_dir", lambda: packages / "file")
+    assert compile_graph(*graph_of())(torch.zeros(()), torch.zeros(())) == b"package"
 
 
 @pytest.mark.parametrize("lacks", ["a compiler", "a newer torch"])
@@ -137,10 +143,9 @@ def test_missing_requirements_are_reported_before_a_file_is_written(
 ):
     monkeypatch.setattr(inductor, "OLDEST_FOR_INDUCTOR", "2.6" if lacks == "a compiler" else "99")
     monkeypatch.setattr(inductor.shutil, "which", lambda name: None if lacks == "a compiler" else name)
-    named = r"C\+\+ compiler" if lacks == "a compiler" else "torch 99"
-    with pytest.raises(InputError, match=named):
+    with pytest.raises(InputError):
         CompiledELBO(build_elbo("trace"), engine="inductor")
-    with pytest.raises(InputError, match=named):
+    with pytest.raises(InputError):
         fit(small_config.replace(compile="inductor"), data=few_digits, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -206,6 +206,7 @@ def _build(folder, queue):
     queue.put((images.sum(dtype=np.int64), len(kept)))
 
 
+@pytest.mark.workflow
 def test_two_processes_at_once_leave_a_whole_cache(folder, tmp_path):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
