@@ -55,10 +55,6 @@ _IMPORTS = {  # by what shows that they are used
     "from torch import nn": "",
     "from zuko.transforms import ComposedTransform": "ComposedTransform",
 }
-_DISTRIBUTIONS = (
-    "Bernoulli", "Categorical", "Independent", "MixtureSameFamily", "MultivariateNormal", "NegativeBinomial", "Normal",
-    "Poisson", "StudentT", "kl_divergence",
-)  # fmt: skip
 
 
 def export_torch(run: Run, folder: Path) -> list[Path]:
@@ -186,9 +182,8 @@ def plain_torch(vae: VAE, config: Config, datum_shape: Sequence[int], title: str
     }
     text = rendered(Path(__file__).with_suffix(".py.jinja").read_text("utf-8"))
     imports = {line for line, use in _IMPORTS.items() if re.search(use, text)}.union(*(lines for lines, _ in copied))
-    imports.add(
-        "from torch.distributions import " + ", ".join(n for n in _DISTRIBUTIONS if re.search(rf"\b{n}\(", text))
-    )
+    used = [name for name in torch.distributions.__all__ if re.search(rf"(?<![\w.]){name}\(", text)]
+    imports.add(f"from torch.distributions import {', '.join(sorted(n for n in used if f'class {n}(' not in text))}")
     return f'"""{title}"""\n\nfrom __future__ import annotations\n\n' + "\n".join(sorted(imports)) + f"\n\n\n{text}"
 
 
