@@ -182,8 +182,13 @@ def plain_torch(vae: VAE, config: Config, datum_shape: Sequence[int], title: str
     }
     text = rendered(Path(__file__).with_suffix(".py.jinja").read_text("utf-8"))
     imports = {line for line, use in _IMPORTS.items() if re.search(use, text)}.union(*(lines for lines, _ in copied))
-    used = [name for name in torch.distributions.__all__ if re.search(rf"(?<![\w.]){name}\(", text)]
-    imports.add(f"from torch.distributions import {', '.join(sorted(n for n in used if f'class {n}(' not in text))}")
+    has = "\n".join([text, *imports])  # classes and imports of what was copied
+    used = sorted(
+        name
+        for name in torch.distributions.__all__
+        if re.search(rf"\b{name}\(", text) and not re.search(rf"(class |import .*)\b{name}\b", has)
+    )
+    imports.add(f"from torch.distributions import {', '.join(used)}")
     return f'"""{title}"""\n\nfrom __future__ import annotations\n\n' + "\n".join(sorted(imports)) + f"\n\n\n{text}"
 
 
