@@ -38,6 +38,17 @@ __all__ = ["export_torch", "plain_torch", "training_script", "weights"]
 
 _TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}  # names in torchvision.datasets
 _SHAPES = dict.fromkeys((*_TORCHVISION, "binarized-mnist"), (1, 28, 28)) | {"linear-gaussian": (1, 8, 8)}
+_IN_THE_LOOP: dict[str, tuple[object, ...]] = {  # the values of options that the loop of a training script knows
+    "grey": (False,),
+    "elbo": ("trace", "analytic", "handwritten", "iwae"),
+    "particles": (1,),
+    "binarize": ("none", "threshold", "dynamic"),
+    "schedule": ("constant", "cosine", "steps"),
+    "free_bits": (0,),
+    "clip_norm": (0,),
+    "precision": ("fp32",),
+    "condition": (False,),
+}
 _SEEN = {"log1p": "x.log1p()", "standardized": "(x - self.mean) / self.std"}  # by the encoder
 _DEFAULTS = (  # what torch prints of a layer and need not be written
     r"(in|out)_features=|kernel_size=|, bias=True|, eps=1e-05|, momentum=0.1|, affine=True|, track_running_stats=True"
@@ -95,23 +106,14 @@ def training_script(config: Config) -> str:
     config = config.replace(dataset="mnist") if config.dataset == "auto" else config
     size = int(config.image_size) if config.image_size.isdecimal() else 0
     shape = _SHAPES.get(config.dataset, (3, size, size))
-    fitting = {
-        "dataset": config.dataset in (*_SHAPES, "celeba"),
-        "image_size": bool(size) or config.dataset != "celeba",
-        "grey": not config.grey,
-        "elbo": config.elbo in ("trace", "analytic", "handwritten", "iwae"),
-        "particles": config.particles == 1,
-        "binarize": config.binarize != "static",
-        "likelihood": config.likelihood_family.is_of_images and not config.likelihood_family.needs_batch,
-        "schedule": config.schedule != "paper",
-        "free_bits": config.free_bits == 0,
-        "clip_norm": config.clip_norm == 0,
-        "patience": config.patience == 0 or config.system in ("images", "values"),
-        "precision": config.precision == "fp32",
-        "condition": not config.condition,
-    }
-    if missing := [as_option(name, getattr(config, name)) for name, fits in fitting.items() if not fits]:
-        raise InputError(f"the loop that --print writes has no {missing[0]}: give another value, or train by pvae")
+    has_data = config.dataset in _SHAPES or (config.dataset == "celeba" and size > 0)
+    refused = [name for name, values in _IN_THE_LOOP.items() if getattr(config, name) not in values]
+    refused += ["dataset"] * (not has_data)
+    refused += ["likelihood"] * (not config.likelihood_family.is_of_images or config.likelihood_family.needs_batch)
+    refused += ["patience"] * (config.patience > 0 and config.system not in ("images", "values"))
+    if refused:
+        option = as_option(refused[0], getattr(config, refused[0]))
+        raise InputError(f"the loop that --print writes has no {option}: give another value, or train by pvae")
     downloads = ", to which torchvision downloads them" * (config.dataset in _TORCHVISION)
     title = f"""{system_title(config)}, in plain torch, written by pvae.
 
@@ -137,18 +139,7 @@ def plain_torch(vae: VAE, config: Config, datum_shape: Sequence[int], title: str
     Raises:
         InputError: a family has no template, the VAE takes labels or missing values, or it has a VampPrior of flows.
     """
-    if config.takes_labels:
-        raise InputError("a VAE with labels cannot be written in plain torch yet: use pvae.load")
-    if config.missing:
-        raise InputError("a VAE of missing values cannot be written in plain torch yet: use pvae.load")
-    if config.prior_family.is_of_posterior and config.posterior_family.is_flow:
-        raise InputError("a VampPrior of flows cannot be written in plain torch, which has no mixture of them")
-    plain = list[PlainTorch]()
-    for family in (config.likelihood_family, config.prior_family, config.posterior_family):
-        if family.plain_torch is None:
-            raise InputError(f"{family.name} cannot be written in plain torch: use pvae.load")
-        plain.append(family.plain_torch)
-    likelihood, prior, posterior = plain
+    plain = likelihood, prior, posterior = _templates(config)
     copied = [_copied(one.copied) for one in plain if one.copied]
     networks = {name: _printed(name, network, config) for name, network in _networks(vae, config).items()}
     title = title.replace(chr(92), "/").replace('"""', '"')  # the name of a data set may hold anything
@@ -190,6 +181,26 @@ def plain_torch(vae: VAE, config: Config, datum_shape: Sequence[int], title: str
     )
     imports.add(f"from torch.distributions import {', '.join(used)}")
     return f'"""{title}"""\n\nfrom __future__ import annotations\n\n' + "\n".join(sorted(imports)) + f"\n\n\n{text}"
+
+
+def _templates(config: Config) -> list[PlainTorch]:
+    """Return the templates of likelihood, prior and posterior.
+
+    Raises:
+        InputError: torch has no distribution for the VAE.
+    """
+    if config.takes_labels:
+        raise InputError("a VAE with labels cannot be written in plain torch yet: use pvae.load")
+    if config.missing:
+        raise InputError("a VAE of missing values cannot be written in plain torch yet: use pvae.load")
+    if config.prior_family.is_of_posterior and config.posterior_family.is_flow:
+        raise InputError("a VampPrior of flows cannot be written in plain torch, which has no mixture of them")
+    plain = list[PlainTorch]()
+    for family in (config.likelihood_family, config.prior_family, config.posterior_family):
+        if family.plain_torch is None:
+            raise InputError(f"{family.name} cannot be written in plain torch: use pvae.load")
+        plain.append(family.plain_torch)
+    return plain
 
 
 def weights(vae: VAE, config: Config) -> dict[str, Tensor]:
