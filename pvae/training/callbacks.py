@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
 from pvae.core.errors import TrainingError
 from pvae.core.files import write_whole
@@ -17,7 +18,7 @@ from pvae.data.dataset import random_subset
 from pvae.runs import writer
 from pvae.runs.metrics import Metrics, is_out_of_patience
 from pvae.runs.run import Run
-from pvae.runs.tensorboard import Events
+from pvae.runs.tensorboard import write_events
 from pvae.trained.latent_space import reconstruct, sample, sample_given
 from pvae.training.engine import Engine
 from pvae.training.parallel import World
@@ -47,25 +48,18 @@ class Interrupt(Callback):
     interruptions: Interruptions
     world: World
 
-    def on_step_end(self, trainer: Trainer, loss: Tensor) -> None:
-        """End the training if a signal came."""
-        self._end_if_received()
-
-    def on_evaluation_step_end(self, trainer: Trainer) -> None:
-        """End the training if a signal came."""
-        self._end_if_received()
+    def on_step_end(self, trainer: Trainer, loss: Tensor | None) -> None:
+        """Raise a KeyboardInterrupt, in all processes after the same step."""
+        if self.world.any(bool(self.interruptions.received)):
+            raise KeyboardInterrupt
 
     def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
-        """End the training if a signal came."""
-        self._end_if_received()
+        """Raise a KeyboardInterrupt, for a signal that came while the epoch was saved."""
+        self.on_step_end(trainer, None)
 
     def on_train_end(self, trainer: Trainer) -> None:
-        """End the training if a signal came."""
-        self._end_if_received()
-
-    def _end_if_received(self) -> None:
-        if self.world.any(bool(self.interruptions.received)):  # in all processes after the same step
-            raise KeyboardInterrupt
+        """Raise a KeyboardInterrupt, for a signal that came while figures were drawn."""
+        self.on_step_end(trainer, None)
 
 
 @dataclass
@@ -120,8 +114,10 @@ class ProgressBar(Callback):
     bar: Any = None
     total: float = 0.0
 
-    def on_step_end(self, trainer: Trainer, loss: Tensor) -> None:
+    def on_step_end(self, trainer: Trainer, loss: Tensor | None) -> None:
         """Draw a step, and remove the bar after the last one."""
+        if loss is None:
+            return
         if self.bar is None:
             title = f"epoch {trainer.epoch + 1}/{self.epochs}"
             self.bar, self.total = progress_bar(title, trainer.num_steps, "step"), 0.0
@@ -163,18 +159,18 @@ class TensorBoard(Callback):
     """Writes scalars and pictures of each epoch as TensorBoard events."""
 
     run: Run
-    events: Events | None = None
+    writer: SummaryWriter | None = None
 
     def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
-        """Write the events of the epoch."""
-        if self.events is None:
-            self.events = Events(self.run.path, trainer.epoch - 1)
-        self.events.write(rows, *pictures(trainer, self.run))
+        """Write the events of the epoch; TensorBoard hides those of this and later epochs by an earlier session."""
+        if self.writer is None:
+            self.writer = SummaryWriter(str(self.run.path), purge_step=trainer.epoch)  # type: ignore[no-untyped-call]
+        write_events(self.writer, rows, *pictures(trainer, self.run))
 
     def close(self) -> None:
         """Close the file."""
-        if self.events is not None:
-            self.events.close()
+        if self.writer is not None:
+            self.writer.close()  # type: ignore[no-untyped-call]
 
 
 @dataclass

@@ -122,8 +122,8 @@ def fit(
         where = resolve_device(device)
         data = data.with_valid(config.valid) if data is not None else load_for(config, data_dir, offline)
         with seeded(config.seed, where), pyro.get_param_store().scope():
-            note = _note_of(quiet, world)
-            trainer = build_trainer(config, data, where, world, vae, threads=threads, note=note, beta=beta)
+            options: dict[str, Any] = {"threads": threads, "note": _note_of(quiet, world), "beta": beta}
+            trainer = build_trainer(config, data, where, world, vae, **options)
             taken = "" if parent is None else start_from(trainer.vae, parent.best_checkpoint().vae, parent.path)
             check_first_loss(trainer, Preparation.of(config).kind)
             folder = Path(world.broadcast(lambda: str(writer.new_folder(path, config))))

@@ -6,7 +6,6 @@ import functools
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,47 +16,27 @@ from pvae.compile.graph import check_engine
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
 from pvae.config.refusals import Case, refuse
-from pvae.core.errors import InputError, TrainingError, listed
+from pvae.core.errors import InputError, NotFiniteError, TrainingError, listed, naming_refused_parameters
+from pvae.core.random_state import seeded
 from pvae.core.torch_private import has_bfloat16
 from pvae.data.batch import Batch
 from pvae.data.dataset import Dataset
 from pvae.data.domain import check_domain
 from pvae.data.labels import few_labels
 from pvae.data.preparation import Pixels, Preparation
-from pvae.data.torch_data import in_random_order
+from pvae.data.visits import Visits
 from pvae.elbos.registry import ELBO_CLASSES, elbo_of
 from pvae.models.build import build_vae, fit_to, meta_state_dict, sizes_of, start_like_burda
 from pvae.models.labels import found_labels
 from pvae.training.engine import Engine
 from pvae.training.parallel import ALONE, SharedELBO, World
 from pvae.training.schedules import schedule
-from pvae.training.trainer import Trainer
+from pvae.training.trainer import Trainer, advice_on_memory
 from pvae.vae import VAE
 
 __all__ = ["build_trainer", "check_first_loss"]
 
 _PIXELS = 784_000  # of a batch of an evaluation times particles; with one particle, 1,000 images of 28 x 28
-
-
-@dataclass(frozen=True, eq=False)
-class Visits:
-    """Training data in memory, visited in a random order; the pixels of "dynamic" are drawn at each visit."""
-
-    prepared: Tensor
-    preparation: Preparation
-    y: Tensor | None
-
-    def __len__(self) -> int:
-        """Return N."""
-        return len(self.prepared)
-
-    def order(self) -> Tensor:
-        """Return the indices in a random order, int64 (N,)."""
-        return in_random_order(self.prepared)
-
-    def batch(self, index: Tensor) -> Batch:
-        """Return the data of an index, int64 (B,), on the device of the data."""
-        return Batch(self.preparation.batch(self.prepared, index), None if self.y is None else self.y[index])
 
 
 def build_trainer(
@@ -179,19 +158,20 @@ def check_first_loss(trainer: Trainer, pixels: str) -> None:
         pixels: what the values of the data are, for messages.
 
     Raises:
-        InputError: the ELBO cannot be computed for these distributions, or not for these data.
-        TrainingError: the loss is not finite.
+        InputError: the ELBO cannot be computed for these distributions or data, or is not finite.
+        TrainingError: memory does not suffice.
     """
+    vae, (few,) = trainer.vae.eval(), trainer.splits["test"].rows(slice(2)).split(2)
     try:
-        trainer.check_first_loss()
+        with seeded(trainer.seed, trainer.device), advice_on_memory("the first loss"), naming_refused_parameters():
+            trainer.elbo.evaluate(vae.model, vae.guide, *few).check_finite()
     except (InputError, TrainingError):
         raise
-    except (ValueError, RuntimeError, TypeError) as error:
-        shape = tuple(trainer.splits["test"].x.images.shape[1:])
+    except (ValueError, RuntimeError, TypeError, NotFiniteError) as error:
         first_line, _, _ = str(error).partition("\n")
         raise InputError(
-            f"the VAE cannot be evaluated on images of shape {shape} with pixels {pixels}, on the device "
-            f"{trainer.device}: {first_line}"
+            f"the VAE cannot be evaluated on data of shape {tuple(few.x.shape[1:])} with pixels {pixels}, on the "
+            f"device {trainer.device}: {first_line}"
         ) from error
 
 

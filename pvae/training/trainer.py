@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from pvae.core.errors import (
 from pvae.core.random_state import restore_rng_state, rng_state, seeded
 from pvae.core.terms import LossAndTerms, Terms
 from pvae.data.batch import Batch
+from pvae.data.visits import Visits
 from pvae.elbos.base import PerDatumELBO
 from pvae.elbos.terms import posterior_mean_loss
 from pvae.runs.checkpoint import Checkpoint, Counts
@@ -35,23 +36,7 @@ from pvae.training.parallel import ALONE, World
 from pvae.training.schedules import StepValues
 from pvae.vae import VAE
 
-__all__ = ["Callback", "Trainer", "TrainingData", "advice_on_memory"]
-
-
-class TrainingData(Protocol):
-    """The training data of a `Trainer`."""
-
-    def __len__(self) -> int:
-        """Return N."""
-        ...
-
-    def order(self) -> Tensor:
-        """Return the indices of all data in the order of the next epoch, int64 (N,)."""
-        ...
-
-    def batch(self, index: Tensor) -> Batch:
-        """Return the data of an index, which may be drawn anew at each call."""
-        ...
+__all__ = ["Callback", "Trainer", "advice_on_memory"]
 
 
 class Callback:
@@ -64,11 +49,8 @@ class Callback:
         """Return whether the training ends before its next epoch."""
         return False
 
-    def on_step_end(self, trainer: Trainer, loss: Tensor) -> None:
-        """Do something after a step, of which this is the loss, or this process's part in it."""
-
-    def on_evaluation_step_end(self, trainer: Trainer) -> None:
-        """Do something after a batch of an evaluation."""
+    def on_step_end(self, trainer: Trainer, loss: Tensor | None) -> None:
+        """Do something after a step with this loss (this process's part), or a batch of an evaluation without one."""
 
     def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
         """Do something after an epoch, of which these are the metrics of each split."""
@@ -111,7 +93,7 @@ class Trainer:
     elbo: PerDatumELBO
     engine: Engine
     optimizer: torch.optim.Optimizer
-    data: TrainingData
+    data: Visits
     splits: Mapping[str, Batch]
     batch_size: int
     evaluation_size: int
@@ -221,7 +203,7 @@ class Trainer:
                     terms[:, rows], totals[0], why = math.nan, math.nan, str(error)
                 seen = rows.stop
                 for callback in callbacks:
-                    callback.on_evaluation_step_end(self)
+                    callback.on_step_end(self, None)
         self.world.sum_([terms, totals])
         if not totals[0].isfinite():
             first = int((~terms.isfinite()).any(0).nonzero()[0]) // self.evaluation_size * self.evaluation_size
@@ -232,21 +214,6 @@ class Trainer:
         loss, at_mean = (totals / len(data)).tolist()
         row = self._metrics(split, terms, loss, time.perf_counter() - started, at_mean)
         return dataclasses.replace(row, **self.measures(split))
-
-    def check_first_loss(self) -> None:
-        """Compute the loss of two test data.
-
-        Raises:
-            TrainingError: it is not finite.
-        """
-        self.vae.eval()
-        (few,) = self.splits["test"].rows(slice(2)).split(2)
-        with seeded(self.seed, self.device), advice_on_memory("the first loss"):
-            try:
-                self._evaluate_batch(few, self.schedule(0).beta)
-            except NotFiniteError as error:
-                cause = self._cause(few, "test", range(2))
-                raise TrainingError(f"the first loss could not be computed: {error}: {cause}") from error
 
     def _evaluate_batch(self, batch: Batch, beta: float) -> tuple[LossAndTerms, Tensor]:
         """Return loss and terms, and the sum of the posterior-mean loss, or NaN if it has no closed form."""

@@ -23,8 +23,8 @@ import torch._dynamo  # which torch imports when it creates its first optimiser:
 import torchvision.utils  # noqa: F401  for the same reason
 
 import pvae.plotting.run_figures
-import pvae.runs.tensorboard
 import pvae.runs.writer
+import pvae.training.callbacks
 import pvae.training.trainer
 from pvae.config.config import Config
 from pvae.data.dataset import Dataset
@@ -63,7 +63,7 @@ def note_phases(phase):
     phased(phase, pvae.training.trainer.Trainer, "train_epoch", "train")
     phased(phase, pvae.training.trainer.Trainer, "evaluate", "test")
     phased(phase, pvae.runs.writer, "write_whole", "write")
-    phased(phase, pvae.runs.tensorboard.Events, "write", "events")
+    phased(phase, pvae.training.callbacks, "write_events", "events")
     phased(phase, pvae.plotting.run_figures, "save_figures", "figures")
     original = pvae.runs.writer.save
 

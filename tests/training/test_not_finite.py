@@ -186,9 +186,9 @@ def run(tmp_path, trained, few_digits, monkeypatch):
 
 
 COMMANDS = {
-    evaluate: ["--importance-samples", "5"],
-    draw: [],
-    compare: ["--particles", "2", "--repetitions", "3"],
+    "evaluate": lambda run: evaluate([str(run.path), "--importance-samples", "5"]),
+    "draw": lambda run: draw([str(run.path)]),
+    "compare": lambda run: compare([str(run.path), "--particles", "2", "--repetitions", "3"]),
 }
 
 
@@ -202,7 +202,7 @@ def spoil_weights(run, name, index, value):
 def refused(command, run, capsys):
     """Run a command that must fail; check that it wrote nothing, and return the line it printed."""
     before = sorted(run.path.rglob("*"))
-    assert command([str(run.path), *COMMANDS[command]]) == 2
+    assert COMMANDS[command](run) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1, line
     assert sorted(run.path.rglob("*")) == before
@@ -218,7 +218,7 @@ def test_commands_name_the_weights_that_are_not_finite(run, capsys, value):
         run.vae()
 
 
-@pytest.mark.parametrize("command", [evaluate, compare])
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
 def test_a_bound_that_is_infinite_is_not_reported(run, capsys, recwarn, command):
     """The squares of the means of q(z | x) are finite, and the sum of the squares is not."""
     spoil_weights(run, "q_z.encoder.3.bias", slice(0, 8), 1.5e19)
