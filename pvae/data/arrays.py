@@ -17,7 +17,7 @@ __all__ = ["HDF5", "SPLITS", "SplitArray", "is_array_file", "read_arrays"]
 SPLITS = {"train": "train", "test": "test", "valid": "valid", "val": "valid"}  # by the name of an array or folder
 HDF5 = (".h5", ".hdf5")
 
-# The names of the data and of their labels in an archive: of pvae and MedMNIST, of Keras, of dSprites and of others.
+# The names that data and their labels have in archives of pvae and MedMNIST, of Keras, of dSprites and elsewhere.
 _NAMES = {
     "train": "train_labels",
     "train_images": "train_labels",
@@ -55,7 +55,7 @@ def read_arrays(file: Path) -> tuple[list[SplitArray], str]:
 
     An .npz or .h5 file holds one array; `images` or `imgs` and perhaps `labels`, or `X` and `y`; or `train` and perhaps
     `test` and `valid` (or `val`), with `train_labels` and so on, which may also be named `train_images`, or `x_train`
-    and `y_train`. An .npy file may be larger than the memory, the arrays of the others may not.
+    and `y_train`. An .npy file may be larger than the memory, the arrays in an .npz or .h5 file may not.
 
     Raises:
         InputError: the file cannot be read, its arrays have other names, or its data or labels another type or number.

@@ -68,8 +68,8 @@ def values_config(data: Dataset, **options: Any) -> Config:
     latents as values of a datum, and 16 at most.
 
     The columns of a table have kinds: texts are a category; 0 and 1 are binary; whole numbers from 0 on are counts, if
-    their variance is at least their mean, since no negative binomial has less; others are real. If the kinds differ, or
-    there is a category, the likelihood is "columns".
+    their variance is at least their mean, since no negative binomial has less; all other columns are real. If the kinds
+    differ, or there is a category, the likelihood is "columns".
 
     Args:
         data: the data.
@@ -153,7 +153,7 @@ def describe_choices(data: Dataset, config: Config, given: Iterable[str]) -> str
         "elbo": f"the KL divergence of this posterior from --prior {config.prior} has no closed form",
         "valid": f"{num_valid:,} {many}, not trained on, by which the best epoch is chosen",
         "patience": f"epochs without a better bound on those {many}, after which training stops",
-        "missing": "values that are NaN, on which nothing depends: the ELBO bounds log p of the others",
+        "missing": "values that are NaN, on which nothing depends: the ELBO bounds log p of the values that are there",
         "batch_size": f"{many} in a step, {math.ceil(len(data.train) / config.batch_size):,} steps in an epoch",
         "epochs": f"passes over the {many}, at most",
     }

@@ -51,7 +51,7 @@ class DataRecord:
         note: the note on the data that the training printed, such as the files that were left out.
         is_images: the data are images as bytes.
         label_names: the names of the classes or attributes.
-        has_attributes: they are attributes, of which a datum may have several.
+        has_attributes: the labels are attributes; a datum may have several of them.
         labels_sha256: SHA-256 of the labels and their names; "" if there are none.
         columns: the columns, if the data are a table.
     """
@@ -140,7 +140,7 @@ class Dataset:
         """Return the data of `torch.utils.data` sets or loaders, read once.
 
         Data larger than half of the memory are kept in a temporary file that disappears with them, images as bytes and
-        others in float32, in a random order that is always the same. `TMPDIR` names the folder of the file.
+        other data in float32, in a random order that is always the same. `TMPDIR` names the folder of the file.
 
         Args:
             name: the name in titles.
@@ -191,7 +191,7 @@ class Dataset:
 
     @property
     def has_attributes(self) -> bool:
-        """Whether the labels are attributes (N, A), of which a datum may have several, and not classes (N,)."""
+        """Whether the labels are attributes (N, A), several for a datum, and not classes (N,)."""
         return self.train_labels is not None and self.train_labels.dim() > 1 and bool(self.label_names)
 
     @property
@@ -317,7 +317,7 @@ def is_classes(labels: Tensor) -> bool:
 
 
 def _faults(data: Dataset) -> Iterator[str]:
-    """Yield what is wrong with a data set; each check takes for granted that the ones before it found nothing."""
+    """Yield what is wrong with a data set; each check assumes that those before it found nothing."""
     for split, x in data.splits.items():
         wanted = f"{split} must be a tensor of shape (N, *shape) with N at least 2"
         if not isinstance(x, Tensor):

@@ -49,8 +49,8 @@ _MODES: dict[str, tuple[int, Any]] = {
 _COLOURS_OF_16_BITS = re.compile("'(LA|RGBA?);16[BLN]'")  # in Pillow's description of how it will read an image
 _MAYBE_16_BITS = re.compile("(LA|RGB.?);16|'ppm")
 
-# The channels beside opacity of a TIFF by its tag PhotometricInterpretation: white or black is zero, and RGB. Pillow
-# reads no others, but for those of rarer kinds, which it knows.
+# The number of channels beside opacity that Pillow reads, by the tag PhotometricInterpretation of a TIFF: grey, where
+# white is 0 or black is 0, and RGB. A TIFF of another kind, such as CMYK, is left to Pillow.
 _PHOTOMETRIC = {0: 1, 1: 1, 2: 3}
 _OPACITY = {1, 2, 999}  # in the tag ExtraSamples of a TIFF; 999 is written by old versions of Corel Draw
 
@@ -128,7 +128,7 @@ class ImageFiles:
         read = partial(_of_images, _levels)
         shallow = [] if deep else itertools.chain.from_iterable(map(read, self.paths[:_FIRST]))
         levels = None
-        if deep or all(one.nominal == (0, 255) and one.high <= 1 for one in shallow):
+        if deep or all(one.kind == "u1" and one.high <= 1 for one in shallow):
             found = [*itertools.chain.from_iterable(_in_parallel(read, deep or self.paths))]
             levels = reduce(or_, found) if found else None
         return Survey([shape for of_file in headers for shape, _ in of_file], bool(deep), levels)
@@ -198,7 +198,7 @@ def _of_images(function: Callable[[_Source], _T], path: Path, skip_broken: bool 
 
 
 def _sources(path: Path) -> Iterator[_Source]:
-    """Yield the images of a file, each of which must be decoded before the next is asked for."""
+    """Yield the images of a file; decode each image before the next one is asked for."""
     with path.open("rb") as file:
         tiff_pages = _tiff_pages(file)
         if any(map(_has_bands, tiff_pages)):
@@ -355,7 +355,7 @@ def converted(
         layers = [layers[0].convert("L" if transform.channels == 1 else "RGB")]
     elif len(layers) != transform.channels:
         number = sum(len(layer.getbands()) for layer in layers)
-        raise ValueError(f"it has {number} channels, not {transform.channels} as the others or as asked for")
+        raise ValueError(f"it has {number} channels, and {transform.channels} are wanted")
     if opacity is not None:
         layers[0].paste("white", mask=ImageChops.invert(opacity))
     size = (transform.size or layers[0].size[::-1])[::-1]  # Pillow's is (width, height)

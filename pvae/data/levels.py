@@ -1,4 +1,4 @@
-"""`Levels`, which values images have, and the range of them that becomes the levels 0 to 255 of a byte."""
+"""`Levels`, the values that images have, and the range of these values that becomes the levels 0 to 255 of a byte."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pvae.core.errors import InputError
 __all__ = ["Levels", "to_bytes"]
 
 _SAMPLE = 10_000  # values that show cheaply whether there are more than 256 different ones
+# The range of a type: of booleans, of integers of 8 and 16 bits without a sign, and of floats.
+_NOMINAL = {"b1": (0.0, 1.0), "u1": (0.0, 255.0), "u2": (0.0, 65535.0), "f": (0.0, 1.0)}
 
 
 @dataclass(frozen=True)
@@ -20,18 +22,16 @@ class Levels:
     """The values of some images.
 
     Args:
-        nominal: the range of their type: (0, 255), (0, 65535), (0, 1) for floats; () for other integers.
+        kind: "b1" of booleans, "u1" of bytes, "u2" of 16-bit integers, "f" of floats, "" of other integers.
         low: the lowest value.
         high: the highest value.
-        distinct: the different values, sorted; 257 of them if they are more than the 256 that a byte can hold.
-        is_float: they are floats.
+        distinct: the different values, sorted; 257 of them if there are more than the 256 that a byte can hold.
     """
 
-    nominal: tuple[float, ...]
+    kind: str
     low: float
     high: float
     distinct: NDArray[Any]
-    is_float: bool
 
     @classmethod
     def of(cls, values: NDArray[Any]) -> Levels:
@@ -45,9 +45,8 @@ class Levels:
             raise InputError("the images have values that are NaN or infinite: remove them")
         distinct = np.unique(values.reshape(-1)[:_SAMPLE])
         distinct = np.unique(values) if len(distinct) <= 256 else distinct
-        nominal = {"b1": (0.0, 1.0), "u1": (0.0, 255.0), "u2": (0.0, 65535.0)}.get(values.dtype.str[1:], ())
-        is_float = values.dtype.kind == "f"
-        return cls((0.0, 1.0) if is_float else nominal, low, high, distinct[:257], is_float)
+        kind = "f" if values.dtype.kind == "f" else values.dtype.str[1:]
+        return cls(kind if kind in _NOMINAL else "", low, high, distinct[:257])
 
     def __or__(self, other: Levels) -> Levels:
         """Return the levels of both.
@@ -55,33 +54,37 @@ class Levels:
         Raises:
             InputError: their types differ.
         """
-        if (self.nominal, self.is_float) != (other.nominal, other.is_float):
+        if self.kind != other.kind:
             raise InputError("the values of the images are of several types: convert all to one")
         both = np.union1d(self.distinct, other.distinct)[:257]
-        return Levels(self.nominal, min(self.low, other.low), max(self.high, other.high), both, self.is_float)
+        return Levels(self.kind, min(self.low, other.low), max(self.high, other.high), both)
 
     def value_range(self, given: tuple[float, ...] | None = None) -> tuple[float, ...]:
         """Return the values that become 0 and 255, or () for 8-bit values and booleans that stay as they are.
 
-        It is the range of the type, if more than half of the levels remain in it. Otherwise it is 0 and 1 where there
-        are no other values; 0 and 2^k - 1, at least 255, for integers; -1 and 1 or 0 and 255 for floats; or, if these
-        too leave at most half of the levels, the lowest and the highest value.
+        It is the first of these ranges that holds all values and in which more than half of their levels remain:
+
+            16-bit integers   0 to 65535, 0 to 2^k - 1       floats   0 to 1, -1 to 1, 0 to 255
+            other integers    0 to 2^k - 1                   any      the lowest to the highest value
+
+        with 2^k - 1 at least 255. Bytes and integers that are all 0 or 1 have the range 0 to 1.
 
         Args:
             given: the range of other images, on which a run was trained; 8-bit values take it if they are 0 and 1 only.
         """
-        is_byte = self.nominal in ((0, 255), (0, 1)) and not self.is_float
+        is_byte = self.kind in ("u1", "b1")
         if is_byte or given is not None:
-            are_bits = self.nominal == (0, 255) and given in (None, (0, 1)) and self.high == 1
+            are_bits = self.kind == "u1" and given in (None, (0, 1)) and self.high == 1
             return (0.0, 1.0) if are_bits else () if is_byte else given or ()
-        bits = max(8, int(max(self.high, 0)).bit_length())
-        ranges: list[tuple[float, ...]] = [(-1.0, 1.0), (0.0, 255.0)] if self.is_float else [(0.0, 2.0**bits - 1)]
-        if not self.is_float and (self.low, self.high) == (0, 1):
+        if self.kind == "f":
+            ranges = [_NOMINAL["f"], (-1.0, 1.0), (0.0, 255.0)]
+        elif (self.low, self.high) == (0, 1):
             ranges = [(0.0, 1.0)]
-        elif self.nominal:
-            ranges.insert(0, self.nominal)
-        whole = self.low, max(self.high, self.low + 1e-6 * max(1, abs(self.low)))
-        return next((one for one in ranges if self._remain_in(*one)), whole)
+        else:
+            whole = (0.0, 2.0 ** max(8, int(max(self.high, 0)).bit_length()) - 1)
+            ranges = [_NOMINAL["u2"], whole] if self.kind == "u2" else [whole]
+        observed = self.low, max(self.high, self.low + 1e-6 * max(1, abs(self.low)))
+        return next((one for one in ranges if self._remain_in(*one)), observed)
 
     def _remain_in(self, low: float, high: float) -> bool:
         """Return whether the range holds all values, and more than half of their levels remain in it."""
@@ -94,10 +97,10 @@ class Levels:
 
     def note(self, value_range: tuple[float, ...]) -> str:
         """Return what `to_bytes` changes or loses, or ""."""
-        if not value_range or (value_range == self.nominal and len(self.distinct) <= 256):
+        if not value_range or (value_range == _NOMINAL.get(self.kind) and len(self.distinct) <= 256):
             return ""
         low, high = value_range
-        if (low, high) == (0, 255) and low <= self.low <= self.high <= high and not self.is_float:
+        if (low, high) == (0, 255) and low <= self.low <= self.high <= high and self.kind != "f":
             return ""
         clipped = "; those beyond are set to these" if self.low < low or self.high > high else ""
         return f"values from {low:g} to {high:g} are read as 0 to 255 (x {255 / (high - low):.6g}){clipped}"
@@ -110,9 +113,9 @@ def to_bytes(values: NDArray[Any], value_range: tuple[float, ...]) -> NDArray[np
 
     Args:
         values: of any type and shape.
-        value_range: low and high; () for the range of the type. Of this one, bytes stay, 16 bits are divided by 257 and
-            rounded down (of colour files by 256, as Pillow does), booleans become 0 and 255, and floats are multiplied
-            by 255.
+        value_range: low and high; () for the range of the type: bytes stay, 16-bit values are divided by 257 and
+            rounded down (those of colour files by 256, as Pillow does), booleans become 0 and 255, and floats are
+            multiplied by 255.
 
     Raises:
         ValueError: there is no range, and the values are floats beyond [0, 1] or integers beyond [0, 255].

@@ -190,7 +190,7 @@ def _rows(folder: Path, name: str) -> list[list[str]]:
 
 
 def omniglot(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
-    """Return Omniglot: characters of 30 alphabets to train, and of 20 others to test. The classes are the alphabets.
+    """Return Omniglot: characters of 30 alphabets to train, and of 20 more to test. The classes are the alphabets.
 
     torchvision's own class needs the two .zip files too; here what they hold suffices.
 
@@ -331,7 +331,7 @@ def torchvision_set(name: str, data_dir: str | Path | None, offline: bool = True
     """
     row = SETS[name]
     title, file = row.title, row.file
-    advice = f"put its published files there as torchvision does, DIR/{file} and the others, and give --data-dir DIR"
+    advice = f"put its published files there as torchvision does, DIR/{file} and the rest, and give --data-dir DIR"
     try:
         root = find(title, file, data_dir)
     except NotFoundError as error:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["labels_of", "read_columns", "read_frame", "row_name", "table_text"]
 
 _MOST_CLASSES = 100  # of a column of labels that are numbers
-_MOST_TEXTS = 50  # beyond which a column of which most rows have a text of their own holds no categories
+_MOST_TEXTS = 50  # a column of more different texts, and of a new text in most rows, holds no categories
 
 
 def read_frame(file: Path) -> pandas.DataFrame:
@@ -71,8 +71,7 @@ def read_columns(
 ) -> tuple[NDArray[np.float64], tuple[Column, ...]]:
     """Return the values (N, D) of a table, NaN where a field is empty, and its columns.
 
-    A column of which more fields are texts than numbers is a category: its values are the codes of its texts, in
-    alphabetical order.
+    A column with more texts than numbers is a category: its values are the codes of its texts in alphabetical order.
 
     Args:
         frame: the rows, as `read_frame` returns them.

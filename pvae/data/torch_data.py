@@ -98,7 +98,9 @@ class _OnDisk:
             file.truncate(shape.numel() * dtype.itemsize)
             memory = mmap.mmap(file.fileno(), 0)
             self.x = torch.from_file(file.name, shared=True, size=shape.numel(), dtype=dtype).view(shape)
-        if hasattr(memory, "madvise"):  # mapped a second time, for rows anywhere: without it a hundred others are read
+        if hasattr(
+            memory, "madvise"
+        ):  # `memory` is for writing single rows: the system shall not read their neighbours
             memory.madvise(mmap.MADV_RANDOM)
         self._rows = torch.frombuffer(memory, dtype=dtype).view(shape)
         self._places = _order(count).argsort()

@@ -150,25 +150,13 @@ def test_folders_of_splits_and_classes(images):
     assert load_for(pvae.Config(dataset=f"folder:{images}")).valid is None, "--valid 0"
 
 
-def test_labels_stay_with_their_images(images):
-    for level, name in enumerate(("dark", "bright")):
-        (images / name / "deeper").mkdir(parents=True)
-        for index in range(15):
-            Image.new("L", (4, 4), 200 * level + index).save(
-                images / name / ("deeper" if index % 2 else "") / f"{index}.png"
-            )
-    data = load_for(pvae.Config(dataset=f"folder:{images}", valid=0.2))
-    assert data.title == "images (22 train / 5 valid / 3 test)"
-    assert data.label_names == ("bright", "dark")
-    for split, pixels in data.splits.items():
-        assert torch.equal(getattr(data, f"{split}_labels") == 0, pixels[:, 0, 0, 0] >= 200)
-    Image.new("L", (4, 4)).save(images / "loose.png")
-    assert load_for(pvae.Config(dataset=f"folder:{images}")).label_names == (), "one image has no class"
-
-
 def test_one_sub_folder_is_no_class(images):
     save(images / "all", 6, 4, 4)
     assert load_for(pvae.Config(dataset=f"folder:{images}")).train_labels is None
+    save(images / "more", 6, 4, 4)
+    assert load_for(pvae.Config(dataset=f"folder:{images}")).label_names == ("all", "more")
+    Image.new("L", (4, 4)).save(images / "loose.png")
+    assert load_for(pvae.Config(dataset=f"folder:{images}")).label_names == (), "one image has no class"
 
 
 def test_the_validation_split_is_a_fixed_share(few_digits):

@@ -63,21 +63,6 @@ def test_arrays_of_every_kind_become_bytes_in_a_fixed_shuffled_order(load, array
     assert data.found == f"20 images of 7 x 5 pixels, { {1: 'grey', 3: 'colour', 4: '4 channels'}[expected.shape[1]] }"
 
 
-def test_the_arrays_of_an_npz_file_are_splits_with_labels(load):
-    labels = {"train_labels": np.arange(20) % 11, "val_labels": np.arange(5), "test_labels": np.arange(6) + 2}
-    data = load(train=COLOUR, val=COLOUR[:5], test=COLOUR[:6], **labels, extra=np.zeros(3))
-    assert data.title == "images.npz (20 train / 5 valid / 6 test)"
-    assert data.label_names == tuple(map(str, range(11)))
-    for split, given in (
-        ("train", labels["train_labels"]),
-        ("valid", labels["val_labels"]),
-        ("test", np.arange(6) + 2),
-    ):
-        found = dict(zip((image.tobytes() for image in data.splits[split].numpy()), getattr(data, f"{split}_labels")))
-        originals = COLOUR[: len(given)].transpose(0, 3, 1, 2)
-        assert [found[image.tobytes()] for image in originals] == given.tolist()
-
-
 def test_images_with_labels_or_alone(load):
     data = load(images=GREY, labels=np.array(["shoe", "bag"] * 10))
     assert data.label_names == ("bag", "shoe")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from pathlib import Path
 
@@ -79,21 +78,8 @@ def folder(tmp_path, monkeypatch):
 
 def test_every_command_takes_a_table_of_numbers_and_texts(folder, capsys):
     kinds = ["--likelihood", "columns", "--columns", "real,count,binary,categorical:3,ordinal:3"]
-    options = [
-        "--hidden",
-        "32",
-        "--latent-dim",
-        "2",
-        "--epochs",
-        "40",
-        "--lr",
-        "0.01",
-        "--batch-size",
-        "32",
-        "--patience",
-        "0",
-    ]
-    assert train(["--dataset", "table:t.csv", *kinds, *options, "--out", "run"]) == 0
+    options = ["--hidden", "32", "--latent-dim", "2", "--epochs", "40", "--lr", "0.01", "--batch-size", "32"]
+    assert train(["--dataset", "table:t.csv", *kinds, *options, "--patience", "0", "--out", "run"]) == 0
     capsys.readouterr()
     run = pvae.Run.open("run")
     assert run.data.columns == tuple(Column(name, tuple(CITIES) * (name == "city, town")) for name in NAMES)
@@ -160,13 +146,9 @@ def test_texts_need_a_likelihood_of_columns(folder, capsys):
     numbers = "a,b,c,d,e\n" + "".join(f"{i},{i / 2},1.5,{-i},0.5\n" for i in range(40))
     (folder / "numbers.csv").write_text(numbers)
     assert train(["--dataset", "table:numbers.csv", "--epochs", "1", "--out", "run", "--quiet"]) == 0
-    config = json.loads((folder / "run" / "config.json").read_text())
-    del config["data"]["columns"]  # a run of an earlier version
-    (folder / "run" / "config.json").write_text(json.dumps(config))
-    assert encode(["run", "numbers.csv", "--out", "codes.csv"]) == 0
     capsys.readouterr()
     assert encode(["run", "t.csv"]) == 2
-    assert "was trained on numbers" in capsys.readouterr().err
+    assert "has no column" in capsys.readouterr().err
 
 
 def system(**options):
@@ -189,10 +171,7 @@ def test_the_bounds_are_those_written_by_hand(name):
         vae = build_vae(system(), (5,))
         fit_to(vae, values())
     vae = vae.double()
-    by_hand = {
-        "trace": reference.monte_carlo,
-        "analytic": reference.closed_form,
-    }
+    by_hand = {"trace": reference.monte_carlo, "analytic": reference.closed_form}
 
     def importance_weighted():
         with seeded(1, CPU):
