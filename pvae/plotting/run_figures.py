@@ -1,50 +1,30 @@
-"""The three figures that a training draws into its run folder."""
+"""The three pictures that a training draws into its run folder."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from pathlib import Path
 
-from matplotlib.figure import Figure
-from torch import Tensor
-
+from pvae.core.errors import InputError
 from pvae.core.files import is_temporary
-from pvae.plotting.figures import loss_figure, reconstruction_figure, sample_figure, write_figure
-from pvae.plotting.value_figures import reconstructed_values_figure, sampled_values_figure
+from pvae.plotting import pictures
+from pvae.plotting.figures import write_figure
 from pvae.runs.run import Run
 
 __all__ = ["save_figures"]
 
 
-def save_figures(
-    run: Run, images: Tensor, reconstructions: Tensor, samples: Tensor, before_each: Callable[[], None] = lambda: None
-) -> Path:
-    """Draw the three figures of a run into its folder.
+def save_figures(run: Run, before_each: Callable[[], None] = lambda: None) -> None:
+    """Draw reconstructions, samples and losses of a run into its folder, without those that it cannot have.
 
     Args:
         run: the run, with its metrics.
-        images: test images (B, C, H, W), or other test data.
-        reconstructions: reconstructions of `images`.
-        samples: samples from the prior (S, C, H, W); empty for an autoencoder.
-        before_each: called before each figure; it may raise.
-
-    Returns:
-        The folder of the figures.
+        before_each: called before each picture; it may raise.
     """
-    folder, title = run.figures(), run.title
+    folder = run.figures()
     for leftover in filter(is_temporary, folder.iterdir()):  # of a process that was killed
         leftover.unlink(missing_ok=True)
-    figures: dict[str, Callable[[], Figure | None]] = {
-        "reconstructions": lambda: reconstruction_figure(images, reconstructions, title),
-        "samples": lambda: sample_figure(samples, title) if len(samples) else None,
-        "losses": lambda: loss_figure(run.metrics(), title),
-    }
-    if not run.data.is_images:
-        data, columns = run.dataset().test[:1000], run.data.columns
-        figures["reconstructions"] = lambda: reconstructed_values_figure(images, reconstructions, title, data, columns)
-        figures["samples"] = lambda: sampled_values_figure(data, samples, title, columns) if len(samples) else None
-    for name, draw in figures.items():
+    for name in ("reconstructions", "samples", "losses"):
         before_each()
-        if (figure := draw()) is not None:
-            write_figure(folder / f"{name}.png", figure)
-    return folder
+        with contextlib.suppress(InputError):  # an autoencoder has no samples, and not all data can be drawn
+            write_figure(folder / f"{name}.png", getattr(pictures, name)(run))

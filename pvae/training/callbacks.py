@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -213,8 +214,11 @@ class Figures(Callback):
         from pvae.plotting.run_figures import save_figures  # imports matplotlib, which is slow
 
         if self.run.config.valid:
-            trainer.vae.load_state_dict(self.run.best_checkpoint().vae)
-        save_figures(self.run, *pictures(trainer, self.run), self.interruptions.raise_if_received)
+            trainer.vae.load_state_dict(self.run.best_checkpoint().vae)  # a VAE of your own is trained in place
+        if self.run.has_own_vae:
+            self.run.vae(copy.deepcopy(trainer.vae))
+        save_figures(self.run, self.interruptions.raise_if_received)
+        self.run.forget()
 
 
 def pictures(trainer: Trainer, run: Run) -> tuple[Tensor, Tensor, Tensor]:
