@@ -12,7 +12,7 @@ from typing import Any
 
 from pvae.core.errors import InputError
 
-__all__ = ["Case", "refuse"]
+__all__ = ["REFUSALS", "Case", "refuse"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def refuse(case: Case) -> None:
     Raises:
         InputError: the message of the first such row.
     """
-    for needed, is_refused, message in _TABLE:
+    for needed, is_refused, message in REFUSALS:
         parts = [getattr(case, name) for name in needed.split()]
         if not any(part is None for part in parts) and is_refused(*parts):
             text = message(*parts) if callable(message) else message.format(c=case.config)
@@ -60,7 +60,7 @@ def _texts(data: Any) -> list[str]:
 
 # What a row needs to know, when it refuses, and what it says; in a message `c` is the configuration.
 # fmt: off
-_TABLE: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...] = (
+REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...] = (
     # Posterior and prior.
     ("config", lambda c: c.is_autoencoder and (c.beta != 1 or c.warm_up or c.free_bits),
      "--posterior {c.posterior} has no rate: --beta, --warm-up and --free-bits must be the defaults"),

@@ -304,23 +304,6 @@ def test_decoders_take_any_leading_dimensions(network):
     assert torch.allclose(vae.p_x.decoder(z[2, 3]), whole[2, 3], atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"pixels": "symmetric"},
-        {"pixels": "symmetric", "likelihood": "normal", "binarize": "static"},
-        {"posterior": "delta", "beta": 2.0},
-        {"posterior": "delta", "free_bits": 0.1},
-        {"posterior": "delta", "prior": "mixture"},
-        {"precision": "bf16", "compile": "none"},
-        {"initialization": "burda", "network": "conv"},
-    ],
-)
-def test_contradictions_are_refused(options):
-    with pytest.raises(InputError):
-        Config(**options)
-
-
 def test_a_system_may_have_another_network_than_one_of_its_activation():
     config = get_system("vampprior").replace(network="conv")
     assert system_title(config) == "vampprior with --network conv"

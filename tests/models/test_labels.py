@@ -576,25 +576,6 @@ def test_the_weight_of_the_rate_is_a_function_of_the_step(tmp_path):
         fit(FAST.replace(elbo="iwae"), data=data, out=tmp_path / "three", beta=lambda step: 1.0)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "wanted"),
-    [
-        (["--labels", "100", "--elbo", "trace"], "--elbo enumerate"),
-        (["--elbo", "enumerate"], "--labels"),
-        (["--labels", "100", "--condition"], "--condition"),
-        (["--dataset", "linear-gaussian", "--condition"], "--condition"),
-        (["--dataset", "linear-gaussian", "--labels", "5"], "--labels"),
-        (["--condition", "--prior", "vamp"], "--prior vamp"),
-        (["--labels", "100", "--network", "mlp-batchnorm"], "--network mlp-batchnorm"),
-        (["--conditional"], "--condition"),
-    ],
-)
-def test_labels_that_do_not_go_together_are_refused(tmp_path, capsys, arguments, wanted):
-    assert train([*arguments, "--out", str(tmp_path / "run")]) == 2
-    assert wanted in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
 def test_labels_of_another_length_are_refused():
     x, y = images()
     with pytest.raises(InputError, match="69 labels"):

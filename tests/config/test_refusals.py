@@ -1,0 +1,101 @@
+"""The table of refusals: each row is the first that holds for one of these cases, and none is left over."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pvae.config.config import Config
+from pvae.config.refusals import REFUSALS, Case, refuse
+from pvae.core.errors import InputError
+from pvae.data.dataset import Column, Dataset
+from pvae.elbos.registry import ELBO_CLASSES
+
+IMAGES = Dataset("images", torch.zeros(31, 1, 8, 8, dtype=torch.uint8), torch.zeros(9, 1, 8, 8, dtype=torch.uint8))
+VALUES = Dataset("values", torch.rand(31, 3), torch.rand(9, 3))
+TEXTS = Dataset("texts", torch.zeros(31, 1), torch.zeros(9, 1), columns=(Column("colour", ("red", "blue")),))
+TWO = {"upper_latent_dims": (2,)}
+REAL = {"likelihood": "normal-diagonal"}
+
+OF_CONFIG = [
+    {"posterior": "delta", "beta": 2.0},
+    {"posterior": "delta", "prior": "mixture"},
+    {"prior": "sphere"},
+    {"posterior": "power-spherical", "prior": "sphere", "latent_dim": 1},
+    {**TWO, "posterior": "iaf"},
+    {**TWO, "prior": "vamp"},
+    {"free_bits": 0.1, "posterior": "planar"},
+    {"prior": "vamp", "network": "conv-batchnorm"},
+    {"likelihood": "normal-linear"},
+    {"likelihood": "columns"},
+    {"pixels": "symmetric"},
+    {**REAL, "pad": 2},
+    {**REAL, "prior": "vamp"},
+    {**REAL, "binarize": "threshold"},
+    {"likelihood": "normal-optimal", "missing": True},
+    {"labels": 10, "condition": True},
+    {"condition": True, "prior": "vamp"},
+    {"condition": True, **TWO},
+    {"labels": 10, "network": "mlp-batchnorm"},
+    {"labels": 10, "posterior": "delta"},
+    {"precision": "bf16", "compile": "none"},
+    {"initialization": "burda", "network": "conv"},
+]
+OTHERS = [
+    ({"labels": 10}, {}),
+    ({"posterior": "delta", "elbo": "iwae"}, {}),
+    ({"posterior": "planar", "elbo": "analytic"}, {}),
+    ({"likelihood": "normal-optimal", "elbo": "dreg"}, {}),
+    ({"elbo": "iwae", "warm_up": 1}, {}),
+    ({"elbo": "iwae"}, {"has_own_beta": True}),
+    ({"elbo": "stl", "free_bits": 0.1}, {}),
+    ({"elbo": "score-loo"}, {}),
+    ({"elbo": "miwae", "particles": 5, "groups": 2}, {}),
+    (REAL, {"data": IMAGES}),
+    ({"pad": 2}, {"data": VALUES}),
+    ({"pixels": "symmetric", "likelihood": "normal"}, {"data": VALUES}),
+    ({"binarize": "dynamic"}, {"data": VALUES}),
+    ({}, {"data": TEXTS, "has_own_vae": False}),
+    ({"batch_size": 32}, {"data": IMAGES}),
+    ({"network": "mlp-batchnorm", "batch_size": 10}, {"data": IMAGES, "has_own_vae": False}),
+    ({"network": "mlp-batchnorm"}, {"num_processes": 2, "has_own_vae": False}),
+    ({"likelihood": "normal-optimal"}, {"num_processes": 2, "has_own_vae": False}),
+    ({"free_bits": 0.1}, {"num_processes": 2}),
+    ({"network": "conv"}, {"datum_shape": (5,)}),
+    ({"likelihood": "columns", "columns": "real*2"}, {"datum_shape": (3,)}),
+    ({"condition": True}, {"num_labels": 0}),
+]
+
+
+def case_of(options, known):
+    config = Config(**options)
+    return Case(config=config, elbo=ELBO_CLASSES[config.elbo], **known)
+
+
+@pytest.mark.parametrize("options", OF_CONFIG)
+def test_a_configuration_that_contradicts_itself_is_refused(options):
+    with pytest.raises(InputError) as caught:
+        Config(**options)
+    assert str(caught.value).isprintable()
+    assert "--" in str(caught.value), "it names an option"
+
+
+@pytest.mark.parametrize(("options", "known"), OTHERS)
+def test_a_case_is_refused_by_what_is_known_of_it(options, known):
+    case = case_of(options, known)
+    with pytest.raises(InputError) as caught:
+        refuse(case)
+    assert str(caught.value).isprintable()
+    refuse(Case(config=case.config))
+
+
+def test_each_row_of_the_table_refuses_one_of_these_cases():
+    assert len(OF_CONFIG) + len(OTHERS) == len(REFUSALS)
+    for (options, known), (needed, is_refused, _) in zip(OTHERS, REFUSALS[len(OF_CONFIG) :]):
+        case = case_of(options, known)
+        assert is_refused(*(getattr(case, name) for name in needed.split())), (options, needed)
+
+
+def test_a_vae_of_ones_own_is_refused_nothing_that_the_configuration_says_of_networks():
+    config = Config(network="mlp-batchnorm", batch_size=10)
+    refuse(Case(config=config, data=TEXTS, has_own_vae=True, num_processes=2))
