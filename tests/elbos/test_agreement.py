@@ -309,7 +309,7 @@ def test_whoever_steps_by_pyros_svi_alone_is_warned_of_nan(small_images):
             z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
             pyro.sample("x", pyro.distributions.Normal(z.tanh(), 1.0), obs=x[:, 0, 0, 0])
 
-    with torch.random.fork_rng(), pytest.warns(UserWarning, match="nan"):
+    with torch.random.fork_rng(), pytest.warns(UserWarning, match="NaN"):
         assert math.isnan(TraceELBO().loss(model, guide, small_images(5)))
 
 
