@@ -1,1 +1,1 @@
-"""The commands: their arguments, messages, signals and exit statuses."""
+"""The commands: their arguments, messages and exit statuses."""

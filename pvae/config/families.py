@@ -343,10 +343,7 @@ self.register_buffer("mean", torch.zeros{{ shape }})  # of the training data
 self.register_buffer("std", torch.ones{{ shape }})"""
 _SETUP_SCALES = "self.log_scale = nn.Parameter(torch.full({{ shape }}, {{ c.scale }}).log())\n"
 _TENSORS_OF_UNITS = {"log_scale": "log_scale", "mean": "units.mean", "std": "units.std"}
-_ONE_SCALE = {
-    "setup": "self.log_scale = nn.Parameter(torch.tensor({{ c.scale }}).log())",
-    "tensors": {"log_scale": "log_scale"},
-}
+_ONE_SCALE = "self.log_scale = nn.Parameter(torch.tensor({{ c.scale }}).log())"
 
 # fmt: off
 LIKELIHOODS = _table(
@@ -382,7 +379,7 @@ return Independent(Bernoulli(logits=self.decoder(z)), {{ num_dims }})
         is_symmetric=True,
         plain_torch=PlainTorch(
             "return Independent(Normal(self.decoder(z).{{ squash }}(), self.log_scale.exp()), {{ num_dims }})",
-            **_ONE_SCALE),
+            setup=_ONE_SCALE, tensors={"log_scale": "log_scale"}),
         page="normal",
     ),
     Likelihood(
@@ -406,7 +403,7 @@ return Independent(Bernoulli(logits=self.decoder(z)), {{ num_dims }})
         plain_torch=PlainTorch(
             "return Independent("
             "DiscretizedLogistic(self.decoder(z).sigmoid(), self.log_scale.exp()), {{ num_dims }})",
-            copied="discretized_logistic", **_ONE_SCALE),
+            copied="discretized_logistic", setup=_ONE_SCALE, tensors={"log_scale": "log_scale"}),
         page="discretized-logistic",
     ),
     Likelihood(

@@ -25,6 +25,7 @@ from torch.nn.functional import normalize
 from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.data.dataset import random_subset
+from pvae.data.preparation import Pixels
 from pvae.distributions.joint import Joint
 from pvae.elbos.registry import ELBO_CLASSES
 from pvae.models.hierarchy import FirstLayer
@@ -132,7 +133,7 @@ def _content(run: Run, tensors: _Tensors, num_images: int) -> dict[str, Any]:
     notes, data, config = list[str](), run.dataset(), run.config
     chosen = random_subset(len(data.test), _NUM_CODES, seed=0)
     chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))]
-    images = run_batch(run, "test").x[chosen]
+    images = cast(Pixels, run_batch(run, "test").x)[chosen]
     codes = encode(vae, images)
     if config.prior_family.is_on_sphere:
         codes = normalize(codes, dim=-1)  # a mean is inside the sphere

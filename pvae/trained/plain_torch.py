@@ -205,7 +205,7 @@ def _templates(config: Config) -> list[PlainTorch]:
 
 def weights(vae: VAE, config: Config) -> dict[str, Tensor]:
     """Return the tensors of a VAE by their names in the class that `plain_torch` writes."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for module, family in ((_top(vae, config), config.prior_family), (vae.p_x, config.likelihood_family)):
         if family.plain_torch is not None:
             found |= {name: attrgetter(where)(module) for name, where in family.plain_torch.tensors.items()}
