@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pvae.cli.command import Command, Parser, integer, integers, run_parser
 from pvae.cli.own_code import open_run
@@ -52,7 +52,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     if config.is_autoencoder:
         raise InputError(f"{arguments.run or config.system} is an autoencoder: a point posterior has no bound")
     groups = config.groups if config.groups > 1 else _GROUPS
-    options, repetitions = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups}, arguments.repetitions
+    options: dict[str, Any] = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups}
     default = run.place / "comparison" if run else Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare"
     folder = place_of(arguments.out, default)
     rows: list[Measurement] = []
@@ -75,7 +75,7 @@ def _compare(arguments: argparse.Namespace) -> None:
             )
         with progress_bar(stage, len(pairs), "estimator") as bar:
             for name, count in pairs:
-                what = (name, count, log_p, stage, repetitions)
+                what = (name, count, log_p, stage, arguments.repetitions)
                 rows.append(estimators.measure_estimator(vae, batch, *what, **options))
                 bar.update()
     table = "\n\n".join([estimators.to_markdown(rows), estimators.LEGEND, *warnings])

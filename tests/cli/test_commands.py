@@ -9,13 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from helpers.commands import contents, refuse
 from PIL import Image
-from torch.fx.experimental.proxy_tensor import make_fx
 
 import pvae
-from pvae.cli.command import Command
 from pvae.cli.commands import COMMANDS, main
 from pvae.cli.compare import main as compare
 from pvae.cli.data import encode, reconstruct, sample, score
@@ -23,9 +20,7 @@ from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
 from pvae.cli.export import main as export
 from pvae.cli.train import main as train
-from pvae.compile import inductor
 from pvae.config.presets import get_system
-from pvae.core import files
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
 from pvae.data.sources import load_dataset
@@ -109,18 +104,13 @@ def test_a_new_or_an_empty_folder_is_written_to(run, tmp_path):
         assert {path.name for path in out.iterdir()} == {"sample-0001.png", "sample-0002.png", "samples.png"}
 
 
-@pytest.mark.parametrize(
-    ("command", "arguments"),
-    [(draw, ["run"]), (draw, ["."]), (evaluate, ["run", "--out", "out/report.json"]), (compare, ["run"])],
-)
-def test_a_read_only_folder_is_refused_before_anything_is_computed(
-    run, tmp_path, capsys, monkeypatch, command, arguments
-):
-    (tmp_path / "out").mkdir()
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("name", [*WRITING, "draw side by side"])
+def test_a_read_only_folder_is_refused_before_anything_is_computed(run, tmp_path, capsys, monkeypatch, name):
+    command, options = WRITING.get(name, (draw, []))
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    monkeypatch.setattr(Run, "vae", lambda *_: pytest.fail("it was loaded for nothing"))
     monkeypatch.setattr(Run, "dataset", lambda *_: pytest.fail("it was loaded for nothing"))
-    assert "read-only" in refuse(command, arguments, capsys, tmp_path)
+    assert "read-only" in refuse(command, [run if name in WRITING else tmp_path, *options], capsys, tmp_path)
 
 
 def test_a_result_that_cannot_be_written_is_named(run, tmp_path, capsys, monkeypatch):
@@ -159,16 +149,9 @@ def test_the_program(shell, status):
     assert (done.returncode, done.stderr.count("\n")) == (status, status // 2)
 
 
-PATHS = [
-    *((train, option) for option in ("--config", "--data-dir", "--out", "--resume")),
-    *((command, option) for command in (draw, evaluate, compare) for option in ("RUN", "--out")),
-    *((encode, option) for option in ("RUN", "DATA", "--data-dir", "--out")),
-    *((command, "--out") for command in (score, sample, export)),
-]
-
-
 @pytest.mark.parametrize(
-    ("command", "option"), PATHS, ids=lambda value: value.parser().command if isinstance(value, Command) else value
+    ("command", "option"),
+    [(train, "--config"), (train, "--out"), (train, "--resume"), (draw, "RUN"), (encode, "DATA"), (score, "--out")],
 )
 def test_an_empty_path_is_refused(run, tmp_path, capsys, monkeypatch, command, option):
     """As from an unset variable of a shell: not taken as the working folder, even if that is a run."""
@@ -232,14 +215,6 @@ def test_without_a_home_folder_data_are_found_where_they_are_named(
         assert word in refuse(train, [*small, "--dataset", dataset, "--offline"], capsys, tmp_path)
     assert "XDG_CACHE_HOME" in refuse(train, [*small, "--dataset", "mnist"], capsys, tmp_path), "no download either"
     assert load_dataset("auto", offline=True).name == "MNIST-5k"
-
-
-def test_without_a_home_folder_compiled_code_is_not_stored(no_home, monkeypatch):
-    monkeypatch.setattr(inductor, "cache_dir", files.cache_dir)
-    monkeypatch.setattr(inductor, "compile_package", lambda program, package, options: package.write(b"package"))
-    monkeypatch.setattr(inductor, "_unpacked", lambda package: lambda inputs: package.getvalue())
-    x = torch.ones(2)
-    assert inductor.compile_graph(make_fx(torch.sin)(x), [x])(x) == b"package"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory that the system keeps")

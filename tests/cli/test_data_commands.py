@@ -204,13 +204,6 @@ def test_options_may_stand_before_images(run, base, tmp_path, command):
     assert len(rows_of(written)) == 40
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_read_only_folder_is_refused_at_once(run, tmp_path, capsys, monkeypatch, command):
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
-    monkeypatch.setattr(Run, "vae", lambda *_: pytest.fail("it was loaded for nothing"))
-    assert "read-only" in refuse(COMMANDS[command], [run], capsys, tmp_path)
-
-
 @pytest.mark.parametrize(
     ("command", "arguments", "says"),
     [
