@@ -112,7 +112,8 @@ def draw_side_by_side(runs: Sequence[Path], folder: Path, options: Mapping[str, 
     if not read:
         raise InputError(f"none of the {len(runs)} runs can be shown: the lines above say why")
     table = runs_table([entry.row for entry in read.values()])
-    entries = [read[key] for key in zip(table["configuration"], table["seed"])]
+    firsts = table.drop_duplicates("configuration")  # the other runs of a configuration differ in their seed alone
+    entries = [read[key] for key in zip(firsts["configuration"], firsts["seed"])]
     text = to_markdown(table)
     files: dict[str, Any] = {"table.csv": table.to_csv(index=False, lineterminator="\n"), "table.md": text}
     files["sheet.png"] = sheet_figure(entries)

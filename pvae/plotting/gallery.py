@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -24,15 +23,13 @@ __all__ = ["Entry", "code_figures", "entry_of", "sheet_figure"]
 _SHOWN = 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
+class Entry(NamedTuple):
     """The part of a trained run that the figures of several runs show. It does not hold the run's data or VAE.
 
     Args:
         row: the row of the run in the table.
         title: system, data, epochs and test bound.
-        images: test images in [0, 1].
-        reconstructions: reconstructions of `images`.
+        images: eight test images, then their reconstructions, in [0, 1].
         samples: samples from the prior; empty for an autoencoder.
         codes: means of q(z | x) of the test images, (M, 2), and their classes; None unless there are two latents.
         label_names: names of the classes.
@@ -41,7 +38,6 @@ class Entry:
     row: dict[str, Any]
     title: str
     images: Tensor
-    reconstructions: Tensor
     samples: Tensor
     codes: ScatterData | None
     label_names: tuple[str, ...]
@@ -51,62 +47,39 @@ def entry_of(run: Run) -> Entry:
     """Return the entry of a run.
 
     Raises:
-        InputError: the run has not finished an epoch.
+        InputError: the run has not finished an epoch, or its data are no images.
     """
     if not run.data.is_images:
         raise InputError(f"this picture needs images, which {run.path} lacks")
-    row, vae, shown = row_of(run, codes.latent_report(run)), run.vae(), run.preparation.shown
+    row, vae, test = row_of(run, codes.latent_report(run)), run.vae(), run.test_metrics()
+    assert test is not None  # or `row_of` would have raised
     batch = codes.examples(run, _SHOWN)
     with run.seeded():
         samples = sample(vae, 2 * _SHOWN, y=labels_to_sample(run)) if vae.has_density else batch.x[:0]
-        reconstructions = reconstruct(vae, batch)
-    test = run.test_metrics()
-    assert test is not None  # or `row_of` would have raised
+        images = torch.cat([batch.x, reconstruct(vae, batch)])
     elbo = f" --elbo {row['estimator']}" if vae.has_density else ""
+    title = f"{row['system']}{elbo} on {row['data']}, epoch {progress_of(row)}: {test}{run.bits(test)}"
     plane = None
     if codes.is_plane(run):
         has_prior = vae.has_density and codes.has_normal_prior(run)
         plane = ScatterData(codes.codes_of(run, "test"), codes.classes(run)[1], has_prior)
-    return Entry(
-        row=row,
-        title=f"{row['system']}{elbo} on {row['data']}, epoch {progress_of(row)}: {test}{run.bits(test)}",
-        images=shown(batch.x),
-        reconstructions=shown(reconstructions),
-        samples=shown(samples),
-        codes=plane,
-        label_names=run.dataset().label_names,
-    )
-
-
-def _one_of_each(entries: Sequence[Entry]) -> list[Entry]:
-    """Return the first entry of each configuration; its other entries differ only in their seed."""
-    firsts: dict[str, Entry] = {}
-    for entry in entries:
-        firsts.setdefault(entry.row["configuration"], entry)
-    return list(firsts.values())
+    shown = run.preparation.shown
+    return Entry(row, title, shown(images), shown(samples), plane, run.dataset().label_names)
 
 
 def sheet_figure(entries: Sequence[Entry]) -> Figure:
-    """Return a row for each configuration: test images above their reconstructions, and samples from the prior."""
-    bands = {
-        entry.title: (torch.cat([entry.images, entry.reconstructions]), entry.samples)
-        for entry in _one_of_each(entries)
-    }
+    """Return a row for each entry: test images above their reconstructions, and samples from the prior."""
     title = "left: test images above the mean of p(x | z), z ~ q(z | x); right: the mean of p(x | z), z ~ p(z)"
+    bands = {entry.title: (entry.images, entry.samples) for entry in entries}
     return figures.band_figure(bands, _SHOWN, f"{title}\nof several seeds the first")
 
 
 def code_figures(entries: Sequence[Entry]) -> dict[str, Figure]:
-    """Return a figure for each data set: the codes of all runs with two latents, side by side."""
-    panels: dict[str, dict[str, ScatterData]] = {}
-    names = {}
-    for entry in _one_of_each(entries):
-        if entry.codes is not None:
-            data = entry.row["data"]
-            title = entry.title.replace(f" on {data}, ", "\n")
-            panels.setdefault(data, {})[title] = entry.codes
-            names[data] = entry.label_names
-    return {
-        data: figures.scatter_figure(splits, names[data], f"{data}: means of q(z | x) of the test images")
-        for data, splits in panels.items()
-    }
+    """Return a figure for each data set: the codes of all entries with two latents, side by side."""
+    planes = [entry for entry in entries if entry.codes is not None]
+    found = {}
+    for data, names in {entry.row["data"]: entry.label_names for entry in planes}.items():
+        of_data = [entry for entry in planes if entry.row["data"] == data]
+        splits = {entry.title.replace(f" on {data}, ", "\n"): entry.codes for entry in of_data}
+        found[data] = figures.scatter_figure(splits, names, f"{data}: means of q(z | x) of the test images")
+    return found
