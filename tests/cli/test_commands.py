@@ -41,9 +41,9 @@ def data(digits):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, data):
+def trained(made_once, data):
     config = get_system("mlp-2d").replace(hidden=(8,), epochs=1, batch_size=50)
-    return fit(config, data=data, out=tmp_path_factory.mktemp("trained") / "run").path
+    return made_once("commands", lambda out: fit(config, data=data, out=out))
 
 
 @pytest.fixture

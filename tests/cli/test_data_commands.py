@@ -49,16 +49,18 @@ def draw_tree(folder, count, size=(WIDTH, HEIGHT), seed=0):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(made_once):
     """A folder with a run of the system "images", and its cache of images."""
-    base = tmp_path_factory.mktemp("base")
-    draw_tree(base / "tree", 40)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(base / "cache"))
-        patch.setattr("pvae.plotting.run_figures.save_figures", lambda run, *_: run.figures())
-        options = ["--epochs", "1", "--hidden", "8", "--latent-dim", "2", "--quiet"]
-        assert train(["--dataset", f"folder:{base / 'tree'}", *options, "--out", str(base / "run")]) == 0
-    return base
+
+    def make(base):
+        draw_tree(base / "tree", 40)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", str(base / "cache"))
+            patch.setattr("pvae.plotting.run_figures.save_figures", lambda run, *_: run.figures())
+            options = ["--epochs", "1", "--hidden", "8", "--latent-dim", "2", "--quiet"]
+            assert train(["--dataset", f"folder:{base / 'tree'}", *options, "--out", str(base / "run")]) == 0
+
+    return made_once("images", make)
 
 
 @pytest.fixture

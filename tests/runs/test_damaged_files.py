@@ -131,12 +131,12 @@ DAMAGES = [
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(made_once):
     """A run of two epochs, and its data."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (20, 1, 4, 4), generator=generator, dtype=torch.uint8)
     data = Dataset("noise", pixels[:16], pixels[16:], dataset="mnist-5k")
-    return fit(CONFIG, data=data, out=tmp_path_factory.mktemp("trained") / "run").path, data
+    return made_once("damaged files", lambda out: fit(CONFIG, data=data, out=out)), data
 
 
 @pytest.fixture

@@ -173,9 +173,9 @@ def test_json_is_strict():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, few_digits):
+def trained(made_once, few_digits):
     config = pvae.Config(hidden=(16,), latent_dim=8, batch_size=50, epochs=1)
-    return fit(config, data=few_digits, out=tmp_path_factory.mktemp("trained") / "run").path
+    return made_once("not finite", lambda out: fit(config, data=few_digits, out=out))
 
 
 @pytest.fixture
