@@ -29,7 +29,7 @@ class Batch:
         InputError: there is another number of labels.
     """
 
-    x: Tensor | Pixels
+    x: Any  # Tensor | Pixels; `split` yields tensors
     y: Tensor | None = None
 
     def __post_init__(self) -> None:

@@ -76,10 +76,13 @@ def sheet_figure(entries: Sequence[Entry]) -> Figure:
 
 def code_figures(entries: Sequence[Entry]) -> dict[str, Figure]:
     """Return a figure for each data set: the codes of all entries with two latents, side by side."""
-    planes = [entry for entry in entries if entry.codes is not None]
+    names = {entry.row["data"]: entry.label_names for entry in entries if entry.codes is not None}
     found = {}
-    for data, names in {entry.row["data"]: entry.label_names for entry in planes}.items():
-        of_data = [entry for entry in planes if entry.row["data"] == data]
-        splits = {entry.title.replace(f" on {data}, ", "\n"): entry.codes for entry in of_data}
-        found[data] = figures.scatter_figure(splits, names, f"{data}: means of q(z | x) of the test images")
+    for data in names:
+        splits = {
+            entry.title.replace(f" on {data}, ", "\n"): entry.codes
+            for entry in entries
+            if entry.codes is not None and entry.row["data"] == data
+        }
+        found[data] = figures.scatter_figure(splits, names[data], f"{data}: means of q(z | x) of the test images")
     return found

@@ -45,7 +45,7 @@ def kept(function: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run
     """Decorate a function of a run: its value is computed once and kept with the run, until its weights change."""
 
     @functools.wraps(function)
-    def once(run: Run, *arguments: P.args, **named: P.kwargs) -> T:
+    def once(run: Run, /, *arguments: P.args, **named: P.kwargs) -> T:
         return run.keep(function, *arguments, **named)
 
     return once
