@@ -90,7 +90,7 @@ def export_torch(run: Run, folder: Path) -> list[Path]:
     text = plain_torch(vae, run.config, shape, title).encode()
     found = {name: tensor.contiguous() for name, tensor in weights(vae, run.config).items()}
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(tensors, save(found, {"written by": "pvae.export"}))
+    write_whole(tensors, save(found, {"written by": "pvae export"}))
     write_whole(code, text)
     return [code, tensors]
 

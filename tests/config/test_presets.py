@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import re
 
 import pyro
 import pytest
@@ -354,9 +356,11 @@ def test_list_systems(capsys):
     starts = [place for place, line in enumerate(lines) if not line.startswith(" ")]
     assert [lines[start].split()[0] for start in starts] == list(SYSTEMS)
     for start, end in zip(starts, [*starts[1:], len(lines)]):
-        name, options = lines[start].split()[0], " ".join(lines[start + 1 : end]).split()
+        name, options = lines[start].split()[0], " ".join(" ".join(lines[start + 1 : end]).split())
         assert SYSTEMS[name].source in lines[start]
-        chosen = vars(train_parser().parse_args(options))
+        in_toml = re.findall(r"(\w+) = (\S+)", options)  # options without a flag
+        chosen = vars(train_parser().parse_args(re.sub(r"\w+ = \S+", "", options).split()))
+        chosen |= {option: ast.literal_eval(value) for option, value in in_toml}
         given = {option: value for option, value in chosen.items() if option in OPTIONS}
         values = {option: tuple(value) if isinstance(value, list) else value for option, value in given.items()}
         assert Config(system=name, source=SYSTEMS[name].source, **values) == SYSTEMS[name]
