@@ -117,7 +117,7 @@ class Counted(Callback):
         return trainer.epoch == 2
 
     def on_step_end(self, trainer, loss):
-        self.seen.append(loss.item())
+        self.seen += [] if loss is None else [loss.item()]
 
     def on_epoch_end(self, trainer, rows):
         self.seen.append([row.split for row in rows])
