@@ -78,4 +78,4 @@ class Interruptions(contextlib.ExitStack):
             raise InterruptedTrainingError("", self.status)
         is_watched = sys.stderr is not None and sys.stderr.isatty()  # a script cannot press Ctrl-C
         if is_first_process() and is_watched:
-            os.write(2, b"\nstopping after this step, and saving the state; Ctrl-C again ends at once\n")
+            os.write(2, b"\nstopping after this step; Ctrl-C again ends at once\n")

@@ -160,9 +160,9 @@ class PerDatumELBO(Trace_ELBO):
 
     def loss(self, *arguments: Any, **options: Any) -> float:
         """Return the loss as a number; `SVI.evaluate_loss` calls it."""
-        loss = self.evaluate(*arguments, **options).loss.item()
+        loss = self.evaluate(*arguments, **options).loss
         warn_if_nan(loss, "loss")
-        return loss
+        return loss.item()
 
     def loss_and_grads(self, *arguments: Any, **options: Any) -> Tensor:
         """Return the loss after adding its gradients to the parameters; `SVI.step(*batch, beta=...)` calls it."""

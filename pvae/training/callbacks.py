@@ -165,13 +165,13 @@ class TensorBoard(Callback):
     def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
         """Write the events of the epoch; TensorBoard hides those of this and later epochs by an earlier session."""
         if self.writer is None:
-            self.writer = SummaryWriter(str(self.run.path), purge_step=trainer.epoch)  # type: ignore[no-untyped-call]
+            self.writer = SummaryWriter(str(self.run.path), purge_step=trainer.epoch)
         write_events(self.writer, rows, *pictures(trainer, self.run))
 
     def close(self) -> None:
         """Close the file."""
         if self.writer is not None:
-            self.writer.close()  # type: ignore[no-untyped-call]
+            self.writer.close()
 
 
 @dataclass

@@ -105,7 +105,7 @@ def fit(
         InputError: (a ValueError) an argument cannot be used; nothing was written.
         TrainingError: a loss or a gradient became NaN or infinite; the last good checkpoint is in the folder.
         LostError: (a RuntimeError) the folder can no longer be written, or another process has ended.
-        InterruptedTrainingError: (a KeyboardInterrupt) Ctrl-C or SIGTERM; the state is saved.
+        InterruptedTrainingError: (a KeyboardInterrupt) Ctrl-C or SIGTERM; the epochs before are saved.
     """
     _check_types(config=config, vae=vae, data=data)
     if config is None:

@@ -121,7 +121,6 @@ def build_trainer(
     if config.precision == "bf16" and device.type == "cpu" and not has_bfloat16():
         note("this CPU has no instructions for bfloat16: --precision fp32 is several times as fast here")
     evaluation_size = max(1, _PIXELS // max(784, prepared["test"][0].numel() * config.particles))
-    measures = functools.partial(_accuracy, vae, data, splits, evaluation_size) if config.labels else lambda split: {}
     return Trainer(
         vae=vae,
         elbo=elbo,
@@ -145,7 +144,7 @@ def build_trainer(
         seed=config.seed,
         device=device,
         names=data.names,
-        measures=measures,
+        measures=functools.partial(_measures, config, vae, data, splits, evaluation_size),
         world=world,
     )
 
@@ -183,8 +182,12 @@ def _candidates(threads: int | None, is_single: bool) -> list[int]:
     return candidates
 
 
-def _accuracy(vae: VAE, data: Dataset, splits: Mapping[str, Batch], size: int, split: str) -> dict[str, float | None]:
-    """Return the share of the known labels of a split that q(y | x) finds, which is None if it has none."""
+def _measures(
+    config: Config, vae: VAE, data: Dataset, splits: Mapping[str, Batch], size: int, split: str
+) -> dict[str, float | None]:
+    """Return the share of the known labels of a split that q(y | x) finds, or None; {} if labels are not inferred."""
+    if not config.labels:
+        return {}
     found = found_labels(vae.q_z, (batch.x for batch in splits[split].split(size)), data.labels.get(split))
     return {"accuracy": None if found is None else found.double().mean().item()}
 

@@ -163,7 +163,7 @@ class Trainer:
             index: indices of the data, int64 (B,).
 
         Returns:
-            This process's part in the loss and in the terms of the batch, the sum of which over all processes they are.
+            Loss and terms of the batch; of several processes, the part of this process, and the parts sum to them.
 
         Raises:
             TrainingError: the loss or a gradient is not finite, or memory does not suffice; parameters and the
