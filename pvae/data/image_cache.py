@@ -34,7 +34,7 @@ COLOURS = {1: "grey", 3: "colour"}  # by the number of channels
 
 _LONGEST = 64  # pixels of the longer side to which larger images are reduced, unless a size is given
 
-_DECODING = 9  # the version of the decoding, a part of the name of a cache file
+_DECODING = 10  # the version of the decoding, a part of the name of a cache file
 
 
 class ImageTransform(NamedTuple):
@@ -71,6 +71,7 @@ class Images(NamedTuple):
         found: number, size, colour and bits of the images, for example "8 images of 28 x 20 pixels, grey".
         note: what was changed or lost, or "".
         value_range: as in `ImageTransform`, never None.
+        first: for each image the index of the first image that is equal to it.
     """
 
     pixels: NDArray[np.uint8]
@@ -79,6 +80,7 @@ class Images(NamedTuple):
     found: str
     note: str
     value_range: tuple[float, ...]
+    first: list[int]
 
 
 class Survey(NamedTuple):
@@ -174,7 +176,7 @@ def _build(source: ImageSource, transform: ImageTransform, target: Path, least: 
     chosen = transform._replace(
         size=transform.size or _common_size(shapes), channels=transform.channels or channels, value_range=value_range
     )
-    kept, pages, has_colour = _written(source.decoded(chosen), target, len(source), least)
+    kept, pages, first, has_colour = _written(source.decoded(chosen), target, len(source), least)
     is_grey = chosen.channels == 3 and not (has_colour or transform.channels)
     left_out = len(source) - len(set(kept))
     broken = f"{left_out} of {len(source)} image files cannot be decoded and are left out" if left_out else ""
@@ -186,22 +188,25 @@ def _build(source: ImageSource, transform: ImageTransform, target: Path, least: 
         "found": f"{len(kept):,} images of {_described(shapes, 1 if is_grey else channels, is_deep)}",
         "note": joined(broken, levels.note(value_range) if levels else ""),
         "value_range": value_range,
+        "first": first,
     }
     write_whole(target.with_suffix(".json"), to_json(record).encode())
 
 
 def _written(
     decoded: Iterator[list[NDArray[np.uint8]]], target: Path, total: int, least: int
-) -> tuple[list[int], list[int], bool]:
-    """Write the images of each file; return `kept` and `pages` of `Images`, and whether an image has colours."""
+) -> tuple[list[int], list[int], list[int], bool]:
+    """Write the images of each file; return `kept`, `pages` and `first` of `Images`, and whether one has colours."""
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    kept, pages, has_colour = list[int](), list[int](), False
+    kept, pages, first_of, first, has_colour = list[int](), list[int](), dict[int, int](), list[int](), False
     try:
         with temporary.open("wb") as file, progress_bar("decoding", total, "image", in_logs=True) as bar:
             for index, images in enumerate(decoded):
                 bar.update()
                 for page, image in enumerate(images, start=1):
-                    file.write(image.tobytes())
+                    content = image.tobytes()
+                    file.write(content)
+                    first.append(first_of.setdefault(hash(content), len(kept)))
                     kept.append(index)
                     pages.append(page if len(images) > 1 else 0)
                     has_colour = has_colour or bool((image != image[:1]).any())
@@ -210,7 +215,7 @@ def _written(
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    return kept, pages, has_colour
+    return kept, pages, first, has_colour
 
 
 def _described(shapes: Sequence[tuple[int, int, int]], channels: int, is_deep: bool) -> str:
