@@ -108,6 +108,7 @@ def _encode(arguments: argparse.Namespace) -> None:
             codes = draw_codes(vae, batch) if arguments.draws else encode_images(vae, batch)._asdict()
         arrays = {"names": given.names, **codes, **({"labels": given.labels} if given.labels else {})}
     write(out, _as_csv(arrays) if out.suffix == ".csv" else arrays)
+    arrays.pop("names", None)
     shapes = (f"{name} {tuple(array.shape)}" if hasattr(array, "shape") else name for name, array in arrays.items())
     print_line(f"{out}: {', '.join(shapes)}")
 
