@@ -68,16 +68,16 @@ def test_frozen_and_tied_weights_are_trained_saved_and_loaded(tmp_path, few_digi
 def test_own_vae_must_be_given_again(tmp_path, few_digits, capsys):
     run = pvae.fit(CONFIG.replace(epochs=1), vae=own_vae(), data=few_digits, out=tmp_path / "own", device="cpu")
     for function in (pvae.load, pvae.resume):
-        with pytest.raises(InputError, match="build it in Python"):
+        with pytest.raises(InputError, match="Python"):
             function(run.path)
     with pytest.raises(InputError, match=r"q_z\.1\.weight"):
         pvae.load(run.path, vae=own_vae(hidden=9))
-    with pytest.raises(InputError, match=r"must be a pvae\.VAE"):
+    with pytest.raises(InputError, match=r"pvae\.VAE"):
         pvae.fit(CONFIG, vae=StudentPrior(), data=few_digits, out=tmp_path / "none")
     assert evaluate_command([str(run.path)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     usual = pvae.fit(CONFIG.replace(epochs=1, hidden=(8,)), data=few_digits, out=tmp_path / "usual", device="cpu")
-    with pytest.raises(InputError, match="leave vae out"):
+    with pytest.raises(InputError, match="vae"):
         pvae.load(usual.path, vae=own_vae())
 
 
@@ -189,12 +189,12 @@ def test_a_vae_that_cannot_be_evaluated_is_refused_in_one_line(tmp_path, few_dig
 
 
 WRONG_PARTS = [
-    ("q_z", BernoulliPosterior(nn.Flatten(), nn.Linear(784, 4)), "has no rsample.*: use --elbo score, or score-loo"),
+    ("q_z", BernoulliPosterior(nn.Flatten(), nn.Linear(784, 4)), "rsample.*--elbo score"),
     ("q_z", nn.Sequential(nn.Flatten(), nn.Linear(784, 2)), r"a torch\.Tensor"),
-    ("q_z", PowerSphericalPosterior(nn.Sequential(nn.Flatten(), nn.Linear(784, 3))), "'z' is a density on the unit"),
-    ("p_z", SpherePrior(2), "'z' is a density on the unit sphere"),
-    ("p_z", FlatPrior(2), "p of 'z' is improper, so there is no bound"),
-    ("q_z", NormalPosterior(nn.Sequential(nn.Flatten(), nn.Linear(784, 5))), "an even number of values, .* returned 5"),
+    ("q_z", PowerSphericalPosterior(nn.Sequential(nn.Flatten(), nn.Linear(784, 3))), "unit sphere"),
+    ("p_z", SpherePrior(2), "unit sphere"),
+    ("p_z", FlatPrior(2), "improper"),
+    ("q_z", NormalPosterior(nn.Sequential(nn.Flatten(), nn.Linear(784, 5))), "even number.* 5"),
 ]
 
 
@@ -230,6 +230,6 @@ def test_a_step_without_memory_is_said_with_advice_on_memory_alone(tmp_path, few
 
     vae = own_vae()
     vae.q_z[0] = Large()
-    with pytest.raises(pvae.TrainingError, match="out of memory at step 1: give a smaller --batch-size") as stopped:
+    with pytest.raises(pvae.TrainingError, match=r"step 1.*--batch-size") as stopped:
         pvae.fit(CONFIG, vae=vae, data=few_digits, out=tmp_path / "run", device="cpu")
     assert "--lr" not in str(stopped.value)
