@@ -19,7 +19,6 @@ __all__ = [
     "flag",
     "option",
     "own_path",
-    "whole_number",
     "without_removed",
 ]
 
@@ -72,8 +71,8 @@ class Option:
         limits: the least and the greatest number; by default 0 and 10^9 for an int, 0 and 10^38 for a float.
         choices: the allowed values of a str; "folder:PATH" allows any text that begins with "folder:".
         pattern: for a str without choices, a regular expression and its description.
-        only_with: the options without which this one is not used, as a text and as a function of a configuration. The
-            value that a system has is then ignored, as the scale in `--system conv-2d --likelihood bernoulli`.
+        only_with: the options without which this one is not used: a description, and a predicate on `Config`. The value
+            that a system has is then ignored, as the scale in `--system conv-2d --likelihood bernoulli`.
         has_flag: it is an option of the command line too, and not of TOML files and Python alone.
     """
 
@@ -105,12 +104,12 @@ class Option:
             if not isinstance(value, bool):
                 raise InputError(f"{flag(name)} must be true or false, not {shown(value)}")
         elif isinstance(self.default, int):
-            return whole_number(name, value, *(self.limits or (0, 10**9)))
+            return _number(name, value, operator.index, *(self.limits or (0, 10**9)))
         elif isinstance(self.default, float):
             return _number(name, value, float, *(self.limits or (0.0, 1e38)))
         elif isinstance(self.default, tuple):
             is_list = isinstance(value, Iterable) and not isinstance(value, (str, set))
-            widths = tuple(whole_number(name, width) for width in (value if is_list else ()))
+            widths = tuple(_number(name, one, operator.index, 1, 10**9) for one in (value if is_list else ()))
             if not is_list or len(widths) > _MOST_LAYERS or (self.default and not widths):
                 what = f"a list of up to {_MOST_LAYERS:,} sizes, such as 100 100 or in TOML [100, 100]"
                 raise InputError(f"{flag(name)} must be {what}, not {shown(value)}")
@@ -152,16 +151,6 @@ def without_removed(options: dict[str, Any]) -> dict[str, Any]:
         if options.get(name, default) != default:
             raise InputError(f"it was trained with {flag(name)} {options[name]}, which was removed")
     return {name: value for name, value in options.items() if name not in _REMOVED_FIELDS}
-
-
-def whole_number(name: str, value: Any, least: int = 1, most: int = 10**9) -> int:
-    """Return an integer, which may be a NumPy integer, as an int.
-
-    Raises:
-        InputError: the value is not an integer or is out of range.
-    """
-    number: int = _number(name, value, operator.index, least, most)
-    return number
 
 
 def _number(name: str, value: Any, convert: Callable[[Any], Any], least: float, most: float) -> Any:

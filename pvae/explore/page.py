@@ -81,7 +81,7 @@ def explorer_page(run: Run) -> str:
     for name in ("guide", "log_likelihood", "model", "posterior", "prior"):
         line = inspect.getsourcelines(getattr(VAE, name))[1]
         page = page.replace(f"{{{{ {name} }}}}", f"pvae/vae.py:{line} VAE.{name}")
-    page = page.replace("{{ loss }}", _loss_in_words(run.config))
+    page = page.replace("{{ loss }}", _loss_text(run.config))
     for bits, num_images in _SIZES:
         content = base64.b64encode(_packed(run, bits, num_images)).decode()
         if len(page) + len(content) <= MOST_BYTES:
@@ -90,8 +90,8 @@ def explorer_page(run: Run) -> str:
     return page.replace("{{ content }}", content).replace("{{ title }}", title)
 
 
-def _loss_in_words(config: Config) -> str:
-    """Return what the training of a configuration minimises, in words."""
+def _loss_text(config: Config) -> str:
+    """Return a phrase for the loss that a training of the configuration minimises."""
     if config.is_autoencoder:
         return "the distortion"
     if "beta" not in ELBO_CLASSES[config.elbo].options:

@@ -190,7 +190,7 @@ def _shapes(
     if min(shapes[-1]) < 1:
         raise InputError(
             f"--hidden gives {len(channels)} convolutions, each of which halves the image, and {datum_shape[1]} x "
-            f"{datum_shape[2]} pixels cannot be halved so often: give --hidden with fewer, or --network mlp"
+            f"{datum_shape[2]} pixels are too few for that: give --hidden fewer widths, or --network mlp"
         )
     return shapes
 
