@@ -21,8 +21,8 @@ def from_record(kind: type[T], record: Any) -> T:
     """Return the dataclass whose `asdict` is `record`.
 
     Args:
-        kind: a dataclass with fields of type T or T | None, where T is str, bool, int, float, tuple[int, ...] or a tuple
-            of such dataclasses.
+        kind: a dataclass with fields of type T or T | None, where T is str, bool, int, float, tuple[int, ...] or a
+            tuple of such dataclasses.
         record: a value that `json.loads` returned.
 
     Raises:

@@ -186,18 +186,8 @@ def test_the_test_loss_of_002_is_no_elbo(small_vae, small_images):
     assert printed.mean() < -elbo
 
 
-PROOF = ("mlp-2d", "conv-2d", "deep-bayes", "fashion-ae")  # in the proof; the other systems train as workflows
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in PROOF else [pytest.mark.workflow])
-        for name in SYSTEMS
-        if name not in ("celeba-vae", "values")
-    ],
-)
-def test_every_system_trains(tmp_path, few_digits, name):
+@pytest.mark.parametrize("name", ["mlp-2d", "conv-2d", "deep-bayes", "fashion-ae"])
+def test_published_systems_train(tmp_path, few_digits, name):
     run = fit(get_system(name).replace(epochs=1, batch_size=50), data=few_digits, out=tmp_path / "run")
     (train, *_, test) = run.metrics()
     assert train.loss > test.loss or train.loss > 0
@@ -206,10 +196,7 @@ def test_every_system_trains(tmp_path, few_digits, name):
     assert vae.is_bounding != autoencoder
     assert (test.elbo is None) == autoencoder
     assert (run.path / "figures" / "samples.png").exists() != autoencoder
-    if get_system(name).upper_latent_dims or not any(get_system(name).closed_forms):
-        assert test.posterior_mean_loss is None, "its KL has no closed form"
-    else:
-        assert test.posterior_mean_loss == pytest.approx(test.distortion + test.rate, rel=0.5)
+    assert test.posterior_mean_loss == pytest.approx(test.distortion + test.rate, rel=0.5)
     if autoencoder:
         assert str(test).startswith("test distortion")
         assert test.rate == 0
