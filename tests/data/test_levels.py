@@ -19,7 +19,7 @@ from pvae.cli.train import main
 from pvae.core.errors import InputError
 from pvae.data.image_cache import ImageTransform
 from pvae.data.sources import load_dataset
-from pvae.runs.data import data_of, images_for, load_for
+from pvae.runs.data import images_for, load_for
 from pvae.runs.run import Run
 
 RNG = np.random.default_rng(0)
@@ -207,18 +207,6 @@ def test_the_factor_of_a_run_is_used_again(tmp_path, monkeypatch, no_pictures, c
     _, images, note, _ = images_for(run, "bytes.npy")
     assert np.array_equal(images[:, 0], BYTES[:3])
     assert not note
-
-
-@pytest.mark.workflow
-def test_a_run_of_an_earlier_version_is_read_as_it_was(tmp_path):
-    np.save(tmp_path / "a.npy", DEEP >> 4)
-    run = pvae.fit(
-        pvae.Config(dataset=f"folder:{tmp_path / 'a.npy'}", epochs=1, hidden=(4,), batch_size=8),
-        data=load_dataset(f"folder:{tmp_path / 'a.npy'}", transform=ImageTransform(keep_aspect=True, value_range=())),
-        out=tmp_path / "run",
-    )
-    assert run.data.value_range == ()
-    assert data_of(Run.open(run.path)).train.max() == 15
 
 
 MASKS = BYTES > 127

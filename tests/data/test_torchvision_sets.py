@@ -14,9 +14,8 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
-from pvae.cli.train import main
 from pvae.core.errors import InputError
-from pvae.data.image_folder import ImageTransform
+from pvae.data.image_cache import ImageTransform
 from pvae.data.sources import load_dataset
 
 RNG = np.random.default_rng(0)
@@ -177,17 +176,3 @@ def test_omniglot_trains_on_some_alphabets_and_is_tested_on_others(tmp_path):
     assert data.label_names == ("Greek", "Latin", "Tengwar")
     assert data.train_labels.tolist() == [0] * 4 + [1] * 4
     assert data.test_labels.tolist() == [2] * 4
-
-
-@pytest.mark.workflow
-def test_colour_sets_train_by_the_system_images(tmp_path, monkeypatch, no_pictures, capsys):
-    monkeypatch.setitem(COUNTS, "train", 12)
-    folder = tmp_path / "data"
-    folder.mkdir()
-    write_svhn(folder, monkeypatch)
-    small = ["--hidden", "4", "--latent-dim", "2", "--epochs", "1"]
-    assert main(["--dataset", "svhn", "--data-dir", str(folder), *small, "--out", str(tmp_path / "run")]) == 0
-    shown = capsys.readouterr().out
-    assert "SVHN (10 train / 2 valid / 7 test)" in shown
-    assert "--likelihood discretized-logistic" in shown
-    assert "--image-size" not in shown, "which cannot be given for it"

@@ -101,6 +101,9 @@ def test_a_table_of_numbers(tmp_path):
         ("", ["no rows"]),
         ("a,b\n" + "1,2\n" * 9 + "3,inf\n", ["column b of line-11 is inf"]),
         ("a,b\n" + "1,\n" * 9, ["column b", "missing in all"]),
+        ("a,b\n1,2,3\n", ["line 2", "3"]),
+        ('a,b\n1,"2\n' + "1,2\n" * 9, ["cannot be read"]),
+        ("a,b\n" + "1,2\n" * 9 + "1_000,2\n", ["line 11", "1_000"]),
     ],
 )
 def test_bad_tables_are_refused_by_line_and_column(tmp_path, content, words):
@@ -108,6 +111,15 @@ def test_bad_tables_are_refused_by_line_and_column(tmp_path, content, words):
     with pytest.raises(InputError) as refused:
         load_dataset(f"table:{tmp_path / 't.csv'}")
     assert all(word in str(refused.value) for word in words), refused.value
+
+
+def test_blank_lines_and_a_column_without_a_name_are_no_data(tmp_path):
+    (tmp_path / "t.csv").write_text(",a,b\n0,1,2\n\n1,3,\n\n")  # as pandas writes the numbers of its rows
+    values = read_values(tmp_path / "t.csv")
+    assert np.array_equal(values.x["train"], [[1, 2], [3, math.nan]], equal_nan=True)
+    assert values.names == {"train": ["line-2", "line-4"]}
+    assert values.columns == (Column("a"), Column("b"))
+    assert "without a name" in values.note
 
 
 def mixed(path, count=60):
@@ -201,12 +213,12 @@ def test_a_table_in_a_parquet_file(tmp_path):
     pytest.importorskip("pyarrow")
     frame = pandas.DataFrame(
         {"a": [1.5, None, 0.1 + 0.2] * 7, "b": [True, False, None] * 7, "c": ["x", "y, z", None] * 7, "d": range(21)}
-    )
+    ).assign(e=np.float32(0.1))
     frame.to_parquet(tmp_path / "t.parquet")
     values, _, names, columns, _ = read_values(tmp_path / "t.parquet")
-    assert columns == (Column("a"), Column("b"), Column("c", ("x", "y, z")), Column("d"))
+    assert columns == (Column("a"), Column("b"), Column("c", ("x", "y, z")), Column("d"), Column("e"))
     assert names["train"][:2] == ["row-1", "row-2"]
-    assert np.array_equal(values["train"][1], [np.nan, 0, 1, 1], equal_nan=True)
+    assert np.array_equal(values["train"][1], [np.nan, 0, 1, 1, np.float32(0.1)], equal_nan=True)
     assert values["train"][2, 0] == 0.1 + 0.2
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match="cannot be read"):
