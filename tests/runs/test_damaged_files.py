@@ -230,10 +230,6 @@ def test_a_data_set_with_an_unprintable_name_is_drawn_and_printed(run, trained, 
     assert (run / "figures" / "losses.png").exists()
 
 
-def test_an_error_message_is_one_line():
-    assert str(InputError("two\nlines")).isprintable()
-
-
 def test_a_pipe_is_not_replaced_by_a_result(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="pipe"):

@@ -447,17 +447,6 @@ def test_the_users_own_hidden_files_are_not_taken_for_ours(tmp_path, few_digits,
     assert not list(out.glob(".*"))
 
 
-def test_files_of_two_runs_are_refused_together(tmp_path, few_digits, small_config):
-    """Their networks have equal shapes, so the weights of one run would load into the other."""
-    run, twin = (fit(small_config, data=few_digits, out=tmp_path / name) for name in ("run", "twin"))
-    for file in ("config.json", "checkpoint.safetensors"):
-        content = (run.path / file).read_bytes()
-        (run.path / file).write_bytes((twin.path / file).read_bytes())
-        with pytest.raises(InputError, match="two runs"):
-            pvae.load(run.path)
-        (run.path / file).write_bytes(content)
-
-
 def test_a_training_starts_from_the_weights_of_a_run(tmp_path, few_digits, small_config, capsys):
     """All weights with the same sizes, and those that fit with others; the run says whose child it is."""
     first = fit(small_config, data=few_digits, out=tmp_path / "first")

@@ -107,10 +107,6 @@ def test_a_rate_without_a_closed_form_is_reported_as_an_estimate(tmp_path, few_d
     report = evaluate(run, 20)
     assert "KL(q(z | x) || p(z)), from ten draws of z" in to_text(report)
     assert report.elbo_parts.rate_decomposition is None
-    run = pvae.fit(CONFIG.replace(epochs=1), vae=own_vae(), data=few_digits, out=tmp_path / "normal", device="cpu")
-    run.vae(own_vae())
-    normal = evaluate(run, 20)
-    assert "KL(q(z | x) || p(z)), from ten draws of z" in to_text(normal)
 
 
 class FlowPosterior(Posterior):
