@@ -189,13 +189,11 @@ def integers(least: int, most: int) -> Callable[[str], Sequence[int]]:
 
     def numbers(text: str) -> Sequence[int]:
         first, colon, end = text.partition(":")
-        try:
-            given = range(number(first), number(end)) if colon else sorted({number(part) for part in text.split(",")})
-        except argparse.ArgumentTypeError as error:
-            raise argparse.ArgumentTypeError(f"must be a list such as 0,3,5, or 0:8 for 0 to 7: {error}") from None
-        if not given:
-            raise argparse.ArgumentTypeError(f"{text} names no number: 0:8, for instance, names 0 to 7")
-        return given
+        with contextlib.suppress(argparse.ArgumentTypeError):
+            if given := range(number(first), number(end)) if colon else sorted({*map(number, text.split(","))}):
+                return given
+        limits = f"at least {least:,} and at most {most:,}"
+        raise argparse.ArgumentTypeError(f"must be whole numbers of {limits}, such as 0,3,5, or 0:8 for 0 to 7")
 
     return numbers
 
