@@ -129,7 +129,7 @@ def _evaluated(run: Run, epoch: int) -> dict[str, Any]:
 
 def runs_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return the rows of `row_of` in the order of their systems, estimators and seeds; its `to_csv` writes them."""
-    table = pd.DataFrame(rows).astype({"importance_samples": "Int64"})  # an integer where another run has none
+    table = pd.DataFrame(rows, dtype=object)  # a text of pandas cannot hold the name of every folder
     return table.sort_values(["system", "estimator", "seed"], kind="stable", ignore_index=True)
 
 
@@ -237,7 +237,8 @@ def compare_runs(
         for name, estimate in ((name, Estimate.of(one)) for name, one in values.items()):
             row |= {name: estimate.mean, f"{name}_stderr": estimate.stderr}
         compared.append({**row, "untrusted": sample.untrusted})
-    return pd.DataFrame(compared)
+    table = pd.DataFrame(compared, dtype=object)
+    return table.astype(dict.fromkeys(table.columns[1:], float))
 
 
 def _compared(comparison: pd.DataFrame) -> list[dict[str, str]]:
@@ -265,6 +266,6 @@ def comparison_to_markdown(comparison: pd.DataFrame) -> str:
 
 def comparison_to_latex(comparison: pd.DataFrame) -> str:
     """Return the table of `compare_runs` as a LaTeX tabular, which needs the package booktabs."""
-    cells = pd.DataFrame(_compared(comparison)).rename(columns={"log p(x)": r"$\log p(x)$"})
+    cells = pd.DataFrame(_compared(comparison), dtype=object).rename(columns={"log p(x)": r"$\log p(x)$"})
     cells["run"] = cells["run"].str.replace(r"([&%$#_{}])", r"\\\1", regex=True)
     return cells.replace(r"(\S+) \+- (\S+)", r"$\1 \\pm \2$", regex=True).to_latex(index=False, column_format="lrrrr")

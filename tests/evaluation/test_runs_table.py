@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 import torch
 
@@ -128,3 +129,12 @@ def test_the_table_is_sorted_and_counts_are_integers():
     assert list(table["run"]) == ["a", "c", "b"]
     place = table.columns.get_loc("importance_samples")
     assert [line.split(",")[place] for line in table.to_csv(index=False).split()[1:]] == ["", "7", ""]
+
+
+def test_a_folder_may_have_a_name_of_undecodable_bytes():
+    table = runs_table([ROW | {"run": "caf\udce9", "data": "caf\udce9"}])
+    assert "caf\udce9" in table.to_csv()
+    assert "caf\udce9" in to_markdown(table)
+    names = ("log_p", "log_p_difference", "elbo", "elbo_difference")
+    row = {"run": "caf\udce9", "untrusted": 0.0} | {f"{name}{part}": 1.0 for name in names for part in ("", "_stderr")}
+    assert "caf\udce9" in comparison_to_latex(pd.DataFrame([row], dtype=object))
