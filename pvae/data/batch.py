@@ -10,9 +10,8 @@ from torch import Tensor
 
 from pvae.core.errors import InputError
 from pvae.data.preparation import Pixels
-from pvae.vae import VAE
 
-__all__ = ["Batch", "Data", "given_parts"]
+__all__ = ["Batch", "Data"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +66,3 @@ class Batch:
 
 
 Data = Batch | Tensor | Pixels  # data of which `Batch.of` is a batch
-
-
-def given_parts(vae: VAE, x: Any, size: int) -> Iterator[tuple[VAE, Any]]:
-    """Yield data x in parts of at most `size`, each with the VAE at their labels, if it is at labels y."""
-    for part in Batch(x, getattr(vae, "y", None)).split(size):
-        yield vae.given(part.y), part.x

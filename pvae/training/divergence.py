@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pvae.core.errors import listed
-from pvae.data.batch import given_parts
+from pvae.data.batch import Batch
 from pvae.vae import VAE
 
 __all__ = ["cause_of"]
@@ -27,7 +27,7 @@ _OUTLIER = 1000.0  # an image is an outlier if its loss is more than this multip
 
 
 @torch.no_grad()
-def cause_of(vae: VAE, x: Tensor, names: Sequence[str]) -> str:
+def cause_of(vae: VAE, batch: Batch, names: Sequence[str]) -> str:
     """Return why the loss or the gradient of a batch is not finite, and what to do, as one clause.
 
     The causes, in the order in which they are looked for: parameters that are not finite; a few images of the batch,
@@ -36,7 +36,7 @@ def cause_of(vae: VAE, x: Tensor, names: Sequence[str]) -> str:
 
     Args:
         vae: at the parameters before the step.
-        x: the batch, (B, *D).
+        batch: B data x, with their labels if the VAE takes labels.
         names: of each image, for the message.
     """
     broken = [name for name, value in vae.named_parameters() if not value.isfinite().all()]
@@ -44,12 +44,12 @@ def cause_of(vae: VAE, x: Tensor, names: Sequence[str]) -> str:
         return f"{listed(broken)} {'is' if len(broken) == 1 else 'are'} NaN or infinite already: {_SMALLER_STEPS}"
     vae.eval()
     with pyro.validation_enabled(False):  # a scale of 0 is a cause to name, and not an error
-        parts = [_loss_and_scales(*one) for one in given_parts(vae, x, 1)]
+        parts = [_loss_and_scales(vae.given(part.y), part.x) for part in batch.split(1)]
     losses = torch.tensor([abs(loss) for loss, _ in parts])
     outliers = ~(losses <= _OUTLIER * losses[losses.isfinite()].median()) if losses.isfinite().any() else losses == 0
-    if 0 < outliers.sum() <= len(x) // 2:
+    if 0 < outliers.sum() <= len(batch) // 2:
         found = [name for name, is_one in zip(names, outliers) if is_one]
-        return f"{listed(found)} alone of the {len(x)} images of the batch: look at it, and leave it out"
+        return f"{listed(found)} alone of the {len(batch)} images of the batch: look at it, and leave it out"
     for name, (role, least, advice) in _SCALES.items():
         scales = [scale for _, of in parts for scale in of.get(name, ())]
         if scales and not (min(scales) > least and max(scales) < _GREATEST_SCALE):

@@ -298,7 +298,7 @@ class Trainer:
         """Return why the loss or a gradient of a batch, the data of a split at these rows, is not finite."""
         files = self.names.get(split)
         names = [files[row] if files else f"{split} image {row}" for row in rows]
-        return cause_of(self.vae.given(batch.y), batch.x, names)
+        return cause_of(self.vae, batch, names)
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=self.device)
