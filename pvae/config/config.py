@@ -70,12 +70,9 @@ class Config:
     )
     dataset: str = option(
         "auto",
-        "{choices}; auto is MNIST, or 5,000 of its digits where MNIST is not available; emnist is its split balanced, "
-        "upright. folder:PATH is any tree of image files: they are turned as their EXIF orientation says, and "
-        "transparent pixels are laid over white. PATH may also be an .npy or .npz file: an array of images "
-        "(N, H, W[, C]) of integers, floats or booleans; or the arrays images and labels; or train, valid and test "
-        "with train_labels and so on. Images have at most 16 channels, and their values become bytes. array:FILE is an "
-        ".npy, .npz or .h5 file of any shape, table:FILE a CSV or Parquet file of numbers and texts",
+        "{choices}; auto is MNIST, or 5,000 of its digits where MNIST is not available; folder:PATH any tree of image "
+        "files, or an .npy or .npz file of images (N, H, W[, C]); array:FILE an .npy, .npz or .h5 file of any shape; "
+        "table:FILE a CSV or Parquet file of numbers and texts",
         choices=DATASETS,
     )
     image_size: str = option(

@@ -17,7 +17,7 @@ from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.tracing import register
 from pvae.elbos.importance import RenyiELBO as RenyiBound
-from pvae.elbos.registry import build_elbo, elbo_of
+from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae
 from pvae.models.posteriors import bounded_normal
 from pvae.reference import bounds as reference_bounds
@@ -156,39 +156,6 @@ def test_every_elbo_trains_in_svi(small_vae, small_images, name):
         assert math.isfinite(svi.evaluate_loss(x))
     assert sum(losses[-10:]) < sum(losses[:10])
     assert all((parameter != old).any() for parameter, old in zip(vae.parameters(), before))
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"elbo": "iwae", "beta": 2.0}, "no rate to weigh"),
-        ({"elbo": "dreg", "warm_up": 1}, "no rate to weigh"),
-        ({"elbo": "stl", "free_bits": 0.1}, "no free bits"),
-        ({"elbo": "score-loo"}, "--particles 2 or more, not 1"),
-        ({"elbo": "miwae", "particles": 5, "groups": 2}, "multiple"),
-        ({"elbo": "ciwae", "mix": 1.5}, "at most 1"),
-        ({"elbo": "iwae", "posterior": "delta"}, "no density"),
-        ({"elbo": "iwea"}, "did you mean 'iwae'"),
-        ({"upper_latent_dims": (2,), "prior": "mixture", "elbo": "analytic"}, "no closed-form KL"),
-        ({"upper_latent_dims": (2,), "prior": "vamp"}, "--inference bottom-up"),
-        ({"upper_latent_dims": (2,), "posterior": "iaf"}, "--upper-latent-dims .*--posterior normal"),
-        (
-            {"upper_latent_dims": (2,), "inference": "ladder", "posterior": "normal-log-variance"},
-            "--posterior normal .*not normal-log-variance",
-        ),
-        ({"prior": "vamp", "network": "conv-batchnorm"}, "give --network mlp, conv"),
-        ({"likelihood": "normal-linear"}, "--network linear"),
-        ({"elbo": "renyi", "alpha": math.nan}, "--alpha"),
-        *(
-            ({"elbo": elbo, "particles": 2, **option}, r"--elbo trace, analytic, stl or iwae")
-            for elbo in ("dreg", "score", "score-loo", "piwae")
-            for option in ({"likelihood": "normal-optimal"}, {"network": "mlp-batchnorm"})
-        ),
-    ],
-)
-def test_what_makes_no_sense_is_refused(options, says):
-    with pytest.raises(InputError, match=says):
-        elbo_of(Config(**options))
 
 
 @pytest.mark.parametrize("name", ["stl", "dreg"])
