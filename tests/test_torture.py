@@ -173,6 +173,7 @@ def check(number_of_cases, whole, images, tmp_path, monkeypatch, capsys):
         assert counts[use, "correct"] > 0.05 * number_of_cases
 
 
+@pytest.mark.workflow
 def test_some_damaged_runs(whole, images, tmp_path, monkeypatch, capsys):
     check(40, whole, images, tmp_path, monkeypatch, capsys)
 

@@ -36,8 +36,6 @@ from pvae.runs import data as data_module
 from pvae.runs.run import Run
 from pvae.training.fit import fit, resume
 
-pytestmark = pytest.mark.workflow
-
 CONFIG = Config(hidden=(4,), latent_dim=2, batch_size=8, epochs=2, valid=0.25)
 CONFIG_FILE, ROWS, BEST = "config.json", "metrics.jsonl", "best.safetensors"
 LAST = "checkpoint.safetensors"
@@ -222,6 +220,7 @@ def test_an_unfinished_row_is_dropped(run, trained):
     assert len((run / ROWS).read_bytes().splitlines()) == 9
 
 
+@pytest.mark.workflow
 def test_a_data_set_with_an_unprintable_name_is_drawn_and_printed(run, trained, capsys):
     name = "two\nlines, half a character \ud800, " + 1000 * "and more "
     (run / CONFIG_FILE).write_bytes(option("data", "name", name)((run / CONFIG_FILE).read_bytes()))
