@@ -17,10 +17,11 @@ __all__ = ["main"]
 _EPILOG = """\
 The loss is a function of x, its reconstruction, the encoder's two outputs and perhaps a draw z. The command says that
 it is a factor times the negative ELBO of a likelihood, a posterior and a beta, checked in value and gradients at 200
-random points, or why it is not an ELBO. The file is imported, so that the code at its top level runs.
+random points, or why it is not an ELBO. The code at the top level of the file runs. More: notebooks/identify.md
 
-example:
-  pvae identify my_vae.py:loss_function"""
+examples:
+  pvae identify my_vae.py:loss_function
+  pvae identify my_vae.py:VAE.loss --shape 1x28x28 --constant kld_weight=0.005"""
 
 
 def _identify(arguments: argparse.Namespace) -> None:
