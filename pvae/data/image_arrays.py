@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pvae.core.errors import InputError
 from pvae.data.arrays import read_arrays
-from pvae.data.image_cache import Images, ImageTransform, Survey
+from pvae.data.image_cache import Images, ImageTransform, Shape
 from pvae.data.image_folder import converted
 from pvae.data.levels import Levels
 
@@ -61,29 +61,26 @@ class ImageArrays:
         if 0 < len(self.labels) < len(self.names):
             which = "some of its arrays of images have labels, and some have not"
             raise InputError(f"{path} cannot be used: {which}: give labels for all or none")
-        self.shape: tuple[int, int, int] = shapes[0]
+        self.shape: Shape = shapes[0]
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.names)
 
-    def survey(self) -> Survey:
+    def survey(self) -> tuple[list[Shape], Levels | None]:
         """Return the shape of the images, and the values that they have.
 
         Raises:
             InputError: a value is NaN or infinite, or the arrays have several types.
         """
-        return Survey([self.shape], False, self._levels())
-
-    def _levels(self) -> Levels:
         parts = []
         for array, _ in self._arrays:
             at_once = max(1, _READ // array[0].nbytes)
             for start in range(0, len(array), at_once):
                 parts.append(Levels.of(array[start : start + at_once]))
                 if array.dtype == np.uint8 and parts[-1].high > 1:
-                    return parts[-1]  # bytes stay as they are
-        return reduce(or_, parts)
+                    return [self.shape], None  # bytes stay as they are
+        return [self.shape], reduce(or_, parts)
 
     def described(self, images: Images) -> tuple[list[str], list[str], list[Any]]:
         """Return a name for each image, such as "train-0" for the first one of the array `train`, split and label."""

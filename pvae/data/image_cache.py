@@ -28,7 +28,7 @@ from pvae.core.records import to_json
 from pvae.core.terminal import progress_bar
 from pvae.data.levels import Levels
 
-__all__ = ["COLOURS", "ImageSource", "ImageTransform", "Images", "Survey", "load_images"]
+__all__ = ["COLOURS", "ImageSource", "ImageTransform", "Images", "Shape", "load_images"]
 
 COLOURS = {1: "grey", 3: "colour"}  # by the number of channels
 
@@ -83,18 +83,7 @@ class Images(NamedTuple):
     first: list[int]
 
 
-class Survey(NamedTuple):
-    """What is known of images before they are converted.
-
-    Args:
-        shapes: the different (height, width, channels) of all images, or that of each image.
-        is_deep: some images may have values of more than 8 bits.
-        levels: the values of the images; None if they are bytes that stay as they are.
-    """
-
-    shapes: Sequence[tuple[int, int, int]]
-    is_deep: bool
-    levels: Levels | None
+Shape = tuple[int, int, int]  # height, width, channels
 
 
 class ImageSource(Protocol):
@@ -115,8 +104,8 @@ class ImageSource(Protocol):
     def __len__(self) -> int:
         """Return the number of files, or of the images in arrays."""
 
-    def survey(self) -> Survey:
-        """Return what is known of the images before they are converted."""
+    def survey(self) -> tuple[Sequence[Shape], Levels | None]:
+        """Return the shapes of all images, and their levels; None if they are bytes that stay as they are."""
 
     def decoded(self, transform: ImageTransform) -> Iterator[list[NDArray[np.uint8]]]:
         """Yield the images (C, H, W) of each file in turn."""
@@ -170,7 +159,7 @@ def _cached(target: Path) -> Images:
 
 def _build(source: ImageSource, transform: ImageTransform, target: Path, least: int) -> None:
     """Decode the images into a cache file."""
-    shapes, is_deep, levels = source.survey()
+    shapes, levels = source.survey()
     channels = max((shape[2] for shape in shapes), default=1)
     value_range = levels.value_range(transform.value_range) if levels else ()
     chosen = transform._replace(
@@ -185,7 +174,7 @@ def _build(source: ImageSource, transform: ImageTransform, target: Path, least: 
         "channels": 1 if is_grey else chosen.channels,
         "kept": kept,
         "pages": pages,
-        "found": f"{len(kept):,} images of {_described(shapes, 1 if is_grey else channels, is_deep)}",
+        "found": f"{len(kept):,} images of {_described(shapes, 1 if is_grey else channels, levels)}",
         "note": joined(broken, levels.note(value_range) if levels else ""),
         "value_range": value_range,
         "first": first,
@@ -218,14 +207,15 @@ def _written(
     return kept, pages, first, has_colour
 
 
-def _described(shapes: Sequence[tuple[int, int, int]], channels: int, is_deep: bool) -> str:
+def _described(shapes: Sequence[Shape], channels: int, levels: Levels | None) -> str:
     """Return the sizes, colours and bits of images, for example "28 x 20 to 64 x 64 pixels, grey"."""
     sizes = sorted({shape[:2] for shape in shapes}, key=math.prod)
     size = " to ".join(f"{height} x {width}" for height, width in dict.fromkeys((sizes[0], sizes[-1])))
+    is_deep = levels is not None and levels.kind not in ("b1", "u1")
     return f"{size} pixels, {COLOURS.get(channels, f'{channels} channels')}" + ", some of more than 8 bits" * is_deep
 
 
-def _common_size(shapes: Sequence[tuple[int, int, int]]) -> tuple[int, int]:
+def _common_size(shapes: Sequence[Shape]) -> tuple[int, int]:
     """Return the median size of images, reduced to a longer side of at most 64 pixels."""
     height, width = (statistics.median_low(side) for side in [*zip(*shapes)][:2] or [(1,), (1,)])
     reduction = min(1.0, _LONGEST / max(height, width))

@@ -22,7 +22,7 @@ from PIL import ExifTags, Image, ImageChops, ImageOps
 
 from pvae.core.errors import InputError, brief
 from pvae.data.folders import is_folder
-from pvae.data.image_cache import Images, ImageTransform, Survey
+from pvae.data.image_cache import Images, ImageTransform, Shape
 from pvae.data.levels import Levels, to_bytes
 
 __all__ = ["SUFFIXES", "ImageFiles", "converted", "decode", "image_files"]
@@ -121,7 +121,7 @@ class ImageFiles:
         splits = [self.splits[index] for index in images.kept if self.splits]
         return names, splits, [self.labels[index] for index in images.kept if self.labels]
 
-    def survey(self) -> Survey:
+    def survey(self) -> tuple[list[Shape], Levels | None]:
         """Return the shapes of the images, and their levels if some have more than 8 bits, or if all are 0 or 1."""
         headers = [*_in_parallel(partial(_of_images, _header), self.paths)]
         deep = [path for path, of_file in zip(self.paths, headers) if any(is_deep for _, is_deep in of_file)]
@@ -131,7 +131,7 @@ class ImageFiles:
         if deep or all(one.kind == "u1" and one.high <= 1 for one in shallow):
             found = [*itertools.chain.from_iterable(_in_parallel(read, deep or self.paths))]
             levels = reduce(or_, found) if found else None
-        return Survey([shape for of_file in headers for shape, _ in of_file], bool(deep), levels)
+        return [shape for of_file in headers for shape, _ in of_file], levels
 
     def decoded(self, transform: ImageTransform) -> Iterator[list[NDArray[np.uint8]]]:
         """Yield the images (C, H, W) of each file in turn."""
@@ -256,7 +256,7 @@ def _png_values(path: Path) -> NDArray[Any]:
     return decode_image(content, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
 
 
-def _header(source: _Source) -> tuple[tuple[int, int, int], bool]:
+def _header(source: _Source) -> tuple[Shape, bool]:
     """Return (height, width, channels) of an image as a viewer shows it, and whether it has more than 8 bits."""
     image = source.image
     if isinstance(image, np.ndarray):

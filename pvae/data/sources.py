@@ -332,18 +332,17 @@ def torchvision_set(name: str, data_dir: str | Path | None, offline: bool = True
     row = SETS[name]
     title, file = row.title, row.file
     advice = f"put its published files there as torchvision does, DIR/{file} and the rest, and give --data-dir DIR"
+    advice += ", or leave --offline out" * (offline and bool(row.published))
     try:
-        root = find(title, file, data_dir)
+        root = find(title, file, data_dir, advice)
     except NotFoundError as error:
         if offline or not row.published:
-            way_out = ", or leave --offline out" if row.published else ""
-            raise NotFoundError(f"{error}, and is not downloaded: {advice}{way_out}") from None
+            raise
         try:
             root = cache_dir()
             _download(title, root)
         except Exception as failure:  # of the network, of the disk, or of an MD5 sum
-            why = f"cannot be downloaded ({brief(failure)})"
-            raise NotFoundError(f"{error}, and {why}: {advice}, or connect to a network") from None
+            raise NotFoundError(f"{error}; it cannot be downloaded ({brief(failure)})") from None
     classes = row.classes
     with _reading(title, root, advice):
         if row.classes:
