@@ -20,12 +20,12 @@ from pvae.trained import chunks
 from pvae.trained.chunks import data_at_once, widest
 from pvae.vae import VAE
 
-__all__ = ["MOST_UNTRUSTED", "TRUSTED", "ImportanceSample", "importance_sample"]
+__all__ = ["DECODED_TO_COMPILE", "MOST_UNTRUSTED", "TRUSTED", "ImportanceSample", "importance_sample"]
 
 TRUSTED = 10.0  # the effective sample size below which the importance weights of a datum cannot be trusted
 MOST_UNTRUSTED = 0.01  # the fraction of such data up to which the mean log-likelihood is reported as reliable
 _VISITS_TO_RECORD = 3
-_DECODED_TO_COMPILE = 10_000_000  # decoded data from which compiling saves more time than it takes
+DECODED_TO_COMPILE = 10_000_000  # decoded data from which compiling saves more time than it takes
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +137,7 @@ def _recorded_log_likelihood(vae: VAE, engine: str, precision: str, decoded: int
     """
     may_fail = engine == "auto" and precision == "fp32"  # the caller did not ask for compilation: fall back silently
     if engine == "auto":
-        engine = "inductor" if decoded >= _DECODED_TO_COMPILE and not missing() else "graph"
+        engine = "inductor" if decoded >= DECODED_TO_COMPILE and not missing() else "graph"
     if (engine, precision) != ("none", "fp32"):
         check_engine(engine, precision)
     # In bfloat16 every shape is recorded, so that the estimate does not depend on how often a shape recurs.
