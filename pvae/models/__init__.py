@@ -2,11 +2,11 @@
 
 `pvae.VAE(p_z, q_z, p_x)` takes one module of each kind, or a module of your own:
 
-    priors       StandardNormalPrior, MixturePrior, VampPrior, FlowPrior, SpherePrior, FlatPrior
-    posteriors   NormalPosterior, FullNormalPosterior, PlanarPosterior, IAFPosterior (also with splines),
-                 PowerSphericalPosterior, DeltaPosterior
-    hierarchy    HierarchyPrior, and BottomUpPosterior, TopDownPosterior or LadderPosterior
-    likelihoods  BernoulliLikelihood, PseudoBernoulliLikelihood, ContinuousBernoulliLikelihood, NormalLikelihood,
-                 LinearNormalLikelihood, LearnedNormalLikelihood, OptimalNormalLikelihood, DiscretizedLogisticLikelihood
-    networks     encoders and decoders for them: mlp_encoder, conv_encoder, groupnorm_encoder, ...
+    priors       p(z), and hierarchy.HierarchyPrior of several layers
+    posteriors   q(z | x), and of several layers BottomUpPosterior, TopDownPosterior and LadderPosterior in hierarchy
+    likelihoods  p(x | z)
+    labels       the same given labels, or with a label as a latent
+    networks     encoders and decoders for them; features, what an encoder sees of x
+
+`build.build_vae` makes them of a configuration. The rows of `pvae.config.families` name the classes.
 """
