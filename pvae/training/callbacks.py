@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -121,7 +122,8 @@ class ProgressBar(Callback):
             return
         if self.bar is None:
             title = f"epoch {trainer.epoch + 1}/{self.epochs}"
-            self.bar, self.total = progress_bar(title, trainer.num_steps, "step"), 0.0
+            is_read = sys.stdout is not None  # which `print_line` sets to None where nothing reads it
+            self.bar, self.total = progress_bar(title, trainer.num_steps, "step", quiet=not is_read), 0.0
         self.total += loss.item() * self.num_processes
         self.bar.set_postfix_str(f"loss {self.total / (self.bar.n + 1):.2f}", refresh=False)
         self.bar.update()
@@ -176,7 +178,7 @@ class TensorBoard(Callback):
 
 @dataclass
 class OnEachRow(Callback):
-    """Calls a function of the user for each row of metrics."""
+    """Calls the caller's function for each row of metrics."""
 
     run: Run
     function: OnEpoch
@@ -197,7 +199,7 @@ class Patience(Callback):
     epochs: int
 
     def ends(self, trainer: Trainer) -> bool:
-        """Return whether the best epoch is that old."""
+        """Return whether there has been no better bound for that many epochs."""
         return is_out_of_patience(trainer.rows, self.epochs)
 
 
@@ -213,8 +215,8 @@ class Figures(Callback):
         self.interruptions.raise_if_received()
         from pvae.plotting.run_figures import save_figures  # imports matplotlib, which is slow
 
-        if self.run.config.valid:
-            trainer.vae.load_state_dict(self.run.best_checkpoint().vae)  # a VAE of your own is trained in place
+        if self.run.config.valid:  # the VAE that the caller gave ends with the best weights too
+            trainer.vae.load_state_dict(self.run.best_checkpoint().vae)
         if self.run.has_own_vae:
             self.run.vae(copy.deepcopy(trainer.vae))
         save_figures(self.run, self.interruptions.raise_if_received)
@@ -222,7 +224,7 @@ class Figures(Callback):
 
 
 def pictures(trainer: Trainer, run: Run) -> tuple[Tensor, Tensor, Tensor]:
-    """Return 8 test images, their reconstructions and 64 samples, in [0, 1], with the same noise in every call.
+    """Return 8 test images, their reconstructions and 64 samples, in [0, 1], with the same noise after every epoch.
 
     Of other data, the samples are 1,000 draws from p(x | z) and not means, to be compared with the data. An autoencoder
     has no prior to sample from: its samples are an empty batch.

@@ -316,8 +316,7 @@ def train_in_memory(
     with _one_at_a_time(), seeded(config.seed, device), pyro.get_param_store().scope():
         trainer = build_trainer(config, data, device, threads=torch.get_num_threads())
         for epoch in epochs:
-            while trainer.epoch < epoch:
-                trainer.run_epoch()
+            trainer.train(epoch)
             found.append((epoch, copy.deepcopy(trainer.vae).eval(), data))
     return found
 
@@ -340,15 +339,12 @@ def _train(trainer: Trainer, run: Run, notes: Sequence[str], quiet: bool, on_epo
     saved = Saved(run, trainer.engine, world.size, world.is_first)
     bar, board = ProgressBar(config.epochs, world.size), TensorBoard(run)
     with Interruptions() as interruptions:  # outermost: a signal must not interrupt the explanation of an error
-        callbacks: list[Callback] = [saved, Patience(config.patience)]
+        callbacks: list[Callback] = [saved, Patience(config.patience), Interrupt(interruptions, world)]
         if world.is_first:
-            callbacks += [board]
-        if world.is_first and not quiet:
-            callbacks += [Printed(run)] + [bar] * (sys.stdout is not None)  # None: nothing reads it
-        if world.is_first:
-            callbacks += [OnEachRow(run, on_epoch), Figures(run, interruptions)]
+            printed = [] if quiet else [Printed(run), bar]
+            callbacks[1:1] = [board, *printed, OnEachRow(run, on_epoch), Figures(run, interruptions)]
         try:
-            trainer.train(config.epochs, [*callbacks, Interrupt(interruptions, world)])
+            trainer.train(config.epochs, callbacks)
         except (KeyboardInterrupt, OSError, RuntimeError) as error:
             if saved.epoch is None and world.is_first:
                 writer.discard(run.path)
