@@ -48,7 +48,7 @@ def kept(function: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run
     def once(run: Run, /, *arguments: P.args, **named: P.kwargs) -> T:
         return run.keep(function, *arguments, **named)
 
-    return once  # type: ignore[return-value]
+    return once
 
 
 @dataclass(eq=False)

@@ -9,22 +9,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
+from pvae.config.config import Config
+from pvae.config.presets import system_title
 from pvae.core.errors import TrainingError
 from pvae.core.files import write_whole
 from pvae.core.random_state import seeded
 from pvae.core.signals import Interruptions
 from pvae.core.terminal import print_line, progress_bar
 from pvae.data.dataset import random_subset
+from pvae.data.preparation import Preparation
 from pvae.runs import writer
-from pvae.runs.metrics import Metrics, is_out_of_patience
+from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience
 from pvae.runs.run import Run
 from pvae.runs.tensorboard import write_events
 from pvae.trained.latent_space import reconstruct, sample, sample_given
 from pvae.training.engine import Engine
 from pvae.training.parallel import World
-from pvae.training.progress import best_line, epoch_line, start_lines
 from pvae.training.trainer import Callback, Trainer
 
 __all__ = [
@@ -37,7 +38,10 @@ __all__ = [
     "ProgressBar",
     "Saved",
     "TensorBoard",
+    "best_line",
+    "epoch_line",
     "pictures",
+    "start_lines",
 ]
 
 OnEpoch = Callable[[Run, Metrics], object]
@@ -162,11 +166,13 @@ class TensorBoard(Callback):
     """Writes scalars and pictures of each epoch as TensorBoard events."""
 
     run: Run
-    writer: SummaryWriter | None = None
+    writer: Any = None  # a SummaryWriter
 
     def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
         """Write the events of the epoch; TensorBoard hides those of this and later epochs by an earlier session."""
         if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
             self.writer = SummaryWriter(str(self.run.path), purge_step=trainer.epoch)
         write_events(self.writer, rows, *pictures(trainer, self.run))
 
@@ -244,3 +250,77 @@ def pictures(trainer: Trainer, run: Run) -> tuple[Tensor, Tensor, Tensor]:
         parts = few.x, reconstruct(vae, few), samples
     images, reconstructions, samples = (run.preparation.shown(part).cpu() for part in parts)
     return images, reconstructions, samples
+
+
+def start_lines(run: Run, device: str, epoch: int) -> str:
+    """Return what is trained on what data, and the folder it is written to."""
+    config, data = run.config, run.data
+    folder = f" (found in {data.folder})" if data.folder else ""
+    rate = "" if run.has_own_vae else _estimated_rate(config)
+    lines = [
+        f"data: {data.title}{folder}, {_values(run)}",
+        f"training {system_title(config)} by SVI with --elbo {config.elbo}{rate}, "
+        f"epochs {epoch + 1} to {config.epochs}, on {device}, into {run.path}",
+    ]
+    if config.warm_up > config.epochs:
+        share = f"{config.epochs / config.warm_up:.0%}"
+        lines.append(f"the warm-up takes {config.warm_up} epochs: the weight of the rate rises to {share} of --beta")
+    return "\n".join(lines)
+
+
+def epoch_line(run: Run, rows: Sequence[Metrics]) -> str:
+    """Return the metrics of one epoch.
+
+    The loss is included where it differs from the negated bound (beta, importance weights).
+
+    Args:
+        run: the run.
+        rows: metrics of the training images, of the validation images if there are any, and of the test images.
+    """
+    test, epochs = rows[-1], run.config.epochs
+    terms = f"distortion {test.distortion:.2f}, rate {test.rate:.2f}"
+    if abs(test.loss - test.distortion - test.rate) > max(0.005, 1e-6 * abs(test.loss)):  # beyond rounding
+        terms += f", loss {test.loss:.2f}"
+    if test.accuracy is not None:
+        terms += f", {test.accuracy:.2%} of the labels found"
+    seconds, number = sum(row.seconds for row in rows), f"{test.epoch:{len(str(epochs))}}/{epochs}"
+    return f"epoch {number}  {'  '.join(map(str, rows))} ({terms}{run.bits(test)})  {seconds:.1f} s"
+
+
+def best_line(rows: Sequence[Metrics], epochs: int) -> str:
+    """Return which epoch was the best on the validation data, and why the training ended; "" without such images.
+
+    Args:
+        rows: metrics of all epochs.
+        epochs: number of the planned epochs.
+    """
+    best, last = best_epoch(rows), rows[-1].epoch
+    if best is None:
+        return ""
+    why = f"stopped after epoch {last}, {last - best} epochs without a better bound; " if last < epochs else ""
+    more = "; it is the last one: more epochs may give a better one" if best == last else ""
+    return f"{why}epoch {best} is the best on the validation data: load, evaluate and draw take its weights{more}"
+
+
+def _values(run: Run) -> str:
+    """Return what the VAE sees of the data."""
+    if run.data.is_images:
+        return f"pixels {_pixels(run.config, run.has_own_vae)}"
+    shape = " x ".join(map(str, run.data.datum_shape))
+    binarized = "" if run.config.binarize == "none" else f", binary by --binarize {run.config.binarize}"
+    return f"each of {shape} values{binarized}"
+
+
+def _pixels(config: Config, has_own_vae: bool) -> str:
+    """Return the values of the pixels, how they are binarized, and the bound if a Bernoulli scores grey ones."""
+    kind = Preparation.of(config).kind
+    if config.binarize != "none":
+        return f"{kind} by --binarize {config.binarize}"
+    return f"{kind}, so the bound is a pseudo-ELBO" if config.is_pseudo and not has_own_vae else kind
+
+
+def _estimated_rate(config: Config) -> str:
+    """Return a note on the layers whose rate has no closed form."""
+    layers = [f"z{number}" for number, is_closed in enumerate(config.closed_forms, 1) if not is_closed]
+    rate = f"the rate of {' and '.join(layers)}" if config.upper_latent_dims else "its rate"
+    return f" ({rate} is a mean over the draws: it has no closed form)" if layers else ""

@@ -30,8 +30,8 @@ from pvae.data.preparation import Preparation
 from pvae.data.sources import load_dataset
 from pvae.runs import writer
 from pvae.runs.run import Run
+from pvae.training.callbacks import start_lines
 from pvae.training.fit import fit, resume
-from pvae.training.progress import start_lines
 from pvae.training.setup import build_trainer
 from pvae.training.trainer import Callback
 
