@@ -225,7 +225,7 @@ def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
     if chosen.get("labels"):
         chosen = {"elbo": "enumerate", **chosen}
     dataset = str(chosen.get("dataset", ""))
-    of_own = "images" if dataset.startswith("folder:") or dataset in ("svhn", "cifar10") else "values"
+    of_own = "images" if dataset.startswith("folder:") else "values"
     default = of_own if own_path(dataset) or of_own == "images" else "deep-bayes"
     config = SYSTEMS.get(chosen.get("system", default), Config()).replace(**chosen)
     config.check_used(chosen)

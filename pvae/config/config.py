@@ -29,8 +29,8 @@ __all__ = ["OPTIONS", "Config"]
 _SIZE = (1, 10**9)
 _SCALE = (1e-38, 1e38)  # float32 holds little beyond
 _READS_FILES = (
-    "--dataset folder:PATH, celeba or omniglot",
-    lambda c: c.dataset in ("celeba", "omniglot") or c.dataset.startswith("folder:"),
+    "--dataset folder:PATH or celeba",
+    lambda c: c.dataset == "celeba" or c.dataset.startswith("folder:"),
 )
 
 

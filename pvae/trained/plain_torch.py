@@ -36,7 +36,7 @@ from pvae.vae import VAE
 
 __all__ = ["export_torch", "plain_torch", "training_script", "weights"]
 
-_TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}  # names in torchvision.datasets
+_TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}  # names in torchvision.datasets
 _SHAPES = dict.fromkeys((*_TORCHVISION, "binarized-mnist"), (1, 28, 28)) | {"linear-gaussian": (1, 8, 8)}
 _IN_THE_LOOP: dict[str, tuple[object, ...]] = {  # the values of options that the loop of a training script knows
     "grey": (False,),

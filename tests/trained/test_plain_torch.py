@@ -224,7 +224,6 @@ def test_the_command_prints_the_script_of_what_is_asked_for(data, capsys):
         {"binarize": "static"},
         {"likelihood": "normal-optimal"},
         {"likelihood": "poisson"},
-        {"dataset": "usps"},
         {"dataset": "celeba"},
         {"patience": 3, "valid": 0.1},
         {"precision": "bf16"},
