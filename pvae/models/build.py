@@ -47,9 +47,13 @@ def build_vae(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -
     if not num_labels:
         for module in reversed(seen):
             encoder = nn.Sequential(module, encoder)
-    prior, posterior = (_hierarchy if config.upper_latent_dims else _one_layer)(config, encoder, datum_shape)
-    if config.upper_latent_dims and config.inference != "top-down":
-        decoder = nn.Sequential(FirstLayer(config.latent_dim), decoder)
+    if config.upper_latent_dims:
+        prior, posterior = _hierarchy(config, encoder, datum_shape)
+        if config.inference != "top-down":
+            decoder = nn.Sequential(FirstLayer(config.latent_dim), decoder)
+    else:
+        posterior = _posterior(config, encoder)
+        prior = _prior(config, posterior.forward, datum_shape)
     family = config.likelihood_family
     likelihood: nn.Module = class_of(family.grey if config.is_pseudo else family.module)(
         decoder, datum_shape, has_missing=config.missing, **family.arguments(config)
@@ -85,12 +89,6 @@ def _prior(config: Config, posterior: Any, datum_shape: Sequence[int]) -> nn.Mod
     first = (posterior, datum_shape) if family.is_of_posterior else (config.latent_dims[-1],)
     prior: nn.Module = class_of(family.module)(*first, **family.arguments(config))
     return prior
-
-
-def _one_layer(config: Config, encoder: nn.Module, datum_shape: Sequence[int]) -> tuple[nn.Module, nn.Module]:
-    """Return the prior and the posterior of one stochastic layer."""
-    posterior = _posterior(config, encoder)
-    return _prior(config, posterior.forward, datum_shape), posterior
 
 
 def _hierarchy(config: Config, encoder: nn.Module, datum_shape: Sequence[int]) -> tuple[nn.Module, nn.Module]:
