@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 from collections.abc import Callable, Sequence
@@ -179,7 +180,8 @@ class TensorBoard(Callback):
     def close(self) -> None:
         """Close the file."""
         if self.writer is not None:
-            self.writer.close()
+            with contextlib.suppress(OSError):  # a full disk, which `on_epoch_end` has reported
+                self.writer.close()
 
 
 @dataclass

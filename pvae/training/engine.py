@@ -111,9 +111,9 @@ class Engine:
     Args:
         make: returns an SVI whose steps take the index of a batch, with the engine "none", "graph" or "inductor".
         name: the first engine.
-        is_chosen: the caller has chosen it, so that no other is taken, but for one that fails (`may_fall_back`).
-        may_fall_back: steps that cannot be recorded are computed eagerly; otherwise they raise an error.
-        may_compile: steps may be compiled.
+        is_chosen: whether the caller chose this engine, so that steps are not compiled because of their time.
+        may_fall_back: whether steps that cannot be recorded are computed eagerly; otherwise they raise an error.
+        may_compile: whether a step may be compiled anew; code that is kept is used anyway.
         threads: the numbers of threads to try, the largest first.
         batch_size: of the steps whose time counts.
         steps_left: number of steps that the training will take.

@@ -149,7 +149,7 @@ def is_lost_process(error: BaseException) -> bool:
 
 
 class SharedELBO(PerDatumELBO):
-    """An ELBO of which each process computes its rows of the batch that all are given.
+    """An ELBO of several processes: all are given the whole batch, and each computes its own rows.
 
     The losses and the terms of all processes sum to those of the batch, and their gradients to its gradient. z is the
     same as if one process drew it for the whole batch.

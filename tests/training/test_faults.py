@@ -11,6 +11,7 @@ import sys
 
 import pytest
 from helpers.runs import assert_same, weights
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from pvae.core.errors import InputError, LostError
 from pvae.core.files import locked
@@ -52,6 +53,22 @@ def test_a_full_disk(few_digits, config, tmp_path, monkeypatch, failing):
     run = resume(tmp_path / "run", data=few_digits)
     assert not list(run.path.rglob(".*"))
     assert_same(weights(run), weights(fit(config, data=few_digits, out=tmp_path / "whole")))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_disk_that_is_full_when_events_are_written(few_digits, config, tmp_path, monkeypatch):
+    """SummaryWriter writes in a thread, whose error reaches the training."""
+    count, write = iter(range(1000)), RecordWriter.write
+
+    def write_or_fail(self, record):
+        if next(count) > 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, record)
+
+    monkeypatch.setattr(RecordWriter, "write", write_or_fail)
+    with pytest.raises(LostError, match="No space left"):
+        fit(config, data=few_digits, out=tmp_path / "run")
+    assert Run.open(tmp_path / "run").read_checkpoint().counts.epoch in (1, 2)
 
 
 @pytest.mark.parametrize("then", ["removed", "empty"])
