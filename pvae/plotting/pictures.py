@@ -48,8 +48,8 @@ def reconstructions(run: Run) -> Figure:
     with run.seeded():
         reconstructions = latent_space.reconstruct(run.vae(), batch)
     if not run.data.is_images:
-        shown_values = value_figures.reconstructed_values_figure
-        return _drawn(run, shown_values(batch.x, reconstructions, run.title, run.dataset().test, run.data.columns))
+        test, columns = run.dataset().test, run.data.columns
+        return value_figures.reconstructed_values_figure(batch.x, reconstructions, run.title, test, columns)
     return figures.reconstruction_figure(shown(batch.x), shown(reconstructions), run.title)
 
 
@@ -63,7 +63,7 @@ def samples(run: Run) -> Figure:
         if not run.data.is_images:
             drawn = latent_space.sample(run.vae(), 1000, draws=True, y=codes.given_y(run, "test"))
             shown = codes.run_batch(run, "test").x.images[:1000]
-            return _drawn(run, value_figures.sampled_values_figure(shown, drawn, run.title, run.data.columns))
+            return value_figures.sampled_values_figure(shown, drawn, run.title, run.data.columns)
         if not run.vae().takes_labels:
             return figures.sample_figure(run.preparation.shown(latent_space.sample(run.vae(), 64)), run.title)
         data = run.dataset()
@@ -82,18 +82,8 @@ def _require(run: Run, has: bool, what: str, advice: str = "") -> None:
 
 
 def _label_of(run: Run, row: int) -> Tensor | None:
-    """Return the label of one test datum, (1, ...), for whatever is decoded, if the run was trained given labels."""
+    """Return the label of a test datum, (1, ...), at which latents are decoded, if the run was trained given labels."""
     return codes.run_batch(run, "test").rows(slice(row, row + 1)).y
-
-
-def _drawn(run: Run, figure: Figure | None) -> Figure:
-    """Return a figure of data, or refuse the picture if their shape cannot be drawn."""
-    if figure is None:
-        shape = run.data.datum_shape
-        raise InputError(
-            f"this picture shows images, vectors or series, and not data of the shape {shape} of {run.path}"
-        )
-    return figure
 
 
 def graph(run: Run) -> Figure:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from pvae.core.errors import one_line
+from pvae.core.errors import InputError, one_line
 from pvae.data.dataset import Column
 from pvae.plotting.figures import PALETTE, drawable, titled_figure
 
@@ -25,7 +25,7 @@ _MOST = 8  # columns of a table, or values of a series at one time, that are dra
 
 def reconstructed_values_figure(
     data: Tensor, reconstructions: Tensor, title: str, test: Tensor, columns: Sequence[Column] = ()
-) -> Figure | None:
+) -> Figure:
     """Return a panel for each datum with its reconstruction: bars of a vector, lines of a series.
 
     Where the columns of vectors have scales that differ by a factor of 20 or more, each is standardised.
@@ -37,11 +37,10 @@ def reconstructed_values_figure(
         test: all test data, by which columns are standardised.
         columns: of a table, whose names are shown if they are few.
 
-    Returns:
-        The figure; None for data of more dimensions.
+    Raises:
+        InputError: the data are neither vectors nor series.
     """
-    if data.dim() not in (2, 3):
-        return None
+    _check_shape(data)
     mean, units = test.float().nanmean(0), "test data"
     std = (test - mean).square().nanmean(0).sqrt()
     if data.dim() == 2 and std.max() > 20 * std.min():
@@ -66,13 +65,19 @@ def reconstructed_values_figure(
     return figure
 
 
+def _check_shape(data: Tensor) -> None:
+    if data.dim() not in (2, 3):
+        shape = tuple(data.shape[1:])
+        raise InputError(f"this picture shows images, vectors or series, and not data of the shape {shape}")
+
+
 def _draw_series(axes: Axes, x: Tensor, style: str, label: str) -> None:
     """Draw the first values at each time of a series (T, D)."""
     for number, values in enumerate(x.T[:_MOST]):
         axes.plot(values.tolist(), style, color=PALETTE[number % len(PALETTE)], label=label * (number == 0))
 
 
-def sampled_values_figure(data: Tensor, samples: Tensor, title: str, columns: Sequence[Column] = ()) -> Figure | None:
+def sampled_values_figure(data: Tensor, samples: Tensor, title: str, columns: Sequence[Column] = ()) -> Figure:
     """Return the marginals of vectors and of samples from p(x | z), z ~ p(z), or four series above four samples.
 
     There is a histogram for each of the first columns: of whole numbers their shares, of others the density. Of a
@@ -84,9 +89,10 @@ def sampled_values_figure(data: Tensor, samples: Tensor, title: str, columns: Se
         title: of the figure.
         columns: of a table.
 
-    Returns:
-        The figure; None for data of more dimensions.
+    Raises:
+        InputError: the data are neither vectors nor series.
     """
+    _check_shape(data)
     if data.dim() == 3:
         figure = titled_figure(f"{title}\ntest data above samples from p(x | z), z ~ p(z)", 10.0, 4.2)
         rows = figure.subplots(2, 4, sharey=True, squeeze=False)
@@ -94,8 +100,6 @@ def sampled_values_figure(data: Tensor, samples: Tensor, title: str, columns: Se
             _draw_series(axes, x, "-", "")
             axes.tick_params(labelsize=6)
         return figure
-    if data.dim() != 2:
-        return None
     num_columns = min(_MOST, data.shape[1])
     num_rows = -(-num_columns // 4)
     text = f"{title}\nmarginals of data and of samples from p(x | z), z ~ p(z)"

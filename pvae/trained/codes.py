@@ -58,7 +58,7 @@ def codes_of(run: Run, split: str) -> Tensor:
 
 
 def codes_as_data(run: Run) -> Dataset:
-    """Return the codes of all data of a run as data with the same labels, of which a second VAE may be trained.
+    """Return the codes of all data of a run as data with the same labels, on which a second VAE can be trained.
 
     The codes are the means of q(z | x), (N, L). With `Config.labels` the second VAE is the model M2 of the stack M1+M2
     (Kingma et al., arXiv:1406.5298), whose M1 is the run.
@@ -87,7 +87,7 @@ def top_layer_draws(run: Run) -> Tensor:
 
 
 def prior(run: Run) -> TorchDistribution:
-    """Return p(z); with several stochastic layers, the prior of the top layer; of a label and a latent, of the latent.
+    """Return p(z): of several stochastic layers the prior of the top layer, of a label and a latent that of the latent.
 
     An autoencoder has no prior: its codes are compared with N(0, 1).
     """
@@ -126,7 +126,7 @@ def classes(run: Run) -> tuple[Tensor | None, Tensor | None]:
 def latent_report(run: Run) -> LatentReport:
     """Return statistics of `top_layer_draws`, and the accuracy of a classifier of the codes.
 
-    There is none for a VAE given labels, whose codes depend on them.
+    A VAE given labels has no accuracy, because its codes depend on the labels.
     """
     accuracy = None
     train_labels, test_labels = classes(run)

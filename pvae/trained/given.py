@@ -28,8 +28,8 @@ class GivenData(NamedTuple):
         names: the name of each datum.
         x: images as bytes (N, C, H, W), or other data (N, *D).
         note: how images were changed, or "".
-        y: their labels, (N, ...), or one for all, (1, ...), if the run was trained given labels.
-        labels: the name of the class of each, "" where it is not known; empty if they have no classes.
+        y: the labels, (N, ...), or one label for all data, (1, ...), if the run was trained given labels.
+        labels: the name of the class of each datum, "" where it is not known; empty if the data have no classes.
     """
 
     names: Sequence[str]
@@ -82,7 +82,7 @@ def given_data(
 
 
 def labels_to_sample(run: Run, label: str | None = None) -> Tensor | None:
-    """Return the labels (R, ...) of which images are drawn in turn: one, or every class, or those of the test data.
+    """Return labels (R, ...) at which data are drawn in turn: a named label, every class, or those of the test data.
 
     Args:
         run: the run; None is returned if it takes no labels.
