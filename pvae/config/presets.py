@@ -36,12 +36,15 @@ def get_system(name: str) -> Config:
 
 
 def list_systems() -> str:
-    """Return for each system its name, where it was published, and its options that are not the defaults."""
+    """Return for each system its name, where it was published, and its options that are not the defaults.
+
+    Options that have no flag come last, as in a TOML file.
+    """
     width = max(map(len, SYSTEMS)) + 2
     indent = " " * width
     lines = ["Name, source, and the options that are not the defaults; any other option may follow --system NAME."]
     for name, config in SYSTEMS.items():
-        options = " ".join(_changed(config, Config(), ("system", "source")))
+        options = " ".join(sorted(_changed(config, Config(), ("system", "source")), key=lambda one: " = " in one))
         lines.append(f"{name:{width}}{config.source}")
         lines += textwrap.wrap(options, 120, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
     return "\n".join(lines)
