@@ -13,6 +13,7 @@ from torch import Tensor
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.graph import RecordingError
 from pvae.compile.inductor import missing
+from pvae.config.config import Config
 from pvae.core.errors import is_out_of_memory
 from pvae.core.terms import LossAndTerms
 
@@ -104,41 +105,44 @@ class FirstSteps:
 class Engine:
     """Takes the steps of a training, and chooses by the time of the first ones how they are computed.
 
-    Steps are recorded unless the caller asks for another engine. If recording fails, they are computed eagerly; if
-    their compiled code is kept from an earlier training, or the steps that are left are expected to repay it, they are
-    compiled.
+    With `config.compile` "auto", steps are recorded; if recording fails, they are computed eagerly; and they are
+    compiled if their compiled code is kept from an earlier training, or if the steps that are left are expected to
+    repay it.
 
     Args:
         make: returns an SVI whose steps take the index of a batch, with the engine "none", "graph" or "inductor".
-        name: the first engine.
-        is_chosen: whether the caller chose this engine, so that steps are not compiled because of their time.
-        may_fall_back: whether steps that cannot be recorded are computed eagerly; otherwise they raise an error.
-        may_compile: whether a step may be compiled anew; code that is kept is used anyway.
-        threads: the numbers of threads to try, the largest first.
-        batch_size: of the steps whose time counts.
+        config: options of the training.
         steps_left: number of steps that the training will take.
+        name: the engine that an earlier session chose.
+        threads: number of threads; by default torch's own, or fewer if steps are faster.
+        is_alone: on the CPU, and in one process; otherwise threads stay, and nothing is compiled by "auto".
         note: called with a line on what is chosen.
 
     Attributes:
         name: how steps are computed now.
+
+    Raises:
+        InputError: steps cannot be compiled here.
     """
 
     def __init__(
         self,
         make: Callable[[str], CompiledSVI],
-        name: str,
-        *,
-        is_chosen: bool,
-        may_fall_back: bool,
-        may_compile: bool,
-        threads: Sequence[int],
-        batch_size: int,
+        config: Config,
         steps_left: int,
-        note: Callable[[str], object],
+        name: str | None = None,
+        threads: int | None = None,
+        is_alone: bool = True,
+        note: Callable[[str], object] = lambda line: None,
     ) -> None:
-        self.name, self._make, self._svi = name, make, make(name)
-        self._is_chosen, self._may_fall_back, self._may_compile = is_chosen, may_fall_back, may_compile
-        self._first_steps, self._batch_size, self._left, self._note = FirstSteps(threads), batch_size, steps_left, note
+        is_auto = config.compile == "auto"
+        self.name = name or ("graph" if is_auto else config.compile)
+        candidates = [threads or torch.get_num_threads()]
+        while candidates[-1] > 1 and threads is None and is_alone:
+            candidates.append(candidates[-1] // 2)
+        self._first_steps, self._batch_size, self._left = FirstSteps(candidates), config.batch_size, steps_left
+        self._is_chosen, self._may_fall_back = name is not None or not is_auto, is_auto and config.precision == "fp32"
+        self._make, self._svi, self._is_alone, self._note = make, make(self.name), is_alone, note
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -180,7 +184,7 @@ class Engine:
         def may_compile(num_operators: int) -> bool:
             nonlocal is_tried
             cost = _SECONDS_TO_COMPILE * num_operators
-            is_tried = self._may_compile and saved > cost
+            is_tried = self._is_alone and saved > cost
             if is_tried:
                 self._note(f"compiling the step takes about {cost:.0f} s, and saves about {saved:.0f} s")
             return is_tried

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pvae.compile.compiled_elbo import CompiledELBO
 from pvae.compile.compiled_svi import CompiledSVI
-from pvae.compile.graph import check_engine
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
 from pvae.config.refusals import Case, refuse
@@ -85,14 +84,7 @@ def build_trainer(
         split: preparation.prepared(x, split, is_redrawn=split == "train").to(device)
         for split, x in data.splits.items()
     }
-    if vae is None:
-        _check_memory(config, data)
-        vae = build_vae(config, data.datum_shape, len(data.label_names)).to(device)
-        if config.initialization == "burda":
-            start_like_burda(vae, prepared["train"])
-        if not data.is_images:
-            fit_to(vae, prepared["train"])
-    vae = vae.to(device)
+    vae = (_initial_vae(config, data, prepared["train"]) if vae is None else vae).to(device)
     if not data.is_images:
         for split, values in prepared.items():
             check = getattr(vae.p_x, "check", None)
@@ -114,27 +106,15 @@ def build_trainer(
         loss = CompiledELBO(elbo, name, config.precision, batch_size=config.batch_size)
         return CompiledSVI(vae.model, vae.guide, optimizer, loss, prepare=visits.batch)
 
-    num_steps = math.ceil(len(visits) / config.batch_size)
-    is_auto = config.compile == "auto"
-    if engine == "inductor" or config.compile == "inductor":
-        check_engine("inductor", config.precision)
     if config.precision == "bf16" and device.type == "cpu" and not has_bfloat16():
         note("this CPU has no instructions for bfloat16: --precision fp32 is several times as fast here")
+    num_steps = math.ceil(len(visits) / config.batch_size)
+    steps_left, is_alone = config.epochs * num_steps - steps_done, world.size == 1 and device.type == "cpu"
     evaluation_size = max(1, _PIXELS // max(784, prepared["test"][0].numel() * config.particles))
     return Trainer(
         vae=vae,
         elbo=elbo,
-        engine=Engine(
-            svi,
-            engine or ("graph" if is_auto else config.compile),
-            is_chosen=engine is not None or not is_auto,
-            may_fall_back=is_auto and config.precision == "fp32",
-            may_compile=world.size == 1,
-            threads=_candidates(threads, is_single=world.size == 1 and device.type == "cpu"),
-            batch_size=config.batch_size,
-            steps_left=config.epochs * num_steps - steps_done,
-            note=note,
-        ),
+        engine=Engine(svi, config, steps_left, engine, threads, is_alone, note),
         optimizer=adam,
         data=visits,
         splits=splits,
@@ -174,12 +154,19 @@ def check_first_loss(trainer: Trainer, pixels: str) -> None:
         ) from error
 
 
-def _candidates(threads: int | None, is_single: bool) -> list[int]:
-    """Return the numbers of threads to try: the given one, or torch's own and its halves."""
-    candidates = [threads or torch.get_num_threads()]
-    while candidates[-1] > 1 and threads is None and is_single:
-        candidates.append(candidates[-1] // 2)
-    return candidates
+def _initial_vae(config: Config, data: Dataset, x: Tensor) -> VAE:
+    """Return the VAE that a configuration describes, at its start, which may depend on the prepared training data x."""
+    state = meta_state_dict(config, data.datum_shape, len(data.label_names))
+    needed = 4 * sum(tensor.nbytes for tensor in state.values())  # with gradients and moments
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    if needed > memory:  # the system could kill the process
+        raise InputError(f"networks of {sizes_of(config)} do not fit into memory: give smaller ones")
+    vae = build_vae(config, data.datum_shape, len(data.label_names)).to(x.device)
+    if config.initialization == "burda":
+        start_like_burda(vae, x)
+    if not data.is_images:
+        fit_to(vae, x)
+    return vae
 
 
 def _measures(
@@ -207,12 +194,3 @@ def _labels_of(config: Config, data: Dataset, vae: VAE, note: Callable[[str], ob
         advice = "leave these data out, or give --labels N, which uses all x and N labels"
         raise InputError(f"some labels of {data.name} are not known, and --condition needs all: {advice}")
     return dict(data.labels)
-
-
-def _check_memory(config: Config, data: Dataset) -> None:
-    """Refuse networks that do not fit into memory before they are built: the system could kill the process."""
-    state = meta_state_dict(config, data.datum_shape, len(data.label_names))
-    needed = 4 * sum(tensor.nbytes for tensor in state.values())  # with gradients and moments
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
-    if needed > memory:
-        raise InputError(f"networks of {sizes_of(config)} do not fit into memory: give smaller ones")

@@ -11,6 +11,7 @@ import torch
 from conftest import needs_inductor
 
 from pvae.compile import graph
+from pvae.config.config import Config
 from pvae.core.errors import InterruptedTrainingError
 from pvae.core.random_state import seeded
 from pvae.models.build import build_vae
@@ -95,17 +96,7 @@ class Fake:
 def test_steps_are_compiled_where_that_is_repaid(monkeypatch, steps_left, is_kept, chosen):
     monkeypatch.setattr(engine_module, "missing", str)
     notes = []
-    engine = Engine(
-        lambda name: Fake(is_kept),
-        "graph",
-        is_chosen=False,
-        may_fall_back=True,
-        may_compile=True,
-        threads=[1],
-        batch_size=3,
-        steps_left=steps_left,
-        note=notes.append,
-    )
+    engine = Engine(lambda name: Fake(is_kept), Config(batch_size=3), steps_left, threads=1, note=notes.append)
     for _ in range(20):
         engine.step(torch.arange(3), 1.0)
     assert engine.chosen == {"engine": chosen, "threads": 1}
