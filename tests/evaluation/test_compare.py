@@ -12,6 +12,7 @@ import torch
 from pvae.cli.compare import main
 from pvae.config.config import Config
 from pvae.config.options import ELBOS
+from pvae.data.batch import Batch
 from pvae.data.dataset import Dataset
 from pvae.evaluation import estimators
 from pvae.evaluation.estimators import Moments, measure_estimator, pairs_to_compare, reference
@@ -102,6 +103,12 @@ def test_a_vae_without_a_closed_form_is_not_compared_by_analytic():
     pairs, reasons = pairs_to_compare(vae, torch.zeros(1, 1, 5, 4), ELBOS, [5], 5)
     assert "analytic" not in {name for name, _ in pairs}
     assert sum("has no closed form" in reason for reason in reasons) == 1
+
+
+def test_a_vae_given_labels_is_compared_by_analytic():
+    vae = build_vae(Config(hidden=(8,), latent_dim=3, condition=True), (1, 5, 4), 3)
+    batch = Batch(torch.zeros(4, 1, 5, 4), torch.tensor([0, 1, 2, 1]))
+    assert pairs_to_compare(vae, batch.rows(slice(1)), ["analytic"], [1], 5) == ([("analytic", 1)], [])
 
 
 def test_pairs_are_found_beside_another_vae_in_the_parameter_store(linear):

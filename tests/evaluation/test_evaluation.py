@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import Normal, kl_divergence
 
 from pvae.cli.evaluate import main
 from pvae.compile import graph
@@ -552,27 +552,6 @@ def test_bad_input_is_one_line(tmp_path, data, found, capsys):
         assert line.count("\n") == 1
         assert says in line
     assert not (run.path / "evaluation.json").exists()
-
-
-def test_two_layers_are_their_joint_distribution(small_images):
-    """log q(z1, z2 | x) and log p(z1, z2) by hand, and draws whose gradient reaches both networks."""
-    config = Config(hidden=(8,), latent_dim=3, upper_latent_dims=(2,), upper_hidden=(5,), activation="tanh")
-    vae, x = build_vae(config, (1, 5, 4)).double(), small_images(6)
-    assert (vae.posterior(x).event_shape, vae.prior().expand((4, 6)).event_shape) == ((5,), (5,))
-    posterior = vae.posterior(x)
-    z = posterior.rsample((4,))
-    assert z.shape == (4, 6, 5)
-    z1, z2 = z[..., :3], z[..., 3:]
-    first = vae.q_z.first(x)
-    loc, log_scale = vae.q_z.networks[0](z1).chunk(2, dim=-1)
-    by_hand = first.log_prob(z1) + Independent(Normal(loc, log_scale.exp()), 1).log_prob(z2)
-    assert torch.allclose(posterior.log_prob(z), by_hand, rtol=1e-12)
-    loc, log_scale = vae.p_z.networks[0](z2).chunk(2, dim=-1)
-    by_hand = Normal(0.0, 1.0).log_prob(z2).sum(-1) + Normal(loc, log_scale.exp()).log_prob(z1).sum(-1)
-    assert torch.allclose(vae.prior().log_prob(z), by_hand, rtol=1e-12)
-    assert torch.allclose(vae.likelihood(z).mean, vae.p_x.decoder[1](z1).sigmoid(), rtol=1e-12)
-    z.sum().backward()
-    assert all(parameter.grad is not None for parameter in vae.q_z.parameters())
 
 
 def test_an_unused_second_layer_is_not_active():
