@@ -95,31 +95,28 @@ def test_closed_form_kl_equals_elementary_operations(small_vae, small_images):
     assert torch.allclose(reference_elbo.closed_form(vae, x).rate, by_hand, rtol=1e-12)
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0, 4.0])
-@pytest.mark.parametrize(("plain", "ours", "by_hand"), FORMS, ids=["trace", "analytic"])
-def test_beta_weighs_the_rate_alone(small_vae, small_images, plain, ours, by_hand, beta):
-    vae, x = small_vae(), small_images(6)
-    witness = value_and_gradients(vae, lambda: reference_elbo.loss(by_hand(vae, x, 2), beta))
-    elbo = ours(2, beta=beta)
-    pyros = value_and_gradients(vae, lambda: elbo.differentiable_loss(vae.model, vae.guide, x))
-    assert pyros[0] == pytest.approx(witness[0], rel=1e-10)
-    for name, gradient in witness[1].items():
-        assert torch.allclose(pyros[1][name], gradient, rtol=1e-9, atol=1e-13)
-
-
-@pytest.mark.parametrize("beta", [0.0, 4.0])
+@pytest.mark.parametrize("beta", [0.0, 0.3, 4.0])
 @pytest.mark.parametrize("name", ["trace", "analytic", "handwritten"])
-def test_recorded_terms_know_no_beta(small_vae, small_images, name, beta):
-    vae, x = small_vae(), small_images(6)
+def test_beta_weighs_the_rate_of_the_loss_and_is_not_in_the_terms(small_vae, small_images, name, beta):
+    vae, x, found = small_vae(), small_images(6), []
     by_hand = reference_elbo.closed_form if name == "analytic" else reference_elbo.monte_carlo
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
-        torch.manual_seed(3)
-        witness = by_hand(vae, x, 5)
-        torch.manual_seed(3)
-        terms = build_elbo(name, 5, beta).loss_and_terms(vae.model, vae.guide, x).terms
-    assert torch.allclose(terms.distortion, witness.distortion, rtol=1e-12)
-    assert torch.allclose(terms.rate, witness.rate, rtol=1e-12)
-    assert not terms.rate.requires_grad
+
+    def ours():
+        loss, terms = build_elbo(name, 2, beta).backward(vae.model, vae.guide, x)
+        found.append(terms)
+        return loss
+
+    def theirs():
+        found.append(by_hand(vae, x, 2))
+        return reference_elbo.loss(found[-1], beta)
+
+    (value, gradients), witness = value_and_gradients(vae, ours), value_and_gradients(vae, theirs)
+    assert value == pytest.approx(witness[0], rel=1e-10)
+    for parameter, gradient in witness[1].items():  # zero, of the encoder's scale, where beta is 0
+        assert torch.allclose(gradients[parameter], gradient, rtol=1e-9, atol=1e-13)
+    for part in ("distortion", "rate"):
+        assert torch.allclose(*(getattr(terms, part) for terms in found), rtol=1e-12)
+    assert not found[0].rate.requires_grad
 
 
 def test_three_parts_at_the_same_draws(small_vae, small_images):
@@ -145,7 +142,7 @@ def test_three_parts_at_the_same_draws(small_vae, small_images):
 def test_handwritten_elbo_refuses_functions_of_no_vae(small_vae, small_images):
     vae, other = small_vae(), small_vae(seed=1)
     for model, guide in [(other.model, vae.guide), (lambda x: None, vae.guide)]:
-        with pytest.raises(TypeError, match="one VAE"):
+        with pytest.raises(TypeError):
             HandwrittenELBO().differentiable_loss(model, guide, small_images(2))
 
 
@@ -162,7 +159,7 @@ def test_analytic_refuses_where_there_is_no_closed_form(small_vae, small_images)
     vae.p_z = WithoutClosedForm()
     assert TraceMeanField_ELBO().differentiable_loss(vae.model, vae.guide, x).isfinite()
     pyro.clear_param_store()
-    with pytest.raises(InputError, match="--elbo trace"):
+    with pytest.raises(InputError):
         AnalyticELBO().loss(vae.model, vae.guide, x)
     with pytest.raises(NotImplementedError):
         reference_elbo.closed_form(vae, x)
@@ -185,17 +182,8 @@ def test_recorded_terms_cover_every_site(small_images):
             pyro.sample("x", normal(z, 1.0), obs=x[:, 0, 0, 0])
             pyro.sample("y", normal(w, 1.0), obs=x[:, 0, 0, 1])
 
-    x = small_images(5)
-    with torch.random.fork_rng():
-        for plain, ours in ((Trace_ELBO, TraceELBO), (TraceMeanField_ELBO, AnalyticELBO)):
-            pyros = plain(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
-            torch.manual_seed(4)
-            wanted = pyros.loss(model, guide, x) / 5
-            torch.manual_seed(4)
-            elbo = ours(3)
-            loss, terms = elbo.loss_and_terms(model, guide, x)
-            assert loss.item() == pytest.approx(wanted, rel=1e-5)
-            assert reference_elbo.loss(terms).item() == pytest.approx(wanted, rel=1e-5)
+    for plain, ours, _ in FORMS:
+        assert_same_loss_as_pyros(model, guide, small_images(5), 3, plain, ours)
 
 
 def _half(function):
@@ -226,12 +214,12 @@ def test_a_posterior_without_reparameterisation_needs_the_score_function(small_v
 
     with torch.random.fork_rng(), pyro.get_param_store().scope():
         for name in ("trace", "analytic", "iwae", "stl"):
-            with pytest.raises(ValueError, match="not reparameterised"):
+            with pytest.raises(InputError):
                 build_elbo(name).differentiable_loss(vae.model, guide, x)
         assert build_elbo("score").differentiable_loss(vae.model, guide, x).isfinite()
         normal = vae.q_z.forward
         vae.q_z.forward = lambda x: NonreparameterizedNormal(normal(x).mean, normal(x).stddev).to_event(1)
-        with pytest.raises(ValueError, match="not reparameterised"):
+        with pytest.raises(InputError):
             build_elbo("handwritten").differentiable_loss(vae.model, vae.guide, x)
 
 
@@ -288,14 +276,15 @@ def test_a_deterministic_site_changes_nothing(small_images, num_particles):
     assert_same_loss_as_pyros(model, guide, small_images(5), num_particles)
 
 
-def assert_same_loss_as_pyros(model, guide, x, num_particles):
-    losses = []
-    plain = Trace_ELBO(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
-    for elbo, unit in ((plain, len(x)), (TraceELBO(num_particles), 1)):
-        with torch.random.fork_rng(), pyro.get_param_store().scope():
-            torch.manual_seed(3)
-            losses.append(elbo.loss(model, guide, x) / unit)
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+def assert_same_loss_as_pyros(model, guide, x, num_particles, plain=Trace_ELBO, ours=TraceELBO):
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        torch.manual_seed(3)
+        pyros = plain(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
+        wanted = pyros.loss(model, guide, x) / len(x)
+        torch.manual_seed(3)
+        loss, terms = ours(num_particles).loss_and_terms(model, guide, x)
+    assert loss.item() == pytest.approx(wanted, rel=1e-6)
+    assert reference_elbo.loss(terms).item() == pytest.approx(wanted, rel=1e-6)
 
 
 def test_whoever_steps_by_pyros_svi_alone_is_warned_of_nan(small_images):
