@@ -99,7 +99,7 @@ class Dataset:
         note: one line that is printed when a training starts, or empty.
         valid: validation data, to choose an epoch by, (V, *shape), or None.
         valid_labels: classes or attributes of the validation data.
-        found: number, size, colour and bits of image files, for example "8 images of 28 x 20 pixels, grey"; or empty.
+        found: number, size and colour of image files, for example "8 images of 28 x 20 pixels, grey"; or empty.
         value_range: the values of the files that became 0 and 255, as in `DataRecord`.
         names: a name for each datum of a split, by the name of the split, such as the path of an image; or {}.
         columns: the columns of a table (N, D).

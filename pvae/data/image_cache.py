@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import statistics
 import warnings
@@ -28,13 +27,11 @@ from pvae.core.records import to_json
 from pvae.core.terminal import progress_bar
 from pvae.data.levels import Levels
 
-__all__ = ["COLOURS", "ImageSource", "ImageTransform", "Images", "Shape", "load_images"]
-
-COLOURS = {1: "grey", 3: "colour"}  # by the number of channels
+__all__ = ["ImageSource", "ImageTransform", "Images", "Shape", "colours", "load_images"]
 
 _LONGEST = 64  # pixels of the longer side to which larger images are reduced, unless a size is given
 
-_DECODING = 10  # the version of the decoding, a part of the name of a cache file
+_DECODING = 11  # the version of the decoding, a part of the name of a cache file
 
 
 class ImageTransform(NamedTuple):
@@ -66,21 +63,18 @@ class Images(NamedTuple):
 
     Args:
         pixels: bytes (N, C, H, W), mapped into memory.
-        kept: for each image the index of its file, or of the image in `ImageArrays`.
-        pages: the number of each image in its file, from 1 on; 0 in a file of one image.
-        found: number, size, colour and bits of the images, for example "8 images of 28 x 20 pixels, grey".
+        kept: for each image the index of its file, or of the image in `ImageArrays`, and the number of the image in its
+            file, from 1 on; 0 in a file of one image.
+        found: number, size and colour of the images, for example "8 images of 28 x 20 pixels, grey".
         note: what was changed or lost, or "".
         value_range: as in `ImageTransform`, never None.
-        first: for each image the index of the first image that is equal to it.
     """
 
     pixels: NDArray[np.uint8]
-    kept: list[int]
-    pages: list[int]
+    kept: list[tuple[int, int]]
     found: str
     note: str
     value_range: tuple[float, ...]
-    first: list[int]
 
 
 Shape = tuple[int, int, int]  # height, width, channels
@@ -95,9 +89,7 @@ class ImageSource(Protocol):
         note: what is left out, or "".
     """
 
-    @property
-    def paths(self) -> Sequence[Path]: ...  # noqa: D102
-
+    paths: list[Path]
     key: str
     note: str
 
@@ -112,6 +104,11 @@ class ImageSource(Protocol):
 
     def described(self, images: Images) -> tuple[list[str], list[str], list[Any]]:
         """Return the name of each decoded image, its split, and its label; [] if there are no splits or labels."""
+
+
+def colours(channels: int) -> str:
+    """Return how a message names a number of channels."""
+    return {1: "grey", 3: "colour"}.get(channels, f"{channels} channels")
 
 
 def load_images(source: ImageSource, transform: ImageTransform, least: int = 4) -> Images:
@@ -165,54 +162,34 @@ def _build(source: ImageSource, transform: ImageTransform, target: Path, least: 
     chosen = transform._replace(
         size=transform.size or _common_size(shapes), channels=transform.channels or channels, value_range=value_range
     )
-    kept, pages, first, has_colour = _written(source.decoded(chosen), target, len(source), least)
-    is_grey = chosen.channels == 3 and not (has_colour or transform.channels)
-    left_out = len(source) - len(set(kept))
-    broken = f"{left_out} of {len(source)} image files cannot be decoded and are left out" if left_out else ""
-    record: dict[str, Any] = {
-        "shape": (len(kept), chosen.channels, *(chosen.size or ())),
-        "channels": 1 if is_grey else chosen.channels,
-        "kept": kept,
-        "pages": pages,
-        "found": f"{len(kept):,} images of {_described(shapes, 1 if is_grey else channels, levels)}",
-        "note": joined(broken, levels.note(value_range) if levels else ""),
-        "value_range": value_range,
-        "first": first,
-    }
-    write_whole(target.with_suffix(".json"), to_json(record).encode())
-
-
-def _written(
-    decoded: Iterator[list[NDArray[np.uint8]]], target: Path, total: int, least: int
-) -> tuple[list[int], list[int], list[int], bool]:
-    """Write the images of each file; return `kept`, `pages` and `first` of `Images`, and whether one has colours."""
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    kept, pages, first_of, first, has_colour = list[int](), list[int](), dict[int, int](), list[int](), False
+    kept, has_colour, total = list[tuple[int, int]](), False, len(source)
     try:
         with temporary.open("wb") as file, progress_bar("decoding", total, "image", in_logs=True) as bar:
-            for index, images in enumerate(decoded):
+            for index, images in enumerate(source.decoded(chosen)):
                 bar.update()
                 for page, image in enumerate(images, start=1):
-                    content = image.tobytes()
-                    file.write(content)
-                    first.append(first_of.setdefault(hash(content), len(kept)))
-                    kept.append(index)
-                    pages.append(page if len(images) > 1 else 0)
+                    file.write(image.tobytes())
+                    kept.append((index, page if len(images) > 1 else 0))
                     has_colour = has_colour or bool((image != image[:1]).any())
         if len(kept) < least:
             raise InputError(f"only {len(kept)} of {total} images can be used: give at least {least}")
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    return kept, pages, first, has_colour
-
-
-def _described(shapes: Sequence[Shape], channels: int, levels: Levels | None) -> str:
-    """Return the sizes, colours and bits of images, for example "28 x 20 to 64 x 64 pixels, grey"."""
-    sizes = sorted({shape[:2] for shape in shapes}, key=math.prod)
-    size = " to ".join(f"{height} x {width}" for height, width in dict.fromkeys((sizes[0], sizes[-1])))
-    is_deep = levels is not None and levels.kind not in ("b1", "u1")
-    return f"{size} pixels, {COLOURS.get(channels, f'{channels} channels')}" + ", some of more than 8 bits" * is_deep
+    is_grey = chosen.channels == 3 and not (has_colour or transform.channels)
+    left_out, sizes = total - len({index for index, _ in kept}), {shape[:2] for shape in shapes}
+    broken = f"{left_out} of {total} image files cannot be decoded and are left out" if left_out else ""
+    size = "several sizes" if len(sizes) > 1 else "{} x {} pixels".format(*sizes.pop())
+    record: dict[str, Any] = {
+        "shape": (len(kept), chosen.channels, *(chosen.size or ())),
+        "channels": 1 if is_grey else chosen.channels,
+        "kept": kept,
+        "found": f"{len(kept):,} images of {size}, {colours(1 if is_grey else channels)}",
+        "note": joined(broken, levels.note(value_range) if levels else ""),
+        "value_range": value_range,
+    }
+    write_whole(target.with_suffix(".json"), to_json(record).encode())
 
 
 def _common_size(shapes: Sequence[Shape]) -> tuple[int, int]:

@@ -110,16 +110,10 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
         files = [file for split in ("train", "test", "valid") for file in files if split_of[file] == split]
     outside = f"{num_outside:,} image files outside of the sub-folders train, valid and test are left out"
     parts = [file.relative_to(folder).parts[has_splits:] for file in files]
-    labels = [path[0] for path in parts] if all(len(path) > 1 for path in parts) else None
+    labels = [path[0] for path in parts] if all(len(path) > 1 for path in parts) else []
     splits = [split_of[file] or "train" for file in files]
     source = ImageFiles(files, folder, splits, labels, joined(outside * (num_outside > 0), left_out))
-    images = load_images(source, transform)
-    data = _data_set(title, source, images, dataset)
-    num_train = len(data.train)
-    num_copies = sum(first < num_train for first in images.first[num_train:][: len(data.test)])
-    copies = f"test images that are equal to training images: {num_copies:,}" * (num_copies > 0)
-    order = "files of several images stay together: the last ones are held out" * (any(images.pages) and not has_splits)
-    return replace(data, note=joined(data.note, copies, order))
+    return _data_set(title, source, load_images(source, transform), dataset)
 
 
 def _data_set(

@@ -18,7 +18,7 @@ from pvae.data.arrays import is_array_file
 from pvae.data.dataset import Dataset
 from pvae.data.folders import is_file, is_folder
 from pvae.data.image_arrays import ImageArrays
-from pvae.data.image_cache import COLOURS, ImageSource, ImageTransform, load_images
+from pvae.data.image_cache import ImageSource, ImageTransform, colours, load_images
 from pvae.data.image_folder import ImageFiles, image_files
 from pvae.data.labels import names_of
 from pvae.data.sources import load_dataset
@@ -154,7 +154,7 @@ def images_for(run: RunRecord, path: str | Path, skip_broken: bool = False) -> O
         raise InputError(f"there is no file or folder {where}: name an image file, a folder of them, .npy or .npz")
     images = load_images(source, transform, least=1)
     names, _, labels = source.described(images)
-    shape = f"{height} x {width} pixels, {COLOURS.get(channels, f'{channels} channels')}"
+    shape = f"{height} x {width} pixels, {colours(channels)}"
     changed = "" if f" of {shape}" in images.found else f"{images.found}, are brought to {shape}, as in training"
     note = joined(changed, images.note, source.note)
     return OtherData(names, torch.from_numpy(images.pixels), note, names_of(np.array(labels)) if labels else [])

@@ -5,13 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 import torch
 from PIL import Image
 
@@ -83,22 +80,19 @@ def test_the_folder_of_a_run_may_move(folder, no_pictures, tmp_path, capsys, mon
         load_for(pvae.Config(dataset="folder:images"), "moved")
 
 
-def test_a_split_without_training_images_is_refused(folder):
+def test_images_outside_of_the_splits_are_refused_or_left_out(folder):
+    files = sorted(folder.rglob("*.png"))
     (folder / "test").mkdir()
-    next(folder.rglob("*.png")).rename(folder / "test" / "one.png")
+    files[0].rename(folder / "test" / "one.png")
     with pytest.raises(InputError, match="sub-folder test"):
         load_dataset(f"folder:{folder}")
-
-
-def test_files_outside_of_the_splits_are_left_out_and_counted(folder):
-    inside = folder / "train"
-    inside.mkdir()
-    for file in sorted(folder.rglob("*.png"))[:8]:
-        file.rename(inside / file.name)
-    outside = len(image_files(folder)[0]) - 8
-    data = load_dataset(f"folder:{folder}")
+    (folder / "train").mkdir()
+    for file in files[1:9]:
+        file.rename(folder / "train" / file.name)
+    (folder / "test" / "one.png").rename(folder / "train" / "one.png")
+    outside = len(image_files(folder)[0]) - 9
     assert outside > 0
-    assert data.note.startswith(f"{outside} image files outside of the sub-folders train, valid")
+    assert load_dataset(f"folder:{folder}").note.startswith(f"{outside} image files outside")
 
 
 def test_broken_files_are_named_or_skipped(folder, tmp_path):
@@ -113,24 +107,8 @@ def test_broken_files_are_named_or_skipped(folder, tmp_path):
     assert data.note == "2 of 32 image files cannot be decoded and are left out"
 
 
-def bomb(path):
-    """Write a PNG of 200,000 bytes and 10^9 black pixels, without holding them."""
-    compressor, row = zlib.compressobj(9), bytes(1 + 40_000 // 8)
-    pixels = b"".join(compressor.compress(row) for _ in range(25_000)) + compressor.flush()
-    chunks = (b"IHDR" + struct.pack(">IIBBBBB", 40_000, 25_000, 1, 0, 0, 0, 0), b"IDAT" + pixels, b"IEND")
-    content = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(content))
-
-
 def one_image(folder):
     Image.new("L", (4, 4)).save(folder / "only.png")
-
-
-def a_link_out(folder):
-    (folder.parent / "outside").mkdir()
-    Image.new("L", (4, 4)).save(folder.parent / "outside" / "image.png")
-    (folder / "link.png").symlink_to(folder.parent / "outside" / "image.png")
-    (folder / "linked").symlink_to(folder.parent / "outside")
 
 
 def a_broken_name(folder):
@@ -145,23 +123,18 @@ def a_broken_name(folder):
         (lambda folder: None, "holds no image file"),
         (Path.rmdir, "there is no folder images"),
         (one_image, "only 1 of 1 images can be used: give at least 4"),
-        (a_link_out, "holds no image file"),
-        (lambda folder: bomb(folder / "bomb.png"), "40000 x 25000 pixels are too many|exceeds limit"),
         (a_broken_name, r"caf\\udce9\\n.png cannot be used"),
     ],
 )
-@pytest.mark.parametrize("more", [[], ["--skip-broken"]])
-def test_a_folder_that_cannot_be_trained_on_is_an_error_of_one_line(tmp_path, monkeypatch, capsys, make, says, more):
+def test_a_folder_that_cannot_be_trained_on_is_an_error_of_one_line(tmp_path, monkeypatch, capsys, make, says):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
     make(tmp_path / "images")
-    if more and make is a_broken_name:
-        pytest.skip("eight images are left, and are trained on")
-    status = main(["--dataset", "folder:images", *more, "--out", "run"])
+    status = main(["--dataset", "folder:images", "--out", "run"])
     error = capsys.readouterr().err
     assert (status, error.count("\n")) == (2, 1)
-    assert re.search(says if not more else f"{says}|only 0 of 1", error)
+    assert re.search(says, error)
     assert not (tmp_path / "run").exists()
     assert not [path for path in tmp_path.glob("cache/**/*") if path.is_file()]
 
@@ -197,7 +170,7 @@ def test_images_of_all_kinds_sizes_and_names_train_together(tmp_path, monkeypatc
         image.save(place / name, "JPEG" if name.endswith("JPG") else None, **options)
     assert main(["--dataset", "folder:images", "--hidden", "4", "--epochs", "1", "--out", "run"]) == 0
     shown = capsys.readouterr().out
-    assert "13 images of 9 x 7 to 20 x 300 pixels, colour, some of more than 8 bits" in shown
+    assert "13 images of several sizes, colour" in shown
     assert pvae.load("run").p_x.datum_shape == (3, 20, 16)
 
 
@@ -283,17 +256,6 @@ def test_a_photograph_is_turned_upright(tmp_path, orientation, kind):
     assert np.abs(found - shown.transpose(2, 0, 1)).max() <= (3 if kind == "jpg" else 0)
 
 
-@pytest.mark.parametrize("orientation", UPRIGHT)
-def test_colours_of_16_bits_are_turned_upright(tmp_path, orientation):
-    stored = np.random.default_rng(0).integers(0, 1024, (4, 6, 3)).astype(np.uint16)
-    tags = [(0x0112, 3, 1, orientation, True)]
-    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", extratags=tags)
-    shown = UPRIGHT[orientation](stored)
-    transform = ImageTransform(shown.shape[:2], channels=3, value_range=(0, 1023))
-    expected = np.rint(shown * (255 / 1023)).transpose(2, 0, 1)
-    assert np.array_equal(image_folder.decode(tmp_path / "a.tif", transform)[0], expected)
-
-
 @pytest.mark.parametrize("exif", [b"Exif\0\0MM", b"Exif\0\0no TIFF at all", b""])
 def test_damaged_exif_data_are_ignored(tmp_path, exif):
     Image.new("RGB", (4, 4), "red").save(tmp_path / "damaged.png", exif=exif)
@@ -305,8 +267,6 @@ RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 def hidden(mode):
     """Return an image whose left half is red (black for grey modes) and whose right half is transparent."""
-    if mode == "I;16":
-        return Image.fromarray(np.repeat(np.uint16([[0, 30_000]] * 4), 4, axis=1)), {"transparency": 30_000}
     left, right, options = {
         "P": (1, 0, {"transparency": 0}),
         "L": (0, 100, {"transparency": 100}),
@@ -321,7 +281,7 @@ def hidden(mode):
     return image, options
 
 
-@pytest.mark.parametrize("mode", ["P", "RGBA", "RGB", "LA", "L", "I;16"])
+@pytest.mark.parametrize("mode", ["P", "RGBA", "RGB", "LA", "L"])
 def test_transparent_pixels_are_white(tmp_path, mode):
     image, options = hidden(mode)
     image.save(tmp_path / "hidden.png", **options)
