@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import pickle
 import shutil
 import stat
 import struct
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -61,10 +58,6 @@ def cut(content):
     return content[: len(content) // 2]
 
 
-def changed(old, new):
-    return lambda content: content.replace(old, new, 1)
-
-
 def flipped(content):
     """Change one value of a weight."""
     return content[:-40] + bytes([content[-40] ^ 64]) + content[-39:]
@@ -73,7 +66,7 @@ def flipped(content):
 def option(group, name, value):
     def change(content):
         record = json.loads(content)
-        (record if group is None else record[group])[name] = value
+        (record[group] if group else record)[name] = value
         return json.dumps(record).encode()
 
     return change
@@ -92,39 +85,25 @@ def header(change):
     return damage
 
 
-def resealed(content):
-    """Write the SHA-256 that a checkpoint of these values has."""
-    tensors, length = safetensors.torch.load(content), int.from_bytes(content[:8], "little")
-    digest = hashlib.sha256(json.loads(content[8 : 8 + length])["__metadata__"]["state"].encode())
-    for name in sorted(tensors):
-        digest.update(tensors[name].numpy().tobytes())
-    return header(lambda record: record["__metadata__"].update(sha256=digest.hexdigest()))(content)
-
-
-WEIGHT = "vae.p_x.decoder.0.weight"
-# The files that are damaged, how, the commands that refuse them, and what their line names.
+# The file that is damaged, how, and what the line of each command names.
 DAMAGES = [
-    ([CONFIG_FILE], cut, "all", CONFIG_FILE),
-    ([CONFIG_FILE], lambda _: PICKLE, "all", CONFIG_FILE),
-    ([CONFIG_FILE], None, "all", CONFIG_FILE),
-    ([CONFIG_FILE], option("config", "lr", "fast"), "all", "lr"),
-    ([CONFIG_FILE], option("config", "latent_dim", 3), "all", "do"),
-    ([CONFIG_FILE], option("data", "datum_shape", "big"), "all", "datum_shape"),
-    ([CONFIG_FILE], option("data", "sha256", "0" * 64), "all", "other data"),
-    ([CONFIG_FILE], option(None, "format", 99), "all", "format"),
-    ([CONFIG_FILE], option(None, "run", "another"), "all", "two runs"),
-    ([CONFIG_FILE], option(None, "sessions", [{"device": "cuda:99999999999999999999"}]), "train", "--device"),
-    ([ROWS], cut, "all", ROWS),
-    ([ROWS], None, "all", ROWS),
-    ([ROWS], changed(b'"split": "test"', b'"split": 5'), "all", ROWS),
-    ([LAST], cut, "all", LAST),
-    ([LAST], flipped, "all", LAST),
-    ([LAST], None, "all", LAST),
-    ([LAST], lambda _: PICKLE, "all", LAST),
-    ([LAST], header(lambda record: record.pop("__metadata__")), "all", LAST),
-    ([LAST], header(lambda record: record[WEIGHT].update(dtype="F64")), "all", LAST),
-    ([LAST], header(lambda record: record["__metadata__"].update(state="{}")), "all", LAST),
-    ([LAST], header(lambda record: record["__metadata__"].pop("sha256")), "all", LAST),
+    (CONFIG_FILE, cut, CONFIG_FILE),
+    (CONFIG_FILE, lambda _: PICKLE, CONFIG_FILE),
+    (CONFIG_FILE, None, CONFIG_FILE),
+    (CONFIG_FILE, option("config", "lr", "fast"), "lr"),
+    (CONFIG_FILE, option("data", "sha256", "0" * 64), "other data"),
+    (CONFIG_FILE, option("", "format", 99), "format"),
+    (CONFIG_FILE, option("", "run", "another"), "two runs"),
+    (ROWS, cut, ROWS),
+    (ROWS, None, ROWS),
+    (ROWS, lambda content: content.replace(b'"split": "test"', b'"split": 5', 1), ROWS),
+    (LAST, cut, LAST),
+    (LAST, flipped, LAST),
+    (LAST, None, LAST),
+    (LAST, lambda _: PICKLE, LAST),
+    (LAST, header(lambda record: record.pop("__metadata__")), LAST),
+    (LAST, header(lambda record: record["vae.p_x.decoder.0.weight"].update(dtype="F64")), LAST),
+    (LAST, header(lambda record: record["__metadata__"].pop("sha256")), LAST),
 ]
 
 
@@ -162,20 +141,17 @@ def one_line(capsys):
     return line
 
 
-@pytest.mark.parametrize(("names", "damage", "commands", "says"), DAMAGES)
-def test_a_damaged_run_is_refused_in_one_line(run, capsys, names, damage, commands, says):
-    for name in names:
-        content = (run / name).read_bytes()
-        (run / name).unlink() if damage is None else (run / name).write_bytes(damage(content))
+@pytest.mark.parametrize(("name", "damage", "says"), DAMAGES)
+def test_a_damaged_run_is_refused_in_one_line(run, capsys, name, damage, says):
+    content = (run / name).read_bytes()
+    (run / name).unlink() if damage is None else (run / name).write_bytes(damage(content))
     before = {file: file.read_bytes() for file in run.iterdir() if file.is_file()}
-    refusing = [*COMMANDS] if commands == "all" else [commands]
-    for command in refusing:
-        assert COMMANDS[command](run) == 2, command
+    for command, use in COMMANDS.items():
+        assert use(run) == 2, command
         assert says in one_line(capsys), command
     assert {file: file.read_bytes() for file in run.iterdir() if file.is_file()} == before
-    if "evaluate" in refusing:
-        with pytest.raises(InputError):
-            (pvae.load if says != "other data" else lambda path: Run.open(path).dataset())(run)
+    with pytest.raises(InputError):
+        (pvae.load if says != "other data" else lambda path: Run.open(path).dataset())(run)
 
 
 def test_without_the_best_weights_the_last_ones_are_used_and_a_note_says_so(run, capsys):
@@ -193,17 +169,18 @@ def test_without_the_best_weights_the_last_ones_are_used_and_a_note_says_so(run,
         )
         assert opened.test_metrics().epoch == 2
         assert "best on" not in opened.title
-        note = one_line(capsys)
-        assert note.startswith("note: ")
-        assert BEST in note
-        assert "epoch 2" in note
+        assert BEST in one_line(capsys)
     assert COMMANDS["evaluate"](run) == 0
 
 
 def test_a_checkpoint_taken_within_an_epoch_by_an_earlier_version_is_refused(run, capsys):
-    content = header(lambda record: record["__metadata__"].update(state=state))
+    content = (run / LAST).read_bytes()
     state = json.dumps({"counts": {"epoch": 1, "step": 3}, "pass": [1.0, 8, 0.1], "run": Run.open(run).identity})
-    (run / LAST).write_bytes(resealed(content((run / LAST).read_bytes())))
+    digest, tensors = hashlib.sha256(state.encode()), safetensors.torch.load(content)
+    for name in sorted(tensors):
+        digest.update(tensors[name].numpy().tobytes())
+    metadata = {"state": state, "sha256": digest.hexdigest()}
+    (run / LAST).write_bytes(header(lambda record: record["__metadata__"].update(metadata))(content))
     for command in COMMANDS.values():
         assert command(run) == 2
         assert "within an epoch" in one_line(capsys)
@@ -211,10 +188,9 @@ def test_a_checkpoint_taken_within_an_epoch_by_an_earlier_version_is_refused(run
 
 def test_an_unfinished_row_is_dropped(run, trained):
     """As a process leaves it that was killed before it wrote the checkpoint of the epoch."""
+    row = (run / ROWS).read_bytes().splitlines()[0].replace(b'"epoch": 1', b'"epoch": 3')
     with (run / ROWS).open("ab") as file:
-        file.write(
-            (run / ROWS).read_bytes().splitlines()[0].replace(b'"epoch": 1', b'"epoch": 3') + b'\n{"epoch": 3, "spl'
-        )
+        file.write(row + b'\n{"epoch": 3, "spl')
     assert [row.epoch for row in Run.open(run).metrics()] == [1, 1, 1, 2, 2, 2]
     assert [row.epoch for row in resume(run, 3, data=trained[1]).metrics()] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert len((run / ROWS).read_bytes().splitlines()) == 9
@@ -243,28 +219,20 @@ def refused(use, *arguments, match=None, **options):
     assert str(caught.value).isprintable()
 
 
-def bomb(size):
-    """Return a zip archive that is a thousand times smaller than its content."""
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("data.pkl", bytes(size))
-    return content.getvalue()
-
-
 def test_damaged_idx_files_are_refused(lay_mnist, tmp_path):
     """Files that are shorter or longer than their header says; a link is followed."""
     raw = lay_mnist(tmp_path / "data") / "MNIST" / "raw"
     assert len(load_dataset("mnist", tmp_path / "data").train) == 20
-    promise = bytes([0, 0, 8, 3]) + struct.pack(">III", 2**31, 2**31, 2**31)
-    text, labels = b"<html>not found</html>", (raw / FILES[3]).read_bytes()
-    for name, other in zip(FILES, (labels, labels, text, text)):
-        whole = (raw / name).read_bytes()
-        for content in (promise + whole[16:], whole + b"\0", whole[:-1], b"", PICKLE, other):
-            (raw / name).write_bytes(content)
-            refused(load_dataset, "mnist", tmp_path / "data", match="put")
+    labels = (raw / FILES[2]).read_bytes()
+    for name in FILES:
+        whole, file = (raw / name).read_bytes(), tmp_path / name
         (raw / name).unlink()
-        (tmp_path / name).write_bytes(whole)
-        (raw / name).symlink_to(tmp_path / name)
+        (raw / name).symlink_to(file)
+        promise = b"\0\0\x08\x03" + struct.pack(">III", 2**31, 2**31, 2**31) + whole[16:]
+        for content in (promise, whole + b"\0", whole[:-1], b"", labels if "images" in name else b"<html>"):
+            file.write_bytes(content)
+            refused(load_dataset, "mnist", tmp_path / "data", match="put")
+        file.write_bytes(whole)
     assert len(load_dataset("mnist", tmp_path / "data").train) == 20
 
 
@@ -278,16 +246,16 @@ def test_damaged_files_of_binarized_mnist_are_refused(tmp_path, monkeypatch):
     data = load_dataset("binarized-mnist", tmp_path / "data")
     assert data.title == "binarized MNIST (3 train / 2 valid / 3 test)"
     assert torch.equal(data.with_valid(0.1).valid, data.train[:2])
-    whole, hostile = packed.read_bytes(), np.array([Hostile()] * 3, dtype=object)
-    for wrong in (hostile, bits.astype(np.float64), np.uint8(3), bits[:, :5]):
+    whole, contents = packed.read_bytes(), []
+    for wrong in (np.array([Hostile()] * 3, dtype=object), bits.astype(np.float64), np.uint8(3), bits[:, :5]):
         np.savez_compressed(packed, train=wrong, test=bits, valid=bits)
-        refused(load_dataset, "binarized-mnist", tmp_path / "data", match="put the published binarized")
-    for content in (whole[:-30], b"PK", b"", PICKLE):
-        packed.write_bytes(content)
-        refused(load_dataset, "binarized-mnist", tmp_path / "data", match="put the published binarized")
-    for content in (b"0 1 2\n" * 784, b"0 1\n", b"", b"\xff" * 784 * 3):
-        text.write_bytes(content)
-        refused(load_dataset, "binarized-mnist", tmp_path / "data", match="put the published binarized")
+        contents.append((packed, packed.read_bytes()))
+    contents += [(packed, content) for content in (whole[:-30], b"PK", PICKLE)]
+    contents += [(text, content) for content in (b"0 1 2\n" * 784, b"0 1\n", b"", b"\xff" * 784 * 3)]
+    for file, content in contents:
+        packed.unlink(missing_ok=True)
+        file.write_bytes(content)
+        refused(load_dataset, "binarized-mnist", tmp_path / "data", match="binarized")
     assert not Path("owned").exists()
 
 
@@ -305,61 +273,35 @@ def pictures(tmp_path):
 SMALL = ImageTransform(size=(4, 4))
 
 
-def both(data):
-    return data.train, data.test
-
-
 def load_folder(folder, transform=SMALL):
     return load_dataset(f"folder:{folder}", transform=transform)
-
-
-def png(width, height, kind=6, rows=None):
-    """Return a black PNG without having its pixels in memory; with `rows`, it has fewer rows than its header says."""
-
-    def chunk(name, content):
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    packer, row = zlib.compressobj(1), bytes(1 + width * {0: 1, 2: 3, 6: 4}[kind])
-    parts = [packer.compress(row) for _ in range(height if rows is None else rows)]
-    head = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
-    body = b"".join([*parts, packer.flush()])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
-
-
-POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(owned) (w) file closefile showpage\n"
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.png", png(100_000, 100_000, rows=1)),
-        ("a.png", png(50, 50)[:60]),
-        ("a.jpg", POSTSCRIPT),
-        ("a.png", bomb(size=2**24)),
         ("a.gif", b"GIF89a" + b"\xff" * 30),
         ("a.tif", b"II*\0\x08\0\0\0" + b"\xff\xff" + b"\x01" * 500),
         ("a.webp", b"RIFF\xff\xff\xff\x7fWEBPVP8X" + b"\xff" * 50),
         ("a.png", b""),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ids=str,
 )
-def test_damaged_image_files_are_refused_or_skipped(pictures, tmp_path, monkeypatch, name, content, capfd, recwarn):
-    monkeypatch.chdir(tmp_path)
+def test_damaged_image_files_are_refused_or_skipped(pictures, name, content, recwarn):
     (pictures / name).write_bytes(content)
     refused(load_folder, pictures, match="--skip-broken")
     data = load_folder(pictures, ImageTransform(size=(4, 4), skip_broken=True))
     assert len(data.train) + len(data.test) == 8
-    assert not (tmp_path / "owned").exists()
     assert not [str(one.message) for one in recwarn], "a second voice"
 
 
-def test_postscript_is_not_run(pictures, tmp_path, monkeypatch):
+def test_postscript_is_not_run(pictures, monkeypatch):
     """Pillow would run an external program for it."""
     from PIL import EpsImagePlugin
 
     called = []
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *arguments, **_: called.append(arguments))
-    (pictures / "a.jpg").write_bytes(POSTSCRIPT)
+    (pictures / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
     refused(load_folder, pictures, match="cannot be used")
     assert not called
 
@@ -377,15 +319,12 @@ def test_only_files_in_the_folder_are_images(pictures, tmp_path):
 
 @pytest.mark.parametrize("name", ["bytes", "json"])
 def test_a_damaged_cache_is_built_again(pictures, tmp_path, name):
-    before = [images.clone() for images in both(load_folder(pictures))]  # the file is mapped, and is going to be cut
+    before = load_folder(pictures).train.clone()  # the file is mapped, and is going to be cut
     for keep in (-5, 0):
         (file,) = (tmp_path / "cache").rglob(f"*.{name}")
         file.write_bytes(file.read_bytes()[:keep])
-        assert all(map(torch.equal, both(load_folder(pictures)), before))
+        assert torch.equal(load_folder(pictures).train, before)
     assert sorted(path.suffix for path in (tmp_path / "cache").rglob("*.*")) == [".bytes", ".json"]
-
-
-LISTS = [b"", b"\xff\xfe", b"1.png\n", b"1\nA\n1.png 5\n"]
 
 
 @pytest.mark.parametrize("name", ["list_eval_partition.txt", "list_attr_celeba.txt"])
@@ -393,12 +332,11 @@ def test_damaged_lists_of_celeba_are_refused(pictures, tmp_path, name):
     celeba = tmp_path / "data" / "celeba"
     celeba.mkdir(parents=True)
     pictures.rename(celeba / "img_align_celeba")
-    names = [f"{index}.png" for index in range(8)]
-    partition = "".join(f"{name} {2 * (i > 4)}\n" for i, name in enumerate(names))
+    partition = "".join(f"{i}.png {2 * (i > 4)}\n" for i in range(8))
     (celeba / "list_eval_partition.txt").write_text(partition)
-    (celeba / "list_attr_celeba.txt").write_text("8\nA B\n" + "".join(f"{name} 1 -1\n" for name in names))
+    (celeba / "list_attr_celeba.txt").write_text("8\nA B\n" + "".join(f"{i}.png 1 -1\n" for i in range(8)))
     assert len(load_dataset("celeba", tmp_path / "data", transform=SMALL).train) == 5
-    for content in LISTS:
+    for content in (b"", b"\xff\xfe", b"1.png\n", b"1\nA\n1.png 5\n"):
         (celeba / name).write_bytes(content)
         refused(load_dataset, "celeba", tmp_path / "data", transform=SMALL, match="list")
 
@@ -406,11 +344,9 @@ def test_damaged_lists_of_celeba_are_refused(pictures, tmp_path, name):
 TOMLS = [
     b"lr = nan",
     b"hidden = " + b"[" * 5000 + b"]" * 5000,
-    b"elbo = ['trace']",
     b"elbo = '" + b"x" * 100_000 + b"'",
     b"system = '../x'",
     b'"two\\nlines" = 1',
-    b"self = 1",
     b"latent_dim = 2\nlatent_dim = 3",
     b"\xff\xfe",
 ]
