@@ -12,18 +12,12 @@ from pvae.trained import latent_space
 from pvae.trained.latent_statistics import latent_statistics, nearest_neighbour_accuracy
 
 
-class Identity(torch.nn.Module):
-    """A decoder that returns the latent itself, so that an image shows where it was drawn."""
-
-    def forward(self, z):
-        return z.view(*z.shape[:-1], 1, 1, 2)
-
-
 @pytest.fixture
 def transparent():
+    """A VAE whose decoder returns the latent itself, so that an image shows where it was drawn."""
     with torch.random.fork_rng():
         vae = build_vae(Config(hidden=(4,), latent_dim=2), (1, 1, 2)).eval()
-    vae.p_x.decoder = Identity()
+    vae.p_x.decoder = torch.nn.Unflatten(-1, (1, 1, 2))
     return vae
 
 
