@@ -20,6 +20,7 @@ from pvae.models.build import build_vae
 from pvae.reference import linear_gaussian
 from pvae.runs import data
 from pvae.trained.estimate import Estimate
+from pvae.training.fit import fit
 
 pytestmark = pytest.mark.workflow
 
@@ -31,18 +32,9 @@ def gradient_of(rows):
     return moments.gradient()
 
 
-def test_signal_and_noise_by_hand():
-    """Two parameters, one of which varies: against the definition, with the noise of the mean subtracted."""
-    rows = torch.tensor([[3.0, 1.0], [3.0, 3.0], [3.0, 5.0], [3.0, 7.0]], dtype=torch.float64)
-    found = gradient_of(rows)
-    variance = rows.var(0).sum().item()
-    assert found.variance == pytest.approx(variance, rel=1e-12)
-    signal = (rows.mean(0) ** 2).sum().item() - variance / 4
-    assert found.signal_to_noise == pytest.approx(math.sqrt(signal / variance), rel=1e-12)
-    assert found.resolution == 0.5
-    still = torch.rand(1, 50, dtype=torch.float64).expand(100, 50)
-    assert gradient_of(still).variance == 0
-    assert gradient_of(still).signal_to_noise == math.inf
+def test_without_noise_the_ratio_is_infinite_and_below_the_resolution_it_is_not_zero():
+    still = gradient_of(torch.rand(1, 50, dtype=torch.float64).expand(100, 50))
+    assert (still.variance, still.signal_to_noise) == (0, math.inf)
     noise = gradient_of(torch.tensor([[1.0], [-2.0], [1.0]], dtype=torch.float64))
     assert noise.signal_to_noise == 0
     assert str(noise) == "< 0.58", "the resolution, not a zero"
@@ -80,11 +72,10 @@ def test_the_errors_cover_variance_and_ratio():
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(1000, 100, 4, dtype=torch.float64, generator=generator) * scales
     found = [gradient_of(rows) for rows in drawn + 0.5]
-    exact = 2 * scales.pow(4).sum().item() / 99
-    claimed = [torch.tensor([getattr(one, name) for one in found]).square().mean().item()
-               for name in ("variance_stderr", "signal_to_noise_stderr")]  # fmt: skip
-    assert claimed[0] == pytest.approx(exact, rel=0.1)
-    assert claimed[1] == pytest.approx(torch.tensor([one.signal_to_noise for one in found]).var().item(), rel=0.25)
+    ratio, *claimed = (torch.tensor([getattr(one, name) for one in found])
+                       for name in ("signal_to_noise", "variance_stderr", "signal_to_noise_stderr"))  # fmt: skip
+    assert claimed[0].square().mean().item() == pytest.approx(2 * scales.pow(4).sum().item() / 99, rel=0.1)
+    assert claimed[1].square().mean().item() == pytest.approx(ratio.var().item(), rel=0.25)
 
 
 def test_only_distinct_estimators_are_compared(linear):
@@ -95,14 +86,13 @@ def test_only_distinct_estimators_are_compared(linear):
     assert ("miwae", 5) not in pairs, "one group of five, or five of one"
     assert {("iwae", 5), ("miwae", 50), ("score-loo", 5)} <= set(pairs)
     assert len(pairs) + len(reasons) == 3 * len(ELBOS)
-    assert any(reason.startswith("miwae is left out at K = 5:") for reason in reasons)
 
 
 def test_a_vae_without_a_closed_form_is_not_compared_by_analytic():
     vae = build_vae(Config(hidden=(8,), latent_dim=3, prior="mixture", components=2), (1, 5, 4))
-    pairs, reasons = pairs_to_compare(vae, torch.zeros(1, 1, 5, 4), ELBOS, [5], 5)
-    assert "analytic" not in {name for name, _ in pairs}
-    assert sum("has no closed form" in reason for reason in reasons) == 1
+    pairs, reasons = pairs_to_compare(vae, torch.zeros(1, 1, 5, 4), ["trace", "analytic"], [5], 5)
+    assert pairs == [("trace", 5)]
+    assert len(reasons) == 1
 
 
 def test_a_vae_given_labels_is_compared_by_analytic():
@@ -140,15 +130,13 @@ def test_near_the_posterior_dregs_signal_grows_and_iwaes_falls(linear, x):
     """As sqrt(K) and 1 / sqrt(K), by theory; from 2 to 50 particles a factor of 5 either way."""
     vae = linear(0.05)
     log_p, many = reference(vae, x)[0], x.repeat(20, 1, 1, 1)
-    ratio = {
-        (name, count): measure_estimator(
-            vae, many, name, count, log_p, repetitions=100
-        ).encoder_gradient.signal_to_noise
-        for name in ("iwae", "dreg")
-        for count in (2, 50)
-    }
-    assert ratio["dreg", 50] > 3 * ratio["dreg", 2]
-    assert ratio["iwae", 50] < ratio["iwae", 2] / 2
+
+    def ratio(name, count):
+        found = measure_estimator(vae, many, name, count, log_p, repetitions=100)
+        return found.encoder_gradient.signal_to_noise
+
+    assert ratio("dreg", 50) > 3 * ratio("dreg", 2)
+    assert ratio("iwae", 50) < ratio("iwae", 2) / 2
 
 
 def test_the_reference_of_other_vaes_is_an_estimate(small_vae, small_images):
@@ -166,8 +154,6 @@ def test_the_command_compares(tmp_path, capsys):
     options = ["--stages", "0,1", "--particles", "1,5", "--elbo", "trace,iwae", "--repetitions", "5"]
     assert main([*options, "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert "epoch 0: log p(x) = " in said
-    assert "exactly" in said
     rows = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))
     assert [(row["stage"], row["estimator"], row["particles"]) for row in rows] == [
         (stage, *pair) for stage in ("epoch 0", "epoch 1") for pair in (("trace", "1"), ("trace", "5"), ("iwae", "5"))
@@ -175,61 +161,54 @@ def test_the_command_compares(tmp_path, capsys):
     assert all(float(row["bias"]) < 0 for row in rows)
     assert all(float(row[f"{part}_gradient_variance_stderr"]) > 0 for row in rows for part in ("encoder", "decoder"))
     lines = [line for line in said.splitlines() if line.startswith("| epoch")]
-    assert all(line.count("+-") + line.count("<") == 5 for line in lines), (
-        "the bound and both columns of both gradients"
-    )
+    assert {line.count("+-") + line.count("<") for line in lines} == {5}, "the bound, two columns of both gradients"
     assert (tmp_path / "out" / "comparison.md").read_text().strip() in said
     assert (tmp_path / "out" / "comparison.png").exists()
 
 
-def test_it_compares_at_a_runs_checkpoint(tmp_path, capsys, few_digits, monkeypatch):
-    from pvae.training.fit import fit
-
+def test_it_compares_at_a_runs_checkpoint(tmp_path, capsys, few_digits, monkeypatch, no_pictures):
     run = fit(Config(hidden=(8,), latent_dim=2, batch_size=50, epochs=1), data=few_digits, out=tmp_path / "run")
     monkeypatch.setattr(data, "load_again", lambda *_: few_digits)
-    assert main([str(run.path), "--elbo", "trace,dreg", "--particles", "2", "--repetitions", "3"]) == 0
-    assert "epoch 1" in capsys.readouterr().out
-    assert (run.path / "comparison" / "comparison.md").exists()
-    assert main([str(run.path), "--elbo", "score", "--particles", "1", "--repetitions", "3"]) == 0, "no ratio above 0"
+    assert main([str(run.path), "--elbo", "trace,score", "--particles", "1", "--repetitions", "3"]) == 0
     said = capsys.readouterr().out
+    assert "epoch 1" in said
     assert "binarized" in said, "grey pixels have no log p(x)"
-    assert "exactly" not in said
+    assert (run.path / "comparison" / "comparison.md").exists()
 
 
-def test_it_compares_on_random_test_images(tmp_path, digits, monkeypatch):
+def test_it_compares_on_random_test_images_and_says_which_weights_cannot_be_trusted(
+    tmp_path, digits, monkeypatch, capsys
+):
     """Some data sets are sorted: here the first half of the test images is blank."""
     blank = torch.zeros(500, 1, 28, 28, dtype=torch.uint8)
     images = Dataset("blank first", digits.train[:200], torch.cat([blank, digits.test[:500]]))
     monkeypatch.setattr(data, "load_dataset", lambda *_, **__: images)
     seen = []
-
-    def reference_of(vae, batch):
-        seen.append(batch.x)
-        return reference(vae, batch)
-
-    monkeypatch.setattr(estimators, "reference", reference_of)
+    found = Estimate(mean=-200.0, stderr=0.5), 0.3
+    monkeypatch.setattr(estimators, "reference", lambda _, batch: seen.append(batch.x) or found)
     options = ["--system", "mlp-2d", "--stages", "0", "--elbo", "trace", "--particles", "1", "--repetitions", "3"]
     assert main([*options, "--out", str(tmp_path / "out")]) == 0
     blank_ones = seen[0].flatten(1).sum(1) == 0
     assert 0 < blank_ones.sum() < len(blank_ones)
+    for said in (capsys.readouterr().out, (tmp_path / "out" / "comparison.md").read_text()):
+        assert "30.0% of the data cannot be trusted" in said
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--elbo", "trace,iwea"], "did you mean 'iwae'"),
+        (["--elbo", "trace,iwea"], "'iwae'"),
         (["--particles", "0"], "--particles"),
         (["--particles", "five"], "--particles"),
+        (["--particles", "1000001"], "--particles"),
         (["--stages", "-1"], "--stages"),
-        (["--particles", "1000001"], "at least 1 and at most 1,000,000"),
-        (["--repetitions", "2"], "--repetitions: must be a whole number of at least 3"),
-        (["--batch-size", "0"], "--batch-size: must be a whole number of at least 2"),
-        (["--system", "conv-3d"], "unknown system"),
-        (["--elbo", "iwae", "--particles", "1", "--stages", "0"], "with one particle its bound equals the ELBO"),
-        (["no-such-run"], "not a run folder"),
+        (["--repetitions", "2"], "--repetitions"),
+        (["--batch-size", "1"], "--batch-size"),
+        (["--system", "conv-3d"], "system"),
+        (["--elbo", "iwae", "--particles", "1", "--stages", "0"], "iwae"),
+        (["no-such-run"], "no-such-run"),
         (["--system", "conv-2d-ae"], "autoencoder"),
         (["run", "--system", "deep-bayes"], "RUN"),
-        (["run", "--stages", "1"], "RUN"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch, arguments, says):
@@ -239,12 +218,3 @@ def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch, arguments, says):
     assert line.count("\n") == 1
     assert says in line
     assert not list(tmp_path.iterdir()), "nothing was written"
-
-
-def test_weights_that_cannot_be_trusted_are_said(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(estimators, "reference", lambda vae, x: (Estimate(mean=-200.0, stderr=0.5), 0.3))
-    options = ["--system", "mlp-2d", "--stages", "0", "--elbo", "trace", "--particles", "1", "--repetitions", "3"]
-    assert main([*options, "--out", str(tmp_path / "out")]) == 0
-    warning = "epoch 0: the importance weights of 30.0% of the data cannot be trusted"
-    assert warning in capsys.readouterr().out
-    assert warning in (tmp_path / "out" / "comparison.md").read_text()
