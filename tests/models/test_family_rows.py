@@ -94,3 +94,7 @@ def test_what_is_missing_changes_no_likelihood_of_the_rest(row):
             without.flatten(1)[:, place] = math.nan
             each.append(whole - vae.likelihood(z).log_prob(without))
     torch.testing.assert_close(torch.stack(each).sum(0), whole, rtol=1e-9, atol=1e-9)
+    with pyro.get_param_store().scope():
+        build_elbo("trace").differentiable_loss(vae.model, vae.guide, without).backward()
+    for name, parameter in vae.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name

@@ -76,10 +76,11 @@ def test_a_vamp_prior_is_the_mean_of_the_posteriors_at_its_pseudo_inputs(pixels)
     assert torch.allclose(vae.prior().log_prob(z).exp(), by_hand, rtol=1e-12)
 
 
-def test_pseudo_inputs_start_where_each_has_a_gradient():
+def test_pseudo_inputs_start_where_each_has_a_gradient_and_are_all_that_a_vamp_prior_owns():
     vae = built(3, prior="vamp")
     vae.prior().log_prob(torch.zeros(3).double()).backward()
     assert (vae.p_z.unclipped.grad != 0).all()
+    assert [name for name, _ in vae.p_z.named_parameters()] == ["unclipped"]
 
 
 def test_a_full_normal_has_the_covariance_of_its_encoder():
@@ -110,8 +111,3 @@ def test_the_kl_of_a_full_normal_is_torchs_of_two_full_normals():
         kl_divergence(q, Independent(Laplace(loc, scale), 1))
     with pytest.raises(NotImplementedError):  # torch's own classes keep the divergences that torch gives them
         kl_divergence(MultivariateNormal(q.loc, scale_tril=factor), Independent(Normal(loc, scale), 1))
-
-
-def test_a_vamp_prior_is_no_second_owner_of_the_encoder():
-    vae = built(3, prior="vamp")
-    assert [name for name, _ in vae.p_z.named_parameters()] == ["unclipped"]
