@@ -155,7 +155,7 @@ def decode(path: Path, transform: ImageTransform) -> list[NDArray[np.uint8]]:
 
     def pixels(page: _Page) -> NDArray[np.uint8]:
         values, opacity = page.read()
-        if values.dtype == np.uint16 and page.shape[2] == 3 and transform.value_range in (None, (), (0, 65535)):
+        if values.dtype.str[1:] == "u2" and page.shape[2] == 3 and transform.value_range in (None, (), (0, 65535)):
             values = (values >> 8).astype(np.uint8)  # as Pillow does
         return converted(values, transform, opacity)
 

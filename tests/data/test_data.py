@@ -51,19 +51,6 @@ def server(monkeypatch, tiny_mnist):
     server.shutdown()
 
 
-@pytest.mark.parametrize(
-    ("images", "advice"),
-    [
-        (np.zeros((4, 1, 8, 8), np.uint8), "give torch.from_numpy(data)"),
-        (torch.zeros(4, 8, 8, 3, dtype=torch.uint8), "permute(0, 3, 1, 2)"),
-    ],
-)
-def test_images_of_another_type_or_order_are_refused_with_the_corrected_call(images, advice):
-    with pytest.raises(InputError) as refused:
-        Dataset("mine", images, images)
-    assert advice in str(refused.value)
-
-
 def test_folders_are_searched_in_order(tiny_mnist, tmp_path, monkeypatch):
     images, files = tiny_mnist
     with pytest.raises(InputError, match="--offline"):
@@ -143,16 +130,13 @@ def test_a_download_from_a_server_that_sends_nothing_fails_soon(tiny_mnist, monk
 
 
 def test_mnist_5k_is_a_fixed_shuffled_split(digits):
-    pixels, labels = mnist_data()
+    pixels, _ = mnist_data()
     both = torch.cat([digits.train, digits.test]).flatten(1).numpy()
     assert len(digits.train) == 4000
     assert len(digits.test) == 1000
     order = np.lexsort(both.T)
     assert np.array_equal(both[order], pixels.astype(np.uint8)[np.lexsort(pixels.T)]), "not the same 5,000 digits"
-    label_of = {row.tobytes(): int(label) for row, label in zip(pixels.astype(np.uint8), labels)}
-    test_labels = [label_of[row.tobytes()] for row in digits.test.flatten(1).numpy()]
-    counts = np.bincount(test_labels, minlength=10)
-    assert counts.min() > 70, f"the test digits are not shuffled: {counts}"
+    assert digits.test_labels.bincount(minlength=10).min() > 70, "the test digits are not shuffled"
     assert torch.equal(digits.test, load_dataset("mnist-5k").test)
     assert digits.label_names == tuple(MNIST.classes)
     digest = digits.record().sha256
@@ -208,14 +192,13 @@ def test_wrong_tensors_are_refused():
     for train, test in [*both, (images.to(torch.complex64),) * 2]:
         with pytest.raises(InputError, match="mine"):
             Dataset("mine", train, test)
-    with pytest.raises(InputError, match="ndarray"):
+    with pytest.raises(InputError, match="from_numpy"):
         Dataset("mine", images.numpy(), images)
-
-
-@pytest.mark.parametrize("labels", [np.zeros(6, int), [0] * 6, {}], ids=["array", "list", "dictionary"])
-def test_labels_that_are_no_tensor_are_refused_with_the_corrected_call(labels):
-    with pytest.raises(InputError, match="as_tensor"):
-        Dataset("mine", torch.rand(6, 3), torch.rand(4, 3), labels)
+    with pytest.raises(InputError, match="permute"):
+        Dataset("mine", *[torch.zeros(4, 8, 8, 3, dtype=torch.uint8)] * 2)
+    for labels in (np.zeros(6, int), [0] * 6, {}):
+        with pytest.raises(InputError, match="as_tensor"):
+            Dataset("mine", torch.rand(6, 3), torch.rand(4, 3), labels)
 
 
 def test_the_checksum_depends_on_shapes_and_splits(few_digits):

@@ -10,8 +10,6 @@ from pvae.cli.train import main
 from pvae.core.errors import InputError
 from pvae.data.image_cache import ImageTransform
 from pvae.data.sources import load_dataset
-from pvae.runs.data import images_for
-from pvae.runs.run import Run
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (20, 7, 5), dtype=np.uint8)
@@ -82,15 +80,12 @@ def test_arrays_are_resized_and_made_grey_like_files(load):
     [
         ({"npy": GREY.astype(np.complex64)}, "complex64"),
         ({"npy": GREY[0]}, "of shape (7, 5): give (N, H, W)"),
-        ({"npy": COLOUR[None]}, "of shape (1, 20, 7, 5, 3)"),
         ({"npy": COLOUR[..., :2]}, "cannot be told"),
         ({"npy": GREY[:0]}, "of shape (0, 7, 5)"),
         ({"npy": GREY[:3]}, "only 3 of 3 images can be used: give at least 4"),
         ({"npy": np.array([1, "a", None, {}], dtype=object)}, "objects, which"),
-        ({"images": np.array([1, "a", None, {}], dtype=object)}, "objects, which"),
         ({"images": GREY, "labels": np.array([{}] * 20)}, "objects, which"),
         ({"images": GREY, "labels": np.arange(19)}, "give 20 whole numbers"),
-        ({"images": GREY, "labels": np.zeros((20, 2))}, "give 20 whole numbers"),
         ({"train": GREY, "test": GREY, "train_labels": np.arange(20)}, "give labels for all or none"),
         ({"train": GREY, "test": COLOUR}, "the shapes (7, 5, 1) and (7, 5, 3)"),
         ({"train": GREY, "test": GREY[:1]}, "at least 2 in each split"),
@@ -122,36 +117,8 @@ def test_a_damaged_file_is_named(tmp_path, suffix):
                 load_dataset(f"folder:{path}")
 
 
-@pytest.mark.workflow
-def test_a_run_on_arrays_is_resumed_and_takes_arrays(tmp_path, no_pictures, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    np.save("faces.npy", GREY)
-    small = ["--hidden", "4", "--batch-size", "8", "--latent-dim", "2", "--out", "run", "--epochs"]
-    assert main(["--dataset", "folder:faces.npy", *small, "1"]) == 0
-    assert "faces.npy (16 train / 2 valid / 2 test): 20 images of 7 x 5 pixels, grey" in capsys.readouterr().out
-    (tmp_path / "faces.npy").rename(tmp_path / "moved.npy")
-    assert main(["--resume", "run", "--epochs", "2"]) == 2
-    assert "--data-dir" in capsys.readouterr().err
-    assert main(["--resume", "run", "--epochs", "2", "--data-dir", "moved.npy"]) == 0
-    names, images, note, _ = images_for(Run.open("run"), "moved.npy")
-    assert (names[3], note) == ("moved-3", "")
-    assert np.array_equal(images[:, 0].numpy(), GREY)
-    np.savez("other.npz", train=COLOUR, test=COLOUR[:4])
-    names, images, note, _ = images_for(Run.open("run"), "other.npz")
-    assert (names[0], names[-1], images.shape) == ("train-0", "test-3", (24, 1, 7, 5))
-    assert note == "24 images of 7 x 5 pixels, colour, are brought to 7 x 5 pixels, grey, as in training"
-
-
 def test_arrays_that_are_not_read_are_named(load):
     data = load(images=GREY, labels=np.arange(20) % 2, test_images=GREY, fold=np.arange(20))
     assert "fold, test_images" in data.note
     assert load(train=GREY, test=GREY, val_labels=np.arange(3)).note.endswith("val_labels")
     assert load(images=GREY).note == ""
-
-
-def test_validation_images_that_are_not_used_are_named(load):
-    data = load(train=GREY, valid=GREY[:5], test=GREY[:4])
-    unused = data.with_valid(0)
-    assert "5 validation data" in unused.note
-    assert set(unused.names) == {"train", "test"}
-    assert data.with_valid(0.1) is data

@@ -183,14 +183,16 @@ def test_the_factor_of_a_run_is_used_again(tmp_path, monkeypatch, no_pictures, c
     assert run.data.value_range == (0, 4095)
     assert main(["--resume", "run", "--epochs", "2"]) == 0
     np.save("dark.npy", DEEP[:3] >> 8)
-    _, images, note, _ = images_for(run, "dark.npy")
+    names, images, note, _ = images_for(run, "dark.npy")
+    assert names == ["dark-0", "dark-1", "dark-2"]
     assert np.array_equal(images[:, 0], scaled(DEEP[:3] >> 8, 0, 4095)), "as dark as the training images show it"
     assert "x 0.0622711" in note
     np.save("bright.npy", DEEP[:3] >> 3)
     assert "beyond are set to these" in images_for(run, "bright.npy")[2]
-    np.save("bytes.npy", BYTES[:3])
-    _, images, note, _ = images_for(run, "bytes.npy")
-    assert np.array_equal(images[:, 0], BYTES[:3])
+    np.savez("bytes.npz", train=BYTES[:3], test=BYTES[3:5])
+    names, images, note, _ = images_for(run, "bytes.npz")
+    assert names == ["train-0", "train-1", "train-2", "test-0", "test-1"]
+    assert np.array_equal(images[:, 0], BYTES[:5])
     assert not note
 
 
