@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from sides import Events, Net, Task, by_hand, numpyro, trace, trainer_of
+from sides import Events, Net, Task, adam_step, by_hand, numpyro, trace, trainer_of
 from torch.profiler import ProfilerActivity, profile
 from turns import counted, heats, in_turns
 
@@ -69,16 +69,8 @@ def measured(step: Callable[[], object]) -> dict[str, float]:
 def _hand(task: Task) -> Events:
     yield from by_hand(trace)(task)
     net, images = Net(task), task.train.flatten(1).float() / 255
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss = trace(net, images[torch.randint(len(images), (task.batch_size,))])
-        loss.backward()
-        optimizer.step()
-        loss.item()
-
-    yield "account", measured(step)
+    step = adam_step(net, functools.partial(trace, net), lr=1e-3)
+    yield "account", measured(lambda: step(images[torch.randint(len(images), (task.batch_size,))]))
 
 
 def _ours(engine: str, without: str = "") -> Callable[[Task], Events]:

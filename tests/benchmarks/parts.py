@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -225,21 +224,8 @@ print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
 """
 
 
-_FILE = """
-import json, resource, sys, torch, pvae
-from pvae.data.choices import images_config
-from pvae.runs.data import load_for
-config = pvae.Config(dataset="folder:" + sys.argv[1], valid=0.1)
-data = load_for(config)
-config = images_config(data, dataset=config.dataset, hidden=(8, 8), batch_size=128, epochs=1)
-run = pvae.fit(config, data=data, out=sys.argv[1] + "-run")
-row = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[0])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, row["seconds"] / len(data.train))
-"""
-
-
 def memory(arguments: argparse.Namespace) -> None:
-    """Print the peak memory of an epoch over 1,000,000 images of 784 bytes, and over files of larger images."""
+    """Print the peak memory of an epoch over 1,000,000 images of 784 bytes."""
     data = 784e6 / 2**30
     print("| --compile | --binarize | peak, GiB | above the data |\n|---|---|---|---|")
     for how, binarize in (("none", "none"), ("graph", "dynamic"), ("inductor", "none"), ("none", "static")):
@@ -248,35 +234,6 @@ def memory(arguments: argparse.Namespace) -> None:
             raise SystemExit(done.stderr[-2000:])
         peak = json.loads(done.stdout.splitlines()[-1])
         print(f"| {how} | {binarize} | {peak:.2f} | {peak - data:.2f} |", flush=True)
-    print("\nimages of 64 x 64 in colour, in an .npy file, by the system images with --hidden 8 8")
-    print("| images | file, GiB | peak, GiB | us / image |\n|---|---|---|---|")
-    for count in (2_000, 200_000):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "images.npy"
-            size = _write_images(path, count)
-            done = subprocess.run(
-                [sys.executable, "-c", _FILE, str(path)],
-                env={**os.environ, "XDG_CACHE_HOME": folder},
-                capture_output=True,
-                text=True,
-            )
-        if done.returncode:
-            raise SystemExit(done.stderr[-2000:])
-        peak, seconds = map(float, done.stdout.split())
-        print(f"| {count:,} | {size / 2**30:.2f} | {peak:.2f} | {1e6 * seconds:.0f} |", flush=True)
-
-
-def _write_images(path: Path, count: int) -> int:
-    """Write squares of noise on grounds of any colour, and return the size of the file."""
-    draw = np.random.default_rng(0)
-    with path.open("wb") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (count, 64, 64, 3)}
-        np.lib.format.write_array_header_1_0(file, header)
-        for _ in range(count // 1000):
-            images = np.broadcast_to(draw.integers(256, size=(1000, 1, 1, 3), dtype=np.uint8), (1000, 64, 64, 3)).copy()
-            images[:, 16:48, 16:48] = draw.integers(256, size=(1000, 32, 32, 3), dtype=np.uint8)
-            file.write(images.tobytes())
-    return path.stat().st_size
 
 
 _ALL_REDUCE = """

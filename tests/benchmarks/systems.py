@@ -18,7 +18,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from sides import Events, Task
+from sides import Events, Task, adam_step, loop, trained_by_pvae
 from torch import Tensor, nn
 from torch.distributions import Beta, Independent, Normal
 from torch.nn import functional
@@ -347,22 +347,10 @@ def _by_hand(name: str, compiles: bool = False) -> Callable[[Task], Events]:
         images = images.flatten(1) / 255 if images.dtype == torch.uint8 else images
         if compiles:
             net.compile()
-        optimizer = torch.optim.Adam(net.parameters(), lr=config.lr, eps=config.adam_eps, fused=True)
-        for epoch in range(task.epochs):
-            total = 0.0
-            for step, index in enumerate(torch.randperm(len(images)).split(config.batch_size)):
-                x = images[index]
-                if config.binarize == "dynamic":
-                    x = torch.bernoulli(x)
-                optimizer.zero_grad()
-                loss = net(x)
-                loss.backward()
-                optimizer.step()
-                total += loss.item() * len(index)
-                if epoch == step == 0:
-                    yield "step", None
-            yield "epoch", None
-        yield "elbo", -total / len(images)
+        loss_of = (lambda x: net(torch.bernoulli(x))) if config.binarize == "dynamic" else net
+        step = adam_step(net, loss_of, lr=config.lr, eps=config.adam_eps)
+        loss = yield from loop(task, images, config.batch_size, step)
+        yield "elbo", -loss
 
     return run
 
@@ -380,13 +368,8 @@ def _ours(name: str, engine: str) -> Callable[[Task], Events]:
         images = _data(config, task.train)
         with seeded(0, device), pyro.get_param_store().scope():
             training = build_trainer(config, Dataset("benchmark", images, images[:2]), device)
-            training.train_step(torch.arange(config.batch_size))
-            yield "step", None
-            for _ in range(task.epochs):
-                loss = training.train_epoch().loss
-                yield "epoch", None
-                training.epoch += 1
-            yield "elbo", -loss
+            loss = yield from trained_by_pvae(training, config.batch_size, task)
+        yield "elbo", -loss
 
     return run
 
