@@ -39,14 +39,14 @@ elbos/test_truth.py
 elbos/test_bounds.py
     elbos.importance | - math.log(len(values)) |
     elbos.importance | return torch.logsumexp(values, 0) - math.log(len(values)) | return values.mean(0)
+    elbos.gradients | (of_group * log_p).sum() | (log_w.softmax(0) * log_p).sum()
+elbos/test_families.py
+    reference.bounds | return torch.logsumexp(log_w, 0) - math.log(len(log_w)) | return log_w.mean(0)
     elbos.gradients | gradient * each | gradient + 0 * each
     elbos.gradients | draws.log_q_z.detach() + | draws.log_q_z +
     elbos.gradients | self.signal(value) * draws.log_q_z | 0 * self.signal(value) * draws.log_q_z
     elbos.gradients | value = (log_p - beta * draws.log_q_z).detach() | value = log_p.detach()
     elbos.gradients | (log_w.sum(0) - log_w) / (len(log_w) - 1) | log_w.mean(0)
-    elbos.gradients | (of_group * log_p).sum() | (log_w.softmax(0) * log_p).sum()
-elbos/test_families.py
-    reference.bounds | return torch.logsumexp(log_w, 0) - math.log(len(log_w)) | return log_w.mean(0)
 elbos/test_dependent_sites.py
     elbos.gradients | if len(drawn) == 1: | if True:
     elbos.gradients | else through[earlier] - path | else through[earlier]

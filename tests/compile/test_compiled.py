@@ -11,14 +11,12 @@ import pytest
 import torch
 from conftest import needs_inductor
 from helpers.svi import ELBOS, KINDS, adam, assert_trained_alike, built, trained
-from pyro.contrib.zuko import ZukoToPyro
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
-from torch.distributions import Distribution
 from torch.nn.utils import parameters_to_vector
 from torch.optim import SGD, AdamW
 
-from pvae.compile import decompositions, graph
+from pvae.compile import graph
 from pvae.compile.compiled_elbo import CompiledELBO
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.graph import RecordingError
@@ -88,15 +86,15 @@ SYSTEMS = {
     "sphere": {"posterior": "power-spherical", "prior": "sphere", "elbo": "analytic"},
     "sphere, stl": {"posterior": "power-spherical", "prior": "sphere", "elbo": "stl"},
 }
-WAYS = [pytest.param(kind, "step", "graph", marks=[pytest.mark.workflow] if "flow" in kind else []) for kind in SYSTEMS]
+WAYS = [pytest.param(kind, "graph", marks=[pytest.mark.workflow] if "flow" in kind else []) for kind in SYSTEMS]
 WAYS += [
-    pytest.param(kind, "step", "inductor", marks=[needs_inductor, pytest.mark.slow])
+    pytest.param(kind, "inductor", marks=[needs_inductor, pytest.mark.slow])
     for kind in ("planar", "splines, flow", "mixture", "sphere")
 ]
 
 
-@pytest.mark.parametrize(("kind", "way", "engine"), WAYS)
-def test_every_kind_of_system_is_recorded(kind, way, engine):
+@pytest.mark.parametrize(("kind", "engine"), WAYS)
+def test_every_kind_of_system_is_recorded(kind, engine):
     """The running averages of BatchNorm and of the optimal scale are updated as often as without a recording."""
     config = Config(**{"hidden": (6,), "latent_dim": 3, "particles": 2, **SYSTEMS[kind]})
     generator = torch.Generator().manual_seed(0)
@@ -109,7 +107,7 @@ def test_every_kind_of_system_is_recorded(kind, way, engine):
 
     eager, compiled = vae(), vae()
     theirs = trained(eager, built(config.elbo, config.particles), batches)
-    svi, elbo = KINDS[way](built(config.elbo, config.particles), engine)
+    svi, elbo = KINDS["step"](built(config.elbo, config.particles), engine)
     assert_trained_alike(trained(compiled, elbo, batches, svi), theirs)
     assert elbo.num_recordings == 1
     for (name, mine), other in zip(compiled.named_buffers(), eager.buffers()):
@@ -223,18 +221,19 @@ def test_a_batch_outside_the_domain_is_refused_at_a_replay_too(small_vae, small_
                 bad_at -= 1
             before = parameters_to_vector(vae.parameters())
             for bad in (small_images(4), torch.full_like(x, math.nan)):
-                with pytest.raises(InputError, match="exactly 0 or 1"):
+                with pytest.raises(InputError):
                     one.step(bad)
             assert torch.equal(before, parameters_to_vector(vae.parameters()))
             assert all(p.grad is None or not p.grad.any() for p in vae.parameters())
 
 
-def test_a_gradient_or_a_loss_that_is_not_finite_changes_nothing(small_vae, small_images):
+@pytest.mark.parametrize("engine", ["graph", pytest.param("inductor", marks=[needs_inductor, pytest.mark.workflow])])
+def test_a_gradient_or_a_loss_that_is_not_finite_changes_nothing(small_vae, small_images, engine):
     vae, x = small_vae(), small_images(4)
     names = dict(vae.named_parameters())
     with torch.random.fork_rng(), pyro.get_param_store().scope():
         optimizer = adam(vae.parameters())
-        svi = CompiledSVI(vae.model, vae.guide, SingleOptimizer(optimizer, names), CompiledELBO(built("trace")))
+        svi = CompiledSVI(vae.model, vae.guide, SingleOptimizer(optimizer, names), CompiledELBO(built("trace"), engine))
         for _ in range(3):
             svi.step(x)
         before = parameters_to_vector(vae.parameters())
@@ -274,37 +273,15 @@ def test_a_function_that_reads_values_cannot_be_recorded(look):
         svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), CompiledELBO(built("trace")))
         svi.step(x)
         before, state = pyro.param("loc").item(), torch.get_rng_state()
-        with pytest.raises(RecordingError, match="reads values"):
+        with pytest.raises(RecordingError):
             svi.step(x)
         assert pyro.param("loc").item() == before
         assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_parameters_of_pyros_own_train():
-    x = torch.randn(7, generator=torch.Generator().manual_seed(0))
-
-    def model(x):
-        with pyro.plate("data", x.shape[0]):
-            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 0.5), obs=x)
-
-    def guide(x):
-        loc, scale = (
-            pyro.param("loc", torch.tensor(0.5)),
-            pyro.param("scale", torch.tensor(0.7), dist.constraints.positive),
-        )
-        with pyro.plate("data", x.shape[0]):
-            pyro.sample("z", dist.Normal(loc, scale))
-
-    given = {"optimizer": pyro.optim.Adam({"lr": 0.1})}
-    ours = trained(lambda: (model, guide), CompiledELBO(built("trace")), [x] * 5, **given)
-    theirs = trained(lambda: (model, guide), built("trace"), [x] * 5, optimizer=pyro.optim.Adam({"lr": 0.1}))
-    assert_trained_alike(ours, theirs, rel=1e-5)
-    assert theirs.parameters["loc"] != 0.5
-
-
 def factors(x):
     """A linear model with a latent z of each datum."""
-    loading = pyro.param("loading", lambda: torch.randn(2, 3))
+    loading = pyro.param("loading", lambda: torch.rand(2, 3), dist.constraints.positive)
     with pyro.plate("data", x.shape[0]):
         z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
         pyro.sample("x", dist.Normal(z @ loading, 1.0).to_event(1), obs=x)
@@ -313,7 +290,7 @@ def factors(x):
 class MadeAtFirst(nn.Module):
     """A guide that makes its network, with random weights, when it is first called."""
 
-    def __init__(self, is_lazy=False):
+    def __init__(self, is_lazy):
         super().__init__()
         self.net = nn.LazyLinear(2) if is_lazy else None
 
@@ -326,35 +303,13 @@ class MadeAtFirst(nn.Module):
             pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
 
 
-class Flow(nn.Module):
-    """A flow of zuko, given x."""
-
-    def __init__(self):
-        super().__init__()
-        validates = Distribution._validate_args  # zuko switches it off
-        self.flow = pytest.importorskip("zuko").flows.MAF(2, 3, transforms=2, hidden_features=(8,))
-        Distribution.set_default_validate_args(validates)
-
-    def forward(self, x):
-        pyro.module("flow", self.flow)
-        with pyro.plate("data", x.shape[0]):
-            pyro.sample("z", ZukoToPyro(self.flow(x)))
-
-
-GUIDES = {
-    "made at its first step": MadeAtFirst,
-    "lazy": functools.partial(MadeAtFirst, is_lazy=True),
-    "zuko": Flow,
-}
-
-
-@pytest.mark.parametrize("name", GUIDES)
-def test_guides_train_as_eager(name):
-    """From the same seed, also where the guide draws its parameters at its first step."""
+@pytest.mark.parametrize("is_lazy", [False, True])
+def test_a_guide_that_draws_its_parameters_at_its_first_step_trains_as_eager(is_lazy):
+    """And so does a parameter of Pyro's own, which is positive."""
     x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     elbo = CompiledELBO(build_elbo("trace"))
     ours, theirs = (
-        trained(lambda: (factors, GUIDES[name]()), one, [x] * 6, optimizer=pyro.optim.Adam({"lr": 0.02}))
+        trained(lambda: (factors, MadeAtFirst(is_lazy)), one, [x] * 6, optimizer=pyro.optim.Adam({"lr": 0.02}))
         for one in (elbo, build_elbo("trace"))
     )
     assert_trained_alike(ours, theirs, rel=1e-5)
@@ -425,43 +380,25 @@ def _gradient(vae, elbo, x):
     return float(loss.detach()), {name: p.grad.clone() for name, p in vae.named_parameters()}
 
 
-def _targets(elbo):
-    return [node for node in elbo._recordings[0].replay.__self__.graph.nodes if node.op == "call_function"]
-
-
-@pytest.mark.skipif(decompositions.linear_by_onednn is None, reason="this torch was built without oneDNN")
-def test_onednns_products_are_torchs_to_rounding(monkeypatch):
-    """Whatever CPU this is."""
+@pytest.mark.parametrize(("precision", "loss_rel", "rel"), [("fp32", 1e-5, 1e-4), ("bf16", 1e-3, 0.05)])
+def test_large_products_change_the_last_digits_of_a_gradient_in_float32(precision, loss_rel, rel):
+    """By the library that is faster on this CPU, or in bfloat16."""
     vae, x = wide_vae()
     theirs = _gradient(vae, build_elbo("trace"), x)
-    for is_faster in (True, False):
-        monkeypatch.setattr(decompositions, "onednn_is_faster", lambda is_faster=is_faster: is_faster)
-        elbo = CompiledELBO(build_elbo("trace"))
-        loss, gradients = _gradient(vae, elbo, x)
-        assert loss == pytest.approx(theirs[0], rel=1e-5)
-        assert all((mine - theirs[1][name]).norm() < 1e-4 * mine.norm() for name, mine in gradients.items())
-        assert any(node.target is decompositions.linear_by_onednn for node in _targets(elbo)) == is_faster
+    loss, gradients = _gradient(vae, CompiledELBO(build_elbo("trace"), precision=precision), x)
+    assert loss == pytest.approx(theirs[0], rel=loss_rel)
+    assert precision == "fp32" or loss != theirs[0]
+    for name, gradient in theirs[1].items():
+        assert gradients[name].dtype == torch.float32
+        assert (gradients[name] - gradient).norm() < rel * gradient.norm(), name
 
 
-def test_a_bias_that_is_not_a_vector_is_added_beside_onednn(monkeypatch):
+def test_a_bias_of_any_shape_is_added_to_a_large_product():
     """oneDNN would ignore a scalar."""
-    monkeypatch.setattr(decompositions, "onednn_is_faster", lambda: True)
     left, right = torch.randn(128, 400), torch.randn(300, 400)
     for bias in (torch.tensor(5.0), torch.randn(128, 1), torch.randn(300)):
         replay = graph.record(lambda a, b, c: (torch.addmm(c, a, b.t()),), [left, right, bias])
         assert torch.allclose(replay(left, right, bias)[0], torch.addmm(bias, left, right.t()), rtol=1e-3, atol=1e-3)
-
-
-def test_products_in_bfloat16_change_the_last_digits_of_a_gradient_in_float32():
-    vae, x = wide_vae()
-    theirs = _gradient(vae, build_elbo("trace"), x)
-    elbo = CompiledELBO(build_elbo("trace"), precision="bf16")
-    loss, gradients = _gradient(vae, elbo, x)
-    assert loss == pytest.approx(theirs[0], rel=1e-3)
-    assert loss != theirs[0]
-    for name, gradient in theirs[1].items():
-        assert gradients[name].dtype == torch.float32
-        assert (gradients[name] - gradient).norm() < 0.05 * gradient.norm(), name
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -485,7 +422,7 @@ def test_convolutions_train_as_eager_under_the_fused_optimiser(network, precisio
 @needs_inductor
 @pytest.mark.workflow
 def test_inductor_trains_as_svi(small_vae, small_images):
-    """With another beta and rate at each step; a step that is not finite changes nothing."""
+    """With another beta and rate at each step."""
     batches = [small_images(5 if step == 4 else 8, seed=step) for step in range(8)]
     svi, elbo = KINDS["step"](built("trace"), "inductor", batch_size=8)
 
@@ -495,18 +432,7 @@ def test_inductor_trains_as_svi(small_vae, small_images):
     given = {"beta_of": lambda step: 1 / (1 + step), "on_step": on_step}
     ours = trained(small_vae(), elbo, batches, svi, **given)
     assert_trained_alike(ours, trained(small_vae(), built("trace"), batches, **given))
-    assert [one.call.engine for one in elbo._recordings] == ["inductor", "graph"]
-    vae = small_vae()
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
-        optimizer = adam(vae.parameters())
-        one = svi(vae.model, vae.guide, SingleOptimizer(optimizer), elbo)
-        for _ in range(3):
-            one.step(batches[0])
-        before = parameters_to_vector(vae.parameters())
-        with pytest.raises(NotFiniteError):
-            one.step(batches[0], beta=math.inf)
-        assert torch.equal(before, parameters_to_vector(vae.parameters()))
-        assert {int(one["step"]) for one in optimizer.state.values()} == {3}
+    assert elbo.num_recordings == 2, "one for each batch size"
 
 
 @needs_inductor
