@@ -34,36 +34,34 @@ def account(arguments: argparse.Namespace) -> None:
                 found.setdefault(name, []).append(result)
     kinds = [*_KINDS, "others", "Python, waits, fused loops"]
     print(f"batches of {arguments.batch_size}, {torch.get_num_threads()} threads, {arguments.busy} busy processes")
-    print(f"| side | ratio | spread | first step, s | ms / step | {' | '.join(kinds)} | MB allocated |")
-    print("|---" * (6 + len(kinds)) + "|")
+    print(f"| side | ratio | spread | ms / step | {' | '.join(kinds)} |")
+    print("|---" * (4 + len(kinds)) + "|")
     for name, results in found.items():
         ratios = [ratio for one in results for ratio in one["ratios"]]
         spread = f"{statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f}"
         step = statistics.median(second for one in results for second in counted(one))
         step *= 1e3 / -(-int(options[1]) // arguments.batch_size)
         parts = results[-1]["account"] or {}
-        cells = [f"{parts[kind]:.2f}" if kind in parts else "-" for kind in [*kinds, "MB"]]
-        first = statistics.median(one["first_step"] for one in results)
-        print(f"| {name} | {spread} | {first:.1f} | {step:.2f} | {' | '.join(cells)} |")
+        cells = [f"{parts[kind]:.2f}" if kind in parts else "-" for kind in kinds]
+        print(f"| {name} | {spread} | {step:.2f} | {' | '.join(cells)} |")
 
 
 def measured(step: Callable[[], object]) -> dict[str, float]:
-    """Return the milliseconds of a step by kind of operator, and the megabytes that it allocates."""
+    """Return the milliseconds of a step by kind of operator."""
     started = time.perf_counter()
     for _ in range(_STEPS):
         step()
     whole = (time.perf_counter() - started) / _STEPS * 1e3
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(_STEPS):
             step()
-    times, allocated = Counter[str](), 0.0
+    times = Counter[str]()
     for event in profiled.key_averages():
         name = event.key.rpartition("::")[2]
         kind = next((kind for kind, names in _KINDS.items() if name in names), "others")
         if "::" in event.key:
             times[kind] += event.self_cpu_time_total / _STEPS / 1e3
-        allocated += max(0, event.self_cpu_memory_usage) / _STEPS / 1e6
-    return {**times, "Python, waits, fused loops": max(0.0, whole - sum(times.values())), "MB": allocated}
+    return {**times, "Python, waits, fused loops": max(0.0, whole - sum(times.values()))}
 
 
 def _hand(task: Task) -> Events:

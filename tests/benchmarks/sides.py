@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -124,18 +124,14 @@ def _tested(net: Net, task: Task) -> Events:
         yield "elbo", -loss
 
 
-def loop(
-    task: Task, images: Tensor, batch_size: int, step: Callable[[Tensor], float]
-) -> Generator[tuple[str, float | None], None, float]:
-    """Step on all batches of each epoch in random order; return the mean loss of the last epoch."""
+def loop(task: Task, images: Tensor, batch_size: int, step: Callable[[Tensor], float]) -> Events:
+    """Step on all batches of each epoch, in random order."""
     for epoch in range(task.epochs):
-        total = 0.0
         for number, index in enumerate(torch.randperm(len(images)).split(batch_size)):
-            total += step(images[index]) * len(index)
+            step(images[index])
             if epoch == number == 0:
                 yield "step", None
         yield "epoch", None
-    return total / len(images)
 
 
 def adam_step(net: nn.Module, loss_of: Callable[[Tensor], Tensor], **options: Any) -> Callable[[Tensor], float]:
@@ -374,17 +370,16 @@ def trainer_of(task: Task, elbo: str, compile: str, precision: str = "fp32") -> 
     return build_trainer(config, Dataset("benchmark", task.train, task.test), torch.device(task.device))
 
 
-def trained_by_pvae(training: Any, batch_size: int, task: Task) -> Generator[tuple[str, float | None], None, float]:
-    """The loop of `python -m pvae.train`: bytes in memory, SVI, metrics of each epoch; return the last one's loss."""
+def trained_by_pvae(training: Any, batch_size: int, task: Task) -> Events:
+    """The loop of `python -m pvae.train`: bytes in memory, SVI, metrics of each epoch."""
     training.train_step(torch.arange(batch_size))
     yield "step", None
     for _ in range(task.epochs):
-        loss: float = training.train_epoch().loss
+        training.train_epoch()
         yield "epoch", None
         if task.tests:
             yield "elbo", training.evaluate().elbo
         training.epoch += 1
-    return loss
 
 
 def ours(elbo: str, compile: str = "auto", precision: str = "fp32") -> Callable[[Task], Events]:
