@@ -179,7 +179,7 @@ def test_values_outside_the_domain_of_their_column_are_refused(column, values):
     for value in values:
         x = ROWS.clone()
         x[1, column] = value
-        with pytest.raises(InputError, match="domain"):
+        with pytest.raises(InputError):
             found.check(x)
 
 
@@ -192,23 +192,3 @@ def test_what_an_encoder_sees():
     std = 1.5**0.5  # the numbers of the data are 1, 2 and 3, and the logarithms of the counts 0, 1 and 2
     assert first == pytest.approx([-std, -std, 1, 0, 0, 1, 1, 0, 0, 1, 1, 1, 1, 1], abs=1e-6)
     assert second == pytest.approx([std, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 1, 0, 1], abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"likelihood": "columns"},
-        {"likelihood": "columns", "columns": "real*2", "prior": "vamp"},
-        {"likelihood": "columns", "columns": "real*2", "binarize": "threshold"},
-        {"columns": "real;count"},
-    ],
-)
-def test_options_that_do_not_go_together_are_refused(options):
-    with pytest.raises(InputError):
-        Config(**options)
-
-
-def test_another_number_of_columns_is_refused():
-    for shape in ((3,), (2, 2)):
-        with pytest.raises(InputError, match="2 columns"):
-            build_vae(Config(likelihood="columns", columns="real*2"), shape)

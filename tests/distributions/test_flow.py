@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import torch
 from scipy import stats
 
 from pvae.config.config import Config
-from pvae.core.errors import InputError
 from pvae.distributions.planar import Planar
 from pvae.models.build import build_vae
 
@@ -89,22 +87,18 @@ def test_the_density_of_a_draw_is_that_of_the_full_jacobian(kind, latent_dim):
 
 
 def test_the_density_of_a_copy_inverts_the_flow(kind):
-    q = flow_of(kind, 5, num_images=3)
-    z = q.rsample((4,))
-    copy = z.detach().clone()
-    assert torch.allclose(q.log_prob(copy), q.log_prob(z), rtol=1e-9)
-    assert torch.equal(q.log_prob(q.expand((3,)).rsample()).isfinite(), torch.ones(3, dtype=torch.bool))
-
-
-def test_the_density_of_a_copy_has_the_gradient_of_the_inverse(kind):
-    """By z, against central differences."""
-    q = flow_of(kind, 3)
-    z = q.sample((20,)).requires_grad_()
-    (slope,) = torch.autograd.grad(q.log_prob(z).sum(), z)
+    """In value, and in the gradient by z, against central differences."""
+    q = flow_of(kind, 3, num_images=2)
+    z = q.rsample((20,))
+    at = z.detach().clone().requires_grad_()
+    log_q = q.log_prob(at)
+    assert torch.allclose(log_q, q.log_prob(z), rtol=1e-9)
+    (slope,) = torch.autograd.grad(log_q.sum(), at)
     with torch.no_grad():
         for shift in 1e-5 * torch.eye(3, dtype=torch.float64):
-            difference = (q.log_prob(z + shift) - q.log_prob(z - shift)) / 2e-5
+            difference = (q.log_prob(at + shift) - q.log_prob(at - shift)) / 2e-5
             assert torch.allclose((slope @ shift) / 1e-5, difference, rtol=1e-5, atol=1e-5)
+    assert q.log_prob(q.expand((2,)).rsample()).isfinite().all()
 
 
 @pytest.mark.parametrize("kind", ["iaf", "spline", "planar"])
@@ -193,27 +187,16 @@ def test_what_training_needs_takes_one_pass(kind):
     vae, calls = built(kind, 4, length=1), []
     module_of(kind, vae).transforms[0].hyper.register_forward_hook(lambda *_: calls.append(1))
     q = vae.prior() if kind == "prior" else vae.posterior(torch.rand(2, *SHAPE).double())
-    if kind == "prior":
-        q.log_prob(torch.zeros(4, dtype=torch.float64))
-        assert len(calls) == 1
-        q.sample()
-        assert len(calls) > 1 + 4 - 1
-    else:
-        q.log_prob(q.rsample())
-        assert len(calls) == 1
-        q.log_prob(torch.zeros(2, 4, dtype=torch.float64))
-        assert len(calls) > 1 + 4 - 1
+    at = torch.zeros(*q.batch_shape, 4, dtype=torch.float64)
+    one_pass, several = (lambda: q.log_prob(at), q.sample) if kind == "prior" else (
+        lambda: q.log_prob(q.rsample()), lambda: q.log_prob(at)
+    )  # fmt: skip
+    one_pass()
+    assert len(calls) == 1
+    several()
+    assert len(calls) >= 1 + 4
 
 
-def test_every_parameter_of_a_flow_has_a_gradient(kind):
-    vae = built(kind, 3)
-    q = vae.prior() if kind == "prior" else vae.posterior(torch.rand(4, *SHAPE).double())
-    q.log_prob(torch.randn(4, 3).double() if kind == "prior" else q.rsample()).sum().backward()
-    module = module_of(kind, vae)
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in module.parameters())
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_flows_start_near_the_identity(kind):
     vae = built(kind, 8)
     q = vae.prior() if kind == "prior" else vae.posterior(torch.rand(4, *SHAPE).double())
@@ -256,15 +239,7 @@ def test_a_planar_transform_is_that_of_the_paper_where_it_is_invertible():
     assert (Planar(-9 * u, w, b).u * w).sum() > -1 > (-9 * u * w).sum()
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_flows_of_one_dimension(kind):
     vae = built(kind, 1)
     x = torch.rand(4, *SHAPE).double()
     assert (vae.prior().log_prob(vae.posterior(x).rsample())).isfinite().all()
-
-
-def test_a_zuko_that_cannot_be_imported_is_said_in_one_line(monkeypatch):
-    for name in ("zuko", *(name for name in sys.modules if name.startswith("zuko."))):
-        monkeypatch.setitem(sys.modules, name, None)  # so that its import fails
-    with pytest.raises(InputError, match="zuko"):
-        build_vae(Config(posterior="iaf"), (1, 5, 4))

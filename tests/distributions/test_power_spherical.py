@@ -184,19 +184,15 @@ def test_axes_and_their_opposites_have_finite_draws_and_gradients(loc):
 
 
 def test_shapes_expansion_and_refusals():
-    q = PowerSpherical(direction(4).expand(3, -1), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    q = PowerSpherical(direction(4), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    wide, draws = q.expand((2, 3)), []
     assert (q.batch_shape, q.event_shape) == ((3,), (4,))
-    wide = q.expand((2, 3))
-    torch.manual_seed(0)
-    z = wide.rsample()
-    torch.manual_seed(0)
-    assert torch.equal(z, q.rsample((2,)))
-    assert torch.equal(wide.log_prob(z), q.log_prob(z))
-    one_direction = PowerSpherical(direction(4), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
-    torch.manual_seed(0)
-    assert torch.equal(one_direction.rsample((2,)), z)
-    uniform = SphereUniform(direction(4)).expand((2, 3))
-    assert kl_divergence(wide, uniform).shape == (2, 3)
+    for draw in (wide.rsample, lambda: q.rsample((2,))):
+        torch.manual_seed(0)
+        draws.append(draw())
+    assert torch.equal(*draws)
+    assert torch.equal(wide.log_prob(draws[0]), q.log_prob(draws[0]))
+    assert kl_divergence(wide, SphereUniform(direction(4)).expand((2, 3))).shape == (2, 3)
     for bad in [{"loc": torch.ones(3)}, {"concentration": torch.tensor(-1.0)}]:
         with pytest.raises(ValueError, match="constraint"):
             PowerSpherical(**{"loc": torch.eye(3)[0], "concentration": torch.ones(()), **bad})
