@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
 
@@ -10,6 +9,7 @@ import pyro
 import pytest
 import torch
 from helpers.gradients import assert_same_gradients, value_and_gradients
+from pyro.distributions import Normal
 from pyro.distributions.testing.fakes import NonreparameterizedNormal
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormalMessenger
@@ -166,22 +166,29 @@ def test_analytic_refuses_where_there_is_no_closed_form(small_vae, small_images)
     assert TraceELBO().loss(vae.model, vae.guide, x) > 0
 
 
+def normals(*given, outside=()):
+    """A function of x with Normal sites (name, loc, scale); loc may be a function of the draws, and "x" is observed."""
+
+    def run(x):
+        drawn = {}
+        for name in outside:
+            pyro.sample(name, Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            for name, loc, scale in given:
+                observed = {"x": x[:, 0, 0, 0], "y": x[:, 0, 0, 1]}.get(name)
+                p = Normal(loc(drawn) if callable(loc) else loc, scale)
+                drawn[name] = pyro.sample(name, p, obs=observed)
+
+    return run
+
+
+Z, X = ("z", 0.0, 1.0), ("x", lambda drawn: drawn["z"], 1.0)
+
+
 def test_recorded_terms_cover_every_site(small_images):
     """Two latents and two observed sites: what is recorded adds up to the loss, and the loss is Pyro's."""
-    normal = pyro.distributions.Normal
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", normal(0.3, 0.7))
-            pyro.sample("w", normal(-1.0, 0.5))
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", normal(0.0, 1.0))
-            w = pyro.sample("w", normal(0.0, 2.0))
-            pyro.sample("x", normal(z, 1.0), obs=x[:, 0, 0, 0])
-            pyro.sample("y", normal(w, 1.0), obs=x[:, 0, 0, 1])
-
+    guide = normals(("z", 0.3, 0.7), ("w", -1.0, 0.5))
+    model = normals(Z, ("w", 0.0, 2.0), X, ("y", lambda drawn: drawn["w"], 1.0))
     for plain, ours, _ in FORMS:
         assert_same_loss_as_pyros(model, guide, small_images(5), 3, plain, ours)
 
@@ -226,34 +233,22 @@ def test_a_posterior_without_reparameterisation_needs_the_score_function(small_v
 def test_sites_that_are_not_of_each_datum_are_refused(small_images):
     """A global latent, whose rate the batch would share; a site of the guide alone, whose log q is not counted."""
 
-    def function(*inside, outside=()):
-        """Sites inside and outside the plate; "x" is observed."""
-
-        def run(data):
-            for name in outside:
-                pyro.sample(name, pyro.distributions.Normal(0.0, 1.0))
-            with pyro.plate("data", len(data)):
-                for name in inside:
-                    observed = data[:, 0, 0, 0] if name == "x" else None
-                    pyro.sample(name, pyro.distributions.Normal(0.0, 1.0), obs=observed)
-
-        return run
-
     def wide(data):
         with pyro.plate("data", len(data)):
-            z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
-            pyro.sample("x", pyro.distributions.Normal(z, 1.0), obs=data[:, 0, 0, 0].expand(7, -1))
+            z = pyro.sample("z", Normal(0.0, 1.0))
+            pyro.sample("x", Normal(z, 1.0), obs=data[:, 0, 0, 0].expand(7, -1))
 
+    x = ("x", 0.0, 1.0)
     refused = [
-        (function("x", outside="w"), function(outside="w")),
-        (function("z", "x"), function()),
-        (function("z", "x"), function("z", "extra")),
-        (function("z"), function("z")),
-        (wide, function("z")),
+        (normals(x, outside="w"), normals(outside="w")),
+        (normals(Z, x), normals()),
+        (normals(Z, x), normals(Z, ("extra", 0.0, 1.0))),
+        (normals(Z), normals(Z)),
+        (wide, normals(Z)),
     ]
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pyro's own, which say as much
-        TraceELBO().loss(function("z", "x"), function("z"), small_images(5))
+        TraceELBO().loss(normals(Z, x), normals(Z), small_images(5))
         for model, guide in refused:
             for num_particles in (1, 3):
                 with pytest.raises(ValueError):  # noqa: PT011  # some by Pyro itself
@@ -265,13 +260,13 @@ def test_sites_that_are_not_of_each_datum_are_refused(small_images):
 def test_a_deterministic_site_changes_nothing(small_images, num_particles):
     def guide(x):
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", pyro.distributions.Normal(0.3, 0.7))
+            z = pyro.sample("z", Normal(0.3, 0.7))
             pyro.deterministic("twice", 2 * z)
 
     def model(x):
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
-            pyro.sample("x", pyro.distributions.Normal(pyro.deterministic("twice", 2 * z), 1.0), obs=x[:, 0, 0, 0])
+            z = pyro.sample("z", Normal(0.0, 1.0))
+            pyro.sample("x", Normal(pyro.deterministic("twice", 2 * z), 1.0), obs=x[:, 0, 0, 0])
 
     assert_same_loss_as_pyros(model, guide, small_images(5), num_particles)
 
@@ -288,59 +283,34 @@ def assert_same_loss_as_pyros(model, guide, x, num_particles, plain=Trace_ELBO, 
 
 
 def test_whoever_steps_by_pyros_svi_alone_is_warned_of_nan(small_images):
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", pyro.distributions.Normal(math.inf, 1.0))
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
-            pyro.sample("x", pyro.distributions.Normal(z.tanh(), 1.0), obs=x[:, 0, 0, 0])
-
     with torch.random.fork_rng(), pytest.warns(UserWarning, match="NaN"):
-        assert math.isnan(TraceELBO().loss(model, guide, small_images(5)))
+        assert math.isnan(TraceELBO().loss(normals(Z, X), normals(("z", math.inf, 1.0)), small_images(5)))
 
 
 @pytest.mark.parametrize("validates", [True, False])
 def test_a_latent_whose_prior_depends_on_a_later_draw_has_no_closed_form(small_images, validates):
     """KL(q(w), p(w)) is the rate of w. That of z is the mean of log q - log p, because the guide draws w after z."""
-    normal, values = pyro.distributions.Normal, {}
+    values = {}
 
     def guide(x):
         with pyro.plate("data", len(x)):
-            values["z"] = pyro.sample("z", normal(0.3, 0.7))
-            values["w"] = pyro.sample("w", normal(values["z"], 0.5))
+            values["z"] = pyro.sample("z", Normal(0.3, 0.7))
+            values["w"] = pyro.sample("w", Normal(values["z"], 0.5))
 
-    def model(x, of_w=normal):
-        with pyro.plate("data", len(x)):
-            w = pyro.sample("w", of_w(0.0, 2.0))
-            z = pyro.sample("z", normal(w, 1.0))
-            pyro.sample("x", normal(z, 1.0), obs=x[:, 0, 0, 0])
-
-    x = small_images(5)
+    model = normals(("w", 0.0, 2.0), ("z", lambda drawn: drawn["w"], 1.0), X)
     with torch.random.fork_rng(), pyro.validation_enabled(validates):
         torch.manual_seed(0)
-        _, terms = AnalyticELBO(3).loss_and_terms(model, guide, x)
-        z, w = values["z"], values["w"]
-        rate = (
-            kl_divergence(normal(z, 0.5), normal(0.0, 2.0)) + normal(0.3, 0.7).log_prob(z) - normal(w, 1.0).log_prob(z)
-        )
-        assert torch.allclose(terms.rate, rate.mean(0), rtol=1e-6, atol=1e-6)
-        with pytest.raises(InputError):
-            AnalyticELBO().loss(
-                functools.partial(model, of_w=functools.partial(pyro.distributions.StudentT, 3.0)), guide, x
-            )
+        _, terms = AnalyticELBO(3).loss_and_terms(model, guide, small_images(5))
+    z, w = values["z"], values["w"]
+    of_w = kl_divergence(Normal(z, 0.5), Normal(0.0, 2.0))
+    rate = of_w + Normal(0.3, 0.7).log_prob(z) - Normal(w, 1.0).log_prob(z)
+    assert torch.allclose(terms.rate, rate.mean(0), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("num_particles", [1, 3])
 def test_a_guide_that_is_a_handler_gives_pyros_loss(small_images, num_particles):
     """Pyro's guides of this kind sample while the model runs."""
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
-            pyro.sample("x", pyro.distributions.Normal(z, 1.0), obs=x[:, 0, 0, 0])
-
+    model = normals(Z, X)
     assert_same_loss_as_pyros(model, AutoNormalMessenger(model), small_images(5), num_particles)
 
 

@@ -185,12 +185,12 @@ def test_a_draw_without_parameters_is_taken():
 
 
 class OneLatent(nn.Module):
-    """A latent of one dimension with a learned prior; the event of its site has 0, 1 or 2 dimensions."""
+    """A latent of one dimension, perhaps with a learned prior; the event of its site has 0, 1 or 2 dimensions."""
 
-    def __init__(self, event_dim, family=dist.Normal):
+    def __init__(self, event_dim, family=dist.Normal, is_learned=True):
         super().__init__()
         self.loc, self.scale = (nn.Parameter(torch.tensor([0.2, 0.4], dtype=torch.float64)) for _ in range(2))
-        self.prior = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+        self.prior = nn.Parameter(torch.zeros(2, dtype=torch.float64), requires_grad=is_learned)
         self.shape, self.family = (1,) * event_dim, family
 
     def site(self, family, loc, scale):
@@ -209,14 +209,16 @@ class OneLatent(nn.Module):
             pyro.sample("z", self.site(self.family, loc[:, 0], scale[:, 0].exp()))
 
 
+@pytest.mark.filterwarnings("ignore:prior was not registered")
+@pytest.mark.parametrize("is_learned", [False, True])
 @pytest.mark.parametrize("num_particles", [1, 3])
 @pytest.mark.parametrize("name", ["stl", "dreg"])
-def test_the_shape_of_the_event_changes_nothing(name, num_particles):
+def test_the_shape_of_the_event_changes_nothing(name, num_particles, is_learned):
     """At the same draws, a scalar, a vector of one value and a matrix of one value have the same gradients."""
     x, found = torch.linspace(-1, 1, 7, dtype=torch.float64)[:, None], []
     for event_dim in range(3):
-        one = OneLatent(event_dim)
-        found.append(gradients(one, x, name, 0, num_particles, of=("loc", "scale", "prior")))
+        one = OneLatent(event_dim, is_learned=is_learned)
+        found.append(gradients(one, x, name, 0, num_particles, of=("loc", "scale", *["prior"] * is_learned)))
     assert found[0].abs().min() > 1e-3
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-12, atol=0)

@@ -1,20 +1,16 @@
-"""Run tests of another copy of the package, in forks of a process that has imported torch and Pyro once."""
+"""Run tests of another copy of the package, in a fork of a process that has imported torch and Pyro once."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import multiprocessing
-import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from helpers.processes import PRELOADED
+from helpers.processes import Group
 
-_SECONDS = 600
 _BROKEN = 99  # no status of pytest
 
 
@@ -25,28 +21,17 @@ class Done(NamedTuple):
 
 def run_tests(folder: Path, names: tuple[str, ...]) -> Done:
     """Run `tests/<name>` of a folder, up to the first failure, with the package `pvae` that lies beside them."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    log = folder / "log.txt"
-    process = context.Process(target=_run, args=(str(folder), names, str(log)))
-    process.start()
-    process.join(_SECONDS)
-    process.kill()
-    process.join()
-    return Done(process.exitcode, log.read_text())
+    group = Group(1, _run, str(folder), names, folder=folder)
+    (status,) = group.join(600)
+    return Done(status, group.out + group.err)
 
 
-def _run(folder: str, names: tuple[str, ...], log: str) -> None:
-    os.chdir(folder)
+def _run(folder: str, names: tuple[str, ...]) -> int:
     sys.path.insert(0, folder)
     importlib.invalidate_caches()
-    status = _BROKEN
-    try:
-        with Path(log).open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-            import pvae
+    import pvae
 
-            if Path(pvae.__file__).is_relative_to(folder):  # and not another copy of it
-                how = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not workflow"]
-                status = pytest.main([*how, *(f"tests/{name}" for name in names)])
-    finally:
-        os._exit(status)
+    if not Path(pvae.__file__).is_relative_to(folder):
+        return _BROKEN  # it is another copy
+    how = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not workflow"]
+    return int(pytest.main([*how, *(f"tests/{name}" for name in names)]))

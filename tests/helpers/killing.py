@@ -7,7 +7,6 @@ What inductor compiles is not for forks: its threads do not survive one.
 
 from __future__ import annotations
 
-import collections
 import json
 import mmap
 import os
@@ -22,10 +21,7 @@ import torch
 import torch._dynamo  # which torch imports when it creates its first optimiser: once, before the forks
 import torchvision.utils  # noqa: F401  for the same reason
 
-import pvae.plotting.run_figures
 import pvae.runs.writer
-import pvae.training.callbacks
-import pvae.training.trainer
 from pvae.config.config import Config
 from pvae.data.dataset import Dataset
 from pvae.data.sources import load_dataset
@@ -40,36 +36,16 @@ VARIANTS = {
     "handwritten-clipped": SMALL.replace(elbo="handwritten", beta=0.5, clip_norm=5.0, schedule="cosine"),
     "dreg-graph": SMALL.replace(elbo="dreg", particles=2, binarize="dynamic", compile="graph"),
 }
-PHASES = ["start", "begin", "train", "test", "write", "events", "figures", "other"]
 FILE_EVENTS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir"}
 
 
-def phased(phase, place, name, kind):
-    """Let a function of the package note in shared memory that it runs."""
-    original = getattr(place, name)
-
-    def function(*arguments, **named):
-        before, phase[0] = phase[0], PHASES.index(kind)
-        try:
-            return original(*arguments, **named)
-        finally:
-            phase[0] = before
-
-    setattr(place, name, function)
-
-
-def note_phases(phase):
-    phased(phase, pvae.runs.writer, "begin", "begin")
-    phased(phase, pvae.training.trainer.Trainer, "train_epoch", "train")
-    phased(phase, pvae.training.trainer.Trainer, "evaluate", "test")
-    phased(phase, pvae.runs.writer, "write_whole", "write")
-    phased(phase, pvae.training.callbacks, "write_events", "events")
-    phased(phase, pvae.plotting.run_figures, "save_figures", "figures")
+def note_epochs(recorded):
+    """Let the package note in shared memory the epoch of each checkpoint that it has written."""
     original = pvae.runs.writer.save
 
     def save(run, rows, checkpoint):
         original(run, rows, checkpoint)
-        phase[1] = checkpoint.counts.epoch
+        recorded[0] = checkpoint.counts.epoch
 
     pvae.runs.writer.save = save
 
@@ -93,17 +69,16 @@ class Killer:
         self.folder, self.random = folder, random.Random(seed)
         digits = load_dataset("mnist-5k")
         self.data = Dataset("few digits", digits.train[:130], digits.test[:40])
-        self.shared = mmap.mmap(-1, 8)
-        self.phases = collections.Counter()
+        self.shared = mmap.mmap(-1, 1)
         self.kills = self.lost_epochs = self.failures = self.different = self.folders = 0
 
     def run(self, path, variant, delay=None, number=None):
         """Train, or go on, in a fork that dies after a delay or at a file event; return whether it came to its end."""
-        self.shared[:2] = bytes(2)
+        self.shared[0] = 0
         child = os.fork()
         if child == 0:
             try:
-                note_phases(self.shared)
+                note_epochs(self.shared)
                 if number is not None:
                     die_at_file_event(number, path)
                 if (path / "config.json").exists():
@@ -126,7 +101,6 @@ class Killer:
             time.sleep(0.001)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
             self.kills += 1
-            self.phases[PHASES[self.shared[0]]] += 1
         elif status:
             self.failures += 1
         return status == 0
@@ -140,7 +114,7 @@ class Killer:
                 is_done = self.run(path, variant, delay=self.random.uniform(0, seconds))
             else:
                 is_done = self.run(path, variant, number=self.random.randrange(1, 60))
-            recorded = max(recorded, self.shared[1])
+            recorded = max(recorded, self.shared[0])
             if is_done or self.failures:
                 return path
             if recorded:
@@ -166,7 +140,7 @@ class Killer:
                 break
         return {
             name: getattr(self, name)
-            for name in ("kills", "folders", "lost_epochs", "failures", "different", "phases", "seconds")
+            for name in ("kills", "folders", "lost_epochs", "failures", "different", "seconds")
         }
 
 
