@@ -115,17 +115,15 @@ two_parts(
     f"{NEGATIVE}, a mean", "Laplace(recon, scale = 1 / 3)",
 )  # fmt: skip
 two_parts(
-    "clementchadebec/benchmark_VAE (pythae), mse", squares, lambda e, r: (0.5 * e.sum(-1) + r.sum(-1)).mean(),
-    f"{NEGATIVE}, a mean", "scale^2 = 1)",
+    "means of both parts, in many", cross_entropies, lambda e, r: e.mean() + r.mean(), "a mean", BERNOULLI, "D / L",
 )  # fmt: skip
-two_parts(
-    "ethanluoyc/pytorch-vae", squares, lambda e, r: e.mean() + r.mean(),
-    f"1 / L times {NEGATIVE}, a mean", "scale^2 = 0.5 D / L)",
-)  # fmt: skip
-two_parts("means of both, in many", cross_entropies, lambda e, r: e.mean() + r.mean(), "a mean", BERNOULLI, "D / L")
 two_parts(
     "Geron, Hands-On Machine Learning", cross_entropies, lambda e, r: e.mean() + r.sum(-1).mean() / 784.0,
     "a mean", BERNOULLI, "D / 784",
+)  # fmt: skip
+two_parts(
+    "mean over channels and sum over pixels, in many", squares,
+    lambda e, r: e.mean(1).sum((1, 2)).mean() + r.sum(1).mean(), f"{NEGATIVE}, a mean", "scale^2 = 0.5 C)",
 )  # fmt: skip
 two_parts(
     "Foster, Generative Deep Learning, 1st edition", squares, lambda e, r: (1000 * e.mean(1) + r.sum(1)).mean(),
@@ -246,6 +244,19 @@ def tomczak_categorical(x, logits, mu_e, log_var_e, z):
     log_q = -0.5 * (math.log(2 * math.pi) + log_var_e + (z - mu_e) ** 2 * torch.exp(-log_var_e))
     log_p = -0.5 * (math.log(2 * math.pi) + z**2)
     return -(log_p_x + (log_p - log_q).sum(-1)).mean()
+
+
+@public("ethanluoyc/pytorch-vae", f"1 / L times {NEGATIVE}, a mean", "scale^2 = 0.5 D / L)")
+def ethanluoyc(x, dec, z_mean, z_stddev):
+    latent = 0.5 * torch.mean(z_mean * z_mean + z_stddev * z_stddev - torch.log(z_stddev * z_stddev) - 1)
+    return F.mse_loss(dec, x) + latent
+
+
+@public("clementchadebec/benchmark_VAE (pythae), mse", f"{NEGATIVE}, a mean", "scale^2 = 1)")
+def pythae_vae(recon_x, x, mu, log_var):
+    reconstruction = 0.5 * F.mse_loss(recon_x.reshape(len(x), -1), x.reshape(len(x), -1), reduction="none").sum(-1)
+    divergence = -0.5 * torch.sum(1 + log_var - mu.pow(2) - log_var.exp(), dim=-1)
+    return (reconstruction + divergence).mean(dim=0), reconstruction.mean(dim=0), divergence.mean(dim=0)
 
 
 @public("CompVis/latent-diffusion, the loss of its autoencoder without discriminator", "a mean",
