@@ -86,9 +86,7 @@ def packages(cache, monkeypatch):
         return lambda inputs: text
 
     monkeypatch.setattr(inductor, "compile_package", compile_package)
-    monkeypatch.setattr(
-        inductor, "load_package", lambda folder: lambda inputs, text=Path(folder, "code").read_text(): text
-    )
+    monkeypatch.setattr(inductor, "load_package", load_package)
     cache.mkdir()
     return cache
 
