@@ -251,12 +251,11 @@ FAST = Config(binarize="threshold", epochs=2, batch_size=10, hidden=(16,), laten
 
 
 @pytest.mark.workflow
-@pytest.mark.parametrize("options", [{"condition": True}, {"labels": 9, "elbo": "enumerate"}])
-def test_a_training_with_labels_resumes_as_it_goes_on(tmp_path, options):
-    config, data = FAST.replace(**options), dataset()
-    whole = fit(config.replace(epochs=4), data=data, out=tmp_path / "whole")
-    fit(config, data=data, out=tmp_path / "part")
-    assert_same(weights(resume(tmp_path / "part", 4, data=data)), weights(whole))
+def test_a_training_with_a_few_labels_resumes_as_it_goes_on(tmp_path):
+    config, data = FAST.replace(labels=9, elbo="enumerate"), dataset()
+    whole = fit(config, data=data, out=tmp_path / "whole")
+    fit(config.replace(epochs=1), data=data, out=tmp_path / "part")
+    assert_same(weights(resume(tmp_path / "part", 2, data=data)), weights(whole))
 
 
 @pytest.mark.workflow
@@ -280,56 +279,40 @@ def test_few_labels_are_balanced_and_depend_on_the_seed():
     assert torch.equal(few_labels(data, 1000, 0), data.train_labels)  # all that are known
 
 
-def folder_of(path, classes=NAMES, count=20):
-    x, y = images(count * 4)
-    for number, (image, label) in enumerate(zip(x, y)):
-        name = classes[label] if label < len(classes) else "left"
-        (path / name).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image[0].numpy()).save(path / name / f"{number}.png")
+def folder_of(path, unlabelled=False):
+    for number, (image, label) in enumerate(zip(*images(100))):
+        folder = path / ("unlabelled" if unlabelled and number % 4 == 0 else NAMES[label])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(folder / f"{number}.png")
     return path
 
 
 @pytest.mark.workflow
 def test_a_folder_of_classes_and_of_unlabelled_images(tmp_path, capsys):
-    folder = folder_of(tmp_path / "images")
-    folder_of(tmp_path / "more", ("unlabelled",) * 3)
-    (tmp_path / "more" / "unlabelled").rename(folder / "unlabelled")
-    given = ["--dataset", f"folder:{folder}", "--epochs", "1"]
+    given = ["--dataset", f"folder:{folder_of(tmp_path / 'images', unlabelled=True)}", "--epochs", "1"]
     assert train([*given, "--labels", "6", "--out", str(tmp_path / "run")]) == 0
     run = Run.open(tmp_path / "run")
     assert run.data.label_names == NAMES
     assert (run.dataset().labels["train"] == -1).any()
-    assert train([*given, "--condition", "--out", str(tmp_path / "other")]) == 2
-    assert "--labels" in capsys.readouterr().err
-
-
-def all_codes(run, file):
-    """The data that `encode --splits` writes, read back."""
-    assert encode([str(run), "--splits", "--out", str(file)]) == 0
-    return load_dataset(f"array:{file}")
+    assert "--labels" in refuse(train, [*given, "--condition", "--out", tmp_path / "other"], capsys, tmp_path)
 
 
 @pytest.fixture(scope="module")
 def conditional(tmp_path_factory):
     """A run given labels, of which each figure can be computed by hand."""
-    folder = folder_of(tmp_path_factory.mktemp("conditional") / "images", count=30)
+    folder = folder_of(tmp_path_factory.mktemp("conditional") / "images")
     run = folder.parent / "run"
     options = ["--condition", "--epochs", "2", "--network", "mlp", "--hidden", "8", "--latent-dim", "2"]
     assert train(["--dataset", f"folder:{folder}", *options, "--out", str(run)]) == 0
     return folder, run
 
 
-def by_hand(run):
-    """The test images of a run, their labels and its VAE."""
-    data = run.dataset()
-    return run.preparation.pixels(data.test), data.labels["test"], run.vae()
-
-
 @pytest.mark.workflow
 def test_codes_of_all_data_are_data(conditional, tmp_path):
     """Those of each image at its own label, with the names of the classes."""
     run = Run.open(conditional[1])
-    data, read = run.dataset(), all_codes(conditional[1], tmp_path / "all.npz")
+    assert encode([str(run.path), "--splits", "--out", str(tmp_path / "all.npz")]) == 0
+    data, read = run.dataset(), load_dataset(f"array:{tmp_path / 'all.npz'}")
     assert read.label_names == data.label_names == NAMES
     assert read.splits.keys() == data.splits.keys()
     for split, x in data.splits.items():
@@ -342,8 +325,7 @@ def test_codes_of_all_data_are_data(conditional, tmp_path):
 def test_each_command_takes_each_image_at_its_own_label(conditional, tmp_path, capsys):
     folder, path = conditional
     run = Run.open(path)
-    x, y, vae = by_hand(run)
-    assert len(set(y.tolist())) > 1
+    x, y, vae = run.preparation.pixels(run.dataset().test), run.dataset().labels["test"], run.vae()
     codes = encode_images(vae, Batch(x, y))
     assert encode([str(path), "--out", str(tmp_path / "codes.npz")]) == 0
     with np.load(tmp_path / "codes.npz") as arrays:
