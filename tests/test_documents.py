@@ -60,11 +60,52 @@ def test_the_vae_by_hand_trains_and_its_loss_is_the_definition():
         assert eval(compile(last, "README.md", "eval"), names) == (True, True)
 
 
+def elbos(names):
+    return [row.elbo for row in names["run"].metrics() if row.split == "test"]
+
+
+def prints_one_elbo(names, out):
+    values = [float(line.split()[-1]) for line in out.splitlines()]
+    return len(values) == 5 and max(values) - min(values) < 0.3
+
+
+def prints_falling_losses(names, out):
+    first, _, last = ast.literal_eval(out)
+    return last < first
+
+
+BLOCKS = {  # a page, a text of one of its blocks, and what is true of the block's names and of what it prints
+    "README | pvae.Dataset": lambda names, out: names["samples"].shape == (64, 1, 16, 16) and elbos(names),
+    "systems | PlanarPosterior": lambda names, out: -300 < names["sample"].log_p.mean() < -100 and "tensor(-" in out,
+    "run-folder | pvae.load(": lambda names, out: (
+        out.startswith("test ELBO -") and names["images"].shape == (64, 1, 28, 28) and len(names["codes"]) == 1000
+    ),
+    "run-folder | run.vae(vae)": lambda names, out: (
+        (names["run"].figures() / "mine.png").stat().st_size > 1000 and len(elbos(names)) == 2 and "ELBO" in out
+    ),
+    "labels | pvae.VAE(Prior()": lambda names, out: (
+        names["losses"][-1] < names["losses"][0] and names["prediction"].shape == (10, 5)
+    ),
+    "labels | label_names": lambda names, out: torch.allclose(names["probs"].sum(-1), torch.ones(4)),
+    "values | values_config": lambda names, out: (
+        names["run"].config.likelihood == "negative-binomial" and names["rows"].shape == (5, 20)
+    ),
+    "values | Poisson(y *": lambda names, out: elbos(names)[-1] > elbos(names)[0],
+    "bounds | three_parts": prints_one_elbo,
+    "contributing | LaplaceLikelihood": lambda names, out: (
+        elbos(names)[1] > elbos(names)[0] and abs(float(out.splitlines()[-1]) - 1) < 1e-4
+    ),
+    "start | mnist-5k": lambda names, out: len([*Path().glob("digits/*/*.png")]) == 4000,
+    "compiled-steps | CompiledELBO": prints_falling_losses,
+}
+
+
 @pytest.mark.workflow
-def test_own_images_in_the_readme(run):
-    names = run(README, "pvae.Dataset")
-    assert names["samples"].shape == (64, 1, 16, 16)
-    assert names["run"].metrics()[-1].split == "test"
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_block_of_a_page_does_what_the_page_says(run, capsys, block):
+    page, _, containing = block.partition(" | ")
+    names = run(README if page == "README" else ROOT / "notebooks" / f"{page}.md", containing)
+    assert BLOCKS[block](names, capsys.readouterr().out)
 
 
 @pytest.mark.workflow
@@ -74,15 +115,6 @@ def test_the_loss_of_a_page_is_named_as_it_says(run, capsys, page):
     (block,) = [block for block in blocks(page) if "pvae.identify(" in block]
     said = [line.removeprefix("# ") for line in block.splitlines() if line.startswith("# ")]
     assert capsys.readouterr().out.splitlines()[:-1] == said[:-1]
-
-
-@pytest.mark.workflow
-def test_a_vae_of_the_packages_modules_is_trained_and_its_likelihood_estimated_as_its_page_says(run, capsys):
-    names = run(ROOT / "notebooks/systems.md", "PlanarPosterior")
-    assert names["run"].metrics()[-1].epoch == 1
-    assert names["sample"].log_p.shape == (100,)
-    assert -300 < names["sample"].log_p.mean() < -100
-    assert capsys.readouterr().out.startswith("tensor(-")
 
 
 @pytest.mark.workflow
@@ -101,39 +133,7 @@ def test_images_are_encoded_scored_and_sampled_as_their_page_says(run, tmp_path,
 
 
 @pytest.mark.workflow
-def test_a_run_is_read_as_its_page_says(run, capsys):
-    names = run(ROOT / "notebooks/run-folder.md", "pvae.load(")
-    assert capsys.readouterr().out.startswith("test ELBO -")
-    assert names["images"].shape == (64, 1, 28, 28)
-    assert names["codes"].shape == (1000, 2)
-
-
-@pytest.mark.workflow
-def test_a_run_of_an_own_vae_is_drawn_evaluated_and_resumed_as_its_page_says(run, capsys):
-    names = run(ROOT / "notebooks/run-folder.md", "run.vae(vae)")
-    assert (names["run"].figures() / "mine.png").stat().st_size > 1000
-    assert names["run"].metrics()[-1].epoch == 2
-    assert "ELBO" in capsys.readouterr().out
-
-
-@pytest.mark.workflow
-def test_labels_of_any_kind(run):
-    names = run(ROOT / "notebooks/labels.md", "pvae.VAE(Prior()")
-    assert names["losses"][-1] < names["losses"][0]
-    assert names["prediction"].shape == (10, 5)
-    probs = run(ROOT / "notebooks/labels.md", "label_names")["probs"]
-    assert torch.allclose(probs.sum(-1), torch.ones(4))
-
-
-@pytest.mark.workflow
-def test_other_data_as_their_page_takes_them(run):
-    names = run(ROOT / "notebooks/values.md", "values_config")
-    assert names["run"].config.likelihood == "negative-binomial"
-    assert names["rows"].shape == (5, 20)
-    bounds = [
-        row.elbo for row in run(ROOT / "notebooks/values.md", "Poisson(y *")["run"].metrics() if row.split == "test"
-    ]
-    assert bounds[-1] > bounds[0]
+def test_the_columns_of_a_table_are_found_as_the_page_says(run):
     run(ROOT / "notebooks/values.md", "patients.csv")
     config = pvae.values_config(load_dataset("table:patients.csv"))
     assert f"--likelihood columns --columns {config.columns}\n" in (ROOT / "notebooks/values.md").read_text()
@@ -146,36 +146,6 @@ def test_the_file_of_plain_torch_is_what_its_page_shows(run, tmp_path, monkeypat
     assert blocks(page)[0] in (tmp_path / "vae" / "model.py").read_text()
     monkeypatch.syspath_prepend(tmp_path / "vae")
     assert run(page, "model.load()")["bound"].shape == (16,)
-
-
-@pytest.mark.workflow
-def test_the_forms_of_the_elbo_agree(run, capsys):
-    run(ROOT / "notebooks/bounds.md", "three_parts")
-    values = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
-    assert len(values) == 5
-    assert max(values) - min(values) < 0.3, values
-
-
-@pytest.mark.workflow
-def test_a_likelihood_of_ones_own_as_its_page_adds_it(run, capsys):
-    names = run(ROOT / "notebooks/contributing.md", "LaplaceLikelihood")
-    first, last = [row for row in names["run"].metrics() if row.split == "test"]
-    assert last.elbo > first.elbo
-    assert float(capsys.readouterr().out.splitlines()[-1]) == pytest.approx(1, abs=1e-4)
-
-
-@pytest.mark.workflow
-def test_digits_are_written_as_the_start_page_writes_them(run, tmp_path):
-    run(ROOT / "notebooks/start.md", "mnist-5k")
-    assert len([*tmp_path.glob("digits/*/*.png")]) == 4000
-
-
-@pytest.mark.workflow
-def test_compiled_steps_as_their_page_takes_them(run, capsys):
-    run(ROOT / "notebooks/compiled-steps.md", "CompiledELBO")
-    losses = ast.literal_eval(capsys.readouterr().out)
-    assert len(losses) == 3
-    assert losses[2] < losses[0]
 
 
 def headings(path):
@@ -232,14 +202,9 @@ def test_notebooks_run(path, monkeypatch):
     NotebookClient(notebook, timeout=120).execute()
 
 
-def test_notebooks_are_small():
-    for path in ROOT.glob("notebooks/*.ipynb"):
-        assert path.stat().st_size < 2_500_000  # scatter plots in true colours
-
-
-def test_pictures_are_small():
-    for path in ROOT.glob("notebooks/pictures/*.png"):
-        assert path.stat().st_size < 700_000, path.name
+def test_notebooks_and_pictures_are_small():
+    for path in (*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("notebooks/pictures/*.png")):
+        assert path.stat().st_size < (700_000 if path.suffix == ".png" else 2_500_000), path.name
 
 
 def test_tests_that_are_named_exist():
