@@ -6,7 +6,6 @@ import collections
 import os
 import shutil
 import time
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -18,19 +17,13 @@ import pvae
 from pvae.config.config import Config
 from pvae.core.errors import InputError, InterruptedTrainingError
 from pvae.data.dataset import Dataset
-from pvae.runs.checkpoint import Counts
-from pvae.runs.metrics import Metrics
 from pvae.runs.run import Run
 from pvae.training.fit import fit, resume
 
 EPOCHS = 3  # of the undisturbed run; the damaged ones are finished at 2, or stopped in the 2nd
 CONFIG = Config(hidden=(4,), latent_dim=2, batch_size=10, epochs=2)
-FILES = (  # not metrics.jsonl, which is text that has no sum: a digit of it may be changed unseen
-    "config.json",
-    "checkpoint.safetensors",
-    "figures",
-    "events",
-)
+# Not metrics.jsonl, which is text that has no sum: a digit of it may be changed unseen.
+FILES = ("config.json", "checkpoint.safetensors", "figures", "events")
 KINDS = ("bit", "bits", "overwrite", "zeros", "cut", "empty", "extend", "double", "insert", "remove")
 SEED = 20260701
 
@@ -42,32 +35,17 @@ def images():
     return Dataset("noise", pixels[:48], pixels[48:])
 
 
-def stopped_in_an_epoch(path, images):
-    """Leave a run as a process leaves it that is told to stop after 8 steps of 5 an epoch."""
-    with signal_in_step(8), pytest.raises(InterruptedTrainingError):
-        fit(CONFIG, data=images, out=path)
-    assert Run.open(path).read_checkpoint().counts.epoch == 1
-
-
-class State(NamedTuple):
-    """All of a run that must be the same."""
-
-    vae: dict[str, torch.Tensor]
-    others: dict[str, torch.Tensor]
-    counts: Counts
-    rows: list[Metrics]
-
-
 def state_of(run):
+    """All of a run that must be the same."""
     checkpoint = run.read_checkpoint()
-    return State(checkpoint.vae, {**checkpoint.moments, **checkpoint.rng}, checkpoint.counts, run.metrics())
+    return checkpoint.vae, {**checkpoint.moments, **checkpoint.rng}, checkpoint.counts, run.metrics()
 
 
 def assert_same(ours, theirs):
-    assert_same_tensors(ours.vae, theirs.vae)
-    assert_same_tensors(ours.others, theirs.others)
-    assert ours.counts == theirs.counts
-    assert_same_rows(ours.rows, theirs.rows)
+    assert_same_tensors(ours[0], theirs[0])
+    assert_same_tensors(ours[1], theirs[1])
+    assert ours[2] == theirs[2]
+    assert_same_rows(ours[3], theirs[3])
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +53,9 @@ def whole(tmp_path_factory, images):
     """Two runs to damage, what loading and reading them gives, and what resuming both of them gives."""
     folder = tmp_path_factory.mktemp("whole")
     fit(CONFIG, data=images, out=folder / "finished")
-    stopped_in_an_epoch(folder / "stopped", images)
+    with signal_in_step(8), pytest.raises(InterruptedTrainingError):  # of 5 steps an epoch
+        fit(CONFIG, data=images, out=folder / "stopped")
+    assert Run.open(folder / "stopped").read_checkpoint().counts.epoch == 1
     undisturbed = state_of(fit(CONFIG.replace(epochs=EPOCHS), data=images, out=folder / "undisturbed"))
     runs = {name: folder / name for name in ("finished", "stopped")}
     return runs, {name: state_of(Run.open(path)) for name, path in runs.items()}, undisturbed
@@ -132,52 +112,48 @@ def outcome(use):
 
 def uses_of(path, images, known, undisturbed):
     return {
-        "load": lambda: assert_same_tensors(pvae.load(path).state_dict(), known.vae),
-        "metrics": lambda: assert_same_rows(Run.open(path).metrics(), known.rows),
+        "load": lambda: assert_same_tensors(pvae.load(path).state_dict(), known[0]),
+        "metrics": lambda: assert_same_rows(Run.open(path).metrics(), known[3]),
         "resume": lambda: assert_same(state_of(resume(path, EPOCHS, data=images)), undisturbed),
     }
 
 
-def torture(number_of_cases, whole, images, tmp_path, monkeypatch):
-    """Return how often each use came to what, and the cases in which it came to neither refusal nor truth."""
+@pytest.fixture
+def check(whole, images, tmp_path, no_pictures, capsys):
+    """Check that each use of damaged runs comes to a refusal or to the truth, and that both are often so."""
     runs, known, undisturbed = whole
-    monkeypatch.setattr(
-        "pvae.plotting.run_figures.save_figures", lambda *_: None
-    )  # nothing reads them, and they take a second
-    counts, others = collections.Counter(), []
-    for case in range(number_of_cases):
-        draw = np.random.default_rng([SEED, case])
-        name, path = ("finished", "stopped")[case % 2], tmp_path / "damaged"
-        shutil.rmtree(path, ignore_errors=True)
-        shutil.copytree(runs[name], path)
-        done = spoil(path, draw)
-        for use, action in uses_of(path, images, known[name], undisturbed).items():
-            result = outcome(action)
-            counts[use, result if result in ("refused", "correct") else "other"] += 1
-            if result not in ("refused", "correct"):
-                others.append(f"case {case}, {name}, {', '.join(done)}: {use}: {result}")
-    return counts, others
 
-
-def check(number_of_cases, whole, images, tmp_path, monkeypatch, capsys):
-    started = time.perf_counter()
-    counts, others = torture(number_of_cases, whole, images, tmp_path, monkeypatch)
-    with capsys.disabled():
-        seconds = time.perf_counter() - started
-        print(f"\n{number_of_cases} damaged runs, seed {SEED}, {seconds:.0f} s; other outcomes: {len(others)}")
+    def of_cases(number_of_cases):
+        started, counts, others = time.perf_counter(), collections.Counter(), []
+        for case in range(number_of_cases):
+            draw = np.random.default_rng([SEED, case])
+            name, path = ("finished", "stopped")[case % 2], tmp_path / "damaged"
+            shutil.rmtree(path, ignore_errors=True)
+            shutil.copytree(runs[name], path)
+            done = spoil(path, draw)
+            for use, action in uses_of(path, images, known[name], undisturbed).items():
+                result = outcome(action)
+                counts[use, result] += 1
+                if result not in ("refused", "correct"):
+                    others.append(f"case {case}, {name}, {', '.join(done)}: {use}: {result}")
+        with capsys.disabled():
+            seconds = time.perf_counter() - started
+            print(f"\n{number_of_cases} damaged runs, seed {SEED}, {seconds:.0f} s; other outcomes: {len(others)}")
+            for use in ("load", "metrics", "resume"):
+                print(f"  {use}: {counts[use, 'refused']} refused, {counts[use, 'correct']} correct")
+        assert not others, "\n".join(others[:20])
         for use in ("load", "metrics", "resume"):
-            print(f"  {use}: {counts[use, 'refused']} refused, {counts[use, 'correct']} correct")
-    assert not others, "\n".join(others[:20])
-    for use in ("load", "metrics", "resume"):
-        assert counts[use, "refused"] > 0.05 * number_of_cases, "the damage did not reach what is read"
-        assert counts[use, "correct"] > 0.05 * number_of_cases
+            assert counts[use, "refused"] > 0.05 * number_of_cases, "the damage did not reach what is read"
+            assert counts[use, "correct"] > 0.05 * number_of_cases
+
+    return of_cases
 
 
 @pytest.mark.workflow
-def test_some_damaged_runs(whole, images, tmp_path, monkeypatch, capsys):
-    check(40, whole, images, tmp_path, monkeypatch, capsys)
+def test_some_damaged_runs(check):
+    check(40)
 
 
 @pytest.mark.torture
-def test_many_damaged_runs(whole, images, tmp_path, monkeypatch, capsys):
-    check(int(os.environ.get("PVAE_TORTURE_CASES", "2000")), whole, images, tmp_path, monkeypatch, capsys)
+def test_many_damaged_runs(check):
+    check(int(os.environ.get("PVAE_TORTURE_CASES", "2000")))
