@@ -130,9 +130,8 @@ def test_help_lists_every_command_and_each_explains_itself_without_torch(capsys)
         assert sentence in listed
         assert main([name, "--help"]) == 0
         assert f"{name} " in capsys.readouterr().out
-    program = (
-        "import sys; from pvae.cli.commands import main; main(['draw', '--help']); assert 'torch' not in sys.modules"
-    )
+    program = "import sys; from pvae.cli.commands import main; [main([name, '--help']) for name in ('draw', 'train')]"
+    program += "; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 
 
@@ -156,35 +155,30 @@ def test_the_program(shell, status):
 def test_an_empty_path_is_refused(run, tmp_path, capsys, monkeypatch, command, option):
     """As from an unset variable of a shell: not taken as the working folder, even if that is a run."""
     monkeypatch.chdir(run)
-    before = contents(tmp_path)
     run_itself = [] if command is train or option == "RUN" else ["."]
     arguments = [*run_itself, *([option] if option.startswith("--") else []), ""]
-    assert command([*arguments, *(["--dataset", "mnist-5k", "--epochs", "1"] if command is train else [])]) == 2
-    line = capsys.readouterr().err
-    assert line.count("\n") == 1
-    assert f"argument {option}: " in line
-    assert contents(tmp_path) == before
+    if command is train:
+        arguments += ["--dataset", "mnist-5k", "--epochs", "1"]
+    assert option in refuse(command, arguments, capsys, tmp_path)
 
 
-def test_an_empty_path_is_refused_in_python(data, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_an_empty_path_is_refused_in_python(run, data, monkeypatch):
+    """It is not the working folder, which may be a run."""
+    monkeypatch.chdir(run)
+    before = contents(run)
     config = get_system("mlp-2d").replace(hidden=(8,), epochs=1, batch_size=50)
     for use in (
         lambda: fit(config, data=data, out=""),
         lambda: fit(config.replace(dataset="mnist"), data_dir="", offline=True),
         lambda: pvae.load_dataset("mnist", "", offline=True),
         lambda: pvae.load_dataset("celeba", ""),
+        lambda: Run.open(""),
+        lambda: pvae.load(""),
+        lambda: resume("", 2, data=data),
     ):
-        with pytest.raises(InputError, match="the path is empty"):
+        with pytest.raises(InputError, match="empty"):
             use()
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_empty_path_is_not_the_run_in_the_working_folder(run, data, monkeypatch):
-    monkeypatch.chdir(run)
-    for use in (Run.open, pvae.load, lambda path: resume(path, 2, data=data)):
-        with pytest.raises(InputError, match="the path is empty"):
-            use("")
+    assert contents(run) == before
     monkeypatch.setenv("HOME", str(run.parent))
     assert Run.open("~/run").path == run
 
@@ -215,19 +209,3 @@ def test_without_a_home_folder_data_are_found_where_they_are_named(
         assert word in refuse(train, [*small, "--dataset", dataset, "--offline"], capsys, tmp_path)
     assert "XDG_CACHE_HOME" in refuse(train, [*small, "--dataset", "mnist"], capsys, tmp_path), "no download either"
     assert load_dataset("auto", offline=True).name == "MNIST-5k"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory that the system keeps")
-def test_too_little_memory_to_load_torch_is_one_line(tmp_path):
-    import resource
-
-    most = 300 * 2**20
-    done = subprocess.run(
-        [sys.executable, "-m", "pvae.train", "--dataset", "mnist-5k", "--out", "run"],
-        cwd=tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (most, most)),
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert "memory" in done.stderr
-    assert not list(tmp_path.iterdir())

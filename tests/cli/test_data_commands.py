@@ -14,13 +14,11 @@ from helpers.commands import contents, refuse
 from PIL import Image
 
 import pvae
-from pvae.cli.data import CAVEAT, encode, sample, score
-from pvae.cli.evaluate import main as evaluate
+from pvae.cli.data import encode, sample, score
 from pvae.cli.export import main as export
 from pvae.cli.train import main as train
 from pvae.config.presets import get_system
 from pvae.core.random_state import seeded
-from pvae.data.dataset import Dataset
 from pvae.runs.data import data_of
 from pvae.runs.run import Run
 from pvae.trained import latent_space
@@ -76,7 +74,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_codes_are_read_back(run, base, tmp_path, capsys):
+def test_codes_are_read_back(run, base, tmp_path):
     """From both formats: the means and scales of `encode_images`, by names relative to the folder."""
     for name in ("codes.csv", "codes.npz"):
         assert encode([str(run), str(base / "tree"), "--out", name]) == 0
@@ -93,7 +91,6 @@ def test_codes_are_read_back(run, base, tmp_path, capsys):
     assert list(rows[0]) == ["name", "label", "loc_1", "loc_2", "scale_1", "scale_2"]
     assert [row["name"] for row in rows] == given.names
     assert [float(row["scale_2"]) for row in rows] == codes.scale[:, 1].tolist()
-    assert "loc (40, 2), scale (40, 2)" in capsys.readouterr().out
 
 
 def test_draws_of_codes_depend_on_the_seed(run, tmp_path):
@@ -111,7 +108,7 @@ def test_draws_of_codes_depend_on_the_seed(run, tmp_path):
 
 
 def test_scores_are_read_back(run, base, capsys):
-    assert score([str(run), str(base / "tree"), "--importance-samples", "5"]) == 0
+    assert score([str(run), "--importance-samples", "5", str(base / "tree")]) == 0
     given = given_data(Run.open(run), base / "tree")
     vae, pixels, _ = with_likelihood(Run.open(run), given.x)
     with seeded(0, CPU):
@@ -123,11 +120,7 @@ def test_scores_are_read_back(run, base, capsys):
     with Image.open(run / "scores" / "oddest.png") as sheet:
         assert min(sheet.size) > 200
     said = capsys.readouterr().out
-    assert all(one.name in said for one in scores[:10])
-    assert scores[10].name not in said
-    assert CAVEAT in said
-    assert CAVEAT.count("\n") == 1, "two lines"
-    assert "the effective sample size of 40 of them is below 10" in said
+    assert [one.name in said for one in scores[:11]] == [True] * 10 + [False], "the ten oddest are printed"
 
 
 def test_an_image_file_and_images_of_another_size(run, base, tmp_path, capsys):
@@ -147,13 +140,7 @@ def test_a_broken_file_is_named_or_left_out(run, tmp_path, capsys):
     (tmp_path / "some" / "broken.png").write_bytes(b"\x89PNG but no more")
     before = contents(tmp_path / "some")
     for command in (encode, score):
-        assert command([str(run), "some"]) == 2
-        line = capsys.readouterr().err
-        assert line.count("\n") == 1
-        assert "broken.png" in line
-        assert "--skip-broken" in line
-    assert not (run / "codes.npz").exists()
-    assert not (run / "scores").exists()
+        assert "broken.png" in refuse(command, [run, "some"], capsys, tmp_path)
     assert encode([str(run), "some", "--skip-broken"]) == 0
     with np.load(run / "codes.npz") as arrays:
         assert len(arrays["names"]) == 3
@@ -175,15 +162,6 @@ def test_samples_are_images_of_the_vae(run, tmp_path):
     assert pixels["means"] == images.mul(255).round().to(torch.uint8)[:, 0].tolist()
 
 
-def test_large_images_are_evaluated_by_fewer_draws(tmp_path, monkeypatch, capsys, no_pictures):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    draw_tree(tmp_path / "tree", 12, (46, 46))
-    small = ["--hidden", "4", "--latent-dim", "2", "--epochs", "1", "--quiet"]
-    assert train(["--dataset", f"folder:{tmp_path / 'tree'}", *small, "--out", str(tmp_path / "run")]) == 0
-    assert evaluate([str(tmp_path / "run")]) == 0
-    assert "importance samples      200" in capsys.readouterr().out
-
-
 def test_fewer_samples_replace_more(run):
     for count in (3, 2):
         assert sample([str(run), "-n", str(count)]) == 0
@@ -191,26 +169,12 @@ def test_fewer_samples_replace_more(run):
     assert names == ["sample-0001.png", "sample-0002.png", "samples.png"]
 
 
-def test_a_refused_encoding_leaves_no_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert encode(["deep-bayes", "nowhere"]) == 2
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("command", ["encode", "score"])
-def test_options_may_stand_before_images(run, base, tmp_path, command):
-    tree, out = str(base / "tree"), str(tmp_path / ("new.csv" if command == "encode" else "new"))
-    few = ["--importance-samples", "2"] * (command == "score")
-    assert COMMANDS[command]([str(run), "--out", out, *few, tree]) == 0
-    written = tmp_path / "new.csv" if command == "encode" else tmp_path / "new" / "scores.csv"
-    assert len(rows_of(written)) == 40
-
-
 @pytest.mark.parametrize(
     ("command", "arguments", "says"),
     [
         ("encode", ["run", "--out", "codes.txt"], ".npz"),
         ("encode", ["run", "nowhere"], "nowhere"),
+        ("encode", ["deep-bayes", "nowhere"], "nowhere"),
         ("encode", ["run", "empty"], "empty"),
         ("encode", ["run", "--seed", "-1"], "--seed"),
         ("score", ["run", "--importance-samples", "1"], "--importance-samples"),
@@ -247,19 +211,3 @@ def test_runs_of_python_say_what_to_do(tmp_path, few_digits, small_config, no_pi
         assert "vae=vae" in line
     for command in (sample, export):
         assert "vae=vae" in refuse(command, [tmp_path / "own"], capsys, tmp_path)
-
-
-def test_a_vae_of_python_scores_images(base, tmp_path, few_digits, small_config, no_pictures, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(base / "cache"))
-    config = small_config.replace(epochs=1, binarize="dynamic")
-    with seeded(0, CPU):
-        own = pvae.build_vae(config, few_digits.datum_shape)
-        again = pvae.build_vae(config, few_digits.datum_shape)
-    run = fit(config, vae=own, data=Dataset("mine", few_digits.train, few_digits.test), out=tmp_path / "own")
-    draw_tree(tmp_path / "tree", 3, (28, 28))
-    opened = Run.open(run.path)
-    opened.vae(again)
-    given = given_data(opened, tmp_path / "tree")
-    vae, pixels, _ = with_likelihood(opened, given.x)
-    assert [score.name for score in score_images(vae, pixels, given.names, 2)] != []
-    assert torch.equal(next(iter(vae.parameters())), next(iter(own.parameters())))

@@ -21,9 +21,7 @@ pytestmark = pytest.mark.workflow
 SMALL = ["--dataset", "mnist-5k", "--hidden", "16", "8", "--latent-dim", "2", "--batch-size", "500", "--device", "cpu"]
 
 
-@pytest.mark.parametrize(
-    "text", ["", "a", "3:3", "4:2", "2:0", "2:", "-1", "0-2", "0:8:2", "1.5", "0:99999999999999999", ","]
-)
+@pytest.mark.parametrize("text", ["", "a", "3:3", "2:0", "2:", "-1", "0:8:2", "1.5", "0:99999999999999999", ","])
 def test_bad_seeds_are_refused(text, capsys, tmp_path):
     assert "0:8" in refuse(main, ["--seeds", text], capsys, tmp_path)
 

