@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from pvae.core.errors import InputError, check_finite
+from pvae.core.errors import InputError
 from pvae.core.records import from_record
-from pvae.core.terms import Terms
-from pvae.vae import VAE
 
-__all__ = ["Metrics", "best_epoch", "is_out_of_patience", "read_metrics", "summarise"]
+__all__ = ["Metrics", "best_epoch", "is_out_of_patience", "read_metrics"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,45 +97,3 @@ def is_out_of_patience(rows: Iterable[Metrics], patience: int) -> bool:
     rows = list(rows)
     best = best_epoch(rows)
     return patience > 0 and best is not None and rows[-1].epoch - best >= patience
-
-
-def summarise(
-    terms: Terms,
-    *,
-    vae: VAE,
-    loss: float,
-    epoch: int,
-    split: str,
-    seconds: float,
-    posterior_mean_loss: float | None = None,
-) -> Metrics:
-    """Return the means over images.
-
-    Args:
-        terms: distortion and rate of each image, (N,) with N at least 2.
-        vae: the VAE, in the mode (training or eval) in which the terms were computed.
-        loss: mean loss of the same images.
-        epoch: number of the epoch, from 1.
-        split: "train", "valid" or "test".
-        seconds: duration.
-        posterior_mean_loss: posterior-mean loss of the same images, if it was computed.
-
-    Raises:
-        NotFiniteError: one of the means is NaN or infinite.
-    """
-    distortion, rate = terms.distortion.double(), terms.rate.double()
-    elbo = Terms(distortion, rate).elbo
-    row = Metrics(
-        epoch=epoch,
-        split=split,
-        elbo=elbo.mean().item() if vae.is_bounding else None,
-        elbo_stderr=elbo.std().item() / math.sqrt(len(elbo)) if vae.is_bounding else None,
-        distortion=distortion.mean().item(),
-        rate=rate.mean().item(),
-        loss=loss,
-        seconds=seconds,
-        pseudo=vae.is_pseudo,
-        posterior_mean_loss=posterior_mean_loss,
-    )
-    check_finite(asdict(row))
-    return row

@@ -46,7 +46,10 @@ def kept(function: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run
 
     @functools.wraps(function)
     def once(run: Run, /, *arguments: P.args, **named: P.kwargs) -> T:
-        return run.keep(function, *arguments, **named)
+        key = (function, *arguments, *named.items())
+        if key not in run.kept_values:
+            run.kept_values[key] = function(run, *arguments, **named)
+        return run.kept_values[key]
 
     return once
 
@@ -61,18 +64,14 @@ class Run(RunRecord):
     Args:
         code: the text of the file of your own VAE, which is kept in the run folder as vae.py; "" if it has none.
         loaded: the data set, once it was read.
+
+    Attributes:
+        kept_values: what `kept` functions have returned, and the VAE.
     """
 
     code: str = field(default="", repr=False)
     loaded: Dataset | None = field(default=None, repr=False)
-    _values: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # of `kept` functions, and the VAE
-
-    def keep(self, function: Callable[Concatenate[Run, P], T], *arguments: P.args, **named: P.kwargs) -> T:
-        """Return function(self, *arguments), which is computed at the first call and then kept; `kept` calls it."""
-        key = (function, *arguments, *named.items())
-        if key not in self._values:
-            self._values[key] = function(self, *arguments, **named)
-        return self._values[key]
+    kept_values: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def dataset(
         self, data: Dataset | None = None, data_dir: str | Path | None = None, offline: bool = False
@@ -193,11 +192,11 @@ class Run(RunRecord):
             InputError: the checkpoint is missing, damaged, or of other networks than those of `config.json` or `vae`;
                 a weight is NaN, or so large that its square overflows; or `vae` is missing or given without need.
         """
-        if vae is None and "vae" in self._values:
-            return self._values["vae"]
+        if vae is None and "vae" in self.kept_values:
+            return self.kept_values["vae"]
         self.check_vae(vae)
         if vae is not None:
-            self._values.clear()  # what was computed with another VAE
+            self.kept_values.clear()  # what was computed with another VAE
         weights = self.best_checkpoint().vae
         for name, tensor in weights.items():
             if not tensor.square().isfinite().all():
@@ -211,7 +210,7 @@ class Run(RunRecord):
         except RuntimeError as error:
             why = " ".join(str(error).split())[:200]  # torch names the class, and then each parameter
             raise InputError(f"the weights of {self.path} do not fit the VAE: {why}") from None
-        self._values["vae"] = vae.cpu().eval()
+        self.kept_values["vae"] = vae.cpu().eval()
         return vae
 
     def check_vae(self, vae: VAE | None) -> None:
@@ -220,7 +219,7 @@ class Run(RunRecord):
         Raises:
             InputError: `vae` is missing, or given without need.
         """
-        if self.has_own_vae and vae is None and "vae" not in self._values:
+        if self.has_own_vae and vae is None and "vae" not in self.kept_values:
             raise InputError(
                 f"{self.path} trained a VAE of your own: name it by --vae FILE.py:FUNCTION, or build it in Python, and "
                 f"give it as pvae.load({str(self.path)!r}, vae=vae); {self.in_python}"
@@ -232,10 +231,6 @@ class Run(RunRecord):
     def is_given_labels(self) -> bool:
         """Whether its VAE is one given the labels of the data: each datum needs its own."""
         return self.config.condition or (self.has_own_vae and self.vae().takes_labels and not self.config.labels)
-
-    def as_start(self) -> dict[str, str]:
-        """Return what a training that starts from the weights of `best_checkpoint` records of this run."""
-        return {"run": self.identity, "path": str(self.path), "at": self.best_checkpoint().progress}
 
     def is_finished(self) -> bool:
         """Return whether the run has all its epochs, or has run out of patience, and its figures.
@@ -250,7 +245,7 @@ class Run(RunRecord):
 
     def forget(self) -> None:
         """Forget the metrics and checkpoints that were read, and what was computed from them."""
-        self._values.clear()
+        self.kept_values.clear()
 
     def figures(self) -> Path:
         """Return the folder of the run's figures, which is made if it is missing."""

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from pvae.config.config import Config
 from pvae.config.presets import system_title
 from pvae.core.errors import TrainingError
 from pvae.core.files import write_whole
@@ -19,13 +19,10 @@ from pvae.core.random_state import seeded
 from pvae.core.signals import Interruptions
 from pvae.core.terminal import print_line, progress_bar
 from pvae.data.dataset import random_subset
-from pvae.data.preparation import Preparation
 from pvae.runs import writer
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience
 from pvae.runs.run import Run
-from pvae.runs.tensorboard import write_events
 from pvae.trained.latent_space import reconstruct, sample, sample_given
-from pvae.training.engine import Engine
 from pvae.training.parallel import World
 from pvae.training.trainer import Callback, Trainer
 
@@ -39,10 +36,6 @@ __all__ = [
     "ProgressBar",
     "Saved",
     "TensorBoard",
-    "best_line",
-    "epoch_line",
-    "pictures",
-    "start_lines",
 ]
 
 OnEpoch = Callable[[Run, Metrics], object]
@@ -71,39 +64,34 @@ class Interrupt(Callback):
 
 @dataclass
 class Saved(Callback):
-    """Writes metrics and checkpoint into the run folder after each epoch.
+    """Writes metrics and checkpoint into the run folder after each epoch, in the first process; the others only count.
 
     Args:
         run: the run.
-        engine: takes the steps.
-        num_processes: number of processes that train.
-        is_first: whether this process writes; the others only count.
 
     Attributes:
         epoch: the epoch of the last checkpoint in the folder, or None.
     """
 
     run: Run
-    engine: Engine
-    num_processes: int
-    is_first: bool
     epoch: int | None = None
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Write a folder that can be resumed."""
-        if self.is_first:
+        num_processes = trainer.world.size
+        if trainer.world.is_first:
             # Each of several processes has its own GPU, and a resumption may have others: record no number.
-            device = trainer.device.type if self.num_processes > 1 else str(trainer.device)
-            writer.begin(self.run, trainer.rows, trainer.checkpoint(), device, self.num_processes)
+            device = trainer.device.type if num_processes > 1 else str(trainer.device)
+            writer.begin(self.run, trainer.rows, trainer.checkpoint(), device, num_processes)
             if (data := self.run.dataset()).names:
                 write_whole(self.run.path / "split.csv", data.split_csv())
         self.epoch = trainer.epoch
 
     def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
         """Write metrics, checkpoint, and what the first steps have chosen."""
-        if self.is_first:
+        if trainer.world.is_first:
             writer.save(self.run, trainer.rows, trainer.checkpoint())
-            writer.record_choice(self.run, self.engine.chosen)
+            writer.record_choice(self.run, trainer.engine.chosen)
         self.epoch = trainer.epoch
 
 
@@ -113,11 +101,9 @@ class ProgressBar(Callback):
 
     Args:
         epochs: the last epoch.
-        num_processes: number of processes, whose parts in a loss are about equal.
     """
 
     epochs: int
-    num_processes: int = 1
     bar: Any = None
     total: float = 0.0
 
@@ -129,7 +115,7 @@ class ProgressBar(Callback):
             title = f"epoch {trainer.epoch + 1}/{self.epochs}"
             is_read = sys.stdout is not None  # which `print_line` sets to None where nothing reads it
             self.bar, self.total = progress_bar(title, trainer.num_steps, "step", quiet=not is_read), 0.0
-        self.total += loss.item() * self.num_processes
+        self.total += loss.item() * trainer.world.size  # the parts of the processes are about equal
         self.bar.set_postfix_str(f"loss {self.total / (self.bar.n + 1):.2f}", refresh=False)
         self.bar.update()
         if self.bar.n == trainer.num_steps:
@@ -149,22 +135,49 @@ class Printed(Callback):
     run: Run
 
     def on_train_begin(self, trainer: Trainer) -> None:
-        """Print what is trained on what data."""
-        print_line(start_lines(self.run, str(trainer.device), trainer.epoch))
+        """Print what is trained on what data, and the folder it is written to."""
+        run, config, data = self.run, self.run.config, self.run.data
+        folder = f" (found in {data.folder})" if data.folder else ""
+        values = run.preparation.kind if data.is_images else f"each of {' x '.join(map(str, data.datum_shape))} values"
+        if config.binarize != "none":
+            values += f", binary by --binarize {config.binarize}"
+        elif data.is_images and config.is_pseudo and not run.has_own_vae:
+            values += ", so the bound is a pseudo-ELBO"
+        print_line(f"data: {data.title}{folder}, {'pixels ' * data.is_images}{values}")
+        epochs = f"epochs {trainer.epoch + 1} to {config.epochs}"
+        system = f"{system_title(config)} by SVI with --elbo {config.elbo}"
+        print_line(f"training {system}, {epochs}, on {trainer.device}, into {run.path}")
+        if config.warm_up > config.epochs:
+            share = f"{config.epochs / config.warm_up:.0%}"
+            print_line(f"the warm-up takes {config.warm_up} epochs: the weight of the rate rises to {share} of --beta")
 
     def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
-        """Print the metrics of the epoch."""
-        print_line(epoch_line(self.run, rows))
+        """Print the metrics of the epoch, with the loss where it differs from the negated bound."""
+        test, epochs = rows[-1], self.run.config.epochs
+        terms = f"distortion {test.distortion:.2f}, rate {test.rate:.2f}"
+        if abs(test.loss - test.distortion - test.rate) > max(0.005, 1e-6 * abs(test.loss)):  # beyond rounding
+            terms += f", loss {test.loss:.2f}"
+        if test.accuracy is not None:
+            terms += f", {test.accuracy:.2%} of the labels found"
+        seconds, number = sum(row.seconds for row in rows), f"{test.epoch:{len(str(epochs))}}/{epochs}"
+        bounds = "  ".join(map(str, rows))
+        print_line(f"epoch {number}  {bounds} ({terms}{self.run.bits(test)})  {seconds:.1f} s")
 
     def on_train_end(self, trainer: Trainer) -> None:
-        """Print which epoch was the best on the validation data."""
-        if line := best_line(trainer.rows, self.run.config.epochs):
-            print_line(line)
+        """Print which epoch was the best on the validation data, and why the training ended."""
+        best, last = best_epoch(trainer.rows), trainer.epoch
+        if best is None:
+            return
+        is_early = last < self.run.config.epochs
+        why = f"stopped after epoch {last}, {last - best} epochs without a better bound; " if is_early else ""
+        more = "; it is the last one: more epochs may give a better one" if best == last else ""
+        chosen = f"epoch {best} is the best on the validation data: load, evaluate and draw take its weights"
+        print_line(f"{why}{chosen}{more}")
 
 
 @dataclass
 class TensorBoard(Callback):
-    """Writes scalars and pictures of each epoch as TensorBoard events."""
+    """Writes scalars of each epoch, and pictures of images, as TensorBoard events."""
 
     run: Run
     writer: Any = None  # a SummaryWriter
@@ -175,13 +188,49 @@ class TensorBoard(Callback):
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
             self.writer = SummaryWriter(str(self.run.path), purge_step=trainer.epoch)
-        write_events(self.writer, rows, *pictures(trainer, self.run))
+        for row in rows:  # values of a quantity are in one section for all splits
+            values = {
+                row.bound: row.elbo,
+                "distortion (reconstruction error)": row.distortion,
+                "rate (KL divergence)": row.rate,
+                "loss": row.loss,
+                "seconds": row.seconds,
+            }
+            for name, value in values.items():
+                if value is not None:
+                    self.writer.add_scalar(f"{name}/{row.split}", value, trainer.epoch)
+        for name, images in pictures(trainer, self.run).items():
+            channels = images if images.shape[1] in (1, 3) else images.mean(1, keepdim=True)  # neither grey nor colour
+            self.writer.add_images(name, channels, trainer.epoch)
+        self.writer.flush()
 
     def close(self) -> None:
         """Close the file."""
         if self.writer is not None:
             with contextlib.suppress(OSError):  # a full disk, which `on_epoch_end` has reported
                 self.writer.close()
+
+
+def pictures(trainer: Trainer, run: Run) -> dict[str, Tensor]:
+    """Return pictures (N, C, H, W) in [0, 1] by their title, with the same noise after every epoch.
+
+    They are 8 test images above their reconstructions and, of a VAE with a prior to sample from, 64 samples. Data other
+    than images have none.
+    """
+    if not run.data.is_images:
+        return {}
+    vae, test = trainer.vae.eval(), trainer.splits["test"]
+    (few,) = test.rows(random_subset(len(test), 8, seed=0)).split(8)  # as `trained.codes.examples` has them
+    found = {}
+    with seeded(trainer.seed, trainer.device):
+        if vae.takes_labels and vae.has_density:
+            labels: Any = run.dataset().shown_labels
+            found["latent to image"] = sample_given(vae, labels.to(trainer.device))
+        elif vae.has_density:
+            found["latent to image"] = sample(vae, 64)
+        both = torch.cat([few.x, reconstruct(vae, few)], dim=2)
+    found["test images above, reconstructions below"] = both
+    return {name: run.preparation.shown(images).cpu() for name, images in found.items()}
 
 
 @dataclass
@@ -229,100 +278,3 @@ class Figures(Callback):
             self.run.vae(copy.deepcopy(trainer.vae))
         save_figures(self.run, self.interruptions.raise_if_received)
         self.run.forget()
-
-
-def pictures(trainer: Trainer, run: Run) -> tuple[Tensor, Tensor, Tensor]:
-    """Return 8 test images, their reconstructions and 64 samples, in [0, 1], with the same noise after every epoch.
-
-    Of other data, the samples are 1,000 draws from p(x | z) and not means, to be compared with the data. An autoencoder
-    has no prior to sample from: its samples are an empty batch.
-    """
-    vae, test, data = trainer.vae.eval(), trainer.splits["test"], run.dataset()
-    chosen = random_subset(len(test), 8, seed=0)  # as `trained.codes.examples` has them
-    (few,) = test.rows(chosen).split(8)
-    with seeded(trainer.seed, trainer.device):
-        samples = few.x[:0]
-        if not data.is_images and vae.has_density:
-            samples = sample(vae, 1000, draws=True, y=test.y)
-        elif vae.takes_labels and vae.has_density:
-            labels: Any = data.shown_labels
-            samples = sample_given(vae, labels.to(trainer.device))
-        elif vae.has_density:
-            samples = sample(vae, 64)
-        parts = few.x, reconstruct(vae, few), samples
-    images, reconstructions, samples = (run.preparation.shown(part).cpu() for part in parts)
-    return images, reconstructions, samples
-
-
-def start_lines(run: Run, device: str, epoch: int) -> str:
-    """Return what is trained on what data, and the folder it is written to."""
-    config, data = run.config, run.data
-    folder = f" (found in {data.folder})" if data.folder else ""
-    rate = "" if run.has_own_vae else _estimated_rate(config)
-    lines = [
-        f"data: {data.title}{folder}, {_values(run)}",
-        f"training {system_title(config)} by SVI with --elbo {config.elbo}{rate}, "
-        f"epochs {epoch + 1} to {config.epochs}, on {device}, into {run.path}",
-    ]
-    if config.warm_up > config.epochs:
-        share = f"{config.epochs / config.warm_up:.0%}"
-        lines.append(f"the warm-up takes {config.warm_up} epochs: the weight of the rate rises to {share} of --beta")
-    return "\n".join(lines)
-
-
-def epoch_line(run: Run, rows: Sequence[Metrics]) -> str:
-    """Return the metrics of one epoch.
-
-    The loss is included where it differs from the negated bound (beta, importance weights).
-
-    Args:
-        run: the run.
-        rows: metrics of the training images, of the validation images if there are any, and of the test images.
-    """
-    test, epochs = rows[-1], run.config.epochs
-    terms = f"distortion {test.distortion:.2f}, rate {test.rate:.2f}"
-    if abs(test.loss - test.distortion - test.rate) > max(0.005, 1e-6 * abs(test.loss)):  # beyond rounding
-        terms += f", loss {test.loss:.2f}"
-    if test.accuracy is not None:
-        terms += f", {test.accuracy:.2%} of the labels found"
-    seconds, number = sum(row.seconds for row in rows), f"{test.epoch:{len(str(epochs))}}/{epochs}"
-    return f"epoch {number}  {'  '.join(map(str, rows))} ({terms}{run.bits(test)})  {seconds:.1f} s"
-
-
-def best_line(rows: Sequence[Metrics], epochs: int) -> str:
-    """Return which epoch was the best on the validation data, and why the training ended; "" without such images.
-
-    Args:
-        rows: metrics of all epochs.
-        epochs: number of the planned epochs.
-    """
-    best, last = best_epoch(rows), rows[-1].epoch
-    if best is None:
-        return ""
-    why = f"stopped after epoch {last}, {last - best} epochs without a better bound; " if last < epochs else ""
-    more = "; it is the last one: more epochs may give a better one" if best == last else ""
-    return f"{why}epoch {best} is the best on the validation data: load, evaluate and draw take its weights{more}"
-
-
-def _values(run: Run) -> str:
-    """Return what the VAE sees of the data."""
-    if run.data.is_images:
-        return f"pixels {_pixels(run.config, run.has_own_vae)}"
-    shape = " x ".join(map(str, run.data.datum_shape))
-    binarized = "" if run.config.binarize == "none" else f", binary by --binarize {run.config.binarize}"
-    return f"each of {shape} values{binarized}"
-
-
-def _pixels(config: Config, has_own_vae: bool) -> str:
-    """Return the values of the pixels, how they are binarized, and the bound if a Bernoulli scores grey ones."""
-    kind = Preparation.of(config).kind
-    if config.binarize != "none":
-        return f"{kind} by --binarize {config.binarize}"
-    return f"{kind}, so the bound is a pseudo-ELBO" if config.is_pseudo and not has_own_vae else kind
-
-
-def _estimated_rate(config: Config) -> str:
-    """Return a note on the layers whose rate has no closed form."""
-    layers = [f"z{number}" for number, is_closed in enumerate(config.closed_forms, 1) if not is_closed]
-    rate = f"the rate of {' and '.join(layers)}" if config.upper_latent_dims else "its rate"
-    return f" ({rate} is a mean over the draws: it has no closed form)" if layers else ""

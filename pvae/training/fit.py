@@ -25,7 +25,6 @@ from pvae.core.signals import Interruptions
 from pvae.core.terminal import print_line
 from pvae.data.choices import images_config, values_config
 from pvae.data.dataset import Dataset
-from pvae.data.preparation import Preparation
 from pvae.elbos.registry import ELBO_CLASSES, elbo_of
 from pvae.models.build import start_from
 from pvae.runs import writer
@@ -124,8 +123,12 @@ def fit(
         with seeded(config.seed, where), pyro.get_param_store().scope():
             options: dict[str, Any] = {"threads": threads, "note": _note_of(quiet, world), "beta": beta}
             trainer = build_trainer(config, data, where, world, vae, **options)
-            taken = "" if parent is None else start_from(trainer.vae, parent.best_checkpoint().vae, parent.path)
-            check_first_loss(trainer, Preparation.of(config).kind)
+            taken, started_from = "", dict[str, str]()
+            if parent is not None:
+                weights = parent.best_checkpoint()
+                taken = start_from(trainer.vae, weights.vae, parent.path)
+                started_from = {"run": parent.identity, "path": str(parent.path), "at": weights.progress}
+            check_first_loss(trainer)
             folder = Path(world.broadcast(lambda: str(writer.new_folder(path, config))))
             run = Run(
                 folder,
@@ -133,7 +136,7 @@ def fit(
                 data.record(),
                 has_own_vae=vae is not None,
                 has_own_beta=beta is not None,
-                start={} if parent is None else parent.as_start(),
+                start=started_from,
                 code=code,
                 loaded=data,
             )
@@ -336,8 +339,7 @@ def _train(trainer: Trainer, run: Run, notes: Sequence[str], quiet: bool, on_epo
     config, world = run.config, trainer.world
     if world.is_first and any(notes):
         print(f"note: {'; '.join(filter(None, notes))}", file=sys.stderr)
-    saved = Saved(run, trainer.engine, world.size, world.is_first)
-    bar, board = ProgressBar(config.epochs, world.size), TensorBoard(run)
+    saved, bar, board = Saved(run), ProgressBar(config.epochs), TensorBoard(run)
     with Interruptions() as interruptions:  # outermost: a signal must not interrupt the explanation of an error
         callbacks: list[Callback] = [saved, Patience(config.patience), Interrupt(interruptions, world)]
         if world.is_first:

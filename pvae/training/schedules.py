@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pvae.config.config import Config
 
-__all__ = ["StepValues", "learning_rate", "rate_weight", "schedule"]
+__all__ = ["StepValues", "learning_rate", "schedule"]
 
 _LAST = 0.02  # the last learning rate of "cosine", as a fraction of the first
 _STEPS = (0.4, 0.7)  # fractions of all steps after which "steps" lowers the learning rate
@@ -29,15 +29,20 @@ def schedule(
 ) -> Callable[[int], StepValues]:
     """Return the function from the number of a step, counted from 0, to its values.
 
+        beta min(1, step / steps of the warm-up)
+
+    is the weight of the rate; in the first step of a warm-up it is exactly 0.
+
     Args:
         config: options of the training.
         steps_per_epoch: number of steps in an epoch.
         beta: the weight of the rate, in place of those options of `config`.
     """
+    warm_up = config.warm_up * steps_per_epoch
 
     def values(step: int) -> StepValues:
-        weight = rate_weight(config, step, steps_per_epoch) if beta is None else float(beta(step))
-        return StepValues(learning_rate(config, step, steps_per_epoch), weight)
+        weight = config.beta * min(1.0, step / warm_up) if warm_up else config.beta
+        return StepValues(learning_rate(config, step, steps_per_epoch), weight if beta is None else float(beta(step)))
 
     return values
 
@@ -63,14 +68,3 @@ def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
         return config.lr * 10 ** (-bisect.bisect_right(_STEPS, done) / 5)
     stage = min(bisect.bisect_right(_STAGE_ENDS, done * _STAGE_ENDS[-1]), 7)
     return config.lr * 10 ** (-stage / 7)
-
-
-def rate_weight(config: Config, step: int, steps_per_epoch: int) -> float:
-    """Return the weight of the rate in the loss of a step, counted from 0.
-
-        beta min(1, step / steps of the warm-up)
-
-    In the first step of a warm-up it is exactly 0.
-    """
-    warm_up = config.warm_up * steps_per_epoch
-    return config.beta * min(1.0, step / warm_up) if warm_up else config.beta

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -106,6 +105,13 @@ def build_trainer(
         loss = CompiledELBO(elbo, name, config.precision, batch_size=config.batch_size)
         return CompiledSVI(vae.model, vae.guide, optimizer, loss, prepare=visits.batch)
 
+    def accuracy(split: str) -> float | None:
+        if not config.labels:
+            return None
+        parts = (batch.x for batch in splits[split].split(evaluation_size))
+        found = found_labels(vae.q_z, parts, data.labels.get(split))
+        return None if found is None else found.double().mean().item()
+
     if config.precision == "bf16" and device.type == "cpu" and not has_bfloat16():
         note("this CPU has no instructions for bfloat16: --precision fp32 is several times as fast here")
     num_steps = math.ceil(len(visits) / config.batch_size)
@@ -124,17 +130,16 @@ def build_trainer(
         seed=config.seed,
         device=device,
         names=data.names,
-        measures=functools.partial(_measures, config, vae, data, splits, evaluation_size),
+        accuracy=accuracy,
         world=world,
     )
 
 
-def check_first_loss(trainer: Trainer, pixels: str) -> None:
+def check_first_loss(trainer: Trainer) -> None:
     """Compute the loss of two data, to find out before any file is written whether training is possible.
 
     Args:
         trainer: at its start.
-        pixels: what the values of the data are, for messages.
 
     Raises:
         InputError: the ELBO cannot be computed for these distributions or data, or is not finite.
@@ -149,8 +154,8 @@ def check_first_loss(trainer: Trainer, pixels: str) -> None:
     except (ValueError, RuntimeError, TypeError, NotFiniteError) as error:
         first_line, _, _ = str(error).partition("\n")
         raise InputError(
-            f"the VAE cannot be evaluated on data of shape {tuple(few.x.shape[1:])} with pixels {pixels}, on the "
-            f"device {trainer.device}: {first_line}"
+            f"the VAE cannot be evaluated on data of shape {tuple(few.x.shape[1:])} with pixels "
+            f"{trainer.data.preparation.kind}, on the device {trainer.device}: {first_line}"
         ) from error
 
 
@@ -167,16 +172,6 @@ def _initial_vae(config: Config, data: Dataset, x: Tensor) -> VAE:
     if not data.is_images:
         fit_to(vae, x)
     return vae
-
-
-def _measures(
-    config: Config, vae: VAE, data: Dataset, splits: Mapping[str, Batch], size: int, split: str
-) -> dict[str, float | None]:
-    """Return the share of the known labels of a split that q(y | x) finds, or None; {} if labels are not inferred."""
-    if not config.labels:
-        return {}
-    found = found_labels(vae.q_z, (batch.x for batch in splits[split].split(size)), data.labels.get(split))
-    return {"accuracy": None if found is None else found.double().mean().item()}
 
 
 def _labels_of(config: Config, data: Dataset, vae: VAE, note: Callable[[str], object]) -> dict[str, Tensor]:

@@ -19,17 +19,18 @@ from pvae.core.errors import (
     NotFiniteError,
     TrainingError,
     brief,
+    check_finite,
     is_out_of_memory,
     naming_refused_parameters,
 )
 from pvae.core.random_state import restore_rng_state, rng_state, seeded
-from pvae.core.terms import LossAndTerms, Terms
+from pvae.core.terms import LossAndTerms
 from pvae.data.batch import Batch
 from pvae.data.visits import Visits
 from pvae.elbos.base import PerDatumELBO
 from pvae.elbos.terms import posterior_mean_loss
 from pvae.runs.checkpoint import Checkpoint, Counts
-from pvae.runs.metrics import Metrics, summarise
+from pvae.runs.metrics import Metrics
 from pvae.training.divergence import cause_of
 from pvae.training.engine import Engine
 from pvae.training.parallel import ALONE, World
@@ -82,7 +83,7 @@ class Trainer:
         seed: of the noise of each evaluation.
         device: where the VAE and the data are.
         names: the names of the data of each split, if they have some, for messages.
-        measures: returns further fields of the `Metrics` of a split.
+        accuracy: returns the share of the known labels of a split that q(y | x) finds, or None.
         world: the processes that train together.
         rows: the metrics of all finished epochs.
         epoch: number of finished epochs.
@@ -101,7 +102,7 @@ class Trainer:
     seed: int
     device: torch.device
     names: Mapping[str, Sequence[str]]
-    measures: Callable[[str], dict[str, Any]] = lambda split: {}
+    accuracy: Callable[[str], float | None] = lambda split: None
     world: World = ALONE
     rows: list[Metrics] = field(default_factory=list)
     epoch: int = 0
@@ -212,8 +213,7 @@ class Trainer:
             cause = self._cause(batch, split, range(rows.start, rows.stop))
             raise TrainingError(f"the {split} loss could not be computed at step {self.step}: {why}: {cause}")
         loss, at_mean = (totals / len(data)).tolist()
-        row = self._metrics(split, terms, loss, time.perf_counter() - started, at_mean)
-        return dataclasses.replace(row, **self.measures(split))
+        return self._metrics(split, terms, loss, time.perf_counter() - started, at_mean, self.accuracy(split))
 
     def _evaluate_batch(self, batch: Batch, beta: float) -> tuple[LossAndTerms, Tensor]:
         """Return loss and terms, and the sum of the posterior-mean loss, or NaN if it has no closed form."""
@@ -257,48 +257,64 @@ class Trainer:
         """
         try:
             self.vae.load_state_dict(checkpoint.vae)
-            self._restore_moments(checkpoint.moments)
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": self._state_of(checkpoint.moments)})
             restore_rng_state(checkpoint.rng, self.device)
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
             raise InputError(
                 f"the checkpoint does not fit config.json or the VAE ({brief(error)}): restore the files of one run"
             ) from None
         self.epoch, self.step = checkpoint.counts.epoch, checkpoint.counts.step
         self.rows = [*rows]
 
-    def _restore_moments(self, moments: Mapping[str, Tensor]) -> None:
-        shapes = {
-            f"{index}.{name}": torch.Size() if name == "step" else parameter.shape
-            for index, parameter in enumerate(self.optimizer.param_groups[0]["params"])
-            for name in ("step", "exp_avg", "exp_avg_sq")
-        }
-        if not {name: tensor.shape for name, tensor in moments.items()}.items() <= shapes.items():
-            raise ValueError("its optimiser's state is that of other parameters")
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in moments.items():
-            index, name = key.split(".")
-            state.setdefault(int(index), {})[name] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+    def _state_of(self, moments: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+        """Return the optimiser's state of these moments by the index of the parameter.
 
-    def _metrics(self, split: str, terms: Tensor, loss: float, seconds: float, at_mean: float = math.nan) -> Metrics:
+        Raises:
+            ValueError: they are of other parameters.
+        """
+        parameters, state = self.optimizer.param_groups[0]["params"], dict[int, dict[str, Tensor]]()
+        for key, tensor in moments.items():
+            index, _, name = key.partition(".")
+            shape = torch.Size() if name == "step" else parameters[int(index)].shape
+            if name not in ("step", "exp_avg", "exp_avg_sq") or tensor.shape != shape:
+                raise ValueError("its optimiser's state is that of other parameters")
+            state.setdefault(int(index), {})[name] = tensor
+        return state
+
+    def _metrics(
+        self,
+        split: str,
+        terms: Tensor,
+        loss: float,
+        seconds: float,
+        at_mean: float = math.nan,
+        accuracy: float | None = None,
+    ) -> Metrics:
+        """Return the means over the data of a split, whose distortions and rates are `terms`, float64 (2, N)."""
+        elbo, is_bounding = -terms.sum(0), self.vae.is_bounding
+        row = Metrics(
+            epoch=self.epoch + 1,
+            split=split,
+            elbo=elbo.mean().item() if is_bounding else None,
+            elbo_stderr=elbo.std().item() / math.sqrt(len(elbo)) if is_bounding else None,
+            distortion=terms[0].mean().item(),
+            rate=terms[1].mean().item(),
+            loss=loss,
+            seconds=seconds,
+            pseudo=self.vae.is_pseudo,
+            posterior_mean_loss=None if math.isnan(at_mean) else at_mean,
+            accuracy=accuracy,
+        )
         try:
-            return summarise(
-                Terms(*terms),
-                vae=self.vae,
-                loss=loss,
-                epoch=self.epoch + 1,
-                split=split,
-                seconds=seconds,
-                posterior_mean_loss=None if math.isnan(at_mean) else at_mean,
-            )
+            check_finite(dataclasses.asdict(row))
         except NotFiniteError as error:
-            raise TrainingError(f"the {split} metrics of epoch {self.epoch + 1} are not finite: {error}") from error
+            raise TrainingError(f"the {split} metrics of epoch {row.epoch} are not finite: {error}") from error
+        return row
 
     def _cause(self, batch: Batch, split: str, rows: Sequence[int]) -> str:
         """Return why the loss or a gradient of a batch, the data of a split at these rows, is not finite."""
         files = self.names.get(split)
-        names = [files[row] if files else f"{split} image {row}" for row in rows]
-        return cause_of(self.vae, batch, names)
+        return cause_of(self.vae, batch, [files[row] if files else f"{split} image {row}" for row in rows])
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=self.device)
