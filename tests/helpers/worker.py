@@ -19,7 +19,6 @@ from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
 from pvae.core.errors import TrainingError
 from pvae.core.random_state import seeded
-from pvae.data.preparation import Preparation
 from pvae.data.sources import load_dataset
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae
@@ -82,17 +81,6 @@ def resumed_and_failed(world: World) -> dict[str, Any]:
     return after
 
 
-def deep_bayes(world: World) -> list[float]:
-    """Train the published system for three epochs on all of MNIST in float64, and return its test figures."""
-    as_float32 = Preparation.x
-    Preparation.x = lambda *given: as_float32(*given).double()
-    device = torch.device("cpu")
-    with seeded(0, device), pyro.get_param_store().scope():
-        training = build_trainer(Config(dataset="mnist"), load_dataset("mnist"), device, world)
-        training.vae.double()
-        return [training.run_epoch()[1].elbo for _ in range(3)]
-
-
 def main(what: str, path: Path, steps: int = 0) -> None:
     """Do one of these in each process, and let the first one write what it found."""
     with joined("cpu") as world:
@@ -100,10 +88,6 @@ def main(what: str, path: Path, steps: int = 0) -> None:
             found = all_trained(world, steps)
             if world.is_first:
                 torch.save(found, path)
-        elif what == "deep-bayes":
-            figures = deep_bayes(world)
-            if world.is_first:
-                path.write_text(json.dumps(figures))
         else:
             texts = [""] * world.size
             torch.distributed.all_gather_object(texts, json.dumps(resumed_and_failed(world)))

@@ -148,17 +148,3 @@ def test_a_second_signal_ends_a_long_step(tmp_path):
     status, seconds, errors = signalled(tmp_path, "", signal.SIGINT, 0.0, process)
     assert (status, errors) == (130, "pvae.x: interrupted; any file already written is complete\n")
     assert seconds < 10
-
-
-def test_the_first_ctrl_c_on_a_terminal_says_what_a_second_does(tmp_path):
-    leader, follower = os.openpty()
-    process = subprocess.Popen([sys.executable, "-c", LONG_STEP], stdout=subprocess.PIPE, stderr=follower, text=True)
-    assert process.stdout.readline() == "long step\n"
-    process.send_signal(signal.SIGTERM)
-    assert "Ctrl-C again ends at once" in os.read(leader, 1000).decode()
-    time.sleep(0.3)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == 143
-    process.stdout.close()
-    os.close(leader)
-    os.close(follower)

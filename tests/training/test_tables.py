@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from pathlib import Path
 
 import numpy as np
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.families import config_with, data_for
 from torch import nn
 
 import pvae
@@ -19,15 +20,12 @@ from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
 from pvae.cli.export import main as export
 from pvae.cli.train import main as train
-from pvae.config.config import Config
+from pvae.config.families import LIKELIHOODS
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Column, Dataset
 from pvae.data.preparation import Pixels
 from pvae.distributions.columns import Columns
-from pvae.elbos.registry import build_elbo
-from pvae.models.build import build_vae, fit_to
 from pvae.plotting.value_figures import reconstructed_values_figure, sampled_values_figure
-from pvae.reference import elbo as reference
 from pvae.runs.run import Run
 from pvae.trained.given import given_data
 from pvae.trained.imputation import impute
@@ -119,86 +117,46 @@ def test_every_command_takes_a_table_of_numbers_and_texts(folder, capsys):
     assert sample(["run", "--impute", "hidden.csv", "--out", "out"]) == 2
     assert (folder / "out" / "imputed.csv").read_text() == "of the user"
 
-    capsys.readouterr()
     for table, words in (
-        ([["1", "1", "1", "Paris", "1"]], ["line 2", "city, town is 'Paris'"]),
-        ([["1", "1", "1", "Cadiz", "1"], ["old", "1", "1", "Cadiz", "1"]], ["line 3", "age is the text 'old'"]),
-        ([["1", "1.5", "1", "Cadiz", "1"]], ["domain"]),
+        ([["1", "1", "1", "Paris", "1"]], "line 2.*city, town is 'Paris'"),
+        ([["1", "1", "1", "Cadiz", "1"], ["old", "1", "1", "Cadiz", "1"]], "line 3.*age is the text 'old'"),
+        ([["1", "1.5", "1", "Cadiz", "1"]], "domain"),
     ):
         write(folder / "other.csv", table)
         for command in (encode, score):
+            capsys.readouterr()
             assert command(["run", "other.csv", "--out", "new.csv"]) == 2
-            said = capsys.readouterr().err
-            assert all(word in said for word in words), said
+            assert re.search(words, capsys.readouterr().err)
     assert export(["run"]) == 2
     assert train(["--resume", "run", "--epochs", "41", "--quiet"]) == 0
 
 
 @pytest.mark.usefixtures("no_pictures")
 def test_texts_need_a_likelihood_of_columns(folder, capsys):
-    assert train(["--dataset", "table:t.csv", "--likelihood", "normal-diagonal", "--out", "run"]) == 2
-    assert "city, town" in capsys.readouterr().err
-    assert train(["--dataset", "table:t.csv", "--columns", "real*5", "--out", "run"]) == 2
-    for columns in ("real*4", "real,count,binary,categorical:2,real"):
-        options = ["--dataset", "table:t.csv", "--likelihood", "columns", "--columns", columns]
-        assert train([*options, "--out", "run"]) == 2
+    columns = ["--likelihood", "columns", "--columns"]
+    for options in (
+        ["--likelihood", "normal-diagonal"],
+        ["--columns", "real*5"],
+        [*columns, "real*4"],
+        [*columns, "real,count,binary,categorical:2,real"],
+    ):
+        assert train(["--dataset", "table:t.csv", *options, "--out", "run"]) == 2
     assert not (folder / "run").exists()
-    numbers = "a,b,c,d,e\n" + "".join(f"{i},{i / 2},1.5,{-i},0.5\n" for i in range(40))
-    (folder / "numbers.csv").write_text(numbers)
+    (folder / "numbers.csv").write_text("a,b,c,d,e\n" + "".join(f"{i},{i / 2},1.5,{-i},0.5\n" for i in range(40)))
     assert train(["--dataset", "table:numbers.csv", "--epochs", "1", "--out", "run", "--quiet"]) == 0
-    capsys.readouterr()
     assert encode(["run", "t.csv"]) == 2
-    assert "has no column" in capsys.readouterr().err
-
-
-def system(**options):
-    kinds = "real,count,binary,categorical:3,ordinal:4"
-    return Config(likelihood="columns", columns=kinds, hidden=(8,), latent_dim=2, missing=True).replace(**options)
-
-
-def values(count=60):
-    generator = torch.Generator().manual_seed(0)
-    u = torch.rand(count, 5, generator=generator)
-    x = (u * torch.tensor([90.0, 9, 2, 3, 4])).floor()
-    return torch.where(torch.rand(count, 5, generator=generator) < 0.2, torch.nan, x)
-
-
-@pytest.mark.parametrize("name", ["trace", "analytic", "iwae"])
-def test_the_bounds_are_those_written_by_hand(name):
-    """Value and gradients in float64, with vectorised particles, to a relative 1e-10."""
-    x = values(9).double()
-    with seeded(0, CPU):
-        vae = build_vae(system(), (5,))
-        fit_to(vae, values())
-    vae = vae.double()
-    by_hand = {"trace": reference.monte_carlo, "analytic": reference.closed_form}
-
-    def importance_weighted():
-        with seeded(1, CPU):
-            q = vae.posterior(x)
-            z = q.rsample((3,))
-        log_w = vae.likelihood(z).log_prob(x) + vae.prior().log_prob(z) - q.log_prob(z)
-        return -(log_w.logsumexp(0) - math.log(3)).mean()
-
-    losses = []
-    with pyro.get_param_store().scope(), seeded(1, CPU):
-        losses.append(build_elbo(name, 3 if name == "iwae" else 1).loss_and_terms(vae.model, vae.guide, x)[0])
-    with seeded(1, CPU):
-        losses.append(importance_weighted() if name == "iwae" else reference.loss(by_hand[name](vae, x)))
-    gradients = [torch.autograd.grad(loss, list(vae.parameters())) for loss in losses]
-    torch.testing.assert_close(losses[0], losses[1], rtol=1e-10, atol=1e-12)
-    for ours, theirs in zip(*gradients):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("elbo", ["analytic", "dreg", "score-loo"])
 def test_recorded_steps_train_as_eager_ones(tmp_path, elbo):
-    x, bounds = values(), []
-    particles = 1 if elbo == "analytic" else 3
+    config = config_with(LIKELIHOODS["columns"], missing=True, elbo=elbo, particles=1 if elbo == "analytic" else 3)
+    x = data_for(config, 60)
+    x[torch.arange(60), torch.arange(60) % 5] = torch.nan
+    bounds = []
     for engine in ("none", "graph"):
-        config = system(compile=engine, elbo=elbo, particles=particles, epochs=3, batch_size=10)
-        run = fit(config, data=Dataset("mine", x[:40], x[40:]), out=tmp_path / engine)
+        options = config.replace(compile=engine, epochs=3, batch_size=10)
+        run = fit(options, data=Dataset("mine", x[:40], x[40:]), out=tmp_path / engine)
         bounds.append(run.metrics()[-1].elbo)
     assert bounds[0] == pytest.approx(bounds[1], rel=1e-5)
 
