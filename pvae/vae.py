@@ -20,8 +20,9 @@ class VAE(nn.Module):
 
         model:  z ~ p(z),  x ~ p(x | z)          guide:  z ~ q(z | x)
 
-    Any of the three may depend on labels y (B, ...) too: its attribute `takes_labels` is then true, and its `forward`
-    takes y as its last argument. The bounds are then on log p(x | y). README.md builds a VAE of three modules by hand.
+    Any of the three may depend on labels y too, (B, ...) or (1, ...) for all data: its attribute `takes_labels` is then
+    true, and its `forward` takes y as its last argument. The bounds are then on log p(x | y). README.md builds a VAE of
+    three modules by hand.
 
     Args:
         p_z: returns the prior (a `protocol.PriorModule`).
@@ -50,11 +51,12 @@ class VAE(nn.Module):
 
     def posterior(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """Return q(z | x) for data x (B, *D): batch shape (B,), event shape (L,)."""
-        q_z = protocol.call(self, self.q_z, protocol.in_domain(self.p_x, x), y=y)
+        q_z = protocol.call(self, self.q_z, protocol.in_domain(self.p_x, x), y=protocol.for_each(y, len(x)))
         return protocol.of_shape("q(z | x)", q_z, x.shape[:1])
 
     def likelihood(self, z: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """Return p(x | z) for latents z (..., L), given labels (..., B, L): batch shape z.shape[:-1], event shape D."""
+        y = y if z.dim() < 2 else protocol.for_each(y, z.shape[-2])
         return protocol.of_shape("p(x | z)", protocol.call(self, self.p_x, z, y=y), z.shape[:-1])
 
     def log_likelihood(self, x: Tensor, z: Tensor, y: Tensor | None = None) -> Tensor:

@@ -148,3 +148,16 @@ def test_a_distribution_of_torch_is_refused():
     wrong = own_vae(q_z=lambda one: torch.distributions.Independent(torch.distributions.Normal(one.loc, one.scale), 1))
     with pytest.raises(InputError, match=r"pyro\.distributions"):
         wrong.posterior(X)
+
+
+def test_a_module_with_a_parameter_y_says_whether_y_are_labels():
+    class OfLabels(Prior):
+        def forward(self, y=None):
+            return super().forward()
+
+    vae = own_vae()
+    with pytest.raises(InputError):
+        pvae.VAE(OfLabels(lambda one: one.to_event(1)), vae.q_z, vae.p_x)
+    OfLabels.takes_labels = True
+    given = pvae.VAE(OfLabels(lambda one: one.to_event(1)), vae.q_z, vae.p_x).given(torch.zeros(1, 3))
+    assert given.eval() is given  # and not the VAE without its labels

@@ -81,7 +81,7 @@ class Command:
                     first, second = (name if name.isupper() else f"--{name}" for name in pair)
                     raise InputError(f"{first} and {second} exclude each other: leave one of them out")
             with ctrl_c_exits_at_once(parser.command):
-                import pvae.training.fit  # noqa: F401  imports torch and matplotlib, which takes two seconds
+                import pvae.training.fit  # noqa: F401  imports torch, which takes two seconds
             self.work(arguments)
 
         return run_command(parser.command, parse_and_work)

@@ -20,7 +20,7 @@ examples:
   pvae export deep-bayes --out vae
   pvae export runs/my-run
       into RUN/torch
-In Python:
+In Python, after import pvae.trained.plain_torch:
   pvae.trained.plain_torch.export_torch(pvae.Run.open("runs/my-run"), folder)
 notebooks/plain-torch.md shows the file, and exports encoder and decoder as ONNX from it."""
 

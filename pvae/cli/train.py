@@ -96,7 +96,7 @@ def train_parser() -> Parser:
         "on --resume, as before); another number may change last digits"
     )
     add("--threads", metavar="N", type=integer(1, 1000), help=threads)
-    start = "start from the weights of a run where names and shapes fit, with any options and data, into a new run"
+    start = "start a new run from the weights of RUN, where names and shapes fit; options and data may differ"
     add("--from", metavar="RUN", type=nonempty_path, help=start)
     add_vae(group, "a VAE of your own")
     add("--resume", metavar="RUN", type=nonempty_path, help="resume a run up to --epochs, with its own other options")
@@ -173,7 +173,7 @@ def _resume(path: Path, chosen: Mapping[str, Any], options: Mapping[str, Any]) -
     run = Run.open(path)
     for name, value in chosen.items():
         ours, theirs = OPTIONS[name].check(name, value), getattr(run.config, name)
-        if name not in ("epochs", "source") and ours != theirs:
+        if name not in ("epochs", "source", *["system"] * run.has_own_vae) and ours != theirs:
             raise InputError(
                 f"{as_option(name, ours)} contradicts {path}/config.json, which says {as_option(name, theirs)}: "
                 "give the same, or start a new run"

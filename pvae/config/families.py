@@ -1,7 +1,7 @@
 """The families: one row for each posterior, prior and likelihood.
 
 To add a family, write its class in `pvae.models`, a row here, and a test of its density. The choices and the help of
-`Config`, the refusals, `build_vae`, `export --format torch`, the explorer page and the tests over all families read the
+`Config`, the refusals, `build_vae`, `pvae export`, the explorer page and the tests over all families read the
 rows. `config.posterior_family`, `config.prior_family` and `config.likelihood_family` are the rows of a configuration.
 
 In a row, `c` is a `Config`.

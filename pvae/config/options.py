@@ -114,7 +114,8 @@ class Option:
                 raise InputError(f"{flag(name)} must be {description}, not {shown(value)}")
         elif not (isinstance(value, str) and own_path(value) and "folder:PATH" in self.choices):
             if "folder:PATH" in self.choices and value not in self.choices and os.path.lexists(str(value)):
-                raise InputError(f"unknown {flag(name)} {shown(value)}: for images of your own, give folder:{value}")
+                advice = "for data of your own, give folder:, table: or array: before it"
+                raise InputError(f"unknown {flag(name)} {shown(value)}: {advice}")
             check_name(flag(name), value, self.choices)
         return value
 

@@ -1,7 +1,7 @@
 """What does not go together: one table, read from top to bottom, of what is refused and why.
 
-A row is refused where its function is true of the parts of a `Case` that it names. Rows that name a part which the case
-does not have are skipped, so that each caller gives what it knows.
+A case is refused if the function of a row returns true. A row is skipped if the case lacks a part that the row needs,
+so that each caller gives what it knows.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Case:
 
 
 def refuse(case: Case) -> None:
-    """Refuse a case that a row of the table holds for.
+    """Raise the error of the first row that applies.
 
     Raises:
         InputError: the message of the first such row.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -30,27 +33,38 @@ class Given:
         self.vae, self.y = vae, y
 
     def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the VAE."""
-        return getattr(self.vae, name)
+        """Return an attribute of the VAE; a method that returns the VAE, such as `eval`, returns this view."""
+        if name.startswith("__") or name == "vae":  # as `copy` asks before there is a VAE
+            raise AttributeError(name)
+        attribute = getattr(self.vae, name)
+        return self._of_view(attribute) if inspect.ismethod(attribute) else attribute
+
+    def _of_view(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def of_view(*arguments: Any, **named: Any) -> Any:
+            result = method(*arguments, **named)
+            return self if result is self.vae else result
+
+        return of_view
 
     def given(self, y: Tensor | None) -> Any:
         """Return the VAE at other labels y; for None this view itself."""
         return self if y is None else self.vae.given(y)
 
     def prior(self) -> TorchDistribution:
-        """Return p(z | y)."""
+        """Return p(z | y): batch shape () or (B,), event shape (L,)."""
         return self.vae.prior(self.y)
 
     def posterior(self, x: Tensor) -> TorchDistribution:
-        """Return q(z | x, y)."""
+        """Return q(z | x, y) of data x (B, *D): batch shape (B,), event shape (L,)."""
         return self.vae.posterior(x, self.y)
 
     def likelihood(self, z: Tensor) -> TorchDistribution:
-        """Return p(x | z, y)."""
+        """Return p(x | z, y) of latents z (..., B, L): batch shape (..., B), event shape D."""
         return self.vae.likelihood(z, self.y)
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return log p(x | z, y) in nats."""
+        """Return log p(x | z, y) of x (B, *D) and z (..., B, L): (..., B) nats."""
         return self.vae.log_likelihood(x, z, self.y)
 
     def model(self, x: Tensor) -> None:

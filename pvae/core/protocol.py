@@ -1,11 +1,13 @@
 """What the three modules of a VAE return: the protocols, and the checks of the shapes and domains of what they return.
 
-The convention for labels: a module whose attribute `takes_labels` is true is called with the labels y as its last
-argument, where there are labels. Every other module is called without them.
+The convention for labels: a module whose attribute `takes_labels` is true is called with the labels y (B, ...) as its
+last argument, and every other module without them. Where labels may be missing, its attribute `labels_are_optional` is
+true, and it is called without y then.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -22,6 +24,7 @@ __all__ = [
     "check_takes_labels",
     "checked_module",
     "draw",
+    "for_each",
     "in_domain",
     "of_event",
     "of_shape",
@@ -71,9 +74,12 @@ def checked_module(name: str, module: object) -> nn.Module:
 
     Raises:
         TypeError: it is not a torch module.
+        InputError: its `forward` has a parameter y, and no attribute `takes_labels` says whether y are labels.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"{name} must be a torch.nn.Module that returns a distribution, not {type(module).__name__}")
+    if "y" in inspect.signature(type(module).forward).parameters and not hasattr(module, "takes_labels"):
+        raise InputError(f"forward of {name} has a parameter y: set takes_labels = True in its class if y are labels")
     return module
 
 
@@ -83,15 +89,21 @@ def takes_labels(module: nn.Module) -> bool:
 
 
 def call(vae: Any, module: nn.Module, *given: Tensor, y: Tensor | None) -> Any:
-    """Return module(*given), or module(*given, y) if the module takes labels and there are some.
+    """Return module(*given, y) if the module takes labels, and module(*given) otherwise.
 
     Raises:
-        InputError: there are labels, and no module of the VAE takes them.
+        InputError: there are labels, and no module of the VAE takes them; or there are none, and this one needs them.
     """
-    if y is None:
-        return module(*given)
-    check_takes_labels(vae)
-    return module(*given, y) if takes_labels(module) else module(*given)
+    if y is not None:
+        check_takes_labels(vae)
+    elif takes_labels(module) and not getattr(module, "labels_are_optional", False):
+        raise InputError("this VAE needs labels y: call vae.given(y), or give y to its methods")
+    return module(*given, y) if y is not None and takes_labels(module) else module(*given)
+
+
+def for_each(y: Tensor | None, count: int) -> Tensor | None:
+    """Return labels (B, ...) of B data, of which (1, ...) is the label of all."""
+    return y if y is None or len(y) == count else y.expand(count, *y.shape[1:])
 
 
 def check_takes_labels(vae: Any) -> None:
@@ -109,7 +121,7 @@ def draw(p: Any, sample: Callable[[str, Any], Tensor]) -> Tensor:
 
 
 def in_domain(p_x: nn.Module, x: Tensor) -> Tensor:
-    """Return x if it is in the domain of the likelihood, or if that does not say what its domain is."""
+    """Return `p_x.check(x)`, or x itself if the likelihood has no `check`."""
     check: Callable[[Tensor], Tensor] | None = getattr(p_x, "check", None)
     return x if check is None else check(x)
 

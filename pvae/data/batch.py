@@ -65,4 +65,4 @@ class Batch:
             start += len(x)
 
 
-Data = Batch | Tensor | Pixels  # data of which `Batch.of` is a batch
+Data = Batch | Tensor | Pixels  # what `Batch.of` accepts

@@ -69,7 +69,7 @@ class Joint(TorchDistribution):
         return bool(self.first.has_enumerate_support)
 
     def draw(self, draw: Callable[[str, TorchDistribution], Tensor]) -> Tensor:
-        """Return the vector of all sites, each obtained by `draw(name, distribution)`, such as `pyro.sample`.
+        """Return the vector of all sites (..., L1 + ... + LL), each by `draw(name, distribution)`, as `pyro.sample`.
 
         Args:
             draw: is given the site's name, and its distribution given the value drawn before it.
@@ -129,8 +129,8 @@ class Joint(TorchDistribution):
     def estimate_mean(self, num_samples: int) -> Tensor:
         """Return the mean of the site drawn first, and estimates of the others' means; all sites must be Normal.
 
-        The mean of a site given the one before it is averaged over draws of that one. All elements of the batch share
-        their noise, so that the means of equal distributions are equal.
+        For each later site, its conditional mean is averaged over draws of the site before it. All elements of the
+        batch share their noise, so that the means of equal distributions are equal; (..., L1 + ... + LL).
         """
         noise_shape = (num_samples, *[1] * len(self.batch_shape))
         draws = self.draw(
@@ -153,7 +153,7 @@ class Joint(TorchDistribution):
         return (probs.movedim(-1, 0).unsqueeze(-1) * of(self.rest[0](every))).sum(0)
 
     def _in_order(self, sites: Sequence[Any]) -> list[Any]:
-        """Return sites in the order of `names` in the order in which they are drawn, or the other way round."""
+        """Convert between the order of `names` and the order of drawing: reversed if top-down."""
         return list(reversed(sites)) if self.top_down else list(sites)
 
 

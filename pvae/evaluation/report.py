@@ -135,7 +135,7 @@ class Report:
         run: name of the run folder.
         epoch: number of epochs after which the run was evaluated.
         data: name and sizes of the data.
-        progress: "epoch 3", or "epoch 3 and step 60" of a training that was stopped in its fourth epoch.
+        progress: "epoch 3".
         num_images: number of test images that were evaluated.
         is_subset: whether they are a random subset of the test images.
         pixels: the kind of pixels that `log_likelihood` was computed on; "" for data that are no images.

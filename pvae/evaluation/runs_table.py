@@ -218,7 +218,9 @@ def compare_runs(
         # A probability or a density, of x or given y.
         described = kind, getattr(vae.p_x, "levels_per_unit", 1.0), batch.y is None
         first = first or (batch.x.images, described)
-        if not torch.equal(batch.x.images, first[0]) or described != first[1]:
+        ours, theirs = batch.x.images, first[0]
+        is_same = ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=0, atol=0, equal_nan=True)
+        if not is_same or described != first[1]:
             difference = "other test data or pixels, or one a density and one a probability, or one is given labels"
             raise InputError(f"{run.path} and {runs[0].path} have {difference}: evaluate them apart")
         with seeded(seed, torch.device("cpu")):

@@ -291,7 +291,7 @@ function vaeOf({prior, posterior, likelihood, decoder, shape}) {
   const given = (l, above) => bounded(outputs(networks[l], above)); // p(z_l | z_l+1)
   const below = (zTop, choose) => fromTop(sizes).slice(1).reduce((parts, l) => [choose(given(l, parts[0]), l), ...parts], [zTop]);
   const decode = (z) => forward(decoder, vector(z)).data;
-  const exactRates = (q) => { // KL(q || p) of each latent where it has a closed form, as in `pvae.reference.elbo.exact_rate`
+  const exactRates = (q) => { // KL(q || p) of each latent where it has a closed form, as in `pvae.elbos.terms.exact_rate`
     if (q.sphereRate !== undefined && prior.top.kind === "sphere") return [q.sphereRate];
     if (!top.isNormal || last > 0 || !(q.scale || q.tril)) return null;
     const variance = (i) => (q.tril ? dot(q.tril[i], q.tril[i]) : q.scale[i] ** 2);

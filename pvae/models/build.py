@@ -184,7 +184,7 @@ def fit_to(vae: VAE, data: Tensor) -> None:
 
 
 def start_from(vae: VAE, weights: Mapping[str, Tensor], source: object) -> str:
-    """Take the weights and buffers that have the names and shapes of others.
+    """Load those of the given weights and buffers whose name and shape occur in this VAE.
 
     Args:
         vae: changed in place.

@@ -26,10 +26,8 @@ __all__ = [
 ]
 
 
-def _values(y: Tensor | None, num_labels: int, dtype: torch.dtype) -> Tensor:
+def _values(y: Tensor, num_labels: int, dtype: torch.dtype) -> Tensor:
     """Return labels as floats (..., K): classes (...) as zeros and a one, attributes (..., K) as they are."""
-    if y is None:
-        raise InputError("this VAE needs labels y: call vae.given(y), or give y to its methods")
     if y.dtype == torch.int64:
         require(lambda y: ((y >= 0) & (y < num_labels)).all(), y, _unknown_class(num_labels))
         y = one_hot(y, num_labels)
@@ -57,7 +55,7 @@ class EncoderJoin(nn.Module):
         self.num_labels = num_labels
         self.plane = nn.Linear(num_labels, math.prod(self.datum_shape[1:])) if is_conv else None
 
-    def forward(self, x: Tensor, y: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return x (..., *D) and labels y, whose leading dimensions are broadcast, as one tensor."""
         y = _values(y, self.num_labels, x.dtype)
         num_dims = len(self.datum_shape)
@@ -92,7 +90,7 @@ class PosteriorGivenLabels(nn.Module):
         """Whether q(z | x, y) is a density, as in `PosteriorModule`."""
         return getattr(self.posterior, "has_density", True)
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
+    def forward(self, x: Tensor, y: Tensor) -> TorchDistribution:
         """Return q(z | x, y): batch shape (B,), event shape (L,)."""
         return self.posterior(self.join(self.seen(x), y))
 
@@ -124,7 +122,7 @@ class LikelihoodGivenLabels(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("likelihood"), name)
 
-    def forward(self, z: Tensor, y: Tensor | None = None) -> TorchDistribution:
+    def forward(self, z: Tensor, y: Tensor) -> TorchDistribution:
         """Return p(x | z, y) of latents z (..., B, L) and labels y of the batch: batch shape (..., B)."""
         y = _values(y, self.num_labels, z.dtype)
         return self.likelihood(torch.cat([z, y.expand(*z.shape[:-1], -1)], dim=-1))
@@ -172,6 +170,7 @@ class LabelPosterior(nn.Module):
     """
 
     takes_labels = True
+    labels_are_optional = True
 
     def __init__(self, classifier: nn.Module, posterior: nn.Module, latent_dim: int) -> None:
         super().__init__()

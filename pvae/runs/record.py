@@ -1,4 +1,4 @@
-"""`RunRecord`, what `config.json` says of a run: configuration, record of the data, sessions, and whose child it is."""
+"""`RunRecord`, what `config.json` says of a run: configuration, data, sessions, and the run from which it started."""
 
 from __future__ import annotations
 
@@ -84,6 +84,8 @@ class RunRecord:
             record = json.loads(content)
             if record["format"] != _FORMAT:
                 raise InputError(f"its format is not {_FORMAT}")
+            if not record["sessions"] or not all(isinstance(one, dict) for one in record["sessions"]):
+                raise InputError("its sessions are not records")
             options = without_removed(dict(record["config"]))
             if options.get("alpha") == "-inf":  # JSON has no infinity
                 options["alpha"] = -math.inf

@@ -42,11 +42,13 @@ def widest(vae: VAE, data: Data) -> int:
         sizes.append(output.numel() if isinstance(output, Tensor) else 0)
 
     hooks = [module.register_forward_hook(note) for module in vae.modules()]
-    with torch.no_grad(), seeded(0, x.device):
-        z = vae.posterior(x).sample()
-        with contextlib.suppress(ValueError):  # of a prior whose support does not include z
-            prior.log_prob(z)
-        vae.likelihood(z)
-    for hook in hooks:
-        hook.remove()
+    try:
+        with torch.no_grad(), seeded(0, x.device):
+            z = vae.posterior(x).sample()
+            with contextlib.suppress(ValueError):  # of a prior whose support does not include z
+                prior.log_prob(z)
+            vae.likelihood(z)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return max(sizes)

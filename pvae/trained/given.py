@@ -109,7 +109,7 @@ def label_of(run: Run, text: str) -> Tensor:
         InputError: the run takes no labels, or the name is unknown.
     """
     names = run.data.label_names
-    if not names or not (run.config.condition or run.config.labels):
+    if not names or not (run.is_given_labels or run.config.labels):
         raise InputError(f"{run.path} was not trained with labels: leave --label out")
     if run.data.has_attributes:
         has = {check_name("--label", name, names) for name in text.split(",")}

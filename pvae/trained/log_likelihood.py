@@ -15,6 +15,7 @@ from torch.distributions import Independent
 from pvae.compile.graph import Function, check_engine, record
 from pvae.compile.inductor import missing
 from pvae.core.errors import InputError
+from pvae.core.tracing import deferred
 from pvae.data.batch import Batch, Data
 from pvae.trained import chunks
 from pvae.trained.chunks import data_at_once, widest
@@ -152,7 +153,8 @@ def _recorded_log_likelihood(vae: VAE, engine: str, precision: str, decoded: int
         visits[z.shape] += 1
         if engine != "none" and visits[z.shape] == record_at:
             try:
-                recorded[z.shape] = record(unrecorded, [z, *batch], engine, precision)
+                with deferred():  # the checks of labels, which read values, were made before
+                    recorded[z.shape] = record(unrecorded, [z, *batch], engine, precision)
             except InputError:
                 if not may_fail:
                     raise

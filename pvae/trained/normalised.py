@@ -1,4 +1,4 @@
-"""The VAE and the data of which there is a log p(x): a likelihood that is a probability or a density; bits of it."""
+"""What log p(x) needs: a VAE with a normalised likelihood, and data in its domain; bits per dimension."""
 
 from __future__ import annotations
 

@@ -115,6 +115,8 @@ class ProgressBar(Callback):
             title = f"epoch {trainer.epoch + 1}/{self.epochs}"
             is_read = sys.stdout is not None  # which `print_line` sets to None where nothing reads it
             self.bar, self.total = progress_bar(title, trainer.num_steps, "step", quiet=not is_read), 0.0
+        if self.bar.disable:  # the loss stays on the device
+            return
         self.total += loss.item() * trainer.world.size  # the parts of the processes are about equal
         self.bar.set_postfix_str(f"loss {self.total / (self.bar.n + 1):.2f}", refresh=False)
         self.bar.update()

@@ -212,7 +212,8 @@ def resume(
             checkpoint, options = run.read_checkpoint(), _chosen_before(run, where, world)
             options |= {"threads": threads} if threads else {}
             options |= {"note": _note_of(quiet, world), "beta": beta, "steps_done": checkpoint.counts.step}
-            trainer = build_trainer(run.config, data, where, world, vae, **options)
+            own = run.vae() if run.has_own_vae and vae is None else vae  # the opened run may hold its VAE
+            trainer = build_trainer(run.config, data, where, world, own, **options)
             trainer.restore(checkpoint, run.metrics())
             _train(trainer, run, (data.note,), quiet, on_epoch)
     return run
@@ -339,7 +340,9 @@ def _train(trainer: Trainer, run: Run, notes: Sequence[str], quiet: bool, on_epo
     config, world = run.config, trainer.world
     if world.is_first and any(notes):
         print(f"note: {'; '.join(filter(None, notes))}", file=sys.stderr)
-    saved, bar, board = Saved(run), ProgressBar(config.epochs), TensorBoard(run)
+    is_new = not run.sessions
+    saved = Saved(run, epoch=None if is_new else trainer.epoch)
+    bar, board = ProgressBar(config.epochs), TensorBoard(run)
     with Interruptions() as interruptions:  # outermost: a signal must not interrupt the explanation of an error
         callbacks: list[Callback] = [saved, Patience(config.patience), Interrupt(interruptions, world)]
         if world.is_first:
@@ -354,6 +357,10 @@ def _train(trainer: Trainer, run: Run, notes: Sequence[str], quiet: bool, on_epo
             if explained is None:
                 raise
             raise explained from error
+        except InputError:  # a step cannot be recorded or computed
+            if is_new and trainer.epoch == 0 and world.is_first:
+                writer.discard(run.path)
+            raise
         finally:
             bar.close()
             board.close()
@@ -381,8 +388,8 @@ def _explained(
     if isinstance(error, TrainingError):
         return TrainingError(f"{error}; {kept}")
     if isinstance(error, KeyboardInterrupt):
-        is_within = trainer.step > trainer.epoch * trainer.num_steps
-        where = f" in epoch {trainer.epoch + 1}, which is lost" if is_within and saved is not None else ""
+        is_within = trainer.step > (saved or 0) * trainer.num_steps
+        where = f" in epoch {saved + 1}, which is lost" if saved is not None and is_within else ""
         return InterruptedTrainingError(f"interrupted{where}; {advice}", status)
     if isinstance(error, OSError):
         reason = error.strerror or error

@@ -177,6 +177,8 @@ def _initial_vae(config: Config, data: Dataset, x: Tensor) -> VAE:
 def _labels_of(config: Config, data: Dataset, vae: VAE, note: Callable[[str], object]) -> dict[str, Tensor]:
     """Return the labels that model and guide take, by split; {} if they take none."""
     if not vae.takes_labels:
+        if config.takes_labels:
+            raise InputError("no module of your VAE takes labels: leave --labels and --condition out")
         return {}
     if config.labels:
         few = few_labels(data, config.labels, config.seed)

@@ -230,7 +230,7 @@ class Trainer:
         own = batch.rows(share.rows)
         try:
             with torch.no_grad():
-                at_mean = posterior_mean_loss(vae.given(own.y), own.x, posteriors[0]).sum().double()
+                at_mean = posterior_mean_loss(vae.given(own.y), own.x, next(iter(posteriors), None)).sum().double()
         except NotImplementedError:
             at_mean = self._zeros() * math.nan
         return result, at_mean if share.weight else self._zeros()

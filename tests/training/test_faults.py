@@ -126,3 +126,16 @@ def test_resume_reads_the_checkpoint_under_the_lock(few_digits, config, tmp_path
     with monkeypatch.context() as patch:
         patch.setattr(Run, "read_checkpoint", read_checkpoint)
         resume(tmp_path / "run", 4, data=few_digits)
+
+
+def test_a_resume_that_fails_as_it_begins_keeps_the_run(few_digits, small_config, no_pictures, monkeypatch, tmp_path):
+    fit(small_config.replace(epochs=1), data=few_digits, out=tmp_path / "run")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pvae.runs.writer.begin", full)
+        with pytest.raises(LostError):
+            resume(tmp_path / "run", 2, data=few_digits)
+    assert resume(tmp_path / "run", 2, data=few_digits).metrics()[-1].epoch == 2
