@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pvae.core.errors import InputError, check_name, shown
@@ -50,6 +51,7 @@ DATASETS = (
     "array:FILE",
     "table:FILE",
 )
+_KINDS_OF_FILES = dict.fromkeys((".csv", ".parquet"), "table") | dict.fromkeys((".npy", ".npz", ".h5"), "array")
 _MOST_LAYERS = 1000  # building a layer takes memory even where its width is 1
 _REMOVED_FIELDS = {"crop": 0, "rate_reduction": "sum", "warm_up_cycles": 1}  # of the version before: their defaults
 
@@ -114,8 +116,8 @@ class Option:
                 raise InputError(f"{flag(name)} must be {description}, not {shown(value)}")
         elif not (isinstance(value, str) and own_path(value) and "folder:PATH" in self.choices):
             if "folder:PATH" in self.choices and value not in self.choices and os.path.lexists(str(value)):
-                advice = "for data of your own, give folder:, table: or array: before it"
-                raise InputError(f"unknown {flag(name)} {shown(value)}: {advice}")
+                kind = _KINDS_OF_FILES.get(Path(value).suffix, "folder")
+                raise InputError(f"unknown {flag(name)} {shown(value)}: for data of your own, give {kind}:{value}")
             check_name(flag(name), value, self.choices)
         return value
 
