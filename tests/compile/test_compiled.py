@@ -39,7 +39,7 @@ ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVID
 ENGINES = [
     ("graph", "cpu"),
     pytest.param("graph", "cuda", marks=ON_GPU),
-    pytest.param("inductor", "cuda", marks=ON_GPU),
+    pytest.param("inductor", "cuda", marks=[ON_GPU, needs_inductor]),
 ]
 
 
