@@ -1,13 +1,12 @@
 """The sides of the speed benchmark: each trains the same VAE on the same images, as its users would.
 
 A side is a generator of events: ("step", None) after its first step, ("epoch", None) after the training of each epoch,
-or with the seconds where it must time itself, and ("elbo", value) after a test, nats per datum.
+and ("elbo", value) after a test, nats per datum.
 """
 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -229,72 +228,6 @@ def plain_pyro(task: Task) -> Events:
     yield from _with_tests(loop(task, images, task.batch_size, svi.step), net, task)
 
 
-def pythae(task: Task) -> Events:
-    """pythae's VAE and BaseTrainer; its own loop marks the epochs, so that "step" comes with the first of them."""
-    import logging
-    import time
-
-    from pythae.data.datasets import BaseDataset
-    from pythae.models import VAE, VAEConfig
-    from pythae.models.base.base_utils import ModelOutput
-    from pythae.models.nn import BaseDecoder, BaseEncoder
-    from pythae.trainers import BaseTrainer, BaseTrainerConfig
-    from pythae.trainers.training_callbacks import TrainingCallback
-
-    logging.disable(logging.INFO)
-    net = Net(task)
-
-    class Encoder(BaseEncoder):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = net.encoder
-
-        def forward(self, x: Tensor) -> ModelOutput:
-            loc, log_variance = self.layers(x.flatten(1)).chunk(2, dim=-1)
-            return ModelOutput(embedding=loc, log_covariance=log_variance)
-
-    class Decoder(BaseDecoder):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = net.decoder
-
-        def forward(self, z: Tensor) -> ModelOutput:
-            return ModelOutput(reconstruction=self.layers(z).sigmoid())
-
-    marks: list[float] = []
-
-    class Marks(TrainingCallback):
-        def on_epoch_begin(self, *_: object, **__: object) -> None:
-            marks.append(time.perf_counter())
-
-        def on_epoch_end(self, *_: object, **__: object) -> None:
-            marks.append(time.perf_counter())
-
-    with tempfile.TemporaryDirectory() as folder:
-        options = BaseTrainerConfig(
-            output_dir=folder,
-            per_device_train_batch_size=task.batch_size,
-            per_device_eval_batch_size=1000,
-            num_epochs=task.epochs,
-            learning_rate=1e-3,
-            no_cuda=True,
-            keep_best_on_train=True,
-        )
-        config = VAEConfig(input_dim=tuple(task.train.shape[1:]), latent_dim=task.latent_dim, reconstruction_loss="bce")
-        images = [BaseDataset(part.float() / 255, torch.zeros(len(part))) for part in (task.train, task.test)]
-        trainer = BaseTrainer(
-            model=VAE(config, Encoder(), Decoder()),
-            train_dataset=images[0],
-            eval_dataset=images[1] if task.tests else None,
-            training_config=options,
-            callbacks=[Marks()],
-        )
-        trainer.train()
-    yield "step", None
-    for before, after in zip(marks[::2], marks[1::2]):
-        yield "epoch", after - before
-
-
 def numpyro(task: Task) -> Events:
     """NumPyro with its SVI step compiled by jit, a whole epoch in one scan."""
     import jax
@@ -396,24 +329,22 @@ def ours(elbo: str, compile: str = "auto", precision: str = "fp32") -> Callable[
     return run
 
 
-SIDES: dict[str, tuple[Callable[[Task], Events], str]] = {
-    "torch.distributions, trace": (by_hand(trace), ""),
-    "torch.distributions, analytic": (by_hand(analytic), ""),
-    "torch.distributions, iwae K=5": (by_hand(iwae), ""),
-    "torch.distributions, dreg K=5": (by_hand(dreg), ""),
-    "PyTorch example": (pytorch_example, ""),
-    "plain Pyro, trace": (plain_pyro, ""),
-    "pythae": (pythae, "pythae"),
-    "NumPyro, jit + scan": (numpyro, "numpyro"),
-    "pvae trace": (ours("trace"), ""),
-    "pvae trace, none": (ours("trace", "none"), ""),
-    "pvae analytic": (ours("analytic"), ""),
-    "pvae iwae K=5": (ours("iwae"), ""),
-    "pvae dreg K=5": (ours("dreg"), ""),
-    "pvae trace, graph": (ours("trace", compile="graph"), ""),
-    "pvae analytic, graph": (ours("analytic", compile="graph"), ""),
-    "pvae iwae K=5, graph": (ours("iwae", "graph"), ""),
-    "pvae dreg K=5, graph": (ours("dreg", "graph"), ""),
-    "pvae trace, inductor": (ours("trace", compile="inductor"), ""),
-    "pvae trace, inductor, bf16": (ours("trace", compile="inductor", precision="bf16"), ""),
+NUMPYRO = "NumPyro, jit + scan"
+SIDES: dict[str, Callable[[Task], Events]] = {
+    **{f"torch.distributions, {loss_of.__name__}": by_hand(loss_of) for loss_of in (trace, analytic)},
+    **{f"torch.distributions, {loss_of.__name__} K=5": by_hand(loss_of) for loss_of in (iwae, dreg)},
+    "PyTorch example": pytorch_example,
+    "plain Pyro, trace": plain_pyro,
+    NUMPYRO: numpyro,
+    "pvae trace": ours("trace"),
+    "pvae trace, none": ours("trace", "none"),
+    "pvae analytic": ours("analytic"),
+    "pvae iwae K=5": ours("iwae"),
+    "pvae dreg K=5": ours("dreg"),
+    "pvae trace, graph": ours("trace", "graph"),
+    "pvae analytic, graph": ours("analytic", "graph"),
+    "pvae iwae K=5, graph": ours("iwae", "graph"),
+    "pvae dreg K=5, graph": ours("dreg", "graph"),
+    "pvae trace, inductor": ours("trace", "inductor"),
+    "pvae trace, inductor, bf16": ours("trace", "inductor", "bf16"),
 }

@@ -3,21 +3,19 @@
 Every side trains the same VAE (784-400-20 by default) on the same images with the same batch size, in a process of its
 own. They take turns: each an epoch, while the others wait, and then each its next: what slows the machine for a while
 slows them all. The table gives the median over epochs with its spread; the ratio to the first side, the median over
-the turns (none of pythae, which runs all its epochs in one); the share of the time that the matrix products alone take;
-peak memory; time from the start of the process to the end of its first step; and the seconds of the whole process
-without its waiting, which ends for this package's sides as its commands end, and for the others as Python ends. At most
-8 lie in memory together, each time with the first of all: compare ratios, not the seconds of sides that never met.
-This package keeps what it compiled: with XDG_CACHE_HOME set to an empty folder, the first step compiles again.
+the turns; the share of the time that the matrix products alone take; peak memory; time from the start of the process
+to the end of its first step; and the seconds of the whole process without its waiting, which ends for this package's
+sides as its commands end, and for the others as Python ends. At most 8 lie in memory together, each time with the first
+of all: compare ratios, not the seconds of sides that were not in memory together. This package keeps what it compiled:
+with XDG_CACHE_HOME set to an empty folder, the first step compiles again.
 
     pip install -e ".[bench]"
     python tests/benchmarks/speed.py --data-dir DIR
 
-Seven more parts: `--part account` prints where the time of a step goes, and what each part of `pvae.compile` saves;
-`--part scaling` varies batch, latent, hidden, images and particles, each alone; `--part evaluation`
-times `pvae evaluate` beside its bare matrix products; `--part faces` trains `celeba-vae` from image files beside a
-plain DataLoader loop with the same network; `--part memory` trains on 1,000,000 images; `--part processes` holds
-several processes of one thread against one process of several; `--part systems` trains the systems with flows, other
-priors or several layers, each beside a loop with the same model written by hand (`systems.py`).
+Four more parts: `--part account` prints where the time of a step goes, and what each part of `pvae.compile` saves;
+`--part scaling` varies batch, latent, hidden, images and particles, each alone; `--part processes` compares several
+processes of one thread with one process of several; `--part systems` trains the systems with flows, other priors or
+several layers, each beside a loop with the same model written by hand (`systems.py`).
 """
 
 from __future__ import annotations
@@ -79,7 +77,7 @@ def _run_side(arguments: argparse.Namespace) -> Result:
 
         run = ACCOUNT_SIDES[arguments.side]
     else:
-        run = SIDES[arguments.side][0]
+        run = SIDES[arguments.side]
     train, test, _ = _images(arguments)
     task = Task(
         train,
@@ -92,15 +90,14 @@ def _run_side(arguments: argparse.Namespace) -> Result:
         particles=arguments.particles,
         device=arguments.device,
     )
-    seconds, elbo, first, takes_turns, account = [], None, None, True, None
+    seconds, elbo, first, account = [], None, None, None
     before = time.perf_counter()
     for kind, value in run(task):
         now = time.perf_counter()
         if kind == "step":
             first = since_start()
         elif kind == "epoch":
-            seconds.append(now - before if value is None else value)
-            takes_turns = takes_turns and value is None
+            seconds.append(now - before)
         elif kind == "account":
             account = value
         else:
@@ -108,8 +105,7 @@ def _run_side(arguments: argparse.Namespace) -> Result:
         end_turn()
         before = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    found = {"seconds": seconds, "elbo": elbo, "first_step": first, "peak": peak}
-    return {**found, "takes_turns": takes_turns, "account": account}
+    return {"seconds": seconds, "elbo": elbo, "first_step": first, "peak": peak, "account": account}
 
 
 def _images(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
@@ -136,29 +132,26 @@ def _images(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
 
 
 def _run_all(arguments: argparse.Namespace) -> None:
-    from sides import SIDES
+    from sides import NUMPYRO, SIDES
 
     data = _images(arguments)[-1]
     try:
         wanted = [name for name in SIDES if any(re.search(part, name) for part in arguments.only.split(";"))]
     except re.error as error:
         raise InputError(f"--only {arguments.only} is not a regular expression ({error})") from None
-    present = [name for name in wanted if not SIDES[name][1] or importlib.util.find_spec(SIDES[name][1])]
+    if NUMPYRO in wanted and not importlib.util.find_spec("numpyro"):
+        wanted.remove(NUMPYRO)
+        print(f"absent: {NUMPYRO}, which pip install -e '.[bench]' installs", file=sys.stderr)
     if not wanted:
         raise InputError(f"--only {arguments.only} leaves no side: they are {'; '.join(SIDES)}")
-    if not present:
-        raise InputError(f"{'; '.join(wanted)}: not installed (pip install -e '.[bench]')")
-    found: dict[str, list[Result]] = {name: [] for name in present}
+    found: dict[str, list[Result]] = {name: [] for name in wanted}
     for repeat in range(arguments.repeats):
-        for names in heats(present):
+        for names in heats(wanted):
             title = f"repeat {repeat + 1}/{arguments.repeats}: "
             for name, result in in_turns(names, title).items():
                 found[name].append(result)
     floor = _product_floor(arguments)
     print(_table(found, floor))
-    for name in wanted:
-        if name not in present:
-            print(f"absent: {name}, since {SIDES[name][1]} is not installed (pip install -e '.[bench]')")
     print(f"trained on {data}")
     print(f"matrix products alone, by the faster of torch's two libraries for each: {floor:.2f} s an epoch")
 
@@ -206,10 +199,9 @@ def _table(found: dict[str, list[Result]], floor: float) -> str:
         epochs = [seconds for one in results for seconds in counted(one)]
         median = statistics.median(epochs)
         ratios = [ratio for one in results for ratio in one["ratios"]]
-        ratio = f"{statistics.median(ratios):.2f}" if ratios else "-"
         lines.append(
             f"| {name} | {median:.2f} | {min(epochs):.2f} to {max(epochs):.2f} "
-            f"| {ratio} | {floor / median:.0%} | {middle['elbo']:.2f} "
+            f"| {statistics.median(ratios):.2f} | {floor / median:.0%} | {middle['elbo']:.2f} "
             f"| {middle['first_step']:.1f} | {middle['process']:.1f} | {middle['peak']:.0f} |"
         )
     return "\n".join(lines)
@@ -239,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--part",
         default="sides",
-        choices=["sides", "account", "scaling", "evaluation", "faces", "memory", "processes", "systems"],
+        choices=["sides", "account", "scaling", "processes", "systems"],
         help="(default: sides)",
     )
     add("--busy", type=int, default=0, help="processes that multiply matrices meanwhile (default: none)")

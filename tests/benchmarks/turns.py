@@ -131,8 +131,7 @@ def in_turns(names: Sequence[str], title: str, *options: str) -> dict[str, Resul
         options: after those of this process.
 
     Returns:
-        What each took, and beside it "ratios": of its epochs to those of the first side in the same turns, none where
-        a side runs all its epochs in one.
+        What each took, and beside it "ratios": of its epochs to those of the first side in the same turns.
     """
     with contextlib.ExitStack() as stack:
         sides = [stack.enter_context(Side(name, *options)) for name in names]
@@ -144,8 +143,7 @@ def in_turns(names: Sequence[str], title: str, *options: str) -> dict[str, Resul
     print("\r" + 60 * " " + "\r", end="", file=sys.stderr)
     first = counted(results[names[0]])
     for result in results.values():
-        pairs = zip(counted(result), first, strict=True) if result["takes_turns"] else []
-        result["ratios"] = [mine / other for mine, other in pairs]
+        result["ratios"] = [mine / other for mine, other in zip(counted(result), first, strict=True)]
     return results
 
 
