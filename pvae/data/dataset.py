@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
@@ -19,18 +21,72 @@ from pvae.data.torch_data import is_in_file, read_torch
 
 __all__ = ["Column", "DataRecord", "Dataset", "is_classes", "random_subset", "value_name"]
 
+_EPOCH = datetime(1970, 1, 1)
+_MOST_DECIMALS = 8  # of numbers that a person wrote
+
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table.
+    """A column of a table: how its fields become values of x, and values become fields again.
 
     Args:
         name: its name.
-        categories: the texts whose codes 0, 1, ... are the values of x; () for a column of numbers.
+        categories: the texts whose codes 0, 1, ... are the values of x, of an ordinal column in their order; () for
+            numbers and dates.
+        kind: "real", "count", "binary", "categorical" or "ordinal", if `--columns` names one for it; or "".
+        decimals: digits behind the point of its numbers, 0 if they are whole; None if that is not known.
+        least: the least value in the file.
+        greatest: the greatest value in the file.
+        origin: what is added to a value of x to give the number in the file, or for dates the days since 1970-01-01.
+        unit: the unit of the values of x, for instance "days from 2020-03-01", or "".
+        date_format: how dates are written, as `datetime.strftime` takes it; "" for a column that is none of dates.
+        suffix: "%" behind each number, or "".
+        point: "." or the decimal comma.
     """
 
     name: str
     categories: tuple[str, ...] = ()
+    kind: str = ""
+    decimals: int | None = None
+    least: float | None = None
+    greatest: float | None = None
+    origin: float = 0.0
+    unit: str = ""
+    date_format: str = ""
+    suffix: str = ""
+    point: str = "."
+
+    def text(self, value: float, is_given: bool = False) -> str:
+        """Return a value as the file has it: the text of a category, a date, or a number with the file's decimals.
+
+        Whole numbers and dates that were drawn or computed are rounded, and clamped into the range of the file.
+
+        Args:
+            value: a value of x; NaN becomes "".
+            is_given: the value is from a file, and keeps all of its digits.
+        """
+        if math.isnan(value):
+            return ""
+        if self.categories:
+            return self.categories[min(max(round(value), 0), len(self.categories) - 1)]
+        if not is_given and (self.decimals == 0 or self.date_format):
+            value = max(value, self.least if self.least is not None else -math.inf)
+            value = min(value, self.greatest if self.greatest is not None else math.inf)
+        number = self.origin + value
+        if self.date_format:
+            parts = ("days", "%d"), ("hours", "%H"), ("minutes", "%M"), ("seconds", "%S"), ("microseconds", "%f")
+            unit = timedelta(**{[name for name, code in parts if code in self.date_format or code == "%d"][-1]: 1})
+            return (_EPOCH + round(timedelta(days=number) / unit) * unit).strftime(self.date_format)
+        if self.decimals is None:
+            text = f"{number:.{15 if is_given else 6}g}"
+        elif self.decimals > _MOST_DECIMALS:  # written from doubles: the shortest text of this number
+            single = np.float32(number)
+            text = str(single) if float(single) == number else repr(number)
+        else:
+            text = f"{round(number, self.decimals) + 0.0:.{self.decimals}f}"  # 0.0 makes -0 a 0
+            if is_given and float(text) != number:
+                text = f"{number:.15g}"
+        return text.replace(".", self.point) + self.suffix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +110,7 @@ class DataRecord:
         has_attributes: the labels are attributes; a datum may have several of them.
         labels_sha256: SHA-256 of the labels and their names; "" if there are none.
         columns: the columns, if the data are a table.
+        left_out: names of columns of the table that are no part of x; other files may have them too.
     """
 
     name: str
@@ -71,6 +128,7 @@ class DataRecord:
     has_attributes: bool = False
     labels_sha256: str = ""
     columns: tuple[Column, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -103,6 +161,7 @@ class Dataset:
         value_range: the values of the files that became 0 and 255, as in `DataRecord`.
         names: a name for each datum of a split, by the name of the split, such as the path of an image; or {}.
         columns: the columns of a table (N, D).
+        left_out: names of columns of the table that are no part of x, such as that of the labels.
 
     Raises:
         InputError: the tensors hold complex or infinite values, are empty, or differ in shape or type; a value of a
@@ -124,6 +183,7 @@ class Dataset:
     value_range: tuple[float, ...] = ()
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     columns: tuple[Column, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the tensors, and name the classes by their numbers if no names are given."""
@@ -274,7 +334,8 @@ class Dataset:
         """The SHA-256 of all data, as in `DataRecord`."""
         digest = hashlib.sha256()
         if any(column.categories for column in self.columns):
-            digest.update(repr(self.columns).encode("utf-8", "surrogateescape"))
+            texts = [f"Column(name={one.name!r}, categories={one.categories!r})" for one in self.columns]
+            digest.update(f"({', '.join(texts)}{',' * (len(texts) == 1)})".encode("utf-8", "surrogateescape"))
         for split in self.splits.values():
             digest.update(f"{tuple(split.shape)}{'' if self.is_images else split.dtype}".encode())
             for _, part in _in_parts(split):

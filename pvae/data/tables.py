@@ -146,22 +146,20 @@ def _categories(file: Path, name: str, texts: pandas.Series[str]) -> tuple[str, 
 
 
 def table_text(columns: Sequence[Column], values: Tensor, given: Tensor | None = None) -> str:
-    """Return rows of a table as CSV, with the texts of categories; NaN is an empty field.
+    """Return rows of a table as CSV, each value as `Column.text` writes it; with semicolons if numbers have commas.
 
     Args:
         columns: the columns.
-        values: (N, D), written with 6 digits.
-        given: values (N, D) that stand in their place, with 15 digits, where they are not NaN.
+        values: (N, D); NaN is an empty field.
+        given: values (N, D) of a file that stand in their place where they are not NaN.
     """
     import pandas
 
     fields = {}
     for place, column in enumerate(columns):
-        texts = dict(enumerate(column.categories)).get if column.categories else "{:.6g}".format
-        exact_texts = texts if column.categories else "{:.15g}".format
-        field = pandas.Series(values[:, place].tolist(), dtype=object).map(texts, na_action="ignore")
+        texts = [column.text(value) for value in values[:, place].tolist()]
         if given is not None:
-            exact = pandas.Series(given[:, place].tolist(), dtype=object).map(exact_texts, na_action="ignore")
-            field = exact.where(exact.notna(), field)
-        fields[column.name] = field
-    return pandas.DataFrame(fields).to_csv(index=False, lineterminator="\n")
+            texts = [column.text(value, True) or text for value, text in zip(given[:, place].tolist(), texts)]
+        fields[column.name] = texts
+    separator = ";" if any(column.point == "," for column in columns) else ","
+    return pandas.DataFrame(fields).to_csv(index=False, sep=separator, lineterminator="\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from pvae.core.errors import InputError
+from pvae.core.records import from_record, to_json
 from pvae.data import torch_data
 from pvae.data.choices import describe_choices, values_config
-from pvae.data.dataset import Column, Dataset
+from pvae.data.dataset import Column, DataRecord, Dataset
 from pvae.data.preparation import Preparation
 from pvae.data.sources import load_dataset
 from pvae.data.tables import table_text
@@ -173,12 +175,54 @@ def test_the_columns_of_a_run_are_those_of_other_files_too(tmp_path):
         assert all(word in str(refused.value) for word in words), refused.value
 
 
-def test_a_table_is_written_as_it_was_read(tmp_path):
-    columns = read_values(mixed(tmp_path / "t.csv")).columns
-    values = torch.tensor([[1 / 3, 1, 2, math.nan], [2.0, 0, math.nan, 1e6]]).double()
-    assert table_text(columns, values) == "age,is_new,city,visits\n0.333333,1,Rome,\n2,0,,1e+06\n"
-    given = torch.tensor([[math.nan, 0, 1, 12.25], [math.nan, 1, math.nan, 1234567.5]]).double()
-    assert table_text(columns, values, given) == "age,is_new,city,visits\n0.333333,0,Oslo,12.25\n2,1,,1234567.5\n"
+@pytest.mark.parametrize(
+    ("column", "value", "drawn", "given"),
+    [
+        (Column("a"), 1 / 3, "0.333333", "0.333333333333333"),
+        (Column("a", decimals=2), 12.125, "12.12", "12.125"),
+        (Column("a", decimals=2), -0.001, "0.00", "-0.001"),
+        (Column("a", decimals=2), 37.5, "37.50", "37.50"),
+        (Column("a", decimals=16), float(np.float32(0.1)), "0.1", "0.1"),
+        (Column("a", decimals=17), 0.1 + 0.2, "0.30000000000000004", "0.30000000000000004"),
+        (Column("a", decimals=0, least=18, greatest=82), 108.4, "82", "108.4"),
+        (Column("a", decimals=0, least=18, greatest=82), 31.7, "32", "31.7"),
+        (Column("a", decimals=0, origin=1.6e9, least=0, greatest=1e6), 5.2, "1600000005", "1600000005.2"),
+        (Column("a", decimals=5, origin=2458849.0), 0.12345, "2458849.12345", "2458849.12345"),
+        (Column("a", ("x", "y", "z")), 1.0, "y", "y"),
+        (Column("a", ("x", "y", "z")), 2.8, "z", "z"),
+        (Column("a", decimals=1, suffix="%"), 4.96, "5.0%", "4.96%"),
+        (Column("a", decimals=1, point=","), 1.5, "1,5", "1,5"),
+        (Column("a", origin=18262, least=0, greatest=9, date_format="%Y-%m-%d"), 1.6, "2020-01-03", "2020-01-03"),
+        (Column("a", origin=18262, least=0, greatest=9, date_format="%d.%m.%Y"), 31.0, "10.01.2020", "01.02.2020"),
+        (Column("a", origin=18262, date_format="%Y-%m-%d %H:%M"), 0.5 + 1e-5, "2020-01-01 12:00", "2020-01-01 12:00"),
+        (Column("a", decimals=0), math.nan, "", ""),
+    ],
+)
+def test_a_value_becomes_the_text_that_the_file_had(column, value, drawn, given):
+    assert column.text(value) == drawn
+    assert column.text(value, is_given=True) == given
+
+
+def test_a_table_is_written_as_it_was_read():
+    columns = (Column("age", decimals=1), Column("city, town", ("Oslo", "Rome")))
+    values = torch.tensor([[1 / 3, 1], [2, math.nan]]).double()
+    assert table_text(columns, values) == 'age,"city, town"\n0.3,Rome\n2.0,\n'
+    given = torch.tensor([[math.nan, 0], [12.25, math.nan]]).double()
+    assert table_text(columns, values, given) == 'age,"city, town"\n0.3,Oslo\n12.25,\n'
+    columns = (dataclasses.replace(columns[0], point=","), columns[1])
+    assert table_text(columns, values) == "age;city, town\n0,3;Rome\n2,0;\n"
+
+
+def test_the_columns_of_a_run_are_kept_and_those_of_older_runs_open():
+    columns = (Column("day", origin=18262.0, date_format="%Y", least=0.0), Column("city", ("Oslo",), decimals=None))
+    data = Dataset("t", torch.ones(4, 2), torch.ones(2, 2), columns=columns, left_out=("id",))
+    record = dataclasses.asdict(data.record())
+    assert from_record(DataRecord, json.loads(to_json(record))) == data.record()
+    record["columns"] = [{"name": "day", "categories": []}, {"name": "city", "categories": ["Oslo"]}]
+    del record["left_out"]
+    old = from_record(DataRecord, json.loads(to_json(record)))
+    assert old.columns == (Column("day"), Column("city", ("Oslo",)))
+    assert dataclasses.replace(data, columns=old.columns).sha256 == data.sha256
 
 
 def test_a_table_in_a_parquet_file(tmp_path):
