@@ -96,7 +96,7 @@ BLOCKS = {  # a page, a text of one of its blocks, and what is true of the block
         elbos(names)[1] > elbos(names)[0] and abs(float(out.splitlines()[-1]) - 1) < 1e-4
     ),
     "start | mnist-5k": lambda names, out: len([*Path().glob("digits/*/*.png")]) == 4000,
-    "compiled-steps | CompiledELBO": prints_falling_losses,
+    "compiled-steps | CompiledSVI": prints_falling_losses,
 }
 
 

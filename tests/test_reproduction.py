@@ -16,7 +16,7 @@ import pyro
 import pytest
 import torch
 
-from pvae.compile.compiled_elbo import CompiledELBO
+from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
 from pvae.config.presets import get_system
@@ -159,7 +159,7 @@ def trained_by_hand(images, likelihood, density, epochs=20):
         vae.p_x.pixels = density
     optimizer = SingleOptimizer(torch.optim.Adam(vae.parameters(), lr=1e-3))
     with pyro.get_param_store().scope():
-        svi = pyro.infer.SVI(vae.model, vae.guide, optimizer, CompiledELBO(build_elbo("analytic")))
+        svi = CompiledSVI(vae.model, vae.guide, optimizer, build_elbo("analytic"))
         for _ in range(epochs):
             for index in torch.randperm(len(images)).split(100):
                 svi.step(dequantized(images[index]))

@@ -13,7 +13,6 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 import pvae
-from pvae.compile.compiled_elbo import CompiledELBO
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.core.errors import InputError, NotFiniteError
@@ -135,7 +134,7 @@ def test_a_step_returns_loss_and_terms_and_a_loss_that_is_not_finite_steps_no_pa
     vae = own_vae()
     with pyro.get_param_store().scope():
         optimizer = SingleOptimizer(torch.optim.Adam(vae.parameters()))
-        svi = CompiledSVI(vae.model, vae.guide, optimizer, CompiledELBO(build_elbo("trace", 2), "none"))
+        svi = CompiledSVI(vae.model, vae.guide, optimizer, build_elbo("trace", 2), "none")
         loss, terms = svi.step(X, beta=3.0)
         before = [parameter.detach().clone() for parameter in vae.parameters()]
         with pytest.raises(NotFiniteError):

@@ -13,7 +13,7 @@ from torch.optim import Adam
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.core.errors import GradientError, NotFiniteError, listed
 
-__all__ = ["AdamUpdate", "in_layout_of"]
+__all__ = ["AdamUpdate"]
 
 
 class AdamUpdate:
@@ -94,8 +94,3 @@ class AdamUpdate:
             raise NotFiniteError(f"the loss is {loss.item()}")
         names = [self.optim.name_of(one) for one, finite in zip(trained, are_gradients_finite) if not finite]
         raise GradientError(f"the gradient of {listed(names)} is NaN or infinite")
-
-
-def in_layout_of(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """Return the gradient with the strides of the parameter, since a fused optimiser reads memory in order."""
-    return gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)

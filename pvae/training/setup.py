@@ -9,7 +9,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pvae.compile.compiled_elbo import CompiledELBO
 from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
@@ -102,8 +101,9 @@ def build_trainer(
     def svi(name: str) -> CompiledSVI:
         reduce = world.sum_ if world.size > 1 else None
         optimizer = SingleOptimizer(adam, dict(vae.named_parameters()), config.clip_norm, reduce)
-        loss = CompiledELBO(elbo, name, config.precision, batch_size=config.batch_size)
-        return CompiledSVI(vae.model, vae.guide, optimizer, loss, prepare=visits.batch)
+        return CompiledSVI(
+            vae.model, vae.guide, optimizer, elbo, name, config.precision, config.batch_size, visits.batch
+        )
 
     def accuracy(split: str) -> float | None:
         if not config.labels:

@@ -98,10 +98,10 @@ def _ours(engine: str, without: str = "") -> Callable[[Task], Events]:
 
 
 def _leave_out(part: str) -> None:
-    from pvae.compile import adam, compiled_elbo, decompositions, inductor
+    from pvae.compile import adam, compiled_svi, decompositions, inductor
 
     if part == "guards":
-        compiled_elbo.Recording.matches = lambda self, call, layout: (self.call, self.layout) == (call, layout)
+        compiled_svi.Recording.matches = lambda self, engine, layout: (self.engine, self.layout) == (engine, layout)
     elif part == "packages of its own":
         inductor._load_or_compile = lambda graph, inputs, _: _called_with_list(torch.compile(graph))
     elif part == "recorded Adam":

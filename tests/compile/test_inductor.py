@@ -13,11 +13,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pvae.compile import graph as graph_module
 from pvae.compile import inductor
-from pvae.compile.compiled_elbo import CompiledELBO
 from pvae.compile.graph import RecordingError, record
 from pvae.compile.inductor import compile_graph
 from pvae.core.errors import InputError
-from pvae.elbos.registry import build_elbo
 from pvae.training.fit import fit
 
 pytestmark = pytest.mark.workflow
@@ -154,8 +152,6 @@ def test_missing_requirements_are_reported_before_a_file_is_written(
 ):
     monkeypatch.setattr(inductor, "OLDEST_FOR_INDUCTOR", "2.6" if lacks == "a compiler" else "99")
     monkeypatch.setattr(inductor.shutil, "which", lambda name: None if lacks == "a compiler" else name)
-    with pytest.raises(InputError):
-        CompiledELBO(build_elbo("trace"), engine="inductor")
     with pytest.raises(InputError):
         fit(small_config.replace(compile="inductor"), data=few_digits, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

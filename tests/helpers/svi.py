@@ -11,26 +11,21 @@ from pyro.infer import SVI
 from torch import nn
 from torch.optim import Adam
 
-from pvae.compile.compiled_elbo import CompiledELBO
-from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.core.terms import LossAndTerms
 from pvae.elbos.registry import ELBO_CLASSES, build_elbo
 
 ELBOS = tuple(name for name, one in ELBO_CLASSES.items() if not one.sums_over_labels)  # of VAEs without labels
-KINDS = {  # from an ELBO to how it trains
-    "elbo": lambda elbo, *given, **options: (SVI, CompiledELBO(elbo, *given, **options)),
-    "step": lambda elbo, *given, **options: (CompiledSVI, CompiledELBO(elbo, *given, **options)),
-}
 
 
 class Trained(NamedTuple):
-    """The losses, and the parameters, the optimiser's state and the random state at the end."""
+    """The losses; the parameters, the optimiser's state and the random state at the end; how often it recorded."""
 
     losses: list[float]
     parameters: dict[str, torch.Tensor]
     state: list[torch.Tensor]
     random_state: torch.Tensor
+    num_recordings: int
 
 
 def built(name, particles=4, **options):
@@ -83,7 +78,7 @@ def trained(
             else [v.clone() for _, p in named.named_parameters() for v in own.state.get(p, {}).values()]
         )
         rng = torch.cuda.get_rng_state() if of_cuda else torch.get_rng_state()
-        return Trained(losses, parameters, state, rng)
+        return Trained(losses, parameters, state, rng, getattr(one, "num_recordings", 0))
 
 
 def assert_trained_alike(ours, theirs, rel=1e-9, loss_rel=None):

@@ -11,10 +11,9 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import SVI
 
 from helpers.svi import ELBOS
-from pvae.compile.compiled_elbo import CompiledELBO
+from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
 from pvae.core.errors import TrainingError
@@ -37,8 +36,7 @@ def trained(world: World, name: str, engine: str, steps: int, config: Config) ->
     with pyro.get_param_store().scope():
         elbo: Any = build_elbo(name, 2)
         elbo = elbo if world.size == 1 else SharedELBO(elbo, world)
-        elbo = elbo if engine == "none" else CompiledELBO(elbo, engine)
-        svi = SVI(vae.model, vae.guide, optimizer, loss=elbo)
+        svi = CompiledSVI(vae.model, vae.guide, optimizer, elbo, engine)
         for step in range(steps):
             index = torch.randperm(37)[: 1 if step % 10 == 9 else 10 if step % 3 else 7]
             beta = min(1.0, step / steps * 2) if name in ("trace", "analytic") else None
