@@ -9,7 +9,6 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from pvae.core import protocol
-from pvae.core.given import Given
 from pvae.core.tracing import register
 
 __all__ = ["VAE"]
@@ -79,7 +78,7 @@ class VAE(nn.Module):
 
     def given(self, y: Tensor | None) -> VAE:
         """Return a view of this VAE at labels y (B, ...), or (1, ...) for all data; for None the VAE itself."""
-        return self if y is None else cast(VAE, Given(self, y))
+        return self if y is None else cast(VAE, protocol.Given(self, y))
 
     @property
     def takes_labels(self) -> bool:

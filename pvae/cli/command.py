@@ -25,8 +25,7 @@ from pvae.core.errors import (
     naming_refused_parameters,
     one_line,
 )
-from pvae.core.signals import SIGNALS, Interruptions, handled_by
-from pvae.core.terminal import is_first_process
+from pvae.core.terminal import SIGNALS, Interruptions, handled_by, is_first_process
 
 __all__ = [
     "Command",

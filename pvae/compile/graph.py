@@ -8,12 +8,12 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from pvae.compile.decompositions import bfloat16_products, onednn_products
 from pvae.compile.inductor import MayCompile, compile_graph, missing
 from pvae.core.errors import InputError, brief, check_name, is_out_of_memory
-from pvae.core.torch_private import make_fx
 
 __all__ = ["Function", "RecordingError", "check_engine", "record"]
 

@@ -15,15 +15,12 @@ __all__ = ["LossAndTerms", "Terms"]
 class Terms(NamedTuple):
     """The two terms of an ELBO, each of shape (B,), in nats per datum; `elbo` is minus their sum.
 
-    `rates` is the rate of each latent dimension, (B, L), or None if it was not computed; it sums to the rate.
-
     Reference:
         Alemi et al., arXiv:1711.00464 (the names of the terms).
     """
 
     distortion: Tensor
     rate: Tensor
-    rates: Tensor | None = None
 
     @property
     def elbo(self) -> Tensor:

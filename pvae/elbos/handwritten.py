@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from pvae.core import protocol
-from pvae.core.given import Given
 from pvae.core.terms import LossAndTerms, Terms
 from pvae.core.tracing import register, shared_calls
 from pvae.elbos.base import PerDatumELBO, PyroFunction, refuse_dependent_dimensions, require_rsample
@@ -36,7 +35,7 @@ class HandwrittenELBO(PerDatumELBO):
             InputError: z is not reparameterised, or with free bits the latent dimensions are not independent.
         """
         vae = getattr(model, "__self__", None)
-        if not isinstance(vae, VAE | Given) or (model, guide) != (vae.model, vae.guide):
+        if not isinstance(vae, VAE | protocol.Given) or (model, guide) != (vae.model, vae.guide):
             raise TypeError("the handwritten ELBO takes vae.model and vae.guide of one VAE")
         for name in ("p_z", "q_z", "p_x"):  # SVI updates only parameters that are registered while the loss is computed
             register(name, getattr(vae, name))

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pvae.core.errors import InputError, brief
-from pvae.core.torch_private import validates_arguments
 
 __all__ = ["autoregressive_transforms", "composed"]
 
@@ -66,7 +65,7 @@ def composed(transforms: Iterable[Any], context: Tensor | None = None) -> Any:
 
 def _zuko() -> Any:
     """Return zuko. Its import switches off the checks of all distributions, which are switched on again."""
-    before = validates_arguments()
+    before = Distribution._validate_args  # noqa: SLF001 - torch has no public name for it
     try:
         return importlib.import_module("zuko")
     except ImportError as error:

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-def loss(terms: Terms, beta: float = 1.0, free_bits: float = 0.0) -> Tensor:
+def loss(terms: Terms, beta: float = 1.0, free_bits: float = 0.0, rates: Tensor | None = None) -> Tensor:
     """Return the scalar that training minimises.
 
         mean_b distortion_b  +  beta mean_b rate_b
@@ -38,21 +38,17 @@ def loss(terms: Terms, beta: float = 1.0, free_bits: float = 0.0) -> Tensor:
     early in training. Neither beta nor free bits change the reported ELBO.
 
     Args:
-        terms: distortion and rate; with free bits also the rate of each dimension.
+        terms: distortion and rate.
         beta: weight of the rate.
         free_bits: nats per dimension.
-
-    Raises:
-        ValueError: free bits without `terms.rates`.
+        rates: with free bits, the rate of each dimension, (B, L), as `rate_by_dimension` returns it.
 
     Reference:
         Kingma et al., arXiv:1606.04934, who introduce free bits under this name.
     """
-    if free_bits == 0:
+    if rates is None:
         return (terms.distortion + beta * terms.rate).mean()
-    if terms.rates is None:
-        raise ValueError("free bits need the rate of each dimension: ask for by_dimension=True")
-    return terms.distortion.mean() + beta * terms.rates.mean(0).clamp(min=free_bits).sum()
+    return terms.distortion.mean() + beta * rates.mean(0).clamp(min=free_bits).sum()
 
 
 def rate_by_dimension(posterior: Any, prior: Any, z: Tensor | None = None) -> Tensor:
@@ -85,7 +81,7 @@ class Parts(NamedTuple):
         return -self.reconstruction_error + self.posterior_entropy - self.cross_entropy
 
 
-def monte_carlo(vae: VAE, x: Tensor, num_particles: int = 1, by_dimension: bool = False) -> Terms:
+def monte_carlo(vae: VAE, x: Tensor, num_particles: int = 1) -> Terms:
     """Return the Monte Carlo form, where every expectation is a mean over z_1..z_K ~ q(z | x).
 
         (1/K) sum_k [ log p(x | z_k) + log p(z_k) - log q(z_k | x) ]
@@ -96,7 +92,6 @@ def monte_carlo(vae: VAE, x: Tensor, num_particles: int = 1, by_dimension: bool 
         vae: the three distributions.
         x: images (B, C, H, W).
         num_particles: K.
-        by_dimension: also compute the rate of each latent dimension.
 
     Returns:
         distortion = -mean_k log p(x | z_k) and rate = mean_k [log q(z_k | x) - log p(z_k)].
@@ -109,8 +104,7 @@ def monte_carlo(vae: VAE, x: Tensor, num_particles: int = 1, by_dimension: bool 
     log_p_x = vae.log_likelihood(x, z)
     log_p_z = vae.prior().log_prob(z)
     log_q_z = posterior.log_prob(z)
-    rates = rate_by_dimension(posterior, vae.prior(), z) if by_dimension else None
-    return Terms(distortion=-log_p_x.mean(0), rate=(log_q_z - log_p_z).mean(0), rates=rates)
+    return Terms(distortion=-log_p_x.mean(0), rate=(log_q_z - log_p_z).mean(0))
 
 
 def enumerated(vae: VAE, x: Tensor, num_particles: int = 1) -> Terms:
@@ -145,7 +139,7 @@ def enumerated(vae: VAE, x: Tensor, num_particles: int = 1) -> Terms:
     return Terms(distortion=-(log_q_y.exp() * log_p_x).sum(0), rate=(log_q_y.exp() * rate).sum(0))
 
 
-def closed_form(vae: VAE, x: Tensor, num_particles: int = 1, by_dimension: bool = False) -> Terms:
+def closed_form(vae: VAE, x: Tensor, num_particles: int = 1) -> Terms:
     """Return the form with the Kullback-Leibler divergence in closed form.
 
         (1/K) sum_k log p(x | z_k) - KL(q(z | x) || p(z))
@@ -157,7 +151,6 @@ def closed_form(vae: VAE, x: Tensor, num_particles: int = 1, by_dimension: bool 
         vae: the three distributions.
         x: images (B, C, H, W).
         num_particles: K.
-        by_dimension: also compute the rate of each latent dimension.
 
     Returns:
         distortion as in `monte_carlo`, and rate = KL(q, p), exact.
@@ -173,8 +166,7 @@ def closed_form(vae: VAE, x: Tensor, num_particles: int = 1, by_dimension: bool 
     distortion = -vae.log_likelihood(x, z).mean(0)
     prior = vae.prior()
     rate = kl_divergence(posterior, prior.expand(posterior.batch_shape))  # torch's for Bernoulli needs one shape
-    rates = rate_by_dimension(posterior, prior) if by_dimension else None
-    return Terms(distortion=distortion, rate=rate, rates=rates)
+    return Terms(distortion=distortion, rate=rate)
 
 
 def three_parts(vae: VAE, x: Tensor, num_particles: int = 1) -> Parts:

@@ -16,8 +16,7 @@ from pvae.config.presets import system_title
 from pvae.core.errors import TrainingError
 from pvae.core.files import write_whole
 from pvae.core.random_state import seeded
-from pvae.core.signals import Interruptions
-from pvae.core.terminal import print_line, progress_bar
+from pvae.core.terminal import Interruptions, print_line, progress_bar
 from pvae.data.dataset import random_subset
 from pvae.runs import writer
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience

@@ -21,8 +21,7 @@ from pvae.config.presets import SYSTEMS
 from pvae.core.errors import InputError, InterruptedTrainingError, LostError, TrainingError
 from pvae.core.files import expanded, locked
 from pvae.core.random_state import resolve_device, seeded
-from pvae.core.signals import Interruptions
-from pvae.core.terminal import print_line
+from pvae.core.terminal import Interruptions, print_line
 from pvae.data.choices import images_config, values_config
 from pvae.data.dataset import Dataset
 from pvae.elbos.registry import ELBO_CLASSES, elbo_of

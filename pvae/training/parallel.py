@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pvae.core.errors import InputError, LostError, brief
 from pvae.core.terminal import is_torchrun
 from pvae.core.terms import LossAndTerms, Terms
-from pvae.core.torch_private import TorchDispatchMode
 from pvae.elbos.base import PerDatumELBO, PyroFunction
 
 __all__ = ["ALONE", "Share", "SharedELBO", "WholeBatchNoise", "World", "is_lost_process", "joined"]
@@ -170,7 +170,7 @@ class SharedELBO(PerDatumELBO):
         share = self.world.share(len(batch[0]))
         own = (part if len(part) == 1 else part[share.rows] for part in batch)  # one label is that of all
         with WholeBatchNoise(share):
-            loss, (distortion, rate, *_) = self.elbo.loss_and_terms(model, guide, *own, beta=beta)
+            loss, (distortion, rate) = self.elbo.loss_and_terms(model, guide, *own, beta=beta)
         if not share.weight:
             distortion, rate = torch.zeros_like(distortion), torch.zeros_like(rate)
         around = share.start, share.total - share.stop

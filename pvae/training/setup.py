@@ -15,7 +15,6 @@ from pvae.config.config import Config
 from pvae.config.refusals import Case, refuse
 from pvae.core.errors import InputError, NotFiniteError, TrainingError, listed, naming_refused_parameters
 from pvae.core.random_state import seeded
-from pvae.core.torch_private import has_bfloat16
 from pvae.data.batch import Batch
 from pvae.data.dataset import Dataset
 from pvae.data.domain import check_domain
@@ -112,7 +111,8 @@ def build_trainer(
         found = found_labels(vae.q_z, parts, data.labels.get(split))
         return None if found is None else found.double().mean().item()
 
-    if config.precision == "bf16" and device.type == "cpu" and not has_bfloat16():
+    has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001 - torch has no public name for it
+    if config.precision == "bf16" and device.type == "cpu" and not has_bfloat16:
         note("this CPU has no instructions for bfloat16: --precision fp32 is several times as fast here")
     num_steps = math.ceil(len(visits) / config.batch_size)
     steps_left, is_alone = config.epochs * num_steps - steps_done, world.size == 1 and device.type == "cpu"

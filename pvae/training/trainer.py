@@ -28,9 +28,9 @@ from pvae.core.terms import LossAndTerms
 from pvae.data.batch import Batch
 from pvae.data.visits import Visits
 from pvae.elbos.base import PerDatumELBO
-from pvae.elbos.terms import posterior_mean_loss
 from pvae.runs.checkpoint import Checkpoint, Counts
 from pvae.runs.metrics import Metrics
+from pvae.trained.elbo_terms import posterior_mean_loss
 from pvae.training.divergence import cause_of
 from pvae.training.engine import Engine
 from pvae.training.parallel import ALONE, World
@@ -149,7 +149,7 @@ class Trainer:
         started, order = time.perf_counter(), self.data.order().to(self.device)
         terms, total, seen = self._zeros(2, len(order)), self._zeros(1), 0
         for index in order.split(self.batch_size):
-            loss, (distortion, rate, *_) = self.train_step(index)
+            loss, (distortion, rate) = self.train_step(index)
             terms[:, seen : seen + len(index)] = torch.stack([distortion, rate])
             total, seen = total + loss.double() * len(index), seen + len(index)
             for callback in callbacks:
@@ -197,7 +197,7 @@ class Trainer:
             for batch in data.split(self.evaluation_size):
                 rows = slice(seen, seen + len(batch))
                 try:
-                    (loss, (distortion, rate, *_)), at_mean = self._evaluate_batch(batch, beta)
+                    (loss, (distortion, rate)), at_mean = self._evaluate_batch(batch, beta)
                     terms[:, rows] = torch.stack([distortion, rate])
                     totals += torch.stack([loss.double() * len(batch), at_mean])
                 except NotFiniteError as error:  # all processes end together, after the sum

@@ -75,16 +75,19 @@ def test_a_graph_is_compiled_once_and_anew_if_the_package_is_damaged(cache):
 def packages(cache, monkeypatch):
     """Compile nothing: a package has a text in place of code, and is a function that returns it."""
 
-    def compile_package(_, package, options):
-        with zipfile.ZipFile(package, "w") as file:
+    def compile_package(_, package_path, inductor_configs):
+        with zipfile.ZipFile(package_path, "w") as file:
             file.writestr("code", "code")
 
-    def load_package(folder):
-        text = Path(folder, "code").read_text()
-        return lambda inputs: text
+    class Loader:
+        def __init__(self, folder, *_):
+            self.text = Path(folder, "code").read_text()
 
-    monkeypatch.setattr(inductor, "compile_package", compile_package)
-    monkeypatch.setattr(inductor, "load_package", load_package)
+        def boxed_run(self, inputs):
+            return self.text
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_package)
+    monkeypatch.setattr(torch._C._aoti, "AOTIModelPackageLoader", Loader)
     cache.mkdir()
     return cache
 

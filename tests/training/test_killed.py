@@ -128,7 +128,7 @@ def test_a_signal_in_the_middle_of_an_epoch(tmp_path, monkeypatch, number):
 LONG_STEP = """
 import sys, time
 from pvae.cli.command import run_command
-from pvae.core.signals import Interruptions
+from pvae.core.terminal import Interruptions
 def command():
     with Interruptions():
         print("long step", flush=True)
