@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pvae.cli.command import Command, Parser, integer, integers, run_parser
 from pvae.cli.own_code import open_run
-from pvae.cli.results import place_of, write
+from pvae.cli.results import output_path, write
 from pvae.config.options import ELBOS
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError, check_name
@@ -54,7 +54,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     groups = config.groups if config.groups > 1 else _GROUPS
     options: dict[str, Any] = {"alpha": config.alpha, "mix": config.mix, "num_groups": groups}
     default = run.place / "comparison" if run else Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-compare"
-    folder = place_of(arguments.out, default)
+    folder = output_path(arguments.out, default)
     rows: list[Measurement] = []
     warnings: list[str] = []
     for stage, vae, batch, kind in _weights(arguments, run, config):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pvae.cli.command import Command, Parser, add_seed, integer, nonempty_path, run_parser
 from pvae.cli.own_code import open_run
-from pvae.cli.results import place_of, write
+from pvae.cli.results import output_path, write
 from pvae.core.errors import InputError
 from pvae.core.files import write_whole
 from pvae.core.records import csv_of
@@ -96,7 +96,7 @@ def _encode(arguments: argparse.Namespace) -> None:
     from pvae.trained.latent_space import draw_codes, encode_images
 
     run = open_run(arguments.run, arguments.vae)
-    out = place_of(arguments.out, run.place / "codes.npz")
+    out = output_path(arguments.out, run.place / "codes.npz")
     if out.suffix not in (".npz", ".npz" if arguments.splits else ".csv"):
         raise InputError(f"--out {out} must end in .npz, or without --splits in .csv")
     if arguments.splits:
@@ -156,7 +156,7 @@ def _score(arguments: argparse.Namespace) -> None:
     from pvae.trained.scores import score_images, to_text
 
     run = open_run(arguments.run, arguments.vae)
-    folder = place_of(arguments.out, run.place / "scores")
+    folder = output_path(arguments.out, run.place / "scores")
     given = _given_data(run, arguments)
     vae, batch, kind = with_likelihood(run, given.x, given.y)
     bar = progress_bar("scoring", len(given.names), "datum", in_logs=True)
@@ -209,7 +209,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     from pvae.plotting.figures import image_figure
 
     run = open_run(arguments.run, arguments.vae)
-    folder = place_of(arguments.out, run.place / "samples")
+    folder = output_path(arguments.out, run.place / "samples")
     with seeded(arguments.seed):
         if arguments.impute is not None:
             print_line(_write_imputed(run, folder, arguments))
@@ -275,7 +275,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     from pvae.trained.latent_space import reconstruct_images
 
     run = open_run(arguments.run, arguments.vae)
-    folder = place_of(arguments.out, run.place / "reconstructions")
+    folder = output_path(arguments.out, run.place / "reconstructions")
     given = _given_data(run, arguments)
     batch, shown = given.batch(run), run.preparation.shown
     means = reconstruct_images(run.vae(), batch)

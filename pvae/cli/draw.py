@@ -12,7 +12,7 @@ from typing import Any
 
 from pvae.cli.command import Command, Parser, run_parser
 from pvae.cli.own_code import open_run
-from pvae.cli.results import place_of, write
+from pvae.cli.results import output_path, write
 from pvae.core.errors import InputError, NotFiniteError, check_name, naming_refused_parameters
 from pvae.core.records import to_json
 from pvae.core.terminal import print_line
@@ -55,7 +55,7 @@ def _draw(arguments: argparse.Namespace) -> None:
     elif wanted or arguments.attribute:
         raise InputError(f"{arguments.run} is a folder of runs: --what and --attribute are for a single run")
     else:
-        draw_side_by_side(runs, place_of(arguments.out, arguments.run / "figures"), vars(arguments))
+        draw_side_by_side(runs, output_path(arguments.out, arguments.run / "figures"), vars(arguments))
 
 
 def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> None:
@@ -63,7 +63,7 @@ def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> No
     from pvae.trained.codes import latent_report
 
     run = open_run(arguments.run, arguments.vae)
-    folder = place_of(arguments.out, run.place / "figures")
+    folder = output_path(arguments.out, run.place / "figures")
     run.dataset(None, arguments.data_dir, arguments.offline)
     figures = {}
     for name in wanted or PICTURES:

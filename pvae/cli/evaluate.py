@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pvae.cli.command import Command, Parser, add_seed, integer, run_parser
 from pvae.cli.own_code import open_run
-from pvae.cli.results import place_of, write
+from pvae.cli.results import output_path, write
 from pvae.config.config import OPTIONS
 from pvae.core.errors import InputError
 from pvae.core.records import to_json
@@ -50,7 +50,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     num_draws = arguments.importance_samples or (_FEW_DRAWS if is_large else _DRAWS)
     out = arguments.out
     if out is not None or not is_table:
-        out = place_of(out, first.place / "evaluation.json")
+        out = output_path(out, first.place / "evaluation.json")
 
     def report_draws(sample: ImportanceSample, taken: float) -> None:
         if arguments.seconds and not is_quiet:

@@ -7,7 +7,7 @@ import webbrowser
 
 from pvae.cli.command import Command, Parser, run_parser
 from pvae.cli.own_code import open_run
-from pvae.cli.results import place_of, write
+from pvae.cli.results import output_path, write
 from pvae.core.terminal import print_line
 
 __all__ = ["main"]
@@ -36,7 +36,7 @@ def _explore(arguments: argparse.Namespace) -> None:
 
     run = open_run(arguments.run, arguments.vae)
     check_run(run)
-    out = place_of(arguments.out, run.place / "explore.html")
+    out = output_path(arguments.out, run.place / "explore.html")
     run.dataset(None, arguments.data_dir, arguments.offline)
     page = explorer_page(run)
     write(out, page)

@@ -6,7 +6,7 @@ import argparse
 
 from pvae.cli.command import Command, Parser, run_parser
 from pvae.cli.own_code import open_run
-from pvae.cli.results import place_of
+from pvae.cli.results import output_path
 from pvae.core.terminal import print_line
 
 __all__ = ["main"]
@@ -33,7 +33,7 @@ def _export(arguments: argparse.Namespace) -> None:
     from pvae.trained.plain_torch import export_torch
 
     run = open_run(arguments.run, arguments.vae)
-    code, weights = export_torch(run, place_of(arguments.out, run.place / "torch"))
+    code, weights = export_torch(run, output_path(arguments.out, run.place / "torch"))
     methods = "elbo(x)" if run.config.is_autoencoder else "elbo(x) and sample(n)"
     print_line(f"{code}: VAE, with {methods}, and load(), which reads {weights.name}")
 

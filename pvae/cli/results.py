@@ -14,10 +14,10 @@ from pvae.core.files import write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["place_of", "write"]
+__all__ = ["output_path", "write"]
 
 
-def place_of(out: Path | None, default: Path) -> Path:
+def output_path(out: Path | None, default: Path) -> Path:
     """Return where a command writes; nothing is made there yet, so that a command that fails leaves nothing.
 
     Files are replaced in the default place alone, where only pvae writes.

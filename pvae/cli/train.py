@@ -16,7 +16,7 @@ from pvae.cli.own_code import own_vae
 from pvae.config.config import OPTIONS, Config
 from pvae.config.options import flag, own_path
 from pvae.config.presets import SYSTEMS, as_option, get_system, list_systems
-from pvae.core.errors import InputError, TrainingError, check_name, listed
+from pvae.core.errors import InputError, TrainingError, check_name
 from pvae.core.terminal import is_first_process, is_torchrun, print_line
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _work(arguments: argparse.Namespace) -> None:
 
     options = vars(arguments)
     if options["print"]:
-        print_line(training_script(_configured({**options, "quiet": True})[0]).rstrip("\n"))
+        print_line(training_script(_configured(options)[0]).rstrip("\n"))
     elif options["seeds"] is not None:
         _train_seeds(options)
     else:
@@ -215,7 +215,7 @@ def _chosen(options: Mapping[str, Any]) -> dict[str, Any]:
 def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
     """Return the named system with the given options; a TOML file may name a system of its own.
 
-    The system "images" gets the options that suit its images; these are returned too, and what was chosen is printed.
+    The systems "images" and "values" get the options that suit their data; these are returned too.
     """
     from pvae.elbos.registry import elbo_of
 
@@ -230,7 +230,7 @@ def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
     config = SYSTEMS.get(chosen.get("system", default), Config()).replace(**chosen)
     config.check_used(chosen)
     if config.system in ("images", "values"):
-        from pvae.data.choices import describe_choices, images_config, values_config
+        from pvae.data.choices import images_config, values_config
         from pvae.runs.data import load_for
 
         chosen.pop("system", None)
@@ -238,12 +238,6 @@ def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
         configure = images_config if config.system == "images" else values_config
         config = configure(data, **{"dataset": config.dataset, **chosen})
     elbo_of(config)  # refuses what does not go together
-    if data is not None and is_first_process() and not options["quiet"]:
-        print_line(f"{data.title}{data.found and ': '}{data.found}; chosen for them, unless you give another value:")
-        if data.label_names and data.train_labels is not None and data.train_labels.dim() == 1:
-            use = "" if config.condition or config.labels else ", for pictures and measures only"
-            print_line(f"  classes{use}: {listed(data.label_names)}")
-        print_line(describe_choices(data, config, chosen))
     return config, data
 
 

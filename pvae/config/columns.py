@@ -13,15 +13,12 @@ COLUMNS = (
     rf"({_KIND}(,{_KIND})*)?",
     "a comma-separated list of real, count, binary, categorical:K and ordinal:K, each perhaps with *N to repeat it",
 )
-_LIKELIHOODS = {  # of `pvae.models.likelihoods`, and what the values of such a column are
-    "real": ("DiagonalNormalLikelihood", "numbers: a Normal, with a scale of its own"),
-    "count": (
-        "NegativeBinomialLikelihood",
-        "whole numbers from 0 on, whose variance is at least their mean: a negative binomial",
-    ),
-    "binary": ("BernoulliLikelihood", "0 and 1"),
-    "categorical": ("CategoricalLikelihood", "codes without an order"),
-    "ordinal": ("OrdinalLikelihood", "codes in an order"),
+_LIKELIHOODS = {  # of `pvae.models.likelihoods`
+    "real": "DiagonalNormalLikelihood",
+    "count": "NegativeBinomialLikelihood",
+    "binary": "BernoulliLikelihood",
+    "categorical": "CategoricalLikelihood",
+    "ordinal": "OrdinalLikelihood",
 }
 
 
@@ -47,12 +44,7 @@ class ColumnKind:
     @property
     def likelihood(self) -> str:
         """The class of its likelihood, as in `pvae.config.families.Family.module`."""
-        return f"pvae.models.likelihoods:{_LIKELIHOODS[self.name][0]}"
-
-    @property
-    def meaning(self) -> str:
-        """What its values are, in a few words."""
-        return _LIKELIHOODS[self.name][1]
+        return f"pvae.models.likelihoods:{_LIKELIHOODS[self.name]}"
 
     @property
     def num_outputs(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["SYSTEMS", "as_option", "get_system", "list_systems", "system_title"]
+__all__ = ["SYSTEMS", "as_option", "command_line", "get_system", "list_systems", "system_title"]
 
 _TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 SYSTEMS = {name: Config(system=name, **options) for name, options in _TABLES.items()}
@@ -61,6 +62,15 @@ def system_title(config: Config) -> str:
     shown_elsewhere = ("system", "dataset", "columns", "elbo", "epochs", "seed", "source", "compile")
     changed = _changed(config, SYSTEMS[config.system], shown_elsewhere)
     return " ".join([config.system, "with", *changed]) if changed else config.system
+
+
+def command_line(config: Config) -> str:
+    """Return the options of a configuration that are not the defaults, as the command line takes them.
+
+    >>> command_line(get_system("deep-bayes").replace(hidden=(64, 32), columns="real*2", likelihood="columns"))
+    "--hidden 64 32 --likelihood columns --columns 'real*2'"
+    """
+    return shlex.join(" ".join(_changed(config, Config(), ("system", "dataset", "seed", "source"))).split())
 
 
 def _changed(config: Config, other: Config, without: Sequence[str]) -> list[str]:

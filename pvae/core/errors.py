@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
+import os
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ __all__ = [
     "naming_refused_parameters",
     "one_line",
     "shown",
+    "total_memory",
 ]
 
 
@@ -172,3 +174,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception says that the machine or a GPU is out of memory."""
     says_so = re.search("allocate memory|out of memory|failed to map segment", str(error)) is not None
     return isinstance(error, MemoryError) or (isinstance(error, (RuntimeError, ImportError)) and says_so)
+
+
+def total_memory() -> float:
+    """Return the memory of the machine in bytes, or infinity where the system does not tell."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf

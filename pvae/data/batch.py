@@ -1,4 +1,4 @@
-"""`Batch`, data x with their labels y: what model, guide and ELBOs take as `*batch`."""
+"""`Batch`, data x with their labels y: what model, guide and ELBOs take as `*batch`; and `TrainingData`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from pvae.core.errors import InputError
-from pvae.data.preparation import Pixels
+from pvae.data.preparation import Pixels, Preparation
 
-__all__ = ["Batch", "Data"]
+__all__ = ["Batch", "Data", "TrainingData"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,3 +66,20 @@ class Batch:
 
 
 Data = Batch | Tensor | Pixels  # what `Batch.of` accepts
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """Training data in memory, prepared once; the pixels of "dynamic" are drawn anew for each batch."""
+
+    prepared: Tensor
+    preparation: Preparation
+    y: Tensor | None
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.prepared)
+
+    def batch(self, index: Tensor) -> Batch:
+        """Return the data of an index, int64 (B,), on the device of the data."""
+        return Batch(self.preparation.batch(self.prepared, index), None if self.y is None else self.y[index])

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
 
 from pvae.config.columns import ColumnKind, columns_text
-from pvae.config.config import OPTIONS, Config
-from pvae.config.presets import as_option, get_system
-from pvae.core.errors import InputError, listed, one_line
+from pvae.config.config import Config
+from pvae.config.presets import get_system
+from pvae.core.errors import InputError
 from pvae.data.dataset import Column, Dataset
 
-__all__ = ["describe_choices", "images_config", "values_config"]
+__all__ = ["images_config", "values_config"]
 
 _CHANNELS = (32, 64, 128, 256)
 _WIDTHS = (400, 400)  # of an MLP
@@ -22,7 +21,6 @@ _LEAST_SIDE = 4  # pixels that the last convolution leaves of the shorter side
 # Inputs of the encoder's last layer, at 128 x 128 pixels by four convolutions. Each step of Adam moves its outputs in
 # proportion to their number, and at 65,536 the log scale of q runs away.
 _MOST_INPUTS = 16_384
-_MOST_LINES = 20  # columns of a table that are described
 _STEPS = 10_000  # of a training of other data
 _PIXELS = 5e8  # that a training processes, in five to ten minutes on two cores
 
@@ -130,58 +128,3 @@ def _channels(height: int, width: int) -> tuple[int, ...]:
         last = _MOST_INPUTS // ((height >> depth) * (width >> depth))  # fewer channels, of a very long image
         channels = (*channels[:-1], min(channels[-1], max(1, last)))
     return channels
-
-
-def describe_choices(data: Dataset, config: Config, given: Iterable[str]) -> str:
-    """Return a line for each option that was chosen for the data: what it is, and what it does.
-
-    Args:
-        data: the data.
-        config: the configuration that `images_config` or `values_config` returned.
-        given: names of the options that the user gave.
-    """
-    num_valid = 0 if data.valid is None else len(data.valid)
-    is_conv = config.network.startswith("conv")
-    datum, many = ("an image", "images") if data.is_images else ("a datum", "data")
-    reasons = {
-        "image_size": "their median size, at most 64 pixels a side; --grey removes colours",
-        "likelihood": f"{config.likelihood_family.help}: the ELBO bounds log p(x)",
-        "binarize": "which leaves data of two values as they are",
-        "network": f"{len(config.hidden)} convolutions halve the sides of {datum}" if is_conv else "no convolutions",
-        "hidden": "channels or widths of the layers; larger ones learn finer detail, slower",
-        "latent_dim": f"values in the code of {datum}; --latent-dim 2 can be drawn as a map",
-        "elbo": f"the KL divergence of this posterior from --prior {config.prior} has no closed form",
-        "valid": f"{num_valid:,} {many}, not trained on, by which the best epoch is chosen",
-        "patience": f"epochs without a better bound on those {many}, after which training stops",
-        "missing": "values that are NaN, on which nothing depends: the ELBO bounds log p of the values that are there",
-        "batch_size": f"{many} in a step, {math.ceil(len(data.train) / config.batch_size):,} steps in an epoch",
-        "epochs": f"passes over the {many}, at most",
-    }
-    is_shown = {
-        "image_size": data.is_images,
-        "binarize": config.binarize != "none",
-        "elbo": not any(config.closed_forms),
-        "missing": config.missing,
-    }
-    shown = [n for n in reasons if is_shown.get(n, True) and n not in given and OPTIONS[n].only_with[1](config)]
-    options = {name: as_option(name, getattr(config, name)) for name in shown}
-    if "image_size" in options:
-        options["image_size"] = f"--image-size {data.datum_shape[1]}x{data.datum_shape[2]}"
-    indent = max((len(option) for option in options.values()), default=0)
-    lines = [f"  {option:{indent}}  {reasons[name]}" for name, option in options.items()]
-    is_table = config.likelihood_family.is_of_columns and data.columns
-    return "\n".join(lines + (_column_lines(data, config) if is_table else []))
-
-
-def _column_lines(data: Dataset, config: Config) -> list[str]:
-    """Return a line for each of the first columns of a table, its name, kind and why, and how to change them."""
-    rows = []
-    for column, kind in [*zip(data.columns, config.column_kinds)][:_MOST_LINES]:
-        texts = f"texts: {one_line(listed(column.categories))}"
-        rows.append((one_line(column.name), str(kind), texts if column.categories else kind.meaning))
-    widths = [max(len(row[place]) for row in rows) for place in (0, 1)]
-    lines = [f"    {name:{widths[0]}}  {kind:{widths[1]}}  {text}" for name, kind, text in rows]
-    if (more := len(data.columns) - _MOST_LINES) > 0:
-        lines.append(f"    and {more} more")
-    other = f"--likelihood columns --columns {config.columns}"
-    return [*lines, f"  for other kinds, such as ordinal:K of numbers 0 to K - 1 in an order, change {other}"]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pvae.core.errors import InputError, joined, one_line
-from pvae.data.torch_data import is_in_file, read_torch
+from pvae.data.torch_data import read_torch
 
 __all__ = ["Column", "DataRecord", "Dataset", "is_classes", "random_subset", "value_name"]
 
@@ -197,10 +197,7 @@ class Dataset:
 
     @classmethod
     def from_torch(cls, name: str, train: Any, test: Any = None) -> Dataset:
-        """Return the data of `torch.utils.data` sets or loaders, read once.
-
-        Data larger than half of the memory are kept in a temporary file that disappears with them, images as bytes and
-        other data in float32, in a random order that is always the same. `TMPDIR` names the folder of the file.
+        """Return the data of `torch.utils.data` sets or loaders, read once into memory.
 
         Args:
             name: the name in titles.
@@ -208,7 +205,7 @@ class Dataset:
             test: the same; None to hold out a tenth of `train`, always the same one if its order is.
 
         Raises:
-            InputError: as for `Dataset`, or a source cannot be read or yields something else.
+            InputError: as for `Dataset`, or a source cannot be read, yields something else or does not fit into memory.
         """
         x, y, note = read_torch(train, "train", is_shuffled=test is None)
         if test is None:
@@ -309,8 +306,7 @@ class Dataset:
         num_train = count - max(2, round(share * count))
         if num_train < 2:
             raise InputError(f"--valid {share:g} leaves {num_train} of {count} data to train: give --valid 0")
-        # The files of a folder were shuffled when they were read, and so were data in a temporary file.
-        is_shuffled = self.dataset.startswith("folder:") or is_in_file(self.train)
+        is_shuffled = self.dataset.startswith("folder:")  # its files, when they were read
         order = np.arange(count) if is_shuffled else np.random.RandomState(count).permutation(count)
         changed: dict[str, Any] = {}
         for train, valid, part in ("train", "valid", self.train), ("train_labels", "valid_labels", self.train_labels):

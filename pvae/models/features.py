@@ -58,7 +58,7 @@ class Standardize(nn.Module):
 
         def mean_of(function: Callable[[Tensor], Tensor]) -> Tensor:
             total = count = torch.zeros((), dtype=torch.float64)
-            for part in data.split(_ROWS):  # the data may be larger than memory
+            for part in data.split(_ROWS):  # a float64 copy of all may not fit into memory
                 values = function(part if self.columns is None else part[..., self.columns]).double()
                 total, count = total + values.nansum(0), count + (~values.isnan()).sum(0)
             return total / count

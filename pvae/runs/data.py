@@ -25,7 +25,7 @@ from pvae.data.sources import load_dataset
 from pvae.data.value_files import read_values
 from pvae.runs.record import RunRecord
 
-__all__ = ["OtherData", "data_of", "images_for", "load_again", "load_for"]
+__all__ = ["OtherData", "data_for", "data_of", "load_again", "load_for"]
 
 
 def load_for(config: Config, data_dir: str | Path | None = None, offline: bool = False) -> Dataset:
@@ -121,7 +121,7 @@ class OtherData(NamedTuple):
     labels: list[str]
 
 
-def images_for(run: RunRecord, path: str | Path, skip_broken: bool = False) -> OtherData:
+def data_for(run: RunRecord, path: str | Path, skip_broken: bool = False) -> OtherData:
     """Return other data, converted to the shape that a run was trained on as its own data were.
 
     Args:

@@ -31,7 +31,7 @@ from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience, read_metr
 from pvae.runs.record import READY_MADE, RunRecord
 from pvae.vae import VAE
 
-__all__ = ["BEST", "CHECKPOINT", "METRICS", "OWN_CODE", "READY_MADE", "Run", "kept", "load"]
+__all__ = ["BEST", "CHECKPOINT", "METRICS", "OWN_CODE", "READY_MADE", "Run", "cached", "load"]
 
 CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
 BEST = "best.safetensors"
@@ -41,15 +41,15 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
-def kept(function: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:
+def cached(function: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:
     """Decorate a function of a run: its value is computed once and kept with the run, until its weights change."""
 
     @functools.wraps(function)
     def once(run: Run, /, *arguments: P.args, **named: P.kwargs) -> T:
         key = (function, *arguments, *named.items())
-        if key not in run.kept_values:
-            run.kept_values[key] = function(run, *arguments, **named)
-        return run.kept_values[key]
+        if key not in run.cache:
+            run.cache[key] = function(run, *arguments, **named)
+        return run.cache[key]
 
     return once
 
@@ -66,12 +66,12 @@ class Run(RunRecord):
         loaded: the data set, once it was read.
 
     Attributes:
-        kept_values: what `kept` functions have returned, and the VAE.
+        cache: what `cached` functions have returned, and the VAE.
     """
 
     code: str = field(default="", repr=False)
     loaded: Dataset | None = field(default=None, repr=False)
-    kept_values: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+    cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def dataset(
         self, data: Dataset | None = None, data_dir: str | Path | None = None, offline: bool = False
@@ -101,7 +101,7 @@ class Run(RunRecord):
         """Return a context manager that seeds torch's generator with the run's seed, and restores its state at exit."""
         return seeded(self.config.seed, torch.device("cpu"))
 
-    @kept
+    @cached
     def metrics(self) -> list[Metrics]:
         """Return the metrics of the finished epochs.
 
@@ -138,7 +138,7 @@ class Run(RunRecord):
         num_values = math.prod(self.config.padded(self.data.datum_shape))
         return f", {-row.elbo / (num_values * math.log(2)):.3f} bits per dimension"
 
-    @kept
+    @cached
     def read_checkpoint(self) -> Checkpoint:
         """Return the last checkpoint, from which a training is resumed, on the CPU, without executing anything in it.
 
@@ -158,7 +158,7 @@ class Run(RunRecord):
             raise InputError(f"{file} and config.json are of two runs: restore the files of one run")
         return checkpoint
 
-    @kept
+    @cached
     def best_checkpoint(self) -> Checkpoint:
         """Return the checkpoint of the epoch with the best bound on the validation images; without these, the last one.
 
@@ -192,11 +192,11 @@ class Run(RunRecord):
             InputError: the checkpoint is missing, damaged, or of other networks than those of `config.json` or `vae`;
                 a weight is NaN, or so large that its square overflows; or `vae` is missing or given without need.
         """
-        if vae is None and "vae" in self.kept_values:
-            return self.kept_values["vae"]
+        if vae is None and "vae" in self.cache:
+            return self.cache["vae"]
         self.check_vae(vae)
         if vae is not None:
-            self.kept_values.clear()  # what was computed with another VAE
+            self.cache.clear()  # what was computed with another VAE
         weights = self.best_checkpoint().vae
         for name, tensor in weights.items():
             if not tensor.square().isfinite().all():
@@ -210,7 +210,7 @@ class Run(RunRecord):
         except RuntimeError as error:
             why = " ".join(str(error).split())[:200]  # torch names the class, and then each parameter
             raise InputError(f"the weights of {self.path} do not fit the VAE: {why}") from None
-        self.kept_values["vae"] = vae.cpu().eval()
+        self.cache["vae"] = vae.cpu().eval()
         return vae
 
     def check_vae(self, vae: VAE | None) -> None:
@@ -219,7 +219,7 @@ class Run(RunRecord):
         Raises:
             InputError: `vae` is missing, or given without need.
         """
-        if self.has_own_vae and vae is None and "vae" not in self.kept_values:
+        if self.has_own_vae and vae is None and "vae" not in self.cache:
             raise InputError(
                 f"{self.path} trained a VAE of your own: name it by --vae FILE.py:FUNCTION, or build it in Python, and "
                 f"give it as pvae.load({str(self.path)!r}, vae=vae); {self.in_python}"
@@ -245,7 +245,7 @@ class Run(RunRecord):
 
     def forget(self) -> None:
         """Forget the metrics and checkpoints that were read, and what was computed from them."""
-        self.kept_values.clear()
+        self.cache.clear()
 
     def figures(self) -> Path:
         """Return the folder of the run's figures, which is made if it is missing."""

@@ -11,7 +11,7 @@ from pvae.data.batch import Batch
 from pvae.data.dataset import Dataset, random_subset
 from pvae.distributions.joint import Joint
 from pvae.models.priors import StandardNormalPrior
-from pvae.runs.run import Run, kept
+from pvae.runs.run import Run, cached
 from pvae.trained.latent_space import encode
 from pvae.trained.latent_statistics import LatentReport, latent_statistics, nearest_neighbour_accuracy
 
@@ -34,7 +34,7 @@ __all__ = [
 _CHUNK = 1000
 
 
-@kept
+@cached
 def run_batch(run: Run, split: str) -> Batch:
     """Return the data of a split as the VAE takes them, with their labels if it was trained given labels."""
     return Batch(run.preparation.pixels(run.dataset().splits[split], split), given_y(run, split))
@@ -51,7 +51,7 @@ def examples(run: Run, count: int) -> Batch:
     return next(batch.rows(random_subset(len(batch), count, seed=0)).split(count))
 
 
-@kept
+@cached
 def codes_of(run: Run, split: str) -> Tensor:
     """Return the means of q(z | x) of the data of a split, (N, L)."""
     return encode(run.vae(), run_batch(run, split))
@@ -74,7 +74,7 @@ def codes_as_data(run: Run) -> Dataset:
     )  # fmt: skip
 
 
-@kept
+@cached
 def test_draws(run: Run) -> Tensor:
     """Return draws from the aggregate posterior: one draw of q(z | x) for each test datum, (M, L)."""
     with run.seeded(), torch.no_grad():

@@ -15,7 +15,7 @@ from torch import Tensor
 from pvae.core.errors import InputError, brief, check_name
 from pvae.data.batch import Batch
 from pvae.data.domain import check_domain
-from pvae.runs.data import images_for
+from pvae.runs.data import data_for
 from pvae.runs.run import Run
 
 __all__ = ["GivenData", "given_data", "label_of", "labels_to_sample", "read_codes"]
@@ -67,7 +67,7 @@ def given_data(
         numbers = data.labels["test"].tolist() if is_named else []
         y = data.labels["test"] if y is None and run.is_given_labels else y
         return GivenData(data.test_names, data.test, "", y, [classes[label + 1] for label in numbers])
-    names, x, note, labels = images_for(run, path, skip_broken)
+    names, x, note, labels = data_for(run, path, skip_broken)
     if run.is_given_labels and y is None:
         unknown = [place for place, label in enumerate(labels) if label not in run.data.label_names]
         if unknown or not labels:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvae.config.presets import system_title
-from pvae.core.errors import TrainingError
+from pvae.config.presets import command_line, system_title
+from pvae.core.errors import TrainingError, listed
 from pvae.core.files import write_whole
 from pvae.core.random_state import seeded
 from pvae.core.terminal import Interruptions, print_line, progress_bar
@@ -26,14 +26,14 @@ from pvae.training.parallel import World
 from pvae.training.trainer import Callback, Trainer
 
 __all__ = [
+    "Checkpointing",
+    "Console",
+    "EarlyStopping",
     "Figures",
     "Interrupt",
     "OnEachRow",
     "OnEpoch",
-    "Patience",
-    "Printed",
     "ProgressBar",
-    "Saved",
     "TensorBoard",
 ]
 
@@ -62,7 +62,7 @@ class Interrupt(Callback):
 
 
 @dataclass
-class Saved(Callback):
+class Checkpointing(Callback):
     """Writes metrics and checkpoint into the run folder after each epoch, in the first process; the others only count.
 
     Args:
@@ -130,7 +130,7 @@ class ProgressBar(Callback):
 
 
 @dataclass
-class Printed(Callback):
+class Console(Callback):
     """Prints what is trained, a line for each epoch, and which epoch was the best."""
 
     run: Run
@@ -139,14 +139,22 @@ class Printed(Callback):
         """Print what is trained on what data, and the folder it is written to."""
         run, config, data = self.run, self.run.config, self.run.data
         folder = f" (found in {data.folder})" if data.folder else ""
+        loaded, is_own = run.dataset(), config.system in ("images", "values")
+        found = f", {loaded.found};" if loaded.found else ","
         values = run.preparation.kind if data.is_images else f"each of {' x '.join(map(str, data.datum_shape))} values"
         if config.binarize != "none":
             values += f", binary by --binarize {config.binarize}"
         elif data.is_images and config.is_pseudo and not run.has_own_vae:
             values += ", so the bound is a pseudo-ELBO"
-        print_line(f"data: {data.title}{folder}, {'pixels ' * data.is_images}{values}")
+        print_line(f"data: {data.title}{folder}{found} {'pixels ' * data.is_images}{values}")
+        if is_own and loaded.train_labels is not None and loaded.train_labels.dim() == 1:
+            use = "" if config.condition or config.labels else ", for pictures and measures only"
+            print_line(f"classes{use}: {listed(loaded.label_names)}")
+        if is_own:
+            size = "x".join(map(str, data.datum_shape[1:])) if data.is_images else config.image_size
+            print_line(f"options, given or chosen for the data: {command_line(config.replace(image_size=size))}")
         epochs = f"epochs {trainer.epoch + 1} to {config.epochs}"
-        system = f"{system_title(config)} by SVI with --elbo {config.elbo}"
+        system = f"{config.system if is_own else system_title(config)} by SVI with --elbo {config.elbo}"
         print_line(f"training {system}, {epochs}, on {trainer.device}, into {run.path}")
         if config.warm_up > config.epochs:
             share = f"{config.epochs / config.warm_up:.0%}"
@@ -251,7 +259,7 @@ class OnEachRow(Callback):
 
 
 @dataclass
-class Patience(Callback):
+class EarlyStopping(Callback):
     """Ends the training after a number of epochs without a better bound on the validation data."""
 
     epochs: int

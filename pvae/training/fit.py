@@ -32,14 +32,14 @@ from pvae.runs.metrics import is_out_of_patience
 from pvae.runs.record import CONFIG
 from pvae.runs.run import Run
 from pvae.training.callbacks import (
+    Checkpointing,
+    Console,
+    EarlyStopping,
     Figures,
     Interrupt,
     OnEachRow,
     OnEpoch,
-    Patience,
-    Printed,
     ProgressBar,
-    Saved,
     TensorBoard,
 )
 from pvae.training.parallel import World, is_lost_process, joined
@@ -340,12 +340,12 @@ def _train(trainer: Trainer, run: Run, notes: Sequence[str], quiet: bool, on_epo
     if world.is_first and any(notes):
         print(f"note: {'; '.join(filter(None, notes))}", file=sys.stderr)
     is_new = not run.sessions
-    saved = Saved(run, epoch=None if is_new else trainer.epoch)
+    saved = Checkpointing(run, epoch=None if is_new else trainer.epoch)
     bar, board = ProgressBar(config.epochs), TensorBoard(run)
     with Interruptions() as interruptions:  # outermost: a signal must not interrupt the explanation of an error
-        callbacks: list[Callback] = [saved, Patience(config.patience), Interrupt(interruptions, world)]
+        callbacks: list[Callback] = [saved, EarlyStopping(config.patience), Interrupt(interruptions, world)]
         if world.is_first:
-            printed = [] if quiet else [Printed(run), bar]
+            printed = [] if quiet else [Console(run), bar]
             callbacks[1:1] = [board, *printed, OnEachRow(run, on_epoch), Figures(run, interruptions)]
         try:
             trainer.train(config.epochs, callbacks)

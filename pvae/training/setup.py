@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 
 import torch
@@ -13,14 +12,20 @@ from pvae.compile.compiled_svi import CompiledSVI
 from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
 from pvae.config.refusals import Case, refuse
-from pvae.core.errors import InputError, NotFiniteError, TrainingError, listed, naming_refused_parameters
+from pvae.core.errors import (
+    InputError,
+    NotFiniteError,
+    TrainingError,
+    listed,
+    naming_refused_parameters,
+    total_memory,
+)
 from pvae.core.random_state import seeded
-from pvae.data.batch import Batch
+from pvae.data.batch import Batch, TrainingData
 from pvae.data.dataset import Dataset
 from pvae.data.domain import check_domain
 from pvae.data.labels import few_labels
 from pvae.data.preparation import Pixels, Preparation
-from pvae.data.visits import Visits
 from pvae.elbos.registry import ELBO_CLASSES, elbo_of
 from pvae.models.build import build_vae, fit_to, meta_state_dict, sizes_of, start_like_burda
 from pvae.models.labels import found_labels
@@ -87,7 +92,7 @@ def build_trainer(
             check = getattr(vae.p_x, "check", None)
             check_domain(check, values, data.name, data.names.get(split, split), data.columns)
     labels = {split: y.to(device) for split, y in _labels_of(config, data, vae, note).items()}
-    visits = Visits(prepared.pop("train"), preparation, labels.get("train"))
+    train = TrainingData(prepared.pop("train"), preparation, labels.get("train"))
     splits = {split: Batch(Pixels(x, preparation), labels.get(split)) for split, x in prepared.items()}
 
     known = (labels["train"] >= 0).float().mean().item() if config.labels else 1.0
@@ -101,7 +106,7 @@ def build_trainer(
         reduce = world.sum_ if world.size > 1 else None
         optimizer = SingleOptimizer(adam, dict(vae.named_parameters()), config.clip_norm, reduce)
         return CompiledSVI(
-            vae.model, vae.guide, optimizer, elbo, name, config.precision, config.batch_size, visits.batch
+            vae.model, vae.guide, optimizer, elbo, name, config.precision, config.batch_size, train.batch
         )
 
     def accuracy(split: str) -> float | None:
@@ -114,7 +119,7 @@ def build_trainer(
     has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001 - torch has no public name for it
     if config.precision == "bf16" and device.type == "cpu" and not has_bfloat16:
         note("this CPU has no instructions for bfloat16: --precision fp32 is several times as fast here")
-    num_steps = math.ceil(len(visits) / config.batch_size)
+    num_steps = math.ceil(len(train) / config.batch_size)
     steps_left, is_alone = config.epochs * num_steps - steps_done, world.size == 1 and device.type == "cpu"
     evaluation_size = max(1, _PIXELS // max(784, prepared["test"][0].numel() * config.particles))
     return Trainer(
@@ -122,14 +127,13 @@ def build_trainer(
         elbo=elbo,
         engine=Engine(svi, config, steps_left, engine, threads, is_alone, note),
         optimizer=adam,
-        data=visits,
+        data=train,
         splits=splits,
         batch_size=config.batch_size,
         evaluation_size=evaluation_size,
         schedule=schedule(config, num_steps, beta),
         seed=config.seed,
         device=device,
-        names=data.names,
         accuracy=accuracy,
         world=world,
     )
@@ -163,8 +167,7 @@ def _initial_vae(config: Config, data: Dataset, x: Tensor) -> VAE:
     """Return the VAE that a configuration describes, at its start, which may depend on the prepared training data x."""
     state = meta_state_dict(config, data.datum_shape, len(data.label_names))
     needed = 4 * sum(tensor.nbytes for tensor in state.values())  # with gradients and moments
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
-    if needed > memory:  # the system could kill the process
+    if needed > total_memory():  # the system could kill the process
         raise InputError(f"networks of {sizes_of(config)} do not fit into memory: give smaller ones")
     vae = build_vae(config, data.datum_shape, len(data.label_names)).to(x.device)
     if config.initialization == "burda":

@@ -25,19 +25,19 @@ from pvae.core.errors import (
 )
 from pvae.core.random_state import restore_rng_state, rng_state, seeded
 from pvae.core.terms import LossAndTerms
-from pvae.data.batch import Batch
-from pvae.data.visits import Visits
+from pvae.data.batch import Batch, TrainingData
 from pvae.elbos.base import PerDatumELBO
 from pvae.runs.checkpoint import Checkpoint, Counts
 from pvae.runs.metrics import Metrics
 from pvae.trained.elbo_terms import posterior_mean_loss
-from pvae.training.divergence import cause_of
 from pvae.training.engine import Engine
 from pvae.training.parallel import ALONE, World
 from pvae.training.schedules import StepValues
 from pvae.vae import VAE
 
 __all__ = ["Callback", "Trainer", "advice_on_memory"]
+
+_SMALLER_STEPS = "train anew with a smaller --lr, or with --clip-norm 100"
 
 
 class Callback:
@@ -82,7 +82,6 @@ class Trainer:
         schedule: returns learning rate and beta of a step, counted from 0.
         seed: of the noise of each evaluation.
         device: where the VAE and the data are.
-        names: the names of the data of each split, if they have some, for messages.
         accuracy: returns the share of the known labels of a split that q(y | x) finds, or None.
         world: the processes that train together.
         rows: the metrics of all finished epochs.
@@ -94,14 +93,13 @@ class Trainer:
     elbo: PerDatumELBO
     engine: Engine
     optimizer: torch.optim.Optimizer
-    data: Visits
+    data: TrainingData
     splits: Mapping[str, Batch]
     batch_size: int
     evaluation_size: int
     schedule: Callable[[int], StepValues]
     seed: int
     device: torch.device
-    names: Mapping[str, Sequence[str]]
     accuracy: Callable[[str], float | None] = lambda split: None
     world: World = ALONE
     rows: list[Metrics] = field(default_factory=list)
@@ -146,7 +144,7 @@ class Trainer:
     def train_epoch(self, callbacks: Sequence[Callback] = ()) -> Metrics:
         """Take the steps of an epoch, and return the metrics of the training data."""
         self.vae.train()
-        started, order = time.perf_counter(), self.data.order().to(self.device)
+        started, order = time.perf_counter(), torch.randperm(len(self.data)).to(self.device)
         terms, total, seen = self._zeros(2, len(order)), self._zeros(1), 0
         for index in order.split(self.batch_size):
             loss, (distortion, rate) = self.train_step(index)
@@ -181,8 +179,7 @@ class Trainer:
             if not isinstance(error, GradientError):  # other processes wait for gradients: NaN makes them fail too
                 self.world.sum_([torch.full_like(one, math.nan) for one in self.optimizer.param_groups[0]["params"]])
             where = f"at step {self.step} (batch {(self.step - 1) % self.num_steps + 1} of epoch {self.epoch + 1})"
-            cause = self._cause(self.data.batch(index), "train", index.tolist())
-            raise TrainingError(f"{error}, {where}: {cause}") from error
+            raise TrainingError(f"{error}, {where}: {_SMALLER_STEPS}") from error
 
     def evaluate(self, split: str = "test", callbacks: Sequence[Callback] = ()) -> Metrics:
         """Return the metrics of the test or validation data, with the same noise after every epoch.
@@ -207,11 +204,7 @@ class Trainer:
                     callback.on_step_end(self, None)
         self.world.sum_([terms, totals])
         if not totals[0].isfinite():
-            first = int((~terms.isfinite()).any(0).nonzero()[0]) // self.evaluation_size * self.evaluation_size
-            rows = slice(first, min(first + self.evaluation_size, len(data)))
-            (batch,) = data.rows(rows).split(self.evaluation_size)
-            cause = self._cause(batch, split, range(rows.start, rows.stop))
-            raise TrainingError(f"the {split} loss could not be computed at step {self.step}: {why}: {cause}")
+            raise TrainingError(f"the {split} loss could not be computed at step {self.step}: {why}: {_SMALLER_STEPS}")
         loss, at_mean = (totals / len(data)).tolist()
         return self._metrics(split, terms, loss, time.perf_counter() - started, at_mean, self.accuracy(split))
 
@@ -310,11 +303,6 @@ class Trainer:
         except NotFiniteError as error:
             raise TrainingError(f"the {split} metrics of epoch {row.epoch} are not finite: {error}") from error
         return row
-
-    def _cause(self, batch: Batch, split: str, rows: Sequence[int]) -> str:
-        """Return why the loss or a gradient of a batch, the data of a split at these rows, is not finite."""
-        files = self.names.get(split)
-        return cause_of(self.vae, batch, [files[row] if files else f"{split} image {row}" for row in rows])
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=self.device)

@@ -17,7 +17,7 @@ from pvae.cli.data import sample
 from pvae.cli.train import main
 from pvae.core.errors import InputError
 from pvae.data.sources import load_dataset
-from pvae.runs.data import images_for, load_for
+from pvae.runs.data import data_for, load_for
 from pvae.runs.run import Run
 
 RNG = np.random.default_rng(0)
@@ -183,14 +183,14 @@ def test_the_factor_of_a_run_is_used_again(tmp_path, monkeypatch, no_pictures, c
     assert run.data.value_range == (0, 4095)
     assert main(["--resume", "run", "--epochs", "2"]) == 0
     np.save("dark.npy", DEEP[:3] >> 8)
-    names, images, note, _ = images_for(run, "dark.npy")
+    names, images, note, _ = data_for(run, "dark.npy")
     assert names == ["dark-0", "dark-1", "dark-2"]
     assert np.array_equal(images[:, 0], scaled(DEEP[:3] >> 8, 0, 4095)), "as dark as the training images show it"
     assert "x 0.0622711" in note
     np.save("bright.npy", DEEP[:3] >> 3)
-    assert "beyond are set to these" in images_for(run, "bright.npy")[2]
+    assert "beyond are set to these" in data_for(run, "bright.npy")[2]
     np.savez("bytes.npz", train=BYTES[:3], test=BYTES[3:5])
-    names, images, note, _ = images_for(run, "bytes.npz")
+    names, images, note, _ = data_for(run, "bytes.npz")
     assert names == ["train-0", "train-1", "train-2", "test-0", "test-1"]
     assert np.array_equal(images[:, 0], BYTES[:5])
     assert not note

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: the training ends, and names the cause; and clipping of gradients."""
+"""Losses and gradients that are not finite: the training ends, and names the tensor; and clipping of gradients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyro
 import pytest
 import torch
 from helpers.commands import refuse
-from helpers.own import NormalLikelihood, own_vae
+from helpers.own import own_vae
 
 import pvae
 from pvae.cli.compare import main as compare
@@ -64,51 +64,13 @@ def test_an_error_names_the_tensor_and_changes_no_state(few_digits, small_config
         before = state_of(training)
         with pytest.raises(TrainingError) as caught:
             training.run_epoch()
-    says = {"gradient": "the gradient of p_x.0.bias is NaN", "loss": "NaN", "weight": "p_x.0.weight is NaN"}[kind]
-    assert says.lower() in str(caught.value).lower()
+    assert ("the gradient of p_x.0.bias" if kind == "gradient" else "nan") in str(caught.value).replace("NaN", "nan")
     assert "at step 4 (batch 1 of epoch 2): " in str(caught.value)
-    assert ("already" in str(caught.value)) == (kind == "weight")
+    assert "--lr" in str(caught.value)
+    assert "--clip-norm" in str(caught.value)
     after = state_of(training)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(before, after) if not ours.isnan().any())
     assert all(p.grad is None for p in training.vae.parameters())
-
-
-class FailsForWhite(torch.nn.Flatten):
-    """Infinite for an image whose first pixel is white, as by a division by the distance from 1."""
-
-    def forward(self, x):
-        return super().forward(x) / (x[:, :, 0, 0] < 1)
-
-
-def test_one_image_that_cannot_be_scored_is_named(few_digits, small_config):
-    images = few_digits.train.clone()
-    images[:, :, 0, 0] = 0
-    images[77, :, 0, 0] = 255
-    vae = own_vae()
-    vae.q_z[0] = FailsForWhite()
-    data = pvae.Dataset("one white", images, few_digits.test)
-    with pytest.raises(TrainingError, match=r"train image 77 alone of the (50|30) images"):
-        train_some(small_config.replace(binarize="static"), data, vae)
-
-
-def train_some(config, data, vae):
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
-        trainer_of(config, data, vae).train_epoch()
-
-
-@pytest.mark.parametrize(
-    ("spoil", "says"),
-    [
-        (lambda vae: vae.p_x.log_scale.data.fill_(-50), r"scale of p\(x \| z\) lies between .*: give a fixed --scale"),
-        (lambda vae: vae.q_z[3].bias.data[2:].fill_(60), r"scale of q\(z \| x\) lies between .*: .*--lr.*--clip-norm"),
-        (lambda vae: vae.p_x[2].bias.data.fill_(1e25), "no single image is the cause: .*--lr.*--clip-norm"),
-    ],
-)
-def test_a_batch_that_diverged_is_explained_by_its_scales_or_its_steps(few_digits, small_config, spoil, says):
-    vae = own_vae(likelihood=NormalLikelihood)
-    spoil(vae)
-    with pytest.raises(TrainingError, match=says):
-        train_some(small_config, few_digits, vae)
 
 
 def test_a_learning_rate_that_is_too_large_ends_in_advice(tmp_path, few_digits, small_config, recwarn):

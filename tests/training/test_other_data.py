@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 
 import numpy as np
 import pyro
@@ -16,8 +17,10 @@ from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
 from pvae.cli.export import main as export
 from pvae.cli.train import main as train
-from pvae.config.config import Config
+from pvae.cli.train import train_parser
+from pvae.config.config import OPTIONS, Config
 from pvae.config.families import LIKELIHOODS
+from pvae.config.presets import command_line
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
@@ -131,7 +134,11 @@ def test_every_command_takes_them(folder, capsys, dataset):
     file = dataset.partition(":")[2]
     few = ["--importance-samples", "3"]
     assert train(["--dataset", dataset, "--epochs", "2", "--hidden", "8", "--latent-dim", "3", "--out", "run"]) == 0
-    assert "chosen for them" in capsys.readouterr().out
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("options")]
+    options = train_parser().parse_args([*shlex.split(line.partition(": ")[2]), "--dataset", dataset])
+    chosen = {name: value for name, value in vars(options).items() if name in OPTIONS}
+    assert command_line(Config(**chosen)) == command_line(pvae.Run.open("run").config)
+    assert {"--epochs", "--hidden", "--likelihood"} <= {*line.split()}
     assert evaluate(["run", *few]) == score(["run", *few]) == score(["run", file, *few, "--out", "all"]) == 0
     assert "pixels in" not in capsys.readouterr().out
     assert len((folder / "all" / "scores.csv").read_text().splitlines()) == 131
