@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from pvae.cli.command import Command, Parser, add_seed, integer, run_parser
 from pvae.cli.own_code import open_run
@@ -14,9 +13,6 @@ from pvae.config.config import OPTIONS
 from pvae.core.errors import InputError
 from pvae.core.records import to_json
 from pvae.core.terminal import print_line, progress_bar
-
-if TYPE_CHECKING:
-    from pvae.trained.log_likelihood import ImportanceSample
 
 __all__ = ["main"]
 
@@ -41,8 +37,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise InputError(f"--precision {arguments.precision} goes with --compile auto, graph or inductor only")
     runs = [open_run(path, arguments.vae, len(arguments.run) == 1) for path in arguments.run]
     first, is_table, is_quiet = runs[0], len(runs) > 1 or arguments.latex, arguments.quiet
-    if is_table and arguments.seconds:
-        raise InputError("--seconds goes with a single RUN, without --latex: give --importance-samples")
     count = arguments.images or first.data.num_test
     if count > first.data.num_test:
         raise InputError(f"--images {count}: {first.data.name} has {first.data.num_test:,} test data")
@@ -51,13 +45,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     out = arguments.out
     if out is not None or not is_table:
         out = output_path(out, first.place / "evaluation.json")
-
-    def report_draws(sample: ImportanceSample, taken: float) -> None:
-        if arguments.seconds and not is_quiet:
-            bar.reset(count)  # for the next draws
-            untrusted = f"the weights of {sample.untrusted:.1%} of the data cannot be trusted"
-            print_line(f"{sample.num_particles:,} draws for each datum took {taken:.0f} s; {untrusted}")
-
     for run in runs:
         run.dataset(None, arguments.data_dir, arguments.offline)
     with progress_bar("importance sampling", count * len(runs), "datum", is_quiet, in_logs=True) as bar:
@@ -70,7 +57,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             text = f"{runs_table.comparison_to_markdown(compared)}\n\n{runs_table.LEGEND}"
             text = content = runs_table.comparison_to_latex(compared).rstrip() if arguments.latex else text
         else:
-            report = evaluate(first, *what, **how, seconds=arguments.seconds, on_sample=report_draws)
+            report = evaluate(first, *what, **how)
             content, text = to_json(asdict(report), indent=2), f"{to_text(report)}\n\n{out}"
     if out:
         write(out, f"{content}\n")
@@ -85,11 +72,6 @@ def _parser() -> Parser:
     default = f"{_DRAWS}, or {_FEW_DRAWS} where a datum has more than {_LARGE:,} values"
     samples = f"draws of z for each datum (default: {default})"
     add("--importance-samples", metavar="S", type=integer(2), help=samples)
-    seconds = (
-        "while the importance weights of more than 1%% of the data cannot be trusted, double the draws, as long "
-        "as all of them take at most T seconds (default: 0, never)"
-    )
-    add("--seconds", metavar="T", type=integer(0), default=0, help=seconds)
     add("--images", metavar="N", type=integer(2), help="a random subset of N test data (default: all)")
     add_seed(parser)
     engine = (

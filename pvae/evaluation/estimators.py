@@ -21,8 +21,7 @@ from pvae.distributions.joint import Joint
 from pvae.elbos.registry import ELBO_CLASSES, build_elbo
 from pvae.reference import linear_gaussian
 from pvae.trained.chunks import data_at_once
-from pvae.trained.estimate import Estimate
-from pvae.trained.log_likelihood import importance_sample
+from pvae.trained.log_likelihood import Estimate, importance_sample
 from pvae.vae import VAE
 
 __all__ = [

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,17 +19,15 @@ from pvae.distributions.joint import Joint
 from pvae.evaluation.rate_decomposition import RateSplit, active_units, split_rate
 from pvae.models.labels import found_labels
 from pvae.runs.run import Run
+from pvae.trained.chunks import data_at_once
 from pvae.trained.codes import given_y
 from pvae.trained.elbo_terms import LAYER_RATE, elbo_terms
-from pvae.trained.estimate import Estimate
 from pvae.trained.latent_space import mean_of, posteriors
-from pvae.trained.log_likelihood import MOST_UNTRUSTED, ImportanceSample, importance_sample
+from pvae.trained.log_likelihood import MOST_UNTRUSTED, Estimate, ImportanceSample, importance_sample
 from pvae.trained.normalised import bits_per_dimension, with_likelihood
 from pvae.vae import VAE
 
 __all__ = ["ElboParts", "LogLikelihood", "RateDecomposition", "Report", "evaluate", "to_text"]
-
-_AT_ONCE = 1000  # images
 
 # The metadata of a field below are its label and its note in `to_text`; its name is its key in evaluation.json.
 
@@ -110,18 +106,18 @@ class LogLikelihood:
         effective_median: the median over images of the effective sample size.
         effective_least: the least effective sample size of an image.
         untrusted: the fraction of images whose effective sample size is below 10: a few draws dominate their estimates.
-        method: by which `estimate` was made.
+        method: the method of `estimate`.
         bits_per_dimension: of `estimate`, as in `normalised.bits_per_dimension`.
         is_density: whether p(x) is a density.
     """
 
     elbo: Estimate = field(metadata={"ELBO": "of these data"})
-    estimate: Estimate = field(metadata={"log-likelihood": "log p(x)"})
+    estimate: Estimate = field(metadata={"log-likelihood": "log p(x) by importance sampling"})
     sampling_stderr: float = field(metadata={"  error from the draws": "of z, a part of the error above"})
     num_particles: int = field(metadata={"  importance samples": "for each datum"})
     effective_median: float = field(metadata={"  effective sample size": "the median over the data"})
     effective_least: float = field(metadata={"  the least": "of a datum"})
-    method: str
+    method: str = "importance sampling"
     untrusted: float = field(metadata={"  share of untrusted": "data whose effective sample size is below 10"})
     bits_per_dimension: Estimate = field(metadata={"  bits per dimension": ""})
     is_density: bool = field(metadata={"  of a density": "bits are of density times distance of two levels"})
@@ -135,7 +131,6 @@ class Report:
         run: name of the run folder.
         epoch: number of epochs after which the run was evaluated.
         data: name and sizes of the data.
-        progress: "epoch 3".
         num_images: number of test images that were evaluated.
         is_subset: whether they are a random subset of the test images.
         pixels: the kind of pixels that `log_likelihood` was computed on; "" for data that are no images.
@@ -149,7 +144,6 @@ class Report:
     run: str
     epoch: int
     data: str
-    progress: str
     num_images: int
     is_subset: bool
     pixels: str
@@ -169,25 +163,17 @@ def evaluate(
     *,
     engine: str = "auto",
     precision: str = "fp32",
-    seconds: float = 0,
-    on_sample: Callable[[ImportanceSample, float], object] = lambda sample, taken: None,
 ) -> Report:
     """Evaluate a trained VAE on test images.
 
-    While the importance weights of more than 1 % of the images cannot be trusted, as many draws again are added, as
-    long as all draws together take at most `seconds`.
-
     Args:
         run: the run.
-        num_particles: K, the number of importance weights for each image, at least 2, before any are added.
+        num_particles: K, the number of importance weights for each image, at least 2.
         num_images: number of test images, a random subset; all if None.
         seed: seed of the subset and of all draws.
         on_images: called after each part of the importance sampling with the number of images in it.
         engine: "auto", "none", "graph" or "inductor", as in `importance_sample`.
         precision: "fp32" or "bf16", as in `importance_sample`.
-        seconds: for the importance sampling; 0 to add no draws.
-        on_sample: called with the importance sample after the first draws and after each addition, and with the seconds
-            that it has taken.
 
     Raises:
         InputError: the run is an autoencoder, which has no likelihood, or there are fewer than two images.
@@ -201,17 +187,14 @@ def evaluate(
     seen = Batch(run.preparation.pixels(data.test, rows=rows), batch.y) if vae.is_pseudo else batch
     if len(seen) < 2 or num_particles < 2:
         raise InputError("an evaluation needs at least 2 test images and 2 importance samples")
-    checkpoint = run.best_checkpoint()
-    draw = partial(importance_sample, normalised, batch, on_images=on_images, engine=engine, precision=precision)
     with seeded(seed, torch.device("cpu")):
         parts = replace(_elbo_parts(vae, seen, seed), accuracy=_accuracy(run, seen, rows))
-        sample = _trusted_sample(draw, num_particles, seconds, on_sample)
+        sample = importance_sample(normalised, batch, num_particles, on_images, engine=engine, precision=precision)
         elbo = Estimate.of(elbo_terms(normalised, batch)["elbo"]) if vae.is_pseudo else parts.elbo
     given = "" if batch.y is None else "; given their labels y, so that log p(x) is log p(x | y)"
     return Report(
         run=run.path.resolve().name,
-        epoch=checkpoint.counts.epoch,
-        progress=checkpoint.progress,
+        epoch=run.best_checkpoint().counts.epoch,
         data=data.title,
         num_images=len(seen),
         is_subset=len(seen) < len(data.test),
@@ -228,7 +211,8 @@ def _accuracy(run: Run, batch: Batch, rows: Tensor | None) -> Estimate | None:
     """Return the share of the known labels that q(y | x) finds; None if no label is a latent."""
     labels = run.dataset().test_labels if run.config.labels else None
     labels = labels if labels is None or rows is None else labels[rows]
-    found = found_labels(run.vae().q_z, (part.x for part in batch.split(_AT_ONCE)), labels)
+    parts = batch.split(data_at_once(run.vae(), batch))
+    found = found_labels(run.vae().q_z, (part.x for part in parts), labels)
     return None if found is None else Estimate.of(found)
 
 
@@ -266,22 +250,6 @@ def _rate_decomposition(split: RateSplit, rates: Tensor) -> RateDecomposition:
     )
 
 
-def _trusted_sample(
-    draw: Callable[[int], ImportanceSample],
-    num_particles: int,
-    seconds: float,
-    on_sample: Callable[[ImportanceSample, float], object],
-) -> ImportanceSample:
-    """Return an importance sample, doubled until its weights can be trusted or a doubling would end too late."""
-    start = time.perf_counter()
-    sample, taken = draw(num_particles), time.perf_counter() - start
-    on_sample(sample, taken)
-    while sample.untrusted > MOST_UNTRUSTED and 2 * taken <= seconds:
-        sample, taken = sample.merged(draw(sample.num_particles)), time.perf_counter() - start
-        on_sample(sample, taken)
-    return sample
-
-
 def _log_likelihood(vae: VAE, x: Pixels, sample: ImportanceSample, elbo: Estimate) -> LogLikelihood:
     return LogLikelihood(
         elbo=elbo,
@@ -290,7 +258,6 @@ def _log_likelihood(vae: VAE, x: Pixels, sample: ImportanceSample, elbo: Estimat
         num_particles=sample.num_particles,
         effective_median=sample.effective.median().item(),
         effective_least=sample.effective.min().item(),
-        method=sample.method,
         untrusted=sample.untrusted,
         bits_per_dimension=Estimate.of(bits_per_dimension(vae, sample.log_p, x)),
         is_density=x.is_bytes and getattr(vae.p_x, "levels_per_unit", 1.0) != 1,
@@ -300,7 +267,7 @@ def _log_likelihood(vae: VAE, x: Pixels, sample: ImportanceSample, elbo: Estimat
 _WHAT_THEN = (
     "unreliable: the log-likelihood and its bits per dimension, which are too low and too high by an unknown amount",
     "reliable: the ELBO and its parts, which use no importance weights",
-    "what may help: more --importance-samples, or --seconds T, which doubles them within T seconds",
+    "what may help: more --importance-samples",
 )
 
 
@@ -314,7 +281,7 @@ def to_text(report: Report) -> str:
     if parts.posterior_mean_loss is None:  # which needs the closed form of the rate
         special["rate"] = "  rate", "KL(q(z | x) || p(z)), from ten draws of z"
     lines = [
-        f"{report.run}, {report.progress}, {report.num_images:,} {tested} of {report.data}",
+        f"{report.run}, epoch {report.epoch}, {report.num_images:,} {tested} of {report.data}",
         "nats per datum, mean +- standard error over data and draws",
         "",
         *_lines(parts, special),
@@ -329,7 +296,7 @@ def to_text(report: Report) -> str:
     lines += [
         "",
         f"{report.pixels and 'pixels '}{report.pixels or 'the data as they are'}{products}",
-        *_lines(log_p, {"estimate": ("log-likelihood", f"log p(x) by {log_p.method}")}),
+        *_lines(log_p, {}),
     ]
     if log_p.untrusted > MOST_UNTRUSTED:
         lines += ["", f"warning: the importance weights of {log_p.untrusted:.1%} of the data cannot be trusted"]

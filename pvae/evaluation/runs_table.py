@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -20,11 +21,9 @@ from pvae.core.records import markdown_of
 from pvae.data.dataset import random_subset
 from pvae.runs.metrics import is_out_of_patience
 from pvae.runs.run import Run
-from pvae.trained.codes import given_y
+from pvae.trained.codes import LatentReport, given_y
 from pvae.trained.elbo_terms import elbo_terms
-from pvae.trained.estimate import Estimate
-from pvae.trained.latent_statistics import LatentReport
-from pvae.trained.log_likelihood import MOST_UNTRUSTED, importance_sample
+from pvae.trained.log_likelihood import MOST_UNTRUSTED, Estimate, importance_sample
 from pvae.trained.normalised import with_likelihood
 
 __all__ = [
@@ -38,15 +37,21 @@ __all__ = [
     "to_markdown",
 ]
 
-_NOTE = (
-    "Nats per datum, on the test data. +- is the standard deviation over seeds; for the ELBO and log p(x) of a "
-    "single run it is the standard error over them. (pseudo): the pixels are grey, so the value does not bound a "
-    "log-likelihood. log p(x): importance sampling by pvae evaluate of all test data, binarized if a "
-    "Bernoulli was trained on grey ones; too low where it warns of the weights. 10-NN: accuracy of a 10-nearest-"
-    "neighbour classifier on the codes. KS: the largest Kolmogorov-Smirnov distance of a latent dimension of z ~ "
-    "q(z | x) from N(0, 1). mean and std: the least and the greatest over dimensions and seeds. These three are of the "
-    "top layer, if there are several. Seconds: the median epoch, training and test, of the fastest run."
-)
+_NOTE = """\
+Nats per datum, on the test data. +- is the standard deviation over seeds; for the ELBO and log p(x) of a single run it
+is the standard error over them. (pseudo): the pixels are grey, so the value does not bound a log-likelihood. log p(x):
+importance sampling by pvae evaluate of all test data, binarized if a Bernoulli was trained on grey ones; too low where
+it warns of the weights. 10-NN: accuracy of a 10-nearest-neighbour classifier on the codes. KS: the largest
+Kolmogorov-Smirnov distance of a latent dimension of z ~ q(z | x), of the top layer if there are several, from N(0, 1).
+Seconds: the median epoch, training and test, of the fastest run."""
+_MEASURES = {  # the columns over seeds, each of a column of the runs, and its decimals
+    "ELBO": ("elbo", 2),
+    "log p(x)": ("log_likelihood", 2),
+    "distortion": ("distortion", 2),
+    "rate": ("rate", 2),
+    "10-NN": ("accuracy", 3),
+    "KS": ("kolmogorov_smirnov", 3),
+}
 
 LEGEND = """\
 Nats per datum, on the same test data; +- is the standard error over data and draws. Differences are taken datum by
@@ -67,12 +72,10 @@ def row_of(run: Run, codes: LatentReport) -> dict[str, Any]:
         pseudo                  whether `elbo` is a pseudo-ELBO
         elbo, elbo_stderr       the ELBO, None for an autoencoder; its standard error over data and draws of z
         distortion, rate        -E_q log p(x | z); KL(q, p)
-        posterior_mean_loss     the loss at the mean of q(z | x)
         log_likelihood          log p(x) that `pvae evaluate` wrote, of the same epoch and all test data, or None;
           log_likelihood_stderr, importance_samples    its standard error, and the draws of z for each datum
         accuracy                of a 10-nearest-neighbour classifier on the codes; None without classes
         kolmogorov_smirnov      the largest distance of a latent dimension from N(0, 1); None for another prior
-        mean_least, mean_greatest, std_least, std_greatest    of the draws of each latent dimension
         seconds_per_epoch       median over epochs of the time for training and test
 
     Args:
@@ -105,13 +108,8 @@ def row_of(run: Run, codes: LatentReport) -> dict[str, Any]:
         "distortion": chosen.distortion,
         "rate": chosen.rate,
         **_evaluated(run, chosen.epoch),
-        "posterior_mean_loss": chosen.posterior_mean_loss,
         "accuracy": codes.accuracy,
         "kolmogorov_smirnov": max(codes.kolmogorov_smirnov) if codes.kolmogorov_smirnov else None,
-        "mean_least": min(codes.mean),
-        "mean_greatest": max(codes.mean),
-        "std_least": min(codes.std),
-        "std_greatest": max(codes.std),
         "seconds_per_epoch": statistics.median(seconds),
     }
 
@@ -122,7 +120,7 @@ def _evaluated(run: Run, epoch: int) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no such file, or without a log-likelihood
         report = json.loads((run.place / "evaluation.json").read_bytes())
         found = report["log_likelihood"]
-        if (report["progress"], report["num_images"]) == (f"epoch {epoch}", run.data.num_test):
+        if (report["epoch"], report["num_images"]) == (epoch, run.data.num_test):
             values = [found["estimate"]["mean"], found["estimate"]["stderr"], found["num_particles"]]
     return dict(zip(("log_likelihood", "log_likelihood_stderr", "importance_samples"), values))
 
@@ -142,42 +140,25 @@ def progress_of(row: Any) -> str:
 
 def to_markdown(table: pd.DataFrame) -> str:
     """Return a row for each configuration of a table, with means and sample standard deviations over its seeds."""
-    cells = [_over_seeds(group) for _, group in table.groupby("configuration", sort=False)]
-    return f"{markdown_of(cells)}\n\n{_NOTE}\n"
+    names, errors = [name for name, _ in _MEASURES.values()], ["elbo_stderr", "log_likelihood_stderr"]
+    runs = table.astype(dict.fromkeys([*names, *errors], float)).groupby("configuration", sort=False)
+    first = table.drop_duplicates("configuration").set_index("configuration")
+    means, stderrs = runs[names].mean(), runs[errors].mean().rename(columns=lambda name: name.removesuffix("_stderr"))
+    spreads = runs[names].std().fillna(stderrs)  # of a single run there is no deviation
+    shown = first[["system", "estimator", "data"]].rename(columns={"estimator": "--elbo"})
+    shown["seeds"], shown["epochs"] = runs.size().astype(str), first.apply(progress_of, axis=1)
+    for title, (name, digits) in _MEASURES.items():
+        shown[title] = [_cell(*both, digits) for both in zip(means[name], spreads[name])]
+    shown.loc[first["pseudo"].astype(bool) & means["elbo"].notna(), "ELBO"] += " (pseudo)"
+    shown["s an epoch"] = runs["seconds_per_epoch"].min().map("{:.1f}".format)
+    return f"{markdown_of(shown.to_dict('records'))}\n\n{_NOTE}\n"
 
 
-def _over_seeds(runs: pd.DataFrame) -> dict[str, str]:
-    """Return the cells of the runs of a configuration, which differ only in their seed."""
-    first = runs.iloc[0]
-
-    def spread(name: str, digits: int = 2) -> str:
-        """Return mean and standard deviation over seeds; of one run its value and standard error; of none a dash."""
-        values = runs[name].dropna().astype(float)
-        if values.empty:
-            return "-"
-        error = values.std() if len(values) > 1 else runs.get(f"{name}_stderr", pd.Series()).dropna().mean()
-        return f"{values.mean():.{digits}f}" + ("" if pd.isna(error) else f" +- {error:.{digits}f}")
-
-    def extent(name: str) -> str:
-        return f"{runs[f'{name}_least'].min():.2f} to {runs[f'{name}_greatest'].max():.2f}"
-
-    return {
-        "system": first["system"],
-        "--elbo": first["estimator"],
-        "data": first["data"],
-        "seeds": str(len(runs)),
-        "epochs": progress_of(first),
-        "ELBO": spread("elbo") + " (pseudo)" * bool(first["pseudo"] and not pd.isna(first["elbo"])),
-        "log p(x)": spread("log_likelihood"),
-        "distortion": spread("distortion"),
-        "rate": spread("rate"),
-        "posterior-mean loss": spread("posterior_mean_loss"),
-        "10-NN": spread("accuracy", 3),
-        "KS": spread("kolmogorov_smirnov", 3),
-        "mean": extent("mean"),
-        "std": extent("std"),
-        "s an epoch": f"{runs['seconds_per_epoch'].min():.1f}",
-    }
+def _cell(mean: float, error: float, digits: int) -> str:
+    """Return a mean and its error, or the mean alone; a dash if there is no mean."""
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" +- {error:.{digits}f}")
 
 
 def compare_runs(
@@ -227,47 +208,40 @@ def compare_runs(
             samples.append(importance_sample(vae, batch, num_particles, on_images, engine=engine, precision=precision))
             elbos.append(elbo_terms(vae, batch)["elbo"])
     best = max(range(len(runs)), key=lambda place: samples[place].log_p.mean().item())
-    compared = []
-    for run, sample, elbo in zip(runs, samples, elbos):
-        values = {
-            "log_p": sample.log_p,
-            "log_p_difference": sample.log_p - samples[best].log_p,
-            "elbo": elbo,
-            "elbo_difference": elbo - elbos[best],
-        }
-        row: dict[str, Any] = {"run": run.path.resolve().name}
-        for name, estimate in ((name, Estimate.of(one)) for name, one in values.items()):
-            row |= {name: estimate.mean, f"{name}_stderr": estimate.stderr}
-        compared.append({**row, "untrusted": sample.untrusted})
-    table = pd.DataFrame(compared, dtype=object)
-    return table.astype(dict.fromkeys(table.columns[1:], float))
+    table = pd.DataFrame({"run": [run.path.resolve().name for run in runs]}, dtype=object)
+    for name, values in (("log_p", [sample.log_p for sample in samples]), ("elbo", elbos)):
+        differences = [value - values[best] for value in values]
+        for column, of_runs in ((name, values), (f"{name}_difference", differences)):
+            estimates = [Estimate.of(one) for one in of_runs]
+            table[column] = [estimate.mean for estimate in estimates]
+            table[f"{column}_stderr"] = [estimate.stderr for estimate in estimates]
+    table["untrusted"] = [sample.untrusted for sample in samples]
+    return table
 
 
-def _compared(comparison: pd.DataFrame) -> list[dict[str, str]]:
-    """Return the cells of a comparison of runs as text."""
+def _cells(comparison: pd.DataFrame) -> pd.DataFrame:
+    """Return the table of `compare_runs` as text."""
 
-    def estimate(row: Mapping[str, Any], name: str) -> str:
-        return str(Estimate(mean=row[name], stderr=row[f"{name}_stderr"]))
+    def estimates(name: str) -> list[str]:
+        pairs = zip(comparison[name], comparison[f"{name}_stderr"])
+        return [str(Estimate(mean=mean, stderr=stderr)) for mean, stderr in pairs]
 
-    return [
-        {
-            "run": row["run"],
-            "log p(x)": estimate(row, "log_p") + " (too low)" * (row["untrusted"] > MOST_UNTRUSTED),
-            "difference": estimate(row, "log_p_difference") if row["log_p_difference_stderr"] else "best",
-            "ELBO": estimate(row, "elbo"),
-            "difference of ELBO": estimate(row, "elbo_difference") if row["elbo_difference_stderr"] else "-",
-        }
-        for row in comparison.to_dict("records")
-    ]
+    titles = {"log p(x)": "log_p", "difference": "log_p_difference"}
+    titles |= {"ELBO": "elbo", "difference of ELBO": "elbo_difference"}
+    columns = {title: estimates(name) for title, name in titles.items()}
+    shown = pd.DataFrame({"run": comparison["run"], **columns}, dtype=object)
+    shown.loc[comparison["untrusted"] > MOST_UNTRUSTED, "log p(x)"] += " (too low)"
+    shown.loc[comparison["log_p_difference_stderr"] == 0, ["difference", "difference of ELBO"]] = "best", "-"
+    return shown
 
 
 def comparison_to_markdown(comparison: pd.DataFrame) -> str:
     """Return the table of `compare_runs` in Markdown."""
-    return markdown_of(_compared(comparison))
+    return markdown_of(_cells(comparison).to_dict("records"))
 
 
 def comparison_to_latex(comparison: pd.DataFrame) -> str:
     """Return the table of `compare_runs` as a LaTeX tabular, which needs the package booktabs."""
-    cells = pd.DataFrame(_compared(comparison), dtype=object).rename(columns={"log p(x)": r"$\log p(x)$"})
+    cells = _cells(comparison).rename(columns={"log p(x)": r"$\log p(x)$"})
     cells["run"] = cells["run"].str.replace(r"([&%$#_{}])", r"\\\1", regex=True)
     return cells.replace(r"(\S+) \+- (\S+)", r"$\1 \\pm \2$", regex=True).to_latex(index=False, column_format="lrrrr")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from pvae.data.batch import Batch, Data
 from pvae.distributions.joint import Joint
 from pvae.vae import VAE
 
-__all__ = ["CHUNK_VALUES", "data_at_once", "widest"]
+__all__ = ["CHUNK_VALUES", "data_at_once", "latents_at_once", "widest"]
 
 # The largest number of values in a tensor. It bounds the memory for any number of data and draws and for any network.
 # Larger tensors are slower too.
@@ -26,6 +27,13 @@ def data_at_once(vae: VAE, data: Data, num_particles: int = 1) -> int:
     return max(1, min(1000, CHUNK_VALUES // widest(vae, data)) // num_particles)
 
 
+def latents_at_once(vae: VAE, latents: Batch) -> int:
+    """Return how many latents z (N, L), with their labels, keep every output of the decoder within that limit."""
+    with _output_sizes(vae, latents.x.device) as sizes:
+        sizes.append(vae.likelihood(*next(latents.split(1))).event_shape.numel())
+    return max(1, min(1000, CHUNK_VALUES // max(sizes)))
+
+
 def widest(vae: VAE, data: Data) -> int:
     """Return the number of values in the largest output of any layer, or of a mixture, for one datum.
 
@@ -33,22 +41,29 @@ def widest(vae: VAE, data: Data) -> int:
     """
     first = next(Batch.of(data).split(1))
     x, vae = first.x, vae.given(first.y)
-    sizes, prior = [x.numel()], vae.prior()
+    with _output_sizes(vae, x.device) as sizes:
+        prior, z = vae.prior(), vae.posterior(x).sample()
+        with contextlib.suppress(ValueError):  # of a prior whose support does not include z
+            prior.log_prob(z)
+        vae.likelihood(z)
     mixture = prior.first if isinstance(prior, Joint) else prior
     if isinstance(mixture, MixtureSameFamily):
         sizes.append(2 * mixture.component_distribution.batch_shape.numel())  # a log-density by each, in float64
+    return max([x.numel(), *sizes])
+
+
+@contextlib.contextmanager
+def _output_sizes(vae: VAE, device: torch.device) -> Iterator[list[int]]:
+    """Yield a list that gets the number of values of each layer's output, while the random state is kept."""
+    sizes: list[int] = []
 
     def note(_module: nn.Module, _given: Any, output: Any) -> None:
         sizes.append(output.numel() if isinstance(output, Tensor) else 0)
 
     hooks = [module.register_forward_hook(note) for module in vae.modules()]
     try:
-        with torch.no_grad(), seeded(0, x.device):
-            z = vae.posterior(x).sample()
-            with contextlib.suppress(ValueError):  # of a prior whose support does not include z
-                prior.log_prob(z)
-            vae.likelihood(z)
+        with torch.no_grad(), seeded(0, device):
+            yield sizes
     finally:
         for hook in hooks:
             hook.remove()
-    return max(sizes)

@@ -1,6 +1,8 @@
-"""The data of a run as its VAE takes them, and their codes, both kept with the run; what codes are compared with."""
+"""The data of a run as its VAE takes them, and their codes, both kept with the run; measures of codes."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -12,10 +14,11 @@ from pvae.data.dataset import Dataset, random_subset
 from pvae.distributions.joint import Joint
 from pvae.models.priors import StandardNormalPrior
 from pvae.runs.run import Run, cached
+from pvae.trained.chunks import data_at_once
 from pvae.trained.latent_space import encode
-from pvae.trained.latent_statistics import LatentReport, latent_statistics, nearest_neighbour_accuracy
 
 __all__ = [
+    "LatentReport",
     "classes",
     "codes_as_data",
     "codes_of",
@@ -25,13 +28,13 @@ __all__ = [
     "is_plane",
     "latent_names",
     "latent_report",
+    "latent_statistics",
+    "nearest_neighbour_accuracy",
     "prior",
     "run_batch",
     "test_draws",
     "top_layer_draws",
 ]
-
-_CHUNK = 1000
 
 
 @cached
@@ -77,8 +80,10 @@ def codes_as_data(run: Run) -> Dataset:
 @cached
 def test_draws(run: Run) -> Tensor:
     """Return draws from the aggregate posterior: one draw of q(z | x) for each test datum, (M, L)."""
+    batch, vae = run_batch(run, "test"), run.vae()
+    size = -(-data_at_once(vae, batch) // 16) * 16  # by 16, torch draws the same noise as for all data at once
     with run.seeded(), torch.no_grad():
-        return torch.cat([run.vae().posterior(*part).sample() for part in run_batch(run, "test").split(_CHUNK)])
+        return torch.cat([vae.posterior(*part).sample() for part in batch.split(size)])
 
 
 def top_layer_draws(run: Run) -> Tensor:
@@ -121,6 +126,71 @@ def classes(run: Run) -> tuple[Tensor | None, Tensor | None]:
     """Return the classes of training and test data; None if the data have no labels, or attributes instead."""
     labels = run.dataset().train_labels, run.dataset().test_labels
     return labels if all(part is not None and part.dim() == 1 for part in labels) else (None, None)
+
+
+def nearest_neighbour_accuracy(
+    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, num_neighbours: int = 10
+) -> float:
+    """Return the accuracy of a k-nearest-neighbour classifier, from training codes to test codes.
+
+    Args:
+        train: training codes (N, L).
+        train_labels: classes of the training codes (N,).
+        test: test codes (M, L).
+        test_labels: classes of the test codes (M,).
+        num_neighbours: k; all N training codes where there are fewer.
+    """
+    hits = 0
+    for part, labels in zip(test.split(1000), test_labels.split(1000)):
+        nearest = torch.cdist(part, train).topk(min(num_neighbours, len(train)), largest=False).indices
+        hits += int((train_labels[nearest].mode(dim=1).values == labels).sum())
+    return hits / len(test)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentReport:
+    """Statistics of codes, to compare each latent dimension with N(0, 1) and the codes with classes.
+
+    Args:
+        mean: the mean of each latent dimension.
+        std: the standard deviation of each latent dimension.
+        kolmogorov_smirnov: the largest distance between the CDF of each dimension and that of N(0, 1); None if the
+            prior is another one.
+        accuracy: accuracy of a 10-nearest-neighbour classifier from training to test codes; None without classes.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    kolmogorov_smirnov: tuple[float, ...] | None
+    accuracy: float | None
+
+    def __str__(self) -> str:
+        """Return the greatest distance from N(0, 1) and the accuracy, each if there is one."""
+        parts = []
+        if distances := self.kolmogorov_smirnov:
+            parts.append(f"Kolmogorov-Smirnov distance of a dimension from N(0, 1) {max(distances):.3f} at most")
+        if self.accuracy is not None:
+            parts.append(f"10-nearest-neighbour accuracy {self.accuracy:.3f}")
+        return "; ".join(parts)
+
+
+def latent_statistics(codes: Tensor, accuracy: float | None = None, is_prior_normal: bool = True) -> LatentReport:
+    """Return statistics of draws from the aggregate posterior.
+
+    Args:
+        codes: the draws, (N, L).
+        accuracy: a classifier's accuracy, for the report.
+        is_prior_normal: whether the prior is N(0, 1), so that the draws are compared with it.
+    """
+    from scipy.stats import kstest  # slow to import, and needed only here
+
+    distances = (float(kstest(column.numpy(), "norm").statistic) for column in codes.T)
+    return LatentReport(
+        mean=tuple(codes.mean(0).tolist()),
+        std=tuple(codes.std(0).tolist()),
+        kolmogorov_smirnov=tuple(distances) if is_prior_normal else None,
+        accuracy=accuracy,
+    )
 
 
 def latent_report(run: Run) -> LatentReport:

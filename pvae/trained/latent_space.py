@@ -16,7 +16,7 @@ from pvae.data.batch import Batch, Data
 from pvae.distributions.joint import Joint
 from pvae.distributions.labels import one_hot
 from pvae.distributions.power_spherical import PowerSpherical
-from pvae.trained.chunks import data_at_once
+from pvae.trained.chunks import data_at_once, latents_at_once
 from pvae.vae import VAE
 
 __all__ = [
@@ -38,8 +38,6 @@ __all__ = [
     "traverse",
     "with_labels",
 ]
-
-_CHUNK = 1000
 
 
 @torch.no_grad()
@@ -85,7 +83,8 @@ def decode(vae: VAE, z: Tensor, y: Tensor | None = None, *, draws: bool = False)
     """
     if isinstance(vae.given(y).prior(), PowerSpherical):
         z = normalize(z, dim=-1)  # the mean of several points on a sphere is not on it
-    likelihoods = [vae.likelihood(*part) for part in Batch(z, y).split(_CHUNK)]
+    latents = Batch(z, y)
+    likelihoods = [vae.likelihood(*part) for part in latents.split(latents_at_once(vae, latents))]
     return torch.cat([p_x.sample() if draws else p_x.mean for p_x in likelihoods])
 
 

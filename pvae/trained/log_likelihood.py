@@ -1,4 +1,4 @@
-"""The log-likelihood log p(x) of a trained VAE by importance sampling, in nats per datum."""
+"""The log-likelihood log p(x) of a trained VAE by importance sampling, in nats per datum; means with their errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from pvae.trained import chunks
 from pvae.trained.chunks import data_at_once, widest
 from pvae.vae import VAE
 
-__all__ = ["DECODED_TO_COMPILE", "MOST_UNTRUSTED", "TRUSTED", "ImportanceSample", "importance_sample"]
+__all__ = ["DECODED_TO_COMPILE", "MOST_UNTRUSTED", "TRUSTED", "Estimate", "ImportanceSample", "importance_sample"]
 
 TRUSTED = 10.0  # the effective sample size below which the importance weights of a datum cannot be trusted
 MOST_UNTRUSTED = 0.01  # the fraction of such data up to which the mean log-likelihood is reported as reliable
@@ -29,21 +28,55 @@ _VISITS_TO_RECORD = 3
 DECODED_TO_COMPILE = 10_000_000  # decoded data from which compiling saves more time than it takes
 
 
-@dataclass(frozen=True, eq=False)
-class ImportanceSample:
-    """Estimates of log p(x) from K importance weights for each image.
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean and its standard error.
 
     Args:
-        log_p: log (1/K) sum_k w_k, (N,) nats; in the mean a lower bound on log p(x).
-        effective: effective sample sizes (sum_k w_k)^2 / sum_k w_k^2, (N,), between 1 and K.
-        num_particles: K.
-        method: the method of the estimates, for reports.
+        mean: the mean of N values, in their unit.
+        stderr: its standard error; 0 of an exact value.
     """
 
-    log_p: Tensor
-    effective: Tensor
+    mean: float
+    stderr: float
+
+    def __str__(self) -> str:
+        """Return mean and error, with two to six decimals: two significant digits of a small error."""
+        if not math.isfinite(self.stderr):
+            return f"{self.mean} +- {self.stderr}"
+        digits = 2 if self.stderr == 0 else min(6, max(2, 1 - math.floor(math.log10(self.stderr))))
+        return f"{self.mean:.{digits}f} +- {self.stderr:.{digits}f}"
+
+    @classmethod
+    def of(cls, values: Tensor) -> Estimate:
+        """Return the mean of values (N,), N at least 2, and its standard error std / sqrt(N), in float64."""
+        values = values.double()
+        return cls(mean=values.mean().item(), stderr=values.std().item() / math.sqrt(len(values)))
+
+
+@dataclass(frozen=True, eq=False)
+class ImportanceSample:
+    """Estimates of log p(x) from K importance weights w_k for each datum.
+
+    Args:
+        log_sum: log sum_k w_k, (N,).
+        log_sum_squares: log sum_k w_k^2, (N,).
+        num_particles: K.
+    """
+
+    log_sum: Tensor
+    log_sum_squares: Tensor
     num_particles: int
-    method: ClassVar[str] = "importance sampling"
+
+    @property
+    def log_p(self) -> Tensor:
+        """The estimates log (1/K) sum_k w_k, (N,) nats; in the mean a lower bound on log p(x)."""
+        return self.log_sum - math.log(self.num_particles)
+
+    @property
+    def effective(self) -> Tensor:
+        """Effective sample sizes (sum_k w_k)^2 / sum_k w_k^2, (N,), between 1 and K."""
+        return (2 * self.log_sum - self.log_sum_squares).exp()
 
     @property
     def stderr(self) -> Tensor:
@@ -55,32 +88,16 @@ class ImportanceSample:
 
     @property
     def mean_stderr(self) -> float:
-        """Standard error of the mean of `log_p` over images, from the draws of z alone."""
+        """Standard error of the mean of `log_p` over the N data, from the draws of z alone, in nats.
+
+        sqrt( sum_n stderr_n^2 ) / N
+        """
         return self.stderr.square().sum().sqrt().item() / len(self.log_p)
 
     @property
     def untrusted(self) -> float:
-        """The fraction of images whose effective sample size is below 10: a few draws dominate their estimates."""
+        """The fraction of data whose effective sample size is below 10: a few draws dominate their estimates."""
         return (~(self.effective >= TRUSTED)).double().mean().item()  # NaN counts as untrusted
-
-    def merged(self, other: ImportanceSample) -> ImportanceSample:
-        """Return the estimates from the weights of both samples, which are of the same images.
-
-            log_p = log( (sum of the K1 weights + sum of the K2 weights) / (K1 + K2) )
-
-        Args:
-            other: estimates from other draws.
-        """
-        both = (self, other)
-        log_sums = torch.stack([one.log_p + math.log(one.num_particles) for one in both])
-        log_sums_squares = 2 * log_sums - torch.stack([one.effective for one in both]).log()
-        num_particles = self.num_particles + other.num_particles
-        return _from_log_sums(log_sums.logsumexp(0), log_sums_squares.logsumexp(0), num_particles)
-
-
-def _from_log_sums(log_sum: Tensor, log_sum_squares: Tensor, num_particles: int) -> ImportanceSample:
-    """Return the estimates of log sum_k w_k and log sum_k w_k^2, (N,) each."""
-    return ImportanceSample(log_sum - math.log(num_particles), (2 * log_sum - log_sum_squares).exp(), num_particles)
 
 
 @torch.no_grad()
@@ -127,8 +144,7 @@ def importance_sample(
     for part in batch.split(min(100, data_at_once(vae, batch))):
         parts.append(_log_sums(vae, part, num_particles, log_likelihood, width))
         on_images(len(part))
-    log_sum, log_sum_squares = torch.cat(parts, dim=1)
-    return _from_log_sums(log_sum, log_sum_squares, num_particles)
+    return ImportanceSample(*torch.cat(parts, dim=1), num_particles)
 
 
 def _recorded_log_likelihood(vae: VAE, engine: str, precision: str, decoded: int) -> Callable[..., Tensor]:

@@ -19,7 +19,7 @@ from pvae.evaluation.estimators import Moments, measure_estimator, pairs_to_comp
 from pvae.models.build import build_vae
 from pvae.reference import linear_gaussian
 from pvae.runs import data
-from pvae.trained.estimate import Estimate
+from pvae.trained.log_likelihood import Estimate
 from pvae.training.fit import fit
 
 pytestmark = pytest.mark.workflow

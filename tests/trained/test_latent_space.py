@@ -9,7 +9,7 @@ from torch.distributions import Normal
 from pvae.config.config import Config
 from pvae.models.build import build_vae
 from pvae.trained import latent_space
-from pvae.trained.latent_statistics import latent_statistics, nearest_neighbour_accuracy
+from pvae.trained.codes import latent_statistics, nearest_neighbour_accuracy
 
 
 @pytest.fixture
