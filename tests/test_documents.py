@@ -129,7 +129,7 @@ def test_images_are_encoded_scored_and_sampled_as_their_page_says(run, tmp_path,
     names = run(ROOT / "notebooks/images.md", "score_images")
     assert names["codes"].loc.shape == (3, 64)
     assert names["images"].shape == (64, 1, 8, 8)
-    assert re.match(r"\d\.png -\d+\.\d+ \d+\.\d+ \d+\.\d+\n", capsys.readouterr().out)
+    assert re.search(r"\n\d\.png +-\d+\.\d+ +\d+\.\d+ +\d+\.\d+\n", capsys.readouterr().out)
 
 
 @pytest.mark.workflow

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import sys
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pvae.runs.run import Run
     from pvae.trained.given import GivenData
 
-__all__ = ["CAVEAT", "encode", "reconstruct", "sample", "score"]
+__all__ = ["encode", "reconstruct", "sample", "score"]
 
 _PAGES = "More: notebooks/images.md, and notebooks/values.md for other data than images."
 
@@ -41,28 +41,34 @@ examples:
       training and test data, for python -m pvae.train --dataset array:all-codes.npz --labels 100
 {_PAGES}"""
 
-CAVEAT = """\
-A low likelihood is weak evidence that a datum is odd: models of images give some images of another kind higher
-likelihoods than their own (Nalisnick et al., arXiv:1810.09136). Look at distortion and rate too."""
+_CAVEAT = "A low likelihood is weak evidence that a datum is odd: look at distortion and rate too"
+_CAVEAT_OF_IMAGES = f"""\
+{_CAVEAT}.
+Models of images give some images of another kind higher likelihoods than their own (Nalisnick et al.,
+arXiv:1810.09136)"""
 
 _SCORE = f"""\
-{CAVEAT}
+{_CAVEAT_OF_IMAGES}.
 
 examples:
   pvae score runs/my-run photos --out scores
       scores.csv: log p(x) by importance sampling with its error, the ELBO, distortion and rate; of images oddest.png
-  pvae score runs/my-run
-      the test data of the run, into RUN/scores
+  pvae score runs/my-table -n 20
+      the test data of the run, into RUN/scores; prints the twenty least likely rows
 {_PAGES}"""
 
 _SAMPLE = f"""\
 Images are means of p(x | z) at draws z ~ p(z), as sample-0001.png and so on, and the first 64 as samples.png. Other
-data are draws from p(x | z), as samples.csv or samples.npz.
+data are draws from p(x | z), as samples.csv or samples.npz. A run with labels draws them too, or takes --label.
 
 examples:
   pvae sample runs/my-run -n 16 --out samples
   pvae sample runs/my-run --codes codes.npz
+  pvae sample runs/my-table -n 1000 --out synthetic.csv
   pvae sample runs/my-table --impute table.csv
+      each missing value by its mean given the rest, with standard errors in another file
+  pvae sample runs/my-table --impute table.csv --draws 20
+      twenty draws of what is missing given the rest, for multiple imputation
 {_PAGES}"""
 
 _RECONSTRUCT = f"""\
@@ -76,7 +82,8 @@ examples:
 {_PAGES}"""
 
 _SHOWN = 8  # images on reconstructions.png
-_ODDEST = 10  # images in a row of oddest.png, and rows of the table
+_ODDEST = 10  # images in a row of oddest.png
+_BESIDE = 4  # columns of a table that are printed beside a score
 _MOST = 10_000  # images at once in memory
 
 
@@ -141,6 +148,8 @@ def _score_parser() -> Parser:
     description, out = "Score data by their likelihood under a trained run.", "a new folder (default: RUN/scores)"
     parser = run_parser("pvae score", description, _SCORE, out)
     _add_data(parser)
+    number = "how many to print, the least likely first (default: 10)"
+    parser.add_argument("-n", "--num-printed", metavar="N", type=integer(1, _MOST), default=10, help=number)
     samples = "draws of z for each datum (default: 200)"
     parser.add_argument("--importance-samples", metavar="S", type=integer(2), default=200, help=samples)
     add_seed(parser)
@@ -162,39 +171,50 @@ def _score(arguments: argparse.Namespace) -> None:
     bar = progress_bar("scoring", len(given.names), "datum", in_logs=True)
     with bar, seeded(arguments.seed):
         scores = score_images(vae, batch, given.names, arguments.importance_samples, bar.update)
-    write(folder / "scores.csv", csv_of(scores))
-    least_likely = scores[:_ODDEST]
+    write(folder / "scores.csv", scores.to_csv(lineterminator="\n"))
+    order = scores["log_p"].to_numpy().argsort(kind="stable")
+    least_likely = order[: arguments.num_printed]
     if run.data.is_images:
-        rows = {"lowest log p(x)": least_likely}
-        for name in ("distortion", "rate"):
-            rows[f"highest {name}"] = sorted(scores, key=attrgetter(name), reverse=True)[:_ODDEST]
-        image_of, shown = dict(zip(given.names, given.x)), Preparation().x
-        bands = {row: [(score.name, shown(image_of[score.name])) for score in oddest] for row, oddest in rows.items()}
-        title = f"{run.title}\nthe oddest of {len(scores):,} images"
-        write(folder / "oddest.png", named_images_figure(bands, title))
-    what = f"images, in nats; pixels {kind}" if run.data.is_images else "data, in nats"
+        rows = {"lowest log p(x)": order}
+        rows |= {f"highest {name}": (-scores[name].to_numpy()).argsort() for name in ("distortion", "rate")}
+        shown = Preparation().x
+        bands = {
+            title: [(given.names[row], shown(given.x[row])) for row in places[:_ODDEST]]
+            for title, places in rows.items()
+        }
+        write(folder / "oddest.png", named_images_figure(bands, f"{run.title}\nthe oddest of {len(scores):,}"))
+    beside = []
+    for row in least_likely if run.data.columns else ():
+        values = zip(run.data.columns[:_BESIDE], given.x[row].tolist())
+        beside.append(", ".join(f"{column.name} {column.text(value) or 'missing'}" for column, value in values))
+    what = f"in nats; pixels {kind}" if run.data.is_images else "in nats"
     if run.is_given_labels:
         what += "; log p(x) is log p(x | y)"
     elif arguments.label:
         what += "; log p(x) is log p(x, y)"
-    print_line(to_text(least_likely))
-    print_line(f"the {len(least_likely)} least likely of {len(scores):,} {what}")
+    print_line(to_text(scores.iloc[least_likely], beside))
+    print_line(f"the least likely {len(least_likely):,} of {len(scores):,}, {what}")
     print_line("+- is the standard error over the draws of z; ELBO, distortion and rate are means over ten draws")
-    if untrusted := sum(not score.effective >= TRUSTED for score in scores):
+    if untrusted := int((~(scores["effective"] >= TRUSTED)).sum()):
         low = f"below {TRUSTED:.0f}: their log p(x) is underestimated; the ELBO is not affected"
         print_line(f"the effective sample size of {untrusted:,} of them is {low}")
-    print_line(CAVEAT)
+    if "missing" in scores:
+        of = f"{int((scores['missing'] > 0).sum()):,} of them"
+        print_line(f"values are missing in {of}: their log p(x) is that of the values that are there")
+    print_line(f"{_CAVEAT_OF_IMAGES if run.data.is_images else _CAVEAT}.")
     print_line(f"{folder}: scores.csv{', oddest.png' * run.data.is_images}")
 
 
 def _sample_parser() -> Parser:
     description = "Draw new data from a trained run, or fill in missing values."
-    parser = run_parser("pvae sample", description, _SAMPLE, "a new folder (default: RUN/samples)")
+    out = "a new folder, or of data that are no images a new .csv or .npz file (default: RUN/samples)"
+    parser = run_parser("pvae sample", description, _SAMPLE, out)
     add = parser.add_argument
     number = f"how many, at most {_MOST:,} (default: 64)"
     add("-n", "--num-samples", metavar="N", type=integer(1, _MOST), default=64, help=number)
-    add("--draws", action="store_true", help="draw every pixel from p(x | z) in place of taking its mean")
-    label = "draw data of this class, if the run was trained with labels (default: of each class in turn)"
+    draws = "draw every pixel from p(x | z) in place of taking its mean; with --impute, N draws of what is missing"
+    add("--draws", metavar="N", nargs="?", type=integer(1, 1000), const=1, help=draws)
+    label = "draw data of this class, if the run was trained with labels (default: in the shares of the training data)"
     add("--label", metavar="NAME", help=label)
     codes = "decode the codes of an .npz or .csv file that encode has written, in place of draws from p(z)"
     add("--codes", metavar="FILE", type=nonempty_path, help=codes)
@@ -207,64 +227,102 @@ def _sample_parser() -> Parser:
 def _sample(arguments: argparse.Namespace) -> None:
     from pvae.core.random_state import seeded
     from pvae.plotting.figures import image_figure
+    from pvae.trained.given import label_of, label_texts
 
     run = open_run(arguments.run, arguments.vae)
-    folder = output_path(arguments.out, run.place / "samples")
+    if arguments.impute is not None:
+        with seeded(arguments.seed):
+            print_line(_write_imputed(run, arguments))
+        return
+    if (arguments.draws or 1) > 1:
+        raise InputError("--draws N needs --impute: -n says how many data are drawn")
+    default = run.place / "samples"
+    if arguments.label is not None:  # whose samples do not replace those of another label
+        (label,) = label_texts(run, label_of(run, arguments.label))
+        default = default.with_name("samples-" + re.sub(r"[^\w.,-]", "_", label))
+    out = _out(run, arguments.out, default, "samples")
     with seeded(arguments.seed):
-        if arguments.impute is not None:
-            print_line(_write_imputed(run, folder, arguments))
-            return
-        x = _drawn(run, arguments)
+        x, y = _drawn(run, arguments)
+    labels = [] if y is None or not run.data.label_names else label_texts(run, y)
     where = f"z of {arguments.codes.name}" if arguments.codes else "z ~ p(z)"
+    if arguments.label is not None:
+        where += f", label {label}"
+    elif labels:
+        where += ", labels in the shares of the training data"
     if not run.data.is_images:
-        file = _write_values(run, folder / "samples", [f"sample-{number}" for number in range(1, len(x) + 1)], x)
-        print_line(f"{file}: x {tuple(x.shape)}, draws from p(x | z), {where}")
+        _write_values(run, out, [f"sample-{number}" for number in range(1, len(x) + 1)], x, labels)
+        print_line(f"{out}: x {tuple(x.shape)}, draws from p(x | z), {where}")
         return
     images = run.preparation.shown(x).clamp(0, 1)
-    names = _write_images(folder, "sample", images)
+    names = _write_images(out, "sample", images)
+    if labels:
+        write(out / "names.csv", csv_of([{"file": file, "label": label} for file, label in zip(names, labels)]))
     what = "draws from p(x | z)" if arguments.draws else "means of p(x | z)"
     title = f"{run.title}\n{what}, {where}{f', seed {arguments.seed}' * (arguments.codes is None)}"
-    write(folder / "samples.png", image_figure(images[:64], min(8, len(names)), title))
-    print_line(f"{folder}: {names[0]} to {names[-1]}, and the first 64 on samples.png")
+    write(out / "samples.png", image_figure(images[:64], min(8, len(names)), title))
+    files = f"{names[0]} to {names[-1]}{', names.csv' * bool(labels)}, and the first 64 on samples.png"
+    print_line(f"{out}: {files}")
 
 
-def _drawn(run: Run, arguments: argparse.Namespace) -> Tensor:
-    """Return means of p(x | z), or with --draws and of other data than images draws, at z ~ p(z) or the given codes."""
+def _drawn(run: Run, arguments: argparse.Namespace) -> tuple[Tensor, Tensor | None]:
+    """Return draws from p(x | z), or of images means, at z ~ p(z) or the given codes, and their labels."""
     from pvae.trained import latent_space
     from pvae.trained.given import labels_to_sample, read_codes
 
-    is_drawn, y = arguments.draws or not run.data.is_images, labels_to_sample(run, arguments.label)
+    is_drawn, has_label = arguments.draws is not None or not run.data.is_images, arguments.label is not None
     if arguments.codes is None:
-        return latent_space.sample(run.vae(), arguments.num_samples, is_drawn, y)
-    if y is not None and arguments.label is None:
-        raise InputError(f"{run.path} was trained with labels: give --label NAME beside --codes")
-    z = latent_space.with_labels(run.vae().prior(), read_codes(run, arguments.codes), y)
-    return latent_space.decode(run.vae(), z, y, draws=is_drawn)
+        if not has_label and (run.is_given_labels or run.config.labels):
+            run.dataset(None, arguments.data_dir, arguments.offline)
+        y = labels_to_sample(run, arguments.num_samples, arguments.label)
+        x = latent_space.sample(run.vae(), arguments.num_samples, is_drawn, y)
+    else:
+        if run.is_given_labels and not has_label:
+            raise InputError(f"{run.name} was trained with labels: give --label NAME beside --codes")
+        y = labels_to_sample(run, 1, arguments.label) if has_label else None
+        z = latent_space.with_labels(run.vae().prior(), read_codes(run, arguments.codes), y)
+        x = latent_space.decode(run.vae(), z, y, draws=is_drawn)
+    return x, y if y is None else y.expand(len(x), *y.shape[1:])
 
 
-def _write_imputed(run: Run, folder: Path, arguments: argparse.Namespace) -> str:
-    """Write data whose missing values are filled in, and the standard errors of these; return what was written."""
+def _write_imputed(run: Run, arguments: argparse.Namespace) -> str:
+    """Write data whose missing values are filled in, with standard errors or as draws; return what was written."""
+    import torch
+
     from pvae.data.dataset import Column
     from pvae.data.tables import table_text
     from pvae.trained.given import given_data
-    from pvae.trained.imputation import impute
+    from pvae.trained.imputation import ENOUGH, impute
 
     if not run.config.missing:
-        raise InputError(f"{run.path} was trained without --missing: train again with it to fill in missing values")
-    given = given_data(run, arguments.impute, label=arguments.label)
-    imputed = impute(run.vae(), given.batch(run))
-    what = f"{int(given.x.isnan().sum()):,} missing values of {len(given.names):,} rows, filled and stderr"
-    if not run.data.columns:
-        write(folder / "imputed.npz", {"names": given.names, **imputed._asdict()})
-        return f"{folder / 'imputed.npz'}: {what}"
-    write(folder / "imputed.csv", table_text(run.data.columns, imputed.filled, given.x))
-    errors = table_text([Column(column.name) for column in run.data.columns], imputed.stderr)
-    write(folder / "imputed-stderr.csv", errors)
-    return f"{folder / 'imputed.csv'}, imputed-stderr.csv: {what}"
+        raise InputError(f"{run.name} was trained without --missing: train again with it to fill in missing values")
+    out = _out(run, arguments.out, run.place / "samples", "imputed")
+    given, columns = given_data(run, arguments.impute, label=arguments.label), run.data.columns
+    number = arguments.draws or 0
+    found = impute(run.vae(), given.batch(run), num_draws=number)
+    what = f"{int(given.x.isnan().sum()):,} missing values of {len(given.names):,} rows"
+    what += f", {number} draws of each" if number else ", filled and stderr"
+    if untrusted := int((found.effective < ENOUGH).sum()):
+        low = f"the effective sample size of {untrusted:,} rows is below {ENOUGH:.0f}"
+        what += f"\n{low}: their {'draws are too alike' if number else 'errors are too small'}"
+    if not columns:
+        values = {"draws": found.draws} if number else {"filled": found.filled, "stderr": found.stderr}
+        write(out, {"names": given.names, **values})
+        return f"{out}: {what}"
+    if number:
+        numbers = torch.arange(1, number + 1).repeat_interleave(len(given.x))[:, None]
+        rows = torch.cat([numbers, found.draws.transpose(0, 1).flatten(0, 1)], 1)
+        exact = torch.cat([numbers, given.x.repeat(number, 1)], 1)
+        write(out, table_text([Column("imputation"), *columns], rows, exact))
+        return f"{out}: {what}, in the order of the column imputation"
+    write(out, table_text(columns, found.filled, given.x))
+    errors = out.with_name(f"{out.stem}-stderr.csv")
+    write(errors, table_text([Column(column.name) for column in columns], found.stderr))
+    return f"{out}, {errors.name}: {what}"
 
 
 def _reconstruct_parser() -> Parser:
-    description, out = "Encode and decode data by a trained run.", "a new folder (default: RUN/reconstructions)"
+    description = "Encode and decode data by a trained run."
+    out = "a new folder, or of data that are no images a new .csv or .npz file (default: RUN/reconstructions)"
     parser = run_parser("pvae reconstruct", description, _RECONSTRUCT, out)
     _add_data(parser)
     return parser
@@ -275,13 +333,13 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     from pvae.trained.latent_space import reconstruct_images
 
     run = open_run(arguments.run, arguments.vae)
-    folder = output_path(arguments.out, run.place / "reconstructions")
+    folder = _out(run, arguments.out, run.place / "reconstructions", "reconstructions")
     given = _given_data(run, arguments)
     batch, shown = given.batch(run), run.preparation.shown
     means = reconstruct_images(run.vae(), batch)
     if not run.data.is_images:
-        file = _write_values(run, folder / "reconstructions", given.names, means)
-        print_line(f"{file}: {len(means):,} means of p(x | z), in the order of the data")
+        _write_values(run, folder, given.names, means)
+        print_line(f"{folder}: {len(means):,} means of p(x | z), in the order of the data")
         return
     names = _write_images(folder, "reconstruction", shown(means).clamp(0, 1))
     files = [{"file": file, "name": name} for file, name in zip(names, given.names)]
@@ -292,13 +350,38 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     print_line(f"{folder}: {names[0]} to {names[-1]}, names.csv, and the first {_SHOWN} on reconstructions.png")
 
 
-def _write_values(run: Run, path: Path, names: Sequence[str], x: Tensor) -> Path:
-    """Write data that are no images, a table as .csv and others as .npz, and return the path of the file."""
+def _out(run: Run, out: Path | None, default: Path, name: str) -> Path:
+    """Return the folder of images that a command writes, or the file of other data: --out, or a file in a folder.
+
+    Raises:
+        InputError: as for `output_path`, or --out is a file of another kind.
+    """
+    suffix = "" if run.data.is_images else ".csv" if run.data.columns else ".npz"
+    if out is not None and out.suffix in (".csv", ".npz") and not out.is_dir():
+        if out.suffix != suffix:
+            wanted = f"a {suffix} file, or a folder" if suffix else "a folder, as images are files"
+            raise InputError(f"--out {out} must name {wanted}")
+        return output_path(out, default / f"{name}{suffix}")
+    folder = output_path(out, default)
+    return folder / f"{name}{suffix}" if suffix else folder
+
+
+def _write_values(run: Run, file: Path, names: Sequence[str], x: Tensor, labels: Sequence[str] = ()) -> None:
+    """Write data that are no images, a table as .csv and others as .npz, with their labels."""
+    import torch
+
+    from pvae.data.dataset import Column
     from pvae.data.tables import table_text
 
-    file = path.with_suffix(".csv" if run.data.columns else ".npz")
-    write(file, table_text(run.data.columns, x) if run.data.columns else {"names": names, "x": x})
-    return file
+    if not run.data.columns:
+        write(file, {"names": names, "x": x, **({"labels": labels} if labels else {})})
+        return
+    columns = run.data.columns
+    if labels:
+        classes = tuple(dict.fromkeys(labels))
+        columns = (*columns, Column(run.config.label_column or "label", classes))
+        x = torch.cat([x, torch.tensor([[classes.index(label)] for label in labels])], 1)
+    write(file, table_text(columns, x))
 
 
 def _write_images(folder: Path, prefix: str, images: Tensor) -> list[str]:
@@ -345,5 +428,5 @@ def _given_data(run: Run, arguments: argparse.Namespace) -> GivenData:
 
 encode = Command(_encode_parser, _encode, exclusive=[("splits", name) for name in ("DATA", "label", "draws")])
 score = Command(_score_parser, _score)
-sample = Command(_sample_parser, _sample, exclusive=[("impute", "codes"), ("impute", "draws")])
+sample = Command(_sample_parser, _sample, exclusive=[("impute", "codes")])
 reconstruct = Command(_reconstruct_parser, _reconstruct)

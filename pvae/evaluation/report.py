@@ -67,7 +67,7 @@ class ElboParts:
 
     Args:
         elbo: the ELBO or pseudo-ELBO.
-        bits_per_dimension: of the ELBO, as in `normalised.bits_per_dimension`; None of a pseudo-ELBO.
+        bits_per_dimension: of the ELBO, as in `normalised.bits_per_dimension`; None also of a pseudo-ELBO.
         distortion: -E_q log p(x | z).
         rate: KL(q(z | x) || p(z)); without a closed form, its mean over the draws of z.
         layer_rates: the rate of each stochastic layer z1, z2, ..., means over the draws of z; empty for one layer.
@@ -119,7 +119,7 @@ class LogLikelihood:
     effective_least: float = field(metadata={"  the least": "of a datum"})
     method: str = "importance sampling"
     untrusted: float = field(metadata={"  share of untrusted": "data whose effective sample size is below 10"})
-    bits_per_dimension: Estimate = field(metadata={"  bits per dimension": ""})
+    bits_per_dimension: Estimate | None = field(metadata={"  bits per dimension": ""})
     is_density: bool = field(metadata={"  of a density": "bits are of density times distance of two levels"})
 
 
@@ -228,7 +228,7 @@ def _elbo_parts(vae: VAE, batch: Batch, seed: int) -> ElboParts:
     return ElboParts(
         **{name: Estimate.of(values) for name, values in terms.items()},
         layer_rates=layer_rates,
-        bits_per_dimension=None if vae.is_pseudo else Estimate.of(bits_per_dimension(vae, terms["elbo"], batch.x)),
+        bits_per_dimension=None if vae.is_pseudo else _bits(vae, terms["elbo"], batch.x),
         rate_decomposition=None if split is None else _rate_decomposition(split, terms["rate"].double()),
         active_units=tuple(int(layer.sum()) for layer in layers),
         latent_dims=tuple(map(len, layers)),
@@ -259,9 +259,14 @@ def _log_likelihood(vae: VAE, x: Pixels, sample: ImportanceSample, elbo: Estimat
         effective_median=sample.effective.median().item(),
         effective_least=sample.effective.min().item(),
         untrusted=sample.untrusted,
-        bits_per_dimension=Estimate.of(bits_per_dimension(vae, sample.log_p, x)),
+        bits_per_dimension=_bits(vae, sample.log_p, x),
         is_density=x.is_bytes and getattr(vae.p_x, "levels_per_unit", 1.0) != 1,
     )
+
+
+def _bits(vae: VAE, log_p: Tensor, x: Pixels) -> Estimate | None:
+    bits = bits_per_dimension(vae, log_p, x)
+    return None if bits is None else Estimate.of(bits)
 
 
 _WHAT_THEN = (

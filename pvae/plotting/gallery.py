@@ -15,7 +15,6 @@ from pvae.plotting import figures
 from pvae.plotting.figures import ScatterData
 from pvae.runs.run import Run
 from pvae.trained import codes
-from pvae.trained.given import labels_to_sample
 from pvae.trained.latent_space import reconstruct, sample
 
 __all__ = ["Entry", "code_figures", "entry_of", "sheet_figure"]
@@ -54,8 +53,9 @@ def entry_of(run: Run) -> Entry:
     row, vae, test = row_of(run, codes.latent_report(run)), run.vae(), run.test_metrics()
     assert test is not None  # or `row_of` would have raised
     batch = codes.examples(run, _SHOWN)
+    labels = run.dataset().shown_labels if run.is_given_labels else None
     with run.seeded():
-        samples = sample(vae, 2 * _SHOWN, y=labels_to_sample(run)) if vae.has_density else batch.x[:0]
+        samples = sample(vae, 2 * _SHOWN, y=labels) if vae.has_density else batch.x[:0]
         images = torch.cat([batch.x, reconstruct(vae, batch)])
     elbo = f" --elbo {row['estimator']}" if vae.has_density else ""
     title = f"{row['system']}{elbo} on {row['data']}, epoch {progress_of(row)}: {test}{run.bits(test)}"

@@ -65,10 +65,10 @@ def data_of(
         both = [(one.title, f"shape {one.datum_shape}", f"SHA-256 {one.sha256[:16]}...") for one in (run.data, record)]
         differing = next(f"{recorded}, not {given}" for recorded, given in zip(*both) if recorded != given)
         advice = "name the folder that holds the same files with --data-dir" if data is None else "give the same data"
-        raise InputError(f"{run.path} was trained on other data: {differing}: {advice}")
+        raise InputError(f"{run.name} was trained on other data: {differing}: {advice}")
     uses_labels = run.config.condition or run.config.labels or run.has_own_vae
     if uses_labels and run.data.labels_sha256 not in ("", record.labels_sha256):
-        raise InputError(f"{run.path} was trained on data with other labels: give the same ones")
+        raise InputError(f"{run.name} was trained on data with other labels: give the same ones")
     return found
 
 
@@ -86,11 +86,11 @@ def load_again(run: RunRecord, data_dir: str | Path | None, offline: bool) -> Da
     """
     name = run.data.dataset
     if not name:
-        what = f"{run.path} was trained on data given from Python, {run.data.name!r}, and a command cannot find them"
+        what = f"{run.name} was trained on data given from Python, {run.data.name!r}, and a command cannot find them"
         raise InputError(f"{what}: {run.in_python}")
     if data_dir is None and own_path(name) and not _has_own_data(name):
         advice = "name the folder where those data are now with --data-dir"
-        raise InputError(f"there is no {name} any more, on which {run.path} was trained: {advice}")
+        raise InputError(f"there is no {name} any more, on which {run.name} was trained: {advice}")
     if data_dir is None and run.data.folder and is_folder(Path(run.data.folder)):
         data_dir = run.data.folder
     transform = _transform(run.config)._replace(value_range=run.data.value_range)
@@ -164,10 +164,10 @@ def _values_for(run: RunRecord, file: Path) -> OtherData:
     """Return the data of all splits of a file, in its order, for a run on data that are no images."""
     values = read_values(file, run.data.columns, run.config.label_column)
     if texts := [column.name for column in values.columns if column.categories and not run.data.columns]:
-        raise InputError(f"{file}: column {texts[0]} holds texts, and {run.path} was trained on numbers")
+        raise InputError(f"{file}: column {texts[0]} holds texts, and {run.name} was trained on numbers")
     for split, x in values.x.items():
         if x.shape[1:] != run.data.datum_shape:
-            wanted = f"{run.path} was trained on (N, *{run.data.datum_shape})"
+            wanted = f"{run.name} was trained on (N, *{run.data.datum_shape})"
             raise InputError(f"{file}: {split} has shape {x.shape}, and {wanted}")
     together = np.concatenate([x.astype(np.float64) for x in values.x.values()])
     names = [name for part in values.names.values() for name in part]

@@ -131,6 +131,11 @@ class RunRecord:
         return (self.path / CONFIG).stat().st_mtime_ns == self._modified
 
     @property
+    def name(self) -> str:
+        """How messages name the run: by its folder, or by its name if it came with pvae."""
+        return self.path.name if self.path.parent == _READY_MADE else str(self.path)
+
+    @property
     def place(self) -> Path:
         """Where pictures and reports of the run are written: its folder, or runs/NAME for a ready-made run."""
         return Path("runs") / self.path.name if self.path.parent == _READY_MADE else self.path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +13,16 @@ from torch import Tensor
 
 from pvae.core.errors import InputError, brief, check_name
 from pvae.data.batch import Batch
+from pvae.data.dataset import is_classes
 from pvae.data.domain import check_domain
+from pvae.data.folders import is_folder
+from pvae.data.image_folder import SUFFIXES
 from pvae.runs.data import data_for
 from pvae.runs.run import Run
 
-__all__ = ["GivenData", "given_data", "label_of", "labels_to_sample", "read_codes"]
+__all__ = ["GivenData", "given_data", "label_of", "label_texts", "labels_to_sample", "read_codes"]
+
+_TABLES = (".csv", ".tsv", ".parquet", ".xlsx")  # files that hold a table and no images
 
 
 class GivenData(NamedTuple):
@@ -56,8 +60,8 @@ def given_data(
         label: the label of all data, as for `label_of`; by default the run's own test data have their own labels.
 
     Raises:
-        InputError: there are no such data, or the run's own data cannot be found; or the run was trained given labels,
-            and the data have none.
+        InputError: there are no such data, they are of another kind, or the run's own data cannot be found; or the run
+            was trained given labels, and the data have none.
     """
     y = None if label is None else label_of(run, label)
     if path is None:
@@ -67,13 +71,19 @@ def given_data(
         numbers = data.labels["test"].tolist() if is_named else []
         y = data.labels["test"] if y is None and run.is_given_labels else y
         return GivenData(data.test_names, data.test, "", y, [classes[label + 1] for label in numbers])
+    suffix, kind = Path(path).suffix.lower(), "a table" if run.data.columns else "arrays of values"
+    if run.data.is_images and suffix in _TABLES:
+        raise InputError(f"{run.name} was trained on images, and {path} is a table: give images")
+    if not run.data.is_images and (suffix in SUFFIXES or is_folder(Path(path))):
+        what = "an image" if suffix in SUFFIXES else "a folder"
+        raise InputError(f"{run.name} was trained on {kind}, and {path} is {what}: give {kind}")
     names, x, note, labels = data_for(run, path, skip_broken)
     if run.is_given_labels and y is None:
         unknown = [place for place, label in enumerate(labels) if label not in run.data.label_names]
         if unknown or not labels:
             named = f"the label {labels[unknown[0]]!r} ({names[unknown[0]]})" if labels else ""
             what = f"{named}, which is no class of the training data" if labels else "no labels"
-            raise InputError(f"{run.path} was trained given labels, and {path} has {what}: give --label NAME")
+            raise InputError(f"{run.name} was trained given labels, and {path} has {what}: give --label NAME")
         y = torch.tensor([run.data.label_names.index(label) for label in labels])
     if not run.data.is_images:
         check = getattr(run.vae().p_x, "check", None)
@@ -81,11 +91,14 @@ def given_data(
     return GivenData(names, x, note, y, labels)
 
 
-def labels_to_sample(run: Run, label: str | None = None) -> Tensor | None:
-    """Return labels (R, ...) at which data are drawn in turn: a named label, every class, or those of the test data.
+def labels_to_sample(run: Run, count: int, label: str | None = None) -> Tensor | None:
+    """Return labels at which data are drawn: a named one for all, (1, ...), or those of `count` random training data.
+
+    Random training data have the classes in the shares of the data, and each combination of attributes too.
 
     Args:
         run: the run; None is returned if it takes no labels.
+        count: the number of data to draw.
         label: as for `label_of`.
 
     Raises:
@@ -93,9 +106,19 @@ def labels_to_sample(run: Run, label: str | None = None) -> Tensor | None:
     """
     if label is not None:
         return label_of(run, label)
-    if run.config.condition and not run.data.has_attributes and not run.has_own_vae:
-        return torch.arange(len(run.data.label_names))
-    return run.dataset().labels["test"] if run.is_given_labels else None
+    if not (run.is_given_labels or run.config.labels):
+        return None
+    y = run.dataset().labels["train"]
+    y = y[y >= 0] if is_classes(y) else y
+    return y[torch.randint(len(y), (count,))]
+
+
+def label_texts(run: Run, y: Tensor) -> list[str]:
+    """Return labels (N, ...) as `label_of` takes them: names of classes, or of attributes with commas in between."""
+    names = run.data.label_names
+    if run.data.has_attributes:
+        return [",".join(name for name, has in zip(names, row) if has) for row in y.tolist()]
+    return [names[label] for label in y.tolist()]
 
 
 def label_of(run: Run, text: str) -> Tensor:
@@ -110,11 +133,11 @@ def label_of(run: Run, text: str) -> Tensor:
     """
     names = run.data.label_names
     if not names or not (run.is_given_labels or run.config.labels):
-        raise InputError(f"{run.path} was not trained with labels: leave --label out")
+        raise InputError(f"{run.name} was not trained with labels: leave --label out")
     if run.data.has_attributes:
         has = {check_name("--label", name, names) for name in text.split(",")}
         return torch.tensor([[name in has for name in names]])
-    found = [name for name in names if name == text] or [name for name in names if name.startswith(text)]
+    found = [name for name in names if name == text] or [name for name in names if text and name.startswith(text)]
     return torch.tensor([names.index(found[0] if len(found) == 1 else check_name("--label", text, names))])
 
 
@@ -122,25 +145,36 @@ def read_codes(run: Run, file: Path) -> Tensor:
     """Return the codes z (N, L) of a file of `pvae encode`: z, z1 and so on, or else the means loc.
 
     Raises:
-        InputError: the file cannot be read, or holds no codes of this run's length.
+        InputError: the file cannot be read, holds no codes of this run's length, or a code that is not finite.
     """
+    import pandas
+
     width = run.vae().prior().event_shape[0]
     try:
         if file.suffix == ".csv":
-            with file.open(newline="", encoding="utf-8") as lines:
-                rows = [*csv.DictReader(lines)]
-            columns = [name for name in rows[0] if re.fullmatch(r"(loc|y|z\d*)_\d+", name)]
-            columns.sort(key=lambda name: (name.partition("_")[0], int(name.partition("_")[2])))
-            z = torch.tensor([[float(row[name]) for name in columns] for row in rows])
+            lines = pandas.read_csv(file, header=None, dtype=str)
+            found = [(re.fullmatch(r"(loc|y|z\d*)_(\d+)", str(name)), place) for place, name in lines.iloc[0].items()]
+            in_order = sorted((match[1], int(match[2]), place) for match, place in found if match)
+            names, places = [f"{name}_{dim}" for name, dim, _ in in_order], [place for *_, place in in_order]
+            z = lines.loc[1:, places].apply(pandas.to_numeric, errors="coerce").to_numpy(float)
         else:
             stored = np.load(file, allow_pickle=False)
-            arrays = {"z": stored} if isinstance(stored, np.ndarray) else stored
+            arrays = {"z": np.atleast_2d(stored)} if isinstance(stored, np.ndarray) else stored
             names = sorted(name for name in arrays if re.fullmatch(r"loc|y|z\d*", name))
-            z = torch.cat([torch.from_numpy(arrays[name]).float() for name in names], dim=1)
-    except Exception as error:  # of damaged files numpy and zipfile raise many types
+            z = np.concatenate([arrays[name].astype(float) for name in names], axis=1) if names else np.empty((1, 0))
+    except Exception as error:  # of damaged files pandas, numpy and zipfile raise many types
         raise InputError(f"{file} cannot be read as codes ({brief(error)}): give what pvae encode wrote") from None
-    if z.dim() != 2 or z.shape[1] != width or not len(z):
-        raise InputError(
-            f"{file} holds codes of shape {tuple(z.shape)}, and {run.path} has latents of shape ({width},)"
-        )
-    return z
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise InputError(f"{file} has several columns named {twice[0]}: leave one")
+    if not names:
+        raise InputError(f"{file} has no columns loc_1, z_1 and so on, or arrays loc or z: give what pvae encode wrote")
+    if z.ndim != 2 or z.shape[1] != width:
+        raise InputError(f"{file} holds codes of shape {z.shape}, and {run.name} has latents of shape ({width},)")
+    if not len(z):
+        raise InputError(f"{file} holds no rows of codes: give what pvae encode wrote")
+    with np.errstate(over="ignore"):
+        codes = torch.from_numpy(z.astype(np.float32))
+    for row, place in (~codes.isfinite()).nonzero().tolist()[:1]:
+        value = f"value {place + 1} of row {row + 1} is {z[row, place]:g}"
+        raise InputError(f"{file}: {value}: give numbers that are finite in float32")
+    return codes

@@ -69,22 +69,26 @@ def with_normalised_likelihood(
     return vae, batch, kind or (preparation.kind if pixels.is_bytes else "")
 
 
-def bits_per_dimension(vae: VAE, log_p: Tensor, x: Pixels) -> Tensor:
-    """Return a log-likelihood, or a bound on it, in bits for each of the D values of a datum.
+def bits_per_dimension(vae: VAE, log_p: Tensor, x: Pixels) -> Tensor | None:
+    """Return a log-likelihood, or a bound on it, in bits for each of the D values of a datum that are not missing.
 
         -log_p / (D log 2) + log2(levels)
 
-    levels is 1 for a probability, and for a density of other data than images, in whose units it is. A density of
-    images is multiplied by the distance 1 / levels between two 8-bit levels: this is not the probability of the bytes,
-    and it is wrong for scales near that distance.
+    levels is 1 for a probability. A density of images is multiplied by the distance 1 / levels between two 8-bit
+    levels: this is not the probability of the bytes, and it is wrong for scales near that distance. A density of other
+    data depends on their units, which the columns of a table do not share, and has no bits.
 
     Args:
-        vae: whose likelihood says how many levels there are in an interval of length 1.
+        vae: whose likelihood says whether it is a density, and how many levels there are in an interval of length 1.
         log_p: nats, (N,).
         x: the N data.
 
     Returns:
-        Bits, float64 (N,), lower is better.
+        Bits, float64 (N,), lower is better; or None for a density of data that are no images.
     """
+    parts = getattr(vae.p_x, "parts", [vae.p_x])  # of columns
+    if not x.is_bytes and any(getattr(part, "is_density", True) for part in parts):
+        return None
     levels: float = getattr(vae.p_x, "levels_per_unit", 1.0) if x.is_bytes else 1.0
-    return (-log_p.double() / x.images[0].numel() + math.log(levels)) / math.log(2)
+    num_values = (~x.images.isnan()).flatten(1).sum(1).clamp(min=1)
+    return (-log_p.double() / num_values + math.log(levels)) / math.log(2)

@@ -20,10 +20,10 @@ from pvae.trained.normalised import with_likelihood
 from pvae.trained.scores import score_images
 
 ODDNESS = {
-    "-log p(x)": lambda score: -score.log_p,
-    "-ELBO": lambda score: -score.elbo,
-    "distortion": lambda score: score.distortion,
-    "rate": lambda score: score.rate,
+    "-log p(x)": lambda scores: -scores["log_p"],
+    "-ELBO": lambda scores: -scores["elbo"],
+    "distortion": lambda scores: scores["distortion"],
+    "rate": lambda scores: scores["rate"],
 }
 
 
@@ -47,7 +47,7 @@ def main():
             if path is not None:
                 batch = batch.rows(torch.randperm(len(batch))[: arguments.count])
             scores = score_images(vae, batch, [""] * len(batch), arguments.importance_samples)
-        values.append({name: [of(score) for score in scores] for name, of in ODDNESS.items()})
+        values.append({name: of(scores).tolist() for name, of in ODDNESS.items()})
     odd, own = values
     print(f"{len(odd['rate'])} odd images, {len(own['rate'])} test images of {run.path}")
     for name in ODDNESS:

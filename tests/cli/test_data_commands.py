@@ -8,6 +8,7 @@ import shutil
 from dataclasses import asdict
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from helpers.commands import contents, refuse
@@ -113,14 +114,17 @@ def test_scores_are_read_back(run, base, capsys):
     vae, pixels, _ = with_likelihood(Run.open(run), given.x)
     with seeded(0, CPU):
         scores = score_images(vae, pixels, given.names, 5)
-    rows = rows_of(run / "scores" / "scores.csv")
-    assert [{name: value if name == "name" else float(value) for name, value in row.items()} for row in rows] == [
-        asdict(one) for one in scores
-    ]
+    written = pandas.read_csv(run / "scores" / "scores.csv", index_col="name")
+    assert [*written.index] == list(given.names), "in the order of the data"
+    assert np.allclose(written, scores, rtol=1e-7)
     with Image.open(run / "scores" / "oddest.png") as sheet:
         assert min(sheet.size) > 200
     said = capsys.readouterr().out
-    assert [one.name in said for one in scores[:11]] == [True] * 10 + [False], "the ten oddest are printed"
+    in_order = scores.sort_values("log_p").index
+    assert [name in said for name in in_order[:11]] == [True] * 10 + [False], "the ten least likely are printed"
+    assert score([str(run), "--importance-samples", "5", str(base / "tree"), "-n", "20"]) == 0
+    table = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    assert table == [*in_order[:20]]
 
 
 def test_an_image_file_and_images_of_another_size(run, base, tmp_path, capsys):

@@ -84,15 +84,33 @@ def test_scores_are_the_importance_sample_and_the_elbo(given, kind):
     with seeded(5, CPU):
         sample, terms = importance_sample(vae, x, 20), elbo_terms(vae, x)
     assert sum(done) == 7
-    assert [score.log_p for score in scores] == sorted(sample.log_p.tolist()), "the least likely first"
+    assert [*scores.index] == names, "in the order of the data"
+    for name, values in {**vars(sample), "stderr": sample.stderr, **terms}.items():
+        assert name not in scores or scores[name].tolist() == values.tolist()
+    torch.testing.assert_close(terms["elbo"], -terms["distortion"] - terms["rate"])
     scale = {"density": 127.5}.get(kind, 1)
-    for score in scores:
-        n = names.index(score.name)
-        for name, values in {**vars(sample), "stderr": sample.stderr, **terms}.items():
-            assert not hasattr(score, name) or getattr(score, name) == values[n].item()
-        assert score.elbo == pytest.approx(-score.distortion - score.rate, rel=1e-5)
-        assert score.bits_per_dimension == pytest.approx((-score.log_p / 20 + math.log(scale)) / math.log(2))
-    assert [line.split()[1] for line in to_text(scores).splitlines()[2:]] == [score.name for score in scores]
+    bits = (-sample.log_p.double() / 20 + math.log(scale)) / math.log(2)
+    assert scores["bits_per_dimension"].tolist() == pytest.approx(bits.tolist())
+    assert [line.split()[1] for line in to_text(scores).splitlines()[2:]] == names
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "has_bits"),
+    [("poisson", True), ("count*3", True), ("normal-diagonal", False), ("real,count*2", False)],
+)
+def test_bits_are_of_what_was_observed_and_of_probabilities_alone(likelihood, has_bits):
+    """log p of 1 and of 3 counts; a density of columns, whose units differ, has no bits."""
+    kinds = {"likelihood": "columns", "columns": likelihood} if "*" in likelihood else {"likelihood": likelihood}
+    with seeded(0, CPU):
+        vae = build_vae(Config(hidden=(8,), latent_dim=2, missing=True, **kinds), (3,)).eval()
+    x = torch.tensor([[1.0, torch.nan, torch.nan], [2, 0, 3]])
+    scores = score_images(vae, Batch(Pixels(x)), ["one", "all"], 5)
+    assert scores["missing"].tolist() == [2, 0]
+    assert ("bits_per_dimension" in scores) == has_bits
+    if has_bits:
+        bits = (-scores["log_p"] / [1, 3] / math.log(2)).tolist()
+        assert scores["bits_per_dimension"].tolist() == pytest.approx(bits)
+    assert "missing" not in score_images(vae, Batch(Pixels(x[1:])), ["all"], 5)
 
 
 @pytest.mark.parametrize("kind", ["levels", "binary", "density", "two layers"])
