@@ -7,7 +7,6 @@ test images, and some of these images. `network.js` computes from them what torc
 from __future__ import annotations
 
 import base64
-import copy
 import html
 import inspect
 import json
@@ -32,14 +31,12 @@ from pvae.models.hierarchy import FirstLayer
 from pvae.models.networks import ChannelsLast, FlatBatch
 from pvae.runs.run import Run
 from pvae.trained.codes import latent_names, run_batch
-from pvae.trained.latent_space import attribute_vector, decode, encode
+from pvae.trained.latent_space import attribute_vector, encode
 from pvae.vae import VAE
 
-__all__ = ["MOST_BYTES", "check_run", "explorer_page"]
+__all__ = ["check_run", "explorer_page"]
 
-MOST_BYTES = 3_000_000
-_NUM_CODES = 2000
-_SIZES = ((32, 200), (32, 100), (32, 24), (16, 200), (16, 100), (16, 24))  # bits of a weight, and images; best first
+_NUM_CODES, _NUM_IMAGES = 2000, 200  # of the test data
 _TYPES = {"f4": np.float32, "f2": np.float16, "u1": np.uint8}
 
 
@@ -64,9 +61,6 @@ def check_run(run: Run) -> None:
 def explorer_page(run: Run) -> str:
     """Return the text of an HTML file that decodes, encodes and scores images by the VAE of a run.
 
-    The page is at most 3 MB where that is possible. If the weights do not fit as float32, they are rounded to float16,
-    and the page says by how much its decoded means differ from those of the run.
-
     Args:
         run: on images, of a VAE that a configuration describes.
 
@@ -82,10 +76,7 @@ def explorer_page(run: Run) -> str:
         line = inspect.getsourcelines(getattr(VAE, name))[1]
         page = page.replace(f"{{{{ {name} }}}}", f"pvae/vae.py:{line} VAE.{name}")
     page = page.replace("{{ loss }}", _loss_text(run.config))
-    for bits, num_images in _SIZES:
-        content = base64.b64encode(_packed(run, bits, num_images)).decode()
-        if len(page) + len(content) <= MOST_BYTES:
-            break
+    content = base64.b64encode(_packed(run)).decode()
     title = html.escape(run.title.partition("\n")[0])
     return page.replace("{{ content }}", content).replace("{{ title }}", title)
 
@@ -107,8 +98,8 @@ def _loss_text(config: Config) -> str:
 class _Tensors:
     """Tensors one after another in bytes; in JSON, each is its type, place and shape."""
 
-    def __init__(self, bits: int) -> None:
-        self.bytes, self.weight_type = bytearray(), "f2" if bits == 16 else "f4"
+    def __init__(self) -> None:
+        self.bytes = bytearray()
 
     def add(self, tensor: Tensor, kind: str = "f4") -> dict[str, Any]:
         content = tensor.detach().numpy().astype(_TYPES[kind]).tobytes()
@@ -116,50 +107,27 @@ class _Tensors:
         self.bytes += content
         return {"tensor": [kind, place, place + len(content), list(tensor.shape)]}
 
-    def weight(self, tensor: Tensor) -> dict[str, Any]:
-        return self.add(tensor, self.weight_type)
 
-
-def _packed(run: Run, bits: int, num_images: int) -> bytes:
+def _packed(run: Run) -> bytes:
     """Return zlib(length of the JSON, JSON, tensors)."""
-    tensors = _Tensors(bits)
+    tensors = _Tensors()
     with torch.no_grad():
-        text = json.dumps(_content(run, tensors, num_images)).encode()
+        text = json.dumps(_content(run, tensors)).encode()
     return zlib.compress(len(text).to_bytes(4, "little") + text + bytes(tensors.bytes), 9)
 
 
-def _content(run: Run, tensors: _Tensors, num_images: int) -> dict[str, Any]:
+def _content(run: Run, tensors: _Tensors) -> dict[str, Any]:
+    """Return what the page holds as JSON: the run's networks and distributions, codes and images of its test data."""
     vae: Any = run.vae()
-    notes, data, config = list[str](), run.dataset(), run.config
+    data, config = run.dataset(), run.config
     chosen = random_subset(len(data.test), _NUM_CODES, seed=0)
     chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))]
     images = cast(Pixels, run_batch(run, "test").x)[chosen]
-    codes = encode(vae, images)
-    if config.prior_family.is_on_sphere:
-        codes = normalize(codes, dim=-1)  # a mean is inside the sphere
-    if tensors.weight_type == "f2":
-        rounded = _in_half_precision(vae)
-        error = (decode(vae, codes[:num_images]) - decode(rounded, codes[:num_images])).abs().max().item()
-        vae = rounded
-        notes.append(
-            f"To keep the page small, weights are rounded to 16 bits: decoded pixels differ by at most {error:.1g}."
-        )
     posterior, prior = _posterior(config, vae.q_z, tensors), _prior(config, vae, tensors)
-    notes += _notes(vae, posterior, prior)
-    sizes = prior["sizes"]
-    top = codes[:, -sizes[-1] :]
-    planes, active = _planes(top, latent_names(run)[-sizes[-1] :])
-    spread = codes.std(0).split(sizes)
-    labels = None if data.test_labels is None else data.test_labels[chosen]
-    is_class = labels is not None and labels.dim() == 1
-    attributes = []
-    if labels is not None and not is_class:
-        seen = [a for a in range(labels.shape[1]) if 0 < labels[:, a].sum() < len(labels)]
-        attributes = [(data.label_names[a], tensors.add(attribute_vector(top, labels[:, a]))) for a in seen]
     height, width = images.images.shape[2:]
     return {
         "title": [*filter(None, re.split(r"(?:, (?=on )|, (?=--elbo )| (?=with --)|\n)", run.title))],
-        "notes": notes,
+        "notes": _notes(vae, posterior, prior),
         "shape": [*images.images.shape[1:]],
         "inner": [height - 2 * config.pad, width - 2 * config.pad],
         "keep_aspect": config.image_size == "auto",
@@ -170,26 +138,36 @@ def _content(run: Run, tensors: _Tensors, num_images: int) -> dict[str, Any]:
         "decoder": _operations(vae.p_x.decoder, tensors),
         "likelihood": _likelihood(config, vae.p_x),
         "pseudo": vae.is_pseudo,
-        "names": latent_names(run),
-        "planes": planes,
-        "active": active,
-        "lower": [one.argsort(descending=True)[:8].tolist() for one in spread[:-1]],
-        "points": tensors.add(torch.cat([top @ torch.tensor(plane["axes"]).T for plane in planes], 1), "f2"),
-        "images": tensors.add(images.images[:num_images], "u1"),
-        "image_names": [data.test_names[i] for i in chosen[:num_images].tolist()],
-        "labels": tensors.add(labels) if labels is not None and is_class else None,
+        **_map(run, encode(vae, images), data.test_labels, chosen, tensors),
+        "images": tensors.add(images.images[:_NUM_IMAGES], "u1"),
+        "image_names": [data.test_names[i] for i in chosen[:_NUM_IMAGES].tolist()],
         "label_names": list(data.label_names),
-        "attributes": attributes,
     }
 
 
-def _in_half_precision(vae: VAE) -> VAE:
-    """Return a copy of the VAE with its matrices and kernels rounded to float16."""
-    vae = copy.deepcopy(vae)
-    for parameter in vae.parameters():
-        if parameter.dim() > 1:
-            parameter.copy_(parameter.half())
-    return vae
+def _map(run: Run, codes: Tensor, labels: Tensor | None, chosen: Tensor, tensors: _Tensors) -> dict[str, Any]:
+    """Return the planes of the map, the codes (N, L) in them, and the labels of the chosen test data."""
+    if run.config.prior_family.is_on_sphere:
+        codes = normalize(codes, dim=-1)  # a mean is inside the sphere
+    names, sizes = latent_names(run), run.config.latent_dims
+    top = codes[:, -sizes[-1] :]
+    planes, active = _planes(top, names[-sizes[-1] :])
+    labels = None if labels is None else labels[chosen]
+    is_class = labels is not None and labels.dim() == 1
+    attributes = []
+    if labels is not None and not is_class:
+        varying = [a for a in range(labels.shape[1]) if 0 < labels[:, a].sum() < len(labels)]
+        attribute_names = run.data.label_names
+        attributes = [(attribute_names[a], tensors.add(attribute_vector(top, labels[:, a]))) for a in varying]
+    return {
+        "names": names,
+        "planes": planes,
+        "active": active,
+        "lower": [one.argsort(descending=True)[:8].tolist() for one in codes.std(0).split(list(sizes))[:-1]],
+        "points": tensors.add(torch.cat([top @ torch.tensor(plane["axes"]).T for plane in planes], 1), "f2"),
+        "labels": tensors.add(labels) if labels is not None and is_class else None,
+        "attributes": attributes,
+    }
 
 
 def _planes(codes: Tensor, names: list[str]) -> tuple[list[dict[str, Any]], list[int]]:
@@ -213,7 +191,7 @@ def _operations(network: nn.Module, tensors: _Tensors) -> list[dict[str, Any]]:
             return [operation for child in layer.children() for operation in _operations(child, tensors)]
         case nn.Linear():
             weight = layer.weight * layer.mask if hasattr(layer, "mask") else layer.weight  # zuko's are masked
-            return [{"op": "linear", "weight": tensors.weight(weight), "bias": _bias(layer, tensors)}]
+            return [{"op": "linear", "weight": tensors.add(weight), "bias": _bias(layer, tensors)}]
         case nn.Conv2d() | nn.ConvTranspose2d():
             is_transpose = isinstance(layer, nn.ConvTranspose2d)
             weight = layer.weight.permute(1, 2, 3, 0).flatten(0, 2) if is_transpose else layer.weight.flatten(1)
@@ -221,7 +199,7 @@ def _operations(network: nn.Module, tensors: _Tensors) -> list[dict[str, Any]]:
             more = {"more": list(layer.output_padding)} if is_transpose else {}
             kind = "conv-transpose" if is_transpose else "conv"
             bias = _bias(layer, tensors)
-            return [{"op": kind, "weight": tensors.weight(weight.contiguous()), "bias": bias, **sizes, **more}]
+            return [{"op": kind, "weight": tensors.add(weight.contiguous()), "bias": bias, **sizes, **more}]
         case nn.BatchNorm1d() | nn.BatchNorm2d():  # in eval mode
             scale = layer.weight / (layer.running_var + layer.eps).sqrt()
             shift = layer.bias - layer.running_mean * scale

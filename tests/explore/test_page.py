@@ -51,22 +51,15 @@ def untrained(tmp_path, monkeypatch):
     return build
 
 
-@pytest.mark.parametrize("system", ["deep-bayes", "pytorch-example", "mlp-2d", "conv-2d", "fashion-vae", "celeba-vae"])
-def test_the_page_of_a_published_system_has_at_most_three_megabytes(untrained, system):
-    """Of noise, which no compression makes smaller; rounded weights are named with the error that they make."""
+@pytest.mark.parametrize("system", ["mlp-2d", "celeba-vae"])
+def test_the_page_holds_the_weights_as_they_are(untrained, system):
     run = untrained(get_system(system), (3, 64, 64) if system == "celeba-vae" else (1, 28, 28))
-    is_rounded = system in ("pytorch-example", "mlp-2d")
-    weight = next(one for one in run.vae().p_x.decoder.parameters() if one.dim() > 1).detach().clone()
-    text = page.explorer_page(run)
-    assert 100_000 < len(text) <= page.MOST_BYTES
-    content, tensors = unpacked(text)
-    assert content["images"]["tensor"][3][0] >= 24
-    assert is_rounded == any("16 bits" in note for note in content["notes"])
-    if is_rounded:
-        _, start, stop, shape = content["decoder"][0]["weight"]["tensor"]
-        assert np.array_equal(np.frombuffer(tensors[start:stop], np.float16).reshape(shape), weight.half().numpy())
-        assert float(re.search(r"at most (\S+)\.$", content["notes"][0])[1]) < 1e-2
-        assert torch.equal(run.vae().p_x.decoder[0].weight, weight), "the run keeps its weights"
+    weight = next(one for one in run.vae().p_x.decoder.parameters() if one.dim() > 1)
+    content, tensors = unpacked(page.explorer_page(run))
+    _, start, stop, shape = next(one for one in content["decoder"] if "weight" in one)["weight"]["tensor"]
+    found = np.frombuffer(tensors[start:stop], np.float32).reshape(shape)
+    assert np.array_equal(found, weight.detach().numpy().reshape(shape))
+    assert content["images"]["tensor"][3][0] == 200
 
 
 def test_what_the_page_cannot_show_is_refused(untrained, tmp_path, capsys):
