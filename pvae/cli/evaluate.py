@@ -33,8 +33,6 @@ examples:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from pvae.evaluation.report import evaluate, to_text
 
-    if arguments.compile == "none" and arguments.precision != "fp32":
-        raise InputError(f"--precision {arguments.precision} goes with --compile auto, graph or inductor only")
     runs = [open_run(path, arguments.vae, len(arguments.run) == 1) for path in arguments.run]
     first, is_table, is_quiet = runs[0], len(runs) > 1 or arguments.latex, arguments.quiet
     count = arguments.images or first.data.num_test
@@ -48,16 +46,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     for run in runs:
         run.dataset(None, arguments.data_dir, arguments.offline)
     with progress_bar("importance sampling", count * len(runs), "datum", is_quiet, in_logs=True) as bar:
-        what = (num_draws, arguments.images, arguments.seed, bar.update)
-        how = {"engine": arguments.compile, "precision": arguments.precision}
+        what = (num_draws, arguments.images, arguments.seed, bar.update, arguments.compile)
         if is_table:
             from pvae.evaluation import runs_table  # imports pandas
 
-            compared = runs_table.compare_runs(runs, *what, **how)
+            compared = runs_table.compare_runs(runs, *what)
             text = f"{runs_table.comparison_to_markdown(compared)}\n\n{runs_table.LEGEND}"
             text = content = runs_table.comparison_to_latex(compared).rstrip() if arguments.latex else text
         else:
-            report = evaluate(first, *what, **how)
+            report = evaluate(first, *what)
             content, text = to_json(asdict(report), indent=2), f"{to_text(report)}\n\n{out}"
     if out:
         write(out, f"{content}\n")
@@ -79,8 +76,6 @@ def _parser() -> Parser:
         "samples; auto: inductor there, if torch is 2.14 and there is a compiler, else graph (default: auto)"
     )
     add("--compile", metavar="HOW", choices=OPTIONS["compile"].choices, default="auto", help=engine)
-    precision = "fp32, or bf16 in the decoder's products (default: fp32)"
-    add("--precision", metavar="P", choices=OPTIONS["precision"].choices, default="fp32", help=precision)
     add("--latex", action="store_true", help="print the table of one or several runs as a LaTeX tabular")
     add("--quiet", action="store_true", help="print the file's name only")
     return parser

@@ -136,7 +136,6 @@ class Report:
         pixels: the kind of pixels that `log_likelihood` was computed on; "" for data that are no images.
         pseudo: whether the ELBO of `elbo_parts` is a pseudo-ELBO, because the VAE was trained on grey pixels.
         seed: the seed of all draws and of the random subsets of images.
-        precision: precision of the matrix products in `log_likelihood`: "fp32" or "bf16".
         elbo_parts: the ELBO and its parts, for the pixels that the VAE was trained on.
         log_likelihood: of the same pixels; of binarized ones if a Bernoulli was trained on grey pixels.
     """
@@ -149,7 +148,6 @@ class Report:
     pixels: str
     pseudo: bool
     seed: int
-    precision: str
     elbo_parts: ElboParts
     log_likelihood: LogLikelihood
 
@@ -160,9 +158,7 @@ def evaluate(
     num_images: int | None = None,
     seed: int = 0,
     on_images: Callable[[int], object] = lambda count: None,
-    *,
     engine: str = "auto",
-    precision: str = "fp32",
 ) -> Report:
     """Evaluate a trained VAE on test images.
 
@@ -173,7 +169,6 @@ def evaluate(
         seed: seed of the subset and of all draws.
         on_images: called after each part of the importance sampling with the number of images in it.
         engine: "auto", "none", "graph" or "inductor", as in `importance_sample`.
-        precision: "fp32" or "bf16", as in `importance_sample`.
 
     Raises:
         InputError: the run is an autoencoder, which has no likelihood, or there are fewer than two images.
@@ -189,7 +184,7 @@ def evaluate(
         raise InputError("an evaluation needs at least 2 test images and 2 importance samples")
     with seeded(seed, torch.device("cpu")):
         parts = replace(_elbo_parts(vae, seen, seed), accuracy=_accuracy(run, seen, rows))
-        sample = importance_sample(normalised, batch, num_particles, on_images, engine=engine, precision=precision)
+        sample = importance_sample(normalised, batch, num_particles, on_images, engine)
         elbo = Estimate.of(elbo_terms(normalised, batch)["elbo"]) if vae.is_pseudo else parts.elbo
     given = "" if batch.y is None else "; given their labels y, so that log p(x) is log p(x | y)"
     return Report(
@@ -201,7 +196,6 @@ def evaluate(
         pixels=f"{kind}{given}".lstrip("; "),
         pseudo=vae.is_pseudo,
         seed=seed,
-        precision=precision,
         elbo_parts=parts,
         log_likelihood=_log_likelihood(normalised, batch.x, sample, elbo),
     )
@@ -297,10 +291,9 @@ def to_text(report: Report) -> str:
         lines.append("not computed: they need a Normal q(z | x) and p(z) whose dimensions are independent")
     else:
         lines += _lines(parts.rate_decomposition, {})
-    products = "; matrix products in bfloat16" if report.precision == "bf16" else ""
     lines += [
         "",
-        f"{report.pixels and 'pixels '}{report.pixels or 'the data as they are'}{products}",
+        f"{report.pixels and 'pixels '}{report.pixels or 'the data as they are'}",
         *_lines(log_p, {}),
     ]
     if log_p.untrusted > MOST_UNTRUSTED:

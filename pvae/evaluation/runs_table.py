@@ -167,9 +167,7 @@ def compare_runs(
     num_images: int | None = None,
     seed: int = 0,
     on_images: Callable[[int], object] = lambda count: None,
-    *,
     engine: str = "auto",
-    precision: str = "fp32",
 ) -> pd.DataFrame:
     """Return log p(x) and ELBO of several runs on the same test data, with paired differences, in nats per datum.
 
@@ -184,7 +182,6 @@ def compare_runs(
         seed: seed of the subset and of the draws of each run.
         on_images: called after each part of the importance sampling with the number of data in it.
         engine: as in `importance_sample`.
-        precision: as in `importance_sample`.
 
     Raises:
         InputError: a run is an autoencoder, or their pixels or the kinds of their p(x) differ.
@@ -205,7 +202,7 @@ def compare_runs(
             difference = "other test data or pixels, or one a density and one a probability, or one is given labels"
             raise InputError(f"{run.path} and {runs[0].path} have {difference}: evaluate them apart")
         with seeded(seed, torch.device("cpu")):
-            samples.append(importance_sample(vae, batch, num_particles, on_images, engine=engine, precision=precision))
+            samples.append(importance_sample(vae, batch, num_particles, on_images, engine))
             elbos.append(elbo_terms(vae, batch)["elbo"])
     best = max(range(len(runs)), key=lambda place: samples[place].log_p.mean().item())
     table = pd.DataFrame({"run": [run.path.resolve().name for run in runs]}, dtype=object)

@@ -41,8 +41,9 @@ def widest(vae: VAE, data: Data) -> int:
     """
     first = next(Batch.of(data).split(1))
     x, vae = first.x, vae.given(first.y)
+    prior = vae.prior()  # before outputs are counted: a VampPrior encodes all its pseudo-inputs
     with _output_sizes(vae, x.device) as sizes:
-        prior, z = vae.prior(), vae.posterior(x).sample()
+        z = vae.posterior(x).sample()
         with contextlib.suppress(ValueError):  # of a prior whose support does not include z
             prior.log_prob(z)
         vae.likelihood(z)

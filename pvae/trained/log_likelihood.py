@@ -106,9 +106,7 @@ def importance_sample(
     data: Data,
     num_particles: int,
     on_images: Callable[[int], object] = lambda count: None,
-    *,
     engine: str = "auto",
-    precision: str = "fp32",
 ) -> ImportanceSample:
     """Estimate log p(x) from importance weights, with q(z | x) as the proposal.
 
@@ -126,20 +124,19 @@ def importance_sample(
         engine: how to compute log p(x | z): "graph" or "inductor" as in `pvae.compile.graph.record`, or "none" for
             ordinary calls. "auto" is "inductor" if it is available and the work is large, else "graph"; it falls back
             to "none" if the decoder cannot be recorded or compiled.
-        precision: "fp32" or "bf16", as in `pvae.compile.graph.record`.
 
     Returns:
         The estimates `log_p`, (N,), with their standard errors `stderr` from the draws, and `untrusted`, the share of
         data whose importance weights cannot be trusted.
 
     Raises:
-        InputError: log p(x | z) cannot be recorded with the given engine and precision.
+        InputError: log p(x | z) cannot be recorded with the given engine.
 
     Reference:
         Burda, Grosse and Salakhutdinov, arXiv:1509.00519, equation 8.
     """
     batch, parts = Batch.of(data), []
-    log_likelihood = _recorded_log_likelihood(vae, engine, precision, len(batch) * num_particles)
+    log_likelihood = _recorded_log_likelihood(vae, engine, len(batch) * num_particles)
     width = widest(vae, batch)
     for part in batch.split(min(100, data_at_once(vae, batch))):
         parts.append(_log_sums(vae, part, num_particles, log_likelihood, width))
@@ -147,18 +144,16 @@ def importance_sample(
     return ImportanceSample(*torch.cat(parts, dim=1), num_particles)
 
 
-def _recorded_log_likelihood(vae: VAE, engine: str, precision: str, decoded: int) -> Callable[..., Tensor]:
+def _recorded_log_likelihood(vae: VAE, engine: str, decoded: int) -> Callable[..., Tensor]:
     """Return log p(x | z) as a function of z, x and perhaps y that records the decoder for each shape of z that recurs.
 
     A recording is faster than the modules. The shape of z, (draws, B, L), determines that of x.
     """
-    may_fail = engine == "auto" and precision == "fp32"  # the caller did not ask for compilation: fall back silently
+    may_fail = engine == "auto"  # the caller did not ask for compilation: fall back silently
     if engine == "auto":
         engine = "inductor" if decoded >= DECODED_TO_COMPILE and not missing() else "graph"
-    if (engine, precision) != ("none", "fp32"):
-        check_engine(engine, precision)
-    # In bfloat16 every shape is recorded, so that the estimate does not depend on how often a shape recurs.
-    record_at = _VISITS_TO_RECORD if precision == "fp32" else 1
+    if engine != "none":
+        check_engine(engine, "fp32")
     visits: Counter[torch.Size] = Counter()
     recorded: dict[torch.Size, Function] = {}
 
@@ -167,10 +162,10 @@ def _recorded_log_likelihood(vae: VAE, engine: str, precision: str, decoded: int
 
     def log_likelihood(z: Tensor, *batch: Tensor) -> Tensor:
         visits[z.shape] += 1
-        if engine != "none" and visits[z.shape] == record_at:
+        if engine != "none" and visits[z.shape] == _VISITS_TO_RECORD:
             try:
                 with deferred():  # the checks of labels, which read values, were made before
-                    recorded[z.shape] = record(unrecorded, [z, *batch], engine, precision)
+                    recorded[z.shape] = record(unrecorded, [z, *batch], engine)
             except InputError:
                 if not may_fail:
                     raise

@@ -53,19 +53,18 @@ _SEEN = {"log1p": "x.log1p()", "standardized": "(x - self.mean) / self.std"}  # 
 _DEFAULTS = (  # what torch prints of a layer and need not be written
     r"(in|out)_features=|kernel_size=|, bias=True|, eps=1e-05|, momentum=0.1|, affine=True|, track_running_stats=True"
 )
-_IMPORTS = {  # by what shows that they are used
-    "import json": r"json\.",
-    "import math": r"math\.",
-    "import sys": r"sys\.",
-    "from pathlib import Path": r"Path\(",
-    "import numpy as np": r"np\.",
-    "import torch": "",
-    "import torchvision": r"torchvision\.",
-    "import zuko": r"zuko\.",
-    "from PIL import Image": r"Image\.",
-    "from torch import nn": "",
-    "from zuko.transforms import ComposedTransform": "ComposedTransform",
-}
+_IMPORTS = """\
+import json
+import math
+import numpy as np
+import sys
+import torch
+import torchvision
+import zuko
+from PIL import Image
+from pathlib import Path
+from torch import nn
+from zuko.transforms import ComposedTransform"""  # each is written where its name is used
 
 
 def export_torch(run: Run, folder: Path) -> list[Path]:
@@ -172,14 +171,12 @@ def plain_torch(vae: VAE, config: Config, datum_shape: Sequence[int], title: str
         "torchvision": _TORCHVISION,
     }
     text = rendered(Path(__file__).with_suffix(".py.jinja").read_text("utf-8"))
-    imports = {line for line, use in _IMPORTS.items() if re.search(use, text)}.union(*(lines for lines, _ in copied))
-    has = "\n".join([text, *imports])  # classes and imports of what was copied
-    used = sorted(
-        name
-        for name in torch.distributions.__all__
-        if re.search(rf"\b{name}\(", text) and not re.search(rf"(class |import .*)\b{name}\b", has)
-    )
-    imports.add(f"from torch.distributions import {', '.join(used)}")
+    imports = set[str]().union(*(lines for lines, _ in copied))  # of what was copied
+    nodes = [*ast.walk(ast.parse(text))]
+    used = {node.id for node in nodes if isinstance(node, ast.Name)}
+    known = {node.name for node in nodes if isinstance(node, ast.ClassDef)} | {*re.findall(r"\w+", " ".join(imports))}
+    imports |= {line for line in _IMPORTS.splitlines() if line.split()[-1] in used}
+    imports.add(f"from torch.distributions import {', '.join(sorted(used & {*torch.distributions.__all__} - known))}")
     return f'"""{title}"""\n\nfrom __future__ import annotations\n\n' + "\n".join(sorted(imports)) + f"\n\n\n{text}"
 
 
