@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -18,7 +18,8 @@ from pvae.config.families import (
     Posterior,
     Prior,
     help_of,
-    names_of,
+    names_where,
+    text_where,
 )
 from pvae.config.options import DATASETS, ELBOS, Option, flag, option
 from pvae.config.refusals import Case, refuse
@@ -34,12 +35,8 @@ _READS_FILES = (
 )
 
 
-def _either(names: Sequence[str]) -> str:
-    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-
-
 _HAS_FLOW_NETWORKS = (
-    f"--posterior {_either(names_of(POSTERIORS, lambda row: row.has_flow_networks))}, or --prior flow,",
+    f"--posterior {text_where(POSTERIORS, lambda row: row.has_flow_networks)}, or --prior flow,",
     lambda c: c.posterior_family.has_flow_networks or c.prior_family.is_flow,
 )
 
@@ -191,7 +188,7 @@ class Config:
         "number of transforms of a flow, of the posterior's and of the prior's",
         limits=(1, 1000),
         only_with=(
-            f"--posterior {_either(names_of(POSTERIORS, lambda row: row.is_flow))}, or --prior flow,",
+            f"--posterior {text_where(POSTERIORS, lambda row: row.is_flow)}, or --prior flow,",
             lambda c: c.posterior_family.is_flow or c.prior_family.is_flow,
         ),
     )
@@ -210,13 +207,13 @@ class Config:
         "number of Normals of a prior that is a mixture, or of pseudo-inputs",
         limits=(1, 10**6),
         only_with=(
-            f"--prior {_either(names_of(PRIORS, lambda row: row.is_mixture))}",
+            f"--prior {text_where(PRIORS, lambda row: row.is_mixture)}",
             lambda c: c.prior_family.is_mixture,
         ),
     )
     likelihood: str = option(
         "bernoulli",
-        f"{help_of(LIKELIHOODS)}; {', '.join(names_of(LIKELIHOODS, lambda row: not row.is_of_images))} are for data "
+        f"{help_of(LIKELIHOODS)}; {', '.join(names_where(LIKELIHOODS, lambda row: not row.is_of_images))} are for data "
         "other than images",
         choices=tuple(LIKELIHOODS),
     )

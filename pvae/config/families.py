@@ -9,7 +9,6 @@ In a row, `c` is a `Config`.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -24,9 +23,9 @@ __all__ = [
     "PlainTorch",
     "Posterior",
     "Prior",
-    "class_of",
     "help_of",
-    "names_of",
+    "names_where",
+    "text_where",
 ]
 
 _BINS = 8  # of a spline, as in zuko's neural spline flow
@@ -60,7 +59,7 @@ class Family:
 
     Args:
         name: the value of the option.
-        module: where its class is, as "pvae.models.priors:FlowPrior".
+        module: where its class is, as "pvae.models.priors:FlowPrior", for `pkgutil.resolve_name`.
         help: one sentence, after the name, in the help of the option; "" for none.
         arguments: the arguments of its class beside those that all of its kind take.
         plain_torch: how it is written in plain torch; None if it cannot be.
@@ -129,7 +128,7 @@ class Likelihood(Family):
         is_of_images: its data are images or other values of their range; False: data other than images alone.
         sees: what the encoder sees of x: "x", "log1p" of counts, "standardized" values, or features of "columns".
         has_scale: `--scale` is its scale, or its first one.
-        is_symmetric: it may be of pixels in [-1, 1].
+        can_be_symmetric: it may be of pixels in [-1, 1].
         is_of_logits: outputs of the decoder are logits, so that `--initialization burda` goes with it.
         is_linear: with a linear network its log p(x) is known exactly; it takes no other one.
         needs_batch: in training its log p(x | z) of a datum depends on the other data of the batch.
@@ -143,7 +142,7 @@ class Likelihood(Family):
     is_of_images: bool = True
     sees: str = "x"
     has_scale: bool = True
-    is_symmetric: bool = False
+    can_be_symmetric: bool = False
     is_of_logits: bool = False
     is_linear: bool = False
     needs_batch: bool = False
@@ -174,15 +173,15 @@ def _table(*rows: F) -> dict[str, F]:
     return {row.name: row for row in rows}
 
 
-def class_of(module: str) -> Any:
-    """Return the class that a row names as "pvae.models.priors:FlowPrior"."""
-    path, _, name = module.partition(":")
-    return getattr(importlib.import_module(path), name)
-
-
-def names_of(rows: Mapping[str, F], is_one: Callable[[F], object]) -> tuple[str, ...]:
+def names_where(rows: Mapping[str, F], is_one: Callable[[F], object]) -> tuple[str, ...]:
     """Return the names of the rows for which a function is true."""
     return tuple(name for name, row in rows.items() if is_one(row))
+
+
+def text_where(rows: Mapping[str, F], is_one: Callable[[F], object]) -> str:
+    """Return the names of the rows for which a function is true, as "one, two or three"."""
+    *names, last = names_where(rows, is_one)
+    return f"{', '.join(names)} or {last}" if names else last
 
 
 def help_of(rows: Mapping[str, Any]) -> str:
@@ -369,14 +368,14 @@ return Independent(Bernoulli(logits=self.decoder(z)), {{ num_dims }})
     ),
     Likelihood(
         name="normal", module="pvae.models.likelihoods:NormalLikelihood", help="of a fixed scale: a squared error",
-        is_symmetric=True,
+        can_be_symmetric=True,
         plain_torch=PlainTorch(
             "return Independent(Normal(self.decoder(z).{{ squash }}(), {{ c.scale }}), {{ num_dims }})"),
         page="normal",
     ),
     Likelihood(
         name="normal-learned", module="pvae.models.likelihoods:LearnedNormalLikelihood", help="with one trained scale",
-        is_symmetric=True,
+        can_be_symmetric=True,
         plain_torch=PlainTorch(
             "return Independent(Normal(self.decoder(z).{{ squash }}(), self.log_scale.exp()), {{ num_dims }})",
             setup=_ONE_SCALE, tensors={"log_scale": "log_scale"}),
@@ -384,7 +383,7 @@ return Independent(Bernoulli(logits=self.decoder(z)), {{ num_dims }})
     ),
     Likelihood(
         name="normal-optimal", module="pvae.models.likelihoods:OptimalNormalLikelihood",
-        help="with the scale that is best for each batch (sigma-VAE)", is_symmetric=True, needs_batch=True,
+        help="with the scale that is best for each batch (sigma-VAE)", can_be_symmetric=True, needs_batch=True,
         plain_torch=PlainTorch(
             "return Independent(Normal(self.decoder(z).{{ squash }}(), self.running_scale), {{ num_dims }})",
             setup='self.register_buffer("running_scale", torch.tensor({{ c.scale }}))',
@@ -393,7 +392,7 @@ return Independent(Bernoulli(logits=self.decoder(z)), {{ num_dims }})
     ),
     Likelihood(
         name="normal-linear", module="pvae.models.likelihoods:LinearNormalLikelihood",
-        help="around the decoder's output itself, with --network linear", is_symmetric=True, is_linear=True,
+        help="around the decoder's output itself, with --network linear", can_be_symmetric=True, is_linear=True,
         plain_torch=PlainTorch("return Independent(Normal(self.decoder(z), {{ c.scale }}), {{ num_dims }})"),
         page="normal", page_mean="identity",
     ),

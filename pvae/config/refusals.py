@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pvae.config.families import LIKELIHOODS, POSTERIORS, PRIORS, text_where
 from pvae.core.errors import InputError
 
 __all__ = ["REFUSALS", "Case", "refuse"]
@@ -32,12 +33,12 @@ class Case:
 
     config: Any
     elbo: Any = None
-    has_own_beta: bool | None = None
+    has_own_beta: bool = False
     datum_shape: tuple[int, ...] | None = None
     num_labels: int | None = None
     data: Any = None
-    has_own_vae: bool | None = None
-    num_processes: int | None = None
+    has_own_vae: bool = False
+    num_processes: int = 1
 
 
 def refuse(case: Case) -> None:
@@ -49,8 +50,7 @@ def refuse(case: Case) -> None:
     for needed, is_refused, message in REFUSALS:
         parts = [getattr(case, name) for name in needed.split()]
         if not any(part is None for part in parts) and is_refused(*parts):
-            text = message(*parts) if callable(message) else message.format(c=case.config)
-            raise InputError(text)
+            raise InputError(message(*parts) if callable(message) else message.format(c=case.config, **_NAMES))
 
 
 def _texts(data: Any) -> list[str]:
@@ -58,6 +58,15 @@ def _texts(data: Any) -> list[str]:
     return [column.name for column in data.columns if column.categories]
 
 
+_NAMES = {  # of families, in messages
+    "on_sphere": f"--posterior {text_where(POSTERIORS, lambda row: row.is_on_sphere)} and --prior "
+    f"{text_where(PRIORS, lambda row: row.is_on_sphere)}",
+    "of_posterior": text_where(PRIORS, lambda row: row.is_of_posterior),
+    "normal": text_where(POSTERIORS, lambda row: row.is_normal),
+    "symmetric": text_where(LIKELIHOODS, lambda row: row.can_be_symmetric),
+    "of_batch": text_where(LIKELIHOODS, lambda row: row.needs_batch),
+    "of_logits": text_where(LIKELIHOODS, lambda row: row.is_of_logits),
+}
 # What a row needs to know, when it refuses, and what it says; in a message `c` is the configuration.
 # fmt: off
 REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...] = (
@@ -68,17 +77,19 @@ REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...
      "--posterior {c.posterior}, of an autoencoder, takes no prior: leave --prior out, or give another --posterior"),
     ("config", lambda c: c.posterior_family.is_on_sphere != c.prior_family.is_on_sphere,
      "one of --posterior {c.posterior} and --prior {c.prior} is a density on the unit sphere, and the other is not: "
-     "give both --posterior power-spherical and --prior sphere, or neither"),
+     "give both {on_sphere}, or neither"),
     ("config", lambda c: c.prior_family.is_on_sphere and c.latent_dim < 2,
      "--posterior {c.posterior} needs at least 2 dimensions: give --latent-dim 2 or more"),
     ("config", lambda c: c.upper_latent_dims and c.inference not in c.posterior_family.inference,
-     "--upper-latent-dims goes with --posterior normal or, with --inference bottom-up, normal-log-variance, not "
-     "{c.posterior}"),
+     lambda c: (
+         f"--upper-latent-dims and --inference {c.inference} go with --posterior "
+         f"{text_where(POSTERIORS, lambda row: c.inference in row.inference)}, not {c.posterior}"
+     )),
     ("config", lambda c: c.upper_latent_dims and c.inference == "bottom-up" and c.prior_family.is_of_posterior,
      "--inference bottom-up has no q(z | x) of the top layer alone, so --prior {c.prior} goes with --inference ladder "
      "or top-down only"),
     ("config", lambda c: c.free_bits and not (c.posterior_family.is_normal and c.prior == "standard-normal"),
-     "--free-bits needs a rate of each latent dimension: give --prior standard-normal and --posterior normal"),
+     "--free-bits needs a rate of each latent dimension: leave --prior out, and give --posterior {normal}"),
     ("config", lambda c: c.prior_family.is_of_posterior and c.has_batch_norm,
      "the pseudo-inputs of --prior {c.prior} would enter the batch statistics of --network {c.network}: give --network"
      " mlp, conv or conv-groupnorm"),
@@ -87,33 +98,26 @@ REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...
      "--likelihood {c.likelihood} goes with --network linear and one stochastic layer only"),
     ("config", lambda c: c.likelihood_family.is_of_columns and not c.columns,
      "--likelihood {c.likelihood} needs a kind of each column: give --columns real*3,categorical:5 or the like"),
-    ("config", lambda c: c.is_symmetric and (c.is_binarized or not c.likelihood_family.is_symmetric),
-     "--pixels symmetric goes with --binarize none and a --likelihood normal... of images only"),
-    ("config", lambda c: not c.likelihood_family.is_of_images and c.pad,
-     "--pad does not go with --likelihood {c.likelihood}: leave one out"),
-    ("config", lambda c: not c.likelihood_family.is_of_images and c.prior_family.is_of_posterior,
-     "--prior {c.prior} does not go with --likelihood {c.likelihood}: leave one out"),
-    ("config", lambda c: not c.likelihood_family.is_of_images and c.is_binarized,
-     "--binarize {c.binarize} does not go with --likelihood {c.likelihood}: leave one out"),
+    ("config", lambda c: c.is_symmetric and (c.is_binarized or not c.likelihood_family.can_be_symmetric),
+     "--pixels symmetric goes with --binarize none and --likelihood {symmetric} only"),
+    ("config",
+     lambda c: not c.likelihood_family.is_of_images and (c.pad or c.is_binarized or c.prior_family.is_of_posterior),
+     "--pad, --binarize and --prior {of_posterior} do not go with --likelihood {c.likelihood}: leave them out"),
     ("config", lambda c: c.likelihood_family.needs_batch and c.missing,
      "--likelihood {c.likelihood} needs all values of a batch: leave --missing out"),
     # Labels.
     ("config", lambda c: c.labels and c.condition,
      "--condition uses all labels, and --labels some of them: leave one out"),
-    ("config", lambda c: c.takes_labels and c.prior_family.is_of_posterior,
-     "--prior {c.prior} does not go with --labels or --condition: leave one out"),
-    ("config", lambda c: c.takes_labels and c.upper_latent_dims,
-     "--upper-latent-dims does not go with --labels or --condition: leave one out"),
+    ("config", lambda c: c.takes_labels and (c.prior_family.is_of_posterior or c.upper_latent_dims),
+     "--upper-latent-dims and --prior {of_posterior} do not go with --labels or --condition: leave them out"),
     ("config", lambda c: c.labels and c.has_batch_norm,
      "--labels sums over all classes, which would enter the batch statistics of --network {c.network}: give another "
      "--network"),
-    ("config", lambda c: c.labels and c.is_autoencoder,
-     "--posterior {c.posterior} has no density: leave --labels out, or give another --posterior"),
     # How it is trained.
     ("config", lambda c: c.precision != "fp32" and c.compile == "none",
      "--precision {c.precision} does not go with --compile none: leave --compile out"),
     ("config", lambda c: c.initialization == "burda" and not (c.network == "mlp" and c.likelihood_family.is_of_logits),
-     'initialization = "burda" goes with --network mlp and a Bernoulli likelihood only'),
+     'initialization = "burda" goes with --network mlp and --likelihood {of_logits} only'),
     # The ELBO.
     ("config elbo", lambda c, elbo: elbo.sums_over_labels != (c.labels > 0),
      "--elbo {c.elbo} and --labels {c.labels}: --elbo enumerate goes with --labels above 0"),
@@ -122,12 +126,11 @@ REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...
     ("config elbo", lambda c, elbo: elbo.needs_closed_form and not any(c.closed_forms),
      "no closed-form KL is known for --posterior {c.posterior} and --prior {c.prior}: give --elbo trace"),
     ("config elbo", lambda c, elbo: elbo.needs_separate_draws and (c.likelihood_family.needs_batch or c.has_batch_norm),
-     "--elbo {c.elbo} needs weights that each depend on their own draw only, and --likelihood normal-optimal and "
+     "--elbo {c.elbo} needs weights that each depend on their own draw only, and --likelihood {of_batch} and "
      "BatchNorm make them depend on all draws: take --elbo trace, analytic, stl or iwae"),
-    ("config elbo", lambda c, elbo: "beta" not in elbo.options and (c.beta != 1 or c.warm_up),
-     "--elbo {c.elbo} has no rate to weigh: give --beta 1 and --warm-up 0, or take --elbo trace or analytic"),
-    ("config elbo has_own_beta", lambda c, elbo, has_own_beta: "beta" not in elbo.options and has_own_beta,
-     "--elbo {c.elbo} has no rate to weigh: leave beta out, or take --elbo trace or analytic"),
+    ("config elbo has_own_beta",
+     lambda c, elbo, has_own_beta: "beta" not in elbo.options and (c.beta != 1 or c.warm_up or has_own_beta),
+     "--elbo {c.elbo} has no rate to weigh: leave --beta and --warm-up out, or take --elbo trace or analytic"),
     ("config elbo", lambda c, elbo: "free_bits" not in elbo.options and c.free_bits,
      "--elbo {c.elbo} has no free bits: give --free-bits 0, or take --elbo trace or analytic"),
     ("config elbo", lambda c, elbo: c.particles < elbo.least_particles,
@@ -137,12 +140,9 @@ REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...
     # The data.
     ("config data", lambda c, data: data.is_images and not c.likelihood_family.is_of_images,
      "--likelihood {c.likelihood} is for data that are no images: give another one"),
-    ("config data", lambda c, data: not data.is_images and c.pad,
-     "--pad is for images, and the data are tensors of values: leave it out"),
-    ("config data", lambda c, data: not data.is_images and c.is_symmetric,
-     "--pixels symmetric is for images, and the data are tensors of values: leave it out"),
-    ("config data", lambda c, data: not data.is_images and c.binarize in ("static", "dynamic"),
-     "--binarize {c.binarize} is for images, and the data are tensors of values: leave it out"),
+    ("config data",
+     lambda c, data: not data.is_images and (c.pad or c.is_symmetric or c.binarize in ("static", "dynamic")),
+     "--pad, --pixels symmetric and --binarize static or dynamic are for images: leave them out"),
     ("config data has_own_vae",
      lambda c, data, is_own: _texts(data) and not c.likelihood_family.is_of_columns and not is_own,
      lambda c, data, _: (
@@ -159,13 +159,11 @@ REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...
          f"--network {c.network} cannot normalise a batch of one image, the last of {len(data.train):,} by "
          f"--batch-size {c.batch_size}: give another --batch-size"
      )),
-    ("config has_own_vae num_processes", lambda c, is_own, number: number > 1 and c.has_batch_norm and not is_own,
-     "--network {c.network} needs the whole batch at once: train it in one process"),
-    ("config has_own_vae num_processes",
-     lambda c, is_own, number: number > 1 and c.likelihood_family.needs_batch and not is_own,
-     "--likelihood {c.likelihood} needs the whole batch at once: train it in one process"),
     ("config num_processes", lambda c, number: number > 1 and c.free_bits,
-     "--free-bits needs the whole batch at once: train it in one process"),
+     "--free-bits needs the whole batch at once: train in one process"),
+    ("config has_own_vae num_processes",
+     lambda c, is_own, number: number > 1 and not is_own and (c.has_batch_norm or c.likelihood_family.needs_batch),
+     "BatchNorm and --likelihood {of_batch} need the whole batch at once: train in one process"),
     # The shape of a datum and its labels, for which a VAE is built.
     ("config datum_shape", lambda c, shape: not shape or min(shape) < 1 or (c.is_conv and len(shape) != 3),
      lambda c, shape: (

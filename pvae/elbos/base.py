@@ -45,6 +45,9 @@ class PerDatumELBO(Trace_ELBO):
             which each method has an argument to override for one call; and `free_bits`, the nats per latent dimension
             that cost nothing.
 
+    Raises:
+        InputError: an option is none of this ELBO.
+
     Attributes:
         options: keyword arguments of the constructor; the class attribute of each name is its default.
         least_particles: the smallest K.
@@ -75,7 +78,8 @@ class PerDatumELBO(Trace_ELBO):
         )
         for name, value in options.items():
             if name not in self.options:
-                raise TypeError(f"{type(self).__name__} takes no {name}: its options are {', '.join(self.options)}")
+                known = ", ".join(("num_particles", *self.options))
+                raise InputError(f"{type(self).__name__} takes no {name}: its options are {known}")
             setattr(self, name, value)
 
     def loss_and_terms(

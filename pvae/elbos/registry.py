@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pvae.config.config import Config
 from pvae.config.refusals import Case, refuse
+from pvae.core.errors import check_name
 from pvae.elbos.base import PerDatumELBO
 from pvae.elbos.enumerated import EnumeratedELBO
 from pvae.elbos.gradients import PIWAE, DReG, LeaveOneOutScoreELBO, ScoreELBO, StickingTheLanding
@@ -30,44 +31,29 @@ ELBO_CLASSES: dict[str, type[PerDatumELBO]] = {  # by the choices of --elbo
 }
 
 
-def build_elbo(
-    name: str,
-    num_particles: int = 1,
-    beta: float = 1.0,
-    free_bits: float = 0.0,
-    *,
-    alpha: float = 0.5,
-    mix: float = 0.5,
-    num_groups: int = 1,
-    label_weight: float = 0.0,
-) -> PerDatumELBO:
+def build_elbo(name: str, num_particles: int = 1, **options: float) -> PerDatumELBO:
     """Return the ELBO of that name, whose loss is a mean over the batch, where that of Pyro's own ELBOs is a sum.
 
     Args:
         name: one of `ELBO_CLASSES`.
         num_particles: K.
-        beta: weight of the rate in the loss.
-        free_bits: nats per latent dimension that cost nothing.
-        alpha: order of "renyi"; below 0 the objective is not a lower bound on log p(x), -inf is VR-max.
-        mix: share of the ELBO in "ciwae".
-        num_groups: number of groups M of "miwae" and "piwae".
-        label_weight: weight of the classifier's loss at known labels in "enumerate".
+        options: those that its class takes.
+            beta: weight of the rate in the loss.
+            free_bits: nats per latent dimension that cost nothing.
+            alpha: order of "renyi"; below 0 the objective is not a lower bound on log p(x), -inf is VR-max.
+            mix: share of the ELBO in "ciwae".
+            num_groups: number of groups M of "miwae" and "piwae".
+            label_weight: weight of the classifier's loss at known labels in "enumerate".
 
     Raises:
-        InputError: the name is unknown, or an option is out of range or does not go with the ELBO.
+        InputError: the name is unknown, or an option is out of range or is none of this ELBO.
     """
-    config = Config(
-        elbo=name,
-        particles=num_particles,
-        beta=beta,
-        free_bits=free_bits,
-        alpha=alpha,
-        mix=mix,
-        groups=num_groups,
-        label_weight=label_weight,
-        labels=int(name == "enumerate"),
-    )
-    return elbo_of(config)
+    kind = ELBO_CLASSES[check_name("ELBO", name, ELBO_CLASSES)]
+    elbo = kind(num_particles, **options)
+    fields = {"groups" if option == "num_groups" else option: value for option, value in options.items()}
+    config = Config(elbo=name, particles=num_particles, labels=int(kind.sums_over_labels), **fields)
+    refuse(Case(config=config, elbo=kind))
+    return elbo
 
 
 def elbo_of(config: Config, labelled: float = 1.0) -> PerDatumELBO:

@@ -221,12 +221,13 @@ def measure_estimator(
         log_p: log p(x) of the batch, as `reference` returns it.
         stage: the stage of training at which the weights were taken.
         repetitions: R, at least 3.
-        options: `alpha`, `mix` or `num_groups` for `pvae.elbos.registry.build_elbo`.
+        options: `alpha`, `mix` or `num_groups`, which the estimators that take them are given.
 
     Raises:
         NotFiniteError: a bound or a gradient is NaN or infinite.
     """
-    elbo = build_elbo(name, num_particles, **options)
+    taken = {option: value for option, value in options.items() if option in ELBO_CLASSES[name].options}
+    elbo = build_elbo(name, num_particles, **taken)
     batch = Batch.of(data)
     parts = [*batch.split(data_at_once(vae, batch, num_particles))]
     encoder, decoder = list(vae.q_z.parameters()), [*vae.p_x.parameters(), *vae.p_z.parameters()]

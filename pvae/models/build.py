@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pvae.config.config import OPTIONS, Config
-from pvae.config.families import class_of
 from pvae.config.presets import as_option
 from pvae.config.refusals import Case, refuse
 from pvae.core.errors import InputError, brief, listed
@@ -55,7 +55,7 @@ def build_vae(config: Config, datum_shape: Sequence[int], num_labels: int = 0) -
         posterior = _posterior(config, encoder)
         prior = _prior(config, posterior.forward, datum_shape)
     family = config.likelihood_family
-    likelihood: nn.Module = class_of(family.grey if config.is_pseudo else family.module)(
+    likelihood: nn.Module = resolve_name(family.grey if config.is_pseudo else family.module)(
         decoder, datum_shape, has_missing=config.missing, **family.arguments(config)
     )
     if num_labels:
@@ -80,14 +80,14 @@ def _num_outputs(config: Config) -> int:
 
 def _posterior(config: Config, encoder: nn.Module) -> Any:
     family = config.posterior_family
-    return class_of(family.module)(encoder, **family.arguments(config))
+    return resolve_name(family.module)(encoder, **family.arguments(config))
 
 
 def _prior(config: Config, posterior: Any, datum_shape: Sequence[int]) -> nn.Module:
     """Return the prior of the top layer; `posterior` is a function that returns its posterior."""
     family = config.prior_family
     first = (posterior, datum_shape) if family.is_of_posterior else (config.latent_dims[-1],)
-    prior: nn.Module = class_of(family.module)(*first, **family.arguments(config))
+    prior: nn.Module = resolve_name(family.module)(*first, **family.arguments(config))
     return prior
 
 

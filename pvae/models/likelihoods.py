@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pkgutil import resolve_name
 from typing import Any
 
 import pyro.distributions as dist
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pvae.config.columns import ColumnKind
-from pvae.config.families import class_of
 from pvae.core.errors import InputError
 from pvae.core.tracing import require
 from pvae.distributions.bernoulli import LogitBernoulli, PseudoBernoulli
@@ -489,7 +489,7 @@ class ColumnsLikelihood(Likelihood):
 def _part(kind: ColumnKind, columns: Sequence[int], scale: float) -> Likelihood:
     """Return the likelihood of columns of one kind, whose decoder is not used."""
     arguments = {"num_categories": kind.num_categories} if kind.num_categories else {"scale": scale}
-    part: Likelihood = class_of(kind.likelihood)(nn.Identity(), (len(columns),), **arguments)
+    part: Likelihood = resolve_name(kind.likelihood)(nn.Identity(), (len(columns),), **arguments)
     if isinstance(part, DiagonalNormalLikelihood):
         part.units = Standardize((len(columns),), columns)
     return part

@@ -177,7 +177,7 @@ def test_free_bits_agree(small_vae, small_images, num_particles, beta):
     with torch.no_grad():
         vae.q_z.encoder[-1].bias[:3] = torch.tensor([1.5, 0.0, 0.1])
     for name, form in [("trace", reference_elbo.monte_carlo), ("analytic", reference_elbo.closed_form)]:
-        elbo, found = build_elbo(name, num_particles, beta, 0.2), []
+        elbo, found = build_elbo(name, num_particles, beta=beta, free_bits=0.2), []
 
         def loss(elbo=elbo, found=found):
             found.append(elbo.loss_and_terms(vae.model, vae.guide, x))

@@ -90,7 +90,7 @@ def test_beta_weighs_the_rate_of_the_loss_and_is_not_in_the_terms(small_vae, sma
     by_hand = reference_elbo.closed_form if name == "analytic" else reference_elbo.monte_carlo
 
     def ours():
-        loss, terms = build_elbo(name, 2, beta).backward(vae.model, vae.guide, x)
+        loss, terms = build_elbo(name, 2, beta=beta).backward(vae.model, vae.guide, x)
         found.append(terms)
         return loss
 

@@ -29,7 +29,8 @@ class Trained(NamedTuple):
 
 
 def built(name, particles=4, **options):
-    return build_elbo(name, particles, num_groups=2 if name == "miwae" and particles > 1 else 1, **options)
+    groups = {"num_groups": 2} if name == "miwae" and particles > 1 else {}
+    return build_elbo(name, particles, **groups, **options)
 
 
 def adam(parameters, **options):

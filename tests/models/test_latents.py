@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Independent, Laplace, MultivariateNormal, Normal, kl_divergence
 
 from pvae.config.config import Config
-from pvae.config.families import POSTERIORS, PRIORS, names_of
+from pvae.config.families import POSTERIORS, PRIORS, names_where
 from pvae.distributions.full_normal import FullNormal
 from pvae.models.build import build_vae
 from pvae.models.posteriors import FullNormalPosterior
@@ -31,7 +31,7 @@ def grid(dim, reach=9.0, count=361):
 
 
 @pytest.mark.parametrize("dim", [1, 2])
-@pytest.mark.parametrize("prior", names_of(PRIORS, lambda row: not row.is_on_sphere))
+@pytest.mark.parametrize("prior", names_where(PRIORS, lambda row: not row.is_on_sphere))
 def test_priors_are_normalised(prior, dim):
     vae = built(dim, prior=prior)
     z, cell = grid(dim)
@@ -41,7 +41,7 @@ def test_priors_are_normalised(prior, dim):
 
 @pytest.mark.parametrize("dim", [1, 2])
 @pytest.mark.parametrize(
-    "posterior", names_of(POSTERIORS, lambda row: row.has_density and not (row.is_flow or row.is_on_sphere))
+    "posterior", names_where(POSTERIORS, lambda row: row.has_density and not (row.is_flow or row.is_on_sphere))
 )
 def test_posteriors_are_normalised(posterior, dim):
     z, cell = grid(dim)

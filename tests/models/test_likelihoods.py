@@ -13,15 +13,17 @@ import scipy.stats
 import torch
 
 from pvae.config.config import Config
-from pvae.config.families import LIKELIHOODS, names_of
+from pvae.config.families import LIKELIHOODS, names_where
 from pvae.distributions.bernoulli import PseudoBernoulli
 from pvae.distributions.discretized_logistic import DiscretizedLogistic
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae
 from pvae.models.features import Standardize
 
-OF_IMAGES = names_of(LIKELIHOODS, lambda row: row.is_of_images)
-COUNTS, REALS = (names_of(LIKELIHOODS, lambda row, kind=kind: row.sees == kind) for kind in ("log1p", "standardized"))
+OF_IMAGES = names_where(LIKELIHOODS, lambda row: row.is_of_images)
+COUNTS, REALS = (
+    names_where(LIKELIHOODS, lambda row, kind=kind: row.sees == kind) for kind in ("log1p", "standardized")
+)
 
 
 LEVELS = torch.arange(256, dtype=torch.float64) / 255
