@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
@@ -48,13 +47,11 @@ class SingleOptimizer(PyroOptim):
         """Whether gradients are clipped or summed over processes before the step."""
         return bool(self.clip_norm) or self.reduce is not None
 
-    def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
+    def __call__(self, params: Iterable[Tensor]) -> None:
         """Step the optimiser.
 
         Args:
             params: the parameters that the loss registered with Pyro.
-            args: passed to the optimiser's `step`.
-            kwargs: passed to the optimiser's `step`.
 
         Raises:
             RuntimeError: they are not the parameters of the optimiser. A parameter that the optimiser lacks would not
@@ -69,7 +66,7 @@ class SingleOptimizer(PyroOptim):
             )
         try:
             self._prepare_gradients()
-            self.optimizer.step(*args, **kwargs)
+            self.optimizer.step()
         finally:
             for parameter in self._parameters:
                 parameter.grad = None  # SVI would write zeros, to which the next gradients would be added
@@ -92,11 +89,3 @@ class SingleOptimizer(PyroOptim):
     def name_of(self, parameter: Tensor) -> str:
         """Return the name of a parameter, for messages."""
         return self._names.get(id(parameter), "a parameter")
-
-    def get_state(self) -> dict[str, Any]:
-        """Return the optimiser's state."""
-        return self.optimizer.state_dict()
-
-    def set_state(self, state_dict: dict[str, Any]) -> None:
-        """Restore a state that `get_state` returned."""
-        self.optimizer.load_state_dict(state_dict)

@@ -54,7 +54,7 @@ class Config:
         FIELDS
 
     Raises:
-        InputError: a field has the wrong type or is out of range, or two fields contradict each other.
+        InputError: a field is unknown, has the wrong type or is out of range, or two fields contradict each other.
 
     >>> Config(latent_dim=2).replace(beta=4.0).latent_dim
     2
@@ -178,11 +178,7 @@ class Config:
         choices=("bottom-up", "ladder", "top-down"),
         only_with=("--upper-latent-dims", lambda c: bool(c.upper_latent_dims)),
     )
-    posterior: str = option(
-        "normal",
-        help_of(POSTERIORS),
-        choices=tuple(POSTERIORS),
-    )
+    posterior: str = option("normal", help_of(POSTERIORS), choices=tuple(POSTERIORS))
     flow_length: int = option(
         2,
         "number of transforms of a flow, of the posterior's and of the prior's",
@@ -197,11 +193,7 @@ class Config:
         "widths of the hidden layers of each transform of an autoregressive flow",
         only_with=_HAS_FLOW_NETWORKS,
     )
-    prior: str = option(
-        "standard-normal",
-        help_of(PRIORS),
-        choices=tuple(PRIORS),
-    )
+    prior: str = option("standard-normal", help_of(PRIORS), choices=tuple(PRIORS))
     components: int = option(
         500,
         "number of Normals of a prior that is a mixture, or of pseudo-inputs",
@@ -238,7 +230,7 @@ class Config:
         "score-loo (with a leave-one-out baseline); bounds of importance weights: iwae, dreg (doubly reparameterised), "
         "renyi, ciwae, miwae, piwae (miwae for the encoder); enumerate: the ELBO "
         "summed over the labels that are not known, with --labels",
-        choices=ELBOS,
+        choices=tuple(ELBOS),
     )
     particles: int = option(1, "number K of samples z ~ q(z | x) per image in the bound", limits=(1, 10**6))
     alpha: float = option(
@@ -304,6 +296,12 @@ class Config:
         pattern=(r"(?s).{0,1000}", "a text of at most 1,000 characters"),
         has_flag=False,
     )
+
+    def __new__(cls, **options: Any) -> Config:
+        """Refuse an unknown option by an `InputError` that names the nearest ones, in place of a `TypeError`."""
+        for name in options:
+            check_name("option", name, OPTIONS)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         """Check each field, and then combinations of fields."""
@@ -405,8 +403,6 @@ class Config:
         Raises:
             InputError: a field is unknown, of the wrong type or out of range, or contradicts another one.
         """
-        for name in overrides:
-            check_name("option", name, OPTIONS)
         return replace(self, **overrides)
 
 

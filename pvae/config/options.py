@@ -24,21 +24,21 @@ __all__ = [
 ]
 
 
-ELBOS = (  # the names in `pvae.elbos.registry`, whose classes say what each takes
-    "trace",
-    "analytic",
-    "handwritten",
-    "stl",
-    "score",
-    "score-loo",
-    "iwae",
-    "dreg",
-    "renyi",
-    "ciwae",
-    "miwae",
-    "piwae",
-    "enumerate",
-)
+ELBOS = {  # and their classes, which say what each takes
+    "trace": "pvae.elbos.trace:TraceELBO",
+    "analytic": "pvae.elbos.trace:AnalyticELBO",
+    "handwritten": "pvae.elbos.handwritten:HandwrittenELBO",
+    "stl": "pvae.elbos.gradients:StickingTheLanding",
+    "score": "pvae.elbos.gradients:ScoreELBO",
+    "score-loo": "pvae.elbos.gradients:LeaveOneOutScoreELBO",
+    "iwae": "pvae.elbos.importance:IWAE",
+    "dreg": "pvae.elbos.gradients:DReG",
+    "renyi": "pvae.elbos.importance:RenyiELBO",
+    "ciwae": "pvae.elbos.importance:CIWAE",
+    "miwae": "pvae.elbos.importance:MIWAE",
+    "piwae": "pvae.elbos.gradients:PIWAE",
+    "enumerate": "pvae.elbos.enumerated:EnumeratedELBO",
+}
 DATASETS = (
     "auto",
     "mnist",

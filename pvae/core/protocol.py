@@ -7,7 +7,6 @@ true, and it is called without y then.
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -164,7 +163,8 @@ def of_event(p_x: TorchDistribution, x: Tensor) -> TorchDistribution:
 class Given:
     """A VAE at labels y: p(z | y), q(z | x, y) and p(x | z, y), by methods that take no y.
 
-    It holds y and no state of its own: parameters, mode and every other attribute are those of the VAE.
+    It holds y and no state of its own: parameters, mode and every other attribute are those of the VAE, so that `eval`
+    and `to` change the VAE, and return it.
 
     Args:
         vae: the VAE.
@@ -179,19 +179,10 @@ class Given:
         self.vae, self.y = vae, y
 
     def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the VAE; a method that returns the VAE, such as `eval`, returns this view."""
+        """Return an attribute of the VAE."""
         if name.startswith("__") or name == "vae":  # as `copy` asks before there is a VAE
             raise AttributeError(name)
-        attribute = getattr(self.vae, name)
-        return self._of_view(attribute) if inspect.ismethod(attribute) else attribute
-
-    def _of_view(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(method)
-        def of_view(*arguments: Any, **named: Any) -> Any:
-            result = method(*arguments, **named)
-            return self if result is self.vae else result
-
-        return of_view
+        return getattr(self.vae, name)
 
     def given(self, y: Tensor | None) -> Any:
         """Return the VAE at other labels y; for None this view itself."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,7 +16,6 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.util import check_if_enumerated, check_model_guide_match, warn_if_nan
 from torch import Tensor
 from torch.distributions import Distribution, Independent
-from torch.nn import Parameter
 
 from pvae.core.errors import InputError
 from pvae.core.terms import LossAndTerms, Terms
@@ -126,12 +124,16 @@ class PerDatumELBO(Trace_ELBO):
         return torch.cat(rates, dim=-1)
 
     def rate_of(self, latent: Latent, q: Any, p: Any) -> Tensor:
-        """Return log q - log p at the draws of a site, whose mean over the particles is KL(q || p).
+        """Return log q - log p at the draws of a site, in nats; its mean over the particles estimates KL(q || p).
 
         Args:
-            latent: the site.
-            q: its posterior, or that of its dimensions.
+            latent: the site, with draws (K, B, L) or, with one particle, (B, L).
+            q: its posterior of the whole event, batch shape (B,); or of each dimension, batch shape (B, L).
             p: its prior, as q.
+
+        Returns:
+            (K, B) of whole events, (K, B, L) of dimensions; without K for one particle, or where a subclass returns a
+            closed form that is the same for every draw.
         """
         ratio: Tensor = q.log_prob(latent.z) - p.log_prob(latent.z)
         return ratio
@@ -148,11 +150,10 @@ class PerDatumELBO(Trace_ELBO):
         Raises:
             InputError: no parameter is registered with Pyro.
         """
-        store = pyro.get_param_store()
-        num_known = len(store)
         loss, terms = self.loss_and_terms(*arguments, **options)
-        if len(store) > num_known or not num_known:  # the first step registers the parameters
-            _check_registered(loss)
+        if not pyro.get_param_store():
+            how = 'call pyro.module("encoder", encoder) in the guide and pyro.module("decoder", decoder) in the model'
+            raise InputError(f"model and guide register no parameters with Pyro, so SVI would train nothing: {how}")
         loss.backward()
         return LossAndTerms(loss.detach(), terms)
 
@@ -202,26 +203,6 @@ class PerDatumELBO(Trace_ELBO):
             if not self.sums_over_labels:
                 check_if_enumerated(guide_trace)
         return model_trace, guide_trace
-
-
-def _check_registered(loss: Tensor) -> None:
-    """Warn of parameters that the loss depends on and SVI would not train, or raise an error if it would train none."""
-    registered = [parameter for _, parameter in pyro.get_param_store().named_parameters()]
-    how = 'call pyro.module("encoder", encoder) in the guide and pyro.module("decoder", decoder) in the model'
-    if not registered:
-        raise InputError(f"model and guide register no parameters with Pyro, so SVI would train nothing: {how}")
-    nodes, known = [loss.grad_fn], {id(parameter) for parameter in registered}
-    seen, others = set[Any](), set[int]()
-    while nodes:
-        node = nodes.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            nodes += [following for following, _ in node.next_functions]
-            leaf = getattr(node, "variable", None)
-            if isinstance(leaf, Parameter) and id(leaf) not in known:
-                others.add(id(leaf))
-    if others:
-        warnings.warn(f"SVI will not train {len(others)} parameters, which are not registered: {how}", stacklevel=2)
 
 
 def require_rsample(name: str, posterior: Distribution) -> None:

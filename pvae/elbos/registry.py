@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
+from typing import Any
+
 from pvae.config.config import Config
+from pvae.config.options import ELBOS
 from pvae.config.refusals import Case, refuse
 from pvae.core.errors import check_name
 from pvae.elbos.base import PerDatumELBO
-from pvae.elbos.enumerated import EnumeratedELBO
-from pvae.elbos.gradients import PIWAE, DReG, LeaveOneOutScoreELBO, ScoreELBO, StickingTheLanding
-from pvae.elbos.handwritten import HandwrittenELBO
-from pvae.elbos.importance import CIWAE, IWAE, MIWAE, RenyiELBO
-from pvae.elbos.trace import AnalyticELBO, TraceELBO
 
 __all__ = ["ELBO_CLASSES", "build_elbo", "elbo_of"]
 
-ELBO_CLASSES: dict[str, type[PerDatumELBO]] = {  # by the choices of --elbo
-    "trace": TraceELBO,
-    "analytic": AnalyticELBO,
-    "handwritten": HandwrittenELBO,
-    "stl": StickingTheLanding,
-    "score": ScoreELBO,
-    "score-loo": LeaveOneOutScoreELBO,
-    "iwae": IWAE,
-    "dreg": DReG,
-    "renyi": RenyiELBO,
-    "ciwae": CIWAE,
-    "miwae": MIWAE,
-    "piwae": PIWAE,
-    "enumerate": EnumeratedELBO,
-}
+ELBO_CLASSES: dict[str, type[PerDatumELBO]] = {name: resolve_name(where) for name, where in ELBOS.items()}
 
 
 def build_elbo(name: str, num_particles: int = 1, **options: float) -> PerDatumELBO:
@@ -50,7 +35,9 @@ def build_elbo(name: str, num_particles: int = 1, **options: float) -> PerDatumE
     """
     kind = ELBO_CLASSES[check_name("ELBO", name, ELBO_CLASSES)]
     elbo = kind(num_particles, **options)
-    fields = {"groups" if option == "num_groups" else option: value for option, value in options.items()}
+    fields: dict[str, Any] = {
+        "groups" if option == "num_groups" else option: value for option, value in options.items()
+    }
     config = Config(elbo=name, particles=num_particles, labels=int(kind.sums_over_labels), **fields)
     refuse(Case(config=config, elbo=kind))
     return elbo

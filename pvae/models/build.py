@@ -18,7 +18,7 @@ from pvae.core.errors import InputError, brief, listed
 from pvae.models.features import Standardize, encoder_input
 from pvae.models.hierarchy import BottomUpPosterior, FirstLayer, HierarchyPrior, LadderPosterior, TopDownPosterior
 from pvae.models.labels import EncoderJoin, LabelPosterior, LabelPrior, LikelihoodGivenLabels, PosteriorGivenLabels
-from pvae.models.networks import FlatBatch, conv_decoder, conv_encoder, groupnorm_decoder, mlp, mlp_decoder, mlp_encoder
+from pvae.models.networks import FlatBatch, conv_decoder, conv_encoder, groupnorm_decoder, mlp
 from pvae.vae import VAE
 
 __all__ = ["build_vae", "fit_to", "meta_state_dict", "sizes_of", "start_from", "start_like_burda"]
@@ -137,14 +137,16 @@ def _networks(
     batch_norm = config.has_batch_norm
     if not config.is_conv:
         hidden = () if config.network == "linear" else config.hidden
-        shape = (math.prod(shape) + num_labels,) if num_labels else shape
-        encoder: nn.Module = mlp_encoder(shape, hidden, num_outputs, config.activation, batch_norm)
-        return encoder, mlp_decoder(latent_dim, hidden, decoded, config.activation, batch_norm)
+        width, num_dims = math.prod(shape) + num_labels, 1 if num_labels else len(shape)
+        up = mlp(width, *hidden, num_outputs, activation=config.activation, batch_norm=batch_norm)
+        widths = (latent_dim, *reversed(hidden), math.prod(decoded))
+        down = mlp(*widths, activation=config.activation, batch_norm=batch_norm)
+        return nn.Sequential(nn.Flatten(-num_dims), *up), nn.Sequential(*down, nn.Unflatten(-1, decoded))
     shape = (shape[0] + (num_labels > 0), *shape[1:])
     norm = {"conv": "none", "conv-batchnorm": "batch", "conv-groupnorm": "group"}[config.network]
     if norm == "group":  # its decoder draws its weights first
         decoder = groupnorm_decoder(latent_dim, config.hidden, decoded)
-    encoder = conv_encoder(shape, config.hidden, num_outputs, norm)
+    encoder: nn.Module = conv_encoder(shape, config.hidden, num_outputs, norm)
     if norm != "group":
         decoder = conv_decoder(latent_dim, config.hidden, decoded, norm)
     return FlatBatch(encoder, 3) if num_labels else encoder, decoder

@@ -19,8 +19,6 @@ __all__ = [
     "conv_encoder",
     "groupnorm_decoder",
     "mlp",
-    "mlp_decoder",
-    "mlp_encoder",
 ]
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -53,53 +51,6 @@ def mlp(*widths: int, activation: str = "relu", batch_norm: bool = False) -> nn.
         norm = [FlatBatch(nn.BatchNorm1d(width))] if batch_norm else []
         layers += [Linear(width_in, width, bias=not batch_norm), *norm, _ACTIVATIONS[activation]()]
     return nn.Sequential(*layers, Linear(widths[-2], widths[-1]))
-
-
-def mlp_encoder(
-    datum_shape: Sequence[int],
-    hidden: Sequence[int],
-    num_outputs: int,
-    activation: str = "relu",
-    batch_norm: bool = False,
-) -> nn.Sequential:
-    """Return a network from images to the parameters of a posterior.
-
-    Args:
-        datum_shape: of x.
-        hidden: widths of the hidden layers.
-        num_outputs: P.
-        activation: as in `mlp`.
-        batch_norm: as in `mlp`.
-
-    Returns:
-        A module that maps (..., *datum_shape) to (..., P).
-    """
-    layers = mlp(math.prod(datum_shape), *hidden, num_outputs, activation=activation, batch_norm=batch_norm)
-    return nn.Sequential(nn.Flatten(-len(datum_shape)), *layers)
-
-
-def mlp_decoder(
-    latent_dim: int,
-    hidden: Sequence[int],
-    datum_shape: Sequence[int],
-    activation: str = "relu",
-    batch_norm: bool = False,
-) -> nn.Sequential:
-    """Return a network from latents to one value per pixel.
-
-    Args:
-        latent_dim: L.
-        hidden: widths of the encoder's hidden layers; the decoder's are in reverse order.
-        datum_shape: of x.
-        activation: as in `mlp`.
-        batch_norm: as in `mlp`.
-
-    Returns:
-        A module that maps (..., L) to (..., *datum_shape).
-    """
-    widths = (latent_dim, *reversed(hidden), math.prod(datum_shape))
-    layers = mlp(*widths, activation=activation, batch_norm=batch_norm)
-    return nn.Sequential(*layers, nn.Unflatten(-1, tuple(datum_shape)))
 
 
 def conv_encoder(

@@ -17,7 +17,9 @@ from torch.distributions import kl_divergence
 
 from pvae.core.errors import InputError
 from pvae.core.tracing import register
-from pvae.elbos.registry import AnalyticELBO, HandwrittenELBO, TraceELBO, build_elbo
+from pvae.elbos.handwritten import HandwrittenELBO
+from pvae.elbos.registry import build_elbo
+from pvae.elbos.trace import AnalyticELBO, TraceELBO
 from pvae.reference import elbo as reference_elbo
 
 FORMS = [
