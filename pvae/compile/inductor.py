@@ -145,12 +145,9 @@ def _lifted(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
 @contextlib.contextmanager
 def _no_warnings() -> Iterator[None]:
     """Silence two warnings of torch: a CUDA compiler without a GPU, and an operator that inductor does not compile."""
-    loggers = [logging.getLogger(name) for name in ("torch.utils.cpp_extension", "torch._inductor.ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)

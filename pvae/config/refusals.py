@@ -50,7 +50,7 @@ def refuse(case: Case) -> None:
     for needed, is_refused, message in REFUSALS:
         parts = [getattr(case, name) for name in needed.split()]
         if not any(part is None for part in parts) and is_refused(*parts):
-            raise InputError(message(*parts) if callable(message) else message.format(c=case.config, **_NAMES))
+            raise InputError(message(*parts) if callable(message) else message.format(c=case.config, k=case, **_NAMES))
 
 
 def _texts(data: Any) -> list[str]:
@@ -67,7 +67,7 @@ _NAMES = {  # of families, in messages
     "of_batch": text_where(LIKELIHOODS, lambda row: row.needs_batch),
     "of_logits": text_where(LIKELIHOODS, lambda row: row.is_of_logits),
 }
-# What a row needs to know, when it refuses, and what it says; in a message `c` is the configuration.
+# What a row needs to know, when it refuses, and what it says; in a message `c` is the configuration, and `k` the case.
 # fmt: off
 REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...] = (
     # Posterior and prior.
@@ -134,7 +134,7 @@ REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...
     ("config elbo", lambda c, elbo: "free_bits" not in elbo.options and c.free_bits,
      "--elbo {c.elbo} has no free bits: give --free-bits 0, or take --elbo trace or analytic"),
     ("config elbo", lambda c, elbo: c.particles < elbo.least_particles,
-     lambda c, elbo: f"--elbo {c.elbo} needs --particles {elbo.least_particles} or more, not {c.particles}"),
+     "--elbo {c.elbo} needs --particles {k.elbo.least_particles} or more, not {c.particles}"),
     ("config elbo", lambda c, elbo: "num_groups" in elbo.options and c.particles % c.groups,
      "--elbo {c.elbo}: --particles {c.particles} must be a multiple of --groups {c.groups}"),
     # The data.
@@ -149,16 +149,12 @@ REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...
          f"column {_texts(data)[0]} of {data.name} holds texts: give --likelihood columns, or leave it out"
      )),
     ("config data", lambda c, data: c.batch_size > len(data.train),
-     lambda c, data: (
-         f"--batch-size {c.batch_size} is larger than the {len(data.train):,} training images of {data.name}: give "
-         f"at least --batch-size 1 and at most {len(data.train)}"
-     )),
+     "--batch-size {c.batch_size} is larger than the {k.data.train.shape[0]:,} training data of {k.data.name}: give at "
+     "least --batch-size 1 and at most {k.data.train.shape[0]}"),
     ("config data has_own_vae",
      lambda c, data, is_own: (len(data.train) - 1) % c.batch_size == 0 and c.has_batch_norm and not is_own,
-     lambda c, data, _: (
-         f"--network {c.network} cannot normalise a batch of one image, the last of {len(data.train):,} by "
-         f"--batch-size {c.batch_size}: give another --batch-size"
-     )),
+     "--network {c.network} cannot normalise a batch of one datum, the last of {k.data.train.shape[0]:,} by "
+     "--batch-size {c.batch_size}: give another --batch-size"),
     ("config num_processes", lambda c, number: number > 1 and c.free_bits,
      "--free-bits needs the whole batch at once: train in one process"),
     ("config has_own_vae num_processes",
@@ -166,18 +162,10 @@ REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...
      "BatchNorm and --likelihood {of_batch} need the whole batch at once: train in one process"),
     # The shape of a datum and its labels, for which a VAE is built.
     ("config datum_shape", lambda c, shape: not shape or min(shape) < 1 or (c.is_conv and len(shape) != 3),
-     lambda c, shape: (
-         f"datum_shape must be {'(C, H, W) for convolutions' if c.is_conv else 'at least one size'}, each at least "
-         f"1, not {shape}"
-     )),
+     "datum_shape must be at least one size, (C, H, W) for convolutions, each at least 1, not {k.datum_shape}"),
     ("config datum_shape", lambda c, shape: c.column_kinds and shape != (len(c.column_kinds),),
-     lambda c, shape: (
-         f"--columns names {len(c.column_kinds)} columns, and a datum has shape {shape}: name each of its columns"
-     )),
+     "--columns {c.columns} is not of a datum of shape {k.datum_shape}: name each of its columns"),
     ("config num_labels", lambda c, num_labels: c.takes_labels and not num_labels,
-     lambda c, _: (
-         f"--{'condition' if c.condition else 'labels'} needs data with labels: classes, int64 (N,), or attributes, "
-         "bool (N, A)"
-     )),
+     "--condition and --labels need data with labels: classes, int64 (N,), or attributes, bool (N, A)"),
 )
 # fmt: on

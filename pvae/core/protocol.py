@@ -163,8 +163,7 @@ def of_event(p_x: TorchDistribution, x: Tensor) -> TorchDistribution:
 class Given:
     """A VAE at labels y: p(z | y), q(z | x, y) and p(x | z, y), by methods that take no y.
 
-    It holds y and no state of its own: parameters, mode and every other attribute are those of the VAE, so that `eval`
-    and `to` change the VAE, and return it.
+    It holds y and no state of its own: parameters, mode and every other attribute are those of the VAE.
 
     Args:
         vae: the VAE.
@@ -179,10 +178,18 @@ class Given:
         self.vae, self.y = vae, y
 
     def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the VAE."""
+        """Return an attribute of the VAE; a method that returns the VAE, such as `eval`, returns this view."""
         if name.startswith("__") or name == "vae":  # as `copy` asks before there is a VAE
             raise AttributeError(name)
-        return getattr(self.vae, name)
+        attribute = getattr(self.vae, name)
+        if not inspect.ismethod(attribute):
+            return attribute
+
+        def of_view(*arguments: Any, **named: Any) -> Any:
+            result = attribute(*arguments, **named)
+            return self if result is self.vae else result
+
+        return of_view
 
     def given(self, y: Tensor | None) -> Any:
         """Return the VAE at other labels y; for None this view itself."""

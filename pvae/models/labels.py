@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -29,13 +29,10 @@ __all__ = [
 def _values(y: Tensor, num_labels: int, dtype: torch.dtype) -> Tensor:
     """Return labels as floats (..., K): classes (...) as zeros and a one, attributes (..., K) as they are."""
     if y.dtype == torch.int64:
-        require(lambda y: ((y >= 0) & (y < num_labels)).all(), y, _unknown_class(num_labels))
+        error = f"labels y must be classes from 0 to {num_labels - 1}"
+        require(lambda y: ((y >= 0) & (y < num_labels)).all(), y, lambda: InputError(error))
         y = one_hot(y, num_labels)
     return y.to(dtype)
-
-
-def _unknown_class(num_labels: int) -> Callable[[], Exception]:
-    return lambda: InputError(f"labels y must be classes from 0 to {num_labels - 1}")
 
 
 class EncoderJoin(nn.Module):

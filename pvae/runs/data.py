@@ -184,5 +184,7 @@ def _named_from(run: RunRecord, folder: Path) -> Path:
 
 def _has_own_data(dataset: str) -> bool:
     """Return whether this names the user's own folder or file, such as "folder:PATH", that exists."""
-    path = own_path(dataset) and expanded(own_path(dataset), "--dataset folder:PATH")
-    return bool(path) and (is_folder(Path(path)) or is_file(Path(path)))
+    if not (path := own_path(dataset)):
+        return False
+    where = expanded(path, "--dataset folder:PATH")
+    return is_folder(where) or is_file(where)
