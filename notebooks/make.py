@@ -18,12 +18,15 @@ import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib
 import nbformat
+import pyro
 import torch
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 from nbclient import NotebookClient
 from torch import Tensor
 from torch.distributions import MultivariateNormal
@@ -311,9 +314,17 @@ def collapse(runs: Runs, _: Path) -> tuple[Figure, str]:
 
 
 def graph(runs: Runs, _: Path) -> tuple[Figure, str]:
-    return smaller(pictures.graph(runs("deep-bayes")), 80), (
-        "Model and guide as Pyro sees them, by `pyro.render_model`: `pvae draw RUN --what graph`. It needs "
-        'Graphviz and `pip install -e ".[graph]"`.'
+    run, figure = runs("deep-bayes"), Figure(figsize=(6.0, 3.4), dpi=80, layout="constrained")
+    for axes, (name, function) in zip(figure.subplots(1, 2), (("model", run.vae().model), ("guide", run.vae().guide))):
+        with pyro.get_param_store().scope():
+            rendered = pyro.render_model(function, tuple(codes.examples(run, 1)), render_distributions=True)
+        rendered.attr(dpi="200")
+        axes.imshow(imread(BytesIO(rendered.pipe("png"))))
+        axes.set_title(name, fontsize=9)
+        axes.set_axis_off()
+    return figure, (
+        "Model and guide as Pyro sees them, by `pyro.render_model(vae.model, (x,), render_distributions=True)`. It "
+        "needs Graphviz and `pip install graphviz`."
     )
 
 

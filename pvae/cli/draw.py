@@ -30,7 +30,6 @@ PICTURES = {
     "interpolation": "straight lines between pairs of test images in the latent space",
     "histograms": "each dimension of the latent, or of the top one of several, against its prior",
     "attributes": "test images along the direction of an attribute, z + alpha v, alpha from -3 to 3 (celeba)",
-    "graph": "model and guide as graphs (needs Graphviz: the extra [graph] and its program dot)",
 }
 
 _DESCRIPTION = """\

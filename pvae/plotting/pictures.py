@@ -6,14 +6,9 @@ Each raises an `InputError` if the run lacks what the picture needs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
-from io import BytesIO
-from shutil import which
 
-import pyro
 import torch
 from matplotlib.figure import Figure
-from matplotlib.image import imread
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -26,7 +21,6 @@ from pvae.trained import codes, latent_space
 __all__ = [
     "attributes",
     "cdf",
-    "graph",
     "histograms",
     "interpolation",
     "losses",
@@ -38,6 +32,7 @@ __all__ = [
 ]
 
 _PRIOR_DRAWS = 20_000
+_PLANE = "two latent dimensions (--latent-dim 2)"
 _ALPHAS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # the steps alpha of z + alpha v along the direction of an attribute
 _SHOWN_ATTRIBUTES = ("Blond_Hair", "Smiling", "Male", "Eyeglasses")
 
@@ -75,33 +70,15 @@ def samples(run: Run) -> Figure:
         return figures.image_figure(images, 8, title, names)
 
 
-def _require(run: Run, has: bool, what: str, advice: str = "") -> None:
-    """Raise an `InputError` that names what a picture needs, and ends with the advice, unless `has` is true."""
+def _require(run: Run, has: bool, what: str) -> None:
+    """Raise an `InputError` that names what a picture needs, unless `has` is true."""
     if not has:
-        raise InputError(f"this picture needs {what}, which {run.path} lacks{advice}")
+        raise InputError(f"this picture needs {what}, which {run.path} lacks")
 
 
 def _label_of(run: Run, row: int) -> Tensor | None:
     """Return the label of a test datum, (1, ...), at which latents are decoded, if the run was trained given labels."""
     return codes.run_batch(run, "test").rows(slice(row, row + 1)).y
-
-
-def graph(run: Run) -> Figure:
-    """Return the graphs of model and guide as `pyro.render_model` draws them; the run must have a prior."""
-    _require(run, run.vae().has_density, "a prior to draw from")
-    if find_spec("graphviz") is None or which("dot") is None:
-        how = 'pip install -e ".[graph]", and the program dot, for instance by apt install graphviz'
-        raise InputError(f"this picture needs Graphviz: {how}")
-    figure = figures.titled_figure(f"{run.title}\ngraphs of the Pyro functions; grey: observed", 6.0, 3.4)
-    functions = {"model": run.vae().model, "guide": run.vae().guide}
-    for axes, (name, function) in zip(figure.subplots(1, 2), functions.items()):
-        with pyro.get_param_store().scope():
-            rendered = pyro.render_model(function, tuple(codes.examples(run, 1)), render_distributions=True)
-        rendered.attr(dpi="200")
-        axes.imshow(imread(BytesIO(rendered.pipe("png"))))
-        axes.set_title(name, fontsize=9)
-        axes.set_axis_off()
-    return figure
 
 
 def losses(run: Run) -> Figure:
@@ -113,7 +90,7 @@ def losses(run: Run) -> Figure:
 
 def scatter(run: Run) -> Figure:
     """Return the codes of training and test images side by side, coloured by class; the run must have two latents."""
-    _require(run, codes.is_plane(run), "two latent dimensions", ": train with --latent-dim 2")
+    _require(run, codes.is_plane(run), _PLANE)
     has_prior = run.vae().has_density and codes.has_normal_prior(run)
     train_labels, test_labels = codes.classes(run)
     shown = codes.codes_of(run, "train")[:10_000]
@@ -130,7 +107,7 @@ def cdf(run: Run) -> Figure:
 
     The prior must be N(0, 1), or the VAE an autoencoder, which has no prior.
     """
-    _require(run, codes.is_plane(run), "two latent dimensions", ": train with --latent-dim 2")
+    _require(run, codes.is_plane(run), _PLANE)
     _require(run, codes.has_normal_prior(run), "the prior N(0, 1)")
     draws, labels = codes.test_draws(run), codes.classes(run)[1]
     splits = {
@@ -148,7 +125,7 @@ def cdf(run: Run) -> Figure:
 def manifold(run: Run) -> Figure:
     """Return means of p(x | z) on a grid of the prior's quantiles; the run must have two latents and prior N(0, 1)."""
     _require(run, run.data.is_images, "images")
-    _require(run, codes.is_plane(run), "two latent dimensions", ": train with --latent-dim 2")
+    _require(run, codes.is_plane(run), _PLANE)
     _require(run, run.vae().has_density and codes.has_normal_prior(run), "the prior N(0, 1)")
     title = f"{run.title}\nmean of p(x | z) at the quantiles of p(z), z_1 to the right, z_2 upward"
     images = latent_space.manifold(run.vae(), 20, _label_of(run, 0))

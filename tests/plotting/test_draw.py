@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import shutil
-from importlib.util import find_spec
 
 import numpy as np
 import pyro
@@ -76,8 +75,7 @@ def found(monkeypatch, data):
     monkeypatch.setattr(data_module, "load_again", lambda *_: data)
 
 
-HAS_GRAPHVIZ = find_spec("graphviz") is not None and shutil.which("dot") is not None
-EVERY = set(PICTURES) - ({"graph"} if not HAS_GRAPHVIZ else set())
+EVERY = set(PICTURES)
 
 
 def test_every_picture_has_a_function():
@@ -89,7 +87,7 @@ def test_every_picture_has_a_function():
     [
         ("mlp-2d", {"attributes"}),
         ("conv-2d", {"attributes"}),
-        ("conv-2d-ae", {"samples", "manifold", "attributes", "graph"}),
+        ("conv-2d-ae", {"samples", "manifold", "attributes"}),
         ("deep-bayes", {"scatter", "cdf", "manifold", "attributes"}),
     ],
 )
@@ -248,15 +246,6 @@ def test_pyro_sees_the_graph_of_model_and_guide(runs):
             relations = get_model_relations(function, (torch.zeros(2, 1, 28, 28),))
         assert relations["sample_sample"] == graph
         assert relations["plate_sample"] == {"data": list(graph)}
-
-
-def test_without_graphviz_the_graph_is_refused_in_one_line(runs, found, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(pictures, "which", lambda _: None)
-    assert main([str(runs["mlp-2d"].path), "--out", str(tmp_path / "new"), "--what", "graph"]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert ".[graph]" in error
-    assert not (tmp_path / "new").exists()
 
 
 WIDE = dist.Normal(torch.tensor([0.0, 40.0]), torch.tensor([1.0, 3.0])).to_event(1)
