@@ -47,9 +47,7 @@ class ContinuousBernoulli(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ContinuousBernoulli:
         """Return the same distribution over a larger batch shape."""
-        new = self._get_checked_instance(ContinuousBernoulli, _instance)  # type: ignore[no-untyped-call]
-        new.logits = self.logits.expand(torch.Size(batch_shape))
-        TorchDistribution.__init__(new, new.logits.shape, validate_args=False)
+        new = ContinuousBernoulli(self.logits.expand(torch.Size(batch_shape)), validate_args=False)
         new._validate_args = self._validate_args
         return new
 

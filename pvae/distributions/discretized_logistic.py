@@ -57,10 +57,8 @@ class DiscretizedLogistic(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> DiscretizedLogistic:
         """Return the same distribution over a larger batch shape."""
-        new = self._get_checked_instance(DiscretizedLogistic, _instance)  # type: ignore[no-untyped-call]
         shape = torch.Size(batch_shape)
-        new.loc, new.scale = self.loc.expand(shape), self.scale.expand(shape)
-        TorchDistribution.__init__(new, shape, validate_args=False)
+        new = DiscretizedLogistic(self.loc.expand(shape), self.scale.expand(shape), validate_args=False)
         new._validate_args = self._validate_args
         return new
 

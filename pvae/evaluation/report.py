@@ -277,24 +277,24 @@ def to_text(report: Report) -> str:
     special = {}
     if report.pseudo:
         special["elbo"] = "pseudo-ELBO", "of the grey pixels that it was trained on"
-    if parts.posterior_mean_loss is None:  # which needs the closed form of the rate
+    if parts.posterior_mean_loss is None:  # as without a closed form of the rate
         special["rate"] = "  rate", "KL(q(z | x) || p(z)), from ten draws of z"
     lines = [
         f"{report.run}, epoch {report.epoch}, {report.num_images:,} {tested} of {report.data}",
         "nats per datum, mean +- standard error over data and draws",
         "",
-        *_lines(parts, special),
+        *_lines(parts, **special),
         "",
         "parts of the rate",
     ]
     if parts.rate_decomposition is None:
         lines.append("not computed: they need a Normal q(z | x) and p(z) whose dimensions are independent")
     else:
-        lines += _lines(parts.rate_decomposition, {})
+        lines += _lines(parts.rate_decomposition)
     lines += [
         "",
         f"{report.pixels and 'pixels '}{report.pixels or 'the data as they are'}",
-        *_lines(log_p, {}),
+        *_lines(log_p),
     ]
     if log_p.untrusted > MOST_UNTRUSTED:
         lines += ["", f"warning: the importance weights of {log_p.untrusted:.1%} of the data cannot be trusted"]
@@ -302,7 +302,7 @@ def to_text(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _lines(part: Any, special: dict[str, tuple[str, str]]) -> Iterator[str]:
+def _lines(part: Any, **special: tuple[str, str]) -> Iterator[str]:
     """Yield a line for each field that has a label and a value; `special` has other labels and notes of fields."""
     for one in fields(part):
         value = getattr(part, one.name)

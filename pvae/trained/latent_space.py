@@ -30,7 +30,6 @@ __all__ = [
     "manifold",
     "mean_of",
     "posteriors",
-    "prior_quantiles",
     "reconstruct",
     "reconstruct_images",
     "sample",
@@ -196,15 +195,11 @@ def sample_given(vae: VAE, y: Tensor, num_columns: int = 8) -> Tensor:
     return decode(vae, with_labels(prior, z, rows), rows)
 
 
-def prior_quantiles(num_steps: int) -> Tensor:
-    """Return the quantiles of N(0, 1) at (i + 1/2) / n, i = 0..n-1: (n,)."""
-    return Normal(0.0, 1.0).icdf((torch.arange(num_steps) + 0.5) / num_steps)
-
-
 def manifold(vae: VAE, num_steps: int = 20, y: Tensor | None = None) -> Tensor:
     """Return images decoded on a grid over a 2-dimensional latent space.
 
-    The grid has equal steps in probability: z = (F^-1(u), F^-1(v)), where F is the CDF of N(0, 1).
+    The grid has equal steps in probability: z = (F^-1(u), F^-1(v)) with u and v = (i + 1/2) / n, i = 0..n-1, where F is
+    the CDF of N(0, 1).
 
     Args:
         vae: with two latent dimensions.
@@ -217,7 +212,7 @@ def manifold(vae: VAE, num_steps: int = 20, y: Tensor | None = None) -> Tensor:
     Reference:
         Kingma and Welling, arXiv:1312.6114, whose figures of learned manifolds are such grids.
     """
-    z = prior_quantiles(num_steps)
+    z = Normal(0.0, 1.0).icdf((torch.arange(num_steps) + 0.5) / num_steps)
     up, right = torch.meshgrid(z.flip(0), z, indexing="ij")
     return decode(vae, torch.stack([right.flatten(), up.flatten()], dim=1), y)
 
