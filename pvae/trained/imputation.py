@@ -18,7 +18,7 @@ __all__ = ["ENOUGH", "Imputed", "impute"]
 
 ENOUGH = 100.0  # the effective sample size below which a datum gets more draws, and its errors cannot be trusted
 _DEFENSIVE = 0.1  # the share of the draws of z that are from p(z)
-_MORE, _MOST = 4, 64  # times as many draws at each further try, and at the last one
+_MORE, _MOST = 4, 12_800  # times as many draws at each further try, and the most of them
 _MOST_VALUES = 2**26  # in the output of a layer
 
 
@@ -46,8 +46,8 @@ def impute(vae: VAE, data: Data, num_particles: int = 200, num_draws: int = 0) -
         r(z) = 0.9 q(z | x observed) + 0.1 p(z)
 
     Of a category its probabilities are averaged, and the most likely one is taken. The draws from p(z), a tenth of all,
-    bound the weights where q(z | x observed) is too narrow. A datum whose effective sample size stays small gets up to
-    64 K draws, as memory permits. A mode that neither q nor the draws from p(z) find is not seen by the errors.
+    bound the weights where q(z | x observed) is too narrow. A datum whose effective sample size is small gets more
+    draws, up to 12,800. A mode that neither q nor the draws from p(z) find is not seen by the errors.
 
     Args:
         vae: in eval mode, with `Config.missing`.
@@ -60,7 +60,7 @@ def impute(vae: VAE, data: Data, num_particles: int = 200, num_draws: int = 0) -
         effective importance sampling, 2000, for the draws from p(z).
     """
     batch = Batch.of(data)
-    most = min(_MOST * num_particles, max(num_particles, _MOST_VALUES // widest(vae, batch)))
+    most = min(_MOST, _MOST_VALUES // widest(vae, batch))
     found = _imputed(vae, batch, num_particles, num_draws)
     while num_particles < most and len(rows := (found.effective < ENOUGH).nonzero()[:, 0]):
         num_particles = min(_MORE * num_particles, most)

@@ -66,9 +66,6 @@ def test_errors_are_of_the_stated_size_where_q_is_too_narrow():
         ratios.append((error.square().mean(), found.stderr[is_missing].square().mean()))
     error, stated = torch.tensor(ratios).mean(0).sqrt().tolist()
     assert 0.6 < error / stated < 1.9
-    with seeded(0, CPU):
-        few = impute(truth.vae, truth.x, 2)
-    assert (few.effective < ENOUGH).any(), "which is said, as 128 draws are not enough"
 
 
 @pytest.mark.parametrize("num_labels", [0, 3])
