@@ -335,13 +335,28 @@ FLAT = Prior(  # of an autoencoder, without --prior
 )
 
 _IN_UNITS = """\
-loc, scale = self.mean + self.std * self.decoder(z), self.std * self.log_scale.exp().clamp(min=0.001)
-return Independent(%s, {{ num_dims }})"""
+y = self.decoder(z).double()  # in units of the training data
+scale = self.log_scale.double().exp().clamp(min=0.001)
+loc, std = self.mean.double() + self.mean_rest.double(), self.std.double()
+return Independent(InUnits(%s, loc, std, self.std.dtype), {{ num_dims }})"""
 _SETUP_UNITS = """\
 self.register_buffer("mean", torch.zeros{{ shape }})  # of the training data
+self.register_buffer("mean_rest", torch.zeros{{ shape }})
 self.register_buffer("std", torch.ones{{ shape }})"""
 _SETUP_SCALES = "self.log_scale = nn.Parameter(torch.full({{ shape }}, {{ c.scale }}).log())\n"
-_TENSORS_OF_UNITS = {"log_scale": "log_scale", "mean": "units.mean", "std": "units.std"}
+_TENSORS_OF_UNITS = {
+    "log_scale": "log_scale",
+    "mean": "units.mean",
+    "mean_rest": "units.mean_rest",
+    "std": "units.std",
+}
+_COUNTS = """\
+mean = self.mean.double()  # of the training data
+unit = (mean / math.log(2)).clamp(min=1)
+shift = torch.where(mean > 0, mean.div(unit).expm1().log(), 0.0)
+mean = unit * nn.functional.softplus(self.decoder(z).double() + shift) + 1e-6
+"""
+_SETUP_MEAN = 'self.register_buffer("mean", torch.zeros{{ shape }})'
 _ONE_SCALE = "self.log_scale = nn.Parameter(torch.tensor({{ c.scale }}).log())"
 
 # fmt: off
@@ -409,30 +424,33 @@ return Independent(Bernoulli(logits=self.decoder(z)), {{ num_dims }})
         name="normal-diagonal", module="pvae.models.likelihoods:DiagonalNormalLikelihood",
         help="of real values, each with a trained scale", is_of_images=False, sees="standardized",
         plain_torch=PlainTorch(
-            _IN_UNITS % "Normal(loc, scale)", setup=_SETUP_SCALES + _SETUP_UNITS, tensors=_TENSORS_OF_UNITS),
+            _IN_UNITS % "Normal(y, scale)", setup=_SETUP_SCALES + _SETUP_UNITS, tensors=_TENSORS_OF_UNITS,
+            copied="units"),
     ),
     Likelihood(
         name="student-t", module="pvae.models.likelihoods:StudentTLikelihood", help="of real values with outliers",
         is_of_images=False, sees="standardized",
         plain_torch=PlainTorch(
-            _IN_UNITS % "StudentT(1 + self.log_df.exp(), loc, scale)",
+            _IN_UNITS % "StudentT(1 + self.log_df.double().clamp(max=15).exp(), y, scale)",
             setup=_SETUP_SCALES + "self.log_df = nn.Parameter(torch.full({{ shape }}, 2.0))\n" + _SETUP_UNITS,
-            tensors={**_TENSORS_OF_UNITS, "log_df": "log_df"}),
+            tensors={**_TENSORS_OF_UNITS, "log_df": "log_df"}, copied="units"),
     ),
     Likelihood(
         name="poisson", module="pvae.models.likelihoods:PoissonLikelihood", help="of counts", is_of_images=False,
         sees="log1p", has_scale=False,
         plain_torch=PlainTorch(
-            "return Independent(Poisson(nn.functional.softplus(self.decoder(z)) + 1e-6), {{ num_dims }})"),
+            _COUNTS + "return Independent(InFloat64(Poisson(mean), self.mean.dtype), {{ num_dims }})",
+            setup=_SETUP_MEAN, tensors={"mean": "units.mean"}, copied="units"),
     ),
     Likelihood(
         name="negative-binomial", module="pvae.models.likelihoods:NegativeBinomialLikelihood",
         help="of counts that vary more than a Poisson's", is_of_images=False, sees="log1p", has_scale=False,
-        plain_torch=PlainTorch("""\
-log_theta = self.log_theta.clamp(-10, 15)
-logits = (nn.functional.softplus(self.decoder(z)) + 1e-6).log() - log_theta
-return Independent(NegativeBinomial(log_theta.exp(), logits=logits), {{ num_dims }})""",
-            setup="self.log_theta = nn.Parameter(torch.zeros{{ shape }})", tensors={"log_theta": "log_theta"}),
+        plain_torch=PlainTorch(_COUNTS + """\
+log_theta = self.log_theta.double().clamp(-10, 15)
+p = NegativeBinomial(log_theta.exp(), logits=mean.log() - log_theta)
+return Independent(InFloat64(p, self.mean.dtype), {{ num_dims }})""",
+            setup="self.log_theta = nn.Parameter(torch.zeros{{ shape }})\n" + _SETUP_MEAN,
+            tensors={"log_theta": "log_theta", "mean": "units.mean"}, copied="units"),
     ),
     Likelihood(
         name="columns", module="pvae.models.likelihoods:ColumnsLikelihood",

@@ -21,22 +21,26 @@ _BINARIZATION_SEED = {"train": 20070501, "test": 20070502, "valid": 20070503}
 class Preparation:
     """How the bytes of images become the x of a VAE: binarized, padded, and scaled to [0, 1] or [-1, 1].
 
-    Other data become float32, binarized if asked for. `prepared` returns bytes of images or float32, and `x` float32.
+    Other data become float32, binarized if asked for. `prepared` returns bytes of images or floats, and `x` floats.
 
     Args:
         binarize: "none", "threshold", "static" or "dynamic", as in `Config`.
         pad: black pixels added on each side.
         is_symmetric: pixels in [-1, 1] in place of [0, 1].
+        is_exact: other data that float32 does not hold exactly, of type float64 or int64 for instance, become float64,
+            for a VAE that takes values in any unit.
     """
 
     binarize: str = "none"
     pad: int = 0
     is_symmetric: bool = False
+    is_exact: bool = False
 
     @classmethod
-    def of(cls, config: Config) -> Preparation:
-        """Return the preparation that a configuration describes."""
-        return cls(config.binarize, config.pad, config.pixels == "symmetric")
+    def of(cls, config: Config, has_own_vae: bool = False) -> Preparation:
+        """Return the preparation that a configuration describes; a VAE that was built in Python takes float32."""
+        is_exact = not (has_own_vae or config.likelihood_family.is_of_images)
+        return cls(config.binarize, config.pad, config.pixels == "symmetric", is_exact)
 
     @property
     def is_dynamic(self) -> bool:
@@ -77,7 +81,7 @@ class Preparation:
         return outcome.mul_(255).to(images.device)  # in place, to save memory
 
     def prepared(self, images: Tensor, split: str, is_redrawn: bool = False) -> Tensor:
-        """Return images binarized and padded, as bytes, or other data binarized, in float32.
+        """Return images binarized and padded, as bytes, or other data binarized, as floats.
 
         Args:
             images: uint8 (N, C, H, W), or other data.
@@ -85,7 +89,8 @@ class Preparation:
             is_redrawn: leave the images of "dynamic" grey, since `batch` will draw them.
         """
         if images.dtype != torch.uint8 or images.dim() != 4:
-            images = images.to(torch.float32)
+            is_double = self.is_exact and images.dtype in (torch.float64, torch.int32, torch.int64)
+            images = images.to(torch.float64 if is_double else torch.float32)
         if not (is_redrawn and self.is_dynamic):
             images = self.binarized(images, split)
         return torch.nn.functional.pad(images, (self.pad,) * 4) if self.pad else images

@@ -47,7 +47,9 @@ class Columns(TorchDistribution):
         value = value[..., self.order]
         is_missing = value.isnan()
         values = torch.where(is_missing, torch.zeros_like(value), value).split(self._sizes, -1)
-        each = torch.cat([part.log_prob(one) for part, one in zip(self.parts, values)], -1)
+        # A Bernoulli takes values of the dtype of its logits.
+        parts = [(p, x.to(p.logits.dtype) if isinstance(p, dist.Bernoulli) else x) for p, x in zip(self.parts, values)]
+        each = torch.cat([part.log_prob(x) for part, x in parts], -1)
         return torch.where(is_missing, torch.zeros_like(each), each).sum(-1)
 
     @torch.no_grad()

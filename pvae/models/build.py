@@ -15,7 +15,7 @@ from pvae.config.config import OPTIONS, Config
 from pvae.config.presets import as_option
 from pvae.config.refusals import Case, refuse
 from pvae.core.errors import InputError, brief, listed
-from pvae.models.features import Standardize, encoder_input
+from pvae.models.features import Units, encoder_input
 from pvae.models.hierarchy import BottomUpPosterior, FirstLayer, HierarchyPrior, LadderPosterior, TopDownPosterior
 from pvae.models.labels import EncoderJoin, LabelPosterior, LabelPrior, LikelihoodGivenLabels, PosteriorGivenLabels
 from pvae.models.networks import FlatBatch, conv_decoder, conv_encoder, groupnorm_decoder, mlp
@@ -181,7 +181,7 @@ def fit_to(vae: VAE, data: Tensor) -> None:
         data: x of the training data, (N, *datum_shape).
     """
     for module in vae.modules():
-        if isinstance(module, Standardize):
+        if isinstance(module, Units):
             module.fit_to(data)
 
 

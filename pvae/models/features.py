@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from pvae.config.columns import ColumnKind
 from pvae.config.config import Config
 
-__all__ = ["ColumnFeatures", "Log1p", "Standardize", "WithMask", "encoder_input"]
+__all__ = ["ColumnFeatures", "CountUnits", "Standardize", "Units", "WithMask", "encoder_input"]
 
 _ROWS = 10_000  # in a part of the data
+_ROUNDING = 1e-14  # standard deviation of equal values, as a share of their mean, by rounding of float64
+_LEAST_MEAN = 1e-6  # of a count, where all are 0
 
 
 def encoder_input(config: Config, datum_shape: tuple[int, ...]) -> tuple[list[nn.Module], tuple[int, ...]]:
@@ -28,7 +33,7 @@ def encoder_input(config: Config, datum_shape: tuple[int, ...]) -> tuple[list[nn
         return [features], (features.num_features,)
     seen: list[nn.Module] = []
     if family.is_count:
-        seen.append(Log1p())
+        seen.append(CountUnits(datum_shape))
     elif family.is_real:
         seen.append(Standardize(datum_shape))
     if not config.missing:
@@ -36,8 +41,42 @@ def encoder_input(config: Config, datum_shape: tuple[int, ...]) -> tuple[list[nn
     return [*seen, WithMask(datum_shape)], (2 * datum_shape[0], *datum_shape[1:])  # the values and their mask
 
 
-class Standardize(nn.Module):
-    """Subtract the mean of the training data and divide by their standard deviation, value by value.
+class Units(nn.Module):
+    """The location and the scale of each value of the training data, which `build.fit_to` stores as buffers.
+
+    A checkpoint that lacks a buffer, of a version that had none, leaves it as it is in a new module.
+
+    Args:
+        columns: where x is a part of a datum, the columns of the datum that it is.
+    """
+
+    def __init__(self, columns: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.columns = None if columns is None else list(columns)
+
+    def fit_to(self, data: Tensor) -> None:
+        """Store what is needed of the training data, (N, *datum_shape)."""
+        raise NotImplementedError
+
+    def _mean_of(self, data: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the mean over the data of a function of float64 values, without those that are NaN."""
+        total = count = torch.zeros((), dtype=torch.float64)
+        for part in data.split(_ROWS):  # a float64 copy of all may not fit into memory
+            values = function((part if self.columns is None else part[..., self.columns]).double())
+            total, count = total + values.nansum(0), count + (~values.isnan()).sum(0)
+        return total / count
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        for name, buffer in self.named_buffers(recurse=False):
+            if name not in self._non_persistent_buffers_set:
+                state_dict.setdefault(prefix + name, buffer)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Standardize(Units):
+    """Subtract the mean of the training data and divide by their standard deviation, value by value, in float64.
+
+    The mean is kept as the sum of two float32 values, because one does not hold 1e15 + 1e3.
 
     Args:
         datum_shape: of x.
@@ -45,32 +84,37 @@ class Standardize(nn.Module):
     """
 
     mean: Tensor
+    mean_rest: Tensor
     std: Tensor
 
     def __init__(self, datum_shape: Sequence[int], columns: Sequence[int] | None = None) -> None:
-        super().__init__()
-        self.columns = None if columns is None else list(columns)
+        super().__init__(columns)
         self.register_buffer("mean", torch.zeros(*datum_shape))
+        self.register_buffer("mean_rest", torch.zeros(*datum_shape))
         self.register_buffer("std", torch.ones(*datum_shape))
+
+    @property
+    def loc(self) -> Tensor:
+        """The mean in float64."""
+        return self.mean.double() + self.mean_rest.double()
+
+    @property
+    def scale(self) -> Tensor:
+        """The standard deviation in float64."""
+        return self.std.double()
 
     def fit_to(self, data: Tensor) -> None:
         """Store mean and standard deviation of the training data, (N, *datum_shape), without those that are NaN."""
-
-        def mean_of(function: Callable[[Tensor], Tensor]) -> Tensor:
-            total = count = torch.zeros((), dtype=torch.float64)
-            for part in data.split(_ROWS):  # a float64 copy of all may not fit into memory
-                values = function(part if self.columns is None else part[..., self.columns]).double()
-                total, count = total + values.nansum(0), count + (~values.isnan()).sum(0)
-            return total / count
-
-        mean = mean_of(lambda x: x)
-        std = mean_of(lambda x: (x - mean).square()).sqrt()
+        mean = self._mean_of(data, lambda x: x)
+        std = self._mean_of(data, lambda x: (x - mean).square()).sqrt()
         self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > 0, std, torch.ones_like(std)))
+        self.mean_rest.copy_(mean - self.mean.double())
+        is_constant = (std <= _ROUNDING * mean.abs()) | (std < torch.finfo(torch.float32).tiny)
+        self.std.copy_(torch.where(is_constant, torch.ones_like(std), std))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (x - mean) / std."""
-        return (x - self.mean) / self.std
+        """Return (x - mean) / std, in the dtype of the buffers."""
+        return ((x.double() - self.loc) / self.scale).to(self.std.dtype)
 
 
 class WithMask(nn.Module):
@@ -91,12 +135,42 @@ class WithMask(nn.Module):
         return torch.cat([values, (~is_missing).to(x.dtype)], dim=-self.num_dims)
 
 
-class Log1p(nn.Module):
-    """Return log(1 + x) of counts, which may differ by orders of magnitude."""
+class CountUnits(Units):
+    """The unit of counts: their mean m in the training data, value by value.
+
+    A decoder's output o becomes the mean of a count, and an encoder sees the count x as v:
+
+        mean = a softplus(o + b),    a = max(1, m / log 2),   a softplus(b) = m;         v = log((1 + x) / (1 + m))
+
+    So the mean is m at o = 0, whatever the unit, and an o of order 1 changes it by an amount of order m. Of counts
+    that are mostly 0, whose natural unit is 1, o = 1 is still about one count. With m = 0, of a module that was not
+    fitted to data, a is 1 and b is 0.
+
+    Args:
+        datum_shape: of x.
+        columns: where x is a part of a datum, the columns of the datum that it is.
+    """
+
+    mean: Tensor
+
+    def __init__(self, datum_shape: Sequence[int], columns: Sequence[int] | None = None) -> None:
+        super().__init__(columns)
+        self.register_buffer("mean", torch.zeros(*datum_shape))
+
+    def fit_to(self, data: Tensor) -> None:
+        """Store the mean of the training data, (N, *datum_shape), without those that are NaN."""
+        self.mean.copy_(self._mean_of(data, lambda x: x).clamp(min=_LEAST_MEAN))
+
+    def mean_of(self, output: Tensor) -> Tensor:
+        """Return the mean of counts in float64, given a decoder's output."""
+        mean = self.mean.double()
+        unit = (mean / math.log(2)).clamp(min=1)
+        shift = torch.where(mean > 0, mean.div(unit).expm1().log(), 0.0)
+        return unit * softplus(output.double() + shift) + 1e-6  # log(0) otherwise, at an output below -100
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return log(1 + x)."""
-        return x.log1p()
+        """Return log((1 + x) / (1 + mean)), in the dtype of the buffer."""
+        return ((1 + x.double()) / (1 + self.mean.double())).log().to(self.mean.dtype)
 
 
 class ColumnFeatures(Standardize):
@@ -131,16 +205,18 @@ class ColumnFeatures(Standardize):
         """Store mean and standard deviation of log(1 + count) and of real values, and leave others as they are."""
         super().fit_to(self._logs(data))
         others = [place for place, kind in enumerate(self.kinds) if not kind.is_standardized]
-        self.mean[others], self.std[others] = 0.0, 1.0
+        self.mean[others] = self.mean_rest[others] = 0.0
+        self.std[others] = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features."""
         values, parts = super().forward(self._logs(x))[..., self.order], list[Tensor]()
         for size, part in zip(self.counts, values.split([*self.counts.values()], -1)):
             if size:  # NaN equals no code
-                part = (part[..., None] == torch.arange(size, device=x.device)).to(x.dtype).flatten(-2)
+                part = (part[..., None] == torch.arange(size, device=x.device)).to(part.dtype).flatten(-2)
             parts.append(torch.where(part.isnan(), torch.zeros_like(part), part))
-        return torch.cat([*parts, *[(~x.isnan()).to(x.dtype)] * self.has_mask], -1)
+        return torch.cat([*parts, *[(~x.isnan()).to(values.dtype)] * self.has_mask], -1)
 
     def _logs(self, x: Tensor) -> Tensor:
+        x = x.double()
         return torch.where(self.is_count, x.clamp(min=0).log1p(), x)

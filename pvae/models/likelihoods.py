@@ -14,7 +14,6 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from pvae.config.columns import ColumnKind
 from pvae.core.errors import InputError
@@ -24,7 +23,8 @@ from pvae.distributions.columns import Columns, ordered_logits
 from pvae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pvae.distributions.discretized_logistic import DiscretizedLogistic, eight_bit_level
 from pvae.distributions.observed import Observed
-from pvae.models.features import Standardize
+from pvae.distributions.units import InFloat64, InUnits
+from pvae.models.features import CountUnits, Standardize
 
 __all__ = [
     "BernoulliLikelihood",
@@ -307,14 +307,15 @@ class DiagonalNormalLikelihood(Likelihood):
         p(x | z) = prod_d Normal(x_d; m_d + s_d output_d, (s_d exp(log_scale_d))^2)
 
     m_d and s_d are mean and standard deviation of the training data, as `Standardize` stores them. So the outputs are
-    of order 1 whatever the units of x are, and the density is that of x in its own units. exp(log_scale_d) is at least
-    0.001: a value that can be predicted exactly would drive it to 0, and the bound to infinity.
+    of order 1 whatever the units of x are, and the density is that of x in its own units, as of `InUnits`.
+    exp(log_scale_d) is at least 0.001: a value that can be predicted exactly would drive it to 0, and the bound to
+    infinity.
 
     Reference:
         Kingma and Welling, arXiv:1312.6114, appendix C.2, with a scale that does not depend on z.
     """
 
-    domain = "finite"
+    domain = "finite, and in float32 too"
     is_density = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -324,14 +325,18 @@ class DiagonalNormalLikelihood(Likelihood):
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return Normal(m + s output, s exp(log_scale))."""
-        return dist.Normal(*self._loc_and_scale(output))
+        return self._in_units(dist.Normal, output)
 
-    def _loc_and_scale(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = self.units.mean, self.units.std
-        return mean + std * output, std * self.log_scale.exp().clamp(min=_LEAST_SHARE)
+    def _in_units(self, family: Callable[..., TorchDistribution], output: Tensor, *first: Tensor) -> TorchDistribution:
+        """Return the distribution of m + s y, where y is of a family around the output."""
+        scale = self.log_scale.double().exp().clamp(min=_LEAST_SHARE)
+        return InUnits(family(*first, output.double(), scale), self.units.loc, self.units.scale, output.dtype)
 
     def _in_domain(self, x: Tensor) -> Tensor:
-        return x.isfinite().all()
+        return x.float().isfinite().all()
+
+
+_MOST_LOG_DF = 15  # beyond which it is a Normal to 1e-6
 
 
 class StudentTLikelihood(DiagonalNormalLikelihood):
@@ -339,8 +344,9 @@ class StudentTLikelihood(DiagonalNormalLikelihood):
 
         p(x | z) = prod_d StudentT(x_d; df_d, m_d + s_d output_d, s_d exp(log_scale_d)),    df_d > 1
 
-    For large df it is the `DiagonalNormalLikelihood`. Its tails fall like |x|^-(df + 1), so that one outlier costs a
-    few nats, where under a Normal it costs half of its squared distance.
+    df is 1 + exp(log_df), where log_df counts as 15 above 15. For large df it is the `DiagonalNormalLikelihood`. Its
+    tails fall like |x|^-(df + 1), so that one outlier costs a few nats, where under a Normal it costs half of its
+    squared distance.
 
     Reference:
         Takahashi et al., "Student-t variational autoencoder for robust density estimation", IJCAI 2018.
@@ -352,32 +358,37 @@ class StudentTLikelihood(DiagonalNormalLikelihood):
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return StudentT(1 + exp(log_df), m + s output, s exp(log_scale))."""
-        return dist.StudentT(1 + self.log_df.exp(), *self._loc_and_scale(output))
+        return self._in_units(dist.StudentT, output, 1 + self.log_df.double().clamp(max=_MOST_LOG_DF).exp())
 
 
 class PoissonLikelihood(Likelihood):
-    """Counts: p(x | z) = prod_d Poisson(x_d; softplus(output_d)).
+    """Counts: p(x | z) = prod_d Poisson(x_d; a_d softplus(output_d + b_d)), in the units of `CountUnits`.
 
-    softplus and not exp, so that an output of 20 is a rate of 20 and not of 5e8. The encoder of `build_vae` sees
-    log(1 + x).
+    a and b make the mean that of the training data at an output of 0. softplus and not exp, so that a large output is
+    a rate of its order and not of its exponential. `InFloat64` computes the density.
     """
 
     domain = "whole numbers from 0 on"
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.units = CountUnits(self.datum_shape)
+
     def pixels(self, output: Tensor) -> TorchDistribution:
-        """Return Poisson(softplus(output) + 1e-6)."""
-        return dist.Poisson(softplus(output) + 1e-6)  # log(0) otherwise, at an output below -100
+        """Return Poisson(a softplus(output + b) + 1e-6)."""
+        return InFloat64(dist.Poisson(self.units.mean_of(output)), output.dtype)
 
     def _in_domain(self, x: Tensor) -> Tensor:
-        return ((x >= 0) & (x == x.round()) & x.isfinite()).all()
+        return ((x >= 0) & (x == x.round()) & x.float().isfinite()).all()
 
 
 class NegativeBinomialLikelihood(PoissonLikelihood):
-    """Counts that vary more than a Poisson's: a negative binomial of mean softplus(output_d), with a trained theta_d.
+    """Counts that vary more than a Poisson's: a negative binomial of mean mu_d, with a trained theta_d.
 
-        p(x | z) = prod_d NB(x_d; mean mu_d, variance mu_d + mu_d^2 / theta_d),    mu_d = softplus(output_d)
+        p(x | z) = prod_d NB(x_d; mean mu_d, variance mu_d + mu_d^2 / theta_d),    mu_d = a_d softplus(output_d + b_d)
 
-    It is a Poisson whose rate is drawn from Gamma(theta, theta / mu), and approaches the Poisson for large theta.
+    a and b are those of `CountUnits`. It is a Poisson whose rate is drawn from Gamma(theta, theta / mu), and approaches
+    the Poisson for large theta; log theta counts as 15 above 15, and as -10 below -10.
 
     Reference:
         Lopez et al., scVI, Nature Methods 15, 2018, for cells x genes.
@@ -389,9 +400,9 @@ class NegativeBinomialLikelihood(PoissonLikelihood):
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return NegativeBinomial(theta, logits = log mu - log theta)."""
-        log_theta = self.log_theta.clamp(-10, 15)
-        logits = (softplus(output) + 1e-6).log() - log_theta
-        return dist.NegativeBinomial(log_theta.exp().expand_as(logits), logits=logits)
+        log_theta = self.log_theta.double().clamp(-10, 15)
+        logits = self.units.mean_of(output).log() - log_theta
+        return InFloat64(dist.NegativeBinomial(log_theta.exp().expand_as(logits), logits=logits), output.dtype)
 
 
 class CategoricalLikelihood(Likelihood):
@@ -490,6 +501,6 @@ def _part(kind: ColumnKind, columns: Sequence[int], scale: float) -> Likelihood:
     """Return the likelihood of columns of one kind, whose decoder is not used."""
     arguments = {"num_categories": kind.num_categories} if kind.num_categories else {"scale": scale}
     part: Likelihood = resolve_name(kind.likelihood)(nn.Identity(), (len(columns),), **arguments)
-    if isinstance(part, DiagonalNormalLikelihood):
-        part.units = Standardize((len(columns),), columns)
+    if isinstance(part, DiagonalNormalLikelihood | PoissonLikelihood):
+        part.units = type(part.units)((len(columns),), columns)
     return part

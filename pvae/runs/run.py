@@ -95,7 +95,7 @@ class Run(RunRecord):
     @property
     def preparation(self) -> Preparation:
         """How the bytes of images become the x of the VAE."""
-        return Preparation.of(self.config)
+        return Preparation.of(self.config, self.has_own_vae)
 
     def seeded(self) -> contextlib.AbstractContextManager[None]:
         """Return a context manager that seeds torch's generator with the run's seed, and restores its state at exit."""

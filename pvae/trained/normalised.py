@@ -22,7 +22,9 @@ __all__ = ["bits_per_dimension", "with_likelihood", "with_normalised_likelihood"
 def with_likelihood(run: Run, x: Tensor, y: Tensor | None = None, rows: Tensor | None = None) -> tuple[VAE, Batch, str]:
     """Return `with_normalised_likelihood` for the VAE of a run."""
     num_labels = len(run.data.label_names)
-    return with_normalised_likelihood(run.config, run.vae(), run.data.datum_shape, x, y, rows, num_labels)
+    return with_normalised_likelihood(
+        run.config, run.vae(), run.data.datum_shape, x, y, rows, num_labels, run.has_own_vae
+    )
 
 
 def with_normalised_likelihood(
@@ -33,6 +35,7 @@ def with_normalised_likelihood(
     y: Tensor | None = None,
     rows: Tensor | None = None,
     num_labels: int = 0,
+    has_own_vae: bool = False,
 ) -> tuple[VAE, Batch, str]:
     """Return a VAE whose likelihood is a probability or a density, data in its domain, and the kind of their pixels.
 
@@ -47,6 +50,7 @@ def with_normalised_likelihood(
         y: their labels, if the VAE takes labels.
         rows: the data to take, int64 (M,); all by default. A pixel is binarized by its place among all.
         num_labels: number of classes or attributes of the data.
+        has_own_vae: the VAE was built in Python.
 
     Raises:
         InputError: the VAE was built in Python, and its likelihood is a pseudo-likelihood.
@@ -63,7 +67,7 @@ def with_normalised_likelihood(
                 "p(x | z) is a pseudo-likelihood, and log p(x) needs a likelihood: give one to the VAE"
             ) from None
         vae, kind = binary, "binarized: each drawn once, with its grey value as probability"
-    preparation = Preparation.of(config)
+    preparation = Preparation.of(config, has_own_vae)
     pixels = preparation.pixels(x, rows=rows)
     batch = Batch(pixels, y if y is None or rows is None or len(y) == 1 else y[rows])
     return vae, batch, kind or (preparation.kind if pixels.is_bytes else "")

@@ -28,7 +28,7 @@ from pvae.core.errors import InputError
 from pvae.core.files import write_whole
 from pvae.core.random_state import seeded
 from pvae.models.build import build_vae
-from pvae.models.features import Log1p, Standardize
+from pvae.models.features import Units
 from pvae.models.hierarchy import FirstLayer
 from pvae.models.networks import ChannelsLast, FlatBatch
 from pvae.runs.run import Run
@@ -49,7 +49,10 @@ _IN_THE_LOOP: dict[str, tuple[object, ...]] = {  # the values of options that th
     "precision": ("fp32",),
     "condition": (False,),
 }
-_SEEN = {"log1p": "x.log1p()", "standardized": "(x - self.mean) / self.std"}  # by the encoder
+_SEEN = {  # by the encoder
+    "log1p": "((1 + x.double()) / (1 + self.mean.double())).log().to(self.mean.dtype)",
+    "standardized": "((x.double() - self.mean.double() - self.mean_rest) / self.std.double()).to(self.std.dtype)",
+}
 _DEFAULTS = (  # what torch prints of a layer and need not be written
     r"(in|out)_features=|kernel_size=|, bias=True|, eps=1e-05|, momentum=0.1|, affine=True|, track_running_stats=True"
 )
@@ -247,7 +250,7 @@ def _layers(network: nn.Module) -> list[nn.Module]:
     """Return the layers of a network in their order, without those that only rearrange its input."""
     if type(network) in (nn.Sequential, FlatBatch):
         return [layer for child in network.children() for layer in _layers(child)]
-    return [] if isinstance(network, ChannelsLast | FirstLayer | Log1p | Standardize) else [network]
+    return [] if isinstance(network, ChannelsLast | FirstLayer | Units) else [network]
 
 
 def _printed(name: str, network: Any, config: Config) -> str:

@@ -81,7 +81,7 @@ def build_trainer(
             num_processes=world.size,
         )
     )
-    preparation = Preparation.of(config)
+    preparation = Preparation.of(config, vae is not None)
     prepared = {
         split: preparation.prepared(x, split, is_redrawn=split == "train").to(device)
         for split, x in data.splits.items()

@@ -50,7 +50,8 @@ def by_hand(found, output):
     # grouped by kind: counts 0:2, reals 2:4, categories of four 4:12, levels 12:14, binary 14, categories of two 15:17
     columns = {}
     for number, place in enumerate((0, 9)):
-        mu, theta = torch.nn.functional.softplus(output[..., number]) + 1e-6, count.log_theta[number].exp()
+        unit = mean[place] / math.log(2)  # of counts whose mean is above log 2
+        mu, theta = unit * torch.nn.functional.softplus(output[..., number]) + 1e-6, count.log_theta[number].exp()
         columns[place] = dist.GammaPoisson(theta, theta / mu)
     for number, place in enumerate((1, 4)):
         loc = mean[place] + std[place] * output[..., 2 + number]
