@@ -98,15 +98,27 @@ def test_values_are_trained_on_and_the_run_is_read_back(tmp_path, likelihood):
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("likelihood", ["normal-diagonal", "student-t"])
+@pytest.mark.parametrize("likelihood", ["normal-diagonal", "student-t", "columns"])
 def test_the_units_of_the_data_change_the_density_and_nothing_else(tmp_path, likelihood):
-    """log p(1000 x + 7) = log p(x) - D log 1000, after the same training, whose steps do not see the units."""
-    x = values(likelihood)
-    bounds = []
-    for unit in (1, 1024):  # a power of two, which rounding does not see
-        data = Dataset("mine", unit * x[:100], unit * x[100:])
-        bounds.append(fit(small(likelihood), data=data, out=tmp_path / str(unit)).metrics()[-1].elbo)
-    assert bounds[0] - bounds[1] == pytest.approx(x[0].numel() * math.log(1024), rel=1e-6)
+    """log p(u x + c) = log p(x) - D log u after the same training, whose weights are equal to the bit.
+
+    u is a power of 2, which rounding does not see, from 1e-9 to 1e12; c is 2^50 u, about 1e15, where float32 does not
+    see x at all.
+    """
+    x = values("normal-diagonal").mul(2**20).round().double() / 2**20
+    kinds = {"likelihood": "columns", "columns": "real*6"} if likelihood == "columns" else {}
+    config = small("normal-diagonal" if kinds else likelihood).replace(**kinds)
+    bounds, weights = [], []
+    for unit, offset in ((1, 0), (2.0**-30, 0), (2.0**40, 0), (1024, 2.0**50 - 2.0**49)):
+        given = unit * (x.round() if offset else x) + unit * offset
+        data = Dataset("mine", given[:100], given[100:])
+        run = fit(config, data=data, out=tmp_path / f"{unit}-{offset}")
+        bounds.append(run.metrics()[-1].elbo + 6 * math.log(unit))
+        weights.append([parameter for _, parameter in run.vae().named_parameters()])
+    for bound, those in zip(bounds[1:3], weights[1:3]):
+        assert bound == pytest.approx(bounds[0], rel=1e-5)
+        assert all(map(torch.equal, those, weights[0]))
+    assert bounds[3] == pytest.approx(bounds[0], abs=0.1)  # of x rounded to whole numbers, of spread 29
 
 
 def test_bad_values_are_named(tmp_path):
