@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import os
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -119,12 +118,12 @@ def uses_of(path, images, known, undisturbed):
 
 
 @pytest.fixture
-def check(whole, images, tmp_path, no_pictures, capsys):
+def check(whole, images, tmp_path, no_pictures):
     """Check that each use of damaged runs comes to a refusal or to the truth, and that both are often so."""
     runs, known, undisturbed = whole
 
     def of_cases(number_of_cases):
-        started, counts, others = time.perf_counter(), collections.Counter(), []
+        counts, others = collections.Counter(), []
         for case in range(number_of_cases):
             draw = np.random.default_rng([SEED, case])
             name, path = ("finished", "stopped")[case % 2], tmp_path / "damaged"
@@ -136,11 +135,6 @@ def check(whole, images, tmp_path, no_pictures, capsys):
                 counts[use, result] += 1
                 if result not in ("refused", "correct"):
                     others.append(f"case {case}, {name}, {', '.join(done)}: {use}: {result}")
-        with capsys.disabled():
-            seconds = time.perf_counter() - started
-            print(f"\n{number_of_cases} damaged runs, seed {SEED}, {seconds:.0f} s; other outcomes: {len(others)}")
-            for use in ("load", "metrics", "resume"):
-                print(f"  {use}: {counts[use, 'refused']} refused, {counts[use, 'correct']} correct")
         assert not others, "\n".join(others[:20])
         for use in ("load", "metrics", "resume"):
             assert counts[use, "refused"] > 0.05 * number_of_cases, "the damage did not reach what is read"

@@ -12,10 +12,9 @@ with XDG_CACHE_HOME set to an empty folder, the first step compiles again.
     pip install -e ".[bench]"
     python tests/benchmarks/speed.py --data-dir DIR
 
-Four more parts: `--part account` prints where the time of a step goes, and what each part of `pvae.compile` saves;
-`--part scaling` varies batch, latent, hidden, images and particles, each alone; `--part processes` compares several
-processes of one thread with one process of several; `--part systems` trains the systems with flows, other priors or
-several layers, each beside a loop with the same model written by hand (`systems.py`).
+Three more parts: `--part account` prints where the time of a step goes, and what each part of `pvae.compile` saves;
+`--part scaling` varies batch, latent, hidden, images and particles, each alone; `--part systems` trains the systems
+with flows, other priors or several layers, each beside a loop with the same model written by hand (`systems.py`).
 """
 
 from __future__ import annotations
@@ -55,13 +54,8 @@ def _run_part(arguments: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
     if arguments.part == "sides":
         _run_all(arguments)
-    elif arguments.part in ("systems", "account"):
-        module = importlib.import_module(arguments.part)
-        getattr(module, arguments.part)(arguments)
     else:
-        import parts
-
-        getattr(parts, arguments.part)(arguments)
+        getattr(importlib.import_module(arguments.part), arguments.part)(arguments)
 
 
 def _run_side(arguments: argparse.Namespace) -> Result:
@@ -231,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--part",
         default="sides",
-        choices=["sides", "account", "scaling", "processes", "systems"],
+        choices=["sides", "account", "scaling", "systems"],
         help="(default: sides)",
     )
     add("--busy", type=int, default=0, help="processes that multiply matrices meanwhile (default: none)")

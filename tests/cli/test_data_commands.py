@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-from dataclasses import asdict
 
 import numpy as np
 import pandas
@@ -18,7 +17,6 @@ import pvae
 from pvae.cli.data import encode, sample, score
 from pvae.cli.export import main as export
 from pvae.cli.train import main as train
-from pvae.config.presets import get_system
 from pvae.core.random_state import seeded
 from pvae.runs.data import data_of
 from pvae.runs.run import Run
@@ -190,15 +188,6 @@ def test_fewer_samples_replace_more(run):
 def test_bad_input_is_one_line(run, tmp_path, capsys, command, arguments, says):
     (tmp_path / "empty").mkdir()
     assert says in refuse(COMMANDS[command], arguments, capsys, tmp_path)
-
-
-@pytest.mark.parametrize("command", ["score", "sample"])
-def test_an_autoencoder_is_refused(tmp_path, few_digits, capsys, monkeypatch, no_pictures, command):
-    config = get_system("conv-2d-ae").replace(epochs=1, batch_size=50, hidden=(4,))
-    run = fit(config, data=few_digits, out=tmp_path / "run")
-    monkeypatch.setattr(Run, "open", lambda _: run)
-    run.data = type(run.data)(**{**asdict(run.data), "dataset": "mnist"})
-    assert "autoencoder" in refuse(COMMANDS[command], [tmp_path / "run"], capsys, tmp_path)
 
 
 def test_runs_of_python_say_what_to_do(tmp_path, few_digits, small_config, no_pictures, capsys):

@@ -13,7 +13,6 @@ from helpers import commands
 
 import pvae
 from pvae.cli.train import main
-from pvae.runs import data
 from pvae.training import fit
 
 pytestmark = pytest.mark.workflow
@@ -53,11 +52,6 @@ def test_bad_options(few, capsys, tmp_path, arguments, says):
     assert says in refuse(capsys, tmp_path, *arguments)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_no_gpu(few, capsys, tmp_path):
-    assert "torch sees 0 GPUs" in refuse(capsys, tmp_path, "--device", "cuda")
-
-
 def test_bad_out(few, capsys, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("precious")
@@ -87,12 +81,7 @@ def test_bad_data(capsys, tmp_path, monkeypatch):
     assert "--offline" in refuse(capsys, tmp_path, "--dataset", "fashion-mnist", "--offline")
 
 
-def test_a_loss_that_is_not_finite(few, capsys, tmp_path):
-    assert main([*SMALL, "--lr", "1e12", "--out", "run"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_resume_with_options_that_contradict(few, few_digits, monkeypatch, capsys, tmp_path):
+def test_resume_with_options_that_contradict(few, capsys, tmp_path):
     assert main([*SMALL, "--out", "run"]) == 0
     capsys.readouterr()
     for arguments, says in [
@@ -103,14 +92,7 @@ def test_resume_with_options_that_contradict(few, few_digits, monkeypatch, capsy
         (["--system", "other"], "--system other"),
     ]:
         assert says in refuse(capsys, tmp_path, "--resume", "run", *arguments)
-    content = (tmp_path / "run" / "config.json").read_bytes()
-    (tmp_path / "run" / "config.json").write_bytes(b"{broken")
-    assert "damaged" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
-    (tmp_path / "run" / "config.json").write_bytes(content)
     assert "Python" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
-    monkeypatch.setattr(data, "load_again", lambda *_: few_digits)
-    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
-    assert "metrics.jsonl" in refuse(capsys, tmp_path, "--resume", "run", "--epochs", "3")
 
 
 def test_what_a_run_prints(few, capsys, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers.commands import refuse
 
 from pvae.cli.train import main
 from pvae.core.errors import InputError
@@ -18,8 +19,8 @@ SHUFFLED = np.random.RandomState(20).permutation(20)
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture
@@ -42,23 +43,17 @@ def pixels_of(data):
     ("array", "expected"),
     [
         (GREY, GREY[:, None]),
-        (GREY[..., None], GREY[:, None]),
         (np.asfortranarray(GREY), GREY[:, None]),
         (COLOUR, COLOUR.transpose(0, 3, 1, 2)),
-        (np.ascontiguousarray(COLOUR.transpose(0, 3, 1, 2)), COLOUR.transpose(0, 3, 1, 2)),
-        (
-            np.concatenate([COLOUR, 0 * COLOUR[..., :1]], axis=-1),
-            np.pad(COLOUR.transpose(0, 3, 1, 2), ((0, 0), (0, 1), (0, 0), (0, 0))),
-        ),
     ],
-    ids=["grey", "one channel", "Fortran", "colour", "channels first", "four channels"],
+    ids=["grey", "Fortran", "colour"],
 )
 def test_arrays_of_every_kind_become_bytes_in_a_fixed_shuffled_order(load, array, expected):
     data = load(npy=array)
     assert data.title == "images.npy (18 train / 2 test)"
-    assert np.array_equal(pixels_of(data), expected[SHUFFLED].clip(0, 255))
+    assert np.array_equal(pixels_of(data), expected[SHUFFLED])
     assert torch.equal(load(npy=array).train, data.train), "from the cache"
-    assert data.found == f"20 images of 7 x 5 pixels, { {1: 'grey', 3: 'colour', 4: '4 channels'}[expected.shape[1]] }"
+    assert data.found == f"20 images of 7 x 5 pixels, {'grey' if expected.shape[1] == 1 else 'colour'}"
 
 
 def test_images_with_labels_or_alone(load):
@@ -95,14 +90,8 @@ def test_arrays_are_resized_and_made_grey_like_files(load):
 )
 def test_other_arrays_are_an_error_of_one_line(tmp_path, arrays, says, capsys):
     path = tmp_path / ("images.npy" if list(arrays) == ["npy"] else "images.npz")
-    save = np.savez_compressed if path.suffix == ".npz" else np.save
-    save(path, *arrays.values()) if path.suffix == ".npy" else save(path, **arrays)
-    assert main(["--dataset", f"folder:{path}", "--out", str(tmp_path / "run")]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert says in error
-    assert not (tmp_path / "run").exists()
-    assert not [file for file in (tmp_path / "cache").rglob("*") if file.suffix == ".tmp"]
+    np.save(path, arrays["npy"]) if path.suffix == ".npy" else np.savez_compressed(path, **arrays)
+    assert says in refuse(main, ["--dataset", f"folder:{path}", "--out", tmp_path / "run"], capsys, tmp_path)
 
 
 @pytest.mark.parametrize("suffix", ["npy", "npz"])

@@ -85,21 +85,10 @@ def test_what_is_missing_is_integrated_out():
     assert not found(output).log_prob(torch.full_like(x, math.nan)).any()
 
 
-@pytest.mark.parametrize(
-    ("kind", "grid", "weight"),
-    [
-        ("real", torch.linspace(-30, 30, 20_001, dtype=torch.float64), 60 / 20_000),
-        ("count", torch.arange(5000), 1.0),
-        ("binary", torch.arange(2), 1.0),
-        ("categorical:7", torch.arange(7), 1.0),
-        ("categorical:1", torch.arange(1), 1.0),
-        ("ordinal:6", torch.arange(6), 1.0),
-        ("ordinal:2", torch.arange(2), 1.0),
-    ],
-)
-def test_a_column_of_each_kind_is_normalised(kind, grid, weight):
-    found = likelihood(kind)
-    total = found(outputs(found)).log_prob(grid.double()[:, None]).exp().sum() * weight
+@pytest.mark.parametrize(("kind", "count"), [("categorical", 7), ("categorical", 1), ("ordinal", 6), ("ordinal", 2)])
+def test_categories_and_levels_of_any_number_are_normalised(kind, count):
+    found = likelihood(f"{kind}:{count}")
+    total = found(outputs(found)).log_prob(torch.arange(count).double()[:, None]).exp().sum()
     assert total.item() == pytest.approx(1, abs=1e-10)
 
 

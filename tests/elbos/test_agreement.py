@@ -85,20 +85,30 @@ def test_closed_form_kl_equals_elementary_operations(small_vae, small_images):
     assert torch.allclose(reference_elbo.closed_form(vae, x).rate, by_hand, rtol=1e-12)
 
 
+@pytest.mark.parametrize("free_bits", [0.0, 0.2])
 @pytest.mark.parametrize("beta", [0.0, 0.3, 4.0])
 @pytest.mark.parametrize("name", ["trace", "analytic", "handwritten"])
-def test_beta_weighs_the_rate_of_the_loss_and_is_not_in_the_terms(small_vae, small_images, name, beta):
-    vae, x, found = small_vae(), small_images(6), []
+def test_beta_and_free_bits_are_in_the_loss_and_not_in_the_terms(small_vae, small_images, name, beta, free_bits):
+    """With rates below and above the free bits."""
+    vae, x, found = small_vae(), small_images(7), []
     by_hand = reference_elbo.closed_form if name == "analytic" else reference_elbo.monte_carlo
+    with torch.no_grad():
+        vae.q_z.encoder[-1].bias[:3] = torch.tensor([1.5, 0.0, 0.1])
 
     def ours():
-        loss, terms = build_elbo(name, 2, beta=beta).backward(vae.model, vae.guide, x)
+        loss, terms = build_elbo(name, 2, beta=beta, free_bits=free_bits).backward(vae.model, vae.guide, x)
         found.append(terms)
         return loss
 
     def theirs():
         found.append(by_hand(vae, x, 2))
-        return reference_elbo.loss(found[-1], beta)
+        torch.manual_seed(7)
+        q = vae.posterior(x)
+        z = None if name == "analytic" else q.rsample((2,))
+        rates = reference_elbo.rate_by_dimension(q, vae.prior(), z)
+        assert rates.mean(0).min() < 0.2 < rates.mean(0).max()
+        assert torch.allclose(rates.sum(1), found[-1].rate, rtol=1e-10)
+        return reference_elbo.loss(found[-1], beta, free_bits, rates if free_bits else None)
 
     (value, gradients), witness = value_and_gradients(vae, ours), value_and_gradients(vae, theirs)
     assert value == pytest.approx(witness[0], rel=1e-10)

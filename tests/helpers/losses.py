@@ -398,6 +398,16 @@ def rate_alone(mu, logvar):
     return kl(mu, logvar).sum(1).mean()
 
 
+@no_elbo("sum")
+def two_values(recon, x, mu, logvar):
+    return bce(recon, x), kl(mu, logvar).sum()
+
+
+@no_elbo("no rate")
+def of_the_spread_of_codes(recon, x, mu, logvar):
+    return bce(recon, x) + mu.var() + logvar.exp().sum()
+
+
 @no_elbo("capacity")
 def capacity(data, recon_data, mean, logvar):
     reconstruction = bce(recon_data, data) / len(data)

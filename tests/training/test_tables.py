@@ -11,7 +11,6 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers.families import config_with, data_for
 from torch import nn
 
 import pvae
@@ -20,16 +19,14 @@ from pvae.cli.draw import main as draw
 from pvae.cli.evaluate import main as evaluate
 from pvae.cli.export import main as export
 from pvae.cli.train import main as train
-from pvae.config.families import LIKELIHOODS
 from pvae.core.random_state import seeded
-from pvae.data.dataset import Column, Dataset
+from pvae.data.dataset import Column
 from pvae.data.preparation import Pixels
 from pvae.distributions.columns import Columns
 from pvae.plotting.value_figures import reconstructed_values_figure, sampled_values_figure
 from pvae.runs.run import Run
 from pvae.trained.given import given_data
 from pvae.trained.imputation import impute
-from pvae.training.fit import fit
 from pvae.vae import VAE
 
 pytestmark = pytest.mark.workflow
@@ -145,20 +142,6 @@ def test_texts_need_a_likelihood_of_columns(folder, capsys):
     (folder / "numbers.csv").write_text("a,b,c,d,e\n" + "".join(f"{i},{i / 2},1.5,{-i},0.5\n" for i in range(40)))
     assert train(["--dataset", "table:numbers.csv", "--epochs", "1", "--out", "run", "--quiet"]) == 0
     assert encode(["run", "t.csv"]) == 2
-
-
-@pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("elbo", ["analytic", "dreg", "score-loo"])
-def test_recorded_steps_train_as_eager_ones(tmp_path, elbo):
-    config = config_with(LIKELIHOODS["columns"], missing=True, elbo=elbo, particles=1 if elbo == "analytic" else 3)
-    x = data_for(config, 60)
-    x[torch.arange(60), torch.arange(60) % 5] = torch.nan
-    bounds = []
-    for engine in ("none", "graph"):
-        options = config.replace(compile=engine, epochs=3, batch_size=10)
-        run = fit(options, data=Dataset("mine", x[:40], x[40:]), out=tmp_path / engine)
-        bounds.append(run.metrics()[-1].elbo)
-    assert bounds[0] == pytest.approx(bounds[1], rel=1e-5)
 
 
 def test_what_is_missing_is_imputed_by_probabilities_and_not_by_codes():
