@@ -46,11 +46,8 @@ def reconstructed_values_figure(
     if data.dim() == 2 and std.max() > 20 * std.min():
         std, units = torch.where(std > 0, std, torch.ones_like(std)), "test data, each column standardised"
         data, reconstructions = ((one - mean) / std for one in (data, reconstructions))
-    num_rows = -(-len(data) // 4)
-    figure = titled_figure(f"{title}\n{units}, and means of p(x | z), z ~ q(z | x)", 10.0, 1.8 * num_rows + 0.6)
-    for place, (axes, x, mean) in enumerate(
-        zip(figure.subplots(num_rows, 4, squeeze=False).flat, data, reconstructions)
-    ):
+    figure, panels = _panels(f"{title}\n{units}, and means of p(x | z), z ~ q(z | x)", len(data))
+    for axes, x, mean in zip(panels, data, reconstructions):
         if data.dim() == 2:
             axes.bar(range(len(x)), x.tolist(), color=_DATA, alpha=0.6, label="x")
             axes.plot(range(len(x)), mean.tolist(), ".", color=_MODEL, label="reconstruction")
@@ -59,9 +56,7 @@ def reconstructed_values_figure(
         else:
             _draw_series(axes, x, "-", "x")
             _draw_series(axes, mean, "--", "reconstruction")
-        axes.tick_params(labelsize=6)
-        if place == 0:
-            axes.legend(fontsize=6)
+    panels[0].legend(fontsize=6)
     return figure
 
 
@@ -69,6 +64,18 @@ def _check_shape(data: Tensor) -> None:
     if data.dim() not in (2, 3):
         shape = tuple(data.shape[1:])
         raise InputError(f"this picture shows images, vectors or series, and not data of the shape {shape}")
+
+
+def _panels(title: str, count: int, **options: Any) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its panels, four in a row; the options are those of `Figure.subplots`."""
+    num_rows = -(-count // 4)
+    figure = titled_figure(title, 10.0, 1.8 * num_rows + 0.6)
+    panels = [*figure.subplots(num_rows, 4, squeeze=False, **options).flat]
+    for axes in panels:
+        axes.tick_params(labelsize=6)
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    return figure, panels[:count]
 
 
 def _draw_series(axes: Axes, x: Tensor, style: str, label: str) -> None:
@@ -94,17 +101,13 @@ def sampled_values_figure(data: Tensor, samples: Tensor, title: str, columns: Se
     """
     _check_shape(data)
     if data.dim() == 3:
-        figure = titled_figure(f"{title}\ntest data above samples from p(x | z), z ~ p(z)", 10.0, 4.2)
-        rows = figure.subplots(2, 4, sharey=True, squeeze=False)
-        for axes, x in [*zip(rows[0], data), *zip(rows[1], samples)]:
+        figure, panels = _panels(f"{title}\ntest data above samples from p(x | z), z ~ p(z)", 8, sharey=True)
+        for axes, x in [*zip(panels[:4], data), *zip(panels[4:], samples)]:
             _draw_series(axes, x, "-", "")
-            axes.tick_params(labelsize=6)
         return figure
-    num_columns = min(_MOST, data.shape[1])
-    num_rows = -(-num_columns // 4)
     text = f"{title}\nmarginals of data and of samples from p(x | z), z ~ p(z)"
-    figure = titled_figure(text, 10.0, 1.8 * num_rows + 0.6)
-    for number, axes in zip(range(num_columns), figure.subplots(num_rows, 4, squeeze=False).flat):
+    figure, panels = _panels(text, min(_MOST, data.shape[1]))
+    for number, axes in enumerate(panels):
         both = [one[:, number][~one[:, number].isnan()] for one in (data, samples)]
         categories = columns[number].categories[: 2 * _MOST] if columns else ()
         if categories:
@@ -126,10 +129,7 @@ def sampled_values_figure(data: Tensor, samples: Tensor, title: str, columns: Se
             style: Any = {"color": [_DATA, _MODEL], "label": ["data", "samples"], "density": not is_whole}
             axes.hist([one.tolist() for one in both], bins, weights=weights, **style)
         axes.set_title(_label(columns[number].name) if columns else f"x_{number + 1}", fontsize=7)
-        axes.tick_params(labelsize=6)
-    figure.axes[0].legend(fontsize=6)
-    for axes in figure.axes[num_columns:]:
-        axes.set_visible(False)
+    panels[0].legend(fontsize=6)
     return figure
 
 

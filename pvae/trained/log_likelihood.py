@@ -141,7 +141,8 @@ def importance_sample(
     for part in batch.split(min(100, data_at_once(vae, batch))):
         parts.append(_log_sums(vae, part, num_particles, log_likelihood, width))
         on_images(len(part))
-    return ImportanceSample(*torch.cat(parts, dim=1), num_particles)
+    log_sum, log_sum_squares = torch.cat(parts, dim=1)
+    return ImportanceSample(log_sum, log_sum_squares, num_particles)
 
 
 def _recorded_log_likelihood(vae: VAE, engine: str, decoded: int) -> Callable[..., Tensor]:
