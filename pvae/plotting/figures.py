@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import textwrap
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +14,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont
-from matplotlib.ft2font import FT2Font
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Circle
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
@@ -85,14 +83,10 @@ class _PlainFigure(Figure):
 
 def drawable(text: str) -> str:
     """Return a text with "?" in place of each character that the font of the figures lacks, such as a Chinese one."""
-    known = _characters(findfont(FontProperties()))
+    font = get_font(findfont(FontProperties()))
     # File names on macOS have decomposed characters.
-    return "".join(one if one in known else "?" for one in unicodedata.normalize("NFC", text))
-
-
-@functools.cache
-def _characters(path: str) -> set[str]:
-    return {"\n", *(chr(code) for code in FT2Font(path).get_charmap())}
+    characters = unicodedata.normalize("NFC", text)
+    return "".join(one if one == "\n" or font.get_char_index(ord(one)) else "?" for one in characters)
 
 
 def titled_figure(title: str, width: float, height: float) -> Figure:
