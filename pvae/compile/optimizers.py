@@ -72,13 +72,14 @@ class SingleOptimizer(PyroOptim):
                 parameter.grad = None  # SVI would write zeros, to which the next gradients would be added
 
     def _prepare_gradients(self) -> None:
-        for parameter in self._parameters:
-            if parameter.grad is None and self.reduce is not None:  # another process may have a gradient
-                parameter.grad = torch.zeros_like(parameter)
+        """Sum the gradients over processes, refuse those that are not finite, and clip them."""
+        if self.reduce is not None:
+            for parameter in self._parameters:
+                if parameter.grad is None:  # another process may have a gradient
+                    parameter.grad = torch.zeros_like(parameter)
+            self.reduce([parameter.grad for parameter in self._parameters])
         stepped = [parameter for parameter in self._parameters if parameter.grad is not None]
         gradients: list[Tensor] = [parameter.grad for parameter in stepped]
-        if self.reduce is not None:
-            self.reduce(gradients)
         norm = torch.nn.utils.get_total_norm(gradients)
         if not math.isfinite(norm.item()):
             names = [self.name_of(p) for p, gradient in zip(stepped, gradients) if not gradient.norm().isfinite()]

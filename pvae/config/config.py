@@ -29,10 +29,7 @@ __all__ = ["OPTIONS", "Config"]
 
 _SIZE = (1, 10**9)
 _SCALE = (1e-38, 1e38)  # float32 holds little beyond
-_READS_FILES = (
-    "--dataset folder:PATH or celeba",
-    lambda c: c.dataset == "celeba" or c.dataset.startswith("folder:"),
-)
+_READS_FILES = ("--dataset folder:PATH or celeba", lambda c: c.dataset == "celeba" or c.dataset.startswith("folder:"))
 
 
 _HAS_FLOW_NETWORKS = (
@@ -157,7 +154,7 @@ class Config:
         choices=("torch", "burda"),
         has_flag=False,
     )
-    latent_dim: int = option(32, "number of latent dimensions", limits=_SIZE)
+    latent_dim: int = option(32, "number of latent dimensions", limits=(1, 10**6))
     upper_latent_dims: tuple[int, ...] = option(
         (),
         "dimensions of further stochastic layers z2, z3, ... above z1, which has --latent-dim dimensions; in the prior "
@@ -198,10 +195,7 @@ class Config:
         500,
         "number of Normals of a prior that is a mixture, or of pseudo-inputs",
         limits=(1, 10**6),
-        only_with=(
-            f"--prior {text_where(PRIORS, lambda row: row.is_mixture)}",
-            lambda c: c.prior_family.is_mixture,
-        ),
+        only_with=(f"--prior {text_where(PRIORS, lambda row: row.is_mixture)}", lambda c: c.prior_family.is_mixture),
     )
     likelihood: str = option(
         "bernoulli",

@@ -13,15 +13,7 @@ from typing import Any
 
 from pvae.core.errors import InputError, check_name, shown
 
-__all__ = [
-    "DATASETS",
-    "ELBOS",
-    "Option",
-    "flag",
-    "option",
-    "own_path",
-    "without_removed",
-]
+__all__ = ["DATASETS", "ELBOS", "Option", "flag", "option", "own_path", "without_removed"]
 
 
 ELBOS = {  # and their classes, which say what each takes
@@ -104,7 +96,7 @@ class Option:
             return _number(name, value, float, *(self.limits or (0.0, 1e38)))
         elif isinstance(self.default, tuple):
             is_list = isinstance(value, Iterable) and not isinstance(value, (str, set))
-            widths = tuple(_number(name, one, operator.index, 1, 10**9) for one in (value if is_list else ()))
+            widths = tuple(_number(name, one, operator.index, 1, 10**6) for one in (value if is_list else ()))
             if not is_list or len(widths) > _MOST_LAYERS or (self.default and not widths):
                 what = f"a list of up to {_MOST_LAYERS:,} sizes, such as 100 100 or in TOML [100, 100]"
                 raise InputError(f"{flag(name)} must be {what}, not {shown(value)}")

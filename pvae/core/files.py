@@ -14,13 +14,7 @@ from pvae.core.errors import InputError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = [
-    "cache_dir",
-    "expanded",
-    "is_temporary",
-    "locked",
-    "write_whole",
-]
+__all__ = ["cache_dir", "expanded", "is_temporary", "locked", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -65,8 +65,7 @@ class AnalyticELBO(PerDatumELBO, TraceMeanField_ELBO):
         divergences = [_divergence(latent, latent.posterior, latent.prior) for latent in latents]
         if all(divergence is None for divergence in divergences):
             families = "; ".join(f"({_family(latent.posterior)}, {_family(latent.prior)})" for latent in latents)
-            order = f", drawn by the guide in the order {', '.join(draws.posteriors)}" if len(latents) > 1 else ""
-            raise InputError(f"no closed-form KL is known for {families}{order}: use --elbo trace")
+            raise InputError(f"no closed-form KL is known for {families}: use --elbo trace")
         pairs = zip(latents, divergences)
         rates = [
             PerDatumELBO.rate_of(self, one, one.posterior, one.prior) if rate is None else rate for one, rate in pairs

@@ -12,21 +12,9 @@ from torch.nn import Linear
 
 from pvae.core.errors import InputError
 
-__all__ = [
-    "ChannelsLast",
-    "FlatBatch",
-    "conv_decoder",
-    "conv_encoder",
-    "groupnorm_decoder",
-    "mlp",
-]
+__all__ = ["ChannelsLast", "FlatBatch", "conv_decoder", "conv_encoder", "groupnorm_decoder", "mlp"]
 
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "tanh": nn.Tanh,
-    "softplus": nn.Softplus,
-    "gated": nn.GLU,
-}
+_ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus, "gated": nn.GLU}
 
 
 def mlp(*widths: int, activation: str = "relu", batch_norm: bool = False) -> nn.Sequential:

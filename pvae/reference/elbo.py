@@ -17,15 +17,7 @@ from pvae.core.terms import Terms
 from pvae.distributions.joint import Joint, sites_of
 from pvae.vae import VAE
 
-__all__ = [
-    "Parts",
-    "closed_form",
-    "enumerated",
-    "loss",
-    "monte_carlo",
-    "rate_by_dimension",
-    "three_parts",
-]
+__all__ = ["Parts", "closed_form", "enumerated", "loss", "monte_carlo", "rate_by_dimension", "three_parts"]
 
 
 def loss(terms: Terms, beta: float = 1.0, free_bits: float = 0.0, rates: Tensor | None = None) -> Tensor:

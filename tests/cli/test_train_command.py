@@ -45,7 +45,7 @@ def refuse(capsys, tmp_path, *arguments):
         (["--no-such-option"], "--help"),
         (["--epochss", "1"], "--epochs?"),
         (["--encoder", "conv"], "--network"),
-        (["--hidden", "1000000000"], "memory"),
+        (["--hidden", "1000000", "1000000"], "memory"),
     ],
 )
 def test_bad_options(few, capsys, tmp_path, arguments, says):
