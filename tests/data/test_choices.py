@@ -12,7 +12,7 @@ from PIL import Image
 import pvae
 from pvae.cli.train import main
 from pvae.core.errors import InputError
-from pvae.data.choices import images_config
+from pvae.data.choices import images_config, values_config
 from pvae.data.dataset import Dataset
 from pvae.models.build import build_vae
 from pvae.runs.data import load_for
@@ -59,6 +59,23 @@ def test_no_batch_of_one_image_is_left_for_batch_norm():
     assert images_config(data, network="mlp-batchnorm", batch_size=64).batch_size == 64
     data = noise(4623, 1, 28, 28)  # 4161 are trained on: one is left by 64 and by 65
     assert images_config(data, network="mlp-batchnorm").batch_size == 66
+
+
+@pytest.mark.parametrize("binarize", ["threshold", "static", "dynamic"])
+def test_images_that_are_binarized_are_bernoulli(binarize):
+    assert images_config(noise(50, 1, 28, 28), binarize=binarize).likelihood == "bernoulli"
+    assert images_config(noise(50, 1, 28, 28), binarize=binarize, likelihood="normal").likelihood == "normal"
+    assert images_config(noise(50, 1, 28, 28)).likelihood == "discretized-logistic"
+
+
+@pytest.mark.parametrize("count", [30, 219, 1000, 30_000, 300_000])
+def test_patience_with_values_is_a_thousand_steps_at_least(count):
+    config = values_config(Dataset("made", torch.randn(count, 2), torch.randn(9, 2)))
+    steps = math.ceil((count - round(0.1 * count)) / config.batch_size)
+    assert config.patience >= 15
+    assert config.patience * steps >= 1000
+    assert config.epochs > config.patience
+    assert values_config(Dataset("made", torch.randn(count, 2), torch.randn(9, 2)), patience=3).patience == 3
 
 
 def save(folder, count, height, width, colour=True):
