@@ -34,6 +34,8 @@ elbos/test_agreement.py
     elbos.trace | if all(divergence is None for divergence in divergences): | if False:
     elbos.trace | if latent.is_prior_known else None |
     elbos.sites | site in model.items() if name not in observed} | site in model.items() if name == "z"}
+    elbos.base | q.log_prob(latent.z) - p.log_prob(latent.z) | q.log_prob(latent.z)
+    elbos.trace | _divergence(latent, q, p) | _divergence(latent, p.expand(q.batch_shape), q)
 elbos/test_truth.py
     reference.elbo | rate=(log_q_z - log_p_z) | rate=(log_q_z + log_p_z)
 elbos/test_bounds.py
@@ -79,9 +81,6 @@ evaluation/test_evaluation.py
     evaluation.rate_decomposition | (log_q.logsumexp(1) - math.log | (log_q.logsumexp(2) - math.log
     trained.latent_space | return posterior.mean | return posterior.sample()
     trained.latent_space | posterior.estimate_mean(100) | posterior.sample((100,)).mean(0)
-config/test_presets.py
-    elbos.base | q.log_prob(latent.z) - p.log_prob(latent.z) | q.log_prob(latent.z)
-    elbos.trace | _divergence(latent, q, p) | _divergence(latent, p.expand(q.batch_shape), q)
 """
 
 

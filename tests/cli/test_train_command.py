@@ -135,13 +135,6 @@ def test_training_survives_a_closed_standard_output(tmp_path, shell):
     assert (tmp_path / "run" / "figures" / "losses.png").exists()
 
 
-def test_quiet_prints_the_folder(few, capsys, tmp_path):
-    assert main([*SMALL, "--quiet"]) == 0
-    printed = capsys.readouterr()
-    assert printed.err == ""
-    assert (tmp_path / printed.out.strip() / "checkpoint.safetensors").exists()
-
-
 def test_a_signal_before_a_training(few, monkeypatch, capsys):
     """For instance while the data are loaded."""
     monkeypatch.setattr(fit, "fit", lambda *_, **__: signal.raise_signal(signal.SIGTERM))

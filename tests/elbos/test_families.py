@@ -112,7 +112,7 @@ def test_each_estimator_of_a_hierarchy_equals_the_handwritten(hierarchy, name, x
     compare(vae_of(**options), name, x, by_layer if any(closed) else None)
 
 
-@pytest.mark.parametrize("name", ["trace", "analytic", "handwritten", "iwae", "stl", "dreg", "score", "score-loo"])
+@pytest.mark.parametrize("name", [name for name in ELBOS if name not in ("miwae", "piwae")])
 def test_with_the_fewest_particles_each_estimator_equals_the_handwritten(name, x):
     compare(vae_of(), name, x, lambda vae: reference_elbo.closed_form(vae, x), ELBO_CLASSES[name].least_particles)
 
