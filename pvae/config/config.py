@@ -30,8 +30,6 @@ __all__ = ["OPTIONS", "Config"]
 _SIZE = (1, 10**9)
 _SCALE = (1e-38, 1e38)  # float32 holds little beyond
 _READS_FILES = ("--dataset folder:PATH or celeba", lambda c: c.dataset == "celeba" or c.dataset.startswith("folder:"))
-
-
 _HAS_FLOW_NETWORKS = (
     f"--posterior {text_where(POSTERIORS, lambda row: row.has_flow_networks)}, or --prior flow,",
     lambda c: c.posterior_family.has_flow_networks or c.prior_family.is_flow,

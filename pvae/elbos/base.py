@@ -164,13 +164,13 @@ class PerDatumELBO(Trace_ELBO):
             return self.loss_and_terms(*arguments, **options)
 
     def loss(self, *arguments: Any, **options: Any) -> float:
-        """Return the loss as a number; `SVI.evaluate_loss` calls it."""
+        """Return the loss as a number, in nats per datum; `SVI.evaluate_loss` calls it."""
         loss = self.evaluate(*arguments, **options).loss
         warn_if_nan(loss, "loss")
         return loss.item()
 
     def loss_and_grads(self, *arguments: Any, **options: Any) -> Tensor:
-        """Return the loss after adding its gradients to the parameters; `SVI.step(*batch, beta=...)` calls it."""
+        """Return the loss, in nats per datum, after adding its gradients to the parameters; `SVI.step` calls it."""
         loss = self.backward(*arguments, **options).loss
         warn_if_nan(loss, "loss")
         return loss

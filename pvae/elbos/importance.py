@@ -121,5 +121,5 @@ class MIWAE(ImportanceELBO):
 
 
 def log_mean_exp(values: Tensor) -> Tensor:
-    """Return the logarithm of the mean of exponentials over the first dimension."""
+    """Return log (1/K) sum_k exp(values_k), (...), of values (K, ...)."""
     return torch.logsumexp(values, 0) - math.log(len(values))

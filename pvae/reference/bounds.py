@@ -116,6 +116,11 @@ def stl_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]:
     since the score function, the gradient of log q(z | x) at a fixed z, has a mean of 0. At q(z | x) = p(z | x) this
     estimator has zero variance, unlike the gradient of the ELBO itself. Elsewhere its variance may be larger.
 
+    Args:
+        vae: the three distributions.
+        x: images (B, C, H, W).
+        num_particles: K.
+
     Reference:
         Roeder, Wu and Duvenaud, arXiv:1703.09194.
     """
@@ -139,6 +144,11 @@ def dreg_gradients(vae: VAE, x: Tensor, num_particles: int) -> dict[str, Tensor]
     T(e_k) = z_k. Of several layers T is the joint draw, in which each layer depends on the one above. The decoder's
     gradient is that of L_K, with the weights to the first power, and so is that of other learned priors. The
     signal-to-noise ratio of the encoder's gradient grows as sqrt(K), and at q(z | x) = p(z | x) its variance is zero.
+
+    Args:
+        vae: the three distributions.
+        x: images (B, C, H, W).
+        num_particles: K.
 
     Reference:
         Tucker, Lawson, Gu and Maddison, arXiv:1810.04152; Bauer and Mnih, arXiv:2101.11046 (priors).
