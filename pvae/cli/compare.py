@@ -95,7 +95,7 @@ def _weights(arguments: argparse.Namespace, run: Run | None, config: Config) -> 
 
     if run:
         data = run.dataset(None, arguments.data_dir, arguments.offline)
-        given = iter([(run.best_checkpoint().progress, run.vae(), data)])
+        given = iter([(f"epoch {run.best_checkpoint().epoch}", run.vae(), data)])
     else:
         in_memory = train_in_memory(config, arguments.stages or _STAGES, arguments.data_dir, arguments.offline)
         given = ((f"epoch {epoch}", vae, data) for epoch, vae, data in in_memory)

@@ -189,7 +189,7 @@ def evaluate(
     given = "" if batch.y is None else "; given their labels y, so that log p(x) is log p(x | y)"
     return Report(
         run=run.path.resolve().name,
-        epoch=run.best_checkpoint().counts.epoch,
+        epoch=run.best_checkpoint().epoch,
         data=data.title,
         num_images=len(seen),
         is_subset=len(seen) < len(data.test),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
@@ -18,24 +18,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pvae.core.errors import InputError
-from pvae.core.records import from_record, to_json
+from pvae.core.records import to_json
 
-__all__ = ["Checkpoint", "Counts", "read_checkpoint", "to_bytes"]
+__all__ = ["Checkpoint", "read_checkpoint", "to_bytes"]
 
 _FORMAT = "pvae checkpoint 1"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Counts:
-    """Progress of a training.
-
-    Args:
-        epoch: number of finished and recorded epochs.
-        step: number of started steps, over all epochs.
-    """
-
-    epoch: int
-    step: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,23 +30,20 @@ class Checkpoint:
     """The complete state of a training between two epochs.
 
     Args:
-        counts: progress of the training.
+        epoch: number of finished and recorded epochs.
+        step: number of steps in them.
         vae: parameters and buffers of the VAE, by name.
         moments: state of the optimiser, by "<index of the parameter>.<name>".
         rng: states of the random generators.
         run: identity of the run, as in `config.json`.
     """
 
-    counts: Counts
+    epoch: int
+    step: int
     vae: dict[str, Tensor]
     moments: dict[str, Tensor]
     rng: dict[str, Tensor]
     run: str = ""
-
-    @property
-    def progress(self) -> str:
-        """The last finished epoch, for instance "epoch 3"."""
-        return f"epoch {self.counts.epoch}"
 
 
 def to_bytes(checkpoint: Checkpoint) -> bytes:
@@ -71,7 +55,7 @@ def to_bytes(checkpoint: Checkpoint) -> bytes:
         for group, members in groups.items()
         for name, tensor in members.items()
     }
-    text = to_json({"counts": asdict(checkpoint.counts), "run": checkpoint.run})
+    text = to_json({"counts": {"epoch": checkpoint.epoch, "step": checkpoint.step}, "run": checkpoint.run})
     return safetensors.torch.save(tensors, {"format": _FORMAT, "state": text, "sha256": _digest(text, tensors)})
 
 
@@ -84,36 +68,25 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         with safe_open(path, "pt") as file:  # maps the file into memory
-            metadata = file.metadata() or {}
+            metadata = file.metadata()
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except SafetensorError:
-        raise InputError("it is not a whole file in safetensors' format") from None
-    text = metadata.get("state", "")
-
-    def group(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
-
-    try:
-        if metadata["format"] != _FORMAT or metadata["sha256"] != _digest(text, tensors):
-            raise InputError("its values are not those that were written")
-        state = json.loads(text)
-        if state.get("pass") is not None:
-            raise InputError(
-                "it was taken within an epoch, which this version of pvae cannot continue: finish the epoch with the "
-                "version that wrote it"
-            )
-        vae = group("vae.")
-        return Checkpoint(
-            counts=from_record(Counts, state["counts"]),
+        state = json.loads(metadata["state"])
+        is_whole = metadata["format"] == _FORMAT and metadata["sha256"] == _digest(metadata["state"], tensors)
+        groups: dict[str, dict[str, Tensor]] = {"vae": {}, "adam": {}, "rng": {}}
+        for name, tensor in tensors.items():
+            group, _, name_in_group = name.partition(".")
             # The runs that come with pvae store half-precision weights.
-            vae={name: vae[name].float() if vae[name].dtype == torch.float16 else vae[name] for name in vae},
-            moments=group("adam."),
-            rng=group("rng."),
-            run=state["run"],
+            groups[group][name_in_group] = tensor.float() if tensor.dtype == torch.float16 else tensor
+        found = Checkpoint(
+            **state["counts"], vae=groups["vae"], moments=groups["adam"], rng=groups["rng"], run=state["run"]
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        why = error if isinstance(error, InputError) else "its entries are not those of a checkpoint"
-        raise InputError(str(why)) from None
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError("it is not a whole file in safetensors' format, with the entries of a checkpoint") from None
+    if not is_whole:
+        raise InputError("its values are not those that were written")
+    if state.get("pass"):
+        raise InputError("it was taken within an epoch: finish the epoch with the version of pvae that wrote it")
+    return found
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:

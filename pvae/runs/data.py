@@ -87,7 +87,7 @@ def load_again(run: RunRecord, data_dir: str | Path | None, offline: bool) -> Da
     name = run.data.dataset
     if not name:
         what = f"{run.name} was trained on data given from Python, {run.data.name!r}, and a command cannot find them"
-        raise InputError(f"{what}: {run.in_python}")
+        raise InputError(f"{what}: give them in Python, as run.dataset(data) or pvae.resume(path, data=data)")
     if data_dir is None and own_path(name) and not _has_own_data(name):
         advice = "name the folder where those data are now with --data-dir"
         raise InputError(f"there is no {name} any more, on which {run.name} was trained: {advice}")

@@ -146,12 +146,3 @@ class RunRecord:
         given = ", vae=vae" * self.has_own_vae + ", data=data" * (not self.data.dataset)
         path = str(self.path)
         return f"pvae.resume({path!r}{given})" if given else f"python -m pvae.train --resume {shlex.quote(path)}"
-
-    @property
-    def in_python(self) -> str:
-        """What to do in Python with a run whose VAE or data were given from Python."""
-        calls = ["run.vae(vae)"] * self.has_own_vae + ["run.dataset(data)"] * (not self.data.dataset)
-        return (
-            f"in Python, {self.how_to_resume} resumes it, and after run = pvae.Run.open({str(self.path)!r}); "
-            f"{'; '.join(calls)}, pvae.plotting.pictures and pvae.evaluation.report.evaluate take run"
-        )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +107,7 @@ class Run(RunRecord):
         Raises:
             InputError: `metrics.jsonl` or the checkpoint is damaged.
         """
-        return read_metrics(self.path / METRICS, self.read_checkpoint().counts.epoch)
+        return read_metrics(self.path / METRICS, self.read_checkpoint().epoch)
 
     def test_metrics(self) -> Metrics | None:
         """Return the test metrics of the epoch whose weights `vae` returns, or None if no epoch is finished.
@@ -116,7 +115,7 @@ class Run(RunRecord):
         Raises:
             InputError: `metrics.jsonl` or a checkpoint is damaged.
         """
-        epoch = self.best_checkpoint().counts.epoch
+        epoch = self.best_checkpoint().epoch
         return next((row for row in self.metrics() if (row.epoch, row.split) == (epoch, "test")), None)
 
     @property
@@ -124,7 +123,7 @@ class Run(RunRecord):
         """System, data set and progress of `best_checkpoint`, and its test bound, for titles of figures."""
         checkpoint = self.best_checkpoint()
         elbo = "" if self.config.is_autoencoder else f", --elbo {self.config.elbo}"
-        title = f"{system_title(self.config)}{elbo}, on {self.data.title}\n{checkpoint.progress}"
+        title = f"{system_title(self.config)}{elbo}, on {self.data.title}\nepoch {checkpoint.epoch}"
         test = self.test_metrics()
         if test is None:  # no epoch is finished
             return title
@@ -162,22 +161,16 @@ class Run(RunRecord):
     def best_checkpoint(self) -> Checkpoint:
         """Return the checkpoint of the epoch with the best bound on the validation images; without these, the last one.
 
-        If best.safetensors is missing or damaged, it is the last one, and a note says so.
-
         Raises:
             InputError: as for `read_checkpoint`, or `metrics.jsonl` is damaged.
         """
         last, best = self.read_checkpoint(), best_epoch(self.metrics())
-        if best in (None, last.counts.epoch):
+        if best in (None, last.epoch):
             return last
-        try:
-            checkpoint = self.read(BEST)
-            if checkpoint.counts.epoch != best:
-                raise InputError(f"{self.path / BEST} is not of epoch {best}, the best on the validation data")
-            return checkpoint
-        except InputError as error:
-            print(f"note: {error}; the weights are those of the last checkpoint, {last.progress}", file=sys.stderr)
-            return last
+        checkpoint = self.read(BEST)
+        if checkpoint.epoch != best:  # a training was killed as it wrote a better epoch
+            raise InputError(f"{self.path / BEST} is not of epoch {best}, the best on the validation data: resume it")
+        return checkpoint
 
     def vae(self, vae: VAE | None = None) -> VAE:
         """Return the trained VAE with the weights of `best_checkpoint`, in eval mode, on the CPU.
@@ -222,7 +215,7 @@ class Run(RunRecord):
         if self.has_own_vae and vae is None and "vae" not in self.cache:
             raise InputError(
                 f"{self.path} trained a VAE of your own: name it by --vae FILE.py:FUNCTION, or build it in Python, and "
-                f"give it as pvae.load({str(self.path)!r}, vae=vae); {self.in_python}"
+                "give it as pvae.load(path, vae=vae), run.vae(vae) or pvae.resume(path, vae=vae)"
             )
         if vae is not None and not self.has_own_vae:
             raise InputError(f"{self.path} trained the VAE that its config.json describes: leave vae out")
@@ -238,7 +231,7 @@ class Run(RunRecord):
         Raises:
             InputError: `metrics.jsonl` or the checkpoint is damaged.
         """
-        epoch, rows = self.read_checkpoint().counts.epoch, self.metrics()
+        epoch, rows = self.read_checkpoint().epoch, self.metrics()
         is_last = epoch >= self.config.epochs or is_out_of_patience(rows, self.config.patience)
         has_figures = (self.path / "figures" / "losses.png").exists()  # the last one that a training draws
         return is_last and has_figures

@@ -93,8 +93,7 @@ def begin(run: Run, rows: Sequence[Metrics], start: Checkpoint, device: str, num
     save(run, rows, start)
     if run.code:
         write_whole(run.path / OWN_CODE, run.code.encode())
-    counts = start.counts
-    session = {"from_epoch": counts.epoch, "from_step": counts.step, "device": device, "processes": num_processes}
+    session = {"from_epoch": start.epoch, "from_step": start.step, "device": device, "processes": num_processes}
     run.sessions.append({**session, **_provenance()})
     run.write()
 
@@ -102,7 +101,7 @@ def begin(run: Run, rows: Sequence[Metrics], start: Checkpoint, device: str, num
 def save(run: Run, rows: Sequence[Metrics], checkpoint: Checkpoint) -> None:
     """Write metrics and checkpoint, and best.safetensors if the checkpoint is that of the best epoch.
 
-    Metrics are written first: those of an epoch later than that of the checkpoint are not valid.
+    The checkpoint is written last: a training that is killed before writes the epoch once more.
 
     Args:
         run: the run.
@@ -117,9 +116,9 @@ def save(run: Run, rows: Sequence[Metrics], checkpoint: Checkpoint) -> None:
     checkpoint = replace(checkpoint, run=run.identity)
     lines = "".join(to_json(asdict(row)) + "\n" for row in rows)
     write_whole(run.path / METRICS, lines.encode())
-    write_whole(run.path / CHECKPOINT, to_bytes(checkpoint))
-    if best_epoch(rows) == checkpoint.counts.epoch:
+    if best_epoch(rows) == checkpoint.epoch:
         write_whole(run.path / BEST, to_bytes(replace(checkpoint, moments={}, rng={})))
+    write_whole(run.path / CHECKPOINT, to_bytes(checkpoint))
     run.forget()
 
 

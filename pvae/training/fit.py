@@ -126,7 +126,7 @@ def fit(
             if parent is not None:
                 weights = parent.best_checkpoint()
                 taken = start_from(trainer.vae, weights.vae, parent.path)
-                started_from = {"run": parent.identity, "path": str(parent.path), "at": weights.progress}
+                started_from = {"run": parent.identity, "path": str(parent.path), "at": f"epoch {weights.epoch}"}
             check_first_loss(trainer)
             folder = Path(world.broadcast(lambda: str(writer.new_folder(path, config))))
             run = Run(
@@ -210,7 +210,7 @@ def resume(
         with seeded(run.config.seed, where), pyro.get_param_store().scope():
             checkpoint, options = run.read_checkpoint(), _chosen_before(run, where, world)
             options |= {"threads": threads} if threads else {}
-            options |= {"note": _note_of(quiet, world), "beta": beta, "steps_done": checkpoint.counts.step}
+            options |= {"note": _note_of(quiet, world), "beta": beta, "steps_done": checkpoint.step}
             own = run.vae() if run.has_own_vae and vae is None else vae  # the opened run may hold its VAE
             trainer = build_trainer(run.config, data, where, world, own, **options)
             trainer.restore(checkpoint, run.metrics())
@@ -248,7 +248,7 @@ def _to_epoch(run: Run, epochs: int) -> Run:
             f"{planned.epochs} epochs: start a new run"
         )
     run = dataclasses.replace(run, config=planned.replace(epochs=epochs))
-    done = run.read_checkpoint().counts.epoch
+    done = run.read_checkpoint().epoch
     if epochs > planned.epochs and is_out_of_patience(run.metrics(), planned.patience):
         raise InputError(
             f"{path} stopped at epoch {done} by --patience {planned.patience}: start a new run with a larger --patience"

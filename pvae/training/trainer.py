@@ -27,7 +27,7 @@ from pvae.core.random_state import restore_rng_state, rng_state, seeded
 from pvae.core.terms import LossAndTerms
 from pvae.data.batch import Batch, TrainingData
 from pvae.elbos.base import PerDatumELBO
-from pvae.runs.checkpoint import Checkpoint, Counts
+from pvae.runs.checkpoint import Checkpoint
 from pvae.runs.metrics import Metrics
 from pvae.trained.elbo_terms import posterior_mean_loss
 from pvae.training.engine import Engine
@@ -232,7 +232,8 @@ class Trainer:
         """Return everything that the rest of the training depends on."""
         moments = self.optimizer.state_dict()["state"]
         return Checkpoint(
-            counts=Counts(epoch=self.epoch, step=self.step),
+            epoch=self.epoch,
+            step=self.step,
             vae=self.vae.state_dict(),
             moments={f"{index}.{name}": tensor for index, one in moments.items() for name, tensor in one.items()},
             rng=rng_state(self.device),
@@ -256,7 +257,7 @@ class Trainer:
             raise InputError(
                 f"the checkpoint does not fit config.json or the VAE ({brief(error)}): restore the files of one run"
             ) from None
-        self.epoch, self.step = checkpoint.counts.epoch, checkpoint.counts.step
+        self.epoch, self.step = checkpoint.epoch, checkpoint.step
         self.rows = [*rows]
 
     def _state_of(self, moments: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:

@@ -61,7 +61,7 @@ def test_an_interrupted_command_saves_its_seed_and_names_how_to_go_on(capsys, tm
     assert line.startswith("pvae train: interrupted")
     assert "--resume many/seed-0" in line
     assert line.count("\n") == 1
-    assert 0 < Run.open("many/seed-0").read_checkpoint().counts.epoch < 1000
+    assert 0 < Run.open("many/seed-0").read_checkpoint().epoch < 1000
     assert not (tmp_path / "many" / "seed-3").exists()
 
 

@@ -119,7 +119,7 @@ def test_where_one_process_is_killed_the_other_ends_and_says_how_to_resume(tmp_p
     assert group.err.startswith("pvae train: another process of this training has ended"), group.err
     assert "go on with: python -m pvae.train --resume run" in group.err
     assert group.err.count("\n") == 1
-    assert 0 < Run.open(tmp_path / "run").read_checkpoint().counts.epoch < 100
+    assert 0 < Run.open(tmp_path / "run").read_checkpoint().epoch < 100
 
 
 def test_refusals_are_one_line_of_one_process(tmp_path):
@@ -151,4 +151,4 @@ def test_a_signal_to_one_process_stops_all(tmp_path):
     group.kill(1, signal.SIGTERM)
     assert all(group.join(60))
     assert group.err.count("\n") == 1
-    assert f"up to {Run.open(tmp_path / 'run').read_checkpoint().progress}; " in group.err
+    assert f"up to epoch {Run.open(tmp_path / 'run').read_checkpoint().epoch}; " in group.err
