@@ -10,10 +10,9 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NoReturn
 
 from pvae.core.errors import (
@@ -93,13 +92,10 @@ class Parser(argparse.ArgumentParser):
         command: "pvae" and the name of the sub-command, as in an error message.
         description: what the command does.
         epilog: examples.
-        absent: options that a user may look for and that do not exist, with what to do instead.
     """
 
-    def __init__(
-        self, command: str, description: str, epilog: str, absent: Mapping[str, str] = MappingProxyType({})
-    ) -> None:
-        self.command, self.absent = command, absent
+    def __init__(self, command: str, description: str, epilog: str) -> None:
+        self.command = command
         how = argparse.RawDescriptionHelpFormatter
         super().__init__(command, None, description, epilog, formatter_class=how, allow_abbrev=False)
         # argparse takes -1e-1 for an option, and has no public way to say otherwise.
@@ -112,11 +108,10 @@ class Parser(argparse.ArgumentParser):
             InputError: always; the message names the nearest option.
         """
         hint = "--help lists the options"
-        if unknown := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
-            if unknown[1] in self.absent:
-                raise InputError(f"there is no {unknown[1]}: {self.absent[unknown[1]]}")
-            if near := difflib.get_close_matches(unknown[1], self._option_string_actions, n=1):
-                hint = f"did you mean {near[0]}?"
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
+        if near:
+            hint = f"did you mean {near[0]}?"
         raise InputError(f"{message} ({hint})")
 
 
@@ -220,7 +215,7 @@ def run_command(name: str, command: Callable[[], None]) -> int:
                 command()
             return 0
         except SystemExit as done:  # of --help
-            return 0 if done.code is None else int(done.code)
+            return done.code if isinstance(done.code, int) else int(done.code is not None)
         except (Exception, KeyboardInterrupt) as error:
             line, status = _line_and_status(error)
             if line:

@@ -45,16 +45,6 @@ Figures are nats per datum: elbo = -(distortion + rate), higher is better. pvae.
 notebooks/run-folder.md describes the run folder, processes.md several seeds and processes, values.md other data."""
 
 
-_NETWORK = "give --network, and --hidden for its widths; the decoder is its reverse"
-_CONDITIONAL = "give --condition, for p(x | z, y) given the labels of the data"
-_ABSENT = dict.fromkeys(["--encoder", "--decoder"], _NETWORK) | {"--conditional": _CONDITIONAL}
-_ABSENT |= {
-    flag(name): f"set {name} in a TOML file, and give it by --config"
-    for name, option in OPTIONS.items()
-    if not option.has_flag
-}
-
-
 def _work(arguments: argparse.Namespace) -> None:
     from pvae.trained.plain_torch import training_script
 
@@ -81,7 +71,7 @@ class _ListSystems(argparse.Action):
 def train_parser() -> Parser:
     """Return the parser of `python -m pvae.train`; its result has only those options of `Config` that were given."""
     description = "Train a variational autoencoder, written as Pyro functions, by stochastic variational inference."
-    parser = Parser("pvae train", description, _EXAMPLES, _ABSENT)
+    parser = Parser("pvae train", description, _EXAMPLES)
     parser.prog = "python -m pvae.train"
     parser.add_argument("--list-systems", nargs=0, action=_ListSystems, help="list the published systems and exit")
     printed = "print the system and a loop that trains it as one file of plain torch, and do nothing else"

@@ -76,13 +76,11 @@ class Levels:
         if is_byte or given is not None:
             are_bits = self.kind == "u1" and given in (None, (0, 1)) and self.high == 1
             return (0.0, 1.0) if are_bits else () if is_byte else given or ()
-        if self.kind == "f":
-            ranges = [_NOMINAL["f"], (-1.0, 1.0), (0.0, 255.0)]
-        elif (self.low, self.high) == (0, 1):
-            ranges = [(0.0, 1.0)]
-        else:
-            whole = (0.0, 2.0 ** max(8, int(max(self.high, 0)).bit_length()) - 1)
-            ranges = [_NOMINAL["u2"], whole] if self.kind == "u2" else [whole]
+        if (self.low, self.high) == (0, 1):
+            return 0.0, 1.0
+        whole = (0.0, 2.0 ** max(8, int(max(self.high, 0)).bit_length()) - 1)
+        by_kind = {"f": [(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)], "u2": [(0.0, 65535.0), whole]}
+        ranges = by_kind.get(self.kind, [whole])
         observed = self.low, max(self.high, self.low + 1e-6 * max(1, abs(self.low)))
         return next((one for one in ranges if self._remain_in(*one)), observed)
 

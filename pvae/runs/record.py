@@ -53,7 +53,6 @@ class RunRecord:
     has_own_vae: bool = False
     has_own_beta: bool = False
     start: dict[str, str] = field(default_factory=dict)
-    _modified: int = field(default=0, init=False, repr=False)  # when config.json was written that was read
 
     @classmethod
     def open(cls: type[R], path: str | Path) -> R:
@@ -71,7 +70,7 @@ class RunRecord:
             path = _READY_MADE / path
         file = path / CONFIG
         try:
-            modified, content = file.stat().st_mtime_ns, file.read_bytes()
+            content = file.read_bytes()
         except OSError as error:
             why = f"{CONFIG} cannot be read ({error.strerror})"
             if not os.path.lexists(path):  # also False for a name that is too long
@@ -84,12 +83,10 @@ class RunRecord:
             record = json.loads(content)
             if record["format"] != _FORMAT:
                 raise InputError(f"its format is not {_FORMAT}")
-            if not record["sessions"] or not all(isinstance(one, dict) for one in record["sessions"]):
-                raise InputError("its sessions are not records")
             options = without_removed(dict(record["config"]))
             if options.get("alpha") == "-inf":  # JSON has no infinity
                 options["alpha"] = -math.inf
-            run = cls(
+            return cls(
                 path,
                 from_record(Config, options),
                 from_record(DataRecord, record["data"]),
@@ -99,8 +96,6 @@ class RunRecord:
                 has_own_beta="own_beta" in record,
                 start=record.get("start", {}),
             )
-            run._modified = modified
-            return run
         except (InputError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise InputError(
                 f"{file} is damaged or of another version of pvae ({error}): restore a copy of it, or use the version "
@@ -124,11 +119,6 @@ class RunRecord:
             "sessions": self.sessions,
         }
         write_whole(self.path / CONFIG, f"{to_json(record, indent=2)}\n".encode())
-        self._modified = (self.path / CONFIG).stat().st_mtime_ns
-
-    def is_current(self) -> bool:
-        """Return whether `config.json` is as it was read: each session of a training writes it anew."""
-        return (self.path / CONFIG).stat().st_mtime_ns == self._modified
 
     @property
     def name(self) -> str:

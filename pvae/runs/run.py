@@ -168,8 +168,8 @@ class Run(RunRecord):
         if best in (None, last.epoch):
             return last
         checkpoint = self.read(BEST)
-        if checkpoint.epoch != best:  # a training was killed as it wrote a better epoch
-            raise InputError(f"{self.path / BEST} is not of epoch {best}, the best on the validation data: resume it")
+        if checkpoint.epoch != best:
+            raise InputError(f"{self.path / BEST} is not of epoch {best}, the best: restore the files of one run")
         return checkpoint
 
     def vae(self, vae: VAE | None = None) -> VAE:
@@ -222,7 +222,7 @@ class Run(RunRecord):
 
     @property
     def is_given_labels(self) -> bool:
-        """Whether its VAE is one given the labels of the data: each datum needs its own."""
+        """Whether its VAE is conditional on the labels of the data, so that each datum needs a label."""
         return self.config.condition or (self.has_own_vae and self.vae().takes_labels and not self.config.labels)
 
     def is_finished(self) -> bool:

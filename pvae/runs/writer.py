@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -62,17 +63,13 @@ def new_folder(path: Path | None, config: Config) -> Path:
         InputError: the folder cannot be written.
     """
     name = f"{datetime.now():%Y-%m-%d-%H%M%S}-{config.system}-{config.elbo}"
-    folder, number = path or Path("runs") / name, 1
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=path is not None)
-            return folder
-        except OSError as error:
-            if path is not None or not folder.is_dir():
-                option = f"--out {path}" if path else "./runs"
-                raise InputError(f"{option} cannot be written ({error.strerror}): name a folder with --out") from None
-        number += 1  # another training started in the same second
-        folder = Path("runs") / f"{name}-{number}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    folder = path or next(one for one in map(Path("runs").joinpath, names) if not one.exists())
+    try:
+        folder.mkdir(parents=True, exist_ok=path is not None)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror}): name a folder with --out") from None
+    return folder
 
 
 def begin(run: Run, rows: Sequence[Metrics], start: Checkpoint, device: str, num_processes: int) -> None:
@@ -101,7 +98,7 @@ def begin(run: Run, rows: Sequence[Metrics], start: Checkpoint, device: str, num
 def save(run: Run, rows: Sequence[Metrics], checkpoint: Checkpoint) -> None:
     """Write metrics and checkpoint, and best.safetensors if the checkpoint is that of the best epoch.
 
-    The checkpoint is written last: a training that is killed before writes the epoch once more.
+    Metrics are written first: those of an epoch later than that of the checkpoint are not valid.
 
     Args:
         run: the run.
@@ -116,9 +113,9 @@ def save(run: Run, rows: Sequence[Metrics], checkpoint: Checkpoint) -> None:
     checkpoint = replace(checkpoint, run=run.identity)
     lines = "".join(to_json(asdict(row)) + "\n" for row in rows)
     write_whole(run.path / METRICS, lines.encode())
+    write_whole(run.path / CHECKPOINT, to_bytes(checkpoint))
     if best_epoch(rows) == checkpoint.epoch:
         write_whole(run.path / BEST, to_bytes(replace(checkpoint, moments={}, rng={})))
-    write_whole(run.path / CHECKPOINT, to_bytes(checkpoint))
     run.forget()
 
 

@@ -1,27 +1,22 @@
-"""What `fit` lets a `Trainer` call: progress, interruptions, the run folder, TensorBoard, pictures, patience."""
+"""What `fit` lets a `Trainer` call: progress, interruptions, the run folder, TensorBoard, figures, patience."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pvae.config.presets import command_line, system_title
 from pvae.core.errors import TrainingError, listed
 from pvae.core.files import write_whole
-from pvae.core.random_state import seeded
 from pvae.core.terminal import Interruptions, print_line, progress_bar
-from pvae.data.dataset import random_subset
 from pvae.runs import writer
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience
 from pvae.runs.run import Run
-from pvae.trained.latent_space import reconstruct, sample, sample_given
 from pvae.training.parallel import World
 from pvae.training.trainer import Callback, Trainer
 
@@ -96,7 +91,7 @@ class Checkpointing(Callback):
 
 @dataclass
 class ProgressBar(Callback):
-    """Draws the steps of each epoch, with the mean of their losses, if standard error is a terminal.
+    """Draws the steps of each epoch, each with its loss, if standard error is a terminal.
 
     Args:
         epochs: the last epoch.
@@ -104,20 +99,17 @@ class ProgressBar(Callback):
 
     epochs: int
     bar: Any = None
-    total: float = 0.0
 
     def on_step_end(self, trainer: Trainer, loss: Tensor | None) -> None:
         """Draw a step, and remove the bar after the last one."""
         if loss is None:
             return
         if self.bar is None:
-            title = f"epoch {trainer.epoch + 1}/{self.epochs}"
-            is_read = sys.stdout is not None  # which `print_line` sets to None where nothing reads it
-            self.bar, self.total = progress_bar(title, trainer.num_steps, "step", quiet=not is_read), 0.0
+            self.bar = progress_bar(f"epoch {trainer.epoch + 1}/{self.epochs}", trainer.num_steps, "step")
         if self.bar.disable:  # the loss stays on the device
             return
-        self.total += loss.item() * trainer.world.size  # the parts of the processes are about equal
-        self.bar.set_postfix_str(f"loss {self.total / (self.bar.n + 1):.2f}", refresh=False)
+        # The parts of the processes are about equal.
+        self.bar.set_postfix_str(f"loss {loss.item() * trainer.world.size:.2f}", refresh=False)
         self.bar.update()
         if self.bar.n == trainer.num_steps:
             self.close()
@@ -156,9 +148,6 @@ class Console(Callback):
         epochs = f"epochs {trainer.epoch + 1} to {config.epochs}"
         system = f"{config.system if is_own else system_title(config)} by SVI with --elbo {config.elbo}"
         print_line(f"training {system}, {epochs}, on {trainer.device}, into {run.path}")
-        if config.warm_up > config.epochs:
-            share = f"{config.epochs / config.warm_up:.0%}"
-            print_line(f"the warm-up takes {config.warm_up} epochs: the weight of the rate rises to {share} of --beta")
 
     def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
         """Print the metrics of the epoch, with the loss where it differs from the negated bound."""
@@ -186,7 +175,7 @@ class Console(Callback):
 
 @dataclass
 class TensorBoard(Callback):
-    """Writes scalars of each epoch, and pictures of images, as TensorBoard events."""
+    """Writes the metrics of each epoch as TensorBoard events."""
 
     run: Run
     writer: Any = None  # a SummaryWriter
@@ -208,9 +197,6 @@ class TensorBoard(Callback):
             for name, value in values.items():
                 if value is not None:
                     self.writer.add_scalar(f"{name}/{row.split}", value, trainer.epoch)
-        for name, images in pictures(trainer, self.run).items():
-            channels = images if images.shape[1] in (1, 3) else images.mean(1, keepdim=True)  # neither grey nor colour
-            self.writer.add_images(name, channels, trainer.epoch)
         self.writer.flush()
 
     def close(self) -> None:
@@ -218,28 +204,6 @@ class TensorBoard(Callback):
         if self.writer is not None:
             with contextlib.suppress(OSError):  # a full disk, which `on_epoch_end` has reported
                 self.writer.close()
-
-
-def pictures(trainer: Trainer, run: Run) -> dict[str, Tensor]:
-    """Return pictures (N, C, H, W) in [0, 1] by their title, with the same noise after every epoch.
-
-    They are 8 test images above their reconstructions and, of a VAE with a prior to sample from, 64 samples. Data other
-    than images have none.
-    """
-    if not run.data.is_images:
-        return {}
-    vae, test = trainer.vae.eval(), trainer.splits["test"]
-    (few,) = test.rows(random_subset(len(test), 8, seed=0)).split(8)  # as `trained.codes.examples` has them
-    found = {}
-    with seeded(trainer.seed, trainer.device):
-        if vae.takes_labels and vae.has_density:
-            labels: Any = run.dataset().shown_labels
-            found["latent to image"] = sample_given(vae, labels.to(trainer.device))
-        elif vae.has_density:
-            found["latent to image"] = sample(vae, 64)
-        both = torch.cat([few.x, reconstruct(vae, few)], dim=2)
-    found["test images above, reconstructions below"] = both
-    return {name: run.preparation.shown(images).cpu() for name, images in found.items()}
 
 
 @dataclass

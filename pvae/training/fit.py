@@ -194,10 +194,11 @@ def resume(
         raise InputError(f"{path} comes with pvae and cannot be resumed: train it anew with --system {path}")
     device = device or str(run.sessions[-1].get("device", "auto"))
     with _one_at_a_time(), joined(device) as world, _locked(run.path, world):
-        if not run.is_current():
+        if Run.open(run.path).sessions != run.sessions:
             raise InputError(f"{run.path} was trained by another process since it was opened: give the command again")
         run = run if epochs is None else _to_epoch(run, epochs)
         run.check_vae(vae)
+        vae = run.vae() if run.has_own_vae and vae is None else vae  # the opened run may hold its VAE
         if run.has_own_beta and beta is None:
             raise InputError(f"{run.path} was trained with beta as a function in Python: give it again, as beta=")
         if world.broadcast(lambda: "yes" if run.is_finished() else ""):
@@ -211,8 +212,7 @@ def resume(
             checkpoint, options = run.read_checkpoint(), _chosen_before(run, where, world)
             options |= {"threads": threads} if threads else {}
             options |= {"note": _note_of(quiet, world), "beta": beta, "steps_done": checkpoint.step}
-            own = run.vae() if run.has_own_vae and vae is None else vae  # the opened run may hold its VAE
-            trainer = build_trainer(run.config, data, where, world, own, **options)
+            trainer = build_trainer(run.config, data, where, world, vae, **options)
             trainer.restore(checkpoint, run.metrics())
             _train(trainer, run, (data.note,), quiet, on_epoch)
     return run

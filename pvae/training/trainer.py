@@ -249,31 +249,20 @@ class Trainer:
         Raises:
             InputError: it is a checkpoint of another training.
         """
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in checkpoint.moments.items():
+            index, _, name = key.partition(".")
+            state.setdefault(int(index), {})[name] = tensor
         try:
             self.vae.load_state_dict(checkpoint.vae)
-            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": self._state_of(checkpoint.moments)})
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
             restore_rng_state(checkpoint.rng, self.device)
-        except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
+        except (RuntimeError, ValueError, KeyError) as error:
             raise InputError(
                 f"the checkpoint does not fit config.json or the VAE ({brief(error)}): restore the files of one run"
             ) from None
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
         self.rows = [*rows]
-
-    def _state_of(self, moments: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-        """Return the optimiser's state of these moments by the index of the parameter.
-
-        Raises:
-            ValueError: they are of other parameters.
-        """
-        parameters, state = self.optimizer.param_groups[0]["params"], dict[int, dict[str, Tensor]]()
-        for key, tensor in moments.items():
-            index, _, name = key.partition(".")
-            shape = torch.Size() if name == "step" else parameters[int(index)].shape
-            if name not in ("step", "exp_avg", "exp_avg_sq") or tensor.shape != shape:
-                raise ValueError("its optimiser's state is that of other parameters")
-            state.setdefault(int(index), {})[name] = tensor
-        return state
 
     def _metrics(
         self,

@@ -39,12 +39,10 @@ def refuse(capsys, tmp_path, *arguments):
         (["--network", "mlp-batchnorm", "--batch-size", "43"], "--batch-size 43"),
         (["--epochs", "1.5"], "--epochs"),
         (["--grey"], "--grey"),
-        (["--adam-eps", "1e-4"], "--config"),
         (["--device", "cuda:99"], "--device cpu"),
         (["--resume", "nowhere"], "nowhere"),
         (["--no-such-option"], "--help"),
         (["--epochss", "1"], "--epochs?"),
-        (["--encoder", "conv"], "--network"),
         (["--hidden", "1000000", "1000000"], "memory"),
     ],
 )
