@@ -45,6 +45,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         out = output_path(out, first.place / "evaluation.json")
     for run in runs:
         run.dataset(None, arguments.data_dir, arguments.offline)
+        run.vae()
     # At once, since the ELBO, and perhaps a compilation, come before the first draws.
     with progress_bar("importance sampling", count * len(runs), "datum", is_quiet, in_logs=True, delay=0) as bar:
         what = (num_draws, arguments.images, arguments.seed, bar.update, arguments.compile)
