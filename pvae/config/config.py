@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from pvae.config.columns import COLUMNS, ColumnKind, column_kinds
+from pvae.config.columns import COLUMNS, MISSING_VALUES, ColumnKind, column_kinds
 from pvae.config.families import (
     FLAT,
     LIKELIHOODS,
@@ -30,6 +30,7 @@ __all__ = ["OPTIONS", "Config"]
 _SIZE = (1, 10**9)
 _SCALE = (1e-38, 1e38)  # float32 holds little beyond
 _READS_FILES = ("--dataset folder:PATH or celeba", lambda c: c.dataset == "celeba" or c.dataset.startswith("folder:"))
+_READS_TABLES = ("--dataset table:FILE", lambda c: c.dataset.startswith("table:"))
 _HAS_FLOW_NETWORKS = (
     f"--posterior {text_where(POSTERIORS, lambda row: row.has_flow_networks)}, or --prior flow,",
     lambda c: c.posterior_family.has_flow_networks or c.prior_family.is_flow,
@@ -63,8 +64,8 @@ class Config:
     dataset: str = option(
         "auto",
         "{choices}; auto is MNIST, or 5,000 of its digits where MNIST is not available; folder:PATH any tree of image "
-        "files, or an .npy or .npz file of images (N, H, W[, C]); array:FILE an .npy, .npz or .h5 file of any shape; "
-        "table:FILE a CSV or Parquet file of numbers and texts",
+        "files, or an .npy or .npz file of images (N, H, W[, C]); array:FILE an .npy, .npz or .h5 file of any shape, "
+        "or a sparse matrix, .mtx or .h5ad; table:FILE a table of numbers and texts, .csv, .tsv, .parquet or .xlsx",
         choices=DATASETS,
     )
     image_size: str = option(
@@ -101,7 +102,26 @@ class Config:
         "",
         "the column of a table that holds the labels, and is no part of x; an empty field is a label that is not known",
         pattern=(r"[^\n]{0,200}", "the name of a column"),
-        only_with=("--dataset table:FILE", lambda c: c.dataset.startswith("table:")),
+        only_with=_READS_TABLES,
+    )
+    name_column: str = option(
+        "",
+        "the column of a table that names its rows, and is no part of x: encode, score and sample --impute write the "
+        "names",
+        pattern=(r"[^\n]{0,200}", "the name of a column"),
+        only_with=_READS_TABLES,
+    )
+    ignore: str = option(
+        "",
+        "columns of a table that are no part of x: their names, with commas in between",
+        pattern=(r"[^\n]{0,10000}", "names of columns, with commas in between"),
+        only_with=_READS_TABLES,
+    )
+    missing_values: str = option(
+        MISSING_VALUES,
+        "the texts that stand for a missing value in a table, beside an empty field, with commas in between",
+        pattern=(r"[^\n]{0,1000}", "texts, with commas in between"),
+        only_with=_READS_TABLES,
     )
     condition: bool = option(
         False,
@@ -203,10 +223,14 @@ class Config:
     )
     columns: str = option(
         "",
-        "the kind of each column of a row, in order: real, count (a negative binomial), binary, categorical:K or "
-        "ordinal:K, of codes 0 to K - 1; *N repeats one, as in real*10,count,categorical:5",
+        "the kind of single columns of a table, as in income=real,room=categorical,size=ordinal:small<medium<large; or "
+        "of each column of a row, in order: real, count (a negative binomial), binary, categorical:K or ordinal:K, of "
+        "codes 0 to K - 1; *N repeats one, as in real*10,count,categorical:5",
         pattern=COLUMNS,
-        only_with=("--likelihood columns", lambda c: c.likelihood_family.is_of_columns),
+        only_with=(
+            "--likelihood columns or --dataset table:FILE",
+            lambda c: c.likelihood_family.is_of_columns or c.dataset.startswith("table:"),
+        ),
     )
     scale: float = option(
         1.0,

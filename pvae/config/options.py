@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import operator
 import os
@@ -43,7 +44,8 @@ DATASETS = (
     "array:FILE",
     "table:FILE",
 )
-_KINDS_OF_FILES = dict.fromkeys((".csv", ".parquet"), "table") | dict.fromkeys((".npy", ".npz", ".h5"), "array")
+_KINDS_OF_FILES = dict.fromkeys((".csv", ".tsv", ".parquet", ".xlsx"), "table")
+_KINDS_OF_FILES |= dict.fromkeys((".npy", ".npz", ".h5", ".h5ad", ".mtx"), "array")
 _MOST_LAYERS = 1000  # building a layer takes memory even where its width is 1
 _REMOVED_FIELDS = {"crop": 0, "rate_reduction": "sum", "warm_up_cycles": 1}  # of the version before: their defaults
 
@@ -110,6 +112,12 @@ class Option:
             if "folder:PATH" in self.choices and value not in self.choices and os.path.lexists(str(value)):
                 kind = _KINDS_OF_FILES.get(Path(value).suffix, "folder")
                 raise InputError(f"unknown {flag(name)} {shown(value)}: for data of your own, give {kind}:{value}")
+            prefix = str(value).partition(":")[0]
+            near = difflib.get_close_matches(prefix, ("folder", "array", "table"), n=1) if ":" in str(value) else []
+            if near and "folder:PATH" in self.choices:
+                raise InputError(
+                    f"unknown {flag(name)} {shown(value)}: did you mean {near[0]}:{value[len(prefix) + 1 :]}?"
+                )
             check_name(flag(name), value, self.choices)
         return value
 

@@ -163,7 +163,7 @@ REFUSALS: tuple[tuple[str, Callable[..., object], str | Callable[..., str]], ...
     # The shape of a datum and its labels, for which a VAE is built.
     ("config datum_shape", lambda c, shape: not shape or min(shape) < 1 or (c.is_conv and len(shape) != 3),
      "datum_shape must be at least one size, (C, H, W) for convolutions, each at least 1, not {k.datum_shape}"),
-    ("config datum_shape", lambda c, shape: c.column_kinds and shape != (len(c.column_kinds),),
+    ("config datum_shape", lambda c, shape: c.likelihood_family.is_of_columns and shape != (len(c.column_kinds),),
      "--columns {c.columns} is not of a datum of shape {k.datum_shape}: name each of its columns"),
     ("config num_labels", lambda c, num_labels: c.takes_labels and not num_labels,
      "--condition and --labels need data with labels: classes, int64 (N,), or attributes, bool (N, A)"),

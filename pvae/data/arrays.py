@@ -1,7 +1,8 @@
-"""Arrays of data and of their labels in .npy, .npz and .h5 files, read without executing anything."""
+"""Arrays of data, their labels and names, in files of arrays or sparse matrices, read without executing anything."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +12,14 @@ from numpy.typing import NDArray
 
 from pvae.core.errors import InputError, brief
 from pvae.data.folders import is_file
+from pvae.data.labels import check_classes
 
-__all__ = ["HDF5", "SPLITS", "SplitArray", "is_array_file", "read_arrays"]
+__all__ = ["FILES", "SPLITS", "SplitArray", "is_array_file", "read_arrays"]
 
 SPLITS = {"train": "train", "test": "test", "valid": "valid", "val": "valid"}  # by the name of an array or folder
-HDF5 = (".h5", ".hdf5")
+FILES = (".npy", ".npz", ".h5", ".hdf5", ".h5ad", ".mtx", ".mtx.gz")
+_PACKAGES = {".h5": "h5py", ".hdf5": "h5py", ".h5ad": "anndata"}
+_OWN_NAMES = ("names", "cells", "obs_names")  # of an array of the name of each datum
 
 # The names that data and their labels have in archives of pvae and MedMNIST, of Keras, of dSprites and elsewhere.
 _NAMES = {
@@ -37,12 +41,14 @@ class SplitArray(NamedTuple):
         split: "train", "test" or "valid".
         x: booleans, integers or floats (N, ...).
         labels: classes (N,), or None if there are none.
+        names: the name of each datum (N,), or None.
     """
 
     name: str
     split: str
     x: NDArray[Any]
     labels: NDArray[Any] | None
+    names: NDArray[Any] | None = None
 
 
 def is_array_file(path: Path) -> bool:
@@ -55,37 +61,42 @@ def read_arrays(file: Path) -> tuple[list[SplitArray], str]:
 
     An .npz or .h5 file holds one array; `images` or `imgs` and perhaps `labels`, or `X` and `y`; or `train` and perhaps
     `test` and `valid` (or `val`), with `train_labels` and so on, which may also be named `train_images`, or `x_train`
-    and `y_train`. An .npy file may be larger than the memory, the arrays in an .npz or .h5 file may not.
+    and `y_train`. Beside one array of data, texts `names`, `cells` or `obs_names` are the names of the data. An .npy
+    file may be larger than the memory, other arrays may not; sparse matrices become dense ones.
 
     Raises:
         InputError: the file cannot be read, its arrays have other names, or its data or labels another type or number.
     """
-    if file.suffix.lower() in HDF5 and find_spec("h5py") is None:
-        raise InputError(f"{file} needs h5py: pip install h5py")
+    package = _PACKAGES.get(file.suffix.lower(), "numpy")
+    if find_spec(package) is None:
+        raise InputError(f"{file} needs {package}: pip install {package}")
     arrays = []
     try:
-        stored = _hdf5(file) if file.suffix.lower() in HDF5 else np.load(file, mmap_mode="c", allow_pickle=False)
-        if isinstance(stored, np.ndarray):
-            stored = {file.stem: stored}
+        stored = _stored(file)
         unread = {*stored}
-        for name, split, label_name in _names({*stored}):
-            labels = stored[label_name] if label_name in unread else None
-            arrays.append(SplitArray(name, split, stored[name], labels))
-            unread -= {name, label_name}
-    except MemoryError:
-        raise
+        own = next((stored[name] for name in _OWN_NAMES if name in stored and len(stored) > 1), None)
+        for name, split, label_name in _names({*stored}.difference(_OWN_NAMES if own is not None else ())):
+            labels, x = stored[label_name] if label_name in unread else None, stored[name]
+            is_named = own is not None and own.shape == x.shape[:1] and own.dtype.kind in "OU" and split == "train"
+            arrays.append(SplitArray(name, split, x, labels, own.astype(str) if is_named else None))
+            unread -= {name, label_name, *(_OWN_NAMES if is_named else ())}
+    except MemoryError as error:
+        raise InputError(f"{file} is larger than the memory: {brief(error)}: give a smaller part of it") from None
     except InputError as error:
         raise InputError(f"{file} cannot be used: {error}") from None
     except Exception as error:  # for damaged files numpy, zipfile and h5py raise exceptions of many types
         raise InputError(f"{file} is damaged, or holds objects, which are never loaded ({brief(error)})") from None
-    for place, (name, split, x, labels) in enumerate(arrays):
-        if x.dtype.kind not in "fbui" or x.ndim < 1:
-            raise InputError(f"{file}: {name} is {x.dtype} of shape {x.shape}: give booleans, integers or floats")
+    for place, (name, split, x, labels, own) in enumerate(arrays):
+        if x.dtype.kind not in "fbui" or x.ndim < 1 or x.dtype.itemsize > 8:
+            types = "booleans, integers or floats, of 64 bits at most"
+            raise InputError(f"{file}: {name} is {x.dtype} of shape {x.shape}: give {types}")
         if labels is not None:
             if labels.shape not in ((len(x),), (len(x), 1)) or labels.dtype.kind not in "iubfU":
                 found = f"the labels of {name} are {labels.dtype} of shape {labels.shape}"
                 raise InputError(f"{file}: {found}: give {len(x):,} whole numbers or texts, one for each datum")
-            arrays[place] = SplitArray(name, split, x, labels.reshape(len(x)))
+            if labels.dtype.kind == "f":
+                check_classes(labels, f"{file}: the array of labels of {name}")
+            arrays[place] = SplitArray(name, split, x, labels.reshape(len(x)), own)
     return arrays, f"arrays of {file.name} that are not read: {', '.join(sorted(unread))}" if unread else ""
 
 
@@ -107,11 +118,31 @@ def _names(stored: set[str]) -> list[tuple[str, str, str]]:
     raise InputError(f"it holds {found}: name its data {', '.join(_NAMES)} (test, valid), or leave one array in it")
 
 
-def _hdf5(file: Path) -> dict[str, NDArray[Any]]:
-    """Return the arrays at the top of an HDF5 file."""
-    import h5py
+def _stored(file: Path) -> Mapping[str, NDArray[Any]]:
+    """Return the arrays of a file by their names; a sparse matrix or AnnData's X as X, dense."""
+    suffix = file.suffix.lower()
+    if suffix == ".h5ad":
+        import anndata
 
-    with h5py.File(file) as content:
-        found = {name: one for name, one in content.items() if isinstance(one, h5py.Dataset)}
-        is_text = {name: h5py.check_string_dtype(one.dtype) is not None for name, one in found.items()}
-        return {name: one.asstr()[()].astype(str) if is_text[name] else one[()] for name, one in found.items()}
+        data = anndata.read_h5ad(file)
+        others = [*(f"obs/{name}" for name in data.obs), *(f"layers/{name}" for name in data.layers), "var_names"]
+        x = data.X if isinstance(data.X, np.ndarray) else data.X.toarray()
+        return {"X": x, "obs_names": data.obs_names.to_numpy(), **dict.fromkeys(others, x)}
+    if suffix in (".h5", ".hdf5"):
+        import h5py
+
+        with h5py.File(file) as content:
+            found = {name: one for name, one in content.items() if isinstance(one, h5py.Dataset)}
+            is_text = {name: h5py.check_string_dtype(one.dtype) is not None for name, one in found.items()}
+            return {name: one.asstr()[()].astype(str) if is_text[name] else one[()] for name, one in found.items()}
+    if suffix in (".mtx", ".gz"):
+        from scipy.io import mmread
+
+        x = mmread(file)
+        return {"X": x if isinstance(x, np.ndarray) else x.toarray()}
+    stored = np.load(file, mmap_mode="c", allow_pickle=False)
+    if not isinstance(stored, np.ndarray) and {"format", "shape", "data"} <= {*stored}:
+        from scipy.sparse import load_npz
+
+        return {"X": load_npz(file).toarray()}
+    return {file.stem: stored} if isinstance(stored, np.ndarray) else stored

@@ -21,6 +21,7 @@ _LEAST_SIDE = 4  # pixels that the last convolution leaves of the shorter side
 # Inputs of the encoder's last layer, at 128 x 128 pixels by four convolutions. Each step of Adam moves its outputs in
 # proportion to their number, and at 65,536 the log scale of q runs away.
 _MOST_INPUTS = 16_384
+_MOST_COUNTS = 500  # the mean of a column that is one of counts: beyond, a Normal does as well, rounded
 _STEPS = 10_000  # of a training of other data
 _PATIENCE = 1000  # steps without a better bound, after which it stops
 _PIXELS = 5e8  # that a training processes, in five to ten minutes on two cores
@@ -70,8 +71,8 @@ def values_config(data: Dataset, **options: Any) -> Config:
     after 1,000 steps, and 15 epochs, without a better bound on the validation data.
 
     The columns of a table have kinds: texts are a category; 0 and 1 are binary; whole numbers from 0 on are counts, if
-    their variance is at least their mean, since no negative binomial has less; all other columns are real. If the kinds
-    differ, or there is a category, the likelihood is "columns".
+    their mean is below 500 and their variance at least their mean, since no negative binomial has less; all other
+    columns are real. If the kinds differ, there is a category, or `columns` is given, the likelihood is "columns".
 
     Args:
         data: the data.
@@ -89,13 +90,17 @@ def values_config(data: Dataset, **options: Any) -> Config:
         "missing": data.has_missing,
     }
     kinds = [_kind(column, data.train[:, place]) for place, column in enumerate(data.columns)]
-    if "likelihood" in options:
+    if "=" in options.get("columns", ""):  # of single columns, which are now those of all
+        options = {name: value for name, value in options.items() if name != "columns"} | {"likelihood": "columns"}
+    if options.get("likelihood", "columns" if options.get("columns") else "") == "columns":
+        chosen |= {"likelihood": "columns", "columns": columns_text(kinds)}
+    elif "likelihood" in options:
         pass
     elif len({*kinds}) > 1 or any(column.categories for column in data.columns):
         chosen |= {"likelihood": "columns", "columns": columns_text(kinds)}
     elif data.is_binary:
         chosen |= {"likelihood": "bernoulli", "binarize": "threshold"}
-    elif _are_whole(data.train):
+    elif {*kinds} == {ColumnKind("count")} or (not kinds and _are_whole(data.train)):
         chosen["likelihood"] = "negative-binomial"
     return config.replace(**(chosen | options))
 
@@ -112,11 +117,14 @@ def _common(system: Config, data: Dataset, options: dict[str, Any]) -> tuple[Con
 def _kind(column: Column, values: Tensor) -> ColumnKind:
     """Return the kind of a column of a table."""
     if column.categories:
-        return ColumnKind("categorical", len(column.categories))
+        return ColumnKind(column.kind or "categorical", len(column.categories))
     x = values[~values.isnan()].double()
+    if column.kind or column.unit:
+        return ColumnKind(column.kind or "real")
     if bool(((x == 0) | (x == 1)).all()):
         return ColumnKind("binary")
-    return ColumnKind("count" if _are_whole(x) and bool(x.var(correction=0) >= x.mean()) else "real")
+    suits = _are_whole(x) and bool(x.var(correction=0) >= x.mean()) and bool(x.mean() < _MOST_COUNTS)
+    return ColumnKind("count" if suits else "real")
 
 
 def _are_whole(x: Tensor) -> bool:

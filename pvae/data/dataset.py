@@ -19,9 +19,9 @@ from torch import Tensor
 from pvae.core.errors import InputError, joined, one_line
 from pvae.data.torch_data import read_torch
 
-__all__ = ["Column", "DataRecord", "Dataset", "is_classes", "random_subset", "value_name"]
+__all__ = ["EPOCH", "Column", "DataRecord", "Dataset", "is_classes", "random_subset", "value_name"]
 
-_EPOCH = datetime(1970, 1, 1)
+EPOCH = datetime(1970, 1, 1)
 _MOST_DECIMALS = 8  # of numbers that a person wrote
 
 
@@ -76,7 +76,7 @@ class Column:
         if self.date_format:
             parts = ("days", "%d"), ("hours", "%H"), ("minutes", "%M"), ("seconds", "%S"), ("microseconds", "%f")
             unit = timedelta(**{[name for name, code in parts if code in self.date_format or code == "%d"][-1]: 1})
-            return (_EPOCH + round(timedelta(days=number) / unit) * unit).strftime(self.date_format)
+            return (EPOCH + round(timedelta(days=number) / unit) * unit).strftime(self.date_format)
         if self.decimals is None:
             text = f"{number:.{15 if is_given else 6}g}"
         elif self.decimals > _MOST_DECIMALS:  # written from doubles: the shortest text of this number

@@ -47,11 +47,11 @@ class ImageArrays:
         self.names, self.splits, self.labels = list[str](), list[str](), list[Any]()
         self._arrays: list[tuple[NDArray[Any], NDArray[np.int64]]] = []  # with the new order of their images
         arrays, self.note = read_arrays(path)
-        for name, split, x, classes in arrays:
+        for name, split, x, classes, own_names in arrays:
             images, count = _channels_last(x, f"{path} cannot be used: {name}"), len(x)
             order = np.random.RandomState(count).permutation(count) if is_shuffled else np.arange(count)
             self._arrays.append((images, order))
-            self.names += [f"{name}-{row}" for row in order]
+            self.names += [f"{name}-{row}" if own_names is None else str(own_names[row]) for row in order]
             self.splits += [split] * count
             self.labels += [] if classes is None else [*classes[order]]
         shapes = sorted({images.shape[1:] for images, _ in self._arrays})

@@ -12,9 +12,21 @@ from torch import Tensor
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset, is_classes
 
-__all__ = ["coded_labels", "few_labels", "names_of"]
+__all__ = ["UNKNOWN", "check_classes", "coded_labels", "few_labels", "names_of"]
 
-_UNKNOWN = "unlabelled"
+UNKNOWN = "unlabelled"
+_MOST_CLASSES = 100  # of floats
+
+
+def check_classes(labels: NDArray[Any], source: str) -> None:
+    """Refuse floats that are no classes: they are not whole, or too many differ.
+
+    Raises:
+        InputError: the message names the source of the labels.
+    """
+    found = np.unique(labels[~np.isnan(labels)])
+    if len(found) > _MOST_CLASSES or (found != found.round()).any():
+        raise InputError(f"{source} holds {len(found):,} different numbers, which are no classes")
 
 
 def coded_labels(labels: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -23,7 +35,7 @@ def coded_labels(labels: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ..
     The number -1 among integers, NaN and the text "unlabelled" stand for a label that is not known, and become -1.
     """
     is_float = labels.dtype.kind == "f"
-    unknown = np.isnan(labels) if is_float else labels.astype(str) == ("-1" if labels.dtype.kind in "iu" else _UNKNOWN)
+    unknown = np.isnan(labels) if is_float else labels.astype(str) == ("-1" if labels.dtype.kind in "iu" else UNKNOWN)
     classes, codes = np.unique(labels[~unknown], return_inverse=True)
     values = np.full(len(labels), -1)
     values[~unknown] = codes

@@ -25,6 +25,7 @@ from pvae.data.image_arrays import ImageArrays
 from pvae.data.image_cache import Images, ImageSource, ImageTransform, load_images
 from pvae.data.image_folder import ImageFiles, image_files
 from pvae.data.labels import coded_labels
+from pvae.data.tables import Reading
 from pvae.data.value_files import from_values
 
 __all__ = ["SETS", "linear_gaussian", "load_dataset"]
@@ -35,7 +36,7 @@ def load_dataset(
     data_dir: str | Path | None = None,
     offline: bool = False,
     transform: ImageTransform = ImageTransform(),  # noqa: B008  # a tuple, which cannot be changed
-    label_column: str = "",
+    reading: Reading = Reading(),  # noqa: B008  # it cannot be changed
 ) -> Dataset:
     """Return a data set by its name.
 
@@ -54,7 +55,7 @@ def load_dataset(
             for "folder:PATH", where those images are now.
         offline: do not download.
         transform: applied to the images of "folder:PATH" and "celeba".
-        label_column: the column of "table:FILE" that holds the labels.
+        reading: how "table:FILE" is read.
 
     Raises:
         InputError: the name is unknown, a folder does not exist, a file is damaged, or the data cannot be found.
@@ -62,7 +63,7 @@ def load_dataset(
     if name.startswith("folder:"):
         return from_folder(name.removeprefix("folder:") if data_dir is None else str(data_dir), transform)
     if path := own_path(name):
-        return from_values(name, path if data_dir is None else str(data_dir), label_column)
+        return from_values(name, path if data_dir is None else str(data_dir), reading)
     check_name("data set", name, DATASETS)
     if name in SETS:
         return torchvision_set(name, data_dir, offline)

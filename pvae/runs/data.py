@@ -15,13 +15,14 @@ from pvae.config.options import own_path
 from pvae.core.errors import InputError, joined
 from pvae.core.files import expanded
 from pvae.data.arrays import is_array_file
-from pvae.data.dataset import Dataset
+from pvae.data.dataset import DataRecord, Dataset
 from pvae.data.folders import is_file, is_folder
 from pvae.data.image_arrays import ImageArrays
 from pvae.data.image_cache import ImageSource, ImageTransform, colours, load_images
 from pvae.data.image_folder import ImageFiles, image_files
 from pvae.data.labels import names_of
 from pvae.data.sources import load_dataset
+from pvae.data.tables import Reading
 from pvae.data.value_files import read_values
 from pvae.runs.record import RunRecord
 
@@ -41,7 +42,7 @@ def load_for(config: Config, data_dir: str | Path | None = None, offline: bool =
     """
     if data_dir is not None and _has_own_data(config.dataset):
         raise InputError(f"--dataset {config.dataset} and --data-dir {data_dir} are two folders: leave one out")
-    data = load_dataset(config.dataset, data_dir, offline, _transform(config), config.label_column)
+    data = load_dataset(config.dataset, data_dir, offline, _transform(config), _reading(config))
     return data.with_valid(config.valid)
 
 
@@ -94,7 +95,7 @@ def load_again(run: RunRecord, data_dir: str | Path | None, offline: bool) -> Da
     if data_dir is None and run.data.folder and is_folder(Path(run.data.folder)):
         data_dir = run.data.folder
     transform = _transform(run.config)._replace(value_range=run.data.value_range)
-    return load_dataset(name, data_dir, offline, transform, run.config.label_column)
+    return load_dataset(name, data_dir, offline, transform, _reading(run.config, run.data))
 
 
 def _transform(config: Config) -> ImageTransform:
@@ -102,6 +103,15 @@ def _transform(config: Config) -> ImageTransform:
     height, _, width = config.image_size.partition("x")
     size = None if height == "auto" else (int(height), int(width or height))
     return ImageTransform(size, 1 if config.grey else 0, config.skip_broken, keep_aspect=size is None)
+
+
+def _reading(config: Config, data: DataRecord | None = None) -> Reading:
+    """Return how a table is read: for a new run, or with the columns of a run's record of its data."""
+    names = config.label_column, config.name_column, config.ignore
+    if data is None:
+        return Reading(*names, config.columns, config.missing_values)
+    columns = "" if data.columns else f"real*{data.datum_shape[0]}"  # of a run on arrays
+    return Reading(*names, columns, config.missing_values, data.columns, data.left_out)
 
 
 class OtherData(NamedTuple):
@@ -162,9 +172,7 @@ def data_for(run: RunRecord, path: str | Path, skip_broken: bool = False) -> Oth
 
 def _values_for(run: RunRecord, file: Path) -> OtherData:
     """Return the data of all splits of a file, in its order, for a run on data that are no images."""
-    values = read_values(file, run.data.columns, run.config.label_column)
-    if texts := [column.name for column in values.columns if column.categories and not run.data.columns]:
-        raise InputError(f"{file}: column {texts[0]} holds texts, and {run.name} was trained on numbers")
+    values = read_values(file, _reading(run.config, run.data))
     for split, x in values.x.items():
         if x.shape[1:] != run.data.datum_shape:
             wanted = f"{run.name} was trained on (N, *{run.data.datum_shape})"

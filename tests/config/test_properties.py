@@ -113,8 +113,13 @@ OTHERS = {
     "alpha": st.sampled_from((math.nan, math.inf, "x", None, True)),  # it may be negative
     "image_size": st.sampled_from(("", "0", "64x", "x64", "1e3", "64 x 64", "123456", 0, -5, 10**5, 6.4, None, True)),
     "source": st.one_of(st.none(), st.just("x" * 2000)),
-    "label_column": st.sampled_from(("x" * 300, "a\nb", 5.5, None, True)),
-    "columns": st.sampled_from(("real,", "real*0", "categorical", "ordinal:1", "text", " real", "real*9" * 9, 5, None)),
+    **dict.fromkeys(
+        ("label_column", "name_column", "ignore", "missing_values"),
+        st.sampled_from(("x" * 10_001, "a\nb", 5.5, None, True)),
+    ),
+    "columns": st.sampled_from(
+        ("real,", "real*0", "categorical", "ordinal:1", "text", " real", "real*9" * 9, "a=text", 5, None)
+    ),
     "system": st.sampled_from(("", "../up", "a/b", "a b", "a\n", "x" * 200)),
 }
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
+import gzip
+import io
 import itertools
-import json
 import math
+import zipfile
 
 import numpy as np
-import pandas
 import pytest
+import scipy.io
+import scipy.sparse
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from pvae.config.config import Config
 from pvae.core.errors import InputError
-from pvae.core.records import from_record, to_json
 from pvae.data import torch_data
-from pvae.data.choices import values_config
-from pvae.data.dataset import Column, DataRecord, Dataset
+from pvae.data.dataset import Dataset
 from pvae.data.preparation import Preparation
 from pvae.data.sources import load_dataset
-from pvae.data.tables import table_text
 from pvae.data.value_files import read_values
 
 RNG = np.random.default_rng(0)
@@ -72,169 +72,6 @@ def test_files_of_arrays(tmp_path):
     assert (three.datum_shape, three.label_names) == ((6, 2), ("a", "b"))
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("a,b\n1,2\n3\n", ["line 3", "1 fields"]),
-        ("a,b\n1,2\n3,x\n", ["line 3", "b is the text 'x'"]),
-        ("a,b\n" + "1,NA\n" * 4 + "1,2\n" * 5, ["line 2", "b is the text 'NA'"]),
-        ("a,id\n" + "".join(f"1,p{row}\n" for row in range(90)), ["column id", "90 different texts"]),
-        ("", ["no rows"]),
-        ("a,b\n" + "1,2\n" * 9 + "3,inf\n", ["column b of line-11 is inf"]),
-        ("a,b\n" + "1,\n" * 9, ["column b", "missing in all"]),
-        ("a,b\n1,2,3\n", ["line 2", "3"]),
-        ('a,b\n1,"2\n' + "1,2\n" * 9, ["cannot be read"]),
-        ("a,b\n" + "1,2\n" * 9 + "1_000,2\n", ["line 11", "1_000"]),
-    ],
-)
-def test_bad_tables_are_refused_by_line_and_column(tmp_path, content, words):
-    (tmp_path / "t.csv").write_text(content)
-    with pytest.raises(InputError) as refused:
-        load_dataset(f"table:{tmp_path / 't.csv'}")
-    assert all(word in str(refused.value) for word in words), refused.value
-
-
-def test_blank_lines_and_a_column_without_a_name_are_no_data(tmp_path):
-    (tmp_path / "t.csv").write_text(",a,b\n0,1,2\n\n1,3,\n\n")  # as pandas writes the numbers of its rows
-    values = read_values(tmp_path / "t.csv")
-    assert np.array_equal(values.x["train"], [[1, 2], [3, math.nan]], equal_nan=True)
-    assert values.names == {"train": ["line-2", "line-4"]}
-    assert values.columns == (Column("a"), Column("b"))
-    assert "without a name" in values.note
-
-
-def mixed(path, count=60):
-    cities = ["Rome", "", "Oslo", " Oslo", "7"]
-    rows = [f"{i / 4},{i % 2},{cities[i % 5]},{'' if i % 9 == 4 else i % 30 // 29 * 90}" for i in range(count)]
-    path.write_text("\ufeffage,is_new,city,visits\n" + "\n".join(rows) + "\n")
-    return path
-
-
-def test_a_table_of_numbers_and_texts(tmp_path):
-    data = load_dataset(f"table:{mixed(tmp_path / 't.csv')}")
-    assert data.columns == (Column("age"), Column("is_new"), Column("city", ("7", "Oslo", "Rome")), Column("visits"))
-    for split in ("train", "test"):
-        for name, (age, _, city, visits) in zip(data.names[split], data.splits[split].tolist()):
-            row = int(name.removeprefix("line-")) - 2
-            assert age == row / 4
-            assert math.isnan(visits) == (row % 9 == 4)
-            assert city == [2, math.nan, 1, 1, 0][row % 5] or (row % 5 == 1 and math.isnan(city))
-    renamed = dataclasses.replace(
-        data, columns=(*data.columns[:2], Column("city", ("7", "Oslo", "Rom")), *data.columns[3:])
-    )
-    assert renamed.record().sha256 != data.record().sha256, "other texts are other data"
-    with pytest.raises(InputError, match="3 columns"):
-        dataclasses.replace(data, columns=data.columns[:3])
-
-
-def test_what_is_chosen_for_a_table(tmp_path):
-    data = load_dataset(f"table:{mixed(tmp_path / 't.csv')}")
-    config = values_config(data)
-    assert (config.likelihood, config.columns, config.missing) == ("columns", "real,binary,categorical:3,count", True)
-    given = "real*2,categorical:3,count"
-    assert values_config(data, likelihood="columns", columns=given).columns == given
-    draw = np.random.default_rng(1)
-    for values, likelihood in (
-        (draw.normal(size=(90, 3)), "normal-diagonal"),
-        (draw.geometric(0.2, (90, 3)), "negative-binomial"),
-        (draw.integers(0, 2, (90, 3)), "bernoulli"),
-    ):
-        table = Dataset("t", torch.tensor(values[:80]), torch.tensor(values[80:]), columns=tuple(map(Column, "abc")))
-        assert values_config(table).likelihood == likelihood
-    even = np.stack([draw.integers(20, 23, 90), draw.geometric(0.2, 90)], 1)  # a count varies more than a Poisson
-    table = Dataset("t", torch.tensor(even[:80]), torch.tensor(even[80:]), columns=tuple(map(Column, "ab")))
-    assert values_config(table).columns == "real,count"
-
-
-def test_the_columns_of_a_run_are_those_of_other_files_too(tmp_path):
-    columns = read_values(mixed(tmp_path / "t.csv")).columns
-    few = tmp_path / "few.csv"
-    few.write_text("age,is_new,city,visits\n,1,Rome,3\n2,0,,\n")
-    values = read_values(few, columns)
-    assert np.array_equal(values.x["train"], [[np.nan, 1, 2, 3], [2, 0, np.nan, np.nan]], equal_nan=True)
-    assert values.names == {"train": ["line-2", "line-3"]}
-    few.write_text("city,visits,age,is_new\n,3,4,1\n")  # in another order
-    assert np.array_equal(read_values(few, columns).x["train"], [[4, 1, np.nan, 3]], equal_nan=True)
-    for content, words in (
-        ("age,is_new,city,visits\n1,1,Rome,1\n1,1,Paris,1\n", ["line 3", "city is 'Paris'", "7, Oslo, Rome"]),
-        ("age,is_new,city,visits\n1,1,Rome,1\n1,1,Oslo,many\n", ["line 3", "visits is the text 'many'"]),
-        ("age,is_new,city\n1,1,Rome\n", ["no column visits"]),
-        ("age,new,city,visits\n1,1,Rome,1\n", ["no column is_new"]),
-        ("age,is_new,city,visits,more\n1,1,Rome,1,1\n", ["the column more"]),
-        ("age,age,city,visits\n1,1,Rome,1\n", ["columns named age"]),
-    ):
-        few.write_text(content)
-        with pytest.raises(InputError) as refused:
-            read_values(few, columns)
-        assert all(word in str(refused.value) for word in words), refused.value
-
-
-@pytest.mark.parametrize(
-    ("column", "value", "drawn", "given"),
-    [
-        (Column("a"), 1 / 3, "0.333333", "0.333333333333333"),
-        (Column("a", decimals=2), 12.125, "12.12", "12.125"),
-        (Column("a", decimals=2), -0.001, "0.00", "-0.001"),
-        (Column("a", decimals=2), 37.5, "37.50", "37.50"),
-        (Column("a", decimals=16), float(np.float32(0.1)), "0.1", "0.1"),
-        (Column("a", decimals=17), 0.1 + 0.2, "0.30000000000000004", "0.30000000000000004"),
-        (Column("a", decimals=0, least=18, greatest=82), 108.4, "82", "108.4"),
-        (Column("a", decimals=0, least=18, greatest=82), 31.7, "32", "31.7"),
-        (Column("a", decimals=0, origin=1.6e9, least=0, greatest=1e6), 5.2, "1600000005", "1600000005.2"),
-        (Column("a", decimals=5, origin=2458849.0), 0.12345, "2458849.12345", "2458849.12345"),
-        (Column("a", ("x", "y", "z")), 1.0, "y", "y"),
-        (Column("a", ("x", "y", "z")), 2.8, "z", "z"),
-        (Column("a", decimals=1, suffix="%"), 4.96, "5.0%", "4.96%"),
-        (Column("a", decimals=1, point=","), 1.5, "1,5", "1,5"),
-        (Column("a", origin=18262, least=0, greatest=9, date_format="%Y-%m-%d"), 1.6, "2020-01-03", "2020-01-03"),
-        (Column("a", origin=18262, least=0, greatest=9, date_format="%d.%m.%Y"), 31.0, "10.01.2020", "01.02.2020"),
-        (Column("a", origin=18262, date_format="%Y-%m-%d %H:%M"), 0.5 + 1e-5, "2020-01-01 12:00", "2020-01-01 12:00"),
-        (Column("a", decimals=0), math.nan, "", ""),
-    ],
-)
-def test_a_value_becomes_the_text_that_the_file_had(column, value, drawn, given):
-    assert column.text(value) == drawn
-    assert column.text(value, is_given=True) == given
-
-
-def test_a_table_is_written_as_it_was_read():
-    columns = (Column("age", decimals=1), Column("city, town", ("Oslo", "Rome")))
-    values = torch.tensor([[1 / 3, 1], [2, math.nan]]).double()
-    assert table_text(columns, values) == 'age,"city, town"\n0.3,Rome\n2.0,\n'
-    given = torch.tensor([[math.nan, 0], [12.25, math.nan]]).double()
-    assert table_text(columns, values, given) == 'age,"city, town"\n0.3,Oslo\n12.25,\n'
-    columns = (dataclasses.replace(columns[0], point=","), columns[1])
-    assert table_text(columns, values) == "age;city, town\n0,3;Rome\n2,0;\n"
-
-
-def test_the_columns_of_a_run_are_kept_and_those_of_older_runs_open():
-    columns = (Column("day", origin=18262.0, date_format="%Y", least=0.0), Column("city", ("Oslo",), decimals=None))
-    data = Dataset("t", torch.ones(4, 2), torch.ones(2, 2), columns=columns, left_out=("id",))
-    record = dataclasses.asdict(data.record())
-    assert from_record(DataRecord, json.loads(to_json(record))) == data.record()
-    record["columns"] = [{"name": "day", "categories": []}, {"name": "city", "categories": ["Oslo"]}]
-    del record["left_out"]
-    old = from_record(DataRecord, json.loads(to_json(record)))
-    assert old.columns == (Column("day"), Column("city", ("Oslo",)))
-    assert dataclasses.replace(data, columns=old.columns).sha256 == data.sha256
-
-
-def test_a_table_in_a_parquet_file(tmp_path):
-    pytest.importorskip("pyarrow")
-    frame = pandas.DataFrame(
-        {"a": [1.5, None, 0.1 + 0.2] * 7, "b": [True, False, None] * 7, "c": ["x", "y, z", None] * 7, "d": range(21)}
-    ).assign(e=np.float32(0.1))
-    frame.to_parquet(tmp_path / "t.parquet")
-    values, _, names, columns, _ = read_values(tmp_path / "t.parquet")
-    assert columns == (Column("a"), Column("b"), Column("c", ("x", "y, z")), Column("d"), Column("e"))
-    assert names["train"][:2] == ["row-1", "row-2"]
-    assert np.array_equal(values["train"][1], [np.nan, 0, 1, 1, np.float32(0.1)], equal_nan=True)
-    assert values["train"][2, 0] == 0.1 + 0.2
-    (tmp_path / "t.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match="cannot be read"):
-        read_values(tmp_path / "t.parquet")
-
-
 def test_arrays_in_an_hdf5_file(tmp_path):
     h5py = pytest.importorskip("h5py")
     rows = RNG.random((40, 5))
@@ -248,13 +85,75 @@ def test_arrays_in_an_hdf5_file(tmp_path):
         load_dataset(f"array:{tmp_path / 't.h5'}")
 
 
-@pytest.mark.parametrize(("name", "package"), [("t.parquet", "pyarrow"), ("t.h5", "h5py")])
+@pytest.mark.parametrize(
+    ("name", "package"), [("t.parquet", "pyarrow"), ("t.xlsx", "openpyxl"), ("t.h5", "h5py"), ("t.h5ad", "anndata")]
+)
 def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, name, package):
     for module in ("arrays", "tables"):
         monkeypatch.setattr(f"pvae.data.{module}.find_spec", lambda name: None)
     (tmp_path / name).write_bytes(b"any")
     with pytest.raises(InputError, match=f"{package}.*pip install"):
         read_values(tmp_path / name)
+
+
+def test_arrays_that_are_not_read_are_named_and_names_of_data_are_taken(tmp_path):
+    rows, cells = RNG.random((30, 2)), np.array([f"cell {row}" for row in range(30)])
+    save(tmp_path / "t.npz", X=rows, genes=np.array(["g1", "g2"]), batch=np.zeros(30), cells=cells)
+    data = load_dataset(f"array:{tmp_path / 't.npz'}")
+    assert all(name in data.note for name in ("genes", "batch"))
+    assert "cells" not in data.note
+    order = [int(name.removeprefix("cell ")) for name in [*data.names["train"], *data.names["test"]]]
+    assert np.array_equal(torch.cat([data.train, data.test]).numpy(), rows[order])
+    save(tmp_path / "t.npz", X=rows, names=cells[:5])
+    assert "names" in load_dataset(f"array:{tmp_path / 't.npz'}").note, "they are not those of the data"
+
+
+def test_sparse_matrices(tmp_path):
+    dense = RNG.poisson(0.3, (12, 5))
+    sparse = scipy.sparse.csr_matrix(dense)
+    scipy.sparse.save_npz(tmp_path / "t.npz", sparse)
+    scipy.io.mmwrite(tmp_path / "t.mtx", sparse)
+    (tmp_path / "z.mtx.gz").write_bytes(gzip.compress((tmp_path / "t.mtx").read_bytes()))
+    for name in ("t.npz", "t.mtx", "z.mtx.gz"):
+        assert np.array_equal(read_values(tmp_path / name).x["train"], dense), name
+
+
+def test_cells_of_anndata(tmp_path):
+    anndata = pytest.importorskip("anndata")
+    dense = RNG.poisson(0.3, (12, 5)).astype(np.float32)
+    cells = anndata.AnnData(scipy.sparse.csr_matrix(dense))
+    cells.obs_names, cells.obs["batch"] = [f"cell {row}" for row in range(12)], ["a", "b"] * 6
+    anndata.settings.allow_write_nullable_strings = True
+    cells.write_h5ad(tmp_path / "t.h5ad")
+    values = read_values(tmp_path / "t.h5ad")
+    assert np.array_equal(values.x["train"], dense)
+    assert values.names["train"] == [*cells.obs_names]
+    assert "obs/batch" in values.note
+
+
+def test_arrays_that_cannot_be_data_are_refused_in_their_own_words(tmp_path):
+    def refusal(name):
+        with pytest.raises(InputError) as refused:
+            load_dataset(f"array:{tmp_path / name}")
+        return str(refused.value)
+
+    save(tmp_path / "y.npz", X=np.zeros((100, 2)), y=RNG.normal(size=100))
+    assert "no classes" in refusal("y.npz")
+    np.save(tmp_path / "long.npy", np.zeros((4, 2), np.longdouble))
+    assert "64 bits" in refusal("long.npy")
+    header = io.BytesIO()
+    shape = {"descr": "<f8", "fortran_order": False, "shape": (10**15,)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    with zipfile.ZipFile(tmp_path / "large.npz", "w") as archive:
+        archive.writestr("X.npy", header.getvalue())
+    assert "larger than the memory" in refusal("large.npz")
+    (tmp_path / "large.npy").write_bytes(header.getvalue())
+    assert "large.npy" in refusal("large.npy")
+
+
+def test_a_prefix_that_is_misspelt_is_corrected():
+    with pytest.raises(InputError, match=r"did you mean table:x\.csv"):
+        Config(dataset="tabel:x.csv")
 
 
 def test_bad_arrays_are_refused(tmp_path):

@@ -1,0 +1,470 @@
+"""Tables: how their fields become values, which columns are what, and that they come out as they went in."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import math
+
+import numpy as np
+import pandas
+import pytest
+import torch
+
+from pvae.config.config import Config
+from pvae.core.errors import InputError
+from pvae.core.records import from_record, to_json
+from pvae.data.choices import values_config
+from pvae.data.dataset import Column, DataRecord, Dataset
+from pvae.data.sources import load_dataset
+from pvae.data.tables import Reading, table_text
+from pvae.data.value_files import read_values
+from pvae.runs.data import load_for
+
+NAN = math.nan
+
+
+def read(path, content, name="t.csv", **reading):
+    file = path / name
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    return read_values(file, Reading(**reading))
+
+
+def refusal(path, content, name="t.csv", **reading):
+    with pytest.raises(InputError) as refused:
+        read(path, content, name, **reading)
+    return str(refused.value)
+
+
+def test_separators_and_marks_of_numbers(tmp_path):
+    wanted = [[1.5, 20_000, 5], [-2.25, 1_234_567.5, 12.5], [NAN, 950, 0]]
+    english = 'a,b,c\n1.5,"20,000",5%\n-2.25,"1,234,567.5",12.5%\n,950,0%\n'
+    european = "a;b;c\n1,5;20.000;5 %\n-2,25;1.234.567,5;12,5 %\n;950;0 %\n"
+    cases = {
+        "english.csv": english,
+        "tabs.tsv": english.replace('"', "")
+        .replace(",0", "0")
+        .replace(",2", "2")
+        .replace(",5", "5")
+        .replace(",", "\t"),
+        "european.csv": european,
+        "spaces.csv": european.replace("1.234.567", "1 234 567").replace("20.000", "20\u00a0000"),
+        "tabs.csv": european.replace(";", "\t"),
+        "zipped.csv.gz": gzip.compress(european.encode()),
+        "bom.csv": european.encode("utf-8-sig"),
+        "utf16.csv": european.encode("utf-16"),
+        "windows.csv": european.replace("\n", "\r\n"),
+    }
+    cases.pop("tabs.tsv")
+    cases["tabs.tsv"] = "a\tb\tc\n1.5\t20,000\t5%\n-2.25\t1,234,567.5\t12.5%\n\t950\t0%\n"
+    for name, content in cases.items():
+        values = read(tmp_path, content, name)
+        assert np.array_equal(values.x["train"], wanted, equal_nan=True), name
+        assert [column.name for column in values.columns] == [*"abc"], name
+        assert ("decimal commas" in values.note) == (name not in ("english.csv", "tabs.tsv"))
+    x = torch.tensor(wanted)
+    assert (
+        table_text(read(tmp_path, english).columns, x)
+        == "a,b,c\n1.50,20000.0,5.0%\n-2.25,1234567.5,12.5%\n,950.0,0.0%\n"
+    )
+    texts = table_text(read(tmp_path, european).columns, x)
+    assert texts == "a;b;c\n1,50;20000,0;5,0%\n-2,25;1234567,5;12,5%\n;950,0;0,0%\n"
+    columns = read(tmp_path, english).columns
+    assert np.array_equal(read(tmp_path, texts, known=columns).x["train"], wanted, equal_nan=True), "read again"
+
+
+def test_letters_that_are_not_of_utf8(tmp_path):
+    rows = "city,a\nKöln,1\nKöln,2\nBonn,4\n"
+    for encoding in ("utf-8", "utf-16", "latin-1"):
+        values = read(tmp_path, rows.encode(encoding))
+        assert values.columns[0].categories == ("Bonn", "Köln")
+        assert ("latin-1" in values.note) == (encoding == "latin-1")
+    assert "no file of texts" in refusal(tmp_path, b"\x89PNG\0\0\xff" * 9)
+
+
+def test_comments_are_left_out_and_counted(tmp_path):
+    values = read(tmp_path, "# a star\n# of magnitude 5, or 6\ntime,flux\n1.5,2.5\n# clouds\n2.5,3\n")
+    assert values.x["train"].tolist() == [[1.5, 2.5], [2.5, 3]]
+    assert values.names["train"] == ["line-4", "line-6"]
+    assert "3 lines of comments" in values.note
+    values = read(tmp_path, "colour,a\n#fff,1\n#000,2\n#fff,4\n")
+    assert values.columns[0].categories == ("#000", "#fff"), "rows of the table"
+
+
+@pytest.mark.parametrize(
+    ("content", "names", "rows"),
+    [
+        ("5.1,3.5\n4.9,3.0\n4.7,3.2\n", ["column-1", "column-2"], 3),
+        ("5.1,x\n4.9,y\n4.7,x\n", ["column-1", "column-2"], 3),
+        ("5,1;3,5\n4,9;3,0\n", ["column-1", "column-2"], 2),
+        ("#a,b\n5.1,3.5\n4.9,3.0\n", ["a", "b"], 2),
+        ("0,1,2\n5,3,6\n4,2,5\n", ["0", "1", "2"], 2),
+        ("land,2001,2002\nNorway,3,6\nSweden,2,5\nNorway,3,4\n", ["land", "2001", "2002"], 3),
+        ("a,b\n5.1,3.5\n4.9,3.0\n", ["a", "b"], 2),
+    ],
+)
+def test_a_first_line_of_values_is_no_line_of_names(tmp_path, content, names, rows):
+    values = read(tmp_path, content)
+    assert [column.name for column in values.columns] == names
+    assert len(values.x["train"]) == rows
+    assert ("no line of names" in values.note) == (names == ["column-1", "column-2"] or content[0] == "#")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a,b\n1,2\n3\n", ["line 3", "1 fields"]),
+        ("a,b\n1,2,3\n", ["line 2", "3 fields"]),
+        ("a,b\n1,2\n3,x\n", ["line 3", "b is 'x'"]),
+        ("a,b\n" + "1,2\n" * 9 + "1_000,2\n", ["line 11", "a is '1_000'"]),
+        ("", ["no rows"]),
+        ("a,b\n", ["no rows"]),
+        ("a,a\n1,2\n", ["several columns named a"]),
+        ('a,b\n1,"2\n' + "1,2\n" * 9, ["line 2 ", "quotation mark"]),
+        ('a,b\n1,"x, y"\n1,"2\n' + '1,"2"\n' * 9, ["line 3 ", "quotation mark"]),
+        ("a,b\n1,2\n1,2\n", ["no column of values is left", "a (all are '1')", "b (all are '2')"]),
+        (
+            "a,b\n" + "".join(f"{row % 7},t{row % 120}\n" for row in range(500)),
+            ["column b", "120", "--ignore b", "b=cat"],
+        ),
+    ],
+)
+def test_bad_tables_are_refused_by_line_and_column(tmp_path, content, words):
+    message = refusal(tmp_path, content)
+    assert all(word in message for word in words), message
+
+
+def test_an_infinite_value_is_refused_by_its_row(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\n" + "1,2\n4,5\n" * 9 + "3,inf\n")
+    with pytest.raises(InputError, match="column b of line-20 is inf"):
+        load_dataset(f"table:{tmp_path / 't.csv'}")
+
+
+def test_one_list_says_what_is_missing_among_numbers_and_texts(tmp_path):
+    words = ["NA", "nan", "NaN", "?", "", "N/A", "null", "-"]
+    rows = "".join(f"{word},{word}\n" for word in words)
+    values = read(tmp_path, "a,b\n1,x\n2,y\n3.5,y\n" + rows + "5,x\n" * 9)
+    assert np.isnan(values.x["train"][3:11]).all()
+    assert values.columns[1].categories == ("x", "y")
+    assert "NA (2)" in values.note
+    values = read(tmp_path, "a,b\n1,NA\n-999,DE\n3,DE\n-999,NA\n7,DE\n,\n", missing_values="-999")
+    assert np.array_equal(values.x["train"], [[1, 1], [NAN, 0], [3, 0], [NAN, 1], [7, 0], [NAN, NAN]], equal_nan=True)
+    assert "'NA'" in refusal(tmp_path, "a,b\n1,NA\n2,3\n4,5\n", missing_values="")
+    known = (Column("a"), Column("b", ("DE", "NA")))
+    values = read(tmp_path, "a,b\nNA,NA\n", known=known)
+    assert np.array_equal(values.x["train"], [[NAN, 1]], equal_nan=True), "a text of the run is no missing value"
+
+
+def test_what_a_column_is(tmp_path):
+    days = pandas.to_datetime("2019-12-30") + pandas.to_timedelta(np.arange(40) * 10 % 73, unit="D")
+    count = np.arange(40)
+    frame = pandas.DataFrame(
+        {
+            "patient_id": 5000 + count * 7 % 83,
+            "name": [f"Name {row}" for row in count],
+            "land": "Norway",
+            "nothing": None,
+            "row": count + 1,
+            "visit": days.strftime("%d.%m.%Y"),
+            "zip": [f"0{1067 + row % 4}" for row in count],
+            "unix": 1_600_000_000 + count * 3600,
+            "bjd": [f"{2458849.5 + row * 0.01:.5f}" for row in count],
+            "far": [f"{10**15 + 3 * row % 11}" for row in count],
+            "age": 20 + count % 30,
+            "height": [f"{1.5 + row % 30 / 100:.2f}" for row in count],
+            "stamp": days.strftime("%Y%m%d"),
+        }
+    )
+    file = tmp_path / "t.csv"
+    frame.to_csv(file, index=False)
+    values = read_values(file)
+    assert values.left_out == ("patient_id", "name", "land", "nothing", "row")
+    assert all(name in values.note for name in ("patient_id", "name", "land"))
+    columns = {column.name: column for column in values.columns}
+    assert [*columns] == ["visit", "zip", "unix", "bjd", "far", "age", "height", "stamp"]
+    x = dict(zip(columns, values.x["train"].T))
+    assert x["visit"].tolist() == x["stamp"].tolist() == [row * 10 % 73 for row in range(40)]
+    assert (columns["visit"].unit, columns["visit"].date_format) == ("days from 2019-12-30", "%d.%m.%Y")
+    assert columns["zip"].categories == ("01067", "01068", "01069", "01070")
+    assert x["unix"].tolist() == [3600 * row for row in range(40)]
+    assert columns["unix"].unit == "seconds from 2020-09-13 12:26"
+    assert x["bjd"] == pytest.approx(0.5 + np.arange(40) * 0.01, abs=1e-9)
+    assert columns["bjd"].unit == "Julian days from 2019-12-31 12:00"
+    assert x["far"].tolist() == [3 * row % 11 for row in range(40)]
+    assert (columns["age"].decimals, columns["age"].least, columns["age"].greatest) == (0, 20, 49)
+    single = torch.from_numpy(values.x["train"]).float()
+    wanted = frame[[*columns]].to_csv(index=False)
+    assert table_text(values.columns, single) == wanted, "in float32 all digits come out as they went in"
+    again = read_values(file, Reading(known=values.columns, left_out=values.left_out))
+    assert np.array_equal(again.x["train"], values.x["train"])
+    only = tmp_path / "only.csv"
+    frame[[*columns]].rename(columns={"far": "more"}).assign(far=10**15).to_csv(only, index=False)
+    with pytest.raises(InputError, match="the column more"):
+        read_values(only, Reading(known=values.columns, left_out=values.left_out))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "days"),
+    [
+        ("2020-02-28", "2020-03-01", 2),
+        ("2020/02/28", "2020/03/01", 2),
+        ("02/28/2020", "03/01/2020", 2),
+        ("28/02/2020", "01/03/2020", 2),
+        ("28.02.2020", "01.03.2020", 2),
+        ("28 Feb 2020", "01 Mar 2020", 2),
+        ("2020-02-28 12:00", "2020-03-01 18:00", 2.25),
+        ("2020-02-28T12:00:00Z", "2020-03-01T18:00:00Z", 2.25),
+        ("2020-02-28 12:00:00.500000", "2020-03-01 12:00:00.500000", 2),
+        ("2020-02", "2020-03", 29),
+    ],
+)
+def test_dates(tmp_path, first, second, days):
+    values = read(tmp_path, f"day,a\n{first},1\n{second},2\n{first},4\n")
+    x = values.x["train"][:, 0]
+    assert x[1] - x[0] == pytest.approx(days)
+    assert [values.columns[0].text(value) for value in x] == [first, second, first]
+    assert "day (days from 2020-02-" in values.note
+    again = read(tmp_path, f"a,day\n1,{second}\n2,\n", known=values.columns)
+    assert np.array_equal(again.x["train"][:, 0], [x[1], NAN], equal_nan=True)
+    assert "line 2: day is 'soon'" in refusal(tmp_path, "a,day\n1,soon\n", known=values.columns)
+
+
+def test_names_of_rows_labels_and_ignored_columns(tmp_path):
+    (tmp_path / "t.csv").write_text(
+        "id,a,b,who,kind\n" + "".join(f"{row},{row % 7},{row % 5},p{row},{row % 2}\n" for row in range(30))
+    )
+    options = {"label_column": "kind", "name_column": "who", "ignore": "id,b"}
+    config = Config(dataset=f"table:{tmp_path / 't.csv'}", **options)
+    data = load_for(config)
+    assert [column.name for column in data.columns] == ["a"]
+    assert sorted(data.left_out) == ["b", "id", "kind", "who"]
+    assert sorted([*data.names["train"], *data.names["test"]]) == sorted(f"p{row}" for row in range(30))
+    assert [int(name[1:]) % 7 for name in data.names["test"]] == data.test[:, 0].tolist()
+    assert [int(name[1:]) % 2 for name in data.names["test"]] == data.test_labels.tolist()
+    assert data.record().left_out == data.left_out
+    values = read(tmp_path, "who,a\nme,3\n,4\n", known=data.columns, left_out=data.left_out, **options)
+    assert values.names["train"] == ["me", "line-3"]
+    for name in options:
+        option = f"--{name.replace('_', '-')}"
+        message = refusal(tmp_path, "id,a\n1,2\n3,4\n", **{name: "nope"})
+        assert all(word in message for word in (option, "nope", "id, a"))
+    assert "no column of values is left" in refusal(tmp_path, "kind\n1\n2\n", label_column="kind")
+    assert "which are no classes" in refusal(tmp_path, "a,b\n1,2.5\n2,3\n", label_column="b")
+
+
+def test_kinds_of_single_columns(tmp_path):
+    rows = "".join(
+        f"{row},{row % 4},{'SML'[row % 3]},{row % 3 + 1},{row % 2},{100 + row % 120}\n" for row in range(240)
+    )
+    content = "id,visits,size,stage,flag,shop\n" + rows
+    (tmp_path / "t.csv").write_text(content)
+    text = "id=real,visits=real,size=ordinal:S<M<L,stage=ordinal,flag=categorical,shop=categorical"
+    data = load_for(Config(dataset=f"table:{tmp_path / 't.csv'}", columns=text))
+    config = values_config(data, columns=text)
+    assert config.likelihood == "columns"
+    assert config.columns == "real*2,ordinal:3*2,categorical:2,categorical:120"
+    size, stage, flag = data.columns[2:5]
+    assert (size.categories, stage.categories, flag.categories) == (("S", "M", "L"), ("1", "2", "3"), ("0", "1"))
+    assert data.train[:, 2].tolist() == [int(one) % 3 for one in data.train[:, 0]]
+    assert data.train[:, 3].tolist() == [int(one) % 3 for one in data.train[:, 0]]
+    assert "name the levels of size" in refusal(tmp_path, content, columns="size=ordinal")
+    assert "size is 'S'" in refusal(tmp_path, content, columns="size=real")
+    assert "size is 'S'" in refusal(tmp_path, content, columns="real*6")
+    assert "'sise'" in refusal(tmp_path, content, columns="sise=real")
+    assert "size is 'L'" in refusal(tmp_path, content, columns="size=ordinal:S<M")
+    values = read(tmp_path, "a,b\n0.0,1\n1.0,5\n2.0,7\n", columns="a=ordinal:3")
+    assert values.x["train"][:, 0].tolist() == [0, 1, 2]
+    with pytest.raises(InputError, match="must be"):
+        Config(dataset="table:t.csv", columns="a=number")
+
+
+def test_a_list_of_kinds_is_that_of_the_columns_that_stay(tmp_path):
+    content = "id,a,b,land\n" + "".join(f"{row},{row % 7 / 2},{row % 3},Norway\n" for row in range(30))
+    values = read(tmp_path, content, columns="real,ordinal:3")
+    assert [(column.name, column.kind) for column in values.columns] == [("a", "real"), ("b", "ordinal")]
+    assert values.x["train"][:4, 1].tolist() == [0, 1, 2, 0]
+    values = read(tmp_path, content, columns="real*3,categorical:2")
+    assert [column.name for column in values.columns] == ["id", "a", "b", "land"], "kinds of all columns"
+
+
+def mixed(path, count=60):
+    cities = ["Rome", "", "Oslo", " Oslo", "7"]
+    rows = [f"{i / 4},{i % 2},{cities[i % 5]},{'' if i % 9 == 4 else i % 30 // 29 * 90}" for i in range(count)]
+    path.write_text("\ufeffage,is_new,city,visits\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def test_a_table_of_numbers_and_texts(tmp_path):
+    data = load_dataset(f"table:{mixed(tmp_path / 't.csv')}")
+    assert [(column.name, column.categories) for column in data.columns] == [
+        ("age", ()),
+        ("is_new", ()),
+        ("city", ("7", "Oslo", "Rome")),
+        ("visits", ()),
+    ]
+    assert [column.decimals for column in data.columns] == [2, 0, None, 0]
+    assert (data.columns[3].least, data.columns[3].greatest) == (0, 90)
+    for split in ("train", "test"):
+        for name, (age, _, city, visits) in zip(data.names[split], data.splits[split].tolist()):
+            row = int(name.removeprefix("line-")) - 2
+            assert age == row / 4
+            assert math.isnan(visits) == (row % 9 == 4)
+            assert city == [2, math.nan, 1, 1, 0][row % 5] or (row % 5 == 1 and math.isnan(city))
+    renamed = dataclasses.replace(
+        data, columns=(*data.columns[:2], Column("city", ("7", "Oslo", "Rom")), *data.columns[3:])
+    )
+    assert renamed.record().sha256 != data.record().sha256, "other texts are other data"
+    with pytest.raises(InputError, match="3 columns"):
+        dataclasses.replace(data, columns=data.columns[:3])
+
+
+def test_what_is_chosen_for_a_table(tmp_path):
+    data = load_dataset(f"table:{mixed(tmp_path / 't.csv')}")
+    config = values_config(data)
+    assert (config.likelihood, config.columns, config.missing) == ("columns", "real,binary,categorical:3,count", True)
+    given = "real*2,categorical:3,count"
+    assert values_config(data, likelihood="columns", columns=given).columns == given
+    draw = np.random.default_rng(1)
+    for values, likelihood in (
+        (draw.normal(size=(90, 3)), "normal-diagonal"),
+        (draw.geometric(0.2, (90, 3)), "negative-binomial"),
+        (draw.integers(0, 2, (90, 3)), "bernoulli"),
+    ):
+        table = Dataset("t", torch.tensor(values[:80]), torch.tensor(values[80:]), columns=tuple(map(Column, "abc")))
+        assert values_config(table).likelihood == likelihood
+    even = np.stack([draw.integers(20, 23, 90), draw.geometric(0.2, 90)], 1)  # a count varies more than a Poisson
+    table = Dataset("t", torch.tensor(even[:80]), torch.tensor(even[80:]), columns=tuple(map(Column, "ab")))
+    assert values_config(table).columns == "real,count"
+
+
+def test_the_columns_of_a_run_are_those_of_other_files_too(tmp_path):
+    columns = read_values(mixed(tmp_path / "t.csv")).columns
+    few = tmp_path / "few.csv"
+    few.write_text("age,is_new,city,visits\n,1,Rome,3\n2,0,,\n")
+    values = read_values(few, Reading(known=columns))
+    assert np.array_equal(values.x["train"], [[np.nan, 1, 2, 3], [2, 0, np.nan, np.nan]], equal_nan=True)
+    assert values.names == {"train": ["line-2", "line-3"]}
+    few.write_text("city,visits,age,is_new\n,3,4,1\n")  # in another order
+    assert np.array_equal(read_values(few, Reading(known=columns)).x["train"], [[4, 1, np.nan, 3]], equal_nan=True)
+    for content, words in (
+        ("age,is_new,city,visits\n1,1,Rome,1\n1,1,Paris,1\n", ["line 3", "city is 'Paris'", "7, Oslo, Rome"]),
+        ("age,is_new,city,visits\n1,1,Rome,1\n1,1,Oslo,many\n", ["line 3", "visits is 'many'"]),
+        ("age,is_new,city\n1,1,Rome\n", ["no column visits"]),
+        ("age,new,city,visits\n1,1,Rome,1\n", ["no column is_new"]),
+        ("age,is_new,city,visits,more\n1,1,Rome,1,1\n", ["the column more"]),
+        ("age,age,city,visits\n1,1,Rome,1\n", ["columns named age"]),
+    ):
+        few.write_text(content)
+        with pytest.raises(InputError) as refused:
+            read_values(few, Reading(known=columns))
+        assert all(word in str(refused.value) for word in words), refused.value
+
+
+def test_a_table_in_an_excel_file(tmp_path):
+    pytest.importorskip("openpyxl")
+    frame = pandas.DataFrame(
+        {
+            "Datum": pandas.to_datetime(["2020-01-03", None, "2020-02-29", "2020-01-03"]),
+            "Menge": [3, None, 5, 3],
+            "Preis": [1.5, 0.25, None, 7],
+            "PLZ": ["01067", "04109", "NA", "01067"],
+        }
+    )
+    with pandas.ExcelWriter(tmp_path / "t.xlsx") as file:
+        frame.to_excel(file, index=False)
+        frame.to_excel(file, sheet_name="more", index=False)
+    values = read_values(tmp_path / "t.xlsx")
+    wanted = [[0, 3, 1.5, 0], [NAN, NAN, 0.25, 1], [57, 5, NAN, NAN], [0, 3, 7, 0]]
+    assert np.array_equal(values.x["train"], wanted, equal_nan=True)
+    assert values.names["train"][0] == "row-2"
+    assert "sheet more is not read" in values.note
+    x = torch.tensor(wanted)
+    text = "Datum,Menge,Preis,PLZ\n2020-01-03,3,1.50,01067\n,,0.25,04109\n2020-02-29,5,,\n2020-01-03,3,7.00,01067\n"
+    assert table_text(values.columns, x) == text
+    assert np.array_equal(read(tmp_path, text, known=values.columns).x["train"], wanted, equal_nan=True)
+
+
+def test_large_whole_numbers_are_real_and_written_whole(tmp_path):
+    draw = np.random.default_rng(0)
+    incomes, visits = draw.normal(50_000, 13_000, 200).round().astype(int), draw.geometric(0.2, 200)
+    (tmp_path / "t.csv").write_text("income,visits\n" + "".join(f"{a},{b}\n" for a, b in zip(incomes, visits)))
+    data = load_dataset(f"table:{tmp_path / 't.csv'}")
+    assert values_config(data).columns == "real,count"
+    assert data.columns[0].text(45_390.4) == "45390"
+    assert data.columns[0].text(1e6) == str(incomes.max())
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "drawn", "given"),
+    [
+        (Column("a"), 1 / 3, "0.333333", "0.333333333333333"),
+        (Column("a", decimals=2), 12.125, "12.12", "12.125"),
+        (Column("a", decimals=2), -0.001, "0.00", "-0.001"),
+        (Column("a", decimals=2), 37.5, "37.50", "37.50"),
+        (Column("a", decimals=16), float(np.float32(0.1)), "0.1", "0.1"),
+        (Column("a", decimals=17), 0.1 + 0.2, "0.30000000000000004", "0.30000000000000004"),
+        (Column("a", decimals=0, least=18, greatest=82), 108.4, "82", "108.4"),
+        (Column("a", decimals=0, least=18, greatest=82), 31.7, "32", "31.7"),
+        (Column("a", decimals=0, origin=1.6e9, least=0, greatest=1e6), 5.2, "1600000005", "1600000005.2"),
+        (Column("a", decimals=5, origin=2458849.0), 0.12345, "2458849.12345", "2458849.12345"),
+        (Column("a", ("x", "y", "z")), 1.0, "y", "y"),
+        (Column("a", ("x", "y", "z")), 2.8, "z", "z"),
+        (Column("a", decimals=1, suffix="%"), 4.96, "5.0%", "4.96%"),
+        (Column("a", decimals=1, point=","), 1.5, "1,5", "1,5"),
+        (Column("a", origin=18262, least=0, greatest=9, date_format="%Y-%m-%d"), 1.6, "2020-01-03", "2020-01-03"),
+        (Column("a", origin=18262, least=0, greatest=9, date_format="%d.%m.%Y"), 31.0, "10.01.2020", "01.02.2020"),
+        (Column("a", origin=18262, date_format="%Y-%m-%d %H:%M"), 0.5 + 1e-5, "2020-01-01 12:00", "2020-01-01 12:00"),
+        (Column("a", decimals=0), math.nan, "", ""),
+    ],
+)
+def test_a_value_becomes_the_text_that_the_file_had(column, value, drawn, given):
+    assert column.text(value) == drawn
+    assert column.text(value, is_given=True) == given
+
+
+def test_a_table_is_written_as_it_was_read():
+    columns = (Column("age", decimals=1), Column("city, town", ("Oslo", "Rome")))
+    values = torch.tensor([[1 / 3, 1], [2, math.nan]]).double()
+    assert table_text(columns, values) == 'age,"city, town"\n0.3,Rome\n2.0,\n'
+    given = torch.tensor([[math.nan, 0], [12.25, math.nan]]).double()
+    assert table_text(columns, values, given) == 'age,"city, town"\n0.3,Oslo\n12.25,\n'
+    columns = (dataclasses.replace(columns[0], point=","), columns[1])
+    assert table_text(columns, values) == "age;city, town\n0,3;Rome\n2,0;\n"
+
+
+def test_the_columns_of_a_run_are_kept_and_those_of_older_runs_open():
+    columns = (Column("day", origin=18262.0, date_format="%Y", least=0.0), Column("city", ("Oslo",), decimals=None))
+    data = Dataset("t", torch.ones(4, 2), torch.ones(2, 2), columns=columns, left_out=("id",))
+    record = dataclasses.asdict(data.record())
+    assert from_record(DataRecord, json.loads(to_json(record))) == data.record()
+    record["columns"] = [{"name": "day", "categories": []}, {"name": "city", "categories": ["Oslo"]}]
+    del record["left_out"]
+    old = from_record(DataRecord, json.loads(to_json(record)))
+    assert old.columns == (Column("day"), Column("city", ("Oslo",)))
+    assert dataclasses.replace(data, columns=old.columns).sha256 == data.sha256
+
+
+def test_a_table_in_a_parquet_file(tmp_path):
+    pytest.importorskip("pyarrow")
+    days = pandas.to_datetime(["2020-01-03", None, "2020-02-29"] * 7)
+    frame = pandas.DataFrame(
+        {"a": [1.5, None, 0.1 + 0.2] * 7, "b": [True, False, None] * 7, "c": ["x", "y, z", None] * 7, "d": days}
+    ).assign(e=np.arange(21, dtype=np.float32) / 10, f=[3.0, None, 5.0] * 7)
+    frame.to_parquet(tmp_path / "t.parquet")
+    values, _, names, columns, *_ = read_values(tmp_path / "t.parquet")
+    assert [column.name for column in columns] == [*"abcdef"]
+    assert columns[2].categories == ("x", "y, z")
+    assert names["train"][:2] == ["row-1", "row-2"]
+    second = [np.nan, 0, 1, np.nan, np.float32(0.1), np.nan]
+    assert np.array_equal(values["train"][1], second, equal_nan=True)
+    assert values["train"][2, 0] == 0.1 + 0.2
+    texts = table_text(columns, torch.from_numpy(values["train"]), torch.from_numpy(values["train"])).splitlines()
+    assert texts[1:4] == [
+        "1.5,True,x,2020-01-03,0.0,3",
+        ',False,"y, z",,0.1,',
+        "0.30000000000000004,,,2020-02-29,0.2,5",
+    ]
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_values(tmp_path / "t.parquet")
