@@ -138,27 +138,26 @@ def _content(run: Run, tensors: _Tensors) -> dict[str, Any]:
         "decoder": _operations(vae.p_x.decoder, tensors),
         "likelihood": _likelihood(config, vae.p_x),
         "pseudo": vae.is_pseudo,
-        **_map(run, encode(vae, images), data.test_labels, chosen, tensors),
+        **_map(run, encode(vae, images), chosen, tensors),
         "images": tensors.add(images.images[:_NUM_IMAGES], "u1"),
         "image_names": [data.test_names[i] for i in chosen[:_NUM_IMAGES].tolist()],
         "label_names": list(data.label_names),
     }
 
 
-def _map(run: Run, codes: Tensor, labels: Tensor | None, chosen: Tensor, tensors: _Tensors) -> dict[str, Any]:
+def _map(run: Run, codes: Tensor, chosen: Tensor, tensors: _Tensors) -> dict[str, Any]:
     """Return the planes of the map, the codes (N, L) in them, and the labels of the chosen test data."""
     if run.config.prior_family.is_on_sphere:
         codes = normalize(codes, dim=-1)  # a mean is inside the sphere
-    names, sizes = latent_names(run), run.config.latent_dims
+    names, sizes, data = latent_names(run), run.config.latent_dims, run.dataset()
     top = codes[:, -sizes[-1] :]
     planes, active = _planes(top, names[-sizes[-1] :])
-    labels = None if labels is None else labels[chosen]
+    labels = None if data.test_labels is None else data.test_labels[chosen]
     is_class = labels is not None and labels.dim() == 1
     attributes = []
     if labels is not None and not is_class:
         varying = [a for a in range(labels.shape[1]) if 0 < labels[:, a].sum() < len(labels)]
-        attribute_names = run.data.label_names
-        attributes = [(attribute_names[a], tensors.add(attribute_vector(top, labels[:, a]))) for a in varying]
+        attributes = [(data.label_names[a], tensors.add(attribute_vector(top, labels[:, a]))) for a in varying]
     return {
         "names": names,
         "planes": planes,
