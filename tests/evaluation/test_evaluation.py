@@ -367,6 +367,7 @@ def test_weights_that_cannot_be_trusted_are_warned_of(untrusted_run):
 @pytest.mark.workflow
 def test_bad_input_is_one_line(runs, capsys, tmp_path):
     run, nothing = str(runs("autoencoder").path), str(tmp_path)
+    capsys.readouterr()  # of its training
     for arguments, says in [
         ([run], "autoencoder"),
         ([nothing], "not a run folder"),
