@@ -30,6 +30,7 @@ else:
 
 __all__ = ["main", "train_parser"]
 
+_EPOCHS_OF_LABELS = 60  # after fewer, the classifier finds hardly more than it does by the labels alone
 _WHERE = ("data_dir", "offline", "device", "threads", "quiet")
 
 _EXAMPLES = """\
@@ -212,9 +213,10 @@ def _configured(options: Mapping[str, Any]) -> tuple[Config, Dataset | None]:
     if "system" in options:
         get_system(options["system"])
     chosen, data = _chosen(options), None
-    if chosen.get("labels"):
-        chosen = {"elbo": "enumerate", **chosen}
     dataset = str(chosen.get("dataset", ""))
+    if chosen.get("labels"):
+        passes = {} if own_path(dataset) or "system" in chosen else {"epochs": _EPOCHS_OF_LABELS}
+        chosen = {"elbo": "enumerate", **passes, **chosen}
     of_own = "images" if dataset.startswith("folder:") else "values"
     default = of_own if own_path(dataset) or of_own == "images" else "deep-bayes"
     config = SYSTEMS.get(chosen.get("system", default), Config()).replace(**chosen)

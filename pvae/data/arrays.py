@@ -77,9 +77,11 @@ def read_arrays(file: Path) -> tuple[list[SplitArray], str]:
         own = next((stored[name] for name in _OWN_NAMES if name in stored and len(stored) > 1), None)
         for name, split, label_name in _names({*stored}.difference(_OWN_NAMES if own is not None else ())):
             labels, x = stored[label_name] if label_name in unread else None, stored[name]
-            is_named = own is not None and own.shape == x.shape[:1] and own.dtype.kind in "OU" and split == "train"
-            arrays.append(SplitArray(name, split, x, labels, own.astype(str) if is_named else None))
-            unread -= {name, label_name, *(_OWN_NAMES if is_named else ())}
+            arrays.append(SplitArray(name, split, x, labels))
+            unread -= {name, label_name}
+            if own is not None and own.shape == x.shape[:1] and own.dtype.kind in "OU" and split == "train":
+                arrays[-1] = arrays[-1]._replace(names=own.astype(str))
+                unread -= {*_OWN_NAMES}
     except MemoryError as error:
         raise InputError(f"{file} is larger than the memory: {brief(error)}: give a smaller part of it") from None
     except InputError as error:

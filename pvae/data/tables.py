@@ -143,7 +143,7 @@ def read_table(file: Path, reading: Reading = Reading()) -> Table:
     else:
         found, reasons = _new_columns(file, reading.columns, texts, missing, fields.has_decimal_commas)
     for column, values in found:
-        for place in np.flatnonzero(np.isnan(values)):
+        for place in np.flatnonzero(np.isnan(values)).tolist():
             text, row = texts[column.name][place], fields.rows[place]
             if text not in missing.difference(column.categories):
                 wanted = "a date" if column.date_format else "a number, or missing: --missing-values names other texts"
@@ -254,11 +254,11 @@ def _new_column(
     numbers = _numbers(texts, has_decimal_commas)
     x = numbers.values[~np.isnan(numbers.values)]
     if kind in ("categorical", "ordinal"):
-        is_numeric = len(x) == len(given)
+        is_numeric, value_of = len(x) == len(given), dict(zip(texts, numbers.values))
         known = levels if distinct & {*levels} or is_numeric else ()
         if kind == "ordinal" and not known and not is_numeric:
             raise InputError(f"name the levels of {name} in their order: --columns {name}=ordinal:small<medium<large")
-        categories = known or sorted(distinct, key=dict(zip(texts, numbers.values)).get if is_numeric else None)
+        categories = known or sorted(distinct, key=lambda text: (value_of[text] if is_numeric else 0, text))
         return Column(name, tuple(categories), kind), _codes(texts, categories)
     if not kind and len(distinct) < 2:
         return f"all are {shown(given[0])}" if given else "empty"
@@ -266,7 +266,7 @@ def _new_column(
     is_number = bool(kind) or (2 * len(x) >= len(given) and not is_zip)
     if kind in ("", "real") and (len(x) < len(given) or {*map(len, distinct)} == {8}):
         for days, date_format in _dates(texts, _formats(texts)):
-            origin = math.floor(np.nanmin(days))
+            origin = float(np.floor(np.nanmin(days)))
             unit = f"days from {EPOCH + timedelta(days=origin):%Y-%m-%d}"
             ends = float(np.nanmin(days)) - origin, float(np.nanmax(days)) - origin
             return Column(name, (), kind, None, *ends, origin, unit, date_format), days - origin
@@ -461,8 +461,10 @@ def _read_text(file: Path) -> tuple[list[Sequence[str]], list[str], list[str], l
         notes.append(f"fields are separated by {'semicolons' if separator == ';' else 'tabs'}")
     if comments:
         notes.append(f"{len(comments)} lines of comments (#) are left out")
-    columns = [*zip(*(fields[:width] for fields in records.values()))]
-    has_decimal_commas = separator != "," and any(map(_DECIMAL_COMMA.fullmatch, sum((c[:50] for c in columns), ())))
+    columns: list[Sequence[str]] = [*zip(*(fields[:width] for fields in records.values()))]
+    has_decimal_commas = separator != "," and any(
+        _DECIMAL_COMMA.fullmatch(field) for column in columns for field in column[:50]
+    )
     if has_decimal_commas:
         notes.append("numbers have decimal commas")
     names = [name.strip() for name in comments[-1].lstrip("#").split(separator)] if comments and start else []

@@ -142,6 +142,10 @@ class Console(Callback):
         if is_own and loaded.train_labels is not None and loaded.train_labels.dim() == 1:
             use = "" if config.condition or config.labels else ", for pictures and measures only"
             print_line(f"classes{use}: {listed(loaded.label_names)}")
+        kinds = config.column_kinds or [config.likelihood] * len(data.columns)
+        for kind in dict.fromkeys(map(str, kinds)) if is_own and data.columns else ():
+            names = [column.name for column, one in zip(data.columns, kinds) if str(one) == kind]
+            print_line(f"columns read as {kind}: {listed(names)}")
         if is_own:
             size = "x".join(map(str, data.datum_shape[1:])) if data.is_images else config.image_size
             print_line(f"options, given or chosen for the data: {command_line(config.replace(image_size=size))}")

@@ -13,6 +13,7 @@ from helpers import commands
 
 import pvae
 from pvae.cli.train import main
+from pvae.core.errors import InputError
 from pvae.training import fit
 
 pytestmark = pytest.mark.workflow
@@ -148,3 +149,17 @@ def test_a_training_from_another_run(few, capsys, tmp_path):
     for options in (["--resume", "second", "--from", "first"], [*SMALL, "--from", "nowhere", "--out", "third"]):
         assert main(options) == 2
     assert not (tmp_path / "third").exists()
+
+
+def test_few_labels_take_the_passes_that_they_need(few, monkeypatch, tmp_path):
+    configs = []
+
+    def stop(config, **_):
+        configs.append(config)
+        raise InputError("seen")
+
+    monkeypatch.setattr(fit, "fit", stop)
+    for options in ([], ["--epochs", "3"]):
+        assert main(["--labels", "20", *options, "--out", str(tmp_path / "run")]) == 2
+    assert [config.epochs for config in configs] == [60, 3]
+    assert {config.elbo for config in configs} == {"enumerate"}
