@@ -177,16 +177,13 @@ def _score(arguments: argparse.Namespace) -> None:
     if run.data.is_images:
         rows = {"lowest log p(x)": order}
         rows |= {f"highest {name}": (-scores[name].to_numpy()).argsort() for name in ("distortion", "rate")}
-        shown = Preparation().x
-        bands = {
-            title: [(given.names[row], shown(given.x[row])) for row in places[:_ODDEST]]
-            for title, places in rows.items()
-        }
+        image = Preparation().x
+        bands = {row: [(given.names[one], image(given.x[one])) for one in odd[:_ODDEST]] for row, odd in rows.items()}
         write(folder / "oddest.png", named_images_figure(bands, f"{run.title}\nthe oddest of {len(scores):,}"))
     beside = []
     for row in least_likely if run.data.columns else ():
         values = zip(run.data.columns[:_BESIDE], given.x[row].tolist())
-        beside.append(", ".join(f"{column.name} {column.text(value) or 'missing'}" for column, value in values))
+        beside.append(", ".join(f"{column.name} {column.text(value, True) or 'missing'}" for column, value in values))
     what = f"in nats; pixels {kind}" if run.data.is_images else "in nats"
     if run.is_given_labels:
         what += "; log p(x) is log p(x | y)"
@@ -289,7 +286,7 @@ def _write_imputed(run: Run, arguments: argparse.Namespace) -> str:
     import torch
 
     from pvae.data.dataset import Column
-    from pvae.data.tables import table_text
+    from pvae.data.tables import read_fields, table_text
     from pvae.trained.given import given_data
     from pvae.trained.imputation import ENOUGH, impute
 
@@ -308,16 +305,19 @@ def _write_imputed(run: Run, arguments: argparse.Namespace) -> str:
         values = {"draws": found.draws} if number else {"filled": found.filled, "stderr": found.stderr}
         write(out, {"names": given.names, **values})
         return f"{out}: {what}"
-    if number:
-        numbers = torch.arange(1, number + 1).repeat_interleave(len(given.x))[:, None]
-        rows = torch.cat([numbers, found.draws.transpose(0, 1).flatten(0, 1)], 1)
-        exact = torch.cat([numbers, given.x.repeat(number, 1)], 1)
-        write(out, table_text([Column("imputation"), *columns], rows, exact))
-        return f"{out}: {what}, in the order of the column imputation"
-    write(out, table_text(columns, found.filled, given.x))
-    errors = out.with_name(f"{out.stem}-stderr.csv")
-    write(errors, table_text([Column(column.name) for column in columns], found.stderr))
-    return f"{out}, {errors.name}: {what}"
+    fields, is_missing = read_fields(arguments.impute, columns).columns, given.x.isnan()
+    if not number:
+        write(out, table_text(columns, found.filled, fields, is_missing))
+        errors, numbers = out.with_name(f"{out.stem}-stderr.csv"), [Column(column.name) for column in columns]
+        write(errors, table_text(numbers, found.stderr, fields, torch.ones_like(is_missing)))
+        return f"{out}, {errors.name}: {what}"
+    if "imputation" in fields:
+        raise InputError(f"{arguments.impute} has a column imputation, which counts the draws: give it another name")
+    counts = [str(1 + count) for count in range(number) for _ in given.names]
+    fields = {"imputation": counts} | {name: [*texts] * number for name, texts in fields.items()}
+    draws = found.draws.transpose(0, 1).flatten(0, 1)
+    write(out, table_text(columns, draws, fields, is_missing.repeat(number, 1)))
+    return f"{out}: {what}, in the order of the column imputation"
 
 
 def _reconstruct_parser() -> Parser:
@@ -368,20 +368,11 @@ def _out(run: Run, out: Path | None, default: Path, name: str) -> Path:
 
 def _write_values(run: Run, file: Path, names: Sequence[str], x: Tensor, labels: Sequence[str] = ()) -> None:
     """Write data that are no images, a table as .csv and others as .npz, with their labels."""
-    import torch
-
-    from pvae.data.dataset import Column
     from pvae.data.tables import table_text
 
-    if not run.data.columns:
-        write(file, {"names": names, "x": x, **({"labels": labels} if labels else {})})
-        return
-    columns = run.data.columns
-    if labels:
-        classes = tuple(dict.fromkeys(labels))
-        columns = (*columns, Column(run.config.label_column or "label", classes))
-        x = torch.cat([x, torch.tensor([[classes.index(label)] for label in labels])], 1)
-    write(file, table_text(columns, x))
+    name = (run.config.label_column or "label") if run.data.columns else "labels"
+    beside = {name: labels} if labels else {}
+    write(file, table_text(run.data.columns, x, beside) if run.data.columns else {"names": names, "x": x, **beside})
 
 
 def _write_images(folder: Path, prefix: str, images: Tensor) -> list[str]:

@@ -11,12 +11,13 @@ import math
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from importlib.util import find_spec
 from itertools import pairwise, product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ from pvae.core.errors import InputError, brief, check_name, joined, listed, show
 from pvae.data.dataset import EPOCH, Column
 from pvae.data.labels import UNKNOWN, check_classes
 
-__all__ = ["Reading", "Table", "is_table", "read_table", "table_text"]
+__all__ = ["Fields", "Reading", "Table", "is_table", "read_fields", "read_table", "table_text"]
 
 _PACKAGES = {".parquet": "pyarrow", ".xlsx": "openpyxl"}
 _MOST_TEXTS = 100  # of a category that nobody asked for
@@ -101,7 +102,7 @@ class Table(NamedTuple):
     note: str
 
 
-class _Fields(NamedTuple):
+class Fields(NamedTuple):
     """The fields of a file, by the names of columns, as texts without spaces around them, and the name of each row."""
 
     columns: dict[str, Sequence[str]]
@@ -126,7 +127,7 @@ def read_table(file: Path, reading: Reading = Reading()) -> Table:
         InputError: the file cannot be read, or holds no rows; a column is absent or has too many texts, or a field is
             not of its column's kind; or the table is not that of the run.
     """
-    fields = _read_fields(file, reading.known)
+    fields = read_fields(file, reading.known)
     ignored = [reading.ignore] if reading.ignore in fields.columns else reading.ignore.split(",")
     special = [("--label-column", reading.label_column), ("--name-column", reading.name_column)]
     special += [("--ignore", name.strip()) for name in ignored]
@@ -359,7 +360,7 @@ def _dates(texts: Sequence[str], formats: Iterable[str]) -> Iterator[tuple[NDArr
             yield days, date_format
 
 
-def _read_fields(file: Path, known: Sequence[Column]) -> _Fields:
+def read_fields(file: Path, known: Sequence[Column]) -> Fields:
     """Return the fields of a file.
 
     Raises:
@@ -404,7 +405,7 @@ def _read_fields(file: Path, known: Sequence[Column]) -> _Fields:
     if len({*names} - {""}) < len(named):
         twice = next(name for name in names if names.count(name) > 1 and name)
         raise InputError(f"{file} has several columns named {twice}: give each a name of its own")
-    return _Fields(dict(named), rows, joined(*notes), has_decimal_commas)
+    return Fields(dict(named), rows, joined(*notes), has_decimal_commas)
 
 
 def _texts_of(column: Any) -> list[str]:
@@ -480,21 +481,28 @@ def _separator(lines: Sequence[str]) -> str:
     return max(",;\t", key="".join(lines[:1]).count)
 
 
-def table_text(columns: Sequence[Column], values: Tensor, given: Tensor | None = None) -> str:
+def table_text(
+    columns: Sequence[Column],
+    values: Tensor,
+    fields: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    is_missing: Tensor | None = None,
+) -> str:
     """Return rows of a table as CSV, each value as `Column.text` writes it; with semicolons if numbers have commas.
 
     Args:
         columns: the columns.
         values: (N, D); NaN is an empty field.
-        given: values (N, D) of a file that stand in their place where they are not NaN.
+        fields: other columns, by their names; or with `is_missing` all columns of a file, as it writes them.
+        is_missing: where a value stands in place of a field, bool (N, D).
     """
     import pandas
 
-    fields = {}
+    texts = {**fields}
     for place, column in enumerate(columns):
-        texts = [column.text(value) for value in values[:, place].tolist()]
-        if given is not None:
-            texts = [column.text(value, True) or text for value, text in zip(given[:, place].tolist(), texts)]
-        fields[column.name] = texts
+        new = [column.text(value) for value in values[:, place].tolist()]
+        if is_missing is not None:
+            both = zip(is_missing[:, place].tolist(), new, fields[column.name])
+            new = [text if is_new else field for is_new, text, field in both]
+        texts[column.name] = new
     separator = ";" if any(column.point == "," for column in columns) else ","
-    return pandas.DataFrame(fields).to_csv(index=False, sep=separator, lineterminator="\n")
+    return pandas.DataFrame(texts).to_csv(index=False, sep=separator, lineterminator="\n")

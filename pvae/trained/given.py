@@ -17,12 +17,11 @@ from pvae.data.dataset import is_classes
 from pvae.data.domain import check_domain
 from pvae.data.folders import is_folder
 from pvae.data.image_folder import SUFFIXES
+from pvae.data.tables import is_table
 from pvae.runs.data import data_for
 from pvae.runs.run import Run
 
 __all__ = ["GivenData", "given_data", "label_of", "label_texts", "labels_to_sample", "read_codes"]
-
-_TABLES = (".csv", ".tsv", ".parquet", ".xlsx")  # files that hold a table and no images
 
 
 class GivenData(NamedTuple):
@@ -71,12 +70,13 @@ def given_data(
         numbers = data.labels["test"].tolist() if is_named else []
         y = data.labels["test"] if y is None and run.is_given_labels else y
         return GivenData(data.test_names, data.test, "", y, [classes[label + 1] for label in numbers])
-    suffix, kind = Path(path).suffix.lower(), "a table" if run.data.columns else "arrays of values"
-    if run.data.is_images and suffix in _TABLES:
-        raise InputError(f"{run.name} was trained on images, and {path} is a table: give images")
-    if not run.data.is_images and (suffix in SUFFIXES or is_folder(Path(path))):
-        what = "an image" if suffix in SUFFIXES else "a folder"
-        raise InputError(f"{run.name} was trained on {kind}, and {path} is {what}: give {kind}")
+    wanted = "images" if run.data.is_images else "a table" if run.data.columns else "arrays of values"
+    suffix = Path(path).suffix.lower()
+    found = (
+        "an image" if suffix in SUFFIXES else "a table" if is_table(Path(path)) else "a folder" * is_folder(Path(path))
+    )
+    if found and (found == "a table") == run.data.is_images:
+        raise InputError(f"{run.name} was trained on {wanted}, and {path} is {found}: give {wanted}")
     names, x, note, labels = data_for(run, path, skip_broken)
     if run.is_given_labels and y is None:
         unknown = [place for place, label in enumerate(labels) if label not in run.data.label_names]

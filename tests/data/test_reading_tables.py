@@ -427,8 +427,10 @@ def test_a_table_is_written_as_it_was_read():
     columns = (Column("age", decimals=1), Column("city, town", ("Oslo", "Rome")))
     values = torch.tensor([[1 / 3, 1], [2, math.nan]]).double()
     assert table_text(columns, values) == 'age,"city, town"\n0.3,Rome\n2.0,\n'
-    given = torch.tensor([[math.nan, 0], [12.25, math.nan]]).double()
-    assert table_text(columns, values, given) == 'age,"city, town"\n0.3,Oslo\n12.25,\n'
+    fields = {"id": ("007", "=1"), "city, town": ("Oslo", "?"), "age": ("NA", "12.25")}
+    is_missing = torch.tensor([[True, False], [False, True]])
+    assert table_text(columns, values, fields, is_missing) == 'id,"city, town",age\n007,Oslo,0.3\n=1,,12.25\n'
+    assert table_text(columns[:1], values, {"id": ("007", "")}) == "id,age\n007,0.3\n,2.0\n"
     columns = (dataclasses.replace(columns[0], point=","), columns[1])
     assert table_text(columns, values) == "age;city, town\n0,3;Rome\n2,0;\n"
 
@@ -459,11 +461,11 @@ def test_a_table_in_a_parquet_file(tmp_path):
     second = [np.nan, 0, 1, np.nan, np.float32(0.1), np.nan]
     assert np.array_equal(values["train"][1], second, equal_nan=True)
     assert values["train"][2, 0] == 0.1 + 0.2
-    texts = table_text(columns, torch.from_numpy(values["train"]), torch.from_numpy(values["train"])).splitlines()
-    assert texts[1:4] == [
-        "1.5,True,x,2020-01-03,0.0,3",
-        ',False,"y, z",,0.1,',
-        "0.30000000000000004,,,2020-02-29,0.2,5",
+    texts = [[column.text(value, True) for column, value in zip(columns, row)] for row in values["train"][:3].tolist()]
+    assert texts == [
+        ["1.5", "True", "x", "2020-01-03", "0.0", "3"],
+        ["", "False", "y, z", "", "0.1", ""],
+        ["0.30000000000000004", "", "", "2020-02-29", "0.2", "5"],
     ]
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match="cannot be read"):

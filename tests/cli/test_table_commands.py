@@ -1,0 +1,209 @@
+"""A table comes out as it went in: what sample, score and their files hold, and what they refuse."""
+
+from __future__ import annotations
+
+import math
+import shutil
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from helpers.commands import refuse
+
+from pvae.cli.data import encode, reconstruct, sample, score
+from pvae.cli.train import main as train
+from pvae.core.random_state import seeded
+from pvae.runs.run import Run
+from pvae.trained import latent_space
+from pvae.trained.given import given_data
+from pvae.trained.imputation import impute
+from pvae.trained.scores import score_images
+
+pytestmark = pytest.mark.workflow
+
+CPU = torch.device("cpu")
+CITIES = ["Aarhus", "Bergen", "=SUM(A1)"]
+COLUMNS = ["age", "visits", "batch", "city"]
+
+
+def table(count=300):
+    """Rows with a name, a fifth of them of lab B; a tenth of the fields of x are empty."""
+    draw = np.random.default_rng(0)
+    z = draw.normal(size=count)
+    columns = {
+        "patient": [f"00{row}" for row in range(count)],
+        "age": (45 + 12 * z).round(1).astype(str),
+        "visits": draw.poisson(np.exp(1 + z)).astype(str),
+        "batch": np.where(np.arange(count) % 5 == 0, "lab B", "lab A"),
+        "city": np.array(CITIES)[np.digitize(z, [-0.5, 0.5])],
+    }
+    frame = pandas.DataFrame(columns)
+    for name in ("age", "visits", "city"):
+        frame.loc[draw.random(count) < 0.1, name] = ""
+    return frame
+
+
+def read(path):
+    return pandas.read_csv(path, dtype=str, keep_default_na=False)
+
+
+@pytest.fixture(scope="module")
+def base(made_once):
+    """The table, and runs on it given its batches and without them."""
+
+    def make(base):
+        base.mkdir()
+        table().to_csv(base / "table.csv", index=False)
+        table().drop(columns="batch").to_csv(base / "unlabelled.csv", index=False)
+        options = ["--epochs", "2", "--hidden", "8", "--latent-dim", "2", "--quiet"]
+        given = ["--label-column", "batch", "--condition"]
+        options += ["--name-column", "patient"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pvae.plotting.run_figures.save_figures", lambda run, *_: run.figures())
+            for name, more in (("table", given), ("unlabelled", [])):
+                assert train(["--dataset", f"table:{base / name}.csv", *more, *options, "--out", str(base / name)]) == 0
+
+    return made_once("labelled-table", make)
+
+
+@pytest.fixture
+def folder(base, tmp_path, monkeypatch):
+    """An empty working folder with a copy of both runs."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("table", "unlabelled"):
+        shutil.copytree(base / name, tmp_path / name)
+        shutil.copy(base / f"{name}.csv", tmp_path)
+    return tmp_path
+
+
+def test_samples_are_a_table_of_the_same_columns_in_the_shares_of_its_classes(folder):
+    """Of 2,000 rows 20 % at 4.3 standard errors; each is drawn at the label that it is written with."""
+    assert sample(["table", "-n", "2000", "--out", "synthetic.csv"]) == 0
+    rows = read("synthetic.csv")
+    assert sorted(rows) == sorted(COLUMNS)
+    assert not (rows == "").any(axis=None)
+    assert (rows["visits"] == rows["visits"].astype(int).astype(str)).all()
+    assert {*rows["city"]} <= {*CITIES}
+    run = Run.open("table")
+    train_share = (run.dataset().train_labels == 1).double().mean().item()
+    is_second = rows["batch"] == "lab B"
+    assert is_second.mean() == pytest.approx(train_share, abs=4.3 * math.sqrt(0.16 / 2000))
+    assert not is_second.sort_values(ascending=False).equals(is_second), "in a random order"
+    with seeded(0, CPU):
+        labels = run.dataset().train_labels
+        y = labels[torch.randint(len(labels), (2000,))]
+        x = latent_space.sample(run.vae(), 2000, True, y)
+    assert is_second.tolist() == (y == 1).tolist()
+    texts = [run.data.columns[2].text(value) for value in x[:, 2].tolist()]
+    assert rows["city"].tolist() == texts
+
+
+def test_samples_of_two_labels_stand_beside_each_other(folder):
+    for label in ("lab A", "lab B", "lab A"):
+        assert sample(["table", "--label", label, "-n", "7"]) == 0
+    files = {path.parent.name: path for path in (folder / "table").glob("samples*/samples.csv")}
+    assert {name: {*read(path)["batch"]} for name, path in files.items()} == {
+        "samples-lab_A": {"lab A"},
+        "samples-lab_B": {"lab B"},
+    }
+    assert encode(["table", "table.csv", "--out", "codes.csv"]) == 0
+    assert sample(["table", "--codes", "codes.csv", "--label", "lab B", "--out", "decoded.csv"]) == 0
+    assert read("decoded.csv")["batch"].tolist() == ["lab B"] * 300
+
+
+def test_what_is_there_is_kept_by_imputation_and_what_is_missing_is_drawn(folder):
+    known = table().drop(columns="batch")
+    is_missing = known == ""
+    assert sample(["unlabelled", "--impute", "unlabelled.csv", "--out", "filled.csv"]) == 0
+    filled, errors = read("filled.csv"), read("filled-stderr.csv")
+    assert [*filled] == [*known]
+    assert (filled == known)[~is_missing].fillna(True).all(axis=None)
+    assert not (filled == "").any(axis=None)
+    assert (filled["visits"] == filled["visits"].astype(int).astype(str)).all()
+    run = Run.open("unlabelled")
+    with seeded(0, CPU):
+        expected = impute(run.vae(), given_data(run, "unlabelled.csv").batch(run))
+    assert np.allclose(errors["age"].astype(float), expected.stderr[:, 0], rtol=1e-5)
+    assert errors["patient"].tolist() == known["patient"].tolist()
+
+    assert sample(["unlabelled", "--impute", "unlabelled.csv", "--draws", "20", "--out", "draws.csv"]) == 0
+    draws = read("draws.csv")
+    assert [*draws] == ["imputation", *known]
+    assert draws["imputation"].tolist() == [str(1 + n) for n in range(20) for _ in range(300)]
+    of_row = {name: draws[name].to_numpy().reshape(20, 300) for name in known}
+    for name, values in of_row.items():
+        assert (values == known[name].to_numpy())[:, ~is_missing[name]].all()
+    ages = of_row["age"][:, is_missing["age"]].astype(float)
+    assert (ages.std(0) > 1).all(), "each imputation is another draw"
+    assert sample(["unlabelled", "--draws", "20", "--out", "other.csv"]) == 2
+
+
+def test_scores_have_the_order_of_the_data_and_the_values_of_the_least_likely(folder, capsys):
+    assert score(["unlabelled", "unlabelled.csv", "-n", "20", "--importance-samples", "5"]) == 0
+    said = capsys.readouterr().out
+    written = pandas.read_csv("unlabelled/scores/scores.csv", index_col="name", dtype={"name": str})
+    run = Run.open("unlabelled")
+    with seeded(0, CPU):
+        given = given_data(run, "unlabelled.csv")
+        expected = score_images(run.vae(), given.batch(run), given.names, 5)
+    known = table().drop(columns="batch")
+    assert written.index.tolist() == known.pop("patient").tolist()
+    assert np.allclose(written, expected, rtol=1e-6)
+    assert written["missing"].tolist() == (known == "").sum(axis=1).tolist()
+    assert "bits_per_dimension" not in written, "age is a density, in years"
+    printed = [line.split(" | ") for line in said.splitlines() if line.startswith("| ")][1:]
+    least = written["log_p"].argsort()[:20]
+    assert [row[0].split()[1] for row in printed] == written.index[least].tolist()
+    for row, place in zip(printed, least):
+        values = [f"{name} {text or 'missing'}" for name, text in known.iloc[place].items()]
+        assert row[-1].rstrip(" |") == ", ".join(values)
+    assert "images" not in said
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ("loc_1,loc_2\n1,1\n1,nan", "row 2"),
+        ("loc_1,loc_2\n1,1\n1,1e308", "row 2"),
+        ("loc_1,loc_2\n1,x", "row 1"),
+        ("loc_1,loc_2\n1", "row 1"),
+        ("loc_1,loc_2", "no rows"),
+        ("loc_1,loc_2,loc_1\n1,1,1", "loc_1"),
+        ("a,b\n1,1", "loc_1"),
+        ("loc_1,loc_2,loc_3\n1,1,1", "(2,)"),
+    ],
+)
+def test_codes_that_are_none_are_refused_by_row(folder, capsys, lines, says):
+    (folder / "codes.csv").write_text(lines + "\n")
+    assert says in refuse(sample, ["unlabelled", "--codes", "codes.csv"], capsys, folder)
+
+
+def test_codes_are_read_in_the_order_of_their_names(folder):
+    (folder / "one.csv").write_text("loc_2,name,loc_1\n-3,a,2\n0.5,b,1\n")
+    np.savez(folder / "two.npz", loc=np.array([[2.0, -3], [1, 0.5]]))
+    for name in ("one.csv", "two.npz"):
+        assert sample(["unlabelled", "--codes", name, "--out", f"{name}-out.csv"]) == 0
+    assert (folder / "one.csv-out.csv").read_text() == (folder / "two.npz-out.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "says"),
+    [
+        (score, ["unlabelled", "photo.png"], "a table, and photo.png is an image"),
+        (encode, ["table", "photos"], "a table, and photos is a folder"),
+        (reconstruct, ["fashion-vae", "table.csv"], "images, and table.csv is a table"),
+        (sample, ["unlabelled", "--out", "x.npz"], ".csv"),
+        (sample, ["fashion-vae", "--out", "x.csv"], "folder"),
+        (sample, ["fashion-vae", "--label", "3"], " fashion-vae was not trained with labels"),
+        (sample, ["unlabelled", "--label", ""], "not trained with labels"),
+        (score, ["table", "table.csv", "--label", ""], "lab A, lab B"),
+        (sample, ["table", "--codes", "x.csv"], "--label"),
+        (sample, ["unlabelled", "--impute", "table.csv", "--codes", "x.csv"], "exclude each other"),
+        (sample, ["unlabelled", "--draws", "3"], "-n"),
+    ],
+)
+def test_what_does_not_fit_the_run_is_refused_by_the_name_given(folder, capsys, command, arguments, says):
+    (folder / "photos").mkdir()
+    (folder / "photo.png").write_bytes(b"\x89PNG")
+    assert says in refuse(command, arguments, capsys, folder)
