@@ -44,13 +44,19 @@ class Columns(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-probability of the values (..., D) that are observed, of the batch shape, in nats."""
-        value = value[..., self.order]
+        return self._each(value[..., self.order]).sum(-1)
+
+    def log_prob_of_each(self, value: Tensor) -> Tensor:
+        """Return the log-probability of each of the values (..., D), 0 where it is not observed, in nats."""
+        return self._in_order(self._each(value[..., self.order]))
+
+    def _each(self, value: Tensor) -> Tensor:
         is_missing = value.isnan()
         values = torch.where(is_missing, torch.zeros_like(value), value).split(self._sizes, -1)
         # A Bernoulli takes values of the dtype of its logits.
         parts = [(p, x.to(p.logits.dtype) if isinstance(p, dist.Bernoulli) else x) for p, x in zip(self.parts, values)]
         each = torch.cat([part.log_prob(x) for part, x in parts], -1)
-        return torch.where(is_missing, torch.zeros_like(each), each).sum(-1)
+        return torch.where(is_missing, torch.zeros_like(each), each)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
