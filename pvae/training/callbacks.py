@@ -14,6 +14,8 @@ from pvae.config.presets import command_line, system_title
 from pvae.core.errors import TrainingError, listed
 from pvae.core.files import write_whole
 from pvae.core.terminal import Interruptions, print_line, progress_bar
+from pvae.data.preparation import Pixels
+from pvae.evaluation.floor import floor
 from pvae.runs import writer
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience
 from pvae.runs.run import Run
@@ -123,9 +125,16 @@ class ProgressBar(Callback):
 
 @dataclass
 class Console(Callback):
-    """Prints what is trained, a line for each epoch, and which epoch was the best."""
+    """Prints what is trained, what it must exceed, a line for each epoch, and which epoch was the best.
+
+    Attributes:
+        floor: the bound on the held-out data that a model without a latent reaches; None where it is not known.
+        held_out: the split of these data.
+    """
 
     run: Run
+    floor: float | None = None
+    held_out: str = "test"
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Print what is trained on what data, and the folder it is written to."""
@@ -152,6 +161,15 @@ class Console(Callback):
         epochs = f"epochs {trainer.epoch + 1} to {config.epochs}"
         system = f"{config.system if is_own else system_title(config)} by SVI with --elbo {config.elbo}"
         print_line(f"training {system}, {epochs}, on {trainer.device}, into {run.path}")
+        self.held_out = "valid" if "valid" in trainer.splits else "test"
+        if trainer.vae.has_density and not config.labels:  # whose bound is of labels too
+            train = Pixels(trainer.data.prepared, trainer.data.preparation)
+            reached = floor(trainer.vae.p_x, train, trainer.splits[self.held_out].x)
+            self.floor = None if reached is None else reached.sum().item()
+        if self.floor is not None:
+            what = "pixel" if data.is_images else "column" if data.columns else "value"
+            bound = f"{self.held_out} {'pseudo-' * trainer.vae.is_pseudo}ELBO"
+            print_line(f"without a latent, by the best distribution of each {what}: {bound} {self.floor:.2f}")
 
     def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
         """Print the metrics of the epoch, with the loss where it differs from the negated bound."""
@@ -166,10 +184,19 @@ class Console(Callback):
         print_line(f"epoch {number}  {bounds} ({terms}{self.run.bits(test)})  {seconds:.1f} s")
 
     def on_train_end(self, trainer: Trainer) -> None:
-        """Print which epoch was the best on the validation data, and why the training ended."""
+        """Print which epoch was the best on the validation data, why the training ended, and what is amiss."""
         best, last = best_epoch(trainer.rows), trainer.epoch
+        held_out = [row for row in trainer.rows if row.split == self.held_out and row.epoch == (best or last)]
+        for row in held_out:
+            if self.floor is not None and row.elbo is not None and row.elbo < self.floor:
+                found = f"the {row.split} {row.bound} of epoch {row.epoch}, {row.elbo:.2f}, is below {self.floor:.2f}"
+                print_line(f"warning: {found}, which a model without a latent reaches: this VAE knows less of the data")
         if best is None:
             return
+        if best == 1 < last:
+            print_line(
+                "warning: epoch 1 is the best; what came later holds for the training data alone, or --lr is large"
+            )
         is_early = last < self.run.config.epochs
         why = f"stopped after epoch {last}, {last - best} epochs without a better bound; " if is_early else ""
         more = "; it is the last one: more epochs may give a better one" if best == last else ""
