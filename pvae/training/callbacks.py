@@ -8,17 +8,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pvae.config.presets import command_line, system_title
 from pvae.core.errors import TrainingError, listed
 from pvae.core.files import write_whole
+from pvae.core.random_state import seeded
 from pvae.core.terminal import Interruptions, print_line, progress_bar
+from pvae.data.dataset import random_subset
 from pvae.data.preparation import Pixels
 from pvae.evaluation.floor import floor
 from pvae.runs import writer
 from pvae.runs.metrics import Metrics, best_epoch, is_out_of_patience
 from pvae.runs.run import Run
+from pvae.trained.latent_space import reconstruct, sample, sample_given
 from pvae.training.parallel import World
 from pvae.training.trainer import Callback, Trainer
 
@@ -93,7 +97,7 @@ class Checkpointing(Callback):
 
 @dataclass
 class ProgressBar(Callback):
-    """Draws the steps of each epoch, each with its loss, if standard error is a terminal.
+    """Draws the steps of each epoch, with the mean of their losses, if standard error is a terminal.
 
     Args:
         epochs: the last epoch.
@@ -101,17 +105,19 @@ class ProgressBar(Callback):
 
     epochs: int
     bar: Any = None
+    total: float = 0.0
 
     def on_step_end(self, trainer: Trainer, loss: Tensor | None) -> None:
         """Draw a step, and remove the bar after the last one."""
         if loss is None:
             return
         if self.bar is None:
+            self.total = 0.0
             self.bar = progress_bar(f"epoch {trainer.epoch + 1}/{self.epochs}", trainer.num_steps, "step")
         if self.bar.disable:  # the loss stays on the device
             return
-        # The parts of the processes are about equal.
-        self.bar.set_postfix_str(f"loss {loss.item() * trainer.world.size:.2f}", refresh=False)
+        self.total += loss.item() * trainer.world.size  # the parts of the processes are about equal
+        self.bar.set_postfix_str(f"loss {self.total / (self.bar.n + 1):.2f}", refresh=False)
         self.bar.update()
         if self.bar.n == trainer.num_steps:
             self.close()
@@ -206,7 +212,7 @@ class Console(Callback):
 
 @dataclass
 class TensorBoard(Callback):
-    """Writes the metrics of each epoch as TensorBoard events."""
+    """Writes the metrics of each epoch, and pictures of images, as TensorBoard events, as post 000 does."""
 
     run: Run
     writer: Any = None  # a SummaryWriter
@@ -228,6 +234,9 @@ class TensorBoard(Callback):
             for name, value in values.items():
                 if value is not None:
                     self.writer.add_scalar(f"{name}/{row.split}", value, trainer.epoch)
+        if self.run.data.is_images:
+            for name, images in _pictures(trainer, self.run).items():
+                self.writer.add_images(name, images, trainer.epoch)
         self.writer.flush()
 
     def close(self) -> None:
@@ -235,6 +244,20 @@ class TensorBoard(Callback):
         if self.writer is not None:
             with contextlib.suppress(OSError):  # a full disk, which `on_epoch_end` has reported
                 self.writer.close()
+
+
+def _pictures(trainer: Trainer, run: Run) -> dict[str, Tensor]:
+    """Return pictures (N, C, H, W) in [0, 1] by their title, with the same noise after every epoch."""
+    vae, test = trainer.vae.eval(), trainer.splits["test"]
+    (few,) = test.rows(random_subset(len(test), 8, seed=0)).split(8)  # as `trained.codes.examples` has them
+    found = {}
+    with seeded(trainer.seed, trainer.device):
+        if vae.has_density:
+            labels = run.dataset().shown_labels if vae.takes_labels else None
+            found["latent to image"] = sample(vae, 64) if labels is None else sample_given(vae, labels.to(few.x.device))
+        found["test images above, reconstructions below"] = torch.cat([few.x, reconstruct(vae, few)], dim=2)
+    shown = {name: run.preparation.shown(images).cpu() for name, images in found.items()}
+    return {name: x if x.shape[1] in (1, 3) else x.mean(1, keepdim=True) for name, x in shown.items()}
 
 
 @dataclass

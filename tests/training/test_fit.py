@@ -215,11 +215,13 @@ def test_content_of_the_run_folder(trained, small_config):
         "losses.png", "reconstructions.png", "samples.png",
     }  # fmt: skip
     assert not list(trained.glob(".*")), "a temporary file was left"
-    events = EventAccumulator(str(trained)).Reload()
+    events = EventAccumulator(str(trained), size_guidance={"images": 0}).Reload()
     scalars = events.Scalars("pseudo-ELBO/test")
     assert [event.step for event in scalars] == [1, 2]
     assert scalars[-1].value == pytest.approx(rows[-1]["elbo"], rel=1e-6)
     assert {"distortion (reconstruction error)/train", "rate (KL divergence)/test"} <= set(events.Tags()["scalars"])
+    assert [image.step for image in events.Images("latent to image")] == [1, 2]
+    assert len(events.Tags()["images"]) == 2
 
 
 def test_a_finished_run_is_left_as_it_is(trained, capsys):
