@@ -183,7 +183,7 @@ def _score(arguments: argparse.Namespace) -> None:
     beside = []
     for row in least_likely if run.data.columns else ():
         values = zip(run.data.columns[:_BESIDE], given.x[row].tolist())
-        beside.append(", ".join(f"{column.name} {column.text(value, True) or 'missing'}" for column, value in values))
+        beside.append("; ".join(f"{column.name} {column.text(value, True) or 'missing'}" for column, value in values))
     what = f"in nats; pixels {kind}" if run.data.is_images else "in nats"
     if run.is_given_labels:
         what += "; log p(x) is log p(x | y)"
@@ -308,15 +308,16 @@ def _write_imputed(run: Run, arguments: argparse.Namespace) -> str:
     fields, is_missing = read_fields(arguments.impute, columns).columns, given.x.isnan()
     if not number:
         write(out, table_text(columns, found.filled, fields, is_missing))
-        errors, numbers = out.with_name(f"{out.stem}-stderr.csv"), [Column(column.name) for column in columns]
+        errors = out.with_name(f"{out.stem}-stderr.csv")
+        numbers = [Column(column.name, point=column.point) for column in columns]
         write(errors, table_text(numbers, found.stderr, fields, torch.ones_like(is_missing)))
         return f"{out}, {errors.name}: {what}"
     if "imputation" in fields:
         raise InputError(f"{arguments.impute} has a column imputation, which counts the draws: give it another name")
     counts = [str(1 + count) for count in range(number) for _ in given.names]
-    fields = {"imputation": counts} | {name: [*texts] * number for name, texts in fields.items()}
+    repeated = {"imputation": counts} | {name: [*texts] * number for name, texts in fields.items()}
     draws = found.draws.transpose(0, 1).flatten(0, 1)
-    write(out, table_text(columns, draws, fields, is_missing.repeat(number, 1)))
+    write(out, table_text(columns, draws, repeated, is_missing.repeat(number, 1)))
     return f"{out}: {what}, in the order of the column imputation"
 
 

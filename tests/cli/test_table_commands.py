@@ -157,7 +157,7 @@ def test_scores_have_the_order_of_the_data_and_the_values_of_the_least_likely(fo
     assert [row[0].split()[1] for row in printed] == written.index[least].tolist()
     for row, place in zip(printed, least):
         values = [f"{name} {text or 'missing'}" for name, text in known.iloc[place].items()]
-        assert row[-1].rstrip(" |") == ", ".join(values)
+        assert row[-1].rstrip(" |") == "; ".join(values)
     assert "images" not in said
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -357,7 +358,9 @@ def test_commands_given_labels(conditional, tmp_path, capsys):
     folder, path = conditional
     run, out = str(path), str(tmp_path / "out")
     assert sample([run, "-n", "4", "--label", "mid", "--out", str(tmp_path / "mid")]) == 0
-    assert sample([run, "-n", "4", "--out", str(tmp_path / "all")]) == 0
+    assert sample([run, "-n", "40", "--out", str(tmp_path / "all")]) == 0
+    labels = {name: {*pandas.read_csv(tmp_path / name / "names.csv")["label"]} for name in ("mid", "all")}
+    assert labels == {"mid": {"middle"}, "all": {"left", "middle", "right"}}
     assert encode([run, "--out", str(tmp_path / "codes.csv")]) == 0
     codes = ["--codes", str(tmp_path / "codes.csv"), "--out", str(tmp_path / "decoded")]
     assert sample([run, *codes, "--label", "left"]) == 0
