@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import csv
 import gzip
 import io
 import math
 import re
 import shlex
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from importlib.util import find_spec
-from itertools import pairwise, product
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from pvae.core.errors import InputError, brief, check_name, joined, listed, show
 from pvae.data.dataset import EPOCH, Column
 from pvae.data.labels import UNKNOWN, check_classes
 
-__all__ = ["Fields", "Reading", "Table", "is_table", "read_fields", "read_table", "table_text"]
+__all__ = ["Fields", "Reading", "Values", "is_table", "read_fields", "read_table", "table_text"]
 
 _PACKAGES = {".parquet": "pyarrow", ".xlsx": "openpyxl"}
 _MOST_TEXTS = 100  # of a category that nobody asked for
@@ -42,21 +42,6 @@ _GROUPED = {  # by the point, how a number with marks between its thousands is w
     ",": (r"[+-]?(\d+|[1-9]\d{0,2}([. '\u00a0\u202f]\d{3})+)(,\d+)?", r"[. '\u00a0\u202f]"),
 }
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,(\d{1,2}|\d{4,})")  # a comma that stands before no group of three
-_DAYS = [
-    "%Y-%m-%d",
-    "%Y/%m/%d",
-    "%Y%m%d",
-    "%Y-%m",
-    "%d.%m.%Y",
-    "%d.%m.%y",
-    "%m/%d/%Y",
-    "%d/%m/%Y",
-    "%m/%d/%y",
-    "%d/%m/%y",
-]
-_DAYS += ["%d-%m-%Y", "%d-%b-%Y", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y"]
-_TIMES = ["", *map("".join, product(" T", ["%H:%M", "%H:%M:%S", "%H:%M:%S.%f"], ["", "Z"]))]
-_DATES = [*map("".join, product(_DAYS, _TIMES))]
 _CLOCKS = (  # numbers that count from a known time: their range, unit, units in a day, and their value on 1970-01-01
     (8e8, 2.2e9, "seconds", 86_400, 0.0),
     (8e11, 2.2e12, "milliseconds", 86_400_000, 0.0),
@@ -88,18 +73,24 @@ class Reading:
     left_out: tuple[str, ...] = ()
 
 
-class Table(NamedTuple):
-    """The values x (N, D) of a table, their columns, the labels (N,), the names of rows, and a note.
+class Values(NamedTuple):
+    """The data of a file that are no images.
 
-    `left_out` names the columns that are no part of x.
+    Args:
+        x: values (N, ...) of each split.
+        labels: classes (N,) of each split that has some.
+        names: a name for each datum of a split: its own, its line in a CSV file, or its number.
+        columns: the columns, if the file is a table.
+        note: what is not read, or "".
+        left_out: the columns of a table that are no part of x.
     """
 
-    x: NDArray[np.float64]
-    columns: tuple[Column, ...]
-    labels: NDArray[Any] | None
-    names: list[str]
-    left_out: tuple[str, ...]
-    note: str
+    x: dict[str, NDArray[Any]]
+    labels: dict[str, NDArray[Any]]
+    names: Mapping[str, Sequence[str]]
+    columns: tuple[Column, ...] = ()
+    note: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 class Fields(NamedTuple):
@@ -116,8 +107,8 @@ def is_table(file: Path) -> bool:
     return file.name.lower().endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz", *_PACKAGES))
 
 
-def read_table(file: Path, reading: Reading = Reading()) -> Table:
-    """Return the content of a table.
+def read_table(file: Path, reading: Reading = Reading()) -> Values:
+    """Return the content of a table as the split "train".
 
     The values of a column are its numbers, or the days of its dates, less `Column.origin`; or the codes of its texts,
     of which zip codes are some. NaN is a missing value. Columns in which all rows are equal, identifiers, and texts of
@@ -161,14 +152,11 @@ def read_table(file: Path, reading: Reading = Reading()) -> Table:
         f"missing, beside empty fields: {_said({text: f'{n:,}' for text, n in used.items()})}" * bool(used),
     )
     rows = [row.replace(" ", "-") for row in fields.rows]
-    return Table(
-        np.stack([values for _, values in found], axis=1),
-        tuple(column for column, _ in found),
-        _labels_of(labels, missing, reading.label_column) if labels else None,
-        [row if name in missing else name for name, row in zip(names or rows, rows)],
-        (*outside, *reasons),
-        note,
-    )
+    names = [row if name in missing else name for name, row in zip(names or rows, rows)]
+    x = np.stack([values for _, values in found], axis=1)
+    y = {"train": _labels_of(labels, missing, reading.label_column)} if labels else {}
+    columns = tuple(column for column, _ in found)
+    return Values({"train": x}, y, {"train": names}, columns, note, (*outside, *reasons))
 
 
 def _said(notes: dict[str, str]) -> str:
@@ -202,10 +190,10 @@ def _columns_of_run(
         if column.categories:
             values = _codes(given, column.categories)
         elif column.date_format:
-            formats = [column.date_format, *(_formats(given) if any(given) else [])]
-            values = next((days for days, _ in _dates(given, formats)), np.full(len(given), np.nan))
+            dates = _dates(given, column.date_format)
+            values = dates[0] if dates else np.full(len(given), np.nan)
         else:
-            values = _numbers(given, has_decimal_commas).values
+            values = _numbers(given, has_decimal_commas)[0]
         found.append((column, values if column.categories else values - column.origin))
     return found
 
@@ -252,10 +240,10 @@ def _new_column(
     """
     given = [text for text in texts if text]
     distinct = {*given}
-    numbers = _numbers(texts, has_decimal_commas)
-    x = numbers.values[~np.isnan(numbers.values)]
+    values, decimals, point, suffix = _numbers(texts, has_decimal_commas)
+    x = values[~np.isnan(values)]
     if kind in ("categorical", "ordinal"):
-        is_numeric, value_of = len(x) == len(given), dict(zip(texts, numbers.values))
+        is_numeric, value_of = len(x) == len(given), dict(zip(texts, values))
         known = levels if distinct & {*levels} or is_numeric else ()
         if kind == "ordinal" and not known and not is_numeric:
             raise InputError(f"name the levels of {name} in their order: --columns {name}=ordinal:small<medium<large")
@@ -265,27 +253,27 @@ def _new_column(
         return f"all are {shown(given[0])}" if given else "empty"
     is_zip = all(map(str.isdecimal, distinct)) and any(text[0] == "0" < text[1:] for text in distinct)
     is_number = bool(kind) or (2 * len(x) >= len(given) and not is_zip)
-    if kind in ("", "real") and (len(x) < len(given) or {*map(len, distinct)} == {8}):
-        for days, date_format in _dates(texts, _formats(texts)):
-            origin = float(np.floor(np.nanmin(days)))
-            unit = f"days from {EPOCH + timedelta(days=origin):%Y-%m-%d}"
-            ends = float(np.nanmin(days)) - origin, float(np.nanmax(days)) - origin
-            return Column(name, (), kind, None, *ends, origin, unit, date_format), days - origin
+    if kind in ("", "real") and (len(x) < len(given) or {*map(len, distinct)} == {8}) and (dates := _dates(texts)):
+        days, date_format = dates
+        origin = float(np.floor(np.nanmin(days)))
+        unit = f"days from {EPOCH + timedelta(days=origin):%Y-%m-%d}"
+        ends = float(np.nanmin(days)) - origin, float(np.nanmax(days)) - origin
+        return Column(name, (), kind, None, *ends, origin, unit, date_format), days - origin
     if not is_number:
         if len(distinct) == len(given) >= _FEW_ROWS or len(distinct) > max(_MOST_TEXTS, len(texts)) / 2:
             return "texts, of which each row has its own"
         return Column(name, tuple(sorted(distinct))), _codes(texts, sorted(distinct))
     if not len(x):
-        return Column(name, (), kind), numbers.values
+        return Column(name, (), kind), values
     least, greatest = float(x.min()), float(x.max())
-    if not kind and numbers.decimals == 0 and len(distinct) == len(given):
+    if not kind and decimals == 0 and len(distinct) == len(given):
         is_sequence = greatest - least + 1 == len(x) >= _FEW_ROWS and (least in (0, 1) or len(x) > _MOST_TEXTS)
         if is_sequence or _ID.search(name):
             return "whole numbers, of which each row has its own"
     origin, unit = _origin(least, greatest) if kind in ("", "real") else (0.0, "")
     ends = least - origin, greatest - origin
-    column = Column(name, (), kind, numbers.decimals, *ends, origin, unit, "", numbers.suffix, numbers.point)
-    return column, numbers.values - origin
+    column = Column(name, (), kind, decimals, *ends, origin, unit, "", suffix, point)
+    return column, values - origin
 
 
 def _origin(least: float, greatest: float) -> tuple[float, str]:
@@ -299,17 +287,11 @@ def _origin(least: float, greatest: float) -> tuple[float, str]:
     return 0.0, ""
 
 
-class _Numbers(NamedTuple):
-    """The numbers in texts, NaN for other texts; their decimals, 0 if all are whole; and how they are written."""
+def _numbers(texts: Sequence[str], has_decimal_commas: bool) -> tuple[NDArray[np.float64], int, str, str]:
+    """Return the numbers in texts, NaN for other texts; their decimals, 0 if all are whole; their point and suffix.
 
-    values: NDArray[np.float64]
-    decimals: int
-    point: str
-    suffix: str
-
-
-def _numbers(texts: Sequence[str], has_decimal_commas: bool) -> _Numbers:
-    """Return the numbers in texts: with a point or a decimal comma, marks between thousands, or a percent sign."""
+    They have a point or a decimal comma, perhaps marks between thousands, and perhaps a percent sign.
+    """
     point, suffix, plain = ".", "", texts
     if has_decimal_commas or not _ALL_PLAIN.fullmatch("".join(f"{text}\n" for text in texts)):
         suffix = "%" if any(text.endswith("%") for text in texts) else ""
@@ -320,9 +302,9 @@ def _numbers(texts: Sequence[str], has_decimal_commas: bool) -> _Numbers:
     values = np.array([float(text or "nan") for text in plain])
     x = values[~np.isnan(values)]
     if (x == x.round()).all():
-        return _Numbers(values, 0, point, suffix)
+        return values, 0, point, suffix
     ends = re.findall(r"(?m)(?:\.(\d*))?(?:[eE]([+-]?\d+))?$", "\n".join(plain))
-    return _Numbers(values, max(len(digits) - int(exponent or 0) for digits, exponent in ends), point, suffix)
+    return values, max(len(digits) - int(exponent or 0) for digits, exponent in ends), point, suffix
 
 
 def _plain(texts: Sequence[str], point: str) -> list[str]:
@@ -338,26 +320,26 @@ def _codes(texts: Sequence[str], categories: Sequence[str]) -> NDArray[np.float6
     return np.array([codes.get(text, codes.get(re.sub(r"\.0*$", "", text), math.nan)) for text in texts])
 
 
-def _formats(texts: Iterable[str]) -> list[str]:
-    """Return the formats in which the first text that is not empty is a date."""
-    first, found = next(filter(None, texts)), []
-    for date_format in _DATES:
-        with contextlib.suppress(ValueError):
-            datetime.strptime(first, date_format)
-            found.append(date_format)
-    return found
+def _dates(texts: Sequence[str], known_format: str = "") -> tuple[NDArray[np.float64], str] | None:
+    """Return the days since 1970 of dates, NaN where a text is empty, and their format, or None if others are no dates.
 
-
-def _dates(texts: Sequence[str], formats: Iterable[str]) -> Iterator[tuple[NDArray[np.float64], str]]:
-    """Yield the days since 1970 of all texts, NaN where one is empty, for each format in which all others are dates."""
+    The first text says the format; where day and month could be either, dates with slashes have the month first, unless
+    a later text says otherwise.
+    """
     import pandas
+    from pandas.tseries.api import guess_datetime_format
 
-    is_given = np.array([text != "" for text in texts])
-    for date_format in formats:
+    first = next(filter(None, texts), "")
+    with warnings.catch_warnings():  # where the day comes first in spite of dayfirst=False
+        warnings.simplefilter("ignore")
+        guesses = [guess_datetime_format(first, dayfirst=one) or "" for one in ("." in first, "." not in first)]
+    formats = [known_format, *(one.replace("%z", "Z") for one in guesses)]
+    for date_format in filter(None, dict.fromkeys(formats)):
         found = pandas.to_datetime(pandas.Series(texts, dtype=object), format=date_format, errors="coerce")
         days = ((found - EPOCH) / timedelta(days=1)).to_numpy(float)
-        if (np.abs(days[is_given]) < _MOST_DAYS).all():
-            yield days, date_format
+        if all(text == "" or abs(day) < _MOST_DAYS for text, day in zip(texts, days.tolist())):
+            return days, date_format
+    return None
 
 
 def read_fields(file: Path, known: Sequence[Column]) -> Fields:

@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pvae.core.errors import InputError
 from pvae.core.files import expanded
 from pvae.data.arrays import FILES, read_arrays
-from pvae.data.dataset import Column, Dataset
+from pvae.data.dataset import Dataset
 from pvae.data.folders import is_file
 from pvae.data.labels import coded_labels
-from pvae.data.tables import Reading, is_table, read_table
+from pvae.data.tables import Reading, Values, is_table, read_table
 
 __all__ = ["Values", "from_values", "read_values"]
-
-
-class Values(NamedTuple):
-    """The data of a file that are no images.
-
-    Args:
-        x: values (N, ...) of each split.
-        labels: classes (N,) of each split that has some.
-        names: a name for each datum of a split: its own, its line in a CSV file, or its number.
-        columns: the columns, if the file is a table.
-        note: what is not read, or "".
-        left_out: the columns of a table that are no part of x.
-    """
-
-    x: dict[str, NDArray[Any]]
-    labels: dict[str, NDArray[Any]]
-    names: Mapping[str, Sequence[str]]
-    columns: tuple[Column, ...] = ()
-    note: str = ""
-    left_out: tuple[str, ...] = ()
 
 
 def from_values(dataset: str, path: str, reading: Reading = Reading()) -> Dataset:  # noqa: B008  # it cannot be changed
@@ -90,8 +67,7 @@ def read_values(file: Path, reading: Reading = Reading()) -> Values:  # noqa: B0
     if not is_file(file):
         raise InputError(f"there is no file {file}: name a file of a table or of arrays")
     if is_table(file):
-        x, columns, y, rows, left_out, note = read_table(file, reading)
-        return Values({"train": x}, {} if y is None else {"train": y}, {"train": rows}, columns, note, left_out)
+        return read_table(file, reading)
     if not file.name.lower().endswith(FILES):
         raise InputError(f"{file} is no {', '.join(FILES)}, and no table: .csv, .tsv, .parquet or .xlsx")
     arrays, note = read_arrays(file)
