@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,6 @@ from pvae.cli.results import output_path, write
 from pvae.config.options import ELBOS
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError, check_name
-from pvae.core.records import csv_of
 from pvae.core.terminal import print_line, progress_bar
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ examples:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
+    from pandas import json_normalize
+
     from pvae.evaluation import estimators
     from pvae.plotting import figures
     from pvae.trained.log_likelihood import MOST_UNTRUSTED
@@ -82,7 +84,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     print_line(f"\n{table}\n")
     title = run.path.resolve().name if run else config.system
     write(folder / "comparison.md", table + "\n")
-    write(folder / "comparison.csv", csv_of(rows))
+    write(folder / "comparison.csv", json_normalize([asdict(row) for row in rows], sep="_"))
     write(folder / "comparison.png", figures.comparison_figure(rows, title))
     print_line(f"{folder}: comparison.csv, comparison.md, comparison.png")
 

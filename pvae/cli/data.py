@@ -18,10 +18,10 @@ from pvae.cli.own_code import open_run
 from pvae.cli.results import output_path, write
 from pvae.core.errors import InputError
 from pvae.core.files import write_whole
-from pvae.core.records import csv_of
 from pvae.core.terminal import print_line, progress_bar
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from torch import Tensor
 
     from pvae.runs.run import Run
@@ -114,7 +114,7 @@ def _encode(arguments: argparse.Namespace) -> None:
         with seeded(arguments.seed):
             codes = draw_codes(vae, batch) if arguments.draws else encode_images(vae, batch)._asdict()
         arrays = {"names": given.names, **codes, **({"labels": given.labels} if given.labels else {})}
-    write(out, _as_csv(arrays) if out.suffix == ".csv" else arrays)
+    write(out, _as_table(arrays) if out.suffix == ".csv" else arrays)
     arrays.pop("names", None)
     shapes = (f"{name} {tuple(array.shape)}" if hasattr(array, "shape") else name for name, array in arrays.items())
     print_line(f"{out}: {', '.join(shapes)}")
@@ -135,13 +135,15 @@ def _codes_of_splits(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
     return arrays
 
 
-def _as_csv(arrays: Mapping[str, Any]) -> str:
+def _as_table(arrays: Mapping[str, Any]) -> DataFrame:
     """Return names, labels and codes as a table, whose columns are name, label, loc_1, loc_2 and so on."""
+    from pandas import DataFrame
+
     columns = {"name": arrays["names"]} | ({"label": arrays["labels"]} if "labels" in arrays else {})
     for name, codes in arrays.items():
         if name not in ("names", "labels"):
             columns |= {f"{name}_{1 + dim}": column.tolist() for dim, column in enumerate(codes.T)}
-    return csv_of([dict(zip(columns, row)) for row in zip(*columns.values())])
+    return DataFrame(columns, dtype=object)  # a name of a file may be any bytes
 
 
 def _score_parser() -> Parser:
@@ -171,7 +173,7 @@ def _score(arguments: argparse.Namespace) -> None:
     bar = progress_bar("scoring", len(given.names), "datum", in_logs=True)
     with bar, seeded(arguments.seed):
         scores = score_images(vae, batch, given.names, arguments.importance_samples, bar.update)
-    write(folder / "scores.csv", scores.to_csv(lineterminator="\n"))
+    write(folder / "scores.csv", scores)
     order = scores["log_p"].to_numpy().argsort(kind="stable")
     least_likely = order[: arguments.num_printed]
     if run.data.is_images:
@@ -222,6 +224,8 @@ def _sample_parser() -> Parser:
 
 
 def _sample(arguments: argparse.Namespace) -> None:
+    from pandas import DataFrame
+
     from pvae.core.random_state import seeded
     from pvae.plotting.figures import image_figure
     from pvae.trained.given import label_of, label_texts
@@ -253,7 +257,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     images = run.preparation.shown(x).clamp(0, 1)
     names = _write_images(out, "sample", images)
     if labels:
-        write(out / "names.csv", csv_of([{"file": file, "label": label} for file, label in zip(names, labels)]))
+        write(out / "names.csv", DataFrame({"file": names, "label": labels}, dtype=object))
     what = "draws from p(x | z)" if arguments.draws else "means of p(x | z)"
     title = f"{run.title}\n{what}, {where}{f', seed {arguments.seed}' * (arguments.codes is None)}"
     write(out / "samples.png", image_figure(images[:64], min(8, len(names)), title))
@@ -330,6 +334,8 @@ def _reconstruct_parser() -> Parser:
 
 
 def _reconstruct(arguments: argparse.Namespace) -> None:
+    from pandas import DataFrame
+
     from pvae.plotting.figures import reconstruction_figure
     from pvae.trained.latent_space import reconstruct_images
 
@@ -343,8 +349,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
         print_line(f"{folder}: {len(means):,} means of p(x | z), in the order of the data")
         return
     names = _write_images(folder, "reconstruction", shown(means).clamp(0, 1))
-    files = [{"file": file, "name": name} for file, name in zip(names, given.names)]
-    write(folder / "names.csv", csv_of(files))
+    write(folder / "names.csv", DataFrame({"file": names, "name": given.names}, dtype=object))
     title = f"{run.title}\nmeans of p(x | z) at the means of q(z | x)"
     figure = reconstruction_figure(shown(next(batch.split(_SHOWN)).x), shown(means[:_SHOWN]), title)
     write(folder / "reconstructions.png", figure)

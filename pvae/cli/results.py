@@ -13,6 +13,7 @@ from pvae.core.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 __all__ = ["output_path", "write"]
 
@@ -40,8 +41,8 @@ def output_path(out: Path | None, default: Path) -> Path:
     return place
 
 
-def write(path: Path, content: str | Mapping[str, Any] | Figure) -> None:
-    """Write a text, arrays or a figure as a whole file, in a folder that is made if it is missing."""
+def write(path: Path, content: str | DataFrame | Mapping[str, Any] | Figure) -> None:
+    """Write a text, a table with its index if that has a name, arrays or a figure, as a whole file in a new folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = io.BytesIO()
     if isinstance(content, str):
@@ -50,6 +51,9 @@ def write(path: Path, content: str | Mapping[str, Any] | Figure) -> None:
         import numpy as np
 
         np.savez(raw, **content)
-    else:
+    elif hasattr(content, "savefig"):
         content.savefig(raw, format="png")
+    else:
+        text = content.to_csv(index=content.index.name is not None, lineterminator="\n")
+        raw.write(text.encode("utf-8", "surrogateescape"))
     write_whole(path, raw.getvalue())

@@ -1,18 +1,16 @@
-"""Write records as CSV, Markdown and strict JSON, and read dataclasses from JSON with checks of fields and types."""
+"""Write records as Markdown and strict JSON, and read dataclasses from JSON with checks of fields and types."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pvae.core.errors import InputError, check_finite, shown
 
-__all__ = ["csv_of", "from_record", "markdown_of", "to_json"]
+__all__ = ["from_record", "markdown_of", "to_json"]
 
 T = TypeVar("T")
 
@@ -59,33 +57,12 @@ def to_json(record: object, indent: int | None = None) -> str:
     return json.dumps(record, allow_nan=False, indent=indent)
 
 
-def csv_of(records: Sequence[Any]) -> str:
-    """Return dataclasses of one type, or mappings, at least one, as CSV with a header; None becomes an empty field.
-
-    A field whose value is a dataclass becomes a column for each field of that dataclass, named `field_inner`.
-    """
-    rows = [_flat(record if isinstance(record, dict) else asdict(record)) for record in records]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def markdown_of(rows: Sequence[Mapping[str, str]]) -> str:
     """Return rows of texts with the same columns, at least one, as a table in Markdown whose columns are aligned."""
     cells = [[*rows[0]], *([*row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in cells]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
-
-
-def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record whose values that are records are replaced by their own entries, as `name_key`."""
-    flat: dict[str, Any] = {}
-    for name, value in record.items():
-        flat |= {f"{name}_{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
-    return flat
 
 
 def _fits(value: Any, hint: Any) -> bool:

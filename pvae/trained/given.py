@@ -152,11 +152,10 @@ def read_codes(run: Run, file: Path) -> Tensor:
     width = run.vae().prior().event_shape[0]
     try:
         if file.suffix == ".csv":
-            lines = pandas.read_csv(file, header=None, dtype=str)
-            found = [(re.fullmatch(r"(loc|y|z\d*)_(\d+)", str(name)), place) for place, name in lines.iloc[0].items()]
-            in_order = sorted((match[1], int(match[2]), place) for match, place in found if match)
-            names, places = [f"{name}_{dim}" for name, dim, _ in in_order], [place for *_, place in in_order]
-            z = lines.loc[1:, places].apply(pandas.to_numeric, errors="coerce").to_numpy(float)
+            frame = pandas.read_csv(file, index_col=False)  # the second loc_1 is named loc_1.1
+            names = [name for name in frame if re.fullmatch(r"(loc|y|z\d*)_\d+(\.\d+)?", name)]
+            names.sort(key=lambda name: (name.partition("_")[0], float(name.partition("_")[2])))
+            z = frame[names].apply(pandas.to_numeric, errors="coerce").to_numpy(float)
         else:
             stored = np.load(file, allow_pickle=False)
             arrays = {"z": np.atleast_2d(stored)} if isinstance(stored, np.ndarray) else stored
@@ -164,7 +163,7 @@ def read_codes(run: Run, file: Path) -> Tensor:
             z = np.concatenate([arrays[name].astype(float) for name in names], axis=1) if names else np.empty((1, 0))
     except Exception as error:  # of damaged files pandas, numpy and zipfile raise many types
         raise InputError(f"{file} cannot be read as codes ({brief(error)}): give what pvae encode wrote") from None
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+    if twice := [name.partition(".")[0] for name in names if "." in name]:
         raise InputError(f"{file} has several columns named {twice[0]}: leave one")
     if not names:
         raise InputError(f"{file} has no columns loc_1, z_1 and so on, or arrays loc or z: give what pvae encode wrote")
