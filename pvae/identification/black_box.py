@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pvae.core.errors import InputError, brief, listed
-from pvae.identification.loss_terms import Arguments
+from pvae.identification.loss_terms import NUM_CLASSES, Arguments
 
 __all__ = ["ROLES", "BlackBox", "LossError", "Size", "ways_of_calling"]
 
@@ -22,25 +23,43 @@ __all__ = ["ROLES", "BlackBox", "LossError", "Size", "ways_of_calling"]
 _IMAGE = r"(x|recon|rec|dec|decoder|out|output|likelihood|p)"
 _LATENT = r"(z|q|latent|enc|encoder)"
 _SPREAD = r"(log_?|ln_?)?(var|sigma|scale|std|stddev|sd|variance|sigma_?sq|sigma_?2)"
+_PRIOR = r"(prior|pz|p_z)"
 _NAMES = {
+    "a": rf"{_PRIOR}_?(mu|means?|loc|m)|(mu|mean|loc|m)_?{_PRIOR}|(mu_p|p_mu)",
+    "b": rf"{_PRIOR}_?({_SPREAD}|s)|({_SPREAD}|s)_?{_PRIOR}|{_SPREAD}_p",
     "x": r"x|[xy]_true|x_in|x_batch|targets?|data|inputs?|images?|imgs?|batch|orig\w*|labels|real|t|ground_truth|gt",
-    "t": rf"{_IMAGE}_{_SPREAD}\w*|{_SPREAD}_?{_IMAGE}|gamma",
+    "t": rf"{_IMAGE}_{_SPREAD}\w*|{_SPREAD}_?{_IMAGE}|gamma|theta|dispersion|px_r|total_count|sigmas",
     "y": r"\w*(recon|decod|pred|generat)\w*|x_?(hat|rec|tilde|prime|logits?|mean|mu|out)|(mean|mu|loc)_x|logits?|out\w*"
-    r"|y\w*",
+    r"|px_rate|y\w*",
     "z": r"z|zs|z_?samples?|samples?|latents?|codes?",
     "m": rf"({_LATENT}_?)?(mu|means?|loc|m)(_?{_LATENT})?",
     "s": rf"({_LATENT}_?)?({_SPREAD}|logv|s|v|lv|ls|rho)(_?{_LATENT})?",
 }
-ROLES = {"x": "x", "reconstruction": "y", "loc": "m", "spread": "s", "z": "z", "x_spread": "t"}  # for the user
-_SETS = ("xyms", "xymsz", "xymst", "xy", "ms", "msz", "xyt", "xymstz")  # the sets of roles that a loss may have
+ROLES = {  # for the user
+    "x": "x", "reconstruction": "y", "loc": "m", "spread": "s", "z": "z", "x_spread": "t", "prior_loc": "a",
+    "prior_spread": "b",
+}  # fmt: skip
+_SETS = ("xyms", "xymsz", "xymst", "xy", "ms", "msz", "xyt", "xymstz", "xymsab", "xymszab")  # of roles of a loss
 
 _LATENTS = (3, 2, 20, 10, 32, 16, 64, 128, 50, 100, 200, 256, 400)
 _IMAGES = ((1, 28, 28), (1, 32, 32), (3, 32, 32), (3, 64, 64), (1, 64, 64), (3, 28, 28), (3, 128, 128))
-_CLASSES = 5
+_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class LossError(InputError):
     """The loss itself raised an exception, or returned no number."""
+
+
+class _Casts(TorchDispatchMode):
+    """Sees whether an operation makes a shorter float of a float64."""
+
+    has_seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dtype in _SINGLE:
+            self.has_seen |= any(isinstance(one, Tensor) and one.dtype == torch.float64 for one in args)
+        return result
 
 
 class Size(NamedTuple):
@@ -74,6 +93,7 @@ class BlackBox:
         names: the name of the argument of each role, in the order of the arguments.
         constants: further arguments.
         by_name: call it by keywords.
+        is_shared: the likelihood's spread has one value for each value of an image, the same for every image.
         layout: "same" shapes of x and y, "flat" (y is (B, D)), or x of classes: "classes" (y is (B, K, D)) and "tokens"
             (y is (B, T, K)).
         size: the first size that it takes.
@@ -87,14 +107,22 @@ class BlackBox:
     names: Mapping[str, str]
     constants: Mapping[str, Any]
     by_name: bool
+    is_shared: bool
     layout: str
     size: Size
 
     def __post_init__(self) -> None:
         """Call it, and choose the total among what it returns: what depends on most arguments."""
+        self.generator = torch.Generator().manual_seed(0)  # of its own, since the loss may seed that of torch
+        self.least = -0.1  # of x before it is clamped to [0, 1]
         a = self.point(self.size)
+        at_zero = {**a, **({} if self.has_classes or "x" not in a else {"x": torch.zeros_like(a["x"])})}
+        if not all(part.isfinite().all() for part in self.parts(at_zero).values()):
+            self.least = 0.05  # it may take the logarithm of x
+            a = self.point(self.size)
         given = {role: tensor.clone() for role, tensor in a.items()}
-        parts = self.parts(a)
+        with _Casts() as casts:
+            parts = self.parts(a)
         if changed := [self.names[role] for role in a if not torch.equal(given[role], a[role])]:
             raise InputError(f"the loss changes its argument {listed(changed)} in place: give it a copy")
         self.total = max(parts, key=lambda key: len(self.depends(key)))
@@ -103,7 +131,7 @@ class BlackBox:
         if value.numel() != 1 and not self.is_vector:
             shape = tuple(value.shape)
             raise InputError(f"the loss returns a tensor of shape {shape}: return a scalar, or a value for each image")
-        self.is_single = value.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        self.is_single = value.dtype in _SINGLE or casts.has_seen
 
     @property
     def has_classes(self) -> bool:
@@ -122,20 +150,23 @@ class BlackBox:
 
         def positive_if(is_so: bool, *shape: int, scale: float = 1.6, low: float = 0.2) -> Tensor:
             if is_so:
-                return torch.rand(shape, dtype=torch.float64) * scale + low
-            return torch.randn(shape, dtype=torch.float64)
+                return torch.rand(shape, dtype=torch.float64, generator=self.generator) * scale + low
+            return torch.randn(shape, dtype=torch.float64, generator=self.generator)
 
         batch, image, latent = size
-        shapes = {"flat": (math.prod(image),), "classes": (_CLASSES, *image), "tokens": (*image, _CLASSES)}
+        shapes = {"flat": (math.prod(image),), "classes": (NUM_CLASSES, *image), "tokens": (*image, NUM_CLASSES)}
         y_shape = (batch, *shapes.get(self.layout, image))
-        x = positive_if(True, batch, *image, scale=1.2, low=-0.1).clamp(0, 1).mul(255).round() / 255  # some 0, some 1
+        x = positive_if(True, batch, *image, scale=1.2, low=self.least).clamp(0, 1)  # some 0, some 1
+        x = (255 * x).round() / 255
         every = {
-            "x": torch.randint(_CLASSES, (batch, *image)) if self.has_classes else x,
+            "x": torch.randint(NUM_CLASSES, x.shape, generator=self.generator) if self.has_classes else x,
             "y": positive_if(unit, *y_shape, scale=0.9, low=0.05),
-            "t": positive_if(positive, *y_shape),
+            "t": positive_if(positive, *y_shape[self.is_shared :]),
             "m": spread * positive_if(False, batch, latent),
             "s": positive_if(positive, batch, latent),
             "z": positive_if(False, batch, latent),
+            "a": positive_if(False, batch, latent),
+            "b": positive_if(positive, batch, latent),
         }
         return {role: every[role] for role in self.names}
 
@@ -163,9 +194,9 @@ class BlackBox:
         positional, named = ([], dict(zip(self.names.values(), values))) if self.by_name else (values, {})
         try:
             output = self.function(*positional, **named, **self.constants)
-        except InputError:  # of a time limit
+        except (InputError, KeyboardInterrupt):  # of a time limit, or of the user
             raise
-        except (Exception, SystemExit) as error:  # of any type, since it is the user's code
+        except BaseException as error:  # of any type, since it is the user's code
             raise LossError(f"the loss raises {type(error).__name__}: {brief(error)}") from error
         several = enumerate(output) if isinstance(output, (tuple, list)) else [(None, output)]
         found = {}
@@ -182,13 +213,17 @@ class BlackBox:
         """Return the arguments with the reconstruction and its spread in the shape of x."""
         if self.layout != "flat":
             return a
-        return {role: a[role].reshape(a["x"].shape) if role in "yt" else a[role] for role in a}
+        wanted = {"y": a["x"].shape, "t": a["x"].shape[self.is_shared :]}
+        return {role: one.reshape(wanted[role]) if role in wanted else one for role, one in a.items()}
 
 
 def ways_of_calling(
     function: Any, arguments: Any, shape: tuple[int, ...] | None, constants: Mapping[str, Any]
 ) -> Iterator[BlackBox]:
-    """Yield the ways of calling a loss that work: for each choice of roles one for real x and one for classes.
+    """Yield the ways of calling a loss that work.
+
+    For each choice of roles there is one for real x and one for classes, each also for a spread of the likelihood that
+    all images share.
 
     Raises:
         InputError: there is none, or the loss is no function of such arguments.
@@ -196,21 +231,24 @@ def ways_of_calling(
     if not callable(function) or isinstance(function, type):
         what = f"the class {function.__name__}" if isinstance(function, type) else f"a {type(function).__name__}"
         raise InputError(f"a loss is a function or a method of an object, not {what}")
+    if inspect.iscoroutinefunction(function):
+        raise InputError("the loss is a coroutine (async def): give a function that returns its value")
     errors: list[str] = []
     works = False
     for names, by_name, others in _choices_of_roles(function, arguments, constants):
-        found: set[bool] = set()
-        for layout, image, latent in _shapes(shape):
-            is_of_classes = layout in ("classes", "tokens")
-            if is_of_classes in found:
+        found: set[tuple[bool, bool]] = set()
+        shared = (False, True)[: 1 + ("t" in names)]
+        for (layout, image, latent), is_shared in itertools.product(_shapes(shape), shared):
+            kind = (layout in ("classes", "tokens"), is_shared)
+            if kind in found:
                 continue
             try:
-                box = BlackBox(function, names, others, by_name, layout, Size(4, image, latent))
+                box = BlackBox(function, names, others, by_name, is_shared, layout, Size(4, image, latent))
             except LossError as error:
                 errors.append(str(error))
                 continue
             works = True
-            found.add(is_of_classes)
+            found.add(kind)
             yield box
     if not works and (len({re.sub(r"\d+", "", error) for error in errors}) == 1 or shape):
         raise InputError(errors[0])

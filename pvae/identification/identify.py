@@ -1,8 +1,9 @@
 """`identify`, which names a loss that somebody wrote for a VAE, and proves the name at random points.
 
-The loss is a black box of tensors. It is called where only x and its reconstruction change, and where only the latents
-change; each time its values are compared with weighted sums of the terms in `loss_terms`. The weights at several sizes
-of batch, image and latent show how the loss is reduced. Values and gradients at 200 further points are the proof.
+The loss is a black box of tensors. Its gradients in the reconstruction, and those in the latents, are compared with
+weighted sums of the gradients of the terms in `loss_terms`, so that neither part disturbs the other and a function of x
+alone disturbs none. The weights at several sizes of batch, image and latent show how the loss is reduced. Values and
+gradients at 200 further points are the proof.
 """
 
 from __future__ import annotations
@@ -14,25 +15,28 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pyro.distributions import validation_enabled
 from torch import Tensor, nn
 
 from pvae.config.config import Config
 from pvae.core.errors import InputError, listed
 from pvae.identification.black_box import BlackBox, LossError, Size, ways_of_calling
-from pvae.identification.loss_terms import Arguments, Term, likelihoods, rates, spreads
+from pvae.identification.loss_terms import Arguments, Term, likelihoods, rates
 
 __all__ = ["Identified", "Power", "Reading", "identify"]
 
-_POINTS = 30  # at which a term is fitted
+_POINTS = 4  # of each of two kinds, at which the gradients of a term are fitted
 _PROOF = 200  # further points, at which the answer is checked
+_DOUBLE, _SINGLE = 1e-9, 1e-4  # relative tolerances of what is computed in float64 and in float32
 _KNOWN = "(Bernoulli, Normal, Laplace, Poisson, categorical, ...); are x and reconstruction given in this order?"
+_DIRICHLET = "(1 - 1 / L)"  # the variance of the Normal that is nearest to a Dirichlet of L topics, a factor of weights
 _MOST_WAYS = 24  # ways of calling the loss that are tried until one of them gives an ELBO
 
 
@@ -64,12 +68,13 @@ class Power:
         """Return the weight without the power of one size."""
         return Power(self.number, {one: power for one, power in self.powers.items() if one != name})
 
-    def at(self, sizes: Mapping[str, int]) -> float:
+    def at(self, sizes: Mapping[str, float]) -> float:
         """Return the weight as a number.
 
         Raises:
             KeyError: a size is missing.
         """
+        sizes = {**sizes, _DIRICHLET: 1 - 1 / sizes["L"]} if "L" in sizes else sizes
         powers = self.powers if {*self.powers} <= {*sizes} else self.merged()
         return self.number * math.prod(float(sizes[name]) ** power for name, power in powers.items() if power)
 
@@ -127,14 +132,18 @@ class Reading(NamedTuple):
 class Identified:
     """What a loss is; `print` shows it.
 
+    It is an ELBO, or none, or neither is shown: then it is open, and the lines say which part is not known.
+
     Args:
         is_elbo: it is an ELBO, or a beta-ELBO whose beta is the same for every batch size, times a positive factor.
         text: the lines that are printed.
         readings: if it is one, the ways to read it.
-        reason: if it is none, why.
+        reason: if it is not shown to be one, why.
         residual: the largest difference of a value or a gradient from the loss, relative to the largest of its kind.
         posterior: the choice of --posterior that trains it.
         is_closed_form: its KL divergence is in closed form, as that of --elbo analytic.
+        is_open: it may be an ELBO of a part that is not known.
+        prior: the prior p(z).
     """
 
     is_elbo: bool
@@ -144,6 +153,8 @@ class Identified:
     residual: float = math.nan
     posterior: str = "normal"
     is_closed_form: bool = False
+    is_open: bool = False
+    prior: str = "N(0, I)"
 
     def __str__(self) -> str:
         """Return the lines."""
@@ -157,10 +168,12 @@ class Identified:
             sizes: D, C, H, W and L, those on which scale or beta depend; L becomes the `latent_dim`.
 
         Raises:
-            InputError: the loss is not an ELBO, pvae has no such likelihood, or a size is missing.
+            InputError: the loss is not an ELBO, pvae has no such likelihood or prior, or a size is missing.
         """
         if not self.is_elbo:
-            raise InputError(f"no configuration trains a loss that is not an ELBO: {self.reason}")
+            raise InputError(f"no configuration trains a loss that is not shown to be an ELBO: {self.reason}")
+        if self.prior != "N(0, I)":
+            raise InputError(f"a configuration trains this loss only with the prior N(0, I), not with {self.prior}")
         if reading not in range(len(self.readings)):
             raise InputError(f"there is no reading {reading}: give one below {len(self.readings)}")
         one = self.readings[reading]
@@ -185,7 +198,7 @@ def identify(
     shape: tuple[int, ...] | None = None,
     **constants: Any,
 ) -> Identified:
-    """Name a loss of a VAE: likelihood, posterior, beta and reductions, or say why it is not an ELBO.
+    """Name a loss of a VAE: likelihood, posterior, beta and reductions, or say why it is not shown to be an ELBO.
 
         loss = factor ( distortion + beta rate ) + constant,    ELBO = -(distortion + rate)
 
@@ -194,10 +207,11 @@ def identify(
 
     Args:
         loss: a function of x, its reconstruction, the encoder's two outputs and perhaps a draw z or the likelihood's
-            spread; it returns a scalar, a value for each image, or a tuple or a dictionary with the total among them.
-            Or a module whose forward is the loss.
-        arguments: the roles of its arguments, in order, or by name: "x", "reconstruction", "loc", "spread", "z" and
-            "x_spread" (of the likelihood); by default found by their names and by trying.
+            spread, or loc and spread of a learned prior; it returns a scalar, a value for each image, or a tuple or a
+            dictionary with the total among them. Or a module whose forward is the loss.
+        arguments: the roles of its arguments, in order, or by name: "x", "reconstruction", "loc", "spread", "z",
+            "x_spread" (of the likelihood), "prior_loc" and "prior_spread"; by default found by their names and by
+            trying.
         shape: of one image, (C, H, W) or (D,); by default found by trying.
         constants: further arguments of the loss, by name, such as a weight of the rate.
 
@@ -212,7 +226,14 @@ def identify(
     is_shape = isinstance(shape, tuple) and shape and all(isinstance(side, int) and side > 0 for side in shape)
     if shape is not None and not is_shape:
         raise InputError(f"shape must be the shape of an image as a tuple, (C, H, W) or (D,), not {shape!r}")
-    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float64)
+        for undisturbed in (
+            torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(),
+            validation_enabled(False),  # x may be no value of a distribution
+        ):  # fmt: skip
+            stack.enter_context(undisturbed)
         warnings.simplefilter("ignore")  # of shapes that are only tried
         torch.manual_seed(0)
         found: list[tuple[int, Identified]] = []
@@ -226,44 +247,73 @@ def identify(
 
 
 class _Fit(NamedTuple):
-    """A term with the weights of its columns, and the largest difference from the loss, relative to its values."""
+    """A term with the weights of its columns.
+
+    Args:
+        term: what was compared with the loss.
+        weights: of its columns.
+        residual: the largest difference of a gradient, relative to the largest of its argument and point.
+        weight: of the term as a whole; NaN if its columns have several.
+        variance: of the prior of a rate.
+    """
 
     term: Term
     weights: NDArray[np.float64]
     residual: float
-
-    @property
-    def weight(self) -> float:
-        """The one weight of the term; NaN if its columns have several."""
-        ratios = self.weights / np.array(self.term.exact)
-        return float(ratios.mean()) if np.ptp(ratios) <= 1e-5 * abs(ratios).max() else math.nan
+    weight: float = math.nan
+    variance: float = 1.0
 
 
-def _fitted(term: Term, points: Sequence[Arguments], values: NDArray[np.float64]) -> _Fit:
-    """Return the weights of a term, beside a constant, with which it is nearest to the values."""
-    columns = np.array([[*term.values(a).tolist(), 1.0] for a in points])
-    rounding, width = 64 * np.finfo(np.float64).eps * np.abs(values).max(), np.ptp(values)
-    if not np.isfinite(columns).all() or not width > 1e4 * rounding:
-        return _Fit(term, np.zeros(len(term.exact)), math.inf)
-    scales = np.abs(columns).max(0) + 1e-300
-    found = np.linalg.lstsq(columns / scales, values, rcond=None)[0] / scales
-    difference = np.abs(columns @ found - values).max()
-    return _Fit(term, found[:-1], max(0.0, float(difference - rounding) / float(width)))
+_Gradients = dict[str, Tensor]
+_Point = tuple[Arguments, Tensor, _Gradients]
+
+
+def _fitted(term: Term, points: Sequence[_Point], box: BlackBox) -> _Fit:
+    """Return the weights with which the gradients of a term's columns are nearest to those of the loss."""
+    rows = list[Tensor]()
+    for a, _, goal in points:
+        values, gradients = _gradients(lambda a: term.values(box.shaped(a)), a, goal)
+        every = [torch.cat([one[role].flatten() for role in goal]) for one in (*gradients, goal)]
+        if all(one.isfinite().all() for one in (*every, *values)):
+            size = torch.cat([one.flatten() * 0 + (one.abs().max() or 1) for one in goal.values()])
+            rows.append(torch.stack(every, 1) / size[:, None])
+        elif not rows:
+            return _Fit(term, np.zeros(len(values)), math.inf)
+    table = torch.cat(rows).numpy()
+    scales = np.abs(table).max(0) + 1e-300
+    weights = np.linalg.lstsq(table[:, :-1] / scales[:-1], table[:, -1], rcond=None)[0] / scales[:-1]
+    fit = _Fit(term, weights, float(np.abs(table[:, :-1] @ weights - table[:, -1]).max()))
+    others, tolerance = weights[term.num_of_prior :], max(1e-5, 10 * fit.residual)
+    of_prior = weights[: term.num_of_prior or None]
+    if any(np.ptp(group) > tolerance * np.abs(group).max() for group in (of_prior, others)) or not of_prior.all():
+        return fit
+    variance = float(others.mean() / of_prior.mean())
+    variance = 1.0 if _is_near(variance, 1.0, tolerance) else variance
+    return fit._replace(weight=float(others.mean()), variance=variance) if 1e-6 < variance < 1e6 else fit
 
 
 class _Claim(NamedTuple):
-    """What a loss is said to be: weights times a likelihood and a rate."""
+    """What a loss is said to be: weights times a likelihood and a rate, whose prior has a variance by the sizes."""
 
     likelihood: Term
     rate: Term
     of_x: Power
     of_z: Power
+    variance: Power
+
+    @staticmethod
+    def symbols(a: Arguments) -> dict[str, int]:
+        """Return the sizes of arguments."""
+        return Size(len(a["x"]), tuple(a["x"].shape[1:]), a["m"].shape[1]).symbols()
 
     def values(self, box: BlackBox, a: Arguments) -> Tensor:
-        """Return the value that it claims, up to a constant."""
-        symbols = Size(len(a["x"]), tuple(a["x"].shape[1:]), a["m"].shape[1]).symbols()
-        x_part, z_part = self.likelihood.exactly(box.shaped(a)), self.rate.exactly(a)
+        """Return the value that it claims, up to what the likelihood has beside its columns."""
+        symbols = self.symbols(a)
+        x_part, z_part = self.likelihood.exactly(box.shaped(a)), self.rate.exactly(a, self.variance.at(symbols))
         return self.of_x.at(symbols) * x_part + self.of_z.at(symbols) * z_part
+
+
+_ROLES_OF = {"likelihood": "yt", "rate": "mszab"}
 
 
 class _Identification:
@@ -272,193 +322,244 @@ class _Identification:
     def __init__(self, box: BlackBox) -> None:
         self.box = box
         self.base = box.point(box.size)
-        self.is_single = box.is_single or self._casts()
-        self.exact = 1e-4 if self.is_single else 1e-9  # relative
+        self.exact = _DOUBLE  # until a part is found in float32 only
         self.num_named = 0  # of likelihood and rate
-
-    def _casts(self) -> bool:
-        """Return whether the loss casts an argument to float32: a change in the twelfth digit then changes nothing."""
-        value = self.box(self.base)
-        moved = ({**self.base, role: one * (1 - 1e-11)} for role, one in self.base.items() if one.is_floating_point())
-        return bool(value.isfinite()) and any(torch.equal(self.box(a), value) for a in moved)
 
     def result(self) -> Identified:
         """Return what the loss is."""
-        box, names = self.box, self.box.names
-        if reason := self._no_function():
-            return self._refused(reason)
-        likelihood = self._named(likelihoods(), "xyt", box.size) if "y" in names else None
-        rate = self._named(rates(), "msz", box.size) if "m" in names else None
-        kink = self._kink() if "m" in names and "z" not in names else ""
-        self.num_named = sum(map(bool, (likelihood, rate, kink)))
-        lines = [f"  likelihood  {self._text(likelihood.term.name)}"] if likelihood else []
-        lines += [f"  posterior   {self._text(rate.term.name)}, prior N(0, I)"] if rate else []
-        if "y" in names and (reason := self._wrong(likelihood, "likelihood", "{x} and {y}")):
-            return self._refused(reason, lines)
-        if kink or ("m" in names and (reason := self._wrong(rate, "rate", "{m} and {s}"))):
-            return self._refused(kink or reason, lines)
-        if likelihood is None or rate is None:
-            alone = "the distortion alone, without a rate, of an autoencoder" if likelihood else "the rate alone"
-            return self._refused(alone, lines)
-        return self._elbo(likelihood, rate, lines)
+        box, fits, reasons, lines = self.box, dict[str, _Fit](), list[tuple[str, bool]](), list[str]()
+        if objection := next(self._objections(), None):
+            return self._refused(*objection)
+        roles = "".join(box.names)
+        terms = {"likelihood": likelihoods(self._kink()) if "y" in roles else (), "rate": rates(roles)}
+        for what in [what for what, role in (("likelihood", "y"), ("rate", "m")) if role in roles]:
+            fit = self._named(terms[what], what, box.size)
+            reasons += [reason for reason in [self._wrong(fit, what)] if reason[0]]
+            if fit:
+                fits[what] = fit
+                lines.append(f"  {what.replace('rate', 'posterior'):10}  {self._text(fit.term.name)}")
+        self.num_named = sum(2 if fit.term.is_part else 1 for fit in fits.values())
+        if not {*"ym"} <= {*roles}:
+            reasons = [
+                ("the distortion alone, without a rate, of an autoencoder" if "y" in roles else "the rate alone", False)
+            ]
+        if witnessed := [reason for reason, is_open in reasons if not is_open]:
+            return self._refused(witnessed[0], lines=lines)
+        if not reasons:
+            return self._elbo(fits["likelihood"], fits["rate"], lines)
+        for what, fit in fits.items():
+            weight = _power({size: one.weight for size, one in self._at_sizes(fit, what).items()})
+            lines += [f"  weight      of the {what}: {weight}"] if weight else []
+        return self._refused("; ".join(reason for reason, _ in reasons), is_open=True, lines=lines)
 
-    def _no_function(self) -> str:
-        """Return why the loss is no differentiable function of x and reconstruction, plus one of the latents; or ""."""
+    def _objections(self) -> Iterator[tuple[str, bool]]:
+        """Yield why the loss is no differentiable function of x and reconstruction, plus one of the latents.
+
+        With each reason goes whether the answer is open, that is whether the loss may be an ELBO called otherwise.
+        """
         box, value = self.box, self.box(self.base)
         if not torch.isfinite(value):
-            return f"it is {value.item()} at an ordinary point"
-        if box(self.base) != value:
+            yield f"it is {value.item()} at an ordinary point", True
+        elif box(self.base) != value:
             advice = "if it draws z, give z to it as an argument"
-            return f"it is not deterministic: two calls with the same arguments differ ({advice})"
-        if ignored := [name for name in box.names.values() if name not in box.depends(box.total)]:
+            yield f"it is not deterministic: two calls with the same arguments differ ({advice})", True
+        elif ignored := [name for name in box.names.values() if name not in box.depends(box.total)]:
             if any({*ignored} & {*box.depends(key)} for key in box.parts(self.base)):
-                return "it returns several values, and none depends on all arguments: return their sum too"
+                yield "it returns several values, and none depends on all arguments: return their sum too", True
             advice = f"if it is not needed, give it a value ({ignored[0]}=None, --constant)"
-            return f"it does not depend on {listed(ignored)} ({advice})"
-        try:
-            _gradients(box, self.base)
-        except RuntimeError:
-            return "it is not differentiable: what it returns has no gradient of an argument"
-        x, z = self._moved("xyt"), self._moved("msz")
+            is_open = not {*ignored} & {box.names.get(role) for role in "xyms"}
+            yield f"it does not depend on {listed(ignored)} ({advice})", is_open
+        x, z = self._moved("xyt"), self._moved("mszab")
         both = {role: (x if role in "xyt" else z)[role] for role in x}
         one, other, *rest = (box(a).item() for a in (self.base, both, x, z))
-        if abs(one + other - sum(rest)) > 10 * self.exact * max(map(abs, (one, other, *rest))):
-            return "it is no sum of a function of x and its reconstruction and one of the latents"
-        return ""
+        tolerance = 10 * (_SINGLE if box.is_single else _DOUBLE)
+        if abs(one + other - sum(rest)) > tolerance * max(map(abs, (one, other, *rest))):
+            yield "it is no sum of a function of x and its reconstruction and one of the latents", False
+        if {*"ms"} <= {*box.names} and not {*"zab"} & {*box.names}:
+            yield from self._limited()
+        if not all(one.any() for one in self._at(self.base, [role for role in box.names if role != "x"])[1].values()):
+            yield "it is not differentiable: what it returns has no gradient of an argument", False
 
-    def _moved(self, roles: str, **how: Any) -> Arguments:
+    def _moved(self, roles: str) -> Arguments:
         """Return the base point with other values of these roles."""
-        new = self.box.point(self.box.size, **how)
+        new = self.box.point(self.box.size)
         return {role: new[role] if role in roles else one for role, one in self.base.items()}
 
-    def _named(self, terms: Iterable[Term], roles: str, size: Size, num_points: int = _POINTS) -> _Fit | None:
-        """Return the fit of the first term that equals the loss while these roles change; with one weight, if any."""
-        box, fixed = self.box, self.box.point(size)
-        points = [{**fixed, **{r: one for r, one in box.point(size).items() if r in roles}} for _ in range(num_points)]
-        values = np.array([box(a).item() for a in points])
-        if not np.isfinite(values).all():
-            return None
-        shaped, wrong = [box.shaped(a) for a in points], None
-        for term in terms:
-            if {*term.needs} != {*box.names} & {*roles} or (roles == "xyt" and box.has_classes != term.of_classes):
+    def _at(self, a: Arguments, roles: Iterable[str]) -> tuple[Tensor, _Gradients]:
+        """Return value and gradients of the loss."""
+        values, gradients = _gradients(lambda a: [self.box(a)], a, roles)
+        return values[0], gradients[0]
+
+    def _slope(self, role: str, **values: float) -> tuple[float, float]:
+        """Return the loss where arguments have one value everywhere, and its slope in that of a role."""
+        a = {**self.base, **{one: torch.full_like(self.base[one], value) for one, value in values.items()}}
+        value, gradients = self._at(a, role)
+        return float(value), float(gradients[role].sum())
+
+    def _points(
+        self, roles: str, size: Size, number: int, term: Term | None = None, **given: Tensor
+    ) -> Iterator[_Point]:
+        """Yield points with the value and the gradients of the loss: ordinary ones, and as many wide ones.
+
+        Wide ones have spreads below 0 and, if roles have y, reconstructions outside (0, 1); where the loss or a
+        likelihood is not finite there, they are ordinary.
+        """
+        box, moving = self.box, [role for role in self.box.names if role in roles]
+        for is_wide in [False] * number + [True] * number:
+            for now_wide in (True, False)[not is_wide or (term is not None and term.is_of_ordinary) :]:
+                with contextlib.suppress(*[LossError] * now_wide):
+                    a = box.point(size, positive=not now_wide, unit=not now_wide or "y" not in roles) | given
+                    value, gradients = self._at(a, moving)
+                    every = [value, *gradients.values(), *(term.values(box.shaped(a)) if term else ())]
+                    if all(one.isfinite().all() for one in every):
+                        yield a, value, gradients
+                        break
+
+    def _named(self, terms: Iterable[Term], what: str, size: Size, number: int = _POINTS) -> _Fit | None:
+        """Return the fit of the first term whose gradients are those of the loss; with one weight, if there is any."""
+        box, wrong, in_single = self.box, None, None
+        points = list(self._points(_ROLES_OF[what], size, number))
+        for term in terms if points else ():
+            if {*term.needs} - {"x"} != {*points[0][2]} or (
+                what == "likelihood" and box.has_classes != term.of_classes
+            ):
                 continue
-            fit = _fitted(term, shaped, values)
-            if fit.residual < self.exact and (not math.isnan(fit.weight) or not term.is_part):
+            fit = _fitted(term, points[:1], box)
+            if fit.residual < _SINGLE:
+                fit = _fitted(term, points[: number if term.is_of_ordinary else 2 * number], box)
+            is_it = not math.isnan(fit.weight) or not term.is_part
+            if fit.residual < _DOUBLE and is_it:
                 return fit
             wrong = wrong or (fit if fit.residual < self.exact else None)
-        return wrong
+            in_single = in_single or (fit if box.is_single and fit.residual < _SINGLE and is_it else None)
+        if in_single:
+            self.exact = _SINGLE
+        return in_single or wrong or (self._weighted(points) if {*box.names} & {*_ROLES_OF[what]} == {"y"} else None)
 
-    def _wrong(self, fit: _Fit | None, what: str, of: str) -> str:
-        """Return why a fit is no likelihood or no rate; an empty string if it is one."""
+    def _weighted(self, points: Sequence[_Point]) -> _Fit | None:
+        """Return the first likelihood of which the loss has each value with a weight of its own."""
+        for term in likelihoods():
+            if term.needs == "xy" and term.is_part and not term.of_classes:
+                ours = [
+                    _gradients(lambda a, t=term: [t.exactly(self.box.shaped(a))], a, "y")[1][0]["y"] for a, *_ in points
+                ]
+                ratios = [(goal["y"] / one).reshape(a["x"].shape) for (a, _, goal), one in zip(points, ours)]
+                weights = torch.cat(ratios).mean(0)
+                weight = float(weights.mean())
+                if (torch.cat(ratios) - weights).abs().max() < 1e-7 * weights.abs().max():
+                    if term.log_z and (weights / weight > 0).all():
+                        return _Fit(term.weighted(weights / weight, term.log_z), np.array([weight]), 0.0, weight)
+                    note = "its values have different weights, and a power other than 1 of their density is none"
+                    return _Fit(replace(term, kind="none", note=note), np.array([weight]), 0.0)
+        return None
+
+    def _wrong(self, fit: _Fit | None, what: str) -> tuple[str, bool]:
+        """Return why a fit is no likelihood or no rate, "" if it is one, and whether the answer is open."""
         if fit is None:
-            known = _KNOWN if what == "likelihood" else "of a Normal q(z|x) to N(0, I)"
-            return f"its function of {self._text(of)} is no {what} {known}"
+            of = f"{{x}} and {{y}} is not a likelihood that I know {_KNOWN}"
+            of = "{m} and {s} is not a rate that I know (of Normal q and prior)" if what == "rate" else of
+            return self._text(f"its function of {of}"), True
         if not fit.term.is_part:
-            return fit.term.kind
+            return self._text(fit.term.note), fit.term.kind == "open"
         if not math.isnan(fit.weight):
-            return f"the {what} has the wrong sign" if fit.weight < 0 else ""
-        weights = dict(zip(map(self._text, fit.term.column_names), fit.weights.tolist()))
+            return f"the {what} has the wrong sign" if fit.weight < 0 else "", False
+        names = ("{z}^2", "-({z} - {m})^2 / scale^2") if "z" in fit.term.needs else ("{m}^2", "scale^2")
+        weights = dict(zip(map(self._text, (*names, "-2 log scale")), fit.weights.tolist()))
         least = min(abs(one) for one in weights.values() if abs(one) > 1e-7 * max(map(abs, weights.values())))
-        shown = ", ".join(f"{Power(one / least)} of {name}" for name, one in weights.items())
-        reason = f"the terms of the {what} have weights in the ratio {shown}"
         if missing := [name for name, one in weights.items() if abs(one) < 1e-7 * least]:
-            return f"of the {what}, the term {listed(missing)} is missing"
-        if min(weights.values()) < 0 < max(weights.values()):
-            return f"{reason}: a sign is wrong"
-        first, *_, spread, logarithm = weights.values()
-        if what == "rate" and (_is_near(logarithm, 2 * spread) or _is_near(2 * logarithm, spread)):
-            if "exp(" in fit.term.name:
-                return f"{reason}: {self._text('{s}')} is a log variance in one term, and a log scale in another"
-            return f"{reason}: log scale and scale^2 do not belong together, as log s for log s^2"
-        if what == "rate" and _is_near(first, spread) and "z" not in self.box.names:
-            variance = f"c^2 = {Power(_nearest(logarithm / spread))}"
-            return f"{reason}: the rate to a prior N(0, c^2) with {variance}, and only N(0, 1) is known"
-        return f"{reason}: perhaps without the factor 1/2 of one"
+            return f"of the rate, the term {listed(missing)} is missing", False
+        shown = ", ".join(f"{Power(one / least)} of {name}" for name, one in weights.items())
+        is_mixed = min(weights.values()) < 0 < max(weights.values())
+        hint = "a sign is wrong" if is_mixed else "perhaps without the factor 1/2 of one"
+        return f"the terms of the rate have weights in the ratio {shown}, which no prior gives: {hint}", False
 
-    def _kink(self) -> str:
-        """Describe a rate with a kink, which free bits or a capacity give it; an empty string if it has none."""
-        for _, scale, log_scale in itertools.islice(spreads(), 6):
+    def _kink(self) -> float:
+        """Return where a Huber loss has its kink: its slope far out, relative to its curvature at 0; else 0."""
+        if not self.box.has_classes and "t" not in self.box.names:
+            with contextlib.suppress(LossError):  # it may take probabilities only
+                near, far, farther = (self._slope("y", x=0.5, y=0.5 + 2.0**power)[1] for power in (-10, 10, 11))
+                if near and _is_near(far, farther, 1e-6) and 1e-2 < far / near / 2**10 < 1e2:
+                    return _nearest(far / near / 2**10)
+        return 0.0
+
+    def _limited(self) -> Iterator[tuple[str, bool]]:
+        """Yield the kink that free bits or a capacity give to a rate, where all latents are equal."""
+        low, high, limits = 0.01, 100.0, list[tuple[float, bool]]()  # of m, whose KL is m^2 / 2 where the scale is 1
+        for s in (0.0, 1.0, math.log(math.e - 1)):
             with contextlib.suppress(LossError):  # it may refuse what cannot be a scale
-                if found := self._kink_of(scale, log_scale):
-                    return found
-        return ""
+                every = [(m, *self._slope("m", m=m, s=s)) for m in (low, high, 2 * high)]
+                (first, slope), (last, steep), (_, steeper) = ((value, slope / m) for m, value, slope in every)
+                if (
+                    steep
+                    and _is_near(steep, steeper, 1e-4)
+                    and (abs(slope) < 1e-7 * abs(steep) or _is_near(slope, -steep, 1e-4))
+                ):
+                    limit = (first - slope * low**2 / 2 - last + steep * high**2 / 2) / (steep - slope)
+                    limits.append((limit, slope * steep < 0))
+        if limits:  # the largest, since at another scale than 1 the KL is larger than m^2 / 2
+            nats, is_capacity = max(limits)
+            what = (
+                "|KL - C| in place of the rate, with a capacity C ="
+                if is_capacity
+                else "free bits: a rate without slope below"
+            )
+            latents = self.box.size.latent
+            yield f"{what} {nats:.6g} nats of each latent, or {nats * latents:.6g} of {latents} latents", False
 
-    def _kink_of(self, scale: Callable[[Tensor], Tensor], log_scale: Callable[[Tensor], Tensor]) -> str:
-        """Describe the rate if the loss has two slopes along equal latents; an empty string if it has one."""
-        box, size = self.box, self.box.size
-        one = next(s for s in (0.0, 1.0, math.log(math.e - 1)) if _is_near(scale(torch.tensor(s).double()).item(), 1))
-
-        def at(nats: float) -> float:
-            m = torch.full((size.batch, size.latent), math.sqrt(2 * nats), dtype=torch.float64)
-            return box({**self.base, "m": m, "s": torch.full_like(m, one)}).item()
-
-        low, high = 1e-4, 1e4
-        slopes = (at(2 * low) - at(low)) / low, at(high + 1) - at(high)
-        is_capacity = _is_near(slopes[0], -slopes[1], 1e-3)
-        if slopes[0] == slopes[1] or (not is_capacity and abs(slopes[0]) > 1e-3 * abs(slopes[1])):
-            return ""
-        limit = (at(low) - slopes[0] * low - at(high) + slopes[1] * high) / (slopes[1] - slopes[0])
-        for of_batch, of_image in itertools.product((True, False), repeat=2):
-            nats = limit * (size.latent if of_image else 1)
-
-            def column(a: Arguments, nats: float = nats, mean: bool = of_batch, total: bool = of_image) -> Tensor:
-                k = 0.5 * (a["m"] ** 2 + scale(a["s"]) ** 2 - 1) - log_scale(a["s"])
-                k = k.mean(0) if mean else k
-                k = k.sum(-1) if total else k
-                return (k - nats).abs() if is_capacity else k.clamp(min=nats)
-
-            spread = 3 * math.sqrt(2 * max(limit, 0.1))
-            points = [self._moved("ms", spread=spread * torch.rand(()).item()) for _ in range(_POINTS)]
-            if _fitted(Term("", (column,), (1,)), points, np.array([box(a).item() for a in points])).residual < 1e-6:
-                latents, images = "all latents" if of_image else "each latent", " of each image"
-                of = f"{latents}{', a mean over the batch,' if of_batch else images}"
-                if is_capacity:
-                    return f"|KL - C| in place of the rate, of {of} with a capacity C = {nats:.6g} nats"
-                return f"free bits: the rate of {of} counts as at least {nats:.6g} nats"
-        return ""
-
-    def _elbo(self, likelihood: _Fit, rate: _Fit, lines: list[str]) -> Identified:
-        """Return the reductions and the proof of a sum of a likelihood and a rate."""
-        box, fits, fixed = self.box, {self.box.size: (likelihood, rate)}, dict[str, int]()
-        for symbol, size in box.size.others():
+    def _at_sizes(self, fit: _Fit, what: str) -> dict[Size, _Fit]:
+        """Return the fit of a term at the first size, and at each other size that the loss takes."""
+        fits = {self.box.size: fit}
+        for _, size in self.box.size.others():
             with contextlib.suppress(LossError):  # it may take no other size
-                pair = self._named([likelihood.term], "xyt", size, 12), self._named([rate.term], "msz", size, 12)
-                if pair[0] and pair[1]:
-                    fits[size] = pair[0], pair[1]
-            if size not in fits and symbol:
-                fixed[symbol] = box.size.symbols()[symbol]
-        of_x, of_z = (_power({size: pair[index].weight for size, pair in fits.items()}) for index in (0, 1))
-        if of_x is None or of_z is None:
-            return self._refused("its weights are no powers of the sizes of batch, image and latent", lines)
-        claim, beta, of_batch = _Claim(likelihood.term, rate.term, of_x, of_z), of_z / of_x, of_x.powers.get("B", 0)
+                if fit.term.of_image in ((), size.image) and (found := self._named([fit.term], what, size, 2)):
+                    fits[size] = found
+        return fits
+
+    def _elbo(self, likelihood: _Fit, rate: _Fit, found: Sequence[str]) -> Identified:
+        """Return the reductions and the proof of a sum of a likelihood and a rate."""
+        box = self.box
+        by_x, by_z = self._at_sizes(likelihood, "likelihood"), self._at_sizes(rate, "rate")
+        sizes = [size for size in by_x if size in by_z]
+        of_x, of_z = (_power({size: fits[size].weight for size in sizes}) for fits in (by_x, by_z))
+        variance = _power({size: by_z[size].variance for size in sizes})
+        of_topics = _power({size: by_z[size].variance / (1 - 1 / size.latent) for size in sizes})
+        if variance is None and of_topics:
+            variance = Power(of_topics.number, {**of_topics.powers, _DIRICHLET: 1})
+        if of_x is None or of_z is None or variance is None:
+            reason = "its weights are no powers of the sizes of batch, image and latent"
+            return self._refused(reason, True, found)
+        claim, beta = _Claim(likelihood.term, rate.term, of_x, of_z, variance), of_z / of_x
         if beta.powers.get("B"):
             reason = f"beta = {beta} depends on the batch size B: one part is a sum over the batch, the other a mean"
-            return self._refused(reason, lines)
+            return self._refused(reason, False, found)
+        reason, constant = self._constant(claim, sizes)
+        if reason:
+            return self._refused(reason, False, found)
+        prior = rate.term.prior if str(variance) == "1" else f"N(0, c^2 I) with c^2 = {variance}"
         first, *others = self._readings(claim, beta)
-        reduction = {0: "a sum over its images", -1: "a mean over its images"}.get(
-            of_batch, f"B^{of_batch} times a sum"
-        )
+        images = {0: "a sum over its images", -1: "a mean over its images"}
+        reduction = images.get(of_x.powers.get("B", 0), f"B^{of_x.powers.get('B')} times a sum")
         head = f"{_times(first.factor)}the negative {'ELBO' if str(first.beta) == '1' else 'beta-ELBO'} of the batch, "
         pseudo = ", a pseudo-likelihood if x is grey" if first.likelihood.startswith("Bernoulli") else ""
+        others_text = (
+            f"  or          {_times(o.factor)}the negative beta-ELBO of {o.likelihood}, beta = {o.beta}" for o in others
+        )
         lines = [
             head + ("one value for each image" if box.is_vector else reduction),
             f"  likelihood  {first.likelihood}{pseudo}",
-            f"{lines[1]}, KL {'by one draw z' if 'z' in box.names else 'in closed form'}",
+            f"{found[1]}, prior {self._text(prior)}, KL {'by one draw z' if 'z' in box.names else 'in closed form'}",
             f"  beta        {first.beta}",
-            *(
-                f"  or          {_times(o.factor)}the negative beta-ELBO of {o.likelihood}, beta = {o.beta}"
-                for o in others
-            ),
+            *(*others_text, *constant, *self._notes(claim, first.beta, sizes)),
+            *(*self._on_images(claim), *self._part_lines(claim)),
         ]
-        reason, line = self._constant(claim, list(fits))
-        lines += [*line, *self._notes(rate.term, first.beta, fixed), *self._on_images(claim), *self._part_lines(claim)]
-        residual = self._proof(claim, list(fits))
-        if reason or residual > 10 * self.exact:
-            return self._refused(reason or f"its values and gradients differ from this by {residual:.0e}", lines[1:])
-        where = f"{_PROOF} random points in {'float32' if self.is_single else 'float64'}"
+        residual = self._proof(claim, sizes)
+        if residual > 10 * self.exact:
+            reason = f"at ordinary points it is as below, at others its values or gradients differ by {residual:.0e}"
+            return self._refused(reason, True, lines[1:])
+        where = f"{_PROOF} random points in {'float64' if self.exact == _DOUBLE else 'float32'}"
         lines.append(f"checked at {where}: value and gradients agree to {residual:.0e}")
-        text, is_closed_form = "\n".join(lines), "z" not in box.names
-        return Identified(True, text, (first, *others), "", residual, rate.term.option, is_closed_form)
+        text, readings, is_closed = "\n".join(lines), (first, *others), "z" not in box.names
+        return Identified(True, text, readings, "", residual, rate.term.option, is_closed, prior=self._text(prior))
 
     def _readings(self, claim: _Claim, beta: Power) -> Iterator[Reading]:
         """Yield the readings; two for a likelihood with a fixed scale, which may be 1 or such that beta is 1."""
@@ -473,119 +574,133 @@ class _Identification:
                 return
 
     def _constant(self, claim: _Claim, sizes: Sequence[Size]) -> tuple[str, list[str]]:
-        """Return why the constant of the rate is not its own, or "", and a line on the constant of the likelihood.
+        """Return why the constant of the rate is not its own, or "", and a line on what -log p has beside its columns.
 
-        The constant of the loss is split into one for each value of x and one for each latent, by several sizes.
+        What the loss has beside the claim, less what a density has, is split into a constant for each value of x and
+        one for each latent, by points of several sizes.
         """
-        rows, constants, term = [], [], claim.likelihood
-        for size in sizes:
-            a, symbols = self.box.point(size), size.symbols()
-            constants.append((self.box(a) - claim.values(self.box, a)).item())
-            batch, elements = size.batch, math.prod(size.image)
-            rows.append([claim.of_x.at(symbols) * batch * elements, claim.of_z.at(symbols) * batch * size.latent])
-        table, wanted = np.array(rows), np.array(constants)
-        of_x, of_z = np.linalg.lstsq(table, wanted, rcond=None)[0]
-        if np.linalg.matrix_rank(table) < 2:  # they cannot be told apart
-            of_z = claim.rate.constant
-            of_x = (wanted[0] - table[0, 1] * of_z) / table[0, 0]
-        if np.abs(table @ [of_x, of_z] - wanted).max() > 1e-6 * max(1e-3, np.abs(wanted).max()):
-            return "", ["  constant    one that depends on the sizes in no simple way"]
-        if abs(of_z - claim.rate.constant) > 1e-5:
-            which = "is missing (- 1 in the sum)" if abs(of_z) < 1e-5 else f"is {of_z:.6g} for each latent"
-            return f"the constant of the rate {which}: its gradient is that of an ELBO, its value is not", []
-        scale = (claim.of_z / claim.of_x).at(self.box.size.symbols()) if "{v}" in term.name else 1.0
-        power = 0.5 if term.name.startswith("Normal") else 1
-        own = [v * (term.constant + power * math.log(v)) for v in (scale, 1.0)]
-        if abs(of_x - own[0]) < 1e-5 * scale:
-            return "", ["  constant    that of the density"] if term.missing else []
-        if abs(of_x - own[1]) < 1e-5 * scale:
-            return "", ["  constant    that of the density with scale 1"]
-        given = "" if abs(of_x) < 1e-5 * scale else f"{of_x / scale:.6g} for each value of x"
+        box, term, near = self.box, claim.likelihood, 1e-5 if self.exact == _DOUBLE else 1e-3
+        scale = (claim.of_z / claim.of_x).at(box.size.symbols()) if "{v}" in term.name else 1.0
+        points = [box.point(size) for size in sizes for _ in range(2)]
+        values = np.array([box(a).item() for a in points])
+        left = values - [claim.values(box, a).item() for a in points]
+        weights = [(claim.of_x.at(claim.symbols(a)), claim.of_z.at(claim.symbols(a))) for a in points]
+        table = np.array([(x * scale * a["x"].numel(), z * a["m"].numel()) for a, (x, z) in zip(points, weights)])
+        own = {"": 0 * left}
+        if term.of_x:
+            own["that of the density"] = np.array([x * term.of_x(a["x"]).sum() for a, (x, _) in zip(points, weights)])
+        if term.log_z:
+            own["that of the density"] = table[:, 0] * term.log_z(scale)
+            own["that of the density with scale 1"] = table[:, 0] / scale * term.log_z(1.0)
+        is_split, found = np.linalg.matrix_rank(table) == 2, list[tuple[bool, float, float, str]]()
+        rounding = (1e-12 if self.exact == _DOUBLE else 1e-5) * np.abs(values).max()
+        for text, one in own.items():
+            of_x, of_z = (left - one)[0] / table[0, 0], 0.0  # where they cannot be told apart
+            if is_split:
+                of_x, of_z = np.linalg.lstsq(table, left - one, rcond=None)[0]
+            if np.abs(table @ [of_x, of_z] - left + one).max() < near * max(1e-3, 1e-2 * np.abs(values).max()):
+                is_other = np.abs([of_x, of_z]) > near + rounding / np.abs(table).min(0)
+                found.append((is_other.any(), of_x * is_other[0], of_z * is_other[1], text))
+        if not found:
+            return "", [self._text("  constant    a function of {x}, or of the sizes, is added to that of a density")]
+        is_any, of_x, of_z, text = min(found, key=lambda one: one[0])
+        if of_z or (is_any and not is_split and str(claim.variance) != "1"):
+            which = "is missing (- 1 in the sum)" if abs(of_z - 0.5) < near else f"is wrong by {of_z:.6g}"
+            is_mixed = str(claim.variance) in ("2", "0.5") and claim.rate.constant
+            hint = "; or {s} is a log variance in one term, and a log scale in another" if is_mixed else ""
+            prior = "" if str(claim.variance) == "1" else f" to a prior N(0, c^2 I), c^2 = {claim.variance},"
+            reason = f"the constant of the rate{prior} {which}: its gradient is that of an ELBO, its value is not{hint}"
+            return self._text(reason), []
+        given = f"{of_x:.6g} for each value of x" if of_x else ""
         left_out = f"{term.missing} is left out, for each value of x" if term.missing else ""
-        return "", [f"  constant    {'; '.join(filter(None, (given, left_out)))}"]
+        parts = [
+            part for part in (given, text or left_out.replace("value of x", "x" if term.of_x else "value of x")) if part
+        ]
+        return "", [f"  constant    {'; '.join(parts)}"] if parts else []
 
-    def _notes(self, rate: Term, beta: Power, fixed: Mapping[str, int]) -> Iterator[str]:
-        """Yield lines on default values, on a spread whose name says another reading, and on fixed sizes."""
+    def _notes(self, claim: _Claim, beta: Power, sizes: Sequence[Size]) -> Iterator[str]:
+        """Yield lines on mistakes, default values, a spread whose name says another reading, and fixed sizes."""
+        if claim.likelihood.note:
+            yield f"  mistake     {self._text(claim.likelihood.note)}"
         if values := [f"{name} = {value}" for name, value in self.box.constants.items() if not isinstance(value, bool)]:
             yield f"  with        {', '.join(values)}"
         name = self.box.names["s"]
         named = next((reading for reading, pattern in _SAYS.items() if re.search(pattern, name.lower())), "")
-        if named and not rate.name.removesuffix(")").endswith(f"scale = {named}"):
+        if named and not claim.rate.name.removesuffix(")").endswith(f"scale = {named}"):
             yield f"  note        {name} is read by its formula, not by its name: z must be drawn with the scale above"
         if str(beta) == "2":
             yield "  note        beta is also 2 where a KL divergence is written without its factor 1/2"
-        if beta.powers.get("D"):
-            yield f"  note        for D = 784 and L = 20, beta = {beta.at({'D': 784, 'L': 20}):.6g}"
-        if fixed:
-            values = [f"{symbol} = {value}" for symbol, value in fixed.items()]
-            yield f"  sizes       the code takes {', '.join(values)} only: the weights above are numbers for these"
+        base, others = self.box.size.symbols(), self.box.size.others()
+        if values := [f"{symbol} = {base[symbol]}" for symbol, size in others if symbol and size not in sizes]:
+            yield f"  sizes       {', '.join(values)} only: the weights above are numbers for these"
 
     def _on_images(self, claim: _Claim) -> Iterator[str]:
         """Yield a line if the loss of images (C, H, W) differs from the one identified for vectors (D,)."""
         box = self.box
-        if box.size.image != (6,) or box.has_classes or box.layout != "same":
+        if box.size.image != (6,) or box.has_classes or box.layout != "same" or claim.likelihood.of_image:
             return
         with contextlib.suppress(LossError):  # it may take no images
-            points = [box.point(box.size._replace(image=(2, 3, 4))) for _ in range(2)]
-            theirs = [box(a).item() for a in points]
-            flat = [{role: one.flatten(1) if role in "xyt" else one for role, one in a.items()} for a in points]
-            ours = [claim.values(box, a).item() for a in flat]
-            if not _is_near(theirs[0] - theirs[1], ours[0] - ours[1], 10 * self.exact):
+            fit = self._named([claim.likelihood], "likelihood", box.size._replace(image=(2, 3, 4)), 2)
+            if fit is None or not _is_near(fit.weight, claim.of_x.at({**box.size.symbols(), "D": 24}), 1e-5):
                 yield "  note        for vectors (B, D): for images (B, C, H, W) it is another loss, give their shape"
 
     def _part_lines(self, claim: _Claim) -> Iterator[str]:
         """Yield a line for each further value that the loss returns: the distortion, the rate, or another value."""
-        for key in self.box.parts(self.base):
-            of_x, of_z = (bool({*self.box.depends(key)} & {self.box.names.get(r) for r in rs}) for rs in ("xyt", "msz"))
-            what = "a value of both parts" if of_x and of_z else "a constant"
-            if of_x != of_z:
-                term, roles, what = (claim.likelihood, "xyt", "distortion") if of_x else (claim.rate, "msz", "rate")
-                points = [self._moved(roles) for _ in range(8)]
-                values = np.array([self.box.parts(a)[key].sum().item() for a in points])
-                fit = _fitted(term, [self.box.shaped(a) for a in points], values)
-                is_it = fit.residual < 1e-6 and not math.isnan(fit.weight)
-                what = f"{'minus ' * (fit.weight < 0)}the {what}, times a number" if is_it else f"a value of the {what}"
-            if key != self.box.total:
-                yield f"  part        {key!r}: {what}"
+        box, kinds = self.box, {"distortion": "yt", "rate": "mszab"}
+        for key in (key for key in box.parts(self.base) if key != box.total):
+            of = [kind for kind, roles in kinds.items() if {*box.depends(key)} & {box.names.get(r) for r in roles}]
+            what = "a value of both parts" if of else "a constant"
+            if len(of) == 1:
+                points = [self.base, *(self._moved(kinds[of[0]]) for _ in range(8))]
+                pairs = np.array([(box.parts(a)[key].sum().item(), claim.values(box, a).item()) for a in points])
+                ratios = np.divide(*(pairs[1:] - pairs[0]).T)
+                is_it = np.ptp(ratios) < 1e-6 * np.abs(ratios).max()
+                sign = "minus " if ratios[0] < 0 else ""
+                what = f"{sign}the {of[0]}, times a number" if is_it else f"a value of the {of[0]}"
+            yield f"  part        {key!r}: {what}"
 
     def _proof(self, claim: _Claim, sizes: Sequence[Size]) -> float:
-        """Return the largest relative difference of values, up to a constant, or gradients."""
-        box, residual, constants = self.box, 0.0, dict[Size, float]()
-        names = claim.likelihood.name + claim.rate.name
-        unit = any(part in names for part in ("probs", "rate = {y}", "Logistic"))
-        positive = any(part in names for part in ("= {s}", "sqrt({s})", "= {t}", "sqrt({t})", "Logistic"))
-
-        def claimed(a: Arguments) -> Tensor:
-            return claim.values(box, a)
-
-        for number in range(_PROOF):
+        """Return the largest relative difference of gradients, or of values that have the same x."""
+        box, residual = self.box, 0.0
+        is_of_counts = any(part in claim.likelihood.name for part in ("Poisson", "Binomial(", "Multinomial"))
+        for number in range(_PROOF // 10):
             size = sizes[number % len(sizes)]
-            a = box.point(size, unit=unit, positive=positive)
-            if not box.has_classes and number % 2:
-                a["x"] = (a["x"] > 0.5).double()
-            theirs, ours = [box(a), *_gradients(box, a)], [claimed(a), *_gradients(claimed, a)]
-            ours[0] = ours[0] + constants.setdefault(size, (theirs[0] - ours[0]).item())
-            for one, other in zip(theirs, ours):
-                residual = max(residual, float((one - other).abs().max() / (other.abs().max() + 1e-300)))
+            x, beside = box.point(size)["x"], None
+            if not box.has_classes and number % 2 and box.least < 0:
+                x = (12 * x).floor() if is_of_counts else (x > 0.5).double()
+            for a, theirs, their_gradients in self._points("ytmszab", size, 5, claim.likelihood, x=x):
+                (ours,), (gradients,) = _gradients(lambda a: [claim.values(box, a)], a, their_gradients)
+                beside = theirs - ours if beside is None else beside
+                pairs = [(theirs, ours + beside), *((their_gradients[role], gradients[role]) for role in gradients)]
+                for one, other in pairs:
+                    residual = max(residual, float((one - other).abs().max() / (other.abs().max() + 1e-300)))
         return residual
 
     def _text(self, name: str, v: str = "") -> str:
-        name = name if v else re.sub(r"scale(\^2)? = {v}", "a fixed scale", name)
-        return name.format(**{role: self.box.names.get(role, role) for role in "xytmsz"}, v=v)
+        name = name if v else re.sub(r"(scale(\^2)?|v) = {v}", "a fixed scale", name)
+        return name.format(**{role: self.box.names.get(role, role) for role in "xytmszab"}, v=v)
 
-    def _refused(self, reason: str, lines: Sequence[str] = ()) -> Identified:
-        return Identified(is_elbo=False, text="\n".join([f"not an ELBO: {reason}", *lines]), reason=reason)
+    def _refused(self, reason: str, is_open: bool = False, lines: Sequence[str] = ()) -> Identified:
+        head = f"open, neither an ELBO nor none: {reason}" if is_open else f"not an ELBO: {reason}"
+        return Identified(is_elbo=False, text="\n".join([head, *lines]), reason=reason, is_open=is_open)
 
 
-def _gradients(function: Callable[[Arguments], Tensor], a: Arguments) -> tuple[Tensor, ...]:
-    """Return the gradients of a function in all arguments but x."""
-    moved = {role: a[role].clone().requires_grad_() for role in a if role != "x"}
-    return torch.autograd.grad(function({**a, **moved}), list(moved.values()))
+def _gradients(
+    function: Callable[[Arguments], list[Tensor]], a: Arguments, roles: Iterable[str]
+) -> tuple[list[Tensor], list[_Gradients]]:
+    """Return values, and the gradients of each in some arguments; 0 in those on which it does not depend."""
+    moved = {role: a[role].clone().requires_grad_() for role in roles}
+    zero = sum((0 * one.sum() for one in moved.values()), torch.zeros(()))
+    values = [value + zero for value in function({**a, **moved})]
+    found = [torch.autograd.grad(value, [*moved.values()], retain_graph=True) for value in values]
+    return [value.detach() for value in values], [dict(zip(moved, gradients)) for gradients in found]
 
 
 def _power(weights: Mapping[Size, float]) -> Power | None:
     """Return a weight as a number times powers of the sizes; None if no powers give it at all of these sizes."""
     (base, first), *others = ((size.symbols(), weight) for size, weight in weights.items())
+    if math.isnan(first):
+        return None
     powers: dict[str, int] = {}
     for symbols, weight in others:
         changed = [name for name in base if symbols[name] != base[name]]

@@ -1,58 +1,72 @@
 """The terms of which losses of VAEs are sums: what `identify` compares a loss with.
 
-The arguments of a loss are known by their roles: data x, reconstruction y, spread t of the likelihood, and of q(z | x)
-loc m, spread s and a draw z.
+The arguments of a loss are known by their roles: data x, reconstruction y, spread t of the likelihood, of q(z | x) loc
+m, spread s and a draw z, and of a learned prior loc a and spread b. Each term is one row: a name and a function of
+these arguments, in nats. What a loss does first to the reconstruction, as its tanh, is a row too.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import huber_loss, softplus
 
 from pvae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pvae.distributions.discretized_logistic import DiscretizedLogistic
 
-__all__ = ["Arguments", "Term", "likelihoods", "rates", "spreads"]
+__all__ = ["NUM_CLASSES", "Arguments", "Term", "likelihoods", "rates"]
+
+NUM_CLASSES = 5  # of x, where it holds classes
 
 Arguments = Mapping[str, Tensor]
-_Column = Callable[[Arguments], Tensor]
-_Function = Callable[[Tensor], Tensor]
+_Function = Callable[[Any], Any]
+_LogZ = Callable[[float], float]
 
 _EPSILONS = (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)  # that are added in logarithms
-_HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
-_NORMAL, _LAPLACE = "log(2 pi scale^2) / 2", "log(2 scale)"  # what is often left out
+_LOG_2_PI = math.log(2 * math.pi)
+_NORMAL, _FACTORIAL, _ORDERS = "log(2 pi scale^2) / 2", "log(x!)", "log(N! / prod x!)"  # what is often left out
 
 
 @dataclass(frozen=True)
 class Term:
-    """A weighted sum of columns, each a sum over batch and elements.
+    """A likelihood or a rate as a sum of columns, each summed over batch and elements; or what is written for one.
 
     Args:
         name: a distribution with roles in braces, such as "Bernoulli(probs = {y})"; {v} is a scale found later.
-        columns: each returns a tensor.
-        exact: the weights with which the columns make -log p or the rate in nats, up to a constant.
-        constant: what is then missing, in nats for each value of x, or each latent.
-        missing: the name of this constant.
-        kind: "likelihood" or "rate", or why the term is neither.
+        columns: a function of the roles in `needs`; the sum of all that it returns is -log p or the rate in nats, up
+            to a constant.
+        missing: the name of the constant, or function of x alone, that -log p has beside the columns.
+        log_z: of a density exp(-column / v) / Z, the logarithm of Z for each value, by v.
+        of_x: the function of x alone.
         option: the choice of --likelihood or --posterior that trains it.
-        needs: the roles on which it depends.
-        column_names: the names of the columns, with roles in braces.
+        needs: the roles on which it depends, in the order of the arguments of `columns`.
+        kind: "likelihood" or "rate"; "none" and "open" are neither, for the reason in `note`.
+        note: a mistake, or the reason.
+        of_image: the only shape of an image for which it is known; () is any.
+        prior: of a rate.
+        constant: of a rate, what it has beside the columns, for each latent.
+        num_of_prior: of a rate, how many columns, the first ones, the variance of a prior N(0, c^2) divides.
     """
 
     name: str
-    columns: tuple[_Column, ...]
-    exact: tuple[float, ...]
-    constant: float = 0.0
+    columns: Callable[..., Tensor | tuple[Tensor, ...]]
     missing: str = ""
-    kind: str = "likelihood"
+    log_z: _LogZ | None = None
+    of_x: _Function | None = None
     option: str = ""
     needs: str = "xy"
-    column_names: tuple[str, ...] = ()
+    kind: str = "likelihood"
+    note: str = ""
+    of_image: tuple[int, ...] = ()
+    prior: str = "N(0, I)"
+    constant: float = 0.0
+    num_of_prior: int = 0
 
     @property
     def is_part(self) -> bool:
@@ -64,13 +78,35 @@ class Term:
         """Whether x holds classes."""
         return self.name.startswith("Categorical")
 
-    def values(self, a: Arguments) -> Tensor:
-        """Return the sum of each column, (number of columns,)."""
-        return torch.stack([column(a).sum() for column in self.columns])
+    @property
+    def is_of_ordinary(self) -> bool:
+        """Whether rounding spoils it far out."""
+        return "Logistic" in self.name
 
-    def exactly(self, a: Arguments) -> Tensor:
-        """Return -log p or the rate, summed over batch and elements, up to the constant."""
-        return self.values(a) @ torch.tensor(self.exact, dtype=torch.float64)
+    def values(self, a: Arguments) -> list[Tensor]:
+        """Return the sum of each column."""
+        found = self.columns(*(a[role] for role in self.needs))
+        return [column.sum() for column in (found if isinstance(found, tuple) else (found,))]
+
+    def exactly(self, a: Arguments, variance: float = 1.0) -> Tensor:
+        """Return the sum of the columns; of a rate with its constant, and for a variance of the prior."""
+        parts = [one / variance if index < self.num_of_prior else one for index, one in enumerate(self.values(a))]
+        constant = (self.constant + 0.5 * math.log(variance)) * a["m"].numel() if self.kind == "rate" else 0.0
+        return torch.stack(parts).sum() + constant
+
+    def of_function(self, name: str, function: _Function) -> Term:
+        """Return the term of a function of y, whose name has {y} in it."""
+        name = self.name.replace("{y}", name)
+        return replace(self, name=name, columns=lambda x, y, *t: self.columns(x, function(y), *t), option="")
+
+    def weighted(self, weights: Tensor, log_z: _LogZ) -> Term:
+        """Return the density with one scale for each value: its weights have the mean 1 and the shape of x."""
+        every: list[float] = weights.flatten().tolist()
+        name = f"{self.name[:-1]}, divided by a weight of each value, {min(every):.4g} to {max(every):.4g})"
+        return replace(
+            self, name=name, columns=lambda x, y: weights * self.columns(x, y), of_image=tuple(weights.shape),
+            option="", log_z=lambda v: sum(log_z(v / one) for one in every) / len(every),
+        )  # fmt: skip
 
 
 # The readings of a spread s: its name, the scale, and the logarithm of the scale.
@@ -86,9 +122,9 @@ _READINGS: tuple[_Reading, ...] = (
 )
 
 
-def spreads(role: str = "s") -> Iterator[_Reading]:
+def _readings(role: str, epsilons: tuple[float, ...] = ()) -> Iterator[_Reading]:
     """Yield the readings of a spread; the last ones add a small number to a scale, or in its logarithm."""
-    for name, scale, log_scale in (*_READINGS, *(one for e in _EPSILONS for one in _with_epsilon(e))):
+    for name, scale, log_scale in (*_READINGS, *(one for e in epsilons for one in _with_epsilon(e))):
         yield name.replace("{s}", f"{{{role}}}"), scale, log_scale
 
 
@@ -98,120 +134,190 @@ def _with_epsilon(e: float) -> Iterator[_Reading]:
     yield f"scale = softplus({{s}}) + {e:g}", lambda s: softplus(s) + e, lambda s: (softplus(s) + e).log()
 
 
-def likelihoods() -> Iterator[Term]:
-    """Yield likelihoods, and then what is written in place of one."""
+_FUNCTIONS: dict[str, _Function] = {  # of the reconstruction, inside a loss
+    "tanh": torch.tanh, "sigmoid": torch.sigmoid, "softplus": softplus, "exp": torch.exp,
+    "softmax": lambda y: y.softmax(-1),
+}  # fmt: skip
+
+
+def likelihoods(kink: float = 0.0) -> Iterator[Term]:
+    """Yield likelihoods, and then what is written in place of one.
+
+    Args:
+        kink: where a Huber loss has its kink; 0 is none.
+    """
+    plain = [*_of_values(kink), *(term for reading in _readings("t") for term in _of_spread(*reading))]
+    with_epsilons = [of(e) for e in _EPSILONS for of in (_multinomial, _bernoulli, _poisson)]
+    yield from (*plain, *_of_classes(), *with_epsilons, *_not_likelihoods())
+    for (name, function), term in itertools.product(_FUNCTIONS.items(), (*plain, *with_epsilons)):
+        found = term.of_function(f"{name}({{y}})", function)
+        if term.kind == "open" and name == "softmax":  # probabilities that sum to 1, as a multinomial needs
+            found = replace(found, kind="likelihood", note="")
+        low, high = function(torch.tensor([-40.0, 40.0])).sigmoid().tolist()
+        mistake = "the sigmoid is applied twice" if name == "sigmoid" else f"outputs of a {name} are no logits"
+        mistake = f"{mistake}: probabilities stay between {low:.2g} and {high:.2g}"
+        yield replace(found, note=mistake) if "Bernoulli(logits" in term.name else found
+    yield from (term for reading in _readings("t", _EPSILONS) for term in _of_spread(*reading))
+
+
+def _of_values(kink: float) -> Iterator[Term]:
+    """Yield the likelihoods of x and its reconstruction alone."""
+    if kink:  # before the Normal, which it is within the kink
+        name = f"Huber({{y}}, kink at |{{x}} - {{y}}| = {kink:.6g}, v = {{v}})"
+        yield Term(name, lambda x, y: huber_loss(y, x, "none", kink), "log Z", lambda v: _huber_log_z(kink, v))
     yield _bernoulli()
-    yield Term("Bernoulli(logits = {y})", (_softplus, _minus_xy), (1, 1), option="bernoulli")
-    yield Term("Normal({y}, scale^2 = {v})", (_square,), (0.5,), _HALF_LOG_2_PI, _NORMAL, option="normal")
-    yield Term("Laplace({y}, scale = {v})", (_absolute,), (1,), math.log(2), _LAPLACE)
-    by_probs = (*_bernoulli().columns, lambda a: -_log_c(torch.logit(a["y"])))
-    yield Term("ContinuousBernoulli(probs = {y})", by_probs, (1, 1, 1), option="continuous-bernoulli")
-    by_logits = (_softplus, _minus_xy, lambda a: -_log_c(a["y"]))
-    yield Term("ContinuousBernoulli(logits = {y})", by_logits, (1, 1, 1), option="continuous-bernoulli")
-    yield Term("Poisson(rate = exp({y}))", (lambda a: a["y"].exp(), _minus_xy), (1, 1), missing="log(x!)")
-    yield from map(_poisson, (0.0, *_EPSILONS))
-    yield Term("Categorical(logits = {y})", (lambda a: -_of_class(a["y"].log_softmax(_axis(a)), a),), (1,))
-    yield Term("Categorical(log_probs = {y})", (lambda a: -_of_class(a["y"], a),), (1,))
-    yield from (term for reading in spreads("t") for term in _of_given_spread(*reading))
-    yield from map(_bernoulli, _EPSILONS)
-    name = "Normal({y}, scale^2 = the mean squared error of"
-    yield Term(f"{name} the batch)", (lambda a: _log_error(_square(a)),), (0.5,), option="normal-optimal")
-    yield Term(f"{name} each image)", (lambda a: torch.stack([*map(_log_error, _square(a))]),), (0.5,))
-    yield from _not_likelihoods()
+    yield Term("Bernoulli(logits = {y})", lambda x, y: softplus(y) - x * y, option="bernoulli")
+    log_z: _LogZ = lambda v: 0.5 * (_LOG_2_PI + math.log(v))  # noqa: E731
+    yield Term("Normal({y}, scale^2 = {v})", lambda x, y: 0.5 * (x - y) ** 2, _NORMAL, log_z, option="normal")
+    log_z = lambda v: math.log(2 * v)  # noqa: E731
+    yield Term("Laplace({y}, scale = {v})", lambda x, y: (x - y).abs(), "log(2 scale)", log_z)
+    yield Term("LogCosh({y}, v = {v})", lambda x, y: _log_cosh(x - y), "log Z", _log_cosh_log_z)
+    for name, logits in ("probs", torch.logit), ("logits", lambda y: y):
+        density = lambda x, y, of=logits: -ContinuousBernoulli(of(y), validate_args=False).log_prob(x)  # noqa: E731
+        yield Term(f"ContinuousBernoulli({name} = {{y}})", density, option="continuous-bernoulli")
+    yield _multinomial()
+    yield Term("Multinomial(logits = {y})", lambda x, y: -x * y.log_softmax(-1), _ORDERS, of_x=_log_orders)
+    yield _poisson()
+    yield Term("Poisson(rate = exp({y}))", lambda x, y: y.exp() - x * y, _FACTORIAL, of_x=_log_x)
+    yield Term("Exponential(mean = {y})", lambda x, y: x / y + y.log())
+    name = "exp(-|{x} - {y}| / v) / Z of the norm of each {x} - {y}, v = {v}"
+    yield Term(name, lambda x, y: (x - y).flatten(1).norm(dim=1), "log Z")
+    optimal = "Normal({y}, scale^2 = the mean squared error of"
+    yield Term(f"{optimal} the batch)", lambda x, y: _half_log(x - y), option="normal-optimal")
+    yield Term(f"{optimal} each image)", lambda x, y: torch.stack([*map(_half_log, x - y)]))
 
 
-def _of_given_spread(reading: str, scale: _Function, log_scale: _Function) -> Iterator[Term]:
+def _of_spread(reading: str, scale: _Function, log_scale: _Function) -> Iterator[Term]:
     """Yield the likelihoods whose spread t is an argument of the loss."""
+    normal, log_z = lambda x, y, t: 0.5 * ((x - y) / scale(t)) ** 2 + log_scale(t), lambda v: 0.5 * _LOG_2_PI
+    yield Term(f"Normal({{y}}, {reading})", normal, _NORMAL, log_z, needs="xyt")
+    laplace, log_z = lambda x, y, t: (x - y).abs() / scale(t) + log_scale(t), lambda v: math.log(2)
+    yield Term(f"Laplace({{y}}, {reading})", laplace, "log(2 scale)", log_z, needs="xyt")
+    name, option = f"DiscretizedLogistic({{y}}, {reading})", "discretized-logistic"
+    whole = lambda x, y, t: -DiscretizedLogistic(y, scale(t), validate_args=False).log_prob(x)  # noqa: E731
+    yield Term(name, whole, option=option, needs="xyt")
+    yield Term(f"{name} without its tails at 0 and 1", lambda x, y, t: -_log_bin(x, y, scale(t)), needs="xyt")
+    for e in (0.0, *_EPSILONS) if "added" not in reading else ():
+        name = f"NegativeBinomial(mean = {{y}}, dispersion = {reading.removeprefix('scale = ')}{_added(e)})"
+        counts = lambda x, y, t, e=e: -_log_negative_binomial(x, y, scale(t), e)  # noqa: E731
+        yield Term(name, counts, _FACTORIAL, of_x=_log_x, needs="xyt")
 
-    def logarithm(a: Arguments) -> Tensor:
-        return log_scale(a["t"]).expand_as(a["x"])
 
-    normal = (lambda a: _square(a) / scale(a["t"]) ** 2, logarithm)
-    yield Term(f"Normal({{y}}, {reading})", normal, (0.5, 1), _HALF_LOG_2_PI, _NORMAL, needs="xyt")
-    laplace = (lambda a: _absolute(a) / scale(a["t"]), logarithm)
-    yield Term(f"Laplace({{y}}, {reading})", laplace, (1, 1), math.log(2), _LAPLACE, needs="xyt")
-    name = f"DiscretizedLogistic({{y}}, {reading})"
-    whole = (lambda a: -DiscretizedLogistic(a["y"], scale(a["t"]), validate_args=False).log_prob(a["x"]),)
-    yield Term(name, whole, (1,), option="discretized-logistic", needs="xyt")
-    cut_off = (lambda a: -_log_bin(a["x"], a["y"], scale(a["t"])),)
-    yield Term(f"{name} without its tails at 0 and 1", cut_off, (1,), needs="xyt")
+def _of_classes() -> Iterator[Term]:
+    """Yield the likelihoods of classes, also without the values of one class."""
+    by = {"logits": lambda x, y: y.log_softmax(_axis(x, y)), "log_probs": lambda x, y: y}
+    for ignored, (name, of) in itertools.product(range(-1, NUM_CLASSES), by.items()):  # -1 is none
+
+        def summed(x: Tensor, y: Tensor, of: Any = of, ignored: int = ignored) -> Tensor:
+            return -of(x, y).gather(_axis(x, y), x.unsqueeze(_axis(x, y))).squeeze(_axis(x, y)) * (x != ignored)
+
+        left_out = f", without the values of class {ignored} (ignore_index)" if ignored >= 0 else ""
+        yield Term(f"Categorical({name} = {{y}}{left_out})", summed)
+        mean = lambda x, y, c=summed, i=ignored: c(x, y).sum() / (x != i).sum()  # noqa: E731
+        note = "it is a mean over the values that are not ignored: beta depends on how many of these a batch has"
+        yield Term(f"Categorical({name} = {{y}}{left_out})", mean, kind="none", note=note)
 
 
 def _not_likelihoods() -> Iterator[Term]:
     """Yield what is written in place of a likelihood."""
-    kind = "a norm without its square is the logarithm of no likelihood in the list"
-    yield Term("the norm of each {x} - {y}", (lambda a: _square(a).flatten(1).sum(-1).sqrt(),), (1,), kind=kind)
-    yield Term("the norm of {x} - {y}, of the batch", (lambda a: _square(a).sum().sqrt(),), (1,), kind=kind)
-    kind = "it compares means over the batch, and no image with its own reconstruction"
-    means: tuple[_Column, ...] = (lambda a: (a["x"].mean(0) - a["y"].mean(0)) ** 2,)
-    yield Term("the squared error of the batch's means", means, (1,), kind=kind)
-    kind = "its target is x scaled or shifted, and not x: the cross-entropy is a likelihood of values in [0, 1] alone"
-    yield Term("a cross-entropy of logits {y}", (_softplus, _minus_xy, lambda a: a["y"]), (1, 1, 1), kind=kind)
-    logs: tuple[_Column, ...] = (lambda a: a["y"].log(), lambda a: (1 - a["y"]).log())
-    with_x: tuple[_Column, ...] = (lambda a: a["x"] * a["y"].log(), lambda a: a["x"] * (1 - a["y"]).log())
-    yield Term("a cross-entropy of probabilities {y}", logs + with_x, (1, 1, 1, 1), kind=kind)
-    kind = "the two terms of the cross-entropy have different weights, a pos_weight"
-    weighted = (_softplus, _minus_xy, lambda a: a["x"] * _softplus(a))
-    yield Term("a weighted cross-entropy of logits {y}", weighted, (1, 1, 1), kind=kind)
-    kind = "outputs of a tanh, in [-1, 1], are no logits: they keep probabilities between 0.27 and 0.73"
-    tanh: tuple[_Column, ...] = (lambda a: softplus(a["y"].tanh()), lambda a: -a["x"] * a["y"].tanh())
-    yield Term("Bernoulli(logits = tanh({y}))", tanh, (1, 1), kind=kind)
-    kind = "x^2, -2 x y and y^2 have different weights, so that it is no squared error"
-    squares: tuple[_Column, ...] = (lambda a: a["x"] ** 2, lambda a: -2 * a["x"] * a["y"], lambda a: a["y"] ** 2)
-    yield Term("a quadratic function of {x} and {y}", squares, (1, 1, 1), kind=kind)
+    note = "a norm over the batch is no sum over images"
+    yield Term("the norm of {x} - {y}, of the batch", lambda x, y: (x - y).norm(), kind="none", note=note)
+    note = "it compares means over the batch, and no image with its own reconstruction"
+    yield Term("a squared error of means", lambda x, y: (x.mean(0) - y.mean(0)) ** 2, kind="none", note=note)
+    by_logits = "logits", lambda y: y - softplus(y), lambda y: -softplus(y)
+    for name, log_p, log_not_p in by_logits, ("probabilities", torch.log, lambda y: (1 - y).log()):
+        note = "its two terms have different weights, a pos_weight: p(x = 0) + p(x = 1) is not 1"
+        weighted = lambda x, y, p=log_p, q=log_not_p: (x * p(y), (1 - x) * q(y))  # noqa: E731
+        yield Term(f"a weighted cross-entropy of {name} {{y}}", weighted, kind="none", note=note)
+        note = "its target is x scaled or shifted, and the cross-entropy is a likelihood of values in [0, 1] alone"
+        shifted = lambda x, y, p=log_p, q=log_not_p: (q(y), x * (p(y) - q(y)), p(y) - q(y))  # noqa: E731
+        yield Term(f"a cross-entropy of {name} {{y}}", shifted, kind="open", note=note)
+    note = "x y and y^2 have different weights: it may be a squared error of x and a multiple of {y}"
+    yield Term("a quadratic function of {y}", lambda x, y: (x * y, y**2), kind="open", note=note)
 
 
-def rates() -> Iterator[Term]:
-    """Yield KL(q, N(0, I)) of a Normal q in closed form, and log q(z) - log p(z) at a draw z."""
-    yield from (term for reading in spreads() for term in _rates_of(*reading))
+def rates(roles: str) -> Iterator[Term]:
+    """Yield KL(q, prior) of a Normal q in closed form, and log q(z) - log p(z) at a draw z.
+
+    Args:
+        roles: of the loss; with a and b its prior is a Normal of that loc and spread, else N(0, c^2 I).
+    """
+    standard: list[_Reading] = [("N(0, I)", lambda b: 1.0, lambda b: 0.0)]
+    for reading, prior in itertools.product(_readings("s", _EPSILONS), _readings("b") if "b" in roles else standard):
+        yield from _rates_of(*reading, *prior)
 
 
-def _rates_of(reading: str, scale: _Function, log_scale: _Function) -> Iterator[Term]:
-    name, weights = f"Normal(loc = {{m}}, {reading})", (0.5, 0.5, 0.5)
-    option = "normal-log-variance" if "({s} / 2)" in reading else "normal"
+def _rates_of(
+    reading: str, scale: _Function, log_scale: _Function, prior: str, c: _Function, log_c: _Function
+) -> Iterator[Term]:
+    """Yield the rates for a reading of s and a prior of loc a and scale c(b)."""
 
-    def logarithm(a: Arguments) -> Tensor:
-        return -2 * log_scale(a["s"])
+    def closed(m: Tensor, s: Tensor, a: Any = 0.0, b: Any = 0.0) -> tuple[Tensor, ...]:
+        return 0.5 * ((m - a) / c(b)) ** 2, 0.5 * (scale(s) / c(b)) ** 2, log_c(b) - log_scale(s)
 
-    closed = (lambda a: a["m"] ** 2, lambda a: scale(a["s"]) ** 2, logarithm)
-    names = "{m}^2", "scale^2", "-2 log scale"
-    yield Term(name, closed, weights, -0.5, kind="rate", option=option, needs="ms", column_names=names)
-    drawn = (lambda a: a["z"] ** 2, lambda a: -(((a["z"] - a["m"]) / scale(a["s"])) ** 2), logarithm)
-    names = "{z}^2", "-({z} - {m})^2 / scale^2", "-2 log scale"
-    yield Term(name, drawn, weights, kind="rate", option=option, needs="msz", column_names=names)
+    def drawn(m: Tensor, s: Tensor, z: Tensor, a: Any = 0.0, b: Any = 0.0) -> tuple[Tensor, ...]:
+        return 0.5 * ((z - a) / c(b)) ** 2, -0.5 * ((z - m) / scale(s)) ** 2, log_c(b) - log_scale(s)
+
+    is_learned, option = "{b}" in prior, "normal-log-variance" if "({s} / 2)" in reading else "normal"
+    prior, more = (f"Normal(loc = {{a}}, {prior})", "ab") if is_learned else (prior, "")
+    for columns, needs, constant, num_of_prior in (closed, "ms", -0.5, 2), (drawn, "msz", 0.0, 1):
+        yield Term(
+            f"Normal(loc = {{m}}, {reading})", columns, option=option, needs=needs + more, kind="rate", prior=prior,
+            constant=constant, num_of_prior=0 if is_learned else num_of_prior,
+        )  # fmt: skip
 
 
 def _bernoulli(e: float = 0.0) -> Term:
-    name = f"Bernoulli(probs = {{y}}{f', {e:g} added in the logarithms' if e else ''})"
-    columns = lambda a: -a["x"] * (a["y"] + e).log(), lambda a: -(1 - a["x"]) * (1 - a["y"] + e).log()
-    return Term(name, columns, (1, 1), option="bernoulli", column_names=("-x log y", "-(1 - x) log(1 - y)"))
+    density = lambda x, y: -x * (y + e).log() - (1 - x) * (1 - y + e).log()  # noqa: E731
+    return Term(f"Bernoulli(probs = {{y}}{_added(e)})", density, option="bernoulli")
 
 
-def _poisson(e: float) -> Term:
-    name = f"Poisson(rate = {{y}}{f', {e:g} added in the logarithm' if e else ''})"
-    return Term(name, (lambda a: a["y"], lambda a: -a["x"] * (a["y"] + e).log()), (1, 1), missing="log(x!)")
+def _poisson(e: float = 0.0) -> Term:
+    return Term(f"Poisson(rate = {{y}}{_added(e)})", lambda x, y: y - x * (y + e).log(), _FACTORIAL, of_x=_log_x)
 
 
-def _softplus(a: Arguments) -> Tensor:
-    return softplus(a["y"])
+def _multinomial(e: float = 0.0) -> Term:
+    note = (
+        "it is a multinomial's if {y} sums to 1 over its last axis, as after a softmax; of outputs of a sigmoid the "
+        "term -(1 - x) log(1 - y) is missing: give the logits, and write log_softmax into the loss"
+    )
+    name, density = f"Multinomial(probs = {{y}}{_added(e)})", lambda x, y: -x * (y + e).log()
+    return Term(name, density, _ORDERS, of_x=_log_orders, kind="open", note=note)
 
 
-def _minus_xy(a: Arguments) -> Tensor:
-    return -a["x"] * a["y"]
+def _added(e: float) -> str:
+    return f", {e:g} added in the logarithms" if e else ""
 
 
-def _square(a: Arguments) -> Tensor:
-    return (a["x"] - a["y"]) ** 2
+def _log_cosh(r: Tensor) -> Tensor:
+    return r.abs() + softplus(-2 * r.abs()) - math.log(2)
 
 
-def _absolute(a: Arguments) -> Tensor:
-    return (a["x"] - a["y"]).abs()
+def _log_cosh_log_z(v: float) -> float:
+    """Return the logarithm of the integral of cosh(r)^(-1 / v)."""
+    return 0.5 * math.log(math.pi) + math.lgamma(0.5 / v) - math.lgamma(0.5 / v + 0.5)
 
 
-def _log_c(logits: Tensor) -> Tensor:
-    """Return log C, the logarithm of the normalising constant of a continuous Bernoulli."""
-    at_zero = ContinuousBernoulli(logits=logits, validate_args=False).log_prob(torch.zeros_like(logits))
-    return at_zero + softplus(logits)
+def _huber_log_z(kink: float, v: float) -> float:
+    """Return the logarithm of the integral of exp(-huber(r) / v): within the kink a Normal's, beyond it two tails'."""
+    within = math.sqrt(2 * math.pi * v) * math.erf(kink / math.sqrt(2 * v))
+    return math.log(within + 2 * v / kink * math.exp(-(kink**2) / (2 * v)))
+
+
+def _log_x(x: Tensor) -> Tensor:
+    return torch.lgamma(x + 1)
+
+
+def _log_orders(x: Tensor) -> Tensor:
+    """Return minus the logarithm of the multinomial coefficient of each x."""
+    return torch.lgamma(x + 1).sum(-1) - torch.lgamma(x.sum(-1) + 1)
+
+
+def _log_negative_binomial(x: Tensor, mean: Tensor, theta: Tensor, e: float) -> Tensor:
+    """Return log p without log(x!), with e added in the logarithms as scVI does."""
+    log_sum = (theta + mean + e).log()
+    powers = theta * ((theta + e).log() - log_sum) + x * ((mean + e).log() - log_sum)
+    return torch.lgamma(x + theta) - torch.lgamma(theta) + powers
 
 
 def _log_bin(x: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
@@ -220,16 +326,11 @@ def _log_bin(x: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     return torch.log(-torch.expm1(lower - upper)) - softplus(-upper) - softplus(lower)
 
 
-def _log_error(errors: Tensor) -> Tensor:
-    """Return N log(mean error) of N squared errors."""
-    return errors.numel() * errors.mean().log()
+def _half_log(errors: Tensor) -> Tensor:
+    """Return N log(mean squared error) / 2 of N errors."""
+    return 0.5 * errors.numel() * (errors**2).mean().log()
 
 
-def _axis(a: Arguments) -> int:
+def _axis(x: Tensor, y: Tensor) -> int:
     """Return the axis of the classes in y."""
-    return 1 if a["y"].shape[-1] == a["x"].shape[-1] else -1
-
-
-def _of_class(values: Tensor, a: Arguments) -> Tensor:
-    """Return the values of the classes x."""
-    return values.gather(_axis(a), a["x"].unsqueeze(_axis(a)))
+    return 1 if y.shape[-1] == x.shape[-1] else -1

@@ -1,0 +1,254 @@
+"""`pvae.identify` names likelihoods and priors of other kinds of data with the factor, beta and constant of algebra."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from helpers.losses import kl
+from torch.distributions import NegativeBinomial, Normal, Poisson, kl_divergence
+from torch.nn import functional as F
+
+from pvae.identification.identify import identify
+
+CASES: dict[str, tuple] = {}
+
+
+def case(factor, likelihood, beta="1", constant="", prior="N(0, I)"):
+    """Register a loss with what it is: the factor of the head line, likelihood, beta, constant and prior."""
+
+    def register(loss):
+        CASES[loss.__name__] = (loss, factor, likelihood, beta, constant, prior)
+        return loss
+
+    return register
+
+
+def part(distortion, likelihood, beta="1", constant="", factor=""):
+    """Register a sum of a distortion and the KL."""
+
+    def loss(recon, x, mu, logvar):
+        return distortion(recon, x).sum() + kl(mu, logvar).sum()
+
+    CASES[likelihood] = (loss, factor, likelihood, beta, constant, "N(0, I)")
+
+
+@case("", "Multinomial(logits = recon_x)", "0.2", "log(N! / prod x!) is left out, for each x")
+def mult_vae(recon_x, x, mu, logvar, anneal=0.2):
+    distortion = -(F.log_softmax(recon_x, 1) * x).sum(-1).mean()
+    return distortion + anneal * kl(mu, logvar).sum(1).mean()
+
+
+@case("", "Multinomial(logits = logits)", "1", "that of the density")
+def complete_multinomial(logits, x, mu, logvar):
+    orders = torch.lgamma(x.sum(-1) + 1) - torch.lgamma(x + 1).sum(-1)
+    return (kl(mu, logvar).sum(1) - orders - (x * F.log_softmax(logits, -1)).sum(-1)).mean()
+
+
+def to_dirichlet(mu, logvar):
+    variance = 1 - 1 / mu.shape[1]
+    return 0.5 * ((logvar.exp() + mu**2) / variance + math.log(variance) - logvar - 1).sum(1)
+
+
+@case("", "Multinomial(logits = logits)", "1", "left out", "N(0, c^2 I) with c^2 = (1 - 1 / L)")
+def prodlda(inputs, logits, mu, logvar):
+    return (to_dirichlet(mu, logvar) - (inputs * F.log_softmax(logits, 1)).sum(1)).mean()
+
+
+@case("", "Multinomial(probs = softmax(recon), 1e-10 added", "1", "left out", "N(0, c^2 I) with c^2 = (1 - 1 / L)")
+def prodlda_of_probabilities(inputs, recon, mu, logvar):
+    return (to_dirichlet(mu, logvar) - (inputs * (F.softmax(recon, 1) + 1e-10).log()).sum(1)).mean()
+
+
+@case("", "NegativeBinomial(mean = px_rate, dispersion = exp(px_r), 1e-08 added", "1", "that of the density")
+def scvi(x, px_rate, px_r, qz_m, qz_v):
+    e, theta = 1e-8, px_r.exp()
+    log_sum = torch.log(theta + px_rate + e)
+    log_p = theta * (torch.log(theta + e) - log_sum) + x * (torch.log(px_rate + e) - log_sum)
+    log_p = log_p + torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+    return (kl_divergence(Normal(qz_m, qz_v.sqrt()), Normal(0.0, 1.0)).sum(1) - log_p.sum(-1)).mean()
+
+
+@case("", "NegativeBinomial(mean = recon, dispersion = theta)", "1", "that of the density")
+def negative_binomial_of_torch(x, recon, theta, mu, logvar):
+    density = NegativeBinomial(theta, logits=recon.log() - theta.log())
+    return (kl(mu, logvar).sum(1) - density.log_prob(x).sum(1)).mean()
+
+
+@case("", "Poisson(rate = recon)", "1", "that of the density")
+def poisson_of_torch(x, recon, mu, logvar):
+    return kl(mu, logvar).sum() - Poisson(recon).log_prob(x).sum()
+
+
+@case("", "without the values of class 0 (ignore_index)")
+def padded_text(logits, target, mean, logv):
+    nll = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=0, reduction="sum")
+    return nll / len(target) + kl(mean, logv).sum(1).mean()
+
+
+@case("2 times ", "Normal(tanh(recon_x), scale = sigmas)", "0.5", "log(2 pi scale^2) / 2 is left out")
+def tvae(recon_x, x, sigmas, mu, logvar, factor=2):
+    errors = x - torch.tanh(recon_x)
+    loss = (errors**2 / 2 / sigmas**2).sum() + torch.log(sigmas).sum() * x.shape[0]
+    return loss * factor / x.shape[0] + kl(mu, logvar).sum() / x.shape[0]
+
+
+@case("", "Normal(recon, scale^2 = 0.5)", prior="Normal(loc = prior_mu, scale = exp(prior_logvar / 2))")
+def learned_prior(recon, x, mu, logvar, prior_mu, prior_logvar):
+    rate = 0.5 * (prior_logvar - logvar - 1 + (logvar.exp() + (mu - prior_mu) ** 2) / prior_logvar.exp())
+    return F.mse_loss(recon, x, reduction="sum") + rate.sum()
+
+
+@case("", "Normal(recon, scale^2 = 0.5)", prior="Normal(loc = prior_mu, scale = prior_std)")
+def learned_prior_by_a_draw(recon, x, mu, std, z, prior_mu, prior_std):
+    return F.mse_loss(recon, x, reduction="sum") + (
+        Normal(mu, std).log_prob(z).sum() - Normal(prior_mu, prior_std).log_prob(z).sum()
+    )
+
+
+@case("", "Bernoulli(logits = recon)", prior="N(0, c^2 I) with c^2 = 4")
+def wide_prior(recon, x, mu, std):
+    rate = kl_divergence(Normal(mu, std), Normal(0.0, 2.0)).sum()
+    return F.binary_cross_entropy_with_logits(recon, x, reduction="sum") + rate
+
+
+@case("", "Normal(recon, scale^2 = 0.5)")
+def seeds_torch(recon, x, mu, logvar):
+    torch.manual_seed(0)
+    return F.mse_loss(recon, x, reduction="sum") + kl(mu, logvar).sum()
+
+
+part(lambda y, x: x / y - (x / y).log() - 1, "Exponential(mean = recon)", constant="a function of x")
+part(lambda y, x: x / y.exp() + y, "Exponential(mean = exp(recon))")
+part(lambda y, x: (torch.sigmoid(y) - x) ** 2, "Normal(sigmoid(recon), scale^2 = 0.5)", constant="left out")
+part(lambda y, x: torch.log(torch.cosh(y - x)), "LogCosh(recon, v = 1)", constant="log Z is left out")
+part(lambda y, x: torch.log(math.pi * torch.cosh(y - x)), "LogCosh(recon, v = 1", constant="that of the density")
+part(
+    lambda y, x: F.smooth_l1_loss(y, x, reduction="none"), "Huber(recon, kink at |x - recon| = 1, v = 1)",
+    constant="log Z is left out",
+)  # fmt: skip
+part(
+    lambda y, x: 4 * F.huber_loss(y, x, reduction="none", delta=0.3) + math.log(0.5),
+    "Huber(recon, kink at |x - recon| = 0.3, v = 0.25)", constant="-0.693147 for each value of x",
+)  # fmt: skip
+part(
+    lambda y, x: torch.arange(1, 7) * (y - x) ** 2, "scale^2 = 1 / 7, divided by a weight of each value, 0.2857 to 1.71",
+    constant="log(2 pi scale^2) / 2 is left out",
+)  # fmt: skip
+part(lambda y, x: torch.norm(y - x, dim=1), "the norm of each x - recon, v = 1", constant="log Z is left out")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_named(name):
+    loss, factor, likelihood, beta, constant, prior = CASES[name]
+    found = identify(loss)
+    lines = str(found).splitlines()
+    assert found.is_elbo, lines
+    assert lines[0].startswith(f"{factor}the negative {'ELBO' if beta == '1' else 'beta-ELBO'} of the batch"), lines
+    assert likelihood in lines[1]
+    assert f"  beta        {beta}" in lines
+    assert constant in next((line for line in lines if line.startswith("  constant")), ""), lines
+    assert found.prior == prior
+    assert found.residual < 1e-10
+
+
+def test_the_constant_of_a_density_with_one_scale_for_each_value_is_its_own():
+    scales = torch.tensor([0.1, 0.2, 0.5, 1.0, 2.0, 5.0], dtype=torch.float64)
+
+    def loss(recon, x, mu, logvar):
+        return kl(mu, logvar).sum() - Normal(recon, scales).log_prob(x).sum()
+
+    assert "that of the density" in identify(loss).text
+
+
+@pytest.mark.parametrize(
+    ("function", "mistake"), [(torch.sigmoid, "applied twice"), (torch.tanh, "between 0.27 and 0.73")]
+)
+def test_logits_that_cannot_be_large_are_named_as_a_mistake(function, mistake):
+    def loss(recon, x, mu, logvar):
+        return F.binary_cross_entropy_with_logits(function(recon), x, reduction="sum") + kl(mu, logvar).sum()
+
+    found = identify(loss)
+    assert found.is_elbo
+    assert mistake in found.text
+
+
+OPEN = {
+    "sums to 1": lambda recon, x: -(x * recon.log()).sum(),
+    "and y^2 have": lambda recon, x: ((2 * recon - x) ** 2).sum(),
+    "scaled or shifted": lambda recon, x: F.binary_cross_entropy(recon, 0.9 * x + 0.05, reduction="sum"),
+    "not a likelihood that I know": lambda recon, x: ((recon - x) ** 4).sum(),
+}
+
+
+@pytest.mark.parametrize("reason", OPEN)
+def test_a_part_that_is_not_known_leaves_the_answer_open_with_what_was_found(reason):
+    def loss(recon, x, mu, logvar):
+        return OPEN[reason](recon, x) + 3 * kl(mu, logvar).sum(1).mean()
+
+    found = identify(loss)
+    assert found.is_open
+    assert not found.is_elbo
+    assert reason in found.reason
+    assert "Normal(loc = mu, scale = exp(logvar / 2))" in found.text
+    assert "weight      of the rate: 3 / B" in found.text
+    assert "prior" not in found.text
+
+
+def bounded(recon, x, mu, logvar):  # it is that ELBO where the KL was looked at first, and another loss elsewhere
+    return F.mse_loss(recon, x, reduction="sum") + kl(mu, logvar.clamp(-0.5, 3)).sum()
+
+
+def ignores_z(recon, x, mu, logvar, z):
+    return F.mse_loss(recon, x, reduction="sum") + kl(mu, logvar).sum()
+
+
+@pytest.mark.parametrize("loss", [bounded, ignores_z])
+def test_what_may_be_an_elbo_called_otherwise_is_open(loss):
+    assert identify(loss).is_open
+
+
+WITNESSED = {
+    "not ignored": lambda y, x: F.cross_entropy(y.flatten(0, 1), x.flatten(), ignore_index=0),
+    "different weights": lambda y, x: (torch.arange(1, 7) * F.binary_cross_entropy(y, x, reduction="none")).sum(),
+}
+
+
+@pytest.mark.parametrize("reason", WITNESSED)
+def test_weights_that_no_likelihood_has_are_refused(reason):
+    def loss(recon, x, mu, logvar):
+        return WITNESSED[reason](recon, x) + kl(mu, logvar).sum()
+
+    found = identify(loss)
+    assert not found.is_open
+    assert not found.is_elbo
+    assert reason in found.reason
+
+
+def small_rate(recon, x, mu, rho):
+    scale = F.softplus(rho) + 1e-6
+    return 784 * F.mse_loss(recon, x) + 0.00025 * 0.5 * (mu**2 + scale**2 - 1 - 2 * scale.log()).mean()
+
+
+def small_rate_with_another_epsilon(recon, x, mu, logvar):
+    rate = 0.5 * (mu**2 + logvar.exp() - 1 - torch.log(logvar.exp() + 1e-5))
+    return 784 * F.mse_loss(recon, x) + 0.00025 * rate.sum(1).mean()
+
+
+def test_a_rate_of_small_weight_is_read_in_float64():
+    found = identify(small_rate)
+    assert "scale = softplus(rho) + 1e-06" in found.text
+    assert "in float64" in found.text
+    assert identify(small_rate_with_another_epsilon).is_open
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_default_type_of_the_users_file_changes_nothing(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        assert "in float64" in identify(small_rate).text
+        assert torch.get_default_dtype() is dtype
+    finally:
+        torch.set_default_dtype(before)
