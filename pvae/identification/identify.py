@@ -236,14 +236,14 @@ def identify(
             stack.enter_context(undisturbed)
         warnings.simplefilter("ignore")  # of shapes that are only tried
         torch.manual_seed(0)
-        found: list[tuple[int, Identified]] = []
+        found: list[tuple[bool, int, bool, Identified]] = []
         for box in itertools.islice(ways_of_calling(loss, arguments, shape, constants), _MOST_WAYS):
             one = _Identification(box)
             result = one.result()
-            found.append((one.num_named, result))
-            if result.is_elbo:
+            if result.is_elbo and "Multinomial" not in result.text:  # which a cross-entropy of classes is too
                 return result
-        return max(found, key=lambda pair: pair[0])[1]
+            found.append((result.is_elbo, one.num_named, box.has_classes, result))
+        return max(found, key=lambda one: one[:3])[-1]
 
 
 class _Fit(NamedTuple):
@@ -579,30 +579,36 @@ class _Identification:
         What the loss has beside the claim, less what a density has, is split into a constant for each value of x and
         one for each latent, by points of several sizes.
         """
-        box, term, near = self.box, claim.likelihood, 1e-5 if self.exact == _DOUBLE else 1e-3
+        box, term, density = self.box, claim.likelihood, "that of the density"
+        near = 1e-5 if self.exact == _DOUBLE else 1e-3
         scale = (claim.of_z / claim.of_x).at(box.size.symbols()) if "{v}" in term.name else 1.0
-        points = [box.point(size) for size in sizes for _ in range(2)]
-        values = np.array([box(a).item() for a in points])
-        left = values - [claim.values(box, a).item() for a in points]
-        weights = [(claim.of_x.at(claim.symbols(a)), claim.of_z.at(claim.symbols(a))) for a in points]
-        table = np.array([(x * scale * a["x"].numel(), z * a["m"].numel()) for a, (x, z) in zip(points, weights)])
-        own = {"": 0 * left}
-        if term.of_x:
-            own["that of the density"] = np.array([x * term.of_x(a["x"]).sum() for a, (x, _) in zip(points, weights)])
-        if term.log_z:
-            own["that of the density"] = table[:, 0] * term.log_z(scale)
-            own["that of the density with scale 1"] = table[:, 0] / scale * term.log_z(1.0)
-        is_split, found = np.linalg.matrix_rank(table) == 2, list[tuple[bool, float, float, str]]()
-        rounding = (1e-12 if self.exact == _DOUBLE else 1e-5) * np.abs(values).max()
-        for text, one in own.items():
-            of_x, of_z = (left - one)[0] / table[0, 0], 0.0  # where they cannot be told apart
-            if is_split:
-                of_x, of_z = np.linalg.lstsq(table, left - one, rcond=None)[0]
-            if np.abs(table @ [of_x, of_z] - left + one).max() < near * max(1e-3, 1e-2 * np.abs(values).max()):
-                is_other = np.abs([of_x, of_z]) > near + rounding / np.abs(table).min(0)
-                found.append((is_other.any(), of_x * is_other[0], of_z * is_other[1], text))
+        found, is_flat = list[tuple[bool, float, float, str]](), False
+        for is_flat in (False, True):  # of equal values, if a function of x hides the constants
+            points = [box.point(size) for size in sizes for _ in range(2)]
+            points = [a | {"x": torch.full_like(a["x"], 0.5)} for a in points] if is_flat else points
+            values = np.array([box(a).item() for a in points])
+            left = values - [claim.values(box, a).item() for a in points]
+            weights = [(claim.of_x.at(claim.symbols(a)), claim.of_z.at(claim.symbols(a))) for a in points]
+            table = np.array([(x * scale * a["x"].numel(), z * a["m"].numel()) for a, (x, z) in zip(points, weights)])
+            own = {"": 0 * left}
+            if term.of_x:
+                own[density] = np.array([x * term.of_x(a["x"]).sum() for a, (x, _) in zip(points, weights)])
+            if term.log_z:
+                own[density] = table[:, 0] * term.log_z(scale)
+                own[f"{density} with scale 1"] = table[:, 0] / scale * term.log_z(1.0)
+            is_split = np.linalg.matrix_rank(table) == 2
+            rounding = (1e-12 if self.exact == _DOUBLE else 1e-5) * np.abs(values).max()
+            for text, one in own.items():
+                of_x, of_z = (left - one)[0] / table[0, 0], 0.0  # where they cannot be told apart
+                if is_split:
+                    of_x, of_z = np.linalg.lstsq(table, left - one, rcond=None)[0]
+                if np.abs(table @ [of_x, of_z] - left + one).max() < near * max(1e-3, 1e-2 * np.abs(values).max()):
+                    is_other = np.abs([of_x, of_z]) > near + rounding / np.abs(table).min(0)
+                    found.append((is_other.any(), of_x * is_other[0], of_z * is_other[1], text))
+            if found:
+                break
         if not found:
-            return "", [self._text("  constant    a function of {x}, or of the sizes, is added to that of a density")]
+            return "", ["  constant    one that depends on the sizes in no simple way"]
         is_any, of_x, of_z, text = min(found, key=lambda one: one[0])
         if of_z or (is_any and not is_split and str(claim.variance) != "1"):
             which = "is missing (- 1 in the sum)" if abs(of_z - 0.5) < near else f"is wrong by {of_z:.6g}"
@@ -611,6 +617,8 @@ class _Identification:
             prior = "" if str(claim.variance) == "1" else f" to a prior N(0, c^2 I), c^2 = {claim.variance},"
             reason = f"the constant of the rate{prior} {which}: its gradient is that of an ELBO, its value is not{hint}"
             return self._text(reason), []
+        if is_flat:
+            return "", [self._text(f"  constant    a function of {{x}} is added to {density}")]
         given = f"{of_x:.6g} for each value of x" if of_x else ""
         left_out = f"{term.missing} is left out, for each value of x" if term.missing else ""
         parts = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -44,13 +45,25 @@ def test_what_is_no_elbo_is_refused_for_its_own_reason(name):
         found.config()
 
 
-LIKELIHOODS = {
-    "Bernoulli(probs": lambda y, x: F.binary_cross_entropy(y, x, reduction="none"),
-    "Bernoulli(logits": lambda y, x: F.binary_cross_entropy_with_logits(y, x, reduction="none"),
-    "Normal(": lambda y, x: 0.5 * (y - x) ** 2,
-    "Laplace(": lambda y, x: (y - x).abs(),
-    "Poisson(rate = exp(": lambda y, x: F.poisson_nll_loss(y, x, reduction="none"),
-    "Poisson(rate = recon)": lambda y, x: y - x * y.log(),
+LIKELIHOODS = {  # by the name that is printed; those of t take another argument
+    "Bernoulli(probs": lambda y, x, t: F.binary_cross_entropy(y, x, reduction="none"),
+    "Bernoulli(logits = recon": lambda y, x, t: F.binary_cross_entropy_with_logits(y, x, reduction="none"),
+    "Normal(recon": lambda y, x, t: 0.5 * (y - x) ** 2,
+    "Laplace(recon": lambda y, x, t: (y - x).abs(),
+    "Poisson(rate = exp(": lambda y, x, t: F.poisson_nll_loss(y, x, reduction="none"),
+    "Poisson(rate = recon)": lambda y, x, t: y - x * y.log(),
+    "Multinomial(logits = recon)": lambda y, x, t: -x * y.log_softmax(1),
+    "NegativeBinomial(mean = recon, dispersion = theta)": lambda y, x, t: (
+        torch.lgamma(t) - torch.lgamma(x + t) - t * (t / (t + y)).log() - x * (y / (t + y)).log()
+    ),
+    "Normal(tanh(recon), scale = exp(theta))": lambda y, x, t: 0.5 * ((x - torch.tanh(y)) / t.exp()) ** 2 + t,
+    "Normal(sigmoid(recon)": lambda y, x, t: 0.5 * (torch.sigmoid(y) - x) ** 2,
+    "Exponential(mean = recon)": lambda y, x, t: x / y - (x / y).log() - 1,
+    "LogCosh(recon": lambda y, x, t: torch.log(torch.cosh(y - x)),
+    "Huber(recon, kink at |x - recon| = 0.7": lambda y, x, t: F.huber_loss(y, x, reduction="none", delta=0.7),
+    "applied twice": lambda y, x, t: F.binary_cross_entropy_with_logits(torch.sigmoid(y), x, reduction="none"),
+    "a weight of each value": lambda y, x, t: torch.linspace(0.5, 1.5, 6) * 0.5 * (y - x) ** 2,
+    "": lambda y, x, t: (y - x) ** 4,  # that is not known
 }
 SPREADS = {
     "scale = exp(s / 2)": lambda s: (s / 2).exp(),
@@ -58,6 +71,12 @@ SPREADS = {
     "scale = s": lambda s: s,
     "scale = sqrt(s)": torch.sqrt,
     "scale = softplus(s)": F.softplus,
+}
+PRIORS = {  # variances by the number of latents
+    "N(0, I)": lambda latents: 1,
+    "N(0, c^2 I) with c^2 = 4": lambda latents: 4,
+    "N(0, c^2 I) with c^2 = (1 - 1 / L)": lambda latents: 1 - 1 / latents,
+    "Normal(loc = prior_mu, scale = exp(prior_logvar / 2))": None,
 }
 REDUCTIONS = {"sum": {}, "mean": {"B": -1}, "elements": {"B": -1, "D": -1}}
 
@@ -67,45 +86,69 @@ def reduced(values, how):
 
 
 def combination(seed):
-    """Return a random loss, and what it is: likelihood, spread, the weights of both parts, and its flaw."""
+    """Return a random loss, and what it is: likelihood, spread, prior, the weights of both parts, and its flaw."""
     draw = np.random.default_rng(seed)
-    (name, density), (spread, scale_of) = (list(one.items())[draw.integers(len(one))] for one in (LIKELIHOODS, SPREADS))
+    (name, density), (spread, scale_of), (prior, variance_of) = (
+        list(one.items())[draw.integers(len(one))] for one in (LIKELIHOODS, SPREADS, PRIORS)
+    )
     of_x, of_z = draw.choice(["sum", "mean", "elements"], 2)
     weight, beta = (float(one) for one in draw.choice([1, 0.5, 2, 1.01, 0.99, 1e-3, 250, math.pi], 2))
-    is_drawn, flaw = bool(draw.integers(2)), draw.choice(["", "", "sign", "half", "constant"])
+    is_drawn, flaw = bool(draw.integers(2)), draw.choice(["", "", "", "sign", "half", "constant", "unknown"])
+    if "theta" in name and not variance_of:  # more arguments than a loss may have
+        prior, variance_of = next(iter(PRIORS.items()))
 
-    def loss(recon, x, mu, s, z):
+    def loss(recon, x, mu, s, z=None, theta=None, prior_mu=0.0, prior_logvar=None):
         scale = scale_of(s)
+        variance = prior_logvar.exp() if prior_logvar is not None else torch.tensor(variance_of(mu.shape[1]))
         parts = (
-            (z**2, -(((z - mu) / scale) ** 2), -2 * scale.log())
+            ((z - prior_mu) ** 2 / variance, -(((z - mu) / scale) ** 2), variance.log() - 2 * scale.log())
             if is_drawn
-            else (mu**2, scale**2 - 1, -2 * scale.log())
+            else ((mu - prior_mu) ** 2 / variance, scale**2 / variance - 1, variance.log() - 2 * scale.log())
         )
         first = {"sign": -1, "half": 0.5}.get(flaw, 1)
         rate = 0.5 * (first * parts[0] + parts[1] + parts[2]) + 0.25 * (flaw == "constant")
-        return weight * reduced(density(recon, x), of_x) + beta * reduced(rate, of_z)
+        rate = rate + mu**4 * (flaw == "unknown")
+        return weight * reduced(density(recon, x, theta), of_x) + beta * reduced(rate, of_z)
 
+    names = ["recon", "x", "mu", "s", *["z"] * is_drawn, *["theta"] * ("theta" in name)]
+    names += ["prior_mu", "prior_logvar"] * (variance_of is None)
+    given = {}
+    exec(
+        f"def called({', '.join(names)}): return loss({', '.join(f'{one}={one}' for one in names)})",
+        {"loss": loss},
+        given,
+    )
     w_x = Power(weight, REDUCTIONS[of_x])
     w_z = Power(beta, {{"D": "L"}.get(key, key): power for key, power in REDUCTIONS[of_z].items()})
-    return (loss if is_drawn else lambda recon, x, mu, s: loss(recon, x, mu, s, 0)), name, spread, w_x, w_z, flaw
+    return given["called"], name, spread, prior, w_x, w_z, flaw
 
 
 def check(seed):
-    loss, name, spread, w_x, w_z, flaw = combination(seed)
+    """Return what `identify` said of a random loss: named, open, refused or, where it cannot tell, skipped."""
+    loss, name, spread, prior, w_x, w_z, flaw = combination(seed)
     found, ratio = identify(loss), w_z / w_x
-    if flaw == "constant" and ratio.powers.keys() >= {"D", "L"}:
-        return  # the constants of both parts have the same power of the sizes, and cannot be told apart
-    assert found.is_elbo == (not flaw and not ratio.powers.get("B")), (seed, str(found))
-    if found.is_elbo:
-        assert name in str(found), seed
-        assert spread in str(found), seed
-        one = found.readings[-1]
-        sizes = {"B": 7, "D": 30, "L": 4}
-        assert one.beta.at(sizes) == pytest.approx(ratio.at(sizes), rel=1e-9), seed
-        assert one.factor.at(sizes) == pytest.approx(w_x.without("B").at(sizes), rel=1e-9), seed
+    is_tied = (
+        ratio.powers.keys() >= {"D", "L"} or "weight" in name
+    )  # where constants of both parts cannot be told apart
+    if is_tied and flaw in ("constant", "half"):
+        return "skipped"
+    is_known, is_wrong = name and flaw != "unknown", flaw in ("sign", "half", "constant") or ratio.powers.get("B")
+    is_elbo = bool(is_known and not is_wrong)
+    assert found.is_elbo == is_elbo, (seed, str(found))
+    if not is_elbo:  # where one part is not known, the constant of the other cannot be checked
+        assert found.is_open == (not is_known) or (is_wrong and not is_known), (seed, str(found))
+        return "open" if found.is_open else "refused"
+    assert name in str(found), (seed, str(found))
+    assert f"{spread})" in str(found), (seed, str(found))
+    assert found.prior == prior, (seed, str(found))
+    one = found.readings[-1]
+    sizes = {"B": 7, "D": 6 if "weight" in name else 30, "L": 4}
+    assert one.beta.at(sizes) == pytest.approx(ratio.at(sizes), rel=1e-9), seed
+    assert one.factor.at(sizes) == pytest.approx(w_x.without("B").at(sizes), rel=1e-9), seed
+    return "named"
 
 
-@pytest.mark.parametrize("seeds", [*(range(start, start + 10) for start in range(0, 100, 10)), (2847, 7178)], ids=str)
+@pytest.mark.parametrize("seeds", [*(range(start, start + 5) for start in range(0, 100, 5)), (2847, 7178)], ids=str)
 def test_random_combinations_are_named_right(seeds):
     for seed in seeds:
         check(seed)
@@ -113,8 +156,10 @@ def test_random_combinations_are_named_right(seeds):
 
 @pytest.mark.slow
 def test_ten_thousand_random_combinations_are_named_right():
-    for seed in range(10_000):
-        check(seed)
+    counts = Counter(check(seed) for seed in range(10_000))
+    print(dict(counts))
+    assert counts["named"] > 3000
+    assert counts["open"] > 1000
 
 
 def test_of_several_ways_of_calling_the_one_that_names_most_is_told():

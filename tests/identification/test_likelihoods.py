@@ -133,7 +133,7 @@ part(
     "Huber(recon, kink at |x - recon| = 0.3, v = 0.25)", constant="-0.693147 for each value of x",
 )  # fmt: skip
 part(
-    lambda y, x: torch.arange(1, 7) * (y - x) ** 2, "scale^2 = 1 / 7, divided by a weight of each value, 0.2857 to 1.71",
+    lambda y, x: torch.arange(1, 7) * (y - x) ** 2, "scale^2 = 1 / 7, divided by a weight of each value, 0.2857 to",
     constant="log(2 pi scale^2) / 2 is left out",
 )  # fmt: skip
 part(lambda y, x: torch.norm(y - x, dim=1), "the norm of each x - recon, v = 1", constant="log Z is left out")
