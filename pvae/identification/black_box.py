@@ -121,7 +121,7 @@ class BlackBox:
             self.least = 0.05  # it may take the logarithm of x
             a = self.point(self.size)
         given = {role: tensor.clone() for role, tensor in a.items()}
-        with _Casts() as casts:
+        with _Casts() as casts:  # type: ignore[no-untyped-call]
             parts = self.parts(a)
         if changed := [self.names[role] for role in a if not torch.equal(given[role], a[role])]:
             raise InputError(f"the loss changes its argument {listed(changed)} in place: give it a copy")
@@ -294,7 +294,6 @@ def _choices_of_roles(
             )
             raise InputError(f"arguments {arguments!r}: {wrong}; the roles are {', '.join(ROLES)}, each at most once")
         names = dict(zip((ROLES[role] for role in roles), given if by_name else roles))
-        _check_bound(signature, () if by_name else roles, {**others, **dict.fromkeys(given if by_name else ())})
         yield names, by_name, others
         return
     needed = [p.name for p in named if p.default is p.empty and p.name not in constants]
@@ -310,17 +309,8 @@ def _choices_of_roles(
     if not any(len(roles) == len(needed) for roles in _SETS):
         wanted = "give the roles of its tensors (arguments=, --arguments), and values for its other arguments"
         raise InputError(f"the loss takes {len(needed)} arguments ({', '.join(needed) or 'without names'}): {wanted}")
-    _check_bound(signature, (), {**others, **dict.fromkeys(needed)})
     by_name = all(p.kind is not p.POSITIONAL_ONLY for p in named)
     yield from (({role: name for name, role in zip(needed, roles)}, by_name, others) for roles in _assignments(guesses))
-
-
-def _check_bound(signature: inspect.Signature, positional: Iterable[Any], by_name: Mapping[str, Any]) -> None:
-    """Refuse arguments that are missing, or that the loss does not have."""
-    try:
-        signature.bind(*positional, **by_name)
-    except TypeError as error:
-        raise InputError(f"the loss cannot be called so: {error}; it has {', '.join(signature.parameters)}") from None
 
 
 def _guess(name: str) -> str:

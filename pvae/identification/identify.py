@@ -227,8 +227,6 @@ def identify(
     if shape is not None and not is_shape:
         raise InputError(f"shape must be the shape of an image as a tuple, (C, H, W) or (D,), not {shape!r}")
     with contextlib.ExitStack() as stack:
-        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-        torch.set_default_dtype(torch.float64)
         for undisturbed in (
             torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(),
             validation_enabled(False),  # x may be no value of a distribution
@@ -406,7 +404,7 @@ class _Identification:
         """
         box, moving = self.box, [role for role in self.box.names if role in roles]
         for is_wide in [False] * number + [True] * number:
-            for now_wide in (True, False)[not is_wide or (term is not None and term.is_of_ordinary) :]:
+            for now_wide in (True, False)[not is_wide or (term is not None and "Logistic" in term.name) :]:
                 with contextlib.suppress(*[LossError] * now_wide):
                     a = box.point(size, positive=not now_wide, unit=not now_wide or "y" not in roles) | given
                     value, gradients = self._at(a, moving)
@@ -426,7 +424,7 @@ class _Identification:
                 continue
             fit = _fitted(term, points[:1], box)
             if fit.residual < _SINGLE:
-                fit = _fitted(term, points[: number if term.is_of_ordinary else 2 * number], box)
+                fit = _fitted(term, points[: number if "Logistic" in term.name else 2 * number], box)
             is_it = not math.isnan(fit.weight) or not term.is_part
             if fit.residual < _DOUBLE and is_it:
                 return fit
@@ -440,18 +438,20 @@ class _Identification:
         """Return the first likelihood of which the loss has each value with a weight of its own."""
         for term in likelihoods():
             if term.needs == "xy" and term.is_part and not term.of_classes:
-                ours = [
-                    _gradients(lambda a, t=term: [t.exactly(self.box.shaped(a))], a, "y")[1][0]["y"] for a, *_ in points
-                ]
-                ratios = [(goal["y"] / one).reshape(a["x"].shape) for (a, _, goal), one in zip(points, ours)]
-                weights = torch.cat(ratios).mean(0)
+                ratios = torch.cat([self._ratios(term, a, gradients["y"]) for a, _, gradients in points])
+                weights = ratios.mean(0)
                 weight = float(weights.mean())
-                if (torch.cat(ratios) - weights).abs().max() < 1e-7 * weights.abs().max():
+                if (ratios - weights).abs().max() < 1e-7 * weights.abs().max():
                     if term.log_z and (weights / weight > 0).all():
                         return _Fit(term.weighted(weights / weight, term.log_z), np.array([weight]), 0.0, weight)
                     note = "its values have different weights, and a power other than 1 of their density is none"
                     return _Fit(replace(term, kind="none", note=note), np.array([weight]), 0.0)
         return None
+
+    def _ratios(self, term: Term, a: Arguments, wanted: Tensor) -> Tensor:
+        """Return the gradient of the loss in each value of the reconstruction, relative to that of a likelihood."""
+        ours = _gradients(lambda a: [term.exactly(self.box.shaped(a))], a, "y")[1][0]["y"]
+        return (wanted / ours).reshape(a["x"].shape)
 
     def _wrong(self, fit: _Fit | None, what: str) -> tuple[str, bool]:
         """Return why a fit is no likelihood or no rate, "" if it is one, and whether the answer is open."""
@@ -679,9 +679,12 @@ class _Identification:
             for a, theirs, their_gradients in self._points("ytmszab", size, 5, claim.likelihood, x=x):
                 (ours,), (gradients,) = _gradients(lambda a: [claim.values(box, a)], a, their_gradients)
                 beside = theirs - ours if beside is None else beside
-                pairs = [(theirs, ours + beside), *((their_gradients[role], gradients[role]) for role in gradients)]
-                for one, other in pairs:
-                    residual = max(residual, float((one - other).abs().max() / (other.abs().max() + 1e-300)))
+                sides = [(theirs - beside, ours, theirs)] + [
+                    (their_gradients[role], one, one) for role, one in gradients.items()
+                ]
+                for one, other, large in sides:
+                    largest = torch.maximum(other.abs().max(), large.abs().max()) + 1e-300
+                    residual = max(residual, float((one - other).abs().max() / largest))
         return residual
 
     def _text(self, name: str, v: str = "") -> str:

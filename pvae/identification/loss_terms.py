@@ -78,11 +78,6 @@ class Term:
         """Whether x holds classes."""
         return self.name.startswith("Categorical")
 
-    @property
-    def is_of_ordinary(self) -> bool:
-        """Whether rounding spoils it far out."""
-        return "Logistic" in self.name
-
     def values(self, a: Arguments) -> list[Tensor]:
         """Return the sum of each column."""
         found = self.columns(*(a[role] for role in self.needs))
