@@ -227,6 +227,8 @@ def identify(
     if shape is not None and not is_shape:
         raise InputError(f"shape must be the shape of an image as a tuple, (C, H, W) or (D,), not {shape!r}")
     with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float64)  # of what the loss makes, as torch.tensor(0.1)
         for undisturbed in (
             torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(),
             validation_enabled(False),  # x may be no value of a distribution
