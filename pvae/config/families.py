@@ -354,9 +354,13 @@ _COUNTS = """\
 mean = self.mean.double()  # of the training data
 unit = (mean / math.log(2)).clamp(min=1)
 shift = torch.where(mean > 0, mean.div(unit).expm1().log(), 0.0)
-mean = unit * nn.functional.softplus(self.decoder(z).double() + shift) + 1e-6
+mean = unit * nn.functional.softplus(self.slope * self.decoder(z).double() + shift) + 1e-6
 """
-_SETUP_MEAN = 'self.register_buffer("mean", torch.zeros{{ shape }})'
+_SETUP_COUNTS = """\
+self.register_buffer("mean", torch.zeros{{ shape }})
+self.register_buffer("slope", torch.ones{{ shape }})
+"""
+_TENSORS_OF_COUNTS = {"mean": "units.mean", "slope": "units.slope"}
 _ONE_SCALE = "self.log_scale = nn.Parameter(torch.tensor({{ c.scale }}).log())"
 
 # fmt: off
@@ -440,17 +444,20 @@ return Independent(Bernoulli(logits=self.decoder(z)), {{ num_dims }})
         sees="log1p", has_scale=False,
         plain_torch=PlainTorch(
             _COUNTS + "return Independent(InFloat64(Poisson(mean), self.mean.dtype), {{ num_dims }})",
-            setup=_SETUP_MEAN, tensors={"mean": "units.mean"}, copied="units"),
+            setup=_SETUP_COUNTS, tensors=_TENSORS_OF_COUNTS, copied="units"),
     ),
     Likelihood(
         name="negative-binomial", module="pvae.models.likelihoods:NegativeBinomialLikelihood",
         help="of counts that vary more than a Poisson's", is_of_images=False, sees="log1p", has_scale=False,
         plain_torch=PlainTorch(_COUNTS + """\
-log_theta = self.log_theta.double().clamp(-10, 15)
+log_theta = (self.first_log_theta.double() + self.log_theta).clamp(-10, 15)
 p = NegativeBinomial(log_theta.exp(), logits=mean.log() - log_theta)
 return Independent(InFloat64(p, self.mean.dtype), {{ num_dims }})""",
-            setup="self.log_theta = nn.Parameter(torch.zeros{{ shape }})\n" + _SETUP_MEAN,
-            tensors={"log_theta": "log_theta", "mean": "units.mean"}, copied="units"),
+            setup=_SETUP_COUNTS + """\
+self.register_buffer("first_log_theta", torch.zeros{{ shape }})
+self.log_theta = nn.Parameter(torch.zeros{{ shape }})""",
+            tensors={**_TENSORS_OF_COUNTS, "first_log_theta": "units.log_theta", "log_theta": "log_theta"},
+            copied="units"),
     ),
     Likelihood(
         name="columns", module="pvae.models.likelihoods:ColumnsLikelihood",

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from pyro.distributions import Independent
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from pvae.data.preparation import Pixels
 from pvae.distributions.columns import Columns
 from pvae.models.likelihoods import Likelihood
 
-__all__ = ["floor"]
+__all__ = ["floor", "log_prob_of_each"]
 
 _FITTED = 2**18  # values of data by which log p is fitted
 _COUNTED = 2**23  # values of images whose levels are counted
@@ -57,7 +59,7 @@ def floor(p_x: nn.Module, train: Pixels, held_out: Pixels) -> Tensor | None:
         def loss() -> Tensor:
             optimizer.zero_grad()
             prior = sum((one / _PRIOR_SCALE).square().sum() / 2 for one in free)
-            value = (prior - (weight * _log_p(found, output, x)).sum()) / len(train)
+            value = (prior - (weight * log_prob_of_each(found.pixels(output), x)).sum()) / len(train)
             value.backward()  # type: ignore[no-untyped-call]
             return value
 
@@ -66,15 +68,20 @@ def floor(p_x: nn.Module, train: Pixels, held_out: Pixels) -> Tensor | None:
         except ValueError:  # a parameter became NaN
             return None
     with torch.no_grad():
-        parts = [(weight * _log_p(found, output, x)).sum(0) for x, weight in _weighted(held_out)]
+        parts = [(weight * log_prob_of_each(found.pixels(output), x)).sum(0) for x, weight in _weighted(held_out)]
         return torch.stack(parts).sum(0) / len(held_out)
 
 
-def _log_p(likelihood: Likelihood, output: Tensor, x: Tensor) -> Tensor:
-    """Return log p of each value of x, 0 where it is missing."""
-    p = likelihood.pixels(output)
-    if isinstance(p, Columns):
-        return p.log_prob_of_each(x)
+def log_prob_of_each(p_x: TorchDistribution, x: Tensor) -> Tensor:
+    """Return the log-probability of each value of x, (..., *D) nats, 0 where it is missing.
+
+    Args:
+        p_x: `Columns`, or independent values, or the distribution of one value.
+        x: data, (..., *D).
+    """
+    if isinstance(p_x, Columns):
+        return p_x.log_prob_of_each(x)
+    p: Any = p_x.base_dist if isinstance(p_x, Independent) else p_x
     is_missing = x.isnan()
     return torch.where(is_missing, 0.0, p.log_prob(torch.where(is_missing, 0.0, x)))
 

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvae.core.errors import InputError
+from pvae.core.errors import InputError, one_line
 from pvae.core.random_state import seeded
 from pvae.data.batch import Batch
 from pvae.data.dataset import random_subset
 from pvae.data.preparation import Pixels
 from pvae.distributions.joint import Joint
+from pvae.evaluation.floor import floor, log_prob_of_each
 from pvae.evaluation.rate_decomposition import RateSplit, active_units, split_rate
 from pvae.models.labels import found_labels
 from pvae.runs.run import Run
@@ -124,6 +125,21 @@ class LogLikelihood:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ColumnDistortion:
+    """The distortion of a column of a table, in nats per row.
+
+    Args:
+        name: of the column.
+        distortion: -E_q log p(x_d | z), from one draw of z for each row.
+        without_latent: -log p(x_d) by the best distribution of the column alone, as in `floor`.
+    """
+
+    name: str
+    distortion: Estimate
+    without_latent: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """The content of the file that `pvae evaluate` writes.
 
@@ -138,6 +154,8 @@ class Report:
         seed: the seed of all draws and of the random subsets of images.
         elbo_parts: the ELBO and its parts, for the pixels that the VAE was trained on.
         log_likelihood: of the same pixels; of binarized ones if a Bernoulli was trained on grey pixels.
+        floor: the ELBO, of `elbo_parts`, that a model without a latent reaches; None if it is not known.
+        columns: the distortion of each column of a table.
     """
 
     run: str
@@ -150,6 +168,8 @@ class Report:
     seed: int
     elbo_parts: ElboParts
     log_likelihood: LogLikelihood
+    floor: float | None = None
+    columns: tuple[ColumnDistortion, ...] = ()
 
 
 def evaluate(
@@ -186,6 +206,8 @@ def evaluate(
         parts = replace(_elbo_parts(vae, seen, seed), accuracy=_accuracy(run, seen, rows))
         sample = importance_sample(normalised, batch, num_particles, on_images, engine)
         elbo = Estimate.of(elbo_terms(normalised, batch)["elbo"]) if vae.is_pseudo else parts.elbo
+        reached = _floor(run, seen.x)
+        columns = _columns(run, vae, seen, reached)
     given = "" if batch.y is None else "; given their labels y, so that log p(x) is log p(x | y)"
     return Report(
         run=run.path.resolve().name,
@@ -198,6 +220,31 @@ def evaluate(
         seed=seed,
         elbo_parts=parts,
         log_likelihood=_log_likelihood(normalised, batch.x, sample, elbo),
+        floor=None if reached is None else reached.sum().item(),
+        columns=columns,
+    )
+
+
+def _floor(run: Run, x: Pixels) -> Tensor | None:
+    """Return what a model without a latent reaches on test data, for each value of a datum."""
+    if run.config.labels:  # whose bound is of labels too
+        return None
+    train = run.preparation.prepared(run.dataset().train, "train", is_redrawn=True)
+    return floor(run.vae().p_x, Pixels(train, run.preparation), x)
+
+
+@torch.no_grad()
+def _columns(run: Run, vae: VAE, batch: Batch, reached: Tensor | None) -> tuple[ColumnDistortion, ...]:
+    if reached is None or not run.data.columns:
+        return ()
+    parts = list[Tensor]()
+    for part in batch.split(data_at_once(vae, batch)):
+        given = vae.given(part.y)
+        parts.append(-log_prob_of_each(given.likelihood(given.posterior(part.x).sample()), part.x))
+    each = zip(run.data.columns, torch.cat(parts).T, (-reached).tolist())
+    return tuple(
+        ColumnDistortion(name=one.name, distortion=Estimate.of(values), without_latent=alone)
+        for one, values, alone in each
     )
 
 
@@ -284,9 +331,16 @@ def to_text(report: Report) -> str:
         "nats per datum, mean +- standard error over data and draws",
         "",
         *_lines(parts, **special),
-        "",
-        "parts of the rate",
     ]
+    if report.floor is not None:
+        lines.append(
+            f"{'without a latent':26}{report.floor:<22.5g}  the ELBO of the best distribution of each value alone"
+        )
+    if report.columns:
+        lines += ["", f"{'distortion of each column':48}  without a latent"]
+    for one in report.columns:
+        lines.append(f"  {one_line(one.name):24}{one.distortion!s:22}  {one.without_latent:.4g}")
+    lines += ["", "parts of the rate"]
     if parts.rate_decomposition is None:
         lines.append("not computed: they need a Normal q(z | x) and p(z) whose dimensions are independent")
     else:

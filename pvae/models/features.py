@@ -136,41 +136,62 @@ class WithMask(nn.Module):
 
 
 class CountUnits(Units):
-    """The unit of counts: their mean m in the training data, value by value.
+    """The units of counts: their mean m and variance in the training data, value by value.
 
     A decoder's output o becomes the mean of a count, and an encoder sees the count x as v:
 
-        mean = a softplus(o + b),    a = max(1, m / log 2),   a softplus(b) = m;         v = log((1 + x) / (1 + m))
+        mean = a softplus(c o + b),      v = log((1 + x) / (1 + m)) / c
+        a = max(1, m / log 2),   a softplus(b) = m,   c = min(1, sd / (a sigmoid(b)))
 
-    So the mean is m at o = 0, whatever the unit, and an o of order 1 changes it by an amount of order m. Of counts
-    that are mostly 0, whose natural unit is 1, o = 1 is still about one count. With m = 0, of a module that was not
-    fitted to data, a is 1 and b is 0.
+    So the mean is m at o = 0, whatever the unit, and an o of order 1 changes it by about a standard deviation sd. Of
+    counts that are mostly 0, whose natural unit is 1, an o of order 1 is about one count. In a module that was not
+    fitted to data, a and c are 1 and b is 0.
 
     Args:
         datum_shape: of x.
         columns: where x is a part of a datum, the columns of the datum that it is.
+
+    Attributes:
+        mean: m; 0 before the fit.
+        slope: c.
+        log_theta: of the negative binomial that has this mean and variance, from -3 to 10; 0 before the fit.
     """
 
     mean: Tensor
+    slope: Tensor
+    log_theta: Tensor
 
     def __init__(self, datum_shape: Sequence[int], columns: Sequence[int] | None = None) -> None:
         super().__init__(columns)
         self.register_buffer("mean", torch.zeros(*datum_shape))
+        self.register_buffer("slope", torch.ones(*datum_shape))
+        self.register_buffer("log_theta", torch.zeros(*datum_shape))
 
     def fit_to(self, data: Tensor) -> None:
-        """Store the mean of the training data, (N, *datum_shape), without those that are NaN."""
-        self.mean.copy_(self._mean_of(data, lambda x: x).clamp(min=_LEAST_MEAN))
+        """Store what the training data, (N, *datum_shape), say, without those that are NaN."""
+        mean = self._mean_of(data, lambda x: x).clamp(min=_LEAST_MEAN)
+        variance = self._mean_of(data, lambda x: (x - mean).square())
+        is_constant = variance <= (_ROUNDING * mean).square()
+        self.mean.copy_(mean)
+        unit, shift = self._unit_and_shift()
+        slope = (variance.sqrt() / (unit * shift.sigmoid())).clamp(max=1)
+        self.slope.copy_(torch.where(is_constant, 1.0, slope))
+        log_theta = (mean.square() / (variance - mean).clamp(min=1e-300)).log().clamp(-3, 10)
+        self.log_theta.copy_(torch.where(is_constant, 0.0, log_theta))
 
     def mean_of(self, output: Tensor) -> Tensor:
         """Return the mean of counts in float64, given a decoder's output."""
-        mean = self.mean.double()
-        unit = (mean / math.log(2)).clamp(min=1)
-        shift = torch.where(mean > 0, mean.div(unit).expm1().log(), 0.0)
-        return unit * softplus(output.double() + shift) + 1e-6  # log(0) otherwise, at an output below -100
+        unit, shift = self._unit_and_shift()
+        return unit * softplus(self.slope * output.double() + shift) + 1e-6  # log(0) otherwise, at an output below -100
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return log((1 + x) / (1 + mean)), in the dtype of the buffer."""
-        return ((1 + x.double()) / (1 + self.mean.double())).log().to(self.mean.dtype)
+        """Return log((1 + x) / (1 + m)) / c, in the dtype of the buffers."""
+        return (((1 + x.double()) / (1 + self.mean.double())).log() / self.slope).to(self.mean.dtype)
+
+    def _unit_and_shift(self) -> tuple[Tensor, Tensor]:
+        mean = self.mean.double()
+        unit = (mean / math.log(2)).clamp(min=1)
+        return unit, torch.where(mean > 0, mean.div(unit).expm1().log(), 0.0)
 
 
 class ColumnFeatures(Standardize):

@@ -362,10 +362,11 @@ class StudentTLikelihood(DiagonalNormalLikelihood):
 
 
 class PoissonLikelihood(Likelihood):
-    """Counts: p(x | z) = prod_d Poisson(x_d; a_d softplus(output_d + b_d)), in the units of `CountUnits`.
+    """Counts: p(x | z) = prod_d Poisson(x_d; a_d softplus(c_d output_d + b_d)), in the units of `CountUnits`.
 
-    a and b make the mean that of the training data at an output of 0. softplus and not exp, so that a large output is
-    a rate of its order and not of its exponential. `InFloat64` computes the density.
+    a and b make the mean that of the training data at an output of 0, and c makes its changes of their order. softplus
+    and not exp, so that a large output is a rate of its order and not of its exponential. `InFloat64` computes the
+    density.
     """
 
     domain = "whole numbers from 0 on"
@@ -375,7 +376,7 @@ class PoissonLikelihood(Likelihood):
         self.units = CountUnits(self.datum_shape)
 
     def pixels(self, output: Tensor) -> TorchDistribution:
-        """Return Poisson(a softplus(output + b) + 1e-6)."""
+        """Return Poisson(a softplus(c output + b) + 1e-6)."""
         return InFloat64(dist.Poisson(self.units.mean_of(output)), output.dtype)
 
     def _in_domain(self, x: Tensor) -> Tensor:
@@ -385,10 +386,12 @@ class PoissonLikelihood(Likelihood):
 class NegativeBinomialLikelihood(PoissonLikelihood):
     """Counts that vary more than a Poisson's: a negative binomial of mean mu_d, with a trained theta_d.
 
-        p(x | z) = prod_d NB(x_d; mean mu_d, variance mu_d + mu_d^2 / theta_d),    mu_d = a_d softplus(output_d + b_d)
+        p(x | z) = prod_d NB(x_d; mean mu_d, variance mu_d + mu_d^2 / theta_d)
+        mu_d = a_d softplus(c_d output_d + b_d)
 
-    a and b are those of `CountUnits`. It is a Poisson whose rate is drawn from Gamma(theta, theta / mu), and approaches
-    the Poisson for large theta; log theta counts as 15 above 15, and as -10 below -10.
+    a, b and c are those of `CountUnits`, and log theta is a parameter beside the value that fits the variance of the
+    training data. It is a Poisson whose rate is drawn from Gamma(theta, theta / mu), and approaches the Poisson for
+    large theta; log theta counts as 15 above 15, and as -10 below -10.
 
     Reference:
         Lopez et al., scVI, Nature Methods 15, 2018, for cells x genes.
@@ -400,7 +403,7 @@ class NegativeBinomialLikelihood(PoissonLikelihood):
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return NegativeBinomial(theta, logits = log mu - log theta)."""
-        log_theta = self.log_theta.double().clamp(-10, 15)
+        log_theta = (self.units.log_theta.double() + self.log_theta).clamp(-10, 15)
         logits = self.units.mean_of(output).log() - log_theta
         return InFloat64(dist.NegativeBinomial(log_theta.exp().expand_as(logits), logits=logits), output.dtype)
 

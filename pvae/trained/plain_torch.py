@@ -50,7 +50,7 @@ _IN_THE_LOOP: dict[str, tuple[object, ...]] = {  # the values of options that th
     "condition": (False,),
 }
 _SEEN = {  # by the encoder
-    "log1p": "((1 + x.double()) / (1 + self.mean.double())).log().to(self.mean.dtype)",
+    "log1p": "(((1 + x.double()) / (1 + self.mean.double())).log() / self.slope).to(self.mean.dtype)",
     "standardized": "((x.double() - self.mean.double() - self.mean_rest) / self.std.double()).to(self.std.dtype)",
 }
 _DEFAULTS = (  # what torch prints of a layer and need not be written

@@ -51,7 +51,9 @@ def by_hand(found, output):
     columns = {}
     for number, place in enumerate((0, 9)):
         unit = mean[place] / math.log(2)  # of counts whose mean is above log 2
-        mu, theta = unit * torch.nn.functional.softplus(output[..., number]) + 1e-6, count.log_theta[number].exp()
+        mu = unit * torch.nn.functional.softplus(output[..., number]) + 1e-6
+        first_theta = mean[place] ** 2 / (std[place] ** 2 - mean[place])
+        theta = first_theta * count.log_theta[number].exp()
         columns[place] = dist.GammaPoisson(theta, theta / mu)
     for number, place in enumerate((1, 4)):
         loc = mean[place] + std[place] * output[..., 2 + number]

@@ -125,10 +125,26 @@ def test_a_student_t_of_very_many_degrees_of_freedom_is_a_normal():
 def test_a_count_has_the_mean_of_its_training_data_at_an_output_of_0(name, mean):
     columns = {"columns": "count"} if name == "columns" else {}
     vae = build_vae(Config(likelihood=name, latent_dim=1, hidden=(2,), **columns), (1,))
-    fit_to(vae, torch.tensor([[0.5 * mean], [1.5 * mean], [math.nan]], dtype=torch.float64))
+    counts = (torch.arange(1000) < 1000 * mean).double() if mean < 1 else mean * torch.tensor([0.5, 1.5])
+    fit_to(vae, torch.cat([counts, torch.tensor([math.nan])])[:, None])
     vae.p_x.decoder = torch.nn.Identity()
     assert vae.p_x(torch.zeros(1)).mean.item() == pytest.approx(mean, rel=1e-6, abs=2e-6)
     assert 1 < vae.p_x(torch.full((1,), 10.0)).mean.item() < 20 * max(1, mean)
+
+
+@pytest.mark.parametrize("name", ["poisson", "negative-binomial"])
+@pytest.mark.parametrize(("mean", "share"), [(45_390.0, 0.005), (45_390.0, 0.3), (3e8, 1e-4)])
+def test_an_output_of_1_is_a_standard_deviation_of_counts_and_theta_starts_at_their_variance(name, mean, share):
+    """To the curvature of a softplus over that distance; and an encoder sees them with a spread of order 1."""
+    vae = build_vae(Config(likelihood=name, latent_dim=1, hidden=(2,)), (1,))
+    data = torch.tensor([[mean * (1 - share)], [mean * (1 + share)]]).double()
+    fit_to(vae, data)
+    vae.p_x.decoder = torch.nn.Identity()
+    assert vae.p_x(torch.ones(1)).mean.item() - mean == pytest.approx(share * mean, rel=0.2)
+    assert vae.q_z.encoder[0](data).std(correction=0).item() == pytest.approx(1 / math.log(4), rel=0.05)
+    if name == "negative-binomial":
+        variance = (share * mean) ** 2
+        assert vae.p_x(torch.zeros(1)).variance.item() == pytest.approx(max(variance, mean + mean**2 / math.exp(10)))
 
 
 def _bound(config, x):
@@ -163,7 +179,8 @@ def test_a_checkpoint_without_units_has_the_density_of_its_version(name):
     fit_to(new, x)
     weights = {place: tensor for place, tensor in old.state_dict().items() if not place.endswith("mean_rest")}
     if name in ("poisson", "negative-binomial"):
-        weights = {place: tensor for place, tensor in weights.items() if not place.endswith(".mean")}
+        of_counts = (".mean", ".slope", "units.log_theta")
+        weights = {place: tensor for place, tensor in weights.items() if not place.endswith(of_counts)}
     new = build_vae(config, (3,))
     new.load_state_dict(weights)
     log_p = new.likelihood(z).log_prob(x)

@@ -12,9 +12,10 @@ import torch
 
 from pvae.config.config import Config
 from pvae.core.random_state import seeded
-from pvae.data.dataset import Dataset
+from pvae.data.dataset import Column, Dataset
 from pvae.data.preparation import Pixels, Preparation
 from pvae.evaluation.floor import floor
+from pvae.evaluation.report import evaluate, to_text
 from pvae.models.build import build_vae, fit_to
 from pvae.runs.metrics import best_epoch
 from pvae.training.fit import fit
@@ -196,3 +197,22 @@ def test_a_training_whose_first_epoch_is_the_best_says_so(tmp_path, capsys):
     run = fit(config, data=Dataset("noise", x[:40], x[40:]), out=tmp_path / "run", quiet=False)
     assert best_epoch(run.metrics()) == 1
     assert "epoch 1 is the best; " in capsys.readouterr().out
+
+
+@pytest.mark.workflow
+@pytest.mark.usefixtures("no_pictures")
+def test_a_report_splits_the_distortion_of_a_table_by_column(tmp_path):
+    """Distortions add up to that of the ELBO, whose draws are others, and the floors to the floor."""
+    x = torch.cat([made(300), torch.poisson(torch.full((300, 1), 4e4))], 1).double()
+    columns = tuple(map(Column, ("first", "second", "count")))
+    config = Config(likelihood="columns", columns="real*2,count", latent_dim=1, hidden=(20,), lr=1e-2, epochs=60)
+    data = Dataset("made", x[:250], x[250:], columns=columns)
+    report = evaluate(fit(config.replace(batch_size=25), data=data, out=tmp_path / "run"), num_particles=2)
+    total = sum(column.distortion.mean for column in report.columns)
+    assert total == pytest.approx(report.elbo_parts.distortion.mean, abs=0.5)
+    assert report.floor == pytest.approx(-sum(column.without_latent for column in report.columns))
+    first, second, count = report.columns
+    assert first.distortion.mean < first.without_latent - 1
+    assert second.distortion.mean < second.without_latent - 1
+    assert count.distortion.mean == pytest.approx(count.without_latent, abs=0.3)
+    assert all(f"  {name}  " in to_text(report) for name in ("first", "second", "count"))
