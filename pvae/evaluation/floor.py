@@ -60,7 +60,7 @@ def floor(p_x: nn.Module, train: Pixels, held_out: Pixels) -> Tensor | None:
             optimizer.zero_grad()
             prior = sum((one / _PRIOR_SCALE).square().sum() / 2 for one in free)
             value = (prior - (weight * log_prob_of_each(found.pixels(output), x)).sum()) / len(train)
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             return value
 
         try:
@@ -105,18 +105,18 @@ def _weighted(data: Pixels, step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         return
     size = images[0].numel()
     places = 256 * torch.arange(size, device=images.device)
-    counts = sum(
-        torch.bincount((part.flatten(1).long() + places).flatten(), minlength=256 * size) for part in images.split(1000)
-    )
-    counts = counts.view(size, 256).T.double()
+    counts = torch.zeros(256 * size, dtype=torch.int64, device=images.device)
+    for part in images.split(1000):
+        counts += torch.bincount((part.flatten(1).long() + places).flatten(), minlength=256 * size)
+    weights = counts.view(size, 256).T.double()
     levels = torch.arange(256, device=images.device)
     if preparation.binarize != "none":  # a byte is 255 times the probability of 1
         share = levels.double() / 255
-        levels, counts = levels[[0, 255]], torch.stack([(1 - share) @ counts, share @ counts])
+        levels, weights = levels[[0, 255]], torch.stack([(1 - share) @ weights, share @ weights])
     elif step:
         near = (levels / step).round().long()
-        counts = counts.new_zeros(255 // step + 1, size).index_add_(0, near, counts)
+        weights = weights.new_zeros(255 // step + 1, size).index_add_(0, near, weights)
         levels = levels[::step]
     x = preparation.x(levels.to(torch.uint8)).double()
     shape = (len(levels), *images.shape[1:])
-    yield x.view(-1, *[1] * (images.dim() - 1)).expand(shape), weight * counts.view(shape)
+    yield x.view(-1, *[1] * (images.dim() - 1)).expand(shape), weight * weights.view(shape)
