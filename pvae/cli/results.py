@@ -41,8 +41,11 @@ def output_path(out: Path | None, default: Path) -> Path:
     return place
 
 
-def write(path: Path, content: str | DataFrame | Mapping[str, Any] | Figure) -> None:
-    """Write a text, a table with its index if that has a name, arrays or a figure, as a whole file in a new folder."""
+def write(path: Path, content: str | Mapping[str, Any] | Figure | DataFrame) -> None:
+    """Write a text, a table, arrays or a figure as a whole file, in a folder that is made if it is missing.
+
+    The index of a table is written if it has a name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = io.BytesIO()
     if isinstance(content, str):
@@ -54,6 +57,7 @@ def write(path: Path, content: str | DataFrame | Mapping[str, Any] | Figure) -> 
     elif hasattr(content, "savefig"):
         content.savefig(raw, format="png")
     else:
-        text = content.to_csv(index=content.index.name is not None, lineterminator="\n")
+        frame: Any = content
+        text = frame.to_csv(index=frame.index.name is not None, lineterminator="\n")
         raw.write(text.encode("utf-8", "surrogateescape"))
     write_whole(path, raw.getvalue())
