@@ -39,7 +39,7 @@ _PLAIN = r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|inf)"
 _ALL_PLAIN = re.compile(rf"(?:(?:{_PLAIN})?\n)*")
 _GROUPED = {  # by the point, how a number with marks between its thousands is written, and these marks
     ".": (r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", ","),
-    ",": (r"[+-]?(\d+|[1-9]\d{0,2}([. '\u00a0\u202f]\d{3})+)(,\d+)?", r"[. '\u00a0\u202f]"),
+    ",": (r"[+-]?(\d+|[1-9]\d{0,2}([. '\u00a0\u202f]\d{3})+)(,\d+)?([eE][+-]?\d+)?", r"[. '\u00a0\u202f]"),
 }
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,(\d{1,2}|\d{4,})")  # a comma that stands before no group of three
 _CLOCKS = (  # numbers that count from a known time: their range, unit, units in a day, and their value on 1970-01-01
@@ -310,8 +310,9 @@ def _numbers(texts: Sequence[str], has_decimal_commas: bool) -> tuple[NDArray[np
 def _plain(texts: Sequence[str], point: str) -> list[str]:
     """Return texts of numbers without marks between thousands and with a point; "" for other texts."""
     pattern, marks = _GROUPED[point]
-    plain = [re.sub(marks, "", one).replace(",", ".") if re.fullmatch(pattern, one) else one for one in texts]
-    return [one if re.fullmatch(_PLAIN, one) else "" for one in plain]
+    other = _PLAIN if point == "." else "inf"  # 0.5 is no number with a decimal comma
+    plain = [re.sub(marks, "", one).replace(",", ".") if re.fullmatch(pattern, one) else "" for one in texts]
+    return [found or (one if re.fullmatch(other, one) else "") for found, one in zip(plain, texts)]
 
 
 def _codes(texts: Sequence[str], categories: Sequence[str]) -> NDArray[np.float64]:
@@ -321,10 +322,10 @@ def _codes(texts: Sequence[str], categories: Sequence[str]) -> NDArray[np.float6
 
 
 def _dates(texts: Sequence[str], known_format: str = "") -> tuple[NDArray[np.float64], str] | None:
-    """Return the days since 1970 of dates, NaN where a text is empty, and their format, or None if others are no dates.
+    """Return the days since 1970 of dates, NaN for other texts, and their format, or None if most texts are no dates.
 
-    The first text says the format; where day and month could be either, dates with slashes have the month first, unless
-    a later text says otherwise.
+    The first text says the format; of a format with slashes in which day or month may come first, that is taken which
+    reads more texts, or else the month.
     """
     import pandas
     from pandas.tseries.api import guess_datetime_format
@@ -334,12 +335,13 @@ def _dates(texts: Sequence[str], known_format: str = "") -> tuple[NDArray[np.flo
         warnings.simplefilter("ignore")
         guesses = [guess_datetime_format(first, dayfirst=one) or "" for one in ("." in first, "." not in first)]
     formats = [known_format, *(one.replace("%z", "Z") for one in guesses)]
+    found = []
     for date_format in filter(None, dict.fromkeys(formats)):
-        found = pandas.to_datetime(pandas.Series(texts, dtype=object), format=date_format, errors="coerce")
-        days = ((found - EPOCH) / timedelta(days=1)).to_numpy(float)
-        if all(text == "" or abs(day) < _MOST_DAYS for text, day in zip(texts, days.tolist())):
-            return days, date_format
-    return None
+        dates = pandas.to_datetime(pandas.Series(texts, dtype=object), format=date_format, errors="coerce")
+        days = ((dates - EPOCH) / timedelta(days=1)).to_numpy(float)
+        found.append((np.where(np.abs(days) < _MOST_DAYS, days, np.nan), date_format))
+    best = max(found, key=lambda one: np.isfinite(one[0]).sum(), default=(np.empty(0), ""))
+    return best if known_format or 2 * np.isfinite(best[0]).sum() > sum(map(bool, texts)) else None
 
 
 def read_fields(file: Path, known: Sequence[Column]) -> Fields:

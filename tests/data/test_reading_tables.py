@@ -228,6 +228,12 @@ def test_dates(tmp_path, first, second, days):
     again = read(tmp_path, f"a,day\n1,{second}\n2,\n", known=values.columns)
     assert np.array_equal(again.x["train"][:, 0], [x[1], NAN], equal_nan=True)
     assert "line 2: day is 'soon'" in refusal(tmp_path, "a,day\n1,soon\n", known=values.columns)
+    assert "line 5: day is 'soon'" in refusal(tmp_path, f"day,a\n{first},1\n{second},2\n{first},4\nsoon,5\n")
+
+
+def test_points_of_a_file_with_decimal_commas(tmp_path):
+    values = read(tmp_path, "a;b;c\n0.100;1,5;1.234\n1.101;2,5;5.678\n2.102;3,25;12.345.678\n")
+    assert values.x["train"].tolist() == [[0.1, 1.5, 1234], [1.101, 2.5, 5678], [2.102, 3.25, 12_345_678]]
 
 
 def test_names_of_rows_labels_and_ignored_columns(tmp_path):
