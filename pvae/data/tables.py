@@ -424,6 +424,7 @@ def _read_text(file: Path) -> tuple[list[Sequence[str]], list[str], list[str], l
     start = next((place for place, line in enumerate(lines) if line.strip() and line[0] != "#"), len(lines))
     comments = [line for line in lines[:start] if line.strip()]
     separator = _separator(lines[start : start + 100])
+    names = [name.strip() for name in comments[-1].lstrip("#").split(separator)] if comments else []
     records, begin = dict[str, list[str]](), start
     reader = csv.reader(lines[start:], delimiter=separator, strict=True, skipinitialspace=True)
     try:
@@ -447,12 +448,9 @@ def _read_text(file: Path) -> tuple[list[Sequence[str]], list[str], list[str], l
     if comments:
         notes.append(f"{len(comments)} lines of comments (#) are left out")
     columns: list[Sequence[str]] = [*zip(*(fields[:width] for fields in records.values()))]
-    has_decimal_commas = separator != "," and any(
-        _DECIMAL_COMMA.fullmatch(field) for column in columns for field in column[:50]
-    )
-    if has_decimal_commas:
+    some = [field for column in columns for field in column[:50]]
+    if has_decimal_commas := separator != "," and any(map(_DECIMAL_COMMA.fullmatch, some)):
         notes.append("numbers have decimal commas")
-    names = [name.strip() for name in comments[-1].lstrip("#").split(separator)] if comments and start else []
     return columns, [*records], notes, names if len(names) == width else [], has_decimal_commas
 
 
