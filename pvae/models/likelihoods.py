@@ -315,7 +315,7 @@ class DiagonalNormalLikelihood(Likelihood):
         Kingma and Welling, arXiv:1312.6114, appendix C.2, with a scale that does not depend on z.
     """
 
-    domain = "finite, and in float32 too"
+    domain = "finite in float32"
     is_density = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
