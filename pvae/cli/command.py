@@ -242,7 +242,7 @@ def _line_and_status(error: BaseException) -> tuple[str, int]:
     if isinstance(error, BrokenPipeError):  # the program that read standard output has ended
         return "", 0
     if isinstance(error, OSError):
-        file = error.filename or "a file of the result"  # the error of a write has no file name
+        file = error.filename or "a result"  # the error of a write has no file name
         return f"{file} cannot be written or read: {error.strerror}", 2 if isinstance(error, PermissionError) else 1
     raise error
 

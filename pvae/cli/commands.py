@@ -6,9 +6,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from pvae.cli.command import Command
+from pvae.cli.command import Command, run_command
 from pvae.core.errors import InputError, check_name
-from pvae.core.terminal import print_line
 
 __all__ = ["COMMANDS", "command_of", "main"]
 
@@ -47,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     if name in ("-h", "--help"):
-        print_line(_HELP)
-        return 0
+        return run_command("pvae", lambda: print(_HELP, flush=True))
     try:
         return command_of(name)(rest)
     except InputError as error:

@@ -32,6 +32,8 @@ PICTURES = {
     "attributes": "test images along the direction of an attribute, z + alpha v, alpha from -3 to 3 (celeba)",
 }
 
+_OF_WEIGHTS = ("samples", "losses", "manifold")  # of a run of images without labels, these need no data
+
 _DESCRIPTION = """\
 Draw the pictures of a trained run into its figures/; or a folder of runs side by side: a sheet of their pictures, the
 codes of those with two latents, and a table with a row for each system, over its seeds."""
@@ -42,6 +44,8 @@ pictures of a run:
 
 examples:
   pvae draw runs/my-run --what scatter,manifold
+  pvae draw fashion-vae --what manifold
+      needs no data, as samples and losses of images
   pvae draw runs"""
 
 
@@ -58,14 +62,25 @@ def _draw(arguments: argparse.Namespace) -> None:
 
 
 def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> None:
+    from pvae.data.folders import NotFoundError
     from pvae.plotting import pictures
     from pvae.trained.codes import latent_report
 
     run = open_run(arguments.run, arguments.vae)
     folder = output_path(arguments.out, run.place / "figures")
-    run.dataset(None, arguments.data_dir, arguments.offline)
+    names = wanted or [*PICTURES]
+    of_weights = [name for name in names if name in _OF_WEIGHTS and run.data.is_images and not run.is_given_labels]
+    has_data = True
+    if of_weights != names:
+        try:
+            run.dataset(None, arguments.data_dir, arguments.offline)
+        except NotFoundError as error:
+            if wanted or not of_weights:
+                raise
+            names, has_data = of_weights, False
+            print(f"pvae draw: only {', '.join(names)} are drawn, which need no data: {error}", file=sys.stderr)
     figures = {}
-    for name in wanted or PICTURES:
+    for name in names:
         options = [arguments.attribute] if name == "attributes" and arguments.attribute else []
         try:
             figures[name] = getattr(pictures, name)(run, *options)
@@ -75,7 +90,7 @@ def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> No
     for name, figure in figures.items():
         write(folder / f"{name}.png", figure)
         print_line(folder / f"{name}.png")
-    if wanted is not None:  # the report encodes all images, which takes longer than a picture
+    if wanted is not None or not has_data:  # the report encodes all images, which takes longer than a picture
         return
     report = latent_report(run)
     write(folder / "latent.json", f"{to_json(asdict(report), indent=2)}\n")
@@ -127,7 +142,7 @@ def draw_side_by_side(runs: Sequence[Path], folder: Path, options: Mapping[str, 
 
 
 def _parser() -> Parser:
-    run = "a run folder, or a folder of run folders"
+    run = "a run folder, a folder of run folders, or deep-bayes or fashion-vae, runs that come with pvae"
     parser = run_parser("pvae draw", _DESCRIPTION, _EPILOG, "a new folder (default: RUN/figures)", help=run)
     what = "the pictures to draw (default: all that apply, and latent.json)"
     parser.add_argument("--what", metavar="NAME[,NAME...]", help=what)

@@ -15,10 +15,12 @@ __all__ = ["main"]
 _DESCRIPTION = """\
 Write a trained run of images as one HTML file, which a double click opens: the map of its codes, the image under the
 pointer, decoded as it moves, q(z | x) and the ELBO of an image of the test data or of your own, walks between two
-images, and samples. The browser computes all of it from the run's weights; the page needs no server and no network."""
+images, and samples. The browser computes all of it from the run's weights; the page needs no server and no network.
+Not for tables, series and other data that are no images, VAEs with labels, and VAEs of your own."""
 _EPILOG = """\
 examples:
   pvae explore fashion-vae --open
+      needs no data: 500 test images come with pvae
   pvae explore runs/my-run --out my-run.html
 In Python, after import pvae.explore.page:
   html = pvae.explore.page.explorer_page(pvae.Run.open("runs/my-run"))"""
@@ -32,15 +34,19 @@ def _parser() -> Parser:
 
 
 def _explore(arguments: argparse.Namespace) -> None:
-    from pvae.explore.page import check_run, explorer_page
+    from pvae.explore.page import check_run, explorer_page, shown_data
 
     run = open_run(arguments.run, arguments.vae)
     check_run(run)
     out = output_path(arguments.out, run.place / "explore.html")
-    run.dataset(None, arguments.data_dir, arguments.offline)
-    page = explorer_page(run)
+    data = shown_data(run, arguments.data_dir, arguments.offline)
+    page = explorer_page(run, data)
     write(out, page)
     print_line(f"{out}: {len(page) / 1e6:.2f} MB")
+    if data is not run.loaded:
+        print_line(
+            f"it shows {len(data.test)} test images that come with pvae; more with {data.name} in --data-dir DIR"
+        )
     if arguments.open:
         webbrowser.open(out.resolve().as_uri())
 

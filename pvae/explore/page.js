@@ -32,7 +32,8 @@ async function show() {
   const toX = (bytes) => Float32Array.from(bytes, (byte) => (content.symmetric ? (2 * byte) / 255 - 1 : byte / 255));
   const imageX = (i) => toX(content.images.data.subarray(i * channels * area, (i + 1) * channels * area));
   const labelOf = (i) => (labels ? content.label_names[labels.data[i]] : "");
-  const nameOf = (i) => [content.image_names[i], labelOf(i)].filter(Boolean).join(": ");
+  const isolated = (name) => `\u2068${name}\u2069`; // a name may run from right to left
+  const nameOf = (i) => [content.image_names[i], labelOf(i)].filter(Boolean).map(isolated).join(": ");
   function paint(canvas, x) {
     const image = new ImageData(width, height);
     for (let i = 0; i < 4 * area; i++) {
@@ -104,7 +105,7 @@ async function show() {
     const scale = (state.scale = devicePixelRatio || 1), context = still.getContext("2d"), paper = css("--map");
     map.width = map.height = still.width = still.height = Math.round(map.clientWidth * scale);
     const far = list(numPoints, (i) => Math.max(...point(i).map(Math.abs))).sort((a, b) => a - b);
-    state.range = vae.isSphere ? 1.12 : 1.06 * Math.max(2.2, far[Math.floor(0.995 * (numPoints - 1))]);
+    state.range = vae.isSphere ? 1.12 : 1.06 * Math.max(2.2, far[Math.ceil(0.995 * (numPoints - 1))]);
     Object.assign(context, {fillStyle: paper}).fillRect(0, 0, map.width, map.width);
     if (state.tiles) context.drawImage(tileSheet, 0, 0, map.width, map.width);
     for (let i = numPoints - 1; i >= 0; i--) { // those with an image come last
@@ -137,6 +138,7 @@ async function show() {
     });
     placed.sort((one, other) => one[2] - other[2]).forEach((one, i) => {
       const half = ([name]) => context.measureText(name).width / 2;
+      one[1] = clamp(one[1], half(one), map.width - half(one)); // whole, also at an edge
       for (const other of placed.slice(0, i))
         if (Math.abs(one[1] - other[1]) < half(one) + half(other)) one[2] = Math.max(one[2], other[2] + 15 * scale);
       Object.assign(context, {strokeStyle: paper, fillStyle: css("--ink")});

@@ -23,18 +23,19 @@ from torch.nn.functional import normalize
 
 from pvae.config.config import Config
 from pvae.core.errors import InputError
-from pvae.data.dataset import random_subset
-from pvae.data.preparation import Pixels
+from pvae.data.dataset import Dataset, random_subset
+from pvae.data.folders import NotFoundError
+from pvae.data.sources import SETS
 from pvae.distributions.joint import Joint
 from pvae.elbos.registry import ELBO_CLASSES
 from pvae.models.hierarchy import FirstLayer
 from pvae.models.networks import ChannelsLast, FlatBatch
 from pvae.runs.run import Run
-from pvae.trained.codes import latent_names, run_batch
+from pvae.trained.codes import latent_names
 from pvae.trained.latent_space import attribute_vector, encode
 from pvae.vae import VAE
 
-__all__ = ["check_run", "explorer_page"]
+__all__ = ["check_run", "explorer_page", "shown_data"]
 
 _NUM_CODES, _NUM_IMAGES = 2000, 200  # of the test data
 _TYPES = {"f4": np.float32, "f2": np.float16, "u1": np.uint8}
@@ -58,11 +59,35 @@ def check_run(run: Run) -> None:
         raise InputError(f"the page shows 1 or 3 channels, and the images of {run.path} have {run.data.datum_shape[0]}")
 
 
-def explorer_page(run: Run) -> str:
+def shown_data(run: Run, data_dir: str | Path | None = None, offline: bool = False) -> Dataset:
+    """Return the data set of a run; of a run that comes with pvae, and without its data, test images that come with it.
+
+    Args:
+        run: the run.
+        data_dir: the folder to search first. The images that come with pvae are then not taken.
+        offline: do not download anything. For a run that comes with pvae, nothing is downloaded.
+
+    Raises:
+        InputError: the data set cannot be found, or is not that of the run.
+    """
+    kept = run.path / "test-images.npz"
+    try:
+        return run.dataset(None, data_dir, offline or kept.exists())
+    except NotFoundError:
+        if data_dir is not None or not kept.exists():
+            raise
+    with np.load(kept) as arrays:
+        rows, images, labels = arrays["rows"], *(torch.from_numpy(arrays[name]) for name in ("images", "labels"))
+    names, classes = {"test": [f"test-{row}" for row in rows]}, SETS[run.data.dataset].classes
+    return Dataset(run.data.name, images, images, labels, labels, classes, names=names)
+
+
+def explorer_page(run: Run, data: Dataset | None = None) -> str:
     """Return the text of an HTML file that decodes, encodes and scores images by the VAE of a run.
 
     Args:
         run: on images, of a VAE that a configuration describes.
+        data: whose test images the page shows; `shown_data` of the run by default.
 
     Raises:
         InputError: as for `check_run`; or the data or the weights cannot be read.
@@ -76,7 +101,7 @@ def explorer_page(run: Run) -> str:
         line = inspect.getsourcelines(getattr(VAE, name))[1]
         page = page.replace(f"{{{{ {name} }}}}", f"pvae/vae.py:{line} VAE.{name}")
     page = page.replace("{{ loss }}", _loss_text(run.config))
-    content = base64.b64encode(_packed(run)).decode()
+    content = base64.b64encode(_packed(run, data or shown_data(run))).decode()
     title = html.escape(run.title.partition("\n")[0])
     return page.replace("{{ content }}", content).replace("{{ title }}", title)
 
@@ -108,26 +133,27 @@ class _Tensors:
         return {"tensor": [kind, place, place + len(content), list(tensor.shape)]}
 
 
-def _packed(run: Run) -> bytes:
+def _packed(run: Run, data: Dataset) -> bytes:
     """Return zlib(length of the JSON, JSON, tensors)."""
     tensors = _Tensors()
     with torch.no_grad():
-        text = json.dumps(_content(run, tensors)).encode()
+        text = json.dumps(_content(run, data, tensors)).encode()
     return zlib.compress(len(text).to_bytes(4, "little") + text + bytes(tensors.bytes), 9)
 
 
-def _content(run: Run, tensors: _Tensors) -> dict[str, Any]:
-    """Return what the page holds as JSON: the run's networks and distributions, codes and images of its test data."""
+def _content(run: Run, data: Dataset, tensors: _Tensors) -> dict[str, Any]:
+    """Return what the page holds as JSON: the run's networks and distributions, codes and images of the test data."""
     vae: Any = run.vae()
-    data, config = run.dataset(), run.config
+    config = run.config
     chosen = random_subset(len(data.test), _NUM_CODES, seed=0)
     chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))]
-    images = cast(Pixels, run_batch(run, "test").x)[chosen]
+    images = run.preparation.pixels(data.test, rows=chosen)
     posterior, prior = _posterior(config, vae.q_z, tensors), _prior(config, vae, tensors)
     height, width = images.images.shape[2:]
+    few = f"The map shows {len(chosen):,} of the {run.data.num_test:,} test images."
     return {
         "title": [*filter(None, re.split(r"(?:, (?=on )|, (?=--elbo )| (?=with --)|\n)", run.title))],
-        "notes": _notes(vae, posterior, prior),
+        "notes": [*_notes(vae, posterior, prior), *[few] * (len(chosen) < run.data.num_test)],
         "shape": [*images.images.shape[1:]],
         "inner": [height - 2 * config.pad, width - 2 * config.pad],
         "keep_aspect": config.image_size == "auto",
@@ -138,18 +164,18 @@ def _content(run: Run, tensors: _Tensors) -> dict[str, Any]:
         "decoder": _operations(vae.p_x.decoder, tensors),
         "likelihood": _likelihood(config, vae.p_x),
         "pseudo": vae.is_pseudo,
-        **_map(run, encode(vae, images), chosen, tensors),
+        **_map(run, data, encode(vae, images), chosen, tensors),
         "images": tensors.add(images.images[:_NUM_IMAGES], "u1"),
         "image_names": [data.test_names[i] for i in chosen[:_NUM_IMAGES].tolist()],
         "label_names": list(data.label_names),
     }
 
 
-def _map(run: Run, codes: Tensor, chosen: Tensor, tensors: _Tensors) -> dict[str, Any]:
+def _map(run: Run, data: Dataset, codes: Tensor, chosen: Tensor, tensors: _Tensors) -> dict[str, Any]:
     """Return the planes of the map, the codes (N, L) in them, and the labels of the chosen test data."""
     if run.config.prior_family.is_on_sphere:
         codes = normalize(codes, dim=-1)  # a mean is inside the sphere
-    names, sizes, data = latent_names(run), run.config.latent_dims, run.dataset()
+    names, sizes = latent_names(run), run.config.latent_dims
     top = codes[:, -sizes[-1] :]
     planes, active = _planes(top, names[-sizes[-1] :])
     labels = None if data.test_labels is None else data.test_labels[chosen]

@@ -78,7 +78,8 @@ def _require(run: Run, has: bool, what: str) -> None:
 
 def _label_of(run: Run, row: int) -> Tensor | None:
     """Return the label of a test datum, (1, ...), at which latents are decoded, if the run was trained given labels."""
-    return codes.run_batch(run, "test").rows(slice(row, row + 1)).y
+    y = codes.given_y(run, "test")
+    return None if y is None else y[row : row + 1]
 
 
 def losses(run: Run) -> Figure:

@@ -20,7 +20,8 @@ from pvae.data.dataset import DataRecord, Dataset
 from pvae.data.sources import load_dataset
 from pvae.explore import page
 from pvae.models.build import build_vae
-from pvae.runs.run import Run
+from pvae.runs.run import READY_MADE, Run
+from pvae.trained.latent_space import encode
 from pvae.training.fit import fit
 
 pytestmark = pytest.mark.workflow
@@ -98,6 +99,26 @@ def test_the_command_writes_the_page_and_replaces_nothing_else(tmp_path, capsys,
 def test_the_page_says_what_the_training_minimised(untrained, options, loss):
     config = Config(**{"elbo": "trace", "hidden": (4,), "latent_dim": 2, **options})
     assert loss in page.explorer_page(untrained(config, (1, 5, 4)))
+
+
+@pytest.mark.parametrize("name", READY_MADE)
+def test_a_ready_made_run_needs_no_data(name, tmp_path, tiny_mnist, monkeypatch, capsys):
+    """The page of 500 test images that come with pvae; nothing is downloaded."""
+    monkeypatch.setattr("pvae.data.sources._download", lambda *_: pytest.fail("a download"))
+    assert main([name, "--out", str(tmp_path / "page.html")]) == 0
+    content, tensors = unpacked((tmp_path / "page.html").read_text("utf-8"))
+
+    def values(entry, kind):
+        _, start, stop, shape = entry["tensor"]
+        return np.frombuffer(tensors[start:stop], kind).reshape(shape)
+
+    run, points, images = Run.open(name), values(content["points"], np.float16), values(content["images"], np.uint8)
+    codes = encode(run.vae(), run.preparation.x(torch.tensor(images)))
+    expected = codes[:, content["planes"][0]["dims"]].numpy()
+    assert points.shape == (500, 2 * len(content["planes"]))
+    assert np.abs(points[:200, :2] - expected).max() < 2e-3 * np.abs(expected).max()
+    assert any("500 of the 10,000" in note for note in content["notes"])
+    refuse(main, [name, "--data-dir", tmp_path, "--offline"], capsys, tmp_path)
 
 
 def test_names_are_never_markup(untrained):

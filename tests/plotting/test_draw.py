@@ -101,6 +101,18 @@ def test_one_call_draws_all_that_apply(runs, found, tmp_path, capsys, name, miss
     assert "nearest-neighbour accuracy" in capsys.readouterr().out
 
 
+def test_what_needs_the_weights_alone_is_drawn_without_data(tiny_mnist, tmp_path, capsys):
+    """Of all pictures the three that need no data, and one line on the others, which are refused by their names."""
+    out = tmp_path / "one"
+    assert main(["fashion-vae", "--what", "manifold,samples", "--out", str(out)]) == 0
+    assert {path.name for path in out.iterdir()} == {"manifold.png", "samples.png"}
+    assert capsys.readouterr().err == ""
+    assert main(["fashion-vae", "--offline", "--out", str(tmp_path / "all")]) == 0
+    assert {path.stem for path in (tmp_path / "all").iterdir()} == {"losses", "manifold", "samples"}
+    assert capsys.readouterr().err.count("\n") == 1
+    refuse(main, ["fashion-vae", "--what", "manifold,scatter", "--offline"], capsys, tmp_path)
+
+
 def test_bad_input_is_one_line(runs, found, capsys, tmp_path):
     plane = str(runs["mlp-2d"].path)
     for arguments, says in [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,6 +48,17 @@ def test_a_ready_made_run_has_its_published_figure(name, published, data_dir):
     assert elbo == pytest.approx(recorded.elbo, abs=0.05)
     if published is not None:
         assert elbo == pytest.approx(published, abs=1.0)
+
+
+@pytest.mark.parametrize("name", READY_MADE)
+def test_the_test_images_beside_a_ready_made_run_are_of_its_data(name, data_dir):
+    run = Run.open(name)
+    data = pvae.load_dataset(run.data.dataset, data_dir)
+    with np.load(run.path / "test-images.npz") as kept:
+        rows = torch.tensor(kept["rows"].astype(int))
+        assert len(set(rows.tolist())) == 500
+        assert np.array_equal(kept["images"], data.test[rows])
+        assert np.array_equal(kept["labels"], data.test_labels[rows])
 
 
 def test_a_ready_made_run_cannot_be_resumed():
