@@ -226,13 +226,25 @@ def test_weights_that_no_likelihood_has_are_refused(reason):
     assert reason in found.reason
 
 
+WEIGHTS = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], dtype=torch.float32)
+
+
+def test_a_constant_in_float32_is_read_as_the_number_that_it_rounds():
+    def loss(recon, x, mu, logvar):
+        return (WEIGHTS * (recon - x) ** 2).sum() + WEIGHTS[0] * kl(mu, logvar).sum()
+
+    found = identify(loss)
+    assert found.is_elbo
+    assert found.readings[0].factor.number == 0.1
+
+
 def small_rate(recon, x, mu, rho):
     scale = F.softplus(rho) + 1e-6
     return 784 * F.mse_loss(recon, x) + 0.00025 * 0.5 * (mu**2 + scale**2 - 1 - 2 * scale.log()).mean()
 
 
 def small_rate_with_another_epsilon(recon, x, mu, logvar):
-    rate = 0.5 * (mu**2 + logvar.exp() - 1 - torch.log(logvar.exp() + 1e-5))
+    rate = 0.5 * (mu**2 + logvar.exp() - 1 - torch.log(logvar.exp() + 1e-6))
     return 784 * F.mse_loss(recon, x) + 0.00025 * rate.sum(1).mean()
 
 
