@@ -612,7 +612,7 @@ class _Identification:
         if not found:
             return "", ["  constant    one that depends on the sizes in no simple way"]
         is_any, of_x, of_z, text = min(found, key=lambda one: one[0])
-        if of_z or (is_any and not is_split and str(claim.variance) != "1"):
+        if of_z or (is_any and not is_split and not is_flat and str(claim.variance) != "1"):
             which = "is missing (- 1 in the sum)" if abs(of_z - 0.5) < near else f"is wrong by {of_z:.6g}"
             is_mixed = str(claim.variance) in ("2", "0.5") and claim.rate.constant
             hint = "; or {s} is a log variance in one term, and a log scale in another" if is_mixed else ""
@@ -640,6 +640,8 @@ class _Identification:
             yield f"  note        {name} is read by its formula, not by its name: z must be drawn with the scale above"
         if str(beta) == "2":
             yield "  note        beta is also 2 where a KL divergence is written without its factor 1/2"
+        if beta.powers.get("D"):
+            yield f"  note        for D = 784 and L = 20, beta = {beta.at({'D': 784, 'L': 20}):.6g}"
         base, others = self.box.size.symbols(), self.box.size.others()
         if values := [f"{symbol} = {base[symbol]}" for symbol, size in others if symbol and size not in sizes]:
             yield f"  sizes       {', '.join(values)} only: the weights above are numbers for these"
