@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 OnEpoch = Callable[[Run, Metrics], object]
+_LEAST_SECONDS = 0.5  # of training between two lines of metrics
 
 
 @dataclass
@@ -136,11 +137,13 @@ class Console(Callback):
     Attributes:
         floor: the bound on the held-out data that a model without a latent reaches; None where it is not known.
         held_out: the split of these data.
+        seconds: of training since the last line.
     """
 
     run: Run
     floor: float | None = None
     held_out: str = "test"
+    seconds: float = 0.0
 
     def on_train_begin(self, trainer: Trainer) -> None:
         """Print what is trained on what data, and the folder it is written to."""
@@ -178,8 +181,15 @@ class Console(Callback):
             print_line(f"without a latent, by the best distribution of each {what}: {bound} {self.floor:.2f}")
 
     def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
-        """Print the metrics of the epoch, with the loss where it differs from the negated bound."""
+        """Print the metrics of the epoch, with the loss where it differs from the negated bound.
+
+        Of epochs that take less than half a second, those within half a second after a printed one are left out.
+        """
         test, epochs = rows[-1], self.run.config.epochs
+        self.seconds += sum(row.seconds for row in rows)
+        if self.seconds < _LEAST_SECONDS and 1 < test.epoch < epochs:
+            return
+        self.seconds = 0.0
         terms = f"distortion {test.distortion:.2f}, rate {test.rate:.2f}"
         if abs(test.loss - test.distortion - test.rate) > max(0.005, 1e-6 * abs(test.loss)):  # beyond rounding
             terms += f", loss {test.loss:.2f}"
