@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pvae.cli.command import Command, Parser, add_seed, integer, run_parser
 from pvae.cli.own_code import open_run
@@ -14,6 +18,9 @@ from pvae.core.errors import InputError
 from pvae.core.records import to_json
 from pvae.core.terminal import print_line, progress_bar
 
+if TYPE_CHECKING:
+    from pvae.runs.run import Run
+
 __all__ = ["main"]
 
 _DRAWS, _FEW_DRAWS = 5000, 200  # for each datum
@@ -22,18 +29,27 @@ _LARGE = 2000  # values of a datum, beyond which many draws take long and help l
 _EPILOG = """\
 It prints the ELBO and its parts, active units, the parts of the rate, and log p(x) by importance sampling, each with
 its standard error, and warns where a log p(x) is not reliable; it writes RUN/evaluation.json. Several runs of the same
-data give one table, with the differences from the run with the highest log p(x). notebooks/bounds.md explains both.
+data give one table, with the differences from the run with the highest log p(x); folders of runs that differ in the
+seed give a row each, with errors over seeds. notebooks/bounds.md explains them.
 
 examples:
   pvae evaluate runs/my-run
   pvae evaluate runs/my-run --importance-samples 100 --images 1000
-  pvae evaluate runs/a runs/b runs/c --latex"""
+  pvae evaluate runs/a runs/b runs/c --latex
+  pvae evaluate runs/trace-seeds runs/iwae-seeds"""
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from pvae.evaluation.report import evaluate, to_text
+    from pvae.evaluation.report import evaluate, seconds_of_draws, to_text
 
-    runs = [open_run(path, arguments.vae, len(arguments.run) == 1) for path in arguments.run]
+    given = [(path, _runs_in(path)) for path in arguments.run]
+    folders = [path for path, found in given for _ in found]
+    if folders and any(not found for _, found in given):
+        raise InputError("a row is a run, or the mean of a folder of runs: give runs alone, or folders alone")
+    paths = [run for _, found in given for run in found] or arguments.run
+    runs = [open_run(path, arguments.vae, len(paths) == 1) for path in paths]
+    for folder in dict.fromkeys(folders):
+        _check_seeds(folder, [run for run, place in zip(runs, folders) if place == folder])
     first, is_table, is_quiet = runs[0], len(runs) > 1 or arguments.latex, arguments.quiet
     count = arguments.images or first.data.num_test
     if count > first.data.num_test:
@@ -46,26 +62,59 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     for run in runs:
         run.dataset(None, arguments.data_dir, arguments.offline)
         run.vae()
+    if not is_quiet:
+        seconds = sum(seconds_of_draws(run, count * num_draws) for run in runs)
+        what = f"{f'{len(runs)} runs, ' * (len(runs) > 1)}{count:,} test data of {first.data.name}"
+        how = f"the ELBO, then log p(x) by {num_draws:,} draws of z for each datum, {_about(seconds)}"
+        print(f"evaluating {what}: {how}", file=sys.stderr)
     # At once, since the ELBO, and perhaps a compilation, come before the first draws.
     with progress_bar("importance sampling", count * len(runs), "datum", is_quiet, in_logs=True, delay=0) as bar:
-        what = (num_draws, arguments.images, arguments.seed, bar.update, arguments.compile)
+        settings = (num_draws, arguments.images, arguments.seed, bar.update, arguments.compile)
         if is_table:
             from pvae.evaluation import runs_table  # imports pandas
 
-            compared = runs_table.compare_runs(runs, *what)
-            text = f"{runs_table.comparison_to_markdown(compared)}\n\n{runs_table.LEGEND}"
-            text = content = runs_table.comparison_to_latex(compared).rstrip() if arguments.latex else text
+            compared = runs_table.compare_runs(runs, *settings)
+            if folders:
+                compared = runs_table.over_seeds(compared, folders)
+            as_text = runs_table.comparison_to_latex if arguments.latex else runs_table.comparison_to_markdown
+            text = content = as_text(compared)
         else:
-            report = evaluate(first, *what)
+            report = evaluate(first, *settings)
             content, text = to_json(asdict(report), indent=2), f"{to_text(report)}\n\n{out}"
     if out:
         write(out, f"{content}\n")
     print_line(out if is_quiet and out else text)
 
 
+def _runs_in(path: Path) -> list[Path]:
+    """Return the run folders in a folder of them; none of a run folder."""
+    return [] if (path / "config.json").exists() else sorted(file.parent for file in path.glob("*/config.json"))
+
+
+def _check_seeds(folder: Path, runs: Sequence[Run]) -> None:
+    """Check that the runs of a folder differ in the seed alone.
+
+    Raises:
+        InputError: there is only one, or they differ in something else, or two have the same seed.
+    """
+    if len(runs) < 2:
+        raise InputError(f"{folder} holds one run, which has no error over seeds: give {runs[0].path}")
+    for run in runs[1:]:
+        if run.config.replace(seed=0, source="") != runs[0].config.replace(seed=0, source=""):
+            raise InputError(f"{run.path} and {runs[0].path} differ in more than the seed: give the runs themselves")
+    seeds = [run.config.seed for run in runs]
+    if len({*seeds}) < len(seeds):
+        raise InputError(f"two runs in {folder} have the same seed: leave one of them out")
+
+
+def _about(seconds: float) -> str:
+    """Return a rough duration, such as "about 40 s" or "about 3 min"."""
+    return f"about {seconds / 60:.0f} min" if seconds > 90 else f"about {max(1, round(seconds, -(seconds > 20))):.0f} s"
+
+
 def _parser() -> Parser:
     description, out = "Evaluate a trained run on its test data.", "a new file (default: RUN/evaluation.json)"
-    run = "a run folder; several give one table"
+    run = "a run folder; several give one table, as do folders of runs that differ in the seed"
     parser = run_parser("pvae evaluate", description, _EPILOG, out, "FILE", nargs="+", help=run)
     add = parser.add_argument
     default = f"{_DRAWS}, or {_FEW_DRAWS} where a datum has more than {_LARGE:,} values"

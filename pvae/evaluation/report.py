@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -28,7 +29,9 @@ from pvae.trained.log_likelihood import MOST_UNTRUSTED, Estimate, ImportanceSamp
 from pvae.trained.normalised import bits_per_dimension, with_likelihood
 from pvae.vae import VAE
 
-__all__ = ["ElboParts", "LogLikelihood", "RateDecomposition", "Report", "evaluate", "to_text"]
+__all__ = ["ElboParts", "LogLikelihood", "RateDecomposition", "Report", "check_density", "evaluate", "seconds_of_draws", "to_text"]
+
+_TIMED = 40  # data, and draws of z for each, that are timed
 
 # The metadata of a field below are its label and its note in `to_text`; its name is its key in evaluation.json.
 
@@ -172,6 +175,41 @@ class Report:
     columns: tuple[ColumnDistortion, ...] = ()
 
 
+def check_density(run: Run) -> None:
+    """Check that a run has a likelihood, which was trained.
+
+    Raises:
+        InputError: it is an autoencoder, or has not finished an epoch.
+    """
+    if not run.vae().has_density:
+        raise InputError(f"{run.path} is an autoencoder: a point posterior has no bound and no log-likelihood")
+    if run.best_checkpoint().epoch == 0:
+        raise InputError(f"{run.path} has not finished an epoch; go on with: {run.how_to_resume}")
+
+
+def seconds_of_draws(run: Run, num_draws: int) -> float:
+    """Return about how many seconds the importance sampling of a run takes, from the time of a few draws.
+
+    Where the decoder is compiled, it takes less.
+
+    Args:
+        run: the run.
+        num_draws: number of test data, times the number of draws for each.
+
+    Raises:
+        InputError: the run is an autoencoder.
+    """
+    check_density(run)
+    x, seconds = run.dataset().test, []
+    vae, batch, _ = with_likelihood(run, x, given_y(run, "test"), torch.arange(min(_TIMED, len(x))))
+    with seeded(0, torch.device("cpu")):
+        for _ in range(3):  # the first call takes longer
+            started = time.perf_counter()
+            importance_sample(vae, batch, _TIMED, engine="none")
+            seconds.append(time.perf_counter() - started)
+    return min(seconds) * num_draws / (_TIMED * len(batch))
+
+
 def evaluate(
     run: Run,
     num_particles: int = 5000,
@@ -193,9 +231,8 @@ def evaluate(
     Raises:
         InputError: the run is an autoencoder, which has no likelihood, or there are fewer than two images.
     """
+    check_density(run)
     vae, data = run.vae(), run.dataset()
-    if not vae.has_density:
-        raise InputError(f"{run.path} is an autoencoder: a point posterior has no bound and no log-likelihood")
     # A random subset, because some data sets are sorted by class.
     rows = None if num_images is None else random_subset(len(data.test), num_images, seed)
     normalised, batch, kind = with_likelihood(run, data.test, given_y(run, "test"), rows)
@@ -310,6 +347,8 @@ def _bits(vae: VAE, log_p: Tensor, x: Pixels) -> Estimate | None:
     return None if bits is None else Estimate.of(bits)
 
 
+_UNSEEN = """\
+  too low, without a warning, where q(z | x) misses a mode of p(z | x): see notebooks/bounds.md"""
 _WHAT_THEN = (
     "unreliable: the log-likelihood and its bits per dimension, which are too low and too high by an unknown amount",
     "reliable: the ELBO and its parts, which use no importance weights",
@@ -328,7 +367,7 @@ def to_text(report: Report) -> str:
         special["rate"] = "  rate", "KL(q(z | x) || p(z)), from ten draws of z"
     lines = [
         f"{report.run}, epoch {report.epoch}, {report.num_images:,} {tested} of {report.data}",
-        "nats per datum, mean +- standard error over data and draws",
+        "nats per datum, mean +- standard error over data and draws; another seed may change a run by more",
         "",
         *_lines(parts, **special),
     ]
@@ -349,6 +388,7 @@ def to_text(report: Report) -> str:
         "",
         f"{report.pixels and 'pixels '}{report.pixels or 'the data as they are'}",
         *_lines(log_p),
+        _UNSEEN,
     ]
     if log_p.untrusted > MOST_UNTRUSTED:
         lines += ["", f"warning: the importance weights of {log_p.untrusted:.1%} of the data cannot be trusted"]

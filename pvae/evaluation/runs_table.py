@@ -1,4 +1,4 @@
-"""The table of runs, a row for each run: its configuration and metrics; or log p(x) and its paired differences."""
+"""The table of runs, a row for each run: its configuration and metrics; or log p(x) and its differences."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -19,6 +21,7 @@ from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.core.records import markdown_of
 from pvae.data.dataset import random_subset
+from pvae.evaluation.report import check_density
 from pvae.runs.metrics import is_out_of_patience
 from pvae.runs.run import Run
 from pvae.trained.codes import LatentReport, given_y
@@ -27,13 +30,15 @@ from pvae.trained.log_likelihood import MOST_UNTRUSTED, Estimate, importance_sam
 from pvae.trained.normalised import with_likelihood
 
 __all__ = [
-    "LEGEND",
     "compare_runs",
     "comparison_to_latex",
     "comparison_to_markdown",
+    "legend_of",
+    "over_seeds",
     "progress_of",
     "row_of",
     "runs_table",
+    "short_names",
     "to_markdown",
 ]
 
@@ -53,9 +58,21 @@ _MEASURES = {  # the columns over seeds, each of a column of the runs, and its d
     "KS": ("kolmogorov_smirnov", 3),
 }
 
-LEGEND = """\
+_OF_RUNS = """\
 Nats per datum, on the same test data; +- is the standard error over data and draws. Differences are taken datum by
-datum, from the run with the highest log p(x), so that their errors leave out what all runs find hard."""
+datum, from the run with the highest log p(x), so that their errors leave out what all runs find hard.
+No +- is over trainings: another seed may change a run by more than two runs differ. Folders of runs that differ in the
+seed (python -m pvae.train --seeds 0:3) give errors over seeds: pvae evaluate FOLDER FOLDER. Two estimators of the ELBO
+are compared at the same weights: pvae compare RUN --elbo trace,analytic."""
+_OF_FOLDERS = """\
+Nats per datum, on the same test data: the mean over the runs of a folder, which differ in the seed; +- is its standard
+error over the seeds, their standard deviation divided by the root of their number. Differences are those of two means,
+from the folder with the highest log p(x)."""
+_TOO_LOW = f"""
+(too low): a few draws of z have nearly all the importance weight of more than {MOST_UNTRUSTED:.0%} of the data, so that
+log p(x) is too low by an unknown amount; give more --importance-samples. The ELBO has no such weights."""
+_UNSEEN = """
+log p(x) is also too low where q(z | x) misses a mode of p(z | x), which no warning sees (notebooks/bounds.md)."""
 
 
 def row_of(run: Run, codes: LatentReport) -> dict[str, Any]:
@@ -87,7 +104,7 @@ def row_of(run: Run, codes: LatentReport) -> dict[str, Any]:
     """
     rows, chosen = run.metrics(), run.test_metrics()
     if chosen is None:
-        raise InputError(f"{run.path} has not finished an epoch")
+        raise InputError(f"{run.path} has not finished an epoch; go on with: {run.how_to_resume}")
     seconds = [sum(row.seconds for row in rows if row.epoch == epoch) for epoch in {row.epoch for row in rows}]
     options, epochs = asdict(run.config.replace(seed=0, source="")), rows[-1].epoch
     planned = epochs if is_out_of_patience(rows, run.config.patience) else run.config.epochs
@@ -188,8 +205,7 @@ def compare_runs(
     """
     samples, elbos, first = [], [], None
     for run in runs:
-        if not run.vae().has_density:
-            raise InputError(f"{run.path} is an autoencoder: a point posterior has no bound and no log-likelihood")
+        check_density(run)
         test = run.dataset().test
         rows = None if num_images is None else random_subset(len(test), num_images, seed)
         vae, batch, kind = with_likelihood(run, test, given_y(run, "test"), rows)
@@ -205,7 +221,7 @@ def compare_runs(
             samples.append(importance_sample(vae, batch, num_particles, on_images, engine))
             elbos.append(elbo_terms(vae, batch)["elbo"])
     best = max(range(len(runs)), key=lambda place: samples[place].log_p.mean().item())
-    table = pd.DataFrame({"run": [run.path.resolve().name for run in runs]}, dtype=object)
+    table = pd.DataFrame({"run": short_names([run.path for run in runs])}, dtype=object)
     for name, values in (("log_p", [sample.log_p for sample in samples]), ("elbo", elbos)):
         differences = [value - values[best] for value in values]
         for column, of_runs in ((name, values), (f"{name}_difference", differences)):
@@ -214,6 +230,45 @@ def compare_runs(
             table[f"{column}_stderr"] = [estimate.stderr for estimate in estimates]
     table["untrusted"] = [sample.untrusted for sample in samples]
     return table
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Return for each folder as few of its last parts as no other folder has: "seed-0"; "a/seed-0" and "b/seed-0"."""
+    parts = [path.resolve().parts for path in paths]
+
+    def shortest(ours: tuple[str, ...]) -> str:
+        lengths = range(1, len(ours))
+        is_unique = (all(theirs == ours or theirs[-length:] != ours[-length:] for theirs in parts) for length in lengths)
+        length = next((length for length, is_enough in zip(lengths, is_unique) if is_enough), len(ours))
+        return str(Path(*ours[-length:]))
+
+    return [shortest(ours) for ours in parts]
+
+
+def over_seeds(comparison: pd.DataFrame, folders: Sequence[Path]) -> pd.DataFrame:
+    """Return the means over the runs of each folder of a table of `compare_runs`, with standard errors over the runs.
+
+        mean_r v_r  +-  std_r v_r / sqrt(R),     R the number of runs in the folder
+
+    The columns are those of `compare_runs`, with the number of runs, seeds, after the first. A difference is that of two
+    means, from the folder with the highest mean of log p(x); its error is the root of the sum of their squared errors,
+    since the seeds of two folders are independent. untrusted is the largest of the runs.
+
+    Args:
+        comparison: the table.
+        folders: for each of its rows the folder that holds the run. A folder has at least two runs.
+    """
+    names = np.array(short_names(folders), dtype=object)  # not texts of pandas, as above
+    runs = comparison.drop(columns="run").groupby(names, sort=False)
+    means, errors = runs.mean(), runs.sem()
+    best = means["log_p"].idxmax()
+    table = pd.DataFrame({"run": means.index, "seeds": runs.size()}, index=means.index)
+    for name in ("log_p", "elbo"):
+        table[name], table[f"{name}_stderr"] = means[name], errors[name]
+        table[f"{name}_difference"] = means[name] - means.loc[best, name]
+        table[f"{name}_difference_stderr"] = np.hypot(errors[name], errors.loc[best, name])
+        table.loc[best, f"{name}_difference_stderr"] = 0.0
+    return table.assign(untrusted=runs["untrusted"].max()).reset_index(drop=True)
 
 
 def _cells(comparison: pd.DataFrame) -> pd.DataFrame:
@@ -225,20 +280,29 @@ def _cells(comparison: pd.DataFrame) -> pd.DataFrame:
 
     titles = {"log p(x)": "log_p", "difference": "log_p_difference"}
     titles |= {"ELBO": "elbo", "difference of ELBO": "elbo_difference"}
-    columns = {title: estimates(name) for title, name in titles.items()}
+    columns = {"seeds": comparison["seeds"].astype(str)} if "seeds" in comparison else {}
+    columns |= {title: estimates(name) for title, name in titles.items()}
     shown = pd.DataFrame({"run": comparison["run"], **columns}, dtype=object)
     shown.loc[comparison["untrusted"] > MOST_UNTRUSTED, "log p(x)"] += " (too low)"
     shown.loc[comparison["log_p_difference_stderr"] == 0, ["difference", "difference of ELBO"]] = "best", "-"
     return shown
 
 
+def legend_of(comparison: pd.DataFrame) -> str:
+    """Return what the cells of a table of `compare_runs` or `over_seeds` mean."""
+    is_low = (comparison["untrusted"] > MOST_UNTRUSTED).any()
+    return (_OF_FOLDERS if "seeds" in comparison else _OF_RUNS) + _TOO_LOW * bool(is_low) + _UNSEEN
+
+
 def comparison_to_markdown(comparison: pd.DataFrame) -> str:
-    """Return the table of `compare_runs` in Markdown."""
-    return markdown_of(_cells(comparison).to_dict("records"))
+    """Return a table of `compare_runs` or `over_seeds` in Markdown, with its legend."""
+    return f"{markdown_of(_cells(comparison).to_dict('records'))}\n\n{legend_of(comparison)}"
 
 
 def comparison_to_latex(comparison: pd.DataFrame) -> str:
-    """Return the table of `compare_runs` as a LaTeX tabular, which needs the package booktabs."""
+    """Return such a table as a LaTeX tabular, which needs the package booktabs, with its legend as a comment."""
     cells = _cells(comparison).rename(columns={"log p(x)": r"$\log p(x)$"})
     cells["run"] = cells["run"].str.replace(r"([&%$#_{}])", r"\\\1", regex=True)
-    return cells.replace(r"(\S+) \+- (\S+)", r"$\1 \\pm \2$", regex=True).to_latex(index=False, column_format="lrrrr")
+    cells = cells.replace(r"(\S+) \+- (\S+)", r"$\1 \\pm \2$", regex=True)
+    comment = legend_of(comparison).replace("\n", "\n% ")
+    return f"{cells.to_latex(index=False, column_format='l' + 'r' * (len(cells.columns) - 1))}% {comment}"
