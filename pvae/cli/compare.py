@@ -92,11 +92,12 @@ def _compare(arguments: argparse.Namespace) -> None:
 def _weights(arguments: argparse.Namespace, run: Run | None, config: Config) -> Iterator[tuple[str, VAE, Batch, str]]:
     """Yield for each stage of a training its name, the VAE, a batch of test data and the kind of their pixels."""
     from pvae.data.dataset import random_subset
+    from pvae.explore.page import shown_data
     from pvae.trained.normalised import with_normalised_likelihood
     from pvae.training.fit import train_in_memory
 
     if run:
-        data = run.dataset(None, arguments.data_dir, arguments.offline)
+        data = shown_data(run, arguments.data_dir, arguments.offline)
         given = iter([(f"epoch {run.best_checkpoint().epoch}", run.vae(), data)])
     else:
         in_memory = train_in_memory(config, arguments.stages or _STAGES, arguments.data_dir, arguments.offline)
@@ -106,8 +107,8 @@ def _weights(arguments: argparse.Namespace, run: Run | None, config: Config) -> 
         subset = random_subset(len(data.test), count, seed=0)
         is_given = run.is_given_labels if run else config.condition
         y, num_labels = data.labels["test"][subset] if is_given else None, len(data.label_names)
-        shape, x = data.datum_shape, data.test[subset]
-        vae, batch, kind = with_normalised_likelihood(config, trained, shape, x, y, num_labels=num_labels)
+        what = (data.datum_shape, data.test[subset], y, None, num_labels, run is not None and run.has_own_vae)
+        vae, batch, kind = with_normalised_likelihood(config, trained, *what)
         yield progress, vae, next(batch.split(count)), kind
 
 

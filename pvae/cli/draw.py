@@ -130,7 +130,8 @@ def draw_side_by_side(runs: Sequence[Path], folder: Path, options: Mapping[str, 
     entries = [read[key] for key in zip(firsts["configuration"], firsts["seed"])]
     text = to_markdown(table)
     files: dict[str, Any] = {"table.csv": table.to_csv(index=False, lineterminator="\n"), "table.md": text}
-    files["sheet.png"] = sheet_figure(entries)
+    if any(len(entry.images) for entry in entries):
+        files["sheet.png"] = sheet_figure(entries)
     for data, figure in code_figures(entries).items():
         files[f"codes-{re.sub('[^a-z0-9]+', '-', data.lower())}.png"] = figure
     for name, content in files.items():

@@ -58,7 +58,7 @@ def _work(arguments: argparse.Namespace) -> None:
         path = options["resume"]
         run = _resume(path, _chosen(options), options) if path else _fit(*_configured(options), options["out"], options)
         if is_first_process():
-            print_line(run.path if options["quiet"] else _what_is_next(run))
+            print_line(run.path if options["quiet"] else _what_is_next(run, options["vae"]))
 
 
 class _ListSystems(argparse.Action):
@@ -173,19 +173,27 @@ def _resume(path: Path, chosen: Mapping[str, Any], options: Mapping[str, Any]) -
     return resume(run, chosen.get("epochs"), vae=vae, **{name: options[name] for name in _WHERE})
 
 
-def _what_is_next(run: Run) -> str:
-    """Return the lines that are printed after a training: where the run is, and commands that take it."""
-    folder = shlex.quote(str(run.path))
+def _what_is_next(run: Run, place: str | None) -> str:
+    """Return the lines that are printed after a training: where the run is, and commands that take it.
+
+    Args:
+        run: the run.
+        place: --vae.
+    """
+    folder, own = shlex.quote(str(run.path)), f" --vae {shlex.quote(place)}" if place else ""
     files = "config.json, metrics.jsonl, checkpoint.safetensors, figures/, TensorBoard events"
-    following = [f"pvae draw {folder}"]
+    following = ["pvae draw RUN"]
     if not run.config.is_autoencoder:  # an autoencoder has no likelihood
-        following.append(f"pvae evaluate {folder}")
-    if run.config.system == "images":
-        following += [f"pvae sample {folder}", f"pvae score {folder} DATA"]
-    following.append(f"tensorboard --logdir {folder}")
+        following += ["pvae evaluate RUN", "pvae sample RUN"]
+        if run.config.system in ("images", "values"):
+            following.append(f"pvae score RUN {'DATA' if run.data.is_images else 'FILE'}")
+        if run.config.missing:
+            following.append("pvae sample RUN --impute FILE")
     is_stopped = run.metrics()[-1].epoch < run.config.epochs  # by --patience
     if run.config.schedule == "constant" and not is_stopped:
-        following.append(f"python -m pvae.train --resume {folder} --epochs {2 * run.config.epochs}")
+        following.append(f"python -m pvae.train --resume RUN --epochs {2 * run.config.epochs}")
+    following = [f"{command.replace('RUN', folder)}{own}" for command in following]
+    following.append(f"tensorboard --logdir {folder}")
     return f"done; the run is in {folder}: {files}\nnext:  " + "\n   or  ".join(following)
 
 

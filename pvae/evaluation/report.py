@@ -29,7 +29,16 @@ from pvae.trained.log_likelihood import MOST_UNTRUSTED, Estimate, ImportanceSamp
 from pvae.trained.normalised import bits_per_dimension, with_likelihood
 from pvae.vae import VAE
 
-__all__ = ["ElboParts", "LogLikelihood", "RateDecomposition", "Report", "check_density", "evaluate", "seconds_of_draws", "to_text"]
+__all__ = [
+    "ElboParts",
+    "LogLikelihood",
+    "RateDecomposition",
+    "Report",
+    "check_density",
+    "evaluate",
+    "seconds_of_draws",
+    "to_text",
+]
 
 _TIMED = 40  # data, and draws of z for each, that are timed
 

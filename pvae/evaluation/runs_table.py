@@ -203,8 +203,8 @@ def compare_runs(
     Raises:
         InputError: a run is an autoencoder, or their pixels or the kinds of their p(x) differ.
     """
-    samples, elbos, first = [], [], None
-    for run in runs:
+    opened, samples, elbos, first = [], [], [], None
+    for run in runs:  # all are checked before the first draws
         check_density(run)
         test = run.dataset().test
         rows = None if num_images is None else random_subset(len(test), num_images, seed)
@@ -217,6 +217,8 @@ def compare_runs(
         if not is_same or described != first[1]:
             difference = "other test data or pixels, or one a density and one a probability, or one is given labels"
             raise InputError(f"{run.path} and {runs[0].path} have {difference}: evaluate them apart")
+        opened.append((vae, batch))
+    for vae, batch in opened:
         with seeded(seed, torch.device("cpu")):
             samples.append(importance_sample(vae, batch, num_particles, on_images, engine))
             elbos.append(elbo_terms(vae, batch)["elbo"])
@@ -238,7 +240,9 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
     def shortest(ours: tuple[str, ...]) -> str:
         lengths = range(1, len(ours))
-        is_unique = (all(theirs == ours or theirs[-length:] != ours[-length:] for theirs in parts) for length in lengths)
+        is_unique = (
+            all(theirs == ours or theirs[-length:] != ours[-length:] for theirs in parts) for length in lengths
+        )
         length = next((length for length, is_enough in zip(lengths, is_unique) if is_enough), len(ours))
         return str(Path(*ours[-length:]))
 
@@ -250,9 +254,9 @@ def over_seeds(comparison: pd.DataFrame, folders: Sequence[Path]) -> pd.DataFram
 
         mean_r v_r  +-  std_r v_r / sqrt(R),     R the number of runs in the folder
 
-    The columns are those of `compare_runs`, with the number of runs, seeds, after the first. A difference is that of two
-    means, from the folder with the highest mean of log p(x); its error is the root of the sum of their squared errors,
-    since the seeds of two folders are independent. untrusted is the largest of the runs.
+    The columns are those of `compare_runs`, with the number of runs, seeds, after the first. A difference is that of
+    two means, from the folder with the highest mean of log p(x); its error is the root of the sum of their squared
+    errors, since the seeds of two folders are independent. untrusted is the largest value of the runs.
 
     Args:
         comparison: the table.

@@ -9,7 +9,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pvae.core.errors import InputError
 from pvae.evaluation.runs_table import progress_of, row_of
 from pvae.plotting import figures
 from pvae.plotting.figures import ScatterData
@@ -28,9 +27,9 @@ class Entry(NamedTuple):
     Args:
         row: the row of the run in the table.
         title: system, data, epochs and test bound.
-        images: eight test images, then their reconstructions, in [0, 1].
-        samples: samples from the prior; empty for an autoencoder.
-        codes: means of q(z | x) of the test images, (M, 2), and their classes; None unless there are two latents.
+        images: eight test images, then their reconstructions, in [0, 1]; empty for other data than images.
+        samples: samples from the prior; empty for an autoencoder and for other data.
+        codes: means of q(z | x) of the test data, (M, 2), and their classes; None unless there are two latents.
         label_names: names of the classes.
     """
 
@@ -46,31 +45,30 @@ def entry_of(run: Run) -> Entry:
     """Return the entry of a run.
 
     Raises:
-        InputError: the run has not finished an epoch, or its data are no images.
+        InputError: the run has not finished an epoch.
     """
-    if not run.data.is_images:
-        raise InputError(f"this picture needs images, which {run.path} lacks")
     row, vae, test = row_of(run, codes.latent_report(run)), run.vae(), run.test_metrics()
     assert test is not None  # or `row_of` would have raised
-    batch = codes.examples(run, _SHOWN)
-    labels = run.dataset().shown_labels if run.is_given_labels else None
-    with run.seeded():
-        samples = sample(vae, 2 * _SHOWN, y=labels) if vae.has_density else batch.x[:0]
-        images = torch.cat([batch.x, reconstruct(vae, batch)])
+    images = samples = torch.empty(0)
+    if run.data.is_images:
+        batch, shown = codes.examples(run, _SHOWN), run.preparation.shown
+        labels = run.dataset().shown_labels if run.is_given_labels else None
+        with run.seeded():
+            samples = shown(sample(vae, 2 * _SHOWN, y=labels) if vae.has_density else batch.x[:0])
+            images = shown(torch.cat([batch.x, reconstruct(vae, batch)]))
     elbo = f" --elbo {row['estimator']}" if vae.has_density else ""
     title = f"{row['system']}{elbo} on {row['data']}, epoch {progress_of(row)}: {test}{run.bits(test)}"
     plane = None
     if codes.is_plane(run):
         has_prior = vae.has_density and codes.has_normal_prior(run)
         plane = ScatterData(codes.codes_of(run, "test"), codes.classes(run)[1], has_prior)
-    shown = run.preparation.shown
-    return Entry(row, title, shown(images), shown(samples), plane, run.dataset().label_names)
+    return Entry(row, title, images, samples, plane, run.dataset().label_names)
 
 
 def sheet_figure(entries: Sequence[Entry]) -> Figure:
-    """Return a row for each entry: test images above their reconstructions, and samples from the prior."""
+    """Return a row for each entry of images: test images above their reconstructions, and samples from the prior."""
     title = "left: test images above the mean of p(x | z), z ~ q(z | x); right: the mean of p(x | z), z ~ p(z)"
-    bands = {entry.title: (entry.images, entry.samples) for entry in entries}
+    bands = {entry.title: (entry.images, entry.samples) for entry in entries if len(entry.images)}
     return figures.band_figure(bands, _SHOWN, f"{title}\nof several seeds the first")
 
 
@@ -84,5 +82,5 @@ def code_figures(entries: Sequence[Entry]) -> dict[str, Figure]:
             for entry in entries
             if entry.codes is not None and entry.row["data"] == data
         }
-        found[data] = figures.scatter_figure(splits, names[data], f"{data}: means of q(z | x) of the test images")
+        found[data] = figures.scatter_figure(splits, names[data], f"{data}: means of q(z | x) of the test data")
     return found

@@ -213,7 +213,8 @@ class Run(RunRecord):
             InputError: `vae` is missing, or given without need.
         """
         if self.has_own_vae and vae is None and "vae" not in self.cache:
-            raise InputError(f"{self.path} trained a VAE of your own: give --vae FILE.py:FUNCTION, or vae=vae in Python")
+            advice = "give --vae FILE.py:FUNCTION, or vae=vae in Python"
+            raise InputError(f"{self.path} trained a VAE of your own: {advice}")
         if vae is not None and not self.has_own_vae:
             raise InputError(f"{self.path} trained the VAE that its config.json describes: leave vae out")
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import threading
 import time
 
+import numpy as np
 import pytest
 from helpers.commands import contents, refuse
 from helpers.runs import assert_same
 
 import pvae
+from pvae.cli.commands import command_of
 from pvae.cli.train import main
 from pvae.core.errors import TrainingError
 from pvae.runs.run import Run
@@ -106,3 +109,25 @@ def test_seeds_are_runs_of_their_own_and_end_in_a_table(no_pictures, capsys, tmp
     (many / "seed-0").rename(many / "seed-4")
     assert main([*two, "--seeds", "4", "--out", "many"]) == 2
     assert "--seed 0" in capsys.readouterr().err
+
+
+def test_seeds_of_a_table_end_in_a_table_and_name_what_takes_a_table(no_pictures, capsys, tmp_path, monkeypatch):
+    """There are no images for a sheet. The commands that are named next take the run as they stand."""
+    monkeypatch.chdir(tmp_path)
+    x = np.random.default_rng(0).normal(size=(60, 3)).round(2)
+    x[::7, 0] = np.nan
+    np.savetxt("t.csv", x, delimiter=",", header="a,b,c", comments="", fmt="%g")
+    table = ["--dataset", "table:t.csv", "--missing", "--hidden", "4", "--latent-dim", "2", "--epochs", "1"]
+    assert main([*table, "--seeds", "0:2", "--out", "many", "--quiet"]) == 0, capsys.readouterr().err
+    (row,) = [line for line in (tmp_path / "many/figures/table.md").read_text().splitlines() if "| 2 " in line]
+    elbos = [Run.open(f"many/seed-{seed}").test_metrics().elbo for seed in (0, 1)]
+    assert f"{np.mean(elbos):.2f} +- {np.std(elbos, ddof=1):.2f}" in row
+    assert not (tmp_path / "many/figures/sheet.png").exists()
+    capsys.readouterr()
+    assert main([*table, "--out", "alone"]) == 0
+    said = capsys.readouterr().out.partition("next:")[2]
+    commands = [shlex.split(line.replace("or  ", "").replace("FILE", "t.csv")) for line in said.splitlines()]
+    named = {name: rest for _, name, *rest in commands if name in ("sample", "score")}
+    assert named == {"score": ["alone", "t.csv"], "sample": ["alone", "--impute", "t.csv"]}, "the last of two"
+    for name, rest in named.items():
+        assert command_of(name)(rest) == 0, capsys.readouterr().err

@@ -90,6 +90,14 @@ def test_several_seeds_end_in_a_table(folder, capsys):
     assert draw(["many", *VAE]) == 0
 
 
+def test_the_commands_that_are_named_next_name_it(folder, capsys):
+    assert train([*DATA, *VAE, "--out", "run"]) == 0
+    said = capsys.readouterr().out.partition("next:")[2].splitlines()
+    assert [line for line in said if "tensorboard" not in line and not line.endswith("run --vae mine.py:mine")] == [
+        "   or  python -m pvae.train --resume run --epochs 2 --vae mine.py:mine"
+    ]
+
+
 def test_a_run_without_it_takes_none(folder, capsys):
     assert train([*DATA, "--hidden", "8", "--out", "run", "--quiet"]) == 0
     assert encode(["run", *VAE]) == 2

@@ -137,6 +137,23 @@ def test_the_command_compares(tmp_path, capsys):
     assert (tmp_path / "out" / "comparison.png").exists()
 
 
+def test_five_elbos_of_a_run_that_comes_with_pvae_agree(tmp_path, monkeypatch, capsys):
+    """Without MNIST, on test images that come with it. Four draw the same z; the closed form has its own error."""
+    monkeypatch.delenv("PVAE_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    names = ["trace", "analytic", "stl", "score", "handwritten"]
+    few = ["--particles", "1", "--repetitions", "20", "--batch-size", "10", "--out", str(tmp_path / "out")]
+    assert main(["deep-bayes", "--elbo", ",".join(names), *few]) == 0, capsys.readouterr().err
+    rows = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))
+    found = {row["estimator"]: (float(row["value_mean"]), float(row["value_stderr"])) for row in rows}
+    assert [*found] == names
+    trace, error = found["trace"]
+    for name in ("stl", "score", "handwritten"):
+        assert found[name] == pytest.approx((trace, error), rel=1e-5), "in float32"
+    assert found["analytic"][0] == pytest.approx(trace, abs=4.3 * math.hypot(error, found["analytic"][1]))
+    assert -150 < trace < -80, "nats, of a run at -111"
+
+
 def test_it_compares_at_a_runs_checkpoint(tmp_path, capsys, few_digits, monkeypatch, no_pictures):
     run = fit(Config(hidden=(8,), latent_dim=2, batch_size=50, epochs=1), data=few_digits, out=tmp_path / "run")
     monkeypatch.setattr(data, "load_again", lambda *_: few_digits)

@@ -368,7 +368,8 @@ def test_bad_input_is_one_line(runs, capsys, tmp_path):
     run, nothing = str(runs("autoencoder").path), str(tmp_path)
     for arguments, says in [
         ([run], "autoencoder"),
-        ([nothing], "not a run folder"),
+        ([nothing], "one run"),
+        ([str(tmp_path / "none")], "not a run folder"),
         ([run, "--importance-samples", "1"], "--importance-samples"),
         ([run, "--images", "1"], "--images"),
         ([run, "--seed", "9" * 30], "--seed"),
