@@ -152,7 +152,7 @@ def _content(run: Run, data: Dataset, tensors: _Tensors) -> dict[str, Any]:
     height, width = images.images.shape[2:]
     few = f"The map shows {len(chosen):,} of the {run.data.num_test:,} test images."
     return {
-        "title": [*filter(None, re.split(r"(?:, (?=on )|, (?=--elbo )| (?=with --)|\n)", run.title))],
+        "title": re.split(r" (?=on )|\n", run.title, maxsplit=2),
         "notes": [*_notes(vae, posterior, prior), *[few] * (len(chosen) < run.data.num_test)],
         "shape": [*images.images.shape[1:]],
         "inner": [height - 2 * config.pad, width - 2 * config.pad],

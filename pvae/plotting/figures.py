@@ -90,12 +90,28 @@ def drawable(text: str) -> str:
 
 
 def titled_figure(title: str, width: float, height: float) -> Figure:
-    """Return an empty figure of a width and height in inches; each line of the title makes it higher."""
-    figure = _PlainFigure(figsize=(width, height + 0.15 * title.count("\n")), dpi=120, layout="constrained")
-    # Not by matplotlib, which measures the lines as formulas, whatever `parse_math` says.
-    width = int(15 * figure.get_figwidth())  # characters of this size
-    figure.suptitle("\n".join(textwrap.fill(line, width) for line in title.splitlines()), fontsize=9)
+    """Return an empty figure with a title of one line, and the other lines of the title in small letters below it.
+
+    Args:
+        title: its lines; one that is too long for the figure is cut.
+        width: in inches.
+        height: in inches; the small lines are added to it.
+    """
+    first, *others = title.splitlines() or [""]
+    below = 0.13 * len(others)
+    figure = _PlainFigure(figsize=(width, height + below), dpi=120, layout="constrained")
+    # Not by matplotlib, which measures the lines as formulas, whatever `parse_math` says. 120 characters of a size of
+    # one point fill an inch.
+    size = min(9.0, max(6.0, 120 * width / max(1, len(first))))
+    figure.suptitle(_cut(first, int(120 * width / size)), fontsize=size)
+    lines, top = "\n".join(_cut(line, int(16 * width)) for line in others), 1 - 0.21 / (height + below)
+    figure.text(0.5, top, lines, fontsize=7, color="#555555", ha="center", va="top")
+    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - below / (height + below)))
     return figure
+
+
+def _cut(line: str, most: int) -> str:
+    return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
 def image_figure(images: Tensor, num_columns: int, title: str, row_labels: Sequence[str] = ()) -> Figure:
@@ -175,12 +191,14 @@ def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
         axes.set(xlabel="epoch", ylabel="nats per datum", title=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
 
 
 def scatter_figure(splits: Mapping[str, ScatterData], names: Sequence[str], title: str) -> Figure:
     """Return scatter plots of codes side by side, coloured by class, with each class's number at its median.
+
+    The fewer the codes, the larger their dots.
 
     Of more than ten classes, those whose numbers end in the same digit share a colour; more than fifty have one colour.
 
@@ -202,7 +220,8 @@ def scatter_figure(splits: Mapping[str, ScatterData], names: Sequence[str], titl
         points = codes.cpu().numpy()
         classes = labels.cpu().numpy() if labels is not None and is_coloured else np.zeros(len(points), dtype=int)
         colours = np.asarray(PALETTE)[classes % len(PALETTE)]  # in the order of the images, so that no class is on top
-        axes.scatter(*points.T, s=4, alpha=0.6, c=colours, linewidths=0, rasterized=True)
+        style = {"s": min(max(4, 12_000 / max(1, len(points))), 36), "alpha": 0.6 if len(points) > 1000 else 0.85}
+        axes.scatter(*points.T, c=colours, linewidths=0, rasterized=True, **style)
         for radius in (1, 2, 3) if is_prior_normal else ():
             axes.add_patch(Circle((0, 0), radius, fill=False, linewidth=0.7, linestyle="--", edgecolor="#333333"))
         for index in np.unique(classes) if is_coloured else ():
@@ -225,18 +244,19 @@ def histogram_figure(codes: Tensor, draws: Tensor, title: str) -> Figure:
     """
     columns, drawn = (tensor[:, :100].cpu().double().numpy().T for tensor in (codes, draws))
     num_columns, num_rows = min(len(columns), 10), -(-len(columns) // 10)
-    figure = titled_figure(title, max(1.2 * num_columns, 7.0), 1.0 * num_rows + 0.8)
-    figure.supxlabel("z", fontsize=7)
-    figure.supylabel("density", fontsize=7)
+    figure = titled_figure(title, max(1.2 * num_columns, 7.0), (1.0 if num_columns > 5 else 2.0) * num_rows + 0.8)
+    figure.supxlabel("z", fontsize=8)
+    figure.supylabel("density", fontsize=8)
     panels = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
     for index, (axes, column, of_prior) in enumerate(zip(panels, columns, drawn), 1):
         margin = 1e-6 * np.abs(column).max()  # without it, hist fails for large codes that are all equal
         limits = column.min() - margin, column.max() + margin
         axes.hist(column, bins=30, range=limits, density=True, color=_TRAIN, alpha=0.6)
         axes.hist(of_prior, bins=30, density=True, color=_TEST, histtype="step")
-        axes.set_title(str(index), fontsize=6, pad=1)
-        axes.tick_params(labelsize=5)
+        axes.set_title(str(index), fontsize=7, pad=2)
+        axes.tick_params(labelsize=6)
         axes.locator_params(nbins=4)
+        axes.yaxis.set_major_formatter("{x:g}")  # without a power of ten beside the title
     for axes in panels[len(columns) :]:
         axes.set_axis_off()
     return figure

@@ -5,6 +5,7 @@ Each raises an `InputError` if the run lacks what the picture needs.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from pvae.core.errors import InputError, check_name
+from pvae.data.dataset import random_subset
 from pvae.plotting import figures, value_figures
 from pvae.plotting.figures import ScatterData
 from pvae.runs.run import Run
@@ -43,8 +45,12 @@ def reconstructions(run: Run) -> Figure:
     with run.seeded():
         reconstructions = latent_space.reconstruct(run.vae(), batch)
     if not run.data.is_images:
-        test, columns = run.dataset().test, run.data.columns
-        return value_figures.reconstructed_values_figure(batch.x, reconstructions, run.title, test, columns)
+        data = run.dataset()
+        rows = random_subset(len(data.test), 8, seed=0).tolist()  # as `codes.examples`
+        names = [": ".join(filter(None, (data.test_names[row], _class_of(run, row)))) for row in rows]
+        return value_figures.reconstructed_values_figure(
+            batch.x, reconstructions, run.title, data.test, run.data.columns, names
+        )
     return figures.reconstruction_figure(shown(batch.x), shown(reconstructions), run.title)
 
 
@@ -58,7 +64,12 @@ def samples(run: Run) -> Figure:
         if not run.data.is_images:
             drawn = latent_space.sample(run.vae(), 1000, draws=True, y=codes.given_y(run, "test"))
             shown = codes.run_batch(run, "test").x.images[:1000]
-            return value_figures.sampled_values_figure(shown, drawn, run.title, run.data.columns)
+            given = "p(x | z), z ~ p(z)"
+            if run.is_given_labels:
+                given = "p(x | z, y), z ~ p(z), y the labels of these data"
+                if classes := Counter(filter(None, (_class_of(run, row) for row in range(len(shown))))):
+                    given += f" ({', '.join(f'{count} {name}' for name, count in classes.most_common(5))})"
+            return value_figures.sampled_values_figure(shown, drawn, run.title, run.data.columns, given)
         if not run.vae().takes_labels:
             return figures.sample_figure(run.preparation.shown(latent_space.sample(run.vae(), 64)), run.title)
         data = run.dataset()
@@ -80,6 +91,17 @@ def _label_of(run: Run, row: int) -> Tensor | None:
     """Return the label of a test datum, (1, ...), at which latents are decoded, if the run was trained given labels."""
     y = codes.given_y(run, "test")
     return None if y is None else y[row : row + 1]
+
+
+def _class_of(run: Run, row: int) -> str:
+    """Return the name of the class of a test datum, or "" if there is none or it is not known."""
+    labels, data = codes.classes(run)[1], run.dataset()
+    return data.label_names[labels[row]] if labels is not None and labels[row] >= 0 else ""
+
+
+def _at_label(run: Run) -> str:
+    """Return ", y = " and the class of the first test datum, at which latents are decoded if a run is given classes."""
+    return f", y = {_class_of(run, 0)}" if run.is_given_labels and codes.classes(run)[1] is not None else ""
 
 
 def losses(run: Run) -> Figure:
@@ -128,7 +150,7 @@ def manifold(run: Run) -> Figure:
     _require(run, run.data.is_images, "images")
     _require(run, codes.is_plane(run), _PLANE)
     _require(run, run.vae().has_density and codes.has_normal_prior(run), "the prior N(0, 1)")
-    title = f"{run.title}\nmean of p(x | z) at the quantiles of p(z), z_1 to the right, z_2 upward"
+    title = f"{run.title}\nmean of p(x | z) at the quantiles of p(z), z_1 to the right, z_2 upward{_at_label(run)}"
     images = latent_space.manifold(run.vae(), 20, _label_of(run, 0))
     return figures.image_figure(run.preparation.shown(images), 20, title)
 
@@ -154,7 +176,7 @@ def traversal(run: Run) -> Figure:
     names = [f"{every[d]}\n{way[0]:+.1f} to {way[-1]:+.1f}" for d, way in zip(dimensions, ways)]
     title = (
         f"{run.title}\nmean of p(x | z), one dimension of z at a time, between the values on the left\n"
-        f"{len(dimensions)} of {len(every)} dimensions, the one whose codes vary most first"
+        f"{len(dimensions)} of {len(every)} dimensions, the one whose codes vary most first{_at_label(run)}"
     )
     return figures.image_figure(run.preparation.shown(torch.cat(rows)), 11, title, names)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -21,21 +24,30 @@ __all__ = ["reconstructed_values_figure", "sampled_values_figure"]
 
 _DATA, _MODEL = PALETTE[0], PALETTE[1]
 _MOST = 8  # columns of a table, or values of a series at one time, that are drawn
+_MISSING: Any = {"facecolor": "#e4e4e4", "edgecolor": "#8a8a8a", "hatch": "////", "linewidth": 0}
 
 
 def reconstructed_values_figure(
-    data: Tensor, reconstructions: Tensor, title: str, test: Tensor, columns: Sequence[Column] = ()
+    data: Tensor,
+    reconstructions: Tensor,
+    title: str,
+    test: Tensor,
+    columns: Sequence[Column] = (),
+    names: Sequence[str] = (),
 ) -> Figure:
     """Return a panel for each datum with its reconstruction: bars of a vector, lines of a series.
 
-    Where the columns of vectors have scales that differ by a factor of 20 or more, each is standardised.
+    Of a table there is a line for each of the first columns: a bar of a standardised number, or the text of a category.
+    Where the columns of other vectors have scales that differ by a factor of 20 or more, each is standardised. What is
+    missing is grey and hatched.
 
     Args:
         data: vectors (B, D), or series (B, T, D), of which the first values at each time are drawn.
         reconstructions: of the same shape.
         title: of the figure.
         test: all test data, by which columns are standardised.
-        columns: of a table, whose names are shown if they are few.
+        columns: of a table.
+        names: of the data.
 
     Raises:
         InputError: the data are neither vectors nor series.
@@ -43,21 +55,55 @@ def reconstructed_values_figure(
     _check_shape(data)
     mean, units = test.float().nanmean(0), "test data"
     std = (test - mean).square().nanmean(0).sqrt()
-    if data.dim() == 2 and std.max() > 20 * std.min():
-        std, units = torch.where(std > 0, std, torch.ones_like(std)), "test data, each column standardised"
-        data, reconstructions = ((one - mean) / std for one in (data, reconstructions))
-    figure, panels = _panels(f"{title}\n{units}, and means of p(x | z), z ~ q(z | x)", len(data))
-    for axes, x, mean in zip(panels, data, reconstructions):
-        if data.dim() == 2:
-            axes.bar(range(len(x)), x.tolist(), color=_DATA, alpha=0.6, label="x")
-            axes.plot(range(len(x)), mean.tolist(), ".", color=_MODEL, label="reconstruction")
-            if 0 < len(columns) <= 2 * _MOST:
-                axes.set_xticks(range(len(x)), [_label(column.name) for column in columns], rotation=90)
+    std = torch.where(std > 0, std, torch.ones_like(std))
+    standardised = [(one - mean) / std for one in (data, reconstructions)]
+    if columns:
+        units = f"test data, numbers in standard deviations{_of_all(2 * _MOST, len(columns))}"
+    elif data.dim() == 2 and std.max() > 20 * std.min():
+        (data, reconstructions), units = standardised, "test data, each column standardised"
+    text, height = f"{title}\n{units}, and means of p(x | z), z ~ q(z | x)", 0.5 + 0.14 * min(len(columns), 2 * _MOST)
+    figure, panels = _panels(text, len(data), max(1.8, height), sharey=bool(columns), sharex=bool(columns))
+    for number, (axes, x, mean) in enumerate(zip(panels, data, reconstructions)):
+        if columns:
+            _draw_row(axes, x, mean, columns[: 2 * _MOST], *(one[number] for one in standardised))
+        elif data.dim() == 2:
+            axes.bar(range(len(x)), x.tolist(), color=_DATA, alpha=0.6)
+            axes.plot(range(len(x)), mean.tolist(), ".", color=_MODEL)
         else:
-            _draw_series(axes, x, "-", "x")
-            _draw_series(axes, mean, "--", "reconstruction")
-    panels[0].legend(fontsize=6)
+            _draw_series(axes, x, "-")
+            _draw_series(axes, mean, "--")
+        for place in x.isnan().view(len(x), -1).any(1).nonzero()[:, 0].tolist() if not columns else ():
+            axes.axvspan(place - 0.4, place + 0.4, **_MISSING)
+        axes.set_title(_label(names[number], 40) if names else "", fontsize=7)
+    key = {"x": Line2D([], [], color=_DATA, lw=3), "reconstruction": Line2D([], [], color=_MODEL, ls="", marker=".")}
+    if data.dim() == 3:
+        key = {"x": Line2D([], [], color="black"), "reconstruction": Line2D([], [], color="black", ls="--")}
+    if data.isnan().any():
+        key["missing"] = Patch(**_MISSING)
+    figure.legend(key.values(), key.keys(), loc="outside right upper", frameon=False, fontsize=7)
     return figure
+
+
+def _of_all(most: int, count: int) -> str:
+    """Return ", the first `most` of `count` columns", or "" if these are all."""
+    return f", the first {most} of {count:,} columns" if most < count else ""
+
+
+def _draw_row(axes: Axes, x: Tensor, mean: Tensor, columns: Sequence[Column], bars: Tensor, points: Tensor) -> None:
+    """Draw a row of a table and its reconstruction, x and mean (D,), and both of them standardised, bars and points."""
+    for place, column in enumerate(columns):
+        if x[place].isnan():
+            axes.axhspan(place - 0.4, place + 0.4, **_MISSING)
+        if column.categories:
+            for side, one, colour in ((0.02, x, _DATA), (0.98, mean, _MODEL)):
+                style: Any = {"ha": "left" if side < 0.5 else "right", "va": "center", "color": colour, "fontsize": 6}
+                text = _label(column.text(one[place].item()), 16)
+                axes.text(side, place, text, transform=axes.get_yaxis_transform(), **style)
+        else:
+            axes.barh(place, bars[place].item(), color=_DATA, alpha=0.6)
+            axes.plot(points[place].item(), place, ".", color=_MODEL)
+    axes.set_yticks(range(len(columns)), [_label(column.name) for column in columns])
+    axes.set_ylim(len(columns) - 0.5, -0.5)
 
 
 def _check_shape(data: Tensor) -> None:
@@ -66,10 +112,10 @@ def _check_shape(data: Tensor) -> None:
         raise InputError(f"this picture shows images, vectors or series, and not data of the shape {shape}")
 
 
-def _panels(title: str, count: int, **options: Any) -> tuple[Figure, list[Axes]]:
-    """Return a figure and its panels, four in a row; the options are those of `Figure.subplots`."""
+def _panels(title: str, count: int, height: float = 1.8, **options: Any) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its panels, four in a row, of a height in inches; the options are of `Figure.subplots`."""
     num_rows = -(-count // 4)
-    figure = titled_figure(title, 10.0, 1.8 * num_rows + 0.6)
+    figure = titled_figure(title, 10.0, height * num_rows + 0.6)
     panels = [*figure.subplots(num_rows, 4, squeeze=False, **options).flat]
     for axes in panels:
         axes.tick_params(labelsize=6)
@@ -78,44 +124,57 @@ def _panels(title: str, count: int, **options: Any) -> tuple[Figure, list[Axes]]
     return figure, panels[:count]
 
 
-def _draw_series(axes: Axes, x: Tensor, style: str, label: str) -> None:
+def _draw_series(axes: Axes, x: Tensor, style: str) -> None:
     """Draw the first values at each time of a series (T, D)."""
     for number, values in enumerate(x.T[:_MOST]):
-        axes.plot(values.tolist(), style, color=PALETTE[number % len(PALETTE)], label=label * (number == 0))
+        axes.plot(values.tolist(), style, color=PALETTE[number % len(PALETTE)])
 
 
-def sampled_values_figure(data: Tensor, samples: Tensor, title: str, columns: Sequence[Column] = ()) -> Figure:
+def sampled_values_figure(
+    data: Tensor,
+    samples: Tensor,
+    title: str,
+    columns: Sequence[Column] = (),
+    given: str = "p(x | z), z ~ p(z)",
+) -> Figure:
     """Return the marginals of vectors and of samples from p(x | z), z ~ p(z), or four series above four samples.
 
     There is a histogram for each of the first columns: of whole numbers their shares, of others the density. Of a
-    column of categories, bars are the shares of the first ones.
+    column of categories, bars are the shares of the most frequent ones; its title says how many there are. It also says
+    which share of the data is missing.
 
     Args:
         data: vectors (N, D), or series (N, T, D), of which the first values at each time are drawn.
         samples: (S, D) or (S, T, D).
         title: of the figure.
         columns: of a table.
+        given: of which distribution the samples are, and at which labels.
 
     Raises:
         InputError: the data are neither vectors nor series.
     """
     _check_shape(data)
     if data.dim() == 3:
-        figure, panels = _panels(f"{title}\ntest data above samples from p(x | z), z ~ p(z)", 8, sharey=True)
+        figure, panels = _panels(f"{title}\ntest data above samples from {given}", 8, sharey=True)
         for axes, x in [*zip(panels[:4], data), *zip(panels[4:], samples)]:
-            _draw_series(axes, x, "-", "")
+            _draw_series(axes, x, "-")
         return figure
-    text = f"{title}\nmarginals of data and of samples from p(x | z), z ~ p(z)"
+    text = f"{title}\nmarginals of test data and of samples from {given}{_of_all(_MOST, data.shape[1])}"
     figure, panels = _panels(text, min(_MOST, data.shape[1]))
     for number, axes in enumerate(panels):
+        name = _label(columns[number].name) if columns else f"x_{number + 1}"
+        if missing := data[:, number].isnan().double().mean().item():
+            name += f", {missing:.0%} of the data missing"
         both = [one[:, number][~one[:, number].isnan()] for one in (data, samples)]
-        categories = columns[number].categories[: 2 * _MOST] if columns else ()
-        if categories:
+        if categories := columns[number].categories if columns else ():
+            counts = [int((both[0] == code).sum()) for code in range(len(categories))]
+            codes = sorted(sorted(range(len(counts)), key=lambda code: -counts[code])[: 2 * _MOST])
             for side, (one, label, colour) in enumerate(zip(both, ("data", "samples"), (_DATA, _MODEL))):
-                shares = [(one == code).double().mean().item() for code in range(len(categories))]
+                shares = [(one == code).double().mean().item() for code in codes]
                 places = np.arange(len(shares)) + 0.4 * side - 0.2
                 axes.bar(places, shares, 0.4, color=colour, label=label)
-            axes.set_xticks(range(len(categories)), [_label(text) for text in categories], rotation=90)
+            axes.set_xticks(range(len(codes)), [_label(categories[code]) for code in codes], rotation=90)
+            name += f", {len(codes)} of {len(categories)} categories" * (len(codes) < len(categories))
         else:
             values = torch.cat(both)
             bins: Any = 20
@@ -128,11 +187,20 @@ def sampled_values_figure(data: Tensor, samples: Tensor, title: str, columns: Se
             weights = [[1 / len(one)] * len(one) for one in both] if is_whole else None
             style: Any = {"color": [_DATA, _MODEL], "label": ["data", "samples"], "density": not is_whole}
             axes.hist([one.tolist() for one in both], bins, weights=weights, **style)
-        axes.set_title(_label(columns[number].name) if columns else f"x_{number + 1}", fontsize=7)
+            axes.yaxis.set_major_formatter("{x:g}")  # without a power of ten beside the title
+            if columns:
+                axes.locator_params(axis="x", nbins=4)
+                axes.xaxis.set_major_formatter(partial(_tick, columns[number]))
+        axes.set_title(name, fontsize=7)
     panels[0].legend(fontsize=6)
     return figure
 
 
-def _label(text: str) -> str:
+def _label(text: str, most: int = 20) -> str:
     """Return the name of a column or a category for an axis: an axis writes its labels anew while it is drawn."""
-    return drawable(one_line(text if len(text) <= 20 else f"{text[:17]}..."))
+    return drawable(one_line(text if len(text) <= most else f"{text[: most - 3]}..."))
+
+
+def _tick(column: Column, value: float, _: int | None) -> str:
+    """Return the text of a value of a column on an axis."""
+    return column.text(value, is_given=True) if column.date_format else f"{column.origin + value:.9g}{column.suffix}"

@@ -120,15 +120,16 @@ class Run(RunRecord):
 
     @property
     def title(self) -> str:
-        """System, data set and progress of `best_checkpoint`, and its test bound, for titles of figures."""
-        checkpoint = self.best_checkpoint()
-        elbo = "" if self.config.is_autoencoder else f", --elbo {self.config.elbo}"
-        title = f"{system_title(self.config)}{elbo}, on {self.data.title}\nepoch {checkpoint.epoch}"
-        test = self.test_metrics()
-        if test is None:  # no epoch is finished
-            return title
-        best = ", the best on the validation data\n" if test.epoch == best_epoch(self.metrics()) else ": "
-        return f"{title}{best}{test} nats{self.bits(test)}"
+        """Two lines for figures: system, data, epoch of `best_checkpoint`, its test bound; options, number of data."""
+        epoch, test = self.best_checkpoint().epoch, self.test_metrics()
+        system, _, options = system_title(self.config).partition(" with ")
+        options += "" if self.config.is_autoencoder else f" --elbo {self.config.elbo}"
+        data, _, counts = self.data.title.rpartition(" (")
+        title = f"{system} on {data if len(data) <= 40 else data[:37] + '...'}, epoch {epoch}"
+        if test is not None:  # an epoch is finished
+            best = ", the best on the validation data" if test.epoch == best_epoch(self.metrics()) else ""
+            title += f"{best}: {test} nats{self.bits(test)}"
+        return f"{title}\n{options.strip()} ({counts}"
 
     def bits(self, row: Metrics) -> str:
         """Return ", 3.210 bits per dimension" for the bound of a row; "" if the likelihood has no levels of a pixel."""

@@ -21,6 +21,7 @@ from pyro.infer.inspect import get_model_relations
 
 from pvae.cli.draw import PICTURES, main
 from pvae.cli.evaluate import main as evaluate
+from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset
@@ -77,6 +78,11 @@ def found(monkeypatch, data):
 
 
 EVERY = set(PICTURES)
+
+
+def said(figure):
+    """The title of a figure, and the lines below it."""
+    return "\n".join(text.get_text() for text in figure.texts)
 
 
 def test_every_picture_has_a_function():
@@ -172,10 +178,43 @@ def test_scatter_plots_have_equal_axes_and_the_circles_of_the_prior(runs):
 
 def test_pictures_say_what_they_show(runs, data):
     """Numbers of classes only where there are classes, and which dimensions are traversed."""
-    assert "class" in pictures.scatter(runs["mlp-2d"]).get_suptitle()
+    assert "class" in said(pictures.scatter(runs["mlp-2d"]))
     unlabelled = opened(runs["mlp-2d"].path, Dataset("few digits", data.train, data.test))
-    assert "class" not in pictures.scatter(unlabelled).get_suptitle()
-    assert "10 of 12 dimensions" in " ".join(pictures.traversal(runs["deep-bayes"]).get_suptitle().split())
+    assert "class" not in said(pictures.scatter(unlabelled))
+    assert "10 of 12 dimensions" in said(pictures.traversal(runs["deep-bayes"]))
+
+
+@pytest.mark.parametrize("title", ["short", "a title that is too long for the figure, " * 3, "measurements_2024-" * 20])
+def test_a_title_is_one_line_above_the_panels(title):
+    """So are the lines below it; none leaves the figure, or touches a panel."""
+    figure = figures.titled_figure(f"{title}\n{title}\nlast", 5, 2)
+    axes = figure.subplots()
+    axes.set_title("panel")
+    figure.draw_without_rendering()
+    first, others = (text.get_window_extent() for text in figure.texts)
+    lines = said(figure).splitlines()
+    assert [one[:5] for one in lines] == [title[:5], title[:5], "last"]
+    assert min(first.x0, others.x0) >= 0
+    assert max(first.x1, others.x1) <= figure.bbox.width
+    assert figure.bbox.height >= first.y1 > first.y0 >= others.y1 > others.y0 >= axes.title.get_window_extent().y1
+
+
+def test_marginals_and_rows_of_a_conditional_run_name_its_labels(tmp_path):
+    x, labels = torch.randn(70, 2), (torch.arange(70) % 3 == 0).long()
+    data = Dataset("values", x[:50], x[50:], labels[:50], labels[50:], ("old", "new"))
+    config = Config(condition=True, likelihood="normal-diagonal", hidden=(4,), latent_dim=2, epochs=1, batch_size=25)
+    run = fit(config, data=data, out=tmp_path / "run")
+    assert "(13 old, 7 new)" in said(pictures.samples(run))
+    names = [axes.get_title().partition(": ") for axes in pictures.reconstructions(run).axes]
+    assert len(names) == 8
+    for name, _, label in names:
+        assert label == data.label_names[data.test_labels[int(name.removeprefix("test-"))]]
+
+
+@pytest.mark.parametrize(("count", "diameter"), [(50, 6), (500, 4.9), (10_000, 2)])
+def test_dots_are_as_large_as_their_number_allows(count, diameter):
+    figure = figures.scatter_figure({"test": ScatterData(torch.randn(count, 2))}, [], "title")
+    assert figure.axes[0].collections[0].get_sizes()[0] ** 0.5 == pytest.approx(diameter, abs=0.05)
 
 
 def test_few_images_stand_above_their_reconstructions():
@@ -203,7 +242,7 @@ def test_many_classes_share_colours(count):
     figure = figures.scatter_figure({"test": ScatterData(codes, labels)}, [f"class {n}" for n in range(count)], "title")
     points = figure.axes[0].collections[0].get_facecolor()
     assert len(np.unique(points, axis=0)) == (min(count, 10) if count <= 50 else 1)
-    assert ("class" in figure.get_suptitle()) == (count <= 50)
+    assert ("class" in said(figure).removeprefix("title")) == (count <= 50)
     assert len(figure.axes[0].texts) == (count if count <= 50 else 0)
     figure.draw_without_rendering()
     for legend in figure.legends:
@@ -276,7 +315,7 @@ def test_histograms_show_the_prior_of_the_vae(runs, prior):
 @pytest.mark.parametrize("name", ["mlp-2d", "conv-2d-ae"])
 def test_histograms_are_beside_n_0_1(runs, name):
     figure = pictures.histograms(runs[name])
-    assert ("no prior" in figure.get_suptitle()) == (name == "conv-2d-ae")
+    assert ("no prior" in said(figure)) == (name == "conv-2d-ae")
     (outline,) = (patch for patch in figure.axes[0].patches if isinstance(patch, Polygon))
     assert outline.get_xy()[:, 1].max() == pytest.approx(0.4, abs=0.03), "the density of N(0, 1) at 0"
 

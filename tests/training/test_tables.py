@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -187,15 +188,61 @@ def test_pictures_name_columns_and_show_the_shares_of_categories():
     data = torch.tensor([[1.0, 0], [2, 0], [3, 1], [4, math.nan], [math.nan, 2]])
     figure = sampled_values_figure(data, torch.tensor([[2.0, 2], [3, 2]]), "title", columns)
     ages, cities = figure.axes[:2]
-    assert [ages.get_title(), cities.get_title()] == ["age", "city"]
+    assert [ages.get_title(), cities.get_title()] == ["age, 20% of the data missing", "city, 20% of the data missing"]
     assert [text.get_text() for text in cities.get_xticklabels()] == ["Rome", "Oslo", "$" + 16 * "x" + "..."]
     assert [bar.get_height() for bar in cities.patches] == [0.5, 0.25, 0.25, 0, 0, 1]
     heights = [bar.get_height() for bar in ages.patches]
     assert heights == [0.25] * 4 + [0, 0.5, 0.5, 0], "whole numbers have shares"
     counts = sampled_values_figure(torch.tensor([[0], [0], [1]]), torch.tensor([[0.0]]), "title").axes[0].patches
     assert [bar.get_height() for bar in counts] == pytest.approx([2 / 3, 1 / 3, 1, 0]), "data of integers"
-    figure = reconstructed_values_figure(data, data, "title", data, columns)
-    assert next(text.get_text() for text in figure.axes[0].get_xticklabels()) == "age"
+    many = Column("shop", tuple(f"shop {n}" for n in range(40)))
+    codes = torch.cat([torch.arange(40.0), torch.arange(3, 40, 2)])[:, None]
+    (shops, *_) = sampled_values_figure(codes, codes, "title", [many]).axes
+    assert shops.get_title() == "shop, 16 of 40 categories"
+    names = [text.get_text() for text in shops.get_xticklabels()]
+    assert names == [f"shop {n}" for n in range(3, 35, 2)], "the most frequent ones"
+
+
+def test_pictures_of_rows_write_categories_and_mark_what_is_missing():
+    columns = (Column("age"), Column("city", ("Rome", "Oslo")))
+    data = torch.tensor([[1.0, 0], [3, 1], [math.nan, 1], [2, math.nan]])
+    means = torch.tensor([[2.0, 1], [1, 1], [2, 1], [1, 0]])
+    figure = reconstructed_values_figure(data, means, "title", data, columns, ["a", "b: old", "c", "d"])
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b: old", "c", "d"]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["age", "city"]
+    words = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+    assert words == [["Rome", "Oslo"], ["Oslo", "Oslo"], ["Oslo", "Oslo"], ["", "Rome"]]
+    std = (2 / 3) ** 0.5
+    for axes, (age, mean) in zip(figure.axes, ((-1, 0), (1, -1), (math.nan, 0), (0, -1))):
+        bar = next(patch for patch in axes.patches if not patch.get_hatch())
+        np.testing.assert_allclose(bar.get_width(), age / std, rtol=1e-6)
+        np.testing.assert_allclose(axes.lines[0].get_xdata(), [mean / std], rtol=1e-6)
+    hatched = [
+        [round(one.get_y() + one.get_height() / 2) for one in axes.patches if one.get_hatch()] for axes in figure.axes
+    ]
+    assert hatched == [[], [], [0], [1]], "the places of the missing values"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["x", "reconstruction", "missing"]
+    vectors = reconstructed_values_figure(data, means, "title", data)
+    hatched = [[one.get_x() + one.get_width() / 2 for one in axes.patches if one.get_hatch()] for axes in vectors.axes]
+    assert hatched == [[], [], [0], [1]]
+
+
+def test_axes_of_marginals_have_the_dates_and_numbers_of_the_file():
+    """Also beyond the dates of the file."""
+    columns = (
+        Column("day", date_format="%Y-%m-%d", origin=19723.0, least=0.0, greatest=10.0),
+        Column("jd", origin=2.46e6),
+    )
+    values = torch.linspace(-40, 40, 30)[:, None].expand(-1, 2)
+    day, jd = sampled_values_figure(values, values, "title", columns).axes[:2]
+    day.figure.draw_without_rendering()
+    for axes, text in (
+        (day, lambda tick: str(date(2024, 1, 1) + timedelta(tick))),
+        (jd, lambda tick: str(2460000 + tick)),
+    ):
+        ticks = [round(tick) for tick in axes.get_xticks()]
+        assert min(ticks) < 0 < 10 < max(ticks)
+        assert [label.get_text() for label in axes.get_xticklabels()] == [text(tick) for tick in ticks]
 
 
 @pytest.mark.parametrize("labels", [["a", "b", ""], ["2", "5", ""]], ids=["texts", "numbers"])
