@@ -287,6 +287,7 @@ def _drawn(run: Run, arguments: argparse.Namespace) -> tuple[Tensor, Tensor | No
 
 def _write_imputed(run: Run, arguments: argparse.Namespace) -> str:
     """Write data whose missing values are filled in, with standard errors or as draws; return what was written."""
+    import pandas
     import torch
 
     from pvae.data.dataset import Column
@@ -309,7 +310,7 @@ def _write_imputed(run: Run, arguments: argparse.Namespace) -> str:
         values = {"draws": found.draws} if number else {"filled": found.filled, "stderr": found.stderr}
         write(out, {"names": given.names, **values})
         return f"{out}: {what}"
-    fields, is_missing = read_fields(arguments.impute, columns).columns, given.x.isnan()
+    fields, is_missing = read_fields(arguments.impute, columns).frame, given.x.isnan()
     if not number:
         write(out, table_text(columns, found.filled, fields, is_missing))
         errors = out.with_name(f"{out.stem}-stderr.csv")
@@ -318,8 +319,8 @@ def _write_imputed(run: Run, arguments: argparse.Namespace) -> str:
         return f"{out}, {errors.name}: {what}"
     if "imputation" in fields:
         raise InputError(f"{arguments.impute} has a column imputation, which counts the draws: give it another name")
-    counts = [str(1 + count) for count in range(number) for _ in given.names]
-    repeated = {"imputation": counts} | {name: [*texts] * number for name, texts in fields.items()}
+    repeated = pandas.concat([fields] * number)
+    repeated.insert(0, "imputation", [str(1 + count) for count in range(number) for _ in given.names])
     draws = found.draws.transpose(0, 1).flatten(0, 1)
     write(out, table_text(columns, draws, repeated, is_missing.repeat(number, 1)))
     return f"{out}: {what}, in the order of the column imputation"

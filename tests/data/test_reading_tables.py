@@ -115,7 +115,7 @@ def test_a_first_line_of_values_is_no_line_of_names(tmp_path, content, names, ro
     ("content", "words"),
     [
         ("a,b\n1,2\n3\n", ["line 3", "1 fields"]),
-        ("a,b\n1,2,3\n", ["line 2", "3 fields"]),
+        ("a,b\n1,2,3\n", ["line 2", "saw 3"]),
         ("a,b\n1,2\n3,x\n", ["line 3", "b is 'x'"]),
         ("a,b\n" + "1,2\n" * 9 + "1_000,2\n", ["line 11", "a is '1_000'"]),
         ("", ["no rows"]),
