@@ -12,28 +12,27 @@ import shlex
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas
 from numpy.typing import NDArray
+from pandas import DataFrame, Series
+from pandas.tseries.api import guess_datetime_format
 from torch import Tensor
 
-from pvae.config.columns import MISSING_VALUES, column_kinds, named_kinds
+from pvae.config.columns import column_kinds, named_kinds
 from pvae.core.errors import InputError, brief, check_name, joined, listed, shown
 from pvae.data.dataset import EPOCH, Column
 from pvae.data.labels import UNKNOWN, check_classes
+from pvae.data.value_files import PACKAGES, Reading, Values
 
-if TYPE_CHECKING:
-    from pandas import DataFrame, Series
+__all__ = ["Fields", "read_fields", "read_table", "table_text"]
 
-__all__ = ["Fields", "Reading", "Values", "is_table", "read_fields", "read_table", "table_text"]
-
-_PACKAGES = {".parquet": "pyarrow", ".xlsx": "openpyxl"}
 _MOST_TEXTS = 100  # of a category that nobody asked for
 _MOST_DAYS = 366 * 200  # between a date and 1970
 _FEW_ROWS = 10  # fewer may all differ by chance
@@ -51,49 +50,6 @@ _CLOCKS = (  # numbers that count from a known time: their range, unit, units in
 _ID = r"(?:^|[^A-Za-z])(?i:id|ids|uuid|guid|index|idx|key|nr|no)(?:[^A-Za-z]|$)|[a-z]I[Dd]$"
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How the columns of a table are read.
-
-    Args:
-        label_column: the column of the labels, or "".
-        name_column: the column of the names of rows, or "".
-        ignore: names of columns that are no part of x, with commas in between.
-        columns: as `Config.columns`.
-        missing_values: the texts that stand for a missing value, with commas in between.
-        known: the columns of the table that a run was trained on, which the table must have; or ().
-        left_out: names of other columns of that table, which the table may have.
-    """
-
-    label_column: str = ""
-    name_column: str = ""
-    ignore: str = ""
-    columns: str = ""
-    missing_values: str = MISSING_VALUES
-    known: tuple[Column, ...] = ()
-    left_out: tuple[str, ...] = ()
-
-
-class Values(NamedTuple):
-    """The data of a file that are no images.
-
-    Args:
-        x: values (N, ...) of each split.
-        labels: classes (N,) of each split that has some.
-        names: a name for each datum of a split: its own, its line in a CSV file, or its number.
-        columns: the columns, if the file is a table.
-        note: what is not read, or "".
-        left_out: the columns of a table that are no part of x.
-    """
-
-    x: dict[str, NDArray[Any]]
-    labels: dict[str, NDArray[Any]]
-    names: Mapping[str, Sequence[str]]
-    columns: tuple[Column, ...] = ()
-    note: str = ""
-    left_out: tuple[str, ...] = ()
-
-
 class Fields(NamedTuple):
     """The fields of a file.
 
@@ -109,12 +65,7 @@ class Fields(NamedTuple):
     decimal: str
 
 
-def is_table(file: Path) -> bool:
-    """Return whether the name of a file is that of a table."""
-    return file.name.lower().endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz", *_PACKAGES))
-
-
-def read_table(file: Path, reading: Reading = Reading()) -> Values:
+def read_table(file: Path, reading: Reading) -> Values:
     """Return the content of a table as the split "train".
 
     The values of a column are its numbers, or the days of its dates, less `Column.origin`; or the codes of its texts,
@@ -175,8 +126,6 @@ def _given(texts: Series, missing: set[str], categories: Sequence[str] = ()) -> 
 
 def _labels(texts: Series, name: str) -> NDArray[Any]:
     """Return the labels in a column: numbers, NaN where one is missing, or texts, where it is "unlabelled"."""
-    import pandas
-
     numbers = pandas.to_numeric(texts, errors="coerce").astype(float)
     if (numbers.isna() & texts.notna()).any():
         return texts.fillna(UNKNOWN).to_numpy(str)
@@ -230,9 +179,7 @@ def _new_column(name: str, given: Series, kind: str, levels: Sequence[str], deci
         levels: the categories that `--columns` names.
         decimal: the decimal point of the file.
     """
-    import pandas
-
-    count, distinct = given.count(), pandas.Series(given.dropna().unique(), dtype=given.dtype)
+    count, distinct = given.count(), given.dropna().drop_duplicates()
     numbers, point = _numbers(given, decimal)
     x = numbers.dropna()
     is_numeric = len(x) == count
@@ -243,7 +190,7 @@ def _new_column(name: str, given: Series, kind: str, levels: Sequence[str], deci
         in_order = [*distinct.sort_values(key=lambda texts: _numbers(texts, decimal)[0] if is_numeric else texts)]
         return Column(name, tuple(known or in_order), kind)
     if not kind and len(distinct) < 2:
-        return f"all are {shown(distinct[0])}" if count else "empty"
+        return f"all are {shown(distinct.iloc[0])}" if count else "empty"
     if not count:
         return Column(name, (), kind)
     is_zip = distinct.str.isdecimal().all() and distinct.str.fullmatch("0.+").any()
@@ -333,8 +280,6 @@ def _date_format(texts: Series) -> str:
     The first text says the format; of a format with slashes in which day or month may come first, that is taken which
     reads more texts, or else the month.
     """
-    from pandas.tseries.api import guess_datetime_format
-
     first = texts.dropna().iloc[0]
     with warnings.catch_warnings():  # where the day comes first in spite of dayfirst=False
         warnings.simplefilter("ignore")
@@ -347,8 +292,6 @@ def _date_format(texts: Series) -> str:
 
 def _days(texts: Series, date_format: str) -> Series:
     """Return the days since 1970 of dates, NaN for other texts."""
-    import pandas
-
     days = (pandas.to_datetime(texts, format=date_format, errors="coerce") - EPOCH) / timedelta(days=1)
     return days.where(days.abs() < _MOST_DAYS)
 
@@ -363,14 +306,21 @@ def read_fields(file: Path, known: Sequence[Column]) -> Fields:
     Raises:
         InputError: it cannot be read, has no rows, or names two columns alike.
     """
-    suffix, decimal = file.suffix.lower(), "."
-    if suffix in _PACKAGES and find_spec(_PACKAGES[suffix]) is None:
-        raise InputError(f"{file} needs {_PACKAGES[suffix]}: pip install {_PACKAGES[suffix]}")
+    suffix, decimal, notes = file.suffix.lower(), ".", list[str]()
+    if suffix in PACKAGES and find_spec(PACKAGES[suffix]) is None:
+        raise InputError(f"{file} needs {PACKAGES[suffix]}: pip install {PACKAGES[suffix]}")
     try:
-        if suffix in _PACKAGES:
-            frame, notes = _read_parquet(file) if suffix == ".parquet" else _read_excel(file)
+        if suffix == ".parquet":
+            frame = pandas.read_parquet(file).convert_dtypes().rename(columns=str)  # whole floats become integers
+            frame = frame if isinstance(frame.index, pandas.RangeIndex) else frame.reset_index()
+        elif suffix == ".xlsx":
+            sheets = pandas.read_excel(file, sheet_name=None, header=None, dtype=object, keep_default_na=False)
+            frame, *others = (sheet.replace("", None).dropna(how="all") for sheet in sheets.values())
+            notes += [f"sheet {name} is not read" for name, sheet in zip([*sheets][1:], others) if len(sheet)]
         else:
             frame, notes, decimal = _read_text(file)
+        if suffix in PACKAGES:
+            frame = frame.apply(_texts).set_axis([f"row {row + 1}" for row in frame.index])
     except InputError:
         raise
     except Exception as error:  # pandas, pyarrow, openpyxl and gzip raise exceptions of many types
@@ -379,6 +329,7 @@ def read_fields(file: Path, known: Sequence[Column]) -> Fields:
         if _is_header(frame.iloc[0], frame.iloc[1:], known):
             frame = frame.iloc[1:].set_axis(frame.iloc[0], axis=1)
         else:
+            frame = frame.rename(columns=lambda name: name if isinstance(name, str) else f"column-{name + 1}")
             notes.append(f"there is no line of names of columns: they are {listed([*frame])}")
     if not len(frame):
         raise InputError(f"{file} holds no rows below a line of names of columns")
@@ -391,46 +342,15 @@ def read_fields(file: Path, known: Sequence[Column]) -> Fields:
     return Fields(frame, joined(*notes), decimal)
 
 
-def _read_parquet(file: Path) -> tuple[DataFrame, list[str]]:
-    """Return the fields of a Parquet file."""
-    import pandas
-
-    frame = pandas.read_parquet(file).convert_dtypes()  # floats that are whole become integers
-    frame = frame if isinstance(frame.index, pandas.RangeIndex) else frame.reset_index()
-    return _texts_of(frame.rename(columns=str)), []
-
-
-def _read_excel(file: Path) -> tuple[DataFrame, list[str]]:
-    """Return the fields of the first sheet of an Excel file."""
-    import pandas
-
-    sheets = pandas.read_excel(file, sheet_name=None, header=None, dtype=object, keep_default_na=False)
-    first, *others = (sheet.replace("", None).dropna(how="all") for sheet in sheets.values())
-    notes = [f"sheet {name} is not read" for name, sheet in zip([*sheets][1:], others) if len(sheet)]
-    return _texts_of(first.set_axis(_numbered(first.shape[1]), axis=1)), notes
-
-
-def _texts_of(frame: DataFrame) -> DataFrame:
-    """Return the fields of a data frame as texts, "" where one is missing; days without their hour."""
-    import pandas
-
-    texts = {}
-    for name, column in frame.items():
-        fields = pandas.Series([str(one).strip() for one in column.astype(object).where(column.notna(), "").tolist()])
-        are_days = (fields.str.endswith(" 00:00:00") | ~fields.str.contains(":")).all()
-        texts[name] = fields.str.removesuffix(" 00:00:00") if are_days else fields
-    return pandas.DataFrame(texts).set_axis([f"row {row + 1}" for row in frame.index])
-
-
-def _numbered(count: int) -> list[str]:
-    """Return the names of columns that have none."""
-    return [f"column-{place}" for place in range(1, count + 1)]
+def _texts(column: Series) -> Series:
+    """Return the fields of a column of a data frame as texts, "" where one is missing; days without their hour."""
+    texts = column.astype(object).where(column.notna(), "").map(str).str.strip()
+    are_days = (texts.str.endswith(" 00:00:00") | ~texts.str.contains(":")).all()
+    return texts.str.removesuffix(" 00:00:00") if are_days else texts
 
 
 def _is_header(first: Series, rest: DataFrame, known: Sequence[Column]) -> bool:
     """Return whether the first line names the columns: it has no numbers, or they count 0, 1, 2 or 2001, 2002, 2003."""
-    import pandas
-
     numbers = pandas.to_numeric(first.str.replace(",", "."), errors="coerce").dropna()
     is_count = len(numbers) > 2 and (numbers.diff().iloc[1:] == 1).all()
     is_data = all(
@@ -443,10 +363,8 @@ def _is_header(first: Series, rest: DataFrame, known: Sequence[Column]) -> bool:
 def _read_text(file: Path) -> tuple[DataFrame, list[str], str]:
     """Return the fields of a file of texts, notes, and the decimal point.
 
-    The last comment before the rows names the columns, if it has as many fields.
+    The last comment before the rows gives the columns their names, if it has as many fields; else they have numbers.
     """
-    import pandas
-
     content, notes = file.read_bytes(), list[str]()
     content = gzip.decompress(content) if file.suffix.lower() == ".gz" else content
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -460,7 +378,7 @@ def _read_text(file: Path) -> tuple[DataFrame, list[str], str]:
     lines = io.StringIO(text, newline="").readlines()
     start = next((place for place, line in enumerate(lines) if line.strip() and line[0] != "#"), len(lines))
     if start == len(lines):
-        return pandas.DataFrame(), notes, "."
+        return DataFrame(), notes, "."
     sep, comments = _separator(lines[start : start + 100]), [line for line in lines[:start] if line.strip()]
     first = next(csv.reader(lines[start:], delimiter=sep, skipinitialspace=True))
     names = [name.strip() for name in comments[-1].lstrip("#").split(sep)] if comments else []
@@ -493,8 +411,8 @@ def _read_text(file: Path) -> tuple[DataFrame, list[str], str]:
     has_commas = sep != "," and any(frame[place].head(50).str.fullmatch(_DECIMAL_COMMA).any() for place in frame)
     if has_commas:
         notes.append("numbers have decimal commas")
-    names = names if len(names) == len(first) else _numbered(len(first))
-    return frame.set_axis(names, axis=1), notes, "," if has_commas else "."
+    frame = frame.set_axis(names, axis=1) if len(names) == len(first) else frame
+    return frame, notes, "," if has_commas else "."
 
 
 def _separator(lines: Sequence[str]) -> str:
@@ -520,9 +438,7 @@ def table_text(
         fields: other columns, by their names; or with `is_missing` all columns of a file, as it writes them.
         is_missing: where a value stands in place of a field, bool (N, D).
     """
-    import pandas
-
-    frame = pandas.DataFrame({**fields})
+    frame = DataFrame({**fields})
     for place, column in enumerate(columns):
         texts = np.array([column.text(value) for value in values[:, place].tolist()], dtype=object)
         is_new = True if is_missing is None else is_missing[:, place].numpy()

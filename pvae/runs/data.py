@@ -22,8 +22,7 @@ from pvae.data.image_cache import ImageSource, ImageTransform, colours, load_ima
 from pvae.data.image_folder import ImageFiles, image_files
 from pvae.data.labels import names_of
 from pvae.data.sources import load_dataset
-from pvae.data.tables import Reading
-from pvae.data.value_files import read_values
+from pvae.data.value_files import Reading, read_values
 from pvae.runs.record import RunRecord
 
 __all__ = ["OtherData", "data_for", "data_of", "load_again", "load_for"]
