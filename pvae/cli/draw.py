@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pvae.cli.command import Command, Parser, run_parser
-from pvae.cli.own_code import open_run
+from pvae.cli.own_code import open_run, runs_in
 from pvae.cli.results import output_path, write
 from pvae.core.errors import InputError, NotFiniteError, check_name, naming_refused_parameters
 from pvae.core.records import to_json
@@ -51,8 +51,7 @@ examples:
 
 def _draw(arguments: argparse.Namespace) -> None:
     wanted = [check_name("picture", name, PICTURES) for name in arguments.what.split(",")] if arguments.what else None
-    is_run = (arguments.run / "config.json").exists()
-    runs = [] if is_run else sorted(file.parent for file in arguments.run.glob("*/config.json"))
+    runs = runs_in(arguments.run)
     if not runs:
         _draw_run(arguments, wanted)
     elif wanted or arguments.attribute:

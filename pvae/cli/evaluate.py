@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvae.cli.command import Command, Parser, add_seed, integer, run_parser
-from pvae.cli.own_code import open_run
+from pvae.cli.own_code import open_run, runs_in
 from pvae.cli.results import output_path, write
 from pvae.config.config import OPTIONS
 from pvae.core.errors import InputError
@@ -42,7 +42,7 @@ examples:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from pvae.evaluation.report import evaluate, seconds_of_draws, to_text
 
-    given = [(path, _runs_in(path)) for path in arguments.run]
+    given = [(path, runs_in(path)) for path in arguments.run]
     folders = [path for path, found in given for _ in found]
     if folders and any(not found for _, found in given):
         raise InputError("a row is a run, or the mean of a folder of runs: give runs alone, or folders alone")
@@ -65,7 +65,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if not is_quiet:
         seconds = sum(seconds_of_draws(run, count * num_draws) for run in runs)
         what = f"{f'{len(runs)} runs, ' * (len(runs) > 1)}{count:,} test data of {first.data.name}"
-        how = f"the ELBO, then log p(x) by {num_draws:,} draws of z for each datum, {_about(seconds)}"
+        takes = f"about {seconds / 60:.0f} min" if seconds > 60 else "less than a minute"
+        how = f"the ELBO, then log p(x) by {num_draws:,} draws of z for each datum, {takes}"
         print(f"evaluating {what}: {how}", file=sys.stderr)
     # At once, since the ELBO, and perhaps a compilation, come before the first draws.
     with progress_bar("importance sampling", count * len(runs), "datum", is_quiet, in_logs=True, delay=0) as bar:
@@ -86,11 +87,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print_line(out if is_quiet and out else text)
 
 
-def _runs_in(path: Path) -> list[Path]:
-    """Return the run folders in a folder of them; none of a run folder."""
-    return [] if (path / "config.json").exists() else sorted(file.parent for file in path.glob("*/config.json"))
-
-
 def _check_seeds(folder: Path, runs: Sequence[Run]) -> None:
     """Check that the runs of a folder differ in the seed alone.
 
@@ -99,17 +95,9 @@ def _check_seeds(folder: Path, runs: Sequence[Run]) -> None:
     """
     if len(runs) < 2:
         raise InputError(f"{folder} holds one run, which has no error over seeds: give {runs[0].path}")
-    for run in runs[1:]:
-        if run.config.replace(seed=0, source="") != runs[0].config.replace(seed=0, source=""):
-            raise InputError(f"{run.path} and {runs[0].path} differ in more than the seed: give the runs themselves")
-    seeds = [run.config.seed for run in runs]
-    if len({*seeds}) < len(seeds):
-        raise InputError(f"two runs in {folder} have the same seed: leave one of them out")
-
-
-def _about(seconds: float) -> str:
-    """Return a rough duration, such as "about 40 s" or "about 3 min"."""
-    return f"about {seconds / 60:.0f} min" if seconds > 90 else f"about {max(1, round(seconds, -(seconds > 20))):.0f} s"
+    configs = [run.config.replace(seed=0, source="") for run in runs]
+    if configs != configs[:1] * len(runs) or len({run.config.seed for run in runs}) < len(runs):
+        raise InputError(f"the runs in {folder} do not differ in the seed alone: give the runs themselves")
 
 
 def _parser() -> Parser:

@@ -1,4 +1,4 @@
-"""Code of the user: the function that FILE.py:FUNCTION names, and the VAE that it returns."""
+"""Runs that a command takes, and code of the user: the function that FILE.py:FUNCTION names, and its VAE."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pvae.runs.run import Run
     from pvae.vae import VAE
 
-__all__ = ["load_function", "open_run", "own_vae"]
+__all__ = ["load_function", "open_run", "own_vae", "runs_in"]
 
 
 def own_vae(place: str, config: Config, datum_shape: tuple[int, ...]) -> VAE:
@@ -66,6 +66,11 @@ def open_run(path: Path, place: str | None, is_only: bool = True) -> Run:
             print(f"note: {file} differs from {kept}, with which {path} was trained", file=sys.stderr)
     run.check_vae(None)
     return run
+
+
+def runs_in(path: Path) -> list[Path]:
+    """Return the run folders in a folder of them; none in a run folder."""
+    return [] if (path / "config.json").exists() else sorted(file.parent for file in path.glob("*/config.json"))
 
 
 def load_function(place: str) -> Callable[..., Any]:

@@ -189,11 +189,11 @@ def _what_is_next(run: Run, place: str | None) -> str:
             following.append(f"pvae score RUN {'DATA' if run.data.is_images else 'FILE'}")
         if run.config.missing:
             following.append("pvae sample RUN --impute FILE")
+    following.append("tensorboard --logdir RUN")
     is_stopped = run.metrics()[-1].epoch < run.config.epochs  # by --patience
     if run.config.schedule == "constant" and not is_stopped:
         following.append(f"python -m pvae.train --resume RUN --epochs {2 * run.config.epochs}")
-    following = [f"{command.replace('RUN', folder)}{own}" for command in following]
-    following.append(f"tensorboard --logdir {folder}")
+    following = [command.replace("RUN", folder) + own * ("pvae" in command) for command in following]
     return f"done; the run is in {folder}: {files}\nnext:  " + "\n   or  ".join(following)
 
 

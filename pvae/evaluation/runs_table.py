@@ -236,17 +236,13 @@ def compare_runs(
 
 def short_names(paths: Sequence[Path]) -> list[str]:
     """Return for each folder as few of its last parts as no other folder has: "seed-0"; "a/seed-0" and "b/seed-0"."""
-    parts = [path.resolve().parts for path in paths]
-
-    def shortest(ours: tuple[str, ...]) -> str:
-        lengths = range(1, len(ours))
-        is_unique = (
-            all(theirs == ours or theirs[-length:] != ours[-length:] for theirs in parts) for length in lengths
-        )
-        length = next((length for length, is_enough in zip(lengths, is_unique) if is_enough), len(ours))
-        return str(Path(*ours[-length:]))
-
-    return [shortest(ours) for ours in parts]
+    parts, names = [path.resolve().parts for path in paths], []
+    for ours in parts:
+        others, length = [theirs for theirs in parts if theirs != ours], 1
+        while any(theirs[-length:] == ours[-length:] for theirs in others):
+            length += 1
+        names.append(str(Path(*ours[-length:])))
+    return names
 
 
 def over_seeds(comparison: pd.DataFrame, folders: Sequence[Path]) -> pd.DataFrame:

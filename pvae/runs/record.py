@@ -76,7 +76,7 @@ class RunRecord:
             if not os.path.lexists(path):  # also False for a name that is too long
                 near = difflib.get_close_matches(str(path), READY_MADE, n=1)
                 why = "there is nothing of that name" + "".join(f"; did you mean {name}?" for name in near)
-            elif (path / "metrics.jsonl").exists():  # written before config.json
+            elif (rows := path / "metrics.jsonl").is_file() and not rows.read_bytes():  # written before config.json
                 why = "its training was killed before the first epoch: remove it and start again"
             elif runs := sorted(path.glob(f"*/{CONFIG}")):
                 why = f"it is a folder of run folders: give one of them, for instance {runs[0].parent}"

@@ -234,7 +234,7 @@ def test_the_command_takes_folders_of_seeds(seeds, capsys):
 
 @pytest.mark.parametrize(
     ("given", "says"),
-    [(["odd"], "odd/b"), (["twice"], "seed"), (["one"], "one/a"), (["trace", "one/a"], "folders")],
+    [(["odd"], "odd"), (["twice"], "twice"), (["one"], "one/a"), (["trace", "one/a"], "folders")],
 )
 def test_other_folders_are_refused(seeds, capsys, given, says):
     assert main([*(str(seeds / name) for name in given), *FEW]) == 2
