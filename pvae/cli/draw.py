@@ -44,8 +44,7 @@ pictures of a run:
 
 examples:
   pvae draw runs/my-run --what scatter,manifold
-  pvae draw fashion-vae --what manifold
-      needs no data, as samples and losses of images
+  pvae draw fashion-vae --what manifold,samples,losses      needs no data
   pvae draw runs"""
 
 
@@ -61,23 +60,14 @@ def _draw(arguments: argparse.Namespace) -> None:
 
 
 def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> None:
-    from pvae.data.folders import NotFoundError
     from pvae.plotting import pictures
     from pvae.trained.codes import latent_report
 
     run = open_run(arguments.run, arguments.vae)
     folder = output_path(arguments.out, run.place / "figures")
     names = wanted or [*PICTURES]
-    of_weights = [name for name in names if name in _OF_WEIGHTS and run.data.is_images and not run.is_given_labels]
-    has_data = True
-    if of_weights != names:
-        try:
-            run.dataset(None, arguments.data_dir, arguments.offline)
-        except NotFoundError as error:
-            if wanted or not of_weights:
-                raise
-            names, has_data = of_weights, False
-            print(f"pvae draw: only {', '.join(names)} are drawn, which need no data: {error}", file=sys.stderr)
+    if not ({*names} <= {*_OF_WEIGHTS} and run.data.is_images and not run.is_given_labels):
+        run.dataset(None, arguments.data_dir, arguments.offline)
     figures = {}
     for name in names:
         options = [arguments.attribute] if name == "attributes" and arguments.attribute else []
@@ -89,7 +79,7 @@ def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> No
     for name, figure in figures.items():
         write(folder / f"{name}.png", figure)
         print_line(folder / f"{name}.png")
-    if wanted is not None or not has_data:  # the report encodes all images, which takes longer than a picture
+    if wanted is not None:  # the report encodes all images, which takes longer than a picture
         return
     report = latent_report(run)
     write(folder / "latent.json", f"{to_json(asdict(report), indent=2)}\n")

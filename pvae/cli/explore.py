@@ -19,8 +19,7 @@ images, and samples. The browser computes all of it from the run's weights; the 
 Not for tables, series and other data that are no images, VAEs with labels, and VAEs of your own."""
 _EPILOG = """\
 examples:
-  pvae explore fashion-vae --open
-      needs no data: 500 test images come with pvae
+  pvae explore fashion-vae --open      needs no data: 500 test images come with pvae
   pvae explore runs/my-run --out my-run.html
 In Python, after import pvae.explore.page:
   html = pvae.explore.page.explorer_page(pvae.Run.open("runs/my-run"))"""
@@ -39,14 +38,9 @@ def _explore(arguments: argparse.Namespace) -> None:
     run = open_run(arguments.run, arguments.vae)
     check_run(run)
     out = output_path(arguments.out, run.place / "explore.html")
-    data = shown_data(run, arguments.data_dir, arguments.offline)
-    page = explorer_page(run, data)
+    page = explorer_page(run, shown_data(run, arguments.data_dir, arguments.offline))
     write(out, page)
     print_line(f"{out}: {len(page) / 1e6:.2f} MB")
-    if data is not run.loaded:
-        print_line(
-            f"it shows {len(data.test)} test images that come with pvae; more with {data.name} in --data-dir DIR"
-        )
     if arguments.open:
         webbrowser.open(out.resolve().as_uri())
 

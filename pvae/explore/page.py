@@ -23,7 +23,7 @@ from torch.nn.functional import normalize
 
 from pvae.config.config import Config
 from pvae.core.errors import InputError
-from pvae.data.dataset import Dataset, random_subset
+from pvae.data.dataset import Dataset
 from pvae.data.folders import NotFoundError
 from pvae.data.sources import SETS
 from pvae.distributions.joint import Joint
@@ -145,8 +145,7 @@ def _content(run: Run, data: Dataset, tensors: _Tensors) -> dict[str, Any]:
     """Return what the page holds as JSON: the run's networks and distributions, codes and images of the test data."""
     vae: Any = run.vae()
     config = run.config
-    chosen = random_subset(len(data.test), _NUM_CODES, seed=0)
-    chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))]
+    chosen = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))[:_NUM_CODES]
     images = run.preparation.pixels(data.test, rows=chosen)
     posterior, prior = _posterior(config, vae.q_z, tensors), _prior(config, vae, tensors)
     height, width = images.images.shape[2:]

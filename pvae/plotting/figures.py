@@ -38,7 +38,6 @@ __all__ = [
     "loss_figure",
     "named_images_figure",
     "reconstruction_figure",
-    "sample_figure",
     "scatter_figure",
     "titled_figure",
     "write_figure",
@@ -153,11 +152,6 @@ def reconstruction_figure(images: Tensor, reconstructions: Tensor, title: str) -
     """Return images (B, C, H, W) in a row above their reconstructions."""
     labels = ("test image", "mean of p(x | z),\nz ~ q(z | x)")
     return image_figure(torch.cat([images, reconstructions]), len(images), title, labels)
-
-
-def sample_figure(samples: Tensor, title: str) -> Figure:
-    """Return samples from the prior (S, C, H, W), eight in a row."""
-    return image_figure(samples, 8, f"{title}\nmean of p(x | z), z ~ p(z)")
 
 
 def band_figure(bands: Mapping[str, tuple[Tensor, Tensor]], num_columns: int, title: str) -> Figure:

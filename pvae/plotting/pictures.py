@@ -43,15 +43,13 @@ def reconstructions(run: Run) -> Figure:
     """Return eight test images above the means of p(x | z), z ~ q(z | x); or vectors as bars, series as lines."""
     batch, shown = codes.examples(run, 8), run.preparation.shown
     with run.seeded():
-        reconstructions = latent_space.reconstruct(run.vae(), batch)
+        means = latent_space.reconstruct(run.vae(), batch)
     if not run.data.is_images:
         data = run.dataset()
         rows = random_subset(len(data.test), 8, seed=0).tolist()  # as `codes.examples`
         names = [": ".join(filter(None, (data.test_names[row], _class_of(run, row)))) for row in rows]
-        return value_figures.reconstructed_values_figure(
-            batch.x, reconstructions, run.title, data.test, run.data.columns, names
-        )
-    return figures.reconstruction_figure(shown(batch.x), shown(reconstructions), run.title)
+        return value_figures.reconstructed_values_figure(batch.x, means, run.title, data.test, data.columns, names)
+    return figures.reconstruction_figure(shown(batch.x), shown(means), run.title)
 
 
 def samples(run: Run) -> Figure:
@@ -71,7 +69,8 @@ def samples(run: Run) -> Figure:
                     given += f" ({', '.join(f'{count} {name}' for name, count in classes.most_common(5))})"
             return value_figures.sampled_values_figure(shown, drawn, run.title, run.data.columns, given)
         if not run.vae().takes_labels:
-            return figures.sample_figure(run.preparation.shown(latent_space.sample(run.vae(), 64)), run.title)
+            title = f"{run.title}\nmean of p(x | z), z ~ p(z)"
+            return figures.image_figure(run.preparation.shown(latent_space.sample(run.vae(), 64)), 8, title)
         data = run.dataset()
         labels = data.shown_labels
         assert labels is not None  # or it could not have been trained
@@ -97,11 +96,6 @@ def _class_of(run: Run, row: int) -> str:
     """Return the name of the class of a test datum, or "" if there is none or it is not known."""
     labels, data = codes.classes(run)[1], run.dataset()
     return data.label_names[labels[row]] if labels is not None and labels[row] >= 0 else ""
-
-
-def _at_label(run: Run) -> str:
-    """Return ", y = " and the class of the first test datum, at which latents are decoded if a run is given classes."""
-    return f", y = {_class_of(run, 0)}" if run.is_given_labels and codes.classes(run)[1] is not None else ""
 
 
 def losses(run: Run) -> Figure:
@@ -150,7 +144,7 @@ def manifold(run: Run) -> Figure:
     _require(run, run.data.is_images, "images")
     _require(run, codes.is_plane(run), _PLANE)
     _require(run, run.vae().has_density and codes.has_normal_prior(run), "the prior N(0, 1)")
-    title = f"{run.title}\nmean of p(x | z) at the quantiles of p(z), z_1 to the right, z_2 upward{_at_label(run)}"
+    title = f"{run.title}\nmean of p(x | z) at the quantiles of p(z), z_1 to the right, z_2 upward"
     images = latent_space.manifold(run.vae(), 20, _label_of(run, 0))
     return figures.image_figure(run.preparation.shown(images), 20, title)
 
@@ -176,7 +170,7 @@ def traversal(run: Run) -> Figure:
     names = [f"{every[d]}\n{way[0]:+.1f} to {way[-1]:+.1f}" for d, way in zip(dimensions, ways)]
     title = (
         f"{run.title}\nmean of p(x | z), one dimension of z at a time, between the values on the left\n"
-        f"{len(dimensions)} of {len(every)} dimensions, the one whose codes vary most first{_at_label(run)}"
+        f"{len(dimensions)} of {len(every)} dimensions, the one whose codes vary most first"
     )
     return figures.image_figure(run.preparation.shown(torch.cat(rows)), 11, title, names)
 

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -24,16 +22,11 @@ __all__ = ["reconstructed_values_figure", "sampled_values_figure"]
 
 _DATA, _MODEL = PALETTE[0], PALETTE[1]
 _MOST = 8  # columns of a table, or values of a series at one time, that are drawn
-_MISSING: Any = {"facecolor": "#e4e4e4", "edgecolor": "#8a8a8a", "hatch": "////", "linewidth": 0}
+_MISSING: Any = {"facecolor": "#e4e4e4", "edgecolor": "#8a8a8a", "hatch": "////", "linewidth": 0, "label": "missing"}
 
 
 def reconstructed_values_figure(
-    data: Tensor,
-    reconstructions: Tensor,
-    title: str,
-    test: Tensor,
-    columns: Sequence[Column] = (),
-    names: Sequence[str] = (),
+    data: Tensor, reconstructions: Tensor, title: str, test: Tensor, columns: Sequence[Column], names: Sequence[str]
 ) -> Figure:
     """Return a panel for each datum with its reconstruction: bars of a vector, lines of a series.
 
@@ -46,47 +39,38 @@ def reconstructed_values_figure(
         reconstructions: of the same shape.
         title: of the figure.
         test: all test data, by which columns are standardised.
-        columns: of a table.
-        names: of the data.
+        columns: of a table, or ().
+        names: of the data, (B,).
 
     Raises:
         InputError: the data are neither vectors nor series.
     """
     _check_shape(data)
-    mean, units = test.float().nanmean(0), "test data"
+    mean, units, shown = test.float().nanmean(0), "test data", columns[: 2 * _MOST]
     std = (test - mean).square().nanmean(0).sqrt()
     std = torch.where(std > 0, std, torch.ones_like(std))
     standardised = [(one - mean) / std for one in (data, reconstructions)]
     if columns:
-        units = f"test data, numbers in standard deviations{_of_all(2 * _MOST, len(columns))}"
+        units = f"test data, numbers in standard deviations, {len(shown)} of {len(columns):,} columns"
     elif data.dim() == 2 and std.max() > 20 * std.min():
         (data, reconstructions), units = standardised, "test data, each column standardised"
-    text, height = f"{title}\n{units}, and means of p(x | z), z ~ q(z | x)", 0.5 + 0.14 * min(len(columns), 2 * _MOST)
+    text, height = f"{title}\n{units}, and means of p(x | z), z ~ q(z | x)", 0.5 + 0.14 * len(shown)
     figure, panels = _panels(text, len(data), max(1.8, height), sharey=bool(columns), sharex=bool(columns))
     for number, (axes, x, mean) in enumerate(zip(panels, data, reconstructions)):
         if columns:
-            _draw_row(axes, x, mean, columns[: 2 * _MOST], *(one[number] for one in standardised))
+            _draw_row(axes, x, mean, shown, *(one[number] for one in standardised))
         elif data.dim() == 2:
-            axes.bar(range(len(x)), x.tolist(), color=_DATA, alpha=0.6)
-            axes.plot(range(len(x)), mean.tolist(), ".", color=_MODEL)
+            axes.bar(range(len(x)), x.tolist(), color=_DATA, alpha=0.6, label="x")
+            axes.plot(range(len(x)), mean.tolist(), ".", color=_MODEL, label="reconstruction")
         else:
-            _draw_series(axes, x, "-")
-            _draw_series(axes, mean, "--")
+            _draw_series(axes, x, "-", "x")
+            _draw_series(axes, mean, "--", "reconstruction")
         for place in x.isnan().view(len(x), -1).any(1).nonzero()[:, 0].tolist() if not columns else ():
             axes.axvspan(place - 0.4, place + 0.4, **_MISSING)
-        axes.set_title(_label(names[number], 40) if names else "", fontsize=7)
-    key = {"x": Line2D([], [], color=_DATA, lw=3), "reconstruction": Line2D([], [], color=_MODEL, ls="", marker=".")}
-    if data.dim() == 3:
-        key = {"x": Line2D([], [], color="black"), "reconstruction": Line2D([], [], color="black", ls="--")}
-    if data.isnan().any():
-        key["missing"] = Patch(**_MISSING)
+        axes.set_title(_label(names[number], 40), fontsize=7)
+    key = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(key.values(), key.keys(), loc="outside right upper", frameon=False, fontsize=7)
     return figure
-
-
-def _of_all(most: int, count: int) -> str:
-    """Return ", the first `most` of `count` columns", or "" if these are all."""
-    return f", the first {most} of {count:,} columns" if most < count else ""
 
 
 def _draw_row(axes: Axes, x: Tensor, mean: Tensor, columns: Sequence[Column], bars: Tensor, points: Tensor) -> None:
@@ -95,13 +79,12 @@ def _draw_row(axes: Axes, x: Tensor, mean: Tensor, columns: Sequence[Column], ba
         if x[place].isnan():
             axes.axhspan(place - 0.4, place + 0.4, **_MISSING)
         if column.categories:
-            for side, one, colour in ((0.02, x, _DATA), (0.98, mean, _MODEL)):
-                style: Any = {"ha": "left" if side < 0.5 else "right", "va": "center", "color": colour, "fontsize": 6}
-                text = _label(column.text(one[place].item()), 16)
-                axes.text(side, place, text, transform=axes.get_yaxis_transform(), **style)
+            for left, side, one, colour in ((0.02, "left", x, _DATA), (0.98, "right", mean, _MODEL)):
+                style: Any = {"ha": side, "color": colour, "transform": axes.get_yaxis_transform()}
+                axes.text(left, place, _label(column.text(one[place].item()), 16), va="center", fontsize=6, **style)
         else:
-            axes.barh(place, bars[place].item(), color=_DATA, alpha=0.6)
-            axes.plot(points[place].item(), place, ".", color=_MODEL)
+            axes.barh(place, bars[place].item(), color=_DATA, alpha=0.6, label="x")
+            axes.plot(points[place].item(), place, ".", color=_MODEL, label="reconstruction")
     axes.set_yticks(range(len(columns)), [_label(column.name) for column in columns])
     axes.set_ylim(len(columns) - 0.5, -0.5)
 
@@ -124,18 +107,14 @@ def _panels(title: str, count: int, height: float = 1.8, **options: Any) -> tupl
     return figure, panels[:count]
 
 
-def _draw_series(axes: Axes, x: Tensor, style: str) -> None:
+def _draw_series(axes: Axes, x: Tensor, style: str, label: str) -> None:
     """Draw the first values at each time of a series (T, D)."""
     for number, values in enumerate(x.T[:_MOST]):
-        axes.plot(values.tolist(), style, color=PALETTE[number % len(PALETTE)])
+        axes.plot(values.tolist(), style, color=PALETTE[number % len(PALETTE)], label=label * (number == 0))
 
 
 def sampled_values_figure(
-    data: Tensor,
-    samples: Tensor,
-    title: str,
-    columns: Sequence[Column] = (),
-    given: str = "p(x | z), z ~ p(z)",
+    data: Tensor, samples: Tensor, title: str, columns: Sequence[Column] = (), given: str = "p(x | z), z ~ p(z)"
 ) -> Figure:
     """Return the marginals of vectors and of samples from p(x | z), z ~ p(z), or four series above four samples.
 
@@ -157,18 +136,19 @@ def sampled_values_figure(
     if data.dim() == 3:
         figure, panels = _panels(f"{title}\ntest data above samples from {given}", 8, sharey=True)
         for axes, x in [*zip(panels[:4], data), *zip(panels[4:], samples)]:
-            _draw_series(axes, x, "-")
+            _draw_series(axes, x, "-", "")
         return figure
-    text = f"{title}\nmarginals of test data and of samples from {given}{_of_all(_MOST, data.shape[1])}"
-    figure, panels = _panels(text, min(_MOST, data.shape[1]))
+    count = min(_MOST, data.shape[1])
+    text = f"{title}\nmarginals of test data and of samples from {given}, {count} of {data.shape[1]:,} columns"
+    figure, panels = _panels(text, count)
     for number, axes in enumerate(panels):
         name = _label(columns[number].name) if columns else f"x_{number + 1}"
         if missing := data[:, number].isnan().double().mean().item():
             name += f", {missing:.0%} of the data missing"
         both = [one[:, number][~one[:, number].isnan()] for one in (data, samples)]
         if categories := columns[number].categories if columns else ():
-            counts = [int((both[0] == code).sum()) for code in range(len(categories))]
-            codes = sorted(sorted(range(len(counts)), key=lambda code: -counts[code])[: 2 * _MOST])
+            counts = both[0].long().bincount(minlength=len(categories))
+            codes = counts.argsort(descending=True, stable=True)[: 2 * _MOST].sort().values.tolist()
             for side, (one, label, colour) in enumerate(zip(both, ("data", "samples"), (_DATA, _MODEL))):
                 shares = [(one == code).double().mean().item() for code in codes]
                 places = np.arange(len(shares)) + 0.4 * side - 0.2

@@ -221,8 +221,8 @@ def test_pictures_of_rows_write_categories_and_mark_what_is_missing():
         [round(one.get_y() + one.get_height() / 2) for one in axes.patches if one.get_hatch()] for axes in figure.axes
     ]
     assert hatched == [[], [], [0], [1]], "the places of the missing values"
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["x", "reconstruction", "missing"]
-    vectors = reconstructed_values_figure(data, means, "title", data)
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"x", "reconstruction", "missing"}
+    vectors = reconstructed_values_figure(data, means, "title", data, (), "abcd")
     hatched = [[one.get_x() + one.get_width() / 2 for one in axes.patches if one.get_hatch()] for axes in vectors.axes]
     assert hatched == [[], [], [0], [1]]
 
