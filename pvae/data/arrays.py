@@ -77,28 +77,25 @@ def read_arrays(file: Path) -> tuple[list[SplitArray], str]:
         own = next((stored[name] for name in _OWN_NAMES if name in stored and len(stored) > 1), None)
         for name, split, label_name in _names({*stored}.difference(_OWN_NAMES if own is not None else ())):
             labels, x = stored[label_name] if label_name in unread else None, stored[name]
-            arrays.append(SplitArray(name, split, x, labels))
-            unread -= {name, label_name}
-            if own is not None and own.shape == x.shape[:1] and own.dtype.kind in "OU" and split == "train":
-                arrays[-1] = arrays[-1]._replace(names=own.astype(str))
-                unread -= {*_OWN_NAMES}
+            if x.dtype.kind not in "fbui" or x.ndim < 1 or x.dtype.itemsize > 8:
+                types = "booleans, integers or floats, of 64 bits at most"
+                raise InputError(f"{name} is {x.dtype} of shape {x.shape}: give {types}")
+            if labels is not None:
+                if labels.shape not in ((len(x),), (len(x), 1)) or labels.dtype.kind not in "iubfU":
+                    found = f"the labels of {name} are {labels.dtype} of shape {labels.shape}"
+                    raise InputError(f"{found}: give {len(x):,} whole numbers or texts, one for each datum")
+                labels = labels.reshape(len(x))
+                if labels.dtype.kind == "f":
+                    check_classes(labels, f"the array of labels of {name}")
+            is_named = own is not None and own.shape == x.shape[:1] and own.dtype.kind in "OU" and split == "train"
+            arrays.append(SplitArray(name, split, x, labels, own.astype(str) if is_named else None))
+            unread -= {name, label_name, *(_OWN_NAMES if is_named else ())}
     except MemoryError as error:
         raise InputError(f"{file} is larger than the memory: {brief(error)}: give a smaller part of it") from None
     except InputError as error:
         raise InputError(f"{file} cannot be used: {error}") from None
     except Exception as error:  # for damaged files numpy, zipfile and h5py raise exceptions of many types
         raise InputError(f"{file} is damaged, or holds objects, which are never loaded ({brief(error)})") from None
-    for place, (name, split, x, labels, own) in enumerate(arrays):
-        if x.dtype.kind not in "fbui" or x.ndim < 1 or x.dtype.itemsize > 8:
-            types = "booleans, integers or floats, of 64 bits at most"
-            raise InputError(f"{file}: {name} is {x.dtype} of shape {x.shape}: give {types}")
-        if labels is not None:
-            if labels.shape not in ((len(x),), (len(x), 1)) or labels.dtype.kind not in "iubfU":
-                found = f"the labels of {name} are {labels.dtype} of shape {labels.shape}"
-                raise InputError(f"{file}: {found}: give {len(x):,} whole numbers or texts, one for each datum")
-            if labels.dtype.kind == "f":
-                check_classes(labels, f"{file}: the array of labels of {name}")
-            arrays[place] = SplitArray(name, split, x, labels.reshape(len(x)), own)
     return arrays, f"arrays of {file.name} that are not read: {', '.join(sorted(unread))}" if unread else ""
 
 

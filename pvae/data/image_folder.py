@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageChops, ImageOps
 from tifffile import TiffFile
@@ -179,9 +178,8 @@ def _of_pages(function: Callable[[_Page], _T], path: Path, skip_broken: bool = T
 def _pages(path: Path) -> Iterator[_Page]:
     """Yield the images of a file, each of which must be read before the next one is asked for.
 
-        tifffile     TIFFs of bands, or of colours of 16 bits or floats
-        torchvision  PNGs of colours of 16 bits
-        Pillow       all others
+        tifffile   TIFFs of bands, or of colours of 16 bits or floats
+        Pillow     all others
 
     Raises:
         ValueError: the file is of a kind that is not read.
@@ -200,7 +198,7 @@ def _pages(path: Path) -> Iterator[_Page]:
             count = getattr(image, "n_frames", 1) if image.format in _FORMATS_OF_PAGES else 1
             for number in wanted or range(count):
                 image.seek(number)
-                yield _pillow_page(image, path, count == 1)
+                yield _pillow_page(image, count == 1)
 
 
 def _is_for_tifffile(page: Any) -> bool:
@@ -223,7 +221,7 @@ def _tiff_page(page: Any) -> _Page:
     return _Page((page.imagelength, page.imagewidth, page.samplesperpixel), page.bitspersample > 8, read)
 
 
-def _pillow_page(image: Image.Image, path: Path, is_only: bool) -> _Page:
+def _pillow_page(image: Image.Image, is_only: bool) -> _Page:
     """Return the image that Pillow has opened; `is_only` says that the file has no other one."""
     orientation = 1
     with contextlib.suppress(Exception):  # damaged EXIF data are ignored, as by viewers
@@ -231,15 +229,12 @@ def _pillow_page(image: Image.Image, path: Path, is_only: bool) -> _Page:
         if is_only and (image.format != "PNG" or "exif" in image.info):
             orientation = int(image.getexif().get(_ORIENTATION, 1))
     is_deep = image.mode[0] in "IF"
-    is_deep_colour = image.format == "PNG" and not is_deep and ";16" in str(getattr(image, "tile", ""))
-    height, width = image.size if orientation >= 5 else image.size[::-1]
-    if (is_deep or is_deep_colour) and image.has_transparency_data:
+    if image.format == "PNG" and not is_deep and ";16" in str(getattr(image, "tile", "")):
+        raise ValueError(f"a PNG of 16-bit colours is {_NOT_READ}")
+    if is_deep and image.has_transparency_data:
         raise ValueError(f"opacity of 16-bit values is {_NOT_READ}")
-    if not is_deep_colour:
-        return _Page((height, width, 1 if image.mode in _GREY else 3), is_deep, partial(_pillow_values, image, is_only))
-    if orientation != 1 or not is_only:
-        raise ValueError(f"a rotation or an animation of 16-bit colours is {_NOT_READ}")
-    return _Page((height, width, 3), True, partial(_png_values, path))
+    height, width = image.size if orientation >= 5 else image.size[::-1]
+    return _Page((height, width, 1 if image.mode in _GREY else 3), is_deep, partial(_pillow_values, image, is_only))
 
 
 def _pillow_values(image: Image.Image, is_only: bool) -> tuple[NDArray[Any], Image.Image | None]:
@@ -254,14 +249,6 @@ def _pillow_values(image: Image.Image, is_only: bool) -> tuple[NDArray[Any], Ima
     opacity = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     mode = "1" if image.mode == "1" else "L" if image.mode in _GREY else "RGB"
     return np.asarray(image.convert(mode)), opacity
-
-
-def _png_values(path: Path) -> tuple[NDArray[Any], None]:
-    """Return the values (H, W, 3) of a PNG of 16 bits."""
-    from torchvision.io import ImageReadMode, decode_image  # which takes a second to import
-
-    content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
-    return decode_image(content, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy(), None
 
 
 def converted(values: NDArray[Any], transform: ImageTransform, opacity: Image.Image | None = None) -> NDArray[np.uint8]:

@@ -36,10 +36,12 @@ __all__ = ["Fields", "read_fields", "read_table", "table_text"]
 _MOST_TEXTS = 100  # of a category that nobody asked for
 _MOST_DAYS = 366 * 200  # between a date and 1970
 _FEW_ROWS = 10  # fewer may all differ by chance
-_SPACES = ". '\u00a0\u202f"  # between thousands, beside decimal commas
-_NUMBERS = {  # by the decimal point, how numbers are written
-    ".": r"[+-]?(?:(?:\d+|\d{1,3}(?:,\d{3})+)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|[+-]?inf",
-    ",": rf"[+-]?(?:\d+|[1-9]\d{{0,2}}(?:[{_SPACES}]\d{{3}})+)(?:,\d+)?(?:[eE][+-]?\d+)?|[+-]?inf",
+_NUMBERS = {  # by the decimal point, how numbers are written, and the marks between their thousands
+    ".": (r"[+-]?(?:(?:\d+|\d{1,3}(?:,\d{3})+)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|[+-]?inf", ","),
+    ",": (
+        "[+-]?(?:\\d+|[1-9]\\d{0,2}(?:[. '\u00a0\u202f]\\d{3})+)(?:,\\d+)?(?:[eE][+-]?\\d+)?|[+-]?inf",
+        "[. '\u00a0\u202f]",
+    ),
 }
 _DECIMAL_COMMA = r"[+-]?\d+,(\d{1,2}|\d{4,})"  # a comma that stands before no group of three
 _CLOCKS = (  # numbers that count from a known time: their range, unit, units in a day, and their value on 1970-01-01
@@ -204,7 +206,7 @@ def _new_column(name: str, given: Series, kind: str, levels: Sequence[str], deci
         if len(distinct) == count >= _FEW_ROWS or len(distinct) > max(_MOST_TEXTS, len(given)) / 2:
             return "texts, of which each row has its own"
         return Column(name, tuple(sorted(distinct)))
-    least, greatest, decimals = float(x.min()), float(x.max()), _decimals(given, x, point)
+    least, greatest, decimals = float(x.min()), float(x.max()), _decimals(given, numbers, point)
     if not kind and decimals == 0 and len(distinct) == count:
         is_sequence = greatest - least + 1 == len(x) >= _FEW_ROWS and (least in (0, 1) or len(x) > _MOST_TEXTS)
         if is_sequence or re.search(_ID, name):
@@ -255,19 +257,20 @@ def _numbers(texts: Series, decimal: str) -> tuple[Series, str]:
     of the file.
     """
     bare, found = texts.str.removesuffix("%").str.rstrip(), {}
-    for point in sorted(_NUMBERS, key=lambda one: one != decimal):
-        numbers = bare.where(bare.str.fullmatch(_NUMBERS[point]).eq(True))
-        marks = "," if point == "." else f"[{_SPACES}]"
+    for point, (pattern, marks) in sorted(_NUMBERS.items(), key=lambda one: one[0] != decimal):
+        numbers = bare.where(bare.str.fullmatch(pattern).eq(True))
         found[point] = numbers.str.replace(marks, "", regex=True).str.replace(",", ".").astype(float)
+        if found[point].count() == texts.count():
+            break
     point = max(found, key=lambda one: found[one].count())
     return found[point], point
 
 
-def _decimals(texts: Series, x: Series, point: str) -> int | None:
+def _decimals(texts: Series, numbers: Series, point: str) -> int | None:
     """Return the digits behind the point of numbers, 0 if all are whole; None if some have exponents."""
-    if (x == x.round()).all():
+    if (numbers.isna() | (numbers == numbers.round())).all():
         return 0
-    bare = texts[x.index].str.rstrip(" %")
+    bare = texts[numbers.notna()].str.rstrip(" %")
     if bare.str.contains("e", case=False, regex=False).any():
         return None
     places = bare.str.rfind(point)
