@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -36,31 +35,24 @@ def check_domain(
     Raises:
         InputError: a datum is outside the domain; the message names the first such datum, and its value.
     """
-    if check is None:
-        return
-    for start in range(0, len(values), _ROWS):
-        with contextlib.suppress(InputError):
-            check(values[start : start + _ROWS])
+    for start in range(0, len(values) if check else 0, _ROWS):
+        part = values[start : start + _ROWS]
+        if _fault(check, part) is None:
             continue
-        for row in range(start, start + _ROWS):
-            try:
-                check(values[row : row + 1])
-            except InputError as error:
-                name = f"{names}[{row}]" if isinstance(names, str) else names[row]
-                place = _first_outside(check, values[row])
-                where = f"{value_name(place, values.shape[1:], columns)} of {name} is {values[row].flatten()[place]:g}"
-                raise InputError(f"{source}: {where}, and {error}") from None
+        row = next(row for row in range(len(part)) if _fault(check, part[row : row + 1]))
+        datum, places = part[row], torch.arange(part[row].numel(), device=part.device).view(part[row].shape)
+        alone = (torch.where(places == place, datum, 0)[None] for place in range(datum.numel()))  # 0 is inside
+        place = next((place for place, one in enumerate(alone) if _fault(check, one)), 0)
+        name = f"{names}[{start + row}]" if isinstance(names, str) else names[start + row]
+        where = f"{value_name(place, datum.shape, columns)} of {name} is {datum.flatten()[place]:g}"
+        raise InputError(f"{source}: {where}, and {_fault(check, datum[None])}")
 
 
-def _first_outside(check: Callable[[Tensor], Tensor], datum: Tensor) -> int:
-    """Return the flat index of the first value that is outside the domain, by bisection; 0 is inside."""
-    low, high = 0, datum.numel()  # with the first `high` values, and 0 for the others, the check fails
-    while low + 1 < high:
-        middle = (low + high) // 2
-        part = torch.where(torch.arange(datum.numel(), device=datum.device).view(datum.shape) < middle, datum, 0)
-        try:
-            check(part[None])
-            low = middle
-        except InputError:
-            high = middle
-    return low
+def _fault(check: Callable[[Tensor], Tensor] | None, values: Tensor) -> InputError | None:
+    """Return the error of a check, or None."""
+    try:
+        if check:
+            check(values)
+    except InputError as error:
+        return error
+    return None
