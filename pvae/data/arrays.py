@@ -87,9 +87,11 @@ def read_arrays(file: Path) -> tuple[list[SplitArray], str]:
                 labels = labels.reshape(len(x))
                 if labels.dtype.kind == "f":
                     check_classes(labels, f"the array of labels of {name}")
-            is_named = own is not None and own.shape == x.shape[:1] and own.dtype.kind in "OU" and split == "train"
-            arrays.append(SplitArray(name, split, x, labels, own.astype(str) if is_named else None))
-            unread -= {name, label_name, *(_OWN_NAMES if is_named else ())}
+            arrays.append(SplitArray(name, split, x, labels))
+            unread -= {name, label_name}
+            if own is not None and own.shape == x.shape[:1] and own.dtype.kind in "OU" and split == "train":
+                arrays[-1] = arrays[-1]._replace(names=own.astype(str))
+                unread -= {*_OWN_NAMES}
     except MemoryError as error:
         raise InputError(f"{file} is larger than the memory: {brief(error)}: give a smaller part of it") from None
     except InputError as error:

@@ -88,18 +88,22 @@ def read_table(file: Path, reading: Reading) -> Values:
     missing = {one.strip() for one in reading.missing_values.split(",")} | {""}
     outside = [name for _, name in special if name in frame]
     texts, reasons = frame.drop(columns=outside), dict[str, str]()
+    given = _given(texts, missing)
+    levels = {name: levels for name, (_, levels) in named_kinds(reading.columns).items()}
+    for name, kept in (levels | {column.name: column.categories for column in reading.known}).items():
+        if name in texts and missing & {*kept}:
+            given[name] = _given(texts[name], missing.difference(kept))
+    numbers, points = _numbers(given, decimal)
     if reading.known:
         columns = reading.known
         _check_names(file, texts, reading)
     else:
-        columns, reasons = _new_columns(file, reading.columns, texts, missing, decimal)
+        columns, reasons = _new_columns(file, reading.columns, given, numbers, points)
     if not columns:
         raise InputError(f"{file}: no column of values is left: {_said(reasons) or 'add some'}")
-    x, used = [], Counter[str]()
-    for column in columns:
-        given = _given(texts[column.name], missing, column.categories)
-        x.append(_values(file, column, given, decimal))
-        used.update(text for text in texts.loc[given.isna(), column.name] if text)
+    x = np.stack([_values(file, column, given[column.name], numbers[column.name]) for column in columns], 1)
+    names = [column.name for column in columns]
+    used = Counter(text for text in texts[names].to_numpy()[given[names].isna().to_numpy()] if text)
     units = {column.name: column.unit for column in columns if column.unit and not reading.known}
     note = joined(
         note,
@@ -107,13 +111,13 @@ def read_table(file: Path, reading: Reading) -> Values:
         f"counted from an origin: {_said(units)}" * bool(units),
         f"missing, beside empty fields: {_said({text: f'{n:,}' for text, n in used.items()})}" * bool(used),
     )
-    names = frame.index.str.replace(" ", "-").to_series(index=frame.index)
+    rows = frame.index.str.replace(" ", "-").to_series(index=frame.index)
     if reading.name_column in frame:
-        names = _given(frame[reading.name_column], missing).fillna(names)
+        rows = _given(frame[reading.name_column], missing).fillna(rows)
     labels = {}
     if reading.label_column in frame:
         labels["train"] = _labels(_given(frame[reading.label_column], missing), reading.label_column)
-    return Values({"train": np.stack(x, 1)}, labels, {"train": names.tolist()}, columns, note, (*outside, *reasons))
+    return Values({"train": x}, labels, {"train": rows.tolist()}, columns, note, (*outside, *reasons))
 
 
 def _said(notes: dict[str, str]) -> str:
@@ -121,9 +125,9 @@ def _said(notes: dict[str, str]) -> str:
     return listed([f"{name} ({note})" for name, note in notes.items()])
 
 
-def _given(texts: Series, missing: set[str], categories: Sequence[str] = ()) -> Series:
-    """Return texts, NaN where one is missing; a category is not missing."""
-    return texts.mask(texts.isin(missing.difference(categories)))
+def _given(texts: Any, missing: set[str]) -> Any:
+    """Return a series or a frame of texts with NaN where one is missing."""
+    return texts.mask(texts.isin(missing))
 
 
 def _labels(texts: Series, name: str) -> NDArray[Any]:
@@ -145,21 +149,21 @@ def _check_names(file: Path, texts: DataFrame, reading: Reading) -> None:
 
 
 def _new_columns(
-    file: Path, kinds_text: str, texts: DataFrame, missing: set[str], decimal: str
+    file: Path, kinds_text: str, given: DataFrame, numbers: DataFrame, points: dict[str, str]
 ) -> tuple[tuple[Column, ...], dict[str, str]]:
     """Return the columns of a new table, and why others are left out, by their names."""
     kinds, in_order, reasons = named_kinds(kinds_text), column_kinds(kinds_text), dict[str, str]()
     for name in kinds:
-        check_name("--columns", name, texts)
-    if in_order and len(in_order) != texts.shape[1]:  # they are those of the columns that would stay
-        _, reasons = _new_columns(file, "", texts, missing, decimal)
-    stay = [name for name in texts if name not in reasons]
+        check_name("--columns", name, given)
+    if in_order and len(in_order) != given.shape[1]:  # they are those of the columns that would stay
+        _, reasons = _new_columns(file, "", given, numbers, points)
+    stay = [name for name in given if name not in reasons]
     if len(in_order) == len(stay):
         kinds = {name: (one.name, tuple(map(str, range(one.num_categories)))) for name, one in zip(stay, in_order)}
     columns = list[Column]()
     for name in stay:
         kind, levels = kinds.get(name, ("", ()))
-        new = _new_column(name, _given(texts[name], missing, levels), kind, levels, decimal)
+        new = _new_column(given[name], numbers[name], points[name], kind, levels)
         if isinstance(new, str):
             reasons[name] = new
         elif len(new.categories) > _MOST_TEXTS and not kind:
@@ -171,32 +175,28 @@ def _new_columns(
     return tuple(columns), reasons
 
 
-def _new_column(name: str, given: Series, kind: str, levels: Sequence[str], decimal: str) -> Column | str:
-    """Return a column, chosen by its texts, NaN where one is missing; or why it is left out.
+def _new_column(given: Series, numbers: Series, point: str, kind: str, levels: Sequence[str]) -> Column | str:
+    """Return a column, chosen by its texts; or why it is left out.
 
     Args:
-        name: its name.
-        given: its texts.
+        given: its texts, NaN where one is missing.
+        numbers: the numbers in them, NaN for other texts.
+        point: their decimal point.
         kind: its kind, if `--columns` names it, or "".
         levels: the categories that `--columns` names.
-        decimal: the decimal point of the file.
     """
-    count, distinct = given.count(), given.dropna().drop_duplicates()
-    numbers, point = _numbers(given, decimal)
-    x = numbers.dropna()
-    is_numeric = len(x) == count
+    name, x, count = str(given.name), numbers.dropna().to_numpy(), given.count()
+    distinct, is_numeric = {*given.dropna()}, len(x) == count
     if kind in ("categorical", "ordinal"):
-        known = levels if is_numeric or distinct.isin(levels).any() else ()
+        known = levels if is_numeric or distinct & {*levels} else ()
         if kind == "ordinal" and not known and not is_numeric:
             raise InputError(f"name the levels of {name} in their order: --columns {name}=ordinal:small<medium<large")
-        in_order = [*distinct.sort_values(key=lambda texts: _numbers(texts, decimal)[0] if is_numeric else texts)]
-        return Column(name, tuple(known or in_order), kind)
+        value_of = dict(zip(given, numbers)) if is_numeric else {}
+        return Column(name, tuple(known or sorted(distinct, key=lambda text: (value_of.get(text, 0), text))), kind)
     if not kind and len(distinct) < 2:
-        return f"all are {shown(distinct.iloc[0])}" if count else "empty"
-    if not count:
-        return Column(name, (), kind)
-    is_zip = distinct.str.isdecimal().all() and distinct.str.fullmatch("0.+").any()
-    may_be_dates = kind in ("", "real") and (not is_numeric or (distinct.str.len() == 8).all())
+        return f"all are {shown(*distinct)}" if count else "empty"
+    is_zip = all(map(str.isdecimal, distinct)) and any(text[0] == "0" < text[1:] for text in distinct)
+    may_be_dates = kind in ("", "real") and (not is_numeric or {*map(len, distinct)} == {8})
     if may_be_dates and (date_format := _date_format(given)):
         days = _days(given, date_format)
         origin, least, greatest = float(math.floor(days.min())), float(days.min()), float(days.max())
@@ -206,13 +206,15 @@ def _new_column(name: str, given: Series, kind: str, levels: Sequence[str], deci
         if len(distinct) == count >= _FEW_ROWS or len(distinct) > max(_MOST_TEXTS, len(given)) / 2:
             return "texts, of which each row has its own"
         return Column(name, tuple(sorted(distinct)))
-    least, greatest, decimals = float(x.min()), float(x.max()), _decimals(given, numbers, point)
+    if not len(x):
+        return Column(name, (), kind)
+    least, greatest, decimals = float(x.min()), float(x.max()), _decimals(distinct, x, point)
     if not kind and decimals == 0 and len(distinct) == count:
         is_sequence = greatest - least + 1 == len(x) >= _FEW_ROWS and (least in (0, 1) or len(x) > _MOST_TEXTS)
         if is_sequence or re.search(_ID, name):
             return "whole numbers, of which each row has its own"
     origin, unit = _origin(least, greatest) if kind in ("", "real") else (0.0, "")
-    suffix = "%" if given.str.endswith("%").any() else ""
+    suffix = "%" if any(text.endswith("%") for text in distinct) else ""
     return Column(name, (), kind, decimals, least - origin, greatest - origin, origin, unit, "", suffix, point)
 
 
@@ -227,7 +229,7 @@ def _origin(least: float, greatest: float) -> tuple[float, str]:
     return 0.0, ""
 
 
-def _values(file: Path, column: Column, given: Series, decimal: str) -> NDArray[np.float64]:
+def _values(file: Path, column: Column, given: Series, numbers: Series) -> NDArray[np.float64]:
     """Return the values of a column.
 
     Raises:
@@ -241,7 +243,7 @@ def _values(file: Path, column: Column, given: Series, decimal: str) -> NDArray[
         values = _days(given, column.date_format) - column.origin
         wanted = f"a date, such as {column.text(0.0)}"
     else:
-        values = _numbers(given, decimal)[0] - column.origin
+        values = numbers - column.origin
         wanted = "a number, or missing: --missing-values names other texts"
     is_wrong = given.notna() & values.isna()
     if is_wrong.any():
@@ -250,31 +252,30 @@ def _values(file: Path, column: Column, given: Series, decimal: str) -> NDArray[
     return values.to_numpy(float)
 
 
-def _numbers(texts: Series, decimal: str) -> tuple[Series, str]:
-    """Return the numbers in texts, NaN for other texts, and their decimal point.
+def _numbers(given: DataFrame, decimal: str) -> tuple[DataFrame, dict[str, str]]:
+    """Return the numbers in texts, NaN for other texts, and the decimal point of each column.
 
-    They may have marks between thousands, and a percent sign. Their point is that which reads more texts, or else that
-    of the file.
+    They may have marks between thousands, and a percent sign. The point of a column is that which reads more of its
+    texts, or else that of the file.
     """
-    bare, found = texts.str.removesuffix("%").str.rstrip(), {}
-    for point, (pattern, marks) in sorted(_NUMBERS.items(), key=lambda one: one[0] != decimal):
-        numbers = bare.where(bare.str.fullmatch(pattern).eq(True))
-        found[point] = numbers.str.replace(marks, "", regex=True).str.replace(",", ".").astype(float)
-        if found[point].count() == texts.count():
-            break
-    point = max(found, key=lambda one: found[one].count())
-    return found[point], point
+    bare, found = Series(given.to_numpy().ravel(), dtype=str).str.removesuffix("%").str.rstrip(), {}
+    for point, (pattern, marks) in _NUMBERS.items():
+        plain = bare.where(bare.str.fullmatch(pattern).eq(True)).str.replace(marks, "", regex=True)
+        values = plain.str.replace(",", ".").astype(float).to_numpy().reshape(given.shape)
+        found[point] = DataFrame(values, given.index, given.columns)
+    other = "," if decimal == "." else "."
+    is_other = found[other].count() > found[decimal].count()
+    numbers = DataFrame(np.where(is_other, found[other], found[decimal]), given.index, given.columns)
+    return numbers, {name: other if is_it else decimal for name, is_it in is_other.items()}
 
 
-def _decimals(texts: Series, numbers: Series, point: str) -> int | None:
+def _decimals(texts: set[str], x: NDArray[np.float64], point: str) -> int | None:
     """Return the digits behind the point of numbers, 0 if all are whole; None if some have exponents."""
-    if (numbers.isna() | (numbers == numbers.round())).all():
+    if (x == x.round()).all():
         return 0
-    bare = texts[numbers.notna()].str.rstrip(" %")
-    if bare.str.contains("e", case=False, regex=False).any():
+    if any("e" in text.lower() for text in texts):
         return None
-    places = bare.str.rfind(point)
-    return int((bare.str.len() - 1 - places)[places >= 0].max())
+    return max(len(text.rstrip(" %").partition(point)[2]) for text in texts)
 
 
 def _date_format(texts: Series) -> str:
@@ -393,16 +394,18 @@ def _read_text(file: Path) -> tuple[DataFrame, list[str], str]:
         lines[place] = "\n"
     try:
         frame = pandas.read_csv(
-            io.StringIO("".join(lines), newline=""), sep=sep, header=None, names=range(len(first)), dtype=str,
+            io.StringIO("".join(lines), newline=""), sep=sep, header=None, names=range(len(first)), dtype=object,
             keep_default_na=False, skip_blank_lines=False, skipinitialspace=True, engine="python",
         )  # fmt: skip
     except pandas.errors.ParserError as error:
         odd = next((f", line {place}" for place, line in enumerate(lines, 1) if line.count('"') % 2), "")
         how = "separate all lines alike, close quotation marks, and double those within a text"
         raise InputError(f"{file}{odd} cannot be read ({error}): {how}") from None
-    breaks = frame.apply(lambda column: column.str.count("\n")).sum(axis=1)
-    frame.index = "line " + (frame.index + 1 + breaks.cumsum() - breaks).astype(int).astype(str)
-    frame = frame.dropna(how="all").apply(lambda column: column.str.strip())
+    flat = Series(frame.to_numpy().ravel(), dtype=str)
+    breaks = np.nansum(flat.str.count("\n").to_numpy(float).reshape(frame.shape), 1).astype(int)
+    rows = [f"line {line}" for line in np.arange(1, len(frame) + 1) + breaks.cumsum() - breaks]
+    texts = flat.str.strip().to_numpy(object).reshape(frame.shape)
+    frame = DataFrame(texts, rows, dtype=object).dropna(how="all")  # of one type, which is fast for many columns
     if (is_short := frame.isna().any(axis=1)).any():
         line = is_short.idxmax()
         wanted = f"{frame.loc[line].count()} fields, and the first line {len(first)}: separate them all by {sep!r}"
@@ -411,7 +414,8 @@ def _read_text(file: Path) -> tuple[DataFrame, list[str], str]:
         notes.append(f"fields are separated by {'semicolons' if sep == ';' else 'tabs'}")
     if comments:
         notes.append(f"{len(comments)} lines of comments (#) are left out")
-    has_commas = sep != "," and any(frame[place].head(50).str.fullmatch(_DECIMAL_COMMA).any() for place in frame)
+    some = Series(frame.head(50).to_numpy().ravel(), dtype=str)
+    has_commas = sep != "," and some.str.fullmatch(_DECIMAL_COMMA).any()
     if has_commas:
         notes.append("numbers have decimal commas")
     frame = frame.set_axis(names, axis=1) if len(names) == len(first) else frame
