@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
+import timeit
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -209,13 +209,10 @@ def seconds_of_draws(run: Run, num_draws: int) -> float:
         InputError: the run is an autoencoder.
     """
     check_density(run)
-    x, seconds = run.dataset().test, []
+    x = run.dataset().test
     vae, batch, _ = with_likelihood(run, x, given_y(run, "test"), torch.arange(min(_TIMED, len(x))))
-    with seeded(0, torch.device("cpu")):
-        for _ in range(3):  # the first call takes longer
-            started = time.perf_counter()
-            importance_sample(vae, batch, _TIMED, engine="none")
-            seconds.append(time.perf_counter() - started)
+    with seeded(0, torch.device("cpu")):  # the first call takes longer
+        seconds = timeit.repeat(lambda: importance_sample(vae, batch, _TIMED, engine="none"), number=1, repeat=3)
     return min(seconds) * num_draws / (_TIMED * len(batch))
 
 

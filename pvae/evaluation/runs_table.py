@@ -61,9 +61,9 @@ _MEASURES = {  # the columns over seeds, each of a column of the runs, and its d
 _OF_RUNS = """\
 Nats per datum, on the same test data; +- is the standard error over data and draws. Differences are taken datum by
 datum, from the run with the highest log p(x), so that their errors leave out what all runs find hard.
-No +- is over trainings: another seed may change a run by more than two runs differ. Folders of runs that differ in the
-seed (python -m pvae.train --seeds 0:3) give errors over seeds: pvae evaluate FOLDER FOLDER. Two estimators of the ELBO
-are compared at the same weights: pvae compare RUN --elbo trace,analytic."""
++- does not include the training: another seed may change a run by more than these differences. Folders of runs that
+differ in the seed (python -m pvae.train --seeds 0:3) give errors over seeds: pvae evaluate FOLDER FOLDER. Two
+estimators of the ELBO are compared at the same weights: pvae compare RUN --elbo trace,analytic."""
 _OF_FOLDERS = """\
 Nats per datum, on the same test data: the mean over the runs of a folder, which differ in the seed; +- is its standard
 error over the seeds, their standard deviation divided by the root of their number. Differences are those of two means,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from time import sleep
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from pvae.config.presets import get_system
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset, random_subset
 from pvae.evaluation import rate_decomposition
+from pvae.evaluation import report as report_module
 from pvae.evaluation.rate_decomposition import active_units, split_rate
 from pvae.evaluation.report import evaluate, to_text
 from pvae.models.build import build_vae
@@ -361,6 +363,16 @@ def test_weights_that_cannot_be_trusted_are_warned_of(untrusted_run):
     for count, is_warned in ((4, True), (500, False)):
         report = evaluate(untrusted_run, count)
         assert (report.log_likelihood.untrusted > 0.01) == ("unreliable" in to_text(report)) == is_warned
+        assert "notebooks/bounds.md" in to_text(report), "what no warning sees, whether there is one or not"
+
+
+@pytest.mark.workflow
+def test_the_time_that_is_announced_is_that_of_all_draws(runs, monkeypatch):
+    """Each draw takes 10 microseconds or, on a busy machine, a little more."""
+    monkeypatch.setattr(
+        report_module, "importance_sample", lambda vae, batch, count, **_: sleep(len(batch) * count / 1e5)
+    )
+    assert 3 <= report_module.seconds_of_draws(runs("binary"), 300_000) < 6
 
 
 @pytest.mark.workflow
