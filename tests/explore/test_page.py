@@ -117,6 +117,11 @@ def test_a_ready_made_run_needs_no_data(name, tmp_path, tiny_mnist, monkeypatch,
     expected = codes[:, content["planes"][0]["dims"]].numpy()
     assert points.shape == (500, 2 * len(content["planes"]))
     assert np.abs(points[:200, :2] - expected).max() < 2e-3 * np.abs(expected).max()
+    kept = np.load(run.path / "test-images.npz")
+    places = [kept["rows"].tolist().index(int(one.removeprefix("test-"))) for one in content["image_names"]]
+    padding = [(0, 0), (0, 0), *[(run.config.pad, run.config.pad)] * 2]
+    assert np.array_equal(images, np.pad(kept["images"][places], padding))
+    assert np.array_equal(values(content["labels"], np.float32)[:200], kept["labels"][places])
     assert any("500 of the 10,000" in note for note in content["notes"])
     refuse(main, [name, "--data-dir", tmp_path, "--offline"], capsys, tmp_path)
 
