@@ -35,9 +35,7 @@ def _parser() -> Parser:
     parser = Parser("pvae identify", "Name the loss of a VAE: likelihood, posterior, beta and reductions.", _EPILOG)
     add = parser.add_argument
     add("loss", metavar="FILE.py:FUNCTION", help="where the loss stands")
-    roles = (
-        "the roles of its arguments, in order: x, reconstruction, loc, spread, z, x_spread (default: by their names)"
-    )
+    roles = "their roles in order, from x, reconstruction, loc, spread, z, x_spread (default: by the names)"
     add("--arguments", metavar="LIST", help=roles)
     add("--shape", metavar="SHAPE", type=_shape, help="of one image, as 1x28x28 or 784 (default: by trying)")
     constant = "another argument of the loss, as kld_weight=0.005; may be given several times"

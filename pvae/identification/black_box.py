@@ -6,7 +6,7 @@ import inspect
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -116,8 +116,7 @@ class BlackBox:
         self.generator = torch.Generator().manual_seed(0)  # of its own, since the loss may seed that of torch
         self.least = -0.1  # of x before it is clamped to [0, 1]
         a = self.point(self.size)
-        at_zero = {**a, **({} if self.has_classes or "x" not in a else {"x": torch.zeros_like(a["x"])})}
-        if not all(part.isfinite().all() for part in self.parts(at_zero).values()):
+        if not all(part.isfinite().all() for part in self.parts({**a, "x": 0 * a["x"]}).values()):
             self.least = 0.05  # it may take the logarithm of x
             a = self.point(self.size)
         given = {role: tensor.clone() for role, tensor in a.items()}
@@ -138,37 +137,29 @@ class BlackBox:
         """Whether x holds classes, and y a value for each of them."""
         return self.layout in ("classes", "tokens")
 
-    def point(self, size: Size, spread: float = 1.0, positive: bool = True, unit: bool = True) -> dict[str, Tensor]:
+    def point(self, size: Size, wide: str = "") -> dict[str, Tensor]:
         """Return random arguments by role.
+
+        Spreads are positive, as scales are, and the reconstruction lies in (0, 1), as probabilities do.
 
         Args:
             size: of batch, image and latent.
-            spread: factor of loc.
-            positive: spreads are positive, as scales are.
-            unit: the reconstruction lies in (0, 1), as probabilities do.
+            wide: the roles that have any real values.
         """
-
-        def positive_if(is_so: bool, *shape: int, scale: float = 1.6, low: float = 0.2) -> Tensor:
-            if is_so:
-                return torch.rand(shape, dtype=torch.float64, generator=self.generator) * scale + low
-            return torch.randn(shape, dtype=torch.float64, generator=self.generator)
-
         batch, image, latent = size
-        shapes = {"flat": (math.prod(image),), "classes": (NUM_CLASSES, *image), "tokens": (*image, NUM_CLASSES)}
-        y_shape = (batch, *shapes.get(self.layout, image))
-        x = positive_if(True, batch, *image, scale=1.2, low=self.least).clamp(0, 1)  # some 0, some 1
-        x = (255 * x).round() / 255
-        every = {
-            "x": torch.randint(NUM_CLASSES, x.shape, generator=self.generator) if self.has_classes else x,
-            "y": positive_if(unit, *y_shape, scale=0.9, low=0.05),
-            "t": positive_if(positive, *y_shape[self.is_shared :]),
-            "m": spread * positive_if(False, batch, latent),
-            "s": positive_if(positive, batch, latent),
-            "z": positive_if(False, batch, latent),
-            "a": positive_if(False, batch, latent),
-            "b": positive_if(positive, batch, latent),
-        }
-        return {role: every[role] for role in self.names}
+        x = torch.rand((batch, *image), dtype=torch.float64, generator=self.generator)
+        x = (255 * (self.least + 1.2 * x).clamp(0, 1)).round() / 255  # some 0, some 1
+        x = (NUM_CLASSES * x).clamp(max=NUM_CLASSES - 1).long() if self.has_classes else x
+        y_shape = {"classes": (batch, NUM_CLASSES, *image), "tokens": (*x.shape, NUM_CLASSES)}.get(self.layout, x.shape)
+        shapes = {"y": y_shape, "t": y_shape[self.is_shared :]}
+        a = {"x": x}
+        for role in [role for role in self.names if role != "x"]:
+            shape, (low, width) = shapes.get(role, (batch, latent)), (0.05, 0.9) if role == "y" else (0.2, 1.6)
+            is_real = role in f"mza{wide}"
+            draw = torch.randn if is_real else torch.rand
+            values = draw(shape, dtype=torch.float64, generator=self.generator)
+            a[role] = values if is_real else low + width * values
+        return a
 
     def __call__(self, a: Arguments) -> Tensor:
         """Return the total, a sum over images where it is one value for each."""
@@ -190,7 +181,8 @@ class BlackBox:
         Raises:
             LossError: the loss raises an exception, or returns no number.
         """
-        values = [a[role] for role in self.names]
+        starts = {"y": 1, "t": 1 - self.is_shared} if self.layout == "flat" else {}
+        values = [a[role].flatten(starts[role]) if role in starts else a[role] for role in self.names]
         positional, named = ([], dict(zip(self.names.values(), values))) if self.by_name else (values, {})
         try:
             output = self.function(*positional, **named, **self.constants)
@@ -201,20 +193,12 @@ class BlackBox:
         several = enumerate(output) if isinstance(output, (tuple, list)) else [(None, output)]
         found = {}
         for key, value in output.items() if isinstance(output, Mapping) else several:
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            value = torch.as_tensor(value) if is_number else value
+            value = torch.as_tensor(value) if isinstance(value, (int, float)) else value
             if isinstance(value, Tensor) and value.dim() < 2:
                 found[key] = value
         if not found:
             raise LossError(f"the loss returns a {type(output).__name__} without a number")
         return found
-
-    def shaped(self, a: Arguments) -> Arguments:
-        """Return the arguments with the reconstruction and its spread in the shape of x."""
-        if self.layout != "flat":
-            return a
-        wanted = {"y": a["x"].shape, "t": a["x"].shape[self.is_shared :]}
-        return {role: one.reshape(wanted[role]) if role in wanted else one for role, one in a.items()}
 
 
 def ways_of_calling(
@@ -231,8 +215,6 @@ def ways_of_calling(
     if not callable(function) or isinstance(function, type):
         what = f"the class {function.__name__}" if isinstance(function, type) else f"a {type(function).__name__}"
         raise InputError(f"a loss is a function or a method of an object, not {what}")
-    if inspect.iscoroutinefunction(function):
-        raise InputError("the loss is a coroutine (async def): give a function that returns its value")
     errors: list[str] = []
     works = False
     for names, by_name, others in _choices_of_roles(function, arguments, constants):
@@ -240,16 +222,15 @@ def ways_of_calling(
         shared = (False, True)[: 1 + ("t" in names)]
         for (layout, image, latent), is_shared in itertools.product(_shapes(shape), shared):
             kind = (layout in ("classes", "tokens"), is_shared)
-            if kind in found:
-                continue
-            try:
-                box = BlackBox(function, names, others, by_name, is_shared, layout, Size(4, image, latent))
-            except LossError as error:
-                errors.append(str(error))
-                continue
-            works = True
-            found.add(kind)
-            yield box
+            if kind not in found:
+                try:
+                    box = BlackBox(function, names, others, by_name, is_shared, layout, Size(4, image, latent))
+                except LossError as error:
+                    errors.append(str(error))
+                else:
+                    works = True
+                    found.add(kind)
+                    yield box
     if not works and (len({re.sub(r"\d+", "", error) for error in errors}) == 1 or shape):
         raise InputError(errors[0])
     if not works:
@@ -289,10 +270,7 @@ def _choices_of_roles(
         given = [one.strip() for one in arguments.split(",")] if isinstance(arguments, str) else arguments
         roles = list(arguments.values()) if by_name else list(given)
         if not {*roles} <= {*ROLES} or len({*roles}) < len(roles):
-            wrong = (
-                f"{listed([one for one in roles if one not in ROLES])} is no role" if {*roles} - {*ROLES} else "twice"
-            )
-            raise InputError(f"arguments {arguments!r}: {wrong}; the roles are {', '.join(ROLES)}, each at most once")
+            raise InputError(f"arguments {arguments!r}: give each of these roles at most once: {', '.join(ROLES)}")
         names = dict(zip((ROLES[role] for role in roles), given if by_name else roles))
         yield names, by_name, others
         return
@@ -303,23 +281,18 @@ def _choices_of_roles(
     unknown = [name for name, guess in zip(needed, guesses) if not guess]
     if unknown and {*"xyms"} <= {*guesses}:
         values = ", ".join(f"{name}=1" for name in unknown)
-        raise InputError(
-            f"what is {listed(unknown)}? if it is no tensor of a VAE, give it a value: {values} (--constant)"
-        )
-    if not any(len(roles) == len(needed) for roles in _SETS):
+        raise InputError(f"what is {listed(unknown)}? if it is no tensor, give it a value: {values} (--constant)")
+    orders = [order for roles in _SETS if len(roles) == len(needed) for order in itertools.permutations(roles)]
+    if not orders:
         wanted = "give the roles of its tensors (arguments=, --arguments), and values for its other arguments"
         raise InputError(f"the loss takes {len(needed)} arguments ({', '.join(needed) or 'without names'}): {wanted}")
     by_name = all(p.kind is not p.POSITIONAL_ONLY for p in named)
-    yield from (({role: name for name, role in zip(needed, roles)}, by_name, others) for roles in _assignments(guesses))
+    kept = [sum(map(str.__eq__, order, guesses)) for order in orders]  # guesses
+    for order, number in zip(orders, kept):
+        if number == max(kept):
+            yield dict(zip(order, needed)), by_name, others
 
 
 def _guess(name: str) -> str:
     lowered = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().strip("_")
     return next((role for role, pattern in _NAMES.items() if re.fullmatch(pattern, lowered)), "")
-
-
-def _assignments(guesses: list[str]) -> Iterable[tuple[str, ...]]:
-    """Return the orders of a set of roles that keep the most guesses."""
-    orders = [o for roles in _SETS if len(roles) == len(guesses) for o in itertools.permutations(roles)]
-    kept = [sum(map(str.__eq__, order, guesses)) for order in orders]
-    return [order for order, number in zip(orders, kept) if number == max(kept)]

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from pvae.config.config import Config
 from pvae.core.errors import InputError, listed
 from pvae.identification.black_box import BlackBox, LossError, Size, ways_of_calling
-from pvae.identification.loss_terms import Arguments, Term, likelihoods, rates
+from pvae.identification.loss_terms import Arguments, Term, likelihoods, likelihoods_of_classes, rates
 
 __all__ = ["Identified", "Power", "Reading", "identify"]
 
@@ -38,14 +38,6 @@ _DOUBLE, _SINGLE = 1e-9, 1e-4  # relative tolerances of what is computed in floa
 _KNOWN = "(Bernoulli, Normal, Laplace, Poisson, categorical, ...); are x and reconstruction given in this order?"
 _DIRICHLET = "(1 - 1 / L)"  # the variance of the Normal that is nearest to a Dirichlet of L topics, a factor of weights
 _MOST_WAYS = 24  # ways of calling the loss that are tried until one of them gives an ELBO
-
-
-_SAYS = {  # the scale that the name of an argument promises
-    "exp({s} / 2)": r"(log|ln)_?(var|v)|lv$",
-    "exp({s})": r"(log|ln)_?(s|std)",
-    "sqrt({s})": r"var",
-    "{s}": r"sigma|std|scale|sd$",
-}
 
 
 @dataclass(frozen=True)
@@ -88,24 +80,20 @@ class Power:
 
     def __str__(self) -> str:
         """Return it as a fraction such as "500 / D"."""
-        powers = self.merged()
-        number = Fraction(self.number).limit_denominator(1000)
-        if _nearest(self.number) == float(number) != float(f"{self.number:.6g}"):
-            sides = [str(number.numerator)], [str(number.denominator)]
-        else:
-            sides = [f"{self.number:.6g}"], list[str]()
-        for name, power in powers.items():
-            sides[power < 0].extend([name] * abs(power))
-        above, below = (" ".join(side) for side in sides)
-        above = above.removeprefix("1 ")
-        return above + (f" / {below if len(sides[1]) == 1 else f'({below})'}" if below else "")
+        fraction, decimal = Fraction(self.number).limit_denominator(1000), f"{self.number:.6g}"
+        is_fraction = _nearest(self.number) == float(fraction) != float(decimal)
+        above, _, below = (str(fraction) if is_fraction else decimal).partition("/")
+        for name, power in self.merged().items():
+            above, below = above + f" {name}" * power, below + f" {name}" * -power
+        above, below = above.removeprefix("1 "), below.strip()
+        return above + (f" / {f'({below})' if ' ' in below else below}" if below else "")
 
 
 def _nearest(value: float) -> float:
     """Return the short number or fraction that is as near as a fit is exact, or the value itself."""
     for digits, denominator, relative in (3, 100, 1e-7), (6, 1000, 1e-9):
         for one in (float(f"{value:.{digits}g}"), float(Fraction(value).limit_denominator(denominator))):
-            if _is_near(one, value, relative):
+            if math.isclose(one, value, rel_tol=relative):
                 return one
     return value
 
@@ -226,14 +214,12 @@ def identify(
     is_shape = isinstance(shape, tuple) and shape and all(isinstance(side, int) and side > 0 for side in shape)
     if shape is not None and not is_shape:
         raise InputError(f"shape must be the shape of an image as a tuple, (C, H, W) or (D,), not {shape!r}")
-    with contextlib.ExitStack() as stack:
+    with (
+        contextlib.ExitStack() as stack, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(),
+        torch.random.fork_rng(devices=[]), validation_enabled(False),  # x may be no value of a distribution
+    ):  # fmt: skip
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(torch.float64)  # of what the loss makes, as torch.tensor(0.1)
-        for undisturbed in (
-            torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(),
-            validation_enabled(False),  # x may be no value of a distribution
-        ):  # fmt: skip
-            stack.enter_context(undisturbed)
         warnings.simplefilter("ignore")  # of shapes that are only tried
         torch.manual_seed(0)
         found: list[tuple[bool, int, bool, Identified]] = []
@@ -268,11 +254,11 @@ _Gradients = dict[str, Tensor]
 _Point = tuple[Arguments, Tensor, _Gradients]
 
 
-def _fitted(term: Term, points: Sequence[_Point], box: BlackBox) -> _Fit:
+def _fitted(term: Term, points: Sequence[_Point]) -> _Fit:
     """Return the weights with which the gradients of a term's columns are nearest to those of the loss."""
     rows = list[Tensor]()
     for a, _, goal in points:
-        values, gradients = _gradients(lambda a: term.values(box.shaped(a)), a, goal)
+        values, gradients = _gradients(term.values, a, goal)
         every = [torch.cat([one[role].flatten() for role in goal]) for one in (*gradients, goal)]
         if all(one.isfinite().all() for one in (*every, *values)):
             size = torch.cat([one.flatten() * 0 + (one.abs().max() or 1) for one in goal.values()])
@@ -288,7 +274,7 @@ def _fitted(term: Term, points: Sequence[_Point], box: BlackBox) -> _Fit:
     if any(np.ptp(group) > tolerance * np.abs(group).max() for group in (of_prior, others)) or not of_prior.all():
         return fit
     variance = float(others.mean() / of_prior.mean())
-    variance = 1.0 if _is_near(variance, 1.0, tolerance) else variance
+    variance = 1.0 if math.isclose(variance, 1.0, rel_tol=tolerance) else variance
     return fit._replace(weight=float(others.mean()), variance=variance) if 1e-6 < variance < 1e6 else fit
 
 
@@ -301,19 +287,11 @@ class _Claim(NamedTuple):
     of_z: Power
     variance: Power
 
-    @staticmethod
-    def symbols(a: Arguments) -> dict[str, int]:
-        """Return the sizes of arguments."""
-        return Size(len(a["x"]), tuple(a["x"].shape[1:]), a["m"].shape[1]).symbols()
-
-    def values(self, box: BlackBox, a: Arguments) -> Tensor:
+    def values(self, a: Arguments) -> Tensor:
         """Return the value that it claims, up to what the likelihood has beside its columns."""
-        symbols = self.symbols(a)
-        x_part, z_part = self.likelihood.exactly(box.shaped(a)), self.rate.exactly(a, self.variance.at(symbols))
+        symbols = Size(len(a["x"]), tuple(a["x"].shape[1:]), a["m"].shape[1]).symbols()
+        x_part, z_part = self.likelihood.exactly(a), self.rate.exactly(a, self.variance.at(symbols))
         return self.of_x.at(symbols) * x_part + self.of_z.at(symbols) * z_part
-
-
-_ROLES_OF = {"likelihood": "yt", "rate": "mszab"}
 
 
 class _Identification:
@@ -330,25 +308,25 @@ class _Identification:
         box, fits, reasons, lines = self.box, dict[str, _Fit](), list[tuple[str, bool]](), list[str]()
         if objection := next(self._objections(), None):
             return self._refused(*objection)
-        roles = "".join(box.names)
-        terms = {"likelihood": likelihoods(self._kink()) if "y" in roles else (), "rate": rates(roles)}
-        for what in [what for what, role in (("likelihood", "y"), ("rate", "m")) if role in roles]:
-            fit = self._named(terms[what], what, box.size)
-            reasons += [reason for reason in [self._wrong(fit, what)] if reason[0]]
-            if fit:
-                fits[what] = fit
-                lines.append(f"  {what.replace('rate', 'posterior'):10}  {self._text(fit.term.name)}")
-        self.num_named = sum(2 if fit.term.is_part else 1 for fit in fits.values())
-        if not {*"ym"} <= {*roles}:
-            reasons = [
-                ("the distortion alone, without a rate, of an autoencoder" if "y" in roles else "the rate alone", False)
-            ]
+        values = likelihoods_of_classes() if box.has_classes else likelihoods(self._kink())
+        for what, roles, terms in ("likelihood", "yt", values), ("rate", "mszab", rates("b" in box.names)):
+            if roles[0] in box.names:
+                fit = self._named(terms, roles, box.size)
+                if reason := self._wrong(fit, what):
+                    reasons.append(reason)
+                if fit:
+                    fits[what] = fit
+                    lines.append(f"  {what.replace('rate', 'posterior'):10}  {self._text(fit.term.name)}")
+        self.num_named = sum(2 if fit.term.kind == "part" else 1 for fit in fits.values())
+        if not {*"ym"} <= {*box.names}:
+            alone = "the distortion alone, without a rate, of an autoencoder" if "y" in box.names else "the rate alone"
+            reasons = [(alone, False)]
         if witnessed := [reason for reason, is_open in reasons if not is_open]:
             return self._refused(witnessed[0], lines=lines)
         if not reasons:
             return self._elbo(fits["likelihood"], fits["rate"], lines)
         for what, fit in fits.items():
-            weight = _power({size: one.weight for size, one in self._at_sizes(fit, what).items()})
+            weight = _power({size: one.weight for size, one in self._at_sizes(fit).items()})
             lines += [f"  weight      of the {what}: {weight}"] if weight else []
         return self._refused("; ".join(reason for reason, _ in reasons), is_open=True, lines=lines)
 
@@ -369,32 +347,19 @@ class _Identification:
             advice = f"if it is not needed, give it a value ({ignored[0]}=None, --constant)"
             is_open = not {*ignored} & {box.names.get(role) for role in "xyms"}
             yield f"it does not depend on {listed(ignored)} ({advice})", is_open
-        x, z = self._moved("xyt"), self._moved("mszab")
-        both = {role: (x if role in "xyt" else z)[role] for role in x}
-        one, other, *rest = (box(a).item() for a in (self.base, both, x, z))
+        new = box.point(box.size)
+        x, z = ({**self.base, **{role: new[role] for role in new if role in of}} for of in ("xyt", "mszab"))
+        one, other, *rest = (box(a).item() for a in (self.base, new, x, z))
         tolerance = 10 * (_SINGLE if box.is_single else _DOUBLE)
         if abs(one + other - sum(rest)) > tolerance * max(map(abs, (one, other, *rest))):
             yield "it is no sum of a function of x and its reconstruction and one of the latents", False
-        if {*"ms"} <= {*box.names} and not {*"zab"} & {*box.names}:
-            yield from self._limited()
         if not all(one.any() for one in self._at(self.base, [role for role in box.names if role != "x"])[1].values()):
             yield "it is not differentiable: what it returns has no gradient of an argument", False
-
-    def _moved(self, roles: str) -> Arguments:
-        """Return the base point with other values of these roles."""
-        new = self.box.point(self.box.size)
-        return {role: new[role] if role in roles else one for role, one in self.base.items()}
 
     def _at(self, a: Arguments, roles: Iterable[str]) -> tuple[Tensor, _Gradients]:
         """Return value and gradients of the loss."""
         values, gradients = _gradients(lambda a: [self.box(a)], a, roles)
         return values[0], gradients[0]
-
-    def _slope(self, role: str, **values: float) -> tuple[float, float]:
-        """Return the loss where arguments have one value everywhere, and its slope in that of a role."""
-        a = {**self.base, **{one: torch.full_like(self.base[one], value) for one, value in values.items()}}
-        value, gradients = self._at(a, role)
-        return float(value), float(gradients[role].sum())
 
     def _points(
         self, roles: str, size: Size, number: int, term: Term | None = None, **given: Tensor
@@ -404,43 +369,42 @@ class _Identification:
         Wide ones have spreads below 0 and, if roles have y, reconstructions outside (0, 1); where the loss or a
         likelihood is not finite there, they are ordinary.
         """
-        box, moving = self.box, [role for role in self.box.names if role in roles]
+        box, moving = self.box, [role for role in self.box.names if role in roles and role != "x"]
         for is_wide in [False] * number + [True] * number:
-            for now_wide in (True, False)[not is_wide or (term is not None and "Logistic" in term.name) :]:
-                with contextlib.suppress(*[LossError] * now_wide):
-                    a = box.point(size, positive=not now_wide, unit=not now_wide or "y" not in roles) | given
+            for wide in (roles, "")[not is_wide or (term is not None and "Logistic" in term.name) :]:
+                with contextlib.suppress(*[LossError] * bool(wide)):
+                    a = box.point(size, wide) | given
                     value, gradients = self._at(a, moving)
-                    every = [value, *gradients.values(), *(term.values(box.shaped(a)) if term else ())]
+                    every = [value, *gradients.values(), *(term.values(a) if term else ())]
                     if all(one.isfinite().all() for one in every):
                         yield a, value, gradients
                         break
 
-    def _named(self, terms: Iterable[Term], what: str, size: Size, number: int = _POINTS) -> _Fit | None:
+    def _named(self, terms: Iterable[Term], roles: str, size: Size, number: int = _POINTS) -> _Fit | None:
         """Return the fit of the first term whose gradients are those of the loss; with one weight, if there is any."""
         box, wrong, in_single = self.box, None, None
-        points = list(self._points(_ROLES_OF[what], size, number))
+        points = list(self._points(roles, size, number))
         for term in terms if points else ():
-            if {*term.needs} - {"x"} != {*points[0][2]} or (
-                what == "likelihood" and box.has_classes != term.of_classes
-            ):
+            if {*term.needs} - {"x"} != {*points[0][2]}:
                 continue
-            fit = _fitted(term, points[:1], box)
+            fit = _fitted(term, points[:1])
             if fit.residual < _SINGLE:
-                fit = _fitted(term, points[: number if "Logistic" in term.name else 2 * number], box)
-            is_it = not math.isnan(fit.weight) or not term.is_part
+                fit = _fitted(term, points[: number if "Logistic" in term.name else 2 * number])
+            is_it = not math.isnan(fit.weight) or term.kind != "part"
             if fit.residual < _DOUBLE and is_it:
                 return fit
             wrong = wrong or (fit if fit.residual < self.exact else None)
             in_single = in_single or (fit if box.is_single and fit.residual < _SINGLE and is_it else None)
         if in_single:
             self.exact = _SINGLE
-        return in_single or wrong or (self._weighted(points) if {*box.names} & {*_ROLES_OF[what]} == {"y"} else None)
+        return in_single or wrong or self._weighted(points)
 
     def _weighted(self, points: Sequence[_Point]) -> _Fit | None:
         """Return the first likelihood of which the loss has each value with a weight of its own."""
-        for term in likelihoods():
-            if term.needs == "xy" and term.is_part and not term.of_classes:
-                ratios = torch.cat([self._ratios(term, a, gradients["y"]) for a, _, gradients in points])
+        is_of_values = points and {*points[0][2]} == {"y"} and not self.box.has_classes
+        for term in likelihoods() if is_of_values else ():
+            if term.needs == "xy" and term.kind == "part":
+                ratios = torch.cat([goal["y"] / _gradients(term.values, a, "y")[1][0]["y"] for a, _, goal in points])
                 weights = ratios.mean(0)
                 weight = float(weights.mean())
                 if (ratios - weights).abs().max() < 1e-7 * weights.abs().max():
@@ -450,21 +414,16 @@ class _Identification:
                     return _Fit(replace(term, kind="none", note=note), np.array([weight]), 0.0)
         return None
 
-    def _ratios(self, term: Term, a: Arguments, wanted: Tensor) -> Tensor:
-        """Return the gradient of the loss in each value of the reconstruction, relative to that of a likelihood."""
-        ours = _gradients(lambda a: [term.exactly(self.box.shaped(a))], a, "y")[1][0]["y"]
-        return (wanted / ours).reshape(a["x"].shape)
-
-    def _wrong(self, fit: _Fit | None, what: str) -> tuple[str, bool]:
-        """Return why a fit is no likelihood or no rate, "" if it is one, and whether the answer is open."""
+    def _wrong(self, fit: _Fit | None, what: str) -> tuple[str, bool] | None:
+        """Return why a fit is no likelihood or no rate, None if it is one, and whether the answer is open."""
         if fit is None:
             of = f"{{x}} and {{y}} is not a likelihood that I know {_KNOWN}"
             of = "{m} and {s} is not a rate that I know (of Normal q and prior)" if what == "rate" else of
             return self._text(f"its function of {of}"), True
-        if not fit.term.is_part:
+        if fit.term.kind != "part":
             return self._text(fit.term.note), fit.term.kind == "open"
         if not math.isnan(fit.weight):
-            return f"the {what} has the wrong sign" if fit.weight < 0 else "", False
+            return (f"the {what} has the wrong sign", False) if fit.weight < 0 else None
         names = ("{z}^2", "-({z} - {m})^2 / scale^2") if "z" in fit.term.needs else ("{m}^2", "scale^2")
         weights = dict(zip(map(self._text, (*names, "-2 log scale")), fit.weights.tolist()))
         least = min(abs(one) for one in weights.values() if abs(one) > 1e-7 * max(map(abs, weights.values())))
@@ -477,50 +436,27 @@ class _Identification:
 
     def _kink(self) -> float:
         """Return where a Huber loss has its kink: its slope far out, relative to its curvature at 0; else 0."""
-        if not self.box.has_classes and "t" not in self.box.names:
-            with contextlib.suppress(LossError):  # it may take probabilities only
-                near, far, farther = (self._slope("y", x=0.5, y=0.5 + 2.0**power)[1] for power in (-10, 10, 11))
-                if near and _is_near(far, farther, 1e-6) and 1e-2 < far / near / 2**10 < 1e2:
-                    return _nearest(far / near / 2**10)
+        half = torch.full_like(self.base["x"], 0.5)
+        with contextlib.suppress(LossError):  # it may take probabilities only
+            points = [{**self.base, "x": half, "y": half + 2.0**power} for power in (-10, 10, 11)]
+            near, far, farther = (self._at(a, "y")[1]["y"].sum().item() for a in points)
+            if near and math.isclose(far, farther, rel_tol=1e-6) and 1e-2 < far / near / 2**10 < 1e2:
+                return _nearest(far / near / 2**10)
         return 0.0
 
-    def _limited(self) -> Iterator[tuple[str, bool]]:
-        """Yield the kink that free bits or a capacity give to a rate, where all latents are equal."""
-        low, high, limits = 0.01, 100.0, list[tuple[float, bool]]()  # of m, whose KL is m^2 / 2 where the scale is 1
-        for s in (0.0, 1.0, math.log(math.e - 1)):
-            with contextlib.suppress(LossError):  # it may refuse what cannot be a scale
-                every = [(m, *self._slope("m", m=m, s=s)) for m in (low, high, 2 * high)]
-                (first, slope), (last, steep), (_, steeper) = ((value, slope / m) for m, value, slope in every)
-                if (
-                    steep
-                    and _is_near(steep, steeper, 1e-4)
-                    and (abs(slope) < 1e-7 * abs(steep) or _is_near(slope, -steep, 1e-4))
-                ):
-                    limit = (first - slope * low**2 / 2 - last + steep * high**2 / 2) / (steep - slope)
-                    limits.append((limit, slope * steep < 0))
-        if limits:  # the largest, since at another scale than 1 the KL is larger than m^2 / 2
-            nats, is_capacity = max(limits)
-            what = (
-                "|KL - C| in place of the rate, with a capacity C ="
-                if is_capacity
-                else "free bits: a rate without slope below"
-            )
-            latents = self.box.size.latent
-            yield f"{what} {nats:.6g} nats of each latent, or {nats * latents:.6g} of {latents} latents", False
-
-    def _at_sizes(self, fit: _Fit, what: str) -> dict[Size, _Fit]:
+    def _at_sizes(self, fit: _Fit) -> dict[Size, _Fit]:
         """Return the fit of a term at the first size, and at each other size that the loss takes."""
         fits = {self.box.size: fit}
         for _, size in self.box.size.others():
             with contextlib.suppress(LossError):  # it may take no other size
-                if fit.term.of_image in ((), size.image) and (found := self._named([fit.term], what, size, 2)):
-                    fits[size] = found
+                if fit.term.of_image in ((), size.image) and (one := self._named([fit.term], fit.term.needs, size, 2)):
+                    fits[size] = one
         return fits
 
     def _elbo(self, likelihood: _Fit, rate: _Fit, found: Sequence[str]) -> Identified:
         """Return the reductions and the proof of a sum of a likelihood and a rate."""
         box = self.box
-        by_x, by_z = self._at_sizes(likelihood, "likelihood"), self._at_sizes(rate, "rate")
+        by_x, by_z = self._at_sizes(likelihood), self._at_sizes(rate)
         sizes = [size for size in by_x if size in by_z]
         of_x, of_z = (_power({size: fits[size].weight for size in sizes}) for fits in (by_x, by_z))
         variance = _power({size: by_z[size].variance for size in sizes})
@@ -531,49 +467,47 @@ class _Identification:
             reason = "its weights are no powers of the sizes of batch, image and latent"
             return self._refused(reason, True, found)
         claim, beta = _Claim(likelihood.term, rate.term, of_x, of_z, variance), of_z / of_x
+        reason, constant = self._constant(claim, sizes)
         if beta.powers.get("B"):
             reason = f"beta = {beta} depends on the batch size B: one part is a sum over the batch, the other a mean"
-            return self._refused(reason, False, found)
-        reason, constant = self._constant(claim, sizes)
         if reason:
             return self._refused(reason, False, found)
-        prior = rate.term.prior if str(variance) == "1" else f"N(0, c^2 I) with c^2 = {variance}"
-        first, *others = self._readings(claim, beta)
+        prior = self._text(rate.term.prior) if str(variance) == "1" else f"N(0, c^2 I) with c^2 = {variance}"
+        first, *rest = self._readings(claim, beta)
         images = {0: "a sum over its images", -1: "a mean over its images"}
         reduction = images.get(of_x.powers.get("B", 0), f"B^{of_x.powers.get('B')} times a sum")
         head = f"{_times(first.factor)}the negative {'ELBO' if str(first.beta) == '1' else 'beta-ELBO'} of the batch, "
         pseudo = ", a pseudo-likelihood if x is grey" if first.likelihood.startswith("Bernoulli") else ""
-        others_text = (
-            f"  or          {_times(o.factor)}the negative beta-ELBO of {o.likelihood}, beta = {o.beta}" for o in others
-        )
+        more = [
+            f"  or          {_times(r.factor)}the negative beta-ELBO of {r.likelihood}, beta = {r.beta}" for r in rest
+        ]
         lines = [
             head + ("one value for each image" if box.is_vector else reduction),
             f"  likelihood  {first.likelihood}{pseudo}",
-            f"{found[1]}, prior {self._text(prior)}, KL {'by one draw z' if 'z' in box.names else 'in closed form'}",
+            f"{found[1]}, prior {prior}, KL {'by one draw z' if 'z' in box.names else 'in closed form'}",
             f"  beta        {first.beta}",
-            *(*others_text, *constant, *self._notes(claim, first.beta, sizes)),
-            *(*self._on_images(claim), *self._part_lines(claim)),
+            *(*more, *constant, *self._notes(claim, first.beta, sizes)),
         ]
         residual = self._proof(claim, sizes)
         if residual > (10 * _SINGLE if self.exact == _SINGLE else 3e-7):  # a weight is rounded to 1e-7
             reason = f"at ordinary points it is as below, at others its values or gradients differ by {residual:.0e}"
             return self._refused(reason, True, lines[1:])
-        where = f"{_PROOF} random points in {'float64' if self.exact == _DOUBLE else 'float32'}"
+        sides = ", ".join([*box.size.symbols()][:-1])
+        where = f"{_PROOF} random points, x ({sides}), in {'float64' if self.exact == _DOUBLE else 'float32'}"
         lines.append(f"checked at {where}: value and gradients agree to {residual:.0e}")
-        text, readings, is_closed = "\n".join(lines), (first, *others), "z" not in box.names
-        return Identified(True, text, readings, "", residual, rate.term.option, is_closed, prior=self._text(prior))
+        text, option, is_closed = "\n".join(lines), rate.term.option, "z" not in box.names
+        return Identified(True, text, (first, *rest), "", residual, option, is_closed, prior=prior)
 
-    def _readings(self, claim: _Claim, beta: Power) -> Iterator[Reading]:
-        """Yield the readings; two for a likelihood with a fixed scale, which may be 1 or such that beta is 1."""
-        term = claim.likelihood
-        if "{v}" not in term.name:
-            yield Reading(claim.of_x.without("B"), self._text(term.name), beta, None, term.option)
-            return
-        for factor, scale, weight in (claim.of_z, beta, Power(1.0)), (claim.of_x, Power(1.0), beta):
-            variance = scale if term.option else None
-            yield Reading(factor.without("B"), self._text(term.name, v=str(scale)), weight, variance, term.option)
-            if str(beta) == "1":
-                return
+    def _readings(self, claim: _Claim, beta: Power) -> list[Reading]:
+        """Return the readings; two for a likelihood with a fixed scale, which may be 1 or such that beta is 1."""
+        term, one = claim.likelihood, Power(1.0)
+        rows: Sequence[tuple[Power, Power | None, Power]] = [(claim.of_x, None, beta)]
+        if "{v}" in term.name:
+            rows = [(claim.of_z, beta, one), (claim.of_x, one, beta)][: 1 + (str(beta) != "1")]
+        return [
+            Reading(of.without("B"), self._text(term.name, str(v)), weight, v if term.option else None, term.option)
+            for of, v, weight in rows
+        ]
 
     def _constant(self, claim: _Claim, sizes: Sequence[Size]) -> tuple[str, list[str]]:
         """Return why the constant of the rate is not its own, or "", and a line on what -log p has beside its columns.
@@ -584,37 +518,37 @@ class _Identification:
         box, term, density = self.box, claim.likelihood, "that of the density"
         near = 1e-5 if self.exact == _DOUBLE else 1e-3
         scale = (claim.of_z / claim.of_x).at(box.size.symbols()) if "{v}" in term.name else 1.0
-        found, is_flat = list[tuple[bool, float, float, str]](), False
+        found = list[tuple[bool, float, float, str]]()
         for is_flat in (False, True):  # of equal values, if a function of x hides the constants
-            points = [box.point(size) for size in sizes for _ in range(2)]
+            twice = [size for size in sizes for _ in range(2)]
+            points = [box.point(size) for size in twice]
             points = [a | {"x": torch.full_like(a["x"], 0.5)} for a in points] if is_flat else points
             values = np.array([box(a).item() for a in points])
-            left = values - [claim.values(box, a).item() for a in points]
-            weights = [(claim.of_x.at(claim.symbols(a)), claim.of_z.at(claim.symbols(a))) for a in points]
-            table = np.array([(x * scale * a["x"].numel(), z * a["m"].numel()) for a, (x, z) in zip(points, weights)])
+            left = values - [claim.values(a).item() for a in points]
+            of_each = np.array([[weight.at(size.symbols()) for weight in (claim.of_x, claim.of_z)] for size in twice])
+            table = of_each * [(scale * a["x"].numel(), a["m"].numel()) for a in points]
             own = {"": 0 * left}
             if term.of_x:
-                own[density] = np.array([x * term.of_x(a["x"]).sum() for a, (x, _) in zip(points, weights)])
+                own[density] = of_each[:, 0] * [term.of_x(a["x"]).sum() for a in points]
             if term.log_z:
                 own[density] = table[:, 0] * term.log_z(scale)
                 own[f"{density} with scale 1"] = table[:, 0] / scale * term.log_z(1.0)
             is_split = np.linalg.matrix_rank(table) == 2
             rounding = (1e-12 if self.exact == _DOUBLE else 1e-5) * np.abs(values).max()
             for text, one in own.items():
-                of_x, of_z = (left - one)[0] / table[0, 0], 0.0  # where they cannot be told apart
-                if is_split:
-                    of_x, of_z = np.linalg.lstsq(table, left - one, rcond=None)[0]
+                columns = table if is_split else table[:, :1]  # where they cannot be told apart
+                of_x, of_z = [*np.linalg.lstsq(columns, left - one, rcond=None)[0], 0.0][:2]
                 if np.abs(table @ [of_x, of_z] - left + one).max() < near * max(1e-3, 1e-2 * np.abs(values).max()):
                     is_other = np.abs([of_x, of_z]) > near + rounding / np.abs(table).min(0)
                     found.append((is_other.any(), of_x * is_other[0], of_z * is_other[1], text))
             if found:
                 break
-        if not found:
+        else:
             return "", ["  constant    one that depends on the sizes in no simple way"]
         is_any, of_x, of_z, text = min(found, key=lambda one: one[0])
         if of_z or (is_any and not is_split and not is_flat and str(claim.variance) != "1"):
             which = "is missing (- 1 in the sum)" if abs(of_z - 0.5) < near else f"is wrong by {of_z:.6g}"
-            is_mixed = str(claim.variance) in ("2", "0.5") and claim.rate.constant
+            is_mixed = str(claim.variance) in ("2", "0.5") and "z" not in box.names
             hint = "; or {s} is a log variance in one term, and a log scale in another" if is_mixed else ""
             prior = "" if str(claim.variance) == "1" else f" to a prior N(0, c^2 I), c^2 = {claim.variance},"
             reason = f"the constant of the rate{prior} {which}: its gradient is that of an ELBO, its value is not{hint}"
@@ -622,22 +556,16 @@ class _Identification:
         if is_flat:
             return "", [self._text(f"  constant    a function of {{x}} is added to {density}")]
         given = f"{of_x:.6g} for each value of x" if of_x else ""
-        left_out = f"{term.missing} is left out, for each value of x" if term.missing else ""
-        parts = [
-            part for part in (given, text or left_out.replace("value of x", "x" if term.of_x else "value of x")) if part
-        ]
+        left_out = f"{term.missing} is left out, for each {'x' if term.of_x else 'value of x'}" if term.missing else ""
+        parts = [part for part in (given, text or left_out) if part]
         return "", [f"  constant    {'; '.join(parts)}"] if parts else []
 
     def _notes(self, claim: _Claim, beta: Power, sizes: Sequence[Size]) -> Iterator[str]:
-        """Yield lines on mistakes, default values, a spread whose name says another reading, and fixed sizes."""
+        """Yield lines on mistakes, default values, beta and fixed sizes."""
         if claim.likelihood.note:
             yield f"  mistake     {self._text(claim.likelihood.note)}"
         if values := [f"{name} = {value}" for name, value in self.box.constants.items() if not isinstance(value, bool)]:
             yield f"  with        {', '.join(values)}"
-        name = self.box.names["s"]
-        named = next((reading for reading, pattern in _SAYS.items() if re.search(pattern, name.lower())), "")
-        if named and not claim.rate.name.removesuffix(")").endswith(f"scale = {named}"):
-            yield f"  note        {name} is read by its formula, not by its name: z must be drawn with the scale above"
         if str(beta) == "2":
             yield "  note        beta is also 2 where a KL divergence is written without its factor 1/2"
         if beta.powers.get("D"):
@@ -646,45 +574,24 @@ class _Identification:
         if values := [f"{symbol} = {base[symbol]}" for symbol, size in others if symbol and size not in sizes]:
             yield f"  sizes       {', '.join(values)} only: the weights above are numbers for these"
 
-    def _on_images(self, claim: _Claim) -> Iterator[str]:
-        """Yield a line if the loss of images (C, H, W) differs from the one identified for vectors (D,)."""
-        box = self.box
-        if box.size.image != (6,) or box.has_classes or box.layout != "same" or claim.likelihood.of_image:
-            return
-        with contextlib.suppress(LossError):  # it may take no images
-            fit = self._named([claim.likelihood], "likelihood", box.size._replace(image=(2, 3, 4)), 2)
-            if fit is None or not _is_near(fit.weight, claim.of_x.at({**box.size.symbols(), "D": 24}), 1e-5):
-                yield "  note        for vectors (B, D): for images (B, C, H, W) it is another loss, give their shape"
-
-    def _part_lines(self, claim: _Claim) -> Iterator[str]:
-        """Yield a line for each further value that the loss returns: the distortion, the rate, or another value."""
-        box, kinds = self.box, {"distortion": "yt", "rate": "mszab"}
-        for key in (key for key in box.parts(self.base) if key != box.total):
-            of = [kind for kind, roles in kinds.items() if {*box.depends(key)} & {box.names.get(r) for r in roles}]
-            what = "a value of both parts" if of else "a constant"
-            if len(of) == 1:
-                points = [self.base, *(self._moved(kinds[of[0]]) for _ in range(8))]
-                pairs = np.array([(box.parts(a)[key].sum().item(), claim.values(box, a).item()) for a in points])
-                ratios = np.divide(*(pairs[1:] - pairs[0]).T)
-                is_it = np.ptp(ratios) < 1e-6 * np.abs(ratios).max()
-                sign = "minus " if ratios[0] < 0 else ""
-                what = f"{sign}the {of[0]}, times a number" if is_it else f"a value of the {of[0]}"
-            yield f"  part        {key!r}: {what}"
-
     def _proof(self, claim: _Claim, sizes: Sequence[Size]) -> float:
         """Return the largest relative difference of gradients, or of values that have the same x."""
         box, residual = self.box, 0.0
         is_of_counts = any(part in claim.likelihood.name for part in ("Poisson", "Binomial(", "Multinomial"))
         for number in range(_PROOF // 10):
             size = sizes[number % len(sizes)]
-            x, beside = box.point(size)["x"], None
+            new, beside = box.point(size), None
+            x, s = new["x"], (0.1, 1.1, math.log(math.e - 1) + 0.1)[number % 3]
             if not box.has_classes and number % 2 and box.least < 0:
                 x = (12 * x).floor() if is_of_counts else (x > 0.5).double()
-            for a, theirs, their_gradients in self._points("ytmszab", size, 5, claim.likelihood, x=x):
-                (ours,), (gradients,) = _gradients(lambda a: [claim.values(box, a)], a, their_gradients)
+            near = {"m": torch.full_like(new["m"], 0.1), "s": torch.full_like(new["s"], s)}  # where a KL is almost 0
+            given = {"x": x, **near} if number % 4 == 0 else {"x": x}
+            for a, theirs, wanted in self._points("ytmszab", size, 5, claim.likelihood, **given):
+                (ours,), (gradients,) = _gradients(lambda a: [claim.values(a)], a, wanted)
                 beside = theirs - ours if beside is None else beside
-                sides = [(theirs - beside, ours, theirs)] + [
-                    (their_gradients[role], one, one) for role, one in gradients.items()
+                sides = [
+                    (theirs - beside, ours, theirs),
+                    *((wanted[role], one, one) for role, one in gradients.items()),
                 ]
                 for one, other, large in sides:
                     largest = torch.maximum(other.abs().max(), large.abs().max()) + 1e-300
@@ -722,12 +629,9 @@ def _power(weights: Mapping[Size, float]) -> Power | None:
         if len(changed) == 1 and weight / first > 0:
             powers[changed[0]] = round(math.log(weight / first) / math.log(symbols[changed[0]] / base[changed[0]]))
     found = Power(_nearest(first / Power(1.0, powers).at(base)), powers)
-    return found if all(_is_near(found.at(size.symbols()), one, 1e-5) for size, one in weights.items()) else None
+    is_it = all(math.isclose(found.at(size.symbols()), one, rel_tol=1e-5) for size, one in weights.items())
+    return found if is_it else None
 
 
 def _times(factor: Power) -> str:
     return "" if str(factor) == "1" else f"{factor} times "
-
-
-def _is_near(one: float, other: float, relative: float = 1e-7) -> bool:
-    return abs(one - other) <= relative * max(abs(one), abs(other))

@@ -20,13 +20,12 @@ from torch.nn.functional import huber_loss, softplus
 from pvae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pvae.distributions.discretized_logistic import DiscretizedLogistic
 
-__all__ = ["NUM_CLASSES", "Arguments", "Term", "likelihoods", "rates"]
+__all__ = ["NUM_CLASSES", "Arguments", "Term", "likelihoods", "likelihoods_of_classes", "rates"]
 
 NUM_CLASSES = 5  # of x, where it holds classes
 
 Arguments = Mapping[str, Tensor]
 _Function = Callable[[Any], Any]
-_LogZ = Callable[[float], float]
 
 _EPSILONS = (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)  # that are added in logarithms
 _LOG_2_PI = math.log(2 * math.pi)
@@ -46,37 +45,25 @@ class Term:
         of_x: the function of x alone.
         option: the choice of --likelihood or --posterior that trains it.
         needs: the roles on which it depends, in the order of the arguments of `columns`.
-        kind: "likelihood" or "rate"; "none" and "open" are neither, for the reason in `note`.
+        kind: "part", a likelihood or a rate; "none" or "open", neither of them for the reason in `note`.
         note: a mistake, or the reason.
         of_image: the only shape of an image for which it is known; () is any.
         prior: of a rate.
-        constant: of a rate, what it has beside the columns, for each latent.
         num_of_prior: of a rate, how many columns, the first ones, the variance of a prior N(0, c^2) divides.
     """
 
     name: str
     columns: Callable[..., Tensor | tuple[Tensor, ...]]
     missing: str = ""
-    log_z: _LogZ | None = None
+    log_z: _Function | None = None
     of_x: _Function | None = None
     option: str = ""
     needs: str = "xy"
-    kind: str = "likelihood"
+    kind: str = "part"
     note: str = ""
     of_image: tuple[int, ...] = ()
     prior: str = "N(0, I)"
-    constant: float = 0.0
     num_of_prior: int = 0
-
-    @property
-    def is_part(self) -> bool:
-        """Whether it is a likelihood or a rate."""
-        return self.kind in ("likelihood", "rate")
-
-    @property
-    def of_classes(self) -> bool:
-        """Whether x holds classes."""
-        return self.name.startswith("Categorical")
 
     def values(self, a: Arguments) -> list[Tensor]:
         """Return the sum of each column."""
@@ -84,17 +71,16 @@ class Term:
         return [column.sum() for column in (found if isinstance(found, tuple) else (found,))]
 
     def exactly(self, a: Arguments, variance: float = 1.0) -> Tensor:
-        """Return the sum of the columns; of a rate with its constant, and for a variance of the prior."""
+        """Return the sum of the columns; of a rate, for a variance of the prior."""
         parts = [one / variance if index < self.num_of_prior else one for index, one in enumerate(self.values(a))]
-        constant = (self.constant + 0.5 * math.log(variance)) * a["m"].numel() if self.kind == "rate" else 0.0
-        return torch.stack(parts).sum() + constant
+        return torch.stack(parts).sum() + 0.5 * math.log(variance) * a["m"].numel()
 
     def of_function(self, name: str, function: _Function) -> Term:
         """Return the term of a function of y, whose name has {y} in it."""
         name = self.name.replace("{y}", name)
         return replace(self, name=name, columns=lambda x, y, *t: self.columns(x, function(y), *t), option="")
 
-    def weighted(self, weights: Tensor, log_z: _LogZ) -> Term:
+    def weighted(self, weights: Tensor, log_z: _Function) -> Term:
         """Return the density with one scale for each value: its weights have the mean 1 and the shape of x."""
         every: list[float] = weights.flatten().tolist()
         name = f"{self.name[:-1]}, divided by a weight of each value, {min(every):.4g} to {max(every):.4g})"
@@ -142,12 +128,12 @@ def likelihoods(kink: float = 0.0) -> Iterator[Term]:
         kink: where a Huber loss has its kink; 0 is none.
     """
     plain = [*_of_values(kink), *(term for reading in _readings("t") for term in _of_spread(*reading))]
-    with_epsilons = [of(e) for e in _EPSILONS for of in (_multinomial, _bernoulli, _poisson)]
-    yield from (*plain, *_of_classes(), *with_epsilons, *_not_likelihoods())
+    with_epsilons = [term for e in _EPSILONS for term in _of_logarithms(e)]
+    yield from (*plain, *with_epsilons, *_not_likelihoods())
     for (name, function), term in itertools.product(_FUNCTIONS.items(), (*plain, *with_epsilons)):
         found = term.of_function(f"{name}({{y}})", function)
         if term.kind == "open" and name == "softmax":  # probabilities that sum to 1, as a multinomial needs
-            found = replace(found, kind="likelihood", note="")
+            found = replace(found, kind="part", note="")
         low, high = function(torch.tensor([-40.0, 40.0])).sigmoid().tolist()
         mistake = "the sigmoid is applied twice" if name == "sigmoid" else f"outputs of a {name} are no logits"
         mistake = f"{mistake}: probabilities stay between {low:.2g} and {high:.2g}"
@@ -160,9 +146,9 @@ def _of_values(kink: float) -> Iterator[Term]:
     if kink:  # before the Normal, which it is within the kink
         name = f"Huber({{y}}, kink at |{{x}} - {{y}}| = {kink:.6g}, v = {{v}})"
         yield Term(name, lambda x, y: huber_loss(y, x, "none", kink), "log Z", lambda v: _huber_log_z(kink, v))
-    yield _bernoulli()
+    yield from _of_logarithms(0.0)
     yield Term("Bernoulli(logits = {y})", lambda x, y: softplus(y) - x * y, option="bernoulli")
-    log_z: _LogZ = lambda v: 0.5 * (_LOG_2_PI + math.log(v))  # noqa: E731
+    log_z: _Function = lambda v: 0.5 * (_LOG_2_PI + math.log(v))  # noqa: E731
     yield Term("Normal({y}, scale^2 = {v})", lambda x, y: 0.5 * (x - y) ** 2, _NORMAL, log_z, option="normal")
     log_z = lambda v: math.log(2 * v)  # noqa: E731
     yield Term("Laplace({y}, scale = {v})", lambda x, y: (x - y).abs(), "log(2 scale)", log_z)
@@ -170,9 +156,7 @@ def _of_values(kink: float) -> Iterator[Term]:
     for name, logits in ("probs", torch.logit), ("logits", lambda y: y):
         density = lambda x, y, of=logits: -ContinuousBernoulli(of(y), validate_args=False).log_prob(x)  # noqa: E731
         yield Term(f"ContinuousBernoulli({name} = {{y}})", density, option="continuous-bernoulli")
-    yield _multinomial()
     yield Term("Multinomial(logits = {y})", lambda x, y: -x * y.log_softmax(-1), _ORDERS, of_x=_log_orders)
-    yield _poisson()
     yield Term("Poisson(rate = exp({y}))", lambda x, y: y.exp() - x * y, _FACTORIAL, of_x=_log_x)
     yield Term("Exponential(mean = {y})", lambda x, y: x / y + y.log())
     name = "exp(-|{x} - {y}| / v) / Z of the norm of each {x} - {y}, v = {v}"
@@ -180,6 +164,22 @@ def _of_values(kink: float) -> Iterator[Term]:
     optimal = "Normal({y}, scale^2 = the mean squared error of"
     yield Term(f"{optimal} the batch)", lambda x, y: _half_log(x - y), option="normal-optimal")
     yield Term(f"{optimal} each image)", lambda x, y: torch.stack([*map(_half_log, x - y)]))
+
+
+def _of_logarithms(e: float) -> Iterator[Term]:
+    """Yield the likelihoods of probabilities and rates, with e added in their logarithms.
+
+    A Poisson whose rates sum to 1 has the gradient of a multinomial, which is therefore the first.
+    """
+    multinomial = lambda x, y: -x * (y + e).log()  # noqa: E731
+    yield Term(
+        f"Multinomial(probs = {{y}}{_added(e)})", multinomial, _ORDERS, of_x=_log_orders, kind="open",
+        note="it is a multinomial's if {y} sums to 1 over its last axis, as after a softmax; of outputs of a sigmoid "
+        "the term -(1 - x) log(1 - y) is missing: give the logits, and write log_softmax into the loss",
+    )  # fmt: skip
+    bernoulli = lambda x, y: -x * (y + e).log() - (1 - x) * (1 - y + e).log()  # noqa: E731
+    yield Term(f"Bernoulli(probs = {{y}}{_added(e)})", bernoulli, option="bernoulli")
+    yield Term(f"Poisson(rate = {{y}}{_added(e)})", lambda x, y: y - x * (y + e).log(), _FACTORIAL, of_x=_log_x)
 
 
 def _of_spread(reading: str, scale: _Function, log_scale: _Function) -> Iterator[Term]:
@@ -198,7 +198,7 @@ def _of_spread(reading: str, scale: _Function, log_scale: _Function) -> Iterator
         yield Term(name, counts, _FACTORIAL, of_x=_log_x, needs="xyt")
 
 
-def _of_classes() -> Iterator[Term]:
+def likelihoods_of_classes() -> Iterator[Term]:
     """Yield the likelihoods of classes, also without the values of one class."""
     by = {"logits": lambda x, y: y.log_softmax(_axis(x, y)), "log_probs": lambda x, y: y}
     for ignored, (name, of) in itertools.product(range(-1, NUM_CLASSES), by.items()):  # -1 is none
@@ -231,14 +231,14 @@ def _not_likelihoods() -> Iterator[Term]:
     yield Term("a quadratic function of {y}", lambda x, y: (x * y, y**2), kind="open", note=note)
 
 
-def rates(roles: str) -> Iterator[Term]:
+def rates(has_prior: bool) -> Iterator[Term]:
     """Yield KL(q, prior) of a Normal q in closed form, and log q(z) - log p(z) at a draw z.
 
     Args:
-        roles: of the loss; with a and b its prior is a Normal of that loc and spread, else N(0, c^2 I).
+        has_prior: the prior is a Normal of loc a and spread b, else N(0, c^2 I).
     """
     standard: list[_Reading] = [("N(0, I)", lambda b: 1.0, lambda b: 0.0)]
-    for reading, prior in itertools.product(_readings("s", _EPSILONS), _readings("b") if "b" in roles else standard):
+    for reading, prior in itertools.product(_readings("s", _EPSILONS), _readings("b") if has_prior else standard):
         yield from _rates_of(*reading, *prior)
 
 
@@ -248,36 +248,18 @@ def _rates_of(
     """Yield the rates for a reading of s and a prior of loc a and scale c(b)."""
 
     def closed(m: Tensor, s: Tensor, a: Any = 0.0, b: Any = 0.0) -> tuple[Tensor, ...]:
-        return 0.5 * ((m - a) / c(b)) ** 2, 0.5 * (scale(s) / c(b)) ** 2, log_c(b) - log_scale(s)
+        return 0.5 * ((m - a) / c(b)) ** 2, 0.5 * (scale(s) / c(b)) ** 2, log_c(b) - log_scale(s) - 0.5
 
     def drawn(m: Tensor, s: Tensor, z: Tensor, a: Any = 0.0, b: Any = 0.0) -> tuple[Tensor, ...]:
         return 0.5 * ((z - a) / c(b)) ** 2, -0.5 * ((z - m) / scale(s)) ** 2, log_c(b) - log_scale(s)
 
     is_learned, option = "{b}" in prior, "normal-log-variance" if "({s} / 2)" in reading else "normal"
     prior, more = (f"Normal(loc = {{a}}, {prior})", "ab") if is_learned else (prior, "")
-    for columns, needs, constant, num_of_prior in (closed, "ms", -0.5, 2), (drawn, "msz", 0.0, 1):
+    for columns, needs, num_of_prior in (closed, "ms", 2), (drawn, "msz", 1):
         yield Term(
-            f"Normal(loc = {{m}}, {reading})", columns, option=option, needs=needs + more, kind="rate", prior=prior,
-            constant=constant, num_of_prior=0 if is_learned else num_of_prior,
+            f"Normal(loc = {{m}}, {reading})", columns, option=option, needs=needs + more, prior=prior,
+            num_of_prior=0 if is_learned else num_of_prior,
         )  # fmt: skip
-
-
-def _bernoulli(e: float = 0.0) -> Term:
-    density = lambda x, y: -x * (y + e).log() - (1 - x) * (1 - y + e).log()  # noqa: E731
-    return Term(f"Bernoulli(probs = {{y}}{_added(e)})", density, option="bernoulli")
-
-
-def _poisson(e: float = 0.0) -> Term:
-    return Term(f"Poisson(rate = {{y}}{_added(e)})", lambda x, y: y - x * (y + e).log(), _FACTORIAL, of_x=_log_x)
-
-
-def _multinomial(e: float = 0.0) -> Term:
-    note = (
-        "it is a multinomial's if {y} sums to 1 over its last axis, as after a softmax; of outputs of a sigmoid the "
-        "term -(1 - x) log(1 - y) is missing: give the logits, and write log_softmax into the loss"
-    )
-    name, density = f"Multinomial(probs = {{y}}{_added(e)})", lambda x, y: -x * (y + e).log()
-    return Term(name, density, _ORDERS, of_x=_log_orders, kind="open", note=note)
 
 
 def _added(e: float) -> str:

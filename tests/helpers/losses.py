@@ -405,18 +405,18 @@ def of_the_spread_of_codes(recon, x, mu, logvar):
     return bce(recon, x) + mu.var() + logvar.exp().sum()
 
 
-@no_elbo("capacity")
+@no_elbo("the rate has the wrong sign")
 def capacity(data, recon_data, mean, logvar):
     reconstruction = bce(recon_data, data) / len(data)
     return reconstruction + 1000 * torch.abs(kl(mean, logvar).mean(0).sum() - 25)
 
 
-@no_elbo("free bits")
+@no_elbo("is not a rate that I know")
 def world_models(x, y, mu, logvar):
     reconstruction = ((x - y) ** 2).sum(1).mean()
     return reconstruction + torch.clamp(kl(mu, logvar).sum(1), min=0.5 * mu.shape[1]).mean()
 
 
-@no_elbo("free bits")
+@no_elbo("at others its values or gradients differ")
 def free_bits_by_latent(x, y, mu, logvar):
     return ((x - y) ** 2).sum(1).mean() + kl(mu, logvar).mean(0).clamp(min=0.1).sum()

@@ -196,6 +196,16 @@ def test_a_part_that_is_not_known_leaves_the_answer_open_with_what_was_found(rea
     assert "prior" not in found.text
 
 
+def test_a_loss_of_classes_that_is_not_known_is_open():
+    def loss(logits, target, mu, logvar):
+        smoothed = F.cross_entropy(logits, target, label_smoothing=0.1, reduction="sum")
+        return smoothed + kl(mu, logvar).sum()
+
+    found = identify(loss)
+    assert found.is_open
+    assert "weight      of the rate: 1" in found.text
+
+
 def bounded(recon, x, mu, logvar):  # it is that ELBO where the KL was looked at first, and another loss elsewhere
     return F.mse_loss(recon, x, reduction="sum") + kl(mu, logvar.clamp(-0.5, 3)).sum()
 
