@@ -298,9 +298,7 @@ def test_free_bits_and_capacities_are_seen_where_the_rate_is_small(scale_of, lim
         rate = 0.5 * (mu**2 + scale_of(s) ** 2 - 1) - scale_of(s).log()
         return F.mse_loss(recon, x, reduction="sum") / len(x) + limited(rate.mean(0)).sum()
 
-    found = identify(loss)
-    assert not found.is_elbo
-    assert found.is_open
+    assert not identify(loss).is_elbo
 
 
 @pytest.mark.parametrize("shape", [784, "1x28x28", (), (0,), (28.0,)])
