@@ -116,6 +116,9 @@ def test_a_first_line_of_values_is_no_line_of_names(tmp_path, content, names, ro
     [
         ("a,b\n1,2\n3\n", ["line 3", "1 fields"]),
         ("a,b\n1,2,3\n", ["line 2", "saw 3"]),
+        ("# of two\n\na,b\n1,2\n\n1,2,\n", ["line 6", "saw 3"]),
+        ('a,b\n1,"x\ny"\n2,"x\ny"\n\n3\n', ["line 7", "1 fields"]),
+        ('a,b\n1,"x\ny"\n2,z\n3,z\nmany,z\n', ["line 6", "a is 'many'"]),
         ("a,b\n1,2\n3,x\n", ["line 3", "b is 'x'"]),
         ("a,b\n" + "1,2\n" * 9 + "1_000,2\n", ["line 11", "a is '1_000'"]),
         ("", ["no rows"]),
@@ -227,8 +230,17 @@ def test_dates(tmp_path, first, second, days):
     assert "day (days from 2020-02-" in values.note
     again = read(tmp_path, f"a,day\n1,{second}\n2,\n", known=values.columns)
     assert np.array_equal(again.x["train"][:, 0], [x[1], NAN], equal_nan=True)
+    other = (pandas.Timestamp("2020-02-28") + pandas.Timedelta(days=1)).strftime("%Y, %d of %B")
+    assert f"line 2: day is '{other}'" in refusal(tmp_path, f'a,day\n1,"{other}"\n', known=values.columns)
     assert "line 2: day is 'soon'" in refusal(tmp_path, "a,day\n1,soon\n", known=values.columns)
     assert "line 5: day is 'soon'" in refusal(tmp_path, f"day,a\n{first},1\n{second},2\n{first},4\nsoon,5\n")
+
+
+def test_numbers_with_exponents_have_no_decimals(tmp_path):
+    values = read(tmp_path, "a,b\n1e-5,1e3\n0.25,2e3\n3E+2,1\n")
+    assert values.x["train"].tolist() == [[1e-5, 1000], [0.25, 2000], [300, 1]]
+    assert [column.decimals for column in values.columns] == [None, 0]
+    assert table_text(values.columns, torch.tensor([[1.25e-5, 7]])) == "a,b\n1.25e-05,7\n"
 
 
 def test_points_of_a_file_with_decimal_commas(tmp_path):
