@@ -303,7 +303,7 @@ def _write_imputed(run: Run, arguments: argparse.Namespace) -> str:
     found = impute(run.vae(), given.batch(run), num_draws=number)
     what = f"{int(given.x.isnan().sum()):,} missing values of {len(given.names):,} rows"
     what += f", {number} draws of each" if number else ", filled and stderr"
-    if untrusted := int((found.effective < ENOUGH).sum()):
+    if untrusted := int((~(found.effective >= ENOUGH)).sum()):
         low = f"the effective sample size of {untrusted:,} rows is below {ENOUGH:.0f}"
         what += f"\n{low}: their {'draws are too alike' if number else 'errors are too small'}"
     if not columns:

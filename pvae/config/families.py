@@ -435,7 +435,7 @@ return Independent(Bernoulli(logits=self.decoder(z)), {{ num_dims }})
         name="student-t", module="pvae.models.likelihoods:StudentTLikelihood", help="of real values with outliers",
         is_of_images=False, sees="standardized",
         plain_torch=PlainTorch(
-            _IN_UNITS % "StudentT(1 + self.log_df.double().clamp(max=15).exp(), y, scale)",
+            _IN_UNITS % "StudentT(1 + self.log_df.double().clamp(-10, 15).exp(), y, scale)",
             setup=_SETUP_SCALES + "self.log_df = nn.Parameter(torch.full({{ shape }}, 2.0))\n" + _SETUP_UNITS,
             tensors={**_TENSORS_OF_UNITS, "log_df": "log_df"}, copied="units"),
     ),

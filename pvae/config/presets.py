@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pvae.config.config import OPTIONS, Config
 from pvae.config.options import flag
@@ -45,7 +46,8 @@ def list_systems() -> str:
     indent = " " * width
     lines = ["Name, source, and the options that are not the defaults; any other option may follow --system NAME."]
     for name, config in SYSTEMS.items():
-        options = " ".join(sorted(_changed(config, Config(), ("system", "source")), key=lambda one: " = " in one))
+        changed = _changed(config, Config(), ("system", "source")).items()
+        options = " ".join(sorted((as_option(*one) for one in changed), key=lambda text: " = " in text))
         lines.append(f"{name:{width}}{config.source}")
         lines += textwrap.wrap(options, 120, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
     return "\n".join(lines)
@@ -61,7 +63,7 @@ def system_title(config: Config) -> str:
         return config.system
     shown_elsewhere = ("system", "dataset", "columns", "elbo", "epochs", "seed", "source", "compile")
     changed = _changed(config, SYSTEMS[config.system], shown_elsewhere)
-    return " ".join([config.system, "with", *changed]) if changed else config.system
+    return " ".join([config.system, "with", *map(as_option, changed, changed.values())]) if changed else config.system
 
 
 def command_line(config: Config) -> str:
@@ -70,17 +72,18 @@ def command_line(config: Config) -> str:
     >>> command_line(get_system("deep-bayes").replace(hidden=(64, 32), columns="real*2", likelihood="columns"))
     "--hidden 64 32 --likelihood columns --columns 'real*2'"
     """
-    return shlex.join(" ".join(_changed(config, Config(), ("system", "dataset", "seed", "source"))).split())
+    changed = _changed(config, Config(), ("system", "dataset", "seed", "source"))
+    return shlex.join(word for name in changed if OPTIONS[name].has_flag for word in _words(name, changed[name]))
 
 
-def _changed(config: Config, other: Config, without: Sequence[str]) -> list[str]:
-    """Return the options in which a configuration differs from another one, as on the command line."""
+def _changed(config: Config, other: Config, without: Sequence[str]) -> dict[str, Any]:
+    """Return the options in which a configuration differs from another one."""
     before = asdict(other)
-    return [
-        as_option(name, value)
+    return {
+        name: value
         for name, value in asdict(config).items()
         if value != before[name] and name not in without and OPTIONS[name].only_with[1](config)
-    ]
+    }
 
 
 def as_option(name: str, value: object) -> str:
@@ -90,6 +93,10 @@ def as_option(name: str, value: object) -> str:
     """
     if not OPTIONS[name].has_flag:
         return f"{name} = {value!r}"
+    return " ".join(_words(name, value)).rstrip()
+
+
+def _words(name: str, value: object) -> list[str]:
     if isinstance(value, bool):
-        return f"{'' if value else 'no '}{flag(name)}"
-    return f"{flag(name)} {' '.join(map(str, value)) if isinstance(value, tuple) else value}".rstrip()
+        return [flag(name)] if value else ["no", flag(name)]
+    return [flag(name), *map(str, value if isinstance(value, tuple) else (value,))]

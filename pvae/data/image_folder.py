@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,10 @@ _OPACITY = {1, 2, 999}  # in the tag ExtraSamples of a TIFF; 999 is written by o
 _ORIENTATION = int(ExifTags.Base.Orientation)  # from 1 (upright) to 8; from 5 on, rows and columns are exchanged
 
 _NOT_READ = "not read; save it as 8 bits, or give an .npy array"
+
+# Larger images are decoded one at a time, in one thread: each takes up to a gigabyte, and threads do not free it.
+_LARGE_PIXELS = 2**22
+_LARGE = ThreadPoolExecutor(1)
 
 _FIRST = 8  # files that show nearly always that grey values are not 0 and 1 only
 _AT_ONCE = 1000  # files that are read before the result of the first of them is used
@@ -157,7 +162,7 @@ def decode(path: Path, transform: ImageTransform) -> list[NDArray[np.uint8]]:
 
 
 def _of_pages(function: Callable[[_Page], _T], path: Path, skip_broken: bool = True) -> list[_T]:
-    """Return the results of a function for each image of a file.
+    """Return the results of a function for each image of a file; large images are decoded one at a time.
 
     Raises:
         InputError: the file cannot be decoded, and not `skip_broken`, for which there is no result.
@@ -165,7 +170,8 @@ def _of_pages(function: Callable[[_Page], _T], path: Path, skip_broken: bool = T
     results = []
     try:
         for page in _pages(path):
-            results.append(function(page))
+            is_large = math.prod(page.shape[:2]) > _LARGE_PIXELS
+            results.append(_LARGE.submit(function, page).result() if is_large else function(page))
     except Exception as error:  # Pillow raises struct.error, KeyError and others for broken files
         if skip_broken:
             return []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,15 +45,20 @@ def encoder_input(config: Config, datum_shape: tuple[int, ...]) -> tuple[list[nn
 class Units(nn.Module):
     """The location and the scale of each value of the training data, which `build.fit_to` stores as buffers.
 
-    A checkpoint that lacks a buffer, of a version that had none, leaves it as it is in a new module.
+    A buffer that a checkpoint lacks, of a version that had none, is as in a module that was not fitted to data.
 
     Args:
+        datum_shape: of x.
         columns: where x is a part of a datum, the columns of the datum that it is.
     """
 
-    def __init__(self, columns: Sequence[int] | None = None) -> None:
+    unfitted: ClassVar[Mapping[str, float]]  # the name of each buffer, and its values before the fit
+
+    def __init__(self, datum_shape: Sequence[int], columns: Sequence[int] | None = None) -> None:
         super().__init__()
         self.columns = None if columns is None else list(columns)
+        for name, value in self.unfitted.items():
+            self.register_buffer(name, torch.full(tuple(datum_shape), value))
 
     def fit_to(self, data: Tensor) -> None:
         """Store what is needed of the training data, (N, *datum_shape)."""
@@ -67,9 +73,8 @@ class Units(nn.Module):
         return total / count
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        for name, buffer in self.named_buffers(recurse=False):
-            if name not in self._non_persistent_buffers_set:
-                state_dict.setdefault(prefix + name, buffer)
+        for name, value in self.unfitted.items():
+            state_dict.setdefault(prefix + name, torch.full_like(getattr(self, name), value))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -83,15 +88,10 @@ class Standardize(Units):
         columns: where x is a part of a datum, the columns of the datum that it is.
     """
 
+    unfitted: ClassVar[Mapping[str, float]] = MappingProxyType({"mean": 0.0, "mean_rest": 0.0, "std": 1.0})
     mean: Tensor
     mean_rest: Tensor
     std: Tensor
-
-    def __init__(self, datum_shape: Sequence[int], columns: Sequence[int] | None = None) -> None:
-        super().__init__(columns)
-        self.register_buffer("mean", torch.zeros(*datum_shape))
-        self.register_buffer("mean_rest", torch.zeros(*datum_shape))
-        self.register_buffer("std", torch.ones(*datum_shape))
 
     @property
     def loc(self) -> Tensor:
@@ -157,15 +157,10 @@ class CountUnits(Units):
         log_theta: of the negative binomial that has this mean and variance, from -3 to 10; 0 before the fit.
     """
 
+    unfitted: ClassVar[Mapping[str, float]] = MappingProxyType({"mean": 0.0, "slope": 1.0, "log_theta": 0.0})
     mean: Tensor
     slope: Tensor
     log_theta: Tensor
-
-    def __init__(self, datum_shape: Sequence[int], columns: Sequence[int] | None = None) -> None:
-        super().__init__(columns)
-        self.register_buffer("mean", torch.zeros(*datum_shape))
-        self.register_buffer("slope", torch.ones(*datum_shape))
-        self.register_buffer("log_theta", torch.zeros(*datum_shape))
 
     def fit_to(self, data: Tensor) -> None:
         """Store what the training data, (N, *datum_shape), say, without those that are NaN."""

@@ -344,9 +344,9 @@ class StudentTLikelihood(DiagonalNormalLikelihood):
 
         p(x | z) = prod_d StudentT(x_d; df_d, m_d + s_d output_d, s_d exp(log_scale_d)),    df_d > 1
 
-    df is 1 + exp(log_df), where log_df counts as 15 above 15. For large df it is the `DiagonalNormalLikelihood`. Its
-    tails fall like |x|^-(df + 1), so that one outlier costs a few nats, where under a Normal it costs half of its
-    squared distance.
+    df is 1 + exp(log_df), where log_df counts as 15 above 15, and as -10 below -10. For large df it is the
+    `DiagonalNormalLikelihood`. Its tails fall like |x|^-(df + 1), so that one outlier costs a few nats, where under a
+    Normal it costs half of its squared distance.
 
     Reference:
         Takahashi et al., "Student-t variational autoencoder for robust density estimation", IJCAI 2018.
@@ -358,7 +358,7 @@ class StudentTLikelihood(DiagonalNormalLikelihood):
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return StudentT(1 + exp(log_df), m + s output, s exp(log_scale))."""
-        return self._in_units(dist.StudentT, output, 1 + self.log_df.double().clamp(max=_MOST_LOG_DF).exp())
+        return self._in_units(dist.StudentT, output, 1 + self.log_df.double().clamp(-10, _MOST_LOG_DF).exp())
 
 
 class PoissonLikelihood(Likelihood):

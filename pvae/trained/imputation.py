@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pvae.core.errors import InputError
 from pvae.data.batch import Batch, Data
 from pvae.distributions.columns import Columns
 from pvae.distributions.joint import Joint
@@ -55,6 +56,9 @@ def impute(vae: VAE, data: Data, num_particles: int = 200, num_draws: int = 0) -
         num_particles: K.
         num_draws: M; each draws z by its weight, and x from p(x | z).
 
+    Raises:
+        InputError: every weight of a datum is 0.
+
     Reference:
         Mattei and Frellsen, arXiv:1812.02633, "single imputation" and "multiple imputation"; Owen and Zhou, Safe and
         effective importance sampling, 2000, for the draws from p(z).
@@ -62,7 +66,7 @@ def impute(vae: VAE, data: Data, num_particles: int = 200, num_draws: int = 0) -
     batch = Batch.of(data)
     most = min(_MOST, _MOST_VALUES // widest(vae, batch))
     found = _imputed(vae, batch, num_particles, num_draws)
-    while num_particles < most and len(rows := (found.effective < ENOUGH).nonzero()[:, 0]):
+    while num_particles < most and len(rows := (~(found.effective >= ENOUGH)).nonzero()[:, 0]):
         num_particles = min(_MORE * num_particles, most)
         again = _imputed(vae, batch.rows(rows), num_particles, num_draws)
         found = Imputed(*(one.index_copy(0, rows, other) for one, other in zip(found, again)))
@@ -76,6 +80,11 @@ def _imputed(vae: VAE, batch: Batch, num_particles: int, num_draws: int) -> Impu
         x, given = part.x, vae.given(part.y)
         z, log_w = _weighted_draws(given, x, num_particles)
         weight, is_missing = log_w.softmax(0), x.isnan()
+        if (is_impossible := weight.isnan().any(0)).any():
+            place = sum(map(len, (done[0] for done in parts))) + int(is_impossible.nonzero()[0])
+            raise InputError(
+                f"datum {place + 1} has log p(x) = -inf, as of a value far from the training data: correct it"
+            )
         draws = x.new_empty(0, *x.shape)
         if num_draws:
             chosen = weight.T.multinomial(num_draws, replacement=True).T  # (M, B)

@@ -171,7 +171,7 @@ class Console(Callback):
         system = f"{config.system if is_own else system_title(config)} by SVI with --elbo {config.elbo}"
         print_line(f"training {system}, {epochs}, on {trainer.device}, into {run.path}")
         self.held_out = "valid" if "valid" in trainer.splits else "test"
-        if trainer.vae.has_density and not config.labels:  # whose bound is of labels too
+        if trainer.vae.has_density and not config.labels:  # whose bound is one on log p(x, y)
             train = Pixels(trainer.data.prepared, trainer.data.preparation)
             reached = floor(trainer.vae.p_x, train, trainer.splits[self.held_out].x)
             self.floor = None if reached is None else reached.sum().item()
@@ -206,13 +206,12 @@ class Console(Callback):
         for row in held_out:
             if self.floor is not None and row.elbo is not None and row.elbo < self.floor:
                 found = f"the {row.split} {row.bound} of epoch {row.epoch}, {row.elbo:.2f}, is below {self.floor:.2f}"
-                print_line(f"warning: {found}, which a model without a latent reaches: this VAE knows less of the data")
+                advice = "give more --epochs, or another --lr or --likelihood"
+                print_line(f"warning: {found}, which a model without a latent reaches: {advice}")
         if best is None:
             return
         if best == 1 < last:
-            print_line(
-                "warning: epoch 1 is the best; what came later holds for the training data alone, or --lr is large"
-            )
+            print_line("warning: epoch 1 is the best on the validation data: give a smaller --lr, or smaller networks")
         is_early = last < self.run.config.epochs
         why = f"stopped after epoch {last}, {last - best} epochs without a better bound; " if is_early else ""
         more = "; it is the last one: more epochs may give a better one" if best == last else ""

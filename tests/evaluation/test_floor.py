@@ -196,7 +196,7 @@ def test_a_training_whose_first_epoch_is_the_best_says_so(tmp_path, capsys):
     config = Config(likelihood="normal-diagonal", hidden=(100,), lr=1.0, epochs=2, batch_size=20, valid=0.5)
     run = fit(config, data=Dataset("noise", x[:40], x[40:]), out=tmp_path / "run", quiet=False)
     assert best_epoch(run.metrics()) == 1
-    assert "epoch 1 is the best; " in capsys.readouterr().out
+    assert "warning: epoch 1 is the best" in capsys.readouterr().out
 
 
 @pytest.mark.workflow

@@ -48,8 +48,8 @@ class LinearGaussian:
         covariance = torch.linalg.inv(precision)
         return self.m[y] + (covariance @ (residual @ self.w)[..., None]).squeeze(-1) / SCALE**2, covariance
 
-    def vae(self):
-        """The VAE whose q(z | x, y) is p(z | x, y)."""
+    def vae(self, off=0.0):
+        """The VAE whose q(z | x, y) is p(z | x, y), its mean moved away by `off`."""
         truth = self
 
         class Prior(nn.Module):
@@ -62,7 +62,8 @@ class LinearGaussian:
             takes_labels = truth.takes_labels
 
             def forward(self, x, y=0):
-                return dist.MultivariateNormal(*truth.posterior(x, y))
+                loc, covariance = truth.posterior(x, y)
+                return dist.MultivariateNormal(loc + off, covariance)
 
         class Likelihood(nn.Module):
             takes_labels = truth.takes_labels

@@ -11,6 +11,7 @@ import pyro
 import pytest
 import scipy.stats
 import torch
+from torch import nn
 
 from pvae.config.config import Config
 from pvae.config.families import LIKELIHOODS, names_where
@@ -19,6 +20,7 @@ from pvae.distributions.discretized_logistic import DiscretizedLogistic
 from pvae.elbos.registry import build_elbo
 from pvae.models.build import build_vae
 from pvae.models.features import Standardize
+from pvae.models.likelihoods import NegativeBinomialLikelihood
 
 OF_IMAGES = names_where(LIKELIHOODS, lambda row: row.is_of_images)
 COUNTS, REALS = (
@@ -278,3 +280,14 @@ def test_values_are_standardised_in_parts_and_one_that_never_changes_is_left_as_
     torch.testing.assert_close(units.mean, torch.tensor([5.0, 3.0]))
     torch.testing.assert_close(units.std, torch.tensor([1.0, 2.0]))
     torch.testing.assert_close(units(torch.tensor([[5.0, 7.0]])), torch.tensor([[0.0, 2.0]]))
+
+
+def test_counts_of_a_checkpoint_without_units_keep_their_density():
+    """As when a run of a version without `CountUnits` is resumed: the new module was fitted before the weights load."""
+    likelihood, fitted = (NegativeBinomialLikelihood(nn.Identity(), (2,)) for _ in range(2))
+    fitted.units.fit_to(torch.tensor([[50.0, 1.0], [90.0, 7.0]]))
+    weights = {name: value for name, value in likelihood.state_dict().items() if not name.startswith("units.")}
+    fitted.load_state_dict(weights)
+    z, x = torch.tensor([0.3, -2.0]), torch.tensor([4.0, 1.0])
+    torch.testing.assert_close(fitted(z).log_prob(x), likelihood(z).log_prob(x), rtol=0, atol=0)
+    torch.testing.assert_close(fitted(z).mean, nn.functional.softplus(z).double(), rtol=0, atol=2e-6)
