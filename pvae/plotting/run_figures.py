@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import sys
 from collections.abc import Callable
 
-from pvae.core.errors import InputError
+from pvae.core.errors import InputError, brief
 from pvae.core.files import is_temporary
 from pvae.plotting import pictures
 from pvae.plotting.figures import write_figure
@@ -26,5 +26,9 @@ def save_figures(run: Run, before_each: Callable[[], None] = lambda: None) -> No
         leftover.unlink(missing_ok=True)
     for name in ("reconstructions", "samples", "losses"):
         before_each()
-        with contextlib.suppress(InputError):  # an autoencoder has no samples, and not all data can be drawn
+        try:
             write_figure(folder / f"{name}.png", getattr(pictures, name)(run))
+        except InputError:  # an autoencoder has no samples, and not all data can be drawn
+            pass
+        except (ArithmeticError, ValueError) as error:  # of matplotlib, at extreme values; the training is finished
+            print(f"{name}.png cannot be drawn: {brief(error)}", file=sys.stderr)

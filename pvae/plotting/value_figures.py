@@ -145,7 +145,7 @@ def sampled_values_figure(
         name = _label(columns[number].name) if columns else f"x_{number + 1}"
         if missing := data[:, number].isnan().double().mean().item():
             name += f", {missing:.0%} of the data missing"
-        both = [one[:, number][~one[:, number].isnan()] for one in (data, samples)]
+        both = [one[:, number][one[:, number].isfinite()].double() for one in (data, samples)]
         if categories := columns[number].categories if columns else ():
             counts = both[0].long().bincount(minlength=len(categories))
             codes = counts.argsort(descending=True, stable=True)[: 2 * _MOST].sort().values.tolist()
@@ -157,10 +157,13 @@ def sampled_values_figure(
             name += f", {len(codes)} of {len(categories)} categories" * (len(codes) < len(categories))
         else:
             values = torch.cat(both)
+            low, high = (values.min().item(), values.max().item()) if len(values) else (0.0, 1.0)
             bins: Any = 20
+            # Between large values whose differences are small there are too few floats for bins and bars.
+            if is_narrow := (high - low or 1.0) < 1000 * np.spacing(max(abs(low), abs(high))):
+                both, name = [one - low for one in both], f"{name}, less {low:.17g}"
             # Of larger numbers float32 holds no fractions.
             if is_whole := len(values) > 0 and bool(((values == values.round()) & (values.abs() < 2**24)).all()):
-                low, high = values.min().item(), values.max().item()
                 width = math.ceil((high - low + 1) / 20)
                 bins = np.arange(low - 0.5, high + 0.5 + width, width)
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -168,7 +171,7 @@ def sampled_values_figure(
             style: Any = {"color": [_DATA, _MODEL], "label": ["data", "samples"], "density": not is_whole}
             axes.hist([one.tolist() for one in both], bins, weights=weights, **style)
             axes.yaxis.set_major_formatter("{x:g}")  # without a power of ten beside the title
-            if columns:
+            if columns and not is_narrow:
                 axes.locator_params(axis="x", nbins=4)
                 axes.xaxis.set_major_formatter(partial(_tick, columns[number]))
         axes.set_title(name, fontsize=7)

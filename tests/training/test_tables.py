@@ -7,6 +7,7 @@ import math
 import re
 from datetime import date, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyro.distributions as dist
@@ -24,6 +25,8 @@ from pvae.core.random_state import seeded
 from pvae.data.dataset import Column
 from pvae.data.preparation import Pixels
 from pvae.distributions.columns import Columns
+from pvae.plotting import pictures
+from pvae.plotting.run_figures import save_figures
 from pvae.plotting.value_figures import reconstructed_values_figure, sampled_values_figure
 from pvae.runs.run import Run
 from pvae.trained.given import given_data
@@ -201,6 +204,26 @@ def test_pictures_name_columns_and_show_the_shares_of_categories():
     assert shops.get_title() == "shop, 16 of 40 categories"
     names = [text.get_text() for text in shops.get_xticklabels()]
     assert names == [f"shop {n}" for n in range(3, 35, 2)], "the most frequent ones"
+
+
+@pytest.mark.parametrize("steps", [[0.0, 128, 128, 256], [0.0, 0, 0, 0]])
+def test_marginals_of_values_with_few_floats_between_them(steps):
+    values = 1e18 + torch.tensor(steps, dtype=torch.float64)[:, None]
+    axes = sampled_values_figure(values, torch.cat([values, values * math.inf]), "title").axes[0]
+    axes.figure.draw_without_rendering()
+    assert axes.get_title() == "x_1, less 1e+18"
+    area = sum(bar.get_height() * bar.get_width() for bar in axes.patches)
+    assert area == pytest.approx(0.8), "two densities, of the data and of the finite samples, in bars of 0.4 of a bin"
+
+
+def test_a_picture_that_cannot_be_drawn_is_named_and_the_others_are_drawn(tmp_path, monkeypatch, capsys):
+    figure = sampled_values_figure(torch.eye(2), torch.eye(2), "title")
+    for name in ("reconstructions", "losses"):
+        monkeypatch.setattr(pictures, name, lambda _: figure)
+    monkeypatch.setattr(pictures, "samples", lambda _: np.histogram([1e18, 1e18 + 128], 20))
+    save_figures(SimpleNamespace(figures=lambda: tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"reconstructions.png", "losses.png"}
+    assert capsys.readouterr().err.startswith("samples.png")
 
 
 def test_pictures_of_rows_write_categories_and_mark_what_is_missing():
