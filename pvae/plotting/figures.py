@@ -181,9 +181,10 @@ def loss_figure(rows: Sequence[Metrics], title: str) -> Figure:
     for axes, (name, label) in zip(figure.subplots(1, len(quantities)), quantities.items()):
         for split, style, colour in (("train", "--", _TRAIN), ("valid", ":", _VALID), ("test", "-", _TEST)):
             if points := [(row.epoch, getattr(row, name)) for row in rows if row.split == split]:
-                axes.plot(*zip(*points), style, color=colour, marker="o", markersize=3, label=split)
+                size = 3 if len(points) < 50 else 0  # markers of many epochs hide the line
+                axes.plot(*zip(*points), style, color=colour, marker="o", markersize=size, label=split)
         axes.set(xlabel="epoch", ylabel="nats per datum", title=label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
