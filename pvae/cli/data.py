@@ -287,6 +287,8 @@ def _drawn(run: Run, arguments: argparse.Namespace) -> tuple[Tensor, Tensor | No
 
 def _write_imputed(run: Run, arguments: argparse.Namespace) -> str:
     """Write data whose missing values are filled in, with standard errors or as draws; return what was written."""
+    from dataclasses import replace
+
     import pandas
     import torch
 
@@ -297,32 +299,39 @@ def _write_imputed(run: Run, arguments: argparse.Namespace) -> str:
 
     if not run.config.missing:
         raise InputError(f"{run.name} was trained without --missing: train again with it to fill in missing values")
-    out = _out(run, arguments.out, run.place / "samples", "imputed")
-    given, columns = given_data(run, arguments.impute, label=arguments.label), run.data.columns
-    number = arguments.draws or 0
+    out, number = _out(run, arguments.out, run.place / "samples", "imputed"), arguments.draws or 0
+    given = given_data(run, arguments.impute, label=arguments.label)
+    if run.data.columns:
+        fields, _, sep, points = read_fields(arguments.impute, run.data.columns)
+        columns = [replace(column, point=points[column.name]) for column in run.data.columns]
+        if number and "imputation" in fields:
+            how = "which counts the draws: give it another name"
+            raise InputError(f"{arguments.impute} has a column imputation, {how}")
     found = impute(run.vae(), given.batch(run), num_draws=number)
     what = f"{int(given.x.isnan().sum()):,} missing values of {len(given.names):,} rows"
     what += f", {number} draws of each" if number else ", filled and stderr"
     if untrusted := int((~(found.effective >= ENOUGH)).sum()):
         low = f"the effective sample size of {untrusted:,} rows is below {ENOUGH:.0f}"
         what += f"\n{low}: their {'draws are too alike' if number else 'errors are too small'}"
-    if not columns:
+    if not run.data.columns:
         values = {"draws": found.draws} if number else {"filled": found.filled, "stderr": found.stderr}
         write(out, {"names": given.names, **values})
         return f"{out}: {what}"
-    fields, is_missing = read_fields(arguments.impute, columns).frame, given.x.isnan()
+    is_missing = given.x.isnan()
     if not number:
-        write(out, table_text(columns, found.filled, fields, is_missing))
         errors = out.with_name(f"{out.stem}-stderr.csv")
         numbers = [Column(column.name, point=column.point) for column in columns]
-        write(errors, table_text(numbers, found.stderr, fields, torch.ones_like(is_missing)))
+        texts = {
+            out: table_text(columns, found.filled, fields, is_missing, sep),
+            errors: table_text(numbers, found.stderr, fields, torch.ones_like(is_missing), sep),
+        }
+        for file, text in texts.items():
+            write(file, text)
         return f"{out}, {errors.name}: {what}"
-    if "imputation" in fields:
-        raise InputError(f"{arguments.impute} has a column imputation, which counts the draws: give it another name")
     repeated = pandas.concat([fields] * number)
     repeated.insert(0, "imputation", [str(1 + count) for count in range(number) for _ in given.names])
     draws = found.draws.transpose(0, 1).flatten(0, 1)
-    write(out, table_text(columns, draws, repeated, is_missing.repeat(number, 1)))
+    write(out, table_text(columns, draws, repeated, is_missing.repeat(number, 1), sep))
     return f"{out}: {what}, in the order of the column imputation"
 
 

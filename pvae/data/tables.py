@@ -37,13 +37,12 @@ _MOST_TEXTS = 100  # of a category that nobody asked for
 _MOST_DAYS = 366 * 200  # between a date and 1970
 _FEW_ROWS = 10  # fewer may all differ by chance
 _NUMBERS = {  # by the decimal point, how numbers are written, and the marks between their thousands
-    ".": (r"[+-]?(?:(?:\d+|\d{1,3}(?:,\d{3})+)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|[+-]?inf", ","),
+    ".": (r"[+-]?(?:(?:\d+|[1-9]\d{0,2}(?:,\d{3})+)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|[+-]?inf", ","),
     ",": (
         "[+-]?(?:\\d+|[1-9]\\d{0,2}(?:[. '\u00a0\u202f]\\d{3})+)(?:,\\d+)?(?:[eE][+-]?\\d+)?|[+-]?inf",
         "[. '\u00a0\u202f]",
     ),
 }
-_DECIMAL_COMMA = r"[+-]?\d+,(\d{1,2}|\d{4,})"  # a comma that stands before no group of three
 _CLOCKS = (  # numbers that count from a known time: their range, unit, units in a day, and their value on 1970-01-01
     (8e8, 2.2e9, "seconds", 86_400, 0.0),
     (8e11, 2.2e12, "milliseconds", 86_400_000, 0.0),
@@ -59,12 +58,14 @@ class Fields(NamedTuple):
         frame: the fields as texts without spaces around them, "" where a field is empty; indexed by the names of rows,
             such as "line 2".
         note: how the file was read, and what is left out, or "".
-        decimal: "." or the decimal comma.
+        sep: what separates the fields; "," of a file that is no text.
+        points: the decimal point of each column, "." or ",".
     """
 
     frame: DataFrame
     note: str
-    decimal: str
+    sep: str
+    points: dict[str, str]
 
 
 def read_table(file: Path, reading: Reading) -> Values:
@@ -78,7 +79,7 @@ def read_table(file: Path, reading: Reading) -> Values:
         InputError: the file cannot be read, or holds no rows; a column is absent or has too many texts, or a field is
             not of its column's kind; or the table is not that of the run.
     """
-    frame, note, decimal = read_fields(file, reading.known)
+    frame, note, _, points = read_fields(file, reading.known)
     ignored = [reading.ignore] if reading.ignore in frame else reading.ignore.split(",")
     special = [("--label-column", reading.label_column), ("--name-column", reading.name_column)]
     special += [("--ignore", name.strip()) for name in ignored]
@@ -93,7 +94,7 @@ def read_table(file: Path, reading: Reading) -> Values:
     for name, kept in (levels | {column.name: column.categories for column in reading.known}).items():
         if name in texts and missing & {*kept}:
             given[name] = _given(texts[name], missing.difference(kept))
-    numbers, points = _numbers(given, decimal)
+    numbers = _numbers(given, points)
     if reading.known:
         columns = reading.known
         _check_names(file, texts, reading)
@@ -252,21 +253,52 @@ def _values(file: Path, column: Column, given: Series, numbers: Series) -> NDArr
     return values.to_numpy(float)
 
 
-def _numbers(given: DataFrame, decimal: str) -> tuple[DataFrame, dict[str, str]]:
-    """Return the numbers in texts, NaN for other texts, and the decimal point of each column.
-
-    They may have marks between thousands, and a percent sign. The point of a column is that which reads more of its
-    texts, or else that of the file.
-    """
-    bare, found = Series(given.to_numpy().ravel(), dtype=str).str.removesuffix("%").str.rstrip(), {}
+def _numbers(given: DataFrame, points: dict[str, str]) -> DataFrame:
+    """Return the numbers in texts, NaN for other texts; they may have marks between thousands, and a percent sign."""
+    parts = []
     for point, (pattern, marks) in _NUMBERS.items():
+        part = given[[name for name in given if points[name] == point]]
+        bare = Series(part.to_numpy().ravel(), dtype=str).str.removesuffix("%").str.rstrip()
         plain = bare.where(bare.str.fullmatch(pattern).eq(True)).str.replace(marks, "", regex=True)
-        values = plain.str.replace(",", ".").astype(float).to_numpy().reshape(given.shape)
-        found[point] = DataFrame(values, given.index, given.columns)
-    other = "," if decimal == "." else "."
-    is_other = found[other].count() > found[decimal].count()
-    numbers = DataFrame(np.where(is_other, found[other], found[decimal]), given.index, given.columns)
-    return numbers, {name: other if is_it else decimal for name, is_it in is_other.items()}
+        values = plain.str.replace(",", ".").astype(float).to_numpy().reshape(part.shape)
+        parts.append(DataFrame(values, part.index, part.columns))
+    return pandas.concat(parts, axis=1)[[*given]]
+
+
+def _points(texts: DataFrame, sep: str, known: Sequence[Column]) -> tuple[dict[str, str], list[str]]:
+    """Return the decimal point of each column of texts, and notes.
+
+    The point of a column is that by which more of its texts are numbers. The comma of "18,922" may be either: it is
+    decimal in a column that has whole numbers of four digits, and a mark between thousands beside shorter ones. Else
+    the column has the point of the run's, or ".", or the other point where most columns differ from theirs; where no
+    column says so, and no run does, the comma is decimal in a file with semicolons or tabs.
+    """
+    by = {point: _count(texts, rf"(?:{pattern})\s*%?") for point, (pattern, _) in _NUMBERS.items()}
+    usual = {column.name: column.point for column in known}
+    is_alike, is_other = by["."] == by[","], by[","] > by["."]
+    found = {name: "," if is_other[name] else "." for name in texts if not is_alike[name]}
+    alike = texts.loc[:, is_alike & (by["."] > 0)]
+    alike = alike.loc[:, _count(alike, r"[+-]?\d+,\d{3}\s*%?") > 0]
+    if not known:
+        short, long = _count(alike, r"[+-]?[1-9]\d{0,2}\s*%?"), _count(alike, r"[+-]?\d{4,}\s*%?")
+        found |= {name: "," if long[name] else "." for name in alike if long[name] or short[name]}
+    is_numeric = 2 * np.maximum(by["."], by[","]) >= (texts != "").sum()
+    votes = sum(1 if point != usual.get(name, ".") else -1 for name, point in found.items() if is_numeric[name])
+    points = {}
+    for name in texts:
+        point = usual.get(name, ".")
+        is_swapped = votes > 0 or (votes == 0 and not known and name in alike and sep in ";\t")
+        points[name] = found.get(name, {".": ",", ",": "."}[point] if is_swapped else point)
+    commas = _count(texts[[name for name in texts if points[name] == "," and is_numeric[name]]], ".*,.*")
+    decimal, thousands = [*commas[commas > 0].index], [name for name in alike if points[name] == "."]
+    notes = [f"a comma is read as a decimal comma in: {listed(decimal)}"] * bool(decimal)
+    return points, notes + [f"a comma is read as a mark between thousands in: {listed(thousands)}"] * bool(thousands)
+
+
+def _count(texts: DataFrame, pattern: str) -> Series:
+    """Return how many texts of each column match a pattern."""
+    is_match = Series(texts.to_numpy().ravel(), dtype=str).str.fullmatch(pattern).eq(True)
+    return Series(is_match.to_numpy(bool).reshape(texts.shape).sum(0), texts.columns)
 
 
 def _decimals(texts: set[str], x: NDArray[np.float64], point: str) -> int | None:
@@ -310,7 +342,7 @@ def read_fields(file: Path, known: Sequence[Column]) -> Fields:
     Raises:
         InputError: it cannot be read, has no rows, or names two columns alike.
     """
-    suffix, decimal, notes = file.suffix.lower(), ".", list[str]()
+    suffix, sep, notes = file.suffix.lower(), ",", list[str]()
     if suffix in PACKAGES and find_spec(PACKAGES[suffix]) is None:
         raise InputError(f"{file} needs {PACKAGES[suffix]}: pip install {PACKAGES[suffix]}")
     try:
@@ -322,7 +354,7 @@ def read_fields(file: Path, known: Sequence[Column]) -> Fields:
             frame, *others = (sheet.replace("", None).dropna(how="all") for sheet in sheets.values())
             notes += [f"sheet {name} is not read" for name, sheet in zip([*sheets][1:], others) if len(sheet)]
         else:
-            frame, notes, decimal = _read_text(file)
+            frame, notes, sep = _read_text(file)
         if suffix in PACKAGES:
             frame = frame.apply(_texts).set_axis([f"row {row + 1}" for row in frame.index])
     except InputError:
@@ -343,7 +375,8 @@ def read_fields(file: Path, known: Sequence[Column]) -> Fields:
     if frame.columns.has_duplicates:
         twice = frame.columns[frame.columns.duplicated()][0]
         raise InputError(f"{file} has several columns named {twice}: give each a name of its own")
-    return Fields(frame, joined(*notes), decimal)
+    points, more = _points(frame, sep, known)
+    return Fields(frame, joined(*notes, *more), sep, points)
 
 
 def _texts(column: Series) -> Series:
@@ -365,7 +398,7 @@ def _is_header(first: Series, rest: DataFrame, known: Sequence[Column]) -> bool:
 
 
 def _read_text(file: Path) -> tuple[DataFrame, list[str], str]:
-    """Return the fields of a file of texts, notes, and the decimal point.
+    """Return the fields of a file of texts, notes, and what separates the fields.
 
     The last comment before the rows gives the columns their names, if it has as many fields; else they have numbers.
     """
@@ -382,7 +415,7 @@ def _read_text(file: Path) -> tuple[DataFrame, list[str], str]:
     lines = io.StringIO(text, newline="").readlines()
     start = next((place for place, line in enumerate(lines) if line.strip() and line[0] != "#"), len(lines))
     if start == len(lines):
-        return DataFrame(), notes, "."
+        return DataFrame(), notes, ","
     sep, comments = _separator(lines[start : start + 100]), [line for line in lines[:start] if line.strip()]
     first = next(csv.reader(lines[start:], delimiter=sep, skipinitialspace=True))
     names = [name.strip() for name in comments[-1].lstrip("#").split(sep)] if comments else []
@@ -414,12 +447,8 @@ def _read_text(file: Path) -> tuple[DataFrame, list[str], str]:
         notes.append(f"fields are separated by {'semicolons' if sep == ';' else 'tabs'}")
     if comments:
         notes.append(f"{len(comments)} lines of comments (#) are left out")
-    some = Series(frame.head(50).to_numpy().ravel(), dtype=str)
-    has_commas = sep != "," and some.str.fullmatch(_DECIMAL_COMMA).any()
-    if has_commas:
-        notes.append("numbers have decimal commas")
     frame = frame.set_axis(names, axis=1) if len(names) == len(first) else frame
-    return frame, notes, "," if has_commas else "."
+    return frame, notes, sep
 
 
 def _separator(lines: Sequence[str]) -> str:
@@ -436,19 +465,21 @@ def table_text(
     values: Tensor,
     fields: DataFrame | Mapping[str, Sequence[str]] = MappingProxyType({}),
     is_missing: Tensor | None = None,
+    sep: str = "",
 ) -> str:
-    """Return rows of a table as CSV, each value as `Column.text` writes it; with semicolons if numbers have commas.
+    """Return rows of a table as CSV, each value as `Column.text` writes it.
 
     Args:
         columns: the columns.
         values: (N, D); NaN is an empty field.
         fields: other columns, by their names; or with `is_missing` all columns of a file, as it writes them.
         is_missing: where a value stands in place of a field, bool (N, D).
+        sep: what separates the fields; by default a semicolon if numbers have decimal commas, or else a comma.
     """
     frame = DataFrame({**fields})
     for place, column in enumerate(columns):
         texts = np.array([column.text(value) for value in values[:, place].tolist()], dtype=object)
         is_new = True if is_missing is None else is_missing[:, place].numpy()
         frame[column.name] = np.where(is_new, texts, frame.get(column.name, ""))
-    sep = ";" if any(column.point == "," for column in columns) else ","
+    sep = sep or (";" if any(column.point == "," for column in columns) else ",")
     return frame.to_csv(index=False, sep=sep, lineterminator="\n")

@@ -139,6 +139,18 @@ def test_what_is_there_is_kept_by_imputation_and_what_is_missing_is_drawn(folder
     assert sample(["unlabelled", "--draws", "20", "--out", "other.csv"]) == 2
 
 
+def test_imputed_values_have_the_point_and_the_separator_of_the_file(folder):
+    known = table(40).drop(columns="batch")
+    european = known.assign(age=known["age"].str.replace(".", ","))
+    european.to_csv("european.csv", index=False, sep=";")
+    for number in ([], ["--draws", "2"]):
+        out = f"filled{len(number)}.csv"
+        assert sample(["unlabelled", "--impute", "european.csv", *number, "--out", out]) == 0
+        filled = pandas.read_csv(out, dtype=str, keep_default_na=False, sep=";")
+        assert [*filled][-4:] == [*known]
+        assert filled["age"].str.fullmatch(r"-?\d+,\d").all()
+
+
 def test_scores_have_the_order_of_the_data_and_the_values_of_the_least_likely(folder, capsys):
     assert score(["unlabelled", "unlabelled.csv", "-n", "20", "--importance-samples", "5"]) == 0
     said = capsys.readouterr().out

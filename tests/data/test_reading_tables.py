@@ -62,7 +62,7 @@ def test_separators_and_marks_of_numbers(tmp_path):
         values = read(tmp_path, content, name)
         assert np.array_equal(values.x["train"], wanted, equal_nan=True), name
         assert [column.name for column in values.columns] == [*"abc"], name
-        assert ("decimal commas" in values.note) == (name not in ("english.csv", "tabs.tsv"))
+        assert ("decimal comma" in values.note) == (name not in ("english.csv", "tabs.tsv"))
     x = torch.tensor(wanted)
     assert (
         table_text(read(tmp_path, english).columns, x)
@@ -488,3 +488,39 @@ def test_a_table_in_a_parquet_file(tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match="cannot be read"):
         read_values(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "wanted", "says"),
+    [
+        ("t.csv", "konz;temp\n0,775;18,922\n0,637;9,041\n", [[0.775, 18.922], [0.637, 9.041]], "konz, temp"),
+        ("t.csv", 'a,b\n"0,775","18,922"\n"0,637","9,041"\n', [[0.775, 18.922], [0.637, 9.041]], "a, b"),
+        ("t.csv", "a;b\n18,922;1234\n9,041;7\n", [[18.922, 1234], [9.041, 7]], "decimal comma in: a"),
+        ("t.csv", "a;b\n18,922;3\n1234;7\n2345;9\n", [[18.922, 3], [1234, 7], [2345, 9]], "decimal comma in: a"),
+        ("t.csv", "a;b\n18,922;1.5\n9,041;2.5\n", [[18_922, 1.5], [9041, 2.5]], "thousands in: a"),
+        ("t.csv", "a;b\n18.922;3\n9.041;4\n", [[18.922, 3], [9.041, 4]], ""),
+        ("t.csv", 'a,b\n"18,922",3\n"950",4\n', [[18_922, 3], [950, 4]], "thousands in: a"),
+        (
+            "us.tsv",
+            "pos\tcount\trate\n12,34\t58,672\t0.5\nx\t1,004\t1.5\nx\t59,017\t2.5\n"
+            "x\t60,000\t3.5\n12,34\t7,000\t0\n",
+            [[0, 58_672, 0.5], [1, 1004, 1.5], [1, 59_017, 2.5], [1, 60_000, 3.5], [0, 7000, 0]],
+            "thousands in: count",
+        ),
+    ],
+)  # fmt: skip
+def test_a_comma_before_three_digits_is_read_by_all_rows_of_its_column(tmp_path, name, content, wanted, says):
+    values = read(tmp_path, content, name)
+    assert np.array_equal(values.x["train"], wanted)
+    assert says in values.note
+
+
+def test_a_later_file_of_a_run_has_the_points_of_its_columns(tmp_path):
+    european = read(tmp_path, "a;b;n\n0,775;18,92;1.500\n0,637;9,041;700\n").columns
+    english = read(tmp_path, "a,b,n\n0.775,18.92,1500\n0.637,9.041,700\n").columns
+    wanted = [[0.5, 18.922, 1500]]
+    for known in european, english:
+        for content in ("a;b;n\n0,5;18,922;1.500\n", "a,b,n\n0.5,18.922,1500\n"):
+            assert read(tmp_path, content, known=known).x["train"].tolist() == wanted
+    for known, content in (european, "a;b;n\n12,345;18,922;1.500\n"), (english, 'a,b,n\n12.345,18.922,"1,500"\n'):
+        assert read(tmp_path, content, known=known).x["train"].tolist() == [[12.345, 18.922, 1500]]
