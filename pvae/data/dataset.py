@@ -8,7 +8,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +21,7 @@ from pvae.data.torch_data import read_torch
 
 __all__ = ["EPOCH", "Column", "DataRecord", "Dataset", "is_classes", "random_subset", "value_name"]
 
-EPOCH = datetime(1970, 1, 1)
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MOST_DECIMALS = 8  # of numbers that a person wrote
 
 
@@ -39,7 +39,7 @@ class Column:
         greatest: the greatest value in the file.
         origin: what is added to a value of x to give the number in the file, or for dates the days since 1970-01-01.
         unit: the unit of the values of x, for instance "days from 2020-03-01", or "".
-        date_format: how dates are written, as `datetime.strftime` takes it; "" for a column that is none of dates.
+        date_format: how dates are written, as `datetime.strftime` takes it, %z in UTC; "" for a column of other values.
         suffix: "%" behind each number, or "".
         point: "." or the decimal comma.
     """
@@ -76,7 +76,7 @@ class Column:
         if self.date_format:
             parts = ("days", "%d"), ("hours", "%H"), ("minutes", "%M"), ("seconds", "%S"), ("microseconds", "%f")
             unit = timedelta(**{[name for name, code in parts if code in self.date_format or code == "%d"][-1]: 1})
-            return (EPOCH + round(timedelta(days=number) / unit) * unit).strftime(self.date_format)
+            return f"{EPOCH + round(timedelta(days=number) / unit) * unit:{self.date_format.replace('%z', '+00:00')}}"
         if self.decimals is None:
             text = f"{number:.{15 if is_given else 6}g}"
         elif self.decimals > _MOST_DECIMALS:  # written from doubles: the shortest text of this number

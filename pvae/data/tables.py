@@ -43,12 +43,13 @@ _NUMBERS = {  # by the decimal point, how numbers are written, and the marks bet
         "[. '\u00a0\u202f]",
     ),
 }
+_TIME = "(?i)time|date|stamp|jd|day|epoch"  # in the name of a column of times
 _CLOCKS = (  # numbers that count from a known time: their range, unit, units in a day, and their value on 1970-01-01
     (8e8, 2.2e9, "seconds", 86_400, 0.0),
     (8e11, 2.2e12, "milliseconds", 86_400_000, 0.0),
     (2.4e6, 2.5e6, "Julian days", 1, 2_440_587.5),
 )
-_ID = r"(?:^|[^A-Za-z])(?i:id|ids|uuid|guid|index|idx|key|nr|no)(?:[^A-Za-z]|$)|[a-z]I[Dd]$"
+_ID = r"(?:^|[^A-Za-z])(?i:(?:id|ids|uuid|guid|index|idx)(?:[^A-Za-z]|$)|(?:key|nr|no)\W*$)|[a-z]I[Dd]$"
 
 
 class Fields(NamedTuple):
@@ -95,6 +96,9 @@ def read_table(file: Path, reading: Reading) -> Values:
         if name in texts and missing & {*kept}:
             given[name] = _given(texts[name], missing.difference(kept))
     numbers = _numbers(given, points)
+    for name in texts.columns[(texts == "-").any()] if "-" in missing and not reading.known else ():
+        if given[name].nunique() == 1 and not numbers[name].count():  # as "+" and "-" of strands
+            given[name] = _given(texts[name], missing - {"-"})
     if reading.known:
         columns = reading.known
         _check_names(file, texts, reading)
@@ -103,8 +107,7 @@ def read_table(file: Path, reading: Reading) -> Values:
     if not columns:
         raise InputError(f"{file}: no column of values is left: {_said(reasons) or 'add some'}")
     x = np.stack([_values(file, column, given[column.name], numbers[column.name]) for column in columns], 1)
-    names = [column.name for column in columns]
-    used = Counter(text for text in texts[names].to_numpy()[given[names].isna().to_numpy()] if text)
+    used = Counter(text for text in texts.to_numpy()[given.isna().to_numpy()] if text)
     units = {column.name: column.unit for column in columns if column.unit and not reading.known}
     note = joined(
         note,
@@ -192,6 +195,11 @@ def _new_column(given: Series, numbers: Series, point: str, kind: str, levels: S
         known = levels if is_numeric or distinct & {*levels} else ()
         if kind == "ordinal" and not known and not is_numeric:
             raise InputError(f"name the levels of {name} in their order: --columns {name}=ordinal:small<medium<large")
+        if levels and not known and len(levels) != len(distinct):
+            what = f"{name} has {len(distinct):,} different texts ({listed(sorted(distinct))})"
+            raise InputError(
+                f"{what}, and not {len(levels)}: --columns {shlex.quote(f'{name}={kind}:{len(distinct)}')}"
+            )
         value_of = dict(zip(given, numbers)) if is_numeric else {}
         return Column(name, tuple(known or sorted(distinct, key=lambda text: (value_of.get(text, 0), text))), kind)
     if not kind and len(distinct) < 2:
@@ -201,7 +209,7 @@ def _new_column(given: Series, numbers: Series, point: str, kind: str, levels: S
     if may_be_dates and (date_format := _date_format(given)):
         days = _days(given, date_format)
         origin, least, greatest = float(math.floor(days.min())), float(days.min()), float(days.max())
-        unit = f"days from {EPOCH + timedelta(days=origin):%Y-%m-%d}"
+        unit = f"days from {EPOCH + timedelta(days=origin):%Y-%m-%d}" + " UTC" * ("%z" in date_format)
         return Column(name, (), kind, None, least - origin, greatest - origin, origin, unit, date_format)
     if not kind and (is_zip or 2 * len(x) < count):
         if len(distinct) == count >= _FEW_ROWS or len(distinct) > max(_MOST_TEXTS, len(given)) / 2:
@@ -213,15 +221,15 @@ def _new_column(given: Series, numbers: Series, point: str, kind: str, levels: S
     if not kind and decimals == 0 and len(distinct) == count:
         is_sequence = greatest - least + 1 == len(x) >= _FEW_ROWS and (least in (0, 1) or len(x) > _MOST_TEXTS)
         if is_sequence or re.search(_ID, name):
-            return "whole numbers, of which each row has its own"
-    origin, unit = _origin(least, greatest) if kind in ("", "real") else (0.0, "")
+            return f"whole numbers, of which each row has its own; --columns {shlex.quote(f'{name}=real')} keeps it"
+    origin, unit = _origin(name, least, greatest) if kind in ("", "real") else (0.0, "")
     suffix = "%" if any(text.endswith("%") for text in distinct) else ""
     return Column(name, (), kind, decimals, least - origin, greatest - origin, origin, unit, "", suffix, point)
 
 
-def _origin(least: float, greatest: float) -> tuple[float, str]:
+def _origin(name: str, least: float, greatest: float) -> tuple[float, str]:
     """Return the origin from which numbers are counted, and the unit: of times, and of numbers far from 0; or 0, ""."""
-    for low, high, unit, per_day, at_epoch in _CLOCKS:
+    for low, high, unit, per_day, at_epoch in _CLOCKS if re.search(_TIME, name) else ():
         if low <= least and greatest <= high:
             origin = math.floor(least)
             return origin, f"{unit} from {EPOCH + timedelta(days=(origin - at_epoch) / per_day):%Y-%m-%d %H:%M}"
@@ -246,6 +254,11 @@ def _values(file: Path, column: Column, given: Series, numbers: Series) -> NDArr
     else:
         values = numbers - column.origin
         wanted = "a number, or missing: --missing-values names other texts"
+        for row, text in given[given.str.fullmatch(r"[+-]?\d{16,}").eq(True)].items():
+            if int(float(text)) != int(text):
+                quoted = shlex.quote(column.name)
+                how = f"leave the column out by --ignore {quoted}, or give --name-column {quoted}"
+                raise InputError(f"{file}, {row}: {column.name} is {text}, of more digits than float64 holds: {how}")
     is_wrong = given.notna() & values.isna()
     if is_wrong.any():
         row = is_wrong.idxmax()
@@ -320,15 +333,15 @@ def _date_format(texts: Series) -> str:
     with warnings.catch_warnings():  # where the day comes first in spite of dayfirst=False
         warnings.simplefilter("ignore")
         guesses = [guess_datetime_format(first, dayfirst=one) or "" for one in ("." in first, "." not in first)]
-    counts = {one.replace("%z", "Z"): 0 for one in guesses if one}
-    counts = {one: _days(texts, one).count() for one in counts}
+    formats = dict.fromkeys(form for one in guesses if one for form in (one.replace("%z", "Z"), one))
+    counts = {one: _days(texts, one).count() for one in formats}
     best = max(counts, key=lambda one: counts[one], default="")
     return best if 2 * counts.get(best, 0) > texts.count() else ""
 
 
 def _days(texts: Series, date_format: str) -> Series:
-    """Return the days since 1970 of dates, NaN for other texts."""
-    days = (pandas.to_datetime(texts, format=date_format, errors="coerce") - EPOCH) / timedelta(days=1)
+    """Return the days since 1970 in UTC of dates, NaN for other texts."""
+    days = (pandas.to_datetime(texts, format=date_format, errors="coerce", utc=True) - EPOCH) / timedelta(days=1)
     return days.where(days.abs() < _MOST_DAYS)
 
 
@@ -387,14 +400,22 @@ def _texts(column: Series) -> Series:
 
 
 def _is_header(first: Series, rest: DataFrame, known: Sequence[Column]) -> bool:
-    """Return whether the first line names the columns: it has no numbers, or they count 0, 1, 2 or 2001, 2002, 2003."""
+    """Return whether the first line names the columns.
+
+    It does if its numbers count 0, 1, 2 or 2001, 2002, 2003, or if one of its texts does not occur below; and if it has
+    no numbers, but the lines below have some.
+    """
     numbers = pandas.to_numeric(first.str.replace(",", "."), errors="coerce").dropna()
     is_count = len(numbers) > 2 and (numbers.diff().iloc[1:] == 1).all()
     is_data = all(
-        (rest.iloc[:, place] == text).any() for place, text in enumerate(first) if not re.match("[-+.]?[0-9]|$", text)
+        (rest.iloc[:, place] == text).any()
+        for place, text in enumerate(first)
+        if numbers.empty or not re.match("[-+.]?[0-9]|$", text)
     )
+    if is_data and numbers.empty:
+        is_data = not any(_count(rest, pattern).any() for pattern, _ in _NUMBERS.values())
     names = {column.name for column in known}
-    return numbers.empty or is_count or not is_data or bool(names and names <= {*first})
+    return is_count or not is_data or bool(names and names <= {*first})
 
 
 def _read_text(file: Path) -> tuple[DataFrame, list[str], str]:

@@ -171,7 +171,7 @@ def test_what_a_column_is(tmp_path):
             "row": count + 1,
             "visit": days.strftime("%d.%m.%Y"),
             "zip": [f"0{1067 + row % 4}" for row in count],
-            "unix": 1_600_000_000 + count * 3600,
+            "unix_time": 1_600_000_000 + count * 3600,
             "bjd": [f"{2458849.5 + row * 0.01:.5f}" for row in count],
             "far": [f"{10**15 + 3 * row % 11}" for row in count],
             "age": 20 + count % 30,
@@ -185,13 +185,13 @@ def test_what_a_column_is(tmp_path):
     assert values.left_out == ("patient_id", "name", "land", "nothing", "row")
     assert all(name in values.note for name in ("patient_id", "name", "land"))
     columns = {column.name: column for column in values.columns}
-    assert [*columns] == ["visit", "zip", "unix", "bjd", "far", "age", "height", "stamp"]
+    assert [*columns] == ["visit", "zip", "unix_time", "bjd", "far", "age", "height", "stamp"]
     x = dict(zip(columns, values.x["train"].T))
     assert x["visit"].tolist() == x["stamp"].tolist() == [row * 10 % 73 for row in range(40)]
     assert (columns["visit"].unit, columns["visit"].date_format) == ("days from 2019-12-30", "%d.%m.%Y")
     assert columns["zip"].categories == ("01067", "01068", "01069", "01070")
-    assert x["unix"].tolist() == [3600 * row for row in range(40)]
-    assert columns["unix"].unit == "seconds from 2020-09-13 12:26"
+    assert x["unix_time"].tolist() == [3600 * row for row in range(40)]
+    assert columns["unix_time"].unit == "seconds from 2020-09-13 12:26"
     assert x["bjd"] == pytest.approx(0.5 + np.arange(40) * 0.01, abs=1e-9)
     assert columns["bjd"].unit == "Julian days from 2019-12-31 12:00"
     assert x["far"].tolist() == [3 * row % 11 for row in range(40)]
@@ -302,7 +302,7 @@ def test_a_list_of_kinds_is_that_of_the_columns_that_stay(tmp_path):
     values = read(tmp_path, content, columns="real,ordinal:3")
     assert [(column.name, column.kind) for column in values.columns] == [("a", "real"), ("b", "ordinal")]
     assert values.x["train"][:4, 1].tolist() == [0, 1, 2, 0]
-    values = read(tmp_path, content, columns="real*3,categorical:2")
+    values = read(tmp_path, content, columns="real*3,categorical:1")
     assert [column.name for column in values.columns] == ["id", "a", "b", "land"], "kinds of all columns"
 
 
@@ -524,3 +524,72 @@ def test_a_later_file_of_a_run_has_the_points_of_its_columns(tmp_path):
             assert read(tmp_path, content, known=known).x["train"].tolist() == wanted
     for known, content in (european, "a;b;n\n12,345;18,922;1.500\n"), (english, 'a,b,n\n12.345,18.922,"1,500"\n'):
         assert read(tmp_path, content, known=known).x["train"].tolist() == [[12.345, 18.922, 1500]]
+
+
+def test_whole_numbers_of_more_digits_than_float64_holds_are_refused(tmp_path):
+    rows = "".join(f"{10**18 + 3 * row},{row % 4}\n" for row in range(20))
+    message = refusal(tmp_path, "code,a\n" + rows)
+    assert all(word in message for word in ("line 3", "--ignore code", "--name-column code"))
+    assert [column.name for column in read(tmp_path, "code,a\n" + rows, ignore="code").columns] == ["a"]
+    rows = "".join(f"{2**60 + 2**20 * (row % 7)},{row % 4}\n" for row in range(20))
+    assert read(tmp_path, "code,a\n" + rows).columns[0].name == "code"
+
+
+def test_a_minus_is_no_missing_text_beside_one_other(tmp_path):
+    values = read(tmp_path, "strand,a,empty,b\n" + "+,1,-,-\n-,-,-,5\n,3,NA,7\n" * 4)
+    assert [(column.name, column.categories) for column in values.columns] == [
+        ("strand", ("+", "-")),
+        ("a", ()),
+        ("b", ()),
+    ]
+    assert np.array_equal(values.x["train"][:3], [[0, 1, NAN], [1, NAN, 5], [NAN, 3, 7]], equal_nan=True)
+    assert "- (16)" in values.note
+    assert "NA (4)" in values.note, "of a column that is left out"
+
+
+def test_a_table_of_texts_without_a_line_of_names(tmp_path):
+    values = read(tmp_path, "a,u\nb,v\na,u\nb,u\n")
+    assert values.x["train"].tolist() == [[0, 0], [1, 1], [0, 0], [1, 0]]
+    assert [column.name for column in values.columns] == ["column-1", "column-2"]
+    assert "no line of names" in values.note
+    values = read(tmp_path, "a,u\nb,v\na,v\nb,w\n")
+    assert [column.name for column in values.columns] == ["a", "u"]
+    assert "line 4" in refusal(tmp_path, "a,u\n1,2\n3,4\na,u\n"), "the same names once more"
+
+
+def test_times_with_an_offset_are_dates_and_come_out_in_utc(tmp_path):
+    day, other = "2020-02-28T00:30:00+01:00", "2020-03-01T12:00:00-05:00"
+    values = read(tmp_path, f"when,a\n{day},1\n{other},2\n{day},4\n")
+    hours = [-0.5, 2 * 24 + 17]
+    assert values.x["train"][:2, 0] == pytest.approx([1 + hours[0] / 24, 1 + hours[1] / 24])
+    assert values.columns[0].unit == "days from 2020-02-27 UTC"
+    texts = [values.columns[0].text(value) for value in values.x["train"][:2, 0]]
+    assert texts == ["2020-02-27T23:30:00+00:00", "2020-03-01T17:00:00+00:00"]
+    again = read(tmp_path, f"when,a\n{texts[1]},1\n", known=values.columns)
+    assert again.x["train"][0, 0] == values.x["train"][1, 0]
+    pytest.importorskip("pyarrow")
+    pandas.DataFrame({"when": pandas.to_datetime([day, other], utc=True), "a": [1, 2]}).to_parquet(
+        tmp_path / "t.parquet"
+    )
+    assert np.array_equal(read_values(tmp_path / "t.parquet").x["train"][:, 0], values.x["train"][:2, 0])
+
+
+def test_a_number_of_categories_is_that_of_the_texts(tmp_path):
+    content = "size,a\nS,1\nM,2\nL,4\n"
+    for columns in "size=categorical:2", "size=categorical:4", "categorical:4,real":
+        message = refusal(tmp_path, content, columns=columns)
+        assert "L, M, S" in message
+        assert "size=categorical:3" in message
+    assert read(tmp_path, content, columns="size=categorical:3").columns[0].categories == ("L", "M", "S")
+
+
+def test_times_and_identifiers_need_a_name_that_says_so(tmp_path):
+    amounts = [9e8 + 1e7 * (row * 37 % 97) for row in range(50)]
+    rows = "".join(
+        f"{amount:.0f},{amount:.0f},{row * 7 % 53 * 3},{row * 7 % 53}\n" for row, amount in enumerate(amounts)
+    )
+    values = read(tmp_path, "amount,timestamp,No of rings,invoice no.\n" + rows)
+    assert [column.name for column in values.columns] == ["amount", "timestamp", "No of rings"]
+    assert [column.unit for column in values.columns] == ["", "seconds from 1998-07-09 16:00", ""]
+    assert values.x["train"][:, 0].tolist() == amounts
+    assert "--columns 'invoice no.=real'" in values.note
