@@ -411,7 +411,10 @@ class _Identification:
                     if term.log_z and (weights / weight > 0).all():
                         return _Fit(term.weighted(weights / weight, term.log_z), np.array([weight]), 0.0, weight)
                     note = "its values have different weights, and a power other than 1 of their density is none"
-                    return _Fit(replace(term, kind="none", note=note), np.array([weight]), 0.0)
+                    if left_out := int((weights == 0).sum()):  # by a mask
+                        note = f"the loss leaves out, by the weight 0, {left_out} of the values of each {{x}}"
+                    kind = "open" if left_out else "none"
+                    return _Fit(replace(term, kind=kind, note=note), np.array([weight]), 0.0)
         return None
 
     def _wrong(self, fit: _Fit | None, what: str) -> tuple[str, bool] | None:
@@ -522,7 +525,8 @@ class _Identification:
         for is_flat in (False, True):  # of equal values, if a function of x hides the constants
             twice = [size for size in sizes for _ in range(2)]
             points = [box.point(size) for size in twice]
-            points = [a | {"x": torch.full_like(a["x"], 0.5)} for a in points] if is_flat else points
+            if is_flat or (term.of_x and box.least < 0):  # a function of counts is not known by x in [0, 1] alone
+                points = [a | {"x": torch.full_like(a["x"], 0.5) if is_flat else (12 * a["x"]).floor()} for a in points]
             values = np.array([box(a).item() for a in points])
             left = values - [claim.values(a).item() for a in points]
             of_each = np.array([[weight.at(size.symbols()) for weight in (claim.of_x, claim.of_z)] for size in twice])
@@ -577,22 +581,19 @@ class _Identification:
     def _proof(self, claim: _Claim, sizes: Sequence[Size]) -> float:
         """Return the largest relative difference of gradients, or of values that have the same x."""
         box, residual = self.box, 0.0
-        is_of_counts = any(part in claim.likelihood.name for part in ("Poisson", "Binomial(", "Multinomial"))
         for number in range(_PROOF // 10):
             size = sizes[number % len(sizes)]
             new, beside = box.point(size), None
             x, s = new["x"], (0.1, 1.1, math.log(math.e - 1) + 0.1)[number % 3]
             if not box.has_classes and number % 2 and box.least < 0:
-                x = (12 * x).floor() if is_of_counts else (x > 0.5).double()
+                x = (12 * x).floor() if claim.likelihood.of_x else (x > 0.5).double()
             near = {"m": torch.full_like(new["m"], 0.1), "s": torch.full_like(new["s"], s)}  # where a KL is almost 0
             given = {"x": x, **near} if number % 4 == 0 else {"x": x}
             for a, theirs, wanted in self._points("ytmszab", size, 5, claim.likelihood, **given):
                 (ours,), (gradients,) = _gradients(lambda a: [claim.values(a)], a, wanted)
                 beside = theirs - ours if beside is None else beside
-                sides = [
-                    (theirs - beside, ours, theirs),
-                    *((wanted[role], one, one) for role, one in gradients.items()),
-                ]
+                sides = [(theirs - beside, ours, theirs)]
+                sides += [(wanted[role], one, one) for role, one in gradients.items()]
                 for one, other, large in sides:
                     largest = torch.maximum(other.abs().max(), large.abs().max()) + 1e-300
                     residual = max(residual, float((one - other).abs().max() / largest))

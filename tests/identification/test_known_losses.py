@@ -76,6 +76,11 @@ def negative_binomial_of_torch(x, recon, theta, mu, logvar):
     return (kl(mu, logvar).sum(1) - density.log_prob(x).sum(1)).mean()
 
 
+@case("", "Poisson(rate = exp(recon))", "1", "a function of x is added")
+def poisson_with_the_series_of_stirling(x, recon, mu, logvar):
+    return F.poisson_nll_loss(recon, x, full=True, reduction="sum") + kl(mu, logvar).sum()
+
+
 @case("", "Poisson(rate = recon)", "1", "that of the density")
 def poisson_of_torch(x, recon, mu, logvar):
     return kl(mu, logvar).sum() - Poisson(recon).log_prob(x).sum()
@@ -194,6 +199,17 @@ def test_a_part_that_is_not_known_leaves_the_answer_open_with_what_was_found(rea
     assert "Normal(loc = mu, scale = exp(logvar / 2))" in found.text
     assert "weight      of the rate: 3 / B" in found.text
     assert "prior" not in found.text
+
+
+@pytest.mark.parametrize("term", [F.mse_loss, F.binary_cross_entropy])
+def test_a_mask_is_open_and_the_values_that_it_leaves_out_are_counted(term):
+    def loss(recon, x, mu, logvar):
+        return (torch.tensor([0.0, 1, 1, 0, 1, 1]) * term(recon, x, reduction="none")).sum() + kl(mu, logvar).sum()
+
+    found = identify(loss)
+    assert found.is_open
+    assert not found.is_elbo
+    assert "2 of the values" in found.reason
 
 
 def test_a_loss_of_classes_that_is_not_known_is_open():
