@@ -378,6 +378,8 @@ def _out(run: Run, out: Path | None, default: Path, name: str) -> Path:
             wanted = f"a {suffix} file, or a folder" if suffix else "a folder, as images are files"
             raise InputError(f"--out {out} must name {wanted}")
         return output_path(out, default / f"{name}{suffix}")
+    if out is not None and suffix and re.fullmatch(r"\.[A-Za-z]\w*", out.suffix) and not out.is_dir():
+        raise InputError(f"--out {out} must name a {suffix} file, or a folder without a suffix")
     folder = output_path(out, default)
     return folder / f"{name}{suffix}" if suffix else folder
 

@@ -42,10 +42,11 @@ def check_domain(
         row = next(row for row in range(len(part)) if _fault(check, part[row : row + 1]))
         datum, places = part[row], torch.arange(part[row].numel(), device=part.device).view(part[row].shape)
         alone = (torch.where(places == place, datum, 0)[None] for place in range(datum.numel()))  # 0 is inside
-        place = next((place for place, one in enumerate(alone) if _fault(check, one)), 0)
+        faults = ((place, fault) for place, one in enumerate(alone) if (fault := _fault(check, one)))
+        place, fault = next(faults, (0, _fault(check, datum[None])))
         name = f"{names}[{start + row}]" if isinstance(names, str) else names[start + row]
         where = f"{value_name(place, datum.shape, columns)} of {name} is {datum.flatten()[place]:g}"
-        raise InputError(f"{source}: {where}, and {_fault(check, datum[None])}")
+        raise InputError(f"{source}: {where}, and {fault}")
 
 
 def _fault(check: Callable[[Tensor], Tensor] | None, values: Tensor) -> InputError | None:

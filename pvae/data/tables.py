@@ -46,7 +46,6 @@ _NUMBERS = {  # by the decimal point, how numbers are written, and the marks bet
 _TIME = "(?i)time|date|stamp|jd|day|epoch"  # in the name of a column of times
 _CLOCKS = (  # numbers that count from a known time: their range, unit, units in a day, and their value on 1970-01-01
     (8e8, 2.2e9, "seconds", 86_400, 0.0),
-    (8e11, 2.2e12, "milliseconds", 86_400_000, 0.0),
     (2.4e6, 2.5e6, "Julian days", 1, 2_440_587.5),
 )
 _ID = r"(?:^|[^A-Za-z])(?i:(?:id|ids|uuid|guid|index|idx)(?:[^A-Za-z]|$)|(?:key|nr|no)\W*$)|[a-z]I[Dd]$"
@@ -378,7 +377,7 @@ def read_fields(file: Path, known: Sequence[Column]) -> Fields:
         if _is_header(frame.iloc[0], frame.iloc[1:], known):
             frame = frame.iloc[1:].set_axis(frame.iloc[0], axis=1)
         else:
-            frame = frame.rename(columns=lambda name: name if isinstance(name, str) else f"column-{name + 1}")
+            frame = frame.rename(columns=lambda place: f"column-{place + 1}")
             notes.append(f"there is no line of names of columns: they are {listed([*frame])}")
     if not len(frame):
         raise InputError(f"{file} holds no rows below a line of names of columns")
@@ -419,10 +418,7 @@ def _is_header(first: Series, rest: DataFrame, known: Sequence[Column]) -> bool:
 
 
 def _read_text(file: Path) -> tuple[DataFrame, list[str], str]:
-    """Return the fields of a file of texts, notes, and what separates the fields.
-
-    The last comment before the rows gives the columns their names, if it has as many fields; else they have numbers.
-    """
+    """Return the fields of a file of texts, whose columns are numbered, notes, and what separates the fields."""
     content, notes = file.read_bytes(), list[str]()
     content = gzip.decompress(content) if file.suffix.lower() == ".gz" else content
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -437,12 +433,11 @@ def _read_text(file: Path) -> tuple[DataFrame, list[str], str]:
     start = next((place for place, line in enumerate(lines) if line.strip() and line[0] != "#"), len(lines))
     if start == len(lines):
         return DataFrame(), notes, ","
-    sep, comments = _separator(lines[start : start + 100]), [line for line in lines[:start] if line.strip()]
+    sep, num_comments = _separator(lines[start : start + 100]), sum(line[0] == "#" for line in lines[:start])
     first = next(csv.reader(lines[start:], delimiter=sep, skipinitialspace=True))
-    names = [name.strip() for name in comments[-1].lstrip("#").split(sep)] if comments else []
     for place, line in enumerate(lines):
         if place >= start and line[0] == "#" and line.count(sep) != lines[start].count(sep):
-            comments.append(line)
+            num_comments += 1
         elif place >= start and line.strip(" \r\n"):
             continue
         lines[place] = "\n"
@@ -466,9 +461,9 @@ def _read_text(file: Path) -> tuple[DataFrame, list[str], str]:
         raise InputError(f"{file}, {line} has {wanted}")
     if sep != ",":
         notes.append(f"fields are separated by {'semicolons' if sep == ';' else 'tabs'}")
-    if comments:
-        notes.append(f"{len(comments)} lines of comments (#) are left out")
-    frame = frame.set_axis(names, axis=1) if len(names) == len(first) else frame
+    if num_comments:
+        lines_of = "line of comments (#) is" if num_comments == 1 else "lines of comments (#) are"
+        notes.append(f"{num_comments} {lines_of} left out")
     return frame, notes, sep
 
 

@@ -122,11 +122,15 @@ class Likelihood(nn.Module):
         if not x.is_floating_point():
             raise InputError(f"x is {x.dtype}, but pixels must be floating-point: x.float() / 255 for uint8")
         if x.numel():
-            outside = f"x has values outside this likelihood's domain: they must be {self.domain}"
-            outside += "" if self.has_missing else ", none NaN, which a VAE trained with --missing takes"
+            outside = "x has values outside this likelihood's domain: they must be "
+            none = "" if self.has_missing else ", none NaN, which a VAE trained with --missing takes"
             seen = torch.where(x.isnan(), torch.zeros_like(x), x) if self.has_missing else x
-            require(self._in_domain, seen, lambda: InputError(outside))
+            require(self._in_domain, seen, lambda: InputError(f"{outside}{self._violated(seen)}{none}"))
         return x
+
+    def _violated(self, x: Tensor) -> str:
+        """Return the domain that values outside of it should be in; of columns that of the first kind."""
+        return self.domain
 
     def _in_domain(self, x: Tensor) -> Tensor:
         low, high = torch.aminmax(x)  # NaN makes both comparisons false
@@ -494,9 +498,12 @@ class ColumnsLikelihood(Likelihood):
         parts: Any = zip(self.parts, outputs)
         return Columns([part.pixels(one) for part, one in parts], self.order)
 
+    def _violated(self, x: Tensor) -> str:
+        parts: Any = zip(self.parts, x[..., self.order].split(self.sizes, -1))
+        return next((part.domain for part, one in parts if not part._in_domain(one)), self.domain)  # noqa: SLF001
+
     def _in_domain(self, x: Tensor) -> Tensor:
-        values = x[..., self.order].split(self.sizes, -1)
-        parts: Any = zip(self.parts, values)
+        parts: Any = zip(self.parts, x[..., self.order].split(self.sizes, -1))
         return torch.stack([part._in_domain(one) for part, one in parts]).all()  # noqa: SLF001
 
 

@@ -16,7 +16,7 @@ from pvae.core.errors import TrainingError, listed
 from pvae.core.files import write_whole
 from pvae.core.random_state import seeded
 from pvae.core.terminal import Interruptions, print_line, progress_bar
-from pvae.data.dataset import random_subset
+from pvae.data.dataset import Column, random_subset
 from pvae.data.preparation import Pixels
 from pvae.evaluation.floor import floor
 from pvae.runs import writer
@@ -166,7 +166,8 @@ class Console(Callback):
             print_line(f"columns read as {kind}: {listed(names)}")
         if is_own:
             size = "x".join(map(str, data.datum_shape[1:])) if data.is_images else config.image_size
-            print_line(f"options, given or chosen for the data: {command_line(config.replace(image_size=size))}")
+            given = config.replace(image_size=size, columns=_given_kinds(data.columns) or config.columns)
+            print_line(f"options, given or chosen for the data: {command_line(given)}")
         epochs = f"epochs {trainer.epoch + 1} to {config.epochs}"
         system = f"{config.system if is_own else system_title(config)} by SVI with --elbo {config.elbo}"
         print_line(f"training {system}, {epochs}, on {trainer.device}, into {run.path}")
@@ -217,6 +218,16 @@ class Console(Callback):
         more = "; it is the last one: more epochs may give a better one" if best == last else ""
         chosen = f"epoch {best} is the best on the validation data: load, evaluate and draw take its weights"
         print_line(f"{why}{chosen}{more}")
+
+
+def _given_kinds(columns: Sequence[Column]) -> str:
+    """Return the text of `--columns` that names the given kinds and levels; "" if a list of kinds says as much."""
+    given = [column for column in columns if column.kind]
+    are_codes = all(column.categories == tuple(map(str, range(len(column.categories)))) for column in given)
+    if are_codes or any({*column.name} & {*",=\n"} for column in given):
+        return ""
+    levels = [":" + "<".join(column.categories) if column.kind == "ordinal" else "" for column in given]
+    return ",".join(f"{column.name}={column.kind}{texts}" for column, texts in zip(given, levels))
 
 
 @dataclass

@@ -151,6 +151,13 @@ def test_imputed_values_have_the_point_and_the_separator_of_the_file(folder):
         assert filled["age"].str.fullmatch(r"-?\d+,\d").all()
 
 
+def test_a_folder_of_a_table_has_no_suffix(folder):
+    assert sample(["unlabelled", "--out", "y.txt"]) == 2
+    assert not (folder / "y.txt").exists()
+    assert sample(["unlabelled", "-n", "2", "--out", "of-v1.5"]) == 0
+    assert (folder / "of-v1.5" / "samples.csv").exists()
+
+
 def test_scores_have_the_order_of_the_data_and_the_values_of_the_least_likely(folder, capsys):
     assert score(["unlabelled", "unlabelled.csv", "-n", "20", "--importance-samples", "5"]) == 0
     said = capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+import shlex
 from datetime import date, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,7 +123,7 @@ def test_every_command_takes_a_table_of_numbers_and_texts(folder, capsys):
     for table, words in (
         ([["1", "1", "1", "Paris", "1"]], "line 2.*city, town is 'Paris'"),
         ([["1", "1", "1", "Cadiz", "1"], ["old", "1", "1", "Cadiz", "1"]], "line 3.*age is 'old'"),
-        ([["1", "1.5", "1", "Cadiz", "1"]], "domain"),
+        ([["1", "1.5", "1", "Cadiz", "1"]], "visits.*whole numbers from 0 on(?!.*0 or 1)"),
     ):
         write(folder / "other.csv", table)
         for command in (encode, score):
@@ -314,3 +315,18 @@ def test_a_small_table_is_trained_until_its_samples_are_as_correlated_as_its_row
         drawn = run.vae().likelihood(run.vae().prior().sample((20_000,))).sample()
     assert torch.corrcoef(drawn.T)[0, 1] < -0.95
     assert drawn[:, 1].mean() == pytest.approx(3e9, rel=0.1)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_printed_options_can_be_given_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{row % 7},{'SML'[row % 3]},{5 + row % 2},{row % 3 + 1}" for row in range(60)]
+    Path("t.csv").write_text("\n".join(["a,size,flag,stage", *rows]) + "\n")
+    base = ["--dataset", "table:t.csv", "--out"]
+    kinds = "size=ordinal:S<M<L,flag=categorical,stage=ordinal"
+    assert train([*base, "one", "--columns", kinds, "--epochs", "1"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("options")]
+    assert train([*base, "two", *shlex.split(line.partition(": ")[2])]) == 0
+    one, two = Run.open("one"), Run.open("two")
+    assert one.config == two.config
+    assert one.data.columns == two.data.columns
