@@ -40,13 +40,14 @@ examples:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from pvae.evaluation.report import evaluate, seconds_of_draws, to_text
+    from pvae.evaluation.report import check_density, evaluate, to_text
 
-    given = [(path, runs_in(path)) for path in arguments.run]
+    every = list({path.resolve(): path for path in arguments.run}.values())  # each once
+    given = [(path, runs_in(path)) for path in every]
     folders = [path for path, found in given for _ in found]
     if folders and any(not found for _, found in given):
         raise InputError("a row is a run, or the mean of a folder of runs: give runs alone, or folders alone")
-    paths = [run for _, found in given for run in found] or arguments.run
+    paths = [run for _, found in given for run in found] or every
     runs = [open_run(path, arguments.vae, len(paths) == 1) for path in paths]
     for folder in dict.fromkeys(folders):
         _check_seeds(folder, [run for run, place in zip(runs, folders) if place == folder])
@@ -61,15 +62,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         out = output_path(out, first.place / "evaluation.json")
     for run in runs:
         run.dataset(None, arguments.data_dir, arguments.offline)
-        run.vae()
+        check_density(run)  # before it is said what is evaluated
     if not is_quiet:
-        seconds = sum(seconds_of_draws(run, count * num_draws) for run in runs)
         what = f"{f'{len(runs)} runs, ' * (len(runs) > 1)}{count:,} test data of {first.data.name}"
-        takes = f"about {seconds / 60:.0f} min" if seconds > 60 else "less than a minute"
-        how = f"the ELBO, then log p(x) by {num_draws:,} draws of z for each datum, {takes}"
+        how = f"the ELBO, then log p(x) by {num_draws:,} draws of z for each datum"
         print(f"evaluating {what}: {how}", file=sys.stderr)
-    # At once, since the ELBO, and perhaps a compilation, come before the first draws.
-    with progress_bar("importance sampling", count * len(runs), "datum", is_quiet, in_logs=True, delay=0) as bar:
+    with progress_bar("importance sampling", count * len(runs), "datum", is_quiet, in_logs=True) as bar:
         settings = (num_draws, arguments.images, arguments.seed, bar.update, arguments.compile)
         if is_table:
             from pvae.evaluation import runs_table  # imports pandas

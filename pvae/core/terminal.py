@@ -43,9 +43,7 @@ def print_line(line: object) -> None:
         sys.stdout = None  # Python would try again to flush it at its exit
 
 
-def progress_bar(
-    title: str, total: int, unit: str, quiet: bool = False, in_logs: bool = False, delay: float = 10
-) -> tqdm:
+def progress_bar(title: str, total: int, unit: str, quiet: bool = False, in_logs: bool = False) -> tqdm:
     """Return a tqdm bar, which is drawn if standard error is a terminal, and removed at its end.
 
     Args:
@@ -54,13 +52,14 @@ def progress_bar(
         unit: name of a unit.
         quiet: draw nothing.
         in_logs: if standard error is not a terminal, write the time left to it every minute.
-        delay: seconds before the first of these lines; 0 writes one at once.
     """
-    rest: dict[str, Any] = {"disable": quiet or sys.stderr is None or None}  # None: tqdm looks if it is a terminal
+    # None: tqdm looks if it is a terminal.
+    rest: dict[str, Any] = {"disable": quiet or sys.stderr is None or None, "leave": False}
     if in_logs and not quiet and sys.stderr is not None and not sys.stderr.isatty():
-        left = "{desc}: {n_fmt} of {total_fmt} {unit}s, {remaining} left"
-        rest = {"delay": delay, "mininterval": 60, "bar_format": left}
-    return tqdm(total=total, desc=title, unit=unit, leave=False, **rest)
+        units = "data" if unit == "datum" else f"{unit}s"
+        left = f"{{desc}}: {{n_fmt}} of {{total_fmt}} {units}, {{remaining}} left"
+        rest = {"delay": 10, "mininterval": 60, "bar_format": left}  # and at its end, with a line break
+    return tqdm(total=total, desc=title, unit=unit, **rest)
 
 
 @contextlib.contextmanager

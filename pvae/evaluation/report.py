@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import timeit
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -36,11 +35,8 @@ __all__ = [
     "Report",
     "check_density",
     "evaluate",
-    "seconds_of_draws",
     "to_text",
 ]
-
-_TIMED = 40  # data, and draws of z for each, that are timed
 
 # The metadata of a field below are its label and its note in `to_text`; its name is its key in evaluation.json.
 
@@ -194,26 +190,6 @@ def check_density(run: Run) -> None:
         raise InputError(f"{run.path} is an autoencoder: a point posterior has no bound and no log-likelihood")
     if run.best_checkpoint().epoch == 0:
         raise InputError(f"{run.path} has not finished an epoch; go on with: {run.how_to_resume}")
-
-
-def seconds_of_draws(run: Run, num_draws: int) -> float:
-    """Return about how many seconds the importance sampling of a run takes, from the time of a few draws.
-
-    Where the decoder is compiled, it takes less.
-
-    Args:
-        run: the run.
-        num_draws: number of test data, times the number of draws for each.
-
-    Raises:
-        InputError: the run is an autoencoder.
-    """
-    check_density(run)
-    x = run.dataset().test
-    vae, batch, _ = with_likelihood(run, x, given_y(run, "test"), torch.arange(min(_TIMED, len(x))))
-    with seeded(0, torch.device("cpu")):  # the first call takes longer
-        seconds = timeit.repeat(lambda: importance_sample(vae, batch, _TIMED, engine="none"), number=1, repeat=3)
-    return min(seconds) * num_draws / (_TIMED * len(batch))
 
 
 def evaluate(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from time import sleep
 
 import pytest
 import torch
@@ -16,9 +15,9 @@ from pvae.compile import graph
 from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.core.errors import InputError
+from pvae.core.terminal import progress_bar
 from pvae.data.dataset import Dataset, random_subset
 from pvae.evaluation import rate_decomposition
-from pvae.evaluation import report as report_module
 from pvae.evaluation.rate_decomposition import active_units, split_rate
 from pvae.evaluation.report import evaluate, to_text
 from pvae.models.build import build_vae
@@ -366,13 +365,15 @@ def test_weights_that_cannot_be_trusted_are_warned_of(untrusted_run):
         assert "notebooks/bounds.md" in to_text(report), "what no warning sees, whether there is one or not"
 
 
-@pytest.mark.workflow
-def test_the_time_that_is_announced_is_that_of_all_draws(runs, monkeypatch):
-    """Each draw takes 10 microseconds or, on a busy machine, a little more."""
-    monkeypatch.setattr(
-        report_module, "importance_sample", lambda vae, batch, count, **_: sleep(len(batch) * count / 1e5)
-    )
-    assert 3 <= report_module.seconds_of_draws(runs("binary"), 300_000) < 6
+def test_lines_of_progress_in_a_log_say_a_time_and_end(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    with progress_bar("sampling", 80, "datum", in_logs=True) as bar:
+        assert capsys.readouterr().err == "", "no time is known"
+        now[0] = 61.0
+        bar.update(20)
+        assert capsys.readouterr().err.strip() == "sampling: 20 of 80 data, 03:03 left"
+    assert capsys.readouterr().err.endswith("\n"), "what is printed next has a line of its own"
 
 
 @pytest.mark.workflow

@@ -232,6 +232,14 @@ def test_the_command_takes_folders_of_seeds(seeds, capsys):
         assert float(error) == pytest.approx(abs(values.diff().iloc[-1]) / 2, abs=0.006), "of two values"
 
 
+def test_a_folder_that_is_given_twice_is_counted_once(seeds, capsys):
+    said = []
+    for names in (["trace", "analytic"], ["trace", "trace/../trace", "analytic"]):
+        assert main([*(str(seeds / name) for name in names), *FEW, "--quiet"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [(["odd"], "odd"), (["twice"], "twice"), (["one"], "one/a"), (["trace", "one/a"], "folders")],
