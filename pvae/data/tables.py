@@ -253,8 +253,8 @@ def _values(file: Path, column: Column, given: Series, numbers: Series) -> NDArr
     else:
         values = numbers - column.origin
         wanted = "a number, or missing: --missing-values names other texts"
-        for row, text in given[given.str.fullmatch(r"[+-]?\d{16,}").eq(True)].items():
-            if int(float(text)) != int(text):
+        for row, text in given[numbers.abs() >= 2**53].items():
+            if text.lstrip("+-").isdecimal() and int(float(text)) != int(text):
                 quoted = shlex.quote(column.name)
                 how = f"leave the column out by --ignore {quoted}, or give --name-column {quoted}"
                 raise InputError(f"{file}, {row}: {column.name} is {text}, of more digits than float64 holds: {how}")
