@@ -75,13 +75,13 @@ def impute(vae: VAE, data: Data, num_particles: int = 200, num_draws: int = 0) -
 
 def _imputed(vae: VAE, batch: Batch, num_particles: int, num_draws: int) -> Imputed:
     """Return what `impute` does, with the same number of draws for each datum."""
-    parts = []
+    parts = list[tuple[Tensor, ...]]()
     for part in batch.split(data_at_once(vae, batch, num_particles)):
         x, given = part.x, vae.given(part.y)
         z, log_w = _weighted_draws(given, x, num_particles)
         weight, is_missing = log_w.softmax(0), x.isnan()
         if (is_impossible := weight.isnan().any(0)).any():
-            place = sum(map(len, (done[0] for done in parts))) + int(is_impossible.nonzero()[0])
+            place = sum(len(done[0]) for done in parts) + int(is_impossible.nonzero()[0])
             raise InputError(
                 f"datum {place + 1} has log p(x) = -inf, as of a value far from the training data: correct it"
             )
