@@ -60,6 +60,7 @@ def _draw(arguments: argparse.Namespace) -> None:
 
 
 def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> None:
+    from pvae.data.folders import NotFoundError
     from pvae.plotting import pictures
     from pvae.trained.codes import latent_report
 
@@ -67,7 +68,10 @@ def _draw_run(arguments: argparse.Namespace, wanted: Sequence[str] | None) -> No
     folder = output_path(arguments.out, run.place / "figures")
     names = wanted or [*PICTURES]
     if not ({*names} <= {*_OF_WEIGHTS} and run.data.is_images and not run.is_given_labels):
-        run.dataset(None, arguments.data_dir, arguments.offline)
+        try:
+            run.dataset(None, arguments.data_dir, arguments.offline)
+        except NotFoundError as error:
+            raise InputError(f"{error}; --what {','.join(_OF_WEIGHTS)} needs no data") from None
     figures = {}
     for name in names:
         options = [arguments.attribute] if name == "attributes" and arguments.attribute else []

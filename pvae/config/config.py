@@ -119,7 +119,8 @@ class Config:
     )
     missing_values: str = option(
         MISSING_VALUES,
-        "the texts that stand for a missing value in a table, beside an empty field, with commas in between",
+        "the texts that stand for a missing value in a table, beside an empty field, with commas in between; "
+        "they replace the default ones",
         pattern=(r"[^\n]{0,1000}", "texts, with commas in between"),
         only_with=_READS_TABLES,
     )

@@ -59,7 +59,8 @@ class Column:
     def text(self, value: float, is_given: bool = False) -> str:
         """Return a value as the file has it: the text of a category, a date, or a number with the file's decimals.
 
-        Whole numbers and dates that were drawn or computed are rounded, and clamped into the range of the file.
+        Whole numbers and dates that were drawn or computed are rounded, and whole numbers clamped into the range of the
+        file.
 
         Args:
             value: a value of x; NaN becomes "".
@@ -69,7 +70,7 @@ class Column:
             return ""
         if self.categories:
             return self.categories[min(max(round(value), 0), len(self.categories) - 1)]
-        if not is_given and (self.decimals == 0 or self.date_format):
+        if not is_given and self.decimals == 0:
             value = max(value, self.least if self.least is not None else -math.inf)
             value = min(value, self.greatest if self.greatest is not None else math.inf)
         number = self.origin + value

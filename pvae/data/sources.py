@@ -25,7 +25,8 @@ from pvae.data.image_arrays import ImageArrays
 from pvae.data.image_cache import Images, ImageSource, ImageTransform, load_images
 from pvae.data.image_folder import ImageFiles, image_files
 from pvae.data.labels import coded_labels
-from pvae.data.value_files import Reading, from_values
+from pvae.data.reading import Reading
+from pvae.data.value_files import from_values
 
 __all__ = ["SETS", "linear_gaussian", "load_dataset"]
 

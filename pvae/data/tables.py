@@ -29,7 +29,7 @@ from pvae.config.columns import column_kinds, named_kinds
 from pvae.core.errors import InputError, brief, check_name, joined, listed, shown
 from pvae.data.dataset import EPOCH, Column
 from pvae.data.labels import UNKNOWN, check_classes
-from pvae.data.value_files import PACKAGES, Reading, Values
+from pvae.data.reading import PACKAGES, Reading, Values
 
 __all__ = ["Fields", "read_fields", "read_table", "table_text"]
 
@@ -220,7 +220,9 @@ def _new_column(given: Series, numbers: Series, point: str, kind: str, levels: S
     if not kind and decimals == 0 and len(distinct) == count:
         is_sequence = greatest - least + 1 == len(x) >= _FEW_ROWS and (least in (0, 1) or len(x) > _MOST_TEXTS)
         if is_sequence or re.search(_ID, name):
-            return f"whole numbers, of which each row has its own; --columns {shlex.quote(f'{name}=real')} keeps it"
+            how = f"--name-column {shlex.quote(name)} takes it as the names of rows"
+            how += f", --columns {shlex.quote(f'{name}=real')} as values"
+            return f"whole numbers, of which each row has its own: {how}"
     origin, unit = _origin(name, least, greatest) if kind in ("", "real") else (0.0, "")
     suffix = "%" if any(text.endswith("%") for text in distinct) else ""
     return Column(name, (), kind, decimals, least - origin, greatest - origin, origin, unit, "", suffix, point)

@@ -21,8 +21,9 @@ from pvae.data.image_arrays import ImageArrays
 from pvae.data.image_cache import ImageSource, ImageTransform, colours, load_images
 from pvae.data.image_folder import ImageFiles, image_files
 from pvae.data.labels import names_of
+from pvae.data.reading import Reading
 from pvae.data.sources import load_dataset
-from pvae.data.value_files import Reading, read_values
+from pvae.data.value_files import read_values
 from pvae.runs.record import RunRecord
 
 __all__ = ["OtherData", "data_for", "data_of", "load_again", "load_for"]

@@ -80,6 +80,10 @@ def export_torch(run: Run, folder: Path) -> list[Path]:
     Raises:
         InputError: torch has no distribution for the VAE, or the VAE was built in Python.
     """
+    if run.has_own_vae:
+        raise InputError(
+            f"{run.name} trained a VAE of your own, which is your own file already: torch.save its state_dict"
+        )
     vae, shape = run.vae(), run.config.padded(run.data.datum_shape)
     sizes = ", ".join(map(str, shape))
     samples = "" if run.config.is_autoencoder else f"\n    vae.sample(16)  # ({', '.join(('16', sizes))})"

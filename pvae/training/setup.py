@@ -157,6 +157,8 @@ def check_first_loss(trainer: Trainer) -> None:
         raise
     except (ValueError, RuntimeError, TypeError, NotFiniteError) as error:
         first_line, _, _ = str(error).partition("\n")
+        if "support (Boolean" in first_line:
+            first_line = "values of a Bernoulli are 0 or 1: give --binarize dynamic"
         raise InputError(
             f"the VAE cannot be evaluated on data of shape {tuple(few.x.shape[1:])} with pixels "
             f"{trainer.data.preparation.kind}, on the device {trainer.device}: {first_line}"

@@ -17,9 +17,10 @@ from pvae.core.errors import InputError
 from pvae.core.records import from_record, to_json
 from pvae.data.choices import values_config
 from pvae.data.dataset import Column, DataRecord, Dataset
+from pvae.data.reading import Reading
 from pvae.data.sources import load_dataset
 from pvae.data.tables import table_text
-from pvae.data.value_files import Reading, read_values
+from pvae.data.value_files import read_values
 from pvae.runs.data import load_for
 
 NAN = math.nan
@@ -432,7 +433,7 @@ def test_large_whole_numbers_are_real_and_written_whole(tmp_path):
         (Column("a", decimals=1, suffix="%"), 4.96, "5.0%", "4.96%"),
         (Column("a", decimals=1, point=","), 1.5, "1,5", "1,5"),
         (Column("a", origin=18262, least=0, greatest=9, date_format="%Y-%m-%d"), 1.6, "2020-01-03", "2020-01-03"),
-        (Column("a", origin=18262, least=0, greatest=9, date_format="%d.%m.%Y"), 31.0, "10.01.2020", "01.02.2020"),
+        (Column("a", origin=18262, least=0, greatest=9, date_format="%d.%m.%Y"), 31.0, "01.02.2020", "01.02.2020"),
         (Column("a", origin=18262, date_format="%Y-%m-%d %H:%M"), 0.5 + 1e-5, "2020-01-01 12:00", "2020-01-01 12:00"),
         (Column("a", decimals=0), math.nan, "", ""),
     ],

@@ -1,0 +1,65 @@
+"""`Reading`, how a file of data that are no images is read, and `Values`, what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from pvae.config.columns import MISSING_VALUES
+from pvae.data.dataset import Column
+
+__all__ = ["PACKAGES", "Reading", "Values", "is_table"]
+
+PACKAGES = {".parquet": "pyarrow", ".xlsx": "openpyxl"}  # that read tables beside pandas
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the columns of a table are read.
+
+    Args:
+        label_column: the column of the labels, or "".
+        name_column: the column of the names of rows, or "".
+        ignore: names of columns that are no part of x, with commas in between.
+        columns: as `Config.columns`.
+        missing_values: the texts that stand for a missing value, with commas in between.
+        known: the columns of the table that a run was trained on, which the table must have; or ().
+        left_out: names of other columns of that table, which the table may have.
+    """
+
+    label_column: str = ""
+    name_column: str = ""
+    ignore: str = ""
+    columns: str = ""
+    missing_values: str = MISSING_VALUES
+    known: tuple[Column, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+class Values(NamedTuple):
+    """The data of a file that are no images.
+
+    Args:
+        x: values (N, ...) of each split.
+        labels: classes (N,) of each split that has some.
+        names: a name for each datum of a split: its own, its line in a CSV file, or its number.
+        columns: the columns, if the file is a table.
+        note: what is not read, or "".
+        left_out: the columns of a table that are no part of x.
+    """
+
+    x: dict[str, NDArray[Any]]
+    labels: dict[str, NDArray[Any]]
+    names: Mapping[str, Sequence[str]]
+    columns: tuple[Column, ...] = ()
+    note: str = ""
+    left_out: tuple[str, ...] = ()
+
+
+def is_table(file: Path) -> bool:
+    """Return whether the name of a file is that of a table."""
+    return file.name.lower().endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz", *PACKAGES))
