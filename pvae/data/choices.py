@@ -22,7 +22,7 @@ _LEAST_SIDE = 4  # pixels that the last convolution leaves of the shorter side
 # proportion to their number, and at 65,536 the log scale of q runs away.
 _MOST_INPUTS = 16_384
 _MOST_COUNTS = 500  # the mean of a column that is one of counts: beyond, a Normal does as well, rounded
-_LEAST_VARIANCE = 0.75  # of counts, as a share of their mean: that of a sample of a Poisson may be below 1
+_LEAST_VARIANCE = 0.85  # of counts, as a share of their mean: that of a sample of a Poisson may be below 1
 _STEPS = 10_000  # of a training of other data
 _PATIENCE = 1000  # steps without a better bound, after which it stops
 _PIXELS = 5e8  # that a training processes, in five to ten minutes on two cores
@@ -72,7 +72,7 @@ def values_config(data: Dataset, **options: Any) -> Config:
     after 1,000 steps, and 15 epochs, without a better bound on the validation data.
 
     The columns of a table have kinds: texts are a category; 0 and 1 are binary; whole numbers from 0 on are counts, if
-    their mean is below 500 and their variance at least three quarters of it, since a negative binomial has no less than
+    their mean is below 500 and their variance at least 0.85 of it, since a negative binomial has no less than
     its mean; all other columns are real. If the kinds differ, there is a category, or `columns` is given, the
     likelihood is "columns".
 
