@@ -33,7 +33,7 @@ from pvae.data.reading import PACKAGES, Reading, Values
 
 __all__ = ["Fields", "read_fields", "read_table", "table_text"]
 
-_MOST_TEXTS = 100  # of a category that nobody asked for
+_MOST_TEXTS = 100  # of a category, unless --columns names its kind
 _MOST_DAYS = 366 * 200  # between a date and 1970
 _FEW_ROWS = 10  # fewer may all differ by chance
 _NUMBERS = {  # by the decimal point, how numbers are written, and the marks between their thousands
