@@ -8,6 +8,7 @@ import difflib
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 
 from pvae.core.errors import (
     InputError,
+    LacksOptionError,
     LostError,
     NotFiniteError,
     TrainingError,
@@ -80,7 +82,11 @@ class Command:
                     raise InputError(f"{first} and {second} exclude each other: leave one of them out")
             with ctrl_c_exits_at_once(parser.command):
                 import pvae.training.fit  # noqa: F401  imports torch, which takes two seconds
-            self.work(arguments)
+            try:
+                self.work(arguments)
+            except LacksOptionError as error:
+                line = [*parser.prog.split(), *(sys.argv[1:] if argv is None else argv), *error.options]
+                raise InputError(f"{error.reason}: {shlex.join(line)}") from None
 
         return run_command(parser.command, parse_and_work)
 

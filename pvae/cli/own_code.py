@@ -8,38 +8,61 @@ import inspect
 import io
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from pvae.core.errors import InputError, brief
+from pvae.config.config import OPTIONS, Config
+from pvae.config.options import flag
+from pvae.core.errors import InputError, brief, listed
 
 if TYPE_CHECKING:
-    from pvae.config.config import Config
     from pvae.runs.run import Run
     from pvae.vae import VAE
 
 __all__ = ["load_function", "open_run", "own_vae", "runs_in"]
 
 
-def own_vae(place: str, config: Config, datum_shape: tuple[int, ...]) -> VAE:
+_NAMES = [*OPTIONS]
+_OF_A_VAE = {*_NAMES[_NAMES.index("network") : _NAMES.index("elbo")]} - {"columns"}  # by these the data are read
+
+
+def own_vae(place: str, config: Config, datum_shape: tuple[int, ...], chosen: Iterable[str] = ()) -> VAE:
     """Return the VAE that a function of the user builds.
 
+    Args:
+        place: FILE.py:FUNCTION.
+        config: the configuration.
+        datum_shape: the shape of a datum, before padding.
+        chosen: the options that the user gave.
+
     Raises:
-        InputError: there is no such function, it raises an exception, or it returns something else.
+        InputError: there is no such function, it raises an exception or returns something else, or it does not read a
+            chosen option of networks or distributions, which then has no effect.
     """
     from pvae.core.random_state import seeded
     from pvae.vae import VAE
 
-    function = load_function(place)
+    function, read = load_function(place), set[str]()
+
+    class Watched(Config):
+        def __getattribute__(self, name: str) -> Any:
+            read.add(name)
+            return super().__getattribute__(name)
+
+    watched, shape = Watched(**asdict(config)), config.padded(datum_shape)
+    read.clear()  # of the checks
     try:
         with seeded(config.seed):
-            vae = function(config, config.padded(datum_shape))
+            vae = function(watched, shape)
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # of any type: it is the user's code
         raise InputError(f"--vae {place} raises {type(error).__name__}: {brief(error)}") from None
+    if unused := [flag(name) for name in chosen if name in _OF_A_VAE - read]:
+        raise InputError(f"--vae {place} does not read {listed(unused)} of its configuration: leave it out")
     if not isinstance(vae, VAE):
         raise InputError(f"--vae {place} returns a {type(vae).__name__}: return pvae.VAE(p_z=..., q_z=..., p_x=...)")
     return vae

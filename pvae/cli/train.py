@@ -152,8 +152,8 @@ def _fit(config: Config, data: Dataset | None, out: Path | None, options: Mappin
     from pvae.runs.data import load_for
 
     data = data or load_for(config, options["data_dir"], options["offline"])
-    vae, code = own_vae(place, config, data.datum_shape), Path(place.rpartition(":")[0]).read_text("utf-8")
-    return fit(config, vae=vae, code=code, data=data, out=out, start=options["from"], **where)
+    vae = own_vae(place, config, data.datum_shape, _chosen(options))
+    return fit(config, vae=vae, code=place, data=data, out=out, start=options["from"], **where)
 
 
 def _resume(path: Path, chosen: Mapping[str, Any], options: Mapping[str, Any]) -> Run:

@@ -14,6 +14,7 @@ __all__ = [
     "GradientError",
     "InputError",
     "InterruptedTrainingError",
+    "LacksOptionError",
     "LostError",
     "NotFiniteError",
     "TrainingError",
@@ -40,6 +41,20 @@ class InputError(ValueError):
     def __init__(self, message: str = "") -> None:
         # Pyro raises an error of model or guide anew, with the shapes of all sites after its message.
         super().__init__(one_line(re.split(r"\n *Trace Shapes:", message, maxsplit=1)[0]))
+
+
+class LacksOptionError(InputError):
+    """A command lacks an option; `Command` gives the command line that has it.
+
+    Args:
+        reason: why the option is needed.
+        options: what to add to the command line.
+        call: the same in Python.
+    """
+
+    def __init__(self, reason: str, options: Sequence[str], call: str) -> None:
+        super().__init__(f"{reason}: give {' '.join(options)}, or {call} in Python")
+        self.reason, self.options = reason, options
 
 
 class TrainingError(RuntimeError):

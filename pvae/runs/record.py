@@ -43,6 +43,7 @@ class RunRecord:
         has_own_vae: the VAE was built in Python and given to `fit`; `config` does not describe its networks.
         has_own_beta: the weight of the rate was a function that was given to `fit`.
         start: of a training that started from another run: its identity, its folder, and its progress then; else {}.
+        vae_place: FILE.py:FUNCTION, which built that VAE, or "".
     """
 
     path: Path
@@ -53,6 +54,7 @@ class RunRecord:
     has_own_vae: bool = False
     has_own_beta: bool = False
     start: dict[str, str] = field(default_factory=dict)
+    vae_place: str = ""
 
     @classmethod
     def open(cls: type[R], path: str | Path) -> R:
@@ -97,6 +99,7 @@ class RunRecord:
                 has_own_vae="own_vae" in record,
                 has_own_beta="own_beta" in record,
                 start=record.get("start", {}),
+                vae_place=record.get("vae_place", ""),
             )
         except (InputError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise InputError(
@@ -114,6 +117,7 @@ class RunRecord:
             "format": _FORMAT,
             "run": self.identity,
             **({"own_vae": _OWN_VAE} if self.has_own_vae else {}),
+            **({"vae_place": self.vae_place} if self.vae_place else {}),
             **({"own_beta": "a function of the step, given to fit"} if self.has_own_beta else {}),
             **({"start": self.start} if self.start else {}),
             "config": asdict(self.config) | ({"alpha": "-inf"} if self.config.alpha == -math.inf else {}),
@@ -135,6 +139,8 @@ class RunRecord:
     @property
     def how_to_resume(self) -> str:
         """The command that resumes the run, or the call in Python if its VAE or data were given from Python."""
-        given = ", vae=vae" * self.has_own_vae + ", data=data" * (not self.data.dataset)
-        path = str(self.path)
-        return f"pvae.resume({path!r}{given})" if given else f"python -m pvae.train --resume {shlex.quote(path)}"
+        path, options = str(self.path), f" --vae {shlex.quote(self.vae_place)}" if self.vae_place else ""
+        given = ", vae=vae" * (self.has_own_vae and not options) + ", data=data" * (not self.data.dataset)
+        return (
+            f"pvae.resume({path!r}{given})" if given else f"python -m pvae.train --resume {shlex.quote(path)}{options}"
+        )

@@ -19,7 +19,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 
 from pvae.config.presets import system_title
-from pvae.core.errors import InputError
+from pvae.core.errors import InputError, LacksOptionError
 from pvae.core.random_state import seeded
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Preparation
@@ -214,8 +214,8 @@ class Run(RunRecord):
             InputError: `vae` is missing, or given without need.
         """
         if self.has_own_vae and vae is None and "vae" not in self.cache:
-            advice = "give --vae FILE.py:FUNCTION, or vae=vae in Python"
-            raise InputError(f"{self.path} trained a VAE of your own: {advice}")
+            options = ["--vae", self.vae_place or "FILE.py:FUNCTION"]
+            raise LacksOptionError(f"{self.path} trained a VAE of your own; name it again", options, "vae=vae")
         if vae is not None and not self.has_own_vae:
             raise InputError(f"{self.path} trained the VAE that its config.json describes: leave vae out")
 

@@ -92,7 +92,7 @@ def fit(
             only the first calls it.
         start: a run. Weights and buffers that have its names and shapes start from its own; the others, which a note
             names, start as in any training.
-        code: the text of the file that builds your own VAE, to be kept in the run folder.
+        code: FILE.py:FUNCTION, which built your own VAE; the run keeps it, and the text of the file.
         beta: the weight of the rate in the loss as a function of the number of the step, from 0 on, in place of those
             options of `config`. The run notes that there is one, but cannot keep it: give it to `resume` again.
 
@@ -125,7 +125,12 @@ def fit(
             taken, started_from = "", dict[str, str]()
             if parent is not None:
                 weights = parent.best_checkpoint()
-                taken = start_from(trainer.vae, weights.vae, parent.path)
+                try:
+                    taken = start_from(trainer.vae, weights.vae, parent.path)
+                except InputError:
+                    if vae is None:  # the run may have a VAE that is to be given again
+                        parent.check_vae(None)
+                    raise
                 started_from = {"run": parent.identity, "path": str(parent.path), "at": f"epoch {weights.epoch}"}
             check_first_loss(trainer)
             folder = Path(world.broadcast(lambda: str(writer.new_folder(path, config))))
@@ -136,7 +141,8 @@ def fit(
                 has_own_vae=vae is not None,
                 has_own_beta=beta is not None,
                 start=started_from,
-                code=code,
+                vae_place=code,
+                code=Path(code.rpartition(":")[0]).read_text("utf-8") if code else "",
                 loaded=data,
             )
             with _locked(folder, world):

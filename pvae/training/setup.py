@@ -160,9 +160,23 @@ def check_first_loss(trainer: Trainer) -> None:
         if "support (Boolean" in first_line:
             first_line = "values of a Bernoulli are 0 or 1: give --binarize dynamic"
         raise InputError(
-            f"the VAE cannot be evaluated on data of shape {tuple(few.x.shape[1:])} with pixels "
+            f"{_failing_part(vae, few)} cannot be evaluated on data of shape {tuple(few.x.shape[1:])} with pixels "
             f"{trainer.data.preparation.kind}, on the device {trainer.device}: {first_line}"
         ) from error
+
+
+def _failing_part(vae: VAE, few: Batch) -> str:
+    """Return which distribution of a VAE cannot be computed, and of what shape its argument is; or "the VAE"."""
+    part = "p(z)"
+    try:
+        vae.prior(few.y)
+        part = f"q(z | x), given x of shape {tuple(few.x.shape)},"
+        z = vae.posterior(*few).sample()
+        part = f"p(x | z), given z of shape {tuple(z.shape)},"
+        vae.likelihood(z, few.y)
+    except Exception:  # of any type: it is the user's code
+        return part
+    return "the VAE"
 
 
 def _initial_vae(config: Config, data: Dataset, x: Tensor) -> VAE:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,8 @@ def mine(config, datum_shape):
     return own_vae(likelihood=NormalLikelihood)
 def other(config, datum_shape):
     return 3
+def sized(config, datum_shape):
+    return own_vae(config.hidden[0], NormalLikelihood)
 def fails(config, datum_shape):
     raise KeyError("no")
 """
@@ -50,7 +54,7 @@ def test_every_command_takes_it(folder, capsys):
         assert command(["run", *VAE, *arguments]) == 0, capsys.readouterr().err
         capsys.readouterr()
         assert command(["run", *arguments]) == 2
-        assert "--vae FILE.py:FUNCTION" in capsys.readouterr().err
+        assert shlex.join(["run", *arguments, *VAE]) in capsys.readouterr().err, "the command that is to be given"
     assert train(["--resume", "run", "--epochs", "2", *VAE, "--quiet"]) == 0
     assert pvae.Run.open("run").metrics()[-1].epoch == 2
 
@@ -81,7 +85,7 @@ def test_a_vae_of_other_data_is_refused(folder, capsys):
 
 
 def test_several_seeds_end_in_a_table(folder, capsys):
-    digits = ["--dataset", "mnist-5k", "--epochs", "1", "--batch-size", "1000", "--likelihood", "normal"]
+    digits = ["--dataset", "mnist-5k", "--epochs", "1", "--batch-size", "1000"]
     assert train([*digits, *VAE, "--seeds", "0:2", "--out", "many", "--quiet"]) == 0
     (row,) = [
         line for line in (folder / "many" / "figures" / "table.md").read_text().splitlines() if "mnist" in line.lower()
@@ -96,6 +100,20 @@ def test_the_commands_that_are_named_next_name_it(folder, capsys):
     assert [line for line in said if "tensorboard" not in line and not line.endswith("run --vae mine.py:mine")] == [
         "   or  python -m pvae.train --resume run --epochs 2 --vae mine.py:mine"
     ]
+
+
+def test_the_weights_of_a_run_of_it_are_taken_by_the_same_one_alone(folder, capsys):
+    assert train([*DATA, *VAE, "--out", "run", "--quiet"]) == 0
+    line = [*DATA, "--from", "run", "--out", "more"]
+    assert shlex.join([*line, *VAE]) in refuse(train, line, capsys, folder)
+    assert train([*line, *VAE]) == 0
+
+
+def test_options_that_it_does_not_read_are_refused(folder, capsys):
+    for more in (["--latent-dim", "3"], ["--likelihood", "normal-diagonal"]):
+        assert more[0] in refuse(train, [*DATA, *VAE, *more, "--out", "run"], capsys, folder)
+    assert train([*DATA, "--vae", "mine.py:sized", "--hidden", "9", "--out", "run", "--quiet"]) == 0
+    assert pvae.Run.open("run").best_checkpoint().vae["p_x.0.weight"].shape == (9, 2)
 
 
 def test_a_run_without_it_takes_none(folder, capsys):

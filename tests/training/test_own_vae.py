@@ -7,7 +7,7 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers.own import Posterior, StudentPrior, own_vae
+from helpers.own import Likelihood, Posterior, StudentPrior, own_vae
 from helpers.runs import assert_same
 from torch import nn
 
@@ -132,7 +132,9 @@ def test_posteriors_without_a_closed_form_a_mean_or_rsample_are_evaluated(tmp_pa
 
 
 WRONG_PARTS = [
-    ("q_z", Posterior(nn.Flatten(), nn.Linear(1024, 4)), r"\(2x784 and 1024x4\)"),
+    ("q_z", Posterior(nn.Flatten(), nn.Linear(1024, 4)), r"q\(z \| x\).*\(2, 1, 28, 28\).*\(2x784 and 1024x4\)"),
+    ("p_x", Likelihood(nn.Linear(2, 783), nn.Unflatten(-1, (1, 28, 28))), r"p\(x \| z\).*\(2, 2\).*28, 28.*783"),
+    ("p_x", Likelihood(nn.Linear(2, 12), nn.Unflatten(-1, (3, 2, 2))), r"p\(x \| z\).*\(3, 2, 2\).*28, 28"),
     ("q_z", Posterior(nn.Flatten(), nn.Linear(784, 4).double()), "Double"),
     ("q_z", BernoulliPosterior(nn.Flatten(), nn.Linear(784, 4)), "--elbo score"),
     ("q_z", nn.Sequential(nn.Flatten(), nn.Linear(784, 2)), r"torch\.Tensor"),
