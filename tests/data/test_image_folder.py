@@ -17,9 +17,8 @@ import pvae
 from pvae.cli.evaluate import main as evaluate
 from pvae.cli.train import main
 from pvae.core.errors import InputError
-from pvae.data import image_folder
-from pvae.data.image_cache import ImageTransform, load_images
-from pvae.data.image_folder import ImageFiles, image_files
+from pvae.data.image_cache import load_images
+from pvae.data.image_sources import ImageFiles, ImageTransform, image_files
 from pvae.data.sources import load_dataset
 from pvae.runs.data import data_of, load_for
 from pvae.runs.run import Run
@@ -274,7 +273,8 @@ def test_damaged_lists_of_celeba_are_refused(celeba, name):
 
 def decoded(path, *size, grey=False):
     """Return (C, H, W) of one file."""
-    return image_folder.decode(path, ImageTransform(size, 1 if grey else 3))[0]
+    transform = ImageTransform(size, 1 if grey else 3)
+    return load_images(ImageFiles([path], path.parent), transform, least=1).pixels[0]
 
 
 # How a viewer turns a stored image, for each EXIF orientation.

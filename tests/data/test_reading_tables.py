@@ -18,9 +18,8 @@ from pvae.core.records import from_record, to_json
 from pvae.data.choices import values_config
 from pvae.data.dataset import Column, DataRecord, Dataset
 from pvae.data.reading import Reading
-from pvae.data.sources import load_dataset
+from pvae.data.sources import load_dataset, read_values
 from pvae.data.tables import table_text
-from pvae.data.value_files import read_values
 from pvae.runs.data import load_for
 
 NAN = math.nan

@@ -20,8 +20,7 @@ from pvae.core.errors import InputError
 from pvae.data import torch_data
 from pvae.data.dataset import Dataset
 from pvae.data.preparation import Preparation
-from pvae.data.sources import load_dataset
-from pvae.data.value_files import read_values
+from pvae.data.sources import load_dataset, read_values
 
 RNG = np.random.default_rng(0)
 
@@ -63,11 +62,16 @@ def test_files_of_arrays(tmp_path):
     save(tmp_path / "named.npz", X=RNG.integers(0, 9, (40, 6, 2), dtype=np.uint16), y=np.array(["a", "b"] * 20))
     one = load_dataset(f"array:{tmp_path / 'rows.npy'}")
     assert (len(one.train), len(one.test), one.datum_shape) == (36, 4, (5,))
-    order = [int(name.removeprefix("train-")) for name in [*one.names["train"], *one.names["test"]]]
+    order = [int(name.removeprefix("rows-")) for name in [*one.names["train"], *one.names["test"]]]
     assert np.array_equal(torch.cat([one.train, one.test]).numpy(), rows[order])
     two = load_dataset(f"array:{tmp_path / 'split.npz'}")
     assert np.array_equal(two.test.numpy(), rows[30:])
     assert two.test_labels.tolist() == [row % 3 for row in range(10)]
+    np.save(tmp_path / "swapped.npy", rows.astype(">f8"))  # as in FITS files
+    assert torch.equal(load_dataset(f"array:{tmp_path / 'swapped.npy'}").train, one.train)
+    save(tmp_path / "own.npz", train=rows[:30], valid=rows[30:])
+    own = load_dataset(f"array:{tmp_path / 'own.npz'}")
+    assert [len(own.names[split]) for split in ("train", "test", "valid")] == [27, 3, 10]
     three = load_dataset(f"array:{tmp_path / 'named.npz'}")
     assert (three.datum_shape, three.label_names) == ((6, 2), ("a", "b"))
 
@@ -89,8 +93,7 @@ def test_arrays_in_an_hdf5_file(tmp_path):
     ("name", "package"), [("t.parquet", "pyarrow"), ("t.xlsx", "openpyxl"), ("t.h5", "h5py"), ("t.h5ad", "anndata")]
 )
 def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, name, package):
-    for module in ("arrays", "tables"):
-        monkeypatch.setattr(f"pvae.data.{module}.find_spec", lambda name: None)
+    monkeypatch.setattr("pvae.data.sources.find_spec", lambda name: None)
     (tmp_path / name).write_bytes(b"any")
     with pytest.raises(InputError, match=f"{package}.*pip install"):
         read_values(tmp_path / name)

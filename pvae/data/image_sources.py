@@ -1,4 +1,4 @@
-"""`ImageFiles`, the images of the image files in a folder, decoded in parallel."""
+"""Images of files, decoded in parallel, and of arrays: `ImageFiles` and `ImageArrays`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from PIL import ExifTags, Image, ImageChops, ImageOps
 from tifffile import TiffFile
 
 from pvae.core.errors import InputError, brief
+from pvae.data.arrays import read_arrays
 from pvae.data.folders import is_folder
-from pvae.data.image_cache import Images, ImageTransform, Shape
 from pvae.data.levels import Levels, to_bytes
 
-__all__ = ["SUFFIXES", "ImageFiles", "converted", "decode", "image_files"]
+__all__ = ["SUFFIXES", "ImageArrays", "ImageFiles", "ImageTransform", "Shape", "image_files"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -51,7 +51,35 @@ _LARGE = ThreadPoolExecutor(1)
 _FIRST = 8  # files that show nearly always that grey values are not 0 and 1 only
 _AT_ONCE = 1000  # files that are read before the result of the first of them is used
 
+_MAX_CHANNELS = 16  # of an array
+
 _T = TypeVar("_T")
+
+Shape = tuple[int, int, int]  # height, width, channels
+
+
+class ImageTransform(NamedTuple):
+    """How an image file is converted to an image.
+
+    As in a viewer, an image is turned as its EXIF orientation says, and transparent pixels are laid over white. It is
+    then resized.
+
+    Args:
+        size: (height, width) of the result; None for the median size of the images, or, if that has a side of more
+            than 64 pixels, for its reduction to a longer side of 64.
+        channels: 1 for grey images, 3 for colour; 0 for 1 if all images are grey, and otherwise for the number of
+            channels that they have.
+        skip_broken: leave out a file that cannot be decoded, in place of raising an error.
+        keep_aspect: cut off what would be stretched, in equal parts of both ends, before resizing.
+        value_range: the values that become the levels 0 and 255; () for those of their type; None to choose it by the
+            values of all images, as in `Levels.value_range`.
+    """
+
+    size: tuple[int, int] | None = None
+    channels: int = 0
+    skip_broken: bool = False
+    keep_aspect: bool = False
+    value_range: tuple[float, ...] | None = None
 
 
 def image_files(folder: Path) -> tuple[list[Path], str]:
@@ -80,15 +108,14 @@ def image_files(folder: Path) -> tuple[list[Path], str]:
 
 @dataclass
 class ImageFiles:
-    """Image files, as an `ImageSource`.
+    """Image files.
 
     Args:
         paths: the files.
-        folder: images are named by their paths in this folder.
+        folder: files are named by their paths in this folder.
         splits: the split of each file, or [].
         labels: the label of each file, or [].
         note: what is left out, or "".
-        key: as in `ImageSource`.
     """
 
     paths: list[Path]
@@ -96,17 +123,12 @@ class ImageFiles:
     splits: Sequence[str] = ()
     labels: Sequence[Any] = ()
     note: str = ""
-    key: str = ""
+    key = ""
 
-    def __len__(self) -> int:
-        """Return the number of files."""
-        return len(self.paths)
-
-    def described(self, images: Images) -> tuple[list[str], list[str], list[Any]]:
-        """Return the name of each image, its split, and its label; the third image of a.tif is named "a.tif#3"."""
-        names = [f"{self.paths[file].relative_to(self.folder)}{f'#{page}' * (page > 0)}" for file, page in images.kept]
-        splits = [self.splits[file] for file, _ in images.kept if self.splits]
-        return names, splits, [self.labels[file] for file, _ in images.kept if self.labels]
+    @property
+    def names(self) -> list[str]:
+        """The name of each file."""
+        return [str(path.relative_to(self.folder)) for path in self.paths]
 
     def survey(self) -> tuple[list[Shape], Levels | None]:
         """Return the shapes of the images, and their levels if some have more than 8 bits, or if all are 0 or 1."""
@@ -120,8 +142,13 @@ class ImageFiles:
         return [shape for pages in headers for shape, _ in pages], levels
 
     def decoded(self, transform: ImageTransform) -> Iterator[list[NDArray[np.uint8]]]:
-        """Yield the images (C, H, W) of each file in turn."""
-        return _in_parallel(partial(decode, transform=transform), self.paths)
+        """Yield the images (C, H, W) of each file in turn; none if it cannot be decoded and `skip_broken` is set."""
+
+        def pixels(page: _Page) -> NDArray[np.uint8]:
+            values, opacity = page.read()
+            return _converted(values, transform, opacity)
+
+        return _in_parallel(partial(_of_pages, pixels, skip_broken=transform.skip_broken), self.paths)
 
 
 def _in_parallel(function: Callable[[Path], _T], files: Sequence[Path]) -> Iterator[_T]:
@@ -143,22 +170,6 @@ class _Page(NamedTuple):
     shape: Shape
     is_deep: bool
     read: Callable[[], tuple[NDArray[Any], Image.Image | None]]
-
-
-def decode(path: Path, transform: ImageTransform) -> list[NDArray[np.uint8]]:
-    """Return the images (C, H, W) of a file; none if it cannot be decoded and `transform.skip_broken` is set.
-
-    Raises:
-        InputError: the file cannot be decoded.
-    """
-
-    def pixels(page: _Page) -> NDArray[np.uint8]:
-        values, opacity = page.read()
-        if values.dtype.str[1:] == "u2" and page.shape[2] == 3 and transform.value_range in (None, (), (0, 65535)):
-            values = (values >> 8).astype(np.uint8)  # as Pillow does
-        return converted(values, transform, opacity)
-
-    return _of_pages(pixels, path, transform.skip_broken)
 
 
 def _of_pages(function: Callable[[_Page], _T], path: Path, skip_broken: bool = True) -> list[_T]:
@@ -257,7 +268,9 @@ def _pillow_values(image: Image.Image, is_only: bool) -> tuple[NDArray[Any], Ima
     return np.asarray(image.convert(mode)), opacity
 
 
-def converted(values: NDArray[Any], transform: ImageTransform, opacity: Image.Image | None = None) -> NDArray[np.uint8]:
+def _converted(
+    values: NDArray[Any], transform: ImageTransform, opacity: Image.Image | None = None
+) -> NDArray[np.uint8]:
     """Return an image as bytes of the wanted number of channels and size, (C, H, W).
 
     Args:
@@ -281,3 +294,70 @@ def converted(values: NDArray[Any], transform: ImageTransform, opacity: Image.Im
     resize = ImageOps.fit if transform.keep_aspect else Image.Image.resize
     resized = [np.atleast_3d(np.asarray(resize(layer, size, Image.Resampling.BILINEAR))) for layer in layers]
     return np.concatenate(resized, axis=2).transpose(2, 0, 1)
+
+
+class ImageArrays:
+    """The images and labels of an .npy or .npz file; `read_arrays` says how arrays are named.
+
+    An array of images has the shape (N, H, W), (N, H, W, C) or (N, C, H, W), of at most 16 channels C. If the last
+    side is 1, 3 or 4, it is C; otherwise the second one is C if it is 1, 3 or 4; otherwise C is the one of them that
+    is at most 16. No channel is taken for opacity. The values are booleans, integers or floats; `Levels` describes how
+    they become bytes.
+
+    Args:
+        path: the file.
+        is_shuffled: put the images of each array into a random order, always the same one.
+
+    Raises:
+        InputError: the file cannot be read, or its images or labels have another shape or type.
+    """
+
+    def __init__(self, path: Path, is_shuffled: bool = True) -> None:
+        self.paths, self.key = [path], f" shuffled {is_shuffled}"
+        self.names, self.splits, self.labels = list[str](), list[str](), list[Any]()
+        self._arrays: list[tuple[NDArray[Any], NDArray[np.int64]]] = []  # with the new order of their images
+        values = read_arrays(path)
+        self.note = values.note
+        for split, x in values.x.items():
+            images, count = _channels_last(x, f"{path} cannot be used: {split}"), len(x)
+            order = np.random.RandomState(count).permutation(count) if is_shuffled else np.arange(count)
+            self._arrays.append((images, order))
+            self.names += [values.names[split][row] for row in order]
+            self.splits += [split] * count
+            self.labels += [*values.labels[split][order]] if split in values.labels else []
+        shapes = sorted({images.shape[1:] for images, _ in self._arrays})
+        if len(shapes) > 1:
+            found = " and ".join(map(str, shapes))
+            raise InputError(f"{path} cannot be used: its images have the shapes {found}: give one shape")
+        if 0 < len(self.labels) < len(self.names):
+            which = "some of its arrays of images have labels, and some have not"
+            raise InputError(f"{path} cannot be used: {which}: give labels for all or none")
+        self.shape: Shape = shapes[0]
+
+    def survey(self) -> tuple[list[Shape], Levels | None]:
+        """Return the shape of the images, and their levels.
+
+        Raises:
+            InputError: a value is NaN or infinite, or the arrays have several types.
+        """
+        return [self.shape], reduce(or_, (Levels.of(images) for images, _ in self._arrays))
+
+    def decoded(self, transform: ImageTransform) -> Iterator[list[NDArray[np.uint8]]]:
+        """Yield each image (C, H, W) in turn, as the only one of its file."""
+        for array, order in self._arrays:
+            yield from ([_converted(array[row], transform)] for row in order)
+
+
+def _channels_last(array: NDArray[Any], name: str) -> NDArray[Any]:
+    """Return images as (N, H, W, C)."""
+    described = f"{name} is {array.dtype} of shape {array.shape}"
+    array = array[..., None] if array.ndim == 3 else array
+    if array.ndim != 4 or array.size == 0:
+        raise InputError(f"{described}: give (N, H, W), (N, H, W, C) or (N, C, H, W)")
+    _, second, _, last = array.shape
+    if last in (1, 3, 4) or (second not in (1, 3, 4) and last <= _MAX_CHANNELS < second):
+        return array
+    if second in (1, 3, 4) or second <= _MAX_CHANNELS < last:
+        return np.moveaxis(array, 1, 3)
+    wanted = f"give (N, H, W, C) or (N, C, H, W), where one side only is at most {_MAX_CHANNELS}, or C is 1, 3 or 4"
+    raise InputError(f"{described}, where the channels cannot be told from the rows and columns: {wanted}")
