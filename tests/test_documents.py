@@ -212,3 +212,7 @@ def test_tests_that_are_named_exist():
     named = {name for text in texts.values() for name in re.findall(r"tests/[a-z_/]+\.py", text)}
     assert len(named) > 5
     assert [name for name in named if not (ROOT / name).exists()] == []
+    tests = "".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
+    named = {name for text in texts.values() for name in re.findall(r"`(test_\w+)(?:\.\.\.)?`", text)}
+    assert len(named) > 5
+    assert [name for name in named if f"def {name}" not in tests] == []

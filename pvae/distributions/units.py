@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
 
@@ -84,6 +85,14 @@ class InUnits(InFloat64):
     ) -> None:
         self.loc, self.scale = loc, scale
         super().__init__(base, dtype, validate_args=validate_args)
+
+    @property
+    def support(self) -> Any:
+        """The support of x: that of y in the units of x."""
+        of_y: Any = self.base.support
+        if not isinstance(of_y, constraints.interval):
+            return of_y
+        return constraints.interval(self.loc + self.scale * of_y.lower_bound, self.loc + self.scale * of_y.upper_bound)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> InUnits:
         """Return the same distribution over a larger batch shape."""

@@ -45,7 +45,7 @@ def encoder_input(config: Config, datum_shape: tuple[int, ...]) -> tuple[list[nn
 class Units(nn.Module):
     """The location and the scale of each value of the training data, which `build.fit_to` stores as buffers.
 
-    A buffer that a checkpoint lacks, of a version that had none, is as in a module that was not fitted to data.
+    A checkpoint of an earlier version, which had no such buffers, loads as a module that was not fitted to data.
 
     Args:
         datum_shape: of x.

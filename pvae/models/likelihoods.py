@@ -129,7 +129,7 @@ class Likelihood(nn.Module):
         return x
 
     def _violated(self, x: Tensor) -> str:
-        """Return the domain that values outside of it should be in; of columns that of the first kind."""
+        """Return the domain that x violates, for a message; of mixed columns that of the first such kind."""
         return self.domain
 
     def _in_domain(self, x: Tensor) -> Tensor:
