@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
@@ -14,14 +14,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from pvae.core.errors import InputError, joined, one_line
-from pvae.data.torch_data import read_torch
+from pvae.core.errors import InputError, brief, is_out_of_memory, joined, one_line, total_memory
 
-__all__ = ["EPOCH", "Column", "DataRecord", "Dataset", "is_classes", "random_subset", "value_name"]
+__all__ = [
+    "EPOCH",
+    "Column",
+    "DataRecord",
+    "Dataset",
+    "check_domain",
+    "is_classes",
+    "random_subset",
+    "split_rows",
+    "value_name",
+]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_AT_ONCE = 1000  # data in a batch
 _MOST_DECIMALS = 8  # of numbers that a person wrote
 
 
@@ -208,16 +220,15 @@ class Dataset:
         Raises:
             InputError: as for `Dataset`, or a source cannot be read, yields something else or does not fit into memory.
         """
-        x, y, note = read_torch(train, "train", is_shuffled=test is None)
+        x, y, note = _read_torch(train, "train")
         if test is None:
-            num_train = len(x) - max(2, len(x) // 10)
-            x, x_test = x.tensor_split([num_train])
-            y, y_test = (None, None) if y is None else y.tensor_split([num_train])
+            kept, held_out = split_rows(len(x), max(2, len(x) // 10))
+            x, x_test = x[kept], x[held_out]
+            y, y_test = (None, None) if y is None else (y[kept], y[held_out])
         else:
-            x_test, y_test, of_test = read_torch(test, "test")
+            x_test, y_test, of_test = _read_torch(test, "test")
             note = joined(note, of_test)
-        classes = tuple(map(str, range(int(y.max()) + 1))) if y is not None and y_test is not None else ()
-        return cls(name, x, x_test, *((y, y_test) if classes else (None, None)), classes, note=note)
+        return cls(name, x, x_test, y, y_test, note=note)
 
     @property
     def is_images(self) -> bool:
@@ -303,21 +314,18 @@ class Dataset:
             return replace(self, valid=None, valid_labels=None, names=names, note=joined(self.note, unused))
         if share == 0 or self.valid is not None:
             return self
-        count = len(self.train)
-        num_train = count - max(2, round(share * count))
-        if num_train < 2:
-            raise InputError(f"--valid {share:g} leaves {num_train} of {count} data to train: give --valid 0")
-        is_shuffled = self.dataset.startswith("folder:")  # its files, when they were read
-        order = np.arange(count) if is_shuffled else np.random.RandomState(count).permutation(count)
-        changed: dict[str, Any] = {}
-        for train, valid, part in ("train", "valid", self.train), ("train_labels", "valid_labels", self.train_labels):
-            if part is not None:
-                changed[train], changed[valid] = (part if is_shuffled else part[order]).tensor_split([num_train])
-        names = dict(self.names)
-        if names:
-            in_order = [names["train"][row] for row in order]
-            names |= {"train": in_order[:num_train], "valid": in_order[num_train:]}
-        return replace(self, names=names, **changed)
+        count, num_valid = len(self.train), max(2, round(share * len(self.train)))
+        if count - num_valid < 2:
+            raise InputError(f"--valid {share:g} leaves {count - num_valid} of {count} data to train: give --valid 0")
+        # The files of a folder are in a random order since they were read.
+        kept, held_out = split_rows(count, num_valid, is_shuffled=self.dataset.startswith("folder:"))
+        changed: dict[str, Any] = {"train": self.train[kept], "valid": self.train[held_out]}
+        if self.train_labels is not None:
+            changed |= {"train_labels": self.train_labels[kept], "valid_labels": self.train_labels[held_out]}
+        if self.names:
+            in_order = np.array(self.names["train"], dtype=object)
+            changed["names"] = {**self.names, "train": in_order[kept].tolist(), "valid": in_order[held_out].tolist()}
+        return replace(self, **changed)
 
     def split_csv(self) -> bytes:
         """Return a table of the name and the split of each datum, as CSV."""
@@ -369,6 +377,50 @@ def value_name(place: int, datum_shape: Sequence[int], columns: Sequence[Column]
     return f"column {columns[place].name}" if columns else f"x[{index}]"
 
 
+def check_domain(
+    check: Callable[[Tensor], Tensor] | None,
+    values: Tensor,
+    source: str,
+    names: str | Sequence[str],
+    columns: Sequence[Column] = (),
+) -> None:
+    """Check that data can be values of a likelihood.
+
+    Args:
+        check: raises an `InputError` if a batch is outside the domain of the likelihood; None for a likelihood that has
+            no such method.
+        values: x, (N, *shape).
+        source: where the data are from, for the message.
+        names: the name of each datum, or of their split.
+        columns: the columns, if the data are a table.
+
+    Raises:
+        InputError: a datum is outside the domain; the message names the first such datum, and its value.
+    """
+    for start in range(0, len(values) if check else 0, _AT_ONCE):
+        part = values[start : start + _AT_ONCE]
+        if _fault(check, part) is None:
+            continue
+        row = next(row for row in range(len(part)) if _fault(check, part[row : row + 1]))
+        datum, places = part[row], torch.arange(part[row].numel(), device=part.device).view(part[row].shape)
+        alone = (torch.where(places == place, datum, 0)[None] for place in range(datum.numel()))  # 0 is inside
+        faults = ((place, fault) for place, one in enumerate(alone) if (fault := _fault(check, one)))
+        place, fault = next(faults, (0, _fault(check, datum[None])))
+        name = f"{names}[{start + row}]" if isinstance(names, str) else names[start + row]
+        where = f"{value_name(place, datum.shape, columns)} of {name} is {datum.flatten()[place]:g}"
+        raise InputError(f"{source}: {where}, and {fault}")
+
+
+def _fault(check: Callable[[Tensor], Tensor] | None, values: Tensor) -> InputError | None:
+    """Return the error of a check, or None."""
+    try:
+        if check:
+            check(values)
+    except InputError as error:
+        return error
+    return None
+
+
 def is_classes(labels: Tensor) -> bool:
     """Return whether labels are classes, int64 (N,), and not attributes or values of another kind."""
     return labels.dtype == torch.int64 and labels.dim() == 1 and len(labels) > 0
@@ -407,6 +459,54 @@ def _faults(data: Dataset) -> Iterator[str]:
     if data.has_missing and (is_absent := data.train.isnan().all(0).flatten()).any():
         where = value_name(int(is_absent.nonzero()[0]), data.datum_shape, data.columns)
         yield f"{where} is missing in all training data: leave it out"
+
+
+def split_rows(
+    count: int, num_held_out: int, is_shuffled: bool = False
+) -> tuple[NDArray[np.int64] | slice, NDArray[np.int64] | slice]:
+    """Return the rows of the data that stay, and of those that are held out: the last ones in a random order.
+
+    Args:
+        count: the number of data.
+        num_held_out: the number of data that are held out.
+        is_shuffled: the data are in a random order, and the rows are slices, which copy nothing; otherwise the order is
+            the same at every call, and in every version of numpy.
+    """
+    if is_shuffled:
+        return slice(count - num_held_out), slice(count - num_held_out, count)
+    order = np.random.RandomState(count).permutation(count)
+    return order[: count - num_held_out], order[count - num_held_out :]
+
+
+def _read_torch(source: Any, split: str) -> tuple[Tensor, Tensor | None, str]:
+    """Return the data of a map-style dataset or a `DataLoader`, their labels or None, and a note on what it leaves out.
+
+    Raises:
+        InputError: the source raises an exception, holds nothing, yields something else, or does not fit into memory.
+    """
+    loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=_AT_ONCE)
+    count = len(loader.dataset) if hasattr(loader.dataset, "__len__") else 0  # an iterable dataset has no length
+    too_large = f"{split} does not fit into memory: give fewer data, by torch.utils.data.Subset, or smaller ones"
+    batches = list[Sequence[Tensor]]()
+    try:
+        for batch in loader:
+            items = batch if isinstance(batch, (list, tuple)) else [batch]
+            if len(items) not in (1, 2) or not all(isinstance(item, Tensor) for item in items):
+                found = ", ".join(type(item).__name__ for item in items)
+                raise InputError(f"{split} yields {found}: yield a tensor x, or x and a label")
+            if not batches and 2 * count * items[0][0].nbytes > total_memory():  # in batches, and together
+                raise InputError(too_large)
+            batches.append(items)
+        if not batches:
+            raise InputError(f"{split} holds no data")
+        x, *y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    except InputError:
+        raise
+    except Exception as error:  # of any type: it is the user's code
+        why = f"{split} cannot be read ({type(error).__name__}: {brief(error)})"
+        raise InputError(too_large if is_out_of_memory(error) else why) from None
+    left_out = f"{count - len(x):,} {split} data are left out by drop_last or a sampler"
+    return x, y[0] if y else None, left_out if count > len(x) else ""
 
 
 def random_subset(total: int, count: int, seed: int) -> Tensor:

@@ -20,7 +20,7 @@ from pvae.config.options import DATASETS, own_path
 from pvae.core.errors import InputError, brief, check_name, joined
 from pvae.core.files import cache_dir, expanded
 from pvae.data.arrays import FILES, SPLITS, is_array_file, read_arrays
-from pvae.data.dataset import Dataset
+from pvae.data.dataset import Dataset, split_rows
 from pvae.data.folders import NotFoundError, find, is_file
 from pvae.data.image_cache import Images, load_images
 from pvae.data.image_sources import ImageArrays, ImageFiles, ImageTransform, image_files
@@ -185,14 +185,12 @@ def _data_set(
     x, labels, names = dict(values.x), dict(values.labels), dict(values.names)
     if "test" not in x:
         count = len(x["train"])
-        num_train = count - max(2, count // 10)
-        order = np.random.RandomState(count).permutation(count)  # the same in every version of numpy
-        for parts in (x, labels):
+        kept, held_out = split_rows(count, max(2, count // 10), is_shuffled)
+        named = {"train": np.array(names["train"], dtype=object)}
+        for parts in (x, labels, named):
             if "train" in parts:
-                together = parts["train"] if is_shuffled else parts["train"][order]
-                parts["train"], parts["test"] = together[:num_train], together[num_train:]
-        in_order = names["train"] if is_shuffled else [names["train"][row] for row in order]
-        names |= {"train": in_order[:num_train], "test": in_order[num_train:]}
+                parts["train"], parts["test"] = parts["train"][kept], parts["train"][held_out]
+        names |= {split: part.tolist() for split, part in named.items()}
     codes, classes = dict[str, Tensor](), attributes
     if labels:
         together = np.concatenate([*labels.values()])
@@ -227,28 +225,24 @@ def celeba(data_dir: str | Path | None, transform: ImageTransform) -> Dataset:
     folder = root / "celeba"
     present = {path.name: path for path in image_files(folder / "img_align_celeba")[0]}
     with _reading("CelebA or one of its lists", folder, advice):
-        split_of = {
-            name: {"0": "train", "1": "valid", "2": "test"}[code] for name, code in _rows(folder, "eval_partition")
-        }
-        _, label_names, *rows = _rows(folder, "attr_celeba")  # the first line is the number of images
-        attributes = {
-            name: [{"1": True, "-1": False}[value] for _, value in zip(label_names, values, strict=True)]
-            for name, *values in rows
-            if name in present and name in split_of
-        }
-    in_order = {split: sorted(n for n in attributes if split_of[n] == split) for split in ("train", "test", "valid")}
-    if len(in_order["train"]) < 2 or len(in_order["test"]) < 2:
+        import pandas
+
+        read = partial(pandas.read_csv, sep=r"\s+", index_col=0)
+        codes = read(folder / "list_eval_partition.txt", header=None, names=["image", "split"])["split"]
+        splits = codes.map({0: "train", 1: "valid", 2: "test"})
+        attributes = read(folder / "list_attr_celeba.txt", skiprows=1)  # the first line is the number of images
+        if splits.isna().any() or not attributes.isin((-1, 1)).to_numpy().all():
+            raise ValueError("a split is none of 0, 1 and 2, or an attribute neither -1 nor 1")
+    in_order = ("train", "test", "valid")
+    split_of = {name: split for name, split in splits.items() if name in present and name in attributes.index}
+    names = sorted(split_of, key=lambda name: (in_order.index(split_of[name]), name))
+    found = [split_of[name] for name in names]
+    if found.count("train") < 2 or found.count("test") < 2:
         raise InputError(f"{folder} holds fewer than two training or test images that its lists name: {advice}")
-    names = [name for split in in_order.values() for name in split]
-    splits, labels = [split_of[name] for name in names], [attributes[name] for name in names]
-    source = ImageFiles([present[name] for name in names], folder / "img_align_celeba", splits, labels)
+    labels = (attributes.loc[names] == 1).to_numpy().tolist()
+    source = ImageFiles([present[name] for name in names], folder / "img_align_celeba", found, labels)
     images = load_images(source, transform)
-    return _of_images("CelebA", images, "celeba", str(root.absolute()), tuple(label_names))
-
-
-def _rows(folder: Path, name: str) -> list[list[str]]:
-    """Return the words of each line of one of CelebA's lists."""
-    return [line.split() for line in (folder / f"list_{name}.txt").read_text("utf-8").splitlines()]
+    return _of_images("CelebA", images, "celeba", str(root.absolute()), tuple(attributes.columns))
 
 
 def mnist_5k() -> Dataset:

@@ -430,34 +430,24 @@ def _read_text(file: Path) -> tuple[DataFrame, list[str], str]:
         raise InputError(f"{file} is no file of texts: give a CSV, TSV, Parquet or Excel file")
     lines = io.StringIO(text, newline="").readlines()
     start = next((place for place, line in enumerate(lines) if line.strip() and line[0] != "#"), len(lines))
-    if start == len(lines):
-        return DataFrame(), notes, ","
     sep, num_comments = _separator(lines[start : start + 100]), sum(line[0] == "#" for line in lines[:start])
-    first = next(csv.reader(lines[start:], delimiter=sep, skipinitialspace=True))
-    for place, line in enumerate(lines):
-        if place >= start and line[0] == "#" and line.count(sep) != lines[start].count(sep):
-            num_comments += 1
-        elif place >= start and line.strip(" \r\n"):
-            continue
-        lines[place] = "\n"
+    reader = csv.reader(lines[start:], delimiter=sep, skipinitialspace=True, strict=True)
+    rows, line, width = dict[str, list[str]](), start + 1, 0
     try:
-        frame = pandas.read_csv(
-            io.StringIO("".join(lines), newline=""), sep=sep, header=None, names=range(len(first)), dtype=object,
-            keep_default_na=False, skip_blank_lines=False, skipinitialspace=True, engine="python",
-        )  # fmt: skip
-    except pandas.errors.ParserError as error:
-        odd = next((f", line {place}" for place, line in enumerate(lines, 1) if line.count('"') % 2), "")
+        for fields in reader:
+            width = width or len(fields)
+            if len(fields) != width and fields and fields[0].startswith("#"):
+                num_comments += 1
+            elif fields not in ([], [""]) and len(fields) != width:
+                wanted = f"{len(fields)} fields, and the first line {width}: separate them all by {sep!r}"
+                raise InputError(f"{file}, line {line} has {wanted}")
+            elif fields not in ([], [""]):
+                rows[f"line {line}"] = [field.strip() for field in fields]
+            line = start + 1 + reader.line_num
+    except csv.Error as error:
         how = "separate all lines alike, close quotation marks, and double those within a text"
-        raise InputError(f"{file}{odd} cannot be read ({error}): {how}") from None
-    flat = Series(frame.to_numpy().ravel(), dtype=str)
-    breaks = np.nansum(flat.str.count("\n").to_numpy(float).reshape(frame.shape), 1).astype(int)
-    rows = [f"line {line}" for line in np.arange(1, len(frame) + 1) + breaks.cumsum() - breaks]
-    texts = flat.str.strip().to_numpy(object).reshape(frame.shape)
-    frame = DataFrame(texts, rows, dtype=object).dropna(how="all")  # of one type, which is fast for many columns
-    if (is_short := frame.isna().any(axis=1)).any():
-        line = is_short.idxmax()
-        wanted = f"{frame.loc[line].count()} fields, and the first line {len(first)}: separate them all by {sep!r}"
-        raise InputError(f"{file}, {line} has {wanted}")
+        raise InputError(f"{file}, line {line} cannot be read ({error}): {how}") from None
+    frame = DataFrame(np.array([*rows.values()], dtype=object), [*rows])  # of one type, which is fast for many columns
     if sep != ",":
         notes.append(f"fields are separated by {'semicolons' if sep == ';' else 'tabs'}")
     if num_comments:

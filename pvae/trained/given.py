@@ -13,8 +13,7 @@ from torch import Tensor
 
 from pvae.core.errors import InputError, brief, check_name
 from pvae.data.batch import Batch
-from pvae.data.dataset import is_classes
-from pvae.data.domain import check_domain
+from pvae.data.dataset import check_domain, is_classes
 from pvae.data.folders import is_folder
 from pvae.data.image_sources import SUFFIXES
 from pvae.data.reading import is_table

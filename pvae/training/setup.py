@@ -22,8 +22,7 @@ from pvae.core.errors import (
 )
 from pvae.core.random_state import seeded
 from pvae.data.batch import Batch, TrainingData
-from pvae.data.dataset import Dataset
-from pvae.data.domain import check_domain
+from pvae.data.dataset import Dataset, check_domain
 from pvae.data.labels import few_labels
 from pvae.data.preparation import Pixels, Preparation
 from pvae.elbos.registry import ELBO_CLASSES, elbo_of

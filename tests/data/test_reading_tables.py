@@ -91,6 +91,9 @@ def test_comments_are_left_out_and_counted(tmp_path):
     assert "1 line of" in read(tmp_path, "# of a star\ntime,flux\n1.5,2.5\n2.5,3\n").note
     values = read(tmp_path, "colour,a\n#fff,1\n#000,2\n#fff,4\n")
     assert values.columns[0].categories == ("#000", "#fff"), "rows of the table"
+    values = read(tmp_path, 'text,a\n"two\n# lines",1\n\none,2\none,4\n')
+    assert values.columns[0].categories == ("one", "two\n# lines"), "a line of a text is no comment"
+    assert values.names["train"] == ["line-2", "line-5", "line-6"]
 
 
 @pytest.mark.parametrize(
@@ -116,8 +119,8 @@ def test_a_first_line_of_values_is_no_line_of_names(tmp_path, content, names, ro
     ("content", "words"),
     [
         ("a,b\n1,2\n3\n", ["line 3", "1 fields"]),
-        ("a,b\n1,2,3\n", ["line 2", "saw 3"]),
-        ("# of two\n\na,b\n1,2\n\n1,2,\n", ["line 6", "saw 3"]),
+        ("a,b\n1,2,3\n", ["line 2", "3 fields"]),
+        ("# of two\n\na,b\n1,2\n\n1,2,\n", ["line 6", "3 fields"]),
         ('a,b\n1,"x\ny"\n2,"x\ny"\n\n3\n', ["line 7", "1 fields"]),
         ('a,b\n1,"x\ny"\n2,z\n3,z\nmany,z\n', ["line 6", "a is 'many'"]),
         ("a,b\n1,2\n3,x\n", ["line 3", "b is 'x'"]),
