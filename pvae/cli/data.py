@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from torch import Tensor
 
+    from pvae.data.batch import Batch
     from pvae.runs.run import Run
     from pvae.trained.given import GivenData
+    from pvae.vae import VAE
 
 __all__ = ["encode", "reconstruct", "sample", "score"]
 
@@ -66,7 +68,7 @@ examples:
   pvae sample runs/my-run --codes codes.npz
   pvae sample runs/my-table -n 1000 --out synthetic.csv
   pvae sample runs/my-table --impute table.csv
-      each missing value by its mean given the rest, with standard errors in another file
+      each missing value by its mean given the rest; imputed-std.csv says how far it may lie from that mean
   pvae sample runs/my-table --impute table.csv --draws 20
       twenty draws of what is missing given the rest, for multiple imputation
 {_PAGES}"""
@@ -83,7 +85,8 @@ examples:
 
 _SHOWN = 8  # images on reconstructions.png
 _ODDEST = 10  # images in a row of oddest.png
-_BESIDE = 4  # columns of a table that are printed beside a score
+_BESIDE = 4  # columns of a table that are printed beside a score, the most surprising ones
+_DRAWS = 200  # of z, by which they are chosen
 _MOST = 10_000  # images at once in memory
 
 
@@ -159,6 +162,8 @@ def _score_parser() -> Parser:
 
 
 def _score(arguments: argparse.Namespace) -> None:
+    import torch
+
     from pvae.core.random_state import seeded
     from pvae.data.preparation import Preparation
     from pvae.plotting.figures import named_images_figure
@@ -183,9 +188,13 @@ def _score(arguments: argparse.Namespace) -> None:
         bands = {row: [(given.names[one], image(given.x[one])) for one in odd[:_ODDEST]] for row, odd in rows.items()}
         write(folder / "oddest.png", named_images_figure(bands, f"{run.title}\nthe oddest of {len(scores):,}"))
     beside = []
-    for row in least_likely if run.data.columns else ():
-        values = zip(run.data.columns[:_BESIDE], given.x[row].tolist())
-        beside.append("; ".join(f"{column.name} {column.text(value, True) or 'missing'}" for column, value in values))
+    if run.data.columns:
+        with seeded(arguments.seed):
+            surprise = _surprise(vae, batch.rows(torch.from_numpy(least_likely)))
+        for row, places in zip(least_likely, surprise.argsort(descending=True, stable=True)[:, :_BESIDE].tolist()):
+            values = [(run.data.columns[place], given.x[row, place].item()) for place in places]
+            texts = [f"{column.name} {column.text(value, True) or 'missing'}" for column, value in values]
+            beside.append("; ".join(texts))
     what = f"in nats; pixels {kind}" if run.data.is_images else "in nats"
     if run.is_given_labels:
         what += "; log p(x) is log p(x | y)"
@@ -202,6 +211,27 @@ def _score(arguments: argparse.Namespace) -> None:
         print_line(f"values are missing in {of}: their log p(x) is that of the values that are there")
     print_line(f"{_CAVEAT_OF_IMAGES if run.data.is_images else _CAVEAT}.")
     print_line(f"{folder}: scores.csv{', oddest.png' * run.data.is_images}")
+
+
+def _surprise(vae: VAE, batch: Batch) -> Tensor:
+    """Return how much less likely each value of vectors is than draws in its place: (N, D) nats, 0 if it is missing.
+
+    E log p(x'_d | z) - E log p(x_d | z),    z ~ q(z | x), x'_d ~ p(x_d | z)
+    """
+    import torch
+
+    from pvae.evaluation.floor import log_prob_of_each
+    from pvae.trained.chunks import data_at_once
+
+    parts = []
+    with torch.no_grad():
+        for part in batch.split(data_at_once(vae, batch, _DRAWS)):
+            p_x = vae.likelihood(vae.posterior(*part).sample((_DRAWS,)), part.y)
+            of_draws, of_data = (log_prob_of_each(p_x, x) for x in (p_x.sample(), part.x))
+            if of_data.shape[1:] != part.x.shape:  # your own likelihood, of values that depend on each other
+                return torch.zeros(len(batch), part.x.shape[1])
+            parts.append((of_draws - of_data).mean(0).where(~part.x.isnan(), 0))
+    return torch.cat(parts)
 
 
 def _sample_parser() -> Parser:
@@ -286,7 +316,7 @@ def _drawn(run: Run, arguments: argparse.Namespace) -> tuple[Tensor, Tensor | No
 
 
 def _write_imputed(run: Run, arguments: argparse.Namespace) -> str:
-    """Write data whose missing values are filled in, with standard errors or as draws; return what was written."""
+    """Write data whose missing values are filled in, with their spread, or as draws; return what was written."""
     from dataclasses import replace
 
     import pandas
@@ -309,25 +339,29 @@ def _write_imputed(run: Run, arguments: argparse.Namespace) -> str:
             raise InputError(f"{arguments.impute} has a column imputation, {how}")
     found = impute(run.vae(), given.batch(run), num_draws=number)
     what = f"{int(given.x.isnan().sum()):,} missing values of {len(given.names):,} rows"
-    what += f", {number} draws of each" if number else ", filled and stderr"
+    what += (
+        f", {number} draws of each"
+        if number
+        else ", filled by their means; std says how far each may lie from its mean"
+    )
     if untrusted := int((~(found.effective >= ENOUGH)).sum()):
         low = f"the effective sample size of {untrusted:,} rows is below {ENOUGH:.0f}"
-        what += f"\n{low}: their {'draws are too alike' if number else 'errors are too small'}"
+        what += f"\n{low}: their {'draws are too alike' if number else 'standard deviations are too small'}"
     if not run.data.columns:
-        values = {"draws": found.draws} if number else {"filled": found.filled, "stderr": found.stderr}
+        values = {"draws": found.draws} if number else {"filled": found.filled, "std": found.std}
         write(out, {"names": given.names, **values})
         return f"{out}: {what}"
     is_missing = given.x.isnan()
     if not number:
-        errors = out.with_name(f"{out.stem}-stderr.csv")
+        spread = out.with_name(f"{out.stem}-std.csv")
         numbers = [Column(column.name, point=column.point) for column in columns]
         texts = {
             out: table_text(columns, found.filled, fields, is_missing, sep),
-            errors: table_text(numbers, found.stderr, fields, torch.ones_like(is_missing), sep),
+            spread: table_text(numbers, found.std, fields, torch.ones_like(is_missing), sep),
         }
         for file, text in texts.items():
             write(file, text)
-        return f"{out}, {errors.name}: {what}"
+        return f"{out}, {spread.name}: {what}"
     repeated = pandas.concat([fields] * number)
     repeated.insert(0, "imputation", [str(1 + count) for count in range(number) for _ in given.names])
     draws = found.draws.transpose(0, 1).flatten(0, 1)

@@ -24,16 +24,19 @@ _MOST_VALUES = 2**26  # in the output of a layer
 
 
 class Imputed(NamedTuple):
-    """Data whose missing values are filled in, (N, *shape), with errors from the draws of z.
+    """Data whose missing values are filled in, (N, *shape).
 
     Args:
         filled: the data; of a category or a binary column of `Columns` the most likely code is filled in.
-        stderr: the standard error of each value, 0 where nothing is missing; NaN of such a code.
-        effective: effective sample sizes of the weights, (N,). Where it is below `ENOUGH`, errors are too small.
+        std: how far the missing value may lie from its mean, the standard deviation of p(x missing | x observed); 0
+            where nothing is missing, NaN of such a code.
+        stderr: the error of `filled` itself, from the draws of z, which more particles make smaller; likewise.
+        effective: effective sample sizes of the weights, (N,). Where it is below `ENOUGH`, both are too small.
         draws: draws from p(x missing | x observed), (N, M, *shape), each beside what is observed.
     """
 
     filled: Tensor
+    std: Tensor
     stderr: Tensor
     effective: Tensor
     draws: Tensor
@@ -46,7 +49,8 @@ def impute(vae: VAE, data: Data, num_particles: int = 200, num_draws: int = 0) -
         E[x missing | x observed] ~ sum_k w_k E[x | z_k] / sum_k w_k,    w_k = p(x observed, z_k) / r(z_k)
         r(z) = 0.9 q(z | x observed) + 0.1 p(z)
 
-    Of a category its probabilities are averaged, and the most likely one is taken. The draws from p(z), a tenth of all,
+    The standard deviation is that of a draw from p(x | z_k) for each z_k, by the same weights. Of a category its
+    probabilities are averaged, and the most likely one is taken. The draws from p(z), a tenth of all,
     bound the weights where q(z | x observed) is too narrow. A datum whose effective sample size is small gets more
     draws, up to 12,800. A mode that neither q nor the draws from p(z) find is not seen by the errors.
 
@@ -96,9 +100,11 @@ def _imputed(vae: VAE, batch: Batch, num_particles: int, num_draws: int) -> Impu
         error = (shares * (means - mean)).square().sum(0).sqrt()
         if isinstance(p_x, Columns):
             mean, error = p_x.from_features(mean), p_x.from_features(error).where(p_x.has_mean, math.nan)
+        std = (shares * (p_x.sample() - mean).square()).sum(0).sqrt().where(~error.isnan(), math.nan)
         effective = (1 / weight.square().sum(0)).where(is_missing.flatten(1).any(1), math.inf)
         filled = x.where(~is_missing, mean)
-        parts.append((filled, error.where(is_missing, 0), effective, x.where(~is_missing, draws).transpose(0, 1)))
+        spread = std.where(is_missing, 0), error.where(is_missing, 0)
+        parts.append((filled, *spread, effective, x.where(~is_missing, draws).transpose(0, 1)))
     return Imputed(*map(torch.cat, zip(*parts)))
 
 

@@ -88,4 +88,6 @@ def to_text(scores: pandas.DataFrame, beside: Sequence[str] = ()) -> str:
     for name, score in zip(scores.index, scores.to_dict("records")):
         row = {"name": name, "log p(x)": f"{score.pop('log_p'):.2f} +- {score.pop('stderr'):.2f}"}
         rows.append(row | {titles.get(key, key): forms[key].format(value) for key, value in score.items()})
-    return markdown_of([row | {"values": text} for row, text in zip(rows, beside)] if beside else rows)
+    return markdown_of(
+        [row | {"values, the most surprising first": text} for row, text in zip(rows, beside)] if beside else rows
+    )

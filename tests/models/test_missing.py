@@ -97,7 +97,7 @@ def test_a_table_with_empty_fields(tmp_path, monkeypatch, capsys):
     assert sample(["run", "--impute", "t.csv"]) == 0
     assert f"{np.isnan(rows).sum()} missing values of 120 rows" in capsys.readouterr().out
     filled, errors = (
-        np.genfromtxt(f"run/samples/{name}.csv", delimiter=",", skip_header=1) for name in ("imputed", "imputed-stderr")
+        np.genfromtxt(f"run/samples/{name}.csv", delimiter=",", skip_header=1) for name in ("imputed", "imputed-std")
     )
     assert np.allclose(filled[~np.isnan(rows)], rows[~np.isnan(rows)], rtol=1e-14)
     assert np.array_equal(errors > 0, np.isnan(rows))

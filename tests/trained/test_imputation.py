@@ -84,6 +84,9 @@ def test_draws_are_from_what_is_missing_given_the_rest(num_labels):
     assert (((found.draws.mean(1) - expected) / error)[is_missing].abs() < 5).all()
     ratio = (found.draws.var(1) / variance)[is_missing]
     assert ((ratio - 1).abs() < 0.2).all()
+    ratio = (found.std.square() / variance)[is_missing]
+    assert ((ratio - 1).abs() < 0.2).all()
+    assert not found.std[~is_missing].any()
     assert (found.draws == truth.x[:, None])[~is_missing[:, None].expand_as(found.draws)].all()
     assert impute(truth.vae(), batch, 5).draws.shape == (30, 0, 7)
 

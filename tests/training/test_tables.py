@@ -104,7 +104,7 @@ def test_every_command_takes_a_table_of_numbers_and_texts(folder, capsys):
     write(folder / "hidden.csv", hidden)
     assert sample(["run", "--impute", "hidden.csv"]) == 0
     _, *filled = read("run/samples/imputed.csv")
-    _, *errors = read("run/samples/imputed-stderr.csv")
+    _, *errors = read("run/samples/imputed-std.csv")
     right = []
     for truth, known, row, error in zip(given, hidden, filled, errors):
         for place, (one, shown) in enumerate(zip(known, row)):
@@ -184,6 +184,9 @@ def test_what_is_missing_is_imputed_by_probabilities_and_not_by_codes():
     codes = (shares * torch.arange(3)).sum(-1).round()
     assert codes.tolist() == [1, 1, 1], "their mean is a category that hardly occurs"
     assert found.stderr[2:, 1].isnan().all()
+    assert found.std[2:, 1].isnan().all()
+    second = (weight[:, :2] * (z[:, 0].square() + 0.8**2)).sum(0)
+    assert torch.allclose(found.std[:2, 0], (second - means.square()).sqrt(), rtol=0.1), "5 errors of 4,000 draws"
     assert not found.stderr[:2, 1].any()
 
 
