@@ -202,7 +202,7 @@ def _score(arguments: argparse.Namespace) -> None:
         what += "; log p(x) is log p(x, y)"
     print_line(to_text(scores.iloc[least_likely], beside))
     print_line(f"the least likely {len(least_likely):,} of {len(scores):,}, {what}")
-    print_line("+- is the standard error over the draws of z; ELBO, distortion and rate are means over ten draws")
+    print_line("+- is the standard error over seeds of the draws; ELBO, distortion and rate are means over ten draws")
     if untrusted := int((~(scores["effective"] >= TRUSTED)).sum()):
         low = f"below {TRUSTED:.0f}: their log p(x) is underestimated; the ELBO is not affected"
         print_line(f"the effective sample size of {untrusted:,} of them is {low}")

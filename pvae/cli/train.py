@@ -40,7 +40,7 @@ examples:
   python -m pvae.train --binarize dynamic --particles 5 --latent-dim 20 --hidden 400
       another VAE on binary pixels, where the figure printed is a true lower bound on log p(x)
   python -m pvae.train --seeds 0:8 --out many
-      the seeds 0 to 7, and a table of mean and spread; if it is interrupted, the same command resumes it
+      the seeds 0 to 7, and a table of means and errors; if it is interrupted, the same command resumes it
 
 Figures are nats per datum: elbo = -(distortion + rate), higher is better. pvae.load("RUN") gives the VAE in Python.
 notebooks/run-folder.md describes the run folder, processes.md several seeds and processes, values.md other data."""
@@ -93,7 +93,7 @@ def train_parser() -> Parser:
     add("--resume", metavar="RUN", type=nonempty_path, help="resume a run up to --epochs, with its own other options")
     seeds = (
         "0:8 (0 to 7) or 0,3,5: a run for each, one after the other, into --out DIR/seed-S (default: "
-        "runs/<system>-<elbo>-seeds), and a table of mean and spread; the same command again resumes them"
+        "runs/<system>-<elbo>-seeds), and a table of means and errors; the same command again resumes them"
     )
     add("--seeds", metavar="LIST", type=integers(0, 10**9), help=seeds)
     add("--quiet", action="store_true", help="print the run folder and no progress")

@@ -267,11 +267,10 @@ def _gradient(parameters: Sequence[Tensor]) -> Tensor:
 
 
 LEGEND = """\
-K: draws of z for each datum. bound: mean over repetitions with different draws, with its standard error over them; all
-estimators get the same weights, data and draws, so that those of one bound may agree in every digit. bias: bound - log
-p(x); the nearer to 0, the tighter the bound. decoder: its parameters and those of the prior. variance: trace of the
-covariance of the gradient over the same draws. signal/noise: |E g| / sqrt(E |g - E g|^2); a higher ratio is better for
-training. The errors of variance and ratio are by the jackknife over groups of repetitions. ms: time for loss and
++- is the standard error over seeds of the draws of z, at the same weights and data. All estimators get the same draws,
+so that those of one bound may agree in every digit. K: draws for each datum. bias: bound - log p(x); the nearer to 0,
+the tighter the bound. decoder: its parameters and those of the prior. variance: trace of the covariance of the
+gradient. signal/noise: |E g| / sqrt(E |g - E g|^2); a higher ratio is better for training. ms: time for loss and
 gradients of the batch. Estimators that equal another one are left out: without --elbo handwritten, which equals trace;
 with K = 1 all importance-weighted bounds; and miwae with one draw in each group."""
 

@@ -35,6 +35,7 @@ __all__ = [
     "Report",
     "check_density",
     "evaluate",
+    "pixels_of",
     "to_text",
 ]
 
@@ -64,7 +65,9 @@ class RateDecomposition:
     rate_closed_form: Estimate = field(metadata={"  KL(q(z | x) || p(z))": "of the same data, computed as above"})
     sampling_stderr: float = field(metadata={"  error from the draws": "of z, a part of the error of the rate"})
     mutual_information: Estimate = field(metadata={"mutual information": "I(x; z) over all data is at least this"})
-    mutual_information_upper: Estimate = field(metadata={"  I(x; z) at most": "over all data, not only these"})
+    mutual_information_upper: Estimate = field(
+        metadata={"  I(x; z) at most": "over all data; below the line above by noise alone"}
+    )
     total_correlation: Estimate = field(metadata={"total correlation": "KL(q(z) || prod_l q(z_l))"})
     dimension_wise_kl: Estimate = field(metadata={"dimension-wise KL": "sum_l KL(q(z_l) || p(z_l))"})
     log_images: float = field(metadata={"log N": "the most that the mutual information of N data can be"})
@@ -227,14 +230,13 @@ def evaluate(
         elbo = Estimate.of(elbo_terms(normalised, batch)["elbo"]) if vae.is_pseudo else parts.elbo
         reached = _floor(run, seen.x)
         columns = _columns(run, vae, seen, reached)
-    given = "" if batch.y is None else "; given their labels y, so that log p(x) is log p(x | y)"
     return Report(
         run=run.path.resolve().name,
         epoch=run.best_checkpoint().epoch,
         data=data.title,
         num_images=len(seen),
         is_subset=len(seen) < len(data.test),
-        pixels=f"{kind}{given}".lstrip("; "),
+        pixels=pixels_of(kind, batch),
         pseudo=vae.is_pseudo,
         seed=seed,
         elbo_parts=parts,
@@ -242,6 +244,12 @@ def evaluate(
         floor=None if reached is None else reached.sum().item(),
         columns=columns,
     )
+
+
+def pixels_of(kind: str, batch: Batch) -> str:
+    """Return the kind of pixels of a batch, "" for data that are no images, and whether they are given labels."""
+    given = "" if batch.y is None else "; given their labels y, so that log p(x) is log p(x | y)"
+    return f"{kind}{given}".lstrip("; ")
 
 
 def _floor(run: Run, x: Pixels) -> Tensor | None:
@@ -349,14 +357,13 @@ def to_text(report: Report) -> str:
         special["rate"] = "  rate", "KL(q(z | x) || p(z)), from ten draws of z"
     lines = [
         f"{report.run}, epoch {report.epoch}, {report.num_images:,} {tested} of {report.data}",
-        "nats per datum, mean +- standard error over data and draws; another seed may change a run by more",
+        "nats per datum; +- is the standard error over data; another seed may change a run by more",
         "",
         *_lines(parts, **special),
     ]
     if report.floor is not None:
-        lines.append(
-            f"{'without a latent':26}{report.floor:<22.5g}  the ELBO of the best distribution of each value alone"
-        )
+        note = f"test {'pseudo-' * report.pseudo}ELBO, by the best distribution of each value alone"
+        lines.append(f"{'without a latent':26}{report.floor:<22.2f}  {note}")
     if report.columns:
         lines += ["", f"{'distortion of each column':48}  without a latent"]
     for one in report.columns:

@@ -10,18 +10,20 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 
 from pvae.config.presets import system_title
 from pvae.core.errors import InputError
 from pvae.core.random_state import seeded
 from pvae.core.records import markdown_of
 from pvae.data.dataset import random_subset
-from pvae.evaluation.report import check_density
+from pvae.evaluation.report import check_density, pixels_of
 from pvae.runs.metrics import is_out_of_patience
 from pvae.runs.run import Run
 from pvae.trained.codes import LatentReport, given_y
@@ -43,12 +45,13 @@ __all__ = [
 ]
 
 _NOTE = """\
-Nats per datum, on the test data. +- is the standard deviation over seeds; for the ELBO and log p(x) of a single run it
-is the standard error over them. (pseudo): the pixels are grey, so the value does not bound a log-likelihood. log p(x):
-importance sampling by pvae evaluate of all test data, binarized if a Bernoulli was trained on grey ones; too low where
-it warns of the weights. 10-NN: accuracy of a 10-nearest-neighbour classifier on the codes. KS: the largest
-Kolmogorov-Smirnov distance of a latent dimension of z ~ q(z | x), of the top layer if there are several, from N(0, 1).
-Seconds: the median epoch, training and test, of the fastest run."""
+Nats per datum, on the test data. +- is the standard error over seeds; for the ELBO and log p(x) of one seed, over data.
+(pseudo): the pixels are grey, so the value does not bound a log-likelihood. log p(x): importance sampling by pvae
+evaluate of all test data, binarized if a Bernoulli was trained on grey ones; too low where it warns of the weights.
+10-NN: accuracy of a 10-nearest-neighbour classifier on the codes. KS: the largest Kolmogorov-Smirnov distance of a
+latent dimension of z ~ q(z | x), of the top layer if there are several, from N(0, 1). Seconds: the median epoch,
+training and test, of the fastest run.
+"""
 _MEASURES = {  # the columns over seeds, each of a column of the runs, and its decimals
     "ELBO": ("elbo", 2),
     "log p(x)": ("log_likelihood", 2),
@@ -58,21 +61,19 @@ _MEASURES = {  # the columns over seeds, each of a column of the runs, and its d
     "KS": ("kolmogorov_smirnov", 3),
 }
 
+_VALUES = ("log_p", "elbo", "distortion", "rate")  # of `compare_runs`
 _OF_RUNS = """\
-Nats per datum, on the same test data; +- is the standard error over data and draws. Differences are taken datum by
-datum, from the run with the highest log p(x), so that their errors leave out what all runs find hard.
-+- does not include the training: another seed may change a run by more than these differences. Folders of runs that
-differ in the seed (python -m pvae.train --seeds 0:3) give errors over seeds: pvae evaluate FOLDER FOLDER. Two
-estimators of the ELBO are compared at the same weights: pvae compare RUN --elbo trace,analytic."""
-_OF_FOLDERS = """\
-Nats per datum, on the same test data: the mean over the runs of a folder, which differ in the seed; +- is its standard
-error over the seeds, their standard deviation divided by the root of their number. Differences are those of two means,
-from the folder with the highest log p(x)."""
+Nats per datum, on the same test data. +- is the standard error over data; another seed may change a run by more: see
+pvae evaluate FOLDER FOLDER, of folders of runs that differ in the seed (python -m pvae.train --seeds 0:3). Two
+estimators of the ELBO are compared at the same weights: pvae compare RUN --elbo trace,analytic.
+"""
+_OF_FOLDERS = "Nats per datum, on the same test data: means over runs. +- is the standard error over seeds.\n"
+_BEST = """from the row with the highest log p(x): the best, if the 95 %
+intervals of all differences exclude 0 and no log p(x) is marked. ELBO = -(distortion + rate), whatever beta is.
+log p(x) is too low where q(z | x) misses a mode of p(z | x), which no mark or error shows (notebooks/bounds.md)."""
 _TOO_LOW = f"""
 (too low): a few draws of z have nearly all the importance weight of more than {MOST_UNTRUSTED:.0%} of the data, so that
 log p(x) is too low by an unknown amount; give more --importance-samples. The ELBO has no such weights."""
-_UNSEEN = """
-log p(x) is also too low where q(z | x) misses a mode of p(z | x), which no warning sees (notebooks/bounds.md)."""
 
 
 def row_of(run: Run, codes: LatentReport) -> dict[str, Any]:
@@ -156,19 +157,19 @@ def progress_of(row: Any) -> str:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """Return a row for each configuration of a table, with means and sample standard deviations over its seeds."""
+    """Return a row for each configuration of a table, with means over its seeds and their standard errors."""
     names, errors = [name for name, _ in _MEASURES.values()], ["elbo_stderr", "log_likelihood_stderr"]
     runs = table.astype(dict.fromkeys([*names, *errors], float)).groupby("configuration", sort=False)
     first = table.drop_duplicates("configuration").set_index("configuration")
     means, stderrs = runs[names].mean(), runs[errors].mean().rename(columns=lambda name: name.removesuffix("_stderr"))
-    spreads = runs[names].std().fillna(stderrs)  # of a single run there is no deviation
+    spreads = runs[names].sem().fillna(stderrs)  # of a single run there is no error over seeds
     shown = first[["system", "estimator", "data"]].rename(columns={"estimator": "--elbo"})
     shown["seeds"], shown["epochs"] = runs.size().astype(str), first.apply(progress_of, axis=1)
     for title, (name, digits) in _MEASURES.items():
         shown[title] = [_cell(*both, digits) for both in zip(means[name], spreads[name])]
     shown.loc[first["pseudo"].astype(bool) & means["elbo"].notna(), "ELBO"] += " (pseudo)"
     shown["s an epoch"] = runs["seconds_per_epoch"].min().map("{:.1f}".format)
-    return f"{markdown_of(shown.to_dict('records'))}\n\n{_NOTE}\n"
+    return f"{markdown_of(shown.to_dict('records'))}\n\n{_NOTE}{_few(runs.size())}"
 
 
 def _cell(mean: float, error: float, digits: int) -> str:
@@ -188,9 +189,10 @@ def compare_runs(
 ) -> pd.DataFrame:
     """Return log p(x) and ELBO of several runs on the same test data, with paired differences, in nats per datum.
 
-    The columns are run, log_p, log_p_difference, elbo, elbo_difference, each with its standard error over data and
-    draws (log_p_stderr, ...), and untrusted, the fraction of data whose effective sample size is below 10. A difference
-    is the mean over data of the value minus that of the run with the highest mean log p(x).
+    The columns are run, beta and seed of its configuration, pixels (their kind), untrusted (the fraction of data whose
+    effective sample size is below 10), and log_p, elbo, distortion and rate, each with its standard error over data
+    (log_p_stderr, ...), its difference (log_p_difference, ...) and the error of that (log_p_difference_stderr, ...). A
+    difference is the mean over data of the value minus that of the run with the highest mean log p(x).
 
     Args:
         runs: the runs, in the order of the rows.
@@ -201,37 +203,47 @@ def compare_runs(
         engine: as in `importance_sample`.
 
     Raises:
-        InputError: a run is an autoencoder, or their pixels or the kinds of their p(x) differ.
+        InputError: a run is an autoencoder, or their test data, labels, pixels or kinds of p(x) differ.
     """
-    opened, samples, elbos, first = [], [], [], None
+    opened, rows, values, first = [], [], [], dict[str, Any]()
     for run in runs:  # all are checked before the first draws
         check_density(run)
         test = run.dataset().test
-        rows = None if num_images is None else random_subset(len(test), num_images, seed)
-        vae, batch, kind = with_likelihood(run, test, given_y(run, "test"), rows)
-        # A probability or a density, of x or given y.
-        described = kind, getattr(vae.p_x, "levels_per_unit", 1.0), batch.y is None
-        first = first or (batch.x.images, described)
-        ours, theirs = batch.x.images, first[0]
-        is_same = ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=0, atol=0, equal_nan=True)
-        if not is_same or described != first[1]:
-            difference = "other test data or pixels, or one a density and one a probability, or one is given labels"
-            raise InputError(f"{run.path} and {runs[0].path} have {difference}: evaluate them apart")
-        opened.append((vae, batch))
-    for vae, batch in opened:
+        subset = None if num_images is None else random_subset(len(test), num_images, seed)
+        vae, batch, kind = with_likelihood(run, test, given_y(run, "test"), subset)
+        of_columns = [resolve_name(one.likelihood).is_density for one in run.config.column_kinds]
+        found = {
+            "other test data than {}: train both on the same data, or evaluate each alone": test,
+            "other labels given than {}: train both with --condition, or neither": batch.y is None,
+            "other pixels of the same images than {}: train both with the same --binarize and --pad": batch.x.images,
+            "p(x) of another kind than {}, a density or a probability: train both with --likelihood of one kind": (
+                of_columns or [getattr(vae.p_x, "levels_per_unit", 1.0)]
+            ),
+        }
+        first = first or found
+        for why, value in found.items():
+            if not np.array_equal(value, first[why], equal_nan=True):
+                raise InputError(f"{run.path} has {why.format(runs[0].path)}")
+        opened.append((run.config, vae, batch, pixels_of(kind, batch)))
+    for config, vae, batch, pixels in opened:
         with seeded(seed, torch.device("cpu")):
-            samples.append(importance_sample(vae, batch, num_particles, on_images, engine))
-            elbos.append(elbo_terms(vae, batch)["elbo"])
-    best = max(range(len(runs)), key=lambda place: samples[place].log_p.mean().item())
-    table = pd.DataFrame({"run": short_names([run.path for run in runs])}, dtype=object)
-    for name, values in (("log_p", [sample.log_p for sample in samples]), ("elbo", elbos)):
-        differences = [value - values[best] for value in values]
-        for column, of_runs in ((name, values), (f"{name}_difference", differences)):
-            estimates = [Estimate.of(one) for one in of_runs]
-            table[column] = [estimate.mean for estimate in estimates]
-            table[f"{column}_stderr"] = [estimate.stderr for estimate in estimates]
-    table["untrusted"] = [sample.untrusted for sample in samples]
-    return table
+            sample = importance_sample(vae, batch, num_particles, on_images, engine)
+            terms = {"log_p": sample.log_p, **elbo_terms(vae, batch)}
+        rows.append({"beta": config.beta, "seed": config.seed, "pixels": pixels, "untrusted": sample.untrusted})
+        values.append(pd.DataFrame({name: terms[name].double().numpy(force=True) for name in _VALUES}))
+    best = max(values, key=lambda one: one["log_p"].mean())
+    names = pd.DataFrame({"run": short_names([run.path for run in runs])}, dtype=object)
+    return names.join(pd.DataFrame([row | _means(one, best) for row, one in zip(rows, values)]))
+
+
+def _means(values: pd.DataFrame, best: pd.DataFrame) -> dict[str, float]:
+    """Return means over rows, data or seeds, with errors and differences, paired if both tables have the same rows."""
+    mean, of_best, error = np.mean(values.to_numpy(), 0), np.mean(best.to_numpy(), 0), stats.sem(values)
+    is_paired = {*values.index} == {*best.index}
+    error_of_difference = stats.sem(values - best) if is_paired else np.hypot(error, stats.sem(best))
+    found = {"": mean, "_stderr": error, "_difference": mean - of_best, "_difference_stderr": error_of_difference}
+    columns = {f"{name}{part}": found[part][place] for place, name in enumerate(_VALUES) for part in found}
+    return columns | {"paired": is_paired}
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
@@ -251,24 +263,24 @@ def over_seeds(comparison: pd.DataFrame, folders: Sequence[Path]) -> pd.DataFram
         mean_r v_r  +-  std_r v_r / sqrt(R),     R the number of runs in the folder
 
     The columns are those of `compare_runs`, with the number of runs, seeds, after the first. A difference is that of
-    two means, from the folder with the highest mean of log p(x); its error is the root of the sum of their squared
-    errors, since the seeds of two folders are independent. untrusted is the largest value of the runs.
+    two means, from the folder with the highest mean of log p(x). If both folders have the same seeds, its error is the
+    standard error of the differences between runs of one seed, which may share the initial weights and the order of
+    the data, and paired is true. Else it is the root of the sum of the squared errors of the means. untrusted is the
+    largest value of the runs.
 
     Args:
         comparison: the table.
         folders: for each of its rows the folder that holds the run. A folder has at least two runs.
     """
     names = np.array(short_names(folders), dtype=object)  # not texts of pandas, as above
-    runs = comparison.drop(columns="run").groupby(names, sort=False)
-    means, errors = runs.mean(), runs.sem()
-    best = means["log_p"].idxmax()
-    table = pd.DataFrame({"run": means.index, "seeds": runs.size()}, index=means.index)
-    for name in ("log_p", "elbo"):
-        table[name], table[f"{name}_stderr"] = means[name], errors[name]
-        table[f"{name}_difference"] = means[name] - means.loc[best, name]
-        table[f"{name}_difference_stderr"] = np.hypot(errors[name], errors.loc[best, name])
-        table.loc[best, f"{name}_difference_stderr"] = 0.0
-    return table.assign(untrusted=runs["untrusted"].max()).reset_index(drop=True)
+    runs = {name: part.set_index("seed") for name, part in comparison.groupby(names, sort=False)}
+    best = max(runs.values(), key=lambda one: one["log_p"].mean())
+    rows = [
+        {"seeds": len(one), **one[["beta", "pixels"]].iloc[0]}
+        | {"untrusted": one["untrusted"].max(), **_means(one[[*_VALUES]], best[[*_VALUES]])}
+        for one in runs.values()
+    ]
+    return pd.DataFrame({"run": [*runs]}, dtype=object).join(pd.DataFrame(rows))
 
 
 def _cells(comparison: pd.DataFrame) -> pd.DataFrame:
@@ -279,19 +291,35 @@ def _cells(comparison: pd.DataFrame) -> pd.DataFrame:
         return [str(Estimate(mean=mean, stderr=stderr)) for mean, stderr in pairs]
 
     titles = {"log p(x)": "log_p", "difference": "log_p_difference"}
-    titles |= {"ELBO": "elbo", "difference of ELBO": "elbo_difference"}
-    columns = {"seeds": comparison["seeds"].astype(str)} if "seeds" in comparison else {}
+    titles |= {"ELBO": "elbo", "difference of ELBO": "elbo_difference", "distortion": "distortion", "rate": "rate"}
+    columns = {"beta": comparison["beta"].map("{:g}".format)} if comparison["beta"].nunique() > 1 else {}
+    columns |= {"seeds": comparison["seeds"].astype(str)} if "seeds" in comparison else {}
     columns |= {title: estimates(name) for title, name in titles.items()}
     shown = pd.DataFrame({"run": comparison["run"], **columns}, dtype=object)
-    shown.loc[comparison["untrusted"] > MOST_UNTRUSTED, "log p(x)"] += " (too low)"
-    shown.loc[comparison["log_p_difference_stderr"] == 0, ["difference", "difference of ELBO"]] = "best", "-"
+    is_low, first = comparison["untrusted"] > MOST_UNTRUSTED, comparison["log_p"].argmax()
+    shown.loc[is_low, "log p(x)"] += " (too low)"
+    margins = stats.t.ppf(0.975, comparison["seeds"].min() - 1 if "seeds" in comparison else math.inf)
+    is_lower = -comparison["log_p_difference"] > margins * comparison["log_p_difference_stderr"]
+    is_best = not is_low.any() and is_lower.sum() == len(comparison) - 1 > 0
+    shown.loc[first, ["difference", "difference of ELBO"]] = "best" if is_best else "-", "-"
     return shown
+
+
+def _few(seeds: pd.Series) -> str:
+    """Return a line on the least number of seeds above one, "" if it is not 2 or 3."""
+    least = seeds[seeds > 1].min()
+    interval = f"a 95 % interval is {stats.t.ppf(0.975, least - 1):.1f} standard errors to each side"
+    return f"{least} seeds tell little about the spread: {interval}.\n" if least <= 3 else ""
 
 
 def legend_of(comparison: pd.DataFrame) -> str:
     """Return what the cells of a table of `compare_runs` or `over_seeds` mean."""
+    over, unit = (_OF_FOLDERS + _few(comparison["seeds"]), "seed") if "seeds" in comparison else (_OF_RUNS, "datum")
+    pairing = f"taken {unit} by {unit}" if comparison["paired"].all() else "of means, paired where seeds are equal"
+    pixels = " or ".join(sorted({*comparison["pixels"]}))
+    of_pixels = f"\nNo value is a pseudo-ELBO; pixels {pixels}." if pixels else ""
     is_low = (comparison["untrusted"] > MOST_UNTRUSTED).any()
-    return (_OF_FOLDERS if "seeds" in comparison else _OF_RUNS) + _TOO_LOW * bool(is_low) + _UNSEEN
+    return f"{over}Differences are {pairing}, {_BEST}" + of_pixels + _TOO_LOW * bool(is_low)
 
 
 def comparison_to_markdown(comparison: pd.DataFrame) -> str:

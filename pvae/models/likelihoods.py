@@ -63,11 +63,14 @@ class Likelihood(nn.Module):
         pseudo: whether it is a pseudo-likelihood: `log_prob` is not the logarithm of a density of the pixels.
         is_density: whether it is a density over pixels and not a probability.
         learns_scale: whether the scale is trained, as the parameter `log_scale`.
+        needs_batch: whether in training log p(x | z) of a datum depends on the other data of the batch.
+        output_shape: the shape of the decoder's output for one latent.
     """
 
     pseudo = False
     is_density = False
     learns_scale = False
+    needs_batch = False
 
     def __init__(
         self,
@@ -79,7 +82,7 @@ class Likelihood(nn.Module):
     ) -> None:
         super().__init__()
         self.decoder = decoder
-        self.datum_shape = tuple(datum_shape)
+        self.datum_shape = self.output_shape = tuple(datum_shape)
         self.scale = scale
         self.symmetric = symmetric
         self.has_missing = has_missing
@@ -264,6 +267,7 @@ class OptimalNormalLikelihood(NormalLikelihood):
         Rybkin, Daniilidis and Levine, arXiv:2006.13202, equation 5 (as submitted; there it should read sigma^2).
     """
 
+    needs_batch = True
     momentum = 0.1
     running_scale: Tensor
 
@@ -491,6 +495,7 @@ class ColumnsLikelihood(Likelihood):
         self.parts = nn.ModuleList(_part(kind, group, scale) for kind, group in places.items())
         self.sizes = [len(group) for group in places.values()]
         self.num_outputs = [len(group) * kind.num_outputs for kind, group in places.items()]
+        self.output_shape = (sum(self.num_outputs),)
 
     def pixels(self, output: Tensor) -> TorchDistribution:
         """Return the joint distribution of a row, given the decoder's output (..., F)."""

@@ -328,6 +328,7 @@ def test_a_run_is_evaluated(runs, tmp_path, capsys, kind):
     assert parts["elbo"]["mean"] == pytest.approx(-parts["distortion"]["mean"] - parts["rate"]["mean"], rel=1e-6)
     assert likelihood["estimate"]["mean"] > likelihood["elbo"]["mean"]
     assert report["pseudo"] == ("binarized" in report["pixels"]) == ("pseudo-ELBO" in said) == (kind == "grey")
+    assert ("test pseudo-ELBO, by" in said) == (kind == "grey"), "of the test data, without a latent"
     assert parts["latent_dims"] == ([100, 50] if kind == "two layers" else [run.config.latent_dim])
     assert all(0 <= n <= of for n, of in zip(parts["active_units"], parts["latent_dims"], strict=True))
     found = parts["rate_decomposition"]

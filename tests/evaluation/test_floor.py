@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.special
 import scipy.stats
 import torch
 
@@ -117,6 +118,19 @@ def test_pixels_of_a_bernoulli(binarize):
     assert ours.sum() == pytest.approx(truth.sum(), abs=0.03)
 
 
+@pytest.mark.parametrize("count", [400, 60_000])
+def test_the_probability_of_a_pixel_that_is_0_in_all_images(count):
+    """It solves p = -logit(p) / (25 n): 7.8e-6 for 60,000 images."""
+    config = Config(likelihood="bernoulli", binarize="threshold", latent_dim=2, hidden=(4,))
+    p_x, preparation = build_vae(config, (1, 1, 2)).p_x, Preparation.of(config)
+    images = torch.zeros(count, 1, 1, 2, dtype=torch.uint8)
+    images[::2, ..., 1] = 255
+    reached = floor(p_x, Pixels(images, preparation), Pixels(torch.full_like(images[:2], 255), preparation))
+    p = scipy.optimize.brentq(lambda p: p + scipy.special.logit(p) / (25 * count), 1e-9, 0.1, xtol=1e-14)
+    assert reached.exp().flatten().tolist() == pytest.approx([p, 0.5], rel=3e-3)
+    assert count == 400 or p == pytest.approx(7.8e-6, abs=5e-8)
+
+
 def test_pixels_of_a_normal():
     data = images()
     ours, train, test = found(Config(likelihood="normal", scale=0.3), data)
@@ -162,6 +176,7 @@ def test_a_module_of_your_own_has_no_floor():
     x = Pixels(torch.from_numpy(images()), Preparation.of(config))
     assert floor(VAE(vae.p_z, vae.q_z, Own()).p_x, x, x) is None
     assert floor(build_vae(config.replace(likelihood="normal-optimal"), (1, 5, 4)).p_x, x, x) is None
+    assert floor(build_vae(config.replace(condition=True), (1, 5, 4), 10).p_x, x, x) is None
 
 
 def made(count):

@@ -25,6 +25,7 @@ from pvae.evaluation.runs_table import (
 )
 from pvae.runs import data as data_module
 from pvae.runs.run import Run
+from pvae.trained.elbo_terms import elbo_terms
 from pvae.trained.log_likelihood import importance_sample
 from pvae.trained.normalised import with_likelihood
 from pvae.training.fit import fit
@@ -36,13 +37,15 @@ CONFIG = Config(hidden=(16,), latent_dim=3, batch_size=50, epochs=1, binarize="s
 
 @pytest.fixture
 def runs(made_once, digits):
-    """Three runs on the same digits, the last with other pixels, an autoencoder, and a run on other digits."""
+    """Runs on the same digits, of two configurations, other pixels or likelihoods, and a run on other digits."""
     data, other = (
         Dataset(name, digits.train[:130], test, dataset="mnist-5k")
         for name, test in (("few", digits.test[:40]), ("other", digits.test[40:80]))
     )
     configs = {"short": (CONFIG, data), "longer_1": (CONFIG.replace(epochs=4), data)}
     configs |= {"grey": (CONFIG.replace(binarize="none", likelihood="normal"), data), "other": (CONFIG, other)}
+    configs["levels"] = (CONFIG.replace(binarize="none", likelihood="discretized-logistic"), data)
+    configs["pseudo"] = (CONFIG.replace(binarize="none", beta=4.0), data)
     configs["autoencoder"] = (CONFIG.replace(binarize="none", posterior="delta", likelihood="normal"), data)
 
     def train(out):
@@ -76,12 +79,51 @@ def test_differences_are_paired(runs):
     assert first.log_p_difference_stderr == pytest.approx(difference.std().item() / 30**0.5)
     assert first.log_p_difference_stderr < (log_p[0].var() + log_p[1].var()).sqrt() / 30**0.5
     assert (best.log_p_difference, best.log_p_difference_stderr) == (0, 0)
+    assert [row.distortion + row.rate for row in results.itertuples()] == pytest.approx([*-results["elbo"]], rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["grey", "other", "autoencoder"])
-def test_runs_that_cannot_be_compared_are_refused(runs, name):
-    with pytest.raises(InputError, match=name):
-        compare_runs([runs["short"], runs[name]], 2, on_images=lambda _: pytest.fail("before the first draws"))
+@pytest.mark.parametrize(
+    ("first", "second", "says"),
+    [
+        ("short", "grey", "--binarize"),
+        ("short", "other", "same data"),
+        ("levels", "grey", "--likelihood"),
+        ("short", "autoencoder", "autoencoder"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused_by_the_reason_that_applies(runs, first, second, says):
+    with pytest.raises(InputError, match=second) as refused:
+        compare_runs([runs[first], runs[second]], 2, on_images=lambda _: pytest.fail("before the first draws"))
+    reasons = ("--binarize", "same data", "--likelihood", "--condition", "autoencoder")
+    assert [reason for reason in reasons if reason in str(refused.value)] == [says]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_density_of_a_column_is_not_compared_with_a_probability(tmp_path):
+    x = torch.arange(60.0).view(30, 2)
+    data = Dataset("rows", x[:20], x[20:])
+    small = {"likelihood": "columns", "latent_dim": 1, "hidden": (4,), "epochs": 1, "batch_size": 10}
+    kinds = ("real,count", "real*2", "count,real")
+    runs = {kind: fit(Config(columns=kind, **small), data=data, out=tmp_path / kind) for kind in kinds}
+    for kind in kinds[1:]:
+        with pytest.raises(InputError, match="--likelihood"):
+            compare_runs([runs["real,count"], runs[kind]], 2)
+
+
+def test_a_run_on_grey_pixels_is_compared_on_binary_ones(runs):
+    """Its ELBO is then that of the binary pixels, and not its pseudo-ELBO; beta is shown where runs differ in it."""
+    short, pseudo = runs["short"], runs["pseudo"]
+    results = compare_runs([short, pseudo], 20)
+    vae, batch, kind = with_likelihood(pseudo, pseudo.dataset().test)
+    assert {*batch.x.images.unique().tolist()} == {0, 255}
+    with seeded(0, torch.device("cpu")):
+        assert results["log_p"][1] == pytest.approx(importance_sample(vae, batch, 20).log_p.mean().item())
+        assert results["elbo"][1] == pytest.approx(elbo_terms(vae, batch)["elbo"].mean().item())
+    table = comparison_to_markdown(results)
+    assert table.splitlines()[2].split("|")[2].strip() == "1"
+    assert table.splitlines()[3].split("|")[2].strip() == "4"
+    assert kind in table
+    assert "beta |" not in comparison_to_markdown(compare_runs([short, runs["longer_1"]], 20))
 
 
 def test_the_command_prints_one_table(runs, monkeypatch, capsys, tmp_path):
@@ -96,7 +138,7 @@ def test_the_command_prints_one_table(runs, monkeypatch, capsys, tmp_path):
     assert main([*paths, *few, "--latex"]) == 0
     latex = capsys.readouterr().out.splitlines()
     (line,) = (line for line in latex if r"longer\_1" in line)
-    assert line.count(r"\pm") == 2, "no errors of the run that the others are compared with"
+    assert line.count(r"\pm") == 4, "no errors of differences of the run that the others are compared with"
     assert all(line.startswith("%") for line in latex[latex.index(r"\end{tabular}") + 1 :]), "a comment"
     assert not list(runs["short"].path.glob("evaluation.json"))
     assert main([paths[0], str(runs["other"].path), *few]) == 2
@@ -124,13 +166,13 @@ def test_the_table_is_over_seeds():
         ROW | {"run": "c", "configuration": "2"},
     ]
     both, alone = cells_of(rows)
-    assert (both["seeds"], both["epochs"], both["ELBO"]) == ("2", "3", "-101.00 +- 1.41 (pseudo)")
+    assert (both["seeds"], both["epochs"], both["ELBO"]) == ("2", "3", "-101.00 +- 1.00 (pseudo)"), "sqrt(2) / sqrt(2)"
     assert both["s an epoch"] == "1.5", "of the fastest run"
     assert (alone["seeds"], alone["ELBO"]) == ("1", "-100.00 +- 0.25 (pseudo)")
     (none,) = cells_of([ROW | {"elbo": None, "elbo_stderr": None}])
     assert (none["ELBO"], none["log p(x)"], none["distortion"]) == ("-", "-", "1.00")
     evaluated = [ROW | {"seed": seed, "log_likelihood": -90.0 - seed, "log_likelihood_stderr": 0.3} for seed in (0, 1)]
-    assert [row["log p(x)"] for row in cells_of(evaluated)] == ["-90.50 +- 0.71"]
+    assert [row["log p(x)"] for row in cells_of(evaluated)] == ["-90.50 +- 0.50"]
     assert [row["log p(x)"] for row in cells_of(evaluated[1:])] == ["-91.00 +- 0.30"]
 
 
@@ -146,8 +188,9 @@ def test_a_folder_may_have_a_name_of_undecodable_bytes():
     table = runs_table([ROW | {"run": "caf\udce9", "data": "caf\udce9"}])
     assert "caf\udce9" in table.to_csv()
     assert "caf\udce9" in to_markdown(table)
-    names = ("log_p", "log_p_difference", "elbo", "elbo_difference")
-    row = {"run": "caf\udce9", "untrusted": 0.0} | {f"{name}{part}": 1.0 for name in names for part in ("", "_stderr")}
+    parts = ("", "_stderr", "_difference", "_difference_stderr")
+    row = {f"{name}{part}": 1.0 for name in ("log_p", "elbo", "distortion", "rate") for part in parts}
+    row |= {"run": "caf\udce9", "untrusted": 0.0, "beta": 1.0, "pixels": "", "paired": True}
     assert "caf\udce9" in comparison_to_latex(pd.DataFrame([row], dtype=object))
 
 
@@ -170,10 +213,9 @@ LOG_P, ELBO = [-10.0, -12.0, -20.0, -21.0, -22.0], [-11.0, -14.0, -30.0, -31.0, 
 FOLDERS = [Path("some_a")] * 2 + [Path("b")] * 3
 
 
-def compared():
-    zeros = dict.fromkeys(("log_p_stderr", "elbo_stderr"), 9.0)
-    table = {"run": [*"vwxyz"], "log_p": LOG_P, "elbo": ELBO, "untrusted": [0, 0, 0, 0.5, 0]}
-    return pd.DataFrame(table).assign(**zeros)
+def compared(log_p=LOG_P, elbo=ELBO, seeds=(0, 1, 0, 1, 2), untrusted=(0, 0, 0, 0.5, 0)):
+    table = {"run": [*"vwxyzt"[: len(log_p)]], "log_p": log_p, "elbo": elbo, "untrusted": untrusted, "seed": seeds}
+    return pd.DataFrame(table).assign(beta=1.0, pixels="", distortion=[-one for one in elbo], rate=0.0)
 
 
 def test_a_folder_is_the_mean_of_its_runs_with_an_error_over_seeds():
@@ -188,13 +230,57 @@ def test_a_folder_is_the_mean_of_its_runs_with_an_error_over_seeds():
     assert other["untrusted"] == 0.5, "the worst of its runs"
 
 
+def test_folders_of_equal_seeds_are_compared_seed_by_seed():
+    """The runs of the second folder are listed in another order; three differences of 10, 11 and 12 are left."""
+    table = compared([-10.0, -20.0, -30.0, -42.0, -20.0, -31.0], [-1.0] * 6, (0, 1, 2, 2, 0, 1), (0,) * 6)
+    best, other = over_seeds(table, [Path("a")] * 3 + [Path("b")] * 3).to_dict("records")
+    assert (best["log_p_difference"], best["log_p_difference_stderr"]) == (0, 0)
+    assert other["log_p_difference"] == pytest.approx(-11)
+    assert other["log_p_difference_stderr"] == pytest.approx(1 / 3**0.5), "their standard deviation is 1"
+    others = over_seeds(table.assign(seed=(0, 1, 2, 3, 0, 1)), [Path("a")] * 3 + [Path("b")] * 3)
+    assert others["log_p_difference_stderr"][1] == pytest.approx((100 / 3 + 121 / 3) ** 0.5), "not paired"
+    assert comparison_to_markdown(others) != comparison_to_markdown(others.assign(paired=True)), "it says which"
+
+
 def test_both_forms_of_the_table_have_the_number_of_seeds():
     table = over_seeds(compared(), FOLDERS)
     row = comparison_to_markdown(table).splitlines()[3]
     assert [cell.strip() for cell in row.split("|")[1:4]] == ["b", "3", "-21.00 +- 0.58 (too low)"]
     latex = comparison_to_latex(table)
-    assert r"some\_a & 2 & $-11.00 \pm 1.00$ & best & $-12.50 \pm 1.50$ & - \\" in latex
+    assert r"some\_a & 2 & $-11.00 \pm 1.00$ & - & $-12.50 \pm 1.50$ & - & $12.50 \pm 1.50$" in latex
     assert r"b & 3 & $-21.00 \pm 0.58$ (too low) & $-10.00 \pm 1.15$" in latex
+
+
+def best_of(table):
+    return [line.split("|")[1].strip() for line in comparison_to_markdown(table).splitlines() if "| best " in line]
+
+
+@pytest.mark.parametrize(("spread", "best"), [(0.39, ["a"]), (0.41, [])])
+def test_the_best_of_three_seeds_is_4_3_errors_above_the_other(spread, best):
+    """The difference is 1, with an error of spread / sqrt(3)."""
+    log_p = [-10.0, -10.0, -10.0, -11.0 - spread, -11.0, -11.0 + spread]
+    table = over_seeds(compared(log_p, log_p, (0, 1, 2) * 2, (0,) * 6), [Path("a")] * 3 + [Path("b")] * 3)
+    assert best_of(table) == best
+    assert best_of(table.assign(untrusted=[0, 0.02])) == [], "a log p(x) that is too low"
+
+
+@pytest.mark.parametrize(("error", "best"), [(0.50, ["v"]), (0.52, [])])
+def test_the_best_of_runs_is_two_errors_above_each_other_one(error, best):
+    table = compared([-10.0, -12.0, -11.0], [-1.0] * 3, (0,) * 3, (0,) * 3).assign(paired=True)
+    for name in ("log_p", "elbo", "distortion", "rate"):
+        table[f"{name}_stderr"] = 1.0
+        table[f"{name}_difference"] = table[name] - table[name][0]
+        table[f"{name}_difference_stderr"] = [0.0, 0.1, error]
+    assert best_of(table) == best
+    assert best_of(table[:1]) == [], "of one"
+
+
+@pytest.mark.parametrize(("count", "interval"), [(2, "12.7 "), (3, "4.3 "), (4, "tell little")])
+def test_two_or_three_seeds_tell_little(count, interval):
+    rows = [ROW | {"seed": seed, "run": str(seed)} for seed in range(count)] + [ROW | {"configuration": "2"}]
+    seeds = over_seeds(compared([-1.0] * count, [-1.0] * count, range(count), 0), [Path("a")] * count)
+    for table in (to_markdown(runs_table(rows)), comparison_to_markdown(seeds)):
+        assert (interval in table) == (count < 4)
 
 
 @pytest.fixture
