@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from pvae.core.errors import InputError, brief
 from pvae.data.folders import is_file
-from pvae.data.labels import check_classes
 from pvae.data.reading import Values
 
 __all__ = ["FILES", "SPLITS", "is_array_file", "read_arrays"]
@@ -65,7 +64,11 @@ def read_arrays(file: Path) -> Values:
             x[split] = array[:, None] if array.ndim == 1 else array
             names[split] = [f"{name}-{row}" for row in range(len(array))]
             if label_name in unread:
-                labels[split] = _labels(stored[label_name], name, len(array))
+                found = stored[label_name]
+                if found.shape not in ((len(array),), (len(array), 1)) or found.dtype.kind not in "iubfU":
+                    wanted = f"give {len(array):,} whole numbers or texts, one for each datum"
+                    raise InputError(f"the labels of {name} are {found.dtype} of shape {found.shape}: {wanted}")
+                labels[split] = found.reshape(len(array))
             unread -= {name, label_name}
             if own is not None and own.shape == array.shape[:1] and own.dtype.kind in "OU" and split == "train":
                 names[split] = own.astype(str).tolist()
@@ -78,16 +81,6 @@ def read_arrays(file: Path) -> Values:
         raise InputError(f"{file} is damaged, or holds objects, which are never loaded ({brief(error)})") from None
     note = f"arrays of {file.name} that are not read: {', '.join(sorted(unread))}" if unread else ""
     return Values(x, labels, names, note=note)
-
-
-def _labels(labels: NDArray[Any], name: str, count: int) -> NDArray[Any]:
-    """Return the labels of the data of that name, (N,)."""
-    if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iubfU":
-        found = f"the labels of {name} are {labels.dtype} of shape {labels.shape}"
-        raise InputError(f"{found}: give {count:,} whole numbers or texts, one for each datum")
-    if labels.dtype.kind == "f":
-        check_classes(labels, f"the array of labels of {name}")
-    return labels.reshape(count)
 
 
 def _names(stored: set[str]) -> list[tuple[str, str, str]]:

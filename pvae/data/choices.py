@@ -141,6 +141,4 @@ def _channels(height: int, width: int) -> tuple[int, ...]:
     channels = _CHANNELS[:depth]
     if (height >> len(channels)) * (width >> len(channels)) * channels[-1] > _MOST_INPUTS:
         channels += _CHANNELS[-1:] * (depth - len(channels))
-        last = _MOST_INPUTS // ((height >> depth) * (width >> depth))  # fewer channels, of a very long image
-        channels = (*channels[:-1], min(channels[-1], max(1, last)))
     return channels

@@ -115,8 +115,8 @@ class DataRecord:
         datum_shape: the shape of a datum: (C, H, W) of an image.
         sha256: SHA-256 of the splits, with their shapes.
         num_valid: number of validation images.
-        value_range: the values of the files that became the levels 0 and 255, as in `levels.to_bytes`; () for the range
-            of their type.
+        value_range: the values of the files that became the levels 0 and 255, as in `levels.to_bytes`; () for bytes
+            that stay as they are.
         note: the note on the data that the training printed, such as the files that were left out.
         is_images: the data are images as bytes.
         label_names: the names of the classes or attributes.
@@ -278,14 +278,9 @@ class Dataset:
     @property
     def is_binary(self) -> bool:
         """Whether the pixels of the training images are all 0 or 255, and both occur; for other data, 0 or 1."""
-        high = 255 if self.is_images else 1
-        has_low = has_high = False
-        for _, part in _in_parts(self.train):
-            is_low, is_high = part == 0, part == high
-            if not bool((is_low | is_high | part.isnan()).all()):
-                return False
-            has_low, has_high = has_low or bool(is_low.any()), has_high or bool(is_high.any())
-        return has_low and has_high
+        bits, parts = (0, 255) if self.is_images else (0, 1), [part for _, part in _in_parts(self.train)]
+        are_bits = all(bool(((part == bits[0]) | (part == bits[1]) | part.isnan()).all()) for part in parts)
+        return are_bits and all(any(bool((part == bit).any()) for part in parts) for bit in bits)
 
     @property
     def test_names(self) -> Sequence[str]:

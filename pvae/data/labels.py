@@ -12,31 +12,26 @@ from torch import Tensor
 from pvae.core.errors import InputError
 from pvae.data.dataset import Dataset, is_classes
 
-__all__ = ["UNKNOWN", "check_classes", "coded_labels", "few_labels", "names_of"]
+__all__ = ["UNKNOWN", "coded_labels", "few_labels", "names_of"]
 
 UNKNOWN = "unlabelled"
 _MOST_CLASSES = 100  # of floats
-
-
-def check_classes(labels: NDArray[Any], source: str) -> None:
-    """Refuse floats that are no classes: they are not whole, or too many differ.
-
-    Raises:
-        InputError: the message names the source of the labels.
-    """
-    found = np.unique(labels[~np.isnan(labels)])
-    if len(found) > _MOST_CLASSES or (found != found.round()).any():
-        raise InputError(f"{source} holds {len(found):,} different numbers, which are no classes")
 
 
 def coded_labels(labels: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Return classes as numbers from 0 on, in the order of their names, and the names.
 
     The number -1 among integers, NaN and the text "unlabelled" stand for a label that is not known, and become -1.
+
+    Raises:
+        InputError: the labels are floats that are not whole, or of which too many differ.
     """
     is_float = labels.dtype.kind == "f"
     unknown = np.isnan(labels) if is_float else labels.astype(str) == ("-1" if labels.dtype.kind in "iu" else UNKNOWN)
     classes, codes = np.unique(labels[~unknown], return_inverse=True)
+    if is_float and (len(classes) > _MOST_CLASSES or (classes != classes.round()).any()):
+        wanted = f"give whole numbers, at most {_MOST_CLASSES} different ones, or no labels"
+        raise InputError(f"the labels are {len(classes):,} different numbers, which are no classes: {wanted}")
     values = np.full(len(labels), -1)
     values[~unknown] = codes
     return values, tuple(f"{label:g}" if is_float else str(label) for label in classes)

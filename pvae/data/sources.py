@@ -22,8 +22,7 @@ from pvae.core.files import cache_dir, expanded
 from pvae.data.arrays import FILES, SPLITS, is_array_file, read_arrays
 from pvae.data.dataset import Dataset, split_rows
 from pvae.data.folders import NotFoundError, find, is_file
-from pvae.data.image_cache import Images, load_images
-from pvae.data.image_sources import ImageArrays, ImageFiles, ImageTransform, image_files
+from pvae.data.images import ImageArrays, ImageFiles, Images, ImageTransform, image_files, load_images
 from pvae.data.labels import coded_labels
 from pvae.data.reading import PACKAGES, Reading, Values, is_table
 
@@ -100,17 +99,18 @@ def from_folder(path: str, transform: ImageTransform) -> Dataset:
     # RandomState gives the same permutation in every version of numpy. The splits are views of one mapped file.
     files = [files[index] for index in np.random.RandomState(len(files)).permutation(len(files))]
     split_of = {file: SPLITS.get(file.relative_to(folder).parts[0].lower(), "") for file in files}
-    has_splits, num_outside = "train" in split_of.values(), 0
+    has_splits = "train" in split_of.values()
     if not has_splits and any(split_of.values()):
         raise InputError(f"{folder} has a sub-folder test or valid, and none named train: add it, or rename the other")
     if has_splits:
-        num_outside = [*split_of.values()].count("")
         files = [file for split in ("train", "test", "valid") for file in files if split_of[file] == split]
-    outside = f"{num_outside:,} image files outside of the sub-folders train, valid and test are left out"
+    if num_outside := len(split_of) - len(files):
+        outside = f"{num_outside:,} image files outside of the sub-folders train, valid and test are left out"
+        left_out = joined(outside, left_out)
     parts = [file.relative_to(folder).parts[has_splits:] for file in files]
     labels = [path[0] for path in parts] if all(len(path) > 1 for path in parts) else []
     splits = [split_of[file] or "train" for file in files]
-    source = ImageFiles(files, folder, splits, labels, joined(outside * (num_outside > 0), left_out))
+    source = ImageFiles(files, folder, splits, labels, left_out)
     return _of_images(title, load_images(source, transform), dataset)
 
 
@@ -124,8 +124,8 @@ def _of_images(title: str, images: Images, dataset: str, folder: str = "", attri
         if rows.stop > start and images.labels:
             values.labels[split] = np.array(images.labels[rows])
         start = rows.stop
-    found = replace(_data_set(title, values, dataset, attributes, is_shuffled=True), folder=folder)
-    return replace(found, found=images.found, value_range=images.value_range)
+    data = _data_set(title, values, dataset, attributes, is_shuffled=True)
+    return replace(data, folder=folder, found=images.found, value_range=images.value_range)
 
 
 def from_values(kind: str, path: str, reading: Reading) -> Dataset:

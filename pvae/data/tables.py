@@ -27,7 +27,7 @@ from torch import Tensor
 from pvae.config.columns import column_kinds, named_kinds
 from pvae.core.errors import InputError, brief, check_name, joined, listed, shown
 from pvae.data.dataset import EPOCH, Column
-from pvae.data.labels import UNKNOWN, check_classes
+from pvae.data.labels import UNKNOWN
 from pvae.data.reading import Reading, Values
 
 __all__ = ["Fields", "read_fields", "read_table", "table_text"]
@@ -118,7 +118,10 @@ def read_table(file: Path, reading: Reading) -> Values:
         rows = _given(frame[reading.name_column], missing).fillna(rows)
     labels = {}
     if reading.label_column in frame:
-        labels["train"] = _labels(_given(frame[reading.label_column], missing), reading.label_column)
+        classes = _given(frame[reading.label_column], missing)
+        numbers_of = pandas.to_numeric(classes, errors="coerce").astype(float)
+        are_texts = (numbers_of.isna() & classes.notna()).any()
+        labels["train"] = classes.fillna(UNKNOWN).to_numpy(str) if are_texts else numbers_of.to_numpy()
     return Values({"train": x}, labels, {"train": rows.tolist()}, columns, note, (*outside, *reasons))
 
 
@@ -130,15 +133,6 @@ def _said(notes: dict[str, str]) -> str:
 def _given(texts: Any, missing: set[str]) -> Any:
     """Return a series or a frame of texts with NaN where one is missing."""
     return texts.mask(texts.isin(missing))
-
-
-def _labels(texts: Series, name: str) -> NDArray[Any]:
-    """Return the labels in a column: numbers, NaN where one is missing, or texts, where it is "unlabelled"."""
-    numbers = pandas.to_numeric(texts, errors="coerce").astype(float)
-    if (numbers.isna() & texts.notna()).any():
-        return texts.fillna(UNKNOWN).to_numpy(str)
-    check_classes(numbers.to_numpy(), f"--label-column {name}")
-    return numbers.to_numpy()
 
 
 def _check_names(file: Path, texts: DataFrame, reading: Reading) -> None:

@@ -17,8 +17,7 @@ from pvae.core.files import expanded
 from pvae.data.arrays import is_array_file
 from pvae.data.dataset import DataRecord, Dataset
 from pvae.data.folders import is_file, is_folder
-from pvae.data.image_cache import ImageSource, colours, load_images
-from pvae.data.image_sources import ImageArrays, ImageFiles, ImageTransform, image_files
+from pvae.data.images import ImageArrays, ImageFiles, ImageSource, ImageTransform, colours, image_files, load_images
 from pvae.data.labels import names_of
 from pvae.data.reading import Reading
 from pvae.data.sources import load_dataset, read_values

@@ -15,7 +15,7 @@ from pvae.core.errors import InputError, brief, check_name
 from pvae.data.batch import Batch
 from pvae.data.dataset import check_domain, is_classes
 from pvae.data.folders import is_folder
-from pvae.data.image_sources import SUFFIXES
+from pvae.data.images import SUFFIXES
 from pvae.data.reading import is_table
 from pvae.runs.data import data_for
 from pvae.runs.run import Run

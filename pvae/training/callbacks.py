@@ -40,6 +40,7 @@ __all__ = [
 
 OnEpoch = Callable[[Run, Metrics], object]
 _LEAST_SECONDS = 0.5  # of training between two lines of metrics
+_SHOWN = 20  # letters of a level of a column
 
 
 @dataclass
@@ -162,7 +163,9 @@ class Console(Callback):
             print_line(f"classes{use}: {listed(loaded.label_names)}")
         kinds = config.column_kinds or [config.likelihood] * len(data.columns)
         for kind in dict.fromkeys(map(str, kinds)) if is_own and data.columns else ():
-            names = [column.name for column, one in zip(data.columns, kinds) if str(one) == kind]
+            columns = [column for column, one in zip(data.columns, kinds) if str(one) == kind]
+            levels = [listed([text[:_SHOWN] for text in column.categories]) for column in columns]
+            names = [column.name + f" ({texts})" * bool(texts) for column, texts in zip(columns, levels)]
             print_line(f"columns read as {kind}: {listed(names)}")
         if is_own:
             size = "x".join(map(str, data.datum_shape[1:])) if data.is_images else config.image_size

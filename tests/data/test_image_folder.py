@@ -17,8 +17,7 @@ import pvae
 from pvae.cli.evaluate import main as evaluate
 from pvae.cli.train import main
 from pvae.core.errors import InputError
-from pvae.data.image_cache import load_images
-from pvae.data.image_sources import ImageFiles, ImageTransform, image_files
+from pvae.data.images import ImageFiles, ImageTransform, image_files, load_images
 from pvae.data.sources import load_dataset
 from pvae.runs.data import data_of, load_for
 from pvae.runs.run import Run

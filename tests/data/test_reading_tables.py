@@ -272,7 +272,9 @@ def test_names_of_rows_labels_and_ignored_columns(tmp_path):
         message = refusal(tmp_path, "id,a\n1,2\n3,4\n", **{name: "nope"})
         assert all(word in message for word in (option, "nope", "id, a"))
     assert "no column of values is left" in refusal(tmp_path, "kind\n1\n2\n", label_column="kind")
-    assert "which are no classes" in refusal(tmp_path, "a,b\n1,2.5\n2,3\n", label_column="b")
+    (tmp_path / "t.csv").write_text("a,b\n" + "1,2.5\n2,3\n" * 9)
+    with pytest.raises(InputError, match="which are no classes"):
+        load_dataset(f"table:{tmp_path / 't.csv'}", reading=Reading(label_column="b"))
 
 
 def test_kinds_of_single_columns(tmp_path):

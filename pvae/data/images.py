@@ -1,12 +1,21 @@
-"""Images of files, decoded in parallel, and of arrays: `ImageFiles` and `ImageArrays`."""
+"""Images of files and of arrays as one memory-mapped array of bytes: decoded once, into the cache folder.
+
+The name of a cache file is a hash of the files (path, size, modification time) and of the transform. The file is
+written under a temporary name and then renamed, so it is always complete. If two processes build the same cache at
+once, both decode the images, and the second process replaces the file by an equal one. A second file, .json, says what
+the images are.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
-import math
+import json
 import os
 import re
+import statistics
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,12 +29,18 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageChops, ImageOps
 from tifffile import TiffFile
 
-from pvae.core.errors import InputError, brief
+from pvae.core.errors import InputError, brief, joined
+from pvae.core.files import cache_dir, write_whole
+from pvae.core.records import to_json
+from pvae.core.terminal import progress_bar
 from pvae.data.arrays import read_arrays
 from pvae.data.folders import is_folder
 from pvae.data.levels import Levels, to_bytes
 
-__all__ = ["SUFFIXES", "ImageArrays", "ImageFiles", "ImageTransform", "Shape", "image_files"]
+__all__ = [
+    "SUFFIXES", "ImageArrays", "ImageFiles", "ImageSource", "ImageTransform", "Images", "colours", "image_files",
+    "load_images",
+]  # fmt: skip
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -44,14 +59,14 @@ _ORIENTATION = int(ExifTags.Base.Orientation)  # from 1 (upright) to 8; from 5 o
 
 _NOT_READ = "not read; save it as 8 bits, or give an .npy array"
 
-# Larger images are decoded one at a time, in one thread: each takes up to a gigabyte, and threads do not free it.
-_LARGE_PIXELS = 2**22
-_LARGE = ThreadPoolExecutor(1)
-
+_MOST_THREADS = 8  # each holds a whole image, which may take a gigabyte
 _FIRST = 8  # files that show nearly always that grey values are not 0 and 1 only
 _AT_ONCE = 1000  # files that are read before the result of the first of them is used
 
 _MAX_CHANNELS = 16  # of an array
+_LONGEST = 64  # pixels of the longer side to which larger images are reduced, unless a size is given
+
+_DECODING = 12  # the version of the decoding, a part of the name of a cache file
 
 _T = TypeVar("_T")
 
@@ -71,8 +86,8 @@ class ImageTransform(NamedTuple):
             channels that they have.
         skip_broken: leave out a file that cannot be decoded, in place of raising an error.
         keep_aspect: cut off what would be stretched, in equal parts of both ends, before resizing.
-        value_range: the values that become the levels 0 and 255; () for those of their type; None to choose it by the
-            values of all images, as in `Levels.value_range`.
+        value_range: the values that become the levels 0 and 255; () for bytes that stay as they are; None to choose it
+            by the values of all images, as in `Levels.value_range`.
     """
 
     size: tuple[int, int] | None = None
@@ -153,7 +168,7 @@ class ImageFiles:
 
 def _in_parallel(function: Callable[[Path], _T], files: Sequence[Path]) -> Iterator[_T]:
     """Yield function(file) for each file, by threads: Pillow decodes without holding the interpreter's lock."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
         for start in range(0, len(files), _AT_ONCE):
             yield from pool.map(function, files[start : start + _AT_ONCE])
 
@@ -173,23 +188,19 @@ class _Page(NamedTuple):
 
 
 def _of_pages(function: Callable[[_Page], _T], path: Path, skip_broken: bool = True) -> list[_T]:
-    """Return the results of a function for each image of a file; large images are decoded one at a time.
+    """Return the results of a function for each image of a file.
 
     Raises:
         InputError: the file cannot be decoded, and not `skip_broken`, for which there is no result.
     """
-    results = []
     try:
-        for page in _pages(path):
-            is_large = math.prod(page.shape[:2]) > _LARGE_PIXELS
-            results.append(_LARGE.submit(function, page).result() if is_large else function(page))
+        return [function(page) for page in _pages(path)]
     except Exception as error:  # Pillow raises struct.error, KeyError and others for broken files
         if skip_broken:
             return []
         reason = re.sub(r" (<_io|'/).*", "", brief(error))
         advice = "take it out of the images, or give --skip-broken"
         raise InputError(f"{path} cannot be used ({reason}): {advice}") from None
-    return results
 
 
 def _pages(path: Path) -> Iterator[_Page]:
@@ -325,22 +336,18 @@ class ImageArrays:
             self.names += [values.names[split][row] for row in order]
             self.splits += [split] * count
             self.labels += [*values.labels[split][order]] if split in values.labels else []
-        shapes = sorted({images.shape[1:] for images, _ in self._arrays})
-        if len(shapes) > 1:
-            found = " and ".join(map(str, shapes))
-            raise InputError(f"{path} cannot be used: its images have the shapes {found}: give one shape")
         if 0 < len(self.labels) < len(self.names):
             which = "some of its arrays of images have labels, and some have not"
             raise InputError(f"{path} cannot be used: {which}: give labels for all or none")
-        self.shape: Shape = shapes[0]
 
     def survey(self) -> tuple[list[Shape], Levels | None]:
-        """Return the shape of the images, and their levels.
+        """Return the shapes of the images of each array, and the levels of all.
 
         Raises:
             InputError: a value is NaN or infinite, or the arrays have several types.
         """
-        return [self.shape], reduce(or_, (Levels.of(images) for images, _ in self._arrays))
+        images = [images for images, _ in self._arrays]
+        return [array.shape[1:] for array in images], reduce(or_, map(Levels.of, images))
 
     def decoded(self, transform: ImageTransform) -> Iterator[list[NDArray[np.uint8]]]:
         """Yield each image (C, H, W) in turn, as the only one of its file."""
@@ -361,3 +368,131 @@ def _channels_last(array: NDArray[Any], name: str) -> NDArray[Any]:
         return np.moveaxis(array, 1, 3)
     wanted = f"give (N, H, W, C) or (N, C, H, W), where one side only is at most {_MAX_CHANNELS}, or C is 1, 3 or 4"
     raise InputError(f"{described}, where the channels cannot be told from the rows and columns: {wanted}")
+
+
+ImageSource = ImageFiles | ImageArrays
+
+
+class Images(NamedTuple):
+    """Decoded images.
+
+    Args:
+        pixels: bytes (N, C, H, W), mapped into memory.
+        names: the name of each image; the third image of a.tif is named "a.tif#3".
+        splits: "train", "test" or "valid" of each image; [] if there are none.
+        labels: the class of each image, or its attributes; [] if there are none.
+        found: number, size and colour of the images, for example "8 images of 28 x 20 pixels, grey".
+        note: what was changed or lost, or "".
+        value_range: as in `ImageTransform`, never None.
+    """
+
+    pixels: NDArray[np.uint8]
+    names: list[str]
+    splits: list[str]
+    labels: list[Any]
+    found: str
+    note: str
+    value_range: tuple[float, ...]
+
+
+def colours(channels: int) -> str:
+    """Return how a message names a number of channels."""
+    return {1: "grey", 3: "colour"}.get(channels, f"{channels} channels")
+
+
+def load_images(source: ImageSource, transform: ImageTransform, least: int = 4) -> Images:
+    """Return the images as a memory-mapped array, decoded now if they are not in the cache.
+
+    Args:
+        source: the images.
+        transform: applied to each image.
+        least: number of images that must be left; four are needed to train.
+
+    Raises:
+        InputError: a file cannot be decoded (unless `skip_broken`), or the cache cannot be written.
+    """
+    cache = cache_dir() / "images"
+    digest = hashlib.sha256(f"{_DECODING} {transform!r}{source.key}".encode())
+    try:
+        for path in source.paths:
+            status = path.stat()
+            identity = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0"
+            digest.update(identity.encode("utf-8", "surrogateescape"))
+        target = cache / f"{digest.hexdigest()[:32]}.bytes"
+        with contextlib.suppress(OSError, ValueError):  # it is missing or damaged
+            return _cached(target, source)
+        cache.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL|torchvision")  # a file that cannot be used raises an error
+            _build(source, transform, target, least)
+        return _cached(target, source)
+    except OSError as error:
+        raise InputError(f"the image cache {cache} cannot be used ({error.strerror or error})") from None
+
+
+def _cached(target: Path, source: ImageSource) -> Images:
+    """Return the images of a cache file.
+
+    Raises:
+        OSError, ValueError: it is missing or damaged.
+    """
+    record = json.loads(target.with_suffix(".json").read_bytes())
+    # Copy on write, because torch warns of read-only memory.
+    pixels = np.memmap(target, np.uint8, "c", shape=tuple(record["shape"]))[:, : record["channels"]]
+    names, kept = source.names, record["kept"]
+    return Images(
+        pixels,
+        [names[index] + f"#{page}" * (page > 0) for index, page in kept],
+        [source.splits[index] for index, _ in kept if source.splits],
+        [source.labels[index] for index, _ in kept if source.labels],
+        record["found"],
+        joined(source.note, record["note"]),
+        tuple(record["value_range"]),
+    )
+
+
+def _build(source: ImageSource, transform: ImageTransform, target: Path, least: int) -> None:
+    """Decode the images into a cache file."""
+    shapes, levels = source.survey()
+    channels = max((shape[2] for shape in shapes), default=1)
+    value_range = levels.value_range(transform.value_range) if levels else ()
+    chosen = transform._replace(
+        size=transform.size or _common_size(shapes), channels=transform.channels or channels, value_range=value_range
+    )
+    temporary = target.with_suffix(f".{os.getpid()}.tmp")
+    # Of each image the index of its file or row, and its number in the file from 1 on; 0 in a file of one image.
+    kept = list[tuple[int, int]]()
+    has_colour, total = False, len(source.names)
+    try:
+        with temporary.open("wb") as file, progress_bar("decoding", total, "image", in_logs=True) as bar:
+            for index, images in enumerate(source.decoded(chosen)):
+                bar.update()
+                for page, image in enumerate(images, start=1):
+                    file.write(image.tobytes())
+                    kept.append((index, page if len(images) > 1 else 0))
+                    has_colour = has_colour or bool((image != image[:1]).any())
+        if len(kept) < least:
+            raise InputError(f"only {len(kept)} of {total} images can be used: give at least {least}")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    is_grey = chosen.channels == 3 and not (has_colour or transform.channels)
+    left_out, sizes = total - len({index for index, _ in kept}), {shape[:2] for shape in shapes}
+    broken = f"{left_out} of {total} image files cannot be decoded and are left out" if left_out else ""
+    size = "several sizes" if len(sizes) > 1 else "{} x {} pixels".format(*sizes.pop())
+    record: dict[str, Any] = {
+        "shape": (len(kept), chosen.channels, *(chosen.size or ())),
+        "channels": 1 if is_grey else chosen.channels,
+        "kept": kept,
+        "found": f"{len(kept):,} images of {size}, {colours(1 if is_grey else channels)}",
+        "note": joined(broken, levels.note(value_range) if levels else ""),
+        "value_range": value_range,
+    }
+    write_whole(target.with_suffix(".json"), to_json(record).encode())
+
+
+def _common_size(shapes: Sequence[Shape]) -> tuple[int, int]:
+    """Return the median size of images, reduced to a longer side of at most 64 pixels."""
+    height, width = (statistics.median_low(side) for side in [*zip(*shapes)][:2] or [(1,), (1,)])
+    reduction = min(1.0, _LONGEST / max(height, width))
+    return max(1, round(height * reduction)), max(1, round(width * reduction))
