@@ -19,6 +19,7 @@ from pvae.plotting import figures, value_figures
 from pvae.plotting.figures import ScatterData
 from pvae.runs.run import Run
 from pvae.trained import codes, latent_space
+from pvae.trained.given import label_texts
 
 __all__ = [
     "attributes",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 _PRIOR_DRAWS = 20_000
+_MOST_ROWS = 5_000  # of data beside samples
 _PLANE = "two latent dimensions (--latent-dim 2)"
 _ALPHAS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # the steps alpha of z + alpha v along the direction of an attribute
 _SHOWN_ATTRIBUTES = ("Blond_Hair", "Smiling", "Male", "Eyeglasses")
@@ -53,20 +55,25 @@ def reconstructions(run: Run) -> Figure:
 
 
 def samples(run: Run) -> Figure:
-    """Return 64 means of p(x | z), z ~ p(z), or draws from it: marginals of vectors, and series. The run needs a prior.
+    """Return 64 means of p(x | z), z ~ p(z), or draws from it beside data of all splits: marginals of vectors, series.
+
+    The run needs a prior.
 
     With labels there is a row for each class, or for the labels of the first test images, and one z in a column.
     """
     _require(run, run.vae().has_density, "a prior to draw from")
     with run.seeded():
         if not run.data.is_images:
-            drawn = latent_space.sample(run.vae(), 1000, draws=True, y=codes.given_y(run, "test"))
-            shown = codes.run_batch(run, "test").x.images[:1000]
-            given = "p(x | z), z ~ p(z)"
-            if run.is_given_labels:
+            parts = [codes.run_batch(run, split) for split in run.dataset().splits]
+            rows = random_subset(sum(map(len, parts)), _MOST_ROWS, seed=0)
+            shown, given = torch.cat([part.x.images for part in parts])[rows], "p(x | z), z ~ p(z)"
+            y = torch.cat([part.y for part in parts])[rows] if run.is_given_labels else None
+            drawn = latent_space.sample(run.vae(), len(rows), draws=True, y=y)
+            if y is not None:
                 given = "p(x | z, y), z ~ p(z), y the labels of these data"
-                if classes := Counter(filter(None, (_class_of(run, row) for row in range(len(shown))))):
-                    given += f" ({', '.join(f'{count} {name}' for name, count in classes.most_common(5))})"
+                if run.data.label_names:
+                    classes = Counter(label_texts(run, y)).most_common(5)
+                    given += f" ({', '.join(f'{count} {name}' for name, count in classes)})"
             return value_figures.sampled_values_figure(shown, drawn, run.title, run.data.columns, given)
         if not run.vae().takes_labels:
             title = f"{run.title}\nmean of p(x | z), z ~ p(z)"

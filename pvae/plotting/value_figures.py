@@ -123,7 +123,7 @@ def sampled_values_figure(
     which share of the data is missing.
 
     Args:
-        data: vectors (N, D), or series (N, T, D), of which the first values at each time are drawn.
+        data: of all splits: vectors (N, D), or series (N, T, D), of which the first values at each time are drawn.
         samples: (S, D) or (S, T, D).
         title: of the figure.
         columns: of a table.
@@ -134,12 +134,13 @@ def sampled_values_figure(
     """
     _check_shape(data)
     if data.dim() == 3:
-        figure, panels = _panels(f"{title}\ntest data above samples from {given}", 8, sharey=True)
+        figure, panels = _panels(f"{title}\ndata above samples from {given}", 8, sharey=True)
         for axes, x in [*zip(panels[:4], data), *zip(panels[4:], samples)]:
             _draw_series(axes, x, "-", "")
         return figure
     count = min(_MOST, data.shape[1])
-    text = f"{title}\nmarginals of test data and of samples from {given}, {count} of {data.shape[1]:,} columns"
+    rows = f"{len(data):,} data of all splits and of {len(samples):,} samples from {given}"
+    text = f"{title}\nmarginals of {rows}, {count} of {data.shape[1]:,} columns"
     figure, panels = _panels(text, count)
     for number, axes in enumerate(panels):
         name = _label(columns[number].name) if columns else f"x_{number + 1}"

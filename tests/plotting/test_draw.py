@@ -202,7 +202,11 @@ def test_marginals_and_rows_of_a_conditional_run_name_its_labels(tmp_path):
     data = Dataset("values", x[:50], x[50:], labels[:50], labels[50:], ("old", "new"))
     config = Config(condition=True, likelihood="normal-diagonal", hidden=(4,), latent_dim=2, epochs=1, batch_size=25)
     run = fit(config, data=data, out=tmp_path / "run")
-    assert "(13 old, 7 new)" in said(pictures.samples(run))
+    figure = pictures.samples(run)
+    assert "(46 old, 24 new)" in said(figure), "all of the 70 rows"
+    heights = torch.tensor([bar.get_height() for bar in figure.axes[0].containers[0]])
+    counts = 70 * heights / heights.sum()
+    assert torch.allclose(counts, counts.round(), atol=1e-3), "each bar counts some of the 70"
     names = [axes.get_title().partition(": ") for axes in pictures.reconstructions(run).axes]
     assert len(names) == 8
     for name, _, label in names:
