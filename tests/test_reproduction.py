@@ -16,8 +16,8 @@ import pyro
 import pytest
 import torch
 
+from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
-from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
 from pvae.config.presets import get_system
 from pvae.data.sources import load_dataset
@@ -157,7 +157,7 @@ def trained_by_hand(images, likelihood, density, epochs=20):
     vae = build_vae(Config(hidden=(500, 500), latent_dim=20, likelihood=likelihood), (1, 28, 28))
     if density is not None:
         vae.p_x.pixels = density
-    optimizer = SingleOptimizer(torch.optim.Adam(vae.parameters(), lr=1e-3))
+    optimizer = AdamUpdate(torch.optim.Adam(vae.parameters(), lr=1e-3))
     with pyro.get_param_store().scope():
         svi = CompiledSVI(vae.model, vae.guide, optimizer, build_elbo("analytic"))
         for _ in range(epochs):

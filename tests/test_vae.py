@@ -13,8 +13,8 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 import pvae
+from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
-from pvae.compile.optimizers import SingleOptimizer
 from pvae.core.errors import InputError, NotFiniteError
 from pvae.elbos.registry import build_elbo
 from pvae.reference import elbo as reference_elbo
@@ -130,7 +130,7 @@ def test_functions_that_register_nothing_are_told_what_to_register():
 def test_a_step_returns_loss_and_terms_and_a_loss_that_is_not_finite_steps_no_parameter():
     vae = own_vae()
     with pyro.get_param_store().scope():
-        optimizer = SingleOptimizer(torch.optim.Adam(vae.parameters()))
+        optimizer = AdamUpdate(torch.optim.Adam(vae.parameters()))
         svi = CompiledSVI(vae.model, vae.guide, optimizer, build_elbo("trace", 2), "none")
         loss, terms = svi.step(X, beta=3.0)
         before = [parameter.detach().clone() for parameter in vae.parameters()]

@@ -1,96 +1,158 @@
-"""Adam's update as operators on tensors, so that inductor compiles it together with the gradients."""
+"""Adam's update as operators on tensors: the host learns nothing of a step, and a step that is bad changes nothing."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from typing import NoReturn
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
+from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Adam
 
-from pvae.compile.optimizers import SingleOptimizer
-from pvae.core.errors import GradientError, NotFiniteError, listed
+from pvae.core.errors import InputError
 
 __all__ = ["AdamUpdate"]
 
+_OPTIONS = ("amsgrad", "maximize", "weight_decay", "decoupled_weight_decay")
 
-class AdamUpdate:
-    """One step of a `torch.optim.Adam`, on its own state, in elementwise operations, equal to torch's to rounding.
+
+class AdamUpdate(PyroOptim):
+    """Adam's step on the state of a `torch.optim.Adam`, for `CompiledSVI`; it equals torch's fused step to the bit.
 
         m <- m + (1 - beta_1) (g - m)        v <- beta_2 v + (1 - beta_2) g^2
         p <- p - lr / (1 - beta_1^t)  m / (sqrt(v) / sqrt(1 - beta_2^t) + epsilon)
 
-    The factors that depend only on lr, betas, epsilon and t are computed on the host, once a step. A step whose loss or
-    gradients are not finite leaves parameters and state as they were.
-
     Args:
-        optim: holds plain Adam over one group of parameters, each of which has taken the same number of steps.
+        optimizer: plain Adam over the parameters, all of one dtype, that the loss will register with Pyro.
+        names: the parameters by name, for messages.
+        clip_norm: scale the gradients down to this total norm if it is larger; 0 for no limit.
+        reduce: called with the gradients, and a tensor that says whether the step is bad, before the update; may change
+            them in place, to sum over processes.
+
+    Attributes:
+        is_bad: 1 from the first bad step on, which was refused since a check failed, or loss or gradients were not
+            finite; then no parameter changes until it is 0 again.
+
+    Raises:
+        InputError: it is another optimiser, or Adam with options.
 
     Reference:
         Kingma and Ba, arXiv:1412.6980, algorithm 1.
     """
 
-    def __init__(self, optim: SingleOptimizer) -> None:
-        self.optim = optim
-        self.optimizer = optim.optimizer
-        self.parameters: list[Tensor] = self.optimizer.param_groups[0]["params"]
-        self._values = torch.zeros(6, dtype=self.parameters[0].dtype, device=self.parameters[0].device)
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        names: Mapping[str, Tensor] | None = None,
+        clip_norm: float = 0.0,
+        reduce: Callable[[Sequence[Tensor]], None] | None = None,
+    ) -> None:
+        super().__init__(type(optimizer), {})  # which SVI asks for
+        (group, *others), self.optimizer = optimizer.param_groups, optimizer
+        self.parameters: list[Tensor] = group["params"]
+        is_plain = type(optimizer) is Adam and not others and not any(group.get(name) for name in _OPTIONS)
+        if not is_plain or len({one.dtype for one in self.parameters}) > 1:
+            raise InputError(
+                "only torch.optim.Adam without amsgrad, maximize and weight_decay, over parameters of one dtype in one "
+                "group, can be recorded: give SVI another optimiser and the ELBO itself"
+            )
+        self._names = {id(tensor): name for name, tensor in (names or {}).items()}
+        self.clip_norm, self.reduce = clip_norm, reduce
+        self.is_bad = torch.zeros((), dtype=torch.float32, device=self.parameters[0].device)
 
-    @staticmethod
-    def supports(optim: SingleOptimizer) -> bool:
-        """Whether this is fused Adam without options, over parameters of one dtype with one number of steps taken."""
-        optimizer = optim.optimizer
-        group, counts = optimizer.param_groups[0], {float(one["step"]) for one in optimizer.state.values()}
-        names = ("amsgrad", "maximize", "weight_decay", "decoupled_weight_decay")
-        is_plain = type(optimizer) is Adam and group["fused"] and not any(group.get(name) for name in names)
-        is_alike = len(counts) == 1 and len({one.dtype for one in group["params"]}) == 1
-        return is_plain and is_alike and len(optimizer.param_groups) == 1 and not optim.changes_gradients
+    @property
+    def lr(self) -> float:
+        """The learning rate of the optimiser."""
+        return float(self.optimizer.param_groups[0]["lr"])
 
-    def written(self) -> list[Tensor]:
-        """Return the tensors that the update writes into."""
-        states = [self.optimizer.state.get(parameter, {}) for parameter in self.parameters]
-        return [*self.parameters, *(tensor for state in states for tensor in state.values())]
+    def name_of(self, parameter: Tensor) -> str:
+        """Return the name of a parameter, for messages."""
+        return self._names.get(id(parameter), "a parameter")
 
-    def set_values(self, trained: Sequence[Tensor]) -> None:
-        """Write the factors of the next step of these parameters into the tensor that the recording reads."""
-        group = self.optimizer.param_groups[0]
-        count, (beta_1, beta_2) = self.optimizer.state[trained[0]]["step"].item() + 1, group["betas"]
-        step_size, scale = group["lr"] / (1 - beta_1**count), (1 - beta_2**count) ** -0.5
-        values = (step_size, scale, 1 - beta_1, beta_2, 1 - beta_2, group["eps"])
-        self._values.copy_(torch.tensor(values, dtype=self._values.dtype))
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let no step in this block change anything."""
+        self.is_bad.fill_(1.0)
+        try:
+            yield
+        finally:
+            self.is_bad.zero_()
+
+    def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Return the state of a parameter, which is that of torch's fused Adam."""
+        state: dict[str, Tensor] = self.optimizer.state[parameter]
+        if not state:
+            state["step"] = torch.zeros_like(self.is_bad)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        return state
+
+    def rows(self, values: Sequence[tuple[float, float]]) -> Tensor:
+        """Return what changes with each of the next steps, float64 (n, 4).
+
+            lr    beta    lr / (1 - beta_1^t)    1 / sqrt(1 - beta_2^t)
+
+        Args:
+            values: learning rate and weight of the rate of each step.
+        """
+        device, (beta_1, beta_2) = self.is_bad.device, self.optimizer.param_groups[0]["betas"]
+        given = torch.tensor(values, dtype=torch.float64, device=device)
+        taken = torch.stack([self.state_of(one)["step"] for one in self.parameters]).max().double()
+        t = taken + torch.arange(1, len(given) + 1, device=device)
+        return torch.column_stack([given, given[:, 0] / (1 - beta_1**t), (1 - beta_2**t).rsqrt()])
 
     def apply(
-        self, loss: Tensor, trained: Sequence[Tensor], gradients: Sequence[Tensor], flags: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """Step these parameters where all flags are true, and loss and gradients are finite.
+        self, row: Tensor, trained: Sequence[Tensor], gradients: Sequence[Tensor], is_bad: Tensor, is_fused: bool
+    ) -> Tensor:
+        """Step parameters, unless this step is bad, or one before it was.
+
+        Args:
+            row: of `rows`.
+            trained: the parameters.
+            gradients: of each.
+            is_bad: whether loss or data are bad, a boolean scalar.
+            is_fused: by torch's fused operator, or by elementwise ones, for inductor; they differ by rounding.
 
         Returns:
-            Whether the step was taken, and whether the loss and each gradient is finite, (1 + number of gradients,).
+            Whether each gradient is finite, (number of gradients,).
         """
+        group = self.optimizer.param_groups[0]
+        (beta_1, beta_2), epsilon = group["betas"], group["eps"]
+        states = [self.state_of(one) for one in trained]
+        means, squares, steps = ([one[name] for one in states] for name in ("exp_avg", "exp_avg_sq", "step"))
         with torch.no_grad():
-            finite = torch.stack([loss.isfinite(), *((g * g).isfinite().all() for g in gradients)])
-            is_taken = functools.reduce(torch.logical_and, flags, finite.all())
-            step_size, scale, one_minus_beta_1, beta_2, one_minus_beta_2, epsilon = self._values.unbind()
-            for parameter, gradient in zip(trained, gradients):
-                state: dict[str, Tensor] = self.optimizer.state[parameter]
-                old = (parameter.detach(), state["exp_avg"], state["exp_avg_sq"], state["step"])
-                mean = old[1] + one_minus_beta_1 * (gradient - old[1])
-                square = beta_2 * old[2] + one_minus_beta_2 * (gradient * gradient)
-                value = old[0] - step_size * mean / (scale * square.sqrt() + epsilon)
-                for tensor, updated in zip(old, (value, mean, square, old[3] + 1)):
-                    tensor.copy_(torch.where(is_taken, updated, tensor))
-        return [is_taken, finite]
-
-    def refuse(self, loss: Tensor, trained: Sequence[Tensor], finite: Tensor) -> NoReturn:
-        """Raise the error of a step that was not taken.
-
-        Raises:
-            NotFiniteError: always; `apply` left parameters and state as they were.
-        """
-        is_loss_finite, *are_gradients_finite = finite.tolist()
-        if not is_loss_finite:
-            raise NotFiniteError(f"the loss is {loss.item()}")
-        names = [self.optim.name_of(one) for one, finite in zip(trained, are_gradients_finite) if not finite]
-        raise GradientError(f"the gradient of {listed(names)} is NaN or infinite")
+            norms = torch.stack(torch._foreach_norm(gradients))
+            are_finite = norms.isfinite()
+            is_bad = is_bad | ~are_finite.all()
+            self.is_bad.copy_(torch.maximum(self.is_bad, is_bad.to(self.is_bad.dtype)))
+            if self.clip_norm:
+                scale = (self.clip_norm / (torch.linalg.vector_norm(norms) + 1e-6)).clamp(max=1.0)
+                gradients = torch._foreach_mul(gradients, scale)
+            if is_fused:
+                torch._foreach_add_(steps, [1 - self.is_bad] * len(steps))
+                torch._fused_adam_(
+                    trained,
+                    gradients,
+                    means,
+                    squares,
+                    [],
+                    steps,
+                    lr=row[0] if row.device.type == "cpu" else row[0].float(),
+                    beta1=beta_1,
+                    beta2=beta_2,
+                    weight_decay=0.0,
+                    eps=epsilon,
+                    amsgrad=False,
+                    maximize=False,
+                    found_inf=self.is_bad,
+                )
+                return are_finite
+            step_size, root = row[2:].to(norms.dtype).unbind()
+            for old in zip(trained, gradients, means, squares, steps):
+                parameter, gradient, mean, square, step = old
+                new_mean = mean + (1 - beta_1) * (gradient - mean)
+                new_square = beta_2 * square + (1 - beta_2) * (gradient * gradient)
+                value = parameter - step_size * new_mean / (root * new_square.sqrt() + epsilon)
+                for tensor, new in ((parameter, value), (mean, new_mean), (square, new_square), (step, step + 1)):
+                    tensor.copy_(torch.where(self.is_bad > 0, tensor, new))
+        return are_finite

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pvae.compile.compiled_svi import Done
 from pvae.config.presets import command_line, system_title
 from pvae.core.errors import TrainingError, listed
 from pvae.core.files import write_whole
@@ -45,23 +46,23 @@ _SHOWN = 20  # letters of a level of a column
 
 @dataclass
 class Interrupt(Callback):
-    """Ends the training after the step in which a signal came to one of its processes."""
+    """Ends the training after the steps in which a signal came to one of its processes."""
 
     interruptions: Interruptions
     world: World
 
-    def on_step_end(self, trainer: Trainer, loss: Tensor | None) -> None:
+    def on_steps_end(self, trainer: Trainer, done: Done | None) -> None:
         """Raise a KeyboardInterrupt, in all processes after the same step."""
         if self.world.any(bool(self.interruptions.received)):
             raise KeyboardInterrupt
 
     def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
         """Raise a KeyboardInterrupt, for a signal that came while the epoch was saved."""
-        self.on_step_end(trainer, None)
+        self.on_steps_end(trainer, None)
 
     def on_train_end(self, trainer: Trainer) -> None:
         """Raise a KeyboardInterrupt, for a signal that came while figures were drawn."""
-        self.on_step_end(trainer, None)
+        self.on_steps_end(trainer, None)
 
 
 @dataclass
@@ -109,18 +110,16 @@ class ProgressBar(Callback):
     bar: Any = None
     total: float = 0.0
 
-    def on_step_end(self, trainer: Trainer, loss: Tensor | None) -> None:
-        """Draw a step, and remove the bar after the last one."""
-        if loss is None:
+    def on_steps_end(self, trainer: Trainer, done: Done | None) -> None:
+        """Draw some steps, and remove the bar after the last one."""
+        if done is None:
             return
         if self.bar is None:
             self.total = 0.0
             self.bar = progress_bar(f"epoch {trainer.epoch + 1}/{self.epochs}", trainer.num_steps, "step")
-        if self.bar.disable:  # the loss stays on the device
-            return
-        self.total += loss.item() * trainer.world.size  # the parts of the processes are about equal
-        self.bar.set_postfix_str(f"loss {self.total / (self.bar.n + 1):.2f}", refresh=False)
-        self.bar.update()
+        self.total += done.losses.sum().item() * trainer.world.size  # the parts of the processes are about equal
+        self.bar.set_postfix_str(f"loss {self.total / (self.bar.n + len(done.losses)):.2f}", refresh=False)
+        self.bar.update(len(done.losses))
         if self.bar.n == trainer.num_steps:
             self.close()
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
-from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
 from pvae.config.refusals import Case, refuse
 from pvae.core.errors import (
@@ -103,10 +103,8 @@ def build_trainer(
 
     def svi(name: str) -> CompiledSVI:
         reduce = world.sum_ if world.size > 1 else None
-        optimizer = SingleOptimizer(adam, dict(vae.named_parameters()), config.clip_norm, reduce)
-        return CompiledSVI(
-            vae.model, vae.guide, optimizer, elbo, name, config.precision, config.batch_size, train.batch
-        )
+        update = AdamUpdate(adam, dict(vae.named_parameters()), config.clip_norm, reduce)
+        return CompiledSVI(vae.model, vae.guide, update, elbo, name, config.precision, config.batch_size, train.batch)
 
     def accuracy(split: str) -> float | None:
         if not config.labels:
@@ -119,12 +117,12 @@ def build_trainer(
     if config.precision == "bf16" and device.type == "cpu" and not has_bfloat16:
         note("this CPU has no instructions for bfloat16: --precision fp32 is several times as fast here")
     num_steps = math.ceil(len(train) / config.batch_size)
-    steps_left, is_alone = config.epochs * num_steps - steps_done, world.size == 1 and device.type == "cpu"
+    steps_left = config.epochs * num_steps - steps_done
     evaluation_size = max(1, _PIXELS // max(784, prepared["test"][0].numel() * config.particles))
     return Trainer(
         vae=vae,
         elbo=elbo,
-        engine=Engine(svi, config, steps_left, engine, threads, is_alone, note),
+        engine=Engine(svi, config, steps_left, engine, threads, device, world, note),
         optimizer=adam,
         data=train,
         splits=splits,

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pvae.compile.compiled_svi import Done
 from pvae.core.errors import (
-    GradientError,
     InputError,
     NotFiniteError,
     TrainingError,
@@ -50,8 +50,8 @@ class Callback:
         """Return whether the training ends before its next epoch."""
         return False
 
-    def on_step_end(self, trainer: Trainer, loss: Tensor | None) -> None:
-        """Do something after a step with this loss (this process's part), or a batch of an evaluation without one."""
+    def on_steps_end(self, trainer: Trainer, done: Done | None) -> None:
+        """Do something after some steps (with this process's part of the losses), or a batch of an evaluation."""
 
     def on_epoch_end(self, trainer: Trainer, rows: Sequence[Metrics]) -> None:
         """Do something after an epoch, of which these are the metrics of each split."""
@@ -74,7 +74,7 @@ class Trainer:
         vae: the VAE.
         elbo: evaluates it.
         engine: takes the steps.
-        optimizer: the optimiser of the steps, whose learning rate is set before each.
+        optimizer: the optimiser of the steps.
         data: the training data.
         splits: "test", and perhaps "valid", evaluated after each epoch.
         batch_size: of a step.
@@ -86,7 +86,7 @@ class Trainer:
         world: the processes that train together.
         rows: the metrics of all finished epochs.
         epoch: number of finished epochs.
-        step: number of begun steps.
+        step: number of taken steps.
     """
 
     vae: VAE
@@ -142,44 +142,37 @@ class Trainer:
         return rows
 
     def train_epoch(self, callbacks: Sequence[Callback] = ()) -> Metrics:
-        """Take the steps of an epoch, and return the metrics of the training data."""
+        """Take the steps of an epoch, and return the metrics of the training data.
+
+        Raises:
+            TrainingError: the loss or a gradient of a step is not finite, or memory does not suffice; parameters and
+                the optimiser's state are as before that step.
+        """
         self.vae.train()
         started, order = time.perf_counter(), torch.randperm(len(self.data)).to(self.device)
+        sizes = iter([len(index) for index in order.split(self.batch_size)])
+        table = [self.schedule(self.step + number) for number in range(self.num_steps)]
         terms, total, seen = self._zeros(2, len(order)), self._zeros(1), 0
-        for index in order.split(self.batch_size):
-            loss, (distortion, rate) = self.train_step(index)
-            terms[:, seen : seen + len(index)] = torch.stack([distortion, rate])
-            total, seen = total + loss.double() * len(index), seen + len(index)
-            for callback in callbacks:
-                callback.on_step_end(self, loss)
+        with advice_on_memory(f"a step after step {self.step}"):
+            for done in self.engine.run(order, table):
+                self.step += len(done.losses)
+                if done.error is not None:
+                    raise self._explained(done.error)
+                rows = slice(seen, seen + len(done.terms.rate))
+                terms[:, rows], seen = torch.stack([*done.terms]), rows.stop
+                for loss in done.losses.tolist():
+                    total += loss * next(sizes)
+                for callback in callbacks:
+                    callback.on_steps_end(self, done)
         self.world.sum_([terms, total])
         return self._metrics("train", terms, total.item() / len(order), time.perf_counter() - started)
 
-    def train_step(self, index: Tensor) -> LossAndTerms:
-        """Step on one batch of training data.
-
-        Args:
-            index: indices of the data, int64 (B,).
-
-        Returns:
-            Loss and terms of the batch; of several processes, the part of this process, and the parts sum to them.
-
-        Raises:
-            TrainingError: the loss or a gradient is not finite, or memory does not suffice; parameters and the
-                optimiser's state are as before.
-        """
-        values = self.schedule(self.step)
-        self.optimizer.param_groups[0]["lr"] = values.lr
-        self.step += 1
-        try:
-            with advice_on_memory(f"step {self.step}"), naming_refused_parameters():
-                return self.engine.step(index, values.beta)
-        except NotFiniteError as error:
-            self.optimizer.zero_grad()
-            if not isinstance(error, GradientError):  # other processes wait for gradients: NaN makes them fail too
-                self.world.sum_([torch.full_like(one, math.nan) for one in self.optimizer.param_groups[0]["params"]])
-            where = f"at step {self.step} (batch {(self.step - 1) % self.num_steps + 1} of epoch {self.epoch + 1})"
-            raise TrainingError(f"{error}, {where}: {_SMALLER_STEPS}") from error
+    def _explained(self, error: Exception) -> Exception:
+        """Return the error of the next step as one that names the step."""
+        if not isinstance(error, NotFiniteError):
+            return error
+        where = f"at step {self.step + 1} (batch {self.step % self.num_steps + 1} of epoch {self.epoch + 1})"
+        return TrainingError(f"{error}, {where}: {_SMALLER_STEPS}")
 
     def evaluate(self, split: str = "test", callbacks: Sequence[Callback] = ()) -> Metrics:
         """Return the metrics of the test or validation data, with the same noise after every epoch.
@@ -201,7 +194,7 @@ class Trainer:
                     terms[:, rows], totals[0], why = math.nan, math.nan, str(error)
                 seen = rows.stop
                 for callback in callbacks:
-                    callback.on_step_end(self, None)
+                    callback.on_steps_end(self, None)
         self.world.sum_([terms, totals])
         if not totals[0].isfinite():
             raise TrainingError(f"the {split} loss could not be computed at step {self.step}: {why}: {_SMALLER_STEPS}")

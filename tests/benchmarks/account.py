@@ -46,15 +46,15 @@ def account(arguments: argparse.Namespace) -> None:
         print(f"| {name} | {spread} | {step:.2f} | {' | '.join(cells)} |")
 
 
-def measured(step: Callable[[], object]) -> dict[str, float]:
-    """Return the milliseconds of a step by kind of operator."""
+def measured(call: Callable[[], object], steps: int = 1) -> dict[str, float]:
+    """Return the milliseconds of a step by kind of operator; a call takes some steps."""
     started = time.perf_counter()
-    for _ in range(_STEPS):
-        step()
+    for _ in range(_STEPS // steps):
+        call()
     whole = (time.perf_counter() - started) / _STEPS * 1e3
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        for _ in range(_STEPS):
-            step()
+        for _ in range(_STEPS // steps):
+            call()
     times = Counter[str]()
     for event in profiled.key_averages():
         name = event.key.rpartition("::")[2]
@@ -81,31 +81,25 @@ def _ours(engine: str, without: str = "") -> Callable[[Task], Events]:
         device = torch.device("cpu")
         with seeded(0, device), pyro.get_param_store().scope():
             training = trainer_of(task, "trace", engine)
-            if without == "batch gathered inside the step":
-                svi, step = training.engine._svi, training.engine._svi.step
-                svi.prepare, svi.step = None, lambda index, beta: step(*training.data.batch(index), beta=beta)
+            index = torch.randint(len(task.train), (task.batch_size,))
+            table = [training.schedule(0)]
             for _ in range(2):
-                training.train_step(torch.arange(task.batch_size))
+                next(training.engine.run(index, table))
             yield "step", None
             for _ in range(task.epochs):
                 training.train_epoch()
                 yield "epoch", None
-                training.end_epoch()
-            index = torch.randint(len(task.train), (task.batch_size,))
-            yield "account", measured(functools.partial(training.train_step, index))
+                training.epoch += 1
+            yield "account", measured(lambda: [*training.engine.run(index.repeat(_STEPS), table * _STEPS)], _STEPS)
 
     return run
 
 
 def _leave_out(part: str) -> None:
-    from pvae.compile import adam, compiled_svi, decompositions, inductor
+    from pvae.compile import decompositions, inductor
 
-    if part == "guards":
-        compiled_svi.Recording.matches = lambda self, engine, layout: (self.engine, self.layout) == (engine, layout)
-    elif part == "packages of its own":
+    if part == "packages of its own":
         inductor._load_or_compile = lambda graph, inputs, _: _called_with_list(torch.compile(graph))
-    elif part == "recorded Adam":
-        adam.AdamUpdate.supports = staticmethod(lambda optim: False)
     elif part == "the other products":
         is_faster = decompositions.onednn_is_faster()
         decompositions.onednn_is_faster = lambda: not is_faster
@@ -119,13 +113,9 @@ ACCOUNT_SIDES: dict[str, Callable[[Task], Events]] = {
     "by hand": _hand,
     "pvae, none": _ours("none"),
     "pvae, graph": _ours("graph"),
-    "graph without guards": _ours("graph", "guards"),
-    "graph, batch gathered before the step": _ours("graph", "batch gathered inside the step"),
     "graph, products by the other library": _ours("graph", "the other products"),
     "pvae, inductor": _ours("inductor"),
-    "inductor, Adam after the step": _ours("inductor", "recorded Adam"),
     "inductor by torch.compile, without packages": _ours("inductor", "packages of its own"),
     "inductor, products by the other library": _ours("inductor", "the other products"),
-    "inductor, batch gathered before the step": _ours("inductor", "batch gathered inside the step"),
     "NumPyro, jit + scan": numpyro,
 }

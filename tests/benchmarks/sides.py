@@ -123,7 +123,7 @@ def _tested(net: Net, task: Task) -> Events:
         yield "elbo", -loss
 
 
-def loop(task: Task, images: Tensor, batch_size: int, step: Callable[[Tensor], float]) -> Events:
+def loop(task: Task, images: Tensor, batch_size: int, step: Callable[[Tensor], object]) -> Events:
     """Step on all batches of each epoch, in random order."""
     for epoch in range(task.epochs):
         for number, index in enumerate(torch.randperm(len(images)).split(batch_size)):
@@ -156,6 +156,19 @@ def by_hand(loss_of: Callable[[Net, Tensor], Tensor]) -> Callable[[Task], Events
         yield from _with_tests(loop(task, images, task.batch_size, step), net, task)
 
     return run
+
+
+def lean(task: Task) -> Events:
+    """The leanest loop: bytes gathered and divided, no distribution object, and no loss read in an epoch."""
+    net, images = Net(task).to(task.device), task.train.to(task.device).flatten(1)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
+
+    def step(rows: Tensor) -> None:
+        optimizer.zero_grad()
+        closed_form(net, rows.float().div_(255)).backward()
+        optimizer.step()
+
+    yield from _with_tests(loop(task, images, task.batch_size, step), net, task)
 
 
 def _with_tests(events: Events, net: Net, task: Task) -> Events:
@@ -305,7 +318,7 @@ def trainer_of(task: Task, elbo: str, compile: str, precision: str = "fp32") -> 
 
 def trained_by_pvae(training: Any, batch_size: int, task: Task) -> Events:
     """The loop of `python -m pvae.train`: bytes in memory, SVI, metrics of each epoch."""
-    training.train_step(torch.arange(batch_size))
+    next(training.engine.run(torch.arange(batch_size), [training.schedule(0)]))
     yield "step", None
     for _ in range(task.epochs):
         training.train_epoch()
@@ -333,6 +346,7 @@ NUMPYRO = "NumPyro, jit + scan"
 SIDES: dict[str, Callable[[Task], Events]] = {
     **{f"torch.distributions, {loss_of.__name__}": by_hand(loss_of) for loss_of in (trace, analytic)},
     **{f"torch.distributions, {loss_of.__name__} K=5": by_hand(loss_of) for loss_of in (iwae, dreg)},
+    "lean loop, analytic": lean,
     "PyTorch example": pytorch_example,
     "plain Pyro, trace": plain_pyro,
     NUMPYRO: numpyro,

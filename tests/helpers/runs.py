@@ -7,9 +7,10 @@ import dataclasses
 import signal
 from collections.abc import Iterator
 
+import pytest
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from pvae.compile.compiled_svi import Step
 from pvae.runs.run import Run
 
 
@@ -44,12 +45,16 @@ def signal_in_step(number: int, is_training: bool = True, which: int = signal.SI
         if type(module).__name__ == "Flatten" and not module.training and calls[True]:
             count(False)
 
-    handles = [
-        torch.nn.modules.module.register_module_forward_hook(on_forward),
-        register_optimizer_step_post_hook(lambda *_: count(True)),
-    ]
+    take = Step.__call__
+
+    def step(self, row, batch):
+        count(True)
+        return take(self, row, batch)
+
+    handle = torch.nn.modules.module.register_module_forward_hook(on_forward)
     try:
-        yield
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Step, "__call__", step)
+            yield
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()

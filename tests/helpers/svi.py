@@ -11,7 +11,8 @@ from pyro.infer import SVI
 from torch import nn
 from torch.optim import Adam
 
-from pvae.compile.optimizers import SingleOptimizer
+from pvae.compile.adam import AdamUpdate
+from pvae.compile.compiled_svi import CompiledSVI
 from pvae.core.terms import LossAndTerms
 from pvae.elbos.registry import ELBO_CLASSES, build_elbo
 
@@ -35,6 +36,18 @@ def built(name, particles=4, **options):
 
 def adam(parameters, **options):
     return Adam(parameters, **{"lr": 1e-2, "betas": (0.8, 0.99), "eps": 1e-3, "fused": True, **options})
+
+
+class SingleOptimizer(pyro.optim.PyroOptim):
+    """Let SVI step one torch optimiser over all parameters."""
+
+    def __init__(self, optimizer):
+        super().__init__(type(optimizer), {})
+        self.optimizer = optimizer
+
+    def __call__(self, params):
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
 def trained(
@@ -61,7 +74,7 @@ def trained(
             own, stepped = None, optimizer
         else:
             own = optimizer(getattr(subject, "parameters", getattr(guide, "parameters", None))())
-            stepped = SingleOptimizer(own)
+            stepped = (AdamUpdate if issubclass(svi, CompiledSVI) else SingleOptimizer)(own)
         one, losses = svi(model, guide, stepped, elbo, **options), []
         for step, batch in enumerate(batches):
             on_step(step, subject if isinstance(subject, nn.Module) else guide, own)

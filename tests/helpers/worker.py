@@ -13,8 +13,8 @@ import pyro
 import torch
 
 from helpers.svi import ELBOS
+from pvae.compile.adam import AdamUpdate
 from pvae.compile.compiled_svi import CompiledSVI
-from pvae.compile.optimizers import SingleOptimizer
 from pvae.config.config import Config
 from pvae.core.errors import TrainingError
 from pvae.core.random_state import seeded
@@ -32,15 +32,16 @@ def trained(world: World, name: str, engine: str, steps: int, config: Config) ->
     vae = build_vae(config, (1, 5, 4)).double()
     x = torch.rand(37, 1, 5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     adam = torch.optim.Adam(vae.parameters(), lr=1e-2, fused=True)
-    optimizer = SingleOptimizer(adam, dict(vae.named_parameters()), reduce=world.sum_)
+    update = AdamUpdate(adam, dict(vae.named_parameters()), reduce=world.sum_)
     with pyro.get_param_store().scope():
         elbo: Any = build_elbo(name, 2)
         elbo = elbo if world.size == 1 else SharedELBO(elbo, world)
-        svi = CompiledSVI(vae.model, vae.guide, optimizer, elbo, engine)
-        for step in range(steps):
-            index = torch.randperm(37)[: 1 if step % 10 == 9 else 10 if step % 3 else 7]
-            beta = min(1.0, step / steps * 2) if name in ("trace", "analytic") else None
-            svi.step(x[index], beta=beta)
+        svi = CompiledSVI(vae.model, vae.guide, update, elbo, engine)
+        sizes = [1 if step % 10 == 9 else 10 if step % 3 else 7 for step in range(steps)]
+        batches = [(x[torch.randperm(37)[:size]],) for size in sizes]
+        betas = [min(1.0, step / steps * 2) if name in ("trace", "analytic") else 1.0 for step in range(steps)]
+        done = svi.run(batches, [(1e-2, beta) for beta in betas])
+        assert done.error is None
     return torch.cat([parameter.detach().reshape(-1) for parameter in vae.parameters()])
 
 
@@ -49,6 +50,26 @@ def all_trained(world: World, steps: int) -> dict[str, torch.Tensor]:
     plans = [*((name, "none") for name in ELBOS), ("trace", "graph"), ("iwae", "graph"), ("dreg", "graph")]
     found = {f"{name} {how}": trained(world, name, how, steps, plain) for name, how in plans}
     return {**found, "two layers": trained(world, "trace", "none", steps, CHAIN)}
+
+
+def bad_step(world: World) -> dict[str, Any]:
+    """Take eight steps in one call, of which the last process cannot compute the fifth, and then the four before it."""
+    ends, found = [], {}
+    for is_bad in (True, False):
+        torch.manual_seed(0)
+        vae, x = build_vae(Config(hidden=(8,), latent_dim=3), (1, 5, 4)), torch.rand(8, 10, 1, 5, 4)
+        if is_bad and world.rank == world.size - 1:
+            x[4, 9] = 2.0
+        update = AdamUpdate(torch.optim.Adam(vae.parameters(), lr=1e-2), reduce=world.sum_)
+        with pyro.get_param_store().scope():
+            elbo: Any = build_elbo("trace", 2)
+            svi = CompiledSVI(vae.model, vae.guide, update, elbo if world.size == 1 else SharedELBO(elbo, world))
+            done = svi.run([(one,) for one in (x if is_bad else x[:4])], [(1e-2, 1.0)] * (8 if is_bad else 4))
+        if is_bad:
+            found |= {"steps": len(done.losses), "error": type(done.error).__name__}
+        states = [tensor for one in update.parameters for tensor in (one, *update.state_of(one).values())]
+        ends.append([*(tensor.tolist() for tensor in states), torch.get_rng_state().tolist()])
+    return {**found, "is as before": ends[0] == ends[1]}
 
 
 def resumed_and_failed(world: World) -> dict[str, Any]:
@@ -74,6 +95,7 @@ def resumed_and_failed(world: World) -> dict[str, Any]:
             training.run_epoch()
         except TrainingError as error:
             after["failed"] = str(error).partition(" (")[0]
+    after["bad"] = bad_step(world)
     for name, rows in (("whole", whole), ("resumed", resumed)):
         after[name] = [{**asdict(row), "seconds": 0} for row in rows]
     return after

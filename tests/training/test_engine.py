@@ -11,13 +11,15 @@ import torch
 from conftest import needs_inductor
 
 from pvae.compile import graph
+from pvae.compile.compiled_svi import Done
 from pvae.config.config import Config
 from pvae.core.errors import InterruptedTrainingError
 from pvae.core.random_state import seeded
+from pvae.core.terms import Terms
 from pvae.models.build import build_vae
 from pvae.runs.run import Run
 from pvae.training import engine as engine_module
-from pvae.training.engine import Engine, FirstSteps
+from pvae.training.engine import Engine, Threads
 from pvae.training.fit import fit, resume
 from pvae.training.setup import build_trainer
 
@@ -39,49 +41,54 @@ def same_threads():
     [({4: 1.0, 2: 0.95, 1: 0.91}, 4), ({4: 1.0, 2: 0.8, 1: 0.75}, 2), ({4: 1.0, 2: 0.8, 1: 0.5}, 1), ({1: 1.0}, 1)],
 )
 def test_fewer_threads_are_taken_where_they_are_clearly_faster(seconds, chosen):
-    """The first step with each number is not counted, and neither is a single slow one."""
-    first, step, used = FirstSteps([*seconds]), 0, 0
-    while not first.is_chosen:
-        is_new, used = first.threads != used, first.threads
-        step += 1
-        is_last = first.end(100.0 if is_new or step == 3 else seconds[used])
-        assert is_last == first.is_chosen
-    assert (first.threads, first.seconds) == (chosen, seconds[chosen])
+    """The first steps with each number may be slow, or other steps may."""
+    threads, used = Threads([*seconds]), []
+    while not threads.is_chosen:
+        used.append(threads.number)
+        is_slow = used.count(used[-1]) == (1 if used[-1] == 4 else 2)
+        assert threads.end(100.0 if is_slow else seconds[used[-1]], 5) == threads.is_chosen
+    assert (threads.number, threads.seconds) == (chosen, seconds[chosen])
 
 
-def steps(first, count, seconds):
-    """Take steps, and return with how many threads each was taken."""
+def steps(threads, count, seconds):
+    """Take calls of 50 steps, or of 5 before the choice; return the number of threads of each."""
     used = []
     for _ in range(count):
-        used.append(first.threads)
-        first.end(seconds[used[-1]])
+        used.append(threads.number)
+        threads.end(seconds[used[-1]], 50 if threads.is_chosen else 5)
     return used
 
 
 def test_threads_are_chosen_anew_when_steps_become_slow_and_when_they_may_be_fast_again():
-    first = FirstSteps([2, 1])
+    threads = Threads([2, 1])
     idle, busy = {2: 0.5, 1: 1.0}, {2: 20.0, 1: 1.5}
-    for seconds, count, chosen in ((idle, 2000, 2), (busy, 140, 1), (idle, 2000, 2)):
-        steps(first, count, seconds)
-        assert (first.is_chosen, first.threads) == (True, chosen)
+    for seconds, count, chosen in ((idle, 40, 2), (busy, 15, 1), (idle, 40, 2)):
+        steps(threads, count, seconds)
+        assert (threads.is_chosen, threads.number) == (True, chosen)
 
 
 def test_a_burst_at_the_start_is_forgotten_soon_and_a_busy_machine_is_tried_ever_less_often():
-    first = FirstSteps([2, 1])
-    steps(first, 30, {2: 20.0, 1: 1.5})
-    assert steps(first, 150, {2: 0.5, 1: 1.0})[-1] == 2
-    first = FirstSteps([2, 1])
-    assert steps(first, 10_000, {2: 20.0, 1: 1.5}).count(2) < 100
+    threads = Threads([2, 1])
+    steps(threads, 6, {2: 20.0, 1: 1.5})
+    assert steps(threads, 10, {2: 0.5, 1: 1.0})[-1] == 2
+    threads = Threads([2, 1])
+    assert steps(threads, 200, {2: 20.0, 1: 1.5}).count(2) < 30
 
 
 class Fake:
     """Steps that take no time, and a compiler that has kept its code or asks whether it may compile."""
 
-    def __init__(self, is_kept):
-        self.is_kept = is_kept
+    num_recordings = 0
 
-    def step(self, index, beta):
-        torch.arange(10_000).sum()
+    def __init__(self, is_kept):
+        self.is_kept, self.taken = is_kept, []
+
+    def run(self, batches, values):
+        assert len(batches) == len(values)
+        self.taken.append(len(batches))
+        torch.arange(10_000 * len(batches)).sum()
+        empty = torch.zeros(0)
+        return Done(torch.zeros(len(batches)), Terms(empty, empty))
 
     def use_inductor(self, batch, may_compile):
         if not self.is_kept and not may_compile(200):
@@ -96,8 +103,8 @@ def test_steps_are_compiled_where_that_is_repaid(monkeypatch, steps_left, is_kep
     monkeypatch.setattr(engine_module, "missing", str)
     notes = []
     engine = Engine(lambda name: Fake(is_kept), Config(batch_size=3), steps_left, threads=1, note=notes.append)
-    for _ in range(20):
-        engine.step(torch.arange(3), 1.0)
+    taken = sum(len(done.losses) for done in engine.run(torch.arange(60), [(1e-3, 1.0)] * 20))
+    assert taken == 20
     assert engine.chosen == {"engine": chosen, "threads": 1}
     assert len(notes) == (chosen == "inductor" and not is_kept)
 

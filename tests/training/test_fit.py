@@ -123,8 +123,8 @@ class Counted(Callback):
     def ends(self, trainer):
         return trainer.epoch == 2
 
-    def on_step_end(self, trainer, loss):
-        self.seen += [] if loss is None else [loss.item()]
+    def on_steps_end(self, trainer, done):
+        self.seen += [] if done is None else done.losses.tolist()
 
     def on_epoch_end(self, trainer, rows):
         self.seen.append([row.split for row in rows])

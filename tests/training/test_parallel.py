@@ -131,17 +131,20 @@ def test_refusals_are_one_line_of_one_process(tmp_path):
 
 
 def test_resuming_and_errors_of_several_processes(tmp_path):
-    """A resumed training is the same; if one process cannot compute a step, all end at that step."""
+    """A resumed training is the same; if one process cannot compute a step, no process takes it, and all end."""
     run_group(2, worker.main, "resume", tmp_path / "two.json", folder=tmp_path)
     first, second = json.loads((tmp_path / "two.json").read_text())
-    assert {**first, "failed": ""} == {**second, "failed": ""}
-    assert "Normal" in second["failed"]
+    failures = [one.pop(name) for one in (first, second) for name in ("failed", "bad")]
+    assert first == second
+    assert "the loss is nan" in failures[2]
+    assert all(one.endswith("at step 1") for one in failures[::2])
+    assert failures[1] == {"steps": 4, "error": "NotFiniteError", "is as before": True}
+    assert failures[3] == {"steps": 4, "error": "InputError", "is as before": True}
     with torch.random.fork_rng():
         one = worker.resumed_and_failed(World())
     assert first["next"] == one["next"]
     assert first["weights"] == pytest.approx(one["weights"], rel=1e-5)
     assert first["resumed"] == first["whole"]
-    assert first["failed"].endswith("at step 1")
 
 
 def test_a_signal_to_one_process_stops_all(tmp_path):
