@@ -66,7 +66,7 @@ class RateDecomposition:
     sampling_stderr: float = field(metadata={"  error from the draws": "of z, a part of the error of the rate"})
     mutual_information: Estimate = field(metadata={"mutual information": "I(x; z) over all data is at least this"})
     mutual_information_upper: Estimate = field(
-        metadata={"  I(x; z) at most": "over all data; below the line above by noise alone"}
+        metadata={"  I(x; z) at most": "over all data; less than the line above only by noise"}
     )
     total_correlation: Estimate = field(metadata={"total correlation": "KL(q(z) || prod_l q(z_l))"})
     dimension_wise_kl: Estimate = field(metadata={"dimension-wise KL": "sum_l KL(q(z_l) || p(z_l))"})

@@ -215,8 +215,8 @@ def compare_runs(
         found = {
             "other test data than {}: train both on the same data, or evaluate each alone": test,
             "other labels given than {}: train both with --condition, or neither": batch.y is None,
-            "other pixels of the same images than {}: train both with the same --binarize and --pad": batch.x.images,
-            "p(x) of another kind than {}, a density or a probability: train both with --likelihood of one kind": (
+            "other pixels than {}: train both with the same --likelihood, --binarize and --pad": batch.x.images,
+            "p(x) of another kind than {}, a density or a probability: train both with one kind of --likelihood": (
                 of_columns or [getattr(vae.p_x, "levels_per_unit", 1.0)]
             ),
         }

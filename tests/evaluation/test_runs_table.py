@@ -85,16 +85,16 @@ def test_differences_are_paired(runs):
 @pytest.mark.parametrize(
     ("first", "second", "says"),
     [
-        ("short", "grey", "--binarize"),
+        ("short", "grey", "--pad"),
         ("short", "other", "same data"),
-        ("levels", "grey", "--likelihood"),
+        ("levels", "grey", "kind"),
         ("short", "autoencoder", "autoencoder"),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused_by_the_reason_that_applies(runs, first, second, says):
     with pytest.raises(InputError, match=second) as refused:
         compare_runs([runs[first], runs[second]], 2, on_images=lambda _: pytest.fail("before the first draws"))
-    reasons = ("--binarize", "same data", "--likelihood", "--condition", "autoencoder")
+    reasons = ("--pad", "same data", "kind", "--condition", "autoencoder")
     assert [reason for reason in reasons if reason in str(refused.value)] == [says]
 
 
@@ -106,7 +106,7 @@ def test_a_density_of_a_column_is_not_compared_with_a_probability(tmp_path):
     kinds = ("real,count", "real*2", "count,real")
     runs = {kind: fit(Config(columns=kind, **small), data=data, out=tmp_path / kind) for kind in kinds}
     for kind in kinds[1:]:
-        with pytest.raises(InputError, match="--likelihood"):
+        with pytest.raises(InputError, match="kind"):
             compare_runs([runs["real,count"], runs[kind]], 2)
 
 
