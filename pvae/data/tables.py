@@ -430,13 +430,13 @@ def _read_text(file: Path) -> tuple[DataFrame, list[str], str]:
     try:
         for fields in reader:
             width = width or len(fields)
-            if len(fields) != width and fields and fields[0].startswith("#"):
+            if fields and len(fields) == width:
+                rows[f"line {line}"] = [field.strip() for field in fields]
+            elif fields and fields[0].startswith("#"):
                 num_comments += 1
-            elif fields not in ([], [""]) and len(fields) != width:
+            elif fields not in ([], [""]):  # not a blank line
                 wanted = f"{len(fields)} fields, and the first line {width}: separate them all by {sep!r}"
                 raise InputError(f"{file}, line {line} has {wanted}")
-            elif fields not in ([], [""]):
-                rows[f"line {line}"] = [field.strip() for field in fields]
             line = start + 1 + reader.line_num
     except csv.Error as error:
         how = "separate all lines alike, close quotation marks, and double those within a text"

@@ -94,6 +94,7 @@ def test_comments_are_left_out_and_counted(tmp_path):
     values = read(tmp_path, 'text,a\n"two\n# lines",1\n\none,2\none,4\n')
     assert values.columns[0].categories == ("one", "two\n# lines"), "a line of a text is no comment"
     assert values.names["train"] == ["line-2", "line-5", "line-6"]
+    assert np.array_equal(read(tmp_path, 'a\n3\n""\n5\n').x["train"], [[3], [NAN], [5]], equal_nan=True)
 
 
 @pytest.mark.parametrize(
