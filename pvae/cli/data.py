@@ -422,9 +422,13 @@ def _write_values(run: Run, file: Path, names: Sequence[str], x: Tensor, labels:
     """Write data that are no images, a table as .csv and others as .npz, with their labels."""
     from pvae.data.tables import table_text
 
-    name = (run.config.label_column or "label") if run.data.columns else "labels"
-    beside = {name: labels} if labels else {}
-    write(file, table_text(run.data.columns, x, beside) if run.data.columns else {"names": names, "x": x, **beside})
+    if not run.data.columns:
+        write(file, {"names": names, "x": x, **({"labels": labels} if labels else {})})
+        return
+    in_order, name = [column.name for column in run.data.columns], run.config.label_column or "label"
+    in_order.insert(run.data.label_place, name)
+    beside = {one: labels if one == name else "" for one in in_order} if labels else {}
+    write(file, table_text(run.data.columns, x, beside))
 
 
 def _write_images(folder: Path, prefix: str, images: Tensor) -> list[str]:

@@ -124,6 +124,7 @@ class DataRecord:
         labels_sha256: SHA-256 of the labels and their names; "" if there are none.
         columns: the columns, if the data are a table.
         left_out: names of columns of the table that are no part of x; other files may have them too.
+        label_place: how many of the columns stand before that of the labels.
     """
 
     name: str
@@ -142,6 +143,7 @@ class DataRecord:
     labels_sha256: str = ""
     columns: tuple[Column, ...] = ()
     left_out: tuple[str, ...] = ()
+    label_place: int = 0
 
     @property
     def title(self) -> str:
@@ -175,6 +177,7 @@ class Dataset:
         names: a name for each datum of a split, by the name of the split, such as the path of an image; or {}.
         columns: the columns of a table (N, D).
         left_out: names of columns of the table that are no part of x, such as that of the labels.
+        label_place: how many of the columns stand before that of the labels.
 
     Raises:
         InputError: the tensors hold complex or infinite values, are empty, or differ in shape or type; a value of a
@@ -197,6 +200,7 @@ class Dataset:
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     columns: tuple[Column, ...] = ()
     left_out: tuple[str, ...] = ()
+    label_place: int = 0
 
     def __post_init__(self) -> None:
         """Check the tensors, and name the classes by their numbers if no names are given."""

@@ -56,6 +56,7 @@ class Values(NamedTuple):
         columns: the columns, if the file is a table.
         note: what is not read, or "".
         left_out: the columns of a table that are no part of x.
+        label_place: how many columns of x stand before that of the labels.
     """
 
     x: dict[str, NDArray[Any]]
@@ -64,6 +65,7 @@ class Values(NamedTuple):
     columns: tuple[Column, ...] = ()
     note: str = ""
     left_out: tuple[str, ...] = ()
+    label_place: int = 0
 
 
 def is_table(file: Path) -> bool:

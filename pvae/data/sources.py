@@ -191,7 +191,7 @@ def _data_set(
     return Dataset(
         title, tensors["train"], tensors["test"], codes.get("train"), codes.get("test"), classes, dataset,
         note=values.note, valid=tensors.get("valid"), valid_labels=codes.get("valid"), names=names,
-        columns=values.columns, left_out=values.left_out,
+        columns=values.columns, left_out=values.left_out, label_place=values.label_place,
     )  # fmt: skip
 
 

@@ -116,13 +116,14 @@ def read_table(file: Path, reading: Reading) -> Values:
     rows = frame.index.str.replace(" ", "-").to_series(index=frame.index)
     if reading.name_column in frame:
         rows = _given(frame[reading.name_column], missing).fillna(rows)
-    labels = {}
+    labels, place = {}, 0
     if reading.label_column in frame:
+        place = sum(column.name in frame.loc[:, : reading.label_column] for column in columns)
         classes = _given(frame[reading.label_column], missing)
         numbers_of = pandas.to_numeric(classes, errors="coerce").astype(float)
         are_texts = (numbers_of.isna() & classes.notna()).any()
         labels["train"] = classes.fillna(UNKNOWN).to_numpy(str) if are_texts else numbers_of.to_numpy()
-    return Values({"train": x}, labels, {"train": rows.tolist()}, columns, note, (*outside, *reasons))
+    return Values({"train": x}, labels, {"train": rows.tolist()}, columns, note, (*outside, *reasons), place)
 
 
 def _said(notes: dict[str, str]) -> str:
