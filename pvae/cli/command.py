@@ -115,6 +115,9 @@ class Parser(argparse.ArgumentParser):
         """
         hint = "--help lists the options"
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        names = [one.dest for one in self._get_positional_actions()]
+        if names == ["run"] and re.match(r"unrecognized arguments: [^-]", message):
+            hint = "it takes one run: pvae evaluate RUN RUN compares several, pvae draw FOLDER draws those in a folder"
         near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
         if near:
             hint = f"did you mean {near[0]}?"

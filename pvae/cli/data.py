@@ -415,7 +415,10 @@ def _out(run: Run, out: Path | None, default: Path, name: str) -> Path:
     if out is not None and suffix and re.fullmatch(r"\.[A-Za-z]\w*", out.suffix) and not out.is_dir():
         raise InputError(f"--out {out} must name a {suffix} file, or a folder without a suffix")
     folder = output_path(out, default)
-    return folder / f"{name}{suffix}" if suffix else folder
+    place = folder / f"{name}{suffix}" if suffix else folder
+    if place.is_file() or (not suffix and any(place.glob("*"))):
+        print(f"note: {place} is replaced; --out names another place", file=sys.stderr)
+    return place
 
 
 def _write_values(run: Run, file: Path, names: Sequence[str], x: Tensor, labels: Sequence[str] = ()) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 import pvae
 from pvae.cli.data import encode, sample, score
+from pvae.cli.draw import main as draw
 from pvae.cli.export import main as export
 from pvae.cli.train import main as train
 from pvae.core.random_state import seeded
@@ -30,7 +31,7 @@ from pvae.training.fit import fit
 pytestmark = pytest.mark.workflow
 
 CPU = torch.device("cpu")
-COMMANDS = {"encode": encode, "score": score, "sample": sample, "export": export}
+COMMANDS = {"encode": encode, "score": score, "sample": sample, "export": export, "draw": draw}
 HEIGHT, WIDTH = 9, 7
 
 
@@ -164,9 +165,10 @@ def test_samples_are_images_of_the_vae(run, tmp_path):
     assert pixels["means"] == images.mul(255).round().to(torch.uint8)[:, 0].tolist()
 
 
-def test_fewer_samples_replace_more(run):
+def test_fewer_samples_replace_more_with_a_note(run, capsys):
     for count in (3, 2):
         assert sample([str(run), "-n", str(count)]) == 0
+        assert (str(run / "samples") in capsys.readouterr().err) == (count == 2)
     names = sorted(path.name for path in (run / "samples").iterdir())
     assert names == ["sample-0001.png", "sample-0002.png", "samples.png"]
 
@@ -183,6 +185,7 @@ def test_fewer_samples_replace_more(run):
         ("sample", ["run", "-n", "0"], "--num-samples"),
         ("sample", ["run", "-n", "1000000"], "10,000"),
         ("export", ["empty"], "empty"),
+        ("draw", ["run", "run"], "evaluate RUN RUN"),
     ],
 )
 def test_bad_input_is_one_line(run, tmp_path, capsys, command, arguments, says):
