@@ -36,6 +36,14 @@ elbos/test_agreement.py
     elbos.sites | site in model.items() if name not in observed} | site in model.items() if name == "z"}
     elbos.base | q.log_prob(latent.z) - p.log_prob(latent.z) | q.log_prob(latent.z)
     elbos.trace | _divergence(latent, q, p) | _divergence(latent, p.expand(q.batch_shape), q)
+trained/test_annealing.py
+    trained.annealing | torch.rand_like(log_ratio).log() < log_ratio | torch.rand_like(log_ratio) < 2
+    trained.annealing | zip(betas[1:-1].tolist(), steps | zip(betas[2:].tolist(), steps
+    trained.annealing | given.log_likelihood(x, z) + prior | given.log_likelihood(x, z) + 2 * prior
+    trained.annealing | return Annealed(log_w.logsumexp(0), | return Annealed(log_w.mean(0) + math.log(num_chains),
+    trained.annealing | - point.log_density(beta) - kinetic | - point.log_density(beta)
+    trained.annealing | upper + math.log(num_chains) | upper - math.log(num_chains)
+    trained.annealing | in zip(betas[1:-1].tolist(), steps, | in zip(betas[1:-1].tolist(), _adapted(points, z, betas),
 elbos/test_truth.py
     reference.elbo | rate=(log_q_z - log_p_z) | rate=(log_q_z + log_p_z)
 elbos/test_bounds.py

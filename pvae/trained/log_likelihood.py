@@ -80,11 +80,11 @@ class ImportanceSample:
 
     @property
     def stderr(self) -> Tensor:
-        """Standard errors of `log_p` over the draws of z alone, (N,), to first order: sqrt(1 / effective - 1 / K).
+        """Standard errors of `log_p` over the draws alone, (N,), to first order: sqrt((K / effective - 1) / (K - 1)).
 
         They are estimates themselves, and too small where a few weights dominate the sum.
         """
-        return (1 / self.effective - 1 / self.num_particles).clamp(min=0).sqrt()
+        return ((self.num_particles / self.effective - 1) / max(1, self.num_particles - 1)).clamp(min=0).sqrt()
 
     @property
     def mean_stderr(self) -> float:

@@ -1,0 +1,339 @@
+"""Annealed importance sampling of log p(x), and a bracket around log p(x) for data that were drawn from the VAE."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pvae.compile.graph import RecordingError, record
+from pvae.core.errors import InputError, check_name
+from pvae.core.tracing import deferred
+from pvae.data.batch import Batch, Data
+from pvae.distributions.joint import sites_of
+from pvae.trained.chunks import data_at_once
+from pvae.trained.log_likelihood import ImportanceSample
+from pvae.vae import VAE
+
+__all__ = [
+    "STARTS",
+    "Annealed",
+    "Bracket",
+    "Point",
+    "annealed",
+    "bracket",
+    "check_continuous",
+    "is_continuous",
+    "leapfrog",
+    "log_weights",
+    "temperatures",
+    "transition",
+]
+
+STARTS = ("prior", "posterior")
+_ACCEPTANCE = 0.65
+_NUM_LEAPFROG = 10
+_SIGMOID = 4.0  # the sigmoid runs from -4 to 4
+_WARM_UP = 30  # transitions of the pilot before its first temperature
+_TRANSITIONS = 100  # of the pilot at all temperatures together, at least
+_PILOT = 0.1  # the share of the data in the pilot
+
+
+class Point(NamedTuple):
+    """A latent z (C, B, L), its two log-densities (C, B) in float64 nats, and their derivatives by z, (C, B, L).
+
+    The densities between them are f_b(z) = r(z)^(1 - b) p(x, z)^b at the inverse temperature b.
+
+    Args:
+        z: the latent.
+        log_start: log r(z), normalised.
+        log_joint: log p(x, z).
+        by_start: the derivative of log r(z).
+        by_joint: the derivative of log p(x, z).
+    """
+
+    z: Tensor
+    log_start: Tensor
+    log_joint: Tensor
+    by_start: Tensor
+    by_joint: Tensor
+
+    def log_density(self, beta: float) -> Tensor:
+        """Return log f_b(z), (C, B)."""
+        return (1 - beta) * self.log_start + beta * self.log_joint
+
+    def gradient(self, beta: float) -> Tensor:
+        """Return the derivative of log f_b(z) by z, (C, B, L)."""
+        return (1 - beta) * self.by_start + beta * self.by_joint
+
+
+Points = Callable[[Tensor], Point]
+
+
+@dataclass(frozen=True, eq=False)
+class Annealed(ImportanceSample):
+    """An `ImportanceSample` whose C weights for each datum are those of annealed chains.
+
+    Args:
+        acceptance: the mean acceptance of the transitions of each datum, (N,); NaN without transitions.
+    """
+
+    acceptance: Tensor
+
+
+class Bracket(NamedTuple):
+    """Stochastic bounds on log p(x) of N data that were drawn from the model, (N,) nats each.
+
+    Args:
+        lower: in the mean at most log p(x).
+        upper: in the mean at least log p(x).
+    """
+
+    lower: Tensor
+    upper: Tensor
+
+
+def annealed(
+    vae: VAE,
+    data: Data,
+    num_temperatures: int = 1000,
+    num_chains: int = 16,
+    start: str = "prior",
+    on_images: Callable[[int], object] = lambda count: None,
+) -> Annealed:
+    """Estimate log p(x) by annealed importance sampling with Hamiltonian transitions.
+
+        log p(x)  ~  log (1/C) sum_c w_c,     w = prod_t (p(x, z_t-1) / r(z_t-1))^(b_t - b_t-1),    t = 1 to T
+
+    z_0 is drawn from r, and each further z_t by a transition that leaves r(z)^(1 - b_t) p(x, z)^b_t invariant, where b
+    rises from b_0 = 0 to b_T = 1 as in `temperatures`. The mean of a weight is p(x), whatever T is. So the estimate is
+    in the mean a lower bound on log p(x), which rises towards it with T; T = 1 is importance sampling from r. One step
+    size for each temperature is adapted to an acceptance of 0.65 in a pilot with draws of its own, on a tenth of the
+    data, and is then fixed: steps that depended on the chains would make the weights biased. All chains of as many data
+    as memory allows are one batch.
+
+    Args:
+        vae: in eval mode; its latent is any vector of real numbers.
+        data: N data x, or a `Batch` of them with their labels.
+        num_temperatures: T, at least 1.
+        num_chains: C, at least 2.
+        start: r is p(z) ("prior"), or q(z | x) ("posterior"), from which fewer temperatures do. Chains from q(z | x)
+            may miss a mode of p(z | x) that q misses.
+        on_images: called after each part with the number of data in it.
+
+    Returns:
+        Estimates `log_p` (N,) in nats, their standard errors `stderr` over the chains, the effective sample sizes of
+        the chains, and the mean acceptance. The errors are too small where a few chains dominate, and see no mode that
+        no chain found.
+
+    Raises:
+        InputError: the VAE has no log p(x), or its latent is discrete or on a sphere; T, C or start is none of these.
+
+    Reference:
+        Neal, Statistics and Computing 11, 2001, section 2; Wu et al., arXiv:1611.04273, section 3 (for VAEs, and the
+        schedule); Neal, arXiv:1206.1901, section 3 (the transitions).
+    """
+    batch, runs = Batch.of(data), list[tuple[Tensor, Tensor]]()
+    schedule = _Schedule.of(vae, batch, num_temperatures, num_chains, start)
+    for part in batch.split(schedule.data_at_once):
+        runs.append(log_weights(*_started(vae, part, schedule), schedule.betas, schedule.steps))
+        on_images(len(part))
+    log_w, acceptance = (torch.cat(parts, dim=-1) for parts in zip(*runs))
+    return Annealed(log_w.logsumexp(0), (2 * log_w).logsumexp(0), num_chains, acceptance)
+
+
+def bracket(vae: VAE, data: Data, num_temperatures: int = 1000, num_chains: int = 16, start: str = "prior") -> Bracket:
+    """Draw as many data as are given from the model, and bound log p(x) of each from below and from above.
+
+        z* ~ p(z),  x ~ p(x | z*):     log (1/C) sum_c w_c  <=  log p(x)  <=  -log (1/C) sum_c 1 / w'_c     in the mean
+
+    z* is an exact draw from p(z | x), which exists for simulated data only. The weights w' are of chains that start at
+    z* and run the temperatures of `annealed` backwards: the mean of 1 / w' is 1 / p(x). So the mean of upper - lower is
+    at least the error of `annealed` on data like the model's. Real data may differ from these, and have no upper bound.
+
+    Args:
+        vae: as in `annealed`.
+        data: data whose labels, missing values and number the simulated ones get.
+        num_temperatures: T.
+        num_chains: C.
+        start: "prior" or "posterior".
+
+    Raises:
+        InputError: as `annealed`.
+
+    Reference:
+        Grosse, Ghahramani and Adams, arXiv:1511.02543, section 3; Wu et al., arXiv:1611.04273, section 3.
+    """
+    batch, runs = Batch.of(data), list[Bracket]()
+    check_continuous(vae, batch)
+    parts = [_simulated(vae, part) for part in batch.split(data_at_once(vae, batch))]
+    drawn = Batch(torch.cat([x for x, _ in parts]), batch.y)
+    exact, done = torch.cat([z for _, z in parts]), 0
+    schedule = _Schedule.of(vae, drawn, num_temperatures, num_chains, start)
+    for part in drawn.split(schedule.data_at_once):
+        points, z = _started(vae, part, schedule)
+        lower, _ = log_weights(points, z, schedule.betas, schedule.steps)
+        z = exact[done : done + len(part)].expand_as(z)
+        upper, _ = log_weights(points, z, schedule.betas.flip(0), schedule.steps[::-1])
+        runs.append(Bracket(lower.logsumexp(0), -upper.logsumexp(0)))
+        done += len(part)
+    lower, upper = (torch.cat(parts) for parts in zip(*runs))
+    return Bracket(lower - math.log(num_chains), upper + math.log(num_chains))
+
+
+def temperatures(num_temperatures: int) -> Tensor:
+    """Return the inverse temperatures b_0 = 0 < ... < b_T = 1, float64 (T + 1,), close together at both ends.
+
+    b_t = (s(4 (2 t / T - 1)) - s(-4)) / (s(4) - s(-4)),     s(u) = 1 / (1 + exp(-u))
+    """
+    s = torch.linspace(-_SIGMOID, _SIGMOID, num_temperatures + 1, dtype=torch.float64).sigmoid()
+    return (s - s[0]) / (s[-1] - s[0])
+
+
+def log_weights(points: Points, z: Tensor, betas: Tensor, steps: list[float]) -> tuple[Tensor, Tensor]:
+    """Return the log-weights of annealed chains, (C, B) in float64, and the mean acceptance of each datum, (B,).
+
+        log w = sum_t (b_t - b_t-1) (log p(x, z_t-1) - log r(z_t-1))
+
+    Given the temperatures and steps in reverse order and z from p(z | x), these are the logarithms of 1 / w'.
+
+    Args:
+        points: returns densities and derivatives at z.
+        z: from r; or from p(z | x), with everything in reverse order.
+        betas: b_0, ..., b_T.
+        steps: the step sizes at b_1, ..., b_T-1.
+    """
+    point, accepted = points(z), z.new_zeros(z.shape[:-1], dtype=torch.float64)
+    increments = betas.diff().tolist()
+    log_w = increments[0] * (point.log_joint - point.log_start)
+    for beta, step, increment in zip(betas[1:-1].tolist(), steps, increments[1:], strict=True):
+        point, acceptance = transition(points, point, beta, step)
+        log_w, accepted = log_w + increment * (point.log_joint - point.log_start), accepted + acceptance
+    return log_w, (accepted / len(steps) if steps else accepted * math.nan).mean(0)
+
+
+def transition(points: Points, point: Point, beta: float, step: float) -> tuple[Point, Tensor]:
+    """Return the next point of a Hamiltonian Markov chain that leaves f_b invariant, and its acceptance, (C, B).
+
+    v ~ Normal(0, I);  (z', v') = leapfrog(z, v);  accepted with  min(1, f_b(z') N(v') / f_b(z) N(v)),  else z again
+    """
+    momentum = torch.randn_like(point.z)
+    moved, last = leapfrog(points, point, momentum, beta, step)
+    kinetic = (last.double().square() - momentum.double().square()).sum(-1) / 2
+    log_ratio = moved.log_density(beta) - point.log_density(beta) - kinetic
+    is_accepted = torch.rand_like(log_ratio).log() < log_ratio  # NaN is refused
+    kept = [
+        torch.where(is_accepted[..., None] if new.dim() > log_ratio.dim() else is_accepted, new, old)
+        for new, old in zip(moved, point)
+    ]
+    return Point(*kept), log_ratio.exp().clamp(max=1).nan_to_num(0)
+
+
+def leapfrog(points: Points, point: Point, momentum: Tensor, beta: float, step: float) -> tuple[Point, Tensor]:
+    """Return point and momentum after ten leapfrog steps along the dynamics of -log f_b(z) + |v|^2 / 2.
+
+    The map preserves volume, and is its own inverse with the momentum negated before and after.
+    """
+    for _ in range(_NUM_LEAPFROG):
+        momentum = momentum + step / 2 * point.gradient(beta)
+        point = points(point.z + step * momentum)
+        momentum = momentum + step / 2 * point.gradient(beta)
+    return point, momentum
+
+
+class _Schedule(NamedTuple):
+    """What the chains of all data share."""
+
+    betas: Tensor  # b_0, ..., b_T
+    steps: list[float]  # of leapfrog at b_1, ..., b_T-1
+    num_chains: int
+    start: str
+    data_at_once: int
+
+    @classmethod
+    def of(cls, vae: VAE, batch: Batch, num_temperatures: int, num_chains: int, start: str) -> _Schedule:
+        check_continuous(vae, batch)
+        check_name("start", start, STARTS)
+        if num_temperatures < 1 or num_chains < 2:
+            raise InputError(f"{num_temperatures} temperatures and {num_chains} chains: give at least 1 and 2")
+        size = data_at_once(vae, batch, num_chains)
+        schedule = cls(temperatures(num_temperatures), [], num_chains, start, size)
+        if num_temperatures == 1:
+            return schedule
+        rows = torch.randperm(len(batch))[: min(size, math.ceil(_PILOT * len(batch)))]
+        pilot = next(batch.rows(rows).split(size))
+        return schedule._replace(steps=_adapted(*_started(vae, pilot, schedule), schedule.betas))
+
+
+def _adapted(points: Points, z: Tensor, betas: Tensor) -> list[float]:
+    """Return a step size for each of b_1, ..., b_T-1, from chains that are not used again."""
+    point, step, steps = points(z), 0.1 * z.std().item(), list[float]()
+    inner = betas[1:-1].tolist()
+    times = max(1, _TRANSITIONS // len(inner))
+    for beta in [inner[0]] * _WARM_UP + [beta for beta in inner for _ in range(times)]:
+        point, acceptance = transition(points, point, beta, step)
+        step *= math.exp(acceptance.mean().item() - _ACCEPTANCE)
+        steps.append(step)
+    return steps[_WARM_UP + times - 1 :: times]
+
+
+@torch.no_grad()
+def _started(vae: VAE, batch: Batch, schedule: _Schedule) -> tuple[Points, Tensor]:
+    """Return the densities of a few data as a function of z, and draws z (C, B, L) from r."""
+    given, x = vae.given(batch.y), batch.x
+
+    def start() -> Any:
+        return given.posterior(x) if schedule.start == "posterior" else given.prior()
+
+    r, prior, drawn = start(), given.prior(), start()  # another object, since a flow remembers its draws
+    z = drawn.sample((schedule.num_chains,) if drawn.batch_shape else (schedule.num_chains, len(x)))
+
+    def densities(z: Tensor) -> list[Tensor]:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            log_start, log_joint = r.log_prob(z), given.log_likelihood(x, z) + prior.log_prob(z)
+            (by_start,) = torch.autograd.grad(log_start.sum(), z, retain_graph=True)
+            (by_joint,) = torch.autograd.grad(log_joint.sum(), z)
+        return [log_start.detach().double(), log_joint.detach().double(), by_start, by_joint]
+
+    try:
+        with deferred():  # the checks of labels, which read values, are made by the draw
+            recorded = record(densities, [z.contiguous()])
+    except RecordingError:
+        recorded = densities
+    return lambda z: Point(z, *recorded(z.contiguous())), z
+
+
+@torch.no_grad()
+def _simulated(vae: VAE, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return data (B, *D) drawn from the model, with the labels and missing values of a batch, and their z (B, L)."""
+    given = vae.given(batch.y)
+    prior = given.prior()
+    z = prior.sample(() if prior.batch_shape else (len(batch),))
+    x = given.likelihood(z).sample().to(batch.x.dtype)
+    return x.where(~batch.x.isnan(), math.nan), z
+
+
+@torch.no_grad()
+def is_continuous(vae: VAE, data: Data) -> bool:
+    """Whether every vector of real numbers is a value of the latent: it is neither discrete nor on a sphere."""
+    prior = vae.given(Batch.of(data).y).prior()
+    z = prior.sample()
+    return all(bool(one.support.check(part + 0.5).all()) for part, one in sites_of(prior, z))
+
+
+def check_continuous(vae: VAE, data: Data) -> None:
+    """Check that log p(x) is defined, and is an integral over vectors of real numbers.
+
+    Raises:
+        InputError: it is not.
+    """
+    if vae.is_pseudo or not vae.is_bounding:
+        what = "p(x | z) is no likelihood" if vae.has_density else "this is an autoencoder"
+        raise InputError(f"{what}, so that there is no log p(x): train a VAE with a likelihood")
+    if not is_continuous(vae, data):
+        raise InputError("annealing and quadrature need a latent of real numbers: take importance sampling")
