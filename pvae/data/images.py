@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import statistics
@@ -59,7 +60,10 @@ _ORIENTATION = int(ExifTags.Base.Orientation)  # from 1 (upright) to 8; from 5 o
 
 _NOT_READ = "not read; save it as 8 bits, or give an .npy array"
 
-_MOST_THREADS = 8  # each holds a whole image, which may take a gigabyte
+# Larger images are decoded one at a time, in one thread: each takes up to a gigabyte, and threads do not free it.
+_LARGE_PIXELS = 2**22
+_LARGE = ThreadPoolExecutor(1)
+
 _FIRST = 8  # files that show nearly always that grey values are not 0 and 1 only
 _AT_ONCE = 1000  # files that are read before the result of the first of them is used
 
@@ -168,7 +172,7 @@ class ImageFiles:
 
 def _in_parallel(function: Callable[[Path], _T], files: Sequence[Path]) -> Iterator[_T]:
     """Yield function(file) for each file, by threads: Pillow decodes without holding the interpreter's lock."""
-    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(files), _AT_ONCE):
             yield from pool.map(function, files[start : start + _AT_ONCE])
 
@@ -188,19 +192,23 @@ class _Page(NamedTuple):
 
 
 def _of_pages(function: Callable[[_Page], _T], path: Path, skip_broken: bool = True) -> list[_T]:
-    """Return the results of a function for each image of a file.
+    """Return the results of a function for each image of a file; large images are decoded one at a time.
 
     Raises:
         InputError: the file cannot be decoded, and not `skip_broken`, for which there is no result.
     """
+    results = []
     try:
-        return [function(page) for page in _pages(path)]
+        for page in _pages(path):
+            is_large = math.prod(page.shape[:2]) > _LARGE_PIXELS
+            results.append(_LARGE.submit(function, page).result() if is_large else function(page))
     except Exception as error:  # Pillow raises struct.error, KeyError and others for broken files
         if skip_broken:
             return []
         reason = re.sub(r" (<_io|'/).*", "", brief(error))
         advice = "take it out of the images, or give --skip-broken"
         raise InputError(f"{path} cannot be used ({reason}): {advice}") from None
+    return results
 
 
 def _pages(path: Path) -> Iterator[_Page]:
