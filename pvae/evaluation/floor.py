@@ -58,17 +58,18 @@ def floor(p_x: nn.Module, train: Pixels, held_out: Pixels) -> Tensor | None:
         x, weight = next(_weighted(train, _STEP))
         output = torch.zeros(found.output_shape, dtype=torch.float64, device=x.device, requires_grad=True)
         free = [output, *found.parameters()]
-        optimizer = torch.optim.LBFGS(free, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 
         def loss() -> Tensor:
-            optimizer.zero_grad()
+            for one in free:
+                one.grad = None
             prior = sum((one / _PRIOR_SCALE).square().sum() / 2 for one in free)
             value = (prior - (weight * log_prob_of_each(found.pixels(output), x)).sum()) / len(train)
             value.backward()
             return value
 
         try:
-            optimizer.step(loss)
+            for part in ([output], free):  # the output first: around a wrong location a scale would grow
+                torch.optim.LBFGS(part, max_iter=_ITERATIONS, line_search_fn="strong_wolfe").step(loss)
         except ValueError:  # a parameter became NaN
             return None
     with torch.no_grad():
