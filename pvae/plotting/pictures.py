@@ -67,8 +67,8 @@ def samples(run: Run) -> Figure:
             parts = [codes.run_batch(run, split) for split in run.dataset().splits]
             rows = random_subset(sum(map(len, parts)), _MOST_ROWS, seed=0)
             shown, given = torch.cat([part.x.images for part in parts])[rows], "p(x | z), z ~ p(z)"
-            labels = [part.y for part in parts if part.y is not None]
-            y = torch.cat(labels)[rows] if labels else None
+            given_labels = [part.y for part in parts if part.y is not None]
+            y = torch.cat(given_labels)[rows] if given_labels else None
             drawn = latent_space.sample(run.vae(), len(rows), draws=True, y=y)
             if y is not None:
                 given = "p(x | z, y), z ~ p(z), y the labels of these data"

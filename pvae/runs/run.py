@@ -214,8 +214,10 @@ class Run(RunRecord):
             InputError: `vae` is missing, or given without need.
         """
         if self.has_own_vae and vae is None and "vae" not in self.cache:
-            options = ["--vae", self.vae_place or "FILE.py:FUNCTION"]
-            raise LacksOptionError(f"{self.path} trained a VAE of your own; name it again", options, "vae=vae")
+            what = f"{self.path} trained a VAE of your own"
+            if not self.vae_place:
+                raise InputError(f"{what}: give --vae FILE.py:FUNCTION, or vae=vae in Python")
+            raise LacksOptionError(f"{what}; name it again", ["--vae", self.vae_place], "vae=vae")
         if vae is not None and not self.has_own_vae:
             raise InputError(f"{self.path} trained the VAE that its config.json describes: leave vae out")
 
