@@ -323,7 +323,7 @@ def _write_imputed(run: Run, arguments: argparse.Namespace) -> str:
     import torch
 
     from pvae.data.dataset import Column
-    from pvae.data.tables import read_fields, table_text
+    from pvae.data.tables import table_text
     from pvae.trained.given import given_data
     from pvae.trained.imputation import ENOUGH, impute
 
@@ -331,8 +331,8 @@ def _write_imputed(run: Run, arguments: argparse.Namespace) -> str:
         raise InputError(f"{run.name} was trained without --missing: train again with it to fill in missing values")
     out, number = _out(run, arguments.out, run.place / "samples", "imputed"), arguments.draws or 0
     given = given_data(run, arguments.impute, label=arguments.label)
-    if run.data.columns:
-        fields, _, sep, points = read_fields(arguments.impute, run.data.columns)
+    if given.fields is not None:
+        fields, _, sep, points = given.fields
         columns = [replace(column, point=points[column.name]) for column in run.data.columns]
         if number and "imputation" in fields:
             how = "which counts the draws: give it another name"

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from pvae.config.columns import MISSING_VALUES
 from pvae.data.dataset import Column
 
-__all__ = ["PACKAGES", "Reading", "Values", "is_table"]
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+__all__ = ["PACKAGES", "Fields", "Reading", "Values", "is_table"]
 
 PACKAGES = {  # that read files beside numpy, scipy and pandas
     ".parquet": "pyarrow",
@@ -46,6 +49,23 @@ class Reading:
     left_out: tuple[str, ...] = ()
 
 
+class Fields(NamedTuple):
+    """The fields of a file.
+
+    Args:
+        frame: the fields as texts without spaces around them, "" where a field is empty; indexed by the names of rows,
+            such as "line 2".
+        note: how the file was read, and what is left out, or "".
+        sep: what separates the fields; "," of a file that is no text.
+        points: the decimal point of each column, "." or ",".
+    """
+
+    frame: DataFrame
+    note: str
+    sep: str
+    points: dict[str, str]
+
+
 class Values(NamedTuple):
     """The data of a file that are no images.
 
@@ -57,6 +77,7 @@ class Values(NamedTuple):
         note: what is not read, or "".
         left_out: the columns of a table that are no part of x.
         label_place: how many columns of x stand before that of the labels.
+        fields: of a table.
     """
 
     x: dict[str, NDArray[Any]]
@@ -66,6 +87,7 @@ class Values(NamedTuple):
     note: str = ""
     left_out: tuple[str, ...] = ()
     label_place: int = 0
+    fields: Fields | None = None
 
 
 def is_table(file: Path) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas
@@ -28,9 +28,9 @@ from pvae.config.columns import column_kinds, named_kinds
 from pvae.core.errors import InputError, brief, check_name, joined, listed, shown
 from pvae.data.dataset import EPOCH, Column
 from pvae.data.labels import UNKNOWN
-from pvae.data.reading import Reading, Values
+from pvae.data.reading import Fields, Reading, Values
 
-__all__ = ["Fields", "read_fields", "read_table", "table_text"]
+__all__ = ["read_table", "table_text"]
 
 _MOST_TEXTS = 100  # of a category, unless --columns names its kind
 _MOST_DAYS = 366 * 200  # between a date and 1970
@@ -50,23 +50,6 @@ _CLOCKS = (  # numbers that count from a known time: their range, unit, units in
 _ID = r"(?:^|[^A-Za-z])(?i:(?:id|ids|uuid|guid|index|idx)(?:[^A-Za-z]|$)|(?:key|nr|no)\W*$)|[a-z]I[Dd]$"
 
 
-class Fields(NamedTuple):
-    """The fields of a file.
-
-    Args:
-        frame: the fields as texts without spaces around them, "" where a field is empty; indexed by the names of rows,
-            such as "line 2".
-        note: how the file was read, and what is left out, or "".
-        sep: what separates the fields; "," of a file that is no text.
-        points: the decimal point of each column, "." or ",".
-    """
-
-    frame: DataFrame
-    note: str
-    sep: str
-    points: dict[str, str]
-
-
 def read_table(file: Path, reading: Reading) -> Values:
     """Return the content of a table as the split "train".
 
@@ -78,7 +61,8 @@ def read_table(file: Path, reading: Reading) -> Values:
         InputError: the file cannot be read, or holds no rows; a column is absent or has too many texts, or a field is
             not of its column's kind; or the table is not that of the run.
     """
-    frame, note, _, points = read_fields(file, reading.known)
+    fields = _read_fields(file, reading.known)
+    frame, note, _, points = fields
     ignored = [reading.ignore] if reading.ignore in frame else reading.ignore.split(",")
     special = [("--label-column", reading.label_column), ("--name-column", reading.name_column)]
     special += [("--ignore", name.strip()) for name in ignored]
@@ -123,7 +107,7 @@ def read_table(file: Path, reading: Reading) -> Values:
         numbers_of = pandas.to_numeric(classes, errors="coerce").astype(float)
         are_texts = (numbers_of.isna() & classes.notna()).any()
         labels["train"] = classes.fillna(UNKNOWN).to_numpy(str) if are_texts else numbers_of.to_numpy()
-    return Values({"train": x}, labels, {"train": rows.tolist()}, columns, note, (*outside, *reasons), place)
+    return Values({"train": x}, labels, {"train": rows.tolist()}, columns, note, (*outside, *reasons), place, fields)
 
 
 def _said(notes: dict[str, str]) -> str:
@@ -340,7 +324,7 @@ def _days(texts: Series, date_format: str) -> Series:
     return days.where(days.abs() < _MOST_DAYS)
 
 
-def read_fields(file: Path, known: Sequence[Column]) -> Fields:
+def _read_fields(file: Path, known: Sequence[Column]) -> Fields:
     """Return the fields of a file.
 
     Args:

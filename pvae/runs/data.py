@@ -19,7 +19,7 @@ from pvae.data.dataset import DataRecord, Dataset
 from pvae.data.folders import is_file, is_folder
 from pvae.data.images import ImageArrays, ImageFiles, ImageSource, ImageTransform, colours, image_files, load_images
 from pvae.data.labels import names_of
-from pvae.data.reading import Reading
+from pvae.data.reading import Fields, Reading
 from pvae.data.sources import load_dataset, read_values
 from pvae.runs.record import RunRecord
 
@@ -120,12 +120,14 @@ class OtherData(NamedTuple):
         note: what was changed or left out, or "".
         labels: the class of each datum by its name: the labels of arrays, a column of labels, or the names of the
             folders in a folder; [] if there are none.
+        fields: of a table.
     """
 
     names: Sequence[str]
     data: Tensor
     note: str
     labels: list[str]
+    fields: Fields | None = None
 
 
 def data_for(run: RunRecord, path: str | Path, skip_broken: bool = False) -> OtherData:
@@ -176,7 +178,7 @@ def _values_for(run: RunRecord, file: Path) -> OtherData:
     together = np.concatenate([x.astype(np.float64) for x in values.x.values()])
     names = [name for part in values.names.values() for name in part]
     labels = names_of(np.concatenate([*values.labels.values()])) if values.labels else []
-    return OtherData(names, torch.from_numpy(together), values.note, labels)
+    return OtherData(names, torch.from_numpy(together), values.note, labels, values.fields)
 
 
 def _named_from(run: RunRecord, folder: Path) -> Path:

@@ -16,7 +16,7 @@ from pvae.data.batch import Batch
 from pvae.data.dataset import check_domain, is_classes
 from pvae.data.folders import is_folder
 from pvae.data.images import SUFFIXES
-from pvae.data.reading import is_table
+from pvae.data.reading import Fields, is_table
 from pvae.runs.data import data_for
 from pvae.runs.run import Run
 
@@ -32,6 +32,7 @@ class GivenData(NamedTuple):
         note: how images were changed, or "".
         y: the labels, (N, ...), or one label for all data, (1, ...), if the run was trained given labels.
         labels: the name of the class of each datum, "" where it is not known; empty if the data have no classes.
+        fields: of a table that was given as a file.
     """
 
     names: Sequence[str]
@@ -39,6 +40,7 @@ class GivenData(NamedTuple):
     note: str = ""
     y: Tensor | None = None
     labels: Sequence[str] = ()
+    fields: Fields | None = None
 
     def batch(self, run: Run) -> Batch:
         """Return the data as the VAE of the run takes them."""
@@ -76,7 +78,7 @@ def given_data(
     )
     if found and (found == "a table") == run.data.is_images:
         raise InputError(f"{run.name} was trained on {wanted}, and {path} is {found}: give {wanted}")
-    names, x, note, labels = data_for(run, path, skip_broken)
+    names, x, note, labels, fields = data_for(run, path, skip_broken)
     if run.is_given_labels and y is None:
         unknown = [place for place, label in enumerate(labels) if label not in run.data.label_names]
         if unknown or not labels:
@@ -87,7 +89,7 @@ def given_data(
     if not run.data.is_images:
         check = getattr(run.vae().p_x, "check", None)
         check_domain(check, run.preparation.prepared(x, "test"), str(path), names, run.data.columns)
-    return GivenData(names, x, note, y, labels)
+    return GivenData(names, x, note, y, labels, fields)
 
 
 def labels_to_sample(run: Run, count: int, label: str | None = None) -> Tensor | None:
