@@ -67,7 +67,7 @@ class Step:
         self.modes: list[tuple[nn.Module, bool]] = []
         self.buffers: list[Tensor] = []
         self._state: list[Tensor] = []
-        self._function: Function = self._gradients if svi.update.reduce else self._whole
+        self._function: Function = self.gradients if svi.update.reduce else self._whole
 
     def __call__(self, row: Tensor, batch: Batch) -> Sequence[Tensor]:
         """Take the step, unless it or a step before it is bad.
@@ -116,9 +116,9 @@ class Step:
         return NotFiniteError("the loss of another process is not finite, or its data are outside the domain")
 
     def _whole(self, row: Tensor, *batch: Tensor) -> list[Tensor]:
-        return self._updated(row, *self._gradients(row, *batch))
+        return self._updated(row, *self.gradients(row, *batch))
 
-    def _gradients(self, row: Tensor, *batch: Tensor) -> list[Tensor]:
+    def gradients(self, row: Tensor, *batch: Tensor) -> list[Tensor]:
         """Return loss, distortion, rate, flags, the gradients, and the new values of buffers; it changes nothing."""
         svi, parameters = self.svi, self.svi.update.parameters
         with _buffers_kept() as ran, pyro.validation_enabled(False):

@@ -64,7 +64,11 @@ def onednn_products(is_compiled: bool) -> _Decompositions:
             right = right.contiguous()  # for rows that lie apart in memory oneDNN takes hundreds of times as long
         return product(left.contiguous(), right.t(), bias)
 
-    return {_ATEN.mm.default: mm, _ATEN.addmm.default: addmm}
+    def bmm(left: Tensor, right: Tensor) -> Tensor:
+        products = [mm(*factors) for factors in zip(left.unbind(), right.unbind())]
+        return NotImplemented if products[0] is NotImplemented else torch.stack(products)
+
+    return {_ATEN.mm.default: mm, _ATEN.addmm.default: addmm, _ATEN.bmm.default: bmm}
 
 
 def _product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from pvae.compile.decompositions import bfloat16_products, onednn_products
 from pvae.compile.inductor import MayCompile, compile_graph, missing
 from pvae.core.errors import InputError, brief, check_name, is_out_of_memory
 
-__all__ = ["Function", "RecordingError", "check_engine", "record"]
+__all__ = ["Function", "RecordingError", "check_engine", "graph_of", "record"]
 
 Function = Callable[..., Sequence[Tensor]]
 
@@ -56,7 +56,7 @@ def record(
     """
     check_engine(engine, precision)
     products = bfloat16_products() if precision == "bf16" else onednn_products(is_compiled=engine == "inductor")
-    graph = _graph_of(function, [x.view_as(x) for x in inputs], products)  # one tensor given twice is two inputs
+    graph = graph_of(function, [x.view_as(x) for x in inputs], products)  # one tensor given twice is two inputs
     if engine == "graph":
         return graph.forward
     try:
@@ -78,7 +78,18 @@ def check_engine(engine: str, precision: str) -> None:
         raise InputError(f"--compile inductor needs {missing()}, or take --compile graph")
 
 
-def _graph_of(function: Function, inputs: Sequence[Tensor], products: Any) -> fx.GraphModule:
+def graph_of(function: Function, inputs: Sequence[Tensor], products: Any) -> fx.GraphModule:
+    """Run a function once, and return its operators as a graph.
+
+    Args:
+        function: as for `record`.
+        inputs: as for `record`.
+        products: a decomposition table, as of `decompositions`.
+
+    Raises:
+        RecordingError: (an InputError) the function cannot be recorded.
+    """
+
     def unread(*inputs: Tensor) -> Sequence[Tensor]:
         with _RefusesReading():
             return function(*inputs)

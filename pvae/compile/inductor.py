@@ -23,7 +23,7 @@ from torch import Tensor, fx
 from pvae.core.errors import InputError
 from pvae.core.files import cache_dir, write_whole
 
-__all__ = ["MayCompile", "compile_graph", "missing"]
+__all__ = ["MayCompile", "compile_graph", "lifted", "missing"]
 
 MayCompile = Callable[[int], bool]
 
@@ -65,8 +65,10 @@ def compile_graph(
             run = torch.compile(graph, options=_OPTIONS)
             run(*inputs)  # compiles it now; the caller undoes what a run writes
             return run
-        lifted, attributes = _lifted(graph)
-        run = _load_or_compile(lifted, [*inputs, *attributes], may_compile)
+        of_inputs, attributes = lifted(graph)
+        if len({one.untyped_storage().data_ptr() for one in attributes}) < len(attributes):
+            raise ValueError("tensors of the model share memory")  # compiled code does not expect it
+        run = _load_or_compile(of_inputs, [*inputs, *attributes], may_compile)
     return lambda *inputs: run([*inputs, *attributes])
 
 
@@ -119,27 +121,20 @@ def _key(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def _lifted(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
-    """Return the graph with its tensor attributes as further inputs, and these tensors.
-
-    Raises:
-        ValueError: two tensors share memory: compiled code does not expect that writing one changes the other.
-    """
-    lifted = fx.Graph()
-    nodes = {node: lifted.placeholder(node.name) for node in graph.graph.find_nodes(op="placeholder")}
+def lifted(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
+    """Return the graph with its tensor attributes as further inputs, and these tensors."""
+    inputs = fx.Graph()
+    nodes = {node: inputs.placeholder(node.name) for node in graph.graph.find_nodes(op="placeholder")}
     held: dict[int, tuple[Tensor, fx.Node]] = {}  # by identity: one tensor may have two names
     for node in graph.graph.find_nodes(op="get_attr"):
         tensor = getattr(graph, str(node.target))
         if id(tensor) not in held:
-            held[id(tensor)] = (tensor, lifted.placeholder(node.name))
+            held[id(tensor)] = (tensor, inputs.placeholder(node.name))
         nodes[node] = held[id(tensor)][1]
     for node in graph.graph.nodes:
         if node not in nodes:
-            nodes[node] = lifted.node_copy(node, nodes.__getitem__)
-    tensors = [tensor for tensor, _ in held.values()]
-    if len({one.untyped_storage().data_ptr() for one in tensors}) < len(tensors):
-        raise ValueError("tensors of the model share memory")
-    return fx.GraphModule(graph, lifted), tensors
+            nodes[node] = inputs.node_copy(node, nodes.__getitem__)
+    return fx.GraphModule(graph, inputs), [tensor for tensor, _ in held.values()]
 
 
 @contextlib.contextmanager

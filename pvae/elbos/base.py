@@ -67,7 +67,7 @@ class PerDatumELBO(Trace_ELBO):
     messenger: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     beta: float = 1.0
-    free_bits: float = 0.0
+    free_bits: float | Tensor = 0.0
 
     def __init__(self, num_particles: int = 1, **options: float) -> None:
         # The only plate, "data", is dimension -1; the particles are dimension -2.
@@ -103,7 +103,7 @@ class PerDatumELBO(Trace_ELBO):
     def loss_of(self, draws: Draws, distortion: Tensor, rate: Tensor, beta: float | Tensor) -> Tensor:
         """Return the loss, a scalar, of the draws and their two terms, (B,) each."""
         loss = (distortion + beta * rate).mean()
-        if not self.free_bits:
+        if not isinstance(self.free_bits, Tensor) and not self.free_bits:
             return loss
         refuse_dependent_dimensions(one for latent in draws.latents for one in (latent.posterior, latent.prior))
         rates = self.rate_by_dimension(draws).mean(0)

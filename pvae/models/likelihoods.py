@@ -136,7 +136,7 @@ class Likelihood(nn.Module):
         return self.domain
 
     def _in_domain(self, x: Tensor) -> Tensor:
-        low, high = torch.aminmax(x)  # NaN makes both comparisons false
+        low, high = x.amin(), x.amax()  # NaN makes both comparisons false
         return (low >= (-1 if self.symmetric else 0)) & (high <= 1)
 
 
